@@ -1,0 +1,139 @@
+//! What can be wrong with a dataset, a tokenizer or a chat template, said so that a person can act on it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::load::Counts;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{} is a directory without a train.jsonl", path.display())]
+    NoTrainFile { path: PathBuf },
+    #[error("{} has {bytes} bytes; at most {limit} are read", path.display())]
+    TooLarge { path: PathBuf, bytes: u64, limit: u64 },
+    #[error("{}: {reason}", path.display())]
+    BadModelFile { path: PathBuf, reason: String },
+    #[error("the tokenizer failed: {reason}")]
+    Tokenizer { reason: String },
+    #[error("chat template {origin}, line {line}: {reason}")]
+    TemplateSyntax { origin: String, line: usize, reason: String },
+    #[error("{reason}")]
+    Template { reason: String },
+    #[error("this data needs a chat template, and the model directory {} has none", model_dir.display())]
+    NoTemplate { model_dir: PathBuf },
+    #[error("no rows in {}", listed(files))]
+    NoRows { files: Vec<PathBuf> },
+    #[error("all {rows} rows are longer than data.max_seq_len = {max_seq_len} tokens and were dropped")]
+    AllDropped { rows: usize, max_seq_len: usize },
+    #[error("{0}")]
+    BadRows(Box<BadRows>),
+}
+
+/// Every row that cannot be used: the first few in full, the rest counted.
+#[derive(Debug)]
+pub struct BadRows {
+    pub first: Vec<BadRow>,
+    pub total: usize,
+    /// What was counted over all rows, the bad ones included in `rows` and `zero_label`.
+    pub counts: Counts,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadRow {
+    pub file: PathBuf,
+    /// From 1.
+    pub line: u32,
+    /// From 1, in bytes, where the place within the line is known.
+    pub column: Option<usize>,
+    pub reason: String,
+    /// The key and type that should have been there.
+    pub expected: Option<String>,
+    /// The first bytes of the row.
+    pub beginning: String,
+}
+
+impl fmt::Display for BadRow {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.file.display(), self.line)?;
+        if let Some(column) = self.column {
+            write!(formatter, ":{column}")?;
+        }
+        write!(formatter, ": {}", self.reason)?;
+        if let Some(expected) = &self.expected {
+            write!(formatter, "; expected {expected}")?;
+        }
+        if !self.beginning.is_empty() {
+            write!(formatter, "\n    {}", self.beginning)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for BadRows {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.total {
+            1 => write!(formatter, "1 row cannot be used")?,
+            total => write!(formatter, "{total} rows cannot be used")?,
+        }
+        for row in &self.first {
+            write!(formatter, "\n  {row}")?;
+        }
+        match self.total - self.first.len().min(self.total) {
+            0 => Ok(()),
+            rest => write!(formatter, "\n  and {rest} more"),
+        }
+    }
+}
+
+fn listed(files: &[PathBuf]) -> String {
+    files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+impl DatasetError {
+    /// What to do about it, most likely first.
+    pub fn hints(&self) -> Vec<String> {
+        let hints: &[&str] = match self {
+            Self::Unreadable { .. } => &["paths in a recipe are relative to the recipe file"],
+            Self::NoTrainFile { .. } => {
+                &["name a .jsonl file in data.train, or a directory that holds train.jsonl (and valid.jsonl)"]
+            }
+            Self::TooLarge { .. } => &["is this the file you meant?"],
+            Self::BadModelFile { .. } => &["download the model directory again: the file may be incomplete"],
+            Self::TemplateSyntax { .. } | Self::Template { .. } => {
+                &["name a template of your own with data.chat_template = \"template.jinja\""]
+            }
+            Self::NoTemplate { .. } => &[
+                "base models often have no chat template: name one with data.chat_template = \"template.jinja\"",
+                "or use rows that need none: text, or prompt_completion with plain strings",
+            ],
+            Self::NoRows { .. } => &["each line of a dataset is one JSON object, as {\"messages\": [...]}"],
+            Self::AllDropped { .. } => &["raise data.max_seq_len, or cut rows with data.overlong = \"truncate\""],
+            Self::BadRows(rows) => return rows.hints(),
+            Self::Tokenizer { .. } => &[],
+        };
+        hints.iter().map(|hint| (*hint).to_owned()).collect()
+    }
+}
+
+impl BadRows {
+    fn hints(&self) -> Vec<String> {
+        let any = |text: &str| self.first.iter().any(|row| row.reason.contains(text));
+        let mut hints = Vec::new();
+        if any("data.max_seq_len") {
+            hints.push("raise data.max_seq_len, or set data.overlong to \"truncate\" or \"drop\"".to_owned());
+        }
+        if any("the chat template does not render") {
+            hints.push("name a template with {% generation %} blocks in data.chat_template".to_owned());
+            hints.push("or train on the last answer only: data.train_on = \"last\"".to_owned());
+        }
+        if any("the first row") {
+            hints.push("one dataset has one format: convert the rows, or name the format with data.format".to_owned());
+        }
+        if any("not below the vocabulary") {
+            hints.push("the tokenizer has tokens that the model's embedding lacks: use the tokenizer of this model".to_owned());
+        }
+        hints
+    }
+}

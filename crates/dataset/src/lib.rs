@@ -1,0 +1,32 @@
+//! Rows of text in, tokens with a mask out, and the plan of which row is trained on when.
+//!
+//! **Owns** the way rows → chat template → tokens → mask, and the plan: `(seed, step) → rows`,
+//! `(step, rank, world) → its share`.
+//!
+//! **Never knows** gradients, addresses or devices.
+//!
+//! **Start reading** at [`Dataset::load`] in `load.rs`, which walks the whole way in order: `jsonl.rs` (lines of a
+//! file), `row.rs` (row formats), `template.rs` (chat templates; `generation.rs` and `python.rs` make minijinja behave
+//! as transformers' jinja2 does), `tokenizer.rs`, `mask.rs` (which tokens are trained on). [`Plan`] in `plan.rs` stands
+//! alone, on the counter-based generator of `random.rs`.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod generation;
+mod jsonl;
+mod load;
+mod mask;
+mod plan;
+mod python;
+mod python_methods;
+mod random;
+mod row;
+mod template;
+mod tokenizer;
+
+pub use error::{BadRow, BadRows, DatasetError};
+pub use load::{Counts, Dataset, Origin, Row, resolve_files};
+pub use plan::Plan;
+pub use template::Rendered;
+pub use tokenizer::ChatTokenizer;

@@ -1,0 +1,230 @@
+//! Causal attention over rows of unequal length, with grouped key/value heads and an optional sliding window.
+//!
+//! Works through blocks of queries and never keeps a score matrix: the backward pass makes the scores again
+//! from one number per query, ln Σ e^score (Dao et al. 2022, "FlashAttention"). Blocks skip the keys that
+//! no query of theirs may see, so a causal row costs half of the square, and a window costs its width.
+
+use std::sync::Arc;
+
+use burn::backend::TensorMetadata;
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use crate::buffer::{floats, tensor};
+use crate::matmul::{Matrix, single};
+use crate::segments::{Segment, Segments};
+use crate::simd;
+
+/// Queries that are worked on at a time: scores of a block stay in the second-level cache up to 2,000 keys.
+const BLOCK: usize = 64;
+
+/// Which keys a query sees, and how scores are scaled.
+#[derive(Clone, Debug)]
+pub struct AttentionShape {
+    pub segments: Segments,
+    /// Scores are multiplied by this, 1 / sqrt(d) in all families here.
+    pub scale: f32,
+    /// A query sees this many keys up to and including its own (Mistral); all of them where `None`.
+    pub window: Option<usize>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Saved {
+    pub(crate) q: FlexTensor,
+    pub(crate) k: FlexTensor,
+    pub(crate) v: FlexTensor,
+    pub(crate) out: FlexTensor,
+    /// ln Σ e^(scale · score) for each head and query: [h, t].
+    log_sums: Arc<[f32]>,
+    pub(crate) shape: AttentionShape,
+}
+
+/// Sizes that all jobs share: head counts, and widths of a token in each tensor.
+#[derive(Clone, Copy)]
+struct Heads {
+    query: usize,
+    key: usize,
+    width: usize,
+}
+
+impl Heads {
+    fn of(q: &FlexTensor, k: &FlexTensor) -> (usize, usize, Heads) {
+        let [queries, query, width] = q.shape().dims::<3>();
+        let [keys, key, key_width] = k.shape().dims::<3>();
+        assert!(width == key_width && query % key == 0, "query heads are a multiple of key/value heads");
+        (queries, keys, Heads { query, key, width })
+    }
+
+    fn group(&self) -> usize {
+        self.query / self.key
+    }
+}
+
+/// A block of queries of one row: `rows` queries from `first`, and the keys from `from` to `to` that they may see.
+/// Query `first + i` sees keys up to `last_of_first + i` (inclusive, relative to the segment's keys).
+struct Block {
+    first: usize,
+    rows: usize,
+    from: usize,
+    to: usize,
+    last_of_first: usize,
+}
+
+fn blocks(segment: &Segment, window: Option<usize>) -> impl Iterator<Item = Block> + '_ {
+    let offset = segment.keys - segment.queries;
+    (0..segment.queries).step_by(BLOCK).map(move |first| {
+        let rows = BLOCK.min(segment.queries - first);
+        let last_of_first = first + offset;
+        let from = window.map_or(0, |window| (last_of_first + 1).saturating_sub(window));
+        Block { first, rows, from, to: last_of_first + rows, last_of_first }
+    })
+}
+
+impl Block {
+    fn keys(&self) -> usize {
+        self.to - self.from
+    }
+
+    /// The columns of the block's scores that query `i` of it sees.
+    fn seen(&self, i: usize, window: Option<usize>) -> std::ops::Range<usize> {
+        let end = self.last_of_first + i + 1;
+        let start = window.map_or(0, |window| end.saturating_sub(window));
+        start - self.from.min(start)..end - self.from
+    }
+}
+
+/// One head of a [t, heads, d] tensor from token `start` on.
+fn head(values: &[f32], heads: usize, head: usize, width: usize, start: usize, rows: usize) -> Matrix<'_> {
+    if rows == 0 {
+        return Matrix::new(&[], 0, width);
+    }
+    Matrix::strided(&values[(start * heads + head) * width..], rows, width, heads * width)
+}
+
+/// q [t, h, d], k and v [s, k, d], all contiguous -> [t, h, d].
+pub(crate) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, shape: AttentionShape) -> (FlexTensor, Saved) {
+    let (queries, _, heads) = Heads::of(&q, &k);
+    let (qs, ks, vs) = (floats(&q), floats(&k), floats(&v));
+    // One job for each row and query head; each returns its own [row, d] and log-sums.
+    let jobs: Vec<(&Segment, usize)> =
+        shape.segments.iter().flat_map(|segment| (0..heads.query).map(move |h| (segment, h))).collect();
+    let results: Vec<(Vec<f32>, Vec<f32>)> = jobs
+        .par_iter()
+        .map(|&(segment, h)| forward_head(qs, ks, vs, heads, segment, h, shape.scale, shape.window))
+        .collect();
+    let mut out = vec![0.0; queries * heads.query * heads.width];
+    let mut log_sums = vec![0.0; heads.query * queries];
+    for ((segment, h), (rows, sums)) in jobs.iter().zip(&results) {
+        put(&mut out, heads.query, *h, heads.width, segment.query_start, rows);
+        log_sums[h * queries + segment.query_start..][..sums.len()].copy_from_slice(sums);
+    }
+    let out = tensor(out, q.shape());
+    (out.clone(), Saved { q, k, v, out, log_sums: log_sums.into(), shape })
+}
+
+/// Copies a head's rows [n, d] into a [t, heads, d] tensor.
+fn put(out: &mut [f32], heads: usize, head: usize, width: usize, start: usize, rows: &[f32]) {
+    for (row, values) in rows.chunks(width).enumerate() {
+        out[((start + row) * heads + head) * width..][..width].copy_from_slice(values);
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "one head's slice of everything")]
+fn forward_head(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    heads: Heads,
+    segment: &Segment,
+    h: usize,
+    scale: f32,
+    window: Option<usize>,
+) -> (Vec<f32>, Vec<f32>) {
+    let (width, kv) = (heads.width, h / heads.group());
+    let mut out = vec![0.0; segment.queries * width];
+    let mut log_sums = vec![0.0; segment.queries];
+    let mut scores = Vec::new();
+    for block in blocks(segment, window) {
+        let keys = block.keys();
+        let q_block = head(q, heads.query, h, width, segment.query_start + block.first, block.rows);
+        let k_block = head(k, heads.key, kv, width, segment.key_start + block.from, keys);
+        let v_block = head(v, heads.key, kv, width, segment.key_start + block.from, keys);
+        scores.resize(block.rows * keys, 0.0);
+        single(&mut scores, keys, false, 1.0, q_block, k_block.transposed());
+        for (i, row) in scores.chunks_mut(keys).enumerate() {
+            let seen = block.seen(i, window);
+            row[..seen.start].fill(0.0);
+            row[seen.end..].fill(0.0);
+            log_sums[block.first + i] = simd::softmax(&mut row[seen], scale);
+        }
+        let rows = &mut out[block.first * width..][..block.rows * width];
+        single(rows, width, false, 1.0, Matrix::new(&scores, block.rows, keys), v_block);
+    }
+    (out, log_sums)
+}
+
+/// (d_q, d_k, d_v) of d_out [t, h, d].
+pub(crate) fn backward(saved: &Saved, d_out: &FlexTensor) -> [FlexTensor; 3] {
+    let (queries, keys, heads) = Heads::of(&saved.q, &saved.k);
+    let shape = &saved.shape;
+    // One job for each row and key/value head: the query heads of its group add to the same keys in their order.
+    let jobs: Vec<(&Segment, usize)> =
+        shape.segments.iter().flat_map(|segment| (0..heads.key).map(move |kv| (segment, kv))).collect();
+    let results: Vec<[Vec<f32>; 3]> =
+        jobs.par_iter().map(|&(segment, kv)| backward_group(saved, floats(d_out), heads, queries, segment, kv)).collect();
+    let mut d_q = vec![0.0; queries * heads.query * heads.width];
+    let mut d_k = vec![0.0; keys * heads.key * heads.width];
+    let mut d_v = vec![0.0; keys * heads.key * heads.width];
+    for ((segment, kv), [group_q, rows_k, rows_v]) in jobs.iter().zip(&results) {
+        for (g, rows) in group_q.chunks(segment.queries.max(1) * heads.width).enumerate() {
+            put(&mut d_q, heads.query, kv * heads.group() + g, heads.width, segment.query_start, rows);
+        }
+        put(&mut d_k, heads.key, *kv, heads.width, segment.key_start, rows_k);
+        put(&mut d_v, heads.key, *kv, heads.width, segment.key_start, rows_v);
+    }
+    [tensor(d_q, saved.q.shape()), tensor(d_k, saved.k.shape()), tensor(d_v, saved.v.shape())]
+}
+
+fn backward_group(saved: &Saved, d_out: &[f32], heads: Heads, queries: usize, segment: &Segment, kv: usize) -> [Vec<f32>; 3] {
+    let (width, window, scale) = (heads.width, saved.shape.window, saved.shape.scale);
+    let (q, k, v, out) = (floats(&saved.q), floats(&saved.k), floats(&saved.v), floats(&saved.out));
+    let mut d_q = vec![0.0; heads.group() * segment.queries * width];
+    let mut d_k = vec![0.0; segment.keys * width];
+    let mut d_v = vec![0.0; segment.keys * width];
+    let (mut probabilities, mut d_scores) = (Vec::new(), Vec::new());
+    for g in 0..heads.group() {
+        let h = kv * heads.group() + g;
+        for block in blocks(segment, window) {
+            let keys = block.keys();
+            let start = segment.query_start + block.first;
+            let q_block = head(q, heads.query, h, width, start, block.rows);
+            let d_block = head(d_out, heads.query, h, width, start, block.rows);
+            let k_block = head(k, heads.key, kv, width, segment.key_start + block.from, keys);
+            let v_block = head(v, heads.key, kv, width, segment.key_start + block.from, keys);
+            probabilities.resize(block.rows * keys, 0.0);
+            d_scores.resize(block.rows * keys, 0.0);
+            single(&mut probabilities, keys, false, 1.0, q_block, k_block.transposed());
+            single(&mut d_scores, keys, false, 1.0, d_block, v_block.transposed());
+            for (i, (p, d)) in probabilities.chunks_mut(keys).zip(d_scores.chunks_mut(keys)).enumerate() {
+                let seen = block.seen(i, window);
+                for row in [&mut *p, &mut *d] {
+                    row[..seen.start].fill(0.0);
+                    row[seen.end..].fill(0.0);
+                }
+                simd::softmax_again(&mut p[seen.clone()], scale, saved.log_sums[h * queries + start + i]);
+                // Σ p d_p over the keys equals out · d_out over the head's dimensions.
+                let at = ((start + i) * heads.query + h) * width;
+                let delta = simd::dot(&out[at..at + width], &d_out[at..at + width]);
+                simd::softmax_backward(&p[seen.clone()], &mut d[seen], delta, scale);
+            }
+            let p = Matrix::new(&probabilities, block.rows, keys);
+            let d = Matrix::new(&d_scores, block.rows, keys);
+            let d_q_rows = &mut d_q[(g * segment.queries + block.first) * width..][..block.rows * width];
+            single(d_q_rows, width, false, 1.0, d, k_block);
+            let range = block.from * width..block.to * width;
+            single(&mut d_k[range.clone()], width, true, 1.0, d.transposed(), q_block);
+            single(&mut d_v[range], width, true, 1.0, p.transposed(), d_block);
+        }
+    }
+    [d_q, d_k, d_v]
+}

@@ -1,0 +1,99 @@
+//! The operations composed of plain tensor operations: slow, easy to check, right on every backend.
+//!
+//! The tests hold the fused operations against these, and backends without a kernel of ours run on them.
+
+use burn::tensor::{Int, Tensor, TensorData, activation};
+
+use crate::attention::AttentionShape;
+use crate::cross_entropy::Targets;
+use crate::linear::Dropout;
+use crate::rope::RopeTable;
+
+pub fn linear(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
+    x.matmul(w.transpose())
+}
+
+pub fn lora_linear(
+    x: Tensor<2>,
+    w: Tensor<2>,
+    a: Tensor<2>,
+    b: Tensor<2>,
+    scale: f32,
+    dropout: Option<Dropout>,
+) -> Tensor<2> {
+    let branch = match dropout {
+        None => x.clone(),
+        Some(dropout) => {
+            let [tokens, width] = x.dims();
+            let mask = dropout.apply(&vec![1.0; tokens * width]);
+            x.clone() * Tensor::<2>::from_data(TensorData::new(mask, [tokens, width]), &x.device())
+        }
+    };
+    linear(x, w) + linear(linear(branch, a), b) * scale
+}
+
+pub fn rms_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, eps: f64) -> Tensor<D> {
+    let factor = (x.clone().square().mean_dim(D - 1) + eps).sqrt().recip();
+    x * factor * gamma.unsqueeze()
+}
+
+pub fn rope(x: Tensor<3>, table: &RopeTable) -> Tensor<3> {
+    let [tokens, _, width] = x.dims();
+    let device = x.device();
+    let angles = |values: &[f32]| -> Tensor<3> {
+        Tensor::from_data(TensorData::new(values.to_vec(), [tokens, 1, width / 2]), &device)
+    };
+    let (cosines, sines) = (angles(&table.cosines), angles(&table.sines));
+    let a = x.clone().narrow(2, 0, width / 2);
+    let b = x.narrow(2, width / 2, width / 2);
+    Tensor::cat(
+        vec![a.clone() * cosines.clone() - b.clone() * sines.clone(), b * cosines + a * sines],
+        2,
+    )
+}
+
+/// Row by row, each with its whole score matrix.
+pub fn causal_attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, shape: &AttentionShape) -> Tensor<3> {
+    let [_, query_heads, width] = q.dims();
+    let key_heads = k.dims()[1];
+    let group = query_heads / key_heads;
+    let device = q.device();
+    let mut rows = Vec::new();
+    for segment in shape.segments.iter() {
+        let (queries, keys) = (segment.queries, segment.keys);
+        // [heads, tokens, d]; the queries of a key head's group lie under each other.
+        let q = q.clone().narrow(0, segment.query_start, queries).swap_dims(0, 1).reshape([key_heads, group * queries, width]);
+        let k = k.clone().narrow(0, segment.key_start, keys).swap_dims(0, 1);
+        let v = v.clone().narrow(0, segment.key_start, keys).swap_dims(0, 1);
+        let mut mask = vec![0.0f32; group * queries * keys];
+        for (n, hidden) in mask.iter_mut().enumerate() {
+            let (query, key) = ((n / keys) % queries + keys - queries, n % keys);
+            if key > query || shape.window.is_some_and(|window| key + window <= query) {
+                // Far below every score, and finite: no NaN where a row is masked in full.
+                *hidden = -1e4;
+            }
+        }
+        let mask = Tensor::<3>::from_data(TensorData::new(mask, [1, group * queries, keys]), &device);
+        let scores = q.matmul(k.swap_dims(1, 2)) * shape.scale + mask;
+        let out = activation::softmax(scores, 2).matmul(v);
+        rows.push(out.reshape([query_heads, queries, width]).swap_dims(0, 1));
+    }
+    Tensor::cat(rows, 0)
+}
+
+pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    activation::silu(gate) * up
+}
+
+pub fn linear_cross_entropy(h: Tensor<2>, w: Tensor<2>, targets: &Targets) -> Tensor<1> {
+    let device = h.device();
+    let indices = |values: &[u32]| -> Tensor<1, Int> {
+        let values: Vec<i32> = values.iter().map(|&v| v as i32).collect();
+        let count = values.len();
+        Tensor::from_data(TensorData::new(values, [count]), &device)
+    };
+    let rows = h.select(0, indices(&targets.positions));
+    let count = targets.len();
+    let wanted = indices(&targets.tokens).reshape([count, 1]);
+    activation::log_softmax(linear(rows, w), 1).gather(1, wanted).reshape([count]).neg()
+}

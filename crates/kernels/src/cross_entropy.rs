@@ -1,0 +1,164 @@
+//! The output layer and its cross-entropy in one: `loss_n = -ln softmax(h[position_n] Wᵀ)[target_n]`.
+//!
+//! Only trained positions are multiplied with the vocabulary, and only a piece of them at a time, so that
+//! logits cost a few tens of megabytes whatever the vocabulary. Where the output layer is frozen, the
+//! forward pass turns each piece of logits into its gradient of `h` at once (the idea of Liger and of
+//! "Cut your losses in large-vocabulary language models"): nothing of size vocabulary is kept or made twice.
+
+use std::sync::Arc;
+
+use burn::backend::TensorMetadata;
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use crate::buffer::{floats, tensor, uninitialized};
+use crate::matmul::{Matrix, matmul};
+use crate::simd;
+
+/// Bytes of logits alive at a time. Large enough that packing W again for each piece costs little.
+const PIECE_BYTES: usize = 32 << 20;
+
+/// Which tokens of the micro-batch are predicted from, and what they should predict. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Targets {
+    pub(crate) positions: Arc<[u32]>,
+    pub(crate) tokens: Arc<[u32]>,
+}
+
+impl Targets {
+    /// `positions[n]` indexes the tokens of the micro-batch; `tokens[n]` is the token that follows it.
+    pub fn new(positions: Vec<u32>, tokens: Vec<u32>) -> Targets {
+        assert_eq!(positions.len(), tokens.len(), "one target for each position");
+        Targets { positions: positions.into(), tokens: tokens.into() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Saved {
+    pub(crate) targets: Targets,
+    pub(crate) h_tokens: usize,
+    /// With a frozen W: the gradient of each trained position's h, for an upstream gradient of 1. [n, i]
+    d_rows: Option<Arc<[f32]>>,
+    /// With a trained W: the inputs, to make the logits again.
+    inputs: Option<(FlexTensor, FlexTensor)>,
+}
+
+fn piece_rows(vocabulary: usize) -> usize {
+    (PIECE_BYTES / 4 / vocabulary).clamp(32, 1024)
+}
+
+fn gather(h: &[f32], width: usize, positions: &[u32]) -> Vec<f32> {
+    let mut rows = uninitialized(positions.len() * width);
+    for (row, &position) in rows.chunks_mut(width).zip(positions) {
+        row.copy_from_slice(&h[position as usize * width..][..width]);
+    }
+    rows
+}
+
+/// Losses [n] alone.
+pub(crate) fn losses(h: &FlexTensor, w: &FlexTensor, targets: &Targets) -> FlexTensor {
+    let [vocabulary, width] = w.shape().dims::<2>();
+    let weights = Matrix::new(floats(w), vocabulary, width);
+    let mut losses = vec![0.0; targets.len()];
+    let rows = piece_rows(vocabulary);
+    let mut logits = Vec::new();
+    for ((losses, positions), tokens) in
+        losses.chunks_mut(rows).zip(targets.positions.chunks(rows)).zip(targets.tokens.chunks(rows))
+    {
+        let h_rows = gather(floats(h), width, positions);
+        logits.resize(positions.len() * vocabulary, 0.0);
+        matmul(&mut logits, false, 1.0, Matrix::new(&h_rows, positions.len(), width), weights.transposed());
+        logits
+            .par_chunks_mut(vocabulary)
+            .zip(losses.par_iter_mut())
+            .zip(tokens.par_iter())
+            .for_each(|((logits, loss), &token)| *loss = simd::cross_entropy_loss(logits, token as usize));
+    }
+    tensor(losses, [targets.len()])
+}
+
+/// Losses [n], and what the backward pass needs.
+pub(crate) fn forward(h: FlexTensor, w: FlexTensor, targets: Targets, trained_weight: bool) -> (FlexTensor, Saved) {
+    let [tokens, width] = h.shape().dims::<2>();
+    if trained_weight {
+        let out = losses(&h, &w, &targets);
+        return (out, Saved { targets, h_tokens: tokens, d_rows: None, inputs: Some((h, w)) });
+    }
+    let vocabulary = w.shape()[0];
+    let mut losses = vec![0.0; targets.len()];
+    let mut d_rows = uninitialized(targets.len() * width);
+    let rows = piece_rows(vocabulary);
+    let pieces = losses.chunks_mut(rows).zip(d_rows.chunks_mut(rows * width)).enumerate();
+    for (piece, (losses, d_rows)) in pieces {
+        let range = piece * rows..piece * rows + losses.len();
+        let d_logits = logit_gradients(&h, &w, &targets, range, losses);
+        matmul(d_rows, false, 1.0, Matrix::new(&d_logits, losses.len(), vocabulary), Matrix::new(floats(&w), vocabulary, width));
+    }
+    let out = tensor(losses, [targets.len()]);
+    (out, Saved { targets, h_tokens: tokens, d_rows: Some(d_rows.into()), inputs: None })
+}
+
+/// softmax(logits) - one_hot(target) of these trained positions, [range, v], and their losses.
+fn logit_gradients(
+    h: &FlexTensor,
+    w: &FlexTensor,
+    targets: &Targets,
+    range: std::ops::Range<usize>,
+    losses: &mut [f32],
+) -> Vec<f32> {
+    let [vocabulary, width] = w.shape().dims::<2>();
+    let h_rows = gather(floats(h), width, &targets.positions[range.clone()]);
+    let mut logits = uninitialized(range.len() * vocabulary);
+    let h_rows = Matrix::new(&h_rows, range.len(), width);
+    matmul(&mut logits, false, 1.0, h_rows, Matrix::new(floats(w), vocabulary, width).transposed());
+    logits
+        .par_chunks_mut(vocabulary)
+        .zip(losses.par_iter_mut())
+        .zip(targets.tokens[range].par_iter())
+        .for_each(|((logits, loss), &token)| *loss = simd::cross_entropy(logits, token as usize));
+    logits
+}
+
+/// (d_h [t, i], d_w [v, i]) of d_losses [n]; d_w only with a trained W.
+pub(crate) fn backward(saved: Saved, width: usize, d_losses: &FlexTensor) -> (FlexTensor, Option<FlexTensor>) {
+    let Saved { targets, h_tokens, d_rows, inputs } = saved;
+    let upstream = floats(d_losses);
+    let mut d_h = vec![0.0; h_tokens * width];
+    let mut scatter = |positions: &[u32], upstream: &[f32], d_rows: &[f32]| {
+        // A position is trained at most once, but adding keeps a repeated one right.
+        for ((&position, factor), d_row) in positions.iter().zip(upstream).zip(d_rows.chunks(width)) {
+            simd::add_scaled(&mut d_h[position as usize * width..][..width], *factor, d_row);
+        }
+    };
+    let Some((h, w)) = inputs else {
+        let d_rows = d_rows.expect("the forward pass kept either the inputs or their gradient");
+        scatter(&targets.positions, upstream, &d_rows);
+        return (tensor(d_h, [h_tokens, width]), None);
+    };
+    let vocabulary = w.shape()[0];
+    let mut d_w = vec![0.0; vocabulary * width];
+    let rows = piece_rows(vocabulary);
+    for start in (0..targets.len()).step_by(rows) {
+        let range = start..(start + rows).min(targets.len());
+        let mut d_logits = logit_gradients(&h, &w, &targets, range.clone(), &mut vec![0.0; range.len()]);
+        for (d_logits, factor) in d_logits.chunks_mut(vocabulary).zip(&upstream[range.clone()]) {
+            simd::scale(d_logits, *factor);
+        }
+        let positions = &targets.positions[range.clone()];
+        let h_rows = gather(floats(&h), width, positions);
+        let d_logits = Matrix::new(&d_logits, range.len(), vocabulary);
+        matmul(&mut d_w, true, 1.0, d_logits.transposed(), Matrix::new(&h_rows, range.len(), width));
+        let mut d_rows = uninitialized(range.len() * width);
+        matmul(&mut d_rows, false, 1.0, d_logits, Matrix::new(floats(&w), vocabulary, width));
+        scatter(positions, &vec![1.0; range.len()], &d_rows);
+    }
+    (tensor(d_h, [h_tokens, width]), Some(tensor(d_w, [vocabulary, width])))
+}

@@ -1,0 +1,32 @@
+//! The few operations that training spends its time in, each as one fused operation with a hand-written backward pass.
+//!
+//! Owns: matrix products over threads, LoRA linear, RMS norm, rotary embedding, causal attention over
+//! rows of unequal length, SwiGLU, cross-entropy on trained positions only, and the counter-based
+//! random numbers behind dropout and initialization.
+//! Must never know: models, files, recipes.
+//! Start reading at [`operations`] (what the model calls), then [`composed`] (the same maths in plain
+//! tensor operations: the reference of the tests, and what runs on backends without a kernel of ours).
+//!
+//! Shape letters used in names: `t` tokens of a micro-batch (all rows one after the other, no padding),
+//! `i` inputs, `o` outputs, `r` LoRA rank, `h` query heads, `k` key/value heads, `d` head dimension, `v` vocabulary.
+
+mod attention;
+mod buffer;
+pub mod composed;
+mod cross_entropy;
+mod extension;
+mod linear;
+pub mod matmul;
+mod norm;
+pub mod operations;
+pub mod random;
+mod rope;
+mod segments;
+mod simd;
+mod swiglu;
+
+pub use attention::AttentionShape;
+pub use cross_entropy::Targets;
+pub use linear::Dropout;
+pub use rope::RopeTable;
+pub use segments::{Segment, Segments};

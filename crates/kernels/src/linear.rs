@@ -1,0 +1,159 @@
+//! `y = x Wᵀ` and `y = x Wᵀ + s · drop(x) Aᵀ Bᵀ`, weights in PyTorch's layout: W [o, i], A [r, i], B [o, r].
+//!
+//! The low-rank product stays on the activation path: `W + s B A` is never formed, and no gradient of a
+//! frozen W is computed.
+
+use std::sync::Arc;
+
+use burn::backend::TensorMetadata;
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use crate::buffer::{floats, tensor, uninitialized, with_last};
+use crate::matmul::{Matrix, matmul};
+use crate::random::{Stream, unit};
+
+/// Dropout of a LoRA branch's input. The mask is a function of (stream, row, position, column) alone, so it
+/// is made again in the backward pass, and does not depend on the micro-batch or the rank that a row is in.
+#[derive(Clone, Debug)]
+pub struct Dropout {
+    pub probability: f32,
+    pub stream: Stream,
+    /// For each token: the row of the dataset it belongs to, and its position in it.
+    pub tokens: Arc<[(u32, u32)]>,
+}
+
+impl Dropout {
+    /// x with elements dropped and the rest divided by 1 - p; `x` is [t, width], row-major.
+    pub(crate) fn apply(&self, x: &[f32]) -> Vec<f32> {
+        let width = x.len() / self.tokens.len();
+        let keep_factor = 1.0 / (1.0 - self.probability);
+        let mut out = uninitialized(x.len());
+        out.par_chunks_mut(width).zip(x.par_chunks(width)).zip(self.tokens.par_iter()).with_min_len(16).for_each(
+            |((out, x), &(row, position))| {
+                for (n, (out, x)) in out.chunks_mut(4).zip(x.chunks(4)).enumerate() {
+                    let words = self.stream.block([n as u32, position, row, 0]);
+                    for ((out, x), word) in out.iter_mut().zip(x).zip(words) {
+                        *out = if unit(word) < self.probability { 0.0 } else { x * keep_factor };
+                    }
+                }
+            },
+        );
+        out
+    }
+}
+
+fn matrix(t: &FlexTensor) -> Matrix<'_> {
+    let [rows, columns] = t.shape().dims::<2>();
+    Matrix::new(floats(t), rows, columns)
+}
+
+/// The tensor as a matrix whose columns are its last dimension.
+fn flat(t: &FlexTensor) -> Matrix<'_> {
+    let shape = t.shape();
+    let columns = shape[shape.num_dims() - 1];
+    Matrix::new(floats(t), shape.num_elements() / columns, columns)
+}
+
+fn tokens_of(t: &FlexTensor) -> usize {
+    let shape = t.shape();
+    shape.num_elements() / shape[shape.num_dims() - 1]
+}
+
+/// y [.., o] of x [.., i] and w [o, i].
+pub(crate) fn forward(x: &FlexTensor, w: &FlexTensor) -> FlexTensor {
+    let outputs = w.shape()[0];
+    let mut y = uninitialized(tokens_of(x) * outputs);
+    matmul(&mut y, false, 1.0, flat(x), matrix(w).transposed());
+    tensor(y, with_last(&x.shape(), outputs))
+}
+
+/// d_x [.., i] of d_y [.., o].
+pub(crate) fn backward_x(w: &FlexTensor, d_y: &FlexTensor) -> FlexTensor {
+    let inputs = w.shape()[1];
+    let mut d_x = uninitialized(tokens_of(d_y) * inputs);
+    matmul(&mut d_x, false, 1.0, flat(d_y), matrix(w));
+    tensor(d_x, with_last(&d_y.shape(), inputs))
+}
+
+/// d_w [o, i] of d_y [.., o] and x [.., i].
+pub(crate) fn backward_w(x: &FlexTensor, d_y: &FlexTensor) -> FlexTensor {
+    let (x, d_y) = (flat(x), flat(d_y));
+    let shape = [d_y.columns(), x.columns()];
+    let mut d_w = uninitialized(shape[0] * shape[1]);
+    matmul(&mut d_w, false, 1.0, d_y.transposed(), x);
+    tensor(d_w, shape)
+}
+
+/// What the backward pass of a LoRA linear needs. `h` is drop(x) Aᵀ, [t, r].
+#[derive(Clone, Debug)]
+pub(crate) struct SavedLora {
+    pub(crate) x: FlexTensor,
+    pub(crate) w: FlexTensor,
+    pub(crate) a: FlexTensor,
+    pub(crate) b: FlexTensor,
+    h: Arc<[f32]>,
+    scale: f32,
+    dropout: Option<Dropout>,
+}
+
+pub(crate) fn lora_forward(
+    x: FlexTensor,
+    w: FlexTensor,
+    a: FlexTensor,
+    b: FlexTensor,
+    scale: f32,
+    dropout: Option<Dropout>,
+) -> (FlexTensor, SavedLora) {
+    let (tokens, outputs, rank) = (tokens_of(&x), w.shape()[0], a.shape()[0]);
+    let mut y = uninitialized(tokens * outputs);
+    matmul(&mut y, false, 1.0, flat(&x), matrix(&w).transposed());
+    let mut h = uninitialized(tokens * rank);
+    let dropped = dropout.as_ref().map(|dropout| dropout.apply(floats(&x)));
+    let branch = Matrix::new(dropped.as_deref().unwrap_or(floats(&x)), tokens, a.shape()[1]);
+    matmul(&mut h, false, 1.0, branch, matrix(&a).transposed());
+    matmul(&mut y, true, scale, Matrix::new(&h, tokens, rank), matrix(&b).transposed());
+    let y = tensor(y, with_last(&x.shape(), outputs));
+    (y, SavedLora { x, w, a, b, h: h.into(), scale, dropout })
+}
+
+/// The gradients of x, A and B that are asked for.
+pub(crate) fn lora_backward(
+    saved: SavedLora,
+    d_y: &FlexTensor,
+    wanted: [bool; 3],
+) -> [Option<FlexTensor>; 3] {
+    let SavedLora { x, w, a, b, h, scale, dropout } = saved;
+    let (tokens, inputs, outputs, rank) = (tokens_of(&x), a.shape()[1], b.shape()[0], a.shape()[0]);
+    let d_outs = flat(d_y);
+    let mut d_h = uninitialized(tokens * rank);
+    matmul(&mut d_h, false, scale, d_outs, matrix(&b));
+    let d_h_matrix = Matrix::new(&d_h, tokens, rank);
+    let d_b = wanted[2].then(|| {
+        let mut d_b = uninitialized(outputs * rank);
+        matmul(&mut d_b, false, scale, d_outs.transposed(), Matrix::new(&h, tokens, rank));
+        tensor(d_b, [outputs, rank])
+    });
+    let d_a = wanted[1].then(|| {
+        let dropped = dropout.as_ref().map(|dropout| dropout.apply(floats(&x)));
+        let branch = Matrix::new(dropped.as_deref().unwrap_or(floats(&x)), tokens, inputs);
+        let mut d_a = uninitialized(rank * inputs);
+        matmul(&mut d_a, false, 1.0, d_h_matrix.transposed(), branch);
+        tensor(d_a, [rank, inputs])
+    });
+    let d_x = wanted[0].then(|| {
+        let mut d_x = uninitialized(tokens * inputs);
+        matmul(&mut d_x, false, 1.0, d_outs, matrix(&w));
+        match &dropout {
+            None => matmul(&mut d_x, true, 1.0, d_h_matrix, matrix(&a)),
+            Some(dropout) => {
+                let mut branch = uninitialized(tokens * inputs);
+                matmul(&mut branch, false, 1.0, d_h_matrix, matrix(&a));
+                // The mask multiplies, so it is its own backward pass.
+                crate::simd::add_scaled(&mut d_x, 1.0, &dropout.apply(&branch));
+            }
+        }
+        tensor(d_x, x.shape())
+    });
+    [d_x, d_a, d_b]
+}

@@ -1,0 +1,59 @@
+//! Where the rows of a micro-batch begin and end in its flat list of tokens.
+
+use std::sync::Arc;
+
+/// One row: its queries in the token list, and the keys they may look at.
+///
+/// Without a cache both ranges are the same tokens. With a key/value cache there are more keys than
+/// queries: the last query belongs to the last key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub query_start: usize,
+    pub queries: usize,
+    pub key_start: usize,
+    pub keys: usize,
+}
+
+/// The rows of a micro-batch, laid one after the other without padding. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Segments(Arc<[Segment]>);
+
+impl Segments {
+    /// Rows of these lengths, each attending to itself alone.
+    pub fn rows(lengths: &[usize]) -> Segments {
+        let mut start = 0;
+        lengths
+            .iter()
+            .map(|&length| {
+                let segment = Segment { query_start: start, queries: length, key_start: start, keys: length };
+                start += length;
+                segment
+            })
+            .collect::<Vec<_>>()
+            .into()
+    }
+
+    /// One row of which the first `keys - queries` tokens are in the cache already.
+    pub fn cached(queries: usize, keys: usize) -> Segments {
+        assert!(queries <= keys, "more queries than keys");
+        vec![Segment { query_start: 0, queries, key_start: 0, keys }].into()
+    }
+
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Segment> {
+        self.0.iter()
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl From<Vec<Segment>> for Segments {
+    fn from(segments: Vec<Segment>) -> Segments {
+        Segments(segments.into())
+    }
+}

@@ -1,0 +1,261 @@
+//! Row functions over `f32` slices, compiled for the widest vectors that the processor has.
+//!
+//! Plain loops that the compiler vectorizes. Sums run over sixteen lanes in a fixed order, so their bits do
+//! not depend on the vector width; `mul_add` is a fused multiply-add everywhere.
+
+/// Defines a function compiled for AVX2 with FMA as well, and picks that version when the processor has it.
+macro_rules! vectorized {
+    ($(#[$meta:meta])* fn $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {
+        $(#[$meta])*
+        pub(crate) fn $name($($argument: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn body($($argument: $type),*) $(-> $result)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn wide($($argument: $type),*) $(-> $result)? { body($($argument),*) }
+                if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+                    #[expect(unsafe_code, reason = "a function for newer processors")]
+                    // SAFETY: the features that `wide` is compiled for were detected on this processor.
+                    return unsafe { wide($($argument),*) };
+                }
+            }
+            body($($argument),*)
+        }
+    };
+}
+
+const LANES: usize = 16;
+
+/// e^x within 2 units in the last place, for vector loops; inputs are clamped to [-87, 88].
+///
+/// Cephes' expf: x = k ln 2 + r, a polynomial of degree 6 for e^r, and k put into the exponent bits.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    let x = x.clamp(-87.0, 88.0);
+    // Adding and subtracting 1.5 × 2^23 rounds to the nearest integer.
+    let k = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
+    // ln 2 in two parts, so that r is exact to the last bit.
+    let r = k.mul_add(-0.693_359_4, x);
+    let r = k.mul_add(2.121_944_4e-4, r);
+    let p = 1.987_569_1e-4f32;
+    let p = p.mul_add(r, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 0.166_666_66);
+    let p = p.mul_add(r, 0.5);
+    let y = p.mul_add(r * r, r) + 1.0;
+    y * f32::from_bits((((k as i32) + 127) << 23) as u32)
+}
+
+#[inline(always)]
+fn sum_lanes(x: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest: f32 = chunks.remainder().iter().sum();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] += chunk[i];
+        }
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+#[inline(always)]
+fn dot_lanes(x: &[f32], y: &[f32]) -> f32 {
+    let whole = x.len() / LANES * LANES;
+    // Two sets of lanes, so that one fused multiply-add does not wait for the one before.
+    let mut lanes = [[0f32; LANES]; 2];
+    for (n, (a, b)) in x[..whole].chunks_exact(LANES).zip(y[..whole].chunks_exact(LANES)).enumerate() {
+        let lanes = &mut lanes[n % 2];
+        for i in 0..LANES {
+            lanes[i] = a[i].mul_add(b[i], lanes[i]);
+        }
+    }
+    let mut sum = 0.0;
+    for i in 0..LANES {
+        sum += lanes[0][i] + lanes[1][i];
+    }
+    for i in whole..x.len() {
+        sum = x[i].mul_add(y[i], sum);
+    }
+    sum
+}
+
+#[inline(always)]
+fn max_lanes(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let mut max = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
+        }
+    }
+    for lane in lanes {
+        max = max.max(lane);
+    }
+    max
+}
+
+vectorized! {
+    /// x · y
+    fn dot(x: &[f32], y: &[f32]) -> f32 { dot_lanes(x, &y[..x.len()]) }
+}
+
+vectorized! {
+    /// y += scale · x
+    fn add_scaled(y: &mut [f32], scale: f32, x: &[f32]) {
+        let x = &x[..y.len()];
+        for i in 0..y.len() { y[i] = scale.mul_add(x[i], y[i]); }
+    }
+}
+
+vectorized! {
+    /// y *= scale
+    fn scale(y: &mut [f32], factor: f32) { for value in y.iter_mut() { *value *= factor; } }
+}
+
+vectorized! {
+    /// out = silu(gate) · up
+    fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        let (gate, up) = (&gate[..out.len()], &up[..out.len()]);
+        for i in 0..out.len() { out[i] = gate[i] / (1.0 + exp(-gate[i])) * up[i]; }
+    }
+}
+
+vectorized! {
+    /// Gradients of [`swiglu`] for its two inputs.
+    fn swiglu_backward(gate: &[f32], up: &[f32], d_out: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
+        let n = d_out.len();
+        let (gate, up, d_gate, d_up) = (&gate[..n], &up[..n], &mut d_gate[..n], &mut d_up[..n]);
+        for i in 0..n {
+            let sigmoid = 1.0 / (1.0 + exp(-gate[i]));
+            let silu = gate[i] * sigmoid;
+            d_up[i] = d_out[i] * silu;
+            d_gate[i] = d_out[i] * up[i] * (sigmoid + silu * (1.0 - sigmoid));
+        }
+    }
+}
+
+vectorized! {
+    /// out = gamma · x / sqrt(mean(x²) + eps); returns the factor 1 / sqrt(…).
+    fn rms_norm(x: &[f32], gamma: &[f32], eps: f32, out: &mut [f32]) -> f32 {
+        let n = x.len();
+        let (gamma, out) = (&gamma[..n], &mut out[..n]);
+        let factor = 1.0 / (dot_lanes(x, x) / n as f32 + eps).sqrt();
+        for i in 0..n { out[i] = gamma[i] * (x[i] * factor); }
+        factor
+    }
+}
+
+vectorized! {
+    /// d_x of [`rms_norm`]: with g = d_out · gamma and f the factor, f g - x f³ mean(g x).
+    fn rms_norm_backward(x: &[f32], gamma: &[f32], factor: f32, d_out: &[f32], d_x: &mut [f32]) {
+        let n = x.len();
+        let (gamma, d_out, d_x) = (&gamma[..n], &d_out[..n], &mut d_x[..n]);
+        for i in 0..n { d_x[i] = d_out[i] * gamma[i]; }
+        let c = dot_lanes(d_x, x) * factor * factor * factor / n as f32;
+        for i in 0..n { d_x[i] = d_x[i] * factor - x[i] * c; }
+    }
+}
+
+vectorized! {
+    /// d_gamma += d_out · x · factor
+    fn rms_norm_gamma(x: &[f32], factor: f32, d_out: &[f32], d_gamma: &mut [f32]) {
+        let n = x.len();
+        let (d_out, d_gamma) = (&d_out[..n], &mut d_gamma[..n]);
+        for i in 0..n { d_gamma[i] += d_out[i] * (x[i] * factor); }
+    }
+}
+
+vectorized! {
+    /// Turns scaled scores into probabilities in place; returns ln Σ e^(score · scale), which is all that the
+    /// backward pass needs to make them again.
+    fn softmax(scores: &mut [f32], factor: f32) -> f32 {
+        let max = max_lanes(scores);
+        for value in scores.iter_mut() { *value = exp((*value - max) * factor); }
+        let total = sum_lanes(scores);
+        let inverse = 1.0 / total;
+        for value in scores.iter_mut() { *value *= inverse; }
+        max * factor + total.ln()
+    }
+}
+
+vectorized! {
+    /// Probabilities made again from scores and what [`softmax`] returned.
+    fn softmax_again(scores: &mut [f32], factor: f32, log_sum: f32) {
+        for value in scores.iter_mut() { *value = exp(value.mul_add(factor, -log_sum)); }
+    }
+}
+
+vectorized! {
+    /// d_score = p (d_p - delta) factor, in place of d_p.
+    fn softmax_backward(probabilities: &[f32], d_probabilities: &mut [f32], delta: f32, factor: f32) {
+        let p = &probabilities[..d_probabilities.len()];
+        for i in 0..p.len() { d_probabilities[i] = p[i] * (d_probabilities[i] - delta) * factor; }
+    }
+}
+
+vectorized! {
+    /// Loss of one row of logits, -ln softmax(logits)[target]; the logits become softmax(logits) - one_hot(target).
+    fn cross_entropy(logits: &mut [f32], target: usize) -> f32 {
+        let max = max_lanes(logits);
+        let wanted = logits[target] - max;
+        for value in logits.iter_mut() { *value = exp(*value - max); }
+        let total = sum_lanes(logits);
+        let inverse = 1.0 / total;
+        for value in logits.iter_mut() { *value *= inverse; }
+        logits[target] -= 1.0;
+        total.ln() - wanted
+    }
+}
+
+vectorized! {
+    /// Loss of one row of logits, without its gradient. The logits are overwritten.
+    fn cross_entropy_loss(logits: &mut [f32], target: usize) -> f32 {
+        let max = max_lanes(logits);
+        let wanted = logits[target] - max;
+        for value in logits.iter_mut() { *value = exp(*value - max); }
+        sum_lanes(logits).ln() - wanted
+    }
+}
+
+vectorized! {
+    /// Rotates the pairs (x[i], x[i + d/2]) by the angles whose cosines and sines are given; `sign` -1 turns back.
+    fn rotate(x: &[f32], cosines: &[f32], sines: &[f32], sign: f32, out: &mut [f32]) {
+        let half = x.len() / 2;
+        let (a, b) = x.split_at(half);
+        let (out_a, out_b) = out.split_at_mut(half);
+        let (b, cosines, sines, out_b) = (&b[..half], &cosines[..half], &sines[..half], &mut out_b[..half]);
+        for i in 0..half {
+            let sine = sign * sines[i];
+            out_a[i] = a[i] * cosines[i] - b[i] * sine;
+            out_b[i] = b[i] * cosines[i] + a[i] * sine;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// Compared with f64 on values over the whole range that training meets.
+    #[test]
+    fn exponential_is_within_two_units_in_the_last_place() {
+        for n in -8_700..8_800 {
+            let x = n as f32 * 0.01 + 0.003;
+            let want = f64::from(x).exp();
+            let error = (f64::from(super::exp(x)) - want).abs() / want;
+            assert!(error < 2.4e-7, "exp({x}): relative error {error:e}");
+        }
+    }
+
+    #[test]
+    fn sums_do_not_lose_the_remainder() {
+        for length in 0..70 {
+            let x: Vec<f32> = (0..length).map(|i| i as f32).collect();
+            let want = (0..length).sum::<usize>() as f32;
+            assert_eq!(super::sum_lanes(&x), want, "length {length}");
+            assert_eq!(super::dot(&x, &vec![1.0; length]), want, "length {length}");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Each fused operation against the composed form (value and every gradient) and against finite differences.
+
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use finetune_kernels::random::Stream;
+use finetune_kernels::{AttentionShape, Dropout, RopeTable, Segment, Segments, Targets, composed, operations};
+
+fn device() -> Device {
+    Device::flex().autodiff()
+}
+
+fn normal(seed: u64, dims: &[usize]) -> Vec<f32> {
+    Stream::new(seed, 9, 0, 0).normal(dims.iter().product(), 1.0)
+}
+
+/// An operation over `N` matrices of these shapes, as value and gradients of Σ out · weights.
+struct Check<'a, const N: usize> {
+    name: &'a str,
+    shapes: [[usize; 2]; N],
+    /// Which inputs are trained.
+    trained: [bool; N],
+}
+
+type Operation<'a, const N: usize> = &'a dyn Fn([Tensor<2>; N]) -> Tensor<2>;
+
+impl<const N: usize> Check<'_, N> {
+    fn run(&self, inputs: &[Vec<f32>; N], operation: Operation<N>) -> (Vec<f32>, Vec<Vec<f32>>) {
+        let mut n = 0;
+        let tensors: [Tensor<2>; N] = std::array::from_fn(|_| {
+            let tensor = Tensor::from_data(TensorData::new(inputs[n].clone(), self.shapes[n]), &device());
+            n += 1;
+            if self.trained[n - 1] { tensor.require_grad() } else { tensor }
+        });
+        let out = operation(tensors.clone());
+        let weights = Tensor::<2>::from_data(TensorData::new(normal(77, &out.dims()), out.dims()), &device());
+        let gradients: Gradients = (out.clone() * weights).sum().backward();
+        let gradients = tensors
+            .iter()
+            .zip(self.trained)
+            .filter(|(_, trained)| *trained)
+            .map(|(tensor, _)| vec_of(tensor.grad(&gradients).expect("a gradient for each trained input")))
+            .collect();
+        (vec_of(out), gradients)
+    }
+
+    fn check(&self, fused: Operation<N>, composed: Operation<N>) {
+        let inputs: [Vec<f32>; N] = std::array::from_fn(|n| normal(n as u64 + 1, &self.shapes[n]));
+        let (value, gradients) = self.run(&inputs, fused);
+        let (want_value, want_gradients) = self.run(&inputs, composed);
+        assert_close(&format!("{}: value", self.name), &value, &want_value, 1e-5);
+        assert_eq!(gradients.len(), want_gradients.len());
+        for (n, (got, want)) in gradients.iter().zip(&want_gradients).enumerate() {
+            assert_close(&format!("{}: gradient of trained input {n}", self.name), got, want, 1e-5);
+        }
+        self.finite_differences(&inputs, fused, &gradients);
+    }
+
+    /// Three random directions through all trained inputs at once: (f(x + e) - f(x - e)) / 2 = gradient · e.
+    fn finite_differences(&self, inputs: &[Vec<f32>; N], operation: Operation<N>, gradients: &[Vec<f32>]) {
+        for direction in 0..3 {
+            let step = 1e-2f32;
+            let moves: [Vec<f32>; N] = std::array::from_fn(|n| normal(100 + direction * 10 + n as u64, &self.shapes[n]));
+            let moved = |sign: f32| -> f64 {
+                let inputs: [Vec<f32>; N] = std::array::from_fn(|n| {
+                    let factor = if self.trained[n] { sign * step } else { 0.0 };
+                    inputs[n].iter().zip(&moves[n]).map(|(x, e)| x + factor * e).collect()
+                });
+                let (value, _) = self.run(&inputs, operation);
+                let weights = normal(77, &[value.len()]);
+                value.iter().zip(&weights).map(|(v, w)| f64::from(*v) * f64::from(*w)).sum()
+            };
+            let numeric = (moved(1.0) - moved(-1.0)) / (2.0 * f64::from(step));
+            let mut trained = gradients.iter();
+            let mut analytic = 0.0;
+            let mut scale = 0.0;
+            for n in (0..N).filter(|&n| self.trained[n]) {
+                let gradient = trained.next().expect("a gradient for each trained input");
+                for (g, e) in gradient.iter().zip(&moves[n]) {
+                    analytic += f64::from(*g) * f64::from(*e);
+                    scale += (f64::from(*g) * f64::from(*e)).powi(2);
+                }
+            }
+            // The bound covers the step's own error, of third order, and f32 rounding of the values.
+            let bound = 0.02 * scale.sqrt() + 1e-2;
+            assert!((numeric - analytic).abs() < bound, "{}: direction {direction}: {numeric} against {analytic}", self.name);
+        }
+    }
+}
+
+fn vec_of<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_to_vec().expect("f32 data")
+}
+
+/// Norm of the difference over the norm of the reference.
+fn assert_close(what: &str, got: &[f32], want: &[f32], bound: f64) {
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut got.iter().zip(want).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    let size = norm(&mut want.iter().map(|v| f64::from(*v)));
+    // The absolute part is for gradients that are zero, such as those of a query that sees one key.
+    assert!(difference <= bound * size + 1e-5, "{what}: relative difference {:e}", difference / size);
+}
+
+#[test]
+fn linear_frozen_and_trained() {
+    for trained in [[true, false], [true, true], [false, true]] {
+        Check { name: "linear", shapes: [[13, 20], [9, 20]], trained }
+            .check(&|[x, w]| operations::linear(x, w), &|[x, w]| composed::linear(x, w));
+    }
+}
+
+#[test]
+fn lora_linear_with_and_without_dropout() {
+    let shapes = [[14, 20], [12, 20], [3, 20], [12, 3]];
+    let dropout = Dropout {
+        probability: 0.3,
+        stream: Stream::new(5, 2, 3, 4),
+        tokens: (0..14).map(|t| (t / 7, t % 7)).collect(),
+    };
+    for x_trained in [true, false] {
+        for dropout in [None, Some(dropout.clone())] {
+            let trained = [x_trained, false, true, true];
+            let name = format!("lora_linear, x trained {x_trained}, dropout {}", dropout.is_some());
+            Check { name: &name, shapes, trained }.check(
+                &|[x, w, a, b]| operations::lora_linear(x, w, a, b, 1.7, dropout.clone()),
+                &|[x, w, a, b]| composed::lora_linear(x, w, a, b, 1.7, dropout.clone()),
+            );
+        }
+    }
+}
+
+#[test]
+fn rms_norm_of_frozen_and_trained_gamma() {
+    for trained in [[true, false], [true, true]] {
+        Check { name: "rms_norm", shapes: [[70, 24], [1, 24]], trained }.check(
+            &|[x, g]| operations::rms_norm(x, g.reshape([24]), 1e-5),
+            &|[x, g]| composed::rms_norm(x, g.reshape([24]), 1e-5),
+        );
+    }
+}
+
+#[test]
+fn rope_turns_pairs() {
+    let positions: Vec<u32> = (0..40).map(|t| t % 23).collect();
+    let table = RopeTable::new(&positions, &[1.0, 0.3, 0.1, 0.01], 1.0);
+    Check { name: "rope", shapes: [[40, 24]], trained: [true] }.check(
+        &|[x]| operations::rope(x.reshape([40, 3, 8]), table.clone()).reshape([40, 24]),
+        &|[x]| composed::rope(x.reshape([40, 3, 8]), &table).reshape([40, 24]),
+    );
+}
+
+/// Rows shorter and longer than a block, one of a single token; grouped heads; windows; a cache.
+#[test]
+fn causal_attention_over_rows_of_unequal_length() {
+    let cases: [(&str, Segments, usize, usize, usize, usize, Option<usize>); 6] = [
+        ("one row", Segments::rows(&[10]), 10, 10, 2, 2, None),
+        ("rows", Segments::rows(&[5, 1, 70, 130]), 206, 206, 4, 2, None),
+        ("all heads on one key head", Segments::rows(&[67]), 67, 67, 3, 1, None),
+        ("window 1", Segments::rows(&[9, 4]), 13, 13, 2, 1, Some(1)),
+        ("window 5", Segments::rows(&[80, 3]), 83, 83, 2, 2, Some(5)),
+        (
+            "cache",
+            vec![Segment { query_start: 0, queries: 3, key_start: 2, keys: 75 }].into(),
+            3,
+            77,
+            4,
+            2,
+            Some(70),
+        ),
+    ];
+    for (name, segments, queries, keys, query_heads, key_heads, window) in cases {
+        let width = 8;
+        let shape = AttentionShape { segments, scale: 0.35, window };
+        let (q_dims, k_dims) = ([queries, query_heads, width], [keys, key_heads, width]);
+        let run = |operation: &dyn Fn(Tensor<3>, Tensor<3>, Tensor<3>) -> Tensor<3>, [q, k, v]: [Tensor<2>; 3]| {
+            operation(q.reshape(q_dims), k.reshape(k_dims), v.reshape(k_dims)).reshape([queries, query_heads * width])
+        };
+        let shapes = [[queries, query_heads * width], [keys, key_heads * width], [keys, key_heads * width]];
+        Check { name, shapes, trained: [true; 3] }.check(
+            &|inputs| run(&|q, k, v| operations::causal_attention(q, k, v, shape.clone()), inputs),
+            &|inputs| run(&|q, k, v| composed::causal_attention(q, k, v, &shape), inputs),
+        );
+    }
+}
+
+#[test]
+fn swiglu_of_both_inputs() {
+    Check { name: "swiglu", shapes: [[30, 21], [30, 21]], trained: [true, true] }
+        .check(&|[g, u]| operations::swiglu(g, u), &|[g, u]| composed::swiglu(g, u));
+}
+
+#[test]
+fn linear_cross_entropy_on_some_positions() {
+    let targets = Targets::new((0..70).map(|n| n * 3 % 100).collect(), (0..70).map(|n| n * 7 % 33).collect());
+    for trained in [[true, false], [true, true], [false, true]] {
+        let name = format!("linear_cross_entropy, trained {trained:?}");
+        Check { name: &name, shapes: [[100, 16], [33, 16]], trained }.check(
+            &|[h, w]| operations::linear_cross_entropy(h, w, targets.clone()).reshape([1, 70]),
+            &|[h, w]| composed::linear_cross_entropy(h, w, &targets).reshape([1, 70]),
+        );
+    }
+}
+
+/// Large logits: the softmax must neither overflow nor turn into NaN.
+#[test]
+fn cross_entropy_of_huge_logits_is_finite() {
+    let h = Tensor::<2>::from_data(TensorData::new(vec![1000.0f32, -1000.0], [1, 2]), &device());
+    let w = Tensor::<2>::from_data(TensorData::new(vec![10.0f32, 0.0, 0.0, 10.0, -10.0, 0.0], [3, 2]), &device());
+    let losses = vec_of(operations::linear_cross_entropy(h, w, Targets::new(vec![0, 0], vec![0, 1])));
+    assert_eq!(losses[0], 0.0);
+    assert!((losses[1] - 20_000.0).abs() < 1.0, "{losses:?}");
+}

@@ -1,0 +1,163 @@
+//! Text from a model, one token at a time, with a cache of keys and values.
+
+use burn::tensor::Tensor;
+use finetune_kernels::random::{Stream, unit};
+use finetune_kernels::{RopeTable, Segments, operations};
+
+use crate::ModelError;
+use crate::decoder::{self, Context};
+use crate::model::{Model, Purpose, data, untracked};
+
+/// How the next token is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0: always the most likely token. Otherwise logits are divided by it.
+    pub temperature: f64,
+    /// Tokens are drawn from the smallest set whose probability reaches this.
+    pub top_p: f64,
+    pub seed: u64,
+}
+
+impl Sampling {
+    pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
+}
+
+/// What was generated after a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    /// Without the token that ended it.
+    pub tokens: Vec<u32>,
+    /// The end token that stopped it; `None` where the limit did.
+    pub stopped_by: Option<u32>,
+}
+
+/// Keys and values of one layer: [s, k, d] each.
+#[derive(Default)]
+pub(crate) struct LayerCache {
+    keys: Option<Tensor<3>>,
+    values: Option<Tensor<3>>,
+}
+
+impl LayerCache {
+    /// Adds those of new tokens and returns all.
+    pub(crate) fn extend(&mut self, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+        let append = |old: Option<Tensor<3>>, new: Tensor<3>| match old {
+            Some(old) => Tensor::cat(vec![old, new], 0),
+            None => new,
+        };
+        let keys = append(self.keys.take(), keys);
+        let values = append(self.values.take(), values);
+        self.keys = Some(keys.clone());
+        self.values = Some(values.clone());
+        (keys, values)
+    }
+}
+
+impl Model {
+    /// Continues `prompt` by at most `max_new_tokens`, until one of `end_ids`. `each` sees every token as it comes.
+    pub fn generate(
+        &self,
+        prompt: &[u32],
+        max_new_tokens: usize,
+        sampling: Sampling,
+        end_ids: &[u32],
+        each: &mut dyn FnMut(u32),
+    ) -> Result<Generation, ModelError> {
+        self.check_tokens(prompt)?;
+        let mut caches: Vec<LayerCache> = self.weights.layers.iter().map(|_| LayerCache::default()).collect();
+        let mut next: Vec<u32> = prompt.to_vec();
+        let mut past = 0;
+        let mut tokens = Vec::new();
+        while tokens.len() < max_new_tokens && !next.is_empty() {
+            let logits = self.next_logits(&next, past, &mut caches);
+            if logits.iter().any(|logit| logit.is_nan()) {
+                return Err(ModelError::NotANumber { generated: tokens.len() });
+            }
+            past += next.len();
+            let token = choose(&logits, sampling, tokens.len() as u64);
+            if end_ids.contains(&token) {
+                return Ok(Generation { tokens, stopped_by: Some(token) });
+            }
+            each(token);
+            tokens.push(token);
+            next = vec![token];
+        }
+        Ok(Generation { tokens, stopped_by: None })
+    }
+
+    /// Logits [v] of the token after these, of which `past` earlier ones are in the caches.
+    fn next_logits(&self, tokens: &[u32], past: usize, caches: &mut [LayerCache]) -> Vec<f32> {
+        let positions: Vec<u32> = (past..past + tokens.len()).map(|p| p as u32).collect();
+        let context = Context {
+            rope: RopeTable::new(&positions, &self.frequencies, 1.0),
+            segments: Segments::cached(tokens.len(), past + tokens.len()),
+            training: false,
+            dropout: None,
+        };
+        let mut x = decoder::embed(&self.weights, tokens).inner();
+        for (layer, cache) in self.weights.layers.iter().zip(caches) {
+            x = decoder::layer(layer, &self.config, x, &context, Some(cache));
+        }
+        let last = x.narrow(0, tokens.len() - 1, 1);
+        let last = operations::rms_norm(last, untracked(&self.weights.norm), self.config.rms_norm_eps);
+        data(operations::linear(last, untracked(self.weights.output())))
+    }
+}
+
+/// The next token. Draws are a function of (seed, position), so a seed gives the same text each time.
+fn choose(logits: &[f32], sampling: Sampling, position: u64) -> u32 {
+    let best = |a: &(usize, f32), b: &(usize, f32)| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0));
+    let all = || logits.iter().copied().enumerate();
+    if sampling.temperature <= 0.0 {
+        return all().max_by(best).expect("a vocabulary").0 as u32;
+    }
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut weights: Vec<(usize, f64)> =
+        all().map(|(token, logit)| (token, (f64::from(logit - max) / sampling.temperature).exp())).collect();
+    weights.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
+    let mut kept = 0.0;
+    let count = weights
+        .iter()
+        .position(|(_, weight)| {
+            kept += weight;
+            kept >= sampling.top_p * total
+        })
+        .map_or(weights.len(), |last| last + 1);
+    weights.truncate(count);
+    let kept: f64 = weights.iter().map(|(_, weight)| weight).sum();
+    let word = Stream::new(sampling.seed, Purpose::Sampling as u32, position, 0).block([0; 4])[0];
+    let mut left = f64::from(unit(word)) * kept;
+    for (token, weight) in &weights {
+        left -= weight;
+        if left < 0.0 {
+            return *token as u32;
+        }
+    }
+    weights.last().expect("at least one token is kept").0 as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        // p = 0.5, 0.25, 0.25
+        let logits = [2f32.ln(), 0.0, 0.0];
+        let mut counts = [0; 3];
+        for seed in 0..4000 {
+            counts[choose(&logits, Sampling { temperature: 1.0, top_p: 1.0, seed }, 0) as usize] += 1;
+        }
+        assert!((1850..2150).contains(&counts[0]) && (900..1100).contains(&counts[1]), "{counts:?}");
+    }
+
+    #[test]
+    fn top_p_keeps_the_most_likely_and_greedy_takes_the_first_of_equals() {
+        let logits = [0.0, 2f32.ln(), 0.0];
+        for seed in 0..200 {
+            assert_eq!(choose(&logits, Sampling { temperature: 1.0, top_p: 0.4, seed }, 3), 1);
+        }
+        assert_eq!(choose(&[1.0, 3.0, 3.0], Sampling::GREEDY, 0), 1);
+    }
+}

@@ -1,0 +1,30 @@
+//! Decoder-only language models with LoRA: loading, forward and backward passes, adapters, merging, generation.
+//!
+//! Owns: what a Hugging Face model directory means, the parameters that are trained and their order
+//! ([`Layout`]), PEFT's adapter format, merging.
+//! Must never know: optimizers, ranks, steps.
+//! Start reading at [`Model`] and [`decoder`]; families differ only in [`config`].
+//!
+//! Shape letters: `t` tokens (rows one after the other), `h` query heads, `k` key/value heads, `d` head dimension.
+
+#![forbid(unsafe_code)]
+
+pub mod adapter;
+pub mod config;
+mod decoder;
+mod error;
+mod generate;
+mod layout;
+mod load;
+mod lora;
+pub mod merge;
+mod model;
+mod weights;
+
+pub use config::ModelConfig;
+pub use error::ModelError;
+pub use generate::{Generation, Sampling};
+pub use layout::{Layout, Parameter};
+pub use lora::{LoraTarget, LoraTargets, choose};
+pub use model::{Batch, BatchRow, LossSum, Model, Randomness};
+pub use weights::expected_tensors;

@@ -1,0 +1,213 @@
+//! Which linear layers get a LoRA branch, of which rank and scale: PEFT's rules.
+
+use std::collections::BTreeMap;
+
+use fancy_regex::Regex;
+use finetune_recipe::{Lora, TargetModules};
+
+use crate::ModelError;
+
+/// The branch that one module gets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraTarget {
+    /// Module name, such as `model.layers.0.self_attn.q_proj`.
+    pub module: String,
+    pub rank: usize,
+    pub alpha: f64,
+    pub use_rslora: bool,
+}
+
+impl LoraTarget {
+    /// alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023).
+    pub fn scale(&self) -> f32 {
+        let rank = self.rank as f64;
+        (self.alpha / if self.use_rslora { rank.sqrt() } else { rank }) as f32
+    }
+}
+
+/// All branches, in model order.
+pub type LoraTargets = Vec<LoraTarget>;
+
+/// Chooses among `modules` (all linear layers inside the decoder, in model order) as PEFT does: a list
+/// matches whole names or endings after a dot, a string is a regular expression over the full name, and
+/// `all-linear` is every linear layer but the output layer.
+pub fn choose(lora: &Lora, modules: &[String]) -> Result<LoraTargets, ModelError> {
+    let chosen = matching(&lora.target_modules, modules)?;
+    let chosen: Vec<&String> = match &lora.layers_to_transform {
+        None => chosen,
+        Some(layers) => {
+            let count = modules.iter().filter_map(|name| layer_of(name)).max().map_or(0, |last| last + 1);
+            if let Some(layer) = layers.iter().find(|&&layer| layer >= count) {
+                let what = format!("there is no layer {layer}; the model has layers 0 to {}", count.saturating_sub(1));
+                return Err(ModelError::Lora { key: "layers_to_transform", what });
+            }
+            chosen.into_iter().filter(|name| layer_of(name).is_some_and(|layer| layers.contains(&layer))).collect()
+        }
+    };
+    let rank_of = Pattern::new("rank_pattern", &lora.rank_pattern, modules)?;
+    let alpha_of = Pattern::new("alpha_pattern", &lora.alpha_pattern, modules)?;
+    Ok(chosen
+        .into_iter()
+        .map(|module| LoraTarget {
+            rank: rank_of.get(module).unwrap_or(lora.rank),
+            alpha: alpha_of.get(module).unwrap_or(lora.alpha),
+            use_rslora: lora.use_rslora,
+            module: module.clone(),
+        })
+        .collect())
+}
+
+fn matching<'a>(targets: &TargetModules, modules: &'a [String]) -> Result<Vec<&'a String>, ModelError> {
+    let none = |target: &str| ModelError::NoTarget { target: target.to_owned(), examples: last_parts(modules) };
+    match targets {
+        TargetModules::AllLinear => Ok(modules.iter().collect()),
+        TargetModules::Names(names) => {
+            let matches = |module: &str, name: &str| module == name || module.ends_with(&format!(".{name}"));
+            for name in names {
+                if ["lm_head", "embed_tokens"].contains(&name.as_str()) {
+                    let what = format!("a LoRA branch on `{name}` is not supported");
+                    return Err(ModelError::Lora { key: "target_modules", what });
+                }
+                if !modules.iter().any(|module| matches(module, name)) {
+                    return Err(none(name));
+                }
+            }
+            Ok(modules.iter().filter(|module| names.iter().any(|name| matches(module, name))).collect())
+        }
+        TargetModules::Regex(pattern) => {
+            let regex = full_match(pattern)?;
+            let chosen: Vec<_> = modules.iter().filter(|module| is_match(&regex, module)).collect();
+            if chosen.is_empty() { Err(none(pattern)) } else { Ok(chosen) }
+        }
+    }
+}
+
+/// Python's `re.fullmatch`.
+fn full_match(pattern: &str) -> Result<Regex, ModelError> {
+    let regex = |why: String| ModelError::Regex { target: pattern.to_owned(), why };
+    Regex::new(&format!("^(?:{pattern})$")).map_err(|error| regex(error.to_string()))
+}
+
+/// A pattern that backtracks beyond the engine's limit counts as no match.
+fn is_match(regex: &Regex, text: &str) -> bool {
+    regex.is_match(text).unwrap_or(false)
+}
+
+fn layer_of(module: &str) -> Option<usize> {
+    module.split('.').find_map(|part| part.parse().ok())
+}
+
+/// The endings that a list of names would give, each once.
+fn last_parts(modules: &[String]) -> Vec<String> {
+    let mut parts: Vec<String> = Vec::new();
+    for part in modules.iter().filter_map(|module| module.rsplit('.').next()) {
+        if !parts.iter().any(|known| known == part) {
+            parts.push(part.to_owned());
+        }
+    }
+    parts
+}
+
+/// `rank_pattern` and `alpha_pattern`: keys match the whole name, or its end after a dot, as a regular expression.
+struct Pattern<T>(Vec<(Regex, T)>);
+
+impl<T: Copy> Pattern<T> {
+    fn new(key: &'static str, table: &BTreeMap<String, T>, modules: &[String]) -> Result<Pattern<T>, ModelError> {
+        let mut patterns = Vec::new();
+        for (pattern, value) in table {
+            let regex = full_match(&format!(r"(.*\.)?({pattern})"))?;
+            if !modules.iter().any(|module| is_match(&regex, module)) {
+                return Err(ModelError::Lora { key, what: format!("`{pattern}` matches no linear layer of the model") });
+            }
+            patterns.push((regex, *value));
+        }
+        Ok(Pattern(patterns))
+    }
+
+    fn get(&self, module: &str) -> Option<T> {
+        self.0.iter().find(|(regex, _)| is_match(regex, module)).map(|(_, value)| *value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn modules() -> Vec<String> {
+        let mut names = Vec::new();
+        for layer in 0..12 {
+            for part in ["self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj"] {
+                names.push(format!("model.layers.{layer}.{part}"));
+            }
+        }
+        names
+    }
+
+    fn lora(targets: TargetModules) -> Lora {
+        Lora {
+            rank: 8,
+            alpha: 16.0,
+            dropout: 0.0,
+            target_modules: targets,
+            use_rslora: false,
+            use_dora: false,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            layers_to_transform: None,
+            modules_to_save: vec![],
+            init_from: None,
+        }
+    }
+
+    /// (targets, how many modules, or the part of the message)
+    #[test]
+    fn targets_as_in_peft() {
+        let names = |list: &[&str]| TargetModules::Names(list.iter().map(|n| (*n).to_owned()).collect());
+        let regex = |text: &str| TargetModules::Regex(text.to_owned());
+        let cases = [
+            (TargetModules::AllLinear, Ok(36)),
+            (names(&["q_proj", "v_proj"]), Ok(24)),
+            (names(&["self_attn.q_proj"]), Ok(12)),
+            (names(&["model.layers.3.mlp.up_proj"]), Ok(1)),
+            (names(&["proj"]), Err("`proj` matches no linear layer")),
+            (names(&["q_proj", "w_proj"]), Err("`w_proj` matches no linear layer")),
+            (names(&["lm_head"]), Err("not supported")),
+            (regex(r".*\.(1|11)\..*q_proj"), Ok(2)),
+            (regex(r"q_proj"), Err("matches no linear layer")),
+            (regex(r".*(?<!v)_proj"), Ok(24)),
+            (regex(r"("), Err("no regular expression")),
+        ];
+        for (targets, want) in cases {
+            let got = choose(&lora(targets.clone()), &modules());
+            match (got, want) {
+                (Ok(chosen), Ok(count)) => assert_eq!(chosen.len(), count, "{targets:?}"),
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{targets:?}: {error}"),
+                (got, want) => panic!("{targets:?}: {got:?}, expected {want:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn patterns_and_layers() {
+        let mut recipe = lora(TargetModules::AllLinear);
+        recipe.layers_to_transform = Some(vec![1, 11]);
+        recipe.rank_pattern.insert("q_proj".into(), 4);
+        recipe.rank_pattern.insert(r"model.layers.1.mlp.up_proj".into(), 2);
+        recipe.alpha_pattern.insert(r"layers\.11\.self_attn\.v_proj".into(), 64.0);
+        let chosen = choose(&recipe, &modules()).expect("all patterns match");
+        let found: Vec<_> = chosen.iter().map(|t| (t.module.as_str(), t.rank, t.alpha)).collect();
+        assert_eq!(
+            found,
+            [
+                ("model.layers.1.self_attn.q_proj", 4, 16.0),
+                ("model.layers.1.self_attn.v_proj", 8, 16.0),
+                ("model.layers.1.mlp.up_proj", 2, 16.0),
+                ("model.layers.11.self_attn.q_proj", 4, 16.0),
+                ("model.layers.11.self_attn.v_proj", 8, 64.0),
+                ("model.layers.11.mlp.up_proj", 8, 16.0),
+            ]
+        );
+        recipe.layers_to_transform = Some(vec![12]);
+        assert!(choose(&recipe, &modules()).expect_err("no layer 12").to_string().contains("layers 0 to 11"));
+    }
+}

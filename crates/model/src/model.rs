@@ -1,0 +1,414 @@
+//! A model ready to train or to run: weights, the parameters that are trained, and the two passes over a micro-batch.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use finetune_kernels::random::Stream;
+use finetune_kernels::{RopeTable, Segments, Targets, operations};
+use finetune_store::TensorSet;
+
+use crate::config::ModelConfig;
+use crate::decoder::{self, Context};
+use crate::layout::Layout;
+use crate::load::{self, Source};
+use crate::lora::LoraTargets;
+use crate::weights::{LoraBranch, Slot, Weights};
+use crate::{ModelError, adapter};
+
+/// What random numbers are drawn for; each purpose has streams of its own.
+#[derive(Clone, Copy)]
+pub(crate) enum Purpose {
+    Weights = 1,
+    Adapter = 2,
+    Dropout = 3,
+    Sampling = 4,
+}
+
+/// What is trained.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Trained {
+    Nothing,
+    Lora { targets: LoraTargets, dropout: f32 },
+    All,
+}
+
+/// One row of a micro-batch. `trained[i]` says whether token i is a target; `id` is the row's number in its
+/// dataset, which keys its dropout.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchRow<'a> {
+    pub id: u32,
+    pub tokens: &'a [u32],
+    pub trained: &'a [bool],
+}
+
+/// Rows that go through the model together, whatever their lengths: nothing is padded.
+#[derive(Clone, Debug)]
+pub struct Batch<'a> {
+    pub rows: Vec<BatchRow<'a>>,
+}
+
+impl Batch<'_> {
+    /// Targets of all rows.
+    pub fn trained_tokens(&self) -> u64 {
+        self.rows.iter().map(|row| row.trained.iter().skip(1).filter(|&&t| t).count() as u64).sum()
+    }
+
+    pub fn tokens(&self) -> u64 {
+        self.rows.iter().map(|row| row.tokens.len() as u64).sum()
+    }
+}
+
+/// Sums over trained tokens: means are formed once, after all micro-batches and ranks are in.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LossSum {
+    /// Σ -ln p(target), in f64.
+    pub loss: f64,
+    pub trained_tokens: u64,
+    /// The part of each row, in the batch's order.
+    pub row_losses: Vec<f64>,
+}
+
+/// What dropout depends on besides the row: nothing else random happens in a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Randomness {
+    pub seed: u64,
+    pub step: u64,
+}
+
+/// A decoder-only language model. See the crate's documentation for where to start.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub config: ModelConfig,
+    pub(crate) directory: PathBuf,
+    pub(crate) weights: Weights,
+    pub(crate) frequencies: Vec<f32>,
+    pub(crate) trained: Trained,
+    device: Device,
+    layout: Layout,
+}
+
+impl Model {
+    /// Loads a Hugging Face model directory. Files are mapped; every tensor is checked before the first is read.
+    pub fn load(directory: &Path, device: &Device) -> Result<Model, ModelError> {
+        let config = ModelConfig::load(directory)?;
+        let files = TensorSet::open_model(directory)?;
+        load::check(&files, &config, directory)?;
+        let source = Source::Files { files: &files, directory };
+        Model::build(config, directory, &source, device)
+    }
+
+    /// Checks everything that [`Model::load`] checks, without reading weights.
+    pub fn check(directory: &Path) -> Result<ModelConfig, ModelError> {
+        let config = ModelConfig::load(directory)?;
+        load::check(&TensorSet::open_model(directory)?, &config, directory)?;
+        Ok(config)
+    }
+
+    /// A model with fresh weights from a bare `config.json`: transformers' initialization, from `seed`.
+    pub fn initialize(directory: &Path, seed: u64, device: &Device) -> Result<Model, ModelError> {
+        let config = ModelConfig::load(directory)?;
+        Model::build(config, directory, &Source::Fresh { seed }, device)
+    }
+
+    fn build(config: ModelConfig, directory: &Path, source: &Source<'_>, device: &Device) -> Result<Model, ModelError> {
+        let weights = load::weights(&config, source, device)?;
+        Ok(Model {
+            frequencies: config.rope_frequencies(),
+            config,
+            directory: directory.to_owned(),
+            weights,
+            trained: Trained::Nothing,
+            device: device.clone(),
+            layout: Layout::default(),
+        })
+    }
+
+    /// Names of all linear layers inside the decoder, in model order: what LoRA can target.
+    pub fn linear_modules(&self) -> Vec<String> {
+        adapter::linear_modules(&self.config)
+    }
+
+    /// Gives these modules LoRA branches and makes them what is trained: A from PEFT's initialization
+    /// (kaiming uniform with a = sqrt 5, that is U(±1/sqrt inputs)) and `seed`, B zero.
+    pub fn add_lora(&mut self, targets: LoraTargets, dropout: f32, seed: u64) {
+        let mut module = 0;
+        for layer in &mut self.weights.layers {
+            for linear in layer.linears_mut() {
+                if let Some(target) = targets.iter().find(|target| target.module == linear.name) {
+                    let [outputs, inputs] = linear.weight.dims();
+                    let bound = 1.0 / (inputs as f32).sqrt();
+                    let a = Stream::new(seed, Purpose::Adapter as u32, 0, module).uniform(target.rank * inputs, bound);
+                    let device = &self.device;
+                    linear.lora = Some(LoraBranch {
+                        a: Tensor::from_data(TensorData::new(a, [target.rank, inputs]), device),
+                        b: Tensor::zeros([outputs, target.rank], device),
+                        scale: target.scale(),
+                        module,
+                    });
+                }
+                module += 1;
+            }
+        }
+        self.train(Trained::Lora { targets, dropout });
+    }
+
+    /// Makes all weights what is trained.
+    pub fn train_all(&mut self) {
+        self.train(Trained::All);
+    }
+
+    fn train(&mut self, trained: Trained) {
+        self.trained = trained;
+        let mut layout = Layout::default();
+        self.visit_trained(&mut |name, slot| match slot {
+            Slot::Vector(tensor) => layout.push(name.to_owned(), tensor.dims().to_vec()),
+            Slot::Matrix(tensor) => layout.push(name.to_owned(), tensor.dims().to_vec()),
+        });
+        self.layout = layout;
+    }
+
+    /// The trained parameters in their order.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Calls the visitor with every trained tensor, in the order of the layout.
+    fn visit_trained(&mut self, visitor: &mut dyn FnMut(&str, Slot<'_>)) {
+        match &self.trained {
+            Trained::Nothing => {}
+            Trained::All => self.weights.visit_mut(visitor),
+            Trained::Lora { .. } => {
+                for linear in self.weights.layers.iter_mut().flat_map(|layer| layer.linears_mut()) {
+                    if let Some(branch) = &mut linear.lora {
+                        visitor(&adapter::file_name(&linear.name, "lora_A"), Slot::Matrix(&mut branch.a));
+                        visitor(&adapter::file_name(&linear.name, "lora_B"), Slot::Matrix(&mut branch.b));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The values of the trained parameters, [`Layout::len`] of them.
+    pub fn parameters(&mut self) -> Vec<f32> {
+        let mut values = Vec::with_capacity(self.layout.len());
+        self.visit_trained(&mut |_, slot| values.extend(slot.values()));
+        values
+    }
+
+    /// Puts new values into the trained parameters.
+    pub fn set_parameters(&mut self, values: &[f32]) {
+        assert_eq!(values.len(), self.layout.len(), "values of another layout");
+        let device = self.device.clone().autodiff();
+        let mut rest = values;
+        self.visit_trained(&mut |_, slot| {
+            let (now, later) = rest.split_at(slot.len());
+            rest = later;
+            match slot {
+                Slot::Vector(tensor) => {
+                    *tensor = Tensor::from_data(TensorData::new(now.to_vec(), tensor.dims()), &device).require_grad();
+                }
+                Slot::Matrix(tensor) => {
+                    *tensor = Tensor::from_data(TensorData::new(now.to_vec(), tensor.dims()), &device).require_grad();
+                }
+            }
+        });
+    }
+
+    /// Σ loss of a micro-batch, without gradients or dropout.
+    pub fn loss(&self, batch: &Batch<'_>) -> LossSum {
+        if batch.trained_tokens() == 0 {
+            return LossSum { row_losses: vec![0.0; batch.rows.len()], ..LossSum::default() };
+        }
+        let context = self.context(batch, None);
+        let h = decoder::hidden(&self.weights, &self.config, &flat_tokens(batch), &context);
+        let h = operations::rms_norm(h, untracked(&self.weights.norm), self.config.rms_norm_eps);
+        let losses = operations::linear_cross_entropy(h, untracked(self.weights.output()), targets(batch));
+        sums(batch, losses)
+    }
+
+    /// Σ loss of a micro-batch; its gradient with respect to the trained parameters is added to `gradients`.
+    ///
+    /// With `checkpointing`, only the input of each layer is kept and the layer computed again on the way
+    /// back: the same bits in less memory.
+    pub fn loss_and_gradients(
+        &mut self,
+        batch: &Batch<'_>,
+        randomness: Randomness,
+        checkpointing: bool,
+        gradients: &mut [f32],
+    ) -> LossSum {
+        assert_eq!(gradients.len(), self.layout.len(), "gradients of another layout");
+        if batch.trained_tokens() == 0 {
+            return LossSum { row_losses: vec![0.0; batch.rows.len()], ..LossSum::default() };
+        }
+        let context = self.context(batch, Some(randomness));
+        if checkpointing {
+            return self.layer_by_layer(batch, &context, gradients);
+        }
+        let h = decoder::hidden(&self.weights, &self.config, &flat_tokens(batch), &context);
+        let losses = self.output_losses(h, batch);
+        let sums = sums(batch, losses.clone());
+        let found = losses.sum().backward();
+        self.collect(found, gradients);
+        sums
+    }
+
+    /// The losses [n] of hidden states [t, hidden] that come out of the last layer.
+    fn output_losses(&self, h: Tensor<2>, batch: &Batch<'_>) -> Tensor<1> {
+        let h = operations::rms_norm(h, self.weights.norm.clone(), self.config.rms_norm_eps);
+        operations::linear_cross_entropy(h, self.weights.output().clone(), targets(batch))
+    }
+
+    fn layer_by_layer(&mut self, batch: &Batch<'_>, context: &Context, gradients: &mut [f32]) -> LossSum {
+        let tokens = flat_tokens(batch);
+        let mut inputs = vec![decoder::embed(&self.weights, &tokens).inner()];
+        for layer in &self.weights.layers {
+            let input = inputs.last().expect("the embedding").clone();
+            inputs.push(decoder::layer(layer, &self.config, input, context, None).inner());
+        }
+        let leaf = |tensor: Tensor<2>| tensor.autodiff().require_grad();
+        let last = leaf(inputs.pop().expect("the last layer's output"));
+        let losses = self.output_losses(last.clone(), batch);
+        let sums = sums(batch, losses.clone());
+        let mut found = losses.sum().backward();
+        let mut d_out = last.grad_remove(&mut found).expect("the loss depends on the last layer");
+        self.collect(found, gradients);
+        let first = self.first_trained_layer();
+        for n in (first..self.weights.layers.len()).rev() {
+            let input = leaf(inputs.pop().expect("an input for each layer"));
+            let out = decoder::layer(&self.weights.layers[n], &self.config, input.clone(), context, None);
+            let mut found = (out * d_out).sum().backward();
+            d_out = input.grad_remove(&mut found).expect("a layer's output depends on its input");
+            self.collect(found, gradients);
+        }
+        if self.trained == Trained::All {
+            let found = (decoder::embed(&self.weights, &tokens) * d_out).sum().backward();
+            self.collect(found, gradients);
+        }
+        sums
+    }
+
+    /// The lowest layer with trained parameters: nothing below it has to be differentiated.
+    fn first_trained_layer(&self) -> usize {
+        match self.trained {
+            Trained::All => 0,
+            _ => {
+                let has_branch = |layer: &crate::weights::Layer| layer.linears().iter().any(|l| l.lora.is_some());
+                self.weights.layers.iter().position(has_branch).unwrap_or(self.weights.layers.len())
+            }
+        }
+    }
+
+    /// Adds the gradients of the trained parameters that are there.
+    fn collect(&mut self, mut found: Gradients, gradients: &mut [f32]) {
+        let mut rest = gradients;
+        self.visit_trained(&mut |_, slot| {
+            let (now, later) = std::mem::take(&mut rest).split_at_mut(slot.len());
+            rest = later;
+            let values = match slot {
+                Slot::Vector(tensor) => tensor.grad_remove(&mut found).map(data),
+                Slot::Matrix(tensor) => tensor.grad_remove(&mut found).map(data),
+            };
+            if let Some(values) = values {
+                for (sum, value) in now.iter_mut().zip(values) {
+                    *sum += value;
+                }
+            }
+        });
+    }
+
+    fn context(&self, batch: &Batch<'_>, training: Option<Randomness>) -> Context {
+        let lengths: Vec<usize> = batch.rows.iter().map(|row| row.tokens.len()).collect();
+        let positions: Vec<u32> = lengths.iter().flat_map(|&length| 0..length as u32).collect();
+        let dropout = match (&self.trained, training) {
+            (Trained::Lora { dropout, .. }, Some(randomness)) if *dropout > 0.0 => {
+                let ids = batch.rows.iter().flat_map(|row| std::iter::repeat_n(row.id, row.tokens.len()));
+                Some((*dropout, randomness, ids.zip(positions.iter().copied()).collect()))
+            }
+            _ => None,
+        };
+        Context {
+            rope: RopeTable::new(&positions, &self.frequencies, 1.0),
+            segments: Segments::rows(&lengths),
+            training: training.is_some(),
+            dropout,
+        }
+    }
+
+    /// Logits [t, v] of one row, row-major: for tests, probes and comparisons.
+    pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
+        self.check_tokens(tokens)?;
+        let trained = vec![false; tokens.len()];
+        let batch = Batch { rows: vec![BatchRow { id: 0, tokens, trained: &trained }] };
+        let h = decoder::hidden(&self.weights, &self.config, tokens, &self.context(&batch, None));
+        let h = operations::rms_norm(h, untracked(&self.weights.norm), self.config.rms_norm_eps);
+        Ok(data(operations::linear(h, untracked(self.weights.output()))))
+    }
+
+    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<(), ModelError> {
+        let vocabulary = self.config.vocabulary;
+        match tokens.iter().find(|&&token| token as usize >= vocabulary) {
+            Some(&token) => Err(ModelError::Token { token, vocabulary }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Slot<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Slot::Vector(tensor) => tensor.dims().iter().product(),
+            Slot::Matrix(tensor) => tensor.dims().iter().product(),
+        }
+    }
+
+    fn values(self) -> Vec<f32> {
+        match self {
+            Slot::Vector(tensor) => data(tensor.clone().inner()),
+            Slot::Matrix(tensor) => data(tensor.clone().inner()),
+        }
+    }
+}
+
+/// The tensor outside of any graph.
+pub(crate) fn untracked<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
+    tensor.clone().inner()
+}
+
+/// The elements in row-major order.
+pub(crate) fn data<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_to_vec().expect("tensors of this crate are f32")
+}
+
+fn flat_tokens(batch: &Batch<'_>) -> Vec<u32> {
+    batch.rows.iter().flat_map(|row| row.tokens).copied().collect()
+}
+
+/// Token i of a row is predicted from position i - 1.
+fn targets(batch: &Batch<'_>) -> Targets {
+    let (mut positions, mut tokens) = (Vec::new(), Vec::new());
+    let mut start = 0;
+    for row in &batch.rows {
+        for i in (1..row.tokens.len()).filter(|&i| row.trained[i]) {
+            positions.push(start + i as u32 - 1);
+            tokens.push(row.tokens[i]);
+        }
+        start += row.tokens.len() as u32;
+    }
+    Targets::new(positions, tokens)
+}
+
+fn sums(batch: &Batch<'_>, losses: Tensor<1>) -> LossSum {
+    let losses = data(losses.inner());
+    let mut rest = losses.as_slice();
+    let row_losses: Vec<f64> = batch
+        .rows
+        .iter()
+        .map(|row| {
+            let (now, later) = rest.split_at(row.trained.iter().skip(1).filter(|&&t| t).count());
+            rest = later;
+            now.iter().map(|&loss| f64::from(loss)).sum()
+        })
+        .collect();
+    LossSum { loss: row_losses.iter().sum(), trained_tokens: losses.len() as u64, row_losses }
+}

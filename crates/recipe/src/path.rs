@@ -1,0 +1,63 @@
+//! Paths without the disk: joined to the recipe's folder and normalized by their text alone, as the files may not exist yet.
+
+use std::path::{Component, Path, PathBuf};
+
+/// Without `.` and, where a folder stands before it, without `..`.
+pub(crate) fn normalized(path: &Path) -> PathBuf {
+    let mut result = PathBuf::new();
+    for component in path.components() {
+        match (component, result.components().next_back()) {
+            (Component::CurDir, _) => {}
+            (Component::ParentDir, Some(Component::Normal(_))) => {
+                result.pop();
+            }
+            (Component::ParentDir, Some(Component::RootDir | Component::Prefix(_))) => {}
+            _ => result.push(component),
+        }
+    }
+    if result.as_os_str().is_empty() {
+        PathBuf::from(".")
+    } else {
+        result
+    }
+}
+
+/// `path` as seen from the folder that `recipe_file` lies in.
+pub(crate) fn joined(recipe_file: &Path, path: &str) -> PathBuf {
+    normalized(&recipe_file.parent().unwrap_or(Path::new("")).join(path))
+}
+
+/// The same place, independent of the current directory.
+pub(crate) fn absolute(path: &Path) -> PathBuf {
+    // Fails only without a current directory; the relative path is then the best there is.
+    std::path::absolute(path).map_or_else(|_| path.to_path_buf(), |path| normalized(&path))
+}
+
+/// `name` or `owner/name` as the Hugging Face hub allows them.
+pub(crate) fn is_hub_id(text: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && part.len() <= 96
+            && !part.starts_with(['.', '-'])
+            && !part.ends_with(['.', '-'])
+            && part
+                .chars()
+                .all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
+    };
+    text.split('/').count() <= 2 && text.split('/').all(part)
+}
+
+/// `model.path`: a directory where one exists or the text cannot be a hub id, else the hub id as written.
+pub(crate) fn model(recipe_file: &Path, text: &str) -> String {
+    let directory = joined(recipe_file, text);
+    if is_hub_id(text) && !directory.exists() {
+        return text.to_owned();
+    }
+    let directory = directory.to_string_lossy().into_owned();
+    // "models/Qwen3" as a directory must not be taken for a hub id later.
+    if is_hub_id(&directory) {
+        format!("./{directory}")
+    } else {
+        directory
+    }
+}

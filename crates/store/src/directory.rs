@@ -1,0 +1,282 @@
+//! The commit protocol: a directory appears under its name complete, or not at all, also when the
+//! power goes at any point.
+//!
+//! ```text
+//! 1 mkdir   <name>.tmp-<pid>-<nonce>
+//! 2 write   each file                 -> sync each
+//! 3 write   manifest.json             -> sync
+//! 4 sync    the temporary directory      its entries last
+//! 5 rename  <name>.tmp-… -> <name>       the name must not exist
+//! 6 sync    the parent                   the rename lasts
+//! ```
+//!
+//! There is no pointer to the latest directory, which would be one more thing to tear: the latest
+//! is the one with the highest number whose manifest verifies (`retention.rs`).
+
+use std::borrow::Cow;
+use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::disk::Disk;
+use crate::error::{Operation, StoreError};
+use crate::failpoint;
+use crate::hash::hex;
+use crate::manifest::{FileRecord, MANIFEST_NAME, Manifest};
+use crate::names::SafeName;
+
+/// A file to be written.
+#[derive(Debug, Clone)]
+pub struct NewFile<'a> {
+    pub name: &'a str,
+    pub bytes: Cow<'a, [u8]>,
+}
+
+/// Writes `files` and a manifest into the new directory `parent/name` and returns its path.
+///
+/// `about` is an object with the text `kind`; the rest of it comes back as [`Manifest::fields`].
+/// When this returns `Ok`, the directory survives a power cut. When it fails, nothing stands under
+/// the name unless it is complete, and what was written is removed if it can be.
+pub fn commit_directory(
+    disk: &dyn Disk,
+    parent: &Path,
+    name: &str,
+    files: &[NewFile],
+    about: &serde_json::Value,
+) -> Result<PathBuf, StoreError> {
+    let mut staging = Staging::begin(disk, parent, name)?;
+    staging.write_all(files)?;
+    staging.publish(about)
+}
+
+/// A directory that is being written and is not visible yet. For exports that are too large for
+/// memory: write into [`Staging::directory`], [`Staging::record`] each file, then publish.
+/// Dropped without that, it removes what it wrote.
+pub struct Staging<'disk> {
+    pub(crate) disk: &'disk dyn Disk,
+    pub(crate) parent: PathBuf,
+    pub(crate) destination: PathBuf,
+    temporary: PathBuf,
+    files: Vec<FileRecord>,
+    /// For the message when the disk is full: what this directory needs, as far as it is known.
+    needed_bytes: u64,
+}
+
+impl<'disk> Staging<'disk> {
+    /// Starts `parent/name`, which must not exist. Creates the parent.
+    pub fn begin(disk: &'disk dyn Disk, parent: &Path, name: &str) -> Result<Self, StoreError> {
+        let name = SafeName::parse(name)?;
+        let destination = parent.join(name.as_str());
+        refuse_existing(disk, &destination)?;
+        Self::begin_any(disk, parent, name.as_str())
+    }
+
+    pub(crate) fn begin_any(
+        disk: &'disk dyn Disk,
+        parent: &Path,
+        name: &str,
+    ) -> Result<Self, StoreError> {
+        ensure_directory(disk, parent)?;
+        failpoint::hit("checkpoint.begin");
+        let temporary = parent.join(temporary_name(name));
+        disk.create_dir(&temporary)
+            .map_err(|source| StoreError::io(&temporary, Operation::CreateDirectory, 0, source))?;
+        Ok(Self {
+            disk,
+            parent: parent.to_path_buf(),
+            destination: parent.join(name),
+            temporary,
+            files: Vec::new(),
+            needed_bytes: 0,
+        })
+    }
+
+    /// Where the files are until they are published.
+    pub fn directory(&self) -> &Path {
+        &self.temporary
+    }
+
+    pub(crate) fn write_all(&mut self, files: &[NewFile]) -> Result<(), StoreError> {
+        self.needed_bytes = files.iter().map(|file| file.bytes.len() as u64).sum();
+        files
+            .iter()
+            .try_for_each(|file| self.write(file.name, &file.bytes))
+    }
+
+    /// Writes and syncs one file.
+    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        failpoint::hit("checkpoint.file");
+        let name = self.new_name(name)?;
+        let size = bytes.len() as u64;
+        let before: u64 = self.files.iter().map(|file| file.size).sum();
+        self.needed_bytes = self.needed_bytes.max(before.saturating_add(size));
+        self.write_synced(name.as_str(), bytes)?;
+        let blake3 = blake3::hash(bytes).to_hex().to_string();
+        self.files.push(FileRecord {
+            name: name.to_string(),
+            size,
+            blake3,
+        });
+        Ok(())
+    }
+
+    /// Takes a file that the caller wrote into [`Staging::directory`] into the manifest: syncs it
+    /// and reads it again for its hash.
+    pub fn record(&mut self, name: &str) -> Result<(), StoreError> {
+        failpoint::hit("checkpoint.file");
+        let name = self.new_name(name)?;
+        let path = self.temporary.join(name.as_str());
+        self.disk
+            .sync_file(&path)
+            .map_err(|source| self.failed(Operation::Sync, &path, source))?;
+        let reading = |source| StoreError::reading(&path, source);
+        let size = self.disk.length(&path).map_err(reading)?;
+        let blake3 = hex(&self.disk.hash(&path).map_err(reading)?);
+        self.files.push(FileRecord {
+            name: name.to_string(),
+            size,
+            blake3,
+        });
+        Ok(())
+    }
+
+    /// Makes the directory visible under its name, which must still not exist.
+    pub fn publish(self, about: &serde_json::Value) -> Result<PathBuf, StoreError> {
+        self.finish_files(about)?;
+        refuse_existing(self.disk, &self.destination)?;
+        self.rename_to_destination()?;
+        self.sync_parent()?;
+        Ok(self.destination.clone())
+    }
+
+    /// Steps 3 and 4: from here on the temporary directory is complete on disk.
+    pub(crate) fn finish_files(&self, about: &serde_json::Value) -> Result<(), StoreError> {
+        let manifest = Manifest::new(&self.destination, about, self.files.clone())?;
+        self.write_synced(MANIFEST_NAME, &manifest.encode(&self.destination)?)?;
+        failpoint::hit("checkpoint.written");
+        self.disk
+            .sync_dir(&self.temporary)
+            .map_err(|source| self.failed(Operation::Sync, &self.temporary, source))?;
+        failpoint::hit("checkpoint.synced");
+        Ok(())
+    }
+
+    pub(crate) fn rename_to_destination(&self) -> Result<(), StoreError> {
+        self.disk
+            .rename(&self.temporary, &self.destination)
+            .map_err(|source| self.failed(Operation::Rename, &self.destination, source))?;
+        failpoint::hit("checkpoint.renamed");
+        Ok(())
+    }
+
+    pub(crate) fn sync_parent(&self) -> Result<(), StoreError> {
+        self.disk
+            .sync_dir(&self.parent)
+            .map_err(|source| self.failed(Operation::Sync, &self.parent, source))?;
+        failpoint::hit("checkpoint.done");
+        Ok(())
+    }
+
+    fn new_name(&self, name: &str) -> Result<SafeName, StoreError> {
+        let safe = SafeName::parse(name)?;
+        // Compared without case: on a Mac's disk the two would be one file.
+        let same = |other: &str| other.eq_ignore_ascii_case(name);
+        if same(MANIFEST_NAME) || self.files.iter().any(|file| same(&file.name)) {
+            return Err(StoreError::CannotWrite {
+                path: self.destination.clone(),
+                what: format!("it would have two files named {name}"),
+            });
+        }
+        Ok(safe)
+    }
+
+    fn write_synced(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let path = self.temporary.join(name);
+        self.disk
+            .write_file(&path, bytes)
+            .map_err(|source| self.failed(Operation::Write, &path, source))?;
+        self.disk
+            .sync_file(&path)
+            .map_err(|source| self.failed(Operation::Sync, &path, source))
+    }
+
+    fn failed(&self, operation: Operation, path: &Path, source: io::Error) -> StoreError {
+        StoreError::io(path, operation, self.needed_bytes, source)
+    }
+}
+
+impl Drop for Staging<'_> {
+    fn drop(&mut self) {
+        // After publishing, nothing has this name any more. When the disk is failing, neither may
+        // this work; then `sweep` of the next process finds the leftover by its name.
+        if self.disk.exists(&self.temporary).unwrap_or(false) {
+            let _ = self.disk.remove_dir_all(&self.temporary);
+        }
+    }
+}
+
+/// Creates a directory and those above it that are missing, each lasting through a power cut.
+pub fn ensure_directory(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
+    if path.as_os_str().is_empty() {
+        return Ok(()); // the current directory
+    }
+    let inspect = |source| StoreError::io(path, Operation::Inspect, 0, source);
+    if disk.exists(path).map_err(inspect)? {
+        return Ok(());
+    }
+    let parent = path.parent().unwrap_or(Path::new(""));
+    ensure_directory(disk, parent)?;
+    match disk.create_dir(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {} // another was faster
+        Err(source) => return Err(StoreError::io(path, Operation::CreateDirectory, 0, source)),
+    }
+    let parent = if parent.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        parent
+    };
+    disk.sync_dir(parent)
+        .map_err(|source| StoreError::io(parent, Operation::Sync, 0, source))
+}
+
+fn refuse_existing(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
+    match disk.exists(path) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(StoreError::AlreadyExists {
+            path: path.to_path_buf(),
+        }),
+        Err(source) => Err(StoreError::io(path, Operation::Inspect, 0, source)),
+    }
+}
+
+/// A name that no other process uses, from which [`is_ours`] knows this process again.
+pub(crate) fn temporary_name(name: &str) -> String {
+    format!("{name}{}{}", own_mark(), next_number())
+}
+
+pub(crate) fn is_ours(temporary_name: &str) -> bool {
+    temporary_name.contains(&own_mark())
+}
+
+/// Different for each call in each process.
+pub(crate) fn nonce() -> String {
+    format!("{:016x}{}", process_nonce(), next_number())
+}
+
+fn own_mark() -> String {
+    format!(".tmp-{}-{:016x}", std::process::id(), process_nonce())
+}
+
+fn next_number() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("{:04x}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The process id alone repeats: in a container every run may be process 1.
+fn process_nonce() -> u64 {
+    static NONCE: OnceLock<u64> = OnceLock::new();
+    *NONCE.get_or_init(|| std::hash::RandomState::new().build_hasher().finish())
+}

@@ -1,0 +1,142 @@
+//! The calls that a commit makes to the file system, each one a place where a test can fail it or
+//! cut the power. [`RealDisk`] is the operating system's; [`crate::fault::FaultDisk`] is the model.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// A file system. Changes last through a power cut only once they are synced: a file's bytes by
+/// [`Disk::sync_file`], a directory's entries (created, renamed, removed) by [`Disk::sync_dir`].
+pub trait Disk: Send + Sync {
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Creates a file that must not exist, with these bytes; not synced.
+    fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
+    /// Adds bytes to the end of an existing file; not synced.
+    fn append_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
+    fn sync_file(&self, path: &Path) -> io::Result<()>;
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// Atomic; replaces an existing file, not an existing directory with something in it.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+
+    fn exists(&self, path: &Path) -> io::Result<bool>;
+    /// Whether this is a directory itself, not a link to one.
+    fn is_directory(&self, path: &Path) -> io::Result<bool>;
+    /// The length of a regular file; an error for links and everything else, so that a manifest
+    /// cannot vouch for bytes outside its directory.
+    fn length(&self, path: &Path) -> io::Result<u64>;
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// The blake3 hash of a file's bytes, read anew and in pieces.
+    fn hash(&self, path: &Path) -> io::Result<[u8; 32]>;
+    /// The names in a directory, sorted.
+    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+}
+
+/// The operating system's file system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir(path)
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)
+    }
+
+    fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(path)?
+            .write_all(bytes)
+    }
+
+    fn append_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        OpenOptions::new().append(true).open(path)?.write_all(bytes)
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        // On Apple `sync_all` is F_FULLFSYNC (rust#60121); plain fsync leaves bytes in the drive.
+        OpenOptions::new().append(true).open(path)?.sync_all()
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        match File::open(path)?.sync_all() {
+            // Some network file systems have no sync of a directory and say so. Refusing to save
+            // there at all would be worse than the weaker promise that they give.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+                ) =>
+            {
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the one door")]
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir_all(path)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        // A dangling link is there too: writing to its name would not create a new file.
+        match fs::symlink_metadata(path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_directory(&self, path: &Path) -> io::Result<bool> {
+        Ok(fs::symlink_metadata(path)?.is_dir())
+    }
+
+    fn length(&self, path: &Path) -> io::Result<u64> {
+        let metadata = fs::symlink_metadata(path)?;
+        if metadata.is_file() {
+            Ok(metadata.len())
+        } else {
+            Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file",
+            ))
+        }
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        fs::read(path)
+    }
+
+    fn hash(&self, path: &Path) -> io::Result<[u8; 32]> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(File::open(path)?)?;
+        Ok(*hasher.finalize().as_bytes())
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(path)? {
+            // A name that is not UTF-8 was not written by us; nothing asks for it by name.
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+}

@@ -1,0 +1,222 @@
+//! What can go wrong with files, with the path in every message and what to do next.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What was being done to a path when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    Read,
+    List,
+    Inspect,
+    Map,
+    CreateDirectory,
+    Write,
+    Sync,
+    Rename,
+    Remove,
+    Lock,
+}
+
+impl Operation {
+    /// True for the operations that change the disk; a failure of one of them is a disk failure
+    /// (exit code 5), a failure to read is a bad input (exit code 2).
+    pub fn is_write(self) -> bool {
+        !matches!(
+            self,
+            Self::Read | Self::List | Self::Inspect | Self::Map | Self::Lock
+        )
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Read => "read",
+            Self::List => "list",
+            Self::Inspect => "look at",
+            Self::Map => "map into memory",
+            Self::CreateDirectory => "create the directory",
+            Self::Write => "write",
+            Self::Sync => "sync to disk",
+            Self::Rename => "rename",
+            Self::Remove => "remove",
+            Self::Lock => "lock",
+        })
+    }
+}
+
+/// An error of this crate. Each names the path; [`StoreError::hints`] says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("could not {operation} {}: {source}", path.display())]
+    Io {
+        path: PathBuf,
+        operation: Operation,
+        source: io::Error,
+    },
+
+    /// The disk, the quota or the largest allowed file size is exhausted.
+    #[error("no space left at {}: {needed_bytes} bytes were to be written ({source})", path.display())]
+    NoSpace {
+        path: PathBuf,
+        needed_bytes: u64,
+        source: io::Error,
+    },
+
+    /// The bytes do not follow their format.
+    #[error("{} is malformed: {what}", path.display())]
+    Malformed { path: PathBuf, what: String },
+
+    /// A file is not what its manifest or its index says.
+    #[error("{}: {file} {what}", path.display())]
+    Mismatch {
+        path: PathBuf,
+        file: String,
+        what: String,
+    },
+
+    #[error("{} exists already", path.display())]
+    AlreadyExists { path: PathBuf },
+
+    /// A directory that was to be replaced was not written by this program.
+    #[error("{} was not written by finetune and will not be replaced: {what}", path.display())]
+    NotOurs { path: PathBuf, what: String },
+
+    /// Another process holds the run directory. Process and host are unknown for the instant
+    /// between its taking the lock and its writing them down.
+    #[error("{} is in use by {}", path.display(), owner(*pid, host.as_deref()))]
+    Locked {
+        path: PathBuf,
+        pid: Option<u32>,
+        host: Option<String>,
+    },
+
+    #[error("{name:?} is not a safe file name: {what}")]
+    UnsafeName { name: String, what: &'static str },
+
+    /// There is no model that we read in this directory.
+    #[error("{} has neither model.safetensors nor model.safetensors.index.json; it has {found}", path.display())]
+    NoModel {
+        path: PathBuf,
+        found: String,
+        only_pickle: bool,
+    },
+
+    /// What the caller wants written cannot be written in this format.
+    #[error("{} cannot be written: {what}", path.display())]
+    CannotWrite { path: PathBuf, what: String },
+}
+
+fn owner(pid: Option<u32>, host: Option<&str>) -> String {
+    match (pid, host) {
+        (Some(pid), Some(host)) => format!("process {pid} on {host}"),
+        (Some(pid), None) => format!("process {pid}"),
+        _ => "another process".to_string(),
+    }
+}
+
+impl StoreError {
+    /// An I/O error, or [`StoreError::NoSpace`] where that is what it is.
+    pub(crate) fn io(
+        path: &Path,
+        operation: Operation,
+        needed_bytes: u64,
+        source: io::Error,
+    ) -> Self {
+        let path = path.to_path_buf();
+        let is_full = matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+        );
+        if operation.is_write() && is_full {
+            Self::NoSpace {
+                path,
+                needed_bytes,
+                source,
+            }
+        } else {
+            Self::Io {
+                path,
+                operation,
+                source,
+            }
+        }
+    }
+
+    pub(crate) fn reading(path: &Path, source: io::Error) -> Self {
+        Self::io(path, Operation::Read, 0, source)
+    }
+
+    pub(crate) fn malformed(path: &Path, what: impl Into<String>) -> Self {
+        Self::Malformed {
+            path: path.to_path_buf(),
+            what: what.into(),
+        }
+    }
+
+    pub(crate) fn mismatch(path: &Path, file: &str, what: impl Into<String>) -> Self {
+        Self::Mismatch {
+            path: path.to_path_buf(),
+            file: file.to_string(),
+            what: what.into(),
+        }
+    }
+
+    /// What the reader of the message can do next, most useful first.
+    pub fn hints(&self) -> Vec<String> {
+        match self {
+            Self::NoSpace { needed_bytes, .. } => vec![
+                format!("free at least {needed_bytes} bytes there (`df -h` shows what is left), or keep fewer checkpoints"),
+                "nothing that was complete before has been touched".to_string(),
+            ],
+            Self::Io { operation, source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => vec!["check the path".to_string()],
+                io::ErrorKind::PermissionDenied => {
+                    vec!["check who owns the path and its permissions (`ls -ld`)".to_string()]
+                }
+                _ if operation.is_write() => vec![
+                    "look for disk errors in the system log (`dmesg`, Console.app)".to_string(),
+                    "nothing that was complete before has been touched".to_string(),
+                ],
+                _ => Vec::new(),
+            },
+            Self::Malformed { .. } => {
+                vec!["the file is damaged or of another format: fetch or write it again".to_string()]
+            }
+            Self::Mismatch { .. } => vec![
+                "the file was changed, cut or replaced after it was written: restore it, or use another checkpoint or download".to_string(),
+            ],
+            Self::AlreadyExists { .. } => {
+                vec!["choose another name, or move the existing one away".to_string()]
+            }
+            Self::NotOurs { .. } => vec!["choose a new, empty or absent directory".to_string()],
+            Self::Locked { pid: Some(pid), .. } => {
+                vec![format!("wait for it to end, or stop it with `kill {pid}`, or use another run directory")]
+            }
+            Self::Locked { .. } => {
+                vec!["wait for it to end, or use another run directory".to_string()]
+            }
+            Self::UnsafeName { .. } => vec![
+                "use 1 to 96 letters, digits, '.', '_' or '-', not starting with '.'".to_string(),
+            ],
+            Self::NoModel { only_pickle: true, .. } => vec![
+                "pytorch_model.bin is a pickle, which can run code when it is read, so it is not read: get the safetensors revision of this model, or convert it".to_string(),
+            ],
+            Self::NoModel { .. } => {
+                vec!["give the directory that holds the model's safetensors files".to_string()]
+            }
+            Self::CannotWrite { .. } => Vec::new(),
+        }
+    }
+
+    /// True when writing failed for want of space or because of the disk: exit code 5.
+    pub fn is_disk(&self) -> bool {
+        match self {
+            Self::NoSpace { .. } => true,
+            Self::Io { operation, .. } => operation.is_write(),
+            _ => false,
+        }
+    }
+}

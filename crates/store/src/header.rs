@@ -1,0 +1,225 @@
+//! The header of a safetensors file, read as if an enemy had written it.
+//!
+//! ```text
+//! 8 bytes  length N of the header, little-endian
+//! N bytes  JSON {"__metadata__": {text: text}, name: {"dtype", "shape", "data_offsets": [begin, end]}}
+//! the rest the tensors' bytes; offsets count from here
+//! ```
+//! (huggingface/safetensors, README.md, "Format".)
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
+
+use crate::tensors::Dtype;
+use crate::unique_map::UniqueMap;
+
+/// Far above what real shards have (a tensor takes about 120 bytes of header), far below what
+/// could hurt.
+pub const MAX_HEADER_BYTES: usize = 16 << 20;
+pub const MAX_TENSORS: usize = 100_000;
+/// PyTorch has at most 64 dimensions.
+const MAX_DIMENSIONS: usize = 64;
+const METADATA_KEY: &str = "__metadata__";
+pub(crate) const LENGTH_BYTES: usize = 8;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    /// Where its bytes begin and end, counted from [`Header::data_start`].
+    pub begin: usize,
+    pub end: usize,
+}
+
+/// A checked header: every tensor lies inside the file, no two overlap, no byte belongs to none.
+#[derive(Debug)]
+pub struct Header {
+    pub metadata: BTreeMap<String, String>,
+    /// In the order of their bytes in the file.
+    pub tensors: Vec<TensorInfo>,
+    /// Where the header ends and the tensors' bytes begin, from the start of the file.
+    pub data_start: usize,
+    by_name: BTreeMap<String, usize>,
+}
+
+impl Header {
+    /// Reads the header of a whole file's bytes. The error says what is wrong with it.
+    pub fn parse(file: &[u8]) -> Result<Self, String> {
+        let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
+            return Err(format!(
+                "{} bytes is too short for a safetensors file",
+                file.len()
+            ));
+        };
+        let length = u64::from_le_bytes(*length);
+        let length = match usize::try_from(length) {
+            Ok(length) if length <= MAX_HEADER_BYTES => length,
+            _ => {
+                return Err(format!(
+                    "its header would have {length} bytes, more than 16 MiB"
+                ));
+            }
+        };
+        let Some((json, data)) = rest.split_at_checked(length) else {
+            return Err(format!(
+                "its header would have {length} bytes, the file ends before"
+            ));
+        };
+        // The format asks for it: no white space first, so that a file has one header only.
+        if json.first() != Some(&b'{') {
+            return Err("its header does not start with '{'".to_string());
+        }
+        let raw: RawHeader = serde_json::from_slice(json)
+            .map_err(|error| format!("its header is not what the format asks for: {error}"))?;
+        let mut tensors = Vec::with_capacity(raw.tensors.len());
+        for (name, tensor) in raw.tensors {
+            tensors.push(check(name, tensor, data.len())?);
+        }
+        tensors.sort_by_key(|tensor| (tensor.begin, tensor.end));
+        check_layout(&tensors, data.len())?;
+        let mut by_name = BTreeMap::new();
+        for (position, tensor) in tensors.iter().enumerate() {
+            if by_name.insert(tensor.name.clone(), position).is_some() {
+                return Err(format!("tensor {:?} comes twice", tensor.name));
+            }
+        }
+        let data_start = LENGTH_BYTES + length;
+        Ok(Self {
+            metadata: raw.metadata,
+            tensors,
+            data_start,
+            by_name,
+        })
+    }
+
+    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(*self.by_name.get(name)?)
+    }
+}
+
+/// How many bytes a tensor takes, if a number can say it.
+pub(crate) fn byte_length(dtype: Dtype, shape: &[usize]) -> Option<usize> {
+    shape
+        .iter()
+        .try_fold(dtype.size(), |product, &length| product.checked_mul(length))
+}
+
+fn check(name: String, raw: RawTensor, data_length: usize) -> Result<TensorInfo, String> {
+    let Some(dtype) = Dtype::parse(&raw.dtype) else {
+        let dtype: String = raw.dtype.chars().take(32).collect();
+        return Err(format!(
+            "tensor {name:?} has dtype {dtype:?}, which is not known"
+        ));
+    };
+    if raw.shape.len() > MAX_DIMENSIONS {
+        return Err(format!(
+            "tensor {name:?} has {} dimensions",
+            raw.shape.len()
+        ));
+    }
+    let (begin, end) = raw.data_offsets;
+    if begin > end || end > data_length {
+        return Err(format!(
+            "tensor {name:?} lies at bytes {begin} to {end}, outside the file's {data_length}"
+        ));
+    }
+    let Some(size) = byte_length(dtype, &raw.shape) else {
+        return Err(format!(
+            "tensor {name:?} of shape {:?} is too large",
+            raw.shape
+        ));
+    };
+    if size != end - begin {
+        return Err(format!(
+            "tensor {name:?} of {dtype} and shape {:?} needs {size} bytes but has {}",
+            raw.shape,
+            end - begin
+        ));
+    }
+    Ok(TensorInfo {
+        name,
+        dtype,
+        shape: raw.shape,
+        begin,
+        end,
+    })
+}
+
+/// `tensors` in the order of their bytes.
+fn check_layout(tensors: &[TensorInfo], data_length: usize) -> Result<(), String> {
+    let mut covered = 0;
+    for tensor in tensors {
+        let (name, begin) = (&tensor.name, tensor.begin);
+        if begin < covered {
+            return Err(format!(
+                "tensor {name:?} at byte {begin} overlaps the one before it"
+            ));
+        }
+        if begin > covered {
+            return Err(format!(
+                "bytes {covered} to {begin}, before {name:?}, belong to no tensor"
+            ));
+        }
+        covered = tensor.end;
+    }
+    if covered < data_length {
+        return Err(format!(
+            "{} bytes at its end belong to no tensor",
+            data_length - covered
+        ));
+    }
+    Ok(())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTensor {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: (usize, usize),
+}
+
+#[derive(Default)]
+struct RawHeader {
+    metadata: BTreeMap<String, String>,
+    tensors: Vec<(String, RawTensor)>,
+}
+
+impl<'de> Deserialize<'de> for RawHeader {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct HeaderVisitor;
+
+        impl<'de> Visitor<'de> for HeaderVisitor {
+            type Value = RawHeader;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
+                let mut header = RawHeader::default();
+                let mut has_metadata = false;
+                while let Some(key) = map.next_key::<String>()? {
+                    if key == METADATA_KEY {
+                        if std::mem::replace(&mut has_metadata, true) {
+                            return Err(A::Error::custom("\"__metadata__\" comes twice"));
+                        }
+                        let entries: UniqueMap<String> = map.next_value()?;
+                        header.metadata = entries.0.into_iter().collect();
+                    } else if header.tensors.len() == MAX_TENSORS {
+                        return Err(A::Error::custom("more than 100000 tensors"));
+                    } else {
+                        header.tensors.push((key, map.next_value()?));
+                    }
+                }
+                Ok(header)
+            }
+        }
+
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}

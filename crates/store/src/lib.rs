@@ -1,0 +1,47 @@
+//! Bytes on disk that can be trusted.
+//!
+//! **Owns:** directories that appear whole or not at all ([`commit_directory`]), manifests with
+//! the hash of every file, the lock of a run directory, bounded reading and deterministic writing
+//! of safetensors, names that cannot leave their directory.
+//!
+//! **Must never know:** what a model, a step, an optimizer or a rank is. A "checkpoint" is here a
+//! directory with a number in its name; what is in it is the caller's.
+//!
+//! **Start reading** in `directory.rs` (the commit protocol, in the order in which it happens),
+//! then `disk.rs` (the calls it makes) and `fault.rs` (the disk that loses power at each of them).
+//! For model files: `header.rs`, then `tensors.rs` and `tensor_set.rs`.
+
+#![deny(unsafe_code)]
+
+mod directory;
+mod disk;
+mod encode;
+mod error;
+pub mod failpoint;
+pub mod fault;
+mod hash;
+mod header;
+mod lock;
+mod manifest;
+mod names;
+mod replace;
+mod retention;
+mod shards;
+mod tensor_set;
+mod tensors;
+mod unique_map;
+
+pub use directory::{NewFile, Staging, commit_directory, ensure_directory};
+pub use disk::{Disk, RealDisk};
+pub use encode::encode_tensors;
+pub use error::{Operation, StoreError};
+pub use hash::{content_hash, hex};
+pub use header::{Header, MAX_HEADER_BYTES, MAX_TENSORS, TensorInfo};
+pub use lock::RunLock;
+pub use manifest::{FileRecord, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, verify_directory};
+pub use names::{SafeName, inside};
+pub use replace::{replace_directory, replace_file};
+pub use retention::{Rejected, newest_verified, numbered, remove_directory, sweep};
+pub use shards::{TensorSpec, write_shards};
+pub use tensor_set::{MAX_INDEX_BYTES, TensorSet};
+pub use tensors::{Dtype, TensorFile, TensorView};

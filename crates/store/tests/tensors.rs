@@ -1,0 +1,284 @@
+//! safetensors files that others can read, shards, and models that cannot be opened.
+#![expect(clippy::disallowed_methods, reason = "a test writes bad files")]
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use finetune_store::{
+    Dtype, Header, RealDisk, Staging, StoreError, TensorFile, TensorSet, TensorSpec, content_hash,
+    encode_tensors, hex, verify_directory, write_shards,
+};
+use serde_json::json;
+
+#[expect(clippy::type_complexity, reason = "as encode_tensors takes it")]
+fn three_tensors() -> Vec<(String, Dtype, Vec<usize>, Cow<'static, [u8]>)> {
+    vec![
+        (
+            "z.weight".to_string(),
+            Dtype::F32,
+            vec![2, 3],
+            vec![1; 24].into(),
+        ),
+        (
+            "a.weight".to_string(),
+            Dtype::BF16,
+            vec![5],
+            vec![2; 10].into(),
+        ),
+        ("empty".to_string(), Dtype::I64, vec![0, 4], vec![].into()),
+    ]
+}
+
+fn metadata() -> BTreeMap<String, String> {
+    [("format", "pt"), ("by", "finetune"), ("a", "\"quoted\"\n")]
+        .map(|(key, value)| (key.to_string(), value.to_string()))
+        .into()
+}
+
+#[test]
+fn what_we_write_is_deterministic_and_others_read_it() {
+    let bytes = encode_tensors(&three_tensors(), &metadata()).unwrap();
+    assert_eq!(
+        bytes,
+        encode_tensors(&three_tensors(), &metadata()).unwrap()
+    );
+    let reference = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(reference.tensor("a.weight").unwrap().data(), [2; 10]);
+    let (header_length, read) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    assert_eq!(header_length % 8, 0);
+    assert_eq!(
+        read.metadata()
+            .clone()
+            .unwrap()
+            .into_iter()
+            .collect::<BTreeMap<_, _>>(),
+        metadata()
+    );
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model.safetensors");
+    fs::write(&path, &bytes).unwrap();
+    let ours = TensorFile::open(&path).unwrap();
+    assert_eq!(
+        ours.names().collect::<Vec<_>>(),
+        ["z.weight", "a.weight", "empty"]
+    );
+    assert_eq!(ours.metadata(), &metadata());
+    let view = ours.get("z.weight").unwrap();
+    assert_eq!(
+        (view.dtype, view.shape, view.bytes),
+        (Dtype::F32, &[2, 3][..], &[1; 24][..])
+    );
+    assert!(ours.get("b").is_none());
+    assert_eq!(
+        hex(&content_hash(&path).unwrap()),
+        blake3::hash(&bytes).to_hex().as_str()
+    );
+    let before = ours.header_hash();
+    drop(ours);
+    let mut other = bytes.clone();
+    *other.last_mut().unwrap() ^= 1;
+    fs::write(&path, &other).unwrap();
+    assert_eq!(TensorFile::open(&path).unwrap().header_hash(), before);
+}
+
+#[test]
+fn what_the_reference_writes_we_read() {
+    let view = |dtype, shape: &[usize], data: &'static [u8]| {
+        safetensors::tensor::TensorView::new(dtype, shape.to_vec(), data).unwrap()
+    };
+    use safetensors::Dtype::{BF16, F8_E4M3, F32, I64, U8};
+    let tensors = [
+        ("a", view(U8, &[3], &[1; 3])),
+        ("b", view(F32, &[1, 2], &[2; 8])),
+        ("c", view(BF16, &[2], &[3; 4])),
+        ("d", view(I64, &[], &[4; 8])),
+        ("e", view(F8_E4M3, &[2, 2], &[5; 4])),
+    ];
+    let bytes = safetensors::serialize(tensors.clone(), None).unwrap();
+    let header = Header::parse(&bytes).unwrap();
+    assert_eq!(header.tensors.len(), tensors.len());
+    for (name, view) in tensors {
+        let ours = header.get(name).unwrap();
+        assert_eq!(
+            (ours.dtype.name(), &ours.shape[..]),
+            (&*view.dtype().to_string(), view.shape())
+        );
+        let start = header.data_start;
+        assert_eq!(&bytes[start + ours.begin..start + ours.end], view.data());
+    }
+}
+
+#[test]
+fn tensors_that_cannot_be_written_are_refused() {
+    let tensor = |name: &str, shape: Vec<usize>, bytes: usize| {
+        (
+            name.to_string(),
+            Dtype::F32,
+            shape,
+            Cow::from(vec![0; bytes]),
+        )
+    };
+    for tensors in [
+        vec![tensor("a", vec![2], 7)],
+        vec![tensor("a", vec![2], 8), tensor("a", vec![2], 8)],
+        vec![tensor("__metadata__", vec![2], 8)],
+        vec![tensor("a", vec![usize::MAX], 8)],
+    ] {
+        let error = encode_tensors(&tensors, &BTreeMap::new()).unwrap_err();
+        assert!(matches!(error, StoreError::CannotWrite { .. }), "{error}");
+    }
+    assert_eq!(
+        encode_tensors(&[], &BTreeMap::new()).unwrap(),
+        b"\x08\0\0\0\0\0\0\0{}      "
+    );
+}
+
+fn shard(directory: &Path, max_shard_bytes: u64) -> Vec<String> {
+    let tensors = three_tensors();
+    let specs: Vec<_> = tensors
+        .iter()
+        .map(|(name, dtype, shape, _)| TensorSpec {
+            name: name.clone(),
+            dtype: *dtype,
+            shape: shape.clone(),
+        })
+        .collect();
+    let mut asked = Vec::new();
+    let names = write_shards(
+        &RealDisk,
+        directory,
+        &specs,
+        &metadata(),
+        max_shard_bytes,
+        |position| {
+            asked.push(position);
+            Ok::<_, StoreError>(tensors[position].3.to_vec())
+        },
+    )
+    .unwrap();
+    assert_eq!(asked, [0, 1, 2]);
+    names
+}
+
+#[test]
+fn shards_and_their_index_are_read_again() {
+    for (max_shard_bytes, files) in [(0, 3), (1, 3), (10, 2), (33, 2), (34, 1), (1 << 30, 1)] {
+        let directory = tempfile::tempdir().unwrap();
+        let names = shard(directory.path(), max_shard_bytes);
+        let set = TensorSet::open_model(directory.path()).unwrap();
+        assert_eq!(set.files().len(), files, "{max_shard_bytes}: {names:?}");
+        assert_eq!(
+            set.names().collect::<Vec<_>>(),
+            ["z.weight", "a.weight", "empty"]
+        );
+        for (name, dtype, shape, bytes) in three_tensors() {
+            let view = set.get(&name).unwrap();
+            assert_eq!(
+                (view.dtype, view.shape, view.bytes),
+                (dtype, &shape[..], &bytes[..])
+            );
+        }
+        if files == 1 {
+            assert_eq!(names, ["model.safetensors"]);
+            let whole = encode_tensors(&three_tensors(), &metadata()).unwrap();
+            assert_eq!(fs::read(&set.files()[0]).unwrap(), whole);
+            continue;
+        }
+        let index = fs::read(directory.path().join("model.safetensors.index.json")).unwrap();
+        let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+        assert_eq!(index["metadata"]["total_size"], json!(34));
+        let first = format!("model-00001-of-{files:05}.safetensors");
+        assert_eq!(index["weight_map"]["z.weight"], json!(first));
+
+        // The digest is of all bytes of all files.
+        let digest = set.digest();
+        assert_eq!(
+            digest,
+            TensorSet::open_model(directory.path()).unwrap().digest()
+        );
+        drop(set);
+        let path = directory.path().join(&first);
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&path, bytes).unwrap();
+        assert_ne!(
+            digest,
+            TensorSet::open_model(directory.path()).unwrap().digest()
+        );
+    }
+}
+
+#[test]
+fn a_staged_model_becomes_visible_as_a_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut staging = Staging::begin(&RealDisk, directory.path(), "merged").unwrap();
+    for name in shard(staging.directory(), 10) {
+        staging.record(&name).unwrap();
+    }
+    staging.write("config.json", b"{}").unwrap();
+    assert!(!directory.path().join("merged").exists());
+    let path = staging.publish(&json!({"kind": "model"})).unwrap();
+    assert_eq!(verify_directory(&RealDisk, &path).unwrap().files.len(), 4);
+    TensorSet::open_model(&path).unwrap();
+    // One that is given up leaves nothing.
+    let mut staging = Staging::begin(&RealDisk, directory.path(), "other").unwrap();
+    staging.write("config.json", b"{}").unwrap();
+    drop(staging);
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn bad_indexes_and_absent_models_are_explained() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let refused = || TensorSet::open_model(path).unwrap_err();
+    assert!(
+        refused().to_string().contains("it has nothing"),
+        "{}",
+        refused()
+    );
+    fs::write(path.join("pytorch_model.bin"), "pickle").unwrap();
+    assert!(refused().to_string().contains("pytorch_model.bin"));
+    assert!(refused().hints()[0].contains("pickle"));
+    fs::remove_file(path.join("pytorch_model.bin")).unwrap();
+
+    shard(path, 24);
+    let index = path.join("model.safetensors.index.json");
+    let (first, second) = (
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    );
+    let good = json!({"z.weight": first, "a.weight": second, "empty": second});
+    let mut missing = good.clone();
+    missing["more"] = json!(second);
+    let mut extra = good.clone();
+    extra.as_object_mut().unwrap().shift_remove("empty");
+    let mut outside = good.clone();
+    outside["more"] = json!("../model.safetensors");
+    let mut absent = good.clone();
+    absent["more"] = json!("model-00003-of-00002.safetensors");
+    for (map, reason) in [
+        (missing, "more"),
+        (extra, "empty"),
+        (outside, "safe file name"),
+        (absent, "model-00003"),
+        (json!({}), "empty"),
+        (json!([]), "malformed"),
+    ] {
+        fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
+        assert!(
+            refused().to_string().contains(reason),
+            "{reason}: {}",
+            refused()
+        );
+    }
+    fs::write(&index, r#"{"weight_map": {"a": "b", "a": "c"}}"#).unwrap();
+    assert!(refused().to_string().contains("comes twice"));
+    fs::write(&index, "{").unwrap();
+    assert!(refused().to_string().contains("malformed"));
+    fs::write(&index, json!({"weight_map": good}).to_string()).unwrap();
+    TensorSet::open_model(path).unwrap();
+}

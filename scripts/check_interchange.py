@@ -1,0 +1,280 @@
+#!/usr/bin/env python3
+"""Checks that transformers and PEFT read what `finetune` writes, and compute the same losses from it.
+
+    scripts/check_interchange.py --finetune target/release/finetune
+
+make_goldens.py asks whether we compute what they compute; this asks the reverse of what we write. For each family
+under tests/goldens/models it trains three steps with the binary, then checks
+
+    golden      `finetune eval` of the adapter that PEFT wrote, against golden.json
+    base        the same without an adapter
+    adapter     PEFT loads RUN/adapter: the same parameter names, every value, the same losses as `finetune eval`
+    checkpoint  the same of RUN/checkpoints/step-000003
+    merged      transformers loads `finetune export --format merged`: no key missing or left over, PEFT's losses
+    mlx         with --mlx: mlx-lm loads `finetune export --format mlx`, PEFT's losses
+
+Losses are mean token losses, of the whole file and of single rows, so that two wrong rows cannot make up for each
+other. Prints a table; exits with 1 where anything differs. Wants requirements.txt (and mlx-lm for --mlx).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+import transformers
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from make_goldens import IGNORED, mean_loss
+
+TOLERANCE = 1e-5  # f32 differs from f64 by about 1e-7 in these losses; the goldens record it
+STEPS = 3
+SINGLE_ROWS = (0, 4, 6)  # of rows.jsonl: among them the longest, which reaches past Mistral's window
+DEADLINE_SECONDS = 300
+
+
+class Failure(Exception):
+    """One check that did not hold, in words."""
+
+
+class Report:
+    """The table: one line per check, printed as it is known."""
+
+    def __init__(self):
+        self.failures = 0
+        print(f"{'family':<9}{'check':<12}{'rows':<6}{'theirs':>14}{'ours':>14}{'difference':>12}")
+
+    def compare(self, family, check, rows, theirs, ours):
+        difference = abs(theirs - ours)
+        wrong = not difference <= TOLERANCE  # not `>`: NaN is wrong too
+        self.failures += wrong
+        print(f"{family:<9}{check:<12}{rows:<6}{theirs:>14.8f}{ours:>14.8f}{difference:>12.1e}{'  WRONG' * wrong}",
+              flush=True)
+
+    def note(self, family, check, text, wrong=False):
+        self.failures += wrong
+        print(f"{family:<9}{check:<12}{text}{'  WRONG' * wrong}", flush=True)
+
+
+class Family:
+    """A golden family, with its training rows as whole and single-row files."""
+
+    def __init__(self, directory, work):
+        self.name = directory.name
+        self.directory = directory
+        self.work = work
+        lines = (directory / "rows.jsonl").read_text().splitlines()
+        self.files = {"all": (directory / "rows.jsonl", [json.loads(line) for line in lines])}
+        for row in SINGLE_ROWS:
+            path = work / f"row-{row}.jsonl"
+            path.write_text(lines[row] + "\n")
+            self.files[str(row)] = (path, [json.loads(lines[row])])
+
+
+def run_finetune(binary, *arguments):
+    command = [str(binary), *map(str, arguments)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise Failure(f"{' '.join(command)}: no end after {DEADLINE_SECONDS} s") from None
+    if done.returncode != 0:
+        raise Failure(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def our_loss(binary, model, rows, adapter=None):
+    """The mean token loss by `finetune eval`; also checks that it counts the tokens that we count."""
+    path, parsed = rows
+    arguments = ["eval", model, "--data", path, "--json"]
+    if adapter is not None:
+        arguments += ["--adapter", adapter]
+    output = run_finetune(binary, *arguments)
+    try:
+        answer = json.loads(output)
+        loss, tokens = float(answer["loss"]), int(answer["tokens"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Failure(f"finetune eval --json is not {{\"loss\", \"tokens\"}} ({error!r}): {output!r}") from None
+    expected = sum(label != IGNORED for row in parsed for label in row["labels"][1:])
+    if tokens != expected:
+        raise Failure(f"finetune eval counts {tokens} trained tokens in {path.name}, not {expected}")
+    return loss
+
+
+def write_recipe(family):
+    """The golden adapter's LoRA settings; everything else as plain as it can be. JSON's strings are TOML's too."""
+    lora = json.loads((family.directory / "adapter" / "adapter_config.json").read_text())
+    recipe = family.work / "recipe.toml"
+    recipe.write_text(f"""\
+output_dir = {json.dumps(str(family.work / "run"))}
+seed = 7
+
+[model]
+path = {json.dumps(str(family.directory))}
+device = "cpu"
+dtype = "f32"
+
+[lora]
+rank = {lora["r"]}
+alpha = {lora["lora_alpha"]}
+target_modules = {json.dumps(lora["target_modules"])}
+use_rslora = {json.dumps(lora["use_rslora"])}
+
+[data]
+train = {json.dumps(str(family.directory / "rows.jsonl"))}
+format = "tokens"
+max_seq_len = 64
+shuffle = false
+
+[train]
+max_steps = {STEPS}
+global_batch_size = 4
+micro_batch_size = 2
+
+[optimizer]
+learning_rate = 1e-2
+
+[schedule]
+name = "constant"
+""")
+    return recipe
+
+
+def load_model(directory):
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
+    )
+    wrong = {key: value for key, value in loading.items() if value}
+    if wrong:
+        raise Failure(f"transformers loads {directory} with {wrong}")
+    return model.eval()
+
+
+def load_with_peft(family, adapter):
+    """PEFT's model; PEFT only warns of names that it does not know, so names and values are compared here."""
+    model = PeftModel.from_pretrained(load_model(family.directory), str(adapter)).eval()
+    loaded = get_peft_model_state_dict(model)
+    written = load_file(adapter / "adapter_model.safetensors")
+    if loaded.keys() != written.keys():
+        raise Failure(f"parameter names differ: PEFT wants also {sorted(loaded.keys() - written.keys())}, "
+                      f"does not know {sorted(written.keys() - loaded.keys())}")
+    for name, tensor in written.items():
+        if tensor.dtype != torch.float32:
+            raise Failure(f"{name} is {tensor.dtype}; an adapter is kept in f32")
+        if not torch.equal(loaded[name], tensor):
+            raise Failure(f"{name} changed in loading")
+    if not any(tensor.abs().max() > 0 for name, tensor in written.items() if "lora_B" in name):
+        raise Failure("every B is zero: nothing was trained")
+    return model
+
+
+def check_family(binary, family, report, mlx):
+    golden = json.loads((family.directory / "golden.json").read_text())
+    rows = family.files["all"]
+    ours = our_loss(binary, family.directory, rows, family.directory / "adapter")
+    report.compare(family.name, "golden", "all", golden["rows_jsonl"]["adapter_loss"], ours)
+    report.compare(family.name, "base", "all", golden["rows_jsonl"]["base_loss"],
+                   our_loss(binary, family.directory, rows))
+
+    run_finetune(binary, "run", write_recipe(family))
+    run = family.work / "run"
+    peft_losses = {}
+    for check, adapter in (("adapter", run / "adapter"), ("checkpoint", run / f"checkpoints/step-{STEPS:06}")):
+        model = load_with_peft(family, adapter)
+        for name, file in family.files.items():
+            peft_losses[name] = mean_loss(model, file[1])
+            report.compare(family.name, check, name, peft_losses[name],
+                           our_loss(binary, family.directory, file, adapter))
+
+    merged = family.work / "merged"
+    run_finetune(binary, "export", run, "--format", "merged", "--output", merged)
+    model = load_model(merged)
+    for name, (_, parsed) in family.files.items():
+        # Both columns are theirs here: PEFT with our adapter, and transformers with our merge of it.
+        report.compare(family.name, "merged", name, peft_losses[name], mean_loss(model, parsed))
+    report.compare(family.name, "merged", "ours", peft_losses["all"], our_loss(binary, merged, rows))
+
+    if mlx:
+        exported = family.work / "mlx"
+        run_finetune(binary, "export", run, "--format", "mlx", "--output", exported)
+        for name, (_, parsed) in family.files.items():
+            report.compare(family.name, "mlx", name, peft_losses[name], mlx_loss(family, exported, parsed))
+
+
+def mlx_loss(family, adapter, rows):
+    """Mean token loss by mlx-lm, with the adapter directory that our mlx export wrote."""
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx_lm.tuner.utils import load_adapters
+    from mlx_lm.utils import load_model as load_mlx_model
+
+    mx.set_default_device(mx.cpu)  # the GPU multiplies f32 less exactly than TOLERANCE
+    model, _ = load_mlx_model(family.directory)
+    model = load_adapters(model, str(adapter))
+    model.eval()
+    total, tokens = 0.0, 0
+    for row in rows:
+        logits = model(mx.array([row["input_ids"]]))[0, :-1]
+        targets = row["labels"][1:]
+        losses = nn.losses.cross_entropy(logits, mx.array([max(target, 0) for target in targets])).tolist()
+        trained = [loss for loss, target in zip(losses, targets) if target != IGNORED]
+        total, tokens = total + sum(trained), tokens + len(trained)
+    return total / tokens
+
+
+def mlx_is_importable():
+    try:
+        import mlx_lm  # noqa: F401
+    except ImportError as error:
+        print(f"\n*** SKIPPED: the mlx checks, because mlx-lm cannot be imported ({error}) ***\n", flush=True)
+        return False
+    return True
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--finetune", type=Path, required=True, metavar="BIN", help="the binary to check")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep runs and exports here; default: a temporary one")
+    parser.add_argument("--mlx", action="store_true", help="also check the mlx export")
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    binary = arguments.finetune.resolve()
+    goldens = Path(__file__).resolve().parent.parent / "tests" / "goldens" / "models"
+    directories = sorted(path.parent for path in goldens.glob("*/golden.json"))
+    if not directories:
+        sys.exit(f"no goldens under {goldens}")
+    mlx = arguments.mlx and mlx_is_importable()
+
+    with tempfile.TemporaryDirectory() as temporary:
+        # A directory of its own in --work too: output directories of an earlier check would be in the way.
+        if arguments.work:
+            arguments.work.mkdir(parents=True, exist_ok=True)
+            root = Path(tempfile.mkdtemp(prefix="interchange-", dir=arguments.work)).resolve()
+        else:
+            root = Path(temporary).resolve()
+        report = Report()
+        for directory in directories:
+            work = root / directory.name
+            work.mkdir()
+            try:
+                check_family(binary, Family(directory, work), report, mlx)
+            except Exception as error:  # whatever a library throws at our files is a failed check, not the end
+                words = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+                report.note(directory.name, "failed", words, wrong=True)
+    if report.failures:
+        sys.exit(f"{report.failures} checks failed")
+    print(f"every difference is within {TOLERANCE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,593 @@
+#!/usr/bin/env python3
+"""Writes the goldens of the decoder families: tiny random models, and what transformers and PEFT make of them.
+
+Per family, under OUTPUT/<family>/:
+
+    config.json, generation_config.json, model.safetensors    the base model, as transformers saves it, in f32
+    config.hub.json         (some families) the same config as most models on the hub spell it
+    adapter/                a LoRA adapter with A and B both non-zero, as PEFT saves it
+    golden.safetensors      one right-padded micro-batch and its answers:
+        input_ids, attention_mask, labels   [row, position], labels unshifted, -100 outside the loss
+        logits.<row>                        [length, vocabulary] with the adapter; real tokens only
+        base_logits.<row>                   the same without it
+        merged_logits.<row>                 the same after merge_and_unload
+        grad.<PEFT file name>               gradient of (sum of token losses / trained tokens)
+    golden.json             losses, versions, inverse rope frequencies, and how far f32 is from f64
+    rows.jsonl              12 rows of tokens, the training data of curves.json
+    curves.json             loss, gradient norm and learning rate of each step of a few short runs
+    final_clip_cosine.safetensors   the adapter after the last step of that run
+
+and OUTPUT/rope.json: inverse frequencies of published configs, for the branches that tiny heads do not reach.
+
+The f64 figures are the yardstick for tolerances: an f32 implementation that differs from this one by about
+as much as this one differs from f64 is as right as this one. transformers computes norms and rope in f32 even
+in an f64 model, so `in_float64` replaces these two; without it the yardstick would read too short.
+
+Same versions (requirements.txt) and same kind of CPU: same bytes. Another CPU may round differently.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here comes from the hub; a lookup would be a mistake
+
+import peft
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+IGNORED = -100
+VOCABULARY = 96
+PADDING_ID = 0  # an ordinary token of these models: only the mask and the labels may tell padding apart
+MICRO_BATCH_LENGTHS = (17, 23, 9)
+# Uneven on purpose: with equal numbers of trained tokens, a mean of means would pass for the mean.
+ROW_LENGTHS = (12, 25, 7, 18, 21, 9, 30, 14, 6, 22, 16, 11)
+GLOBAL_BATCH_SIZE = 4
+MICRO_BATCH_SIZE = 2
+STEPS = 20
+FULL_STEPS = 10
+
+SIZES = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    intermediate_size=80,
+    num_attention_heads=4,
+    max_position_embeddings=64,
+    initializer_range=0.2,  # ten times the usual: logits that differ between tokens
+    bos_token_id=1,
+    eos_token_id=2,
+)
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+FAMILIES = {
+    "llama3": dict(
+        seed=1,
+        config=lambda: LlamaConfig(
+            **SIZES, num_hidden_layers=2, num_key_value_heads=2, rms_norm_eps=1e-5,
+            rope_parameters=dict(LLAMA3_ROPE), tie_word_embeddings=False,
+        ),
+        lora=dict(target_modules="all-linear"),
+        hub_config=True,
+    ),
+    "llama": dict(
+        # Chosen: with rsLoRA's scale of 4, some seeds make curves that magnify rounding ten-thousandfold.
+        seed=22,
+        config=lambda: LlamaConfig(
+            **SIZES, num_hidden_layers=3, num_key_value_heads=4, rms_norm_eps=1e-6,
+            rope_parameters=dict(PLAIN_ROPE), tie_word_embeddings=True,
+        ),
+        lora=dict(target_modules="all-linear", use_rslora=True),
+        full=True,
+    ),
+    "qwen2": dict(
+        seed=3,
+        config=lambda: Qwen2Config(
+            **SIZES, num_hidden_layers=2, num_key_value_heads=2, rms_norm_eps=1e-6,
+            rope_parameters=dict(PLAIN_ROPE, rope_theta=1000000.0), tie_word_embeddings=True,
+        ),
+        lora=dict(target_modules=["q_proj", "v_proj"]),
+        hub_config=True,
+        full=True,
+    ),
+    "qwen3": dict(
+        seed=4,
+        # 4 heads of 16 are 64 wide: o_proj is not square, and hidden_size / heads is the wrong head size.
+        config=lambda: Qwen3Config(
+            **SIZES, num_hidden_layers=2, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-6,
+            rope_parameters=dict(PLAIN_ROPE, rope_theta=1000000.0), tie_word_embeddings=False,
+        ),
+        lora=dict(target_modules="all-linear"),
+    ),
+    "mistral": dict(
+        seed=5,
+        config=lambda: MistralConfig(
+            **SIZES, num_hidden_layers=2, num_key_value_heads=2, rms_norm_eps=1e-5, sliding_window=5,
+            rope_parameters=dict(PLAIN_ROPE), tie_word_embeddings=False,
+        ),
+        lora=dict(target_modules=r".*\.(1)\.mlp\.(gate|up|down)_proj"),
+    ),
+}
+
+VARIANTS = {
+    "constant": dict(learning_rate=1e-2, weight_decay=0.01, max_grad_norm=0.0, schedule="constant",
+                     warmup_steps=0, min_lr_ratio=0.0, steps=STEPS),
+    "clip_cosine": dict(learning_rate=1e-2, weight_decay=0.01, max_grad_norm=0.1, schedule="cosine",
+                        warmup_steps=4, min_lr_ratio=0.1, steps=STEPS),
+    "linear": dict(learning_rate=1e-2, weight_decay=0.01, max_grad_norm=0.0, schedule="linear",
+                   warmup_steps=5, min_lr_ratio=0.0, steps=STEPS),
+}
+FULL_VARIANT = dict(learning_rate=1e-3, weight_decay=0.01, max_grad_norm=0.0, schedule="constant",
+                    warmup_steps=0, min_lr_ratio=0.0, steps=FULL_STEPS)
+
+
+# --- models ---------------------------------------------------------------------------------------------------
+
+
+def save_base_model(specification, directory):
+    """A random model in which every weight matters: norms around one but not one, biases not zero."""
+    torch.manual_seed(specification["seed"])
+    config = specification["config"]()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith(".bias"):
+                parameter.normal_(0.0, 0.3)
+    model.save_pretrained(directory)
+
+
+def save_adapter(specification, directory):
+    """PEFT starts B at zero, where a wrong A or scale would not show; so both are random here."""
+    base = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    base.name_or_path = ""  # else the adapter would name a path of this machine
+    base.config._name_or_path = ""
+    config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM", **specification["lora"])
+    model = get_peft_model(base, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name:
+                parameter.normal_(0.0, 0.2)
+            elif "lora_B" in name:
+                parameter.normal_(0.0, 0.1)
+    model.save_pretrained(directory / "adapter")
+    (directory / "adapter" / "README.md").unlink(missing_ok=True)  # a model card to fill in; says nothing here
+    # PEFT holds target_modules in a set, whose order Python draws anew in each process.
+    path = directory / "adapter" / "adapter_config.json"
+    saved = json.loads(path.read_text())
+    if isinstance(saved["target_modules"], list):
+        saved["target_modules"].sort()
+    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
+
+
+def load_base(directory, float64=False):
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
+    return in_float64(model) if float64 else model
+
+
+def load_with_adapter(directory, float64=False):
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
+    model = PeftModel.from_pretrained(model, str(directory / "adapter"), is_trainable=True)
+    return in_float64(model) if float64 else model
+
+
+def in_float64(model):
+    """The model with the same weights and every operation in f64, norms and rope included."""
+    model = model.double()
+    for module in model.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.forward = rms_norm_float64.__get__(module)
+        elif hasattr(module, "inv_freq"):
+            module.inverse_frequencies = inverse_frequencies_float64(module.config)
+            module.forward = rope_float64.__get__(module)
+    return model
+
+
+def rms_norm_float64(self, hidden):
+    assert hidden.dtype == torch.float64
+    return self.weight * (hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+
+def rope_float64(self, hidden, position_ids):
+    assert hidden.dtype == torch.float64
+    angles = position_ids[..., None].double() * self.inverse_frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def inverse_frequencies_float64(config):
+    """Written from the formulas (RoFormer; Llama 3.1's smoothing), so that it also checks transformers' own."""
+    rope = config.rope_parameters
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    frequencies = []
+    for dimension in range(0, head_size, 2):
+        frequency = rope["rope_theta"] ** (-dimension / head_size)
+        if rope["rope_type"] == "llama3":
+            wavelength = 2 * math.pi / frequency
+            original = rope["original_max_position_embeddings"]
+            low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+            if wavelength > original / low:
+                frequency /= rope["factor"]
+            elif wavelength >= original / high:
+                smooth = (original / wavelength - low) / (high - low)
+                frequency = (1 - smooth) * frequency / rope["factor"] + smooth * frequency
+        frequencies.append(frequency)
+    return torch.tensor(frequencies, dtype=torch.float64)
+
+
+def write_hub_config(directory):
+    """The spelling of the hub's Llama 3 and Qwen2 files, from before transformers 5 (and 4.45's head_dim)."""
+    config = json.loads((directory / "config.json").read_text())
+    rope = dict(config.pop("rope_parameters"))
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
+    config["torch_dtype"] = config.pop("dtype")
+    config["transformers_version"] = "4.43.0"
+    for key in ("head_dim", "layer_types", "pad_token_id"):
+        config.pop(key, None)
+    if config["model_type"] == "qwen2":
+        # Qwen2 files name a window and switch it off; a reader that looks only at the number goes wrong.
+        config.update(sliding_window=5, use_sliding_window=False, max_window_layers=1)
+    (directory / "config.hub.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+# --- rows and losses ------------------------------------------------------------------------------------------
+
+
+def random_row(length, generator):
+    """Tokens and unshifted labels: a prompt outside the loss, and in longer rows a second gap."""
+    input_ids = torch.randint(0, VOCABULARY, (length,), generator=generator).tolist()
+    labels = list(input_ids)
+    prompt = int(torch.randint(2, max(3, length // 2), (1,), generator=generator))
+    labels[:prompt] = [IGNORED] * prompt
+    if length > 15:
+        gap = prompt + 2
+        labels[gap:gap + 3] = [IGNORED] * 3
+    return {"input_ids": input_ids, "labels": labels}
+
+
+def pad(rows):
+    """Rows as [row, position] tensors, padded on the right."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    missing = [longest - len(row["input_ids"]) for row in rows]
+    return {
+        "input_ids": torch.tensor([row["input_ids"] + [PADDING_ID] * n for row, n in zip(rows, missing)]),
+        "attention_mask": torch.tensor([[1] * len(row["input_ids"]) + [0] * n for row, n in zip(rows, missing)]),
+        "labels": torch.tensor([row["labels"] + [IGNORED] * n for row, n in zip(rows, missing)]),
+    }
+
+
+def forward(model, batch):
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+
+
+def token_losses(logits, labels):
+    """Loss of each trained token: logits at a position answer for the label of the next."""
+    targets = labels[:, 1:].flatten()
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), targets, ignore_index=IGNORED, reduction="none"
+    )
+    return losses[targets != IGNORED]
+
+
+def trained_tokens(rows):
+    return sum(label != IGNORED for row in rows for label in row["labels"][1:])
+
+
+def mean_loss(model, rows):
+    """Mean token loss over rows, each row alone."""
+    with torch.no_grad():
+        total = sum(
+            token_losses(forward(model, batch), batch["labels"]).double().sum().item()
+            for batch in (pad([row]) for row in rows)
+        )
+    return total / trained_tokens(rows)
+
+
+def peft_file_name(parameter_name):
+    """PEFT leaves the adapter's name out of its files."""
+    return parameter_name.replace(".default.", ".")
+
+
+def lora_parameters(model):
+    return {peft_file_name(name): p for name, p in model.named_parameters() if p.requires_grad}
+
+
+# --- one micro-batch ------------------------------------------------------------------------------------------
+
+
+def answers_to_micro_batch(directory, batch, float64):
+    model = load_with_adapter(directory, float64)
+    lengths = batch["attention_mask"].sum(dim=1).tolist()
+
+    def per_row(prefix, logits):
+        return {f"{prefix}.{i}": logits[i, :n].detach().clone() for i, n in enumerate(lengths)}
+
+    logits = forward(model, batch)
+    losses = token_losses(logits, batch["labels"])
+    (losses.sum() / losses.numel()).backward()
+    tensors = per_row("logits", logits)
+    for name, parameter in lora_parameters(model).items():
+        tensors[f"grad.{name}"] = parameter.grad.clone()
+    with torch.no_grad():
+        with model.disable_adapter():
+            base_logits = forward(model, batch)
+        base_losses = token_losses(base_logits, batch["labels"])
+        tensors |= per_row("base_logits", base_logits)
+        tensors |= per_row("merged_logits", forward(model.merge_and_unload(), batch))
+    scalars = {
+        "trained_tokens": losses.numel(),
+        "loss_sum": losses.double().sum().item(),  # token losses in the model's own type, summed in f64
+        "loss_sum_f32": losses.float().sum().item(),
+        "base_loss_sum": base_losses.double().sum().item(),
+    }
+    return tensors, scalars
+
+
+def largest_difference(prefix, tensors, reference):
+    return max((t.double() - reference[k]).abs().max().item() for k, t in tensors.items() if k.startswith(prefix))
+
+
+def relative_norm(pairs):
+    pairs = [(a.double(), b) for a, b in pairs]
+    difference = math.sqrt(sum((a - b).pow(2).sum().item() for a, b in pairs))
+    return difference / math.sqrt(sum(b.pow(2).sum().item() for _, b in pairs))
+
+
+def write_golden(family, directory, micro_batch_rows, rows):
+    batch = pad(micro_batch_rows)
+    tensors, scalars = answers_to_micro_batch(directory, batch, float64=False)
+    exact, exact_scalars = answers_to_micro_batch(directory, batch, float64=True)
+    gradients = [(t, exact[k]) for k, t in tensors.items() if k.startswith("grad.")]
+
+    assert all(a.abs().max() > 0 for a, _ in gradients), "a gradient is zero: the golden would not test it"
+    effect = largest_difference("logits.", tensors,
+                                {k: tensors[f"base_{k}"].double() for k in tensors if k.startswith("logits.")})
+    assert effect > 0.1, "the adapter hardly changes the logits"
+
+    model = load_with_adapter(directory)
+    with model.disable_adapter():
+        rows_loss_base = mean_loss(model, rows)
+    rotary = next(m for m in model.modules() if hasattr(m, "inv_freq"))
+    exact_frequencies = inverse_frequencies_float64(rotary.config)
+    assert torch.allclose(rotary.inv_freq.double(), exact_frequencies, rtol=1e-6, atol=0)
+
+    golden = {
+        "family": family,
+        "versions": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__,
+                     "peft": peft.__version__},
+        "rows": micro_batch_rows,
+        "micro_batch": scalars,
+        "rows_jsonl": {  # mean token loss over rows.jsonl
+            "trained_tokens": trained_tokens(rows),
+            "base_loss": rows_loss_base,
+            "adapter_loss": mean_loss(model, rows),
+            "adapter_loss_f64": mean_loss(load_with_adapter(directory, float64=True), rows),
+        },
+        "inverse_frequencies": rotary.inv_freq.tolist(),
+        "noise": {  # this f32 run against the same in f64
+            "logits_max_abs": largest_difference("logits.", tensors, exact),
+            "base_logits_max_abs": largest_difference("base_logits.", tensors, exact),
+            "merged_logits_max_abs": largest_difference("merged_logits.", tensors, exact),
+            "logits_largest": max(t.abs().max().item() for k, t in tensors.items() if k.startswith("logits.")),
+            "loss_sum_relative": abs(scalars["loss_sum"] / exact_scalars["loss_sum"] - 1),
+            "gradients_relative_norm": relative_norm(gradients),
+            "gradients_worst_relative_norm": max(relative_norm([pair]) for pair in gradients),
+        },
+        "adapter_changes_logits_by": effect,
+    }
+    save_file({**batch, **{k: t.contiguous() for k, t in tensors.items()}}, directory / "golden.safetensors")
+    write_json(directory / "golden.json", golden)
+    return golden
+
+
+# --- training curves ------------------------------------------------------------------------------------------
+
+
+def learning_rate_factor(step, variant):
+    """transformers' get_linear_ and get_cosine_schedule_with_warmup, with a floor; `step` counts from 0.
+
+    So the first step of a run with warm-up has learning rate 0, and the last is still above the floor.
+    """
+    warmup, total, floor = variant["warmup_steps"], variant["steps"], variant["min_lr_ratio"]
+    if step < warmup:
+        return step / max(1, warmup)
+    if variant["schedule"] == "constant":
+        return 1.0
+    progress = (step - warmup) / max(1, total - warmup)
+    shape = 0.5 * (1 + math.cos(math.pi * progress)) if variant["schedule"] == "cosine" else 1 - progress
+    return floor + (1 - floor) * shape
+
+
+def train(model, parameters, rows, variant):
+    """The plainest training loop there is; returns what each step reports."""
+    model.train()
+    optimizer = torch.optim.AdamW(parameters, lr=variant["learning_rate"], betas=(0.9, 0.999), eps=1e-8,
+                                  weight_decay=variant["weight_decay"])
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, variant))
+    reports = []
+    for step in range(variant["steps"]):
+        first = step * GLOBAL_BATCH_SIZE % len(rows)
+        step_rows = rows[first:first + GLOBAL_BATCH_SIZE]
+        tokens = trained_tokens(step_rows)
+        loss_sum = 0.0
+        for start in range(0, GLOBAL_BATCH_SIZE, MICRO_BATCH_SIZE):
+            batch = pad(step_rows[start:start + MICRO_BATCH_SIZE])
+            losses = token_losses(forward(model, batch), batch["labels"])
+            (losses.sum() / tokens).backward()  # all tokens of the step, not of the micro-batch
+            loss_sum += losses.detach().double().sum().item()
+        # Returns the norm before clipping, and scales by max / (norm + 1e-6) where that is below 1.
+        gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, variant["max_grad_norm"] or math.inf)
+        reports.append({"step": step + 1, "loss": loss_sum / tokens, "grad_norm": gradient_norm.item(),
+                        "learning_rate": scheduler.get_last_lr()[0], "trained_tokens": tokens})
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    return reports
+
+
+def curve(variant, reports, exact_reports):
+    def noise(key):
+        return max(abs(a[key] / b[key] - 1) for a, b in zip(reports, exact_reports))
+
+    return {**variant, "noise": {"loss_relative": noise("loss"), "grad_norm_relative": noise("grad_norm")},
+            "curve": reports}
+
+
+def write_curves(directory, rows, full):
+    curves = {}
+    for name, variant in VARIANTS.items():
+        results = []
+        for float64 in (False, True):
+            model = load_with_adapter(directory, float64)
+            parameters = lora_parameters(model)
+            results.append((train(model, list(parameters.values()), rows, variant), parameters))
+        (reports, final), (exact_reports, exact_final) = results
+        curves[name] = curve(variant, reports, exact_reports)
+        curves[name]["noise"]["final_relative_norm"] = relative_norm(
+            [(final[k].detach(), exact_final[k].detach()) for k in final])
+        if name == "clip_cosine":
+            save_file({k: p.detach().contiguous() for k, p in final.items()}, directory / f"final_{name}.safetensors")
+    if full:
+        results, first_norms = [], {}
+        for float64 in (False, True):
+            model = load_base(directory, float64)
+            if not float64:
+                first_norms = first_gradient_norms(copy.deepcopy(model), rows)
+            results.append(train(model, list(model.parameters()), rows, FULL_VARIANT))
+        curves["full"] = curve(FULL_VARIANT, *results)
+        curves["full"]["first_gradient_norms"] = first_norms
+    document = {
+        "global_batch_size": GLOBAL_BATCH_SIZE, "micro_batch_size": MICRO_BATCH_SIZE,
+        "optimizer": {"name": "adamw", "betas": [0.9, 0.999], "eps": 1e-8},
+        "variants": curves,
+    }
+    write_json(directory / "curves.json", document)
+    return document
+
+
+def first_gradient_norms(model, rows):
+    """Gradient norm of each parameter in step 1: says which one is wrong when the total is."""
+    step_rows = rows[:GLOBAL_BATCH_SIZE]
+    batch = pad(step_rows)
+    (token_losses(forward(model, batch), batch["labels"]).sum() / trained_tokens(step_rows)).backward()
+    return {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
+
+
+# --- checks and files -----------------------------------------------------------------------------------------
+
+
+def check_sliding_window(directory, batch):
+    """A golden of a window that is not applied would be worse than none."""
+    windowed, unlimited = load_base(directory), load_base(directory)
+    window = unlimited.config.sliding_window
+    unlimited.config.sliding_window = None
+    eager = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        narrow, wide, other = forward(windowed, batch)[1], forward(unlimited, batch)[1], forward(eager, batch)[1]
+    # The window counts the token itself: position `window` is the first to lose sight of position 0.
+    assert (narrow - wide)[:window].abs().max() < 1e-4, "the window bites too early"
+    assert (narrow - wide)[window].abs().max() > 1e-3, "the window is not applied"
+    assert (narrow - other).abs().max() < 1e-4, "sdpa and eager disagree"
+
+
+def check_hub_config(directory, batch):
+    with tempfile.TemporaryDirectory() as temporary:
+        shutil.copy(directory / "config.hub.json", Path(temporary) / "config.json")
+        shutil.copy(directory / "model.safetensors", temporary)
+        with torch.no_grad():
+            same = torch.equal(forward(load_base(Path(temporary)), batch), forward(load_base(directory), batch))
+    assert same, "config.hub.json does not mean the same model"
+
+
+def published_rope():
+    """Inverse frequencies of the real Llama 3 configs, whose heads reach all three branches of the smoothing."""
+    published = {
+        "Llama-3.1-8B": (128, 500000.0, 8.0),
+        "Llama-3.2-1B": (64, 500000.0, 32.0),
+    }
+    tables = {}
+    for name, (head_size, theta, factor) in published.items():
+        rope = dict(LLAMA3_ROPE, rope_theta=theta, factor=factor, original_max_position_embeddings=8192)
+        config = LlamaConfig(hidden_size=head_size, num_attention_heads=1, head_dim=head_size,
+                             max_position_embeddings=131072, rope_parameters=dict(rope))
+        frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+        assert torch.allclose(frequencies.double(), inverse_frequencies_float64(config), rtol=1e-6, atol=0)
+        tables[name] = {"head_dim": head_size, "rope_parameters": rope, "inverse_frequencies": frequencies.tolist()}
+    return tables
+
+
+def write_json(path, value):
+    text = json.dumps(value, indent=2)
+    # Lists of numbers and the flat objects of a curve on one line each, for diffs that a person can read.
+    text = re.sub(r"\[[^\[\]{}\"]*\]", lambda match: "[" + " ".join(match[0][1:-1].split()) + "]", text)
+    text = re.sub(r"\{\s*\"step\"[^{}]*\}", lambda match: " ".join(match[0].split()), text)
+    path.write_text(text + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = Path(__file__).resolve().parent.parent / "tests" / "goldens" / "models"
+    parser.add_argument("--output", type=Path, default=default, help="default: tests/goldens/models")
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+    for family, specification in FAMILIES.items():
+        directory = arguments.output / family
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        generator = torch.Generator().manual_seed(1000 + specification["seed"])
+        micro_batch_rows = [random_row(length, generator) for length in MICRO_BATCH_LENGTHS]
+        rows = [random_row(length, generator) for length in ROW_LENGTHS]
+        (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+        save_base_model(specification, directory)
+        save_adapter(specification, directory)
+        batch = pad(micro_batch_rows)
+        if specification.get("hub_config"):
+            write_hub_config(directory)
+            check_hub_config(directory, batch)
+        if family == "mistral":
+            check_sliding_window(directory, batch)
+        golden = write_golden(family, directory, micro_batch_rows, rows)
+        curves = write_curves(directory, rows, specification.get("full", False))
+
+        noise = golden["noise"]
+        print(f"{family}: logits {noise['logits_max_abs']:.1e} (of {noise['logits_largest']:.1f}), "
+              f"gradients {noise['gradients_relative_norm']:.1e} (worst {noise['gradients_worst_relative_norm']:.1e})")
+        for name, variant in curves["variants"].items():
+            first, last = variant["curve"][0]["loss"], variant["curve"][-1]["loss"]
+            figures = ", ".join(f"{key} {value:.1e}" for key, value in variant["noise"].items())
+            print(f"  {name}: loss {first:.4f} -> {last:.4f}; noise: {figures}")
+    write_json(arguments.output / "rope.json", published_rope())
+    size = sum(path.stat().st_size for path in arguments.output.rglob("*") if path.is_file())
+    print(f"{size / 1e6:.2f} MB in {arguments.output}")
+    if size > 3_000_000:
+        sys.exit("the goldens are larger than 3 MB")
+
+
+if __name__ == "__main__":
+    main()
