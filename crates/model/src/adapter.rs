@@ -152,7 +152,25 @@ impl Settings {
             Some(Value::String(text)) => text != "none",
             Some(_) => true,
         };
-        for key in ["use_dora", "fan_in_fan_out", "bias", "modules_to_save", "lora_bias"] {
+        // Settings under which the tensors would mean something else than plain LoRA branches.
+        const OTHER_ARITHMETIC: [&str; 15] = [
+            "use_dora",
+            "fan_in_fan_out",
+            "bias",
+            "modules_to_save",
+            "lora_bias",
+            "layer_replication",
+            "megatron_config",
+            "use_qalora",
+            "use_bdlora",
+            "kasa_config",
+            "velora_config",
+            "monteclora_config",
+            "alora_invocation_tokens",
+            "arrow_config",
+            "trainable_token_indices",
+        ];
+        for key in OTHER_ARITHMETIC {
             if is_set(key) {
                 return Err(ModelError::Setting { path, key, value: config[key].to_string() });
             }

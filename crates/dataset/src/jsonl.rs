@@ -1,0 +1,153 @@
+//! Lines of a JSONL file, each with its number, and what a line that is no JSON object is told.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+/// Bytes of a line. A row of a million tokens has some four million.
+pub(crate) const LONGEST_LINE: usize = 16 << 20;
+
+/// Lines handed out at a time: enough to keep all cores busy, few enough to keep memory flat.
+const BLOCK_LINES: usize = 4096;
+const BLOCK_BYTES: usize = 64 << 20;
+
+/// What is wrong with a row, before it is known where the row came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RowProblem {
+    /// From 1, in bytes.
+    pub(crate) column: Option<usize>,
+    pub(crate) reason: String,
+    pub(crate) expected: Option<String>,
+}
+
+impl RowProblem {
+    pub(crate) fn new(reason: impl Into<String>) -> Self {
+        Self { column: None, reason: reason.into(), expected: None }
+    }
+
+    pub(crate) fn at(mut self, column: usize) -> Self {
+        self.column = Some(column);
+        self
+    }
+
+    pub(crate) fn expected(mut self, expected: impl Into<String>) -> Self {
+        self.expected = Some(expected.into());
+        self
+    }
+}
+
+pub(crate) struct Line {
+    /// From 1.
+    pub(crate) number: u32,
+    /// Without its line break. Cut just behind `LONGEST_LINE` if it is longer.
+    pub(crate) bytes: Vec<u8>,
+}
+
+pub(crate) struct Lines {
+    reader: BufReader<File>,
+    number: u32,
+}
+
+impl Lines {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self { reader: BufReader::with_capacity(1 << 20, File::open(path)?), number: 0 })
+    }
+
+    /// The next lines that are not blank; none at the end of the file.
+    pub(crate) fn block(&mut self) -> io::Result<Vec<Line>> {
+        let (mut lines, mut size) = (Vec::new(), 0);
+        while lines.len() < BLOCK_LINES && size < BLOCK_BYTES {
+            let Some(bytes) = self.line()? else { break };
+            if !bytes.iter().all(u8::is_ascii_whitespace) {
+                size += bytes.len();
+                lines.push(Line { number: self.number, bytes });
+            }
+        }
+        Ok(lines)
+    }
+
+    fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let mut line = Vec::new();
+        let mut started = false;
+        loop {
+            let available = self.reader.fill_buf()?;
+            if available.is_empty() {
+                if !started {
+                    return Ok(None);
+                }
+                break;
+            }
+            started = true;
+            let end = available.iter().position(|byte| *byte == b'\n');
+            let part = &available[..end.unwrap_or(available.len())];
+            // One byte over the limit is kept, to tell that the limit was passed.
+            let room = (LONGEST_LINE + 1).saturating_sub(line.len());
+            line.extend_from_slice(&part[..part.len().min(room)]);
+            let used = part.len() + usize::from(end.is_some());
+            self.reader.consume(used);
+            if end.is_some() {
+                break;
+            }
+        }
+        self.number = self.number.saturating_add(1);
+        if line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        if self.number == 1 && line.starts_with(b"\xEF\xBB\xBF") {
+            line.drain(..3);
+        }
+        Ok(Some(line))
+    }
+}
+
+/// The JSON object on a line.
+pub(crate) fn object(bytes: &[u8]) -> Result<Map<String, Value>, RowProblem> {
+    if bytes.len() > LONGEST_LINE {
+        return Err(RowProblem::new(format!("the line is longer than {} MiB", LONGEST_LINE >> 20)));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let place = error.valid_up_to();
+        let what = match bytes {
+            [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => "the file is UTF-16".to_owned(),
+            _ => format!("invalid UTF-8 at byte {place} of the line"),
+        };
+        RowProblem::new(what).at(place + 1).expected("UTF-8 text")
+    })?;
+    if let Some(place) = text.find('\0') {
+        return Err(RowProblem::new(format!("a NUL character at byte {place} of the line")).at(place + 1));
+    }
+    // serde_json stops at 128 levels of nesting by itself.
+    match serde_json::from_str(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(other) => Err(RowProblem::new(format!("the line is {}", kind(&other))).expected("one JSON object on each line")),
+        Err(error) => {
+            let full = error.to_string();
+            let reason = full.split(" at line ").next().unwrap_or(&full);
+            let array = text.trim_start().starts_with('[');
+            let problem = RowProblem::new(format!("not JSON: {reason}")).at(error.column().max(1));
+            Err(if array { problem.expected("one JSON object on each line, not one array over all") } else { problem })
+        }
+    }
+}
+
+/// A JSON value's type, with its article.
+pub(crate) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// The first bytes of a line, for a person to recognize it by.
+pub(crate) fn beginning(bytes: &[u8]) -> String {
+    const SHOWN: usize = 80;
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * SHOWN)]);
+    let shown: String = text.chars().take(SHOWN).map(|it| if it.is_control() { '\u{FFFD}' } else { it }).collect();
+    if text.chars().count() > SHOWN || bytes.len() > 4 * SHOWN { shown + "…" } else { shown }
+}

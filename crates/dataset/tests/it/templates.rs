@@ -1,0 +1,131 @@
+//! Chat templates against transformers: goldens of our own templates, and the published ones where they are at hand.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::made_up::Model;
+
+/// Renders every case of a golden; says where the text, the blocks or an error differ from transformers'.
+fn differences(golden: &Value) -> Vec<String> {
+    let name = golden["name"].as_str().expect("a name");
+    let model = Model::with_tokens(golden["template"].as_str(), golden["special_tokens"].clone());
+    let tokenizer = match finetune_dataset::ChatTokenizer::load(model.path(), None) {
+        Ok(tokenizer) => tokenizer,
+        Err(error) => return vec![format!("{name}: {error}")],
+    };
+    let mut found = Vec::new();
+    for case in golden["cases"].as_array().expect("cases") {
+        let conversation = case["conversation"].as_str().expect("a conversation's name");
+        let prompt = case["add_generation_prompt"].as_bool().expect("a flag");
+        let tools = Some(&golden["tools"]).filter(|_| case["tools"] == json!(true));
+        let messages = golden["conversations"][conversation].as_array().expect("messages");
+        let place = format!("{name}, {conversation:?}, tools {}, prompt {prompt}", tools.is_some());
+        match (tokenizer.render(messages, tools, prompt), case["text"].as_str()) {
+            (Ok(ours), Some(theirs)) if ours.text != theirs => {
+                found.push(format!("{place}:\n  ours   {:?}\n  theirs {theirs:?}", ours.text));
+            }
+            (Ok(ours), Some(_)) => {
+                let spans: Vec<[usize; 2]> = ours.generation_spans.iter().map(|span| [span.start, span.end]).collect();
+                if json!(spans) != case["generation_spans"] {
+                    found.push(format!("{place}: blocks {spans:?}, theirs {}", case["generation_spans"]));
+                }
+            }
+            (Ok(ours), None) => {
+                found.push(format!("{place}: ours {:?}, theirs the error {}", ours.text, case["error"]));
+            }
+            (Err(error), Some(theirs)) => found.push(format!("{place}: {error}\n  theirs {theirs:?}")),
+            (Err(error), None) => {
+                // What a template raises on purpose has to be told word for word.
+                let theirs = case["error"].as_str().unwrap_or_default();
+                if let Some(raised) = theirs.strip_prefix("TemplateError: ")
+                    && !error.to_string().contains(raised)
+                {
+                    found.push(format!("{place}: raised {error}, theirs {raised}"));
+                }
+            }
+        }
+    }
+    found
+}
+
+fn workspace() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+#[test]
+fn goldens() {
+    let directory = workspace().join("tests/goldens/templates");
+    let mut found = Vec::new();
+    let mut goldens = 0;
+    for entry in std::fs::read_dir(&directory).expect("tests/goldens/templates") {
+        let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("a golden");
+        found.extend(differences(&serde_json::from_str(&text).expect("JSON")));
+        goldens += 1;
+    }
+    assert!(goldens >= 7, "scripts/make_template_goldens.py writes seven");
+    assert!(found.is_empty(), "{} differences\n{}", found.len(), found.join("\n"));
+}
+
+#[test]
+fn published_templates() {
+    let templates = std::env::var_os("CHAT_TEMPLATES").map_or(workspace().join("../shared/chat_templates"), PathBuf::from);
+    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    let pythons = [
+        std::env::var_os("FINETUNE_PYTHON").map(PathBuf::from),
+        Some(home.join(".cache/peers/venv/bin/python")),
+        Some(workspace().join(".venv/bin/python")),
+    ];
+    let python = pythons.into_iter().flatten().find(|python| python.exists());
+    let (Some(python), true) = (python, templates.is_dir()) else {
+        eprintln!("SKIPPED: published_templates needs {} and a Python with transformers (FINETUNE_PYTHON)", templates.display());
+        return;
+    };
+    let script = workspace().join("scripts/check_templates.py");
+    let output = Command::new(&python).arg(script).arg(&templates).output().expect("a started Python");
+    if !output.status.success() {
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains("ModuleNotFoundError"), "scripts/check_templates.py failed:\n{told}");
+        eprintln!("SKIPPED: published_templates: {} has no transformers", python.display());
+        return;
+    }
+    let goldens: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(!goldens.is_empty(), "no templates in {}", templates.display());
+    let cases: usize = goldens.iter().filter_map(|golden| golden["cases"].as_array()).map(Vec::len).sum();
+    let found: Vec<String> = goldens.iter().flat_map(differences).collect();
+    eprintln!("{} templates, {cases} renderings, {} differences", goldens.len(), found.len());
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn a_template_cannot_run_for_ever() {
+    let render = |template: &str| {
+        let model = Model::new(Some(template));
+        model.tokenizer().render(&[json!({"role": "user", "content": "x"})], None, false).map(|rendered| rendered.text.len())
+    };
+    let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    assert!(render(endless).expect_err("too many steps").to_string().contains("ran out of fuel"));
+    let long = "{% for a in range(99999) %}{{ 'x' * 9999 }}{% endfor %}";
+    assert!(render(long).expect_err("too much text").to_string().contains("exceeds"));
+    let deep = "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}";
+    assert!(render(deep).is_err());
+    for (template, told) in [("{% if %}", "line 1"), ("a\n{{ raise_exception('no ' ~ messages[0].role) }}", "line 2) stopped: no user")] {
+        let model = Model::new(Some(template));
+        let error = match finetune_dataset::ChatTokenizer::load(model.path(), None) {
+            Err(error) => error,
+            Ok(tokenizer) => {
+                tokenizer.render(&[json!({"role": "user"})], None, false).expect_err("a template that stops")
+            }
+        };
+        assert!(error.to_string().contains(told), "{error}");
+        assert!(!error.hints().is_empty());
+    }
+}
+
+#[test]
+fn marks_in_the_text_are_refused() {
+    let model = Model::new(Some("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"));
+    let error = model.tokenizer().render(&[json!({"role": "user", "content": "a\u{FDD0}"})], None, false);
+    assert!(error.expect_err("a noncharacter").to_string().contains("U+FDD0"));
+}

@@ -1,0 +1,348 @@
+//! Every family against transformers and PEFT (`scripts/make_goldens.py` made the files).
+//!
+//! Bounds are ten times the reference's own f32 noise: 3e-5 absolute for logits, 2e-5 of the norm for gradients.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use finetune_kernels::operations::is_cpu;
+use finetune_model::adapter::Adapter;
+use finetune_model::merge::{compare, write_merged};
+use finetune_model::{Batch, BatchRow, LossSum, Model, ModelConfig, Randomness, Sampling};
+use finetune_store::{RealDisk, Staging, TensorFile};
+use serde_json::Value;
+
+const FAMILIES: [&str; 5] = ["llama", "llama3", "mistral", "qwen2", "qwen3"];
+const LOGITS: f32 = 3e-5;
+const GRADIENTS: f64 = 2e-5;
+const ANY: Randomness = Randomness { seed: 0, step: 0 };
+
+fn directory(family: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models").join(family)
+}
+
+struct Golden {
+    family: &'static str,
+    json: Value,
+    tensors: TensorFile,
+    rows: Vec<(Vec<u32>, Vec<bool>)>,
+}
+
+impl Golden {
+    fn load(family: &'static str) -> Golden {
+        let text = std::fs::read_to_string(directory(family).join("golden.json")).expect("golden.json");
+        let json: Value = serde_json::from_str(&text).expect("JSON");
+        let numbers = |value: &Value| value.as_array().expect("a list").iter().map(|n| n.as_i64().expect("a number")).collect::<Vec<_>>();
+        let rows = json["rows"].as_array().expect("rows").iter().map(|row| {
+            let tokens = numbers(&row["input_ids"]).iter().map(|&id| id as u32).collect();
+            let trained = numbers(&row["labels"]).iter().map(|&label| label != -100).collect();
+            (tokens, trained)
+        });
+        let rows = rows.collect();
+        let tensors = TensorFile::open(&directory(family).join("golden.safetensors")).expect("golden.safetensors");
+        Golden { family, json, tensors, rows }
+    }
+
+    fn floats(&self, name: &str) -> Vec<f32> {
+        let view = self.tensors.get(name).unwrap_or_else(|| panic!("{name} in the golden file"));
+        view.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+
+    fn batch(&self) -> Batch<'_> {
+        batch(&self.rows)
+    }
+
+    fn model(&self) -> Model {
+        Model::load(&directory(self.family), &Device::flex()).expect("the model loads")
+    }
+
+    fn adapter(&self, config: &ModelConfig) -> Adapter {
+        Adapter::read(&directory(self.family).join("adapter"), config).expect("the adapter loads")
+    }
+
+    fn with_adapter(&self) -> Model {
+        let mut model = self.model();
+        model.attach(&self.adapter(&model.config));
+        model
+    }
+}
+
+fn batch(rows: &[(Vec<u32>, Vec<bool>)]) -> Batch<'_> {
+    Batch {
+        rows: rows
+            .iter()
+            .enumerate()
+            .map(|(id, (tokens, trained))| BatchRow { id: id as u32, tokens, trained })
+            .collect(),
+    }
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "lengths");
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn relative_norm(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len(), "lengths");
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    norm(&mut got.iter().zip(want).map(|(a, b)| f64::from(a - b))) / norm(&mut want.iter().map(|&v| f64::from(v)))
+}
+
+fn gradients(model: &mut Model, batch: &Batch, checkpointing: bool) -> (LossSum, Vec<f32>) {
+    let mut gradients = vec![0.0; model.layout().len()];
+    let sums = model.loss_and_gradients(batch, ANY, checkpointing, &mut gradients);
+    (sums, gradients)
+}
+
+#[test]
+fn runs_on_the_cpu_kernels() {
+    assert!(is_cpu(&Device::flex()) && is_cpu(&Device::flex().autodiff()));
+}
+
+#[test]
+fn logits_of_base_adapter_and_merged_model() {
+    for family in FAMILIES {
+        let golden = Golden::load(family);
+        let (base, adapted) = (golden.model(), golden.with_adapter());
+        for (n, (tokens, _)) in golden.rows.iter().enumerate() {
+            for (model, name) in [(&base, "base_logits"), (&adapted, "logits")] {
+                let got = model.logits(tokens).expect("tokens of the vocabulary");
+                let difference = largest_difference(&got, &golden.floats(&format!("{name}.{n}")));
+                assert!(difference < LOGITS, "{family} {name}.{n}: {difference:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn loss_and_every_lora_gradient() {
+    for family in FAMILIES {
+        let golden = Golden::load(family);
+        let mut model = golden.with_adapter();
+        let (sums, got) = gradients(&mut model, &golden.batch(), false);
+        let want = &golden.json["micro_batch"];
+        assert_eq!(sums.trained_tokens, want["trained_tokens"].as_u64().expect("a count"), "{family}");
+        let loss = want["loss_sum"].as_f64().expect("a loss");
+        assert!((sums.loss - loss).abs() < 1e-6 * loss, "{family}: loss {} against {loss}", sums.loss);
+        assert!((model.loss(&golden.batch()).loss - sums.loss).abs() < 1e-9 * loss, "{family}: evaluation");
+        let mut found = 0;
+        for parameter in model.layout().iter() {
+            // The reference differentiates the mean.
+            let got: Vec<f32> = got[parameter.range.clone()].iter().map(|g| g / sums.trained_tokens as f32).collect();
+            let difference = relative_norm(&got, &golden.floats(&format!("grad.{}", parameter.name)));
+            assert!(difference < GRADIENTS, "{family} {}: {difference:e}", parameter.name);
+            found += 1;
+        }
+        let expected = golden.tensors.names().filter(|name| name.starts_with("grad.")).count();
+        assert_eq!(found, expected, "{family}: as many gradients as in the reference");
+    }
+}
+
+#[test]
+fn the_loss_is_the_same_however_rows_are_split() {
+    for family in FAMILIES {
+        let golden = Golden::load(family);
+        let mut model = golden.with_adapter();
+        let (whole, whole_gradients) = gradients(&mut model, &golden.batch(), false);
+        let mut sum = 0.0;
+        let mut split_gradients = vec![0.0; model.layout().len()];
+        for n in 0..golden.rows.len() {
+            let rows = &golden.rows[n..=n];
+            sum += model.loss_and_gradients(&batch(rows), ANY, false, &mut split_gradients).loss;
+        }
+        assert!((whole.loss - sum).abs() < 1e-6 * sum, "{family}");
+        assert!(relative_norm(&split_gradients, &whole_gradients) < 2e-6, "{family}");
+    }
+}
+
+#[test]
+fn checkpointing_changes_no_bit() {
+    for family in FAMILIES {
+        let golden = Golden::load(family);
+        for all in [false, true] {
+            let mut model = if all { golden.model() } else { golden.with_adapter() };
+            if all {
+                model.train_all();
+                let values = model.parameters();
+                model.set_parameters(&values);
+            }
+            let plain = gradients(&mut model, &golden.batch(), false);
+            let again = gradients(&mut model, &golden.batch(), true);
+            assert_eq!(plain.0, again.0, "{family}, all weights {all}");
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            if all && model.config.tied_embeddings {
+                // The two parts of the embedding's gradient are added in another order of operations.
+                assert!(relative_norm(&again.1, &plain.1) < 1e-6, "{family}");
+            } else {
+                assert!(bits(&plain.1) == bits(&again.1), "{family}, all weights {all}");
+            }
+        }
+    }
+}
+
+/// `full` in curves.json has the norm of each weight's gradient in the first step.
+#[test]
+fn gradients_of_all_weights() {
+    for family in ["llama", "qwen2"] {
+        let mut model = Golden::load(family).model();
+        model.train_all();
+        let values = model.parameters();
+        model.set_parameters(&values);
+        let read = |name: &str| std::fs::read_to_string(directory(family).join(name)).expect("a golden file");
+        let rows: Vec<(Vec<u32>, Vec<bool>)> = read("rows.jsonl")
+            .lines()
+            .take(4)
+            .map(|line| {
+                let row: Value = serde_json::from_str(line).expect("JSON");
+                let list = |key: &str| row[key].as_array().expect("a list").clone();
+                let tokens = list("input_ids").iter().map(|v| v.as_u64().expect("an id") as u32).collect();
+                (tokens, list("labels").iter().map(|v| v != -100).collect())
+            })
+            .collect();
+        let (sums, got) = gradients(&mut model, &batch(&rows), false);
+        let curves: Value = serde_json::from_str(&read("curves.json")).expect("JSON");
+        let norms = &curves["variants"]["full"]["first_gradient_norms"];
+        for parameter in model.layout().iter() {
+            let want = norms[&parameter.name].as_f64().unwrap_or_else(|| panic!("{family}: {}", parameter.name));
+            let norm = got[parameter.range.clone()].iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+            let norm = norm / sums.trained_tokens as f64;
+            assert!((norm - want).abs() < GRADIENTS * want, "{family} {}: {norm} against {want}", parameter.name);
+        }
+        assert_eq!(model.layout().iter().len(), norms.as_object().expect("an object").len(), "{family}");
+    }
+}
+
+#[test]
+fn merged_models_equal_their_adapters() {
+    for family in FAMILIES {
+        let golden = Golden::load(family);
+        let adapter = golden.adapter(&golden.model().config);
+        let parent = tempfile::tempdir().expect("a directory");
+        // A shard limit of 20 kB makes an index with several files.
+        for (name, shard_bytes) in [("whole", u64::MAX), ("sharded", 20_000)] {
+            let mut staging = Staging::begin(&RealDisk, parent.path(), name).expect("a new directory");
+            write_merged(&RealDisk, &directory(family), &adapter, &mut staging, shard_bytes, &|_, _| {}).expect("a merge");
+            let merged = staging.publish(&serde_json::json!({"kind": "merged"})).expect("published");
+            let model = Model::load(&merged, &Device::flex()).expect("the merged model loads");
+            for (n, (tokens, _)) in golden.rows.iter().enumerate() {
+                let got = model.logits(tokens).expect("tokens of the vocabulary");
+                let difference = largest_difference(&got, &golden.floats(&format!("merged_logits.{n}")));
+                assert!(difference < LOGITS, "{family} merged {n}: {difference:e}");
+            }
+            let comparison = compare(&directory(family), &adapter, &merged, &Device::flex()).expect("a comparison");
+            assert!(comparison.largest < LOGITS && comparison.agreeing == comparison.positions, "{comparison:?}");
+        }
+    }
+}
+
+#[test]
+fn both_spellings_of_config_json_mean_the_same() {
+    for family in ["llama3", "qwen2"] {
+        let path = directory(family).join("config.hub.json");
+        let hub = ModelConfig::parse(&std::fs::read_to_string(&path).expect("config.hub.json"), &path).expect("hub spelling");
+        assert_eq!(hub, ModelConfig::load(&directory(family)).expect("newer spelling"), "{family}");
+    }
+}
+
+/// The published Llama 3.1 and 3.2 scalings reach all branches; transformers' frequencies, to one unit in the last place.
+#[test]
+fn llama3_rope_frequencies() {
+    let text = std::fs::read_to_string(directory("rope.json")).expect("rope.json");
+    let cases: Value = serde_json::from_str(&text).expect("JSON");
+    let base = std::fs::read_to_string(directory("llama3").join("config.json")).expect("config.json");
+    for (name, case) in cases.as_object().expect("an object") {
+        let mut config: Value = serde_json::from_str(&base).expect("JSON");
+        config["head_dim"] = case["head_dim"].clone();
+        config["rope_parameters"] = case["rope_parameters"].clone();
+        let config = ModelConfig::parse(&config.to_string(), Path::new("config.json")).expect("a config");
+        let want = case["inverse_frequencies"].as_array().expect("a list");
+        for (n, (got, want)) in config.rope_frequencies().iter().zip(want).enumerate() {
+            let want = want.as_f64().expect("a number");
+            assert!((f64::from(*got) - want).abs() <= 3e-7 * want, "{name} {n}: {got} against {want}");
+        }
+    }
+}
+
+/// With a cache, each step must see what one pass over the whole row sees.
+#[test]
+fn greedy_generation_equals_whole_passes() {
+    for family in FAMILIES {
+        let model = Golden::load(family).with_adapter();
+        let prompt = [5, 17, 42, 9, 33, 8, 61];
+        let got = model.generate(&prompt, 12, Sampling::GREEDY, &[], &mut |_| {}).expect("a generation").tokens;
+        let mut row = prompt.to_vec();
+        for (n, &token) in got.iter().enumerate() {
+            let logits = model.logits(&row).expect("logits");
+            let last = &logits[logits.len() - model.config.vocabulary..];
+            let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).expect("a vocabulary") as u32;
+            assert_eq!(token, best, "{family}: token {n} of {got:?}");
+            row.push(token);
+        }
+        let stopped = model.generate(&prompt, 12, Sampling::GREEDY, &[got[3]], &mut |_| {}).expect("a generation");
+        let first = got.iter().position(|token| *token == got[3]).expect("it is there");
+        assert_eq!((stopped.tokens.as_slice(), stopped.stopped_by), (&got[..first], Some(got[3])), "{family}");
+    }
+}
+
+/// A fresh adapter has B = 0: it changes nothing.
+#[test]
+fn a_new_adapter_gives_the_base() {
+    let golden = Golden::load("qwen3");
+    let base = golden.model();
+    let mut model = golden.model();
+    let targets = golden.adapter(&model.config).targets;
+    model.add_lora(targets, 0.1, 7);
+    let tokens = &golden.rows[1].0;
+    assert_eq!(base.logits(tokens).expect("logits"), model.logits(tokens).expect("logits"));
+}
+
+/// Dropout depends on (seed, step, row): not on the batch a row is in, and not on the order of rows.
+#[test]
+fn dropout_is_a_function_of_seed_step_and_row() {
+    let golden = Golden::load("llama3");
+    let mut model = golden.model();
+    let adapter = golden.adapter(&model.config);
+    model.add_lora(adapter.targets.clone(), 0.4, 7);
+    model.set_parameters(&adapter.values);
+    let mut run = |rows: Vec<usize>, randomness: Randomness| {
+        let whole = golden.batch();
+        let batch = Batch { rows: rows.iter().map(|&n| whole.rows[n]).collect() };
+        let mut gradients = vec![0.0; model.layout().len()];
+        model.loss_and_gradients(&batch, randomness, false, &mut gradients).row_losses
+    };
+    let at = |seed, step| Randomness { seed, step };
+    let together = run(vec![0, 1, 2], at(1, 5));
+    assert_eq!(together, run(vec![0, 1, 2], at(1, 5)));
+    let turned = run(vec![2, 0], at(1, 5));
+    assert!((turned[0] - together[2]).abs() < 1e-5 && (turned[1] - together[0]).abs() < 1e-5);
+    assert!((run(vec![0], at(1, 6))[0] - together[0]).abs() > 1e-4, "another step drops other elements");
+    assert!((run(vec![0], at(2, 5))[0] - together[0]).abs() > 1e-4, "another seed drops other elements");
+}
+
+/// What adapters may not get away with.
+#[test]
+fn every_key_of_an_adapter_is_accounted_for() {
+    let golden = Golden::load("llama3");
+    let config = golden.model().config;
+    let source = directory("llama3").join("adapter");
+    let other = Golden::load("qwen3").model().config;
+    let error = Adapter::read(&source, &ModelConfig { layers: 1, ..config.clone() }).expect_err("a layer too many");
+    assert!(error.to_string().contains("belong to no LoRA branch"), "{error}");
+    let error = Adapter::read(&source, &other).expect_err("another model");
+    assert!(error.to_string().contains("has the shape"), "{error}");
+    let text = std::fs::read_to_string(source.join("adapter_config.json")).expect("adapter_config.json");
+    for (from, to, message) in [
+        ("\"use_dora\": false", "\"use_dora\": true", "use_dora"),
+        ("\"LORA\"", "\"IA3\"", "peft_type"),
+        ("\"lora_alpha\": 8", "\"lora_alpha\": null", "lora_alpha"),
+        ("\"bias\": \"none\"", "\"bias\": \"all\"", "bias"),
+    ] {
+        let changed = tempfile::tempdir().expect("a directory");
+        assert!(text.contains(from), "{from}");
+        std::fs::copy(source.join("adapter_model.safetensors"), changed.path().join("adapter_model.safetensors")).expect("a copy");
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(changed.path().join("adapter_config.json")).expect("a file");
+        std::io::Write::write_all(&mut file, text.replace(from, to).as_bytes()).expect("written");
+        let error = Adapter::read(changed.path(), &config).expect_err(to);
+        assert!(error.to_string().contains(message), "{error}");
+    }
+}
