@@ -15,6 +15,8 @@ pub enum DatasetError {
     TooLarge { path: PathBuf, bytes: u64, limit: u64 },
     #[error("{}: {reason}", path.display())]
     BadModelFile { path: PathBuf, reason: String },
+    #[error("the model directory has no tokenizer.json, which all rows but `tokens` rows need")]
+    NoTokenizer,
     #[error("the tokenizer failed: {reason}")]
     Tokenizer { reason: String },
     #[error("chat template {origin}, line {line}: {reason}")]
@@ -111,6 +113,7 @@ impl DatasetError {
             Self::NoRows { .. } => &["each line of a dataset is one JSON object, as {\"messages\": [...]}"],
             Self::AllDropped { .. } => &["raise data.max_seq_len, or cut rows with data.overlong = \"truncate\""],
             Self::BadRows(rows) => return rows.hints(),
+            Self::NoTokenizer => &["put the tokenizer.json of the model into its directory"],
             Self::Tokenizer { .. } => &[],
         };
         hints.iter().map(|hint| (*hint).to_owned()).collect()
@@ -132,7 +135,9 @@ impl BadRows {
             hints.push("one dataset has one format: convert the rows, or name the format with data.format".to_owned());
         }
         if any("not below the vocabulary") {
-            hints.push("the tokenizer has tokens that the model's embedding lacks: use the tokenizer of this model".to_owned());
+            hints.push(
+                "the tokenizer has tokens that the model's embedding lacks: use the tokenizer of this model".to_owned(),
+            );
         }
         hints
     }

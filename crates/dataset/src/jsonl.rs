@@ -121,7 +121,9 @@ pub(crate) fn object(bytes: &[u8]) -> Result<Map<String, Value>, RowProblem> {
     // serde_json stops at 128 levels of nesting by itself.
     match serde_json::from_str(text) {
         Ok(Value::Object(object)) => Ok(object),
-        Ok(other) => Err(RowProblem::new(format!("the line is {}", kind(&other))).expected("one JSON object on each line")),
+        Ok(other) => {
+            Err(RowProblem::new(format!("the line is {}", kind(&other))).expected("one JSON object on each line"))
+        }
         Err(error) => {
             let full = error.to_string();
             let reason = full.split(" at line ").next().unwrap_or(&full);

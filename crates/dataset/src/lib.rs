@@ -5,10 +5,10 @@
 //!
 //! **Never knows** gradients, addresses or devices.
 //!
-//! **Start reading** at [`Dataset::load`] in `load.rs`, which walks the whole way in order: `jsonl.rs` (lines of a
-//! file), `row.rs` (row formats), `template.rs` (chat templates; `generation.rs` and `python.rs` make minijinja behave
-//! as transformers' jinja2 does), `tokenizer.rs`, `mask.rs` (which tokens are trained on). [`Plan`] in `plan.rs` stands
-//! alone, on the counter-based generator of `random.rs`.
+//! **Start reading** at [`Dataset::load`] in `load.rs`, then `reading.rs`, which takes one line the whole way in order:
+//! `jsonl.rs` (lines of a file), `row.rs` (row formats), `template.rs` (chat templates; `source.rs`, `generation.rs` and
+//! `python*.rs` make minijinja behave as transformers' jinja2 does), `tokenizer.rs`, `mask.rs` (which tokens are trained
+//! on). [`Plan`] in `plan.rs` stands alone, on the counter-based generator of `random.rs`.
 
 #![forbid(unsafe_code)]
 
@@ -21,7 +21,9 @@ mod plan;
 mod python;
 mod python_methods;
 mod random;
+mod reading;
 mod row;
+mod source;
 mod template;
 mod tokenizer;
 

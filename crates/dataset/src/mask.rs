@@ -26,7 +26,8 @@ impl Conversation<'_> {
     }
 
     fn prefix(&self, messages: usize, add_generation_prompt: bool) -> Result<Rendered, String> {
-        self.template.render(&self.messages[..messages], self.tools, add_generation_prompt).map_err(|error| match error {
+        self.template.render(&self.messages[..messages], self.tools, add_generation_prompt).map_err(|error| match error
+        {
             DatasetError::Template { reason } => reason,
             other => other.to_string(),
         })
@@ -68,7 +69,9 @@ impl Conversation<'_> {
         for turn in turns {
             let refuse = |what: String| {
                 RowProblem::new(format!("turn {} (assistant): the chat template does not render {what}", turn + 1))
-                    .expected("a template that adds each turn to what it wrote before, or marks it with {% generation %}")
+                    .expected(
+                        "a template that adds each turn to what it wrote before, or marks it with {% generation %}",
+                    )
             };
             let before = self.prefix(*turn, true).map_err(|why| refuse(format!("the messages before it: {why}")))?.text;
             let with = if turn + 1 == self.messages.len() {

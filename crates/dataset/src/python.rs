@@ -59,13 +59,19 @@ fn write_string_repr(out: &mut String, text: &str) {
             '\t' => out.push_str("\\t"),
             '\\' => out.push_str("\\\\"),
             _ if character == quote => out.extend(['\\', quote]),
-            '\0'..='\x1f' | '\x7f'..='\u{a0}' | '\u{ad}' => {
-                let _ = write!(out, "\\x{:02x}", character as u32);
-            }
-            _ => out.push(character),
+            _ if is_printable(character) => out.push(character),
+            '\0'..='\u{ff}' => out.push_str(&format!("\\x{:02x}", character as u32)),
+            '\u{100}'..='\u{ffff}' => out.push_str(&format!("\\u{:04x}", character as u32)),
+            _ => out.push_str(&format!("\\U{:08x}", character as u32)),
         }
     }
     out.push(quote);
+}
+
+/// `str.isprintable`. Rust's own escaping leaves the same Unicode categories alone, but for combining characters at the
+/// start of a string; the letter is in front for that.
+fn is_printable(character: char) -> bool {
+    matches!(character, ' '..='~') || format!("a{character}").escape_debug().nth(1) == Some(character)
 }
 
 fn number(value: &Value) -> String {

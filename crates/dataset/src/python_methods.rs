@@ -12,13 +12,48 @@ pub(crate) fn install(environment: &mut Environment<'_>) {
     environment.add_filter("string", |value: &Value| python::text(value));
     environment.add_filter("trim", trim);
     environment.add_filter("join", join);
-    environment.add_test("iterable", |value: &Value| value.as_str().is_some() || value.try_iter().is_ok());
+    environment.add_test("iterable", |value: &Value| {
+        // minijinja iterates over none as over an empty list; Python does not.
+        !value.is_none() && (value.as_str().is_some() || value.try_iter().is_ok())
+    });
     // What has a length and can be indexed, which in Python a string and a dict do too.
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
+}
+
+/// The method that `source.rs` turns slices with a step into.
+pub(crate) const SLICE: &str = "_slice";
+
+/// Python's `value[start:stop:step]`.
+fn slice(value: &Value, arguments: &[Value]) -> Result<Value, Error> {
+    let (start, stop, step): (Option<i64>, Option<i64>, Option<i64>) = from_args(arguments)?;
+    let step = step.unwrap_or(1);
+    if step == 0 {
+        return Err(invalid("slice step cannot be zero"));
+    }
+    let items: Vec<Value> = match (value.as_str(), value.kind()) {
+        (Some(text), _) => text.chars().map(|character| Value::from(character.to_string())).collect(),
+        (None, ValueKind::Seq | ValueKind::Iterable) => value.try_iter()?.collect(),
+        (None, kind) => return Err(invalid(format!("a value of type {kind} cannot be sliced"))),
+    };
+    let length = items.len() as i64;
+    // The first place of either direction, and one past the last.
+    let (lowest, highest) = if step > 0 { (0, length) } else { (-1, length - 1) };
+    let place = |given: i64| (if given < 0 { given.saturating_add(length) } else { given }).clamp(lowest, highest);
+    let (from, to) = if step > 0 { (lowest, highest) } else { (highest, lowest) };
+    let (mut at, stop) = (start.map_or(from, place), stop.map_or(to, place));
+    let mut taken = Vec::new();
+    while if step > 0 { at < stop } else { at > stop } {
+        taken.extend(usize::try_from(at).ok().and_then(|at| items.get(at)).cloned());
+        at = at.saturating_add(step);
+    }
+    match value.as_str() {
+        Some(_) => Ok(Value::from(taken.iter().filter_map(Value::as_str).collect::<String>())),
+        None => Ok(Value::from(taken)),
+    }
 }
 
 fn invalid(message: impl Into<String>) -> Error {
@@ -66,6 +101,9 @@ fn join(values: &Value, between: Option<&Value>, options: minijinja::value::Kwar
 }
 
 fn method(state: &State<'_, '_>, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
+    if name == SLICE {
+        return slice(value, arguments);
+    }
     if let Some(text) = value.as_str()
         && let Some(result) = string_method(text, name, arguments)
     {
@@ -109,6 +147,7 @@ fn string_method(text: &str, name: &str, arguments: &[Value]) -> Option<Result<V
             let texts = values.try_iter()?.map(|value| python::text(&value)).collect::<Vec<_>>();
             Ok(Value::from(texts.join(text)))
         }),
+        "title" => from_args::<()>(arguments).map(|()| Value::from(title(text))),
         "casefold" => from_args::<()>(arguments).map(|()| Value::from(text.to_lowercase())),
         "isspace" => from_args::<()>(arguments).map(|()| all(char::is_whitespace)),
         "isalpha" => from_args::<()>(arguments).map(|()| all(char::is_alphabetic)),
@@ -118,6 +157,23 @@ fn string_method(text: &str, name: &str, arguments: &[Value]) -> Option<Result<V
         "isupper" => Ok(Value::from(text.chars().any(char::is_uppercase) && !text.chars().any(char::is_lowercase))),
         _ => return None,
     })
+}
+
+/// `str.title`: a letter after a letter is lower, any other is upper ("ß" becomes "Ss").
+fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut within_word = false;
+    for character in text.chars() {
+        if within_word {
+            out.extend(character.to_lowercase());
+        } else {
+            let mut upper = character.to_uppercase();
+            out.extend(upper.next());
+            out.extend(upper.flat_map(char::to_lowercase));
+        }
+        within_word = character.is_lowercase() || character.is_uppercase();
+    }
+    out
 }
 
 fn one_string(arguments: &[Value]) -> Result<&str, Error> {
@@ -163,4 +219,32 @@ pub(crate) fn print(out: &mut minijinja::Output<'_>, _state: &State<'_, '_>, val
         None => out.write_str(&python::text(value)),
     };
     written.map_err(Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_are_python_s() {
+        // Each line: arguments, and what CPython makes of list(range(5)).
+        for (arguments, taken) in [
+            ((None, None, Some(-1)), vec![4, 3, 2, 1, 0]),
+            ((Some(2), Some(0), Some(-1)), vec![2, 1]),
+            ((Some(-2), None, Some(-2)), vec![3, 1]),
+            ((Some(99), Some(-99), Some(-3)), vec![4, 1]),
+            ((Some(1), Some(-1), Some(2)), vec![1, 3]),
+            ((None, Some(3), None), vec![0, 1, 2]),
+            ((Some(3), Some(1), Some(1)), vec![]),
+        ] {
+            let arguments = [arguments.0, arguments.1, arguments.2].map(Value::from);
+            assert_eq!(
+                slice(&Value::from((0..5).collect::<Vec<i64>>()), &arguments).expect("a slice"),
+                Value::from(taken)
+            );
+            assert_eq!(slice(&Value::from(Vec::<i64>::new()), &arguments).expect("a slice").len(), Some(0));
+        }
+        let reversed = slice(&Value::from("aé"), &[Value::from(()), Value::from(()), Value::from(-1)]);
+        assert_eq!(reversed.expect("a slice"), Value::from("éa"));
+    }
 }

@@ -9,12 +9,22 @@ use crate::jsonl::{RowProblem, kind};
 #[derive(Debug, PartialEq)]
 pub(crate) enum Example {
     /// Messages for the chat template. Assistant turns before `trained_from` are context.
-    Chat { messages: Vec<Value>, tools: Option<Value>, trained_from: usize },
+    Chat {
+        messages: Vec<Value>,
+        tools: Option<Value>,
+        trained_from: usize,
+    },
     /// Plain strings, which no template sees.
-    PromptCompletion { prompt: String, completion: String },
+    PromptCompletion {
+        prompt: String,
+        completion: String,
+    },
     Text(String),
     /// Tokenized elsewhere.
-    Tokens { ids: Vec<u32>, trained: Vec<bool> },
+    Tokens {
+        ids: Vec<u32>,
+        trained: Vec<bool>,
+    },
 }
 
 /// A format, the keys that every row of it has, and the key that tells it from the others. In order of detection: many
@@ -34,7 +44,9 @@ pub(crate) fn detect(row: &Map<String, Value>) -> Result<Format, RowProblem> {
         return Ok(*format);
     }
     // A half-written row is told the missing half.
-    for (key, format) in [("completion", Format::PromptCompletion), ("output", Format::Alpaca), ("labels", Format::Tokens)] {
+    for (key, format) in
+        [("completion", Format::PromptCompletion), ("output", Format::Alpaca), ("labels", Format::Tokens)]
+    {
         if row.contains_key(key) {
             return Ok(format);
         }
@@ -117,7 +129,9 @@ fn tools(row: &mut Map<String, Value>) -> Result<Option<Value>, RowProblem> {
         Some(other) => other,
     };
     match &tools {
-        Value::Array(items) if items.iter().all(Value::is_object) => Ok(Some(tools).filter(|tools| tools != &json!([]))),
+        Value::Array(items) if items.iter().all(Value::is_object) => {
+            Ok(Some(tools).filter(|tools| tools != &json!([])))
+        }
         other => Err(wrong("tools", other, "a list of objects")),
     }
 }
@@ -140,7 +154,8 @@ fn check_messages(messages: &[Value], list: &str) -> Result<(), RowProblem> {
             Some(other) => return Err(wrong(&format!("{path}.role"), other, "a string")),
             None => return Err(missing(&format!("{path}.role"))),
         }
-        let without_content = message.get("tool_calls").is_some_and(|calls| calls.as_array().is_some_and(|it| !it.is_empty()));
+        let without_content =
+            message.get("tool_calls").is_some_and(|calls| calls.as_array().is_some_and(|it| !it.is_empty()));
         match message.get("content") {
             Some(Value::String(_)) => {}
             Some(Value::Array(parts)) => check_parts(parts, &path)?,
@@ -164,8 +179,9 @@ fn check_parts(parts: &[Value], path: &str) -> Result<(), RowProblem> {
                 return Err(RowProblem::new(format!("{path} has the type {shown:?}: only text can be trained on")));
             }
             (None, _) => {
-                return Err(RowProblem::new(format!("{path} has no type"))
-                    .expected("{\"type\": \"text\", \"text\": \"...\"}"));
+                return Err(
+                    RowProblem::new(format!("{path} has no type")).expected("{\"type\": \"text\", \"text\": \"...\"}")
+                );
             }
         }
     }
@@ -276,7 +292,11 @@ fn tokens_row(row: &Map<String, Value>) -> Result<Example, RowProblem> {
     for (index, item) in items.iter().enumerate() {
         match item.as_u64().and_then(|id| u32::try_from(id).ok()) {
             Some(id) => ids.push(id),
-            None => return Err(RowProblem::new(format!("input_ids[{index}] is {}", shown(item))).expected("a token id, 0 or more")),
+            None => {
+                return Err(
+                    RowProblem::new(format!("input_ids[{index}] is {}", shown(item))).expected("a token id, 0 or more")
+                );
+            }
         }
     }
     let Some(labels) = numbers("labels")? else {

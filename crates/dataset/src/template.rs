@@ -8,7 +8,7 @@ use std::ops::Range;
 use minijinja::{Environment, Error, Value};
 
 use crate::error::DatasetError;
-use crate::{generation, python_methods};
+use crate::{generation, python_methods, source};
 
 /// A rendered conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl ChatTemplate {
         origin: String,
         special_tokens: Vec<(String, String)>,
     ) -> Result<Self, DatasetError> {
-        let (source, has_generation) = generation::rewrite(source);
+        let (source, has_generation) = source::rewrite(source);
         // minijinja keeps a template in its environment only if it borrows the source. Leaked: one per tokenizer, and a
         // process loads one tokenizer. Compiling for each rendering instead would double the time to load a dataset.
         let source: &'static str = Box::leak(source.into_boxed_str());

@@ -35,6 +35,15 @@ pub(crate) struct Encoded {
 }
 
 impl ChatTokenizer {
+    /// [`Self::load`], or `None` where the directory has no tokenizer.json: rows of tokens can be trained on without.
+    pub fn load_if_present(model_dir: &Path, chat_template: Option<&Path>) -> Result<Option<Self>, DatasetError> {
+        if model_dir.join("tokenizer.json").is_file() {
+            Self::load(model_dir, chat_template).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
     /// Reads `tokenizer.json` of a model directory and, where there, `tokenizer_config.json`, `special_tokens_map.json`,
     /// `chat_template.jinja`, `generation_config.json` and `config.json`. `chat_template` names a template to use instead.
     pub fn load(model_dir: &Path, chat_template: Option<&Path>) -> Result<Self, DatasetError> {
@@ -42,7 +51,8 @@ impl ChatTokenizer {
         let bytes = read(&path, LONGEST_TOKENIZER)?;
         let mut tokenizer = Tokenizer::from_bytes(&bytes)
             .map_err(|error| DatasetError::BadModelFile { path: path.clone(), reason: error.to_string() })?;
-        let refused = |error: tokenizers::Error| DatasetError::BadModelFile { path: path.clone(), reason: error.to_string() };
+        let refused =
+            |error: tokenizers::Error| DatasetError::BadModelFile { path: path.clone(), reason: error.to_string() };
         // Rows are cut and padded by the trainer, which counts what it cuts.
         tokenizer.with_truncation(None).map_err(refused)?;
         tokenizer.with_padding(None);
@@ -161,7 +171,9 @@ fn read_json(path: &Path) -> Result<Value, DatasetError> {
     match read(path, LONGEST_CONFIG) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .map_err(|error| DatasetError::BadModelFile { path: path.to_owned(), reason: error.to_string() }),
-        Err(DatasetError::Unreadable { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
+        Err(DatasetError::Unreadable { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Ok(Value::Null)
+        }
         Err(error) => Err(error),
     }
 }

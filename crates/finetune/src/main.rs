@@ -1,1 +1,36 @@
-fn main(){}
+//! `finetune`: fine-tunes language models with LoRA on the machine at hand.
+//!
+//! Owns: the commands, how errors, hints and progress look. Knows no maths.
+//! Start reading at [`cli`], then the command of interest in `commands/`.
+
+mod cli;
+mod commands;
+mod failure;
+mod memory;
+mod progress;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    memory::keep_freed_memory();
+    let cli = cli::Cli::parse();
+    let quiet = cli.quiet;
+    // A panic is a bug of ours, never an answer to bad input: it has an exit code of its own.
+    match std::panic::catch_unwind(|| commands::run(cli)) {
+        Ok(Ok(code)) => code,
+        Ok(Err(failure)) => {
+            failure.print(quiet);
+            failure.exit_code()
+        }
+        Err(_) => {
+            anstream::eprintln!("error: this is a bug in finetune {}; the lines above say where", env!("CARGO_PKG_VERSION"));
+            ExitCode::from(1)
+        }
+    }
+}

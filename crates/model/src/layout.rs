@@ -24,6 +24,17 @@ impl Layout {
         self.parameters.push(Parameter { name, shape, range });
     }
 
+    /// The same tensors once for each prefix, as `prefix.name`: how optimizer moments are stored.
+    pub fn repeated(&self, prefixes: &[&str]) -> Layout {
+        let mut layout = Layout::default();
+        for prefix in prefixes {
+            for parameter in &self.parameters {
+                layout.push(format!("{prefix}.{}", parameter.name), parameter.shape.clone());
+            }
+        }
+        layout
+    }
+
     /// Elements of all parameters together.
     pub fn len(&self) -> usize {
         self.parameters.last().map_or(0, |last| last.range.end)

@@ -21,6 +21,8 @@ pub mod merge;
 mod model;
 mod weights;
 
+pub use burn::tensor::Device;
+pub use finetune_kernels::matmul::rate as matmul_rate;
 pub use config::ModelConfig;
 pub use error::ModelError;
 pub use generate::{Generation, Sampling};

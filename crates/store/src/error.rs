@@ -119,7 +119,7 @@ fn owner(pid: Option<u32>, host: Option<&str>) -> String {
 
 impl StoreError {
     /// An I/O error, or [`StoreError::NoSpace`] where that is what it is.
-    pub(crate) fn io(
+    pub fn io(
         path: &Path,
         operation: Operation,
         needed_bytes: u64,

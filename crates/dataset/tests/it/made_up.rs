@@ -7,9 +7,10 @@ use finetune_recipe::{Data, Format, Overlong, TrainOn};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-pub const SPECIAL: [&str; 8] = ["<s>", "</s>", "<unk>", "<pad>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"];
+pub(crate) const SPECIAL: [&str; 8] =
+    ["<s>", "</s>", "<unk>", "<pad>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"];
 
-pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + \
+pub(crate) const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + \
                           '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /// GPT-2's table of a printable character for each byte.
@@ -18,7 +19,12 @@ fn byte_characters() -> Vec<char> {
     let mut next = 256;
     (0..256u32)
         .map(|byte| {
-            let code = if printable(byte) { byte } else { next += 1; next - 1 };
+            let code = if printable(byte) {
+                byte
+            } else {
+                next += 1;
+                next - 1
+            };
             char::from_u32(code).expect("a character")
         })
         .collect()
@@ -26,7 +32,7 @@ fn byte_characters() -> Vec<char> {
 
 /// A byte-level BPE tokenizer.json: token `n` is byte `n`, then "Hi" (H + i) and "He", then `SPECIAL`. Its post-processor
 /// puts `<s>` in front and, as Llama 3's does, trims white space off offsets.
-pub fn tokenizer_json() -> Value {
+pub(crate) fn tokenizer_json() -> Value {
     let mut vocab = serde_json::Map::new();
     for (id, character) in byte_characters().into_iter().enumerate() {
         vocab.insert(character.to_string(), json!(id));
@@ -57,17 +63,17 @@ pub fn tokenizer_json() -> Value {
     })
 }
 
-pub struct Model {
-    pub directory: TempDir,
+pub(crate) struct Model {
+    pub(crate) directory: TempDir,
 }
 
 impl Model {
-    pub fn new(template: Option<&str>) -> Self {
+    pub(crate) fn new(template: Option<&str>) -> Self {
         let tokens = json!({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"});
         Self::with_tokens(template, tokens)
     }
 
-    pub fn with_tokens(template: Option<&str>, special_tokens: Value) -> Self {
+    pub(crate) fn with_tokens(template: Option<&str>, special_tokens: Value) -> Self {
         let model = Self { directory: TempDir::new().expect("a directory") };
         model.write("tokenizer.json", &tokenizer_json().to_string());
         model.write("tokenizer_config.json", &special_tokens.to_string());
@@ -77,25 +83,25 @@ impl Model {
         model
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
 
-    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> std::path::PathBuf {
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> std::path::PathBuf {
         let path = self.path().join(name);
         #[allow(clippy::disallowed_methods, reason = "a test's own file, which need not survive a crash")]
         std::fs::write(&path, content).expect("a written file");
         path
     }
 
-    pub fn tokenizer(&self) -> ChatTokenizer {
+    pub(crate) fn tokenizer(&self) -> ChatTokenizer {
         ChatTokenizer::load(self.path(), None).unwrap_or_else(|error| panic!("{error}"))
     }
 }
 
-pub const VOCABULARY: usize = 258 + SPECIAL.len();
+pub(crate) const VOCABULARY: usize = 258 + SPECIAL.len();
 
-pub fn data(format: Format) -> Data {
+pub(crate) fn data(format: Format) -> Data {
     Data {
         train: Vec::new(),
         eval: Vec::new(),

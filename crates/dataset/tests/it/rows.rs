@@ -1,0 +1,302 @@
+//! Row formats and everything that a row can have wrong with it.
+
+use std::cell::Cell;
+use std::path::PathBuf;
+
+use finetune_dataset::{Counts, Dataset, DatasetError};
+use finetune_recipe::{Data, Format, Overlong, TrainOn};
+
+use crate::made_up::{CHATML, Model, VOCABULARY, data};
+
+fn load_with(model: &Model, content: &[u8], data: &Data) -> Result<Dataset, DatasetError> {
+    let file = model.write("rows.jsonl", content);
+    Dataset::load(&[file], data, &model.tokenizer(), VOCABULARY, &|_| {})
+}
+
+fn load(content: &[u8], data: &Data) -> Result<Dataset, DatasetError> {
+    load_with(&Model::new(Some(CHATML)), content, data)
+}
+
+/// The message of the first bad row, its place within the file in front.
+fn told(content: &[u8], data: &Data) -> String {
+    match load(content, data) {
+        Ok(dataset) => format!("{} rows", dataset.rows.len()),
+        Err(DatasetError::BadRows(rows)) => {
+            let row = &rows.first[0];
+            assert!(row.beginning.chars().count() <= 81, "{}", row.beginning);
+            let column = row.column.map(|column| format!(":{column}")).unwrap_or_default();
+            let expected = row.expected.as_deref().map(|expected| format!("; expected {expected}")).unwrap_or_default();
+            format!("{}{column}: {}{expected}", row.line, row.reason)
+        }
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn the_zoo() {
+    let good = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
+    let long = format!(r#"{{"text":"{}"}}"#, "x".repeat(17 << 20));
+    let deep = format!(r#"{{"text":{}1{}}}"#, "[".repeat(200), "]".repeat(200));
+    let utf16: Vec<u8> = "\u{FEFF}{\"text\":\"a\"}\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let bytes = |text: &str| text.as_bytes().to_vec();
+    let role_missing = good.replacen("\"role\":\"user\",", "", 1);
+    // What the file holds, and what its reader is told, from the start. 1 rows: taken.
+    let zoo: Vec<(Vec<u8>, &str)> = vec![
+        (bytes(good), "1 rows"),
+        (bytes(&format!("{good}\n{good}\n")), "2 rows"),
+        (bytes(&format!("\u{FEFF}{good}\r\n\r\n \t \n{good}\r\n")), "2 rows"),
+        (bytes(&good.replace("\"a\"", r#""a","content":"c""#)), "1 rows"),
+        (bytes(&good.replacen('{', r#"{"id": 7, "source": [null], "#, 1)), "1 rows"),
+        (bytes(&good.replace("\"a\"", r#""\u0000 \ud83e\udd80""#)), "1 rows"),
+        (bytes(""), "no rows in "),
+        (bytes("\n\n  \n"), "no rows in "),
+        (bytes("{\"text\": \"a\x00\"}"), "1:12: a NUL character at byte 11 of the line"),
+        (b"{\"text\": \"a\xFFb\"}".to_vec(), "1:12: invalid UTF-8 at byte 11 of the line; expected UTF-8 text"),
+        (b"{\"text\": \"a\xE2\x82".to_vec(), "1:12: invalid UTF-8 at byte 11"),
+        (utf16, "1:1: the file is UTF-16"),
+        (bytes(r#"{"text": "\ud83e"}"#), "1:17: not JSON: "),
+        (bytes(&long), "1: the line is longer than 16 MiB"),
+        (bytes(&deep), "1:135: not JSON: recursion limit exceeded"),
+        (bytes("{"), "1:1: not JSON: EOF while parsing an object"),
+        (bytes("{\"text\": \"a\""), "1:12: not JSON: EOF while parsing an object"),
+        (bytes("{\"text\": \"a\",}"), "1:14: not JSON: trailing comma"),
+        (bytes("{'text': 'a'}"), "1:2: not JSON: key must be a string"),
+        (bytes("{\"text\": NaN}"), "1:10: not JSON: expected value"),
+        (bytes("{\"text\": \"a\"} {\"text\": \"b\"}"), "1:15: not JSON: trailing characters"),
+        (bytes("hello"), "1:1: not JSON: expected value"),
+        (bytes("[\n"), "1:1: not JSON: EOF while parsing a list; expected one JSON object on each line, not one array"),
+        (bytes("[1]"), "1: the line is a list; expected one JSON object on each line"),
+        (bytes("null"), "1: the line is null; expected one JSON object"),
+        (bytes("\"text\""), "1: the line is a string"),
+        (
+            bytes("{}"),
+            "1: no key that tells the format; the object is empty; expected one of the keys messages, prompt",
+        ),
+        (bytes(r#"{"Text": "a", "b": 1}"#), "1: no key that tells the format; its keys are Text, b; expected"),
+        (bytes(r#"{"text": 1}"#), "1: text is a number; expected a string"),
+        (bytes(r#"{"text": null}"#), "1: text is null; expected a string"),
+        (
+            bytes(r#"{"prompt": "a"}"#),
+            "1: the key completion is missing; expected \"prompt\" and \"completion\": strings",
+        ),
+        (bytes(r#"{"completion": "a"}"#), "1: the key prompt is missing"),
+        (bytes(r#"{"prompt": "a", "completion": 1}"#), "1: completion is a number; expected a string"),
+        (bytes(r#"{"prompt": "a", "completion": []}"#), "1: of prompt and completion one is a string and one a list"),
+        (bytes(r#"{"prompt": [], "completion": []}"#), "1: prompt is empty"),
+        (bytes(r#"{"messages": "a"}"#), "1: messages is a string; expected a list"),
+        (bytes(r#"{"messages": []}"#), "1: messages is empty; expected \"messages\": a list of"),
+        (bytes(r#"{"messages": ["a"]}"#), "1: messages[0] is a string; expected an object with \"role\""),
+        (bytes(&role_missing), "1: the key messages[0].role is missing"),
+        (bytes(&good.replacen("\"user\"", "7", 1)), "1: messages[0].role is a number; expected a string"),
+        (bytes(&good.replacen("user", "", 1)), "1: messages[0].role is empty"),
+        (bytes(&good.replace(r#","content":"b""#, "")), "1: the key messages[1].content is missing"),
+        (bytes(&good.replace("\"b\"", "null")), "1: messages[1].content is null; expected a string, or a list"),
+        (bytes(&good.replace("\"b\"", "7")), "1: messages[1].content is a number"),
+        (bytes(&good.replace("\"b\"", "[7]")), "1: messages[1].content[0] has no type"),
+        (
+            bytes(&good.replace("\"b\"", r#"[{"type":"image"}]"#)),
+            "1: messages[1].content[0] has the type \"image\": only text",
+        ),
+        (bytes(&good.replace("\"b\"", r#"[{"type":"text"}]"#)), "1: the key messages[1].content[0].text is missing"),
+        (bytes(&good.replacen('{', r#"{"tools": {"a": 1}, "#, 1)), "1: tools is an object; expected a list of objects"),
+        (bytes(&good.replacen('{', r#"{"tools": "[", "#, 1)), "1: tools is a string that is not JSON"),
+        (bytes(&good.replace("assistant", "bot")), "1: no assistant message to train on; the roles are user, bot"),
+        (bytes(&good.replace("\"b\"", "\"\u{FDD0}\"")), "1: the text holds U+FDD0"),
+        (bytes(r#"{"instruction": "a"}"#), "1: the key output is missing; expected \"instruction\" and \"output\""),
+        (
+            bytes(r#"{"instruction": "a", "output": "b", "input": 1}"#),
+            "1: input is a number; expected a string, or nothing",
+        ),
+        (
+            bytes(r#"{"instruction": "a", "output": "b", "history": [["c"]]}"#),
+            "1: history[0] is a list; expected [question",
+        ),
+        (bytes(r#"{"conversations": [{"from": "human"}]}"#), "1: the key conversations[0].value is missing"),
+        (bytes(r#"{"conversations": [{"from": 1, "value": ""}]}"#), "1: conversations[0].from is a number"),
+        (
+            bytes(r#"{"conversations": [{"from": "me", "value": "a"}]}"#),
+            "1: conversations[0].from is \"me\"; expected human",
+        ),
+        (
+            bytes(r#"{"conversations": [{"from": "function_call", "value": "a"}]}"#),
+            "1: conversations[0].from is function_call",
+        ),
+        (bytes(r#"{"input_ids": []}"#), "1: input_ids is empty"),
+        (bytes(r#"{"labels": [1]}"#), "1: the key input_ids is missing"),
+        (bytes(r#"{"input_ids": [1, -1]}"#), "1: input_ids[1] is -1; expected a token id"),
+        (bytes(r#"{"input_ids": [1, 2.5]}"#), "1: input_ids[1] is 2.5"),
+        (bytes(r#"{"input_ids": [1, "2"]}"#), "1: input_ids[1] is a string"),
+        (bytes(r#"{"input_ids": [1, 266]}"#), "1: token 1 is 266, not below the vocabulary of 266"),
+        (bytes(r#"{"input_ids": [1, 2], "labels": [1]}"#), "1: 2 input_ids but 1 labels"),
+        (
+            bytes(r#"{"input_ids": [1, 2], "labels": [-100, 3]}"#),
+            "1: labels[1] is 3 where input_ids[1] is 2: labels of one's own",
+        ),
+        (bytes(r#"{"input_ids": [1, 2], "labels": [1, -100]}"#), "1: nothing to train on: none of its 2 tokens"),
+        (bytes(r#"{"input_ids": [1]}"#), "1: nothing to train on: none of its 1 tokens"),
+        (bytes(r#"{"text": ""}"#), "1 rows"),
+        (bytes(&format!("{good}\n{{\"text\": \"a\"}}\n")), "2: this is a row of format text, and the first row ("),
+    ];
+    assert!(zoo.len() >= 60);
+    for (content, expected) in zoo {
+        let told = told(&content, &data(Format::Auto));
+        let shown: String = String::from_utf8_lossy(&content).chars().take(200).collect();
+        assert!(told.starts_with(expected), "{shown}\n  told     {told}\n  expected {expected}");
+    }
+}
+
+#[test]
+fn a_named_format_is_held_to() {
+    let text = br#"{"text": "a", "prompt": "b"}"#;
+    assert_eq!(told(text, &data(Format::Text)), "1 rows");
+    assert_eq!(
+        told(text, &data(Format::Auto)),
+        "1: the key completion is missing; expected \"prompt\" and \"completion\": strings"
+    );
+    assert!(
+        told(text, &data(Format::Messages))
+            .starts_with("1: the key messages is missing; expected \"messages\": a list")
+    );
+}
+
+#[test]
+fn formats_become_messages() {
+    let model = Model::new(Some(CHATML));
+    let text = |row: &str| {
+        let dataset = load_with(&model, row.as_bytes(), &data(Format::Auto)).unwrap_or_else(|error| panic!("{error}"));
+        let text = model.tokenizer().decode(&dataset.rows[0].tokens, false).expect("text");
+        text.replace("<|im_start|>", "<").replace("<|im_end|>", ">")
+    };
+    let alpaca = r#"{"instruction": "1", "input": "2", "output": "3", "system": "S", "history": [["4", "5"]]}"#;
+    assert_eq!(text(alpaca), "<system\nS>\n<user\n4>\n<assistant\n5>\n<user\n1\n2>\n<assistant\n3>\n");
+    assert_eq!(text(r#"{"instruction": "1", "input": "", "output": "3"}"#), "<user\n1>\n<assistant\n3>\n");
+    let sharegpt = r#"{"system": "S", "tools": "[]", "conversations": [{"from": "human", "value": "1"},
+        {"from": "gpt", "value": "2"}, {"from": "observation", "value": "3"}, {"from": "assistant", "value": "4"}]}"#;
+    assert_eq!(
+        text(&sharegpt.replace('\n', " ")),
+        "<system\nS>\n<user\n1>\n<assistant\n2>\n<tool\n3>\n<assistant\n4>\n"
+    );
+}
+
+#[test]
+fn list_content_that_the_template_leaves_out_is_refused() {
+    let row =
+        r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":[{"type":"text","text":"bcd"}]}]}"#;
+    let template = "{% for m in messages %}{{ m.role }}:{{ m.content if m.content is string else '' }};{% endfor %}\
+                    {% if add_generation_prompt %}assistant:{% endif %}";
+    let error =
+        load_with(&Model::new(Some(template)), row.as_bytes(), &data(Format::Auto)).expect_err("an answer left out");
+    assert!(
+        error.to_string().contains("messages[1].content is a list, and the chat template leaves its text out"),
+        "{error}"
+    );
+    let template = template.replace("else ''", "else m.content[0].text");
+    assert!(load_with(&Model::new(Some(&template)), row.as_bytes(), &data(Format::Auto)).is_ok());
+}
+
+#[test]
+fn lengths() {
+    // With <s> and </s>: 5 tokens, and 12 of which the prompt takes 7.
+    let content = b"{\"prompt\":\"a\",\"completion\":\"bc\"}\n{\"prompt\":\"123456\",\"completion\":\"78.9\"}\n";
+    let with = |max_seq_len, overlong| load(content, &Data { max_seq_len, overlong, ..data(Format::Auto) });
+    let lengths = |dataset: &Dataset| dataset.rows.iter().map(|row| row.tokens.len()).collect::<Vec<_>>();
+    let all = with(12, Overlong::Error).expect("two rows");
+    assert_eq!(lengths(&all), [5, 12]);
+    let counts = Counts { rows: 2, tokens: 17, trained_tokens: 8, longest: 12, ..Counts::default() };
+    assert_eq!(all.counts, counts);
+    let error = with(11, Overlong::Error).expect_err("an overlong row");
+    assert!(error.to_string().contains(":2: the row has 12 tokens, more than data.max_seq_len = 11"), "{error}");
+    assert!(error.hints()[0].contains("data.overlong"));
+    let dropped = with(11, Overlong::Drop).expect("a row");
+    assert_eq!((lengths(&dropped), dropped.counts.dropped, dropped.counts.rows), (vec![5], 1, 2));
+    let cut = with(8, Overlong::Truncate).expect("two rows");
+    assert_eq!((lengths(&cut), cut.counts.truncated, cut.counts.trained_tokens), (vec![5, 8], 1, 4));
+    match with(7, Overlong::Truncate).expect_err("a row without an answer") {
+        DatasetError::BadRows(rows) => {
+            assert_eq!((rows.total, rows.counts.zero_label), (1, 1));
+            assert!(
+                rows.first[0].reason.contains("of its 12 tokens the first trained one is number 8"),
+                "{}",
+                rows.first[0]
+            );
+        }
+        error => panic!("{error}"),
+    }
+    assert!(matches!(with(2, Overlong::Drop), Err(DatasetError::AllDropped { rows: 2, max_seq_len: 2 })));
+}
+
+#[test]
+fn bad_rows_are_shown_ten_at_a_time() {
+    let content = "{\"text\": 1}\n".repeat(25) + "{\"text\": \"a\"}\n";
+    let error = load(content.as_bytes(), &data(Format::Auto)).expect_err("bad rows").to_string();
+    assert!(error.starts_with("25 rows cannot be used\n"), "{error}");
+    assert!(error.contains("rows.jsonl:10: text is a number; expected a string\n    {\"text\": 1}"), "{error}");
+    assert!(error.ends_with("\n  and 15 more"), "{error}");
+}
+
+#[test]
+fn rows_of_many_files_keep_their_order_and_origin() {
+    let model = Model::new(None);
+    let line = |number: usize| format!("{{\"text\": \"{number}\"}}\n");
+    let files: Vec<PathBuf> = vec![
+        model.write("a.jsonl", (0..5000).map(line).collect::<String>()),
+        model.write("b.jsonl", format!("\n{}", line(5000))),
+    ];
+    let progress = Cell::new(0);
+    let load = |files: &[PathBuf]| {
+        Dataset::load(files, &data(Format::Auto), &model.tokenizer(), VOCABULARY, &|rows| progress.set(rows))
+            .expect("rows")
+    };
+    let dataset = load(&files);
+    assert_eq!((dataset.rows.len(), progress.get()), (5001, 5001));
+    assert!(dataset.rows.iter().enumerate().all(|(index, row)| row.answer_text == index.to_string()));
+    assert!(dataset.origin(4999).ends_with("a.jsonl:5000") && dataset.origin(5000).ends_with("b.jsonl:2"));
+    assert_eq!(dataset.origin(5001), "row 5001");
+    assert_eq!(dataset.counts.unmasked, 5001);
+    // The digest is of what is trained on, not of where it lies.
+    assert_eq!(load(&files).digest, dataset.digest);
+    model.write("b.jsonl", line(5000));
+    assert_eq!(load(&files).digest, dataset.digest);
+    model.write("b.jsonl", line(5001));
+    assert_ne!(load(&files).digest, dataset.digest);
+    let gone = [model.path().join("gone.jsonl")];
+    let error = Dataset::load(&gone, &data(Format::Auto), &model.tokenizer(), VOCABULARY, &|_| {});
+    assert!(matches!(error, Err(DatasetError::Unreadable { .. })));
+}
+
+#[test]
+fn the_mask_is_part_of_the_digest() {
+    let row = br#"{"prompt": "a", "completion": "b"}"#;
+    let digest = |train_on| load(row, &Data { train_on, ..data(Format::Auto) }).expect("a row").digest;
+    assert_ne!(digest(TrainOn::Assistant), digest(TrainOn::All));
+}
+
+#[test]
+fn messages_without_a_template_are_one_error() {
+    let row = br#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
+    let error = load_with(&Model::new(None), row, &data(Format::Auto)).expect_err("no template");
+    assert!(matches!(error, DatasetError::NoTemplate { .. }) && error.hints().len() == 2, "{error}");
+}
+
+#[test]
+fn tokens_of_a_tokenizer_that_the_model_lacks() {
+    let model = Model::new(Some(CHATML));
+    let file = model.write("rows.jsonl", r#"{"text": "a"}"#);
+    let error =
+        Dataset::load(&[file], &data(Format::Auto), &model.tokenizer(), 259, &|_| {}).expect_err("a missing row");
+    assert!(error.to_string().contains("token 2 is 259 (\"</s>\"), not below the vocabulary of 259"), "{error}");
+    assert!(error.hints()[0].contains("tokenizer"));
+}
+
+#[test]
+fn rows_of_tokens_need_no_tokenizer() {
+    let model = Model::new(None);
+    let load = |content: &str| {
+        let file = model.write("rows.jsonl", content);
+        Dataset::load(&[file], &data(Format::Auto), None, VOCABULARY, &|_| {})
+    };
+    let dataset = load(r#"{"input_ids": [97, 98]}"#).expect("a row");
+    assert_eq!((&dataset.rows[0].trained[..], dataset.rows[0].answer_text.as_str()), (&[false, true][..], ""));
+    let error = load(r#"{"text": "a"}"#).expect_err("no tokenizer");
+    assert!(matches!(error, DatasetError::NoTokenizer) && error.hints().len() == 1, "{error}");
+}

@@ -70,7 +70,8 @@ fn goldens() {
 
 #[test]
 fn published_templates() {
-    let templates = std::env::var_os("CHAT_TEMPLATES").map_or(workspace().join("../shared/chat_templates"), PathBuf::from);
+    let templates =
+        std::env::var_os("CHAT_TEMPLATES").map_or(workspace().join("../shared/chat_templates"), PathBuf::from);
     let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     let pythons = [
         std::env::var_os("FINETUNE_PYTHON").map(PathBuf::from),
@@ -79,7 +80,10 @@ fn published_templates() {
     ];
     let python = pythons.into_iter().flatten().find(|python| python.exists());
     let (Some(python), true) = (python, templates.is_dir()) else {
-        eprintln!("SKIPPED: published_templates needs {} and a Python with transformers (FINETUNE_PYTHON)", templates.display());
+        eprintln!(
+            "SKIPPED: published_templates needs {} and a Python with transformers (FINETUNE_PYTHON)",
+            templates.display()
+        );
         return;
     };
     let script = workspace().join("scripts/check_templates.py");
@@ -102,7 +106,10 @@ fn published_templates() {
 fn a_template_cannot_run_for_ever() {
     let render = |template: &str| {
         let model = Model::new(Some(template));
-        model.tokenizer().render(&[json!({"role": "user", "content": "x"})], None, false).map(|rendered| rendered.text.len())
+        model
+            .tokenizer()
+            .render(&[json!({"role": "user", "content": "x"})], None, false)
+            .map(|rendered| rendered.text.len())
     };
     let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
     assert!(render(endless).expect_err("too many steps").to_string().contains("ran out of fuel"));
@@ -110,7 +117,9 @@ fn a_template_cannot_run_for_ever() {
     assert!(render(long).expect_err("too much text").to_string().contains("exceeds"));
     let deep = "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}";
     assert!(render(deep).is_err());
-    for (template, told) in [("{% if %}", "line 1"), ("a\n{{ raise_exception('no ' ~ messages[0].role) }}", "line 2) stopped: no user")] {
+    for (template, told) in
+        [("{% if %}", "line 1"), ("a\n{{ raise_exception('no ' ~ messages[0].role) }}", "line 2) stopped: no user")]
+    {
         let model = Model::new(Some(template));
         let error = match finetune_dataset::ChatTokenizer::load(model.path(), None) {
             Err(error) => error,
@@ -125,7 +134,8 @@ fn a_template_cannot_run_for_ever() {
 
 #[test]
 fn marks_in_the_text_are_refused() {
-    let model = Model::new(Some("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"));
+    let model =
+        Model::new(Some("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"));
     let error = model.tokenizer().render(&[json!({"role": "user", "content": "a\u{FDD0}"})], None, false);
     assert!(error.expect_err("a noncharacter").to_string().contains("U+FDD0"));
 }

@@ -1,0 +1,173 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Fine-tunes language models with LoRA on the machine you have.
+///
+/// A run is described by a recipe, one TOML file:
+///
+///   finetune validate recipe.toml     find everything that can go wrong, without training
+///   finetune run recipe.toml          train; `--resume` goes on after an interruption
+///   finetune generate MODEL_DIR --adapter RUN/adapter --prompt "Hello"
+///   finetune export RUN --format merged --output DIR
+///
+/// recipes/quickstart.toml is a small one that runs anywhere; recipes/README.md explains every key.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, verbatim_doc_comment)]
+pub(crate) struct Cli {
+    /// Print errors and results only
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    /// Print more about what is going on
+    #[arg(long, short, global = true)]
+    pub(crate) verbose: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train as a recipe says
+    ///
+    /// Writes checkpoints, metrics.jsonl, report.html and the final adapter into the recipe's output_dir.
+    /// Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and exits with 130 (143); a second one
+    /// exits at once. Exit codes: 0 done, 2 bad input, 4 loss or gradient not finite, 5 disk or memory.
+    Run(RunArguments),
+    /// Check a recipe, its model and every row of its data, without training
+    ///
+    /// Prints counts, token lengths and an estimate of memory and time. Exits with 2 where `run` would refuse.
+    Validate(ValidateArguments),
+    /// Show the tokens of a row, and which of them are trained on
+    Inspect(InspectArguments),
+    /// Loss and perplexity of a model on a file of rows
+    Eval(EvalArguments),
+    /// Continue a prompt with a model
+    ///
+    /// The prompt goes through the model's chat template as a user message, unless --raw is given.
+    Generate(GenerateArguments),
+    /// Write a trained adapter in another form
+    ///
+    /// A run directory stands for its newest checkpoint that verifies. `merged` is a complete Hugging Face
+    /// model directory; the export ends by comparing its logits with those of base and adapter.
+    Export(ExportArguments),
+}
+
+/// The recipe and what may override it.
+#[derive(Debug, Args)]
+pub(crate) struct RecipeArguments {
+    /// The recipe, a TOML file
+    pub(crate) recipe: PathBuf,
+    /// Override a key of the recipe, such as --set lora.rank=32 (may be repeated)
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    pub(crate) sets: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArguments,
+    /// Go on from a checkpoint: the newest one that verifies, or this one. With none there, starts from the beginning
+    #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1)]
+    pub(crate) resume: Option<Option<PathBuf>>,
+    /// Where the run is written, instead of the recipe's output_dir
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ValidateArguments {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArguments,
+    /// Print the findings as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArguments {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArguments,
+    /// Which row of the training data, counted from 1
+    #[arg(long, default_value_t = 1)]
+    pub(crate) row: usize,
+    /// Print tokens and mask as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArguments {
+    /// A Hugging Face model directory
+    pub(crate) model: PathBuf,
+    /// Rows, in any of the formats of a recipe's data
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+    /// An adapter in PEFT's format, such as a run's adapter/ or a checkpoint
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArguments {
+    /// A Hugging Face model directory
+    pub(crate) model: PathBuf,
+    /// An adapter in PEFT's format, such as a run's adapter/ or a checkpoint
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// What to continue
+    #[arg(long)]
+    pub(crate) prompt: String,
+    /// Take the prompt as it is, without the chat template
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Stop after this many tokens
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) max_new_tokens: usize,
+    /// 0 takes the most likely token each time; higher is more varied
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub(crate) temperature: f64,
+    /// Draw from the most likely tokens that together reach this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub(crate) top_p: f64,
+    /// The same seed gives the same text
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Print text and token ids as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ExportFormat {
+    /// A complete model directory with the adapter merged in
+    Merged,
+    /// The adapter alone, in PEFT's format
+    Peft,
+    /// The adapter alone, in mlx-lm's format (not in this version)
+    Mlx,
+    /// A GGUF file (not in this version)
+    Gguf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArguments {
+    /// A run directory, a checkpoint, or (with --adapter) a model directory
+    pub(crate) source: PathBuf,
+    /// The adapter to merge into the model directory
+    #[arg(long, value_name = "DIR", conflicts_with = "base")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// What to write
+    #[arg(long)]
+    pub(crate) format: ExportFormat,
+    /// Where to write it; the directory must not hold anything else
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// The base model, where it is not where the run found it
+    #[arg(long, value_name = "MODEL_DIR")]
+    pub(crate) base: Option<PathBuf>,
+}

@@ -1,0 +1,68 @@
+//! `finetune eval`: loss and perplexity on a file.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use finetune_dataset::{ChatTokenizer, Dataset};
+use finetune_model::adapter::Adapter;
+use finetune_model::{Device, Model};
+use finetune_recipe::{Data, Format, Overlong, TrainOn};
+use finetune_trainer::{TrainError, evaluate};
+
+use crate::cli::EvalArguments;
+use crate::failure::Failure;
+use crate::progress::{Progress, Verbosity};
+
+/// Rows per forward pass: enough to keep the matrix products busy, whatever the row length.
+const ROWS: usize = 8;
+
+/// A model directory with an adapter, if one is given.
+pub(super) fn open(model: &Path, adapter: Option<&Path>) -> Result<Model, Failure> {
+    let mut opened = Model::load(model, &Device::flex())?;
+    if let Some(adapter) = adapter {
+        let adapter = Adapter::read(adapter, &opened.config)?;
+        opened.attach(&adapter);
+    }
+    Ok(opened)
+}
+
+pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
+    let model = open(&arguments.model, arguments.adapter.as_deref())?;
+    let tokenizer = ChatTokenizer::load_if_present(&arguments.model, None)?;
+    let data = Data {
+        train: vec![arguments.data.clone()],
+        eval: vec![],
+        format: Format::Auto,
+        max_seq_len: usize::MAX,
+        overlong: Overlong::Error,
+        packing: false,
+        train_on: TrainOn::Assistant,
+        shuffle: false,
+        chat_template: None,
+    };
+    let rows = Dataset::load(&data.train, &data, tokenizer.as_ref(), model.config.vocabulary, &|_| {})?;
+    let mut show = Progress::new(if arguments.json { Verbosity::Quiet } else { verbosity }, 1);
+    show.start("evaluating", rows.rows.len() as u64);
+    let sums = evaluate(&model, &rows, ROWS, &mut |done| show.position(done as u64));
+    show.finish();
+    let loss = sums.loss / sums.trained_tokens.max(1) as f64;
+    if !loss.is_finite() {
+        let bad = sums.row_losses.iter().enumerate().filter(|(_, loss)| !loss.is_finite());
+        let named: Vec<String> = bad.map(|(row, _)| rows.origin(row)).take(8).collect();
+        return Err(TrainError::NotFinite { what: "the loss", step: 0, rows: named, more: 0 }.into());
+    }
+    if arguments.json {
+        let object = serde_json::json!({
+            "loss": loss,
+            "perplexity": loss.exp(),
+            "tokens": sums.trained_tokens,
+            "rows": rows.rows.len(),
+        });
+        println!("{object}");
+    } else {
+        println!("loss        {loss:.6}");
+        println!("perplexity  {:.4}", loss.exp());
+        println!("tokens      {} trained, in {} rows", sums.trained_tokens, rows.rows.len());
+    }
+    Ok(ExitCode::SUCCESS)
+}

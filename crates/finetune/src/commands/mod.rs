@@ -1,0 +1,30 @@
+//! One file per command.
+
+mod eval;
+mod export;
+mod generate;
+mod inspect;
+mod run;
+mod validate;
+
+use std::process::ExitCode;
+
+use crate::cli::{Cli, Command};
+use crate::failure::Failure;
+use crate::progress::Verbosity;
+
+pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    let verbosity = match (cli.quiet, cli.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (_, true) => Verbosity::Verbose,
+        _ => Verbosity::Normal,
+    };
+    match cli.command {
+        Command::Run(arguments) => run::run(arguments, verbosity),
+        Command::Validate(arguments) => validate::validate(arguments, verbosity),
+        Command::Inspect(arguments) => inspect::inspect(arguments),
+        Command::Eval(arguments) => eval::eval(arguments, verbosity),
+        Command::Generate(arguments) => generate::generate(arguments),
+        Command::Export(arguments) => export::export(arguments, verbosity),
+    }
+}

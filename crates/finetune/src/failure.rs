@@ -1,0 +1,123 @@
+//! Errors as a person sees them: what happened, where, what to do next; and the exit code for programs.
+
+use std::process::ExitCode;
+
+use annotate_snippets::renderer::DecorStyle;
+use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use finetune_dataset::DatasetError;
+use finetune_model::ModelError;
+use finetune_recipe::{Place, Problems, RecipeError};
+use finetune_store::StoreError;
+use finetune_trainer::TrainError;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Recipe(RecipeError),
+    Train(TrainError),
+    /// Arguments that clap could not refuse.
+    Arguments { message: String, hints: Vec<String> },
+    Output(std::io::Error),
+}
+
+impl Failure {
+    pub(crate) fn arguments(message: impl Into<String>, hint: impl Into<String>) -> Failure {
+        Failure::Arguments { message: message.into(), hints: vec![hint.into()] }
+    }
+
+    /// The table of exit codes that schedulers act on.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        const BAD_INPUT: u8 = 2;
+        const NUMBERS: u8 = 4;
+        const DISK_OR_MEMORY: u8 = 5;
+        ExitCode::from(match self {
+            Failure::Train(TrainError::NotFinite { .. } | TrainError::Model(ModelError::NotANumber { .. })) => NUMBERS,
+            Failure::Train(error) if error.is_disk() => DISK_OR_MEMORY,
+            Failure::Output(_) => DISK_OR_MEMORY,
+            _ => BAD_INPUT,
+        })
+    }
+
+    /// Writes the error to stderr: the fact, then hints after a blank line.
+    pub(crate) fn print(&self, quiet: bool) {
+        let _ = quiet;
+        match self {
+            Failure::Recipe(RecipeError::Problems(problems)) => print_problems(problems),
+            Failure::Recipe(error) => print_plain(&error.to_string(), &[]),
+            Failure::Train(error) => print_plain(&error.to_string(), &error.hints()),
+            Failure::Arguments { message, hints } => print_plain(message, hints),
+            Failure::Output(error) => print_plain(&format!("cannot write the result: {error}"), &[]),
+        }
+    }
+}
+
+fn print_plain(message: &str, hints: &[String]) {
+    anstream::eprintln!("\x1b[1;31merror\x1b[0m: {message}");
+    for (n, hint) in hints.iter().enumerate() {
+        let blank = if n == 0 { "\n" } else { "" };
+        anstream::eprintln!("{blank}\x1b[1;36mhint\x1b[0m: {hint}");
+    }
+}
+
+/// Each problem with its line of the recipe underlined.
+fn print_problems(problems: &Problems) {
+    let renderer = Renderer::styled().decor_style(DecorStyle::Ascii);
+    let path = problems.file.to_string_lossy();
+    for (n, problem) in problems.problems.iter().enumerate() {
+        if n > 0 {
+            anstream::eprintln!();
+        }
+        match &problem.place {
+            Place::Span(span) => {
+                let end = span.end.min(problems.source.len());
+                let span = span.start.min(end)..end;
+                let snippet = Snippet::source(problems.source.as_str())
+                    .path(path.as_ref())
+                    .annotation(AnnotationKind::Primary.span(span));
+                let mut group = Level::ERROR.primary_title(problem.message.as_str()).element(snippet);
+                for hint in &problem.hints {
+                    group = group.element(Level::HELP.with_name("hint").message(hint.as_str()));
+                }
+                anstream::eprintln!("{}", renderer.render(&[group]));
+            }
+            Place::Set(text) => print_plain(&format!("--set {text}: {}", problem.message), &problem.hints),
+            Place::File => print_plain(&format!("{path}: {}", problem.message), &problem.hints),
+        }
+    }
+}
+
+impl From<RecipeError> for Failure {
+    fn from(error: RecipeError) -> Failure {
+        Failure::Recipe(error)
+    }
+}
+
+impl From<TrainError> for Failure {
+    fn from(error: TrainError) -> Failure {
+        Failure::Train(error)
+    }
+}
+
+impl From<ModelError> for Failure {
+    fn from(error: ModelError) -> Failure {
+        Failure::Train(error.into())
+    }
+}
+
+impl From<DatasetError> for Failure {
+    fn from(error: DatasetError) -> Failure {
+        Failure::Train(error.into())
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        Failure::Train(error.into())
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Failure {
+        Failure::Output(error)
+    }
+}

@@ -1,0 +1,55 @@
+//! AdamW (Loshchilov and Hutter 2019) with the arithmetic of `torch.optim.AdamW`, on flat vectors.
+
+use finetune_recipe::Optimizer;
+
+/// Both moments of every parameter, in the order of the layout, and the number of updates made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdamW {
+    pub first_moment: Vec<f32>,
+    pub second_moment: Vec<f32>,
+    pub updates: u64,
+}
+
+impl AdamW {
+    pub fn new(parameters: usize) -> AdamW {
+        AdamW { first_moment: vec![0.0; parameters], second_moment: vec![0.0; parameters], updates: 0 }
+    }
+
+    /// One update. Scalars are formed in f64 and rounded to f32 where torch does it; element-wise operations
+    /// come in torch's order: decay, first moment by `lerp`, second moment, `addcdiv`.
+    pub fn update(&mut self, parameters: &mut [f32], gradients: &[f32], learning_rate: f64, settings: &Optimizer) {
+        assert!(parameters.len() == gradients.len() && parameters.len() == self.first_moment.len(), "one layout");
+        self.updates += 1;
+        let [beta1, beta2] = settings.betas;
+        let correction1 = 1.0 - beta1.powf(self.updates as f64);
+        let correction2 = (1.0 - beta2.powf(self.updates as f64)).sqrt() as f32;
+        let decay = (1.0 - learning_rate * settings.weight_decay) as f32;
+        let step_size = (learning_rate / correction1) as f32;
+        let (weight1, beta2, weight2, eps) =
+            ((1.0 - beta1) as f32, beta2 as f32, (1.0 - beta2) as f32, settings.eps as f32);
+        let moments = self.first_moment.iter_mut().zip(&mut self.second_moment);
+        for ((parameter, gradient), (first, second)) in parameters.iter_mut().zip(gradients).zip(moments) {
+            *parameter *= decay;
+            *first += weight1 * (gradient - *first);
+            *second = *second * beta2 + weight2 * gradient * gradient;
+            *parameter -= step_size * (*first / (second.sqrt() / correction2 + eps));
+        }
+    }
+}
+
+/// Σ g² under the root, in f64.
+pub(crate) fn norm(gradients: &[f32]) -> f64 {
+    gradients.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt()
+}
+
+/// Scales gradients so that their norm is at most `limit`, as `torch.nn.utils.clip_grad_norm_` does (with its
+/// 1e-6); a limit of 0 leaves them.
+pub(crate) fn clip(gradients: &mut [f32], norm: f64, limit: f64) {
+    let factor = limit / (norm + 1e-6);
+    if limit > 0.0 && factor < 1.0 {
+        let factor = factor as f32;
+        for gradient in gradients {
+            *gradient *= factor;
+        }
+    }
+}

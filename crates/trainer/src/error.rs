@@ -1,0 +1,72 @@
+//! Why a run cannot start or go on.
+
+use std::path::PathBuf;
+
+use finetune_dataset::DatasetError;
+use finetune_model::ModelError;
+use finetune_store::StoreError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{what} is not finite in step {step}; no weight was changed by it")]
+    NotFinite { what: &'static str, step: u64, rows: Vec<String>, more: usize },
+    #[error("{directory} holds a run already", directory = directory.display())]
+    Occupied { directory: PathBuf },
+    #[error("{path} cannot be resumed with this recipe:\n{}", differences.join("\n"), path = path.display())]
+    Changed { path: PathBuf, differences: Vec<String> },
+    #[error("{path}: {what}", path = path.display())]
+    Checkpoint { path: PathBuf, what: String },
+    #[error("{path}: step {step} is past the last step of the recipe, {last}", path = path.display())]
+    PastTheEnd { path: PathBuf, step: u64, last: u64 },
+    #[error("model.path: `{path}` is neither a directory nor a model in the Hugging Face cache")]
+    NoModel { path: String },
+    #[error("{key} = {value} is not available {instead}")]
+    Unavailable { key: &'static str, value: String, instead: &'static str },
+    #[error("{path}: no row is left to train on", path = path.display())]
+    NoRows { path: PathBuf },
+}
+
+impl TrainError {
+    /// What to do next.
+    pub fn hints(&self) -> Vec<String> {
+        match self {
+            TrainError::Model(error) => error.hints(),
+            TrainError::Dataset(error) => error.hints(),
+            TrainError::Store(error) => error.hints(),
+            TrainError::NotFinite { rows, more, .. } => {
+                let rows = rows.join(", ");
+                let more = if *more > 0 { format!(" and {more} more") } else { String::new() };
+                vec![
+                    format!("rows of the step: {rows}{more}"),
+                    "a lower optimizer.learning_rate or train.max_grad_norm usually helps; `--resume` goes on from the last checkpoint".into(),
+                ]
+            }
+            TrainError::Occupied { .. } => vec![
+                "`--resume` goes on with it; `--output-dir` starts another".into(),
+            ],
+            TrainError::Changed { .. } => vec![
+                "output_dir, [log], [checkpoint] and a larger number of steps may change; for anything else start a new run with `--output-dir`".into(),
+            ],
+            TrainError::PastTheEnd { .. } => vec!["raise train.max_steps or train.epochs, or start a new run".into()],
+            TrainError::NoModel { .. } => vec![
+                "a directory needs config.json, tokenizer.json and model.safetensors; paths are relative to the recipe".into(),
+                "models of the hub are found once another program has put them into the cache (HF_HOME)".into(),
+            ],
+            _ => vec![],
+        }
+    }
+
+    /// Whether the disk is at fault (no space, failed writes).
+    pub fn is_disk(&self) -> bool {
+        match self {
+            TrainError::Store(error) | TrainError::Model(ModelError::Store(error)) => error.is_disk(),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Loss on held-back rows, and answers to some of them before and after training.
+
+use std::path::Path;
+
+use finetune_dataset::{ChatTokenizer, Dataset, Row};
+use finetune_model::{Batch, BatchRow, LossSum, Model, Sampling};
+use finetune_store::{RealDisk, StoreError, replace_file};
+use serde::{Deserialize, Serialize};
+
+use crate::error::TrainError;
+
+const ANSWERS_FILE: &str = "samples.json";
+
+/// One held-back row with what the model answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// file:line of the row.
+    pub row: String,
+    pub prompt: String,
+    pub expected: String,
+    pub answer: String,
+}
+
+/// Answers to held-back rows at one point of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Answers {
+    pub samples: Vec<Sample>,
+    /// Rows answered word for word as expected, of how many. `None` where the recipe does not ask.
+    pub exact: Option<(usize, usize)>,
+}
+
+/// Answers before and after training, as kept in the run directory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct BeforeAfter {
+    pub(crate) before: Option<Answers>,
+    pub(crate) after: Option<Answers>,
+}
+
+impl BeforeAfter {
+    pub(crate) fn read(run: &Path) -> BeforeAfter {
+        let text = std::fs::read_to_string(run.join(ANSWERS_FILE)).unwrap_or_default();
+        serde_json::from_str(&text).unwrap_or_default()
+    }
+
+    pub(crate) fn write(&self, run: &Path) -> Result<(), StoreError> {
+        let text = serde_json::to_vec_pretty(self).expect("plain data");
+        replace_file(&RealDisk, &run.join(ANSWERS_FILE), &text)
+    }
+}
+
+impl Answers {
+    /// A run that starts from the beginning has no answers yet.
+    pub(crate) fn forget(run: &Path) -> Result<(), StoreError> {
+        if run.join(ANSWERS_FILE).is_file() { BeforeAfter::default().write(run) } else { Ok(()) }
+    }
+}
+
+pub(crate) fn batch_row(id: usize, row: &Row) -> BatchRow<'_> {
+    BatchRow { id: id as u32, tokens: &row.tokens, trained: &row.trained }
+}
+
+/// Σ loss over all rows, `micro_batch_size` at a time. `progress` is told rows done.
+pub fn evaluate(model: &Model, data: &Dataset, micro_batch_size: usize, progress: &mut dyn FnMut(usize)) -> LossSum {
+    let mut total = LossSum::default();
+    let rows: Vec<BatchRow<'_>> = data.rows.iter().enumerate().map(|(id, row)| batch_row(id, row)).collect();
+    for rows in rows.chunks(micro_batch_size) {
+        let sums = model.loss(&Batch { rows: rows.to_vec() });
+        total.loss += sums.loss;
+        total.trained_tokens += sums.trained_tokens;
+        total.row_losses.extend(sums.row_losses);
+        progress(total.row_losses.len());
+    }
+    total
+}
+
+/// How many rows are answered, how many of them shown and scored.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Questions {
+    pub(crate) shown: usize,
+    pub(crate) scored: usize,
+    pub(crate) max_new_tokens: usize,
+}
+
+impl Questions {
+    pub(crate) fn rows(&self, data: &Dataset) -> usize {
+        self.shown.max(self.scored).min(data.rows.len())
+    }
+}
+
+/// Greedy answers to the first rows of the data.
+pub(crate) fn answer(
+    model: &Model,
+    data: &Dataset,
+    tokenizer: &ChatTokenizer,
+    questions: Questions,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Answers, TrainError> {
+    let (mut samples, mut exact) = (Vec::new(), 0);
+    let scored = questions.scored.min(data.rows.len());
+    for n in 0..questions.rows(data) {
+        progress(n);
+        let row = &data.rows[n];
+        let prompt = &row.tokens[..row.prompt_tokens];
+        let generation =
+            model.generate(prompt, questions.max_new_tokens, Sampling::GREEDY, tokenizer.eos_ids(), &mut |_| {})?;
+        let answer = tokenizer.decode(&generation.tokens, true)?;
+        // An answer that ran into the limit is not the expected one, even if it begins with it.
+        let ended = generation.stopped_by.is_some();
+        if n < scored && ended && answer.trim() == row.answer_text.trim() {
+            exact += 1;
+        }
+        if n < questions.shown {
+            let (row_name, prompt) = (data.origin(n), row.prompt_text.clone());
+            samples.push(Sample { row: row_name, prompt, expected: row.answer_text.clone(), answer });
+        }
+    }
+    Ok(Answers { samples, exact: (scored > 0).then_some((exact, scored)) })
+}

@@ -1,0 +1,99 @@
+//! `metrics.jsonl`: one object per optimizer step, one per evaluation.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use finetune_store::{Operation, RealDisk, StoreError, replace_file};
+use serde::{Deserialize, Serialize};
+
+pub(crate) const FILE: &str = "metrics.jsonl";
+
+/// A row of an optimizer step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRow {
+    /// Counts from 1.
+    pub step: u64,
+    /// Passes over the training data, this step included.
+    pub epoch: f64,
+    /// Σ token losses / trained tokens, before the update.
+    pub loss: f64,
+    pub trained_tokens: u64,
+    pub tokens: u64,
+    /// Norm of the mean gradient, before clipping.
+    pub grad_norm: f64,
+    pub learning_rate: f64,
+    pub tokens_per_second: f64,
+    /// Wall time of the step.
+    pub seconds: f64,
+}
+
+/// A row of an evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalRow {
+    pub step: u64,
+    pub eval_loss: f64,
+    /// Trained tokens of the evaluation data.
+    pub eval_tokens: u64,
+}
+
+/// Either kind of row, as read back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Row {
+    Step(StepRow),
+    Eval(EvalRow),
+}
+
+impl Row {
+    fn step(&self) -> u64 {
+        match self {
+            Row::Step(row) => row.step,
+            Row::Eval(row) => row.step,
+        }
+    }
+}
+
+/// The file, open for appending, and its rows so far.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    path: PathBuf,
+    file: std::fs::File,
+    pub(crate) rows: Vec<Row>,
+}
+
+impl Metrics {
+    /// Opens the file of a run that has done `step` steps: rows beyond them, and a torn last line, are taken out.
+    pub(crate) fn open(directory: &Path, step: u64) -> Result<Metrics, StoreError> {
+        let path = directory.join(FILE);
+        let rows: Vec<Row> = match std::fs::read_to_string(&path) {
+            Ok(text) => text.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(|row: &Row| row.step() <= step).collect(),
+            Err(_) => Vec::new(),
+        };
+        let rows = if step == 0 { Vec::new() } else { rows };
+        let text: String = rows.iter().map(line).collect();
+        replace_file(&RealDisk, &path, text.as_bytes())?;
+        let file = std::fs::OpenOptions::new().append(true).open(&path);
+        let file = file.map_err(|source| StoreError::io(&path, Operation::Write, 0, source))?;
+        Ok(Metrics { path, file, rows })
+    }
+
+    /// Appends a row in one write, so that a killed process leaves whole lines.
+    pub(crate) fn append(&mut self, row: Row) -> Result<(), StoreError> {
+        let text = line(&row);
+        let written = self.file.write_all(text.as_bytes());
+        written.map_err(|source| StoreError::io(&self.path, Operation::Write, text.len() as u64, source))?;
+        self.rows.push(row);
+        Ok(())
+    }
+
+    /// Makes the rows so far survive a power cut, which a checkpoint of the same step will.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        self.file.sync_all().map_err(|source| StoreError::io(&self.path, Operation::Sync, 0, source))
+    }
+}
+
+fn line(row: &Row) -> String {
+    let mut text = serde_json::to_string(row).expect("finite numbers");
+    text.push('\n');
+    text
+}

@@ -1,0 +1,266 @@
+//! Puts a run together: model, data, plan, state. Everything that can be refused is refused here, before the
+//! first step and before anything in the run directory changes.
+
+use std::path::{Path, PathBuf};
+
+use finetune_dataset::{ChatTokenizer, Dataset, Plan, resolve_files};
+use finetune_model::adapter::Adapter;
+use finetune_model::{Device, Model, ModelConfig, choose};
+use finetune_recipe::{DeviceChoice, DtypeChoice, Length, Method, Recipe};
+use finetune_store::{Disk, RealDisk, RunLock, TensorSet, newest_verified, numbered, replace_file, sweep, verify_directory};
+
+use crate::error::TrainError;
+use crate::evaluate::Answers;
+use crate::identity::Identity;
+use crate::metrics::Metrics;
+use crate::schedule::Schedule;
+use crate::state::{CHECKPOINTS, TrainState};
+
+/// Where a run starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// The beginning.
+    No,
+    /// The newest checkpoint that verifies; the beginning where there is none.
+    Newest,
+    /// This checkpoint.
+    From(PathBuf),
+}
+
+/// A run, ready to go on from `state`.
+pub struct Run {
+    pub recipe: Recipe,
+    pub directory: PathBuf,
+    pub model: Model,
+    pub train: Dataset,
+    pub eval: Option<Dataset>,
+    /// `None` only where every row is tokens already and the model directory has no tokenizer.
+    pub tokenizer: Option<ChatTokenizer>,
+    pub plan: Plan,
+    /// Steps of the whole run.
+    pub steps: u64,
+    pub schedule: Schedule,
+    pub state: TrainState,
+    pub(crate) metrics: Metrics,
+    pub(crate) identity: Identity,
+    /// What adapter_config.json calls the base model.
+    pub(crate) base: String,
+    pub(crate) disk: Box<dyn Disk>,
+    _lock: RunLock,
+}
+
+/// A run and what the user should know about how it came together.
+pub struct Prepared {
+    pub run: Run,
+    pub notices: Vec<String>,
+}
+
+/// Training rows, evaluation rows, and the tokenizer that made them.
+pub struct Data {
+    pub train: Dataset,
+    pub eval: Option<Dataset>,
+    pub tokenizer: Option<ChatTokenizer>,
+}
+
+/// The directory of the recipe's model: a path, or a hub id that is in the Hugging Face cache.
+pub fn model_directory(recipe: &Recipe) -> Result<PathBuf, TrainError> {
+    let path = Path::new(&recipe.model.path);
+    if path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let cached = recipe.model.hub_id().and_then(finetune_store::cached_snapshot);
+    cached.ok_or_else(|| TrainError::NoModel { path: recipe.model.path.clone() })
+}
+
+/// Refuses what this build does not do yet, by name; returns what is accepted but means less than it says.
+pub(crate) fn check_available(recipe: &Recipe) -> Result<Vec<String>, TrainError> {
+    let unavailable = |key, value: String, instead| Err(TrainError::Unavailable { key, value, instead });
+    if recipe.model.device == DeviceChoice::Gpu {
+        return unavailable("model.device", "gpu".into(), "in this build; use \"cpu\" or \"auto\"");
+    }
+    if let Some(quantization) = recipe.model.quantization {
+        return unavailable("model.quantization", quantization.as_str().into(), "yet; leave it out");
+    }
+    if recipe.lora.use_dora {
+        return unavailable("lora.use_dora", "true".into(), "yet; plain LoRA and rsLoRA are");
+    }
+    if !recipe.lora.modules_to_save.is_empty() {
+        return unavailable("lora.modules_to_save", format!("{:?}", recipe.lora.modules_to_save), "yet; leave it out");
+    }
+    if let Some(ranks) = recipe.distributed.virtual_ranks.filter(|&ranks| ranks > 1) {
+        return unavailable("distributed.virtual_ranks", ranks.to_string(), "yet; leave it out");
+    }
+    if let Some(address) = &recipe.log.prometheus {
+        return unavailable("log.prometheus", address.clone(), "yet; metrics.jsonl has the numbers");
+    }
+    let mut notices = Vec::new();
+    if let DtypeChoice::Bf16 | DtypeChoice::F16 = recipe.model.dtype {
+        notices.push(format!("model.dtype = {}: the CPU computes in f32", recipe.model.dtype.as_str()));
+    }
+    Ok(notices)
+}
+
+/// Reads all rows of the recipe. `progress` is told rows read.
+pub fn load_data(
+    recipe: &Recipe,
+    model: &Path,
+    config: &ModelConfig,
+    progress: &dyn Fn(u64),
+) -> Result<Data, TrainError> {
+    let (train_files, eval_files) = resolve_files(&recipe.data.train, &recipe.data.eval)?;
+    let tokenizer = ChatTokenizer::load_if_present(model, recipe.data.chat_template.as_deref())?;
+    let load = |files: &[PathBuf]| Dataset::load(files, &recipe.data, tokenizer.as_ref(), config.vocabulary, progress);
+    let train = load(&train_files)?;
+    if train.rows.is_empty() {
+        return Err(TrainError::NoRows { path: train_files.first().cloned().unwrap_or_default() });
+    }
+    let eval = if eval_files.is_empty() { None } else { Some(load(&eval_files)?) };
+    Ok(Data { train, eval, tokenizer })
+}
+
+/// Whether a model directory has weights, or only a config.json to make fresh ones from.
+pub(crate) fn has_weights(directory: &Path) -> bool {
+    ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| directory.join(name).is_file())
+}
+
+/// The base model of a recipe with what is trained set up, and the digest of where its weights came from.
+pub fn open_model(recipe: &Recipe, directory: &Path, device: &Device) -> Result<(Model, String), TrainError> {
+    let full = recipe.train.method == Method::Full;
+    let config_hash = finetune_store::hex(&finetune_store::content_hash(&directory.join("config.json"))?);
+    if full && !has_weights(directory) {
+        let mut model = Model::initialize(directory, recipe.seed, device)?;
+        model.train_all();
+        return Ok((model, format!("fresh:{config_hash}")));
+    }
+    let mut model = Model::load(directory, device)?;
+    let digest = format!("{}:{config_hash}", TensorSet::open_model(directory).map_err(finetune_model::ModelError::from)?.digest());
+    if full {
+        model.train_all();
+        return Ok((model, digest));
+    }
+    let targets = choose(&recipe.lora, &model.linear_modules())?;
+    let start = match &recipe.lora.init_from {
+        None => None,
+        Some(path) => {
+            let adapter = Adapter::read(path, &model.config)?;
+            adapter.expect_targets(&targets, path)?;
+            Some(adapter.values)
+        }
+    };
+    model.add_lora(targets, recipe.lora.dropout as f32, recipe.seed);
+    if let Some(values) = start {
+        model.set_parameters(&values);
+    }
+    Ok((model, digest))
+}
+
+/// Opens everything, takes the lock of the run directory, and finds where to start.
+pub fn prepare(recipe: Recipe, resume: &Resume, progress: &dyn Fn(u64)) -> Result<Prepared, TrainError> {
+    let mut notices = check_available(&recipe)?;
+    let directory = recipe.output_dir.clone();
+    let disk = RealDisk;
+    if *resume == Resume::No {
+        refuse_occupied(&disk, &directory)?;
+    }
+    let model_path = model_directory(&recipe)?;
+    let config = ModelConfig::load(&model_path)?;
+    let data = load_data(&recipe, &model_path, &config, progress)?;
+    if data.train.counts.longest > config.max_position_embeddings {
+        let (longest, limit) = (data.train.counts.longest, config.max_position_embeddings);
+        notices.push(format!("the longest row has {longest} tokens; the model was made for {limit} positions"));
+    }
+    let (mut model, model_digest) = open_model(&recipe, &model_path, &Device::flex())?;
+    let plan = Plan::new(data.train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
+    let steps = match recipe.train.length {
+        Length::Epochs(epochs) => epochs * plan.steps_per_epoch(),
+        Length::Steps(steps) => steps,
+    };
+    let identity = Identity {
+        recipe: Identity::recipe_values(&recipe),
+        train_data: data.train.digest.clone(),
+        eval_data: data.eval.as_ref().map(|eval| eval.digest.clone()),
+        model: model_digest,
+        layout: model.layout().digest(),
+    };
+    let lock = RunLock::acquire(&directory)?;
+    let checkpoints = directory.join(CHECKPOINTS);
+    finetune_store::ensure_directory(&disk, &checkpoints)?;
+    sweep(&disk, &checkpoints)?;
+    sweep(&disk, &directory)?;
+    let from = find(&disk, resume, &checkpoints, &mut notices)?;
+    let state = match from {
+        None => TrainState::new(model.parameters()),
+        Some(path) => {
+            let state = TrainState::load(&path, &model, &identity)?;
+            if state.step > steps {
+                return Err(TrainError::PastTheEnd { path, step: state.step, last: steps });
+            }
+            state
+        }
+    };
+    model.set_parameters(&state.parameters);
+    let metrics = Metrics::open(&directory, state.step)?;
+    replace_file(&disk, &directory.join("recipe.toml"), recipe.to_toml().as_bytes())?;
+    if state.step == 0 {
+        Answers::forget(&directory)?;
+    }
+    let run = Run {
+        schedule: Schedule::new(&recipe.schedule, recipe.optimizer.learning_rate, steps),
+        base: std::path::absolute(&model_path).unwrap_or(model_path).to_string_lossy().into_owned(),
+        train: data.train,
+        eval: data.eval,
+        tokenizer: data.tokenizer,
+        disk: Box::new(disk),
+        _lock: lock,
+        recipe,
+        directory,
+        model,
+        plan,
+        steps,
+        state,
+        metrics,
+        identity,
+    };
+    Ok(Prepared { run, notices })
+}
+
+/// A directory with checkpoints or a result is not written over without being asked.
+fn refuse_occupied(disk: &dyn Disk, directory: &Path) -> Result<(), TrainError> {
+    let checkpoints = directory.join(CHECKPOINTS);
+    let has_checkpoints = checkpoints.is_dir() && !numbered(disk, &checkpoints, "step-")?.is_empty();
+    if has_checkpoints || directory.join("adapter").is_dir() || directory.join("model").is_dir() {
+        return Err(TrainError::Occupied { directory: directory.to_owned() });
+    }
+    Ok(())
+}
+
+fn find(
+    disk: &dyn Disk,
+    resume: &Resume,
+    checkpoints: &Path,
+    notices: &mut Vec<String>,
+) -> Result<Option<PathBuf>, TrainError> {
+    match resume {
+        Resume::No => Ok(None),
+        Resume::From(path) => {
+            verify_directory(disk, path)?;
+            Ok(Some(path.clone()))
+        }
+        Resume::Newest => {
+            let (newest, rejected) = newest_verified(disk, checkpoints, "step-")?;
+            for bad in rejected {
+                notices.push(format!("{} is passed over: {}", bad.path.display(), bad.why));
+            }
+            match newest {
+                Some((step, path, _)) => {
+                    notices.push(format!("going on from {} (step {step})", path.display()));
+                    Ok(Some(path))
+                }
+                None => {
+                    notices.push(format!("no checkpoint in {}: starting from the beginning", checkpoints.display()));
+                    Ok(None)
+                }
+            }
+        }
+    }
+}
