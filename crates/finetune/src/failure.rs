@@ -16,7 +16,10 @@ pub(crate) enum Failure {
     Recipe(RecipeError),
     Train(TrainError),
     /// Arguments that clap could not refuse.
-    Arguments { message: String, hints: Vec<String> },
+    Arguments {
+        message: String,
+        hints: Vec<String>,
+    },
     Output(std::io::Error),
 }
 

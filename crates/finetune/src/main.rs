@@ -29,7 +29,10 @@ fn main() -> ExitCode {
             failure.exit_code()
         }
         Err(_) => {
-            anstream::eprintln!("error: this is a bug in finetune {}; the lines above say where", env!("CARGO_PKG_VERSION"));
+            anstream::eprintln!(
+                "error: this is a bug in finetune {}; the lines above say where",
+                env!("CARGO_PKG_VERSION")
+            );
             ExitCode::from(1)
         }
     }

@@ -64,7 +64,8 @@ impl Progress {
             return;
         }
         let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr());
-        let template = if len == 0 { "{spinner} {msg} {human_pos}" } else { "{msg} {wide_bar:.cyan/dim} {human_pos}/{human_len}" };
+        let template =
+            if len == 0 { "{spinner} {msg} {human_pos}" } else { "{msg} {wide_bar:.cyan/dim} {human_pos}/{human_len}" };
         bar.set_style(ProgressStyle::with_template(template).expect("a template of ours").progress_chars("━╸─"));
         bar.set_message(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
@@ -87,7 +88,11 @@ impl Progress {
     pub(crate) fn show(&mut self, event: Event<'_>) {
         match event {
             Event::Begin { from, to, trained_parameters } => {
-                self.say(&format!("training steps {} to {to}, {} parameters", from + 1, thousands(trained_parameters as u64)));
+                self.say(&format!(
+                    "training steps {} to {to}, {} parameters",
+                    from + 1,
+                    thousands(trained_parameters as u64)
+                ));
                 self.steps_bar(from, to);
             }
             Event::Step { row, steps } => {
@@ -101,7 +106,10 @@ impl Progress {
                 } else if self.plain_line_due(row.step, steps) {
                     let line = format!(
                         "step {}/{steps}  {numbers}  lr {:.3e}  grad norm {:.3}  {} left",
-                        row.step, row.learning_rate, row.grad_norm, duration(left)
+                        row.step,
+                        row.learning_rate,
+                        row.grad_norm,
+                        duration(left)
                     );
                     self.say(&line);
                 }

@@ -170,8 +170,10 @@ pub(crate) fn backward(saved: &Saved, d_out: &FlexTensor) -> [FlexTensor; 3] {
     // One job for each row and key/value head: the query heads of its group add to the same keys in their order.
     let jobs: Vec<(&Segment, usize)> =
         shape.segments.iter().flat_map(|segment| (0..heads.key).map(move |kv| (segment, kv))).collect();
-    let results: Vec<[Vec<f32>; 3]> =
-        jobs.par_iter().map(|&(segment, kv)| backward_group(saved, floats(d_out), heads, queries, segment, kv)).collect();
+    let results: Vec<[Vec<f32>; 3]> = jobs
+        .par_iter()
+        .map(|&(segment, kv)| backward_group(saved, floats(d_out), heads, queries, segment, kv))
+        .collect();
     let mut d_q = vec![0.0; queries * heads.query * heads.width];
     let mut d_k = vec![0.0; keys * heads.key * heads.width];
     let mut d_v = vec![0.0; keys * heads.key * heads.width];
@@ -185,7 +187,14 @@ pub(crate) fn backward(saved: &Saved, d_out: &FlexTensor) -> [FlexTensor; 3] {
     [tensor(d_q, saved.q.shape()), tensor(d_k, saved.k.shape()), tensor(d_v, saved.v.shape())]
 }
 
-fn backward_group(saved: &Saved, d_out: &[f32], heads: Heads, queries: usize, segment: &Segment, kv: usize) -> [Vec<f32>; 3] {
+fn backward_group(
+    saved: &Saved,
+    d_out: &[f32],
+    heads: Heads,
+    queries: usize,
+    segment: &Segment,
+    kv: usize,
+) -> [Vec<f32>; 3] {
     let (width, window, scale) = (heads.width, saved.shape.window, saved.shape.scale);
     let (q, k, v, out) = (floats(&saved.q), floats(&saved.k), floats(&saved.v), floats(&saved.out));
     let mut d_q = vec![0.0; heads.group() * segment.queries * width];

@@ -46,10 +46,7 @@ pub fn rope(x: Tensor<3>, table: &RopeTable) -> Tensor<3> {
     let (cosines, sines) = (angles(&table.cosines), angles(&table.sines));
     let a = x.clone().narrow(2, 0, width / 2);
     let b = x.narrow(2, width / 2, width / 2);
-    Tensor::cat(
-        vec![a.clone() * cosines.clone() - b.clone() * sines.clone(), b * cosines + a * sines],
-        2,
-    )
+    Tensor::cat(vec![a.clone() * cosines.clone() - b.clone() * sines.clone(), b * cosines + a * sines], 2)
 }
 
 /// Row by row, each with its whole score matrix.
@@ -62,7 +59,11 @@ pub fn causal_attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, shape: &Attent
     for segment in shape.segments.iter() {
         let (queries, keys) = (segment.queries, segment.keys);
         // [heads, tokens, d]; the queries of a key head's group lie under each other.
-        let q = q.clone().narrow(0, segment.query_start, queries).swap_dims(0, 1).reshape([key_heads, group * queries, width]);
+        let q = q.clone().narrow(0, segment.query_start, queries).swap_dims(0, 1).reshape([
+            key_heads,
+            group * queries,
+            width,
+        ]);
         let k = k.clone().narrow(0, segment.key_start, keys).swap_dims(0, 1);
         let v = v.clone().narrow(0, segment.key_start, keys).swap_dims(0, 1);
         let mut mask = vec![0.0f32; group * queries * keys];

@@ -100,7 +100,13 @@ pub(crate) fn forward(h: FlexTensor, w: FlexTensor, targets: Targets, trained_we
     for (piece, (losses, d_rows)) in pieces {
         let range = piece * rows..piece * rows + losses.len();
         let d_logits = logit_gradients(&h, &w, &targets, range, losses);
-        matmul(d_rows, false, 1.0, Matrix::new(&d_logits, losses.len(), vocabulary), Matrix::new(floats(&w), vocabulary, width));
+        matmul(
+            d_rows,
+            false,
+            1.0,
+            Matrix::new(&d_logits, losses.len(), vocabulary),
+            Matrix::new(floats(&w), vocabulary, width),
+        );
     }
     let out = tensor(losses, [targets.len()]);
     (out, Saved { targets, h_tokens: tokens, d_rows: Some(d_rows.into()), inputs: None })

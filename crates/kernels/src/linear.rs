@@ -118,11 +118,7 @@ pub(crate) fn lora_forward(
 }
 
 /// The gradients of x, A and B that are asked for.
-pub(crate) fn lora_backward(
-    saved: SavedLora,
-    d_y: &FlexTensor,
-    wanted: [bool; 3],
-) -> [Option<FlexTensor>; 3] {
+pub(crate) fn lora_backward(saved: SavedLora, d_y: &FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
     let SavedLora { x, w, a, b, h, scale, dropout } = saved;
     let (tokens, inputs, outputs, rank) = (tokens_of(&x), a.shape()[1], b.shape()[0], a.shape()[0]);
     let d_outs = flat(d_y);

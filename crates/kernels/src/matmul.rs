@@ -136,7 +136,11 @@ pub fn single(out: &mut [f32], out_stride: usize, keep: bool, scale: f32, a: Mat
         return;
     }
     assert!(out_stride >= n && (m - 1) * out_stride + n <= out.len(), "output reaches beyond its slice");
-    let fits = |x: &Matrix| x.rows == 0 || x.columns == 0 || (x.rows - 1) * x.row_stride + (x.columns - 1) * x.column_stride < x.values.len();
+    let fits = |x: &Matrix| {
+        x.rows == 0
+            || x.columns == 0
+            || (x.rows - 1) * x.row_stride + (x.columns - 1) * x.column_stride < x.values.len()
+    };
     assert!(fits(&a) && fits(&b), "a matrix reaches beyond its slice");
     #[expect(unsafe_code, reason = "the gemm crate takes pointers")]
     // SAFETY: the three assertions above keep every element that the call reads or writes inside its slice;
@@ -203,7 +207,16 @@ mod tests {
     /// Every path (few rows, small, split by rows, split by columns), each layout, against f64.
     #[test]
     fn products_match_f64() {
-        let shapes = [(1, 70, 33), (3, 1000, 300), (7, 9, 5), (600, 70, 40), (40, 2100, 33), (5, 0, 3), (64, 64, 64), (300, 8, 700)];
+        let shapes = [
+            (1, 70, 33),
+            (3, 1000, 300),
+            (7, 9, 5),
+            (600, 70, 40),
+            (40, 2100, 33),
+            (5, 0, 3),
+            (64, 64, 64),
+            (300, 8, 700),
+        ];
         for (m, n, k) in shapes {
             for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
                 let stream = Stream::new(m as u64, 1, n as u64, k as u32);

@@ -58,7 +58,8 @@ impl<const N: usize> Check<'_, N> {
     fn finite_differences(&self, inputs: &[Vec<f32>; N], operation: Operation<N>, gradients: &[Vec<f32>]) {
         for direction in 0..3 {
             let step = 1e-2f32;
-            let moves: [Vec<f32>; N] = std::array::from_fn(|n| normal(100 + direction * 10 + n as u64, &self.shapes[n]));
+            let moves: [Vec<f32>; N] =
+                std::array::from_fn(|n| normal(100 + direction * 10 + n as u64, &self.shapes[n]));
             let moved = |sign: f32| -> f64 {
                 let inputs: [Vec<f32>; N] = std::array::from_fn(|n| {
                     let factor = if self.trained[n] { sign * step } else { 0.0 };
@@ -81,7 +82,11 @@ impl<const N: usize> Check<'_, N> {
             }
             // The bound covers the step's own error, of third order, and f32 rounding of the values.
             let bound = 0.02 * scale.sqrt() + 1e-2;
-            assert!((numeric - analytic).abs() < bound, "{}: direction {direction}: {numeric} against {analytic}", self.name);
+            assert!(
+                (numeric - analytic).abs() < bound,
+                "{}: direction {direction}: {numeric} against {analytic}",
+                self.name
+            );
         }
     }
 }
@@ -120,10 +125,10 @@ fn lora_linear_with_and_without_dropout() {
         for dropout in [None, Some(dropout.clone())] {
             let trained = [x_trained, false, true, true];
             let name = format!("lora_linear, x trained {x_trained}, dropout {}", dropout.is_some());
-            Check { name: &name, shapes, trained }.check(
-                &|[x, w, a, b]| operations::lora_linear(x, w, a, b, 1.7, dropout.clone()),
-                &|[x, w, a, b]| composed::lora_linear(x, w, a, b, 1.7, dropout.clone()),
-            );
+            Check { name: &name, shapes, trained }
+                .check(&|[x, w, a, b]| operations::lora_linear(x, w, a, b, 1.7, dropout.clone()), &|[x, w, a, b]| {
+                    composed::lora_linear(x, w, a, b, 1.7, dropout.clone())
+                });
         }
     }
 }
@@ -131,10 +136,10 @@ fn lora_linear_with_and_without_dropout() {
 #[test]
 fn rms_norm_of_frozen_and_trained_gamma() {
     for trained in [[true, false], [true, true]] {
-        Check { name: "rms_norm", shapes: [[70, 24], [1, 24]], trained }.check(
-            &|[x, g]| operations::rms_norm(x, g.reshape([24]), 1e-5),
-            &|[x, g]| composed::rms_norm(x, g.reshape([24]), 1e-5),
-        );
+        Check { name: "rms_norm", shapes: [[70, 24], [1, 24]], trained }
+            .check(&|[x, g]| operations::rms_norm(x, g.reshape([24]), 1e-5), &|[x, g]| {
+                composed::rms_norm(x, g.reshape([24]), 1e-5)
+            });
     }
 }
 
@@ -142,10 +147,10 @@ fn rms_norm_of_frozen_and_trained_gamma() {
 fn rope_turns_pairs() {
     let positions: Vec<u32> = (0..40).map(|t| t % 23).collect();
     let table = RopeTable::new(&positions, &[1.0, 0.3, 0.1, 0.01], 1.0);
-    Check { name: "rope", shapes: [[40, 24]], trained: [true] }.check(
-        &|[x]| operations::rope(x.reshape([40, 3, 8]), table.clone()).reshape([40, 24]),
-        &|[x]| composed::rope(x.reshape([40, 3, 8]), &table).reshape([40, 24]),
-    );
+    Check { name: "rope", shapes: [[40, 24]], trained: [true] }
+        .check(&|[x]| operations::rope(x.reshape([40, 3, 8]), table.clone()).reshape([40, 24]), &|[x]| {
+            composed::rope(x.reshape([40, 3, 8]), &table).reshape([40, 24])
+        });
 }
 
 /// Rows shorter and longer than a block, one of a single token; grouped heads; windows; a cache.
@@ -157,15 +162,7 @@ fn causal_attention_over_rows_of_unequal_length() {
         ("all heads on one key head", Segments::rows(&[67]), 67, 67, 3, 1, None),
         ("window 1", Segments::rows(&[9, 4]), 13, 13, 2, 1, Some(1)),
         ("window 5", Segments::rows(&[80, 3]), 83, 83, 2, 2, Some(5)),
-        (
-            "cache",
-            vec![Segment { query_start: 0, queries: 3, key_start: 2, keys: 75 }].into(),
-            3,
-            77,
-            4,
-            2,
-            Some(70),
-        ),
+        ("cache", vec![Segment { query_start: 0, queries: 3, key_start: 2, keys: 75 }].into(), 3, 77, 4, 2, Some(70)),
     ];
     for (name, segments, queries, keys, query_heads, key_heads, window) in cases {
         let width = 8;
@@ -175,10 +172,10 @@ fn causal_attention_over_rows_of_unequal_length() {
             operation(q.reshape(q_dims), k.reshape(k_dims), v.reshape(k_dims)).reshape([queries, query_heads * width])
         };
         let shapes = [[queries, query_heads * width], [keys, key_heads * width], [keys, key_heads * width]];
-        Check { name, shapes, trained: [true; 3] }.check(
-            &|inputs| run(&|q, k, v| operations::causal_attention(q, k, v, shape.clone()), inputs),
-            &|inputs| run(&|q, k, v| composed::causal_attention(q, k, v, &shape), inputs),
-        );
+        Check { name, shapes, trained: [true; 3] }
+            .check(&|inputs| run(&|q, k, v| operations::causal_attention(q, k, v, shape.clone()), inputs), &|inputs| {
+                run(&|q, k, v| composed::causal_attention(q, k, v, &shape), inputs)
+            });
     }
 }
 
@@ -193,10 +190,10 @@ fn linear_cross_entropy_on_some_positions() {
     let targets = Targets::new((0..70).map(|n| n * 3 % 100).collect(), (0..70).map(|n| n * 7 % 33).collect());
     for trained in [[true, false], [true, true], [false, true]] {
         let name = format!("linear_cross_entropy, trained {trained:?}");
-        Check { name: &name, shapes: [[100, 16], [33, 16]], trained }.check(
-            &|[h, w]| operations::linear_cross_entropy(h, w, targets.clone()).reshape([1, 70]),
-            &|[h, w]| composed::linear_cross_entropy(h, w, &targets).reshape([1, 70]),
-        );
+        Check { name: &name, shapes: [[100, 16], [33, 16]], trained }
+            .check(&|[h, w]| operations::linear_cross_entropy(h, w, targets.clone()).reshape([1, 70]), &|[h, w]| {
+                composed::linear_cross_entropy(h, w, &targets).reshape([1, 70])
+            });
     }
 }
 

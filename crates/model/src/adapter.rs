@@ -107,7 +107,9 @@ impl Adapter {
         let (found, expected) = (modules(&self.targets), modules(wanted));
         if found != expected {
             let only = |a: &[String], b: &[String]| {
-                a.iter().find(|name| !b.contains(name)).map_or("none beyond those".to_owned(), |name| format!("`{name}`"))
+                a.iter()
+                    .find(|name| !b.contains(name))
+                    .map_or("none beyond those".to_owned(), |name| format!("`{name}`"))
             };
             return differs("target_modules", only(&found, &expected), only(&expected, &found));
         }
@@ -135,11 +137,13 @@ impl Settings {
     fn read(directory: &Path) -> Result<Settings, ModelError> {
         let path = directory.join(CONFIG_FILE);
         let malformed = |what: String| ModelError::Malformed { path: path.clone(), what };
-        let size = std::fs::metadata(&path).map_err(|source| ModelError::Unreadable { path: path.clone(), source })?.len();
+        let size =
+            std::fs::metadata(&path).map_err(|source| ModelError::Unreadable { path: path.clone(), source })?.len();
         if size > 1 << 20 {
             return Err(malformed(format!("{size} bytes; at most 1 MiB is read")));
         }
-        let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Unreadable { path: path.clone(), source })?;
+        let text =
+            std::fs::read_to_string(&path).map_err(|source| ModelError::Unreadable { path: path.clone(), source })?;
         let config: Value = serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
         if let Some(kind) = config.get("peft_type").and_then(Value::as_str)
             && kind != "LORA"

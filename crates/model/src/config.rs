@@ -42,9 +42,16 @@ impl Family {
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     None,
-    Linear { factor: f64 },
+    Linear {
+        factor: f64,
+    },
     /// Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between interpolated.
-    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_max_position_embeddings: f64 },
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_max_position_embeddings: f64,
+    },
 }
 
 /// The architecture, as far as the forward pass depends on it.
@@ -248,12 +255,15 @@ impl Reader<'_> {
             Family::Llama => vec![None; layers],
             Family::Mistral => vec![window; layers],
             Family::Qwen2 | Family::Qwen3 => {
-                let window = window.filter(|_| self.object.get("use_sliding_window").and_then(Value::as_bool) == Some(true));
+                let window =
+                    window.filter(|_| self.object.get("use_sliding_window").and_then(Value::as_bool) == Some(true));
                 let types = self.object.get("layer_types").and_then(Value::as_array);
                 let first = self.optional_size("max_window_layers")?.unwrap_or(28);
                 (0..layers)
                     .map(|layer| match types {
-                        Some(types) => window.filter(|_| types.get(layer).and_then(Value::as_str) == Some("sliding_attention")),
+                        Some(types) => {
+                            window.filter(|_| types.get(layer).and_then(Value::as_str) == Some("sliding_attention"))
+                        }
                         None => window.filter(|_| layer >= first),
                     })
                     .collect()

@@ -91,11 +91,8 @@ fn attention(
         Some(cache) => cache.extend(k_tkd, v_tkd),
         None => (k_tkd, v_tkd),
     };
-    let shape = AttentionShape {
-        segments: context.segments.clone(),
-        scale: 1.0 / (width as f32).sqrt(),
-        window: layer.window,
-    };
+    let shape =
+        AttentionShape { segments: context.segments.clone(), scale: 1.0 / (width as f32).sqrt(), window: layer.window };
     let out_thd = operations::causal_attention(q_thd, k_skd, v_skd, shape);
     linear(&layer.o, out_thd.reshape([tokens, config.heads * width]), context)
 }

@@ -22,9 +22,9 @@ mod model;
 mod weights;
 
 pub use burn::tensor::Device;
-pub use finetune_kernels::matmul::rate as matmul_rate;
 pub use config::ModelConfig;
 pub use error::ModelError;
+pub use finetune_kernels::matmul::rate as matmul_rate;
 pub use generate::{Generation, Sampling};
 pub use layout::{Layout, Parameter};
 pub use lora::{LoraTarget, LoraTargets, choose};

@@ -74,9 +74,14 @@ pub(crate) fn check(files: &TensorSet, config: &ModelConfig, directory: &Path) -
 
 /// Where the tensors of a model come from.
 pub(crate) enum Source<'a> {
-    Files { files: &'a TensorSet, directory: &'a Path },
+    Files {
+        files: &'a TensorSet,
+        directory: &'a Path,
+    },
     /// transformers' initialization: normal weights of the config's `initializer_range`, norms 1, biases 0.
-    Fresh { seed: u64 },
+    Fresh {
+        seed: u64,
+    },
 }
 
 /// All weights in f32 on the device.

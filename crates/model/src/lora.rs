@@ -117,7 +117,10 @@ impl<T: Copy> Pattern<T> {
         for (pattern, value) in table {
             let regex = full_match(&format!(r"(.*\.)?({pattern})"))?;
             if !modules.iter().any(|module| is_match(&regex, module)) {
-                return Err(ModelError::Lora { key, what: format!("`{pattern}` matches no linear layer of the model") });
+                return Err(ModelError::Lora {
+                    key,
+                    what: format!("`{pattern}` matches no linear layer of the model"),
+                });
             }
             patterns.push((regex, *value));
         }

@@ -32,7 +32,9 @@ impl Golden {
     fn load(family: &'static str) -> Golden {
         let text = std::fs::read_to_string(directory(family).join("golden.json")).expect("golden.json");
         let json: Value = serde_json::from_str(&text).expect("JSON");
-        let numbers = |value: &Value| value.as_array().expect("a list").iter().map(|n| n.as_i64().expect("a number")).collect::<Vec<_>>();
+        let numbers = |value: &Value| {
+            value.as_array().expect("a list").iter().map(|n| n.as_i64().expect("a number")).collect::<Vec<_>>()
+        };
         let rows = json["rows"].as_array().expect("rows").iter().map(|row| {
             let tokens = numbers(&row["input_ids"]).iter().map(|&id| id as u32).collect();
             let trained = numbers(&row["labels"]).iter().map(|&label| label != -100).collect();
@@ -221,7 +223,8 @@ fn merged_models_equal_their_adapters() {
         // A shard limit of 20 kB makes an index with several files.
         for (name, shard_bytes) in [("whole", u64::MAX), ("sharded", 20_000)] {
             let mut staging = Staging::begin(&RealDisk, parent.path(), name).expect("a new directory");
-            write_merged(&RealDisk, &directory(family), &adapter, &mut staging, shard_bytes, &|_, _| {}).expect("a merge");
+            write_merged(&RealDisk, &directory(family), &adapter, &mut staging, shard_bytes, &|_, _| {})
+                .expect("a merge");
             let merged = staging.publish(&serde_json::json!({"kind": "merged"})).expect("published");
             let model = Model::load(&merged, &Device::flex()).expect("the merged model loads");
             for (n, (tokens, _)) in golden.rows.iter().enumerate() {
@@ -239,7 +242,8 @@ fn merged_models_equal_their_adapters() {
 fn both_spellings_of_config_json_mean_the_same() {
     for family in ["llama3", "qwen2"] {
         let path = directory(family).join("config.hub.json");
-        let hub = ModelConfig::parse(&std::fs::read_to_string(&path).expect("config.hub.json"), &path).expect("hub spelling");
+        let hub =
+            ModelConfig::parse(&std::fs::read_to_string(&path).expect("config.hub.json"), &path).expect("hub spelling");
         assert_eq!(hub, ModelConfig::load(&directory(family)).expect("newer spelling"), "{family}");
     }
 }
@@ -339,8 +343,13 @@ fn every_key_of_an_adapter_is_accounted_for() {
     ] {
         let changed = tempfile::tempdir().expect("a directory");
         assert!(text.contains(from), "{from}");
-        std::fs::copy(source.join("adapter_model.safetensors"), changed.path().join("adapter_model.safetensors")).expect("a copy");
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(changed.path().join("adapter_config.json")).expect("a file");
+        std::fs::copy(source.join("adapter_model.safetensors"), changed.path().join("adapter_model.safetensors"))
+            .expect("a copy");
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(changed.path().join("adapter_config.json"))
+            .expect("a file");
         std::io::Write::write_all(&mut file, text.replace(from, to).as_bytes()).expect("written");
         let error = Adapter::read(changed.path(), &config).expect_err(to);
         assert!(error.to_string().contains(message), "{error}");

@@ -9,9 +9,7 @@ pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
     for [one, other] in EXCLUSIVE {
         if reader.has(one) && reader.has(other) {
             let message = format!("`{one}` and `{other}` say the same thing twice");
-            reader
-                .problems
-                .push(Problem::new(reader.place(other), message).hint("keep one of them"));
+            reader.problems.push(Problem::new(reader.place(other), message).hint("keep one of them"));
         }
     }
     if recipe.train.method == Method::Full {
@@ -21,21 +19,15 @@ pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
     let has_eval = reader.has("data.eval") || recipe.data.train.iter().any(|path| path.is_dir());
     if !has_eval {
         let needs_rows = [
-            (
-                "eval.early_stopping_patience",
-                recipe.eval.early_stopping_patience.is_some(),
-            ),
+            ("eval.early_stopping_patience", recipe.eval.early_stopping_patience.is_some()),
             ("eval.samples", recipe.eval.samples > 0),
             ("eval.exact_match", recipe.eval.exact_match > 0),
         ];
         for (path, wanted) in needs_rows {
             if wanted && reader.has(path) {
-                let message =
-                    format!("`{path}` needs evaluation rows, and `data.eval` is not given");
+                let message = format!("`{path}` needs evaluation rows, and `data.eval` is not given");
                 let problem = Problem::new(reader.place(path), message);
-                reader
-                    .problems
-                    .push(problem.hint("name a file of held-back rows: `eval` in [data]"));
+                reader.problems.push(problem.hint("name a file of held-back rows: `eval` in [data]"));
             }
         }
     }
@@ -43,26 +35,14 @@ pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
 
 /// Full fine-tuning has no adapter and no frozen base: keys about them would be ignored in silence.
 fn full_method(reader: &mut Reader<'_>) {
-    for key in KEYS
-        .iter()
-        .filter(|key| key.table() == "lora" && reader.has(key.path))
-        .collect::<Vec<_>>()
-    {
-        let message = format!(
-            "`{}` has no effect with `train.method = \"full\"`",
-            key.path
-        );
+    for key in KEYS.iter().filter(|key| key.table() == "lora" && reader.has(key.path)).collect::<Vec<_>>() {
+        let message = format!("`{}` has no effect with `train.method = \"full\"`", key.path);
         let problem = Problem::new(reader.place(key.path), message);
-        reader
-            .problems
-            .push(problem.hint("remove the [lora] table, or use method = \"lora\""));
+        reader.problems.push(problem.hint("remove the [lora] table, or use method = \"lora\""));
     }
     if reader.has("model.quantization") {
-        let message =
-            "`model.quantization` quantizes a frozen base, and `train.method = \"full\"` has none";
+        let message = "`model.quantization` quantizes a frozen base, and `train.method = \"full\"` has none";
         let problem = Problem::new(reader.place("model.quantization"), message);
-        reader
-            .problems
-            .push(problem.hint("remove it, or use method = \"lora\""));
+        reader.problems.push(problem.hint("remove it, or use method = \"lora\""));
     }
 }

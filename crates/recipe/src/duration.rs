@@ -22,9 +22,5 @@ pub(crate) fn parse(text: &str) -> Option<Duration> {
 /// The text that [`parse`] reads back to the same duration.
 pub(crate) fn text(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
-    if milliseconds.is_multiple_of(1000) {
-        format!("{}s", milliseconds / 1000)
-    } else {
-        format!("{milliseconds}ms")
-    }
+    if milliseconds.is_multiple_of(1000) { format!("{}s", milliseconds / 1000) } else { format!("{milliseconds}ms") }
 }

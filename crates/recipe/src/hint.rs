@@ -37,9 +37,7 @@ pub(crate) fn unknown_key(table: &str, written: &str) -> Vec<String> {
         return vec![ours(table, key, note)];
     }
     if TABLES.contains(&name.as_str()) {
-        return vec![format!(
-            "[{name}] is a table of its own, not inside [{table}]"
-        )];
+        return vec![format!("[{name}] is a table of its own, not inside [{table}]")];
     }
     let same: Vec<&Key> = KEYS.iter().filter(|key| key.name() == name).collect();
     if !same.is_empty() {
@@ -51,19 +49,12 @@ pub(crate) fn unknown_key(table: &str, written: &str) -> Vec<String> {
     if let Some((_, instead)) = ELSEWHERE.iter().find(|(theirs, _)| *theirs == name) {
         return vec![(*instead).to_owned()];
     }
-    nearest(table, &name)
-        .into_iter()
-        .chain(all_names(table))
-        .take(1)
-        .collect()
+    nearest(table, &name).into_iter().chain(all_names(table)).take(1).collect()
 }
 
 pub(crate) fn unknown_table(written: &str) -> Vec<String> {
     let name = plain(written);
-    let rival = TABLE_RIVALS
-        .iter()
-        .find(|(theirs, _)| *theirs == name)
-        .map(|(_, ours)| *ours);
+    let rival = TABLE_RIVALS.iter().find(|(theirs, _)| *theirs == name).map(|(_, ours)| *ours);
     if let Some(table) = rival {
         return vec![format!("ours is [{table}]")];
     }
@@ -73,27 +64,16 @@ pub(crate) fn unknown_table(written: &str) -> Vec<String> {
     if let Some((_, table)) = closest(&name, TABLES.iter().map(|table| (*table, *table))) {
         return vec![format!("did you mean [{table}]?")];
     }
-    if let Some(key) = KEYS
-        .iter()
-        .find(|key| key.name() == name && key.table() != "")
-    {
+    if let Some(key) = KEYS.iter().find(|key| key.name() == name && key.table() != "") {
         return vec![format!("`{name}` is a key in [{}]", key.table())];
     }
     vec![format!("the tables are [{}]", TABLES.join("], ["))]
 }
 
-pub(crate) fn wrong_word(
-    path: &str,
-    written: &str,
-    allowed: &'static [&'static str],
-) -> Vec<String> {
+pub(crate) fn wrong_word(path: &str, written: &str, allowed: &'static [&'static str]) -> Vec<String> {
     let word = written.trim().to_lowercase();
-    let rival = VALUE_RIVALS
-        .iter()
-        .find(|(key, theirs, _)| *key == path && *theirs == word)
-        .map(|(_, _, ours)| *ours);
-    let near =
-        closest(&word, allowed.iter().map(|allowed| (*allowed, *allowed))).map(|(_, ours)| ours);
+    let rival = VALUE_RIVALS.iter().find(|(key, theirs, _)| *key == path && *theirs == word).map(|(_, _, ours)| *ours);
+    let near = closest(&word, allowed.iter().map(|allowed| (*allowed, *allowed))).map(|(_, ours)| ours);
     let mut hints = Vec::new();
     match rival.or(near) {
         Some(_) if path == "train.method" && word == "qlora" => {
@@ -125,11 +105,7 @@ fn rival(name: &str) -> Option<(&'static Key, &'static str)> {
 }
 
 fn ours(table: &str, key: &Key, note: &str) -> String {
-    let note = if note.is_empty() {
-        String::new()
-    } else {
-        format!("; {note}")
-    };
+    let note = if note.is_empty() { String::new() } else { format!("; {note}") };
     if key.table() == table {
         return format!("ours is `{}`{note}", key.name());
     }
@@ -137,11 +113,7 @@ fn ours(table: &str, key: &Key, note: &str) -> String {
 }
 
 fn place(table: &str) -> String {
-    if table.is_empty() {
-        "at the top, before the first [table]".to_owned()
-    } else {
-        format!("in [{table}]")
-    }
+    if table.is_empty() { "at the top, before the first [table]".to_owned() } else { format!("in [{table}]") }
 }
 
 fn belongs(name: &str, keys: &[&Key]) -> String {
@@ -156,29 +128,16 @@ fn belongs(name: &str, keys: &[&Key]) -> String {
 
 /// The key nearest in spelling: those of the table first, then all, then other tools' names.
 fn nearest(table: &str, name: &str) -> Option<String> {
-    let here = closest(
-        name,
-        KEYS.iter()
-            .filter(|key| key.table() == table)
-            .map(|key| (key.name(), key)),
-    );
+    let here = closest(name, KEYS.iter().filter(|key| key.table() == table).map(|key| (key.name(), key)));
     let elsewhere = closest(name, KEYS.iter().map(|key| (key.name(), key)));
-    let rivals = KEYS.iter().flat_map(|key| {
-        key.rivals
-            .iter()
-            .map(move |(theirs, _)| (bare(theirs), key))
-    });
+    let rivals = KEYS.iter().flat_map(|key| key.rivals.iter().map(move |(theirs, _)| (bare(theirs), key)));
     let theirs = closest(name, rivals);
     let candidates = [here, elsewhere, theirs].into_iter().flatten();
     let (_, key) = candidates.min_by_key(|(distance, _)| *distance)?;
     if key.table() == table {
         return Some(format!("did you mean `{}`?", key.name()));
     }
-    Some(format!(
-        "did you mean `{}` {}?",
-        key.name(),
-        place(key.table())
-    ))
+    Some(format!("did you mean `{}` {}?", key.name(), place(key.table())))
 }
 
 fn bare(rival: &'static str) -> &'static str {
@@ -186,39 +145,23 @@ fn bare(rival: &'static str) -> &'static str {
 }
 
 /// The candidate with the fewest typing slips, if these are few for its length: one in four letters or less, one in any case.
-fn closest<T>(
-    name: &str,
-    candidates: impl Iterator<Item = (&'static str, T)>,
-) -> Option<(usize, T)> {
+fn closest<T>(name: &str, candidates: impl Iterator<Item = (&'static str, T)>) -> Option<(usize, T)> {
     if name.len() < 2 || name.len() > LONGEST_NAME {
         return None;
     }
     let slips = |candidate: &str| strsim::damerau_levenshtein(name, candidate);
-    let near = candidates
-        .filter(|(candidate, _)| candidate.len() > 1)
-        .map(|(candidate, item)| {
-            let distance = slips(candidate);
-            (
-                distance,
-                distance <= (candidate.len().max(name.len()) / 4).max(1),
-                item,
-            )
-        });
+    let near = candidates.filter(|(candidate, _)| candidate.len() > 1).map(|(candidate, item)| {
+        let distance = slips(candidate);
+        (distance, distance <= (candidate.len().max(name.len()) / 4).max(1), item)
+    });
     near.filter(|(_, close, _)| *close)
         .min_by_key(|(distance, _, _)| *distance)
         .map(|(distance, _, item)| (distance, item))
 }
 
 fn all_names(table: &str) -> Option<String> {
-    let names: Vec<String> = KEYS
-        .iter()
-        .filter(|key| key.table() == table)
-        .map(|key| format!("`{}`", key.name()))
-        .collect();
-    let place = if table.is_empty() {
-        "at the top".to_owned()
-    } else {
-        format!("in [{table}]")
-    };
+    let names: Vec<String> =
+        KEYS.iter().filter(|key| key.table() == table).map(|key| format!("`{}`", key.name())).collect();
+    let place = if table.is_empty() { "at the top".to_owned() } else { format!("in [{table}]") };
     Some(format!("the keys {place} are {}", names.join(", ")))
 }

@@ -1,8 +1,8 @@
 //! The one table of all keys. Parsing, defaults, bounds, hints, `recipes/README.md` and the digest read it.
 
 use crate::choices::{
-    BackendChoice, DeviceChoice, DtypeChoice, Format, Method, OptimizerName, Overlong,
-    Quantization, ScheduleName, TopologyChoice, TrainOn,
+    BackendChoice, DeviceChoice, DtypeChoice, Format, Method, OptimizerName, Overlong, Quantization, ScheduleName,
+    TopologyChoice, TrainOn,
 };
 
 use self::Absent::{Is, Required, Unset};
@@ -30,9 +30,7 @@ impl Key {
     }
 
     pub fn name(&self) -> &'static str {
-        self.path
-            .split_once('.')
-            .map_or(self.path, |(_, name)| name)
+        self.path.split_once('.').map_or(self.path, |(_, name)| name)
     }
 }
 
@@ -89,28 +87,15 @@ pub enum Bounds {
 }
 
 /// The tables, in the order of the documentation.
-pub const TABLES: &[&str] = &[
-    "model",
-    "lora",
-    "data",
-    "train",
-    "optimizer",
-    "schedule",
-    "eval",
-    "checkpoint",
-    "log",
-    "distributed",
-];
+pub const TABLES: &[&str] =
+    &["model", "lora", "data", "train", "optimizer", "schedule", "eval", "checkpoint", "log", "distributed"];
 
 /// Pairs of which only one may be given; the first has the default.
-pub const EXCLUSIVE: &[[&str; 2]] = &[
-    ["train.epochs", "train.max_steps"],
-    ["schedule.warmup_steps", "schedule.warmup_ratio"],
-];
+pub const EXCLUSIVE: &[[&str; 2]] =
+    &[["train.epochs", "train.max_steps"], ["schedule.warmup_steps", "schedule.warmup_ratio"]];
 
 pub fn find(table: &str, name: &str) -> Option<&'static Key> {
-    KEYS.iter()
-        .find(|key| key.table() == table && key.name() == name)
+    KEYS.iter().find(|key| key.table() == table && key.name() == name)
 }
 
 /// The key of a path as in [`Key::path`].
@@ -131,14 +116,7 @@ const fn key(
     about: &'static str,
     rivals: Rivals,
 ) -> Key {
-    Key {
-        path,
-        kind,
-        default,
-        in_digest,
-        about,
-        rivals,
-    }
+    Key { path, kind, default, in_digest, about, rivals }
 }
 
 #[rustfmt::skip]

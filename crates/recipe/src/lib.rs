@@ -30,8 +30,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use choices::{
-    BackendChoice, DeviceChoice, DtypeChoice, Format, Method, OptimizerName, Overlong,
-    Quantization, ScheduleName, TopologyChoice, TrainOn,
+    BackendChoice, DeviceChoice, DtypeChoice, Format, Method, OptimizerName, Overlong, Quantization, ScheduleName,
+    TopologyChoice, TrainOn,
 };
 pub use problem::{Place, Problem, Problems, RecipeError};
 
@@ -209,55 +209,30 @@ pub struct Distributed {
 impl Recipe {
     /// Reads the recipe at `path`. `sets` are the texts of `--set` ("lora.rank=8"); their paths are relative to the
     /// recipe's folder as in the file. `output_dir` replaces the recipe's and is relative to the current directory.
-    pub fn load(
-        path: &Path,
-        sets: &[String],
-        output_dir: Option<&Path>,
-    ) -> Result<Recipe, RecipeError> {
-        let unreadable = |source| RecipeError::Unreadable {
-            path: path.to_path_buf(),
-            source,
-        };
+    pub fn load(path: &Path, sets: &[String], output_dir: Option<&Path>) -> Result<Recipe, RecipeError> {
+        let unreadable = |source| RecipeError::Unreadable { path: path.to_path_buf(), source };
         let file = std::fs::File::open(path).map_err(unreadable)?;
         let mut bytes = Vec::new();
         // One byte past the limit tells too long from just fits, also for a pipe, which has no length.
-        file.take(LONGEST_RECIPE + 1)
-            .read_to_end(&mut bytes)
-            .map_err(unreadable)?;
+        file.take(LONGEST_RECIPE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
         if bytes.len() as u64 > LONGEST_RECIPE {
             let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
             let bytes = length.max(bytes.len() as u64);
-            return Err(RecipeError::TooLong {
-                path: path.to_path_buf(),
-                bytes,
-                limit: LONGEST_RECIPE,
-            });
+            return Err(RecipeError::TooLong { path: path.to_path_buf(), bytes, limit: LONGEST_RECIPE });
         }
         let text = String::from_utf8(bytes).map_err(|error| {
             let place = error.utf8_error().valid_up_to();
             let message = format!("not UTF-8 text (at byte {place})");
-            unreadable(std::io::Error::new(
-                std::io::ErrorKind::InvalidData,
-                message,
-            ))
+            unreadable(std::io::Error::new(std::io::ErrorKind::InvalidData, message))
         })?;
         Recipe::parse(&text, path, sets, output_dir)
     }
 
     /// As [`Recipe::load`], from text. `file` names the recipe in errors, and its folder is what paths are relative to.
-    pub fn parse(
-        text: &str,
-        file: &Path,
-        sets: &[String],
-        output_dir: Option<&Path>,
-    ) -> Result<Recipe, RecipeError> {
+    pub fn parse(text: &str, file: &Path, sets: &[String], output_dir: Option<&Path>) -> Result<Recipe, RecipeError> {
         if text.len() as u64 > LONGEST_RECIPE {
             let bytes = text.len() as u64;
-            return Err(RecipeError::TooLong {
-                path: file.to_path_buf(),
-                bytes,
-                limit: LONGEST_RECIPE,
-            });
+            return Err(RecipeError::TooLong { path: file.to_path_buf(), bytes, limit: LONGEST_RECIPE });
         }
         let (given, problems) = parse::known_keys(text, sets);
         let mut reader = read::Reader::new(given, problems, file);
@@ -268,10 +243,6 @@ impl Recipe {
         if reader.problems.is_empty() {
             return Ok(recipe);
         }
-        Err(RecipeError::Problems(Problems::sorted(
-            file,
-            text,
-            reader.problems,
-        )))
+        Err(RecipeError::Problems(Problems::sorted(file, text, reader.problems)))
     }
 }

@@ -26,14 +26,7 @@ pub(crate) type GivenKeys<'a> = Option<BTreeMap<&'static str, Given<'a>>>;
 pub(crate) fn known_keys<'a>(text: &'a str, sets: &'a [String]) -> (GivenKeys<'a>, Vec<Problem>) {
     let (document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
-        return (
-            None,
-            errors
-                .iter()
-                .take(MOST_PROBLEMS)
-                .map(syntax_problem)
-                .collect(),
-        );
+        return (None, errors.iter().take(MOST_PROBLEMS).map(syntax_problem).collect());
     }
     let mut given = BTreeMap::new();
     let mut problems = Vec::new();
@@ -41,23 +34,13 @@ pub(crate) fn known_keys<'a>(text: &'a str, sets: &'a [String]) -> (GivenKeys<'a
         let place = Place::Span(name.span());
         if keys::find("", name.get_ref()).is_none() && TABLES.contains(&name.get_ref().as_ref()) {
             match value.get_ref() {
-                DeValue::Table(table) => {
-                    take_table(name.get_ref(), table, &mut given, &mut problems)
-                }
+                DeValue::Table(table) => take_table(name.get_ref(), table, &mut given, &mut problems),
                 other => problems.push(not_a_table(name.get_ref(), other, value.span())),
             }
         } else if value.get_ref().is_table() && keys::find("", name.get_ref()).is_none() {
             problems.push(unknown_table(name.get_ref(), place));
         } else {
-            take_key(
-                "",
-                name.get_ref(),
-                place,
-                value.get_ref().clone(),
-                value.span(),
-                &mut given,
-                &mut problems,
-            );
+            take_key("", name.get_ref(), place, value.get_ref().clone(), value.span(), &mut given, &mut problems);
         }
         if problems.len() >= MOST_PROBLEMS {
             break;
@@ -79,15 +62,7 @@ fn take_table<'a>(
 ) {
     for (name, value) in entries {
         let place = Place::Span(name.span());
-        take_key(
-            table,
-            name.get_ref(),
-            place,
-            value.get_ref().clone(),
-            value.span(),
-            given,
-            problems,
-        );
+        take_key(table, name.get_ref(), place, value.get_ref().clone(), value.span(), given, problems);
         if problems.len() >= MOST_PROBLEMS {
             break;
         }
@@ -105,13 +80,7 @@ fn take_key<'a>(
 ) {
     match keys::find(table, name) {
         Some(key) => {
-            given.insert(
-                key.path,
-                Given {
-                    value,
-                    place: Place::Span(span),
-                },
-            );
+            given.insert(key.path, Given { value, place: Place::Span(span) });
         }
         None => problems.push(unknown_key(table, name, key_place)),
     }
@@ -123,19 +92,11 @@ pub(crate) fn unknown_key(table: &str, name: &str, place: Place) -> Problem {
         "" => format!("unknown key `{shown}` at the top of the recipe"),
         _ => format!("unknown key `{shown}` in [{table}]"),
     };
-    Problem {
-        message,
-        place,
-        hints: hint::unknown_key(table, name),
-    }
+    Problem { message, place, hints: hint::unknown_key(table, name) }
 }
 
 pub(crate) fn unknown_table(name: &str, place: Place) -> Problem {
-    Problem {
-        message: format!("unknown table [{}]", hint::shown(name)),
-        place,
-        hints: hint::unknown_table(name),
-    }
+    Problem { message: format!("unknown table [{}]", hint::shown(name)), place, hints: hint::unknown_table(name) }
 }
 
 fn not_a_table(table: &str, found: &DeValue<'_>, span: Range<usize>) -> Problem {
@@ -144,9 +105,7 @@ fn not_a_table(table: &str, found: &DeValue<'_>, span: Range<usize>) -> Problem 
     match (table, found.is_str()) {
         ("model", true) => problem.hint("write it as `path` in [model]"),
         ("data", true) => problem.hint("write it as `train` in [data]"),
-        _ => problem.hint(format!(
-            "start a line with [{table}] and write its keys below it"
-        )),
+        _ => problem.hint(format!("start a line with [{table}] and write its keys below it")),
     }
 }
 

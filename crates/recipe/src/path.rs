@@ -15,11 +15,7 @@ pub(crate) fn normalized(path: &Path) -> PathBuf {
             _ => result.push(component),
         }
     }
-    if result.as_os_str().is_empty() {
-        PathBuf::from(".")
-    } else {
-        result
-    }
+    if result.as_os_str().is_empty() { PathBuf::from(".") } else { result }
 }
 
 /// `path` as seen from the folder that `recipe_file` lies in.
@@ -40,9 +36,7 @@ pub(crate) fn is_hub_id(text: &str) -> bool {
             && part.len() <= 96
             && !part.starts_with(['.', '-'])
             && !part.ends_with(['.', '-'])
-            && part
-                .chars()
-                .all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
+            && part.chars().all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
     };
     text.split('/').count() <= 2 && text.split('/').all(part)
 }
@@ -55,9 +49,5 @@ pub(crate) fn model(recipe_file: &Path, text: &str) -> String {
     }
     let directory = directory.to_string_lossy().into_owned();
     // "models/Qwen3" as a directory must not be taken for a hub id later.
-    if is_hub_id(&directory) {
-        format!("./{directory}")
-    } else {
-        directory
-    }
+    if is_hub_id(&directory) { format!("./{directory}") } else { directory }
 }

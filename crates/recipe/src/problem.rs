@@ -10,11 +10,7 @@ pub enum RecipeError {
     #[error("{}: cannot read the recipe: {source}", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
     #[error("{}: {bytes} bytes are too long for a recipe (the limit is {limit})", path.display())]
-    TooLong {
-        path: PathBuf,
-        bytes: u64,
-        limit: u64,
-    },
+    TooLong { path: PathBuf, bytes: u64, limit: u64 },
     #[error("{0}")]
     Problems(Problems),
 }
@@ -57,11 +53,7 @@ impl Place {
 
 impl Problem {
     pub(crate) fn new(place: Place, message: impl Into<String>) -> Problem {
-        Problem {
-            message: message.into(),
-            place,
-            hints: Vec::new(),
-        }
+        Problem { message: message.into(), place, hints: Vec::new() }
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Problem {
@@ -80,10 +72,7 @@ impl Problem {
         }
         let before = &source[..start];
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        Some((
-            before.matches('\n').count() + 1,
-            before[line_start..].chars().count() + 1,
-        ))
+        Some((before.matches('\n').count() + 1, before[line_start..].chars().count() + 1))
     }
 }
 
@@ -94,11 +83,7 @@ impl Problems {
             Place::File => (1, 0),
             Place::Set(_) => (2, 0),
         });
-        Problems {
-            file: file.to_path_buf(),
-            source: source.to_owned(),
-            problems,
-        }
+        Problems { file: file.to_path_buf(), source: source.to_owned(), problems }
     }
 }
 
@@ -110,9 +95,7 @@ impl fmt::Display for Problems {
             }
             match (&problem.place, problem.line_column(&self.source)) {
                 (Place::Set(text), _) => write!(formatter, "--set {text}: ")?,
-                (_, Some((line, column))) => {
-                    write!(formatter, "{}:{line}:{column}: ", self.file.display())?
-                }
+                (_, Some((line, column))) => write!(formatter, "{}:{line}:{column}: ", self.file.display())?,
                 (_, None) => write!(formatter, "{}: ", self.file.display())?,
             }
             formatter.write_str(&problem.message)?;

@@ -27,12 +27,7 @@ const NOWHERE: Place = Place::File;
 impl<'a> Reader<'a> {
     pub(crate) fn new(given: GivenKeys<'a>, problems: Vec<Problem>, file: &'a Path) -> Reader<'a> {
         let stopped = given.is_none();
-        Reader {
-            given: given.unwrap_or_default(),
-            problems,
-            stopped,
-            file,
-        }
+        Reader { given: given.unwrap_or_default(), problems, stopped, file }
     }
 
     /// Whether the user wrote the key.
@@ -41,9 +36,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn place(&self, path: &str) -> Place {
-        self.given
-            .get(path)
-            .map_or(Place::File, |given| given.place.clone())
+        self.given.get(path).map_or(Place::File, |given| given.place.clone())
     }
 
     /// What the user wrote for a key, or else its default; `None` where there is neither. A wrong value is noted and
@@ -62,12 +55,9 @@ impl<'a> Reader<'a> {
         }
         match key.default {
             Absent::Is(text) => {
-                let default = DeValue::parse(text)
-                    .unwrap_or_else(|error| unreachable!("default of {path}: {error}"));
+                let default = DeValue::parse(text).unwrap_or_else(|error| unreachable!("default of {path}: {error}"));
                 let value = convert(key.kind, default.get_ref(), &NOWHERE);
-                Some(value.unwrap_or_else(|problem| {
-                    unreachable!("default of {path}: {}", problem.message)
-                }))
+                Some(value.unwrap_or_else(|problem| unreachable!("default of {path}: {}", problem.message)))
             }
             Absent::Required => {
                 if !self.has(path) && !self.stopped {
@@ -93,10 +83,7 @@ impl<'a> Reader<'a> {
             let text = value::text(path, value, place)?;
             match kind {
                 Kind::Address if !is_address(text) => {
-                    let message = format!(
-                        "`{path}` must be a host and a port, found \"{}\"",
-                        hint::shown(text)
-                    );
+                    let message = format!("`{path}` must be a host and a port, found \"{}\"", hint::shown(text));
                     Err(Problem::new(place.clone(), message).hint("for example \"127.0.0.1:9400\""))
                 }
                 _ => Ok(text.to_owned()),
@@ -106,32 +93,21 @@ impl<'a> Reader<'a> {
 
     fn path(&mut self, path: &'static str) -> Option<PathBuf> {
         let file = self.file;
-        self.read(path, |_, value, place| {
-            Ok(path::joined(file, value::path_text(path, value, place)?))
-        })
+        self.read(path, |_, value, place| Ok(path::joined(file, value::path_text(path, value, place)?)))
     }
 
     /// A path or a list of paths; empty where the key was not given.
     fn paths(&mut self, path: &'static str) -> Vec<PathBuf> {
         let file = self.file;
         let convert = |_, value: &DeValue<'_>, place: &Place| match value {
-            DeValue::Array(items) if items.is_empty() => Err(Problem::new(
-                place.clone(),
-                format!("`{path}` must name a file"),
-            )),
+            DeValue::Array(items) if items.is_empty() => {
+                Err(Problem::new(place.clone(), format!("`{path}` must name a file")))
+            }
             DeValue::Array(items) => items
                 .iter()
-                .map(|item| {
-                    Ok(path::joined(
-                        file,
-                        value::path_text(path, item.get_ref(), &place.part(item.span()))?,
-                    ))
-                })
+                .map(|item| Ok(path::joined(file, value::path_text(path, item.get_ref(), &place.part(item.span()))?)))
                 .collect(),
-            DeValue::String(_) => Ok(vec![path::joined(
-                file,
-                value::path_text(path, value, place)?,
-            )]),
+            DeValue::String(_) => Ok(vec![path::joined(file, value::path_text(path, value, place)?)]),
             other => Err(value::wrong_type("a path or a list of paths", other, place)),
         };
         self.read(path, convert).unwrap_or_default()
@@ -140,10 +116,8 @@ impl<'a> Reader<'a> {
     fn model_path(&mut self) -> String {
         let file = self.file;
         let path = "model.path";
-        self.read(path, |_, value, place| {
-            Ok(path::model(file, value::path_text(path, value, place)?))
-        })
-        .unwrap_or_default()
+        self.read(path, |_, value, place| Ok(path::model(file, value::path_text(path, value, place)?)))
+            .unwrap_or_default()
     }
 
     fn optional_integer(&mut self, path: &'static str) -> Option<u64> {
@@ -154,19 +128,16 @@ impl<'a> Reader<'a> {
     }
 
     fn integer(&mut self, path: &'static str) -> u64 {
-        self.optional_integer(path)
-            .unwrap_or_else(|| unreachable!("{path} has no default"))
+        self.optional_integer(path).unwrap_or_else(|| unreachable!("{path} has no default"))
     }
 
     fn optional_count(&mut self, path: &'static str) -> Option<usize> {
         // Pointers have 64 bits wherever this trains.
-        self.optional_integer(path)
-            .map(|count| usize::try_from(count).unwrap_or(usize::MAX))
+        self.optional_integer(path).map(|count| usize::try_from(count).unwrap_or(usize::MAX))
     }
 
     fn count(&mut self, path: &'static str) -> usize {
-        self.optional_count(path)
-            .unwrap_or_else(|| unreachable!("{path} has no default"))
+        self.optional_count(path).unwrap_or_else(|| unreachable!("{path} has no default"))
     }
 
     fn optional_number(&mut self, path: &'static str) -> Option<f64> {
@@ -177,8 +148,7 @@ impl<'a> Reader<'a> {
     }
 
     fn number(&mut self, path: &'static str) -> f64 {
-        self.optional_number(path)
-            .unwrap_or_else(|| unreachable!("{path} has no default"))
+        self.optional_number(path).unwrap_or_else(|| unreachable!("{path} has no default"))
     }
 
     fn boolean(&mut self, path: &'static str) -> bool {
@@ -189,65 +159,37 @@ impl<'a> Reader<'a> {
         read.unwrap_or_else(|| unreachable!("{path} has no default"))
     }
 
-    fn optional_choice<T>(
-        &mut self,
-        path: &'static str,
-        from_text: impl Fn(&str) -> Option<T>,
-    ) -> Option<T> {
+    fn optional_choice<T>(&mut self, path: &'static str, from_text: impl Fn(&str) -> Option<T>) -> Option<T> {
         self.read(path, |kind, value, place| {
-            let Kind::OneOf(allowed) = kind else {
-                unreachable!("{path} is {kind:?}")
-            };
-            let list = allowed
-                .iter()
-                .map(|word| format!("\"{word}\""))
-                .collect::<Vec<_>>()
-                .join(", ");
+            let Kind::OneOf(allowed) = kind else { unreachable!("{path} is {kind:?}") };
+            let list = allowed.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
             let DeValue::String(written) = value else {
-                let expected = if allowed.len() == 1 {
-                    list
-                } else {
-                    format!("one of {list}")
-                };
+                let expected = if allowed.len() == 1 { list } else { format!("one of {list}") };
                 return Err(value::wrong_type(&expected, value, place));
             };
             from_text(written).ok_or_else(|| {
                 let or = if allowed.len() == 1 { "" } else { "one of " };
-                let message = format!(
-                    "`{path}` must be {or}{list}, found \"{}\"",
-                    hint::shown(written)
-                );
-                Problem {
-                    message,
-                    place: place.clone(),
-                    hints: hint::wrong_word(path, written, allowed),
-                }
+                let message = format!("`{path}` must be {or}{list}, found \"{}\"", hint::shown(written));
+                Problem { message, place: place.clone(), hints: hint::wrong_word(path, written, allowed) }
             })
         })
     }
 
     fn choice<T>(&mut self, path: &'static str, from_text: impl Fn(&str) -> Option<T>) -> T {
-        self.optional_choice(path, from_text)
-            .unwrap_or_else(|| unreachable!("{path} has no default"))
+        self.optional_choice(path, from_text).unwrap_or_else(|| unreachable!("{path} has no default"))
     }
 
     fn number_pair(&mut self, path: &'static str, bounds: Bounds) -> [f64; 2] {
         let read = self.read(path, |_, value, place| match value {
             DeValue::Array(items) if items.len() == 2 => {
                 let number = |index: usize| {
-                    value::number(
-                        path,
-                        items[index].get_ref(),
-                        &place.part(items[index].span()),
-                        bounds,
-                    )
+                    value::number(path, items[index].get_ref(), &place.part(items[index].span()), bounds)
                 };
                 Ok([number(0)?, number(1)?])
             }
-            DeValue::Array(items) => Err(Problem::new(
-                place.clone(),
-                format!("`{path}` must have two numbers, found {}", items.len()),
-            )),
+            DeValue::Array(items) => {
+                Err(Problem::new(place.clone(), format!("`{path}` must have two numbers, found {}", items.len())))
+            }
             other => Err(value::wrong_type("a list of two numbers", other, place)),
         });
         read.unwrap_or_else(|| unreachable!("{path} has no default"))
@@ -260,19 +202,13 @@ impl<'a> Reader<'a> {
             };
             match duration::parse(text) {
                 None => {
-                    let message = format!(
-                        "`{path}` must be a duration, found \"{}\"",
-                        hint::shown(text)
-                    );
+                    let message = format!("`{path}` must be a duration, found \"{}\"", hint::shown(text));
                     Err(Problem::new(place.clone(), message)
                         .hint("a whole number and ms, s, m or h, such as \"5s\" or \"500ms\""))
                 }
                 Some(time) if time.is_zero() || time > duration::LONGEST => Err(Problem::new(
                     place.clone(),
-                    format!(
-                        "`{path}` must be above 0s and at most 1h, found \"{}\"",
-                        hint::shown(text)
-                    ),
+                    format!("`{path}` must be above 0s and at most 1h, found \"{}\"", hint::shown(text)),
                 )),
                 Some(time) => Ok(time),
             }
@@ -282,6 +218,5 @@ impl<'a> Reader<'a> {
 }
 
 fn is_address(text: &str) -> bool {
-    text.rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }

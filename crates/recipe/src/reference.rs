@@ -33,27 +33,11 @@ trained; a mistyped key, or another tool's name for one, is an error that names 
 pub fn markdown() -> String {
     let mut page = String::from(OPENING);
     for table in [""].iter().chain(TABLES) {
-        let heading = if table.is_empty() {
-            "At the top of the file".to_owned()
-        } else {
-            format!("`[{table}]`")
-        };
-        let _ = writeln!(
-            page,
-            "\n## {heading}\n\n| key | value | default | meaning |\n| --- | --- | --- | --- |"
-        );
+        let heading = if table.is_empty() { "At the top of the file".to_owned() } else { format!("`[{table}]`") };
+        let _ = writeln!(page, "\n## {heading}\n\n| key | value | default | meaning |\n| --- | --- | --- | --- |");
         for key in KEYS.iter().filter(|key| key.table() == *table) {
-            let cells = [
-                format!("`{}`", key.name()),
-                kind(key.kind),
-                default(key),
-                key.about.to_owned(),
-            ];
-            let _ = writeln!(
-                page,
-                "| {} |",
-                cells.map(|cell| cell.replace('|', "\\|")).join(" | ")
-            );
+            let cells = [format!("`{}`", key.name()), kind(key.kind), default(key), key.about.to_owned()];
+            let _ = writeln!(page, "| {} |", cells.map(|cell| cell.replace('|', "\\|")).join(" | "));
         }
     }
     let _ = writeln!(page, "\n## Rules between keys\n");
@@ -65,21 +49,10 @@ pub fn markdown() -> String {
          - `train.method = \"full\"` takes no key of `[lora]` and no `model.quantization`.\n\
          - `train.micro_batch_size` is a maximum: where a rank's share of the global batch is smaller, that is taken.\n",
     );
-    let _ = writeln!(
-        page,
-        "\n## Coming from another tool\n\n| there | here |\n| --- | --- |"
-    );
-    let named = KEYS.iter().flat_map(|key| {
-        key.rivals
-            .iter()
-            .map(move |(theirs, note)| (*theirs, here(key, note)))
-    });
+    let _ = writeln!(page, "\n## Coming from another tool\n\n| there | here |\n| --- | --- |");
+    let named = KEYS.iter().flat_map(|key| key.rivals.iter().map(move |(theirs, note)| (*theirs, here(key, note))));
     let mut rows: Vec<(&str, String)> = named.filter(|(theirs, _)| !theirs.contains('.')).collect();
-    rows.extend(
-        ELSEWHERE
-            .iter()
-            .map(|(theirs, instead)| (*theirs, (*instead).to_owned())),
-    );
+    rows.extend(ELSEWHERE.iter().map(|(theirs, instead)| (*theirs, (*instead).to_owned())));
     rows.sort();
     for (theirs, here) in rows {
         let _ = writeln!(page, "| `{theirs}` | {here} |");
@@ -88,11 +61,7 @@ pub fn markdown() -> String {
 }
 
 fn here(key: &Key, note: &str) -> String {
-    if note.is_empty() {
-        format!("`{}`", key.path)
-    } else {
-        format!("`{}`; {note}", key.path)
-    }
+    if note.is_empty() { format!("`{}`", key.path) } else { format!("`{}`; {note}", key.path) }
 }
 
 fn default(key: &Key) -> String {
@@ -113,11 +82,7 @@ fn kind(kind: Kind) -> String {
         Kind::Float(bounds) => format!("number, {}", range(bounds)),
         Kind::FloatPair(bounds) => format!("two numbers, each {}", range(bounds)),
         Kind::Boolean => "`true`, `false`".to_owned(),
-        Kind::OneOf(words) => words
-            .iter()
-            .map(|word| format!("`\"{word}\"`"))
-            .collect::<Vec<_>>()
-            .join(", "),
+        Kind::OneOf(words) => words.iter().map(|word| format!("`\"{word}\"`")).collect::<Vec<_>>().join(", "),
         Kind::Duration => "duration".to_owned(),
         Kind::Targets => "text, or list of names".to_owned(),
         Kind::Names => "list of names".to_owned(),

@@ -46,10 +46,7 @@ impl Recipe {
             };
             (path, value.unwrap_or_else(|| "none".to_owned()))
         };
-        KEYS.iter()
-            .filter(|key| key.in_digest)
-            .map(|key| entry(key.path))
-            .collect()
+        KEYS.iter().filter(|key| key.in_digest).map(|key| entry(key.path)).collect()
     }
 
     /// BLAKE3 of [`Recipe::meaning`], 64 hexadecimal digits.
@@ -64,19 +61,7 @@ impl Recipe {
 
     /// The value of a key as TOML text; `None` if it is unset.
     fn value(&self, path: &str) -> Option<String> {
-        let Recipe {
-            model,
-            lora,
-            data,
-            train,
-            optimizer,
-            schedule,
-            eval,
-            checkpoint,
-            log,
-            distributed,
-            ..
-        } = self;
+        let Recipe { model, lora, data, train, optimizer, schedule, eval, checkpoint, log, distributed, .. } = self;
         Some(match path {
             "output_dir" => path_text(&self.output_dir),
             "seed" => self.seed.to_string(),
@@ -101,9 +86,7 @@ impl Recipe {
             "lora.use_dora" => lora.use_dora.to_string(),
             "lora.rank_pattern" => by_name(&lora.rank_pattern, usize::to_string),
             "lora.alpha_pattern" => by_name(&lora.alpha_pattern, |alpha| float(*alpha)),
-            "lora.layers_to_transform" => {
-                list(lora.layers_to_transform.as_ref()?, usize::to_string)
-            }
+            "lora.layers_to_transform" => list(lora.layers_to_transform.as_ref()?, usize::to_string),
             "lora.modules_to_save" => list(&lora.modules_to_save, |name| quoted(name)),
             "lora.init_from" => path_text(lora.init_from.as_ref()?),
 
@@ -179,20 +162,14 @@ fn float(number: f64) -> String {
 }
 
 fn list<T>(items: &[T], text: impl Fn(&T) -> String) -> String {
-    format!(
-        "[{}]",
-        items.iter().map(text).collect::<Vec<_>>().join(", ")
-    )
+    format!("[{}]", items.iter().map(text).collect::<Vec<_>>().join(", "))
 }
 
 fn by_name<T>(items: &BTreeMap<String, T>, text: impl Fn(&T) -> String) -> String {
     if items.is_empty() {
         return "{}".to_owned();
     }
-    let entries: Vec<String> = items
-        .iter()
-        .map(|(name, item)| format!("{} = {}", quoted(name), text(item)))
-        .collect();
+    let entries: Vec<String> = items.iter().map(|(name, item)| format!("{} = {}", quoted(name), text(item))).collect();
     format!("{{ {} }}", entries.join(", "))
 }
 
@@ -201,12 +178,7 @@ fn path_text(path: &Path) -> String {
 }
 
 fn last_name(path: &Path) -> String {
-    quoted(
-        &path
-            .file_name()
-            .unwrap_or(path.as_os_str())
-            .to_string_lossy(),
-    )
+    quoted(&path.file_name().unwrap_or(path.as_os_str()).to_string_lossy())
 }
 
 /// A TOML basic string on one line.

@@ -10,22 +10,15 @@ use crate::parse::{Given, unknown_key, unknown_table};
 use crate::problem::{Place, Problem};
 
 /// Puts the value of one `--set` in place of what the file, or an earlier `--set`, gave.
-pub(crate) fn apply<'a>(
-    text: &'a str,
-    given: &mut BTreeMap<&'static str, Given<'a>>,
-) -> Result<(), Problem> {
+pub(crate) fn apply<'a>(text: &'a str, given: &mut BTreeMap<&'static str, Given<'a>>) -> Result<(), Problem> {
     let place = || Place::Set(text.to_owned());
     let Some((path, value)) = text.split_once('=') else {
-        return Err(
-            Problem::new(place(), "expected key.path=value").hint("for example --set lora.rank=8")
-        );
+        return Err(Problem::new(place(), "expected key.path=value").hint("for example --set lora.rank=8"));
     };
     let path = path.trim();
     if TABLES.contains(&path) {
         let message = format!("[{path}] is a table: set its keys one by one");
-        return Err(
-            Problem::new(place(), message).hint(format!("for example --set {}", example(path)))
-        );
+        return Err(Problem::new(place(), message).hint(format!("for example --set {}", example(path))));
     }
     let (table, name) = path.split_once('.').unwrap_or(("", path));
     if !table.is_empty() && !TABLES.contains(&table) {
@@ -40,13 +33,7 @@ pub(crate) fn apply<'a>(
             given.remove(one);
         }
     }
-    given.insert(
-        key.path,
-        Given {
-            value: parse_value(value.trim()),
-            place: place(),
-        },
-    );
+    given.insert(key.path, Given { value: parse_value(value.trim()), place: place() });
     Ok(())
 }
 

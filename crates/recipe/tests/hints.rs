@@ -34,10 +34,7 @@ fn mistypings() {
         ("lora.target-modules", "did you mean `target_modules`?"),
         ("lora.use_rslroa", "did you mean `use_rslora`?"),
         ("lora.use_dorra", "did you mean `use_dora`?"),
-        (
-            "lora.layer_to_transform",
-            "did you mean `layers_to_transform`?",
-        ),
+        ("lora.layer_to_transform", "did you mean `layers_to_transform`?"),
         ("lora.module_to_save", "did you mean `modules_to_save`?"),
         ("lora.lora_alhpa", "did you mean `alpha`?"),
         ("model.pth", "did you mean `path`?"),
@@ -57,16 +54,10 @@ fn mistypings() {
         ("train.epoch", "ours is `epochs`"),
         ("train.epohcs", "did you mean `epochs`?"),
         ("train.maxsteps", "did you mean `max_steps`?"),
-        (
-            "train.global_batchsize",
-            "did you mean `global_batch_size`?",
-        ),
+        ("train.global_batchsize", "did you mean `global_batch_size`?"),
         ("train.microbatch_size", "did you mean `micro_batch_size`?"),
         ("train.max_gard_norm", "did you mean `max_grad_norm`?"),
-        (
-            "train.gradient_checkpoiting",
-            "did you mean `gradient_checkpointing`?",
-        ),
+        ("train.gradient_checkpoiting", "did you mean `gradient_checkpointing`?"),
         ("optimizer.learnig_rate", "did you mean `learning_rate`?"),
         ("optimizer.learning-rate", "did you mean `learning_rate`?"),
         ("optimizer.beta", "did you mean `betas`?"),
@@ -75,10 +66,7 @@ fn mistypings() {
         ("schedule.warm_up_ratio", "did you mean `warmup_ratio`?"),
         ("schedule.min_lr_rtio", "did you mean `min_lr_ratio`?"),
         ("eval.evrey", "did you mean `every`?"),
-        (
-            "eval.early_stoping_patience",
-            "did you mean `early_stopping_patience`?",
-        ),
+        ("eval.early_stoping_patience", "did you mean `early_stopping_patience`?"),
         ("eval.max_new_token", "did you mean `max_new_tokens`?"),
         ("checkpoint.keep_lst", "did you mean `keep_last`?"),
         ("log.promethus", "did you mean `prometheus`?"),
@@ -88,37 +76,16 @@ fn mistypings() {
         ("sede", "did you mean `seed`?"),
         ("ouput_dir", "did you mean `output_dir`?"),
         // The right key in the wrong place.
-        (
-            "lora.seed",
-            "`seed` belongs at the top, before the first [table]",
-        ),
-        (
-            "train.output_dir",
-            "`output_dir` belongs at the top, before the first [table]",
-        ),
+        ("lora.seed", "`seed` belongs at the top, before the first [table]"),
+        ("train.output_dir", "`output_dir` belongs at the top, before the first [table]"),
         ("rank", "`rank` belongs in [lora]"),
         ("learning_rate", "`learning_rate` belongs in [optimizer]"),
-        (
-            "train.learning_rate",
-            "`learning_rate` belongs in [optimizer]",
-        ),
-        (
-            "train.weight_decay",
-            "`weight_decay` belongs in [optimizer]",
-        ),
+        ("train.learning_rate", "`learning_rate` belongs in [optimizer]"),
+        ("train.weight_decay", "`weight_decay` belongs in [optimizer]"),
         ("train.max_seq_len", "`max_seq_len` belongs in [data]"),
-        (
-            "train.every",
-            "`every` belongs in [eval], in [checkpoint] or in [log]",
-        ),
-        (
-            "train.lerning_rate",
-            "did you mean `learning_rate` in [optimizer]?",
-        ),
-        (
-            "train.lora",
-            "[lora] is a table of its own, not inside [train]",
-        ),
+        ("train.every", "`every` belongs in [eval], in [checkpoint] or in [log]"),
+        ("train.lerning_rate", "did you mean `learning_rate` in [optimizer]?"),
+        ("train.lora", "[lora] is a table of its own, not inside [train]"),
         // Nothing near: what there is.
         ("log.colour", "the keys in [log] are `every`, `prometheus`"),
     ];
@@ -143,14 +110,8 @@ fn other_tools_names() {
         ("lora.scale", "ours is `alpha`; alpha = scale × rank"),
         ("lora.targets", "ours is `target_modules`"),
         ("lora.target", "ours is `target_modules`"),
-        (
-            "lora.keys",
-            "ours is `target_modules`; module names as in the model's files, such as \"q_proj\"",
-        ),
-        (
-            "lora_target_linear",
-            "ours is `target_modules` in [lora]; write target_modules = \"all-linear\"",
-        ),
+        ("lora.keys", "ours is `target_modules`; module names as in the model's files, such as \"q_proj\""),
+        ("lora_target_linear", "ours is `target_modules` in [lora]; write target_modules = \"all-linear\""),
         (
             "num_layers",
             "ours is `layers_to_transform` in [lora]; it counts the last layers; ours lists them, counted from 0",
@@ -179,28 +140,13 @@ fn other_tools_names() {
         ("train.eval_steps", "ours is `every` in [eval]"),
         ("base_model", "ours is `path` in [model]"),
         ("model.name", "ours is `path`"),
-        (
-            "adapter_path",
-            "ours is `output_dir`; the final adapter is its folder `adapter`",
-        ),
-        (
-            "resume_from_checkpoint",
-            "resuming is no key: finetune run RECIPE.toml --resume [CHECKPOINT]",
-        ),
+        ("adapter_path", "ours is `output_dir`; the final adapter is its folder `adapter`"),
+        ("resume_from_checkpoint", "resuming is no key: finetune run RECIPE.toml --resume [CHECKPOINT]"),
         ("sample_packing", "ours is `packing` in [data]"),
-        (
-            "mask_prompt",
-            "ours is `train_on` in [data]; true is train_on = \"assistant\", false is \"all\"",
-        ),
+        ("mask_prompt", "ours is `train_on` in [data]; true is train_on = \"assistant\", false is \"all\""),
         ("bf16", "ours is `dtype` in [model]; write dtype = \"bf16\""),
-        (
-            "load_in_4bit",
-            "ours is `quantization` in [model]; write quantization = \"nf4\"",
-        ),
-        (
-            "grad_checkpoint",
-            "ours is `gradient_checkpointing` in [train]",
-        ),
+        ("load_in_4bit", "ours is `quantization` in [model]; write quantization = \"nf4\""),
+        ("grad_checkpoint", "ours is `gradient_checkpointing` in [train]"),
     ];
     for (written, expected) in cases {
         assert_eq!(hint(written), expected, "{written}");
@@ -220,33 +166,19 @@ fn every_known_rival_is_answered() {
         max_steps_per_epoch lr_schedule evals_per_epoch checkpoint_dir";
     for name in names.split_whitespace() {
         let hint = hint(name);
-        assert!(
-            hint.starts_with("ours is `") || hint.starts_with("resuming is no key"),
-            "{name}: {hint}"
-        );
+        assert!(hint.starts_with("ours is `") || hint.starts_with("resuming is no key"), "{name}: {hint}");
     }
 }
 
 /// A rival that were also our own key could never be suggested, and one listed twice would be answered by chance.
 #[test]
 fn rivals_are_told_apart() {
-    let mut names: Vec<&str> = KEYS
-        .iter()
-        .flat_map(|key| key.rivals.iter().map(|(theirs, _)| *theirs))
-        .collect();
+    let mut names: Vec<&str> = KEYS.iter().flat_map(|key| key.rivals.iter().map(|(theirs, _)| *theirs)).collect();
     names.extend(ELSEWHERE.iter().map(|(theirs, _)| *theirs));
     for name in &names {
-        assert!(
-            KEYS.iter()
-                .all(|key| key.path != *name && key.name() != *name),
-            "{name} is ours"
-        );
+        assert!(KEYS.iter().all(|key| key.path != *name && key.name() != *name), "{name} is ours");
         assert!(!TABLES.contains(name), "{name} is a table of ours");
-        assert_eq!(
-            names.iter().filter(|other| other == &name).count(),
-            1,
-            "{name} is listed twice"
-        );
+        assert_eq!(names.iter().filter(|other| other == &name).count(), 1, "{name} is listed twice");
     }
 }
 

@@ -11,11 +11,7 @@ struct Numbers(blake3::OutputReader);
 
 impl Numbers {
     fn new(seed: u64) -> Numbers {
-        Numbers(
-            blake3::Hasher::new()
-                .update(&seed.to_le_bytes())
-                .finalize_xof(),
-        )
+        Numbers(blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof())
     }
 
     fn below(&mut self, end: usize) -> usize {
@@ -35,11 +31,7 @@ fn check(seed: u64, text: &str, sets: &[&str]) {
         Err(RecipeError::Problems(problems)) => {
             assert!(!problems.problems.is_empty(), "seed {seed}");
             for problem in &problems.problems {
-                assert!(
-                    !problem.message.contains('\n'),
-                    "seed {seed}: {}",
-                    problem.message
-                );
+                assert!(!problem.message.contains('\n'), "seed {seed}: {}", problem.message);
                 if let Place::Span(span) = &problem.place {
                     assert!(
                         span.start <= span.end && span.end <= text.len(),
@@ -113,25 +105,15 @@ fn random_pieces() {
                 _ => format!("{name} = {}\n", values[numbers.below(values.len())]),
             };
         }
-        let set = format!(
-            "{}={}",
-            KEYS[numbers.below(KEYS.len())].path,
-            values[numbers.below(values.len())]
-        );
-        check(
-            seed,
-            &text,
-            &[&set, "model.path=gpt2", "data.train=a"][numbers.below(4).min(2)..],
-        );
+        let set = format!("{}={}", KEYS[numbers.below(KEYS.len())].path, values[numbers.below(values.len())]);
+        check(seed, &text, &[&set, "model.path=gpt2", "data.train=a"][numbers.below(4).min(2)..]);
     }
 }
 
 /// The contract's example with characters removed, doubled or replaced.
 #[test]
 fn random_damage() {
-    let letters: Vec<char> = "\"'[]{}=.,#\n\r\t \\é\u{0}\u{feff}0-e_x🦀"
-        .chars()
-        .collect();
+    let letters: Vec<char> = "\"'[]{}=.,#\n\r\t \\é\u{0}\u{feff}0-e_x🦀".chars().collect();
     for seed in 0..2_000 {
         let mut numbers = Numbers::new(seed);
         let mut text: Vec<char> = CONTRACT.chars().collect();
@@ -168,18 +150,8 @@ fn large_and_deep() {
     check(0, &"[".repeat(100_000), &[]);
     check(1, &format!("x = {}", "[".repeat(100_000)), &[]);
     check(2, &format!("a{} = 1", ".a".repeat(100_000)), &[]);
-    check(
-        3,
-        &(0..40_000)
-            .map(|key| format!("key{key} = 1\n"))
-            .collect::<String>(),
-        &[],
-    );
+    check(3, &(0..40_000).map(|key| format!("key{key} = 1\n")).collect::<String>(), &[]);
     check(4, &format!("{} = 1", "k".repeat(1_000_000)), &[]);
     check(5, &format!("[lora]\nrank = {}", "9".repeat(1_000_000)), &[]);
-    check(
-        6,
-        CONTRACT,
-        &[&format!("lora.rank={}", "[".repeat(100_000))],
-    );
+    check(6, CONTRACT, &[&format!("lora.rank={}", "[".repeat(100_000))]);
 }

@@ -13,46 +13,19 @@ fn below(snippet: &str) -> String {
 fn wrong_values() {
     let cases = [
         // Types.
-        (
-            "[lora]\nrank = \"16\"",
-            "6:8 expected an integer, found a string | write it without quotes: 16",
-        ),
-        (
-            "[lora]\nrank = 16.0",
-            "6:8 expected an integer, found a number with a fraction",
-        ),
-        (
-            "[lora]\nrank = \"big\"",
-            "6:8 expected an integer, found a string",
-        ),
-        (
-            "[lora]\nuse_dora = \"true\"",
-            "6:12 expected true or false, found a string | write it without quotes: true",
-        ),
-        (
-            "[lora]\nuse_dora = 1",
-            "6:12 expected true or false, found an integer",
-        ),
+        ("[lora]\nrank = \"16\"", "6:8 expected an integer, found a string | write it without quotes: 16"),
+        ("[lora]\nrank = 16.0", "6:8 expected an integer, found a number with a fraction"),
+        ("[lora]\nrank = \"big\"", "6:8 expected an integer, found a string"),
+        ("[lora]\nuse_dora = \"true\"", "6:12 expected true or false, found a string | write it without quotes: true"),
+        ("[lora]\nuse_dora = 1", "6:12 expected true or false, found an integer"),
         (
             "[optimizer]\nlearning_rate = \"2e-4\"",
             "6:17 expected a number, found a string | write it without quotes: 2e-4",
         ),
-        (
-            "[optimizer]\nlearning_rate = 1979-05-27",
-            "6:17 expected a number, found a date",
-        ),
-        (
-            "[optimizer]\nbetas = 0.9",
-            "6:9 expected a list of two numbers, found a number with a fraction",
-        ),
-        (
-            "[optimizer]\nbetas = [0.9]",
-            "6:9 `optimizer.betas` must have two numbers, found 1",
-        ),
-        (
-            "[optimizer]\nbetas = [0.9, \"x\"]",
-            "6:15 expected a number, found a string",
-        ),
+        ("[optimizer]\nlearning_rate = 1979-05-27", "6:17 expected a number, found a date"),
+        ("[optimizer]\nbetas = 0.9", "6:9 expected a list of two numbers, found a number with a fraction"),
+        ("[optimizer]\nbetas = [0.9]", "6:9 `optimizer.betas` must have two numbers, found 1"),
+        ("[optimizer]\nbetas = [0.9, \"x\"]", "6:15 expected a number, found a string"),
         (
             "[train]\nepochs = 1.5",
             "6:10 expected an integer, found a number with a fraction | for a part of an epoch use `max_steps`",
@@ -65,147 +38,63 @@ fn wrong_values() {
             "[lora]\ntarget_modules = 3",
             "6:18 expected \"all-linear\", a list of names, or a regular expression, found an integer",
         ),
-        (
-            "[lora]\ntarget_modules = [\"q_proj\", 3]",
-            "6:29 expected a string, found an integer | write it in quotes",
-        ),
+        ("[lora]\ntarget_modules = [\"q_proj\", 3]", "6:29 expected a string, found an integer | write it in quotes"),
         (
             "[distributed]\ntimeout = 5",
             "6:11 expected a duration such as \"5s\", found an integer | write it with a unit and in quotes, such as \"5s\"",
         ),
         // Ranges.
-        (
-            "[lora]\nrank = 0",
-            "6:8 `lora.rank` must be at least 1, found 0",
-        ),
+        ("[lora]\nrank = 0", "6:8 `lora.rank` must be at least 1, found 0"),
         ("[lora]\nrank = -0x1", "6:8 not TOML: "),
-        (
-            "[lora]\nrank = -3",
-            "6:8 `lora.rank` must be at least 1, found -3",
-        ),
+        ("[lora]\nrank = -3", "6:8 `lora.rank` must be at least 1, found -3"),
         (
             "[lora]\nrank = 99999999999999999999",
             "6:8 `lora.rank` must be at most 9223372036854775807, found 99999999999999999999",
         ),
-        (
-            "[lora]\nrank = -99999999999999999999",
-            "6:8 `lora.rank` must be at least 1, found -99999999999999999999",
-        ),
-        (
-            "[lora]\nalpha = 0",
-            "6:9 `lora.alpha` must be above 0, found 0",
-        ),
-        (
-            "[lora]\nalpha = nan",
-            "6:9 `lora.alpha` must be above 0 and finite, found nan",
-        ),
-        (
-            "[lora]\ndropout = 1.0",
-            "6:11 `lora.dropout` must be 0 or more and below 1, found 1.0",
-        ),
-        (
-            "[lora]\nrank_pattern = { q_proj = 0 }",
-            "6:27 `lora.rank_pattern` must be at least 1, found 0",
-        ),
-        (
-            "[lora]\nalpha_pattern = { q_proj = -1 }",
-            "6:28 `lora.alpha_pattern` must be above 0, found -1",
-        ),
+        ("[lora]\nrank = -99999999999999999999", "6:8 `lora.rank` must be at least 1, found -99999999999999999999"),
+        ("[lora]\nalpha = 0", "6:9 `lora.alpha` must be above 0, found 0"),
+        ("[lora]\nalpha = nan", "6:9 `lora.alpha` must be above 0 and finite, found nan"),
+        ("[lora]\ndropout = 1.0", "6:11 `lora.dropout` must be 0 or more and below 1, found 1.0"),
+        ("[lora]\nrank_pattern = { q_proj = 0 }", "6:27 `lora.rank_pattern` must be at least 1, found 0"),
+        ("[lora]\nalpha_pattern = { q_proj = -1 }", "6:28 `lora.alpha_pattern` must be above 0, found -1"),
         (
             "[lora]\nlayers_to_transform = []",
             "6:23 `lora.layers_to_transform` must name a layer | leave it out for all layers",
         ),
-        (
-            "[lora]\ntarget_modules = \"\"",
-            "6:18 `lora.target_modules` must not be empty",
-        ),
-        (
-            "[lora]\ntarget_modules = []",
-            "6:18 `lora.target_modules` must name a module | or \"all-linear\"",
-        ),
-        (
-            "max_seq_len = 1",
-            "5:15 `data.max_seq_len` must be at least 2, found 1",
-        ),
+        ("[lora]\ntarget_modules = \"\"", "6:18 `lora.target_modules` must not be empty"),
+        ("[lora]\ntarget_modules = []", "6:18 `lora.target_modules` must name a module | or \"all-linear\""),
+        ("max_seq_len = 1", "5:15 `data.max_seq_len` must be at least 2, found 1"),
         ("eval = []", "5:8 `data.eval` must name a file"),
         ("eval = \" \"", "5:8 `data.eval` must not be empty"),
         (
             "eval = \"~/rows.jsonl\"",
             "5:8 `data.eval` starts with `~`, which only a shell replaces by the home directory | write the whole path, or one relative to the recipe",
         ),
-        (
-            "[train]\nmicro_batch_size = 0",
-            "6:20 `train.micro_batch_size` must be at least 1, found 0",
-        ),
-        (
-            "[train]\nglobal_batch_size = 0",
-            "6:21 `train.global_batch_size` must be at least 1, found 0",
-        ),
-        (
-            "[train]\nmax_grad_norm = -1",
-            "6:17 `train.max_grad_norm` must be 0 or more, found -1",
-        ),
-        (
-            "[optimizer]\nlearning_rate = inf",
-            "6:17 `optimizer.learning_rate` must be above 0 and finite, found inf",
-        ),
+        ("[train]\nmicro_batch_size = 0", "6:20 `train.micro_batch_size` must be at least 1, found 0"),
+        ("[train]\nglobal_batch_size = 0", "6:21 `train.global_batch_size` must be at least 1, found 0"),
+        ("[train]\nmax_grad_norm = -1", "6:17 `train.max_grad_norm` must be 0 or more, found -1"),
+        ("[optimizer]\nlearning_rate = inf", "6:17 `optimizer.learning_rate` must be above 0 and finite, found inf"),
         (
             "[optimizer]\nlearning_rate = 1e999",
             "6:17 `optimizer.learning_rate` must be above 0 and finite, found 1e999",
         ),
-        (
-            "[optimizer]\nlearning_rate = 0.0",
-            "6:17 `optimizer.learning_rate` must be above 0, found 0.0",
-        ),
-        (
-            "[optimizer]\nbetas = [0.9, 1.0]",
-            "6:15 `optimizer.betas` must be 0 or more and below 1, found 1.0",
-        ),
-        (
-            "[optimizer]\neps = 0",
-            "6:7 `optimizer.eps` must be above 0, found 0",
-        ),
-        (
-            "[optimizer]\nweight_decay = -0.1",
-            "6:16 `optimizer.weight_decay` must be 0 or more, found -0.1",
-        ),
-        (
-            "[schedule]\nmin_lr_ratio = 1.1",
-            "6:16 `schedule.min_lr_ratio` must be from 0 to 1, found 1.1",
-        ),
-        (
-            "[schedule]\nwarmup_ratio = 3",
-            "6:16 `schedule.warmup_ratio` must be from 0 to 1, found 3",
-        ),
-        (
-            "[checkpoint]\nkeep_last = 0",
-            "6:13 `checkpoint.keep_last` must be at least 1, found 0",
-        ),
+        ("[optimizer]\nlearning_rate = 0.0", "6:17 `optimizer.learning_rate` must be above 0, found 0.0"),
+        ("[optimizer]\nbetas = [0.9, 1.0]", "6:15 `optimizer.betas` must be 0 or more and below 1, found 1.0"),
+        ("[optimizer]\neps = 0", "6:7 `optimizer.eps` must be above 0, found 0"),
+        ("[optimizer]\nweight_decay = -0.1", "6:16 `optimizer.weight_decay` must be 0 or more, found -0.1"),
+        ("[schedule]\nmin_lr_ratio = 1.1", "6:16 `schedule.min_lr_ratio` must be from 0 to 1, found 1.1"),
+        ("[schedule]\nwarmup_ratio = 3", "6:16 `schedule.warmup_ratio` must be from 0 to 1, found 3"),
+        ("[checkpoint]\nkeep_last = 0", "6:13 `checkpoint.keep_last` must be at least 1, found 0"),
         ("[checkpoint]\nevery = 0", "no problem"),
-        (
-            "[log]\nevery = 0",
-            "6:9 `log.every` must be at least 1, found 0",
-        ),
+        ("[log]\nevery = 0", "6:9 `log.every` must be at least 1, found 0"),
         (
             "[log]\nprometheus = \"9400\"",
             "6:14 `log.prometheus` must be a host and a port, found \"9400\" | for example \"127.0.0.1:9400\"",
         ),
-        (
-            "[distributed]\nvirtual_ranks = 0",
-            "6:17 `distributed.virtual_ranks` must be at least 1, found 0",
-        ),
-        (
-            "[distributed]\nmin_ranks = 0",
-            "6:13 `distributed.min_ranks` must be at least 1, found 0",
-        ),
-        (
-            "[distributed]\ntimeout = \"0s\"",
-            "6:11 `distributed.timeout` must be above 0s and at most 1h, found \"0s\"",
-        ),
-        (
-            "[distributed]\ntimeout = \"2h\"",
-            "6:11 `distributed.timeout` must be above 0s and at most 1h, found \"2h\"",
-        ),
+        ("[distributed]\nvirtual_ranks = 0", "6:17 `distributed.virtual_ranks` must be at least 1, found 0"),
+        ("[distributed]\nmin_ranks = 0", "6:13 `distributed.min_ranks` must be at least 1, found 0"),
+        ("[distributed]\ntimeout = \"0s\"", "6:11 `distributed.timeout` must be above 0s and at most 1h, found \"0s\""),
+        ("[distributed]\ntimeout = \"2h\"", "6:11 `distributed.timeout` must be above 0s and at most 1h, found \"2h\""),
         (
             "[distributed]\ntimeout = \"5\"",
             "6:11 `distributed.timeout` must be a duration, found \"5\" | a whole number and ms, s, m or h, such as \"5s\" or \"500ms\"",
@@ -223,10 +112,7 @@ fn wrong_values() {
             "[train]\nmethod = \"qlora\"",
             "6:10 `train.method` must be one of \"lora\", \"full\", found \"qlora\" | write \"lora\", with quantization = \"nf4\" in [model]",
         ),
-        (
-            "train_on = true",
-            "5:12 expected one of \"assistant\", \"last\", \"all\", found a boolean",
-        ),
+        ("train_on = true", "5:12 expected one of \"assistant\", \"last\", \"all\", found a boolean"),
         (
             "format = \"ShareGPT\"",
             "5:10 `data.format` must be one of \"auto\", \"messages\", \"prompt_completion\", \"text\", \"alpaca\", \"sharegpt\", \"tokens\", found \"ShareGPT\" | did you mean \"sharegpt\"?",
@@ -255,20 +141,13 @@ fn wrong_values() {
         ),
         ("[eval]\nsamples = 0", "no problem"),
         ("eval = \"v.jsonl\"\n[eval]\nsamples = 3", "no problem"),
-        (
-            "[train]\nglobal_batch_size = 2\nmicro_batch_size = 4",
-            "no problem",
-        ),
+        ("[train]\nglobal_batch_size = 2\nmicro_batch_size = 4", "no problem"),
     ];
     let mut wrong = String::new();
     for (snippet, expected) in cases {
         let found = below(snippet);
         // The words of TOML syntax errors are the toml crate's.
-        let same = if expected.ends_with(": ") {
-            found.contains("not TOML: ")
-        } else {
-            found == expected
-        };
+        let same = if expected.ends_with(": ") { found.contains("not TOML: ") } else { found == expected };
         if !same {
             wrong += &format!("{snippet}\n  expected {expected}\n  found    {found}\n");
         }
@@ -289,14 +168,8 @@ fn whole_recipes() {
             "1:9 expected a table [model], found a string | write it as `path` in [model]\n\
               file `path` in [model] is missing | for example, below [model]: path = \"Qwen/Qwen3-0.6B\"",
         ),
-        (
-            "seed = -1\n[model]\npath = \"gpt2\"\n[data]\ntrain = \"a\"",
-            "1:8 `seed` must be at least 0, found -1",
-        ),
-        (
-            "[model]\npath = \"gpt2\"\n[data]\ntrain = []",
-            "4:9 `data.train` must name a file",
-        ),
+        ("seed = -1\n[model]\npath = \"gpt2\"\n[data]\ntrain = \"a\"", "1:8 `seed` must be at least 0, found -1"),
+        ("[model]\npath = \"gpt2\"\n[data]\ntrain = []", "4:9 `data.train` must name a file"),
         (
             "[model]\npath = 3\n[data]\ntrain = [\"a\", 3]",
             "2:8 expected a string, found an integer | write it in quotes\n\
@@ -327,11 +200,7 @@ fn whole_recipes() {
 
 #[test]
 fn plain_text_has_file_line_and_column() {
-    let error = parse_with(
-        &format!("{MINIMAL}[lora]\nrnak = 8\nalpha = -1\n"),
-        &["seed=x"],
-    )
-    .unwrap_err();
+    let error = parse_with(&format!("{MINIMAL}[lora]\nrnak = 8\nalpha = -1\n"), &["seed=x"]).unwrap_err();
     expect_test::expect![[r#"
         /home/ada/support-bot.toml:6:1: unknown key `rnak` in [lora]
         /home/ada/support-bot.toml:7:9: `lora.alpha` must be above 0, found -1
@@ -346,23 +215,13 @@ fn duplicate_keys_and_broken_text_are_pointed_at() {
         "{}",
         below("[lora]\nrank = 8\nrank = 9")
     );
-    assert!(
-        below("[lora\nrank = 8").starts_with("5:"),
-        "{}",
-        below("[lora\nrank = 8")
-    );
+    assert!(below("[lora\nrank = 8").starts_with("5:"), "{}", below("[lora\nrank = 8"));
 }
 
 #[test]
 fn a_file_that_cannot_be_a_recipe() {
-    let missing =
-        finetune_recipe::Recipe::load(std::path::Path::new("/nowhere/recipe.toml"), &[], None);
-    assert!(
-        missing
-            .unwrap_err()
-            .to_string()
-            .starts_with("/nowhere/recipe.toml: cannot read the recipe: ")
-    );
+    let missing = finetune_recipe::Recipe::load(std::path::Path::new("/nowhere/recipe.toml"), &[], None);
+    assert!(missing.unwrap_err().to_string().starts_with("/nowhere/recipe.toml: cannot read the recipe: "));
     let long = "#".repeat((1 << 20) + 1);
     let expected = "/home/ada/support-bot.toml: 1048577 bytes are too long for a recipe (the limit is 1048576)";
     assert_eq!(seen(parse_with(&long, &[])), expected);

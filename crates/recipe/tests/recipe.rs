@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use common::{CONTRACT, MINIMAL, contract_with_optional_keys, parse, parse_with, seen};
 use finetune_recipe::{
-    BackendChoice, DtypeChoice, Length, Quantization, Recipe, ScheduleName, TargetModules, TrainOn,
-    Warmup,
+    BackendChoice, DtypeChoice, Length, Quantization, Recipe, ScheduleName, TargetModules, TrainOn, Warmup,
 };
 
 #[test]
@@ -17,14 +16,8 @@ fn the_contracts_example() {
     assert_eq!(recipe.output_dir, Path::new("/home/ada/runs/support-bot"));
     assert_eq!(recipe.seed, 42);
     assert_eq!(recipe.model.path, "models/Qwen3-0.6B"); // no such directory here, so it is a hub id
-    assert_eq!(
-        recipe.data.train,
-        [PathBuf::from("/home/ada/data/train.jsonl")]
-    );
-    assert_eq!(
-        recipe.data.eval,
-        [PathBuf::from("/home/ada/data/valid.jsonl")]
-    );
+    assert_eq!(recipe.data.train, [PathBuf::from("/home/ada/data/train.jsonl")]);
+    assert_eq!(recipe.data.eval, [PathBuf::from("/home/ada/data/valid.jsonl")]);
     assert_eq!(recipe.lora.alpha, 32.0);
     assert_eq!(recipe.lora.target_modules, TargetModules::AllLinear);
     assert_eq!(recipe.data.train_on, TrainOn::Assistant);
@@ -38,10 +31,7 @@ fn the_contracts_example() {
     assert_eq!(recipe.model.quantization, Some(Quantization::Nf4));
     assert_eq!(recipe.lora.rank_pattern["model\\.layers\\.0\\..*"], 4);
     assert_eq!(recipe.lora.layers_to_transform, Some(vec![0, 1]));
-    assert_eq!(
-        recipe.data.chat_template.as_deref(),
-        Some(Path::new("/home/ada/template.jinja"))
-    );
+    assert_eq!(recipe.data.chat_template.as_deref(), Some(Path::new("/home/ada/template.jinja")));
     assert_eq!(recipe.distributed.virtual_ranks, Some(4));
 }
 
@@ -58,51 +48,22 @@ fn the_defaults_are_the_contracts() {
 
 #[test]
 fn integers_are_numbers() {
-    let recipe = parse(&format!(
-        "{MINIMAL}[optimizer]\nbetas = [0, 0.5]\nweight_decay = 0\n[lora]\nalpha = 0x10\n"
-    ));
-    assert_eq!(
-        (
-            recipe.optimizer.betas,
-            recipe.optimizer.weight_decay,
-            recipe.lora.alpha
-        ),
-        ([0.0, 0.5], 0.0, 16.0)
-    );
+    let recipe = parse(&format!("{MINIMAL}[optimizer]\nbetas = [0, 0.5]\nweight_decay = 0\n[lora]\nalpha = 0x10\n"));
+    assert_eq!((recipe.optimizer.betas, recipe.optimizer.weight_decay, recipe.lora.alpha), ([0.0, 0.5], 0.0, 16.0));
 }
 
 #[test]
 fn targets() {
-    let target = |text: &str| {
-        parse(&format!("{MINIMAL}[lora]\ntarget_modules = {text}"))
-            .lora
-            .target_modules
-    };
+    let target = |text: &str| parse(&format!("{MINIMAL}[lora]\ntarget_modules = {text}")).lora.target_modules;
     assert_eq!(target("\"all-linear\""), TargetModules::AllLinear);
-    assert_eq!(
-        target("[\"q_proj\", \"v_proj\"]"),
-        TargetModules::Names(vec!["q_proj".into(), "v_proj".into()])
-    );
-    assert_eq!(
-        target("'.*\\.(q|v)_proj'"),
-        TargetModules::Regex(".*\\.(q|v)_proj".into())
-    );
+    assert_eq!(target("[\"q_proj\", \"v_proj\"]"), TargetModules::Names(vec!["q_proj".into(), "v_proj".into()]));
+    assert_eq!(target("'.*\\.(q|v)_proj'"), TargetModules::Regex(".*\\.(q|v)_proj".into()));
 }
 
 #[test]
 fn durations() {
-    let timeout = |text: &str| {
-        parse(&format!("{MINIMAL}[distributed]\ntimeout = \"{text}\""))
-            .distributed
-            .timeout
-    };
-    let times = [
-        ("5s", 5_000),
-        ("500ms", 500),
-        ("2m", 120_000),
-        ("1h", 3_600_000),
-        ("60 s", 60_000),
-    ];
+    let timeout = |text: &str| parse(&format!("{MINIMAL}[distributed]\ntimeout = \"{text}\"")).distributed.timeout;
+    let times = [("5s", 5_000), ("500ms", 500), ("2m", 120_000), ("1h", 3_600_000), ("60 s", 60_000)];
     for (text, milliseconds) in times {
         assert_eq!(timeout(text), Duration::from_millis(milliseconds), "{text}");
     }
@@ -118,29 +79,14 @@ fn paths_are_relative_to_the_recipe() {
         ("../../../rows.jsonl", "/rows.jsonl"),
     ];
     for (written, expected) in cases {
-        let recipe = parse(&format!(
-            "[model]\npath = \"gpt2\"\n[data]\ntrain = '{written}'"
-        ));
+        let recipe = parse(&format!("[model]\npath = \"gpt2\"\n[data]\ntrain = '{written}'"));
         assert_eq!(recipe.data.train, [PathBuf::from(expected)], "{written}");
     }
-    let relative = Recipe::parse(
-        MINIMAL,
-        Path::new("jobs/a.toml"),
-        &[],
-        Some(Path::new("out/./x")),
-    )
-    .unwrap();
+    let relative = Recipe::parse(MINIMAL, Path::new("jobs/a.toml"), &[], Some(Path::new("out/./x"))).unwrap();
     assert_eq!(relative.data.train, [PathBuf::from("jobs/rows.jsonl")]);
-    assert_eq!(
-        relative.output_dir,
-        Path::new("out/x"),
-        "--output-dir is relative to the current directory"
-    );
+    assert_eq!(relative.output_dir, Path::new("out/x"), "--output-dir is relative to the current directory");
     let relative = Recipe::parse(MINIMAL, Path::new("a.toml"), &[], None).unwrap();
-    assert_eq!(
-        (relative.data.train, relative.output_dir),
-        (vec!["rows.jsonl".into()], "runs/a".into())
-    );
+    assert_eq!((relative.data.train, relative.output_dir), (vec!["rows.jsonl".into()], "runs/a".into()));
 }
 
 /// Tests run in the crate's folder, where `src` and `src/read` exist.
@@ -148,9 +94,7 @@ fn paths_are_relative_to_the_recipe() {
 fn a_model_is_a_directory_or_a_hub_id() {
     let here = |path: &str| {
         let text = format!("[model]\npath = '{path}'\n[data]\ntrain = 'a'");
-        Recipe::parse(&text, Path::new("recipe.toml"), &[], None)
-            .unwrap()
-            .model
+        Recipe::parse(&text, Path::new("recipe.toml"), &[], None).unwrap().model
     };
     let cases = [
         ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B", true),
@@ -164,11 +108,7 @@ fn a_model_is_a_directory_or_a_hub_id() {
     ];
     for (written, path, is_hub_id) in cases {
         let model = here(written);
-        assert_eq!(
-            (model.path.as_str(), model.hub_id().is_some()),
-            (path, is_hub_id),
-            "{written}"
-        );
+        assert_eq!((model.path.as_str(), model.hub_id().is_some()), (path, is_hub_id), "{written}");
     }
 }
 
@@ -185,47 +125,18 @@ fn set_overrides_the_file() {
     assert_eq!(recipe.lora.rank, 8);
     assert_eq!(recipe.data.train, [PathBuf::from("/home/ada/other.jsonl")]);
     assert_eq!(recipe.model.dtype, DtypeChoice::Bf16);
-    assert_eq!(
-        recipe.train.length,
-        Length::Steps(5),
-        "epochs of the file give way"
-    );
+    assert_eq!(recipe.train.length, Length::Steps(5), "epochs of the file give way");
     assert_eq!(recipe.distributed.backend, BackendChoice::Tcp);
 
-    let recipe = parse_with(
-        CONTRACT,
-        &[
-            "schedule.warmup_ratio=0.1",
-            "schedule.warmup_steps=3",
-            "seed=1",
-            "seed=2",
-        ],
-    )
-    .unwrap();
-    assert_eq!(
-        (recipe.schedule.warmup, recipe.seed),
-        (Warmup::Steps(3), 2),
-        "the last one holds"
-    );
+    let recipe =
+        parse_with(CONTRACT, &["schedule.warmup_ratio=0.1", "schedule.warmup_steps=3", "seed=1", "seed=2"]).unwrap();
+    assert_eq!((recipe.schedule.warmup, recipe.seed), (Warmup::Steps(3), 2), "the last one holds");
 
     let repaired = parse_with(&format!("{MINIMAL}[lora]\nrank = \"x\""), &["lora.rank=4"]).unwrap();
-    assert_eq!(
-        repaired.lora.rank, 4,
-        "a wrong value that is replaced does no harm"
-    );
+    assert_eq!(repaired.lora.rank, 4, "a wrong value that is replaced does no harm");
 
-    let lists = parse_with(
-        MINIMAL,
-        &[
-            "data.eval=[\"a\", \"b\"]",
-            "lora.rank_pattern={ q_proj = 2 }",
-        ],
-    )
-    .unwrap();
-    assert_eq!(
-        (lists.data.eval.len(), lists.lora.rank_pattern["q_proj"]),
-        (2, 2)
-    );
+    let lists = parse_with(MINIMAL, &["data.eval=[\"a\", \"b\"]", "lora.rank_pattern={ q_proj = 2 }"]).unwrap();
+    assert_eq!((lists.data.eval.len(), lists.lora.rank_pattern["q_proj"]), (2, 2));
 
     let file_less = parse_with("", &["model.path=gpt2", "data.train=a.jsonl"]).unwrap();
     assert_eq!(file_less.model.path, "gpt2");
@@ -234,39 +145,21 @@ fn set_overrides_the_file() {
 #[test]
 fn set_is_checked_like_the_file() {
     let cases = [
-        (
-            "lora.rank",
-            "expected key.path=value | for example --set lora.rank=8",
-        ),
+        ("lora.rank", "expected key.path=value | for example --set lora.rank=8"),
         ("lora.rank=zero", "expected an integer, found a string"),
         ("lora.rank=0", "`lora.rank` must be at least 1, found 0"),
-        (
-            "lora.rnk=8",
-            "unknown key `rnk` in [lora] | did you mean `rank`?",
-        ),
-        (
-            "rank=8",
-            "unknown key `rank` at the top of the recipe | `rank` belongs in [lora]",
-        ),
+        ("lora.rnk=8", "unknown key `rnk` in [lora] | did you mean `rank`?"),
+        ("rank=8", "unknown key `rank` at the top of the recipe | `rank` belongs in [lora]"),
         ("loar.rank=8", "unknown table [loar] | did you mean [lora]?"),
-        (
-            "lora={ rank = 8 }",
-            "[lora] is a table: set its keys one by one | for example --set lora.rank=…",
-        ),
+        ("lora={ rank = 8 }", "[lora] is a table: set its keys one by one | for example --set lora.rank=…"),
         ("data.train=", "`data.train` must not be empty"),
         (
             "schedule.name=cosin",
             "`schedule.name` must be one of \"constant\", \"linear\", \"cosine\", found \"cosin\" | did you mean \"cosine\"?",
         ),
-        (
-            "train.lr=1",
-            "unknown key `lr` in [train] | ours is `learning_rate` in [optimizer]",
-        ),
+        ("train.lr=1", "unknown key `lr` in [train] | ours is `learning_rate` in [optimizer]"),
     ];
     for (set, expected) in cases {
-        assert_eq!(
-            seen(parse_with(MINIMAL, &[set])),
-            format!("--set {set} {expected}")
-        );
+        assert_eq!(seen(parse_with(MINIMAL, &[set])), format!("--set {set} {expected}"));
     }
 }

@@ -10,24 +10,13 @@ use finetune_recipe::{Method, Recipe};
 
 #[test]
 fn written_back_it_is_the_same_recipe() {
-    let full = format!(
-        "{MINIMAL}[train]\nmethod = \"full\"\nmax_steps = 7\n[schedule]\nwarmup_ratio = 0.03\n"
-    );
+    let full = format!("{MINIMAL}[train]\nmethod = \"full\"\nmax_steps = 7\n[schedule]\nwarmup_ratio = 0.03\n");
     let odd = format!(
         "{MINIMAL}[lora]\nalpha = 0.1\ntarget_modules = \"a\\\"\\\\\\t\\u0007é\"\n\
         [optimizer]\nlearning_rate = 1e-300\neps = 5e-324\nweight_decay = 123456789012345678.0\n[distributed]\ntimeout = \"1500ms\"\n"
     );
-    let rank = format!(
-        "{MINIMAL}[lora]\ntarget_modules = ['q \" p']\nrank_pattern = {{ '' = 3, 'a\\b' = 4 }}\n"
-    );
-    for text in [
-        MINIMAL,
-        CONTRACT,
-        &contract_with_optional_keys(),
-        &full,
-        &odd,
-        &rank,
-    ] {
+    let rank = format!("{MINIMAL}[lora]\ntarget_modules = ['q \" p']\nrank_pattern = {{ '' = 3, 'a\\b' = 4 }}\n");
+    for text in [MINIMAL, CONTRACT, &contract_with_optional_keys(), &full, &odd, &rank] {
         let recipe = parse(text);
         let written = recipe.to_toml();
         let elsewhere = Recipe::parse(&written, Path::new("/mnt/run/recipe.toml"), &[], None);
@@ -41,19 +30,10 @@ fn written_back_it_is_the_same_recipe() {
 #[test]
 fn every_key_is_written() {
     let written = parse(&contract_with_optional_keys()).to_toml();
-    let other = parse_with(
-        CONTRACT,
-        &["train.max_steps=1", "schedule.warmup_ratio=0.5"],
-    )
-    .unwrap()
-    .to_toml();
+    let other = parse_with(CONTRACT, &["train.max_steps=1", "schedule.warmup_ratio=0.5"]).unwrap().to_toml();
     for key in KEYS {
         let line = format!("\n{} = ", key.name());
-        assert!(
-            written.contains(&line) || other.contains(&line),
-            "{} is missing",
-            key.path
-        );
+        assert!(written.contains(&line) || other.contains(&line), "{} is missing", key.path);
     }
     for table in TABLES {
         assert!(written.contains(&format!("\n[{table}]\n")));
@@ -113,19 +93,11 @@ fn the_digest_follows_the_numbers_only() {
         assert_ne!(digest(&[set]), base, "{set}");
     }
     let meaning = parse(CONTRACT).meaning();
-    assert!(
-        meaning.contains(&("lora.rank", "16".to_owned())),
-        "{meaning:?}"
-    );
+    assert!(meaning.contains(&("lora.rank", "16".to_owned())), "{meaning:?}");
     assert!(meaning.contains(&("model.quantization", "none".to_owned())));
     // Another folder, another current directory, another host: the same run.
-    let moved = Recipe::parse(
-        CONTRACT,
-        Path::new("/elsewhere/x.toml"),
-        &["data.chat_template=a/x.jinja".into()],
-        None,
-    )
-    .unwrap();
+    let moved = Recipe::parse(CONTRACT, Path::new("/elsewhere/x.toml"), &["data.chat_template=a/x.jinja".into()], None)
+        .unwrap();
     assert_eq!(moved.digest(), digest(&["data.chat_template=x.jinja"]));
 }
 

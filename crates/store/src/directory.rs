@@ -73,11 +73,7 @@ impl<'disk> Staging<'disk> {
         Self::begin_any(disk, parent, name.as_str())
     }
 
-    pub(crate) fn begin_any(
-        disk: &'disk dyn Disk,
-        parent: &Path,
-        name: &str,
-    ) -> Result<Self, StoreError> {
+    pub(crate) fn begin_any(disk: &'disk dyn Disk, parent: &Path, name: &str) -> Result<Self, StoreError> {
         ensure_directory(disk, parent)?;
         failpoint::hit("checkpoint.begin");
         let temporary = parent.join(temporary_name(name));
@@ -100,9 +96,7 @@ impl<'disk> Staging<'disk> {
 
     pub(crate) fn write_all(&mut self, files: &[NewFile]) -> Result<(), StoreError> {
         self.needed_bytes = files.iter().map(|file| file.bytes.len() as u64).sum();
-        files
-            .iter()
-            .try_for_each(|file| self.write(file.name, &file.bytes))
+        files.iter().try_for_each(|file| self.write(file.name, &file.bytes))
     }
 
     /// Writes and syncs one file.
@@ -114,11 +108,7 @@ impl<'disk> Staging<'disk> {
         self.needed_bytes = self.needed_bytes.max(before.saturating_add(size));
         self.write_synced(name.as_str(), bytes)?;
         let blake3 = blake3::hash(bytes).to_hex().to_string();
-        self.files.push(FileRecord {
-            name: name.to_string(),
-            size,
-            blake3,
-        });
+        self.files.push(FileRecord { name: name.to_string(), size, blake3 });
         Ok(())
     }
 
@@ -128,17 +118,11 @@ impl<'disk> Staging<'disk> {
         failpoint::hit("checkpoint.file");
         let name = self.new_name(name)?;
         let path = self.temporary.join(name.as_str());
-        self.disk
-            .sync_file(&path)
-            .map_err(|source| self.failed(Operation::Sync, &path, source))?;
+        self.disk.sync_file(&path).map_err(|source| self.failed(Operation::Sync, &path, source))?;
         let reading = |source| StoreError::reading(&path, source);
         let size = self.disk.length(&path).map_err(reading)?;
         let blake3 = hex(&self.disk.hash(&path).map_err(reading)?);
-        self.files.push(FileRecord {
-            name: name.to_string(),
-            size,
-            blake3,
-        });
+        self.files.push(FileRecord { name: name.to_string(), size, blake3 });
         Ok(())
     }
 
@@ -156,9 +140,7 @@ impl<'disk> Staging<'disk> {
         let manifest = Manifest::new(&self.destination, about, self.files.clone())?;
         self.write_synced(MANIFEST_NAME, &manifest.encode(&self.destination)?)?;
         failpoint::hit("checkpoint.written");
-        self.disk
-            .sync_dir(&self.temporary)
-            .map_err(|source| self.failed(Operation::Sync, &self.temporary, source))?;
+        self.disk.sync_dir(&self.temporary).map_err(|source| self.failed(Operation::Sync, &self.temporary, source))?;
         failpoint::hit("checkpoint.synced");
         Ok(())
     }
@@ -172,9 +154,7 @@ impl<'disk> Staging<'disk> {
     }
 
     pub(crate) fn sync_parent(&self) -> Result<(), StoreError> {
-        self.disk
-            .sync_dir(&self.parent)
-            .map_err(|source| self.failed(Operation::Sync, &self.parent, source))?;
+        self.disk.sync_dir(&self.parent).map_err(|source| self.failed(Operation::Sync, &self.parent, source))?;
         failpoint::hit("checkpoint.done");
         Ok(())
     }
@@ -194,12 +174,8 @@ impl<'disk> Staging<'disk> {
 
     fn write_synced(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
         let path = self.temporary.join(name);
-        self.disk
-            .write_file(&path, bytes)
-            .map_err(|source| self.failed(Operation::Write, &path, source))?;
-        self.disk
-            .sync_file(&path)
-            .map_err(|source| self.failed(Operation::Sync, &path, source))
+        self.disk.write_file(&path, bytes).map_err(|source| self.failed(Operation::Write, &path, source))?;
+        self.disk.sync_file(&path).map_err(|source| self.failed(Operation::Sync, &path, source))
     }
 
     fn failed(&self, operation: Operation, path: &Path, source: io::Error) -> StoreError {
@@ -233,21 +209,14 @@ pub fn ensure_directory(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> 
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {} // another was faster
         Err(source) => return Err(StoreError::io(path, Operation::CreateDirectory, 0, source)),
     }
-    let parent = if parent.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        parent
-    };
-    disk.sync_dir(parent)
-        .map_err(|source| StoreError::io(parent, Operation::Sync, 0, source))
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    disk.sync_dir(parent).map_err(|source| StoreError::io(parent, Operation::Sync, 0, source))
 }
 
 fn refuse_existing(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
     match disk.exists(path) {
         Ok(false) => Ok(()),
-        Ok(true) => Err(StoreError::AlreadyExists {
-            path: path.to_path_buf(),
-        }),
+        Ok(true) => Err(StoreError::AlreadyExists { path: path.to_path_buf() }),
         Err(source) => Err(StoreError::io(path, Operation::Inspect, 0, source)),
     }
 }

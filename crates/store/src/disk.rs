@@ -48,11 +48,7 @@ impl Disk for RealDisk {
     }
 
     fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(path)?
-            .write_all(bytes)
+        OpenOptions::new().write(true).create_new(true).open(path)?.write_all(bytes)
     }
 
     fn append_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -68,14 +64,7 @@ impl Disk for RealDisk {
         match File::open(path)?.sync_all() {
             // Some network file systems have no sync of a directory and say so. Refusing to save
             // there at all would be worse than the weaker promise that they give.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
-                ) =>
-            {
-                Ok(())
-            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
             other => other,
         }
     }
@@ -111,10 +100,7 @@ impl Disk for RealDisk {
         if metadata.is_file() {
             Ok(metadata.len())
         } else {
-            Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "not a regular file",
-            ))
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
         }
     }
 

@@ -22,11 +22,7 @@ pub fn encode_tensors(
     let path = Path::new("the safetensors file");
     let specs: Vec<_> = tensors
         .iter()
-        .map(|(name, dtype, shape, _)| TensorSpec {
-            name: name.clone(),
-            dtype: *dtype,
-            shape: shape.clone(),
-        })
+        .map(|(name, dtype, shape, _)| TensorSpec { name: name.clone(), dtype: *dtype, shape: shape.clone() })
         .collect();
     let mut file = encode_header(path, &specs, metadata)?;
     file.reserve(tensors.iter().map(|(_, _, _, bytes)| bytes.len()).sum());
@@ -43,15 +39,9 @@ pub(crate) fn encode_header(
     tensors: &[TensorSpec],
     metadata: &BTreeMap<String, String>,
 ) -> Result<Vec<u8>, StoreError> {
-    let cannot = |what: String| StoreError::CannotWrite {
-        path: path.to_path_buf(),
-        what,
-    };
+    let cannot = |what: String| StoreError::CannotWrite { path: path.to_path_buf(), what };
     if tensors.len() > MAX_TENSORS {
-        return Err(cannot(format!(
-            "{} tensors are more than {MAX_TENSORS}",
-            tensors.len()
-        )));
+        return Err(cannot(format!("{} tensors are more than {MAX_TENSORS}", tensors.len())));
     }
     let mut header = Map::new();
     if !metadata.is_empty() {
@@ -67,18 +57,14 @@ pub(crate) fn encode_header(
         let end = byte_length(*dtype, shape)
             .and_then(|size| begin.checked_add(size))
             .ok_or_else(|| cannot(format!("tensor {name:?} of shape {shape:?} is too large")))?;
-        let entry: Value =
-            json!({"dtype": dtype.name(), "shape": shape, "data_offsets": [begin, end]});
+        let entry: Value = json!({"dtype": dtype.name(), "shape": shape, "data_offsets": [begin, end]});
         header.insert(name.clone(), entry);
         begin = end;
     }
     let mut json = serde_json::to_vec(&header).map_err(|error| cannot(error.to_string()))?;
     json.resize(json.len().next_multiple_of(8), b' ');
     if json.len() > MAX_HEADER_BYTES {
-        return Err(cannot(format!(
-            "its header would have {} bytes",
-            json.len()
-        )));
+        return Err(cannot(format!("its header would have {} bytes", json.len())));
     }
     let mut bytes = Vec::with_capacity(LENGTH_BYTES + json.len());
     bytes.extend_from_slice(&(json.len() as u64).to_le_bytes());
@@ -86,21 +72,11 @@ pub(crate) fn encode_header(
     Ok(bytes)
 }
 
-pub(crate) fn check_length(
-    path: &Path,
-    tensor: &TensorSpec,
-    bytes: &[u8],
-) -> Result<(), StoreError> {
+pub(crate) fn check_length(path: &Path, tensor: &TensorSpec, bytes: &[u8]) -> Result<(), StoreError> {
     if byte_length(tensor.dtype, &tensor.shape) == Some(bytes.len()) {
         return Ok(());
     }
     let TensorSpec { name, dtype, shape } = tensor;
-    let what = format!(
-        "tensor {name:?} of {dtype} and shape {shape:?} was given {} bytes",
-        bytes.len()
-    );
-    Err(StoreError::CannotWrite {
-        path: path.to_path_buf(),
-        what,
-    })
+    let what = format!("tensor {name:?} of {dtype} and shape {shape:?} was given {} bytes", bytes.len());
+    Err(StoreError::CannotWrite { path: path.to_path_buf(), what })
 }

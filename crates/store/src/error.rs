@@ -23,10 +23,7 @@ impl Operation {
     /// True for the operations that change the disk; a failure of one of them is a disk failure
     /// (exit code 5), a failure to read is a bad input (exit code 2).
     pub fn is_write(self) -> bool {
-        !matches!(
-            self,
-            Self::Read | Self::List | Self::Inspect | Self::Map | Self::Lock
-        )
+        !matches!(self, Self::Read | Self::List | Self::Inspect | Self::Map | Self::Lock)
     }
 }
 
@@ -51,19 +48,11 @@ impl fmt::Display for Operation {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("could not {operation} {}: {source}", path.display())]
-    Io {
-        path: PathBuf,
-        operation: Operation,
-        source: io::Error,
-    },
+    Io { path: PathBuf, operation: Operation, source: io::Error },
 
     /// The disk, the quota or the largest allowed file size is exhausted.
     #[error("no space left at {}: {needed_bytes} bytes were to be written ({source})", path.display())]
-    NoSpace {
-        path: PathBuf,
-        needed_bytes: u64,
-        source: io::Error,
-    },
+    NoSpace { path: PathBuf, needed_bytes: u64, source: io::Error },
 
     /// The bytes do not follow their format.
     #[error("{} is malformed: {what}", path.display())]
@@ -71,11 +60,7 @@ pub enum StoreError {
 
     /// A file is not what its manifest or its index says.
     #[error("{}: {file} {what}", path.display())]
-    Mismatch {
-        path: PathBuf,
-        file: String,
-        what: String,
-    },
+    Mismatch { path: PathBuf, file: String, what: String },
 
     #[error("{} exists already", path.display())]
     AlreadyExists { path: PathBuf },
@@ -87,22 +72,14 @@ pub enum StoreError {
     /// Another process holds the run directory. Process and host are unknown for the instant
     /// between its taking the lock and its writing them down.
     #[error("{} is in use by {}", path.display(), owner(*pid, host.as_deref()))]
-    Locked {
-        path: PathBuf,
-        pid: Option<u32>,
-        host: Option<String>,
-    },
+    Locked { path: PathBuf, pid: Option<u32>, host: Option<String> },
 
     #[error("{name:?} is not a safe file name: {what}")]
     UnsafeName { name: String, what: &'static str },
 
     /// There is no model that we read in this directory.
     #[error("{} has neither model.safetensors nor model.safetensors.index.json; it has {found}", path.display())]
-    NoModel {
-        path: PathBuf,
-        found: String,
-        only_pickle: bool,
-    },
+    NoModel { path: PathBuf, found: String, only_pickle: bool },
 
     /// What the caller wants written cannot be written in this format.
     #[error("{} cannot be written: {what}", path.display())]
@@ -119,29 +96,16 @@ fn owner(pid: Option<u32>, host: Option<&str>) -> String {
 
 impl StoreError {
     /// An I/O error, or [`StoreError::NoSpace`] where that is what it is.
-    pub fn io(
-        path: &Path,
-        operation: Operation,
-        needed_bytes: u64,
-        source: io::Error,
-    ) -> Self {
+    pub fn io(path: &Path, operation: Operation, needed_bytes: u64, source: io::Error) -> Self {
         let path = path.to_path_buf();
         let is_full = matches!(
             source.kind(),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
         );
         if operation.is_write() && is_full {
-            Self::NoSpace {
-                path,
-                needed_bytes,
-                source,
-            }
+            Self::NoSpace { path, needed_bytes, source }
         } else {
-            Self::Io {
-                path,
-                operation,
-                source,
-            }
+            Self::Io { path, operation, source }
         }
     }
 
@@ -150,18 +114,11 @@ impl StoreError {
     }
 
     pub(crate) fn malformed(path: &Path, what: impl Into<String>) -> Self {
-        Self::Malformed {
-            path: path.to_path_buf(),
-            what: what.into(),
-        }
+        Self::Malformed { path: path.to_path_buf(), what: what.into() }
     }
 
     pub(crate) fn mismatch(path: &Path, file: &str, what: impl Into<String>) -> Self {
-        Self::Mismatch {
-            path: path.to_path_buf(),
-            file: file.to_string(),
-            what: what.into(),
-        }
+        Self::Mismatch { path: path.to_path_buf(), file: file.to_string(), what: what.into() }
     }
 
     /// What the reader of the message can do next, most useful first.

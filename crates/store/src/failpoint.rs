@@ -22,11 +22,7 @@ static FAILPOINT: OnceLock<Option<Failpoint>> = OnceLock::new();
 
 /// Passes, unless the environment names this point and this is the hit that it asks for.
 pub fn hit(name: &str) {
-    let failpoint = FAILPOINT.get_or_init(|| {
-        std::env::var("FINETUNE_FAILPOINT")
-            .ok()
-            .map(|text| parse(&text))
-    });
+    let failpoint = FAILPOINT.get_or_init(|| std::env::var("FINETUNE_FAILPOINT").ok().map(|text| parse(&text)));
     if let Some(failpoint) = failpoint
         && failpoint.name == name
         && failpoint.hits.fetch_add(1, Ordering::SeqCst) + 1 == failpoint.at
@@ -44,11 +40,7 @@ fn parse(text: &str) -> Failpoint {
         },
         None => (text, 1),
     };
-    Failpoint {
-        name: name.to_string(),
-        at,
-        hits: AtomicU64::new(0),
-    }
+    Failpoint { name: name.to_string(), at, hits: AtomicU64::new(0) }
 }
 
 #[cfg(test)]
@@ -59,11 +51,7 @@ mod tests {
     fn reads_a_name_and_a_count() {
         for (text, name, at) in [("a.b", "a.b", 1), ("a.b:3", "a.b", 3), ("a:b", "a:b", 1)] {
             let failpoint = parse(text);
-            assert_eq!(
-                (failpoint.name.as_str(), failpoint.at),
-                (name, at),
-                "{text}"
-            );
+            assert_eq!((failpoint.name.as_str(), failpoint.at), (name, at), "{text}");
         }
     }
 }

@@ -51,9 +51,7 @@ impl Default for FaultDisk {
 
 impl Clone for FaultDisk {
     fn clone(&self) -> Self {
-        Self {
-            state: Mutex::new(self.lock().clone()),
-        }
+        Self { state: Mutex::new(self.lock().clone()) }
     }
 }
 
@@ -63,15 +61,7 @@ impl FaultDisk {
     }
 
     fn with_nodes(nodes: Vec<Node>) -> Self {
-        Self {
-            state: Mutex::new(State {
-                tree: Tree { nodes },
-                calls: 0,
-                fault: None,
-                fired: false,
-                is_off: false,
-            }),
-        }
+        Self { state: Mutex::new(State { tree: Tree { nodes }, calls: 0, fault: None, fired: false, is_off: false }) }
     }
 
     /// The power goes at the `call`-th changing call from now, counted from 1.
@@ -118,11 +108,7 @@ impl FaultDisk {
                         *bytes = survivor(bytes, synced, luck, &mut random);
                     }
                 }
-                Node::Directory {
-                    entries,
-                    synced,
-                    pending,
-                } => {
+                Node::Directory { entries, synced, pending } => {
                     *entries = synced.clone();
                     for change in pending.iter().filter(|_| luck.keeps(&mut random)) {
                         apply(entries, change);
@@ -135,18 +121,12 @@ impl FaultDisk {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn running(&self) -> io::Result<MutexGuard<'_, State>> {
         let state = self.lock();
-        if state.is_off {
-            Err(power_is_off())
-        } else {
-            Ok(state)
-        }
+        if state.is_off { Err(power_is_off()) } else { Ok(state) }
     }
 
     /// One changing call. `failing` is what is left behind when it fails with an error.
@@ -182,11 +162,7 @@ impl FaultDisk {
 
 impl Disk for FaultDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.change(
-            true,
-            |state| state.tree.add(path, empty_directory()),
-            |_| {},
-        )
+        self.change(true, |state| state.tree.add(path, empty_directory()), |_| {})
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -204,10 +180,7 @@ impl Disk for FaultDisk {
     }
 
     fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let file = |bytes: &[u8]| Node::File {
-            bytes: bytes.to_vec(),
-            synced: Vec::new(),
-        };
+        let file = |bytes: &[u8]| Node::File { bytes: bytes.to_vec(), synced: Vec::new() };
         let half = &bytes[..bytes.len() / 2];
         self.change(
             true,
@@ -261,10 +234,7 @@ impl Disk for FaultDisk {
     }
 
     fn is_directory(&self, path: &Path) -> io::Result<bool> {
-        Ok(matches!(
-            self.running()?.tree.node(path)?,
-            Node::Directory { .. }
-        ))
+        Ok(matches!(self.running()?.tree.node(path)?, Node::Directory { .. }))
     }
 
     fn length(&self, path: &Path) -> io::Result<u64> {

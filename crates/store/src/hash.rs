@@ -8,9 +8,7 @@ use crate::error::StoreError;
 /// The blake3 hash of a whole file. Links are followed, since the Hugging Face cache is made of
 /// them. Reads through a buffer: memory use does not grow with the file.
 pub fn content_hash(path: &Path) -> Result<[u8; 32], StoreError> {
-    RealDisk
-        .hash(path)
-        .map_err(|source| StoreError::reading(path, source))
+    RealDisk.hash(path).map_err(|source| StoreError::reading(path, source))
 }
 
 /// A hash as 64 lowercase hexadecimal digits.

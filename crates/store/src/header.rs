@@ -50,24 +50,17 @@ impl Header {
     /// Reads the header of a whole file's bytes. The error says what is wrong with it.
     pub fn parse(file: &[u8]) -> Result<Self, String> {
         let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
-            return Err(format!(
-                "{} bytes is too short for a safetensors file",
-                file.len()
-            ));
+            return Err(format!("{} bytes is too short for a safetensors file", file.len()));
         };
         let length = u64::from_le_bytes(*length);
         let length = match usize::try_from(length) {
             Ok(length) if length <= MAX_HEADER_BYTES => length,
             _ => {
-                return Err(format!(
-                    "its header would have {length} bytes, more than 16 MiB"
-                ));
+                return Err(format!("its header would have {length} bytes, more than 16 MiB"));
             }
         };
         let Some((json, data)) = rest.split_at_checked(length) else {
-            return Err(format!(
-                "its header would have {length} bytes, the file ends before"
-            ));
+            return Err(format!("its header would have {length} bytes, the file ends before"));
         };
         // The format asks for it: no white space first, so that a file has one header only.
         if json.first() != Some(&b'{') {
@@ -88,12 +81,7 @@ impl Header {
             }
         }
         let data_start = LENGTH_BYTES + length;
-        Ok(Self {
-            metadata: raw.metadata,
-            tensors,
-            data_start,
-            by_name,
-        })
+        Ok(Self { metadata: raw.metadata, tensors, data_start, by_name })
     }
 
     pub fn get(&self, name: &str) -> Option<&TensorInfo> {
@@ -103,35 +91,23 @@ impl Header {
 
 /// How many bytes a tensor takes, if a number can say it.
 pub(crate) fn byte_length(dtype: Dtype, shape: &[usize]) -> Option<usize> {
-    shape
-        .iter()
-        .try_fold(dtype.size(), |product, &length| product.checked_mul(length))
+    shape.iter().try_fold(dtype.size(), |product, &length| product.checked_mul(length))
 }
 
 fn check(name: String, raw: RawTensor, data_length: usize) -> Result<TensorInfo, String> {
     let Some(dtype) = Dtype::parse(&raw.dtype) else {
         let dtype: String = raw.dtype.chars().take(32).collect();
-        return Err(format!(
-            "tensor {name:?} has dtype {dtype:?}, which is not known"
-        ));
+        return Err(format!("tensor {name:?} has dtype {dtype:?}, which is not known"));
     };
     if raw.shape.len() > MAX_DIMENSIONS {
-        return Err(format!(
-            "tensor {name:?} has {} dimensions",
-            raw.shape.len()
-        ));
+        return Err(format!("tensor {name:?} has {} dimensions", raw.shape.len()));
     }
     let (begin, end) = raw.data_offsets;
     if begin > end || end > data_length {
-        return Err(format!(
-            "tensor {name:?} lies at bytes {begin} to {end}, outside the file's {data_length}"
-        ));
+        return Err(format!("tensor {name:?} lies at bytes {begin} to {end}, outside the file's {data_length}"));
     }
     let Some(size) = byte_length(dtype, &raw.shape) else {
-        return Err(format!(
-            "tensor {name:?} of shape {:?} is too large",
-            raw.shape
-        ));
+        return Err(format!("tensor {name:?} of shape {:?} is too large", raw.shape));
     };
     if size != end - begin {
         return Err(format!(
@@ -140,13 +116,7 @@ fn check(name: String, raw: RawTensor, data_length: usize) -> Result<TensorInfo,
             end - begin
         ));
     }
-    Ok(TensorInfo {
-        name,
-        dtype,
-        shape: raw.shape,
-        begin,
-        end,
-    })
+    Ok(TensorInfo { name, dtype, shape: raw.shape, begin, end })
 }
 
 /// `tensors` in the order of their bytes.
@@ -155,22 +125,15 @@ fn check_layout(tensors: &[TensorInfo], data_length: usize) -> Result<(), String
     for tensor in tensors {
         let (name, begin) = (&tensor.name, tensor.begin);
         if begin < covered {
-            return Err(format!(
-                "tensor {name:?} at byte {begin} overlaps the one before it"
-            ));
+            return Err(format!("tensor {name:?} at byte {begin} overlaps the one before it"));
         }
         if begin > covered {
-            return Err(format!(
-                "bytes {covered} to {begin}, before {name:?}, belong to no tensor"
-            ));
+            return Err(format!("bytes {covered} to {begin}, before {name:?}, belong to no tensor"));
         }
         covered = tensor.end;
     }
     if covered < data_length {
-        return Err(format!(
-            "{} bytes at its end belong to no tensor",
-            data_length - covered
-        ));
+        return Err(format!("{} bytes at its end belong to no tensor", data_length - covered));
     }
     Ok(())
 }

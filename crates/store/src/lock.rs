@@ -23,13 +23,8 @@ impl RunLock {
         ensure_directory(&RealDisk, dir)?;
         let path = dir.join(".lock");
         let failed = |source| StoreError::io(&path, Operation::Lock, 0, source);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(failed)?;
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
@@ -41,9 +36,7 @@ impl RunLock {
         let owner = format!("{} {}\n", std::process::id(), host_name());
         file.set_len(0)
             .and_then(|()| file.write_all(owner.as_bytes()))
-            .map_err(|source| {
-                StoreError::io(&path, Operation::Write, owner.len() as u64, source)
-            })?;
+            .map_err(|source| StoreError::io(&path, Operation::Write, owner.len() as u64, source))?;
         Ok(Self { file })
     }
 }
@@ -60,9 +53,7 @@ fn read_owner(file: &mut File) -> (Option<u32>, Option<String>) {
     // The holder writes its name just after locking; give it that instant.
     for _ in 0..20 {
         let mut text = String::new();
-        let read = file
-            .rewind()
-            .and_then(|()| (&*file).take(4096).read_to_string(&mut text));
+        let read = file.rewind().and_then(|()| (&*file).take(4096).read_to_string(&mut text));
         if read.is_ok()
             && let Some((pid, host)) = text.trim_end().split_once(' ')
             && let Ok(pid) = pid.parse()
@@ -78,19 +69,12 @@ fn host_name() -> String {
     let from_kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let name = from_kernel.or_else(|| {
         // macOS has no such file, and gethostname(2) would need unsafe.
-        let output = std::process::Command::new("uname")
-            .arg("-n")
-            .output()
-            .ok()?;
+        let output = std::process::Command::new("uname").arg("-n").output().ok()?;
         String::from_utf8(output.stdout).ok()
     });
     let name = name.unwrap_or_default();
     let name = name.trim();
-    if name.is_empty() {
-        "an unknown host".to_string()
-    } else {
-        name.to_string()
-    }
+    if name.is_empty() { "an unknown host".to_string() } else { name.to_string() }
 }
 
 #[cfg(test)]
@@ -103,10 +87,7 @@ mod tests {
         let run = directory.path().join("runs").join("one");
         let held = RunLock::acquire(&run).unwrap();
         let error = RunLock::acquire(&run).unwrap_err();
-        assert!(
-            error.to_string().contains(&std::process::id().to_string()),
-            "{error}"
-        );
+        assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
         assert!(!error.is_disk());
         match error {
             StoreError::Locked { pid, host, path } => {
@@ -137,10 +118,7 @@ mod tests {
                         })
                     })
                     .collect();
-                racers
-                    .into_iter()
-                    .map(|racer| racer.join().unwrap())
-                    .collect()
+                racers.into_iter().map(|racer| racer.join().unwrap()).collect()
             });
             let winners = results.iter().filter(|result| result.is_ok()).count();
             assert_eq!(winners, 1, "round {round}: {results:?}");

@@ -44,45 +44,24 @@ pub struct FileRecord {
 
 impl Manifest {
     /// `about` is an object with the text `kind`; its other entries become [`Manifest::fields`].
-    pub(crate) fn new(
-        path: &Path,
-        about: &serde_json::Value,
-        files: Vec<FileRecord>,
-    ) -> Result<Self, StoreError> {
-        let cannot = |what: &str| StoreError::CannotWrite {
-            path: path.to_path_buf(),
-            what: what.into(),
-        };
-        let mut fields = about
-            .as_object()
-            .cloned()
-            .ok_or_else(|| cannot("the description is not an object"))?;
+    pub(crate) fn new(path: &Path, about: &serde_json::Value, files: Vec<FileRecord>) -> Result<Self, StoreError> {
+        let cannot = |what: &str| StoreError::CannotWrite { path: path.to_path_buf(), what: what.into() };
+        let mut fields = about.as_object().cloned().ok_or_else(|| cannot("the description is not an object"))?;
         let kind = match fields.shift_remove("kind") {
             Some(serde_json::Value::String(kind)) => kind,
             _ => return Err(cannot("the description has no text \"kind\"")),
         };
-        Ok(Self {
-            format: FORMAT,
-            kind,
-            fields,
-            files,
-        })
+        Ok(Self { format: FORMAT, kind, fields, files })
     }
 
     pub(crate) fn encode(&self, path: &Path) -> Result<Vec<u8>, StoreError> {
-        let cannot = |what: String| StoreError::CannotWrite {
-            path: path.to_path_buf(),
-            what,
-        };
+        let cannot = |what: String| StoreError::CannotWrite { path: path.to_path_buf(), what };
         let text = serde_json::to_string_pretty(self).map_err(|error| cannot(error.to_string()))?;
         let body = text.strip_suffix("\n}").unwrap_or(&text);
         let checksum = blake3::hash(body.as_bytes()).to_hex();
         let bytes = format!("{body}{BEFORE_CHECKSUM}{checksum}{AFTER_CHECKSUM}").into_bytes();
         if bytes.len() as u64 > MAX_MANIFEST_BYTES {
-            return Err(cannot(format!(
-                "its manifest would have {} bytes",
-                bytes.len()
-            )));
+            return Err(cannot(format!("its manifest would have {} bytes", bytes.len())));
         }
         Ok(bytes)
     }
@@ -95,22 +74,15 @@ impl Manifest {
         }
         let malformed = |what: String| StoreError::malformed(path, what);
         if bytes.len() as u64 > MAX_MANIFEST_BYTES {
-            return Err(malformed(format!(
-                "{} bytes is too long for a manifest",
-                bytes.len()
-            )));
+            return Err(malformed(format!("{} bytes is too long for a manifest", bytes.len())));
         }
-        let body = body_of(bytes)
-            .ok_or_else(|| malformed("its bytes do not match its own checksum".to_string()))?;
+        let body = body_of(bytes).ok_or_else(|| malformed("its bytes do not match its own checksum".to_string()))?;
         let mut text = body.to_vec();
         text.extend_from_slice(b"\n}");
         // The format first: a later one may have fields that this program does not know.
-        let FormatOnly { format } =
-            serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
+        let FormatOnly { format } = serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
         if format != FORMAT {
-            return Err(malformed(format!(
-                "it has format {format}, this program reads format {FORMAT}"
-            )));
+            return Err(malformed(format!("it has format {format}, this program reads format {FORMAT}")));
         }
         serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))
     }
@@ -135,9 +107,7 @@ pub fn verify_directory(disk: &dyn Disk, path: &Path) -> Result<Manifest, StoreE
     for record in &manifest.files {
         let name = SafeName::parse(&record.name)?;
         let file = path.join(name.as_str());
-        let size = disk
-            .length(&file)
-            .map_err(|error| missing_or(path, &record.name, error))?;
+        let size = disk.length(&file).map_err(|error| missing_or(path, &record.name, error))?;
         if size != record.size {
             return Err(StoreError::mismatch(
                 path,
@@ -145,15 +115,9 @@ pub fn verify_directory(disk: &dyn Disk, path: &Path) -> Result<Manifest, StoreE
                 format!("has {size} bytes, its manifest says {}", record.size),
             ));
         }
-        let hash = disk
-            .hash(&file)
-            .map_err(|error| missing_or(path, &record.name, error))?;
+        let hash = disk.hash(&file).map_err(|error| missing_or(path, &record.name, error))?;
         if hex(&hash) != record.blake3 {
-            return Err(StoreError::mismatch(
-                path,
-                &record.name,
-                "has other bytes than its manifest says",
-            ));
+            return Err(StoreError::mismatch(path, &record.name, "has other bytes than its manifest says"));
         }
     }
     Ok(manifest)
@@ -161,18 +125,11 @@ pub fn verify_directory(disk: &dyn Disk, path: &Path) -> Result<Manifest, StoreE
 
 pub(crate) fn read_manifest(disk: &dyn Disk, path: &Path) -> Result<Manifest, StoreError> {
     let file = path.join(MANIFEST_NAME);
-    let size = disk
-        .length(&file)
-        .map_err(|error| missing_or(path, MANIFEST_NAME, error))?;
+    let size = disk.length(&file).map_err(|error| missing_or(path, MANIFEST_NAME, error))?;
     if size > MAX_MANIFEST_BYTES {
-        return Err(StoreError::malformed(
-            &file,
-            format!("{size} bytes is too long for a manifest"),
-        ));
+        return Err(StoreError::malformed(&file, format!("{size} bytes is too long for a manifest")));
     }
-    let bytes = disk
-        .read(&file)
-        .map_err(|error| missing_or(path, MANIFEST_NAME, error))?;
+    let bytes = disk.read(&file).map_err(|error| missing_or(path, MANIFEST_NAME, error))?;
     Manifest::parse(&file, &bytes)
 }
 

@@ -17,10 +17,7 @@ impl SafeName {
         match fault_of(name) {
             None => Ok(Self(name.to_string())),
             // A hostile name may be long; the message need not be.
-            Some(what) => Err(StoreError::UnsafeName {
-                name: name.chars().take(MAX_NAME_BYTES).collect(),
-                what,
-            }),
+            Some(what) => Err(StoreError::UnsafeName { name: name.chars().take(MAX_NAME_BYTES).collect(), what }),
         }
     }
 
@@ -38,10 +35,7 @@ impl fmt::Display for SafeName {
 /// `root/name`, refused when something is there already that leads out of `root`, such as a link.
 pub fn inside(root: &Path, name: &SafeName) -> Result<PathBuf, StoreError> {
     let path = root.join(name.as_str());
-    let look = |path: &Path| {
-        path.canonicalize()
-            .map_err(|source| StoreError::io(path, Operation::Inspect, 0, source))
-    };
+    let look = |path: &Path| path.canonicalize().map_err(|source| StoreError::io(path, Operation::Inspect, 0, source));
     // symlink_metadata, not exists(): a dangling link would decide where a new file goes.
     if path.symlink_metadata().is_ok() && !look(&path)?.starts_with(look(root)?) {
         return Err(StoreError::UnsafeName {
@@ -59,10 +53,7 @@ fn fault_of(name: &str) -> Option<&'static str> {
     if name.len() > MAX_NAME_BYTES {
         return Some("it is longer than 96 bytes");
     }
-    if !name
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
-    {
+    if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) {
         return Some("it has a character other than letters, digits, '.', '_' and '-'");
     }
     if name.starts_with('.') {
@@ -86,10 +77,7 @@ fn is_windows_device(name: &str) -> bool {
     if ["CON", "PRN", "AUX", "NUL"].contains(&stem.as_str()) {
         return true;
     }
-    match stem
-        .strip_prefix("COM")
-        .or_else(|| stem.strip_prefix("LPT"))
-    {
+    match stem.strip_prefix("COM").or_else(|| stem.strip_prefix("LPT")) {
         Some(digit) => digit.len() == 1 && digit.as_bytes()[0].is_ascii_digit(),
         None => false,
     }
@@ -190,9 +178,6 @@ mod tests {
         let name = |text| SafeName::parse(text).unwrap();
         assert!(inside(root.path(), &name("link")).is_err());
         assert!(inside(root.path(), &name("dangling")).is_err());
-        assert_eq!(
-            inside(root.path(), &name("new")).unwrap(),
-            root.path().join("new")
-        );
+        assert_eq!(inside(root.path(), &name("new")).unwrap(), root.path().join("new"));
     }
 }

@@ -20,14 +20,10 @@ pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), St
     ensure_directory(disk, &parent)?;
     let temporary = parent.join(temporary_name(name));
     let steps = || -> Result<(), (Operation, io::Error)> {
-        disk.write_file(&temporary, bytes)
-            .map_err(|error| (Operation::Write, error))?;
-        disk.sync_file(&temporary)
-            .map_err(|error| (Operation::Sync, error))?;
-        disk.rename(&temporary, path)
-            .map_err(|error| (Operation::Rename, error))?;
-        disk.sync_dir(&parent)
-            .map_err(|error| (Operation::Sync, error))
+        disk.write_file(&temporary, bytes).map_err(|error| (Operation::Write, error))?;
+        disk.sync_file(&temporary).map_err(|error| (Operation::Sync, error))?;
+        disk.rename(&temporary, path).map_err(|error| (Operation::Rename, error))?;
+        disk.sync_dir(&parent).map_err(|error| (Operation::Sync, error))
     };
     steps().map_err(|(operation, source)| {
         if disk.exists(&temporary).unwrap_or(false) {
@@ -78,9 +74,7 @@ impl<'disk> Staging<'disk> {
             return Err(error);
         }
         self.sync_parent()?;
-        self.disk
-            .remove_dir_all(&old)
-            .map_err(|source| StoreError::io(&old, Operation::Remove, 0, source))?;
+        self.disk.remove_dir_all(&old).map_err(|source| StoreError::io(&old, Operation::Remove, 0, source))?;
         Ok(self.destination.clone())
     }
 }
@@ -91,14 +85,8 @@ fn may_make_way(disk: &dyn Disk, path: &Path) -> Result<bool, StoreError> {
     if !disk.exists(path).map_err(failed(Operation::Inspect))? {
         return Ok(false);
     }
-    let not_ours = |what: String| StoreError::NotOurs {
-        path: path.to_path_buf(),
-        what,
-    };
-    if !disk
-        .is_directory(path)
-        .map_err(failed(Operation::Inspect))?
-    {
+    let not_ours = |what: String| StoreError::NotOurs { path: path.to_path_buf(), what };
+    if !disk.is_directory(path).map_err(failed(Operation::Inspect))? {
         return Err(not_ours("it is not a directory".to_string()));
     }
     let mut names = disk.list(path).map_err(failed(Operation::List))?;
@@ -107,9 +95,7 @@ fn may_make_way(disk: &dyn Disk, path: &Path) -> Result<bool, StoreError> {
     }
     let manifest = read_manifest(disk, path).map_err(|error| not_ours(error.to_string()))?;
     names.retain(|name| {
-        !name.starts_with('.')
-            && name != MANIFEST_NAME
-            && !manifest.files.iter().any(|file| file.name == *name)
+        !name.starts_with('.') && name != MANIFEST_NAME && !manifest.files.iter().any(|file| file.name == *name)
     });
     match names.first() {
         None => Ok(true),
@@ -118,13 +104,10 @@ fn may_make_way(disk: &dyn Disk, path: &Path) -> Result<bool, StoreError> {
 }
 
 fn split(path: &Path) -> Result<(PathBuf, &str), StoreError> {
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .ok_or_else(|| StoreError::UnsafeName {
-            name: path.display().to_string(),
-            what: "it does not end in a file name that is UTF-8",
-        })?;
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| StoreError::UnsafeName {
+        name: path.display().to_string(),
+        what: "it does not end in a file name that is UTF-8",
+    })?;
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

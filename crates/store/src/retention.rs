@@ -21,10 +21,7 @@ pub struct Rejected {
 
 /// The directory `<prefix><number>` with the highest number that verifies, and those above it that
 /// do not. A parent that does not exist has none.
-#[expect(
-    clippy::type_complexity,
-    reason = "three things that are used once, together"
-)]
+#[expect(clippy::type_complexity, reason = "three things that are used once, together")]
 pub fn newest_verified(
     disk: &dyn Disk,
     parent: &Path,
@@ -41,11 +38,7 @@ pub fn newest_verified(
 }
 
 /// All `<prefix><number>`, ascending, verified or not. Leftovers of unfinished work do not count.
-pub fn numbered(
-    disk: &dyn Disk,
-    parent: &Path,
-    prefix: &str,
-) -> Result<Vec<(u64, PathBuf)>, StoreError> {
+pub fn numbered(disk: &dyn Disk, parent: &Path, prefix: &str) -> Result<Vec<(u64, PathBuf)>, StoreError> {
     let mut found = Vec::new();
     for name in list(disk, parent)? {
         let Some(digits) = name.strip_prefix(prefix) else {
@@ -70,14 +63,11 @@ pub fn remove_directory(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> 
         _ => Path::new("."),
     };
     let trash = parent.join(format!("{TRASH}{name}-{}", nonce()));
-    disk.rename(path, &trash)
-        .map_err(|source| StoreError::io(path, Operation::Rename, 0, source))?;
+    disk.rename(path, &trash).map_err(|source| StoreError::io(path, Operation::Rename, 0, source))?;
     // Otherwise the old name could come back after a power cut, with half of its files.
-    disk.sync_dir(parent)
-        .map_err(|source| StoreError::io(parent, Operation::Sync, 0, source))?;
+    disk.sync_dir(parent).map_err(|source| StoreError::io(parent, Operation::Sync, 0, source))?;
     failpoint::hit("prune.trashed");
-    disk.remove_dir_all(&trash)
-        .map_err(|source| StoreError::io(&trash, Operation::Remove, 0, source))
+    disk.remove_dir_all(&trash).map_err(|source| StoreError::io(&trash, Operation::Remove, 0, source))
 }
 
 /// Removes what killed processes left in `parent`: directories on their way out and directories
@@ -106,43 +96,27 @@ fn is_temporary(name: &str) -> bool {
     let Some((pid, nonce)) = mark.split_once('-') else {
         return false;
     };
-    pid.parse::<u32>().is_ok()
-        && !nonce.is_empty()
-        && nonce.bytes().all(|byte| byte.is_ascii_hexdigit())
+    pid.parse::<u32>().is_ok() && !nonce.is_empty() && nonce.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-fn restored(
-    disk: &dyn Disk,
-    parent: &Path,
-    old: &Path,
-    name_and_nonce: &str,
-) -> Result<bool, StoreError> {
+fn restored(disk: &dyn Disk, parent: &Path, old: &Path, name_and_nonce: &str) -> Result<bool, StoreError> {
     let Some((name, _)) = name_and_nonce.rsplit_once('-') else {
         return Ok(false);
     };
     let destination = parent.join(name);
-    let is_taken = disk
-        .exists(&destination)
-        .map_err(|source| StoreError::io(&destination, Operation::Inspect, 0, source))?;
+    let is_taken =
+        disk.exists(&destination).map_err(|source| StoreError::io(&destination, Operation::Inspect, 0, source))?;
     if is_taken || verify_directory(disk, old).is_err() {
         return Ok(false);
     }
-    disk.rename(old, &destination)
-        .map_err(|source| StoreError::io(&destination, Operation::Rename, 0, source))?;
-    disk.sync_dir(parent)
-        .map_err(|source| StoreError::io(parent, Operation::Sync, 0, source))?;
+    disk.rename(old, &destination).map_err(|source| StoreError::io(&destination, Operation::Rename, 0, source))?;
+    disk.sync_dir(parent).map_err(|source| StoreError::io(parent, Operation::Sync, 0, source))?;
     Ok(true)
 }
 
 fn remove_any(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
-    let is_directory = disk
-        .is_directory(path)
-        .map_err(|source| StoreError::io(path, Operation::Inspect, 0, source))?;
-    let removed = if is_directory {
-        disk.remove_dir_all(path)
-    } else {
-        disk.remove_file(path)
-    };
+    let is_directory = disk.is_directory(path).map_err(|source| StoreError::io(path, Operation::Inspect, 0, source))?;
+    let removed = if is_directory { disk.remove_dir_all(path) } else { disk.remove_file(path) };
     removed.map_err(|source| StoreError::io(path, Operation::Remove, 0, source))
 }
 

@@ -38,9 +38,7 @@ pub fn write_shards<E: From<StoreError>>(
 ) -> Result<Vec<String>, E> {
     let sizes = sizes_of(directory, tensors)?;
     let total_bytes = sizes.iter().sum();
-    let failed = |operation, path: &Path, source| {
-        E::from(StoreError::io(path, operation, total_bytes, source))
-    };
+    let failed = |operation, path: &Path, source| E::from(StoreError::io(path, operation, total_bytes, source));
     let shards = split_into_shards(&sizes, max_shard_bytes);
     let mut names = Vec::with_capacity(shards.len() + 1);
     let mut weight_map = Map::new();
@@ -56,18 +54,13 @@ pub fn write_shards<E: From<StoreError>>(
         for (position, spec) in range.clone().zip(specs) {
             let bytes = produce(position)?;
             check_length(&path, spec, &bytes)?;
-            disk.append_file(&path, &bytes)
-                .map_err(|source| failed(Operation::Write, &path, source))?;
-            if weight_map
-                .insert(spec.name.clone(), Value::from(name.as_str()))
-                .is_some()
-            {
+            disk.append_file(&path, &bytes).map_err(|source| failed(Operation::Write, &path, source))?;
+            if weight_map.insert(spec.name.clone(), Value::from(name.as_str())).is_some() {
                 let what = format!("tensor name {:?} is taken", spec.name);
                 return Err(StoreError::CannotWrite { path, what }.into());
             }
         }
-        disk.sync_file(&path)
-            .map_err(|source| failed(Operation::Sync, &path, source))?;
+        disk.sync_file(&path).map_err(|source| failed(Operation::Sync, &path, source))?;
         names.push(name);
     }
     if shards.len() > 1 {
@@ -75,12 +68,10 @@ pub fn write_shards<E: From<StoreError>>(
         let path = directory.join(INDEX_NAME);
         disk.write_file(&path, format!("{index:#}\n").as_bytes())
             .map_err(|source| failed(Operation::Write, &path, source))?;
-        disk.sync_file(&path)
-            .map_err(|source| failed(Operation::Sync, &path, source))?;
+        disk.sync_file(&path).map_err(|source| failed(Operation::Sync, &path, source))?;
         names.push(INDEX_NAME.to_string());
     }
-    disk.sync_dir(directory)
-        .map_err(|source| failed(Operation::Sync, directory, source))?;
+    disk.sync_dir(directory).map_err(|source| failed(Operation::Sync, directory, source))?;
     Ok(names)
 }
 
@@ -91,14 +82,8 @@ fn sizes_of(directory: &Path, tensors: &[TensorSpec]) -> Result<Vec<u64>, StoreE
         let size = byte_length(tensor.dtype, &tensor.shape).map(|size| size as u64);
         let sum = size.and_then(|size| total.checked_add(size));
         let (Some(size), Some(sum)) = (size, sum) else {
-            let what = format!(
-                "tensor {:?} of shape {:?} is too large",
-                tensor.name, tensor.shape
-            );
-            return Err(StoreError::CannotWrite {
-                path: directory.to_path_buf(),
-                what,
-            });
+            let what = format!("tensor {:?} of shape {:?} is too large", tensor.name, tensor.shape);
+            return Err(StoreError::CannotWrite { path: directory.to_path_buf(), what });
         };
         total = sum;
         sizes.push(size);

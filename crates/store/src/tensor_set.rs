@@ -45,20 +45,14 @@ impl TensorSet {
         if index.exists() {
             return Self::from_index(dir, &index);
         }
-        let names = RealDisk
-            .list(dir)
-            .map_err(|source| StoreError::reading(dir, source))?;
+        let names = RealDisk.list(dir).map_err(|source| StoreError::reading(dir, source))?;
         let only_pickle = names.iter().any(|name| name.starts_with("pytorch_model"));
         let found = match names.len() {
             0 => "nothing".to_string(),
             1..=12 => names.join(", "),
             count => format!("{} and {} more", names[..12].join(", "), count - 12),
         };
-        Err(StoreError::NoModel {
-            path: dir.to_path_buf(),
-            found,
-            only_pickle,
-        })
+        Err(StoreError::NoModel { path: dir.to_path_buf(), found, only_pickle })
     }
 
     fn from_index(dir: &Path, index_path: &Path) -> Result<Self, StoreError> {
@@ -69,8 +63,8 @@ impl TensorSet {
         if bytes.len() as u64 > MAX_INDEX_BYTES {
             return Err(StoreError::malformed(index_path, "it has more than 64 MiB"));
         }
-        let index: Index = serde_json::from_slice(&bytes)
-            .map_err(|error| StoreError::malformed(index_path, error.to_string()))?;
+        let index: Index =
+            serde_json::from_slice(&bytes).map_err(|error| StoreError::malformed(index_path, error.to_string()))?;
         let mut names_of: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (tensor, shard) in &index.weight_map.0 {
             names_of.entry(shard).or_default().push(tensor);
@@ -79,16 +73,12 @@ impl TensorSet {
         for (shard, tensors) in names_of {
             let file = TensorFile::open(&dir.join(SafeName::parse(shard)?.as_str()))?;
             if let Some(missing) = tensors.iter().find(|name| file.get(name).is_none()) {
-                let what =
-                    format!("does not have tensor {missing:?}, which the index places in it");
+                let what = format!("does not have tensor {missing:?}, which the index places in it");
                 return Err(StoreError::mismatch(dir, shard, what));
             }
             // The names of an index are distinct, so as many as the file has are the same ones.
             if file.names().count() != tensors.len() {
-                let extra = file
-                    .names()
-                    .find(|name| !tensors.contains(name))
-                    .unwrap_or_default();
+                let extra = file.names().find(|name| !tensors.contains(name)).unwrap_or_default();
                 let what = format!("has tensor {extra:?}, which the index does not place in it");
                 return Err(StoreError::mismatch(dir, shard, what));
             }
@@ -111,11 +101,7 @@ impl TensorSet {
             }
         }
         let paths = files.iter().map(|file| file.path().to_path_buf()).collect();
-        Ok(Self {
-            files,
-            paths,
-            file_of,
-        })
+        Ok(Self { files, paths, file_of })
     }
 
     /// File after file, in the order of the bytes.
@@ -148,33 +134,19 @@ impl TensorSet {
                     done.push((position, *blake3::hash(file.bytes()).as_bytes()));
                 }
             };
-            let others: Vec<_> = (1..threads.min(self.files.len()))
-                .map(|_| scope.spawn(hash_some))
-                .collect();
+            let others: Vec<_> = (1..threads.min(self.files.len())).map(|_| scope.spawn(hash_some)).collect();
             let mut hashes = hash_some();
             for other in others {
-                hashes.extend(
-                    other
-                        .join()
-                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-                );
+                hashes.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
             }
             hashes
         });
         hashes.sort();
         let mut digest = blake3::Hasher::new();
         for (file, (_, hash)) in self.files.iter().zip(&hashes) {
-            let name = file
-                .path()
-                .file_name()
-                .unwrap_or_default()
-                .as_encoded_bytes();
-            digest
-                .update(&(name.len() as u64).to_le_bytes())
-                .update(name);
-            digest
-                .update(&(file.bytes().len() as u64).to_le_bytes())
-                .update(hash);
+            let name = file.path().file_name().unwrap_or_default().as_encoded_bytes();
+            digest.update(&(name.len() as u64).to_le_bytes()).update(name);
+            digest.update(&(file.bytes().len() as u64).to_le_bytes()).update(hash);
         }
         hex(digest.finalize().as_bytes())
     }

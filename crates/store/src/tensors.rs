@@ -61,10 +61,7 @@ const DTYPES: [(Dtype, &str, usize); 19] = [
 
 impl Dtype {
     pub fn parse(name: &str) -> Option<Self> {
-        DTYPES
-            .iter()
-            .find(|(_, known, _)| *known == name)
-            .map(|(dtype, _, _)| *dtype)
+        DTYPES.iter().find(|(_, known, _)| *known == name).map(|(dtype, _, _)| *dtype)
     }
 
     /// Bytes of one element.
@@ -106,11 +103,7 @@ impl TensorFile {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let file = File::open(path).map_err(|source| StoreError::reading(path, source))?;
         let failed = |operation| move |source| StoreError::io(path, operation, 0, source);
-        if !file
-            .metadata()
-            .map_err(failed(Operation::Inspect))?
-            .is_file()
-        {
+        if !file.metadata().map_err(failed(Operation::Inspect))?.is_file() {
             return Err(StoreError::malformed(path, "it is not a regular file"));
         }
         // SAFETY: the map is read-only and private to this struct, which outlives every slice of
@@ -120,11 +113,7 @@ impl TensorFile {
         // that change are only ever read as numbers; the header is parsed once and kept.
         let map = unsafe { Mmap::map(&file) }.map_err(failed(Operation::Map))?;
         let header = Header::parse(&map).map_err(|what| StoreError::malformed(path, what))?;
-        Ok(Self {
-            path: path.to_path_buf(),
-            map,
-            header,
-        })
+        Ok(Self { path: path.to_path_buf(), map, header })
     }
 
     pub fn path(&self) -> &Path {
@@ -133,27 +122,13 @@ impl TensorFile {
 
     /// In the order of the tensors' bytes in the file.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.header
-            .tensors
-            .iter()
-            .map(|tensor| tensor.name.as_str())
+        self.header.tensors.iter().map(|tensor| tensor.name.as_str())
     }
 
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
-        let TensorInfo {
-            name,
-            dtype,
-            shape,
-            begin,
-            end,
-        } = self.header.get(name)?;
+        let TensorInfo { name, dtype, shape, begin, end } = self.header.get(name)?;
         let bytes = self.map.get(self.header.data_start..)?.get(*begin..*end)?;
-        Some(TensorView {
-            name,
-            dtype: *dtype,
-            shape,
-            bytes,
-        })
+        Some(TensorView { name, dtype: *dtype, shape, bytes })
     }
 
     pub fn metadata(&self) -> &BTreeMap<String, String> {

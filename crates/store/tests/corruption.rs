@@ -5,32 +5,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use finetune_store::{
-    MANIFEST_NAME, Manifest, NewFile, RealDisk, StoreError, commit_directory, ensure_directory,
-    newest_verified, numbered, remove_directory, replace_directory, sweep, verify_directory,
+    MANIFEST_NAME, Manifest, NewFile, RealDisk, StoreError, commit_directory, ensure_directory, newest_verified,
+    numbered, remove_directory, replace_directory, sweep, verify_directory,
 };
 use serde_json::json;
 
 fn committed(parent: &Path, number: u64) -> PathBuf {
     let payload: Vec<u8> = (0..4096_u32).map(|i| (i * 31 + i / 256) as u8).collect();
     let files = [
-        NewFile {
-            name: "adapter.safetensors",
-            bytes: payload.into(),
-        },
-        NewFile {
-            name: "note.txt",
-            bytes: b"a short note"[..].into(),
-        },
+        NewFile { name: "adapter.safetensors", bytes: payload.into() },
+        NewFile { name: "note.txt", bytes: b"a short note"[..].into() },
     ];
     let about = json!({"kind": "checkpoint", "step": number, "loss": 0.1});
-    commit_directory(
-        &RealDisk,
-        parent,
-        &format!("step-{number:06}"),
-        &files,
-        &about,
-    )
-    .unwrap()
+    commit_directory(&RealDisk, parent, &format!("step-{number:06}"), &files, &about).unwrap()
 }
 
 fn verify_error(path: &Path) -> StoreError {
@@ -50,10 +37,7 @@ fn every_flipped_bit_of_a_manifest_is_found() {
             let mut bad = good.clone();
             bad[byte] ^= 1 << bit;
             let error = Manifest::parse(&manifest, &bad).expect_err("a flipped bit was not found");
-            assert!(
-                error.to_string().contains(MANIFEST_NAME),
-                "byte {byte}, bit {bit}: {error}"
-            );
+            assert!(error.to_string().contains(MANIFEST_NAME), "byte {byte}, bit {bit}: {error}");
         }
     }
     for length in 0..good.len() {
@@ -77,33 +61,22 @@ fn flipped_bits_and_cuts_of_files_are_found() {
     let good = fs::read(&file).unwrap();
     let mut random = 1_u64;
     for _ in 0..2000 {
-        random = random
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let bit = (random >> 33) as usize % (good.len() * 8);
         let mut bad = good.clone();
         bad[bit / 8] ^= 1 << (bit % 8);
         fs::write(&file, &bad).unwrap();
         let message = verify_error(&path).to_string();
-        assert!(
-            message.contains("adapter.safetensors"),
-            "bit {bit}: {message}"
-        );
+        assert!(message.contains("adapter.safetensors"), "bit {bit}: {message}");
     }
     for length in (0..good.len()).step_by(512).chain([good.len() - 1]) {
         fs::write(&file, &good[..length]).unwrap();
         let message = verify_error(&path).to_string();
-        assert!(
-            message.contains("adapter.safetensors has"),
-            "{length}: {message}"
-        );
+        assert!(message.contains("adapter.safetensors has"), "{length}: {message}");
     }
     fs::remove_file(&file).unwrap();
     let error = verify_error(&path);
-    assert!(
-        error.to_string().contains("adapter.safetensors is missing"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("adapter.safetensors is missing"), "{error}");
     assert!(!error.is_disk() && !error.hints().is_empty());
     // A link to the right bytes is not the file that was written.
     #[cfg(unix)]
@@ -122,12 +95,7 @@ fn flipped_bits_and_cuts_of_files_are_found() {
 fn a_damaged_newest_is_reported_and_passed_over() {
     let directory = tempfile::tempdir().unwrap();
     let parent = directory.path().join("checkpoints");
-    assert!(
-        newest_verified(&RealDisk, &parent, "step-")
-            .unwrap()
-            .0
-            .is_none()
-    );
+    assert!(newest_verified(&RealDisk, &parent, "step-").unwrap().0.is_none());
     for number in [1, 2, 10] {
         committed(&parent, number);
     }
@@ -143,18 +111,11 @@ fn a_damaged_newest_is_reported_and_passed_over() {
     assert_eq!(rejected.len(), 1);
     assert_eq!(rejected[0].path, parent.join("step-000010"));
     assert!(rejected[0].why.to_string().contains("note.txt"));
-    let numbers: Vec<u64> = numbered(&RealDisk, &parent, "step-")
-        .unwrap()
-        .into_iter()
-        .map(|found| found.0)
-        .collect();
+    let numbers: Vec<u64> = numbered(&RealDisk, &parent, "step-").unwrap().into_iter().map(|found| found.0).collect();
     assert_eq!(numbers, [1, 2, 10]);
     remove_directory(&RealDisk, &parent.join("step-000001")).unwrap();
     sweep(&RealDisk, &parent).unwrap();
-    let mut names: Vec<_> = fs::read_dir(&parent)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect();
+    let mut names: Vec<_> = fs::read_dir(&parent).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["step-", "step-+97", "step-000002", "step-000010"]);
 }
@@ -164,13 +125,7 @@ fn what_cannot_be_committed_is_refused_and_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let parent = directory.path();
     let commit = |name: &str, files: &[&str], about: serde_json::Value| {
-        let files: Vec<_> = files
-            .iter()
-            .map(|name| NewFile {
-                name,
-                bytes: b"x"[..].into(),
-            })
-            .collect();
+        let files: Vec<_> = files.iter().map(|name| NewFile { name, bytes: b"x"[..].into() }).collect();
         commit_directory(&RealDisk, parent, name, &files, &about)
     };
     let about = || json!({"kind": "checkpoint"});
@@ -181,16 +136,9 @@ fn what_cannot_be_committed_is_refused_and_leaves_nothing() {
         ("a", &["manifest.json"], about()),
         ("a", &["x"], json!([])),
         ("a", &["x"], json!({"step": 1})),
-        (
-            "a",
-            &["x"],
-            json!({"kind": "checkpoint", "long": "x".repeat(1 << 20)}),
-        ),
+        ("a", &["x"], json!({"kind": "checkpoint", "long": "x".repeat(1 << 20)})),
     ] {
-        assert!(
-            commit(name, files, about.clone()).is_err(),
-            "{name} {files:?}"
-        );
+        assert!(commit(name, files, about.clone()).is_err(), "{name} {files:?}");
         assert_eq!(fs::read_dir(parent).unwrap().count(), 0, "{name} {files:?}");
     }
     commit("a", &["x"], about()).unwrap();
@@ -203,29 +151,20 @@ fn only_our_own_directories_are_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("My adapter");
     let replace = |bytes: &[u8]| {
-        let files = [NewFile {
-            name: "adapter_model.safetensors",
-            bytes: bytes.into(),
-        }];
+        let files = [NewFile { name: "adapter_model.safetensors", bytes: bytes.into() }];
         replace_directory(&RealDisk, &path, &files, &json!({"kind": "adapter"}))
     };
     ensure_directory(&RealDisk, &path).unwrap();
     replace(b"one").unwrap();
     fs::write(path.join(".DS_Store"), "").unwrap();
     replace(b"two").unwrap();
-    assert_eq!(
-        fs::read(path.join("adapter_model.safetensors")).unwrap(),
-        b"two"
-    );
+    assert_eq!(fs::read(path.join("adapter_model.safetensors")).unwrap(), b"two");
     fs::write(path.join("thesis.txt"), "years of work").unwrap();
     let error = replace(b"three").unwrap_err();
     assert!(matches!(error, StoreError::NotOurs { .. }), "{error}");
     assert!(error.to_string().contains("thesis.txt"), "{error}");
     fs::remove_file(path.join(MANIFEST_NAME)).unwrap();
-    assert!(matches!(
-        replace(b"three").unwrap_err(),
-        StoreError::NotOurs { .. }
-    ));
+    assert!(matches!(replace(b"three").unwrap_err(), StoreError::NotOurs { .. }));
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     assert!(path.join("thesis.txt").exists());
 }

@@ -38,10 +38,7 @@ fn malformed_headers_are_refused_with_a_reason() {
         (vec![0; 7], "too short"),
         (vec![0; 8], "does not start with '{'"),
         (vec![0xff; 16], "more than 16 MiB"),
-        (
-            ((16_u64 << 20) + 1).to_le_bytes().to_vec(),
-            "more than 16 MiB",
-        ),
+        (((16_u64 << 20) + 1).to_le_bytes().to_vec(), "more than 16 MiB"),
         (9_u64.to_le_bytes().to_vec(), "the file ends before"),
         (file(" {}", 0), "does not start with '{'"),
         (file("{", 0), "EOF"),
@@ -56,46 +53,16 @@ fn malformed_headers_are_refused_with_a_reason() {
         (file(&one("F4", "[8]", "0", "4"), 4), "dtype \"F4\""),
         (file(&one("U8", "[4]", "0", "5"), 4), "outside the file"),
         (file(&one("U8", "[4]", "4", "0"), 4), "outside the file"),
-        (
-            file(&one("U8", "[3]", "0", "4"), 4),
-            "needs 3 bytes but has 4",
-        ),
-        (
-            file(&one("F32", "[4]", "0", "4"), 4),
-            "needs 16 bytes but has 4",
-        ),
-        (
-            file(&one("U8", "[-4]", "0", "4"), 4),
-            "not what the format asks for",
-        ),
-        (
-            file(&one("U8", "[4.0]", "0", "4"), 4),
-            "not what the format asks for",
-        ),
-        (
-            file(&one("U8", "4", "0", "4"), 4),
-            "not what the format asks for",
-        ),
-        (
-            file(&one("U8", "[4]", "-1", "4"), 4),
-            "not what the format asks for",
-        ),
-        (
-            file(&one("U8", "[4]", "0", "99999999999999999999"), 4),
-            "not what the format asks for",
-        ),
-        (
-            file(&one("U8", "[4294967296,4294967296]", "0", "4"), 4),
-            "too large",
-        ),
-        (
-            file(&one("F64", "[2305843009213693952]", "0", "0"), 0),
-            "too large",
-        ),
-        (
-            file(&one("U8", "[18446744073709551615,2]", "0", "4"), 4),
-            "too large",
-        ),
+        (file(&one("U8", "[3]", "0", "4"), 4), "needs 3 bytes but has 4"),
+        (file(&one("F32", "[4]", "0", "4"), 4), "needs 16 bytes but has 4"),
+        (file(&one("U8", "[-4]", "0", "4"), 4), "not what the format asks for"),
+        (file(&one("U8", "[4.0]", "0", "4"), 4), "not what the format asks for"),
+        (file(&one("U8", "4", "0", "4"), 4), "not what the format asks for"),
+        (file(&one("U8", "[4]", "-1", "4"), 4), "not what the format asks for"),
+        (file(&one("U8", "[4]", "0", "99999999999999999999"), 4), "not what the format asks for"),
+        (file(&one("U8", "[4294967296,4294967296]", "0", "4"), 4), "too large"),
+        (file(&one("F64", "[2305843009213693952]", "0", "0"), 0), "too large"),
+        (file(&one("U8", "[18446744073709551615,2]", "0", "4"), 4), "too large"),
         (file(&many_dimensions, 4), "65 dimensions"),
         (file(&many_tensors, 0), "more than 100000 tensors"),
         (file(&one("U8", "[4]", "1", "5"), 5), "belong to no tensor"),
@@ -105,37 +72,16 @@ fn malformed_headers_are_refused_with_a_reason() {
         (file(&two(0, 4), 4), "overlaps"),
         (file(&two(5, 9), 9), "belong to no tensor"),
         (file(twice, 4), "comes twice"),
-        (
-            file(r#"{"__metadata__":{"a":1}}"#, 0),
-            "not what the format asks for",
-        ),
-        (
-            file(r#"{"__metadata__":{"a":"1","a":"2"}}"#, 0),
-            "comes twice",
-        ),
-        (
-            file(r#"{"__metadata__":{},"__metadata__":{}}"#, 0),
-            "comes twice",
-        ),
-        (
-            file(r#"{"a":{"dtype":"U8","shape":[4]}}"#, 4),
-            "missing field",
-        ),
-        (
-            file(
-                r#"{"a":{"dtype":"U8","shape":[4],"shape":[4],"data_offsets":[0,4]}}"#,
-                4,
-            ),
-            "duplicate",
-        ),
+        (file(r#"{"__metadata__":{"a":1}}"#, 0), "not what the format asks for"),
+        (file(r#"{"__metadata__":{"a":"1","a":"2"}}"#, 0), "comes twice"),
+        (file(r#"{"__metadata__":{},"__metadata__":{}}"#, 0), "comes twice"),
+        (file(r#"{"a":{"dtype":"U8","shape":[4]}}"#, 4), "missing field"),
+        (file(r#"{"a":{"dtype":"U8","shape":[4],"shape":[4],"data_offsets":[0,4]}}"#, 4), "duplicate"),
     ];
     let directory = tempfile::tempdir().unwrap();
     for (position, (bytes, reason)) in table.iter().enumerate() {
         let error = Header::parse(bytes).expect_err(&format!("case {position}, {reason}"));
-        assert!(
-            error.contains(reason),
-            "case {position}: {error:.200} is not about {reason}"
-        );
+        assert!(error.contains(reason), "case {position}: {error:.200} is not about {reason}");
         let path = directory.path().join("bad.safetensors");
         fs::write(&path, bytes).unwrap();
         let error = TensorFile::open(&path).unwrap_err();
@@ -152,18 +98,8 @@ fn malformed_headers_are_refused_with_a_reason() {
 #[test]
 fn random_damage_never_panics_and_agrees_with_the_reference() {
     let tensors = [
-        (
-            "z.weight".to_string(),
-            Dtype::F32,
-            vec![2, 3],
-            vec![1; 24].into(),
-        ),
-        (
-            "a.weight".to_string(),
-            Dtype::BF16,
-            vec![5],
-            vec![2; 10].into(),
-        ),
+        ("z.weight".to_string(), Dtype::F32, vec![2, 3], vec![1; 24].into()),
+        ("a.weight".to_string(), Dtype::BF16, vec![5], vec![2; 10].into()),
         ("empty".to_string(), Dtype::I64, vec![0, 4], vec![].into()),
     ];
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
@@ -192,24 +128,18 @@ fn random_damage_never_panics_and_agrees_with_the_reference() {
         if let Ok(header) = Header::parse(&bytes) {
             accepted += 1;
             // The format's own crate must agree on all that we accept.
-            let reference = safetensors::SafeTensors::deserialize(&bytes)
-                .unwrap_or_else(|error| panic!("case {case}: {error}"));
+            let reference =
+                safetensors::SafeTensors::deserialize(&bytes).unwrap_or_else(|error| panic!("case {case}: {error}"));
             assert_eq!(reference.len(), header.tensors.len(), "case {case}");
             for tensor in &header.tensors {
                 let view = reference.tensor(&tensor.name).unwrap();
                 assert_eq!(view.shape(), tensor.shape, "case {case}");
                 let start = header.data_start;
-                assert_eq!(
-                    view.data(),
-                    &bytes[start + tensor.begin..start + tensor.end]
-                );
+                assert_eq!(view.data(), &bytes[start + tensor.begin..start + tensor.end]);
             }
         }
     }
-    assert!(
-        accepted > 100,
-        "{accepted} of the damaged headers are still valid: too few to compare"
-    );
+    assert!(accepted > 100, "{accepted} of the damaged headers are still valid: too few to compare");
 }
 
 fn file(json: &str, data: usize) -> Vec<u8> {
@@ -222,9 +152,7 @@ fn file(json: &str, data: usize) -> Vec<u8> {
 fn random_numbers(seed: u64) -> impl FnMut() -> u64 {
     let mut state = seed;
     move || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         state >> 33
     }
 }

@@ -3,31 +3,14 @@
 use std::path::Path;
 use std::process::Command;
 
-use finetune_store::{
-    NewFile, RealDisk, commit_directory, newest_verified, numbered, remove_directory, sweep,
-};
+use finetune_store::{NewFile, RealDisk, commit_directory, newest_verified, numbered, remove_directory, sweep};
 use serde_json::json;
 
 fn save(parent: &Path, number: u64) {
-    let files = [
-        NewFile {
-            name: "one",
-            bytes: vec![1; 1000].into(),
-        },
-        NewFile {
-            name: "two",
-            bytes: vec![2; 1000].into(),
-        },
-    ];
+    let files =
+        [NewFile { name: "one", bytes: vec![1; 1000].into() }, NewFile { name: "two", bytes: vec![2; 1000].into() }];
     let about = json!({"kind": "checkpoint"});
-    commit_directory(
-        &RealDisk,
-        parent,
-        &format!("step-{number:06}"),
-        &files,
-        &about,
-    )
-    .unwrap();
+    commit_directory(&RealDisk, parent, &format!("step-{number:06}"), &files, &about).unwrap();
 }
 
 /// Not a test of its own: what the killed process does.
@@ -63,19 +46,13 @@ fn a_kill_at_any_point_leaves_a_good_checkpoint() {
             .env("STORE_TEST_PARENT", directory.path())
             .output()
             .unwrap();
-        assert_eq!(
-            output.status.success(),
-            failpoint == "no.such.point",
-            "{failpoint}"
-        );
+        assert_eq!(output.status.success(), failpoint == "no.such.point", "{failpoint}");
         let (found, rejected) = newest_verified(&RealDisk, directory.path(), "step-").unwrap();
         assert_eq!(found.unwrap().0, newest, "{failpoint}");
         assert!(rejected.is_empty(), "{failpoint}: {rejected:?}");
         sweep(&RealDisk, directory.path()).unwrap();
         let left = std::fs::read_dir(directory.path()).unwrap().count();
-        let counted = numbered(&RealDisk, directory.path(), "step-")
-            .unwrap()
-            .len();
+        let counted = numbered(&RealDisk, directory.path(), "step-").unwrap().len();
         assert_eq!(left, counted, "{failpoint}: leftovers after the sweep");
         save(directory.path(), 3);
     }

@@ -7,26 +7,16 @@ use std::fs;
 use std::path::Path;
 
 use finetune_store::{
-    Dtype, Header, RealDisk, Staging, StoreError, TensorFile, TensorSet, TensorSpec, content_hash,
-    encode_tensors, hex, verify_directory, write_shards,
+    Dtype, Header, RealDisk, Staging, StoreError, TensorFile, TensorSet, TensorSpec, content_hash, encode_tensors, hex,
+    verify_directory, write_shards,
 };
 use serde_json::json;
 
 #[expect(clippy::type_complexity, reason = "as encode_tensors takes it")]
 fn three_tensors() -> Vec<(String, Dtype, Vec<usize>, Cow<'static, [u8]>)> {
     vec![
-        (
-            "z.weight".to_string(),
-            Dtype::F32,
-            vec![2, 3],
-            vec![1; 24].into(),
-        ),
-        (
-            "a.weight".to_string(),
-            Dtype::BF16,
-            vec![5],
-            vec![2; 10].into(),
-        ),
+        ("z.weight".to_string(), Dtype::F32, vec![2, 3], vec![1; 24].into()),
+        ("a.weight".to_string(), Dtype::BF16, vec![5], vec![2; 10].into()),
         ("empty".to_string(), Dtype::I64, vec![0, 4], vec![].into()),
     ]
 }
@@ -40,42 +30,23 @@ fn metadata() -> BTreeMap<String, String> {
 #[test]
 fn what_we_write_is_deterministic_and_others_read_it() {
     let bytes = encode_tensors(&three_tensors(), &metadata()).unwrap();
-    assert_eq!(
-        bytes,
-        encode_tensors(&three_tensors(), &metadata()).unwrap()
-    );
+    assert_eq!(bytes, encode_tensors(&three_tensors(), &metadata()).unwrap());
     let reference = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     assert_eq!(reference.tensor("a.weight").unwrap().data(), [2; 10]);
     let (header_length, read) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     assert_eq!(header_length % 8, 0);
-    assert_eq!(
-        read.metadata()
-            .clone()
-            .unwrap()
-            .into_iter()
-            .collect::<BTreeMap<_, _>>(),
-        metadata()
-    );
+    assert_eq!(read.metadata().clone().unwrap().into_iter().collect::<BTreeMap<_, _>>(), metadata());
 
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.safetensors");
     fs::write(&path, &bytes).unwrap();
     let ours = TensorFile::open(&path).unwrap();
-    assert_eq!(
-        ours.names().collect::<Vec<_>>(),
-        ["z.weight", "a.weight", "empty"]
-    );
+    assert_eq!(ours.names().collect::<Vec<_>>(), ["z.weight", "a.weight", "empty"]);
     assert_eq!(ours.metadata(), &metadata());
     let view = ours.get("z.weight").unwrap();
-    assert_eq!(
-        (view.dtype, view.shape, view.bytes),
-        (Dtype::F32, &[2, 3][..], &[1; 24][..])
-    );
+    assert_eq!((view.dtype, view.shape, view.bytes), (Dtype::F32, &[2, 3][..], &[1; 24][..]));
     assert!(ours.get("b").is_none());
-    assert_eq!(
-        hex(&content_hash(&path).unwrap()),
-        blake3::hash(&bytes).to_hex().as_str()
-    );
+    assert_eq!(hex(&content_hash(&path).unwrap()), blake3::hash(&bytes).to_hex().as_str());
     let before = ours.header_hash();
     drop(ours);
     let mut other = bytes.clone();
@@ -102,10 +73,7 @@ fn what_the_reference_writes_we_read() {
     assert_eq!(header.tensors.len(), tensors.len());
     for (name, view) in tensors {
         let ours = header.get(name).unwrap();
-        assert_eq!(
-            (ours.dtype.name(), &ours.shape[..]),
-            (&*view.dtype().to_string(), view.shape())
-        );
+        assert_eq!((ours.dtype.name(), &ours.shape[..]), (&*view.dtype().to_string(), view.shape()));
         let start = header.data_start;
         assert_eq!(&bytes[start + ours.begin..start + ours.end], view.data());
     }
@@ -113,14 +81,8 @@ fn what_the_reference_writes_we_read() {
 
 #[test]
 fn tensors_that_cannot_be_written_are_refused() {
-    let tensor = |name: &str, shape: Vec<usize>, bytes: usize| {
-        (
-            name.to_string(),
-            Dtype::F32,
-            shape,
-            Cow::from(vec![0; bytes]),
-        )
-    };
+    let tensor =
+        |name: &str, shape: Vec<usize>, bytes: usize| (name.to_string(), Dtype::F32, shape, Cow::from(vec![0; bytes]));
     for tensors in [
         vec![tensor("a", vec![2], 7)],
         vec![tensor("a", vec![2], 8), tensor("a", vec![2], 8)],
@@ -130,34 +92,20 @@ fn tensors_that_cannot_be_written_are_refused() {
         let error = encode_tensors(&tensors, &BTreeMap::new()).unwrap_err();
         assert!(matches!(error, StoreError::CannotWrite { .. }), "{error}");
     }
-    assert_eq!(
-        encode_tensors(&[], &BTreeMap::new()).unwrap(),
-        b"\x08\0\0\0\0\0\0\0{}      "
-    );
+    assert_eq!(encode_tensors(&[], &BTreeMap::new()).unwrap(), b"\x08\0\0\0\0\0\0\0{}      ");
 }
 
 fn shard(directory: &Path, max_shard_bytes: u64) -> Vec<String> {
     let tensors = three_tensors();
     let specs: Vec<_> = tensors
         .iter()
-        .map(|(name, dtype, shape, _)| TensorSpec {
-            name: name.clone(),
-            dtype: *dtype,
-            shape: shape.clone(),
-        })
+        .map(|(name, dtype, shape, _)| TensorSpec { name: name.clone(), dtype: *dtype, shape: shape.clone() })
         .collect();
     let mut asked = Vec::new();
-    let names = write_shards(
-        &RealDisk,
-        directory,
-        &specs,
-        &metadata(),
-        max_shard_bytes,
-        |position| {
-            asked.push(position);
-            Ok::<_, StoreError>(tensors[position].3.to_vec())
-        },
-    )
+    let names = write_shards(&RealDisk, directory, &specs, &metadata(), max_shard_bytes, |position| {
+        asked.push(position);
+        Ok::<_, StoreError>(tensors[position].3.to_vec())
+    })
     .unwrap();
     assert_eq!(asked, [0, 1, 2]);
     names
@@ -170,16 +118,10 @@ fn shards_and_their_index_are_read_again() {
         let names = shard(directory.path(), max_shard_bytes);
         let set = TensorSet::open_model(directory.path()).unwrap();
         assert_eq!(set.files().len(), files, "{max_shard_bytes}: {names:?}");
-        assert_eq!(
-            set.names().collect::<Vec<_>>(),
-            ["z.weight", "a.weight", "empty"]
-        );
+        assert_eq!(set.names().collect::<Vec<_>>(), ["z.weight", "a.weight", "empty"]);
         for (name, dtype, shape, bytes) in three_tensors() {
             let view = set.get(&name).unwrap();
-            assert_eq!(
-                (view.dtype, view.shape, view.bytes),
-                (dtype, &shape[..], &bytes[..])
-            );
+            assert_eq!((view.dtype, view.shape, view.bytes), (dtype, &shape[..], &bytes[..]));
         }
         if files == 1 {
             assert_eq!(names, ["model.safetensors"]);
@@ -195,19 +137,13 @@ fn shards_and_their_index_are_read_again() {
 
         // The digest is of all bytes of all files.
         let digest = set.digest();
-        assert_eq!(
-            digest,
-            TensorSet::open_model(directory.path()).unwrap().digest()
-        );
+        assert_eq!(digest, TensorSet::open_model(directory.path()).unwrap().digest());
         drop(set);
         let path = directory.path().join(&first);
         let mut bytes = fs::read(&path).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&path, bytes).unwrap();
-        assert_ne!(
-            digest,
-            TensorSet::open_model(directory.path()).unwrap().digest()
-        );
+        assert_ne!(digest, TensorSet::open_model(directory.path()).unwrap().digest());
     }
 }
 
@@ -235,11 +171,7 @@ fn bad_indexes_and_absent_models_are_explained() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     let refused = || TensorSet::open_model(path).unwrap_err();
-    assert!(
-        refused().to_string().contains("it has nothing"),
-        "{}",
-        refused()
-    );
+    assert!(refused().to_string().contains("it has nothing"), "{}", refused());
     fs::write(path.join("pytorch_model.bin"), "pickle").unwrap();
     assert!(refused().to_string().contains("pytorch_model.bin"));
     assert!(refused().hints()[0].contains("pickle"));
@@ -247,10 +179,7 @@ fn bad_indexes_and_absent_models_are_explained() {
 
     shard(path, 24);
     let index = path.join("model.safetensors.index.json");
-    let (first, second) = (
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
-    );
+    let (first, second) = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors");
     let good = json!({"z.weight": first, "a.weight": second, "empty": second});
     let mut missing = good.clone();
     missing["more"] = json!(second);
@@ -269,11 +198,7 @@ fn bad_indexes_and_absent_models_are_explained() {
         (json!([]), "malformed"),
     ] {
         fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
-        assert!(
-            refused().to_string().contains(reason),
-            "{reason}: {}",
-            refused()
-        );
+        assert!(refused().to_string().contains(reason), "{reason}: {}", refused());
     }
     fs::write(&index, r#"{"weight_map": {"a": "b", "a": "c"}}"#).unwrap();
     assert!(refused().to_string().contains("comes twice"));

@@ -8,15 +8,39 @@ use crate::metrics::{EvalRow, StepRow};
 #[derive(Debug)]
 pub enum Event<'a> {
     /// Training goes from step `from` (0: the beginning) to step `to`.
-    Begin { from: u64, to: u64, trained_parameters: usize },
-    Step { row: &'a StepRow, steps: u64 },
+    Begin {
+        from: u64,
+        to: u64,
+        trained_parameters: usize,
+    },
+    Step {
+        row: &'a StepRow,
+        steps: u64,
+    },
     /// An evaluation has begun on this many rows.
-    Evaluating { rows: usize },
-    Evaluated { row: &'a EvalRow, best: bool },
+    Evaluating {
+        rows: usize,
+    },
+    Evaluated {
+        row: &'a EvalRow,
+        best: bool,
+    },
     /// Answers to held-back rows are being generated.
-    Answering { done: usize, rows: usize },
-    Answered { when: &'static str, answers: &'a Answers },
-    Saved { step: u64, path: PathBuf },
+    Answering {
+        done: usize,
+        rows: usize,
+    },
+    Answered {
+        when: &'static str,
+        answers: &'a Answers,
+    },
+    Saved {
+        step: u64,
+        path: PathBuf,
+    },
     /// Evaluations in a row without a better one.
-    StoppingEarly { step: u64, evaluations: u64 },
+    StoppingEarly {
+        step: u64,
+        evaluations: u64,
+    },
 }

@@ -57,7 +57,8 @@ pub fn findings(recipe: &Recipe, progress: &dyn Fn(u64)) -> Result<Findings, Tra
     let mut notices = check_available(recipe)?;
     let directory = model_directory(recipe)?;
     let full = recipe.train.method == Method::Full;
-    let config = if full && !has_weights(&directory) { ModelConfig::load(&directory)? } else { Model::check(&directory)? };
+    let config =
+        if full && !has_weights(&directory) { ModelConfig::load(&directory)? } else { Model::check(&directory)? };
     let data = load_data(recipe, &directory, &config, progress)?;
     let shapes = expected_tensors(&config);
     let parameters: u64 = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
@@ -78,7 +79,9 @@ pub fn findings(recipe: &Recipe, progress: &dyn Fn(u64)) -> Result<Findings, Tra
         let (longest, limit) = (data.train.counts.longest, config.max_position_embeddings);
         notices.push(format!("the longest row has {longest} tokens; the model was made for {limit} positions"));
     }
-    if data.train.counts.unmasked == data.train.rows.len() && data.train.rows.iter().any(|row| !row.prompt_text.is_empty()) {
+    if data.train.counts.unmasked == data.train.rows.len()
+        && data.train.rows.iter().any(|row| !row.prompt_text.is_empty())
+    {
         notices.push("every token of every row is trained on, prompts included".to_owned());
     }
     let plan = Plan::new(data.train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
@@ -118,7 +121,14 @@ fn data_findings(data: &Dataset) -> DataFindings {
 }
 
 /// What the CPU path keeps, counted in f32 numbers.
-fn estimate(recipe: &Recipe, config: &ModelConfig, data: &Dataset, steps: u64, parameters: u64, trained: u64) -> Estimate {
+fn estimate(
+    recipe: &Recipe,
+    config: &ModelConfig,
+    data: &Dataset,
+    steps: u64,
+    parameters: u64,
+    trained: u64,
+) -> Estimate {
     const FLOAT: u64 = 4;
     let mut lengths: Vec<usize> = data.rows.iter().map(|row| row.tokens.len()).collect();
     lengths.sort_unstable_by(|a, b| b.cmp(a));

@@ -66,7 +66,11 @@ impl Metrics {
     pub(crate) fn open(directory: &Path, step: u64) -> Result<Metrics, StoreError> {
         let path = directory.join(FILE);
         let rows: Vec<Row> = match std::fs::read_to_string(&path) {
-            Ok(text) => text.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(|row: &Row| row.step() <= step).collect(),
+            Ok(text) => text
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .filter(|row: &Row| row.step() <= step)
+                .collect(),
             Err(_) => Vec::new(),
         };
         let rows = if step == 0 { Vec::new() } else { rows };

@@ -7,7 +7,9 @@ use finetune_dataset::{ChatTokenizer, Dataset, Plan, resolve_files};
 use finetune_model::adapter::Adapter;
 use finetune_model::{Device, Model, ModelConfig, choose};
 use finetune_recipe::{DeviceChoice, DtypeChoice, Length, Method, Recipe};
-use finetune_store::{Disk, RealDisk, RunLock, TensorSet, newest_verified, numbered, replace_file, sweep, verify_directory};
+use finetune_store::{
+    Disk, RealDisk, RunLock, TensorSet, newest_verified, numbered, replace_file, sweep, verify_directory,
+};
 
 use crate::error::TrainError;
 use crate::evaluate::Answers;
@@ -133,7 +135,10 @@ pub fn open_model(recipe: &Recipe, directory: &Path, device: &Device) -> Result<
         return Ok((model, format!("fresh:{config_hash}")));
     }
     let mut model = Model::load(directory, device)?;
-    let digest = format!("{}:{config_hash}", TensorSet::open_model(directory).map_err(finetune_model::ModelError::from)?.digest());
+    let digest = format!(
+        "{}:{config_hash}",
+        TensorSet::open_model(directory).map_err(finetune_model::ModelError::from)?.digest()
+    );
     if full {
         model.train_all();
         return Ok((model, digest));

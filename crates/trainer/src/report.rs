@@ -27,8 +27,10 @@ pub(crate) fn write(run: &Run) -> Result<(), TrainError> {
 }
 
 fn page(run: &Run) -> String {
-    let steps: Vec<&StepRow> = run.metrics.rows.iter().filter_map(|row| if let Row::Step(row) = row { Some(row) } else { None }).collect();
-    let evals: Vec<&EvalRow> = run.metrics.rows.iter().filter_map(|row| if let Row::Eval(row) = row { Some(row) } else { None }).collect();
+    let steps: Vec<&StepRow> =
+        run.metrics.rows.iter().filter_map(|row| if let Row::Step(row) = row { Some(row) } else { None }).collect();
+    let evals: Vec<&EvalRow> =
+        run.metrics.rows.iter().filter_map(|row| if let Row::Eval(row) = row { Some(row) } else { None }).collect();
     let name = run.directory.file_name().unwrap_or_default().to_string_lossy();
     let mut page = String::new();
     let _ = write!(
@@ -112,7 +114,12 @@ fn chart(page: &mut String, title: &str, lines: &[Line<'_>]) {
     for tick in ticks(low, high) {
         let (at, label) = (y(tick), label(tick));
         let right = WIDTH - 12.0;
-        let _ = write!(page, "<path class=\"grid\" d=\"M{LEFT} {at:.1}H{right}\"/><text x=\"{}\" y=\"{:.1}\" class=\"y\">{label}</text>", LEFT - 8.0, at + 4.0);
+        let _ = write!(
+            page,
+            "<path class=\"grid\" d=\"M{LEFT} {at:.1}H{right}\"/><text x=\"{}\" y=\"{:.1}\" class=\"y\">{label}</text>",
+            LEFT - 8.0,
+            at + 4.0
+        );
     }
     for tick in ticks(first, last).into_iter().filter(|tick| tick.fract() == 0.0) {
         let _ = write!(page, "<text x=\"{:.1}\" y=\"{}\" class=\"x\">{tick}</text>", x(tick), HEIGHT - 8.0);
@@ -126,7 +133,13 @@ fn chart(page: &mut String, title: &str, lines: &[Line<'_>]) {
         let _ = write!(page, "<path class=\"line {}\" d=\"{path}\"/>", line.class);
         if line.dots || line.points.len() == 1 {
             for (step, value) in &line.points {
-                let _ = write!(page, "<circle class=\"{}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\"><title>step {step}: {value:.4}</title></circle>", line.class, x(*step), y(*value));
+                let _ = write!(
+                    page,
+                    "<circle class=\"{}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\"><title>step {step}: {value:.4}</title></circle>",
+                    line.class,
+                    x(*step),
+                    y(*value)
+                );
             }
         }
     }
@@ -178,7 +191,8 @@ fn answers(page: &mut String, kept: &BeforeAfter) {
     page.push_str("<h2>Answers to held-back rows</h2>");
     let score = |answers: &Answers| answers.exact.map(|(right, of)| format!("{right} of {of} word for word"));
     let scores = [("before", Some(before)), ("after", after.as_ref())];
-    for (when, score) in scores.iter().filter_map(|(when, answers)| answers.and_then(score).map(|score| (when, score))) {
+    for (when, score) in scores.iter().filter_map(|(when, answers)| answers.and_then(score).map(|score| (when, score)))
+    {
         let _ = write!(page, "<p>{when} training: <b>{score}</b></p>");
     }
     if before.samples.is_empty() {

@@ -115,7 +115,8 @@ impl Run {
             (true, false) => "the gradient",
         };
         const SHOWN: usize = 8;
-        let suspects: Vec<usize> = sums.rows.iter().filter(|(_, loss)| !loss.is_finite()).map(|(row, _)| *row).collect();
+        let suspects: Vec<usize> =
+            sums.rows.iter().filter(|(_, loss)| !loss.is_finite()).map(|(row, _)| *row).collect();
         let suspects = if suspects.is_empty() { sums.rows.iter().map(|(row, _)| *row).collect() } else { suspects };
         let rows = suspects.iter().take(SHOWN).map(|&row| self.train.origin(row)).collect();
         let more = suspects.len().saturating_sub(SHOWN);
@@ -181,7 +182,8 @@ impl Run {
         if rows == 0 || (when == "before" && self.state.step > 0) {
             return Ok(if when == "before" { kept.before } else { None });
         }
-        let answers = answer(&self.model, data, tokenizer, questions, &mut |done| tell(Event::Answering { done, rows }))?;
+        let answers =
+            answer(&self.model, data, tokenizer, questions, &mut |done| tell(Event::Answering { done, rows }))?;
         tell(Event::Answered { when, answers: &answers });
         let place = if when == "before" { &mut kept.before } else { &mut kept.after };
         *place = Some(answers.clone());

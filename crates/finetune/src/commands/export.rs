@@ -81,7 +81,10 @@ fn recorded_base(adapter: &Path) -> Result<PathBuf, Failure> {
     if !named.is_empty() && path.is_dir() {
         return Ok(path);
     }
-    Err(Failure::arguments(format!("the base model `{named}` is not there any more"), "say where it is with --base MODEL_DIR"))
+    Err(Failure::arguments(
+        format!("the base model `{named}` is not there any more"),
+        "say where it is with --base MODEL_DIR",
+    ))
 }
 
 fn merged(adapter: &Path, base: &Path, output: &Path, show: &mut Progress) -> Result<(), Failure> {
@@ -108,8 +111,11 @@ fn peft(adapter: &Path, output: &Path) -> Result<(), Failure> {
         .into_iter()
         .map(|name| read(name).map(|bytes| (name, bytes)))
         .collect::<Result<_, _>>()
-        .map_err(|error| Failure::arguments(format!("{}: {error}", adapter.display()), "name a run, a checkpoint or an adapter"))?;
-    let files: Vec<NewFile<'_>> = files.iter().map(|(name, bytes)| NewFile { name, bytes: bytes.as_slice().into() }).collect();
+        .map_err(|error| {
+            Failure::arguments(format!("{}: {error}", adapter.display()), "name a run, a checkpoint or an adapter")
+        })?;
+    let files: Vec<NewFile<'_>> =
+        files.iter().map(|(name, bytes)| NewFile { name, bytes: bytes.as_slice().into() }).collect();
     replace_directory(&RealDisk, output, &files, &serde_json::json!({"kind": "adapter"}))?;
     Ok(())
 }

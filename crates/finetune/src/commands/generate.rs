@@ -29,9 +29,10 @@ pub(crate) fn generate(arguments: GenerateArguments) -> Result<ExitCode, Failure
     let model = super::eval::open(&arguments.model, arguments.adapter.as_deref())?;
     let sampling = Sampling { temperature: arguments.temperature, top_p: arguments.top_p, seed: arguments.seed };
     let mut stream = Stream { tokenizer: &tokenizer, tokens: Vec::new(), printed: 0, on: !arguments.json };
-    let generation = model.generate(&prompt, arguments.max_new_tokens, sampling, tokenizer.eos_ids(), &mut |token| {
-        stream.push(token);
-    })?;
+    let generation =
+        model.generate(&prompt, arguments.max_new_tokens, sampling, tokenizer.eos_ids(), &mut |token| {
+            stream.push(token);
+        })?;
     let text = tokenizer.decode(&generation.tokens, true)?;
     if arguments.json {
         let Generation { tokens, stopped_by } = generation;

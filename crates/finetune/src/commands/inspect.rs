@@ -18,7 +18,10 @@ pub(crate) fn inspect(arguments: InspectArguments) -> Result<ExitCode, Failure> 
     let rows = data.train.rows.len();
     let row = arguments.row.checked_sub(1).and_then(|row| data.train.rows.get(row).map(|found| (row, found)));
     let Some((index, row)) = row else {
-        return Err(Failure::arguments(format!("--row {}: there is no such row", arguments.row), format!("the training data has rows 1 to {rows}")));
+        return Err(Failure::arguments(
+            format!("--row {}: there is no such row", arguments.row),
+            format!("the training data has rows 1 to {rows}"),
+        ));
     };
     let name = |id: u32| data.tokenizer.as_ref().and_then(|tokenizer| tokenizer.id_to_token(id)).unwrap_or_default();
     let decoded = match &data.tokenizer {
@@ -39,7 +42,12 @@ pub(crate) fn inspect(arguments: InspectArguments) -> Result<ExitCode, Failure> 
     }
     let mut out = anstream::stdout().lock();
     let trained = row.trained.iter().filter(|&&trained| trained).count();
-    writeln!(out, "{}: {} tokens, {trained} trained on (green and underlined)\n", data.train.origin(index), row.tokens.len())?;
+    writeln!(
+        out,
+        "{}: {} tokens, {trained} trained on (green and underlined)\n",
+        data.train.origin(index),
+        row.tokens.len()
+    )?;
     // Stretches of tokens that are trained on or not, decoded together so that bytes form characters again.
     let mut start = 0;
     while start < row.tokens.len() {

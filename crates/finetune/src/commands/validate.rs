@@ -25,7 +25,12 @@ pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Re
 }
 
 fn text(found: &Findings) -> String {
-    let mut text = format!("model       {}, {} parameters, {} trained\n", found.architecture, thousands(found.parameters), thousands(found.trained_parameters));
+    let mut text = format!(
+        "model       {}, {} parameters, {} trained\n",
+        found.architecture,
+        thousands(found.parameters),
+        thousands(found.trained_parameters)
+    );
     for (name, data) in [("train", Some(&found.train)), ("eval", found.eval.as_ref())] {
         let Some(data) = data else { continue };
         text += &format!(

@@ -10,9 +10,9 @@ use crate::keys::{Bounds, Kind};
 use crate::path;
 use crate::problem::{Place, Problem};
 use crate::{
-    BackendChoice, Checkpoint, Data, DeviceChoice, Distributed, DtypeChoice, Eval, Format, Length,
-    Log, Lora, Method, Model, Optimizer, OptimizerName, Overlong, Quantization, Recipe, Schedule,
-    ScheduleName, TargetModules, TopologyChoice, Train, TrainOn, Warmup,
+    BackendChoice, Checkpoint, Data, DeviceChoice, Distributed, DtypeChoice, Eval, Format, Length, Log, Lora, Method,
+    Model, Optimizer, OptimizerName, Overlong, Quantization, Recipe, Schedule, ScheduleName, TargetModules,
+    TopologyChoice, Train, TrainOn, Warmup,
 };
 
 impl Reader<'_> {
@@ -39,10 +39,7 @@ impl Reader<'_> {
         match given {
             Some(given) => path::normalized(given),
             None => written.unwrap_or_else(|| {
-                let stem = self
-                    .file
-                    .file_stem()
-                    .map_or_else(|| "recipe".into(), |stem| stem.to_string_lossy());
+                let stem = self.file.file_stem().map_or_else(|| "recipe".into(), |stem| stem.to_string_lossy());
                 path::joined(self.file, &format!("runs/{stem}"))
             }),
         }
@@ -66,23 +63,17 @@ impl Reader<'_> {
             use_rslora: self.boolean("lora.use_rslora"),
             use_dora: self.boolean("lora.use_dora"),
             rank_pattern: self.by_name("lora.rank_pattern", |kind, path, value, place| {
-                let Kind::IntegerByName { min } = kind else {
-                    unreachable!("{path} is {kind:?}")
-                };
+                let Kind::IntegerByName { min } = kind else { unreachable!("{path} is {kind:?}") };
                 let rank = value::integer(path, value, place, min)?;
                 Ok(usize::try_from(rank).unwrap_or(usize::MAX))
             }),
             alpha_pattern: self.by_name("lora.alpha_pattern", |kind, path, value, place| {
-                let Kind::FloatByName(bounds) = kind else {
-                    unreachable!("{path} is {kind:?}")
-                };
+                let Kind::FloatByName(bounds) = kind else { unreachable!("{path} is {kind:?}") };
                 value::number(path, value, place, bounds)
             }),
             layers_to_transform: self.indices("lora.layers_to_transform"),
             modules_to_save: self
-                .read("lora.modules_to_save", |_, value, place| {
-                    value::names("lora.modules_to_save", value, place)
-                })
+                .read("lora.modules_to_save", |_, value, place| value::names("lora.modules_to_save", value, place))
                 .unwrap_or_default(),
             init_from: self.path("lora.init_from"),
         }
@@ -91,20 +82,12 @@ impl Reader<'_> {
     fn target_modules(&mut self, path: &'static str) -> TargetModules {
         let read = self.read(path, |_, value, place| match value {
             DeValue::String(text) if text == "all-linear" => Ok(TargetModules::AllLinear),
-            DeValue::String(_) => Ok(TargetModules::Regex(
-                value::text(path, value, place)?.to_owned(),
-            )),
-            DeValue::Array(items) if items.is_empty() => Err(Problem::new(
-                place.clone(),
-                format!("`{path}` must name a module"),
-            )
-            .hint("or \"all-linear\"")),
+            DeValue::String(_) => Ok(TargetModules::Regex(value::text(path, value, place)?.to_owned())),
+            DeValue::Array(items) if items.is_empty() => {
+                Err(Problem::new(place.clone(), format!("`{path}` must name a module")).hint("or \"all-linear\""))
+            }
             DeValue::Array(_) => Ok(TargetModules::Names(value::names(path, value, place)?)),
-            other => Err(value::wrong_type(
-                "\"all-linear\", a list of names, or a regular expression",
-                other,
-                place,
-            )),
+            other => Err(value::wrong_type("\"all-linear\", a list of names, or a regular expression", other, place)),
         });
         read.unwrap_or(TargetModules::AllLinear)
     }
@@ -116,8 +99,7 @@ impl Reader<'_> {
     ) -> BTreeMap<String, T> {
         let read = self.read(path, |kind, value, place| {
             let DeValue::Table(entries) = value else {
-                let problem =
-                    value::wrong_type("a table of module names and numbers", value, place);
+                let problem = value::wrong_type("a table of module names and numbers", value, place);
                 return Err(problem.hint("for example { \"q_proj\" = 8 }"));
             };
             entries
@@ -134,25 +116,16 @@ impl Reader<'_> {
     /// A list of layers, or one layer.
     fn indices(&mut self, path: &'static str) -> Option<Vec<usize>> {
         let index = |value: &DeValue<'_>, place: &Place| {
-            value::integer(path, value, place, 0)
-                .map(|index| usize::try_from(index).unwrap_or(usize::MAX))
+            value::integer(path, value, place, 0).map(|index| usize::try_from(index).unwrap_or(usize::MAX))
         };
         self.read(path, |_, value, place| match value {
-            DeValue::Array(items) if items.is_empty() => Err(Problem::new(
-                place.clone(),
-                format!("`{path}` must name a layer"),
-            )
-            .hint("leave it out for all layers")),
-            DeValue::Array(items) => items
-                .iter()
-                .map(|item| index(item.get_ref(), &place.part(item.span())))
-                .collect(),
+            DeValue::Array(items) if items.is_empty() => {
+                Err(Problem::new(place.clone(), format!("`{path}` must name a layer"))
+                    .hint("leave it out for all layers"))
+            }
+            DeValue::Array(items) => items.iter().map(|item| index(item.get_ref(), &place.part(item.span()))).collect(),
             DeValue::Integer(_) => Ok(vec![index(value, place)?]),
-            other => Err(value::wrong_type(
-                "a list of layers, counted from 0",
-                other,
-                place,
-            )),
+            other => Err(value::wrong_type("a list of layers, counted from 0", other, place)),
         })
     }
 
@@ -174,9 +147,7 @@ impl Reader<'_> {
         let epochs = self.integer("train.epochs");
         Train {
             method: self.choice("train.method", Method::from_text),
-            length: self
-                .optional_integer("train.max_steps")
-                .map_or(Length::Epochs(epochs), Length::Steps),
+            length: self.optional_integer("train.max_steps").map_or(Length::Epochs(epochs), Length::Steps),
             global_batch_size: self.count("train.global_batch_size"),
             micro_batch_size: self.count("train.micro_batch_size"),
             max_grad_norm: self.number("train.max_grad_norm"),
@@ -198,9 +169,7 @@ impl Reader<'_> {
         let steps = self.integer("schedule.warmup_steps");
         Schedule {
             name: self.choice("schedule.name", ScheduleName::from_text),
-            warmup: self
-                .optional_number("schedule.warmup_ratio")
-                .map_or(Warmup::Steps(steps), Warmup::Ratio),
+            warmup: self.optional_number("schedule.warmup_ratio").map_or(Warmup::Steps(steps), Warmup::Ratio),
             min_lr_ratio: self.number("schedule.min_lr_ratio"),
         }
     }
@@ -224,10 +193,7 @@ impl Reader<'_> {
     }
 
     fn log(&mut self) -> Log {
-        Log {
-            every: self.integer("log.every"),
-            prometheus: self.text("log.prometheus"),
-        }
+        Log { every: self.integer("log.every"), prometheus: self.text("log.prometheus") }
     }
 
     fn distributed(&mut self) -> Distributed {

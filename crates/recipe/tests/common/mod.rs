@@ -9,8 +9,7 @@ use finetune_recipe::{Place, Problem, Recipe, RecipeError};
 /// The whole example of the contract (`/work/shared/contract.md`), with its commented keys.
 pub(crate) const CONTRACT: &str = include_str!("contract.toml");
 
-pub(crate) const MINIMAL: &str =
-    "[model]\npath = \"Qwen/Qwen3-0.6B\"\n[data]\ntrain = \"rows.jsonl\"\n";
+pub(crate) const MINIMAL: &str = "[model]\npath = \"Qwen/Qwen3-0.6B\"\n[data]\ntrain = \"rows.jsonl\"\n";
 
 /// The contract's example with every key that it only mentions in a comment.
 pub(crate) fn contract_with_optional_keys() -> String {
@@ -22,19 +21,11 @@ pub(crate) fn contract_with_optional_keys() -> String {
             layers_to_transform = [0, 1]\nmodules_to_save = [\"lm_head\"]\ninit_from = \"adapters/start\"\n",
         ),
         ("[data]\n", "[data]\nchat_template = \"template.jinja\"\n"),
-        (
-            "[eval]\n",
-            "[eval]\nearly_stopping_patience = 3\nsamples = 2\nexact_match = 50\nmax_new_tokens = 32\n",
-        ),
+        ("[eval]\n", "[eval]\nearly_stopping_patience = 3\nsamples = 2\nexact_match = 50\nmax_new_tokens = 32\n"),
         ("[log]\n", "[log]\nprometheus = \"127.0.0.1:9400\"\n"),
-        (
-            "[distributed]\n",
-            "[distributed]\nvirtual_ranks = 4\nmin_ranks = 1\n",
-        ),
+        ("[distributed]\n", "[distributed]\nvirtual_ranks = 4\nmin_ranks = 1\n"),
     ];
-    lines.iter().fold(CONTRACT.to_owned(), |text, (from, to)| {
-        text.replacen(from, to, 1)
-    })
+    lines.iter().fold(CONTRACT.to_owned(), |text, (from, to)| text.replacen(from, to, 1))
 }
 
 pub(crate) fn parse_with(text: &str, sets: &[&str]) -> Result<Recipe, RecipeError> {
@@ -65,10 +56,5 @@ pub(crate) fn seen(result: Result<Recipe, RecipeError>) -> String {
         }
         text
     };
-    problems
-        .problems
-        .iter()
-        .map(line)
-        .collect::<Vec<_>>()
-        .join("\n")
+    problems.problems.iter().map(line).collect::<Vec<_>>().join("\n")
 }

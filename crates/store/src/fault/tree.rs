@@ -6,15 +6,8 @@ use std::path::{Component, Path};
 
 #[derive(Debug, Clone)]
 pub(super) enum Node {
-    File {
-        bytes: Vec<u8>,
-        synced: Vec<u8>,
-    },
-    Directory {
-        entries: Entries,
-        synced: Entries,
-        pending: Vec<Change>,
-    },
+    File { bytes: Vec<u8>, synced: Vec<u8> },
+    Directory { entries: Entries, synced: Entries, pending: Vec<Change> },
 }
 
 pub(super) type Entries = BTreeMap<String, usize>;
@@ -36,9 +29,7 @@ impl Tree {
             };
             let name = name.to_str().ok_or(io::ErrorKind::InvalidInput)?;
             position = match &self.nodes[position] {
-                Node::Directory { entries, .. } => {
-                    *entries.get(name).ok_or(io::ErrorKind::NotFound)?
-                }
+                Node::Directory { entries, .. } => *entries.get(name).ok_or(io::ErrorKind::NotFound)?,
                 Node::File { .. } => return Err(io::ErrorKind::NotADirectory.into()),
             };
         }
@@ -52,9 +43,7 @@ impl Tree {
 
     pub(super) fn change_entries(&mut self, directory: &Path, change: Change) -> io::Result<()> {
         match self.node(directory)? {
-            Node::Directory {
-                entries, pending, ..
-            } => {
+            Node::Directory { entries, pending, .. } => {
                 apply(entries, &change);
                 pending.push(change);
                 Ok(())
@@ -110,21 +99,13 @@ impl Tree {
 }
 
 pub(super) fn empty_directory() -> Node {
-    Node::Directory {
-        entries: Entries::new(),
-        synced: Entries::new(),
-        pending: Vec::new(),
-    }
+    Node::Directory { entries: Entries::new(), synced: Entries::new(), pending: Vec::new() }
 }
 
 pub(super) fn sync(node: &mut Node) {
     match node {
         Node::File { bytes, synced } => synced.clone_from(bytes),
-        Node::Directory {
-            entries,
-            synced,
-            pending,
-        } => {
+        Node::Directory { entries, synced, pending } => {
             synced.clone_from(entries);
             pending.clear();
         }
@@ -141,9 +122,6 @@ pub(super) fn apply(entries: &mut Entries, change: &Change) {
 }
 
 fn split(path: &Path) -> io::Result<(&Path, String)> {
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .ok_or(io::ErrorKind::InvalidInput)?;
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
     Ok((path.parent().unwrap_or(Path::new("/")), name.to_string()))
 }

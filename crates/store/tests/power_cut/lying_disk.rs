@@ -38,11 +38,7 @@ pub(crate) struct LyingDisk {
 
 impl LyingDisk {
     pub(crate) fn new(inner: FaultDisk, lie: Lie) -> Self {
-        Self {
-            inner,
-            lie,
-            renamed: AtomicBool::new(false),
-        }
+        Self { inner, lie, renamed: AtomicBool::new(false) }
     }
 }
 

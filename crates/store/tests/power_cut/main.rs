@@ -6,8 +6,8 @@ use std::path::Path;
 
 use finetune_store::fault::FaultDisk;
 use finetune_store::{
-    Disk, NewFile, StoreError, commit_directory, newest_verified, numbered, remove_directory,
-    replace_directory, replace_file, sweep, verify_directory,
+    Disk, NewFile, StoreError, commit_directory, newest_verified, numbered, remove_directory, replace_directory,
+    replace_file, sweep, verify_directory,
 };
 use serde_json::json;
 
@@ -21,31 +21,16 @@ const SEEDS: u64 = 1000;
 fn save(disk: &dyn Disk, number: u64) -> Result<(), StoreError> {
     let (weights, moments) = contents(number);
     let files = [
-        NewFile {
-            name: "adapter.safetensors",
-            bytes: weights.into(),
-        },
-        NewFile {
-            name: "adam.safetensors",
-            bytes: moments.into(),
-        },
+        NewFile { name: "adapter.safetensors", bytes: weights.into() },
+        NewFile { name: "adam.safetensors", bytes: moments.into() },
     ];
     let about = json!({"kind": "checkpoint", "step": number});
-    commit_directory(
-        disk,
-        Path::new(PARENT),
-        &format!("step-{number:06}"),
-        &files,
-        &about,
-    )?;
+    commit_directory(disk, Path::new(PARENT), &format!("step-{number:06}"), &files, &about)?;
     Ok(())
 }
 
 fn contents(number: u64) -> (Vec<u8>, Vec<u8>) {
-    (
-        vec![number as u8; 300],
-        (0..200).map(|i| (i * number) as u8).collect(),
-    )
+    (vec![number as u8; 300], (0..200).map(|i| (i * number) as u8).collect())
 }
 
 fn first_saved() -> FaultDisk {
@@ -56,17 +41,14 @@ fn first_saved() -> FaultDisk {
 
 /// The number of the newest, after a look at all its bytes.
 fn newest(disk: &FaultDisk) -> Result<u64, String> {
-    let (found, rejected) =
-        newest_verified(disk, Path::new(PARENT), "step-").map_err(|error| error.to_string())?;
+    let (found, rejected) = newest_verified(disk, Path::new(PARENT), "step-").map_err(|error| error.to_string())?;
     if let Some(torn) = rejected.first() {
         return Err(format!("a torn checkpoint is visible: {}", torn.why));
     }
     let (number, path, manifest) = found.ok_or("no checkpoint is left")?;
     let read = |name| disk.read(&path.join(name)).unwrap();
     if (read("adapter.safetensors"), read("adam.safetensors")) != contents(number) {
-        return Err(format!(
-            "checkpoint {number} has other bytes than were saved"
-        ));
+        return Err(format!("checkpoint {number} has other bytes than were saved"));
     }
     assert_eq!(manifest.kind, "checkpoint");
     assert_eq!(manifest.field("step"), Some(&json!(number)));
@@ -111,11 +93,7 @@ fn a_power_cut_at_any_call_leaves_the_previous_or_the_new_checkpoint() {
 
 #[test]
 fn planted_bugs_are_found() {
-    for lie in [
-        Lie::ForgetFileSync,
-        Lie::ForgetDirectorySync,
-        Lie::RenameFirst,
-    ] {
+    for lie in [Lie::ForgetFileSync, Lie::ForgetDirectorySync, Lie::RenameFirst] {
         let result = check_power_cuts(&|inner| Box::new(LyingDisk::new(inner, lie)));
         assert!(result.is_err(), "{lie:?} was not noticed");
     }
@@ -123,11 +101,7 @@ fn planted_bugs_are_found() {
 
 #[test]
 fn a_full_disk_at_any_call_leaves_the_last_checkpoint_good() {
-    for kind in [
-        ErrorKind::StorageFull,
-        ErrorKind::QuotaExceeded,
-        ErrorKind::FileTooLarge,
-    ] {
+    for kind in [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::FileTooLarge] {
         for call in 1.. {
             let disk = first_saved();
             disk.fail_at(call, kind);
@@ -137,32 +111,17 @@ fn a_full_disk_at_any_call_leaves_the_last_checkpoint_good() {
                 break;
             }
             let error = result.unwrap_err();
-            assert!(
-                matches!(error, StoreError::NoSpace { .. }),
-                "call {call}: {error}"
-            );
-            assert!(
-                error.is_disk() && error.to_string().contains(PARENT),
-                "call {call}: {error}"
-            );
+            assert!(matches!(error, StoreError::NoSpace { .. }), "call {call}: {error}");
+            assert!(error.is_disk() && error.to_string().contains(PARENT), "call {call}: {error}");
             assert!(!error.hints().is_empty());
             if call > 1 {
-                assert!(
-                    error.to_string().contains("500 bytes"),
-                    "call {call}: {error}"
-                );
+                assert!(error.to_string().contains("500 bytes"), "call {call}: {error}");
             }
             let number = newest(&disk).unwrap();
-            assert!(
-                number == 1 || call == 10,
-                "call {call}: checkpoint {number} is the newest"
-            );
+            assert!(number == 1 || call == 10, "call {call}: checkpoint {number} is the newest");
             verify_directory(&disk, &Path::new(PARENT).join("step-000001")).unwrap();
             let names = disk.list(Path::new(PARENT)).unwrap();
-            assert!(
-                !names.iter().any(|name| name.contains(".tmp-")),
-                "call {call}: {names:?}"
-            );
+            assert!(!names.iter().any(|name| name.contains(".tmp-")), "call {call}: {names:?}");
             // When space is made, saving works.
             save(&disk, 3).unwrap();
             assert_eq!(newest(&disk), Ok(3));
@@ -193,16 +152,12 @@ fn a_power_cut_while_pruning_loses_nothing_else() {
             let reborn = disk.after_crash(seed);
             assert_eq!(newest(&reborn), Ok(2), "call {call}, seed {seed}");
             if reborn.exists(&first).unwrap() {
-                verify_directory(&reborn, &first)
-                    .unwrap_or_else(|error| panic!("call {call}, seed {seed}: {error}"));
+                verify_directory(&reborn, &first).unwrap_or_else(|error| panic!("call {call}, seed {seed}: {error}"));
             }
             sweep(&reborn, Path::new(PARENT)).unwrap();
             let left = reborn.list(Path::new(PARENT)).unwrap().len();
             let counted = numbered(&reborn, Path::new(PARENT), "step-").unwrap().len();
-            assert_eq!(
-                left, counted,
-                "call {call}, seed {seed}: leftovers after the sweep"
-            );
+            assert_eq!(left, counted, "call {call}, seed {seed}: leftovers after the sweep");
         }
         if !disk.fired() {
             break;
@@ -232,21 +187,8 @@ fn a_power_cut_while_replacing_a_file_leaves_the_old_or_the_new() {
         let disk = saved.clone();
         disk.fail_at(call, ErrorKind::StorageFull);
         let error = replace_file(&disk, path, b"new").unwrap_err();
-        assert!(
-            matches!(
-                error,
-                StoreError::NoSpace {
-                    needed_bytes: 3,
-                    ..
-                }
-            ),
-            "{error}"
-        );
-        assert_eq!(
-            disk.list(Path::new("/run")).unwrap(),
-            ["metrics.jsonl"],
-            "call {call}"
-        );
+        assert!(matches!(error, StoreError::NoSpace { needed_bytes: 3, .. }), "{error}");
+        assert_eq!(disk.list(Path::new("/run")).unwrap(), ["metrics.jsonl"], "call {call}");
     }
 }
 
@@ -254,21 +196,13 @@ fn a_power_cut_while_replacing_a_file_leaves_the_old_or_the_new() {
 fn a_power_cut_while_replacing_a_directory_leaves_the_old_or_the_new() {
     let path = Path::new("/exports/adapter");
     let replace = |disk: &FaultDisk, version: u64| {
-        let files = [NewFile {
-            name: "adapter_model.safetensors",
-            bytes: contents(version).0.into(),
-        }];
+        let files = [NewFile { name: "adapter_model.safetensors", bytes: contents(version).0.into() }];
         let about = json!({"kind": "adapter", "version": version});
         replace_directory(disk, path, &files, &about).map(drop)
     };
     let version = |disk: &FaultDisk| {
         let manifest = verify_directory(disk, path)?;
-        Ok::<_, StoreError>(
-            manifest
-                .field("version")
-                .and_then(|value| value.as_u64())
-                .unwrap(),
-        )
+        Ok::<_, StoreError>(manifest.field("version").and_then(|value| value.as_u64()).unwrap())
     };
     let saved = FaultDisk::new();
     replace(&saved, 1).unwrap();
@@ -282,12 +216,8 @@ fn a_power_cut_while_replacing_a_directory_leaves_the_old_or_the_new() {
         for seed in 0..SEEDS {
             let reborn = disk.after_crash(seed);
             sweep(&reborn, Path::new("/exports")).unwrap();
-            let found = version(&reborn)
-                .unwrap_or_else(|error| panic!("call {call}, seed {seed}: {error}"));
-            assert!(
-                found == 2 || (fired && found == 1),
-                "call {call}, seed {seed}: {found}"
-            );
+            let found = version(&reborn).unwrap_or_else(|error| panic!("call {call}, seed {seed}: {error}"));
+            assert!(found == 2 || (fired && found == 1), "call {call}, seed {seed}: {found}");
         }
         if !fired {
             break;
@@ -297,10 +227,7 @@ fn a_power_cut_while_replacing_a_directory_leaves_the_old_or_the_new() {
         let disk = saved.clone();
         disk.fail_at(call, ErrorKind::StorageFull);
         let error = replace(&disk, 2).unwrap_err();
-        assert!(
-            matches!(error, StoreError::NoSpace { .. }),
-            "call {call}: {error}"
-        );
+        assert!(matches!(error, StoreError::NoSpace { .. }), "call {call}: {error}");
         version(&disk).unwrap_or_else(|error| panic!("call {call}: {error}"));
     }
 }

@@ -1,0 +1,184 @@
+//! Twenty steps against torch's AdamW on transformers and PEFT (`scripts/make_goldens.py` made the files), and
+//! the identities that a run must keep.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicI32;
+
+use finetune_recipe::Recipe;
+use finetune_store::TensorFile;
+use finetune_trainer::{Event, Outcome, Resume, StepRow, prepare, train};
+use serde_json::Value;
+
+const FAMILIES: [&str; 5] = ["llama", "llama3", "mistral", "qwen2", "qwen3"];
+
+fn goldens(family: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models").join(family)
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).expect("a golden file")).expect("JSON")
+}
+
+/// A recipe on a golden model, with more keys given by `sets`.
+fn recipe(family: &str, output: &Path, sets: &[String]) -> Recipe {
+    let directory = goldens(family);
+    let text = format!(
+        "[model]\npath = {:?}\n[data]\ntrain = {:?}\nformat = \"tokens\"\nshuffle = false\n",
+        directory,
+        directory.join("rows.jsonl"),
+    );
+    Recipe::parse(&text, Path::new("golden.toml"), sets, Some(output)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn run(recipe: Recipe) -> (Vec<StepRow>, Outcome) {
+    let mut prepared = prepare(recipe, &Resume::No, &|_| {}).unwrap_or_else(|error| panic!("{error}"));
+    let mut rows = Vec::new();
+    let outcome = train(&mut prepared.run, &AtomicI32::new(0), &mut |event| {
+        if let Event::Step { row, .. } = event {
+            rows.push(row.clone());
+        }
+    });
+    (rows, outcome.unwrap_or_else(|error| panic!("{error}")))
+}
+
+/// `[lora]` keys that fit the golden adapter of a family.
+fn adapter_sets(family: &str) -> Vec<String> {
+    let config = json(&goldens(family).join("adapter/adapter_config.json"));
+    vec![
+        format!("lora.rank={}", config["r"]),
+        format!("lora.alpha={}", config["lora_alpha"]),
+        format!("lora.use_rslora={}", config["use_rslora"]),
+        format!("lora.target_modules={}", config["target_modules"]),
+        format!("lora.init_from={:?}", goldens(family).join("adapter")),
+    ]
+}
+
+fn variant_sets(curves: &Value, variant: &Value) -> Vec<String> {
+    vec![
+        format!("train.max_steps={}", variant["steps"]),
+        format!("train.global_batch_size={}", curves["global_batch_size"]),
+        format!("train.micro_batch_size={}", curves["micro_batch_size"]),
+        format!("train.max_grad_norm={}", variant["max_grad_norm"]),
+        format!("optimizer.learning_rate={}", variant["learning_rate"]),
+        format!("optimizer.weight_decay={}", variant["weight_decay"]),
+        format!("schedule.name={}", variant["schedule"]),
+        format!("schedule.warmup_steps={}", variant["warmup_steps"]),
+        format!("schedule.min_lr_ratio={}", variant["min_lr_ratio"]),
+    ]
+}
+
+/// Bounds: 1e-5 relative for losses, or ten times the noise of the reference where that is more.
+fn check_curve(what: &str, rows: &[StepRow], variant: &Value) {
+    let noise = |key: &str| variant["noise"][key].as_f64().expect("a noise figure");
+    let (loss_bound, norm_bound) =
+        (1e-5f64.max(10.0 * noise("loss_relative")), 2e-5f64.max(10.0 * noise("grad_norm_relative")));
+    let curve = variant["curve"].as_array().expect("a curve");
+    assert_eq!(rows.len(), curve.len(), "{what}: steps");
+    for (row, want) in rows.iter().zip(curve) {
+        let number = |key: &str| want[key].as_f64().expect("a number");
+        let close = |got: f64, key: &str, bound: f64| {
+            let want = number(key);
+            assert!((got - want).abs() <= bound * want.abs(), "{what} step {}: {key} {got} against {want}", row.step);
+        };
+        assert_eq!(row.trained_tokens as f64, number("trained_tokens"), "{what} step {}", row.step);
+        close(row.loss, "loss", loss_bound);
+        close(row.grad_norm, "grad_norm", norm_bound);
+        close(row.learning_rate, "learning_rate", 1e-12);
+    }
+}
+
+#[test]
+fn lora_curves_equal_torch() {
+    for family in FAMILIES {
+        let curves = json(&goldens(family).join("curves.json"));
+        for variant in ["constant", "clip_cosine", "linear"] {
+            let settings = &curves["variants"][variant];
+            let output = tempfile::tempdir().expect("a directory");
+            let sets = [adapter_sets(family), variant_sets(&curves, settings)].concat();
+            let (rows, _) = run(recipe(family, output.path(), &sets));
+            check_curve(&format!("{family} {variant}"), &rows, settings);
+            if variant == "clip_cosine" {
+                let ours =
+                    TensorFile::open(&output.path().join("adapter/adapter_model.safetensors")).expect("the adapter");
+                let theirs = TensorFile::open(&goldens(family).join("final_clip_cosine.safetensors"))
+                    .expect("the golden adapter");
+                assert_eq!(ours.names().count(), theirs.names().count(), "{family}: tensors of the adapter");
+                for name in theirs.names() {
+                    let floats = |file: &TensorFile| -> Vec<f64> {
+                        let view = file.get(name).unwrap_or_else(|| panic!("{family}: {name}"));
+                        view.bytes
+                            .chunks_exact(4)
+                            .map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+                            .collect()
+                    };
+                    let (a, b) = (floats(&ours), floats(&theirs));
+                    let norm = |values: Vec<f64>| values.iter().map(|v| v * v).sum::<f64>().sqrt();
+                    let difference = norm(a.iter().zip(&b).map(|(a, b)| a - b).collect()) / norm(b);
+                    let bound = 2e-5f64.max(10.0 * settings["noise"]["final_relative_norm"].as_f64().expect("noise"));
+                    assert!(difference < bound, "{family} {name}: {difference:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn full_curves_equal_torch() {
+    for family in ["llama", "qwen2"] {
+        let curves = json(&goldens(family).join("curves.json"));
+        let settings = &curves["variants"]["full"];
+        let output = tempfile::tempdir().expect("a directory");
+        let sets = [vec!["train.method=full".to_owned()], variant_sets(&curves, settings)].concat();
+        let (rows, _) = run(recipe(family, output.path(), &sets));
+        check_curve(&format!("{family} full"), &rows, settings);
+        assert!(output.path().join("model/config.json").is_file(), "a full run leaves a model directory");
+    }
+}
+
+/// 8 × 1 = 4 × 2 = 1 × 8: how rows of a step are cut into micro-batches changes nothing but rounding.
+#[test]
+fn micro_batches_do_not_matter() {
+    let losses = |micro: usize| {
+        let output = tempfile::tempdir().expect("a directory");
+        let sets =
+            ["train.max_steps=6", "train.global_batch_size=8", "optimizer.learning_rate=1e-2", "lora.dropout=0.1"];
+        let mut sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        sets.push(format!("train.micro_batch_size={micro}"));
+        let (rows, _) = run(recipe("qwen3", output.path(), &sets));
+        rows.iter().map(|row| row.loss).collect::<Vec<_>>()
+    };
+    let whole = losses(8);
+    assert_eq!(whole.len(), 6);
+    for micro in [1, 2, 3, 4] {
+        for (step, (a, b)) in whole.iter().zip(losses(micro)).enumerate() {
+            assert!((a - b).abs() < 1e-5 * a, "micro-batches of {micro}, step {}: {b} against {a}", step + 1);
+        }
+    }
+}
+
+/// 12 rows in batches of 5: the last step of an epoch has 2 rows, and is not dropped.
+#[test]
+fn the_last_partial_step_of_an_epoch_is_trained() {
+    let output = tempfile::tempdir().expect("a directory");
+    let sets = ["train.epochs=2", "train.global_batch_size=5"].map(str::to_owned);
+    let (rows, _) = run(recipe("llama3", output.path(), &sets));
+    let trained: Vec<u64> = rows.iter().map(|row| row.trained_tokens).collect();
+    assert_eq!(trained.len(), 6);
+    let all = json(&goldens("llama3").join("golden.json"))["rows_jsonl"]["trained_tokens"].as_u64().expect("a count");
+    assert_eq!(trained[..3].iter().sum::<u64>(), all);
+    assert_eq!(trained[3..].iter().sum::<u64>(), all);
+    assert_eq!(rows[2].epoch, 1.0);
+}
+
+/// A learning rate that blows up: no update from a number that is not finite, and the rows are named.
+#[test]
+fn numbers_that_are_not_finite_stop_the_run() {
+    let output = tempfile::tempdir().expect("a directory");
+    let sets =
+        ["train.max_steps=20", "train.max_grad_norm=0", "optimizer.learning_rate=1e30", "train.global_batch_size=4"];
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    let mut prepared = prepare(recipe("llama3", output.path(), &sets), &Resume::No, &|_| {}).expect("a run");
+    let error = train(&mut prepared.run, &AtomicI32::new(0), &mut |_| {}).expect_err("numbers overflow");
+    assert!(error.to_string().contains("is not finite in step"), "{error}");
+    assert!(error.hints()[0].contains("rows.jsonl:"), "{:?}", error.hints());
+}
