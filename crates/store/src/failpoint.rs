@@ -6,7 +6,7 @@
 //!
 //! The points of this crate: `checkpoint.begin`, `checkpoint.file` (before each file),
 //! `checkpoint.written`, `checkpoint.synced`, `checkpoint.renamed`, `checkpoint.done`,
-//! `prune.trashed`.
+//! `prune.trashed`, `replace.aside` (the old directory has made way, the new one is not there yet).
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::directory::{NewFile, Staging, ensure_directory, nonce, temporary_name};
 use crate::disk::Disk;
 use crate::error::{Operation, StoreError};
+use crate::failpoint;
 use crate::manifest::{MANIFEST_NAME, read_manifest};
 
 /// In the name of a replaced directory until the new one is in its place. [`crate::sweep`] puts it
@@ -69,6 +70,7 @@ impl<'disk> Staging<'disk> {
         self.disk
             .rename(&self.destination, &old)
             .map_err(|source| StoreError::io(&self.destination, Operation::Rename, 0, source))?;
+        failpoint::hit("replace.aside");
         if let Err(error) = self.rename_to_destination() {
             let _ = self.disk.rename(&old, &self.destination);
             return Err(error);

@@ -70,6 +70,20 @@ pub fn remove_directory(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> 
     disk.remove_dir_all(&trash).map_err(|source| StoreError::io(&trash, Operation::Remove, 0, source))
 }
 
+/// Takes a directory out of the numbered ones without deleting it: `step-000006` becomes
+/// `aside-step-000006`, in the place of an earlier one of that name.
+pub fn set_aside(disk: &dyn Disk, path: &Path) -> Result<PathBuf, StoreError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = path.with_file_name(format!("aside-{name}"));
+    if disk.exists(&aside).map_err(|source| StoreError::io(&aside, Operation::Inspect, 0, source))? {
+        remove_directory(disk, &aside)?;
+    }
+    disk.rename(path, &aside).map_err(|source| StoreError::io(path, Operation::Rename, 0, source))?;
+    let parent = path.parent().unwrap_or(Path::new("."));
+    disk.sync_dir(parent).map_err(|source| StoreError::io(parent, Operation::Sync, 0, source))?;
+    Ok(aside)
+}
+
 /// Removes what killed processes left in `parent`: directories on their way out and directories
 /// and files that were never finished. A directory that was being replaced is put back if the new
 /// one did not make it to its place. Only to be called under the [`crate::RunLock`] of `parent`:

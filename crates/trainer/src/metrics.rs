@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use finetune_store::{Operation, RealDisk, StoreError, replace_file};
+use finetune_store::{Operation, RealDisk, StoreError, failpoint, replace_file};
 use serde::{Deserialize, Serialize};
 
 pub(crate) const FILE: &str = "metrics.jsonl";
@@ -87,6 +87,7 @@ impl Metrics {
         let written = self.file.write_all(text.as_bytes());
         written.map_err(|source| StoreError::io(&self.path, Operation::Write, text.len() as u64, source))?;
         self.rows.push(row);
+        failpoint::hit("metrics.append");
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use finetune_model::adapter::Adapter;
 use finetune_model::{Device, Model, ModelConfig, choose};
 use finetune_recipe::{DeviceChoice, DtypeChoice, Length, Method, Recipe};
 use finetune_store::{
-    Disk, RealDisk, RunLock, TensorSet, newest_verified, numbered, replace_file, sweep, verify_directory,
+    Disk, RealDisk, RunLock, TensorSet, newest_verified, numbered, replace_file, set_aside, sweep, verify_directory,
 };
 
 use crate::error::TrainError;
@@ -88,6 +88,9 @@ pub(crate) fn check_available(recipe: &Recipe) -> Result<Vec<String>, TrainError
     }
     if !recipe.lora.modules_to_save.is_empty() {
         return unavailable("lora.modules_to_save", format!("{:?}", recipe.lora.modules_to_save), "yet; leave it out");
+    }
+    if recipe.data.packing {
+        return unavailable("data.packing", "true".into(), "yet; leave it out");
     }
     if let Some(ranks) = recipe.distributed.virtual_ranks.filter(|&ranks| ranks > 1) {
         return unavailable("distributed.virtual_ranks", ranks.to_string(), "yet; leave it out");
@@ -188,6 +191,10 @@ pub fn prepare(recipe: Recipe, resume: &Resume, progress: &dyn Fn(u64)) -> Resul
         layout: model.layout().digest(),
     };
     let lock = RunLock::acquire(&directory)?;
+    if *resume == Resume::No {
+        // Asked again: another process may have finished a run here while this one read its rows.
+        refuse_occupied(&disk, &directory)?;
+    }
     let checkpoints = directory.join(CHECKPOINTS);
     finetune_store::ensure_directory(&disk, &checkpoints)?;
     sweep(&disk, &checkpoints)?;
@@ -203,6 +210,7 @@ pub fn prepare(recipe: Recipe, resume: &Resume, progress: &dyn Fn(u64)) -> Resul
             state
         }
     };
+    set_later_aside(&disk, &checkpoints, state.step, &mut notices)?;
     model.set_parameters(&state.parameters);
     let metrics = Metrics::open(&directory, state.step)?;
     replace_file(&disk, &directory.join("recipe.toml"), recipe.to_toml().as_bytes())?;
@@ -239,6 +247,23 @@ fn refuse_occupied(disk: &dyn Disk, directory: &Path) -> Result<(), TrainError> 
     Ok(())
 }
 
+/// Checkpoints beyond the one that the run goes on from, torn or of a course not taken, make way: their names are
+/// about to be used again, and they must not count as the newest ones.
+fn set_later_aside(
+    disk: &dyn Disk,
+    checkpoints: &Path,
+    step: u64,
+    notices: &mut Vec<String>,
+) -> Result<(), TrainError> {
+    for (later, path) in numbered(disk, checkpoints, "step-")? {
+        if later > step {
+            let aside = set_aside(disk, &path)?;
+            notices.push(format!("{} is kept aside as {}", path.display(), aside.display()));
+        }
+    }
+    Ok(())
+}
+
 fn find(
     disk: &dyn Disk,
     resume: &Resume,
@@ -249,6 +274,7 @@ fn find(
         Resume::No => Ok(None),
         Resume::From(path) => {
             verify_directory(disk, path)?;
+            notices.push(format!("going on from {}", path.display()));
             Ok(Some(path.clone()))
         }
         Resume::Newest => {

@@ -73,6 +73,7 @@ pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -
 
         let last = run.state.step == run.steps;
         let improved = if run.evaluation_due(last) { run.evaluate(tell)? } else { false };
+        failpoint::hit("train.evaluated");
         let signal = stop.load(Ordering::SeqCst);
         if last || run.state.stopped_early || signal != 0 || run.checkpoint_due(improved) {
             run.save(tell)?;
@@ -82,7 +83,9 @@ pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -
         }
     }
     let after = run.answers("after", tell)?;
+    failpoint::hit("train.publish");
     run.publish()?;
+    failpoint::hit("train.published");
     report::write(run)?;
     Ok(Outcome::Finished { step: run.state.step, before, after })
 }
