@@ -388,7 +388,7 @@ def make_config(vocabulary_size):
         "bos_token_id": None,
         "eos_token_id": 0,
         "pad_token_id": 3,
-        "torch_dtype": "bfloat16",
+        "torch_dtype": "float32",
         "use_cache": True,
     }
 

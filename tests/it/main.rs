@@ -1,1 +1,16 @@
+//! Tests of the whole program: real processes on real files, as a user or a scheduler starts them.
+//!
+//! Start reading at `program.rs` (starts `finetune`, with a deadline) and `folder.rs` (a folder with a small recipe,
+//! model and rows in it); then any other file, one topic each. `UPDATE_EXPECT=1` rewrites the snapshots.
 
+#![allow(clippy::disallowed_methods, reason = "files of a test need not survive a power cut")]
+
+mod architecture;
+mod changed;
+mod commands;
+mod disk;
+mod folder;
+mod messages;
+mod program;
+mod resume;
+mod signals;

@@ -87,6 +87,7 @@ impl Progress {
     /// Shows what a run tells.
     pub(crate) fn show(&mut self, event: Event<'_>) {
         match event {
+            Event::Begin { from, to, .. } if from >= to => self.say(&format!("step {from} was the last: all is done")),
             Event::Begin { from, to, trained_parameters } => {
                 self.say(&format!(
                     "training steps {} to {to}, {} parameters",

@@ -83,6 +83,8 @@ pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -
         }
     }
     let after = run.answers("after", tell)?;
+    // Once more for a run that was killed between its last save and the pruning after it.
+    run.prune()?;
     failpoint::hit("train.publish");
     run.publish()?;
     failpoint::hit("train.published");
@@ -168,10 +170,14 @@ impl Run {
     fn save(&mut self, tell: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
         self.metrics.sync()?;
         let path = self.state.save(&*self.disk, &self.directory, &self.model, &self.base, &self.identity)?;
-        let best = self.state.best.filter(|_| self.recipe.checkpoint.keep_best).map(|best| best.step);
-        prune(&*self.disk, &self.directory, self.recipe.checkpoint.keep_last, best)?;
+        self.prune()?;
         tell(Event::Saved { step: self.state.step, path });
         report::write(self)
+    }
+
+    fn prune(&self) -> Result<(), TrainError> {
+        let best = self.state.best.filter(|_| self.recipe.checkpoint.keep_best).map(|best| best.step);
+        prune(&*self.disk, &self.directory, self.recipe.checkpoint.keep_last, best)
     }
 
     /// Answers to held-back rows, kept in the run directory: a resumed run has its first answers still.

@@ -1,0 +1,170 @@
+//! A run goes on only with what it was started with; what may change is what changes no number of it.
+
+use finetune_recipe::keys::KEYS;
+
+use crate::folder::{CRASH_RECIPE, Folder, golden, metrics, tree};
+use crate::program::Ended;
+
+/// A folder with a run that was killed in step 5, with the checkpoint of step 4.
+fn killed() -> Folder {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    folder.write("template.jinja", b"{{ messages }}");
+    assert!(folder.run_killed_at("run", &[], "train.step:5"));
+    folder
+}
+
+fn resume(folder: &Folder, sets: &[&str]) -> Ended {
+    let sets = sets.iter().flat_map(|set| ["--set", set]);
+    folder.run("run", &["--resume"].into_iter().chain(sets).collect::<Vec<_>>())
+}
+
+/// Keys that fix the numbers of a run, each with another value than the run was started with.
+const FIXED: &[(&str, &str)] = &[
+    ("seed", "8"),
+    ("model.device", "cpu"),
+    ("model.dtype", "f32"),
+    ("lora.rank", "5"),
+    ("lora.alpha", "9"),
+    ("lora.dropout", "0.2"),
+    ("lora.target_modules", "[\"q_proj\"]"),
+    ("lora.use_rslora", "true"),
+    ("lora.rank_pattern", "{ q_proj = 2 }"),
+    ("lora.alpha_pattern", "{ q_proj = 2.0 }"),
+    ("lora.layers_to_transform", "[1]"),
+    ("lora.init_from", "start"),
+    ("data.format", "tokens"),
+    ("data.max_seq_len", "64"),
+    ("data.overlong", "drop"),
+    ("data.train_on", "all"),
+    ("data.shuffle", "false"),
+    ("train.global_batch_size", "6"),
+    ("train.micro_batch_size", "3"),
+    ("train.max_grad_norm", "0.5"),
+    ("train.gradient_checkpointing", "true"),
+    ("optimizer.learning_rate", "1e-3"),
+    ("optimizer.betas", "[0.9, 0.99]"),
+    ("optimizer.eps", "1e-7"),
+    ("optimizer.weight_decay", "0.1"),
+    ("schedule.name", "linear"),
+    ("schedule.warmup_steps", "1"),
+    ("schedule.warmup_ratio", "0.1"),
+    ("schedule.min_lr_ratio", "0.1"),
+    ("eval.early_stopping_patience", "3"),
+];
+
+/// Keys of the digest without a second value that could be tried here, and why.
+const NOT_TRIED: &[(&str, &str)] = &[
+    ("model.quantization", "not available yet"),
+    ("lora.use_dora", "not available yet"),
+    ("lora.modules_to_save", "not available yet"),
+    ("data.packing", "not available yet"),
+    ("data.chat_template", "needs a tokenizer; the next test changes what it does"),
+    ("train.method", "the recipe's [lora] is refused with `full` before anything else"),
+    ("optimizer.name", "there is one"),
+    ("distributed.virtual_ranks", "not available yet"),
+];
+
+#[test]
+fn a_changed_key_is_refused_by_name() {
+    let folder = killed();
+    // An adapter to start from, which the run did not.
+    folder.run("other", &["--set", "train.max_steps=1"]).expect(0);
+    std::fs::rename(folder.path("other/adapter"), folder.path("start")).expect("an adapter");
+    let before = tree(&folder.path("run"));
+    for (key, value) in FIXED {
+        let ended = resume(&folder, &[&format!("{key}={value}")]).expect(2);
+        let line = ended.stderr.lines().find(|line| line.trim_start().starts_with(&format!("{key}: ")));
+        assert!(line.is_some_and(|line| line.contains("the checkpoint has")), "{key}:\n{}", ended.stderr);
+        assert!(ended.stderr.contains("cannot be resumed with this recipe"), "{key}:\n{}", ended.stderr);
+        assert!(before == tree(&folder.path("run")), "{key}: the refusal has changed the run directory");
+    }
+    resume(&folder, &[]).expect(0);
+}
+
+/// A key that joins the digest must join one of the two lists.
+#[test]
+fn every_key_of_the_digest_is_tried() {
+    let tried: Vec<&str> = FIXED.iter().chain(NOT_TRIED).map(|(key, _)| *key).collect();
+    for key in KEYS.iter().filter(|key| key.in_digest) {
+        assert!(tried.contains(&key.path), "{} is in the digest and in no list of this test", key.path);
+    }
+    for path in tried {
+        assert!(KEYS.iter().any(|key| key.path == path && key.in_digest), "{path} is not in the digest");
+    }
+}
+
+#[test]
+fn changed_rows_and_weights_are_refused_by_name() {
+    let swapped_lines = |bytes: &[u8]| {
+        let mut lines: Vec<&[u8]> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
+        lines.swap(0, 1);
+        lines.concat()
+    };
+    let flipped_bit = |bytes: &[u8]| {
+        // The last byte belongs to a weight, not to the header.
+        let mut bytes = bytes.to_vec();
+        *bytes.last_mut().expect("a byte") ^= 1;
+        bytes
+    };
+    let other_norm = |bytes: &[u8]| {
+        let text = String::from_utf8(bytes.to_vec()).expect("JSON").replace("1e-06", "1e-05");
+        assert!(text.as_bytes() != bytes);
+        text.into_bytes()
+    };
+    let one_label_less = |bytes: &[u8]| {
+        let text = String::from_utf8(bytes.to_vec()).expect("JSON").replacen("75, 66, 73", "-100, 66, 73", 2);
+        // The first occurrence is in input_ids, where it must stay as it was.
+        text.replacen("29, -100, 66", "29, 75, 66", 1).into_bytes()
+    };
+    type Change<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
+    let cases: [(&str, Change, &str); 6] = [
+        ("train.jsonl", &swapped_lines, "data.train: the rows have changed"),
+        ("train.jsonl", &one_label_less, "data.train: the rows have changed"),
+        ("train.jsonl", &|_| std::fs::read(golden("qwen2/rows.jsonl")).expect("rows"), "data.train: the rows"),
+        ("eval.jsonl", &swapped_lines, "data.eval: the rows have changed"),
+        ("model/model.safetensors", &flipped_bit, "model.path: the weights or config.json have changed"),
+        ("model/config.json", &other_norm, "model.path: the weights or config.json have changed"),
+    ];
+    let folder = killed();
+    let before = tree(&folder.path("run"));
+    for (file, change, message) in cases {
+        let original = std::fs::read(folder.path(file)).expect("a file");
+        folder.write(file, &change(&original));
+        resume(&folder, &[]).expect(2).says(message);
+        assert!(before == tree(&folder.path("run")), "{file}: the refusal has changed the run directory");
+        folder.write(file, &original);
+    }
+    resume(&folder, &[]).expect(0);
+}
+
+#[test]
+fn what_changes_no_number_may_change() {
+    for set in [
+        "log.every=5",
+        "checkpoint.every=3",
+        "checkpoint.keep_last=5",
+        "checkpoint.keep_best=false",
+        "eval.every=5",
+        "train.max_steps=12",
+        "distributed.timeout=9s",
+    ] {
+        let folder = killed();
+        resume(&folder, &[set]).expect(0).says("(step 4)");
+        let last = metrics(&folder.path("run")).last().expect("a row")["step"].as_u64();
+        assert_eq!(last, Some(if set == "train.max_steps=12" { 12 } else { 10 }), "{set}");
+    }
+}
+
+#[test]
+fn a_run_directory_may_move() {
+    let folder = killed();
+    folder.run("undisturbed", &[]).expect(0);
+    std::fs::rename(folder.path("run"), folder.path("moved")).expect("a directory");
+    folder.run("moved", &["--resume"]).expect(0).says("(step 4)");
+    folder.result("moved").expect_same(&folder.result("undisturbed"), "moved");
+}
+
+#[test]
+fn fewer_steps_than_are_done_are_refused() {
+    resume(&killed(), &["train.max_steps=3"]).expect(2).says("step 4 is past the last step of the recipe, 3");
+}

@@ -1,0 +1,335 @@
+//! A run that is killed at any point goes on with `--resume` and ends with the same bits.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::folder::{CRASH_RECIPE, Folder, RunResult, metrics};
+use crate::program::start;
+
+/// Steps between checkpoints in [`CRASH_RECIPE`]: no more than these may be done twice.
+const CHECKPOINT_EVERY: u64 = 2;
+
+/// Points of a run, in the order of the code. Each is hit several times; a kill at each hit is tried.
+const FAILPOINTS: [&str; 14] = [
+    "train.step",
+    "train.updated",
+    "metrics.append",
+    "train.evaluated",
+    "checkpoint.begin",
+    "checkpoint.file",
+    "checkpoint.written",
+    "checkpoint.synced",
+    "checkpoint.renamed",
+    "checkpoint.done",
+    "prune.trashed",
+    "train.publish",
+    "train.published",
+    "replace.aside",
+];
+
+/// The run that nothing interrupts.
+fn undisturbed(folder: &Folder) -> RunResult {
+    folder.run("undisturbed", &[]).expect(0);
+    let result = folder.result("undisturbed");
+    let steps: Vec<u64> = metrics(&folder.path("undisturbed"))
+        .iter()
+        .filter(|row| row.get("loss").is_some())
+        .map(|row| row["step"].as_u64().expect("a number"))
+        .collect();
+    assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>());
+    result
+}
+
+/// The last step in metrics.jsonl, 0 without one.
+fn last_step(folder: &Folder, output: &str) -> u64 {
+    // A kill can leave no torn line: a row is one write.
+    metrics(&folder.path(output)).last().map_or(0, |row| row["step"].as_u64().expect("a number"))
+}
+
+/// The step that `--resume` said it goes on from.
+fn resumed_from(stderr: &str) -> u64 {
+    if stderr.contains("starting from the beginning") {
+        return 0;
+    }
+    let (_, rest) = stderr.split_once("(step ").unwrap_or_else(|| panic!("no word of where from:\n{stderr}"));
+    rest.split_once(')').and_then(|(step, _)| step.parse().ok()).expect("a step")
+}
+
+#[test]
+fn a_kill_at_any_point_changes_no_bit() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let want = undisturbed(&folder);
+    assert_eq!(want.checkpoints().len(), 2, "the last checkpoint and a best one before it: {:?}", want.checkpoints());
+    let mut kills = 0;
+    for point in FAILPOINTS {
+        // An adapter is replaced only where a finished run is run again, below.
+        if point == "replace.aside" {
+            continue;
+        }
+        for hit in 1.. {
+            let failpoint = format!("{point}:{hit}");
+            let output = failpoint.replace(':', "-");
+            if !folder.run_killed_at(&output, &["--resume"], &failpoint) {
+                assert!(hit > 1, "{point} is never hit");
+                break;
+            }
+            kills += 1;
+            let reached = last_step(&folder, &output);
+            let ended = folder.run(&output, &["--resume"]).expect(0);
+            let from = resumed_from(&ended.stderr);
+            assert!(reached - from <= CHECKPOINT_EVERY, "{failpoint}: step {reached} was done, went on from {from}");
+            folder.result(&output).expect_same(&want, &failpoint);
+            std::fs::remove_dir_all(folder.path(&output)).expect("it is there");
+        }
+    }
+    println!("{kills} kills, no bit differs");
+    assert!(kills >= 60, "{kills} kills");
+}
+
+#[test]
+fn a_run_killed_again_and_again_changes_no_bit() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let want = undisturbed(&folder);
+    let mut random = Random::new();
+    for round in 0..6 {
+        let (mut kills, mut history) = (0, Vec::new());
+        while kills < 5 {
+            let point = FAILPOINTS[random.below(FAILPOINTS.len() as u64) as usize];
+            let failpoint = format!("{point}:{}", 1 + random.below(4));
+            kills += u64::from(folder.run_killed_at("run", &["--resume"], &failpoint));
+            history.push(failpoint);
+            assert!(history.len() < 60, "kills do not happen: {history:?}");
+        }
+        folder.run("run", &["--resume"]).expect(0);
+        folder.result("run").expect_same(&want, &format!("round {round}, {history:?}"));
+        std::fs::remove_dir_all(folder.path("run")).expect("it is there");
+    }
+}
+
+/// A finished run that is run again writes its adapter anew; there is a moment when the old one has made way already.
+#[test]
+fn a_kill_while_the_adapter_is_replaced() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let want = undisturbed(&folder);
+    for point in ["checkpoint.begin", "checkpoint.file:2", "checkpoint.synced", "replace.aside", "checkpoint.renamed"] {
+        assert!(folder.run_killed_at("undisturbed", &["--resume"], point), "{point}");
+        folder.run("undisturbed", &["--resume"]).expect(0);
+        folder.result("undisturbed").expect_same(&want, point);
+    }
+}
+
+/// Real SIGKILLs at random moments. How far a process gets depends on the machine, so the time it is given grows
+/// while it makes no progress.
+#[test]
+fn murder_changes_no_bit() {
+    const TIME: Duration = Duration::from_secs(30);
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let longer = ["--resume", "--set", "train.max_steps=80", "--set", "checkpoint.every=3", "--set", "eval.every=7"];
+    folder.run("undisturbed", &longer).expect(0);
+    let want = folder.result("undisturbed");
+    let mut random = Random::new();
+    let (begin, mut kills, mut reached) = (Instant::now(), 0, 0);
+    let mut window = Duration::from_millis(60);
+    while begin.elapsed() < TIME {
+        let mut running = start(&mut folder.command("run", &longer));
+        let moment = Duration::from_micros(random.below(window.as_micros() as u64));
+        if running.ends_within(moment) {
+            running.wait().expect(0);
+            break;
+        }
+        running.signal("KILL");
+        let ended = running.wait();
+        if ended.code == Some(0) {
+            break;
+        }
+        assert_eq!(ended.signal, Some(9), "{ended:?}");
+        kills += 1;
+        let step = last_step(&folder, "run");
+        if step <= reached {
+            window = window.mul_f64(1.2);
+        }
+        reached = reached.max(step);
+    }
+    folder.run("run", &longer).expect(0);
+    folder.result("run").expect_same(&want, &format!("{kills} kills, seed {}", random.seed));
+    println!("{kills} kills, no bit differs (seed {})", random.seed);
+}
+
+/// How many threads share the work is not what fixes the numbers either.
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let want = undisturbed(&folder);
+    for threads in ["1", "3"] {
+        let output = format!("threads-{threads}");
+        crate::program::run(folder.command(&output, &[]).env("RAYON_NUM_THREADS", threads)).expect(0);
+        folder.result(&output).expect_same(&want, &format!("{threads} threads"));
+    }
+}
+
+#[test]
+fn resume_without_a_checkpoint_starts_fresh_and_says_so() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let want = undisturbed(&folder);
+    folder.run("run", &["--resume"]).expect(0).says("no checkpoint in run/checkpoints: starting from the beginning");
+    folder.result("run").expect_same(&want, "a fresh start");
+}
+
+#[test]
+fn a_finished_run_resumed_is_left_as_it_is() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let want = undisturbed(&folder);
+    for _ in 0..2 {
+        folder.run("undisturbed", &["--resume"]).expect(0).says("step 10 was the last");
+        folder.result("undisturbed").expect_same(&want, "a finished run");
+    }
+}
+
+#[test]
+fn an_occupied_directory_is_refused_untouched() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    // Once with a checkpoint and no result yet, once with the result.
+    assert!(folder.run_killed_at("run", &[], "train.step:4"));
+    for arguments in [["--resume"].as_slice(), &[]] {
+        let before = crate::folder::tree(&folder.path("run"));
+        folder.run("run", &[]).expect(2).says("run holds a run already");
+        assert!(before == crate::folder::tree(&folder.path("run")), "something has changed");
+        if !arguments.is_empty() {
+            folder.run("run", arguments).expect(0);
+        }
+    }
+}
+
+/// A run with the checkpoints of steps 2, 4 and 6, killed in step 7.
+fn three_checkpoints(folder: &Folder) {
+    assert!(folder.run_killed_at("run", &KEEP_ALL, "train.step:7"));
+    assert_eq!(folder.result("run").checkpoints(), ["step-000002", "step-000004", "step-000006"]);
+}
+
+const KEEP_ALL: [&str; 3] = ["--resume", "--set", "checkpoint.keep_last=9"];
+
+#[test]
+fn a_named_checkpoint_is_the_one_taken() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    folder.run("undisturbed", &KEEP_ALL).expect(0);
+    let want = folder.result("undisturbed");
+    three_checkpoints(&folder);
+    let path = folder.path("run/checkpoints/step-000002");
+    let named = ["--resume", path.to_str().expect("UTF-8"), "--set", "checkpoint.keep_last=9"];
+    let ended = folder.run("run", &named).expect(0).says("training steps 3 to 10");
+    // The two that the run did not go on from are kept, under names that no later resume takes.
+    for step in ["step-000004", "step-000006"] {
+        let line = format!("run/checkpoints/{step} is kept aside as run/checkpoints/aside-{step}");
+        assert!(ended.stderr.contains(&line), "{}", ended.stderr);
+        std::fs::remove_dir_all(folder.path(&format!("run/checkpoints/aside-{step}"))).expect("it is there");
+    }
+    folder.result("run").expect_same(&want, "from step 2");
+}
+
+#[test]
+fn a_named_checkpoint_that_is_torn_is_refused() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    three_checkpoints(&folder);
+    let torn = folder.path("run/checkpoints/step-000006");
+    std::fs::remove_file(torn.join("optimizer.safetensors")).expect("it is there");
+    let named = ["--resume", torn.to_str().expect("UTF-8")];
+    folder.run("run", &named).expect(2).says("optimizer.safetensors");
+}
+
+#[test]
+fn a_torn_checkpoint_is_passed_over_and_named() {
+    type Damage = fn(&Path);
+    let cases: [(&str, Damage, &str); 6] = [
+        ("a flipped bit", |path| flip_bit(&path.join("adapter_model.safetensors")), "adapter_model.safetensors"),
+        ("a flipped bit", |path| flip_bit(&path.join("trainer_state.json")), "trainer_state.json"),
+        ("a flipped bit", |path| flip_bit(&path.join("manifest.json")), "manifest.json"),
+        ("a lost file", |path| remove(&path.join("optimizer.safetensors")), "optimizer.safetensors"),
+        ("a lost manifest", |path| remove(&path.join("manifest.json")), "manifest.json"),
+        ("a cut file", |path| cut(&path.join("optimizer.safetensors")), "optimizer.safetensors"),
+    ];
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    folder.run("undisturbed", &KEEP_ALL).expect(0);
+    let want = folder.result("undisturbed");
+    for (what, damage, file) in cases {
+        let what = format!("{what}, {file}");
+        three_checkpoints(&folder);
+        damage(&folder.path("run/checkpoints/step-000006"));
+        let ended = folder.run("run", &KEEP_ALL).expect(0);
+        let line = ended.stderr.lines().find(|line| line.contains("step-000006 is passed over"));
+        assert!(line.is_some_and(|line| line.contains(file)), "{what}: {}", ended.stderr);
+        assert_eq!(resumed_from(&ended.stderr), 4, "{what}");
+        std::fs::remove_dir_all(folder.path("run/checkpoints/aside-step-000006")).expect("kept aside");
+        folder.result("run").expect_same(&want, &what);
+        std::fs::remove_dir_all(folder.path("run")).expect("it is there");
+    }
+}
+
+/// With `keep_last = 1` a torn newest checkpoint must not push out the good one before it.
+#[test]
+fn a_torn_checkpoint_is_not_one_of_those_to_keep() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let want = undisturbed(&folder);
+    three_checkpoints(&folder);
+    flip_bit(&folder.path("run/checkpoints/step-000006/optimizer.safetensors"));
+    // Killed at once after the next checkpoint was saved and the old ones were removed.
+    assert!(folder.run_killed_at("run", &["--resume"], "train.step:3"));
+    let ended = folder.run("run", &["--resume"]).expect(0);
+    assert_eq!(resumed_from(&ended.stderr), 6);
+    std::fs::remove_dir_all(folder.path("run/checkpoints/aside-step-000006")).expect("kept aside");
+    folder.result("run").expect_same(&want, "keep_last = 1");
+}
+
+#[test]
+fn with_every_checkpoint_torn_the_run_starts_from_the_beginning() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let want = undisturbed(&folder);
+    assert!(folder.run_killed_at("run", &[], "train.step:4"));
+    flip_bit(&folder.path("run/checkpoints/step-000002/adapter_model.safetensors"));
+    let ended = folder.run("run", &["--resume"]).expect(0).says("step-000002 is passed over");
+    assert_eq!(resumed_from(&ended.stderr), 0);
+    std::fs::remove_dir_all(folder.path("run/checkpoints/aside-step-000002")).expect("kept aside");
+    folder.result("run").expect_same(&want, "all torn");
+}
+
+fn flip_bit(path: &Path) {
+    let mut bytes = std::fs::read(path).expect("a file");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, bytes).expect("a file");
+}
+
+fn remove(path: &Path) {
+    std::fs::remove_file(path).expect("a file");
+}
+
+fn cut(path: &Path) {
+    let file = std::fs::OpenOptions::new().write(true).open(path).expect("a file");
+    file.set_len(1000).expect("a file longer than that");
+}
+
+/// SplitMix64 (<https://prng.di.unimi.it/splitmix64.c>). FINETUNE_TEST_SEED repeats a failure.
+struct Random {
+    seed: u64,
+    state: u64,
+}
+
+impl Random {
+    fn new() -> Random {
+        let given = std::env::var("FINETUNE_TEST_SEED").ok().and_then(|text| text.parse().ok());
+        let seed = given.unwrap_or_else(|| {
+            let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+            since.as_nanos() as u64
+        });
+        println!("FINETUNE_TEST_SEED={seed}");
+        Random { seed, state: seed }
+    }
+
+    /// 0 to `end - 1`.
+    fn below(&mut self, end: u64) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % end.max(1)
+    }
+}

@@ -1,0 +1,108 @@
+//! Stopping a run: the first signal finishes the step and saves, a second one ends at once. One process per directory.
+
+use std::time::Duration;
+
+use crate::folder::{CRASH_RECIPE, Folder, metrics};
+use crate::program::{Ended, run, start};
+
+/// Far more steps than a test will let it take.
+const FOR_EVER: [&str; 4] = ["--set", "train.max_steps=10000000", "--set", "checkpoint.every=0"];
+
+#[test]
+fn a_signal_finishes_the_step_and_saves() {
+    for (signal, code) in [("TERM", 143), ("INT", 130)] {
+        let folder = Folder::with_recipe(CRASH_RECIPE);
+        let mut running = start(&mut folder.command("run", &FOR_EVER));
+        let path = folder.path("run");
+        running.wait_until("a few steps", |_| {
+            std::fs::read_to_string(path.join("metrics.jsonl")).is_ok_and(|text| text.lines().count() > 5)
+        });
+        running.signal(signal);
+        let ended = running.wait().expect(code);
+        let stopped_after = stopped_after(&ended);
+        let result = folder.result("run");
+        assert_eq!(result.checkpoints().last(), Some(&format!("step-{stopped_after:06}")), "SIG{signal}");
+        assert_eq!(metrics(&path).last().expect("a row")["step"].as_u64(), Some(stopped_after), "SIG{signal}");
+        assert!(!path.join("adapter").exists(), "a run that is not done has no result");
+
+        // The schedule is constant, so a shorter run has the same numbers.
+        let steps = format!("train.max_steps={}", stopped_after + 3);
+        folder.run("run", &["--resume", "--set", &steps]).expect(0).says(&format!("(step {stopped_after})"));
+        folder.run("undisturbed", &["--set", &steps]).expect(0);
+        folder.result("run").expect_same(&folder.result("undisturbed"), signal);
+    }
+}
+
+fn stopped_after(ended: &Ended) -> u64 {
+    let (_, rest) = ended.stderr.split_once("stopped after step ").unwrap_or_else(|| panic!("{}", ended.stderr));
+    rest.split_once(',').and_then(|(step, _)| step.parse().ok()).expect("a step")
+}
+
+/// One step here takes seconds: 8000 rows, one at a time.
+fn slow_step() -> Folder {
+    let folder = Folder::with_recipe(
+        &CRASH_RECIPE.replace("global_batch_size = 5", "global_batch_size = 8000").replace("micro_batch_size = 2", "micro_batch_size = 1"),
+    );
+    let rows = std::fs::read_to_string(folder.path("train.jsonl")).expect("rows");
+    folder.write("train.jsonl", rows.repeat(8000 / 12 + 1).as_bytes());
+    folder
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    for [first, second] in [["TERM", "INT"], ["INT", "TERM"]] {
+        let folder = slow_step();
+        let mut running = start(&mut folder.command("run", &[]));
+        running.wait_until("the first step", |running| running.stderr().contains("training steps 1 to"));
+        running.signal(first);
+        running.signal(second);
+        let ended = running.wait();
+        // Where both are pending at once, the system chooses which comes first.
+        assert!(matches!(ended.code, Some(130 | 143)), "{first}, {second}: {ended:?}");
+        assert!(!ended.stderr.contains("stopped after step"), "{first}, {second}: the step was finished: {ended:?}");
+        assert!(metrics(&folder.path("run")).is_empty());
+        assert_eq!(folder.result("run").checkpoints(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_second_process_on_a_run_directory_is_refused() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let mut first = start(&mut folder.command("run", &FOR_EVER));
+    let path = folder.path("run/metrics.jsonl");
+    first.wait_until("a step", |_| std::fs::read_to_string(&path).is_ok_and(|text| !text.is_empty()));
+    for arguments in [["--resume"].as_slice(), &[]] {
+        let ended = folder.run("run", arguments).expect(2).says("is in use by process");
+        assert!(ended.stderr.contains(&format!("process {}", first.pid())), "{}", ended.stderr);
+    }
+    // The system lets go of the lock of a killed process: nothing has to be cleaned up by hand.
+    first.signal("KILL");
+    assert_eq!(first.wait().signal, Some(9));
+    folder.run("run", &["--resume"]).expect(0);
+}
+
+#[test]
+fn of_processes_that_race_for_a_directory_one_wins() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    for round in 0..5 {
+        let output = format!("run-{round}");
+        let racers: Vec<_> = (0..3).map(|_| start(&mut folder.command(&output, &[]))).collect();
+        let codes: Vec<_> = racers.into_iter().map(|racer| racer.wait().code).collect();
+        let won = codes.iter().filter(|code| **code == Some(0)).count();
+        let refused = codes.iter().filter(|code| **code == Some(2)).count();
+        assert_eq!((won, refused), (1, 2), "round {round}: {codes:?}");
+    }
+}
+
+/// Stopping is no failure: nothing is lost by rerunning the same command.
+#[test]
+fn a_run_stopped_before_its_first_step_can_be_rerun() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let mut running = start(&mut folder.command("run", &["--resume"]));
+    // It may be anywhere by then: before its handlers are in place, in a step, or done.
+    running.ends_within(Duration::from_millis(5));
+    running.signal("TERM");
+    let ended = running.wait();
+    assert!(matches!((ended.code, ended.signal), (Some(0 | 143), None) | (None, Some(15))), "{ended:?}");
+    run(&mut folder.command("run", &["--resume"])).expect(0);
+}
