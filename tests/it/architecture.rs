@@ -16,10 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("model", &["recipe", "store", "kernels"]),
     ("trainer", &["recipe", "store", "dataset", "model", "allreduce"]),
     ("cluster", &["allreduce"]),
-    (
-        "finetune",
-        &["recipe", "store", "dataset", "kernels", "model", "allreduce", "trainer", "cluster"],
-    ),
+    ("finetune", &["recipe", "store", "dataset", "kernels", "model", "allreduce", "trainer", "cluster"]),
     ("testkit", &["recipe", "store", "dataset", "kernels", "model", "allreduce", "trainer", "cluster"]),
 ];
 

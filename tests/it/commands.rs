@@ -157,9 +157,8 @@ fn generate_is_repeatable() {
         assert_eq!(answer["text"], tokenizer.decode(&tokens, true).expect("text"));
         assert_eq!(answer["finish_reason"], if tokens.len() == 24 { "length" } else { "stop" });
     }
-    let prompt = |answer: Value| -> Vec<u32> {
-        serde_json::from_value(answer["prompt_token_ids"].clone()).expect("ids")
-    };
+    let prompt =
+        |answer: Value| -> Vec<u32> { serde_json::from_value(answer["prompt_token_ids"].clone()).expect("ids") };
     let decoded = |ids: Vec<u32>| tokenizer.decode(&ids, false).expect("text");
     assert_eq!(decoded(prompt(generate(&[]))), "<|user|>\nHi<|end|><|assistant|>\n");
     assert_eq!(decoded(prompt(generate(&["--raw"]))), "Hi", "--raw leaves the template out");
@@ -313,5 +312,6 @@ fn help_of_every_command() {
 
           -V, --version
                   Print version
-    "#]].assert_eq(&top.stdout);
+    "#]]
+    .assert_eq(&top.stdout);
 }

@@ -2,7 +2,7 @@
 
 use expect_test::{Expect, expect};
 
-use crate::folder::{CRASH_RECIPE, Folder, golden, repository};
+use crate::folder::{CRASH_RECIPE, Folder, golden, metrics, repository};
 use crate::program::{finetune, run};
 
 /// Runs `finetune ARGUMENTS` in the folder and compares what it says. Paths of this machine become `<folder>` and
@@ -36,7 +36,10 @@ method = "full"
 #[test]
 fn an_unknown_key() {
     let folder = Folder::with_recipe(&CRASH_RECIPE.replace("dropout = 0.1", "dropuot = 0.1"));
-    check(&folder, &RUN, expect![[r#"
+    check(
+        &folder,
+        &RUN,
+        expect![[r#"
         error: unknown key `dropuot` in [lora]
          --> recipe.toml:9:1
           |
@@ -45,13 +48,17 @@ fn an_unknown_key() {
           |
           = hint: did you mean `dropout`?
         (exit code 2)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_key_of_another_program() {
     let recipe = CRASH_RECIPE.replace("rank = 4", "lora_r = 4").replace("max_steps = 10", "iters = 10");
-    check(&Folder::with_recipe(&recipe), &RUN, expect![[r#"
+    check(
+        &Folder::with_recipe(&recipe),
+        &RUN,
+        expect![[r#"
         error: unknown key `lora_r` in [lora]
          --> recipe.toml:7:1
           |
@@ -68,13 +75,17 @@ fn a_key_of_another_program() {
            |
            = hint: ours is `max_steps`; mlx-lm counts micro-batches, ours are optimizer steps: divide by its grad_accumulation_steps
         (exit code 2)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_value_of_the_wrong_type() {
     let folder = Folder::with_recipe(&CRASH_RECIPE.replace("learning_rate = 5e-2", "learning_rate = \"5e-2\""));
-    check(&folder, &RUN, expect![[r#"
+    check(
+        &folder,
+        &RUN,
+        expect![[r#"
         error: expected a number, found a string
           --> recipe.toml:18:17
            |
@@ -83,89 +94,124 @@ fn a_value_of_the_wrong_type() {
            |
            = hint: write it without quotes: 5e-2
         (exit code 2)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn no_toml_at_all() {
-    check(&Folder::with_recipe("[model\npath = 1\n"), &RUN, expect![[r#"
+    check(
+        &Folder::with_recipe("[model\npath = 1\n"),
+        &RUN,
+        expect![[r#"
         error: not TOML: unclosed table, expected `]`
          --> recipe.toml:1:7
           |
         1 | [model
           |       ^
         (exit code 2)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn an_unknown_key_on_the_command_line() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
-    check(&folder, &["run", "recipe.toml", "--set", "lora.rnak=8", "--set", "lora.rank=many"], expect![[r#"
+    check(
+        &folder,
+        &["run", "recipe.toml", "--set", "lora.rnak=8", "--set", "lora.rank=many"],
+        expect![[r#"
         error: --set lora.rnak=8: unknown key `rnak` in [lora]
 
         hint: did you mean `rank`?
 
         error: --set lora.rank=many: expected an integer, found a string
         (exit code 2)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn files_that_are_not_there() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
-    check(&folder, &["run", "recpie.toml"], expect![[r#"
+    check(
+        &folder,
+        &["run", "recpie.toml"],
+        expect![[r#"
         error: recpie.toml: cannot read the recipe: No such file or directory (os error 2)
         (exit code 2)
-    "#]]);
-    check(&folder, &["run", "recipe.toml", "--set", "model.path=models/none"], expect![[r#"
+    "#]],
+    );
+    check(
+        &folder,
+        &["run", "recipe.toml", "--set", "model.path=models/none"],
+        expect![[r#"
         reading rows
         error: model.path: `models/none` is neither a directory nor a model in the Hugging Face cache
 
         hint: a directory needs config.json, tokenizer.json and model.safetensors; paths are relative to the recipe
         hint: models of the hub are found once another program has put them into the cache (HF_HOME)
         (exit code 2)
-    "#]]);
-    check(&folder, &["run", "recipe.toml", "--set", "data.train=none.jsonl"], expect![[r#"
+    "#]],
+    );
+    check(
+        &folder,
+        &["run", "recipe.toml", "--set", "data.train=none.jsonl"],
+        expect![[r#"
         reading rows
         error: cannot read none.jsonl: No such file or directory (os error 2)
 
         hint: paths in a recipe are relative to the recipe file
         (exit code 2)
-    "#]]);
-    check(&folder, &["run", "recipe.toml", "--resume", "run/checkpoints/step-000100"], expect![[r#"
-        reading rows
-        error: run/checkpoints/step-000100: manifest.json is missing
-
-        hint: the file was changed, cut or replaced after it was written: restore it, or use another checkpoint or download
-        (exit code 2)
-    "#]]);
+    "#]],
+    );
+    check(
+        &folder,
+        &["run", "recipe.toml", "--resume", "run/checkpoints/step-000100"],
+        expect![[r#"
+            reading rows
+            error: run/checkpoints/step-000100: there is no such checkpoint
+            (exit code 2)
+        "#]],
+    );
 }
 
 #[test]
 fn settings_that_are_not_available() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     for (set, want) in [
-        ("lora.use_dora=true", expect![[r#"
+        (
+            "lora.use_dora=true",
+            expect![[r#"
             reading rows
             error: lora.use_dora = true is not available yet; plain LoRA and rsLoRA are
             (exit code 2)
-        "#]]),
-        ("model.quantization=nf4", expect![[r#"
+        "#]],
+        ),
+        (
+            "model.quantization=nf4",
+            expect![[r#"
             reading rows
             error: model.quantization = nf4 is not available yet; leave it out
             (exit code 2)
-        "#]]),
-        ("model.device=gpu", expect![[r#"
+        "#]],
+        ),
+        (
+            "model.device=gpu",
+            expect![[r#"
             reading rows
             error: model.device = gpu is not available in this build; use "cpu" or "auto"
             (exit code 2)
-        "#]]),
-        ("data.packing=true", expect![[r#"
+        "#]],
+        ),
+        (
+            "data.packing=true",
+            expect![[r#"
             reading rows
             error: data.packing = true is not available yet; leave it out
             (exit code 2)
-        "#]]),
+        "#]],
+        ),
     ] {
         check(&folder, &["run", "recipe.toml", "--set", set], want);
     }
@@ -174,13 +220,17 @@ fn settings_that_are_not_available() {
 #[test]
 fn a_target_that_no_layer_has() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
-    check(&folder, &["run", "recipe.toml", "--set", "lora.target_modules=[\"c_attn\"]"], expect![[r#"
+    check(
+        &folder,
+        &["run", "recipe.toml", "--set", "lora.target_modules=[\"c_attn\"]"],
+        expect![[r#"
         reading rows
         error: target_modules: `c_attn` matches no linear layer of the model
 
         hint: linear layers of this model are called `q_proj`, `k_proj`, `v_proj`, `o_proj` and 3 more
         (exit code 2)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -191,13 +241,17 @@ fn a_model_without_one_of_its_tensors() {
     let place = bytes.windows(name.len()).position(|window| window == name).expect("its name is in the header");
     bytes[place + name.len() - 1] = b'x';
     folder.write("model/model.safetensors", &bytes);
-    check(&folder, &RUN, expect![[r#"
+    check(
+        &folder,
+        &RUN,
+        expect![[r#"
         reading rows
         error: ./model: the model has no tensor `model.norm.weight`, which Qwen3ForCausalLM with this config.json needs
 
         hint: config.json and the weights do not belong together, or a download is not complete
         (exit code 2)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -213,7 +267,10 @@ fn rows_that_cannot_be_read() {
 {"conversation": []}
 "#,
     );
-    check(&folder, &RUN, expect![[r#"
+    check(
+        &folder,
+        &RUN,
+        expect![[r#"
         reading rows
         error: 4 rows cannot be used
           train.jsonl:2:47: not JSON: EOF while parsing a list
@@ -225,7 +282,8 @@ fn rows_that_cannot_be_read() {
           train.jsonl:6: no key that tells the format; its keys are conversation; expected one of the keys messages, prompt, text, instruction, conversations, input_ids
             {"conversation": []}
         (exit code 2)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -233,7 +291,10 @@ fn a_row_that_is_too_long() {
     let folder = Folder::with_chat_model(CHAT_RECIPE);
     let text = "word ".repeat(200);
     folder.write("train.jsonl", format!("{{\"text\": \"short\"}}\n{{\"text\": \"{text}\"}}\n").as_bytes());
-    check(&folder, &RUN, expect![[r#"
+    check(
+        &folder,
+        &RUN,
+        expect![[r#"
         reading rows
         error: 1 row cannot be used
           train.jsonl:2: the row has 602 tokens, more than data.max_seq_len = 64
@@ -241,27 +302,35 @@ fn a_row_that_is_too_long() {
 
         hint: raise data.max_seq_len, or set data.overlong to "truncate" or "drop"
         (exit code 2)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_row_without_a_token_to_train_on() {
     let folder = Folder::with_chat_model(CHAT_RECIPE);
     folder.write("train.jsonl", b"{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}\n");
-    check(&folder, &RUN, expect![[r#"
+    check(
+        &folder,
+        &RUN,
+        expect![[r#"
         reading rows
         error: 1 row cannot be used
           train.jsonl:1: no assistant message to train on; the roles are user
             {"messages": [{"role": "user", "content": "Hi"}]}
         (exit code 2)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn rows_of_two_formats() {
     let folder = Folder::with_chat_model(CHAT_RECIPE);
     folder.write("train.jsonl", b"{\"text\": \"Hi\"}\n{\"prompt\": \"Hi\", \"completion\": \"Hello\"}\n");
-    check(&folder, &RUN, expect![[r#"
+    check(
+        &folder,
+        &RUN,
+        expect![[r#"
         reading rows
         error: 1 row cannot be used
           train.jsonl:2: this is a row of format prompt_completion, and the first row (train.jsonl:1) is text; expected format text in every row
@@ -269,20 +338,25 @@ fn rows_of_two_formats() {
 
         hint: one dataset has one format: convert the rows, or name the format with data.format
         (exit code 2)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn no_rows() {
     let folder = Folder::with_chat_model(CHAT_RECIPE);
     folder.write("train.jsonl", b"\n");
-    check(&folder, &RUN, expect![[r#"
+    check(
+        &folder,
+        &RUN,
+        expect![[r#"
         reading rows
         error: no rows in train.jsonl
 
         hint: each line of a dataset is one JSON object, as {"messages": [...]}
         (exit code 2)
-    "#]]);
+    "#]],
+    );
 }
 
 /// The rows to look at are named, no weight was changed, and what was saved before is still there.
@@ -300,72 +374,113 @@ fn numbers_that_are_not_finite() {
             (exit code 4)
         "#]],
     );
+    assert_eq!(metrics(&folder.path("run")).len(), 1, "step 2 is not among the steps done");
+    assert!(!folder.path("run/adapter").exists());
 }
 
 #[test]
 fn commands_on_the_wrong_directory() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     std::fs::create_dir_all(folder.path("empty/checkpoints")).expect("a new directory");
-    check(&folder, &["export", "empty", "--format", "merged", "--output", "out"], expect![[r#"
+    check(
+        &folder,
+        &["export", "empty", "--format", "merged", "--output", "out"],
+        expect![[r#"
         error: empty/checkpoints has no checkpoint that verifies
 
         hint: train first, or name a checkpoint
         (exit code 2)
-    "#]]);
-    check(&folder, &["export", "model", "--format", "merged", "--output", "out"], expect![[r#"
-        error: model: manifest.json is missing
+    "#]],
+    );
+    check(
+        &folder,
+        &["export", "model", "--format", "merged", "--output", "out"],
+        expect![[r#"
+            error: model is neither a run nor a checkpoint
 
-        hint: the file was changed, cut or replaced after it was written: restore it, or use another checkpoint or download
-        (exit code 2)
-    "#]]);
-    check(&folder, &["export", "none", "--format", "peft", "--output", "out"], expect![[r#"
-        error: none: manifest.json is missing
+            hint: a run has a folder checkpoints/; to merge an adapter into a model directory, add --adapter DIR
+            (exit code 2)
+        "#]],
+    );
+    check(
+        &folder,
+        &["export", "none", "--format", "peft", "--output", "out"],
+        expect![[r#"
+            error: none is neither a run nor a checkpoint
 
-        hint: the file was changed, cut or replaced after it was written: restore it, or use another checkpoint or download
-        (exit code 2)
-    "#]]);
-    check(&folder, &["export", "empty", "--format", "gguf", "--output", "out"], expect![[r#"
-        error: empty/checkpoints has no checkpoint that verifies
+            hint: a run has a folder checkpoints/; to merge an adapter into a model directory, add --adapter DIR
+            (exit code 2)
+        "#]],
+    );
+    check(
+        &folder,
+        &["export", "empty", "--format", "gguf", "--output", "out"],
+        expect![[r#"
+            error: this version exports merged and peft
 
-        hint: train first, or name a checkpoint
-        (exit code 2)
-    "#]]);
-    check(&folder, &["generate", "model", "--prompt", "Hi"], expect![[r#"
-        error: cannot read model/tokenizer.json: No such file or directory (os error 2)
+            hint: export merged: llama.cpp's and mlx-lm's own converters read that directory
+            (exit code 2)
+        "#]],
+    );
+    check(
+        &folder,
+        &["generate", "model", "--prompt", "Hi"],
+        expect![[r#"
+            error: model has no tokenizer.json, without which there is no text
 
-        hint: paths in a recipe are relative to the recipe file
-        (exit code 2)
-    "#]]);
-    check(&folder, &["eval", "model", "--data", "none.jsonl"], expect![[r#"
-        error: cannot read none.jsonl: No such file or directory (os error 2)
+            hint: copy the tokenizer files of the model there, or name another model directory
+            (exit code 2)
+        "#]],
+    );
+    check(
+        &folder,
+        &["eval", "model", "--data", "none.jsonl"],
+        expect![[r#"
+            error: --data none.jsonl: there is no such file
 
-        hint: paths in a recipe are relative to the recipe file
-        (exit code 2)
-    "#]]);
-    check(&folder, &["eval", "empty", "--data", "train.jsonl"], expect![[r#"
+            hint: the path is relative to the current directory
+            (exit code 2)
+        "#]],
+    );
+    check(
+        &folder,
+        &["eval", "empty", "--data", "train.jsonl"],
+        expect![[r#"
         error: empty/config.json: No such file or directory (os error 2)
         (exit code 2)
-    "#]]);
-    check(&folder, &["inspect", "recipe.toml", "--row", "13"], expect![[r#"
+    "#]],
+    );
+    check(
+        &folder,
+        &["inspect", "recipe.toml", "--row", "13"],
+        expect![[r#"
         error: --row 13: there is no such row
 
         hint: the training data has rows 1 to 12
         (exit code 2)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn arguments_that_are_none() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
-    check(&folder, &["train", "recipe.toml"], expect![[r#"
+    check(
+        &folder,
+        &["train", "recipe.toml"],
+        expect![[r#"
         error: unrecognized subcommand 'train'
 
         Usage: finetune [OPTIONS] <COMMAND>
 
         For more information, try '--help'.
         (exit code 2)
-    "#]]);
-    check(&folder, &["run"], expect![[r#"
+    "#]],
+    );
+    check(
+        &folder,
+        &["run"],
+        expect![[r#"
         error: the following required arguments were not provided:
           <RECIPE>
 
@@ -373,15 +488,16 @@ fn arguments_that_are_none() {
 
         For more information, try '--help'.
         (exit code 2)
-    "#]]);
-    check(&folder, &["generate", "model", "--prompt", "Hi", "--temperature", "-1"], expect![[r#"
-        error: unexpected argument '-1' found
+    "#]],
+    );
+    check(
+        &folder,
+        &["generate", "model", "--prompt", "Hi", "--temperature", "-1"],
+        expect![[r#"
+            error: --temperature must be 0 or more
 
-          tip: to pass '-1' as a value, use '-- -1'
-
-        Usage: finetune generate [OPTIONS] --prompt <PROMPT> <MODEL>
-
-        For more information, try '--help'.
-        (exit code 2)
-    "#]]);
+            hint: 0 takes the most likely token each time
+            (exit code 2)
+        "#]],
+    );
 }

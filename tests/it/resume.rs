@@ -106,6 +106,87 @@ fn a_run_killed_again_and_again_changes_no_bit() {
     }
 }
 
+/// What the run of the other tests leaves out: each with a kill in a step, in a save and after the last one.
+#[test]
+fn kinds_of_runs() {
+    let kinds: [&[&str]; 6] = [
+        &["schedule.name=cosine", "schedule.warmup_steps=3", "schedule.min_lr_ratio=0.1"],
+        &["data.shuffle=false", "train.gradient_checkpointing=true"],
+        // Ends after the second evaluation without a new best, and must not go on when it is resumed.
+        &["eval.early_stopping_patience=2", "train.max_steps=40"],
+        &[
+            "lora.use_rslora=true",
+            "lora.rank_pattern={ q_proj = 2 }",
+            "lora.target_modules=[\"q_proj\", \"down_proj\"]",
+        ],
+        &["checkpoint.every=0", "checkpoint.keep_best=false"],
+        &["train.epochs=3"],
+    ];
+    for sets in kinds {
+        // Epochs are an alternative to steps.
+        let epochs = sets.contains(&"train.epochs=3");
+        let folder = Folder::with_recipe(&if epochs {
+            CRASH_RECIPE.replace("max_steps = 10", "")
+        } else {
+            CRASH_RECIPE.to_owned()
+        });
+        let arguments: Vec<&str> = ["--resume"].into_iter().chain(sets.iter().flat_map(|set| ["--set", set])).collect();
+        folder.run("undisturbed", &arguments).expect(0);
+        let want = folder.result("undisturbed");
+        for failpoint in ["train.step:6", "checkpoint.file:3", "train.publish"] {
+            assert!(folder.run_killed_at("run", &arguments, failpoint), "{sets:?} {failpoint}");
+            folder.run("run", &arguments).expect(0);
+            folder.result("run").expect_same(&want, &format!("{sets:?} {failpoint}"));
+            std::fs::remove_dir_all(folder.path("run")).expect("it is there");
+        }
+    }
+}
+
+/// All weights trained, and answers generated before and after: those from before are from before the first step.
+#[test]
+fn all_weights_and_answers() {
+    let folder = Folder::with_chat_model(ALL_WEIGHTS);
+    let row = |n: usize| format!("{{\"prompt\": \"Say {n}\", \"completion\": \"It is {n}.\"}}\n");
+    folder.write("train.jsonl", (0..12).map(row).collect::<String>().as_bytes());
+    folder.write("eval.jsonl", (12..15).map(row).collect::<String>().as_bytes());
+    folder.run("undisturbed", &[]).expect(0);
+    let want = folder.result("undisturbed");
+    let answers = |output: &str| std::fs::read_to_string(folder.path(output).join("samples.json")).expect("answers");
+    assert!(answers("undisturbed").contains("Say 12"));
+    for failpoint in
+        ["train.step:1", "train.step:2", "train.step:6", "checkpoint.file:3", "prune.trashed", "train.published"]
+    {
+        assert!(folder.run_killed_at("run", &["--resume"], failpoint), "{failpoint}");
+        folder.run("run", &["--resume"]).expect(0);
+        folder.result("run").expect_same(&want, failpoint);
+        assert_eq!(answers("run"), answers("undisturbed"), "{failpoint}");
+        std::fs::remove_dir_all(folder.path("run")).expect("it is there");
+    }
+}
+
+const ALL_WEIGHTS: &str = r#"
+[model]
+path = "model"
+[data]
+train = "train.jsonl"
+eval = "eval.jsonl"
+[train]
+method = "full"
+epochs = 3
+global_batch_size = 5
+micro_batch_size = 2
+[optimizer]
+learning_rate = 1e-2
+[eval]
+every = 2
+samples = 2
+exact_match = 3
+max_new_tokens = 8
+[checkpoint]
+every = 2
+keep_last = 1
+"#;
+
 /// A finished run that is run again writes its adapter anew; there is a moment when the old one has made way already.
 #[test]
 fn a_kill_while_the_adapter_is_replaced() {

@@ -41,7 +41,9 @@ fn stopped_after(ended: &Ended) -> u64 {
 /// One step here takes seconds: 8000 rows, one at a time.
 fn slow_step() -> Folder {
     let folder = Folder::with_recipe(
-        &CRASH_RECIPE.replace("global_batch_size = 5", "global_batch_size = 8000").replace("micro_batch_size = 2", "micro_batch_size = 1"),
+        &CRASH_RECIPE
+            .replace("global_batch_size = 5", "global_batch_size = 8000")
+            .replace("micro_batch_size = 2", "micro_batch_size = 1"),
     );
     let rows = std::fs::read_to_string(folder.path("train.jsonl")).expect("rows");
     folder.write("train.jsonl", rows.repeat(8000 / 12 + 1).as_bytes());
@@ -68,7 +70,9 @@ fn a_second_signal_ends_at_once() {
 #[test]
 fn a_second_process_on_a_run_directory_is_refused() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
-    let mut first = start(&mut folder.command("run", &FOR_EVER));
+    // No checkpoint comes into being: one would be reason enough to refuse a start without --resume.
+    let no_checkpoint = [&FOR_EVER[..], &["--set", "checkpoint.keep_best=false"]].concat();
+    let mut first = start(&mut folder.command("run", &no_checkpoint));
     let path = folder.path("run/metrics.jsonl");
     first.wait_until("a step", |_| std::fs::read_to_string(&path).is_ok_and(|text| !text.is_empty()));
     for arguments in [["--resume"].as_slice(), &[]] {

@@ -17,7 +17,7 @@ pub struct Row {
     /// `trained[i]`: token `i` is a target, predicted from `tokens[..i]`. The first never is.
     pub trained: Vec<bool>,
     pub origin: Origin,
-    /// Tokens before the first trained one: what the generation of a sample starts from.
+    /// Tokens before the answer: what the generation of a sample starts from.
     pub prompt_tokens: usize,
     /// For a person to read: the user message, or the prompt, that the first trained turn answers.
     pub prompt_text: String,

@@ -61,6 +61,8 @@ pub(crate) struct Reading<'a> {
 struct Masked {
     tokens: Vec<u32>,
     trained: Vec<bool>,
+    /// Where the answer begins, if that is not where training does (`train_on = "all"`).
+    answer_start: Option<usize>,
     prompt_text: String,
     answer_text: String,
 }
@@ -117,8 +119,14 @@ impl Reading<'_> {
         let full = conversation.render()?;
         check_parts_rendered(messages, &full.text)?;
         let encoded = self.tokenizer()?.encode_with_spans(&full.text)?;
+        let mut answer_start = None;
         let trained = match self.data.train_on {
-            TrainOn::All => all_but_first(encoded.ids.len()),
+            TrainOn::All => {
+                // A template whose turns cannot be told apart is no obstacle to training on all of them.
+                let spans = conversation.trained_spans(&full, &assistant_turns, &turns).unwrap_or_default();
+                answer_start = mask::trained_tokens(&encoded.spans, &spans).iter().position(|trained| *trained);
+                all_but_first(encoded.ids.len())
+            }
             TrainOn::Assistant | TrainOn::Last if turns.is_empty() => {
                 let roles: Vec<&str> = messages.iter().filter_map(|message| message["role"].as_str()).take(8).collect();
                 let what = format!("no assistant message to train on; the roles are {}", roles.join(", "));
@@ -133,6 +141,7 @@ impl Reading<'_> {
         Ok(Masked {
             tokens: encoded.ids,
             trained,
+            answer_start,
             prompt_text: asked.map(|index| row::content_text(&messages[index])).unwrap_or_default(),
             answer_text: messages.get(answered).map(row::content_text).unwrap_or_default(),
         })
@@ -147,15 +156,18 @@ impl Reading<'_> {
             tokens.extend(self.tokenizer()?.encode(&completion, false)?);
         }
         self.end(&mut tokens);
-        let first = if self.data.train_on == TrainOn::All { 1 } else { prompt_ids.len().max(1) };
+        let answer_start = prompt_ids.len().max(1);
+        let first = if self.data.train_on == TrainOn::All { 1 } else { answer_start };
         let trained = (0..tokens.len()).map(|index| index >= first).collect();
-        Ok(Masked { tokens, trained, prompt_text: prompt, answer_text: completion })
+        let answer_start = Some(answer_start);
+        Ok(Masked { tokens, trained, answer_start, prompt_text: prompt, answer_text: completion })
     }
 
     fn text(&self, text: String) -> Result<Masked, Failure> {
         let mut tokens = self.tokenizer()?.encode(&text, true)?;
         self.end(&mut tokens);
-        Ok(Masked { trained: all_but_first(tokens.len()), tokens, prompt_text: String::new(), answer_text: text })
+        let trained = all_but_first(tokens.len());
+        Ok(Masked { trained, tokens, answer_start: None, prompt_text: String::new(), answer_text: text })
     }
 
     fn tokens(&self, ids: Vec<u32>, mut trained: Vec<bool>) -> Result<Masked, Failure> {
@@ -164,9 +176,15 @@ impl Reading<'_> {
             *first = false;
         }
         let start = trained.iter().position(|trained| *trained).unwrap_or(ids.len());
-        let answer: Vec<u32> = ids.iter().zip(&trained).filter(|(_, trained)| **trained).map(|(id, _)| *id).collect();
-        let text = |ids: &[u32]| self.tokenizer.map_or(Ok(String::new()), |tokenizer| tokenizer.decode(ids, false));
-        Ok(Masked { prompt_text: text(&ids[..start])?, answer_text: text(&answer)?, tokens: ids, trained })
+        let answer = trained[start..].iter().take_while(|trained| **trained).count();
+        let text = |ids: &[u32], skip_special_tokens| match self.tokenizer {
+            Some(tokenizer) => tokenizer.decode(ids, skip_special_tokens),
+            None => Ok(String::new()),
+        };
+        let prompt_text = text(&ids[..start], false)?;
+        // As a generated answer is shown: without the token that ends it.
+        let answer_text = text(&ids[start..start + answer], true)?;
+        Ok(Masked { tokens: ids, trained, answer_start: None, prompt_text, answer_text })
     }
 
     /// Appends the end of sequence, unless the text brought its own.
@@ -197,8 +215,8 @@ impl Reading<'_> {
     fn fit(&self, mut masked: Masked) -> Result<End, Failure> {
         self.check_ids(&masked.tokens)?;
         let (length, limit) = (masked.tokens.len(), self.data.max_seq_len);
-        let prompt_tokens = masked.trained.iter().position(|trained| *trained);
-        let Some(prompt_tokens) = prompt_tokens else {
+        let first_trained = masked.trained.iter().position(|trained| *trained);
+        let Some(first_trained) = first_trained else {
             let what = format!("nothing to train on: none of its {length} tokens is an answer's");
             return Err(Failure::ZeroLabel(RowProblem::new(what)));
         };
@@ -210,11 +228,11 @@ impl Reading<'_> {
                     return Err(Failure::Row(RowProblem::new(what)));
                 }
                 Overlong::Drop => return Ok(End::Dropped),
-                Overlong::Truncate if prompt_tokens >= limit => {
+                Overlong::Truncate if first_trained >= limit => {
                     let what = format!(
                         "nothing to train on once cut to data.max_seq_len = {limit}: of its {length} tokens the first \
                          trained one is number {}",
-                        prompt_tokens + 1
+                        first_trained + 1
                     );
                     return Err(Failure::ZeroLabel(RowProblem::new(what)));
                 }
@@ -224,7 +242,8 @@ impl Reading<'_> {
                 }
             }
         }
-        let Masked { tokens, trained, prompt_text, answer_text } = masked;
+        let Masked { tokens, trained, answer_start, prompt_text, answer_text } = masked;
+        let prompt_tokens = answer_start.unwrap_or(first_trained).min(tokens.len());
         let origin = Origin { file: 0, line: 0 };
         Ok(End::Kept { row: Row { tokens, trained, origin, prompt_tokens, prompt_text, answer_text }, truncated })
     }

@@ -129,7 +129,7 @@ pub(crate) struct GenerateArguments {
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(crate) max_new_tokens: usize,
     /// 0 takes the most likely token each time; higher is more varied
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) temperature: f64,
     /// Draw from the most likely tokens that together reach this probability
     #[arg(long, value_name = "P", default_value_t = 1.0)]

@@ -34,7 +34,11 @@ impl Failure {
         const NUMBERS: u8 = 4;
         const DISK_OR_MEMORY: u8 = 5;
         ExitCode::from(match self {
-            Failure::Train(TrainError::NotFinite { .. } | TrainError::Model(ModelError::NotANumber { .. })) => NUMBERS,
+            Failure::Train(
+                TrainError::NotFinite { .. }
+                | TrainError::NotFiniteEvaluation { .. }
+                | TrainError::Model(ModelError::NotANumber { .. }),
+            ) => NUMBERS,
             Failure::Train(error) if error.is_disk() => DISK_OR_MEMORY,
             Failure::Output(_) => DISK_OR_MEMORY,
             _ => BAD_INPUT,
@@ -42,8 +46,7 @@ impl Failure {
     }
 
     /// Writes the error to stderr: the fact, then hints after a blank line.
-    pub(crate) fn print(&self, quiet: bool) {
-        let _ = quiet;
+    pub(crate) fn print(&self) {
         match self {
             Failure::Recipe(RecipeError::Problems(problems)) => print_problems(problems),
             Failure::Recipe(error) => print_plain(&error.to_string(), &[]),

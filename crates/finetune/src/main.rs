@@ -20,12 +20,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     memory::keep_freed_memory();
     let cli = cli::Cli::parse();
-    let quiet = cli.quiet;
     // A panic is a bug of ours, never an answer to bad input: it has an exit code of its own.
     match std::panic::catch_unwind(|| commands::run(cli)) {
         Ok(Ok(code)) => code,
         Ok(Err(failure)) => {
-            failure.print(quiet);
+            failure.print();
             failure.exit_code()
         }
         Err(_) => {

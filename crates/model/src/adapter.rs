@@ -179,12 +179,17 @@ impl Settings {
                 return Err(ModelError::Setting { path, key, value: config[key].to_string() });
             }
         }
+        // These start from a base that was changed along with the adapter.
+        if let Some(init) = config.get("init_lora_weights").and_then(Value::as_str)
+            && !["gaussian", "eva", "orthogonal"].contains(&init)
+        {
+            return Err(ModelError::Setting { path, key: "init_lora_weights", value: init.to_owned() });
+        }
         let alpha = config.get("lora_alpha").and_then(Value::as_f64);
         let mut alpha_pattern = Vec::new();
         if let Some(table) = config.get("alpha_pattern").and_then(Value::as_object) {
             for (pattern, alpha) in table {
-                let regex = fancy_regex::Regex::new(&format!(r"^(.*\.)?({pattern})$"));
-                match (regex, alpha.as_f64()) {
+                match (crate::lora::ending(pattern), alpha.as_f64()) {
                     (Ok(regex), Some(alpha)) => alpha_pattern.push((regex, alpha)),
                     _ => return Err(malformed(format!("alpha_pattern: `{pattern}` cannot be used"))),
                 }
@@ -274,7 +279,7 @@ pub fn read_flat(path: &Path, layout: &Layout) -> Result<Vec<f32>, ModelError> {
 }
 
 /// adapter_config.json as PEFT writes it.
-fn adapter_config(targets: &LoraTargets, dropout: f32, base: &str, modules: &[String]) -> Value {
+fn adapter_config(targets: &LoraTargets, dropout: f64, base: &str, modules: &[String]) -> Value {
     let first = &targets[0];
     let (mut ranks, mut alphas) = (serde_json::Map::new(), serde_json::Map::new());
     for target in targets {
@@ -293,7 +298,7 @@ fn adapter_config(targets: &LoraTargets, dropout: f32, base: &str, modules: &[St
         "inference_mode": true,
         "r": first.rank,
         "lora_alpha": whole(first.alpha),
-        "lora_dropout": f64::from(dropout.to_string().parse::<f32>().unwrap_or(dropout)),
+        "lora_dropout": dropout,
         "target_modules": short_names(targets, modules),
         "bias": "none",
         "use_rslora": first.use_rslora,

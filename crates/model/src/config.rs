@@ -31,11 +31,6 @@ impl Family {
     pub fn architecture(self) -> &'static str {
         Family::ALL[self as usize].1
     }
-
-    /// Biases of the query, key and value projections where config.json does not say.
-    fn default_attention_bias(self) -> bool {
-        self == Family::Qwen2
-    }
 }
 
 /// How rotary frequencies are stretched for longer contexts.
@@ -80,7 +75,6 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     /// Standard deviation of fresh weights.
     pub initializer_range: f64,
-    pub eos_token_ids: Vec<u32>,
 }
 
 impl ModelConfig {
@@ -160,7 +154,14 @@ impl Reader<'_> {
         }
         let hidden_size = self.size("hidden_size")?;
         let heads = self.size("num_attention_heads")?;
-        let key_value_heads = self.optional_size("num_key_value_heads")?.unwrap_or(heads);
+        // Where config.json leaves it out, the classes of transformers differ.
+        let key_value_heads = match (self.optional_size("num_key_value_heads")?, family) {
+            (Some(count), _) => count,
+            (None, Family::Llama) => heads,
+            (None, Family::Mistral) if !self.object.contains_key("num_key_value_heads") => 8,
+            (None, Family::Qwen2 | Family::Qwen3) if !self.object.contains_key("num_key_value_heads") => 32,
+            (None, _) => heads,
+        };
         let head_dim = match self.optional_size("head_dim")? {
             Some(head_dim) => head_dim,
             // Qwen3's class has a default of its own instead of hidden_size / heads.
@@ -175,7 +176,18 @@ impl Reader<'_> {
             return Err(self.malformed("head_dim is odd"));
         }
         let layers = self.size("num_hidden_layers")?;
-        let attention_bias = self.flag("attention_bias")?;
+        // With these and the limit of every size, no product or sum of sizes overflows 64 bits.
+        for (key, size, limit) in
+            [("num_hidden_layers", layers, 4096), ("num_attention_heads", heads, 4096), ("head_dim", head_dim, 4096)]
+        {
+            if size > limit {
+                return Err(self.malformed(&format!("`{key}` = {size} is beyond {limit}")));
+            }
+        }
+        let attention_bias = self.flag("attention_bias")?.unwrap_or(false);
+        if let Some(dropout) = self.number("attention_dropout")?.filter(|&dropout| dropout != 0.0) {
+            return Err(self.unsupported("attention_dropout", &dropout.to_string()));
+        }
         let (rope_theta, rope_scaling) = self.rope()?;
         Ok(ModelConfig {
             family,
@@ -191,16 +203,17 @@ impl Reader<'_> {
             rope_scaling,
             // Each class has its own default for what config.json leaves out; all of these say false.
             tied_embeddings: self.flag("tie_word_embeddings")?.unwrap_or(false),
+            // Qwen2 always has them and Mistral never, whatever config.json says; the others ask it.
             qkv_bias: match family {
-                Family::Qwen2 => family.default_attention_bias(),
-                _ => attention_bias.unwrap_or(false),
+                Family::Qwen2 => true,
+                Family::Mistral => false,
+                Family::Llama | Family::Qwen3 => attention_bias,
             },
-            output_bias: family != Family::Qwen2 && attention_bias.unwrap_or(false),
+            output_bias: matches!(family, Family::Llama | Family::Qwen3) && attention_bias,
             query_key_norm: family == Family::Qwen3,
             windows: self.windows(family, layers)?,
             max_position_embeddings: self.optional_size("max_position_embeddings")?.unwrap_or(2048),
             initializer_range: self.number("initializer_range")?.unwrap_or(0.02),
-            eos_token_ids: self.token_ids("eos_token_id")?,
         })
     }
 
@@ -220,8 +233,8 @@ impl Reader<'_> {
     /// Theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (hub).
     fn rope(&self) -> Result<(f64, RopeScaling), ModelError> {
         let empty = Map::new();
-        let newer = self.nested("rope_parameters")?;
-        let scaling = newer.or(self.nested("rope_scaling")?).unwrap_or(&empty);
+        // Where a file has both, transformers takes the older one.
+        let scaling = self.nested("rope_scaling")?.or(self.nested("rope_parameters")?).unwrap_or(&empty);
         let inner = Reader { object: scaling, path: self.path };
         let theta = inner.number("rope_theta")?.or(self.number("rope_theta")?).unwrap_or(10_000.0);
         let partial = inner.number("partial_rotary_factor")?.or(self.number("partial_rotary_factor")?);
@@ -240,7 +253,11 @@ impl Reader<'_> {
                 factor: needed("factor")?,
                 low_freq_factor: needed("low_freq_factor")?,
                 high_freq_factor: needed("high_freq_factor")?,
-                original_max_position_embeddings: needed("original_max_position_embeddings")?,
+                original_max_position_embeddings: {
+                    let key = "original_max_position_embeddings";
+                    let stated = self.number(key)?.or(inner.number(key)?);
+                    stated.or(self.number("max_position_embeddings")?).map_or_else(|| needed(key), Ok)?
+                },
             },
             other => return Err(self.unsupported("rope_type", other)),
         };
@@ -250,7 +267,11 @@ impl Reader<'_> {
     /// Mistral: one window for all layers. Qwen: only with `use_sliding_window`, on the layers that
     /// `layer_types` names, or from layer `max_window_layers` on.
     fn windows(&self, family: Family, layers: usize) -> Result<Vec<Option<usize>>, ModelError> {
-        let window = self.optional_size("sliding_window")?;
+        // Left out, it is 4096 in the classes that know it; null means none.
+        let window = match self.object.contains_key("sliding_window") {
+            true => self.optional_size("sliding_window")?,
+            false => Some(4096),
+        };
         Ok(match family {
             Family::Llama => vec![None; layers],
             Family::Mistral => vec![window; layers],
@@ -258,7 +279,7 @@ impl Reader<'_> {
                 let window =
                     window.filter(|_| self.object.get("use_sliding_window").and_then(Value::as_bool) == Some(true));
                 let types = self.object.get("layer_types").and_then(Value::as_array);
-                let first = self.optional_size("max_window_layers")?.unwrap_or(28);
+                let first = self.get("max_window_layers").and_then(Value::as_u64).unwrap_or(28) as usize;
                 (0..layers)
                     .map(|layer| match types {
                         Some(types) => {
@@ -307,24 +328,14 @@ impl Reader<'_> {
         value.as_object().map(Some).ok_or_else(|| self.wrong_type(key, "an object"))
     }
 
-    /// A size between 1 and 2^28: no real model is larger, and products of sizes stay far from overflow.
+    /// A size between 1 and 2^24, far above those of real models.
     fn optional_size(&self, key: &str) -> Result<Option<usize>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        let size = value.as_u64().filter(|&size| (1..=1 << 28).contains(&size));
-        size.map(|size| Some(size as usize)).ok_or_else(|| self.wrong_type(key, "a whole number from 1 to 2^28"))
+        let size = value.as_u64().filter(|&size| (1..=1 << 24).contains(&size));
+        size.map(|size| Some(size as usize)).ok_or_else(|| self.wrong_type(key, "a whole number from 1 to 2^24"))
     }
 
     fn size(&self, key: &str) -> Result<usize, ModelError> {
         self.optional_size(key)?.ok_or_else(|| self.malformed(&format!("`{key}` is missing")))
-    }
-
-    fn token_ids(&self, key: &str) -> Result<Vec<u32>, ModelError> {
-        let as_id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let ids = match self.get(key) {
-            None => Some(vec![]),
-            Some(Value::Array(list)) => list.iter().map(as_id).collect(),
-            Some(value) => as_id(value).map(|id| vec![id]),
-        };
-        ids.ok_or_else(|| self.wrong_type(key, "a token id or a list of them"))
     }
 }

@@ -14,6 +14,7 @@ use crate::model::{Purpose, Randomness};
 use crate::weights::{Layer, Linear, Weights};
 
 /// What a pass depends on besides weights and tokens.
+#[derive(Clone)]
 pub(crate) struct Context {
     pub(crate) rope: RopeTable,
     pub(crate) segments: Segments,
@@ -24,6 +25,11 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// The same pass without a graph.
+    pub(crate) fn untracked(&self) -> Context {
+        Context { training: false, ..self.clone() }
+    }
+
     fn parameter<const D: usize>(&self, tensor: &Tensor<D>) -> Tensor<D> {
         if self.training { tensor.clone() } else { tensor.clone().inner() }
     }

@@ -25,7 +25,7 @@ impl Sampling {
 /// What was generated after a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
-    /// Without the token that ended it.
+    /// The token that ended it included.
     pub tokens: Vec<u32>,
     /// The end token that stopped it; `None` where the limit did.
     pub stopped_by: Option<u32>,
@@ -54,7 +54,7 @@ impl LayerCache {
 }
 
 impl Model {
-    /// Continues `prompt` by at most `max_new_tokens`, until one of `end_ids`. `each` sees every token as it comes.
+    /// Continues `prompt` by at most `max_new_tokens`, until one of `end_ids`. `each` sees every token but that one as it comes.
     pub fn generate(
         &self,
         prompt: &[u32],
@@ -75,11 +75,11 @@ impl Model {
             }
             past += next.len();
             let token = choose(&logits, sampling, tokens.len() as u64);
+            tokens.push(token);
             if end_ids.contains(&token) {
                 return Ok(Generation { tokens, stopped_by: Some(token) });
             }
             each(token);
-            tokens.push(token);
             next = vec![token];
         }
         Ok(Generation { tokens, stopped_by: None })

@@ -44,9 +44,13 @@ pub fn choose(lora: &Lora, modules: &[String]) -> Result<LoraTargets, ModelError
             chosen.into_iter().filter(|name| layer_of(name).is_some_and(|layer| layers.contains(&layer))).collect()
         }
     };
+    if chosen.is_empty() {
+        let what = "none of the modules of target_modules is in these layers".to_owned();
+        return Err(ModelError::Lora { key: "layers_to_transform", what });
+    }
     let rank_of = Pattern::new("rank_pattern", &lora.rank_pattern, modules)?;
     let alpha_of = Pattern::new("alpha_pattern", &lora.alpha_pattern, modules)?;
-    Ok(chosen
+    let targets: LoraTargets = chosen
         .into_iter()
         .map(|module| LoraTarget {
             rank: rank_of.get(module).unwrap_or(lora.rank),
@@ -54,8 +58,18 @@ pub fn choose(lora: &Lora, modules: &[String]) -> Result<LoraTargets, ModelError
             use_rslora: lora.use_rslora,
             module: module.clone(),
         })
-        .collect())
+        .collect();
+    match targets.iter().find(|target| target.rank > LARGEST_RANK) {
+        Some(target) => {
+            let what = format!("{} for `{}` is beyond {LARGEST_RANK}", target.rank, target.module);
+            Err(ModelError::Lora { key: "rank", what })
+        }
+        None => Ok(targets),
+    }
 }
+
+/// Far above any use: a rank as large as the layer can express every change of it.
+const LARGEST_RANK: usize = 1 << 16;
 
 fn matching<'a>(targets: &TargetModules, modules: &'a [String]) -> Result<Vec<&'a String>, ModelError> {
     let none = |target: &str| ModelError::NoTarget { target: target.to_owned(), examples: last_parts(modules) };
@@ -88,6 +102,11 @@ fn full_match(pattern: &str) -> Result<Regex, ModelError> {
     Regex::new(&format!("^(?:{pattern})$")).map_err(|error| regex(error.to_string()))
 }
 
+/// PEFT's matching of `rank_pattern` and `alpha_pattern` keys: the whole name, or its end after a dot.
+pub(crate) fn ending(pattern: &str) -> Result<Regex, ModelError> {
+    full_match(&format!(r"(.*\.)?({pattern})"))
+}
+
 /// A pattern that backtracks beyond the engine's limit counts as no match.
 fn is_match(regex: &Regex, text: &str) -> bool {
     regex.is_match(text).unwrap_or(false)
@@ -111,11 +130,11 @@ fn last_parts(modules: &[String]) -> Vec<String> {
 /// `rank_pattern` and `alpha_pattern`: keys match the whole name, or its end after a dot, as a regular expression.
 struct Pattern<T>(Vec<(Regex, T)>);
 
-impl<T: Copy> Pattern<T> {
+impl<T: Copy + PartialEq> Pattern<T> {
     fn new(key: &'static str, table: &BTreeMap<String, T>, modules: &[String]) -> Result<Pattern<T>, ModelError> {
         let mut patterns = Vec::new();
         for (pattern, value) in table {
-            let regex = full_match(&format!(r"(.*\.)?({pattern})"))?;
+            let regex = ending(pattern)?;
             if !modules.iter().any(|module| is_match(&regex, module)) {
                 return Err(ModelError::Lora {
                     key,
@@ -123,6 +142,14 @@ impl<T: Copy> Pattern<T> {
                 });
             }
             patterns.push((regex, *value));
+        }
+        // PEFT takes the first match in the order of its file, which a TOML table does not promise.
+        for module in modules {
+            let mut values = patterns.iter().filter(|(regex, _)| is_match(regex, module)).map(|(_, value)| value);
+            let first = values.next();
+            if values.any(|value| Some(value) != first) {
+                return Err(ModelError::Lora { key, what: format!("two patterns give `{module}` different values") });
+            }
         }
         Ok(Pattern(patterns))
     }

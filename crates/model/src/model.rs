@@ -28,7 +28,7 @@ pub(crate) enum Purpose {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Trained {
     Nothing,
-    Lora { targets: LoraTargets, dropout: f32 },
+    Lora { targets: LoraTargets, dropout: f64 },
     All,
 }
 
@@ -66,6 +66,13 @@ pub struct LossSum {
     pub trained_tokens: u64,
     /// The part of each row, in the batch's order.
     pub row_losses: Vec<f64>,
+}
+
+impl LossSum {
+    /// Indices of rows whose loss is not a finite number.
+    pub fn bad_rows(&self) -> Vec<usize> {
+        self.row_losses.iter().enumerate().filter(|(_, loss)| !loss.is_finite()).map(|(row, _)| row).collect()
+    }
 }
 
 /// What dropout depends on besides the row: nothing else random happens in a step.
@@ -130,7 +137,7 @@ impl Model {
 
     /// Gives these modules LoRA branches and makes them what is trained: A from PEFT's initialization
     /// (kaiming uniform with a = sqrt 5, that is U(±1/sqrt inputs)) and `seed`, B zero.
-    pub fn add_lora(&mut self, targets: LoraTargets, dropout: f32, seed: u64) {
+    pub fn add_lora(&mut self, targets: LoraTargets, dropout: f64, seed: u64) {
         let mut module = 0;
         for layer in &mut self.weights.layers {
             for linear in layer.linears_mut() {
@@ -262,9 +269,11 @@ impl Model {
     fn layer_by_layer(&mut self, batch: &Batch<'_>, context: &Context, gradients: &mut [f32]) -> LossSum {
         let tokens = flat_tokens(batch);
         let mut inputs = vec![decoder::embed(&self.weights, &tokens).inner()];
+        // Untracked, or the graph would keep what this is meant not to keep; with the same dropout.
+        let untracked = context.untracked();
         for layer in &self.weights.layers {
             let input = inputs.last().expect("the embedding").clone();
-            inputs.push(decoder::layer(layer, &self.config, input, context, None).inner());
+            inputs.push(decoder::layer(layer, &self.config, input, &untracked, None));
         }
         let leaf = |tensor: Tensor<2>| tensor.autodiff().require_grad();
         let last = leaf(inputs.pop().expect("the last layer's output"));
@@ -323,7 +332,7 @@ impl Model {
         let dropout = match (&self.trained, training) {
             (Trained::Lora { dropout, .. }, Some(randomness)) if *dropout > 0.0 => {
                 let ids = batch.rows.iter().flat_map(|row| std::iter::repeat_n(row.id, row.tokens.len()));
-                Some((*dropout, randomness, ids.zip(positions.iter().copied()).collect()))
+                Some((*dropout as f32, randomness, ids.zip(positions.iter().copied()).collect()))
             }
             _ => None,
         };

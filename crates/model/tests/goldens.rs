@@ -284,7 +284,7 @@ fn greedy_generation_equals_whole_passes() {
         }
         let stopped = model.generate(&prompt, 12, Sampling::GREEDY, &[got[3]], &mut |_| {}).expect("a generation");
         let first = got.iter().position(|token| *token == got[3]).expect("it is there");
-        assert_eq!((stopped.tokens.as_slice(), stopped.stopped_by), (&got[..first], Some(got[3])), "{family}");
+        assert_eq!((stopped.tokens.as_slice(), stopped.stopped_by), (&got[..=first], Some(got[3])), "{family}");
     }
 }
 

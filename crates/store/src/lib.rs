@@ -42,7 +42,7 @@ pub use hub::cached_snapshot;
 pub use lock::RunLock;
 pub use manifest::{FileRecord, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, verify_directory};
 pub use names::{SafeName, inside};
-pub use replace::{replace_directory, replace_file};
+pub use replace::{check_replaceable, replace_directory, replace_file};
 pub use retention::{Rejected, newest_verified, numbered, remove_directory, set_aside, sweep};
 pub use shards::{TensorSpec, write_shards};
 pub use tensor_set::{MAX_INDEX_BYTES, TensorSet};

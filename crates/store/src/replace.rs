@@ -81,6 +81,11 @@ impl<'disk> Staging<'disk> {
     }
 }
 
+/// An error if [`replace_directory`] would refuse to replace what is at `path`.
+pub fn check_replaceable(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
+    may_make_way(disk, path).map(|_| ())
+}
+
 /// False when nothing is there, true when what is there may be removed.
 fn may_make_way(disk: &dyn Disk, path: &Path) -> Result<bool, StoreError> {
     let failed = |operation| move |source| StoreError::io(path, operation, 0, source);

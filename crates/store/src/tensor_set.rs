@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Deserialize;
 
@@ -121,32 +120,12 @@ impl TensorSet {
     /// Hash over the name, size and bytes of all files: 64 hexadecimal digits that are equal
     /// exactly when two machines have the same model. Reads everything, on all cores.
     pub fn digest(&self) -> String {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let next = AtomicUsize::new(0);
-        let mut hashes: Vec<(usize, [u8; 32])> = std::thread::scope(|scope| {
-            let hash_some = || {
-                let mut done = Vec::new();
-                loop {
-                    let position = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(file) = self.files.get(position) else {
-                        return done;
-                    };
-                    done.push((position, *blake3::hash(file.bytes()).as_bytes()));
-                }
-            };
-            let others: Vec<_> = (1..threads.min(self.files.len())).map(|_| scope.spawn(hash_some)).collect();
-            let mut hashes = hash_some();
-            for other in others {
-                hashes.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            }
-            hashes
-        });
-        hashes.sort();
         let mut digest = blake3::Hasher::new();
-        for (file, (_, hash)) in self.files.iter().zip(&hashes) {
+        for file in &self.files {
+            let hash = blake3::Hasher::new().update_rayon(file.bytes()).finalize();
             let name = file.path().file_name().unwrap_or_default().as_encoded_bytes();
             digest.update(&(name.len() as u64).to_le_bytes()).update(name);
-            digest.update(&(file.bytes().len() as u64).to_le_bytes()).update(hash);
+            digest.update(&(file.bytes().len() as u64).to_le_bytes()).update(hash.as_bytes());
         }
         hex(digest.finalize().as_bytes())
     }

@@ -16,6 +16,8 @@ pub enum TrainError {
     Store(#[from] StoreError),
     #[error("{what} is not finite in step {step}; no weight was changed by it")]
     NotFinite { what: &'static str, step: u64, rows: Vec<String>, more: usize },
+    #[error("the loss of {} is not finite", rows.join(", "))]
+    NotFiniteEvaluation { rows: Vec<String> },
     #[error("{directory} holds a run already", directory = directory.display())]
     Occupied { directory: PathBuf },
     #[error("{path} cannot be resumed with this recipe:\n{}", differences.join("\n"), path = path.display())]
@@ -47,11 +49,14 @@ impl TrainError {
                     "a lower optimizer.learning_rate or train.max_grad_norm usually helps; `--resume` goes on from the last checkpoint".into(),
                 ]
             }
+            TrainError::NotFiniteEvaluation { .. } => {
+                vec!["the weights or the adapter hold numbers that are not finite, or overflow on these rows".into()]
+            }
             TrainError::Occupied { .. } => vec![
                 "`--resume` goes on with it; `--output-dir` starts another".into(),
             ],
             TrainError::Changed { .. } => vec![
-                "output_dir, [log], [checkpoint] and a larger number of steps may change; for anything else start a new run with `--output-dir`".into(),
+                "output_dir, [log], [checkpoint], how often and on how much [eval] looks, and the number of steps may change; for anything else start a new run with `--output-dir`".into(),
             ],
             TrainError::PastTheEnd { .. } => vec!["raise train.max_steps or train.epochs, or start a new run".into()],
             TrainError::NoModel { .. } => vec![

@@ -87,18 +87,20 @@ impl Questions {
     }
 }
 
-/// Greedy answers to the first rows of the data.
+/// Greedy answers to the first rows of the data; `None` once `progress`, told rows done, says not to go on.
 pub(crate) fn answer(
     model: &Model,
     data: &Dataset,
     tokenizer: &ChatTokenizer,
     questions: Questions,
-    progress: &mut dyn FnMut(usize),
-) -> Result<Answers, TrainError> {
+    progress: &mut dyn FnMut(usize) -> bool,
+) -> Result<Option<Answers>, TrainError> {
     let (mut samples, mut exact) = (Vec::new(), 0);
     let scored = questions.scored.min(data.rows.len());
     for n in 0..questions.rows(data) {
-        progress(n);
+        if !progress(n) {
+            return Ok(None);
+        }
         let row = &data.rows[n];
         let prompt = &row.tokens[..row.prompt_tokens];
         let generation =
@@ -114,5 +116,5 @@ pub(crate) fn answer(
             samples.push(Sample { row: row_name, prompt, expected: row.answer_text.clone(), answer });
         }
     }
-    Ok(Answers { samples, exact: (scored > 0).then_some((exact, scored)) })
+    Ok(Some(Answers { samples, exact: (scored > 0).then_some((exact, scored)) }))
 }

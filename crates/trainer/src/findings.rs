@@ -3,11 +3,12 @@
 use finetune_dataset::{Dataset, Plan};
 use finetune_model::adapter::{Adapter, linear_modules};
 use finetune_model::{Model, ModelConfig, choose, expected_tensors, matmul_rate};
-use finetune_recipe::{Length, Method, Recipe};
+use finetune_recipe::{Method, Recipe};
+use finetune_store::RealDisk;
 use serde::Serialize;
 
 use crate::error::TrainError;
-use crate::prepare::{check_available, has_weights, load_data, model_directory};
+use crate::prepare::{check_available, check_results, has_weights, is_occupied, load_data, model_directory, total_steps};
 
 /// The findings of `finetune validate`.
 #[derive(Clone, Debug, Serialize)]
@@ -55,6 +56,11 @@ pub struct Estimate {
 /// Checks all that [`crate::prepare`] checks, and touches nothing.
 pub fn findings(recipe: &Recipe, progress: &dyn Fn(u64)) -> Result<Findings, TrainError> {
     let mut notices = check_available(recipe)?;
+    check_results(&RealDisk, &recipe.output_dir)?;
+    if is_occupied(&RealDisk, &recipe.output_dir)? {
+        let occupied = recipe.output_dir.display();
+        notices.push(format!("{occupied} holds a run already: `run` wants --resume, or another --output-dir"));
+    }
     let directory = model_directory(recipe)?;
     let full = recipe.train.method == Method::Full;
     let config =
@@ -85,10 +91,7 @@ pub fn findings(recipe: &Recipe, progress: &dyn Fn(u64)) -> Result<Findings, Tra
         notices.push("every token of every row is trained on, prompts included".to_owned());
     }
     let plan = Plan::new(data.train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
-    let steps = match recipe.train.length {
-        Length::Epochs(epochs) => epochs * plan.steps_per_epoch(),
-        Length::Steps(steps) => steps,
-    };
+    let steps = total_steps(recipe, &plan);
     Ok(Findings {
         architecture: config.family.architecture(),
         parameters,
@@ -152,7 +155,7 @@ fn estimate(
     // Twice as tensor and as flat vector, gradient twice, two moments.
     let trained_state = trained * FLOAT * 6;
     let weights = if recipe.train.method == Method::Full { 0 } else { weights };
-    // Multiply-adds per token: forward, and backward through activations; with all weights trained those too.
+    // Operations per token and parameter: 2 forward, 2 backward through activations, 2 more for weights if all are trained.
     let passes = if recipe.train.method == Method::Full { 6.0 } else { 4.0 };
     let rows_per_step = recipe.train.global_batch_size.min(data.rows.len()) as f64;
     let tokens_per_step = data.counts.tokens as f64 / data.rows.len() as f64 * rows_per_step;

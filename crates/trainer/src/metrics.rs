@@ -65,14 +65,16 @@ impl Metrics {
     /// Opens the file of a run that has done `step` steps: rows beyond them, and a torn last line, are taken out.
     pub(crate) fn open(directory: &Path, step: u64) -> Result<Metrics, StoreError> {
         let path = directory.join(FILE);
-        let rows: Vec<Row> = match std::fs::read_to_string(&path) {
-            Ok(text) => text
-                .lines()
-                .filter_map(|line| serde_json::from_str(line).ok())
-                .filter(|row: &Row| row.step() <= step)
-                .collect(),
-            Err(_) => Vec::new(),
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(source) => return Err(StoreError::io(&path, Operation::Read, 0, source)),
         };
+        let rows: Vec<Row> = bytes
+            .split(|&byte| byte == b'\n')
+            .filter_map(|line| serde_json::from_slice(line).ok())
+            .filter(|row: &Row| row.step() <= step)
+            .collect();
         let rows = if step == 0 { Vec::new() } else { rows };
         let text: String = rows.iter().map(line).collect();
         replace_file(&RealDisk, &path, text.as_bytes())?;

@@ -155,7 +155,7 @@ pub fn open_model(recipe: &Recipe, directory: &Path, device: &Device) -> Result<
             Some(adapter.values)
         }
     };
-    model.add_lora(targets, recipe.lora.dropout as f32, recipe.seed);
+    model.add_lora(targets, recipe.lora.dropout, recipe.seed);
     if let Some(values) = start {
         model.set_parameters(&values);
     }
@@ -172,17 +172,21 @@ pub fn prepare(recipe: Recipe, resume: &Resume, progress: &dyn Fn(u64)) -> Resul
     }
     let model_path = model_directory(&recipe)?;
     let config = ModelConfig::load(&model_path)?;
-    let data = load_data(&recipe, &model_path, &config, progress)?;
+    // Before the long work, so that a second process is refused at once.
+    let lock = RunLock::acquire(&directory)?;
+    check_results(&disk, &directory)?;
+    let mut data = load_data(&recipe, &model_path, &config, progress)?;
+    for row in &mut data.train.rows {
+        // Only rows that are answered need them.
+        (row.prompt_text, row.answer_text) = (String::new(), String::new());
+    }
     if data.train.counts.longest > config.max_position_embeddings {
         let (longest, limit) = (data.train.counts.longest, config.max_position_embeddings);
         notices.push(format!("the longest row has {longest} tokens; the model was made for {limit} positions"));
     }
     let (mut model, model_digest) = open_model(&recipe, &model_path, &Device::flex())?;
     let plan = Plan::new(data.train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
-    let steps = match recipe.train.length {
-        Length::Epochs(epochs) => epochs * plan.steps_per_epoch(),
-        Length::Steps(steps) => steps,
-    };
+    let steps = total_steps(&recipe, &plan);
     let identity = Identity {
         recipe: Identity::recipe_values(&recipe),
         train_data: data.train.digest.clone(),
@@ -190,7 +194,6 @@ pub fn prepare(recipe: Recipe, resume: &Resume, progress: &dyn Fn(u64)) -> Resul
         model: model_digest,
         layout: model.layout().digest(),
     };
-    let lock = RunLock::acquire(&directory)?;
     if *resume == Resume::No {
         // Asked again: another process may have finished a run here while this one read its rows.
         refuse_occupied(&disk, &directory)?;
@@ -237,14 +240,32 @@ pub fn prepare(recipe: Recipe, resume: &Resume, progress: &dyn Fn(u64)) -> Resul
     Ok(Prepared { run, notices })
 }
 
-/// A directory with checkpoints or a result is not written over without being asked.
-fn refuse_occupied(disk: &dyn Disk, directory: &Path) -> Result<(), TrainError> {
-    let checkpoints = directory.join(CHECKPOINTS);
-    let has_checkpoints = checkpoints.is_dir() && !numbered(disk, &checkpoints, "step-")?.is_empty();
-    if has_checkpoints || directory.join("adapter").is_dir() || directory.join("model").is_dir() {
-        return Err(TrainError::Occupied { directory: directory.to_owned() });
+/// Steps of the whole run.
+pub(crate) fn total_steps(recipe: &Recipe, plan: &Plan) -> u64 {
+    match recipe.train.length {
+        Length::Epochs(epochs) => epochs.saturating_mul(plan.steps_per_epoch()),
+        Length::Steps(steps) => steps,
+    }
+}
+
+/// The result will replace `adapter/` or `model/`: refused now rather than after training if it may not.
+pub(crate) fn check_results(disk: &dyn Disk, directory: &Path) -> Result<(), TrainError> {
+    for name in ["adapter", "model"] {
+        finetune_store::check_replaceable(disk, &directory.join(name))?;
     }
     Ok(())
+}
+
+/// A directory with checkpoints or a result is not written over without being asked.
+fn refuse_occupied(disk: &dyn Disk, directory: &Path) -> Result<(), TrainError> {
+    if is_occupied(disk, directory)? { Err(TrainError::Occupied { directory: directory.to_owned() }) } else { Ok(()) }
+}
+
+/// Whether a run has left checkpoints or a result here.
+pub(crate) fn is_occupied(disk: &dyn Disk, directory: &Path) -> Result<bool, TrainError> {
+    let checkpoints = directory.join(CHECKPOINTS);
+    let has_checkpoints = checkpoints.is_dir() && !numbered(disk, &checkpoints, "step-")?.is_empty();
+    Ok(has_checkpoints || directory.join("adapter").is_dir() || directory.join("model").is_dir())
 }
 
 /// Checkpoints beyond the one that the run goes on from, torn or of a course not taken, make way: their names are
@@ -272,6 +293,9 @@ fn find(
 ) -> Result<Option<PathBuf>, TrainError> {
     match resume {
         Resume::No => Ok(None),
+        Resume::From(path) if !path.is_dir() => {
+            Err(TrainError::Checkpoint { path: path.clone(), what: "there is no such checkpoint".to_owned() })
+        }
         Resume::From(path) => {
             verify_directory(disk, path)?;
             notices.push(format!("going on from {}", path.display()));

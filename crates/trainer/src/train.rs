@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Instant;
 
+use finetune_dataset::Dataset;
 use finetune_model::{Batch, LossSum, Randomness};
 use finetune_recipe::Method;
 use finetune_store::{NewFile, failpoint, replace_directory};
@@ -36,10 +37,13 @@ struct StepSums {
 
 /// Trains from `run.state` to the last step. `stop` holds the number of a signal that asks to stop, 0 for none.
 pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
-    let before = run.answers("before", tell)?;
+    let before = run.answers("before", stop, tell)?;
     let mut gradients = vec![0.0; run.model.layout().len()];
     tell(Event::Begin { from: run.state.step, to: run.steps, trained_parameters: gradients.len() });
     while run.state.step < run.steps && !run.state.stopped_early {
+        if let signal @ 1.. = stop.load(Ordering::SeqCst) {
+            return Ok(Outcome::Stopped { step: run.state.step, signal });
+        }
         failpoint::hit("train.step");
         let start = Instant::now();
         let sums = run.forward_and_backward(&mut gradients);
@@ -52,6 +56,7 @@ pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -
         clip(&mut gradients, grad_norm, run.recipe.train.max_grad_norm);
         let learning_rate = run.schedule.at(run.state.step);
         run.state.optimizer.update(&mut run.state.parameters, &gradients, learning_rate, &run.recipe.optimizer);
+        run.ensure_finite_parameters(&sums)?;
         run.model.set_parameters(&run.state.parameters);
         run.state.step += 1;
         failpoint::hit("train.updated");
@@ -74,15 +79,12 @@ pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -
         let last = run.state.step == run.steps;
         let improved = if run.evaluation_due(last) { run.evaluate(tell)? } else { false };
         failpoint::hit("train.evaluated");
-        let signal = stop.load(Ordering::SeqCst);
-        if last || run.state.stopped_early || signal != 0 || run.checkpoint_due(improved) {
+        let asked_to_stop = stop.load(Ordering::SeqCst) != 0;
+        if last || run.state.stopped_early || asked_to_stop || run.checkpoint_due(improved) {
             run.save(tell)?;
         }
-        if signal != 0 && !last && !run.state.stopped_early {
-            return Ok(Outcome::Stopped { step: run.state.step, signal });
-        }
     }
-    let after = run.answers("after", tell)?;
+    let after = run.answers("after", stop, tell)?;
     // Once more for a run that was killed between its last save and the pruning after it.
     run.prune()?;
     failpoint::hit("train.publish");
@@ -119,13 +121,19 @@ impl Run {
             (false, _) => "the loss",
             (true, false) => "the gradient",
         };
-        const SHOWN: usize = 8;
         let suspects: Vec<usize> =
             sums.rows.iter().filter(|(_, loss)| !loss.is_finite()).map(|(row, _)| *row).collect();
         let suspects = if suspects.is_empty() { sums.rows.iter().map(|(row, _)| *row).collect() } else { suspects };
-        let rows = suspects.iter().take(SHOWN).map(|&row| self.train.origin(row)).collect();
-        let more = suspects.len().saturating_sub(SHOWN);
-        Err(TrainError::NotFinite { what, step: self.state.step + 1, rows, more })
+        Err(not_finite(what, self.state.step + 1, &self.train, &suspects))
+    }
+
+    /// An update too large for f32 is not saved. (A finite gradient can still give one.)
+    fn ensure_finite_parameters(&self, sums: &StepSums) -> Result<(), TrainError> {
+        if self.state.parameters.iter().all(|value| value.is_finite()) {
+            return Ok(());
+        }
+        let rows: Vec<usize> = sums.rows.iter().map(|(row, _)| *row).collect();
+        Err(not_finite("a parameter after the update", self.state.step + 1, &self.train, &rows))
     }
 
     fn evaluation_due(&self, last: bool) -> bool {
@@ -145,9 +153,7 @@ impl Run {
         let sums = evaluate(&self.model, data, self.recipe.train.micro_batch_size, &mut |_| {});
         let eval_loss = sums.loss / sums.trained_tokens.max(1) as f64;
         if !eval_loss.is_finite() {
-            let rows = sums.row_losses.iter().enumerate().filter(|(_, loss)| !loss.is_finite());
-            let rows: Vec<String> = rows.map(|(row, _)| data.origin(row)).take(8).collect();
-            return Err(TrainError::NotFinite { what: "the evaluation's loss", step: self.state.step, rows, more: 0 });
+            return Err(not_finite("the evaluation's loss", self.state.step, data, &sums.bad_rows()));
         }
         let row = EvalRow { step: self.state.step, eval_loss, eval_tokens: sums.trained_tokens };
         let best = self.state.best.is_none_or(|best| eval_loss < best.eval_loss);
@@ -181,7 +187,12 @@ impl Run {
     }
 
     /// Answers to held-back rows, kept in the run directory: a resumed run has its first answers still.
-    fn answers(&self, when: &'static str, tell: &mut dyn FnMut(Event<'_>)) -> Result<Option<Answers>, TrainError> {
+    fn answers(
+        &self,
+        when: &'static str,
+        stop: &AtomicI32,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Option<Answers>, TrainError> {
         let (Some(data), Some(tokenizer)) = (&self.eval, &self.tokenizer) else { return Ok(None) };
         let eval = &self.recipe.eval;
         let questions =
@@ -192,7 +203,11 @@ impl Run {
             return Ok(if when == "before" { kept.before } else { None });
         }
         let answers =
-            answer(&self.model, data, tokenizer, questions, &mut |done| tell(Event::Answering { done, rows }))?;
+            answer(&self.model, data, tokenizer, questions, &mut |done| {
+            tell(Event::Answering { done, rows });
+            stop.load(Ordering::SeqCst) == 0
+        })?;
+        let Some(answers) = answers else { return Ok(None) };
         tell(Event::Answered { when, answers: &answers });
         let place = if when == "before" { &mut kept.before } else { &mut kept.after };
         *place = Some(answers.clone());
@@ -213,4 +228,11 @@ impl Run {
         replace_directory(&*self.disk, &self.directory.join(name), &files, &about)?;
         Ok(())
     }
+}
+
+/// The error that names these rows of a dataset, the first few in full.
+fn not_finite(what: &'static str, step: u64, data: &Dataset, rows: &[usize]) -> TrainError {
+    const SHOWN: usize = 8;
+    let named = rows.iter().take(SHOWN).map(|&row| data.origin(row)).collect();
+    TrainError::NotFinite { what, step, rows: named, more: rows.len().saturating_sub(SHOWN) }
 }

@@ -27,6 +27,12 @@ pub(super) fn open(model: &Path, adapter: Option<&Path>) -> Result<Model, Failur
 }
 
 pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
+    if !arguments.data.exists() {
+        return Err(Failure::arguments(
+            format!("--data {}: there is no such file", arguments.data.display()),
+            "the path is relative to the current directory",
+        ));
+    }
     let model = open(&arguments.model, arguments.adapter.as_deref())?;
     let tokenizer = ChatTokenizer::load_if_present(&arguments.model, None)?;
     let data = Data {
@@ -47,9 +53,8 @@ pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<Exi
     show.finish();
     let loss = sums.loss / sums.trained_tokens.max(1) as f64;
     if !loss.is_finite() {
-        let bad = sums.row_losses.iter().enumerate().filter(|(_, loss)| !loss.is_finite());
-        let named: Vec<String> = bad.map(|(row, _)| rows.origin(row)).take(8).collect();
-        return Err(TrainError::NotFinite { what: "the loss", step: 0, rows: named, more: 0 }.into());
+        let rows = sums.bad_rows().into_iter().take(8).map(|row| rows.origin(row)).collect();
+        return Err(TrainError::NotFiniteEvaluation { rows }.into());
     }
     if arguments.json {
         let object = serde_json::json!({

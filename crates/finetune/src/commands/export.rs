@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use finetune_model::adapter::{self, Adapter};
 use finetune_model::merge::{SHARD_BYTES, compare, write_merged};
 use finetune_model::{Device, ModelConfig};
-use finetune_store::{NewFile, RealDisk, Staging, newest_verified, replace_directory, verify_directory};
+use finetune_store::{MANIFEST_NAME, NewFile, RealDisk, Staging, newest_verified, replace_directory, verify_directory};
 use finetune_trainer::CHECKPOINTS;
 use serde_json::Value;
 
@@ -15,18 +15,18 @@ use crate::failure::Failure;
 use crate::progress::{Progress, Verbosity};
 
 pub(crate) fn export(arguments: ExportArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
+    if let ExportFormat::Mlx | ExportFormat::Gguf = arguments.format {
+        return Err(Failure::arguments(
+            "this version exports merged and peft",
+            "export merged: llama.cpp's and mlx-lm's own converters read that directory",
+        ));
+    }
     let mut show = Progress::new(verbosity, 1);
     let Source { adapter, base } = source(&arguments)?;
     show.say(&format!("adapter     {}", adapter.display()));
     match arguments.format {
         ExportFormat::Merged => merged(&adapter, &base?, &arguments.output, &mut show)?,
-        ExportFormat::Peft => peft(&adapter, &arguments.output)?,
-        ExportFormat::Mlx | ExportFormat::Gguf => {
-            return Err(Failure::arguments(
-                "this version exports merged and peft",
-                "export merged: llama.cpp's and mlx-lm's own converters read that directory",
-            ));
-        }
+        ExportFormat::Peft | ExportFormat::Mlx | ExportFormat::Gguf => peft(&adapter, &arguments.output)?,
     }
     show.say(&format!("written to  {}", arguments.output.display()));
     Ok(ExitCode::SUCCESS)
@@ -55,6 +55,11 @@ fn source(arguments: &ExportArguments) -> Result<Source, Failure> {
             ));
         };
         path
+    } else if !arguments.source.join(MANIFEST_NAME).is_file() {
+        return Err(Failure::arguments(
+            format!("{} is neither a run nor a checkpoint", arguments.source.display()),
+            "a run has a folder checkpoints/; to merge an adapter into a model directory, add --adapter DIR",
+        ));
     } else {
         verify_directory(&RealDisk, &arguments.source)?;
         arguments.source.clone()

@@ -16,7 +16,12 @@ pub(crate) fn generate(arguments: GenerateArguments) -> Result<ExitCode, Failure
     if !(arguments.top_p > 0.0 && arguments.top_p <= 1.0) {
         return Err(Failure::arguments("--top-p must be above 0 and at most 1", "1 draws from all tokens"));
     }
-    let tokenizer = ChatTokenizer::load(&arguments.model, None)?;
+    let Some(tokenizer) = ChatTokenizer::load_if_present(&arguments.model, None)? else {
+        return Err(Failure::arguments(
+            format!("{} has no tokenizer.json, without which there is no text", arguments.model.display()),
+            "copy the tokenizer files of the model there, or name another model directory",
+        ));
+    };
     let prompt = if arguments.raw {
         tokenizer.encode(&arguments.prompt, true)?
     } else {
