@@ -204,14 +204,6 @@ fn settings_that_are_not_available() {
             (exit code 2)
         "#]],
         ),
-        (
-            "data.packing=true",
-            expect![[r#"
-            reading rows
-            error: data.packing = true is not available yet; leave it out
-            (exit code 2)
-        "#]],
-        ),
     ] {
         check(&folder, &["run", "recipe.toml", "--set", set], want);
     }

@@ -39,7 +39,7 @@ impl Failure {
                 | TrainError::NotFiniteEvaluation { .. }
                 | TrainError::Model(ModelError::NotANumber { .. }),
             ) => NUMBERS,
-            Failure::Train(error) if error.is_disk() => DISK_OR_MEMORY,
+            Failure::Train(error) if error.is_disk_or_memory() => DISK_OR_MEMORY,
             Failure::Output(_) => DISK_OR_MEMORY,
             _ => BAD_INPUT,
         })

@@ -7,6 +7,7 @@ mod cli;
 mod commands;
 mod failure;
 mod memory;
+mod output;
 mod progress;
 mod signals;
 

@@ -273,14 +273,18 @@ mod tests {
                         for transposed in [false, true] {
                             let run = |pool: &rayon::ThreadPool| {
                                 let mut out = vec![0.5; m * n];
-                                let b = if transposed { Matrix::new(b, n, k).transposed() } else { Matrix::new(b, k, n) };
+                                let b =
+                                    if transposed { Matrix::new(b, n, k).transposed() } else { Matrix::new(b, k, n) };
                                 pool.install(|| matmul(&mut out, keep, 0.7, Matrix::new(a, m, k), b));
                                 out.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
                             };
                             let one = run(&pools[0]);
                             for pool in &pools[1..] {
                                 let threads = pool.current_num_threads();
-                                assert!(run(pool) == one, "{m}x{n}x{k} keep {keep} transposed {transposed}: {threads} threads");
+                                assert!(
+                                    run(pool) == one,
+                                    "{m}x{n}x{k} keep {keep} transposed {transposed}: {threads} threads"
+                                );
                                 cases += 1;
                             }
                         }

@@ -281,7 +281,7 @@ pub const KEYS: &[Key] = &[
         &[("load_best_model_at_end", ""), ("save_best", ""), ("save_best_checkpoint", ""), ("metric_for_best_model", "it is the evaluation loss")]),
 
     key("log.every", Kind::Integer { min: 1 }, Is("1"), NOT_IN_DIGEST,
-        "optimizer steps between rows of `metrics.jsonl` and progress lines",
+        "optimizer steps between printed progress lines; `metrics.jsonl` has every step",
         &[("logging_steps", ""), ("log_every_n_steps", ""), ("log_every", ""), ("steps_per_report", ""), ("log_interval", ""), ("logging_strategy", "ours counts optimizer steps"), ("log.steps", ""), ("log.interval", "")]),
     key("log.prometheus", Kind::Address, Unset("off"), NOT_IN_DIGEST,
         "serves metrics to Prometheus at this host and port, such as `127.0.0.1:9400`",

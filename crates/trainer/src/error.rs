@@ -30,6 +30,8 @@ pub enum TrainError {
     NoModel { path: String },
     #[error("{key} = {value} is not available {instead}")]
     Unavailable { key: &'static str, value: String, instead: &'static str },
+    #[error("the run needs about {} MiB of memory; this machine has {} MiB", needed >> 20, available >> 20)]
+    Memory { needed: u64, available: u64, weights: u64, activations: u64 },
     #[error("{path}: no row is left to train on", path = path.display())]
     NoRows { path: PathBuf },
 }
@@ -63,13 +65,23 @@ impl TrainError {
                 "a directory needs config.json, tokenizer.json and model.safetensors; paths are relative to the recipe".into(),
                 "models of the hub are found once another program has put them into the cache (HF_HOME)".into(),
             ],
+            TrainError::Memory { weights, activations, .. } if activations > weights => vec![
+                format!(
+                    "{} MiB of it are activations of one micro-batch: lower train.micro_batch_size, set train.gradient_checkpointing = true, or lower data.max_seq_len",
+                    activations >> 20
+                ),
+            ],
+            TrainError::Memory { weights, .. } => {
+                vec![format!("{} MiB of it are the model's weights: take a smaller model", weights >> 20)]
+            }
             _ => vec![],
         }
     }
 
-    /// Whether the disk is at fault (no space, failed writes).
-    pub fn is_disk(&self) -> bool {
+    /// Whether the disk (no space, failed writes) or the memory of the machine is at fault.
+    pub fn is_disk_or_memory(&self) -> bool {
         match self {
+            TrainError::Memory { .. } => true,
             TrainError::Store(error) | TrainError::Model(ModelError::Store(error)) => error.is_disk(),
             _ => false,
         }

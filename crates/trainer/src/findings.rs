@@ -8,7 +8,9 @@ use finetune_store::RealDisk;
 use serde::Serialize;
 
 use crate::error::TrainError;
-use crate::prepare::{check_available, check_results, has_weights, is_occupied, load_data, model_directory, total_steps};
+use crate::prepare::{
+    check_available, check_results, has_weights, is_occupied, load_data, model_directory, total_steps,
+};
 
 /// The findings of `finetune validate`.
 #[derive(Clone, Debug, Serialize)]
@@ -54,7 +56,7 @@ pub struct Estimate {
 }
 
 /// Checks all that [`crate::prepare`] checks, and touches nothing.
-pub fn findings(recipe: &Recipe, progress: &dyn Fn(u64)) -> Result<Findings, TrainError> {
+pub fn findings(recipe: &Recipe, machine_bytes: Option<u64>, progress: &dyn Fn(u64)) -> Result<Findings, TrainError> {
     let mut notices = check_available(recipe)?;
     check_results(&RealDisk, &recipe.output_dir)?;
     if is_occupied(&RealDisk, &recipe.output_dir)? {
@@ -66,21 +68,7 @@ pub fn findings(recipe: &Recipe, progress: &dyn Fn(u64)) -> Result<Findings, Tra
     let config =
         if full && !has_weights(&directory) { ModelConfig::load(&directory)? } else { Model::check(&directory)? };
     let data = load_data(recipe, &directory, &config, progress)?;
-    let shapes = expected_tensors(&config);
-    let parameters: u64 = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
-    let trained_parameters = if full {
-        parameters
-    } else {
-        let targets = choose(&recipe.lora, &linear_modules(&config))?;
-        if let Some(path) = &recipe.lora.init_from {
-            Adapter::read(path, &config)?.expect_targets(&targets, path)?;
-        }
-        let width = |module: &str| {
-            let found = shapes.iter().find(|(name, _)| name.strip_suffix(".weight") == Some(module));
-            found.map_or(0, |(_, shape)| shape.iter().sum::<usize>())
-        };
-        targets.iter().map(|target| (target.rank * width(&target.module)) as u64).sum()
-    };
+    let Sizes { parameters, trained: trained_parameters } = sizes(recipe, &config)?;
     if data.train.counts.longest > config.max_position_embeddings {
         let (longest, limit) = (data.train.counts.longest, config.max_position_embeddings);
         notices.push(format!("the longest row has {longest} tokens; the model was made for {limit} positions"));
@@ -92,17 +80,54 @@ pub fn findings(recipe: &Recipe, progress: &dyn Fn(u64)) -> Result<Findings, Tra
     }
     let plan = Plan::new(data.train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
     let steps = total_steps(recipe, &plan);
+    let memory = memory(recipe, &config, &data.train, parameters, trained_parameters);
+    check_memory(&memory, machine_bytes)?;
     Ok(Findings {
         architecture: config.family.architecture(),
         parameters,
         trained_parameters,
-        estimate: estimate(recipe, &config, &data.train, steps, parameters, trained_parameters),
+        estimate: Estimate { seconds: seconds(recipe, &data.train, steps, parameters), ..memory },
         train: data_findings(&data.train),
         eval: data.eval.as_ref().map(data_findings),
         steps,
         steps_per_epoch: plan.steps_per_epoch(),
         notices,
     })
+}
+
+/// Parameters of the model, and how many of them are trained.
+pub(crate) struct Sizes {
+    pub(crate) parameters: u64,
+    pub(crate) trained: u64,
+}
+
+pub(crate) fn sizes(recipe: &Recipe, config: &ModelConfig) -> Result<Sizes, TrainError> {
+    let shapes = expected_tensors(config);
+    let parameters: u64 = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
+    if recipe.train.method == Method::Full {
+        return Ok(Sizes { parameters, trained: parameters });
+    }
+    let targets = choose(&recipe.lora, &linear_modules(config))?;
+    if let Some(path) = &recipe.lora.init_from {
+        Adapter::read(path, config)?.expect_targets(&targets, path)?;
+    }
+    let width = |module: &str| {
+        let found = shapes.iter().find(|(name, _)| name.strip_suffix(".weight") == Some(module));
+        found.map_or(0, |(_, shape)| shape.iter().sum::<usize>())
+    };
+    let trained = targets.iter().map(|target| (target.rank * width(&target.module)) as u64).sum();
+    Ok(Sizes { parameters, trained })
+}
+
+/// Refuses a run whose estimate is beyond all memory of the machine.
+pub(crate) fn check_memory(estimate: &Estimate, machine_bytes: Option<u64>) -> Result<(), TrainError> {
+    match machine_bytes {
+        Some(available) if estimate.total > available => {
+            let Estimate { weights, activations, total, .. } = *estimate;
+            Err(TrainError::Memory { needed: total, available, weights, activations })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn data_findings(data: &Dataset) -> DataFindings {
@@ -123,15 +148,8 @@ fn data_findings(data: &Dataset) -> DataFindings {
     }
 }
 
-/// What the CPU path keeps, counted in f32 numbers.
-fn estimate(
-    recipe: &Recipe,
-    config: &ModelConfig,
-    data: &Dataset,
-    steps: u64,
-    parameters: u64,
-    trained: u64,
-) -> Estimate {
+/// What the CPU path keeps, counted in f32 numbers. Seconds are left 0: to know them costs a measurement.
+pub(crate) fn memory(recipe: &Recipe, config: &ModelConfig, data: &Dataset, parameters: u64, trained: u64) -> Estimate {
     const FLOAT: u64 = 4;
     let mut lengths: Vec<usize> = data.rows.iter().map(|row| row.tokens.len()).collect();
     lengths.sort_unstable_by(|a, b| b.cmp(a));
@@ -155,17 +173,21 @@ fn estimate(
     // Twice as tensor and as flat vector, gradient twice, two moments.
     let trained_state = trained * FLOAT * 6;
     let weights = if recipe.train.method == Method::Full { 0 } else { weights };
-    // Operations per token and parameter: 2 forward, 2 backward through activations, 2 more for weights if all are trained.
-    let passes = if recipe.train.method == Method::Full { 6.0 } else { 4.0 };
-    let rows_per_step = recipe.train.global_batch_size.min(data.rows.len()) as f64;
-    let tokens_per_step = data.counts.tokens as f64 / data.rows.len() as f64 * rows_per_step;
-    let seconds = steps as f64 * tokens_per_step * parameters as f64 * passes / matmul_rate();
     Estimate {
         weights,
         trained: trained_state,
         activations,
         logits,
         total: weights + trained_state + activations + logits,
-        seconds,
+        seconds: 0.0,
     }
+}
+
+/// Seconds of the whole run at the rate of matrix products measured now.
+fn seconds(recipe: &Recipe, data: &Dataset, steps: u64, parameters: u64) -> f64 {
+    // Operations per token and parameter: 2 forward, 2 backward through activations, 2 more for weights if all are trained.
+    let passes = if recipe.train.method == Method::Full { 6.0 } else { 4.0 };
+    let rows_per_step = recipe.train.global_batch_size.min(data.rows.len()) as f64;
+    let tokens_per_step = data.counts.tokens as f64 / data.rows.len() as f64 * rows_per_step;
+    steps as f64 * tokens_per_step * parameters as f64 * passes / matmul_rate()
 }

@@ -13,6 +13,7 @@ use finetune_store::{
 
 use crate::error::TrainError;
 use crate::evaluate::Answers;
+use crate::findings::{check_memory, memory, sizes};
 use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::schedule::Schedule;
@@ -89,9 +90,6 @@ pub(crate) fn check_available(recipe: &Recipe) -> Result<Vec<String>, TrainError
     if !recipe.lora.modules_to_save.is_empty() {
         return unavailable("lora.modules_to_save", format!("{:?}", recipe.lora.modules_to_save), "yet; leave it out");
     }
-    if recipe.data.packing {
-        return unavailable("data.packing", "true".into(), "yet; leave it out");
-    }
     if let Some(ranks) = recipe.distributed.virtual_ranks.filter(|&ranks| ranks > 1) {
         return unavailable("distributed.virtual_ranks", ranks.to_string(), "yet; leave it out");
     }
@@ -99,6 +97,10 @@ pub(crate) fn check_available(recipe: &Recipe) -> Result<Vec<String>, TrainError
         return unavailable("log.prometheus", address.clone(), "yet; metrics.jsonl has the numbers");
     }
     let mut notices = Vec::new();
+    if recipe.data.packing {
+        let what = "the rows of a micro-batch lie one after the other without padding, and never attend to each other";
+        notices.push(format!("data.packing changes nothing on the CPU: {what}"));
+    }
     if let DtypeChoice::Bf16 | DtypeChoice::F16 = recipe.model.dtype {
         notices.push(format!("model.dtype = {}: the CPU computes in f32", recipe.model.dtype.as_str()));
     }
@@ -162,8 +164,14 @@ pub fn open_model(recipe: &Recipe, directory: &Path, device: &Device) -> Result<
     Ok((model, digest))
 }
 
-/// Opens everything, takes the lock of the run directory, and finds where to start.
-pub fn prepare(recipe: Recipe, resume: &Resume, progress: &dyn Fn(u64)) -> Result<Prepared, TrainError> {
+/// Opens everything, takes the lock of the run directory, and finds where to start. A run that will not fit into
+/// `machine_bytes` of memory by the estimate is refused.
+pub fn prepare(
+    recipe: Recipe,
+    resume: &Resume,
+    machine_bytes: Option<u64>,
+    progress: &dyn Fn(u64),
+) -> Result<Prepared, TrainError> {
     let mut notices = check_available(&recipe)?;
     let directory = recipe.output_dir.clone();
     let disk = RealDisk;
@@ -184,6 +192,8 @@ pub fn prepare(recipe: Recipe, resume: &Resume, progress: &dyn Fn(u64)) -> Resul
         let (longest, limit) = (data.train.counts.longest, config.max_position_embeddings);
         notices.push(format!("the longest row has {longest} tokens; the model was made for {limit} positions"));
     }
+    let sizes = sizes(&recipe, &config)?;
+    check_memory(&memory(&recipe, &config, &data.train, sizes.parameters, sizes.trained), machine_bytes)?;
     let (mut model, model_digest) = open_model(&recipe, &model_path, &Device::flex())?;
     let plan = Plan::new(data.train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
     let steps = total_steps(&recipe, &plan);

@@ -202,8 +202,7 @@ impl Run {
         if rows == 0 || (when == "before" && self.state.step > 0) {
             return Ok(if when == "before" { kept.before } else { None });
         }
-        let answers =
-            answer(&self.model, data, tokenizer, questions, &mut |done| {
+        let answers = answer(&self.model, data, tokenizer, questions, &mut |done| {
             tell(Event::Answering { done, rows });
             stop.load(Ordering::SeqCst) == 0
         })?;

@@ -11,6 +11,7 @@ use finetune_trainer::{TrainError, evaluate};
 
 use crate::cli::EvalArguments;
 use crate::failure::Failure;
+use crate::output;
 use crate::progress::{Progress, Verbosity};
 
 /// Rows per forward pass: enough to keep the matrix products busy, whatever the row length.
@@ -63,11 +64,10 @@ pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<Exi
             "tokens": sums.trained_tokens,
             "rows": rows.rows.len(),
         });
-        println!("{object}");
+        output::line(&object.to_string())?;
     } else {
-        println!("loss        {loss:.6}");
-        println!("perplexity  {:.4}", loss.exp());
-        println!("tokens      {} trained, in {} rows", sums.trained_tokens, rows.rows.len());
+        output::line(&format!("loss        {loss:.6}\nperplexity  {:.4}", loss.exp()))?;
+        output::line(&format!("tokens      {} trained, in {} rows", sums.trained_tokens, rows.rows.len()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

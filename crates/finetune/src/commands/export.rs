@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::cli::{ExportArguments, ExportFormat};
 use crate::failure::Failure;
+use crate::output;
 use crate::progress::{Progress, Verbosity};
 
 pub(crate) fn export(arguments: ExportArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
@@ -103,10 +104,10 @@ fn merged(adapter: &Path, base: &Path, output: &Path, show: &mut Progress) -> Re
     let comparison = compare(base, &adapter, staging.directory(), &device)?;
     show.finish();
     staging.publish_replacing(&serde_json::json!({"kind": "merged"}))?;
-    println!(
+    output::line(&format!(
         "largest difference of merged and adapter logits: {:.3e} (largest logit {:.1}; same best token at {} of {} probe tokens)",
         comparison.largest, comparison.scale, comparison.agreeing, comparison.positions
-    );
+    ))?;
     Ok(())
 }
 

@@ -1,6 +1,5 @@
 //! `finetune generate`: text out.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use finetune_dataset::ChatTokenizer;
@@ -8,6 +7,7 @@ use finetune_model::{Generation, Sampling};
 
 use crate::cli::GenerateArguments;
 use crate::failure::Failure;
+use crate::output;
 
 pub(crate) fn generate(arguments: GenerateArguments) -> Result<ExitCode, Failure> {
     if !(arguments.temperature >= 0.0 && arguments.temperature.is_finite()) {
@@ -48,9 +48,10 @@ pub(crate) fn generate(arguments: GenerateArguments) -> Result<ExitCode, Failure
             "prompt_token_ids": prompt,
             "finish_reason": finish_reason,
         });
-        println!("{object}");
+        output::line(&object.to_string())?;
     } else {
-        println!("{}", &text[stream.printed.min(text.len())..]);
+        // A decoder may write earlier text anew once it sees more; what was printed stays.
+        output::line(text.get(stream.printed..).unwrap_or_default())?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -72,9 +73,8 @@ impl Stream<'_> {
         let Ok(text) = self.tokenizer.decode(&self.tokens, true) else { return };
         let complete = text.trim_end_matches(char::REPLACEMENT_CHARACTER).len();
         if complete > self.printed && text.is_char_boundary(self.printed) {
-            print!("{}", &text[self.printed..complete]);
-            // A closed pipe is found out by the final line.
-            let _ = std::io::stdout().flush();
+            // What cannot be written here cannot be written at the end either, which reports it.
+            let _ = output::print(&text[self.printed..complete]);
             self.printed = complete;
         }
     }

@@ -1,6 +1,5 @@
 //! `finetune inspect`: what a row looks like to the model.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use finetune_model::ModelConfig;
@@ -9,6 +8,7 @@ use finetune_trainer::{load_data, model_directory};
 
 use crate::cli::InspectArguments;
 use crate::failure::Failure;
+use crate::output;
 
 pub(crate) fn inspect(arguments: InspectArguments) -> Result<ExitCode, Failure> {
     let recipe = Recipe::load(&arguments.recipe.recipe, &arguments.recipe.sets, None)?;
@@ -37,17 +37,16 @@ pub(crate) fn inspect(arguments: InspectArguments) -> Result<ExitCode, Failure> 
             "trained": row.trained,
             "text": decoded,
         });
-        println!("{object}");
+        output::line(&object.to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut out = anstream::stdout().lock();
+    let mut out = String::new();
     let trained = row.trained.iter().filter(|&&trained| trained).count();
-    writeln!(
-        out,
-        "{}: {} tokens, {trained} trained on (green and underlined)\n",
+    out += &format!(
+        "{}: {} tokens, {trained} trained on (green and underlined)\n\n",
         data.train.origin(index),
         row.tokens.len()
-    )?;
+    );
     // Stretches of tokens that are trained on or not, decoded together so that bytes form characters again.
     let mut start = 0;
     while start < row.tokens.len() {
@@ -58,15 +57,16 @@ pub(crate) fn inspect(arguments: InspectArguments) -> Result<ExitCode, Failure> 
             None => stretch.iter().map(|id| format!("{id} ")).collect(),
         };
         if row.trained[start] {
-            write!(out, "\x1b[32;4m{text}\x1b[0m")?;
+            out += &format!("\x1b[32;4m{text}\x1b[0m");
         } else {
-            write!(out, "{text}")?;
+            out += &text;
         }
         start += length;
     }
-    writeln!(out, "\n")?;
+    out += "\n\n";
     for (n, (&id, trained)) in row.tokens.iter().zip(&row.trained).enumerate() {
-        writeln!(out, "{n:>5} {id:>7} {} {:?}", if *trained { "trained" } else { "       " }, name(id))?;
+        out += &format!("{n:>5} {id:>7} {} {:?}\n", if *trained { "trained" } else { "       " }, name(id));
     }
+    output::print(&out)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -9,7 +9,8 @@ use finetune_trainer::{Event, Outcome, Prepared, Resume, prepare, train};
 use crate::cli::RunArguments;
 use crate::failure::Failure;
 use crate::progress::{self, Progress, Verbosity};
-use crate::{memory, signals};
+use crate::signals::Signals;
+use crate::{memory, output};
 
 pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let start = Instant::now();
@@ -19,10 +20,10 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
         Some(None) => Resume::Newest,
         Some(Some(path)) => Resume::From(path),
     };
-    let stop = signals::stop_flag()?;
+    let signals = Signals::listen()?;
     let mut show = Progress::new(verbosity, recipe.log.every);
     show.start("reading rows", 0);
-    let prepared = prepare(recipe, &resume, &|rows| show.position(rows));
+    let prepared = prepare(recipe, &resume, memory::machine_bytes(), &|rows| show.position(rows));
     show.finish();
     let Prepared { mut run, notices } = prepared?;
     for notice in &notices {
@@ -41,13 +42,14 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
         show.say(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()));
     }
     let directory = run.directory.clone();
-    let outcome = train(&mut run, &stop, &mut |event| show_event(&mut show, event, start, verbosity));
+    signals.finish_steps();
+    let outcome = train(&mut run, &signals.stop, &mut |event| show_event(&mut show, event, start, verbosity));
     show.finish();
     match outcome? {
         Outcome::Finished { step, before, after } => {
-            print!("{}", progress::answers(before.as_ref(), after.as_ref()));
+            output::print(&progress::answers(before.as_ref(), after.as_ref()))?;
             show.say(&format!(
-                "\n{step} steps in {}, peak memory {}\nadapter and checkpoints in {}; open report.html there",
+                "\n{step} steps in {}, peak memory {}\nresult and checkpoints in {}; open report.html there",
                 progress::duration(start.elapsed().as_secs_f64()),
                 progress::bytes(memory::peak_bytes()),
                 directory.display(),

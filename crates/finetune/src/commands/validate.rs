@@ -8,18 +8,19 @@ use finetune_trainer::{Estimate, Findings, findings};
 use crate::cli::ValidateArguments;
 use crate::failure::Failure;
 use crate::progress::{Progress, Verbosity, bytes, duration, thousands};
+use crate::{memory, output};
 
 pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let recipe = Recipe::load(&arguments.recipe.recipe, &arguments.recipe.sets, None)?;
     let mut show = Progress::new(if arguments.json { Verbosity::Quiet } else { verbosity }, 1);
     show.start("reading rows", 0);
-    let found = findings(&recipe, &|rows| show.position(rows));
+    let found = findings(&recipe, memory::machine_bytes(), &|rows| show.position(rows));
     show.finish();
     let found = found?;
     if arguments.json {
-        println!("{}", serde_json::to_string(&found).expect("plain data"));
+        output::line(&serde_json::to_string(&found).expect("plain data"))?;
     } else {
-        print!("{}", text(&found));
+        output::print(&text(&found))?;
     }
     Ok(ExitCode::SUCCESS)
 }
