@@ -67,6 +67,6 @@ pub(crate) fn inspect(arguments: InspectArguments) -> Result<ExitCode, Failure> 
     for (n, (&id, trained)) in row.tokens.iter().zip(&row.trained).enumerate() {
         out += &format!("{n:>5} {id:>7} {} {:?}\n", if *trained { "trained" } else { "       " }, name(id));
     }
-    output::print(&out)?;
+    output::colored(&out)?;
     Ok(ExitCode::SUCCESS)
 }
