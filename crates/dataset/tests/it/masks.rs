@@ -36,7 +36,12 @@ fn mask(template: &str, row: &Value, train_on: TrainOn) -> String {
     match load(&model, row, &Data { train_on, ..data(Format::Auto) }) {
         Ok(row) => {
             assert_eq!(row.trained.len(), row.tokens.len());
-            assert_eq!(row.prompt_tokens, row.trained.iter().position(|trained| *trained).expect("a trained token"));
+            let first_trained = row.trained.iter().position(|trained| *trained).expect("a trained token");
+            // The prompt ends where the answer begins, also where the prompt is trained on as well.
+            match train_on {
+                TrainOn::All => assert!(row.prompt_tokens >= first_trained),
+                TrainOn::Assistant | TrainOn::Last => assert_eq!(row.prompt_tokens, first_trained),
+            }
             shown(&model, &row)
         }
         Err(DatasetError::BadRows(rows)) => format!("refused: {}", rows.first[0].reason),
@@ -54,6 +59,10 @@ fn chatml_by_prefixes() {
     let middle = "<|im_start|>user\n2<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(masked(TrainOn::Assistant), format!("{head}⟦\nHi 🦀 <|im_end|>\n⟧{middle}⟦Hé<|im_end|>\n⟧"));
     assert_eq!(masked(TrainOn::Last), format!("{head}\nHi 🦀 <|im_end|>\n{middle}⟦Hé<|im_end|>\n⟧"));
+    let model = Model::new(Some(CHATML));
+    let all = load(&model, &chat(&TURNS), &Data { train_on: TrainOn::All, ..data(Format::Auto) }).expect("a row");
+    let prompt = model.tokenizer().decode(&all.tokens[..all.prompt_tokens], false).expect("text");
+    assert_eq!(prompt, format!("{head}\nHi 🦀 <|im_end|>\n{middle}"), "generation starts from the whole conversation");
     let whole = format!("{head}\nHi 🦀 <|im_end|>\n{middle}Hé<|im_end|>\n");
     assert_eq!(masked(TrainOn::All), format!("<|im_start|>⟦{}⟧", whole.trim_start_matches("<|im_start|>")));
 }
