@@ -104,6 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "a list of parts that has one part")]
     fn a_token_belongs_to_the_part_that_it_starts_in() {
         let tokens = [0..2, 2..5, 5..5, 5..7, 7..10, 10..10, 10..12];
         assert_eq!(trained_tokens(&tokens, &[3..9]), [false, false, true, true, true, false, false]);

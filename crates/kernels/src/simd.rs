@@ -3,6 +3,8 @@
 //! Plain loops that the compiler vectorizes. Sums run over sixteen lanes in a fixed order, so their bits do
 //! not depend on the vector width; `mul_add` is a fused multiply-add everywhere.
 
+#![expect(clippy::needless_range_loop, reason = "indices over slices of one length are the form that becomes vectors")]
+
 /// Defines a function compiled for AVX2 with FMA as well, and picks that version when the processor has it.
 macro_rules! vectorized {
     ($(#[$meta:meta])* fn $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {

@@ -153,10 +153,13 @@ fn rope_turns_pairs() {
         });
 }
 
+/// (what, rows, queries, keys, query heads, key heads, window)
+type AttentionCase = (&'static str, Segments, usize, usize, usize, usize, Option<usize>);
+
 /// Rows shorter and longer than a block, one of a single token; grouped heads; windows; a cache.
 #[test]
 fn causal_attention_over_rows_of_unequal_length() {
-    let cases: [(&str, Segments, usize, usize, usize, usize, Option<usize>); 6] = [
+    let cases: [AttentionCase; 6] = [
         ("one row", Segments::rows(&[10]), 10, 10, 2, 2, None),
         ("rows", Segments::rows(&[5, 1, 70, 130]), 206, 206, 4, 2, None),
         ("all heads on one key head", Segments::rows(&[67]), 67, 67, 3, 1, None),

@@ -20,8 +20,16 @@ pub(crate) struct Context {
     pub(crate) segments: Segments,
     /// Whether trained parameters are tracked for gradients.
     pub(crate) training: bool,
-    /// Probability, what it depends on, and (row, position) of each token.
-    pub(crate) dropout: Option<(f32, Randomness, Arc<[(u32, u32)]>)>,
+    pub(crate) dropout: Option<BatchDropout>,
+}
+
+/// Dropout of a micro-batch, the same in all modules but for their streams.
+#[derive(Clone)]
+pub(crate) struct BatchDropout {
+    pub(crate) probability: f32,
+    pub(crate) randomness: Randomness,
+    /// (row, position) of each token.
+    pub(crate) tokens: Arc<[(u32, u32)]>,
 }
 
 impl Context {
@@ -35,7 +43,7 @@ impl Context {
     }
 
     fn dropout(&self, module: u32) -> Option<Dropout> {
-        self.dropout.as_ref().map(|(probability, randomness, tokens)| Dropout {
+        self.dropout.as_ref().map(|BatchDropout { probability, randomness, tokens }| Dropout {
             probability: *probability,
             stream: Stream::new(randomness.seed, Purpose::Dropout as u32, randomness.step, module),
             tokens: tokens.clone(),

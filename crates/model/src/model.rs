@@ -8,7 +8,7 @@ use finetune_kernels::{RopeTable, Segments, Targets, operations};
 use finetune_store::TensorSet;
 
 use crate::config::ModelConfig;
-use crate::decoder::{self, Context};
+use crate::decoder::{self, BatchDropout, Context};
 use crate::layout::Layout;
 use crate::load::{self, Source};
 use crate::lora::LoraTargets;
@@ -332,7 +332,11 @@ impl Model {
         let dropout = match (&self.trained, training) {
             (Trained::Lora { dropout, .. }, Some(randomness)) if *dropout > 0.0 => {
                 let ids = batch.rows.iter().flat_map(|row| std::iter::repeat_n(row.id, row.tokens.len()));
-                Some((*dropout as f32, randomness, ids.zip(positions.iter().copied()).collect()))
+                Some(BatchDropout {
+                    probability: *dropout as f32,
+                    randomness,
+                    tokens: ids.zip(positions.iter().copied()).collect(),
+                })
             }
             _ => None,
         };

@@ -52,7 +52,7 @@ fn page(run: &Run) -> String {
     chart(&mut page, "Gradient norm, before clipping", &single("gradient norm", series(|row| row.grad_norm)));
     chart(&mut page, "Tokens per second", &single("tokens per second", series(|row| row.tokens_per_second)));
     answers(&mut page, &BeforeAfter::read(&run.directory));
-    let _ = write!(page, "<h2>Recipe</h2><pre>{}</pre></main></body></html>\n", escape(&run.recipe.to_toml()));
+    let _ = writeln!(page, "<h2>Recipe</h2><pre>{}</pre></main></body></html>", escape(&run.recipe.to_toml()));
     page
 }
 

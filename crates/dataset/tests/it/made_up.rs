@@ -75,8 +75,8 @@ impl Model {
 
     pub(crate) fn with_tokens(template: Option<&str>, special_tokens: Value) -> Self {
         let model = Self { directory: TempDir::new().expect("a directory") };
-        model.write("tokenizer.json", &tokenizer_json().to_string());
-        model.write("tokenizer_config.json", &special_tokens.to_string());
+        model.write("tokenizer.json", tokenizer_json().to_string());
+        model.write("tokenizer_config.json", special_tokens.to_string());
         if let Some(template) = template {
             model.write("chat_template.jinja", template);
         }
