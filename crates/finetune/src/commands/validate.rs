@@ -49,14 +49,15 @@ fn text(found: &Findings) -> String {
         );
     }
     text += &format!("steps       {} ({} per epoch)\n", thousands(found.steps), thousands(found.steps_per_epoch));
-    let Estimate { weights, trained, activations, logits, total, seconds } = &found.estimate;
+    let Estimate { weights, trained, activations, logits, program, total, seconds } = &found.estimate;
     text += &format!(
-        "memory      about {}: weights {}, trained state {}, activations {}, logits {}\n",
+        "memory      about {}: weights {}, trained state {}, activations {}, logits {}, program {}\n",
         bytes(*total),
         bytes(*weights),
         bytes(*trained),
         bytes(*activations),
-        bytes(*logits)
+        bytes(*logits),
+        bytes(*program)
     );
     text += &format!("time        about {} here\n", duration(*seconds));
     for notice in &found.notices {
