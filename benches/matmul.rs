@@ -1,49 +1,37 @@
-//! Matrix products of a training step, one thread: GFLOP/s of the `gemm` crate.
+//! Matrix products of a training step: `cargo bench -p finetune-kernels --bench matmul` (RAYON_NUM_THREADS sets the threads).
+//!
+//! Prints GFLOP/s, best of ten, for activations [m, k] times a weight in its file layout [n, k], and times its transpose.
+
 use std::time::Instant;
+
+use finetune_kernels::matmul::{Matrix, matmul};
+
+/// (m, k, n): attention, feed-forward in and out, output layer, LoRA in and out, a token of generation.
+const SHAPES: [(usize, usize, usize); 7] = [
+    (1024, 512, 512),
+    (1024, 512, 1408),
+    (1024, 1408, 512),
+    (1024, 512, 8192),
+    (1024, 512, 8),
+    (1024, 8, 512),
+    (1, 1024, 4096),
+];
+
 fn main() {
-    for (m, k, n) in [
-        (1024usize, 512usize, 512usize),
-        (1024, 512, 1408),
-        (1024, 1408, 512),
-        (1024, 512, 8192),
-        (1024, 512, 8),
-        (1024, 8, 512),
-        (8, 1024, 512),
-    ] {
-        let a = vec![0.5f32; m * k];
-        let b = vec![0.25f32; k * n];
-        let mut c = vec![0f32; m * n];
-        for tb in [false, true] {
-            let (brs, bcs) = if tb { (1isize, k as isize) } else { (n as isize, 1isize) };
-            let mut best = f64::MAX;
+    println!("{:>18}  {:>12}  {:>12}  GFLOP/s", "m x k x n", "x Wt", "x W");
+    for (m, k, n) in SHAPES {
+        let (x, w) = (vec![0.5; m * k], vec![0.25; k * n]);
+        let mut out = vec![0.0; m * n];
+        let mut rate = |w: Matrix| {
+            let mut best = f64::INFINITY;
             for _ in 0..10 {
-                let t = Instant::now();
-                unsafe {
-                    gemm::gemm(
-                        m,
-                        n,
-                        k,
-                        c.as_mut_ptr(),
-                        1,
-                        n as isize,
-                        false,
-                        a.as_ptr(),
-                        1,
-                        k as isize,
-                        b.as_ptr(),
-                        bcs,
-                        brs,
-                        0.0,
-                        1.0,
-                        false,
-                        false,
-                        false,
-                        gemm::Parallelism::None,
-                    )
-                };
-                best = best.min(t.elapsed().as_secs_f64());
+                let start = Instant::now();
+                matmul(&mut out, false, 1.0, Matrix::new(&x, m, k), w);
+                best = best.min(start.elapsed().as_secs_f64());
             }
-            println!("{m}x{k}x{n} tb={tb}: {:.1} GFLOP/s", 2.0 * (m * n * k) as f64 / best / 1e9);
-        }
+            2.0 * (m * n * k) as f64 / best / 1e9
+        };
+        let (transposed, plain) = (rate(Matrix::new(&w, n, k).transposed()), rate(Matrix::new(&w, k, n)));
+        println!("{:>18}  {transposed:>12.1}  {plain:>12.1}", format!("{m} x {k} x {n}"));
     }
 }

@@ -102,9 +102,9 @@ pub(crate) fn answer(
             return Ok(None);
         }
         let row = &data.rows[n];
-        let prompt = &row.tokens[..row.prompt_tokens];
-        let generation =
-            model.generate(prompt, questions.max_new_tokens, Sampling::GREEDY, tokenizer.eos_ids(), &mut |_| {})?;
+        let (prompt, expected) = row.tokens.split_at(row.prompt_tokens);
+        let ends = end_ids(tokenizer, expected)?;
+        let generation = model.generate(prompt, questions.max_new_tokens, Sampling::GREEDY, &ends, &mut |_| {})?;
         let answer = tokenizer.decode(&generation.tokens, true)?;
         // An answer that ran into the limit is not the expected one, even if it begins with it.
         let ended = generation.stopped_by.is_some();
@@ -117,4 +117,17 @@ pub(crate) fn answer(
         }
     }
     Ok(Some(Answers { samples, exact: (scored > 0).then_some((exact, scored)) }))
+}
+
+/// What ends an answer: the model's own end tokens, and the special token that ends the expected answer. A chat
+/// template put on a base model has an end of turn that the model's files do not know as an end.
+fn end_ids(tokenizer: &ChatTokenizer, expected: &[u32]) -> Result<Vec<u32>, TrainError> {
+    let mut ends = tokenizer.eos_ids().to_vec();
+    for &token in expected {
+        if tokenizer.decode(&[token], true)?.is_empty() && !tokenizer.decode(&[token], false)?.is_empty() {
+            ends.push(token);
+            break;
+        }
+    }
+    Ok(ends)
 }
