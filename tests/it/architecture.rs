@@ -2,21 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
-use cargo_metadata::{DependencyKind, MetadataCommand};
+use serde_json::Value;
 
 use crate::folder::repository;
 
 /// The table of ARCHITECTURE.md: a crate and those of ours that it may use.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("kernels", &[]),
+    ("random", &[]),
+    ("kernels", &["random"]),
     ("recipe", &[]),
     ("store", &[]),
     ("allreduce", &[]),
-    ("dataset", &["recipe", "store"]),
-    ("model", &["recipe", "store", "kernels"]),
+    ("dataset", &["recipe", "store", "random"]),
+    ("model", &["recipe", "store", "random", "kernels"]),
     ("trainer", &["recipe", "store", "dataset", "model", "allreduce"]),
     ("cluster", &["allreduce"]),
-    ("finetune", &["recipe", "store", "dataset", "kernels", "model", "allreduce", "trainer", "cluster"]),
+    ("finetune", &["recipe", "random", "store", "dataset", "kernels", "model", "allreduce", "trainer", "cluster"]),
     ("testkit", &["recipe", "store", "dataset", "kernels", "model", "allreduce", "trainer", "cluster"]),
 ];
 
@@ -37,22 +38,26 @@ const LONGEST_FILE: usize = 500;
 
 #[test]
 fn crates_use_only_what_the_plan_allows() {
-    let metadata = MetadataCommand::new()
-        .manifest_path(repository().join("Cargo.toml"))
-        .no_deps()
-        .other_options(["--offline".to_owned()])
-        .exec()
-        .expect("cargo metadata");
-    let crates = repository().join("crates");
+    // The cargo_metadata crate would turn on features of serde, and with them build burn a second time.
+    let manifest = repository().join("Cargo.toml");
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--offline", "--no-deps", "--format-version", "1", "--manifest-path"])
+        .arg(manifest)
+        .output()
+        .expect("cargo runs");
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON of cargo metadata");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let mut arrows = 0;
-    for package in metadata.packages.iter().filter(|package| package.manifest_path.starts_with(&crates)) {
-        let name = short(&package.name);
+    for package in list(&metadata["packages"]) {
+        let name = short(&text(&package["name"])).to_owned();
         let known = MAY_USE.iter().find(|(known, _)| *known == name);
         let (_, allowed) = known.unwrap_or_else(|| panic!("{name} is not in the table of ARCHITECTURE.md"));
-        for dependency in package.dependencies.iter().filter(|dependency| dependency.path.is_some()) {
-            let used = short(&dependency.name);
-            let development = dependency.kind == DependencyKind::Development && FOR_DEVELOPMENT.contains(&used);
-            assert!(development || allowed.contains(&used), "{name} must not use {used} ({:?})", dependency.kind);
+        for dependency in list(&package["dependencies"]).iter().filter(|dependency| dependency["path"].is_string()) {
+            let used = text(&dependency["name"]);
+            let used = short(&used);
+            let development = dependency["kind"] == "dev" && FOR_DEVELOPMENT.contains(&used);
+            assert!(development || allowed.contains(&used), "{name} must not use {used} ({})", dependency["kind"]);
             arrows += 1;
         }
     }
@@ -119,4 +124,30 @@ fn sources() -> Vec<PathBuf> {
     }
     assert!(found.len() > 50);
     found
+}
+
+/// `cargo run` and `cargo test` must ask for the same features of every library that both build, or a clone that does
+/// both builds burn twice.
+#[test]
+fn tests_and_program_share_their_libraries() {
+    let features = |arguments: &[&str]| -> std::collections::BTreeMap<String, String> {
+        let output = std::process::Command::new(env!("CARGO"))
+            .args(["tree", "--offline", "--prefix", "none", "--format", "{p}|{f}"])
+            .args(arguments)
+            .current_dir(repository())
+            .output()
+            .expect("cargo runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let lines = text.lines().map(|line| line.trim_end_matches(" (*)"));
+        lines.filter_map(|line| line.split_once('|')).map(|(name, list)| (name.to_owned(), list.to_owned())).collect()
+    };
+    let program = features(&["--package", "finetune", "--edges", "no-dev"]);
+    let tests = features(&["--workspace"]);
+    let different: Vec<_> = program
+        .iter()
+        .filter(|(name, list)| tests.get(*name).is_some_and(|other| other != *list))
+        .map(|(name, list)| format!("{name}: {list} in the program, {} in the tests", tests[name]))
+        .collect();
+    assert!(program.len() > 100 && different.is_empty(), "{different:#?}");
 }

@@ -1,8 +1,7 @@
 //! The few operations that training spends its time in, each as one fused operation with a hand-written backward pass.
 //!
 //! Owns: matrix products over threads, LoRA linear, RMS norm, rotary embedding, causal attention over
-//! rows of unequal length, SwiGLU, cross-entropy on trained positions only, and the counter-based
-//! random numbers behind dropout and initialization.
+//! rows of unequal length, SwiGLU, cross-entropy on trained positions only.
 //! Must never know: models, files, recipes.
 //! Start reading at [`operations`] (what the model calls), then [`composed`] (the same maths in plain
 //! tensor operations: the reference of the tests, and what runs on backends without a kernel of ours).
@@ -19,7 +18,6 @@ mod linear;
 pub mod matmul;
 mod norm;
 pub mod operations;
-pub mod random;
 mod rope;
 mod segments;
 mod simd;

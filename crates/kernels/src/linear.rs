@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::buffer::{floats, tensor, uninitialized, with_last};
 use crate::matmul::{Matrix, matmul};
-use crate::random::{Stream, unit};
+use finetune_random::{Stream, unit};
 
 /// Dropout of a LoRA branch's input. The mask is a function of (stream, row, position, column) alone, so it
 /// is made again in the backward pass, and does not depend on the micro-batch or the rank that a row is in.

@@ -206,7 +206,7 @@ pub fn rate() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::Stream;
+    use finetune_random::Stream;
 
     fn naive(a: Matrix, b: Matrix) -> Vec<f64> {
         let mut out = vec![0.0; a.rows * b.columns];

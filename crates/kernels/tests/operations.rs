@@ -1,8 +1,8 @@
 //! Each fused operation against the composed form (value and every gradient) and against finite differences.
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use finetune_kernels::random::Stream;
 use finetune_kernels::{AttentionShape, Dropout, RopeTable, Segment, Segments, Targets, composed, operations};
+use finetune_random::Stream;
 
 fn device() -> Device {
     Device::flex().autodiff()

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor, TensorData};
-use finetune_kernels::random::Stream;
 use finetune_kernels::{AttentionShape, Dropout, RopeTable, Segments, operations};
+use finetune_random::Stream;
 
 use crate::config::ModelConfig;
 use crate::generate::LayerCache;

@@ -62,6 +62,9 @@ impl ModelError {
             ModelError::AdapterDiffers { key, found, .. } => {
                 vec![format!("set `{key}` to {found} in [lora], or start from another adapter")]
             }
+            ModelError::Unreadable { .. } => {
+                vec!["a model directory needs config.json, tokenizer.json and model.safetensors (or shards with their index)".into()]
+            }
             ModelError::Dtype { .. } => vec!["fine-tune the original weights, not a quantized copy".into()],
             ModelError::Store(error) => error.hints(),
             _ => vec![],

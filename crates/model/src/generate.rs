@@ -1,8 +1,8 @@
 //! Text from a model, one token at a time, with a cache of keys and values.
 
 use burn::tensor::Tensor;
-use finetune_kernels::random::{Stream, unit};
 use finetune_kernels::{RopeTable, Segments, operations};
+use finetune_random::{Stream, unit};
 
 use crate::ModelError;
 use crate::decoder::{self, Context};

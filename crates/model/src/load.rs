@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use finetune_kernels::random::Stream;
+use finetune_random::Stream;
 use finetune_store::{Dtype, TensorSet, TensorView};
 use rayon::prelude::*;
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use finetune_kernels::matmul::{Matrix, matmul};
-use finetune_kernels::random::Stream;
+use finetune_random::Stream;
 use finetune_store::{Disk, Dtype, Staging, TensorSet, TensorSpec, write_shards};
 use serde_json::Value;
 

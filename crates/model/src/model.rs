@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use finetune_kernels::random::Stream;
 use finetune_kernels::{RopeTable, Segments, Targets, operations};
+use finetune_random::Stream;
 use finetune_store::TensorSet;
 
 use crate::config::ModelConfig;

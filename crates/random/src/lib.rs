@@ -1,6 +1,11 @@
 //! Random numbers as a pure function of a key and a position: nothing about them has to be saved.
 //!
-//! Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+//! Owns: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011), which the
+//! order of rows, fresh weights, dropout and sampling all draw from.
+//! Must never know: what its numbers are used for.
+//! Start reading at [`Stream`].
+
+#![forbid(unsafe_code)]
 
 /// The stream of one purpose: a seed, and up to three numbers that set it apart (step, module, …).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +59,9 @@ pub fn unit(word: u32) -> f32 {
     (word >> 8) as f32 * (1.0 / 16_777_216.0)
 }
 
+/// One block of 128 random bits.
 #[inline(always)]
-fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for round in 0..10 {
         if round > 0 {
             key[0] = key[0].wrapping_add(0x9E37_79B9);
