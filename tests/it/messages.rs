@@ -438,9 +438,11 @@ fn commands_on_the_wrong_directory() {
         &folder,
         &["eval", "empty", "--data", "train.jsonl"],
         expect![[r#"
-        error: empty/config.json: No such file or directory (os error 2)
-        (exit code 2)
-    "#]],
+            error: empty/config.json: No such file or directory (os error 2)
+
+            hint: a model directory needs config.json, tokenizer.json and model.safetensors (or shards with their index)
+            (exit code 2)
+        "#]],
     );
     check(
         &folder,
