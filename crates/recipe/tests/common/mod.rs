@@ -6,7 +6,7 @@ use std::path::Path;
 
 use finetune_recipe::{Place, Problem, Recipe, RecipeError};
 
-/// The whole example of the contract (`/work/shared/contract.md`), with its commented keys.
+/// The whole example of the contract, with its commented keys.
 pub(crate) const CONTRACT: &str = include_str!("contract.toml");
 
 pub(crate) const MINIMAL: &str = "[model]\npath = \"Qwen/Qwen3-0.6B\"\n[data]\ntrain = \"rows.jsonl\"\n";
