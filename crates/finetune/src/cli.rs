@@ -97,16 +97,24 @@ pub(crate) struct InspectArguments {
     pub(crate) json: bool,
 }
 
+/// A model, perhaps with an adapter.
 #[derive(Debug, Args)]
-pub(crate) struct EvalArguments {
+pub(crate) struct ModelArguments {
     /// A Hugging Face model directory
-    pub(crate) model: PathBuf,
-    /// Rows, in any of the formats of a recipe's data
-    #[arg(long, value_name = "FILE")]
-    pub(crate) data: PathBuf,
+    #[arg(value_name = "MODEL_DIR")]
+    pub(crate) directory: PathBuf,
     /// An adapter in PEFT's format, such as a run's adapter/ or a checkpoint
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArguments {
+    #[command(flatten)]
+    pub(crate) model: ModelArguments,
+    /// Rows, in any of the formats of a recipe's data
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: PathBuf,
     /// Print the result as one JSON object
     #[arg(long)]
     pub(crate) json: bool,
@@ -114,11 +122,8 @@ pub(crate) struct EvalArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArguments {
-    /// A Hugging Face model directory
-    pub(crate) model: PathBuf,
-    /// An adapter in PEFT's format, such as a run's adapter/ or a checkpoint
-    #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) model: ModelArguments,
     /// What to continue
     #[arg(long)]
     pub(crate) prompt: String,

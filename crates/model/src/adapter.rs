@@ -20,6 +20,8 @@ use crate::{ModelError, load};
 
 pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const TENSOR_FILE: &str = "adapter_model.safetensors";
+/// Largest adapter_config.json that is read, in bytes.
+const LIMIT: u64 = 1 << 20;
 
 /// Names of all linear layers inside the decoder, in model order.
 pub fn linear_modules(config: &ModelConfig) -> Vec<String> {
@@ -137,13 +139,7 @@ impl Settings {
     fn read(directory: &Path) -> Result<Settings, ModelError> {
         let path = directory.join(CONFIG_FILE);
         let malformed = |what: String| ModelError::Malformed { path: path.clone(), what };
-        let size =
-            std::fs::metadata(&path).map_err(|source| ModelError::Unreadable { path: path.clone(), source })?.len();
-        if size > 1 << 20 {
-            return Err(malformed(format!("{size} bytes; at most 1 MiB is read")));
-        }
-        let text =
-            std::fs::read_to_string(&path).map_err(|source| ModelError::Unreadable { path: path.clone(), source })?;
+        let text = load::read_text(&path, LIMIT)?;
         let config: Value = serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
         if let Some(kind) = config.get("peft_type").and_then(Value::as_str)
             && kind != "LORA"

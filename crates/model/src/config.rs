@@ -6,9 +6,10 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::ModelError;
+use crate::load::read_text;
 
 /// Largest config.json that is read, in bytes.
-const LIMIT: u64 = 4 << 20;
+pub(crate) const LIMIT: u64 = 4 << 20;
 
 /// The families are one decoder with these differences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,13 +82,7 @@ impl ModelConfig {
     /// Reads `config.json` in this directory.
     pub fn load(directory: &Path) -> Result<ModelConfig, ModelError> {
         let path = directory.join("config.json");
-        let unreadable = |source| ModelError::Unreadable { path: path.clone(), source };
-        let size = std::fs::metadata(&path).map_err(unreadable)?.len();
-        if size > LIMIT {
-            return Err(ModelError::Malformed { path, what: format!("{size} bytes; at most {LIMIT} are read") });
-        }
-        let text = std::fs::read_to_string(&path).map_err(unreadable)?;
-        ModelConfig::parse(&text, &path)
+        ModelConfig::parse(&read_text(&path, LIMIT)?, &path)
     }
 
     /// Reads the text of a config.json; `path` is for messages.

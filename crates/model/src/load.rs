@@ -12,6 +12,19 @@ use crate::config::ModelConfig;
 use crate::model::Purpose;
 use crate::weights::{Layer, Linear, Weights, expected_tensors};
 
+/// The text of a small file of a model directory; one of more than `limit` bytes is refused unread.
+pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String, ModelError> {
+    let unreadable = |source| ModelError::Unreadable { path: path.to_owned(), source };
+    let size = std::fs::metadata(path).map_err(unreadable)?.len();
+    if size > limit {
+        return Err(ModelError::Malformed {
+            path: path.to_owned(),
+            what: format!("{size} bytes; at most {limit} are read"),
+        });
+    }
+    std::fs::read_to_string(path).map_err(unreadable)
+}
+
 /// The elements of a tensor in f32.
 pub(crate) fn to_f32(view: &TensorView<'_>, path: &Path) -> Result<Vec<f32>, ModelError> {
     let pairs = || view.bytes.par_chunks_exact(2).map(|b| [b[0], b[1]]);

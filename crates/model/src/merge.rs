@@ -33,7 +33,7 @@ const COMPANIONS: [&str; 11] = [
 pub(crate) fn companion_files(base: &Path, dtype: Dtype) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
     let path = base.join("config.json");
     let unreadable = |path: &Path, source| ModelError::Unreadable { path: path.to_owned(), source };
-    let text = std::fs::read_to_string(&path).map_err(|source| unreadable(&path, source))?;
+    let text = load::read_text(&path, crate::config::LIMIT)?;
     let mut config: Value = serde_json::from_str(&text)
         .map_err(|error| ModelError::Malformed { path: path.clone(), what: error.to_string() })?;
     // The spelling that the directory uses already; transformers reads both.

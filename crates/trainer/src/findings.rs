@@ -1,15 +1,15 @@
 //! What can be known about a run before it starts: counts, lengths, an estimate of memory and time.
 
 use finetune_dataset::{Dataset, Plan};
-use finetune_model::adapter::{Adapter, linear_modules};
-use finetune_model::{Model, ModelConfig, choose, expected_tensors, matmul_rate};
+use finetune_model::{Model, ModelConfig, expected_tensors, matmul_rate};
 use finetune_recipe::{Method, Recipe};
 use finetune_store::RealDisk;
 use serde::Serialize;
 
 use crate::error::TrainError;
 use crate::prepare::{
-    check_available, check_results, has_weights, is_occupied, load_data, model_directory, total_steps,
+    Start, check_available, check_results, has_weights, is_occupied, length_notice, load_data, model_directory,
+    total_steps,
 };
 
 /// The findings of `finetune validate`.
@@ -70,11 +70,9 @@ pub fn findings(recipe: &Recipe, machine_bytes: Option<u64>, progress: &dyn Fn(u
     let config =
         if full && !has_weights(&directory) { ModelConfig::load(&directory)? } else { Model::check(&directory)? };
     let data = load_data(recipe, &directory, &config, progress)?;
-    let Sizes { parameters, trained: trained_parameters } = sizes(recipe, &config)?;
-    if data.train.counts.longest > config.max_position_embeddings {
-        let (longest, limit) = (data.train.counts.longest, config.max_position_embeddings);
-        notices.push(format!("the longest row has {longest} tokens; the model was made for {limit} positions"));
-    }
+    let start = Start::read(recipe, &config)?;
+    let Sizes { parameters, trained: trained_parameters } = sizes(&config, start.as_ref());
+    notices.extend(length_notice(&data.train, &config));
     if data.train.counts.unmasked == data.train.rows.len()
         && data.train.rows.iter().any(|row| !row.prompt_text.is_empty())
     {
@@ -103,22 +101,16 @@ pub(crate) struct Sizes {
     pub(crate) trained: u64,
 }
 
-pub(crate) fn sizes(recipe: &Recipe, config: &ModelConfig) -> Result<Sizes, TrainError> {
+pub(crate) fn sizes(config: &ModelConfig, start: Option<&Start>) -> Sizes {
     let shapes = expected_tensors(config);
     let parameters: u64 = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
-    if recipe.train.method == Method::Full {
-        return Ok(Sizes { parameters, trained: parameters });
-    }
-    let targets = choose(&recipe.lora, &linear_modules(config))?;
-    if let Some(path) = &recipe.lora.init_from {
-        Adapter::read(path, config)?.expect_targets(&targets, path)?;
-    }
+    let Some(Start { targets, .. }) = start else { return Sizes { parameters, trained: parameters } };
     let width = |module: &str| {
         let found = shapes.iter().find(|(name, _)| name.strip_suffix(".weight") == Some(module));
         found.map_or(0, |(_, shape)| shape.iter().sum::<usize>())
     };
     let trained = targets.iter().map(|target| (target.rank * width(&target.module)) as u64).sum();
-    Ok(Sizes { parameters, trained })
+    Sizes { parameters, trained }
 }
 
 /// Refuses a run whose estimate is beyond all memory of the machine.

@@ -25,7 +25,7 @@ pub use evaluate::{Answers, Sample, evaluate};
 pub use events::Event;
 pub use findings::{DataFindings, Estimate, Findings, findings};
 pub use metrics::{EvalRow, StepRow};
-pub use prepare::{Prepared, Resume, Run, load_data, model_directory, open_model, prepare};
+pub use prepare::{Prepared, Resume, Run, load_data, model_directory, prepare};
 pub use schedule::Schedule;
 pub use state::{CHECKPOINTS, TrainState};
 pub use train::{Outcome, train};

@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use finetune_dataset::{ChatTokenizer, Dataset, Plan, resolve_files};
-use finetune_model::adapter::Adapter;
-use finetune_model::{Device, Model, ModelConfig, choose};
+use finetune_model::adapter::{Adapter, linear_modules};
+use finetune_model::{Device, LoraTargets, Model, ModelConfig, choose};
 use finetune_recipe::{DeviceChoice, DtypeChoice, Length, Method, Recipe};
 use finetune_store::{
     Disk, RealDisk, RunLock, TensorSet, newest_verified, numbered, replace_file, set_aside, sweep, verify_directory,
@@ -130,11 +130,41 @@ pub(crate) fn has_weights(directory: &Path) -> bool {
     ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| directory.join(name).is_file())
 }
 
+/// The LoRA branches of a recipe, and the values they start from where it names an adapter.
+pub(crate) struct Start {
+    pub(crate) targets: LoraTargets,
+    values: Option<Vec<f32>>,
+}
+
+impl Start {
+    /// `None` where all weights are trained.
+    pub(crate) fn read(recipe: &Recipe, config: &ModelConfig) -> Result<Option<Start>, TrainError> {
+        if recipe.train.method == Method::Full {
+            return Ok(None);
+        }
+        let targets = choose(&recipe.lora, &linear_modules(config))?;
+        let Some(path) = &recipe.lora.init_from else { return Ok(Some(Start { targets, values: None })) };
+        let adapter = Adapter::read(path, config)?;
+        adapter.expect_targets(&targets, path)?;
+        Ok(Some(Start { targets, values: Some(adapter.values) }))
+    }
+}
+
+/// What to say about rows longer than the model was made for.
+pub(crate) fn length_notice(train: &Dataset, config: &ModelConfig) -> Option<String> {
+    let (longest, limit) = (train.counts.longest, config.max_position_embeddings);
+    (longest > limit).then(|| format!("the longest row has {longest} tokens; the model was made for {limit} positions"))
+}
+
 /// The base model of a recipe with what is trained set up, and the digest of where its weights came from.
-pub fn open_model(recipe: &Recipe, directory: &Path, device: &Device) -> Result<(Model, String), TrainError> {
-    let full = recipe.train.method == Method::Full;
+fn open_model(
+    recipe: &Recipe,
+    directory: &Path,
+    start: Option<Start>,
+    device: &Device,
+) -> Result<(Model, String), TrainError> {
     let config_hash = finetune_store::hex(&finetune_store::content_hash(&directory.join("config.json"))?);
-    if full && !has_weights(directory) {
+    if start.is_none() && !has_weights(directory) {
         let mut model = Model::initialize(directory, recipe.seed, device)?;
         model.train_all();
         return Ok((model, format!("fresh:{config_hash}")));
@@ -144,21 +174,12 @@ pub fn open_model(recipe: &Recipe, directory: &Path, device: &Device) -> Result<
         "{}:{config_hash}",
         TensorSet::open_model(directory).map_err(finetune_model::ModelError::from)?.digest()
     );
-    if full {
+    let Some(Start { targets, values }) = start else {
         model.train_all();
         return Ok((model, digest));
-    }
-    let targets = choose(&recipe.lora, &model.linear_modules())?;
-    let start = match &recipe.lora.init_from {
-        None => None,
-        Some(path) => {
-            let adapter = Adapter::read(path, &model.config)?;
-            adapter.expect_targets(&targets, path)?;
-            Some(adapter.values)
-        }
     };
     model.add_lora(targets, recipe.lora.dropout, recipe.seed);
-    if let Some(values) = start {
+    if let Some(values) = values {
         model.set_parameters(&values);
     }
     Ok((model, digest))
@@ -188,13 +209,11 @@ pub fn prepare(
         // Only rows that are answered need them.
         (row.prompt_text, row.answer_text) = (String::new(), String::new());
     }
-    if data.train.counts.longest > config.max_position_embeddings {
-        let (longest, limit) = (data.train.counts.longest, config.max_position_embeddings);
-        notices.push(format!("the longest row has {longest} tokens; the model was made for {limit} positions"));
-    }
-    let sizes = sizes(&recipe, &config)?;
+    notices.extend(length_notice(&data.train, &config));
+    let start = Start::read(&recipe, &config)?;
+    let sizes = sizes(&config, start.as_ref());
     check_memory(&memory(&recipe, &config, &data.train, sizes.parameters, sizes.trained), machine_bytes)?;
-    let (mut model, model_digest) = open_model(&recipe, &model_path, &Device::flex())?;
+    let (mut model, model_digest) = open_model(&recipe, &model_path, start, &Device::flex())?;
     let plan = Plan::new(data.train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
     let steps = total_steps(&recipe, &plan);
     let identity = Identity {

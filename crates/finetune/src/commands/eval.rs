@@ -1,6 +1,5 @@
 //! `finetune eval`: loss and perplexity on a file.
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use finetune_dataset::{ChatTokenizer, Dataset};
@@ -9,7 +8,7 @@ use finetune_model::{Device, Model};
 use finetune_recipe::{Data, Format, Overlong, TrainOn};
 use finetune_trainer::{TrainError, evaluate};
 
-use crate::cli::EvalArguments;
+use crate::cli::{EvalArguments, ModelArguments};
 use crate::failure::Failure;
 use crate::output;
 use crate::progress::{Progress, Verbosity};
@@ -18,9 +17,9 @@ use crate::progress::{Progress, Verbosity};
 const ROWS: usize = 8;
 
 /// A model directory with an adapter, if one is given.
-pub(super) fn open(model: &Path, adapter: Option<&Path>) -> Result<Model, Failure> {
-    let mut opened = Model::load(model, &Device::flex())?;
-    if let Some(adapter) = adapter {
+pub(super) fn open(arguments: &ModelArguments) -> Result<Model, Failure> {
+    let mut opened = Model::load(&arguments.directory, &Device::flex())?;
+    if let Some(adapter) = &arguments.adapter {
         let adapter = Adapter::read(adapter, &opened.config)?;
         opened.attach(&adapter);
     }
@@ -34,8 +33,8 @@ pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<Exi
             "the path is relative to the current directory",
         ));
     }
-    let model = open(&arguments.model, arguments.adapter.as_deref())?;
-    let tokenizer = ChatTokenizer::load_if_present(&arguments.model, None)?;
+    let model = open(&arguments.model)?;
+    let tokenizer = ChatTokenizer::load_if_present(&arguments.model.directory, None)?;
     let data = Data {
         train: vec![arguments.data.clone()],
         eval: vec![],

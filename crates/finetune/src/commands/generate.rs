@@ -16,9 +16,9 @@ pub(crate) fn generate(arguments: GenerateArguments) -> Result<ExitCode, Failure
     if !(arguments.top_p > 0.0 && arguments.top_p <= 1.0) {
         return Err(Failure::arguments("--top-p must be above 0 and at most 1", "1 draws from all tokens"));
     }
-    let Some(tokenizer) = ChatTokenizer::load_if_present(&arguments.model, None)? else {
+    let Some(tokenizer) = ChatTokenizer::load_if_present(&arguments.model.directory, None)? else {
         return Err(Failure::arguments(
-            format!("{} has no tokenizer.json, without which there is no text", arguments.model.display()),
+            format!("{} has no tokenizer.json, without which there is no text", arguments.model.directory.display()),
             "copy the tokenizer files of the model there, or name another model directory",
         ));
     };
@@ -31,7 +31,7 @@ pub(crate) fn generate(arguments: GenerateArguments) -> Result<ExitCode, Failure
     if prompt.is_empty() {
         return Err(Failure::arguments("--prompt is empty", "give at least one character, or leave --raw out"));
     }
-    let model = super::eval::open(&arguments.model, arguments.adapter.as_deref())?;
+    let model = super::eval::open(&arguments.model)?;
     let sampling = Sampling { temperature: arguments.temperature, top_p: arguments.top_p, seed: arguments.seed };
     let mut stream = Stream { tokenizer: &tokenizer, tokens: Vec::new(), printed: 0, on: !arguments.json };
     let generation =

@@ -57,7 +57,10 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
             Ok(ExitCode::SUCCESS)
         }
         Outcome::Stopped { step, signal } => {
-            show.say(&format!("stopped after step {step}, which is saved; go on with --resume"));
+            show.say(&match step {
+                0 => "stopped before the first step: there is nothing to save".to_owned(),
+                step => format!("stopped after step {step}, which is saved; go on with --resume"),
+            });
             Ok(ExitCode::from(128 + signal as u8))
         }
     }
