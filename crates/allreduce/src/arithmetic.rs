@@ -1,0 +1,143 @@
+//! Sums, maxima and minima of f32 slices, and the narrow types of the wire.
+//!
+//! All of it is elementwise: the bits of a result do not depend on how a buffer is cut.
+
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use half::{bf16, f16};
+
+use crate::frame::{Reduction, Wire};
+
+/// a ⊕ b, `a` being the side of the lower ranks (or of those earlier around the ring).
+#[inline(always)]
+fn combine(reduction: Reduction, a: f32, b: f32) -> f32 {
+    match reduction {
+        Reduction::Sum => a + b,
+        // With a NaN on either side the result is NaN: a comparison with NaN is false, so `b` NaN falls through.
+        Reduction::Max => {
+            if a.is_nan() || a > b { a } else { b }
+        }
+        Reduction::Min => {
+            if a.is_nan() || a < b { a } else { b }
+        }
+    }
+}
+
+/// Calls `$body` with the reduction as a constant, so that each loop is compiled (and vectorized) for one.
+macro_rules! for_each_reduction {
+    ($reduction:expr, $combine:ident => $body:expr) => {
+        match $reduction {
+            Reduction::Sum => {
+                let $combine = |a: f32, b: f32| combine(Reduction::Sum, a, b);
+                $body
+            }
+            Reduction::Max => {
+                let $combine = |a: f32, b: f32| combine(Reduction::Max, a, b);
+                $body
+            }
+            Reduction::Min => {
+                let $combine = |a: f32, b: f32| combine(Reduction::Min, a, b);
+                $body
+            }
+        }
+    };
+}
+
+/// data = data ⊕ incoming
+pub(crate) fn add(reduction: Reduction, data: &mut [f32], incoming: &[f32]) {
+    for_each_reduction!(reduction, combine => for (data, &incoming) in data.iter_mut().zip(incoming) {
+        *data = combine(*data, incoming);
+    });
+}
+
+/// data = incoming ⊕ data
+pub(crate) fn add_before(reduction: Reduction, data: &mut [f32], incoming: &[f32]) {
+    for_each_reduction!(reduction, combine => for (data, &incoming) in data.iter_mut().zip(incoming) {
+        *data = combine(incoming, *data);
+    });
+}
+
+/// data = (prefix ⊕ incoming) ⊕ data
+pub(crate) fn join(reduction: Reduction, data: &mut [f32], prefix: &[f32], incoming: &[f32]) {
+    for_each_reduction!(reduction, combine => for ((data, &prefix), &incoming) in data.iter_mut().zip(prefix).zip(incoming) {
+        *data = combine(combine(prefix, incoming), *data);
+    });
+}
+
+/// Rounds to the wire's type (to nearest, ties to even).
+///
+/// `narrow` holds two bytes per element; `wire` is not `Exact`.
+pub(crate) fn to_wire(wire: Wire, data: &[f32], narrow: &mut [u16]) {
+    match wire {
+        Wire::Bf16 => narrow.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(data),
+        Wire::F16 => narrow.reinterpret_cast_mut::<f16>().convert_from_f32_slice(data),
+        Wire::Exact => unreachable!("exact elements are sent as they are"),
+    }
+}
+
+/// Widens what came over the wire: exact.
+pub(crate) fn from_wire(wire: Wire, narrow: &[u16], data: &mut [f32]) {
+    match wire {
+        Wire::Bf16 => narrow.reinterpret_cast::<bf16>().convert_to_f32_slice(data),
+        Wire::F16 => narrow.reinterpret_cast::<f16>().convert_to_f32_slice(data),
+        Wire::Exact => unreachable!("exact elements are received as they are"),
+    }
+}
+
+/// Rounds in place, as the peers will see it.
+pub(crate) fn settle(wire: Wire, data: &mut [f32]) {
+    for value in data {
+        *value = match wire {
+            Wire::Exact => *value,
+            Wire::Bf16 => bf16::from_f32(*value).to_f32(),
+            Wire::F16 => f16::from_f32(*value).to_f32(),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nan_wins_on_either_side() {
+        for reduction in [Reduction::Sum, Reduction::Max, Reduction::Min] {
+            for (a, b) in [(f32::NAN, 1.0), (1.0, f32::NAN)] {
+                let mut data = [a];
+                add(reduction, &mut data, &[b]);
+                assert!(data[0].is_nan(), "{reduction}: {a} {b}");
+                let mut data = [b];
+                add_before(reduction, &mut data, &[a]);
+                assert!(data[0].is_nan(), "{reduction}: {a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn operands_keep_their_order() {
+        // In f32 (1e8 + 1) - 1e8 is 0 and (-1e8 + 1e8) + 1 is 1: the order shows.
+        let mut data = [-1e8_f32];
+        join(Reduction::Sum, &mut data, &[1e8], &[1.0]);
+        assert_eq!(data, [0.0]);
+        let mut data = [1.0_f32];
+        join(Reduction::Sum, &mut data, &[1e8], &[-1e8]);
+        assert_eq!(data, [1.0]);
+    }
+
+    #[test]
+    fn narrow_types_round_to_nearest_even() {
+        let data = [1.0, 1.0 + 2f32.powi(-8), 1.0 + 3.0 * 2f32.powi(-8), 1e30, f32::INFINITY, -0.0];
+        let mut narrow = [0u16; 6];
+        let mut back = [0f32; 6];
+        for wire in [Wire::Bf16, Wire::F16] {
+            to_wire(wire, &data, &mut narrow);
+            from_wire(wire, &narrow, &mut back);
+            let mut settled = data;
+            settle(wire, &mut settled);
+            assert_eq!(back.map(f32::to_bits), settled.map(f32::to_bits));
+        }
+        settle(Wire::Bf16, &mut back);
+        let mut bf = data;
+        settle(Wire::Bf16, &mut bf);
+        assert_eq!(bf[..3], [1.0, 1.0, 1.0 + 2f32.powi(-6)]);
+    }
+}

@@ -1,0 +1,343 @@
+//! The header before every payload, and what a receiver checks of it.
+//!
+//! A frame is 64 bytes of header and the payload, little-endian throughout:
+//!
+//! ```text
+//! 0 magic u32 | 4 version u8 | 5 kind u8 | 6 reduction u8 | 7 element u8 | 8 wire u8 | 9 algorithm u8 | 10 from u16
+//! 12 root u16 | 14 zero u16 | 16 sequence u32 | 20 length u32 | 24 session u64 | 32 operation u64
+//! 40 elements u64 | 48 tag u64 | 56 CRC32C of the payload u32 | 60 CRC32C of bytes 0..60 u32
+//! ```
+//!
+//! Every frame repeats what operation it belongs to. So a rank that does something else than its peers (another length,
+//! type, layout, or another operation altogether) is told so at the first frame, not by a hang. `sequence` counts the
+//! frames of one direction of one link: a lost, doubled or swapped frame of a transport that does not promise order shows
+//! as a gap. The two checksums are separate so that a damaged length is never believed.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::planted::{Bug, planted};
+
+/// Bytes of a header.
+pub const HEADER_BYTES: usize = 64;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"FTAR");
+
+/// Version of the frames, the handshake and the control messages. Ranks with another one are refused when they join.
+pub const PROTOCOL_VERSION: u8 = 1;
+
+macro_rules! coded {
+    ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $code:literal, $text:literal;)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum $name { $($(#[$variant_meta])* $variant = $code,)+ }
+
+        impl $name {
+            fn of(code: u8) -> Option<$name> {
+                match code { $($code => Some($name::$variant),)+ _ => None }
+            }
+
+            /// The name that messages and tables use.
+            pub fn name(self) -> &'static str {
+                match self { $($name::$variant => $text,)+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str(self.name())
+            }
+        }
+    };
+}
+
+coded! {
+    /// A collective operation, or one of the two point-to-point ones.
+    Kind {
+        /// Every rank gets the reduction of all ranks' data.
+        AllReduce = 1, "all_reduce";
+        /// Every rank gets its segment of the reduction.
+        ReduceScatter = 2, "reduce_scatter";
+        /// Every rank gets every rank's block.
+        AllGather = 3, "all_gather";
+        /// Every rank gets the root's data.
+        Broadcast = 4, "broadcast";
+        /// Rank j gets block j of every rank.
+        AllToAll = 5, "all_to_all";
+        /// Nobody goes on before everybody is here.
+        Barrier = 6, "barrier";
+        /// One rank to another; both ends call it this on the wire.
+        Send = 7, "send";
+    }
+}
+
+coded! {
+    /// How elements are combined.
+    Reduction {
+        /// The sum.
+        Sum = 1, "sum";
+        /// The largest; NaN if there is one.
+        Max = 2, "max";
+        /// The smallest; NaN if there is one.
+        Min = 3, "min";
+    }
+}
+
+coded! {
+    /// What an element is in memory.
+    Element {
+        /// Plain bytes, moved and never reduced.
+        Byte = 1, "byte";
+        /// 32-bit floating point.
+        F32 = 2, "f32";
+    }
+}
+
+coded! {
+    /// What an element is on the wire. Sums are always taken in f32.
+    Wire {
+        /// As in memory.
+        Exact = 1, "exact";
+        /// Rounded to bfloat16 before each transfer: half the bytes.
+        Bf16 = 2, "bf16";
+        /// Rounded to IEEE half precision before each transfer: half the bytes, infinite above 65504.
+        F16 = 3, "f16";
+    }
+}
+
+coded! {
+    /// How the bytes travel. [`crate::Group`] says which order of summation each one has.
+    Algorithm {
+        /// Everything to everyone, reduced by each rank for itself: one hop.
+        Direct = 1, "direct";
+        /// Each rank reduces one segment and hands it to all: two hops, over every pair of ranks.
+        Mesh = 2, "mesh";
+        /// From neighbour to neighbour in both directions: 2(N-1) hops, over N cables.
+        Ring = 3, "ring";
+    }
+}
+
+impl Element {
+    /// Bytes in memory.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Element::Byte => 1,
+            Element::F32 => 4,
+        }
+    }
+
+    /// Bytes on the wire.
+    pub(crate) fn wire_bytes(self, wire: Wire) -> usize {
+        match (self, wire) {
+            (Element::Byte, _) => 1,
+            (Element::F32, Wire::Exact) => 4,
+            (Element::F32, Wire::Bf16 | Wire::F16) => 2,
+        }
+    }
+}
+
+/// What an operation is: ranks that meet in one must agree on all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descriptor {
+    /// The operation.
+    pub kind: Kind,
+    /// How elements are combined; `Sum` where nothing is.
+    pub reduction: Reduction,
+    /// Elements in memory.
+    pub element: Element,
+    /// Elements on the wire.
+    pub wire: Wire,
+    /// How the bytes travel.
+    pub algorithm: Algorithm,
+    /// The rank that the data comes from; 0 where there is none.
+    pub root: u16,
+    /// Elements of the caller's buffer.
+    pub elements: u64,
+    /// What the caller says the elements are, as a digest of their layout; 0 where it says nothing.
+    pub tag: u64,
+}
+
+impl std::fmt::Display for Descriptor {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Descriptor { kind, reduction, element, wire, algorithm, root, elements, tag } = self;
+        write!(formatter, "{kind}")?;
+        match kind {
+            Kind::AllReduce | Kind::ReduceScatter => write!(formatter, " ({reduction}) of {elements} {element}")?,
+            Kind::Broadcast => write!(formatter, " of {elements} bytes from rank {root}")?,
+            Kind::Barrier => {}
+            _ => write!(formatter, " of {elements} bytes")?,
+        }
+        if *wire != Wire::Exact {
+            write!(formatter, ", {wire} on the wire")?;
+        }
+        if !matches!(kind, Kind::Send) {
+            write!(formatter, ", {algorithm}")?;
+        }
+        if *tag != 0 {
+            write!(formatter, ", layout {tag:016x}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The decoded header of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The group this frame is for.
+    pub session: u64,
+    /// The sender's rank in that group.
+    pub from: u16,
+    /// The count of operations before this one.
+    pub operation: u64,
+    /// What the operation is.
+    pub descriptor: Descriptor,
+    /// The count of frames before this one in this direction of this link, modulo 2^32.
+    pub sequence: u32,
+    /// Bytes of the payload.
+    pub length: u32,
+    /// CRC32C of the payload.
+    pub payload_crc: u32,
+}
+
+/// A frame that must not be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum FrameError {
+    /// Bytes 0..60 do not have the checksum in 60..64.
+    #[error("the header of a frame is damaged (its checksum does not match)")]
+    HeaderDamaged,
+    /// Not a frame, or one of another program.
+    #[error("the bytes received are not a frame of this protocol")]
+    Foreign,
+    /// The payload does not have the checksum of the header.
+    #[error("the payload of frame {sequence} is damaged (its checksum does not match)")]
+    PayloadDamaged {
+        /// The frame.
+        sequence: u32,
+    },
+    /// The group is another, or the sender is not the peer of this link.
+    #[error("a frame of another group or rank arrived (session {session:016x}, rank {from})")]
+    Stale {
+        /// The session of the frame.
+        session: u64,
+        /// The rank of the frame.
+        from: u16,
+    },
+    /// A frame is missing before this one, or this one came twice.
+    #[error("frame {found} arrived where frame {expected} was due: a frame was lost, doubled or overtaken")]
+    OutOfSequence {
+        /// The sequence that was due.
+        expected: u32,
+        /// The sequence that came.
+        found: u32,
+    },
+    /// The peer is in another operation, or sees this one otherwise.
+    #[error("the peer is in operation {theirs_operation}: {theirs}; this rank in operation {mine_operation}: {mine}")]
+    Diverged {
+        /// Our operation's number.
+        mine_operation: u64,
+        /// Our operation.
+        mine: Descriptor,
+        /// The peer's operation's number.
+        theirs_operation: u64,
+        /// The peer's operation.
+        theirs: Descriptor,
+    },
+    /// Same operation, but the peer cut it into frames of another length.
+    #[error("a frame of {found} bytes arrived where one of {expected} was due")]
+    Length {
+        /// Bytes that were due.
+        expected: u32,
+        /// Bytes announced.
+        found: u32,
+    },
+}
+
+impl Header {
+    /// The 64 bytes of this header; the payload's checksum is taken over `payload`.
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let Descriptor { kind, reduction, element, wire, algorithm, root, elements, tag } = self.descriptor;
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[4] = PROTOCOL_VERSION;
+        bytes[5..10].copy_from_slice(&[kind as u8, reduction as u8, element as u8, wire as u8, algorithm as u8]);
+        bytes[10..12].copy_from_slice(&self.from.to_le_bytes());
+        bytes[12..14].copy_from_slice(&root.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.sequence.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.length.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.session.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.operation.to_le_bytes());
+        bytes[40..48].copy_from_slice(&elements.to_le_bytes());
+        bytes[48..56].copy_from_slice(&tag.to_le_bytes());
+        bytes[56..60].copy_from_slice(&self.payload_crc.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..60]);
+        bytes[60..64].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a header; every field is checked to be one that [`Header::encode`] can write.
+    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Header, FrameError> {
+        let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        if u32_at(0) != MAGIC || bytes[4] != PROTOCOL_VERSION {
+            return Err(FrameError::Foreign);
+        }
+        if u32_at(60) != crc32c::crc32c(&bytes[..60]) {
+            return Err(FrameError::HeaderDamaged);
+        }
+        let descriptor = Descriptor {
+            kind: Kind::of(bytes[5]).ok_or(FrameError::Foreign)?,
+            reduction: Reduction::of(bytes[6]).ok_or(FrameError::Foreign)?,
+            element: Element::of(bytes[7]).ok_or(FrameError::Foreign)?,
+            wire: Wire::of(bytes[8]).ok_or(FrameError::Foreign)?,
+            algorithm: Algorithm::of(bytes[9]).ok_or(FrameError::Foreign)?,
+            root: u16_at(12),
+            elements: u64_at(40),
+            tag: u64_at(48),
+        };
+        Ok(Header {
+            session: u64_at(24),
+            from: u16_at(10),
+            operation: u64_at(32),
+            descriptor,
+            sequence: u32_at(16),
+            length: u32_at(20),
+            payload_crc: u32_at(56),
+        })
+    }
+
+    /// Compares a header that arrived with the one that is due (`payload_crc` aside).
+    ///
+    /// The order of the checks decides what is reported: first whether the frame is for us at all, then whether one is
+    /// missing, and only then what it says about the peer.
+    pub fn check(&self, due: &Header) -> Result<(), FrameError> {
+        if (self.session, self.from) != (due.session, due.from) && !planted(Bug::StaleSessionAccepted) {
+            return Err(FrameError::Stale { session: self.session, from: self.from });
+        }
+        if self.sequence != due.sequence && !planted(Bug::SequenceNotChecked) {
+            return Err(FrameError::OutOfSequence { expected: due.sequence, found: self.sequence });
+        }
+        let same = (self.operation, self.descriptor) == (due.operation, due.descriptor);
+        if !same && !planted(Bug::DivergenceNotChecked) {
+            return Err(FrameError::Diverged {
+                mine_operation: due.operation,
+                mine: due.descriptor,
+                theirs_operation: self.operation,
+                theirs: self.descriptor,
+            });
+        }
+        if self.length != due.length {
+            return Err(FrameError::Length { expected: due.length, found: self.length });
+        }
+        Ok(())
+    }
+
+    /// Compares the payload with the checksum of this header.
+    pub fn check_payload(&self, payload: &[u8]) -> Result<(), FrameError> {
+        if crc32c::crc32c(payload) == self.payload_crc || planted(Bug::ChecksumNotChecked) {
+            return Ok(());
+        }
+        Err(FrameError::PayloadDamaged { sequence: self.sequence })
+    }
+}

@@ -1,0 +1,671 @@
+//! The group: what callers hold.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytemuck::{Pod, cast_slice, cast_slice_mut};
+
+use crate::arithmetic;
+use crate::background::{Pending, Turnstile, Worker};
+use crate::choose::{Choice, Figures, Reach};
+use crate::control::{Board, Control};
+use crate::engine::{Carrier, Engine, Membership, Standings};
+use crate::error::{GroupError, Who};
+use crate::flight::FlightEntry;
+use crate::frame::{Algorithm, Descriptor, Element, Kind, Reduction, Wire};
+use crate::join::{self, JoinError};
+use crate::notice::{Notice, Notices, no_notices};
+use crate::operation::Buffers;
+use crate::plan::{self, Plan, Share, segment};
+use crate::secret::{Secret, hex};
+use crate::session::Timing;
+use crate::split::Relations;
+use crate::transport::tcp::{Tcp, TcpOptions};
+use crate::transport::{Backend, in_process};
+use crate::verdict::Cause;
+
+/// Bytes per rank below which several links to a peer are not worth their frames.
+const BYTES_PER_LINK: usize = 128 << 10;
+
+/// What carries the data, as asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// RDMA where it is cabled and works, TCP otherwise.
+    #[default]
+    Auto,
+    /// TCP.
+    Tcp,
+    /// RDMA, or an error.
+    Rdma,
+}
+
+/// How to join a group of separate processes.
+#[derive(Clone)]
+pub struct Config {
+    /// This process's rank, below `world`.
+    pub rank: usize,
+    /// The number of ranks.
+    pub world: usize,
+    /// `host:port` where rank 0 takes connections.
+    pub rendezvous: String,
+    /// The run's name: ranks of another run are turned away.
+    pub run: String,
+    /// The token that all ranks share.
+    pub secret: Secret,
+    /// What all ranks must agree on before they start: a name ("recipe", "program") and a digest each.
+    pub claims: Vec<(String, [u8; 32])>,
+    /// What messages call this rank's machine.
+    pub host: String,
+    /// What carries the data.
+    pub backend: BackendChoice,
+    /// Always this way, rather than the one that suits each message.
+    pub topology: Option<Algorithm>,
+    /// A silent rank is lost after this.
+    pub timeout: Duration,
+    /// How long ranks wait for each other at the start.
+    pub join_timeout: Duration,
+    /// Longest time without any progress in an operation while every rank is alive.
+    pub operation_timeout: Duration,
+    /// How TCP connections are used.
+    pub tcp: TcpOptions,
+    /// Where RDMA devices are, and how they are used.
+    pub rdma: RdmaOptions,
+    /// Who is told what happens.
+    pub notices: Notices,
+}
+
+/// How RDMA is used.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RdmaOptions {
+    /// Which devices join which ranks: for each other rank the names of this rank's devices, one per cable. Every rank
+    /// passes the same matrix.
+    pub devices: Option<crate::devices::DeviceMatrix>,
+    /// Reliable connections instead of unreliable ones (not on Apple's devices).
+    pub reliable: bool,
+    /// Apple's limits, also on other devices.
+    pub strict: bool,
+}
+
+impl Config {
+    /// A configuration with the usual settings.
+    pub fn new(rank: usize, world: usize, rendezvous: impl Into<String>, secret: Secret) -> Config {
+        Config {
+            rank,
+            world,
+            rendezvous: rendezvous.into(),
+            run: String::new(),
+            secret,
+            claims: Vec::new(),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            backend: BackendChoice::Auto,
+            topology: None,
+            timeout: Duration::from_secs(5),
+            join_timeout: Duration::from_secs(60),
+            operation_timeout: Duration::from_secs(600),
+            tcp: TcpOptions::default(),
+            rdma: RdmaOptions::default(),
+            notices: no_notices(),
+        }
+    }
+
+    pub(crate) fn claims_as_text(&self) -> Vec<(String, String)> {
+        self.claims.iter().map(|(name, digest)| (name.clone(), hex(digest))).collect()
+    }
+
+    fn check(&self) -> Result<(), JoinError> {
+        let refuse = |why: String| Err(JoinError::Config(why));
+        if self.world == 0 || self.rank >= self.world {
+            return refuse(format!("rank {} is not below the number of ranks, {}", self.rank, self.world));
+        }
+        if self.world > usize::from(u16::MAX) {
+            return refuse(format!("{} ranks are more than a group can have", self.world));
+        }
+        if self.timeout < Duration::from_millis(500) {
+            return refuse(format!("a timeout of {:?} is too short to tell a slow rank from a lost one; use 1s or more", self.timeout));
+        }
+        Ok(())
+    }
+}
+
+/// A reduction and how it travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reduce {
+    /// How elements are combined.
+    pub reduction: Reduction,
+    /// What elements are on the wire.
+    pub wire: Wire,
+    /// What the elements are: a digest that ranks compare. 0: nothing.
+    pub tag: u64,
+    /// Always this way. None: what suits the size.
+    pub algorithm: Option<Algorithm>,
+}
+
+impl Reduce {
+    /// The sum, exact.
+    pub const SUM: Reduce = Reduce::of(Reduction::Sum);
+
+    /// A reduction, exact on the wire.
+    pub const fn of(reduction: Reduction) -> Reduce {
+        Reduce { reduction, wire: Wire::Exact, tag: 0, algorithm: None }
+    }
+}
+
+pub(crate) struct Inner {
+    pub(crate) rank: usize,
+    pub(crate) world: usize,
+    pub(crate) engine: Mutex<Engine>,
+    pub(crate) turnstile: Turnstile,
+    pub(crate) standings: Arc<Standings>,
+    pub(crate) members: Arc<Vec<usize>>,
+    pub(crate) relations: Relations,
+    pub(crate) splits: AtomicU64,
+}
+
+/// Ranks that reduce and exchange data together.
+///
+/// Every rank calls the same operations in the same order; a rank that does not is told so, and so are the others. All
+/// calls block until this rank's part is done. Any length works, zero included, and each operation of zero elements still
+/// waits for the ranks it depends on.
+///
+/// **Order of summation.** `direct` and `mesh` sum in rank order, ((x0 + x1) + x2) + …, and give the same bits. `ring` sums
+/// segment s of N around the ring and ends at its owner: ((x(s+1) + x(s+2)) + …) + x(s), the second half of each segment the
+/// other way around when N > 2. Every rank gets the same bits, whatever the transport and whoever is late. Sums are taken in
+/// f32; with a narrow wire type each contribution is rounded once before it is added (around a ring: each partial sum) and
+/// the total once more. The payload of a NaN is not part of the promise.
+///
+/// **After an error** the group is of no more use, and what is in the buffers of the failed operation is undefined.
+pub struct Group {
+    pub(crate) inner: Arc<Inner>,
+    worker: Mutex<Option<Worker>>,
+}
+
+impl Group {
+    /// Joins the group of separate processes that `config` describes.
+    pub fn join(config: &Config) -> Result<Group, JoinError> {
+        config.check()?;
+        let began = Instant::now();
+        if config.world == 1 {
+            return Ok(Group::alone(config));
+        }
+        let joined = join::join(config)?;
+        let who = joined.members.iter().map(|member| Who { host: member.host.clone(), pid: member.pid }).collect();
+        let hosts: Vec<String> = joined.members.iter().map(|member| member.host.clone()).collect();
+        let ranks_here = hosts.iter().filter(|host| **host == hosts[config.rank]).count();
+        let system = |what| move |error| JoinError::System { what, error };
+        let timing = Timing::new(config.timeout);
+        let control = Control::start(config.rank, hosts, joined.control, timing, config.notices.clone())
+            .map_err(system("the control thread cannot be started"))?;
+        let standings = Arc::new(Standings {
+            membership: Membership::Control(control),
+            who: Arc::new(who),
+            rank: config.rank,
+            operation_timeout: config.operation_timeout,
+            timeout: config.timeout,
+        });
+        let tcp = Tcp::new(joined.data, &config.tcp, ranks_here).map_err(system("a data connection cannot be set up"))?;
+        let (rank, world, session) = (config.rank, config.world, joined.session);
+        let asked = config.topology;
+        let carrier = Carrier::new(Box::new(tcp), rank, world, session, Reach::Pairs, joined.streams, asked);
+        let relations = Relations::processes(config, joined.lobby, joined.members, joined.streams, session);
+        let members = Arc::new((0..world).collect());
+        let group = Group::assemble(rank, session, vec![carrier], members, standings, relations);
+        group.settle_in(config).map_err(|error| JoinError::Group(Box::new(error)))?;
+        group.engine().flight = crate::flight::Flight::new(session);
+        (config.notices)(Notice::Joined { world, backend: group.backend(), took: began.elapsed() });
+        Ok(group)
+    }
+
+    /// The groups of `world` threads of this process, to be used by one thread each.
+    pub fn in_process(world: usize, topology: Option<Algorithm>) -> Vec<Group> {
+        let board = Arc::new(Board::default());
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let who: Arc<Vec<Who>> =
+            Arc::new((0..world).map(|_| Who { host: host.clone(), pid: std::process::id() }).collect());
+        let relations = Relations::threads(topology);
+        let members: Arc<Vec<usize>> = Arc::new((0..world).collect());
+        let groups = in_process::connect(world, 1).into_iter().enumerate().map(|(rank, transport)| {
+            let standings = Arc::new(Standings {
+                membership: Membership::Threads(Arc::clone(&board)),
+                who: Arc::clone(&who),
+                rank,
+                operation_timeout: Duration::from_secs(600),
+                timeout: Duration::from_secs(5),
+            });
+            let carrier = Carrier::new(Box::new(transport), rank, world, 0, Reach::Pairs, 1, topology);
+            Group::assemble(rank, 0, vec![carrier], Arc::clone(&members), standings, relations.clone())
+        });
+        groups.collect()
+    }
+
+    fn alone(config: &Config) -> Group {
+        let mut group = Group::in_process(1, None).remove(0);
+        (config.notices)(Notice::Joined { world: 1, backend: group.backend(), took: Duration::ZERO });
+        group.worker = Mutex::new(None);
+        group
+    }
+
+    pub(crate) fn assemble(
+        rank: usize,
+        session: u64,
+        carriers: Vec<Carrier>,
+        members: Arc<Vec<usize>>,
+        standings: Arc<Standings>,
+        relations: Relations,
+    ) -> Group {
+        let engine = Engine::new(carriers, session, Arc::clone(&members), Arc::clone(&standings));
+        let inner = Inner {
+            rank,
+            world: members.len(),
+            engine: Mutex::new(engine),
+            turnstile: Turnstile::default(),
+            standings,
+            members,
+            relations,
+            splits: AtomicU64::new(0),
+        };
+        Group { inner: Arc::new(inner), worker: Mutex::new(None) }
+    }
+
+    /// Waits until everybody is here, and measures the links.
+    pub(crate) fn settle_in(&self, config: &Config) -> Result<(), GroupError> {
+        let mut latency = f64::INFINITY;
+        for _ in 0..6 {
+            let began = Instant::now();
+            self.barrier()?;
+            latency = latency.min(began.elapsed().as_secs_f64());
+        }
+        let mine = vec![0u8; 64 << 10];
+        let mut all = vec![0u8; mine.len() * self.world()];
+        let mut moving = f64::INFINITY;
+        for _ in 0..2 {
+            let began = Instant::now();
+            self.all_gather(&mine, &mut all)?;
+            moving = moving.min(began.elapsed().as_secs_f64());
+        }
+        let sent = (mine.len() * (self.world() - 1)) as f64;
+        let measured = [latency as f32, (moving / sent) as f32];
+        // Everybody must choose alike: the slowest rank's figures are everybody's.
+        let mut worst = measured;
+        self.all_reduce_with(&mut worst, &Reduce::of(Reduction::Max))?;
+        let figures = Figures { latency: f64::from(worst[0]), bandwidth: 1.0 / f64::from(worst[1]).max(1e-12) };
+        let world = self.world();
+        for carrier in &mut self.engine().carriers {
+            carrier.choice = Choice::new(world, carrier.reach, figures, config.topology);
+        }
+        let Choice { direct_up_to, then } = self.engine().carriers[0].choice;
+        let Figures { latency, bandwidth } = figures;
+        if config.topology.is_none() {
+            (config.notices)(Notice::Chosen { latency, bandwidth, direct_up_to, then });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn engine(&self) -> MutexGuard<'_, Engine> {
+        self.inner.engine()
+    }
+
+    /// This process's rank.
+    pub fn rank(&self) -> usize {
+        self.inner.rank
+    }
+
+    /// The number of ranks.
+    pub fn world(&self) -> usize {
+        self.inner.world
+    }
+
+    /// The hosts and processes of all ranks of the first group.
+    pub fn who(&self) -> &[Who] {
+        &self.inner.standings.who
+    }
+
+    /// What carries most of the data.
+    pub fn backend(&self) -> Backend {
+        self.engine().carriers[0].transport.backend()
+    }
+
+    /// The way that a reduction of so many bytes takes.
+    pub fn algorithm(&self, bytes: usize) -> Algorithm {
+        self.engine().carriers[0].choice.way(bytes)
+    }
+
+    /// Payload bytes that this rank has sent and received.
+    pub fn bytes_moved(&self) -> (u64, u64) {
+        self.engine().moved()
+    }
+
+    /// The last operations of this rank, oldest first.
+    pub fn flight_record(&self) -> Vec<FlightEntry> {
+        self.engine().flight.record()
+    }
+
+    /// Says which step the operations that follow belong to; messages and heartbeats repeat it.
+    pub fn set_step(&self, step: u64) {
+        self.inner.standings.membership.board().step.store(step, Ordering::Relaxed);
+    }
+
+    /// Why the group has failed, if it has: looks without waiting, for ranks that are busy with something else.
+    pub fn check(&self) -> Result<(), GroupError> {
+        if self.inner.standings.membership.board().has_failed() {
+            return Err(self.engine().failure(None));
+        }
+        Ok(())
+    }
+
+    /// Tells all ranks that this one stops, and why. Their operations end with that.
+    pub fn abort(&self, message: &str) {
+        let standings = &self.inner.standings;
+        standings.membership.report(standings.rank, Cause::Failed { message: message.into() });
+        standings.membership.board().wait_for_verdict(standings.timeout);
+    }
+
+    /// Every rank's `data` becomes the reduction of all ranks' data.
+    pub fn all_reduce(&self, data: &mut [f32], reduction: Reduction) -> Result<(), GroupError> {
+        self.all_reduce_with(data, &Reduce::of(reduction))
+    }
+
+    /// [`Group::all_reduce`] with a wire type, a layout to compare, or a fixed way.
+    pub fn all_reduce_with(&self, data: &mut [f32], reduce: &Reduce) -> Result<(), GroupError> {
+        self.inner.turn(|inner| inner.all_reduce(data, reduce))
+    }
+
+    /// Begins an all-reduce that goes on while this thread does something else. [`Pending::wait`] gives the buffer back.
+    /// Reductions that were begun run in that order; other operations of the group wait for them.
+    pub fn start_all_reduce(&self, data: Vec<f32>, reduce: Reduce) -> Pending {
+        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        let worker = worker.get_or_insert_with(|| Worker::start(&self.inner));
+        worker.start_all_reduce(&self.inner, data, reduce)
+    }
+
+    /// This rank's [`segment`] of `data` becomes that of the reduction of all ranks' data. The rest of `data` is undefined
+    /// afterwards. Returns the segment.
+    pub fn reduce_scatter(&self, data: &mut [f32], reduction: Reduction) -> Result<Range<usize>, GroupError> {
+        self.inner.turn(|inner| inner.reduce_scatter(data, reduction))
+    }
+
+    /// `all` becomes every rank's `mine`, in rank order.
+    ///
+    /// # Panics
+    /// If `all` is not `world` times as long as `mine`.
+    pub fn all_gather<T: Pod>(&self, mine: &[T], all: &mut [T]) -> Result<(), GroupError> {
+        assert_eq!(all.len(), mine.len() * self.world(), "all_gather needs one block per rank");
+        all[mine.len() * self.rank()..][..mine.len()].copy_from_slice(mine);
+        self.inner.turn(|inner| inner.all_gather(cast_slice_mut(all)))
+    }
+
+    /// Everybody's `data` becomes that of `root`.
+    ///
+    /// # Panics
+    /// If there is no rank `root`.
+    pub fn broadcast<T: Pod>(&self, data: &mut [T], root: usize) -> Result<(), GroupError> {
+        assert!(root < self.world(), "there is no rank {root}");
+        self.inner.turn(|inner| inner.broadcast(cast_slice_mut(data), root))
+    }
+
+    /// Block j of `send` goes to rank j; block j of `receive` comes from it.
+    ///
+    /// # Panics
+    /// If the two are not of the same length, or that is no multiple of `world`.
+    pub fn all_to_all<T: Pod>(&self, send: &[T], receive: &mut [T]) -> Result<(), GroupError> {
+        let (world, rank) = (self.world(), self.rank());
+        assert_eq!(send.len(), receive.len(), "all_to_all needs buffers of one length");
+        assert_eq!(send.len() % world, 0, "all_to_all needs one block per rank");
+        let own = rank * (send.len() / world)..(rank + 1) * (send.len() / world);
+        receive[own.clone()].copy_from_slice(&send[own]);
+        self.inner.turn(|inner| inner.all_to_all(cast_slice(send), cast_slice_mut(receive)))
+    }
+
+    /// Sends `data` to rank `to`, which calls [`Group::recv`] with a buffer of the same length.
+    ///
+    /// # Panics
+    /// If `to` is this rank or none.
+    pub fn send<T: Pod>(&self, data: &[T], to: usize) -> Result<(), GroupError> {
+        assert!(to < self.world() && to != self.rank(), "cannot send to rank {to}");
+        self.inner.turn(|inner| inner.message(to, &mut [], cast_slice(data), true))
+    }
+
+    /// Receives what rank `from` sends.
+    ///
+    /// # Panics
+    /// If `from` is this rank or none.
+    pub fn recv<T: Pod>(&self, data: &mut [T], from: usize) -> Result<(), GroupError> {
+        assert!(from < self.world() && from != self.rank(), "cannot receive from rank {from}");
+        self.inner.turn(|inner| inner.message(from, cast_slice_mut(data), &[], false))
+    }
+
+    /// Returns when every rank has called it.
+    pub fn barrier(&self) -> Result<(), GroupError> {
+        self.inner.turn(Inner::barrier)
+    }
+}
+
+impl Inner {
+    pub(crate) fn engine(&self) -> MutexGuard<'_, Engine> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs an operation when those that were called before it are done.
+    pub(crate) fn turn<T>(&self, operation: impl FnOnce(&Inner) -> T) -> T {
+        let ticket = self.turnstile.ticket();
+        self.turnstile.pass(ticket, || operation(self))
+    }
+
+    /// Carries out what `plan` makes of the transport's links and frames.
+    fn run(
+        &self,
+        engine: &mut Engine,
+        carrier: usize,
+        descriptor: Descriptor,
+        buffers: Buffers<'_>,
+        plan: impl FnOnce(usize, plan::FrameLength<'_>) -> Plan,
+    ) -> Result<(), GroupError> {
+        let Carrier { transport, wires, .. } = &engine.carriers[carrier];
+        let bytes = descriptor.element.wire_bytes(descriptor.wire);
+        let length = |remaining: usize| (transport.frame_bytes(remaining * bytes) / bytes).max(1);
+        let links = (descriptor.elements as usize * bytes / self.world / BYTES_PER_LINK).clamp(1, (*wires).max(1));
+        let plan = plan(links, &length);
+        let number = engine.operations;
+        engine.operations += 1;
+        engine.run(carrier, plan, number, descriptor, buffers)
+    }
+
+    pub(crate) fn all_reduce(&self, data: &mut [f32], reduce: &Reduce) -> Result<(), GroupError> {
+        let (rank, world, elements) = (self.rank, self.world, data.len());
+        if world == 1 {
+            return Ok(());
+        }
+        let mut engine = self.engine();
+        let reach = |algorithm| if algorithm == Algorithm::Ring { Reach::Neighbours } else { Reach::Pairs };
+        let carrier = reduce.algorithm.map_or(0, |algorithm| engine.carrier(reach(algorithm)));
+        let bytes = elements * Element::F32.wire_bytes(reduce.wire);
+        let algorithm = reduce.algorithm.unwrap_or_else(|| engine.carriers[carrier].choice.way(bytes));
+        let descriptor = Descriptor {
+            kind: Kind::AllReduce,
+            reduction: reduce.reduction,
+            element: Element::F32,
+            wire: reduce.wire,
+            algorithm,
+            root: 0,
+            elements: elements as u64,
+            tag: reduce.tag,
+        };
+        let narrow = reduce.wire != Wire::Exact;
+        let share = match algorithm {
+            Algorithm::Direct => {
+                if narrow {
+                    arithmetic::settle(reduce.wire, data);
+                }
+                let mut snapshot = std::mem::take(&mut engine.snapshot);
+                snapshot.clear();
+                snapshot.extend_from_slice(data);
+                let buffers = Buffers { data: cast_slice_mut(data), input: cast_slice(&snapshot) };
+                let done = self.run(&mut engine, carrier, descriptor, buffers, |links, length| {
+                    plan::mesh_reduce(rank, world, elements, links, Share::Everything, length)
+                });
+                engine.snapshot = snapshot;
+                if narrow {
+                    arithmetic::settle(reduce.wire, data);
+                }
+                return done;
+            }
+            Algorithm::Mesh => {
+                if narrow {
+                    arithmetic::settle(reduce.wire, &mut data[segment(elements, world, rank)]);
+                }
+                Some(Share::Segment { gather: true })
+            }
+            Algorithm::Ring => None,
+        };
+        let buffers = Buffers { data: cast_slice_mut(data), input: &[] };
+        self.run(&mut engine, carrier, descriptor, buffers, |links, length| match share {
+            Some(share) => plan::mesh_reduce(rank, world, elements, links, share, length),
+            None => plan::ring_reduce(rank, world, elements, links, true, length),
+        })
+    }
+
+    fn reduce_scatter(&self, data: &mut [f32], reduction: Reduction) -> Result<Range<usize>, GroupError> {
+        let (rank, world, elements) = (self.rank, self.world, data.len());
+        let mine = segment(elements, world, rank);
+        if world == 1 {
+            return Ok(mine);
+        }
+        let mut engine = self.engine();
+        let algorithm = engine.carriers[0].choice.two_step();
+        let descriptor = Descriptor {
+            kind: Kind::ReduceScatter,
+            reduction,
+            element: Element::F32,
+            wire: Wire::Exact,
+            algorithm,
+            root: 0,
+            elements: elements as u64,
+            tag: 0,
+        };
+        let buffers = Buffers { data: cast_slice_mut(data), input: &[] };
+        self.run(&mut engine, 0, descriptor, buffers, |links, length| match algorithm {
+            Algorithm::Ring => plan::ring_reduce(rank, world, elements, links, false, length),
+            _ => plan::mesh_reduce(rank, world, elements, links, Share::Segment { gather: false }, length),
+        })?;
+        Ok(mine)
+    }
+
+    /// What moves bytes and reduces nothing.
+    fn moving(kind: Kind, algorithm: Algorithm, root: usize, bytes: usize) -> Descriptor {
+        Descriptor {
+            kind,
+            reduction: Reduction::Sum,
+            element: Element::Byte,
+            wire: Wire::Exact,
+            algorithm,
+            root: root as u16,
+            elements: bytes as u64,
+            tag: 0,
+        }
+    }
+
+    fn all_gather(&self, all: &mut [u8]) -> Result<(), GroupError> {
+        let (rank, world, block) = (self.rank, self.world, all.len() / self.world);
+        if world == 1 {
+            return Ok(());
+        }
+        let mut engine = self.engine();
+        let algorithm = engine.carriers[0].choice.two_step();
+        let descriptor = Self::moving(Kind::AllGather, algorithm, 0, all.len());
+        self.run(&mut engine, 0, descriptor, Buffers { data: all, input: &[] }, |links, length| match algorithm {
+            Algorithm::Ring => plan::ring_all_gather(rank, world, block, links, length),
+            _ => plan::mesh_all_gather(rank, world, block, links, length),
+        })
+    }
+
+    fn broadcast(&self, data: &mut [u8], root: usize) -> Result<(), GroupError> {
+        let (rank, world, bytes) = (self.rank, self.world, data.len());
+        if world == 1 {
+            return Ok(());
+        }
+        let mut engine = self.engine();
+        // Two ranks are a chain already; a long message is passed on along a chain so that the root sends it once only.
+        let algorithm = match engine.carriers[0].choice.way(bytes) {
+            Algorithm::Direct => Algorithm::Direct,
+            _ => Algorithm::Ring,
+        };
+        let descriptor = Self::moving(Kind::Broadcast, algorithm, root, bytes);
+        self.run(&mut engine, 0, descriptor, Buffers { data, input: &[] }, |links, length| match algorithm {
+            Algorithm::Direct => plan::broadcast_star(rank, world, root, bytes, links, length),
+            _ => plan::broadcast_chain(rank, world, root, bytes, links, length),
+        })
+    }
+
+    fn all_to_all(&self, send: &[u8], receive: &mut [u8]) -> Result<(), GroupError> {
+        let (rank, world, block) = (self.rank, self.world, send.len() / self.world);
+        if world == 1 {
+            return Ok(());
+        }
+        let mut engine = self.engine();
+        let carrier = engine.carrier(Reach::Pairs);
+        let descriptor = Self::moving(Kind::AllToAll, Algorithm::Direct, 0, send.len());
+        let buffers = Buffers { data: receive, input: send };
+        self.run(&mut engine, carrier, descriptor, buffers, |links, length| {
+            plan::all_to_all(rank, world, block, links, length)
+        })
+    }
+
+    fn message(&self, peer: usize, data: &mut [u8], input: &[u8], sending: bool) -> Result<(), GroupError> {
+        let mut engine = self.engine();
+        let carrier = engine.carrier(Reach::Pairs);
+        let bytes = data.len().max(input.len());
+        let descriptor = Self::moving(Kind::Send, Algorithm::Direct, 0, bytes);
+        let count = &mut engine.messages[peer];
+        let count = if sending { &mut count.0 } else { &mut count.1 };
+        let number = *count;
+        *count += 1;
+        let transport = &engine.carriers[carrier].transport;
+        let plan = plan::point_to_point(peer, sending, bytes, 1, &|remaining| transport.frame_bytes(remaining));
+        engine.run(carrier, plan, number, descriptor, Buffers { data, input })
+    }
+
+    fn barrier(&self) -> Result<(), GroupError> {
+        let (rank, world) = (self.rank, self.world);
+        if world == 1 {
+            return Ok(());
+        }
+        let mut engine = self.engine();
+        let algorithm = engine.carriers[0].choice.way(0);
+        let descriptor = Self::moving(Kind::Barrier, algorithm, 0, 0);
+        self.run(&mut engine, 0, descriptor, Buffers { data: &mut [], input: &[] }, |links, length| match algorithm {
+            Algorithm::Ring => plan::ring_reduce(rank, world, 0, links, true, length),
+            _ => plan::mesh_all_gather(rank, world, 0, links, length),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback() {
+        for world in [1usize, 2, 3, 4, 5, 8] {
+            let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let began = Instant::now();
+            std::thread::scope(|scope| {
+                for rank in 0..world {
+                    scope.spawn(move || {
+                        let mut config = Config::new(rank, world, format!("127.0.0.1:{port}"), Secret::loopback());
+                        if rank == 0 { config.notices = Arc::new(|notice| eprintln!("{notice}")); }
+                        let group = Group::join(&config).unwrap();
+                        for elements in [0, 1, 1000, 1 << 20] {
+                            for algorithm in [None, Some(Algorithm::Direct), Some(Algorithm::Mesh), Some(Algorithm::Ring)] {
+                                let mut data = vec![(rank + 1) as f32; elements];
+                                group.all_reduce_with(&mut data, &Reduce { algorithm, ..Reduce::SUM }).unwrap();
+                                assert!(data.iter().all(|&x| x == (world * (world + 1) / 2) as f32));
+                            }
+                        }
+                    });
+                }
+            });
+            eprintln!("world {world}: {:?}", began.elapsed());
+        }
+    }
+}

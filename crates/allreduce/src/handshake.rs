@@ -1,0 +1,270 @@
+//! How two ranks make sure of each other, over a fresh TCP connection.
+//!
+//! ```text
+//! caller → "FTAR", length, Hello {protocol, run, purpose, rank, world, nonce, …}
+//! callee → length, Challenge {protocol, nonce}, tag("callee", Hello, Challenge)
+//! caller → tag("caller", Hello, Challenge)
+//! both:    two keys from Hello and Challenge; every control message from here on is sealed
+//! ```
+//!
+//! Both tags are made with the token. Everything that was said is under them, and both nonces: a recorded handshake opens
+//! nothing, a tag sent back to its maker has the wrong role, and a Hello whose rank was changed fails. The whole exchange
+//! has one deadline, however slowly bytes drip in.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::frame::PROTOCOL_VERSION;
+use crate::sealed::{self, Opener, SealError};
+use crate::secret::{KEY_BYTES, Seal, Secret, Tag, hex, random_bytes};
+
+const MAGIC: &[u8; 4] = b"FTAR";
+
+/// Longest Hello or Challenge.
+const LONGEST_GREETING: usize = 16 << 10;
+
+/// Time for a whole handshake.
+pub(crate) const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
+
+/// What a connection is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Purpose {
+    /// To join a group at its rank 0; becomes the control connection between the two.
+    Join {
+        /// Where this rank takes connections.
+        port: u16,
+        host: String,
+        pid: u32,
+        /// What all ranks have to agree on: a name and a digest each.
+        claims: Vec<(String, String)>,
+    },
+    /// The control connection between two ranks of a group.
+    Control { session: u64 },
+    /// A data connection of a group.
+    Data { session: u64, stream: usize },
+}
+
+/// The caller's first words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub(crate) protocol: u8,
+    pub(crate) run: String,
+    pub(crate) rank: usize,
+    pub(crate) world: usize,
+    pub(crate) purpose: Purpose,
+    pub(crate) nonce: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Challenge {
+    protocol: u8,
+    nonce: String,
+}
+
+/// A handshake that failed.
+#[derive(Debug, Error)]
+pub(crate) enum HandshakeError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("it did not finish the handshake in time")]
+    Late,
+    #[error("it does not speak this protocol")]
+    Foreign,
+    #[error("it speaks version {theirs} of the protocol, this program version {PROTOCOL_VERSION}")]
+    Version { theirs: u8 },
+    #[error("it does not hold the token of this run")]
+    Token,
+    #[error("{0}")]
+    Seal(#[from] SealError),
+    #[error("the system gave no random numbers: {0}")]
+    Random(getrandom::Error),
+}
+
+/// A connection between two ranks that know each other.
+pub(crate) struct Trusted {
+    pub(crate) stream: TcpStream,
+    outgoing: Seal,
+    incoming: Opener,
+}
+
+/// A stream whose reads and writes share one deadline.
+struct Timed<'a> {
+    stream: &'a TcpStream,
+    deadline: Instant,
+}
+
+impl Timed<'_> {
+    fn remaining(&self) -> Result<Duration, HandshakeError> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(HandshakeError::Late) } else { Ok(left) }
+    }
+
+    fn read_exact(&mut self, mut bytes: &mut [u8]) -> Result<(), HandshakeError> {
+        while !bytes.is_empty() {
+            self.stream.set_read_timeout(Some(self.remaining()?))?;
+            match self.stream.read(bytes) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                Ok(read) => bytes = &mut bytes[read..],
+                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> Result<(), HandshakeError> {
+        self.stream.set_write_timeout(Some(self.remaining()?))?;
+        self.stream.write_all(bytes).map_err(HandshakeError::from)
+    }
+
+    fn read_greeting(&mut self) -> Result<Vec<u8>, HandshakeError> {
+        let mut length = [0; 4];
+        self.read_exact(&mut length)?;
+        let length = u32::from_le_bytes(length) as usize;
+        if length > LONGEST_GREETING {
+            return Err(HandshakeError::Foreign);
+        }
+        let mut bytes = vec![0; length];
+        self.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn read_tag(&mut self) -> Result<Tag, HandshakeError> {
+        let mut tag = [0; KEY_BYTES];
+        self.read_exact(&mut tag)?;
+        Ok(Tag::from_bytes(tag))
+    }
+}
+
+fn greeting<T: Serialize>(message: &T) -> Vec<u8> {
+    let body = serde_json::to_vec(message).expect("greetings are plain data");
+    let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
+    bytes.extend_from_slice(&body);
+    bytes
+}
+
+fn nonce() -> Result<String, HandshakeError> {
+    random_bytes().map(|bytes| hex(&bytes)).map_err(HandshakeError::Random)
+}
+
+/// The caller's side, on a connection just made.
+pub(crate) fn call(
+    stream: TcpStream,
+    secret: &Secret,
+    run: &str,
+    rank: usize,
+    world: usize,
+    purpose: Purpose,
+) -> Result<Trusted, HandshakeError> {
+    stream.set_nodelay(true)?;
+    let mut timed = Timed { stream: &stream, deadline: Instant::now() + HANDSHAKE_TIME };
+    let hello = Hello { protocol: PROTOCOL_VERSION, run: run.into(), rank, world, purpose, nonce: nonce()? };
+    let hello = greeting(&hello);
+    timed.write_all(&[MAGIC.as_slice(), &hello].concat())?;
+    let challenge = timed.read_greeting()?;
+    let protocol = serde_json::from_slice::<Challenge>(&challenge).map_err(|_| HandshakeError::Foreign)?.protocol;
+    if protocol != PROTOCOL_VERSION {
+        return Err(HandshakeError::Version { theirs: protocol });
+    }
+    let said: [&[u8]; 2] = [&hello[4..], &challenge];
+    if timed.read_tag()? != secret.tag("callee", &said) {
+        return Err(HandshakeError::Token);
+    }
+    timed.write_all(secret.tag("caller", &said).bytes())?;
+    let keys = (secret.tag("key of the caller", &said), secret.tag("key of the callee", &said));
+    Ok(Trusted { outgoing: Seal::new(&keys.0), incoming: Opener::new(Seal::new(&keys.1)), stream })
+}
+
+/// The callee's side, on a connection just accepted.
+pub(crate) fn answer(stream: TcpStream, secret: &Secret) -> Result<(Hello, Trusted), HandshakeError> {
+    stream.set_nonblocking(false)?;
+    stream.set_nodelay(true)?;
+    let mut timed = Timed { stream: &stream, deadline: Instant::now() + HANDSHAKE_TIME };
+    let mut magic = [0; 4];
+    timed.read_exact(&mut magic)?;
+    if magic != *MAGIC {
+        return Err(HandshakeError::Foreign);
+    }
+    let hello_bytes = timed.read_greeting()?;
+    let hello: Hello = serde_json::from_slice(&hello_bytes).map_err(|_| HandshakeError::Foreign)?;
+    let challenge = greeting(&Challenge { protocol: PROTOCOL_VERSION, nonce: nonce()? });
+    let said: [&[u8]; 2] = [&hello_bytes, &challenge[4..]];
+    timed.write_all(&[&challenge, secret.tag("callee", &said).bytes().as_slice()].concat())?;
+    if hello.protocol != PROTOCOL_VERSION {
+        return Err(HandshakeError::Version { theirs: hello.protocol });
+    }
+    if timed.read_tag()? != secret.tag("caller", &said) {
+        return Err(HandshakeError::Token);
+    }
+    let keys = (secret.tag("key of the caller", &said), secret.tag("key of the callee", &said));
+    let trusted = Trusted { outgoing: Seal::new(&keys.1), incoming: Opener::new(Seal::new(&keys.0)), stream };
+    Ok((hello, trusted))
+}
+
+impl Trusted {
+    /// Sends one sealed message.
+    pub(crate) fn send<T: Serialize>(&mut self, message: &T, deadline: Instant) -> Result<(), HandshakeError> {
+        let bytes = sealed::seal(message, &mut self.outgoing);
+        Timed { stream: &self.stream, deadline }.write_all(&bytes)
+    }
+
+    /// Waits for one sealed message.
+    pub(crate) fn receive<T: DeserializeOwned>(&mut self, deadline: Instant) -> Result<T, HandshakeError> {
+        let mut timed = Timed { stream: &self.stream, deadline };
+        loop {
+            if let Some(message) = self.incoming.next()? {
+                return Ok(message);
+            }
+            let mut bytes = [0; 4096];
+            timed.stream.set_read_timeout(Some(timed.remaining()?))?;
+            match timed.stream.read(&mut bytes) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                Ok(read) => self.incoming.push(&bytes[..read]),
+                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
+                    timed = Timed { stream: &self.stream, deadline };
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The bytes of a sealed message, for a connection that must not block.
+    pub(crate) fn sealed<T: Serialize>(&mut self, message: &T) -> Vec<u8> {
+        sealed::seal(message, &mut self.outgoing)
+    }
+
+    /// Reads what is there without blocking. `None`: the peer closed the connection.
+    pub(crate) fn read_available<T: DeserializeOwned>(&mut self) -> Result<Option<Vec<T>>, HandshakeError> {
+        let mut messages = Vec::new();
+        let mut open = true;
+        let mut bytes = [0; 4096];
+        loop {
+            match self.stream.read(&mut bytes) {
+                Ok(0) => {
+                    open = false;
+                    break;
+                }
+                Ok(read) => self.incoming.push(&bytes[..read]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    open = false;
+                    break;
+                }
+            }
+        }
+        while let Some(message) = self.incoming.next()? {
+            messages.push(message);
+        }
+        if !open && messages.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(messages))
+    }
+}

@@ -1,0 +1,397 @@
+//! From separate processes to a group: everybody calls rank 0, gets the roster, and then everybody else.
+//!
+//! Rank 0 takes connections at the rendezvous address. When all ranks have called, it sends each the roster with a fresh
+//! session number. Then each rank calls those below it, once for control and once per data stream, and waits for those
+//! above it. Every connection starts with the handshake of `handshake.rs`.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::group::Config;
+use crate::handshake::{HandshakeError, Purpose, Trusted, call};
+use crate::lobby::{Arrival, Lobby};
+use crate::secret::random_bytes;
+
+/// How long a wrong token or version is taken for a leftover of an earlier run that will go away.
+const FOREIGN_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Between two looks at whether ranks that have joined are still there.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// A group that did not come about.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// The configuration cannot work.
+    #[error("{0}")]
+    Config(String),
+    /// Rank 0 cannot take connections.
+    #[error("rank 0 cannot listen at {address}: {error}. The rendezvous address must be one of rank 0's machine, with a free port")]
+    Listen {
+        /// The rendezvous.
+        address: String,
+        /// The system's words.
+        error: io::Error,
+    },
+    /// Rank 0 was not reached.
+    #[error(
+        "rank {rank} did not reach rank 0 at {address} within {seconds} s: {last}. Is rank 0 running there, and does a firewall let the port through?"
+    )]
+    Unreachable {
+        /// This rank.
+        rank: usize,
+        /// The rendezvous.
+        address: String,
+        /// How long it tried.
+        seconds: u64,
+        /// What the last try said.
+        last: String,
+    },
+    /// Not everybody came.
+    #[error("{missing} did not join within {seconds} s; {here} of {world} ranks are here. Look at the output of {missing}, and whether its machine reaches {address}")]
+    Missing {
+        /// The ranks, in words.
+        missing: String,
+        /// How long rank 0 waited.
+        seconds: u64,
+        /// Ranks that came, this one included.
+        here: usize,
+        /// Ranks that were due.
+        world: usize,
+        /// The rendezvous.
+        address: String,
+    },
+    /// Ranks do not agree on what they are about to do.
+    #[error("rank {rank} ({host}) cannot join: {why}")]
+    Differs {
+        /// The rank.
+        rank: usize,
+        /// Its host.
+        host: String,
+        /// In what it differs.
+        why: String,
+    },
+    /// A connection within the group failed while it was being set up.
+    #[error("rank {rank} lost rank {peer} while the group was set up: {why}")]
+    Peer {
+        /// This rank.
+        rank: usize,
+        /// The other.
+        peer: usize,
+        /// What happened.
+        why: String,
+    },
+    /// The system refused something.
+    #[error("{what}: {error}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's words.
+        error: io::Error,
+    },
+    /// RDMA was asked for and cannot be had.
+    #[error("RDMA cannot be used: {0}. Set the backend to auto or tcp to go over TCP")]
+    Rdma(String),
+    /// The group failed while it was being tried out.
+    #[error("{0}")]
+    Group(Box<crate::error::GroupError>),
+}
+
+/// A rank as the roster lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Member {
+    pub(crate) host: String,
+    pub(crate) pid: u32,
+    ip: IpAddr,
+    port: u16,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Refused { rank: usize, host: String, why: String },
+    Roster { session: u64, streams: usize, members: Vec<Member> },
+}
+
+/// A complete group's connections.
+pub(crate) struct Joined {
+    pub(crate) session: u64,
+    pub(crate) members: Vec<Member>,
+    pub(crate) control: BTreeMap<usize, Trusted>,
+    pub(crate) data: Vec<Vec<TcpStream>>,
+    pub(crate) lobby: Lobby,
+    pub(crate) streams: usize,
+}
+
+/// Makes the group, or says who is missing and why.
+pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
+    let deadline = Instant::now() + config.join_timeout;
+    let (lobby, session, streams, members, mut control) =
+        if config.rank == 0 { gather(config, deadline)? } else { call_in(config, deadline)? };
+    let mut data: Vec<Vec<TcpStream>> = (0..config.world).map(|_| Vec::new()).collect();
+    let circle = Circle { config, session, members: &members, lobby: &lobby, deadline };
+    for peer in (1..config.world).filter(|&peer| peer != config.rank && config.rank != 0) {
+        control.insert(peer, circle.connect(peer, || Purpose::Control { session })?);
+    }
+    for peer in (0..config.world).filter(|&peer| peer != config.rank) {
+        for stream in 0..streams {
+            let trusted = circle.connect(peer, || Purpose::Data { session, stream })?;
+            data[peer].push(trusted.stream);
+        }
+    }
+    Ok(Joined { session, members, control, data, lobby, streams })
+}
+
+type Found = (Lobby, u64, usize, Vec<Member>, BTreeMap<usize, Trusted>);
+
+/// What is needed to connect to any member of a group.
+pub(crate) struct Circle<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) session: u64,
+    pub(crate) members: &'a [Member],
+    pub(crate) lobby: &'a Lobby,
+    pub(crate) deadline: Instant,
+}
+
+impl Circle<'_> {
+    /// The higher rank calls, the lower one takes the call.
+    pub(crate) fn connect(&self, peer: usize, purpose: impl Fn() -> Purpose) -> Result<Trusted, JoinError> {
+        let Config { rank, world, secret, run, .. } = self.config;
+        let failed = |why: String| JoinError::Peer { rank: *rank, peer, why };
+        if peer > *rank {
+            let wanted = purpose();
+            let arrival =
+                self.lobby.take(self.deadline, |hello| hello.rank == peer && hello.purpose == wanted);
+            let Some(arrival) = arrival else {
+                let host = &self.members[peer].host;
+                return Err(failed(format!("it ({host}) did not call within {} s", self.config.join_timeout.as_secs())));
+            };
+            return Ok(arrival.connection);
+        }
+        let member = &self.members[peer];
+        let address = SocketAddr::new(member.ip, member.port);
+        loop {
+            // The peer is listening: it said so. A refused or broken connection is an accident worth another try.
+            let error = match connect(address).map_err(HandshakeError::from) {
+                Ok(stream) => match call(stream, secret, run, *rank, *world, purpose()) {
+                    Ok(trusted) => return Ok(trusted),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            if Instant::now() >= self.deadline || !matches!(error, HandshakeError::Io(_) | HandshakeError::Late) {
+                return Err(failed(format!("{} at {address}: {error}", member.host)));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+    // Calling a free port of the ephemeral range on this very machine can, once in thousands of tries, meet itself.
+    if stream.local_addr()? == stream.peer_addr()? {
+        return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
+    }
+    Ok(stream)
+}
+
+fn resolve(config: &Config) -> Result<Vec<SocketAddr>, JoinError> {
+    let rendezvous = &config.rendezvous;
+    let addresses: Vec<SocketAddr> = rendezvous
+        .to_socket_addrs()
+        .map_err(|error| JoinError::Config(format!("the rendezvous address {rendezvous:?} cannot be resolved: {error}")))?
+        .collect();
+    if config.secret.is_loopback_only() && !addresses.iter().all(|address| address.ip().is_loopback()) {
+        return Err(JoinError::Config(format!(
+            "without a token ranks can join on this machine only, and {rendezvous} is not a loopback address. Give all ranks the same token"
+        )));
+    }
+    Ok(addresses)
+}
+
+/// Rank 0: waits for everybody.
+fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
+    let began = Instant::now();
+    let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    let mut lobby = None;
+    for address in resolve(config)? {
+        match Lobby::open(address.ip(), address.port(), config.secret.clone(), &config.run, config.notices.clone()) {
+            Ok(open) => {
+                lobby = Some(open);
+                break;
+            }
+            Err(failed) => error = failed,
+        }
+    }
+    let lobby = lobby.ok_or_else(|| JoinError::Listen { address: config.rendezvous.clone(), error })?;
+    let mut joined: BTreeMap<usize, (Trusted, Member)> = BTreeMap::new();
+    while joined.len() + 1 < config.world {
+        let arrival = lobby.take(deadline.min(Instant::now() + LOOK), |hello| matches!(hello.purpose, Purpose::Join { .. }));
+        joined.retain(|_, (connection, _)| !is_closed(&connection.stream));
+        if let Some(arrival) = arrival {
+            admit(config, arrival, &mut joined)?;
+        } else if Instant::now() >= deadline {
+            let missing: Vec<usize> = (1..config.world).filter(|rank| !joined.contains_key(rank)).collect();
+            return Err(JoinError::Missing {
+                missing: crate::error::ranks(&missing),
+                seconds: began.elapsed().as_secs(),
+                here: joined.len() + 1,
+                world: config.world,
+                address: config.rendezvous.clone(),
+            });
+        }
+    }
+    let session = u64::from_le_bytes(random()?[..8].try_into().expect("eight bytes"));
+    let me = Member { host: config.host.clone(), pid: std::process::id(), ip: lobby.address().ip(), port: lobby.address().port() };
+    let members: Vec<Member> =
+        std::iter::once(me).chain(joined.values().map(|(_, member)| member.clone())).collect();
+    let streams = config.tcp.streams.max(1);
+    let mut control = BTreeMap::new();
+    for (rank, (mut connection, _)) in joined {
+        let roster = Answer::Roster { session, streams, members: members.clone() };
+        connection
+            .send(&roster, deadline)
+            .map_err(|error| JoinError::Peer { rank: 0, peer: rank, why: error.to_string() })?;
+        control.insert(rank, connection);
+    }
+    Ok((lobby, session, streams, members, control))
+}
+
+fn random() -> Result<[u8; 32], JoinError> {
+    random_bytes().map_err(|error| JoinError::System {
+        what: "the system gave no random numbers",
+        error: io::Error::other(error.to_string()),
+    })
+}
+
+fn is_closed(stream: &TcpStream) -> bool {
+    let _ = stream.set_nonblocking(true);
+    let closed = match stream.peek(&mut [0]) {
+        Ok(read) => read == 0,
+        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+    };
+    let _ = stream.set_nonblocking(false);
+    closed
+}
+
+/// Takes a rank in, or ends the join: who holds the token and the run's name but disagrees on the rest is misconfigured.
+fn admit(
+    config: &Config,
+    arrival: Arrival,
+    joined: &mut BTreeMap<usize, (Trusted, Member)>,
+) -> Result<(), JoinError> {
+    let Arrival { hello, mut connection, from } = arrival;
+    let Purpose::Join { port, host, pid, claims } = hello.purpose else { return Ok(()) };
+    let ours: Vec<(String, String)> = config.claims_as_text();
+    let why = if hello.world != config.world {
+        Some(format!("it was started as one of {} ranks, rank 0 as one of {}", hello.world, config.world))
+    } else if hello.rank == 0 || hello.rank >= config.world {
+        Some(format!("there is no place for a rank {} beside rank 0 of {} ranks", hello.rank, config.world))
+    } else {
+        difference(&ours, &claims)
+    };
+    let soon = Instant::now() + Duration::from_secs(1);
+    if let Some(why) = why {
+        let refusal = Answer::Refused { rank: hello.rank, host: host.clone(), why: why.clone() };
+        let others = joined.values_mut().map(|(connection, _)| connection);
+        for connection in others.chain([&mut connection]) {
+            let _ = connection.send(&refusal, soon);
+        }
+        return Err(JoinError::Differs { rank: hello.rank, host, why });
+    }
+    if let Some((_, member)) = joined.get(&hello.rank) {
+        let why = format!("rank {} has already joined from {} (process {})", hello.rank, member.host, member.pid);
+        let _ = connection.send(&Answer::Refused { rank: hello.rank, host, why }, soon);
+        return Ok(());
+    }
+    joined.insert(hello.rank, (connection, Member { host, pid, ip: from.ip(), port }));
+    Ok(())
+}
+
+/// The first claim in which two ranks differ, in words.
+fn difference(ours: &[(String, String)], theirs: &[(String, String)]) -> Option<String> {
+    let theirs: BTreeMap<&str, &str> = theirs.iter().map(|(name, digest)| (name.as_str(), digest.as_str())).collect();
+    for (name, digest) in ours {
+        match theirs.get(name.as_str()) {
+            Some(other) if other == digest => {}
+            Some(other) => {
+                let short = |digest: &str| digest.chars().take(12).collect::<String>();
+                return Some(format!(
+                    "its {name} is not rank 0's ({} there, {} on rank 0). All ranks need the same {name}",
+                    short(other),
+                    short(digest)
+                ));
+            }
+            None => return Some(format!("it does not say what its {name} is; rank 0 does")),
+        }
+    }
+    (theirs.len() > ours.len()).then(|| "it makes claims that rank 0 does not: the programs differ".to_owned())
+}
+
+/// Any other rank: calls rank 0 until it answers.
+fn call_in(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(5);
+    let mut foreign_since: Option<Instant> = None;
+    loop {
+        let last = match call_once(config, deadline) {
+            Ok(Ok(found)) => return Ok(found),
+            Ok(Err(refused)) => return Err(refused),
+            Err(error) => error,
+        };
+        let foreign =
+            matches!(last, HandshakeError::Token | HandshakeError::Version { .. } | HandshakeError::Foreign);
+        foreign_since = if foreign { foreign_since.or_else(|| Some(Instant::now())) } else { None };
+        if Instant::now() + pause >= deadline || foreign_since.is_some_and(|since| since.elapsed() > FOREIGN_PATIENCE) {
+            return Err(JoinError::Unreachable {
+                rank: config.rank,
+                address: config.rendezvous.clone(),
+                seconds: began.elapsed().as_secs(),
+                last: last.to_string(),
+            });
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(250));
+    }
+}
+
+fn call_once(config: &Config, deadline: Instant) -> Result<Result<Found, JoinError>, HandshakeError> {
+    let addresses = match resolve(config) {
+        Ok(addresses) => addresses,
+        Err(error) => return Ok(Err(error)),
+    };
+    let mut stream = Err(io::Error::from(io::ErrorKind::AddrNotAvailable));
+    for address in addresses {
+        stream = connect(address);
+        if stream.is_ok() {
+            break;
+        }
+    }
+    let stream = stream?;
+    let (local, rank_0) = (stream.local_addr()?, stream.peer_addr()?);
+    let lobby = Lobby::open(local.ip(), 0, config.secret.clone(), &config.run, config.notices.clone())?;
+    let purpose = Purpose::Join {
+        port: lobby.address().port(),
+        host: config.host.clone(),
+        pid: std::process::id(),
+        claims: config.claims_as_text(),
+    };
+    let mut connection = call(stream, &config.secret, &config.run, config.rank, config.world, purpose)?;
+    match connection.receive::<Answer>(deadline)? {
+        Answer::Refused { rank, host, why } => Ok(Err(JoinError::Differs { rank, host, why })),
+        Answer::Roster { session, streams, mut members } => {
+            if members.len() != config.world || !(1..=64).contains(&streams) {
+                return Err(HandshakeError::Foreign);
+            }
+            // Rank 0 is where we reached it, whatever it thinks its address is.
+            (members[0].ip, members[0].port) = (rank_0.ip(), rank_0.port());
+            Ok(Ok((lobby, session, streams, members, BTreeMap::from([(0, connection)]))))
+        }
+    }
+}

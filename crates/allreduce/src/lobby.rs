@@ -1,0 +1,174 @@
+//! Takes connections for a rank, lets in who holds the token, and keeps strangers from disturbing that.
+//!
+//! Every connection is questioned in a thread of its own, under one deadline. When too many are being questioned the oldest
+//! is shown the door: a rank finishes in a millisecond, a stranger who drips bytes does not.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::handshake::{HandshakeError, Hello, Trusted, answer};
+use crate::notice::{Notice, Notices};
+use crate::secret::Secret;
+
+/// Connections that are questioned at the same time.
+const MOST_PENDING: usize = 64;
+
+/// How soon the accepting thread notices that the group is gone.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A rank at the door.
+pub(crate) struct Arrival {
+    pub(crate) hello: Hello,
+    pub(crate) connection: Trusted,
+    pub(crate) from: SocketAddr,
+}
+
+#[derive(Default)]
+struct Room {
+    arrivals: Vec<Arrival>,
+    /// Being questioned: a number and a handle to end it with.
+    pending: VecDeque<(u64, TcpStream)>,
+    questioned: u64,
+}
+
+struct Shared {
+    secret: Secret,
+    run: String,
+    notices: Notices,
+    room: Mutex<Room>,
+    changed: Condvar,
+    closing: AtomicBool,
+}
+
+impl Shared {
+    fn room(&self) -> MutexGuard<'_, Room> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An open listener and the ranks that have come through it.
+pub(crate) struct Lobby {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Lobby {
+    /// Listens at `ip` and `port` (0: any free one).
+    pub(crate) fn open(ip: IpAddr, port: u16, secret: Secret, run: &str, notices: Notices) -> io::Result<Lobby> {
+        let listener = TcpListener::bind((ip, port))?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            secret,
+            run: run.into(),
+            notices,
+            room: Mutex::default(),
+            changed: Condvar::new(),
+            closing: AtomicBool::new(false),
+        });
+        let thread = std::thread::Builder::new().name("allreduce-door".into()).spawn({
+            let shared = Arc::clone(&shared);
+            move || accept(&listener, &shared)
+        })?;
+        Ok(Lobby { shared, address, thread: Some(thread) })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits for an arrival that `wanted` accepts; `None` at the deadline.
+    pub(crate) fn take(&self, deadline: Instant, mut wanted: impl FnMut(&Hello) -> bool) -> Option<Arrival> {
+        let mut room = self.shared.room();
+        loop {
+            if let Some(index) = room.arrivals.iter().position(|arrival| wanted(&arrival.hello)) {
+                return Some(room.arrivals.remove(index));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            room = self.shared.changed.wait_timeout(room, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Drop for Lobby {
+    fn drop(&mut self) {
+        self.shared.closing.store(true, Ordering::Relaxed);
+        for (_, stream) in self.shared.room().pending.drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+    let timeout = Timespec::try_from(LOOK).ok();
+    while !shared.closing.load(Ordering::Relaxed) {
+        let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], timeout.as_ref());
+        match listener.accept() {
+            Ok((stream, from)) => question(stream, from, shared),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            // Out of descriptors, most likely: let those who are being questioned finish.
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+fn question(stream: TcpStream, from: SocketAddr, shared: &Arc<Shared>) {
+    let Ok(handle) = stream.try_clone() else { return };
+    let number = {
+        let mut room = shared.room();
+        if room.pending.len() >= MOST_PENDING
+            && let Some((_, oldest)) = room.pending.pop_front()
+        {
+            let _ = oldest.shutdown(Shutdown::Both);
+        }
+        room.questioned += 1;
+        let number = room.questioned;
+        room.pending.push_back((number, handle));
+        number
+    };
+    let ours = Arc::clone(shared);
+    let thread = std::thread::Builder::new().name("allreduce-question".into()).stack_size(128 << 10);
+    let spawned = thread.spawn(move || {
+        let answered = answer(stream, &ours.secret);
+        let mut room = ours.room();
+        room.pending.retain(|(other, _)| *other != number);
+        match answered {
+            Ok((hello, _)) if hello.run != ours.run => {
+                drop(room);
+                (ours.notices)(Notice::Refused { from, why: format!("it belongs to run {:?}, not to {:?}", hello.run, ours.run) });
+            }
+            Ok((hello, connection)) => {
+                room.arrivals.push(Arrival { hello, connection, from });
+                drop(room);
+                ours.changed.notify_all();
+            }
+            Err(error) => {
+                drop(room);
+                refused(&ours, from, &error);
+            }
+        }
+    });
+    if spawned.is_err() {
+        shared.room().pending.retain(|(other, _)| *other != number);
+    }
+}
+
+fn refused(shared: &Shared, from: SocketAddr, error: &HandshakeError) {
+    if !shared.closing.load(Ordering::Relaxed) {
+        (shared.notices)(Notice::Refused { from, why: error.to_string() });
+    }
+}

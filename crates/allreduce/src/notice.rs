@@ -1,0 +1,92 @@
+//! What a group tells while it works. A library prints nothing: the program decides what becomes of these.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::frame::Algorithm;
+use crate::transport::Backend;
+
+/// Who gets the notices. Called from several threads; must not block.
+pub type Notices = Arc<dyn Fn(Notice) + Send + Sync>;
+
+/// Something worth a line of log.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// A connection was refused; the group is not disturbed.
+    Refused {
+        /// Where it came from.
+        from: SocketAddr,
+        /// Why.
+        why: String,
+    },
+    /// The group is complete.
+    Joined {
+        /// Ranks.
+        world: usize,
+        /// What carries the data.
+        backend: Backend,
+        /// From the first call to the last rank's readiness.
+        took: Duration,
+    },
+    /// What was asked for or is usual cannot be had; something else is used.
+    FellBack {
+        /// What is used, and why.
+        what: String,
+    },
+    /// How messages will travel, from the measured figures of the links.
+    Chosen {
+        /// One-hop latency in seconds.
+        latency: f64,
+        /// Bytes per second of one link.
+        bandwidth: f64,
+        /// Messages up to so many bytes go directly.
+        direct_up_to: usize,
+        /// Larger ones go this way.
+        then: Algorithm,
+    },
+    /// A rank has said nothing for a while.
+    Silent {
+        /// The rank.
+        rank: usize,
+        /// Its host.
+        host: String,
+        /// For how long.
+        silence: Duration,
+    },
+    /// It is heard again.
+    Back {
+        /// The rank.
+        rank: usize,
+    },
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Notice::Refused { from, why } => write!(formatter, "a connection from {from} was refused: {why}"),
+            Notice::Joined { world, backend, took } => {
+                write!(formatter, "{world} ranks joined over {backend} in {:.0} ms", took.as_secs_f64() * 1e3)
+            }
+            Notice::FellBack { what } => formatter.write_str(what),
+            Notice::Chosen { latency, bandwidth, direct_up_to, then } => write!(
+                formatter,
+                "a hop takes {:.0} µs and a link carries {:.2} GB/s: messages up to {} KiB go directly, larger ones by {then}",
+                latency * 1e6,
+                bandwidth / 1e9,
+                direct_up_to >> 10
+            ),
+            Notice::Silent { rank, host, silence } => {
+                write!(formatter, "rank {rank} ({host}) has said nothing for {:.1} s", silence.as_secs_f64())
+            }
+            Notice::Back { rank } => write!(formatter, "rank {rank} is heard again"),
+        }
+    }
+}
+
+/// Notices that nobody wants.
+pub fn no_notices() -> Notices {
+    Arc::new(|_| {})
+}

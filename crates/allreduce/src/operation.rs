@@ -1,0 +1,312 @@
+//! Carries out a plan over a transport, without ever waiting: [`Operation::poll`] moves what can be moved now.
+
+use std::ops::Range;
+
+use bytemuck::{cast_slice, cast_slice_mut};
+
+use crate::arithmetic;
+use crate::frame::{Descriptor, FrameError, HEADER_BYTES, Header, Wire};
+use crate::plan::{Action, After, Incoming, Outgoing, Plan, Source};
+use crate::transport::{Broken, Transport, Want};
+
+/// What ends an operation before its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Broken(Broken),
+    Frame { peer: usize, link: usize, error: FrameError },
+}
+
+impl From<Broken> for Fault {
+    fn from(broken: Broken) -> Fault {
+        Fault::Broken(broken)
+    }
+}
+
+/// The state of one link that outlives an operation, and the memory it reuses.
+#[derive(Default)]
+struct LinkState {
+    frames_sent: u32,
+    frames_received: u32,
+    /// The frame that is leaving: its header, once prepared, and how much of it has left.
+    header_out: Option<[u8; HEADER_BYTES]>,
+    sent: usize,
+    header_in: Vec<u8>,
+    header_checked: Option<Header>,
+    filled: usize,
+    /// Frames that are converted or added rather than copied. f32 for its alignment.
+    staging_out: Vec<f32>,
+    staging_in: Vec<f32>,
+}
+
+/// The links of one group as all its operations use them.
+pub(crate) struct Links {
+    rank: usize,
+    session: u64,
+    states: Vec<Vec<LinkState>>,
+    scratch: Vec<f32>,
+    narrow: Vec<f32>,
+    /// Payload bytes sent and received since the group was made.
+    pub(crate) bytes_sent: u64,
+    pub(crate) bytes_received: u64,
+}
+
+impl Links {
+    pub(crate) fn new(rank: usize, world: usize, session: u64) -> Links {
+        let states = (0..world).map(|_| Vec::new()).collect();
+        Links { rank, session, states, scratch: Vec::new(), narrow: Vec::new(), bytes_sent: 0, bytes_received: 0 }
+    }
+
+    fn state(&mut self, peer: usize, link: usize) -> &mut LinkState {
+        let states = &mut self.states[peer];
+        if states.len() <= link {
+            states.resize_with(link + 1, || LinkState { header_in: vec![0; HEADER_BYTES], ..LinkState::default() });
+        }
+        &mut states[link]
+    }
+}
+
+/// The caller's memory. `data` is aligned for its elements.
+pub(crate) struct Buffers<'a> {
+    pub(crate) data: &'a mut [u8],
+    pub(crate) input: &'a [u8],
+}
+
+/// How an operation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Done,
+    Moved,
+    Idle,
+}
+
+/// A plan on its way.
+pub(crate) struct Operation {
+    plan: Plan,
+    number: u64,
+    descriptor: Descriptor,
+    /// Frames sent and received, per channel.
+    cursors: Vec<(usize, usize)>,
+    remaining: usize,
+}
+
+impl Operation {
+    pub(crate) fn new(plan: Plan, number: u64, descriptor: Descriptor) -> Operation {
+        let remaining = plan.channels.iter().map(|channel| channel.sends.len() + channel.receives.len()).sum();
+        Operation { cursors: vec![(0, 0); plan.channels.len()], remaining, plan, number, descriptor }
+    }
+
+    /// Moves what can be moved now: at most one frame per direction of each link.
+    pub(crate) fn poll(
+        &mut self,
+        links: &mut Links,
+        transport: &mut dyn Transport,
+        buffers: &mut Buffers<'_>,
+    ) -> Result<Standing, Fault> {
+        if links.scratch.len() < self.plan.scratch {
+            links.scratch.resize(self.plan.scratch, 0.0);
+        }
+        let mut moved = false;
+        for channel in 0..self.plan.channels.len() {
+            moved |= self.poll_send(channel, links, transport, buffers)?;
+            moved |= self.poll_receive(channel, links, transport, buffers)?;
+        }
+        Ok(match (self.remaining, moved) {
+            (0, _) => Standing::Done,
+            (_, true) => Standing::Moved,
+            (_, false) => Standing::Idle,
+        })
+    }
+
+    /// The links that have to move before this operation can.
+    pub(crate) fn wants(&self, wants: &mut Vec<Want>) {
+        wants.clear();
+        for (channel, &(sent, received)) in self.plan.channels.iter().zip(&self.cursors) {
+            let send = channel.sends.get(sent).is_some_and(|next| self.is_due(next.after));
+            let receive = channel.receives.get(received).is_some_and(|next| self.is_due(next.after));
+            if send || receive {
+                wants.push(Want { peer: channel.peer, link: channel.link, receive, send });
+            }
+        }
+    }
+
+    fn is_due(&self, after: Option<After>) -> bool {
+        after.is_none_or(|after| self.cursors[after.channel].1 >= after.receives)
+    }
+
+    fn header(&self, from: usize, session: u64, sequence: u32, length: usize, payload_crc: u32) -> Header {
+        Header {
+            session,
+            from: from as u16,
+            operation: self.number,
+            descriptor: self.descriptor,
+            sequence,
+            length: length as u32,
+            payload_crc,
+        }
+    }
+
+    fn poll_send(
+        &mut self,
+        index: usize,
+        links: &mut Links,
+        transport: &mut dyn Transport,
+        buffers: &mut Buffers<'_>,
+    ) -> Result<bool, Fault> {
+        let channel = &self.plan.channels[index];
+        let Some(frame) = channel.sends.get(self.cursors[index].0).filter(|frame| self.is_due(frame.after)) else {
+            return Ok(false);
+        };
+        let (peer, link) = (channel.peer, channel.link);
+        let (rank, session) = (links.rank, links.session);
+        let wire = self.descriptor.wire;
+        let length = frame.at.len() * self.descriptor.element.wire_bytes(wire);
+        let state = links.state(peer, link);
+        if state.header_out.is_none() && wire != Wire::Exact {
+            narrow(wire, frame, buffers, &mut state.staging_out);
+        }
+        let payload = match wire {
+            Wire::Exact => exact(frame, buffers, self.descriptor.element.bytes()),
+            _ => &cast_slice(&state.staging_out)[..length],
+        };
+        let header = match state.header_out {
+            Some(header) => header,
+            None => {
+                let crc = crc32c::crc32c(payload);
+                let header = self.header(rank, session, state.frames_sent, length, crc).encode();
+                state.header_out = Some(header);
+                header
+            }
+        };
+        let moved = transport.send(peer, link, &header, payload, &mut state.sent)?;
+        if state.sent == HEADER_BYTES + length {
+            (state.header_out, state.sent) = (None, 0);
+            state.frames_sent = state.frames_sent.wrapping_add(1);
+            self.cursors[index].0 += 1;
+            self.remaining -= 1;
+            links.bytes_sent += length as u64;
+        }
+        Ok(moved)
+    }
+
+    fn poll_receive(
+        &mut self,
+        index: usize,
+        links: &mut Links,
+        transport: &mut dyn Transport,
+        buffers: &mut Buffers<'_>,
+    ) -> Result<bool, Fault> {
+        let channel = &self.plan.channels[index];
+        let Some(frame) = channel.receives.get(self.cursors[index].1).filter(|frame| self.is_due(frame.after)) else {
+            return Ok(false);
+        };
+        let (peer, link) = (channel.peer, channel.link);
+        let session = links.session;
+        let (element, wire) = (self.descriptor.element, self.descriptor.wire);
+        let length = frame.at.len() * element.wire_bytes(wire);
+        let fault = |error| Fault::Frame { peer, link, error };
+
+        let mut scratch = std::mem::take(&mut links.scratch);
+        let state = links.state(peer, link);
+        let payload: &mut [u8] = match (wire, frame.action) {
+            (Wire::Exact, Action::Store) => &mut buffers.data[bytes_of(&frame.at, element.bytes())],
+            (Wire::Exact, Action::Scratch { at }) => cast_slice_mut(&mut scratch[at..at + frame.at.len()]),
+            _ => {
+                state.staging_in.resize(state.staging_in.len().max(length.div_ceil(4)), 0.0);
+                &mut cast_slice_mut(&mut state.staging_in)[..length]
+            }
+        };
+        let header: &mut [u8; HEADER_BYTES] = state.header_in.as_mut_slice().try_into().expect("64 bytes");
+        let before = state.filled;
+        let received = transport.receive(peer, link, header, payload, &mut state.filled);
+        let mut complete = false;
+        let result = received.map_err(Fault::from).and_then(|_| {
+            if state.filled >= HEADER_BYTES && state.header_checked.is_none() {
+                let header = Header::decode(header).map_err(fault)?;
+                let due = self.header(peer, session, state.frames_received, length, header.payload_crc);
+                header.check(&due).map_err(fault)?;
+                state.header_checked = Some(header);
+            }
+            if state.filled == HEADER_BYTES + length {
+                let header = state.header_checked.take().expect("checked before the payload");
+                header.check_payload(payload).map_err(fault)?;
+                complete = true;
+            }
+            Ok(state.filled != before)
+        });
+        if complete {
+            state.filled = 0;
+            state.frames_received = state.frames_received.wrapping_add(1);
+            let staging = std::mem::take(&mut state.staging_in);
+            self.apply(frame, &staging, &mut scratch, &mut links.narrow, buffers);
+            links.state(peer, link).staging_in = staging;
+            links.bytes_received += length as u64;
+            self.cursors[index].1 += 1;
+            self.remaining -= 1;
+        }
+        links.scratch = scratch;
+        result
+    }
+
+    /// Does with a complete frame what the plan says.
+    fn apply(
+        &self,
+        frame: &Incoming,
+        staging: &[f32],
+        scratch: &mut [f32],
+        widened: &mut Vec<f32>,
+        buffers: &mut Buffers<'_>,
+    ) {
+        let (wire, reduction) = (self.descriptor.wire, self.descriptor.reduction);
+        let elements = frame.at.len();
+        if wire == Wire::Exact && matches!(frame.action, Action::Store | Action::Scratch { .. }) {
+            return; // received in place
+        }
+        let incoming = match wire {
+            Wire::Exact => &staging[..elements],
+            _ => {
+                widened.resize(widened.len().max(elements), 0.0);
+                arithmetic::from_wire(wire, &cast_slice(staging)[..elements], &mut widened[..elements]);
+                &widened[..elements]
+            }
+        };
+        let data: &mut [f32] = &mut cast_slice_mut(buffers.data)[frame.at.clone()];
+        match frame.action {
+            Action::Store => data.copy_from_slice(incoming),
+            Action::Add => arithmetic::add(reduction, data, incoming),
+            Action::AddBefore => arithmetic::add_before(reduction, data, incoming),
+            Action::Scratch { at } => scratch[at..at + elements].copy_from_slice(incoming),
+            Action::ScratchAdd { at } => arithmetic::add(reduction, &mut scratch[at..at + elements], incoming),
+            Action::Join { at } => arithmetic::join(reduction, data, &scratch[at..at + elements], incoming),
+        }
+    }
+}
+
+fn bytes_of(at: &Range<usize>, element: usize) -> Range<usize> {
+    at.start * element..at.end * element
+}
+
+/// The bytes of a frame that is sent as it lies in memory.
+fn exact<'a>(frame: &Outgoing, buffers: &'a Buffers<'_>, element: usize) -> &'a [u8] {
+    let at = bytes_of(&frame.at, element);
+    match frame.source {
+        Source::Data => &buffers.data[at],
+        Source::Input => &buffers.input[at],
+    }
+}
+
+/// Rounds a frame to the wire's type; what is final is rounded in the caller's buffer too.
+fn narrow(wire: Wire, frame: &Outgoing, buffers: &mut Buffers<'_>, staging: &mut Vec<f32>) {
+    let elements = frame.at.len();
+    staging.resize(staging.len().max(elements.div_ceil(2)), 0.0);
+    let narrow = &mut cast_slice_mut::<f32, u16>(staging)[..elements];
+    match frame.source {
+        Source::Input => arithmetic::to_wire(wire, &cast_slice(buffers.input)[frame.at.clone()], narrow),
+        Source::Data => {
+            let data: &mut [f32] = &mut cast_slice_mut(buffers.data)[frame.at.clone()];
+            arithmetic::to_wire(wire, data, narrow);
+            if frame.settled {
+                arithmetic::from_wire(wire, narrow, data);
+            }
+        }
+    }
+}

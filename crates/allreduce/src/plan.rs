@@ -1,0 +1,151 @@
+//! An operation as data: which frames a rank sends and receives on which link, in which order, and what becomes of them.
+//!
+//! The algorithms (`mesh.rs`, `ring.rs`, `moves.rs`) only make such plans; `operation.rs` carries them out over any
+//! transport. A plan is a pure function of the operation, the rank and the world, so all ranks' plans fit together, and a
+//! test can carry them out in memory in every order of arrival.
+//!
+//! The **order of summation** is fixed by the plan: frames of one link come in order, and a frame whose turn depends on
+//! another link says so in `after`. Whoever is early waits in the socket (or slot) it arrived in.
+
+mod mesh;
+mod moves;
+mod ring;
+
+use std::ops::Range;
+
+pub(crate) use mesh::{Share, mesh_all_gather, mesh_reduce};
+pub(crate) use moves::{all_to_all, broadcast_chain, broadcast_star, point_to_point};
+pub(crate) use ring::{ring_all_gather, ring_reduce};
+
+use crate::planted::{Bug, planted};
+
+/// What a rank does in one operation. Ranges count elements of the caller's buffer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) channels: Vec<Channel>,
+    /// Elements of scratch memory that the actions use.
+    pub(crate) scratch: usize,
+}
+
+/// The frames of one link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Channel {
+    pub(crate) peer: usize,
+    pub(crate) link: usize,
+    pub(crate) sends: Vec<Outgoing>,
+    pub(crate) receives: Vec<Incoming>,
+}
+
+/// A frame to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Outgoing {
+    pub(crate) source: Source,
+    pub(crate) at: Range<usize>,
+    pub(crate) after: Option<After>,
+    /// These elements are final. With a narrow wire type they are rounded here too, so that this rank holds what it sends.
+    pub(crate) settled: bool,
+}
+
+/// Where outgoing elements are read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The buffer that the operation works on.
+    Data,
+    /// A second buffer that the operation does not change.
+    Input,
+}
+
+/// A frame to receive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Incoming {
+    /// Elements of the data that the frame is for.
+    pub(crate) at: Range<usize>,
+    pub(crate) action: Action,
+    pub(crate) after: Option<After>,
+}
+
+/// What becomes of a frame (`in`), for reduction ⊕. Operands keep the order of the ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// data = in
+    Store,
+    /// data = data ⊕ in
+    Add,
+    /// data = in ⊕ data
+    AddBefore,
+    /// scratch = in
+    Scratch { at: usize },
+    /// scratch = scratch ⊕ in
+    ScratchAdd { at: usize },
+    /// data = (scratch ⊕ in) ⊕ data
+    Join { at: usize },
+}
+
+/// A frame's turn comes when this channel has dealt with so many of its receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct After {
+    pub(crate) channel: usize,
+    pub(crate) receives: usize,
+}
+
+/// How long frames are: a function of the elements that remain.
+pub(crate) type FrameLength<'a> = &'a dyn Fn(usize) -> usize;
+
+/// The `index`-th of `parts` nearly equal parts of a range; the first ones are one longer where it does not divide.
+pub(crate) fn part(range: &Range<usize>, parts: usize, index: usize) -> Range<usize> {
+    let (length, rest) = (range.len() / parts, range.len() % parts);
+    let start = range.start + index * length + index.min(rest);
+    start..start + length + usize::from(index < rest)
+}
+
+/// The elements of a buffer that `rank` reduces, in `reduce_scatter` and in the two-step algorithms.
+pub fn segment(elements: usize, world: usize, rank: usize) -> Range<usize> {
+    part(&(0..elements), world, rank)
+}
+
+/// A range cut into frames: at least one, of no elements if the range has none, so that ranks always hear each other.
+fn frames(range: &Range<usize>, length: FrameLength<'_>) -> Vec<Range<usize>> {
+    let mut frames = Vec::new();
+    let mut start = range.start;
+    while start < range.end {
+        let end = start + length(range.end - start).clamp(1, range.end - start);
+        frames.push(start..end);
+        start = end;
+    }
+    if planted(Bug::ChunkOffByOne)
+        && let Some(last) = frames.last_mut()
+        && last.len() > 1
+    {
+        last.end -= 1;
+    }
+    if frames.is_empty() {
+        frames.push(range.clone());
+    }
+    frames
+}
+
+impl Plan {
+    fn channel(&mut self, peer: usize, link: usize) -> usize {
+        let known = self.channels.iter().position(|channel| (channel.peer, channel.link) == (peer, link));
+        known.unwrap_or_else(|| {
+            self.channels.push(Channel { peer, link, sends: Vec::new(), receives: Vec::new() });
+            self.channels.len() - 1
+        })
+    }
+
+    fn send(&mut self, channel: usize, at: Range<usize>, after: Option<After>, settled: bool) {
+        let after = if planted(Bug::SentBeforeReduced) { None } else { after };
+        self.channels[channel].sends.push(Outgoing { source: Source::Data, at, after, settled });
+    }
+
+    /// Adds a receive and returns what a frame says that waits for it.
+    fn receive(&mut self, channel: usize, at: Range<usize>, action: Action, after: Option<After>) -> After {
+        let after = if planted(Bug::ArrivalOrderSum) { None } else { after };
+        let receives = &mut self.channels[channel].receives;
+        receives.push(Incoming { at, action, after });
+        After { channel, receives: receives.len() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+//! Plans over every pair of ranks.
+//!
+//! **Order of summation: rank order.** Each element is ((x0 ⊕ x1) ⊕ x2) ⊕ … ⊕ x(N-1), whether every rank sums everything
+//! ([`crate::Algorithm::Direct`]) or each rank one segment ([`crate::Algorithm::Mesh`]); the two give the same bits.
+
+use std::ops::Range;
+
+use super::{Action, After, FrameLength, Plan, Source, frames, part, segment};
+use crate::planted::{Bug, planted};
+
+/// How many frames the first ranks' sums may run ahead of this rank's own contribution. Bounds the scratch memory to what
+/// stays in a processor's cache.
+const WINDOW: usize = 4;
+
+/// What the reduction covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// Every rank reduces the whole buffer, sending from the untouched `Input`.
+    Everything,
+    /// Every rank reduces its own segment.
+    Segment {
+        /// Then hands it to all others.
+        gather: bool,
+    },
+}
+
+/// All-reduce or reduce-scatter over all pairs, each pair with `links` links.
+pub(crate) fn mesh_reduce(
+    rank: usize,
+    world: usize,
+    elements: usize,
+    links: usize,
+    share: Share,
+    length: FrameLength<'_>,
+) -> Plan {
+    let mut plan = Plan::default();
+    let region = |owner: usize, link: usize| match share {
+        Share::Everything => part(&(0..elements), links, link),
+        Share::Segment { .. } => part(&segment(elements, world, owner), links, link),
+    };
+    for link in 0..links {
+        let channels: Vec<usize> =
+            (0..world).map(|peer| if peer == rank { usize::MAX } else { plan.channel(peer, link) }).collect();
+        // What the others reduce. Starting with the next rank spreads the load: not everybody sends to rank 0 first.
+        let others = (1..world).map(|step| (rank + step) % world);
+        for peer in others.clone() {
+            for frame in frames(&region(peer, link), length) {
+                plan.send(channels[peer], frame, None, false);
+                if share == Share::Everything {
+                    plan.channels[channels[peer]].sends.last_mut().expect("just sent").source = Source::Input;
+                }
+            }
+        }
+        let mine = frames(&region(rank, link), length);
+        let complete = sum_in_rank_order(&mut plan, rank, world, &channels, &mine);
+        if share == (Share::Segment { gather: true }) {
+            for peer in others {
+                for (frame, after) in mine.iter().zip(&complete) {
+                    plan.send(channels[peer], frame.clone(), *after, true);
+                }
+                for frame in frames(&region(peer, link), length) {
+                    plan.receive(channels[peer], frame, Action::Store, None);
+                }
+            }
+        }
+    }
+    plan
+}
+
+/// Receives every peer's part of `mine` and sums in rank order. Returns, for each frame, the receive that completes it.
+fn sum_in_rank_order(
+    plan: &mut Plan,
+    rank: usize,
+    world: usize,
+    channels: &[usize],
+    mine: &[Range<usize>],
+) -> Vec<Option<After>> {
+    let longest = mine.iter().map(Range::len).max().unwrap_or(0);
+    let base = plan.scratch;
+    if rank > 1 {
+        plan.scratch += longest * WINDOW.min(mine.len());
+    }
+    let mut complete = vec![None; mine.len()];
+    for peer in (0..world).filter(|&peer| peer != rank) {
+        for (index, frame) in mine.iter().enumerate() {
+            let at = base + (index % WINDOW) * longest;
+            let action = match peer {
+                _ if peer > rank => Action::Add,
+                0 if rank == 1 => Action::AddBefore,
+                0 => Action::Scratch { at },
+                _ if peer + 1 == rank => Action::Join { at },
+                _ => Action::ScratchAdd { at },
+            };
+            // The first in line waits until the scratch of WINDOW frames ago is free again, the others for the one before.
+            let mut after = complete[index];
+            if peer == 0 && rank > 1 && index >= WINDOW {
+                after = Some(After { channel: channels[rank - 1], receives: index - WINDOW + 1 });
+            }
+            complete[index] = Some(plan.receive(channels[peer], frame.clone(), action, after));
+        }
+    }
+    if planted(Bug::SentBeforeReduced) {
+        complete.fill(None);
+    }
+    complete
+}
+
+/// All-gather over all pairs: `block` elements per rank, this rank's own already in its place.
+pub(crate) fn mesh_all_gather(
+    rank: usize,
+    world: usize,
+    block: usize,
+    links: usize,
+    length: FrameLength<'_>,
+) -> Plan {
+    let mut plan = Plan::default();
+    for link in 0..links {
+        let region = |owner: usize| part(&(owner * block..(owner + 1) * block), links, link);
+        for peer in (1..world).map(|step| (rank + step) % world) {
+            let channel = plan.channel(peer, link);
+            for frame in frames(&region(rank), length) {
+                plan.send(channel, frame, None, true);
+            }
+            for frame in frames(&region(peer), length) {
+                plan.receive(channel, frame, Action::Store, None);
+            }
+        }
+    }
+    plan
+}

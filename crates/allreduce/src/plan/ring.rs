@@ -1,0 +1,125 @@
+//! Plans around a ring: each rank talks to its two neighbours only.
+//!
+//! **Order of summation: around the ring, ending at the segment's owner.** Going forward, an element of segment s is
+//! ((x(s+1) ⊕ x(s+2)) ⊕ …) ⊕ x(s), ranks modulo N; going backward ((x(s-1) ⊕ x(s-2)) ⊕ …) ⊕ x(s). With more than two ranks
+//! the first half of each segment goes forward and the second backward, per link.
+
+use std::ops::Range;
+
+use super::{Action, After, FrameLength, Plan, frames, part, segment};
+
+/// Fewest elements of a segment for which a further lane pays for its frames.
+const LANE_ELEMENTS: usize = 2048;
+
+/// One way around, over one link of each neighbour.
+struct Lane {
+    /// The index of this lane among all lanes: which part of each segment it carries.
+    index: usize,
+    link: usize,
+    backward: bool,
+}
+
+/// The lanes of a ring whose neighbours are joined by `links` links. Two ranks have one neighbour: a second way around
+/// would use the same wires.
+fn lanes(world: usize, links: usize, segment_elements: usize) -> Vec<Lane> {
+    let directions = if world > 2 { 2 } else { 1 };
+    let most = (segment_elements / LANE_ELEMENTS).clamp(1, links * directions);
+    (0..most)
+        .map(|index| Lane { index, link: index / directions, backward: index % directions == 1 })
+        .collect()
+}
+
+/// The ring as one lane of one rank sees it.
+struct Way {
+    rank: usize,
+    world: usize,
+    backward: bool,
+    to: usize,
+    from: usize,
+}
+
+impl Way {
+    fn new(plan: &mut Plan, rank: usize, world: usize, lane: &Lane) -> Way {
+        let (next, previous) = ((rank + 1) % world, (rank + world - 1) % world);
+        let (to, from) = if lane.backward { (previous, next) } else { (next, previous) };
+        let (to, from) = (plan.channel(to, lane.link), plan.channel(from, lane.link));
+        Way { rank, world, backward: lane.backward, to, from }
+    }
+
+    /// The rank `steps` places before this one on the way.
+    fn before(&self, steps: usize) -> usize {
+        let steps = steps % self.world;
+        (if self.backward { self.rank + steps } else { self.rank + self.world - steps }) % self.world
+    }
+}
+
+/// All-reduce (`gather`) or reduce-scatter around the ring.
+pub(crate) fn ring_reduce(
+    rank: usize,
+    world: usize,
+    elements: usize,
+    links: usize,
+    gather: bool,
+    length: FrameLength<'_>,
+) -> Plan {
+    let mut plan = Plan::default();
+    let lanes = lanes(world, links, elements / world);
+    for lane in &lanes {
+        let way = Way::new(&mut plan, rank, world, lane);
+        let region = |owner: usize| frames(&part(&segment(elements, world, owner), lanes.len(), lane.index), length);
+        // The segment that ends at the rank before this one starts here; what arrives is passed on with our own added.
+        let mut outgoing: Vec<(Range<usize>, Option<After>)> =
+            region(way.before(1)).into_iter().map(|frame| (frame, None)).collect();
+        for step in 0..world - 1 {
+            for (frame, after) in outgoing.drain(..) {
+                plan.send(way.to, frame, after, false);
+            }
+            for frame in region(way.before(step + 2)) {
+                let after = plan.receive(way.from, frame.clone(), Action::AddBefore, None);
+                outgoing.push((frame, Some(after)));
+            }
+        }
+        if gather {
+            pass_around(&mut plan, &way, outgoing, &region);
+        }
+    }
+    plan
+}
+
+/// Sends the owner's frames around until everybody has them.
+fn pass_around(
+    plan: &mut Plan,
+    way: &Way,
+    mut outgoing: Vec<(Range<usize>, Option<After>)>,
+    region: &dyn Fn(usize) -> Vec<Range<usize>>,
+) {
+    for step in 0..way.world - 1 {
+        for (frame, after) in outgoing.drain(..) {
+            plan.send(way.to, frame, after, step == 0);
+        }
+        for frame in region(way.before(step + 1)) {
+            let after = plan.receive(way.from, frame.clone(), Action::Store, None);
+            outgoing.push((frame, Some(after)));
+        }
+    }
+}
+
+/// All-gather around the ring: `block` elements per rank, this rank's own already in its place.
+pub(crate) fn ring_all_gather(
+    rank: usize,
+    world: usize,
+    block: usize,
+    links: usize,
+    length: FrameLength<'_>,
+) -> Plan {
+    let mut plan = Plan::default();
+    let lanes = lanes(world, links, block);
+    for lane in &lanes {
+        let way = Way::new(&mut plan, rank, world, lane);
+        let region =
+            |owner: usize| frames(&part(&(owner * block..(owner + 1) * block), lanes.len(), lane.index), length);
+        let outgoing = region(rank).into_iter().map(|frame| (frame, None)).collect();
+        pass_around(&mut plan, &way, outgoing, &region);
+    }
+    plan
+}

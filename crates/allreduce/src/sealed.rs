@@ -1,0 +1,68 @@
+//! Control messages on a connection: length, JSON, tag. Works on bytes, so that the simulator runs it too.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use crate::planted::{Bug, planted};
+use crate::secret::{KEY_BYTES, Seal, Tag};
+
+/// Longest control message. The largest real one is the roster of a big group.
+pub(crate) const LONGEST_MESSAGE: usize = 256 << 10;
+
+/// Bytes of the length before a message.
+const LENGTH_BYTES: usize = 4;
+
+/// A control message that must not be believed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(crate) enum SealError {
+    #[error("a control message of {0} bytes was announced; the longest is {LONGEST_MESSAGE}")]
+    TooLong(usize),
+    #[error("a control message does not carry the right seal: it was changed, replayed or comes from somebody else")]
+    Forged,
+    #[error("a control message is not of this protocol: {0}")]
+    Foreign(String),
+}
+
+/// One message as bytes.
+pub(crate) fn seal<T: Serialize>(message: &T, seal: &mut Seal) -> Vec<u8> {
+    let body = serde_json::to_vec(message).expect("control messages are plain data");
+    let mut bytes = Vec::with_capacity(LENGTH_BYTES + body.len() + KEY_BYTES);
+    bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&body);
+    bytes.extend_from_slice(seal.next(&body).bytes());
+    bytes
+}
+
+/// Bytes as they come in, given back as whole messages.
+pub(crate) struct Opener {
+    seal: Seal,
+    pending: Vec<u8>,
+}
+
+impl Opener {
+    pub(crate) fn new(seal: Seal) -> Opener {
+        Opener { seal, pending: Vec::new() }
+    }
+
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.pending.extend_from_slice(bytes);
+    }
+
+    /// The next whole message, if it is there.
+    pub(crate) fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, SealError> {
+        let Some((length, rest)) = self.pending.split_first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
+        let length = u32::from_le_bytes(*length) as usize;
+        if length > LONGEST_MESSAGE {
+            return Err(SealError::TooLong(length));
+        }
+        let Some((body, rest)) = rest.split_at_checked(length) else { return Ok(None) };
+        let Some((tag, _)) = rest.split_first_chunk::<KEY_BYTES>() else { return Ok(None) };
+        if self.seal.next(body) != Tag::from_bytes(*tag) && !planted(Bug::SealNotChecked) {
+            return Err(SealError::Forged);
+        }
+        let message = serde_json::from_slice(body).map_err(|error| SealError::Foreign(error.to_string()))?;
+        self.pending.drain(..LENGTH_BYTES + length + KEY_BYTES);
+        Ok(Some(message))
+    }
+}

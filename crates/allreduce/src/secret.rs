@@ -1,0 +1,108 @@
+//! The token that all ranks of a run share, and what is made from it. Keyed BLAKE3 throughout.
+
+use std::fmt;
+
+/// Bytes of a nonce, a key or a full tag.
+pub(crate) const KEY_BYTES: usize = 32;
+
+/// The token of a run. Whoever holds it may join; it never appears in messages, logs or `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    key: blake3::Hash,
+    loopback_only: bool,
+}
+
+impl Secret {
+    /// From the text of a token, such as the hexadecimal digits that a launcher made. At least 16 bytes after trimming.
+    pub fn from_token(token: &str) -> Option<Secret> {
+        let token = token.trim();
+        (token.len() >= 16).then(|| Secret {
+            key: blake3::Hash::from_bytes(blake3::derive_key("finetune allreduce 2026-11 token", token.as_bytes())),
+            loopback_only: false,
+        })
+    }
+
+    /// No secret at all, for ranks of one machine: with it a group binds and connects to loopback addresses only.
+    pub fn loopback() -> Secret {
+        let key = blake3::derive_key("finetune allreduce 2026-11 loopback", b"");
+        Secret { key: blake3::Hash::from_bytes(key), loopback_only: true }
+    }
+
+    /// Whether this is [`Secret::loopback`].
+    pub fn is_loopback_only(&self) -> bool {
+        self.loopback_only
+    }
+
+    /// A tag over `parts`, bound to what it is for.
+    pub(crate) fn tag(&self, purpose: &str, parts: &[&[u8]]) -> Tag {
+        Tag(keyed(self.key.as_bytes(), purpose, parts))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Secret(not shown)")
+    }
+}
+
+/// The text of a new token: 64 hexadecimal digits from the system's generator.
+pub fn new_token() -> Result<String, getrandom::Error> {
+    Ok(hex(&random_bytes()?))
+}
+
+/// Bytes from the system's generator.
+pub(crate) fn random_bytes() -> Result<[u8; KEY_BYTES], getrandom::Error> {
+    let mut bytes = [0; KEY_BYTES];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A message authentication code. Comparing two takes the same time wherever they differ.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tag(blake3::Hash);
+
+impl Tag {
+    pub(crate) fn from_bytes(bytes: [u8; KEY_BYTES]) -> Tag {
+        Tag(blake3::Hash::from_bytes(bytes))
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8; KEY_BYTES] {
+        self.0.as_bytes()
+    }
+}
+
+/// Each part is preceded by its length, so that no two lists of parts look alike.
+fn keyed(key: &[u8; KEY_BYTES], purpose: &str, parts: &[&[u8]]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new_keyed(key);
+    for part in [purpose.as_bytes()].iter().chain(parts) {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize()
+}
+
+/// Seals and opens the messages of one direction of a control connection.
+///
+/// The count of messages is part of the tag: a message that is replayed, left out or moved does not open.
+pub(crate) struct Seal {
+    key: [u8; KEY_BYTES],
+    count: u64,
+}
+
+impl Seal {
+    pub(crate) fn new(key: &Tag) -> Seal {
+        Seal { key: *key.bytes(), count: 0 }
+    }
+
+    /// The tag of the next message.
+    pub(crate) fn next(&mut self, body: &[u8]) -> Tag {
+        let tag = Tag(keyed(&self.key, "message", &[&self.count.to_le_bytes(), body]));
+        self.count += 1;
+        tag
+    }
+}

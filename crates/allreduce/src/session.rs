@@ -1,0 +1,352 @@
+//! Who is alive, and what is to blame: the membership of a group as a pure state machine.
+//!
+//! [`Session::on`] takes an event and the time and returns what to do. It touches no socket and no clock, so the simulator
+//! runs this very code. `control.rs` feeds it from real connections.
+//!
+//! Every rank has a control connection to every other, whatever carries the data. On it each rank says every heartbeat
+//! interval where it is. A connection that closes without a farewell is a lost rank at once; a rank that says nothing for
+//! the timeout is lost then. Whoever notices floods a [`Record`] of what it sees. All records that arrive within a short
+//! settling time go into one [`Verdict`], a pure function of the records: so every survivor names the same culprit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::planted::{Bug, planted};
+use crate::verdict::{Cause, Record, Verdict, judge};
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timing {
+    /// Between two heartbeats of a rank.
+    pub(crate) heartbeat: Duration,
+    /// Silence after which a warning is given.
+    pub(crate) suspect: Duration,
+    /// Silence after which a rank is lost.
+    pub(crate) silence: Duration,
+    /// Between the first record and the verdict, when a rank fell silent.
+    pub(crate) settle_silent: Duration,
+    /// The same when a connection closed or a rank reported a failure.
+    pub(crate) settle: Duration,
+    /// A gap between two of our own ticks that means that we were stopped ourselves.
+    pub(crate) own_freeze: Duration,
+}
+
+impl Timing {
+    /// A silent rank is known everywhere within `timeout`: the settling time is taken off the silence.
+    pub(crate) fn new(timeout: Duration) -> Timing {
+        let heartbeat = timeout / 25;
+        let settle_silent = heartbeat * 3 / 2;
+        Timing {
+            heartbeat,
+            suspect: timeout * 2 / 5,
+            silence: timeout - settle_silent - heartbeat / 2,
+            settle_silent,
+            settle: (timeout / 50).min(Duration::from_millis(100)),
+            own_freeze: timeout / 5,
+        }
+    }
+}
+
+/// Where a rank is, as its heartbeats say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The caller's step, as set by [`crate::Group::set_step`].
+    pub step: u64,
+    /// Operations begun.
+    pub operation: u64,
+    /// Whether the rank is inside that operation now.
+    pub inside: bool,
+    /// Payload bytes sent and received so far.
+    pub moved: u64,
+}
+
+/// What ranks say to each other on the control connections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Message {
+    Heartbeat(Progress),
+    /// What a rank sees; forwarded once by everybody who hears of it.
+    Record(Record),
+    /// The rank is done and will close its connections.
+    Farewell,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    Received { from: usize, message: Message },
+    /// A control connection ended.
+    Closed { from: usize },
+    /// This rank itself has something to report.
+    Report(Cause),
+    /// This rank leaves.
+    Leave,
+    Tick,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    Send { to: usize, message: Message },
+    Warn(Warning),
+    /// The group has failed; this is the last action but for forwarded records.
+    End(Verdict),
+}
+
+/// Something to tell the user that is no failure yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Warning {
+    Silent { rank: usize, for_: Duration, progress: Progress },
+    Back { rank: usize },
+}
+
+#[derive(Clone, Debug)]
+struct Peer {
+    heard: Duration,
+    progress: Progress,
+    warned: bool,
+    left: bool,
+    closed: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Running,
+    /// Collecting records until then.
+    Settling { until: Duration },
+    Ended(Verdict),
+}
+
+/// One rank's view of its group.
+pub(crate) struct Session {
+    rank: usize,
+    timing: Timing,
+    peers: BTreeMap<usize, Peer>,
+    records: BTreeMap<usize, Record>,
+    state: State,
+    progress: Progress,
+    left: bool,
+    last_tick: Duration,
+    next_heartbeat: Duration,
+}
+
+impl Session {
+    pub(crate) fn new(rank: usize, world: usize, timing: Timing, now: Duration) -> Session {
+        let peer = Peer { heard: now, progress: Progress::default(), warned: false, left: false, closed: false };
+        Session {
+            rank,
+            timing,
+            peers: (0..world).filter(|&peer| peer != rank).map(|rank| (rank, peer.clone())).collect(),
+            records: BTreeMap::new(),
+            state: State::Running,
+            progress: Progress::default(),
+            left: false,
+            last_tick: now,
+            next_heartbeat: now,
+        }
+    }
+
+    /// Where this rank is; heartbeats say it.
+    pub(crate) fn set_progress(&mut self, progress: Progress) {
+        self.progress = progress;
+    }
+
+    /// Where a peer last said it was.
+    pub(crate) fn progress_of(&self, rank: usize) -> Progress {
+        self.peers.get(&rank).map_or(self.progress, |peer| peer.progress)
+    }
+
+    /// When this session wants its next tick at the latest.
+    pub(crate) fn next_tick(&self) -> Duration {
+        match self.state {
+            State::Settling { until } => until.min(self.next_heartbeat),
+            _ => self.next_heartbeat,
+        }
+    }
+
+    pub(crate) fn on(&mut self, now: Duration, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Received { from, message } => self.received(now, from, message, &mut actions),
+            Event::Closed { from } => self.closed(now, from, &mut actions),
+            Event::Report(cause) => self.report(now, cause, &mut actions),
+            Event::Leave => self.leave(&mut actions),
+            Event::Tick => self.tick(now, &mut actions),
+        }
+        actions
+    }
+
+    fn received(&mut self, now: Duration, from: usize, message: Message, actions: &mut Vec<Action>) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        peer.heard = now;
+        if std::mem::take(&mut peer.warned) {
+            actions.push(Action::Warn(Warning::Back { rank: from }));
+        }
+        match message {
+            Message::Heartbeat(progress) => peer.progress = progress,
+            Message::Farewell => peer.left = true,
+            Message::Record(record) => self.learn(now, record, actions),
+        }
+    }
+
+    /// Takes in a record and tells the others, once.
+    fn learn(&mut self, now: Duration, record: Record, actions: &mut Vec<Action>) {
+        let known = self.records.get(&record.from).is_some_and(|known| known.version >= record.version);
+        if known || record.from == self.rank || matches!(self.state, State::Ended(_)) {
+            return;
+        }
+        self.flood(&record, actions);
+        let silent = record.cause.is_none() && record.closed.is_empty();
+        self.records.insert(record.from, record);
+        self.settle(now, silent, actions);
+    }
+
+    fn flood(&self, record: &Record, actions: &mut Vec<Action>) {
+        if planted(Bug::AbortNotForwarded) {
+            return;
+        }
+        for (&to, peer) in &self.peers {
+            if !peer.closed && to != record.from {
+                actions.push(Action::Send { to, message: Message::Record(record.clone()) });
+            }
+        }
+    }
+
+    fn closed(&mut self, now: Duration, from: usize, actions: &mut Vec<Action>) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        peer.closed = true;
+        // A rank that said farewell, or that gave up and told us why, is not lost.
+        if peer.left || self.left || self.records.contains_key(&from) {
+            return;
+        }
+        self.accuse(now, |record| record.closed.insert(from), actions);
+        self.settle(now, false, actions);
+    }
+
+    fn report(&mut self, now: Duration, cause: Cause, actions: &mut Vec<Action>) {
+        self.accuse(
+            now,
+            |record| {
+                let first = record.cause.is_none();
+                if first {
+                    record.cause = Some(cause);
+                }
+                first
+            },
+            actions,
+        );
+        self.settle(now, false, actions);
+    }
+
+    /// Changes our own record and floods it if it did change.
+    fn accuse(&mut self, _now: Duration, change: impl FnOnce(&mut Record) -> bool, actions: &mut Vec<Action>) {
+        if matches!(self.state, State::Ended(_)) {
+            return;
+        }
+        let mut record = self.records.get(&self.rank).cloned().unwrap_or_else(|| Record::new(self.rank));
+        if !change(&mut record) {
+            return;
+        }
+        record.version += 1;
+        record.progress = self.progress;
+        record.last_seen = record
+            .silent
+            .iter()
+            .chain(&record.closed)
+            .filter_map(|rank| self.peers.get(rank).map(|peer| (*rank, peer.progress)))
+            .collect();
+        self.flood(&record, actions);
+        self.records.insert(self.rank, record);
+    }
+
+    /// Begins to settle. A rank that learns of a failure adds what it sees itself, so that the verdict can tell a lost rank
+    /// from a broken connection between two.
+    fn settle(&mut self, now: Duration, silent: bool, actions: &mut Vec<Action>) {
+        if self.state != State::Running {
+            return;
+        }
+        self.state =
+            State::Settling { until: now + if silent { self.timing.settle_silent } else { self.timing.settle } };
+        if !self.records.contains_key(&self.rank) {
+            self.accuse(now, |_| true, actions);
+        }
+    }
+
+    fn leave(&mut self, actions: &mut Vec<Action>) {
+        self.left = true;
+        for (&to, peer) in &self.peers {
+            if !peer.closed {
+                actions.push(Action::Send { to, message: Message::Farewell });
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        let gap = now.saturating_sub(self.last_tick);
+        self.last_tick = now;
+        if gap > self.timing.own_freeze && !planted(Bug::OwnFreezeNotNoticed) {
+            // We were stopped or starved: the silence was ours. What the peers said meanwhile has been read by now.
+            for peer in self.peers.values_mut() {
+                peer.heard = now;
+            }
+        }
+        if now >= self.next_heartbeat {
+            self.next_heartbeat = now + self.timing.heartbeat;
+            let mute = planted(Bug::HeartbeatFromBlockedThread) && self.progress.inside;
+            for (&to, peer) in self.peers.iter().filter(|_| !mute) {
+                if !peer.closed && !self.left {
+                    actions.push(Action::Send { to, message: Message::Heartbeat(self.progress) });
+                }
+            }
+        }
+        if !matches!(self.state, State::Ended(_)) && !self.left {
+            self.judge_silence(now, actions);
+        }
+        if let State::Settling { until } = self.state
+            && now >= until
+        {
+            let verdict = judge(self.rank, self.peers.len() + 1, &self.records);
+            self.state = State::Ended(verdict.clone());
+            actions.push(Action::End(verdict));
+        }
+    }
+
+    fn judge_silence(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if planted(Bug::SilenceIgnored) {
+            return;
+        }
+        let mut silent = BTreeSet::new();
+        for (&rank, peer) in &mut self.peers {
+            if peer.left || peer.closed || self.records.contains_key(&rank) {
+                continue;
+            }
+            let silence = now.saturating_sub(peer.heard);
+            if silence >= self.timing.silence {
+                silent.insert(rank);
+            } else if silence >= self.timing.suspect && !peer.warned {
+                peer.warned = true;
+                actions.push(Action::Warn(Warning::Silent { rank, for_: silence, progress: peer.progress }));
+            }
+        }
+        if self.state != State::Running {
+            // Whoever is nearly due when the first one is counted with it: they fell silent together.
+            let nearly = self.timing.silence - self.timing.heartbeat * 2;
+            silent.extend(self.peers.iter().filter_map(|(&rank, peer)| {
+                let silence = now.saturating_sub(peer.heard);
+                let judged = peer.left || peer.closed || self.records.contains_key(&rank);
+                (!judged && silence >= nearly).then_some(rank)
+            }));
+        }
+        if !silent.is_empty() {
+            let add = |record: &mut Record| {
+                let before = record.silent.len();
+                record.silent.extend(silent.iter().copied());
+                record.silent.len() > before
+            };
+            self.accuse(now, add, actions);
+            self.settle(now, true, actions);
+        }
+    }
+}

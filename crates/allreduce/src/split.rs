@@ -1,0 +1,118 @@
+//! Groups within a group.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use crate::choose::Reach;
+use crate::engine::Carrier;
+use crate::frame::Algorithm;
+use crate::group::{Config, Group};
+use crate::handshake::Purpose;
+use crate::join::{Circle, JoinError, Member};
+use crate::lobby::Lobby;
+use crate::transport::in_process::{self, InProcess};
+use crate::transport::tcp::Tcp;
+
+/// How the ranks of a group find each other again.
+#[derive(Clone)]
+pub(crate) enum Relations {
+    Processes(Arc<Processes>),
+    Threads { topology: Option<Algorithm>, waiting: Arc<Mutex<BTreeMap<u64, Vec<Option<InProcess>>>>> },
+}
+
+pub(crate) struct Processes {
+    config: Config,
+    lobby: Lobby,
+    members: Vec<Member>,
+    streams: usize,
+    session: u64,
+}
+
+impl Relations {
+    pub(crate) fn processes(
+        config: &Config,
+        lobby: Lobby,
+        members: Vec<Member>,
+        streams: usize,
+        session: u64,
+    ) -> Relations {
+        Relations::Processes(Arc::new(Processes { config: config.clone(), lobby, members, streams, session }))
+    }
+
+    pub(crate) fn threads(topology: Option<Algorithm>) -> Relations {
+        Relations::Threads { topology, waiting: Arc::default() }
+    }
+}
+
+impl Group {
+    /// Splits the group: ranks that pass the same `color` form a new one, ordered by `key`, then by rank. Every rank of this
+    /// group must call it. The new group goes over TCP (or between threads) and shares this one's fate.
+    pub fn split(&self, color: u64, key: u64) -> Result<Group, JoinError> {
+        let failed = |error| JoinError::Group(Box::new(error));
+        let mut all = vec![[0u64; 2]; self.world()];
+        self.all_gather(&[[color, key]], &mut all).map_err(failed)?;
+        let mut ranks: Vec<usize> = (0..self.world()).filter(|&rank| all[rank][0] == color).collect();
+        ranks.sort_by_key(|&rank| (all[rank][1], rank));
+        let rank = ranks.iter().position(|&rank| rank == self.rank()).expect("this rank has its own color");
+        let members: Arc<Vec<usize>> = Arc::new(ranks.iter().map(|&rank| self.inner.members[rank]).collect());
+        let split = self.inner.splits.fetch_add(1, Ordering::Relaxed);
+        let standings = Arc::clone(&self.inner.standings);
+        let (session, carrier) = match &self.inner.relations {
+            Relations::Threads { topology, waiting } => {
+                let session = session_of(0, &self.inner.members, split, color);
+                let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                let places = waiting
+                    .entry(session)
+                    .or_insert_with(|| in_process::connect(ranks.len(), 1).into_iter().map(Some).collect());
+                let transport = places[rank].take().expect("each rank takes its place once");
+                if places.iter().all(Option::is_none) {
+                    waiting.remove(&session);
+                }
+                let transport = Box::new(transport);
+                (session, Carrier::new(transport, rank, ranks.len(), session, Reach::Pairs, 1, *topology))
+            }
+            Relations::Processes(processes) => {
+                let session = session_of(processes.session, &self.inner.members, split, color);
+                (session, processes.connect(session, rank, &members)?)
+            }
+        };
+        let relations = self.inner.relations.clone();
+        let group = Group::assemble(rank, session, vec![carrier], members, standings, relations);
+        if group.world() > 1 {
+            group.barrier().map_err(failed)?;
+        }
+        Ok(group)
+    }
+}
+
+impl Processes {
+    fn connect(&self, session: u64, rank: usize, members: &[usize]) -> Result<Carrier, JoinError> {
+        let deadline = Instant::now() + self.config.join_timeout;
+        let Processes { config, lobby, members: all, .. } = self;
+        let circle = Circle { config, session, members: all, lobby, deadline };
+        let mut streams = Vec::new();
+        for &peer in members {
+            let mut links = Vec::new();
+            for stream in (0..self.streams).filter(|_| peer != config.rank) {
+                links.push(circle.connect(peer, || Purpose::Data { session, stream })?.stream);
+            }
+            streams.push(links);
+        }
+        let hosts = members.iter().filter(|&&member| all[member].host == config.host).count();
+        let tcp = Tcp::new(streams, &config.tcp, hosts)
+            .map_err(|error| JoinError::System { what: "a data connection cannot be set up", error })?;
+        let (world, wires) = (members.len(), self.streams);
+        Ok(Carrier::new(Box::new(tcp), rank, world, session, Reach::Pairs, wires, config.topology))
+    }
+}
+
+/// The number of a new group: all its ranks make the same one without talking.
+fn session_of(parent: u64, members: &[usize], split: u64, color: u64) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    for number in [parent, split, color].into_iter().chain(members.iter().map(|&member| member as u64)) {
+        hasher.update(&number.to_le_bytes());
+    }
+    u64::from_le_bytes(hasher.finalize().as_bytes()[..8].try_into().expect("eight bytes"))
+}

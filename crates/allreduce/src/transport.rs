@@ -1,0 +1,99 @@
+//! What carries frames: one trait, so that the algorithms are written once.
+
+pub(crate) mod in_process;
+pub(crate) mod tcp;
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::frame::HEADER_BYTES;
+
+/// What carries the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// Threads of one process.
+    InProcess,
+    /// TCP connections.
+    Tcp,
+    /// RDMA verbs.
+    Rdma,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Backend::InProcess => "in_process",
+            Backend::Tcp => "tcp",
+            Backend::Rdma => "rdma",
+        })
+    }
+}
+
+/// A link that carries nothing any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Broken {
+    pub(crate) peer: usize,
+    pub(crate) link: usize,
+    /// The peer closed it: most likely it ended, and the session will say so.
+    pub(crate) closed: bool,
+    pub(crate) what: String,
+}
+
+/// A direction of a link that an operation waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Want {
+    pub(crate) peer: usize,
+    pub(crate) link: usize,
+    pub(crate) receive: bool,
+    pub(crate) send: bool,
+}
+
+/// Longest time that [`Transport::idle`] may sleep: how soon a wait notices that the run was aborted.
+pub(crate) const LONGEST_SLEEP: Duration = Duration::from_millis(10);
+
+/// Links to the other ranks of one group. No call blocks, except `idle`.
+///
+/// A link is an ordered pair of byte pipes to one peer. Both ends know from the plan of an operation which frames travel on
+/// it, in which order and how long; a transport only moves them. It keeps no half-sent frames of its own: the caller keeps
+/// the frame and the count of bytes that have left.
+pub(crate) trait Transport: Send {
+    /// What carries the data.
+    fn backend(&self) -> Backend;
+
+    /// Links to `peer`, numbered from 0. None: there is no cable.
+    fn links(&self, peer: usize) -> usize;
+
+    /// Payload bytes of the next frame when `remaining` bytes are to go: at most `remaining`, and a multiple of 8 if less.
+    /// Every rank of the group answers alike.
+    fn frame_bytes(&self, remaining: usize) -> usize;
+
+    /// Goes on sending a frame of which `sent` bytes (header first) have left. True if any more left now; the frame is
+    /// done, and its memory may change, when `sent` is 64 + the payload's length.
+    fn send(
+        &mut self,
+        peer: usize,
+        link: usize,
+        header: &[u8; HEADER_BYTES],
+        payload: &[u8],
+        sent: &mut usize,
+    ) -> Result<bool, Broken>;
+
+    /// Goes on receiving the next frame, whose payload is expected to be as long as `payload`. True if any more came now.
+    /// The header is there once `filled` is 64 and must be checked before more is asked for: a frame of another length
+    /// stops at 64.
+    fn receive(
+        &mut self,
+        peer: usize,
+        link: usize,
+        header: &mut [u8; HEADER_BYTES],
+        payload: &mut [u8],
+        filled: &mut usize,
+    ) -> Result<bool, Broken>;
+
+    /// Called when nothing moved, for the `round`-th time in a row (from 0). Spins, yields or sleeps as suits the
+    /// transport, at most [`LONGEST_SLEEP`].
+    fn idle(&mut self, wants: &[Want], round: u32);
+}
