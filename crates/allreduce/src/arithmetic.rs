@@ -14,10 +14,18 @@ fn combine(reduction: Reduction, a: f32, b: f32) -> f32 {
         Reduction::Sum => a + b,
         // With a NaN on either side the result is NaN: a comparison with NaN is false, so `b` NaN falls through.
         Reduction::Max => {
-            if a.is_nan() || a > b { a } else { b }
+            if a.is_nan() || a > b {
+                a
+            } else {
+                b
+            }
         }
         Reduction::Min => {
-            if a.is_nan() || a < b { a } else { b }
+            if a.is_nan() || a < b {
+                a
+            } else {
+                b
+            }
         }
     }
 }

@@ -49,9 +49,7 @@ impl Choice {
             (Reach::Neighbours, _) | (_, Some(Algorithm::Ring)) => Choice { direct_up_to: 0, then: Algorithm::Ring },
             (_, Some(Algorithm::Direct)) => Choice { direct_up_to: usize::MAX, then: Algorithm::Direct },
             (_, Some(Algorithm::Mesh)) => Choice { direct_up_to: 0, then: Algorithm::Mesh },
-            (Reach::Pairs, None) => {
-                Choice { direct_up_to: direct_up_to(world, figures), then: Algorithm::Mesh }
-            }
+            (Reach::Pairs, None) => Choice { direct_up_to: direct_up_to(world, figures), then: Algorithm::Mesh },
         }
     }
 
@@ -87,7 +85,8 @@ mod tests {
     fn a_slow_start_favours_direct_messages_and_more_ranks_do_not() {
         let fast = Figures { latency: 10e-6, bandwidth: 5e9 };
         let slow = Figures { latency: 300e-6, bandwidth: 1e8 };
-        let cases = [(2, fast, 256 << 10), (3, fast, 75_000), (4, fast, 33_333), (16, slow, 4 << 10), (4, slow, 20_000)];
+        let cases =
+            [(2, fast, 256 << 10), (3, fast, 75_000), (4, fast, 33_333), (16, slow, 4 << 10), (4, slow, 20_000)];
         for (world, figures, expected) in cases {
             let choice = Choice::new(world, Reach::Pairs, figures, None);
             assert_eq!(choice.direct_up_to, expected, "{world} ranks, {figures:?}");

@@ -73,7 +73,8 @@ impl GroupError {
         match &self.verdict {
             Verdict::Lost { closed, silent, last_seen } => {
                 let describe = |rank: &usize, how: &str| {
-                    let seen = last_seen.get(rank).map(|progress| format!(", last seen {}", Self::where_it_was(progress)));
+                    let seen =
+                        last_seen.get(rank).map(|progress| format!(", last seen {}", Self::where_it_was(progress)));
                     format!("{} {how}{}", self.rank_at(*rank), seen.unwrap_or_default())
                 };
                 let closed = closed.iter().map(|rank| describe(rank, "was lost: its connections closed"));
@@ -104,10 +105,9 @@ impl GroupError {
             Cause::Broken { peer, link, what } => {
                 format!("lost its data link {link} to {}: {what}", self.rank_at(*peer))
             }
-            Cause::Stalled { waiting_for, seconds, operation, mine } => format!(
-                "has waited {seconds} s for {} in operation {operation} ({mine})",
-                ranks(waiting_for)
-            ),
+            Cause::Stalled { waiting_for, seconds, operation, mine } => {
+                format!("has waited {seconds} s for {} in operation {operation} ({mine})", ranks(waiting_for))
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::group::Config;
+use crate::config::Config;
 use crate::handshake::{HandshakeError, Purpose, Trusted, call};
 use crate::lobby::{Arrival, Lobby};
 use crate::secret::random_bytes;
@@ -31,7 +31,9 @@ pub enum JoinError {
     #[error("{0}")]
     Config(String),
     /// Rank 0 cannot take connections.
-    #[error("rank 0 cannot listen at {address}: {error}. The rendezvous address must be one of rank 0's machine, with a free port")]
+    #[error(
+        "rank 0 cannot listen at {address}: {error}. The rendezvous address must be one of rank 0's machine, with a free port"
+    )]
     Listen {
         /// The rendezvous.
         address: String,
@@ -53,7 +55,9 @@ pub enum JoinError {
         last: String,
     },
     /// Not everybody came.
-    #[error("{missing} did not join within {seconds} s; {here} of {world} ranks are here. Look at the output of {missing}, and whether its machine reaches {address}")]
+    #[error(
+        "{missing} did not join within {seconds} s; {here} of {world} ranks are here. Look at the output of {missing}, and whether its machine reaches {address}"
+    )]
     Missing {
         /// The ranks, in words.
         missing: String,
@@ -165,11 +169,13 @@ impl Circle<'_> {
         let failed = |why: String| JoinError::Peer { rank: *rank, peer, why };
         if peer > *rank {
             let wanted = purpose();
-            let arrival =
-                self.lobby.take(self.deadline, |hello| hello.rank == peer && hello.purpose == wanted);
+            let arrival = self.lobby.take(self.deadline, |hello| hello.rank == peer && hello.purpose == wanted);
             let Some(arrival) = arrival else {
                 let host = &self.members[peer].host;
-                return Err(failed(format!("it ({host}) did not call within {} s", self.config.join_timeout.as_secs())));
+                return Err(failed(format!(
+                    "it ({host}) did not call within {} s",
+                    self.config.join_timeout.as_secs()
+                )));
             };
             return Ok(arrival.connection);
         }
@@ -205,7 +211,9 @@ fn resolve(config: &Config) -> Result<Vec<SocketAddr>, JoinError> {
     let rendezvous = &config.rendezvous;
     let addresses: Vec<SocketAddr> = rendezvous
         .to_socket_addrs()
-        .map_err(|error| JoinError::Config(format!("the rendezvous address {rendezvous:?} cannot be resolved: {error}")))?
+        .map_err(|error| {
+            JoinError::Config(format!("the rendezvous address {rendezvous:?} cannot be resolved: {error}"))
+        })?
         .collect();
     if config.secret.is_loopback_only() && !addresses.iter().all(|address| address.ip().is_loopback()) {
         return Err(JoinError::Config(format!(
@@ -232,7 +240,8 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
     let lobby = lobby.ok_or_else(|| JoinError::Listen { address: config.rendezvous.clone(), error })?;
     let mut joined: BTreeMap<usize, (Trusted, Member)> = BTreeMap::new();
     while joined.len() + 1 < config.world {
-        let arrival = lobby.take(deadline.min(Instant::now() + LOOK), |hello| matches!(hello.purpose, Purpose::Join { .. }));
+        let arrival =
+            lobby.take(deadline.min(Instant::now() + LOOK), |hello| matches!(hello.purpose, Purpose::Join { .. }));
         joined.retain(|_, (connection, _)| !is_closed(&connection.stream));
         if let Some(arrival) = arrival {
             admit(config, arrival, &mut joined)?;
@@ -248,16 +257,22 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
         }
     }
     let session = u64::from_le_bytes(random()?[..8].try_into().expect("eight bytes"));
-    let me = Member { host: config.host.clone(), pid: std::process::id(), ip: lobby.address().ip(), port: lobby.address().port() };
-    let members: Vec<Member> =
-        std::iter::once(me).chain(joined.values().map(|(_, member)| member.clone())).collect();
+    let me = Member {
+        host: config.host.clone(),
+        pid: std::process::id(),
+        ip: lobby.address().ip(),
+        port: lobby.address().port(),
+    };
+    let members: Vec<Member> = std::iter::once(me).chain(joined.values().map(|(_, member)| member.clone())).collect();
     let streams = config.tcp.streams.max(1);
     let mut control = BTreeMap::new();
     for (rank, (mut connection, _)) in joined {
         let roster = Answer::Roster { session, streams, members: members.clone() };
-        connection
-            .send(&roster, deadline)
-            .map_err(|error| JoinError::Peer { rank: 0, peer: rank, why: error.to_string() })?;
+        connection.send(&roster, deadline).map_err(|error| JoinError::Peer {
+            rank: 0,
+            peer: rank,
+            why: error.to_string(),
+        })?;
         control.insert(rank, connection);
     }
     Ok((lobby, session, streams, members, control))
@@ -281,11 +296,7 @@ fn is_closed(stream: &TcpStream) -> bool {
 }
 
 /// Takes a rank in, or ends the join: who holds the token and the run's name but disagrees on the rest is misconfigured.
-fn admit(
-    config: &Config,
-    arrival: Arrival,
-    joined: &mut BTreeMap<usize, (Trusted, Member)>,
-) -> Result<(), JoinError> {
+fn admit(config: &Config, arrival: Arrival, joined: &mut BTreeMap<usize, (Trusted, Member)>) -> Result<(), JoinError> {
     let Arrival { hello, mut connection, from } = arrival;
     let Purpose::Join { port, host, pid, claims } = hello.purpose else { return Ok(()) };
     let ours: Vec<(String, String)> = config.claims_as_text();
@@ -345,8 +356,7 @@ fn call_in(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
             Ok(Err(refused)) => return Err(refused),
             Err(error) => error,
         };
-        let foreign =
-            matches!(last, HandshakeError::Token | HandshakeError::Version { .. } | HandshakeError::Foreign);
+        let foreign = matches!(last, HandshakeError::Token | HandshakeError::Version { .. } | HandshakeError::Foreign);
         foreign_since = if foreign { foreign_since.or_else(|| Some(Instant::now())) } else { None };
         if Instant::now() + pause >= deadline || foreign_since.is_some_and(|since| since.elapsed() > FOREIGN_PATIENCE) {
             return Err(JoinError::Unreachable {

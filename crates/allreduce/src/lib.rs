@@ -3,9 +3,12 @@
 mod arithmetic;
 mod background;
 mod choose;
+mod collectives;
+mod config;
 mod control;
 mod devices;
 mod engine;
+mod environment;
 mod error;
 mod flight;
 mod frame;
@@ -25,11 +28,15 @@ mod transport;
 mod verdict;
 
 pub use background::Pending;
-pub use devices::DeviceMatrix;
+pub use config::{BackendChoice, Config, RdmaOptions};
+pub use devices::{
+    DeviceMatrix, DeviceMatrixError, MAX_DEVICE_FILE_BYTES, Shape, WiresError, wires_from_json, wires_to_json,
+};
+pub use environment::{Environment, EnvironmentError, Launcher, Rendezvous};
 pub use error::{GroupError, Who};
 pub use flight::FlightEntry;
 pub use frame::{Algorithm, Descriptor, Element, FrameError, Kind, PROTOCOL_VERSION, Reduction, Wire};
-pub use group::{BackendChoice, Config, Group, RdmaOptions, Reduce};
+pub use group::{Group, Reduce};
 pub use join::JoinError;
 pub use notice::{Notice, Notices, no_notices};
 pub use plan::segment;

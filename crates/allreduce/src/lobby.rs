@@ -149,7 +149,10 @@ fn question(stream: TcpStream, from: SocketAddr, shared: &Arc<Shared>) {
         match answered {
             Ok((hello, _)) if hello.run != ours.run => {
                 drop(room);
-                (ours.notices)(Notice::Refused { from, why: format!("it belongs to run {:?}, not to {:?}", hello.run, ours.run) });
+                (ours.notices)(Notice::Refused {
+                    from,
+                    why: format!("it belongs to run {:?}, not to {:?}", hello.run, ours.run),
+                });
             }
             Ok((hello, connection)) => {
                 room.arrivals.push(Arrival { hello, connection, from });

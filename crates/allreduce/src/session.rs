@@ -76,9 +76,14 @@ pub(crate) enum Message {
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    Received { from: usize, message: Message },
+    Received {
+        from: usize,
+        message: Message,
+    },
     /// A control connection ended.
-    Closed { from: usize },
+    Closed {
+        from: usize,
+    },
     /// This rank itself has something to report.
     Report(Cause),
     /// This rank leaves.
@@ -89,7 +94,10 @@ pub(crate) enum Event {
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    Send { to: usize, message: Message },
+    Send {
+        to: usize,
+        message: Message,
+    },
     Warn(Warning),
     /// The group has failed; this is the last action but for forwarded records.
     End(Verdict),
@@ -115,7 +123,9 @@ struct Peer {
 enum State {
     Running,
     /// Collecting records until then.
-    Settling { until: Duration },
+    Settling {
+        until: Duration,
+    },
     Ended(Verdict),
 }
 

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::choose::Reach;
+use crate::config::Config;
 use crate::engine::Carrier;
 use crate::frame::Algorithm;
-use crate::group::{Config, Group};
+use crate::group::Group;
 use crate::handshake::Purpose;
 use crate::join::{Circle, JoinError, Member};
 use crate::lobby::Lobby;

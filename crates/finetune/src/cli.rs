@@ -52,6 +52,77 @@ pub(crate) enum Command {
     /// A run directory stands for its newest checkpoint that verifies. `merged` is a complete Hugging Face
     /// model directory; the export ends by comparing its logits with those of base and adapter.
     Export(ExportArguments),
+    /// Several machines: measure how fast they talk
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Measure the collective operations, size by size
+    ///
+    /// With -n the ranks run on this machine; with --hostfile there is one per host, started over ssh; under
+    /// mpirun, srun or torchrun each process is a rank. Every result is checked; wrong elements end with exit code 1.
+    /// `alg` is bytes over time; `bus` is what crossed the busiest link, comparable between numbers of ranks.
+    Bench(BenchArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArguments {
+    /// Ranks to start on this machine
+    #[arg(short = 'n', long = "ranks", value_name = "N", conflicts_with = "hostfile")]
+    pub(crate) ranks: Option<usize>,
+    /// One rank per host of this file (MLX's JSON format)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) hostfile: Option<PathBuf>,
+    /// all_reduce, reduce_scatter, all_gather, broadcast, all_to_all, send_recv or barrier
+    #[arg(long, value_name = "OP", default_value = "all_reduce")]
+    pub(crate) op: String,
+    /// Smallest buffer: 1K, 64M, 2G (powers of 1024)
+    #[arg(long, value_name = "SIZE", default_value = "1K")]
+    pub(crate) min_bytes: String,
+    /// Largest buffer
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    pub(crate) max_bytes: String,
+    /// Each size is so many times the one before
+    #[arg(long, value_name = "FACTOR", default_value_t = 4)]
+    pub(crate) step_factor: usize,
+    /// auto, tcp or rdma
+    #[arg(long, value_name = "BACKEND", default_value = "auto")]
+    pub(crate) backend: String,
+    /// auto, direct, mesh or ring
+    #[arg(long, value_name = "TOPOLOGY", default_value = "auto")]
+    pub(crate) topology: String,
+    /// What travels: f32, bf16 or f16 (buffers and sums are f32)
+    #[arg(long, value_name = "DTYPE", default_value = "f32")]
+    pub(crate) dtype: String,
+    /// Print one JSON object per row
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// RDMA devices between the ranks: a JSON matrix as MLX's MLX_IBV_DEVICES
+    #[arg(long, value_name = "FILE")]
+    pub(crate) devices: Option<PathBuf>,
+    /// Reliable RDMA connections (RC) instead of unreliable ones (UC); not on Apple's devices
+    #[arg(long)]
+    pub(crate) reliable: bool,
+    /// Keep to the limits of Apple's RDMA devices on others too
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// TCP connections per pair of ranks
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) streams: usize,
+    /// Microseconds that a wait polls before it sleeps; by default long where every rank has a core
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(crate) busy_poll: Option<u64>,
+    /// The program on the other hosts, if it lies elsewhere than here
+    #[arg(long, value_name = "PATH")]
+    pub(crate) program: Option<PathBuf>,
+    /// A file with the token that all ranks share, for ranks that a launcher starts on several machines
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// A rank started by this command
+    #[arg(long, hide = true)]
+    pub(crate) worker: bool,
 }
 
 /// The recipe and what may override it.

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use finetune_allreduce::{Cause, GroupError, JoinError, Verdict};
 use finetune_dataset::DatasetError;
 use finetune_model::ModelError;
 use finetune_recipe::{Place, Problems, RecipeError};
@@ -21,6 +22,9 @@ pub(crate) enum Failure {
         hints: Vec<String>,
     },
     Output(std::io::Error),
+    /// The other ranks, once they had joined.
+    Group(Box<GroupError>),
+    Join(JoinError),
 }
 
 impl Failure {
@@ -31,6 +35,7 @@ impl Failure {
     /// The table of exit codes that schedulers act on.
     pub(crate) fn exit_code(&self) -> ExitCode {
         const BAD_INPUT: u8 = 2;
+        const PEERS: u8 = 3;
         const NUMBERS: u8 = 4;
         const DISK_OR_MEMORY: u8 = 5;
         ExitCode::from(match self {
@@ -41,6 +46,15 @@ impl Failure {
             ) => NUMBERS,
             Failure::Train(error) if error.is_disk_or_memory() => DISK_OR_MEMORY,
             Failure::Output(_) => DISK_OR_MEMORY,
+            // Ranks that do different things have been started with different input: another try ends the same way.
+            Failure::Group(error)
+                if matches!(error.verdict, Verdict::Reported { cause: Cause::Diverged { .. }, .. }) =>
+            {
+                BAD_INPUT
+            }
+            Failure::Group(_) => PEERS,
+            Failure::Join(JoinError::Unreachable { .. } | JoinError::Missing { .. } | JoinError::Peer { .. }) => PEERS,
+            Failure::Join(JoinError::Group(_)) => PEERS,
             _ => BAD_INPUT,
         })
     }
@@ -52,6 +66,8 @@ impl Failure {
             Failure::Recipe(error) => print_plain(&error.to_string(), &[]),
             Failure::Train(error) => print_plain(&error.to_string(), &error.hints()),
             Failure::Arguments { message, hints } => print_plain(message, hints),
+            Failure::Group(error) => print_plain(&error.to_string(), &[]),
+            Failure::Join(error) => print_plain(&error.to_string(), &[]),
             Failure::Output(error) => print_plain(&format!("cannot write the result: {error}"), &[]),
         }
     }
@@ -119,6 +135,18 @@ impl From<DatasetError> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Failure {
         Failure::Train(error.into())
+    }
+}
+
+impl From<GroupError> for Failure {
+    fn from(error: GroupError) -> Failure {
+        Failure::Group(Box::new(error))
+    }
+}
+
+impl From<JoinError> for Failure {
+    fn from(error: JoinError) -> Failure {
+        Failure::Join(error)
     }
 }
 

@@ -106,13 +106,7 @@ fn sum_in_rank_order(
 }
 
 /// All-gather over all pairs: `block` elements per rank, this rank's own already in its place.
-pub(crate) fn mesh_all_gather(
-    rank: usize,
-    world: usize,
-    block: usize,
-    links: usize,
-    length: FrameLength<'_>,
-) -> Plan {
+pub(crate) fn mesh_all_gather(rank: usize, world: usize, block: usize, links: usize, length: FrameLength<'_>) -> Plan {
     let mut plan = Plan::default();
     for link in 0..links {
         let region = |owner: usize| part(&(owner * block..(owner + 1) * block), links, link);

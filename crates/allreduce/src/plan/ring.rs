@@ -24,9 +24,7 @@ struct Lane {
 fn lanes(world: usize, links: usize, segment_elements: usize) -> Vec<Lane> {
     let directions = if world > 2 { 2 } else { 1 };
     let most = (segment_elements / LANE_ELEMENTS).clamp(1, links * directions);
-    (0..most)
-        .map(|index| Lane { index, link: index / directions, backward: index % directions == 1 })
-        .collect()
+    (0..most).map(|index| Lane { index, link: index / directions, backward: index % directions == 1 }).collect()
 }
 
 /// The ring as one lane of one rank sees it.
@@ -105,13 +103,7 @@ fn pass_around(
 }
 
 /// All-gather around the ring: `block` elements per rank, this rank's own already in its place.
-pub(crate) fn ring_all_gather(
-    rank: usize,
-    world: usize,
-    block: usize,
-    links: usize,
-    length: FrameLength<'_>,
-) -> Plan {
+pub(crate) fn ring_all_gather(rank: usize, world: usize, block: usize, links: usize, length: FrameLength<'_>) -> Plan {
     let mut plan = Plan::default();
     let lanes = lanes(world, links, block);
     for lane in &lanes {

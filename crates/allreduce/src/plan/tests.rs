@@ -38,7 +38,8 @@ fn carry_out(plans: &[Plan], data: &mut [Vec<f32>], inputs: &[Vec<f32>], random:
         let mut possible = Vec::new();
         let mut left = 0;
         for (rank, plan) in plans.iter().enumerate() {
-            let due = |after: &Option<After>| after.is_none_or(|after| cursors[rank][after.channel].1 >= after.receives);
+            let due =
+                |after: &Option<After>| after.is_none_or(|after| cursors[rank][after.channel].1 >= after.receives);
             for (index, channel) in plan.channels.iter().enumerate() {
                 let (sent, received) = cursors[rank][index];
                 left += channel.sends.len() - sent + channel.receives.len() - received;
@@ -106,7 +107,8 @@ fn rank_order(inputs: &[Vec<f32>]) -> Vec<f32> {
 fn meshes_sum_in_rank_order_whatever_arrives_first() {
     for world in WORLDS {
         for elements in sizes(world) {
-            for (links, share) in [(1, Share::Everything), (1, Share::Segment { gather: true }), (3, Share::Segment { gather: true })]
+            for (links, share) in
+                [(1, Share::Everything), (1, Share::Segment { gather: true }), (3, Share::Segment { gather: true })]
             {
                 let seed = (world * 1_000_003 + elements * 17 + links) as u64;
                 let mut random = Random(seed);
@@ -146,8 +148,9 @@ fn rings_sum_around_to_the_owner() {
                 let mut random = Random(seed);
                 let inputs: Vec<Vec<f32>> =
                     (0..world).map(|_| (0..elements).map(|_| random.float()).collect()).collect();
-                let plans: Vec<Plan> =
-                    (0..world).map(|rank| ring_reduce(rank, world, elements, links, true, &|left| left.min(1024))).collect();
+                let plans: Vec<Plan> = (0..world)
+                    .map(|rank| ring_reduce(rank, world, elements, links, true, &|left| left.min(1024)))
+                    .collect();
                 let mut data = inputs.clone();
                 carry_out(&plans, &mut data, &inputs, &mut random);
                 let directions = if world > 2 { 2 } else { 1 };
@@ -179,7 +182,9 @@ fn reduce_scatter_leaves_each_rank_its_own_segment() {
             for ring in [false, true] {
                 let plan = |rank| match ring {
                     true => ring_reduce(rank, world, elements, 2, false, &|left| left.min(100)),
-                    false => mesh_reduce(rank, world, elements, 2, Share::Segment { gather: false }, &|left| left.min(100)),
+                    false => {
+                        mesh_reduce(rank, world, elements, 2, Share::Segment { gather: false }, &|left| left.min(100))
+                    }
                 };
                 let plans: Vec<Plan> = (0..world).map(plan).collect();
                 let mut data = inputs.clone();
@@ -208,10 +213,14 @@ fn moves_put_everything_in_its_place() {
                     let whole: Vec<f32> = (0..world).flat_map(|rank| (0..block).map(move |i| value(rank, i))).collect();
                     let mut data = vec![vec![f32::NAN; world * block]; world];
                     for (rank, data) in data.iter_mut().enumerate() {
-                        data[rank * block..(rank + 1) * block].copy_from_slice(&whole[rank * block..(rank + 1) * block]);
+                        data[rank * block..(rank + 1) * block]
+                            .copy_from_slice(&whole[rank * block..(rank + 1) * block]);
                     }
                     carry_out(&plans, &mut data, &[], &mut random);
-                    assert!(data.iter().all(|data| *data == whole), "all_gather {world} {block} ring {ring} links {links}");
+                    assert!(
+                        data.iter().all(|data| *data == whole),
+                        "all_gather {world} {block} ring {ring} links {links}"
+                    );
                 }
             }
 

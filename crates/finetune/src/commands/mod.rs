@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod cluster;
 mod eval;
 mod export;
 mod generate;
@@ -23,6 +24,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Run(arguments) => run::run(arguments, verbosity),
         Command::Validate(arguments) => validate::validate(arguments, verbosity),
         Command::Inspect(arguments) => inspect::inspect(arguments),
+        Command::Cluster(command) => cluster::cluster(command, verbosity),
         Command::Eval(arguments) => eval::eval(arguments, verbosity),
         Command::Generate(arguments) => generate::generate(arguments),
         Command::Export(arguments) => export::export(arguments, verbosity),

@@ -1,0 +1,161 @@
+//! Device files: what they say, what is wrong with them.
+
+use expect_test::{Expect, expect};
+
+use super::*;
+
+/// The examples of MLX's documentation and of this file.
+const MESH: &str = r#"[[null,"rdma_en5","rdma_en4"],["rdma_en5",null,"rdma_en3"],["rdma_en4","rdma_en3",null]]"#;
+const RING_OF_4: &str = r#"[[null,["a","b"],null,["c","d"]],[["a","b"],null,["c","d"],null],[null,["a","b"],null,["c","d"]],[["a","b"],null,["c","d"],null]]"#;
+
+#[test]
+fn text_reads_back() {
+    for text in [MESH, RING_OF_4, "[[null]]", r#"[[null,"mlx5_0"],[["mlx5_0","mlx5_1"],null]]"#] {
+        assert_eq!(DeviceMatrix::parse(text).unwrap().to_json(), text);
+    }
+    // Other ways to write the same.
+    for (text, same) in [("[[[]]]", "[[null]]"), (r#"[[null,["a"]],["b",[]]]"#, r#"[[null,"a"],["b",null]]"#)] {
+        assert_eq!(DeviceMatrix::parse(text).unwrap().to_json(), same);
+    }
+    let matrix = DeviceMatrix::parse(RING_OF_4).unwrap();
+    assert_eq!(matrix.world(), 4);
+    assert_eq!(matrix.wires(0, 3), ["c", "d"]);
+    assert!(matrix.wires(0, 2).is_empty());
+}
+
+#[test]
+fn shapes() {
+    // A digit a cell: its number of cables.
+    type Pairs = &'static [(usize, usize)];
+    #[rustfmt::skip]
+    let cases: &[(&[&str], Shape, Pairs, Pairs)] = &[
+        (&["0"], Shape::Mesh, &[], &[]),
+        (&["01", "10"], Shape::Mesh, &[], &[]),
+        (&["03", "30"], Shape::Mesh, &[], &[]),
+        (&["00", "00"], Shape::Neither, &[(0, 1)], &[(0, 1)]),
+        (&["01", "00"], Shape::Neither, &[(0, 1)], &[(0, 1)]),
+        (&["02", "10"], Shape::Neither, &[(0, 1)], &[(0, 1)]),
+        (&["011", "101", "110"], Shape::Mesh, &[], &[]),
+        // Uneven pairs: a mesh, but no ring of 2 wires.
+        (&["021", "201", "110"], Shape::Mesh, &[], &[(1, 2), (2, 0)]),
+        (&["0101", "1010", "0101", "1010"], Shape::Ring, &[(0, 2), (1, 3)], &[]),
+        (&["0212", "2021", "1202", "2120"], Shape::Mesh, &[], &[]),
+        (&["0202", "2020", "0201", "2010"], Shape::Neither, &[(0, 2), (1, 3)], &[(2, 3)]),
+        (&["0101", "1010", "0100", "1000"], Shape::Neither, &[(0, 2), (1, 3), (2, 3)], &[(2, 3)]),
+        // A cable too many one way only.
+        (&["0111", "1011", "1101", "2110"], Shape::Neither, &[(0, 3)], &[(0, 1), (1, 2), (2, 3), (3, 0)]),
+        (&["0100", "1010", "0101", "0010"], Shape::Neither, &[(0, 2), (0, 3), (1, 3)], &[(3, 0)]),
+    ];
+    for (rows, shape, mesh, ring) in cases {
+        let names = |count: u8| (0..count - b'0').map(|n| format!("rdma_en{n}")).collect::<Vec<_>>();
+        let matrix = DeviceMatrix::new(rows.iter().map(|row| row.bytes().map(names).collect()).collect()).unwrap();
+        assert_eq!(matrix.shape(), *shape, "{rows:?}");
+        assert_eq!(matrix.missing_for_mesh(), *mesh, "{rows:?}");
+        assert_eq!(matrix.missing_for_ring(), *ring, "{rows:?}");
+        assert_eq!(DeviceMatrix::parse(&matrix.to_json()).unwrap(), matrix);
+    }
+}
+
+#[test]
+fn cables_in_words() {
+    let matrix = DeviceMatrix::parse(
+        r#"[[null,"a",null,null],["a",null,["a","b"],"c"],[null,"a",null,["a","b"]],[null,null,["a","b"],null]]"#,
+    )
+    .unwrap();
+    let pairs = [(0, 1), (0, 2), (1, 2), (2, 1), (1, 3), (3, 1), (2, 3)];
+    let seen = pairs.map(|(i, j)| matrix.cables_between(i, j)).join("\n");
+    expect![[r#"
+        1 cable between rank 0 and rank 1
+        no cable between rank 0 and rank 2
+        2 cables from rank 1 to rank 2 but 1 back
+        1 cable from rank 2 to rank 1 but 2 back
+        1 cable from rank 1 to rank 3 but none back
+        1 cable from rank 1 to rank 3 but none back
+        2 cables between rank 2 and rank 3"#]]
+    .assert_eq(&seen);
+}
+
+#[test]
+fn errors() {
+    let long_name = format!(r#"[[null,"{}"],["a",null]]"#, "n".repeat(65));
+    let many_names = format!(r#"[[null,["{}"]],["a",null]]"#, ["a"; 17].join(r#"",""#));
+    let many_ranks = format!("[{}]", ["[]"; 65].join(","));
+    let too_long = " ".repeat(MAX_DEVICE_FILE_BYTES + 1);
+    let cases: [(&str, Expect); 20] = [
+        ("", expect!["the device matrix is not JSON: EOF while parsing a value at line 1 column 0"]),
+        ("[[null],", expect!["the device matrix is not JSON: EOF while parsing a value at line 1 column 8"]),
+        (&too_long, expect!["1048577 bytes are too long for a device matrix, the limit is 1048576"]),
+        (r#"{"devices": []}"#, expect!["the device matrix is an object, not a list of rows"]),
+        (r#""rdma_en5""#, expect!["the device matrix is a string, not a list of rows"]),
+        ("[]", expect!["the device matrix has no rows"]),
+        (&many_ranks, expect!["the device matrix has 65 rows, the limit is 64 ranks"]),
+        ("[[null,null],null]", expect!["row 1 of the device matrix is null, not a list of cells"]),
+        (r#"[[null,"a"],["a"]]"#, expect!["row 1 of the device matrix has 1 cells, but there are 2 rows"]),
+        (r#"[[null,"a","b"],["a",null]]"#, expect!["row 0 of the device matrix has 3 cells, but there are 2 rows"]),
+        (
+            r#"[[null,"a"],["a","b"]]"#,
+            expect!["row 1, column 1 of the device matrix is not null, but a rank has no cable to itself"],
+        ),
+        (
+            "[[null,5],[5,null]]",
+            expect![
+                "row 0, column 1 of the device matrix: a number is not null, a device name or a list of device names"
+            ],
+        ),
+        (
+            "[[null,true],[null,null]]",
+            expect![
+                "row 0, column 1 of the device matrix: a boolean is not null, a device name or a list of device names"
+            ],
+        ),
+        (
+            r#"[[null,"a"],[["a",null],null]]"#,
+            expect![
+                "row 1, column 0 of the device matrix: a list with null is not null, a device name or a list of device names"
+            ],
+        ),
+        (
+            r#"[[null,[["a"]]],["a",null]]"#,
+            expect![
+                "row 0, column 1 of the device matrix: a list with a list is not null, a device name or a list of device names"
+            ],
+        ),
+        (
+            r#"[[null,""],["a",null]]"#,
+            expect![[r#"row 0, column 1 of the device matrix: "" is not a device name: it is empty"#]],
+        ),
+        (
+            r#"[[null,"a"],[["a",""],null]]"#,
+            expect![[r#"row 1, column 0 of the device matrix: "" is not a device name: it is empty"#]],
+        ),
+        (
+            r#"[[null,"../x\n"],["a",null]]"#,
+            expect![[
+                r#"row 0, column 1 of the device matrix: "../x\n" is not a device name: it has a character other than letters, digits, '_', '.' and '-'"#
+            ]],
+        ),
+        (
+            &long_name,
+            expect![[
+                r#"row 0, column 1 of the device matrix: "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn" is not a device name: it is longer than 64 bytes"#
+            ]],
+        ),
+        (&many_names, expect!["row 0, column 1 of the device matrix: it has 17 device names, the limit is 16"]),
+    ];
+    for (text, expected) in cases {
+        let error = DeviceMatrix::parse(text).unwrap_err();
+        expected.assert_eq(&error.to_string());
+        assert_eq!(error.hints().len(), 1);
+    }
+}
+
+#[test]
+fn damaged_text_never_panics() {
+    for position in 0..RING_OF_4.len() {
+        let _ = DeviceMatrix::parse(&RING_OF_4[..position]);
+        for byte in ["[", "]", ",", "\"", "0", "n", "\\", "\u{fffd}"] {
+            let _ = DeviceMatrix::parse(&format!("{}{byte}{}", &RING_OF_4[..position], &RING_OF_4[position + 1..]));
+        }
+    }
+    assert!(DeviceMatrix::parse(&"[".repeat(100_000)).is_err());
+}

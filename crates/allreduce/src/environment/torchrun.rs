@@ -1,0 +1,70 @@
+//! `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`: torchrun's variables, which most launchers of this field set.
+
+use super::address::{self, Rendezvous, port_of_job};
+use super::error::{EnvironmentError, shown};
+use super::variables::Variables;
+use super::{Launcher, Place};
+
+pub(super) const MASTER_ADDR: &str = "MASTER_ADDR";
+pub(super) const MASTER_PORT: &str = "MASTER_PORT";
+const PET_MASTER_ADDR: [&str; 2] = ["PET_MASTER_ADDR", MASTER_ADDR];
+const PET_MASTER_PORT: [&str; 2] = ["PET_MASTER_PORT", MASTER_PORT];
+
+pub(super) fn place(variables: &Variables<'_>) -> Result<Option<Place>, EnvironmentError> {
+    let launcher = Launcher::Torchrun;
+    let Some((rank, world)) = variables.rank_and_world(launcher, &["RANK"], &["WORLD_SIZE"])? else {
+        return Ok(None);
+    };
+    Ok(Some(Place {
+        launcher,
+        rank,
+        world,
+        local_rank: variables.number(&["LOCAL_RANK"])?,
+        local_world: variables.number(&["LOCAL_WORLD_SIZE"])?,
+        rendezvous: rendezvous(variables, &[MASTER_ADDR], &[MASTER_PORT])?,
+    }))
+}
+
+/// Kubeflow's trainer sets torchrun's own arguments as variables, for one process a pod; where that process is this
+/// program and not torchrun, a pod is a rank. `PET_NPROC_PER_NODE` is for torchrun and says nothing of us.
+/// (kubeflow/trainer, pkg/runtime/framework/plugins/torch/torch.go.)
+pub(super) fn kubeflow(variables: &Variables<'_>) -> Result<Option<Place>, EnvironmentError> {
+    let launcher = Launcher::Torchrun;
+    // An elastic job has PET_NNODES="1:3" and no node rank: only torchrun can join that.
+    let Some(rank) = variables.number(&["PET_NODE_RANK"])? else {
+        return match variables.first(&["PET_NNODES"]) {
+            Some(nodes) if nodes.value != "1" => Err(EnvironmentError::Missing {
+                name: nodes.name,
+                value: shown(&nodes.value),
+                missing: "PET_NODE_RANK",
+                launcher,
+            }),
+            _ => Ok(None),
+        };
+    };
+    let world = variables.number(&["PET_NNODES"])?.ok_or_else(|| rank.without("PET_NNODES", launcher))?;
+    let rendezvous = rendezvous(variables, &PET_MASTER_ADDR, &PET_MASTER_PORT)?;
+    Ok(Some(Place { launcher, rank, world, local_rank: None, local_world: None, rendezvous }))
+}
+
+fn rendezvous(
+    variables: &Variables<'_>,
+    hosts: &[&'static str],
+    ports: &[&'static str],
+) -> Result<Option<Rendezvous>, EnvironmentError> {
+    let host = address::host(variables, hosts)?;
+    let port = address::port(variables, ports)?;
+    let Some(host) = host else {
+        return Ok(None);
+    };
+    let Some(port) = port else {
+        let launcher = Launcher::Torchrun;
+        return Err(EnvironmentError::Missing { name: hosts[0], value: host, missing: ports[0], launcher });
+    };
+    // torchrun's own agent listens on MASTER_PORT of rank 0's host and tells its workers so: they are to be its clients.
+    // Another port then, which every rank makes from that one. (torch/distributed/rendezvous.py,
+    // `_torchelastic_use_agent_store`; Python writes the truth value.)
+    let is_taken = variables.first(&["TORCHELASTIC_USE_AGENT_STORE"]).is_some_and(|setting| setting.value == "True");
+    let port = if is_taken { port_of_job(&port.to_string()) } else { port };
+    Ok(Some(Rendezvous { host, port }))
+}

@@ -1,0 +1,365 @@
+//! `finetune cluster bench`: how fast the ranks talk.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use finetune_allreduce::{
+    Algorithm, Backend, BackendChoice, Config, DeviceMatrix, Environment, Group, Notice, Secret, Wire, new_token,
+};
+use finetune_cluster::Hostfile;
+use finetune_cluster::bench::{self, Operation, Options, Row};
+use finetune_cluster::workers::{self, Place, Word, Workers};
+use serde::{Deserialize, Serialize};
+
+use crate::cli::{BenchArguments, ClusterCommand};
+use crate::failure::Failure;
+use crate::output;
+use crate::progress::Verbosity;
+
+pub(crate) fn cluster(command: ClusterCommand, verbosity: Verbosity) -> Result<ExitCode, Failure> {
+    match command {
+        ClusterCommand::Bench(arguments) => bench(&arguments, verbosity),
+    }
+}
+
+/// What a rank of the benchmark has to know; a worker reads it from its standard input.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Assignment {
+    rank: usize,
+    world: usize,
+    rendezvous: String,
+    run: String,
+    /// None: loopback only.
+    token: Option<String>,
+    backend: String,
+    devices: Option<serde_json::Value>,
+    reliable: bool,
+    strict: bool,
+    timeout: Duration,
+    streams: usize,
+    busy_poll: Option<Duration>,
+    options: Options,
+}
+
+/// What a worker says, one JSON object per line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Said {
+    Notice(String),
+    Row(Row),
+}
+
+fn bench(arguments: &BenchArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
+    if arguments.worker {
+        return worker(verbosity);
+    }
+    let options = options(arguments)?;
+    let environment = Environment::of_process()
+        .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+    match (arguments.ranks, &arguments.hostfile, environment) {
+        (None, None, Some(environment)) => under_a_launcher(arguments, options, &environment, verbosity),
+        (None, None, None) => Err(Failure::arguments(
+            "how many ranks?",
+            "-n 4 starts four here, --hostfile FILE one per host; or start this command with mpirun, srun or torchrun",
+        )),
+        (ranks, hostfile, _) => start(arguments, options, ranks, hostfile.as_deref(), verbosity),
+    }
+}
+
+fn options(arguments: &BenchArguments) -> Result<Options, Failure> {
+    let (min_bytes, max_bytes) =
+        (bytes("--min-bytes", &arguments.min_bytes)?, bytes("--max-bytes", &arguments.max_bytes)?);
+    if min_bytes > max_bytes {
+        return Err(Failure::arguments("--min-bytes is larger than --max-bytes", "swap them"));
+    }
+    let names = || Operation::NAMES.map(|(name, _)| name).join(", ");
+    let operation = Operation::NAMES.iter().find(|(name, _)| *name == arguments.op).map(|(_, operation)| *operation);
+    let operation = operation.ok_or_else(|| {
+        Failure::arguments(format!("--op {}: there is no such operation", arguments.op), format!("one of {}", names()))
+    })?;
+    let topology = match arguments.topology.as_str() {
+        "auto" => None,
+        "direct" => Some(Algorithm::Direct),
+        "mesh" => Some(Algorithm::Mesh),
+        "ring" => Some(Algorithm::Ring),
+        other => {
+            return Err(Failure::arguments(format!("--topology {other}: unknown"), "one of auto, direct, mesh, ring"));
+        }
+    };
+    let wire = match arguments.dtype.as_str() {
+        "f32" => Wire::Exact,
+        "bf16" => Wire::Bf16,
+        "f16" => Wire::F16,
+        other => {
+            return Err(Failure::arguments(
+                format!("--dtype {other}: unknown"),
+                "one of f32, bf16, f16: what travels; the buffers and the sums are f32",
+            ));
+        }
+    };
+    if wire != Wire::Exact && operation != Operation::AllReduce {
+        return Err(Failure::arguments("--dtype applies to all_reduce only", "leave it out for other operations"));
+    }
+    if !["auto", "tcp", "rdma"].contains(&arguments.backend.as_str()) {
+        return Err(Failure::arguments(format!("--backend {}: unknown", arguments.backend), "one of auto, tcp, rdma"));
+    }
+    Ok(Options { operation, min_bytes, max_bytes, step: arguments.step_factor, wire, topology })
+}
+
+/// "1K", "64M", "2G" or a plain number; powers of 1024.
+fn bytes(flag: &str, text: &str) -> Result<usize, Failure> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
+        "" => Some(1usize),
+        "K" => Some(1 << 10),
+        "M" => Some(1 << 20),
+        "G" => Some(1 << 30),
+        _ => None,
+    };
+    let size = digits.parse::<usize>().ok().zip(unit).and_then(|(number, unit)| number.checked_mul(unit));
+    size.ok_or_else(|| Failure::arguments(format!("{flag} {text}: not a size"), "such as 1K, 64M or 2G"))
+}
+
+/// Starts the ranks as workers and shows what rank 0 measures.
+fn start(
+    arguments: &BenchArguments,
+    options: Options,
+    ranks: Option<usize>,
+    hostfile: Option<&std::path::Path>,
+    verbosity: Verbosity,
+) -> Result<ExitCode, Failure> {
+    let port = free_port()?;
+    let (places, rendezvous, devices) = match hostfile {
+        None => {
+            let ranks = ranks.unwrap_or(1);
+            if ranks == 0 || ranks > 64 {
+                return Err(Failure::arguments(format!("-n {ranks}: from 1 to 64 ranks"), "-n 2 is a good start"));
+            }
+            (vec![Place::Here; ranks], format!("127.0.0.1:{port}"), None)
+        }
+        Some(path) => {
+            let hosts = Hostfile::load(path)
+                .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+            let program =
+                arguments.program.clone().or_else(|| std::env::current_exe().ok()).unwrap_or_else(|| "finetune".into());
+            let places = hosts.hosts.iter().map(|host| match host.ssh.as_str() {
+                "localhost" | "127.0.0.1" => Place::Here,
+                _ => Place::Ssh { host: host.ssh.clone(), program: program.clone() },
+            });
+            let coordinator = hosts.coordinator().unwrap_or(&hosts.hosts[0].ssh).to_owned();
+            let devices = hosts
+                .devices()
+                .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+            (places.collect(), format!("{coordinator}:{port}"), devices)
+        }
+    };
+    let token =
+        new_token().map_err(|error| Failure::arguments(error.to_string(), "the system's random generator failed"))?;
+    let world = places.len();
+    let devices = match &arguments.devices {
+        Some(path) => Some(read_devices(path)?),
+        None => devices,
+    };
+    let assignment = |rank| Assignment {
+        rank,
+        world,
+        rendezvous: rendezvous.clone(),
+        run: "bench".into(),
+        token: Some(token.clone()),
+        backend: arguments.backend.clone(),
+        devices: devices.as_ref().and_then(|devices| serde_json::from_str(&devices.to_json()).ok()),
+        reliable: arguments.reliable,
+        strict: arguments.strict,
+        timeout: Duration::from_secs(5),
+        streams: arguments.streams,
+        busy_poll: arguments.busy_poll.map(Duration::from_micros),
+        options: options.clone(),
+    };
+    let assignments: Vec<Assignment> = (0..world).map(assignment).collect();
+    let workers = Workers::start(&places, &["cluster", "bench", "--worker"], &assignments).map_err(|error| {
+        Failure::arguments(error.to_string(), "is the program there, and does ssh reach the host without a password?")
+    })?;
+    let mut table = Table::new(arguments.json);
+    let mut outcome = Ok(());
+    let codes = workers.finish(&mut |rank, word| match word {
+        Word::Line(line) if rank == 0 => match serde_json::from_str::<Said>(&line) {
+            Ok(Said::Row(row)) => outcome = table.row(&row),
+            Ok(Said::Notice(notice)) if verbosity != Verbosity::Quiet => anstream::eprintln!("{notice}"),
+            Ok(Said::Notice(_)) => {}
+            Err(_) => anstream::eprintln!("[rank {rank}] {line}"),
+        },
+        Word::Line(_) | Word::Silent => {}
+        Word::Complaint(line) => anstream::eprintln!("[rank {rank}] {line}"),
+    });
+    outcome?;
+    let worst = codes.iter().copied().find(|&code| code != 0).unwrap_or(if table.wrong { 1 } else { 0 });
+    Ok(ExitCode::from(worst.clamp(0, 255) as u8))
+}
+
+fn read_devices(path: &std::path::Path) -> Result<DeviceMatrix, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Failure::arguments(format!("--devices {}: {error}", path.display()), "a JSON matrix of device names")
+    })?;
+    DeviceMatrix::parse(&text).map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })
+}
+
+/// A port that nobody uses now. Rank 0 may run elsewhere: then it is a guess in a range that systems leave alone.
+fn free_port() -> Result<u16, Failure> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    listener
+        .map(|address| address.port())
+        .map_err(|error| Failure::arguments(error.to_string(), "no TCP port can be had"))
+}
+
+/// A rank that a benchmark started.
+fn worker(verbosity: Verbosity) -> Result<ExitCode, Failure> {
+    let assignment: Assignment = workers::assignment(|| std::process::exit(3))
+        .map_err(|error| Failure::arguments(error, "--worker is for the program itself"))?;
+    let rank = assignment.rank;
+    let say = move |said: &Said| {
+        let _ = output::line(&serde_json::to_string(said).expect("plain data"));
+    };
+    let notices = move |notice: Notice| {
+        if rank == 0 {
+            say(&Said::Notice(notice.to_string()));
+        }
+    };
+    let _ = verbosity;
+    take_part(&assignment, Arc::new(notices), &mut |row| {
+        if rank == 0 {
+            say(&Said::Row(row.clone()));
+        }
+    })
+}
+
+/// A rank that mpirun, srun or torchrun started.
+fn under_a_launcher(
+    arguments: &BenchArguments,
+    options: Options,
+    environment: &Environment,
+    verbosity: Verbosity,
+) -> Result<ExitCode, Failure> {
+    let token = match &arguments.token_file {
+        None => None,
+        Some(path) => Some(std::fs::read_to_string(path).map_err(|error| {
+            Failure::arguments(
+                format!("--token-file {}: {error}", path.display()),
+                "all ranks read the same token from a file",
+            )
+        })?),
+    };
+    let rendezvous = environment.rendezvous.as_ref().map_or_else(|| "127.0.0.1:0".to_owned(), ToString::to_string);
+    let assignment = Assignment {
+        rank: environment.rank,
+        world: environment.world,
+        rendezvous,
+        run: "bench".into(),
+        token,
+        backend: arguments.backend.clone(),
+        devices: environment.devices.as_ref().and_then(|devices| serde_json::from_str(&devices.to_json()).ok()),
+        reliable: arguments.reliable,
+        strict: arguments.strict,
+        timeout: Duration::from_secs(5),
+        streams: arguments.streams,
+        busy_poll: arguments.busy_poll.map(Duration::from_micros),
+        options,
+    };
+    let first = environment.rank == 0;
+    let mut table = Table::new(arguments.json);
+    let mut outcome = Ok(());
+    let notices = move |notice: Notice| {
+        if first && verbosity != Verbosity::Quiet {
+            anstream::eprintln!("{notice}");
+        }
+    };
+    let code = take_part(&assignment, Arc::new(notices), &mut |row| {
+        if first && outcome.is_ok() {
+            outcome = table.row(row);
+        }
+    })?;
+    outcome?;
+    Ok(code)
+}
+
+fn take_part(
+    assignment: &Assignment,
+    notices: finetune_allreduce::Notices,
+    report: &mut dyn FnMut(&Row),
+) -> Result<ExitCode, Failure> {
+    let Assignment { rank, world, rendezvous, token, .. } = assignment;
+    let secret = match token {
+        None => Secret::loopback(),
+        Some(token) => Secret::from_token(token)
+            .ok_or_else(|| Failure::arguments("the token is too short", "at least 16 characters"))?,
+    };
+    let mut config = Config::new(*rank, *world, rendezvous.clone(), secret);
+    config.run.clone_from(&assignment.run);
+    config.backend = match assignment.backend.as_str() {
+        "tcp" => BackendChoice::Tcp,
+        "rdma" => BackendChoice::Rdma,
+        _ => BackendChoice::Auto,
+    };
+    config.topology = assignment.options.topology;
+    config.timeout = assignment.timeout;
+    config.tcp.streams = assignment.streams;
+    config.tcp.busy_poll = assignment.busy_poll;
+    config.rdma.devices =
+        assignment.devices.as_ref().and_then(|devices| DeviceMatrix::parse(&devices.to_string()).ok());
+    config.rdma.reliable = assignment.reliable;
+    config.rdma.strict = assignment.strict;
+    config.notices = notices;
+    // What all ranks must agree on: another version could measure something else.
+    config.claim("version of finetune", env!("CARGO_PKG_VERSION").as_bytes());
+    let group = Group::join(&config)?;
+    let rows = bench::run(&group, &assignment.options, report)?;
+    group.barrier()?;
+    let wrong = rows.iter().any(|row| row.wrong > 0);
+    Ok(if wrong { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+/// Rows as they come.
+struct Table {
+    json: bool,
+    begun: bool,
+    wrong: bool,
+}
+
+impl Table {
+    fn new(json: bool) -> Table {
+        Table { json, begun: false, wrong: false }
+    }
+
+    fn row(&mut self, row: &Row) -> Result<(), Failure> {
+        self.wrong |= row.wrong > 0;
+        if self.json {
+            output::line(&serde_json::to_string(row).expect("plain data"))?;
+            return Ok(());
+        }
+        if !std::mem::replace(&mut self.begun, true) {
+            let backend = match row.backend {
+                Backend::InProcess => "one process".to_owned(),
+                backend => backend.to_string(),
+            };
+            output::line(&format!(
+                "{}, {} ranks over {backend}; times are per operation, best and median of 5 trials",
+                row.op, row.ranks
+            ))?;
+            output::line(&format!(
+                "{:>12} {:>8} {:>14} {:>12} {:>12} {:>12} {:>7}",
+                "bytes", "way", "median (µs)", "min (µs)", "alg (GB/s)", "bus (GB/s)", "wrong"
+            ))?;
+        }
+        output::line(&format!(
+            "{:>12} {:>8} {:>14.1} {:>12.1} {:>12.3} {:>12.3} {:>7}",
+            row.bytes,
+            row.topology,
+            row.latency_us_median,
+            row.latency_us_min,
+            row.algbw_gb_s,
+            row.busbw_gb_s,
+            row.wrong
+        ))?;
+        Ok(())
+    }
+}
