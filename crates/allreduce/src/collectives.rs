@@ -210,7 +210,7 @@ impl Inner {
         let algorithm = engine.carriers[0].choice.way(0);
         let descriptor = Self::moving(Kind::Barrier, algorithm, 0, 0);
         self.run(&mut engine, 0, descriptor, Buffers { data: &mut [], input: &[] }, |links, length| match algorithm {
-            Algorithm::Ring => plan::ring_reduce(rank, world, 0, links, true, length),
+            Algorithm::Ring => plan::ring_all_gather(rank, world, 0, links, length),
             _ => plan::mesh_all_gather(rank, world, 0, links, length),
         })
     }

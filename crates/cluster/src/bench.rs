@@ -202,7 +202,7 @@ impl Bench<'_> {
 
 fn measure(group: &Group, options: &Options, bytes: usize) -> Result<Row, GroupError> {
     let world = group.world();
-    let mut elements = bytes / 4;
+    let mut elements = if options.operation == Operation::Barrier { 0 } else { bytes / 4 };
     if matches!(options.operation, Operation::AllGather | Operation::AllToAll) {
         elements -= elements % world;
     }
