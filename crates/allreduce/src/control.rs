@@ -32,7 +32,8 @@ pub(crate) struct Board {
     failed: AtomicBool,
     verdict: Mutex<Option<Verdict>>,
     ended: Condvar,
-    peers: Mutex<BTreeMap<usize, Progress>>,
+    /// Where each peer last said it was, and since when it says so.
+    peers: Mutex<BTreeMap<usize, (Progress, Instant)>>,
 }
 
 impl Board {
@@ -54,12 +55,26 @@ impl Board {
     /// It has ended; `moved` bytes have been moved so far.
     pub(crate) fn leave(&self, moved: u64) {
         self.inside.store(false, Ordering::Relaxed);
+        self.set_moved(moved);
+    }
+
+    /// So many bytes have been moved so far.
+    pub(crate) fn set_moved(&self, moved: u64) {
         self.moved.store(moved, Ordering::Relaxed);
     }
 
-    /// Where a peer last said it was.
-    pub(crate) fn progress_of(&self, rank: usize) -> Option<Progress> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner).get(&rank).copied()
+    fn hear(&self, peer: usize, progress: Progress) {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        match peers.get_mut(&peer) {
+            Some((known, _)) if *known == progress => {}
+            _ => drop(peers.insert(peer, (progress, Instant::now()))),
+        }
+    }
+
+    /// Whether all of `peers` other ranks have been inside an operation for so long without moving a byte.
+    pub(crate) fn is_standstill(&self, peers: usize, for_: Duration) -> bool {
+        let known = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        known.len() == peers && known.values().all(|(progress, since)| progress.inside && since.elapsed() >= for_)
     }
 
     pub(crate) fn has_failed(&self) -> bool {
@@ -234,8 +249,7 @@ impl Thread {
                 Ok(Some(messages)) => {
                     for message in messages {
                         if let Message::Heartbeat(progress) = &message {
-                            let mut peers = self.board.peers.lock().unwrap_or_else(PoisonError::into_inner);
-                            peers.insert(peer, *progress);
+                            self.board.hear(peer, *progress);
                         }
                         self.feed(Event::Received { from: peer, message });
                     }

@@ -161,7 +161,9 @@ impl Engine {
         descriptor: Descriptor,
     ) -> Result<(), ()> {
         let board = standings.membership.board();
+        let moved = self.moved();
         let Carrier { transport, links, .. } = &mut self.carriers[carrier];
+        let moved_before = moved.0 + moved.1 - links.bytes_sent - links.bytes_received;
         let mut round = 0;
         let mut idle_since = Instant::now();
         loop {
@@ -175,7 +177,8 @@ impl Engine {
                     operation.wants(&mut self.wants);
                     if round == 0 {
                         idle_since = Instant::now();
-                    } else if round % 64 == 0 && idle_since.elapsed() > standings.operation_timeout {
+                        board.set_moved(moved_before + links.bytes_sent + links.bytes_received);
+                    } else if round % 64 == 0 && Self::is_stuck(idle_since.elapsed(), transport.as_ref(), standings) {
                         let waiting_for = self.wants.iter().map(|want| self.members[want.peer]).collect();
                         let seconds = idle_since.elapsed().as_secs();
                         let cause = Cause::Stalled { waiting_for, seconds, operation: number, mine: descriptor };
@@ -187,10 +190,17 @@ impl Engine {
                 Err(fault) => {
                     let closed = matches!(&fault, Fault::Broken(broken) if broken.closed);
                     let explained = closed && board.wait_for_verdict(EXPLANATION).is_some();
-                    return if explained { Err(()) } else { Self::give_up(standings, self.cause(fault, number)) };
+                    return if explained { Err(()) } else { Self::give_up(standings, self.cause(fault)) };
                 }
             }
         }
+    }
+
+    /// Whether waiting on is of no use: the operation's time is up, or all ranks wait for each other over a transport that
+    /// may have lost a frame.
+    fn is_stuck(idle: Duration, transport: &dyn Transport, standings: &Standings) -> bool {
+        let standstill = || standings.membership.board().is_standstill(standings.who.len() - 1, standings.timeout);
+        idle > standings.operation_timeout || (transport.may_lose() && idle > standings.timeout && standstill())
     }
 
     fn give_up(standings: &Standings, cause: Cause) -> Result<(), ()> {
@@ -199,7 +209,7 @@ impl Engine {
         Err(())
     }
 
-    fn cause(&self, fault: Fault, _number: u64) -> Cause {
+    fn cause(&self, fault: Fault) -> Cause {
         match fault {
             Fault::Broken(broken) => {
                 Cause::Broken { peer: self.members[broken.peer], link: broken.link, what: broken.what }

@@ -19,7 +19,7 @@ use thiserror::Error;
 use crate::planted::{Bug, planted};
 
 /// Bytes of a header.
-pub const HEADER_BYTES: usize = 64;
+pub(crate) const HEADER_BYTES: usize = 64;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"FTAR");
 
@@ -183,21 +183,21 @@ impl std::fmt::Display for Descriptor {
 
 /// The decoded header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
+pub(crate) struct Header {
     /// The group this frame is for.
-    pub session: u64,
+    pub(crate) session: u64,
     /// The sender's rank in that group.
-    pub from: u16,
+    pub(crate) from: u16,
     /// The count of operations before this one.
-    pub operation: u64,
+    pub(crate) operation: u64,
     /// What the operation is.
-    pub descriptor: Descriptor,
+    pub(crate) descriptor: Descriptor,
     /// The count of frames before this one in this direction of this link, modulo 2^32.
-    pub sequence: u32,
+    pub(crate) sequence: u32,
     /// Bytes of the payload.
-    pub length: u32,
+    pub(crate) length: u32,
     /// CRC32C of the payload.
-    pub payload_crc: u32,
+    pub(crate) payload_crc: u32,
 }
 
 /// A frame that must not be used.
@@ -255,7 +255,7 @@ pub enum FrameError {
 
 impl Header {
     /// The 64 bytes of this header; the payload's checksum is taken over `payload`.
-    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+    pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
         let Descriptor { kind, reduction, element, wire, algorithm, root, elements, tag } = self.descriptor;
         let mut bytes = [0; HEADER_BYTES];
         bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
@@ -276,7 +276,7 @@ impl Header {
     }
 
     /// Reads a header; every field is checked to be one that [`Header::encode`] can write.
-    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Header, FrameError> {
+    pub(crate) fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Header, FrameError> {
         let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
         let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
@@ -311,7 +311,7 @@ impl Header {
     ///
     /// The order of the checks decides what is reported: first whether the frame is for us at all, then whether one is
     /// missing, and only then what it says about the peer.
-    pub fn check(&self, due: &Header) -> Result<(), FrameError> {
+    pub(crate) fn check(&self, due: &Header) -> Result<(), FrameError> {
         if (self.session, self.from) != (due.session, due.from) && !planted(Bug::StaleSessionAccepted) {
             return Err(FrameError::Stale { session: self.session, from: self.from });
         }
@@ -334,7 +334,7 @@ impl Header {
     }
 
     /// Compares the payload with the checksum of this header.
-    pub fn check_payload(&self, payload: &[u8]) -> Result<(), FrameError> {
+    pub(crate) fn check_payload(&self, payload: &[u8]) -> Result<(), FrameError> {
         if crc32c::crc32c(payload) == self.payload_crc || planted(Bug::ChecksumNotChecked) {
             return Ok(());
         }

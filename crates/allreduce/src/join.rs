@@ -138,7 +138,7 @@ pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
     let (lobby, session, streams, members, mut control) =
         if config.rank == 0 { gather(config, deadline)? } else { call_in(config, deadline)? };
     let mut data: Vec<Vec<TcpStream>> = (0..config.world).map(|_| Vec::new()).collect();
-    let circle = Circle { config, session, members: &members, lobby: &lobby, deadline };
+    let circle = Circle { config, members: &members, lobby: &lobby, deadline };
     for peer in (1..config.world).filter(|&peer| peer != config.rank && config.rank != 0) {
         control.insert(peer, circle.connect(peer, || Purpose::Control { session })?);
     }
@@ -156,7 +156,6 @@ type Found = (Lobby, u64, usize, Vec<Member>, BTreeMap<usize, Trusted>);
 /// What is needed to connect to any member of a group.
 pub(crate) struct Circle<'a> {
     pub(crate) config: &'a Config,
-    pub(crate) session: u64,
     pub(crate) members: &'a [Member],
     pub(crate) lobby: &'a Lobby,
     pub(crate) deadline: Instant,

@@ -163,11 +163,6 @@ impl Session {
         self.progress = progress;
     }
 
-    /// Where a peer last said it was.
-    pub(crate) fn progress_of(&self, rank: usize) -> Progress {
-        self.peers.get(&rank).map_or(self.progress, |peer| peer.progress)
-    }
-
     /// When this session wants its next tick at the latest.
     pub(crate) fn next_tick(&self) -> Duration {
         match self.state {

@@ -92,7 +92,7 @@ impl Processes {
     fn connect(&self, session: u64, rank: usize, members: &[usize]) -> Result<Carrier, JoinError> {
         let deadline = Instant::now() + self.config.join_timeout;
         let Processes { config, lobby, members: all, .. } = self;
-        let circle = Circle { config, session, members: all, lobby, deadline };
+        let circle = Circle { config, members: all, lobby, deadline };
         let mut streams = Vec::new();
         for &peer in members {
             let mut links = Vec::new();

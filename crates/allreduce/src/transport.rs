@@ -63,8 +63,10 @@ pub(crate) trait Transport: Send {
     /// What carries the data.
     fn backend(&self) -> Backend;
 
-    /// Links to `peer`, numbered from 0. None: there is no cable.
-    fn links(&self, peer: usize) -> usize;
+    /// Whether a frame can get lost without anybody being told.
+    fn may_lose(&self) -> bool {
+        false
+    }
 
     /// Payload bytes of the next frame when `remaining` bytes are to go: at most `remaining`, and a multiple of 8 if less.
     /// Every rank of the group answers alike.

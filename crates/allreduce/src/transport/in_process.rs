@@ -44,7 +44,6 @@ impl Place {
 /// The links of one rank to the other threads' ranks.
 pub(crate) struct InProcess {
     rank: usize,
-    links: usize,
     places: Arc<Vec<Place>>,
     rings_seen: u64,
 }
@@ -59,16 +58,12 @@ pub(crate) fn connect(world: usize, links: usize) -> Vec<InProcess> {
         ..Place::default()
     };
     let places: Arc<Vec<Place>> = Arc::new((0..world).map(place).collect());
-    (0..world).map(|rank| InProcess { rank, links, places: Arc::clone(&places), rings_seen: 0 }).collect()
+    (0..world).map(|rank| InProcess { rank, places: Arc::clone(&places), rings_seen: 0 }).collect()
 }
 
 impl Transport for InProcess {
     fn backend(&self) -> Backend {
         Backend::InProcess
-    }
-
-    fn links(&self, _: usize) -> usize {
-        self.links
     }
 
     fn frame_bytes(&self, remaining: usize) -> usize {

@@ -73,10 +73,6 @@ impl Transport for Tcp {
         Backend::Tcp
     }
 
-    fn links(&self, peer: usize) -> usize {
-        self.streams[peer].len()
-    }
-
     fn frame_bytes(&self, remaining: usize) -> usize {
         remaining.min(self.frame_bytes)
     }
