@@ -7,6 +7,7 @@
 
 mod architecture;
 mod changed;
+mod cluster;
 mod commands;
 mod disk;
 mod folder;

@@ -1,8 +1,8 @@
-//! Which way a message goes, from its size, the number of ranks, the cables and the measured figures of the links.
+//! Which way a message goes, from its size, the number of ranks, the cables and what was measured when the group was made.
 //!
-//! What is measured only ever decides between ways that give the same bits (`direct` and `mesh`, see `plan/mesh.rs`); between
-//! `mesh` and `ring`, whose sums are ordered differently, the cabling decides, or the user. So two runs on the same machines
-//! agree to the bit, however noisy the measurement was.
+//! What is measured only ever decides between ways that give the same bits (`star`, `direct` and `mesh` all sum in rank
+//! order, see `plan/mesh.rs`); between these and `ring`, whose sums are ordered otherwise, the cabling decides, or the user.
+//! So two runs on the same machines agree to the bit, however noisy the measurement was.
 
 use crate::frame::Algorithm;
 
@@ -15,106 +15,151 @@ pub(crate) enum Reach {
     Neighbours,
 }
 
-/// What was measured of the links, agreed on by all ranks.
+/// The ways that sum in rank order; the measurement is of these, in this order.
+pub(crate) const RANK_ORDERED: [Algorithm; 3] = [Algorithm::Star, Algorithm::Direct, Algorithm::Mesh];
+
+/// The two sizes that are measured, in bytes.
+pub(crate) const MEASURED_BYTES: [usize; 2] = [256, 64 << 10];
+
+/// Above this size messages go by mesh, whatever was measured: it is the only one of the three whose traffic per rank does
+/// not grow with the number of ranks.
+const ALWAYS_MESH: usize = 1 << 20;
+
+/// What an operation costs, as a straight line over its bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Figures {
-    /// Seconds from the first word of one rank to the last rank's having heard it.
-    pub(crate) latency: f64,
-    /// Bytes per second that one rank sends while it receives as many.
-    pub(crate) bandwidth: f64,
+pub(crate) struct Line {
+    /// Seconds of an empty operation.
+    pub(crate) start: f64,
+    /// Further seconds per byte.
+    pub(crate) per_byte: f64,
 }
 
-impl Figures {
-    /// Before anything was measured: a good local network.
-    pub(crate) const GUESS: Figures = Figures { latency: 50e-6, bandwidth: 1e9 };
+impl Line {
+    /// Through the times at the two measured sizes.
+    fn through(times: [f64; 2]) -> Line {
+        let bytes = MEASURED_BYTES.map(|bytes| bytes as f64);
+        let per_byte = ((times[1] - times[0]) / (bytes[1] - bytes[0])).max(0.0);
+        Line { start: times[0] - per_byte * bytes[0], per_byte }
+    }
+
+    fn at(&self, bytes: usize) -> f64 {
+        self.start + self.per_byte * bytes as f64
+    }
 }
 
 /// The ways of one transport.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Choice {
-    /// Messages up to so many bytes go directly.
-    pub(crate) direct_up_to: usize,
-    /// Larger ones go this way.
-    pub(crate) then: Algorithm,
+pub(crate) enum Choice {
+    /// One way for everything.
+    Always(Algorithm),
+    /// The cheapest of [`RANK_ORDERED`].
+    Cheapest([Line; 3]),
 }
 
-/// Smallest and largest bound for direct messages. Below, a frame's own cost is all there is; above, `direct` has every rank
-/// add what one rank could, and its memory traffic costs more than the hop that it saves.
-const DIRECT_BOUNDS: (usize, usize) = (4 << 10, 256 << 10);
-
 impl Choice {
-    /// `asked` is the user's choice, if there is one.
-    pub(crate) fn new(world: usize, reach: Reach, figures: Figures, asked: Option<Algorithm>) -> Choice {
+    /// `asked` is the user's choice, if there is one. Before anything is measured, a good local network is assumed.
+    pub(crate) fn new(world: usize, reach: Reach, asked: Option<Algorithm>) -> Choice {
         match (reach, asked) {
-            (Reach::Neighbours, _) | (_, Some(Algorithm::Ring)) => Choice { direct_up_to: 0, then: Algorithm::Ring },
-            (_, Some(Algorithm::Direct)) => Choice { direct_up_to: usize::MAX, then: Algorithm::Direct },
-            (_, Some(Algorithm::Mesh)) => Choice { direct_up_to: 0, then: Algorithm::Mesh },
-            (Reach::Pairs, None) => Choice { direct_up_to: direct_up_to(world, figures), then: Algorithm::Mesh },
+            (Reach::Neighbours, _) => Choice::Always(Algorithm::Ring),
+            (Reach::Pairs, Some(asked)) => Choice::Always(asked),
+            (Reach::Pairs, None) => Choice::Cheapest(guess(world)),
+        }
+    }
+
+    /// With the times, in seconds, of each of [`RANK_ORDERED`] at each of [`MEASURED_BYTES`]; all ranks pass the same.
+    pub(crate) fn measured(self, times: [[f64; 2]; 3]) -> Choice {
+        match self {
+            Choice::Cheapest(_) if times.iter().flatten().all(|time| time.is_finite()) => {
+                Choice::Cheapest(times.map(Line::through))
+            }
+            unchanged => unchanged,
+        }
+    }
+
+    /// The way of a message of so many bytes.
+    pub(crate) fn way(&self, bytes: usize) -> Algorithm {
+        match self {
+            Choice::Always(algorithm) => *algorithm,
+            Choice::Cheapest(_) if bytes > ALWAYS_MESH => Algorithm::Mesh,
+            Choice::Cheapest(lines) => {
+                let costs = lines.iter().map(|line| line.at(bytes)).zip(RANK_ORDERED);
+                costs.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(Algorithm::Mesh, |(_, algorithm)| algorithm)
+            }
         }
     }
 
     /// The way of operations that are one half of a two-step reduction.
     pub(crate) fn two_step(&self) -> Algorithm {
-        if self.then == Algorithm::Ring { Algorithm::Ring } else { Algorithm::Mesh }
+        if *self == Choice::Always(Algorithm::Ring) { Algorithm::Ring } else { Algorithm::Mesh }
     }
 
-    /// The way of a message of so many bytes.
-    pub(crate) fn way(&self, bytes: usize) -> Algorithm {
-        if bytes <= self.direct_up_to && self.then != Algorithm::Ring { Algorithm::Direct } else { self.then }
+    /// Each way and the smallest power of two from which messages go that way.
+    pub(crate) fn ways(&self) -> Vec<(usize, Algorithm)> {
+        let mut ways: Vec<(usize, Algorithm)> = vec![(0, self.way(0))];
+        for bytes in (8..=21).map(|power| 1 << power) {
+            let way = self.way(bytes);
+            if ways.last().is_some_and(|(_, last)| *last != way) {
+                ways.push((bytes, way));
+            }
+        }
+        ways
     }
 }
 
-/// Directly, S bytes take α + (N-1)S/β; by way of segments 2α + 2(N-1)/N S/β. They meet at S = αβN / ((N-1)(N-2)).
-fn direct_up_to(world: usize, figures: Figures) -> usize {
-    let (n, bound) = (world as f64, DIRECT_BOUNDS);
-    if world <= 2 {
-        return bound.1;
-    }
-    let meet = figures.latency * figures.bandwidth * n / ((n - 1.0) * (n - 2.0));
-    if !meet.is_finite() {
-        return bound.0;
-    }
-    (meet as usize).clamp(bound.0, bound.1)
+/// With hops of 50 µs and links of 1 GB/s.
+fn guess(world: usize) -> [Line; 3] {
+    let (hop, link, n) = (50e-6, 1e9, world as f64);
+    [
+        Line { start: 2.0 * hop, per_byte: 2.0 * (n - 1.0) / link },
+        Line { start: hop, per_byte: (n - 1.0) / link },
+        Line { start: 2.0 * hop, per_byte: 2.0 * (n - 1.0) / n / link },
+    ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Algorithm::{Direct, Mesh, Ring, Star};
 
     #[test]
-    fn a_slow_start_favours_direct_messages_and_more_ranks_do_not() {
-        let fast = Figures { latency: 10e-6, bandwidth: 5e9 };
-        let slow = Figures { latency: 300e-6, bandwidth: 1e8 };
-        let cases =
-            [(2, fast, 256 << 10), (3, fast, 75_000), (4, fast, 33_333), (16, slow, 4 << 10), (4, slow, 20_000)];
-        for (world, figures, expected) in cases {
-            let choice = Choice::new(world, Reach::Pairs, figures, None);
-            assert_eq!(choice.direct_up_to, expected, "{world} ranks, {figures:?}");
-            assert_eq!(choice.way(expected), Algorithm::Direct);
-            assert_eq!(choice.way(expected + 1), Algorithm::Mesh);
+    fn the_cheapest_way_changes_with_the_size() {
+        // A star costs little where ranks share cores, and does not scale; direct messages save a hop where they do not.
+        let crowded = [[90e-6, 400e-6], [130e-6, 500e-6], [200e-6, 300e-6]];
+        let roomy = [[20e-6, 120e-6], [10e-6, 80e-6], [20e-6, 60e-6]];
+        for (times, expected) in
+            [(crowded, vec![(0, Star), (64 << 10, Mesh)]), (roomy, vec![(0, Direct), (32 << 10, Mesh)])]
+        {
+            let choice = Choice::new(4, Reach::Pairs, None).measured(times);
+            assert_eq!(choice.ways(), expected, "{times:?}");
+            assert_eq!(choice.way(64 << 20), Mesh);
         }
     }
 
     #[test]
     fn cables_and_the_user_come_before_the_measurement() {
-        let figures = Figures::GUESS;
-        for (reach, asked, small, large) in [
-            (Reach::Neighbours, None, Algorithm::Ring, Algorithm::Ring),
-            (Reach::Neighbours, Some(Algorithm::Mesh), Algorithm::Ring, Algorithm::Ring),
-            (Reach::Pairs, Some(Algorithm::Ring), Algorithm::Ring, Algorithm::Ring),
-            (Reach::Pairs, Some(Algorithm::Mesh), Algorithm::Mesh, Algorithm::Mesh),
-            (Reach::Pairs, Some(Algorithm::Direct), Algorithm::Direct, Algorithm::Direct),
+        let times = [[1e-6; 2]; 3];
+        for (reach, asked, way, half) in [
+            (Reach::Neighbours, None, Ring, Ring),
+            (Reach::Neighbours, Some(Mesh), Ring, Ring),
+            (Reach::Pairs, Some(Ring), Ring, Ring),
+            (Reach::Pairs, Some(Mesh), Mesh, Mesh),
+            (Reach::Pairs, Some(Direct), Direct, Mesh),
+            (Reach::Pairs, Some(Star), Star, Mesh),
         ] {
-            let choice = Choice::new(4, reach, figures, asked);
-            assert_eq!((choice.way(0), choice.way(1 << 30)), (small, large), "{reach:?} {asked:?}");
+            let choice = Choice::new(4, reach, asked).measured(times);
+            assert_eq!((choice.way(0), choice.way(1 << 30)), (way, way), "{reach:?} {asked:?}");
+            assert_eq!(choice.two_step(), half);
         }
     }
 
     #[test]
     fn nonsense_measurements_do_no_harm() {
-        for (latency, bandwidth) in [(0.0, f64::INFINITY), (f64::NAN, 1.0), (1e9, 1e9)] {
-            let choice = Choice::new(5, Reach::Pairs, Figures { latency, bandwidth }, None);
-            assert!((DIRECT_BOUNDS.0..=DIRECT_BOUNDS.1).contains(&choice.direct_up_to));
+        for nonsense in [f64::NAN, f64::INFINITY, 0.0, -1.0] {
+            let choice = Choice::new(5, Reach::Pairs, None).measured([[nonsense; 2]; 3]);
+            for bytes in [0, 1 << 10, 1 << 16, 1 << 20] {
+                assert!(RANK_ORDERED.contains(&choice.way(bytes)));
+            }
+            assert_eq!(choice.way(2 << 20), Mesh);
         }
     }
 }

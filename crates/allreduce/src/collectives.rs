@@ -92,11 +92,18 @@ impl Inner {
                 }
                 Some(Share::Segment { gather: true })
             }
+            Algorithm::Star => {
+                if narrow && rank == 0 {
+                    arithmetic::settle(reduce.wire, data);
+                }
+                None
+            }
             Algorithm::Ring => None,
         };
         let buffers = Buffers { data: cast_slice_mut(data), input: &[] };
         self.run(&mut engine, carrier, descriptor, buffers, |links, length| match share {
             Some(share) => plan::mesh_reduce(rank, world, elements, links, share, length),
+            None if algorithm == Algorithm::Star => plan::star_reduce(rank, world, elements, length),
             None => plan::ring_reduce(rank, world, elements, links, true, length),
         })
     }
@@ -163,8 +170,8 @@ impl Inner {
         let mut engine = self.engine();
         // Two ranks are a chain already; a long message is passed on along a chain so that the root sends it once only.
         let algorithm = match engine.carriers[0].choice.way(bytes) {
-            Algorithm::Direct => Algorithm::Direct,
-            _ => Algorithm::Ring,
+            Algorithm::Mesh | Algorithm::Ring => Algorithm::Ring,
+            Algorithm::Direct | Algorithm::Star => Algorithm::Direct,
         };
         let descriptor = Self::moving(Kind::Broadcast, algorithm, root, bytes);
         self.run(&mut engine, 0, descriptor, Buffers { data, input: &[] }, |links, length| match algorithm {
@@ -211,6 +218,7 @@ impl Inner {
         let descriptor = Self::moving(Kind::Barrier, algorithm, 0, 0);
         self.run(&mut engine, 0, descriptor, Buffers { data: &mut [], input: &[] }, |links, length| match algorithm {
             Algorithm::Ring => plan::ring_all_gather(rank, world, 0, links, length),
+            Algorithm::Star => plan::star_reduce(rank, world, 0, length),
             _ => plan::mesh_all_gather(rank, world, 0, links, length),
         })
     }

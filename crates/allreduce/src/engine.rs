@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::choose::{Choice, Figures, Reach};
+use crate::choose::{Choice, Reach};
 use crate::control::{Board, Control};
 use crate::error::{GroupError, Who};
 use crate::flight::Flight;
@@ -72,7 +72,7 @@ impl Carrier {
         wires: usize,
         asked: Option<Algorithm>,
     ) -> Carrier {
-        let choice = Choice::new(world, reach, Figures::GUESS, asked);
+        let choice = Choice::new(world, reach, asked);
         Carrier { transport, links: Links::new(rank, world, session), reach, wires, choice }
     }
 }

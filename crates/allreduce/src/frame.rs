@@ -111,6 +111,8 @@ coded! {
     Algorithm {
         /// Everything to everyone, reduced by each rank for itself: one hop.
         Direct = 1, "direct";
+        /// Everything to rank 0, which reduces it and sends it to everyone: two hops, the fewest messages.
+        Star = 4, "star";
         /// Each rank reduces one segment and hands it to all: two hops, over every pair of ranks.
         Mesh = 2, "mesh";
         /// From neighbour to neighbour in both directions: 2(N-1) hops, over N cables.

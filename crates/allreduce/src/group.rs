@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 
 use crate::background::{Pending, Turnstile, Worker};
-use crate::choose::{Choice, Figures, Reach};
+use crate::choose::{MEASURED_BYTES, RANK_ORDERED, Reach};
 use crate::config::Config;
 use crate::control::{Board, Control};
 use crate::engine::{Carrier, Engine, Membership, Standings};
@@ -22,6 +22,9 @@ use crate::split::Relations;
 use crate::transport::tcp::Tcp;
 use crate::transport::{Backend, in_process};
 use crate::verdict::Cause;
+
+/// How often each way is tried when a group is made; the fastest counts.
+const MEASUREMENTS: usize = 5;
 
 /// A reduction and how it travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +66,7 @@ pub(crate) struct Inner {
 /// calls block until this rank's part is done. Any length works, zero included, and each operation of zero elements still
 /// waits for the ranks it depends on.
 ///
-/// **Order of summation.** `direct` and `mesh` sum in rank order, ((x0 + x1) + x2) + …, and give the same bits. `ring` sums
+/// **Order of summation.** `star`, `direct` and `mesh` sum in rank order, ((x0 + x1) + x2) + …, and give the same bits. `ring` sums
 /// segment s of N around the ring and ends at its owner: ((x(s+1) + x(s+2)) + …) + x(s), the second half of each segment the
 /// other way around when N > 2. Every rank gets the same bits, whatever the transport and whoever is late. Sums are taken in
 /// f32; with a narrow wire type each contribution is rounded once before it is added (around a ring: each partial sum) and
@@ -163,37 +166,37 @@ impl Group {
         Group { inner: Arc::new(inner), worker: Mutex::new(None) }
     }
 
-    /// Waits until everybody is here, and measures the links.
+    /// Waits until everybody is here, and measures the ways that may be chosen from.
     pub(crate) fn settle_in(&self, config: &Config) -> Result<(), GroupError> {
-        let mut latency = f64::INFINITY;
-        for _ in 0..6 {
-            let began = Instant::now();
-            self.barrier()?;
-            latency = latency.min(began.elapsed().as_secs_f64());
+        self.barrier()?;
+        if config.topology.is_some() {
+            return Ok(());
         }
-        let mine = vec![0u8; 64 << 10];
-        let mut all = vec![0u8; mine.len() * self.world()];
-        let mut moving = f64::INFINITY;
-        for _ in 0..2 {
-            let began = Instant::now();
-            self.all_gather(&mine, &mut all)?;
-            moving = moving.min(began.elapsed().as_secs_f64());
+        let mut times = [f32::INFINITY; RANK_ORDERED.len() * MEASURED_BYTES.len()];
+        let measured = RANK_ORDERED.iter().flat_map(|way| MEASURED_BYTES.map(|bytes| (way, bytes)));
+        for ((way, bytes), time) in measured.zip(&mut times) {
+            let mut data = vec![0f32; bytes / 4];
+            let reduce = Reduce { algorithm: Some(*way), ..Reduce::SUM };
+            for _ in 0..MEASUREMENTS {
+                let began = Instant::now();
+                self.all_reduce_with(&mut data, &reduce)?;
+                *time = time.min(began.elapsed().as_secs_f32());
+            }
         }
-        let sent = (mine.len() * (self.world() - 1)) as f64;
-        let measured = [latency as f32, (moving / sent) as f32];
-        // Everybody must choose alike: the slowest rank's figures are everybody's.
-        let mut worst = measured;
-        self.all_reduce_with(&mut worst, &Reduce::of(Reduction::Max))?;
-        let figures = Figures { latency: f64::from(worst[0]), bandwidth: 1.0 / f64::from(worst[1]).max(1e-12) };
-        let world = self.world();
-        for carrier in &mut self.engine().carriers {
-            carrier.choice = Choice::new(world, carrier.reach, figures, config.topology);
-        }
-        let Choice { direct_up_to, then } = self.engine().carriers[0].choice;
-        let Figures { latency, bandwidth } = figures;
-        if config.topology.is_none() {
-            (config.notices)(Notice::Chosen { latency, bandwidth, direct_up_to, then });
-        }
+        // Everybody must choose alike: the slowest rank's times are everybody's.
+        let agree = Reduce { algorithm: Some(Algorithm::Direct), ..Reduce::of(Reduction::Max) };
+        self.all_reduce_with(&mut times, &agree)?;
+        let times = times.map(f64::from);
+        let choice = {
+            let mut engine = self.engine();
+            for carrier in &mut engine.carriers {
+                carrier.choice =
+                    carrier.choice.measured([[times[0], times[1]], [times[2], times[3]], [times[4], times[5]]]);
+            }
+            engine.carriers[0].choice
+        };
+        let latency = times.iter().copied().fold(f64::INFINITY, f64::min);
+        (config.notices)(Notice::Chosen { latency, ways: choice.ways() });
         Ok(())
     }
 

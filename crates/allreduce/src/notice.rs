@@ -36,16 +36,12 @@ pub enum Notice {
         /// What is used, and why.
         what: String,
     },
-    /// How messages will travel, from the measured figures of the links.
+    /// How messages will travel, from what was measured.
     Chosen {
-        /// One-hop latency in seconds.
+        /// Seconds that the smallest operation takes.
         latency: f64,
-        /// Bytes per second of one link.
-        bandwidth: f64,
-        /// Messages up to so many bytes go directly.
-        direct_up_to: usize,
-        /// Larger ones go this way.
-        then: Algorithm,
+        /// Each way and the size from which messages go that way.
+        ways: Vec<(usize, Algorithm)>,
     },
     /// A rank has said nothing for a while.
     Silent {
@@ -71,13 +67,17 @@ impl fmt::Display for Notice {
                 write!(formatter, "{world} ranks joined over {backend} in {:.0} ms", took.as_secs_f64() * 1e3)
             }
             Notice::FellBack { what } => formatter.write_str(what),
-            Notice::Chosen { latency, bandwidth, direct_up_to, then } => write!(
-                formatter,
-                "a hop takes {:.0} µs and a link carries {:.2} GB/s: messages up to {} KiB go directly, larger ones by {then}",
-                latency * 1e6,
-                bandwidth / 1e9,
-                direct_up_to >> 10
-            ),
+            Notice::Chosen { latency, ways } => {
+                write!(formatter, "the smallest all-reduce takes {:.0} µs; messages go by", latency * 1e6)?;
+                for (n, (from, way)) in ways.iter().enumerate() {
+                    match (n, from) {
+                        (0, _) => write!(formatter, " {way}")?,
+                        (_, from) if *from < 1024 => write!(formatter, ", from {from} bytes by {way}")?,
+                        (_, from) => write!(formatter, ", from {} KiB by {way}", from >> 10)?,
+                    }
+                }
+                Ok(())
+            }
             Notice::Silent { rank, host, silence } => {
                 write!(formatter, "rank {rank} ({host}) has said nothing for {:.1} s", silence.as_secs_f64())
             }

@@ -258,8 +258,9 @@ impl Operation {
     ) {
         let (wire, reduction) = (self.descriptor.wire, self.descriptor.reduction);
         let elements = frame.at.len();
-        if wire == Wire::Exact && matches!(frame.action, Action::Store | Action::Scratch { .. }) {
-            return; // received in place
+        let in_place = wire == Wire::Exact && matches!(frame.action, Action::Store | Action::Scratch { .. });
+        if in_place || elements == 0 {
+            return;
         }
         let incoming = match wire {
             Wire::Exact => &staging[..elements],

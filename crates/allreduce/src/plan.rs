@@ -13,7 +13,7 @@ mod ring;
 
 use std::ops::Range;
 
-pub(crate) use mesh::{Share, mesh_all_gather, mesh_reduce};
+pub(crate) use mesh::{Share, mesh_all_gather, mesh_reduce, star_reduce};
 pub(crate) use moves::{all_to_all, broadcast_chain, broadcast_star, point_to_point};
 pub(crate) use ring::{ring_all_gather, ring_reduce};
 

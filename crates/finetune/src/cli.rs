@@ -90,7 +90,7 @@ pub(crate) struct BenchArguments {
     /// auto, tcp or rdma
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     pub(crate) backend: String,
-    /// auto, direct, mesh or ring
+    /// auto, star, direct, mesh or ring
     #[arg(long, value_name = "TOPOLOGY", default_value = "auto")]
     pub(crate) topology: String,
     /// What travels: f32, bf16 or f16 (buffers and sums are f32)

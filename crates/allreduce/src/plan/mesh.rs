@@ -1,7 +1,8 @@
 //! Plans over every pair of ranks.
 //!
 //! **Order of summation: rank order.** Each element is ((x0 ⊕ x1) ⊕ x2) ⊕ … ⊕ x(N-1), whether every rank sums everything
-//! ([`crate::Algorithm::Direct`]) or each rank one segment ([`crate::Algorithm::Mesh`]); the two give the same bits.
+//! ([`crate::Algorithm::Direct`]), each rank one segment ([`crate::Algorithm::Mesh`]) or rank 0 everything
+//! ([`crate::Algorithm::Star`]); the three give the same bits.
 
 use std::ops::Range;
 
@@ -103,6 +104,33 @@ fn sum_in_rank_order(
         complete.fill(None);
     }
     complete
+}
+
+/// All-reduce by way of rank 0.
+pub(crate) fn star_reduce(rank: usize, world: usize, elements: usize, length: FrameLength<'_>) -> Plan {
+    let mut plan = Plan::default();
+    let frames = frames(&(0..elements), length);
+    if rank > 0 {
+        let channel = plan.channel(0, 0);
+        for frame in frames {
+            plan.send(channel, frame.clone(), None, false);
+            plan.receive(channel, frame, Action::Store, None);
+        }
+        return plan;
+    }
+    let mut complete = vec![None; frames.len()];
+    for peer in 1..world {
+        let channel = plan.channel(peer, 0);
+        for (frame, complete) in frames.iter().zip(&mut complete) {
+            *complete = Some(plan.receive(channel, frame.clone(), Action::Add, *complete));
+        }
+    }
+    for channel in 0..world - 1 {
+        for (frame, after) in frames.iter().zip(&complete) {
+            plan.send(channel, frame.clone(), *after, true);
+        }
+    }
+    plan
 }
 
 /// All-gather over all pairs: `block` elements per rank, this rank's own already in its place.

@@ -140,6 +140,21 @@ fn ring_order(inputs: &[Vec<f32>], element: usize, owner: usize, backward: bool)
 }
 
 #[test]
+fn stars_sum_in_rank_order_too() {
+    for world in WORLDS {
+        for elements in sizes(world) {
+            let mut random = Random((world * 77 + elements) as u64);
+            let inputs: Vec<Vec<f32>> = (0..world).map(|_| (0..elements).map(|_| random.float()).collect()).collect();
+            let plans: Vec<Plan> =
+                (0..world).map(|rank| star_reduce(rank, world, elements, &|left| left.min(48))).collect();
+            let mut data = inputs.clone();
+            carry_out(&plans, &mut data, &inputs, &mut random);
+            assert!(data.iter().all(|data| bits(data) == bits(&rank_order(&inputs))), "{world} ranks, {elements}");
+        }
+    }
+}
+
+#[test]
 fn rings_sum_around_to_the_owner() {
     for world in WORLDS {
         for elements in [0, 1, world + 1, 100 * world + 7, 5000 * world] {

@@ -33,6 +33,8 @@ pub(crate) struct Tcp {
     streams: Vec<Vec<TcpStream>>,
     frame_bytes: usize,
     busy_poll: Duration,
+    /// More ranks than cores: whoever polls gives way to those who could send what it waits for.
+    crowded: bool,
     idle_since: Instant,
 }
 
@@ -48,9 +50,11 @@ impl Tcp {
             }
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let crowded = ranks_here > cores;
         // With a core for every rank a spinning wait costs nobody anything; without, it takes the core that the peer needs.
-        let busy_poll = options.busy_poll.unwrap_or(Duration::from_micros(if ranks_here <= cores { 200 } else { 20 }));
-        Ok(Tcp { streams, frame_bytes: options.frame_bytes.max(4096) & !7, busy_poll, idle_since: Instant::now() })
+        let busy_poll = options.busy_poll.unwrap_or(Duration::from_micros(if crowded { 20 } else { 200 }));
+        let frame_bytes = options.frame_bytes.max(4096) & !7;
+        Ok(Tcp { streams, frame_bytes, busy_poll, crowded, idle_since: Instant::now() })
     }
 
     fn broken(peer: usize, link: usize, error: &io::Error) -> Broken {
@@ -131,7 +135,11 @@ impl Transport for Tcp {
             self.idle_since = Instant::now();
         }
         if self.idle_since.elapsed() < self.busy_poll {
-            std::thread::yield_now();
+            if self.crowded {
+                std::thread::yield_now()
+            } else {
+                std::hint::spin_loop()
+            }
             return;
         }
         let mut waiting: Vec<PollFd<'_>> = wants

@@ -80,11 +80,15 @@ fn options(arguments: &BenchArguments) -> Result<Options, Failure> {
     })?;
     let topology = match arguments.topology.as_str() {
         "auto" => None,
+        "star" => Some(Algorithm::Star),
         "direct" => Some(Algorithm::Direct),
         "mesh" => Some(Algorithm::Mesh),
         "ring" => Some(Algorithm::Ring),
         other => {
-            return Err(Failure::arguments(format!("--topology {other}: unknown"), "one of auto, direct, mesh, ring"));
+            return Err(Failure::arguments(
+                format!("--topology {other}: unknown"),
+                "one of auto, star, direct, mesh, ring",
+            ));
         }
     };
     let wire = match arguments.dtype.as_str() {
