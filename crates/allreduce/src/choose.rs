@@ -23,7 +23,7 @@ pub(crate) const MEASURED_BYTES: [usize; 2] = [256, 64 << 10];
 
 /// Above this size messages go by mesh, whatever was measured: it is the only one of the three whose traffic per rank does
 /// not grow with the number of ranks.
-const ALWAYS_MESH: usize = 1 << 20;
+const ALWAYS_MESH: usize = 256 << 10;
 
 /// What an operation costs, as a straight line over its bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]

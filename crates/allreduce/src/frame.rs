@@ -21,6 +21,11 @@ use crate::planted::{Bug, planted};
 /// Bytes of a header.
 pub(crate) const HEADER_BYTES: usize = 64;
 
+/// CRC32C (Castagnoli), as iSCSI, ext4 and RDMA's own wires use it.
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
+}
+
 const MAGIC: u32 = u32::from_le_bytes(*b"FTAR");
 
 /// Version of the frames, the handshake and the control messages. Ranks with another one are refused when they join.
@@ -272,7 +277,7 @@ impl Header {
         bytes[40..48].copy_from_slice(&elements.to_le_bytes());
         bytes[48..56].copy_from_slice(&tag.to_le_bytes());
         bytes[56..60].copy_from_slice(&self.payload_crc.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..60]);
+        let crc = crc32c(&bytes[..60]);
         bytes[60..64].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
@@ -285,7 +290,7 @@ impl Header {
         if u32_at(0) != MAGIC || bytes[4] != PROTOCOL_VERSION {
             return Err(FrameError::Foreign);
         }
-        if u32_at(60) != crc32c::crc32c(&bytes[..60]) {
+        if u32_at(60) != crc32c(&bytes[..60]) {
             return Err(FrameError::HeaderDamaged);
         }
         let descriptor = Descriptor {
@@ -337,9 +342,80 @@ impl Header {
 
     /// Compares the payload with the checksum of this header.
     pub(crate) fn check_payload(&self, payload: &[u8]) -> Result<(), FrameError> {
-        if crc32c::crc32c(payload) == self.payload_crc || planted(Bug::ChecksumNotChecked) {
+        if crc32c(payload) == self.payload_crc || planted(Bug::ChecksumNotChecked) {
             return Ok(());
         }
         Err(FrameError::PayloadDamaged { sequence: self.sequence })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        let descriptor = Descriptor {
+            kind: Kind::AllReduce,
+            reduction: Reduction::Sum,
+            element: Element::F32,
+            wire: Wire::Exact,
+            algorithm: Algorithm::Ring,
+            root: 3,
+            elements: 1 << 40,
+            tag: 0xfeed_beef,
+        };
+        Header {
+            session: 77,
+            from: 2,
+            operation: 9,
+            descriptor,
+            sequence: 41,
+            length: 5,
+            payload_crc: crc32c(b"hello"),
+        }
+    }
+
+    #[test]
+    fn the_checksum_is_crc32c() {
+        // RFC 3720, appendix B.4.
+        let ascending: Vec<u8> = (0..32).collect();
+        for (bytes, crc) in [(vec![0; 32], 0x8a91_36aa), (vec![0xff; 32], 0x62a8_ab43), (ascending, 0x46dd_794e)] {
+            assert_eq!(crc32c(&bytes), crc, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn headers_read_back() {
+        assert_eq!(Header::decode(&header().encode()), Ok(header()));
+        assert_eq!(header().check(&header()), Ok(()));
+        assert_eq!(header().check_payload(b"hello"), Ok(()));
+        assert_eq!(header().check_payload(b"hellp"), Err(FrameError::PayloadDamaged { sequence: 41 }));
+    }
+
+    #[test]
+    fn no_damaged_header_is_believed() {
+        let bytes = header().encode();
+        for bit in 0..HEADER_BYTES * 8 {
+            let mut damaged = bytes;
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(Header::decode(&damaged).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn each_difference_has_its_own_name() {
+        let other = |change: fn(&mut Header)| {
+            let mut theirs = header();
+            change(&mut theirs);
+            theirs.check(&header()).expect_err("a difference")
+        };
+        assert!(matches!(other(|header| header.session = 1), FrameError::Stale { session: 1, from: 2 }));
+        assert!(matches!(other(|header| header.from = 1), FrameError::Stale { session: 77, from: 1 }));
+        let gap = FrameError::OutOfSequence { expected: 41, found: 43 };
+        assert_eq!(other(|header| header.sequence = 43), gap);
+        assert!(matches!(other(|header| header.operation = 10), FrameError::Diverged { theirs_operation: 10, .. }));
+        assert!(matches!(other(|header| header.descriptor.tag = 1), FrameError::Diverged { .. }));
+        assert!(matches!(other(|header| header.descriptor.elements = 1), FrameError::Diverged { .. }));
+        assert_eq!(other(|header| header.length = 4), FrameError::Length { expected: 5, found: 4 });
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytemuck::{cast_slice, cast_slice_mut};
 
 use crate::arithmetic;
-use crate::frame::{Descriptor, FrameError, HEADER_BYTES, Header, Wire};
+use crate::frame::{Descriptor, FrameError, HEADER_BYTES, Header, Wire, crc32c};
 use crate::plan::{Action, After, Incoming, Outgoing, Plan, Source};
 use crate::transport::{Broken, Transport, Want};
 
@@ -171,7 +171,7 @@ impl Operation {
         let header = match state.header_out {
             Some(header) => header,
             None => {
-                let crc = crc32c::crc32c(payload);
+                let crc = crc32c(payload);
                 let header = self.header(rank, session, state.frames_sent, length, crc).encode();
                 state.header_out = Some(header);
                 header
