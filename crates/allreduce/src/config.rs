@@ -95,8 +95,19 @@ impl Config {
         self.claims.push((name.into(), *blake3::hash(content).as_bytes()));
     }
 
+    /// The claims, and the settings that ranks must share.
     pub(crate) fn claims_as_text(&self) -> Vec<(String, String)> {
-        self.claims.iter().map(|(name, digest)| (name.clone(), hex(digest))).collect()
+        let ours = self.claims.iter().map(|(name, digest)| (name.clone(), hex(digest)));
+        ours.chain([("settings of the group".to_owned(), hex(blake3::hash(self.shared().as_bytes()).as_bytes()))])
+            .collect()
+    }
+
+    /// What must be the same on all ranks for their plans to fit together.
+    fn shared(&self) -> String {
+        let Config { backend, topology, timeout, tcp: TcpOptions { streams, frame_bytes, .. }, rdma, .. } = self;
+        let RdmaOptions { devices, reliable, strict } = rdma;
+        let devices = devices.as_ref().map(DeviceMatrix::to_json);
+        format!("{backend:?} {topology:?} {timeout:?} {streams} {frame_bytes} {devices:?} {reliable} {strict}")
     }
 
     pub(crate) fn check(&self) -> Result<(), JoinError> {

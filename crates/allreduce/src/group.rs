@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 
 use crate::background::{Pending, Turnstile, Worker};
-use crate::choose::{MEASURED_BYTES, RANK_ORDERED, Reach};
+use crate::choose::{Choice, MEASURED_BYTES, RANK_ORDERED, Reach};
 use crate::config::Config;
 use crate::control::{Board, Control};
 use crate::engine::{Carrier, Engine, Membership, Standings};
@@ -110,6 +110,7 @@ impl Group {
         let members = Arc::new((0..world).collect());
         let group = Group::assemble(rank, session, vec![carrier], members, standings, relations);
         group.settle_in(config).map_err(|error| JoinError::Group(Box::new(error)))?;
+        crate::rdma_group::attach(&group, session, config)?;
         group.engine().flight = crate::flight::Flight::new(session);
         (config.notices)(Notice::Joined { world, backend: group.backend(), took: began.elapsed() });
         Ok(group)
@@ -169,7 +170,7 @@ impl Group {
     /// Waits until everybody is here, and measures the ways that may be chosen from.
     pub(crate) fn settle_in(&self, config: &Config) -> Result<(), GroupError> {
         self.barrier()?;
-        if config.topology.is_some() {
+        if matches!(self.engine().carriers[0].choice, Choice::Always(_)) {
             return Ok(());
         }
         let mut times = [f32::INFINITY; RANK_ORDERED.len() * MEASURED_BYTES.len()];
@@ -188,12 +189,10 @@ impl Group {
         self.all_reduce_with(&mut times, &agree)?;
         let times = times.map(f64::from);
         let choice = {
-            let mut engine = self.engine();
-            for carrier in &mut engine.carriers {
-                carrier.choice =
-                    carrier.choice.measured([[times[0], times[1]], [times[2], times[3]], [times[4], times[5]]]);
-            }
-            engine.carriers[0].choice
+            let carrier = &mut self.engine().carriers[0];
+            carrier.choice =
+                carrier.choice.measured([[times[0], times[1]], [times[2], times[3]], [times[4], times[5]]]);
+            carrier.choice
         };
         let latency = times.iter().copied().fold(f64::INFINITY, f64::min);
         (config.notices)(Notice::Chosen { latency, ways: choice.ways() });
@@ -331,6 +330,15 @@ impl Group {
     pub fn recv<T: Pod>(&self, data: &mut [T], from: usize) -> Result<(), GroupError> {
         assert!(from < self.world() && from != self.rank(), "cannot receive from rank {from}");
         self.inner.turn(|inner| inner.message(from, cast_slice_mut(data), &[], false))
+    }
+
+    /// Keeps links usable through a long rest: Apple's RDMA queues go bad when idle for about 20 minutes. Cheap; to be called
+    /// every few minutes while no operation is.
+    pub fn keep_alive(&self) {
+        for carrier in &mut self.engine().carriers {
+            // A link that is broken says so in the next operation.
+            let _ = carrier.transport.keep_alive(Duration::from_secs(300));
+        }
     }
 
     /// Returns when every rank has called it.

@@ -36,6 +36,11 @@ pub enum Notice {
         /// What is used, and why.
         what: String,
     },
+    /// An RDMA connection of this rank is used.
+    Wired {
+        /// Its devices, addresses and depths.
+        wire: String,
+    },
     /// How messages will travel, from what was measured.
     Chosen {
         /// Seconds that the smallest operation takes.
@@ -66,6 +71,7 @@ impl fmt::Display for Notice {
             Notice::Joined { world, backend, took } => {
                 write!(formatter, "{world} ranks joined over {backend} in {:.0} ms", took.as_secs_f64() * 1e3)
             }
+            Notice::Wired { wire } => formatter.write_str(wire),
             Notice::FellBack { what } => formatter.write_str(what),
             Notice::Chosen { latency, ways } => {
                 write!(formatter, "the smallest all-reduce takes {:.0} µs; messages go by", latency * 1e6)?;

@@ -95,6 +95,11 @@ pub(crate) trait Transport: Send {
         filled: &mut usize,
     ) -> Result<bool, Broken>;
 
+    /// Keeps links alive that have carried nothing for so long, where that is needed.
+    fn keep_alive(&mut self, _unused_for: Duration) -> Result<(), Broken> {
+        Ok(())
+    }
+
     /// Called when nothing moved, for the `round`-th time in a row (from 0). Spins, yields or sleeps as suits the
     /// transport, at most [`LONGEST_SLEEP`].
     fn idle(&mut self, wants: &[Want], round: u32);

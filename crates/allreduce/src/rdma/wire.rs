@@ -1,0 +1,378 @@
+//! One end of a cable: two queue pairs, their slots, and what travels between them.
+//!
+//! `slots.rs` says what is to be done; this carries it out. A wire that fails keeps what came before its end.
+
+use std::time::{Duration, Instant};
+
+use super::device::{Device, failed_on, mtu_number};
+use super::error::{RdmaError, os_text};
+use super::layout::{WC_RETRY_EXC_ERR, WC_SUCCESS, WorkCompletion, status_name};
+use super::offer::{QueueOffer, QueuePairKind, WireOffer, WireTerms};
+use super::slots::{Arrived, Lane, LaneBook, Report, SlotSizes, Violation, WireBook};
+use super::verbs::{Failed, Path, QueuePair};
+use crate::frame::{HEADER_BYTES, Header};
+use crate::transport::Broken;
+
+/// How long leaving waits for posted receives to come back, after the last that did. Not every driver gives them back, and
+/// destroying the queue pair ends them anyway.
+const DRAIN: Duration = Duration::from_millis(2);
+
+/// The shortest sleep of a wait.
+pub(super) const SHORTEST_SLEEP: Duration = Duration::from_micros(20);
+
+/// Marks a completion as a receive's; the rest of the id is the slot.
+const RECEIVE: u64 = 1 << 32;
+
+/// One lane of a wire: a queue pair and where its slots are, receives first.
+pub(super) struct Queue {
+    pair: QueuePair,
+    /// Slots to receive into that there is memory for, and the bytes of one. What was agreed on may be less.
+    receives: usize,
+    stride: usize,
+    /// Bytes of a message.
+    message: usize,
+    last_sent: Instant,
+}
+
+impl Queue {
+    /// A queue pair of `device` for a lane `depth` deep with slots of `slot_bytes`, and what to tell the peer of it.
+    pub(super) fn make(
+        device: &Device,
+        kind: QueuePairKind,
+        lane: Lane,
+        depth: usize,
+        slot_bytes: usize,
+    ) -> Result<(Queue, QueueOffer), RdmaError> {
+        let (pair, real_depth) = device.queue_pair(kind, lane, depth, slot_bytes)?;
+        let offer = QueueOffer { number: pair.number(), first_packet: any_packet(), depth: real_depth };
+        let receives = lane.slots(depth);
+        let queue = Queue { pair, receives, stride: slot_bytes, message: slot_bytes, last_sent: Instant::now() };
+        Ok((queue, offer))
+    }
+
+    fn receive_at(&self, slot: usize) -> usize {
+        slot * self.stride
+    }
+
+    fn send_at(&self, slot: usize) -> usize {
+        (self.receives + slot) * self.stride
+    }
+
+    fn post_receive(&mut self, slot: usize) -> Result<(), Failed> {
+        self.pair.post_receive(RECEIVE | slot as u64, self.receive_at(slot), self.message)
+    }
+
+    /// Sends a slot that holds `header` and `payload`.
+    fn send(&mut self, slot: usize, header: &[u8; HEADER_BYTES], payload: &[u8]) -> Result<(), Failed> {
+        let at = self.send_at(slot);
+        self.pair.write(at, header);
+        self.pair.write(at + HEADER_BYTES, payload);
+        self.pair.post_send(slot as u64, at, self.message)?;
+        self.last_sent = Instant::now();
+        Ok(())
+    }
+}
+
+/// Where the count of packets begins: anywhere, so that packets of an earlier connection are not taken for this one's.
+fn any_packet() -> u32 {
+    let mut bytes = [0; 4];
+    // Without randomness the count begins at 0, as good a number as any.
+    let _ = getrandom::fill(&mut bytes);
+    u32::from_le_bytes(bytes) & 0x00ff_ffff
+}
+
+/// A cable's end: two queue pairs and their books.
+pub(super) struct Wire {
+    peer: usize,
+    link: usize,
+    small: Queue,
+    bulk: Queue,
+    book: WireBook,
+    /// Frames taken, modulo 2^32: the sequence that is due.
+    frames_taken: u32,
+    /// What ended the wire. Frames that came before are still handed out.
+    broken: Option<Broken>,
+    device: String,
+}
+
+impl Wire {
+    /// The wire `link` to `peer`, still to be connected.
+    pub(super) fn new(peer: usize, link: usize, device: &str, [small, bulk]: [Queue; 2], terms: WireTerms) -> Wire {
+        Wire {
+            peer,
+            link,
+            small,
+            bulk,
+            book: WireBook::new(terms.small_depth, terms.bulk_depth),
+            frames_taken: 0,
+            broken: None,
+            device: device.to_string(),
+        }
+    }
+
+    fn queue(&mut self, lane: Lane) -> &mut Queue {
+        match lane {
+            Lane::Small => &mut self.small,
+            Lane::Bulk => &mut self.bulk,
+        }
+    }
+
+    fn lane(&mut self, lane: Lane) -> &mut LaneBook {
+        self.book.lane_mut(lane)
+    }
+
+    /// Connects both lanes to the peer's and posts all receives. These could be posted before, but this order is the one that
+    /// is known from Apple's devices; nobody sends before everybody has got through here.
+    pub(super) fn connect(
+        &mut self,
+        device: &Device,
+        sizes: SlotSizes,
+        own: &WireOffer,
+        theirs: &WireOffer,
+        mtu: usize,
+    ) -> Result<(), RdmaError> {
+        let failed = |failed| failed_on(&device.name, failed);
+        for lane in Lane::BOTH {
+            let path = Path {
+                number: theirs.queue(lane).number,
+                first_packet: theirs.queue(lane).first_packet,
+                lid: theirs.lid,
+                gid: theirs.gid.octets(),
+                own_gid_index: device.port.gid_index,
+                mtu: mtu_number(mtu),
+            };
+            let queue = self.queue(lane);
+            queue.message = sizes.slot_bytes(lane);
+            queue.pair.ready_to_receive(&path).map_err(failed)?;
+            queue.pair.ready_to_send(own.queue(lane).first_packet).map_err(failed)?;
+            for slot in 0..self.lane(lane).receiving.slots() {
+                self.queue(lane).post_receive(slot).map_err(failed)?;
+                self.lane(lane).receiving.posted(slot);
+            }
+        }
+        Ok(())
+    }
+
+    /// What ended the wire.
+    pub(super) fn broken(&self) -> Result<(), Broken> {
+        self.broken.clone().map_or(Ok(()), Err)
+    }
+
+    /// Ends the wire, unless it has ended: the first cause is the one to tell.
+    fn break_off(&mut self, lane: Lane, closed: bool, what: &str) {
+        let (peer, link, device) = (self.peer, self.link, self.device.clone());
+        let number = self.queue(lane).pair.number();
+        let what = format!("{} queue pair {number} of {device}: {what}", lane.name());
+        self.broken.get_or_insert(Broken { peer, link, closed, what });
+    }
+
+    fn break_off_failed(&mut self, lane: Lane, failed: Failed) {
+        let what = format!("{} failed: {}", failed.call, os_text(failed.errno));
+        self.break_off(lane, false, &what);
+    }
+
+    fn break_off_violated(&mut self, lane: Lane, violation: Violation) {
+        self.break_off(lane, false, &violation.to_string());
+    }
+
+    /// Takes what the device has for this wire: completed sends, frames, credit. Sends credit back that is due.
+    pub(super) fn poll(&mut self) {
+        for lane in Lane::BOTH {
+            self.poll_lane(lane);
+        }
+        self.send_report();
+    }
+
+    fn poll_lane(&mut self, lane: Lane) {
+        let mut completions = [WorkCompletion::default(); 16];
+        loop {
+            let count = match self.queue(lane).pair.poll(&mut completions) {
+                Ok(count) => count,
+                Err(failed) => return self.break_off_failed(lane, failed),
+            };
+            for completion in &completions[..count] {
+                self.complete(lane, completion);
+            }
+            if count < completions.len() {
+                return;
+            }
+        }
+    }
+
+    fn complete(&mut self, lane: Lane, completion: &WorkCompletion) {
+        let (receive, slot) = (completion.wr_id & RECEIVE != 0, (completion.wr_id & !RECEIVE) as usize);
+        let known = match receive {
+            true => self.lane(lane).receiving.filled(slot),
+            false => self.lane(lane).sending.completed(slot),
+        };
+        if let Err(violation) = known {
+            return self.break_off_violated(lane, violation);
+        }
+        let status = completion.status;
+        if status != WC_SUCCESS {
+            let what = if receive { "receive" } else { "send" };
+            let what = format!("a {what} ended with status {status} ({})", status_name(status));
+            self.break_off(lane, status == WC_RETRY_EXC_ERR, &what);
+        } else if receive {
+            self.arrive(lane, slot);
+        }
+    }
+
+    /// A message came: a frame waits in its slot for its turn, a report is dealt with at once.
+    fn arrive(&mut self, lane: Lane, slot: usize) {
+        let mut header = [0; HEADER_BYTES];
+        let queue = self.queue(lane);
+        queue.pair.read(queue.receive_at(slot), &mut header);
+        match Report::decode(&header) {
+            None => {
+                let announced = Header::decode(&header).ok().map(|header| (header.sequence, header.length));
+                self.lane(lane).receiving.queue(Arrived { slot, announced });
+            }
+            Some(Ok(report)) => {
+                // Before the credit is used: see `slots.rs`.
+                self.post_receive(lane, slot);
+                if let Err(violation) = self.book.reported(lane, report) {
+                    self.break_off_violated(lane, violation);
+                }
+            }
+            Some(Err(violation)) => self.break_off_violated(lane, violation),
+        }
+    }
+
+    fn post_receive(&mut self, lane: Lane, slot: usize) {
+        match self.queue(lane).post_receive(slot) {
+            Ok(()) => self.lane(lane).receiving.posted(slot),
+            Err(failed) => self.break_off_failed(lane, failed),
+        }
+    }
+
+    fn send_report(&mut self) {
+        if self.broken.is_some() {
+            return;
+        }
+        let Some((slot, report)) = self.book.take_report() else { return };
+        match self.small.send(slot, &report.encode(), &[]) {
+            Ok(()) => self.book.report_sent(Lane::Small, report),
+            Err(failed) => {
+                self.book.cancel_report(slot);
+                self.refused(Lane::Small, failed);
+            }
+        }
+    }
+
+    /// A device refused a send. Apple's say no before the depth that they report is used up: then the send can be tried
+    /// again when others have completed.
+    fn refused(&mut self, lane: Lane, failed: Failed) {
+        if failed.errno != libc::ENOMEM || self.lane(lane).sending.under_way() == 0 {
+            self.break_off_failed(lane, failed);
+        }
+    }
+
+    /// Sends a message that costs credit. False: not now, or never more.
+    pub(super) fn send(&mut self, lane: Lane, header: &[u8; HEADER_BYTES], payload: &[u8]) -> bool {
+        if self.broken.is_some() {
+            return false;
+        }
+        let Some(slot) = self.lane(lane).sending.take() else { return false };
+        match self.queue(lane).send(slot, header, payload) {
+            Ok(()) => true,
+            Err(failed) => {
+                self.lane(lane).sending.cancel(slot);
+                self.refused(lane, failed);
+                false
+            }
+        }
+    }
+
+    fn head(&self, lane: Lane) -> Option<(Lane, Arrived)> {
+        self.book.lane(lane).receiving.head().map(|head| (lane, head))
+    }
+
+    /// The frame that is due, on whichever lane it came.
+    fn due_frame(&self) -> Option<(Lane, Arrived)> {
+        let mut heads = Lane::BOTH.into_iter().filter_map(|lane| self.head(lane));
+        heads.find(|(_, head)| head.announced.is_some_and(|(sequence, _)| sequence == self.frames_taken))
+    }
+
+    /// The frame that is due; failing that, the head of the lane where it is expected: a frame that is damaged or follows a
+    /// lost one, which the caller is to see.
+    fn next_frame(&mut self, expected: Lane) -> Option<(Lane, Arrived)> {
+        if let Some(due) = self.due_frame() {
+            return Some(due);
+        }
+        self.head(expected)?;
+        // The one that is due may have come on the other lane since that was polled.
+        self.poll();
+        self.due_frame().or_else(|| self.head(expected))
+    }
+
+    /// Copies the next frame out of its slot, or its header only where it is not as long as `payload`. False: none came.
+    pub(super) fn receive(
+        &mut self,
+        sizes: SlotSizes,
+        header: &mut [u8; HEADER_BYTES],
+        payload: &mut [u8],
+        filled: &mut usize,
+    ) -> bool {
+        let Some((lane, Arrived { slot, announced })) = self.next_frame(sizes.lane(payload.len())) else {
+            return false;
+        };
+        let queue = self.queue(lane);
+        let at = queue.receive_at(slot);
+        queue.pair.read(at, header);
+        *filled = HEADER_BYTES;
+        let fits = payload.len() <= sizes.payload_bytes(lane);
+        if fits && announced.is_some_and(|(_, length)| length as usize == payload.len()) {
+            queue.pair.read(at + HEADER_BYTES, payload);
+            *filled += payload.len();
+            self.lane(lane).receiving.taken();
+            self.frames_taken = self.frames_taken.wrapping_add(1);
+            self.post_receive(lane, slot);
+            self.send_report();
+        }
+        true
+    }
+
+    /// Sends something over each lane that sent nothing for so long.
+    pub(super) fn keep_alive(&mut self, unused_for: Duration) {
+        for lane in Lane::BOTH {
+            if self.queue(lane).last_sent.elapsed() >= unused_for {
+                let report = self.book.totals(true);
+                if self.send(lane, &report.encode(), &[]) {
+                    self.book.report_sent(lane, report);
+                }
+            }
+        }
+    }
+
+    /// Waits until the device has sent what it was given: with UC, what is not on the wire when the queue pair goes is lost.
+    pub(super) fn linger(&mut self, until: Instant) {
+        let under_way = |wire: &Wire| Lane::BOTH.iter().any(|&lane| wire.book.lane(lane).sending.under_way() > 0);
+        while self.broken.is_none() && under_way(self) && Instant::now() < until {
+            for lane in Lane::BOTH {
+                self.poll_lane(lane);
+            }
+            std::thread::sleep(SHORTEST_SLEEP);
+        }
+    }
+
+    /// Takes everything that is posted back from the device.
+    pub(super) fn drain(&mut self) {
+        for lane in Lane::BOTH {
+            if self.queue(lane).pair.fail().is_err() {
+                continue;
+            }
+            let posted = |book: &LaneBook| book.sending.under_way() + book.receiving.under_way();
+            let (mut before, mut since) = (posted(self.lane(lane)), Instant::now());
+            while before > 0 && since.elapsed() < DRAIN {
+                self.poll_lane(lane);
+                let now = posted(self.lane(lane));
+                if now < before {
+                    (before, since) = (now, Instant::now());
+                } else {
+                    std::thread::sleep(SHORTEST_SLEEP);
+                }
+            }
+        }
+    }
+}

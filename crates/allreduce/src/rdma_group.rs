@@ -1,0 +1,155 @@
+//! Puts RDMA under a group that already talks over TCP: who is cabled to whom, what can be used, and what is said if not.
+//!
+//! Everything is decided together: each rank tells the others what it has, over TCP, and all draw the same conclusion. A rank
+//! that cannot have its device takes the whole group back to TCP (or to an error, if RDMA was asked for).
+
+use serde::{Deserialize, Serialize};
+
+use crate::choose::Reach;
+use crate::config::{BackendChoice, Config};
+use crate::devices::{DeviceMatrix, Shape};
+use crate::engine::Carrier;
+use crate::error::GroupError;
+use crate::frame::Algorithm;
+use crate::group::Group;
+use crate::join::JoinError;
+use crate::notice::Notice;
+use crate::rdma::{Limits, Offer, Prepared, QueuePairKind, Rdma, WireOptions};
+
+/// The part of the cabling that is used.
+struct Cabling {
+    reach: Reach,
+    /// Cables between two ranks; the same between all that are joined.
+    wires: usize,
+    /// This rank's devices for each peer.
+    mine: Vec<Vec<String>>,
+}
+
+/// Uses RDMA for this group if it can be had, after `config`.
+pub(crate) fn attach(group: &Group, session: u64, config: &Config) -> Result<(), JoinError> {
+    let Some(devices) = &config.rdma.devices else {
+        let missing = "no device matrix says which device leads to which rank";
+        return if config.backend == BackendChoice::Rdma { Err(JoinError::Rdma(missing.into())) } else { Ok(()) };
+    };
+    if config.backend == BackendChoice::Tcp {
+        return Ok(());
+    }
+    let failed = |error: GroupError| JoinError::Group(Box::new(error));
+    let fall_back = |why: String| match config.backend {
+        BackendChoice::Rdma => Err(JoinError::Rdma(why)),
+        _ => {
+            (config.notices)(Notice::FellBack { what: format!("data goes over TCP: {why}") });
+            Ok(())
+        }
+    };
+    let cabling = match cabling(devices, config) {
+        Ok(cabling) => cabling,
+        Err(why) => return fall_back(why),
+    };
+    let options = WireOptions {
+        kind: if config.rdma.reliable { QueuePairKind::Reliable } else { QueuePairKind::Unreliable },
+        ..WireOptions::default()
+    };
+    let strict = config.rdma.strict.then(Limits::apple);
+    let prepared = Rdma::prepare(config.rank, &cabling.mine, &options, strict.as_ref());
+    let (prepared, outcome) = match prepared {
+        Ok((prepared, offer)) => (Some(prepared), Outcome { offer: Some(offer), failed: None }),
+        Err(error) => (None, Outcome { offer: None, failed: Some(error.to_string()) }),
+    };
+    let offers = match exchange(group, &outcome).map_err(failed)? {
+        Ok(offers) => offers,
+        Err(why) => return fall_back(why),
+    };
+    let offers: Vec<Offer> = offers.into_iter().filter_map(|outcome| outcome.offer).collect();
+    let connected = match prepared {
+        Some(prepared) if offers.len() == config.world => Prepared::connect(prepared, &offers),
+        _ => return fall_back("a rank made no offer".into()),
+    };
+    let outcome = Outcome { offer: None, failed: connected.as_ref().err().map(ToString::to_string) };
+    // After this exchange every rank has posted its receives.
+    let agreed = exchange(group, &outcome).map_err(failed)?;
+    match (agreed, connected) {
+        (Ok(_), Ok(rdma)) => {
+            for wire in rdma.wires() {
+                (config.notices)(Notice::Wired { wire: wire.to_string() });
+            }
+            let Cabling { reach, wires, .. } = cabling;
+            let carrier =
+                Carrier::new(Box::new(rdma), config.rank, config.world, session, reach, wires, config.topology);
+            group.engine().carriers.insert(0, carrier);
+            group.settle_in(config).map_err(failed)
+        }
+        (Err(why), _) => fall_back(why),
+        (Ok(_), Err(error)) => fall_back(error.to_string()),
+    }
+}
+
+/// What a rank could do.
+#[derive(Debug, Serialize, Deserialize)]
+struct Outcome {
+    offer: Option<Offer>,
+    failed: Option<String>,
+}
+
+/// Everybody's outcome; or the first failure, in words.
+fn exchange(group: &Group, mine: &Outcome) -> Result<Result<Vec<Outcome>, String>, GroupError> {
+    let mine = serde_json::to_vec(mine).expect("outcomes are plain data");
+    let mut lengths = vec![0u64; group.world()];
+    group.all_gather(&[mine.len() as u64], &mut lengths)?;
+    let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
+    let mut padded = mine;
+    padded.resize(longest, b' ');
+    let mut all = vec![0u8; longest * group.world()];
+    group.all_gather(&padded, &mut all)?;
+    let mut outcomes = Vec::new();
+    for (rank, text) in all.chunks_exact(longest.max(1)).enumerate() {
+        let outcome: Outcome = match serde_json::from_slice(text) {
+            Ok(outcome) => outcome,
+            Err(error) => return Ok(Err(format!("what rank {rank} says of its devices makes no sense: {error}"))),
+        };
+        if let Some(why) = &outcome.failed {
+            let host = group.who().get(rank).map_or("?", |who| who.host.as_str());
+            return Ok(Err(format!("rank {rank} ({host}): {why}")));
+        }
+        outcomes.push(outcome);
+    }
+    Ok(Ok(outcomes))
+}
+
+/// What of the matrix is used, or why nothing is.
+fn cabling(devices: &DeviceMatrix, config: &Config) -> Result<Cabling, String> {
+    let (rank, world) = (config.rank, config.world);
+    if devices.world() != world {
+        return Err(format!("the device matrix is for {} ranks, this group has {world}", devices.world()));
+    }
+    let neighbours = |peer: usize| peer == (rank + 1) % world || peer == (rank + world - 1) % world;
+    let pairs = |missing: Vec<(usize, usize)>| {
+        missing.iter().map(|&(a, b)| devices.cables_between(a, b)).collect::<Vec<_>>().join(", ")
+    };
+    let ring_asked = config.topology == Some(Algorithm::Ring);
+    let ring = devices.missing_for_ring().is_empty();
+    let (reach, used): (Reach, &dyn Fn(usize) -> bool) = match devices.shape() {
+        Shape::Mesh if !(ring_asked && ring) => (Reach::Pairs, &|peer| peer != rank),
+        Shape::Mesh | Shape::Ring => (Reach::Neighbours, &neighbours),
+        Shape::Neither => {
+            return Err(format!(
+                "the cables make neither a mesh nor a closed ring: {}",
+                pairs(devices.missing_for_ring())
+            ));
+        }
+    };
+    if reach == Reach::Neighbours && !ring_asked {
+        let missing = pairs(devices.missing_for_mesh());
+        (config.notices)(Notice::FellBack {
+            what: format!("data goes around a ring instead of over a mesh: {missing}"),
+        });
+    }
+    // A ring uses the same number of cables all around, a mesh between all pairs: the fewest that any two have.
+    let joined = |a: usize, b: usize| a != b && (reach == Reach::Pairs || b == (a + 1) % world);
+    let counts = (0..world).flat_map(|a| (0..world).map(move |b| (a, b))).filter(|&(a, b)| joined(a, b));
+    let wires = counts.map(|(a, b)| devices.wires(a, b).len()).min().unwrap_or(0);
+    let mine = (0..world)
+        .map(|peer| if peer != rank && used(peer) { devices.wires(rank, peer)[..wires].to_vec() } else { Vec::new() })
+        .collect();
+    Ok(Cabling { reach, wires, mine })
+}
