@@ -60,6 +60,8 @@ pub(crate) struct Carrier {
     /// Links that every rank uses towards each peer.
     pub(crate) wires: usize,
     pub(crate) choice: Choice,
+    /// Seconds that the smallest operation took when it was measured; 0 if it was not.
+    pub(crate) latency: f64,
 }
 
 impl Carrier {
@@ -73,7 +75,7 @@ impl Carrier {
         asked: Option<Algorithm>,
     ) -> Carrier {
         let choice = Choice::new(world, reach, asked);
-        Carrier { transport, links: Links::new(rank, world, session), reach, wires, choice }
+        Carrier { transport, links: Links::new(rank, world, session), reach, wires, choice, latency: 0.0 }
     }
 }
 

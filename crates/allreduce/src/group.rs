@@ -109,10 +109,15 @@ impl Group {
         let relations = Relations::processes(config, joined.lobby, joined.members, joined.streams, session);
         let members = Arc::new((0..world).collect());
         let group = Group::assemble(rank, session, vec![carrier], members, standings, relations);
-        group.settle_in(config).map_err(|error| JoinError::Group(Box::new(error)))?;
+        group.settle_in().map_err(|error| JoinError::Group(Box::new(error)))?;
         crate::rdma_group::attach(&group, session, config)?;
         group.engine().flight = crate::flight::Flight::new(session);
+        let (latency, ways) = {
+            let carrier = &group.engine().carriers[0];
+            (carrier.latency, carrier.choice.ways())
+        };
         (config.notices)(Notice::Joined { world, backend: group.backend(), took: began.elapsed() });
+        (config.notices)(Notice::Chosen { latency, ways });
         Ok(group)
     }
 
@@ -168,7 +173,7 @@ impl Group {
     }
 
     /// Waits until everybody is here, and measures the ways that may be chosen from.
-    pub(crate) fn settle_in(&self, config: &Config) -> Result<(), GroupError> {
+    pub(crate) fn settle_in(&self) -> Result<(), GroupError> {
         self.barrier()?;
         if matches!(self.engine().carriers[0].choice, Choice::Always(_)) {
             return Ok(());
@@ -188,14 +193,9 @@ impl Group {
         let agree = Reduce { algorithm: Some(Algorithm::Direct), ..Reduce::of(Reduction::Max) };
         self.all_reduce_with(&mut times, &agree)?;
         let times = times.map(f64::from);
-        let choice = {
-            let carrier = &mut self.engine().carriers[0];
-            carrier.choice =
-                carrier.choice.measured([[times[0], times[1]], [times[2], times[3]], [times[4], times[5]]]);
-            carrier.choice
-        };
-        let latency = times.iter().copied().fold(f64::INFINITY, f64::min);
-        (config.notices)(Notice::Chosen { latency, ways: choice.ways() });
+        let carrier = &mut self.engine().carriers[0];
+        carrier.choice = carrier.choice.measured([[times[0], times[1]], [times[2], times[3]], [times[4], times[5]]]);
+        carrier.latency = times.iter().copied().fold(f64::INFINITY, f64::min);
         Ok(())
     }
 

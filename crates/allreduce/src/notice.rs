@@ -74,7 +74,10 @@ impl fmt::Display for Notice {
             Notice::Wired { wire } => formatter.write_str(wire),
             Notice::FellBack { what } => formatter.write_str(what),
             Notice::Chosen { latency, ways } => {
-                write!(formatter, "the smallest all-reduce takes {:.0} µs; messages go by", latency * 1e6)?;
+                if *latency > 0.0 {
+                    write!(formatter, "the smallest all-reduce takes {:.0} µs; ", latency * 1e6)?;
+                }
+                write!(formatter, "messages go by")?;
                 for (n, (from, way)) in ways.iter().enumerate() {
                     match (n, from) {
                         (0, _) => write!(formatter, " {way}")?,
