@@ -113,6 +113,7 @@ pub struct Row {
 pub fn run(group: &Group, options: &Options, report: &mut dyn FnMut(&Row)) -> Result<Vec<Row>, GroupError> {
     let mut rows = Vec::new();
     let mut bytes = options.min_bytes;
+    measure(group, options, bytes)?; // a warm-up of everything
     loop {
         let row = measure(group, options, bytes)?;
         report(&row);
@@ -218,6 +219,8 @@ fn measure(group: &Group, options: &Options, bytes: usize) -> Result<Row, GroupE
     group.broadcast(&mut repetitions, 0)?;
     let most = (ENOUGH_BYTES / bytes.max(1)).clamp(2, MOST_REPETITIONS);
     let repetitions = (repetitions[0] as usize).clamp(1, most);
+    // Not counted: caches fill, and the processes that started the ranks come to rest.
+    bench.timed(repetitions)?;
     let mut trials = Vec::new();
     for _ in 0..TRIALS {
         trials.push(bench.timed(repetitions)?.as_secs_f64() / repetitions as f64);

@@ -49,13 +49,6 @@ impl Lane {
         }
     }
 
-    pub(super) fn other(self) -> Lane {
-        match self {
-            Lane::Small => Lane::Bulk,
-            Lane::Bulk => Lane::Small,
-        }
-    }
-
     /// Slots to receive into, for a depth: sends have as many.
     pub(super) fn slots(self, depth: usize) -> usize {
         match self {

@@ -9,12 +9,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::frame::HEADER_BYTES;
 use crate::transport::{Backend, Broken, LONGEST_SLEEP, Transport, Want};
 
+/// Send and receive buffers of connections within one machine.
+const SAME_MACHINE_BUFFER: usize = 512 << 10;
+
 /// How TCP connections are used.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TcpOptions {
     /// Connections per pair of ranks. More than one helps where a single stream does not fill the wire.
     pub streams: usize,
-    /// Send and receive buffers of each connection in bytes; the system tunes them itself where none is given.
+    /// Send and receive buffers of each connection in bytes. None: 512 KiB within a machine, else what the system makes them.
     pub buffer_bytes: Option<usize>,
     /// How long a wait polls before it sleeps. None: long where every rank of this host has a core, short where not.
     pub busy_poll: Option<Duration>,
@@ -24,7 +27,7 @@ pub struct TcpOptions {
 
 impl Default for TcpOptions {
     fn default() -> TcpOptions {
-        TcpOptions { streams: 1, buffer_bytes: None, busy_poll: None, frame_bytes: 256 << 10 }
+        TcpOptions { streams: 1, buffer_bytes: None, busy_poll: None, frame_bytes: 512 << 10 }
     }
 }
 
@@ -44,7 +47,13 @@ impl Tcp {
         for stream in streams.iter().flatten() {
             stream.set_nonblocking(true)?;
             stream.set_nodelay(true)?;
-            if let Some(bytes) = options.buffer_bytes {
+            let same_machine = stream.peer_addr()?.ip() == stream.local_addr()?.ip();
+            if same_machine {
+                // Nothing can be congested here, and pacing (BBR) only costs time. Where Reno is not allowed, so be it.
+                let _ = rustix::net::sockopt::set_tcp_congestion(stream, "reno");
+            }
+            // Within a machine the delay is nil: a buffer that stays in the cache is faster than a large one.
+            if let Some(bytes) = options.buffer_bytes.or(same_machine.then_some(SAME_MACHINE_BUFFER)) {
                 rustix::net::sockopt::set_socket_send_buffer_size(stream, bytes)?;
                 rustix::net::sockopt::set_socket_recv_buffer_size(stream, bytes)?;
             }
