@@ -109,6 +109,31 @@ pub struct Row {
     pub wrong: u64,
 }
 
+/// What the reductions of a size cost this rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Operations carried out.
+    pub operations: u64,
+    /// Bytes of the buffer.
+    pub bytes: usize,
+    /// Payload bytes that this rank sent for them.
+    pub sent: u64,
+}
+
+/// Carries out one operation of the largest size so many times, and says what this rank sent for it.
+pub fn cost(group: &Group, options: &Options, operations: u64) -> Result<Cost, GroupError> {
+    let elements = options.max_bytes / 4;
+    let reduce = Reduce { wire: options.wire, algorithm: options.topology, ..Reduce::SUM };
+    let mut bench = Bench { group, operation: options.operation, reduce, data: vec![0.0; elements], block: Vec::new() };
+    bench.fill();
+    bench.data.fill(0.0); // repeated sums must not overflow
+    let before = group.bytes_moved().0;
+    for _ in 0..operations {
+        bench.once()?;
+    }
+    Ok(Cost { operations, bytes: elements * 4, sent: group.bytes_moved().0 - before })
+}
+
 /// Measures every size; all ranks get all rows. `report` is told each row as it is done.
 pub fn run(group: &Group, options: &Options, report: &mut dyn FnMut(&Row)) -> Result<Vec<Row>, GroupError> {
     let mut rows = Vec::new();

@@ -66,10 +66,22 @@ impl Failure {
             Failure::Recipe(error) => print_plain(&error.to_string(), &[]),
             Failure::Train(error) => print_plain(&error.to_string(), &error.hints()),
             Failure::Arguments { message, hints } => print_plain(message, hints),
-            Failure::Group(error) => print_plain(&error.to_string(), &[]),
+            Failure::Group(error) => print_plain(&error.to_string(), &flight_record(error)),
             Failure::Join(error) => print_plain(&error.to_string(), &[]),
             Failure::Output(error) => print_plain(&format!("cannot write the result: {error}"), &[]),
         }
+    }
+}
+
+/// Keeps what the rank did last, for whoever wants to know how the ranks came apart. Says where.
+fn flight_record(error: &GroupError) -> Vec<String> {
+    let name = format!("finetune-flight-rank-{}-process-{}.jsonl", error.rank, std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let lines: Vec<String> = error.flight.iter().filter_map(|entry| serde_json::to_string(entry).ok()).collect();
+    match finetune_store::replace_file(&finetune_store::RealDisk, &path, (lines.join("\n") + "\n").as_bytes()) {
+        Ok(()) => vec![format!("the last {} operations of this rank are in {}", lines.len(), path.display())],
+        // The error itself is what matters.
+        Err(_) => Vec::new(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The allocator's settings, and how much memory this process has used.
+//! The allocator's settings, and how much memory and processor time this process has used.
 
 /// Keeps freed pages instead of giving them back to the system between the tensors of a step: fresh pages
 /// have to be zeroed, which was measured to cost a step 1.2 to 2 times its time.
@@ -11,16 +11,25 @@ pub(crate) fn keep_freed_memory() {
 }
 
 /// Largest resident memory so far, in bytes.
-#[expect(unsafe_code, reason = "getrusage is a C function")]
 pub(crate) fn peak_bytes() -> u64 {
+    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+    u64::try_from(usage().ru_maxrss).unwrap_or(0) * unit
+}
+
+/// Processor time of this process so far, its own and the system's for it, in seconds.
+pub(crate) fn processor_seconds() -> f64 {
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    seconds(usage().ru_utime) + seconds(usage().ru_stime)
+}
+
+#[expect(unsafe_code, reason = "getrusage is a C function")]
+fn usage() -> libc::rusage {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: the call fills the struct it is given; zeroes are a valid value of it should the call fail.
-    let usage = unsafe {
+    unsafe {
         libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
         usage.assume_init()
-    };
-    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
-    u64::try_from(usage.ru_maxrss).unwrap_or(0) * unit
+    }
 }
 
 /// Memory of this machine in bytes, swap included, where it can be told.

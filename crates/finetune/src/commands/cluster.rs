@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{BenchArguments, ClusterCommand};
 use crate::failure::Failure;
+use crate::memory;
 use crate::output;
 use crate::progress::Verbosity;
 
@@ -39,6 +40,8 @@ struct Assignment {
     timeout: Duration,
     streams: usize,
     busy_poll: Option<Duration>,
+    /// Rank 0 says at the end what an operation cost it.
+    costs: bool,
     options: Options,
 }
 
@@ -52,7 +55,7 @@ enum Said {
 
 fn bench(arguments: &BenchArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     if arguments.worker {
-        return worker(verbosity);
+        return worker();
     }
     let options = options(arguments)?;
     let environment = Environment::of_process()
@@ -178,6 +181,7 @@ fn start(
         timeout: Duration::from_secs(5),
         streams: arguments.streams,
         busy_poll: arguments.busy_poll.map(Duration::from_micros),
+        costs: verbosity == Verbosity::Verbose,
         options: options.clone(),
     };
     let assignments: Vec<Assignment> = (0..world).map(assignment).collect();
@@ -217,7 +221,7 @@ fn free_port() -> Result<u16, Failure> {
 }
 
 /// A rank that a benchmark started.
-fn worker(verbosity: Verbosity) -> Result<ExitCode, Failure> {
+fn worker() -> Result<ExitCode, Failure> {
     let assignment: Assignment = workers::assignment(|| std::process::exit(3))
         .map_err(|error| Failure::arguments(error, "--worker is for the program itself"))?;
     let rank = assignment.rank;
@@ -229,12 +233,13 @@ fn worker(verbosity: Verbosity) -> Result<ExitCode, Failure> {
             say(&Said::Notice(notice.to_string()));
         }
     };
-    let _ = verbosity;
-    take_part(&assignment, Arc::new(notices), &mut |row| {
+    let row = &mut |row: &Row| {
         if rank == 0 {
             say(&Said::Row(row.clone()));
         }
-    })
+    };
+    let last_words = &|words: String| say(&Said::Notice(words));
+    take_part(&assignment, Arc::new(notices), row, last_words)
 }
 
 /// A rank that mpirun, srun or torchrun started.
@@ -267,6 +272,7 @@ fn under_a_launcher(
         timeout: Duration::from_secs(5),
         streams: arguments.streams,
         busy_poll: arguments.busy_poll.map(Duration::from_micros),
+        costs: verbosity == Verbosity::Verbose,
         options,
     };
     let first = environment.rank == 0;
@@ -277,11 +283,12 @@ fn under_a_launcher(
             anstream::eprintln!("{notice}");
         }
     };
-    let code = take_part(&assignment, Arc::new(notices), &mut |row| {
+    let row = &mut |row: &Row| {
         if first && outcome.is_ok() {
             outcome = table.row(row);
         }
-    })?;
+    };
+    let code = take_part(&assignment, Arc::new(notices), row, &|words| anstream::eprintln!("{words}"))?;
     outcome?;
     Ok(code)
 }
@@ -290,6 +297,7 @@ fn take_part(
     assignment: &Assignment,
     notices: finetune_allreduce::Notices,
     report: &mut dyn FnMut(&Row),
+    last_words: &dyn Fn(String),
 ) -> Result<ExitCode, Failure> {
     let Assignment { rank, world, rendezvous, token, .. } = assignment;
     let secret = match token {
@@ -317,9 +325,32 @@ fn take_part(
     config.claim("version of finetune", env!("CARGO_PKG_VERSION").as_bytes());
     let group = Group::join(&config)?;
     let rows = bench::run(&group, &assignment.options, report)?;
+    if assignment.costs {
+        let costs = costs(&group, &assignment.options)?;
+        if *rank == 0 {
+            last_words(costs);
+        }
+    }
     group.barrier()?;
     let wrong = rows.iter().any(|row| row.wrong > 0);
     Ok(if wrong { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+/// What an operation of the largest size costs this rank, in words.
+fn costs(group: &Group, options: &Options) -> Result<String, Failure> {
+    /// Enough of them for the system's clock of processor time.
+    const OPERATIONS: u64 = 10;
+    group.barrier()?;
+    let before = memory::processor_seconds();
+    let cost = bench::cost(group, options, OPERATIONS)?;
+    let (seconds, rank) = (memory::processor_seconds() - before, group.rank());
+    Ok(format!(
+        "rank {rank}: {} operations of {} bytes, {} bytes sent, {seconds:.4} CPU s, peak memory {} KiB",
+        cost.operations,
+        cost.bytes,
+        cost.sent,
+        memory::peak_bytes() >> 10
+    ))
 }
 
 /// Rows as they come.
