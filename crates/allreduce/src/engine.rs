@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::choose::{Choice, Reach};
 use crate::control::{Board, Control};
-use crate::error::{GroupError, Who};
+use crate::error::{GroupError, GroupFailure, Who};
 use crate::flight::Flight;
 use crate::frame::{Algorithm, Descriptor, FrameError};
 use crate::operation::{Buffers, Fault, Links, Operation, Standing};
@@ -236,7 +236,7 @@ impl Engine {
     pub(crate) fn failure(&self, operation: Option<(u64, Descriptor)>) -> GroupError {
         let standings = &self.standings;
         let board = standings.membership.board();
-        GroupError {
+        GroupError(Box::new(GroupFailure {
             rank: standings.rank,
             // Without a verdict within twice the timeout not even the control thread answers: then nobody is heard.
             verdict: board.verdict().unwrap_or(Verdict::CutOff),
@@ -244,6 +244,6 @@ impl Engine {
             step: board.progress().step,
             who: Arc::clone(&standings.who),
             flight: self.flight.record(),
-        }
+        }))
     }
 }

@@ -18,8 +18,22 @@ pub struct Who {
 }
 
 /// A group that has failed. Nothing can be done with it any more; what was being reduced is lost.
+///
+/// Boxed, so that a result that is well stays small.
 #[derive(Clone, Debug)]
-pub struct GroupError {
+pub struct GroupError(pub(crate) Box<GroupFailure>);
+
+impl std::ops::Deref for GroupError {
+    type Target = GroupFailure;
+
+    fn deref(&self) -> &GroupFailure {
+        &self.0
+    }
+}
+
+/// What is known of a failed group.
+#[derive(Clone, Debug)]
+pub struct GroupFailure {
     /// This rank.
     pub rank: usize,
     /// What happened, the same on every survivor that the others could reach.
@@ -44,7 +58,7 @@ pub(crate) fn ranks(ranks: &[usize]) -> String {
     }
 }
 
-impl GroupError {
+impl GroupFailure {
     /// The ranks that are gone, if that is what happened.
     pub fn lost_ranks(&self) -> Vec<usize> {
         match &self.verdict {

@@ -109,7 +109,7 @@ impl Group {
         let relations = Relations::processes(config, joined.lobby, joined.members, joined.streams, session);
         let members = Arc::new((0..world).collect());
         let group = Group::assemble(rank, session, vec![carrier], members, standings, relations);
-        group.settle_in().map_err(|error| JoinError::Group(Box::new(error)))?;
+        group.settle_in().map_err(JoinError::Group)?;
         crate::rdma_group::attach(&group, session, config)?;
         group.engine().flight = crate::flight::Flight::new(session);
         let (latency, ways) = {

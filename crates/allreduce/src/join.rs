@@ -103,7 +103,7 @@ pub enum JoinError {
     Rdma(String),
     /// The group failed while it was being tried out.
     #[error("{0}")]
-    Group(Box<crate::error::GroupError>),
+    Group(crate::error::GroupError),
 }
 
 /// A rank as the roster lists it.

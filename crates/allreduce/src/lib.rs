@@ -61,7 +61,7 @@ pub use devices::{
     DeviceMatrix, DeviceMatrixError, MAX_DEVICE_FILE_BYTES, Shape, WiresError, wires_from_json, wires_to_json,
 };
 pub use environment::{Environment, EnvironmentError, Launcher, Rendezvous};
-pub use error::{GroupError, Who};
+pub use error::{GroupError, GroupFailure, Who};
 pub use flight::FlightEntry;
 pub use frame::{Algorithm, Descriptor, Element, FrameError, Kind, PROTOCOL_VERSION, Reduction, Wire};
 pub use group::{Group, Reduce};

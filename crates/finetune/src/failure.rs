@@ -23,7 +23,7 @@ pub(crate) enum Failure {
     },
     Output(std::io::Error),
     /// The other ranks, once they had joined.
-    Group(Box<GroupError>),
+    Group(GroupError),
     Join(JoinError),
 }
 
@@ -152,7 +152,7 @@ impl From<StoreError> for Failure {
 
 impl From<GroupError> for Failure {
     fn from(error: GroupError) -> Failure {
-        Failure::Group(Box::new(error))
+        Failure::Group(error)
     }
 }
 
