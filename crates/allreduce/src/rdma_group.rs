@@ -34,7 +34,7 @@ pub(crate) fn attach(group: &Group, session: u64, config: &Config) -> Result<(),
     if config.backend == BackendChoice::Tcp {
         return Ok(());
     }
-    let failed = |error: GroupError| JoinError::Group(error);
+    let failed = JoinError::Group;
     let fall_back = |why: String| match config.backend {
         BackendChoice::Rdma => Err(JoinError::Rdma(why)),
         _ => {

@@ -51,7 +51,7 @@ impl Group {
     /// Splits the group: ranks that pass the same `color` form a new one, ordered by `key`, then by rank. Every rank of this
     /// group must call it. The new group goes over TCP (or between threads) and shares this one's fate.
     pub fn split(&self, color: u64, key: u64) -> Result<Group, JoinError> {
-        let failed = |error| JoinError::Group(error);
+        let failed = JoinError::Group;
         let mut all = vec![[0u64; 2]; self.world()];
         self.all_gather(&[[color, key]], &mut all).map_err(failed)?;
         let mut ranks: Vec<usize> = (0..self.world()).filter(|&rank| all[rank][0] == color).collect();
