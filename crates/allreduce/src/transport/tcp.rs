@@ -12,6 +12,9 @@ use crate::transport::{Backend, Broken, LONGEST_SLEEP, Transport, Want};
 /// Send and receive buffers of connections within one machine.
 const SAME_MACHINE_BUFFER: usize = 512 << 10;
 
+/// Polls before a wait begins to give way to other processes: some ten microseconds.
+const SPINS: u32 = 16;
+
 /// How TCP connections are used.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TcpOptions {
