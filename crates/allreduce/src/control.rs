@@ -32,8 +32,16 @@ pub(crate) struct Board {
     failed: AtomicBool,
     verdict: Mutex<Option<Verdict>>,
     ended: Condvar,
-    /// Where each peer last said it was, and since when it says so.
-    peers: Mutex<BTreeMap<usize, (Progress, Instant)>>,
+    peers: Mutex<BTreeMap<usize, Heard>>,
+}
+
+/// What a peer last said.
+struct Heard {
+    progress: Progress,
+    /// Since when it says so (or has left), and when it last spoke.
+    since: Instant,
+    last: Instant,
+    left: bool,
 }
 
 impl Board {
@@ -63,18 +71,28 @@ impl Board {
         self.moved.store(moved, Ordering::Relaxed);
     }
 
-    fn hear(&self, peer: usize, progress: Progress) {
+    fn hear(&self, peer: usize, message: &Message) {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        match peers.get_mut(&peer) {
-            Some((known, _)) if *known == progress => {}
-            _ => drop(peers.insert(peer, (progress, Instant::now()))),
+        let now = Instant::now();
+        match (message, peers.get_mut(&peer)) {
+            (Message::Heartbeat(progress), Some(heard)) if heard.progress == *progress => heard.last = now,
+            (Message::Heartbeat(progress), _) => {
+                peers.insert(peer, Heard { progress: *progress, since: now, last: now, left: false });
+            }
+            (Message::Farewell, Some(heard)) => (heard.left, heard.since) = (true, now),
+            _ => {}
         }
     }
 
-    /// Whether all of `peers` other ranks have been inside an operation for so long without moving a byte.
+    /// Whether all of `peers` other ranks have for so long been gone, or inside an operation without moving a byte. They
+    /// must still say so: one that is silent may be frozen.
     pub(crate) fn is_standstill(&self, peers: usize, for_: Duration) -> bool {
         let known = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        known.len() == peers && known.values().all(|(progress, since)| progress.inside && since.elapsed() >= for_)
+        let stands = |heard: &Heard| {
+            let says_so = heard.progress.inside && heard.last.elapsed() < for_ / 5;
+            (heard.left || says_so) && heard.since.elapsed() >= for_
+        };
+        known.len() == peers && known.values().all(stands)
     }
 
     pub(crate) fn has_failed(&self) -> bool {
@@ -248,15 +266,15 @@ impl Thread {
             match line.trusted.read_available::<Message>() {
                 Ok(Some(messages)) => {
                     for message in messages {
-                        if let Message::Heartbeat(progress) = &message {
-                            self.board.hear(peer, *progress);
-                        }
+                        self.board.hear(peer, &message);
                         self.feed(Event::Received { from: peer, message });
                     }
                 }
-                // A message that does not open is no better than a closed connection: nothing after it can be believed.
+                // A message that does not open is no better than a closed connection: nothing after it can be believed. The
+                // peer is to see it closed too, rather than wait for the silence.
                 Ok(None) | Err(_) => {
                     line.open = false;
+                    let _ = line.trusted.stream.shutdown(std::net::Shutdown::Both);
                     self.feed(Event::Closed { from: peer });
                 }
             }

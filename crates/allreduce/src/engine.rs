@@ -10,11 +10,14 @@ use crate::flight::Flight;
 use crate::frame::{Algorithm, Descriptor, FrameError};
 use crate::operation::{Buffers, Fault, Links, Operation, Standing};
 use crate::plan::Plan;
-use crate::transport::{Transport, Want};
+use crate::transport::{LONGEST_SLEEP, Transport, Want};
 use crate::verdict::{Cause, Verdict};
 
 /// How long a closed data connection is given to be explained by its rank's death.
 const EXPLANATION: Duration = Duration::from_millis(500);
+
+/// A gap between two looks at the clock, 64 rounds of waiting apart (0.64 s at most), that means that we were stopped.
+const OWN_STOP: Duration = Duration::from_secs(2);
 
 /// Who says whether the group still stands.
 pub(crate) enum Membership {
@@ -168,10 +171,12 @@ impl Engine {
         let moved_before = moved.0 + moved.1 - links.bytes_sent - links.bytes_received;
         let mut round = 0;
         let mut idle_since = Instant::now();
+        let mut looked = idle_since;
+        let mut closed_since = None;
         loop {
             match operation.poll(links, transport.as_mut(), buffers) {
                 Ok(Standing::Done) => return Ok(()),
-                Ok(Standing::Moved) => round = 0,
+                Ok(Standing::Moved) => (round, closed_since) = (0, None),
                 Ok(Standing::Idle) => {
                     if board.has_failed() {
                         return Err(());
@@ -179,20 +184,35 @@ impl Engine {
                     operation.wants(&mut self.wants);
                     if round == 0 {
                         idle_since = Instant::now();
+                        looked = idle_since;
                         board.set_moved(moved_before + links.bytes_sent + links.bytes_received);
-                    } else if round % 64 == 0 && Self::is_stuck(idle_since.elapsed(), transport.as_ref(), standings) {
-                        let waiting_for = self.wants.iter().map(|want| self.members[want.peer]).collect();
-                        let seconds = idle_since.elapsed().as_secs();
-                        let cause = Cause::Stalled { waiting_for, seconds, operation: number, mine: descriptor };
-                        return Self::give_up(standings, cause);
+                    } else if round % 64 == 0 {
+                        let now = Instant::now();
+                        // This process was stopped: it has not waited, and the others may have been stopped with it.
+                        if now - looked > OWN_STOP {
+                            idle_since = now;
+                        }
+                        looked = now;
+                        if Self::is_stuck(now - idle_since, transport.as_ref(), standings) {
+                            let waiting_for = self.wants.iter().map(|want| self.members[want.peer]).collect();
+                            let seconds = (now - idle_since).as_secs();
+                            let cause = Cause::Stalled { waiting_for, seconds, operation: number, mine: descriptor };
+                            return Self::give_up(standings, cause);
+                        }
                     }
                     transport.idle(&self.wants, round);
                     round += 1;
                 }
                 Err(fault) => {
                     let closed = matches!(&fault, Fault::Broken(broken) if broken.closed);
-                    let explained = closed && board.wait_for_verdict(EXPLANATION).is_some();
-                    return if explained { Err(()) } else { Self::give_up(standings, self.cause(fault)) };
+                    let since = *closed_since.get_or_insert_with(Instant::now);
+                    if !closed || since.elapsed() > EXPLANATION {
+                        return Self::give_up(standings, self.cause(fault));
+                    }
+                    // Its death may explain it, or what it sent on another link.
+                    if board.wait_for_verdict(LONGEST_SLEEP).is_some() {
+                        return Err(());
+                    }
                 }
             }
         }

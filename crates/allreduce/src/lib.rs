@@ -51,6 +51,8 @@ mod rdma_group;
 mod sealed;
 mod secret;
 mod session;
+#[cfg(test)]
+mod simulation;
 mod split;
 mod transport;
 mod verdict;

@@ -106,15 +106,25 @@ impl Operation {
             links.scratch.resize(self.plan.scratch, 0.0);
         }
         let mut moved = false;
+        let mut closed = None;
+        // What the peer sent before it closed its links may say more than that they are closed, so it is read first.
+        let mut unless_closed = |outcome| match outcome {
+            Err(Fault::Broken(broken)) if broken.closed => {
+                closed.get_or_insert(broken);
+                Ok(false)
+            }
+            outcome => outcome,
+        };
         for channel in 0..self.plan.channels.len() {
-            moved |= self.poll_send(channel, links, transport, buffers)?;
-            moved |= self.poll_receive(channel, links, transport, buffers)?;
+            moved |= unless_closed(self.poll_send(channel, links, transport, buffers))?;
+            moved |= unless_closed(self.poll_receive(channel, links, transport, buffers))?;
         }
-        Ok(match (self.remaining, moved) {
-            (0, _) => Standing::Done,
-            (_, true) => Standing::Moved,
-            (_, false) => Standing::Idle,
-        })
+        match (self.remaining, moved, closed) {
+            (0, _, _) => Ok(Standing::Done),
+            (_, true, _) => Ok(Standing::Moved),
+            (_, false, None) => Ok(Standing::Idle),
+            (_, false, Some(broken)) => Err(Fault::Broken(broken)),
+        }
     }
 
     /// The links that have to move before this operation can.

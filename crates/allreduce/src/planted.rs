@@ -29,6 +29,10 @@ pub(crate) enum Bug {
     SealNotChecked,
     /// A rank that was frozen itself accuses the others.
     OwnFreezeNotNoticed,
+    /// All messages of a control connection are sealed with the same count, so that one can be replayed.
+    SealCountKept,
+    /// Each rank judges for itself, by the records that happened to reach it in time.
+    JudgedAlone,
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::planted::{Bug, planted};
+
 /// Bytes of a nonce, a key or a full tag.
 pub(crate) const KEY_BYTES: usize = 32;
 
@@ -102,7 +104,7 @@ impl Seal {
     /// The tag of the next message.
     pub(crate) fn next(&mut self, body: &[u8]) -> Tag {
         let tag = Tag(keyed(&self.key, "message", &[&self.count.to_le_bytes(), body]));
-        self.count += 1;
+        self.count += u64::from(!planted(Bug::SealCountKept));
         tag
     }
 }

@@ -69,6 +69,8 @@ pub(crate) enum Message {
     Heartbeat(Progress),
     /// What a rank sees; forwarded once by everybody who hears of it.
     Record(Record),
+    /// What happened, as one rank has judged for all; forwarded once by everybody who hears of it.
+    Verdict(Verdict),
     /// The rank is done and will close its connections.
     Farewell,
 }
@@ -126,6 +128,10 @@ enum State {
     Settling {
         until: Duration,
     },
+    /// Another rank judges for all; if it has not by then, we do.
+    Listening {
+        until: Duration,
+    },
     Ended(Verdict),
 }
 
@@ -166,7 +172,7 @@ impl Session {
     /// When this session wants its next tick at the latest.
     pub(crate) fn next_tick(&self) -> Duration {
         match self.state {
-            State::Settling { until } => until.min(self.next_heartbeat),
+            State::Settling { until } | State::Listening { until } => until.min(self.next_heartbeat),
             _ => self.next_heartbeat,
         }
     }
@@ -193,6 +199,7 @@ impl Session {
             Message::Heartbeat(progress) => peer.progress = progress,
             Message::Farewell => peer.left = true,
             Message::Record(record) => self.learn(now, record, actions),
+            Message::Verdict(verdict) => self.end(verdict, actions),
         }
     }
 
@@ -209,12 +216,16 @@ impl Session {
     }
 
     fn flood(&self, record: &Record, actions: &mut Vec<Action>) {
+        self.tell(&Message::Record(record.clone()), Some(record.from), actions);
+    }
+
+    fn tell(&self, message: &Message, but: Option<usize>, actions: &mut Vec<Action>) {
         if planted(Bug::AbortNotForwarded) {
             return;
         }
         for (&to, peer) in &self.peers {
-            if !peer.closed && to != record.from {
-                actions.push(Action::Send { to, message: Message::Record(record.clone()) });
+            if !peer.closed && Some(to) != but {
+                actions.push(Action::Send { to, message: message.clone() });
             }
         }
     }
@@ -309,13 +320,49 @@ impl Session {
         if !matches!(self.state, State::Ended(_)) && !self.left {
             self.judge_silence(now, actions);
         }
-        if let State::Settling { until } = self.state
-            && now >= until
-        {
-            let verdict = judge(self.rank, self.peers.len() + 1, &self.records);
-            self.state = State::Ended(verdict.clone());
-            actions.push(Action::End(verdict));
+        match self.state {
+            State::Settling { until } if now >= until && self.rank > 1000 => {
+                self.state = State::Listening { until: now + self.timing.settle };
+            }
+            State::Settling { until } | State::Listening { until } if now >= until => {
+                self.end(judge(self.rank, self.peers.len() + 1, &self.records_and_farewells()), actions);
+            }
+            _ => {}
         }
+    }
+
+    /// Who judges for all: of the ranks that wrote a record and that we hear, the one with the least part in any accusation,
+    /// then the lowest. Records that arrive late can make two ranks judge differently; so one judges and the others repeat.
+    fn speaker(&self) -> usize {
+        let records = &self.records;
+        let accuses = |record: &Record, rank: usize| record.silent.contains(&rank) || record.closed.contains(&rank);
+        let part = |rank: usize| {
+            let others = records.values().filter(|record| accuses(record, rank)).count();
+            others + records.get(&rank).map_or(0, |own| own.silent.len() + own.closed.len())
+        };
+        let heard = |rank: &usize| self.peers.get(rank).is_none_or(|peer| !peer.closed && !peer.left);
+        records.keys().copied().filter(heard).min_by_key(|&rank| (part(rank), rank)).unwrap_or(self.rank)
+    }
+
+    /// All records, and an empty one of each rank that has left of itself: whoever accuses it has not heard its farewell.
+    fn records_and_farewells(&self) -> BTreeMap<usize, Record> {
+        let mut records = self.records.clone();
+        for (&rank, _) in self.peers.iter().filter(|(_, peer)| peer.left) {
+            records.entry(rank).or_insert_with(|| Record::new(rank));
+        }
+        records
+    }
+
+    /// The group has failed. Everybody repeats the verdict, unless it is about the one who hears nobody.
+    fn end(&mut self, verdict: Verdict, actions: &mut Vec<Action>) {
+        if matches!(self.state, State::Ended(_)) {
+            return;
+        }
+        if verdict != Verdict::CutOff && self.rank > 1000 {
+            self.tell(&Message::Verdict(verdict.clone()), None, actions);
+        }
+        self.state = State::Ended(verdict.clone());
+        actions.push(Action::End(verdict));
     }
 
     fn judge_silence(&mut self, now: Duration, actions: &mut Vec<Action>) {

@@ -1,0 +1,633 @@
+//! The world around the ranks: a clock, a queue of what is going to happen, and the network between them.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::time::Duration;
+
+use super::random::Random;
+use super::rank::{Letter, Pace, Process, Rank, Settings};
+use super::scenario::{Attack, Change, Damage, FrameFault, Scenario};
+use super::wires::{Ending, LinkSettings, Model, Piece, SimTransport};
+use super::work::{LINKS, Task};
+use crate::frame::{HEADER_BYTES, Header, crc32c};
+use crate::sealed::{Opener, seal};
+use crate::secret::{Seal, Secret};
+use crate::session::{Message, Timing};
+use crate::verdict::{Cause, Record};
+
+/// The number of the group; frames of an earlier one have another.
+const SESSION: u64 = 0x5e55_1011;
+
+/// What travels from one rank to another.
+enum Parcel {
+    Data { link: usize, bytes: Vec<u8> },
+    DataEnd { link: usize, ending: Ending },
+    Control(Vec<u8>),
+    ControlEnd,
+}
+
+enum Happening {
+    Arrival { from: usize, to: usize, parcel: Parcel },
+    /// The control thread of a rank has slept enough.
+    Control(usize),
+    /// The same of the thread that calls the group.
+    Engine(usize),
+    Change(Change),
+}
+
+/// A place in the queue: earlier first, and what was put in first among those of one time.
+struct Entry(Duration, u64, Happening);
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Entry) -> bool {
+        (self.0, self.1) == (other.0, other.1)
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Entry) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Entry) -> std::cmp::Ordering {
+        (self.0, self.1).cmp(&(other.0, other.1))
+    }
+}
+
+/// The way from one rank to another, control and data.
+#[derive(Default)]
+struct Direction {
+    /// How many faults block it now.
+    blocked: usize,
+    loses: bool,
+    held: VecDeque<Parcel>,
+    last_control: Duration,
+    last_data: [Duration; LINKS],
+    frames: usize,
+    flip_next: bool,
+    last_letter: Vec<u8>,
+}
+
+pub(super) struct World {
+    pub(super) now: Duration,
+    pub(super) scenario: Scenario,
+    pub(super) ranks: Vec<Rank>,
+    queue: BinaryHeap<Reverse<Entry>>,
+    entries: u64,
+    random: Random,
+    directions: Vec<Direction>,
+    control_timers: Vec<Option<Duration>>,
+    engine_timers: Vec<Option<Duration>>,
+    pub(super) tasks: Vec<Task>,
+    /// When the first fault took effect, and when each frame fault did.
+    pub(super) struck: Option<Duration>,
+    /// When each rank left the group of itself.
+    pub(super) left: Vec<Option<Duration>>,
+    frozen_since: Vec<Duration>,
+    pub(super) traced: bool,
+    pub(super) events: u64,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, traced: bool) -> World {
+        let mut random = Random::new(seed);
+        let (mut conditions, mut work) = (random.branch(), random.branch());
+        let scenario = Scenario::draw(&mut conditions);
+        let tasks = draw_tasks(&scenario, &mut work);
+        let world = scenario.world;
+        let frame_bytes = frame_bytes(&tasks, world, &mut random);
+        let settings = Settings {
+            world,
+            timing: Timing::new(scenario.timeout),
+            timeout: scenario.timeout,
+            operation_timeout: scenario.operation_timeout(),
+            frame_bytes,
+        };
+        let most_at_once = frame_bytes * random.pick(&[1, 1, 2]) + HEADER_BYTES * random.pick(&[0, 1, 2]);
+        let room = (frame_bytes + HEADER_BYTES) * random.pick(&[1, 2, 8]);
+        let link = LinkSettings { model: scenario.model, links: LINKS, frame_bytes, most_at_once, room };
+        let mut lines = lines(world);
+        let ranks: Vec<Rank> = (0..world)
+            .map(|rank| {
+                let pace = Pace {
+                    start: random.between(Duration::ZERO, settings.timing.heartbeat),
+                    begin: settings.timing.heartbeat + random.between(Duration::ZERO, scenario.spike),
+                    linger: scenario.linger.mul_f64(0.5 + random.below(100) as f64 / 100.0),
+                    last_words: random.between(Duration::ZERO, Duration::from_millis(300)),
+                };
+                let transport = SimTransport::new(world, link, random.branch());
+                let tasks = tasks_of(rank, &tasks, &scenario, &mut work);
+                Rank::new(rank, settings, pace, SESSION, std::mem::take(&mut lines[rank]), transport, tasks)
+            })
+            .collect();
+        let mut simulation = World {
+            now: Duration::ZERO,
+            ranks,
+            queue: BinaryHeap::new(),
+            entries: 0,
+            random,
+            directions: (0..world * world).map(|_| Direction::default()).collect(),
+            control_timers: vec![None; world],
+            engine_timers: vec![None; world],
+            tasks,
+            struck: None,
+            left: vec![None; world],
+            frozen_since: vec![Duration::ZERO; world],
+            traced,
+            events: 0,
+            scenario,
+        };
+        for (at, change) in simulation.scenario.changes.clone() {
+            simulation.put(at, Happening::Change(change));
+        }
+        for rank in 0..world {
+            simulation.set_timers(rank);
+        }
+        simulation
+    }
+
+    /// Runs to the end: all ranks have left or are no more. A wrong result or a hang is an error.
+    pub(super) fn run(&mut self) -> Result<(), String> {
+        let horizon = self.scenario.horizon();
+        self.trace(|world| format!("{:?}", world.scenario));
+        for (number, task) in self.tasks.iter().enumerate() {
+            self.trace(|_| format!("operation {number}: {} after {:?}", task.descriptor, task.pause));
+        }
+        let mut thaws = self.scenario.changes.iter().filter(|(_, change)| matches!(change, Change::Thaw(_))).count();
+        loop {
+            let over = |rank: &Rank| match rank.process {
+                Process::Running => rank.has_left(),
+                Process::Frozen => thaws == 0,
+                Process::Dead => true,
+            };
+            if self.ranks.iter().all(over) {
+                return Ok(());
+            }
+            let Some(Reverse(Entry(at, _, happening))) = self.queue.pop() else {
+                return Err("nothing is going to happen any more".into());
+            };
+            self.now = at;
+            self.events += 1;
+            if at > horizon {
+                let stuck: Vec<usize> = self.ranks.iter().filter(|rank| !over(rank)).map(|rank| rank.rank).collect();
+                return Err(format!("ranks {stuck:?} hang: no end after {horizon:?}"));
+            }
+            match happening {
+                Happening::Arrival { from, to, parcel } => self.arrive(from, to, parcel)?,
+                Happening::Control(rank) => {
+                    if self.control_timers[rank] == Some(at) {
+                        self.control_timers[rank] = None;
+                        self.control(rank)?;
+                    }
+                }
+                Happening::Engine(rank) => {
+                    if self.engine_timers[rank] == Some(at) {
+                        self.engine_timers[rank] = None;
+                    }
+                    self.engine(rank)?;
+                }
+                Happening::Change(change) => {
+                    thaws -= usize::from(matches!(change, Change::Thaw(_)));
+                    self.change(change)?;
+                }
+            }
+        }
+    }
+
+    pub(super) fn trace(&self, line: impl FnOnce(&World) -> String) {
+        if self.traced {
+            eprintln!("{:>12.6} {}", self.now.as_secs_f64(), line(self));
+        }
+    }
+
+    fn put(&mut self, at: Duration, happening: Happening) {
+        self.entries += 1;
+        self.queue.push(Reverse(Entry(at, self.entries, happening)));
+    }
+
+    fn direction(&mut self, from: usize, to: usize) -> &mut Direction {
+        &mut self.directions[from * self.scenario.world + to]
+    }
+
+    fn delay(&mut self) -> Duration {
+        let Scenario { latency, spike, .. } = self.scenario;
+        let most = if self.random.one_in(64) { spike } else { latency };
+        self.random.between(latency / 5, most.max(latency / 2))
+    }
+
+    fn set_timers(&mut self, rank: usize) {
+        if self.ranks[rank].process != Process::Running || self.ranks[rank].has_left() {
+            return;
+        }
+        let control = self.ranks[rank].next_control().max(self.now);
+        if self.control_timers[rank] != Some(control) {
+            self.control_timers[rank] = Some(control);
+            self.put(control, Happening::Control(rank));
+        }
+        if let Some(engine) = self.ranks[rank].next_engine(self.now).map(|at| at.max(self.now))
+            && self.engine_timers[rank] != Some(engine)
+        {
+            self.engine_timers[rank] = Some(engine);
+            self.put(engine, Happening::Engine(rank));
+        }
+    }
+
+    fn control(&mut self, rank: usize) -> Result<(), String> {
+        let knew = self.ranks[rank].verdict.is_some();
+        self.ranks[rank].control(self.now);
+        self.post(rank);
+        match &self.ranks[rank].verdict {
+            Some((_, verdict)) if !knew => {
+                self.trace(|_| format!("rank {rank}: verdict {verdict:?}"));
+                self.engine(rank)
+            }
+            _ => {
+                self.set_timers(rank);
+                Ok(())
+            }
+        }
+    }
+
+    fn engine(&mut self, rank: usize) -> Result<(), String> {
+        let had_left = self.ranks[rank].has_left();
+        let done = self.ranks[rank].done;
+        self.ranks[rank].engine(self.now);
+        for (number, mut memory) in std::mem::take(&mut self.ranks[rank].results) {
+            let strayed = self.scenario.divergent.is_some_and(|stray| stray.rank == rank && stray.task <= number);
+            if !strayed {
+                let wrong = self.tasks[number].check(rank, self.scenario.world, &mut memory).err();
+                if let Some(wrong) = wrong {
+                    return Err(format!("rank {rank}, operation {number}: wrong result: {wrong}"));
+                }
+            }
+        }
+        if done != self.ranks[rank].done {
+            self.trace(|world| format!("rank {rank}: {} operations done", world.ranks[rank].done));
+        }
+        if let Some(complaint) = &self.ranks[rank].complaint {
+            return Err(format!("rank {rank}: {complaint}"));
+        }
+        self.post(rank);
+        self.send_frames(rank);
+        if self.ranks[rank].has_orders() {
+            return self.control(rank);
+        }
+        if self.ranks[rank].has_left() && !had_left {
+            self.trace(|_| format!("rank {rank}: leaves"));
+            self.left[rank] = Some(self.now);
+            self.close_connections(rank, "the peer closed the connection");
+        }
+        self.set_timers(rank);
+        Ok(())
+    }
+
+    /// Sends the sealed messages that a rank has written.
+    fn post(&mut self, rank: usize) {
+        let letters = std::mem::take(&mut self.ranks[rank].letters);
+        if self.traced {
+            self.trace_letters(rank, &letters);
+        }
+        for Letter { to, mut bytes, .. } in letters {
+            self.direction(rank, to).last_letter.clone_from(&bytes);
+            if std::mem::take(&mut self.direction(rank, to).flip_next) {
+                self.struck.get_or_insert(self.now);
+                let bit = self.random.below(bytes.len() * 8);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            if self.random.one_in(16) {
+                let rest = bytes.split_off(self.random.below(bytes.len()));
+                self.send_control(rank, to, bytes);
+                bytes = rest;
+            }
+            self.send_control(rank, to, bytes);
+        }
+        for peer in std::mem::take(&mut self.ranks[rank].shut) {
+            self.send_on_control(rank, peer, Parcel::ControlEnd);
+        }
+    }
+
+    /// One line per message, however many ranks get it; heartbeats aside.
+    fn trace_letters(&self, rank: usize, letters: &[Letter]) {
+        let mut rest: Vec<&Letter> = letters.iter().collect();
+        rest.retain(|letter| !matches!(letter.message, Message::Heartbeat(_)));
+        while let Some(first) = rest.first().copied() {
+            let same: Vec<usize> = rest.iter().filter(|one| one.message == first.message).map(|one| one.to).collect();
+            self.trace(|_| format!("rank {rank} to {same:?}: {:?}", first.message));
+            rest.retain(|letter| letter.message != first.message);
+        }
+    }
+
+    fn send_control(&mut self, from: usize, to: usize, bytes: Vec<u8>) {
+        self.send_on_control(from, to, Parcel::Control(bytes));
+    }
+
+    fn send_on_control(&mut self, from: usize, to: usize, parcel: Parcel) {
+        let at = self.now + self.delay();
+        let last = &mut self.direction(from, to).last_control;
+        *last = at.max(*last);
+        let at = *last;
+        self.put(at, Happening::Arrival { from, to, parcel });
+    }
+
+    fn send_data(&mut self, from: usize, to: usize, link: usize, bytes: Vec<u8>) {
+        let at = self.now + self.delay();
+        let last = &mut self.direction(from, to).last_data[link];
+        *last = at.max(*last);
+        let at = *last;
+        self.put(at, Happening::Arrival { from, to, parcel: Parcel::Data { link, bytes } });
+    }
+
+    /// Fetches what a rank has sent and read on its data links.
+    fn send_frames(&mut self, rank: usize) {
+        for peer in (0..self.scenario.world).filter(|&peer| peer != rank) {
+            for link in 0..LINKS {
+                for piece in self.ranks[rank].transport.fetch_outgoing(peer, link) {
+                    self.send_piece(rank, peer, link, piece);
+                }
+                let taken = self.ranks[rank].transport.fetch_taken(peer, link);
+                if taken > 0 {
+                    self.make_room(rank, peer, link, taken);
+                }
+            }
+        }
+    }
+
+    /// `reader` has taken (or the network has lost) what `sender` sent: there is room for more.
+    fn make_room(&mut self, reader: usize, sender: usize, link: usize, bytes: usize) {
+        if self.ranks[sender].transport.make_room(reader, link, bytes) {
+            let at = self.now + self.scenario.latency / 2;
+            self.put(at, Happening::Engine(sender));
+        }
+    }
+
+    fn send_piece(&mut self, from: usize, to: usize, link: usize, mut piece: Piece) {
+        if link == 0 && piece.starts_frame && !self.scenario.frame_faults.is_empty() {
+            let frame = self.direction(from, to).frames;
+            self.direction(from, to).frames += 1;
+            let due = |fault: &FrameFault| (fault.from, fault.to, fault.frame) == (from, to, frame);
+            if let Some(fault) = self.scenario.frame_faults.iter().copied().find(due) {
+                self.trace(|_| format!("{:?} strikes frame {frame} from {from} to {to}", fault.damage));
+                match self.damage(from, to, piece, fault.damage) {
+                    Some(left) => piece = left,
+                    None => return,
+                }
+            }
+        }
+        self.send_data(from, to, link, piece.bytes);
+    }
+
+    /// Does that to a frame. `None`: there is nothing left of it to send.
+    fn damage(&mut self, from: usize, to: usize, mut piece: Piece, damage: Damage) -> Option<Piece> {
+        let stale = matches!(damage, Damage::Stale | Damage::StaleBefore);
+        let twin = if stale { self.stale_twin(&piece) } else { None };
+        if stale && twin.is_none() {
+            return Some(piece);
+        }
+        self.struck.get_or_insert(self.now);
+        match (damage, twin) {
+            (Damage::Flip, _) => {
+                let bit = self.random.below(piece.bytes.len() * 8);
+                piece.bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            (Damage::Drop, _) => {
+                self.make_room(to, from, 0, piece.bytes.len());
+                return None;
+            }
+            (Damage::Double, _) => self.send_data(from, to, 0, piece.bytes.clone()),
+            (Damage::Delay, _) => {
+                let at = self.now + self.random.between(Duration::ZERO, Duration::from_millis(5));
+                let parcel = Parcel::Data { link: 0, bytes: piece.bytes };
+                self.put(at, Happening::Arrival { from, to, parcel });
+                return None;
+            }
+            (Damage::Stale, Some(twin)) => piece.bytes = twin,
+            (_, Some(twin)) => self.send_data(from, to, 0, twin),
+            (_, None) => unreachable!("stale frames have a twin"),
+        }
+        Some(piece)
+    }
+
+    /// The same frame with other contents, as an earlier group would have sent it; none if this is not a whole frame.
+    fn stale_twin(&mut self, piece: &Piece) -> Option<Vec<u8>> {
+        let (header, payload) = piece.bytes.split_first_chunk::<HEADER_BYTES>()?;
+        let header = Header::decode(header).expect("the sender's own header");
+        if header.length as usize != payload.len() {
+            return None;
+        }
+        let payload: Vec<u8> = payload.iter().map(|byte| byte ^ 0x5a).collect();
+        let payload_crc = crc32c(&payload);
+        let twin = Header { session: SESSION - 1, payload_crc, ..header };
+        Some([&twin.encode()[..], &payload].concat())
+    }
+
+    fn arrive(&mut self, from: usize, to: usize, parcel: Parcel) -> Result<(), String> {
+        if self.direction(from, to).blocked == 0 {
+            return self.hand_over(from, to, parcel);
+        }
+        match parcel {
+            Parcel::Data { link, bytes } if self.scenario.model == Model::Frames && self.direction(from, to).loses => {
+                self.make_room(to, from, link, bytes.len());
+            }
+            parcel => self.direction(from, to).held.push_back(parcel),
+        }
+        Ok(())
+    }
+
+    fn hand_over(&mut self, from: usize, to: usize, parcel: Parcel) -> Result<(), String> {
+        let rank = &mut self.ranks[to];
+        if rank.process == Process::Dead {
+            return Ok(());
+        }
+        let data = match parcel {
+            Parcel::Data { link, bytes } => {
+                rank.transport.arrive(from, link, bytes);
+                true
+            }
+            Parcel::DataEnd { link, ending } => {
+                rank.transport.end(from, link, ending);
+                true
+            }
+            Parcel::Control(bytes) => {
+                rank.arrive(from, &bytes);
+                false
+            }
+            Parcel::ControlEnd => {
+                rank.end(from);
+                false
+            }
+        };
+        if data { self.engine(to) } else { self.control(to) }
+    }
+
+    /// The system closes all connections of a rank, after what is on its way.
+    fn close_connections(&mut self, rank: usize, what: &'static str) {
+        for peer in (0..self.scenario.world).filter(|&peer| peer != rank) {
+            self.send_on_control(rank, peer, Parcel::ControlEnd);
+            if self.scenario.model == Model::Stream {
+                self.break_data(rank, peer, Ending { closed: true, what });
+            }
+        }
+    }
+
+    /// The end of the data links, as `to` sees it.
+    fn break_data(&mut self, from: usize, to: usize, ending: Ending) {
+        for link in 0..LINKS {
+            let at = (self.now + self.delay()).max(self.direction(from, to).last_data[link]);
+            self.put(at, Happening::Arrival { from, to, parcel: Parcel::DataEnd { link, ending } });
+        }
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), String> {
+        self.trace(|_| format!("{change:?}"));
+        let running = |rank: usize| self.ranks[rank].process == Process::Running && !self.ranks[rank].has_left();
+        let strikes = match change {
+            Change::Freeze(rank) | Change::Crash { rank, .. } => running(rank),
+            Change::Block { .. } | Change::BreakData { .. } | Change::CloseControl { .. } => true,
+            Change::Thaw(_) | Change::Unblock { .. } | Change::Attack { .. } => false,
+        };
+        if strikes {
+            self.struck.get_or_insert(self.now);
+        }
+        match change {
+            Change::Freeze(rank) => {
+                if self.ranks[rank].process == Process::Running {
+                    self.ranks[rank].process = Process::Frozen;
+                    self.frozen_since[rank] = self.now;
+                    (self.control_timers[rank], self.engine_timers[rank]) = (None, None);
+                }
+            }
+            Change::Thaw(rank) => {
+                if self.ranks[rank].process == Process::Frozen {
+                    let stopped = self.now - self.frozen_since[rank];
+                    self.ranks[rank].thaw(self.now, stopped);
+                    // Either of the two threads may be the first.
+                    if self.random.one_in(2) {
+                        self.engine(rank)?;
+                    }
+                    self.control(rank)?;
+                    self.engine(rank)?;
+                }
+            }
+            Change::Crash { rank, resets } => {
+                if self.ranks[rank].process == Process::Dead || self.ranks[rank].has_left() {
+                    return Ok(());
+                }
+                self.ranks[rank].process = Process::Dead;
+                if resets {
+                    self.lose_what_is_on_its_way(rank);
+                }
+                self.close_connections(rank, "Connection reset by peer (os error 104)");
+            }
+            Change::Block { from, to, loses } => {
+                let direction = self.direction(from, to);
+                direction.blocked += 1;
+                direction.loses |= loses;
+            }
+            Change::Unblock { from, to } => {
+                self.direction(from, to).blocked -= 1;
+                if self.direction(from, to).blocked == 0 {
+                    self.direction(from, to).loses = false;
+                    for parcel in std::mem::take(&mut self.direction(from, to).held) {
+                        self.hand_over(from, to, parcel)?;
+                    }
+                }
+            }
+            Change::BreakData { a, b, closed } => {
+                let ending = Ending { closed, what: "the network went down under this connection" };
+                self.break_data(a, b, ending);
+                self.break_data(b, a, ending);
+            }
+            Change::CloseControl { a, b } => {
+                self.send_on_control(a, b, Parcel::ControlEnd);
+                self.send_on_control(b, a, Parcel::ControlEnd);
+            }
+            Change::Attack { from, to, attack } => self.attack(from, to, attack),
+        }
+        Ok(())
+    }
+
+    /// A reset overtakes the bytes before it; a frame of an RDMA link that has left arrives.
+    fn lose_what_is_on_its_way(&mut self, rank: usize) {
+        let stream = self.scenario.model == Model::Stream;
+        self.queue.retain(|Reverse(Entry(_, _, happening))| match happening {
+            Happening::Arrival { from, parcel: Parcel::Data { .. }, .. } => *from != rank || !stream,
+            Happening::Arrival { from, parcel: Parcel::Control(_), .. } => *from != rank,
+            _ => true,
+        });
+    }
+
+    fn attack(&mut self, from: usize, to: usize, attack: Attack) {
+        match attack {
+            Attack::Flip => self.direction(from, to).flip_next = true,
+            Attack::Replay => {
+                let bytes = self.direction(from, to).last_letter.clone();
+                if !bytes.is_empty() {
+                    self.struck.get_or_insert(self.now);
+                    self.send_control(from, to, bytes);
+                }
+            }
+            Attack::Forge => {
+                let mut record = Record::new(from);
+                record.version = 1;
+                record.cause = Some(Cause::Failed { message: "says somebody else".into() });
+                let key = Secret::loopback().tag("a guess", &[]);
+                let bytes = seal(&Message::Record(record), &mut Seal::new(&key));
+                self.struck.get_or_insert(self.now);
+                self.send_control(from, to, bytes);
+            }
+        }
+    }
+}
+
+/// The operations of a run; no two in a row look alike, so that a rank that leaves one out is found out.
+fn draw_tasks(scenario: &Scenario, random: &mut Random) -> Vec<Task> {
+    let mut tasks: Vec<Task> = Vec::new();
+    while tasks.len() < scenario.tasks {
+        let task = Task::random(random, scenario.world, scenario.ways, scenario.longest_pause);
+        if tasks.last().is_none_or(|last| last.descriptor != task.descriptor) {
+            tasks.push(task);
+        }
+    }
+    tasks
+}
+
+/// What one rank makes of the operations.
+fn tasks_of(rank: usize, tasks: &[Task], scenario: &Scenario, random: &mut Random) -> Vec<Task> {
+    let mut tasks = tasks.to_vec();
+    if let Some((stray, pause)) = scenario.straggler
+        && stray.rank == rank
+    {
+        tasks[stray.task].pause += pause;
+    }
+    if let Some(stray) = scenario.divergent
+        && stray.rank == rank
+    {
+        if random.one_in(3) {
+            tasks.remove(stray.task);
+        } else {
+            tasks[stray.task] = tasks[stray.task].diverged(random, scenario.world, scenario.ways);
+        }
+    }
+    tasks
+}
+
+/// Short frames, so that there are many; longer ones where there would be too many.
+fn frame_bytes(tasks: &[Task], world: usize, random: &mut Random) -> usize {
+    let longest = tasks.iter().map(|task| task.descriptor.elements as usize * 4).max().unwrap_or(0);
+    let asked = random.pick(&[16, 64, 128, 256, 512, 1024, 4096]);
+    let fewest = longest / world / 12;
+    asked.max(fewest) & !7
+}
+
+/// The control connections: two keys for each pair.
+fn lines(world: usize) -> Vec<BTreeMap<usize, super::rank::Line>> {
+    let secret = Secret::loopback();
+    let key = |from: usize, to: usize| {
+        Seal::new(&secret.tag("simulated", &[&(from as u64).to_le_bytes(), &(to as u64).to_le_bytes()]))
+    };
+    let line = |rank: usize, peer: usize| super::rank::Line::new(key(rank, peer), Opener::new(key(peer, rank)));
+    (0..world)
+        .map(|rank| (0..world).filter(|&peer| peer != rank).map(|peer| (peer, line(rank, peer))).collect())
+        .collect()
+}
