@@ -119,6 +119,7 @@ impl GroupFailure {
             Cause::Broken { peer, link, what } => {
                 format!("lost its data link {link} to {}: {what}", self.rank_at(*peer))
             }
+            Cause::Left { peer } => format!("cannot go on: {} has left the group", self.rank_at(*peer)),
             Cause::Stalled { waiting_for, seconds, operation, mine } => {
                 format!("has waited {seconds} s for {} in operation {operation} ({mine})", ranks(waiting_for))
             }
@@ -135,6 +136,9 @@ impl GroupFailure {
             Verdict::CutOff => "Look at this machine's cables",
             Verdict::Reported { cause, .. } => match cause {
                 Cause::Failed { .. } => "Look at the output of that rank",
+                Cause::Left { .. } => {
+                    "All ranks must do the same operations before they leave; look at the end of its output"
+                }
                 Cause::Diverged { .. } => "All ranks must run the same program on the same input",
                 Cause::Damaged { .. } => "Look at the cable; nothing of the frame was used",
                 Cause::Broken { .. } => "Look at the cable and the firewall between the two",

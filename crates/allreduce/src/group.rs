@@ -26,6 +26,9 @@ use crate::verdict::Cause;
 /// How often each way is tried when a group is made; the fastest counts.
 const MEASUREMENTS: usize = 5;
 
+/// Bytes of a message to all ranks. With every byte escaped it still fits a control message many times over.
+const LONGEST_REASON: usize = 4 << 10;
+
 /// A reduction and how it travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reduce {
@@ -251,9 +254,11 @@ impl Group {
         Ok(())
     }
 
-    /// Tells all ranks that this one stops, and why. Their operations end with that.
+    /// Tells all ranks that this one stops, and why. Their operations end with that. Of a long message they get the first
+    /// 4 KiB.
     pub fn abort(&self, message: &str) {
         let standings = &self.inner.standings;
+        let message = &message[..message.floor_char_boundary(LONGEST_REASON)];
         standings.membership.report(standings.rank, Cause::Failed { message: message.into() });
         standings.membership.board().wait_for_verdict(standings.timeout);
     }

@@ -4,12 +4,16 @@
 //! caller → "FTAR", length, Hello {protocol, run, purpose, rank, world, nonce, …}
 //! callee → length, Challenge {protocol, nonce}, tag("callee", Hello, Challenge)
 //! caller → tag("caller", Hello, Challenge)
+//! callee → tag("welcome", Hello, Challenge)
 //! both:    two keys from Hello and Challenge; every control message from here on is sealed
 //! ```
 //!
-//! Both tags are made with the token. Everything that was said is under them, and both nonces: a recorded handshake opens
+//! All tags are made with the token. Everything that was said is under them, and both nonces: a recorded handshake opens
 //! nothing, a tag sent back to its maker has the wrong role, and a Hello whose rank was changed fails. The whole exchange
 //! has one deadline, however slowly bytes drip in.
+//!
+//! The callee says welcome when it has taken the connection in for good. Without it a caller that is shown the door at the
+//! last moment, because too many are at it, would think that it is in.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -74,10 +78,16 @@ pub(crate) enum HandshakeError {
     Io(#[from] io::Error),
     #[error("it did not finish the handshake in time")]
     Late,
+    #[error(
+        "it was reached, but did not say in time that all ranks are there; it may belong to a group that is at work"
+    )]
+    NoRoster,
     #[error("it does not speak this protocol")]
     Foreign,
     #[error("it speaks version {theirs} of the protocol, this program version {PROTOCOL_VERSION}")]
     Version { theirs: u8 },
+    #[error("it belongs to run {theirs:?}, this rank to run {ours:?}")]
+    OtherRun { theirs: String, ours: String },
     #[error("it does not hold the token of this run")]
     Token,
     #[error("{0}")]
@@ -156,6 +166,7 @@ fn nonce() -> Result<String, HandshakeError> {
 /// The caller's side, on a connection just made.
 pub(crate) fn call(
     stream: TcpStream,
+    patience: Duration,
     secret: &Secret,
     run: &str,
     rank: usize,
@@ -163,7 +174,7 @@ pub(crate) fn call(
     purpose: Purpose,
 ) -> Result<Trusted, HandshakeError> {
     stream.set_nodelay(true)?;
-    let mut timed = Timed { stream: &stream, deadline: Instant::now() + HANDSHAKE_TIME };
+    let mut timed = Timed { stream: &stream, deadline: Instant::now() + patience };
     let hello = Hello { protocol: PROTOCOL_VERSION, run: run.into(), rank, world, purpose, nonce: nonce()? };
     let hello = greeting(&hello);
     timed.write_all(&[MAGIC.as_slice(), &hello].concat())?;
@@ -177,12 +188,15 @@ pub(crate) fn call(
         return Err(HandshakeError::Token);
     }
     timed.write_all(secret.tag("caller", &said).bytes())?;
+    if timed.read_tag()? != secret.tag("welcome", &said) {
+        return Err(HandshakeError::Token);
+    }
     let keys = (secret.tag("key of the caller", &said), secret.tag("key of the callee", &said));
     Ok(Trusted { outgoing: Seal::new(&keys.0), incoming: Opener::new(Seal::new(&keys.1)), stream })
 }
 
-/// The callee's side, on a connection just accepted.
-pub(crate) fn answer(stream: TcpStream, secret: &Secret) -> Result<(Hello, Trusted), HandshakeError> {
+/// The callee's side, on a connection just accepted. The caller waits for [`Welcome::say`].
+pub(crate) fn answer(stream: TcpStream, secret: &Secret) -> Result<(Hello, Trusted, Welcome), HandshakeError> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
     let mut timed = Timed { stream: &stream, deadline: Instant::now() + HANDSHAKE_TIME };
@@ -204,7 +218,18 @@ pub(crate) fn answer(stream: TcpStream, secret: &Secret) -> Result<(Hello, Trust
     }
     let keys = (secret.tag("key of the caller", &said), secret.tag("key of the callee", &said));
     let trusted = Trusted { outgoing: Seal::new(&keys.1), incoming: Opener::new(Seal::new(&keys.0)), stream };
-    Ok((hello, trusted))
+    Ok((hello, trusted, Welcome(secret.tag("welcome", &said))))
+}
+
+/// The last words of a handshake.
+pub(crate) struct Welcome(Tag);
+
+impl Welcome {
+    /// Tells the caller that it is in.
+    pub(crate) fn say(self, connection: &Trusted) -> Result<(), HandshakeError> {
+        let deadline = Instant::now() + HANDSHAKE_TIME;
+        Timed { stream: &connection.stream, deadline }.write_all(self.0.bytes())
+    }
 }
 
 impl Trusted {

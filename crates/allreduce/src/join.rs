@@ -13,12 +13,18 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::config::Config;
-use crate::handshake::{HandshakeError, Purpose, Trusted, call};
-use crate::lobby::{Arrival, Lobby};
+use crate::handshake::{HANDSHAKE_TIME, HandshakeError, Purpose, Trusted, call};
+use crate::lobby::{self, Arrival, Lobby};
 use crate::secret::random_bytes;
 
 /// How long a wrong token or version is taken for a leftover of an earlier run that will go away.
 const FOREIGN_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long rank 0 tells ranks that come a little later why there is no group.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How long a rank that has reached rank 0 waits beyond its own time for what rank 0 says at the end of its own.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Between two looks at whether ranks that have joined are still there.
 const LOOK: Duration = Duration::from_millis(200);
@@ -115,10 +121,13 @@ pub(crate) struct Member {
     port: u16,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+/// What rank 0 says to a rank that has called.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Answer {
+pub(crate) enum Answer {
     Refused { rank: usize, host: String, why: String },
+    Missing { missing: String, seconds: u64, here: usize, world: usize },
+    OtherRun { run: String },
     Roster { session: u64, streams: usize, members: Vec<Member> },
 }
 
@@ -135,10 +144,20 @@ pub(crate) struct Joined {
 /// Makes the group, or says who is missing and why.
 pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
     let deadline = Instant::now() + config.join_timeout;
-    let (lobby, session, streams, members, mut control) =
+    let (lobby, session, streams, members, first) =
         if config.rank == 0 { gather(config, deadline)? } else { call_in(config, deadline)? };
     let mut data: Vec<Vec<TcpStream>> = (0..config.world).map(|_| Vec::new()).collect();
-    let circle = Circle { config, members: &members, lobby: &lobby, deadline };
+    // A rank that ends now must not be waited for until the time is up. Rank 0 sees it; the others see that rank 0 gives up.
+    let stands = || match first.iter().find(|(_, trusted)| lobby::is_closed(&trusted.stream)) {
+        Some((&peer, _)) => {
+            let (rank, host) = (config.rank, &members[peer].host);
+            Err(JoinError::Peer { rank, peer, why: format!("it ({host}) ended or gave up; its output says why") })
+        }
+        None => Ok(()),
+    };
+    let patience = HANDSHAKE_TIME;
+    let mut control = BTreeMap::new();
+    let circle = Circle { config, members: &members, lobby: &lobby, deadline, patience, stands: &stands };
     for peer in (1..config.world).filter(|&peer| peer != config.rank && config.rank != 0) {
         control.insert(peer, circle.connect(peer, || Purpose::Control { session })?);
     }
@@ -148,6 +167,7 @@ pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
             data[peer].push(trusted.stream);
         }
     }
+    control.extend(first);
     Ok(Joined { session, members, control, data, lobby, streams })
 }
 
@@ -159,6 +179,10 @@ pub(crate) struct Circle<'a> {
     pub(crate) members: &'a [Member],
     pub(crate) lobby: &'a Lobby,
     pub(crate) deadline: Instant,
+    /// How long one try to reach a member may take.
+    pub(crate) patience: Duration,
+    /// Whether it is still worth trying: a group within a group fails with it.
+    pub(crate) stands: &'a dyn Fn() -> Result<(), JoinError>,
 }
 
 impl Circle<'_> {
@@ -168,27 +192,30 @@ impl Circle<'_> {
         let failed = |why: String| JoinError::Peer { rank: *rank, peer, why };
         if peer > *rank {
             let wanted = purpose();
-            let arrival = self.lobby.take(self.deadline, |hello| hello.rank == peer && hello.purpose == wanted);
-            let Some(arrival) = arrival else {
-                let host = &self.members[peer].host;
-                return Err(failed(format!(
-                    "it ({host}) did not call within {} s",
-                    self.config.join_timeout.as_secs()
-                )));
-            };
-            return Ok(arrival.connection);
+            loop {
+                let look = self.deadline.min(Instant::now() + LOOK / 4);
+                if let Some(arrival) = self.lobby.take(look, |hello| hello.rank == peer && hello.purpose == wanted) {
+                    return Ok(arrival.connection);
+                }
+                (self.stands)()?;
+                if Instant::now() >= self.deadline {
+                    let (host, seconds) = (&self.members[peer].host, self.config.join_timeout.as_secs());
+                    return Err(failed(format!("it ({host}) did not call within {seconds} s")));
+                }
+            }
         }
         let member = &self.members[peer];
         let address = SocketAddr::new(member.ip, member.port);
         loop {
             // The peer is listening: it said so. A refused or broken connection is an accident worth another try.
-            let error = match connect(address).map_err(HandshakeError::from) {
-                Ok(stream) => match call(stream, secret, run, *rank, *world, purpose()) {
+            let error = match connect(address, self.patience).map_err(HandshakeError::from) {
+                Ok(stream) => match call(stream, self.patience, secret, run, *rank, *world, purpose()) {
                     Ok(trusted) => return Ok(trusted),
                     Err(error) => error,
                 },
                 Err(error) => error,
             };
+            (self.stands)()?;
             if Instant::now() >= self.deadline || !matches!(error, HandshakeError::Io(_) | HandshakeError::Late) {
                 return Err(failed(format!("{} at {address}: {error}", member.host)));
             }
@@ -197,8 +224,8 @@ impl Circle<'_> {
     }
 }
 
-fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+fn connect(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, patience.min(Duration::from_secs(2)))?;
     // Calling a free port of the ephemeral range on this very machine can, once in thousands of tries, meet itself.
     if stream.local_addr()? == stream.peer_addr()? {
         return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
@@ -241,18 +268,24 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
     while joined.len() + 1 < config.world {
         let arrival =
             lobby.take(deadline.min(Instant::now() + LOOK), |hello| matches!(hello.purpose, Purpose::Join { .. }));
-        joined.retain(|_, (connection, _)| !is_closed(&connection.stream));
-        if let Some(arrival) = arrival {
-            admit(config, arrival, &mut joined)?;
-        } else if Instant::now() >= deadline {
-            let missing: Vec<usize> = (1..config.world).filter(|rank| !joined.contains_key(rank)).collect();
-            return Err(JoinError::Missing {
-                missing: crate::error::ranks(&missing),
-                seconds: began.elapsed().as_secs(),
-                here: joined.len() + 1,
-                world: config.world,
-                address: config.rendezvous.clone(),
-            });
+        joined.retain(|_, (connection, _)| waits(&connection.stream));
+        let outcome = match arrival {
+            Some(arrival) => admit(config, arrival, &mut joined),
+            None if Instant::now() < deadline => Ok(()),
+            None => {
+                let missing: Vec<usize> = (1..config.world).filter(|rank| !joined.contains_key(rank)).collect();
+                Err(JoinError::Missing {
+                    missing: crate::error::ranks(&missing),
+                    seconds: began.elapsed().as_secs(),
+                    here: joined.len() + 1,
+                    world: config.world,
+                    address: config.rendezvous.clone(),
+                })
+            }
+        };
+        if let Err(error) = outcome {
+            tell_all(config, &lobby, &error, joined);
+            return Err(error);
         }
     }
     let session = u64::from_le_bytes(random()?[..8].try_into().expect("eight bytes"));
@@ -284,14 +317,37 @@ fn random() -> Result<[u8; 32], JoinError> {
     })
 }
 
-fn is_closed(stream: &TcpStream) -> bool {
+/// Whether a rank that has joined still waits for the roster: it has neither gone nor said anything, for which it is too early.
+fn waits(stream: &TcpStream) -> bool {
     let _ = stream.set_nonblocking(true);
-    let closed = match stream.peek(&mut [0]) {
-        Ok(read) => read == 0,
-        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
-    };
+    let waits = stream.peek(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
     let _ = stream.set_nonblocking(false);
-    closed
+    waits
+}
+
+/// Tells the ranks that are here, and those that come a moment later, why there is no group.
+fn tell_all(config: &Config, lobby: &Lobby, error: &JoinError, mut joined: BTreeMap<usize, (Trusted, Member)>) {
+    let (answer, mut others) = match error {
+        JoinError::Differs { rank, host, why } => {
+            joined.remove(rank);
+            let answer = Answer::Refused { rank: *rank, host: host.clone(), why: why.clone() };
+            (answer, config.world.saturating_sub(2 + joined.len()))
+        }
+        JoinError::Missing { missing, seconds, here, world, .. } => {
+            (Answer::Missing { missing: missing.clone(), seconds: *seconds, here: *here, world: *world }, 0)
+        }
+        _ => return,
+    };
+    for (connection, _) in joined.values_mut() {
+        let _ = connection.send(&answer, Instant::now() + LINGER);
+    }
+    let until = Instant::now() + LINGER;
+    while others > 0
+        && let Some(mut arrival) = lobby.take(until, |hello| matches!(hello.purpose, Purpose::Join { .. }))
+    {
+        let _ = arrival.connection.send(&answer, until);
+        others -= 1;
+    }
 }
 
 /// Takes a rank in, or ends the join: who holds the token and the run's name but disagrees on the rest is misconfigured.
@@ -309,10 +365,7 @@ fn admit(config: &Config, arrival: Arrival, joined: &mut BTreeMap<usize, (Truste
     let soon = Instant::now() + Duration::from_secs(1);
     if let Some(why) = why {
         let refusal = Answer::Refused { rank: hello.rank, host: host.clone(), why: why.clone() };
-        let others = joined.values_mut().map(|(connection, _)| connection);
-        for connection in others.chain([&mut connection]) {
-            let _ = connection.send(&refusal, soon);
-        }
+        let _ = connection.send(&refusal, soon);
         return Err(JoinError::Differs { rank: hello.rank, host, why });
     }
     if let Some((_, member)) = joined.get(&hello.rank) {
@@ -355,7 +408,13 @@ fn call_in(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
             Ok(Err(refused)) => return Err(refused),
             Err(error) => error,
         };
-        let foreign = matches!(last, HandshakeError::Token | HandshakeError::Version { .. } | HandshakeError::Foreign);
+        let foreign = matches!(
+            last,
+            HandshakeError::Token
+                | HandshakeError::Version { .. }
+                | HandshakeError::Foreign
+                | HandshakeError::OtherRun { .. }
+        );
         foreign_since = if foreign { foreign_since.or_else(|| Some(Instant::now())) } else { None };
         if Instant::now() + pause >= deadline || foreign_since.is_some_and(|since| since.elapsed() > FOREIGN_PATIENCE) {
             return Err(JoinError::Unreachable {
@@ -377,7 +436,7 @@ fn call_once(config: &Config, deadline: Instant) -> Result<Result<Found, JoinErr
     };
     let mut stream = Err(io::Error::from(io::ErrorKind::AddrNotAvailable));
     for address in addresses {
-        stream = connect(address);
+        stream = connect(address, HANDSHAKE_TIME);
         if stream.is_ok() {
             break;
         }
@@ -391,9 +450,17 @@ fn call_once(config: &Config, deadline: Instant) -> Result<Result<Found, JoinErr
         pid: std::process::id(),
         claims: config.claims_as_text(),
     };
-    let mut connection = call(stream, &config.secret, &config.run, config.rank, config.world, purpose)?;
-    match connection.receive::<Answer>(deadline)? {
+    let mut connection = call(stream, HANDSHAKE_TIME, &config.secret, &config.run, config.rank, config.world, purpose)?;
+    let answer = connection.receive::<Answer>(deadline + GRACE).map_err(|error| match error {
+        HandshakeError::Late => HandshakeError::NoRoster,
+        error => error,
+    })?;
+    match answer {
         Answer::Refused { rank, host, why } => Ok(Err(JoinError::Differs { rank, host, why })),
+        Answer::Missing { missing, seconds, here, world } => {
+            Ok(Err(JoinError::Missing { missing, seconds, here, world, address: config.rendezvous.clone() }))
+        }
+        Answer::OtherRun { run } => Err(HandshakeError::OtherRun { theirs: run, ours: config.run.clone() }),
         Answer::Roster { session, streams, mut members } => {
             if members.len() != config.world || !(1..=64).contains(&streams) {
                 return Err(HandshakeError::Foreign);

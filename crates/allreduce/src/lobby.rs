@@ -13,12 +13,16 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::handshake::{HandshakeError, Hello, Trusted, answer};
+use crate::handshake::{HANDSHAKE_TIME, HandshakeError, Hello, Purpose, Trusted, answer};
+use crate::join::Answer;
 use crate::notice::{Notice, Notices};
 use crate::secret::Secret;
 
 /// Connections that are questioned at the same time.
 const MOST_PENDING: usize = 64;
+
+/// Connections that wait to be accepted, if the system lets as many.
+const MOST_WAITING: i32 = 512;
 
 /// How soon the accepting thread notices that the group is gone.
 const LOOK: Duration = Duration::from_millis(50);
@@ -64,6 +68,8 @@ impl Lobby {
     /// Listens at `ip` and `port` (0: any free one).
     pub(crate) fn open(ip: IpAddr, port: u16, secret: Secret, run: &str, notices: Notices) -> io::Result<Lobby> {
         let listener = TcpListener::bind((ip, port))?;
+        // The standard library lets 128 wait; whoever comes when all places are taken is not heard for a second.
+        let _ = rustix::net::listen(&listener, MOST_WAITING);
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
@@ -116,14 +122,29 @@ impl Drop for Lobby {
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     let timeout = Timespec::try_from(LOOK).ok();
     while !shared.closing.load(Ordering::Relaxed) {
-        let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], timeout.as_ref());
         match listener.accept() {
+            // Whoever only knocked is not worth a thread.
+            Ok((stream, _)) if is_closed(&stream) => {}
             Ok((stream, from)) => question(stream, from, shared),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], timeout.as_ref());
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // Out of descriptors, most likely: let those who are being questioned finish.
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     }
+}
+
+/// Whether the other side has closed the connection.
+pub(crate) fn is_closed(stream: &TcpStream) -> bool {
+    let _ = stream.set_nonblocking(true);
+    let closed = match stream.peek(&mut [0]) {
+        Ok(read) => read == 0,
+        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+    };
+    let _ = stream.set_nonblocking(false);
+    closed
 }
 
 fn question(stream: TcpStream, from: SocketAddr, shared: &Arc<Shared>) {
@@ -145,16 +166,31 @@ fn question(stream: TcpStream, from: SocketAddr, shared: &Arc<Shared>) {
     let spawned = thread.spawn(move || {
         let answered = answer(stream, &ours.secret);
         let mut room = ours.room();
+        let before = room.pending.len();
         room.pending.retain(|(other, _)| *other != number);
+        let shown_the_door = room.pending.len() == before;
         match answered {
-            Ok((hello, _)) if hello.run != ours.run => {
+            // It has been told by the end of its connection, and comes again.
+            Ok(_) if shown_the_door => {}
+            Ok((hello, mut connection, welcome)) if hello.run != ours.run => {
                 drop(room);
+                // It holds the token, so it may know.
+                if matches!(hello.purpose, Purpose::Join { .. }) && welcome.say(&connection).is_ok() {
+                    let answer = Answer::OtherRun { run: ours.run.clone() };
+                    let _ = connection.send(&answer, Instant::now() + HANDSHAKE_TIME);
+                }
                 (ours.notices)(Notice::Refused {
                     from,
                     why: format!("it belongs to run {:?}, not to {:?}", hello.run, ours.run),
                 });
             }
-            Ok((hello, connection)) => {
+            Ok((hello, connection, welcome)) => {
+                // A few bytes on a fresh connection: this does not block.
+                if welcome.say(&connection).is_err() {
+                    return;
+                }
+                // Callers that nobody has waited for, and that have given up, do not pile up.
+                room.arrivals.retain(|arrival| !is_closed(&arrival.connection.stream));
                 room.arrivals.push(Arrival { hello, connection, from });
                 drop(room);
                 ours.changed.notify_all();

@@ -242,6 +242,11 @@ impl Session {
     }
 
     fn report(&mut self, now: Duration, cause: Cause, actions: &mut Vec<Action>) {
+        // The data link to a rank that said farewell is no broken one.
+        let cause = match cause {
+            Cause::Broken { peer, .. } if self.peers.get(&peer).is_some_and(|peer| peer.left) => Cause::Left { peer },
+            cause => cause,
+        };
         self.accuse(
             now,
             |record| {

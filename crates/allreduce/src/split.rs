@@ -76,7 +76,8 @@ impl Group {
             }
             Relations::Processes(processes) => {
                 let session = session_of(processes.session, &self.inner.members, split, color);
-                (session, processes.connect(session, rank, &members)?)
+                let stands = || self.check().map_err(failed);
+                (session, processes.connect(session, rank, &members, &stands)?)
             }
         };
         let relations = self.inner.relations.clone();
@@ -89,10 +90,18 @@ impl Group {
 }
 
 impl Processes {
-    fn connect(&self, session: u64, rank: usize, members: &[usize]) -> Result<Carrier, JoinError> {
-        let deadline = Instant::now() + self.config.join_timeout;
+    fn connect(
+        &self,
+        session: u64,
+        rank: usize,
+        members: &[usize],
+        stands: &dyn Fn() -> Result<(), JoinError>,
+    ) -> Result<Carrier, JoinError> {
         let Processes { config, lobby, members: all, .. } = self;
-        let circle = Circle { config, members: all, lobby, deadline };
+        let deadline = Instant::now() + config.join_timeout;
+        // A frozen member must not hold a try up for much longer than until it is declared lost.
+        let patience = config.timeout / 8;
+        let circle = Circle { config, members: all, lobby, deadline, patience, stands };
         let mut streams = Vec::new();
         for &peer in members {
             let mut links = Vec::new();

@@ -47,6 +47,11 @@ pub enum Cause {
         /// The system's words.
         what: String,
     },
+    /// A rank that this one needs for its operation has left the group in good order.
+    Left {
+        /// The rank.
+        peer: usize,
+    },
     /// An operation made no progress within its deadline though all ranks are alive.
     Stalled {
         /// The ranks that this one waits for.
@@ -134,14 +139,17 @@ pub(crate) fn judge(me: usize, world: usize, records: &BTreeMap<usize, Record>) 
     let explained = |cause: &Cause| match cause {
         Cause::Broken { peer, .. } | Cause::Damaged { peer, .. } => closed.contains(peer),
         Cause::Stalled { .. } => !closed.is_empty(),
+        // A rank that wrote a record left because of what the record says.
+        Cause::Left { peer } => alive(peer),
         Cause::Failed { .. } | Cause::Diverged { .. } => false,
     };
     let weight = |cause: &Cause| match cause {
         Cause::Failed { .. } => 0,
         Cause::Diverged { .. } => 1,
         Cause::Damaged { .. } => 2,
-        Cause::Broken { .. } => 3,
-        Cause::Stalled { .. } => 4,
+        Cause::Left { .. } => 3,
+        Cause::Broken { .. } => 4,
+        Cause::Stalled { .. } => 5,
     };
     let reported = records
         .values()

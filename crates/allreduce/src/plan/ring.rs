@@ -2,7 +2,7 @@
 //!
 //! **Order of summation: around the ring, ending at the segment's owner.** Going forward, an element of segment s is
 //! ((x(s+1) ⊕ x(s+2)) ⊕ …) ⊕ x(s), ranks modulo N; going backward ((x(s-1) ⊕ x(s-2)) ⊕ …) ⊕ x(s). With more than two ranks
-//! the first half of each segment goes forward and the second backward, per link.
+//! the first half of each long segment goes forward and the second backward.
 
 use std::ops::Range;
 
@@ -13,18 +13,27 @@ const LANE_ELEMENTS: usize = 2048;
 
 /// One way around, over one link of each neighbour.
 struct Lane {
-    /// The index of this lane among all lanes: which part of each segment it carries.
-    index: usize,
-    link: usize,
+    directions: usize,
     backward: bool,
+    links: usize,
+    link: usize,
+}
+
+impl Lane {
+    /// The part of a segment that goes this way: a half per direction, each cut among the links. So the direction of an
+    /// element, and with it the order of its summation, does not depend on the number of links.
+    fn part(&self, segment: &Range<usize>) -> Range<usize> {
+        part(&part(segment, self.directions, usize::from(self.backward)), self.links, self.link)
+    }
 }
 
 /// The lanes of a ring whose neighbours are joined by `links` links. Two ranks have one neighbour: a second way around
 /// would use the same wires.
 fn lanes(world: usize, links: usize, segment_elements: usize) -> Vec<Lane> {
-    let directions = if world > 2 { 2 } else { 1 };
-    let most = (segment_elements / LANE_ELEMENTS).clamp(1, links * directions);
-    (0..most).map(|index| Lane { index, link: index / directions, backward: index % directions == 1 }).collect()
+    let directions = if world > 2 && segment_elements >= 2 * LANE_ELEMENTS { 2 } else { 1 };
+    let links = (segment_elements / LANE_ELEMENTS / directions).clamp(1, links.max(1));
+    let lane = |index| Lane { directions, backward: index % directions == 1, links, link: index / directions };
+    (0..links * directions).map(lane).collect()
 }
 
 /// The ring as one lane of one rank sees it.
@@ -64,7 +73,7 @@ pub(crate) fn ring_reduce(
     let lanes = lanes(world, links, elements / world);
     for lane in &lanes {
         let way = Way::new(&mut plan, rank, world, lane);
-        let region = |owner: usize| frames(&part(&segment(elements, world, owner), lanes.len(), lane.index), length);
+        let region = |owner: usize| frames(&lane.part(&segment(elements, world, owner)), length);
         // The segment that ends at the rank before this one starts here; what arrives is passed on with our own added.
         let mut outgoing: Vec<(Range<usize>, Option<After>)> =
             region(way.before(1)).into_iter().map(|frame| (frame, None)).collect();
@@ -108,8 +117,7 @@ pub(crate) fn ring_all_gather(rank: usize, world: usize, block: usize, links: us
     let lanes = lanes(world, links, block);
     for lane in &lanes {
         let way = Way::new(&mut plan, rank, world, lane);
-        let region =
-            |owner: usize| frames(&part(&(owner * block..(owner + 1) * block), lanes.len(), lane.index), length);
+        let region = |owner: usize| frames(&lane.part(&(owner * block..(owner + 1) * block)), length);
         let outgoing = region(rank).into_iter().map(|frame| (frame, None)).collect();
         pass_around(&mut plan, &way, outgoing, &region);
     }
