@@ -31,7 +31,7 @@ pub(crate) enum Bug {
     OwnFreezeNotNoticed,
     /// All messages of a control connection are sealed with the same count, so that one can be replayed.
     SealCountKept,
-    /// Each rank judges for itself, by the records that happened to reach it in time.
+    /// Each rank judges for itself, by the records that happened to reach it.
     JudgedAlone,
 }
 

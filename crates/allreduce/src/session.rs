@@ -199,6 +199,7 @@ impl Session {
             Message::Heartbeat(progress) => peer.progress = progress,
             Message::Farewell => peer.left = true,
             Message::Record(record) => self.learn(now, record, actions),
+            Message::Verdict(_) if planted(Bug::JudgedAlone) => {}
             Message::Verdict(verdict) => self.end(verdict, actions),
         }
     }
@@ -326,7 +327,7 @@ impl Session {
             self.judge_silence(now, actions);
         }
         match self.state {
-            State::Settling { until } if now >= until && self.rank > 1000 => {
+            State::Settling { until } if now >= until && self.speaker() != self.rank => {
                 self.state = State::Listening { until: now + self.timing.settle };
             }
             State::Settling { until } | State::Listening { until } if now >= until => {
@@ -363,7 +364,7 @@ impl Session {
         if matches!(self.state, State::Ended(_)) {
             return;
         }
-        if verdict != Verdict::CutOff && self.rank > 1000 {
+        if verdict != Verdict::CutOff {
             self.tell(&Message::Verdict(verdict.clone()), None, actions);
         }
         self.state = State::Ended(verdict.clone());

@@ -47,7 +47,13 @@ fn number(variable: &str) -> Option<u64> {
 #[test]
 fn no_seed_breaks_a_promise() {
     if let Some(seed) = number("FINETUNE_SIM_SEED") {
-        with_planted(std::env::var("FINETUNE_SIM_BUG").ok().map(|name| BUGS.into_iter().find(|bug| format!("{bug:?}") == name).expect("a bug")), || simulate(seed, true)).unwrap_or_else(|why| panic!("{why}"));
+        with_planted(
+            std::env::var("FINETUNE_SIM_BUG")
+                .ok()
+                .map(|name| BUGS.into_iter().find(|bug| format!("{bug:?}") == name).expect("a bug")),
+            || simulate(seed, true),
+        )
+        .unwrap_or_else(|why| panic!("{why}"));
         return;
     }
     let seeds = number("FINETUNE_SIM_SEEDS").unwrap_or(SEEDS);
@@ -67,7 +73,10 @@ fn no_seed_breaks_a_promise() {
                         Err(why) => {
                             let mut failures = failures.lock().expect("nobody panics here");
                             failures.push(why);
-                            stop.store(failures.len() >= number("FINETUNE_SIM_FAILURES").unwrap_or(10) as usize, Ordering::Relaxed);
+                            stop.store(
+                                failures.len() >= number("FINETUNE_SIM_FAILURES").unwrap_or(10) as usize,
+                                Ordering::Relaxed,
+                            );
                         }
                     }
                 }

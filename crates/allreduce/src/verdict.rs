@@ -140,7 +140,7 @@ pub(crate) fn judge(me: usize, world: usize, records: &BTreeMap<usize, Record>) 
         Cause::Broken { peer, .. } | Cause::Damaged { peer, .. } => closed.contains(peer),
         Cause::Stalled { .. } => !closed.is_empty(),
         // A rank that wrote a record left because of what the record says.
-        Cause::Left { peer } => alive(peer),
+        Cause::Left { peer } => records.get(peer).is_some_and(|record| record.version > 0),
         Cause::Failed { .. } | Cause::Diverged { .. } => false,
     };
     let weight = |cause: &Cause| match cause {

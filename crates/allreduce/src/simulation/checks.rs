@@ -25,8 +25,7 @@ pub(super) fn check(world: &World) -> Result<(), String> {
             if says_nothing(verdict) {
                 return Err(format!("rank {} says {verdict:?}", rank.rank));
             }
-            is_right(world, rank.rank, verdict)
-                .map_err(|why| format!("rank {} says {verdict:?}: {why}", rank.rank))?;
+            is_right(world, rank.rank, verdict).map_err(|why| format!("rank {} says {verdict:?}: {why}", rank.rank))?;
             is_in_time(world, *at, verdict).map_err(|why| format!("rank {}: {why}", rank.rank))?;
         }
     }
@@ -145,9 +144,7 @@ fn is_right(world: &World, rank: usize, verdict: &Verdict) -> Result<(), String>
 /// Whether one of the two operations that met is one in which some ranks only receive, or only talk to one other.
 fn goes_one_way(world: &World, stray: &usize) -> bool {
     let at = world.scenario.divergent.map_or(0, |stray| stray.task);
-    let one_way = |task: &Task| {
-        task.descriptor.kind == Kind::Broadcast || task.descriptor.algorithm == Algorithm::Star
-    };
+    let one_way = |task: &Task| task.descriptor.kind == Kind::Broadcast || task.descriptor.algorithm == Algorithm::Star;
     [&world.tasks, world.ranks[*stray].tasks()].iter().any(|tasks| tasks.get(at).is_some_and(one_way))
 }
 
@@ -192,14 +189,16 @@ fn agreement(world: &World) -> Result<(), String> {
         Expected::Nothing => Vec::new(),
         Expected::NoHang => vec![untouched(world)],
         Expected::Separated(..) if size == 2 || somebody_left_early(world) => Vec::new(),
-        Expected::Halves(side) => vec![side.iter().copied().collect(), (0..size).filter(|r| !side.contains(r)).collect()],
+        Expected::Halves(side) => {
+            vec![side.iter().copied().collect(), (0..size).filter(|r| !side.contains(r)).collect()]
+        }
         Expected::CutOff(rank) | Expected::HalfCutOff(rank) => vec![without(rank)],
         _ => vec![all()],
     };
     for circle in circles {
-        let mut verdicts = survivors(world).filter(|rank| circle.contains(&rank.rank)).filter_map(|rank| {
-            rank.verdict.as_ref().map(|(_, verdict)| (rank.rank, verdict))
-        });
+        let mut verdicts = survivors(world)
+            .filter(|rank| circle.contains(&rank.rank))
+            .filter_map(|rank| rank.verdict.as_ref().map(|(_, verdict)| (rank.rank, verdict)));
         let Some((first, said)) = verdicts.next() else { continue };
         if let Some((other, says)) = verdicts.find(|(_, verdict)| *verdict != said) {
             return Err(format!("rank {first} says {said:?}, rank {other} says {says:?}"));

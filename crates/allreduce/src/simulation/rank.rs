@@ -65,12 +65,18 @@ pub(super) enum Process {
 /// Where the rank's program is.
 enum Phase {
     /// Computing until then.
-    Pausing { until: Duration },
+    Pausing {
+        until: Duration,
+    },
     Inside(Box<Doing>),
     /// Reported; the verdict must follow.
-    GivenUp { since: Duration },
+    GivenUp {
+        since: Duration,
+    },
     /// All operations done, or failed; the group is dropped then.
-    Over { leaves: Duration },
+    Over {
+        leaves: Duration,
+    },
     Left,
 }
 
@@ -433,13 +439,9 @@ fn cause(fault: Fault) -> Cause {
     match fault {
         Fault::Broken(broken) => Cause::Broken { peer: broken.peer, link: broken.link, what: broken.what },
         Fault::Frame { peer, error, .. } if matches!(error, FrameError::Diverged { .. }) => match error {
-            FrameError::Diverged { mine_operation, mine, theirs_operation, theirs } => Cause::Diverged {
-                peer,
-                operation: mine_operation,
-                mine,
-                peer_operation: theirs_operation,
-                theirs,
-            },
+            FrameError::Diverged { mine_operation, mine, theirs_operation, theirs } => {
+                Cause::Diverged { peer, operation: mine_operation, mine, peer_operation: theirs_operation, theirs }
+            }
             _ => unreachable!(),
         },
         Fault::Frame { peer, link, error } => Cause::Damaged { peer, link, what: error.to_string() },

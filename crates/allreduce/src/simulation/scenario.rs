@@ -14,14 +14,35 @@ pub(super) enum Change {
     Freeze(usize),
     Thaw(usize),
     /// The process ends and the system closes its connections; `resets`: what was on its way is lost.
-    Crash { rank: usize, resets: bool },
+    Crash {
+        rank: usize,
+        resets: bool,
+    },
     /// From now on nothing arrives at `to` from `from`. `loses`: frames of an RDMA link are not even kept.
-    Block { from: usize, to: usize, loses: bool },
-    Unblock { from: usize, to: usize },
+    Block {
+        from: usize,
+        to: usize,
+        loses: bool,
+    },
+    Unblock {
+        from: usize,
+        to: usize,
+    },
     /// The data connections of two ranks break, at both ends; `closed` as in [`crate::transport::Broken`].
-    BreakData { a: usize, b: usize, closed: bool },
-    CloseControl { a: usize, b: usize },
-    Attack { from: usize, to: usize, attack: Attack },
+    BreakData {
+        a: usize,
+        b: usize,
+        closed: bool,
+    },
+    CloseControl {
+        a: usize,
+        b: usize,
+    },
+    Attack {
+        from: usize,
+        to: usize,
+        attack: Attack,
+    },
 }
 
 /// What somebody (or a broken cable) does to a control connection.

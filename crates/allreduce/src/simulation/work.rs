@@ -100,7 +100,11 @@ impl Task {
         let wires = [Wire::Exact, Wire::Exact, Wire::Exact, Wire::Bf16, Wire::F16];
         let descriptor = Descriptor {
             kind,
-            reduction: if reduces { random.pick(&[Reduction::Sum, Reduction::Sum, Reduction::Max]) } else { Reduction::Sum },
+            reduction: if reduces {
+                random.pick(&[Reduction::Sum, Reduction::Sum, Reduction::Max])
+            } else {
+                Reduction::Sum
+            },
             element: if reduces { Element::F32 } else { Element::Byte },
             wire: if kind == Kind::AllReduce { random.pick(&wires) } else { Wire::Exact },
             algorithm,
@@ -213,7 +217,9 @@ impl Task {
         let block = elements / world;
         match kind {
             Kind::AllGather => data[rank * block..(rank + 1) * block].copy_from_slice(&self.bytes(rank, block)),
-            Kind::Broadcast if usize::from(root) == rank => data[..elements].copy_from_slice(&self.bytes(rank, elements)),
+            Kind::Broadcast if usize::from(root) == rank => {
+                data[..elements].copy_from_slice(&self.bytes(rank, elements))
+            }
             Kind::AllToAll => {
                 let blocks = self.bytes(rank, elements);
                 data[rank * block..(rank + 1) * block].copy_from_slice(&blocks[rank * block..(rank + 1) * block]);
@@ -287,7 +293,8 @@ impl Task {
         for owner in 0..world {
             for lane in 0..lanes {
                 let backward = lane % directions == 1;
-                let place = |step: usize| if backward { (owner + world - step) % world } else { (owner + step) % world };
+                let place =
+                    |step: usize| if backward { (owner + world - step) % world } else { (owner + step) % world };
                 for index in part(&segment(elements, world, owner), lanes, lane) {
                     let all = (1..=world).map(|step| contributions[place(step)][index]);
                     reduced[index] = round(all.reduce(|sum, next| combine(round(sum), next)).expect("there are ranks"));
@@ -297,4 +304,3 @@ impl Task {
         reduced
     }
 }
-

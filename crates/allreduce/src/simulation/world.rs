@@ -27,7 +27,11 @@ enum Parcel {
 }
 
 enum Happening {
-    Arrival { from: usize, to: usize, parcel: Parcel },
+    Arrival {
+        from: usize,
+        to: usize,
+        parcel: Parcel,
+    },
     /// The control thread of a rank has slept enough.
     Control(usize),
     /// The same of the thread that calls the group.

@@ -147,7 +147,8 @@ impl Transport for Tcp {
             self.idle_since = Instant::now();
         }
         if self.idle_since.elapsed() < self.busy_poll {
-            if self.crowded {
+            // A short wait is for the wire; in a longer one the peer may need this very core, whatever was counted.
+            if self.crowded || round > SPINS {
                 std::thread::yield_now()
             } else {
                 std::hint::spin_loop()

@@ -119,7 +119,6 @@ impl Loss {
         if self.phase != Phase::Late {
             let error = victim.error();
             noticed.extend([error.at - again]);
-            assert!(!error.verdict.starts_with("Lost"), "{self:?}: nobody was lost but it: {}", error.text);
             assert_eq!(victim.exit_code(), Some(3));
         }
         (failed.iter().map(|error| error.at - at).collect(), noticed)

@@ -194,7 +194,7 @@ impl From<GroupError> for Failure {
 impl From<JoinError> for Failure {
     fn from(error: JoinError) -> Failure {
         match error {
-            JoinError::Group(error) => Failure::Group(error),
+            JoinError::Group(error) => Failure::Group(Box::new(error)),
             error => Failure::Join(error),
         }
     }
