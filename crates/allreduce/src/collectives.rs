@@ -214,11 +214,14 @@ impl Inner {
             return Ok(());
         }
         let mut engine = self.engine();
-        let algorithm = engine.carriers[0].choice.way(0);
+        // Not by way of rank 0: everybody says at once what it is doing, so that a rank that does something else is told.
+        let algorithm = match engine.carriers[0].choice.two_step() {
+            Algorithm::Ring => Algorithm::Ring,
+            _ => Algorithm::Direct,
+        };
         let descriptor = Self::moving(Kind::Barrier, algorithm, 0, 0);
         self.run(&mut engine, 0, descriptor, Buffers { data: &mut [], input: &[] }, |links, length| match algorithm {
             Algorithm::Ring => plan::ring_all_gather(rank, world, 0, links, length),
-            Algorithm::Star => plan::star_reduce(rank, world, 0, length),
             _ => plan::mesh_all_gather(rank, world, 0, links, length),
         })
     }

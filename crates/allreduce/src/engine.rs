@@ -193,7 +193,7 @@ impl Engine {
                             idle_since = now;
                         }
                         looked = now;
-                        if Self::is_stuck(now - idle_since, transport.as_ref(), standings) {
+                        if Self::is_stuck(now - idle_since, standings) {
                             let waiting_for = self.wants.iter().map(|want| self.members[want.peer]).collect();
                             let seconds = (now - idle_since).as_secs();
                             let cause = Cause::Stalled { waiting_for, seconds, operation: number, mine: descriptor };
@@ -218,11 +218,11 @@ impl Engine {
         }
     }
 
-    /// Whether waiting on is of no use: the operation's time is up, or all ranks wait for each other over a transport that
-    /// may have lost a frame.
-    fn is_stuck(idle: Duration, transport: &dyn Transport, standings: &Standings) -> bool {
+    /// Whether waiting on is of no use: the operation's time is up, or all ranks are inside operations and none has moved a
+    /// byte for the timeout: a frame was lost, or they wait for each other in operations that do not fit together.
+    fn is_stuck(idle: Duration, standings: &Standings) -> bool {
         let standstill = || standings.membership.board().is_standstill(standings.who.len() - 1, standings.timeout);
-        idle > standings.operation_timeout || (transport.may_lose() && idle > standings.timeout && standstill())
+        idle > standings.operation_timeout || (idle > standings.timeout && standstill())
     }
 
     fn give_up(standings: &Standings, cause: Cause) -> Result<(), ()> {

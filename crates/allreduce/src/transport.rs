@@ -63,11 +63,6 @@ pub(crate) trait Transport: Send {
     /// What carries the data.
     fn backend(&self) -> Backend;
 
-    /// Whether a frame can get lost without anybody being told.
-    fn may_lose(&self) -> bool {
-        false
-    }
-
     /// Payload bytes of the next frame when `remaining` bytes are to go: at most `remaining`, and a multiple of 8 if less.
     /// Every rank of the group answers alike.
     fn frame_bytes(&self, remaining: usize) -> usize;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::device::{Demand, Device, Limits};
 use super::error::RdmaError;
-use super::offer::{Offer, QueuePairKind, WireDescription, WireOffer, WireOptions, address_text};
+use super::offer::{Offer, WireDescription, WireOffer, WireOptions, address_text};
 use super::slots::{FRAME_BYTES, Lane, SlotSizes};
 use super::wire::{Queue, SHORTEST_SLEEP, Wire};
 use crate::frame::HEADER_BYTES;
@@ -29,7 +29,6 @@ pub(crate) struct Prepared {
 pub(crate) struct Rdma {
     wires: Vec<Vec<Wire>>,
     sizes: SlotSizes,
-    kind: QueuePairKind,
     busy_polls: u32,
     descriptions: Vec<WireDescription>,
     /// Dropped last: queue pairs go before the device that they belong to.
@@ -130,19 +129,14 @@ impl Prepared {
             }
             wires.push(of_peer);
         }
-        let WireOptions { kind, busy_polls, .. } = options;
-        Ok(Rdma { wires, sizes: terms.sizes, kind, busy_polls, descriptions, _devices: devices })
+        let WireOptions { busy_polls, .. } = options;
+        Ok(Rdma { wires, sizes: terms.sizes, busy_polls, descriptions, _devices: devices })
     }
 }
 
 impl Transport for Rdma {
     fn backend(&self) -> Backend {
         Backend::Rdma
-    }
-
-    /// UC repeats nothing.
-    fn may_lose(&self) -> bool {
-        self.kind == QueuePairKind::Unreliable
     }
 
     fn frame_bytes(&self, remaining: usize) -> usize {

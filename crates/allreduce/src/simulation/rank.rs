@@ -12,7 +12,7 @@ use crate::operation::{Fault, Links, Operation, Standing};
 use crate::sealed::{Opener, seal};
 use crate::secret::Seal;
 use crate::session::{Action, Event, Message, Progress, Session, Timing};
-use crate::transport::{LONGEST_SLEEP, Transport, Want};
+use crate::transport::{LONGEST_SLEEP, Want};
 use crate::verdict::{Cause, Verdict};
 
 /// As in `engine.rs`.
@@ -406,7 +406,7 @@ impl Rank {
             (heard.left || says_so) && now - heard.since >= timeout
         };
         let standstill = || self.heard.len() == world - 1 && self.heard.values().all(stands);
-        idle > operation_timeout || (self.transport.may_lose() && idle > timeout && standstill())
+        idle > operation_timeout || (idle > timeout && standstill())
     }
 
     fn give_up(&mut self, now: Duration, cause: Cause) {

@@ -127,10 +127,6 @@ impl Transport for SimTransport {
         }
     }
 
-    fn may_lose(&self) -> bool {
-        self.model == Model::Frames
-    }
-
     fn frame_bytes(&self, remaining: usize) -> usize {
         remaining.min(self.frame_bytes)
     }
