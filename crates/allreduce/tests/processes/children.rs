@@ -93,6 +93,7 @@ impl Ear {
 
 /// An error as a child printed it.
 #[derive(Clone, Debug)]
+#[allow(dead_code, reason = "some of it is only printed")]
 pub(crate) struct Failed {
     pub(crate) at: f64,
     pub(crate) called: f64,
@@ -260,14 +261,6 @@ impl Cluster {
             Rank::start(&spec)
         };
         Cluster { ranks: (0..world).map(start).collect(), rendezvous }
-    }
-
-    /// Waits until all have joined.
-    pub(crate) fn joined(self) -> Cluster {
-        for rank in &self.ranks {
-            rank.joined();
-        }
-        self
     }
 
     /// Waits until all have said so.

@@ -40,7 +40,8 @@ fn ranks_that_do_different_things_are_both_named() {
     let way = |way| sum_by(1000, Some(way));
     let background = Act::Background { elements: 70_000, buffers: 2 };
     // What the others do, what one rank does, and a word of each that the error must have.
-    let cases: Vec<(&str, Vec<Act>, Vec<Act>, [&str; 2])> = vec![
+    type Case<'a> = (&'a str, Vec<Act>, Vec<Act>, [&'a str; 2]);
+    let cases: Vec<Case<'_>> = vec![
         ("length", vec![sum(1000)], vec![sum(1001)], ["of 1000 f32", "of 1001 f32"]),
         ("nothing", vec![sum(1000)], vec![sum(0)], ["of 1000 f32", "of 0 f32"]),
         ("large", vec![sum(3_000_000)], vec![sum(2_999_999)], ["of 3000000 f32", "of 2999999 f32"]),
