@@ -101,7 +101,7 @@ fn arguments_are_checked_before_anything_starts() {
         (&["-n", "2", "--op", "all_sum"], "no such operation"),
         (&["-n", "2", "--min-bytes", "1X"], "not a size"),
         (&["-n", "2", "--min-bytes", "2M", "--max-bytes", "1M"], "--min-bytes is larger"),
-        (&["-n", "2", "--topology", "star"], "one of auto, star, direct, mesh, ring"),
+        (&["-n", "2", "--topology", "chain"], "one of auto, star, direct, mesh, ring"),
         (&["-n", "2", "--backend", "nccl"], "one of auto, tcp, rdma"),
         (&["-n", "2", "--dtype", "f64"], "one of f32, bf16, f16"),
         (&["--hostfile", "nowhere.json"], "nowhere.json"),

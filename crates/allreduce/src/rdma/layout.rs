@@ -107,6 +107,7 @@ pub(super) fn status_name(status: u32) -> &'static str {
 #[repr(C)]
 pub(super) struct ContextOps {
     pub(super) before_poll_cq: [*mut c_void; 11],
+    // SAFETY: these are types only; who calls such a function says why it may, in `verbs.rs`.
     pub(super) poll_cq: Option<unsafe extern "C" fn(*mut CompletionQueue, c_int, *mut WorkCompletion) -> c_int>,
     pub(super) before_post_send: [*mut c_void; 13],
     pub(super) post_send: Option<unsafe extern "C" fn(*mut Qp, *mut SendRequest, *mut *mut SendRequest) -> c_int>,

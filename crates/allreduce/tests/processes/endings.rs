@@ -105,7 +105,8 @@ fn messages_and_parts_diverge_too() {
         1 => vec![say("now"), Act::Send { bytes: 8, to: 0 }, Act::Idle],
         _ => vec![say("now"), Act::Barrier, Act::Idle],
     };
-    let cases: [(&str, &dyn Fn(usize) -> Vec<Act>, [usize; 2]); 3] =
+    type Case<'a> = (&'a str, &'a dyn Fn(usize) -> Vec<Act>, [usize; 2]);
+    let cases: [Case<'_>; 3] =
         [("message", &message, [0, 2]), ("part", &in_part, [1, 3]), ("message and barrier", &mixed, [0, 1])];
     for (what, script, named) in cases {
         let times = in_time(what, 1000.0, || {
