@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::handshake::Trusted;
 use crate::notice::{Notice, Notices};
-use crate::session::{Action, Event, Message, Progress, Session, Timing, Warning};
+use crate::session::{Action, Doing, Event, Message, Progress, Session, Timing, Warning};
 use crate::verdict::{Cause, Verdict};
 
 /// Unsent bytes at which a peer that reads nothing gets no more heartbeats.
@@ -28,6 +28,7 @@ pub(crate) struct Board {
     operation: AtomicU64,
     inside: AtomicBool,
     moved: AtomicU64,
+    doing: Mutex<Option<Doing>>,
     /// Set together with `verdict`; cheap to look at.
     failed: AtomicBool,
     verdict: Mutex<Option<Verdict>>,
@@ -51,18 +52,21 @@ impl Board {
             operation: self.operation.load(Ordering::Relaxed),
             inside: self.inside.load(Ordering::Relaxed),
             moved: self.moved.load(Ordering::Relaxed),
+            doing: *self.doing.lock().unwrap_or_else(PoisonError::into_inner),
         }
     }
 
-    /// An operation begins.
-    pub(crate) fn enter(&self) {
+    /// An operation begins. `doing`: what it is, if all ranks of its group take part.
+    pub(crate) fn enter(&self, doing: Option<Doing>) {
         self.operation.fetch_add(1, Ordering::Relaxed);
         self.inside.store(true, Ordering::Relaxed);
+        *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = doing;
     }
 
     /// It has ended; `moved` bytes have been moved so far.
     pub(crate) fn leave(&self, moved: u64) {
         self.inside.store(false, Ordering::Relaxed);
+        *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.set_moved(moved);
     }
 

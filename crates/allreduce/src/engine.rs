@@ -7,9 +7,10 @@ use crate::choose::{Choice, Reach};
 use crate::control::{Board, Control};
 use crate::error::{GroupError, GroupFailure, Who};
 use crate::flight::Flight;
-use crate::frame::{Algorithm, Descriptor, FrameError};
+use crate::frame::{Algorithm, Descriptor, FrameError, Kind};
 use crate::operation::{Buffers, Fault, Links, Operation, Standing};
 use crate::plan::Plan;
+use crate::session::Doing;
 use crate::transport::{LONGEST_SLEEP, Transport, Want};
 use crate::verdict::{Cause, Verdict};
 
@@ -147,7 +148,8 @@ impl Engine {
             return Err(self.failure(Some((number, descriptor))));
         }
         self.flight.begin(step, number, descriptor, self.moved());
-        board.enter();
+        let group = self.flight.session();
+        board.enter((descriptor.kind != Kind::Send).then_some(Doing { group, operation: number, descriptor }));
         let mut operation = Operation::new(plan, number, descriptor);
         let outcome = self.drive(carrier, &mut operation, &mut buffers, &standings, number, descriptor);
         let moved = self.moved();

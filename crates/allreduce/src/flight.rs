@@ -52,6 +52,11 @@ impl Flight {
         Flight { session, start: Instant::now(), entries: VecDeque::with_capacity(64) }
     }
 
+    /// The group.
+    pub(crate) fn session(&self) -> u64 {
+        self.session
+    }
+
     /// An operation begins; `moved` are the bytes sent and received before it.
     pub(crate) fn begin(&mut self, step: u64, operation: u64, descriptor: Descriptor, moved: (u64, u64)) {
         if self.entries.len() == REMEMBERED {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::frame::Descriptor;
 use crate::planted::{Bug, planted};
 use crate::verdict::{Cause, Record, Verdict, judge};
 
@@ -60,6 +61,35 @@ pub struct Progress {
     pub inside: bool,
     /// Payload bytes sent and received so far.
     pub moved: u64,
+    /// The collective operation that the rank is inside now.
+    pub doing: Option<Doing>,
+}
+
+/// A collective operation as one rank sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doing {
+    /// The group, which may be one within the first group.
+    pub group: u64,
+    /// The number of the operation in that group.
+    pub operation: u64,
+    /// What it is.
+    pub descriptor: Descriptor,
+}
+
+impl Progress {
+    /// How a peer's operation and ours differ, if they are the same one by number. Frames say so too, where any meet: with
+    /// some pairs of operations each rank waits for one that waits as well.
+    fn divergence(&self, peer: usize, theirs: &Progress) -> Option<Cause> {
+        let (mine, theirs) = (self.doing?, theirs.doing?);
+        let same_place = (mine.group, mine.operation) == (theirs.group, theirs.operation);
+        (same_place && mine.descriptor != theirs.descriptor).then_some(Cause::Diverged {
+            peer,
+            operation: mine.operation,
+            mine: mine.descriptor,
+            peer_operation: theirs.operation,
+            theirs: theirs.descriptor,
+        })
+    }
 }
 
 /// What ranks say to each other on the control connections.
@@ -196,7 +226,12 @@ impl Session {
             actions.push(Action::Warn(Warning::Back { rank: from }));
         }
         match message {
-            Message::Heartbeat(progress) => peer.progress = progress,
+            Message::Heartbeat(progress) => {
+                peer.progress = progress;
+                if let Some(cause) = self.progress.divergence(from, &progress) {
+                    self.report(now, cause, actions);
+                }
+            }
             Message::Farewell => peer.left = true,
             Message::Record(record) => self.learn(now, record, actions),
             Message::Verdict(_) if planted(Bug::JudgedAlone) => {}

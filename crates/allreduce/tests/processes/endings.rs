@@ -40,8 +40,8 @@ fn ranks_that_do_different_things_are_both_named() {
     let way = |way| sum_by(1000, Some(way));
     let background = Act::Background { elements: 70_000, buffers: 2 };
     // What the others do, what one rank does, and a word of each that the error must have.
-    type Case<'a> = (&'a str, Vec<Act>, Vec<Act>, [&'a str; 2]);
-    let cases: Vec<Case<'_>> = vec![
+    type Case = (&'static str, Vec<Act>, Vec<Act>, [&'static str; 2]);
+    let cases: Vec<Case> = vec![
         ("length", vec![sum(1000)], vec![sum(1001)], ["of 1000 f32", "of 1001 f32"]),
         ("nothing", vec![sum(1000)], vec![sum(0)], ["of 1000 f32", "of 0 f32"]),
         ("large", vec![sum(3_000_000)], vec![sum(2_999_999)], ["of 3000000 f32", "of 2999999 f32"]),
@@ -50,6 +50,8 @@ fn ranks_that_do_different_things_are_both_named() {
         ("wire", vec![sum(9)], vec![reduce(9, Reduction::Sum, Wire::Bf16, 0)], ["of 9 f32", "bf16 on the wire"]),
         ("way", vec![way(Algorithm::Direct)], vec![way(Algorithm::Mesh)], ["direct", "mesh"]),
         ("ring", vec![way(Algorithm::Mesh)], vec![way(Algorithm::Ring)], ["mesh", "ring"]),
+        // Here nobody gets a frame of the other operation: each waits for one that waits as well.
+        ("star", vec![way(Algorithm::Star)], vec![broadcast(0)], ["star", "broadcast"]),
         ("barrier", vec![sum(1000)], vec![Act::Barrier], ["all_reduce", "barrier"]),
         ("gather", vec![sum(1000)], vec![Act::AllGather { bytes: 4000 }], ["all_reduce", "all_gather"]),
         ("scatter", vec![sum(1000)], vec![Act::ReduceScatter { elements: 1000 }], ["all_reduce", "reduce_scatter"]),

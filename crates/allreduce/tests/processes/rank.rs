@@ -151,10 +151,9 @@ pub(crate) enum Event {
     Results {
         digests: Vec<(String, String)>,
     },
-    /// The group failed; `called` is when the operation that says so began.
+    /// The group failed.
     Error {
         at: f64,
-        called: f64,
         text: String,
         root_cause: String,
         lost: Vec<usize>,
@@ -181,20 +180,20 @@ fn tell(event: &Event) {
 }
 
 enum Failure {
-    Group(Box<GroupError>),
+    Group(GroupError),
     Join(JoinError),
 }
 
 impl From<GroupError> for Failure {
     fn from(error: GroupError) -> Failure {
-        Failure::Group(Box::new(error))
+        Failure::Group(error)
     }
 }
 
 impl From<JoinError> for Failure {
     fn from(error: JoinError) -> Failure {
         match error {
-            JoinError::Group(error) => Failure::Group(Box::new(error)),
+            JoinError::Group(error) => Failure::Group(error),
             error => Failure::Join(error),
         }
     }
@@ -254,15 +253,15 @@ pub(crate) fn run(spec: &str) {
     let group = match Group::join(&config) {
         Ok(group) => group,
         Err(error) => {
-            let code = fail(&error.into(), began);
+            let code = fail(&error.into());
             std::process::exit(code);
         }
     };
     tell(&Event::Joined { at: milliseconds(), took: milliseconds() - began });
-    let mut player = Player { group: Some(group), part: None, lines, called: 0.0 };
+    let mut player = Player { group: Some(group), part: None, lines };
     let code = match player.play(&spec.script) {
         Ok(()) => 0,
-        Err(failure) => fail(&failure, player.called),
+        Err(failure) => fail(&failure),
     };
     drop(player);
     if code == 0 {
@@ -271,13 +270,13 @@ pub(crate) fn run(spec: &str) {
     std::process::exit(code);
 }
 
-fn fail(failure: &Failure, called: f64) -> i32 {
+fn fail(failure: &Failure) -> i32 {
     let at = milliseconds();
     match failure {
         Failure::Group(error) => {
             let (text, root_cause) = (error.to_string(), error.root_cause());
             let (lost, verdict) = (error.lost_ranks(), format!("{:?}", error.verdict));
-            tell(&Event::Error { at, called, text, root_cause, lost, verdict, flight: error.flight.len() });
+            tell(&Event::Error { at, text, root_cause, lost, verdict, flight: error.flight.len() });
             3
         }
         Failure::Join(error) => {
@@ -294,7 +293,6 @@ struct Player {
     /// A group split off.
     part: Option<Group>,
     lines: Receiver<String>,
-    called: f64,
 }
 
 impl Player {
@@ -307,7 +305,6 @@ impl Player {
     }
 
     fn act(&mut self, act: &Act) -> Result<(), Failure> {
-        self.called = milliseconds();
         match act {
             Act::AllReduce { elements, reduction, wire, tag, algorithm } => {
                 let reduce = Reduce { reduction: *reduction, wire: *wire, tag: *tag, algorithm: *algorithm };
@@ -343,7 +340,6 @@ impl Player {
                 self.part = Some(part);
             }
             Act::Idle => loop {
-                self.called = milliseconds();
                 self.group().check()?;
                 std::thread::sleep(Duration::from_millis(2));
             },
