@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::rank::{Process, Rank};
 use super::scenario::{Change, Damage, Expected};
 use super::work::Task;
+
 use super::world::World;
 use crate::frame::{Algorithm, Kind};
 use crate::verdict::{Cause, Verdict};
@@ -120,11 +121,13 @@ fn is_right(world: &World, rank: usize, verdict: &Verdict) -> Result<(), String>
         },
         Expected::Diverged(stray) => match verdict {
             Verdict::Reported { by, cause: Cause::Diverged { peer, .. }, .. } => by == stray || peer == stray,
-            // Where data go one way only, ranks can wait for each other without a frame that would tell.
-            Verdict::Reported { cause: Cause::Stalled { .. }, .. } => goes_one_way(world, stray),
+            // Where data go one way only, some ranks are through before anybody sees a frame that would tell.
             Verdict::Reported { cause: Cause::Broken { peer, .. }, .. } => gone(peer) && goes_one_way(world, stray),
             _ => false,
         },
+        Expected::Aborted(stopped) => {
+            matches!(verdict, Verdict::Reported { by, cause: Cause::Failed { .. }, .. } if by == stopped)
+        }
         Expected::Damaged { from, to, damage } => match verdict {
             Verdict::Reported { by, cause: Cause::Damaged { peer, .. }, .. } => (peer, by) == (from, to),
             // Without a later frame nobody knows that one was lost.
@@ -165,7 +168,7 @@ fn names_only(verdict: &Verdict, ranks: &[usize]) -> bool {
 fn is_in_time(world: &World, at: Duration, verdict: &Verdict) -> Result<(), String> {
     let struck = world.struck.unwrap_or_default();
     let bound = match &world.scenario.expected {
-        Expected::Lost { crashed: true, .. } => CRASH_BOUND,
+        Expected::Lost { crashed: true, .. } | Expected::Aborted(_) => CRASH_BOUND,
         Expected::Lost { .. }
         | Expected::Separated(..)
         | Expected::CutOff(_)
@@ -221,7 +224,7 @@ fn untouched(world: &World) -> Vec<usize> {
                     untouched.remove(b);
                 }
             }
-            Change::BreakData { .. } => {}
+            Change::BreakData { .. } | Change::Abort(_) => {}
         }
     }
     untouched.into_iter().collect()

@@ -11,7 +11,7 @@ use crate::frame::FrameError;
 use crate::operation::{Fault, Links, Operation, Standing};
 use crate::sealed::{Opener, seal};
 use crate::secret::Seal;
-use crate::session::{Action, Event, Message, Progress, Session, Timing};
+use crate::session::{self, Action, Event, Message, Progress, Session, Timing};
 use crate::transport::{LONGEST_SLEEP, Want};
 use crate::verdict::{Cause, Verdict};
 
@@ -115,6 +115,7 @@ pub(super) struct Settings {
 pub(super) struct Rank {
     pub(super) rank: usize,
     settings: Settings,
+    group: u64,
     pace: Pace,
     pub(super) process: Process,
     // What the control thread has.
@@ -146,7 +147,7 @@ impl Rank {
         rank: usize,
         settings: Settings,
         pace: Pace,
-        session_number: u64,
+        group: u64,
         lines: BTreeMap<usize, Line>,
         transport: SimTransport,
         tasks: Vec<Task>,
@@ -155,6 +156,7 @@ impl Rank {
         Rank {
             rank,
             settings,
+            group,
             pace,
             process: Process::Running,
             session: Session::new(rank, settings.world, settings.timing, pace.start),
@@ -166,7 +168,7 @@ impl Rank {
             verdict: None,
             warnings: 0,
             transport,
-            links: Links::new(rank, settings.world, session_number),
+            links: Links::new(rank, settings.world, group),
             tasks,
             done: 0,
             phase: Phase::Pausing { until },
@@ -342,6 +344,8 @@ impl Rank {
         };
         self.progress.operation += 1;
         self.progress.inside = true;
+        let (group, operation) = (self.group, self.done as u64);
+        self.progress.doing = Some(session::Doing { group, operation, descriptor: task.descriptor });
         let plan = task.plan(self.rank, self.settings.world, self.settings.frame_bytes);
         let operation = Operation::new(plan, self.done as u64, task.descriptor);
         let memory = task.memory(self.rank, self.settings.world);
@@ -359,7 +363,7 @@ impl Rank {
         self.progress.moved = self.links.bytes_sent + self.links.bytes_received;
         match standing {
             Ok(Standing::Done) => {
-                self.progress.inside = false;
+                self.idle();
                 self.results.push((self.done, doing.memory));
                 self.done += 1;
                 let pause = self.tasks.get(self.done).map_or(Duration::ZERO, |task| task.pause);
@@ -372,10 +376,8 @@ impl Rank {
                     self.phase = Phase::Inside(doing);
                     return false;
                 }
-                let mut wants: Vec<Want> = Vec::new();
-                doing.operation.wants(&mut wants);
                 let cause = Cause::Stalled {
-                    waiting_for: wants.iter().map(|want| want.peer).collect(),
+                    waiting_for: wants(&doing).iter().map(|want| want.peer).collect(),
                     seconds: (now - since).as_secs(),
                     operation: self.done as u64,
                     mine: self.tasks[self.done].descriptor,
@@ -386,6 +388,11 @@ impl Rank {
                 let closed = matches!(&fault, Fault::Broken(broken) if broken.closed);
                 let since = *doing.closed_since.get_or_insert(now);
                 if !closed || now - since > EXPLANATION {
+                    // A closed link is the poorest explanation: whatever has arrived comes first.
+                    let unread = |want: &Want| want.receive && self.transport.has_unread(want.peer, want.link);
+                    if closed && wants(&doing).iter().any(unread) {
+                        self.complaint = Some("gave up on a closed link with frames unread".into());
+                    }
                     self.give_up(now, cause(fault));
                 } else if self.verdict.is_some() {
                     self.stop(now);
@@ -414,8 +421,13 @@ impl Rank {
         self.phase = Phase::GivenUp { since: now };
     }
 
+    /// As `Group::abort`.
+    pub(super) fn abort(&mut self) {
+        self.orders.push(Cause::Failed { message: "the loss is not finite".into() });
+    }
+
     fn stop(&mut self, now: Duration) {
-        self.progress.inside = false;
+        self.idle();
         self.phase = Phase::Over { leaves: now + self.pace.last_words };
     }
 
@@ -428,10 +440,21 @@ impl Rank {
         self.phase = Phase::Left;
     }
 
+    /// As `Board::leave`.
+    fn idle(&mut self) {
+        (self.progress.inside, self.progress.doing) = (false, None);
+    }
+
     /// Whether the control thread was woken by the caller's.
     pub(super) fn has_orders(&self) -> bool {
         !self.orders.is_empty()
     }
+}
+
+fn wants(doing: &Doing) -> Vec<Want> {
+    let mut wants = Vec::new();
+    doing.operation.wants(&mut wants);
+    wants
 }
 
 /// As `Engine::cause`.

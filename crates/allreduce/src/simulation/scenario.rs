@@ -18,6 +18,8 @@ pub(super) enum Change {
         rank: usize,
         resets: bool,
     },
+    /// Its caller says that it stops.
+    Abort(usize),
     /// From now on nothing arrives at `to` from `from`. `loses`: frames of an RDMA link are not even kept.
     Block {
         from: usize,
@@ -98,6 +100,8 @@ pub(super) enum Expected {
     Slept { rank: usize, surely: bool },
     /// It did something else than the others.
     Diverged(usize),
+    /// Its caller stopped it.
+    Aborted(usize),
     /// A frame was damaged on its way.
     Damaged { from: usize, to: usize, damage: Damage },
     /// The data connection of the two broke.
@@ -168,7 +172,8 @@ impl Scenario {
             34..46 => scenario.freeze(random, &timing),
             46..58 => scenario.partition(random),
             58..63 => scenario.sleep(random, &timing),
-            63..72 => scenario.diverge(random),
+            63..71 => scenario.diverge(random),
+            71 => scenario.abort(random),
             72..85 => scenario.damage(random),
             85..93 => scenario.attack(random),
             _ => scenario.chaos(random),
@@ -220,7 +225,7 @@ impl Scenario {
             }
             // The whole group is stopped (a machine with all of it, a debugger) and goes on, one rank after the other.
             3 => {
-                let end = at + random.between(timing.own_freeze * 2, self.timeout * 3 / 2);
+                let end = at + random.between(timing.own_freeze * 2, self.timeout * 3);
                 for rank in 0..self.world {
                     let spread = timing.heartbeat * 2;
                     self.at(at + random.between(Duration::ZERO, spread), Change::Freeze(rank));
@@ -345,6 +350,13 @@ impl Scenario {
         }
         self.divergent = Some(Stray { rank, task: random.below(self.tasks - 1) });
         self.expected = Expected::Diverged(rank);
+    }
+
+    fn abort(&mut self, random: &mut Random) {
+        let rank = random.below(self.world);
+        let at = self.some_time(random);
+        self.at(at, Change::Abort(rank));
+        self.expected = Expected::Aborted(rank);
     }
 
     fn damage(&mut self, random: &mut Random) {

@@ -109,6 +109,11 @@ impl SimTransport {
         self.ends[peer][link].arrived.push_back(bytes);
     }
 
+    /// Whether something has arrived that was not read.
+    pub(super) fn has_unread(&self, peer: usize, link: usize) -> bool {
+        !self.ends[peer][link].arrived.is_empty()
+    }
+
     /// Nothing comes after what has arrived so far.
     pub(super) fn end(&mut self, peer: usize, link: usize, ending: Ending) {
         self.ends[peer][link].ended.get_or_insert(ending);

@@ -1,34 +1,24 @@
-//! The world around the ranks: a clock, a queue of what is going to happen, and the network between them.
+//! The world around the ranks: a clock and a queue of what is going to happen.
 
-mod traffic;
-
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::network::{Direction, Parcel};
 use super::random::Random;
-use super::rank::{Letter, Pace, Process, Rank, Settings};
-use super::scenario::{Attack, Change, Damage, FrameFault, Scenario};
-use super::wires::{Ending, LinkSettings, Model, Piece, SimTransport};
+use super::rank::{Line, Pace, Process, Rank, Settings};
+use super::scenario::{Change, Scenario};
+use super::wires::{LinkSettings, SimTransport};
 use super::work::{LINKS, Task};
-use crate::frame::{HEADER_BYTES, Header, crc32c};
-use crate::sealed::{Opener, seal};
+use crate::frame::HEADER_BYTES;
+use crate::sealed::Opener;
 use crate::secret::{Seal, Secret};
-use crate::session::{Message, Timing};
-use crate::verdict::{Cause, Record};
+use crate::session::Timing;
 
 /// The number of the group; frames of an earlier one have another.
-const SESSION: u64 = 0x5e55_1011;
+pub(super) const SESSION: u64 = 0x5e55_1011;
 
-/// What travels from one rank to another.
-enum Parcel {
-    Data { link: usize, bytes: Vec<u8> },
-    DataEnd { link: usize, ending: Ending },
-    Control(Vec<u8>),
-    ControlEnd,
-}
-
-enum Happening {
+/// What is going to happen.
+pub(super) enum Happening {
     Arrival {
         from: usize,
         to: usize,
@@ -41,56 +31,24 @@ enum Happening {
     Change(Change),
 }
 
-/// A place in the queue: earlier first, and what was put in first among those of one time.
-struct Entry(Duration, u64, Happening);
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Entry) -> bool {
-        (self.0, self.1) == (other.0, other.1)
-    }
-}
-impl Eq for Entry {}
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Entry) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Entry {
-    fn cmp(&self, other: &Entry) -> std::cmp::Ordering {
-        (self.0, self.1).cmp(&(other.0, other.1))
-    }
-}
-
-/// The way from one rank to another, control and data.
-#[derive(Default)]
-struct Direction {
-    /// How many faults block it now.
-    blocked: usize,
-    loses: bool,
-    held: VecDeque<Parcel>,
-    last_control: Duration,
-    last_data: [Duration; LINKS],
-    frames: usize,
-    flip_next: bool,
-    last_letter: Vec<u8>,
-}
-
 pub(super) struct World {
     pub(super) now: Duration,
     pub(super) scenario: Scenario,
     pub(super) ranks: Vec<Rank>,
-    queue: BinaryHeap<Reverse<Entry>>,
+    /// By time, then in the order in which it was put in.
+    pub(super) queue: BTreeMap<(Duration, u64), Happening>,
     entries: u64,
-    random: Random,
-    directions: Vec<Direction>,
-    control_timers: Vec<Option<Duration>>,
-    engine_timers: Vec<Option<Duration>>,
+    pub(super) random: Random,
+    /// From each rank to each other.
+    pub(super) directions: Vec<Direction>,
+    pub(super) control_timers: Vec<Option<Duration>>,
+    pub(super) engine_timers: Vec<Option<Duration>>,
     pub(super) tasks: Vec<Task>,
-    /// When the first fault took effect, and when each frame fault did.
+    /// When the first fault took effect.
     pub(super) struck: Option<Duration>,
     /// When each rank left the group of itself.
     pub(super) left: Vec<Option<Duration>>,
-    frozen_since: Vec<Duration>,
+    pub(super) frozen_since: Vec<Duration>,
     pub(super) traced: bool,
     pub(super) events: u64,
 }
@@ -130,7 +88,7 @@ impl World {
         let mut simulation = World {
             now: Duration::ZERO,
             ranks,
-            queue: BinaryHeap::new(),
+            queue: BTreeMap::new(),
             entries: 0,
             random,
             directions: (0..world * world).map(|_| Direction::default()).collect(),
@@ -170,7 +128,7 @@ impl World {
             if self.ranks.iter().all(over) {
                 return Ok(());
             }
-            let Some(Reverse(Entry(at, _, happening))) = self.queue.pop() else {
+            let Some(((at, _), happening)) = self.queue.pop_first() else {
                 return Err("nothing is going to happen any more".into());
             };
             self.now = at;
@@ -207,22 +165,12 @@ impl World {
         }
     }
 
-    fn put(&mut self, at: Duration, happening: Happening) {
+    pub(super) fn put(&mut self, at: Duration, happening: Happening) {
         self.entries += 1;
-        self.queue.push(Reverse(Entry(at, self.entries, happening)));
+        self.queue.insert((at, self.entries), happening);
     }
 
-    fn direction(&mut self, from: usize, to: usize) -> &mut Direction {
-        &mut self.directions[from * self.scenario.world + to]
-    }
-
-    fn delay(&mut self) -> Duration {
-        let Scenario { latency, spike, .. } = self.scenario;
-        let most = if self.random.one_in(64) { spike } else { latency };
-        self.random.between(latency / 5, most.max(latency / 2))
-    }
-
-    fn set_timers(&mut self, rank: usize) {
+    pub(super) fn set_timers(&mut self, rank: usize) {
         if self.ranks[rank].process != Process::Running || self.ranks[rank].has_left() {
             return;
         }
@@ -239,7 +187,7 @@ impl World {
         }
     }
 
-    fn control(&mut self, rank: usize) -> Result<(), String> {
+    pub(super) fn control(&mut self, rank: usize) -> Result<(), String> {
         let knew = self.ranks[rank].verdict.is_some();
         self.ranks[rank].control(self.now);
         self.post(rank);
@@ -255,7 +203,7 @@ impl World {
         }
     }
 
-    fn engine(&mut self, rank: usize) -> Result<(), String> {
+    pub(super) fn engine(&mut self, rank: usize) -> Result<(), String> {
         let had_left = self.ranks[rank].has_left();
         let done = self.ranks[rank].done;
         self.ranks[rank].engine(self.now);
@@ -286,143 +234,6 @@ impl World {
         }
         self.set_timers(rank);
         Ok(())
-    }
-
-    /// Sends the sealed messages that a rank has written.
-    fn post(&mut self, rank: usize) {
-        let letters = std::mem::take(&mut self.ranks[rank].letters);
-        if self.traced {
-            self.trace_letters(rank, &letters);
-        }
-        for Letter { to, mut bytes, .. } in letters {
-            self.direction(rank, to).last_letter.clone_from(&bytes);
-            if std::mem::take(&mut self.direction(rank, to).flip_next) {
-                self.struck.get_or_insert(self.now);
-                let bit = self.random.below(bytes.len() * 8);
-                bytes[bit / 8] ^= 1 << (bit % 8);
-            }
-            if self.random.one_in(16) {
-                let rest = bytes.split_off(self.random.below(bytes.len()));
-                self.send_control(rank, to, bytes);
-                bytes = rest;
-            }
-            self.send_control(rank, to, bytes);
-        }
-        for peer in std::mem::take(&mut self.ranks[rank].shut) {
-            self.send_on_control(rank, peer, Parcel::ControlEnd);
-        }
-    }
-
-    /// One line per message, however many ranks get it; heartbeats aside.
-    fn trace_letters(&self, rank: usize, letters: &[Letter]) {
-        let mut rest: Vec<&Letter> = letters.iter().collect();
-        rest.retain(|letter| !matches!(letter.message, Message::Heartbeat(_)));
-        while let Some(first) = rest.first().copied() {
-            let same: Vec<usize> = rest.iter().filter(|one| one.message == first.message).map(|one| one.to).collect();
-            self.trace(|_| format!("rank {rank} to {same:?}: {:?}", first.message));
-            rest.retain(|letter| letter.message != first.message);
-        }
-    }
-
-    fn change(&mut self, change: Change) -> Result<(), String> {
-        self.trace(|_| format!("{change:?}"));
-        let running = |rank: usize| self.ranks[rank].process == Process::Running && !self.ranks[rank].has_left();
-        let strikes = match change {
-            Change::Freeze(rank) | Change::Crash { rank, .. } => running(rank),
-            Change::Block { .. } | Change::BreakData { .. } | Change::CloseControl { .. } => true,
-            Change::Thaw(_) | Change::Unblock { .. } | Change::Attack { .. } => false,
-        };
-        if strikes {
-            self.struck.get_or_insert(self.now);
-        }
-        match change {
-            Change::Freeze(rank) => {
-                if self.ranks[rank].process == Process::Running {
-                    self.ranks[rank].process = Process::Frozen;
-                    self.frozen_since[rank] = self.now;
-                    (self.control_timers[rank], self.engine_timers[rank]) = (None, None);
-                }
-            }
-            Change::Thaw(rank) => {
-                if self.ranks[rank].process == Process::Frozen {
-                    let stopped = self.now - self.frozen_since[rank];
-                    self.ranks[rank].thaw(self.now, stopped);
-                    // Either of the two threads may be the first.
-                    if self.random.one_in(2) {
-                        self.engine(rank)?;
-                    }
-                    self.control(rank)?;
-                    self.engine(rank)?;
-                }
-            }
-            Change::Crash { rank, resets } => {
-                if self.ranks[rank].process == Process::Dead || self.ranks[rank].has_left() {
-                    return Ok(());
-                }
-                self.ranks[rank].process = Process::Dead;
-                if resets {
-                    self.lose_what_is_on_its_way(rank);
-                }
-                self.close_connections(rank, "Connection reset by peer (os error 104)");
-            }
-            Change::Block { from, to, loses } => {
-                let direction = self.direction(from, to);
-                direction.blocked += 1;
-                direction.loses |= loses;
-            }
-            Change::Unblock { from, to } => {
-                self.direction(from, to).blocked -= 1;
-                if self.direction(from, to).blocked == 0 {
-                    self.direction(from, to).loses = false;
-                    for parcel in std::mem::take(&mut self.direction(from, to).held) {
-                        self.hand_over(from, to, parcel)?;
-                    }
-                }
-            }
-            Change::BreakData { a, b, closed } => {
-                let ending = Ending { closed, what: "the network went down under this connection" };
-                self.break_data(a, b, ending);
-                self.break_data(b, a, ending);
-            }
-            Change::CloseControl { a, b } => {
-                self.send_on_control(a, b, Parcel::ControlEnd);
-                self.send_on_control(b, a, Parcel::ControlEnd);
-            }
-            Change::Attack { from, to, attack } => self.attack(from, to, attack),
-        }
-        Ok(())
-    }
-
-    /// A reset overtakes the bytes before it; a frame of an RDMA link that has left arrives.
-    fn lose_what_is_on_its_way(&mut self, rank: usize) {
-        let stream = self.scenario.model == Model::Stream;
-        self.queue.retain(|Reverse(Entry(_, _, happening))| match happening {
-            Happening::Arrival { from, parcel: Parcel::Data { .. }, .. } => *from != rank || !stream,
-            Happening::Arrival { from, parcel: Parcel::Control(_), .. } => *from != rank,
-            _ => true,
-        });
-    }
-
-    fn attack(&mut self, from: usize, to: usize, attack: Attack) {
-        match attack {
-            Attack::Flip => self.direction(from, to).flip_next = true,
-            Attack::Replay => {
-                let bytes = self.direction(from, to).last_letter.clone();
-                if !bytes.is_empty() {
-                    self.struck.get_or_insert(self.now);
-                    self.send_control(from, to, bytes);
-                }
-            }
-            Attack::Forge => {
-                let mut record = Record::new(from);
-                record.version = 1;
-                record.cause = Some(Cause::Failed { message: "says somebody else".into() });
-                let key = Secret::loopback().tag("a guess", &[]);
-                let bytes = seal(&Message::Record(record), &mut Seal::new(&key));
-                self.struck.get_or_insert(self.now);
-                self.send_control(from, to, bytes);
-            }
-        }
     }
 }
 
@@ -467,12 +278,12 @@ fn frame_bytes(tasks: &[Task], world: usize, random: &mut Random) -> usize {
 }
 
 /// The control connections: two keys for each pair.
-fn lines(world: usize) -> Vec<BTreeMap<usize, super::rank::Line>> {
+fn lines(world: usize) -> Vec<BTreeMap<usize, Line>> {
     let secret = Secret::loopback();
     let key = |from: usize, to: usize| {
         Seal::new(&secret.tag("simulated", &[&(from as u64).to_le_bytes(), &(to as u64).to_le_bytes()]))
     };
-    let line = |rank: usize, peer: usize| super::rank::Line::new(key(rank, peer), Opener::new(key(peer, rank)));
+    let line = |rank: usize, peer: usize| Line::new(key(rank, peer), Opener::new(key(peer, rank)));
     (0..world)
         .map(|rank| (0..world).filter(|&peer| peer != rank).map(|peer| (peer, line(rank, peer))).collect())
         .collect()

@@ -48,17 +48,10 @@ impl Tcp {
     /// `streams[peer]` are the connections to that peer, in the same order at both ends; none for this rank itself.
     pub(crate) fn new(streams: Vec<Vec<TcpStream>>, options: &TcpOptions, ranks_here: usize) -> io::Result<Tcp> {
         for stream in streams.iter().flatten() {
-            stream.set_nonblocking(true)?;
-            stream.set_nodelay(true)?;
-            let same_machine = stream.peer_addr()?.ip() == stream.local_addr()?.ip();
-            if same_machine {
-                // Nothing can be congested here, and pacing (BBR) only costs time. Where Reno is not allowed, so be it.
-                let _ = rustix::net::sockopt::set_tcp_congestion(stream, "reno");
-            }
-            // Within a machine the delay is nil: a buffer that stays in the cache is faster than a large one.
-            if let Some(bytes) = options.buffer_bytes.or(same_machine.then_some(SAME_MACHINE_BUFFER)) {
-                rustix::net::sockopt::set_socket_send_buffer_size(stream, bytes)?;
-                rustix::net::sockopt::set_socket_recv_buffer_size(stream, bytes)?;
+            match prepare(stream, options) {
+                // The peer has gone already. The first frame says so, and the control connections say why.
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotConnected | io::ErrorKind::InvalidInput) => {}
+                done => done?,
             }
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -77,6 +70,22 @@ impl Tcp {
         );
         Broken { peer, link, closed, what: error.to_string() }
     }
+}
+
+fn prepare(stream: &TcpStream, options: &TcpOptions) -> io::Result<()> {
+    stream.set_nonblocking(true)?;
+    stream.set_nodelay(true)?;
+    let same_machine = stream.peer_addr()?.ip() == stream.local_addr()?.ip();
+    if same_machine {
+        // Nothing can be congested here, and pacing (BBR) only costs time. Where Reno is not allowed, so be it.
+        let _ = rustix::net::sockopt::set_tcp_congestion(stream, "reno");
+    }
+    // Within a machine the delay is nil: a buffer that stays in the cache is faster than a large one.
+    if let Some(bytes) = options.buffer_bytes.or(same_machine.then_some(SAME_MACHINE_BUFFER)) {
+        rustix::net::sockopt::set_socket_send_buffer_size(stream, bytes)?;
+        rustix::net::sockopt::set_socket_recv_buffer_size(stream, bytes)?;
+    }
+    Ok(())
 }
 
 /// Whether a call can be tried again: nothing moved, nothing is wrong.

@@ -1,8 +1,84 @@
-//! What travels between the ranks of a simulated world: delayed, damaged, lost, doubled, handed over.
+//! The network between the ranks: delays, order, what is held back, and the ends of connections.
 
-use super::*;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::rank::{Letter, Process};
+use super::scenario::{FrameFault, Scenario};
+use super::wires::{Ending, Model, Piece};
+use super::work::LINKS;
+use super::world::{Happening, World};
+use crate::session::Message;
+
+/// What travels from one rank to another.
+pub(super) enum Parcel {
+    Data { link: usize, bytes: Vec<u8> },
+    DataEnd { link: usize, ending: Ending },
+    Control(Vec<u8>),
+    ControlEnd,
+}
+
+/// The way from one rank to another, control and data.
+#[derive(Default)]
+pub(super) struct Direction {
+    /// How many faults block it now.
+    pub(super) blocked: usize,
+    pub(super) loses: bool,
+    pub(super) held: VecDeque<Parcel>,
+    pub(super) last_control: Duration,
+    pub(super) last_data: [Duration; LINKS],
+    pub(super) frames: usize,
+    pub(super) flip_next: bool,
+    pub(super) last_letter: Vec<u8>,
+}
 
 impl World {
+    pub(super) fn direction(&mut self, from: usize, to: usize) -> &mut Direction {
+        &mut self.directions[from * self.scenario.world + to]
+    }
+
+    pub(super) fn delay(&mut self) -> Duration {
+        let Scenario { latency, spike, .. } = self.scenario;
+        let most = if self.random.one_in(64) { spike } else { latency };
+        self.random.between(latency / 5, most.max(latency / 2))
+    }
+
+    /// Sends the sealed messages that a rank has written.
+    pub(super) fn post(&mut self, rank: usize) {
+        let letters = std::mem::take(&mut self.ranks[rank].letters);
+        if self.traced {
+            self.trace_letters(rank, &letters);
+        }
+        for Letter { to, mut bytes, .. } in letters {
+            self.direction(rank, to).last_letter.clone_from(&bytes);
+            if std::mem::take(&mut self.direction(rank, to).flip_next) {
+                self.struck.get_or_insert(self.now);
+                let bit = self.random.below(bytes.len() * 8);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            if self.random.one_in(16) {
+                let rest = bytes.split_off(self.random.below(bytes.len()));
+                self.send_control(rank, to, bytes);
+                bytes = rest;
+            }
+            self.send_control(rank, to, bytes);
+        }
+        for peer in std::mem::take(&mut self.ranks[rank].shut) {
+            self.send_on_control(rank, peer, Parcel::ControlEnd);
+        }
+    }
+
+    /// One line per message, however many ranks get it; heartbeats aside.
+    pub(super) fn trace_letters(&self, rank: usize, letters: &[Letter]) {
+        let mut rest: Vec<&Letter> = letters.iter().collect();
+        rest.retain(|letter| !matches!(letter.message, Message::Heartbeat(_)));
+        while let Some(first) = rest.first().copied() {
+            let same: Vec<usize> = rest.iter().filter(|one| one.message == first.message).map(|one| one.to).collect();
+            self.trace(|_| format!("rank {rank} to {same:?}: {:?}", first.message));
+            rest.retain(|letter| letter.message != first.message);
+        }
+    }
+
     pub(super) fn send_control(&mut self, from: usize, to: usize, bytes: Vec<u8>) {
         self.send_on_control(from, to, Parcel::Control(bytes));
     }
@@ -60,50 +136,6 @@ impl World {
             }
         }
         self.send_data(from, to, link, piece.bytes);
-    }
-
-    /// Does that to a frame. `None`: there is nothing left of it to send.
-    pub(super) fn damage(&mut self, from: usize, to: usize, mut piece: Piece, damage: Damage) -> Option<Piece> {
-        let stale = matches!(damage, Damage::Stale | Damage::StaleBefore);
-        let twin = if stale { self.stale_twin(&piece) } else { None };
-        if stale && twin.is_none() {
-            return Some(piece);
-        }
-        self.struck.get_or_insert(self.now);
-        match (damage, twin) {
-            (Damage::Flip, _) => {
-                let bit = self.random.below(piece.bytes.len() * 8);
-                piece.bytes[bit / 8] ^= 1 << (bit % 8);
-            }
-            (Damage::Drop, _) => {
-                self.make_room(to, from, 0, piece.bytes.len());
-                return None;
-            }
-            (Damage::Double, _) => self.send_data(from, to, 0, piece.bytes.clone()),
-            (Damage::Delay, _) => {
-                let at = self.now + self.random.between(Duration::ZERO, Duration::from_millis(5));
-                let parcel = Parcel::Data { link: 0, bytes: piece.bytes };
-                self.put(at, Happening::Arrival { from, to, parcel });
-                return None;
-            }
-            (Damage::Stale, Some(twin)) => piece.bytes = twin,
-            (_, Some(twin)) => self.send_data(from, to, 0, twin),
-            (_, None) => unreachable!("stale frames have a twin"),
-        }
-        Some(piece)
-    }
-
-    /// The same frame with other contents, as an earlier group would have sent it; none if this is not a whole frame.
-    pub(super) fn stale_twin(&mut self, piece: &Piece) -> Option<Vec<u8>> {
-        let (header, payload) = piece.bytes.split_first_chunk::<HEADER_BYTES>()?;
-        let header = Header::decode(header).expect("the sender's own header");
-        if header.length as usize != payload.len() {
-            return None;
-        }
-        let payload: Vec<u8> = payload.iter().map(|byte| byte ^ 0x5a).collect();
-        let payload_crc = crc32c(&payload);
-        let twin = Header { session: SESSION - 1, payload_crc, ..header };
-        Some([&twin.encode()[..], &payload].concat())
     }
 
     pub(super) fn arrive(&mut self, from: usize, to: usize, parcel: Parcel) -> Result<(), String> {
