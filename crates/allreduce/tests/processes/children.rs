@@ -97,6 +97,7 @@ pub(crate) struct Failed {
     pub(crate) text: String,
     pub(crate) root_cause: String,
     pub(crate) lost: Vec<usize>,
+    #[expect(dead_code, reason = "shown when a test fails")]
     pub(crate) verdict: String,
 }
 
