@@ -44,14 +44,17 @@ fn on_soft_roce_devices() {
         return;
     }
     let program = std::env::current_exe().expect("this program");
+    let folder = program.parent().expect("a folder");
     for layout in ["loop", "veth"] {
         let began = Instant::now();
         let output = Command::new(&script)
             .args(["-d", layout, "-t", "400", "-s"])
-            .arg(program.parent().expect("a folder"))
+            .arg(folder)
             .args(["-e", &format!("{LAYOUT}={layout}"), "-e", "RUST_BACKTRACE=1", "--"])
             .arg(&program)
             .args(["inside", "--exact", "--nocapture"])
+            // The guest must see the current folder, wherever the repository lies.
+            .current_dir(folder)
             .output()
             .expect("the script starts");
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
