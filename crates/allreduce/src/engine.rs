@@ -96,6 +96,8 @@ pub(crate) struct Engine {
     /// This group's ranks as ranks of the first group.
     pub(crate) members: Arc<Vec<usize>>,
     pub(crate) standings: Arc<Standings>,
+    /// How long this rank has waited while each member owed it a frame or did not take one.
+    pub(crate) waited: Vec<Duration>,
     /// A copy of the caller's data, for operations that change it while they send it.
     pub(crate) snapshot: Vec<f32>,
     wants: Vec<Want>,
@@ -113,6 +115,7 @@ impl Engine {
             operations: 0,
             messages: vec![(0, 0); members.len()],
             flight: Flight::new(session),
+            waited: vec![Duration::ZERO; members.len()],
             members,
             standings,
             snapshot: Vec::new(),
@@ -177,8 +180,16 @@ impl Engine {
         let mut closed_since = None;
         loop {
             match operation.poll(links, transport.as_mut(), buffers) {
-                Ok(Standing::Done) => return Ok(()),
-                Ok(Standing::Moved) => (round, closed_since) = (0, None),
+                Ok(standing @ (Standing::Done | Standing::Moved)) => {
+                    if round > 0 {
+                        let idle = idle_since.elapsed();
+                        self.wants.iter().for_each(|want| self.waited[want.peer] += idle);
+                    }
+                    if standing == Standing::Done {
+                        return Ok(());
+                    }
+                    (round, closed_since) = (0, None);
+                }
                 Ok(Standing::Idle) => {
                     if board.has_failed() {
                         return Err(());

@@ -236,6 +236,12 @@ impl Group {
         self.engine().moved()
     }
 
+    /// How long this rank has waited in operations for each rank, itself included (never). Waits for several at once count
+    /// for each of them.
+    pub fn waited(&self) -> Vec<Duration> {
+        self.engine().waited.clone()
+    }
+
     /// The last operations of this rank, oldest first.
     pub fn flight_record(&self) -> Vec<FlightEntry> {
         self.engine().flight.record()

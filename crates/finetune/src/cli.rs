@@ -52,6 +52,19 @@ pub(crate) enum Command {
     /// A run directory stands for its newest checkpoint that verifies. `merged` is a complete Hugging Face
     /// model directory; the export ends by comparing its logits with those of base and adapter.
     Export(ExportArguments),
+    /// Train with several processes, here or on several machines
+    ///
+    ///   finetune launch -n 2 -- recipe.toml --resume
+    ///   finetune launch --hostfile hosts.json --max-restarts 3 -- recipe.toml --resume
+    ///
+    /// Starts one `finetune run` per rank; each computes its share of every step, and the result is the same for any
+    /// number of ranks. Output comes with the rank and host it is from. Ctrl-C finishes the step and saves, a second one
+    /// ends at once. Ends with the exit code of the rank that failed first: 3 if one was lost, which is worth another try.
+    #[command(verbatim_doc_comment)]
+    Launch(LaunchArguments),
+    /// What `launch` asks other hosts
+    #[command(hide = true)]
+    Preflight(RunArguments),
     /// Several machines: measure how fast they talk
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -145,6 +158,49 @@ pub(crate) struct RunArguments {
     /// Where the run is written, instead of the recipe's output_dir
     #[arg(long, value_name = "DIR")]
     pub(crate) output_dir: Option<PathBuf>,
+    /// A file with the token that all ranks share, where they are on several machines (or FINETUNE_TOKEN_FILE)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// A rank that `finetune launch` started: its place comes on standard input
+    #[arg(long, hide = true)]
+    pub(crate) assigned: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LaunchArguments {
+    /// Ranks to start on this machine
+    #[arg(
+        short = 'n',
+        long = "ranks",
+        value_name = "N",
+        conflicts_with = "hostfile",
+        required_unless_present = "hostfile"
+    )]
+    pub(crate) ranks: Option<usize>,
+    /// One rank per host of this file (MLX's JSON format), over ssh; the first host is rank 0 and writes the run
+    #[arg(long, value_name = "FILE")]
+    pub(crate) hostfile: Option<PathBuf>,
+    /// Start again from the newest checkpoint when a rank was lost, at most so many times
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) max_restarts: u32,
+    /// Bring the program, the recipe, the model and the rows to the hosts first
+    #[arg(long, requires = "hostfile")]
+    pub(crate) copy: bool,
+    /// The program on the other hosts, if it lies elsewhere than here
+    #[arg(long, value_name = "PATH", requires = "hostfile", conflicts_with = "copy")]
+    pub(crate) program: Option<PathBuf>,
+    /// The folder to start in on the other hosts, if not the same as here
+    #[arg(long, value_name = "DIR", requires = "hostfile", conflicts_with = "copy")]
+    pub(crate) directory: Option<PathBuf>,
+    /// A configuration file for ssh, instead of the user's
+    #[arg(long, value_name = "FILE", requires = "hostfile")]
+    pub(crate) ssh_config: Option<PathBuf>,
+    /// Port of rank 0, instead of a free one
+    #[arg(long, value_name = "PORT")]
+    pub(crate) port: Option<u16>,
+    /// The recipe and the flags of `finetune run`
+    #[arg(last = true, required = true, value_name = "RECIPE.toml [run flags]")]
+    pub(crate) run: Vec<String>,
 }
 
 #[derive(Debug, Args)]

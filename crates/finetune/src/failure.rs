@@ -22,6 +22,11 @@ pub(crate) enum Failure {
         hints: Vec<String>,
     },
     Output(std::io::Error),
+    /// Hosts that a launch cannot do without.
+    Lost {
+        message: String,
+        hints: Vec<String>,
+    },
     /// The other ranks, once they had joined.
     Group(GroupError),
     Join(JoinError),
@@ -47,12 +52,13 @@ impl Failure {
             Failure::Train(error) if error.is_disk_or_memory() => DISK_OR_MEMORY,
             Failure::Output(_) => DISK_OR_MEMORY,
             // Ranks that do different things have been started with different input: another try ends the same way.
-            Failure::Group(error)
+            Failure::Group(error) | Failure::Train(TrainError::Group { error, .. })
                 if matches!(error.verdict, Verdict::Reported { cause: Cause::Diverged { .. }, .. }) =>
             {
                 BAD_INPUT
             }
-            Failure::Group(_) => PEERS,
+            Failure::Group(_) | Failure::Train(TrainError::Group { .. }) | Failure::Lost { .. } => PEERS,
+            Failure::Train(TrainError::Drifted { .. }) => PEERS,
             Failure::Join(JoinError::Unreachable { .. } | JoinError::Missing { .. } | JoinError::Peer { .. }) => PEERS,
             Failure::Join(JoinError::Group(_)) => PEERS,
             _ => BAD_INPUT,
@@ -64,8 +70,12 @@ impl Failure {
         match self {
             Failure::Recipe(RecipeError::Problems(problems)) => print_problems(problems),
             Failure::Recipe(error) => print_plain(&error.to_string(), &[]),
-            Failure::Train(error) => print_plain(&error.to_string(), &error.hints()),
-            Failure::Arguments { message, hints } => print_plain(message, hints),
+            Failure::Train(error) => {
+                let record =
+                    if let TrainError::Group { error, .. } = error { flight_record(error) } else { Vec::new() };
+                print_plain(&error.to_string(), &[error.hints(), record].concat());
+            }
+            Failure::Arguments { message, hints } | Failure::Lost { message, hints } => print_plain(message, hints),
             Failure::Group(error) => print_plain(&error.to_string(), &flight_record(error)),
             Failure::Join(error) => print_plain(&error.to_string(), &[]),
             Failure::Output(error) => print_plain(&format!("cannot write the result: {error}"), &[]),

@@ -6,9 +6,12 @@
 mod cli;
 mod commands;
 mod failure;
+mod hosts;
 mod memory;
 mod output;
 mod progress;
+mod prometheus;
+mod seat;
 mod signals;
 
 use std::process::ExitCode;

@@ -132,6 +132,8 @@ impl Progress {
                     self.say(&format!("step {step}  saved {}", path.display()));
                 }
             }
+            // Who knows the hosts says it.
+            Event::Straggler { .. } => {}
             Event::StoppingEarly { step, evaluations } => {
                 self.say(&format!("step {step}  no better evaluation {evaluations} times in a row: stopping early"));
             }

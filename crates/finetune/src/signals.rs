@@ -4,8 +4,12 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
+
+/// How long a rank without a launcher goes on: no process is to be left over after ten seconds.
+const LAST_WORK: Duration = Duration::from_secs(8);
 
 /// What signals have asked for.
 pub(crate) struct Signals {
@@ -31,6 +35,21 @@ impl Signals {
             }
         }
         Ok(Signals { stop, at_once })
+    }
+
+    /// The same for a signal that came another way.
+    pub(crate) fn receive(&self, signal: i32) {
+        if self.at_once.swap(true, Ordering::SeqCst) {
+            std::process::exit(128 + signal);
+        }
+        self.stop.store(signal, Ordering::SeqCst);
+    }
+
+    /// Whoever started this process is gone. It finishes its step if that does not take long: nobody waits for it any more.
+    pub(crate) fn abandoned(&self) {
+        self.receive(SIGTERM);
+        std::thread::sleep(LAST_WORK);
+        std::process::exit(128 + SIGTERM);
     }
 
     /// From now on there is work to save.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
-use crate::keys::KEYS;
+use crate::keys::{KEYS, Kind};
 use crate::path::absolute;
 use crate::{Length, Method, Recipe, TargetModules, Warmup, duration};
 
@@ -47,6 +47,16 @@ impl Recipe {
             (path, value.unwrap_or_else(|| "none".to_owned()))
         };
         KEYS.iter().filter(|key| key.in_digest).map(|key| entry(key.path)).collect()
+    }
+
+    /// What ranks that train together must share: [`Recipe::meaning`], and how often they stop to look, save and compare.
+    pub fn shared(&self) -> Vec<(&'static str, String)> {
+        let more = KEYS.iter().filter(|key| {
+            let local = matches!(key.kind, Kind::Path | Kind::Paths | Kind::Address);
+            !key.in_digest && !local && !matches!(key.path, "model.path" | "log.every" | "distributed.min_ranks")
+        });
+        let more = more.map(|key| (key.path, self.value(key.path).unwrap_or_else(|| "none".to_owned())));
+        self.meaning().into_iter().chain(more).collect()
     }
 
     /// BLAKE3 of [`Recipe::meaning`], 64 hexadecimal digits.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use finetune_allreduce::GroupError;
 use finetune_dataset::DatasetError;
 use finetune_model::ModelError;
 use finetune_store::StoreError;
@@ -34,9 +35,32 @@ pub enum TrainError {
     Memory { needed: u64, available: u64, weights: u64, activations: u64 },
     #[error("{path}: no row is left to train on", path = path.display())]
     NoRows { path: PathBuf },
+    #[error("distributed.virtual_ranks = {virtual_ranks} cannot be shared out evenly among {world} ranks")]
+    VirtualRanks { virtual_ranks: usize, world: usize },
+    #[error("the ranks cannot train together: {}", differences.join("; "))]
+    Differ { differences: Vec<String> },
+    #[error("after step {step} the ranks no longer have the same numbers: {}", differences.join("; "))]
+    Drifted { step: u64, differences: Vec<String> },
+    /// `saved`: the newest checkpoint, where this rank knows it.
+    #[error("{error}")]
+    Group { error: GroupError, saved: Option<PathBuf> },
+}
+
+impl From<GroupError> for TrainError {
+    fn from(error: GroupError) -> TrainError {
+        TrainError::Group { error, saved: None }
+    }
 }
 
 impl TrainError {
+    /// Says of a failed group which checkpoint is safe.
+    pub(crate) fn with_saved(self, saved: Option<PathBuf>) -> TrainError {
+        match self {
+            TrainError::Group { error, .. } => TrainError::Group { error, saved },
+            error => error,
+        }
+    }
+
     /// What to do next.
     pub fn hints(&self) -> Vec<String> {
         match self {
@@ -73,6 +97,22 @@ impl TrainError {
             ],
             TrainError::Memory { weights, .. } => {
                 vec![format!("{} MiB of it are the model's weights: take a smaller model", weights >> 20)]
+            }
+            TrainError::VirtualRanks { virtual_ranks, .. } => {
+                vec![format!("start as many ranks as divide {virtual_ranks}, or leave distributed.virtual_ranks out")]
+            }
+            TrainError::Differ { .. } => vec![
+                "all ranks need the same program, recipe, model and data; `finetune launch --copy` brings them to every host".into(),
+            ],
+            TrainError::Drifted { .. } => vec![
+                "every rank makes the same update from the same sums: other processors or builds, or bad memory, make others".into(),
+                "`--resume` goes on from the last checkpoint, which all ranks agreed on".into(),
+            ],
+            TrainError::Group { saved: Some(path), .. } => {
+                vec![format!("{} is safe; run the same command with --resume to go on from it", path.display())]
+            }
+            TrainError::Group { saved: None, .. } => {
+                vec!["run the same command with --resume: it goes on from the newest checkpoint".into()]
             }
             _ => vec![],
         }

@@ -1,13 +1,16 @@
 //! Loss on held-back rows, and answers to some of them before and after training.
 
+use std::ops::Range;
 use std::path::Path;
 
+use finetune_allreduce::{GroupError, segment};
 use finetune_dataset::{ChatTokenizer, Dataset, Row};
 use finetune_model::{Batch, BatchRow, LossSum, Model, Sampling};
 use finetune_store::{RealDisk, StoreError, replace_file};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
+use crate::ranks::Ranks;
 
 const ANSWERS_FILE: &str = "samples.json";
 
@@ -61,16 +64,60 @@ pub(crate) fn batch_row(id: usize, row: &Row) -> BatchRow<'_> {
 
 /// Σ loss over all rows, `micro_batch_size` at a time. `progress` is told rows done.
 pub fn evaluate(model: &Model, data: &Dataset, micro_batch_size: usize, progress: &mut dyn FnMut(usize)) -> LossSum {
+    let batches = 0..data.rows.len().div_ceil(micro_batch_size);
     let mut total = LossSum::default();
-    let rows: Vec<BatchRow<'_>> = data.rows.iter().enumerate().map(|(id, row)| batch_row(id, row)).collect();
-    for rows in rows.chunks(micro_batch_size) {
-        let sums = model.loss(&Batch { rows: rows.to_vec() });
+    for sums in batch_losses(model, data, micro_batch_size, batches) {
         total.loss += sums.loss;
         total.trained_tokens += sums.trained_tokens;
         total.row_losses.extend(sums.row_losses);
         progress(total.row_losses.len());
     }
     total
+}
+
+/// [`evaluate`], a part of the batches on each rank. The batches are the same whatever the number of ranks, and so are all
+/// bits of the result.
+pub(crate) fn evaluate_together(
+    model: &Model,
+    data: &Dataset,
+    micro_batch_size: usize,
+    ranks: &Ranks,
+) -> Result<LossSum, GroupError> {
+    let (rank, world) = (ranks.group().rank(), ranks.group().world());
+    let count = data.rows.len().div_ceil(micro_batch_size);
+    let part = |rank: usize| segment(count, world, rank);
+    // Of each batch its loss, its trained tokens and the loss of each row, all of one length.
+    let width = 2 + micro_batch_size;
+    let mut mine = vec![0.0; width * count.div_ceil(world)];
+    for (place, sums) in mine.chunks_mut(width).zip(batch_losses(model, data, micro_batch_size, part(rank))) {
+        (place[0], place[1]) = (sums.loss, sums.trained_tokens as f64);
+        place[2..][..sums.row_losses.len()].copy_from_slice(&sums.row_losses);
+    }
+    let all = ranks.gather(&mine)?;
+    let mut total = LossSum::default();
+    for (rank, block) in all.chunks(mine.len().max(1)).enumerate() {
+        for place in block.chunks(width).take(part(rank).len()) {
+            let rows = micro_batch_size.min(data.rows.len() - total.row_losses.len());
+            total.loss += place[0];
+            total.trained_tokens += place[1] as u64;
+            total.row_losses.extend(&place[2..][..rows]);
+        }
+    }
+    Ok(total)
+}
+
+/// The sums of some batches, one after the other.
+fn batch_losses<'a>(
+    model: &'a Model,
+    data: &'a Dataset,
+    micro_batch_size: usize,
+    batches: Range<usize>,
+) -> impl Iterator<Item = LossSum> + 'a {
+    batches.map(move |batch| {
+        let first = batch * micro_batch_size;
+        let rows = first..(first + micro_batch_size).min(data.rows.len());
+        model.loss(&Batch { rows: rows.map(|row| batch_row(row, &data.rows[row])).collect() })
+    })
 }
 
 /// How many rows are answered, how many of them shown and scored.

@@ -38,6 +38,11 @@ pub enum Event<'a> {
         step: u64,
         path: PathBuf,
     },
+    /// For the last minute this rank took so many times as long for its rows as the others' median.
+    Straggler {
+        rank: usize,
+        factor: f64,
+    },
     /// Evaluations in a row without a better one.
     StoppingEarly {
         step: u64,

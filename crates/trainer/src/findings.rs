@@ -7,10 +7,8 @@ use finetune_store::RealDisk;
 use serde::Serialize;
 
 use crate::error::TrainError;
-use crate::prepare::{
-    Start, check_available, check_results, has_weights, is_occupied, length_notice, load_data, model_directory,
-    total_steps,
-};
+use crate::journal::{check_results, is_occupied};
+use crate::prepare::{Start, check_available, has_weights, length_notice, load_data, model_directory, total_steps};
 
 /// The findings of `finetune validate`.
 #[derive(Clone, Debug, Serialize)]

@@ -22,6 +22,20 @@ impl Identity {
         recipe.meaning().into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
     }
 
+    /// A name and a digest for each part that ranks must share.
+    pub(crate) fn digests(&self) -> Vec<(&'static str, blake3::Hash)> {
+        let recipe: String = self.recipe.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+        let eval_data = self.eval_data.as_deref().unwrap_or_default();
+        let contents = [
+            ("recipe", recipe.as_str()),
+            ("set of training rows (data.train)", &self.train_data),
+            ("set of evaluation rows (data.eval)", eval_data),
+            ("base model (model.path)", &self.model),
+            ("layout of trained parameters", &self.layout),
+        ];
+        contents.map(|(name, content)| (name, blake3::hash(content.as_bytes()))).to_vec()
+    }
+
     /// What differs, a line each, naming the field.
     pub(crate) fn differences(&self, now: &Identity) -> Vec<String> {
         let mut lines = Vec::new();

@@ -1,6 +1,7 @@
 //! The training loop, and everything a run remembers.
 //!
-//! Owns: the loop, AdamW, learning-rate schedules, what a checkpoint holds, metrics, evaluation, the report.
+//! Owns: the loop, AdamW, learning-rate schedules, what a checkpoint holds, metrics, evaluation,
+//! the report; how the sums of several ranks become one.
 //! Must never know: command lines, colors, ssh.
 //! Start reading at [`train`]: it is the whole program in pipeline order. What it needs is put together in `prepare.rs`.
 
@@ -12,11 +13,14 @@ mod evaluate;
 mod events;
 mod findings;
 mod identity;
+mod journal;
 mod metrics;
 mod prepare;
+mod ranks;
 mod report;
 mod schedule;
 mod state;
+mod stragglers;
 mod train;
 
 pub use adamw::AdamW;
@@ -24,8 +28,9 @@ pub use error::TrainError;
 pub use evaluate::{Answers, Sample, evaluate};
 pub use events::Event;
 pub use findings::{DataFindings, Estimate, Findings, findings};
-pub use metrics::{EvalRow, StepRow};
+pub use metrics::{EvalRow, RankRow, StepRow};
 pub use prepare::{Prepared, Resume, Run, load_data, model_directory, prepare};
+pub use ranks::Ranks;
 pub use schedule::Schedule;
 pub use state::{CHECKPOINTS, TrainState};
 pub use train::{Outcome, train};

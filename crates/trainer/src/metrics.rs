@@ -25,6 +25,23 @@ pub struct StepRow {
     pub tokens_per_second: f64,
     /// Wall time of the step.
     pub seconds: f64,
+    /// Each rank's part in it, in rank order; empty where there is only one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranks: Vec<RankRow>,
+}
+
+/// What one rank says of itself in a step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RankRow {
+    pub rank: usize,
+    /// Time it took to compute the losses and gradients of its rows in this step.
+    pub seconds: f64,
+    /// Payload bytes that it has sent since the run began, up to the losses of this step.
+    pub sent: u64,
+    /// The same received.
+    pub received: u64,
+    /// Seconds that it has waited for each rank since the run began, up to the losses of this step.
+    pub waited_for: Vec<f64>,
 }
 
 /// A row of an evaluation.

@@ -2,22 +2,21 @@
 //! first step and before anything in the run directory changes.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use finetune_dataset::{ChatTokenizer, Dataset, Plan, resolve_files};
 use finetune_model::adapter::{Adapter, linear_modules};
 use finetune_model::{Device, LoraTargets, Model, ModelConfig, choose};
 use finetune_recipe::{DeviceChoice, DtypeChoice, Length, Method, Recipe};
-use finetune_store::{
-    Disk, RealDisk, RunLock, TensorSet, newest_verified, numbered, replace_file, set_aside, sweep, verify_directory,
-};
+use finetune_store::TensorSet;
 
 use crate::error::TrainError;
-use crate::evaluate::Answers;
 use crate::findings::{check_memory, memory, sizes};
 use crate::identity::Identity;
-use crate::metrics::Metrics;
+use crate::journal::{Claim, Journal};
+use crate::ranks::Ranks;
 use crate::schedule::Schedule;
-use crate::state::{CHECKPOINTS, TrainState};
+use crate::state::TrainState;
 
 /// Where a run starts from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +32,6 @@ pub enum Resume {
 /// A run, ready to go on from `state`.
 pub struct Run {
     pub recipe: Recipe,
-    pub directory: PathBuf,
     pub model: Model,
     pub train: Dataset,
     pub eval: Option<Dataset>,
@@ -44,12 +42,12 @@ pub struct Run {
     pub steps: u64,
     pub schedule: Schedule,
     pub state: TrainState,
-    pub(crate) metrics: Metrics,
+    pub ranks: Arc<Ranks>,
+    /// Rank 0's.
+    pub(crate) journal: Option<Journal>,
     pub(crate) identity: Identity,
     /// What adapter_config.json calls the base model.
     pub(crate) base: String,
-    pub(crate) disk: Box<dyn Disk>,
-    _lock: RunLock,
 }
 
 /// A run and what the user should know about how it came together.
@@ -89,12 +87,6 @@ pub(crate) fn check_available(recipe: &Recipe) -> Result<Vec<String>, TrainError
     }
     if !recipe.lora.modules_to_save.is_empty() {
         return unavailable("lora.modules_to_save", format!("{:?}", recipe.lora.modules_to_save), "yet; leave it out");
-    }
-    if let Some(ranks) = recipe.distributed.virtual_ranks.filter(|&ranks| ranks > 1) {
-        return unavailable("distributed.virtual_ranks", ranks.to_string(), "yet; leave it out");
-    }
-    if let Some(address) = &recipe.log.prometheus {
-        return unavailable("log.prometheus", address.clone(), "yet; metrics.jsonl has the numbers");
     }
     let mut notices = Vec::new();
     if recipe.data.packing {
@@ -186,24 +178,31 @@ fn open_model(
 }
 
 /// Opens everything, takes the lock of the run directory, and finds where to start. A run that will not fit into
-/// `machine_bytes` of memory by the estimate is refused.
+/// `machine_bytes` of memory by the estimate is refused. All ranks call it, and all must have the same; only rank 0 uses the
+/// run directory.
 pub fn prepare(
     recipe: Recipe,
     resume: &Resume,
+    ranks: &Arc<Ranks>,
+    machine_bytes: Option<u64>,
+    progress: &dyn Fn(u64),
+) -> Result<Prepared, TrainError> {
+    // The others must not wait for a rank that cannot start.
+    put_together(recipe, resume, ranks, machine_bytes, progress).inspect_err(|error| ranks.abort(error))
+}
+
+fn put_together(
+    recipe: Recipe,
+    resume: &Resume,
+    ranks: &Arc<Ranks>,
     machine_bytes: Option<u64>,
     progress: &dyn Fn(u64),
 ) -> Result<Prepared, TrainError> {
     let mut notices = check_available(&recipe)?;
-    let directory = recipe.output_dir.clone();
-    let disk = RealDisk;
-    if *resume == Resume::No {
-        refuse_occupied(&disk, &directory)?;
-    }
+    // Before the long work, so that a second process is refused at once.
+    let claim = if ranks.is_first() { Some(Claim::stake(&recipe.output_dir, resume)?) } else { None };
     let model_path = model_directory(&recipe)?;
     let config = ModelConfig::load(&model_path)?;
-    // Before the long work, so that a second process is refused at once.
-    let lock = RunLock::acquire(&directory)?;
-    check_results(&disk, &directory)?;
     let mut data = load_data(&recipe, &model_path, &config, progress)?;
     for row in &mut data.train.rows {
         // Only rows that are answered need them.
@@ -223,47 +222,35 @@ pub fn prepare(
         model: model_digest,
         layout: model.layout().digest(),
     };
-    if *resume == Resume::No {
-        // Asked again: another process may have finished a run here while this one read its rows.
-        refuse_occupied(&disk, &directory)?;
-    }
-    let checkpoints = directory.join(CHECKPOINTS);
-    finetune_store::ensure_directory(&disk, &checkpoints)?;
-    sweep(&disk, &checkpoints)?;
-    sweep(&disk, &directory)?;
-    let from = find(&disk, resume, &checkpoints, &mut notices)?;
-    let state = match from {
-        None => TrainState::new(model.parameters()),
-        Some(path) => {
-            let state = TrainState::load(&path, &model, &identity)?;
+    ranks.expect_same(&identity.digests())?;
+    let mut state = TrainState::new(model.parameters());
+    ranks.expect_same(&[("set of starting weights", state.digest())])?;
+    let mut journal = None;
+    if let Some(claim) = claim {
+        let from = claim.find(resume, &mut notices)?;
+        if let Some(path) = &from {
+            state = TrainState::load(path, &model, &identity)?;
             if state.step > steps {
-                return Err(TrainError::PastTheEnd { path, step: state.step, last: steps });
+                return Err(TrainError::PastTheEnd { path: path.clone(), step: state.step, last: steps });
             }
-            state
         }
-    };
-    set_later_aside(&disk, &checkpoints, state.step, &mut notices)?;
-    model.set_parameters(&state.parameters);
-    let metrics = Metrics::open(&directory, state.step)?;
-    replace_file(&disk, &directory.join("recipe.toml"), recipe.to_toml().as_bytes())?;
-    if state.step == 0 {
-        Answers::forget(&directory)?;
+        journal = Some(claim.open(&recipe, state.step, from, &mut notices)?);
     }
+    ranks.share_state(&mut state)?;
+    model.set_parameters(&state.parameters);
     let run = Run {
         schedule: Schedule::new(&recipe.schedule, recipe.optimizer.learning_rate, steps),
         base: std::path::absolute(&model_path).unwrap_or(model_path).to_string_lossy().into_owned(),
         train: data.train,
         eval: data.eval,
         tokenizer: data.tokenizer,
-        disk: Box::new(disk),
-        _lock: lock,
+        ranks: Arc::clone(ranks),
         recipe,
-        directory,
         model,
         plan,
         steps,
         state,
-        metrics,
+        journal,
         identity,
     };
     Ok(Prepared { run, notices })
@@ -274,77 +261,5 @@ pub(crate) fn total_steps(recipe: &Recipe, plan: &Plan) -> u64 {
     match recipe.train.length {
         Length::Epochs(epochs) => epochs.saturating_mul(plan.steps_per_epoch()),
         Length::Steps(steps) => steps,
-    }
-}
-
-/// The result will replace `adapter/` or `model/`: refused now rather than after training if it may not.
-pub(crate) fn check_results(disk: &dyn Disk, directory: &Path) -> Result<(), TrainError> {
-    for name in ["adapter", "model"] {
-        finetune_store::check_replaceable(disk, &directory.join(name))?;
-    }
-    Ok(())
-}
-
-/// A directory with checkpoints or a result is not written over without being asked.
-fn refuse_occupied(disk: &dyn Disk, directory: &Path) -> Result<(), TrainError> {
-    if is_occupied(disk, directory)? { Err(TrainError::Occupied { directory: directory.to_owned() }) } else { Ok(()) }
-}
-
-/// Whether a run has left checkpoints or a result here.
-pub(crate) fn is_occupied(disk: &dyn Disk, directory: &Path) -> Result<bool, TrainError> {
-    let checkpoints = directory.join(CHECKPOINTS);
-    let has_checkpoints = checkpoints.is_dir() && !numbered(disk, &checkpoints, "step-")?.is_empty();
-    Ok(has_checkpoints || directory.join("adapter").is_dir() || directory.join("model").is_dir())
-}
-
-/// Checkpoints beyond the one that the run goes on from, torn or of a course not taken, make way: their names are
-/// about to be used again, and they must not count as the newest ones.
-fn set_later_aside(
-    disk: &dyn Disk,
-    checkpoints: &Path,
-    step: u64,
-    notices: &mut Vec<String>,
-) -> Result<(), TrainError> {
-    for (later, path) in numbered(disk, checkpoints, "step-")? {
-        if later > step {
-            let aside = set_aside(disk, &path)?;
-            notices.push(format!("{} is kept aside as {}", path.display(), aside.display()));
-        }
-    }
-    Ok(())
-}
-
-fn find(
-    disk: &dyn Disk,
-    resume: &Resume,
-    checkpoints: &Path,
-    notices: &mut Vec<String>,
-) -> Result<Option<PathBuf>, TrainError> {
-    match resume {
-        Resume::No => Ok(None),
-        Resume::From(path) if !path.is_dir() => {
-            Err(TrainError::Checkpoint { path: path.clone(), what: "there is no such checkpoint".to_owned() })
-        }
-        Resume::From(path) => {
-            verify_directory(disk, path)?;
-            notices.push(format!("going on from {}", path.display()));
-            Ok(Some(path.clone()))
-        }
-        Resume::Newest => {
-            let (newest, rejected) = newest_verified(disk, checkpoints, "step-")?;
-            for bad in rejected {
-                notices.push(format!("{} is passed over: {}", bad.path.display(), bad.why));
-            }
-            match newest {
-                Some((step, path, _)) => {
-                    notices.push(format!("going on from {} (step {step})", path.display()));
-                    Ok(Some(path))
-                }
-                None => {
-                    notices.push(format!("no checkpoint in {}: starting from the beginning", checkpoints.display()));
-                    Ok(None)
-                }
-            }
-        }
     }
 }

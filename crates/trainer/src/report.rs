@@ -6,6 +6,7 @@ use finetune_store::{RealDisk, replace_file};
 
 use crate::error::TrainError;
 use crate::evaluate::{Answers, BeforeAfter, Sample};
+use crate::journal::Journal;
 use crate::metrics::{EvalRow, Row, StepRow};
 use crate::prepare::Run;
 
@@ -21,17 +22,18 @@ struct Line<'a> {
 }
 
 /// Writes the page of what the run has done so far.
-pub(crate) fn write(run: &Run) -> Result<(), TrainError> {
-    let page = page(run);
-    Ok(replace_file(&RealDisk, &run.directory.join("report.html"), page.as_bytes())?)
+pub(crate) fn write(run: &Run, journal: &Journal) -> Result<(), TrainError> {
+    let page = page(run, journal);
+    Ok(replace_file(&RealDisk, &journal.directory.join("report.html"), page.as_bytes())?)
 }
 
-fn page(run: &Run) -> String {
+fn page(run: &Run, journal: &Journal) -> String {
+    let (rows, directory) = (&journal.metrics.rows, &journal.directory);
     let steps: Vec<&StepRow> =
-        run.metrics.rows.iter().filter_map(|row| if let Row::Step(row) = row { Some(row) } else { None }).collect();
+        rows.iter().filter_map(|row| if let Row::Step(row) = row { Some(row) } else { None }).collect();
     let evals: Vec<&EvalRow> =
-        run.metrics.rows.iter().filter_map(|row| if let Row::Eval(row) = row { Some(row) } else { None }).collect();
-    let name = run.directory.file_name().unwrap_or_default().to_string_lossy();
+        rows.iter().filter_map(|row| if let Row::Eval(row) = row { Some(row) } else { None }).collect();
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
     let mut page = String::new();
     let _ = write!(
         page,
@@ -51,7 +53,7 @@ fn page(run: &Run) -> String {
     chart(&mut page, "Learning rate", &single("learning rate", series(|row| row.learning_rate)));
     chart(&mut page, "Gradient norm, before clipping", &single("gradient norm", series(|row| row.grad_norm)));
     chart(&mut page, "Tokens per second", &single("tokens per second", series(|row| row.tokens_per_second)));
-    answers(&mut page, &BeforeAfter::read(&run.directory));
+    answers(&mut page, &BeforeAfter::read(directory));
     let _ = writeln!(page, "<h2>Recipe</h2><pre>{}</pre></main></body></html>", escape(&run.recipe.to_toml()));
     page
 }

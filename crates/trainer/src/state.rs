@@ -69,6 +69,38 @@ impl TrainState {
         }
     }
 
+    /// BLAKE3 of everything in it: ranks that have done the same have the same.
+    pub(crate) fn digest(&self) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(bytemuck::bytes_of(&self.to_numbers()));
+        for values in [&self.parameters, &self.optimizer.first_moment, &self.optimizer.second_moment] {
+            hasher.update(bytemuck::cast_slice(values));
+        }
+        hasher.finalize()
+    }
+
+    /// All but the vectors, for other ranks.
+    pub(crate) fn to_numbers(&self) -> [u64; 7] {
+        [
+            self.step,
+            self.optimizer.updates,
+            u64::from(self.best.is_some()),
+            self.best.map_or(0, |best| best.step),
+            self.best.map_or(0, |best| best.eval_loss.to_bits()),
+            self.evaluations_without_improvement,
+            u64::from(self.stopped_early),
+        ]
+    }
+
+    pub(crate) fn set_numbers(&mut self, numbers: &[u64; 7]) {
+        let &[step, updates, has_best, best_step, eval_loss, evaluations_without_improvement, stopped_early] = numbers;
+        self.step = step;
+        self.optimizer.updates = updates;
+        self.best = (has_best == 1).then_some(Best { step: best_step, eval_loss: f64::from_bits(eval_loss) });
+        self.evaluations_without_improvement = evaluations_without_improvement;
+        self.stopped_early = stopped_early == 1;
+    }
+
     /// Commits the state as `checkpoints/step-NNNNNN`. It appears whole or not at all.
     pub(crate) fn save(
         &self,

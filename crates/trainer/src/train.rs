@@ -1,21 +1,24 @@
 //! The loop.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Instant;
 
+use finetune_allreduce::Reduction;
 use finetune_dataset::Dataset;
 use finetune_model::{Batch, LossSum, Randomness};
-use finetune_recipe::Method;
-use finetune_store::{NewFile, failpoint, replace_directory};
+use finetune_store::failpoint;
 
 use crate::adamw::{clip, norm};
 use crate::error::TrainError;
-use crate::evaluate::{Answers, BeforeAfter, Questions, answer, batch_row, evaluate};
+use crate::evaluate::{Answers, BeforeAfter, Questions, answer, batch_row, evaluate_together};
 use crate::events::Event;
-use crate::metrics::{EvalRow, Row, StepRow};
+use crate::metrics::{EvalRow, RankRow, Row, StepRow};
 use crate::prepare::Run;
+use crate::ranks::Sums;
 use crate::report;
-use crate::state::{Best, prune};
+use crate::state::Best;
+use crate::stragglers::Stragglers;
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,42 +29,52 @@ pub enum Outcome {
     Stopped { step: u64, signal: i32 },
 }
 
-/// Σ over all micro-batches of a step. Means are formed from it once.
+/// Steps after which ranks compare their states, checkpoints aside.
+const COMPARE_EVERY: u64 = 50;
+
+/// What a step came to, over all ranks.
 struct StepSums {
-    loss: f64,
-    trained_tokens: u64,
-    tokens: u64,
-    /// Row index and loss of each row.
+    sums: Sums,
+    ranks: Vec<RankRow>,
+    /// Index and loss of each row that this rank computed.
     rows: Vec<(usize, f64)>,
 }
 
 /// Trains from `run.state` to the last step. `stop` holds the number of a signal that asks to stop, 0 for none.
 pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
+    let outcome = steps(run, stop, tell);
+    // The others must not wait for a rank that cannot go on.
+    outcome.inspect_err(|error| run.ranks.abort(error)).map_err(|error| error.with_saved(run.saved()))
+}
+
+fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
     let before = run.answers("before", stop, tell)?;
-    let mut gradients = vec![0.0; run.model.layout().len()];
-    tell(Event::Begin { from: run.state.step, to: run.steps, trained_parameters: gradients.len() });
-    while run.state.step < run.steps && !run.state.stopped_early {
-        if let signal @ 1.. = stop.load(Ordering::SeqCst) {
-            return Ok(Outcome::Stopped { step: run.state.step, signal });
-        }
+    let parameters = run.model.layout().len();
+    let mut gradients = vec![vec![0.0; parameters]; run.ranks.mine().len()];
+    tell(Event::Begin { from: run.state.step, to: run.steps, trained_parameters: parameters });
+    let mut stragglers = Stragglers::default();
+    let mut asked = run.asked_to_stop(stop)?;
+    while run.state.step < run.steps && !run.state.stopped_early && asked == 0 {
         failpoint::hit("train.step");
         let start = Instant::now();
-        let sums = run.forward_and_backward(&mut gradients);
+        let StepSums { sums, ranks, rows } = run.forward_and_backward(&mut gradients)?;
+        let gradients = &mut gradients[0];
         let mean_loss = sums.loss / sums.trained_tokens.max(1) as f64;
-        for gradient in &mut gradients {
+        for gradient in &mut *gradients {
             *gradient /= sums.trained_tokens.max(1) as f32;
         }
-        let grad_norm = norm(&gradients);
-        run.ensure_finite(&sums, grad_norm)?;
-        clip(&mut gradients, grad_norm, run.recipe.train.max_grad_norm);
+        let grad_norm = norm(gradients);
+        run.ensure_finite(&sums, grad_norm, &rows)?;
+        clip(gradients, grad_norm, run.recipe.train.max_grad_norm);
         let learning_rate = run.schedule.at(run.state.step);
-        run.state.optimizer.update(&mut run.state.parameters, &gradients, learning_rate, &run.recipe.optimizer);
-        run.ensure_finite_parameters(&sums)?;
+        run.state.optimizer.update(&mut run.state.parameters, gradients, learning_rate, &run.recipe.optimizer);
+        run.ensure_finite_parameters(&rows)?;
         run.model.set_parameters(&run.state.parameters);
         run.state.step += 1;
         failpoint::hit("train.updated");
 
         let seconds = start.elapsed().as_secs_f64();
+        stragglers.watch(&ranks, tell);
         let row = StepRow {
             step: run.state.step,
             epoch: run.state.step as f64 / run.plan.steps_per_epoch() as f64,
@@ -72,68 +85,109 @@ pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -
             learning_rate,
             tokens_per_second: sums.tokens as f64 / seconds,
             seconds,
+            ranks,
         };
         tell(Event::Step { row: &row, steps: run.steps });
-        run.metrics.append(Row::Step(row))?;
+        run.write(Row::Step(row))?;
 
         let last = run.state.step == run.steps;
         let improved = if run.evaluation_due(last) { run.evaluate(tell)? } else { false };
         failpoint::hit("train.evaluated");
-        let asked_to_stop = stop.load(Ordering::SeqCst) != 0;
-        if last || run.state.stopped_early || asked_to_stop || run.checkpoint_due(improved) {
+        asked = run.asked_to_stop(stop)?;
+        if last || run.state.stopped_early || asked != 0 || run.checkpoint_due(improved) {
             run.save(tell)?;
+        } else if run.state.step.is_multiple_of(COMPARE_EVERY) {
+            run.compare()?;
         }
     }
+    if asked != 0 && run.state.step < run.steps && !run.state.stopped_early {
+        return Ok(Outcome::Stopped { step: run.state.step, signal: asked });
+    }
     let after = run.answers("after", stop, tell)?;
-    // Once more for a run that was killed between its last save and the pruning after it.
-    run.prune()?;
-    failpoint::hit("train.publish");
-    run.publish()?;
-    failpoint::hit("train.published");
-    report::write(run)?;
+    run.finish()?;
     Ok(Outcome::Finished { step: run.state.step, before, after })
 }
 
 impl Run {
-    /// Sums of loss and gradients over this step's rows, a micro-batch at a time.
-    fn forward_and_backward(&mut self, gradients: &mut [f32]) -> StepSums {
-        gradients.fill(0.0);
-        let share = self.plan.share(self.state.step, 0, 1);
+    /// Sums of loss and gradients over this step's rows, of all ranks. The first of `gradients`, one per share of this rank,
+    /// gets the sum.
+    fn forward_and_backward(&mut self, gradients: &mut [Vec<f32>]) -> Result<StepSums, TrainError> {
+        let start = Instant::now();
+        self.ranks.group().set_step(self.state.step + 1);
         let randomness = Randomness { seed: self.recipe.seed, step: self.state.step };
-        let mut sums = StepSums { loss: 0.0, trained_tokens: 0, tokens: 0, rows: Vec::with_capacity(share.len()) };
-        for rows in share.chunks(self.recipe.train.micro_batch_size) {
-            let batch = Batch { rows: rows.iter().map(|&row| batch_row(row, &self.train.rows[row])).collect() };
-            let checkpointing = self.recipe.train.gradient_checkpointing;
-            let LossSum { loss, trained_tokens, row_losses } =
-                self.model.loss_and_gradients(&batch, randomness, checkpointing, gradients);
-            sums.loss += loss;
-            sums.trained_tokens += trained_tokens;
-            sums.tokens += batch.tokens();
-            sums.rows.extend(rows.iter().copied().zip(row_losses));
+        let (mut shares, mut rows) = (Vec::new(), Vec::new());
+        for (share, gradients) in self.ranks.mine().zip(&mut *gradients) {
+            gradients.fill(0.0);
+            let share = self.plan.share(self.state.step, share, self.ranks.shares());
+            let mut sums = Sums::default();
+            for micro_batch in share.chunks(self.recipe.train.micro_batch_size) {
+                let batch =
+                    Batch { rows: micro_batch.iter().map(|&row| batch_row(row, &self.train.rows[row])).collect() };
+                let checkpointing = self.recipe.train.gradient_checkpointing;
+                let LossSum { loss, trained_tokens, row_losses } =
+                    self.model.loss_and_gradients(&batch, randomness, checkpointing, gradients);
+                sums.loss += loss;
+                sums.trained_tokens += trained_tokens;
+                sums.tokens += batch.tokens();
+                rows.extend(micro_batch.iter().copied().zip(row_losses));
+            }
+            shares.push(sums);
         }
-        sums
+        failpoint::hit("train.reduce");
+        let (sums, ranks) = self.ranks.sum_losses(&shares, start.elapsed().as_secs_f64())?;
+        self.ranks.sum_gradients(gradients)?;
+        Ok(StepSums { sums, ranks, rows })
+    }
+
+    /// The signal that a rank was asked to stop with, 0 if none was.
+    fn asked_to_stop(&self, stop: &AtomicI32) -> Result<i32, TrainError> {
+        Ok(self.ranks.largest(stop.load(Ordering::SeqCst))?)
     }
 
     /// Stops before a loss or gradient that is not finite changes anything, naming the rows to look at.
-    fn ensure_finite(&self, sums: &StepSums, grad_norm: f64) -> Result<(), TrainError> {
-        let what = match (sums.loss.is_finite(), grad_norm.is_finite()) {
-            (true, true) => return Ok(()),
-            (false, _) => "the loss",
-            (true, false) => "the gradient",
-        };
-        let suspects: Vec<usize> =
-            sums.rows.iter().filter(|(_, loss)| !loss.is_finite()).map(|(row, _)| *row).collect();
-        let suspects = if suspects.is_empty() { sums.rows.iter().map(|(row, _)| *row).collect() } else { suspects };
-        Err(not_finite(what, self.state.step + 1, &self.train, &suspects))
+    fn ensure_finite(&self, sums: &Sums, grad_norm: f64, rows: &[(usize, f64)]) -> Result<(), TrainError> {
+        match (sums.loss.is_finite(), grad_norm.is_finite()) {
+            (true, true) => Ok(()),
+            (false, _) => Err(self.not_finite("the loss", rows)?),
+            (true, false) => Err(self.not_finite("the gradient", rows)?),
+        }
     }
 
     /// An update too large for f32 is not saved. (A finite gradient can still give one.)
-    fn ensure_finite_parameters(&self, sums: &StepSums) -> Result<(), TrainError> {
+    fn ensure_finite_parameters(&self, rows: &[(usize, f64)]) -> Result<(), TrainError> {
         if self.state.parameters.iter().all(|value| value.is_finite()) {
             return Ok(());
         }
-        let rows: Vec<usize> = sums.rows.iter().map(|(row, _)| *row).collect();
-        Err(not_finite("a parameter after the update", self.state.step + 1, &self.train, &rows))
+        Err(self.not_finite("a parameter after the update", rows)?)
+    }
+
+    /// The error that names the rows of this step whose loss is not finite on some rank; all of them where each is.
+    fn not_finite(&self, what: &'static str, mine: &[(usize, f64)]) -> Result<TrainError, TrainError> {
+        let rows = self.plan.rows(self.state.step);
+        let bad = |row: &usize| mine.iter().any(|(computed, loss)| computed == row && !loss.is_finite());
+        let mut counts: Vec<f32> = rows.iter().map(|row| f32::from(u8::from(bad(row)))).collect();
+        self.ranks.group().all_reduce(&mut counts, Reduction::Sum)?;
+        let suspects: Vec<usize> =
+            rows.iter().zip(&counts).filter(|(_, count)| **count > 0.0).map(|(row, _)| *row).collect();
+        let suspects = if suspects.is_empty() { rows } else { suspects };
+        Ok(not_finite(what, self.state.step + 1, &self.train, &suspects))
+    }
+
+    /// Whether all ranks still have the same numbers.
+    fn compare(&self) -> Result<(), TrainError> {
+        self.ranks.expect_same(&[("state", self.state.digest())]).map_err(|error| match error {
+            TrainError::Differ { differences } => TrainError::Drifted { step: self.state.step, differences },
+            error => error,
+        })
+    }
+
+    /// The newest checkpoint, on rank 0.
+    fn saved(&self) -> Option<PathBuf> {
+        self.journal.as_ref().and_then(|journal| journal.saved.clone())
+    }
+
+    fn write(&mut self, row: Row) -> Result<(), TrainError> {
+        self.journal.as_mut().map_or(Ok(()), |journal| Ok(journal.metrics.append(row)?))
     }
 
     fn evaluation_due(&self, last: bool) -> bool {
@@ -150,7 +204,7 @@ impl Run {
     fn evaluate(&mut self, tell: &mut dyn FnMut(Event<'_>)) -> Result<bool, TrainError> {
         let Some(data) = &self.eval else { return Ok(false) };
         tell(Event::Evaluating { rows: data.rows.len() });
-        let sums = evaluate(&self.model, data, self.recipe.train.micro_batch_size, &mut |_| {});
+        let sums = evaluate_together(&self.model, data, self.recipe.train.micro_batch_size, &self.ranks)?;
         let eval_loss = sums.loss / sums.trained_tokens.max(1) as f64;
         if !eval_loss.is_finite() {
             return Err(not_finite("the evaluation's loss", self.state.step, data, &sums.bad_rows()));
@@ -164,7 +218,7 @@ impl Run {
             self.state.evaluations_without_improvement += 1;
         }
         tell(Event::Evaluated { row: &row, best });
-        self.metrics.append(Row::Eval(row))?;
+        self.write(Row::Eval(row))?;
         let waited = self.state.evaluations_without_improvement;
         if self.recipe.eval.early_stopping_patience.is_some_and(|patience| waited >= patience.max(1)) {
             self.state.stopped_early = true;
@@ -173,17 +227,27 @@ impl Run {
         Ok(best)
     }
 
+    /// Saves what all ranks agree on.
     fn save(&mut self, tell: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
-        self.metrics.sync()?;
-        let path = self.state.save(&*self.disk, &self.directory, &self.model, &self.base, &self.identity)?;
-        self.prune()?;
-        tell(Event::Saved { step: self.state.step, path });
-        report::write(self)
+        self.compare()?;
+        let Some(mut journal) = self.journal.take() else { return Ok(()) };
+        let saved = journal.save(self);
+        self.journal = Some(journal);
+        tell(Event::Saved { step: self.state.step, path: saved? });
+        Ok(())
     }
 
-    fn prune(&self) -> Result<(), TrainError> {
-        let best = self.state.best.filter(|_| self.recipe.checkpoint.keep_best).map(|best| best.step);
-        prune(&*self.disk, &self.directory, self.recipe.checkpoint.keep_last, best)
+    /// Writes the result. No rank leaves before it is there.
+    fn finish(&self) -> Result<(), TrainError> {
+        if let Some(journal) = &self.journal {
+            // Once more for a run that was killed between its last save and the pruning after it.
+            journal.prune(self)?;
+            failpoint::hit("train.publish");
+            journal.publish(self)?;
+            failpoint::hit("train.published");
+            report::write(self, journal)?;
+        }
+        Ok(self.ranks.group().barrier()?)
     }
 
     /// Answers to held-back rows, kept in the run directory: a resumed run has its first answers still.
@@ -193,12 +257,14 @@ impl Run {
         stop: &AtomicI32,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<Option<Answers>, TrainError> {
-        let (Some(data), Some(tokenizer)) = (&self.eval, &self.tokenizer) else { return Ok(None) };
+        let (Some(data), Some(tokenizer), Some(journal)) = (&self.eval, &self.tokenizer, &self.journal) else {
+            return Ok(None);
+        };
         let eval = &self.recipe.eval;
         let questions =
             Questions { shown: eval.samples, scored: eval.exact_match, max_new_tokens: eval.max_new_tokens };
         let rows = questions.rows(data);
-        let mut kept = BeforeAfter::read(&self.directory);
+        let mut kept = BeforeAfter::read(&journal.directory);
         if rows == 0 || (when == "before" && self.state.step > 0) {
             return Ok(if when == "before" { kept.before } else { None });
         }
@@ -210,22 +276,8 @@ impl Run {
         tell(Event::Answered { when, answers: &answers });
         let place = if when == "before" { &mut kept.before } else { &mut kept.after };
         *place = Some(answers.clone());
-        kept.write(&self.directory)?;
+        kept.write(&journal.directory)?;
         Ok(Some(answers))
-    }
-
-    /// The result under a name of its own: `adapter/`, or `model/` where all weights were trained.
-    fn publish(&self) -> Result<(), TrainError> {
-        let (name, kind) = match self.recipe.train.method {
-            Method::Lora => ("adapter", "adapter"),
-            Method::Full => ("model", "model"),
-        };
-        let files = self.model.files(&self.state.parameters, &self.base)?;
-        let files: Vec<NewFile<'_>> =
-            files.iter().map(|(name, bytes)| NewFile { name, bytes: bytes.as_slice().into() }).collect();
-        let about = serde_json::json!({"kind": kind, "step": self.state.step});
-        replace_directory(&*self.disk, &self.directory.join(name), &files, &about)?;
-        Ok(())
     }
 }
 

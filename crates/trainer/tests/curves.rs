@@ -2,11 +2,12 @@
 //! the identities that a run must keep.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 
 use finetune_recipe::Recipe;
 use finetune_store::TensorFile;
-use finetune_trainer::{Event, Outcome, Resume, StepRow, prepare, train};
+use finetune_trainer::{Event, Outcome, Ranks, Resume, StepRow, prepare, train};
 use serde_json::Value;
 
 const FAMILIES: [&str; 5] = ["llama", "llama3", "mistral", "qwen2", "qwen3"];
@@ -30,8 +31,12 @@ fn recipe(family: &str, output: &Path, sets: &[String]) -> Recipe {
     Recipe::parse(&text, Path::new("golden.toml"), sets, Some(output)).unwrap_or_else(|error| panic!("{error}"))
 }
 
+fn alone() -> Arc<Ranks> {
+    Arc::new(Ranks::alone(None).expect("one rank"))
+}
+
 fn run(recipe: Recipe) -> (Vec<StepRow>, Outcome) {
-    let mut prepared = prepare(recipe, &Resume::No, None, &|_| {}).unwrap_or_else(|error| panic!("{error}"));
+    let mut prepared = prepare(recipe, &Resume::No, &alone(), None, &|_| {}).unwrap_or_else(|error| panic!("{error}"));
     let mut rows = Vec::new();
     let outcome = train(&mut prepared.run, &AtomicI32::new(0), &mut |event| {
         if let Event::Step { row, .. } = event {
@@ -177,7 +182,8 @@ fn numbers_that_are_not_finite_stop_the_run() {
     let sets =
         ["train.max_steps=20", "train.max_grad_norm=0", "optimizer.learning_rate=1e30", "train.global_batch_size=4"];
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-    let mut prepared = prepare(recipe("llama3", output.path(), &sets), &Resume::No, None, &|_| {}).expect("a run");
+    let mut prepared =
+        prepare(recipe("llama3", output.path(), &sets), &Resume::No, &alone(), None, &|_| {}).expect("a run");
     let error = train(&mut prepared.run, &AtomicI32::new(0), &mut |_| {}).expect_err("numbers overflow");
     assert!(error.to_string().contains("is not finite in step"), "{error}");
     assert!(error.hints()[0].contains("rows.jsonl:"), "{:?}", error.hints());

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI32;
 use std::time::Duration;
 
 use finetune_allreduce::{
@@ -9,11 +10,12 @@ use finetune_allreduce::{
 };
 use finetune_cluster::Hostfile;
 use finetune_cluster::bench::{self, Operation, Options, Row};
-use finetune_cluster::workers::{self, Place, Word, Workers};
+use finetune_cluster::workers::{self, Call, Place, Remote, Word, Workers};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{BenchArguments, ClusterCommand};
 use crate::failure::Failure;
+use crate::hosts::free_port;
 use crate::memory;
 use crate::output;
 use crate::progress::Verbosity;
@@ -152,7 +154,7 @@ fn start(
                 arguments.program.clone().or_else(|| std::env::current_exe().ok()).unwrap_or_else(|| "finetune".into());
             let places = hosts.hosts.iter().map(|host| match host.ssh.as_str() {
                 "localhost" | "127.0.0.1" => Place::Here,
-                _ => Place::Ssh { host: host.ssh.clone(), program: program.clone() },
+                _ => Place::Ssh(Remote { host: host.ssh.clone(), program: program.clone(), ..Remote::default() }),
             });
             let coordinator = hosts.coordinator().unwrap_or(&hosts.hosts[0].ssh).to_owned();
             let devices = hosts
@@ -185,12 +187,14 @@ fn start(
         options: options.clone(),
     };
     let assignments: Vec<Assignment> = (0..world).map(assignment).collect();
-    let workers = Workers::start(&places, &["cluster", "bench", "--worker"], &assignments).map_err(|error| {
+    let words = ["cluster", "bench", "--worker"].map(str::to_owned).to_vec();
+    let call = Call { arguments: words, ..Call::default() };
+    let workers = Workers::start(&places, &call, &assignments).map_err(|error| {
         Failure::arguments(error.to_string(), "is the program there, and does ssh reach the host without a password?")
     })?;
     let mut table = Table::new(arguments.json);
     let mut outcome = Ok(());
-    let codes = workers.finish(&mut |rank, word| match word {
+    let endings = workers.finish(&AtomicI32::new(0), &mut |rank, word| match word {
         Word::Line(line) if rank == 0 => match serde_json::from_str::<Said>(&line) {
             Ok(Said::Row(row)) => outcome = table.row(&row),
             Ok(Said::Notice(notice)) if verbosity != Verbosity::Quiet => anstream::eprintln!("{notice}"),
@@ -201,7 +205,8 @@ fn start(
         Word::Complaint(line) => anstream::eprintln!("[rank {rank}] {line}"),
     });
     outcome?;
-    let worst = codes.iter().copied().find(|&code| code != 0).unwrap_or(if table.wrong { 1 } else { 0 });
+    let worst =
+        endings.iter().map(|ending| ending.code).find(|&code| code != 0).unwrap_or(if table.wrong { 1 } else { 0 });
     Ok(ExitCode::from(worst.clamp(0, 255) as u8))
 }
 
@@ -212,17 +217,9 @@ fn read_devices(path: &std::path::Path) -> Result<DeviceMatrix, Failure> {
     DeviceMatrix::parse(&text).map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })
 }
 
-/// A port that nobody uses now. Rank 0 may run elsewhere: then it is a guess in a range that systems leave alone.
-fn free_port() -> Result<u16, Failure> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    listener
-        .map(|address| address.port())
-        .map_err(|error| Failure::arguments(error.to_string(), "no TCP port can be had"))
-}
-
 /// A rank that a benchmark started.
 fn worker() -> Result<ExitCode, Failure> {
-    let assignment: Assignment = workers::assignment(|| std::process::exit(3))
+    let assignment: Assignment = workers::assignment(|_| std::process::exit(3))
         .map_err(|error| Failure::arguments(error, "--worker is for the program itself"))?;
     let rank = assignment.rank;
     let say = move |said: &Said| {

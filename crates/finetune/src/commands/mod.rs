@@ -5,6 +5,8 @@ mod eval;
 mod export;
 mod generate;
 mod inspect;
+mod launch;
+pub(crate) mod preflight;
 mod run;
 mod validate;
 
@@ -24,6 +26,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Run(arguments) => run::run(arguments, verbosity),
         Command::Validate(arguments) => validate::validate(arguments, verbosity),
         Command::Inspect(arguments) => inspect::inspect(arguments),
+        Command::Launch(arguments) => launch::launch(&arguments, verbosity),
+        Command::Preflight(arguments) => preflight::preflight(&arguments),
         Command::Cluster(command) => cluster::cluster(command, verbosity),
         Command::Eval(arguments) => eval::eval(arguments, verbosity),
         Command::Generate(arguments) => generate::generate(arguments),

@@ -1,29 +1,47 @@
-//! `finetune run`: the main job.
+//! `finetune run`: the main job, as one process or as one of several ranks.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
+use finetune_allreduce::Notice;
 use finetune_recipe::Recipe;
-use finetune_trainer::{Event, Outcome, Prepared, Resume, prepare, train};
+use finetune_trainer::{Event, Outcome, Prepared, Ranks, Resume, prepare, train};
 
 use crate::cli::RunArguments;
 use crate::failure::Failure;
 use crate::progress::{self, Progress, Verbosity};
+use crate::seat::Seat;
 use crate::signals::Signals;
-use crate::{memory, output};
+use crate::{memory, output, prometheus};
 
 pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let start = Instant::now();
+    let signals = Arc::new(Signals::listen()?);
+    let (seat, note) = match arguments.assigned {
+        true => (Seat::assigned(&signals)?, None),
+        false => Seat::of_environment(arguments.token_file.as_deref())?,
+    };
     let recipe = Recipe::load(&arguments.recipe.recipe, &arguments.recipe.sets, arguments.output_dir.as_deref())?;
     let resume = match arguments.resume {
         None => Resume::No,
         Some(None) => Resume::Newest,
         Some(Some(path)) => Resume::From(path),
     };
-    let signals = Signals::listen()?;
+    seat.share_cores();
+    // What one rank says is said; the others speak of themselves only.
+    let (first, loudness) = (seat.rank == 0, verbosity);
+    let verbosity = if first { verbosity } else { Verbosity::Quiet };
     let mut show = Progress::new(verbosity, recipe.log.every);
+    note.iter().for_each(|note| show.say(note));
+    if let Some(address) = recipe.log.prometheus.as_ref().filter(|_| first) {
+        prometheus::serve(address)?;
+    }
+    let ranks = seat.join(&recipe, move |notice| say_notice(&notice, first, loudness))?;
+    let directory = recipe.output_dir.clone();
     show.start("reading rows", 0);
-    let prepared = prepare(recipe, &resume, memory::machine_bytes(), &|rows| show.position(rows));
+    let machine = memory::machine_bytes().map(|bytes| bytes / seat.local_world as u64);
+    let prepared = prepare(recipe, &resume, &ranks, machine, &|rows| show.position(rows));
     show.finish();
     let Prepared { mut run, notices } = prepared?;
     for notice in &notices {
@@ -41,9 +59,8 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
     if verbosity == Verbosity::Verbose {
         show.say(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()));
     }
-    let directory = run.directory.clone();
     signals.finish_steps();
-    let outcome = train(&mut run, &signals.stop, &mut |event| show_event(&mut show, event, start, verbosity));
+    let outcome = train(&mut run, &signals.stop, &mut |event| show_event(&mut show, event, start, verbosity, &ranks));
     show.finish();
     match outcome? {
         Outcome::Finished { step, before, after } => {
@@ -66,14 +83,35 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
     }
 }
 
-fn show_event(show: &mut Progress, event: Event<'_>, start: Instant, verbosity: Verbosity) {
+/// What the group says: how it came about on rank 0, trouble on whichever rank sees it.
+fn say_notice(notice: &Notice, first: bool, verbosity: Verbosity) {
+    let wanted = match notice {
+        Notice::Joined { world: 1, .. } => return,
+        Notice::Joined { .. } | Notice::FellBack { .. } if first => Verbosity::Normal,
+        Notice::Silent { .. } | Notice::Back { .. } if first => Verbosity::Normal,
+        Notice::Chosen { .. } if !first => return,
+        _ => Verbosity::Verbose,
+    };
+    if verbosity >= wanted {
+        anstream::eprintln!("{notice}");
+    }
+}
+
+fn show_event(show: &mut Progress, event: Event<'_>, start: Instant, verbosity: Verbosity, ranks: &Ranks) {
     if let Event::Step { row, .. } = &event
         && verbosity == Verbosity::Verbose
         && row.step == 1
     {
         show.say(&format!("first step done {:.2} s after the start", start.elapsed().as_secs_f64()));
     }
-    show.show(event);
+    let host = |rank: usize| ranks.group().who()[rank].host.clone();
+    prometheus::show(&event, &host);
+    if let Event::Straggler { rank, factor } = event {
+        let host = host(rank);
+        show.say(&format!("rank {rank} ({host}) took {factor:.1} times as long as the others in the last minute"));
+    } else {
+        show.show(event);
+    }
 }
 
 fn losses(truncated: usize, dropped: usize) -> String {

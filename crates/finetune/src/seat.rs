@@ -1,0 +1,162 @@
+//! Where this process stands among the ranks of a run, and how it joins them.
+//!
+//! `finetune launch` says it on standard input, other launchers in their variables; nobody: then it trains alone.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use finetune_allreduce::{Algorithm, BackendChoice, Config, DeviceMatrix, Environment, Group, Notice, Secret};
+use finetune_cluster::workers::{self, Order};
+use finetune_recipe::{BackendChoice as Backend, Distributed, Recipe, TopologyChoice};
+use finetune_trainer::Ranks;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::signals::Signals;
+
+/// How long ranks wait for each other at the start: a scheduler may start some of them minutes later than others.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Longest wait for a rank that is alive: rank 0 writes checkpoints and answers held-back rows while the others wait.
+const LONGEST_WAIT: Duration = Duration::from_secs(6 * 3600);
+
+/// The file with the token, where no flag names it.
+const TOKEN_FILE: &str = "FINETUNE_TOKEN_FILE";
+
+/// This process's rank, and where the others are.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Seat {
+    pub(crate) rank: usize,
+    pub(crate) world: usize,
+    /// Place among the ranks of this machine, and how many they are.
+    pub(crate) local_rank: usize,
+    pub(crate) local_world: usize,
+    /// host:port of rank 0.
+    pub(crate) rendezvous: String,
+    /// Ranks of another run are turned away.
+    pub(crate) run: String,
+    /// None: this machine only.
+    pub(crate) token: Option<String>,
+    /// RDMA devices between the ranks, as in MLX_IBV_DEVICES.
+    pub(crate) devices: Option<serde_json::Value>,
+    pub(crate) prefer_ring: bool,
+}
+
+impl Seat {
+    const ALONE: Seat = Seat {
+        rank: 0,
+        world: 1,
+        local_rank: 0,
+        local_world: 1,
+        rendezvous: String::new(),
+        run: String::new(),
+        token: None,
+        devices: None,
+        prefer_ring: false,
+    };
+
+    /// As `finetune launch` says on standard input. What it says later goes to `signals`.
+    pub(crate) fn assigned(signals: &Arc<Signals>) -> Result<Seat, Failure> {
+        let signals = Arc::clone(signals);
+        let hear = move |order: Order| match order {
+            Order::Stop(signal) => signals.receive(signal),
+            Order::Gone => signals.abandoned(),
+        };
+        workers::assignment(hear)
+            .map_err(|error| Failure::arguments(error, "--assigned is for ranks that `finetune launch` starts"))
+    }
+
+    /// As the launcher's variables say. The second value is worth a line.
+    pub(crate) fn of_environment(token_file: Option<&Path>) -> Result<(Seat, Option<String>), Failure> {
+        let environment = Environment::of_process()
+            .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+        let Some(environment) = environment else { return Ok((Seat::ALONE, idle_tasks())) };
+        let Environment { rank, world, local_rank, local_world, rendezvous, devices, prefer_ring, .. } = environment;
+        let file = token_file.map(Path::to_owned).or_else(|| std::env::var_os(TOKEN_FILE).map(Into::into));
+        let token = file.as_deref().map(read_token).transpose()?;
+        let rendezvous = match rendezvous {
+            // Ranks of one machine need no token, and no address but its own.
+            Some(place) if token.is_none() && local_world == world => format!("127.0.0.1:{}", place.port),
+            Some(place) if token.is_none() && !place.is_loopback() => return Err(no_token(world)),
+            Some(place) => place.to_string(),
+            None => String::new(),
+        };
+        let devices = devices.and_then(|devices| serde_json::from_str(&devices.to_json()).ok());
+        let run = String::new();
+        let seat = Seat { rank, world, local_rank, local_world, rendezvous, run, token, devices, prefer_ring };
+        Ok((seat, None))
+    }
+
+    /// Joins the others, who must have been started with the same program and recipe.
+    pub(crate) fn join(
+        &self,
+        recipe: &Recipe,
+        notice: impl Fn(Notice) + Send + Sync + 'static,
+    ) -> Result<Arc<Ranks>, Failure> {
+        let secret = match &self.token {
+            None => Secret::loopback(),
+            Some(token) => Secret::from_token(token)
+                .ok_or_else(|| Failure::arguments("the token is too short", "at least 16 characters"))?,
+        };
+        let Distributed { backend, topology, timeout, virtual_ranks, .. } = recipe.distributed;
+        let mut config = Config::new(self.rank, self.world, self.rendezvous.clone(), secret);
+        config.run.clone_from(&self.run);
+        config.backend = match backend {
+            Backend::Auto => BackendChoice::Auto,
+            Backend::Tcp => BackendChoice::Tcp,
+            Backend::Rdma => BackendChoice::Rdma,
+        };
+        config.topology = match topology {
+            TopologyChoice::Auto => self.prefer_ring.then_some(Algorithm::Ring),
+            TopologyChoice::Ring => Some(Algorithm::Ring),
+            TopologyChoice::Mesh => Some(Algorithm::Mesh),
+        };
+        (config.timeout, config.join_timeout, config.operation_timeout) = (timeout, JOIN_TIMEOUT, LONGEST_WAIT);
+        config.rdma.devices = self.devices.as_ref().and_then(|devices| DeviceMatrix::parse(&devices.to_string()).ok());
+        config.notices = Arc::new(notice);
+        config.claim("version of finetune", env!("CARGO_PKG_VERSION").as_bytes());
+        for (key, value) in recipe.shared() {
+            config.claim(&format!("recipe ({key})"), value.as_bytes());
+        }
+        Ok(Arc::new(Ranks::new(Group::join(&config)?, virtual_ranks)?))
+    }
+
+    /// Shares the cores of this machine among its ranks, unless somebody has decided that already.
+    pub(crate) fn share_cores(&self) {
+        if self.local_world > 1 && std::env::var_os("RAYON_NUM_THREADS").is_none() {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let threads = (cores / self.local_world).max(1);
+            // It fails only where the pool is there already, which then works as well.
+            let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        }
+    }
+}
+
+/// A run in a batch script without `srun` trains alone, which may not be what was meant.
+fn idle_tasks() -> Option<String> {
+    let tasks = Environment::slurm_tasks_without_srun(&|name| std::env::var(name).ok())?;
+    Some(format!(
+        "this Slurm job has {tasks} tasks, of which this process is none: `srun finetune run …` trains on all"
+    ))
+}
+
+pub(crate) fn read_token(file: &Path) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        Failure::arguments(
+            format!("the token file {}: {error}", file.display()),
+            "all ranks read the same token from it, at least 16 characters",
+        )
+    })?;
+    Ok(text.trim().to_owned())
+}
+
+fn no_token(world: usize) -> Failure {
+    Failure::Arguments {
+        message: format!("the {world} ranks are on several machines and have no token by which to know each other"),
+        hints: vec![
+            "put one into a file that only you can read and all ranks see: (umask 077; head -c 24 /dev/urandom | base64 > token)".into(),
+            format!("then name the file: --token-file token, or the variable {TOKEN_FILE}"),
+        ],
+    }
+}

@@ -1,0 +1,217 @@
+//! The ranks of a run: which shares of a step this one computes, and how the sums of all shares become one.
+//!
+//! A step's rows are cut into shares: one per rank, or as many as `distributed.virtual_ranks` says. The sums of each share
+//! are kept apart until all are added in the order of the shares, so the number of processes that computed them does not
+//! show in the bits.
+
+use std::ops::Range;
+
+use finetune_allreduce::{Algorithm, Group, GroupError, Reduce, segment};
+
+use crate::error::TrainError;
+use crate::metrics::RankRow;
+use crate::state::TrainState;
+
+/// Σ over the rows of a share, or of a whole step. Means are formed from it once.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Sums {
+    pub(crate) loss: f64,
+    pub(crate) trained_tokens: u64,
+    pub(crate) tokens: u64,
+}
+
+impl Sums {
+    const NUMBERS: usize = 3;
+
+    fn add(&mut self, other: Sums) {
+        self.loss += other.loss;
+        self.trained_tokens += other.trained_tokens;
+        self.tokens += other.tokens;
+    }
+
+    /// Counts below 2^53 travel as f64 without loss.
+    fn to_numbers(self) -> [f64; Sums::NUMBERS] {
+        [self.loss, self.trained_tokens as f64, self.tokens as f64]
+    }
+
+    fn from_numbers(numbers: &[f64]) -> Sums {
+        Sums { loss: numbers[0], trained_tokens: numbers[1] as u64, tokens: numbers[2] as u64 }
+    }
+}
+
+/// The group of all ranks, and this rank's place in it.
+pub struct Ranks {
+    group: Group,
+    /// Shares of a step, over all ranks; a multiple of the number of ranks.
+    shares: usize,
+    /// Whether the sums must not depend on which rank holds which share.
+    virtual_ranks: bool,
+}
+
+impl Ranks {
+    /// The ranks of `group`, with the arithmetic of `virtual_ranks` if given.
+    pub fn new(group: Group, virtual_ranks: Option<usize>) -> Result<Ranks, TrainError> {
+        let world = group.world();
+        let shares = virtual_ranks.unwrap_or(world);
+        if shares == 0 || !shares.is_multiple_of(world) {
+            return Err(TrainError::VirtualRanks { virtual_ranks: shares, world });
+        }
+        Ok(Ranks { group, shares, virtual_ranks: virtual_ranks.is_some() })
+    }
+
+    /// This process alone.
+    pub fn alone(virtual_ranks: Option<usize>) -> Result<Ranks, TrainError> {
+        Ranks::new(Group::in_process(1, None).remove(0), virtual_ranks)
+    }
+
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// Whether this is rank 0, which writes what is written.
+    pub fn is_first(&self) -> bool {
+        self.group.rank() == 0
+    }
+
+    /// Shares of a step over all ranks.
+    pub(crate) fn shares(&self) -> usize {
+        self.shares
+    }
+
+    /// The shares that this rank computes.
+    pub(crate) fn mine(&self) -> Range<usize> {
+        let each = self.shares / self.group.world();
+        self.group.rank() * each..(self.group.rank() + 1) * each
+    }
+
+    /// Tells the others that this rank stops, unless they have found the same.
+    pub(crate) fn abort(&self, error: &TrainError) {
+        let found_by_all = matches!(
+            error,
+            TrainError::Group { .. }
+                | TrainError::Differ { .. }
+                | TrainError::Drifted { .. }
+                | TrainError::NotFinite { .. }
+                | TrainError::NotFiniteEvaluation { .. }
+        );
+        if self.group.world() > 1 && !found_by_all {
+            self.group.abort(&error.to_string());
+        }
+    }
+
+    /// The largest of all ranks' values: what one is asked, all are asked.
+    pub(crate) fn largest(&self, value: i32) -> Result<i32, GroupError> {
+        let mut all = vec![0i32; self.group.world()];
+        self.group.all_gather(&[value], &mut all)?;
+        Ok(all.into_iter().max().unwrap_or(value))
+    }
+
+    /// Σ over all shares, in their order; and what each rank says of itself. `seconds`: what this rank took to compute its own.
+    pub(crate) fn sum_losses(&self, mine: &[Sums], seconds: f64) -> Result<(Sums, Vec<RankRow>), GroupError> {
+        let (world, each) = (self.group.world(), mine.len());
+        let (sent, received) = self.group.bytes_moved();
+        let mut block: Vec<f64> = mine.iter().flat_map(|sums| sums.to_numbers()).collect();
+        block.extend([seconds, sent as f64, received as f64]);
+        block.extend(self.group.waited().iter().map(std::time::Duration::as_secs_f64));
+        let mut all = vec![0.0; block.len() * world];
+        self.group.all_gather(&block, &mut all)?;
+        let mut total = Sums::default();
+        let mut rows = Vec::new();
+        for (rank, block) in all.chunks(block.len()).enumerate() {
+            let (sums, about) = block.split_at(each * Sums::NUMBERS);
+            sums.chunks(Sums::NUMBERS).for_each(|numbers| total.add(Sums::from_numbers(numbers)));
+            if world > 1 {
+                let (sent, received) = (about[1] as u64, about[2] as u64);
+                rows.push(RankRow { rank, seconds: about[0], sent, received, waited_for: about[3..].to_vec() });
+            }
+        }
+        Ok((total, rows))
+    }
+
+    /// The first of `mine`, the gradients of this rank's shares, becomes the sum of all ranks' shares, added in their order;
+    /// the others are left undefined.
+    pub(crate) fn sum_gradients(&self, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
+        let world = self.group.world();
+        let (first, rest) = mine.split_first_mut().expect("every rank has a share");
+        if world == 1 {
+            rest.iter().for_each(|share| add(first, share));
+            return Ok(());
+        }
+        if rest.is_empty() {
+            // A ring adds in another order than the shares', which is what virtual ranks promise.
+            let algorithm = self.virtual_ranks.then_some(Algorithm::Mesh);
+            return self.group.all_reduce_with(first, &Reduce { algorithm, ..Reduce::SUM });
+        }
+        self.sum_segments(mine)
+    }
+
+    /// Every rank gets its segment of all shares, adds them in order, and all get all sums.
+    fn sum_segments(&self, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
+        let (world, length) = (self.group.world(), mine[0].len());
+        let longest = length.div_ceil(world).max(1);
+        let mut send = vec![0f32; longest * mine.len() * world];
+        for (owner, block) in send.chunks_mut(longest * mine.len()).enumerate() {
+            let segment = segment(length, world, owner);
+            for (place, share) in block.chunks_mut(longest).zip(mine.iter()) {
+                place[..segment.len()].copy_from_slice(&share[segment.clone()]);
+            }
+        }
+        let mut shares = vec![0f32; send.len()];
+        self.group.all_to_all(&send, &mut shares)?;
+        let mut shares = shares.chunks(longest);
+        let mut sum = shares.next().unwrap_or_default().to_vec();
+        shares.for_each(|share| add(&mut sum, share));
+        let mut all = vec![0f32; longest * world];
+        self.group.all_gather(&sum, &mut all)?;
+        for (owner, sum) in all.chunks(longest).enumerate() {
+            let segment = segment(length, world, owner);
+            let length = segment.len();
+            mine[0][segment].copy_from_slice(&sum[..length]);
+        }
+        Ok(())
+    }
+
+    /// Rank 0's state becomes everybody's: only it reads the checkpoint.
+    pub(crate) fn share_state(&self, state: &mut TrainState) -> Result<(), GroupError> {
+        let mut numbers = state.to_numbers();
+        self.group.broadcast(&mut numbers, 0)?;
+        state.set_numbers(&numbers);
+        self.group.broadcast(&mut state.parameters, 0)?;
+        self.group.broadcast(&mut state.optimizer.first_moment, 0)?;
+        self.group.broadcast(&mut state.optimizer.second_moment, 0)
+    }
+
+    /// Everybody's list of numbers, one after the other in rank order; all of `length`.
+    pub(crate) fn gather(&self, mine: &[f64]) -> Result<Vec<f64>, GroupError> {
+        let mut all = vec![0.0; mine.len() * self.group.world()];
+        self.group.all_gather(mine, &mut all)?;
+        Ok(all)
+    }
+
+    /// Refuses to go on where a rank has other content than rank 0 under one of these names.
+    pub(crate) fn expect_same(&self, contents: &[(&'static str, blake3::Hash)]) -> Result<(), TrainError> {
+        let mine: Vec<u8> = contents.iter().flat_map(|(_, hash)| *hash.as_bytes()).collect();
+        let mut all = vec![0u8; mine.len() * self.group.world()];
+        self.group.all_gather(&mine, &mut all)?;
+        let mut ranks = all.chunks(mine.len().max(1));
+        let first = ranks.next().unwrap_or_default();
+        let who = self.group.who();
+        let mut differences = Vec::new();
+        for (rank, theirs) in (1..).zip(ranks) {
+            let pairs = first.chunks(blake3::OUT_LEN).zip(theirs.chunks(blake3::OUT_LEN));
+            for ((name, _), (ours, theirs)) in contents.iter().zip(pairs) {
+                if ours != theirs {
+                    differences.push(format!("rank {rank} ({}) has another {name} than rank 0", who[rank].host));
+                }
+            }
+        }
+        if differences.is_empty() { Ok(()) } else { Err(TrainError::Differ { differences }) }
+    }
+}
+
+/// `sum[i] += more[i]`
+fn add(sum: &mut [f32], more: &[f32]) {
+    for (sum, more) in sum.iter_mut().zip(more) {
+        *sum += more;
+    }
+}

@@ -1,0 +1,210 @@
+//! Several ranks, each a thread of this process: the same result as one, to the bit where virtual ranks promise it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use finetune_allreduce::{Algorithm, Group};
+use finetune_recipe::Recipe;
+use finetune_trainer::{EvalRow, Event, Outcome, Ranks, Resume, StepRow, TrainError, prepare, train};
+
+fn goldens(family: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models").join(family)
+}
+
+/// A recipe on a golden model with dropout, an evaluation and a last step that is not full.
+fn recipe(output: &Path, sets: &[&str]) -> Recipe {
+    let directory = goldens("qwen3");
+    let text = format!(
+        "[model]\npath = {directory:?}\n[lora]\nrank = 4\ndropout = 0.1\n[data]\ntrain = {rows:?}\neval = {rows:?}\nformat = \"tokens\"\n\
+         [train]\nglobal_batch_size = 7\nmicro_batch_size = 2\nmax_steps = 6\n[optimizer]\nlearning_rate = 1e-2\n\
+         [eval]\nevery = 3\n[checkpoint]\nevery = 2\n",
+        rows = directory.join("rows.jsonl"),
+    );
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    Recipe::parse(&text, Path::new("ranks.toml"), &sets, Some(output)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// What rank 0 told of a run.
+#[derive(Default)]
+struct Told {
+    steps: Vec<StepRow>,
+    evaluations: Vec<EvalRow>,
+}
+
+impl Told {
+    fn losses(&self) -> Vec<f64> {
+        self.steps.iter().map(|row| row.loss).collect()
+    }
+}
+
+/// Runs `world` ranks; every one must end like the first. `stop` is asked before each step, with (rank, step).
+fn run(
+    world: usize,
+    topology: Option<Algorithm>,
+    resume: &Resume,
+    recipe: impl Fn(usize) -> Recipe + Sync,
+    stop: impl Fn(usize, u64) -> i32 + Sync,
+) -> (Told, Vec<Result<Outcome, TrainError>>) {
+    let (recipe, stop) = (&recipe, &stop);
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = Group::in_process(world, topology)
+            .into_iter()
+            .map(|group| {
+                scope.spawn(move || {
+                    let (rank, recipe) = (group.rank(), recipe(group.rank()));
+                    let ranks = Arc::new(Ranks::new(group, recipe.distributed.virtual_ranks)?);
+                    let mut prepared = prepare(recipe, resume, &ranks, None, &|_| {})?;
+                    let (mut told, signal) = (Told::default(), AtomicI32::new(0));
+                    let outcome = train(&mut prepared.run, &signal, &mut |event| match event {
+                        Event::Step { row, .. } => {
+                            told.steps.push(row.clone());
+                            signal.store(stop(rank, row.step), Ordering::SeqCst);
+                        }
+                        Event::Evaluated { row, .. } => told.evaluations.push(row.clone()),
+                        _ => {}
+                    });
+                    outcome.map(|outcome| (told, outcome))
+                })
+            })
+            .collect();
+        let mut first = Told::default();
+        let mut outcomes = Vec::new();
+        for (rank, thread) in ranks.into_iter().enumerate() {
+            outcomes.push(thread.join().expect("no panic").map(|(told, outcome)| {
+                if rank == 0 {
+                    first = told;
+                }
+                outcome
+            }));
+        }
+        (first, outcomes)
+    })
+}
+
+/// Runs to the end.
+fn whole(world: usize, topology: Option<Algorithm>, output: &Path, sets: &[&str]) -> Told {
+    let (told, outcomes) = run(world, topology, &Resume::Newest, |_| recipe(output, sets), |_, _| 0);
+    for outcome in outcomes {
+        assert!(matches!(outcome, Ok(Outcome::Finished { step: 6, .. })), "{world} ranks: {outcome:?}");
+    }
+    told
+}
+
+fn adapter(output: &Path) -> Vec<u8> {
+    std::fs::read(output.join("adapter/adapter_model.safetensors")).expect("an adapter")
+}
+
+#[test]
+fn the_number_of_ranks_changes_nothing_but_rounding() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let alone = whole(1, None, &folder.path().join("1"), &[]);
+    for world in [2, 3, 4, 8] {
+        let together = whole(world, None, &folder.path().join(world.to_string()), &[]);
+        assert_eq!(together.steps.len(), alone.steps.len());
+        for (one, many) in alone.steps.iter().zip(&together.steps) {
+            let bound = if one.step == 1 { 1e-6 } else { 1e-5 };
+            assert!(
+                (one.loss - many.loss).abs() <= bound * one.loss,
+                "{world} ranks, step {}: {one:?} {many:?}",
+                one.step
+            );
+            assert_eq!((one.trained_tokens, one.tokens), (many.trained_tokens, many.tokens));
+            assert_eq!(many.ranks.len(), world, "a row per rank");
+        }
+        for (one, many) in alone.evaluations.iter().zip(&together.evaluations) {
+            assert!((one.eval_loss - many.eval_loss).abs() <= 1e-5 * one.eval_loss);
+            assert_eq!(one.eval_tokens, many.eval_tokens);
+        }
+    }
+}
+
+/// Rows that no rank trains on, and ranks without rows: 7 rows of a step on 8 ranks, 5 left for the last step of an epoch.
+#[test]
+fn ranks_without_rows_neither_hang_nor_skew() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let sets = ["train.global_batch_size=2"];
+    let alone = whole(1, None, &folder.path().join("1"), &sets);
+    let together = whole(5, None, &folder.path().join("5"), &sets);
+    for (one, many) in alone.steps.iter().zip(&together.steps) {
+        assert!((one.loss - many.loss).abs() <= 1e-5 * one.loss, "{one:?} {many:?}");
+    }
+}
+
+#[test]
+fn virtual_ranks_give_the_same_bits_on_any_number_of_processes() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let four = folder.path().join("four");
+    let expected = whole(4, None, &four, &[]);
+    let sets = ["distributed.virtual_ranks=4"];
+    for (world, topology) in [(1, None), (2, None), (4, None), (2, Some(Algorithm::Ring)), (4, Some(Algorithm::Ring))] {
+        let output = folder.path().join(format!("{world} {topology:?}"));
+        let told = whole(world, topology, &output, &sets);
+        assert_eq!(told.losses(), expected.losses(), "{world} ranks, {topology:?}");
+        assert_eq!(told.evaluations, expected.evaluations, "{world} ranks, {topology:?}");
+        assert!(adapter(&output) == adapter(&four), "{world} ranks, {topology:?}: another adapter");
+    }
+    let (_, outcomes) = run(3, None, &Resume::No, |_| recipe(&folder.path().join("3"), &sets), |_, _| 0);
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(TrainError::VirtualRanks { .. }))), "{outcomes:?}");
+}
+
+/// Stopped on any rank after step 3, a run goes on with another number of ranks, and with virtual ranks to the same bits.
+#[test]
+fn a_run_moves_between_numbers_of_ranks() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let sets = ["distributed.virtual_ranks=4", "checkpoint.every=0"];
+    let undisturbed = folder.path().join("undisturbed");
+    let expected = whole(1, None, &undisturbed, &sets);
+    for (before, after, who) in [(4, 1, 2), (1, 4, 0), (4, 2, 3), (2, 4, 1)] {
+        let output = folder.path().join(format!("{before} then {after}"));
+        let stop = |rank, step| if rank == who && step == 3 { 15 } else { 0 };
+        let (first, outcomes) = run(before, None, &Resume::No, |_| recipe(&output, &sets), stop);
+        for outcome in outcomes {
+            assert!(matches!(outcome, Ok(Outcome::Stopped { step: 3, signal: 15 })), "{before} ranks: {outcome:?}");
+        }
+        let second = whole(after, None, &output, &sets);
+        assert_eq!([first.losses(), second.losses()].concat(), expected.losses(), "{before} then {after} ranks");
+        assert!(adapter(&output) == adapter(&undisturbed), "{before} then {after} ranks: another adapter");
+    }
+}
+
+#[test]
+fn ranks_that_are_made_of_other_things_refuse_to_start() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let other_rows = folder.path().join("rows.jsonl");
+    let rows = std::fs::read_to_string(goldens("qwen3").join("rows.jsonl")).expect("rows");
+    let shorter = rows.trim_end().rsplit_once('\n').expect("several rows").0;
+    #[expect(clippy::disallowed_methods, reason = "a file of the test")]
+    std::fs::write(&other_rows, shorter).expect("written");
+    let other_rows = format!("data.train={other_rows:?}");
+    let other_model = format!("model.path={:?}", goldens("llama"));
+    let cases: [(&str, &str); 3] = [
+        ("set of training rows", &other_rows),
+        ("base model", &other_model),
+        ("recipe", "optimizer.learning_rate=2e-2"),
+    ];
+    for (what, set) in cases {
+        let output = folder.path().join(what);
+        let sets = [set];
+        let recipe = |rank| recipe(&output, if rank == 2 { &sets } else { &[] });
+        let (_, outcomes) = run(3, None, &Resume::No, recipe, |_, _| 0);
+        for outcome in outcomes {
+            let error = outcome.expect_err("a rank differs").to_string();
+            assert!(error.contains("rank 2 (") && error.contains(what), "{what}: {error}");
+        }
+    }
+}
+
+/// A rank that cannot start or go on takes the others with it, and they say why.
+#[test]
+fn what_ends_one_rank_ends_all() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let output = folder.path().join("run");
+    let recipe = |rank| recipe(&output, if rank == 1 { &["model.path=\"nowhere\""] } else { &[] });
+    let (_, outcomes) = run(3, None, &Resume::No, recipe, |_, _| 0);
+    for (rank, outcome) in outcomes.into_iter().enumerate() {
+        let error = outcome.expect_err("rank 1 has no model").to_string();
+        assert!(error.contains("nowhere"), "rank {rank}: {error}");
+        assert_eq!(error.contains("rank 1 ("), rank != 1, "rank {rank}: {error}");
+    }
+}
