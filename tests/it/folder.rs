@@ -123,6 +123,14 @@ impl Folder {
         }
     }
 
+    /// `finetune launch ARGUMENTS -- recipe.toml --output-dir OUTPUT`, with more words for the run.
+    pub(crate) fn launch(&self, arguments: &[&str], output: &str, words: &[&str]) -> Command {
+        let mut command = finetune(["launch"]);
+        command.args(arguments).args(["--", "recipe.toml", "--output-dir", output]).args(words);
+        command.current_dir(self.directory.path());
+        command
+    }
+
     pub(crate) fn result(&self, output: &str) -> RunResult {
         RunResult::of(&self.path(output))
     }
@@ -133,7 +141,7 @@ const SIGABRT: i32 = 6;
 /// Everything about a run that must not depend on how often it was interrupted.
 #[derive(Debug, PartialEq)]
 pub(crate) struct RunResult {
-    /// Rows of metrics.jsonl, without how long they took.
+    /// Rows of metrics.jsonl, without how long they took and who did what.
     pub(crate) metrics: Vec<String>,
     /// Files of the final adapter and of all checkpoints, those with a leading dot too.
     pub(crate) files: BTreeMap<String, Vec<u8>>,
@@ -145,7 +153,7 @@ impl RunResult {
         files.retain(|name, _| ["adapter/", "model/", "checkpoints/"].iter().any(|part| name.starts_with(part)));
         let rows = metrics(directory).into_iter().map(|mut row| {
             let row = row.as_object_mut().expect("an object");
-            row.retain(|key, _| key != "seconds" && key != "tokens_per_second");
+            row.retain(|key, _| !["seconds", "tokens_per_second", "ranks"].contains(&key.as_str()));
             serde_json::to_string(row).expect("an object")
         });
         RunResult { metrics: rows.collect(), files }

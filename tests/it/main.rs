@@ -11,6 +11,7 @@ mod cluster;
 mod commands;
 mod disk;
 mod folder;
+mod launch;
 mod messages;
 mod program;
 mod resume;

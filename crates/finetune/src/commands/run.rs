@@ -29,6 +29,7 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
         Some(Some(path)) => Resume::From(path),
     };
     seat.share_cores();
+    finetune_store::failpoint::set_rank(seat.rank);
     // What one rank says is said; the others speak of themselves only.
     let (first, loudness) = (seat.rank == 0, verbosity);
     let verbosity = if first { verbosity } else { Verbosity::Quiet };

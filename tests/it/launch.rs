@@ -1,0 +1,215 @@
+//! `finetune launch`: several ranks are one run, which survives the loss of any of them and outlives none of its parts.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::folder::{CRASH_RECIPE, Folder, metrics};
+use crate::program::{run, start};
+
+/// Points at which a rank is killed: rank 0 passes all of them, the others the first five.
+const FAILPOINTS: [&str; 13] = [
+    "train.step",
+    "train.reduce",
+    "train.updated",
+    "train.evaluated",
+    "metrics.append",
+    "checkpoint.begin",
+    "checkpoint.file",
+    "checkpoint.synced",
+    "checkpoint.renamed",
+    "checkpoint.done",
+    "prune.trashed",
+    "train.publish",
+    "train.published",
+];
+const OF_EVERY_RANK: usize = 4;
+
+/// Ranks that are started with the run's directory in their arguments, still running.
+fn ranks_left(directory: &Path) -> usize {
+    let output = Command::new("ps").args(["-eo", "args"]).output().expect("the ps command");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let directory = directory.to_string_lossy();
+    text.lines().filter(|line| line.contains("--assigned") && line.contains(directory.as_ref())).count()
+}
+
+/// A rank's process, found by the directory in its arguments.
+fn pid_of(directory: &Path, nth: usize) -> Option<u32> {
+    let output = Command::new("ps").args(["-eo", "pid,args"]).output().expect("the ps command");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let directory = directory.to_string_lossy().into_owned();
+    let mut ranks = text.lines().filter(|line| line.contains("--assigned") && line.contains(&directory));
+    ranks.nth(nth)?.split_whitespace().next()?.parse().ok()
+}
+
+#[test]
+fn the_number_of_processes_changes_no_bit() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    run(&mut folder.launch(&["-n", "4"], "four", &[])).expect(0).says("4 ranks joined over tcp");
+    let want = folder.result("four");
+    for ranks in ["1", "2", "4"] {
+        let output = format!("virtual-{ranks}");
+        run(&mut folder.launch(&["-n", ranks], &output, &["--set", "distributed.virtual_ranks=4"])).expect(0);
+        // The checkpoints know the recipe, in which virtual_ranks now stands.
+        let got = folder.result(&output);
+        assert_eq!(got.metrics, want.metrics, "{ranks} processes");
+        let name = "adapter/adapter_model.safetensors";
+        assert!(got.files[name] == want.files[name], "{ranks} processes: another adapter");
+    }
+}
+
+/// Every rank killed at every point, in groups of two to six: the run goes on with `--resume`, with another number
+/// of ranks, to the same bits.
+#[test]
+fn a_lost_rank_changes_no_bit() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let words = ["--set", "distributed.virtual_ranks=12"];
+    run(&mut folder.launch(&["-n", "3"], "undisturbed", &words)).expect(0);
+    let want = folder.result("undisturbed");
+    let cases: Vec<(usize, usize, &str, usize)> = [2, 3, 4, 6]
+        .into_iter()
+        .flat_map(|world| (0..world).map(move |rank| (world, rank)))
+        .flat_map(|(world, rank)| {
+            let points = if rank == 0 { &FAILPOINTS[..] } else { &FAILPOINTS[..OF_EVERY_RANK] };
+            points.iter().flat_map(move |&point| [1, 2, 3, 5].map(|hit| (world, rank, point, hit)))
+        })
+        .collect();
+    let (next, kills) = (std::sync::atomic::AtomicUsize::new(0), std::sync::atomic::AtomicUsize::new(0));
+    let relaxed = std::sync::atomic::Ordering::Relaxed;
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some((world, rank, point, hit)) = cases.get(next.fetch_add(1, relaxed)).copied() {
+                    let failpoint = format!("{point}:{hit}@{rank}");
+                    let (output, ranks) = (format!("{world} {failpoint}"), world.to_string());
+                    let mut first = folder.launch(&["-n", &ranks], &output, &words);
+                    let ended = run(first.env("FINETUNE_FAILPOINT", &failpoint));
+                    match ended.code {
+                        Some(3) => {
+                            kills.fetch_add(1, relaxed);
+                            ended.says(&format!("rank {rank} (")).says("was killed by signal 6").says("--resume");
+                        }
+                        // The point was not passed so often.
+                        code => assert_eq!(code, Some(0), "{output}: {}", ended.stderr),
+                    }
+                    let ranks = (12 / world).min(4).to_string();
+                    run(&mut folder.launch(&["-n", &ranks], &output, &[&words[..], &["--resume"]].concat())).expect(0);
+                    folder.result(&output).expect_same(&want, &output);
+                }
+            });
+        }
+    });
+    println!("{} ranks killed, no bit differs", kills.into_inner());
+}
+
+/// Started again by the launcher itself, though it was told nothing of `--resume`.
+#[test]
+fn restarts_go_on_by_themselves() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let words = ["--set", "train.max_steps=60", "--set", "eval.every=0"];
+    run(&mut folder.launch(&["-n", "3"], "undisturbed", &words)).expect(0);
+    let want = folder.result("undisturbed");
+    let words = [&words[..], &["--set", "train.max_steps=60"]].concat();
+    let directory = folder.path("run");
+    let path = directory.to_string_lossy().into_owned();
+    let mut running = start(&mut folder.launch(&["-n", "3", "--max-restarts", "9"], &path, &words));
+    let mut kills = 0;
+    for rank in [1, 0, 2] {
+        let steps = 10 + 15 * kills;
+        running.wait_until("more steps", |_| metrics_so_far(&directory) >= steps);
+        if let Some(pid) = pid_of(&directory, rank) {
+            let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+            kills += 1;
+        }
+    }
+    let ended = running.wait().expect(0);
+    assert_eq!(ended.stderr.matches("starting again from the newest checkpoint").count(), kills, "{}", ended.stderr);
+    folder.result("run").expect_same(&want, "after three kills");
+}
+
+fn metrics_so_far(directory: &Path) -> usize {
+    std::fs::read_to_string(directory.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
+}
+
+/// Far more steps than a test will let it take.
+const FOR_EVER: [&str; 6] =
+    ["--set", "train.max_steps=10000000", "--set", "checkpoint.every=0", "--set", "eval.every=0"];
+
+#[test]
+fn a_signal_to_the_launcher_stops_all_ranks_after_the_same_step() {
+    for (signal, code) in [("TERM", 143), ("INT", 130)] {
+        let folder = Folder::with_recipe(CRASH_RECIPE);
+        let directory = folder.path("run");
+        let mut running = start(&mut folder.launch(&["-n", "3"], &directory.to_string_lossy(), &FOR_EVER));
+        running.wait_until("a few steps", |_| metrics_so_far(&directory) > 5);
+        running.signal(signal);
+        let ended = running.wait().expect(code).says("which is saved; go on with --resume");
+        assert_eq!(ranks_left(&directory), 0, "{}", ended.stderr);
+        let step = metrics(&directory).last().expect("a row")["step"].as_u64().expect("a number");
+        assert_eq!(folder.result("run").checkpoints().last(), Some(&format!("step-{step:06}")));
+    }
+}
+
+#[test]
+fn no_rank_outlives_the_launcher() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let directory = folder.path("run");
+    let mut running = start(&mut folder.launch(&["-n", "3"], &directory.to_string_lossy(), &FOR_EVER));
+    running.wait_until("a few steps", |_| metrics_so_far(&directory) > 5);
+    assert_eq!(ranks_left(&directory), 3);
+    running.signal("KILL");
+    let began = Instant::now();
+    while ranks_left(&directory) > 0 {
+        assert!(began.elapsed() < Duration::from_secs(10), "ranks are left over");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // They had the time to save their step.
+    assert_eq!(folder.result("run").checkpoints().len(), 1);
+}
+
+#[test]
+fn a_frozen_rank_is_named_and_ended() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let directory = folder.path("run");
+    let words = [&FOR_EVER[..], &["--set", "distributed.timeout=\"2s\""]].concat();
+    let mut running = start(&mut folder.launch(&["-n", "3"], &directory.to_string_lossy(), &words));
+    running.wait_until("a few steps", |_| metrics_so_far(&directory) > 5);
+    let pid = pid_of(&directory, 2).expect("a rank");
+    assert!(Command::new("kill").args(["-STOP", &pid.to_string()]).status().expect("kill").success());
+    running.wait().expect(3).says("was lost: it fell silent").says("--resume");
+    assert_eq!(ranks_left(&directory), 0);
+}
+
+#[test]
+fn what_cannot_start_is_said_once_and_by_its_exit_code() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    for (arguments, words, code, says) in [
+        (vec!["-n", "2"], vec!["--set", "train.nonsense=1"], 2, "unknown key"),
+        (vec!["-n", "2"], vec!["--set", "model.path=\"nowhere\""], 2, "model.path"),
+        (vec!["-n", "3"], vec!["--set", "distributed.virtual_ranks=4"], 2, "2 ranks would do"),
+        (vec!["-n", "0"], vec![], 2, "from 1 to 256"),
+        (vec!["-n", "2"], vec!["--nonsense"], 2, "--nonsense"),
+        (vec!["--hostfile", "none.json"], vec![], 2, "none.json"),
+    ] {
+        let ended = run(&mut folder.launch(&arguments, "run", &words)).expect(code);
+        assert!(ended.stderr.contains(says), "{arguments:?} {words:?}: {}", ended.stderr);
+    }
+}
+
+/// The token and the address of the group are nobody's business: not in arguments, not in the environment.
+#[test]
+fn nothing_secret_can_be_seen_from_outside() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let directory = folder.path("run");
+    let mut running = start(&mut folder.launch(&["-n", "2"], &directory.to_string_lossy(), &FOR_EVER));
+    running.wait_until("a few steps", |_| metrics_so_far(&directory) > 5);
+    let pid = pid_of(&directory, 1).expect("a rank");
+    for file in ["cmdline", "environ"] {
+        let text =
+            std::fs::read(format!("/proc/{pid}/{file}")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        // Only Linux shows them so.
+        let words = text.unwrap_or_default();
+        let secret = |word: &&str| word.len() >= 32 && word.chars().all(|letter| letter.is_ascii_hexdigit());
+        assert_eq!(words.split(['\0', '=']).find(secret), None, "{file}");
+    }
+}
