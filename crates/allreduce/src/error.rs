@@ -154,7 +154,7 @@ impl fmt::Display for GroupError {
         if let Some((number, descriptor)) = &self.operation {
             write!(formatter, " Rank {} was in operation {number} ({descriptor}) of step {}.", self.rank, self.step)?;
         }
-        write!(formatter, " {}", self.advice())
+        write!(formatter, " {}.", self.advice())
     }
 }
 

@@ -134,36 +134,64 @@ impl Questions {
     }
 }
 
-/// Greedy answers to the first rows of the data; `None` once `progress`, told rows done, says not to go on.
+/// A rank's answer to a row.
+#[derive(Serialize, Deserialize)]
+struct Answered {
+    row: usize,
+    answer: String,
+    exact: bool,
+}
+
+/// Greedy answers to the first rows of the data, each given by one of the ranks; `None` once `progress`, told rows done, says
+/// not to go on.
 pub(crate) fn answer(
     model: &Model,
     data: &Dataset,
     tokenizer: &ChatTokenizer,
     questions: Questions,
+    ranks: &Ranks,
     progress: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Option<Answers>, TrainError> {
-    let (mut samples, mut exact) = (Vec::new(), 0);
-    let scored = questions.scored.min(data.rows.len());
-    for n in 0..questions.rows(data) {
-        if !progress(n) {
-            return Ok(None);
+    let mine = (ranks.group().rank()..questions.rows(data)).step_by(ranks.group().world());
+    let mut answers = Some(Vec::new());
+    for row in mine {
+        if !progress(row) {
+            answers = None;
         }
-        let row = &data.rows[n];
-        let (prompt, expected) = row.tokens.split_at(row.prompt_tokens);
-        let ends = end_ids(tokenizer, expected)?;
-        let generation = model.generate(prompt, questions.max_new_tokens, Sampling::GREEDY, &ends, &mut |_| {})?;
-        let answer = tokenizer.decode(&generation.tokens, true)?;
-        // An answer that ran into the limit is not the expected one, even if it begins with it.
-        let ended = generation.stopped_by.is_some();
-        if n < scored && ended && answer.trim() == row.answer_text.trim() {
-            exact += 1;
-        }
-        if n < questions.shown {
-            let (row_name, prompt) = (data.origin(n), row.prompt_text.clone());
-            samples.push(Sample { row: row_name, prompt, expected: row.answer_text.clone(), answer });
-        }
+        let Some(answers) = &mut answers else { break };
+        answers.push(answer_row(model, &data.rows[row], tokenizer, questions.max_new_tokens, row)?);
     }
-    Ok(Some(Answers { samples, exact: (scored > 0).then_some((exact, scored)) }))
+    let text = serde_json::to_string(&answers).expect("plain data");
+    let mut all = Vec::new();
+    for text in ranks.gather_texts(&text)? {
+        let answers: Option<Vec<Answered>> = serde_json::from_str(&text).expect("as written above");
+        let Some(answers) = answers else { return Ok(None) };
+        all.extend(answers);
+    }
+    all.sort_by_key(|answered| answered.row);
+    let scored = questions.scored.min(data.rows.len());
+    let exact = all[..scored].iter().filter(|answered| answered.exact).count();
+    let samples = all.into_iter().take(questions.shown).map(|Answered { row, answer, .. }| {
+        let (prompt, expected) = (data.rows[row].prompt_text.clone(), data.rows[row].answer_text.clone());
+        Sample { row: data.origin(row), prompt, expected, answer }
+    });
+    Ok(Some(Answers { samples: samples.collect(), exact: (scored > 0).then_some((exact, scored)) }))
+}
+
+fn answer_row(
+    model: &Model,
+    row: &Row,
+    tokenizer: &ChatTokenizer,
+    max_new_tokens: usize,
+    number: usize,
+) -> Result<Answered, TrainError> {
+    let (prompt, expected) = row.tokens.split_at(row.prompt_tokens);
+    let ends = end_ids(tokenizer, expected)?;
+    let generation = model.generate(prompt, max_new_tokens, Sampling::GREEDY, &ends, &mut |_| {})?;
+    let answer = tokenizer.decode(&generation.tokens, true)?;
+    // An answer that ran into the limit is not the expected one, even if it begins with it.
+    let exact = generation.stopped_by.is_some() && answer.trim() == row.answer_text.trim();
+    Ok(Answered { row: number, answer, exact })
 }
 
 /// What ends an answer: the model's own end tokens, and the special token that ends the expected answer. A chat

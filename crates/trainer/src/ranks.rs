@@ -188,6 +188,21 @@ impl Ranks {
         Ok(all)
     }
 
+    /// Everybody's text, in rank order.
+    pub(crate) fn gather_texts(&self, mine: &str) -> Result<Vec<String>, GroupError> {
+        let mut lengths = vec![0u64; self.group.world()];
+        self.group.all_gather(&[mine.len() as u64], &mut lengths)?;
+        let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
+        let mut padded = mine.as_bytes().to_vec();
+        padded.resize(longest, b' ');
+        let mut all = vec![0u8; longest * self.group.world()];
+        self.group.all_gather(&padded, &mut all)?;
+        let text = |(rank, length): (usize, &u64)| {
+            String::from_utf8_lossy(&all[rank * longest..][..*length as usize]).into_owned()
+        };
+        Ok(lengths.iter().enumerate().map(text).collect())
+    }
+
     /// Refuses to go on where a rank has other content than rank 0 under one of these names.
     pub(crate) fn expect_same(&self, contents: &[(&'static str, blake3::Hash)]) -> Result<(), TrainError> {
         let mine: Vec<u8> = contents.iter().flat_map(|(_, hash)| *hash.as_bytes()).collect();

@@ -1,5 +1,7 @@
 //! `report.html`: one self-contained page about a run, for people.
 
+mod ranks;
+
 use std::fmt::Write;
 
 use finetune_store::{RealDisk, replace_file};
@@ -53,6 +55,7 @@ fn page(run: &Run, journal: &Journal) -> String {
     chart(&mut page, "Learning rate", &single("learning rate", series(|row| row.learning_rate)));
     chart(&mut page, "Gradient norm, before clipping", &single("gradient norm", series(|row| row.grad_norm)));
     chart(&mut page, "Tokens per second", &single("tokens per second", series(|row| row.tokens_per_second)));
+    ranks::ranks(&mut page, &steps, run.ranks.group().who());
     answers(&mut page, &BeforeAfter::read(directory));
     let _ = writeln!(page, "<h2>Recipe</h2><pre>{}</pre></main></body></html>", escape(&run.recipe.to_toml()));
     page

@@ -257,26 +257,26 @@ impl Run {
         stop: &AtomicI32,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<Option<Answers>, TrainError> {
-        let (Some(data), Some(tokenizer), Some(journal)) = (&self.eval, &self.tokenizer, &self.journal) else {
-            return Ok(None);
-        };
+        let (Some(data), Some(tokenizer)) = (&self.eval, &self.tokenizer) else { return Ok(None) };
         let eval = &self.recipe.eval;
         let questions =
             Questions { shown: eval.samples, scored: eval.exact_match, max_new_tokens: eval.max_new_tokens };
         let rows = questions.rows(data);
-        let mut kept = BeforeAfter::read(&journal.directory);
+        let mut kept = self.journal.as_ref().map(|journal| BeforeAfter::read(&journal.directory)).unwrap_or_default();
         if rows == 0 || (when == "before" && self.state.step > 0) {
             return Ok(if when == "before" { kept.before } else { None });
         }
-        let answers = answer(&self.model, data, tokenizer, questions, &mut |done| {
+        let answers = answer(&self.model, data, tokenizer, questions, &self.ranks, &mut |done| {
             tell(Event::Answering { done, rows });
             stop.load(Ordering::SeqCst) == 0
         })?;
         let Some(answers) = answers else { return Ok(None) };
         tell(Event::Answered { when, answers: &answers });
-        let place = if when == "before" { &mut kept.before } else { &mut kept.after };
-        *place = Some(answers.clone());
-        kept.write(&journal.directory)?;
+        if let Some(journal) = &self.journal {
+            let place = if when == "before" { &mut kept.before } else { &mut kept.after };
+            *place = Some(answers.clone());
+            kept.write(&journal.directory)?;
+        }
         Ok(Some(answers))
     }
 }

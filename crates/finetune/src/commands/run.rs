@@ -65,7 +65,9 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
     show.finish();
     match outcome? {
         Outcome::Finished { step, before, after } => {
-            output::print(&progress::answers(before.as_ref(), after.as_ref()))?;
+            if first {
+                output::print(&progress::answers(before.as_ref(), after.as_ref()))?;
+            }
             show.say(&format!(
                 "\n{step} steps in {}, peak memory {}\nresult and checkpoints in {}; open report.html there",
                 progress::duration(start.elapsed().as_secs_f64()),
