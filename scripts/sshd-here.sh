@@ -79,9 +79,11 @@ stop() {
         [ -e "$file" ] || continue
         pid=$(<"$file")
         # The number could be somebody else's by now.
-        grep -qsaF "$folder/sshd_config-" "/proc/$pid/cmdline" && kill "$pid" 2>/dev/null || true
+        grep -qsaF "$folder/sshd_config-" "/proc/$pid/cmdline" || continue
+        # A session outlives its server, and waits long where its cable is cut.
+        kill -KILL "$pid" $(awk -v server="$pid" '$4 == server { print $1 }' /proc/[0-9]*/stat 2>/dev/null) 2>/dev/null || true
     done
-    # Sessions, and what was started in them, by a variable that every session has.
+    # What was started in sessions, by a variable that every session has.
     for pid in $(grep -lsazFx "SSHD_HERE=$folder" /proc/[0-9]*/environ 2>/dev/null | grep -o '[0-9]*'); do
         case $pid in $$ | "$BASHPID") ;; *) kill -KILL "$pid" 2>/dev/null || true ;; esac
     done
