@@ -176,7 +176,13 @@ fn a_frozen_rank_is_named_and_ended() {
     running.wait_until("a few steps", |_| metrics_so_far(&directory) > 5);
     let pid = pid_of(&directory, 2).expect("a rank");
     assert!(Command::new("kill").args(["-STOP", &pid.to_string()]).status().expect("kill").success());
-    running.wait().expect(3).says("was lost: it fell silent").says("--resume");
+    running
+        .wait()
+        .expect(3)
+        .says("was lost: it fell silent")
+        .says("rank 2 (")
+        .says("did not answer any more")
+        .says("--resume");
     assert_eq!(ranks_left(&directory), 0);
 }
 

@@ -16,3 +16,4 @@ mod messages;
 mod program;
 mod resume;
 mod signals;
+mod ssh;

@@ -115,6 +115,8 @@ pub struct Ending {
     pub code: i32,
     /// How long after the start.
     pub after: Duration,
+    /// It did not end by itself when others had, and was ended.
+    pub forced: bool,
 }
 
 /// What all workers are started with.
@@ -193,7 +195,7 @@ impl Workers {
             }
             for (child, ending) in self.children.iter_mut().zip(&mut endings).filter(|(_, ending)| ending.is_none()) {
                 if let Ok(Some(status)) = child.try_wait() {
-                    *ending = Some(Ending { code: code(status), after: self.began.elapsed() });
+                    *ending = Some(Ending { code: code(status), after: self.began.elapsed(), forced: killed });
                 }
             }
             let signal = stop.load(Ordering::SeqCst);

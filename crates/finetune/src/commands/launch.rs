@@ -46,7 +46,7 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
             }));
         };
         let code = exit_code(endings[culprit].code);
-        let how = hosts.name(culprit) + &describe(endings[culprit].code);
+        let how = hosts.name(culprit) + &describe(&endings[culprit]);
         if code != PEER_LOST || attempt >= arguments.max_restarts || stop > 0 {
             let safe = if code == PEER_LOST { safe(&recipe.output_dir) } else { Vec::new() };
             tell(
@@ -161,8 +161,11 @@ fn exit_code(code: i32) -> u8 {
     }
 }
 
-fn describe(code: i32) -> String {
-    match code {
+fn describe(ending: &Ending) -> String {
+    if ending.forced {
+        return " did not answer any more and was ended".to_owned();
+    }
+    match ending.code {
         3 => " lost another rank".to_owned(),
         127 => {
             " has no such program: install it there, name its place with --program, or let --copy bring it".to_owned()
@@ -216,7 +219,11 @@ mod tests {
             (&[127, 3], 0, Some((0, 2))),
         ];
         for (codes, stop, expected) in cases {
-            let ending = |(rank, &code): (usize, &i32)| Ending { code, after: Duration::from_millis(rank as u64) };
+            let ending = |(rank, &code): (usize, &i32)| Ending {
+                code,
+                after: Duration::from_millis(rank as u64),
+                forced: false,
+            };
             let endings: Vec<Ending> = codes.iter().enumerate().map(ending).collect();
             let found = culprit(&endings, stop).map(|rank| (rank, exit_code(endings[rank].code)));
             assert_eq!(found, expected, "{codes:?}");
