@@ -90,6 +90,7 @@ pub(crate) fn evaluate_together(
     let width = 2 + micro_batch_size;
     let mut mine = vec![0.0; width * count.div_ceil(world)];
     for (place, sums) in mine.chunks_mut(width).zip(batch_losses(model, data, micro_batch_size, part(rank))) {
+        ranks.group().keep_alive();
         (place[0], place[1]) = (sums.loss, sums.trained_tokens as f64);
         place[2..][..sums.row_losses.len()].copy_from_slice(&sums.row_losses);
     }

@@ -121,6 +121,7 @@ impl Run {
             let share = self.plan.share(self.state.step, share, self.ranks.shares());
             let mut sums = Sums::default();
             for micro_batch in share.chunks(self.recipe.train.micro_batch_size) {
+                self.ranks.group().keep_alive();
                 let batch =
                     Batch { rows: micro_batch.iter().map(|&row| batch_row(row, &self.train.rows[row])).collect() };
                 let checkpointing = self.recipe.train.gradient_checkpointing;
@@ -268,6 +269,7 @@ impl Run {
         }
         let answers = answer(&self.model, data, tokenizer, questions, &self.ranks, &mut |done| {
             tell(Event::Answering { done, rows });
+            self.ranks.group().keep_alive();
             stop.load(Ordering::SeqCst) == 0
         })?;
         let Some(answers) = answers else { return Ok(None) };
