@@ -40,6 +40,17 @@ fn a_file_size_limit() {
     folder.result("run").expect_same(&folder.result("undisturbed"), "after there was space again");
 }
 
+/// The ranks that write nothing are told, and the launcher's exit code is that of the disk.
+#[test]
+fn a_full_disk_ends_all_ranks() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let limited = format!("trap '' XFSZ; ulimit -f 32; exec {BINARY} launch -n 3 -- recipe.toml --output-dir run");
+    let ended = run(Command::new("bash").args(["-c", &limited]).current_dir(folder.path("")).env("NO_COLOR", "1"));
+    let ended = ended.expect(5).says("] error: no space left at").says("rank 0 (").says("failed with exit code 5");
+    assert!(ended.stderr.contains("stopped in step 2: no space left at"), "the others say so: {}", ended.stderr);
+    folder.run("run", &["--resume"]).expect(0);
+}
+
 /// A file system of one mebibyte. Only root may mount one; in other hands this test says that it did nothing.
 #[test]
 fn a_full_file_system() {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::folder::{CRASH_RECIPE, Folder, metrics};
 use crate::program::{run, start};
+use crate::random::Random;
 
 /// Points at which a rank is killed: rank 0 passes all of them, the others the first five.
 const FAILPOINTS: [&str; 13] = [
@@ -129,6 +130,60 @@ fn restarts_go_on_by_themselves() {
 
 fn metrics_so_far(directory: &Path) -> usize {
     std::fs::read_to_string(directory.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
+}
+
+/// A rank is killed, frozen or asked to stop every second or two, for as long as `FINETUNE_SOAK` says (in seconds): what is left is what an
+/// undisturbed run leaves. `FINETUNE_SOAK=600 cargo test --release --workspace --test it soak -- --ignored --nocapture`
+#[test]
+#[ignore = "takes as long as it is told to"]
+fn soak() {
+    let seconds = std::env::var("FINETUNE_SOAK").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let directory = folder.path("run");
+    let path = directory.to_string_lossy().into_owned();
+    let words = ["--resume", "--set", "distributed.virtual_ranks=12", "--set", "distributed.timeout=\"1s\"", "--set"];
+    let words = |steps: usize| -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).chain([format!("train.max_steps={steps}")]).collect()
+    };
+    let for_ever: Vec<String> = words(100_000_000);
+    let for_ever: Vec<&str> = for_ever.iter().map(String::as_str).collect();
+    let mut random = Random::new();
+    let (began, mut done) = (Instant::now(), std::collections::BTreeMap::new());
+    while began.elapsed() < Duration::from_secs(seconds) {
+        let ranks: u64 = [1, 2, 3, 4, 6][random.below(5) as usize];
+        let count = ranks.to_string();
+        let mut running = start(&mut folder.launch(&["-n", &count, "--max-restarts", "1000000"], &path, &for_ever));
+        // Every launch sees a few of them, the last of which ends it.
+        for _ in 0..1 + random.below(6) {
+            std::thread::sleep(Duration::from_millis(500 + random.below(1500)));
+            let signal = ["KILL", "KILL", "KILL", "STOP"][random.below(4) as usize];
+            if let Some(pid) = pid_of(&directory, random.below(ranks) as usize) {
+                let _ = Command::new("kill").args([format!("-{signal}"), pid.to_string()]).status();
+                *done.entry(signal).or_insert(0) += 1;
+            }
+        }
+        let signal = ["KILL", "TERM", "INT"][random.below(3) as usize];
+        running.signal(signal);
+        *done.entry(["a launcher", "a launcher's end"][usize::from(signal != "KILL")]).or_insert(0) += 1;
+        let ended = running.wait();
+        assert!(
+            matches!((ended.code, ended.signal), (Some(3 | 130 | 143), _) | (_, Some(9))),
+            "seed {}: {ended:?}",
+            random.seed
+        );
+        let patience = Instant::now();
+        while ranks_left(&directory) > 0 {
+            assert!(patience.elapsed() < Duration::from_secs(10), "seed {}: ranks are left over", random.seed);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    let last = metrics(&directory).last().map_or(0, |row| row["step"].as_u64().expect("a number"));
+    let steps = words(last as usize + 10);
+    let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
+    run(&mut folder.launch(&["-n", "2"], &path, &steps)).expect(0);
+    run(&mut folder.launch(&["-n", "1"], "undisturbed", &steps)).expect(0);
+    folder.result("run").expect_same(&folder.result("undisturbed"), &format!("seed {}", random.seed));
+    println!("{done:?} in {seconds} s, {} steps, no bit differs (seed {})", last + 10, random.seed);
 }
 
 /// Far more steps than a test will let it take.

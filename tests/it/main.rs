@@ -14,6 +14,7 @@ mod folder;
 mod launch;
 mod messages;
 mod program;
+mod random;
 mod rdma;
 mod resume;
 mod signals;

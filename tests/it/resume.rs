@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::folder::{CRASH_RECIPE, Folder, RunResult, metrics};
 use crate::program::start;
+use crate::random::Random;
 
 /// Steps between checkpoints in [`CRASH_RECIPE`]: no more than these may be done twice.
 const CHECKPOINT_EVERY: u64 = 2;
@@ -392,31 +393,4 @@ fn remove(path: &Path) {
 fn cut(path: &Path) {
     let file = std::fs::OpenOptions::new().write(true).open(path).expect("a file");
     file.set_len(1000).expect("a file longer than that");
-}
-
-/// SplitMix64 (<https://prng.di.unimi.it/splitmix64.c>). FINETUNE_TEST_SEED repeats a failure.
-struct Random {
-    seed: u64,
-    state: u64,
-}
-
-impl Random {
-    fn new() -> Random {
-        let given = std::env::var("FINETUNE_TEST_SEED").ok().and_then(|text| text.parse().ok());
-        let seed = given.unwrap_or_else(|| {
-            let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-            since.as_nanos() as u64
-        });
-        println!("FINETUNE_TEST_SEED={seed}");
-        Random { seed, state: seed }
-    }
-
-    /// 0 to `end - 1`.
-    fn below(&mut self, end: u64) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % end.max(1)
-    }
 }
