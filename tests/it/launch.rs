@@ -152,7 +152,7 @@ fn soak() {
     while began.elapsed() < Duration::from_secs(seconds) {
         let ranks: u64 = [1, 2, 3, 4, 6][random.below(5) as usize];
         let count = ranks.to_string();
-        let mut running = start(&mut folder.launch(&["-n", &count, "--max-restarts", "1000000"], &path, &for_ever));
+        let running = start(&mut folder.launch(&["-n", &count, "--max-restarts", "1000000"], &path, &for_ever));
         // Every launch sees a few of them, the last of which ends it.
         for _ in 0..1 + random.below(6) {
             std::thread::sleep(Duration::from_millis(500 + random.below(1500)));

@@ -3,8 +3,9 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use finetune_trainer::{Answers, Event};
+use finetune_trainer::{Answers, Event, StepRow};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,6 +13,28 @@ pub(crate) enum Verbosity {
     Quiet,
     Normal,
     Verbose,
+}
+
+/// What a rank tells its launcher, which shows it: one line of standard output that begins with [`MARK`].
+#[derive(Debug, Serialize, Deserialize)]
+enum Narrated {
+    Begin { from: u64, to: u64, trained_parameters: usize },
+    Step { row: Box<StepRow>, steps: u64 },
+}
+
+/// No line of text begins with it.
+const MARK: char = '\u{1}';
+
+/// The line that tells an event to a launcher; none for events that the rank says itself.
+pub(crate) fn narrate(event: &Event<'_>) -> Option<String> {
+    let narrated = match event {
+        Event::Begin { from, to, trained_parameters } if from < to => {
+            Narrated::Begin { from: *from, to: *to, trained_parameters: *trained_parameters }
+        }
+        Event::Step { row, steps } => Narrated::Step { row: Box::new((*row).clone()), steps: *steps },
+        _ => return None,
+    };
+    Some(format!("{MARK}{}", serde_json::to_string(&narrated).expect("plain data")))
 }
 
 /// Seconds between plain lines while nothing else is said.
@@ -53,6 +76,14 @@ impl Progress {
         }
     }
 
+    /// Another process's line above the bar, which has passed that one's own choice of what to say.
+    pub(crate) fn repeat(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| anstream::eprintln!("{line}")),
+            None => anstream::eprintln!("{line}"),
+        }
+    }
+
     /// A bar over `len` things, or a spinner where that is 0; plain output gets one line.
     pub(crate) fn start(&mut self, what: &str, len: u64) {
         self.finish();
@@ -82,6 +113,20 @@ impl Progress {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
+    }
+
+    /// Shows what [`narrate`] has made a line of; false if it is another line.
+    pub(crate) fn show_narrated(&mut self, line: &str) -> bool {
+        let Some(narrated) = line.strip_prefix(MARK).and_then(|text| serde_json::from_str(text).ok()) else {
+            return false;
+        };
+        match narrated {
+            Narrated::Begin { from, to, trained_parameters } => {
+                self.show(Event::Begin { from, to, trained_parameters })
+            }
+            Narrated::Step { row, steps } => self.show(Event::Step { row: &row, steps }),
+        }
+        true
     }
 
     /// Shows what a run tells.

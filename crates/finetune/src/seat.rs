@@ -41,6 +41,8 @@ pub(crate) struct Seat {
     /// RDMA devices between the ranks, as in MLX_IBV_DEVICES.
     pub(crate) devices: Option<serde_json::Value>,
     pub(crate) prefer_ring: bool,
+    /// Steps go to the launcher as data: it has the terminal, and shows them.
+    pub(crate) narrates: bool,
 }
 
 impl Seat {
@@ -54,6 +56,7 @@ impl Seat {
         token: None,
         devices: None,
         prefer_ring: false,
+        narrates: false,
     };
 
     /// As `finetune launch` says on standard input. What it says later goes to `signals`.
@@ -84,7 +87,18 @@ impl Seat {
         };
         let devices = devices.and_then(|devices| serde_json::from_str(&devices.to_json()).ok());
         let run = String::new();
-        let seat = Seat { rank, world, local_rank, local_world, rendezvous, run, token, devices, prefer_ring };
+        let seat = Seat {
+            rank,
+            world,
+            local_rank,
+            local_world,
+            rendezvous,
+            run,
+            token,
+            devices,
+            prefer_ring,
+            narrates: false,
+        };
         Ok((seat, None))
     }
 

@@ -1,5 +1,6 @@
 //! `finetune launch`: one `finetune run` per rank, here or over ssh, watched over until all have ended.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::cli::{Cli, Command, LaunchArguments, RunArguments};
 use crate::failure::Failure;
 use crate::hosts::{Hosts, free_port};
 use crate::output;
-use crate::progress::Verbosity;
+use crate::progress::{Progress, Verbosity};
 use crate::seat::Seat;
 use crate::signals::Signals;
 
@@ -115,12 +116,14 @@ fn start(
     let (token, run) = (random()?, random()?);
     let port = arguments.port.map_or_else(free_port, Ok)?;
     let rendezvous = hosts.rendezvous(port)?;
+    let narrates = std::io::stderr().is_terminal();
     let seats: Vec<Seat> = (0..hosts.world())
         .map(|rank| {
             let (local_rank, local_world) = hosts.local(rank);
             let (rendezvous, run, token) = (rendezvous.clone(), run.clone(), Some(token.clone()));
             let (devices, prefer_ring) = (hosts.devices(), hosts.prefer_ring());
-            Seat { rank, world: hosts.world(), local_rank, local_world, rendezvous, run, token, devices, prefer_ring }
+            let world = hosts.world();
+            Seat { rank, world, local_rank, local_world, rendezvous, run, token, devices, prefer_ring, narrates }
         })
         .collect();
     let mut call = Call { arguments: vec!["run".to_owned()], words: words.to_vec(), environment: hosts.environment() };
@@ -133,13 +136,21 @@ fn start(
     let places: Vec<Place> = hosts.places();
     let workers = Workers::start(&places, &call, &seats)
         .map_err(|error| Failure::arguments(error.to_string(), "is ssh installed?"))?;
+    let mut show = Progress::new(verbosity, 1);
     let mut outcome = Ok(());
     let endings = workers.finish(&signals.stop, &mut |rank, word| match word {
+        Word::Line(line) if rank == 0 && show.show_narrated(&line) => {}
         // What is meant for programs stays as it is.
-        Word::Line(line) if rank == 0 => outcome = output::line(&line),
-        Word::Line(line) | Word::Complaint(line) => anstream::eprintln!("\x1b[2m[{}]\x1b[0m {line}", hosts.label(rank)),
+        Word::Line(line) if rank == 0 => {
+            show.finish();
+            outcome = output::line(&line);
+        }
+        Word::Line(line) | Word::Complaint(line) => {
+            show.repeat(&format!("\x1b[2m[{}]\x1b[0m {line}", hosts.label(rank)))
+        }
         Word::Silent => {}
     });
+    show.finish();
     outcome?;
     Ok(endings)
 }

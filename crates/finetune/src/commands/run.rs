@@ -61,7 +61,15 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
         show.say(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()));
     }
     signals.finish_steps();
-    let outcome = train(&mut run, &signals.stop, &mut |event| show_event(&mut show, event, start, verbosity, &ranks));
+    let narrates = seat.narrates && first;
+    let outcome = train(&mut run, &signals.stop, &mut |event| {
+        prometheus::show(&event, &|rank| ranks.group().who()[rank].host.clone());
+        match progress::narrate(&event).filter(|_| narrates) {
+            // A launcher that is gone does not listen; the end of standard input says so, and what to do.
+            Some(line) => drop(output::line(&line)),
+            None => show_event(&mut show, event, start, verbosity, &ranks),
+        }
+    });
     show.finish();
     match outcome? {
         Outcome::Finished { step, before, after } => {
@@ -108,7 +116,6 @@ fn show_event(show: &mut Progress, event: Event<'_>, start: Instant, verbosity: 
         show.say(&format!("first step done {:.2} s after the start", start.elapsed().as_secs_f64()));
     }
     let host = |rank: usize| ranks.group().who()[rank].host.clone();
-    prometheus::show(&event, &host);
     if let Event::Straggler { rank, factor } = event {
         let host = host(rank);
         show.say(&format!("rank {rank} ({host}) took {factor:.1} times as long as the others in the last minute"));
