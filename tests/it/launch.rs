@@ -1,5 +1,6 @@
 //! `finetune launch`: several ranks are one run, which survives the loss of any of them and outlives none of its parts.
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -255,6 +256,41 @@ fn what_cannot_start_is_said_once_and_by_its_exit_code() {
         let ended = run(&mut folder.launch(&arguments, "run", &words)).expect(code);
         assert!(ended.stderr.contains(says), "{arguments:?} {words:?}: {}", ended.stderr);
     }
+}
+
+/// The numbers of training and of every rank, as Prometheus fetches them.
+#[test]
+fn prometheus_is_served_by_rank_0() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let directory = folder.path("run");
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
+    let set = format!("log.prometheus=\"{free}\"");
+    let words = [&FOR_EVER[..], &["--set", &set]].concat();
+    let mut running = start(&mut folder.launch(&["-n", "2"], &directory.to_string_lossy(), &words));
+    running.wait_until("a few steps", |_| metrics_so_far(&directory) > 5);
+    let fetch = |path: &str| {
+        let mut socket = std::net::TcpStream::connect(free).expect("somebody listens");
+        write!(socket, "GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n").expect("asked");
+        let mut text = String::new();
+        socket.read_to_string(&mut text).expect("an answer");
+        text
+    };
+    let text = fetch("/metrics");
+    for line in [
+        "# HELP finetune_loss loss per trained token of the last step",
+        "# TYPE finetune_loss gauge",
+        "finetune_steps 10000000",
+        "finetune_learning_rate 0.05",
+        "finetune_rank_step_seconds{rank=\"1\",host=",
+        "finetune_rank_sent_bytes_total{rank=\"0\",host=",
+        "finetune_rank_waited_milliseconds_total{rank=\"1\",peer=\"0\",peer_host=",
+    ] {
+        assert!(text.contains(line), "no {line:?} in\n{text}");
+    }
+    assert!(fetch("/other").starts_with("HTTP/1.1 404"));
+    // A second run cannot have the same address, and says so before it does anything.
+    run(&mut folder.command("other", &["--set", &set])).expect(2).says("log.prometheus");
+    assert!(!folder.path("other").join("metrics.jsonl").exists());
 }
 
 /// The token and the address of the group are nobody's business: not in arguments, not in the environment.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 
+use finetune_allreduce::Group;
 use finetune_recipe::Recipe;
 use finetune_store::TensorFile;
 use finetune_trainer::{Event, Outcome, Ranks, Resume, StepRow, prepare, train};
@@ -44,6 +45,28 @@ fn run(recipe: Recipe) -> (Vec<StepRow>, Outcome) {
         }
     });
     (rows, outcome.unwrap_or_else(|error| panic!("{error}")))
+}
+
+/// The same on several ranks, each a thread: the rows that rank 0 tells.
+fn run_on(world: usize, recipe: impl Fn() -> Recipe + Sync) -> Vec<StepRow> {
+    std::thread::scope(|scope| {
+        let recipe = &recipe;
+        let start = |group| {
+            scope.spawn(move || {
+                let ranks = Arc::new(Ranks::new(group, None).expect("ranks"));
+                let mut prepared = prepare(recipe(), &Resume::No, &ranks, None, &|_| {}).expect("a run");
+                let mut rows = Vec::new();
+                let outcome = train(&mut prepared.run, &AtomicI32::new(0), &mut |event| {
+                    if let Event::Step { row, .. } = event {
+                        rows.push(row.clone());
+                    }
+                });
+                outcome.map(|_| rows).unwrap_or_else(|error| panic!("{error}"))
+            })
+        };
+        let ranks: Vec<_> = Group::in_process(world, None).into_iter().map(start).collect();
+        ranks.into_iter().map(|rank| rank.join().expect("no panic")).next().expect("rank 0")
+    })
 }
 
 /// `[lora]` keys that fit the golden adapter of a family.
@@ -124,6 +147,42 @@ fn lora_curves_equal_torch() {
                 }
             }
         }
+    }
+}
+
+/// Two, three and four ranks follow the same curves: losses are weighted by tokens, however rows are shared out.
+#[test]
+fn curves_of_several_ranks_equal_torch() {
+    for (family, world) in [("qwen3", 2), ("llama", 3), ("mistral", 4)] {
+        let curves = json(&goldens(family).join("curves.json"));
+        for variant in ["constant", "clip_cosine"] {
+            let settings = &curves["variants"][variant];
+            let output = tempfile::tempdir().expect("a directory");
+            let sets = [adapter_sets(family), variant_sets(&curves, settings)].concat();
+            let rows = run_on(world, || recipe(family, output.path(), &sets));
+            check_curve(&format!("{family} {variant}, {world} ranks"), &rows, settings);
+        }
+    }
+}
+
+/// After 200 steps the losses are still the same but for noise.
+#[test]
+fn two_hundred_steps_on_any_number_of_ranks() {
+    let sets =
+        ["train.max_steps=200", "train.global_batch_size=6", "optimizer.learning_rate=1e-3", "lora.dropout=0.05"];
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    let losses = |world| {
+        let output = tempfile::tempdir().expect("a directory");
+        run_on(world, || recipe("qwen2", output.path(), &sets)).iter().map(|row| row.loss).collect::<Vec<_>>()
+    };
+    let alone = losses(1);
+    for world in [2, 3, 4] {
+        let together = losses(world);
+        assert_eq!(together.len(), 200);
+        let worst = alone.iter().zip(&together).map(|(a, b)| (a - b).abs() / a).fold(0.0, f64::max);
+        assert!((alone[0] - together[0]).abs() <= 1e-6 * alone[0], "{world} ranks, step 1");
+        assert!(worst <= 1e-4, "{world} ranks: {worst:e}");
+        println!("{world} ranks: losses of 200 steps within {worst:.1e} of one rank's");
     }
 }
 
