@@ -255,7 +255,7 @@ fn host(host: usize, value: &Value) -> Result<Host, HostfileError> {
 }
 
 /// Why a text cannot stand on a command line as a name, if so.
-fn name_fault(name: &str) -> Option<&'static str> {
+pub(crate) fn name_fault(name: &str) -> Option<&'static str> {
     if name.is_empty() {
         return Some("is empty");
     }

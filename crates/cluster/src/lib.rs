@@ -1,16 +1,22 @@
-//! Machines: which there are, what runs on them, and how fast they talk.
+//! Machines: which there are, how they are cabled, what is wrong with them, what runs on them, and how fast they talk.
 //!
-//! **Owns:** hostfiles (MLX's format), starting one worker process per rank here or over ssh, the benchmark of the
-//! collectives.
+//! **Owns:** hostfiles (MLX's format), what hosts say of themselves and how Thunderbolt joins them (`discover`, `setup`,
+//! `doctor`), starting one worker process per rank here or over ssh, the benchmark of the collectives.
 //!
 //! **Must never know:** maths, models, recipes.
 //!
-//! **Start reading** in `workers.rs` (how processes are started, fed and ended), then `bench.rs`.
+//! **Start reading** in `discover.rs` (facts become a picture and a hostfile) and follow the facts back: `gather.rs` (one ssh
+//! round trip per host), `facts.rs` (what the commands said), `cabling.rs`, `shape.rs`. Or in `workers.rs` (how processes are
+//! started, fed and ended), then `bench.rs`.
 
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod facts;
+pub mod gather;
 mod hostfile;
+mod script;
 pub mod workers;
 
 pub use hostfile::{Host, Hostfile, HostfileError, MAX_HOSTFILE_BYTES, MAX_HOSTS};
+pub use script::{Questions, Section, Transcript};
