@@ -17,6 +17,7 @@ mod fuzz;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use interfaces::network;
 pub use interfaces::{Interface, Medium};
 pub use machine::{Build, Clock, Firewall, Power};
 pub use thunderbolt::{Far, Port, Speed};

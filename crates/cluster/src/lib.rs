@@ -12,10 +12,16 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod cabling;
+pub mod discover;
+pub mod draw;
+#[cfg(test)]
+mod example;
 pub mod facts;
 pub mod gather;
 mod hostfile;
 mod script;
+pub mod shape;
 pub mod workers;
 
 pub use hostfile::{Host, Hostfile, HostfileError, MAX_HOSTFILE_BYTES, MAX_HOSTS};
