@@ -57,7 +57,8 @@ impl Discovery {
     /// What the cables form, and the missing ones by name: one sentence each.
     pub fn sentences(&self) -> Vec<String> {
         let mut sentences = vec![self.form_in_words()];
-        if self.hosts.len() > 1 && self.hosts.iter().any(|host| host.ports.is_some()) {
+        // Advice about cables is for Macs; a host that could not tell its ports may have any.
+        if self.hosts.len() > 1 && self.hosts.iter().all(|host| host.ports.is_some()) {
             if !self.shape.is_ring() && !self.shape.is_mesh() {
                 let missing = self.pairs(&self.shape.ring.missing);
                 let order: Vec<&str> = self.shape.ring.order.iter().map(|&host| self.name(host)).collect();
@@ -67,8 +68,8 @@ impl Discovery {
                 }
             }
             if !self.shape.is_mesh() {
-                sentences.push(format!("For a mesh {}.", self.pairs(&self.shape.missing_for_mesh)));
-                sentences.extend(self.lack_of_ports());
+                let mesh = || format!("For a mesh {}.", self.pairs(&self.shape.missing_for_mesh));
+                sentences.push(self.lack_of_ports().unwrap_or_else(mesh));
             }
         }
         for &(i, j) in &self.cabling.same_machine {

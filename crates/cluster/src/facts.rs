@@ -83,6 +83,8 @@ pub struct Facts {
     pub firewall: Option<Firewall>,
     /// TCP ports that something listens on.
     pub listening: Option<Vec<u16>>,
+    /// A Mac's routes to single addresses, with the interface that each leads through.
+    pub host_routes: Vec<(std::net::Ipv4Addr, String)>,
     /// Whether `sudo` works without a password, where it was asked.
     pub root: Option<bool>,
     missing: BTreeMap<&'static str, String>,
@@ -130,6 +132,7 @@ impl Facts {
             power: None,
             firewall: None,
             listening: None,
+            host_routes: Vec::new(),
             root: None,
             missing: BTreeMap::new(),
         };
@@ -161,6 +164,7 @@ impl Facts {
         self.power = reader.read("power", machine::power);
         self.firewall = reader.read("firewall", machine::mac_firewall);
         self.listening = reader.read_any("listening", machine::listening);
+        self.host_routes = reader.read("routes", interfaces::host_routes).unwrap_or_default();
         self.root = reader.status("root").map(|status| status == 0);
     }
 

@@ -21,6 +21,7 @@ pub mod facts;
 pub mod gather;
 mod hostfile;
 mod script;
+pub mod setup;
 pub mod shape;
 pub mod workers;
 

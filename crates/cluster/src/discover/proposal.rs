@@ -15,6 +15,9 @@ pub struct Proposal {
     pub notes: Vec<String>,
 }
 
+/// What [`finetune_allreduce::DeviceMatrix`] takes.
+const MAX_RDMA_HOSTS: usize = 64;
+
 /// `names[i][j]`: the devices of host i towards host j.
 type Matrix = Vec<Vec<Vec<String>>>;
 
@@ -67,6 +70,10 @@ impl Discovery {
     fn macs(&self, notes: &mut Vec<String>) -> (Vec<usize>, Option<&'static str>, Option<Matrix>) {
         let hosts = self.hosts.len();
         let given = (0..hosts).collect();
+        if hosts > MAX_RDMA_HOSTS {
+            notes.push(format!("above {MAX_RDMA_HOSTS} hosts RDMA is not used"));
+            return (given, None, None);
+        }
         let mut devices: Matrix = vec![vec![Vec::new(); hosts]; hosts];
         for cable in &self.cabling.cables {
             let [a, b] = cable.ends.map(|end| end.host);
@@ -109,6 +116,10 @@ impl Discovery {
     fn linux_boxes(&self, notes: &mut Vec<String>) -> (Vec<usize>, Option<&'static str>, Option<Matrix>) {
         let hosts = self.hosts.len();
         let given: Vec<usize> = (0..hosts).collect();
+        if hosts > MAX_RDMA_HOSTS {
+            notes.push(format!("above {MAX_RDMA_HOSTS} hosts RDMA is not used"));
+            return (given, None, None);
+        }
         if hosts < 2 || self.hosts.iter().all(|facts| facts.devices.as_ref().is_none_or(Vec::is_empty)) {
             return (given, None, None);
         }

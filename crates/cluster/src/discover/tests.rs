@@ -67,21 +67,20 @@ fn apples_ring_of_five() {
     check(
         &discovery,
         &expect![[r#"
-        The 5 hosts form a ring: mini-1 – mini-2 – mini-4 – mini-5 – mini-3 – mini-1.
-        For a mesh cables are missing between mini-1 and mini-4; mini-1 and mini-5; mini-2 and mini-3; mini-2 and mini-5; mini-3 and mini-4.
-        A mesh of 5 hosts is out of reach: it takes 4 Thunderbolt ports at each, mini-1 has 3.
-        {
-          "backend": "jaccl-ring",
-          "envs": [],
-          "hosts": [
-            {"ssh":"mini-1","ips":["192.168.1.11"],"rdma":[null,"rdma_en2",null,null,"rdma_en4"]},
-            {"ssh":"mini-2","ips":["192.168.1.12"],"rdma":["rdma_en2",null,"rdma_en4",null,null]},
-            {"ssh":"mini-4","ips":["192.168.1.14"],"rdma":[null,"rdma_en2",null,"rdma_en4",null]},
-            {"ssh":"mini-5","ips":["192.168.1.15"],"rdma":[null,null,"rdma_en4",null,"rdma_en2"]},
-            {"ssh":"mini-3","ips":["192.168.1.13"],"rdma":["rdma_en2",null,null,"rdma_en4",null]}
-          ]
-        }
-    "#]],
+            The 5 hosts form a ring: mini-1 – mini-2 – mini-4 – mini-5 – mini-3 – mini-1.
+            A mesh of 5 hosts is out of reach: it takes 4 Thunderbolt ports at each, mini-1 has 3.
+            {
+              "backend": "jaccl-ring",
+              "envs": [],
+              "hosts": [
+                {"ssh":"mini-1","ips":["192.168.1.11"],"rdma":[null,"rdma_en2",null,null,"rdma_en4"]},
+                {"ssh":"mini-2","ips":["192.168.1.12"],"rdma":["rdma_en2",null,"rdma_en4",null,null]},
+                {"ssh":"mini-4","ips":["192.168.1.14"],"rdma":[null,"rdma_en2",null,"rdma_en4",null]},
+                {"ssh":"mini-5","ips":["192.168.1.15"],"rdma":[null,null,"rdma_en4",null,"rdma_en2"]},
+                {"ssh":"mini-3","ips":["192.168.1.13"],"rdma":["rdma_en2",null,null,"rdma_en4",null]}
+              ]
+            }
+        "#]],
     );
 }
 
@@ -92,23 +91,22 @@ fn a_line() {
     check(
         &cluster.discovery(),
         &expect![[r#"
-        The 5 hosts form a line: mini-3 – mini-1 – mini-2 – mini-4 – mini-5.
-        For a ring (mini-1 – mini-2 – mini-4 – mini-5 – mini-3) a cable between mini-3 and mini-5 is missing.
-        For a mesh cables are missing between mini-1 and mini-4; mini-1 and mini-5; mini-2 and mini-3; mini-2 and mini-5; mini-3 and mini-4; mini-3 and mini-5.
-        A mesh of 5 hosts is out of reach: it takes 4 Thunderbolt ports at each, mini-1 has 3.
-        note: without RDMA between all hosts the ranks talk over TCP
-        {
-          "backend": "ring",
-          "envs": [],
-          "hosts": [
-            {"ssh":"mini-1","ips":["192.168.1.11"],"rdma":[]},
-            {"ssh":"mini-2","ips":["192.168.1.12"],"rdma":[]},
-            {"ssh":"mini-3","ips":["192.168.1.13"],"rdma":[]},
-            {"ssh":"mini-4","ips":["192.168.1.14"],"rdma":[]},
-            {"ssh":"mini-5","ips":["192.168.1.15"],"rdma":[]}
-          ]
-        }
-    "#]],
+            The 5 hosts form a line: mini-3 – mini-1 – mini-2 – mini-4 – mini-5.
+            For a ring (mini-1 – mini-2 – mini-4 – mini-5 – mini-3) a cable between mini-3 and mini-5 is missing.
+            A mesh of 5 hosts is out of reach: it takes 4 Thunderbolt ports at each, mini-1 has 3.
+            note: without RDMA between all hosts the ranks talk over TCP
+            {
+              "backend": "ring",
+              "envs": [],
+              "hosts": [
+                {"ssh":"mini-1","ips":["192.168.1.11"],"rdma":[]},
+                {"ssh":"mini-2","ips":["192.168.1.12"],"rdma":[]},
+                {"ssh":"mini-3","ips":["192.168.1.13"],"rdma":[]},
+                {"ssh":"mini-4","ips":["192.168.1.14"],"rdma":[]},
+                {"ssh":"mini-5","ips":["192.168.1.15"],"rdma":[]}
+              ]
+            }
+        "#]],
     );
 }
 
@@ -118,24 +116,23 @@ fn two_parts() {
     check(
         &Minis::new(6, &cables).discovery(),
         &expect![[r#"
-        The 6 hosts are in 3 parts: a mesh of mini-1, mini-2, mini-3; the pair mini-4 – mini-5; mini-6 alone.
-        For a ring (mini-1 – mini-2 – mini-3 – mini-4 – mini-5 – mini-6) cables are missing between mini-3 and mini-4; mini-5 and mini-6; mini-1 and mini-6.
-        For a mesh cables are missing between mini-1 and mini-4; mini-1 and mini-5; mini-1 and mini-6; mini-2 and mini-4; mini-2 and mini-5; mini-2 and mini-6; mini-3 and mini-4; mini-3 and mini-5; mini-3 and mini-6; mini-4 and mini-6; mini-5 and mini-6.
-        A mesh of 6 hosts is out of reach: it takes 5 Thunderbolt ports at each, mini-1 has 3.
-        note: without RDMA between all hosts the ranks talk over TCP
-        {
-          "backend": "ring",
-          "envs": [],
-          "hosts": [
-            {"ssh":"mini-1","ips":["192.168.1.11"],"rdma":[]},
-            {"ssh":"mini-2","ips":["192.168.1.12"],"rdma":[]},
-            {"ssh":"mini-3","ips":["192.168.1.13"],"rdma":[]},
-            {"ssh":"mini-4","ips":["192.168.1.14"],"rdma":[]},
-            {"ssh":"mini-5","ips":["192.168.1.15"],"rdma":[]},
-            {"ssh":"mini-6","ips":["192.168.1.16"],"rdma":[]}
-          ]
-        }
-    "#]],
+            The 6 hosts are in 3 parts: a mesh of mini-1, mini-2, mini-3; the pair mini-4 – mini-5; mini-6 alone.
+            For a ring (mini-1 – mini-2 – mini-3 – mini-4 – mini-5 – mini-6) cables are missing between mini-3 and mini-4; mini-5 and mini-6; mini-1 and mini-6.
+            A mesh of 6 hosts is out of reach: it takes 5 Thunderbolt ports at each, mini-1 has 3.
+            note: without RDMA between all hosts the ranks talk over TCP
+            {
+              "backend": "ring",
+              "envs": [],
+              "hosts": [
+                {"ssh":"mini-1","ips":["192.168.1.11"],"rdma":[]},
+                {"ssh":"mini-2","ips":["192.168.1.12"],"rdma":[]},
+                {"ssh":"mini-3","ips":["192.168.1.13"],"rdma":[]},
+                {"ssh":"mini-4","ips":["192.168.1.14"],"rdma":[]},
+                {"ssh":"mini-5","ips":["192.168.1.15"],"rdma":[]},
+                {"ssh":"mini-6","ips":["192.168.1.16"],"rdma":[]}
+              ]
+            }
+        "#]],
     );
 }
 
@@ -322,18 +319,17 @@ fn a_mac_and_a_linux_box() {
     check(
         &Discovery::new(answers),
         &expect![[r#"
-        No Thunderbolt cable joins these hosts.
-        For a mesh a cable between mini-1 and box-1 is missing.
-        note: without RDMA between all hosts the ranks talk over TCP
-        note: the hosts share no network: check that each reaches the others' addresses in the hostfile
-        {
-          "backend": "ring",
-          "envs": [],
-          "hosts": [
-            {"ssh":"mini-1","ips":["192.168.1.11"],"rdma":[]},
-            {"ssh":"box-1","ips":["10.9.0.1"],"rdma":[]}
-          ]
-        }
-    "#]],
+            No Thunderbolt cable joins these hosts.
+            note: without RDMA between all hosts the ranks talk over TCP
+            note: the hosts share no network: check that each reaches the others' addresses in the hostfile
+            {
+              "backend": "ring",
+              "envs": [],
+              "hosts": [
+                {"ssh":"mini-1","ips":["192.168.1.11"],"rdma":[]},
+                {"ssh":"box-1","ips":["10.9.0.1"],"rdma":[]}
+              ]
+            }
+        "#]],
     );
 }

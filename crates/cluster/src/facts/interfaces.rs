@@ -128,6 +128,18 @@ fn prefix_of_mask(mask: &str) -> Option<u8> {
     (bits.leading_ones() == bits.count_ones()).then(|| u8::try_from(bits.count_ones()).unwrap_or(32))
 }
 
+/// `netstat -rn -f inet`: lines "192.168.200.2      link#11            UHLS                  en5" with a whole address in front;
+/// networks are abbreviated ("192.168.1") or have a prefix.
+pub(super) fn host_routes(text: &str) -> Option<Vec<(Ipv4Addr, String)>> {
+    let route = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().take(4).collect();
+        let (&destination, &interface) = (words.first()?, words.get(3)?);
+        let destination = destination.strip_suffix("/32").unwrap_or(destination);
+        Some((destination.parse().ok()?, plain_name(interface)?))
+    };
+    Some(text.lines().filter_map(route).take(MAX_ENTRIES).collect())
+}
+
 /// What /sys/class/net says of one interface.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Link {

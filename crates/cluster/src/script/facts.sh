@@ -43,6 +43,7 @@ macos() {
     say power pmset -g
     say firewall firewall_on_macos
     say listening listening_on_macos
+    say routes netstat -rn -f inet
     [ "$root" = ask ] && say root sudo -n true
     say thunderbolt thunderbolt
 }
