@@ -11,6 +11,7 @@ mod proposal;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use addresses::meeting_point;
 pub use proposal::Proposal;
 
 /// The least that RDMA over Thunderbolt needs, in Gb/s: Thunderbolt 4 and older run at 40.

@@ -12,6 +12,7 @@ mod text;
 mod tests;
 
 pub use svg::svg;
+pub(crate) use text::columns;
 pub use text::text;
 
 /// The graph in Graphviz's language: a box per host, a line per cable with its interfaces ("en3/en5", as

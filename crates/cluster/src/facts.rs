@@ -24,7 +24,9 @@ pub use thunderbolt::{Far, Port, Speed};
 pub use verbs::{PortState, VerbsDevice};
 
 /// Lists from a host (ports, interfaces, devices) are cut after so many entries.
-const MAX_ENTRIES: usize = 256;
+const MAX_ENTRIES: usize = 128;
+/// IPv4 addresses of one interface, likewise: pairs of hosts compare all of them.
+const MAX_ADDRESSES: usize = 16;
 /// The longest name that is taken over from a host: of a port, a device, a model.
 const MAX_NAME_BYTES: usize = 64;
 

@@ -14,6 +14,7 @@
 pub mod bench;
 pub mod cabling;
 pub mod discover;
+pub mod doctor;
 pub mod draw;
 #[cfg(test)]
 mod example;

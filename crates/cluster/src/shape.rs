@@ -152,9 +152,7 @@ fn best_order(counts: &[Vec<usize>]) -> Vec<usize> {
     let all = (1usize << hosts) - 1;
     // costs[set][last]: the least price of going on from `last`, with `set` behind us, through the others and home to 0.
     let mut costs = vec![vec![u8::MAX; hosts]; 1 << hosts];
-    for last in 0..hosts {
-        costs[all][last] = price(last, 0);
-    }
+    costs[all] = (0..hosts).map(|last| price(last, 0)).collect();
     for set in (1..all).rev().filter(|set| set & 1 == 1) {
         for last in (0..hosts).filter(|last| set >> last & 1 == 1) {
             let open = (0..hosts).filter(|next| set >> next & 1 == 0);

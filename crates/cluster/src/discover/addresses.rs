@@ -6,14 +6,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::facts::{Facts, Interface, Medium, System, network};
 
 /// One address per host, and what is to be said about the choice.
-pub(super) struct Addresses {
-    pub(super) of_hosts: Vec<Option<String>>,
-    pub(super) notes: Vec<String>,
+pub(crate) struct Addresses {
+    pub(crate) of_hosts: Vec<Option<String>>,
+    pub(crate) notes: Vec<String>,
 }
 
 /// The addresses of the fastest network that all hosts are on, wired before wireless. Where there is none: the one that our
 /// ssh connection came in at, or the host's best.
-pub(super) fn meeting_point(hosts: &[Facts]) -> Addresses {
+pub(crate) fn meeting_point(hosts: &[Facts]) -> Addresses {
     if let Some((network, of_hosts)) = common_network(hosts) {
         let wireless = hosts
             .iter()
@@ -72,9 +72,12 @@ fn rank(interface: &Interface) -> (u8, u32) {
     }
 }
 
+/// An address, and how good the interface is that has it.
+type Ranked = ((u8, u32), Ipv4Addr);
+
 fn common_network(hosts: &[Facts]) -> Option<(Ipv4Addr, Vec<Ipv4Addr>)> {
     // Per network: of each host the best address in it.
-    let mut networks: BTreeMap<(Ipv4Addr, u8), Vec<Option<((u8, u32), Ipv4Addr)>>> = BTreeMap::new();
+    let mut networks: BTreeMap<(Ipv4Addr, u8), Vec<Option<Ranked>>> = BTreeMap::new();
     for (host, facts) in hosts.iter().enumerate() {
         for (interface, address, prefix) in usable(facts).filter(|(_, _, prefix)| *prefix < 31) {
             let found = networks.entry((network(address, prefix), prefix)).or_insert_with(|| vec![None; hosts.len()]);
@@ -84,7 +87,7 @@ fn common_network(hosts: &[Facts]) -> Option<(Ipv4Addr, Vec<Ipv4Addr>)> {
         }
     }
     let complete = networks.into_iter().filter_map(|((network, _), found)| {
-        let found: Vec<((u8, u32), Ipv4Addr)> = found.into_iter().collect::<Option<_>>()?;
+        let found: Vec<Ranked> = found.into_iter().collect::<Option<_>>()?;
         let slowest = found.iter().map(|(rank, _)| *rank).min()?;
         let addresses: Vec<Ipv4Addr> = found.into_iter().map(|(_, address)| address).collect();
         // The network of containers is called the same everywhere and has the same address everywhere.
@@ -103,7 +106,7 @@ fn medium_of(facts: &Facts, address: Ipv4Addr) -> Option<Medium> {
     facts.interfaces.iter().find(has).map(|interface| interface.medium)
 }
 
-pub(super) fn listed(names: &[&str]) -> String {
+fn listed(names: &[&str]) -> String {
     match names {
         [] => String::new(),
         [name] => format!("{name} is"),

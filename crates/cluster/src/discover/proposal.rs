@@ -124,18 +124,17 @@ impl Discovery {
             return (given, None, None);
         }
         let mut devices: Matrix = vec![vec![Vec::new(); hosts]; hosts];
-        for i in 0..hosts {
-            for j in (0..hosts).filter(|&j| j != i) {
-                let Some(device) = self.card(i, j) else {
-                    notes.push(format!(
-                        "no RDMA: no active device of {} has an IPv4 address in a network of one of {}",
-                        self.name(i),
-                        self.name(j)
-                    ));
-                    return (given, None, None);
-                };
-                devices[i][j] = vec![device];
-            }
+        let pairs = (0..hosts).flat_map(|i| (0..hosts).map(move |j| (i, j))).filter(|(i, j)| i != j);
+        for (i, j) in pairs {
+            let Some(device) = self.card(i, j) else {
+                notes.push(format!(
+                    "no RDMA: no active device of {} has an IPv4 address in a network of one of {}",
+                    self.name(i),
+                    self.name(j)
+                ));
+                return (given, None, None);
+            };
+            devices[i][j] = vec![device];
         }
         (given, None, Some(devices))
     }

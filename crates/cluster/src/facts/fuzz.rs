@@ -124,6 +124,9 @@ fn use_all(hosts: Vec<Facts>) {
         crate::draw::svg(&discovery),
         crate::draw::text(&discovery),
     );
+    let checks = crate::doctor::examine(&discovery, &crate::doctor::Expected::default());
+    let _ = crate::doctor::text(&checks, true);
+    let _ = crate::setup::plan(&discovery).map(|plan| crate::setup::text(&plan));
     if let Some(proposal) = discovery.proposal() {
         let text = proposal.hostfile.to_json();
         crate::Hostfile::parse(&text).expect("a hostfile of ours").devices().expect("devices of ours");

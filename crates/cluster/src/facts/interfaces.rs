@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use super::{MAX_ENTRIES, name, plain_name};
+use super::{MAX_ADDRESSES, MAX_ENTRIES, name, plain_name};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
@@ -53,12 +53,11 @@ pub(super) fn hardware_ports(text: &str) -> Option<BTreeMap<String, String>> {
     for line in text.lines() {
         if let Some(title) = line.trim().strip_prefix("Hardware Port:") {
             port = name(title.trim());
-        } else if let Some(device) = line.trim().strip_prefix("Device:") {
-            if let (Some(port), Some(device)) = (port.take(), plain_name(device.trim()))
-                && ports.len() < MAX_ENTRIES
-            {
-                ports.entry(port).or_insert(device);
-            }
+        } else if let Some(device) = line.trim().strip_prefix("Device:")
+            && let (Some(port), Some(device)) = (port.take(), plain_name(device.trim()))
+            && ports.len() < MAX_ENTRIES
+        {
+            ports.entry(port).or_insert(device);
         }
     }
     (!ports.is_empty()).then_some(ports)
@@ -92,7 +91,7 @@ pub(super) fn ifconfig(text: &str, hardware_ports: &BTreeMap<String, String>) ->
             (Some("inet"), Some(address)) => {
                 let mask = words.skip_while(|&word| word != "netmask").nth(1);
                 if let (Ok(address), Some(prefix)) = (address.parse(), mask.and_then(prefix_of_mask))
-                    && interface.addresses.len() < MAX_ENTRIES
+                    && interface.addresses.len() < MAX_ADDRESSES
                 {
                     interface.addresses.push((address, prefix));
                 }
@@ -174,7 +173,7 @@ pub(super) fn ip_addresses(text: &str, links: &BTreeMap<String, Link>) -> Option
         let (address, prefix) = address.split_once('/').unwrap_or((address, "32"));
         let (Ok(address), Ok(prefix @ 0..=32)) = (address.parse::<Ipv4Addr>(), prefix.parse::<u8>()) else { continue };
         if let Some(interface) = interfaces.iter_mut().find(|interface| interface.name == title) {
-            if interface.addresses.len() < MAX_ENTRIES {
+            if interface.addresses.len() < MAX_ADDRESSES {
                 interface.addresses.push((address, prefix));
             }
             continue;

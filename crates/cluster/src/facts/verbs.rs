@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::{MAX_ENTRIES, plain_name};
+use super::{MAX_ADDRESSES, MAX_ENTRIES, plain_name};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerbsDevice {
@@ -41,7 +41,7 @@ impl VerbsDevice {
         // rdma-core puts the type behind a comma: "::ffff:10.0.0.1, RoCE v2".
         if let Ok(gid) = text.split(',').next().unwrap_or_default().trim().parse::<Ipv6Addr>()
             && !gid.is_unspecified()
-            && self.gids.len() < MAX_ENTRIES
+            && self.gids.len() < MAX_ADDRESSES
             && !self.gids.contains(&gid)
         {
             self.gids.push(gid);
