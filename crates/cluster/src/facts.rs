@@ -242,10 +242,14 @@ impl Reader<'_> {
 
     /// As `read`, for shell functions whose status says nothing.
     fn read_any<T>(&mut self, section: &'static str, read: impl FnOnce(&str) -> Option<T>) -> Option<T> {
-        match self.transcript.section(section) {
-            Some(found) if found.status.is_some() => read(&found.text),
-            _ => self.read(section, |_| None),
+        let Some(found) = self.transcript.section(section).filter(|found| found.status.is_some()) else {
+            return self.read(section, |_| None);
+        };
+        let value = read(&found.text);
+        if value.is_none() {
+            self.missing.insert(section, format!("its output does not tell: {}", excerpt(&found.text)));
         }
+        value
     }
 
     fn status(&mut self, section: &'static str) -> Option<i32> {

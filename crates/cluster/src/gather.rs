@@ -38,7 +38,7 @@ pub enum GatherError {
     /// ssh's own words, on one line.
     #[error("{host} is not reachable: {words}")]
     Unreachable { host: String, words: String },
-    #[error("{host} did not answer within {} s{}", after.as_secs(), if words.is_empty() { String::new() } else { format!(": {words}") })]
+    #[error("{host} did not answer within {} s: {words}", after.as_secs())]
     Deadline { host: String, after: Duration, words: String },
     /// Something answered, but not the script.
     #[error("{host} answered with something else than facts: {words}")]

@@ -15,6 +15,8 @@ pub mod bench;
 pub mod cabling;
 pub mod discover;
 pub mod doctor;
+#[cfg(test)]
+mod documentation;
 pub mod draw;
 #[cfg(test)]
 mod example;

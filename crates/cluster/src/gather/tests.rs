@@ -60,3 +60,18 @@ fn messages_stay_on_one_line() {
     assert_eq!(one_line(" \n"), "it said nothing");
     assert!(one_line(&"x".repeat(10_000)).len() <= 300);
 }
+
+/// `FINETUNE_SSH_HOST=name cargo test … over_ssh -- --ignored --nocapture`: everything that is found out about a real host.
+#[test]
+#[ignore = "needs a host that ssh reaches"]
+fn over_ssh() {
+    let host = std::env::var("FINETUNE_SSH_HOST").expect("FINETUNE_SSH_HOST is set");
+    let questions = Questions { root: true, ..Questions::default() };
+    let facts = gather(std::slice::from_ref(&host), &questions, DEADLINE).remove(0);
+    println!("{facts:#?}");
+    let discovery = crate::discover::Discovery::new(vec![facts]);
+    println!("{}", crate::draw::text(&discovery));
+    println!("{}", crate::doctor::text(&crate::doctor::examine(&discovery, &crate::doctor::Expected::default()), true));
+    println!("{:?}", run_command(&host, "echo \"it's $((1+1))\"; exit 4", DEADLINE));
+    println!("{:?}", run_command(&host, "sleep 60", Duration::from_secs(1)));
+}
