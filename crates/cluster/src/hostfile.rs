@@ -90,7 +90,7 @@ impl HostfileError {
     pub fn hints(&self) -> Vec<String> {
         let hint = match self {
             Self::In { problem, .. } => return problem.hints(),
-            Self::Unreadable { .. } => "check the path; `finetune cluster setup` writes a hostfile",
+            Self::Unreadable { .. } => "check the path; `finetune cluster discover` writes a hostfile",
             Self::HostKey { key: "ssh", .. } => {
                 "\"ssh\" is the name that `ssh NAME` takes, without options; options belong in ~/.ssh/config"
             }
@@ -104,7 +104,7 @@ impl HostfileError {
             Self::Devices { source } => return source.hints(),
             Self::Key { key: "envs", .. } => "\"envs\" is a list such as [\"NAME=value\"]",
             _ => {
-                "a hostfile looks like {\"hosts\": [{\"ssh\": \"mini-1\", \"ips\": [\"10.0.0.1\"]}]}; `finetune cluster setup` writes one"
+                "a hostfile looks like {\"hosts\": [{\"ssh\": \"mini-1\", \"ips\": [\"10.0.0.1\"]}]}; `finetune cluster discover` writes one"
             }
         };
         vec![hint.to_owned()]
@@ -255,7 +255,7 @@ fn host(host: usize, value: &Value) -> Result<Host, HostfileError> {
 }
 
 /// Why a text cannot stand on a command line as a name, if so.
-fn name_fault(name: &str) -> Option<&'static str> {
+pub(crate) fn name_fault(name: &str) -> Option<&'static str> {
     if name.is_empty() {
         return Some("is empty");
     }

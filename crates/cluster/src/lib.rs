@@ -1,18 +1,35 @@
-//! Machines: which there are, what runs on them, and how fast they talk.
+//! Machines: which there are, how they are cabled, what is wrong with them, what runs on them, and how fast they talk.
 //!
-//! **Owns:** hostfiles (MLX's format), starting one worker process per rank here or over ssh, bringing files to
-//! other machines, the benchmark of the collectives.
+//! **Owns:** hostfiles (MLX's format), what hosts say of themselves and how Thunderbolt joins them (`discover`, `setup`,
+//! `doctor`), starting one worker process per rank here or over ssh, bringing files to other machines, the benchmark of the
+//! collectives.
 //!
 //! **Must never know:** maths, models, recipes.
 //!
-//! **Start reading** in `workers.rs` (how processes are started, fed and ended), then `bench.rs`.
+//! **Start reading** in `discover.rs` (facts become a picture and a hostfile) and follow the facts back: `gather.rs` (one ssh
+//! round trip per host), `facts.rs` (what the commands said), `cabling.rs`, `shape.rs`. Or in `workers.rs` (how processes are
+//! started, fed and ended), then `bench.rs`.
 
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod cabling;
 pub mod copy;
+pub mod discover;
+pub mod doctor;
+#[cfg(test)]
+mod documentation;
+pub mod draw;
+#[cfg(test)]
+mod example;
+pub mod facts;
+pub mod gather;
 mod hostfile;
 pub mod reach;
+mod script;
+pub mod setup;
+pub mod shape;
 pub mod workers;
 
 pub use hostfile::{Host, Hostfile, HostfileError, MAX_HOSTFILE_BYTES, MAX_HOSTS};
+pub use script::{Questions, Section, Transcript};

@@ -65,7 +65,7 @@ pub(crate) enum Command {
     /// What `launch` asks other hosts
     #[command(hide = true)]
     Preflight(RunArguments),
-    /// Several machines: measure how fast they talk
+    /// Several machines: find, set up, examine and measure them
     #[command(subcommand)]
     Cluster(ClusterCommand),
 }
@@ -78,6 +78,74 @@ pub(crate) enum ClusterCommand {
     /// mpirun, srun or torchrun each process is a rank. Every result is checked; wrong elements end with exit code 1.
     /// `alg` is bytes over time; `bus` is what crossed the busiest link, comparable between numbers of ranks.
     Bench(BenchArguments),
+    /// Find out how hosts are cabled, and write a hostfile
+    ///
+    /// Reads each host's Thunderbolt ports, interfaces and RDMA devices over ssh (`localhost`: this machine), draws what is
+    /// cabled to what, says which cable is missing for a mesh or a ring, and proposes a hostfile that `finetune launch` and
+    /// mlx.launch take. Changes nothing.
+    Discover(DiscoverArguments),
+    /// Give every Thunderbolt cable its addresses
+    ///
+    /// Prints the commands for each host; with --apply runs them over ssh with `sudo -n`, and stops at the first that fails.
+    /// What is set up already is left alone. Nothing outlives a restart of the Mac.
+    Setup(SetupArguments),
+    /// Look for what is known to go wrong between machines
+    ///
+    /// Exits with 2 if a run would fail. Changes nothing.
+    Doctor(DoctorArguments),
+}
+
+/// Which hosts.
+#[derive(Debug, Args)]
+pub(crate) struct HostsArguments {
+    /// Names that ssh takes; `localhost` is this machine, also if none is given
+    #[arg(value_name = "HOST")]
+    pub(crate) hosts: Vec<String>,
+    /// The hosts of this file (MLX's JSON format)
+    #[arg(long, value_name = "FILE", conflicts_with = "hosts")]
+    pub(crate) hostfile: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiscoverArguments {
+    #[command(flatten)]
+    pub(crate) hosts: HostsArguments,
+    /// Write the hostfile here instead of printing it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Print a Graphviz graph and nothing else
+    #[arg(long)]
+    pub(crate) dot: bool,
+    /// Draw a picture for browsers
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SetupArguments {
+    #[command(flatten)]
+    pub(crate) hosts: HostsArguments,
+    /// Run the commands
+    #[arg(long)]
+    pub(crate) apply: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArguments {
+    #[command(flatten)]
+    pub(crate) hosts: HostsArguments,
+    /// Show what is in order too
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// A run without RDMA would not do
+    #[arg(long)]
+    pub(crate) rdma: bool,
+    /// Print one JSON object per check
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The program on the other hosts, if it is not in their search path
+    #[arg(long, value_name = "PATH")]
+    pub(crate) program: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

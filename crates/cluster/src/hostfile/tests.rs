@@ -78,55 +78,55 @@ fn errors() {
             "",
             expect![[r#"
             the hostfile is not JSON: EOF while parsing a value at line 1 column 0
-            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster setup` writes one"#]],
+            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster discover` writes one"#]],
         ),
         (
             r#"{"hosts":"#,
             expect![[r#"
             the hostfile is not JSON: EOF while parsing a value at line 1 column 9
-            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster setup` writes one"#]],
+            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster discover` writes one"#]],
         ),
         (
             "7",
             expect![[r#"
             the hostfile is a number, not an object with "hosts" and not a list of hosts
-            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster setup` writes one"#]],
+            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster discover` writes one"#]],
         ),
         (
             "{}",
             expect![[r#"
             the hostfile has no "hosts"
-            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster setup` writes one"#]],
+            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster discover` writes one"#]],
         ),
         (
             r#"{"hosts":{"ssh":"a"}}"#,
             expect![[r#"
             "hosts" of the hostfile: it is an object, not a list
-            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster setup` writes one"#]],
+            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster discover` writes one"#]],
         ),
         (
             "[]",
             expect![[r#"
             "hosts" of the hostfile: there are none
-            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster setup` writes one"#]],
+            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster discover` writes one"#]],
         ),
         (
             r#"{"hosts":[]}"#,
             expect![[r#"
             "hosts" of the hostfile: there are none
-            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster setup` writes one"#]],
+            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster discover` writes one"#]],
         ),
         (
             r#"{"backend":5,"hosts":[{"ssh":"a"}]}"#,
             expect![[r#"
             "backend" of the hostfile: it is a number, not a string
-            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster setup` writes one"#]],
+            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster discover` writes one"#]],
         ),
         (
             r#"{"backend":"ring jaccl","hosts":[{"ssh":"a"}]}"#,
             expect![[r#"
             "backend" of the hostfile: "ring jaccl" has white space or a control character
-            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster setup` writes one"#]],
+            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster discover` writes one"#]],
         ),
         (
             r#"{"envs":{"A":"1"},"hosts":[{"ssh":"a"}]}"#,
@@ -168,19 +168,19 @@ fn errors() {
             r#"["10.0.0.1","10.0.0.2"]"#,
             expect![[r#"
             host 0 is a string, not an object with "ssh"
-            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster setup` writes one"#]],
+            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster discover` writes one"#]],
         ),
         (
             r#"[["10.0.0.1:5000"]]"#,
             expect![[r#"
             host 0 is a list, not an object with "ssh"
-            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster setup` writes one"#]],
+            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster discover` writes one"#]],
         ),
         (
             r#"[{"ssh":"a"},{"ips":["10.0.0.2"]}]"#,
             expect![[r#"
             host 1 has no "ssh"
-            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster setup` writes one"#]],
+            a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster discover` writes one"#]],
         ),
         (
             r#"[{"ssh":null}]"#,

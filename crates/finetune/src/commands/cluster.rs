@@ -14,6 +14,7 @@ use finetune_cluster::workers::{self, Call, Place, Remote, Word, Workers};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{BenchArguments, ClusterCommand};
+use crate::commands::machines;
 use crate::failure::Failure;
 use crate::hosts::free_port;
 use crate::memory;
@@ -23,6 +24,9 @@ use crate::progress::Verbosity;
 pub(crate) fn cluster(command: ClusterCommand, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     match command {
         ClusterCommand::Bench(arguments) => bench(&arguments, verbosity),
+        ClusterCommand::Discover(arguments) => machines::discover(&arguments),
+        ClusterCommand::Setup(arguments) => machines::setup(&arguments),
+        ClusterCommand::Doctor(arguments) => machines::doctor(&arguments),
     }
 }
 

@@ -6,6 +6,7 @@ mod export;
 mod generate;
 mod inspect;
 mod launch;
+mod machines;
 pub(crate) mod preflight;
 mod run;
 mod validate;

@@ -1,0 +1,283 @@
+//! Runs the script at hosts, all at once, one ssh round trip each, and single commands for the set-up.
+//!
+//! Everything has a deadline. A host that does not answer is named with ssh's own words; one that stops in the middle still
+//! counts with what it said until then.
+
+use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use finetune_allreduce::new_token;
+
+use crate::facts::Facts;
+use crate::hostfile::name_fault;
+use crate::script::{MAX_ANSWER_BYTES, Questions, Transcript, text};
+
+#[cfg(test)]
+mod tests;
+
+/// For everything that is asked of a host: `system_profiler` takes one to three seconds.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+/// More than any cluster of Macs has; a thread and an ssh each.
+pub const MAX_HOSTS_ASKED: usize = 256;
+const MAX_COMPLAINT_BYTES: usize = 64 << 10;
+/// After a process ended, what it wrote is there at once; a connection that ssh keeps open for others may hold the pipe.
+const DRAIN: Duration = Duration::from_millis(300);
+const NAP: Duration = Duration::from_millis(10);
+
+/// Why nothing is known of a host.
+#[derive(Debug, thiserror::Error)]
+pub enum GatherError {
+    #[error("{host:?} {what} and cannot be the name of a host")]
+    Name { host: String, what: &'static str },
+    #[error("{host}: {program} cannot be started: {source}")]
+    Start { host: String, program: &'static str, source: io::Error },
+    /// ssh's own words, on one line.
+    #[error("{host} is not reachable: {words}")]
+    Unreachable { host: String, words: String },
+    #[error("{host} did not answer within {} s: {words}", after.as_secs())]
+    Deadline { host: String, after: Duration, words: String },
+    /// Something answered, but not the script.
+    #[error("{host} answered with something else than facts: {words}")]
+    Answer { host: String, words: String },
+    #[error("{hosts} hosts are too many to ask at once, the limit is {MAX_HOSTS_ASKED}")]
+    TooMany { hosts: usize },
+    #[error("the system's random generator failed: {0}")]
+    Random(String),
+}
+
+impl GatherError {
+    /// The host that it is about; none if it is about all of them.
+    pub fn host(&self) -> Option<&str> {
+        match self {
+            Self::Name { host, .. }
+            | Self::Start { host, .. }
+            | Self::Unreachable { host, .. }
+            | Self::Deadline { host, .. }
+            | Self::Answer { host, .. } => Some(host),
+            Self::TooMany { .. } | Self::Random(_) => None,
+        }
+    }
+
+    /// What the reader of the message can do next.
+    pub fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::Name { .. } => {
+                "a name that `ssh NAME` takes, without options; options belong in ~/.ssh/config".into()
+            }
+            Self::Start { program, .. } => format!("is {program} installed?"),
+            Self::Unreachable { host, words } if words.contains("Permission denied") => {
+                format!(
+                    "ssh must work without a password: `ssh-copy-id {host}`, then `ssh -o BatchMode=yes {host} true`"
+                )
+            }
+            Self::Unreachable { host, words } if words.contains("Host key verification failed") => {
+                format!("connect once by hand and accept its key: `ssh {host}`")
+            }
+            Self::Unreachable { host, words } if words.contains("resolve hostname") => {
+                format!("is the name right? A Mac is also called {host}.local; aliases belong in ~/.ssh/config")
+            }
+            Self::Unreachable { host, words } if words.contains("Connection refused") => {
+                format!("switch on Remote Login at {host} (System Settings, General, Sharing), or start sshd")
+            }
+            Self::Unreachable { host, .. } | Self::Deadline { host, .. } => {
+                format!("is it awake and on the network? `ssh -o BatchMode=yes {host} true` must succeed")
+            }
+            Self::Answer { host, .. } => {
+                format!("`ssh {host} sh -c true` must print nothing more than a greeting, and needs a POSIX sh there")
+            }
+            Self::TooMany { .. } => "name fewer".into(),
+            Self::Random(_) => return Vec::new(),
+        };
+        vec![hint]
+    }
+}
+
+/// Asks all hosts at the same time; the answers come in their order. "localhost" and "127.0.0.1" are this machine, without
+/// ssh.
+///
+/// # Errors
+/// Per host; one that does not answer costs no more than `deadline` and keeps nobody else waiting longer than that.
+pub fn gather(hosts: &[String], questions: &Questions<'_>, deadline: Duration) -> Vec<Result<Facts, GatherError>> {
+    if hosts.len() > MAX_HOSTS_ASKED {
+        return hosts.iter().map(|_| Err(GatherError::TooMany { hosts: hosts.len() })).collect();
+    }
+    thread::scope(|scope| {
+        let asked: Vec<_> =
+            hosts.iter().map(|host| scope.spawn(move || gather_one(host, questions, deadline))).collect();
+        asked.into_iter().map(|asked| asked.join().expect("gathering does not panic")).collect()
+    })
+}
+
+fn gather_one(host: &str, questions: &Questions<'_>, deadline: Duration) -> Result<Facts, GatherError> {
+    let mark = format!("finetune-{}", new_token().map_err(|error| GatherError::Random(error.to_string()))?);
+    let words = |bytes: &[u8]| one_line(&String::from_utf8_lossy(bytes));
+    let ran = run(host, &[], Some(&text(&mark, questions)), deadline)?;
+    let transcript = Transcript::parse(&ran.output, &mark);
+    let answered = transcript.section("system").is_some();
+    match ran.status {
+        None if !answered => {
+            Err(GatherError::Deadline { host: host.to_owned(), after: deadline, words: words(&ran.complaints) })
+        }
+        // 255 is ssh's own failure; other codes are the remote shell's.
+        Some(status) if !answered && status.code() == Some(255) => {
+            Err(GatherError::Unreachable { host: host.to_owned(), words: words(&ran.complaints) })
+        }
+        _ if !answered => {
+            let said = if ran.complaints.is_empty() { &ran.output } else { &ran.complaints };
+            Err(GatherError::Answer { host: host.to_owned(), words: words(said) })
+        }
+        _ => Ok(Facts::from_transcript(host, &transcript, ran.first_output)),
+    }
+}
+
+/// What a command of the set-up did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    pub succeeded: bool,
+    /// Standard output and standard error, each cut after 64 KiB, as one text.
+    pub words: String,
+}
+
+/// Runs one shell command at a host, or here for "localhost": what [`crate::setup::apply`] is given outside of tests.
+///
+/// # Errors
+/// If the host cannot be reached or the command does not end in time. One that fails is an [`Output`].
+pub fn run_command(host: &str, command: &str, deadline: Duration) -> Result<Output, GatherError> {
+    let ran = run(host, &["sh", "-c", &crate::script::quoted(command)], None, deadline)?;
+    let mut said = ran.output;
+    said.truncate(MAX_COMPLAINT_BYTES);
+    said.extend_from_slice(&ran.complaints);
+    let words = String::from_utf8_lossy(&said).trim().to_owned();
+    let Some(status) = ran.status else {
+        return Err(GatherError::Deadline { host: host.to_owned(), after: deadline, words: one_line(&words) });
+    };
+    if status.code() == Some(255) && !is_here(host) {
+        return Err(GatherError::Unreachable { host: host.to_owned(), words: one_line(&words) });
+    }
+    Ok(Output { succeeded: status.success(), words })
+}
+
+/// Whether a host's name means the machine that this program runs on.
+pub fn is_here(host: &str) -> bool {
+    matches!(host, "localhost" | "127.0.0.1" | "::1")
+}
+
+struct Ran {
+    /// `None`: it was ended at the deadline.
+    status: Option<ExitStatus>,
+    output: Vec<u8>,
+    complaints: Vec<u8>,
+    /// When its first output came, in seconds since 1970 by this machine's clock; the end of the wait if none came.
+    first_output: f64,
+}
+
+/// What a pipe has given so far.
+#[derive(Default)]
+struct Heard {
+    bytes: Vec<u8>,
+    first: Option<SystemTime>,
+    ended: bool,
+}
+
+/// Runs `words` (or `sh -s` with a script as input) at a host.
+fn run(host: &str, words: &[&str], input: Option<&str>, deadline: Duration) -> Result<Ran, GatherError> {
+    if let Some(what) = name_fault(host) {
+        return Err(GatherError::Name { host: host.to_owned(), what });
+    }
+    let (mut command, program) = match is_here(host) {
+        true => (Command::new("sh"), "sh"),
+        false => (Command::new("ssh"), "ssh"),
+    };
+    if is_here(host) {
+        // The local shell takes the command as it is, the remote one as a word.
+        match words {
+            [] => command.arg("-s"),
+            words => command.arg("-c").arg(words.join(" ")),
+        };
+    } else {
+        // As workers.rs, with a shorter wait so that ssh's own words come before our deadline. A master connection that
+        // stays would hold our pipes open.
+        command.args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=8", "-o", "ServerAliveInterval=5"]);
+        command.args(["-o", "ControlMaster=no", "-T", "--"]).arg(host);
+        match words {
+            [] => command.args(["sh", "-s"]),
+            words => command.args(words),
+        };
+    }
+    // A group of its own: at the deadline its children end with it, or they would hold the pipes.
+    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let start = |source| GatherError::Start { host: host.to_owned(), program, source };
+    let mut child = command.spawn().map_err(start)?;
+    let (output, complaints) = (Arc::new(Mutex::new(Heard::default())), Arc::new(Mutex::new(Heard::default())));
+    listen(child.stdout.take().expect("asked for"), &output, MAX_ANSWER_BYTES);
+    listen(child.stderr.take().expect("asked for"), &complaints, MAX_COMPLAINT_BYTES);
+    let mut stdin = child.stdin.take().expect("asked for");
+    let input = input.unwrap_or_default().to_owned();
+    // In a thread: a host that reads nothing must not hold us. Its failure shows in what the child says.
+    thread::spawn(move || {
+        let _ = stdin.write_all(input.as_bytes());
+    });
+    let status = wait(&mut child, deadline).map_err(start)?;
+    let patience = Instant::now() + DRAIN;
+    while Instant::now() < patience && !(locked(&output).ended && locked(&complaints).ended) {
+        thread::sleep(NAP);
+    }
+    let (mut output, mut complaints) = (locked(&output), locked(&complaints));
+    let first = output.first.unwrap_or_else(SystemTime::now);
+    Ok(Ran {
+        status,
+        output: std::mem::take(&mut output.bytes),
+        complaints: std::mem::take(&mut complaints.bytes),
+        first_output: first.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
+    })
+}
+
+/// Its exit status, or `None` if it had to be ended.
+fn wait(child: &mut Child, deadline: Duration) -> io::Result<Option<ExitStatus>> {
+    let until = Instant::now() + deadline;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= until {
+            // Without unsafe code a whole group can only be ended by the system's kill.
+            let _ =
+                Command::new("kill").args(["-KILL", "--", &format!("-{}", child.id())]).stderr(Stdio::null()).status();
+            let _ = child.kill();
+            child.wait()?;
+            return Ok(None);
+        }
+        thread::sleep(NAP);
+    }
+}
+
+/// Reads a pipe to its end and keeps the first `most` bytes.
+fn listen(mut pipe: impl Read + Send + 'static, heard: &Arc<Mutex<Heard>>, most: usize) {
+    let heard = Arc::clone(heard);
+    thread::spawn(move || {
+        let mut bytes = [0; 16 << 10];
+        while let Ok(count @ 1..) = pipe.read(&mut bytes) {
+            let mut heard = locked(&heard);
+            heard.first.get_or_insert_with(SystemTime::now);
+            let room = most - heard.bytes.len();
+            heard.bytes.extend_from_slice(&bytes[..count.min(room)]);
+        }
+        locked(&heard).ended = true;
+    });
+}
+
+fn locked(heard: &Mutex<Heard>) -> MutexGuard<'_, Heard> {
+    heard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// For a message: the lines of a text joined, without control characters, and not too long.
+fn one_line(text: &str) -> String {
+    const LONGEST: usize = 300;
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let line: String = lines.join("; ").chars().filter(|letter| !letter.is_control()).take(LONGEST).collect();
+    if line.is_empty() { "it said nothing".into() } else { line }
+}

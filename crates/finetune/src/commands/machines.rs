@@ -1,0 +1,107 @@
+//! `finetune cluster discover`, `setup` and `doctor`.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use finetune_cluster::discover::Discovery;
+use finetune_cluster::doctor::{self, Expected, Verdict};
+use finetune_cluster::gather::{self, DEADLINE};
+use finetune_cluster::{Hostfile, Questions, draw, setup};
+use finetune_store::{RealDisk, replace_file};
+
+use crate::cli::{DiscoverArguments, DoctorArguments, HostsArguments, SetupArguments};
+use crate::failure::Failure;
+use crate::output;
+
+/// For one command of the set-up.
+const STEP_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Exit code where a run would not work.
+const NOT_READY: u8 = 2;
+
+fn ask(arguments: &HostsArguments, questions: &Questions<'_>) -> Result<Discovery, Failure> {
+    let hosts: Vec<String> = match &arguments.hostfile {
+        Some(path) => {
+            let file = Hostfile::load(path)
+                .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+            file.hosts.into_iter().map(|host| host.ssh).collect()
+        }
+        None if arguments.hosts.is_empty() => vec!["localhost".to_owned()],
+        None => arguments.hosts.clone(),
+    };
+    let discovery = Discovery::new(gather::gather(&hosts, questions, DEADLINE));
+    for error in &discovery.unreachable {
+        anstream::eprintln!("\x1b[1;33mwarning\x1b[0m: {error}");
+        error.hints().iter().for_each(|hint| anstream::eprintln!("\x1b[1;36mhint\x1b[0m: {hint}"));
+    }
+    if discovery.hosts.is_empty() {
+        return Err(Failure::arguments("no host answered", "`ssh -o BatchMode=yes HOST true` must succeed"));
+    }
+    Ok(discovery)
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    Ok(replace_file(&RealDisk, path, text.as_bytes())?)
+}
+
+pub(crate) fn discover(arguments: &DiscoverArguments) -> Result<ExitCode, Failure> {
+    let discovery = ask(&arguments.hosts, &Questions::default())?;
+    if arguments.dot {
+        output::print(&draw::dot(&discovery))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    anstream::eprintln!("{}", draw::text(&discovery));
+    discovery.sentences().iter().for_each(|sentence| anstream::eprintln!("{sentence}"));
+    if let Some(path) = &arguments.svg {
+        write(path, &draw::svg(&discovery))?;
+        anstream::eprintln!("the picture is in {}", path.display());
+    }
+    if let Some(proposal) = discovery.proposal() {
+        proposal.notes.iter().for_each(|note| anstream::eprintln!("{note}"));
+        match &arguments.output {
+            None => output::print(&proposal.hostfile.to_json())?,
+            Some(path) => {
+                write(path, &proposal.hostfile.to_json())?;
+                anstream::eprintln!("the hostfile is in {}", path.display());
+            }
+        }
+    }
+    Ok(if discovery.unreachable.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(NOT_READY) })
+}
+
+pub(crate) fn setup(arguments: &SetupArguments) -> Result<ExitCode, Failure> {
+    let discovery = ask(&arguments.hosts, &Questions { root: arguments.apply, ..Questions::default() })?;
+    let plan = setup::plan(&discovery)
+        .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+    output::print(&setup::text(&plan))?;
+    if arguments.apply && !plan.steps.is_empty() {
+        let mut run = |host: &str, command: &str| {
+            anstream::eprintln!("{host}: {command}");
+            gather::run_command(host, command, STEP_DEADLINE)
+        };
+        let done = setup::apply(&plan, &mut run)
+            .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+        anstream::eprintln!("{done} commands done; `finetune cluster doctor` looks at the result");
+    } else if !plan.steps.is_empty() {
+        anstream::eprintln!("--apply runs these commands");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<ExitCode, Failure> {
+    let questions = Questions { root: true, ..Questions::default() };
+    let program = arguments.program.clone();
+    let questions = program.as_deref().map_or(questions, |program| Questions { program, ..questions });
+    let discovery = ask(&arguments.hosts, &questions)?;
+    let checks = doctor::examine(&discovery, &Expected { rdma: arguments.rdma, ..Expected::default() });
+    if arguments.json {
+        for check in &checks {
+            output::line(&serde_json::to_string(check).expect("plain data"))?;
+        }
+    } else {
+        output::print(&doctor::text(&checks, arguments.all))?;
+    }
+    let fails = doctor::worst(&checks) == Verdict::Fail || !discovery.unreachable.is_empty();
+    Ok(if fails { ExitCode::from(NOT_READY) } else { ExitCode::SUCCESS })
+}
