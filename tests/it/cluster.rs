@@ -126,3 +126,30 @@ fn rdma_that_is_not_there_is_an_error_only_if_asked_for() {
     with("rdma").expect(2).says("RDMA cannot be used");
     with("auto").expect(0).says("over TCP");
 }
+
+/// What `discover` writes is what `launch` and `bench` read.
+#[test]
+fn a_discovered_hostfile_can_be_used() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let hostfile = folder.path().join("hosts.json").to_string_lossy().into_owned();
+    let picture = folder.path().join("hosts.svg");
+    let ended =
+        run(finetune(["cluster", "discover", "localhost", "--output", &hostfile, "--svg"]).arg(&picture)).expect(0);
+    assert!(ended.stderr.contains("One host: localhost."), "{}", ended.stderr);
+    assert!(std::fs::read_to_string(&picture).expect("a picture").starts_with("<svg"));
+    assert_eq!(ended.stdout, "", "the hostfile went into the file");
+    bench(&["--hostfile", &hostfile, "--max-bytes", "1K"]).expect(0);
+    let graph = run(&mut finetune(["cluster", "discover", "--dot"])).expect(0);
+    assert!(graph.stdout.starts_with("graph cluster {"), "{}", graph.stdout);
+}
+
+#[test]
+fn the_doctor_looks_at_this_machine_and_names_hosts_that_do_not_answer() {
+    let ended = run(&mut finetune(["cluster", "doctor", "--json"]));
+    let checks: Vec<Value> = ended.stdout.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let version = checks.iter().find(|check| check["name"] == "finetune").expect("a check of the program");
+    assert_eq!(version["verdict"], "ok", "{version}");
+    let ended = run(&mut finetune(["cluster", "doctor", "localhost", "no-such-host.invalid"])).expect(2);
+    assert!(ended.stderr.contains("no-such-host.invalid is not reachable"), "{}", ended.stderr);
+    run(&mut finetune(["cluster", "setup", "no-such-host.invalid"])).expect(2).says("no host answered");
+}

@@ -166,11 +166,11 @@ pub fn is_here(host: &str) -> bool {
     matches!(host, "localhost" | "127.0.0.1" | "::1")
 }
 
-struct Ran {
+pub(crate) struct Ran {
     /// `None`: it was ended at the deadline.
-    status: Option<ExitStatus>,
-    output: Vec<u8>,
-    complaints: Vec<u8>,
+    pub(crate) status: Option<ExitStatus>,
+    pub(crate) output: Vec<u8>,
+    pub(crate) complaints: Vec<u8>,
     /// When its first output came, in seconds since 1970 by this machine's clock; the end of the wait if none came.
     first_output: f64,
 }
@@ -208,10 +208,18 @@ fn run(host: &str, words: &[&str], input: Option<&str>, deadline: Duration) -> R
             words => command.args(words),
         };
     }
+    capture(&mut command, input, deadline).map_err(|source| GatherError::Start {
+        host: host.to_owned(),
+        program,
+        source,
+    })
+}
+
+/// Runs a command to its end or the deadline, and keeps what it says.
+pub(crate) fn capture(command: &mut Command, input: Option<&str>, deadline: Duration) -> io::Result<Ran> {
     // A group of its own: at the deadline its children end with it, or they would hold the pipes.
     command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let start = |source| GatherError::Start { host: host.to_owned(), program, source };
-    let mut child = command.spawn().map_err(start)?;
+    let mut child = command.spawn()?;
     let (output, complaints) = (Arc::new(Mutex::new(Heard::default())), Arc::new(Mutex::new(Heard::default())));
     listen(child.stdout.take().expect("asked for"), &output, MAX_ANSWER_BYTES);
     listen(child.stderr.take().expect("asked for"), &complaints, MAX_COMPLAINT_BYTES);
@@ -221,7 +229,7 @@ fn run(host: &str, words: &[&str], input: Option<&str>, deadline: Duration) -> R
     thread::spawn(move || {
         let _ = stdin.write_all(input.as_bytes());
     });
-    let status = wait(&mut child, deadline).map_err(start)?;
+    let status = wait(&mut child, deadline)?;
     let patience = Instant::now() + DRAIN;
     while Instant::now() < patience && !(locked(&output).ended && locked(&complaints).ended) {
         thread::sleep(NAP);

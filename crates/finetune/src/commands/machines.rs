@@ -91,7 +91,10 @@ pub(crate) fn setup(arguments: &SetupArguments) -> Result<ExitCode, Failure> {
 
 pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<ExitCode, Failure> {
     let questions = Questions { root: true, ..Questions::default() };
-    let program = arguments.program.clone();
+    // Here it is this very program, wherever it lies.
+    let alone = arguments.hosts.hostfile.is_none() && arguments.hosts.hosts.iter().all(|host| gather::is_here(host));
+    let here = || if alone { std::env::current_exe().ok() } else { None };
+    let program = arguments.program.clone().or_else(here);
     let questions = program.as_deref().map_or(questions, |program| Questions { program, ..questions });
     let discovery = ask(&arguments.hosts, &questions)?;
     let checks = doctor::examine(&discovery, &Expected { rdma: arguments.rdma, ..Expected::default() });
