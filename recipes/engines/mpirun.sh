@@ -25,8 +25,8 @@ stopped=
 trap 'stopped=143; kill -TERM "$launcher"' TERM
 trap 'stopped=130; kill -INT "$launcher"' INT
 while :; do
-    # Ranks that are told to stop save first: 20 seconds instead of one. mpirun always waits for all of them when it
-    # ends a job, so a start after a failure waits too.
+    # Ranks that are told to stop save first: 20 seconds for that instead of one. When mpirun ends a job it waits so long
+    # before it tells them, and so long after: after a failure too.
     mpirun --mca odls_base_sigkill_timeout 20 -x FINETUNE_TOKEN_FILE ${MASTER_ADDR:+-x MASTER_ADDR} "$@" \
         finetune run "$recipe" --output-dir "$run" --resume &
     launcher=$!
