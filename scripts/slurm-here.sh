@@ -112,7 +112,7 @@ stop() {
     kill -KILL ${daemons[@]+"${daemons[@]}"} 2>/dev/null || true
     # Tasks that did not obey, and helpers of the daemons, by the folder that stands in their environment.
     for pid in $(grep -lsaF "$folder/slurm.conf" /proc/[0-9]*/environ 2>/dev/null | grep -o '[0-9]*'); do
-        case $pid in $$ | "$BASHPID") ;; *) kill -KILL "$pid" 2>/dev/null || true ;; esac
+        case $pid in "$$" | "$BASHPID") ;; *) kill -KILL "$pid" 2>/dev/null || true ;; esac
     done
     [ "$netns" = no ] || boxes_down "$folder"
     rm -rf "$folder"
