@@ -18,7 +18,7 @@
 #
 # COMMAND finds srun, sbatch, squeue, scontrol... in PATH and the cluster in SLURM_CONF. Partition `main` is the
 # default; a job in partition `urgent` preempts one in `main`, which gets SIGTERM, 30 seconds, and is queued again.
-# A job that is queued again starts after about ten seconds (cred_expire; Slurm's own default is 120).
+# A job that is queued again starts after about six seconds (cred_expire; Slurm's own default is 120).
 #
 # stdout, stderr and the exit code are those of COMMAND. Besides: 124 time is up; 125 the daemons did not start (their
 # logs go to stderr); 126 wrong usage or something missing on this machine.
@@ -112,7 +112,7 @@ stop() {
     kill -KILL ${daemons[@]+"${daemons[@]}"} 2>/dev/null || true
     # Tasks that did not obey, and helpers of the daemons, by the folder that stands in their environment.
     for pid in $(grep -lsaF "$folder/slurm.conf" /proc/[0-9]*/environ 2>/dev/null | grep -o '[0-9]*'); do
-        case $pid in $$ | "$BASHPID") ;; *) kill -KILL "$pid" 2>/dev/null || true ;; esac
+        case $pid in "$$" | "$BASHPID") ;; *) kill -KILL "$pid" 2>/dev/null || true ;; esac
     done
     [ "$netns" = no ] || boxes_down "$folder"
     rm -rf "$folder"
@@ -166,7 +166,7 @@ SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket=$folder/munge.socket,cred_expire=10
+AuthInfo=socket=$folder/munge.socket,cred_expire=5
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool-%n
 SlurmctldPidFile=$folder/slurmctld.pid

@@ -74,18 +74,20 @@ done
 . "$here/boxes.bash"
 
 stop() {
-    local pid file
+    local pid file session
     for file in "$folder"/sshd-*.pid; do
         [ -e "$file" ] || continue
         pid=$(<"$file")
         # The number could be somebody else's by now.
         grep -qsaF "$folder/sshd_config-" "/proc/$pid/cmdline" || continue
         # A session outlives its server, and waits long where its cable is cut.
-        kill -KILL "$pid" $(awk -v server="$pid" '$4 == server { print $1 }' /proc/[0-9]*/stat 2>/dev/null) 2>/dev/null || true
+        for session in $(cat /proc/[0-9]*/stat 2>/dev/null | awk -v server="$pid" '$4 == server { print $1 }') "$pid"; do
+            kill -KILL "$session" 2>/dev/null || true
+        done
     done
     # What was started in sessions, by a variable that every session has.
     for pid in $(grep -lsazFx "SSHD_HERE=$folder" /proc/[0-9]*/environ 2>/dev/null | grep -o '[0-9]*'); do
-        case $pid in $$ | "$BASHPID") ;; *) kill -KILL "$pid" 2>/dev/null || true ;; esac
+        case $pid in "$$" | "$BASHPID") ;; *) kill -KILL "$pid" 2>/dev/null || true ;; esac
     done
     boxes_down "$folder"
     rm -rf "$folder"

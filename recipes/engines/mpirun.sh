@@ -12,6 +12,7 @@ recipe=${1:?usage: mpirun.sh RECIPE RUN_DIRECTORY [MPIRUN OPTIONS]}
 run=${2:?usage: mpirun.sh RECIPE RUN_DIRECTORY [MPIRUN OPTIONS]}
 shift 2
 restarts=${RESTARTS:-10}
+program=$(command -v finetune) || { echo "finetune is not in PATH" >&2; exit 2; } # at the same path on all machines
 
 # The token that lets a process join this run: a file that only this user reads. Its name may be seen, its content not.
 mkdir -p "$(dirname "$run")"
@@ -25,10 +26,10 @@ stopped=
 trap 'stopped=143; kill -TERM "$launcher"' TERM
 trap 'stopped=130; kill -INT "$launcher"' INT
 while :; do
-    # Ranks that are told to stop save first: 20 seconds instead of one. mpirun always waits for all of them when it
-    # ends a job, so a start after a failure waits too.
+    # Ranks that are told to stop save first: 20 seconds for that instead of one. When mpirun ends a job it waits so long
+    # before it tells them, and so long after: after a failure too.
     mpirun --mca odls_base_sigkill_timeout 20 -x FINETUNE_TOKEN_FILE ${MASTER_ADDR:+-x MASTER_ADDR} "$@" \
-        finetune run "$recipe" --output-dir "$run" --resume &
+        "$program" run "$recipe" --output-dir "$run" --resume &
     launcher=$!
     wait "$launcher"
     code=$? # that of the first rank that failed: mpirun ends the others

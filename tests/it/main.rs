@@ -10,6 +10,7 @@ mod changed;
 mod cluster;
 mod commands;
 mod disk;
+mod engines;
 mod folder;
 mod launch;
 mod messages;

@@ -107,7 +107,7 @@ impl GroupFailure {
 
     fn cause(&self, cause: &Cause, at: &Progress) -> String {
         match cause {
-            Cause::Failed { message } => format!("stopped in step {}: {message}", at.step),
+            Cause::Failed { message, .. } => format!("stopped in step {}: {message}", at.step),
             Cause::Diverged { peer, operation, mine, peer_operation, theirs } => format!(
                 "and {} do different things in step {}: operation {operation} is {mine} on the one, operation {peer_operation} is {theirs} on the other",
                 self.rank_at(*peer),

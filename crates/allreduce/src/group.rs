@@ -261,11 +261,11 @@ impl Group {
     }
 
     /// Tells all ranks that this one stops, and why. Their operations end with that. Of a long message they get the first
-    /// 4 KiB.
-    pub fn abort(&self, message: &str) {
+    /// 4 KiB. `code`: the caller's own number for it.
+    pub fn abort(&self, message: &str, code: i32) {
         let standings = &self.inner.standings;
         let message = &message[..message.floor_char_boundary(LONGEST_REASON)];
-        standings.membership.report(standings.rank, Cause::Failed { message: message.into() });
+        standings.membership.report(standings.rank, Cause::Failed { message: message.into(), code });
         standings.membership.board().wait_for_verdict(standings.timeout);
     }
 

@@ -15,6 +15,7 @@ use thiserror::Error;
 use crate::config::Config;
 use crate::handshake::{HANDSHAKE_TIME, HandshakeError, Purpose, Trusted, call};
 use crate::lobby::{self, Arrival, Lobby};
+use crate::notice::Notice;
 use crate::secret::random_bytes;
 
 /// How long a wrong token or version is taken for a leftover of an earlier run that will go away.
@@ -25,6 +26,9 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// How long a rank that has reached rank 0 waits beyond its own time for what rank 0 says at the end of its own.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// Between two tries to find out rank 0's address.
+const RESOLVE_EVERY: Duration = Duration::from_millis(500);
 
 /// Between two looks at whether ranks that have joined are still there.
 const LOOK: Duration = Duration::from_millis(200);
@@ -59,6 +63,16 @@ pub enum JoinError {
         seconds: u64,
         /// What the last try said.
         last: String,
+    },
+    /// Nobody knows where rank 0 is.
+    #[error("rank 0's address {address} could not be resolved within {seconds} s: {error}. Is the name right?")]
+    Unresolved {
+        /// The rendezvous.
+        address: String,
+        /// How long it tried.
+        seconds: u64,
+        /// What the last try said.
+        error: io::Error,
     },
     /// Not everybody came.
     #[error(
@@ -233,20 +247,41 @@ fn connect(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn resolve(config: &Config) -> Result<Vec<SocketAddr>, JoinError> {
+/// The addresses of the rendezvous; the inner error may pass: in a cluster a name can come later than those who ask for it.
+fn resolve(config: &Config) -> Result<io::Result<Vec<SocketAddr>>, JoinError> {
     let rendezvous = &config.rendezvous;
-    let addresses: Vec<SocketAddr> = rendezvous
-        .to_socket_addrs()
-        .map_err(|error| {
-            JoinError::Config(format!("the rendezvous address {rendezvous:?} cannot be resolved: {error}"))
-        })?
-        .collect();
+    let addresses: Vec<SocketAddr> = match rendezvous.to_socket_addrs() {
+        Ok(addresses) => addresses.collect(),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            return Err(JoinError::Config(format!("the rendezvous address {rendezvous:?} is not host:port: {error}")));
+        }
+        Err(error) => return Ok(Err(error)),
+    };
     if config.secret.is_loopback_only() && !addresses.iter().all(|address| address.ip().is_loopback()) {
         return Err(JoinError::Config(format!(
             "without a token ranks can join on this machine only, and {rendezvous} is not a loopback address. Give all ranks the same token"
         )));
     }
-    Ok(addresses)
+    Ok(Ok(addresses))
+}
+
+/// The same, tried until it works.
+fn resolve_by(config: &Config, deadline: Instant) -> Result<Vec<SocketAddr>, JoinError> {
+    let began = Instant::now();
+    loop {
+        let error = match resolve(config)? {
+            Ok(addresses) => return Ok(addresses),
+            Err(error) => error,
+        };
+        if Instant::now() + RESOLVE_EVERY >= deadline {
+            let (address, seconds) = (config.rendezvous.clone(), began.elapsed().as_secs());
+            return Err(JoinError::Unresolved { address, seconds, error });
+        }
+        if began.elapsed() < RESOLVE_EVERY {
+            (config.notices)(Notice::Unresolved { address: config.rendezvous.clone(), why: error.to_string() });
+        }
+        std::thread::sleep(RESOLVE_EVERY);
+    }
 }
 
 /// Rank 0: waits for everybody.
@@ -254,7 +289,7 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
     let began = Instant::now();
     let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
     let mut lobby = None;
-    for address in resolve(config)? {
+    for address in resolve_by(config, deadline)? {
         match Lobby::open(address.ip(), address.port(), config.secret.clone(), &config.run, config.notices.clone()) {
             Ok(open) => {
                 lobby = Some(open);
@@ -430,7 +465,7 @@ fn call_in(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
 }
 
 fn call_once(config: &Config, deadline: Instant) -> Result<Result<Found, JoinError>, HandshakeError> {
-    let addresses = match resolve(config) {
+    let addresses = match resolve_by(config, deadline) {
         Ok(addresses) => addresses,
         Err(error) => return Ok(Err(error)),
     };

@@ -22,6 +22,13 @@ pub enum Notice {
         /// Why.
         why: String,
     },
+    /// Rank 0's address is not known yet.
+    Unresolved {
+        /// The rendezvous.
+        address: String,
+        /// What the first try said.
+        why: String,
+    },
     /// The group is complete.
     Joined {
         /// Ranks.
@@ -68,6 +75,9 @@ impl fmt::Display for Notice {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Notice::Refused { from, why } => write!(formatter, "a connection from {from} was refused: {why}"),
+            Notice::Unresolved { address, why } => {
+                write!(formatter, "rank 0's address {address} cannot be resolved yet ({why}); trying on")
+            }
             Notice::Joined { world, backend, took } => {
                 write!(formatter, "{world} ranks joined over {backend} in {:.0} ms", took.as_secs_f64() * 1e3)
             }

@@ -15,6 +15,8 @@ pub enum Cause {
     Failed {
         /// What it said.
         message: String,
+        /// The caller's own number for it.
+        code: i32,
     },
     /// A frame of another operation arrived.
     Diverged {

@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
-use finetune_allreduce::{Cause, GroupError, JoinError, Verdict};
+use finetune_allreduce::{GroupError, JoinError};
 use finetune_dataset::DatasetError;
 use finetune_model::ModelError;
 use finetune_recipe::{Place, Problems, RecipeError};
 use finetune_store::StoreError;
-use finetune_trainer::TrainError;
+use finetune_trainer::{Fault, TrainError};
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -39,30 +39,20 @@ impl Failure {
 
     /// The table of exit codes that schedulers act on.
     pub(crate) fn exit_code(&self) -> ExitCode {
-        const BAD_INPUT: u8 = 2;
-        const PEERS: u8 = 3;
-        const NUMBERS: u8 = 4;
-        const DISK_OR_MEMORY: u8 = 5;
-        ExitCode::from(match self {
-            Failure::Train(
-                TrainError::NotFinite { .. }
-                | TrainError::NotFiniteEvaluation { .. }
-                | TrainError::Model(ModelError::NotANumber { .. }),
-            ) => NUMBERS,
-            Failure::Train(error) if error.is_disk_or_memory() => DISK_OR_MEMORY,
-            Failure::Output(_) => DISK_OR_MEMORY,
-            // Ranks that do different things have been started with different input: another try ends the same way.
-            Failure::Group(error) | Failure::Train(TrainError::Group { error, .. })
-                if matches!(error.verdict, Verdict::Reported { cause: Cause::Diverged { .. }, .. }) =>
-            {
-                BAD_INPUT
-            }
-            Failure::Group(_) | Failure::Train(TrainError::Group { .. }) | Failure::Lost { .. } => PEERS,
-            Failure::Train(TrainError::Drifted { .. }) => PEERS,
-            Failure::Join(JoinError::Unreachable { .. } | JoinError::Missing { .. } | JoinError::Peer { .. }) => PEERS,
-            Failure::Join(JoinError::Group(_)) => PEERS,
-            _ => BAD_INPUT,
-        })
+        let fault = match self {
+            Failure::Train(error) => error.fault(),
+            Failure::Group(error) | Failure::Join(JoinError::Group(error)) => Fault::of_group(error),
+            Failure::Output(_) => Fault::DiskOrMemory,
+            Failure::Lost { .. } => Fault::Peers,
+            Failure::Join(
+                JoinError::Unreachable { .. }
+                | JoinError::Unresolved { .. }
+                | JoinError::Missing { .. }
+                | JoinError::Peer { .. },
+            ) => Fault::Peers,
+            _ => Fault::Input,
+        };
+        ExitCode::from(fault.number() as u8)
     }
 
     /// Writes the error to stderr: the fact, then hints after a blank line.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use finetune_allreduce::GroupError;
+use finetune_allreduce::{Cause, GroupError, Verdict};
 use finetune_dataset::DatasetError;
 use finetune_model::ModelError;
 use finetune_store::StoreError;
@@ -44,6 +44,44 @@ pub enum TrainError {
     /// `saved`: the newest checkpoint, where this rank knows it.
     #[error("{error}")]
     Group { error: GroupError, saved: Option<PathBuf> },
+}
+
+/// What kind of thing went wrong; the numbers are those of the program's exit codes, and of what ranks tell each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The recipe, the model, the rows: another try ends the same way.
+    Input,
+    /// Another rank was lost, or the network failed: worth another try.
+    Peers,
+    /// Numbers that are not finite.
+    Numbers,
+    /// No space, failed writes, too little memory.
+    DiskOrMemory,
+}
+
+impl Fault {
+    const ALL: [Fault; 4] = [Fault::Input, Fault::Peers, Fault::Numbers, Fault::DiskOrMemory];
+
+    pub fn number(self) -> i32 {
+        match self {
+            Fault::Input => 2,
+            Fault::Peers => 3,
+            Fault::Numbers => 4,
+            Fault::DiskOrMemory => 5,
+        }
+    }
+
+    /// Of a rank that stopped by itself the fault is everybody's.
+    pub fn of_group(error: &GroupError) -> Fault {
+        match &error.verdict {
+            // Ranks that do different things have been started with different input.
+            Verdict::Reported { cause: Cause::Diverged { .. }, .. } => Fault::Input,
+            Verdict::Reported { cause: Cause::Failed { code, .. }, .. } => {
+                Fault::ALL.into_iter().find(|fault| fault.number() == *code).unwrap_or(Fault::Peers)
+            }
+            _ => Fault::Peers,
+        }
+    }
 }
 
 impl From<GroupError> for TrainError {
@@ -108,6 +146,7 @@ impl TrainError {
                 "every rank makes the same update from the same sums: other processors or builds, or bad memory, make others".into(),
                 "`--resume` goes on from the last checkpoint, which all ranks agreed on".into(),
             ],
+            TrainError::Group { error, .. } if Fault::of_group(error) != Fault::Peers => Vec::new(),
             TrainError::Group { saved: Some(path), .. } => {
                 vec![format!("{} is safe; run the same command with --resume to go on from it", path.display())]
             }
@@ -118,8 +157,21 @@ impl TrainError {
         }
     }
 
+    /// What kind of thing went wrong.
+    pub fn fault(&self) -> Fault {
+        match self {
+            TrainError::NotFinite { .. }
+            | TrainError::NotFiniteEvaluation { .. }
+            | TrainError::Model(ModelError::NotANumber { .. }) => Fault::Numbers,
+            TrainError::Group { error, .. } => Fault::of_group(error),
+            TrainError::Drifted { .. } => Fault::Peers,
+            error if error.is_disk_or_memory() => Fault::DiskOrMemory,
+            _ => Fault::Input,
+        }
+    }
+
     /// Whether the disk (no space, failed writes) or the memory of the machine is at fault.
-    pub fn is_disk_or_memory(&self) -> bool {
+    fn is_disk_or_memory(&self) -> bool {
         match self {
             TrainError::Memory { .. } => true,
             TrainError::Store(error) | TrainError::Model(ModelError::Store(error)) => error.is_disk(),

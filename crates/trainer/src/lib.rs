@@ -24,7 +24,7 @@ mod stragglers;
 mod train;
 
 pub use adamw::AdamW;
-pub use error::TrainError;
+pub use error::{Fault, TrainError};
 pub use evaluate::{Answers, Sample, evaluate};
 pub use events::Event;
 pub use findings::{DataFindings, Estimate, Findings, findings};

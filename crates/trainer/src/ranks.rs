@@ -95,7 +95,7 @@ impl Ranks {
                 | TrainError::NotFiniteEvaluation { .. }
         );
         if self.group.world() > 1 && !found_by_all {
-            self.group.abort(&error.to_string());
+            self.group.abort(&error.to_string(), error.fault().number());
         }
     }
 

@@ -100,7 +100,7 @@ impl World {
             Attack::Forge => {
                 let mut record = Record::new(from);
                 record.version = 1;
-                record.cause = Some(Cause::Failed { message: "says somebody else".into() });
+                record.cause = Some(Cause::Failed { message: "says somebody else".into(), code: 0 });
                 let key = Secret::loopback().tag("a guess", &[]);
                 let bytes = seal(&Message::Record(record), &mut Seal::new(&key));
                 self.struck.get_or_insert(self.now);

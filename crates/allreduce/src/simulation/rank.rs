@@ -423,7 +423,7 @@ impl Rank {
 
     /// As `Group::abort`.
     pub(super) fn abort(&mut self) {
-        self.orders.push(Cause::Failed { message: "the loss is not finite".into() });
+        self.orders.push(Cause::Failed { message: "the loss is not finite".into(), code: 4 });
     }
 
     fn stop(&mut self, now: Duration) {

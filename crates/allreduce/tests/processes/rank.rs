@@ -364,7 +364,7 @@ impl Player {
                 }
             }
             Act::Abort { message, copies } => {
-                self.group().abort(&message.repeat(*copies));
+                self.group().abort(&message.repeat(*copies), 2);
                 self.group().check()?;
             }
             Act::Leave => (self.part, self.group) = (None, None),

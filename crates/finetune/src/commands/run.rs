@@ -98,6 +98,7 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
 fn say_notice(notice: &Notice, first: bool, verbosity: Verbosity) {
     let wanted = match notice {
         Notice::Joined { world: 1, .. } => return,
+        Notice::Unresolved { .. } => Verbosity::Normal,
         Notice::Joined { .. } | Notice::FellBack { .. } if first => Verbosity::Normal,
         Notice::Silent { .. } | Notice::Back { .. } if first => Verbosity::Normal,
         Notice::Chosen { .. } if !first => return,
