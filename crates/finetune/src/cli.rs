@@ -33,7 +33,9 @@ pub(crate) enum Command {
     ///
     /// Writes checkpoints, metrics.jsonl, report.html and the final adapter into the recipe's output_dir.
     /// Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and exits with 130 (143); a second one
-    /// exits at once. Exit codes: 0 done, 2 bad input, 4 loss or gradient not finite, 5 disk or memory.
+    /// exits at once. Exit codes: 0 done, 2 bad input, 3 another rank was lost, 4 loss or gradient not finite, 5 disk
+    /// or memory. Started by torchrun, mpirun, srun or mlx.launch, each process is one rank of the run; `finetune
+    /// launch` starts ranks without any of them.
     Run(RunArguments),
     /// Check a recipe, its model and every row of its data, without training
     ///

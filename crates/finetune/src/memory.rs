@@ -10,8 +10,14 @@ pub(crate) fn keep_freed_memory() {
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
 }
 
-/// Largest resident memory so far, in bytes.
+/// Largest resident memory so far, in bytes. Linux's getrusage also counts what a process was before it became this program:
+/// under a launcher in Python, that one's memory.
 pub(crate) fn peak_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    if let Some(kilobytes) = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()) {
+        return kilobytes * 1024;
+    }
     let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
     u64::try_from(usage().ru_maxrss).unwrap_or(0) * unit
 }

@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 use crate::signals::Signals;
 
-/// How long ranks wait for each other at the start: a scheduler may start some of them minutes later than others.
+/// How long ranks wait for each other at the start: a scheduler may start some of them minutes later than others, our launcher
+/// starts all at once.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(300);
+const LAUNCHED_JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Longest wait for a rank that is alive: rank 0 writes checkpoints and answers held-back rows while the others wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(6 * 3600);
@@ -41,6 +43,8 @@ pub(crate) struct Seat {
     /// RDMA devices between the ranks, as in MLX_IBV_DEVICES.
     pub(crate) devices: Option<serde_json::Value>,
     pub(crate) prefer_ring: bool,
+    /// Started by `finetune launch`.
+    pub(crate) launched: bool,
     /// Steps go to the launcher as data: it has the terminal, and shows them.
     pub(crate) narrates: bool,
 }
@@ -56,6 +60,7 @@ impl Seat {
         token: None,
         devices: None,
         prefer_ring: false,
+        launched: false,
         narrates: false,
     };
 
@@ -86,19 +91,8 @@ impl Seat {
             None => String::new(),
         };
         let devices = devices.and_then(|devices| serde_json::from_str(&devices.to_json()).ok());
-        let run = String::new();
-        let seat = Seat {
-            rank,
-            world,
-            local_rank,
-            local_world,
-            rendezvous,
-            run,
-            token,
-            devices,
-            prefer_ring,
-            narrates: false,
-        };
+        let seat =
+            Seat { rank, world, local_rank, local_world, rendezvous, token, devices, prefer_ring, ..Seat::ALONE };
         Ok((seat, None))
     }
 
@@ -126,7 +120,8 @@ impl Seat {
             TopologyChoice::Ring => Some(Algorithm::Ring),
             TopologyChoice::Mesh => Some(Algorithm::Mesh),
         };
-        (config.timeout, config.join_timeout, config.operation_timeout) = (timeout, JOIN_TIMEOUT, LONGEST_WAIT);
+        let join_timeout = if self.launched { LAUNCHED_JOIN_TIMEOUT } else { JOIN_TIMEOUT };
+        (config.timeout, config.join_timeout, config.operation_timeout) = (timeout, join_timeout, LONGEST_WAIT);
         config.rdma.devices = self.devices.as_ref().and_then(|devices| DeviceMatrix::parse(&devices.to_string()).ok());
         config.notices = Arc::new(notice);
         config.claim("version of finetune", env!("CARGO_PKG_VERSION").as_bytes());

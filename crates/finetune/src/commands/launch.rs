@@ -123,7 +123,19 @@ fn start(
             let (rendezvous, run, token) = (rendezvous.clone(), run.clone(), Some(token.clone()));
             let (devices, prefer_ring) = (hosts.devices(), hosts.prefer_ring());
             let world = hosts.world();
-            Seat { rank, world, local_rank, local_world, rendezvous, run, token, devices, prefer_ring, narrates }
+            Seat {
+                rank,
+                world,
+                local_rank,
+                local_world,
+                rendezvous,
+                run,
+                token,
+                devices,
+                prefer_ring,
+                launched: true,
+                narrates,
+            }
         })
         .collect();
     let mut call = Call { arguments: vec!["run".to_owned()], words: words.to_vec(), environment: hosts.environment() };
