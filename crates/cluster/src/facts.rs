@@ -153,7 +153,7 @@ impl Facts {
     fn read_mac(&mut self, reader: &mut Reader<'_>) {
         let release = reader.read("release", machine::mac_release);
         (self.release, self.system_build) = release.unzip();
-        if let Some(hardware) = reader.read("hardware", machine::mac_hardware) {
+        if let Some(hardware) = reader.read_any("hardware", machine::mac_hardware) {
             (self.model, self.chip, self.memory_bytes) = hardware;
         }
         let hardware_ports = reader.read("ports", interfaces::hardware_ports).unwrap_or_default();

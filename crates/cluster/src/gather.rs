@@ -253,9 +253,11 @@ fn wait(child: &mut Child, deadline: Duration) -> io::Result<Option<ExitStatus>>
             return Ok(Some(status));
         }
         if Instant::now() >= until {
-            // Without unsafe code a whole group can only be ended by the system's kill.
-            let _ =
-                Command::new("kill").args(["-KILL", "--", &format!("-{}", child.id())]).stderr(Stdio::null()).status();
+            // Without unsafe code only another program can end a whole group. The shells' own kill, because the programs
+            // of that name disagree: procps takes "-KILL -123" for nothing to do, busybox wants no "--".
+            let group = child.id();
+            let command = format!("kill -s KILL -- -{group} || kill -s KILL -{group}");
+            let _ = Command::new("sh").args(["-c", &command]).stderr(Stdio::null()).status();
             let _ = child.kill();
             child.wait()?;
             return Ok(None);
