@@ -300,7 +300,8 @@ fn help_of_every_command() {
           eval      Loss and perplexity of a model on a file of rows
           generate  Continue a prompt with a model
           export    Write a trained adapter in another form
-          cluster   Several machines: measure how fast they talk
+          launch    Train with several processes, here or on several machines
+          cluster   Several machines: find, set up, examine and measure them
           help      Print this message or the help of the given subcommand(s)
 
         Options:

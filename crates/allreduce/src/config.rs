@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::devices::DeviceMatrix;
 use crate::frame::Algorithm;
-use crate::join::JoinError;
+use crate::join_error::JoinError;
 use crate::notice::{Notices, no_notices};
 use crate::secret::{Secret, hex};
 use crate::transport::tcp::TcpOptions;

@@ -12,7 +12,7 @@ use crate::engine::Carrier;
 use crate::error::GroupError;
 use crate::frame::Algorithm;
 use crate::group::Group;
-use crate::join::JoinError;
+use crate::join_error::JoinError;
 use crate::notice::Notice;
 use crate::rdma::{Limits, Offer, Prepared, QueuePairKind, Rdma, WireOptions};
 

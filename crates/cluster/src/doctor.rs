@@ -14,9 +14,12 @@ mod cluster;
 mod linux;
 mod mac;
 mod machine;
+mod reach;
 
 #[cfg(test)]
 mod tests;
+
+pub use reach::reach;
 
 /// How good a finding is, from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -153,18 +153,18 @@ impl Facts {
     fn read_mac(&mut self, reader: &mut Reader<'_>) {
         let release = reader.read("release", machine::mac_release);
         (self.release, self.system_build) = release.unzip();
-        if let Some(hardware) = reader.read("hardware", machine::mac_hardware) {
+        if let Some(hardware) = reader.read_any("hardware", machine::mac_hardware) {
             (self.model, self.chip, self.memory_bytes) = hardware;
         }
         let hardware_ports = reader.read("ports", interfaces::hardware_ports).unwrap_or_default();
         self.interfaces =
             reader.read("interfaces", |text| interfaces::ifconfig(text, &hardware_ports)).unwrap_or_default();
         self.ports = reader.read("thunderbolt", |text| thunderbolt::ports(text, &hardware_ports));
-        self.rdma_enabled = reader.read("rdma", verbs::rdma_enabled);
-        let details = reader.read("device_details", verbs::ibv_devinfo).unwrap_or_default();
-        self.devices = reader.read("devices", |text| verbs::ibv_devices(text, &details));
+        self.rdma_enabled = reader.read_any("rdma", verbs::rdma_enabled);
+        let details = reader.read_any("device_details", verbs::ibv_devinfo).unwrap_or_default();
+        self.devices = reader.read_any("devices", |text| verbs::ibv_devices(text, &details));
         self.power = reader.read("power", machine::power);
-        self.firewall = reader.read("firewall", machine::mac_firewall);
+        self.firewall = reader.read_any("firewall", machine::mac_firewall);
         self.listening = reader.read_any("listening", machine::listening);
         self.host_routes = reader.read("routes", interfaces::host_routes).unwrap_or_default();
         self.root = reader.status("root").map(|status| status == 0);
@@ -240,9 +240,10 @@ impl Reader<'_> {
         None
     }
 
-    /// As `read`, for shell functions whose status says nothing.
+    /// As `read`, for commands whose status says nothing: their text does.
     fn read_any<T>(&mut self, section: &'static str, read: impl FnOnce(&str) -> Option<T>) -> Option<T> {
-        let Some(found) = self.transcript.section(section).filter(|found| found.status.is_some()) else {
+        let ended = |status: Option<i32>| status.is_some_and(|status| !matches!(status, 126 | 127));
+        let Some(found) = self.transcript.section(section).filter(|found| ended(found.status)) else {
             return self.read(section, |_| None);
         };
         let value = read(&found.text);

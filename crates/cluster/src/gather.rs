@@ -113,24 +113,33 @@ pub fn gather(hosts: &[String], questions: &Questions<'_>, deadline: Duration) -
 }
 
 fn gather_one(host: &str, questions: &Questions<'_>, deadline: Duration) -> Result<Facts, GatherError> {
+    let (transcript, arrived) = ask(host, &|mark| text(mark, questions), deadline)?;
+    Ok(Facts::from_transcript(host, &transcript, arrived))
+}
+
+/// Runs a script that frames what it says with `mark`. Also gives when its answer began to come, in seconds since 1970.
+pub(crate) fn ask(
+    host: &str,
+    script: &dyn Fn(&str) -> String,
+    deadline: Duration,
+) -> Result<(Transcript, f64), GatherError> {
     let mark = format!("finetune-{}", new_token().map_err(|error| GatherError::Random(error.to_string()))?);
     let words = |bytes: &[u8]| one_line(&String::from_utf8_lossy(bytes));
-    let ran = run(host, &[], Some(&text(&mark, questions)), deadline)?;
+    let ran = run(host, &[], Some(&script(&mark)), deadline)?;
     let transcript = Transcript::parse(&ran.output, &mark);
-    let answered = transcript.section("system").is_some();
+    let host = host.to_owned();
     match ran.status {
-        None if !answered => {
-            Err(GatherError::Deadline { host: host.to_owned(), after: deadline, words: words(&ran.complaints) })
-        }
+        // What came before the deadline counts.
+        _ if !transcript.is_empty() => Ok((transcript, ran.first_output)),
+        None => Err(GatherError::Deadline { host, after: deadline, words: words(&ran.complaints) }),
         // 255 is ssh's own failure; other codes are the remote shell's.
-        Some(status) if !answered && status.code() == Some(255) => {
-            Err(GatherError::Unreachable { host: host.to_owned(), words: words(&ran.complaints) })
+        Some(status) if status.code() == Some(255) => {
+            Err(GatherError::Unreachable { host, words: words(&ran.complaints) })
         }
-        _ if !answered => {
+        Some(_) => {
             let said = if ran.complaints.is_empty() { &ran.output } else { &ran.complaints };
-            Err(GatherError::Answer { host: host.to_owned(), words: words(said) })
+            Err(GatherError::Answer { host, words: words(said) })
         }
-        _ => Ok(Facts::from_transcript(host, &transcript, ran.first_output)),
     }
 }
 
@@ -252,9 +261,11 @@ fn wait(child: &mut Child, deadline: Duration) -> io::Result<Option<ExitStatus>>
             return Ok(Some(status));
         }
         if Instant::now() >= until {
-            // Without unsafe code a whole group can only be ended by the system's kill.
-            let _ =
-                Command::new("kill").args(["-KILL", "--", &format!("-{}", child.id())]).stderr(Stdio::null()).status();
+            // Without unsafe code only another program can end a whole group. The shells' own kill, because the programs
+            // of that name disagree: procps takes "-KILL -123" for nothing to do, busybox wants no "--".
+            let group = child.id();
+            let command = format!("kill -s KILL -- -{group} || kill -s KILL -{group}");
+            let _ = Command::new("sh").args(["-c", &command]).stderr(Stdio::null()).status();
             let _ = child.kill();
             child.wait()?;
             return Ok(None);

@@ -113,6 +113,11 @@ impl Transcript {
         Self { sections, complete: true }
     }
 
+    /// Whether nothing came that the script printed.
+    pub fn is_empty(&self) -> bool {
+        self.sections.is_empty()
+    }
+
     pub fn section(&self, name: &str) -> Option<&Section> {
         self.sections.get(name)
     }

@@ -277,14 +277,22 @@ fn what_cannot_work_is_refused_before_anybody_is_called() {
         (config(0, 2, "192.0.2.1:1", Secret::loopback()), "192.0.2.1:1 is not a loopback address"),
         (config(0, 2, "0.0.0.0:1", Secret::loopback()), "0.0.0.0:1 is not a loopback address"),
         (config(1, 2, "[2001:db8::1]:1", Secret::loopback()), "is not a loopback address"),
-        (config(1, 2, "nonsense", token()), "\"nonsense\" cannot be resolved"),
-        (config(0, 2, "", token()), "\"\" cannot be resolved"),
+        (config(1, 2, "nonsense", token()), "\"nonsense\" is not host:port"),
+        (config(0, 2, "", token()), "\"\" is not host:port"),
     ];
     for (config, expected) in &cases {
         let error = join(config);
         assert!(matches!(error, JoinError::Config(_)), "{error:?}");
         assert!(error.to_string().contains(expected), "{error}");
         assert!(!format!("{error:?} {error}").contains(TOKEN));
+    }
+    // A name may come later than those who ask for it: they try until their time is up.
+    for rank in [0, 1] {
+        let mut config = config(rank, 2, "no-such-host.invalid:1", token());
+        config.join_timeout = Duration::from_secs(2);
+        let error = join(&config);
+        assert!(matches!(error, JoinError::Unresolved { .. }), "{error:?}");
+        assert!(error.to_string().contains("no-such-host.invalid:1 could not be resolved within"), "{error}");
     }
     assert!(Secret::from_token("  fifteen bytes..  ").is_none() && Secret::from_token("sixteen bytes...").is_some());
     let key = blake3::derive_key("finetune allreduce 2026-11 token", TOKEN.as_bytes());

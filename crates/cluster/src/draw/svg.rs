@@ -33,11 +33,12 @@ pub fn svg(discovery: &Discovery) -> String {
     let mut drawing = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" height=\"{height:.0}\" \
          font-family=\"system-ui, sans-serif\" font-size=\"13\" text-anchor=\"middle\">\n<style>\n\
-         svg {{ background: #fff; color: #222 }}\n\
-         @media (prefers-color-scheme: dark) {{ svg {{ background: #1b1b1f; color: #ddd }} }}\n\
-         text {{ fill: currentColor }} .cable {{ stroke: currentColor; stroke-width: 2 }}\n\
-         .missing {{ stroke: #d33; stroke-width: 2; stroke-dasharray: 6 5 }} .small {{ font-size: 11px; opacity: .75 }}\n\
-         .host {{ fill: #8884; stroke: currentColor }}\n</style>\n"
+         svg {{ --ground: #fff; background: var(--ground); color: #222 }}\n\
+         @media (prefers-color-scheme: dark) {{ svg {{ --ground: #1b1b1f; color: #ddd }} }}\n\
+         text {{ fill: currentColor; stroke: var(--ground); stroke-width: 4; paint-order: stroke }}\n\
+         .cable {{ stroke: currentColor; stroke-width: 2 }} .ground {{ fill: var(--ground) }}\n\
+         .missing {{ stroke: #d33; stroke-width: 2; stroke-dasharray: 6 5 }} .small {{ font-size: 11px }}\n\
+         .host {{ fill: #8882; stroke: currentColor }}\n</style>\n"
     );
     let cables = &discovery.cabling.cables;
     for (index, cable) in cables.iter().enumerate() {
@@ -55,7 +56,7 @@ pub fn svg(discovery: &Discovery) -> String {
         let (left, top) = (x - BOX.0 / 2.0, y - BOX.1 / 2.0);
         let _ = writeln!(
             drawing,
-            "<rect x=\"{left:.1}\" y=\"{top:.1}\" width=\"{}\" height=\"{}\" rx=\"8\" fill=\"Canvas\"/>\
+            "<rect x=\"{left:.1}\" y=\"{top:.1}\" width=\"{}\" height=\"{}\" rx=\"8\" class=\"ground\"/>\
              <rect class=\"host\" x=\"{left:.1}\" y=\"{top:.1}\" width=\"{}\" height=\"{}\" rx=\"8\"/>",
             BOX.0, BOX.1, BOX.0, BOX.1
         );

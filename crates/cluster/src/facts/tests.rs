@@ -83,7 +83,7 @@ fn no_devices_is_known() {
     assert_eq!(mac(&[("devices", "No IB devices found\n")]).devices, Some(vec![]));
     let facts = mac(&[("devices", "dyld: Library not loaded\n")]);
     assert_eq!(facts.devices, None);
-    assert_eq!(facts.why("devices"), "its output cannot be understood: \"dyld: Library not loaded\"");
+    assert_eq!(facts.why("devices"), "its output does not tell: \"dyld: Library not loaded\"");
     assert_eq!(mac(&[]).why("devices"), "its host did not get to it in time, or does not know it");
 }
 

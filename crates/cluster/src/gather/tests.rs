@@ -42,9 +42,15 @@ fn an_unknown_host_is_named_with_sshs_words() {
 #[test]
 fn deadlines_end_the_children_too() {
     let began = Instant::now();
-    let ran = run("localhost", &["echo here; sleep 600 & sleep 600"], None, Duration::from_millis(300)).unwrap();
+    let ran = run("localhost", &["sleep 600 & echo $!; sleep 600"], None, Duration::from_millis(300)).unwrap();
     assert!(ran.status.is_none() && began.elapsed() < Duration::from_secs(5));
-    assert_eq!(ran.output, b"here\n");
+    let grandchild = String::from_utf8(ran.output).unwrap().trim().to_owned();
+    let is_there = || run_command("localhost", &format!("kill -0 {grandchild}"), DEADLINE).unwrap().succeeded;
+    let patience = Instant::now() + Duration::from_secs(5);
+    while is_there() {
+        assert!(Instant::now() < patience, "process {grandchild} outlives the deadline");
+        thread::sleep(NAP);
+    }
 }
 
 #[test]

@@ -97,7 +97,10 @@ pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<ExitCode, Failure> {
     let program = arguments.program.clone().or_else(here);
     let questions = program.as_deref().map_or(questions, |program| Questions { program, ..questions });
     let discovery = ask(&arguments.hosts, &questions)?;
-    let checks = doctor::examine(&discovery, &Expected { rdma: arguments.rdma, ..Expected::default() });
+    let mut checks = doctor::examine(&discovery, &Expected { rdma: arguments.rdma, ..Expected::default() });
+    if discovery.hosts.len() > 1 {
+        checks.extend(doctor::reach(&discovery, DEADLINE));
+    }
     if arguments.json {
         for check in &checks {
             output::line(&serde_json::to_string(check).expect("plain data"))?;

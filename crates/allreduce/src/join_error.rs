@@ -1,0 +1,98 @@
+//! Why a group did not come about.
+
+use std::io;
+
+use thiserror::Error;
+
+/// A group that did not come about.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// The configuration cannot work.
+    #[error("{0}")]
+    Config(String),
+    /// Rank 0 cannot take connections.
+    #[error(
+        "rank 0 cannot listen at {address}: {error}. The rendezvous address must be one of rank 0's machine, with a free port"
+    )]
+    Listen {
+        /// The rendezvous.
+        address: String,
+        /// The system's words.
+        error: io::Error,
+    },
+    /// Rank 0 was not reached.
+    #[error(
+        "rank {rank} did not reach rank 0 at {address} within {seconds} s: {last}. Is rank 0 running there, and does a firewall let the port through?"
+    )]
+    Unreachable {
+        /// This rank.
+        rank: usize,
+        /// The rendezvous.
+        address: String,
+        /// How long it tried.
+        seconds: u64,
+        /// What the last try said.
+        last: String,
+    },
+    /// Nobody knows where rank 0 is.
+    #[error("rank 0's address {address} could not be resolved within {seconds} s: {error}. Is the name right?")]
+    Unresolved {
+        /// The rendezvous.
+        address: String,
+        /// How long it tried.
+        seconds: u64,
+        /// What the last try said.
+        error: io::Error,
+    },
+    /// Not everybody came.
+    #[error(
+        "{missing} did not join within {seconds} s; {here} of {world} ranks are here. Look at the output of {missing}, and whether its machine reaches {address}"
+    )]
+    Missing {
+        /// The ranks, in words.
+        missing: String,
+        /// How long rank 0 waited.
+        seconds: u64,
+        /// Ranks that came, this one included.
+        here: usize,
+        /// Ranks that were due.
+        world: usize,
+        /// The rendezvous.
+        address: String,
+    },
+    /// Ranks do not agree on what they are about to do.
+    #[error("rank {rank} ({host}) cannot join: {why}")]
+    Differs {
+        /// The rank.
+        rank: usize,
+        /// Its host.
+        host: String,
+        /// In what it differs.
+        why: String,
+    },
+    /// A connection within the group failed while it was being set up.
+    #[error("rank {rank} lost rank {peer} while the group was set up: {why}")]
+    Peer {
+        /// This rank.
+        rank: usize,
+        /// The other.
+        peer: usize,
+        /// What happened.
+        why: String,
+    },
+    /// The system refused something.
+    #[error("{what}: {error}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's words.
+        error: io::Error,
+    },
+    /// RDMA was asked for and cannot be had.
+    #[error("RDMA cannot be used: {0}. Set the backend to auto or tcp to go over TCP")]
+    Rdma(String),
+    /// The group failed while it was being tried out.
+    #[error("{0}")]
+    Group(crate::error::GroupError),
+}
