@@ -98,7 +98,8 @@ def results_of(line, preload=None):
     if preload:
         child["LD_PRELOAD"] = preload
     printed = subprocess.run(line, env=child, capture_output=True, text=True)
-    found = [json.loads(text[text.index("RESULT ") + 7:]) for text in printed.stdout.splitlines() if "RESULT {" in text]
+    # Two ranks can write into one line.
+    found = [json.JSONDecoder().raw_decode(text)[0] for text in printed.stdout.split("RESULT ")[1:]]
     if not found:
         sys.exit(f"{line} failed:\n{printed.stdout[-1000:]}\n{printed.stderr[-2000:]}")
     return {

@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""How long until a lost rank is known to all others, and until the run goes on: `finetune launch --max-restarts 1` on the quickstart,
+one rank killed (or frozen) at a random moment.
+
+  python3 benches/losses.py --finetune target/release/finetune --ranks 3 --trials 30
+"""
+import argparse, json, os, pathlib, random, re, signal, statistics, subprocess, tempfile, threading, time
+
+arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+arguments.add_argument("--finetune", required=True)
+arguments.add_argument("--ranks", type=int, default=3)
+arguments.add_argument("--trials", type=int, default=30)
+arguments.add_argument("--freezes", type=int, default=10)
+arguments.add_argument("--seed", type=int, default=1)
+arguments.add_argument("--output")
+options = arguments.parse_args()
+root = pathlib.Path(__file__).resolve().parent.parent
+dice = random.Random(options.seed)
+
+
+def last_step(metrics):
+    try:
+        lines = metrics.read_text().splitlines()
+        return json.loads(lines[-1])["step"] if lines else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def trial(what, directory):
+    metrics = pathlib.Path(directory, "run", "metrics.jsonl")
+    line = [options.finetune, "launch", "-n", str(options.ranks), "--max-restarts", "1", "--", str(root / "recipes/quickstart.toml"),
+            "--output-dir", str(metrics.parent), "--set", "train.max_steps=100000", "--set", "checkpoint.every=10",
+            "--set", "eval.samples=0", "--set", "eval.exact_match=0", "--set", "eval.every=0", "--set", "log.every=1000000"]
+    child = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    heard = []
+    def listen():
+        for text in child.stderr:
+            heard.append((time.monotonic(), text))
+    threading.Thread(target=listen, daemon=True).start()
+    while last_step(metrics) < 12:
+        time.sleep(0.01)
+    time.sleep(dice.random() * 0.3)
+    ranks = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True).stdout.split()
+    victim = int(ranks[dice.randrange(len(ranks))])
+    began = time.monotonic()
+    os.kill(victim, signal.SIGKILL if what == "kill" else signal.SIGSTOP)
+    known = restarted = gone_on = resumed_at = None
+    while gone_on is None and time.monotonic() - began < 60:
+        lost = [at for at, text in list(heard) if "was lost" in text and "] error" in text]
+        if known is None and len(lost) >= options.ranks - 1:
+            known = lost[options.ranks - 2] - began
+        if restarted is None:
+            restarted = next((at - began for at, text in list(heard) if "starting again" in text), None)
+        for at, text in list(heard):
+            if restarted is not None and at - began > restarted and resumed_at is None:
+                found = re.search(r"going on from .*\(step (\d+)\)", text)
+                resumed_at = int(found.group(1)) if found else None
+        if resumed_at is not None and last_step(metrics) > resumed_at:
+            gone_on = time.monotonic() - began
+        time.sleep(0.002)
+    child.send_signal(signal.SIGINT)
+    child.wait()
+    return known, gone_on
+
+
+table = []
+for what, count in [("kill", options.trials), ("freeze", options.freezes)]:
+    times = []
+    for _ in range(count):
+        with tempfile.TemporaryDirectory() as directory:
+            times.append(trial(what, directory))
+    known = sorted(known for known, _ in times if known is not None)
+    gone_on = sorted(after for _, after in times if after is not None)
+    percentile = lambda values, share: values[min(len(values) - 1, int(share * len(values)))]
+    table.append({"what": what, "ranks": options.ranks, "trials": count, "known": len(known),
+                  "known_ms_median": round(1e3 * statistics.median(known)), "known_ms_p99": round(1e3 * percentile(known, 0.99)),
+                  "next_step_ms_median": round(1e3 * statistics.median(gone_on)), "next_step_ms_p99": round(1e3 * percentile(gone_on, 0.99))})
+    print(table[-1])
+if options.output:
+    pathlib.Path(options.output).write_text(json.dumps(table, indent=1) + "\n")
