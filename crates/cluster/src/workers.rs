@@ -19,6 +19,12 @@ use thiserror::Error;
 /// After one worker failed, the others are given so long to notice by themselves.
 const GRACE: Duration = Duration::from_secs(8);
 
+/// The same once a worker has said that it lost another: all that still can have heard of it then.
+const GRACE_OF_THE_LOST: Duration = Duration::from_secs(3);
+
+/// The exit code that says so.
+const LOST_ANOTHER: i32 = 3;
+
 /// Between two looks at the workers while nobody says anything.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -209,7 +215,9 @@ impl Workers {
             if failed_since.is_none() && endings.iter().any(failed) {
                 failed_since = Some(Instant::now());
             }
-            if failed_since.is_some_and(|since| since.elapsed() > GRACE) && !killed {
+            let lost = endings.iter().any(|ending| ending.is_some_and(|ending| ending.code == LOST_ANOTHER));
+            let grace = if lost { GRACE_OF_THE_LOST } else { GRACE };
+            if failed_since.is_some_and(|since| since.elapsed() > grace) && !killed {
                 killed = true;
                 self.order(Order::Gone);
                 self.children.iter_mut().zip(&endings).filter(|(_, ending)| ending.is_none()).for_each(|(child, _)| {
