@@ -206,6 +206,26 @@ fn a_signal_to_the_launcher_stops_all_ranks_after_the_same_step() {
     }
 }
 
+/// In the middle of a step that would take seconds.
+#[test]
+fn a_second_signal_to_the_launcher_ends_all_ranks_at_once() {
+    let folder = crate::signals::slow_step();
+    let directory = folder.path("run");
+    let mut running = start(&mut folder.launch(&["-n", "2"], &directory.to_string_lossy(), &[]));
+    running.wait_until("the first step", |running| running.stderr().contains("training steps 1 to"));
+    running.signal("INT");
+    // The ranks hear of the first before the launcher is gone.
+    std::thread::sleep(Duration::from_millis(300));
+    running.signal("INT");
+    let began = Instant::now();
+    running.wait().expect(130);
+    while ranks_left(&directory) > 0 {
+        assert!(began.elapsed() < Duration::from_secs(2), "ranks are left over");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(folder.result("run").checkpoints().is_empty(), "nothing was saved");
+}
+
 #[test]
 fn no_rank_outlives_the_launcher() {
     let folder = Folder::with_recipe(CRASH_RECIPE);

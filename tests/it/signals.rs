@@ -39,7 +39,7 @@ fn stopped_after(ended: &Ended) -> u64 {
 }
 
 /// One step here takes seconds: 8000 rows, one at a time.
-fn slow_step() -> Folder {
+pub(crate) fn slow_step() -> Folder {
     let folder = Folder::with_recipe(
         &CRASH_RECIPE
             .replace("global_batch_size = 5", "global_batch_size = 8000")

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use finetune_allreduce::{Algorithm, Group};
 use finetune_recipe::Recipe;
-use finetune_trainer::{EvalRow, Event, Outcome, Ranks, Resume, StepRow, TrainError, prepare, train};
+use finetune_trainer::{EvalRow, Event, Outcome, Ranks, Resume, Run, StepRow, TrainError, prepare, train};
 
 fn goldens(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models").join(family)
@@ -46,7 +46,19 @@ fn run(
     recipe: impl Fn(usize) -> Recipe + Sync,
     stop: impl Fn(usize, u64) -> i32 + Sync,
 ) -> (Told, Vec<Result<Outcome, TrainError>>) {
-    let (recipe, stop) = (&recipe, &stop);
+    run_altered(world, topology, resume, recipe, stop, |_, _| {})
+}
+
+/// [`run`], with something done to a rank's run before its first step.
+fn run_altered(
+    world: usize,
+    topology: Option<Algorithm>,
+    resume: &Resume,
+    recipe: impl Fn(usize) -> Recipe + Sync,
+    stop: impl Fn(usize, u64) -> i32 + Sync,
+    alter: impl Fn(usize, &mut Run) + Sync,
+) -> (Told, Vec<Result<Outcome, TrainError>>) {
+    let (recipe, stop, alter) = (&recipe, &stop, &alter);
     std::thread::scope(|scope| {
         let ranks: Vec<_> = Group::in_process(world, topology)
             .into_iter()
@@ -55,6 +67,7 @@ fn run(
                     let (rank, recipe) = (group.rank(), recipe(group.rank()));
                     let ranks = Arc::new(Ranks::new(group, recipe.distributed.virtual_ranks)?);
                     let mut prepared = prepare(recipe, resume, &ranks, None, &|_| {})?;
+                    alter(rank, &mut prepared.run);
                     let (mut told, signal) = (Told::default(), AtomicI32::new(0));
                     let outcome = train(&mut prepared.run, &signal, &mut |event| match event {
                         Event::Step { row, .. } => {
@@ -193,6 +206,26 @@ fn ranks_that_are_made_of_other_things_refuse_to_start() {
             assert!(error.contains("rank 2 (") && error.contains(what), "{what}: {error}");
         }
     }
+}
+
+/// A bit that has changed in one rank's memory: no checkpoint is written of numbers that not all ranks have.
+#[test]
+fn ranks_that_drift_apart_stop_before_they_save() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let output = folder.path().join("run");
+    let flip = |rank, run: &mut Run| {
+        if rank == 1 {
+            let value = &mut run.state.optimizer.second_moment[17];
+            *value = f32::from_bits(value.to_bits() ^ 1);
+        }
+    };
+    let (told, outcomes) = run_altered(3, None, &Resume::No, |_| recipe(&output, &[]), |_, _| 0, flip);
+    for outcome in outcomes {
+        let error = outcome.expect_err("a bit is another").to_string();
+        assert!(error.starts_with("after step 2 the ranks no longer have the same numbers: rank 1 ("), "{error}");
+    }
+    assert_eq!(told.steps.len(), 2, "found at the first checkpoint");
+    assert_eq!(std::fs::read_dir(output.join("checkpoints")).expect("a directory").count(), 0, "nothing was saved");
 }
 
 /// A rank that cannot start or go on takes the others with it, and they say why.
