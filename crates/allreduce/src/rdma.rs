@@ -32,12 +32,14 @@
 
 mod device;
 mod error;
+#[allow(unsafe_code)] // where they are looked up
+mod functions;
 mod layout;
 mod library;
 mod offer;
 mod slots;
 mod transport;
-#[allow(unsafe_code)] // the one file with it in this module
+#[allow(unsafe_code)] // where they are called
 mod verbs;
 mod wire;
 

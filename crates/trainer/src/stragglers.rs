@@ -57,7 +57,8 @@ mod tests {
 
     #[test]
     fn the_slowest_is_named_with_its_factor() {
-        let cases: [(&[f64], Option<(usize, f64)>); 6] = [
+        type Case = (&'static [f64], Option<(usize, f64)>);
+        let cases: [Case; 6] = [
             (&[], None),
             (&[1.0], None),
             (&[1.0, 1.2], None),

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::sync::OnceLock;
 
 use super::error::RdmaError;
-use super::verbs::Library;
+use super::functions::Library;
 
 /// Names the library to open instead of the system's.
 pub(super) const LIBRARY_VARIABLE: &str = "FINETUNE_VERBS_LIB";
@@ -14,6 +14,10 @@ pub(super) fn library() -> Result<&'static Library, RdmaError> {
     static LIBRARY: OnceLock<Library> = OnceLock::new();
     if let Some(library) = LIBRARY.get() {
         return Ok(library);
+    }
+    #[cfg(all(feature = "ibverbs", target_os = "linux"))]
+    if std::env::var_os(LIBRARY_VARIABLE).is_none() {
+        return Ok(LIBRARY.get_or_init(Library::linked));
     }
     let candidates: Vec<OsString> = match std::env::var_os(LIBRARY_VARIABLE) {
         Some(path) => vec![path],

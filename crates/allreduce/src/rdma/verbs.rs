@@ -1,16 +1,17 @@
-//! The verbs library, opened when it is there: the only file of this module with `unsafe`.
+//! What C hands out, behind types that give it back.
 //!
 //! It owns what C hands out ([`Context`], [`Memory`], [`QueuePair`]) and gives each back exactly once, in the right order.
 //! It knows nothing of limits, ranks or frames; `device.rs` does.
 //!
-//! No header and no library is needed to build. `ibv_post_send`, `ibv_post_recv` and `ibv_poll_cq` are no symbols but
+//! `ibv_post_send`, `ibv_post_recv` and `ibv_poll_cq` are no symbols but
 //! inline functions that call through a table in the context; so do we.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::ffi::{CStr, OsString, c_char, c_int, c_void};
+use std::ffi::{CStr, c_int};
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::functions::Library;
 use super::layout::{self, DeviceAttr, Gid, PortAttr, QpAttr, QpInitAttr, WorkCompletion, platform};
 
 /// Every device of interest has one port, and ports count from 1.
@@ -41,69 +42,12 @@ impl Failed {
     }
 }
 
-macro_rules! library {
-    (
-        required { $($name:ident: fn($($argument:ty),*) $(-> $returned:ty)?;)* }
-        optional { $($maybe:ident: fn($($maybe_argument:ty),*) -> $maybe_returned:ty;)* }
-    ) => {
-        /// The functions of the library.
-        pub(super) struct Library {
-            $($name: unsafe extern "C" fn($($argument),*) $(-> $returned)?,)*
-            $($maybe: Option<unsafe extern "C" fn($($maybe_argument),*) -> $maybe_returned>,)*
-            /// Keeps the functions where they are.
-            _library: libloading::Library,
-        }
-
-        impl Library {
-            /// Opens the library at `path`, which must be a verbs library.
-            pub(super) fn open(path: &OsString) -> Result<Library, libloading::Error> {
-                // SAFETY: the verbs libraries have no initialisers with conditions of their own; a library that the user
-                // names is theirs to vouch for. The types of the functions are those of `infiniband/verbs.h`, whose
-                // layouts a test compares. The pointers stay valid, for `_library` lives as long as they do.
-                unsafe {
-                    let library = libloading::Library::new(path)?;
-                    Ok(Library {
-                        $($name: *library.get(concat!("ibv_", stringify!($name)).as_bytes())?,)*
-                        $($maybe: library.get(concat!("ibv_", stringify!($maybe)).as_bytes()).ok().map(|symbol| *symbol),)*
-                        _library: library,
-                    })
-                }
-            }
-        }
-    };
-}
-
-library! {
-    required {
-        get_device_list: fn(*mut c_int) -> *mut *mut layout::Device;
-        free_device_list: fn(*mut *mut layout::Device);
-        get_device_name: fn(*mut layout::Device) -> *const c_char;
-        open_device: fn(*mut layout::Device) -> *mut layout::Context;
-        close_device: fn(*mut layout::Context) -> c_int;
-        alloc_pd: fn(*mut layout::Context) -> *mut layout::Pd;
-        dealloc_pd: fn(*mut layout::Pd) -> c_int;
-        reg_mr: fn(*mut layout::Pd, *mut c_void, usize, c_int) -> *mut layout::Mr;
-        dereg_mr: fn(*mut layout::Mr) -> c_int;
-        create_cq: fn(*mut layout::Context, c_int, *mut c_void, *mut c_void, c_int) -> *mut layout::CompletionQueue;
-        destroy_cq: fn(*mut layout::CompletionQueue) -> c_int;
-        create_qp: fn(*mut layout::Pd, *mut QpInitAttr) -> *mut layout::Qp;
-        destroy_qp: fn(*mut layout::Qp) -> c_int;
-        modify_qp: fn(*mut layout::Qp, *mut QpAttr, c_int) -> c_int;
-        query_port: fn(*mut layout::Context, u8, *mut PortAttr) -> c_int;
-        query_gid: fn(*mut layout::Context, u8, c_int, *mut Gid) -> c_int;
-    }
-    optional {
-        query_device: fn(*mut layout::Context, *mut DeviceAttr) -> c_int;
-        query_qp: fn(*mut layout::Qp, *mut QpAttr, c_int, *mut QpInitAttr) -> c_int;
-    }
-}
-
 impl Library {
     /// Calls `visit` for every device until it returns something.
     fn visit<T>(&self, mut visit: impl FnMut(*mut layout::Device, &str) -> Option<T>) -> Result<Option<T>, Failed> {
         let mut count = 0;
         // SAFETY: `count` outlives the call.
-        let list = unsafe { (self.get_device_list)(&mut count) };
+        let list = unsafe { (self.ibv_get_device_list)(&mut count) };
         if list.is_null() {
             return Err(Failed::last("ibv_get_device_list"));
         }
@@ -111,12 +55,12 @@ impl Library {
             // SAFETY: the list has `count` devices, valid until it is freed, and a name is a C string of the device.
             let (device, name) = unsafe {
                 let device = *list.add(index);
-                (device, CStr::from_ptr((self.get_device_name)(device)).to_string_lossy())
+                (device, CStr::from_ptr((self.ibv_get_device_name)(device)).to_string_lossy())
             };
             visit(device, &name)
         });
         // SAFETY: the list came from `get_device_list` and is freed once; devices opened from it stay valid.
-        unsafe { (self.free_device_list)(list) };
+        unsafe { (self.ibv_free_device_list)(list) };
         Ok(result)
     }
 
@@ -134,7 +78,7 @@ impl Library {
         let opened = self.visit(|device, name| {
             (name == wanted).then(|| {
                 // SAFETY: `device` is in the list that `visit` holds.
-                let context = NonNull::new(unsafe { (self.open_device)(device) });
+                let context = NonNull::new(unsafe { (self.ibv_open_device)(device) });
                 context.map(|raw| Context { library: self, raw }).ok_or_else(|| Failed::last("ibv_open_device"))
             })
         })?;
@@ -157,7 +101,7 @@ impl Context {
     pub(super) fn port(&self) -> Result<PortAttr, Failed> {
         let mut attributes = PortAttr::default();
         // SAFETY: the context is open, and `PortAttr` is at least as long as what any library writes.
-        let returned = unsafe { (self.library.query_port)(self.raw.as_ptr(), PORT, &mut attributes) };
+        let returned = unsafe { (self.library.ibv_query_port)(self.raw.as_ptr(), PORT, &mut attributes) };
         Failed::check("ibv_query_port", returned).map(|()| attributes)
     }
 
@@ -165,7 +109,7 @@ impl Context {
     pub(super) fn gid(&self, index: c_int) -> Option<[u8; 16]> {
         let mut gid = Gid::default();
         // SAFETY: the context is open and `gid` outlives the call.
-        let returned = unsafe { (self.library.query_gid)(self.raw.as_ptr(), PORT, index, &mut gid) };
+        let returned = unsafe { (self.library.ibv_query_gid)(self.raw.as_ptr(), PORT, index, &mut gid) };
         (returned == 0).then_some(gid.raw)
     }
 
@@ -173,7 +117,7 @@ impl Context {
     pub(super) fn attributes(&self) -> Option<DeviceAttr> {
         let mut attributes = DeviceAttr::default();
         // SAFETY: the context is open, and `DeviceAttr` is longer than the C structure.
-        let returned = unsafe { self.library.query_device?(self.raw.as_ptr(), &mut attributes) };
+        let returned = unsafe { self.library.ibv_query_device?(self.raw.as_ptr(), &mut attributes) };
         (returned == 0).then_some(attributes)
     }
 }
@@ -181,7 +125,7 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         // SAFETY: open until now; everything made from it holds it, so is gone.
-        unsafe { (self.library.close_device)(self.raw.as_ptr()) };
+        unsafe { (self.library.ibv_close_device)(self.raw.as_ptr()) };
     }
 }
 
@@ -209,7 +153,7 @@ impl Memory {
         let start = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
         let library = context.library;
         // SAFETY: the context is open.
-        let domain = NonNull::new(unsafe { (library.alloc_pd)(context.raw.as_ptr()) });
+        let domain = NonNull::new(unsafe { (library.ibv_alloc_pd)(context.raw.as_ptr()) });
         let Some(domain) = domain else {
             let failed = Failed::last("ibv_alloc_pd");
             // SAFETY: allocated above with this layout, used by nobody.
@@ -218,13 +162,13 @@ impl Memory {
         };
         // SAFETY: the domain is open; the memory is ours and stays until the region is gone.
         let region = unsafe {
-            (library.reg_mr)(domain.as_ptr(), start.as_ptr().cast(), layout.size(), layout::ACCESS_LOCAL_WRITE)
+            (library.ibv_reg_mr)(domain.as_ptr(), start.as_ptr().cast(), layout.size(), layout::ACCESS_LOCAL_WRITE)
         };
         let Some(region) = NonNull::new(region) else {
             let failed = Failed::last("ibv_reg_mr");
             // SAFETY: both made above and used by nobody.
             unsafe {
-                (library.dealloc_pd)(domain.as_ptr());
+                (library.ibv_dealloc_pd)(domain.as_ptr());
                 dealloc(start.as_ptr(), layout);
             }
             return Err(failed);
@@ -248,10 +192,10 @@ impl Drop for Memory {
         // SAFETY: queue pairs hold the memory, so they are gone; each is given back once, the region before the domain.
         // Should the driver keep the region, the memory stays too: leaked, but nobody else's.
         unsafe {
-            if (library.dereg_mr)(self.region.as_ptr()) == 0 {
+            if (library.ibv_dereg_mr)(self.region.as_ptr()) == 0 {
                 dealloc(self.start.as_ptr(), self.layout);
             }
-            (library.dealloc_pd)(self.domain.as_ptr());
+            (library.ibv_dealloc_pd)(self.domain.as_ptr());
         }
     }
 }
@@ -325,7 +269,7 @@ impl QueuePair {
         let (library, context) = (part.memory.context.library, part.memory.context.raw.as_ptr());
         let entries = (shape.sends + shape.receives + 1) as c_int;
         // SAFETY: the context is open; no channel, no context of ours.
-        let completions = unsafe { (library.create_cq)(context, entries, ptr::null_mut(), ptr::null_mut(), 0) };
+        let completions = unsafe { (library.ibv_create_cq)(context, entries, ptr::null_mut(), ptr::null_mut(), 0) };
         let completions = NonNull::new(completions).ok_or_else(|| Failed::last("ibv_create_cq"))?;
         let mut attributes = QpInitAttr {
             qp_context: ptr::null_mut(),
@@ -343,11 +287,11 @@ impl QueuePair {
             sq_sig_all: 1,
         };
         // SAFETY: domain and completion queue are open, `attributes` outlives the call.
-        let raw = unsafe { (library.create_qp)(part.memory.domain.as_ptr(), &mut attributes) };
+        let raw = unsafe { (library.ibv_create_qp)(part.memory.domain.as_ptr(), &mut attributes) };
         let Some(raw) = NonNull::new(raw) else {
             let failed = Failed::last("ibv_create_qp");
             // SAFETY: made above, used by nobody.
-            unsafe { (library.destroy_cq)(completions.as_ptr()) };
+            unsafe { (library.ibv_destroy_cq)(completions.as_ptr()) };
             return Err(failed);
         };
         Ok(QueuePair { raw, completions, reliable: shape.reliable, part })
@@ -375,13 +319,13 @@ impl QueuePair {
         let mut initial: QpInitAttr = unsafe { std::mem::zeroed() };
         // SAFETY: the queue pair exists, and both structures outlive the call.
         let returned =
-            unsafe { self.library().query_qp?(self.raw.as_ptr(), &mut attributes, layout::QP_CAP, &mut initial) };
+            unsafe { self.library().ibv_query_qp?(self.raw.as_ptr(), &mut attributes, layout::QP_CAP, &mut initial) };
         (returned == 0).then_some((attributes.cap.max_send_wr, attributes.cap.max_recv_wr))
     }
 
     fn modify(&mut self, call: &'static str, mut attributes: QpAttr, mask: c_int) -> Result<(), Failed> {
         // SAFETY: the queue pair exists, and `attributes` outlives the call.
-        Failed::check(call, unsafe { (self.library().modify_qp)(self.raw.as_ptr(), &mut attributes, mask) })
+        Failed::check(call, unsafe { (self.library().ibv_modify_qp)(self.raw.as_ptr(), &mut attributes, mask) })
     }
 
     /// RESET to INIT: receives can be posted from here on.
@@ -492,8 +436,8 @@ impl Drop for QueuePair {
         let library = self.library();
         // SAFETY: made by `create` and given back once, the queue pair before the completion queue that it uses.
         unsafe {
-            (library.destroy_qp)(self.raw.as_ptr());
-            (library.destroy_cq)(self.completions.as_ptr());
+            (library.ibv_destroy_qp)(self.raw.as_ptr());
+            (library.ibv_destroy_cq)(self.completions.as_ptr());
         }
     }
 }

@@ -230,7 +230,9 @@ mod tests {
 
     #[test]
     fn the_rank_that_failed_first_is_named_and_gives_the_exit_code() {
-        let cases: [(&[i32], i32, Option<(usize, u8)>); 9] = [
+        /// The ranks' codes, a signal that was passed on, and who is named with which exit code.
+        type Case = (&'static [i32], i32, Option<(usize, u8)>);
+        let cases: [Case; 9] = [
             (&[0, 0], 0, None),
             (&[3, 137, 3], 0, Some((1, 3))),
             (&[3, 3, 2], 0, Some((2, 2))),
