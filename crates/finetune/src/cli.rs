@@ -59,9 +59,11 @@ pub(crate) enum Command {
     ///   finetune launch -n 2 -- recipe.toml --resume
     ///   finetune launch --hostfile hosts.json --max-restarts 3 -- recipe.toml --resume
     ///
-    /// Starts one `finetune run` per rank; each computes its share of every step, and the result is the same for any
-    /// number of ranks. Output comes with the rank and host it is from. Ctrl-C finishes the step and saves, a second one
-    /// ends at once. Ends with the exit code of the rank that failed first: 3 if one was lost, which is worth another try.
+    /// Starts one `finetune run` per rank; each computes its share of every step, and the result is
+    /// the same for any number of ranks. Output comes with the rank and host it is from.
+    ///
+    /// Ctrl-C finishes the step and saves, a second one ends at once. Ends with the exit code of the
+    /// rank that failed first: 3 if one was lost, which is worth another try.
     #[command(verbatim_doc_comment)]
     Launch(LaunchArguments),
     /// What `launch` asks other hosts
