@@ -173,7 +173,9 @@ fn a_host_that_is_cut_off_is_left_out() {
     let stderr = running.stderr();
     assert!(stderr.contains("rank 2 (box-3, process") && stderr.contains("it fell silent"), "{stderr}");
     assert!(stderr.contains("box-3 is not reached any more"), "{stderr}");
-    assert!(stderr.contains("rank 2 (box-3) did not answer any more"), "{stderr}");
+    // What the cut-off rank itself says gets through or not.
+    let ends = ["rank 2 (box-3) did not answer any more", "lost another rank"];
+    assert!(ends.iter().any(|end| stderr.contains(end)), "{stderr}");
     running.signal("TERM");
     running.wait().expect(143);
     boxes.cable("--heal", "box-3");
