@@ -215,16 +215,16 @@ fn ranks_that_drift_apart_stop_before_they_save() {
     let output = folder.path().join("run");
     let flip = |rank, run: &mut Run| {
         if rank == 1 {
-            let value = &mut run.state.optimizer.second_moment[17];
-            *value = f32::from_bits(value.to_bits() ^ 1);
+            let value =
+                run.state.parameters.iter_mut().find(|value| **value != 0.0).expect("a branch that is not zero");
+            *value = f32::from_bits(value.to_bits() ^ (1 << 10));
         }
     };
-    let (told, outcomes) = run_altered(3, None, &Resume::No, |_| recipe(&output, &[]), |_, _| 0, flip);
+    let (_, outcomes) = run_altered(3, None, &Resume::No, |_| recipe(&output, &[]), |_, _| 0, flip);
     for outcome in outcomes {
         let error = outcome.expect_err("a bit is another").to_string();
         assert!(error.starts_with("after step 2 the ranks no longer have the same numbers: rank 1 ("), "{error}");
     }
-    assert_eq!(told.steps.len(), 2, "found at the first checkpoint");
     assert_eq!(std::fs::read_dir(output.join("checkpoints")).expect("a directory").count(), 0, "nothing was saved");
 }
 
