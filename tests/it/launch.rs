@@ -262,6 +262,20 @@ fn a_frozen_rank_is_named_and_ended() {
     assert_eq!(ranks_left(&directory), 0);
 }
 
+/// A single rank has no peers that would miss it.
+#[test]
+fn a_frozen_single_rank_hears_the_launchers_signal() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let directory = folder.path("run");
+    let mut running = start(&mut folder.launch(&["-n", "1"], &directory.to_string_lossy(), &FOR_EVER));
+    running.wait_until("a few steps", |_| metrics_so_far(&directory) > 5);
+    let pid = pid_of(&directory, 0).expect("a rank");
+    assert!(Command::new("kill").args(["-STOP", &pid.to_string()]).status().expect("kill").success());
+    running.signal("TERM");
+    running.wait().expect(143).says("which is saved; go on with --resume");
+    assert_eq!(ranks_left(&directory), 0);
+}
+
 #[test]
 fn what_cannot_start_is_said_once_and_by_its_exit_code() {
     let folder = Folder::with_recipe(CRASH_RECIPE);

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -208,6 +209,7 @@ impl Workers {
             if signal != 0 && !told {
                 told = true;
                 self.order(Order::Stop(signal));
+                self.wake();
             }
             // A rank that stopped as it was told has not failed, and the others may still be saving.
             let failed =
@@ -226,6 +228,16 @@ impl Workers {
             }
         }
         endings.into_iter().flatten().collect()
+    }
+
+    /// A frozen rank hears no order: where it has no peers to miss it, nobody else would end it.
+    fn wake(&mut self) {
+        for child in &mut self.children {
+            // The number of one that has ended may be another process's by now.
+            if matches!(child.try_wait(), Ok(None)) {
+                let _ = rustix::process::kill_process(Pid::from_child(child), Signal::CONT);
+            }
+        }
     }
 
     fn order(&mut self, order: Order) {
