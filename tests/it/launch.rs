@@ -182,7 +182,10 @@ fn soak() {
     let steps = words(last as usize + 10);
     let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
     run(&mut folder.launch(&["-n", "2"], &path, &steps)).expect(0);
-    run(&mut folder.launch(&["-n", "1"], "undisturbed", &steps)).expect(0);
+    let mut undisturbed = start(&mut folder.launch(&["-n", "1"], "undisturbed", &steps));
+    let patience = Duration::from_secs(60 + 2 * seconds);
+    assert!(undisturbed.ends_within(patience), "seed {}: {last} steps take longer than {patience:?}", random.seed);
+    undisturbed.wait().expect(0);
     folder.result("run").expect_same(&folder.result("undisturbed"), &format!("seed {}", random.seed));
     println!("{done:?} in {seconds} s, {} steps, no bit differs (seed {})", last + 10, random.seed);
 }
