@@ -66,6 +66,11 @@ pub(crate) enum Command {
     /// rank that failed first: 3 if one was lost, which is worth another try.
     #[command(verbatim_doc_comment)]
     Launch(LaunchArguments),
+    /// The devices that this build can train on, with memory and number types
+    ///
+    /// `model.device = "auto"` takes the first GPU, or the CPU where there is none; several ranks of one machine take
+    /// one GPU each.
+    Devices(DevicesArguments),
     /// What `launch` asks other hosts
     #[command(hide = true)]
     Preflight(RunArguments),
@@ -305,6 +310,55 @@ pub(crate) struct ModelArguments {
     /// An adapter in PEFT's format, such as a run's adapter/ or a checkpoint
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
+    /// Where to compute; auto: a GPU if there is one
+    #[arg(long, value_enum, default_value_t = DeviceArgument::Auto)]
+    pub(crate) device: DeviceArgument,
+    /// Number type to compute in on a GPU; auto: what the model's file has
+    #[arg(long, value_enum, default_value_t = DtypeArgument::Auto)]
+    pub(crate) dtype: DtypeArgument,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum DeviceArgument {
+    Auto,
+    Cpu,
+    Gpu,
+}
+
+impl From<DeviceArgument> for finetune_recipe::DeviceChoice {
+    fn from(device: DeviceArgument) -> Self {
+        match device {
+            DeviceArgument::Auto => Self::Auto,
+            DeviceArgument::Cpu => Self::Cpu,
+            DeviceArgument::Gpu => Self::Gpu,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum DtypeArgument {
+    Auto,
+    F32,
+    Bf16,
+    F16,
+}
+
+impl From<DtypeArgument> for finetune_recipe::DtypeChoice {
+    fn from(dtype: DtypeArgument) -> Self {
+        match dtype {
+            DtypeArgument::Auto => Self::Auto,
+            DtypeArgument::F32 => Self::F32,
+            DtypeArgument::Bf16 => Self::Bf16,
+            DtypeArgument::F16 => Self::F16,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevicesArguments {
+    /// Print one JSON object per device
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -13,13 +13,14 @@ mod progress;
 mod prometheus;
 mod seat;
 mod signals;
+mod wake;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: memory::Allocator = memory::Allocator;
 
 fn main() -> ExitCode {
     memory::keep_freed_memory();

@@ -179,6 +179,9 @@ impl Progress {
             }
             // Who knows the hosts says it.
             Event::Straggler { .. } => {}
+            Event::LossScale { step, scale } => {
+                self.say(&format!("step {step}  f16 overflowed: computed again with loss scale {scale}"));
+            }
             Event::StoppingEarly { step, evaluations } => {
                 self.say(&format!("step {step}  no better evaluation {evaluations} times in a row: stopping early"));
             }

@@ -8,7 +8,7 @@ use burn_flex::FlexTensor;
 pub(crate) fn contiguous(tensor: FlexTensor) -> FlexTensor {
     let exact = tensor.is_contiguous()
         && tensor.layout().start_offset() == 0
-        && tensor.bytes().len() == tensor.shape().num_elements() * 4;
+        && tensor.bytes().len() == tensor.shape().num_elements() * tensor.dtype().size();
     if exact { tensor } else { tensor.to_contiguous() }
 }
 

@@ -1,6 +1,6 @@
 //! The operations composed of plain tensor operations: slow, easy to check, right on every backend.
 //!
-//! The tests hold the fused operations against these, and backends without a kernel of ours run on them.
+//! The tests hold the fused operations of each backend against these.
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 

@@ -12,24 +12,25 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::buffer::{floats, tensor, uninitialized};
+use crate::footprint::cpu_logit_rows;
+use crate::halves::{times, times_transposed};
 use crate::matmul::{Matrix, matmul};
+use crate::on_device::OnDevice;
 use crate::simd;
-
-/// Bytes of logits alive at a time. Large enough that packing W again for each piece costs little.
-const PIECE_BYTES: usize = 32 << 20;
 
 /// Which tokens of the micro-batch are predicted from, and what they should predict. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Targets {
     pub(crate) positions: Arc<[u32]>,
     pub(crate) tokens: Arc<[u32]>,
+    pub(crate) on_device: OnDevice,
 }
 
 impl Targets {
     /// `positions[n]` indexes the tokens of the micro-batch; `tokens[n]` is the token that follows it.
     pub fn new(positions: Vec<u32>, tokens: Vec<u32>) -> Targets {
         assert_eq!(positions.len(), tokens.len(), "one target for each position");
-        Targets { positions: positions.into(), tokens: tokens.into() }
+        Targets { positions: positions.into(), tokens: tokens.into(), on_device: OnDevice::default() }
     }
 
     pub fn len(&self) -> usize {
@@ -44,15 +45,11 @@ impl Targets {
 #[derive(Clone, Debug)]
 pub(crate) struct Saved {
     pub(crate) targets: Targets,
-    pub(crate) h_tokens: usize,
+    pub(crate) h_shape: [usize; 2],
     /// With a frozen W: the gradient of each trained position's h, for an upstream gradient of 1. [n, i]
     d_rows: Option<Arc<[f32]>>,
     /// With a trained W: the inputs, to make the logits again.
     inputs: Option<(FlexTensor, FlexTensor)>,
-}
-
-fn piece_rows(vocabulary: usize) -> usize {
-    (PIECE_BYTES / 4 / vocabulary).clamp(32, 1024)
 }
 
 fn gather(h: &[f32], width: usize, positions: &[u32]) -> Vec<f32> {
@@ -66,16 +63,15 @@ fn gather(h: &[f32], width: usize, positions: &[u32]) -> Vec<f32> {
 /// Losses [n] alone.
 pub(crate) fn losses(h: &FlexTensor, w: &FlexTensor, targets: &Targets) -> FlexTensor {
     let [vocabulary, width] = w.shape().dims::<2>();
-    let weights = Matrix::new(floats(w), vocabulary, width);
     let mut losses = vec![0.0; targets.len()];
-    let rows = piece_rows(vocabulary);
+    let rows = cpu_logit_rows(vocabulary);
     let mut logits = Vec::new();
     for ((losses, positions), tokens) in
         losses.chunks_mut(rows).zip(targets.positions.chunks(rows)).zip(targets.tokens.chunks(rows))
     {
         let h_rows = gather(floats(h), width, positions);
         logits.resize(positions.len() * vocabulary, 0.0);
-        matmul(&mut logits, false, 1.0, Matrix::new(&h_rows, positions.len(), width), weights.transposed());
+        times_transposed(&mut logits, false, 1.0, Matrix::new(&h_rows, positions.len(), width), w);
         logits
             .par_chunks_mut(vocabulary)
             .zip(losses.par_iter_mut())
@@ -90,26 +86,20 @@ pub(crate) fn forward(h: FlexTensor, w: FlexTensor, targets: Targets, trained_we
     let [tokens, width] = h.shape().dims::<2>();
     if trained_weight {
         let out = losses(&h, &w, &targets);
-        return (out, Saved { targets, h_tokens: tokens, d_rows: None, inputs: Some((h, w)) });
+        return (out, Saved { targets, h_shape: [tokens, width], d_rows: None, inputs: Some((h, w)) });
     }
     let vocabulary = w.shape()[0];
     let mut losses = vec![0.0; targets.len()];
     let mut d_rows = uninitialized(targets.len() * width);
-    let rows = piece_rows(vocabulary);
+    let rows = cpu_logit_rows(vocabulary);
     let pieces = losses.chunks_mut(rows).zip(d_rows.chunks_mut(rows * width)).enumerate();
     for (piece, (losses, d_rows)) in pieces {
         let range = piece * rows..piece * rows + losses.len();
         let d_logits = logit_gradients(&h, &w, &targets, range, losses);
-        matmul(
-            d_rows,
-            false,
-            1.0,
-            Matrix::new(&d_logits, losses.len(), vocabulary),
-            Matrix::new(floats(&w), vocabulary, width),
-        );
+        times(d_rows, false, 1.0, Matrix::new(&d_logits, losses.len(), vocabulary), &w);
     }
     let out = tensor(losses, [targets.len()]);
-    (out, Saved { targets, h_tokens: tokens, d_rows: Some(d_rows.into()), inputs: None })
+    (out, Saved { targets, h_shape: [tokens, width], d_rows: Some(d_rows.into()), inputs: None })
 }
 
 /// softmax(logits) - one_hot(target) of these trained positions, [range, v], and their losses.
@@ -124,7 +114,7 @@ fn logit_gradients(
     let h_rows = gather(floats(h), width, &targets.positions[range.clone()]);
     let mut logits = uninitialized(range.len() * vocabulary);
     let h_rows = Matrix::new(&h_rows, range.len(), width);
-    matmul(&mut logits, false, 1.0, h_rows, Matrix::new(floats(w), vocabulary, width).transposed());
+    times_transposed(&mut logits, false, 1.0, h_rows, w);
     logits
         .par_chunks_mut(vocabulary)
         .zip(losses.par_iter_mut())
@@ -134,8 +124,8 @@ fn logit_gradients(
 }
 
 /// (d_h [t, i], d_w [v, i]) of d_losses [n]; d_w only with a trained W.
-pub(crate) fn backward(saved: Saved, width: usize, d_losses: &FlexTensor) -> (FlexTensor, Option<FlexTensor>) {
-    let Saved { targets, h_tokens, d_rows, inputs } = saved;
+pub(crate) fn backward(saved: Saved, d_losses: &FlexTensor) -> (FlexTensor, Option<FlexTensor>) {
+    let Saved { targets, h_shape: [h_tokens, width], d_rows, inputs } = saved;
     let upstream = floats(d_losses);
     let mut d_h = vec![0.0; h_tokens * width];
     let mut scatter = |positions: &[u32], upstream: &[f32], d_rows: &[f32]| {
@@ -151,7 +141,7 @@ pub(crate) fn backward(saved: Saved, width: usize, d_losses: &FlexTensor) -> (Fl
     };
     let vocabulary = w.shape()[0];
     let mut d_w = vec![0.0; vocabulary * width];
-    let rows = piece_rows(vocabulary);
+    let rows = cpu_logit_rows(vocabulary);
     for start in (0..targets.len()).step_by(rows) {
         let range = start..(start + rows).min(targets.len());
         let mut d_logits = logit_gradients(&h, &w, &targets, range.clone(), &mut vec![0.0; range.len()]);
@@ -163,7 +153,7 @@ pub(crate) fn backward(saved: Saved, width: usize, d_losses: &FlexTensor) -> (Fl
         let d_logits = Matrix::new(&d_logits, range.len(), vocabulary);
         matmul(&mut d_w, true, 1.0, d_logits.transposed(), Matrix::new(&h_rows, range.len(), width));
         let mut d_rows = uninitialized(range.len() * width);
-        matmul(&mut d_rows, false, 1.0, d_logits, Matrix::new(floats(&w), vocabulary, width));
+        times(&mut d_rows, false, 1.0, d_logits, &w);
         scatter(positions, &vec![1.0; range.len()], &d_rows);
     }
     (tensor(d_h, [h_tokens, width]), Some(tensor(d_w, [vocabulary, width])))

@@ -10,6 +10,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::buffer::{floats, tensor, uninitialized, with_last};
+use crate::halves::{times, times_transposed};
 use crate::matmul::{Matrix, matmul};
 use finetune_random::{Stream, unit};
 
@@ -64,7 +65,7 @@ fn tokens_of(t: &FlexTensor) -> usize {
 pub(crate) fn forward(x: &FlexTensor, w: &FlexTensor) -> FlexTensor {
     let outputs = w.shape()[0];
     let mut y = uninitialized(tokens_of(x) * outputs);
-    matmul(&mut y, false, 1.0, flat(x), matrix(w).transposed());
+    times_transposed(&mut y, false, 1.0, flat(x), w);
     tensor(y, with_last(&x.shape(), outputs))
 }
 
@@ -72,7 +73,7 @@ pub(crate) fn forward(x: &FlexTensor, w: &FlexTensor) -> FlexTensor {
 pub(crate) fn backward_x(w: &FlexTensor, d_y: &FlexTensor) -> FlexTensor {
     let inputs = w.shape()[1];
     let mut d_x = uninitialized(tokens_of(d_y) * inputs);
-    matmul(&mut d_x, false, 1.0, flat(d_y), matrix(w));
+    times(&mut d_x, false, 1.0, flat(d_y), w);
     tensor(d_x, with_last(&d_y.shape(), inputs))
 }
 
@@ -107,7 +108,7 @@ pub(crate) fn lora_forward(
 ) -> (FlexTensor, SavedLora) {
     let (tokens, outputs, rank) = (tokens_of(&x), w.shape()[0], a.shape()[0]);
     let mut y = uninitialized(tokens * outputs);
-    matmul(&mut y, false, 1.0, flat(&x), matrix(&w).transposed());
+    times_transposed(&mut y, false, 1.0, flat(&x), &w);
     let mut h = uninitialized(tokens * rank);
     let dropped = dropout.as_ref().map(|dropout| dropout.apply(floats(&x)));
     let branch = Matrix::new(dropped.as_deref().unwrap_or(floats(&x)), tokens, a.shape()[1]);
@@ -139,7 +140,7 @@ pub(crate) fn lora_backward(saved: SavedLora, d_y: &FlexTensor, wanted: [bool; 3
     });
     let d_x = wanted[0].then(|| {
         let mut d_x = uninitialized(tokens * inputs);
-        matmul(&mut d_x, false, 1.0, d_outs, matrix(&w));
+        times(&mut d_x, false, 1.0, d_outs, &w);
         match &dropout {
             None => matmul(&mut d_x, true, 1.0, d_h_matrix, matrix(&a)),
             Some(dropout) => {

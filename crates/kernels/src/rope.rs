@@ -7,6 +7,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::buffer::{floats, tensor, uninitialized};
+use crate::on_device::OnDevice;
 use crate::simd;
 
 const JOB_TOKENS: usize = 32;
@@ -19,6 +20,7 @@ pub struct RopeTable {
     /// [t, d/2], row-major.
     pub(crate) sines: Arc<[f32]>,
     pub(crate) half: usize,
+    pub(crate) on_device: OnDevice,
 }
 
 impl RopeTable {
@@ -30,6 +32,7 @@ impl RopeTable {
             cosines: angles().map(|a| a.cos() as f32 * scale).collect(),
             sines: angles().map(|a| a.sin() as f32 * scale).collect(),
             half: frequencies.len(),
+            on_device: OnDevice::default(),
         }
     }
 }

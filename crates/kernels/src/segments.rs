@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::on_device::OnDevice;
+
 /// One row: its queries in the token list, and the keys they may look at.
 ///
 /// Without a cache both ranges are the same tokens. With a key/value cache there are more keys than
@@ -16,7 +18,7 @@ pub struct Segment {
 
 /// The rows of a micro-batch, laid one after the other without padding. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Segments(Arc<[Segment]>);
+pub struct Segments(Arc<[Segment]>, OnDevice);
 
 impl Segments {
     /// Rows of these lengths, each attending to itself alone.
@@ -43,6 +45,12 @@ impl Segments {
         self.0.iter()
     }
 
+    /// What was made of them on a GPU, by sliding window.
+    #[cfg(any(feature = "gpu", feature = "cuda", target_os = "macos"))]
+    pub(crate) fn on_device(&self) -> &OnDevice {
+        &self.1
+    }
+
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -54,6 +62,6 @@ impl Segments {
 
 impl From<Vec<Segment>> for Segments {
     fn from(segments: Vec<Segment>) -> Segments {
-        Segments(segments.into())
+        Segments(segments.into(), OnDevice::default())
     }
 }

@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor, TensorData};
-use finetune_kernels::{AttentionShape, Dropout, RopeTable, Segments, operations};
+use finetune_kernels::devices::submit;
+use finetune_kernels::{AttentionShape, Dropout, FloatType, RopeTable, Segments, operations};
 use finetune_random::Stream;
 
 use crate::config::ModelConfig;
@@ -18,6 +19,8 @@ use crate::weights::{Layer, Linear, Weights};
 pub(crate) struct Context {
     pub(crate) rope: RopeTable,
     pub(crate) segments: Segments,
+    /// The number type of activations.
+    pub(crate) compute: FloatType,
     /// Whether trained parameters are tracked for gradients.
     pub(crate) training: bool,
     pub(crate) dropout: Option<BatchDropout>,
@@ -52,19 +55,21 @@ impl Context {
 }
 
 /// Embeddings [t, hidden] of these tokens.
-pub(crate) fn embed(weights: &Weights, tokens: &[u32]) -> Tensor<2> {
+pub(crate) fn embed(weights: &Weights, tokens: &[u32], context: &Context) -> Tensor<2> {
     let ids: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
     let count = ids.len();
     let device = weights.embedding.device().inner();
     let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &device);
-    weights.embedding.clone().select(0, ids)
+    context.parameter(&weights.embedding).select(0, ids).cast(context.compute.dtype())
 }
 
 /// Hidden states [t, hidden] that come out of the last layer, before the final norm.
 pub(crate) fn hidden(weights: &Weights, config: &ModelConfig, tokens: &[u32], context: &Context) -> Tensor<2> {
-    let embedded = embed(weights, tokens);
-    let embedded = if context.training { embedded } else { embedded.inner() };
-    weights.layers.iter().fold(embedded, |x, weights| layer(weights, config, x, context, None))
+    weights.layers.iter().fold(embed(weights, tokens, context), |x, weights| {
+        let out = layer(weights, config, x, context, None);
+        submit(&out.device());
+        out
+    })
 }
 
 /// One layer: x [t, hidden] -> [t, hidden]. With a cache, its keys and values come before those of x.
@@ -77,11 +82,11 @@ pub(crate) fn layer(
 ) -> Tensor<2> {
     let eps = config.rms_norm_eps;
     let normed = operations::rms_norm(x.clone(), context.parameter(&layer.input_norm), eps);
-    let x = x + attention(layer, config, normed, context, cache);
+    let x = operations::residual(x, attention(layer, config, normed, context, cache));
     let normed = operations::rms_norm(x.clone(), context.parameter(&layer.post_norm), eps);
     let gate = linear(&layer.gate, normed.clone(), context);
     let up = linear(&layer.up, normed, context);
-    x + linear(&layer.down, operations::swiglu(gate, up), context)
+    operations::residual(x, linear(&layer.down, operations::swiglu(gate, up), context))
 }
 
 fn attention(
@@ -121,7 +126,7 @@ fn linear(linear: &Linear, x: Tensor<2>, context: &Context) -> Tensor<2> {
         }
     };
     match &linear.bias {
-        Some(bias) => y + context.parameter(bias).unsqueeze(),
+        Some(bias) => operations::bias(y, context.parameter(bias)),
         None => y,
     }
 }

@@ -36,6 +36,11 @@ pub enum ModelError {
     Token { token: u32, vocabulary: usize },
     #[error("not a number in the logits after {generated} generated tokens")]
     NotANumber { generated: usize },
+    /// `bytes`: what could not be had at once, where the driver says it.
+    #[error("the device is out of memory{}", bytes.map_or(String::new(), |bytes| format!(": {} MiB at once could not be had", bytes.div_ceil(1 << 20))))]
+    DeviceMemory { bytes: Option<u64> },
+    #[error("the device failed: {what}")]
+    Device { what: String },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -47,6 +52,18 @@ fn list(names: &[String]) -> String {
 }
 
 impl ModelError {
+    /// What a device's driver reported: it runs out of memory in many words.
+    pub(crate) fn device(what: String) -> ModelError {
+        let lower = what.to_lowercase();
+        let words = ["out of memory", "outofmemory", "out_of_memory", "buffer is too big", "buffertoobig", "not enough memory"];
+        if !words.iter().any(|word| lower.contains(word)) {
+            return ModelError::Device { what };
+        }
+        // The largest number in it is the size asked for.
+        let numbers = what.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse::<u64>().ok());
+        ModelError::DeviceMemory { bytes: numbers.max().filter(|&bytes| bytes > 4096) }
+    }
+
     /// What to do next.
     pub fn hints(&self) -> Vec<String> {
         match self {
@@ -66,6 +83,9 @@ impl ModelError {
                 vec!["a model directory needs config.json, tokenizer.json and model.safetensors (or shards with their index)".into()]
             }
             ModelError::Dtype { .. } => vec!["fine-tune the original weights, not a quantized copy".into()],
+            ModelError::Device { .. } => {
+                vec!["the driver's log may say more; `--resume` goes on from the last checkpoint, model.device = \"cpu\" does without it".into()]
+            }
             ModelError::Store(error) => error.hints(),
             _ => vec![],
         }

@@ -31,22 +31,39 @@ pub struct Generation {
     pub stopped_by: Option<u32>,
 }
 
-/// Keys and values of one layer: [s, k, d] each.
+/// Keys and values of one layer, [room, k, d] each, of which the first `length` are there. Room doubles when it runs out, so
+/// that a token costs no copy of all before it.
 #[derive(Default)]
 pub(crate) struct LayerCache {
     keys: Option<Tensor<3>>,
     values: Option<Tensor<3>>,
+    length: usize,
 }
 
 impl LayerCache {
-    /// Adds those of new tokens and returns all.
+    /// Adds those of new tokens and returns all, with the room behind them.
     pub(crate) fn extend(&mut self, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        let append = |old: Option<Tensor<3>>, new: Tensor<3>| match old {
-            Some(old) => Tensor::cat(vec![old, new], 0),
-            None => new,
+        let start = self.length;
+        self.length += keys.dims()[0];
+        let length = self.length;
+        let put = |old: Option<Tensor<3>>, new: Tensor<3>| {
+            let [tokens, heads, width] = new.dims();
+            let room = old.as_ref().map_or(0, |old| old.dims()[0]);
+            let options = (&new.device(), new.dtype());
+            let place = match old {
+                Some(old) if length <= room => old,
+                old => {
+                    let place = Tensor::zeros([length.next_power_of_two().max(64), heads, width], options);
+                    match old {
+                        Some(old) => place.slice_assign([0..start], old.narrow(0, 0, start)),
+                        None => place,
+                    }
+                }
+            };
+            place.slice_assign([start..start + tokens], new)
         };
-        let keys = append(self.keys.take(), keys);
-        let values = append(self.values.take(), values);
+        let keys = put(self.keys.take(), keys);
+        let values = put(self.values.take(), values);
         self.keys = Some(keys.clone());
         self.values = Some(values.clone());
         (keys, values)
@@ -69,7 +86,7 @@ impl Model {
         let mut past = 0;
         let mut tokens = Vec::new();
         while tokens.len() < max_new_tokens && !next.is_empty() {
-            let logits = self.next_logits(&next, past, &mut caches);
+            let logits = self.next_logits(&next, past, &mut caches)?;
             if logits.iter().any(|logit| logit.is_nan()) {
                 return Err(ModelError::NotANumber { generated: tokens.len() });
             }
@@ -86,15 +103,16 @@ impl Model {
     }
 
     /// Logits [v] of the token after these, of which `past` earlier ones are in the caches.
-    fn next_logits(&self, tokens: &[u32], past: usize, caches: &mut [LayerCache]) -> Vec<f32> {
+    fn next_logits(&self, tokens: &[u32], past: usize, caches: &mut [LayerCache]) -> Result<Vec<f32>, ModelError> {
         let positions: Vec<u32> = (past..past + tokens.len()).map(|p| p as u32).collect();
         let context = Context {
             rope: RopeTable::new(&positions, &self.frequencies, 1.0),
             segments: Segments::cached(tokens.len(), past + tokens.len()),
+            compute: self.placement().compute(),
             training: false,
             dropout: None,
         };
-        let mut x = decoder::embed(&self.weights, tokens).inner();
+        let mut x = decoder::embed(&self.weights, tokens, &context);
         for (layer, cache) in self.weights.layers.iter().zip(caches) {
             x = decoder::layer(layer, &self.config, x, &context, Some(cache));
         }

@@ -19,14 +19,17 @@ mod load;
 mod lora;
 pub mod merge;
 mod model;
+mod placement;
 mod weights;
 
-pub use burn::tensor::Device;
 pub use config::ModelConfig;
 pub use error::ModelError;
+pub use finetune_kernels::footprint;
+pub use finetune_kernels::devices::{DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, gpus};
 pub use finetune_kernels::matmul::rate as matmul_rate;
 pub use generate::{Generation, Sampling};
 pub use layout::{Layout, Parameter};
 pub use lora::{LoraTarget, LoraTargets, choose};
 pub use model::{Batch, BatchRow, LossSum, Model, Randomness};
+pub use placement::Placement;
 pub use weights::expected_tensors;

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
+use finetune_kernels::FloatType;
 use finetune_random::Stream;
 use finetune_store::{Dtype, TensorSet, TensorView};
 use rayon::prelude::*;
@@ -10,6 +11,7 @@ use rayon::prelude::*;
 use crate::ModelError;
 use crate::config::ModelConfig;
 use crate::model::Purpose;
+use crate::placement::Placement;
 use crate::weights::{Layer, Linear, Weights, expected_tensors};
 
 /// The text of a small file of a model directory; one of more than `limit` bytes is refused unread.
@@ -97,9 +99,10 @@ pub(crate) enum Source<'a> {
     },
 }
 
-/// All weights in f32 on the device.
-pub(crate) fn weights(config: &ModelConfig, source: &Source<'_>, device: &Device) -> Result<Weights, ModelError> {
-    let loader = Loader { config, source, device, order: expected_tensors(config) };
+/// All weights on the device: vectors in f32, matrices as the placement says. A tensor at a time is read from its file and
+/// handed over, so there is never a second copy of more than one.
+pub(crate) fn weights(config: &ModelConfig, source: &Source<'_>, placement: &Placement) -> Result<Weights, ModelError> {
+    let loader = Loader { config, source, placement, order: expected_tensors(config) };
     let layers = (0..config.layers).map(|n| loader.layer(n)).collect::<Result<_, _>>()?;
     Ok(Weights {
         embedding: loader.matrix("model.embed_tokens.weight")?,
@@ -112,7 +115,7 @@ pub(crate) fn weights(config: &ModelConfig, source: &Source<'_>, device: &Device
 struct Loader<'a> {
     config: &'a ModelConfig,
     source: &'a Source<'a>,
-    device: &'a Device,
+    placement: &'a Placement,
     order: Vec<(String, Vec<usize>)>,
 }
 
@@ -147,6 +150,7 @@ impl Loader<'_> {
         })
     }
 
+    /// The tensor in f32, and its shape.
     fn values(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>), ModelError> {
         let index = self.order.iter().position(|(known, _)| known == name).expect("a tensor of the config");
         let shape = self.order[index].1.clone();
@@ -169,12 +173,51 @@ impl Loader<'_> {
     }
 
     fn matrix(&self, name: &str) -> Result<Tensor<2>, ModelError> {
+        let device = &self.placement.device;
+        if let Source::Files { files, .. } = self.source {
+            let view = files.get(name).expect("checked when the files were opened");
+            let stored = float_type(view.dtype).filter(|&stored| self.placement.held(stored) == stored);
+            if let Some(stored) = stored {
+                // As it lies in the file: no conversion, and nothing in between but the bytes on their way.
+                let data = TensorData::from_bytes_vec(view.bytes.to_vec(), [view.shape[0], view.shape[1]], stored.dtype());
+                return Ok(Tensor::from_data(data, (device, stored.dtype())));
+            }
+        }
         let (values, shape) = self.values(name)?;
-        Ok(Tensor::from_data(TensorData::new(values, [shape[0], shape[1]]), self.device))
+        let held = match self.source {
+            Source::Files { files, .. } => {
+                let stored = files.get(name).and_then(|view| float_type(view.dtype)).unwrap_or(FloatType::F32);
+                self.placement.held(stored)
+            }
+            // Fresh weights are trained, and what is trained is f32.
+            Source::Fresh { .. } => FloatType::F32,
+        };
+        let shape = [shape[0], shape[1]];
+        Ok(match held {
+            FloatType::F32 => Tensor::from_data(TensorData::new(values, shape), device),
+            FloatType::F16 => {
+                let values: Vec<half::f16> = values.par_iter().map(|&value| half::f16::from_f32(value)).collect();
+                Tensor::from_data(TensorData::new(values, shape), (device, held.dtype()))
+            }
+            FloatType::BF16 => {
+                let values: Vec<half::bf16> = values.par_iter().map(|&value| half::bf16::from_f32(value)).collect();
+                Tensor::from_data(TensorData::new(values, shape), (device, held.dtype()))
+            }
+        })
     }
 
     fn vector(&self, name: &str) -> Result<Tensor<1>, ModelError> {
         let (values, shape) = self.values(name)?;
-        Ok(Tensor::from_data(TensorData::new(values, [shape[0]]), self.device))
+        Ok(Tensor::from_data(TensorData::new(values, [shape[0]]), &self.placement.device))
+    }
+}
+
+/// The number type of a file's tensor, where weights are held in it.
+fn float_type(dtype: Dtype) -> Option<FloatType> {
+    match dtype {
+        Dtype::F32 => Some(FloatType::F32),
+        Dtype::F16 => Some(FloatType::F16),
+        Dtype::BF16 => Some(FloatType::BF16),
+        _ => None,
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::tensor::Device;
 use finetune_kernels::matmul::{Matrix, matmul};
 use finetune_random::Stream;
 use finetune_store::{Disk, Dtype, Staging, TensorSet, TensorSpec, write_shards};
@@ -12,6 +11,7 @@ use serde_json::Value;
 use crate::adapter::Adapter;
 use crate::load::{self, from_f32, to_f32};
 use crate::model::Model;
+use crate::placement::Placement;
 use crate::{ModelConfig, ModelError};
 
 /// Files of a model directory that go along with its weights, unchanged.
@@ -145,15 +145,15 @@ pub struct Comparison {
 }
 
 /// Runs both models on 32 random tokens (the same ones each time).
-pub fn compare(base: &Path, adapter: &Adapter, merged: &Path, device: &Device) -> Result<Comparison, ModelError> {
-    let mut with_adapter = Model::load(base, device)?;
+pub fn compare(base: &Path, adapter: &Adapter, merged: &Path, placement: &Placement) -> Result<Comparison, ModelError> {
+    let mut with_adapter = Model::load(base, placement)?;
     with_adapter.attach(adapter);
     let vocabulary = with_adapter.config.vocabulary;
     let probe: Vec<u32> =
         Stream::new(0, 0, 0, 0).uniform(32, 0.5).iter().map(|u| ((u + 0.5) * vocabulary as f32) as u32).collect();
     let expected = with_adapter.logits(&probe)?;
     drop(with_adapter);
-    let found = Model::load(merged, device)?.logits(&probe)?;
+    let found = Model::load(merged, placement)?.logits(&probe)?;
     let best = |row: &[f32]| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(token, _)| token);
     let rows = || expected.chunks(vocabulary).zip(found.chunks(vocabulary));
     Ok(Comparison {

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::{DType, Gradients, Tensor, TensorData};
+use finetune_kernels::devices::{is_cpu, reserved_bytes, submit};
 use finetune_kernels::{RopeTable, Segments, Targets, operations};
 use finetune_random::Stream;
 use finetune_store::TensorSet;
@@ -12,6 +13,7 @@ use crate::decoder::{self, BatchDropout, Context};
 use crate::layout::Layout;
 use crate::load::{self, Source};
 use crate::lora::LoraTargets;
+use crate::placement::Placement;
 use crate::weights::{LoraBranch, Slot, Weights};
 use crate::{ModelError, adapter};
 
@@ -90,18 +92,18 @@ pub struct Model {
     pub(crate) weights: Weights,
     pub(crate) frequencies: Vec<f32>,
     pub(crate) trained: Trained,
-    device: Device,
+    placement: Placement,
     layout: Layout,
 }
 
 impl Model {
     /// Loads a Hugging Face model directory. Files are mapped; every tensor is checked before the first is read.
-    pub fn load(directory: &Path, device: &Device) -> Result<Model, ModelError> {
+    pub fn load(directory: &Path, placement: &Placement) -> Result<Model, ModelError> {
         let config = ModelConfig::load(directory)?;
         let files = TensorSet::open_model(directory)?;
         load::check(&files, &config, directory)?;
         let source = Source::Files { files: &files, directory };
-        Model::build(config, directory, &source, device)
+        Model::build(config, directory, &source, placement)
     }
 
     /// Checks everything that [`Model::load`] checks, without reading weights.
@@ -112,22 +114,37 @@ impl Model {
     }
 
     /// A model with fresh weights from a bare `config.json`: transformers' initialization, from `seed`.
-    pub fn initialize(directory: &Path, seed: u64, device: &Device) -> Result<Model, ModelError> {
+    pub fn initialize(directory: &Path, seed: u64, placement: &Placement) -> Result<Model, ModelError> {
         let config = ModelConfig::load(directory)?;
-        Model::build(config, directory, &Source::Fresh { seed }, device)
+        Model::build(config, directory, &Source::Fresh { seed }, placement)
     }
 
-    fn build(config: ModelConfig, directory: &Path, source: &Source<'_>, device: &Device) -> Result<Model, ModelError> {
-        let weights = load::weights(&config, source, device)?;
+    fn build(
+        config: ModelConfig,
+        directory: &Path,
+        source: &Source<'_>,
+        placement: &Placement,
+    ) -> Result<Model, ModelError> {
+        let weights = load::weights(&config, source, placement)?;
         Ok(Model {
             frequencies: config.rope_frequencies(),
             config,
             directory: directory.to_owned(),
             weights,
             trained: Trained::Nothing,
-            device: device.clone(),
+            placement: placement.clone(),
             layout: Layout::default(),
         })
+    }
+
+    /// Where it is, and in which number types.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// Bytes of the device's memory that are taken, `None` on the CPU.
+    pub fn reserved_bytes(&self) -> Option<u64> {
+        reserved_bytes(&self.placement.device)
     }
 
     /// Names of all linear layers inside the decoder, in model order: what LoRA can target.
@@ -145,7 +162,7 @@ impl Model {
                     let [outputs, inputs] = linear.weight.dims();
                     let bound = 1.0 / (inputs as f32).sqrt();
                     let a = Stream::new(seed, Purpose::Adapter as u32, 0, module).uniform(target.rank * inputs, bound);
-                    let device = &self.device;
+                    let device = &self.placement.device;
                     linear.lora = Some(LoraBranch {
                         a: Tensor::from_data(TensorData::new(a, [target.rank, inputs]), device),
                         b: Tensor::zeros([outputs, target.rank], device),
@@ -159,8 +176,13 @@ impl Model {
         self.train(Trained::Lora { targets, dropout });
     }
 
-    /// Makes all weights what is trained.
+    /// Makes all weights what is trained, and so f32.
     pub fn train_all(&mut self) {
+        self.weights.visit_mut(&mut |_, slot| {
+            if let Slot::Matrix(tensor) = slot {
+                *tensor = tensor.clone().cast(DType::F32);
+            }
+        });
         self.train(Trained::All);
     }
 
@@ -172,6 +194,14 @@ impl Model {
             Slot::Matrix(tensor) => layout.push(name.to_owned(), tensor.dims().to_vec()),
         });
         self.layout = layout;
+    }
+
+    /// The LoRA branches, `None` where all weights (or none) are trained.
+    pub fn lora_targets(&self) -> Option<&LoraTargets> {
+        match &self.trained {
+            Trained::Lora { targets, .. } => Some(targets),
+            _ => None,
+        }
     }
 
     /// The trained parameters in their order.
@@ -196,35 +226,41 @@ impl Model {
     }
 
     /// The values of the trained parameters, [`Layout::len`] of them.
-    pub fn parameters(&mut self) -> Vec<f32> {
+    pub fn parameters(&mut self) -> Result<Vec<f32>, ModelError> {
         let mut values = Vec::with_capacity(self.layout.len());
-        self.visit_trained(&mut |_, slot| values.extend(slot.values()));
-        values
+        let mut failed = None;
+        self.visit_trained(&mut |_, slot| match slot.values() {
+            Ok(more) => values.extend(more),
+            Err(error) => failed = Some(error),
+        });
+        failed.map_or(Ok(values), Err)
     }
 
     /// Puts new values into the trained parameters.
     pub fn set_parameters(&mut self, values: &[f32]) {
         assert_eq!(values.len(), self.layout.len(), "values of another layout");
-        let device = self.device.clone().autodiff();
-        let mut rest = values;
+        let device = self.placement.device.clone();
+        // A GPU gets all of them at once; each parameter is then a part of that.
+        let all = (!is_cpu(&device)).then(|| Tensor::<1>::from_data(TensorData::from(values), &device));
+        let mut start = 0;
         self.visit_trained(&mut |_, slot| {
-            let (now, later) = rest.split_at(slot.len());
-            rest = later;
+            let len = slot.len();
+            let part = match &all {
+                Some(all) => all.clone().narrow(0, start, len),
+                None => Tensor::from_data(TensorData::from(&values[start..start + len]), &device),
+            };
+            start += len;
             match slot {
-                Slot::Vector(tensor) => {
-                    *tensor = Tensor::from_data(TensorData::new(now.to_vec(), tensor.dims()), &device).require_grad();
-                }
-                Slot::Matrix(tensor) => {
-                    *tensor = Tensor::from_data(TensorData::new(now.to_vec(), tensor.dims()), &device).require_grad();
-                }
+                Slot::Vector(tensor) => *tensor = part.autodiff().require_grad(),
+                Slot::Matrix(tensor) => *tensor = part.reshape(tensor.dims()).autodiff().require_grad(),
             }
         });
     }
 
     /// Σ loss of a micro-batch, without gradients or dropout.
-    pub fn loss(&self, batch: &Batch<'_>) -> LossSum {
+    pub fn loss(&self, batch: &Batch<'_>) -> Result<LossSum, ModelError> {
         if batch.trained_tokens() == 0 {
-            return LossSum { row_losses: vec![0.0; batch.rows.len()], ..LossSum::default() };
+            return Ok(LossSum { row_losses: vec![0.0; batch.rows.len()], ..LossSum::default() });
         }
         let context = self.context(batch, None);
         let h = decoder::hidden(&self.weights, &self.config, &flat_tokens(batch), &context);
@@ -236,28 +272,29 @@ impl Model {
     /// Σ loss of a micro-batch; its gradient with respect to the trained parameters is added to `gradients`.
     ///
     /// With `checkpointing`, only the input of each layer is kept and the layer computed again on the way
-    /// back: the same bits in less memory.
+    /// back: the same bits in less memory. The backward pass starts from `loss_scale`, a power of two, which is divided out
+    /// of the gradients again: f16 has no small numbers (Micikevicius et al. 2018, "Mixed precision training").
     pub fn loss_and_gradients(
         &mut self,
         batch: &Batch<'_>,
         randomness: Randomness,
         checkpointing: bool,
+        loss_scale: f32,
         gradients: &mut [f32],
-    ) -> LossSum {
+    ) -> Result<LossSum, ModelError> {
         assert_eq!(gradients.len(), self.layout.len(), "gradients of another layout");
         if batch.trained_tokens() == 0 {
-            return LossSum { row_losses: vec![0.0; batch.rows.len()], ..LossSum::default() };
+            return Ok(LossSum { row_losses: vec![0.0; batch.rows.len()], ..LossSum::default() });
         }
         let context = self.context(batch, Some(randomness));
         if checkpointing {
-            return self.layer_by_layer(batch, &context, gradients);
+            return self.layer_by_layer(batch, &context, loss_scale, gradients);
         }
         let h = decoder::hidden(&self.weights, &self.config, &flat_tokens(batch), &context);
         let losses = self.output_losses(h, batch);
-        let sums = sums(batch, losses.clone());
-        let found = losses.sum().backward();
-        self.collect(found, gradients);
-        sums
+        let found = scaled_sum(&losses, loss_scale).backward();
+        self.collect(found, loss_scale, gradients)?;
+        sums(batch, losses)
     }
 
     /// The losses [n] of hidden states [t, hidden] that come out of the last layer.
@@ -266,35 +303,42 @@ impl Model {
         operations::linear_cross_entropy(h, self.weights.output().clone(), targets(batch))
     }
 
-    fn layer_by_layer(&mut self, batch: &Batch<'_>, context: &Context, gradients: &mut [f32]) -> LossSum {
+    fn layer_by_layer(
+        &mut self,
+        batch: &Batch<'_>,
+        context: &Context,
+        loss_scale: f32,
+        gradients: &mut [f32],
+    ) -> Result<LossSum, ModelError> {
         let tokens = flat_tokens(batch);
-        let mut inputs = vec![decoder::embed(&self.weights, &tokens).inner()];
+        let mut inputs = vec![decoder::embed(&self.weights, &tokens, context).inner()];
         // Untracked, or the graph would keep what this is meant not to keep; with the same dropout.
         let untracked = context.untracked();
         for layer in &self.weights.layers {
             let input = inputs.last().expect("the embedding").clone();
             inputs.push(decoder::layer(layer, &self.config, input, &untracked, None));
+            submit(&self.placement.device);
         }
         let leaf = |tensor: Tensor<2>| tensor.autodiff().require_grad();
         let last = leaf(inputs.pop().expect("the last layer's output"));
         let losses = self.output_losses(last.clone(), batch);
-        let sums = sums(batch, losses.clone());
-        let mut found = losses.sum().backward();
+        let mut found = scaled_sum(&losses, loss_scale).backward();
         let mut d_out = last.grad_remove(&mut found).expect("the loss depends on the last layer");
-        self.collect(found, gradients);
+        self.collect(found, loss_scale, gradients)?;
         let first = self.first_trained_layer();
         for n in (first..self.weights.layers.len()).rev() {
             let input = leaf(inputs.pop().expect("an input for each layer"));
             let out = decoder::layer(&self.weights.layers[n], &self.config, input.clone(), context, None);
-            let mut found = (out * d_out).sum().backward();
+            let mut found = operations::gradient_seed(out, d_out).backward();
             d_out = input.grad_remove(&mut found).expect("a layer's output depends on its input");
-            self.collect(found, gradients);
+            self.collect(found, loss_scale, gradients)?;
         }
         if self.trained == Trained::All {
-            let found = (decoder::embed(&self.weights, &tokens) * d_out).sum().backward();
-            self.collect(found, gradients);
+            let embedded = decoder::embed(&self.weights, &tokens, context);
+            let found = operations::gradient_seed(embedded, d_out).backward();
+            self.collect(found, loss_scale, gradients)?;
         }
-        sums
+        sums(batch, losses)
     }
 
     /// The lowest layer with trained parameters: nothing below it has to be differentiated.
@@ -308,22 +352,41 @@ impl Model {
         }
     }
 
-    /// Adds the gradients of the trained parameters that are there.
-    fn collect(&mut self, mut found: Gradients, gradients: &mut [f32]) {
-        let mut rest = gradients;
+    /// Adds the gradients of the trained parameters that are there, divided by the loss scale.
+    fn collect(&mut self, mut found: Gradients, loss_scale: f32, gradients: &mut [f32]) -> Result<(), ModelError> {
+        let mut parts: Vec<(std::ops::Range<usize>, Tensor<1>)> = Vec::new();
+        let mut start = 0;
         self.visit_trained(&mut |_, slot| {
-            let (now, later) = std::mem::take(&mut rest).split_at_mut(slot.len());
-            rest = later;
-            let values = match slot {
-                Slot::Vector(tensor) => tensor.grad_remove(&mut found).map(data),
-                Slot::Matrix(tensor) => tensor.grad_remove(&mut found).map(data),
+            let range = start..start + slot.len();
+            start = range.end;
+            let gradient = match slot {
+                Slot::Vector(tensor) => tensor.grad_remove(&mut found),
+                Slot::Matrix(tensor) => tensor.grad_remove(&mut found).map(|gradient| gradient.reshape([range.len()])),
             };
-            if let Some(values) = values {
-                for (sum, value) in now.iter_mut().zip(values) {
-                    *sum += value;
-                }
-            }
+            parts.extend(gradient.map(|gradient| (range, gradient)));
         });
+        let factor = 1.0 / loss_scale;
+        let mut add = |range: std::ops::Range<usize>, values: &[f32]| {
+            for (sum, value) in gradients[range].iter_mut().zip(values) {
+                *sum += value * factor;
+            }
+        };
+        if self.placement.is_cpu() || parts.len() < 2 {
+            for (range, part) in parts {
+                add(range, &data(part)?);
+            }
+            return Ok(());
+        }
+        // From a GPU all of them come in one piece: each read waits for the device.
+        let (ranges, parts): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+        let all = data(Tensor::cat(parts, 0))?;
+        let mut rest = all.as_slice();
+        for range in ranges {
+            let (now, later) = rest.split_at(range.len());
+            add(range, now);
+            rest = later;
+        }
+        Ok(())
     }
 
     fn context(&self, batch: &Batch<'_>, training: Option<Randomness>) -> Context {
@@ -343,6 +406,7 @@ impl Model {
         Context {
             rope: RopeTable::new(&positions, &self.frequencies, 1.0),
             segments: Segments::rows(&lengths),
+            compute: self.placement.compute(),
             training: training.is_some(),
             dropout,
         }
@@ -355,7 +419,7 @@ impl Model {
         let batch = Batch { rows: vec![BatchRow { id: 0, tokens, trained: &trained }] };
         let h = decoder::hidden(&self.weights, &self.config, tokens, &self.context(&batch, None));
         let h = operations::rms_norm(h, untracked(&self.weights.norm), self.config.rms_norm_eps);
-        Ok(data(operations::linear(h, untracked(self.weights.output()))))
+        data(operations::linear(h, untracked(self.weights.output())))
     }
 
     pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<(), ModelError> {
@@ -375,7 +439,7 @@ impl Slot<'_> {
         }
     }
 
-    fn values(self) -> Vec<f32> {
+    fn values(self) -> Result<Vec<f32>, ModelError> {
         match self {
             Slot::Vector(tensor) => data(tensor.clone().inner()),
             Slot::Matrix(tensor) => data(tensor.clone().inner()),
@@ -388,9 +452,17 @@ pub(crate) fn untracked<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
     tensor.clone().inner()
 }
 
-/// The elements in row-major order.
-pub(crate) fn data<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().try_to_vec().expect("tensors of this crate are f32")
+/// The elements in row-major order, as f32. On a GPU this waits for all that the tensor depends on, and is where its errors
+/// come out.
+pub(crate) fn data<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, ModelError> {
+    let data = tensor.try_into_data().map_err(|error| ModelError::device(error.to_string()))?;
+    Ok(data.convert::<f32>().try_into_vec().expect("f32 as asked for"))
+}
+
+/// Σ losses · scale, where the backward pass starts.
+fn scaled_sum(losses: &Tensor<1>, scale: f32) -> Tensor<1> {
+    let sum = losses.clone().sum();
+    if scale == 1.0 { sum } else { sum * scale }
 }
 
 fn flat_tokens(batch: &Batch<'_>) -> Vec<u32> {
@@ -411,8 +483,8 @@ fn targets(batch: &Batch<'_>) -> Targets {
     Targets::new(positions, tokens)
 }
 
-fn sums(batch: &Batch<'_>, losses: Tensor<1>) -> LossSum {
-    let losses = data(losses.inner());
+fn sums(batch: &Batch<'_>, losses: Tensor<1>) -> Result<LossSum, ModelError> {
+    let losses = data(losses.inner())?;
     let mut rest = losses.as_slice();
     let row_losses: Vec<f64> = batch
         .rows
@@ -423,5 +495,5 @@ fn sums(batch: &Batch<'_>, losses: Tensor<1>) -> LossSum {
             now.iter().map(|&loss| f64::from(loss)).sum()
         })
         .collect();
-    LossSum { loss: row_losses.iter().sum(), trained_tokens: losses.len() as u64, row_losses }
+    Ok(LossSum { loss: row_losses.iter().sum(), trained_tokens: losses.len() as u64, row_losses })
 }

@@ -27,6 +27,11 @@ impl Stream {
         philox(position, self.key)
     }
 
+    /// What its blocks are drawn with, for a device that draws them itself.
+    pub fn key(&self) -> [u32; 2] {
+        self.key
+    }
+
     /// `len` numbers uniform in [-bound, bound).
     pub fn uniform(&self, len: usize, bound: f32) -> Vec<f32> {
         self.words(len).map(|word| (unit(word) * 2.0 - 1.0) * bound).collect()

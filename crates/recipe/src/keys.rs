@@ -221,7 +221,7 @@ pub const KEYS: &[Key] = &[
     key("train.max_grad_norm", Kind::Float(Bounds::NotNegative), Is("1.0"), IN_DIGEST,
         "the gradient is scaled down to this norm, after the sum over all ranks; 0: off",
         &[("clip_grad_norm", ""), ("gradient_clipping", ""), ("grad_clip", ""), ("gradient_clip_val", ""), ("clip_grad", ""), ("max_norm", "")]),
-    key("train.gradient_checkpointing", Kind::Boolean, Is("false"), IN_DIGEST,
+    key("train.gradient_checkpointing", Kind::Boolean, Is("false"), NOT_IN_DIGEST,
         "recomputes activations in the backward pass: less memory, more time",
         &[("grad_checkpoint", ""), ("grad_checkpointing", ""), ("enable_activation_checkpointing", ""), ("activation_checkpointing", ""), ("disable_gradient_checkpointing", "true is gradient_checkpointing = false"), ("use_gradient_checkpointing", ""), ("gradient_checkpoint", ""), ("gradient_checkpointing_kwargs", "leave it out"), ("activation_checkpoint", "")]),
 

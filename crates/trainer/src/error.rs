@@ -31,8 +31,13 @@ pub enum TrainError {
     NoModel { path: String },
     #[error("{key} = {value} is not available {instead}")]
     Unavailable { key: &'static str, value: String, instead: &'static str },
-    #[error("the run needs about {} MiB of memory; this machine has {} MiB", needed >> 20, available >> 20)]
-    Memory { needed: u64, available: u64, weights: u64, activations: u64 },
+    #[error("the run needs about {} MiB of memory; {} MiB are there", needed >> 20, available >> 20)]
+    Memory { needed: u64, available: u64, weights: u64, knobs: Vec<String> },
+    /// `bytes`: what could not be had at once, where the driver says it. `knobs`: settings that take less.
+    #[error("{error}")]
+    DeviceMemory { error: ModelError, knobs: Vec<String>, saved: Option<PathBuf> },
+    #[error("model.device = \"gpu\": {}", if *built_in { "no GPU was found" } else { "this program was built without a GPU backend" })]
+    NoGpu { built_in: bool },
     #[error("{path}: no row is left to train on", path = path.display())]
     NoRows { path: PathBuf },
     #[error("distributed.virtual_ranks = {virtual_ranks} cannot be shared out evenly among {world} ranks")]
@@ -95,6 +100,17 @@ impl TrainError {
     pub(crate) fn with_saved(self, saved: Option<PathBuf>) -> TrainError {
         match self {
             TrainError::Group { error, .. } => TrainError::Group { error, saved },
+            TrainError::DeviceMemory { error, knobs, .. } => TrainError::DeviceMemory { error, knobs, saved },
+            error => error,
+        }
+    }
+
+    /// Says of a device that is out of memory which settings take less.
+    pub(crate) fn with_knobs(self, knobs: impl FnOnce() -> Vec<String>) -> TrainError {
+        match self {
+            TrainError::Model(error @ ModelError::DeviceMemory { .. }) => {
+                TrainError::DeviceMemory { error, knobs: knobs(), saved: None }
+            }
             error => error,
         }
     }
@@ -127,15 +143,27 @@ impl TrainError {
                 "a directory needs config.json, tokenizer.json and model.safetensors; paths are relative to the recipe".into(),
                 "models of the hub are found once another program has put them into the cache (HF_HOME)".into(),
             ],
-            TrainError::Memory { weights, activations, .. } if activations > weights => vec![
-                format!(
-                    "{} MiB of it are activations of one micro-batch: lower train.micro_batch_size, set train.gradient_checkpointing = true, or lower data.max_seq_len",
-                    activations >> 20
-                ),
-            ],
-            TrainError::Memory { weights, .. } => {
-                vec![format!("{} MiB of it are the model's weights: take a smaller model", weights >> 20)]
+            TrainError::Memory { weights, knobs, available, .. } => {
+                if weights > available {
+                    return vec![format!("{} MiB of it are the model's weights: take a smaller model", weights >> 20)];
+                }
+                knobs.clone()
             }
+            TrainError::DeviceMemory { knobs, saved, .. } => {
+                let safe = saved.as_ref().map(|path| {
+                    let path = path.display();
+                    format!("{path} is safe: `--resume` goes on from it to the same bits with train.gradient_checkpointing = true; other settings make it another run")
+                });
+                knobs.iter().cloned().chain(safe).collect()
+            }
+            TrainError::NoGpu { built_in: true } => vec![
+                "`finetune devices` lists what is found; on Linux the Vulkan loader (libvulkan1) and the card's driver have to be installed".into(),
+                "model.device = \"cpu\" trains without one, \"auto\" takes a GPU where there is one".into(),
+            ],
+            TrainError::NoGpu { built_in: false } => vec![
+                "build it with `cargo build --release --features gpu` (Vulkan) or `--features cuda`; on macOS the GPU is always in".into(),
+                "model.device = \"cpu\" or \"auto\" trains with this one".into(),
+            ],
             TrainError::VirtualRanks { virtual_ranks, .. } => {
                 vec![format!("start as many ranks as divide {virtual_ranks}, or leave distributed.virtual_ranks out")]
             }
@@ -173,7 +201,8 @@ impl TrainError {
     /// Whether the disk (no space, failed writes) or the memory of the machine is at fault.
     fn is_disk_or_memory(&self) -> bool {
         match self {
-            TrainError::Memory { .. } => true,
+            TrainError::Memory { .. } | TrainError::DeviceMemory { .. } => true,
+            TrainError::Model(ModelError::DeviceMemory { .. }) => true,
             TrainError::Store(error) | TrainError::Model(ModelError::Store(error)) => error.is_disk(),
             _ => false,
         }

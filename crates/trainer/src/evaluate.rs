@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::path::Path;
 
-use finetune_allreduce::{GroupError, segment};
+use finetune_allreduce::segment;
 use finetune_dataset::{ChatTokenizer, Dataset, Row};
-use finetune_model::{Batch, BatchRow, LossSum, Model, Sampling};
+use finetune_model::{Batch, BatchRow, LossSum, Model, ModelError, Sampling};
 use finetune_store::{RealDisk, StoreError, replace_file};
 use serde::{Deserialize, Serialize};
 
@@ -63,16 +63,22 @@ pub(crate) fn batch_row(id: usize, row: &Row) -> BatchRow<'_> {
 }
 
 /// Σ loss over all rows, `micro_batch_size` at a time. `progress` is told rows done.
-pub fn evaluate(model: &Model, data: &Dataset, micro_batch_size: usize, progress: &mut dyn FnMut(usize)) -> LossSum {
+pub fn evaluate(
+    model: &Model,
+    data: &Dataset,
+    micro_batch_size: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<LossSum, TrainError> {
     let batches = 0..data.rows.len().div_ceil(micro_batch_size);
     let mut total = LossSum::default();
     for sums in batch_losses(model, data, micro_batch_size, batches) {
+        let sums = sums?;
         total.loss += sums.loss;
         total.trained_tokens += sums.trained_tokens;
         total.row_losses.extend(sums.row_losses);
         progress(total.row_losses.len());
     }
-    total
+    Ok(total)
 }
 
 /// [`evaluate`], a part of the batches on each rank. The batches are the same whatever the number of ranks, and so are all
@@ -82,7 +88,7 @@ pub(crate) fn evaluate_together(
     data: &Dataset,
     micro_batch_size: usize,
     ranks: &Ranks,
-) -> Result<LossSum, GroupError> {
+) -> Result<LossSum, TrainError> {
     let (rank, world) = (ranks.group().rank(), ranks.group().world());
     let count = data.rows.len().div_ceil(micro_batch_size);
     let part = |rank: usize| segment(count, world, rank);
@@ -91,6 +97,7 @@ pub(crate) fn evaluate_together(
     let mut mine = vec![0.0; width * count.div_ceil(world)];
     for (place, sums) in mine.chunks_mut(width).zip(batch_losses(model, data, micro_batch_size, part(rank))) {
         ranks.group().keep_alive();
+        let sums = sums?;
         (place[0], place[1]) = (sums.loss, sums.trained_tokens as f64);
         place[2..][..sums.row_losses.len()].copy_from_slice(&sums.row_losses);
     }
@@ -113,7 +120,7 @@ fn batch_losses<'a>(
     data: &'a Dataset,
     micro_batch_size: usize,
     batches: Range<usize>,
-) -> impl Iterator<Item = LossSum> + 'a {
+) -> impl Iterator<Item = Result<LossSum, ModelError>> + 'a {
     batches.map(move |batch| {
         let first = batch * micro_batch_size;
         let rows = first..(first + micro_batch_size).min(data.rows.len());

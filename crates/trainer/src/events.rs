@@ -43,6 +43,11 @@ pub enum Event<'a> {
         rank: usize,
         factor: f64,
     },
+    /// f16 overflowed in this step, which is computed again with this loss scale.
+    LossScale {
+        step: u64,
+        scale: f32,
+    },
     /// Evaluations in a row without a better one.
     StoppingEarly {
         step: u64,

@@ -15,6 +15,10 @@ pub(crate) struct Identity {
     pub(crate) model: String,
     /// Names, shapes and order of the trained parameters.
     pub(crate) layout: String,
+    /// What `auto` became: the kind of device and the number type that is computed in. Checkpoints of versions that
+    /// computed on the CPU only do not say.
+    #[serde(default)]
+    pub(crate) compute: Option<String>,
 }
 
 impl Identity {
@@ -32,6 +36,7 @@ impl Identity {
             ("set of evaluation rows (data.eval)", eval_data),
             ("base model (model.path)", &self.model),
             ("layout of trained parameters", &self.layout),
+            ("device or number type to compute with", self.compute.as_deref().unwrap_or_default()),
         ];
         contents.map(|(name, content)| (name, blake3::hash(content.as_bytes()))).to_vec()
     }
@@ -59,6 +64,10 @@ impl Identity {
         compare("data.eval: the rows have changed", before.unwrap_or(""), after.unwrap_or(""));
         compare("model.path: the weights or config.json have changed", &self.model, &now.model);
         compare("the trained parameters have other names or shapes", &self.layout, &now.layout);
+        if let (Some(before), Some(after)) = (&self.compute, &now.compute) {
+            let line = format!("model.device, model.dtype: the checkpoint was computed on {before}, this would be on {after}");
+            compare(&line, before, after);
+        }
         lines
     }
 }

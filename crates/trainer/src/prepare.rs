@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use finetune_dataset::{ChatTokenizer, Dataset, Plan, resolve_files};
 use finetune_model::adapter::{Adapter, linear_modules};
-use finetune_model::{Device, LoraTargets, Model, ModelConfig, choose};
-use finetune_recipe::{DeviceChoice, DtypeChoice, Length, Method, Recipe};
-use finetune_store::TensorSet;
+use finetune_model::{FloatType, LoraTargets, Model, ModelConfig, Placement, choose};
+use finetune_recipe::{Length, Method, Recipe};
+use finetune_store::{Dtype, TensorSet};
 
 use crate::error::TrainError;
-use crate::findings::{check_memory, memory, sizes};
 use crate::identity::Identity;
 use crate::journal::{Claim, Journal};
+use crate::loss_scale::LossScale;
+use crate::memory::{self, Estimate};
+use crate::place::{Machine, Place};
 use crate::ranks::Ranks;
 use crate::schedule::Schedule;
 use crate::state::TrainState;
@@ -43,6 +45,13 @@ pub struct Run {
     pub schedule: Schedule,
     pub state: TrainState,
     pub ranks: Arc<Ranks>,
+    /// Where it is computed, and in what.
+    pub device: String,
+    pub estimate: Estimate,
+    /// Largest memory of the GPU that was seen.
+    pub(crate) device_peak: Option<u64>,
+    /// The number type of the base model's file.
+    pub(crate) stored: FloatType,
     /// Rank 0's.
     pub(crate) journal: Option<Journal>,
     pub(crate) identity: Identity,
@@ -76,9 +85,6 @@ pub fn model_directory(recipe: &Recipe) -> Result<PathBuf, TrainError> {
 /// Refuses what this build does not do yet, by name; returns what is accepted but means less than it says.
 pub(crate) fn check_available(recipe: &Recipe) -> Result<Vec<String>, TrainError> {
     let unavailable = |key, value: String, instead| Err(TrainError::Unavailable { key, value, instead });
-    if recipe.model.device == DeviceChoice::Gpu {
-        return unavailable("model.device", "gpu".into(), "in this build; use \"cpu\" or \"auto\"");
-    }
     if let Some(quantization) = recipe.model.quantization {
         return unavailable("model.quantization", quantization.as_str().into(), "yet; leave it out");
     }
@@ -91,10 +97,7 @@ pub(crate) fn check_available(recipe: &Recipe) -> Result<Vec<String>, TrainError
     let mut notices = Vec::new();
     if recipe.data.packing {
         let what = "the rows of a micro-batch lie one after the other without padding, and never attend to each other";
-        notices.push(format!("data.packing changes nothing on the CPU: {what}"));
-    }
-    if let DtypeChoice::Bf16 | DtypeChoice::F16 = recipe.model.dtype {
-        notices.push(format!("model.dtype = {}: the CPU computes in f32", recipe.model.dtype.as_str()));
+        notices.push(format!("data.packing changes nothing here: {what}"));
     }
     Ok(notices)
 }
@@ -120,6 +123,19 @@ pub fn load_data(
 /// Whether a model directory has weights, or only a config.json to make fresh ones from.
 pub(crate) fn has_weights(directory: &Path) -> bool {
     ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| directory.join(name).is_file())
+}
+
+/// The number type that the matrices of a model directory are stored in; f32 where there are none yet.
+pub fn stored_type(directory: &Path) -> FloatType {
+    let dtype = TensorSet::open_model(directory).ok().and_then(|files| {
+        let widest = files.names().filter_map(|name| files.get(name)).filter(|view| view.shape.len() == 2);
+        widest.max_by_key(|view| view.bytes.len()).map(|view| view.dtype)
+    });
+    match dtype {
+        Some(Dtype::BF16) => FloatType::BF16,
+        Some(Dtype::F16) => FloatType::F16,
+        _ => FloatType::F32,
+    }
 }
 
 /// The LoRA branches of a recipe, and the values they start from where it names an adapter.
@@ -153,15 +169,15 @@ fn open_model(
     recipe: &Recipe,
     directory: &Path,
     start: Option<Start>,
-    device: &Device,
+    placement: &Placement,
 ) -> Result<(Model, String), TrainError> {
     let config_hash = finetune_store::hex(&finetune_store::content_hash(&directory.join("config.json"))?);
     if start.is_none() && !has_weights(directory) {
-        let mut model = Model::initialize(directory, recipe.seed, device)?;
+        let mut model = Model::initialize(directory, recipe.seed, placement)?;
         model.train_all();
         return Ok((model, format!("fresh:{config_hash}")));
     }
-    let mut model = Model::load(directory, device)?;
+    let mut model = Model::load(directory, placement)?;
     let digest = format!(
         "{}:{config_hash}",
         TensorSet::open_model(directory).map_err(finetune_model::ModelError::from)?.digest()
@@ -177,25 +193,25 @@ fn open_model(
     Ok((model, digest))
 }
 
-/// Opens everything, takes the lock of the run directory, and finds where to start. A run that will not fit into
-/// `machine_bytes` of memory by the estimate is refused. All ranks call it, and all must have the same; only rank 0 uses the
+/// Opens everything, takes the lock of the run directory, and finds where to start. A run that will not fit into the memory
+/// there is, by the estimate, is refused. All ranks call it, and all must have the same; only rank 0 uses the
 /// run directory.
 pub fn prepare(
     recipe: Recipe,
     resume: &Resume,
     ranks: &Arc<Ranks>,
-    machine_bytes: Option<u64>,
+    machine: &Machine,
     progress: &dyn Fn(u64),
 ) -> Result<Prepared, TrainError> {
     // The others must not wait for a rank that cannot start.
-    put_together(recipe, resume, ranks, machine_bytes, progress).inspect_err(|error| ranks.abort(error))
+    put_together(recipe, resume, ranks, machine, progress).inspect_err(|error| ranks.abort(error))
 }
 
 fn put_together(
     recipe: Recipe,
     resume: &Resume,
     ranks: &Arc<Ranks>,
-    machine_bytes: Option<u64>,
+    machine: &Machine,
     progress: &dyn Fn(u64),
 ) -> Result<Prepared, TrainError> {
     let mut notices = check_available(&recipe)?;
@@ -203,6 +219,9 @@ fn put_together(
     let claim = if ranks.is_first() { Some(Claim::stake(&recipe.output_dir, resume)?) } else { None };
     let model_path = model_directory(&recipe)?;
     let config = ModelConfig::load(&model_path)?;
+    let stored = stored_type(&model_path);
+    let place = Place::choose(&recipe.model, machine, stored)?;
+    notices.extend(place.notices.iter().cloned());
     let mut data = load_data(&recipe, &model_path, &config, progress)?;
     for row in &mut data.train.rows {
         // Only rows that are answered need them.
@@ -210,9 +229,12 @@ fn put_together(
     }
     notices.extend(length_notice(&data.train, &config));
     let start = Start::read(&recipe, &config)?;
-    let sizes = sizes(&config, start.as_ref());
-    check_memory(&memory(&recipe, &config, &data.train, sizes.parameters, sizes.trained), machine_bytes)?;
-    let (mut model, model_digest) = open_model(&recipe, &model_path, start, &Device::flex())?;
+    let estimate = memory::of_recipe(&recipe, &config, start.as_ref(), &data.train, &place.placement, stored);
+    let targets = start.as_ref().map(|start| start.targets.clone());
+    let knobs = || memory::knobs(&recipe, &config, targets.as_ref(), &data.train, &place.placement, stored);
+    memory::check(&estimate, place.memory(machine), knobs)?;
+    let opened = open_model(&recipe, &model_path, start, &place.placement).map_err(|error| error.with_knobs(knobs));
+    let (mut model, model_digest) = opened?;
     let plan = Plan::new(data.train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
     let steps = total_steps(&recipe, &plan);
     let identity = Identity {
@@ -221,9 +243,10 @@ fn put_together(
         eval_data: data.eval.as_ref().map(|eval| eval.digest.clone()),
         model: model_digest,
         layout: model.layout().digest(),
+        compute: Some(place.compute()),
     };
     ranks.expect_same(&identity.digests())?;
-    let mut state = TrainState::new(model.parameters());
+    let mut state = TrainState::new(model.parameters()?, LossScale::of(place.placement.compute()));
     ranks.expect_same(&[("set of starting weights", state.digest())])?;
     let mut journal = None;
     if let Some(claim) = claim {
@@ -250,6 +273,10 @@ fn put_together(
         plan,
         steps,
         state,
+        device: place.describe(),
+        estimate,
+        device_peak: None,
+        stored,
         journal,
         identity,
     };

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::adamw::AdamW;
 use crate::error::TrainError;
 use crate::identity::Identity;
+use crate::loss_scale::LossScale;
 
 /// The folder of a run that holds its checkpoints.
 pub const CHECKPOINTS: &str = "checkpoints";
@@ -37,6 +38,7 @@ pub struct TrainState {
     pub evaluations_without_improvement: u64,
     /// Early stopping has ended the run.
     pub stopped_early: bool,
+    pub(crate) loss_scale: LossScale,
 }
 
 /// trainer_state.json.
@@ -50,6 +52,8 @@ struct StateFile {
     best: Option<Best>,
     evaluations_without_improvement: u64,
     stopped_early: bool,
+    #[serde(default)]
+    loss_scale: LossScale,
     identity: Identity,
 }
 
@@ -58,7 +62,7 @@ pub(crate) fn name(step: u64) -> String {
 }
 
 impl TrainState {
-    pub(crate) fn new(parameters: Vec<f32>) -> TrainState {
+    pub(crate) fn new(parameters: Vec<f32>, loss_scale: LossScale) -> TrainState {
         TrainState {
             step: 0,
             optimizer: AdamW::new(parameters.len()),
@@ -66,6 +70,7 @@ impl TrainState {
             best: None,
             evaluations_without_improvement: 0,
             stopped_early: false,
+            loss_scale,
         }
     }
 
@@ -80,7 +85,7 @@ impl TrainState {
     }
 
     /// All but the vectors, for other ranks.
-    pub(crate) fn to_numbers(&self) -> [u64; 7] {
+    pub(crate) fn to_numbers(&self) -> [u64; 8] {
         [
             self.step,
             self.optimizer.updates,
@@ -89,16 +94,19 @@ impl TrainState {
             self.best.map_or(0, |best| best.eval_loss.to_bits()),
             self.evaluations_without_improvement,
             u64::from(self.stopped_early),
+            self.loss_scale.to_number(),
         ]
     }
 
-    pub(crate) fn set_numbers(&mut self, numbers: &[u64; 7]) {
-        let &[step, updates, has_best, best_step, eval_loss, evaluations_without_improvement, stopped_early] = numbers;
+    pub(crate) fn set_numbers(&mut self, numbers: &[u64; 8]) {
+        let &[step, updates, has_best, best_step, eval_loss, evaluations_without_improvement, stopped_early, loss_scale] =
+            numbers;
         self.step = step;
         self.optimizer.updates = updates;
         self.best = (has_best == 1).then_some(Best { step: best_step, eval_loss: f64::from_bits(eval_loss) });
         self.evaluations_without_improvement = evaluations_without_improvement;
         self.stopped_early = stopped_early == 1;
+        self.loss_scale = LossScale::from_number(loss_scale);
     }
 
     /// Commits the state as `checkpoints/step-NNNNNN`. It appears whole or not at all.
@@ -118,6 +126,7 @@ impl TrainState {
             best: self.best,
             evaluations_without_improvement: self.evaluations_without_improvement,
             stopped_early: self.stopped_early,
+            loss_scale: self.loss_scale,
             identity: identity.clone(),
         };
         let mut files = model.files(&self.parameters, base)?;
@@ -152,6 +161,7 @@ impl TrainState {
             best: state.best,
             evaluations_without_improvement: state.evaluations_without_improvement,
             stopped_early: state.stopped_early,
+            loss_scale: state.loss_scale,
         })
     }
 }

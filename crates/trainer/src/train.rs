@@ -13,6 +13,7 @@ use crate::adamw::{clip, norm};
 use crate::error::TrainError;
 use crate::evaluate::{Answers, BeforeAfter, Questions, answer, batch_row, evaluate_together};
 use crate::events::Event;
+use crate::memory;
 use crate::metrics::{EvalRow, RankRow, Row, StepRow};
 use crate::prepare::Run;
 use crate::ranks::Sums;
@@ -43,6 +44,7 @@ struct StepSums {
 /// Trains from `run.state` to the last step. `stop` holds the number of a signal that asks to stop, 0 for none.
 pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
     let outcome = steps(run, stop, tell);
+    let outcome = outcome.map_err(|error| error.with_knobs(|| run.smaller_settings()));
     // The others must not wait for a rank that cannot go on.
     outcome.inspect_err(|error| run.ranks.abort(error)).map_err(|error| error.with_saved(run.saved()))
 }
@@ -57,7 +59,7 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
     while run.state.step < run.steps && !run.state.stopped_early && asked == 0 {
         failpoint::hit("train.step");
         let start = Instant::now();
-        let StepSums { sums, ranks, rows } = run.forward_and_backward(&mut gradients)?;
+        let StepSums { sums, ranks, rows } = run.step_sums(&mut gradients, tell)?;
         let gradients = &mut gradients[0];
         let mean_loss = sums.loss / sums.trained_tokens.max(1) as f64;
         for gradient in &mut *gradients {
@@ -109,6 +111,20 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
 }
 
 impl Run {
+    /// Sums of loss and gradients over this step's rows, of all ranks, in the range of the numbers that are computed in: where
+    /// f16 overflows on the way back, the step is computed again from half the loss scale. No row is skipped for it.
+    fn step_sums(&mut self, gradients: &mut [Vec<f32>], tell: &mut dyn FnMut(Event<'_>)) -> Result<StepSums, TrainError> {
+        loop {
+            let step = self.forward_and_backward(gradients)?;
+            let overflow = step.sums.loss.is_finite() && !norm(&gradients[0]).is_finite();
+            if !overflow || !self.state.loss_scale.halve() {
+                self.state.loss_scale.passed(overflow);
+                return Ok(step);
+            }
+            tell(Event::LossScale { step: self.state.step + 1, scale: self.state.loss_scale.scale });
+        }
+    }
+
     /// Sums of loss and gradients over this step's rows, of all ranks. The first of `gradients`, one per share of this rank,
     /// gets the sum.
     fn forward_and_backward(&mut self, gradients: &mut [Vec<f32>]) -> Result<StepSums, TrainError> {
@@ -125,8 +141,9 @@ impl Run {
                 let batch =
                     Batch { rows: micro_batch.iter().map(|&row| batch_row(row, &self.train.rows[row])).collect() };
                 let checkpointing = self.recipe.train.gradient_checkpointing;
+                let scale = self.state.loss_scale.scale;
                 let LossSum { loss, trained_tokens, row_losses } =
-                    self.model.loss_and_gradients(&batch, randomness, checkpointing, gradients);
+                    self.model.loss_and_gradients(&batch, randomness, checkpointing, scale, gradients)?;
                 sums.loss += loss;
                 sums.trained_tokens += trained_tokens;
                 sums.tokens += batch.tokens();
@@ -134,10 +151,28 @@ impl Run {
             }
             shares.push(sums);
         }
+        self.device_peak = self.device_peak();
         failpoint::hit("train.reduce");
         let (sums, ranks) = self.ranks.sum_losses(&shares, start.elapsed().as_secs_f64())?;
         self.ranks.sum_gradients(gradients)?;
         Ok(StepSums { sums, ranks, rows })
+    }
+
+    /// Largest memory of the GPU that was seen, `None` on the CPU.
+    pub fn device_peak(&self) -> Option<u64> {
+        self.device_peak.max(self.model.reserved_bytes())
+    }
+
+    /// Settings that would need less memory, and how much.
+    pub fn smaller_settings(&self) -> Vec<String> {
+        memory::knobs(
+            &self.recipe,
+            &self.model.config,
+            self.model.lora_targets(),
+            &self.train,
+            self.model.placement(),
+            self.stored,
+        )
     }
 
     /// The signal that a rank was asked to stop with, 0 if none was.

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use finetune_dataset::{ChatTokenizer, Dataset};
 use finetune_model::adapter::Adapter;
-use finetune_model::{Device, Model};
+use finetune_model::Model;
 use finetune_recipe::{Data, Format, Overlong, TrainOn};
-use finetune_trainer::{TrainError, evaluate};
+use finetune_trainer::{Machine, Place, TrainError, evaluate, stored_type};
 
 use crate::cli::{EvalArguments, ModelArguments};
 use crate::failure::Failure;
@@ -18,7 +18,17 @@ const ROWS: usize = 8;
 
 /// A model directory with an adapter, if one is given.
 pub(super) fn open(arguments: &ModelArguments) -> Result<Model, Failure> {
-    let mut opened = Model::load(&arguments.directory, &Device::flex())?;
+    let wanted = finetune_recipe::Model {
+        path: arguments.directory.to_string_lossy().into_owned(),
+        device: arguments.device.into(),
+        dtype: arguments.dtype.into(),
+        quantization: None,
+    };
+    let place = Place::choose(&wanted, &Machine::default(), stored_type(&arguments.directory))?;
+    for notice in &place.notices {
+        anstream::eprintln!("{notice}");
+    }
+    let mut opened = Model::load(&arguments.directory, &place.placement)?;
     if let Some(adapter) = &arguments.adapter {
         let adapter = Adapter::read(adapter, &opened.config)?;
         opened.attach(&adapter);
@@ -51,6 +61,7 @@ pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<Exi
     show.start("evaluating", rows.rows.len() as u64);
     let sums = evaluate(&model, &rows, ROWS, &mut |done| show.position(done as u64));
     show.finish();
+    let sums = sums?;
     let loss = sums.loss / sums.trained_tokens.max(1) as f64;
     if !loss.is_finite() {
         let rows = sums.bad_rows().into_iter().take(8).map(|row| rows.origin(row)).collect();

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use finetune_model::adapter::{self, Adapter};
 use finetune_model::merge::{SHARD_BYTES, compare, write_merged};
-use finetune_model::{Device, ModelConfig};
+use finetune_model::{ModelConfig, Placement};
 use finetune_store::{MANIFEST_NAME, NewFile, RealDisk, Staging, newest_verified, replace_directory, verify_directory};
 use finetune_trainer::CHECKPOINTS;
 use serde_json::Value;
@@ -94,14 +94,13 @@ fn recorded_base(adapter: &Path) -> Result<PathBuf, Failure> {
 }
 
 fn merged(adapter: &Path, base: &Path, output: &Path, show: &mut Progress) -> Result<(), Failure> {
-    let device = Device::flex();
     let adapter = Adapter::read(adapter, &ModelConfig::load(base)?)?;
     let mut staging = Staging::begin_replacing(&RealDisk, output)?;
     show.say(&format!("base        {}", base.display()));
     show.start("merging", adapter.targets.len() as u64);
     write_merged(&RealDisk, base, &adapter, &mut staging, SHARD_BYTES, &|done, _| show.position(done as u64))?;
     show.start("comparing", 0);
-    let comparison = compare(base, &adapter, staging.directory(), &device)?;
+    let comparison = compare(base, &adapter, staging.directory(), &Placement::cpu(None))?;
     show.finish();
     staging.publish_replacing(&serde_json::json!({"kind": "merged"}))?;
     output::line(&format!(

@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod cluster;
+mod devices;
 mod eval;
 mod export;
 mod generate;
@@ -30,6 +31,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Launch(arguments) => launch::launch(&arguments, verbosity),
         Command::Preflight(arguments) => preflight::preflight(&arguments),
         Command::Cluster(command) => cluster::cluster(command, verbosity),
+        Command::Devices(arguments) => devices::devices(&arguments),
         Command::Eval(arguments) => eval::eval(arguments, verbosity),
         Command::Generate(arguments) => generate::generate(arguments),
         Command::Export(arguments) => export::export(arguments, verbosity),

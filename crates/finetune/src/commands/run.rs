@@ -6,13 +6,14 @@ use std::time::Instant;
 
 use finetune_allreduce::Notice;
 use finetune_recipe::Recipe;
-use finetune_trainer::{Event, Outcome, Prepared, Ranks, Resume, prepare, train};
+use finetune_trainer::{Event, Machine, Outcome, Prepared, Ranks, Resume, Run, prepare, train};
 
 use crate::cli::RunArguments;
 use crate::failure::Failure;
 use crate::progress::{self, Progress, Verbosity};
 use crate::seat::Seat;
 use crate::signals::Signals;
+use crate::wake::Awake;
 use crate::{memory, output, prometheus};
 
 pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
@@ -41,8 +42,12 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
     let ranks = seat.join(&recipe, move |notice| say_notice(&notice, first, loudness))?;
     let directory = recipe.output_dir.clone();
     show.start("reading rows", 0);
-    let machine = memory::machine_bytes().map(|bytes| bytes / seat.local_world as u64);
-    let prepared = prepare(recipe, &resume, &ranks, machine, &|rows| show.position(rows));
+    let machine = Machine {
+        memory: memory::machine_bytes(),
+        local_rank: seat.local_rank,
+        local_world: seat.local_world,
+    };
+    let prepared = prepare(recipe, &resume, &ranks, &machine, &|rows| show.position(rows));
     show.finish();
     let Prepared { mut run, notices } = prepared?;
     for notice in &notices {
@@ -60,6 +65,9 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
     if verbosity == Verbosity::Verbose {
         show.say(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()));
     }
+    show.say(&format!("training on {}", run.device));
+    memory::prepare_last_words(&run.smaller_settings());
+    let _awake = Awake::keep();
     signals.finish_steps();
     let narrates = seat.narrates && first;
     let outcome = train(&mut run, &signals.stop, &mut |event| {
@@ -77,9 +85,9 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
                 output::print(&progress::answers(before.as_ref(), after.as_ref()))?;
             }
             show.say(&format!(
-                "\n{step} steps in {}, peak memory {}\nresult and checkpoints in {}; open report.html there",
+                "\n{step} steps in {}, {}\nresult and checkpoints in {}; open report.html there",
                 progress::duration(start.elapsed().as_secs_f64()),
-                progress::bytes(memory::peak_bytes()),
+                peaks(&run),
                 directory.display(),
             ));
             Ok(ExitCode::SUCCESS)
@@ -90,6 +98,18 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
                 step => format!("stopped after step {step}, which is saved; go on with --resume"),
             });
             Ok(ExitCode::from(128 + signal as u8))
+        }
+    }
+}
+
+/// Peak memory beside its estimate.
+fn peaks(run: &Run) -> String {
+    let main = progress::bytes(memory::peak_bytes());
+    let estimate = progress::bytes(run.estimate.total);
+    match run.device_peak() {
+        None => format!("peak memory {main} (estimated {estimate})"),
+        Some(device) => {
+            format!("peak memory of the GPU {} (estimated {estimate}), of the program {main}", progress::bytes(device))
         }
     }
 }

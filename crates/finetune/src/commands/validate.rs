@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use finetune_recipe::Recipe;
-use finetune_trainer::{Estimate, Findings, findings};
+use finetune_trainer::{Estimate, Findings, Machine, findings};
 
 use crate::cli::ValidateArguments;
 use crate::failure::Failure;
@@ -13,8 +13,9 @@ use crate::{memory, output};
 pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let recipe = Recipe::load(&arguments.recipe.recipe, &arguments.recipe.sets, None)?;
     let mut show = Progress::new(if arguments.json { Verbosity::Quiet } else { verbosity }, 1);
+    let machine = Machine { memory: memory::machine_bytes(), ..Machine::default() };
     show.start("reading rows", 0);
-    let found = findings(&recipe, memory::machine_bytes(), &|rows| show.position(rows));
+    let found = findings(&recipe, &machine, &|rows| show.position(rows));
     show.finish();
     let found = found?;
     if arguments.json {
@@ -59,7 +60,11 @@ fn text(found: &Findings) -> String {
         bytes(*logits),
         bytes(*program)
     );
-    text += &format!("time        about {} here\n", duration(*seconds));
+    text += &format!("device      {}\n", found.device);
+    text += &match seconds {
+        Some(seconds) => format!("time        about {} here\n", duration(*seconds)),
+        None => "time        to be seen: it is not measured on GPUs before training\n".to_owned(),
+    };
     for notice in &found.notices {
         text += &format!("note        {notice}\n");
     }

@@ -1,0 +1,53 @@
+//! `finetune devices`: what there is to train on.
+
+use std::process::ExitCode;
+
+use finetune_model::{DeviceKind, FoundDevice, HAS_GPU_BACKEND, gpus};
+
+use crate::cli::DevicesArguments;
+use crate::failure::Failure;
+use crate::progress::bytes;
+use crate::{memory, output};
+
+pub(crate) fn devices(arguments: &DevicesArguments) -> Result<ExitCode, Failure> {
+    let mut found = gpus();
+    found.push(FoundDevice { memory: memory::machine_bytes(), ..FoundDevice::cpu() });
+    if arguments.json {
+        for device in &found {
+            output::line(&json(device))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut text = format!("{:<44} {:<32} {:<14} {:>10}  types\n", "name", "kind", "through", "memory");
+    for device in &found {
+        let memory = device.memory.map_or("?".to_owned(), bytes);
+        let (name, kind, api) = (&device.name, device.kind.name(), device.api);
+        text += &format!("{name:<44} {kind:<32} {api:<14} {memory:>10}  {}\n", types(device).join(" "));
+    }
+    output::print(&text)?;
+    if !HAS_GPU_BACKEND {
+        anstream::eprintln!(
+            "this program was built without a GPU backend: `cargo build --release --features gpu` (Vulkan) or `--features cuda`"
+        );
+    } else if found.iter().all(|device| matches!(device.kind, DeviceKind::Cpu | DeviceKind::SoftwareGpu)) {
+        anstream::eprintln!(
+            "no GPU was found: on Linux the Vulkan loader (libvulkan1) and the card's driver have to be installed"
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn types(device: &FoundDevice) -> Vec<&'static str> {
+    device.types.iter().map(|kind| kind.name()).collect()
+}
+
+fn json(device: &FoundDevice) -> String {
+    let kind = match device.kind {
+        DeviceKind::Cpu => "cpu",
+        DeviceKind::DiscreteGpu => "gpu",
+        DeviceKind::IntegratedGpu => "integrated_gpu",
+        DeviceKind::SoftwareGpu => "software_gpu",
+    };
+    let FoundDevice { name, api, memory, .. } = device;
+    serde_json::json!({"name": name, "kind": kind, "api": api, "memory_bytes": memory, "types": types(device)}).to_string()
+}

@@ -1,0 +1,122 @@
+//! Which devices there are, and which number types each computes in.
+
+use burn::backend::DispatchDevice;
+use burn::tensor::{DType, Device};
+
+/// A number type that a model is held and computed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FloatType {
+    F32,
+    F16,
+    BF16,
+}
+
+impl FloatType {
+    /// As recipes spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            FloatType::F32 => "f32",
+            FloatType::F16 => "f16",
+            FloatType::BF16 => "bf16",
+        }
+    }
+
+    pub fn bytes(self) -> usize {
+        self.dtype().size()
+    }
+
+    pub fn dtype(self) -> DType {
+        match self {
+            FloatType::F32 => DType::F32,
+            FloatType::F16 => DType::F16,
+            FloatType::BF16 => DType::BF16,
+        }
+    }
+}
+
+/// What kind of thing a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    Cpu,
+    /// A card with memory of its own.
+    DiscreteGpu,
+    /// A GPU that shares the machine's memory.
+    IntegratedGpu,
+    /// A program that does a GPU's work on the CPU: right, and slow.
+    SoftwareGpu,
+}
+
+impl DeviceKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            DeviceKind::Cpu => "CPU",
+            DeviceKind::DiscreteGpu => "GPU",
+            DeviceKind::IntegratedGpu => "GPU, shares the machine's memory",
+            DeviceKind::SoftwareGpu => "software renderer",
+        }
+    }
+}
+
+/// A device that this build can train on.
+#[derive(Clone, Debug)]
+pub struct FoundDevice {
+    pub device: Device,
+    pub kind: DeviceKind,
+    /// As the driver calls it.
+    pub name: String,
+    /// What kernels are compiled for: "Metal", "Vulkan", "CUDA", or the CPU's own.
+    pub api: &'static str,
+    /// Bytes that the device may be asked to hold, where it says so.
+    pub memory: Option<u64>,
+    /// Number types that it computes in; f32 always.
+    pub types: Vec<FloatType>,
+}
+
+impl FoundDevice {
+    /// The CPU, which every build has.
+    pub fn cpu() -> FoundDevice {
+        FoundDevice {
+            device: Device::flex(),
+            kind: DeviceKind::Cpu,
+            name: "CPU".to_owned(),
+            api: "native",
+            memory: None,
+            types: vec![FloatType::F32],
+        }
+    }
+}
+
+/// Whether tensors of this device are worked on by the CPU's kernels.
+pub fn is_cpu(device: &Device) -> bool {
+    matches!(device.clone().without_autodiff().as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// Whether this build has a GPU backend at all.
+pub const HAS_GPU_BACKEND: bool = cfg!(any(feature = "gpu", feature = "cuda", target_os = "macos"));
+
+/// All GPUs, discrete ones first, software renderers last; empty where the build has no GPU backend. A card that two APIs
+/// reach is listed once.
+#[cfg(not(any(feature = "gpu", feature = "cuda", target_os = "macos")))]
+pub fn gpus() -> Vec<FoundDevice> {
+    Vec::new()
+}
+
+/// All GPUs, discrete ones first, software renderers last; empty where the build has no GPU backend. A card that two APIs
+/// reach is listed once.
+#[cfg(any(feature = "gpu", feature = "cuda", target_os = "macos"))]
+pub fn gpus() -> Vec<FoundDevice> {
+    crate::gpu::devices::gpus()
+}
+
+/// Hands waiting work to the device. A GPU's driver ends programs whose command buffers run long; a layer at a time is short.
+pub fn submit(device: &Device) {
+    if !is_cpu(device) {
+        // An error here comes back with the next value that is read.
+        let _ = device.flush();
+    }
+}
+
+/// Bytes that a device has reserved for tensors, `None` on the CPU.
+pub fn reserved_bytes(device: &Device) -> Option<u64> {
+    if is_cpu(device) { None } else { device.memory_pool_usage().map(|usage| usage.bytes_reserved) }
+}

@@ -1,0 +1,314 @@
+//! Causal attention on the GPU, a block of queries at a time, whatever rows the queries belong to.
+//!
+//! The scores of a block are a product for the card's matrix units; a kernel turns them into probabilities, and the next
+//! block overwrites them. The backward pass makes them again from ln Σ e^score (Dao et al. 2022, "FlashAttention"). Which
+//! keys a query sees is a range of its own, so rows are never padded and blocks need not end where rows do.
+
+use std::sync::Arc;
+
+use burn::backend::TensorMetadata;
+use burn::tensor::DType;
+use burn_cubecl::kernel::slice;
+use burn_cubecl::ops::numeric::zeros;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::product::{product, transposed};
+use super::rows::BlockLaunch;
+use super::tensor::{contiguous, each_element, each_row, element, empty, upload_u32};
+use super::{elements, elements_of, rows};
+use crate::attention::AttentionShape;
+use crate::footprint::{GPU_QUERIES, GPU_SCORES};
+use crate::segments::Segment;
+
+/// Keys and queries of a block start at multiples of this, so that parts of tensors can be used where they lie.
+const STEP: usize = 64;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Saved {
+    q: CubeTensor,
+    k: CubeTensor,
+    v: CubeTensor,
+    out: CubeTensor,
+    /// ln Σ e^score: [h, t].
+    log_sums: CubeTensor,
+    shape: AttentionShape,
+}
+
+/// Queries `first` to `first + queries` (the last of them beyond the end, perhaps) and the keys that any of them sees.
+struct Block {
+    first: usize,
+    queries: usize,
+    first_key: usize,
+    keys: usize,
+}
+
+/// The keys that each query sees, from `starts` to before `ends`.
+struct Ranges {
+    starts: Vec<u32>,
+    ends: Vec<u32>,
+}
+
+impl Ranges {
+    fn of(shape: &AttentionShape, queries: usize) -> Ranges {
+        let mut ranges = Ranges { starts: vec![0; queries], ends: vec![0; queries] };
+        for &Segment { query_start, queries, key_start, keys } in shape.segments.iter() {
+            for query in 0..queries {
+                let end = key_start + keys - queries + query + 1;
+                let start = shape.window.map_or(key_start, |window| key_start.max(end.saturating_sub(window)));
+                (ranges.starts[query_start + query], ranges.ends[query_start + query]) = (start as u32, end as u32);
+            }
+        }
+        ranges
+    }
+
+    /// Blocks over all queries, in order.
+    fn blocks(&self, heads: usize) -> Vec<Block> {
+        let all = self.starts.len();
+        let mut blocks = Vec::new();
+        let mut first = 0;
+        while first < all {
+            // As many queries as keep the scores inside the limit, found from the keys that they would see.
+            let mut queries = GPU_QUERIES.min(all.next_multiple_of(STEP));
+            let block = loop {
+                let seen = first..(first + queries).min(all);
+                let from = self.starts[seen.clone()].iter().copied().min().unwrap_or(0) as usize;
+                let to = self.ends[seen].iter().copied().max().unwrap_or(0) as usize;
+                let first_key = from / STEP * STEP;
+                let keys = to.next_multiple_of(STEP) - first_key;
+                if queries == STEP || heads * queries * keys * 4 <= GPU_SCORES {
+                    break Block { first, queries, first_key, keys };
+                }
+                queries = (queries / 2).next_multiple_of(STEP);
+            };
+            first += block.queries;
+            blocks.push(block);
+        }
+        blocks
+    }
+}
+
+/// What all blocks of a pass share.
+struct Pass {
+    heads: usize,
+    key_heads: usize,
+    width: usize,
+    queries: usize,
+    /// Keys, rounded up to whole steps.
+    keys: usize,
+    blocks: Arc<Vec<Block>>,
+    starts: CubeTensor,
+    ends: CubeTensor,
+}
+
+impl Pass {
+    fn new(q: &CubeTensor, k: &CubeTensor, shape: &AttentionShape) -> Pass {
+        let (q_shape, k_shape) = (q.shape(), k.shape());
+        let (heads, key_heads, width) = (q_shape[1], k_shape[1], q_shape[2]);
+        assert!(width == k_shape[2] && heads.is_multiple_of(key_heads), "query heads are a multiple of key/value heads");
+        // A window of no limit has key 0.
+        let key = shape.window.unwrap_or(0);
+        let queries = q_shape[0];
+        let (starts, ends, blocks) = shape.segments.on_device().get(key, || {
+            let ranges = Ranges::of(shape, queries);
+            let blocks = Arc::new(ranges.blocks(heads));
+            (upload_u32(q, &ranges.starts), upload_u32(q, &ranges.ends), blocks)
+        });
+        Pass { heads, key_heads, width, queries, keys: k_shape[0].next_multiple_of(STEP), blocks, starts, ends }
+    }
+
+    fn group(&self) -> usize {
+        self.heads / self.key_heads
+    }
+
+    fn block_arguments(&self, block: &Block) -> BlockLaunch {
+        BlockLaunch::new(block.queries, block.first, block.first_key, block.keys, self.queries)
+    }
+
+    /// All keys (or values) [s, k, d] as [k, keys, d], zeros beyond the last.
+    fn all_keys(&self, x: &CubeTensor) -> CubeTensor {
+        heads_first(x, 0, self.keys)
+    }
+
+    /// The keys of a block out of [`Pass::all_keys`].
+    fn keys_of(&self, block: &Block, all: &CubeTensor) -> CubeTensor {
+        slice(all.clone(), &[0..self.key_heads, block.first_key..block.first_key + block.keys, 0..self.width])
+    }
+
+    /// The queries of a block out of [t, h, d], as [k, group · queries, d]: the heads that share keys under each other.
+    fn queries_of(&self, block: &Block, x: &CubeTensor) -> CubeTensor {
+        let x = heads_first(x, block.first, block.queries);
+        super::reshaped(x, [self.key_heads, self.group() * block.queries, self.width])
+    }
+
+    /// f32 scores of a block, not scaled: [k, group · queries, keys].
+    fn scores(&self, q: &CubeTensor, k: &CubeTensor) -> CubeTensor {
+        contiguous(product(q, &transposed(k), DType::F32))
+    }
+}
+
+fn heads_first(x: &CubeTensor, first: usize, rows: usize) -> CubeTensor {
+    let (heads, width) = (x.shape()[1], x.shape()[2]);
+    let out = empty(x, [heads, rows, width], x.dtype);
+    let (cubes, dim) = each_element(&x.client, elements_of(&out));
+    // SAFETY: the kernel checks the position against the length of `out`, and what it reads against that of x.
+    unsafe {
+        elements::heads_first::launch_unchecked(
+            &x.client,
+            cubes,
+            dim,
+            x.clone().into_buffer_arg(),
+            out.clone().into_buffer_arg(),
+            first,
+            rows,
+            heads,
+            width,
+            element(x.dtype),
+        );
+    }
+    out
+}
+
+/// Puts x, [heads, rows, d] in any grouping of its first dimensions, into rows `first` and on of out [t, heads, d].
+fn put(x: &CubeTensor, out: &CubeTensor, first: usize, rows: usize) {
+    let (heads, width) = (out.shape()[1], out.shape()[2]);
+    let (cubes, dim) = each_element(&x.client, elements_of(x));
+    // SAFETY: the kernel checks the position against the length of x, and what it writes against that of `out`.
+    unsafe {
+        elements::tokens_first::launch_unchecked(
+            &x.client,
+            cubes,
+            dim,
+            x.clone().into_buffer_arg(),
+            out.clone().into_buffer_arg(),
+            first,
+            rows,
+            heads,
+            width,
+            [element(x.dtype), element(out.dtype)],
+        );
+    }
+}
+
+/// q [t, h, d], k and v [s, k, d], all contiguous -> [t, h, d].
+pub(super) fn forward(q: CubeTensor, k: CubeTensor, v: CubeTensor, shape: AttentionShape) -> (CubeTensor, Saved) {
+    let pass = Pass::new(&q, &k, &shape);
+    let dtype = q.dtype;
+    let (all_k, all_v) = (pass.all_keys(&k), pass.all_keys(&v));
+    let out = empty(&q, q.shape(), dtype);
+    let log_sums = empty(&q, [pass.heads, pass.queries], DType::F32);
+    for block in pass.blocks.iter() {
+        let scores = pass.scores(&pass.queries_of(block, &q), &pass.keys_of(block, &all_k));
+        let probabilities = empty(&q, scores.shape(), dtype);
+        let (cubes, dim, units) = each_row(pass.heads * block.queries, block.keys);
+        // SAFETY: a cube works on one row of `scores`; ranges of keys lie inside the block by its construction.
+        unsafe {
+            rows::softmax::launch_unchecked(
+                &q.client,
+                cubes,
+                dim,
+                scores.into_buffer_arg(),
+                pass.starts.clone().into_buffer_arg(),
+                pass.ends.clone().into_buffer_arg(),
+                probabilities.clone().into_buffer_arg(),
+                log_sums.clone().into_buffer_arg(),
+                pass.block_arguments(block),
+                shape.scale,
+                units,
+                element(dtype),
+            );
+        }
+        let rows = contiguous(product(&probabilities, &pass.keys_of(block, &all_v), dtype));
+        put(&rows, &out, block.first, block.queries);
+    }
+    (out.clone(), Saved { q, k, v, out, log_sums, shape })
+}
+
+/// (d_q, d_k, d_v) of d_out [t, h, d].
+pub(super) fn backward(saved: &Saved, d_out: &CubeTensor) -> [CubeTensor; 3] {
+    let Saved { q, k, v, out, log_sums, shape } = saved;
+    let pass = Pass::new(q, k, shape);
+    let dtype = q.dtype;
+    let (all_k, all_v) = (pass.all_keys(k), pass.all_keys(v));
+    let deltas = dots(out, d_out);
+    let d_q = empty(q, q.shape(), dtype);
+    let sums = || zeros(q.device.clone(), [pass.key_heads, pass.keys, pass.width].into(), DType::F32);
+    let (d_k_sums, d_v_sums) = (contiguous(sums()), contiguous(sums()));
+    for block in pass.blocks.iter() {
+        let (q_rows, d_rows) = (pass.queries_of(block, q), pass.queries_of(block, d_out));
+        let (k_rows, v_rows) = (pass.keys_of(block, &all_k), pass.keys_of(block, &all_v));
+        let scores = pass.scores(&q_rows, &k_rows);
+        let d_probabilities = pass.scores(&d_rows, &v_rows);
+        let probabilities = empty(q, scores.shape(), dtype);
+        let d_scores = empty(q, scores.shape(), dtype);
+        let (cubes, dim) = each_element(&q.client, elements_of(&scores));
+        // SAFETY: the kernel checks the position against the length of `scores`; all four have its shape.
+        unsafe {
+            elements::softmax_backward::launch_unchecked(
+                &q.client,
+                cubes,
+                dim,
+                scores.into_buffer_arg(),
+                d_probabilities.into_buffer_arg(),
+                pass.starts.clone().into_buffer_arg(),
+                pass.ends.clone().into_buffer_arg(),
+                log_sums.clone().into_buffer_arg(),
+                deltas.clone().into_buffer_arg(),
+                probabilities.clone().into_buffer_arg(),
+                d_scores.clone().into_buffer_arg(),
+                pass.block_arguments(block),
+                pass.heads,
+                shape.scale,
+                element(dtype),
+            );
+        }
+        put(&contiguous(product(&d_scores, &k_rows, dtype)), &d_q, block.first, block.queries);
+        add_rows(&contiguous(product(&transposed(&d_scores), &q_rows, DType::F32)), &d_k_sums, block);
+        add_rows(&contiguous(product(&transposed(&probabilities), &d_rows, DType::F32)), &d_v_sums, block);
+    }
+    let (d_k, d_v) = (empty(k, k.shape(), dtype), empty(v, v.shape(), dtype));
+    put(&d_k_sums, &d_k, 0, pass.keys);
+    put(&d_v_sums, &d_v, 0, pass.keys);
+    [d_q, d_k, d_v]
+}
+
+/// Σ out · d_out over each head's dimensions: [t, h]. It equals Σ p d_p over the keys.
+fn dots(out: &CubeTensor, d_out: &CubeTensor) -> CubeTensor {
+    let shape = out.shape();
+    let (rows, width) = (shape[0] * shape[1], shape[2]);
+    let dots = empty(out, [shape[0], shape[1]], DType::F32);
+    let (cubes, dim, units) = each_row(rows, width);
+    // SAFETY: a cube works on row `CUBE_POS` below the length of `dots`; both inputs have `width` elements in each.
+    unsafe {
+        rows::dot::launch_unchecked(
+            &out.client,
+            cubes,
+            dim,
+            out.clone().into_buffer_arg(),
+            d_out.clone().into_buffer_arg(),
+            dots.clone().into_buffer_arg(),
+            width,
+            units,
+            element(out.dtype),
+        );
+    }
+    dots
+}
+
+/// Adds x [k, keys of the block, d] to the keys' sums [k, keys, d].
+fn add_rows(x: &CubeTensor, sums: &CubeTensor, block: &Block) {
+    let (cubes, dim) = each_element(&x.client, elements_of(x));
+    // SAFETY: the kernel checks the position against the length of x, whose keys are among those of `sums`.
+    unsafe {
+        elements::add_rows::launch_unchecked(
+            &x.client,
+            cubes,
+            dim,
+            x.clone().into_buffer_arg(),
+            sums.clone().into_buffer_arg(),
+            block.first_key,
+            block.keys,
+            sums.shape()[1],
+            sums.shape()[2],
+        );
+    }
+}

@@ -1,0 +1,204 @@
+//! The output layer and its cross-entropy in one, a piece of the trained positions at a time. See [`crate::cross_entropy`].
+
+use burn::backend::TensorMetadata;
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::product::{product, transposed};
+use super::tensor::{each_element, each_row, element, empty, upload_u32};
+use super::{elements, elements_of, lora, rows, scaled};
+use crate::cross_entropy::Targets;
+use crate::footprint::gpu_logit_rows;
+
+/// Gradients of logits are below 1, mostly far below: f16 has no numbers for them unless they are scaled up on the way.
+const F16_SCALE: f32 = 4096.0;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Saved {
+    targets: Targets,
+    h_shape: [usize; 2],
+    dtype: DType,
+    kept: Kept,
+}
+
+#[derive(Clone, Debug)]
+enum Kept {
+    /// With a frozen W: the gradient of each trained position's h in f32, for an upstream gradient of 1 / `F16_SCALE`. [n, i]
+    Rows(CubeTensor),
+    /// With a trained W: the inputs, to make the logits again.
+    Inputs { h: CubeTensor, w: CubeTensor },
+}
+
+fn scale_of(dtype: DType) -> f32 {
+    if dtype == DType::F16 { F16_SCALE } else { 1.0 }
+}
+
+/// Positions and tokens on the device.
+fn indices(targets: &Targets, like: &CubeTensor) -> (CubeTensor, CubeTensor) {
+    targets.on_device.get(0, || (upload_u32(like, &targets.positions), upload_u32(like, &targets.tokens)))
+}
+
+/// One piece: rows of h, their logits' gradients (`None` without), their losses written into `losses`.
+fn piece(
+    h: &CubeTensor,
+    w: &CubeTensor,
+    targets: &Targets,
+    range: std::ops::Range<usize>,
+    losses: &CubeTensor,
+    with_gradient: bool,
+) -> (CubeTensor, Option<CubeTensor>) {
+    let (positions, tokens) = indices(targets, h);
+    let (vocabulary, width) = (w.shape()[0], h.shape()[1]);
+    let h_rows = empty(h, [range.len(), width], h.dtype);
+    let (cubes, dim) = each_element(&h.client, elements_of(&h_rows));
+    // SAFETY: the kernel checks the position against the length of `h_rows`; positions are below the rows of h, which the
+    // caller of `Targets::new` promises and `forward` asserts.
+    unsafe {
+        elements::gather_rows::launch_unchecked(
+            &h.client,
+            cubes,
+            dim,
+            h.clone().into_buffer_arg(),
+            positions.into_buffer_arg(),
+            h_rows.clone().into_buffer_arg(),
+            range.start,
+            width,
+            element(h.dtype),
+        );
+    }
+    let logits = product(&h_rows, &transposed(w), DType::F32);
+    let shape = if with_gradient { [range.len(), vocabulary] } else { [1, 1] };
+    let d_logits = empty(h, shape, h.dtype);
+    let (cubes, dim, units) = each_row(range.len(), vocabulary);
+    // SAFETY: a cube works on a row of `logits` and of `d_logits`, which is as large where it is written.
+    unsafe {
+        rows::cross_entropy::launch_unchecked(
+            &h.client,
+            cubes,
+            dim,
+            logits.into_buffer_arg(),
+            tokens.into_buffer_arg(),
+            losses.clone().into_buffer_arg(),
+            d_logits.clone().into_buffer_arg(),
+            range.start,
+            vocabulary,
+            scale_of(h.dtype),
+            with_gradient,
+            units,
+            element(h.dtype),
+        );
+    }
+    (h_rows, with_gradient.then_some(d_logits))
+}
+
+fn pieces(targets: &Targets, vocabulary: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let (rows, len) = (gpu_logit_rows(vocabulary), targets.len());
+    (0..len).step_by(rows).map(move |start| start..(start + rows).min(len))
+}
+
+fn ensure_inside(targets: &Targets, tokens: usize, vocabulary: usize) {
+    assert!(targets.positions.is_sorted(), "positions come in order");
+    assert!(targets.positions.last().is_none_or(|&last| (last as usize) < tokens), "a position beyond the tokens");
+    assert!(targets.tokens.iter().all(|&token| (token as usize) < vocabulary), "a target beyond the vocabulary");
+}
+
+/// Losses [n] alone.
+pub(super) fn losses(h: &CubeTensor, w: &CubeTensor, targets: &Targets) -> CubeTensor {
+    let vocabulary = w.shape()[0];
+    ensure_inside(targets, h.shape()[0], vocabulary);
+    let w = scaled(w, h.dtype, 1.0);
+    let losses = empty(h, [targets.len()], DType::F32);
+    for range in pieces(targets, vocabulary) {
+        piece(h, &w, targets, range, &losses, false);
+    }
+    losses
+}
+
+/// Losses [n], and what the backward pass needs.
+pub(super) fn forward(h: CubeTensor, w: CubeTensor, targets: Targets, trained_weight: bool) -> (CubeTensor, Saved) {
+    let (h_shape, dtype) = ([h.shape()[0], h.shape()[1]], h.dtype);
+    if trained_weight {
+        let losses = losses(&h, &w, &targets);
+        return (losses, Saved { targets, h_shape, dtype, kept: Kept::Inputs { h, w } });
+    }
+    let vocabulary = w.shape()[0];
+    ensure_inside(&targets, h_shape[0], vocabulary);
+    let w = scaled(&w, dtype, 1.0);
+    let losses = empty(&h, [targets.len()], DType::F32);
+    let parts: Vec<CubeTensor> = pieces(&targets, vocabulary)
+        .map(|range| {
+            let (_, d_logits) = piece(&h, &w, &targets, range, &losses, true);
+            product(&d_logits.expect("asked for"), &w, DType::F32)
+        })
+        .collect();
+    (losses, Saved { targets, h_shape, dtype, kept: Kept::Rows(rows_together(parts)) })
+}
+
+/// The rows of all parts, one part after the other.
+fn rows_together(mut parts: Vec<CubeTensor>) -> CubeTensor {
+    if parts.len() == 1 {
+        return parts.remove(0);
+    }
+    <burn_cubecl::CubeBackend as burn::backend::ops::FloatTensorOps<_>>::float_cat(parts, 0)
+}
+
+/// (d_h [t, i], d_w [v, i]) of d_losses [n]; d_w only with a trained W.
+pub(super) fn backward(saved: Saved, d_losses: &CubeTensor) -> (CubeTensor, Option<CubeTensor>) {
+    let Saved { targets, h_shape, dtype, kept } = saved;
+    let scale = 1.0 / scale_of(dtype);
+    let (d_rows, d_w) = match kept {
+        Kept::Rows(d_rows) => (d_rows, None),
+        Kept::Inputs { h, w } => {
+            let vocabulary = w.shape()[0];
+            let w_like_h = scaled(&w, dtype, 1.0);
+            let mut parts = Vec::new();
+            let mut d_w: Option<CubeTensor> = None;
+            let unread = empty(&h, [targets.len()], DType::F32);
+            for range in pieces(&targets, vocabulary) {
+                let (h_rows, d_logits) = piece(&h, &w_like_h, &targets, range.clone(), &unread, true);
+                let d_logits = d_logits.expect("asked for");
+                parts.push(product(&d_logits, &w_like_h, DType::F32));
+                // The rows of h take the upstream gradient, which is as good and far smaller.
+                let h_rows = lora::rows_scaled(&h_rows, d_losses, range.start, dtype);
+                let part = scaled(&product(&transposed(&d_logits), &h_rows, DType::F32), DType::F32, scale);
+                d_w = Some(match d_w {
+                    None => part,
+                    Some(sum) => burn_cubecl::ops::numeric::add(sum, part),
+                });
+            }
+            (rows_together(parts), d_w.map(|d_w| scaled(&d_w, w.dtype, 1.0)))
+        }
+    };
+    let starts = targets.on_device.get(1, || upload_u32(&d_rows, &first_targets(&targets, h_shape[0])));
+    let d_h = empty(&d_rows, h_shape, dtype);
+    let (cubes, dim) = each_element(&d_h.client, elements_of(&d_h));
+    // SAFETY: the kernel checks the position against the length of `d_h`; `starts` has one more entry than d_h has rows,
+    // none above the rows of `d_rows`.
+    unsafe {
+        elements::scatter_rows::launch_unchecked(
+            &d_h.client,
+            cubes,
+            dim,
+            d_rows.clone().into_buffer_arg(),
+            d_losses.clone().into_buffer_arg(),
+            starts.into_buffer_arg(),
+            d_h.clone().into_buffer_arg(),
+            h_shape[1],
+            scale,
+            element(dtype),
+        );
+    }
+    (d_h, d_w)
+}
+
+/// For each token the number of targets before its first one; one entry more, of all targets.
+fn first_targets(targets: &Targets, tokens: usize) -> Vec<u32> {
+    let mut starts = vec![0u32; tokens + 1];
+    for &position in targets.positions.iter() {
+        starts[position as usize + 1] += 1;
+    }
+    for token in 0..tokens {
+        starts[token + 1] += starts[token];
+    }
+    starts
+}

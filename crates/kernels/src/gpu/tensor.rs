@@ -1,0 +1,73 @@
+//! Tensors of the GPU backend: outputs, uploads, and how many units a kernel is launched with.
+
+use burn::backend::TensorMetadata;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::cubecl::calculate_cube_count_elemwise;
+use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+
+/// Units of a cube that works element by element.
+const ELEMENT_UNITS: u32 = 256;
+/// Most cubes along one side of a launch, on every graphics API.
+const MOST_CUBES: usize = 65_535;
+
+/// Elements in row-major order, one after the other from the start of the handle.
+pub(super) fn contiguous(tensor: CubeTensor) -> CubeTensor {
+    into_contiguous(tensor)
+}
+
+/// A tensor on the same device, of unspecified content.
+pub(super) fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
+    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
+}
+
+pub(super) fn upload_u32(like: &CubeTensor, values: &[u32]) -> CubeTensor {
+    upload(like, u32::as_bytes(values), values.len(), DType::U32)
+}
+
+pub(super) fn upload_f32(like: &CubeTensor, values: &[f32]) -> CubeTensor {
+    upload(like, f32::as_bytes(values), values.len(), DType::F32)
+}
+
+fn upload(like: &CubeTensor, bytes: &[u8], len: usize, dtype: DType) -> CubeTensor {
+    let handle = like.client.create_from_slice(bytes);
+    CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), Shape::from([len]), handle, dtype)
+}
+
+/// The same elements as another shape; `tensor` is contiguous.
+pub(super) fn reshaped(mut tensor: CubeTensor, shape: impl Into<Shape>) -> CubeTensor {
+    let shape = shape.into();
+    assert_eq!(shape.num_elements(), tensor.shape().num_elements(), "a reshape keeps all elements");
+    tensor = CubeTensor::new_contiguous(tensor.client, tensor.device, shape, tensor.handle, tensor.dtype);
+    tensor
+}
+
+/// How kernels name the number types that float tensors have here.
+pub(super) fn element(dtype: DType) -> ElemType {
+    match dtype {
+        DType::F32 => f32::elem_type_native(),
+        DType::F16 => half::f16::elem_type_native(),
+        DType::BF16 => half::bf16::elem_type_native(),
+        other => unreachable!("{other:?} tensors do not reach these kernels"),
+    }
+}
+
+/// A launch with a unit for each of `count` elements.
+pub(super) fn each_element(client: &burn_cubecl::cubecl::client::Client, count: usize) -> (CubeCount, CubeDim) {
+    let dim = CubeDim::new_1d(ELEMENT_UNITS);
+    (calculate_cube_count_elemwise(client, count, dim), dim)
+}
+
+/// A launch with a cube for each of `rows` rows of this width, and the units of a cube. Kernels stop beyond the last row.
+pub(super) fn each_row(rows: usize, width: usize) -> (CubeCount, CubeDim, usize) {
+    let units: usize = match width {
+        0..=128 => 32,
+        129..=512 => 64,
+        _ => 256,
+    };
+    let x = rows.clamp(1, MOST_CUBES);
+    let count = CubeCount::Static(x as u32, rows.div_ceil(x) as u32, 1);
+    (count, CubeDim::new_1d(units as u32), units)
+}

@@ -1,0 +1,102 @@
+//! Products with a weight that the CPU holds in 16 bits, as the model's file does: half the memory of f32.
+//!
+//! A block of the weight at a time is widened to f32, which is exact, and multiplied as any other matrix. Blocks divide the
+//! columns of the result, never the sums, so the bits are those of the same weight held in f32.
+
+use burn::backend::TensorMetadata;
+use burn::tensor::DType;
+use burn_flex::FlexTensor;
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use crate::buffer::{floats, uninitialized};
+use crate::matmul::{Matrix, matmul};
+
+/// Bytes of widened weight at a time: few passes over the result, and little memory.
+const BLOCK_BYTES: usize = 16 << 20;
+/// Fewest columns of a block for each thread, so that a product can still be split (see [`crate::matmul`]).
+const COLUMNS_PER_THREAD: usize = 272;
+
+/// `out = keep · out + scale · x Wᵀ`: x [t, i], w [o, i], out [t, o].
+pub(crate) fn times_transposed(out: &mut [f32], keep: bool, scale: f32, x: Matrix, w: &FlexTensor) {
+    let [outputs, inputs] = w.shape().dims::<2>();
+    if w.dtype() == DType::F32 {
+        return matmul(out, keep, scale, x, Matrix::new(floats(w), outputs, inputs).transposed());
+    }
+    by_blocks(out, outputs, inputs, keep, |columns, block, out| {
+        widen_rows(w, columns.start * inputs, block);
+        matmul(out, keep, scale, x, Matrix::new(block, columns.len(), inputs).transposed());
+    });
+}
+
+/// `out = keep · out + scale · y W`: y [t, o], w [o, i], out [t, i].
+pub(crate) fn times(out: &mut [f32], keep: bool, scale: f32, y: Matrix, w: &FlexTensor) {
+    let [outputs, inputs] = w.shape().dims::<2>();
+    if w.dtype() == DType::F32 {
+        return matmul(out, keep, scale, y, Matrix::new(floats(w), outputs, inputs));
+    }
+    by_blocks(out, inputs, outputs, keep, |columns, block, out| {
+        let width = columns.len();
+        block.par_chunks_mut(width).enumerate().with_min_len(16).for_each(|(row, block)| {
+            widen(w, row * inputs + columns.start, block);
+        });
+        matmul(out, keep, scale, y, Matrix::new(block, outputs, width));
+    });
+}
+
+/// Calls `multiply` with ranges of the result's columns, a buffer of `sum` floats for each column, and the result's block.
+fn by_blocks(
+    out: &mut [f32],
+    columns: usize,
+    sum: usize,
+    keep: bool,
+    mut multiply: impl FnMut(std::ops::Range<usize>, &mut [f32], &mut [f32]),
+) {
+    let least = COLUMNS_PER_THREAD * rayon::current_num_threads();
+    let wanted = (BLOCK_BYTES / 4 / sum.max(1)).max(least).min(columns.max(1));
+    // Blocks of about the same width: a narrow last one would be summed in another order.
+    let blocks = (columns / wanted).max(1);
+    let start = |block: usize| block * columns / blocks;
+    if blocks == 1 {
+        return multiply(0..columns, &mut uninitialized(columns * sum), out);
+    }
+    let rows = out.len() / columns;
+    let widest = columns.div_ceil(blocks);
+    let (mut widened, mut part) = (uninitialized(widest * sum), uninitialized(rows * widest));
+    for block in 0..blocks {
+        let range = start(block)..start(block + 1);
+        let part = &mut part[..rows * range.len()];
+        if keep {
+            for (part, out) in part.chunks_mut(range.len()).zip(out.chunks(columns)) {
+                part.copy_from_slice(&out[range.clone()]);
+            }
+        }
+        multiply(range.clone(), &mut widened[..range.len() * sum], part);
+        for (part, out) in part.chunks(range.len()).zip(out.chunks_mut(columns)) {
+            out[range.clone()].copy_from_slice(part);
+        }
+    }
+}
+
+/// Elements of a 16-bit tensor from `start` on, on all threads.
+fn widen_rows(w: &FlexTensor, start: usize, out: &mut [f32]) {
+    const JOB: usize = 1 << 16;
+    out.par_chunks_mut(JOB).enumerate().for_each(|(job, out)| widen(w, start + job * JOB, out));
+}
+
+fn widen(w: &FlexTensor, start: usize, out: &mut [f32]) {
+    match w.dtype() {
+        DType::BF16 => {
+            // A shift, which the compiler makes vectors of; the crate's own conversion quiets NaNs one by one.
+            for (out, value) in out.iter_mut().zip(&w.storage::<bf16>()[start..]) {
+                *out = f32::from_bits(u32::from(value.to_bits()) << 16);
+            }
+        }
+        DType::F16 => {
+            let end = start + out.len();
+            w.storage::<f16>()[start..end].convert_to_f32_slice(out);
+        }
+        other => unreachable!("no weight is held in {other:?}"),
+    }
+}

@@ -1,0 +1,26 @@
+//! What was made on a device from a plain table, kept with the table: a micro-batch's angles and positions are the same in
+//! every layer, and travel once.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+/// Copies of one table on the device of a run, by what sets them apart. Clones share them.
+#[derive(Clone, Default)]
+pub(crate) struct OnDevice(Arc<Mutex<BTreeMap<usize, Box<dyn Any + Send>>>>);
+
+impl std::fmt::Debug for OnDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnDevice")
+    }
+}
+
+#[cfg_attr(not(any(feature = "gpu", feature = "cuda", target_os = "macos")), expect(dead_code, reason = "GPUs only"))]
+impl OnDevice {
+    /// The copy under `key`, made now if there is none.
+    pub(crate) fn get<T: Clone + Send + 'static>(&self, key: usize, make: impl FnOnce() -> T) -> T {
+        let mut copies = self.0.lock().expect("no copy is made twice at once");
+        let copy = copies.entry(key).or_insert_with(|| Box::new(make()));
+        copy.downcast_ref::<T>().expect("one type for a table").clone()
+    }
+}

@@ -1,0 +1,46 @@
+//! Where a model is, and in which number types.
+
+use burn::tensor::Device;
+use finetune_kernels::FloatType;
+use finetune_kernels::devices::is_cpu;
+
+/// The device of a model, what it computes in, and what its frozen matrices are held in. Trained parameters, norms and
+/// biases are f32 everywhere.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    pub(crate) device: Device,
+    compute: FloatType,
+    /// `None`: as the model's file has them.
+    held: Option<FloatType>,
+}
+
+impl Placement {
+    /// On the CPU, computing in f32. Matrices are held as the file has them, which is exact and saves half of the memory
+    /// where that is 16 bits; or rounded to `held`.
+    pub fn cpu(held: Option<FloatType>) -> Placement {
+        Placement { device: Device::flex(), compute: FloatType::F32, held }
+    }
+
+    /// On a GPU, held and computed in one number type.
+    pub fn gpu(device: Device, compute: FloatType) -> Placement {
+        Placement { device, compute, held: Some(compute) }
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub fn is_cpu(&self) -> bool {
+        is_cpu(&self.device)
+    }
+
+    /// What activations are computed in.
+    pub fn compute(&self) -> FloatType {
+        self.compute
+    }
+
+    /// What a frozen matrix is held in that is `stored` like this.
+    pub fn held(&self, stored: FloatType) -> FloatType {
+        self.held.unwrap_or(stored)
+    }
+}

@@ -1,0 +1,258 @@
+//! How much memory a run takes at its largest step, and what would make it less.
+//!
+//! Counts what the decoder keeps for its backward pass, tensor by tensor, in the number type that it has there.
+//! docs/memory.md holds the estimate against measured peaks.
+
+use finetune_dataset::Dataset;
+use finetune_model::footprint::{self, AttentionSizes};
+use finetune_model::{FloatType, LoraTargets, ModelConfig, Placement, expected_tensors};
+use finetune_recipe::{Method, Recipe};
+use serde::Serialize;
+
+use crate::error::TrainError;
+use crate::prepare::Start;
+
+/// Bytes at the largest step, and seconds for the whole run.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Estimate {
+    pub weights: u64,
+    /// Trained parameters, their gradients and moments.
+    pub trained: u64,
+    pub activations: u64,
+    pub logits: u64,
+    /// The program itself: code, tokenizer, rows, what the allocator holds back. On a GPU what its pools cannot use.
+    pub program: u64,
+    pub total: u64,
+    /// On the CPU, where it can be measured without compiling anything.
+    pub seconds: Option<f64>,
+}
+
+/// What of a recipe decides about memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    /// Tokens of the largest micro-batch, its longest row, and its trained tokens.
+    tokens: u64,
+    longest: u64,
+    trained_tokens: u64,
+    checkpointing: bool,
+    full: bool,
+    /// Tokens and targets of all rows, which stay in main memory.
+    all_tokens: u64,
+}
+
+impl Load {
+    /// The largest micro-batch: the longest rows together, none longer than `limit`.
+    fn of(recipe: &Recipe, data: &Dataset, micro_batch_size: usize, checkpointing: bool, limit: usize) -> Load {
+        let mut lengths: Vec<(usize, usize)> = data
+            .rows
+            .iter()
+            .map(|row| (row.tokens.len().min(limit), row.trained.iter().take(limit).filter(|&&trained| trained).count()))
+            .collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        let largest = &lengths[..micro_batch_size.min(lengths.len())];
+        Load {
+            tokens: largest.iter().map(|(length, _)| *length as u64).sum(),
+            longest: largest.first().map_or(0, |(length, _)| *length as u64),
+            trained_tokens: largest.iter().map(|(_, trained)| *trained as u64).sum(),
+            checkpointing,
+            full: recipe.train.method == Method::Full,
+            all_tokens: data.counts.tokens,
+        }
+    }
+}
+
+/// Parameters of the model, and how many of them are trained.
+pub(crate) struct Sizes {
+    pub(crate) parameters: u64,
+    pub(crate) trained: u64,
+}
+
+pub(crate) fn sizes(config: &ModelConfig, targets: Option<&LoraTargets>) -> Sizes {
+    let shapes = expected_tensors(config);
+    let parameters: u64 = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
+    let Some(targets) = targets else { return Sizes { parameters, trained: parameters } };
+    let width = |module: &str| {
+        let found = shapes.iter().find(|(name, _)| name.strip_suffix(".weight") == Some(module));
+        found.map_or(0, |(_, shape)| shape.iter().sum::<usize>())
+    };
+    let trained = targets.iter().map(|target| (target.rank * width(&target.module)) as u64).sum();
+    Sizes { parameters, trained }
+}
+
+/// Which of a layer's linear layers have a branch: those keep their input for the backward pass. One layer stands for all.
+#[derive(Clone, Copy, Debug)]
+struct Branches {
+    /// Of 0 to 1, over the layers: how many keep the input of q, k, v; of o; of gate and up; of down.
+    attention_input: f64,
+    output_input: f64,
+    mlp_input: f64,
+    down_input: f64,
+    /// Σ of the ranks in all layers.
+    ranks: f64,
+}
+
+impl Branches {
+    fn of(config: &ModelConfig, targets: Option<&LoraTargets>) -> Branches {
+        let Some(targets) = targets else {
+            return Branches { attention_input: 1.0, output_input: 1.0, mlp_input: 1.0, down_input: 1.0, ranks: 0.0 };
+        };
+        let layers = config.layers as f64;
+        let share = |names: &[&str]| {
+            let keeps = |layer: usize| {
+                let prefix = format!("model.layers.{layer}.");
+                targets.iter().any(|target| {
+                    let part = target.module.strip_prefix(&prefix).and_then(|rest| rest.rsplit('.').next());
+                    part.is_some_and(|part| names.contains(&part))
+                })
+            };
+            (0..config.layers).filter(|&layer| keeps(layer)).count() as f64 / layers
+        };
+        Branches {
+            attention_input: share(&["q_proj", "k_proj", "v_proj"]),
+            output_input: share(&["o_proj"]),
+            mlp_input: share(&["gate_proj", "up_proj"]),
+            down_input: share(&["down_proj"]),
+            ranks: targets.iter().map(|target| target.rank as f64).sum(),
+        }
+    }
+}
+
+/// Resident before the first row is read: measured with the tiny models of the tests.
+const PROGRAM_BYTES: u64 = 40 << 20;
+
+/// The estimate for a model of this shape under this load.
+fn estimate(
+    config: &ModelConfig,
+    targets: Option<&LoraTargets>,
+    load: &Load,
+    placement: &Placement,
+    stored: FloatType,
+) -> Estimate {
+    const FLOAT: u64 = 4;
+    let cpu = placement.is_cpu();
+    let compute = placement.compute().bytes() as u64;
+    let Sizes { parameters, trained } = self::sizes(config, targets);
+    let branches = Branches::of(config, targets);
+    let (tokens, hidden) = (load.tokens, config.hidden_size as u64);
+    let query = (config.heads * config.head_dim) as u64;
+    let key = (config.key_value_heads * config.head_dim) as u64;
+    let inner = config.intermediate_size as u64;
+    let layers = config.layers as u64;
+    let share = |part: f64, width: u64| (part * width as f64) as u64;
+
+    // Kept for the backward pass of a layer: both norms' inputs; rotated queries and keys, values and attention's output;
+    // gate and up; the inputs of linear layers with a branch, where those are not kept already. Norms of heads keep theirs.
+    let head_norms = if config.query_key_norm { query + key } else { 0 };
+    let layer = compute
+        * tokens
+        * (2 * hidden
+            + 2 * query
+            + 2 * key
+            + head_norms
+            + 2 * inner
+            + share(branches.attention_input, hidden)
+            + share(branches.mlp_input, hidden)
+            + share(branches.down_input, inner)
+            + (branches.ranks / layers as f64) as u64)
+        + FLOAT * tokens * (config.heads as u64 + 2);
+    let sizes = AttentionSizes { tokens, longest: load.longest, heads: config.heads as u64, query, key };
+    let attention =
+        if cpu { footprint::cpu_attention(sizes) } else { footprint::gpu_attention(sizes, placement.compute()) };
+    // On top of that while one layer is worked on: gradients of its widest tensors, and of the residual stream.
+    let working = compute * tokens * (4 * inner + 3 * hidden) + attention;
+    let kept = if load.checkpointing { compute * layers * tokens * hidden + layer } else { layers * layer };
+    // The embedding's and the last norm's output, and each trained row's gradient.
+    let ends = compute * tokens * 3 * hidden + FLOAT * load.trained_tokens * hidden;
+    let activations = kept + working + ends;
+    let vocabulary = config.vocabulary as u64;
+    let logits = if cpu {
+        footprint::cpu_logits(vocabulary, load.trained_tokens)
+    } else {
+        footprint::gpu_logits(vocabulary, load.trained_tokens, placement.compute())
+    };
+
+    let held = if load.full { FloatType::F32 } else { placement.held(stored) };
+    let weights = parameters * held.bytes() as u64;
+    // Values, gradients and two moments on the host; values, old and new, and gradients as tensors.
+    let trained_bytes = trained * FLOAT * if load.full { 6 } else { 7 };
+    let weights = if load.full { 0 } else { weights };
+    let program = if cpu { PROGRAM_BYTES + load.all_tokens * 5 } else { 0 };
+    // What pools and heaps cannot use of what they hold.
+    let slack = (activations + logits) / if cpu { 20 } else { 10 };
+    Estimate {
+        weights,
+        trained: trained_bytes,
+        activations,
+        logits,
+        program: program + slack,
+        total: weights + trained_bytes + activations + logits + program + slack,
+        seconds: None,
+    }
+}
+
+/// What a recipe's model and rows come to: seconds are left out, to know them costs a measurement.
+pub(crate) fn of_recipe(
+    recipe: &Recipe,
+    config: &ModelConfig,
+    start: Option<&Start>,
+    data: &Dataset,
+    placement: &Placement,
+    stored: FloatType,
+) -> Estimate {
+    let load =
+        Load::of(recipe, data, recipe.train.micro_batch_size, recipe.train.gradient_checkpointing, usize::MAX);
+    estimate(config, start.map(|start| &start.targets), &load, placement, stored)
+}
+
+/// Refuses a run whose estimate is beyond what there is.
+pub(crate) fn check(
+    estimate: &Estimate,
+    available: Option<u64>,
+    knobs: impl FnOnce() -> Vec<String>,
+) -> Result<(), TrainError> {
+    match available {
+        Some(available) if estimate.total > available => {
+            Err(TrainError::Memory { needed: estimate.total, available, weights: estimate.weights, knobs: knobs() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What a smaller setting of each kind would take, in words; those that help most first.
+pub(crate) fn knobs(
+    recipe: &Recipe,
+    config: &ModelConfig,
+    targets: Option<&LoraTargets>,
+    data: &Dataset,
+    place: &Placement,
+    stored: FloatType,
+) -> Vec<String> {
+    let (micro, checkpointing) = (recipe.train.micro_batch_size, recipe.train.gradient_checkpointing);
+    let total = |micro: usize, checkpointing: bool, limit: usize, placement: &Placement| {
+        estimate(config, targets, &Load::of(recipe, data, micro, checkpointing, limit), placement, stored).total
+    };
+    let now = total(micro, checkpointing, usize::MAX, place);
+    let mut options: Vec<(u64, String)> = Vec::new();
+    if !checkpointing {
+        options.push((total(micro, true, usize::MAX, place), "train.gradient_checkpointing = true".to_owned()));
+    }
+    if micro > 1 {
+        let fewer = micro / 2;
+        options.push((total(fewer, checkpointing, usize::MAX, place), format!("train.micro_batch_size = {fewer}")));
+    }
+    if micro > 2 {
+        options.push((total(1, true, usize::MAX, place), "both, with train.micro_batch_size = 1".to_owned()));
+    }
+    let half = data.counts.longest / 2;
+    if half > 64 {
+        let text = format!("data.max_seq_len = {half} with overlong = \"truncate\"");
+        options.push((total(micro, checkpointing, half, place), text));
+    }
+    if !place.is_cpu() && place.compute() == FloatType::F32 {
+        let narrow = Placement::gpu(place.device().clone(), FloatType::BF16);
+        options.push((total(micro, checkpointing, usize::MAX, &narrow), "model.dtype = \"bf16\"".to_owned()));
+    }
+    options.retain(|(bytes, _)| *bytes < now - now / 50);
+    options.sort_by_key(|(bytes, _)| *bytes);
+    options.into_iter().map(|(bytes, setting)| format!("{setting}: about {} MiB instead of {}", bytes >> 20, now >> 20)).collect()
+}

@@ -1,0 +1,125 @@
+//! Where a run computes, and in which number types: what the recipe asks for, on what is there.
+
+use finetune_model::{DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, Placement, gpus};
+use finetune_recipe::{DeviceChoice, DtypeChoice, Model};
+
+use crate::error::TrainError;
+
+/// This machine, as far as a run has to know it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Machine {
+    /// Bytes of main memory that this process may use, where it can be told.
+    pub memory: Option<u64>,
+    /// This rank's place among those of the machine: it chooses the GPU.
+    pub local_rank: usize,
+    /// Ranks of the machine.
+    pub local_world: usize,
+}
+
+/// The device of a run, and what is worth a line about how it was chosen.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub placement: Placement,
+    pub found: FoundDevice,
+    pub notices: Vec<String>,
+}
+
+impl Place {
+    /// Chooses the device and number type of a recipe, for a model whose file has `stored` numbers. `auto` takes a GPU if there
+    /// is a real one, and computes in what the file has.
+    pub fn choose(model: &Model, machine: &Machine, stored: FloatType) -> Result<Place, TrainError> {
+        match model.device {
+            DeviceChoice::Cpu => Ok(Place::cpu(model.dtype)),
+            DeviceChoice::Gpu => Place::gpu(model.dtype, machine, stored, gpus()),
+            DeviceChoice::Auto => {
+                let real: Vec<FoundDevice> =
+                    gpus().into_iter().filter(|gpu| gpu.kind != DeviceKind::SoftwareGpu).collect();
+                if real.is_empty() { Ok(Place::cpu(model.dtype)) } else { Place::gpu(model.dtype, machine, stored, real) }
+            }
+        }
+    }
+
+    fn cpu(dtype: DtypeChoice) -> Place {
+        let held = match dtype {
+            DtypeChoice::Auto => None,
+            DtypeChoice::F32 => Some(FloatType::F32),
+            DtypeChoice::F16 => Some(FloatType::F16),
+            DtypeChoice::Bf16 => Some(FloatType::BF16),
+        };
+        let narrow = held.filter(|&held| held != FloatType::F32);
+        let notices = narrow.map(|held| {
+            format!("model.dtype = {}: the frozen base is held in it, the CPU computes in f32", held.name())
+        });
+        Place {
+            placement: Placement::cpu(held),
+            found: FoundDevice::cpu(),
+            notices: notices.into_iter().collect(),
+        }
+    }
+
+    fn gpu(
+        dtype: DtypeChoice,
+        machine: &Machine,
+        stored: FloatType,
+        gpus: Vec<FoundDevice>,
+    ) -> Result<Place, TrainError> {
+        let real = gpus.iter().filter(|gpu| gpu.kind != DeviceKind::SoftwareGpu).count();
+        // Software renderers come last: one is taken only where there is nothing else.
+        let candidates = if real > 0 { real } else { gpus.len() };
+        if candidates == 0 {
+            return Err(TrainError::NoGpu { built_in: HAS_GPU_BACKEND });
+        }
+        let found = gpus.into_iter().nth(machine.local_rank % candidates).expect("a candidate");
+        let mut notices = Vec::new();
+        let wanted = match dtype {
+            DtypeChoice::F32 => FloatType::F32,
+            DtypeChoice::F16 => FloatType::F16,
+            DtypeChoice::Bf16 => FloatType::BF16,
+            DtypeChoice::Auto => stored,
+        };
+        let compute = if found.types.contains(&wanted) { wanted } else { FloatType::F32 };
+        if compute != wanted {
+            let (name, wanted) = (&found.name, wanted.name());
+            notices.push(format!("{wanted}: {name} does not compute in it through {}; f32 is used", found.api));
+        }
+        if found.kind == DeviceKind::SoftwareGpu {
+            notices.push(format!("{} is no GPU but a program that does its work on the CPU: right, and slow", found.name));
+        }
+        if machine.local_world > candidates {
+            let name = &found.name;
+            notices.push(format!("{} ranks share {candidates} GPU(s); this one computes on {name}", machine.local_world));
+        }
+        Ok(Place { placement: Placement::gpu(found.device.clone(), compute), found, notices })
+    }
+
+    /// For people: "NVIDIA H200 (GPU, Vulkan), bf16".
+    pub(crate) fn describe(&self) -> String {
+        let FoundDevice { name, kind, api, .. } = &self.found;
+        match kind {
+            DeviceKind::Cpu => "CPU, f32".to_owned(),
+            kind => format!("{name} ({}, {api}), {}", kind.name(), self.placement.compute().name()),
+        }
+    }
+
+    /// "gpu, bf16": what fixes the bits of a run besides its recipe.
+    pub(crate) fn compute(&self) -> String {
+        let device = if self.placement.is_cpu() { "cpu" } else { "gpu" };
+        format!("{device}, {}", self.placement.compute().name())
+    }
+
+    /// Bytes that a run may take here, if they can be told: of a GPU with memory of its own that; of one that shares the
+    /// machine's the smaller of the two.
+    pub(crate) fn memory(&self, machine: &Machine) -> Option<u64> {
+        let sharing = |bytes: u64, ranks: usize| bytes / ranks.max(1) as u64;
+        let main = machine.memory.map(|bytes| sharing(bytes, machine.local_world));
+        match self.found.kind {
+            DeviceKind::Cpu | DeviceKind::SoftwareGpu => main,
+            // What the driver's own context takes is not ours.
+            DeviceKind::DiscreteGpu => self.found.memory.map(|bytes| bytes - bytes / 20),
+            DeviceKind::IntegratedGpu => match (self.found.memory, main) {
+                (Some(gpu), Some(main)) => Some(gpu.min(main)),
+                (gpu, main) => gpu.or(main),
+            },
+        }
+    }
+}
