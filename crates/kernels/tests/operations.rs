@@ -1,11 +1,25 @@
 //! Each fused operation against the composed form (value and every gradient) and against finite differences.
+//!
+//! On the CPU; with `FINETUNE_TEST_DEVICE=gpu` on the first GPU, a software renderer if there is no other.
+
+use std::sync::OnceLock;
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use finetune_kernels::devices::gpus;
 use finetune_kernels::{AttentionShape, Dropout, RopeTable, Segment, Segments, Targets, composed, operations};
 use finetune_random::Stream;
 
 fn device() -> Device {
-    Device::flex().autodiff()
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    let choose = || match std::env::var("FINETUNE_TEST_DEVICE").as_deref() {
+        Ok("gpu") => {
+            let gpu = gpus().into_iter().next().expect("a GPU, or a software renderer");
+            println!("on {} through {}", gpu.name, gpu.api);
+            gpu.device
+        }
+        _ => Device::flex(),
+    };
+    DEVICE.get_or_init(choose).clone().autodiff()
 }
 
 fn normal(seed: u64, dims: &[usize]) -> Vec<f32> {

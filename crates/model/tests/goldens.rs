@@ -5,10 +5,10 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use finetune_kernels::operations::is_cpu;
+use finetune_kernels::devices::is_cpu;
 use finetune_model::adapter::Adapter;
 use finetune_model::merge::{compare, write_merged};
-use finetune_model::{Batch, BatchRow, LossSum, Model, ModelConfig, Randomness, Sampling};
+use finetune_model::{Batch, BatchRow, LossSum, Model, ModelConfig, Placement, Randomness, Sampling};
 use finetune_store::{RealDisk, Staging, TensorFile};
 use serde_json::Value;
 
@@ -55,7 +55,7 @@ impl Golden {
     }
 
     fn model(&self) -> Model {
-        Model::load(&directory(self.family), &Device::flex()).expect("the model loads")
+        Model::load(&directory(self.family), &Placement::cpu(None)).expect("the model loads")
     }
 
     fn adapter(&self, config: &ModelConfig) -> Adapter {
@@ -92,7 +92,7 @@ fn relative_norm(got: &[f32], want: &[f32]) -> f64 {
 
 fn gradients(model: &mut Model, batch: &Batch, checkpointing: bool) -> (LossSum, Vec<f32>) {
     let mut gradients = vec![0.0; model.layout().len()];
-    let sums = model.loss_and_gradients(batch, ANY, checkpointing, &mut gradients);
+    let sums = model.loss_and_gradients(batch, ANY, checkpointing, 1.0, &mut gradients).expect("a device that works");
     (sums, gradients)
 }
 
@@ -126,7 +126,7 @@ fn loss_and_every_lora_gradient() {
         assert_eq!(sums.trained_tokens, want["trained_tokens"].as_u64().expect("a count"), "{family}");
         let loss = want["loss_sum"].as_f64().expect("a loss");
         assert!((sums.loss - loss).abs() < 1e-6 * loss, "{family}: loss {} against {loss}", sums.loss);
-        assert!((model.loss(&golden.batch()).loss - sums.loss).abs() < 1e-9 * loss, "{family}: evaluation");
+        assert!((model.loss(&golden.batch()).expect("sums").loss - sums.loss).abs() < 1e-9 * loss, "{family}: evaluation");
         let mut found = 0;
         for parameter in model.layout().iter() {
             // The reference differentiates the mean.
@@ -150,7 +150,7 @@ fn the_loss_is_the_same_however_rows_are_split() {
         let mut split_gradients = vec![0.0; model.layout().len()];
         for n in 0..golden.rows.len() {
             let rows = &golden.rows[n..=n];
-            sum += model.loss_and_gradients(&batch(rows), ANY, false, &mut split_gradients).loss;
+            sum += model.loss_and_gradients(&batch(rows), ANY, false, 1.0, &mut split_gradients).expect("sums").loss;
         }
         assert!((whole.loss - sum).abs() < 1e-6 * sum, "{family}");
         assert!(relative_norm(&split_gradients, &whole_gradients) < 2e-6, "{family}");
@@ -165,7 +165,7 @@ fn checkpointing_changes_no_bit() {
             let mut model = if all { golden.model() } else { golden.with_adapter() };
             if all {
                 model.train_all();
-                let values = model.parameters();
+                let values = model.parameters().expect("values");
                 model.set_parameters(&values);
             }
             let plain = gradients(&mut model, &golden.batch(), false);
@@ -188,7 +188,7 @@ fn gradients_of_all_weights() {
     for family in ["llama", "qwen2"] {
         let mut model = Golden::load(family).model();
         model.train_all();
-        let values = model.parameters();
+        let values = model.parameters().expect("values");
         model.set_parameters(&values);
         let read = |name: &str| std::fs::read_to_string(directory(family).join(name)).expect("a golden file");
         let rows: Vec<(Vec<u32>, Vec<bool>)> = read("rows.jsonl")
@@ -226,13 +226,13 @@ fn merged_models_equal_their_adapters() {
             write_merged(&RealDisk, &directory(family), &adapter, &mut staging, shard_bytes, &|_, _| {})
                 .expect("a merge");
             let merged = staging.publish(&serde_json::json!({"kind": "merged"})).expect("published");
-            let model = Model::load(&merged, &Device::flex()).expect("the merged model loads");
+            let model = Model::load(&merged, &Placement::cpu(None)).expect("the merged model loads");
             for (n, (tokens, _)) in golden.rows.iter().enumerate() {
                 let got = model.logits(tokens).expect("tokens of the vocabulary");
                 let difference = largest_difference(&got, &golden.floats(&format!("merged_logits.{n}")));
                 assert!(difference < LOGITS, "{family} merged {n}: {difference:e}");
             }
-            let comparison = compare(&directory(family), &adapter, &merged, &Device::flex()).expect("a comparison");
+            let comparison = compare(&directory(family), &adapter, &merged, &Placement::cpu(None)).expect("a comparison");
             assert!(comparison.largest < LOGITS && comparison.agreeing == comparison.positions, "{comparison:?}");
         }
     }
@@ -312,7 +312,7 @@ fn dropout_is_a_function_of_seed_step_and_row() {
         let whole = golden.batch();
         let batch = Batch { rows: rows.iter().map(|&n| whole.rows[n]).collect() };
         let mut gradients = vec![0.0; model.layout().len()];
-        model.loss_and_gradients(&batch, randomness, false, &mut gradients).row_losses
+        model.loss_and_gradients(&batch, randomness, false, 1.0, &mut gradients).expect("sums").row_losses
     };
     let at = |seed, step| Randomness { seed, step };
     let together = run(vec![0, 1, 2], at(1, 5));

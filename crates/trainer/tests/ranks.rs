@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use finetune_allreduce::{Algorithm, Group};
 use finetune_recipe::Recipe;
-use finetune_trainer::{EvalRow, Event, Outcome, Ranks, Resume, Run, StepRow, TrainError, prepare, train};
+use finetune_trainer::{EvalRow, Event, Machine, Outcome, Ranks, Resume, Run, StepRow, TrainError, prepare, train};
 
 fn goldens(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models").join(family)
@@ -66,7 +66,7 @@ fn run_altered(
                 scope.spawn(move || {
                     let (rank, recipe) = (group.rank(), recipe(group.rank()));
                     let ranks = Arc::new(Ranks::new(group, recipe.distributed.virtual_ranks)?);
-                    let mut prepared = prepare(recipe, resume, &ranks, None, &|_| {})?;
+                    let mut prepared = prepare(recipe, resume, &ranks, &Machine::default(), &|_| {})?;
                     alter(rank, &mut prepared.run);
                     let (mut told, signal) = (Told::default(), AtomicI32::new(0));
                     let outcome = train(&mut prepared.run, &signal, &mut |event| match event {

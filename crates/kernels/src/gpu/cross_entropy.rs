@@ -97,8 +97,7 @@ fn pieces(targets: &Targets, vocabulary: usize) -> impl Iterator<Item = std::ops
 }
 
 fn ensure_inside(targets: &Targets, tokens: usize, vocabulary: usize) {
-    assert!(targets.positions.is_sorted(), "positions come in order");
-    assert!(targets.positions.last().is_none_or(|&last| (last as usize) < tokens), "a position beyond the tokens");
+    assert!(targets.positions.iter().all(|&position| (position as usize) < tokens), "a position beyond the tokens");
     assert!(targets.tokens.iter().all(|&token| (token as usize) < vocabulary), "a target beyond the vocabulary");
 }
 
@@ -169,7 +168,10 @@ pub(super) fn backward(saved: Saved, d_losses: &CubeTensor) -> (CubeTensor, Opti
             (rows_together(parts), d_w.map(|d_w| scaled(&d_w, w.dtype, 1.0)))
         }
     };
-    let starts = targets.on_device.get(1, || upload_u32(&d_rows, &first_targets(&targets, h_shape[0])));
+    let (starts, order) = targets.on_device.get(1, || {
+        let (starts, order) = by_token(&targets, h_shape[0]);
+        (upload_u32(&d_rows, &starts), upload_u32(&d_rows, &order))
+    });
     let d_h = empty(&d_rows, h_shape, dtype);
     let (cubes, dim) = each_element(&d_h.client, elements_of(&d_h));
     // SAFETY: the kernel checks the position against the length of `d_h`; `starts` has one more entry than d_h has rows,
@@ -182,6 +184,7 @@ pub(super) fn backward(saved: Saved, d_losses: &CubeTensor) -> (CubeTensor, Opti
             d_rows.clone().into_buffer_arg(),
             d_losses.clone().into_buffer_arg(),
             starts.into_buffer_arg(),
+            order.into_buffer_arg(),
             d_h.clone().into_buffer_arg(),
             h_shape[1],
             scale,
@@ -191,8 +194,10 @@ pub(super) fn backward(saved: Saved, d_losses: &CubeTensor) -> (CubeTensor, Opti
     (d_h, d_w)
 }
 
-/// For each token the number of targets before its first one; one entry more, of all targets.
-fn first_targets(targets: &Targets, tokens: usize) -> Vec<u32> {
+/// The targets of each token, one token after the other, and where those of each token start; one entry more at the end.
+fn by_token(targets: &Targets, tokens: usize) -> (Vec<u32>, Vec<u32>) {
+    let mut order: Vec<u32> = (0..targets.len() as u32).collect();
+    order.sort_by_key(|&n| targets.positions[n as usize]);
     let mut starts = vec![0u32; tokens + 1];
     for &position in targets.positions.iter() {
         starts[position as usize + 1] += 1;
@@ -200,5 +205,5 @@ fn first_targets(targets: &Targets, tokens: usize) -> Vec<u32> {
     for token in 0..tokens {
         starts[token + 1] += starts[token];
     }
-    starts
+    (starts, order)
 }

@@ -118,12 +118,14 @@ pub(super) fn gather_rows<T: Float>(
     out[i] = x[positions[first + i / width] as usize * width + i % width];
 }
 
-/// `d_h[t] = Σ upstream[n] · d_rows[n] · scale` over the targets n of token t, those from `starts[t]` to `starts[t + 1]`.
+/// `d_h[t] = Σ upstream[n] · d_rows[n] · scale` over the targets n of token t: `order[starts[t]]` to before
+/// `order[starts[t + 1]]`.
 #[cube(launch_unchecked)]
 pub(super) fn scatter_rows<T: Float>(
     d_rows: &[f32],
     upstream: &[f32],
     starts: &[u32],
+    order: &[u32],
     d_h: &mut [T],
     width: usize,
     scale: f32,
@@ -135,11 +137,12 @@ pub(super) fn scatter_rows<T: Float>(
     }
     let token = i / width;
     let mut sum = 0.0f32;
-    let mut n = starts[token] as usize;
+    let mut place = starts[token] as usize;
     let end = starts[token + 1] as usize;
-    while n < end {
+    while place < end {
+        let n = order[place] as usize;
         sum += upstream[n] * d_rows[n * width + i % width];
-        n += 1;
+        place += 1;
     }
     d_h[i] = T::cast_from(sum * scale);
 }

@@ -31,24 +31,117 @@ pub(super) fn product(a: &CubeTensor, b: &CubeTensor, out: DType) -> CubeTensor 
     let mut dims: Vec<usize> = a_shape.iter().copied().collect();
     dims[rank - 1] = b_shape[rank - 1];
     let product = empty(a, Shape::from(dims), out);
-    for strategy in strategies(a) {
-        let elements = MatmulGlobalElems { lhs: element(a.dtype), rhs: element(b.dtype), out: element(out) };
-        let mut elements = MatmulElems::from_globals(&elements);
-        let input = |tensor: &CubeTensor| InputBinding::new(tensor.clone().binding(), element(tensor.dtype));
-        if launch_ref(&strategy, &a.client, input(a), input(b), product.clone().binding(), &mut elements).is_ok() {
-            return product;
-        }
-    }
-    unreachable!("the last kernel multiplies everything")
+    let launched = kernels(a).into_iter().any(|kernel| kernel.multiply(a, b, &product));
+    assert!(launched, "the last kernel multiplies everything");
+    product
 }
 
-/// Kernels to multiply with, best first. Matrix units take 16-bit numbers and sum in f32; f32 stays f32 (no TF32).
-fn strategies(a: &CubeTensor) -> Vec<Strategy> {
-    let mut strategies = Vec::new();
-    if a.dtype != DType::F32 && !a.client.properties().features.matmul.cmma.is_empty() {
-        strategies.push(Strategy::MultiLevel(multi_level::Strategy::SimpleCyclicCmma(Default::default())));
+/// A way to multiply on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProductKernel {
+    /// Tiles on the card's matrix units, which take 16-bit numbers and sum in f32.
+    MatrixUnits,
+    /// Tiles in registers, in the numbers' own type.
+    Tiles,
+    /// A unit for each element of the result. It compiles in no time, which is what takes it on a software renderer.
+    Elements,
+}
+
+impl ProductKernel {
+    /// Whether the kernel could be launched for such tensors.
+    pub(super) fn multiply(self, a: &CubeTensor, b: &CubeTensor, out: &CubeTensor) -> bool {
+        let strategy = match self {
+            ProductKernel::MatrixUnits => multi_level::Strategy::SimpleCyclicCmma(Default::default()),
+            ProductKernel::Tiles => multi_level::Strategy::SimpleUnit(Default::default()),
+            ProductKernel::Elements => multi_level::Strategy::Naive,
+        };
+        let types = MatmulGlobalElems { lhs: element(a.dtype), rhs: element(b.dtype), out: element(out.dtype) };
+        let mut types = MatmulElems::from_globals(&types);
+        let input = |tensor: &CubeTensor| InputBinding::new(tensor.clone().binding(), element(tensor.dtype));
+        let strategy = Strategy::MultiLevel(strategy);
+        launch_ref(&strategy, &a.client, input(a), input(b), out.clone().binding(), &mut types).is_ok()
     }
-    strategies.push(Strategy::MultiLevel(multi_level::Strategy::SimpleUnit(Default::default())));
-    strategies.push(Strategy::MultiLevel(multi_level::Strategy::Naive));
-    strategies
+}
+
+/// Kernels to multiply with, best first. f32 stays f32: no TF32.
+fn kernels(a: &CubeTensor) -> Vec<ProductKernel> {
+    let properties = a.client.properties();
+    if properties.identity.physical.is_none() {
+        return vec![ProductKernel::Elements];
+    }
+    let mut kernels = Vec::new();
+    if a.dtype != DType::F32 && !properties.features.matmul.cmma.is_empty() {
+        kernels.push(ProductKernel::MatrixUnits);
+    }
+    kernels.extend([ProductKernel::Tiles, ProductKernel::Elements]);
+    kernels
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Tensor, TensorData};
+    use burn_cubecl::cubecl::prelude::*;
+    use finetune_random::Stream;
+
+    use super::*;
+    use crate::devices::gpus;
+
+    fn tensor(values: &[f32], rows: usize, columns: usize, device: &Device) -> CubeTensor {
+        let like = Tensor::<2>::from_data(TensorData::new(values.to_vec(), [rows, columns]), device);
+        <burn_cubecl::CubeBackend as burn::backend::ops::FloatTensorOps<_>>::float_from_data(
+            like.into_data(),
+            &cube_device(device),
+        )
+    }
+
+    fn cube_device(device: &Device) -> burn_cubecl::CubeDevice {
+        match device.as_dispatch() {
+            burn::backend::DispatchDevice::Cube(device) => device.clone(),
+            other => panic!("{other:?} is no GPU"),
+        }
+    }
+
+    /// Every kernel that can be launched here, each layout, f32 and what 16-bit types there are, against f64.
+    #[test]
+    fn gpu_products_match_f64() {
+        if std::env::var("FINETUNE_TEST_DEVICE").as_deref() != Ok("gpu") {
+            println!("SKIPPED: FINETUNE_TEST_DEVICE is not gpu");
+            return;
+        }
+        let gpu = gpus().into_iter().next().expect("a GPU, or a software renderer");
+        let mut checked = 0;
+        for (m, n, k) in [(64, 64, 64), (37, 16, 100), (5, 130, 33)] {
+            let values = Stream::new(m as u64, 1, n as u64, k as u32).normal(m * k + k * n, 1.0);
+            let (a_values, b_values) = values.split_at(m * k);
+            for kind in &gpu.types {
+                let dtype = kind.dtype();
+                let a = super::super::scaled(&tensor(a_values, m, k, &gpu.device), dtype, 1.0);
+                // As the weights of a linear layer lie: [n, k], used the other way round.
+                let b = transposed(&super::super::scaled(&tensor(b_values, n, k, &gpu.device), dtype, 1.0));
+                for kernel in [ProductKernel::MatrixUnits, ProductKernel::Tiles, ProductKernel::Elements] {
+                    if kernel == ProductKernel::MatrixUnits && *kind == crate::FloatType::F32 {
+                        continue;
+                    }
+                    let out = empty(&a, Shape::from([m, n]), DType::F32);
+                    if !kernel.multiply(&a, &b, &out) {
+                        continue;
+                    }
+                    let bytes = out.client.read_one(out.handle.clone()).expect("the product");
+                    let got = f32::from_bytes(&bytes);
+                    let bound = (k as f64).sqrt() * if *kind == crate::FloatType::F32 { 1e-5 } else { 2e-2 };
+                    for i in 0..m {
+                        for j in 0..n {
+                            let want: f64 = (0..k)
+                                .map(|l| f64::from(a_values[i * k + l]) * f64::from(b_values[j * k + l]))
+                                .sum();
+                            let got = f64::from(got[i * n + j]);
+                            assert!((got - want).abs() < bound, "{kernel:?} {kind:?} {m}x{n}x{k} ({i}, {j}): {got} {want}");
+                        }
+                    }
+                    checked += 1;
+                }
+            }
+        }
+        assert!(checked >= 6, "at least two kernels for each shape: {checked}");
+    }
 }
