@@ -3,12 +3,15 @@
 //! Bounds are ten times the reference's own f32 noise: 3e-5 absolute for logits, 2e-5 of the norm for gradients.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use burn::tensor::Device;
 use finetune_kernels::devices::is_cpu;
 use finetune_model::adapter::Adapter;
 use finetune_model::merge::{compare, write_merged};
-use finetune_model::{Batch, BatchRow, LossSum, Model, ModelConfig, Placement, Randomness, Sampling};
+use finetune_model::{
+    Batch, BatchRow, FloatType, FoundDevice, LossSum, Model, ModelConfig, Placement, Randomness, Sampling, gpus,
+};
 use finetune_store::{RealDisk, Staging, TensorFile};
 use serde_json::Value;
 
@@ -55,7 +58,7 @@ impl Golden {
     }
 
     fn model(&self) -> Model {
-        Model::load(&directory(self.family), &Placement::cpu(None)).expect("the model loads")
+        Model::load(&directory(self.family), &placement()).expect("the model loads")
     }
 
     fn adapter(&self, config: &ModelConfig) -> Adapter {
@@ -67,6 +70,17 @@ impl Golden {
         model.attach(&self.adapter(&model.config));
         model
     }
+}
+
+/// The CPU; with `FINETUNE_TEST_DEVICE=gpu` the first GPU, a software renderer if there is no other, in f32.
+fn placement() -> Placement {
+    gpu().map_or_else(|| Placement::cpu(None), |gpu| Placement::gpu(gpu.device, FloatType::F32))
+}
+
+fn gpu() -> Option<FoundDevice> {
+    static GPU: OnceLock<Option<FoundDevice>> = OnceLock::new();
+    let asked = || std::env::var("FINETUNE_TEST_DEVICE").as_deref() == Ok("gpu");
+    GPU.get_or_init(|| asked().then(|| gpus().into_iter().next().expect("a GPU, or a software renderer"))).clone()
 }
 
 fn batch(rows: &[(Vec<u32>, Vec<bool>)]) -> Batch<'_> {
@@ -226,13 +240,13 @@ fn merged_models_equal_their_adapters() {
             write_merged(&RealDisk, &directory(family), &adapter, &mut staging, shard_bytes, &|_, _| {})
                 .expect("a merge");
             let merged = staging.publish(&serde_json::json!({"kind": "merged"})).expect("published");
-            let model = Model::load(&merged, &Placement::cpu(None)).expect("the merged model loads");
+            let model = Model::load(&merged, &placement()).expect("the merged model loads");
             for (n, (tokens, _)) in golden.rows.iter().enumerate() {
                 let got = model.logits(tokens).expect("tokens of the vocabulary");
                 let difference = largest_difference(&got, &golden.floats(&format!("merged_logits.{n}")));
                 assert!(difference < LOGITS, "{family} merged {n}: {difference:e}");
             }
-            let comparison = compare(&directory(family), &adapter, &merged, &Placement::cpu(None)).expect("a comparison");
+            let comparison = compare(&directory(family), &adapter, &merged, &placement()).expect("a comparison");
             assert!(comparison.largest < LOGITS && comparison.agreeing == comparison.positions, "{comparison:?}");
         }
     }
@@ -353,5 +367,36 @@ fn every_key_of_an_adapter_is_accounted_for() {
         std::io::Write::write_all(&mut file, text.replace(from, to).as_bytes()).expect("written");
         let error = Adapter::read(changed.path(), &config).expect_err(to);
         assert!(error.to_string().contains(message), "{error}");
+    }
+}
+
+/// f16 and bf16, where the GPU has them: within what their 11 and 8 bits allow, and from any loss scale the same.
+#[test]
+fn gpu_sixteen_bit_types_are_close_to_f32() {
+    let Some(gpu) = gpu() else {
+        println!("SKIPPED: FINETUNE_TEST_DEVICE is not gpu");
+        return;
+    };
+    for family in FAMILIES {
+        let golden = Golden::load(family);
+        let want = gradients(&mut golden.with_adapter(), &golden.batch(), false);
+        for kind in gpu.types.iter().filter(|kind| **kind != FloatType::F32) {
+            let (loss_bound, bound) = if *kind == FloatType::F16 { (1e-3, 1e-2) } else { (1e-2, 1e-1) };
+            let at = Placement::gpu(gpu.device.clone(), *kind);
+            let mut model = Model::load(&directory(family), &at).expect("the model loads");
+            model.attach(&golden.adapter(&model.config));
+            for checkpointing in [false, true] {
+                for scale in [64.0, 1024.0] {
+                    let mut got = vec![0.0; model.layout().len()];
+                    let sums = model
+                        .loss_and_gradients(&golden.batch(), ANY, checkpointing, scale, &mut got)
+                        .expect("a device that works");
+                    let loss = (sums.loss - want.0.loss).abs() / want.0.loss;
+                    let difference = relative_norm(&got, &want.1);
+                    println!("{family} {kind:?}, loss scale {scale}: loss {loss:.1e}, gradients {difference:.1e}");
+                    assert!(loss < loss_bound && difference < bound, "{family} {kind:?} {scale}: {loss:e} {difference:e}");
+                }
+            }
+        }
     }
 }

@@ -12,9 +12,11 @@ pub(crate) struct LossScale {
     steps: u32,
 }
 
-/// What torch's GradScaler starts with.
-const FIRST: f32 = 65_536.0;
-const LARGEST: f32 = 16_777_216.0;
+/// torch's GradScaler starts with 65,536 for a mean over the tokens; the backward pass here starts from their sum, and
+/// divides at the end: about as much for a few dozen tokens, the rest is for growth to find.
+const FIRST: f32 = 1024.0;
+/// A token's own gradient starts from this: the largest power of two in f16.
+const LARGEST: f32 = 32_768.0;
 /// Steps without an overflow after which it is worth trying twice as much.
 const PATIENCE: u32 = 2000;
 
@@ -70,14 +72,14 @@ mod tests {
     #[test]
     fn halves_at_once_and_grows_slowly() {
         let mut scale = LossScale::of(FloatType::F16);
-        assert!(scale.halve() && scale.scale == 32_768.0);
+        assert!(scale.halve() && scale.scale == 512.0);
         for _ in 0..PATIENCE - 1 {
             scale.passed(false);
         }
-        assert_eq!(scale.scale, 32_768.0);
+        assert_eq!(scale.scale, 512.0);
         assert_eq!(LossScale::from_number(scale.to_number()), scale);
         scale.passed(false);
-        assert_eq!(scale.scale, 65_536.0);
+        assert_eq!(scale.scale, 1024.0);
         let mut floor = LossScale { scale: 2.0, steps: 7 };
         assert!(floor.halve() && !floor.halve() && floor == LossScale::ONE);
         let mut none = LossScale::of(FloatType::BF16);

@@ -1,5 +1,7 @@
 //! Twenty steps against torch's AdamW on transformers and PEFT (`scripts/make_goldens.py` made the files), and
 //! the identities that a run must keep.
+//!
+//! On the CPU; with `FINETUNE_TEST_DEVICE=gpu` on a GPU in f32, a software renderer if there is no other.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,8 +26,9 @@ fn json(path: &Path) -> Value {
 /// A recipe on a golden model, with more keys given by `sets`.
 fn recipe(family: &str, output: &Path, sets: &[String]) -> Recipe {
     let directory = goldens(family);
+    let device = std::env::var("FINETUNE_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     let text = format!(
-        "[model]\npath = {:?}\n[data]\ntrain = {:?}\nformat = \"tokens\"\nshuffle = false\n",
+        "[model]\npath = {:?}\ndevice = {device:?}\n[data]\ntrain = {:?}\nformat = \"tokens\"\nshuffle = false\n",
         directory,
         directory.join("rows.jsonl"),
     );
