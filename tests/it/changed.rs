@@ -41,7 +41,6 @@ const FIXED: &[(&str, &str)] = &[
     ("train.global_batch_size", "6"),
     ("train.micro_batch_size", "3"),
     ("train.max_grad_norm", "0.5"),
-    ("train.gradient_checkpointing", "true"),
     ("optimizer.learning_rate", "1e-3"),
     ("optimizer.betas", "[0.9, 0.99]"),
     ("optimizer.eps", "1e-7"),

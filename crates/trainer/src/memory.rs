@@ -82,9 +82,9 @@ pub(crate) fn sizes(config: &ModelConfig, targets: Option<&LoraTargets>) -> Size
 /// Which of a layer's linear layers have a branch: those keep their input for the backward pass. One layer stands for all.
 #[derive(Clone, Copy, Debug)]
 struct Branches {
-    /// Of 0 to 1, over the layers: how many keep the input of q, k, v; of o; of gate and up; of down.
+    /// Of 0 to 1, over the layers: how many keep the input of q, k, v; of gate and up; of down. (That
+    /// of o is attention's output, which is kept anyway.)
     attention_input: f64,
-    output_input: f64,
     mlp_input: f64,
     down_input: f64,
     /// Σ of the ranks in all layers.
@@ -94,7 +94,7 @@ struct Branches {
 impl Branches {
     fn of(config: &ModelConfig, targets: Option<&LoraTargets>) -> Branches {
         let Some(targets) = targets else {
-            return Branches { attention_input: 1.0, output_input: 1.0, mlp_input: 1.0, down_input: 1.0, ranks: 0.0 };
+            return Branches { attention_input: 1.0, mlp_input: 1.0, down_input: 1.0, ranks: 0.0 };
         };
         let layers = config.layers as f64;
         let share = |names: &[&str]| {
@@ -109,7 +109,6 @@ impl Branches {
         };
         Branches {
             attention_input: share(&["q_proj", "k_proj", "v_proj"]),
-            output_input: share(&["o_proj"]),
             mlp_input: share(&["gate_proj", "up_proj"]),
             down_input: share(&["down_proj"]),
             ranks: targets.iter().map(|target| target.rank as f64).sum(),

@@ -12,10 +12,10 @@ use burn_cubecl::kernel::slice;
 use burn_cubecl::ops::numeric::zeros;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::elements::{SoftmaxBackward, add_rows, heads_first, put_tokens_first, softmax_backward};
 use super::product::{product, transposed};
-use super::rows::BlockLaunch;
-use super::tensor::{contiguous, each_element, each_row, element, empty, upload_u32};
-use super::{elements, elements_of, rows};
+use super::rows::{self, Block, QueryRanges};
+use super::tensor::{contiguous, empty, reshaped, upload_u32};
 use crate::attention::AttentionShape;
 use crate::footprint::{GPU_QUERIES, GPU_SCORES};
 use crate::segments::Segment;
@@ -32,14 +32,6 @@ pub(crate) struct Saved {
     /// ln Σ e^score: [h, t].
     log_sums: CubeTensor,
     shape: AttentionShape,
-}
-
-/// Queries `first` to `first + queries` (the last of them beyond the end, perhaps) and the keys that any of them sees.
-struct Block {
-    first: usize,
-    queries: usize,
-    first_key: usize,
-    keys: usize,
 }
 
 /// The keys that each query sees, from `starts` to before `ends`.
@@ -96,8 +88,7 @@ struct Pass {
     /// Keys, rounded up to whole steps.
     keys: usize,
     blocks: Arc<Vec<Block>>,
-    starts: CubeTensor,
-    ends: CubeTensor,
+    ranges: QueryRanges,
 }
 
 impl Pass {
@@ -108,20 +99,16 @@ impl Pass {
         // A window of no limit has key 0.
         let key = shape.window.unwrap_or(0);
         let queries = q_shape[0];
-        let (starts, ends, blocks) = shape.segments.on_device().get(key, || {
+        let (ranges, blocks) = shape.segments.on_device().get(key, || {
             let ranges = Ranges::of(shape, queries);
             let blocks = Arc::new(ranges.blocks(heads));
-            (upload_u32(q, &ranges.starts), upload_u32(q, &ranges.ends), blocks)
+            (QueryRanges { starts: upload_u32(q, &ranges.starts), ends: upload_u32(q, &ranges.ends) }, blocks)
         });
-        Pass { heads, key_heads, width, queries, keys: k_shape[0].next_multiple_of(STEP), blocks, starts, ends }
+        Pass { heads, key_heads, width, queries, keys: k_shape[0].next_multiple_of(STEP), blocks, ranges }
     }
 
     fn group(&self) -> usize {
         self.heads / self.key_heads
-    }
-
-    fn block_arguments(&self, block: &Block) -> BlockLaunch {
-        BlockLaunch::new(block.queries, block.first, block.first_key, block.keys, self.queries)
     }
 
     /// All keys (or values) [s, k, d] as [k, keys, d], zeros beyond the last.
@@ -137,55 +124,12 @@ impl Pass {
     /// The queries of a block out of [t, h, d], as [k, group · queries, d]: the heads that share keys under each other.
     fn queries_of(&self, block: &Block, x: &CubeTensor) -> CubeTensor {
         let x = heads_first(x, block.first, block.queries);
-        super::reshaped(x, [self.key_heads, self.group() * block.queries, self.width])
+        reshaped(x, [self.key_heads, self.group() * block.queries, self.width])
     }
 
     /// f32 scores of a block, not scaled: [k, group · queries, keys].
     fn scores(&self, q: &CubeTensor, k: &CubeTensor) -> CubeTensor {
         contiguous(product(q, &transposed(k), DType::F32))
-    }
-}
-
-fn heads_first(x: &CubeTensor, first: usize, rows: usize) -> CubeTensor {
-    let (heads, width) = (x.shape()[1], x.shape()[2]);
-    let out = empty(x, [heads, rows, width], x.dtype);
-    let (cubes, dim) = each_element(&x.client, elements_of(&out));
-    // SAFETY: the kernel checks the position against the length of `out`, and what it reads against that of x.
-    unsafe {
-        elements::heads_first::launch_unchecked(
-            &x.client,
-            cubes,
-            dim,
-            x.clone().into_buffer_arg(),
-            out.clone().into_buffer_arg(),
-            first,
-            rows,
-            heads,
-            width,
-            element(x.dtype),
-        );
-    }
-    out
-}
-
-/// Puts x, [heads, rows, d] in any grouping of its first dimensions, into rows `first` and on of out [t, heads, d].
-fn put(x: &CubeTensor, out: &CubeTensor, first: usize, rows: usize) {
-    let (heads, width) = (out.shape()[1], out.shape()[2]);
-    let (cubes, dim) = each_element(&x.client, elements_of(x));
-    // SAFETY: the kernel checks the position against the length of x, and what it writes against that of `out`.
-    unsafe {
-        elements::tokens_first::launch_unchecked(
-            &x.client,
-            cubes,
-            dim,
-            x.clone().into_buffer_arg(),
-            out.clone().into_buffer_arg(),
-            first,
-            rows,
-            heads,
-            width,
-            [element(x.dtype), element(out.dtype)],
-        );
     }
 }
 
@@ -198,27 +142,9 @@ pub(super) fn forward(q: CubeTensor, k: CubeTensor, v: CubeTensor, shape: Attent
     let log_sums = empty(&q, [pass.heads, pass.queries], DType::F32);
     for block in pass.blocks.iter() {
         let scores = pass.scores(&pass.queries_of(block, &q), &pass.keys_of(block, &all_k));
-        let probabilities = empty(&q, scores.shape(), dtype);
-        let (cubes, dim, units) = each_row(pass.heads * block.queries, block.keys);
-        // SAFETY: a cube works on one row of `scores`; ranges of keys lie inside the block by its construction.
-        unsafe {
-            rows::softmax::launch_unchecked(
-                &q.client,
-                cubes,
-                dim,
-                scores.into_buffer_arg(),
-                pass.starts.clone().into_buffer_arg(),
-                pass.ends.clone().into_buffer_arg(),
-                probabilities.clone().into_buffer_arg(),
-                log_sums.clone().into_buffer_arg(),
-                pass.block_arguments(block),
-                shape.scale,
-                units,
-                element(dtype),
-            );
-        }
+        let probabilities = rows::softmax(&scores, &log_sums, block, &pass.ranges, shape.scale, dtype);
         let rows = contiguous(product(&probabilities, &pass.keys_of(block, &all_v), dtype));
-        put(&rows, &out, block.first, block.queries);
+        put_tokens_first(&rows, &out, block.first, block.queries);
     }
     (out.clone(), Saved { q, k, v, out, log_sums, shape })
 }
@@ -229,7 +155,7 @@ pub(super) fn backward(saved: &Saved, d_out: &CubeTensor) -> [CubeTensor; 3] {
     let pass = Pass::new(q, k, shape);
     let dtype = q.dtype;
     let (all_k, all_v) = (pass.all_keys(k), pass.all_keys(v));
-    let deltas = dots(out, d_out);
+    let deltas = rows::dot(out, d_out);
     let d_q = empty(q, q.shape(), dtype);
     let sums = || zeros(q.device.clone(), [pass.key_heads, pass.keys, pass.width].into(), DType::F32);
     let (d_k_sums, d_v_sums) = (contiguous(sums()), contiguous(sums()));
@@ -238,77 +164,22 @@ pub(super) fn backward(saved: &Saved, d_out: &CubeTensor) -> [CubeTensor; 3] {
         let (k_rows, v_rows) = (pass.keys_of(block, &all_k), pass.keys_of(block, &all_v));
         let scores = pass.scores(&q_rows, &k_rows);
         let d_probabilities = pass.scores(&d_rows, &v_rows);
-        let probabilities = empty(q, scores.shape(), dtype);
-        let d_scores = empty(q, scores.shape(), dtype);
-        let (cubes, dim) = each_element(&q.client, elements_of(&scores));
-        // SAFETY: the kernel checks the position against the length of `scores`; all four have its shape.
-        unsafe {
-            elements::softmax_backward::launch_unchecked(
-                &q.client,
-                cubes,
-                dim,
-                scores.into_buffer_arg(),
-                d_probabilities.into_buffer_arg(),
-                pass.starts.clone().into_buffer_arg(),
-                pass.ends.clone().into_buffer_arg(),
-                log_sums.clone().into_buffer_arg(),
-                deltas.clone().into_buffer_arg(),
-                probabilities.clone().into_buffer_arg(),
-                d_scores.clone().into_buffer_arg(),
-                pass.block_arguments(block),
-                pass.heads,
-                shape.scale,
-                element(dtype),
-            );
-        }
-        put(&contiguous(product(&d_scores, &k_rows, dtype)), &d_q, block.first, block.queries);
-        add_rows(&contiguous(product(&transposed(&d_scores), &q_rows, DType::F32)), &d_k_sums, block);
-        add_rows(&contiguous(product(&transposed(&probabilities), &d_rows, DType::F32)), &d_v_sums, block);
+        let inputs = SoftmaxBackward {
+            scores: &scores,
+            d_probabilities: &d_probabilities,
+            log_sums,
+            deltas: &deltas,
+            scale: shape.scale,
+            dtype,
+        };
+        let (probabilities, d_scores) = softmax_backward(inputs, block, &pass.ranges);
+        let d_rows_q = contiguous(product(&d_scores, &k_rows, dtype));
+        put_tokens_first(&d_rows_q, &d_q, block.first, block.queries);
+        add_rows(&contiguous(product(&transposed(&d_scores), &q_rows, DType::F32)), &d_k_sums, block.first_key);
+        add_rows(&contiguous(product(&transposed(&probabilities), &d_rows, DType::F32)), &d_v_sums, block.first_key);
     }
     let (d_k, d_v) = (empty(k, k.shape(), dtype), empty(v, v.shape(), dtype));
-    put(&d_k_sums, &d_k, 0, pass.keys);
-    put(&d_v_sums, &d_v, 0, pass.keys);
+    put_tokens_first(&d_k_sums, &d_k, 0, pass.keys);
+    put_tokens_first(&d_v_sums, &d_v, 0, pass.keys);
     [d_q, d_k, d_v]
-}
-
-/// Σ out · d_out over each head's dimensions: [t, h]. It equals Σ p d_p over the keys.
-fn dots(out: &CubeTensor, d_out: &CubeTensor) -> CubeTensor {
-    let shape = out.shape();
-    let (rows, width) = (shape[0] * shape[1], shape[2]);
-    let dots = empty(out, [shape[0], shape[1]], DType::F32);
-    let (cubes, dim, units) = each_row(rows, width);
-    // SAFETY: a cube works on row `CUBE_POS` below the length of `dots`; both inputs have `width` elements in each.
-    unsafe {
-        rows::dot::launch_unchecked(
-            &out.client,
-            cubes,
-            dim,
-            out.clone().into_buffer_arg(),
-            d_out.clone().into_buffer_arg(),
-            dots.clone().into_buffer_arg(),
-            width,
-            units,
-            element(out.dtype),
-        );
-    }
-    dots
-}
-
-/// Adds x [k, keys of the block, d] to the keys' sums [k, keys, d].
-fn add_rows(x: &CubeTensor, sums: &CubeTensor, block: &Block) {
-    let (cubes, dim) = each_element(&x.client, elements_of(x));
-    // SAFETY: the kernel checks the position against the length of x, whose keys are among those of `sums`.
-    unsafe {
-        elements::add_rows::launch_unchecked(
-            &x.client,
-            cubes,
-            dim,
-            x.clone().into_buffer_arg(),
-            sums.clone().into_buffer_arg(),
-            block.first_key,
-            block.keys,
-            sums.shape()[1],
-            sums.shape()[2],
-        );
-    }
 }

@@ -4,9 +4,10 @@ use burn::backend::TensorMetadata;
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::elements::{gather_rows, scale_rows, scaled, scatter_rows};
 use super::product::{product, transposed};
-use super::tensor::{each_element, each_row, element, empty, upload_u32};
-use super::{elements, elements_of, lora, rows, scaled};
+use super::rows;
+use super::tensor::{empty, upload_u32};
 use crate::cross_entropy::Targets;
 use crate::footprint::gpu_logit_rows;
 
@@ -48,47 +49,11 @@ fn piece(
     with_gradient: bool,
 ) -> (CubeTensor, Option<CubeTensor>) {
     let (positions, tokens) = indices(targets, h);
-    let (vocabulary, width) = (w.shape()[0], h.shape()[1]);
-    let h_rows = empty(h, [range.len(), width], h.dtype);
-    let (cubes, dim) = each_element(&h.client, elements_of(&h_rows));
-    // SAFETY: the kernel checks the position against the length of `h_rows`; positions are below the rows of h, which the
-    // caller of `Targets::new` promises and `forward` asserts.
-    unsafe {
-        elements::gather_rows::launch_unchecked(
-            &h.client,
-            cubes,
-            dim,
-            h.clone().into_buffer_arg(),
-            positions.into_buffer_arg(),
-            h_rows.clone().into_buffer_arg(),
-            range.start,
-            width,
-            element(h.dtype),
-        );
-    }
+    let h_rows = gather_rows(h, &positions, range.start, range.len());
     let logits = product(&h_rows, &transposed(w), DType::F32);
-    let shape = if with_gradient { [range.len(), vocabulary] } else { [1, 1] };
-    let d_logits = empty(h, shape, h.dtype);
-    let (cubes, dim, units) = each_row(range.len(), vocabulary);
-    // SAFETY: a cube works on a row of `logits` and of `d_logits`, which is as large where it is written.
-    unsafe {
-        rows::cross_entropy::launch_unchecked(
-            &h.client,
-            cubes,
-            dim,
-            logits.into_buffer_arg(),
-            tokens.into_buffer_arg(),
-            losses.clone().into_buffer_arg(),
-            d_logits.clone().into_buffer_arg(),
-            range.start,
-            vocabulary,
-            scale_of(h.dtype),
-            with_gradient,
-            units,
-            element(h.dtype),
-        );
-    }
-    (h_rows, with_gradient.then_some(d_logits))
+    let gradient = with_gradient.then(|| (h.dtype, scale_of(h.dtype)));
+    let d_logits = rows::cross_entropy(&logits, &tokens, losses, range, gradient);
+    (h_rows, d_logits)
 }
 
 fn pieces(targets: &Targets, vocabulary: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
@@ -158,7 +123,7 @@ pub(super) fn backward(saved: Saved, d_losses: &CubeTensor) -> (CubeTensor, Opti
                 let d_logits = d_logits.expect("asked for");
                 parts.push(product(&d_logits, &w_like_h, DType::F32));
                 // The rows of h take the upstream gradient, which is as good and far smaller.
-                let h_rows = lora::rows_scaled(&h_rows, d_losses, range.start, dtype);
+                let h_rows = scale_rows(&h_rows, d_losses, range.start);
                 let part = scaled(&product(&transposed(&d_logits), &h_rows, DType::F32), DType::F32, scale);
                 d_w = Some(match d_w {
                     None => part,
@@ -172,25 +137,7 @@ pub(super) fn backward(saved: Saved, d_losses: &CubeTensor) -> (CubeTensor, Opti
         let (starts, order) = by_token(&targets, h_shape[0]);
         (upload_u32(&d_rows, &starts), upload_u32(&d_rows, &order))
     });
-    let d_h = empty(&d_rows, h_shape, dtype);
-    let (cubes, dim) = each_element(&d_h.client, elements_of(&d_h));
-    // SAFETY: the kernel checks the position against the length of `d_h`; `starts` has one more entry than d_h has rows,
-    // none above the rows of `d_rows`.
-    unsafe {
-        elements::scatter_rows::launch_unchecked(
-            &d_h.client,
-            cubes,
-            dim,
-            d_rows.clone().into_buffer_arg(),
-            d_losses.clone().into_buffer_arg(),
-            starts.into_buffer_arg(),
-            order.into_buffer_arg(),
-            d_h.clone().into_buffer_arg(),
-            h_shape[1],
-            scale,
-            element(dtype),
-        );
-    }
+    let d_h = scatter_rows(&d_rows, d_losses, &starts, &order, h_shape, dtype, scale);
     (d_h, d_w)
 }
 

@@ -1,13 +1,299 @@
-//! Kernels that work element by element, one unit each. Arithmetic is f32 whatever the tensors hold.
+//! Kernels that work element by element, one unit each, and the functions that launch them. Arithmetic is f32 whatever the
+//! tensors hold. Every kernel checks its position against the length of what it writes.
 
+#![allow(clippy::too_many_arguments, reason = "a kernel takes its buffers and sizes one by one")]
+
+use burn::backend::TensorMetadata;
+use burn::tensor::{DType, Shape};
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::tensor::CubeTensor;
 
-use super::rows::Block;
+use super::rows::{Block, BlockArgument, QueryRanges};
+use super::tensor::{each_element, element, elements_of, empty, last};
+
+/// Launches a kernel with a unit for each of `count` elements.
+macro_rules! launch {
+    ($kernel:ident, $client:expr, $count:expr, $($argument:expr),+ $(,)?) => {{
+        let client = $client.clone();
+        let (cubes, dim) = each_element(&client, $count);
+        // SAFETY: the kernels of this file stop at the length of what they write; that the buffers they read are as long
+        // as that needs is asserted by the function that launches them.
+        unsafe { $kernel::launch_unchecked(&client, cubes, dim, $($argument),+) }
+    }};
+}
+
+fn buffer(tensor: &CubeTensor) -> BufferArg {
+    tensor.clone().into_buffer_arg()
+}
+
+fn same_shape(tensors: &[&CubeTensor]) {
+    let first = tensors[0];
+    assert!(
+        tensors.iter().all(|tensor| tensor.shape() == first.shape() && tensor.dtype == first.dtype),
+        "tensors of one shape and number type"
+    );
+}
+
+/// `a + b`
+pub(super) fn add(a: &CubeTensor, b: &CubeTensor) -> CubeTensor {
+    same_shape(&[a, b]);
+    let out = empty(a, a.shape(), a.dtype);
+    launch!(add_kernel, a.client, elements_of(a), buffer(a), buffer(b), buffer(&out), element(a.dtype));
+    out
+}
+
+/// y [t, o] plus bias [o], which is f32.
+pub(super) fn add_bias(y: &CubeTensor, bias: &CubeTensor) -> CubeTensor {
+    assert!(elements_of(bias) == last(y) && bias.dtype == DType::F32, "a bias for each output");
+    let out = empty(y, y.shape(), y.dtype);
+    launch!(add_bias_kernel, y.client, elements_of(y), buffer(y), buffer(bias), buffer(&out), element(y.dtype));
+    out
+}
+
+/// The tensor in another number type, times a factor.
+pub(super) fn scaled(x: &CubeTensor, dtype: DType, factor: f32) -> CubeTensor {
+    if x.dtype == dtype && factor == 1.0 {
+        return x.clone();
+    }
+    let out = empty(x, x.shape(), dtype);
+    let types = [element(x.dtype), element(dtype)];
+    launch!(scaled_kernel, x.client, elements_of(x), buffer(x), buffer(&out), factor, types);
+    out
+}
+
+/// `silu(gate) · up`
+pub(super) fn swiglu(gate: &CubeTensor, up: &CubeTensor) -> CubeTensor {
+    same_shape(&[gate, up]);
+    let out = empty(gate, gate.shape(), gate.dtype);
+    let dtype = element(gate.dtype);
+    launch!(swiglu_kernel, gate.client, elements_of(gate), buffer(gate), buffer(up), buffer(&out), dtype);
+    out
+}
+
+/// (d_gate, d_up)
+pub(super) fn swiglu_backward(gate: &CubeTensor, up: &CubeTensor, d_out: &CubeTensor) -> (CubeTensor, CubeTensor) {
+    same_shape(&[gate, up, d_out]);
+    let (d_gate, d_up) = (empty(gate, gate.shape(), gate.dtype), empty(gate, gate.shape(), gate.dtype));
+    launch!(
+        swiglu_backward_kernel,
+        gate.client,
+        elements_of(gate),
+        buffer(gate),
+        buffer(up),
+        buffer(d_out),
+        buffer(&d_gate),
+        buffer(&d_up),
+        element(gate.dtype),
+    );
+    (d_gate, d_up)
+}
+
+/// x [t, heads, width] turned by angles of [t, width / 2] each; `sign` -1 turns back.
+pub(super) fn rotate(x: &CubeTensor, cosines: &CubeTensor, sines: &CubeTensor, sign: f32) -> CubeTensor {
+    let shape = x.shape();
+    let (tokens, heads, half) = (shape[0], shape[1], shape[2] / 2);
+    assert!([cosines, sines].iter().all(|table| elements_of(table) == tokens * half), "rope table of another shape");
+    let out = empty(x, shape, x.dtype);
+    launch!(
+        rotate_kernel,
+        x.client,
+        elements_of(x) / 2,
+        buffer(x),
+        buffer(cosines),
+        buffer(sines),
+        buffer(&out),
+        heads,
+        half,
+        sign,
+        element(x.dtype),
+    );
+    out
+}
+
+/// Rows `positions[first..first + count]` of x [t, width]. The caller has checked that all positions are below t.
+pub(super) fn gather_rows(x: &CubeTensor, positions: &CubeTensor, first: usize, count: usize) -> CubeTensor {
+    assert!(first + count <= elements_of(positions), "a position for each row");
+    let width = last(x);
+    let out = empty(x, [count, width], x.dtype);
+    launch!(
+        gather_rows_kernel,
+        x.client,
+        elements_of(&out),
+        buffer(x),
+        buffer(positions),
+        buffer(&out),
+        first,
+        width,
+        element(x.dtype),
+    );
+    out
+}
+
+/// d_h of `shape`: for each token the sum over its targets of `upstream · d_rows · scale`. `starts` and `order` say which
+/// those are.
+pub(super) fn scatter_rows(
+    d_rows: &CubeTensor,
+    upstream: &CubeTensor,
+    starts: &CubeTensor,
+    order: &CubeTensor,
+    shape: [usize; 2],
+    dtype: DType,
+    scale: f32,
+) -> CubeTensor {
+    let [tokens, width] = shape;
+    let targets = elements_of(order);
+    assert!(elements_of(starts) == tokens + 1 && elements_of(upstream) == targets, "targets of these tokens");
+    assert!(elements_of(d_rows) == targets * width, "a row for each target");
+    let d_h = empty(d_rows, Shape::from(shape), dtype);
+    launch!(
+        scatter_rows_kernel,
+        d_rows.client,
+        tokens * width,
+        buffer(d_rows),
+        buffer(upstream),
+        buffer(starts),
+        buffer(order),
+        buffer(&d_h),
+        width,
+        scale,
+        element(dtype),
+    );
+    d_h
+}
+
+/// Rows of x, each times its factor; the factor of row n is `factors[first + n]`.
+pub(super) fn scale_rows(x: &CubeTensor, factors: &CubeTensor, first: usize) -> CubeTensor {
+    let width = last(x);
+    assert!(first + elements_of(x) / width <= elements_of(factors), "a factor for each row");
+    let out = empty(x, x.shape(), x.dtype);
+    launch!(
+        scale_rows_kernel,
+        x.client,
+        elements_of(x),
+        buffer(x),
+        buffer(factors),
+        buffer(&out),
+        first,
+        width,
+        element(x.dtype),
+    );
+    out
+}
+
+/// Rows `first` to `first + rows` of x [t, heads, width] as [heads, rows, width], zeros beyond the last.
+pub(super) fn heads_first(x: &CubeTensor, first: usize, rows: usize) -> CubeTensor {
+    let (heads, width) = (x.shape()[1], x.shape()[2]);
+    let out = empty(x, [heads, rows, width], x.dtype);
+    launch!(
+        heads_first_kernel,
+        x.client,
+        elements_of(&out),
+        buffer(x),
+        buffer(&out),
+        first,
+        rows,
+        heads,
+        width,
+        element(x.dtype),
+    );
+    out
+}
+
+/// Puts x, [heads, rows, d] in any grouping of its first dimensions, into rows `first` and on of out [t, heads, d]; what
+/// would lie beyond the last row is left out.
+pub(super) fn put_tokens_first(x: &CubeTensor, out: &CubeTensor, first: usize, rows: usize) {
+    let (heads, width) = (out.shape()[1], out.shape()[2]);
+    assert_eq!(elements_of(x), heads * rows * width, "rows of all heads");
+    launch!(
+        tokens_first_kernel,
+        x.client,
+        elements_of(x),
+        buffer(x),
+        buffer(out),
+        first,
+        rows,
+        heads,
+        width,
+        [element(x.dtype), element(out.dtype)],
+    );
+}
+
+/// Adds x [heads, rows, d] to rows `first` and on of sums [heads, all, d]; both are f32.
+pub(super) fn add_rows(x: &CubeTensor, sums: &CubeTensor, first: usize) {
+    let (x_shape, shape) = (x.shape(), sums.shape());
+    let (rows, all, width) = (x_shape[1], shape[1], shape[2]);
+    assert!(x_shape[0] == shape[0] && x_shape[2] == width && first + rows <= all, "rows among those of the sums");
+    launch!(add_rows_kernel, x.client, elements_of(x), buffer(x), buffer(sums), first, rows, all, width);
+}
+
+/// What [`softmax_backward`] works on besides the block.
+pub(super) struct SoftmaxBackward<'a> {
+    /// f32 scores of the block, and the gradients of its probabilities.
+    pub(super) scores: &'a CubeTensor,
+    pub(super) d_probabilities: &'a CubeTensor,
+    /// [h, t]
+    pub(super) log_sums: &'a CubeTensor,
+    /// Σ out · d_out: [t, h]
+    pub(super) deltas: &'a CubeTensor,
+    pub(super) scale: f32,
+    pub(super) dtype: DType,
+}
+
+/// (probabilities, gradients of the scores) of a block.
+pub(super) fn softmax_backward(inputs: SoftmaxBackward<'_>, block: &Block, ranges: &QueryRanges) -> (CubeTensor, CubeTensor) {
+    let SoftmaxBackward { scores, d_probabilities, log_sums, deltas, scale, dtype } = inputs;
+    same_shape(&[scores, d_probabilities]);
+    let queries = ranges.queries();
+    let heads = elements_of(log_sums) / queries;
+    assert!(elements_of(deltas) == heads * queries, "a number for each head and query");
+    assert_eq!(elements_of(scores), heads * block.queries * block.keys, "scores of the block");
+    let (probabilities, d_scores) = (empty(scores, scores.shape(), dtype), empty(scores, scores.shape(), dtype));
+    launch!(
+        softmax_backward_kernel,
+        scores.client,
+        elements_of(scores),
+        buffer(scores),
+        buffer(d_probabilities),
+        buffer(&ranges.starts),
+        buffer(&ranges.ends),
+        buffer(log_sums),
+        buffer(deltas),
+        buffer(&probabilities),
+        buffer(&d_scores),
+        block.argument(queries),
+        heads,
+        scale,
+        element(dtype),
+    );
+    (probabilities, d_scores)
+}
+
+/// drop(x): x [t, width]; `tokens` holds (row, position) of each token, `key` is that of the module's stream.
+pub(super) fn dropout(x: &CubeTensor, tokens: &CubeTensor, key: [u32; 2], probability: f32) -> CubeTensor {
+    let width = last(x);
+    assert_eq!(elements_of(tokens), 2 * elements_of(x) / width, "a row and a position for each token");
+    let out = empty(x, x.shape(), x.dtype);
+    launch!(
+        dropout_kernel,
+        x.client,
+        elements_of(x),
+        buffer(x),
+        buffer(tokens),
+        buffer(&out),
+        width,
+        key[0],
+        key[1],
+        probability,
+        1.0 / (1.0 - probability),
+        element(x.dtype),
+    );
+    out
+}
 
 /// `out = a + b`
 #[cube(launch_unchecked)]
-pub(super) fn add<T: Float>(a: &[T], b: &[T], out: &mut [T], #[define(T)] _dtype: ElemType) {
+fn add_kernel<T: Float>(a: &[T], b: &[T], out: &mut [T], #[define(T)] _dtype: ElemType) {
     let i = ABSOLUTE_POS;
     if i >= out.len() {
         terminate!();
@@ -17,7 +303,7 @@ pub(super) fn add<T: Float>(a: &[T], b: &[T], out: &mut [T], #[define(T)] _dtype
 
 /// `out[t, o] = y[t, o] + bias[o]`
 #[cube(launch_unchecked)]
-pub(super) fn add_bias<T: Float>(y: &[T], bias: &[f32], out: &mut [T], #[define(T)] _dtype: ElemType) {
+fn add_bias_kernel<T: Float>(y: &[T], bias: &[f32], out: &mut [T], #[define(T)] _dtype: ElemType) {
     let i = ABSOLUTE_POS;
     if i >= out.len() {
         terminate!();
@@ -27,7 +313,7 @@ pub(super) fn add_bias<T: Float>(y: &[T], bias: &[f32], out: &mut [T], #[define(
 
 /// `out = x · factor`, in another number type.
 #[cube(launch_unchecked)]
-pub(super) fn scaled<I: Float, O: Float>(
+fn scaled_kernel<I: Float, O: Float>(
     x: &[I],
     out: &mut [O],
     factor: f32,
@@ -42,7 +328,7 @@ pub(super) fn scaled<I: Float, O: Float>(
 
 /// `silu(gate) · up`
 #[cube(launch_unchecked)]
-pub(super) fn swiglu<T: Float>(gate: &[T], up: &[T], out: &mut [T], #[define(T)] _dtype: ElemType) {
+fn swiglu_kernel<T: Float>(gate: &[T], up: &[T], out: &mut [T], #[define(T)] _dtype: ElemType) {
     let i = ABSOLUTE_POS;
     if i >= out.len() {
         terminate!();
@@ -52,7 +338,7 @@ pub(super) fn swiglu<T: Float>(gate: &[T], up: &[T], out: &mut [T], #[define(T)]
 }
 
 #[cube(launch_unchecked)]
-pub(super) fn swiglu_backward<T: Float>(
+fn swiglu_backward_kernel<T: Float>(
     gate: &[T],
     up: &[T],
     d_out: &[T],
@@ -75,7 +361,7 @@ pub(super) fn swiglu_backward<T: Float>(
 /// Rotary embedding of x [t, heads, width], a pair (i, i + width/2) per unit; tables are [t, width/2]. `sign` -1 turns
 /// back, which is the backward pass.
 #[cube(launch_unchecked)]
-pub(super) fn rotate<T: Float>(
+fn rotate_kernel<T: Float>(
     x: &[T],
     cosines: &[f32],
     sines: &[f32],
@@ -103,7 +389,7 @@ pub(super) fn rotate<T: Float>(
 
 /// Rows of x, those of `positions`.
 #[cube(launch_unchecked)]
-pub(super) fn gather_rows<T: Float>(
+fn gather_rows_kernel<T: Float>(
     x: &[T],
     positions: &[u32],
     out: &mut [T],
@@ -121,7 +407,7 @@ pub(super) fn gather_rows<T: Float>(
 /// `d_h[t] = Σ upstream[n] · d_rows[n] · scale` over the targets n of token t: `order[starts[t]]` to before
 /// `order[starts[t + 1]]`.
 #[cube(launch_unchecked)]
-pub(super) fn scatter_rows<T: Float>(
+fn scatter_rows_kernel<T: Float>(
     d_rows: &[f32],
     upstream: &[f32],
     starts: &[u32],
@@ -149,7 +435,7 @@ pub(super) fn scatter_rows<T: Float>(
 
 /// Rows of x, each times its factor.
 #[cube(launch_unchecked)]
-pub(super) fn scale_rows<T: Float>(
+fn scale_rows_kernel<T: Float>(
     x: &[T],
     factors: &[f32],
     out: &mut [T],
@@ -166,7 +452,7 @@ pub(super) fn scale_rows<T: Float>(
 
 /// Queries (or keys) `first` to `first + rows` of x [t, heads, width] as [heads, rows, width]; zeros beyond the last.
 #[cube(launch_unchecked)]
-pub(super) fn heads_first<T: Float>(
+fn heads_first_kernel<T: Float>(
     x: &[T],
     out: &mut [T],
     first: usize,
@@ -192,7 +478,7 @@ pub(super) fn heads_first<T: Float>(
 
 /// The way back: x [heads, rows, width] into rows `first` and on of out [t, heads, width].
 #[cube(launch_unchecked)]
-pub(super) fn tokens_first<I: Float, O: Float>(
+fn tokens_first_kernel<I: Float, O: Float>(
     x: &[I],
     out: &mut [O],
     first: usize,
@@ -216,7 +502,7 @@ pub(super) fn tokens_first<I: Float, O: Float>(
 
 /// Adds x [heads, rows, width] to rows `first` and on of sums [heads, all_rows, width].
 #[cube(launch_unchecked)]
-pub(super) fn add_rows(x: &[f32], sums: &mut [f32], first: usize, rows: usize, all_rows: usize, width: usize) {
+fn add_rows_kernel(x: &[f32], sums: &mut [f32], first: usize, rows: usize, all_rows: usize, width: usize) {
     let i = ABSOLUTE_POS;
     if i >= x.len() {
         terminate!();
@@ -231,7 +517,7 @@ pub(super) fn add_rows(x: &[f32], sums: &mut [f32], first: usize, rows: usize, a
 /// Probabilities of a block again, from its scores and log-sums, and the gradient of the scores
 /// `p · (d_p - delta) · scale`. See [`super::rows::softmax`].
 #[cube(launch_unchecked)]
-pub(super) fn softmax_backward<T: Float>(
+fn softmax_backward_kernel<T: Float>(
     scores: &[f32],
     d_probabilities: &[f32],
     starts: &[u32],
@@ -240,7 +526,7 @@ pub(super) fn softmax_backward<T: Float>(
     deltas: &[f32],
     probabilities: &mut [T],
     d_scores: &mut [T],
-    block: Block,
+    block: BlockArgument,
     heads: usize,
     scale: f32,
     #[define(T)] _dtype: ElemType,
@@ -303,7 +589,7 @@ fn philox_word(column: u32, position: u32, row: u32, key0: u32, key1: u32, word:
 
 /// Dropout with the mask that the CPU draws: `tokens` holds (row, position) of each token.
 #[cube(launch_unchecked)]
-pub(super) fn dropout<T: Float>(
+fn dropout_kernel<T: Float>(
     x: &[T],
     tokens: &[u32],
     out: &mut [T],

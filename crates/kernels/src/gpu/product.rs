@@ -115,9 +115,9 @@ mod tests {
             let (a_values, b_values) = values.split_at(m * k);
             for kind in &gpu.types {
                 let dtype = kind.dtype();
-                let a = super::super::scaled(&tensor(a_values, m, k, &gpu.device), dtype, 1.0);
+                let a = super::super::elements::scaled(&tensor(a_values, m, k, &gpu.device), dtype, 1.0);
                 // As the weights of a linear layer lie: [n, k], used the other way round.
-                let b = transposed(&super::super::scaled(&tensor(b_values, n, k, &gpu.device), dtype, 1.0));
+                let b = transposed(&super::super::elements::scaled(&tensor(b_values, n, k, &gpu.device), dtype, 1.0));
                 for kernel in [ProductKernel::MatrixUnits, ProductKernel::Tiles, ProductKernel::Elements] {
                     if kernel == ProductKernel::MatrixUnits && *kind == crate::FloatType::F32 {
                         continue;

@@ -1,10 +1,186 @@
-//! Kernels that work a row at a time, one cube per row: norms, softmax, cross-entropy.
+//! Kernels that work a row at a time, one cube per row (norms, softmax, cross-entropy), and the functions that launch them.
 //!
 //! Arithmetic is f32 whatever the tensors hold. A cube's units each sum every `units`-th element of the row, then add
-//! up in a tree: the same order on every run, so the same bits.
+//! up in a tree: the same order on every run, so the same bits. Every kernel stops beyond the last row.
 
+#![allow(clippy::too_many_arguments, reason = "a kernel takes its buffers and sizes one by one")]
+
+use std::ops::Range;
+
+use burn::backend::TensorMetadata;
+use burn::tensor::{DType, Shape};
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::tensor::{each_row, element, elements_of, empty, last};
+
+/// Launches a kernel with a cube for each of `rows` rows of `width` elements; the number of its units comes after the other
+/// arguments, and the number types last.
+macro_rules! launch {
+    ($kernel:ident, $client:expr, $rows:expr, $width:expr, [$($argument:expr),+ $(,)?], $types:expr) => {{
+        let client = $client.clone();
+        let (cubes, dim, units) = each_row($rows, $width);
+        // SAFETY: the kernels of this file stop at the last row of what they write; that the buffers have as many rows of that
+        // width is asserted by the function that launches them.
+        unsafe { $kernel::launch_unchecked(&client, cubes, dim, $($argument),+, units, $types) }
+    }};
+}
+
+fn buffer(tensor: &CubeTensor) -> BufferArg {
+    tensor.clone().into_buffer_arg()
+}
+
+/// `gamma · x / sqrt(mean(x²) + eps)` over the last dimension, and the factor of each row. gamma is f32.
+pub(super) fn rms_norm(x: &CubeTensor, gamma: &CubeTensor, eps: f32) -> (CubeTensor, CubeTensor) {
+    let width = last(x);
+    assert!(elements_of(gamma) == width && gamma.dtype == DType::F32, "a gamma for each element of a row");
+    let rows = elements_of(x) / width;
+    let (out, factors) = (empty(x, x.shape(), x.dtype), empty(x, [rows], DType::F32));
+    let buffers = [x, gamma, &out, &factors].map(buffer);
+    let [x_buffer, gamma, out_buffer, factors_buffer] = buffers;
+    launch!(
+        rms_norm_kernel,
+        x.client,
+        rows,
+        width,
+        [x_buffer, gamma, out_buffer, factors_buffer, width, eps],
+        element(x.dtype)
+    );
+    (out, factors)
+}
+
+/// d_x of [`rms_norm`].
+pub(super) fn rms_norm_backward(
+    x: &CubeTensor,
+    gamma: &CubeTensor,
+    factors: &CubeTensor,
+    d_out: &CubeTensor,
+) -> CubeTensor {
+    let width = last(x);
+    let rows = elements_of(x) / width;
+    assert!(d_out.shape() == x.shape() && d_out.dtype == x.dtype, "the gradient of this norm");
+    assert!(elements_of(gamma) == width && elements_of(factors) == rows, "what the forward pass kept");
+    let d_x = empty(x, x.shape(), x.dtype);
+    launch!(
+        rms_norm_backward_kernel,
+        x.client,
+        rows,
+        width,
+        [buffer(x), buffer(gamma), buffer(factors), buffer(d_out), buffer(&d_x), width],
+        element(x.dtype)
+    );
+    d_x
+}
+
+/// Σ a · b over the last dimension, in f32: [.., width] -> [..].
+pub(super) fn dot(a: &CubeTensor, b: &CubeTensor) -> CubeTensor {
+    assert!(a.shape() == b.shape() && a.dtype == b.dtype, "tensors of one shape and number type");
+    let shape = a.shape();
+    let width = last(a);
+    let out = empty(a, Shape::from(shape.iter().copied().take(shape.num_dims() - 1).collect::<Vec<_>>()), DType::F32);
+    let rows = elements_of(&out);
+    launch!(dot_kernel, a.client, rows, width, [buffer(a), buffer(b), buffer(&out), width], element(a.dtype));
+    out
+}
+
+/// Queries `first` to `first + queries` (the last of them beyond the end, perhaps) and the keys that any of them sees.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Block {
+    pub(super) first: usize,
+    pub(super) queries: usize,
+    pub(super) first_key: usize,
+    pub(super) keys: usize,
+}
+
+impl Block {
+    /// For a kernel; `all` queries are in the micro-batch.
+    pub(super) fn argument(&self, all: usize) -> BlockArgumentLaunch {
+        BlockArgumentLaunch::new(self.queries, self.first, self.first_key, self.keys, all)
+    }
+}
+
+/// The keys that each query sees, from `starts` to before `ends`: u32, one of each for a query. No block has a query that
+/// sees a key outside of the block.
+#[derive(Clone, Debug)]
+pub(super) struct QueryRanges {
+    pub(super) starts: CubeTensor,
+    pub(super) ends: CubeTensor,
+}
+
+impl QueryRanges {
+    pub(super) fn queries(&self) -> usize {
+        elements_of(&self.starts)
+    }
+}
+
+/// Probabilities of a block's scores [heads · queries, keys] in `dtype`; ln Σ e^score of each row goes into log_sums [h, t].
+pub(super) fn softmax(
+    scores: &CubeTensor,
+    log_sums: &CubeTensor,
+    block: &Block,
+    ranges: &QueryRanges,
+    scale: f32,
+    dtype: DType,
+) -> CubeTensor {
+    let (queries, rows) = (ranges.queries(), elements_of(scores) / block.keys);
+    assert!(elements_of(scores) == rows * block.keys && rows.is_multiple_of(block.queries), "scores of the block");
+    assert_eq!(elements_of(log_sums), rows / block.queries * queries, "a number for each head and query");
+    let probabilities = empty(scores, scores.shape(), dtype);
+    launch!(
+        softmax_kernel,
+        scores.client,
+        rows,
+        block.keys,
+        [
+            buffer(scores),
+            buffer(&ranges.starts),
+            buffer(&ranges.ends),
+            buffer(&probabilities),
+            buffer(log_sums),
+            block.argument(queries),
+            scale,
+        ],
+        element(dtype)
+    );
+    probabilities
+}
+
+/// The losses of `range` of all targets go into `losses`; the gradients of their f32 logits [range, v], times `scale`, are
+/// returned in `dtype` if asked for. The caller has checked that all targets are below v.
+pub(super) fn cross_entropy(
+    logits: &CubeTensor,
+    targets: &CubeTensor,
+    losses: &CubeTensor,
+    range: Range<usize>,
+    gradient: Option<(DType, f32)>,
+) -> Option<CubeTensor> {
+    let vocabulary = last(logits);
+    assert_eq!(elements_of(logits), range.len() * vocabulary, "logits of the range");
+    assert!(range.end <= elements_of(targets) && range.end <= elements_of(losses), "a range of the targets");
+    let (dtype, scale) = gradient.unwrap_or((DType::F32, 1.0));
+    // A kernel without gradients never writes them; it is given something to bind.
+    let shape = if gradient.is_some() { [range.len(), vocabulary] } else { [1, 1] };
+    let d_logits = empty(logits, Shape::from(shape), dtype);
+    launch!(
+        cross_entropy_kernel,
+        logits.client,
+        range.len(),
+        vocabulary,
+        [
+            buffer(logits),
+            buffer(targets),
+            buffer(losses),
+            buffer(&d_logits),
+            range.start,
+            vocabulary,
+            scale,
+            gradient.is_some(),
+        ],
+        element(dtype)
+    );
+    gradient.map(|_| d_logits)
+}
 
 /// Σ over the units of a cube, known to all of them. `units` is a power of two.
 #[cube]
@@ -48,7 +224,7 @@ fn largest_of_units(value: f32, #[comptime] units: usize) -> f32 {
 
 /// `out = gamma · x / sqrt(mean(x²) + eps)`; `factors` gets the last part of each row.
 #[cube(launch_unchecked)]
-pub(super) fn rms_norm<T: Float>(
+fn rms_norm_kernel<T: Float>(
     x: &[T],
     gamma: &[f32],
     out: &mut [T],
@@ -84,7 +260,7 @@ pub(super) fn rms_norm<T: Float>(
 
 /// `d_x = factor · (g - x̂ · mean(g · x̂))` with `g = gamma · d_out` and `x̂ = factor · x`.
 #[cube(launch_unchecked)]
-pub(super) fn rms_norm_backward<T: Float>(
+fn rms_norm_backward_kernel<T: Float>(
     x: &[T],
     gamma: &[f32],
     factors: &[f32],
@@ -118,7 +294,7 @@ pub(super) fn rms_norm_backward<T: Float>(
 
 /// `out[row] = Σ a · b` over the row.
 #[cube(launch_unchecked)]
-pub(super) fn dot<T: Float>(
+fn dot_kernel<T: Float>(
     a: &[T],
     b: &[T],
     out: &mut [f32],
@@ -146,7 +322,7 @@ pub(super) fn dot<T: Float>(
 /// Which keys the rows of a block of scores see. Row r of a block is query `first_query + r % queries` of head
 /// `r / queries`; column c is key `first_key + c`, seen if it lies in [starts, ends) of its query.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct Block {
+pub(super) struct BlockArgument {
     pub(super) queries: usize,
     pub(super) first_query: usize,
     pub(super) first_key: usize,
@@ -157,13 +333,13 @@ pub(super) struct Block {
 
 /// Probabilities of a block's scores, and ln Σ e^score of each row. A row that sees nothing (padding) gets zeros.
 #[cube(launch_unchecked)]
-pub(super) fn softmax<T: Float>(
+fn softmax_kernel<T: Float>(
     scores: &[f32],
     starts: &[u32],
     ends: &[u32],
     probabilities: &mut [T],
     log_sums: &mut [f32],
-    block: Block,
+    block: BlockArgument,
     scale: f32,
     #[comptime] units: usize,
     #[define(T)] _dtype: ElemType,
@@ -216,7 +392,7 @@ pub(super) fn softmax<T: Float>(
 
 /// The loss of each row of logits, and over `d_logits` the gradient `(softmax - one_hot(target)) · scale`.
 #[cube(launch_unchecked)]
-pub(super) fn cross_entropy<T: Float>(
+fn cross_entropy_kernel<T: Float>(
     logits: &[f32],
     targets: &[u32],
     losses: &mut [f32],

@@ -13,6 +13,16 @@ const ELEMENT_UNITS: u32 = 256;
 /// Most cubes along one side of a launch, on every graphics API.
 const MOST_CUBES: usize = 65_535;
 
+/// The last dimension.
+pub(super) fn last(tensor: &CubeTensor) -> usize {
+    let shape = tensor.shape();
+    shape[shape.num_dims() - 1]
+}
+
+pub(super) fn elements_of(tensor: &CubeTensor) -> usize {
+    tensor.shape().num_elements()
+}
+
 /// Elements in row-major order, one after the other from the start of the handle.
 pub(super) fn contiguous(tensor: CubeTensor) -> CubeTensor {
     into_contiguous(tensor)
