@@ -3,6 +3,7 @@
 //! Owns: the commands, how errors, hints and progress look. Knows no maths.
 //! Start reading at [`cli`], then the command of interest in `commands/`.
 
+mod allocator;
 mod cli;
 mod commands;
 mod failure;
@@ -20,10 +21,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 #[global_allocator]
-static ALLOCATOR: memory::Allocator = memory::Allocator;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 fn main() -> ExitCode {
-    memory::keep_freed_memory();
+    allocator::keep_freed_memory();
     let cli = cli::Cli::parse();
     // A panic is a bug of ours, never an answer to bad input: it has an exit code of its own.
     match std::panic::catch_unwind(|| commands::run(cli)) {

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::buffer::{floats, tensor, uninitialized};
 use crate::footprint::cpu_logit_rows;
-use crate::halves::{times, times_transposed};
+use crate::halves::{times_tall, times_transposed};
 use crate::matmul::{Matrix, matmul};
 use crate::on_device::OnDevice;
 use crate::simd;
@@ -96,7 +96,7 @@ pub(crate) fn forward(h: FlexTensor, w: FlexTensor, targets: Targets, trained_we
     for (piece, (losses, d_rows)) in pieces {
         let range = piece * rows..piece * rows + losses.len();
         let d_logits = logit_gradients(&h, &w, &targets, range, losses);
-        times(d_rows, false, 1.0, Matrix::new(&d_logits, losses.len(), vocabulary), &w);
+        times_tall(d_rows, Matrix::new(&d_logits, losses.len(), vocabulary), &w);
     }
     let out = tensor(losses, [targets.len()]);
     (out, Saved { targets, h_shape: [tokens, width], d_rows: Some(d_rows.into()), inputs: None })
@@ -153,7 +153,7 @@ pub(crate) fn backward(saved: Saved, d_losses: &FlexTensor) -> (FlexTensor, Opti
         let d_logits = Matrix::new(&d_logits, range.len(), vocabulary);
         matmul(&mut d_w, true, 1.0, d_logits.transposed(), Matrix::new(&h_rows, range.len(), width));
         let mut d_rows = uninitialized(range.len() * width);
-        times(&mut d_rows, false, 1.0, d_logits, &w);
+        times_tall(&mut d_rows, d_logits, &w);
         scatter(positions, &vec![1.0; range.len()], &d_rows);
     }
     (tensor(d_h, [h_tokens, width]), Some(tensor(d_w, [vocabulary, width])))

@@ -43,6 +43,11 @@ pub fn cpu_logits(vocabulary: u64, trained_tokens: u64) -> u64 {
     4 * vocabulary * trained_tokens.min(cpu_logit_rows(vocabulary as usize) as u64)
 }
 
+/// Bytes that a weight held in 16 bits takes on the CPU while it is multiplied: the widest is the output layer's.
+pub fn cpu_widened(vocabulary: u64, hidden: u64) -> u64 {
+    (4 * vocabulary * hidden).min(2 * crate::halves::BLOCK_BYTES as u64)
+}
+
 /// Bytes of the backward pass of causal attention on a GPU: keys and values by head, sums of their gradients, and a block of
 /// scores, of their gradients, and of both in the number type that is multiplied.
 pub fn gpu_attention(sizes: AttentionSizes, compute: FloatType) -> u64 {

@@ -14,7 +14,7 @@ use crate::buffer::{floats, uninitialized};
 use crate::matmul::{Matrix, matmul};
 
 /// Bytes of widened weight at a time: few passes over the result, and little memory.
-const BLOCK_BYTES: usize = 16 << 20;
+pub(crate) const BLOCK_BYTES: usize = 16 << 20;
 /// Fewest columns of a block for each thread, so that a product can still be split (see [`crate::matmul`]).
 const COLUMNS_PER_THREAD: usize = 272;
 
@@ -43,6 +43,25 @@ pub(crate) fn times(out: &mut [f32], keep: bool, scale: f32, y: Matrix, w: &Flex
         });
         matmul(out, keep, scale, y, Matrix::new(block, outputs, width));
     });
+}
+
+/// `out = y W` for a W of very many rows: y [t, v], w [v, i], out [t, i]. The sum goes block by block of rows, whichever type W
+/// is held in, so that no more of it than a block is ever widened and the bits do not depend on the type.
+pub(crate) fn times_tall(out: &mut [f32], y: Matrix, w: &FlexTensor) {
+    let [rows, inputs] = w.shape().dims::<2>();
+    let step = (2 * BLOCK_BYTES / 4 / inputs.max(1)).max(1024);
+    let mut widened = Vec::new();
+    for start in (0..rows).step_by(step) {
+        let count = step.min(rows - start);
+        let block: &[f32] = if w.dtype() == DType::F32 {
+            &floats(w)[start * inputs..(start + count) * inputs]
+        } else {
+            widened.resize(count * inputs, 0.0);
+            widen_rows(w, start * inputs, &mut widened);
+            &widened
+        };
+        matmul(out, start > 0, 1.0, y.column_range(start, count), Matrix::new(block, count, inputs));
+    }
 }
 
 /// Calls `multiply` with ranges of the result's columns, a buffer of `sum` floats for each column, and the result's block.

@@ -53,7 +53,7 @@ impl<'a> Matrix<'a> {
         Matrix { values: &self.values[start * self.row_stride..], rows, ..self }
     }
 
-    fn column_range(self, start: usize, columns: usize) -> Matrix<'a> {
+    pub(crate) fn column_range(self, start: usize, columns: usize) -> Matrix<'a> {
         Matrix { values: &self.values[start * self.column_stride..], columns, ..self }
     }
 }

@@ -55,7 +55,8 @@ impl ModelError {
     /// What a device's driver reported: it runs out of memory in many words.
     pub(crate) fn device(what: String) -> ModelError {
         let lower = what.to_lowercase();
-        let words = ["out of memory", "outofmemory", "out_of_memory", "buffer is too big", "buffertoobig", "not enough memory"];
+        let words =
+            ["out of memory", "outofmemory", "out_of_memory", "buffer is too big", "buffertoobig", "not enough memory"];
         if !words.iter().any(|word| lower.contains(word)) {
             return ModelError::Device { what };
         }

@@ -173,13 +173,25 @@ impl Loader<'_> {
     }
 
     fn matrix(&self, name: &str) -> Result<Tensor<2>, ModelError> {
+        let tensor = self.read_matrix(name);
+        if let Source::Files { files, .. } = self.source {
+            files.release(name);
+        }
+        tensor
+    }
+
+    fn read_matrix(&self, name: &str) -> Result<Tensor<2>, ModelError> {
         let device = &self.placement.device;
         if let Source::Files { files, .. } = self.source {
             let view = files.get(name).expect("checked when the files were opened");
             let stored = float_type(view.dtype).filter(|&stored| self.placement.held(stored) == stored);
             if let Some(stored) = stored {
                 // As it lies in the file: no conversion, and nothing in between but the bytes on their way.
-                let data = TensorData::from_bytes_vec(view.bytes.to_vec(), [view.shape[0], view.shape[1]], stored.dtype());
+                let data = TensorData::from_bytes_vec(
+                    files.copy(name).expect("as above"),
+                    [view.shape[0], view.shape[1]],
+                    stored.dtype(),
+                );
                 return Ok(Tensor::from_data(data, (device, stored.dtype())));
             }
         }

@@ -140,7 +140,10 @@ fn loss_and_every_lora_gradient() {
         assert_eq!(sums.trained_tokens, want["trained_tokens"].as_u64().expect("a count"), "{family}");
         let loss = want["loss_sum"].as_f64().expect("a loss");
         assert!((sums.loss - loss).abs() < 1e-6 * loss, "{family}: loss {} against {loss}", sums.loss);
-        assert!((model.loss(&golden.batch()).expect("sums").loss - sums.loss).abs() < 1e-9 * loss, "{family}: evaluation");
+        assert!(
+            (model.loss(&golden.batch()).expect("sums").loss - sums.loss).abs() < 1e-9 * loss,
+            "{family}: evaluation"
+        );
         let mut found = 0;
         for parameter in model.layout().iter() {
             // The reference differentiates the mean.
@@ -394,7 +397,10 @@ fn gpu_sixteen_bit_types_are_close_to_f32() {
                     let loss = (sums.loss - want.0.loss).abs() / want.0.loss;
                     let difference = relative_norm(&got, &want.1);
                     println!("{family} {kind:?}, loss scale {scale}: loss {loss:.1e}, gradients {difference:.1e}");
-                    assert!(loss < loss_bound && difference < bound, "{family} {kind:?} {scale}: {loss:e} {difference:e}");
+                    assert!(
+                        loss < loss_bound && difference < bound,
+                        "{family} {kind:?} {scale}: {loss:e} {difference:e}"
+                    );
                 }
             }
         }

@@ -32,6 +32,9 @@ struct Index {
     weight_map: UniqueMap<String>,
 }
 
+/// Bytes that are hashed at a time, on all cores.
+const PIECE: usize = 32 << 20;
+
 impl TensorSet {
     /// Opens `model.safetensors`, or `model.safetensors.index.json` and its shards. With an index,
     /// each shard has to have exactly the tensors that the index gives it.
@@ -112,6 +115,26 @@ impl TensorSet {
         self.files.get(*self.file_of.get(name)?)?.get(name)
     }
 
+    /// A copy of a tensor's bytes. Those of the file are let go as they are copied, so that both are never there at once.
+    pub fn copy(&self, name: &str) -> Option<Vec<u8>> {
+        let file = self.files.get(*self.file_of.get(name)?)?;
+        let view = file.get(name)?;
+        let mut bytes = Vec::with_capacity(view.bytes.len());
+        for piece in view.bytes.chunks(PIECE / 4) {
+            bytes.extend_from_slice(piece);
+            file.release(piece);
+        }
+        Some(bytes)
+    }
+
+    /// Says that a tensor's bytes have been read and are not needed again: they need no memory any more.
+    pub fn release(&self, name: &str) {
+        let file = self.file_of.get(name).and_then(|&position| self.files.get(position));
+        if let Some((file, view)) = file.and_then(|file| Some((file, file.get(name)?))) {
+            file.release(view.bytes);
+        }
+    }
+
     /// The files with tensors in them, ascending by name.
     pub fn files(&self) -> &[PathBuf] {
         &self.paths
@@ -122,7 +145,12 @@ impl TensorSet {
     pub fn digest(&self) -> String {
         let mut digest = blake3::Hasher::new();
         for file in &self.files {
-            let hash = blake3::Hasher::new().update_rayon(file.bytes()).finalize();
+            let mut hasher = blake3::Hasher::new();
+            for piece in file.bytes().chunks(PIECE) {
+                hasher.update_rayon(piece);
+                file.release(piece);
+            }
+            let hash = hasher.finalize();
             let name = file.path().file_name().unwrap_or_default().as_encoded_bytes();
             digest.update(&(name.len() as u64).to_le_bytes()).update(name);
             digest.update(&(file.bytes().len() as u64).to_le_bytes()).update(hash.as_bytes());

@@ -145,6 +145,18 @@ impl TensorFile {
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
     }
+
+    /// Lets go of the pages of some of the file's bytes: they count as this process's memory until then, and are read again
+    /// when they are looked at again.
+    pub(crate) fn release(&self, bytes: &[u8]) {
+        const PAGE: usize = 1 << 16;
+        let start = (bytes.as_ptr() as usize - self.map.as_ptr() as usize).next_multiple_of(PAGE);
+        let end = (bytes.as_ptr() as usize - self.map.as_ptr() as usize + bytes.len()) / PAGE * PAGE;
+        if start < end {
+            // SAFETY: the map is read-only and of a file, so pages that are let go come back with the same bytes.
+            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+        }
+    }
 }
 
 #[cfg(test)]

@@ -65,7 +65,8 @@ impl Identity {
         compare("model.path: the weights or config.json have changed", &self.model, &now.model);
         compare("the trained parameters have other names or shapes", &self.layout, &now.layout);
         if let (Some(before), Some(after)) = (&self.compute, &now.compute) {
-            let line = format!("model.device, model.dtype: the checkpoint was computed on {before}, this would be on {after}");
+            let line =
+                format!("model.device, model.dtype: the checkpoint was computed on {before}, this would be on {after}");
             compare(&line, before, after);
         }
         lines

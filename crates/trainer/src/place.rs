@@ -34,7 +34,11 @@ impl Place {
             DeviceChoice::Auto => {
                 let real: Vec<FoundDevice> =
                     gpus().into_iter().filter(|gpu| gpu.kind != DeviceKind::SoftwareGpu).collect();
-                if real.is_empty() { Ok(Place::cpu(model.dtype)) } else { Place::gpu(model.dtype, machine, stored, real) }
+                if real.is_empty() {
+                    Ok(Place::cpu(model.dtype))
+                } else {
+                    Place::gpu(model.dtype, machine, stored, real)
+                }
             }
         }
     }
@@ -50,11 +54,7 @@ impl Place {
         let notices = narrow.map(|held| {
             format!("model.dtype = {}: the frozen base is held in it, the CPU computes in f32", held.name())
         });
-        Place {
-            placement: Placement::cpu(held),
-            found: FoundDevice::cpu(),
-            notices: notices.into_iter().collect(),
-        }
+        Place { placement: Placement::cpu(held), found: FoundDevice::cpu(), notices: notices.into_iter().collect() }
     }
 
     fn gpu(
@@ -83,11 +83,13 @@ impl Place {
             notices.push(format!("{wanted}: {name} does not compute in it through {}; f32 is used", found.api));
         }
         if found.kind == DeviceKind::SoftwareGpu {
-            notices.push(format!("{} is no GPU but a program that does its work on the CPU: right, and slow", found.name));
+            notices
+                .push(format!("{} is no GPU but a program that does its work on the CPU: right, and slow", found.name));
         }
         if machine.local_world > candidates {
             let name = &found.name;
-            notices.push(format!("{} ranks share {candidates} GPU(s); this one computes on {name}", machine.local_world));
+            notices
+                .push(format!("{} ranks share {candidates} GPU(s); this one computes on {name}", machine.local_world));
         }
         Ok(Place { placement: Placement::gpu(found.device.clone(), compute), found, notices })
     }

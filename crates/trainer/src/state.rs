@@ -99,8 +99,16 @@ impl TrainState {
     }
 
     pub(crate) fn set_numbers(&mut self, numbers: &[u64; 8]) {
-        let &[step, updates, has_best, best_step, eval_loss, evaluations_without_improvement, stopped_early, loss_scale] =
-            numbers;
+        let &[
+            step,
+            updates,
+            has_best,
+            best_step,
+            eval_loss,
+            evaluations_without_improvement,
+            stopped_early,
+            loss_scale,
+        ] = numbers;
         self.step = step;
         self.optimizer.updates = updates;
         self.best = (has_best == 1).then_some(Best { step: best_step, eval_loss: f64::from_bits(eval_loss) });

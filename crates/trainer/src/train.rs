@@ -113,7 +113,11 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
 impl Run {
     /// Sums of loss and gradients over this step's rows, of all ranks, in the range of the numbers that are computed in: where
     /// f16 overflows on the way back, the step is computed again from half the loss scale. No row is skipped for it.
-    fn step_sums(&mut self, gradients: &mut [Vec<f32>], tell: &mut dyn FnMut(Event<'_>)) -> Result<StepSums, TrainError> {
+    fn step_sums(
+        &mut self,
+        gradients: &mut [Vec<f32>],
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<StepSums, TrainError> {
         loop {
             let step = self.forward_and_backward(gradients)?;
             let overflow = step.sums.loss.is_finite() && !norm(&gradients[0]).is_finite();

@@ -40,7 +40,8 @@ fn alone() -> Arc<Ranks> {
 }
 
 fn run(recipe: Recipe) -> (Vec<StepRow>, Outcome) {
-    let mut prepared = prepare(recipe, &Resume::No, &alone(), &Machine::default(), &|_| {}).unwrap_or_else(|error| panic!("{error}"));
+    let mut prepared =
+        prepare(recipe, &Resume::No, &alone(), &Machine::default(), &|_| {}).unwrap_or_else(|error| panic!("{error}"));
     let mut rows = Vec::new();
     let outcome = train(&mut prepared.run, &AtomicI32::new(0), &mut |event| {
         if let Event::Step { row, .. } = event {
@@ -245,7 +246,8 @@ fn numbers_that_are_not_finite_stop_the_run() {
         ["train.max_steps=20", "train.max_grad_norm=0", "optimizer.learning_rate=1e30", "train.global_batch_size=4"];
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
     let mut prepared =
-        prepare(recipe("llama3", output.path(), &sets), &Resume::No, &alone(), &Machine::default(), &|_| {}).expect("a run");
+        prepare(recipe("llama3", output.path(), &sets), &Resume::No, &alone(), &Machine::default(), &|_| {})
+            .expect("a run");
     let error = train(&mut prepared.run, &AtomicI32::new(0), &mut |_| {}).expect_err("numbers overflow");
     assert!(error.to_string().contains("is not finite in step"), "{error}");
     assert!(error.hints()[0].contains("rows.jsonl:"), "{:?}", error.hints());

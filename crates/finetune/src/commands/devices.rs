@@ -49,5 +49,6 @@ fn json(device: &FoundDevice) -> String {
         DeviceKind::SoftwareGpu => "software_gpu",
     };
     let FoundDevice { name, api, memory, .. } = device;
-    serde_json::json!({"name": name, "kind": kind, "api": api, "memory_bytes": memory, "types": types(device)}).to_string()
+    serde_json::json!({"name": name, "kind": kind, "api": api, "memory_bytes": memory, "types": types(device)})
+        .to_string()
 }

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use finetune_dataset::{ChatTokenizer, Dataset};
-use finetune_model::adapter::Adapter;
 use finetune_model::Model;
+use finetune_model::adapter::Adapter;
 use finetune_recipe::{Data, Format, Overlong, TrainOn};
 use finetune_trainer::{Machine, Place, TrainError, evaluate, stored_type};
 

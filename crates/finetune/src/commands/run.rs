@@ -14,7 +14,7 @@ use crate::progress::{self, Progress, Verbosity};
 use crate::seat::Seat;
 use crate::signals::Signals;
 use crate::wake::Awake;
-use crate::{memory, output, prometheus};
+use crate::{allocator, memory, output, prometheus};
 
 pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let start = Instant::now();
@@ -42,11 +42,8 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
     let ranks = seat.join(&recipe, move |notice| say_notice(&notice, first, loudness))?;
     let directory = recipe.output_dir.clone();
     show.start("reading rows", 0);
-    let machine = Machine {
-        memory: memory::machine_bytes(),
-        local_rank: seat.local_rank,
-        local_world: seat.local_world,
-    };
+    let machine =
+        Machine { memory: memory::machine_bytes(), local_rank: seat.local_rank, local_world: seat.local_world };
     let prepared = prepare(recipe, &resume, &ranks, &machine, &|rows| show.position(rows));
     show.finish();
     let Prepared { mut run, notices } = prepared?;
@@ -66,7 +63,7 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
         show.say(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()));
     }
     show.say(&format!("training on {}", run.device));
-    memory::prepare_last_words(&run.smaller_settings());
+    allocator::prepare_last_words(&run.smaller_settings());
     let _awake = Awake::keep();
     signals.finish_steps();
     let narrates = seat.narrates && first;

@@ -12,7 +12,7 @@ use burn_cubecl::kernel::slice;
 use burn_cubecl::ops::numeric::zeros;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::elements::{SoftmaxBackward, add_rows, heads_first, put_tokens_first, softmax_backward};
+use super::heads::{SoftmaxBackward, add_rows, heads_first, put_tokens_first, softmax_backward};
 use super::product::{product, transposed};
 use super::rows::{self, Block, QueryRanges};
 use super::tensor::{contiguous, empty, reshaped, upload_u32};
@@ -95,7 +95,10 @@ impl Pass {
     fn new(q: &CubeTensor, k: &CubeTensor, shape: &AttentionShape) -> Pass {
         let (q_shape, k_shape) = (q.shape(), k.shape());
         let (heads, key_heads, width) = (q_shape[1], k_shape[1], q_shape[2]);
-        assert!(width == k_shape[2] && heads.is_multiple_of(key_heads), "query heads are a multiple of key/value heads");
+        assert!(
+            width == k_shape[2] && heads.is_multiple_of(key_heads),
+            "query heads are a multiple of key/value heads"
+        );
         // A window of no limit has key 0.
         let key = shape.window.unwrap_or(0);
         let queries = q_shape[0];

@@ -33,7 +33,8 @@ pub(crate) fn gpus() -> Vec<FoundDevice> {
         found.push((report, card));
     }
     let mut gpus: Vec<FoundDevice> = found.into_iter().map(|(report, _)| report).collect();
-    let order = |kind| [DeviceKind::DiscreteGpu, DeviceKind::IntegratedGpu].iter().position(|&k| k == kind).unwrap_or(2);
+    let order =
+        |kind| [DeviceKind::DiscreteGpu, DeviceKind::IntegratedGpu].iter().position(|&k| k == kind).unwrap_or(2);
     gpus.sort_by_key(|gpu| order(gpu.kind));
     gpus
 }
@@ -73,5 +74,8 @@ fn types_of(client: &burn_cubecl::cubecl::client::Client) -> Vec<FloatType> {
         usage.is_superset(TypeUsage::Buffer | TypeUsage::Conversion)
             && (usage.contains(TypeUsage::Arithmetic) || multiplies)
     };
-    [FloatType::F32, FloatType::F16, FloatType::BF16].into_iter().filter(|&kind| kind == FloatType::F32 || usable(kind)).collect()
+    [FloatType::F32, FloatType::F16, FloatType::BF16]
+        .into_iter()
+        .filter(|&kind| kind == FloatType::F32 || usable(kind))
+        .collect()
 }

@@ -1,12 +1,13 @@
 //! [`Fused`] on GPUs: Metal, Vulkan and CUDA are one backend of burn's, and one set of kernels here.
 //!
-//! Start reading here; [`product`] multiplies, [`rows`] and [`elements`] are the kernels written for this, [`attention`]
+//! Start reading here; [`product`] multiplies, [`rows`], [`elements`] and [`heads`] are the kernels written for this, [`attention`]
 //! and [`cross_entropy`] work in pieces so that neither all scores nor all logits ever exist at once.
 
 mod attention;
 mod cross_entropy;
 pub(crate) mod devices;
 mod elements;
+mod heads;
 mod lora;
 mod product;
 mod rows;

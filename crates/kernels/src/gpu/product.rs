@@ -131,11 +131,13 @@ mod tests {
                     let bound = (k as f64).sqrt() * if *kind == crate::FloatType::F32 { 1e-5 } else { 2e-2 };
                     for i in 0..m {
                         for j in 0..n {
-                            let want: f64 = (0..k)
-                                .map(|l| f64::from(a_values[i * k + l]) * f64::from(b_values[j * k + l]))
-                                .sum();
+                            let want: f64 =
+                                (0..k).map(|l| f64::from(a_values[i * k + l]) * f64::from(b_values[j * k + l])).sum();
                             let got = f64::from(got[i * n + j]);
-                            assert!((got - want).abs() < bound, "{kernel:?} {kind:?} {m}x{n}x{k} ({i}, {j}): {got} {want}");
+                            assert!(
+                                (got - want).abs() < bound,
+                                "{kernel:?} {kind:?} {m}x{n}x{k} ({i}, {j}): {got} {want}"
+                            );
                         }
                     }
                     checked += 1;

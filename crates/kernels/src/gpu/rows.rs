@@ -13,7 +13,7 @@ use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::tensor::{each_row, element, elements_of, empty, last};
+use super::tensor::{buffer, each_row, element, elements_of, empty, last};
 
 /// Launches a kernel with a cube for each of `rows` rows of `width` elements; the number of its units comes after the other
 /// arguments, and the number types last.
@@ -25,10 +25,6 @@ macro_rules! launch {
         // width is asserted by the function that launches them.
         unsafe { $kernel::launch_unchecked(&client, cubes, dim, $($argument),+, units, $types) }
     }};
-}
-
-fn buffer(tensor: &CubeTensor) -> BufferArg {
-    tensor.clone().into_buffer_arg()
 }
 
 /// `gamma · x / sqrt(mean(x²) + eps)` over the last dimension, and the factor of each row. gamma is f32.

@@ -64,6 +64,31 @@ pub(super) fn element(dtype: DType) -> ElemType {
     }
 }
 
+/// Launches a kernel with a unit for each of `count` elements.
+macro_rules! launch_elements {
+    ($kernel:ident, $client:expr, $count:expr, $($argument:expr),+ $(,)?) => {{
+        let client = $client.clone();
+        let (cubes, dim) = each_element(&client, $count);
+        // SAFETY: such kernels stop at the length of what they write; that the buffers they read are as long
+        // as that needs is asserted by the function that launches them.
+        unsafe { $kernel::launch_unchecked(&client, cubes, dim, $($argument),+) }
+    }};
+}
+pub(super) use launch_elements;
+
+/// A kernel's argument.
+pub(super) fn buffer(tensor: &CubeTensor) -> BufferArg {
+    tensor.clone().into_buffer_arg()
+}
+
+pub(super) fn same_shape(tensors: &[&CubeTensor]) {
+    let first = tensors[0];
+    assert!(
+        tensors.iter().all(|tensor| tensor.shape() == first.shape() && tensor.dtype == first.dtype),
+        "tensors of one shape and number type"
+    );
+}
+
 /// A launch with a unit for each of `count` elements.
 pub(super) fn each_element(client: &burn_cubecl::cubecl::client::Client, count: usize) -> (CubeCount, CubeDim) {
     let dim = CubeDim::new_1d(ELEMENT_UNITS);

@@ -1,0 +1,208 @@
+//! Kernels of attention that work element by element, and the functions that launch them: between tensors by token and
+//! tensors by head, and the backward pass of the softmax. As in [`super::elements`].
+
+#![allow(clippy::too_many_arguments, reason = "a kernel takes its buffers and sizes one by one")]
+
+use burn::backend::TensorMetadata;
+use burn::tensor::DType;
+use burn_cubecl::cubecl;
+use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::rows::{Block, BlockArgument, QueryRanges};
+use super::tensor::{buffer, each_element, element, elements_of, empty, launch_elements as launch, same_shape};
+
+/// Rows `first` to `first + rows` of x [t, heads, width] as [heads, rows, width], zeros beyond the last.
+pub(super) fn heads_first(x: &CubeTensor, first: usize, rows: usize) -> CubeTensor {
+    let (heads, width) = (x.shape()[1], x.shape()[2]);
+    let out = empty(x, [heads, rows, width], x.dtype);
+    launch!(
+        heads_first_kernel,
+        x.client,
+        elements_of(&out),
+        buffer(x),
+        buffer(&out),
+        first,
+        rows,
+        heads,
+        width,
+        element(x.dtype),
+    );
+    out
+}
+
+/// Puts x, [heads, rows, d] in any grouping of its first dimensions, into rows `first` and on of out [t, heads, d]; what
+/// would lie beyond the last row is left out.
+pub(super) fn put_tokens_first(x: &CubeTensor, out: &CubeTensor, first: usize, rows: usize) {
+    let (heads, width) = (out.shape()[1], out.shape()[2]);
+    assert_eq!(elements_of(x), heads * rows * width, "rows of all heads");
+    launch!(
+        tokens_first_kernel,
+        x.client,
+        elements_of(x),
+        buffer(x),
+        buffer(out),
+        first,
+        rows,
+        heads,
+        width,
+        [element(x.dtype), element(out.dtype)],
+    );
+}
+
+/// Adds x [heads, rows, d] to rows `first` and on of sums [heads, all, d]; both are f32.
+pub(super) fn add_rows(x: &CubeTensor, sums: &CubeTensor, first: usize) {
+    let (x_shape, shape) = (x.shape(), sums.shape());
+    let (rows, all, width) = (x_shape[1], shape[1], shape[2]);
+    assert!(x_shape[0] == shape[0] && x_shape[2] == width && first + rows <= all, "rows among those of the sums");
+    launch!(add_rows_kernel, x.client, elements_of(x), buffer(x), buffer(sums), first, rows, all, width);
+}
+
+/// What [`softmax_backward`] works on besides the block.
+pub(super) struct SoftmaxBackward<'a> {
+    /// f32 scores of the block, and the gradients of its probabilities.
+    pub(super) scores: &'a CubeTensor,
+    pub(super) d_probabilities: &'a CubeTensor,
+    /// [h, t]
+    pub(super) log_sums: &'a CubeTensor,
+    /// Σ out · d_out: [t, h]
+    pub(super) deltas: &'a CubeTensor,
+    pub(super) scale: f32,
+    pub(super) dtype: DType,
+}
+
+/// (probabilities, gradients of the scores) of a block.
+pub(super) fn softmax_backward(
+    inputs: SoftmaxBackward<'_>,
+    block: &Block,
+    ranges: &QueryRanges,
+) -> (CubeTensor, CubeTensor) {
+    let SoftmaxBackward { scores, d_probabilities, log_sums, deltas, scale, dtype } = inputs;
+    same_shape(&[scores, d_probabilities]);
+    let queries = ranges.queries();
+    let heads = elements_of(log_sums) / queries;
+    assert!(elements_of(deltas) == heads * queries, "a number for each head and query");
+    assert_eq!(elements_of(scores), heads * block.queries * block.keys, "scores of the block");
+    let (probabilities, d_scores) = (empty(scores, scores.shape(), dtype), empty(scores, scores.shape(), dtype));
+    launch!(
+        softmax_backward_kernel,
+        scores.client,
+        elements_of(scores),
+        buffer(scores),
+        buffer(d_probabilities),
+        buffer(&ranges.starts),
+        buffer(&ranges.ends),
+        buffer(log_sums),
+        buffer(deltas),
+        buffer(&probabilities),
+        buffer(&d_scores),
+        block.argument(queries),
+        heads,
+        scale,
+        element(dtype),
+    );
+    (probabilities, d_scores)
+}
+
+/// Queries (or keys) `first` to `first + rows` of x [t, heads, width] as [heads, rows, width]; zeros beyond the last.
+#[cube(launch_unchecked)]
+fn heads_first_kernel<T: Float>(
+    x: &[T],
+    out: &mut [T],
+    first: usize,
+    rows: usize,
+    heads: usize,
+    width: usize,
+    #[define(T)] _dtype: ElemType,
+) {
+    let i = ABSOLUTE_POS;
+    if i >= out.len() {
+        terminate!();
+    }
+    let column = i % width;
+    let row = i / width % rows + first;
+    let head = i / width / rows;
+    let at = (row * heads + head) * width + column;
+    if at < x.len() {
+        out[i] = x[at];
+    } else {
+        out[i] = T::cast_from(0.0f32);
+    }
+}
+
+/// The way back: x [heads, rows, width] into rows `first` and on of out [t, heads, width].
+#[cube(launch_unchecked)]
+fn tokens_first_kernel<I: Float, O: Float>(
+    x: &[I],
+    out: &mut [O],
+    first: usize,
+    rows: usize,
+    heads: usize,
+    width: usize,
+    #[define(I, O)] _dtypes: [ElemType; 2],
+) {
+    let i = ABSOLUTE_POS;
+    if i >= x.len() {
+        terminate!();
+    }
+    let column = i % width;
+    let row = i / width % rows + first;
+    let head = i / width / rows;
+    let at = (row * heads + head) * width + column;
+    if at < out.len() {
+        out[at] = O::cast_from(f32::cast_from(x[i]));
+    }
+}
+
+/// Adds x [heads, rows, width] to rows `first` and on of sums [heads, all_rows, width].
+#[cube(launch_unchecked)]
+fn add_rows_kernel(x: &[f32], sums: &mut [f32], first: usize, rows: usize, all_rows: usize, width: usize) {
+    let i = ABSOLUTE_POS;
+    if i >= x.len() {
+        terminate!();
+    }
+    let column = i % width;
+    let row = i / width % rows + first;
+    let head = i / width / rows;
+    let at = (head * all_rows + row) * width + column;
+    sums[at] = sums[at] + x[i];
+}
+
+/// Probabilities of a block again, from its scores and log-sums, and the gradient of the scores
+/// `p · (d_p - delta) · scale`. See [`super::rows::softmax`].
+#[cube(launch_unchecked)]
+fn softmax_backward_kernel<T: Float>(
+    scores: &[f32],
+    d_probabilities: &[f32],
+    starts: &[u32],
+    ends: &[u32],
+    log_sums: &[f32],
+    deltas: &[f32],
+    probabilities: &mut [T],
+    d_scores: &mut [T],
+    block: BlockArgument,
+    heads: usize,
+    scale: f32,
+    #[define(T)] _dtype: ElemType,
+) {
+    let i = ABSOLUTE_POS;
+    if i >= scores.len() {
+        terminate!();
+    }
+    let row = i / block.keys;
+    let key = i % block.keys + block.first_key;
+    let query = block.first_query + row % block.queries;
+    let head = row / block.queries;
+    let mut probability = 0.0f32;
+    let mut gradient = 0.0f32;
+    if query < block.all_queries {
+        if key >= starts[query] as usize {
+            if key < ends[query] as usize {
+                probability = (scores[i] * scale - log_sums[head * block.all_queries + query]).exp();
+                gradient = probability * (d_probabilities[i] - deltas[query * heads + head]) * scale;
+            }
+        }
+    }
+    probabilities[i] = T::cast_from(probability);
+    d_scores[i] = T::cast_from(gradient);
+}
