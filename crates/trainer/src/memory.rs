@@ -141,47 +141,54 @@ fn estimate(
     let layers = config.layers as u64;
     let share = |part: f64, width: u64| (part * width as f64) as u64;
 
-    // Kept for the backward pass of a layer: both norms' inputs; rotated queries and keys, values and attention's output;
-    // gate and up; the inputs of linear layers with a branch, where those are not kept already. Norms of heads keep theirs.
+    // Kept for the backward pass of a layer: a norm's input, that of linear layers with a branch where nothing else keeps it,
+    // rotated queries and keys, values and attention's output (norms of heads keep theirs too); gate and up.
     let head_norms = if config.query_key_norm { query + key } else { 0 };
-    let layer = compute
-        * tokens
-        * (2 * hidden
-            + 2 * query
-            + 2 * key
-            + head_norms
-            + 2 * inner
-            + share(branches.attention_input, hidden)
-            + share(branches.mlp_input, hidden)
-            + share(branches.down_input, inner)
-            + (branches.ranks / layers as f64) as u64)
-        + FLOAT * tokens * (config.heads as u64 + 2);
+    let attention_part = hidden + 2 * query + 2 * key + head_norms + share(branches.attention_input, hidden);
+    let mlp_part =
+        hidden + 2 * inner + share(branches.mlp_input, hidden) + share(branches.down_input, inner);
+    let ranks = (branches.ranks / layers as f64) as u64;
+    let per_token = |width: u64| compute * tokens * width;
+    let numbers = FLOAT * tokens * (config.heads as u64 + 2);
+    let layer = per_token(attention_part + mlp_part + ranks) + numbers;
+
+    // On top of that while a layer is worked on backwards: gradients of the MLP's widest tensors and of the residual stream;
+    // or, when those are gone, what attention takes.
     let sizes = AttentionSizes { tokens, longest: load.longest, heads: config.heads as u64, query, key };
     let attention =
         if cpu { footprint::cpu_attention(sizes) } else { footprint::gpu_attention(sizes, placement.compute()) };
-    // On top of that while one layer is worked on: gradients of its widest tensors, and of the residual stream.
-    let working = compute * tokens * (3 * inner + 2 * hidden) + attention;
-    let kept = if load.checkpointing { compute * layers * tokens * hidden + layer } else { layers * layer };
-    // The last layer's and the last norm's output, and each trained row's gradient.
-    let ends = compute * tokens * 2 * hidden + FLOAT * load.trained_tokens * hidden;
-    let activations = kept + working + ends;
+    let last_layer =
+        (layer + per_token(3 * inner + 2 * hidden)).max(per_token(attention_part + ranks) + numbers + attention);
+    let others = if load.checkpointing { layers * per_token(hidden) } else { (layers - 1) * layer };
+    // Or, before the way back: the last layer's and the last norm's output, logits, and each trained row's gradient.
     let vocabulary = config.vocabulary as u64;
-    let logits = if cpu {
+    let piece = if cpu {
         footprint::cpu_logits(vocabulary, load.trained_tokens)
     } else {
         footprint::gpu_logits(vocabulary, load.trained_tokens, placement.compute())
     };
+    let top = if load.checkpointing { 0 } else { layer };
+    let rows = FLOAT * load.trained_tokens * hidden;
+    let loss = top + per_token(2 * hidden) + rows;
+    // What is reported apart is what the larger of the two has of it.
+    let (activations, logits) = if loss + piece > last_layer { (others + loss, piece) } else { (others + last_layer, 0) };
 
     let held = if load.full { FloatType::F32 } else { placement.held(stored) };
     let weights = parameters * held.bytes() as u64;
     // Values, gradients and two moments on the host; values, old and new, and gradients as tensors. Many small pieces: measured,
     // ten times the values come about.
-    let trained_bytes = trained * FLOAT * if load.full { 6 } else { 10 };
+    let copies = match (cpu, load.full) {
+        (true, true) => 6,
+        (true, false) => 10,
+        // The host has the moments. On the card: values, old and new, gradients one by one and together.
+        (false, _) => 4,
+    };
+    let trained_bytes = trained * FLOAT * copies;
     let weights = if load.full { 0 } else { weights };
     let widened = if cpu && held != FloatType::F32 { footprint::cpu_widened(vocabulary, hidden) } else { 0 };
     let program = if cpu { PROGRAM_BYTES + load.all_tokens * 5 + widened } else { 0 };
-    // What pools and heaps cannot use of what they hold.
-    let slack = (activations + logits) / if cpu { 50 } else { 10 };
+    // What pools and heaps hold that the largest moment has no use for: such as, on the CPU, the logits' block.
+    let slack = if cpu { activations / 16 + piece - logits } else { (activations + logits) / 10 };
     Estimate {
         weights,
         trained: trained_bytes,
