@@ -29,10 +29,8 @@ const UNSAFE: &[(&str, &str)] = &[
     ("crates/allreduce/src/rdma/functions.rs", "looking up the verbs library's functions"),
     ("crates/allreduce/src/rdma/layout.rs", "types of the verbs library's functions"),
     ("crates/allreduce/src/rdma/verbs.rs", "the verbs library"),
-    (
-        "crates/finetune/src/memory.rs",
-        "getrusage, an option of the allocator, and what happens when it has nothing left",
-    ),
+    ("crates/finetune/src/allocator.rs", "the allocator"),
+    ("crates/finetune/src/memory.rs", "getrusage and sysctl"),
     ("crates/finetune/src/signals.rs", "a signal handler"),
     ("crates/kernels/src/buffer.rs", "uninitialized memory"),
     ("crates/kernels/src/gpu/elements.rs", "launching kernels without bounds checks"),

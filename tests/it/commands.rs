@@ -301,6 +301,7 @@ fn help_of_every_command() {
           generate  Continue a prompt with a model
           export    Write a trained adapter in another form
           launch    Train with several processes, here or on several machines
+          devices   The devices that this build can train on, with memory and number types
           cluster   Several machines: find, set up, examine and measure them
           help      Print this message or the help of the given subcommand(s)
 

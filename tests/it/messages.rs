@@ -196,14 +196,6 @@ fn settings_that_are_not_available() {
             (exit code 2)
         "#]],
         ),
-        (
-            "model.device=gpu",
-            expect![[r#"
-            reading rows
-            error: model.device = gpu is not available in this build; use "cpu" or "auto"
-            (exit code 2)
-        "#]],
-        ),
     ] {
         check(&folder, &["run", "recipe.toml", "--set", set], want);
     }

@@ -94,18 +94,16 @@ pub fn is_cpu(device: &Device) -> bool {
 /// Whether this build has a GPU backend at all.
 pub const HAS_GPU_BACKEND: bool = cfg!(any(feature = "gpu", feature = "cuda", target_os = "macos"));
 
-/// All GPUs, discrete ones first, software renderers last; empty where the build has no GPU backend. A card that two APIs
-/// reach is listed once.
-#[cfg(not(any(feature = "gpu", feature = "cuda", target_os = "macos")))]
-pub fn gpus() -> Vec<FoundDevice> {
-    Vec::new()
-}
-
-/// All GPUs, discrete ones first, software renderers last; empty where the build has no GPU backend. A card that two APIs
-/// reach is listed once.
-#[cfg(any(feature = "gpu", feature = "cuda", target_os = "macos"))]
-pub fn gpus() -> Vec<FoundDevice> {
-    crate::gpu::devices::gpus()
+/// All GPUs, discrete ones first, software renderers last if they are wanted; empty where the build has no GPU backend. A card
+/// that two APIs reach is listed once.
+pub fn gpus(software: bool) -> Vec<FoundDevice> {
+    #[cfg(any(feature = "gpu", feature = "cuda", target_os = "macos"))]
+    return crate::gpu::devices::gpus(software);
+    #[cfg(not(any(feature = "gpu", feature = "cuda", target_os = "macos")))]
+    {
+        let _ = software;
+        Vec::new()
+    }
 }
 
 /// Hands waiting work to the device. A GPU's driver ends programs whose command buffers run long; a layer at a time is short.
@@ -119,4 +117,14 @@ pub fn submit(device: &Device) {
 /// Bytes that a device has reserved for tensors, `None` on the CPU.
 pub fn reserved_bytes(device: &Device) -> Option<u64> {
     if is_cpu(device) { None } else { device.memory_pool_usage().map(|usage| usage.bytes_reserved) }
+}
+
+/// What a driver dropped of the calling thread's work without an error, where that can happen.
+pub fn dropped_work(device: &Device) -> Option<String> {
+    #[cfg(any(feature = "gpu", feature = "cuda", target_os = "macos"))]
+    if !is_cpu(device) {
+        return crate::gpu::watch::dropped();
+    }
+    let _ = device;
+    None
 }

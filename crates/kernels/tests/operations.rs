@@ -13,7 +13,7 @@ fn device() -> Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     let choose = || match std::env::var("FINETUNE_TEST_DEVICE").as_deref() {
         Ok("gpu") => {
-            let gpu = gpus().into_iter().next().expect("a GPU, or a software renderer");
+            let gpu = gpus(true).into_iter().next().expect("a GPU, or a software renderer");
             println!("on {} through {}", gpu.name, gpu.api);
             gpu.device
         }

@@ -85,7 +85,7 @@ impl ModelError {
             }
             ModelError::Dtype { .. } => vec!["fine-tune the original weights, not a quantized copy".into()],
             ModelError::Device { .. } => {
-                vec!["the driver's log may say more; `--resume` goes on from the last checkpoint, model.device = \"cpu\" does without it".into()]
+                vec!["a driver drops work that takes too long, or that there is no memory for: a smaller train.micro_batch_size makes it shorter".into(), "the driver's log may say more; `--resume` goes on from the last checkpoint, model.device = \"cpu\" does without it".into()]
             }
             ModelError::Store(error) => error.hints(),
             _ => vec![],

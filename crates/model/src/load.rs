@@ -1,5 +1,6 @@
 //! Weights from a Hugging Face directory, or fresh ones.
 
+use std::cell::Cell;
 use std::path::Path;
 
 use burn::tensor::{Tensor, TensorData};
@@ -102,7 +103,7 @@ pub(crate) enum Source<'a> {
 /// All weights on the device: vectors in f32, matrices as the placement says. A tensor at a time is read from its file and
 /// handed over, so there is never a second copy of more than one.
 pub(crate) fn weights(config: &ModelConfig, source: &Source<'_>, placement: &Placement) -> Result<Weights, ModelError> {
-    let loader = Loader { config, source, placement, order: expected_tensors(config) };
+    let loader = Loader { config, source, placement, order: expected_tensors(config), on_the_way: Cell::new(0) };
     let layers = (0..config.layers).map(|n| loader.layer(n)).collect::<Result<_, _>>()?;
     Ok(Weights {
         embedding: loader.matrix("model.embed_tokens.weight")?,
@@ -117,7 +118,11 @@ struct Loader<'a> {
     source: &'a Source<'a>,
     placement: &'a Placement,
     order: Vec<(String, Vec<usize>)>,
+    /// Elements handed to the device since it was last waited for.
+    on_the_way: Cell<usize>,
 }
+
+const MOST_ON_THE_WAY: usize = 128 << 20;
 
 impl Loader<'_> {
     fn layer(&self, n: usize) -> Result<Layer, ModelError> {
@@ -174,6 +179,14 @@ impl Loader<'_> {
 
     fn matrix(&self, name: &str) -> Result<Tensor<2>, ModelError> {
         let tensor = self.read_matrix(name);
+        if let Ok(tensor) = &tensor {
+            // What is on its way to a GPU lies in buffers of its own until it is there.
+            self.on_the_way.set(self.on_the_way.get() + tensor.dims().iter().product::<usize>());
+            if self.on_the_way.get() > MOST_ON_THE_WAY {
+                self.on_the_way.set(0);
+                let _ = self.placement.device.sync();
+            }
+        }
         if let Source::Files { files, .. } = self.source {
             files.release(name);
         }

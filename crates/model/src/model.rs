@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Gradients, Tensor, TensorData};
-use finetune_kernels::devices::{is_cpu, reserved_bytes, submit};
+use finetune_kernels::devices::{dropped_work, is_cpu, reserved_bytes, submit};
 use finetune_kernels::{RopeTable, Segments, Targets, operations};
 use finetune_random::Stream;
 use finetune_store::TensorSet;
@@ -125,7 +125,10 @@ impl Model {
         source: &Source<'_>,
         placement: &Placement,
     ) -> Result<Model, ModelError> {
-        let weights = load::weights(&config, source, placement)?;
+        let load = |_: ()| load::weights(&config, source, placement);
+        // Weights stay: on a GPU each gets memory of just its size, outside of the pools that activations come and go in.
+        let weights =
+            if placement.is_cpu() { load(()) } else { placement.device.memory_persistent_allocations((), load) }?;
         Ok(Model {
             frequencies: config.rope_frequencies(),
             config,
@@ -455,7 +458,11 @@ pub(crate) fn untracked<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
 /// The elements in row-major order, as f32. On a GPU this waits for all that the tensor depends on, and is where its errors
 /// come out.
 pub(crate) fn data<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, ModelError> {
+    let device = tensor.device();
     let data = tensor.try_into_data().map_err(|error| ModelError::device(error.to_string()))?;
+    if let Some(what) = dropped_work(&device) {
+        return Err(ModelError::Device { what });
+    }
     Ok(data.convert::<f32>().try_into_vec().expect("f32 as asked for"))
 }
 

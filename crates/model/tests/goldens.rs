@@ -80,7 +80,7 @@ fn placement() -> Placement {
 fn gpu() -> Option<FoundDevice> {
     static GPU: OnceLock<Option<FoundDevice>> = OnceLock::new();
     let asked = || std::env::var("FINETUNE_TEST_DEVICE").as_deref() == Ok("gpu");
-    GPU.get_or_init(|| asked().then(|| gpus().into_iter().next().expect("a GPU, or a software renderer"))).clone()
+    GPU.get_or_init(|| asked().then(|| gpus(true).into_iter().next().expect("a GPU, or a software renderer"))).clone()
 }
 
 fn batch(rows: &[(Vec<u32>, Vec<bool>)]) -> Batch<'_> {

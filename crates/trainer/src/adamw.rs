@@ -1,6 +1,7 @@
 //! AdamW (Loshchilov and Hutter 2019) with the arithmetic of `torch.optim.AdamW`, on flat vectors.
 
 use finetune_recipe::Optimizer;
+use rayon::prelude::*;
 
 /// Both moments of every parameter, in the order of the layout, and the number of updates made.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,19 +28,29 @@ impl AdamW {
         let step_size = (learning_rate / correction1) as f32;
         let (weight1, beta2, weight2, eps) =
             ((1.0 - beta1) as f32, beta2 as f32, (1.0 - beta2) as f32, settings.eps as f32);
-        let moments = self.first_moment.iter_mut().zip(&mut self.second_moment);
-        for ((parameter, gradient), (first, second)) in parameters.iter_mut().zip(gradients).zip(moments) {
-            *parameter *= decay;
-            *first += weight1 * (gradient - *first);
-            *second = *second * beta2 + weight2 * gradient * gradient;
-            *parameter -= step_size * (*first / (second.sqrt() / correction2 + eps));
-        }
+        let moments = self.first_moment.par_chunks_mut(JOB).zip(self.second_moment.par_chunks_mut(JOB));
+        parameters.par_chunks_mut(JOB).zip(gradients.par_chunks(JOB)).zip(moments).for_each(
+            |((parameters, gradients), (first, second))| {
+                let moments = first.iter_mut().zip(second);
+                for ((parameter, gradient), (first, second)) in parameters.iter_mut().zip(gradients).zip(moments) {
+                    *parameter *= decay;
+                    *first += weight1 * (gradient - *first);
+                    *second = *second * beta2 + weight2 * gradient * gradient;
+                    *parameter -= step_size * (*first / (second.sqrt() / correction2 + eps));
+                }
+            },
+        );
     }
 }
 
-/// Σ g² under the root, in f64.
+/// Parameters that one job takes.
+const JOB: usize = 1 << 16;
+
+/// Σ g² under the root, in f64: a sum for each job, added in order, whatever the number of threads.
 pub(crate) fn norm(gradients: &[f32]) -> f64 {
-    gradients.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt()
+    let sum = |gradients: &[f32]| gradients.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
+    let sums: Vec<f64> = gradients.par_chunks(JOB).map(sum).collect();
+    sums.iter().sum::<f64>().sqrt()
 }
 
 /// Scales gradients so that their norm is at most `limit`, as `torch.nn.utils.clip_grad_norm_` does (with its

@@ -121,17 +121,26 @@ impl Branches {
 /// Code, tables, threads and small pieces of memory: measured, see benches/memory.py.
 const PROGRAM_BYTES: u64 = 64 << 20;
 
+/// Where a model is computed, as far as memory goes.
+#[derive(Clone, Copy, Debug)]
+struct Where {
+    cpu: bool,
+    compute: FloatType,
+    /// What frozen matrices are held in.
+    held: FloatType,
+}
+
+impl Where {
+    fn of(placement: &Placement, stored: FloatType) -> Where {
+        Where { cpu: placement.is_cpu(), compute: placement.compute(), held: placement.held(stored) }
+    }
+}
+
 /// The estimate for a model of this shape under this load.
-fn estimate(
-    config: &ModelConfig,
-    targets: Option<&LoraTargets>,
-    load: &Load,
-    placement: &Placement,
-    stored: FloatType,
-) -> Estimate {
+fn estimate(config: &ModelConfig, targets: Option<&LoraTargets>, load: &Load, place: Where) -> Estimate {
     const FLOAT: u64 = 4;
-    let cpu = placement.is_cpu();
-    let compute = placement.compute().bytes() as u64;
+    let cpu = place.cpu;
+    let compute = place.compute.bytes() as u64;
     let Sizes { parameters, trained } = self::sizes(config, targets);
     let branches = Branches::of(config, targets);
     let (tokens, hidden) = (load.tokens, config.hidden_size as u64);
@@ -145,8 +154,7 @@ fn estimate(
     // rotated queries and keys, values and attention's output (norms of heads keep theirs too); gate and up.
     let head_norms = if config.query_key_norm { query + key } else { 0 };
     let attention_part = hidden + 2 * query + 2 * key + head_norms + share(branches.attention_input, hidden);
-    let mlp_part =
-        hidden + 2 * inner + share(branches.mlp_input, hidden) + share(branches.down_input, inner);
+    let mlp_part = hidden + 2 * inner + share(branches.mlp_input, hidden) + share(branches.down_input, inner);
     let ranks = (branches.ranks / layers as f64) as u64;
     let per_token = |width: u64| compute * tokens * width;
     let numbers = FLOAT * tokens * (config.heads as u64 + 2);
@@ -155,8 +163,7 @@ fn estimate(
     // On top of that while a layer is worked on backwards: gradients of the MLP's widest tensors and of the residual stream;
     // or, when those are gone, what attention takes.
     let sizes = AttentionSizes { tokens, longest: load.longest, heads: config.heads as u64, query, key };
-    let attention =
-        if cpu { footprint::cpu_attention(sizes) } else { footprint::gpu_attention(sizes, placement.compute()) };
+    let attention = if cpu { footprint::cpu_attention(sizes) } else { footprint::gpu_attention(sizes, place.compute) };
     let last_layer =
         (layer + per_token(3 * inner + 2 * hidden)).max(per_token(attention_part + ranks) + numbers + attention);
     let others = if load.checkpointing { layers * per_token(hidden) } else { (layers - 1) * layer };
@@ -165,15 +172,16 @@ fn estimate(
     let piece = if cpu {
         footprint::cpu_logits(vocabulary, load.trained_tokens)
     } else {
-        footprint::gpu_logits(vocabulary, load.trained_tokens, placement.compute())
+        footprint::gpu_logits(vocabulary, load.trained_tokens, place.compute)
     };
     let top = if load.checkpointing { 0 } else { layer };
     let rows = FLOAT * load.trained_tokens * hidden;
     let loss = top + per_token(2 * hidden) + rows;
     // What is reported apart is what the larger of the two has of it.
-    let (activations, logits) = if loss + piece > last_layer { (others + loss, piece) } else { (others + last_layer, 0) };
+    let (activations, logits) =
+        if loss + piece > last_layer { (others + loss, piece) } else { (others + last_layer, 0) };
 
-    let held = if load.full { FloatType::F32 } else { placement.held(stored) };
+    let held = if load.full { FloatType::F32 } else { place.held };
     let weights = parameters * held.bytes() as u64;
     // Values, gradients and two moments on the host; values, old and new, and gradients as tensors. Many small pieces: measured,
     // ten times the values come about.
@@ -210,7 +218,7 @@ pub(crate) fn of_recipe(
     stored: FloatType,
 ) -> Estimate {
     let load = Load::of(recipe, data, recipe.train.micro_batch_size, recipe.train.gradient_checkpointing, usize::MAX);
-    estimate(config, start.map(|start| &start.targets), &load, placement, stored)
+    estimate(config, start.map(|start| &start.targets), &load, Where::of(placement, stored))
 }
 
 /// Refuses a run whose estimate is beyond what there is.
@@ -233,12 +241,13 @@ pub(crate) fn knobs(
     config: &ModelConfig,
     targets: Option<&LoraTargets>,
     data: &Dataset,
-    place: &Placement,
+    placement: &Placement,
     stored: FloatType,
 ) -> Vec<String> {
+    let place = Where::of(placement, stored);
     let (micro, checkpointing) = (recipe.train.micro_batch_size, recipe.train.gradient_checkpointing);
-    let total = |micro: usize, checkpointing: bool, limit: usize, placement: &Placement| {
-        estimate(config, targets, &Load::of(recipe, data, micro, checkpointing, limit), placement, stored).total
+    let total = |micro: usize, checkpointing: bool, limit: usize, place: Where| {
+        estimate(config, targets, &Load::of(recipe, data, micro, checkpointing, limit), place).total
     };
     let now = total(micro, checkpointing, usize::MAX, place);
     let mut options: Vec<(u64, String)> = Vec::new();
@@ -257,9 +266,9 @@ pub(crate) fn knobs(
         let text = format!("data.max_seq_len = {half} with overlong = \"truncate\"");
         options.push((total(micro, checkpointing, half, place), text));
     }
-    if !place.is_cpu() && place.compute() == FloatType::F32 {
-        let narrow = Placement::gpu(place.device().clone(), FloatType::BF16);
-        options.push((total(micro, checkpointing, usize::MAX, &narrow), "model.dtype = \"bf16\"".to_owned()));
+    if !place.cpu && place.compute == FloatType::F32 {
+        let narrow = Where { compute: FloatType::BF16, held: FloatType::BF16, ..place };
+        options.push((total(micro, checkpointing, usize::MAX, narrow), "model.dtype = \"bf16\"".to_owned()));
     }
     options.retain(|(bytes, _)| *bytes < now - now / 50);
     options.sort_by_key(|(bytes, _)| *bytes);
@@ -267,4 +276,74 @@ pub(crate) fn knobs(
         .into_iter()
         .map(|(bytes, setting)| format!("{setting}: about {} MiB instead of {}", bytes >> 20, now >> 20))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use finetune_model::LoraTarget;
+    use serde_json::json;
+
+    use super::*;
+
+    /// (hidden, inner, layers, heads, key heads, tied) of Llama 3's sizes.
+    const SHAPES: [(&str, usize, usize, usize, usize, usize, bool); 3] = [
+        ("1B", 2048, 8192, 16, 32, 8, true),
+        ("8B", 4096, 14336, 32, 32, 8, false),
+        ("70B", 8192, 28672, 80, 64, 8, false),
+    ];
+
+    fn config(shape: (&str, usize, usize, usize, usize, usize, bool)) -> ModelConfig {
+        let (_, hidden, inner, layers, heads, key_heads, tied) = shape;
+        let text = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
+            "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
+            "num_key_value_heads": key_heads, "vocab_size": 128256, "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "hidden_act": "silu", "tie_word_embeddings": tied,
+        });
+        ModelConfig::parse(&text.to_string(), std::path::Path::new("config.json")).expect("a config")
+    }
+
+    fn all_linear(config: &ModelConfig, rank: usize) -> LoraTargets {
+        let target = |module| LoraTarget { module, rank, alpha: 32.0, use_rslora: false };
+        finetune_model::adapter::linear_modules(config).into_iter().map(target).collect()
+    }
+
+    fn gigabytes(shape: (&str, usize, usize, usize, usize, usize, bool), tokens: u64, checkpointing: bool) -> f64 {
+        let config = config(shape);
+        let load = Load { tokens, longest: tokens, trained_tokens: tokens, checkpointing, full: false, all_tokens: 0 };
+        let place = Where { cpu: false, compute: FloatType::BF16, held: FloatType::BF16 };
+        estimate(&config, Some(&all_linear(&config, 16)), &load, place).total as f64 / f64::from(1 << 30)
+    }
+
+    /// The table of docs/memory.md: one row of this many tokens, bf16 on a GPU, rank 16 on all linear layers.
+    #[test]
+    fn estimates_of_llama_shapes() {
+        let table: String = SHAPES
+            .iter()
+            .flat_map(|&shape| [false, true].map(|checkpointing| (shape, checkpointing)))
+            .map(|(shape, checkpointing)| {
+                let cells = [1024, 2048, 4096, 8192, 32768].map(|tokens| gigabytes(shape, tokens, checkpointing));
+                let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:.1}")).collect();
+                format!("| {} | {} | {} |\n", shape.0, if checkpointing { "on" } else { "off" }, cells.join(" | "))
+            })
+            .collect();
+        println!("{table}");
+        let written = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/memory.md"));
+        assert!(
+            written.expect("docs/memory.md").contains(table.trim_end()),
+            "docs/memory.md has another table than\n{table}"
+        );
+    }
+
+    /// Less is never estimated for more, and each knob helps.
+    #[test]
+    fn estimates_grow_with_what_they_count() {
+        for shape in SHAPES {
+            let grow = [512, 1024, 4096, 16384].map(|tokens| gigabytes(shape, tokens, false));
+            assert!(grow.is_sorted(), "{}: {grow:?}", shape.0);
+            for tokens in [1024, 8192] {
+                assert!(gigabytes(shape, tokens, true) < gigabytes(shape, tokens, false), "{} {tokens}", shape.0);
+            }
+        }
+    }
 }

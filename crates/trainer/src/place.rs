@@ -30,10 +30,9 @@ impl Place {
     pub fn choose(model: &Model, machine: &Machine, stored: FloatType) -> Result<Place, TrainError> {
         match model.device {
             DeviceChoice::Cpu => Ok(Place::cpu(model.dtype)),
-            DeviceChoice::Gpu => Place::gpu(model.dtype, machine, stored, gpus()),
+            DeviceChoice::Gpu => Place::gpu(model.dtype, machine, stored, gpus(true)),
             DeviceChoice::Auto => {
-                let real: Vec<FoundDevice> =
-                    gpus().into_iter().filter(|gpu| gpu.kind != DeviceKind::SoftwareGpu).collect();
+                let real = gpus(false);
                 if real.is_empty() {
                     Ok(Place::cpu(model.dtype))
                 } else {

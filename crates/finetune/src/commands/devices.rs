@@ -10,7 +10,7 @@ use crate::progress::bytes;
 use crate::{memory, output};
 
 pub(crate) fn devices(arguments: &DevicesArguments) -> Result<ExitCode, Failure> {
-    let mut found = gpus();
+    let mut found = gpus(true);
     found.push(FoundDevice { memory: memory::machine_bytes(), ..FoundDevice::cpu() });
     if arguments.json {
         for device in &found {

@@ -8,12 +8,17 @@ use super::tensor::element;
 use crate::devices::{DeviceKind, FloatType, FoundDevice};
 
 /// See [`crate::devices::gpus`].
-pub(crate) fn gpus() -> Vec<FoundDevice> {
+pub(crate) fn gpus(software: bool) -> Vec<FoundDevice> {
     let mut found: Vec<(FoundDevice, Option<_>)> = Vec::new();
     for device in CubeDevice::enumerate_all() {
+        let kind = kind_of(&device);
+        if kind == DeviceKind::SoftwareGpu && !software {
+            // To open it takes a hundred megabytes.
+            continue;
+        }
         let client = device.client();
         let properties = client.properties();
-        let (kind, api) = (kind_of(&device), api_of(&device, client.name()));
+        let api = api_of(&device, client.name());
         if kind == DeviceKind::SoftwareGpu && api == "Vulkan" {
             // Mesa's lavapipe (22.3, 25.0) crashes while it compiles SPIR-V kernels; it is right with WGSL.
             continue;

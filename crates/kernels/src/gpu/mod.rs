@@ -12,6 +12,7 @@ mod lora;
 mod product;
 mod rows;
 mod tensor;
+pub(crate) mod watch;
 
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;

@@ -3,6 +3,7 @@
 
 use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Shape};
+use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::ops::permute;
 use burn_cubecl::tensor::CubeTensor;
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
@@ -11,7 +12,9 @@ use cubek::matmul::multi_level;
 use cubek::matmul::strategy::Strategy;
 use cubek::std::InputBinding;
 
-use super::tensor::{element, empty};
+use super::elements::scaled;
+use super::tensor::{contiguous, element, empty};
+use super::watch;
 
 /// The last two dimensions the other way round; nothing is moved.
 pub(super) fn transposed(tensor: &CubeTensor) -> CubeTensor {
@@ -31,9 +34,31 @@ pub(super) fn product(a: &CubeTensor, b: &CubeTensor, out: DType) -> CubeTensor 
     let mut dims: Vec<usize> = a_shape.iter().copied().collect();
     dims[rank - 1] = b_shape[rank - 1];
     let product = empty(a, Shape::from(dims), out);
-    let launched = kernels(a).into_iter().any(|kernel| kernel.multiply(a, b, &product));
+    let (kernels, widened) = kernels(a);
+    let launched = if widened {
+        // Metal's matrix units take bf16 only to sum in bf16; f32 is exact for it, and as fast there.
+        let (a, b) = (widen(a), widen(b));
+        kernels.into_iter().any(|kernel| kernel.multiply(&a, &b, &product))
+    } else {
+        kernels.into_iter().any(|kernel| kernel.multiply(a, b, &product))
+    };
     assert!(launched, "the last kernel multiplies everything");
+    watch::tick(&product);
     product
+}
+
+/// The tensor in f32, laid out as it is.
+fn widen(tensor: &CubeTensor) -> CubeTensor {
+    let rank = tensor.rank();
+    if tensor.is_contiguous() {
+        return scaled(tensor, DType::F32, 1.0);
+    }
+    let back = transposed(tensor);
+    if back.is_contiguous() {
+        return transposed(&scaled(&back, DType::F32, 1.0));
+    }
+    assert!(rank >= 2, "a matrix");
+    scaled(&contiguous(tensor.clone()), DType::F32, 1.0)
 }
 
 /// A way to multiply on a GPU.
@@ -63,18 +88,24 @@ impl ProductKernel {
     }
 }
 
-/// Kernels to multiply with, best first. f32 stays f32: no TF32.
-fn kernels(a: &CubeTensor) -> Vec<ProductKernel> {
+/// Kernels to multiply with, best first, and whether they take f32 copies. f32 stays f32: no TF32.
+fn kernels(a: &CubeTensor) -> (Vec<ProductKernel>, bool) {
     let properties = a.client.properties();
     if properties.identity.physical.is_none() {
-        return vec![ProductKernel::Elements];
+        return (vec![ProductKernel::Elements], false);
     }
-    let mut kernels = Vec::new();
-    if a.dtype != DType::F32 && !properties.features.matmul.cmma.is_empty() {
-        kernels.push(ProductKernel::MatrixUnits);
+    let units = &properties.features.matmul.cmma;
+    let single = element(DType::F32);
+    let takes = |dtype| units.iter().any(|unit| unit.a_type == element(dtype) && unit.cd_type == single);
+    // Where there is TF32, f32 would be rounded to it.
+    let takes_f32 = takes(DType::F32) && !properties.supports_type(tf32::elem_type_native());
+    let widened = a.dtype != DType::F32 && !takes(a.dtype) && takes_f32;
+    let units = if a.dtype == DType::F32 || widened { takes_f32 } else { takes(a.dtype) };
+    let mut kernels = vec![ProductKernel::Tiles, ProductKernel::Elements];
+    if units {
+        kernels.insert(0, ProductKernel::MatrixUnits);
     }
-    kernels.extend([ProductKernel::Tiles, ProductKernel::Elements]);
-    kernels
+    (kernels, widened)
 }
 
 #[cfg(test)]
@@ -108,7 +139,7 @@ mod tests {
             println!("SKIPPED: FINETUNE_TEST_DEVICE is not gpu");
             return;
         }
-        let gpu = gpus().into_iter().next().expect("a GPU, or a software renderer");
+        let gpu = gpus(true).into_iter().next().expect("a GPU, or a software renderer");
         let mut checked = 0;
         for (m, n, k) in [(64, 64, 64), (37, 16, 100), (5, 130, 33)] {
             let values = Stream::new(m as u64, 1, n as u64, k as u32).normal(m * k + k * n, 1.0);

@@ -1,0 +1,152 @@
+//! The main job on a GPU, a software renderer if there is no other: with `FINETUNE_TEST_DEVICE=gpu` only, and then in a build
+//! with a GPU backend.
+
+use finetune_model::HAS_GPU_BACKEND;
+use serde_json::Value;
+
+use crate::folder::{CRASH_RECIPE, Folder};
+use crate::program::{Ended, finetune, run};
+
+/// Whether GPU tests are asked for; says so where they are not.
+fn asked() -> bool {
+    let asked = std::env::var("FINETUNE_TEST_DEVICE").as_deref() == Ok("gpu");
+    if !asked {
+        println!("SKIPPED: FINETUNE_TEST_DEVICE is not gpu");
+    }
+    asked
+}
+
+const GPU: [&str; 2] = ["--set", "model.device=gpu"];
+
+fn losses(folder: &Folder, name: &str, key: &str) -> Vec<f64> {
+    let text = std::fs::read_to_string(folder.path(name).join("metrics.jsonl")).expect("metrics");
+    text.lines().filter_map(|line| serde_json::from_str::<Value>(line).expect("JSON")[key].as_f64()).collect()
+}
+
+fn expect_close(what: &str, got: &[f64], want: &[f64], bound: f64) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (n, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!((got - want).abs() < bound * want.abs(), "{what} {n}: {got} against {want}");
+    }
+}
+
+fn in_folder(folder: &Folder, arguments: &[&str]) -> Ended {
+    run(finetune(arguments).current_dir(folder.path("")))
+}
+
+#[test]
+fn devices_are_listed() {
+    let text = run(&mut finetune(&["devices"])).expect(0).stdout;
+    assert!(text.lines().any(|line| line.starts_with("CPU ") && line.ends_with("f32")), "{text}");
+    let lines = run(&mut finetune(&["devices", "--json"])).expect(0).stdout;
+    let devices: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(devices.last().expect("the CPU")["kind"], "cpu");
+    if asked() {
+        assert_ne!(devices[0]["kind"], "cpu");
+        assert!(devices[0]["types"].as_array().expect("types").contains(&"f32".into()), "{lines}");
+    }
+}
+
+#[test]
+fn a_build_without_a_gpu_backend_says_how_to_get_one() {
+    if HAS_GPU_BACKEND {
+        return;
+    }
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let ended = folder.run("run", &GPU).expect(2).says("this program was built without a GPU backend");
+    ended.says("cargo build --release --features gpu");
+}
+
+/// Train, stop, resume, evaluate, generate, merge: as on the CPU, and a resumed run to the same bits.
+#[test]
+fn the_whole_job() {
+    if !asked() {
+        return;
+    }
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let steady = ["--set", "optimizer.learning_rate=1e-3", "--set", "train.max_steps=6"];
+    let on_gpu = [&GPU[..], &steady].concat();
+    folder.run("cpu", &[&["--set", "model.device=cpu"], &steady[..]].concat()).expect(0);
+    folder.run("gpu", &on_gpu).expect(0).says("peak memory of the GPU");
+    expect_close("loss", &losses(&folder, "gpu", "loss"), &losses(&folder, "cpu", "loss"), 1e-5);
+    expect_close("evaluation", &losses(&folder, "gpu", "eval_loss"), &losses(&folder, "cpu", "eval_loss"), 1e-5);
+
+    assert!(folder.run_killed_at("again", &on_gpu, "train.updated:5"));
+    folder.run("again", &[&on_gpu[..], &["--resume"]].concat()).expect(0);
+    folder.result("again").expect_same(&folder.result("gpu"), "resumed on the GPU");
+    let checkpointed = [&on_gpu[..], &["--set", "train.gradient_checkpointing=true"]].concat();
+    folder.run("checkpointed", &checkpointed).expect(0);
+    assert_eq!(losses(&folder, "checkpointed", "loss"), losses(&folder, "gpu", "loss"), "gradient checkpointing");
+
+    // A checkpoint of one kind of device is not gone on with on another.
+    std::fs::remove_dir_all(folder.path("again/adapter")).expect("removed");
+    let moved = [&steady[..], &["--set", "model.device=cpu", "--resume"]].concat();
+    folder.run("again", &moved).expect(2).says("model.device");
+
+    let eval = |device: &str| {
+        let arguments =
+            ["eval", "model", "--data", "eval.jsonl", "--adapter", "gpu/adapter", "--json", "--device", device];
+        in_folder(&folder, &arguments).expect(0).json()["loss"].as_f64().expect("a loss")
+    };
+    expect_close("eval", &[eval("gpu")], &[eval("cpu")], 1e-5);
+    in_folder(&folder, &["export", "gpu", "--format", "merged", "--output", "merged"]).expect(0);
+    let merged = ["eval", "merged", "--data", "eval.jsonl", "--json", "--device", "gpu"];
+    let merged = in_folder(&folder, &merged).expect(0).json()["loss"].as_f64().expect("a loss");
+    expect_close("merged", &[merged], &[eval("cpu")], 1e-5);
+}
+
+/// f16 computes close to f32, says in what, and goes on with its loss scale; a type that the device lacks is said to fall back.
+#[test]
+fn reduced_precision() {
+    if !asked() {
+        return;
+    }
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let line = run(&mut finetune(&["devices", "--json"])).expect(0).stdout;
+    let device: Value = serde_json::from_str(line.lines().next().expect("a device")).expect("JSON");
+    let steady = ["--set", "optimizer.learning_rate=1e-3", "--set", "train.max_steps=4", "--set", "model.device=gpu"];
+    folder.run("f32", &steady).expect(0).says(", f32");
+    for (dtype, bound) in [("f16", 2e-3), ("bf16", 2e-2)] {
+        let set = format!("model.dtype={dtype}");
+        let sets = [&steady[..], &["--set", &set]].concat();
+        let ended = folder.run(dtype, &sets).expect(0);
+        if device["types"].as_array().expect("types").contains(&dtype.into()) {
+            assert!(ended.stderr.contains(&format!(", {dtype}\n")), "{}", ended.stderr);
+        } else {
+            ended.says("f32 is used").says(", f32\n");
+        }
+        expect_close(dtype, &losses(&folder, dtype, "loss"), &losses(&folder, "f32", "loss"), bound);
+        assert!(folder.run_killed_at("again", &sets, "train.updated:3"));
+        folder.run("again", &[&sets[..], &["--resume"]].concat()).expect(0);
+        folder.result("again").expect_same(&folder.result(dtype), dtype);
+        std::fs::remove_dir_all(folder.path("again")).expect("removed");
+    }
+}
+
+/// Two ranks of one machine, on one GPU here, follow one rank's curve.
+#[test]
+fn ranks_share_a_gpu() {
+    if !asked() {
+        return;
+    }
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let steady = ["--set", "optimizer.learning_rate=1e-3", "--set", "train.max_steps=4", "--set", "model.device=gpu"];
+    folder.run("one", &steady).expect(0);
+    let launch = [&["launch", "-n", "2", "--", "recipe.toml", "--output-dir", "two"], &steady[..]].concat();
+    in_folder(&folder, &launch).expect(0).says("share 1 GPU(s)");
+    expect_close("two ranks", &losses(&folder, "two", "loss"), &losses(&folder, "one", "loss"), 1e-5);
+}
+
+/// `auto` is for real GPUs: a software renderer is slower than the CPU's own kernels.
+#[test]
+fn auto_takes_no_software_renderer() {
+    if !asked() {
+        return;
+    }
+    let line = run(&mut finetune(&["devices", "--json"])).expect(0).stdout;
+    let device: Value = serde_json::from_str(line.lines().next().expect("a device")).expect("JSON");
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let ended = folder.run("auto", &["--set", "train.max_steps=1"]).expect(0);
+    let expected = if device["kind"] == "software_gpu" { "training on CPU, f32" } else { "training on " };
+    ended.says(expected);
+}

@@ -1,0 +1,146 @@
+//! Memory: no more than was estimated, no more after a thousand steps than after a hundred, and a way out when there is none.
+
+use std::borrow::Cow;
+use std::process::Command;
+
+use finetune_model::{ModelConfig, expected_tensors};
+use finetune_random::Stream;
+use finetune_store::{Dtype, encode_tensors};
+use serde_json::json;
+
+use crate::folder::{CRASH_RECIPE, Folder};
+use crate::program::{BINARY, finetune, run};
+
+/// `peak memory 94.2 MiB (estimated 81.0 MiB)`: the peak in MiB.
+fn peak(stderr: &str) -> f64 {
+    let (_, rest) = stderr.split_once("peak memory ").unwrap_or_else(|| panic!("no peak in {stderr}"));
+    let mut words = rest.split_whitespace();
+    let number: f64 = words.next().and_then(|word| word.parse().ok()).expect("a number");
+    number * if words.next() == Some("GiB") { 1024.0 } else { 1.0 }
+}
+
+/// A Llama of 11 million parameters in bf16, and rows of 400 tokens.
+fn larger_model(recipe: &str) -> Folder {
+    let folder = Folder::empty();
+    std::fs::create_dir(folder.path("model")).expect("a new directory");
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 384, "intermediate_size": 1024,
+        "num_hidden_layers": 5, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 4096,
+        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "tie_word_embeddings": false, "attention_bias": false, "mlp_bias": false
+    });
+    folder.write("model/config.json", config.to_string().as_bytes());
+    let config = ModelConfig::load(&folder.path("model")).expect("a config");
+    let tensors: Vec<(String, Dtype, Vec<usize>, Cow<[u8]>)> = expected_tensors(&config)
+        .into_iter()
+        .enumerate()
+        .map(|(n, (name, shape))| {
+            let count = shape.iter().product();
+            let values = match shape.len() {
+                1 => vec![1.0f32; count],
+                _ => Stream::new(3, 1, 0, n as u32).normal(count, 0.02),
+            };
+            // bf16 is the upper half of f32.
+            let bytes: Vec<u8> =
+                values.iter().flat_map(|value| ((value.to_bits() >> 16) as u16).to_le_bytes()).collect();
+            (name, Dtype::BF16, shape, bytes.into())
+        })
+        .collect();
+    folder.write("model/model.safetensors", &encode_tensors(&tensors, &Default::default()).expect("a file"));
+    let rows: String = (0..8)
+        .map(|row| {
+            let ids: Vec<u32> = (0..400).map(|n| (row * 131 + n * 17) % 4096).collect();
+            json!({"input_ids": ids, "labels": ids}).to_string() + "\n"
+        })
+        .collect();
+    folder.write("train.jsonl", rows.as_bytes());
+    folder.write("recipe.toml", recipe.as_bytes());
+    folder
+}
+
+const LARGER_RECIPE: &str = r#"output_dir = "run"
+[model]
+path = "model"
+device = "cpu"
+[data]
+train = "train.jsonl"
+[train]
+max_steps = 2
+global_batch_size = 8
+micro_batch_size = 8
+[checkpoint]
+every = 0
+"#;
+
+#[test]
+fn the_estimate_is_within_fifteen_percent() {
+    let folder = larger_model(LARGER_RECIPE);
+    for sets in [
+        &[][..],
+        &["train.gradient_checkpointing=true"],
+        &["lora.target_modules=[\"q_proj\", \"v_proj\"]"],
+        &["model.dtype=f32"],
+    ] {
+        let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        let validated =
+            run(finetune(&[&["validate", "recipe.toml", "--json"], &sets[..]].concat()).current_dir(folder.path("")))
+                .expect(0)
+                .json();
+        let estimate = validated["estimate"]["total"].as_f64().expect("bytes") / f64::from(1 << 20);
+        let ended = folder.run("measured", &sets).expect(0);
+        std::fs::remove_dir_all(folder.path("measured")).expect("removed");
+        let peak = peak(&ended.stderr);
+        assert!((estimate / peak - 1.0).abs() < 0.15, "{sets:?}: {estimate:.0} MiB estimated, {peak:.0} MiB used");
+    }
+}
+
+/// Buffers are used again from step to step, whatever the lengths of the rows.
+#[test]
+fn a_thousand_steps_take_no_more_than_a_hundred() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let few =
+        ["model.device=cpu", "eval.every=0", "checkpoint.every=0", "log.every=1000", "optimizer.learning_rate=1e-4"];
+    let peak_of = |steps: usize| {
+        let mut sets: Vec<String> = few.iter().map(|set| (*set).to_owned()).collect();
+        sets.push(format!("train.max_steps={steps}"));
+        let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set.as_str()]).collect();
+        peak(&folder.run(&format!("run-{steps}"), &sets).expect(0).stderr)
+    };
+    let (hundred, thousand) = (peak_of(100), peak_of(1000));
+    // The rows of metrics.jsonl are kept for the report: a mebibyte.
+    assert!(thousand < hundred + 4.0, "{hundred} MiB after 100 steps, {thousand} MiB after 1,000");
+}
+
+/// The system refuses memory in the middle of a run: exit code 5, a setting that takes less and how much, and what was saved is
+/// whole.
+#[test]
+fn memory_that_is_not_there() {
+    let folder = larger_model(LARGER_RECIPE);
+    let base = 700_000; // KiB of address space that the program itself and one small micro-batch live in
+    let script = |limit: u32, sets: &str| format!("ulimit -v {limit}; exec {BINARY} run recipe.toml --resume {sets}");
+    let shell = |script: String| {
+        run(Command::new("bash").args(["-c", &script]).current_dir(folder.path("")).env("NO_COLOR", "1"))
+    };
+    let ended = shell(script(base, "")).expect(5);
+    assert!(ended.stderr.contains("error: the system gives this process no more memory"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("hint: train.gradient_checkpointing = true: about "), "{}", ended.stderr);
+    // The first hint is true.
+    shell(script(base, "--set train.gradient_checkpointing=true --set train.micro_batch_size=1 --output-dir small"))
+        .expect(0);
+}
+
+/// A model that no machine holds is refused before anything is read or written.
+#[test]
+fn a_run_that_cannot_fit_is_refused() {
+    let folder = larger_model(LARGER_RECIPE);
+    let text = std::fs::read_to_string(folder.path("model/config.json")).expect("config.json");
+    std::fs::remove_file(folder.path("model/model.safetensors")).expect("removed");
+    let text = text
+        .replace("\"hidden_size\":384", "\"hidden_size\":65536")
+        .replace("\"num_hidden_layers\":5", "\"num_hidden_layers\":900");
+    folder.write("model/config.json", text.as_bytes());
+    let ended = folder.run("run", &["--set", "train.method=full"]).expect(5);
+    let ended = ended.says("error: the run needs about ").says("MiB are there");
+    assert!(ended.stderr.contains("take a smaller model") || ended.stderr.contains("hint: "), "{}", ended.stderr);
+    assert!(!folder.path("run/metrics.jsonl").exists());
+}
