@@ -18,7 +18,11 @@ pub struct Segment {
 
 /// The rows of a micro-batch, laid one after the other without padding. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Segments(Arc<[Segment]>, OnDevice);
+pub struct Segments(
+    Arc<[Segment]>,
+    #[cfg_attr(not(any(feature = "gpu", feature = "cuda", target_os = "macos")), expect(dead_code, reason = "GPUs only"))]
+    OnDevice,
+);
 
 impl Segments {
     /// Rows of these lengths, each attending to itself alone.

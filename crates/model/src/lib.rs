@@ -14,6 +14,7 @@ pub mod config;
 mod decoder;
 mod error;
 mod generate;
+mod gradients;
 mod layout;
 mod load;
 mod lora;
