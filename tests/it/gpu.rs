@@ -36,9 +36,9 @@ fn in_folder(folder: &Folder, arguments: &[&str]) -> Ended {
 
 #[test]
 fn devices_are_listed() {
-    let text = run(&mut finetune(&["devices"])).expect(0).stdout;
+    let text = run(&mut finetune(["devices"])).expect(0).stdout;
     assert!(text.lines().any(|line| line.starts_with("CPU ") && line.ends_with("f32")), "{text}");
-    let lines = run(&mut finetune(&["devices", "--json"])).expect(0).stdout;
+    let lines = run(&mut finetune(["devices", "--json"])).expect(0).stdout;
     let devices: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!(devices.last().expect("the CPU")["kind"], "cpu");
     if asked() {
@@ -102,7 +102,7 @@ fn reduced_precision() {
         return;
     }
     let folder = Folder::with_recipe(CRASH_RECIPE);
-    let line = run(&mut finetune(&["devices", "--json"])).expect(0).stdout;
+    let line = run(&mut finetune(["devices", "--json"])).expect(0).stdout;
     let device: Value = serde_json::from_str(line.lines().next().expect("a device")).expect("JSON");
     let steady = ["--set", "optimizer.learning_rate=1e-3", "--set", "train.max_steps=4", "--set", "model.device=gpu"];
     folder.run("f32", &steady).expect(0).says(", f32");
@@ -143,7 +143,7 @@ fn auto_takes_no_software_renderer() {
     if !asked() {
         return;
     }
-    let line = run(&mut finetune(&["devices", "--json"])).expect(0).stdout;
+    let line = run(&mut finetune(["devices", "--json"])).expect(0).stdout;
     let device: Value = serde_json::from_str(line.lines().next().expect("a device")).expect("JSON");
     let folder = Folder::with_recipe(CRASH_RECIPE);
     let ended = folder.run("auto", &["--set", "train.max_steps=1"]).expect(0);

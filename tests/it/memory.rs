@@ -31,7 +31,8 @@ fn larger_model(recipe: &str) -> Folder {
     });
     folder.write("model/config.json", config.to_string().as_bytes());
     let config = ModelConfig::load(&folder.path("model")).expect("a config");
-    let tensors: Vec<(String, Dtype, Vec<usize>, Cow<[u8]>)> = expected_tensors(&config)
+    type Tensor = (String, Dtype, Vec<usize>, Cow<'static, [u8]>);
+    let tensors: Vec<Tensor> = expected_tensors(&config)
         .into_iter()
         .enumerate()
         .map(|(n, (name, shape))| {
@@ -83,7 +84,7 @@ fn the_estimate_is_within_fifteen_percent() {
     ] {
         let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
         let validated =
-            run(finetune(&[&["validate", "recipe.toml", "--json"], &sets[..]].concat()).current_dir(folder.path("")))
+            run(finetune([&["validate", "recipe.toml", "--json"], &sets[..]].concat()).current_dir(folder.path("")))
                 .expect(0)
                 .json();
         let estimate = validated["estimate"]["total"].as_f64().expect("bytes") / f64::from(1 << 20);

@@ -20,7 +20,10 @@ pub struct Segment {
 #[derive(Clone, Debug)]
 pub struct Segments(
     Arc<[Segment]>,
-    #[cfg_attr(not(any(feature = "gpu", feature = "cuda", target_os = "macos")), expect(dead_code, reason = "GPUs only"))]
+    #[cfg_attr(
+        not(any(feature = "gpu", feature = "cuda", target_os = "macos")),
+        expect(dead_code, reason = "GPUs only")
+    )]
     OnDevice,
 );
 

@@ -55,12 +55,12 @@ impl LayerCache {
                 old => {
                     let place = Tensor::zeros([length.next_power_of_two().max(64), heads, width], options);
                     match old {
-                        Some(old) => place.slice_assign([0..start], old.narrow(0, 0, start)),
+                        Some(old) => place.slice_assign(0..start, old.narrow(0, 0, start)),
                         None => place,
                     }
                 }
             };
-            place.slice_assign([start..start + tokens], new)
+            place.slice_assign(start..start + tokens, new)
         };
         let keys = put(self.keys.take(), keys);
         let values = put(self.values.take(), values);

@@ -34,8 +34,8 @@ pub enum TrainError {
     #[error("the run needs about {} MiB of memory; {} MiB are there", needed >> 20, available >> 20)]
     Memory { needed: u64, available: u64, weights: u64, knobs: Vec<String> },
     /// `bytes`: what could not be had at once, where the driver says it. `knobs`: settings that take less.
-    #[error("{error}")]
-    DeviceMemory { error: ModelError, knobs: Vec<String>, saved: Option<PathBuf> },
+    #[error("{}", ModelError::DeviceMemory { bytes: *bytes })]
+    DeviceMemory { bytes: Option<u64>, knobs: Vec<String>, saved: Option<PathBuf> },
     #[error("model.device = \"gpu\": {}", if *built_in { "no GPU was found" } else { "this program was built without a GPU backend" })]
     NoGpu { built_in: bool },
     #[error("{path}: no row is left to train on", path = path.display())]
@@ -100,7 +100,7 @@ impl TrainError {
     pub(crate) fn with_saved(self, saved: Option<PathBuf>) -> TrainError {
         match self {
             TrainError::Group { error, .. } => TrainError::Group { error, saved },
-            TrainError::DeviceMemory { error, knobs, .. } => TrainError::DeviceMemory { error, knobs, saved },
+            TrainError::DeviceMemory { bytes, knobs, .. } => TrainError::DeviceMemory { bytes, knobs, saved },
             error => error,
         }
     }
@@ -108,8 +108,8 @@ impl TrainError {
     /// Says of a device that is out of memory which settings take less.
     pub(crate) fn with_knobs(self, knobs: impl FnOnce() -> Vec<String>) -> TrainError {
         match self {
-            TrainError::Model(error @ ModelError::DeviceMemory { .. }) => {
-                TrainError::DeviceMemory { error, knobs: knobs(), saved: None }
+            TrainError::Model(ModelError::DeviceMemory { bytes }) => {
+                TrainError::DeviceMemory { bytes, knobs: knobs(), saved: None }
             }
             error => error,
         }

@@ -23,6 +23,7 @@ pub(crate) struct Saved {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one of a micro-batch, moved twice")]
 enum Kept {
     /// With a frozen W: the gradient of each trained position's h in f32, for an upstream gradient of 1 / `F16_SCALE`. [n, i]
     Rows(CubeTensor),

@@ -2,6 +2,7 @@
 //! tensors by head, and the backward pass of the softmax. As in [`super::elements`].
 
 #![allow(clippy::too_many_arguments, reason = "a kernel takes its buffers and sizes one by one")]
+#![allow(clippy::collapsible_if, reason = "no index is looked at before it is known to be there")]
 
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
@@ -165,7 +166,7 @@ fn add_rows_kernel(x: &[f32], sums: &mut [f32], first: usize, rows: usize, all_r
     let row = i / width % rows + first;
     let head = i / width / rows;
     let at = (head * all_rows + row) * width + column;
-    sums[at] = sums[at] + x[i];
+    sums[at] += x[i];
 }
 
 /// Probabilities of a block again, from its scores and log-sums, and the gradient of the scores

@@ -4,6 +4,7 @@
 //! up in a tree: the same order on every run, so the same bits. Every kernel stops beyond the last row.
 
 #![allow(clippy::too_many_arguments, reason = "a kernel takes its buffers and sizes one by one")]
+#![allow(clippy::collapsible_if, reason = "no index is looked at before it is known to be there")]
 
 use std::ops::Range;
 
@@ -188,10 +189,10 @@ fn sum_of_units(value: f32, #[comptime] units: usize) -> f32 {
     let mut half = CUBE_DIM as usize / 2;
     while half > 0 {
         if unit < half {
-            shared[unit] = shared[unit] + shared[unit + half];
+            shared[unit] += shared[unit + half];
         }
         sync_cube();
-        half = half / 2;
+        half /= 2;
     }
     let sum = shared[0];
     sync_cube();
@@ -211,7 +212,7 @@ fn largest_of_units(value: f32, #[comptime] units: usize) -> f32 {
             shared[unit] = max(shared[unit], shared[unit + half]);
         }
         sync_cube();
-        half = half / 2;
+        half /= 2;
     }
     let largest = shared[0];
     sync_cube();

@@ -38,7 +38,7 @@ fn is_on() -> bool {
 #[cube(launch)]
 fn raise(counter: &mut [u32]) {
     if ABSOLUTE_POS == 0 {
-        counter[0] = counter[0] + 1;
+        counter[0] += 1;
     }
 }
 
