@@ -26,6 +26,13 @@ static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
     let cli = cli::Cli::parse();
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload_as_str().unwrap_or_default();
+        if !finetune_model::note_panic(message) {
+            usual(panic);
+        }
+    }));
     // A panic is a bug of ours, never an answer to bad input: it has an exit code of its own.
     match std::panic::catch_unwind(|| commands::run(cli)) {
         Ok(Ok(code)) => code,

@@ -1,5 +1,7 @@
 //! Which devices there are, and which number types each computes in.
 
+use std::sync::{Mutex, PoisonError};
+
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device};
 
@@ -117,6 +119,25 @@ pub fn submit(device: &Device) {
 /// Bytes that a device has reserved for tensors, `None` on the CPU.
 pub fn reserved_bytes(device: &Device) -> Option<u64> {
     if is_cpu(device) { None } else { device.memory_pool_usage().map(|usage| usage.bytes_reserved) }
+}
+
+/// What a device's own thread said when it ran out of memory; wgpu reports that by a panic there, and to whoever reads the
+/// tensor only that it was never there.
+static OUT_OF_MEMORY: Mutex<Option<String>> = Mutex::new(None);
+
+/// For the program's panic hook: takes the message of a panic if it is such a report. Then it is no bug.
+pub fn note_panic(message: &str) -> bool {
+    let lower = message.to_lowercase();
+    let reported = lower.contains("wgpu error") && (lower.contains("out of memory") || lower.contains("outofmemory"));
+    if reported {
+        *OUT_OF_MEMORY.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.to_owned());
+    }
+    reported
+}
+
+/// The report, if there was one since it was last taken.
+pub fn take_out_of_memory() -> Option<String> {
+    OUT_OF_MEMORY.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// What a driver dropped of the calling thread's work without an error, where that can happen.

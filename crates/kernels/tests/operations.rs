@@ -4,7 +4,7 @@
 
 use std::sync::OnceLock;
 
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use finetune_kernels::devices::gpus;
 use finetune_kernels::{AttentionShape, Dropout, RopeTable, Segment, Segments, Targets, composed, operations};
 use finetune_random::Stream;
@@ -222,4 +222,36 @@ fn cross_entropy_of_huge_logits_is_finite() {
     let losses = vec_of(operations::linear_cross_entropy(h, w, Targets::new(vec![0, 0], vec![0, 1])));
     assert_eq!(losses[0], 0.0);
     assert!((losses[1] - 20_000.0).abs() < 1.0, "{losses:?}");
+}
+
+/// A weight that the CPU holds in 16 bits gives the bits of the same weight held in f32: products that are widened in one
+/// block and in several, few rows, and the output layer.
+#[test]
+fn sixteen_bit_weights_give_the_same_bits_on_the_cpu() {
+    let device = Device::flex().autodiff();
+    let tensor = |seed, rows: usize, columns: usize| {
+        Tensor::<2>::from_data(TensorData::new(normal(seed, &[rows, columns]), [rows, columns]), &device)
+    };
+    for dtype in [DType::BF16, DType::F16] {
+        for (tokens, outputs, inputs) in [(70, 64, 48), (3, 300, 200), (90, 13_000, 400), (90, 500, 9_000)] {
+            let held = tensor(1, outputs, inputs).cast(dtype);
+            let [narrow, wide] = [held.clone(), held.cast(DType::F32)].map(|w| {
+                let x = tensor(2, tokens, inputs).require_grad();
+                let y = operations::linear(x.clone(), w);
+                let gradients = (y.clone() * tensor(3, tokens, outputs)).sum().backward();
+                (vec_of(y), vec_of(x.grad(&gradients).expect("a gradient")))
+            });
+            assert!(narrow == wide, "linear {dtype:?} {tokens} {outputs} {inputs}");
+        }
+        let (tokens, vocabulary, width) = (40, 30_000, 320);
+        let held = tensor(4, vocabulary, width).cast(dtype);
+        let targets = Targets::new((0..tokens as u32).collect(), (0..tokens as u32).map(|n| n * 700).collect());
+        let [narrow, wide] = [held.clone(), held.cast(DType::F32)].map(|w| {
+            let h = tensor(5, tokens, width).require_grad();
+            let losses = operations::linear_cross_entropy(h.clone(), w, targets.clone());
+            let gradients = losses.clone().sum().backward();
+            (vec_of(losses), vec_of(h.grad(&gradients).expect("a gradient")))
+        });
+        assert!(narrow == wide, "linear_cross_entropy {dtype:?}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use finetune_kernels::devices::take_out_of_memory;
 use finetune_store::StoreError;
 
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +55,7 @@ fn list(names: &[String]) -> String {
 impl ModelError {
     /// What a device's driver reported: it runs out of memory in many words.
     pub(crate) fn device(what: String) -> ModelError {
+        let what = take_out_of_memory().unwrap_or(what);
         let lower = what.to_lowercase();
         let words =
             ["out of memory", "outofmemory", "out_of_memory", "buffer is too big", "buffertoobig", "not enough memory"];

@@ -135,7 +135,7 @@ pub const KEYS: &[Key] = &[
         "where to compute; `auto`: a GPU if there is one",
         &[("use_cpu", "write device = \"cpu\""), ("no_cuda", "write device = \"cpu\""), ("accelerator", ""), ("device_type", "")]),
     key("model.dtype", Kind::OneOf(DtypeChoice::ALL), Is(r#""auto""#), IN_DIGEST,
-        "number type of the frozen base and the compute; adapter and optimizer state stay f32",
+        "number type of the frozen base and, on a GPU, of the compute; `auto`: that of the model's file; adapter and optimizer state stay f32",
         &[("bf16", "write dtype = \"bf16\""), ("fp16", "write dtype = \"f16\""), ("float16", "write dtype = \"f16\""), ("bfloat16", "write dtype = \"bf16\""), ("fp32", "write dtype = \"f32\""), ("tf32", ""), ("torch_dtype", ""), ("precision", ""), ("mixed_precision", ""), ("pure_bf16", "write dtype = \"bf16\"")]),
     key("model.quantization", Kind::OneOf(Quantization::ALL), Unset("not quantized"), IN_DIGEST,
         "quantizes the frozen base: 4-bit NormalFloat or 8-bit integers",

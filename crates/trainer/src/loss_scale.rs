@@ -67,7 +67,52 @@ impl Default for LossScale {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicI32;
+
+    use finetune_recipe::Recipe;
+
     use super::*;
+    use crate::{Event, Machine, Ranks, Resume, prepare, train};
+
+    /// A scale that overflows costs time, and no step: the losses are those of a scale that does not.
+    #[test]
+    fn gpu_steps_that_overflow_in_f16_are_computed_again() {
+        if std::env::var("FINETUNE_TEST_DEVICE").as_deref() != Ok("gpu") {
+            println!("SKIPPED: FINETUNE_TEST_DEVICE is not gpu");
+            return;
+        }
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models/llama");
+        let losses = |scale: f32| {
+            let output = tempfile::tempdir().expect("a directory");
+            let rows = model.join("rows.jsonl");
+            let text = format!(
+                "model = {{ path = {model:?}, device = \"gpu\", dtype = \"f16\" }}\n[data]\ntrain = {rows:?}\nformat = \"tokens\"\n\
+                 [train]\nmax_steps = 3\nglobal_batch_size = 4\n[optimizer]\nlearning_rate = 1e-3\n"
+            );
+            let recipe = Recipe::parse(&text, Path::new("f16.toml"), &[], Some(output.path()));
+            let recipe = recipe.unwrap_or_else(|error| panic!("{error}"));
+            let ranks = Arc::new(Ranks::alone(None).expect("one rank"));
+            let mut run = prepare(recipe, &Resume::No, &ranks, &Machine::default(), &|_| {}).expect("a run").run;
+            run.state.loss_scale = LossScale { scale, steps: 0 };
+            let (mut losses, mut halvings) = (Vec::new(), 0);
+            train(&mut run, &AtomicI32::new(0), &mut |event| match event {
+                Event::Step { row, .. } => losses.push(row.loss),
+                Event::LossScale { .. } => halvings += 1,
+                _ => {}
+            })
+            .expect("a run that ends");
+            (losses, halvings, run.state.loss_scale.scale)
+        };
+        let (want, none, scale) = losses(256.0);
+        assert_eq!((want.len(), none, scale), (3, 0, 256.0));
+        let (got, halvings, scale) = losses(8_388_608.0);
+        assert!(halvings >= 7 && scale <= 65_536.0, "{halvings} {scale}");
+        for (got, want) in got.iter().zip(&want) {
+            assert!((got - want).abs() < 1e-4 * want, "{got} {want}");
+        }
+    }
 
     #[test]
     fn halves_at_once_and_grows_slowly() {

@@ -124,3 +124,70 @@ impl Place {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use finetune_model::Device;
+
+    use super::*;
+
+    fn gpu(kind: DeviceKind, name: &str, types: &[FloatType]) -> FoundDevice {
+        let (device, name, types) = (Device::flex(), name.to_owned(), types.to_vec());
+        FoundDevice { device, kind, name, api: "Vulkan", memory: Some(8 << 30), types }
+    }
+
+    fn machine(local_rank: usize, local_world: usize) -> Machine {
+        Machine { memory: Some(16 << 30), local_rank, local_world }
+    }
+
+    /// (dtype of the recipe, of the file, what the GPU has, what is computed in, part of a notice)
+    #[test]
+    fn number_types_fall_back_with_a_notice() {
+        use FloatType::{BF16, F16, F32};
+        let cases = [
+            (DtypeChoice::Auto, BF16, &[F32, F16, BF16][..], BF16, None),
+            (DtypeChoice::Auto, F32, &[F32, F16, BF16], F32, None),
+            (DtypeChoice::Auto, BF16, &[F32, F16], F32, Some("bf16: card does not compute in it")),
+            (DtypeChoice::F16, BF16, &[F32, F16], F16, None),
+            (DtypeChoice::Bf16, F32, &[F32], F32, Some("f32 is used")),
+            (DtypeChoice::F32, BF16, &[F32, F16, BF16], F32, None),
+        ];
+        for (dtype, stored, types, compute, notice) in cases {
+            let cards = vec![gpu(DeviceKind::DiscreteGpu, "card", types)];
+            let place = Place::gpu(dtype, &machine(0, 1), stored, cards).expect("a card");
+            assert_eq!(place.placement.compute(), compute, "{dtype:?} {stored:?}");
+            assert_eq!(place.notices.len(), usize::from(notice.is_some()), "{:?}", place.notices);
+            assert!(notice.is_none_or(|part| place.notices[0].contains(part)), "{:?}", place.notices);
+        }
+    }
+
+    /// Ranks of a machine take its cards in turn; a software renderer only where there is nothing else.
+    #[test]
+    fn ranks_take_the_cards_in_turn() {
+        let software = || gpu(DeviceKind::SoftwareGpu, "program", &[FloatType::F32]);
+        let cards = || {
+            let card = |name| gpu(DeviceKind::DiscreteGpu, name, &[FloatType::F32]);
+            vec![card("first"), card("second"), software()]
+        };
+        for (rank, name) in [(0, "first"), (1, "second"), (2, "first"), (3, "second")] {
+            let place = Place::gpu(DtypeChoice::F32, &machine(rank, 4), FloatType::F32, cards()).expect("a card");
+            assert_eq!(place.found.name, name, "rank {rank}");
+            assert!(place.notices.iter().any(|notice| notice.contains("4 ranks share 2 GPU(s)")), "{:?}", place.notices);
+        }
+        let place = Place::gpu(DtypeChoice::F32, &machine(0, 1), FloatType::F32, vec![software()]).expect("it");
+        assert!(place.notices[0].contains("is no GPU but a program"), "{:?}", place.notices);
+        let none = Place::gpu(DtypeChoice::F32, &machine(0, 1), FloatType::F32, Vec::new());
+        assert!(matches!(none, Err(TrainError::NoGpu { .. })));
+    }
+
+    #[test]
+    fn memory_is_that_of_the_device() {
+        let on = |kind| {
+            let found = gpu(kind, "card", &[FloatType::F32]);
+            Place { placement: Placement::cpu(None), found, notices: Vec::new() }.memory(&machine(0, 4))
+        };
+        assert_eq!(on(DeviceKind::DiscreteGpu), Some((8 << 30) - (8 << 30) / 20));
+        assert_eq!(on(DeviceKind::IntegratedGpu), Some(4 << 30), "a quarter of the machine's");
+        assert_eq!(on(DeviceKind::Cpu), Some(4 << 30));
+    }
+}

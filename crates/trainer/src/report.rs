@@ -63,7 +63,8 @@ fn page(run: &Run, journal: &Journal) -> String {
 
 /// The numbers at the top of the page.
 fn facts(page: &mut String, run: &Run, steps: &[&StepRow], evals: &[&EvalRow]) {
-    let mut facts: Vec<(&str, String)> = vec![("steps", format!("{} of {}", run.state.step, run.steps))];
+    let mut facts: Vec<(&str, String)> =
+        vec![("steps", format!("{} of {}", run.state.step, run.steps)), ("computed on", run.device.clone())];
     if let (Some(first), Some(last)) = (steps.first(), steps.last()) {
         facts.push(("training loss", format!("{:.4} → {:.4}", first.loss, last.loss)));
     }

@@ -63,6 +63,9 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
         show.say(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()));
     }
     show.say(&format!("training on {}", run.device));
+    if !run.model.placement().is_cpu() {
+        show.say("the first step also compiles the GPU's kernels");
+    }
     allocator::prepare_last_words(&run.smaller_settings());
     let _awake = Awake::keep();
     signals.finish_steps();
