@@ -5,6 +5,7 @@ use finetune_model::HAS_GPU_BACKEND;
 use serde_json::Value;
 
 use crate::folder::{CRASH_RECIPE, Folder};
+use crate::memory::{LARGER_RECIPE, expect_estimates, larger_model, peak};
 use crate::program::{Ended, finetune, run};
 
 /// Whether GPU tests are asked for; says so where they are not.
@@ -135,6 +136,28 @@ fn ranks_share_a_gpu() {
     let launch = [&["launch", "-n", "2", "--", "recipe.toml", "--output-dir", "two"], &steady[..]].concat();
     in_folder(&folder, &launch).expect(0).says("share 1 GPU(s)");
     expect_close("two ranks", &losses(&folder, "two", "loss"), &losses(&folder, "one", "loss"), 1e-5);
+}
+
+/// The estimate of the GPU's memory is as good as the CPU's, and steps take no more and more of it.
+#[test]
+fn memory_of_the_gpu() {
+    if !asked() {
+        return;
+    }
+    let small = ["model.device=gpu", "model.dtype=f32", "train.micro_batch_size=2", "train.global_batch_size=2"];
+    let with = |more: &'static str| [&small[..], &["train.max_steps=1", more]].concat();
+    let settings = [with("train.gradient_checkpointing=false"), with("train.gradient_checkpointing=true")];
+    expect_estimates(&larger_model(LARGER_RECIPE), &settings.each_ref().map(Vec::as_slice));
+
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let peak_of = |steps: usize| {
+        let steps = format!("train.max_steps={steps}");
+        let sets = ["model.device=gpu", "eval.every=0", "checkpoint.every=0", "optimizer.learning_rate=1e-4", &steps];
+        let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        peak(&folder.run(&steps, &sets).expect(0).stderr)
+    };
+    let (few, many) = (peak_of(20), peak_of(120));
+    assert!(many <= few * 1.02 + 0.1, "{few} MiB after 20 steps, {many} MiB after 120");
 }
 
 /// `auto` is for real GPUs: a software renderer is slower than the CPU's own kernels.

@@ -35,7 +35,9 @@ impl Model {
         }
         let h = decoder::hidden(&self.weights, &self.config, &flat_tokens(batch), &context);
         let losses = self.output_losses(h, batch);
+        self.look_at_memory();
         let found = scaled_sum(&losses, loss_scale).backward();
+        self.look_at_memory();
         self.collect(found, loss_scale, gradients)?;
         sums(batch, losses)
     }
@@ -66,6 +68,7 @@ impl Model {
         let last = leaf(inputs.pop().expect("the last layer's output"));
         let losses = self.output_losses(last.clone(), batch);
         let mut found = scaled_sum(&losses, loss_scale).backward();
+        self.look_at_memory();
         let mut d_out = last.grad_remove(&mut found).expect("the loss depends on the last layer");
         self.collect(found, loss_scale, gradients)?;
         let first = self.first_trained_layer();
@@ -73,6 +76,7 @@ impl Model {
             let input = leaf(inputs.pop().expect("an input for each layer"));
             let out = decoder::layer(&self.weights.layers[n], &self.config, input.clone(), context, None);
             let mut found = operations::gradient_seed(out, d_out).backward();
+            self.look_at_memory();
             d_out = input.grad_remove(&mut found).expect("a layer's output depends on its input");
             self.collect(found, loss_scale, gradients)?;
         }

@@ -23,10 +23,10 @@ mod model;
 mod placement;
 mod weights;
 
+pub use burn::tensor::Device;
 pub use config::ModelConfig;
 pub use error::ModelError;
 pub use finetune_kernels::devices::{DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, gpus, note_panic};
-pub use burn::tensor::Device;
 pub use finetune_kernels::footprint;
 pub use finetune_kernels::matmul::rate as matmul_rate;
 pub use generate::{Generation, Sampling};

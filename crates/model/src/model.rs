@@ -94,6 +94,7 @@ pub struct Model {
     pub(crate) trained: Trained,
     pub(crate) placement: Placement,
     pub(crate) layout: Layout,
+    device_peak: u64,
 }
 
 impl Model {
@@ -137,6 +138,7 @@ impl Model {
             trained: Trained::Nothing,
             placement: placement.clone(),
             layout: Layout::default(),
+            device_peak: 0,
         })
     }
 
@@ -145,9 +147,14 @@ impl Model {
         &self.placement
     }
 
-    /// Bytes of the device's memory that are taken, `None` on the CPU.
-    pub fn reserved_bytes(&self) -> Option<u64> {
-        reserved_bytes(&self.placement.device)
+    /// Most bytes of the device's memory that were seen taken, `None` on the CPU.
+    pub fn device_peak(&self) -> Option<u64> {
+        (!self.placement.is_cpu()).then_some(self.device_peak)
+    }
+
+    /// Looks how much of the device's memory is taken. Pools give pages back, so it is asked where most is kept.
+    pub(crate) fn look_at_memory(&mut self) {
+        self.device_peak = self.device_peak.max(reserved_bytes(&self.placement.device).unwrap_or(0));
     }
 
     /// Names of all linear layers inside the decoder, in model order: what LoRA can target.
@@ -339,11 +346,15 @@ pub(crate) fn untracked<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
 /// come out.
 pub(crate) fn data<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, ModelError> {
     let device = tensor.device();
-    let data = tensor.try_into_data().map_err(|error| ModelError::device(error.to_string()))?;
-    if let Some(what) = dropped_work(&device) {
-        return Err(ModelError::Device { what });
+    // A read may be put off until the values are looked at, so each of these can fail for the device.
+    let failed = |error: &dyn std::fmt::Display| ModelError::device(error.to_string());
+    let data = tensor.try_into_data().map_err(|error| failed(&error))?;
+    let data = data.try_cast_as::<f32>().map_err(|error| failed(&error))?;
+    let values = data.try_into_vec::<f32>().map_err(|error| failed(&error))?;
+    match dropped_work(&device) {
+        Some(what) => Err(ModelError::Device { what }),
+        None => Ok(values),
     }
-    Ok(data.convert::<f32>().try_into_vec().expect("f32 as asked for"))
 }
 
 pub(crate) fn flat_tokens(batch: &Batch<'_>) -> Vec<u32> {

@@ -172,6 +172,8 @@ impl StoreError {
     pub fn is_disk(&self) -> bool {
         match self {
             Self::NoSpace { .. } => true,
+            // No room to map a file.
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::OutOfMemory => true,
             Self::Io { operation, .. } => operation.is_write(),
             _ => false,
         }

@@ -1,7 +1,7 @@
 //! What can be known about a run before it starts: counts, lengths, an estimate of memory and time.
 
 use finetune_dataset::{Dataset, Plan};
-use finetune_model::{Model, ModelConfig, matmul_rate};
+use finetune_model::{FloatType, Model, ModelConfig, matmul_rate};
 use finetune_recipe::{Method, Recipe};
 use finetune_store::RealDisk;
 use serde::Serialize;
@@ -76,7 +76,8 @@ pub fn findings(recipe: &Recipe, machine: &Machine, progress: &dyn Fn(u64)) -> R
     let steps = total_steps(recipe, &plan);
     let estimate = memory::of_recipe(recipe, &config, start.as_ref(), &data.train, &place.placement, stored);
     memory::check(&estimate, place.memory(machine), || {
-        memory::knobs(recipe, &config, targets, &data.train, &place.placement, stored)
+        let has_bf16 = place.found.types.contains(&FloatType::BF16);
+        memory::knobs(recipe, &config, targets, &data.train, &place.placement, stored, has_bf16)
     })?;
     Ok(Findings {
         architecture: config.family.architecture(),

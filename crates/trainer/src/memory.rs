@@ -243,6 +243,7 @@ pub(crate) fn knobs(
     data: &Dataset,
     placement: &Placement,
     stored: FloatType,
+    has_bf16: bool,
 ) -> Vec<String> {
     let place = Where::of(placement, stored);
     let (micro, checkpointing) = (recipe.train.micro_batch_size, recipe.train.gradient_checkpointing);
@@ -266,7 +267,7 @@ pub(crate) fn knobs(
         let text = format!("data.max_seq_len = {half} with overlong = \"truncate\"");
         options.push((total(micro, checkpointing, half, place), text));
     }
-    if !place.cpu && place.compute == FloatType::F32 {
+    if has_bf16 && !place.cpu && place.compute == FloatType::F32 {
         let narrow = Where { compute: FloatType::BF16, held: FloatType::BF16, ..place };
         options.push((total(micro, checkpointing, usize::MAX, narrow), "model.dtype = \"bf16\"".to_owned()));
     }

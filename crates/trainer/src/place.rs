@@ -172,7 +172,11 @@ mod tests {
         for (rank, name) in [(0, "first"), (1, "second"), (2, "first"), (3, "second")] {
             let place = Place::gpu(DtypeChoice::F32, &machine(rank, 4), FloatType::F32, cards()).expect("a card");
             assert_eq!(place.found.name, name, "rank {rank}");
-            assert!(place.notices.iter().any(|notice| notice.contains("4 ranks share 2 GPU(s)")), "{:?}", place.notices);
+            assert!(
+                place.notices.iter().any(|notice| notice.contains("4 ranks share 2 GPU(s)")),
+                "{:?}",
+                place.notices
+            );
         }
         let place = Place::gpu(DtypeChoice::F32, &machine(0, 1), FloatType::F32, vec![software()]).expect("it");
         assert!(place.notices[0].contains("is no GPU but a program"), "{:?}", place.notices);

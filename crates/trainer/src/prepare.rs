@@ -48,10 +48,10 @@ pub struct Run {
     /// Where it is computed, and in what.
     pub device: String,
     pub estimate: Estimate,
-    /// Largest memory of the GPU that was seen.
-    pub(crate) device_peak: Option<u64>,
     /// The number type of the base model's file.
     pub(crate) stored: FloatType,
+    /// Whether the device computes in bf16.
+    pub(crate) has_bf16: bool,
     /// Rank 0's.
     pub(crate) journal: Option<Journal>,
     pub(crate) identity: Identity,
@@ -231,7 +231,8 @@ fn put_together(
     let start = Start::read(&recipe, &config)?;
     let estimate = memory::of_recipe(&recipe, &config, start.as_ref(), &data.train, &place.placement, stored);
     let targets = start.as_ref().map(|start| start.targets.clone());
-    let knobs = || memory::knobs(&recipe, &config, targets.as_ref(), &data.train, &place.placement, stored);
+    let has_bf16 = place.found.types.contains(&FloatType::BF16);
+    let knobs = || memory::knobs(&recipe, &config, targets.as_ref(), &data.train, &place.placement, stored, has_bf16);
     memory::check(&estimate, place.memory(machine), knobs)?;
     let opened = open_model(&recipe, &model_path, start, &place.placement).map_err(|error| error.with_knobs(knobs));
     let (mut model, model_digest) = opened?;
@@ -275,7 +276,7 @@ fn put_together(
         state,
         device: place.describe(),
         estimate,
-        device_peak: None,
+        has_bf16,
         stored,
         journal,
         identity,

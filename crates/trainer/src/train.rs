@@ -155,16 +155,10 @@ impl Run {
             }
             shares.push(sums);
         }
-        self.device_peak = self.device_peak();
         failpoint::hit("train.reduce");
         let (sums, ranks) = self.ranks.sum_losses(&shares, start.elapsed().as_secs_f64())?;
         self.ranks.sum_gradients(gradients)?;
         Ok(StepSums { sums, ranks, rows })
-    }
-
-    /// Largest memory of the GPU that was seen, `None` on the CPU.
-    pub fn device_peak(&self) -> Option<u64> {
-        self.device_peak.max(self.model.reserved_bytes())
     }
 
     /// Settings that would need less memory, and how much.
@@ -176,6 +170,7 @@ impl Run {
             &self.train,
             self.model.placement(),
             self.stored,
+            self.has_bf16,
         )
     }
 

@@ -106,7 +106,7 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
 fn peaks(run: &Run) -> String {
     let main = progress::bytes(memory::peak_bytes());
     let estimate = progress::bytes(run.estimate.total);
-    match run.device_peak() {
+    match run.model.device_peak() {
         None => format!("peak memory {main} (estimated {estimate})"),
         Some(device) => {
             format!("peak memory of the GPU {} (estimated {estimate}), of the program {main}", progress::bytes(device))
