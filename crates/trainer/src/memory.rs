@@ -5,7 +5,7 @@
 
 use finetune_dataset::Dataset;
 use finetune_model::footprint::{self, AttentionSizes};
-use finetune_model::{FloatType, LoraTargets, ModelConfig, Placement, expected_tensors};
+use finetune_model::{FloatType, HAS_GPU_BACKEND, LoraTargets, ModelConfig, Placement, expected_tensors};
 use finetune_recipe::{Method, Recipe};
 use serde::Serialize;
 
@@ -38,6 +38,8 @@ pub(crate) struct Load {
     full: bool,
     /// Tokens and targets of all rows, which stay in main memory.
     all_tokens: u64,
+    /// Whether held-back rows are answered before.
+    answers: bool,
 }
 
 impl Load {
@@ -59,6 +61,7 @@ impl Load {
             checkpointing,
             full: recipe.train.method == Method::Full,
             all_tokens: data.counts.tokens,
+            answers: recipe.eval.samples + recipe.eval.exact_match > 0,
         }
     }
 }
@@ -119,7 +122,9 @@ impl Branches {
 }
 
 /// Code, tables, threads and small pieces of memory: measured, see benches/memory.py.
-const PROGRAM_BYTES: u64 = 64 << 20;
+const PROGRAM_BYTES: u64 = if HAS_GPU_BACKEND { 64 << 20 } else { 56 << 20 };
+/// What answering held-back rows leaves behind.
+const ANSWERING_BYTES: u64 = 32 << 20;
 
 /// Where a model is computed, as far as memory goes.
 #[derive(Clone, Copy, Debug)]
@@ -194,9 +199,15 @@ fn estimate(config: &ModelConfig, targets: Option<&LoraTargets>, load: &Load, pl
     let trained_bytes = trained * FLOAT * copies;
     let weights = if load.full { 0 } else { weights };
     let widened = if cpu && held != FloatType::F32 { footprint::cpu_widened(vocabulary, hidden) } else { 0 };
-    let program = if cpu { PROGRAM_BYTES + load.all_tokens * 5 + widened } else { 0 };
-    // What pools and heaps hold that the largest moment has no use for: such as, on the CPU, the logits' block.
-    let slack = if cpu { activations / 16 + piece - logits } else { (activations + logits) / 10 };
+    let answering = if load.answers { ANSWERING_BYTES } else { 0 };
+    let program = if cpu { PROGRAM_BYTES + load.all_tokens * 5 + widened + answering } else { 0 };
+    // What pools and heaps hold that the largest moment has no use for: such as, on the CPU, the logits' block; there it is
+    // an eighth at most.
+    let slack = if cpu {
+        (activations / 16 + piece - logits).min((weights + trained_bytes + activations) / 8)
+    } else {
+        (activations + logits) / 10
+    };
     Estimate {
         weights,
         trained: trained_bytes,
@@ -311,7 +322,15 @@ mod tests {
 
     fn gigabytes(shape: (&str, usize, usize, usize, usize, usize, bool), tokens: u64, checkpointing: bool) -> f64 {
         let config = config(shape);
-        let load = Load { tokens, longest: tokens, trained_tokens: tokens, checkpointing, full: false, all_tokens: 0 };
+        let load = Load {
+            tokens,
+            longest: tokens,
+            trained_tokens: tokens,
+            checkpointing,
+            full: false,
+            all_tokens: 0,
+            answers: false,
+        };
         let place = Where { cpu: false, compute: FloatType::BF16, held: FloatType::BF16 };
         estimate(&config, Some(&all_linear(&config, 16)), &load, place).total as f64 / f64::from(1 << 30)
     }
