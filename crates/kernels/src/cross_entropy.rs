@@ -23,10 +23,7 @@ use crate::simd;
 pub struct Targets {
     pub(crate) positions: Arc<[u32]>,
     pub(crate) tokens: Arc<[u32]>,
-    #[cfg_attr(
-        not(any(feature = "gpu", feature = "cuda", target_os = "macos")),
-        expect(dead_code, reason = "GPUs only")
-    )]
+    #[cfg_attr(not(any(feature = "gpu", target_os = "macos")), expect(dead_code, reason = "GPUs only"))]
     pub(crate) on_device: OnDevice,
 }
 

@@ -66,7 +66,7 @@ pub struct FoundDevice {
     pub kind: DeviceKind,
     /// As the driver calls it.
     pub name: String,
-    /// What kernels are compiled for: "Metal", "Vulkan", "CUDA", or the CPU's own.
+    /// What kernels are compiled for: "Metal", "Vulkan", or the CPU's own.
     pub api: &'static str,
     /// Bytes that the device may be asked to hold, where it says so.
     pub memory: Option<u64>,
@@ -94,14 +94,14 @@ pub fn is_cpu(device: &Device) -> bool {
 }
 
 /// Whether this build has a GPU backend at all.
-pub const HAS_GPU_BACKEND: bool = cfg!(any(feature = "gpu", feature = "cuda", target_os = "macos"));
+pub const HAS_GPU_BACKEND: bool = cfg!(any(feature = "gpu", target_os = "macos"));
 
 /// All GPUs, discrete ones first, software renderers last if they are wanted; empty where the build has no GPU backend. A card
 /// that two APIs reach is listed once.
 pub fn gpus(software: bool) -> Vec<FoundDevice> {
-    #[cfg(any(feature = "gpu", feature = "cuda", target_os = "macos"))]
+    #[cfg(any(feature = "gpu", target_os = "macos"))]
     return crate::gpu::devices::gpus(software);
-    #[cfg(not(any(feature = "gpu", feature = "cuda", target_os = "macos")))]
+    #[cfg(not(any(feature = "gpu", target_os = "macos")))]
     {
         let _ = software;
         Vec::new()
@@ -142,7 +142,7 @@ pub fn take_out_of_memory() -> Option<String> {
 
 /// What a driver dropped of the calling thread's work without an error, where that can happen.
 pub fn dropped_work(device: &Device) -> Option<String> {
-    #[cfg(any(feature = "gpu", feature = "cuda", target_os = "macos"))]
+    #[cfg(any(feature = "gpu", target_os = "macos"))]
     if !is_cpu(device) {
         return crate::gpu::watch::dropped();
     }

@@ -17,7 +17,7 @@ use crate::linear::Dropout;
 use crate::rope::RopeTable;
 
 /// Shapes and meaning of each operation stand at its function in [`crate::operations`].
-#[backend_extension(Flex, Cube: cfg(any(feature = "gpu", feature = "cuda", target_os = "macos")), Autodiff)]
+#[backend_extension(Flex, Cube: cfg(any(feature = "gpu", target_os = "macos")), Autodiff)]
 pub(crate) trait Kernels: burn::backend::Backend {
     fn linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self>;
     fn lora_linear(
@@ -105,7 +105,7 @@ macro_rules! without_gradients {
 }
 
 without_gradients!(Flex);
-#[cfg(any(feature = "gpu", feature = "cuda", target_os = "macos"))]
+#[cfg(any(feature = "gpu", target_os = "macos"))]
 without_gradients!(burn_cubecl::CubeBackend);
 
 fn zero<B: Fused>(like: &FloatTensor<B>) -> FloatTensor<B> {

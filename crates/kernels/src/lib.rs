@@ -19,7 +19,7 @@ mod extension;
 mod flex;
 pub mod footprint;
 mod fused;
-#[cfg(any(feature = "gpu", feature = "cuda", target_os = "macos"))]
+#[cfg(any(feature = "gpu", target_os = "macos"))]
 mod gpu;
 mod halves;
 mod linear;

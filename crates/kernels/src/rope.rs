@@ -20,10 +20,7 @@ pub struct RopeTable {
     /// [t, d/2], row-major.
     pub(crate) sines: Arc<[f32]>,
     pub(crate) half: usize,
-    #[cfg_attr(
-        not(any(feature = "gpu", feature = "cuda", target_os = "macos")),
-        expect(dead_code, reason = "GPUs only")
-    )]
+    #[cfg_attr(not(any(feature = "gpu", target_os = "macos")), expect(dead_code, reason = "GPUs only"))]
     pub(crate) on_device: OnDevice,
 }
 

@@ -20,11 +20,7 @@ pub struct Segment {
 #[derive(Clone, Debug)]
 pub struct Segments(
     Arc<[Segment]>,
-    #[cfg_attr(
-        not(any(feature = "gpu", feature = "cuda", target_os = "macos")),
-        expect(dead_code, reason = "GPUs only")
-    )]
-    OnDevice,
+    #[cfg_attr(not(any(feature = "gpu", target_os = "macos")), expect(dead_code, reason = "GPUs only"))] OnDevice,
 );
 
 impl Segments {
@@ -53,7 +49,7 @@ impl Segments {
     }
 
     /// What was made of them on a GPU, by sliding window.
-    #[cfg(any(feature = "gpu", feature = "cuda", target_os = "macos"))]
+    #[cfg(any(feature = "gpu", target_os = "macos"))]
     pub(crate) fn on_device(&self) -> &OnDevice {
         &self.1
     }

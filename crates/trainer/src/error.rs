@@ -161,7 +161,7 @@ impl TrainError {
                 "model.device = \"cpu\" trains without one, \"auto\" takes a GPU where there is one".into(),
             ],
             TrainError::NoGpu { built_in: false } => vec![
-                "build it with `cargo build --release --features gpu` (Vulkan) or `--features cuda`; on macOS the GPU is always in".into(),
+                "build it with `cargo build --release --features gpu` (Vulkan); on macOS the GPU is always in".into(),
                 "model.device = \"cpu\" or \"auto\" trains with this one".into(),
             ],
             TrainError::VirtualRanks { virtual_ranks, .. } => {

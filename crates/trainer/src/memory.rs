@@ -270,8 +270,11 @@ pub(crate) fn knobs(
         let fewer = micro / 2;
         options.push((total(fewer, checkpointing, usize::MAX, place), format!("train.micro_batch_size = {fewer}")));
     }
-    if micro > 2 {
-        options.push((total(1, true, usize::MAX, place), "both, with train.micro_batch_size = 1".to_owned()));
+    if micro > 2 && !checkpointing {
+        options.push((
+            total(1, true, usize::MAX, place),
+            "train.gradient_checkpointing = true and train.micro_batch_size = 1".to_owned(),
+        ));
     }
     let half = data.counts.longest / 2;
     if half > 64 {

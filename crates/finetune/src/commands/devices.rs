@@ -27,7 +27,7 @@ pub(crate) fn devices(arguments: &DevicesArguments) -> Result<ExitCode, Failure>
     output::print(&text)?;
     if !HAS_GPU_BACKEND {
         anstream::eprintln!(
-            "this program was built without a GPU backend: `cargo build --release --features gpu` (Vulkan) or `--features cuda`"
+            "this program was built without a GPU backend: `cargo build --release --features gpu` (Vulkan)"
         );
     } else if found.iter().all(|device| matches!(device.kind, DeviceKind::Cpu | DeviceKind::SoftwareGpu)) {
         anstream::eprintln!(

@@ -62,7 +62,6 @@ fn kind_of(device: &CubeDevice) -> DeviceKind {
 fn api_of(device: &CubeDevice, compiler: &str) -> &'static str {
     let text = format!("{device:?} {compiler}").to_lowercase();
     match () {
-        () if text.contains("cuda") => "CUDA",
         () if text.contains("msl") || cfg!(target_os = "macos") => "Metal",
         () if text.contains("spirv") => "Vulkan",
         () => "Vulkan (WGSL)",

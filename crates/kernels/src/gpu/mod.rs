@@ -1,4 +1,4 @@
-//! [`Fused`] on GPUs: Metal, Vulkan and CUDA are one backend of burn's, and one set of kernels here.
+//! [`Fused`] on GPUs: Metal and Vulkan are one backend of burn's, and one set of kernels here.
 //!
 //! Start reading here; [`product`] multiplies, [`rows`], [`elements`] and [`heads`] are the kernels written for this, [`attention`]
 //! and [`cross_entropy`] work in pieces so that neither all scores nor all logits ever exist at once.
