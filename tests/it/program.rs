@@ -11,7 +11,7 @@ use tempfile::NamedTempFile;
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_finetune");
 
 /// No process of these tests works longer than a second or two; this is for a machine that is busy otherwise.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 /// How a process ended.
 #[derive(Debug)]

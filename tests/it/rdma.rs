@@ -1,9 +1,10 @@
 //! A whole training run over real RDMA verbs, in a virtual machine whose kernel has them (`scripts/rdma-vm.sh`).
 
 use std::process::Command;
+use std::time::Duration;
 
 use crate::folder::{CRASH_RECIPE, Folder, repository};
-use crate::program::{BINARY, run};
+use crate::program::{BINARY, start};
 
 /// What runs inside: the same recipe over TCP and over RDMA, three ranks that are all cabled to each other.
 const INSIDE: &str = r#"
@@ -31,16 +32,20 @@ fn a_run_over_rdma_makes_the_same_adapter() {
     }
     let folder = Folder::with_recipe(CRASH_RECIPE);
     let program = std::path::Path::new(BINARY).parent().expect("a folder");
-    let ended = run(Command::new(&script)
-        .args(["-d", "loop", "-t", "120", "-s"])
-        .arg(folder.path(""))
-        .arg("-s")
-        .arg(program)
-        .args(["--", "bash", "-c", INSIDE, "inside"])
-        .arg(folder.path(""))
-        .arg(BINARY)
-        .current_dir(program))
-    .expect(0);
+    let mut inside = start(
+        Command::new(&script)
+            .args(["-d", "loop", "-t", "240", "-s"])
+            .arg(folder.path(""))
+            .arg("-s")
+            .arg(program)
+            .args(["--", "bash", "-c", INSIDE, "inside"])
+            .arg(folder.path(""))
+            .arg(BINARY)
+            .current_dir(program),
+    );
+    // Ten seconds alone; an emulated machine beside all other tests takes its time.
+    assert!(inside.ends_within(Duration::from_secs(270)), "{}", inside.stderr());
+    let ended = inside.wait().expect(0);
     let said = ended.stdout + &ended.stderr;
     assert!(said.contains("3 ranks joined over rdma"), "{said}");
     let adapter = |backend: &str| folder.result(backend).files["adapter/adapter_model.safetensors"].clone();

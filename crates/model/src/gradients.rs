@@ -56,22 +56,26 @@ impl Model {
         gradients: &mut [f32],
     ) -> Result<LossSum, ModelError> {
         let tokens = flat_tokens(batch);
-        let mut inputs = vec![decoder::embed(&self.weights, &tokens, context).inner()];
+        let first = self.first_trained_layer();
+        let mut x = decoder::embed(&self.weights, &tokens, context).inner();
+        // Inputs of the layers that the way back goes through.
+        let mut inputs = Vec::new();
         // Untracked, or the graph would keep what this is meant not to keep; with the same dropout.
         let untracked = context.untracked();
-        for layer in &self.weights.layers {
-            let input = inputs.last().expect("the embedding").clone();
-            inputs.push(decoder::layer(layer, &self.config, input, &untracked, None));
+        for (n, layer) in self.weights.layers.iter().enumerate() {
+            if n >= first {
+                inputs.push(x.clone());
+            }
+            x = decoder::layer(layer, &self.config, x, &untracked, None);
             submit(&self.placement.device);
         }
         let leaf = |tensor: Tensor<2>| tensor.autodiff().require_grad();
-        let last = leaf(inputs.pop().expect("the last layer's output"));
+        let last = leaf(x);
         let losses = self.output_losses(last.clone(), batch);
         let mut found = scaled_sum(&losses, loss_scale).backward();
         self.look_at_memory();
         let mut d_out = last.grad_remove(&mut found).expect("the loss depends on the last layer");
         self.collect(found, loss_scale, gradients)?;
-        let first = self.first_trained_layer();
         for n in (first..self.weights.layers.len()).rev() {
             let input = leaf(inputs.pop().expect("an input for each layer"));
             let out = decoder::layer(&self.weights.layers[n], &self.config, input.clone(), context, None);

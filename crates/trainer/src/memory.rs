@@ -87,7 +87,9 @@ pub(crate) fn sizes(config: &ModelConfig, targets: Option<&LoraTargets>) -> Size
 /// Which of a layer's linear layers have a branch: those keep their input for the backward pass. One layer stands for all.
 #[derive(Clone, Copy, Debug)]
 struct Branches {
-    /// Of 0 to 1, over the layers: how many keep the input of q, k, v; of gate and up; of down. (That
+    /// Layers from the lowest one with a branch on: nothing below is differentiated.
+    layers: usize,
+    /// Of 0 to 1, over these layers: how many keep the input of q, k, v; of gate and up; of down. (That
     /// of o is attention's output, which is kept anyway.)
     attention_input: f64,
     mlp_input: f64,
@@ -99,9 +101,12 @@ struct Branches {
 impl Branches {
     fn of(config: &ModelConfig, targets: Option<&LoraTargets>) -> Branches {
         let Some(targets) = targets else {
-            return Branches { attention_input: 1.0, mlp_input: 1.0, down_input: 1.0, ranks: 0.0 };
+            let layers = config.layers;
+            return Branches { layers, attention_input: 1.0, mlp_input: 1.0, down_input: 1.0, ranks: 0.0 };
         };
-        let layers = config.layers as f64;
+        let layer_of = |module: &str| module.split('.').find_map(|part| part.parse::<usize>().ok());
+        let first = targets.iter().filter_map(|target| layer_of(&target.module)).min().unwrap_or(0);
+        let layers = config.layers - first.min(config.layers - 1);
         let share = |names: &[&str]| {
             let keeps = |layer: usize| {
                 let prefix = format!("model.layers.{layer}.");
@@ -110,9 +115,10 @@ impl Branches {
                     part.is_some_and(|part| names.contains(&part))
                 })
             };
-            (0..config.layers).filter(|&layer| keeps(layer)).count() as f64 / layers
+            (first..config.layers).filter(|&layer| keeps(layer)).count() as f64 / layers as f64
         };
         Branches {
+            layers,
             attention_input: share(&["q_proj", "k_proj", "v_proj"]),
             mlp_input: share(&["gate_proj", "up_proj"]),
             down_input: share(&["down_proj"]),
@@ -152,7 +158,7 @@ fn estimate(config: &ModelConfig, targets: Option<&LoraTargets>, load: &Load, pl
     let query = (config.heads * config.head_dim) as u64;
     let key = (config.key_value_heads * config.head_dim) as u64;
     let inner = config.intermediate_size as u64;
-    let layers = config.layers as u64;
+    let layers = branches.layers as u64;
     let share = |part: f64, width: u64| (part * width as f64) as u64;
 
     // Kept for the backward pass of a layer: a norm's input, that of linear layers with a branch where nothing else keeps it,
@@ -182,9 +188,11 @@ fn estimate(config: &ModelConfig, targets: Option<&LoraTargets>, load: &Load, pl
     let top = if load.checkpointing { 0 } else { layer };
     let rows = FLOAT * load.trained_tokens * hidden;
     let loss = top + per_token(2 * hidden) + rows;
-    // What is reported apart is what the larger of the two has of it.
-    let (activations, logits) =
-        if loss + piece > last_layer { (others + loss, piece) } else { (others + last_layer, 0) };
+    let (peak, unused_piece) =
+        if loss + piece > last_layer { (others + loss + piece, 0) } else { (others + last_layer, piece) };
+    // Logits are reported apart; where the way back takes more than they do, they are in its place before it.
+    let logits = piece.min(peak);
+    let activations = peak - logits;
 
     let held = if load.full { FloatType::F32 } else { place.held };
     let weights = parameters * held.bytes() as u64;
@@ -203,11 +211,7 @@ fn estimate(config: &ModelConfig, targets: Option<&LoraTargets>, load: &Load, pl
     let program = if cpu { PROGRAM_BYTES + load.all_tokens * 5 + widened + answering } else { 0 };
     // What pools and heaps hold that the largest moment has no use for: such as, on the CPU, the logits' block; there it is
     // an eighth at most.
-    let slack = if cpu {
-        (activations / 16 + piece - logits).min((weights + trained_bytes + activations) / 8)
-    } else {
-        (activations + logits) / 10
-    };
+    let slack = if cpu { (peak / 16 + unused_piece).min((weights + trained_bytes + peak) / 8) } else { peak / 10 };
     Estimate {
         weights,
         trained: trained_bytes,
