@@ -52,21 +52,25 @@ struct Blocks {
 }
 
 // The maps' own nodes are small, so they come from mimalloc, and nothing here waits for itself.
-static BLOCKS: Mutex<Blocks> = Mutex::new(Blocks {
-    used: BTreeMap::new(),
-    kept: BTreeSet::new(),
-    ages: BTreeMap::new(),
-    now: 0,
-    used_bytes: 0,
-    kept_bytes: 0,
-    most_used: 0,
-});
+static BLOCKS: Mutex<Blocks> = Mutex::new(Blocks::new());
 
 fn blocks() -> MutexGuard<'static, Blocks> {
     BLOCKS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Blocks {
+    const fn new() -> Blocks {
+        Blocks {
+            used: BTreeMap::new(),
+            kept: BTreeSet::new(),
+            ages: BTreeMap::new(),
+            now: 0,
+            used_bytes: 0,
+            kept_bytes: 0,
+            most_used: 0,
+        }
+    }
+
     /// A block of at least `size` bytes, and whether it is known to be zero; none where the system has no more.
     fn take(&mut self, size: usize) -> Option<(*mut u8, bool)> {
         let wanted = size.checked_next_multiple_of(GRAIN)?;
@@ -228,22 +232,10 @@ fn out_of_memory() -> ! {
 mod tests {
     use super::*;
 
-    fn empty() -> Blocks {
-        Blocks {
-            used: BTreeMap::new(),
-            kept: BTreeSet::new(),
-            ages: BTreeMap::new(),
-            now: 0,
-            used_bytes: 0,
-            kept_bytes: 0,
-            most_used: 0,
-        }
-    }
-
     /// The same sizes again and again take the same blocks; others never make all together an eighth too much.
     #[test]
     fn blocks_are_used_again_and_stay_within_an_eighth() {
-        let mut blocks = empty();
+        let mut blocks = Blocks::new();
         let step = |blocks: &mut Blocks, sizes: &[usize]| {
             let taken: Vec<_> = sizes.iter().map(|&size| blocks.take(size << 20).expect("memory")).collect();
             taken.iter().for_each(|(block, _)| blocks.keep(*block as usize));

@@ -31,6 +31,7 @@ pub use finetune_kernels::footprint;
 pub use finetune_kernels::matmul::rate as matmul_rate;
 pub use generate::{Generation, Sampling};
 pub use layout::{Layout, Parameter};
+pub use load::float_type;
 pub use lora::{LoraTarget, LoraTargets, choose};
 pub use model::{Batch, BatchRow, LossSum, Model, Randomness};
 pub use placement::Placement;

@@ -237,8 +237,8 @@ impl Loader<'_> {
     }
 }
 
-/// The number type of a file's tensor, where weights are held in it.
-fn float_type(dtype: Dtype) -> Option<FloatType> {
+/// The number type of a file's tensor; `None` where weights are never held in it.
+pub fn float_type(dtype: Dtype) -> Option<FloatType> {
     match dtype {
         Dtype::F32 => Some(FloatType::F32),
         Dtype::F16 => Some(FloatType::F16),

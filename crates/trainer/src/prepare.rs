@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use finetune_dataset::{ChatTokenizer, Dataset, Plan, resolve_files};
 use finetune_model::adapter::{Adapter, linear_modules};
-use finetune_model::{FloatType, LoraTargets, Model, ModelConfig, Placement, choose};
+use finetune_model::{FloatType, LoraTargets, Model, ModelConfig, Placement, choose, float_type};
 use finetune_recipe::{Length, Method, Recipe};
-use finetune_store::{Dtype, TensorSet};
+use finetune_store::TensorSet;
 
 use crate::error::TrainError;
 use crate::identity::Identity;
@@ -131,11 +131,7 @@ pub fn stored_type(directory: &Path) -> FloatType {
         let widest = files.names().filter_map(|name| files.get(name)).filter(|view| view.shape.len() == 2);
         widest.max_by_key(|view| view.bytes.len()).map(|view| view.dtype)
     });
-    match dtype {
-        Some(Dtype::BF16) => FloatType::BF16,
-        Some(Dtype::F16) => FloatType::F16,
-        _ => FloatType::F32,
-    }
+    dtype.and_then(float_type).unwrap_or(FloatType::F32)
 }
 
 /// The LoRA branches of a recipe, and the values they start from where it names an adapter.
