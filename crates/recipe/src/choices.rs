@@ -64,6 +64,18 @@ choices! {
     }
     /// The learning rate after warm-up.
     ScheduleName { Constant = "constant", Linear = "linear", Cosine = "cosine" }
+    /// Which checkpoint the result of a run is.
+    ResultChoice {
+        /// The one with the lowest evaluation loss.
+        Best = "best",
+        Last = "last",
+    }
     BackendChoice { Auto = "auto", Rdma = "rdma", Tcp = "tcp" }
     TopologyChoice { Auto = "auto", Ring = "ring", Mesh = "mesh" }
+    /// How the rows of a step are shared out among ranks.
+    SharesChoice {
+        Even = "even",
+        /// By the speed that the ranks have shown; needs virtual ranks, so that no bit depends on it.
+        Measured = "measured",
+    }
 }

@@ -1,8 +1,8 @@
 //! The one table of all keys. Parsing, defaults, bounds, hints, `recipes/README.md` and the digest read it.
 
 use crate::choices::{
-    BackendChoice, DeviceChoice, DtypeChoice, Format, Method, OptimizerName, Overlong, Quantization, ScheduleName,
-    TopologyChoice, TrainOn,
+    BackendChoice, DeviceChoice, DtypeChoice, Format, Method, OptimizerName, Overlong, Quantization, ResultChoice,
+    ScheduleName, SharesChoice, TopologyChoice, TrainOn,
 };
 
 use self::Absent::{Is, Required, Unset};
@@ -51,6 +51,10 @@ pub enum Kind {
     Text,
     /// host:port
     Address,
+    /// YYYY-MM-DD
+    Date,
+    /// One TCP port, or the first and the last of a range: "29500", "29500-29599"
+    Ports,
     Path,
     /// A path or a list of paths.
     Paths,
@@ -202,6 +206,9 @@ pub const KEYS: &[Key] = &[
     key("data.chat_template", Kind::Path, Unset("the model's own"), IN_DIGEST,
         "a Jinja file that renders messages",
         &[("template", "a file; leave it out for the model's own"), ("chat_template_jinja", "a file"), ("chat_template_path", ""), ("prompt_template", "a file"), ("default_chat_template", "")]),
+    key("data.date", Kind::Date, Unset("the day the run started, the same after every resume"), NOT_IN_DIGEST,
+        "what a template that writes today's date writes: `2026-11-27`",
+        &[("date_string", ""), ("data.today", "")]),
 
     key("train.method", Kind::OneOf(Method::ALL), Is(r#""lora""#), IN_DIGEST,
         "an adapter, or all weights",
@@ -278,7 +285,13 @@ pub const KEYS: &[Key] = &[
         &[("save_total_limit", ""), ("keep_last_n", ""), ("keep_last_n_checkpoints", ""), ("max_checkpoints", ""), ("checkpoint.keep", "")]),
     key("checkpoint.keep_best", Kind::Boolean, Is("true"), NOT_IN_DIGEST,
         "also keeps the checkpoint with the lowest evaluation loss",
-        &[("load_best_model_at_end", ""), ("save_best", ""), ("save_best_checkpoint", ""), ("metric_for_best_model", "it is the evaluation loss")]),
+        &[("save_best", ""), ("save_best_checkpoint", ""), ("metric_for_best_model", "it is the evaluation loss")]),
+    key("checkpoint.result", Kind::OneOf(ResultChoice::ALL), Unset("`best` with early stopping, else `last`"), NOT_IN_DIGEST,
+        "which checkpoint becomes the result (`adapter/`): that with the lowest evaluation loss, or the last",
+        &[("load_best_model_at_end", "true is result = \"best\""), ("checkpoint.adapter", "")]),
+    key("checkpoint.copies", Kind::Integer { min: 0 }, Unset("1 where there are several hosts, else 0"), NOT_IN_DIGEST,
+        "hosts besides the first that keep the newest checkpoint, so that a restart can go on without the first",
+        &[("checkpoint.replicas", "")]),
 
     key("log.every", Kind::Integer { min: 1 }, Is("1"), NOT_IN_DIGEST,
         "optimizer steps between printed progress lines; `metrics.jsonl` has every step",
@@ -302,6 +315,15 @@ pub const KEYS: &[Key] = &[
     key("distributed.min_ranks", Kind::Integer { min: 1 }, Unset("as many as at the start"), NOT_IN_DIGEST,
         "a restart may go on with this many",
         &[("min_nodes", ""), ("min_workers", ""), ("min_world_size", ""), ("nnodes", "how many run is for finetune launch -n; the least that may go on is `min_ranks`")]),
+    key("distributed.join_timeout", Kind::Duration, Unset("1m under `finetune launch`, 5m under other launchers"), NOT_IN_DIGEST,
+        "how long ranks wait for each other at the start: a number with `ms`, `s`, `m` or `h`, up to 1h",
+        &[("rendezvous_timeout", "with a unit: \"5m\""), ("rdzv_timeout", "with a unit: \"5m\""), ("init_timeout", "with a unit: \"5m\""), ("start_timeout", "with a unit: \"5m\"")]),
+    key("distributed.ports", Kind::Ports, Unset("any free ones"), NOT_IN_DIGEST,
+        "TCP ports at which ranks listen, where a firewall lets only some through: `\"29500-29599\"`; each takes the first free one",
+        &[("port_range", ""), ("distributed.port", "a port or a range, such as \"29500-29599\""), ("main_process_port", "the port of rank 0: finetune launch --port"), ("master_port", "the port of rank 0: finetune launch --port")]),
+    key("distributed.shares", Kind::OneOf(SharesChoice::ALL), Is(r#""even""#), NOT_IN_DIGEST,
+        "how the rows of a step are shared out: `even`; `measured`: by the ranks' speed, with `virtual_ranks`, without changing a bit",
+        &[("load_balancing", "write shares = \"measured\"")]),
 ];
 
 /// Other tools' keys that ours have no place for, and what there is instead.

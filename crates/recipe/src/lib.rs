@@ -13,6 +13,7 @@
 
 mod check;
 mod choices;
+mod date;
 mod duration;
 mod hint;
 pub mod keys;
@@ -30,8 +31,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use choices::{
-    BackendChoice, DeviceChoice, DtypeChoice, Format, Method, OptimizerName, Overlong, Quantization, ScheduleName,
-    TopologyChoice, TrainOn,
+    BackendChoice, DeviceChoice, DtypeChoice, Format, Method, OptimizerName, Overlong, Quantization, ResultChoice,
+    ScheduleName, SharesChoice, TopologyChoice, TrainOn,
 };
 pub use problem::{Place, Problem, Problems, RecipeError};
 
@@ -116,6 +117,8 @@ pub struct Data {
     pub train_on: TrainOn,
     pub shuffle: bool,
     pub chat_template: Option<PathBuf>,
+    /// YYYY-MM-DD, what a template's "today" is. None: the day that the run started.
+    pub date: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -186,6 +189,10 @@ pub struct Checkpoint {
     pub every: u64,
     pub keep_last: usize,
     pub keep_best: bool,
+    /// None: the best with early stopping, else the last.
+    pub result: Option<ResultChoice>,
+    /// Hosts besides the first that keep the newest checkpoint. None: 1 where there are several hosts.
+    pub copies: Option<usize>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -204,6 +211,11 @@ pub struct Distributed {
     pub timeout: Duration,
     pub virtual_ranks: Option<usize>,
     pub min_ranks: Option<usize>,
+    /// How long ranks wait for each other at the start; None: as long as their launcher takes to start all.
+    pub join_timeout: Option<Duration>,
+    /// First and last TCP port at which ranks listen. None: any.
+    pub ports: Option<(u16, u16)>,
+    pub shares: SharesChoice,
 }
 
 impl Recipe {

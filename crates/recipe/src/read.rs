@@ -8,7 +8,7 @@ use toml::de::DeValue;
 use crate::keys::{self, Absent, Bounds, Kind};
 use crate::parse::{Given, GivenKeys};
 use crate::problem::{Place, Problem};
-use crate::{duration, hint, path};
+use crate::{date, duration, hint, path};
 
 mod tables;
 mod value;
@@ -85,6 +85,10 @@ impl<'a> Reader<'a> {
                 Kind::Address if !is_address(text) => {
                     let message = format!("`{path}` must be a host and a port, found \"{}\"", hint::shown(text));
                     Err(Problem::new(place.clone(), message).hint("for example \"127.0.0.1:9400\""))
+                }
+                Kind::Date if !date::is_date(text) => {
+                    let message = format!("`{path}` must be a date, found \"{}\"", hint::shown(text));
+                    Err(Problem::new(place.clone(), message).hint("year, month and day: \"2026-11-27\""))
                 }
                 _ => Ok(text.to_owned()),
             }
@@ -195,8 +199,12 @@ impl<'a> Reader<'a> {
         read.unwrap_or_else(|| unreachable!("{path} has no default"))
     }
 
-    fn timeout(&mut self, path: &'static str) -> std::time::Duration {
-        let read = self.read(path, |_, value, place| {
+    fn duration(&mut self, path: &'static str) -> std::time::Duration {
+        self.optional_duration(path).unwrap_or_else(|| unreachable!("{path} has no default"))
+    }
+
+    fn optional_duration(&mut self, path: &'static str) -> Option<std::time::Duration> {
+        self.read(path, |_, value, place| {
             let DeValue::String(text) = value else {
                 return Err(value::wrong_type("a duration such as \"5s\"", value, place));
             };
@@ -212,8 +220,27 @@ impl<'a> Reader<'a> {
                 )),
                 Some(time) => Ok(time),
             }
-        });
-        read.unwrap_or_else(|| unreachable!("{path} has no default"))
+        })
+    }
+
+    /// "29500" or "29500-29599": the first and the last.
+    fn ports(&mut self, path: &'static str) -> Option<(u16, u16)> {
+        self.read(path, |_, value, place| {
+            let text = match value {
+                DeValue::Integer(port) => port.to_string(),
+                other => value::text(path, other, place)?.to_owned(),
+            };
+            let (first, last) = text.split_once('-').unwrap_or((&text, &text));
+            let port = |text: &str| text.trim().parse::<u16>().ok().filter(|&port| port > 0);
+            match (port(first), port(last)) {
+                (Some(first), Some(last)) if first <= last => Ok((first, last)),
+                _ => Err(Problem::new(
+                    place.clone(),
+                    format!("`{path}` must be a port or a range of ports, found \"{}\"", hint::shown(&text)),
+                )
+                .hint("for example \"29500-29599\"")),
+            }
+        })
     }
 }
 

@@ -76,6 +76,8 @@ fn kind(kind: Kind) -> String {
     match kind {
         Kind::Text => "text".to_owned(),
         Kind::Address => "host:port".to_owned(),
+        Kind::Date => "date".to_owned(),
+        Kind::Ports => "port, or range of ports".to_owned(),
         Kind::Path => "path".to_owned(),
         Kind::Paths => "path, or list of paths".to_owned(),
         Kind::Integer { min } => format!("integer, {min} or more"),

@@ -110,6 +110,7 @@ impl Recipe {
             "data.train_on" => quoted(data.train_on.as_str()),
             "data.shuffle" => data.shuffle.to_string(),
             "data.chat_template" => path_text(data.chat_template.as_ref()?),
+            "data.date" => quoted(data.date.as_ref()?),
 
             "train.method" => quoted(train.method.as_str()),
             "train.epochs" => match train.length {
@@ -151,6 +152,8 @@ impl Recipe {
             "checkpoint.every" => checkpoint.every.to_string(),
             "checkpoint.keep_last" => checkpoint.keep_last.to_string(),
             "checkpoint.keep_best" => checkpoint.keep_best.to_string(),
+            "checkpoint.result" => quoted(checkpoint.result?.as_str()),
+            "checkpoint.copies" => checkpoint.copies?.to_string(),
 
             "log.every" => log.every.to_string(),
             "log.prometheus" => quoted(log.prometheus.as_ref()?),
@@ -160,6 +163,12 @@ impl Recipe {
             "distributed.timeout" => quoted(&duration::text(distributed.timeout)),
             "distributed.virtual_ranks" => distributed.virtual_ranks?.to_string(),
             "distributed.min_ranks" => distributed.min_ranks?.to_string(),
+            "distributed.join_timeout" => quoted(&duration::text(distributed.join_timeout?)),
+            "distributed.ports" => match distributed.ports? {
+                (first, last) if first == last => quoted(&first.to_string()),
+                (first, last) => quoted(&format!("{first}-{last}")),
+            },
+            "distributed.shares" => quoted(distributed.shares.as_str()),
 
             other => unreachable!("{other} is in KEYS and not here"),
         })

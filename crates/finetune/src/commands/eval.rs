@@ -55,6 +55,7 @@ pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<Exi
         train_on: TrainOn::Assistant,
         shuffle: false,
         chat_template: None,
+        date: None,
     };
     let rows = Dataset::load(&data.train, &data, tokenizer.as_ref(), model.config.vocabulary, &|_| {})?;
     let mut show = Progress::new(if arguments.json { Verbosity::Quiet } else { verbosity }, 1);

@@ -11,8 +11,8 @@ use crate::path;
 use crate::problem::{Place, Problem};
 use crate::{
     BackendChoice, Checkpoint, Data, DeviceChoice, Distributed, DtypeChoice, Eval, Format, Length, Log, Lora, Method,
-    Model, Optimizer, OptimizerName, Overlong, Quantization, Recipe, Schedule, ScheduleName, TargetModules,
-    TopologyChoice, Train, TrainOn, Warmup,
+    Model, Optimizer, OptimizerName, Overlong, Quantization, Recipe, ResultChoice, Schedule, ScheduleName, SharesChoice,
+    TargetModules, TopologyChoice, Train, TrainOn, Warmup,
 };
 
 impl Reader<'_> {
@@ -140,6 +140,7 @@ impl Reader<'_> {
             train_on: self.choice("data.train_on", TrainOn::from_text),
             shuffle: self.boolean("data.shuffle"),
             chat_template: self.path("data.chat_template"),
+            date: self.text("data.date"),
         }
     }
 
@@ -189,6 +190,8 @@ impl Reader<'_> {
             every: self.integer("checkpoint.every"),
             keep_last: self.count("checkpoint.keep_last"),
             keep_best: self.boolean("checkpoint.keep_best"),
+            result: self.optional_choice("checkpoint.result", ResultChoice::from_text),
+            copies: self.optional_count("checkpoint.copies"),
         }
     }
 
@@ -200,9 +203,12 @@ impl Reader<'_> {
         Distributed {
             backend: self.choice("distributed.backend", BackendChoice::from_text),
             topology: self.choice("distributed.topology", TopologyChoice::from_text),
-            timeout: self.timeout("distributed.timeout"),
+            timeout: self.duration("distributed.timeout"),
             virtual_ranks: self.optional_count("distributed.virtual_ranks"),
             min_ranks: self.optional_count("distributed.min_ranks"),
+            join_timeout: self.optional_duration("distributed.join_timeout"),
+            ports: self.ports("distributed.ports"),
+            shares: self.choice("distributed.shares", SharesChoice::from_text),
         }
     }
 }
