@@ -80,7 +80,15 @@ impl<'a> Reader<'a> {
 
     fn text(&mut self, path: &'static str) -> Option<String> {
         self.read(path, |kind, value, place| {
-            let text = value::text(path, value, place)?;
+            // A date needs no quotes in TOML.
+            let date = match (kind, value) {
+                (Kind::Date, DeValue::Datetime(date)) => Some(date.to_string()),
+                _ => None,
+            };
+            let text = match &date {
+                Some(date) => date,
+                None => value::text(path, value, place)?,
+            };
             match kind {
                 Kind::Address if !is_address(text) => {
                     let message = format!("`{path}` must be a host and a port, found \"{}\"", hint::shown(text));

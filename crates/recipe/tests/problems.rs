@@ -43,6 +43,18 @@ fn wrong_values() {
             "[distributed]\ntimeout = 5",
             "6:11 expected a duration such as \"5s\", found an integer | write it with a unit and in quotes, such as \"5s\"",
         ),
+        (
+            "[distributed]\nports = \"29599-29500\"",
+            "6:9 `distributed.ports` must be a port or a range of ports, found \"29599-29500\" | for example \"29500-29599\"",
+        ),
+        (
+            "[distributed]\nports = 0",
+            "6:9 `distributed.ports` must be a port or a range of ports, found \"0\" | for example \"29500-29599\"",
+        ),
+        (
+            "[distributed]\njoin_timeout = \"2h\"",
+            "6:16 `distributed.join_timeout` must be above 0s and at most 1h, found \"2h\"",
+        ),
         // Ranges.
         ("[lora]\nrank = 0", "6:8 `lora.rank` must be at least 1, found 0"),
         ("[lora]\nrank = -0x1", "6:8 not TOML: "),

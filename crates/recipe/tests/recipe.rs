@@ -163,3 +163,17 @@ fn set_is_checked_like_the_file() {
         assert_eq!(seen(parse_with(MINIMAL, &[set])), format!("--set {set} {expected}"));
     }
 }
+
+#[test]
+fn dates_and_ports_in_either_form() {
+    let recipe = |sets: &[&str]| parse_with(MINIMAL, sets).expect("a recipe");
+    for text in ["data.date=2026-11-27", "data.date=\"2026-11-27\""] {
+        assert_eq!(recipe(&[text]).data.date.as_deref(), Some("2026-11-27"), "{text}");
+    }
+    for text in ["data.date=2026-11-31", "data.date=today", "data.date=2026-11-27T10:00:00"] {
+        assert!(parse_with(MINIMAL, &[text]).is_err(), "{text}");
+    }
+    for (text, ports) in [("29500", (29500, 29500)), ("29500-29599", (29500, 29599)), ("\"1-65535\"", (1, 65535))] {
+        assert_eq!(recipe(&[&format!("distributed.ports={text}")]).distributed.ports, Some(ports), "{text}");
+    }
+}

@@ -11,8 +11,8 @@ use crate::path;
 use crate::problem::{Place, Problem};
 use crate::{
     BackendChoice, Checkpoint, Data, DeviceChoice, Distributed, DtypeChoice, Eval, Format, Length, Log, Lora, Method,
-    Model, Optimizer, OptimizerName, Overlong, Quantization, Recipe, ResultChoice, Schedule, ScheduleName, SharesChoice,
-    TargetModules, TopologyChoice, Train, TrainOn, Warmup,
+    Model, Optimizer, OptimizerName, Overlong, Quantization, Recipe, ResultChoice, Schedule, ScheduleName,
+    SharesChoice, TargetModules, TopologyChoice, Train, TrainOn, Warmup,
 };
 
 impl Reader<'_> {
