@@ -11,6 +11,9 @@ use finetune_recipe::{Place, Problems, RecipeError};
 use finetune_store::StoreError;
 use finetune_trainer::{Fault, TrainError};
 
+use crate::flight;
+use crate::stderr::complain;
+
 /// Why a command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -22,6 +25,11 @@ pub(crate) enum Failure {
         hints: Vec<String>,
     },
     Output(std::io::Error),
+    /// What the system does not give this process.
+    System {
+        message: String,
+        hints: Vec<String>,
+    },
     /// Hosts that a launch cannot do without.
     Lost {
         message: String,
@@ -37,12 +45,22 @@ impl Failure {
         Failure::Arguments { message: message.into(), hints: vec![hint.into()] }
     }
 
+    pub(crate) fn no_threads() -> Failure {
+        Failure::System {
+            message: "the system gives this process no more threads; saved checkpoints are safe".to_owned(),
+            hints: vec![
+                "raise the limit on processes (`ulimit -u`, docker's --pids-limit, pids.max of the cgroup)".to_owned(),
+                "or set RAYON_NUM_THREADS to fewer threads".to_owned(),
+            ],
+        }
+    }
+
     /// The table of exit codes that schedulers act on.
     pub(crate) fn exit_code(&self) -> ExitCode {
         let fault = match self {
             Failure::Train(error) => error.fault(),
             Failure::Group(error) | Failure::Join(JoinError::Group(error)) => Fault::of_group(error),
-            Failure::Output(_) => Fault::DiskOrMemory,
+            Failure::Output(_) | Failure::System { .. } => Fault::DiskOrMemory,
             Failure::Lost { .. } => Fault::Peers,
             Failure::Join(
                 JoinError::Unreachable { .. }
@@ -61,35 +79,24 @@ impl Failure {
             Failure::Recipe(RecipeError::Problems(problems)) => print_problems(problems),
             Failure::Recipe(error) => print_plain(&error.to_string(), &[]),
             Failure::Train(error) => {
-                let record =
-                    if let TrainError::Group { error, .. } = error { flight_record(error) } else { Vec::new() };
+                let record = if let TrainError::Group { error, .. } = error { flight::keep(error) } else { Vec::new() };
                 print_plain(&error.to_string(), &[error.hints(), record].concat());
             }
-            Failure::Arguments { message, hints } | Failure::Lost { message, hints } => print_plain(message, hints),
-            Failure::Group(error) => print_plain(&error.to_string(), &flight_record(error)),
+            Failure::Arguments { message, hints }
+            | Failure::Lost { message, hints }
+            | Failure::System { message, hints } => print_plain(message, hints),
+            Failure::Group(error) => print_plain(&error.to_string(), &flight::keep(error)),
             Failure::Join(error) => print_plain(&error.to_string(), &[]),
             Failure::Output(error) => print_plain(&format!("cannot write the result: {error}"), &[]),
         }
     }
 }
 
-/// Keeps what the rank did last, for whoever wants to know how the ranks came apart. Says where.
-fn flight_record(error: &GroupError) -> Vec<String> {
-    let name = format!("finetune-flight-rank-{}-process-{}.jsonl", error.rank, std::process::id());
-    let path = std::env::temp_dir().join(name);
-    let lines: Vec<String> = error.flight.iter().filter_map(|entry| serde_json::to_string(entry).ok()).collect();
-    match finetune_store::replace_file(&finetune_store::RealDisk, &path, (lines.join("\n") + "\n").as_bytes()) {
-        Ok(()) => vec![format!("the last {} operations of this rank are in {}", lines.len(), path.display())],
-        // The error itself is what matters.
-        Err(_) => Vec::new(),
-    }
-}
-
 fn print_plain(message: &str, hints: &[String]) {
-    anstream::eprintln!("\x1b[1;31merror\x1b[0m: {message}");
+    complain!("\x1b[1;31merror\x1b[0m: {message}");
     for (n, hint) in hints.iter().enumerate() {
         let blank = if n == 0 { "\n" } else { "" };
-        anstream::eprintln!("{blank}\x1b[1;36mhint\x1b[0m: {hint}");
+        complain!("{blank}\x1b[1;36mhint\x1b[0m: {hint}");
     }
 }
 
@@ -99,7 +106,7 @@ fn print_problems(problems: &Problems) {
     let path = problems.file.to_string_lossy();
     for (n, problem) in problems.problems.iter().enumerate() {
         if n > 0 {
-            anstream::eprintln!();
+            complain!();
         }
         match &problem.place {
             Place::Span(span) => {
@@ -112,7 +119,7 @@ fn print_problems(problems: &Problems) {
                 for hint in &problem.hints {
                     group = group.element(Level::HELP.with_name("hint").message(hint.as_str()));
                 }
-                anstream::eprintln!("{}", renderer.render(&[group]));
+                complain!("{}", renderer.render(&[group]));
             }
             Place::Set(text) => print_plain(&format!("--set {text}: {}", problem.message), &problem.hints),
             Place::File => print_plain(&format!("{path}: {}", problem.message), &problem.hints),

@@ -7,29 +7,40 @@ mod allocator;
 mod cli;
 mod commands;
 mod failure;
+mod flight;
 mod hosts;
+mod http;
 mod memory;
 mod output;
 mod progress;
 mod prometheus;
 mod seat;
 mod signals;
+mod stderr;
 mod wake;
+mod work;
 
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
 
 #[global_allocator]
 static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
+/// A thread could not be started. Libraries answer that with a panic.
+static NO_THREADS: AtomicBool = AtomicBool::new(false);
+
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
+    signals::ignore_file_size_limit();
     let cli = cli::Cli::parse();
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let message = panic.payload_as_str().unwrap_or_default();
-        if !finetune_model::note_panic(message) {
+        if says_no_threads(message) {
+            NO_THREADS.store(true, Ordering::SeqCst);
+        } else if !finetune_model::note_panic(message) {
             usual(panic);
         }
     }));
@@ -40,12 +51,46 @@ fn main() -> ExitCode {
             failure.print();
             failure.exit_code()
         }
+        Err(_) if NO_THREADS.load(Ordering::SeqCst) => {
+            let failure = failure::Failure::no_threads();
+            failure.print();
+            failure.exit_code()
+        }
         Err(_) => {
-            anstream::eprintln!(
+            stderr::complain!(
                 "error: this is a bug in finetune {}; the lines above say where",
                 env!("CARGO_PKG_VERSION")
             );
             ExitCode::from(1)
+        }
+    }
+}
+
+/// Whether a panic is one of `std::thread::spawn` or of rayon's pool for want of threads.
+fn says_no_threads(message: &str) -> bool {
+    let about_threads = message.contains("failed to spawn thread") || message.contains("ThreadPoolBuildError");
+    about_threads && (message.contains("WouldBlock") || message.contains("OutOfMemory"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::says_no_threads;
+
+    #[test]
+    fn the_words_of_a_system_without_threads() {
+        for (message, expected) in [
+            (
+                r#"failed to spawn thread: Os { code: 11, kind: WouldBlock, message: "Resource temporarily unavailable" }"#,
+                true,
+            ),
+            (
+                r#"The global thread pool has not been initialized.: ThreadPoolBuildError { kind: IOError(Os { code: 11, kind: WouldBlock, message: "" }) }"#,
+                true,
+            ),
+            ("index out of bounds", false),
+            ("read: Os { code: 11, kind: WouldBlock }", false),
+        ] {
+            assert_eq!(says_no_threads(message), expected, "{message}");
         }
     }
 }

@@ -28,8 +28,8 @@ fn usage() -> libc::rusage {
     }
 }
 
-/// Bytes of main memory that this process may use, where it can be told: the machine's, swap included, or what its
-/// container is allowed.
+/// Bytes of main memory that this process may use, where it can be told: the machine's, swap included, or the least of what its
+/// control groups are allowed.
 #[cfg(not(target_os = "macos"))]
 pub(crate) fn machine_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
@@ -38,10 +38,54 @@ pub(crate) fn machine_bytes() -> Option<u64> {
         line.split_whitespace().nth(1)?.parse().ok()
     };
     let machine = (kilobytes("MemTotal:")? + kilobytes("SwapTotal:").unwrap_or(0)) * 1024;
-    let allowed = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-        .iter()
-        .filter_map(|path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok());
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let allowed = limits(&groups, &mounts);
+    let allowed = allowed.iter().filter_map(|path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok());
     allowed.chain([machine]).min()
+}
+
+/// The files that may hold a limit of this process: that of its own group (Slurm and systemd make one per job) and of every
+/// group above it, by what /proc/self/cgroup and /proc/self/mountinfo say. See cgroups(7).
+#[cfg(not(target_os = "macos"))]
+fn limits(groups: &str, mounts: &str) -> Vec<std::path::PathBuf> {
+    use std::path::{Component, Path, PathBuf};
+
+    let mut files = Vec::new();
+    for line in groups.lines() {
+        // "0::/user.slice/job" in version 2, "7:memory:/slurm/job" in version 1.
+        let mut parts = line.splitn(3, ':');
+        let (Some(number), Some(controllers), Some(group)) = (parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
+        let version_2 = number == "0" && controllers.is_empty();
+        if !version_2 && !controllers.split(',').any(|name| name == "memory") {
+            continue;
+        }
+        let name = if version_2 { "memory.max" } else { "memory.limit_in_bytes" };
+        for mount in mounts.lines() {
+            // ID, parent, device, root of the mount in its file system, where it is mounted, … - type, source, options.
+            let Some((place, kind)) = mount.split_once(" - ") else { continue };
+            let place: Vec<&str> = place.split(' ').collect();
+            let kind: Vec<&str> = kind.split(' ').collect();
+            let (Some(root), Some(point)) = (place.get(3), place.get(4)) else { continue };
+            let is_it = match (kind.first(), version_2) {
+                (Some(&"cgroup2"), true) => true,
+                (Some(&"cgroup"), false) => {
+                    kind.get(2).is_some_and(|options| options.split(',').any(|name| name == "memory"))
+                }
+                _ => false,
+            };
+            if !is_it {
+                continue;
+            }
+            // A container sees the group from its own root, or the mount from the group's.
+            let inside = Path::new(group).strip_prefix(root).unwrap_or(Path::new(group));
+            let inside: PathBuf = inside.components().filter(|it| matches!(it, Component::Normal(_))).collect();
+            files.extend(inside.ancestors().map(|group| Path::new(point).join(group).join(name)));
+        }
+    }
+    files
 }
 
 /// Bytes of memory that a run may take: all but what macOS and its window server need, which take it back by swapping
@@ -56,4 +100,50 @@ pub(crate) fn machine_bytes() -> Option<u64> {
         libc::sysctlbyname(c"hw.memsize".as_ptr(), (&raw mut bytes).cast(), &mut size, std::ptr::null_mut(), 0)
     };
     (status == 0 && bytes > 0).then(|| bytes - (bytes / 8).max(2 << 30).min(bytes / 2))
+}
+
+#[cfg(all(test, not(target_os = "macos")))]
+mod tests {
+    use super::limits;
+
+    /// (/proc/self/cgroup, /proc/self/mountinfo, the files that hold limits)
+    #[test]
+    fn every_group_above_the_process_has_its_say() {
+        let v2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate";
+        let v1 = "31 23 0:27 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+                  32 23 0:28 / /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory";
+        let container = "40 23 0:28 /docker/ab /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory";
+        let cases = [
+            (
+                "0::/system.slice/job.scope\n",
+                v2,
+                vec![
+                    "/sys/fs/cgroup/system.slice/job.scope/memory.max",
+                    "/sys/fs/cgroup/system.slice/memory.max",
+                    "/sys/fs/cgroup/memory.max",
+                ],
+            ),
+            ("0::/\n", v2, vec!["/sys/fs/cgroup/memory.max"]),
+            ("0::/../other\n", v2, vec!["/sys/fs/cgroup/other/memory.max", "/sys/fs/cgroup/memory.max"]),
+            (
+                "8:cpu,cpuacct:/a\n7:memory:/slurm/job_1\n0::/x\n",
+                v1,
+                vec![
+                    "/sys/fs/cgroup/memory/slurm/job_1/memory.limit_in_bytes",
+                    "/sys/fs/cgroup/memory/slurm/memory.limit_in_bytes",
+                    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                ],
+            ),
+            (
+                "7:memory:/docker/ab/step\n",
+                container,
+                vec!["/sys/fs/cgroup/memory/step/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.limit_in_bytes"],
+            ),
+            ("nonsense\n", "nonsense", vec![]),
+        ];
+        for (groups, mounts, expected) in cases {
+            let found: Vec<String> = limits(groups, mounts).iter().map(|path| path.display().to_string()).collect();
+            assert_eq!(found, expected, "{groups}");
+        }
+    }
 }

@@ -5,29 +5,25 @@
 use finetune_trainer::{Event, RankRow};
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::PrometheusBuilder;
-use tiny_http::{Header, Response, Server};
 
 use crate::failure::Failure;
+use crate::http::{self, Answer};
 
 /// Serves what [`show`] is told, from now to the end of the process.
 pub(crate) fn serve(address: &str) -> Result<(), Failure> {
     let hint = "log.prometheus is host:port of this machine, such as \"127.0.0.1:9400\"; leave it out to serve nothing";
     let failed = |error: String| Failure::arguments(format!("log.prometheus = {address:?}: {error}"), hint);
-    let server = Server::http(address).map_err(|error| failed(error.to_string()))?;
+    let listener = std::net::TcpListener::bind(address).map_err(|error| failed(error.to_string()))?;
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder).map_err(|error| failed(error.to_string()))?;
     describe();
-    let text = Header::from_bytes("Content-Type", "text/plain; version=0.0.4").expect("a header of ours");
-    std::thread::spawn(move || {
-        for request in server.incoming_requests() {
-            // Whoever hangs up does not want it.
-            let _ = match request.url() {
-                "/" | "/metrics" => request.respond(Response::from_string(handle.render()).with_header(text.clone())),
-                _ => request.respond(Response::from_string("the numbers are at /metrics\n").with_status_code(404)),
-            };
-        }
-    });
+    let answer = move |path: &str| match path.split('?').next() {
+        Some("/" | "/metrics") => Answer { status: "200 OK", text: handle.render() },
+        _ => Answer { status: "404 Not Found", text: "the numbers are at /metrics\n".to_owned() },
+    };
+    let thread = std::thread::Builder::new().name("prometheus".to_owned());
+    thread.spawn(move || http::serve(&listener, &answer)).map_err(|_| Failure::no_threads())?;
     Ok(())
 }
 

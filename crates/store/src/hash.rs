@@ -11,6 +11,11 @@ pub fn content_hash(path: &Path) -> Result<[u8; 32], StoreError> {
     RealDisk.hash(path).map_err(|source| StoreError::reading(path, source))
 }
 
+/// The blake3 hash of some bytes.
+pub fn hash_of(bytes: &[u8]) -> [u8; 32] {
+    *blake3::hash(bytes).as_bytes()
+}
+
 /// A hash as 64 lowercase hexadecimal digits.
 pub fn hex(hash: &[u8; 32]) -> String {
     blake3::Hash::from_bytes(*hash).to_hex().to_string()

@@ -18,7 +18,7 @@ use crate::hosts::{Hosts, free_port};
 use crate::output;
 use crate::progress::{Progress, Verbosity};
 use crate::seat::Seat;
-use crate::signals::Signals;
+use crate::signals::{Heard, Signals};
 
 /// Exit code of a run that is worth another try.
 const PEER_LOST: u8 = 3;
@@ -29,7 +29,10 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let signals = Signals::listen()?;
     // The ranks are told of the first signal; a second one ends us, and with us them.
-    signals.finish_steps();
+    signals.finish_steps(|heard| match heard {
+        Heard::First => "stopping: the ranks finish their step and save; a second signal ends them at once".to_owned(),
+        Heard::Second => "ending all ranks at once".to_owned(),
+    });
     let run = run_arguments(&arguments.run)?;
     let recipe = Recipe::load(&run.recipe.recipe, &run.recipe.sets, run.output_dir.as_deref())?;
     let mut hosts = Hosts::choose(arguments)?;

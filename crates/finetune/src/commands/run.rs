@@ -1,7 +1,6 @@
 //! `finetune run`: the main job, as one process or as one of several ranks.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Instant;
 
 use finetune_allreduce::Notice;
@@ -14,11 +13,12 @@ use crate::progress::{self, Progress, Verbosity};
 use crate::seat::Seat;
 use crate::signals::Signals;
 use crate::wake::Awake;
-use crate::{allocator, memory, output, prometheus};
+use crate::work::Work;
+use crate::{allocator, flight, memory, output, prometheus};
 
 pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let start = Instant::now();
-    let signals = Arc::new(Signals::listen()?);
+    let signals = Signals::listen()?;
     let (seat, note) = match arguments.assigned {
         true => (Seat::assigned(&signals)?, None),
         false => Seat::of_environment(arguments.token_file.as_deref())?,
@@ -41,6 +41,7 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
     }
     let ranks = seat.join(&recipe, move |notice| say_notice(&notice, first, loudness))?;
     let directory = recipe.output_dir.clone();
+    flight::belong_to(&directory);
     show.start("reading rows", 0);
     let machine =
         Machine { memory: memory::machine_bytes(), local_rank: seat.local_rank, local_world: seat.local_world };
@@ -68,9 +69,16 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
     }
     allocator::prepare_last_words(&run.smaller_settings());
     let _awake = Awake::keep();
-    signals.finish_steps();
+    let work = Work::new();
+    if first {
+        let work = work.clone();
+        signals.finish_steps(move |heard| work.words(heard));
+    } else {
+        signals.finish_steps_silently();
+    }
     let narrates = seat.narrates && first;
     let outcome = train(&mut run, &signals.stop, &mut |event| {
+        work.see(&event);
         prometheus::show(&event, &|rank| ranks.group().who()[rank].host.clone());
         match progress::narrate(&event).filter(|_| narrates) {
             // A launcher that is gone does not listen; the end of standard input says so, and what to do.
@@ -90,6 +98,7 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
                 peaks(&run),
                 directory.display(),
             ));
+            flight::forget();
             Ok(ExitCode::SUCCESS)
         }
         Outcome::Stopped { step, signal } => {
