@@ -45,9 +45,9 @@ pub(crate) fn serve(listener: &TcpListener, answer: &dyn Fn(&str) -> Answer) -> 
 fn wait(listener: &TcpListener, connections: &VecDeque<Connection>) {
     let mut places = vec![PollFd::new(listener, PollFlags::IN)];
     places.extend(
-        connections
-            .iter()
-            .map(|it| PollFd::new(&it.socket, if it.left.is_some() { PollFlags::OUT } else { PollFlags::IN })),
+        connections.iter().map(|it| {
+            PollFd::new(&it.socket, if it.left.is_some() && !it.done { PollFlags::OUT } else { PollFlags::IN })
+        }),
     );
     let until = connections.iter().map(|it| it.until).min();
     let time = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -86,15 +86,20 @@ struct Connection {
     request: Vec<u8>,
     /// What of the answer is still to be sent; none while the request is not complete.
     left: Option<Vec<u8>>,
+    /// The answer is sent. What the client still says is read and dropped: a reset could take the answer away from it.
+    done: bool,
 }
 
 impl Connection {
     fn new(socket: TcpStream) -> Connection {
-        Connection { socket, until: Instant::now() + DEADLINE, request: Vec::new(), left: None }
+        Connection { socket, until: Instant::now() + DEADLINE, request: Vec::new(), left: None, done: false }
     }
 
     /// Does what can be done without waiting; false once it is over.
     fn go_on(&mut self, answer: &dyn Fn(&str) -> Answer) -> bool {
+        if self.done {
+            return self.drop_rest();
+        }
         if self.left.is_none() {
             match self.read() {
                 Reading::NotYet => return true,
@@ -120,16 +125,25 @@ impl Connection {
         }
     }
 
+    fn drop_rest(&mut self) -> bool {
+        let mut piece = [0; LONGEST_REQUEST];
+        for _ in 0..BURST {
+            match self.socket.read(&mut piece) {
+                Ok(0) => return false,
+                Ok(_) => {}
+                Err(error) => return matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+            }
+        }
+        true
+    }
+
     fn write(&mut self) -> bool {
         let Some(left) = &mut self.left else { return true };
         loop {
             match self.socket.write(left) {
                 Ok(count) if count == left.len() => {
-                    // What the client still says is read, so that closing is no reset that takes the answer away.
-                    let _ = self.socket.shutdown(std::net::Shutdown::Write);
-                    let mut rest = [0; LONGEST_REQUEST];
-                    let _ = self.socket.read(&mut rest);
-                    return false;
+                    self.done = true;
+                    return self.socket.shutdown(std::net::Shutdown::Write).is_ok();
                 }
                 Ok(count) => drop(left.drain(..count)),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -70,7 +70,7 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
     allocator::prepare_last_words(&run.smaller_settings());
     let _awake = Awake::keep();
     let work = Work::new();
-    if first {
+    if verbosity > Verbosity::Quiet {
         let work = work.clone();
         signals.finish_steps(move |heard| work.words(heard));
     } else {
