@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod chunks;
 mod error;
 mod generation;
 mod jsonl;

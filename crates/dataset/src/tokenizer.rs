@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tokenizers::{PostProcessor, PostProcessorWrapper, Tokenizer};
 
+use crate::chunks::Chunks;
 use crate::error::DatasetError;
 use crate::template::{self, ChatTemplate, LONGEST_SOURCE, Rendered};
 
@@ -26,6 +27,7 @@ pub struct ChatTokenizer {
     end: Option<u32>,
     bos_id: Option<u32>,
     vocab_size: usize,
+    chunks: Chunks,
 }
 
 /// Token ids with the byte range of the text that each stands for.
@@ -76,17 +78,18 @@ impl ChatTokenizer {
             None => None,
         };
         let model_dir = model_dir.to_owned();
-        Ok(Self { tokenizer, post_processor, template, model_dir, eos_ids, end, bos_id, vocab_size })
+        let chunks = Chunks::of(&tokenizer);
+        Ok(Self { tokenizer, chunks, post_processor, template, model_dir, eos_ids, end, bos_id, vocab_size })
     }
 
     /// Token ids of a text. `add_special_tokens`: with what the tokenizer puts around it, a BOS for many models.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, DatasetError> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(failed)?;
         match &self.post_processor {
             Some(processor) if add_special_tokens => {
+                let encoding = self.tokenizer.encode_fast(text, false).map_err(failed)?;
                 Ok(processor.process(encoding, None, true).map_err(failed)?.get_ids().to_vec())
             }
-            _ => Ok(encoding.get_ids().to_vec()),
+            _ => Ok(self.encode_with_spans(text)?.ids),
         }
     }
 
@@ -99,9 +102,9 @@ impl ChatTokenizer {
     /// `ByteLevel { trim_offsets: true }`, which Llama 3 has, moves the start of a token behind its white space, and with it
     /// the line break before an answer into the answer.
     pub(crate) fn encode_with_spans(&self, rendered: &str) -> Result<Encoded, DatasetError> {
-        let encoding = self.tokenizer.encode(rendered, false).map_err(failed)?;
-        let spans = encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect();
-        Ok(Encoded { ids: encoding.get_ids().to_vec(), spans })
+        let pieces = self.chunks.encode(&self.tokenizer, rendered).map_err(failed)?;
+        let (ids, spans) = pieces.into_iter().unzip();
+        Ok(Encoded { ids, spans })
     }
 
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, DatasetError> {
