@@ -13,6 +13,7 @@
 
 #![deny(unsafe_code)]
 
+mod cache;
 mod directory;
 mod disk;
 mod encode;
@@ -32,6 +33,7 @@ mod tensor_set;
 mod tensors;
 mod unique_map;
 
+pub use cache::{Cache, Making};
 pub use directory::{NewFile, Staging, commit_directory, ensure_directory};
 pub use disk::{Disk, RealDisk};
 pub use encode::encode_tensors;
