@@ -10,6 +10,7 @@ mod failure;
 mod hosts;
 mod memory;
 mod output;
+mod overflow;
 mod progress;
 mod prometheus;
 mod seat;
@@ -25,6 +26,7 @@ static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
+    overflow::listen();
     let cli = cli::Cli::parse();
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
