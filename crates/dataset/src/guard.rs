@@ -45,10 +45,10 @@ pub(crate) enum Foreign {
 }
 
 impl Foreign {
-    fn error(&self, reason: &str) -> DatasetError {
+    pub(crate) fn error(&self, line: Option<usize>, reason: &str) -> DatasetError {
         let reason = reason.to_owned();
         match self {
-            Foreign::Template(origin) => DatasetError::TemplateBounds { origin: origin.clone(), line: None, reason },
+            Foreign::Template(origin) => DatasetError::TemplateBounds { origin: origin.clone(), line, reason },
             Foreign::Tokenizer(path) => DatasetError::TokenizerBounds { path: path.clone(), reason },
         }
     }
@@ -69,11 +69,18 @@ struct Slot {
     foreign: Mutex<Option<Foreign>>,
 }
 
+/// Why nothing more is begun.
+struct Stopped {
+    foreign: Foreign,
+    line: Option<usize>,
+    reason: String,
+}
+
 /// The threads of one pool. Never freed: a thread that is left behind goes on looking at it.
 struct Crew {
     slots: Vec<Slot>,
     is_stopped: AtomicBool,
-    stopped: Mutex<Option<(Foreign, String)>>,
+    stopped: Mutex<Option<Stopped>>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -93,8 +100,8 @@ impl Crew {
     }
 
     /// Nothing more is to be begun: the first reason counts.
-    fn stop(&self, foreign: Foreign, reason: String) {
-        locked(&self.stopped).get_or_insert((foreign, reason));
+    fn stop(&self, foreign: Foreign, line: Option<usize>, reason: String) {
+        locked(&self.stopped).get_or_insert(Stopped { foreign, line, reason });
         self.is_stopped.store(true, Ordering::Release);
     }
 
@@ -102,7 +109,7 @@ impl Crew {
         if !self.is_stopped.load(Ordering::Acquire) {
             return None;
         }
-        locked(&self.stopped).as_ref().map(|(foreign, reason)| foreign.error(reason))
+        locked(&self.stopped).as_ref().map(|stopped| stopped.foreign.error(stopped.line, &stopped.reason))
     }
 }
 
@@ -198,17 +205,18 @@ fn at_work<R>(seat: Seat, foreign: &Foreign, bounds: Bounds, work: impl FnOnce()
     slot.turn.fetch_add(1, Ordering::Release);
     result.map_err(|panic| {
         let reason = format!("it failed within: {}", panic_text(panic.as_ref()));
-        let error = foreign.error(&reason);
-        crew.stop(foreign.clone(), reason);
+        let error = foreign.error(None, &reason);
+        crew.stop(foreign.clone(), None, reason);
         error
     })
 }
 
-/// Ends all that this thread's crew has under way, for a reason that foreign work found itself. Does nothing elsewhere.
-pub(crate) fn stop(foreign: &Foreign, reason: &str) {
+/// Ends all that this thread's crew has under way, for a reason that foreign work found itself: the error of it.
+pub(crate) fn stop(foreign: &Foreign, line: Option<usize>, reason: &str) -> DatasetError {
     if let Some(Seat { crew, .. }) = SEAT.get() {
-        crew.stop(foreign.clone(), reason.to_owned());
+        crew.stop(foreign.clone(), line, reason.to_owned());
     }
+    foreign.error(line, reason)
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
@@ -349,7 +357,7 @@ impl Watch {
             };
             if let Some(reason) = reason {
                 let foreign = locked(&slot.foreign).clone();
-                self.crew.stop(foreign.unwrap_or_else(|| Foreign::Template("unknown".to_owned())), reason);
+                self.crew.stop(foreign.unwrap_or_else(|| Foreign::Template("unknown".to_owned())), None, reason);
                 break;
             }
         }
