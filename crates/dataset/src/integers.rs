@@ -113,7 +113,9 @@ mod tests {
         }
         let marks = marked(r#"[18446744073709551616, {"é": -9223372036854775809}]"#);
         assert_eq!(marks, "[\"\u{FDD2}18446744073709551616\", {\"é\": \"\u{FDD2}-9223372036854775809\"}]");
-        for number in ["18446744073709551616", "-9223372036854775809", &"9".repeat(39), &"9".repeat(500)] {
+        for number in
+            ["18446744073709551616", "-9223372036854775809", "9".repeat(39).as_str(), "9".repeat(500).as_str()]
+        {
             let mark = format!("{MARK}{number}");
             assert_eq!(value(digits(&mark).expect("a number")).to_string(), number);
         }

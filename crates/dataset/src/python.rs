@@ -5,20 +5,29 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
+use crate::integers::LongInteger;
+
 /// `str(value)`. Undefined is the empty string, as jinja2 prints it.
 pub(crate) fn text(value: &Value) -> String {
     match value.kind() {
         ValueKind::Undefined => String::new(),
         ValueKind::String => value.as_str().unwrap_or_default().to_owned(),
-        _ => {
-            let mut out = String::new();
-            write_repr(&mut out, value);
-            out
-        }
+        _ => repr(value),
     }
 }
 
-fn write_repr(out: &mut String, value: &Value) {
+/// `repr(value)`.
+pub(crate) fn repr(value: &Value) -> String {
+    let mut out = String::new();
+    write_repr(&mut out, value, 0);
+    out
+}
+
+fn write_repr(out: &mut String, value: &Value, depth: usize) {
+    if depth > DEEPEST {
+        // As Python writes a list that holds itself.
+        return out.push_str("...");
+    }
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::None => out.push_str("None"),
@@ -29,7 +38,7 @@ fn write_repr(out: &mut String, value: &Value) {
             out.push('[');
             for (index, item) in value.try_iter().into_iter().flatten().enumerate() {
                 out.push_str(if index > 0 { ", " } else { "" });
-                write_repr(out, &item);
+                write_repr(out, &item, depth + 1);
             }
             out.push(']');
         }
@@ -37,9 +46,9 @@ fn write_repr(out: &mut String, value: &Value) {
             out.push('{');
             for (index, key) in value.try_iter().into_iter().flatten().enumerate() {
                 out.push_str(if index > 0 { ", " } else { "" });
-                write_repr(out, &key);
+                write_repr(out, &key, depth + 1);
                 out.push_str(": ");
-                write_repr(out, &value.get_item(&key).unwrap_or_default());
+                write_repr(out, &value.get_item(&key).unwrap_or_default(), depth + 1);
             }
             out.push('}');
         }
@@ -157,6 +166,10 @@ impl JsonWriter {
     fn write(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         if depth > DEEPEST {
             return Err(invalid("tojson: nested too deeply"));
+        }
+        if let Some(LongInteger(digits)) = value.downcast_object_ref::<LongInteger>() {
+            self.out.push_str(digits);
+            return Ok(());
         }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
