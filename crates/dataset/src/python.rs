@@ -109,16 +109,24 @@ fn float_repr(float: f64) -> String {
     if plain.contains('.') { plain } else { plain + ".0" }
 }
 
+/// Arguments in the order of their names, undefined where they are not given.
+pub(crate) fn given(positional: &[Value], named: &Kwargs, names: &[&str]) -> Result<Vec<Value>, Error> {
+    if positional.len() > names.len() {
+        return Err(Error::from(ErrorKind::TooManyArguments));
+    }
+    let mut values = Vec::with_capacity(names.len());
+    for (index, name) in names.iter().enumerate() {
+        let value = if named.has(name) { named.get::<Value>(name)? } else { Value::UNDEFINED };
+        values.push(if value.is_undefined() { positional.get(index).cloned().unwrap_or_default() } else { value });
+    }
+    named.assert_all_used()?;
+    Ok(values)
+}
+
 /// transformers' `tojson`: `json.dumps(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`. jinja2's
 /// own would escape HTML.
 pub(crate) fn to_json(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
-    let names = ["ensure_ascii", "indent", "separators", "sort_keys"];
-    let mut options = Vec::with_capacity(names.len());
-    for (index, name) in names.into_iter().enumerate() {
-        let given = if named.has(name) { named.get::<Value>(name)? } else { Value::UNDEFINED };
-        options.push(if given.is_undefined() { positional.get(index).cloned().unwrap_or_default() } else { given });
-    }
-    named.assert_all_used()?;
+    let options = given(&positional, &named, &["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let indent = match &options[1] {
         none if none.is_none() || none.is_undefined() => None,
         string if string.as_str().is_some() => string.as_str().map(str::to_owned),
