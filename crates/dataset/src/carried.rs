@@ -11,7 +11,7 @@ use crate::text_source::{
 use crate::tokenizer::ChatTokenizer;
 
 /// Files of a tokenizer that are taken as they are.
-const AS_THEY_ARE: [&str; 5] = [TOKEN_MAP, ADDED_TOKENS, "vocab.json", "merges.txt", "vocab.txt"];
+const AS_THEY_ARE: [&str; 2] = [TOKEN_MAP, ADDED_TOKENS];
 
 impl ChatTokenizer {
     /// The files by which another program writes and ends text as this one did, by name: the tokenizer's, the template in use,
