@@ -16,18 +16,29 @@ pub(crate) fn text(value: &Value) -> String {
     }
 }
 
-/// `repr(value)`.
+/// `repr(value)`; "..." where it nests too deeply, as Python has it for a list in itself.
 pub(crate) fn repr(value: &Value) -> String {
     let mut out = String::new();
     write_repr(&mut out, value, 0);
     out
 }
 
-fn write_repr(out: &mut String, value: &Value, depth: usize) {
-    if depth > DEEPEST {
-        // As Python writes a list that holds itself.
-        return out.push_str("...");
+/// [`text`], or an error where a value nests too deeply.
+pub(crate) fn printed(value: &Value) -> Result<String, Error> {
+    let mut out = String::new();
+    if value.is_undefined() || write_repr(&mut out, value, 0) {
+        return Ok(out);
     }
+    Err(invalid(format!("a value nests deeper than {DEEPEST} levels")))
+}
+
+/// Whether all of it was written.
+fn write_repr(out: &mut String, value: &Value, depth: usize) -> bool {
+    if depth > DEEPEST {
+        out.push_str("...");
+        return false;
+    }
+    let mut is_whole = true;
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::None => out.push_str("None"),
@@ -38,7 +49,7 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) {
             out.push('[');
             for (index, item) in value.try_iter().into_iter().flatten().enumerate() {
                 out.push_str(if index > 0 { ", " } else { "" });
-                write_repr(out, &item, depth + 1);
+                is_whole &= write_repr(out, &item, depth + 1);
             }
             out.push(']');
         }
@@ -46,9 +57,9 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) {
             out.push('{');
             for (index, key) in value.try_iter().into_iter().flatten().enumerate() {
                 out.push_str(if index > 0 { ", " } else { "" });
-                write_repr(out, &key, depth + 1);
+                is_whole &= write_repr(out, &key, depth + 1);
                 out.push_str(": ");
-                write_repr(out, &value.get_item(&key).unwrap_or_default(), depth + 1);
+                is_whole &= write_repr(out, &value.get_item(&key).unwrap_or_default(), depth + 1);
             }
             out.push('}');
         }
@@ -56,6 +67,7 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) {
             let _ = write!(out, "{value}");
         }
     }
+    is_whole
 }
 
 fn write_string_repr(out: &mut String, text: &str) {

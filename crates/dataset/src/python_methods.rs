@@ -122,7 +122,7 @@ fn method(state: &State<'_, '_>, value: &Value, name: &str, arguments: &[Value])
 pub(crate) fn print(out: &mut minijinja::Output<'_>, _state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
     let written = match value.as_str() {
         Some(text) => out.write_str(text),
-        None => out.write_str(&python::text(value)),
+        None => out.write_str(&python::printed(value)?),
     };
     written.map_err(Error::from)
 }
