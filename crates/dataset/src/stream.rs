@@ -32,8 +32,8 @@ impl<'a> TextStream<'a> {
     /// The text that this token completes; often none, and that of several tokens at the end of a character.
     pub fn push(&mut self, id: u32) -> Result<String, DatasetError> {
         self.ids.push(id);
-        if self.is_byte(id) {
-            // The bytes of a run become characters together, or none of them does.
+        // The bytes of a run become characters together, or none of them does; a token without a text does not end a run.
+        if self.is_open(id) {
             return Ok(String::new());
         }
         let window = self.tokenizer.decode(&self.ids[self.from..], true)?;
@@ -65,8 +65,12 @@ impl<'a> TextStream<'a> {
         &self.text
     }
 
-    fn is_byte(&self, id: u32) -> bool {
-        let Some(token) = self.tokenizer.id_to_token(id) else { return false };
+    /// Whether it is too early to tell what this token and those before it make.
+    fn is_open(&self, id: u32) -> bool {
+        let Some(token) = self.tokenizer.id_to_token(id) else { return true };
+        if self.tokenizer.is_special(id) {
+            return true;
+        }
         token
             .strip_prefix("<0x")
             .and_then(|rest| rest.strip_suffix('>'))
