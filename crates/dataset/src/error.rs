@@ -1,9 +1,10 @@
 //! What can be wrong with a dataset, a tokenizer or a chat template, said so that a person can act on it.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::load::Counts;
+use crate::tokenizer::ChatTokenizer;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
@@ -17,12 +18,24 @@ pub enum DatasetError {
     BadModelFile { path: PathBuf, reason: String },
     #[error("the model directory has no tokenizer.json, which all rows but `tokens` rows need")]
     NoTokenizer,
+    #[error("{} has no tokenizer.json{}", model_dir.display(), instead(found))]
+    NoTokenizerFile { model_dir: PathBuf, found: Vec<String> },
     #[error("the tokenizer failed: {reason}")]
     Tokenizer { reason: String },
     #[error("chat template {origin}, line {line}: {reason}")]
     TemplateSyntax { origin: String, line: usize, reason: String },
     #[error("{reason}")]
     Template { reason: String },
+    /// Ends the reading: the next row would run out of the same.
+    #[error("chat template {origin}{}: {reason}", at_line(*line))]
+    TemplateBounds { origin: String, line: Option<usize>, reason: String },
+    /// Ends the reading.
+    #[error("the tokenizer of {path} cannot be used: {reason}")]
+    TokenizerBounds { path: String, reason: String },
+    #[error("data.date is {date:?}, not a day as YYYY-MM-DD")]
+    BadDate { date: String },
+    #[error("the system gives this process no more threads: {reason}")]
+    NoThreads { reason: String },
     #[error("this data needs a chat template, and the model directory {} has none", model_dir.display())]
     NoTemplate { model_dir: PathBuf },
     #[error("no rows in {}", listed(files))]
@@ -93,7 +106,23 @@ fn listed(files: &[PathBuf]) -> String {
     files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
+fn at_line(line: Option<usize>) -> String {
+    line.map(|line| format!(", line {line}")).unwrap_or_default()
+}
+
+fn instead(found: &[String]) -> String {
+    if found.is_empty() { String::new() } else { format!("; it has {} instead", found.join(" and ")) }
+}
+
 impl DatasetError {
+    /// Says of a model directory without a tokenizer what it has instead; any other error stays as it is.
+    pub fn in_model(self, model_dir: &Path) -> DatasetError {
+        match self {
+            Self::NoTokenizer => ChatTokenizer::missing(model_dir),
+            other => other,
+        }
+    }
+
     /// What to do about it, most likely first.
     pub fn hints(&self) -> Vec<String> {
         let hints: &[&str] = match self {
@@ -102,6 +131,21 @@ impl DatasetError {
                 &["name a .jsonl file in data.train, or a directory that holds train.jsonl (and valid.jsonl)"]
             }
             Self::TooLarge { .. } => &["is this the file you meant?"],
+            Self::BadModelFile { path, reason } if reason.contains("in place of the file") => {
+                return vec![stand_in_hint(path, reason)];
+            }
+            Self::NoTokenizerFile { model_dir, found } => return tokenizer_hints(model_dir, found),
+            Self::TemplateBounds { .. } => &[
+                "a chat template is a program that comes with the model: is this model from someone you trust?",
+                "name a template of your own with data.chat_template = \"template.jinja\"",
+            ],
+            Self::TokenizerBounds { .. } => {
+                &["download the model directory again, or take its tokenizer.json from the model it was made of"]
+            }
+            Self::BadDate { .. } => &["write it as date = \"2025-01-31\""],
+            Self::NoThreads { .. } => {
+                &["raise the limit on processes (ulimit -u, or --pids-limit of a container), or set RAYON_NUM_THREADS"]
+            }
             Self::BadModelFile { .. } => &["download the model directory again: the file may be incomplete"],
             Self::TemplateSyntax { .. } | Self::Template { .. } => {
                 &["name a template of your own with data.chat_template = \"template.jinja\""]
@@ -118,6 +162,31 @@ impl DatasetError {
         };
         hints.iter().map(|hint| (*hint).to_owned()).collect()
     }
+}
+
+fn stand_in_hint(path: &Path, reason: &str) -> String {
+    let directory = path.parent().unwrap_or(Path::new(".")).display();
+    if reason.contains("git-lfs") {
+        format!(
+            "the model was cloned without git-lfs: run `git lfs install` and `git lfs pull` in {directory}, or download the file"
+        )
+    } else {
+        format!("download the file again, signed in if the model asks for it, into {directory}")
+    }
+}
+
+fn tokenizer_hints(model_dir: &Path, found: &[String]) -> Vec<String> {
+    let directory = model_dir.display();
+    if found.is_empty() {
+        return vec![format!("put the tokenizer.json of the model into {directory}")];
+    }
+    vec![
+        format!(
+            "tokenizer.json is made of these files by: python -c \"from transformers import AutoTokenizer; \
+             AutoTokenizer.from_pretrained('{directory}').save_pretrained('{directory}')\""
+        ),
+        "or take the tokenizer.json of a newer copy of the same model".to_owned(),
+    ]
 }
 
 impl BadRows {

@@ -1,30 +1,17 @@
 //! `{% generation %}` blocks, which transformers adds to jinja2 and minijinja has no way to add.
 //!
-//! `source.rs` turns the tag into a call of [`function`] with the block. It puts a mark before and after the block's text;
-//! the marks are taken out of the rendered text and their places kept.
+//! `source.rs` puts a mark into the template before and after such a block's text; the marks are taken out of the rendered
+//! text and their places kept.
 
 use std::ops::Range;
 
-use minijinja::value::Kwargs;
-use minijinja::{Error, State, Value};
-
-/// The function that a generation block calls.
-pub(crate) const FUNCTION: &str = "_generation_block";
-
 /// Unicode noncharacters: they have no place in text that is exchanged, so no text needs them.
-const START: char = '\u{FDD0}';
-const END: char = '\u{FDD1}';
+pub(crate) const START: char = '\u{FDD0}';
+pub(crate) const END: char = '\u{FDD1}';
 
 /// Whether text holds one of the marks, and so cannot be rendered.
 pub(crate) fn has_mark(text: &str) -> bool {
     text.contains([START, END])
-}
-
-/// What the rewritten tag calls: the block's text between marks.
-pub(crate) fn function(state: &State<'_, '_>, options: Kwargs) -> Result<Value, Error> {
-    let block: Value = options.get("caller")?;
-    let text = block.call(state, &[])?;
-    Ok(Value::from(format!("{START}{text}{END}")))
 }
 
 /// The text without its marks, and the byte ranges that they enclosed.

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::integers;
+
 /// Bytes of a line. A row of a million tokens has some four million.
 pub(crate) const LONGEST_LINE: usize = 16 << 20;
 
@@ -119,7 +121,7 @@ pub(crate) fn object(bytes: &[u8]) -> Result<Map<String, Value>, RowProblem> {
         return Err(RowProblem::new(format!("a NUL character at byte {place} of the line")).at(place + 1));
     }
     // serde_json stops at 128 levels of nesting by itself.
-    match serde_json::from_str(text) {
+    match serde_json::from_str(&integers::marked(text)) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(other) => {
             Err(RowProblem::new(format!("the line is {}", kind(&other))).expected("one JSON object on each line"))

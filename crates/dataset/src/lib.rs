@@ -7,29 +7,41 @@
 //!
 //! **Start reading** at [`Dataset::load`] in `load.rs`, then `reading.rs`, which takes one line the whole way in order:
 //! `jsonl.rs` (lines of a file), `row.rs` (row formats), `template.rs` (chat templates; `source.rs`, `generation.rs` and
-//! `python*.rs` make minijinja behave as transformers' jinja2 does), `tokenizer.rs`, `mask.rs` (which tokens are trained
-//! on). [`Plan`] in `plan.rs` stands alone, on the counter-based generator of `random.rs`.
+//! `python*.rs` make minijinja behave as transformers' jinja2 does), `tokenizer.rs` (`text_source.rs`: from which files;
+//! `carried.rs`: into which), `mask.rs` (which tokens are trained on). Templates and tokenizers are foreign work: `guard.rs`.
+//! [`Plan`] in `plan.rs` stands alone, on the counter-based generator of `random.rs`.
 
 #![forbid(unsafe_code)]
 
+mod added_tokens;
+mod carried;
 mod chunks;
 mod error;
 mod generation;
+pub mod guard;
+mod integers;
 mod jsonl;
 mod load;
 mod mask;
+mod percent;
 mod plan;
 mod python;
+mod python_filters;
 mod python_methods;
+mod python_text;
 mod random;
 mod reading;
 mod row;
 mod source;
+mod stream;
 mod template;
+mod text_source;
 mod tokenizer;
 
 pub use error::{BadRow, BadRows, DatasetError};
 pub use load::{Counts, Dataset, Origin, Row, resolve_files};
 pub use plan::Plan;
+pub use stream::TextStream;
 pub use template::Rendered;
+pub use text_source::TextSource;
 pub use tokenizer::ChatTokenizer;

@@ -1,11 +1,13 @@
 //! Files of rows to token rows with a mask: the whole way, in order.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use finetune_recipe::{Data, Format};
 use rayon::prelude::*;
 
 use crate::error::{BadRow, BadRows, DatasetError};
+use crate::guard;
 use crate::jsonl::{self, Line, Lines, RowProblem};
 use crate::reading::{End, Outcome, Reading};
 use crate::tokenizer::ChatTokenizer;
@@ -76,7 +78,9 @@ impl Dataset {
         vocab_size: usize,
         progress: &dyn Fn(u64),
     ) -> Result<Self, DatasetError> {
-        let reading = Reading { data, tokenizer: tokenizer.into(), vocab_size };
+        let tokenizer: Option<&ChatTokenizer> = tokenizer.into();
+        // Shared with threads that may be left behind: see `guard.rs`.
+        let reading = Arc::new(Reading { data: data.clone(), tokenizer: tokenizer.cloned(), vocab_size });
         let mut collected = Collected {
             files,
             format: data.format,
@@ -94,8 +98,12 @@ impl Dataset {
                 if block.is_empty() {
                     break;
                 }
-                let results: Vec<Result<Outcome, DatasetError>> =
-                    block.par_iter().map(|line| reading.line(line)).collect();
+                let reading = reading.clone();
+                let (block, results) = guard::on_guarded_threads(move || {
+                    let results: Vec<Result<Outcome, DatasetError>> =
+                        block.par_iter().map(|line| reading.line(line)).collect();
+                    (block, results)
+                })?;
                 for (line, outcome) in block.iter().zip(results) {
                     collected.add(index, line, outcome?);
                 }

@@ -26,10 +26,11 @@ impl Conversation<'_> {
     }
 
     fn prefix(&self, messages: usize, add_generation_prompt: bool) -> Result<Rendered, String> {
-        self.template.render(&self.messages[..messages], self.tools, add_generation_prompt).map_err(|error| match error
-        {
-            DatasetError::Template { reason } => reason,
-            other => other.to_string(),
+        self.template.render(&self.messages[..messages], self.tools, &[], add_generation_prompt).map_err(|error| {
+            match error {
+                DatasetError::Template { reason } => reason,
+                other => other.to_string(),
+            }
         })
     }
 

@@ -5,20 +5,40 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
+use crate::integers::LongInteger;
+
 /// `str(value)`. Undefined is the empty string, as jinja2 prints it.
 pub(crate) fn text(value: &Value) -> String {
     match value.kind() {
         ValueKind::Undefined => String::new(),
         ValueKind::String => value.as_str().unwrap_or_default().to_owned(),
-        _ => {
-            let mut out = String::new();
-            write_repr(&mut out, value);
-            out
-        }
+        _ => repr(value),
     }
 }
 
-fn write_repr(out: &mut String, value: &Value) {
+/// `repr(value)`; "..." where it nests too deeply, as Python has it for a list in itself.
+pub(crate) fn repr(value: &Value) -> String {
+    let mut out = String::new();
+    write_repr(&mut out, value, 0);
+    out
+}
+
+/// [`text`], or an error where a value nests too deeply.
+pub(crate) fn printed(value: &Value) -> Result<String, Error> {
+    let mut out = String::new();
+    if value.is_undefined() || write_repr(&mut out, value, 0) {
+        return Ok(out);
+    }
+    Err(invalid(format!("a value nests deeper than {DEEPEST} levels")))
+}
+
+/// Whether all of it was written.
+fn write_repr(out: &mut String, value: &Value, depth: usize) -> bool {
+    if depth > DEEPEST {
+        out.push_str("...");
+        return false;
+    }
+    let mut is_whole = true;
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::None => out.push_str("None"),
@@ -29,7 +49,7 @@ fn write_repr(out: &mut String, value: &Value) {
             out.push('[');
             for (index, item) in value.try_iter().into_iter().flatten().enumerate() {
                 out.push_str(if index > 0 { ", " } else { "" });
-                write_repr(out, &item);
+                is_whole &= write_repr(out, &item, depth + 1);
             }
             out.push(']');
         }
@@ -37,9 +57,9 @@ fn write_repr(out: &mut String, value: &Value) {
             out.push('{');
             for (index, key) in value.try_iter().into_iter().flatten().enumerate() {
                 out.push_str(if index > 0 { ", " } else { "" });
-                write_repr(out, &key);
+                is_whole &= write_repr(out, &key, depth + 1);
                 out.push_str(": ");
-                write_repr(out, &value.get_item(&key).unwrap_or_default());
+                is_whole &= write_repr(out, &value.get_item(&key).unwrap_or_default(), depth + 1);
             }
             out.push('}');
         }
@@ -47,6 +67,7 @@ fn write_repr(out: &mut String, value: &Value) {
             let _ = write!(out, "{value}");
         }
     }
+    is_whole
 }
 
 fn write_string_repr(out: &mut String, text: &str) {
@@ -100,16 +121,24 @@ fn float_repr(float: f64) -> String {
     if plain.contains('.') { plain } else { plain + ".0" }
 }
 
+/// Arguments in the order of their names, undefined where they are not given.
+pub(crate) fn given(positional: &[Value], named: &Kwargs, names: &[&str]) -> Result<Vec<Value>, Error> {
+    if positional.len() > names.len() {
+        return Err(Error::from(ErrorKind::TooManyArguments));
+    }
+    let mut values = Vec::with_capacity(names.len());
+    for (index, name) in names.iter().enumerate() {
+        let value = if named.has(name) { named.get::<Value>(name)? } else { Value::UNDEFINED };
+        values.push(if value.is_undefined() { positional.get(index).cloned().unwrap_or_default() } else { value });
+    }
+    named.assert_all_used()?;
+    Ok(values)
+}
+
 /// transformers' `tojson`: `json.dumps(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`. jinja2's
 /// own would escape HTML.
 pub(crate) fn to_json(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
-    let names = ["ensure_ascii", "indent", "separators", "sort_keys"];
-    let mut options = Vec::with_capacity(names.len());
-    for (index, name) in names.into_iter().enumerate() {
-        let given = if named.has(name) { named.get::<Value>(name)? } else { Value::UNDEFINED };
-        options.push(if given.is_undefined() { positional.get(index).cloned().unwrap_or_default() } else { given });
-    }
-    named.assert_all_used()?;
+    let options = given(&positional, &named, &["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let indent = match &options[1] {
         none if none.is_none() || none.is_undefined() => None,
         string if string.as_str().is_some() => string.as_str().map(str::to_owned),
@@ -157,6 +186,10 @@ impl JsonWriter {
     fn write(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         if depth > DEEPEST {
             return Err(invalid("tojson: nested too deeply"));
+        }
+        if let Some(LongInteger(digits)) = value.downcast_object_ref::<LongInteger>() {
+            self.out.push_str(digits);
+            return Ok(());
         }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),

@@ -49,10 +49,10 @@ impl From<DatasetError> for Failure {
 }
 
 /// What every line is read with.
-pub(crate) struct Reading<'a> {
-    pub(crate) data: &'a Data,
+pub(crate) struct Reading {
+    pub(crate) data: Data,
     /// None: only rows of tokens can be read.
-    pub(crate) tokenizer: Option<&'a ChatTokenizer>,
+    pub(crate) tokenizer: Option<ChatTokenizer>,
     /// Rows of the model's embedding.
     pub(crate) vocab_size: usize,
 }
@@ -67,9 +67,9 @@ struct Masked {
     answer_text: String,
 }
 
-impl Reading<'_> {
+impl Reading {
     fn tokenizer(&self) -> Result<&ChatTokenizer, DatasetError> {
-        self.tokenizer.ok_or(DatasetError::NoTokenizer)
+        self.tokenizer.as_ref().ok_or(DatasetError::NoTokenizer)
     }
 
     pub(crate) fn line(&self, line: &Line) -> Result<Outcome, DatasetError> {
@@ -177,7 +177,7 @@ impl Reading<'_> {
         }
         let start = trained.iter().position(|trained| *trained).unwrap_or(ids.len());
         let answer = trained[start..].iter().take_while(|trained| **trained).count();
-        let text = |ids: &[u32], skip_special_tokens| match self.tokenizer {
+        let text = |ids: &[u32], skip_special_tokens| match &self.tokenizer {
             Some(tokenizer) => tokenizer.decode(ids, skip_special_tokens),
             None => Ok(String::new()),
         };
@@ -189,7 +189,7 @@ impl Reading<'_> {
 
     /// Appends the end of sequence, unless the text brought its own.
     fn end(&self, tokens: &mut Vec<u32>) {
-        if let Some(end) = self.tokenizer.and_then(ChatTokenizer::end)
+        if let Some(end) = self.tokenizer.as_ref().and_then(ChatTokenizer::end)
             && tokens.last() != Some(&end)
         {
             tokens.push(end);
@@ -203,6 +203,7 @@ impl Reading<'_> {
                 let id = ids[place];
                 let name = self
                     .tokenizer
+                    .as_ref()
                     .and_then(|tokenizer| tokenizer.id_to_token(id))
                     .map(|text| format!(" ({text:?})"))
                     .unwrap_or_default();

@@ -1,47 +1,180 @@
-//! Rewrites a template's source before it is compiled, for the two things that minijinja has no other place to hook into:
-//! `{% generation %}` blocks, and slices with a step.
+//! Looks over a template's source and rewrites it before it is compiled, for what minijinja has no other place to hook into:
+//! line breaks, `{% generation %}` blocks, the line break behind `{% raw %}`, slices with a step, and `%` behind a string.
 //!
-//! A generation tag becomes a `{% call %}` block, which is what transformers' own extension parses it into, so white space
-//! control and scopes stay as they are. `x[a:b:c]` becomes a method call: minijinja 2.24 panics on `[][::-1]`, which
-//! Qwen3's template comes to when it is given no messages, and takes `x[2:0:-1]` for `x[2::-1]`.
+//! A generation block keeps its scope: assignments to a namespace and loop variables within it work as outside, others end
+//! with it, as in the call block that transformers' extension parses it into. `x[a:b:c]` becomes a method call: minijinja 2.24
+//! panics on `[][::-1]`, which Qwen3's template comes to when it is given no messages, and takes `x[2:0:-1]` for `x[2::-1]`.
 
-use crate::{generation, python_methods};
+use std::borrow::Cow;
+
+use crate::generation::{END, START};
+use crate::{percent, python_methods};
+
+/// jinja2 reads every line break of a template as \n, within string literals too, wherever the template was kept.
+pub(crate) fn with_line_feeds(source: &str) -> Cow<'_, str> {
+    if source.contains('\r') {
+        Cow::Owned(source.replace("\r\n", "\n").replace('\r', "\n"))
+    } else {
+        Cow::Borrowed(source)
+    }
+}
+
+/// Brackets within each other, in one tag. The parser is recursive.
+const DEEPEST: usize = 100;
+
+/// Words and signs in a row without a comma or bracket between them: an expression is a chain that the parser follows
+/// recursively. The longest of a published template has 38.
+const LONGEST_CHAIN: usize = 2000;
+
+/// `elif` tags of a template: each is nested in the one before it. The most that a published template has is 17.
+const MOST_ELIFS: usize = 500;
+
+/// Refuses what would take a parser's whole stack: the line, from 1, and what is there.
+pub(crate) fn check(source: &str) -> Result<(), (usize, String)> {
+    if let Some(place) = source.find([START, END]) {
+        let line = line_at(source, place);
+        return Err((
+            line,
+            "U+FDD0 and U+FDD1 are Unicode noncharacters that this program marks spans with".to_owned(),
+        ));
+    }
+    let mut elifs = 0;
+    for (start, tag) in Tags::of(source).filter(|(_, tag)| is_code(tag)) {
+        check_tag(tag).map_err(|(place, what)| (line_at(source, start + place), what))?;
+        elifs += usize::from(tag_words(tag).split_whitespace().next() == Some("elif"));
+        if elifs > MOST_ELIFS {
+            return Err((line_at(source, start), format!("more than {MOST_ELIFS} elif tags")));
+        }
+    }
+    Ok(())
+}
+
+fn check_tag(tag: &str) -> Result<(), (usize, String)> {
+    let bytes = tag.as_bytes();
+    // The length of the chain in each open bracket.
+    let mut chains = vec![0usize];
+    let mut place = 0;
+    while place < bytes.len() {
+        let start = place;
+        place += 1;
+        match bytes[start] {
+            b'"' | b'\'' => place = string_end(bytes, start),
+            b'(' | b'[' | b'{' => chains.push(0),
+            b')' | b']' | b'}' => {
+                if chains.len() > 1 {
+                    chains.pop();
+                }
+            }
+            b',' => chains.last_mut().into_iter().for_each(|chain| *chain = 0),
+            byte if byte.is_ascii_whitespace() => continue,
+            byte if is_word(byte) => {
+                place += bytes[place..].iter().take_while(|byte| is_word(**byte)).count();
+            }
+            _ => {}
+        }
+        if let Some(chain) = chains.last_mut() {
+            *chain += 1;
+            if *chain > LONGEST_CHAIN {
+                return Err((start, format!("an expression of more than {LONGEST_CHAIN} parts")));
+            }
+        }
+        if chains.len() > DEEPEST {
+            return Err((start, format!("brackets nested deeper than {DEEPEST}")));
+        }
+    }
+    Ok(())
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80
+}
+
+fn line_at(source: &str, place: usize) -> usize {
+    source.as_bytes()[..place.min(source.len())].iter().filter(|byte| **byte == b'\n').count() + 1
+}
+
+/// The tags of a source with their places, and the text between them (which is no tag, see [`is_code`]); together they are
+/// the source. The text of a raw block is one piece.
+struct Tags<'a> {
+    source: &'a str,
+    place: usize,
+    raw: bool,
+}
+
+impl<'a> Tags<'a> {
+    fn of(source: &'a str) -> Self {
+        Self { source, place: 0, raw: false }
+    }
+}
+
+impl<'a> Iterator for Tags<'a> {
+    type Item = (usize, &'a str);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (start, rest) = (self.place, &self.source[self.place..]);
+        if rest.is_empty() {
+            return None;
+        }
+        let length = if std::mem::take(&mut self.raw) && raw_end(rest) > 0 {
+            raw_end(rest)
+        } else {
+            match (rest.as_bytes()[0], rest.as_bytes().get(1)) {
+                (b'{', Some(b'#')) => rest.find("#}").map_or(rest.len(), |end| end + 2),
+                (b'{', Some(b'{')) => tag_end(rest, b"}}"),
+                (b'{', Some(b'%')) => tag_end(rest, b"%}"),
+                (b'{', _) => 1,
+                _ => rest.find('{').unwrap_or(rest.len()),
+            }
+        };
+        let piece = &rest[..length];
+        self.raw = tag_words(piece) == "raw";
+        self.place += length;
+        Some((start, piece))
+    }
+}
+
+fn is_code(piece: &str) -> bool {
+    piece.starts_with("{{") || piece.starts_with("{%")
+}
 
 /// The rewritten source, and whether it has generation blocks.
 pub(crate) fn rewrite(source: &str) -> (String, bool) {
     let mut out = String::with_capacity(source.len() + 64);
     let mut found = false;
-    let mut rest = source;
-    while let Some(start) = rest.find('{') {
-        out.push_str(&rest[..start]);
-        rest = &rest[start..];
-        let code = matches!(rest.as_bytes().get(1), Some(b'{' | b'%'));
-        let end = match rest.as_bytes().get(1) {
-            Some(b'#') => rest.find("#}").map_or(rest.len(), |end| end + 2),
-            Some(b'{') => tag_end(rest, b"}}"),
-            Some(b'%') => tag_end(rest, b"%}"),
-            _ => 1,
-        };
-        let (tag, after) = rest.split_at(end);
-        let word = tag_word(tag);
-        match word {
+    let mut was_raw = false;
+    for (_, piece) in Tags::of(source) {
+        let words = tag_words(piece);
+        match words {
+            _ if was_raw => out.push_str(piece),
+            // The frame of `with` ends what the block sets. White space control of the tag is that of the outer ones.
             "generation" => {
-                out.push_str(&tag.replacen("generation", &format!("call {}()", generation::FUNCTION), 1));
+                out.push_str(&piece.replacen("generation", "with", 1).replace("-%}", "%}").replace("+%}", "%}"));
+                out.push(START);
+                out.push_str(&format!("{{% if true {}", closing(piece)));
                 found = true;
             }
-            "endgeneration" => out.push_str(&tag.replacen("endgeneration", "endcall", 1)),
-            _ if code => out.push_str(&rewrite_slices(tag)),
-            _ => out.push_str(tag),
+            "endgeneration" => {
+                out.push_str(&piece.replacen("endgeneration", "endif", 1).replace("-%}", "%}").replace("+%}", "%}"));
+                out.push(END);
+                out.push_str(&format!("{{% endwith {}", closing(piece)));
+            }
+            // jinja2 keeps a line break behind this tag, though it drops those behind all others.
+            "raw" if closing(piece) == "%}" => out.push_str(&format!("{}+%}}", &piece[..piece.len() - 2])),
+            _ if is_code(piece) => out.push_str(&percent::rewrite(&rewrite_slices(piece))),
+            _ => out.push_str(piece),
         }
-        rest = after;
-        if word == "raw" {
-            let end = raw_end(rest);
-            out.push_str(&rest[..end]);
-            rest = &rest[end..];
-        }
+        was_raw = words == "raw" && !was_raw;
     }
-    out.push_str(rest);
     (out, found)
+}
+
+/// A block tag's end with its sign: `-%}`, `+%}` or `%}`.
+fn closing(tag: &str) -> &'static str {
+    match tag.as_bytes() {
+        [.., b'-', b'%', b'}'] => "-%}",
+        [.., b'+', b'%', b'}'] => "+%}",
+        _ => "%}",
+    }
 }
 
 /// Where the tag that `text` starts with ends. Strings and brackets within it may hold the closing characters.
@@ -64,7 +197,7 @@ fn tag_end(text: &str, close: &[u8; 2]) -> usize {
 }
 
 /// The place behind the string literal that starts at `place`; at most the end.
-fn string_end(bytes: &[u8], place: usize) -> usize {
+pub(crate) fn string_end(bytes: &[u8], place: usize) -> usize {
     let mut end = place + 1;
     while end < bytes.len() && bytes[end] != bytes[place] {
         end += if bytes[end] == b'\\' { 2 } else { 1 };
@@ -73,7 +206,7 @@ fn string_end(bytes: &[u8], place: usize) -> usize {
 }
 
 /// What a block tag holds, without its signs: `generation` of `{%- generation -%}`.
-fn tag_word(tag: &str) -> &str {
+fn tag_words(tag: &str) -> &str {
     let Some(inner) = tag.strip_prefix("{%").and_then(|inner| inner.strip_suffix("%}")) else { return "" };
     let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner);
     inner.strip_suffix(['-', '+']).unwrap_or(inner).trim()
@@ -84,7 +217,7 @@ fn raw_end(text: &str) -> usize {
     while let Some(place) = text[from..].find("{%") {
         let start = from + place;
         if let Some(length) = text[start..].find("%}")
-            && tag_word(&text[start..start + length + 2]) == "endraw"
+            && tag_words(&text[start..start + length + 2]) == "endraw"
         {
             return start;
         }
@@ -141,16 +274,22 @@ mod tests {
 
     #[test]
     fn only_tags_are_rewritten() {
-        let kept = "{# {% generation %} #}{{ '{% generation %}' }}{% raw %}{% generation %}{% endraw %}{ generation }";
+        let kept = "{# {% generation %} #}{{ '{% generation %}' }}{% raw -%}{% generation %}{% endraw %}{ generation }";
         assert_eq!(rewrite(kept), (kept.to_owned(), false));
         let (source, found) = rewrite("a{%- generation -%}{{ {'a': {}} }}{%+ endgeneration %}{% unclosed");
-        assert_eq!(source, "a{%- call _generation_block() -%}{{ {'a': {}} }}{%+ endcall %}{% unclosed");
+        assert_eq!(
+            source,
+            "a{%- with %}\u{FDD0}{% if true -%}{{ {'a': {}} }}{%+ endif %}\u{FDD1}{% endwith %}{% unclosed"
+        );
         assert!(found);
         for odd in
-            ["{", "{{", "{%", "{#", "{{ '\\", "{% raw %}", "{% raw %}{%", "é{% 'é", "{{ '\\é", "{{ ]:[ }}", "{{ [ }}"]
+            ["{", "{{", "{%", "{#", "{{ '\\", "{% raw +%}", "{% raw -%}{%", "é{% 'é", "{{ '\\é", "{{ ]:[ }}", "{{ [ }}"]
         {
             assert_eq!(rewrite(odd).0, odd);
+            assert_eq!(check(odd), Ok(()));
         }
+        assert_eq!(rewrite("{% raw %}\n{{ x[::2] }}{% endraw %}").0, "{% raw +%}\n{{ x[::2] }}{% endraw %}");
+        assert_eq!(rewrite("{% raw %}{% endraw %}{{ x[::2] }}").0, "{% raw +%}{% endraw %}{{ x._slice(none,none,2) }}");
     }
 
     #[test]
@@ -168,5 +307,33 @@ mod tests {
         ] {
             assert_eq!(rewrite(source), (rewritten.to_owned(), false));
         }
+    }
+
+    #[test]
+    fn line_breaks_are_line_feeds() {
+        assert_eq!(with_line_feeds("a\r\nb\rc\n\r\n"), "a\nb\nc\n\n");
+        assert!(matches!(with_line_feeds("a\n"), Cow::Borrowed("a\n")));
+    }
+
+    #[test]
+    fn what_would_take_the_stack_is_refused() {
+        let many = |part: &str, count: usize| part.repeat(count);
+        for (source, line, what) in [
+            (format!("\n{{{{ {}1 }}}}", many("- ", 9000)), 2, "more than 2000 parts"),
+            (format!("{{{{ {}1 }}}}", many("not ", 9000)), 1, "more than 2000 parts"),
+            (format!("{{{{ a{} }}}}", many(".b", 9000)), 1, "more than 2000 parts"),
+            (format!("{{{{ a{} }}}}", many("|int", 9000)), 1, "more than 2000 parts"),
+            (format!("{{% set x = 1{} %}}", many("~'\n'", 9000)), 998, "more than 2000 parts"),
+            (format!("{{{{ {}1{} }}}}", many("[", 9000), many("]", 9000)), 1, "nested deeper"),
+            (format!("{{% if 0 %}}{}{{% endif %}}", many("{% elif 0 %}\n", 9000)), 501, "elif"),
+            ("a\n\u{FDD0}".to_owned(), 2, "noncharacters"),
+        ] {
+            let (at, told) = check(&source).expect_err(what);
+            assert!(told.contains(what), "{told}");
+            assert_eq!(at, line, "{what}");
+        }
+        let list = format!("{{{{ [{}] }}}}", many("1, {'a': (2)},\n", 9000));
+        assert_eq!(check(&list), Ok(()));
+        assert_eq!(check(&format!("{{% raw %}}{}{{% endraw %}}", many("[", 9000))), Ok(()));
     }
 }

@@ -1,14 +1,20 @@
 //! Chat templates: messages in, text out, the same text as transformers' `apply_chat_template` to the byte.
 //!
-//! A template comes from whoever published the model, so it runs bounded: a number of steps, a size of its text.
+//! A template comes from whoever published the model, so it runs bounded: its source (`source.rs`), a number of steps, the size
+//! of its text, and what `guard.rs` watches: time, memory, stack.
 
 use std::io::{self, Write};
 use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
 
-use minijinja::{Environment, Error, Value};
+use chrono::NaiveDateTime;
+use minijinja::{Environment, Error, ErrorKind, Value};
 
 use crate::error::DatasetError;
-use crate::{generation, python_methods, source};
+use crate::guard::{self, Bounds, Foreign};
+use crate::text_source::TemplateSource;
+use crate::{generation, integers, python_methods, source};
 
 /// A rendered conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,70 +24,96 @@ pub struct Rendered {
     pub generation_spans: Vec<Range<usize>>,
 }
 
-/// A template's instructions per rendering. The largest published template takes under 100 per message and 10 more per pair
-/// of messages, so a conversation of a thousand messages stays below 11 million.
-const STEPS: u64 = 50_000_000;
+/// A template's instructions per rendering, by the number of messages up to which each holds. The largest published template
+/// takes under 100 per message and 10 more per pair of messages, so 64 messages take 50 thousand and 1,000 take 11 million;
+/// beyond that the time decides.
+const STEPS: [(usize, u64); 3] = [(64, 5_000_000), (1000, 50_000_000), (usize::MAX, 5_000_000_000)];
 
 /// Bytes of a rendered conversation: no row is longer than 16 MiB, and no template repeats it this often.
-const LONGEST_TEXT: usize = 256 << 20;
+const LONGEST_TEXT: usize = 64 << 20;
 
-/// Bytes of a template's source. The longest published one has 17 thousand.
-pub(crate) const LONGEST_SOURCE: u64 = 1 << 20;
+/// Bytes that a rendering holds. One of 16 MiB holds about five copies of its text.
+const MEMORY: usize = 384 << 20;
+
+/// A rendering takes a thousandth of this on a slow machine, and each message adds to it.
+const TIME: Duration = Duration::from_secs(4);
+const TIME_PER_MESSAGE: Duration = Duration::from_millis(10);
 
 const NAME: &str = "chat_template";
 
+/// The templates of a model: one, or one for conversations with tools beside it.
 pub(crate) struct ChatTemplate {
-    environment: Environment<'static>,
-    /// The file it came from, for messages.
-    origin: String,
-    /// `bos_token` and the like, as the template sees them.
+    default: Option<Arc<Compiled>>,
+    tool_use: Option<Arc<Compiled>>,
+    sources: Vec<TemplateSource>,
+    /// `bos_token` and the like, as the templates see them.
     special_tokens: Vec<(String, String)>,
+    /// Whether every one of them has `{% generation %}` blocks.
     pub(crate) has_generation: bool,
 }
 
+/// One template, for conversations of any length.
+struct Compiled {
+    /// With the messages up to which each is used.
+    environments: Vec<(usize, Environment<'static>)>,
+    foreign: Foreign,
+    origin: String,
+    has_generation: bool,
+}
+
 impl ChatTemplate {
+    /// `sources`: one at least. `now`: what a template is told when it asks for the time.
     pub(crate) fn compile(
-        source: &str,
-        origin: String,
+        sources: Vec<TemplateSource>,
         special_tokens: Vec<(String, String)>,
+        now: NaiveDateTime,
     ) -> Result<Self, DatasetError> {
-        let (source, has_generation) = source::rewrite(source);
-        // minijinja keeps a template in its environment only if it borrows the source. Leaked: one per tokenizer, and a
-        // process loads one tokenizer. Compiling for each rendering instead would double the time to load a dataset.
-        let source: &'static str = Box::leak(source.into_boxed_str());
-        let mut environment = Environment::new();
-        // As `_compile_jinja_template` of transformers/utils/chat_template_utils.py sets up jinja2.
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment.set_formatter(python_methods::print);
-        environment.set_fuel(Some(STEPS));
-        python_methods::install(&mut environment);
-        environment.add_function(generation::FUNCTION, generation::function);
-        environment.add_template(NAME, source).map_err(|error| DatasetError::TemplateSyntax {
-            origin: origin.clone(),
-            line: error.line().unwrap_or(1),
-            reason: reason(&error),
-        })?;
-        Ok(Self { environment, origin, special_tokens, has_generation })
+        let named = |name: &str| {
+            let found = sources.iter().find(|source| source.name == name);
+            found.map(|source| Compiled::new(source, now).map(Arc::new)).transpose()
+        };
+        let (default, tool_use) = (named("default")?, named("tool_use")?);
+        let has_generation = [&default, &tool_use].into_iter().flatten().all(|compiled| compiled.has_generation);
+        Ok(Self { default, tool_use, sources, special_tokens, has_generation })
     }
 
-    /// `tools`: the list, or none. The marks of `generation.rs` must not occur in either.
+    /// The sources, as they were read.
+    pub(crate) fn sources(&self) -> &[TemplateSource] {
+        &self.sources
+    }
+
+    /// Whether a template asks for the time.
+    pub(crate) fn uses_date(&self) -> bool {
+        self.sources.iter().any(|source| source.source.contains(python_methods::STRFTIME))
+    }
+
+    /// As transformers chooses.
+    fn chosen(&self, tools: &Value) -> Result<&Arc<Compiled>, DatasetError> {
+        let with_tools = self.tool_use.as_ref().filter(|_| !tools.is_none());
+        with_tools.or(self.default.as_ref()).ok_or_else(|| {
+            let names: Vec<&str> = self.sources.iter().map(|source| source.name.as_str()).collect();
+            let names = names.join(", ");
+            DatasetError::Template { reason: format!("of the model's chat templates ({names}) none is the default") }
+        })
+    }
+
+    /// `tools`: the list, or none. `extra`: variables of the caller's own (`chat_template_kwargs`). The marks of
+    /// `generation.rs` must not occur in any of them.
+    ///
+    /// # Errors
+    /// [`DatasetError::Template`] where the template does not take this conversation; [`DatasetError::TemplateBounds`] where
+    /// it ran out of something, which no conversation of the same file should be tried with again.
     pub(crate) fn render(
         &self,
         messages: &[Value],
         tools: &Value,
+        extra: &[(String, Value)],
         add_generation_prompt: bool,
     ) -> Result<Rendered, DatasetError> {
-        let failed = |error: Error| DatasetError::Template {
-            reason: format!(
-                "the chat template ({}, line {}) stopped: {}",
-                self.origin,
-                error.line().unwrap_or(1),
-                reason(&error)
-            ),
-        };
         let special_tokens = self.special_tokens.iter().map(|(name, text)| (name.as_str(), Value::from(text.as_str())));
+        let extra = extra.iter().map(|(name, value)| (name.as_str(), value.clone()));
         let variables: Value = special_tokens
+            .chain(extra)
             .chain([
                 ("messages", Value::from(messages.to_vec())),
                 ("tools", tools.clone()),
@@ -89,14 +121,94 @@ impl ChatTemplate {
                 ("add_generation_prompt", Value::from(add_generation_prompt)),
             ])
             .collect();
-        let mut text = BoundedText(Vec::new());
-        let template = self.environment.get_template(NAME).map_err(failed)?;
-        template.render_captured_to(variables, &mut text).map_err(failed)?;
-        let text = String::from_utf8(text.0)
+        let compiled = self.chosen(tools)?.clone();
+        let foreign = compiled.foreign.clone();
+        let count = messages.len();
+        let more = TIME_PER_MESSAGE.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
+        let bounds = Bounds { time: TIME.saturating_add(more), bytes: MEMORY };
+        guard::watched(&foreign, bounds, move || compiled.render(variables, count))?
+    }
+}
+
+impl Compiled {
+    fn new(template: &TemplateSource, now: NaiveDateTime) -> Result<Self, DatasetError> {
+        let origin = template.origin.display().to_string();
+        let source = source::with_line_feeds(&template.source).into_owned();
+        source::check(&source).map_err(|(line, what)| DatasetError::TemplateBounds {
+            origin: origin.clone(),
+            line: Some(line),
+            reason: format!("{what}, which no template for chats needs"),
+        })?;
+        let foreign = Foreign::Template(origin);
+        let bounds = Bounds { time: TIME, bytes: MEMORY };
+        guard::watched(&foreign.clone(), bounds, move || Self::parse(&source, foreign, now))?
+    }
+
+    fn parse(source: &str, foreign: Foreign, now: NaiveDateTime) -> Result<Self, DatasetError> {
+        let (Foreign::Template(origin) | Foreign::Tokenizer(origin)) = &foreign;
+        let origin = origin.clone();
+        let (source, has_generation) = source::rewrite(source);
+        // minijinja keeps a template in its environment only if it borrows the source. Leaked: one per tokenizer, and a
+        // process loads one tokenizer. Compiling for each rendering instead would double the time to load a dataset.
+        let source: &'static str = Box::leak(source.into_boxed_str());
+        let mut environments = Vec::with_capacity(STEPS.len());
+        for (messages, steps) in STEPS {
+            let mut environment = Environment::new();
+            // As `_compile_jinja_template` of transformers/utils/chat_template_utils.py sets up jinja2.
+            environment.set_trim_blocks(true);
+            environment.set_lstrip_blocks(true);
+            environment.set_formatter(python_methods::print);
+            environment.set_fuel(Some(steps));
+            // Else an error keeps copies of all variables, for nobody.
+            environment.set_debug(false);
+            python_methods::install(&mut environment, now);
+            environment.add_template(NAME, source).map_err(|error| DatasetError::TemplateSyntax {
+                origin: origin.clone(),
+                line: error.line().unwrap_or(1),
+                reason: reason(&error),
+            })?;
+            environments.push((messages, environment));
+        }
+        Ok(Self { environments, foreign, origin, has_generation })
+    }
+
+    fn render(&self, variables: Value, messages: usize) -> Result<Rendered, DatasetError> {
+        let fitting = self.environments.iter().find(|(most, _)| messages <= *most);
+        let Some((_, environment)) = fitting else { unreachable!("the last holds for any number") };
+        let mut text = BoundedText { bytes: Vec::new(), is_full: false };
+        let outcome = environment
+            .get_template(NAME)
+            .and_then(|template| template.render_captured_to(variables, &mut text).map(drop));
+        if let Err(error) = outcome {
+            let line = error.line();
+            return Err(if text.is_full {
+                guard::stop(&self.foreign, line, &format!("it writes more than {} MiB of text", LONGEST_TEXT >> 20))
+            } else if is_out_of_fuel(&error) {
+                guard::stop(&self.foreign, line, &format!("it takes too many steps for {messages} messages"))
+            } else {
+                let (line, reason) = (line.unwrap_or(1), reason(&error));
+                DatasetError::Template {
+                    reason: format!("the chat template ({}, line {line}) stopped: {reason}", self.origin),
+                }
+            });
+        }
+        let text = String::from_utf8(text.bytes)
             .map_err(|_| DatasetError::Template { reason: "the chat template wrote half a character".to_owned() })?;
         let (text, generation_spans) = generation::take_marks(text);
         Ok(Rendered { text, generation_spans })
     }
+}
+
+/// Errors within macros come wrapped.
+fn is_out_of_fuel(error: &Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::OutOfFuel) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// What went wrong, with the first cause: errors within macros come wrapped.
@@ -111,14 +223,18 @@ fn reason(error: &Error) -> String {
     }
 }
 
-struct BoundedText(Vec<u8>);
+struct BoundedText {
+    bytes: Vec<u8>,
+    is_full: bool,
+}
 
 impl Write for BoundedText {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > LONGEST_TEXT {
-            return Err(io::Error::other(format!("the rendered text exceeds {LONGEST_TEXT} bytes")));
+        if self.bytes.len() + bytes.len() > LONGEST_TEXT {
+            self.is_full = true;
+            return Err(io::Error::other("the rendered text is too long"));
         }
-        self.0.extend_from_slice(bytes);
+        self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -133,50 +249,63 @@ pub(crate) fn to_values(messages: &[serde_json::Value]) -> Result<Vec<Value>, Da
     messages
         .iter()
         .map(|message| {
-            refuse_marks(message)?;
             let reasoning = ["reasoning_content", "thinking", "reasoning"]
                 .iter()
                 .filter_map(|name| message.get(name))
                 .find(|value| !value.is_null());
             let (Some(reasoning), Some(object)) = (reasoning, message.as_object()) else {
-                return Ok(Value::from_serialize(message));
+                return to_value(message);
             };
             let mut aliased = serde_json::Map::new();
             aliased.insert("thinking".to_owned(), reasoning.clone());
             aliased.extend(object.iter().map(|(key, value)| (key.clone(), value.clone())));
             aliased.insert("reasoning_content".to_owned(), reasoning.clone());
-            Ok(Value::from_serialize(aliased))
+            to_value(&serde_json::Value::Object(aliased))
         })
         .collect()
 }
 
 pub(crate) fn tools_value(tools: Option<&serde_json::Value>) -> Result<Value, DatasetError> {
-    match tools {
-        Some(tools) => {
-            refuse_marks(tools)?;
-            Ok(Value::from_serialize(tools))
-        }
-        None => Ok(Value::from(())),
-    }
+    tools.map_or_else(|| Ok(Value::from(())), to_value)
 }
 
-fn refuse_marks(value: &serde_json::Value) -> Result<(), DatasetError> {
-    let refused = match value {
-        serde_json::Value::String(text) => generation::has_mark(text),
-        serde_json::Value::Array(items) => return items.iter().try_for_each(refuse_marks),
+/// Variables for [`ChatTemplate::render`]: the keys of a `chat_template_kwargs`.
+pub(crate) fn extra_values(
+    entries: &serde_json::Map<String, serde_json::Value>,
+) -> Result<Vec<(String, Value)>, DatasetError> {
+    entries.iter().map(|(name, value)| Ok((name.clone(), to_value(value)?))).collect()
+}
+
+/// JSON as a template sees it, long whole numbers (`integers.rs`) as numbers again. Refuses the marks of `generation.rs`.
+pub(crate) fn to_value(value: &serde_json::Value) -> Result<Value, DatasetError> {
+    Ok(match value {
+        serde_json::Value::Null => Value::from(()),
+        serde_json::Value::Bool(flag) => Value::from(*flag),
+        serde_json::Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
+            (Some(number), _, _) => Value::from(number),
+            (_, Some(number), _) => Value::from(number),
+            (_, _, Some(number)) => Value::from(number),
+            _ => Value::from_serialize(number),
+        },
+        serde_json::Value::String(text) => match integers::digits(text) {
+            Some(digits) => integers::value(digits),
+            None => Value::from(unmarked(text)?),
+        },
+        serde_json::Value::Array(items) => {
+            Value::from(items.iter().map(to_value).collect::<Result<Vec<Value>, DatasetError>>()?)
+        }
         serde_json::Value::Object(entries) => {
-            return entries.iter().try_for_each(|(key, value)| {
-                refuse_marks(value)?;
-                if generation::has_mark(key) { Err(marks_error()) } else { Ok(()) }
-            });
+            let entries = entries.iter().map(|(key, value)| Ok((Value::from(unmarked(key)?), to_value(value)?)));
+            entries.collect::<Result<Vec<(Value, Value)>, DatasetError>>()?.into_iter().collect()
         }
-        _ => false,
-    };
-    if refused { Err(marks_error()) } else { Ok(()) }
+    })
 }
 
-fn marks_error() -> DatasetError {
-    DatasetError::Template {
-        reason: "the text holds U+FDD0 or U+FDD1, Unicode noncharacters that this program marks spans with".to_owned(),
+fn unmarked(text: &str) -> Result<&str, DatasetError> {
+    if !generation::has_mark(text) {
+        return Ok(text);
     }
+    Err(DatasetError::Template {
+        reason: "the text holds U+FDD0 or U+FDD1, Unicode noncharacters that this program marks spans with".to_owned(),
+    })
 }

@@ -1,33 +1,62 @@
-//! A model directory's tokenizer, its special tokens and its chat template.
+//! A model's tokenizer, its special tokens and its chat template.
 
-use std::fs::File;
-use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
+use chrono::{Local, NaiveDate, NaiveDateTime, NaiveTime};
 use serde_json::Value;
+use tokenizers::models::ModelWrapper;
 use tokenizers::{PostProcessor, PostProcessorWrapper, Tokenizer};
 
+use crate::added_tokens::TokenConfigs;
 use crate::chunks::Chunks;
 use crate::error::DatasetError;
-use crate::template::{self, ChatTemplate, LONGEST_SOURCE, Rendered};
+use crate::guard::{self, Bounds, Foreign};
+use crate::stream::TextStream;
+use crate::template::{self, ChatTemplate, Rendered};
+use crate::text_source::{self, GENERATION_CONFIG, TOKENIZER, TextSource, read_json, read_tokenizer};
 
-/// Bytes of a tokenizer.json. The largest published ones have 35 million.
-const LONGEST_TOKENIZER: u64 = 256 << 20;
-const LONGEST_CONFIG: u64 = 16 << 20;
+/// Loading a file of 35 MB takes 2 s. Both grow with the file.
+const LOADING: Bounds = Bounds { time: Duration::from_secs(20), bytes: 1 << 30 };
+const LOADING_BYTES: usize = 64;
 
+/// A megabyte of text takes a second, and 200 bytes of memory a byte.
+const ENCODING: Bounds = Bounds { time: Duration::from_secs(5), bytes: 512 << 20 };
+const ENCODING_BYTES: usize = 512;
+
+/// The text that a bound of time grows with by a second.
+const PER_SECOND: usize = 128 << 10;
+
+/// A clone is another handle on the same tokenizer.
+#[derive(Clone)]
 pub struct ChatTokenizer {
-    /// Without its post-processor, see `encode_with_spans`.
-    tokenizer: Tokenizer,
-    post_processor: Option<PostProcessorWrapper>,
-    template: Option<ChatTemplate>,
-    model_dir: PathBuf,
+    loaded: Arc<Loaded>,
+    template: Option<Arc<ChatTemplate>>,
+    foreign: Foreign,
+    /// Where its files were looked for.
+    pub(crate) model_dir: PathBuf,
+    pub(crate) tokenizer_dir: PathBuf,
+    pub(crate) adapter_dir: Option<PathBuf>,
     eos_ids: Vec<u32>,
     /// What is appended to a text that ends: the tokenizer's own end of sequence, else the model's first.
     end: Option<u32>,
     bos_id: Option<u32>,
+    notices: Vec<String>,
+}
+
+/// What a tokenizer.json makes.
+struct Loaded {
+    /// Without its post-processor, see `encode_with_spans`.
+    tokenizer: Tokenizer,
+    post_processor: Option<PostProcessorWrapper>,
     vocab_size: usize,
+    /// How it takes a text.
     chunks: Chunks,
+    /// Splits at random were switched off.
+    without_chance: bool,
+    notices: Vec<String>,
 }
 
 /// Token ids with the byte range of the text that each stands for.
@@ -39,58 +68,95 @@ pub(crate) struct Encoded {
 impl ChatTokenizer {
     /// [`Self::load`], or `None` where the directory has no tokenizer.json: rows of tokens can be trained on without.
     pub fn load_if_present(model_dir: &Path, chat_template: Option<&Path>) -> Result<Option<Self>, DatasetError> {
-        if model_dir.join("tokenizer.json").is_file() {
-            Self::load(model_dir, chat_template).map(Some)
-        } else {
-            Ok(None)
-        }
+        Self::open(&TextSource::of(model_dir, chat_template))
     }
 
     /// Reads `tokenizer.json` of a model directory and, where there, `tokenizer_config.json`, `special_tokens_map.json`,
     /// `chat_template.jinja`, `generation_config.json` and `config.json`. `chat_template` names a template to use instead.
     pub fn load(model_dir: &Path, chat_template: Option<&Path>) -> Result<Self, DatasetError> {
-        let path = model_dir.join("tokenizer.json");
-        let bytes = read(&path, LONGEST_TOKENIZER)?;
-        let mut tokenizer = Tokenizer::from_bytes(&bytes)
-            .map_err(|error| DatasetError::BadModelFile { path: path.clone(), reason: error.to_string() })?;
-        let refused =
-            |error: tokenizers::Error| DatasetError::BadModelFile { path: path.clone(), reason: error.to_string() };
-        // Rows are cut and padded by the trainer, which counts what it cuts.
-        tokenizer.with_truncation(None).map_err(refused)?;
-        tokenizer.with_padding(None);
-        let post_processor = tokenizer.get_post_processor().cloned();
-        tokenizer.with_post_processor(None::<PostProcessorWrapper>);
+        let opened = Self::load_if_present(model_dir, chat_template)?;
+        opened.map_or_else(|| Err(Self::missing(model_dir)), Ok)
+    }
 
-        let config = read_json(&model_dir.join("tokenizer_config.json"))?;
-        let special_tokens = special_tokens(&config, &read_json(&model_dir.join("special_tokens_map.json"))?);
+    /// Reads the files that a source names; `None` where it has no tokenizer.json.
+    ///
+    /// # Errors
+    /// [`DatasetError`] that names the file: one that cannot be read, is damaged, disagrees with another, or that its reader
+    /// fails on.
+    pub fn open(source: &TextSource<'_>) -> Result<Option<Self>, DatasetError> {
+        let now = moment(source.date)?;
+        let Some(directory) = source.tokenizer_dir() else { return Ok(None) };
+        let path = directory.join(TOKENIZER);
+        let foreign = Foreign::Tokenizer(path.display().to_string());
+        let configs = TokenConfigs::read(directory)?;
+        let special_tokens = configs.special.clone();
+        let bytes = read_tokenizer(&path)?;
+        let bounds = grown(LOADING, bytes.len(), LOADING_BYTES);
+        let loaded = guard::watched(&foreign, bounds, move || Loaded::read(&bytes, &path, &configs))??;
         let id_of = |name: &str| {
             let (_, text) = special_tokens.iter().find(|(known, _)| known == name)?;
-            tokenizer.token_to_id(text)
+            loaded.tokenizer.token_to_id(text)
         };
         let (bos_id, tokenizer_eos) = (id_of("bos_token"), id_of("eos_token"));
-        let mut eos_ids = model_eos_ids(model_dir)?;
+        let mut notices = loaded.notices.clone();
+        let mut eos_ids = model_eos_ids(source, loaded.vocab_size, &mut notices)?;
         let end = tokenizer_eos.or(eos_ids.first().copied());
         eos_ids.extend(tokenizer_eos.filter(|id| !eos_ids.contains(id)));
 
-        let vocab_size = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        let template = match template_source(model_dir, &config, chat_template)? {
-            Some((source, origin)) => Some(ChatTemplate::compile(&source, origin, special_tokens)?),
-            None => None,
+        let templates = text_source::templates(source)?;
+        let template = match templates.is_empty() {
+            true => None,
+            false => Some(Arc::new(ChatTemplate::compile(templates, special_tokens, now)?)),
         };
-        let model_dir = model_dir.to_owned();
-        let chunks = Chunks::of(&tokenizer);
-        Ok(Self { tokenizer, chunks, post_processor, template, model_dir, eos_ids, end, bos_id, vocab_size })
+        Ok(Some(Self {
+            loaded: Arc::new(loaded),
+            template,
+            foreign,
+            model_dir: source.model_dir.to_owned(),
+            tokenizer_dir: directory.to_owned(),
+            adapter_dir: source.adapter.map(Path::to_owned),
+            eos_ids,
+            end,
+            bos_id,
+            notices,
+        }))
+    }
+
+    /// What to say of a directory without tokenizer.json, by what it has instead.
+    pub fn missing(model_dir: &Path) -> DatasetError {
+        if model_dir.is_dir() {
+            let found = text_source::other_tokenizers(model_dir);
+            return DatasetError::NoTokenizerFile { model_dir: model_dir.to_owned(), found };
+        }
+        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+        DatasetError::Unreadable { path: model_dir.join(TOKENIZER), source }
+    }
+
+    /// What a person should know about these files, though they can be used.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Whether the template asks for the time (`strftime_now`), so that its text depends on [`TextSource::date`].
+    pub fn uses_date(&self) -> bool {
+        self.template.as_ref().is_some_and(|template| template.uses_date())
     }
 
     /// Token ids of a text. `add_special_tokens`: with what the tokenizer puts around it, a BOS for many models.
+    ///
+    /// # Errors
+    /// [`DatasetError::Tokenizer`]; [`DatasetError::TokenizerBounds`] where the tokenizer panics or does not come to an end.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, DatasetError> {
-        match &self.post_processor {
+        self.watched(text, move |loaded, text| match &loaded.post_processor {
             Some(processor) if add_special_tokens => {
-                let encoding = self.tokenizer.encode_fast(text, false).map_err(failed)?;
+                let encoding = loaded.tokenizer.encode_fast(text, false).map_err(failed)?;
                 Ok(processor.process(encoding, None, true).map_err(failed)?.get_ids().to_vec())
             }
-            _ => Ok(self.encode_with_spans(text)?.ids),
-        }
+            _ => {
+                let pieces = loaded.chunks.encode(&loaded.tokenizer, text).map_err(failed)?;
+                Ok(pieces.into_iter().map(|(id, _)| id).collect())
+            }
+        })
     }
 
     /// The ids of a rendered conversation. Nothing is added: a template writes its own BOS.
@@ -102,22 +168,49 @@ impl ChatTokenizer {
     /// `ByteLevel { trim_offsets: true }`, which Llama 3 has, moves the start of a token behind its white space, and with it
     /// the line break before an answer into the answer.
     pub(crate) fn encode_with_spans(&self, rendered: &str) -> Result<Encoded, DatasetError> {
-        let pieces = self.chunks.encode(&self.tokenizer, rendered).map_err(failed)?;
-        let (ids, spans) = pieces.into_iter().unzip();
-        Ok(Encoded { ids, spans })
+        self.watched(rendered, |loaded, text| {
+            let (ids, spans) = loaded.chunks.encode(&loaded.tokenizer, text).map_err(failed)?.into_iter().unzip();
+            Ok(Encoded { ids, spans })
+        })
     }
 
+    /// The text of ids, bytes that are no UTF-8 replaced.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, DatasetError> {
-        self.tokenizer.decode(ids, skip_special_tokens).map_err(failed)
+        let (loaded, ids) = (self.loaded.clone(), ids.to_vec());
+        let bounds = grown(ENCODING, ids.len(), 16 * ENCODING_BYTES);
+        guard::watched(&self.foreign, bounds, move || {
+            loaded.tokenizer.decode(&ids, skip_special_tokens).map_err(failed)
+        })?
+    }
+
+    /// Text as tokens come in, one at a time.
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream::new(self)
+    }
+
+    /// Work of the tokenizer on a text, within bounds.
+    fn watched<R: Send + 'static>(
+        &self,
+        text: &str,
+        work: impl FnOnce(&Loaded, &str) -> Result<R, DatasetError> + Send + 'static,
+    ) -> Result<R, DatasetError> {
+        let (loaded, text) = (self.loaded.clone(), text.to_owned());
+        guard::watched(&self.foreign, grown(ENCODING, text.len(), ENCODING_BYTES), move || work(&loaded, &text))?
     }
 
     pub fn id_to_token(&self, id: u32) -> Option<String> {
-        self.tokenizer.id_to_token(id)
+        self.loaded.tokenizer.id_to_token(id)
+    }
+
+    /// Whether a token is one of those that stand for no text.
+    pub fn is_special(&self, id: u32) -> bool {
+        let added = self.loaded.tokenizer.get_added_vocabulary();
+        added.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
     /// The highest id + 1, added tokens included. The model's embedding may have more rows.
     pub fn vocab_size(&self) -> usize {
-        self.vocab_size
+        self.loaded.vocab_size
     }
 
     /// Every token that ends generation: the model's own, then the tokenizer's.
@@ -137,8 +230,13 @@ impl ChatTokenizer {
         self.template.is_some()
     }
 
+    /// Whether tokenizer.json as it is on the disk splits at random.
+    pub(crate) fn without_chance(&self) -> bool {
+        self.loaded.without_chance
+    }
+
     pub(crate) fn template(&self) -> Result<&ChatTemplate, DatasetError> {
-        self.template.as_ref().ok_or_else(|| DatasetError::NoTemplate { model_dir: self.model_dir.clone() })
+        self.template.as_deref().ok_or_else(|| DatasetError::NoTemplate { model_dir: self.model_dir.clone() })
     }
 
     /// Messages through the chat template, as `apply_chat_template(messages, tools, tokenize=False)`.
@@ -149,103 +247,105 @@ impl ChatTokenizer {
         add_generation_prompt: bool,
     ) -> Result<Rendered, DatasetError> {
         let (messages, tools) = (template::to_values(messages)?, template::tools_value(tools)?);
-        self.template()?.render(&messages, &tools, add_generation_prompt)
+        self.template()?.render(&messages, &tools, &[], add_generation_prompt)
     }
+}
+
+impl Loaded {
+    fn read(bytes: &[u8], path: &Path, configs: &TokenConfigs) -> Result<Self, DatasetError> {
+        let refused =
+            |error: tokenizers::Error| DatasetError::BadModelFile { path: path.to_owned(), reason: error.to_string() };
+        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(refused)?;
+        let mut notices = Vec::new();
+        // Rows are cut and padded by the trainer, which counts what it cuts.
+        tokenizer.with_truncation(None).map_err(refused)?;
+        tokenizer.with_padding(None);
+        let without_chance = take_chance(&mut tokenizer);
+        if without_chance {
+            notices.push(format!(
+                "{} splits words at random (dropout, or sampling), which is switched off: the same text gives the same tokens",
+                path.display()
+            ));
+        }
+        let directory = path.parent().unwrap_or(Path::new("."));
+        configs.add_to(&mut tokenizer, directory, &mut notices)?;
+        let post_processor = tokenizer.get_post_processor().cloned();
+        tokenizer.with_post_processor(None::<PostProcessorWrapper>);
+        let vocab_size = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let chunks = Chunks::of(&tokenizer);
+        let loaded = Self { tokenizer, post_processor, vocab_size, chunks, without_chance, notices };
+        loaded.try_out();
+        Ok(loaded)
+    }
+
+    /// Some files load and panic at the first text: better now, where no row is to blame. An error may be this text's.
+    fn try_out(&self) {
+        if let (Ok(encoding), Some(processor)) = (self.tokenizer.encode("Hello, 1 é\n", false), &self.post_processor) {
+            let _ = processor.process(encoding, None, true);
+        }
+    }
+}
+
+/// Switches off what would give a text other tokens each time; whether there was any.
+fn take_chance(tokenizer: &mut Tokenizer) -> bool {
+    let model = match tokenizer.get_model() {
+        ModelWrapper::BPE(model) if model.dropout.is_some_and(|dropout| dropout != 0.0) => {
+            let mut model = model.clone();
+            model.dropout = None;
+            ModelWrapper::BPE(model)
+        }
+        ModelWrapper::Unigram(model) if model.alpha.is_some() && model.nbest_size.is_some() => {
+            let mut model = model.clone();
+            (model.alpha, model.nbest_size) = (None, None);
+            ModelWrapper::Unigram(model)
+        }
+        _ => return false,
+    };
+    tokenizer.with_model(model);
+    true
+}
+
+/// Bounds for work on this many bytes.
+fn grown(bounds: Bounds, length: usize, bytes: usize) -> Bounds {
+    Bounds {
+        time: bounds.time + Duration::from_secs((length / PER_SECOND) as u64),
+        bytes: bounds.bytes.saturating_add(length.saturating_mul(bytes)),
+    }
+}
+
+/// The time that a template is told.
+fn moment(date: Option<&str>) -> Result<NaiveDateTime, DatasetError> {
+    let Some(date) = date else { return Ok(Local::now().naive_local()) };
+    let day = NaiveDate::parse_from_str(date, "%Y-%m-%d");
+    Ok(day.map_err(|_| DatasetError::BadDate { date: date.to_owned() })?.and_time(NaiveTime::MIN))
 }
 
 fn failed(error: tokenizers::Error) -> DatasetError {
     DatasetError::Tokenizer { reason: error.to_string() }
 }
 
-fn read(path: &Path, limit: u64) -> Result<Vec<u8>, DatasetError> {
-    let unreadable = |source| DatasetError::Unreadable { path: path.to_owned(), source };
-    let file = File::open(path).map_err(unreadable)?;
-    let bytes = file.metadata().map_err(unreadable)?.len();
-    let mut content = Vec::new();
-    file.take(limit + 1).read_to_end(&mut content).map_err(unreadable)?;
-    if content.len() as u64 > limit {
-        return Err(DatasetError::TooLarge { path: path.to_owned(), bytes: bytes.max(limit + 1), limit });
-    }
-    Ok(content)
-}
-
-/// Null where there is no such file.
-fn read_json(path: &Path) -> Result<Value, DatasetError> {
-    match read(path, LONGEST_CONFIG) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|error| DatasetError::BadModelFile { path: path.to_owned(), reason: error.to_string() }),
-        Err(DatasetError::Unreadable { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-            Ok(Value::Null)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-fn read_text(path: &Path) -> Result<String, DatasetError> {
-    String::from_utf8(read(path, LONGEST_SOURCE)?)
-        .map_err(|_| DatasetError::BadModelFile { path: path.to_owned(), reason: "not UTF-8 text".to_owned() })
-}
-
-/// The template's text and the file that it came from, in order of precedence.
-fn template_source(
-    model_dir: &Path,
-    config: &Value,
-    chosen: Option<&Path>,
-) -> Result<Option<(String, String)>, DatasetError> {
-    if let Some(path) = chosen {
-        return Ok(Some((read_text(path)?, path.display().to_string())));
-    }
-    let path = model_dir.join("chat_template.jinja");
-    match read_text(&path) {
-        Ok(source) => return Ok(Some((source, path.display().to_string()))),
-        Err(DatasetError::Unreadable { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let source = match config.get("chat_template") {
-        Some(Value::String(source)) => Some(source.as_str()),
-        Some(Value::Array(named)) => named
-            .iter()
-            .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
-            .and_then(|entry| entry.get("template"))
-            .and_then(Value::as_str),
-        _ => None,
-    };
-    let origin = || model_dir.join("tokenizer_config.json").display().to_string();
-    Ok(source.map(|source| (source.to_owned(), origin())))
-}
-
-/// Names and texts of the special tokens, as a template sees them: those that are set.
-fn special_tokens(config: &Value, map: &Value) -> Vec<(String, String)> {
-    let text_of = |value: &Value| {
-        // A plain string, or an added token written out: {"content": "<s>", "lstrip": false, ...}.
-        value.as_str().or_else(|| value.get("content").and_then(Value::as_str)).map(str::to_owned)
-    };
-    let names = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-    let mut tokens: Vec<(String, String)> = names
-        .iter()
-        .filter_map(|name| {
-            let value = config.get(name).or_else(|| map.get(name))?;
-            Some(((*name).to_owned(), text_of(value)?))
-        })
-        .collect();
-    // A model's own, {"image_token": "<image>"}.
-    if let Some(extra) = config.get("extra_special_tokens").and_then(Value::as_object) {
-        tokens.extend(extra.iter().filter_map(|(name, value)| Some((name.clone(), text_of(value)?))));
-    }
-    tokens
-}
-
-/// `eos_token_id` of generation_config.json, else of config.json: a number or a list.
-fn model_eos_ids(model_dir: &Path) -> Result<Vec<u32>, DatasetError> {
-    for name in ["generation_config.json", "config.json"] {
-        let config = read_json(&model_dir.join(name))?;
+/// `eos_token_id` of the first generation_config.json that has one, the adapter's before the model's, else of config.json: a
+/// number or a list.
+fn model_eos_ids(
+    source: &TextSource<'_>,
+    vocab_size: usize,
+    notices: &mut Vec<String>,
+) -> Result<Vec<u32>, DatasetError> {
+    let generation = source.directories().map(|directory| directory.join(GENERATION_CONFIG));
+    for path in generation.chain([source.model_dir.join("config.json")]) {
+        let config = read_json(&path)?;
         let nested = config.get("text_config").and_then(|text| text.get("eos_token_id"));
         let Some(value) = config.get("eos_token_id").or(nested) else { continue };
         let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
         let mut ids = Vec::new();
-        for id in values.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok()) {
-            if !ids.contains(&id) {
-                ids.push(id);
+        for value in values.iter().filter(|value| !value.is_null()) {
+            match value.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < vocab_size) {
+                Some(id) if ids.contains(&id) => {}
+                Some(id) => ids.push(id),
+                None => notices.push(format!(
+                    "{}: eos_token_id {value} is no token of this tokenizer (it has {vocab_size}) and is passed over",
+                    path.display()
+                )),
             }
         }
         if !ids.is_empty() {

@@ -9,6 +9,7 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use finetune_dataset::guard;
 use mimalloc::MiMalloc;
 
 /// Blocks from this size on are ours.
@@ -158,6 +159,8 @@ fn is_large(layout: Layout) -> bool {
 // back where it came from. Everything else is mimalloc's, called with the caller's own promises. No call returns null.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // Templates and tokenizers of strangers have a share of the memory each, and are held to it before anything is locked.
+        guard::allocated(layout.size());
         if !is_large(layout) {
             // SAFETY: see above.
             return given(unsafe { MiMalloc.alloc(layout) });
@@ -167,6 +170,7 @@ unsafe impl GlobalAlloc for Allocator {
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        guard::freed(layout.size());
         if is_large(layout) {
             blocks().keep(pointer as usize);
         } else {
@@ -176,6 +180,7 @@ unsafe impl GlobalAlloc for Allocator {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        guard::allocated(layout.size());
         if !is_large(layout) {
             // SAFETY: see above.
             return given(unsafe { MiMalloc.alloc_zeroed(layout) });
@@ -193,9 +198,17 @@ unsafe impl GlobalAlloc for Allocator {
         // SAFETY: the caller promises a size that makes a layout with the same alignment.
         let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
         match (is_large(layout), is_large(new)) {
-            // SAFETY: see above.
-            (false, false) => given(unsafe { MiMalloc.realloc(pointer, layout, size) }),
-            (true, true) if blocks().used.get(&(pointer as usize)).is_some_and(|&length| size <= length) => pointer,
+            (false, false) => {
+                guard::allocated(size.saturating_sub(layout.size()));
+                guard::freed(layout.size().saturating_sub(size));
+                // SAFETY: see above.
+                given(unsafe { MiMalloc.realloc(pointer, layout, size) })
+            }
+            (true, true) if blocks().used.get(&(pointer as usize)).is_some_and(|&length| size <= length) => {
+                guard::freed(layout.size().saturating_sub(size));
+                guard::allocated(size.saturating_sub(layout.size()));
+                pointer
+            }
             _ => {
                 // SAFETY: the old block is read up to the shorter of both lengths, and freed once.
                 unsafe {

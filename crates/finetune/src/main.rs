@@ -12,6 +12,7 @@ mod hosts;
 mod http;
 mod memory;
 mod output;
+mod overflow;
 mod progress;
 mod prometheus;
 mod seat;
@@ -34,6 +35,7 @@ static NO_THREADS: AtomicBool = AtomicBool::new(false);
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
     signals::ignore_file_size_limit();
+    overflow::listen();
     let cli = cli::Cli::parse();
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

@@ -1,6 +1,15 @@
+mod counted;
+mod hostile;
 mod made_up;
 mod masks;
 mod model_files;
 mod plans;
+mod python;
 mod rows;
+mod streams;
 mod templates;
+mod text_files;
+
+/// As the program's own allocator: it holds foreign work to its share of the memory.
+#[global_allocator]
+static ALLOCATOR: counted::Counted = counted::Counted;

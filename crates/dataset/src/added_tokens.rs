@@ -1,0 +1,198 @@
+//! Tokens that a model's configs add to what its tokenizer.json has, in the order and with the ids that transformers gives them
+//! (`TokenizersBackend.__init__` of transformers/tokenization_utils_tokenizers.py and `_from_pretrained` of
+//! tokenization_utils_base.py, 5.24).
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::{AddedToken, Tokenizer};
+
+use crate::error::DatasetError;
+use crate::text_source::{ADDED_TOKENS, TOKEN_MAP, TOKENIZER_CONFIG, read_json};
+
+/// The special tokens that every tokenizer may have.
+const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// What the configs of a tokenizer say about tokens.
+pub(crate) struct TokenConfigs {
+    config: Value,
+    map: Value,
+    added: Value,
+    /// Names and texts of the special tokens, as a template sees them: those that are set.
+    pub(crate) special: Vec<(String, String)>,
+}
+
+impl TokenConfigs {
+    pub(crate) fn read(directory: &Path) -> Result<Self, DatasetError> {
+        let config = read_json(&directory.join(TOKENIZER_CONFIG))?;
+        let map = read_json(&directory.join(TOKEN_MAP))?;
+        let added = read_json(&directory.join(ADDED_TOKENS))?;
+        let mut configs = Self { config, map, added, special: Vec::new() };
+        configs.special = configs.special_tokens();
+        Ok(configs)
+    }
+
+    /// Whether the two older files count: transformers reads them where the newer one does not list all added tokens.
+    fn is_old(&self) -> bool {
+        self.config.get("added_tokens_decoder").is_none()
+    }
+
+    fn special_tokens(&self) -> Vec<(String, String)> {
+        let first = if self.is_old() { [&self.map, &self.config] } else { [&self.config, &self.map] };
+        let mut tokens: Vec<(String, String)> = NAMED
+            .iter()
+            .filter_map(|name| {
+                let value = first[0].get(name).or_else(|| first[1].get(name))?;
+                Some(((*name).to_owned(), text_of(value)?))
+            })
+            .collect();
+        // A model's own: "image_token": "<image>", beside the others or within "extra_special_tokens".
+        let own = |value: &Value| -> Vec<(String, String)> {
+            let entries = value.as_object().into_iter().flatten();
+            let named = entries.filter(|(name, _)| name.ends_with("_token") && !NAMED.contains(&name.as_str()));
+            named.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
+        };
+        tokens.extend(own(&self.config));
+        if self.is_old() {
+            tokens.extend(own(&self.map));
+        }
+        if let Some(extra) = self.config.get("extra_special_tokens").and_then(Value::as_object) {
+            tokens.extend(extra.iter().filter_map(|(name, value)| Some((name.clone(), text_of(value)?))));
+        }
+        tokens
+    }
+
+    /// The listed tokens with their ids, by id.
+    fn listed(&self) -> Vec<(u32, AddedToken)> {
+        let mut tokens = Vec::new();
+        if let Some(listed) = self.config.get("added_tokens_decoder").and_then(Value::as_object) {
+            tokens.extend(listed.iter().filter_map(|(id, token)| Some((id.parse().ok()?, added_token(token)?))));
+        } else if let Some(listed) = self.added.as_object() {
+            let special: HashSet<&str> = self.special.iter().map(|(_, text)| text.as_str()).collect();
+            for (content, id) in listed {
+                if let Some(id) = id.as_u64().and_then(|id| u32::try_from(id).ok()) {
+                    tokens.push((id, AddedToken::from(content.clone(), special.contains(content.as_str()))));
+                }
+            }
+        }
+        tokens.sort_by_key(|(id, _)| *id);
+        tokens
+    }
+
+    /// Special tokens that have no name, in order.
+    fn unnamed(&self) -> Vec<AddedToken> {
+        let newer = self.config.get("extra_special_tokens").filter(|value| !is_empty(value));
+        let list = newer.or_else(|| self.config.get("additional_special_tokens"));
+        let mut tokens: Vec<AddedToken> =
+            list.and_then(Value::as_array).into_iter().flatten().filter_map(special_token).collect();
+        if self.is_old() {
+            let older = self.map.get("extra_special_tokens").and_then(Value::as_array);
+            tokens.extend(older.into_iter().flatten().filter_map(special_token));
+        }
+        tokens
+    }
+
+    /// Adds what tokenizer.json lacks.
+    ///
+    /// # Errors
+    /// Where a token would not get the id that the config has for it: what a model has learnt under one id may not be read
+    /// under another.
+    pub(crate) fn add_to(
+        &self,
+        tokenizer: &mut Tokenizer,
+        directory: &Path,
+        notices: &mut Vec<String>,
+    ) -> Result<(), DatasetError> {
+        let known: HashSet<AddedKey> = tokenizer.get_added_tokens_decoder().values().map(AddedKey::of).collect();
+        let mut texts: HashSet<String> = known.iter().map(|key| key.0.clone()).collect();
+        let mut missing: Vec<(Option<u32>, AddedToken)> = Vec::new();
+        for (id, token) in self.listed() {
+            let there = tokenizer.token_to_id(&token.content);
+            match there {
+                Some(other) if other != id => notices.push(format!(
+                    "{TOKENIZER_CONFIG} has {:?} as token {id}, tokenizer.json as token {other}, which is used",
+                    token.content
+                )),
+                _ => {}
+            }
+            let is_new = texts.insert(token.content.clone());
+            // The older file only lists what is missing; the newer one's settings hold against tokenizer.json's.
+            if !known.contains(&AddedKey::of(&token)) && (is_new || !self.is_old()) {
+                missing.push((there.is_none().then_some(id), token));
+            }
+        }
+        let named = self.special.iter().map(|(name, text)| {
+            let written = self.config.get(name).or_else(|| self.map.get(name));
+            let token = written.filter(|value| value.is_object()).and_then(added_token);
+            token.unwrap_or_else(|| AddedToken::from(text.clone(), true)).special(true)
+        });
+        for token in named.chain(self.unnamed()) {
+            if texts.insert(token.content.clone()) {
+                missing.push((None, token));
+            }
+        }
+        missing.retain(|(_, token)| !token.content.is_empty());
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let refused = |reason: String| DatasetError::BadModelFile { path: directory.join(TOKENIZER_CONFIG), reason };
+        let tokens: Vec<AddedToken> = missing.iter().map(|(_, token)| token.clone()).collect();
+        tokenizer.add_tokens(tokens).map_err(|error| refused(error.to_string()))?;
+        for (wanted, token) in &missing {
+            let given = tokenizer.token_to_id(&token.content);
+            if let (Some(wanted), Some(given)) = (wanted, given)
+                && *wanted != given
+            {
+                return Err(refused(format!(
+                    "it has {:?} as token {wanted}, which tokenizer.json lacks and whose next free token is {given}",
+                    token.content
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A token with its settings, to be compared.
+#[derive(PartialEq, Eq, Hash)]
+struct AddedKey(String, [bool; 5]);
+
+impl AddedKey {
+    fn of(token: &AddedToken) -> Self {
+        let AddedToken { content, single_word, lstrip, rstrip, normalized, special } = token;
+        Self(content.clone(), [*single_word, *lstrip, *rstrip, *normalized, *special])
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(entries) => entries.is_empty(),
+        other => other.is_null(),
+    }
+}
+
+/// A plain string, or an added token written out: {"content": "<s>", "lstrip": false, ...}.
+fn text_of(value: &Value) -> Option<String> {
+    value.as_str().or_else(|| value.get("content").and_then(Value::as_str)).map(str::to_owned)
+}
+
+fn special_token(value: &Value) -> Option<AddedToken> {
+    match value {
+        Value::String(text) => Some(AddedToken::from(text.clone(), true)),
+        other => added_token(other).map(|token| token.special(true)),
+    }
+}
+
+/// A token written out, with the defaults of the Python class.
+fn added_token(value: &Value) -> Option<AddedToken> {
+    let flag = |name: &str| value.get(name).and_then(Value::as_bool);
+    let special = flag("special").unwrap_or(false);
+    let token = AddedToken::from(value.get("content")?.as_str()?, special)
+        .single_word(flag("single_word").unwrap_or(false))
+        .lstrip(flag("lstrip").unwrap_or(false))
+        .rstrip(flag("rstrip").unwrap_or(false))
+        .normalized(flag("normalized").unwrap_or(!special));
+    Some(token)
+}

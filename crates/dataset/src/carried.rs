@@ -1,0 +1,113 @@
+//! What another program needs to write and end text as this one did: the files that go into an adapter, a checkpoint or a
+//! merged model beside its weights.
+
+use serde_json::{Value, json};
+
+use crate::error::DatasetError;
+use crate::text_source::{
+    ADDED_TOKENS, GENERATION_CONFIG, TEMPLATE, TOKEN_MAP, TOKENIZER, TOKENIZER_CONFIG, read_if_there, read_json,
+    read_tokenizer,
+};
+use crate::tokenizer::ChatTokenizer;
+
+/// Files of a tokenizer that are taken as they are.
+const AS_THEY_ARE: [&str; 2] = [TOKEN_MAP, ADDED_TOKENS];
+
+impl ChatTokenizer {
+    /// The files by which another program writes and ends text as this one did, by name: the tokenizer's, the template in use,
+    /// and a generation_config.json whose `eos_token_id` includes `ends`, the tokens that trained turns end with.
+    ///
+    /// One template is a chat_template.jinja, as transformers saves it; several stay a list in tokenizer_config.json.
+    ///
+    /// # Errors
+    /// As [`ChatTokenizer::open`]: the files are read again.
+    pub fn files(&self, ends: &[u32]) -> Result<Vec<(String, Vec<u8>)>, DatasetError> {
+        let directory = &self.tokenizer_dir;
+        let mut files = vec![(TOKENIZER.to_owned(), self.tokenizer_json()?)];
+        for name in AS_THEY_ARE {
+            if let Some(bytes) = read_if_there(&directory.join(name))? {
+                files.push((name.to_owned(), bytes));
+            }
+        }
+        let mut config = read_json(&directory.join(TOKENIZER_CONFIG))?;
+        let sources = self.template().map(|template| template.sources()).unwrap_or_default();
+        match sources {
+            [] => {}
+            [only] if only.name == "default" => {
+                files.push((TEMPLATE.to_owned(), only.source.clone().into_bytes()));
+                // Programs that look here first would take the base's.
+                if let Some(entries) = config.as_object_mut() {
+                    entries.shift_remove("chat_template");
+                }
+            }
+            several => {
+                let list: Vec<Value> =
+                    several.iter().map(|source| json!({"name": source.name, "template": source.source})).collect();
+                if config.is_null() {
+                    config = json!({});
+                }
+                if let Some(entries) = config.as_object_mut() {
+                    entries.insert("chat_template".to_owned(), Value::Array(list));
+                }
+            }
+        }
+        if !config.is_null() {
+            files.push((TOKENIZER_CONFIG.to_owned(), pretty(&config)));
+        }
+        if let Some(config) = self.generation_config(ends)? {
+            files.push((GENERATION_CONFIG.to_owned(), config));
+        }
+        files.sort_by(|(one, _), (other, _)| one.cmp(other));
+        Ok(files)
+    }
+
+    fn tokenizer_json(&self) -> Result<Vec<u8>, DatasetError> {
+        let path = self.tokenizer_dir.join(TOKENIZER);
+        let bytes = read_tokenizer(&path)?;
+        if !self.without_chance() {
+            return Ok(bytes);
+        }
+        // The next program would split at random again, also where it generates.
+        let mut tokenizer: Value = serde_json::from_slice(&bytes)
+            .map_err(|error| DatasetError::BadModelFile { path, reason: error.to_string() })?;
+        if let Some(model) = tokenizer.get_mut("model").and_then(Value::as_object_mut) {
+            for key in ["dropout", "alpha", "nbest_size"] {
+                if model.contains_key(key) {
+                    model.insert(key.to_owned(), Value::Null);
+                }
+            }
+        }
+        Ok(pretty(&tokenizer))
+    }
+
+    /// None where nothing is known of ends.
+    fn generation_config(&self, ends: &[u32]) -> Result<Option<Vec<u8>>, DatasetError> {
+        let mut config = Value::Null;
+        for directory in self.adapter_dir.iter().chain([&self.model_dir]) {
+            config = read_json(&directory.join(GENERATION_CONFIG))?;
+            if config.is_object() {
+                break;
+            }
+        }
+        let mut ids = self.eos_ids().to_vec();
+        ids.extend(ends.iter().copied().filter(|id| !self.eos_ids().contains(id)));
+        if ids.is_empty() {
+            return Ok(config.is_object().then(|| pretty(&config)));
+        }
+        if !config.is_object() {
+            config = json!({});
+        }
+        config["eos_token_id"] = match ids[..] {
+            [only] => json!(only),
+            _ => json!(ids),
+        };
+        Ok(Some(pretty(&config)))
+    }
+}
+
+fn pretty(value: &Value) -> Vec<u8> {
+    // A JSON value always has a text.
+    let mut text = serde_json::to_vec_pretty(value).unwrap_or_default();
+    text.push(b'\n');
+    text
+}

@@ -1,0 +1,440 @@
+//! Bounds on foreign work. A chat template is a stranger's program and a tokenizer.json a stranger's data, both read by crates
+//! that take them to be friendly: one line of either can overflow the stack, fill the memory, never come back or panic.
+//!
+//! Foreign work runs on threads of its own, with a large stack. Whoever wants its result waits with an eye on them and goes on
+//! without it when it has run out of something. Such a thread is never stopped, which no system can do safely, but left
+//! behind asleep (or turning, where time is what it ran out of): the reading ends with an error then, and the process soon.
+//!
+//! Time is counted here. Memory and stack need the program's help: its allocator calls [`allocated`] and [`freed`], its handler
+//! of SIGSEGV and SIGBUS calls [`faulted`]. Where a program does neither, those two bounds are missing and the rest holds.
+
+use std::cell::Cell;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::error::DatasetError;
+
+/// Bytes of a guarded thread's stack; pages that are never touched cost nothing. Enough to free a list nested 100,000 deep.
+const STACK: usize = 64 << 20;
+
+/// How often the one who waits looks at the threads.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// The most that one look counts for: a process that was stopped for an hour (Ctrl-Z) has not worked for an hour.
+const MOST_PER_GLANCE: Duration = Duration::from_millis(100);
+
+/// What a piece of foreign work may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) time: Duration,
+    /// Bytes that it holds at a time.
+    pub(crate) bytes: usize,
+}
+
+/// Whose work it is: the file that a person has to look at.
+#[derive(Clone, Debug)]
+pub(crate) enum Foreign {
+    Template(String),
+    Tokenizer(String),
+}
+
+impl Foreign {
+    pub(crate) fn error(&self, line: Option<usize>, reason: &str) -> DatasetError {
+        let reason = reason.to_owned();
+        match self {
+            Foreign::Template(origin) => DatasetError::TemplateBounds { origin: origin.clone(), line, reason },
+            Foreign::Tokenizer(path) => DatasetError::TokenizerBounds { path: path.clone(), reason },
+        }
+    }
+}
+
+/// How the work of a thread has ended, if it will not end by itself.
+const RUNS: u8 = 0;
+const OUT_OF_MEMORY: u8 = 1;
+const OUT_OF_STACK: u8 = 2;
+
+/// What is known from outside of one thread's foreign work.
+struct Slot {
+    /// Odd while there is work; goes up by one at its start and at its end.
+    turn: AtomicU64,
+    milliseconds: AtomicU64,
+    bytes: AtomicU64,
+    ended: AtomicU8,
+    foreign: Mutex<Option<Foreign>>,
+}
+
+/// Why nothing more is begun.
+struct Stopped {
+    foreign: Foreign,
+    line: Option<usize>,
+    reason: String,
+}
+
+/// The threads of one pool. Never freed: a thread that is left behind goes on looking at it.
+struct Crew {
+    slots: Vec<Slot>,
+    is_stopped: AtomicBool,
+    stopped: Mutex<Option<Stopped>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Crew {
+    fn new(threads: usize) -> Crew {
+        let slot = |_| Slot {
+            turn: AtomicU64::new(0),
+            milliseconds: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            ended: AtomicU8::new(RUNS),
+            foreign: Mutex::new(None),
+        };
+        Crew { slots: (0..threads).map(slot).collect(), is_stopped: AtomicBool::new(false), stopped: Mutex::new(None) }
+    }
+
+    /// Nothing more is to be begun: the first reason counts.
+    fn stop(&self, foreign: Foreign, line: Option<usize>, reason: String) {
+        locked(&self.stopped).get_or_insert(Stopped { foreign, line, reason });
+        self.is_stopped.store(true, Ordering::Release);
+    }
+
+    fn stopped(&self) -> Option<DatasetError> {
+        if !self.is_stopped.load(Ordering::Acquire) {
+            return None;
+        }
+        locked(&self.stopped).as_ref().map(|stopped| stopped.foreign.error(stopped.line, &stopped.reason))
+    }
+}
+
+/// A guarded thread's place in its crew.
+#[derive(Clone, Copy)]
+struct Seat {
+    crew: &'static Crew,
+    index: usize,
+}
+
+thread_local! {
+    static SEAT: Cell<Option<Seat>> = const { Cell::new(None) };
+    /// Whether foreign work is under way on this thread.
+    static AT_WORK: Cell<bool> = const { Cell::new(false) };
+    /// Bytes that it may still take.
+    static LEFT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// To be called by the program's allocator before it hands out this many bytes. Does not return where foreign work asks for
+/// more than it may have.
+#[inline]
+pub fn allocated(bytes: usize) {
+    if AT_WORK.get() {
+        match LEFT.get().checked_sub(bytes) {
+            Some(left) => LEFT.set(left),
+            None => fall_asleep(OUT_OF_MEMORY),
+        }
+    }
+}
+
+/// To be called by the program's allocator for each block that comes back.
+#[inline]
+pub fn freed(bytes: usize) {
+    if AT_WORK.get() {
+        LEFT.set(LEFT.get().saturating_add(bytes));
+    }
+}
+
+/// To be called first by the program's handler of SIGSEGV and SIGBUS, on the stack of signals. Does not return where the fault
+/// is that of foreign work; does nothing otherwise. Calls nothing that a signal handler may not.
+pub fn faulted() {
+    if AT_WORK.get() {
+        fall_asleep(OUT_OF_STACK);
+    }
+}
+
+#[cold]
+fn fall_asleep(how: u8) -> ! {
+    if let Some(Seat { crew, index }) = SEAT.get() {
+        crew.slots[index].ended.store(how, Ordering::Release);
+    }
+    loop {
+        thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+/// Foreign work within its bounds; on a guarded thread where this is none. A panic of it is an error like the others.
+///
+/// # Errors
+/// [`DatasetError::TemplateBounds`] or [`DatasetError::TokenizerBounds`]; these end everything that
+/// [`on_guarded_threads`] has under way. [`DatasetError::NoThreads`].
+pub(crate) fn watched<R: Send + 'static>(
+    foreign: &Foreign,
+    bounds: Bounds,
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Result<R, DatasetError> {
+    match SEAT.get() {
+        Some(seat) => at_work(seat, foreign, bounds, work),
+        None => {
+            let foreign = foreign.clone();
+            on_guarded_threads(move || match SEAT.get() {
+                Some(seat) => at_work(seat, &foreign, bounds, work),
+                None => unreachable!("every thread of a crew has a seat"),
+            })?
+        }
+    }
+}
+
+fn at_work<R>(seat: Seat, foreign: &Foreign, bounds: Bounds, work: impl FnOnce() -> R) -> Result<R, DatasetError> {
+    let Seat { crew, index } = seat;
+    if let Some(error) = crew.stopped() {
+        return Err(error);
+    }
+    let slot = &crew.slots[index];
+    *locked(&slot.foreign) = Some(foreign.clone());
+    slot.milliseconds.store(bounds.time.as_millis() as u64, Ordering::Relaxed);
+    slot.bytes.store(bounds.bytes as u64, Ordering::Relaxed);
+    slot.turn.fetch_add(1, Ordering::Release);
+    LEFT.set(bounds.bytes);
+    AT_WORK.set(true);
+    let result = panic::catch_unwind(AssertUnwindSafe(work));
+    AT_WORK.set(false);
+    slot.turn.fetch_add(1, Ordering::Release);
+    result.map_err(|panic| {
+        let reason = format!("it failed within: {}", panic_text(panic.as_ref()));
+        let error = foreign.error(None, &reason);
+        crew.stop(foreign.clone(), None, reason);
+        error
+    })
+}
+
+/// Ends all that this thread's crew has under way, for a reason that foreign work found itself: the error of it.
+pub(crate) fn stop(foreign: &Foreign, line: Option<usize>, reason: &str) -> DatasetError {
+    if let Some(Seat { crew, .. }) = SEAT.get() {
+        crew.stop(foreign.clone(), line, reason.to_owned());
+    }
+    foreign.error(line, reason)
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+    text.chars().take(200).collect()
+}
+
+/// Runs `work`, which calls [`watched`] on this crew's threads, however many of them rayon gives it. Comes back early, and
+/// leaves the work behind, when one of them has run out of something.
+///
+/// # Errors
+/// The first of [`watched`]'s, whether or not `work` has passed it on; [`DatasetError::NoThreads`].
+///
+/// # Panics
+/// As `work` does.
+pub(crate) fn on_guarded_threads<R: Send + 'static>(
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Result<R, DatasetError> {
+    if SEAT.get().is_some() {
+        return Ok(work());
+    }
+    let pool = Pool::take()?;
+    let (sender, receiver) = mpsc::channel();
+    pool.threads.spawn(move || {
+        // Nobody listens where the work was left behind.
+        let _ = sender.send(panic::catch_unwind(AssertUnwindSafe(work)));
+    });
+    let mut watch = Watch::new(pool.crew);
+    loop {
+        match receiver.recv_timeout(GLANCE) {
+            Ok(result) => {
+                let stopped = pool.crew.stopped();
+                pool.give_back();
+                return match (stopped, result) {
+                    (Some(error), _) => Err(error),
+                    (None, Ok(result)) => Ok(result),
+                    (None, Err(panic)) => panic::resume_unwind(panic),
+                };
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                if let Some(error) = watch.look() {
+                    return Err(error);
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => unreachable!("the work is caught, so the answer is sent"),
+        }
+    }
+}
+
+/// Threads, and what they do.
+struct Pool {
+    threads: ThreadPool,
+    crew: &'static Crew,
+}
+
+/// Pools that wait for work. One at a time is in use, but for tests.
+static IDLE: Mutex<Vec<Pool>> = Mutex::new(Vec::new());
+
+impl Pool {
+    fn take() -> Result<Pool, DatasetError> {
+        if let Some(pool) = locked(&IDLE).pop() {
+            return Ok(pool);
+        }
+        keep_quiet();
+        let count = thread_count();
+        let crew: &'static Crew = Box::leak(Box::new(Crew::new(count)));
+        let threads = ThreadPoolBuilder::new()
+            .num_threads(count)
+            .stack_size(STACK)
+            .thread_name(|index| format!("text-{index}"))
+            .start_handler(move |index| SEAT.set(Some(Seat { crew, index })))
+            .build()
+            .map_err(|error| DatasetError::NoThreads { reason: error.to_string() })?;
+        Ok(Pool { threads, crew })
+    }
+
+    /// For the next one. All its threads have come back, whatever they found.
+    fn give_back(self) {
+        *locked(&self.crew.stopped) = None;
+        self.crew.is_stopped.store(false, Ordering::Release);
+        locked(&IDLE).push(self);
+    }
+}
+
+/// As rayon's own pool counts: that one is not asked, since asking starts it.
+fn thread_count() -> usize {
+    let chosen = std::env::var("RAYON_NUM_THREADS").ok().and_then(|count| count.parse().ok());
+    let count = chosen.filter(|count| *count > 0).or_else(|| thread::available_parallelism().ok().map(usize::from));
+    count.unwrap_or(1)
+}
+
+/// A panic of foreign work is answered, not reported as a fault of this program.
+fn keep_quiet() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |information| {
+            if !AT_WORK.get() {
+                usual(information);
+            }
+        }));
+    });
+}
+
+/// How long each thread has been at the same piece of work.
+struct Watch {
+    crew: &'static Crew,
+    seen: Vec<(u64, Duration)>,
+    before: Instant,
+}
+
+impl Watch {
+    fn new(crew: &'static Crew) -> Watch {
+        Watch { crew, seen: vec![(0, Duration::ZERO); crew.slots.len()], before: Instant::now() }
+    }
+
+    fn look(&mut self) -> Option<DatasetError> {
+        let now = Instant::now();
+        let passed = now.duration_since(self.before).min(MOST_PER_GLANCE);
+        self.before = now;
+        for (slot, seen) in self.crew.slots.iter().zip(&mut self.seen) {
+            let turn = slot.turn.load(Ordering::Acquire);
+            let reason = match slot.ended.load(Ordering::Acquire) {
+                OUT_OF_MEMORY => {
+                    Some(format!("it takes more than {} MiB of memory", slot.bytes.load(Ordering::Relaxed) >> 20))
+                }
+                OUT_OF_STACK => Some("it nests too deeply".to_owned()),
+                _ if turn % 2 == 0 || turn != seen.0 => {
+                    *seen = (turn, Duration::ZERO);
+                    None
+                }
+                _ => {
+                    seen.1 += passed;
+                    let limit = Duration::from_millis(slot.milliseconds.load(Ordering::Relaxed));
+                    (seen.1 > limit).then(|| format!("it does not end within {:.0} s", limit.as_secs_f64()))
+                }
+            };
+            if let Some(reason) = reason {
+                let foreign = locked(&slot.foreign).clone();
+                self.crew.stop(foreign.unwrap_or_else(|| Foreign::Template("unknown".to_owned())), None, reason);
+                break;
+            }
+        }
+        self.crew.stopped()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rayon::prelude::*;
+
+    const BOUNDS: Bounds = Bounds { time: Duration::from_millis(300), bytes: usize::MAX };
+
+    fn foreign() -> Foreign {
+        Foreign::Template("some.jinja".to_owned())
+    }
+
+    fn told(error: DatasetError) -> String {
+        match error {
+            DatasetError::TemplateBounds { origin, line: None, reason } if origin == "some.jinja" => reason,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn what_ends_comes_back() {
+        assert_eq!(watched(&foreign(), BOUNDS, || 7).expect("a number"), 7);
+        let many = on_guarded_threads(|| {
+            let work = (0..100u64).into_par_iter().map(|n| watched(&foreign(), BOUNDS, move || n));
+            work.collect::<Result<Vec<u64>, DatasetError>>()
+        });
+        assert_eq!(many.expect("threads").expect("numbers"), (0..100).collect::<Vec<u64>>());
+    }
+
+    #[test]
+    fn what_does_not_end_is_left_behind() {
+        let begin = Instant::now();
+        let sleeper = || thread::sleep(Duration::from_secs(30));
+        assert!(told(watched(&foreign(), BOUNDS, sleeper).expect_err("too long")).contains("does not end"));
+        // The others of the same crew come to an end too, though their work swallows the error.
+        let error = on_guarded_threads(move || {
+            (0..10_000u64).into_par_iter().for_each(|n| {
+                let _ = watched(&foreign(), BOUNDS, move || {
+                    thread::sleep(Duration::from_secs(if n == 0 { 30 } else { 0 }))
+                });
+            });
+        });
+        assert!(told(error.expect_err("too long")).contains("does not end"));
+        assert!(begin.elapsed() < Duration::from_secs(10));
+        assert_eq!(watched(&foreign(), BOUNDS, || 7).expect("a new crew"), 7);
+    }
+
+    #[test]
+    fn a_panic_is_an_error() {
+        let error = watched(&foreign(), BOUNDS, || -> u8 { panic!("no {}", "luck") }).expect_err("a panic");
+        assert_eq!(told(error), "it failed within: no luck");
+        assert_eq!(watched(&foreign(), BOUNDS, || 7).expect("the same crew"), 7);
+    }
+
+    #[test]
+    fn memory_and_stack_run_out() {
+        let bounds = Bounds { bytes: 1000, ..BOUNDS };
+        let error = watched(&foreign(), bounds, || {
+            (0..100).for_each(|_| allocated(100));
+        });
+        assert!(told(error.expect_err("too much")).contains("memory"));
+        let fine = watched(&foreign(), bounds, || {
+            (0..100).for_each(|_| {
+                allocated(900);
+                freed(900);
+            });
+        });
+        fine.expect("never more than 900 at a time");
+        assert!(told(watched(&foreign(), bounds, faulted).expect_err("a fault")).contains("nests"));
+        // Elsewhere they do nothing.
+        allocated(usize::MAX);
+        faulted();
+    }
+}

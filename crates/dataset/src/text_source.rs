@@ -1,0 +1,203 @@
+//! Where the text of a model comes from: which directory each file is taken from, and what is in it.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::error::DatasetError;
+
+/// Bytes of a tokenizer.json. The largest published ones have 35 million.
+const LONGEST_TOKENIZER: u64 = 256 << 20;
+const LONGEST_CONFIG: u64 = 16 << 20;
+/// Bytes of a template's source. The longest published one has 17 thousand.
+pub(crate) const LONGEST_TEMPLATE: u64 = 1 << 20;
+
+/// Templates in additional_chat_templates/ that are read. Published models have three at most.
+const MOST_TEMPLATES: usize = 32;
+
+/// Where the text of a model comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct TextSource<'a> {
+    pub model_dir: &'a Path,
+    /// An adapter's or checkpoint's directory: its tokenizer files, template and generation_config.json come first.
+    pub adapter: Option<&'a Path>,
+    /// A template instead of either's.
+    pub chat_template: Option<&'a Path>,
+    /// YYYY-MM-DD: what a template that asks for the date is told, at 00:00:00. None: the moment of opening, for all rows.
+    pub date: Option<&'a str>,
+}
+
+impl<'a> TextSource<'a> {
+    /// A model alone.
+    pub fn of(model_dir: &'a Path, chat_template: Option<&'a Path>) -> Self {
+        Self { model_dir, adapter: None, chat_template, date: None }
+    }
+
+    /// The adapter's directory, then the model's.
+    pub(crate) fn directories(&self) -> impl Iterator<Item = &'a Path> + use<'a> {
+        self.adapter.into_iter().chain([self.model_dir])
+    }
+
+    /// The directory that the tokenizer's files are taken from, all of them: those of two directories may not be mixed.
+    pub(crate) fn tokenizer_dir(&self) -> Option<&'a Path> {
+        self.directories().find(|directory| directory.join(TOKENIZER).is_file())
+    }
+}
+
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
+pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(crate) const TOKEN_MAP: &str = "special_tokens_map.json";
+pub(crate) const ADDED_TOKENS: &str = "added_tokens.json";
+pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
+pub(crate) const TEMPLATE: &str = "chat_template.jinja";
+
+/// What tokenizers are written in that this program does not read, and what each is.
+const OTHER_TOKENIZERS: [&str; 7] = [
+    "tokenizer.model",
+    "tiktoken.model",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+];
+
+/// The files of other kinds of tokenizer that a directory has.
+pub(crate) fn other_tokenizers(directory: &Path) -> Vec<String> {
+    let there = OTHER_TOKENIZERS.iter().filter(|name| directory.join(name).is_file());
+    let mut found: Vec<String> = there.map(|name| (*name).to_owned()).collect();
+    if found.iter().any(|name| name == "vocab.json") && directory.join("merges.txt").is_file() {
+        found.push("merges.txt".to_owned());
+    }
+    found
+}
+
+/// A template's text, its name among the model's ("default", "tool_use") and the file it came from.
+#[derive(Clone, Debug)]
+pub(crate) struct TemplateSource {
+    pub(crate) name: String,
+    pub(crate) source: String,
+    pub(crate) origin: PathBuf,
+}
+
+/// The templates of a source, in the order of precedence of transformers: one that was chosen; the .jinja files of a
+/// directory, all of them; those in its tokenizer_config.json, one or a list; last a processor's chat_template.json.
+pub(crate) fn templates(source: &TextSource<'_>) -> Result<Vec<TemplateSource>, DatasetError> {
+    if let Some(path) = source.chat_template {
+        return Ok(vec![template("default", read_text(path)?, path.to_owned())]);
+    }
+    for directory in source.directories() {
+        let mut found = jinja_files(directory)?;
+        if found.is_empty() {
+            let path = directory.join(TOKENIZER_CONFIG);
+            found = in_config(&read_json(&path)?, &path);
+        }
+        if found.is_empty() {
+            let path = directory.join("chat_template.json");
+            found = in_config(&read_json(&path)?, &path);
+        }
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    Ok(Vec::new())
+}
+
+fn template(name: &str, source: String, origin: PathBuf) -> TemplateSource {
+    TemplateSource { name: name.to_owned(), source, origin }
+}
+
+fn jinja_files(directory: &Path) -> Result<Vec<TemplateSource>, DatasetError> {
+    let mut found = Vec::new();
+    let path = directory.join(TEMPLATE);
+    match read_text(&path) {
+        Ok(source) => found.push(template("default", source, path)),
+        Err(DatasetError::Unreadable { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let Ok(entries) = std::fs::read_dir(directory.join("additional_chat_templates")) else { return Ok(found) };
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "jinja"));
+    paths.sort();
+    for path in paths.into_iter().take(MOST_TEMPLATES) {
+        if let Some(name) = path.file_stem().and_then(|name| name.to_str()) {
+            found.push(template(name, read_text(&path)?, path.clone()));
+        }
+    }
+    Ok(found)
+}
+
+/// The key `chat_template` of a file: a text, a list of {"name", "template"}, or names and texts.
+fn in_config(config: &Value, path: &Path) -> Vec<TemplateSource> {
+    let named = |(name, text): (&str, &str)| template(name, text.to_owned(), path.to_owned());
+    match config.get("chat_template") {
+        Some(Value::String(text)) => vec![named(("default", text))],
+        Some(Value::Array(entries)) => entries
+            .iter()
+            .filter_map(|entry| Some((entry.get("name")?.as_str()?, entry.get("template")?.as_str()?)))
+            .map(named)
+            .collect(),
+        Some(Value::Object(entries)) => {
+            entries.iter().filter_map(|(name, text)| Some((name.as_str(), text.as_str()?))).map(named).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+pub(crate) fn read_tokenizer(path: &Path) -> Result<Vec<u8>, DatasetError> {
+    let bytes = read(path, LONGEST_TOKENIZER)?;
+    refuse_stand_in(path, &bytes)?;
+    Ok(bytes)
+}
+
+/// Null where there is no such file.
+pub(crate) fn read_json(path: &Path) -> Result<Value, DatasetError> {
+    match read_if_there(path)? {
+        Some(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|error| DatasetError::BadModelFile { path: path.to_owned(), reason: error.to_string() }),
+        None => Ok(Value::Null),
+    }
+}
+
+/// A small file as it is, none where there is no such file.
+pub(crate) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, DatasetError> {
+    match read(path, LONGEST_CONFIG) {
+        Ok(bytes) => refuse_stand_in(path, &bytes).map(|()| Some(bytes)),
+        Err(DatasetError::Unreadable { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, DatasetError> {
+    let bytes = read(path, LONGEST_TEMPLATE)?;
+    refuse_stand_in(path, &bytes)?;
+    String::from_utf8(bytes)
+        .map_err(|_| DatasetError::BadModelFile { path: path.to_owned(), reason: "not UTF-8 text".to_owned() })
+}
+
+fn read(path: &Path, limit: u64) -> Result<Vec<u8>, DatasetError> {
+    let unreadable = |source| DatasetError::Unreadable { path: path.to_owned(), source };
+    let file = File::open(path).map_err(unreadable)?;
+    let bytes = file.metadata().map_err(unreadable)?.len();
+    let mut content = Vec::new();
+    file.take(limit + 1).read_to_end(&mut content).map_err(unreadable)?;
+    if content.len() as u64 > limit {
+        return Err(DatasetError::TooLarge { path: path.to_owned(), bytes: bytes.max(limit + 1), limit });
+    }
+    Ok(content)
+}
+
+/// What git leaves where git-lfs is not installed, and a web server where one may not read.
+fn refuse_stand_in(path: &Path, bytes: &[u8]) -> Result<(), DatasetError> {
+    let start: String = String::from_utf8_lossy(&bytes[..bytes.len().min(64)]).trim_start().to_lowercase();
+    let reason = if start.starts_with("version https://git-lfs") {
+        "a git-lfs pointer in place of the file"
+    } else if start.starts_with("<!doctype html") || start.starts_with("<html") {
+        "a web page in place of the file"
+    } else {
+        return Ok(());
+    };
+    Err(DatasetError::BadModelFile { path: path.to_owned(), reason: reason.to_owned() })
+}
