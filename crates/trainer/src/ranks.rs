@@ -255,9 +255,8 @@ mod tests {
         const LENGTH: usize = 7;
         // Of very different size, so that another order of adding shows.
         let gradient = |share: usize| -> Vec<f32> {
-            (0..LENGTH)
-                .map(|n| 1.1f32.powi((share * 37 + n * 11) as i32 % 90) * if share % 2 == 0 { 1.0 } else { -1.0 })
-                .collect()
+            let sign = if share.is_multiple_of(2) { 1.0 } else { -1.0 };
+            (0..LENGTH).map(|n| sign * 1.1f32.powi(((share * 37 + n * 11) % 90) as i32)).collect()
         };
         let losses =
             |share: usize| Sums { loss: 1.3f64.powi(share as i32 * 5), trained_tokens: 3, tokens: share as u64 };
