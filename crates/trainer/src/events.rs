@@ -53,7 +53,7 @@ pub enum Event<'a> {
         when: &'static str,
         answers: &'a Answers,
     },
-    /// A stop was asked for, on whichever rank: what is done up to this step is saved next. 0: there is nothing to save.
+    /// A stop was asked for, on whichever rank: what is done up to this step is saved next.
     Stopping {
         step: u64,
     },
