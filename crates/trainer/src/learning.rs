@@ -357,7 +357,7 @@ mod tests {
             ["train.max_steps=200", "schedule.warmup_ratio=0.1"],
             ["train.max_steps=20", "optimizer.learning_rate=1e-3"],
             ["train.max_steps=100", "lora.use_rslora=true"],
-            ["train.epochs=10", "lora.rank=8"],
+            ["train.epochs=10", "data.shuffle=false"],
         ] {
             let sets = [&sets[..], &["lora.rank=4", "lora.alpha=8", "eval.every=10"]].concat();
             assert_eq!(said(&sets, &train, Some(&eval)), [""; 0], "{sets:?}");
