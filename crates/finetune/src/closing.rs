@@ -111,8 +111,8 @@ pub(crate) fn next_commands(run: &Run, program: &str) -> Vec<String> {
     };
     let mut commands = Vec::new();
     if let Some(tokenizer) = &run.tokenizer {
-        let prompts = run.eval.iter().flat_map(|eval| &eval.rows).map(|row| row.prompt_text.trim());
-        let prompt = prompts.clone().take(100).find(|prompt| is_one_line(prompt)).unwrap_or("Hello");
+        let rows = run.eval.iter().flat_map(|eval| &eval.rows).take(100);
+        let prompt = rows.map(|row| row.prompt_text.trim()).find(|prompt| is_one_line(prompt)).unwrap_or("Hello");
         let raw = if tokenizer.has_template() { "" } else { " --raw" };
         commands.push(format!("try it     {program} generate {model} --prompt {}{raw}", quoted(prompt)));
     }

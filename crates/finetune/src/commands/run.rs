@@ -110,8 +110,8 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
 
 /// This program as it was typed; a launcher starts ranks by another name.
 fn program(assigned: bool) -> String {
-    let typed = std::env::args().next().filter(|_| !assigned);
-    typed.unwrap_or_else(|| "finetune".to_owned())
+    let typed = std::env::args_os().next().filter(|_| !assigned);
+    typed.map_or("finetune".to_owned(), |typed| typed.to_string_lossy().into_owned())
 }
 
 /// Peak memory beside its estimate.
