@@ -5,7 +5,7 @@ use finetune_dataset::ChatTokenizer;
 use serde_json::{Value, json};
 
 use crate::folder::{CRASH_RECIPE, Folder, golden, tree};
-use crate::program::{Ended, finetune, run};
+use crate::program::{BINARY, Ended, finetune, run};
 
 fn in_folder(folder: &Folder, arguments: &[&str]) -> Ended {
     run(finetune(arguments).current_dir(folder.path("")))
@@ -293,23 +293,18 @@ fn a_run_says_what_it_trains_and_what_came_of_it() {
         "model: LoRA of rank 4, alpha 8 on all linear layers (",
         "10 steps of 5 rows (2 at a time), 3.3 passes over 12 rows; learning rate 5.0e-2, constant\n",
         &format!("before training  evaluation loss {:.4}\n", number("eval_loss", 0)),
-        "note: optimizer.learning_rate = 0.05 is far above",
+        "optimizer.learning_rate = 0.05 is far above",
         &losses,
         "adapter/ is step 10, the last; the best on held-back rows was step ",
         "result and checkpoints in my runs/a; open report.html there\n",
     ] {
-        let part = part.trim_start_matches("note: ");
         assert!(said.contains(part), "lacks {part:?}:\n{said}");
     }
     assert!(!said.contains("try it"), "a model without a tokenizer answers nothing:\n{said}");
-    let pasted: Vec<&str> = said
-        .lines()
-        .filter_map(|line| line.split_once(" finetune ").or(line.split_once(crate::program::BINARY)))
-        .map(|(_, words)| words)
-        .collect();
+    let pasted: Vec<&str> = said.lines().filter_map(|line| line.split_once(BINARY)).map(|(_, words)| words).collect();
     assert_eq!(pasted.len(), 2, "{said}");
     for words in pasted {
-        let script = format!("{} {words}", crate::program::BINARY);
+        let script = format!("{BINARY} {words}");
         let status = std::process::Command::new("sh").args(["-c", &script]).current_dir(folder.path("")).output();
         let output = status.expect("a shell");
         assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
