@@ -5,7 +5,7 @@ use finetune_dataset::ChatTokenizer;
 use serde_json::{Value, json};
 
 use crate::folder::{CRASH_RECIPE, Folder, golden, tree};
-use crate::program::{Ended, finetune, run};
+use crate::program::{BINARY, Ended, finetune, run};
 
 fn in_folder(folder: &Folder, arguments: &[&str]) -> Ended {
     run(finetune(arguments).current_dir(folder.path("")))
@@ -205,9 +205,14 @@ fn a_merged_model_is_base_and_adapter() {
 fn eval_of_a_checkpoint_is_the_evaluation_of_the_run() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     folder.run("run", &["--set", "checkpoint.keep_last=9"]).expect(0);
-    for row in crate::folder::metrics(&folder.path("run")).iter().filter(|row| row.get("eval_loss").is_some()) {
+    let rows = crate::folder::metrics(&folder.path("run"));
+    let evaluations: Vec<&Value> = rows.iter().filter(|row| row.get("eval_loss").is_some()).collect();
+    assert_eq!(evaluations.iter().map(|row| row["step"].as_u64()).collect::<Vec<_>>(), [0, 2, 4, 6, 8, 10].map(Some));
+    for row in evaluations {
         let checkpoint = format!("run/checkpoints/step-{:06}", row["step"].as_u64().expect("a step"));
-        let (found, want) = (loss(&folder, &["model", "--adapter", &checkpoint]), row["eval_loss"].as_f64());
+        // Before the first step the model is the base.
+        let adapter: &[&str] = if row["step"] == 0 { &[] } else { &["--adapter", &checkpoint] };
+        let (found, want) = (loss(&folder, &[&["model"], adapter].concat()), row["eval_loss"].as_f64());
         let want = want.expect("a loss");
         assert!((found - want).abs() < 1e-6 * want, "{checkpoint}: {found} against {want}");
     }
@@ -259,7 +264,82 @@ fn quiet_says_nothing_on_success() {
     ] {
         let ended = in_folder(&folder, arguments).expect(0);
         assert_eq!(ended.stderr, "", "{arguments:?}");
-        assert_eq!(ended.stdout.is_empty(), arguments[0] == "run", "{arguments:?}: results are printed all the same");
+        match arguments[0] {
+            "run" => assert_eq!(ended.stdout, "quiet/model\n", "the result of a run is where it is"),
+            _ => assert!(!ended.stdout.is_empty(), "{arguments:?}: results are printed all the same"),
+        }
+    }
+}
+
+/// From before the first step to the commands to type next, which do what they say.
+#[test]
+fn a_run_says_what_it_trains_and_what_came_of_it() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let ended = folder.run("my runs/a", &[]).expect(0);
+    let said = &ended.stderr;
+    let rows = crate::folder::metrics(&folder.path("my runs/a"));
+    let number = |key: &str, step: u64| {
+        let row = rows.iter().find(|row| row["step"] == step && row.get(key).is_some());
+        row.and_then(|row| row[key].as_f64()).unwrap_or_else(|| panic!("no {key} of step {step}"))
+    };
+    let losses = format!(
+        "loss {:.4} → {:.4}, held-back rows {:.4} → {:.4}\n",
+        number("loss", 1),
+        number("loss", 10),
+        number("eval_loss", 0),
+        number("eval_loss", 10)
+    );
+    for part in [
+        "model: LoRA of rank 4, alpha 8 on all linear layers (",
+        "10 steps of 5 rows (2 at a time), 3.3 passes over 12 rows; learning rate 5.0e-2, constant\n",
+        &format!("before training  evaluation loss {:.4}\n", number("eval_loss", 0)),
+        "optimizer.learning_rate = 0.05 is far above",
+        &losses,
+        "adapter/ is step 10, the last; the best on held-back rows was step ",
+        "result and checkpoints in my runs/a; open report.html there\n",
+    ] {
+        assert!(said.contains(part), "lacks {part:?}:\n{said}");
+    }
+    assert!(!said.contains("try it"), "a model without a tokenizer answers nothing:\n{said}");
+    let pasted: Vec<&str> = said.lines().filter_map(|line| line.split_once(BINARY)).map(|(_, words)| words).collect();
+    assert_eq!(pasted.len(), 2, "{said}");
+    for words in pasted {
+        let script = format!("{BINARY} {words}");
+        let status = std::process::Command::new("sh").args(["-c", &script]).current_dir(folder.path("")).output();
+        let output = status.expect("a shell");
+        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(folder.path("my runs/a-merged/model.safetensors").is_file());
+    let report = std::fs::read_to_string(folder.path("my runs/a/report.html")).expect("a report");
+    for part in ["<title>step 0: ", "model, LoRA, on train.jsonl, held back eval.jsonl", "loss on held-back rows"] {
+        assert!(report.contains(part), "lacks {part:?}");
+    }
+    assert!(!report.contains("http-equiv"), "a run that is done is not looked at again");
+}
+
+/// The few rows of a first try, on the recipe of the README.
+#[test]
+fn a_run_that_will_hardly_learn_is_told_so() {
+    let folder = Folder::with_chat_model(&CHAT_RECIPE.replace("max_steps = 3\n", "").replace("1e-3", "2e-4"));
+    let row = |n: usize| format!("{{\"prompt\": \"Say {n}\", \"completion\": \"It is {n}.\"}}\n");
+    let rows: String = (0..32).map(row).collect();
+    folder.write("train.jsonl", rows.as_bytes());
+    folder.write("again.jsonl", (rows + &row(3)).as_bytes());
+    let cases: [(&[&str], &str); 4] = [
+        (
+            &[],
+            "only 2 steps: the model will hardly change; with 32 rows try train.epochs = 5 and train.global_batch_size = 4",
+        ),
+        (&["data.eval=train.jsonl"], "32 of 32 held-back rows are training rows too"),
+        (&["data.train=again.jsonl"], "1 of 33 training rows are repeated ("),
+        (&["schedule.warmup_steps=500"], "the warm-up of 500 steps does not end within the 2 steps of the run"),
+    ];
+    for (sets, want) in cases {
+        let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
+        let found = in_folder(&folder, &[&["validate", "recipe.toml"], &sets[..]].concat()).expect(0);
+        assert!(found.stdout.contains(want), "{}", found.stdout);
+        folder.run("run", &sets).expect(0).says(want);
+        std::fs::remove_dir_all(folder.path("run")).expect("it is there");
     }
 }
 

@@ -394,3 +394,40 @@ fn cut(path: &Path) {
     let file = std::fs::OpenOptions::new().write(true).open(path).expect("a file");
     file.set_len(1000).expect("a file longer than that");
 }
+
+/// The card beside the tensors says what they were made of, wherever that was: no path, no time.
+#[test]
+fn the_model_card_names_what_was_trained() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    folder.run("run", &[]).expect(0);
+    let rows = metrics(&folder.path("run"));
+    let eval = rows.iter().rev().find_map(|row| row.get("eval_loss")?.as_f64()).expect("an evaluation");
+    for place in ["adapter", "checkpoints/step-000010"] {
+        let card = std::fs::read_to_string(folder.path("run").join(place).join("README.md")).expect("a card");
+        let eval = format!("{eval:.4} |\n");
+        for part in [
+            "base_model: \"model\"",
+            "library_name: peft",
+            "`train.jsonl`: 12 rows",
+            "`eval.jsonl`",
+            "after 10 steps",
+            "lora.rank = 4",
+            &eval,
+        ] {
+            assert!(card.contains(part), "{place} lacks {part:?}:\n{card}");
+        }
+        assert!(!card.contains(&*folder.path("").to_string_lossy()), "{place}: a path of this machine:\n{card}");
+    }
+}
+
+/// Another number of steps is another curve of the learning rate, which is said where it jumps.
+#[test]
+fn a_longer_run_goes_on_along_another_curve() {
+    let folder = Folder::with_recipe(&CRASH_RECIPE.replace("constant", "cosine"));
+    folder.run("run", &[]).expect(0);
+    let longer = ["--resume", "--set", "train.max_steps=20"];
+    folder.run("run", &longer).expect(0).says("the learning rate goes on along another curve: step 10 had 1.2e-3");
+    // The same again is no other one.
+    let ended = folder.run("run", &longer).expect(0);
+    assert!(!ended.stderr.contains("another curve"), "{}", ended.stderr);
+}

@@ -62,9 +62,62 @@ fn a_second_signal_ends_at_once() {
         // Where both are pending at once, the system chooses which comes first.
         assert!(matches!(ended.code, Some(130 | 143)), "{first}, {second}: {ended:?}");
         assert!(!ended.stderr.contains("stopped after step"), "{first}, {second}: the step was finished: {ended:?}");
-        assert!(metrics(&folder.path("run")).is_empty());
+        assert!(metrics(&folder.path("run")).iter().all(|row| row["step"] == 0), "no step was done");
         assert_eq!(folder.result("run").checkpoints(), [""; 0]);
     }
+}
+
+/// An evaluation that takes seconds, made before the first step and after each second one. A signal does not wait for it: the
+/// step before it is saved, and a resume makes it first.
+#[test]
+fn a_signal_gives_an_evaluation_up() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let rows = std::fs::read_to_string(folder.path("eval.jsonl")).expect("rows");
+    folder.write("eval.jsonl", rows.repeat(400).as_bytes());
+    // The undisturbed run says how long one takes here.
+    let steps = ["--set", "train.max_steps=4", "--set", "train.micro_batch_size=1"];
+    let began = std::time::Instant::now();
+    folder.run("undisturbed", &steps).expect(0);
+    let evaluation = began.elapsed() / 3;
+    for (signal, code, evaluations) in [("INT", 130, 1), ("TERM", 143, 2)] {
+        let output = format!("run-{evaluations}");
+        let path = folder.path(&output);
+        let mut running = start(&mut folder.command(&output, &steps));
+        let rows = |path: &std::path::Path, key: &str| {
+            let text = std::fs::read_to_string(path.join("metrics.jsonl")).unwrap_or_default();
+            text.lines().filter(|line| line.contains(key)).count()
+        };
+        // After these evaluations and the steps that follow them, the next evaluation has begun.
+        running.wait_until("an evaluation", |_| {
+            rows(&path, "\"eval_loss\"") == evaluations && rows(&path, "\"loss\"") == 2 * evaluations
+        });
+        std::thread::sleep(evaluation / 20);
+        running.signal(signal);
+        let began = std::time::Instant::now();
+        let ended = running.wait().expect(code);
+        assert!(began.elapsed() < evaluation / 2, "{:?} of {evaluation:?}: {}", began.elapsed(), ended.stderr);
+        assert_eq!(stopped_after(&ended), 2 * evaluations as u64);
+        let last = format!("checkpoints/step-{:06}/trainer_state.json", 2 * evaluations);
+        let state = std::fs::read_to_string(path.join(&last)).expect("a state");
+        assert!(state.contains("\"evaluation_due\": true"), "{state}");
+
+        folder.run(&output, &[&["--resume"], &steps[..]].concat()).expect(0);
+        folder.result(&output).expect_same(&folder.result("undisturbed"), signal);
+    }
+}
+
+/// Before the first step there is nothing to save, and nothing to wait for.
+#[test]
+fn a_signal_before_the_first_step_gives_the_evaluation_up() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let rows = std::fs::read_to_string(folder.path("eval.jsonl")).expect("rows");
+    folder.write("eval.jsonl", rows.repeat(2000).as_bytes());
+    let mut running = start(&mut folder.command("run", &["--verbose"]));
+    running.wait_until("an evaluation", |running| running.stderr().contains("evaluating 24,000 held-back rows"));
+    running.signal("TERM");
+    let ended = running.wait().expect(143).says("stopped before the first step: there is nothing to save");
+    assert!(!ended.stderr.contains("before training  evaluation loss"), "{}", ended.stderr);
+    assert!(metrics(&folder.path("run")).is_empty());
 }
 
 #[test]

@@ -154,6 +154,12 @@ fn wrong_values() {
         ("[eval]\nsamples = 0", "no problem"),
         ("eval = \"v.jsonl\"\n[eval]\nsamples = 3", "no problem"),
         ("[train]\nglobal_batch_size = 2\nmicro_batch_size = 4", "no problem"),
+        (
+            "[distributed]\nshares = \"measured\"",
+            "6:10 `distributed.shares = \"measured\"` needs `virtual_ranks`: without, another share of the rows is another sum | add virtual_ranks to [distributed], several times the number of machines: the more, the more finely shares follow speed",
+        ),
+        ("[distributed]\nshares = \"measured\"\nvirtual_ranks = 8", "no problem"),
+        ("[distributed]\nshares = \"even\"", "no problem"),
     ];
     let mut wrong = String::new();
     for (snippet, expected) in cases {

@@ -3,20 +3,27 @@
 //! Owns: the loop, AdamW, learning-rate schedules, what a checkpoint holds, metrics, evaluation,
 //! the report; how the sums of several ranks become one.
 //! Must never know: command lines, colors, ssh.
-//! Start reading at [`train`]: it is the whole program in pipeline order. What it needs is put together in `prepare.rs`.
+//! Start reading at [`train`]: it is the whole program in pipeline order. What it needs is put together in `prepare.rs`; what it
+//! does between steps is in `look.rs`.
 
 #![forbid(unsafe_code)]
 
 mod adamw;
+mod card;
+mod deal;
 mod error;
 mod evaluate;
 mod events;
 mod findings;
 mod identity;
 mod journal;
+mod learning;
+mod look;
 mod loss_scale;
 mod memory;
 mod metrics;
+pub mod numbers;
+mod pace;
 mod place;
 mod prepare;
 mod ranks;
@@ -24,6 +31,7 @@ mod report;
 mod schedule;
 mod state;
 mod stragglers;
+mod summary;
 mod train;
 
 pub use adamw::AdamW;
@@ -37,5 +45,6 @@ pub use place::{Machine, Place};
 pub use prepare::{Prepared, Resume, Run, load_data, model_directory, prepare, stored_type};
 pub use ranks::Ranks;
 pub use schedule::Schedule;
-pub use state::{CHECKPOINTS, TrainState};
+pub use state::{Best, CHECKPOINTS, TrainState};
+pub use summary::Summary;
 pub use train::{Outcome, train};

@@ -1,8 +1,9 @@
 //! Several ranks, each a thread of this process: the same result as one, to the bit where virtual ranks promise it.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use finetune_allreduce::{Algorithm, Group};
 use finetune_recipe::Recipe;
@@ -30,6 +31,8 @@ fn recipe(output: &Path, sets: &[&str]) -> Recipe {
 struct Told {
     steps: Vec<StepRow>,
     evaluations: Vec<EvalRow>,
+    /// Shares of each rank, each time they were dealt anew.
+    deals: Vec<Vec<usize>>,
 }
 
 impl Told {
@@ -58,7 +61,23 @@ fn run_altered(
     stop: impl Fn(usize, u64) -> i32 + Sync,
     alter: impl Fn(usize, &mut Run) + Sync,
 ) -> (Told, Vec<Result<Outcome, TrainError>>) {
-    let (recipe, stop, alter) = (&recipe, &stop, &alter);
+    run_watched(world, topology, resume, recipe, alter, |rank, event, signal| {
+        if let Event::Step { row, .. } = event {
+            signal.store(stop(rank, row.step), Ordering::SeqCst);
+        }
+    })
+}
+
+/// [`run_altered`], with `watch` told the events of every rank, and the signal that it may set.
+fn run_watched(
+    world: usize,
+    topology: Option<Algorithm>,
+    resume: &Resume,
+    recipe: impl Fn(usize) -> Recipe + Sync,
+    alter: impl Fn(usize, &mut Run) + Sync,
+    watch: impl Fn(usize, &Event<'_>, &AtomicI32) + Sync,
+) -> (Told, Vec<Result<Outcome, TrainError>>) {
+    let (recipe, alter, watch) = (&recipe, &alter, &watch);
     std::thread::scope(|scope| {
         let ranks: Vec<_> = Group::in_process(world, topology)
             .into_iter()
@@ -69,13 +88,14 @@ fn run_altered(
                     let mut prepared = prepare(recipe, resume, &ranks, &Machine::default(), &|_| {})?;
                     alter(rank, &mut prepared.run);
                     let (mut told, signal) = (Told::default(), AtomicI32::new(0));
-                    let outcome = train(&mut prepared.run, &signal, &mut |event| match event {
-                        Event::Step { row, .. } => {
-                            told.steps.push(row.clone());
-                            signal.store(stop(rank, row.step), Ordering::SeqCst);
+                    let outcome = train(&mut prepared.run, &signal, &mut |event| {
+                        watch(rank, &event, &signal);
+                        match event {
+                            Event::Step { row, .. } => told.steps.push(row.clone()),
+                            Event::Evaluated { row, .. } => told.evaluations.push(row.clone()),
+                            Event::Dealt { shares } => told.deals.push(shares.to_vec()),
+                            _ => {}
                         }
-                        Event::Evaluated { row, .. } => told.evaluations.push(row.clone()),
-                        _ => {}
                     });
                     outcome.map(|outcome| (told, outcome))
                 })
@@ -179,6 +199,107 @@ fn a_run_moves_between_numbers_of_ranks() {
         assert_eq!([first.losses(), second.losses()].concat(), expected.losses(), "{before} then {after} ranks");
         assert!(adapter(&output) == adapter(&undisturbed), "{before} then {after} ranks: another adapter");
     }
+}
+
+/// A machine that is not up to the others gets fewer shares, and no bit is another one.
+#[test]
+fn shares_by_measured_speed_change_no_bit() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let sets = ["distributed.virtual_ranks=6", "train.max_steps=12", "distributed.shares=\"measured\""];
+    let even = folder.path().join("even");
+    let undisturbed = |_: usize| recipe(&even, &sets);
+    let (expected, _) = run(1, None, &Resume::No, undisturbed, |_, _| 0);
+    assert_eq!(expected.steps.len(), 12);
+    for (world, slow) in [(2, 0), (2, 1), (3, 1)] {
+        let output = folder.path().join(format!("{world} {slow}"));
+        let delay = |rank: usize, event: &Event<'_>, _: &AtomicI32| {
+            // It takes so long whatever it has to do: more than all others together.
+            if rank == slow && matches!(event, Event::Working { .. }) {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        };
+        let (told, outcomes) = run_watched(world, None, &Resume::No, |_| recipe(&output, &sets), |_, _| {}, delay);
+        assert!(
+            outcomes.iter().all(|outcome| matches!(outcome, Ok(Outcome::Finished { step: 12, .. }))),
+            "{outcomes:?}"
+        );
+        let first = told.deals.first().expect("shares are dealt by speed");
+        assert_eq!((first.len(), first[slow], first.iter().sum()), (world, 1, 6), "{first:?}");
+        assert_eq!(told.losses(), expected.losses(), "{world} ranks, rank {slow} is slow");
+        assert_eq!(told.evaluations, expected.evaluations, "{world} ranks, rank {slow} is slow");
+        assert!(adapter(&output) == adapter(&even), "{world} ranks, rank {slow} is slow: another adapter");
+    }
+}
+
+/// What a slow rank costs is said after a few steps.
+#[test]
+fn a_slow_rank_is_named_at_once() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let named = Mutex::new(Vec::new());
+    let watch = |rank: usize, event: &Event<'_>, _: &AtomicI32| match event {
+        Event::Working { .. } if rank == 1 => std::thread::sleep(Duration::from_millis(500)),
+        Event::Straggler { rank: slow, factor, steps, seconds, without } if rank == 0 => {
+            named.lock().expect("a lock").push((*slow, *factor, *steps, *seconds, *without));
+        }
+        _ => {}
+    };
+    let sets = ["train.max_steps=8"];
+    let (_, outcomes) =
+        run_watched(2, None, &Resume::No, |_| recipe(&folder.path().join("run"), &sets), |_, _| {}, watch);
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    let named = named.into_inner().expect("a lock");
+    let [(slow, factor, steps, seconds, without)] = named[..] else { panic!("said once in so short a run: {named:?}") };
+    assert!((slow, steps) >= (1, 3) && slow == 1 && steps <= 7 && factor > 1.3, "{named:?}");
+    assert!(seconds > 0.5 && without.is_some_and(|without| without < seconds), "{named:?}");
+}
+
+/// One rank hears a signal in the middle of an evaluation: all give it up, and the resumed run makes it as if nothing had been.
+#[test]
+fn a_signal_on_one_rank_gives_the_evaluation_up_on_all() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let sets = ["distributed.virtual_ranks=4", "train.micro_batch_size=1"];
+    let undisturbed = folder.path().join("undisturbed");
+    let expected = whole(1, None, &undisturbed, &sets);
+    for (world, who, at) in [(1, 0, 3), (2, 1, 3), (4, 2, 6)] {
+        let output = folder.path().join(format!("{world} {at}"));
+        let done = AtomicI32::new(0);
+        let watch = |rank: usize, event: &Event<'_>, signal: &AtomicI32| match event {
+            Event::Step { row, .. } if rank == who => done.store(row.step as i32, Ordering::SeqCst),
+            Event::EvaluatedRows { .. } if rank == who && done.load(Ordering::SeqCst) == at => {
+                signal.store(15, Ordering::SeqCst);
+            }
+            _ => {}
+        };
+        let (first, outcomes) = run_watched(world, None, &Resume::No, |_| recipe(&output, &sets), |_, _| {}, watch);
+        for outcome in outcomes {
+            let stopped = matches!(outcome, Ok(Outcome::Stopped { step, signal: 15 }) if step == at as u64);
+            assert!(stopped, "{world} ranks: {outcome:?}");
+        }
+        assert!(first.evaluations.iter().all(|row| row.step < at as u64), "{:?}", first.evaluations);
+        let second = whole(world, None, &output, &sets);
+        assert_eq!([first.losses(), second.losses()].concat(), expected.losses(), "{world} ranks");
+        assert_eq!([first.evaluations, second.evaluations].concat(), expected.evaluations, "{world} ranks");
+        assert!(adapter(&output) == adapter(&undisturbed), "{world} ranks: another adapter");
+    }
+}
+
+/// The loss on held-back rows before the first step is the base's, whatever follows; no checkpoint holds it, so it is not the
+/// best, however bad training is.
+#[test]
+fn the_first_look_is_before_the_first_step() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let (one, other) = (folder.path().join("one"), folder.path().join("other"));
+    let good = whole(1, None, &one, &[]);
+    let (bad, outcomes) = run(2, None, &Resume::No, |_| recipe(&other, &["optimizer.learning_rate=0.5"]), |_, _| 0);
+    let before = good.evaluations.first().expect("an evaluation");
+    let steps: Vec<u64> = good.evaluations.iter().map(|row| row.step).collect();
+    assert_eq!(steps, [0, 3, 6]);
+    assert_eq!(before, bad.evaluations.first().expect("an evaluation"));
+    let Some(Ok(Outcome::Finished { summary, .. })) = outcomes.first() else { panic!("{outcomes:?}") };
+    let best = summary.best.expect("a best evaluation");
+    let after = bad.evaluations.last().expect("an evaluation").eval_loss;
+    assert!(best.step > 0 && best.eval_loss > before.eval_loss, "{summary:?}");
+    assert_eq!((summary.eval, summary.result_step), (Some((before.eval_loss, after)), 6));
 }
 
 #[test]
