@@ -8,6 +8,10 @@
 #![forbid(unsafe_code)]
 
 mod adamw;
+mod card;
+mod date;
+mod disk_need;
+mod diverged;
 mod error;
 mod evaluate;
 mod events;
@@ -21,21 +25,26 @@ mod place;
 mod prepare;
 mod ranks;
 mod report;
+mod resume;
+mod run_directory;
 mod schedule;
 mod state;
 mod stragglers;
 mod train;
 
 pub use adamw::AdamW;
+pub use disk_need::DiskNeed;
 pub use error::{Fault, TrainError};
 pub use evaluate::{Answers, Sample, evaluate};
 pub use events::Event;
-pub use findings::{DataFindings, Findings, findings};
+pub use findings::{DataFindings, Findings, Found, findings};
 pub use memory::Estimate;
 pub use metrics::{EvalRow, RankRow, StepRow};
 pub use place::{Machine, Place};
 pub use prepare::{Prepared, Resume, Run, load_data, model_directory, prepare, stored_type};
 pub use ranks::Ranks;
+pub use resume::newest_checkpoint;
+pub use run_directory::{home, recipe_file};
 pub use schedule::Schedule;
 pub use state::{CHECKPOINTS, TrainState};
 pub use train::{Outcome, train};

@@ -10,9 +10,11 @@ use finetune_model::{Batch, LossSum, Randomness};
 use finetune_store::failpoint;
 
 use crate::adamw::{clip, norm};
+use crate::diverged;
 use crate::error::TrainError;
 use crate::evaluate::{Answers, BeforeAfter, Questions, answer, batch_row, evaluate_together};
 use crate::events::Event;
+use crate::journal::keeps_best;
 use crate::memory;
 use crate::metrics::{EvalRow, RankRow, Row, StepRow};
 use crate::prepare::Run;
@@ -46,7 +48,8 @@ pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -
     let outcome = steps(run, stop, tell);
     let outcome = outcome.map_err(|error| error.with_knobs(|| run.smaller_settings()));
     // The others must not wait for a rank that cannot go on.
-    outcome.inspect_err(|error| run.ranks.abort(error)).map_err(|error| error.with_saved(run.saved()))
+    let outcome = outcome.inspect_err(|error| run.ranks.abort(error)).map_err(|error| error.with_saved(run.saved()));
+    outcome.map_err(|error| error.with_ways(|| diverged::ways_on(run)))
 }
 
 fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
@@ -163,15 +166,18 @@ impl Run {
 
     /// Settings that would need less memory, and how much.
     pub fn smaller_settings(&self) -> Vec<String> {
-        memory::knobs(
-            &self.recipe,
-            &self.model.config,
-            self.model.lora_targets(),
-            &self.train,
-            self.model.placement(),
-            self.stored,
-            self.has_bf16,
-        )
+        let subject = memory::Subject {
+            recipe: &self.recipe,
+            config: &self.model.config,
+            targets: self.model.lora_targets(),
+            train: &self.train,
+            eval: self.eval.as_ref(),
+            text: self.text_bytes(),
+            placement: self.model.placement(),
+            stored: self.stored,
+            has_bf16: self.has_bf16,
+        };
+        subject.knobs()
     }
 
     /// The signal that a rank was asked to stop with, 0 if none was.
@@ -216,9 +222,10 @@ impl Run {
         })
     }
 
-    /// The newest checkpoint, on rank 0.
+    /// The newest checkpoint, on rank 0; none where the run was diverging already when it was saved.
     fn saved(&self) -> Option<PathBuf> {
-        self.journal.as_ref().and_then(|journal| journal.saved.clone())
+        let journal = self.journal.as_ref()?;
+        journal.saved.clone().filter(|path| diverged::is_safe(journal, path))
     }
 
     fn write(&mut self, row: Row) -> Result<(), TrainError> {
@@ -232,7 +239,7 @@ impl Run {
 
     fn checkpoint_due(&self, improved: bool) -> bool {
         let every = self.recipe.checkpoint.every;
-        (every > 0 && self.state.step.is_multiple_of(every)) || (improved && self.recipe.checkpoint.keep_best)
+        (every > 0 && self.state.step.is_multiple_of(every)) || (improved && keeps_best(&self.recipe))
     }
 
     /// Writes the row of an evaluation and returns whether it is the best so far.
@@ -321,5 +328,5 @@ impl Run {
 fn not_finite(what: &'static str, step: u64, data: &Dataset, rows: &[usize]) -> TrainError {
     const SHOWN: usize = 8;
     let named = rows.iter().take(SHOWN).map(|&row| data.origin(row)).collect();
-    TrainError::NotFinite { what, step, rows: named, more: rows.len().saturating_sub(SHOWN) }
+    TrainError::NotFinite { what, step, rows: named, more: rows.len().saturating_sub(SHOWN), ways: Vec::new() }
 }
