@@ -65,8 +65,7 @@ pub(crate) fn ways_on(run: &Run) -> Vec<String> {
     }
     let recipe = word(&directory.join(RECIPE_FILE));
     let checkpoints = numbered(&RealDisk, &directory.join(CHECKPOINTS), "step-").unwrap_or_default();
-    // One step more or less changes nothing: what led there was on its way for longer.
-    let sound = checkpoints.iter().rev().find(|(step, _)| *step < run.state.step && losses.are_sound_after(*step));
+    let sound = checkpoints.iter().rev().find(|(step, _)| losses.are_sound_after(*step));
     let again = |why: &str| {
         let parent = directory.parent().unwrap_or(Path::new(""));
         let name = directory.file_name().unwrap_or_default().to_string_lossy();

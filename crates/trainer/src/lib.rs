@@ -8,7 +8,6 @@
 #![forbid(unsafe_code)]
 
 mod adamw;
-mod card;
 mod date;
 mod disk_need;
 mod diverged;
@@ -18,6 +17,7 @@ mod events;
 mod findings;
 mod identity;
 mod journal;
+mod limits;
 mod loss_scale;
 mod memory;
 mod metrics;
