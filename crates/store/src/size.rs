@@ -5,7 +5,8 @@ pub fn human_bytes(bytes: u64) -> String {
     const UNITS: [(&str, f64); 4] =
         [("TiB", 1099511627776.0), ("GiB", 1073741824.0), ("MiB", 1048576.0), ("KiB", 1024.0)];
     let found = UNITS.iter().find(|(_, size)| bytes as f64 >= *size);
-    found.map_or(format!("{bytes} bytes"), |(unit, size)| format!("{:.1} {unit}", bytes as f64 / size))
+    let few = if bytes == 1 { "1 byte".to_owned() } else { format!("{bytes} bytes") };
+    found.map_or(few, |(unit, size)| format!("{:.1} {unit}", bytes as f64 / size))
 }
 
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod tests {
     fn units_that_fit() {
         for (bytes, text) in [
             (0, "0 bytes"),
+            (1, "1 byte"),
             (1023, "1023 bytes"),
             (1024, "1.0 KiB"),
             (58_791_147, "56.1 MiB"),

@@ -1,14 +1,13 @@
 //! Loss on held-back rows, and answers to some of them before and after training.
 
-use std::ops::Range;
 use std::path::Path;
 
-use finetune_allreduce::segment;
 use finetune_dataset::{ChatTokenizer, Dataset, Row};
 use finetune_model::{Batch, BatchRow, LossSum, Model, ModelError, Sampling};
 use finetune_store::{RealDisk, StoreError, replace_file};
 use serde::{Deserialize, Serialize};
 
+use crate::deal::Deal;
 use crate::error::TrainError;
 use crate::ranks::Ranks;
 
@@ -69,10 +68,9 @@ pub fn evaluate(
     micro_batch_size: usize,
     progress: &mut dyn FnMut(usize),
 ) -> Result<LossSum, TrainError> {
-    let batches = 0..data.rows.len().div_ceil(micro_batch_size);
     let mut total = LossSum::default();
-    for sums in batch_losses(model, data, micro_batch_size, batches) {
-        let sums = sums?;
+    for batch in 0..data.rows.len().div_ceil(micro_batch_size) {
+        let sums = batch_loss(model, data, micro_batch_size, batch)?;
         total.loss += sums.loss;
         total.trained_tokens += sums.trained_tokens;
         total.row_losses.extend(sums.row_losses);
@@ -81,51 +79,65 @@ pub fn evaluate(
     Ok(total)
 }
 
+/// Batches for each share before the ranks meet: often enough that all hear soon of a stop on one, seldom enough that the
+/// meeting costs nothing beside the work.
+const BATCHES_PER_SHARE: usize = 4;
+
 /// [`evaluate`], a part of the batches on each rank. The batches are the same whatever the number of ranks, and so are all
-/// bits of the result.
+/// bits of the result. `progress` is told rows done over all ranks, before each batch; where it says not to go on, on any rank,
+/// all give up: `None`.
 pub(crate) fn evaluate_together(
     model: &Model,
     data: &Dataset,
     micro_batch_size: usize,
     ranks: &Ranks,
-) -> Result<LossSum, TrainError> {
+    deal: &Deal,
+    progress: &mut dyn FnMut(usize) -> bool,
+) -> Result<Option<LossSum>, TrainError> {
     let (rank, world) = (ranks.group().rank(), ranks.group().world());
     let count = data.rows.len().div_ceil(micro_batch_size);
-    let part = |rank: usize| segment(count, world, rank);
     // Of each batch its loss, its trained tokens and the loss of each row, all of one length.
     let width = 2 + micro_batch_size;
-    let mut mine = vec![0.0; width * count.div_ceil(world)];
-    for (place, sums) in mine.chunks_mut(width).zip(batch_losses(model, data, micro_batch_size, part(rank))) {
-        ranks.group().keep_alive();
-        let sums = sums?;
-        (place[0], place[1]) = (sums.loss, sums.trained_tokens as f64);
-        place[2..][..sums.row_losses.len()].copy_from_slice(&sums.row_losses);
-    }
-    let all = ranks.gather(&mine)?;
     let mut total = LossSum::default();
-    for (rank, block) in all.chunks(mine.len().max(1)).enumerate() {
-        for place in block.chunks(width).take(part(rank).len()) {
-            let rows = micro_batch_size.min(data.rows.len() - total.row_losses.len());
-            total.loss += place[0];
-            total.trained_tokens += place[1] as u64;
-            total.row_losses.extend(&place[2..][..rows]);
+    for first in (0..count).step_by(BATCHES_PER_SHARE * deal.shares()) {
+        let batches = (BATCHES_PER_SHARE * deal.shares()).min(count - first);
+        let bound = |share: usize| first + batches * share / deal.shares();
+        let part = |rank: usize| bound(deal.of(rank).start)..bound(deal.of(rank).end);
+        let longest = (0..world).map(|rank| part(rank).len()).max().unwrap_or(0);
+        let mut mine = vec![0.0; width * longest];
+        let mut goes_on = true;
+        for (place, batch) in mine.chunks_mut(width).zip(part(rank)) {
+            ranks.group().keep_alive();
+            goes_on = progress(total.row_losses.len());
+            if !goes_on {
+                break;
+            }
+            let sums = batch_loss(model, data, micro_batch_size, batch)?;
+            (place[0], place[1]) = (sums.loss, sums.trained_tokens as f64);
+            place[2..][..sums.row_losses.len()].copy_from_slice(&sums.row_losses);
+        }
+        mine.push(f64::from(u8::from(goes_on)));
+        let all = ranks.gather(&mine)?;
+        if all.chunks(mine.len()).any(|block| block[block.len() - 1] == 0.0) {
+            return Ok(None);
+        }
+        for (rank, block) in all.chunks(mine.len()).enumerate() {
+            for place in block.chunks(width).take(part(rank).len()) {
+                let rows = micro_batch_size.min(data.rows.len() - total.row_losses.len());
+                total.loss += place[0];
+                total.trained_tokens += place[1] as u64;
+                total.row_losses.extend(&place[2..][..rows]);
+            }
         }
     }
-    Ok(total)
+    Ok(Some(total))
 }
 
-/// The sums of some batches, one after the other.
-fn batch_losses<'a>(
-    model: &'a Model,
-    data: &'a Dataset,
-    micro_batch_size: usize,
-    batches: Range<usize>,
-) -> impl Iterator<Item = Result<LossSum, ModelError>> + 'a {
-    batches.map(move |batch| {
-        let first = batch * micro_batch_size;
-        let rows = first..(first + micro_batch_size).min(data.rows.len());
-        model.loss(&Batch { rows: rows.map(|row| batch_row(row, &data.rows[row])).collect() })
-    })
+/// The sums of one batch.
+fn batch_loss(model: &Model, data: &Dataset, micro_batch_size: usize, batch: usize) -> Result<LossSum, ModelError> {
+    let first = batch * micro_batch_size;
+    let rows = first..(first + micro_batch_size).min(data.rows.len());
+    model.loss(&Batch { rows: rows.map(|row| batch_row(row, &data.rows[row])).collect() })
 }
 
 /// How many rows are answered, how many of them shown and scored.

@@ -13,12 +13,31 @@ pub enum Event<'a> {
         to: u64,
         trained_parameters: usize,
     },
+    /// The learning rate of the step before this process's first is not what the run's schedule gives it now: the number of
+    /// steps, or the rate, has changed since.
+    CurveChanged {
+        step: u64,
+        was: f64,
+        now: f64,
+    },
+    /// Work on a step begins, which a stop will wait for. `seconds`: the median of the last steps, `None` before the first.
+    /// `saved`: the newest step that a resume would go on from, 0 for none.
+    Working {
+        step: u64,
+        seconds: Option<f64>,
+        saved: u64,
+    },
     Step {
         row: &'a StepRow,
         steps: u64,
     },
     /// An evaluation has begun on this many rows.
     Evaluating {
+        rows: usize,
+    },
+    /// Rows of it done so far, over all ranks.
+    EvaluatedRows {
+        done: usize,
         rows: usize,
     },
     Evaluated {
@@ -34,14 +53,26 @@ pub enum Event<'a> {
         when: &'static str,
         answers: &'a Answers,
     },
+    /// A stop was asked for, on whichever rank: what is done up to this step is saved next.
+    Stopping {
+        step: u64,
+    },
     Saved {
         step: u64,
         path: PathBuf,
     },
-    /// For the last minute this rank took so many times as long for its rows as the others' median.
+    /// For the last `steps` steps this rank took so many times as long for its rows as the others' median. A step takes
+    /// `seconds`; `without` this rank, its rows shared out among the others, about so many, where that is less.
     Straggler {
         rank: usize,
         factor: f64,
+        steps: u64,
+        seconds: f64,
+        without: Option<f64>,
+    },
+    /// From the next step on each rank computes so many shares of it.
+    Dealt {
+        shares: &'a [usize],
     },
     /// f16 overflowed in this step, which is computed again with this loss scale.
     LossScale {

@@ -3,12 +3,15 @@
 //! Owns: the loop, AdamW, learning-rate schedules, what a checkpoint holds, metrics, evaluation,
 //! the report; how the sums of several ranks become one.
 //! Must never know: command lines, colors, ssh.
-//! Start reading at [`train`]: it is the whole program in pipeline order. What it needs is put together in `prepare.rs`.
+//! Start reading at [`train`]: it is the whole program in pipeline order. What it needs is put together in `prepare.rs`; what it
+//! does between steps is in `look.rs`.
 
 #![forbid(unsafe_code)]
 
 mod adamw;
+mod card;
 mod date;
+mod deal;
 mod disk_need;
 mod diverged;
 mod error;
@@ -17,10 +20,14 @@ mod events;
 mod findings;
 mod identity;
 mod journal;
+mod learning;
 mod limits;
+mod look;
 mod loss_scale;
 mod memory;
 mod metrics;
+pub mod numbers;
+mod pace;
 mod place;
 mod prepare;
 mod ranks;
@@ -30,6 +37,7 @@ mod run_directory;
 mod schedule;
 mod state;
 mod stragglers;
+mod summary;
 mod train;
 
 pub use adamw::AdamW;
@@ -46,5 +54,6 @@ pub use ranks::Ranks;
 pub use resume::newest_checkpoint;
 pub use run_directory::{home, recipe_file};
 pub use schedule::Schedule;
-pub use state::{CHECKPOINTS, TrainState};
+pub use state::{Best, CHECKPOINTS, TrainState};
+pub use summary::Summary;
 pub use train::{Outcome, train};

@@ -39,6 +39,9 @@ pub struct RankRow {
     pub rank: usize,
     /// Time it took to compute the losses and gradients of its rows in this step.
     pub seconds: f64,
+    /// Tokens of these rows.
+    #[serde(default)]
+    pub tokens: u64,
     /// Payload bytes that it has sent since the run began, up to the losses of this step.
     pub sent: u64,
     /// The same received.
@@ -50,6 +53,7 @@ pub struct RankRow {
 /// A row of an evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalRow {
+    /// 0: before the first step.
     pub step: u64,
     pub eval_loss: f64,
     /// Trained tokens of the evaluation data.
@@ -71,6 +75,16 @@ impl Row {
             Row::Eval(row) => row.step,
         }
     }
+}
+
+/// The rows of steps among these.
+pub(crate) fn step_rows(rows: &[Row]) -> Vec<&StepRow> {
+    rows.iter().filter_map(|row| if let Row::Step(row) = row { Some(row) } else { None }).collect()
+}
+
+/// The rows of evaluations among these.
+pub(crate) fn eval_rows(rows: &[Row]) -> Vec<&EvalRow> {
+    rows.iter().filter_map(|row| if let Row::Eval(row) = row { Some(row) } else { None }).collect()
 }
 
 /// The file, open for appending, and its rows so far.
@@ -101,11 +115,20 @@ impl Metrics {
             notices.push(format!("{} cannot be read and is left out; the file as it was is {aside}", lines.join(", ")));
         }
         notices.extend(gaps(&rows, step).map(|gaps| format!("{} has no rows of {gaps}", path.display())));
-        let text: String = rows.iter().map(line).collect();
-        replace_file(&RealDisk, &path, text.as_bytes())?;
-        let file = std::fs::OpenOptions::new().append(true).open(&path);
-        let file = file.map_err(|source| StoreError::io(&path, Operation::Write, 0, source))?;
+        let file = rewritten(&path, &rows)?;
         Ok(Metrics { path, file, rows })
+    }
+
+    /// Takes out the rows of this step's evaluation, which is made again: a run can be killed after it was made again and
+    /// before the next checkpoint.
+    pub(crate) fn forget_evaluation(&mut self, step: u64) -> Result<(), StoreError> {
+        let made = |row: &Row| matches!(row, Row::Eval(row) if row.step == step);
+        if !self.rows.iter().any(made) {
+            return Ok(());
+        }
+        self.rows.retain(|row| !made(row));
+        self.file = rewritten(&self.path, &self.rows)?;
+        Ok(())
     }
 
     /// Appends a row in one write, so that a killed process leaves whole lines.
@@ -158,6 +181,14 @@ fn gaps(rows: &[Row], step: u64) -> Option<String> {
     let more = if ranges.len() > 3 { " and more" } else { "" };
     let word = if matches!(ranges[..], [(first, last)] if first == last) { "step" } else { "steps" };
     (!ranges.is_empty()).then(|| format!("{word} {text}{more}"))
+}
+
+/// Writes the file anew, and opens it for appending.
+fn rewritten(path: &Path, rows: &[Row]) -> Result<std::fs::File, StoreError> {
+    let text: String = rows.iter().map(line).collect();
+    replace_file(&RealDisk, path, text.as_bytes())?;
+    let file = std::fs::OpenOptions::new().append(true).open(path);
+    file.map_err(|source| StoreError::io(path, Operation::Write, 0, source))
 }
 
 fn line(row: &Row) -> String {

@@ -22,7 +22,6 @@ use crate::loss_scale::LossScale;
 use crate::memory::{self, Estimate, Subject};
 use crate::place::{Machine, Place};
 use crate::ranks::Ranks;
-use crate::run_directory::RECIPE_FILE;
 use crate::schedule::Schedule;
 use crate::state::{self, CHECKPOINTS, TrainState};
 
@@ -378,7 +377,6 @@ fn put_together(
             if state.step > steps {
                 return Err(TrainError::PastTheEnd { path: path.clone(), step: state.step, last: steps });
             }
-            notices.extend(length_change(&recipe, steps, &plan));
             notices.extend(best_is_missing(&recipe, &state)?);
         }
         if state.step < steps && !state.stopped_early {
@@ -412,15 +410,6 @@ fn put_together(
         identity,
     };
     Ok(Prepared { run, notices })
-}
-
-/// What to say where a run goes on to another last step than it was started for: the curve of the learning rate changes.
-fn length_change(recipe: &Recipe, steps: u64, plan: &Plan) -> Option<String> {
-    let before = Recipe::load(&recipe.output_dir.join(RECIPE_FILE), &[], None).ok()?;
-    let same_rows = before.train.global_batch_size == recipe.train.global_batch_size;
-    let before = total_steps(&before, plan);
-    (same_rows && before != steps)
-        .then(|| format!("going on to step {steps}; it was {before}, and the learning rate follows the new length"))
 }
 
 /// What to say where the best checkpoint, which is to be the result, is not there any more. An error where it was asked for.

@@ -4,10 +4,9 @@
 //! are kept apart until all are added in the order of the shares, so the number of processes that computed them does not
 //! show in the bits.
 
-use std::ops::Range;
-
 use finetune_allreduce::{Algorithm, Group, GroupError, Reduce, segment};
 
+use crate::deal::Deal;
 use crate::error::TrainError;
 use crate::metrics::RankRow;
 use crate::state::TrainState;
@@ -73,15 +72,9 @@ impl Ranks {
         self.group.rank() == 0
     }
 
-    /// Shares of a step over all ranks.
-    pub(crate) fn shares(&self) -> usize {
-        self.shares
-    }
-
-    /// The shares that this rank computes.
-    pub(crate) fn mine(&self) -> Range<usize> {
-        let each = self.shares / self.group.world();
-        self.group.rank() * each..(self.group.rank() + 1) * each
+    /// The same number of shares for each rank.
+    pub(crate) fn even(&self) -> Deal {
+        Deal::even(self.shares, self.group.world())
     }
 
     /// Tells the others that this rank stops, unless they have found the same.
@@ -107,10 +100,18 @@ impl Ranks {
     }
 
     /// Σ over all shares, in their order; and what each rank says of itself. `seconds`: what this rank took to compute its own.
-    pub(crate) fn sum_losses(&self, mine: &[Sums], seconds: f64) -> Result<(Sums, Vec<RankRow>), GroupError> {
-        let (world, each) = (self.group.world(), mine.len());
+    pub(crate) fn sum_losses(
+        &self,
+        deal: &Deal,
+        mine: &[Sums],
+        seconds: f64,
+    ) -> Result<(Sums, Vec<RankRow>), GroupError> {
+        let world = self.group.world();
         let (sent, received) = self.group.bytes_moved();
+        // Blocks of one length, whoever has how many shares.
+        let numbers = deal.largest() * Sums::NUMBERS;
         let mut block: Vec<f64> = mine.iter().flat_map(|sums| sums.to_numbers()).collect();
+        block.resize(numbers, 0.0);
         block.extend([seconds, sent as f64, received as f64]);
         block.extend(self.group.waited().iter().map(std::time::Duration::as_secs_f64));
         let mut all = vec![0.0; block.len() * world];
@@ -118,11 +119,16 @@ impl Ranks {
         let mut total = Sums::default();
         let mut rows = Vec::new();
         for (rank, block) in all.chunks(block.len()).enumerate() {
-            let (sums, about) = block.split_at(each * Sums::NUMBERS);
-            sums.chunks(Sums::NUMBERS).for_each(|numbers| total.add(Sums::from_numbers(numbers)));
+            let (sums, about) = block.split_at(numbers);
+            let mut tokens = 0;
+            for numbers in sums.chunks(Sums::NUMBERS).take(deal.counts()[rank]) {
+                let sums = Sums::from_numbers(numbers);
+                tokens += sums.tokens;
+                total.add(sums);
+            }
             if world > 1 {
                 let (sent, received) = (about[1] as u64, about[2] as u64);
-                rows.push(RankRow { rank, seconds: about[0], sent, received, waited_for: about[3..].to_vec() });
+                rows.push(RankRow { rank, seconds: about[0], tokens, sent, received, waited_for: about[3..].to_vec() });
             }
         }
         Ok((total, rows))
@@ -130,35 +136,42 @@ impl Ranks {
 
     /// The first of `mine`, the gradients of this rank's shares, becomes the sum of all ranks' shares, added in their order;
     /// the others are left undefined.
-    pub(crate) fn sum_gradients(&self, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
-        let world = self.group.world();
-        let (first, rest) = mine.split_first_mut().expect("every rank has a share");
-        if world == 1 {
+    pub(crate) fn sum_gradients(&self, deal: &Deal, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
+        if self.is_first() {
+            // Its shares are the first ones: their sum is where the sum of all begins.
+            let (first, rest) = mine.split_first_mut().expect("every rank has a share");
             rest.iter().for_each(|share| add(first, share));
+        }
+        if self.group.world() == 1 {
             return Ok(());
         }
-        if rest.is_empty() {
+        if deal.counts()[1..].iter().all(|&count| count == 1) {
             // A ring adds in another order than the shares', which is what virtual ranks promise.
             let algorithm = self.virtual_ranks.then_some(Algorithm::Mesh);
-            return self.group.all_reduce_with(first, &Reduce { algorithm, ..Reduce::SUM });
+            return self.group.all_reduce_with(&mut mine[0], &Reduce { algorithm, ..Reduce::SUM });
         }
-        self.sum_segments(mine)
+        self.sum_segments(deal, mine)
     }
 
     /// Every rank gets its segment of all shares, adds them in order, and all get all sums.
-    fn sum_segments(&self, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
+    fn sum_segments(&self, deal: &Deal, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
         let (world, length) = (self.group.world(), mine[0].len());
+        // Rank 0 has added its own up already.
+        let count = |rank: usize| if rank == 0 { 1 } else { deal.counts()[rank] };
+        let most = (0..world).map(count).max().unwrap_or(1);
         let longest = length.div_ceil(world).max(1);
-        let mut send = vec![0f32; longest * mine.len() * world];
-        for (owner, block) in send.chunks_mut(longest * mine.len()).enumerate() {
+        let mut send = vec![0f32; longest * most * world];
+        for (owner, block) in send.chunks_mut(longest * most).enumerate() {
             let segment = segment(length, world, owner);
-            for (place, share) in block.chunks_mut(longest).zip(mine.iter()) {
+            let shares = &mine[..count(self.group.rank())];
+            for (place, share) in block.chunks_mut(longest).zip(shares) {
                 place[..segment.len()].copy_from_slice(&share[segment.clone()]);
             }
         }
-        let mut shares = vec![0f32; send.len()];
-        self.group.all_to_all(&send, &mut shares)?;
-        let mut shares = shares.chunks(longest);
+        let mut received = vec![0f32; send.len()];
+        self.group.all_to_all(&send, &mut received)?;
+        let blocks = received.chunks(longest * most).enumerate();
+        let mut shares = blocks.flat_map(|(rank, block)| block.chunks(longest).take(count(rank)));
         let mut sum = shares.next().unwrap_or_default().to_vec();
         shares.for_each(|share| add(&mut sum, share));
         let mut all = vec![0f32; longest * world];
@@ -228,5 +241,54 @@ impl Ranks {
 fn add(sum: &mut [f32], more: &[f32]) {
     for (sum, more) in sum.iter_mut().zip(more) {
         *sum += more;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever computes which shares, the sums have the bits of one rank that adds them one after the other.
+    #[test]
+    fn sums_do_not_depend_on_the_deal() {
+        const SHARES: usize = 6;
+        const LENGTH: usize = 7;
+        // Of very different size, so that another order of adding shows.
+        let gradient = |share: usize| -> Vec<f32> {
+            let sign = if share.is_multiple_of(2) { 1.0 } else { -1.0 };
+            (0..LENGTH).map(|n| sign * 1.1f32.powi(((share * 37 + n * 11) % 90) as i32)).collect()
+        };
+        let losses =
+            |share: usize| Sums { loss: 1.3f64.powi(share as i32 * 5), trained_tokens: 3, tokens: share as u64 };
+        let mut want = gradient(0);
+        (1..SHARES).for_each(|share| add(&mut want, &gradient(share)));
+        let mut want_loss = Sums::default();
+        (0..SHARES).for_each(|share| want_loss.add(losses(share)));
+        let deals: [&[f64]; 7] =
+            [&[1.0], &[1.0, 1.0], &[1.0, 9.0], &[9.0, 1.0], &[1.0, 1.0, 1.0], &[9.0, 1.0, 9.0], &[9.0, 9.0, 1.0]];
+        for seconds in deals {
+            let deal = Deal::by_speed(SHARES, seconds);
+            let sums = std::thread::scope(|scope| {
+                let deal = &deal;
+                let start = |group: Group| {
+                    scope.spawn(move || {
+                        let mine = deal.of(group.rank());
+                        let ranks = Ranks { group, shares: SHARES, virtual_ranks: true };
+                        let mut gradients: Vec<Vec<f32>> = mine.clone().map(gradient).collect();
+                        let shares: Vec<Sums> = mine.map(losses).collect();
+                        let (loss, rows) = ranks.sum_losses(deal, &shares, 1.0).expect("a sum");
+                        ranks.sum_gradients(deal, &mut gradients).expect("a sum");
+                        (gradients.swap_remove(0), loss, rows.len())
+                    })
+                };
+                let threads: Vec<_> = Group::in_process(seconds.len(), None).into_iter().map(start).collect();
+                threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
+            });
+            for (gradient, loss, rows) in sums {
+                assert_eq!(gradient, want, "{:?}", deal.counts());
+                assert_eq!(loss, want_loss, "{:?}", deal.counts());
+                assert_eq!(rows, if seconds.len() > 1 { seconds.len() } else { 0 });
+            }
+        }
     }
 }

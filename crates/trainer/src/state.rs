@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use finetune_model::{Model, ModelError, adapter};
-use finetune_store::{Disk, NewFile, commit_directory, numbered, remove_directory};
+use finetune_store::{Disk, NewFile, commit_directory, numbered, remove_directory, replace_directory};
 use serde::{Deserialize, Serialize};
 
 use crate::adamw::AdamW;
@@ -39,6 +39,8 @@ pub struct TrainState {
     pub evaluations_without_improvement: u64,
     /// Early stopping has ended the run.
     pub stopped_early: bool,
+    /// The evaluation of this step is still to be made: a signal gave it up.
+    pub(crate) evaluation_due: bool,
     pub(crate) loss_scale: LossScale,
 }
 
@@ -53,6 +55,9 @@ pub(crate) struct StateFile {
     best: Option<Best>,
     evaluations_without_improvement: u64,
     stopped_early: bool,
+    /// Not written where it is false: a run that a signal stopped in an evaluation ends with the files of one that none did.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    evaluation_due: bool,
     #[serde(default)]
     loss_scale: LossScale,
     /// What the chat template's "today" is, where it asks; versions that did not fix it do not say.
@@ -74,6 +79,7 @@ impl TrainState {
             best: None,
             evaluations_without_improvement: 0,
             stopped_early: false,
+            evaluation_due: false,
             loss_scale,
         }
     }
@@ -97,27 +103,19 @@ impl TrainState {
             self.best.map_or(0, |best| best.step),
             self.best.map_or(0, |best| best.eval_loss.to_bits()),
             self.evaluations_without_improvement,
-            u64::from(self.stopped_early),
+            u64::from(self.stopped_early) | u64::from(self.evaluation_due) << 1,
             self.loss_scale.to_number(),
         ]
     }
 
     pub(crate) fn set_numbers(&mut self, numbers: &[u64; 8]) {
-        let &[
-            step,
-            updates,
-            has_best,
-            best_step,
-            eval_loss,
-            evaluations_without_improvement,
-            stopped_early,
-            loss_scale,
-        ] = numbers;
+        let &[step, updates, has_best, best_step, eval_loss, evaluations_without_improvement, flags, loss_scale] =
+            numbers;
         self.step = step;
         self.optimizer.updates = updates;
         self.best = (has_best == 1).then_some(Best { step: best_step, eval_loss: f64::from_bits(eval_loss) });
         self.evaluations_without_improvement = evaluations_without_improvement;
-        self.stopped_early = stopped_early == 1;
+        (self.stopped_early, self.evaluation_due) = (flags & 1 == 1, flags & 2 == 2);
         self.loss_scale = LossScale::from_number(loss_scale);
     }
 
@@ -138,6 +136,7 @@ impl TrainState {
             best: self.best,
             evaluations_without_improvement: self.evaluations_without_improvement,
             stopped_early: self.stopped_early,
+            evaluation_due: self.evaluation_due,
             loss_scale: self.loss_scale,
             date: run.tokenizer.as_ref().filter(|tokenizer| tokenizer.uses_date()).map(|_| run.date.clone()),
             identity: run.identity.clone(),
@@ -147,7 +146,13 @@ impl TrainState {
         let files: Vec<NewFile<'_>> =
             files.iter().map(|(name, bytes)| NewFile { name, bytes: bytes.as_slice().into() }).collect();
         let about = serde_json::json!({"kind": "checkpoint", "step": self.step, "base_digest": run.base_digest});
-        Ok(commit_directory(disk, &directory.join(CHECKPOINTS), &name(self.step), &files, &about)?)
+        let (checkpoints, name) = (directory.join(CHECKPOINTS), name(self.step));
+        let path = checkpoints.join(&name);
+        // Only the checkpoint of a step whose evaluation was given up, and is made now, is there already.
+        if disk.exists(&path).unwrap_or(false) {
+            return Ok(replace_directory(disk, &path, &files, &about)?);
+        }
+        Ok(commit_directory(disk, &checkpoints, &name, &files, &about)?)
     }
 
     fn encode_optimizer(&self, model: &Model) -> Result<Vec<u8>, ModelError> {
@@ -191,6 +196,7 @@ impl TrainState {
             best: state.best,
             evaluations_without_improvement: state.evaluations_without_improvement,
             stopped_early: state.stopped_early,
+            evaluation_due: state.evaluation_due,
             loss_scale: state.loss_scale,
         })
     }

@@ -2,43 +2,90 @@
 
 use std::time::{Duration, Instant};
 
+use crate::deal::Deal;
 use crate::events::Event;
 use crate::metrics::RankRow;
 
-/// How long times are added up before anybody is named, so that one slow step is nobody's fault.
+/// How long times are added up before anybody is named again: once in a while is enough.
 const WINDOW: Duration = Duration::from_secs(60);
+
+/// The same for the first time: a machine that is not up to the others is known after a few steps. One slow step is nobody's
+/// fault, so there are several of them.
+const FIRST_WINDOW: Duration = Duration::from_secs(2);
+const FEWEST_STEPS: u64 = 3;
 
 /// A rank that takes so many times as long as the others is worth a word.
 const WORTH_A_WORD: f64 = 1.3;
+
+/// A step without the rank has to be shorter by so much to be mentioned: it is an estimate.
+const SHORTER: f64 = 0.9;
 
 /// Seconds that each rank took for its rows since the window began.
 #[derive(Debug)]
 pub(crate) struct Stragglers {
     began: Instant,
+    window: Duration,
+    /// The first step is slow for other reasons, kernels to compile among them.
+    warm: bool,
+    steps: u64,
+    /// Of whole steps.
+    total: f64,
     seconds: Vec<f64>,
 }
 
 impl Default for Stragglers {
     fn default() -> Stragglers {
-        Stragglers { began: Instant::now(), seconds: Vec::new() }
+        Stragglers {
+            began: Instant::now(),
+            window: FIRST_WINDOW,
+            warm: false,
+            steps: 0,
+            total: 0.0,
+            seconds: Vec::new(),
+        }
     }
 }
 
 impl Stragglers {
-    /// Adds a step, and once a minute names the slowest rank if the others wait for it.
-    pub(crate) fn watch(&mut self, ranks: &[RankRow], tell: &mut dyn FnMut(Event<'_>)) {
+    /// Adds a step that took `seconds`, and now and then names the slowest rank if the others wait for it. `deal`: who
+    /// computed how many shares of it.
+    pub(crate) fn watch(&mut self, ranks: &[RankRow], seconds: f64, deal: &Deal, tell: &mut dyn FnMut(Event<'_>)) {
+        if !self.warm {
+            *self = Stragglers { warm: true, ..Stragglers::default() };
+            return;
+        }
         self.seconds.resize(ranks.len(), 0.0);
         for (sum, rank) in self.seconds.iter_mut().zip(ranks) {
             *sum += rank.seconds;
         }
-        if self.began.elapsed() < WINDOW {
+        self.steps += 1;
+        self.total += seconds;
+        if self.began.elapsed() < self.window || self.steps < FEWEST_STEPS {
             return;
         }
         if let Some((rank, factor)) = slowest(&self.seconds) {
-            tell(Event::Straggler { rank, factor });
+            let step = self.total / self.steps as f64;
+            let without = without(rank, &self.seconds, self.total, deal).map(|total| total / self.steps as f64);
+            let without = without.filter(|without| *without < SHORTER * step);
+            tell(Event::Straggler { rank, factor, steps: self.steps, seconds: step, without });
         }
-        *self = Stragglers::default();
+        *self = Stragglers { warm: true, window: WINDOW, ..Stragglers::default() };
     }
+
+    /// What was measured is of another deal.
+    pub(crate) fn forget(&mut self) {
+        *self = Stragglers { warm: true, window: self.window, ..Stragglers::default() };
+    }
+}
+
+/// Seconds that the same steps would take without this rank, its shares spread evenly among the others; what a step takes
+/// beside the rows, sums and waiting for the disk, stays as it is.
+fn without(rank: usize, seconds: &[f64], total: f64, deal: &Deal) -> Option<f64> {
+    let beside = (total - seconds.iter().copied().fold(0.0, f64::max)).max(0.0);
+    let others = seconds.iter().zip(deal.counts()).enumerate().filter(|(other, _)| *other != rank);
+    let per_share = others.map(|(_, (seconds, &shares))| seconds / shares.max(1) as f64).fold(0.0, f64::max);
+    let others = seconds.len().checked_sub(1).filter(|others| *others > 0)?;
+    Some(beside + per_share * deal.shares() as f64 / others as f64)
 }
 
 /// The rank that took longest and its time over the median of the others', if that is worth a word.
@@ -53,7 +100,8 @@ fn slowest(seconds: &[f64]) -> Option<(usize, f64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::slowest;
+    use super::{slowest, without};
+    use crate::deal::Deal;
 
     #[test]
     fn the_slowest_is_named_with_its_factor() {
@@ -68,6 +116,22 @@ mod tests {
         ];
         for (seconds, expected) in cases {
             assert_eq!(slowest(seconds), expected, "{seconds:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_step_would_take_without_it() {
+        let cases: [(&[f64], f64, Deal, usize, Option<f64>); 5] = [
+            // Two machines with equal shares: the fast one would have twice as much to do.
+            (&[0.5, 4.0], 4.5, Deal::even(2, 2), 1, Some(1.5)),
+            (&[0.5, 4.0], 4.0, Deal::even(8, 2), 1, Some(1.0)),
+            (&[1.0, 1.0, 3.0], 3.0, Deal::even(3, 3), 2, Some(1.5)),
+            // Seven shares of eight are with the fast one already.
+            (&[3.5, 4.0], 4.0, Deal::by_speed(8, &[0.5, 4.0]), 1, Some(4.0)),
+            (&[1.0], 1.0, Deal::even(1, 1), 0, None),
+        ];
+        for (seconds, total, deal, rank, want) in cases {
+            assert_eq!(without(rank, seconds, total, &deal), want, "{seconds:?}");
         }
     }
 }

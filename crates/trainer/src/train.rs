@@ -1,39 +1,36 @@
 //! The loop.
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::AtomicI32;
 use std::time::Instant;
 
 use finetune_allreduce::Reduction;
 use finetune_dataset::Dataset;
 use finetune_model::{Batch, LossSum, Randomness};
+use finetune_recipe::SharesChoice;
 use finetune_store::failpoint;
 
 use crate::adamw::{clip, norm};
+use crate::deal::{Deal, Dealer};
 use crate::diverged;
 use crate::error::TrainError;
-use crate::evaluate::{Answers, BeforeAfter, Questions, answer, batch_row, evaluate_together};
+use crate::evaluate::{Answers, batch_row};
 use crate::events::Event;
-use crate::journal::keeps_best;
 use crate::memory;
-use crate::metrics::{EvalRow, RankRow, Row, StepRow};
+use crate::metrics::{RankRow, Row, StepRow};
+use crate::pace::Pace;
 use crate::prepare::Run;
 use crate::ranks::Sums;
-use crate::report;
-use crate::state::Best;
 use crate::stragglers::Stragglers;
+use crate::summary::Summary;
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// All steps are done, or early stopping ended it.
-    Finished { step: u64, before: Option<Answers>, after: Option<Answers> },
+    Finished { step: u64, before: Option<Answers>, after: Option<Answers>, summary: Summary },
     /// A signal asked it to stop; everything up to this step is saved.
     Stopped { step: u64, signal: i32 },
 }
-
-/// Steps after which ranks compare their states, checkpoints aside.
-const COMPARE_EVERY: u64 = 50;
 
 /// What a step came to, over all ranks.
 struct StepSums {
@@ -54,15 +51,19 @@ pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -
 
 fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
     let before = run.answers("before", stop, tell)?;
+    let measured = run.recipe.distributed.shares == SharesChoice::Measured;
+    let mut dealer = Dealer::new(run.ranks.even(), measured);
+    let mut asked = run.begin(&dealer.deal, stop, tell)?;
     let parameters = run.model.layout().len();
-    let mut gradients = vec![vec![0.0; parameters]; run.ranks.mine().len()];
     tell(Event::Begin { from: run.state.step, to: run.steps, trained_parameters: parameters });
-    let mut stragglers = Stragglers::default();
-    let mut asked = run.asked_to_stop(stop)?;
+    let mut gradients: Vec<Vec<f32>> = Vec::new();
+    let (mut stragglers, mut pace) = (Stragglers::default(), Pace::new(run.state.step));
     while run.state.step < run.steps && !run.state.stopped_early && asked == 0 {
         failpoint::hit("train.step");
         let start = Instant::now();
-        let StepSums { sums, ranks, rows } = run.step_sums(&mut gradients, tell)?;
+        let mine = dealer.deal.counts()[run.ranks.group().rank()];
+        gradients.resize_with(mine, || vec![0.0; parameters]);
+        let StepSums { sums, ranks, rows } = run.step_sums(&dealer.deal, &pace, &mut gradients, tell)?;
         let gradients = &mut gradients[0];
         let mean_loss = sums.loss / sums.trained_tokens.max(1) as f64;
         for gradient in &mut *gradients {
@@ -79,7 +80,12 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
         failpoint::hit("train.updated");
 
         let seconds = start.elapsed().as_secs_f64();
-        stragglers.watch(&ranks, tell);
+        pace.add(seconds);
+        stragglers.watch(&ranks, seconds, &dealer.deal, tell);
+        if dealer.watch(&ranks) {
+            stragglers.forget();
+            tell(Event::Dealt { shares: dealer.deal.counts() });
+        }
         let row = StepRow {
             step: run.state.step,
             epoch: run.state.step as f64 / run.plan.steps_per_epoch() as f64,
@@ -94,23 +100,14 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
         };
         tell(Event::Step { row: &row, steps: run.steps });
         run.write(Row::Step(row))?;
-
-        let last = run.state.step == run.steps;
-        let improved = if run.evaluation_due(last) { run.evaluate(tell)? } else { false };
-        failpoint::hit("train.evaluated");
-        asked = run.asked_to_stop(stop)?;
-        if last || run.state.stopped_early || asked != 0 || run.checkpoint_due(improved) {
-            run.save(tell)?;
-        } else if run.state.step.is_multiple_of(COMPARE_EVERY) {
-            run.compare()?;
-        }
+        asked = run.look_and_save(&dealer.deal, &mut pace, stop, tell)?;
     }
-    if asked != 0 && run.state.step < run.steps && !run.state.stopped_early {
+    if asked != 0 && run.is_unfinished() {
         return Ok(Outcome::Stopped { step: run.state.step, signal: asked });
     }
     let after = run.answers("after", stop, tell)?;
     run.finish()?;
-    Ok(Outcome::Finished { step: run.state.step, before, after })
+    Ok(Outcome::Finished { step: run.state.step, before, after, summary: run.summary() })
 }
 
 impl Run {
@@ -118,11 +115,16 @@ impl Run {
     /// f16 overflows on the way back, the step is computed again from half the loss scale. No row is skipped for it.
     fn step_sums(
         &mut self,
+        deal: &Deal,
+        pace: &Pace,
         gradients: &mut [Vec<f32>],
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<StepSums, TrainError> {
         loop {
-            let step = self.forward_and_backward(gradients)?;
+            let start = Instant::now();
+            // Its time counts as this rank's: one that cannot be heard holds the others up as one that computes slowly does.
+            tell(Event::Working { step: self.state.step + 1, seconds: pace.seconds(), saved: pace.saved });
+            let step = self.forward_and_backward(deal, start, gradients)?;
             let overflow = step.sums.loss.is_finite() && !norm(&gradients[0]).is_finite();
             if !overflow || !self.state.loss_scale.halve() {
                 self.state.loss_scale.passed(overflow);
@@ -134,14 +136,18 @@ impl Run {
 
     /// Sums of loss and gradients over this step's rows, of all ranks. The first of `gradients`, one per share of this rank,
     /// gets the sum.
-    fn forward_and_backward(&mut self, gradients: &mut [Vec<f32>]) -> Result<StepSums, TrainError> {
-        let start = Instant::now();
+    fn forward_and_backward(
+        &mut self,
+        deal: &Deal,
+        start: Instant,
+        gradients: &mut [Vec<f32>],
+    ) -> Result<StepSums, TrainError> {
         self.ranks.group().set_step(self.state.step + 1);
         let randomness = Randomness { seed: self.recipe.seed, step: self.state.step };
         let (mut shares, mut rows) = (Vec::new(), Vec::new());
-        for (share, gradients) in self.ranks.mine().zip(&mut *gradients) {
+        for (share, gradients) in deal.of(self.ranks.group().rank()).zip(&mut *gradients) {
             gradients.fill(0.0);
-            let share = self.plan.share(self.state.step, share, self.ranks.shares());
+            let share = self.plan.share(self.state.step, share, deal.shares());
             let mut sums = Sums::default();
             for micro_batch in share.chunks(self.recipe.train.micro_batch_size) {
                 self.ranks.group().keep_alive();
@@ -159,8 +165,8 @@ impl Run {
             shares.push(sums);
         }
         failpoint::hit("train.reduce");
-        let (sums, ranks) = self.ranks.sum_losses(&shares, start.elapsed().as_secs_f64())?;
-        self.ranks.sum_gradients(gradients)?;
+        let (sums, ranks) = self.ranks.sum_losses(deal, &shares, start.elapsed().as_secs_f64())?;
+        self.ranks.sum_gradients(deal, gradients)?;
         Ok(StepSums { sums, ranks, rows })
     }
 
@@ -178,11 +184,6 @@ impl Run {
             has_bf16: self.has_bf16,
         };
         subject.knobs()
-    }
-
-    /// The signal that a rank was asked to stop with, 0 if none was.
-    fn asked_to_stop(&self, stop: &AtomicI32) -> Result<i32, TrainError> {
-        Ok(self.ranks.largest(stop.load(Ordering::SeqCst))?)
     }
 
     /// Stops before a loss or gradient that is not finite changes anything, naming the rows to look at.
@@ -213,119 +214,10 @@ impl Run {
         let suspects = if suspects.is_empty() { rows } else { suspects };
         Ok(not_finite(what, self.state.step + 1, &self.train, &suspects))
     }
-
-    /// Whether all ranks still have the same numbers.
-    fn compare(&self) -> Result<(), TrainError> {
-        self.ranks.expect_same(&[("state", self.state.digest())]).map_err(|error| match error {
-            TrainError::Differ { differences } => TrainError::Drifted { step: self.state.step, differences },
-            error => error,
-        })
-    }
-
-    /// The newest checkpoint, on rank 0; none where the run was diverging already when it was saved.
-    fn saved(&self) -> Option<PathBuf> {
-        let journal = self.journal.as_ref()?;
-        journal.saved.clone().filter(|path| diverged::is_safe(journal, path))
-    }
-
-    fn write(&mut self, row: Row) -> Result<(), TrainError> {
-        self.journal.as_mut().map_or(Ok(()), |journal| Ok(journal.metrics.append(row)?))
-    }
-
-    fn evaluation_due(&self, last: bool) -> bool {
-        let every = self.recipe.eval.every;
-        self.eval.is_some() && (last || (every > 0 && self.state.step.is_multiple_of(every)))
-    }
-
-    fn checkpoint_due(&self, improved: bool) -> bool {
-        let every = self.recipe.checkpoint.every;
-        (every > 0 && self.state.step.is_multiple_of(every)) || (improved && keeps_best(&self.recipe))
-    }
-
-    /// Writes the row of an evaluation and returns whether it is the best so far.
-    fn evaluate(&mut self, tell: &mut dyn FnMut(Event<'_>)) -> Result<bool, TrainError> {
-        let Some(data) = &self.eval else { return Ok(false) };
-        tell(Event::Evaluating { rows: data.rows.len() });
-        let sums = evaluate_together(&self.model, data, self.recipe.train.micro_batch_size, &self.ranks)?;
-        let eval_loss = sums.loss / sums.trained_tokens.max(1) as f64;
-        if !eval_loss.is_finite() {
-            return Err(not_finite("the evaluation's loss", self.state.step, data, &sums.bad_rows()));
-        }
-        let row = EvalRow { step: self.state.step, eval_loss, eval_tokens: sums.trained_tokens };
-        let best = self.state.best.is_none_or(|best| eval_loss < best.eval_loss);
-        if best {
-            self.state.best = Some(Best { step: self.state.step, eval_loss });
-            self.state.evaluations_without_improvement = 0;
-        } else {
-            self.state.evaluations_without_improvement += 1;
-        }
-        tell(Event::Evaluated { row: &row, best });
-        self.write(Row::Eval(row))?;
-        let waited = self.state.evaluations_without_improvement;
-        if self.recipe.eval.early_stopping_patience.is_some_and(|patience| waited >= patience.max(1)) {
-            self.state.stopped_early = true;
-            tell(Event::StoppingEarly { step: self.state.step, evaluations: waited });
-        }
-        Ok(best)
-    }
-
-    /// Saves what all ranks agree on.
-    fn save(&mut self, tell: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
-        self.compare()?;
-        let Some(mut journal) = self.journal.take() else { return Ok(()) };
-        let saved = journal.save(self);
-        self.journal = Some(journal);
-        tell(Event::Saved { step: self.state.step, path: saved? });
-        Ok(())
-    }
-
-    /// Writes the result. No rank leaves before it is there.
-    fn finish(&self) -> Result<(), TrainError> {
-        if let Some(journal) = &self.journal {
-            // Once more for a run that was killed between its last save and the pruning after it.
-            journal.prune(self)?;
-            failpoint::hit("train.publish");
-            journal.publish(self)?;
-            failpoint::hit("train.published");
-            report::write(self, journal)?;
-        }
-        Ok(self.ranks.group().barrier()?)
-    }
-
-    /// Answers to held-back rows, kept in the run directory: a resumed run has its first answers still.
-    fn answers(
-        &self,
-        when: &'static str,
-        stop: &AtomicI32,
-        tell: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Option<Answers>, TrainError> {
-        let (Some(data), Some(tokenizer)) = (&self.eval, &self.tokenizer) else { return Ok(None) };
-        let eval = &self.recipe.eval;
-        let questions =
-            Questions { shown: eval.samples, scored: eval.exact_match, max_new_tokens: eval.max_new_tokens };
-        let rows = questions.rows(data);
-        let mut kept = self.journal.as_ref().map(|journal| BeforeAfter::read(&journal.directory)).unwrap_or_default();
-        if rows == 0 || (when == "before" && self.state.step > 0) {
-            return Ok(if when == "before" { kept.before } else { None });
-        }
-        let answers = answer(&self.model, data, tokenizer, questions, &self.ranks, &mut |done| {
-            tell(Event::Answering { done, rows });
-            self.ranks.group().keep_alive();
-            stop.load(Ordering::SeqCst) == 0
-        })?;
-        let Some(answers) = answers else { return Ok(None) };
-        tell(Event::Answered { when, answers: &answers });
-        if let Some(journal) = &self.journal {
-            let place = if when == "before" { &mut kept.before } else { &mut kept.after };
-            *place = Some(answers.clone());
-            kept.write(&journal.directory)?;
-        }
-        Ok(Some(answers))
-    }
 }
 
 /// The error that names these rows of a dataset, the first few in full.
-fn not_finite(what: &'static str, step: u64, data: &Dataset, rows: &[usize]) -> TrainError {
+pub(crate) fn not_finite(what: &'static str, step: u64, data: &Dataset, rows: &[usize]) -> TrainError {
     const SHOWN: usize = 8;
     let named = rows.iter().take(SHOWN).map(|&row| data.origin(row)).collect();
     TrainError::NotFinite { what, step, rows: named, more: rows.len().saturating_sub(SHOWN), ways: Vec::new() }

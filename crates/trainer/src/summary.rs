@@ -1,0 +1,84 @@
+//! What a run came to, for the end of it.
+
+use finetune_recipe::{Recipe, ResultChoice};
+
+use crate::metrics::{Row, eval_rows, step_rows};
+use crate::prepare::Run;
+use crate::state::{Best, TrainState};
+
+/// Losses before and after training, and which step the result is. Only rank 0, which keeps the metrics, knows the losses.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Summary {
+    /// Training loss of the first step, before its update, and of the result's step.
+    pub loss: Option<(f64, f64)>,
+    /// Loss on held-back rows before the first step, and of the result.
+    pub eval: Option<(f64, f64)>,
+    pub best: Option<Best>,
+    /// The step that `adapter/` (`model/`) holds.
+    pub result_step: u64,
+}
+
+impl Run {
+    pub(crate) fn summary(&self) -> Summary {
+        let rows = self.journal.as_ref().map_or(&[] as &[Row], |journal| journal.metrics.rows.as_slice());
+        let result_step = result_step(&self.recipe, &self.state);
+        let (loss, eval) = before_and_after(rows, result_step);
+        Summary { loss, eval, best: self.state.best, result_step }
+    }
+}
+
+/// The step that becomes the result: that of the best evaluation where the recipe says so, or stops early and says nothing;
+/// else the last.
+pub(crate) fn result_step(recipe: &Recipe, state: &TrainState) -> u64 {
+    let best = match recipe.checkpoint.result {
+        Some(choice) => choice == ResultChoice::Best,
+        None => recipe.eval.early_stopping_patience.is_some(),
+    };
+    state.best.filter(|_| best).map_or(state.step, |best| best.step)
+}
+
+/// A number before training and after a step.
+type Pair = Option<(f64, f64)>;
+
+/// Training loss of the first step and of step `step`; loss on held-back rows before the first and of the last evaluation up to
+/// `step`. `None` where the rows do not go back to the beginning.
+pub(crate) fn before_and_after(rows: &[Row], step: u64) -> (Pair, Pair) {
+    let (steps, evals) = (step_rows(rows), eval_rows(rows));
+    let first = steps.iter().find(|row| row.step == 1).map(|row| row.loss);
+    let last = steps.iter().rev().find(|row| row.step == step).map(|row| row.loss);
+    let before = evals.iter().find(|row| row.step == 0).map(|row| row.eval_loss);
+    let after = evals.iter().rev().find(|row| row.step > 0 && row.step <= step).map(|row| row.eval_loss);
+    (first.zip(last), before.zip(after))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(text: &str) -> Vec<Row> {
+        text.lines().map(|line| serde_json::from_str(line).expect("a row")).collect()
+    }
+
+    #[test]
+    fn from_the_first_row_to_the_result() {
+        let step = |step: u64, loss: f64| {
+            format!(
+                "{{\"step\":{step},\"epoch\":1,\"loss\":{loss},\"trained_tokens\":1,\"tokens\":1,\"grad_norm\":1,\
+                 \"learning_rate\":1,\"tokens_per_second\":1,\"seconds\":1}}\n"
+            )
+        };
+        let eval = |step: u64, loss: f64| format!("{{\"step\":{step},\"eval_loss\":{loss},\"eval_tokens\":1}}\n");
+        let whole = [eval(0, 3.5), step(1, 3.0), step(2, 2.0), eval(2, 2.5), step(3, 1.0), eval(3, 2.75)].concat();
+        let cases = [
+            (whole.as_str(), 3, (Some((3.0, 1.0)), Some((3.5, 2.75)))),
+            (&whole, 2, (Some((3.0, 2.0)), Some((3.5, 2.5)))),
+            // A run of a version that did not look before the first step.
+            (&[step(1, 3.0), step(2, 2.0), eval(2, 2.5)].concat(), 2, (Some((3.0, 2.0)), None)),
+            (&step(2, 2.0), 2, (None, None)),
+            ("", 0, (None, None)),
+        ];
+        for (text, result, want) in cases {
+            assert_eq!(before_and_after(&rows(text), result), want, "{text}");
+        }
+    }
+}
