@@ -39,13 +39,14 @@ mod state;
 mod stragglers;
 mod summary;
 mod train;
+mod weights;
 
 pub use adamw::AdamW;
 pub use disk_need::DiskNeed;
 pub use error::{Fault, TrainError};
 pub use evaluate::{Answers, Sample, evaluate};
 pub use events::Event;
-pub use findings::{DataFindings, Findings, Found, findings};
+pub use findings::{DataFindings, Findings, Problem, findings};
 pub use memory::Estimate;
 pub use metrics::{EvalRow, RankRow, StepRow};
 pub use place::{Machine, Place};

@@ -35,8 +35,12 @@ pub fn recipe_file(argument: &Path) -> PathBuf {
 }
 
 /// The run directory whose resolved recipe this file is. A run that was moved or copied goes on where it lies, not at the
-/// place that its recipe names: give this to [`Recipe::load`] as the output directory where the user names none.
-pub fn home(recipe_file: &Path) -> Option<PathBuf> {
+/// place that its recipe names: give this to [`Recipe::load`] as the output directory where the user names none, neither with
+/// a flag nor in `sets`, the texts of `--set`.
+pub fn home(recipe_file: &Path, sets: &[String]) -> Option<PathBuf> {
+    if sets.iter().any(|set| set.split('=').next().is_some_and(|key| key.trim() == "output_dir")) {
+        return None;
+    }
     let directory = recipe_file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let is_named_so = recipe_file.file_name().is_some_and(|name| name == RECIPE_FILE);
     let has_run = directory.join(CHECKPOINTS).is_dir();
@@ -272,14 +276,16 @@ mod tests {
         for directory in [&run, &copy] {
             write(&directory.join("recipe.toml"), &text);
             write(&directory.join("checkpoints/step-000001/x"), "");
-            assert_eq!(home(&directory.join("recipe.toml")), Some(directory.clone()));
+            assert_eq!(home(&directory.join("recipe.toml"), &[]), Some(directory.clone()));
             assert_eq!(recipe_file(directory), directory.join("recipe.toml"));
         }
+        let elsewhere = ["output_dir=other".to_owned()];
+        assert_eq!(home(&run.join("recipe.toml"), &elsewhere), None);
         // A recipe alone, or one of a person beside checkpoints, is no run.
         write(&folder.path().join("recipe.toml"), &text);
         write(&copy.join("recipe.toml"), "seed = 1\n");
-        assert_eq!(home(&folder.path().join("recipe.toml")), None);
-        assert_eq!(home(&copy.join("recipe.toml")), None);
+        assert_eq!(home(&folder.path().join("recipe.toml"), &[]), None);
+        assert_eq!(home(&copy.join("recipe.toml"), &[]), None);
         assert_eq!(recipe_file(&folder.path().join("r.toml")), folder.path().join("r.toml"));
     }
 
