@@ -168,7 +168,7 @@ fn a_smaller_micro_batch_goes_on_to_the_same_losses() {
         metrics(&folder.path(output)).iter().filter_map(|row| row["loss"].as_f64()).collect()
     };
     for (one, other) in losses("run").iter().zip(losses("undisturbed")) {
-        assert!((one - other).abs() < 1e-3 * other, "{one} {other}");
+        assert!((one - other).abs() < 1e-2 * other, "{one} {other}");
     }
 }
 

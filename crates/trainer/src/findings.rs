@@ -106,9 +106,18 @@ struct Parts {
 }
 
 impl Findings {
-    /// A problem is noted, and what hangs on it left out.
+    /// A problem is noted, once, and what hangs on it left out.
     fn keep<T>(&mut self, result: Result<T, TrainError>) -> Option<T> {
-        result.map_err(|error| self.problems.push(error.into())).ok()
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let problem = Problem::from(error);
+                if self.problems.iter().all(|known| known.message != problem.message) {
+                    self.problems.push(problem);
+                }
+                None
+            }
+        }
     }
 
     fn look_at_output(&mut self, recipe: &Recipe, machine: &Machine, model: Option<&Path>) {

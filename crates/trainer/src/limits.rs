@@ -31,8 +31,8 @@ pub(crate) fn check(recipe: &Recipe) -> Result<(), TrainError> {
         }
     }
     if let Some((module, rank)) = recipe.lora.rank_pattern.iter().find(|(_, rank)| **rank > HIGHEST_RANK) {
-        let what = format!("`{module}`: at most {HIGHEST_RANK} can be had");
-        return beyond("lora.rank_pattern", rank.to_string(), what);
+        let what = format!("at most {HIGHEST_RANK} can be had");
+        return beyond("lora.rank_pattern", format!("{{ {module} = {rank} }}"), what);
     }
     if distributed.timeout < SHORTEST_TIMEOUT {
         let what = "too short to tell a slow rank from a lost one; use 1s or more".to_owned();
@@ -45,8 +45,13 @@ pub(crate) fn check(recipe: &Recipe) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Refuses branches whose scale is no number that can be computed with.
+/// Refuses branches whose rank or scale is no number that can be computed with.
 pub(crate) fn check_targets(targets: &LoraTargets) -> Result<(), TrainError> {
+    if let Some(rank) = targets.iter().map(|target| target.rank).find(|rank| *rank > HIGHEST_RANK) {
+        // In the words of `check`, which has said it already.
+        let what = format!("at most {HIGHEST_RANK} can be had");
+        return Err(TrainError::Beyond { key: "lora.rank", value: rank.to_string(), what });
+    }
     match targets.iter().find(|target| !target.scale().is_finite()) {
         Some(target) => Err(TrainError::Beyond {
             key: "lora.alpha",
