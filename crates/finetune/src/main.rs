@@ -5,6 +5,7 @@
 
 mod allocator;
 mod cli;
+mod closing;
 mod commands;
 mod failure;
 mod hosts;

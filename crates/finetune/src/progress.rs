@@ -1,8 +1,11 @@
 //! Progress of long work on stderr: bars where it is a terminal, plain lines where it is not.
 
 use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use finetune_trainer::numbers::{counted, rate, seconds};
+pub(crate) use finetune_trainer::numbers::{duration, thousands};
 use finetune_trainer::{Answers, Event, StepRow};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
@@ -40,6 +43,34 @@ pub(crate) fn narrate(event: &Event<'_>) -> Option<String> {
 /// Seconds between plain lines while nothing else is said.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
 
+/// The same for work that is no step: reading rows, evaluating, answering. Most of it is done before the first of them.
+const PLAIN_WORK_EVERY: Duration = Duration::from_secs(5);
+
+/// Work under way where there is no terminal.
+#[derive(Debug)]
+struct Work {
+    what: String,
+    /// Things to do, 0 where that is not known.
+    len: u64,
+    last_line: Instant,
+}
+
+impl Work {
+    fn new(what: &str, len: u64) -> Work {
+        Work { what: what.to_owned(), len, last_line: Instant::now() }
+    }
+
+    /// A line about how far it is, every few seconds.
+    fn line(&mut self, done: u64) -> Option<String> {
+        if self.last_line.elapsed() < PLAIN_WORK_EVERY {
+            return None;
+        }
+        self.last_line = Instant::now();
+        let of = if self.len > 0 { format!(" of {}", thousands(self.len)) } else { String::new() };
+        Some(format!("{}: {}{of}", self.what, thousands(done)))
+    }
+}
+
 /// Shows a run.
 pub(crate) struct Progress {
     verbosity: Verbosity,
@@ -47,6 +78,10 @@ pub(crate) struct Progress {
     /// A step in so many is worth a plain line (`log.every`).
     every: u64,
     bar: Option<ProgressBar>,
+    /// Behind a lock, as the bar is: rows are counted by whichever thread reads them.
+    work: Mutex<Option<Work>>,
+    /// The bar is that of an evaluation outside the steps.
+    evaluates: bool,
     started: Instant,
     first_step: Option<u64>,
     last_line: Option<Instant>,
@@ -59,6 +94,8 @@ impl Progress {
             terminal: std::io::stderr().is_terminal(),
             every,
             bar: None,
+            work: Mutex::new(None),
+            evaluates: false,
             started: Instant::now(),
             first_step: None,
             last_line: None,
@@ -92,6 +129,7 @@ impl Progress {
         }
         if !self.terminal {
             anstream::eprintln!("{what}");
+            self.set_work(Some(Work::new(what, len)));
             return;
         }
         let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr());
@@ -106,10 +144,21 @@ impl Progress {
     pub(crate) fn position(&self, done: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(done);
+            return;
         }
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = work.as_mut().and_then(|work| work.line(done));
+        drop(work);
+        line.iter().for_each(|line| self.say(line));
+    }
+
+    fn set_work(&self, work: Option<Work>) {
+        *self.work.lock().unwrap_or_else(PoisonError::into_inner) = work;
     }
 
     pub(crate) fn finish(&mut self) {
+        self.set_work(None);
+        self.evaluates = false;
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
@@ -134,13 +183,16 @@ impl Progress {
         match event {
             Event::Begin { from, to, .. } if from >= to => self.say(&format!("step {from} was the last: all is done")),
             Event::Begin { from, to, trained_parameters } => {
-                self.say(&format!(
-                    "training steps {} to {to}, {} parameters",
-                    from + 1,
-                    thousands(trained_parameters as u64)
-                ));
+                let steps =
+                    if from + 1 == to { format!("step {to}") } else { format!("steps {} to {to}", from + 1) };
+                self.say(&format!("training {steps}, {} parameters", thousands(trained_parameters as u64)));
                 self.steps_bar(from, to);
             }
+            Event::CurveChanged { step, was, now } => self.say(&format!(
+                "the learning rate goes on along another curve: step {step} had {}, by this recipe it would have had {}",
+                rate(was),
+                rate(now)
+            )),
             Event::Step { row, steps } => {
                 let first = *self.first_step.get_or_insert(row.step - 1);
                 let done = row.step - first;
@@ -151,25 +203,33 @@ impl Progress {
                     bar.set_message(format!("{numbers}  {} left", duration(left)));
                 } else if self.plain_line_due(row.step, steps) {
                     let line = format!(
-                        "step {}/{steps}  {numbers}  lr {:.3e}  grad norm {:.3}  {} left",
+                        "step {}/{steps}  {numbers}  lr {}  grad norm {:.3}  {} left",
                         row.step,
-                        row.learning_rate,
+                        rate(row.learning_rate),
                         row.grad_norm,
                         duration(left)
                     );
                     self.say(&line);
                 }
             }
-            Event::Evaluating { rows } => {
-                if self.verbosity == Verbosity::Verbose {
-                    self.say(&format!("evaluating {rows} rows"));
-                }
-            }
+            Event::Evaluating { rows } => self.begin_evaluation(rows),
+            Event::EvaluatedRows { done, rows } => match &self.bar {
+                Some(bar) if !self.evaluates => bar.set_message(format!("evaluating row {}/{rows}", done + 1)),
+                _ => self.position(done as u64),
+            },
             Event::Evaluated { row, best } => {
+                if self.evaluates || !self.terminal {
+                    self.finish();
+                }
                 let best = if best { "  (best so far)" } else { "" };
-                self.say(&format!("step {}  evaluation loss {:.4}{best}", row.step, row.eval_loss));
+                self.say(&match row.step {
+                    0 => format!("before training  evaluation loss {:.4}", row.eval_loss),
+                    step => format!("step {step}  evaluation loss {:.4}{best}", row.eval_loss),
+                });
             }
-            Event::Answering { done: 0, rows } => self.start(&format!("answering {rows} held-back rows"), rows as u64),
+            Event::Answering { done: 0, rows } => {
+                self.start(&format!("answering {}", counted(rows as u64, "held-back row")), rows as u64);
+            }
             Event::Answering { done, .. } => self.position(done as u64),
             Event::Answered { .. } => self.finish(),
             Event::Saved { step, path } => {
@@ -177,14 +237,28 @@ impl Progress {
                     self.say(&format!("step {step}  saved {}", path.display()));
                 }
             }
-            // Who knows the hosts says it.
-            Event::Straggler { .. } => {}
+            // Who knows the hosts says it, and who handles signals.
+            Event::Straggler { .. } | Event::Dealt { .. } | Event::Working { .. } | Event::Stopping { .. } => {}
             Event::LossScale { step, scale } => {
                 self.say(&format!("step {step}  f16 overflowed: computed again with loss scale {scale}"));
             }
             Event::StoppingEarly { step, evaluations } => {
                 self.say(&format!("step {step}  no better evaluation {evaluations} times in a row: stopping early"));
             }
+        }
+    }
+
+    /// An evaluation among steps shares their bar; one before them has its own. Without a terminal nothing is said of a short one.
+    fn begin_evaluation(&mut self, rows: usize) {
+        let what = format!("evaluating {}", counted(rows as u64, "held-back row"));
+        if self.terminal && self.bar.is_none() {
+            self.start(&what, rows as u64);
+            self.evaluates = true;
+        } else if self.verbosity == Verbosity::Verbose {
+            self.say(&what);
+        }
+        if !self.terminal && self.verbosity > Verbosity::Quiet {
+            self.set_work(Some(Work::new("evaluating held-back rows", rows as u64)));
         }
     }
 
@@ -241,27 +315,52 @@ fn one_line(text: &str) -> String {
     }
 }
 
-pub(crate) fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (n, digit) in digits.chars().enumerate() {
-        if n > 0 && (digits.len() - n).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 pub(crate) fn bytes(number: u64) -> String {
     finetune_store::human_bytes(number)
 }
 
-pub(crate) fn duration(seconds: f64) -> String {
-    let seconds = seconds.round() as u64;
-    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
-        (0, 0, s) => format!("{s}s"),
-        (0, m, s) => format!("{m}m{s:02}s"),
-        (h, m, _) => format!("{h}h{m:02}m"),
+/// What a rank that holds the others up costs. `name` is its rank and host.
+pub(crate) fn straggler(name: &str, factor: f64, steps: u64, step: f64, without: Option<f64>) -> String {
+    let took = format!("{name} took {factor:.1} times as long as the others in the last {}", counted(steps, "step"));
+    match without {
+        Some(without) => {
+            let (step, without) = (seconds(step), seconds(without));
+            format!("{took}: without it a step would take about {without} instead of {step}")
+        }
+        None => took,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_without_a_terminal_says_how_far_it_is_now_and_then() {
+        let mut work = Work::new("reading rows", 0);
+        assert_eq!(work.line(10), None, "a short work says nothing");
+        let long_ago = Instant::now().checked_sub(PLAIN_WORK_EVERY).expect("a machine that has been on for a while");
+        work.last_line = long_ago;
+        assert_eq!(work.line(120_000).as_deref(), Some("reading rows: 120,000"));
+        assert_eq!(work.line(120_001), None, "not again at once");
+        (work.last_line, work.len) = (long_ago, 240_000);
+        assert_eq!(work.line(120_000).as_deref(), Some("reading rows: 120,000 of 240,000"));
+    }
+
+    #[test]
+    fn a_straggler_is_named_with_what_it_costs() {
+        let cases = [
+            (
+                straggler("rank 1 (box-2)", 8.26, 6, 0.3688, Some(0.0661)),
+                "rank 1 (box-2) took 8.3 times as long as the others in the last 6 steps: without it a step would take about 0.0661 s instead of 0.37 s",
+            ),
+            (
+                straggler("rank 0 (a)", 1.5, 40, 20.0, None),
+                "rank 0 (a) took 1.5 times as long as the others in the last 40 steps",
+            ),
+        ];
+        for (got, want) in cases {
+            assert_eq!(got, want);
+        }
     }
 }

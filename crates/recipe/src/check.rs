@@ -3,7 +3,7 @@
 use crate::keys::{EXCLUSIVE, KEYS};
 use crate::problem::Problem;
 use crate::read::Reader;
-use crate::{Method, Recipe};
+use crate::{Distributed, Method, Recipe, SharesChoice};
 
 pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
     for [one, other] in EXCLUSIVE {
@@ -14,6 +14,13 @@ pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
     }
     if recipe.train.method == Method::Full {
         full_method(reader);
+    }
+    let Distributed { shares, virtual_ranks, .. } = &recipe.distributed;
+    if *shares == SharesChoice::Measured && virtual_ranks.is_none() {
+        let message = "`distributed.shares = \"measured\"` needs `virtual_ranks`: without, another share of the rows is another sum";
+        let problem = Problem::new(reader.place("distributed.shares"), message);
+        let hint = "add virtual_ranks to [distributed], several times the number of machines: the more, the more finely shares follow speed";
+        reader.problems.push(problem.hint(hint));
     }
     // A directory in `train` may bring its own valid.jsonl; whether it does is for the dataset to say.
     let has_eval = reader.has("data.eval") || recipe.data.train.iter().any(|path| path.is_dir());

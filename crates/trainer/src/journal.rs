@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use finetune_recipe::{Method, Recipe, ResultChoice};
 use finetune_store::{Disk, NewFile, RealDisk, RunLock, numbered, replace_directory, replace_file, set_aside, sweep};
 
-use crate::card::model_card;
+use crate::card::{model_card, model_card_of};
 use crate::error::TrainError;
 use crate::evaluate::Answers;
 use crate::metrics::Metrics;
@@ -99,7 +99,7 @@ impl Journal {
             let bytes = self.disk.read(&path.join(&record.name)).map_err(|error| unfit(error.to_string()))?;
             files.push((record.name, bytes));
         }
-        files.push((CARD_FILE.to_owned(), model_card(run, self).into_bytes()));
+        files.push((CARD_FILE.to_owned(), model_card_of(run, self, step).into_bytes()));
         Ok(files)
     }
 }

@@ -17,6 +17,7 @@ use crate::disk_need::DiskNeed;
 use crate::error::TrainError;
 use crate::identity::Identity;
 use crate::journal::{Claim, Journal, publishes_best};
+use crate::learning::{learning_notices, stop_notices};
 use crate::limits;
 use crate::loss_scale::LossScale;
 use crate::memory::{self, Estimate, Subject};
@@ -227,7 +228,7 @@ pub fn stored_type(directory: &Path) -> FloatType {
 pub(crate) struct Start {
     pub(crate) targets: LoraTargets,
     values: Option<Vec<f32>>,
-    /// What is odd about the adapter to start from, or about the ranks.
+    /// What is odd about the adapter to start from.
     pub(crate) notices: Vec<String>,
 }
 
@@ -239,18 +240,17 @@ impl Start {
         }
         let targets = choose(&recipe.lora, &linear_modules(config))?;
         limits::check_targets(&targets)?;
-        let mut notices: Vec<String> = memory::rank_notice(config, &targets).into_iter().collect();
         let Some(path) = &recipe.lora.init_from else {
-            return Ok(Some(Start { targets, values: None, notices }));
+            return Ok(Some(Start { targets, values: None, notices: Vec::new() }));
         };
         let adapter = Adapter::read(path, config)?;
         adapter.expect_targets(&targets, path)?;
+        let mut notices = adapter.notices.clone();
         match adapter.check_base(model)? {
             BaseCheck::Same | BaseCheck::Unknown => {}
             BaseCheck::OtherName(notice) => notices.push(notice),
             BaseCheck::Other(what) => return Err(TrainError::OtherBase { path: path.clone(), what }),
         }
-        notices.extend(adapter.notices.iter().cloned());
         Ok(Some(Start { targets, values: Some(adapter.values), notices }))
     }
 }
@@ -357,6 +357,8 @@ fn put_together(
     notices.extend(model.notices().iter().cloned());
     let plan = Plan::new(data.train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
     let steps = total_steps(&recipe, &plan);
+    notices.extend(learning_notices(&recipe, &data.train, data.eval.as_ref(), &plan, steps, &config));
+    notices.extend(stop_notices(&data.train, data.tokenizer.as_ref()));
     let identity = Identity {
         recipe: Identity::recipe_values(&recipe),
         train_data: data.train.digest.clone(),

@@ -23,6 +23,16 @@ impl Schedule {
         Schedule { name: schedule.name, peak, warmup, total, min_ratio: schedule.min_lr_ratio }
     }
 
+    /// Steps in which the rate climbs, which may be more than the run has.
+    pub(crate) fn warmup(&self) -> u64 {
+        self.warmup
+    }
+
+    /// The highest rate, if the warm-up ends.
+    pub(crate) fn peak(&self) -> f64 {
+        self.peak
+    }
+
     /// The rate of step `step`, which counts from 0: the first of a warm-up is 0.
     pub fn at(&self, step: u64) -> f64 {
         self.peak * self.factor(step)

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use finetune_allreduce::Notice;
 use finetune_recipe::Recipe;
+use finetune_trainer::numbers::counted;
 use finetune_trainer::{Event, Machine, Outcome, Prepared, Ranks, Resume, Run, home, prepare, recipe_file, train};
 
 use crate::cli::RunArguments;
@@ -15,7 +16,7 @@ use crate::progress::{self, Progress, Verbosity};
 use crate::seat::Seat;
 use crate::signals::Signals;
 use crate::wake::Awake;
-use crate::{allocator, memory, output, prometheus};
+use crate::{allocator, closing, memory, output, prometheus};
 
 pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let start = Instant::now();
@@ -61,8 +62,8 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
     }
     let counts = run.train.counts;
     show.say(&format!(
-        "{} rows, {} tokens ({} trained), longest {}{}",
-        progress::thousands(run.train.rows.len() as u64),
+        "{}, {} tokens ({} trained), longest {}{}",
+        counted(run.train.rows.len() as u64, "row"),
         progress::thousands(counts.tokens),
         progress::thousands(counts.trained_tokens),
         counts.longest,
@@ -71,6 +72,7 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
     if verbosity == Verbosity::Verbose {
         show.say(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()));
     }
+    closing::panel(&run).iter().for_each(|line| show.say(line));
     show.say(&format!("training on {}", run.device));
     if !run.model.placement().is_cpu() {
         show.say("the first step also compiles the GPU's kernels");
@@ -79,26 +81,30 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
     let _awake = Awake::keep();
     signals.finish_steps();
     let narrates = seat.narrates && first;
+    let mut advice = closing::advice_on_shares(&run.recipe, ranks.group().world());
     let outcome = train(&mut run, &signals.stop, &mut |event| {
         prometheus::show(&event, &|rank| ranks.group().who()[rank].host.clone());
         match progress::narrate(&event).filter(|_| narrates) {
             // A launcher that is gone does not listen; the end of standard input says so, and what to do.
             Some(line) => drop(output::line(&line)),
-            None => show_event(&mut show, event, start, verbosity, &ranks),
+            None => show_event(&mut show, event, start, verbosity, &ranks, &mut advice),
         }
     });
     show.finish();
     match outcome? {
-        Outcome::Finished { step, before, after } => {
+        Outcome::Finished { step, before, after, summary } => {
             if first {
                 output::print(&progress::answers(before.as_ref(), after.as_ref()))?;
             }
-            show.say(&format!(
-                "\n{step} steps in {}, {}\nresult and checkpoints in {}; open report.html there",
-                progress::duration(start.elapsed().as_secs_f64()),
-                peaks(&run),
-                directory.display(),
-            ));
+            let took = progress::duration(start.elapsed().as_secs_f64());
+            show.say(&format!("\n{} in {took}, {}", counted(step, "step"), peaks(&run)));
+            closing::outcome(&run.recipe, step, &summary).iter().for_each(|line| show.say(line));
+            show.say(&format!("result and checkpoints in {}; open report.html there", directory.display()));
+            closing::next_commands(&run, &program(arguments.assigned)).iter().for_each(|line| show.say(line));
+            if first && loudness == Verbosity::Quiet {
+                // The one thing that whoever asked for nothing but results wants to know.
+                output::line(&closing::result(&run.recipe).display().to_string())?;
+            }
             Ok(ExitCode::SUCCESS)
         }
         Outcome::Stopped { step, signal } => {
@@ -109,6 +115,12 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
             Ok(ExitCode::from(128 + signal as u8))
         }
     }
+}
+
+/// This program as it was typed; a launcher starts ranks by another name.
+fn program(assigned: bool) -> String {
+    let typed = std::env::args().next().filter(|_| !assigned);
+    typed.unwrap_or_else(|| "finetune".to_owned())
 }
 
 /// Peak memory beside its estimate.
@@ -138,19 +150,34 @@ fn say_notice(notice: &Notice, first: bool, verbosity: Verbosity) {
     }
 }
 
-fn show_event(show: &mut Progress, event: Event<'_>, start: Instant, verbosity: Verbosity, ranks: &Ranks) {
+/// `advice`: what to do about a slow rank, which is said once.
+fn show_event(
+    show: &mut Progress,
+    event: Event<'_>,
+    start: Instant,
+    verbosity: Verbosity,
+    ranks: &Ranks,
+    advice: &mut Option<String>,
+) {
     if let Event::Step { row, .. } = &event
         && verbosity == Verbosity::Verbose
         && row.step == 1
     {
         show.say(&format!("first step done {:.2} s after the start", start.elapsed().as_secs_f64()));
     }
-    let host = |rank: usize| ranks.group().who()[rank].host.clone();
-    if let Event::Straggler { rank, factor } = event {
-        let host = host(rank);
-        show.say(&format!("rank {rank} ({host}) took {factor:.1} times as long as the others in the last minute"));
-    } else {
-        show.show(event);
+    let name = |rank: usize| format!("rank {rank} ({})", ranks.group().who()[rank].host);
+    match event {
+        Event::Straggler { rank, factor, steps, seconds, without } => {
+            show.say(&progress::straggler(&name(rank), factor, steps, seconds, without));
+            advice.take().iter().for_each(|advice| show.say(advice));
+        }
+        Event::Dealt { shares } => {
+            let all: usize = shares.iter().sum();
+            let shares: Vec<String> =
+                shares.iter().enumerate().map(|(rank, count)| format!("{count} to {}", name(rank))).collect();
+            show.say(&format!("of the {all} shares of a step, by measured speed, go {}", shares.join(", ")));
+        }
+        event => show.show(event),
     }
 }
 
