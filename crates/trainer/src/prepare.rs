@@ -23,6 +23,7 @@ use crate::loss_scale::LossScale;
 use crate::memory::{self, Estimate, Subject};
 use crate::place::{Machine, Place};
 use crate::ranks::Ranks;
+use crate::run_directory::RESULTS;
 use crate::schedule::Schedule;
 use crate::state::{self, CHECKPOINTS, TrainState};
 
@@ -243,6 +244,10 @@ impl Start {
         let Some(path) = &recipe.lora.init_from else {
             return Ok(Some(Start { targets, values: None, notices: Vec::new() }));
         };
+        // A run stands for its result.
+        let is_adapter = path.join("adapter_config.json").is_file();
+        let inside = path.join(RESULTS[0]);
+        let path = if !is_adapter && inside.is_dir() { &inside } else { path };
         let adapter = Adapter::read(path, config)?;
         adapter.expect_targets(&targets, path)?;
         let mut notices = adapter.notices.clone();
@@ -302,7 +307,7 @@ pub fn prepare(
 }
 
 fn put_together(
-    recipe: Recipe,
+    mut recipe: Recipe,
     resume: &Resume,
     ranks: &Arc<Ranks>,
     machine: &Machine,
@@ -316,7 +321,6 @@ fn put_together(
         false => None,
     };
     let model_path = model_path?;
-    let mut recipe = recipe;
     let date = date::agree(&recipe, resume, ranks)?;
     recipe.data.date = Some(date.clone());
     let config = ModelConfig::load(&model_path)?;
