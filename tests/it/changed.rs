@@ -39,9 +39,6 @@ const FIXED: &[(&str, &str)] = &[
     ("data.train_on", "all"),
     ("data.shuffle", "false"),
     ("train.global_batch_size", "6"),
-    ("train.micro_batch_size", "3"),
-    ("train.max_grad_norm", "0.5"),
-    ("optimizer.learning_rate", "1e-3"),
     ("optimizer.betas", "[0.9, 0.99]"),
     ("optimizer.eps", "1e-7"),
     ("optimizer.weight_decay", "0.1"),
@@ -49,7 +46,14 @@ const FIXED: &[(&str, &str)] = &[
     ("schedule.warmup_steps", "1"),
     ("schedule.warmup_ratio", "0.1"),
     ("schedule.min_lr_ratio", "0.1"),
-    ("eval.early_stopping_patience", "3"),
+];
+
+/// Keys that may change on a resume, with other values, and what is said then.
+const MAY_CHANGE: &[(&str, &str, &str)] = &[
+    ("optimizer.learning_rate", "1e-3", "optimizer.learning_rate is 0.001 from here on; it was 0.05"),
+    ("train.max_grad_norm", "0.5", "train.max_grad_norm is 0.5 from here on; it was 1.0"),
+    ("train.micro_batch_size", "1", "train.micro_batch_size is 1 from here on; it was 2"),
+    ("eval.early_stopping_patience", "9", "eval.early_stopping_patience is 9 from here on; it was none"),
 ];
 
 /// Keys of the digest without a second value that could be tried here, and why.
@@ -83,7 +87,8 @@ fn a_changed_key_is_refused_by_name() {
 /// A key that joins the digest must join one of the two lists.
 #[test]
 fn every_key_of_the_digest_is_tried() {
-    let tried: Vec<&str> = FIXED.iter().chain(NOT_TRIED).map(|(key, _)| *key).collect();
+    let may_change = MAY_CHANGE.iter().map(|(key, ..)| *key);
+    let tried: Vec<&str> = FIXED.iter().chain(NOT_TRIED).map(|(key, _)| *key).chain(may_change).collect();
     for key in KEYS.iter().filter(|key| key.in_digest) {
         assert!(tried.contains(&key.path), "{} is in the digest and in no list of this test", key.path);
     }
@@ -134,6 +139,54 @@ fn changed_rows_and_weights_are_refused_by_name() {
         folder.write(file, &original);
     }
     resume(&folder, &[]).expect(0);
+}
+
+/// The next checkpoint carries the new value: the same command goes on, the old one is told.
+#[test]
+fn what_may_change_is_named() {
+    for (key, value, notice) in MAY_CHANGE {
+        let folder = killed();
+        let set = format!("{key}={value}");
+        let sets = ["--resume", "--set", &set];
+        assert!(folder.run_killed_at("run", &sets, "train.step:4"), "{key}");
+        let again = resume(&folder, &[&set]).expect(0);
+        assert!(!again.stderr.contains("from here on"), "{key}: {}", again.stderr);
+        let folder = killed();
+        let ended = resume(&folder, &[&set]).expect(0).says(notice).says("(step 4)");
+        assert_eq!(metrics(&folder.path("run")).last().expect("a row")["step"], 10, "{key}: {}", ended.stderr);
+        resume(&folder, &[]).expect(0).says(&format!("{key} is "));
+    }
+}
+
+/// Rounding aside, the size of micro-batches changes nothing.
+#[test]
+fn a_smaller_micro_batch_goes_on_to_the_same_losses() {
+    let folder = killed();
+    folder.run("undisturbed", &[]).expect(0);
+    resume(&folder, &["train.micro_batch_size=1"]).expect(0);
+    let losses = |output: &str| -> Vec<f64> {
+        metrics(&folder.path(output)).iter().filter_map(|row| row["loss"].as_f64()).collect()
+    };
+    for (one, other) in losses("run").iter().zip(losses("undisturbed")) {
+        assert!((one - other).abs() < 1e-2 * other, "{one} {other}");
+    }
+}
+
+/// A run that early stopping has ended says so, and goes on with more patience.
+#[test]
+fn early_stopping_can_be_told_to_go_on() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let sets = ["--set", "eval.early_stopping_patience=1", "--set", "train.max_steps=40"];
+    folder.run("run", &sets).expect(0);
+    let last = || metrics(&folder.path("run")).last().expect("a row")["step"].as_u64().expect("a number");
+    let stopped = last();
+    assert!(stopped < 40, "the learning rate is far too high");
+    let resumed: Vec<&str> = ["--resume"].iter().chain(&sets).copied().collect();
+    folder.run("run", &resumed).expect(0).says(&format!("early stopping has ended this run after step {stopped}"));
+    assert_eq!(last(), stopped);
+    let patient = ["--resume", "--set", "eval.early_stopping_patience=30", "--set", "train.max_steps=40"];
+    folder.run("run", &patient).expect(0);
+    assert_eq!(last(), 40);
 }
 
 #[test]

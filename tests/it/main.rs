@@ -20,5 +20,6 @@ mod program;
 mod random;
 mod rdma;
 mod resume;
+mod run_directory;
 mod signals;
 mod ssh;

@@ -354,7 +354,7 @@ fn numbers_that_are_not_finite() {
             error: the loss is not finite in step 2; no weight was changed by it
 
             hint: rows of the step: train.jsonl:6, train.jsonl:10, train.jsonl:5, train.jsonl:1, train.jsonl:2
-            hint: a lower optimizer.learning_rate or train.max_grad_norm usually helps; `--resume` goes on from the last checkpoint
+            hint: no checkpoint is known to be from before that; from the beginning with a lower rate: finetune run run/recipe.toml --output-dir run-2 --set optimizer.learning_rate=2e-4 --set train.max_grad_norm=1.0
             (exit code 4)
         "#]],
     );

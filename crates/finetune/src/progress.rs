@@ -316,9 +316,7 @@ fn one_line(text: &str) -> String {
 }
 
 pub(crate) fn bytes(number: u64) -> String {
-    const UNITS: [(&str, f64); 3] = [("GiB", 1073741824.0), ("MiB", 1048576.0), ("KiB", 1024.0)];
-    let found = UNITS.iter().find(|(_, size)| number as f64 >= *size);
-    found.map_or(format!("{number} bytes"), |(unit, size)| format!("{:.1} {unit}", number as f64 / size))
+    finetune_store::human_bytes(number)
 }
 
 /// What a rank that holds the others up costs. `name` is its rank and host.

@@ -38,7 +38,7 @@ pub enum ModelError {
     #[error("not a number in the logits after {generated} generated tokens")]
     NotANumber { generated: usize },
     /// `bytes`: what could not be had at once, where the driver says it.
-    #[error("the device is out of memory{}", bytes.map_or(String::new(), |bytes| format!(": {} MiB at once could not be had", bytes.div_ceil(1 << 20))))]
+    #[error("the device is out of memory{}", bytes.map_or(String::new(), |bytes| format!(": {} at once could not be had", finetune_store::human_bytes(bytes))))]
     DeviceMemory { bytes: Option<u64> },
     #[error("the device failed: {what}")]
     Device { what: String },

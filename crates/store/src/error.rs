@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::size::human_bytes;
+
 /// What was being done to a path when it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
@@ -51,7 +53,7 @@ pub enum StoreError {
     Io { path: PathBuf, operation: Operation, source: io::Error },
 
     /// The disk, the quota or the largest allowed file size is exhausted.
-    #[error("no space left at {}: {needed_bytes} bytes were to be written ({source})", path.display())]
+    #[error("no space left at {}: {} were to be written ({source})", path.display(), human_bytes(*needed_bytes))]
     NoSpace { path: PathBuf, needed_bytes: u64, source: io::Error },
 
     /// The bytes do not follow their format.
@@ -125,7 +127,7 @@ impl StoreError {
     pub fn hints(&self) -> Vec<String> {
         match self {
             Self::NoSpace { needed_bytes, .. } => vec![
-                format!("free at least {needed_bytes} bytes there (`df -h` shows what is left), or keep fewer checkpoints"),
+                format!("free at least {} there (`df -h` shows what is left), or keep fewer checkpoints", human_bytes(*needed_bytes)),
                 "nothing that was complete before has been touched".to_string(),
             ],
             Self::Io { operation, source, .. } => match source.kind() {

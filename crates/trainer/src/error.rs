@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use finetune_allreduce::{Cause, GroupError, Verdict};
 use finetune_dataset::DatasetError;
 use finetune_model::ModelError;
-use finetune_store::StoreError;
+use finetune_store::{StoreError, human_bytes};
 
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -16,7 +16,8 @@ pub enum TrainError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("{what} is not finite in step {step}; no weight was changed by it")]
-    NotFinite { what: &'static str, step: u64, rows: Vec<String>, more: usize },
+    /// `ways`: what can be done now, ready to paste.
+    NotFinite { what: &'static str, step: u64, rows: Vec<String>, more: usize, ways: Vec<String> },
     #[error("the loss of {} is not finite", rows.join(", "))]
     NotFiniteEvaluation { rows: Vec<String> },
     #[error("{directory} holds a run already", directory = directory.display())]
@@ -25,13 +26,34 @@ pub enum TrainError {
     Changed { path: PathBuf, differences: Vec<String> },
     #[error("{path}: {what}", path = path.display())]
     Checkpoint { path: PathBuf, what: String },
+    /// What was given to go on from is something else.
+    #[error("{path}: {what}", path = path.display())]
+    NoCheckpoint { path: PathBuf, what: String, hints: Vec<String> },
+    #[error("{result} is the result of a run whose checkpoints are gone: there is nothing to go on from, and starting again would replace it", result = result.display())]
+    NothingLeft { result: PathBuf, passed_over: Vec<String> },
+    #[error("the best checkpoint, {path}, cannot become the result: {what}", path = path.display())]
+    BestCheckpoint { path: PathBuf, what: String },
+    #[error("checkpoint.result = \"best\" needs evaluation rows, and there are none")]
+    NoBest,
+    /// A place where a run would come between the user's own files or over them.
+    #[error("output_dir = {directory}: {what}", directory = directory.display())]
+    WrongFolder { directory: PathBuf, what: String },
+    #[error("{key} = {value}: {what}")]
+    Beyond { key: &'static str, value: String, what: String },
     #[error("{path}: step {step} is past the last step of the recipe, {last}", path = path.display())]
     PastTheEnd { path: PathBuf, step: u64, last: u64 },
     #[error("model.path: `{path}` is neither a directory nor a model in the Hugging Face cache")]
     NoModel { path: String },
     #[error("{key} = {value} is not available {instead}")]
     Unavailable { key: &'static str, value: String, instead: &'static str },
-    #[error("the run needs about {} MiB of memory; {} MiB are there", needed >> 20, available >> 20)]
+    /// `path` is there, and is something else than a model.
+    #[error("model.path: `{path}` {what}")]
+    NotAModel { path: String, what: String, hints: Vec<String> },
+    #[error("lora.init_from: {path}: {what}", path = path.display())]
+    OtherBase { path: PathBuf, what: String },
+    #[error("the run needs {} on disk at {}, and {} are free", human_bytes(*needed), directory.display(), human_bytes(*free))]
+    Disk { directory: PathBuf, needed: u64, free: u64, hints: Vec<String> },
+    #[error("the run needs about {} of memory; {} are there", human_bytes(*needed), human_bytes(*available))]
     Memory { needed: u64, available: u64, weights: u64, knobs: Vec<String> },
     /// `bytes`: what could not be had at once, where the driver says it. `knobs`: settings that take less.
     #[error("{}", ModelError::DeviceMemory { bytes: *bytes })]
@@ -105,6 +127,16 @@ impl TrainError {
         }
     }
 
+    /// Says after numbers that are not finite what can be done now.
+    pub(crate) fn with_ways(self, found: impl FnOnce() -> Vec<String>) -> TrainError {
+        match self {
+            TrainError::NotFinite { what, step, rows, more, .. } => {
+                TrainError::NotFinite { what, step, rows, more, ways: found() }
+            }
+            error => error,
+        }
+    }
+
     /// Says of a device that is out of memory which settings take less.
     pub(crate) fn with_knobs(self, knobs: impl FnOnce() -> Vec<String>) -> TrainError {
         match self {
@@ -121,13 +153,10 @@ impl TrainError {
             TrainError::Model(error) => error.hints(),
             TrainError::Dataset(error) => error.hints(),
             TrainError::Store(error) => error.hints(),
-            TrainError::NotFinite { rows, more, .. } => {
+            TrainError::NotFinite { rows, more, ways, .. } => {
                 let rows = rows.join(", ");
                 let more = if *more > 0 { format!(" and {more} more") } else { String::new() };
-                vec![
-                    format!("rows of the step: {rows}{more}"),
-                    "a lower optimizer.learning_rate or train.max_grad_norm usually helps; `--resume` goes on from the last checkpoint".into(),
-                ]
+                std::iter::once(format!("rows of the step: {rows}{more}")).chain(ways.iter().cloned()).collect()
             }
             TrainError::NotFiniteEvaluation { .. } => {
                 vec!["the weights or the adapter hold numbers that are not finite, or overflow on these rows".into()]
@@ -136,8 +165,28 @@ impl TrainError {
                 "`--resume` goes on with it; `--output-dir` starts another".into(),
             ],
             TrainError::Changed { .. } => vec![
-                "output_dir, [log], [checkpoint], how often and on how much [eval] looks, and the number of steps may change; for anything else start a new run with `--output-dir`".into(),
+                "output_dir, [log], [checkpoint], [eval], the number of steps, optimizer.learning_rate, train.max_grad_norm and train.micro_batch_size may change; for anything else start a new run with `--output-dir`".into(),
             ],
+            TrainError::NoCheckpoint { hints, .. } | TrainError::NotAModel { hints, .. } => hints.clone(),
+            TrainError::NothingLeft { result, passed_over } => {
+                let shown = result.display();
+                let start = "`--output-dir` with another name starts a new run beside it".to_owned();
+                let remove = format!("to start again here, move or remove {shown} first");
+                passed_over.iter().cloned().chain([start, remove]).collect()
+            }
+            TrainError::BestCheckpoint { .. } => vec![
+                "`--resume --set checkpoint.result=last` makes the last state the result".into(),
+            ],
+            TrainError::NoBest => vec![
+                "name held-back rows with `eval` in [data], or leave checkpoint.result out".into(),
+            ],
+            TrainError::WrongFolder { .. } => vec![
+                "give the run a directory of its own, such as output_dir = \"runs/NAME\"".into(),
+            ],
+            TrainError::OtherBase { .. } => vec![
+                "an adapter fits the base model that it was trained on and no other".into(),
+            ],
+            TrainError::Disk { hints, .. } => hints.clone(),
             TrainError::PastTheEnd { .. } => vec!["raise train.max_steps or train.epochs, or start a new run".into()],
             TrainError::NoModel { .. } => vec![
                 "a directory needs config.json, tokenizer.json and model.safetensors; paths are relative to the recipe".into(),
@@ -145,7 +194,7 @@ impl TrainError {
             ],
             TrainError::Memory { weights, knobs, available, .. } => {
                 if weights > available {
-                    return vec![format!("{} MiB of it are the model's weights: take a smaller model", weights >> 20)];
+                    return vec![format!("{} of it are the model's weights: take a smaller model", human_bytes(*weights))];
                 }
                 knobs.clone()
             }
@@ -201,7 +250,7 @@ impl TrainError {
     /// Whether the disk (no space, failed writes) or the memory of the machine is at fault.
     fn is_disk_or_memory(&self) -> bool {
         match self {
-            TrainError::Memory { .. } | TrainError::DeviceMemory { .. } => true,
+            TrainError::Memory { .. } | TrainError::DeviceMemory { .. } | TrainError::Disk { .. } => true,
             TrainError::Model(ModelError::DeviceMemory { .. }) => true,
             TrainError::Store(error) | TrainError::Model(ModelError::Store(error)) => error.is_disk(),
             _ => false,

@@ -21,6 +21,16 @@ pub(crate) struct Identity {
     pub(crate) compute: Option<String>,
 }
 
+/// Keys that a resume may change: how large the steps are from here on, how they are computed, and when the run ends. Each
+/// change is named, and the next checkpoint carries it.
+const MAY_CHANGE: [&str; 4] =
+    ["optimizer.learning_rate", "train.max_grad_norm", "train.micro_batch_size", "eval.early_stopping_patience"];
+
+/// The value of a key in a list of them.
+fn value_in(list: &[(String, String)], key: &str) -> String {
+    list.iter().find(|(known, _)| known == key).map_or("(not set)".to_owned(), |(_, value)| value.clone())
+}
+
 impl Identity {
     pub(crate) fn recipe_values(recipe: &Recipe) -> Vec<(String, String)> {
         recipe.meaning().into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
@@ -41,19 +51,30 @@ impl Identity {
         contents.map(|(name, content)| (name, blake3::hash(content.as_bytes()))).to_vec()
     }
 
-    /// What differs, a line each, naming the field.
-    pub(crate) fn differences(&self, now: &Identity) -> Vec<String> {
-        let mut lines = Vec::new();
-        let value_in = |list: &[(String, String)], key: &str| {
-            list.iter().find(|(known, _)| known == key).map_or("(not set)".to_owned(), |(_, value)| value.clone())
+    /// Keys whose values differ, with the value of each: before, now.
+    fn changed_keys<'a>(&'a self, now: &'a Identity) -> impl Iterator<Item = (&'a str, String, String)> {
+        let added = now.recipe.iter().filter(move |(key, _)| !self.recipe.iter().any(|(known, _)| known == key));
+        let values = move |(key, _): &'a (String, String)| {
+            (key.as_str(), value_in(&self.recipe, key), value_in(&now.recipe, key))
         };
-        let added = now.recipe.iter().filter(|(key, _)| !self.recipe.iter().any(|(known, _)| known == key));
-        for (key, _) in self.recipe.iter().chain(added) {
-            let (before, after) = (value_in(&self.recipe, key), value_in(&now.recipe, key));
-            if before != after {
-                lines.push(format!("  {key}: the checkpoint has {before}, the recipe {after}"));
-            }
-        }
+        self.recipe.iter().chain(added).map(values).filter(|(_, before, after)| before != after)
+    }
+
+    /// What differs and may, a line each.
+    pub(crate) fn changes(&self, now: &Identity) -> Vec<String> {
+        self.changed_keys(now)
+            .filter(|(key, ..)| MAY_CHANGE.contains(key))
+            .map(|(key, before, after)| format!("{key} is {after} from here on; it was {before}"))
+            .collect()
+    }
+
+    /// What differs and may not, a line each, naming the field.
+    pub(crate) fn differences(&self, now: &Identity) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .changed_keys(now)
+            .filter(|(key, ..)| !MAY_CHANGE.contains(key))
+            .map(|(key, before, after)| format!("  {key}: the checkpoint has {before}, the recipe {after}"))
+            .collect();
         let mut compare = |what: &str, before: &str, after: &str| {
             if before != after {
                 lines.push(format!("  {what}"));
@@ -70,5 +91,60 @@ impl Identity {
             compare(&line, before, after);
         }
         lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(values: &[(&str, &str)]) -> Identity {
+        Identity {
+            recipe: values.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            train_data: "rows".to_owned(),
+            eval_data: None,
+            model: "weights:config".to_owned(),
+            layout: "layout".to_owned(),
+            compute: None,
+        }
+    }
+
+    /// Size and arithmetic of the steps may change, and are said; nothing else may.
+    #[test]
+    fn what_may_change_is_said_and_the_rest_refused() {
+        let before = identity(&[("seed", "1"), ("optimizer.learning_rate", "1e30"), ("train.max_grad_norm", "0.0")]);
+        let cases: [(&[(&str, &str)], &[&str], &[&str]); 4] = [
+            (&[("seed", "1"), ("optimizer.learning_rate", "1e30"), ("train.max_grad_norm", "0.0")], &[], &[]),
+            (
+                &[("seed", "1"), ("optimizer.learning_rate", "0.0001"), ("train.max_grad_norm", "1.0")],
+                &[
+                    "optimizer.learning_rate is 0.0001 from here on; it was 1e30",
+                    "train.max_grad_norm is 1.0 from here on; it was 0.0",
+                ],
+                &[],
+            ),
+            (
+                &[("seed", "2"), ("optimizer.learning_rate", "1e30"), ("train.max_grad_norm", "0.0")],
+                &[],
+                &["  seed: the checkpoint has 1, the recipe 2"],
+            ),
+            (
+                &[
+                    ("seed", "1"),
+                    ("optimizer.learning_rate", "1e30"),
+                    ("train.max_grad_norm", "0.0"),
+                    ("optimizer.eps", "1e-8"),
+                ],
+                &[],
+                &["  optimizer.eps: the checkpoint has (not set), the recipe 1e-8"],
+            ),
+        ];
+        for (values, changes, differences) in cases {
+            let now = identity(values);
+            assert_eq!(before.changes(&now), changes, "{values:?}");
+            assert_eq!(before.differences(&now), differences, "{values:?}");
+        }
+        let other_rows = Identity { train_data: "others".to_owned(), ..before.clone() };
+        assert!(before.differences(&other_rows)[0].contains("data.train: the rows have changed"));
     }
 }

@@ -2,18 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use finetune_recipe::{Method, Recipe};
-use finetune_store::{
-    Disk, NewFile, RealDisk, RunLock, newest_verified, numbered, replace_directory, replace_file, set_aside, sweep,
-    verify_directory,
-};
+use finetune_recipe::{Method, Recipe, ResultChoice};
+use finetune_store::{Disk, NewFile, RealDisk, RunLock, numbered, replace_directory, replace_file, set_aside, sweep};
 
+use crate::card::{model_card, model_card_of};
 use crate::error::TrainError;
 use crate::evaluate::Answers;
 use crate::metrics::Metrics;
 use crate::prepare::{Resume, Run};
 use crate::report;
-use crate::state::{CHECKPOINTS, prune};
+use crate::resume;
+use crate::run_directory::{self, Contents, RECIPE_FILE, RESULTS};
+use crate::state::{self, CHECKPOINTS, OPTIMIZER_FILE, STATE_FILE, prune};
+
+/// The model card of a result and of a checkpoint.
+const CARD_FILE: &str = "README.md";
 
 /// The run directory, as rank 0 holds it.
 pub(crate) struct Journal {
@@ -29,7 +32,7 @@ impl Journal {
     /// Commits the run's state as a checkpoint, and brings the report up to it.
     pub(crate) fn save(&mut self, run: &Run) -> Result<PathBuf, TrainError> {
         self.metrics.sync()?;
-        let path = run.state.save(&*self.disk, &self.directory, &run.model, &run.base, &run.identity)?;
+        let path = run.state.save(&*self.disk, &self.directory, run, self.files(run)?)?;
         self.saved = Some(path.clone());
         self.prune(run)?;
         report::write(run, self)?;
@@ -37,23 +40,82 @@ impl Journal {
     }
 
     pub(crate) fn prune(&self, run: &Run) -> Result<(), TrainError> {
-        let best = run.state.best.filter(|_| run.recipe.checkpoint.keep_best).map(|best| best.step);
+        let best = run.state.best.filter(|_| keeps_best(&run.recipe)).map(|best| best.step);
         prune(&*self.disk, &self.directory, run.recipe.checkpoint.keep_last, best)
+    }
+
+    /// The files of the trained model as it is now: parameters, the files by which others write and end text as this run
+    /// did, and the card.
+    fn files(&self, run: &Run) -> Result<Vec<(String, Vec<u8>)>, TrainError> {
+        let mut files = run.model.files(&run.state.parameters, &run.base)?;
+        let card = (CARD_FILE.to_owned(), model_card(run, self).into_bytes());
+        // The base's own companions of the same names make way.
+        let ours: Vec<(String, Vec<u8>)> = run.text.iter().cloned().chain([card]).collect();
+        files.retain(|(name, _)| !ours.iter().any(|(known, _)| known == name));
+        files.extend(ours);
+        Ok(files)
+    }
+
+    /// The step whose parameters are the result, as things stand: the best evaluation's where the recipe says so.
+    pub(crate) fn result_step(&self, run: &Run) -> u64 {
+        self.best_checkpoint(run).map_or(run.state.step, |(step, _)| step)
+    }
+
+    /// The checkpoint that is the result instead of the last state.
+    fn best_checkpoint(&self, run: &Run) -> Option<(u64, PathBuf)> {
+        let best = run.state.best.filter(|best| publishes_best(&run.recipe) && best.step != run.state.step)?;
+        let path = self.directory.join(CHECKPOINTS).join(state::name(best.step));
+        // Without being asked for, it is not missed: versions that did not publish the best did not always keep it.
+        (path.is_dir() || run.recipe.checkpoint.result.is_some()).then_some((best.step, path))
     }
 
     /// The result under a name of its own: `adapter/`, or `model/` where all weights were trained.
     pub(crate) fn publish(&self, run: &Run) -> Result<(), TrainError> {
-        let (name, kind) = match run.recipe.train.method {
-            Method::Lora => ("adapter", "adapter"),
-            Method::Full => ("model", "model"),
+        let name = match run.recipe.train.method {
+            Method::Lora => RESULTS[0],
+            Method::Full => RESULTS[1],
         };
-        let files = run.model.files(&run.state.parameters, &run.base)?;
+        let step = self.result_step(run);
+        let files = match self.best_checkpoint(run) {
+            Some((step, path)) => self.files_of_best(run, step, &path)?,
+            None => self.files(run)?,
+        };
         let files: Vec<NewFile<'_>> =
             files.iter().map(|(name, bytes)| NewFile { name, bytes: bytes.as_slice().into() }).collect();
-        let about = serde_json::json!({"kind": kind, "step": run.state.step});
+        let about = serde_json::json!({"kind": name, "step": step, "base_digest": run.base_digest});
         replace_directory(&*self.disk, &self.directory.join(name), &files, &about)?;
         Ok(())
     }
+
+    /// The files of the trained model as the best checkpoint has them, without what only a resume needs.
+    fn files_of_best(&self, run: &Run, step: u64, path: &Path) -> Result<Vec<(String, Vec<u8>)>, TrainError> {
+        let unfit = |what: String| TrainError::BestCheckpoint { path: path.to_owned(), what };
+        let manifest = resume::check(&*self.disk, path, Some(step)).map_err(|error| unfit(error.to_string()))?;
+        let mut files = Vec::new();
+        for record in manifest.files {
+            if [OPTIMIZER_FILE, STATE_FILE, CARD_FILE].contains(&record.name.as_str()) {
+                continue;
+            }
+            let bytes = self.disk.read(&path.join(&record.name)).map_err(|error| unfit(error.to_string()))?;
+            files.push((record.name, bytes));
+        }
+        files.push((CARD_FILE.to_owned(), model_card_of(run, self, step).into_bytes()));
+        Ok(files)
+    }
+}
+
+/// Whether the result is the best evaluation's checkpoint rather than the last state.
+pub(crate) fn publishes_best(recipe: &Recipe) -> bool {
+    match recipe.checkpoint.result {
+        Some(ResultChoice::Best) => true,
+        Some(ResultChoice::Last) => false,
+        None => recipe.eval.early_stopping_patience.is_some(),
+    }
+}
+
+/// Whether the best evaluation's checkpoint is kept, and written when it is found.
+pub(crate) fn keeps_best(recipe: &Recipe) -> bool {
+    recipe.checkpoint.keep_best || publishes_best(recipe)
 }
 
 /// A run directory that nobody else may write to, and in which nothing has changed yet.
@@ -63,27 +125,36 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Takes the lock, and refuses what could not be done at the end.
-    pub(crate) fn stake(directory: &Path, resume: &Resume) -> Result<Claim, TrainError> {
-        if *resume == Resume::No {
-            refuse_occupied(&RealDisk, directory)?;
+    /// Takes the lock, and refuses what could not be done at the end. `file`: the recipe that is read; `model`: the directory
+    /// of the base model.
+    pub(crate) fn stake(
+        recipe: &Recipe,
+        resume: &Resume,
+        file: Option<&Path>,
+        model: Option<&Path>,
+    ) -> Result<Claim, TrainError> {
+        let directory = &recipe.output_dir;
+        resume::check_argument(resume, &directory.join(CHECKPOINTS))?;
+        let contents = run_directory::check(&RealDisk, recipe, file, model)?;
+        if *resume == Resume::No && contents == Contents::Run {
+            return Err(TrainError::Occupied { directory: directory.clone() });
         }
         let lock = RunLock::acquire(directory)?;
         check_results(&RealDisk, directory)?;
-        Ok(Claim { directory: directory.to_owned(), lock })
+        Ok(Claim { directory: directory.clone(), lock })
     }
 
     /// Clears away what a crash left, and finds the checkpoint to go on from.
     pub(crate) fn find(&self, resume: &Resume, notices: &mut Vec<String>) -> Result<Option<PathBuf>, TrainError> {
-        if *resume == Resume::No {
+        if *resume == Resume::No && run_directory::is_occupied(&RealDisk, &self.directory)? {
             // Asked again: another process may have finished a run here while this one read its rows.
-            refuse_occupied(&RealDisk, &self.directory)?;
+            return Err(TrainError::Occupied { directory: self.directory.clone() });
         }
         let checkpoints = self.directory.join(CHECKPOINTS);
         finetune_store::ensure_directory(&RealDisk, &checkpoints)?;
         sweep(&RealDisk, &checkpoints)?;
         sweep(&RealDisk, &self.directory)?;
-        find(&RealDisk, resume, &checkpoints, notices)
+        resume::find(&RealDisk, resume, &checkpoints, notices)
     }
 
     /// The journal of a run that has done `step` steps, the last of them saved as `saved`.
@@ -96,8 +167,9 @@ impl Claim {
     ) -> Result<Journal, TrainError> {
         let Claim { directory, lock } = self;
         set_later_aside(&RealDisk, &directory.join(CHECKPOINTS), step, notices)?;
-        let metrics = Metrics::open(&directory, step)?;
-        replace_file(&RealDisk, &directory.join("recipe.toml"), recipe.to_toml().as_bytes())?;
+        let metrics = Metrics::open(&directory, step, notices)?;
+        keep_own_words(&directory, notices)?;
+        replace_file(&RealDisk, &directory.join(RECIPE_FILE), recipe.to_toml().as_bytes())?;
         if step == 0 {
             Answers::forget(&directory)?;
         }
@@ -105,24 +177,24 @@ impl Claim {
     }
 }
 
-/// The result will replace `adapter/` or `model/`: refused now rather than after training if it may not.
-pub(crate) fn check_results(disk: &dyn Disk, directory: &Path) -> Result<(), TrainError> {
-    for name in ["adapter", "model"] {
-        finetune_store::check_replaceable(disk, &directory.join(name))?;
-    }
+/// What a person wrote into the run's recipe is kept, though the recipe is about to be written anew.
+fn keep_own_words(directory: &Path, notices: &mut Vec<String>) -> Result<(), TrainError> {
+    let path = directory.join(RECIPE_FILE);
+    let Some(text) = run_directory::read(&path).filter(|text| run_directory::has_own_words(text)) else {
+        return Ok(());
+    };
+    let aside = run_directory::free_name(directory, "aside-recipe", "toml");
+    replace_file(&RealDisk, &aside, text.as_bytes())?;
+    notices.push(format!("{} is written anew; as it was it is kept as {}", path.display(), aside.display()));
     Ok(())
 }
 
-/// A directory with checkpoints or a result is not written over without being asked.
-fn refuse_occupied(disk: &dyn Disk, directory: &Path) -> Result<(), TrainError> {
-    if is_occupied(disk, directory)? { Err(TrainError::Occupied { directory: directory.to_owned() }) } else { Ok(()) }
-}
-
-/// Whether a run has left checkpoints or a result here.
-pub(crate) fn is_occupied(disk: &dyn Disk, directory: &Path) -> Result<bool, TrainError> {
-    let checkpoints = directory.join(CHECKPOINTS);
-    let has_checkpoints = checkpoints.is_dir() && !numbered(disk, &checkpoints, "step-")?.is_empty();
-    Ok(has_checkpoints || directory.join("adapter").is_dir() || directory.join("model").is_dir())
+/// The result will replace `adapter/` or `model/`: refused now rather than after training if it may not.
+pub(crate) fn check_results(disk: &dyn Disk, directory: &Path) -> Result<(), TrainError> {
+    for name in RESULTS {
+        finetune_store::check_replaceable(disk, &directory.join(name))?;
+    }
+    Ok(())
 }
 
 /// Checkpoints beyond the one that the run goes on from, torn or of a course not taken, make way: their names are
@@ -140,39 +212,4 @@ fn set_later_aside(
         }
     }
     Ok(())
-}
-
-fn find(
-    disk: &dyn Disk,
-    resume: &Resume,
-    checkpoints: &Path,
-    notices: &mut Vec<String>,
-) -> Result<Option<PathBuf>, TrainError> {
-    match resume {
-        Resume::No => Ok(None),
-        Resume::From(path) if !path.is_dir() => {
-            Err(TrainError::Checkpoint { path: path.clone(), what: "there is no such checkpoint".to_owned() })
-        }
-        Resume::From(path) => {
-            verify_directory(disk, path)?;
-            notices.push(format!("going on from {}", path.display()));
-            Ok(Some(path.clone()))
-        }
-        Resume::Newest => {
-            let (newest, rejected) = newest_verified(disk, checkpoints, "step-")?;
-            for bad in rejected {
-                notices.push(format!("{} is passed over: {}", bad.path.display(), bad.why));
-            }
-            match newest {
-                Some((step, path, _)) => {
-                    notices.push(format!("going on from {} (step {step})", path.display()));
-                    Ok(Some(path))
-                }
-                None => {
-                    notices.push(format!("no checkpoint in {}: starting from the beginning", checkpoints.display()));
-                    Ok(None)
-                }
-            }
-        }
-    }
 }

@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use finetune_store::failpoint;
 
 use crate::deal::Deal;
+use crate::diverged;
 use crate::error::TrainError;
 use crate::evaluate::{Answers, BeforeAfter, Questions, answer, evaluate_together};
 use crate::events::Event;
+use crate::journal::keeps_best;
 use crate::metrics::{EvalRow, Row};
 use crate::pace::Pace;
 use crate::prepare::Run;
@@ -108,9 +110,10 @@ impl Run {
         })
     }
 
-    /// The newest checkpoint, on rank 0.
+    /// The newest checkpoint, on rank 0; none where the run was diverging already when it was saved.
     pub(crate) fn saved(&self) -> Option<PathBuf> {
-        self.journal.as_ref().and_then(|journal| journal.saved.clone())
+        let journal = self.journal.as_ref()?;
+        journal.saved.clone().filter(|path| diverged::is_safe(journal, path))
     }
 
     pub(crate) fn write(&mut self, row: Row) -> Result<(), TrainError> {
@@ -124,7 +127,7 @@ impl Run {
 
     fn checkpoint_due(&self, improved: bool) -> bool {
         let every = self.recipe.checkpoint.every;
-        (every > 0 && self.state.step.is_multiple_of(every)) || (improved && self.recipe.checkpoint.keep_best)
+        (every > 0 && self.state.step.is_multiple_of(every)) || (improved && keeps_best(&self.recipe))
     }
 
     /// Makes the evaluation that is due, writes its row and returns whether it is the best so far. A signal gives it up: it stays

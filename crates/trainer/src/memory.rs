@@ -3,14 +3,14 @@
 //! Counts what the decoder keeps for its backward pass, tensor by tensor, in the number type that it has there.
 //! docs/memory.md holds the estimate against measured peaks.
 
-use finetune_dataset::Dataset;
+use finetune_dataset::{Dataset, Row};
 use finetune_model::footprint::{self, AttentionSizes};
-use finetune_model::{FloatType, HAS_GPU_BACKEND, LoraTargets, ModelConfig, Placement, expected_tensors};
+use finetune_model::{FloatType, HAS_GPU_BACKEND, LoraTarget, LoraTargets, ModelConfig, Placement, expected_tensors};
 use finetune_recipe::{Method, Recipe};
+use finetune_store::human_bytes;
 use serde::Serialize;
 
 use crate::error::TrainError;
-use crate::prepare::Start;
 
 /// Bytes at the largest step, and seconds for the whole run.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -36,15 +36,16 @@ pub(crate) struct Load {
     trained_tokens: u64,
     checkpointing: bool,
     full: bool,
-    /// Tokens and targets of all rows, which stay in main memory.
-    all_tokens: u64,
+    /// What the rows take, which stay in main memory.
+    rows: u64,
     /// Whether held-back rows are answered before.
     answers: bool,
 }
 
 impl Load {
     /// The largest micro-batch: the longest rows together, none longer than `limit`.
-    fn of(recipe: &Recipe, data: &Dataset, micro_batch_size: usize, checkpointing: bool, limit: usize) -> Load {
+    fn of(subject: &Subject<'_>, micro_batch_size: usize, checkpointing: bool, limit: usize) -> Load {
+        let (recipe, data) = (subject.recipe, subject.train);
         let mut lengths: Vec<(usize, usize)> = data
             .rows
             .iter()
@@ -60,10 +61,17 @@ impl Load {
             trained_tokens: largest.iter().map(|(_, trained)| *trained as u64).sum(),
             checkpointing,
             full: recipe.train.method == Method::Full,
-            all_tokens: data.counts.tokens,
+            rows: rows_bytes(data) + subject.eval.map_or(0, rows_bytes) + subject.text,
             answers: recipe.eval.samples + recipe.eval.exact_match > 0,
         }
     }
+}
+
+/// Tokens and targets of all rows (heaps round each list up, by a tenth on average), what is noted of each, and the list of
+/// them, which has grown by doubling.
+fn rows_bytes(data: &Dataset) -> u64 {
+    let each = size_of::<Row>() as u64 * 3 / 2 + 32;
+    data.counts.tokens * 11 / 2 + data.rows.len() as u64 * each
 }
 
 /// Parameters of the model, and how many of them are trained.
@@ -208,7 +216,7 @@ fn estimate(config: &ModelConfig, targets: Option<&LoraTargets>, load: &Load, pl
     let weights = if load.full { 0 } else { weights };
     let widened = if cpu && held != FloatType::F32 { footprint::cpu_widened(vocabulary, hidden) } else { 0 };
     let answering = if load.answers { ANSWERING_BYTES } else { 0 };
-    let program = if cpu { PROGRAM_BYTES + load.all_tokens * 5 + widened + answering } else { 0 };
+    let program = if cpu { PROGRAM_BYTES + load.rows + widened + answering } else { 0 };
     // What pools and heaps hold that the largest moment has no use for: such as, on the CPU, the logits' block; there it is
     // an eighth at most.
     let slack = if cpu { (peak / 16 + unused_piece).min((weights + trained_bytes + peak) / 8) } else { peak / 10 };
@@ -221,19 +229,6 @@ fn estimate(config: &ModelConfig, targets: Option<&LoraTargets>, load: &Load, pl
         total: weights + trained_bytes + activations + logits + program + slack,
         seconds: None,
     }
-}
-
-/// What a recipe's model and rows come to: seconds are left out, to know them costs a measurement.
-pub(crate) fn of_recipe(
-    recipe: &Recipe,
-    config: &ModelConfig,
-    start: Option<&Start>,
-    data: &Dataset,
-    placement: &Placement,
-    stored: FloatType,
-) -> Estimate {
-    let load = Load::of(recipe, data, recipe.train.micro_batch_size, recipe.train.gradient_checkpointing, usize::MAX);
-    estimate(config, start.map(|start| &start.targets), &load, Where::of(placement, stored))
 }
 
 /// Refuses a run whose estimate is beyond what there is.
@@ -250,56 +245,86 @@ pub(crate) fn check(
     }
 }
 
-/// What a smaller setting of each kind would take, in words; those that help most first.
-pub(crate) fn knobs(
-    recipe: &Recipe,
-    config: &ModelConfig,
-    targets: Option<&LoraTargets>,
-    data: &Dataset,
-    placement: &Placement,
-    stored: FloatType,
-    has_bf16: bool,
-) -> Vec<String> {
-    let place = Where::of(placement, stored);
-    let (micro, checkpointing) = (recipe.train.micro_batch_size, recipe.train.gradient_checkpointing);
-    let total = |micro: usize, checkpointing: bool, limit: usize, place: Where| {
-        estimate(config, targets, &Load::of(recipe, data, micro, checkpointing, limit), place).total
-    };
-    let now = total(micro, checkpointing, usize::MAX, place);
-    let mut options: Vec<(u64, String)> = Vec::new();
-    if !checkpointing {
-        options.push((total(micro, true, usize::MAX, place), "train.gradient_checkpointing = true".to_owned()));
+/// What an estimate is of: a recipe with its model and rows, at its place.
+pub(crate) struct Subject<'a> {
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) config: &'a ModelConfig,
+    /// `None` where all weights are trained.
+    pub(crate) targets: Option<&'a LoraTargets>,
+    pub(crate) train: &'a Dataset,
+    pub(crate) eval: Option<&'a Dataset>,
+    /// Bytes of the tokenizer's files that go into every checkpoint.
+    pub(crate) text: u64,
+    pub(crate) placement: &'a Placement,
+    /// The number type of the base model's file.
+    pub(crate) stored: FloatType,
+    /// Whether the device computes in bf16.
+    pub(crate) has_bf16: bool,
+}
+
+impl Subject<'_> {
+    /// Seconds are left out: to know them costs a measurement.
+    pub(crate) fn estimate(&self) -> Estimate {
+        let train = &self.recipe.train;
+        let load = Load::of(self, train.micro_batch_size, train.gradient_checkpointing, usize::MAX);
+        estimate(self.config, self.targets, &load, Where::of(self.placement, self.stored))
     }
-    if micro > 1 {
-        let fewer = micro / 2;
-        options.push((total(fewer, checkpointing, usize::MAX, place), format!("train.micro_batch_size = {fewer}")));
+
+    /// What a smaller setting of each kind would take, in words; those that help most first.
+    pub(crate) fn knobs(&self) -> Vec<String> {
+        let Subject { recipe, config, targets, train: data, .. } = *self;
+        let place = Where::of(self.placement, self.stored);
+        let (micro, checkpointing) = (recipe.train.micro_batch_size, recipe.train.gradient_checkpointing);
+        let total = |micro: usize, checkpointing: bool, limit: usize, place: Where| {
+            estimate(config, targets, &Load::of(self, micro, checkpointing, limit), place).total
+        };
+        let now = total(micro, checkpointing, usize::MAX, place);
+        let mut options: Vec<(u64, String)> = Vec::new();
+        if !checkpointing {
+            options.push((total(micro, true, usize::MAX, place), "train.gradient_checkpointing = true".to_owned()));
+        }
+        if micro > 1 {
+            let fewer = (micro.min(data.rows.len()) / 2).max(1);
+            options.push((total(fewer, checkpointing, usize::MAX, place), format!("train.micro_batch_size = {fewer}")));
+        }
+        if micro > 2 && !checkpointing {
+            options.push((
+                total(1, true, usize::MAX, place),
+                "train.gradient_checkpointing = true and train.micro_batch_size = 1".to_owned(),
+            ));
+        }
+        let half = data.counts.longest / 2;
+        if half > 64 {
+            let text = format!("data.max_seq_len = {half} with overlong = \"truncate\"");
+            options.push((total(micro, checkpointing, half, place), text));
+        }
+        if let Some((rank, fewer)) = targets.and_then(lower_rank) {
+            let load = Load::of(self, micro, checkpointing, usize::MAX);
+            options.push((estimate(config, Some(&fewer), &load, place).total, format!("lora.rank = {rank}")));
+        }
+        if self.has_bf16 && !place.cpu && place.compute == FloatType::F32 {
+            let narrow = Where { compute: FloatType::BF16, held: FloatType::BF16, ..place };
+            options.push((total(micro, checkpointing, usize::MAX, narrow), "model.dtype = \"bf16\"".to_owned()));
+        }
+        options.retain(|(bytes, _)| *bytes < now - now / 50);
+        options.sort_by_key(|(bytes, _)| *bytes);
+        options
+            .into_iter()
+            .map(|(bytes, setting)| format!("{setting}: about {} instead of {}", human_bytes(bytes), human_bytes(now)))
+            .collect()
     }
-    if micro > 2 && !checkpointing {
-        options.push((
-            total(1, true, usize::MAX, place),
-            "train.gradient_checkpointing = true and train.micro_batch_size = 1".to_owned(),
-        ));
-    }
-    let half = data.counts.longest / 2;
-    if half > 64 {
-        let text = format!("data.max_seq_len = {half} with overlong = \"truncate\"");
-        options.push((total(micro, checkpointing, half, place), text));
-    }
-    if has_bf16 && !place.cpu && place.compute == FloatType::F32 {
-        let narrow = Where { compute: FloatType::BF16, held: FloatType::BF16, ..place };
-        options.push((total(micro, checkpointing, usize::MAX, narrow), "model.dtype = \"bf16\"".to_owned()));
-    }
-    options.retain(|(bytes, _)| *bytes < now - now / 50);
-    options.sort_by_key(|(bytes, _)| *bytes);
-    options
-        .into_iter()
-        .map(|(bytes, setting)| format!("{setting}: about {} MiB instead of {}", bytes >> 20, now >> 20))
-        .collect()
+}
+
+/// A usual rank, and the branches with it, where they have larger ones.
+fn lower_rank(targets: &LoraTargets) -> Option<(usize, LoraTargets)> {
+    let highest = targets.iter().map(|target| target.rank).max().unwrap_or(0);
+    let rank = if highest > 64 { 64 } else { highest / 2 };
+    let fewer = |target: &LoraTarget| LoraTarget { rank: target.rank.min(rank), ..target.clone() };
+    (rank >= 4).then(|| (rank, targets.iter().map(fewer).collect()))
 }
 
 #[cfg(test)]
 mod tests {
-    use finetune_model::LoraTarget;
     use serde_json::json;
 
     use super::*;
@@ -335,7 +360,7 @@ mod tests {
             trained_tokens: tokens,
             checkpointing,
             full: false,
-            all_tokens: 0,
+            rows: 0,
             answers: false,
         };
         let place = Where { cpu: false, compute: FloatType::BF16, held: FloatType::BF16 };
@@ -360,6 +385,15 @@ mod tests {
             written.expect("docs/memory.md").contains(table.trim_end()),
             "docs/memory.md has another table than\n{table}"
         );
+    }
+
+    /// A usual rank instead of a high one, half of a usual one.
+    #[test]
+    fn ranks_that_take_less() {
+        let config = config(SHAPES[0]);
+        for (rank, lower) in [(4096, Some(64)), (64, Some(32)), (16, Some(8)), (4, None)] {
+            assert_eq!(lower_rank(&all_linear(&config, rank)).map(|(rank, _)| rank), lower, "{rank}");
+        }
     }
 
     /// Less is never estimated for more, and each knob helps.

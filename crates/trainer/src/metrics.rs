@@ -1,10 +1,13 @@
 //! `metrics.jsonl`: one object per optimizer step, one per evaluation.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use finetune_store::{Operation, RealDisk, StoreError, failpoint, replace_file};
 use serde::{Deserialize, Serialize};
+
+use crate::run_directory::free_name;
 
 pub(crate) const FILE: &str = "metrics.jsonl";
 
@@ -93,20 +96,25 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the file of a run that has done `step` steps: rows beyond them, and a torn last line, are taken out.
-    pub(crate) fn open(directory: &Path, step: u64) -> Result<Metrics, StoreError> {
+    /// Opens the file of a run that has done `step` steps: rows beyond them, and a torn last line, are taken out. Other lines
+    /// that cannot be read are said in `notices`, and the file as it was is kept.
+    pub(crate) fn open(directory: &Path, step: u64, notices: &mut Vec<String>) -> Result<Metrics, StoreError> {
         let path = directory.join(FILE);
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(source) => return Err(StoreError::io(&path, Operation::Read, 0, source)),
         };
-        let rows: Vec<Row> = bytes
-            .split(|&byte| byte == b'\n')
-            .filter_map(|line| serde_json::from_slice(line).ok())
-            .filter(|row: &Row| row.step() <= step)
-            .collect();
+        let (rows, damaged) = parse(&bytes, step);
         let rows = if step == 0 { Vec::new() } else { rows };
+        if !damaged.is_empty() {
+            let aside = free_name(directory, "aside-metrics", "jsonl");
+            replace_file(&RealDisk, &aside, &bytes)?;
+            let lines = damaged.iter().map(|line| format!("{}:{line}", path.display())).collect::<Vec<_>>();
+            let aside = aside.display();
+            notices.push(format!("{} cannot be read and is left out; the file as it was is {aside}", lines.join(", ")));
+        }
+        notices.extend(gaps(&rows, step).map(|gaps| format!("{} has no rows of {gaps}", path.display())));
         let file = rewritten(&path, &rows)?;
         Ok(Metrics { path, file, rows })
     }
@@ -139,6 +147,42 @@ impl Metrics {
     }
 }
 
+/// Rows up to `step`, and the numbers of lines, from 1, that are none. A last line without its end is a row that was being
+/// written when the process was killed.
+fn parse(bytes: &[u8], step: u64) -> (Vec<Row>, Vec<usize>) {
+    let (mut rows, mut damaged) = (Vec::new(), Vec::new());
+    for (number, line) in (1..).zip(bytes.split_inclusive(|&byte| byte == b'\n')) {
+        match serde_json::from_slice::<Row>(line) {
+            Ok(row) if row.step() <= step => rows.push(row),
+            Ok(_) => {}
+            Err(_) if line.trim_ascii().is_empty() || !line.ends_with(b"\n") => {}
+            Err(_) => damaged.push(number),
+        }
+    }
+    (rows, damaged)
+}
+
+/// Which of the steps up to `step` have no row: "step 3", "steps 1 to 4, 6 and more".
+fn gaps(rows: &[Row], step: u64) -> Option<String> {
+    let there: BTreeSet<u64> =
+        rows.iter().filter_map(|row| if let Row::Step(row) = row { Some(row.step) } else { None }).collect();
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    let mut next = 1;
+    for known in there.into_iter().chain([step.saturating_add(1)]) {
+        if known > next {
+            ranges.push((next, known - 1));
+        }
+        next = known.saturating_add(1);
+    }
+    let shown = |&(first, last): &(u64, u64)| {
+        if first == last { first.to_string() } else { format!("{first} to {last}") }
+    };
+    let text = ranges.iter().take(3).map(shown).collect::<Vec<_>>().join(", ");
+    let more = if ranges.len() > 3 { " and more" } else { "" };
+    let word = if matches!(ranges[..], [(first, last)] if first == last) { "step" } else { "steps" };
+    (!ranges.is_empty()).then(|| format!("{word} {text}{more}"))
+}
+
 /// Writes the file anew, and opens it for appending.
 fn rewritten(path: &Path, rows: &[Row]) -> Result<std::fs::File, StoreError> {
     let text: String = rows.iter().map(line).collect();
@@ -151,4 +195,76 @@ fn line(row: &Row) -> String {
     let mut text = serde_json::to_string(row).expect("finite numbers");
     text.push('\n');
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text_of(step: u64) -> String {
+        line(&Row::Eval(EvalRow { step, eval_loss: 1.0, eval_tokens: 2 }))
+    }
+
+    #[test]
+    fn damaged_lines_are_counted_from_one() {
+        let [one, two, three] = [1, 2, 3].map(text_of);
+        for (bytes, rows, damaged) in [
+            (format!("{one}{two}{three}"), 3, vec![]),
+            (format!("{one}{{\"step\": 2, \"l\0ss\"}}\n{three}"), 2, vec![2]),
+            // Torn at the end, by a kill; blank; beyond the step.
+            (format!("{one}{two}{{\"step\": 3"), 2, vec![]),
+            (format!("{one}\n{}", text_of(9)), 1, vec![]),
+            (format!("x\n{one}y\n"), 1, vec![1, 3]),
+        ] {
+            let (found, bad) = parse(bytes.as_bytes(), 3);
+            assert_eq!((found.len(), bad), (rows, damaged), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn steps_without_a_row() {
+        let step = |step| {
+            let (ranks, seconds) = (Vec::new(), 1.0);
+            Row::Step(StepRow {
+                step,
+                epoch: 1.0,
+                loss: 1.0,
+                trained_tokens: 1,
+                tokens: 1,
+                grad_norm: 1.0,
+                learning_rate: 1.0,
+                tokens_per_second: 1.0,
+                seconds,
+                ranks,
+            })
+        };
+        for (steps, last, gaps_are) in [
+            (&[1, 2, 3][..], 3, None),
+            (&[], 0, None),
+            (&[], 4, Some("steps 1 to 4")),
+            (&[1, 3], 3, Some("step 2")),
+            (&[2, 5], 9, Some("steps 1, 3 to 4, 6 to 9")),
+            (&[2, 4, 6], 9, Some("steps 1, 3, 5 and more")),
+        ] {
+            let rows: Vec<Row> = steps.iter().copied().map(step).collect();
+            assert_eq!(gaps(&rows, last).as_deref(), gaps_are, "{steps:?}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_kept_beside_the_new_one() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let path = folder.path().join(FILE);
+        for (n, name) in ["aside-metrics.jsonl", "aside-metrics-2.jsonl"].into_iter().enumerate() {
+            let bytes = format!("{}broken\n", text_of(1));
+            replace_file(&RealDisk, &path, bytes.as_bytes()).expect("a file");
+            let mut notices = Vec::new();
+            let metrics = Metrics::open(folder.path(), 1, &mut notices).expect("opened");
+            assert_eq!(metrics.rows.len(), 1, "{n}");
+            assert!(notices[0].contains("metrics.jsonl:2 cannot be read") && notices[0].contains(name), "{notices:?}");
+            assert!(notices[1].contains("has no rows of step 1"), "{notices:?}");
+            assert_eq!(std::fs::read(folder.path().join(name)).expect("kept"), bytes.as_bytes());
+            assert_eq!(std::fs::read_to_string(&path).expect("anew"), text_of(1));
+        }
+    }
 }

@@ -21,9 +21,7 @@ pub fn counted(number: u64, one: &str) -> String {
 
 /// Bytes in the largest unit that they fill: "1.1 GiB".
 pub fn bytes(number: u64) -> String {
-    const UNITS: [(&str, f64); 3] = [("GiB", 1073741824.0), ("MiB", 1048576.0), ("KiB", 1024.0)];
-    let found = UNITS.iter().find(|(_, size)| number as f64 >= *size);
-    found.map_or(counted(number, "byte"), |(unit, size)| format!("{:.1} {unit}", number as f64 / size))
+    finetune_store::human_bytes(number)
 }
 
 /// Whole seconds: "9s", "2m45s", "3h07m".

@@ -1,12 +1,14 @@
 //! Where a run computes, and in which number types: what the recipe asks for, on what is there.
 
+use std::path::PathBuf;
+
 use finetune_model::{DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, Placement, gpus};
 use finetune_recipe::{DeviceChoice, DtypeChoice, Model};
 
 use crate::error::TrainError;
 
-/// This machine, as far as a run has to know it.
-#[derive(Clone, Copy, Debug, Default)]
+/// This machine and what lies on it, as far as a run has to know it.
+#[derive(Clone, Debug, Default)]
 pub struct Machine {
     /// Bytes of main memory that this process may use, where it can be told.
     pub memory: Option<u64>,
@@ -14,6 +16,10 @@ pub struct Machine {
     pub local_rank: usize,
     /// Ranks of the machine.
     pub local_world: usize,
+    /// Bytes free where the run is written, where it can be told.
+    pub disk: Option<u64>,
+    /// The file that the recipe was read from: the run is never written over it.
+    pub recipe_file: Option<PathBuf>,
 }
 
 /// The device of a run, and what is worth a line about how it was chosen.
@@ -137,7 +143,7 @@ mod tests {
     }
 
     fn machine(local_rank: usize, local_world: usize) -> Machine {
-        Machine { memory: Some(16 << 30), local_rank, local_world }
+        Machine { memory: Some(16 << 30), local_rank, local_world, ..Machine::default() }
     }
 
     /// (dtype of the recipe, of the file, what the GPU has, what is computed in, part of a notice)

@@ -4,22 +4,28 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use finetune_dataset::{ChatTokenizer, Dataset, Plan, resolve_files};
-use finetune_model::adapter::{Adapter, linear_modules};
-use finetune_model::{FloatType, LoraTargets, Model, ModelConfig, Placement, choose, float_type};
-use finetune_recipe::{Length, Method, Recipe};
-use finetune_store::TensorSet;
+use finetune_dataset::{ChatTokenizer, Dataset, Plan, TextSource, resolve_files};
+use finetune_model::adapter::{Adapter, BaseCheck, linear_modules};
+use finetune_model::{
+    BaseName, FloatType, LoraTargets, Model, ModelConfig, Placement, base_digest, choose, float_type,
+};
+use finetune_recipe::{Length, Method, Recipe, ResultChoice};
+use finetune_store::{Holding, RealDisk, TensorSet, recognize};
 
+use crate::date;
+use crate::disk_need::DiskNeed;
 use crate::error::TrainError;
 use crate::identity::Identity;
-use crate::journal::{Claim, Journal};
+use crate::journal::{Claim, Journal, publishes_best};
 use crate::learning::{learning_notices, stop_notices};
+use crate::limits;
 use crate::loss_scale::LossScale;
-use crate::memory::{self, Estimate};
+use crate::memory::{self, Estimate, Subject};
 use crate::place::{Machine, Place};
 use crate::ranks::Ranks;
+use crate::run_directory::RESULTS;
 use crate::schedule::Schedule;
-use crate::state::TrainState;
+use crate::state::{self, CHECKPOINTS, TrainState};
 
 /// Where a run starts from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +34,7 @@ pub enum Resume {
     No,
     /// The newest checkpoint that verifies; the beginning where there is none.
     Newest,
-    /// This checkpoint.
+    /// This checkpoint, or the newest of this run.
     From(PathBuf),
 }
 
@@ -57,7 +63,24 @@ pub struct Run {
     pub(crate) journal: Option<Journal>,
     pub(crate) identity: Identity,
     /// What adapter_config.json calls the base model.
-    pub(crate) base: String,
+    pub(crate) base: BaseName,
+    /// Weights and config.json of the base model, by which another one is known.
+    pub(crate) base_digest: String,
+    /// YYYY-MM-DD, what a chat template's "today" is.
+    pub date: String,
+    /// Rank 0's: the files by which another program writes and ends text as this run does, for results and checkpoints.
+    pub(crate) text: Vec<(String, Vec<u8>)>,
+}
+
+impl Run {
+    /// Bytes of the files of text in each checkpoint.
+    pub(crate) fn text_bytes(&self) -> u64 {
+        bytes_of(&self.text)
+    }
+}
+
+fn bytes_of(files: &[(String, Vec<u8>)]) -> u64 {
+    files.iter().map(|(_, bytes)| bytes.len() as u64).sum()
 }
 
 /// A run and what the user should know about how it came together.
@@ -73,14 +96,66 @@ pub struct Data {
     pub tokenizer: Option<ChatTokenizer>,
 }
 
-/// The directory of the recipe's model: a path, or a hub id that is in the Hugging Face cache.
+impl Data {
+    /// What is odd about the rows and the tokenizer.
+    pub(crate) fn notices(&self) -> Vec<String> {
+        let tokenizer = self.tokenizer.iter().flat_map(|tokenizer| tokenizer.notices().iter().cloned());
+        let rows = [Some(&self.train), self.eval.as_ref()].into_iter().flatten();
+        tokenizer.chain(rows.flat_map(|data| data.notices.iter().cloned())).collect()
+    }
+}
+
+/// The directory of the recipe's model: a path, a run whose weights were all trained, or a hub id that is in the Hugging
+/// Face cache.
 pub fn model_directory(recipe: &Recipe) -> Result<PathBuf, TrainError> {
     let path = Path::new(&recipe.model.path);
+    let not_a_model = |what: String, hints: &[&str]| {
+        let hints = hints.iter().map(|hint| (*hint).to_owned()).collect();
+        Err(TrainError::NotAModel { path: recipe.model.path.clone(), what, hints })
+    };
     if path.is_dir() {
-        return Ok(path.to_owned());
+        if path.join("config.json").is_file() {
+            return Ok(path.to_owned());
+        }
+        let holding = recognize(path);
+        return match holding {
+            Holding::Run if path.join("model/config.json").is_file() => Ok(path.join("model")),
+            Holding::Run | Holding::Checkpoint | Holding::Adapter => not_a_model(
+                format!("is {}, and no model", holding.describe()),
+                &[
+                    "to train it further, name its base model here and the adapter in lora.init_from",
+                    "or make a model of both first: finetune export --format merged",
+                ],
+            ),
+            // Whoever reads it says what is missing.
+            _ => Ok(path.to_owned()),
+        };
     }
     let cached = recipe.model.hub_id().and_then(finetune_store::cached_snapshot);
-    cached.ok_or_else(|| TrainError::NoModel { path: recipe.model.path.clone() })
+    if let Some(snapshot) = cached {
+        return Ok(snapshot);
+    }
+    match recognize(path) {
+        Holding::Missing => Err(TrainError::NoModel { path: recipe.model.path.clone() }),
+        holding => not_a_model(
+            format!("is {}, and a model is a directory", holding.describe()),
+            &["a model directory has config.json, tokenizer.json and model.safetensors, as on the Hugging Face hub"],
+        ),
+    }
+}
+
+/// What adapter_config.json calls the base model: as the recipe does, a hub id with the revision that was read.
+fn base_name(recipe: &Recipe, directory: &Path) -> BaseName {
+    match recipe.model.hub_id() {
+        Some(id) if !Path::new(&recipe.model.path).is_dir() => {
+            let revision = directory.file_name().map(|name| name.to_string_lossy().into_owned());
+            BaseName { name: id.to_owned(), revision }
+        }
+        _ => {
+            let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+            BaseName { name: absolute.to_string_lossy().into_owned(), revision: None }
+        }
+    }
 }
 
 /// Refuses what this build does not do yet, by name; returns what is accepted but means less than it says.
@@ -95,6 +170,7 @@ pub(crate) fn check_available(recipe: &Recipe) -> Result<Vec<String>, TrainError
     if !recipe.lora.modules_to_save.is_empty() {
         return unavailable("lora.modules_to_save", format!("{:?}", recipe.lora.modules_to_save), "yet; leave it out");
     }
+    limits::check(recipe)?;
     let mut notices = Vec::new();
     if recipe.data.packing {
         let what = "the rows of a micro-batch lie one after the other without padding, and never attend to each other";
@@ -111,7 +187,7 @@ pub fn load_data(
     progress: &dyn Fn(u64),
 ) -> Result<Data, TrainError> {
     let (train_files, eval_files) = resolve_files(&recipe.data.train, &recipe.data.eval)?;
-    let tokenizer = ChatTokenizer::load_if_present(model, recipe.data.chat_template.as_deref())?;
+    let tokenizer = open_tokenizer(recipe, model)?;
     let load = |files: &[PathBuf]| Dataset::load(files, &recipe.data, tokenizer.as_ref(), config.vocabulary, progress);
     let train = load(&train_files)?;
     if train.rows.is_empty() {
@@ -119,6 +195,20 @@ pub fn load_data(
     }
     let eval = if eval_files.is_empty() { None } else { Some(load(&eval_files)?) };
     Ok(Data { train, eval, tokenizer })
+}
+
+/// The tokenizer of the recipe's model with the recipe's template and date.
+pub(crate) fn open_tokenizer(recipe: &Recipe, model: &Path) -> Result<Option<ChatTokenizer>, TrainError> {
+    let (chat_template, date) = (recipe.data.chat_template.as_deref(), recipe.data.date.as_deref());
+    Ok(ChatTokenizer::open(&TextSource { model_dir: model, adapter: None, chat_template, date })?)
+}
+
+/// Refuses to promise the best evaluation's checkpoint where nothing is evaluated.
+pub(crate) fn check_result(recipe: &Recipe, has_eval: bool) -> Result<(), TrainError> {
+    match recipe.checkpoint.result {
+        Some(ResultChoice::Best) if !has_eval => Err(TrainError::NoBest),
+        _ => Ok(()),
+    }
 }
 
 /// Whether a model directory has weights, or only a config.json to make fresh ones from.
@@ -139,19 +229,34 @@ pub fn stored_type(directory: &Path) -> FloatType {
 pub(crate) struct Start {
     pub(crate) targets: LoraTargets,
     values: Option<Vec<f32>>,
+    /// What is odd about the adapter to start from.
+    pub(crate) notices: Vec<String>,
 }
 
 impl Start {
-    /// `None` where all weights are trained.
-    pub(crate) fn read(recipe: &Recipe, config: &ModelConfig) -> Result<Option<Start>, TrainError> {
+    /// `None` where all weights are trained. `model`: the directory of the base model.
+    pub(crate) fn read(recipe: &Recipe, config: &ModelConfig, model: &Path) -> Result<Option<Start>, TrainError> {
         if recipe.train.method == Method::Full {
             return Ok(None);
         }
         let targets = choose(&recipe.lora, &linear_modules(config))?;
-        let Some(path) = &recipe.lora.init_from else { return Ok(Some(Start { targets, values: None })) };
+        limits::check_targets(&targets)?;
+        let Some(path) = &recipe.lora.init_from else {
+            return Ok(Some(Start { targets, values: None, notices: Vec::new() }));
+        };
+        // A run stands for its result.
+        let is_adapter = path.join("adapter_config.json").is_file();
+        let inside = path.join(RESULTS[0]);
+        let path = if !is_adapter && inside.is_dir() { &inside } else { path };
         let adapter = Adapter::read(path, config)?;
         adapter.expect_targets(&targets, path)?;
-        Ok(Some(Start { targets, values: Some(adapter.values) }))
+        let mut notices = adapter.notices.clone();
+        match adapter.check_base(model)? {
+            BaseCheck::Same | BaseCheck::Unknown => {}
+            BaseCheck::OtherName(notice) => notices.push(notice),
+            BaseCheck::Other(what) => return Err(TrainError::OtherBase { path: path.clone(), what }),
+        }
+        Ok(Some(Start { targets, values: Some(adapter.values), notices }))
     }
 }
 
@@ -168,18 +273,15 @@ fn open_model(
     start: Option<Start>,
     placement: &Placement,
 ) -> Result<(Model, String), TrainError> {
-    let config_hash = finetune_store::hex(&finetune_store::content_hash(&directory.join("config.json"))?);
     if start.is_none() && !has_weights(directory) {
+        let config_hash = finetune_store::hex(&finetune_store::content_hash(&directory.join("config.json"))?);
         let mut model = Model::initialize(directory, recipe.seed, placement)?;
         model.train_all();
         return Ok((model, format!("fresh:{config_hash}")));
     }
     let mut model = Model::load(directory, placement)?;
-    let digest = format!(
-        "{}:{config_hash}",
-        TensorSet::open_model(directory).map_err(finetune_model::ModelError::from)?.digest()
-    );
-    let Some(Start { targets, values }) = start else {
+    let digest = base_digest(directory)?;
+    let Some(Start { targets, values, .. }) = start else {
         model.train_all();
         return Ok((model, digest));
     };
@@ -205,16 +307,22 @@ pub fn prepare(
 }
 
 fn put_together(
-    recipe: Recipe,
+    mut recipe: Recipe,
     resume: &Resume,
     ranks: &Arc<Ranks>,
     machine: &Machine,
     progress: &dyn Fn(u64),
 ) -> Result<Prepared, TrainError> {
     let mut notices = check_available(&recipe)?;
+    let model_path = model_directory(&recipe);
     // Before the long work, so that a second process is refused at once.
-    let claim = if ranks.is_first() { Some(Claim::stake(&recipe.output_dir, resume)?) } else { None };
-    let model_path = model_directory(&recipe)?;
+    let claim = match ranks.is_first() {
+        true => Some(Claim::stake(&recipe, resume, machine.recipe_file.as_deref(), model_path.as_deref().ok())?),
+        false => None,
+    };
+    let model_path = model_path?;
+    let date = date::agree(&recipe, resume, ranks)?;
+    recipe.data.date = Some(date.clone());
     let config = ModelConfig::load(&model_path)?;
     let stored = stored_type(&model_path);
     let place = Place::choose(&recipe.model, machine, stored)?;
@@ -224,15 +332,33 @@ fn put_together(
         // Only rows that are answered need them.
         (row.prompt_text, row.answer_text) = (String::new(), String::new());
     }
+    check_result(&recipe, data.eval.is_some())?;
+    notices.extend(data.notices());
     notices.extend(length_notice(&data.train, &config));
-    let start = Start::read(&recipe, &config)?;
-    let estimate = memory::of_recipe(&recipe, &config, start.as_ref(), &data.train, &place.placement, stored);
+    let text = match (&data.tokenizer, ranks.is_first()) {
+        (Some(tokenizer), true) => tokenizer.files(&data.train.ends.tokens)?,
+        _ => Vec::new(),
+    };
+    let start = Start::read(&recipe, &config, &model_path)?;
+    notices.extend(start.iter().flat_map(|start| start.notices.iter().cloned()));
     let targets = start.as_ref().map(|start| start.targets.clone());
     let has_bf16 = place.found.types.contains(&FloatType::BF16);
-    let knobs = || memory::knobs(&recipe, &config, targets.as_ref(), &data.train, &place.placement, stored, has_bf16);
-    memory::check(&estimate, place.memory(machine), knobs)?;
-    let opened = open_model(&recipe, &model_path, start, &place.placement).map_err(|error| error.with_knobs(knobs));
-    let (mut model, model_digest) = opened?;
+    let subject = Subject {
+        recipe: &recipe,
+        config: &config,
+        targets: targets.as_ref(),
+        train: &data.train,
+        eval: data.eval.as_ref(),
+        text: bytes_of(&text),
+        placement: &place.placement,
+        stored,
+        has_bf16,
+    };
+    let estimate = subject.estimate();
+    memory::check(&estimate, place.memory(machine), || subject.knobs())?;
+    let opened = open_model(&recipe, &model_path, start, &place.placement);
+    let (mut model, model_digest) = opened.map_err(|error| error.with_knobs(|| subject.knobs()))?;
+    notices.extend(model.notices().iter().cloned());
     let plan = Plan::new(data.train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
     let steps = total_steps(&recipe, &plan);
     notices.extend(learning_notices(&recipe, &data.train, data.eval.as_ref(), &plan, steps, &config));
@@ -241,7 +367,7 @@ fn put_together(
         recipe: Identity::recipe_values(&recipe),
         train_data: data.train.digest.clone(),
         eval_data: data.eval.as_ref().map(|eval| eval.digest.clone()),
-        model: model_digest,
+        model: model_digest.clone(),
         layout: model.layout().digest(),
         compute: Some(place.compute()),
     };
@@ -252,10 +378,16 @@ fn put_together(
     if let Some(claim) = claim {
         let from = claim.find(resume, &mut notices)?;
         if let Some(path) = &from {
-            state = TrainState::load(path, &model, &identity)?;
+            let patience = recipe.eval.early_stopping_patience;
+            state = TrainState::load(path, &model, &identity, patience, &mut notices)?;
             if state.step > steps {
                 return Err(TrainError::PastTheEnd { path: path.clone(), step: state.step, last: steps });
             }
+            notices.extend(best_is_missing(&recipe, &state)?);
+        }
+        if state.step < steps && !state.stopped_early {
+            let trained = state.parameters.len() as u64;
+            DiskNeed::of(&recipe, trained, steps, data.eval.is_some(), bytes_of(&text), machine.disk).check(&recipe)?;
         }
         journal = Some(claim.open(&recipe, state.step, from, &mut notices)?);
     }
@@ -263,7 +395,10 @@ fn put_together(
     model.set_parameters(&state.parameters);
     let run = Run {
         schedule: Schedule::new(&recipe.schedule, recipe.optimizer.learning_rate, steps),
-        base: std::path::absolute(&model_path).unwrap_or(model_path).to_string_lossy().into_owned(),
+        base: base_name(&recipe, &model_path),
+        base_digest: model_digest,
+        date,
+        text,
         train: data.train,
         eval: data.eval,
         tokenizer: data.tokenizer,
@@ -281,6 +416,23 @@ fn put_together(
         identity,
     };
     Ok(Prepared { run, notices })
+}
+
+/// What to say where the best checkpoint, which is to be the result, is not there any more. An error where it was asked for.
+fn best_is_missing(recipe: &Recipe, state: &TrainState) -> Result<Option<String>, TrainError> {
+    let Some(best) = state.best.filter(|best| publishes_best(recipe) && best.step != state.step) else {
+        return Ok(None);
+    };
+    let path = recipe.output_dir.join(CHECKPOINTS).join(state::name(best.step));
+    let checked = crate::resume::check(&RealDisk, &path, Some(best.step));
+    match checked {
+        Ok(_) => Ok(None),
+        Err(why) if recipe.checkpoint.result.is_none() => Ok(Some(format!(
+            "the checkpoint of the best evaluation, step {}, cannot become the result unless a better one comes: {why}",
+            best.step
+        ))),
+        Err(why) => Err(TrainError::BestCheckpoint { path, what: why.to_string() }),
+    }
 }
 
 /// Steps of the whole run.

@@ -12,11 +12,12 @@ use crate::adamw::AdamW;
 use crate::error::TrainError;
 use crate::identity::Identity;
 use crate::loss_scale::LossScale;
+use crate::prepare::Run;
 
 /// The folder of a run that holds its checkpoints.
 pub const CHECKPOINTS: &str = "checkpoints";
-const STATE_FILE: &str = "trainer_state.json";
-const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+pub(crate) const STATE_FILE: &str = "trainer_state.json";
+pub(crate) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// Name of the first moment's file part; the second's has `_sq`. These are torch's names.
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 
@@ -45,11 +46,11 @@ pub struct TrainState {
 
 /// trainer_state.json.
 #[derive(Serialize, Deserialize)]
-struct StateFile {
+pub(crate) struct StateFile {
     format: u32,
     /// Version of the program that wrote it.
     version: String,
-    step: u64,
+    pub(crate) step: u64,
     updates: u64,
     best: Option<Best>,
     evaluations_without_improvement: u64,
@@ -59,6 +60,9 @@ struct StateFile {
     evaluation_due: bool,
     #[serde(default)]
     loss_scale: LossScale,
+    /// What the chat template's "today" is, where it asks; versions that did not fix it do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) date: Option<String>,
     identity: Identity,
 }
 
@@ -115,14 +119,14 @@ impl TrainState {
         self.loss_scale = LossScale::from_number(loss_scale);
     }
 
-    /// Commits the state as `checkpoints/step-NNNNNN`. It appears whole or not at all.
+    /// Commits the state as `checkpoints/step-NNNNNN` with `files`, those of the trained model. It appears whole or not at
+    /// all.
     pub(crate) fn save(
         &self,
         disk: &dyn Disk,
-        run: &Path,
-        model: &Model,
-        base: &str,
-        identity: &Identity,
+        directory: &Path,
+        run: &Run,
+        mut files: Vec<(String, Vec<u8>)>,
     ) -> Result<PathBuf, TrainError> {
         let state = StateFile {
             format: 1,
@@ -134,15 +138,15 @@ impl TrainState {
             stopped_early: self.stopped_early,
             evaluation_due: self.evaluation_due,
             loss_scale: self.loss_scale,
-            identity: identity.clone(),
+            date: run.tokenizer.as_ref().filter(|tokenizer| tokenizer.uses_date()).map(|_| run.date.clone()),
+            identity: run.identity.clone(),
         };
-        let mut files = model.files(&self.parameters, base)?;
-        files.push((OPTIMIZER_FILE.to_owned(), self.encode_optimizer(model)?));
+        files.push((OPTIMIZER_FILE.to_owned(), self.encode_optimizer(&run.model)?));
         files.push((STATE_FILE.to_owned(), serde_json::to_vec_pretty(&state).expect("plain data")));
         let files: Vec<NewFile<'_>> =
             files.iter().map(|(name, bytes)| NewFile { name, bytes: bytes.as_slice().into() }).collect();
-        let about = serde_json::json!({"kind": "checkpoint", "step": self.step});
-        let (checkpoints, name) = (run.join(CHECKPOINTS), name(self.step));
+        let about = serde_json::json!({"kind": "checkpoint", "step": self.step, "base_digest": run.base_digest});
+        let (checkpoints, name) = (directory.join(CHECKPOINTS), name(self.step));
         let path = checkpoints.join(&name);
         // Only the checkpoint of a step whose evaluation was given up, and is made now, is there already.
         if disk.exists(&path).unwrap_or(false) {
@@ -157,12 +161,30 @@ impl TrainState {
         adapter::encode(&model.layout().repeated(&MOMENTS), &values)
     }
 
-    /// Reads a checkpoint whose manifest was verified, after checking that it belongs to this run.
-    pub(crate) fn load(path: &Path, model: &Model, identity: &Identity) -> Result<TrainState, TrainError> {
-        let state = StateFile::read(path)?;
+    /// Reads a checkpoint whose manifest was verified, after checking that it belongs to this run. What has changed and may
+    /// is said in `notices`. `patience`: the recipe's of early stopping.
+    pub(crate) fn load(
+        path: &Path,
+        model: &Model,
+        identity: &Identity,
+        patience: Option<u64>,
+        notices: &mut Vec<String>,
+    ) -> Result<TrainState, TrainError> {
+        let mut state = StateFile::read(path)?;
         let differences = state.identity.differences(identity);
         if !differences.is_empty() {
             return Err(TrainError::Changed { path: path.to_owned(), differences });
+        }
+        notices.extend(state.identity.changes(identity));
+        let waited = state.evaluations_without_improvement;
+        // As the loop counts it, so that a run with the same patience stays where it has stopped.
+        state.stopped_early = state.stopped_early && patience.is_some_and(|patience| waited >= patience.max(1));
+        if state.stopped_early {
+            let best = state.best.map_or(String::new(), |best| format!("; the best was at step {}", best.step));
+            notices.push(format!(
+                "early stopping has ended this run after step {}{best}: nothing is left to do. A higher eval.early_stopping_patience goes on",
+                state.step
+            ));
         }
         let parameters = model.read_values(path)?;
         let mut first_moment = adapter::read_flat(&path.join(OPTIMIZER_FILE), &model.layout().repeated(&MOMENTS))?;
@@ -181,7 +203,7 @@ impl TrainState {
 }
 
 impl StateFile {
-    fn read(path: &Path) -> Result<StateFile, TrainError> {
+    pub(crate) fn read(path: &Path) -> Result<StateFile, TrainError> {
         let file = path.join(STATE_FILE);
         let failed = |what: String| TrainError::Checkpoint { path: file.clone(), what };
         let text = std::fs::read_to_string(&file).map_err(|error| failed(error.to_string()))?;

@@ -11,6 +11,7 @@ use finetune_store::failpoint;
 
 use crate::adamw::{clip, norm};
 use crate::deal::{Deal, Dealer};
+use crate::diverged;
 use crate::error::TrainError;
 use crate::evaluate::{Answers, batch_row};
 use crate::events::Event;
@@ -44,7 +45,8 @@ pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -
     let outcome = steps(run, stop, tell);
     let outcome = outcome.map_err(|error| error.with_knobs(|| run.smaller_settings()));
     // The others must not wait for a rank that cannot go on.
-    outcome.inspect_err(|error| run.ranks.abort(error)).map_err(|error| error.with_saved(run.saved()))
+    let outcome = outcome.inspect_err(|error| run.ranks.abort(error)).map_err(|error| error.with_saved(run.saved()));
+    outcome.map_err(|error| error.with_ways(|| diverged::ways_on(run)))
 }
 
 fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
@@ -170,15 +172,18 @@ impl Run {
 
     /// Settings that would need less memory, and how much.
     pub fn smaller_settings(&self) -> Vec<String> {
-        memory::knobs(
-            &self.recipe,
-            &self.model.config,
-            self.model.lora_targets(),
-            &self.train,
-            self.model.placement(),
-            self.stored,
-            self.has_bf16,
-        )
+        let subject = memory::Subject {
+            recipe: &self.recipe,
+            config: &self.model.config,
+            targets: self.model.lora_targets(),
+            train: &self.train,
+            eval: self.eval.as_ref(),
+            text: self.text_bytes(),
+            placement: self.model.placement(),
+            stored: self.stored,
+            has_bf16: self.has_bf16,
+        };
+        subject.knobs()
     }
 
     /// Stops before a loss or gradient that is not finite changes anything, naming the rows to look at.
@@ -215,5 +220,5 @@ impl Run {
 pub(crate) fn not_finite(what: &'static str, step: u64, data: &Dataset, rows: &[usize]) -> TrainError {
     const SHOWN: usize = 8;
     let named = rows.iter().take(SHOWN).map(|&row| data.origin(row)).collect();
-    TrainError::NotFinite { what, step, rows: named, more: rows.len().saturating_sub(SHOWN) }
+    TrainError::NotFinite { what, step, rows: named, more: rows.len().saturating_sub(SHOWN), ways: Vec::new() }
 }

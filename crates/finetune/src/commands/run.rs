@@ -6,9 +6,10 @@ use std::time::Instant;
 use finetune_allreduce::Notice;
 use finetune_recipe::Recipe;
 use finetune_trainer::numbers::counted;
-use finetune_trainer::{Event, Machine, Outcome, Prepared, Ranks, Resume, Run, prepare, train};
+use finetune_trainer::{Event, Machine, Outcome, Prepared, Ranks, Resume, Run, home, prepare, recipe_file, train};
 
 use crate::cli::RunArguments;
+use crate::commands::preflight::free_bytes;
 use crate::failure::Failure;
 use crate::progress::{self, Progress, Verbosity};
 use crate::seat::Seat;
@@ -24,7 +25,10 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
         true => (Seat::assigned(&signals)?, None),
         false => Seat::of_environment(arguments.token_file.as_deref())?,
     };
-    let recipe = Recipe::load(&arguments.recipe.recipe, &arguments.recipe.sets, arguments.output_dir.as_deref())?;
+    let file = recipe_file(&arguments.recipe.recipe);
+    // A run that was copied goes on where it lies.
+    let output = arguments.output_dir.or_else(|| home(&file, &arguments.recipe.sets));
+    let recipe = Recipe::load(&file, &arguments.recipe.sets, output.as_deref())?;
     let resume = match arguments.resume {
         None => Resume::No,
         Some(None) => Resume::Newest,
@@ -44,8 +48,13 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
     let directory = recipe.output_dir.clone();
     flight::belong_to(&directory);
     show.start("reading rows", 0);
-    let machine =
-        Machine { memory: memory::machine_bytes(), local_rank: seat.local_rank, local_world: seat.local_world };
+    let machine = Machine {
+        memory: memory::machine_bytes(),
+        local_rank: seat.local_rank,
+        local_world: seat.local_world,
+        disk: free_bytes(&directory),
+        recipe_file: Some(file),
+    };
     let prepared = prepare(recipe, &resume, &ranks, &machine, &|rows| show.position(rows));
     show.finish();
     let Prepared { mut run, notices } = prepared?;

@@ -1,39 +1,73 @@
 //! `finetune validate`: everything that can go wrong, before training.
 
+use std::net::TcpListener;
 use std::process::ExitCode;
 
 use finetune_recipe::Recipe;
-use finetune_trainer::{Estimate, Findings, Machine, findings};
+use finetune_trainer::{DiskNeed, Estimate, Fault, Findings, Machine, Problem, findings, home, recipe_file};
 
 use crate::cli::ValidateArguments;
+use crate::commands::preflight::free_bytes;
 use crate::failure::Failure;
 use crate::progress::{Progress, Verbosity, bytes, duration, thousands};
 use crate::{memory, output};
 
 pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
-    let recipe = Recipe::load(&arguments.recipe.recipe, &arguments.recipe.sets, None)?;
+    let file = recipe_file(&arguments.recipe.recipe);
+    let recipe = Recipe::load(&file, &arguments.recipe.sets, home(&file, &arguments.recipe.sets).as_deref())?;
     let mut show = Progress::new(if arguments.json { Verbosity::Quiet } else { verbosity }, 1);
-    let machine = Machine { memory: memory::machine_bytes(), ..Machine::default() };
+    let machine = Machine {
+        memory: memory::machine_bytes(),
+        disk: free_bytes(&recipe.output_dir),
+        recipe_file: Some(file),
+        ..Machine::default()
+    };
     show.start("reading rows", 0);
-    let found = findings(&recipe, &machine, &|rows| show.position(rows));
+    let mut found = findings(&recipe, &machine, &|rows| show.position(rows));
     show.finish();
-    let found = found?;
+    found.problems.extend(address_problem(&recipe));
     if arguments.json {
         output::line(&serde_json::to_string(&found).expect("plain data"))?;
-    } else {
-        output::print(&text(&found))?;
+        return Ok(exit_code(&found.problems));
     }
-    Ok(ExitCode::SUCCESS)
+    output::print(&text(&found))?;
+    for (n, problem) in found.problems.iter().enumerate() {
+        if n > 0 {
+            anstream::eprintln!();
+        }
+        Failure::Arguments { message: problem.message.clone(), hints: problem.hints.clone() }.print();
+    }
+    Ok(exit_code(&found.problems))
 }
 
+/// 0 where nothing stands in the way; what a run would end with if there is one kind of problem only, else bad input.
+fn exit_code(problems: &[Problem]) -> ExitCode {
+    fault(problems).map_or(ExitCode::SUCCESS, |fault| ExitCode::from(fault.number() as u8))
+}
+
+fn fault(problems: &[Problem]) -> Option<Fault> {
+    let first = problems.first()?.fault;
+    Some(if problems.iter().all(|problem| problem.fault == first) { first } else { Fault::Input })
+}
+
+/// What keeps the numbers of the run from being served where the recipe says.
+fn address_problem(recipe: &Recipe) -> Option<Problem> {
+    let address = recipe.log.prometheus.as_ref()?;
+    let error = TcpListener::bind(address).err()?;
+    let hint = "log.prometheus is host:port of this machine, such as \"127.0.0.1:9400\"; leave it out to serve nothing";
+    let message = format!("log.prometheus = {address:?}: {error}");
+    Some(Problem { message, hints: vec![hint.to_owned()], fault: Fault::Input })
+}
+
+/// What is known. Where there are problems, that is not all.
 fn text(found: &Findings) -> String {
-    let mut text = format!(
-        "model       {}, {} parameters, {} trained\n",
-        found.architecture,
-        thousands(found.parameters),
-        thousands(found.trained_parameters)
-    );
-    for (name, data) in [("train", Some(&found.train)), ("eval", found.eval.as_ref())] {
+    let mut text = String::new();
+    if let (Some(architecture), Some(parameters)) = (found.architecture, found.parameters) {
+        let trained =
+            found.trained_parameters.map_or(String::new(), |trained| format!(", {} trained", thousands(trained)));
+        text += &format!("model       {architecture}, {} parameters{trained}\n", thousands(parameters));
+    }
+    for (name, data) in [("train", found.train.as_ref()), ("eval", found.eval.as_ref())] {
         let Some(data) = data else { continue };
         text += &format!(
             "{name:<12}{} rows, {} tokens, {} trained; lengths: median {}, 95 % {}, longest {}\n",
@@ -49,9 +83,28 @@ fn text(found: &Findings) -> String {
             data.truncated, data.dropped, data.zero_label, data.unmasked
         );
     }
-    text += &format!("steps       {} ({} per epoch)\n", thousands(found.steps), thousands(found.steps_per_epoch));
-    let Estimate { weights, trained, activations, logits, program, total, seconds } = &found.estimate;
-    text += &format!(
+    if let (Some(steps), Some(per_epoch)) = (found.steps, found.steps_per_epoch) {
+        text += &format!("steps       {} ({} per epoch)\n", thousands(steps), thousands(per_epoch));
+    }
+    text += &found.estimate.as_ref().map_or(String::new(), memory_line);
+    text += &found.disk.as_ref().map_or(String::new(), disk_line);
+    text += &found.device.as_ref().map_or(String::new(), |device| format!("device      {device}\n"));
+    text += &found.estimate.as_ref().map_or(String::new(), |estimate| match estimate.seconds {
+        Some(seconds) => format!("time        about {} here\n", duration(seconds)),
+        None => "time        to be seen: it is not measured on GPUs before training\n".to_owned(),
+    });
+    for notice in &found.notices {
+        text += &format!("note        {notice}\n");
+    }
+    if found.problems.is_empty() {
+        text += "\nnothing stands in the way of `finetune run`\n";
+    }
+    text
+}
+
+fn memory_line(estimate: &Estimate) -> String {
+    let Estimate { weights, trained, activations, logits, program, total, .. } = estimate;
+    format!(
         "memory      about {}: weights {}, trained state {}, activations {}, logits {}, program {}\n",
         bytes(*total),
         bytes(*weights),
@@ -59,15 +112,44 @@ fn text(found: &Findings) -> String {
         bytes(*activations),
         bytes(*logits),
         bytes(*program)
-    );
-    text += &format!("device      {}\n", found.device);
-    text += &match seconds {
-        Some(seconds) => format!("time        about {} here\n", duration(*seconds)),
-        None => "time        to be seen: it is not measured on GPUs before training\n".to_owned(),
-    };
-    for notice in &found.notices {
-        text += &format!("note        {notice}\n");
+    )
+}
+
+fn disk_line(need: &DiskNeed) -> String {
+    let DiskNeed { checkpoint, checkpoints, result, total, free, .. } = need;
+    let free = free.map_or(String::new(), |free| format!("; {} are free", bytes(free)));
+    let many = if *checkpoints == 1 { "1 checkpoint".to_owned() } else { format!("up to {checkpoints} checkpoints") };
+    format!("disk        about {}: {many} of {}, result {}{free}\n", bytes(*total), bytes(*checkpoint), bytes(*result))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_cannot_be_served_at() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let taken = taken.local_addr().expect("an address").to_string();
+        for (address, is_problem) in [("127.0.0.1:0", false), ("256.1.1.1:1", true), (taken.as_str(), true)] {
+            let text = format!("[model]\npath = \"m\"\n[data]\ntrain = \"r\"\n[log]\nprometheus = {address:?}\n");
+            let recipe = Recipe::parse(&text, std::path::Path::new("r.toml"), &[], None).expect("a recipe");
+            assert_eq!(address_problem(&recipe).is_some(), is_problem, "{address}");
+        }
     }
-    text += "\nnothing stands in the way of `finetune run`\n";
-    text
+
+    #[test]
+    fn kinds_of_problems() {
+        let problems = |faults: &[Fault]| -> Vec<Problem> {
+            let problem = |fault: &Fault| Problem { message: String::new(), hints: Vec::new(), fault: *fault };
+            faults.iter().map(problem).collect()
+        };
+        for (faults, want) in [
+            (&[][..], None),
+            (&[Fault::Input], Some(Fault::Input)),
+            (&[Fault::DiskOrMemory, Fault::DiskOrMemory], Some(Fault::DiskOrMemory)),
+            (&[Fault::DiskOrMemory, Fault::Input], Some(Fault::Input)),
+        ] {
+            assert_eq!(fault(&problems(faults)), want, "{faults:?}");
+        }
+    }
 }

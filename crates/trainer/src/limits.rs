@@ -1,0 +1,96 @@
+//! Values of a recipe that no run can have, though each is a number of the right kind: found before anything else.
+
+use std::time::Duration;
+
+use finetune_model::LoraTargets;
+use finetune_recipe::Recipe;
+
+use crate::error::TrainError;
+
+/// Rows of a step, of a forward pass.
+const MOST_ROWS: usize = 1 << 24;
+/// Shares of a step: each takes gradients of its own.
+const MOST_SHARES: usize = 4096;
+const HIGHEST_RANK: usize = 1 << 16;
+/// Below this a slow rank cannot be told from a lost one; the group refuses it too.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Refuses values that would end a run with an error about something else, or not at all.
+pub(crate) fn check(recipe: &Recipe) -> Result<(), TrainError> {
+    let beyond = |key: &'static str, value: String, what: String| Err(TrainError::Beyond { key, value, what });
+    let (train, distributed) = (&recipe.train, &recipe.distributed);
+    let shares = distributed.virtual_ranks.unwrap_or(1);
+    for (key, value, most) in [
+        ("train.global_batch_size", train.global_batch_size, MOST_ROWS),
+        ("train.micro_batch_size", train.micro_batch_size, MOST_ROWS),
+        ("distributed.virtual_ranks", shares, MOST_SHARES),
+        ("lora.rank", recipe.lora.rank, HIGHEST_RANK),
+    ] {
+        if value > most {
+            return beyond(key, value.to_string(), format!("at most {most} can be had"));
+        }
+    }
+    if let Some((module, rank)) = recipe.lora.rank_pattern.iter().find(|(_, rank)| **rank > HIGHEST_RANK) {
+        let what = format!("at most {HIGHEST_RANK} can be had");
+        return beyond("lora.rank_pattern", format!("{{ {module} = {rank} }}"), what);
+    }
+    if distributed.timeout < SHORTEST_TIMEOUT {
+        let what = "too short to tell a slow rank from a lost one; use 1s or more".to_owned();
+        return beyond("distributed.timeout", format!("{:?}", distributed.timeout), what);
+    }
+    let rate = recipe.optimizer.learning_rate;
+    if !(rate as f32).is_finite() {
+        return beyond("optimizer.learning_rate", format!("{rate:?}"), "it is beyond the numbers of f32".to_owned());
+    }
+    Ok(())
+}
+
+/// Refuses branches whose rank or scale is no number that can be computed with.
+pub(crate) fn check_targets(targets: &LoraTargets) -> Result<(), TrainError> {
+    if let Some(rank) = targets.iter().map(|target| target.rank).find(|rank| *rank > HIGHEST_RANK) {
+        // In the words of `check`, which has said it already.
+        let what = format!("at most {HIGHEST_RANK} can be had");
+        return Err(TrainError::Beyond { key: "lora.rank", value: rank.to_string(), what });
+    }
+    match targets.iter().find(|target| !target.scale().is_finite()) {
+        Some(target) => Err(TrainError::Beyond {
+            key: "lora.alpha",
+            value: format!("{:?}", target.alpha),
+            what: format!("alpha / rank of {} is beyond the numbers of f32", target.module),
+        }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn values_that_no_run_can_have() {
+        for (set, key) in [
+            ("train.global_batch_size=9223372036854775807", Some("train.global_batch_size")),
+            ("train.micro_batch_size=9223372036854775807", Some("train.micro_batch_size")),
+            ("distributed.virtual_ranks=9223372036854775807", Some("distributed.virtual_ranks")),
+            ("lora.rank=9223372036854775807", Some("lora.rank")),
+            ("lora.rank_pattern={ q_proj = 9223372036854775807 }", Some("lora.rank_pattern")),
+            ("distributed.timeout=1ms", Some("distributed.timeout")),
+            ("optimizer.learning_rate=1e300", Some("optimizer.learning_rate")),
+            ("optimizer.learning_rate=1e30", None),
+            ("train.global_batch_size=1000000", None),
+            ("lora.rank=4096", None),
+            ("distributed.timeout=500ms", None),
+            ("train.max_steps=9223372036854775807", None),
+        ] {
+            let text = "[model]\npath = \"m\"\n[data]\ntrain = \"rows.jsonl\"\n";
+            let recipe = Recipe::parse(text, Path::new("r.toml"), &[set.to_owned()], None).expect("a recipe");
+            match (check(&recipe), key) {
+                (Ok(()), None) => {}
+                (Err(TrainError::Beyond { key: found, .. }), Some(key)) => assert_eq!(found, key, "{set}"),
+                (checked, _) => panic!("{set}: {checked:?}"),
+            }
+        }
+    }
+}
