@@ -8,24 +8,24 @@ mod cli;
 mod commands;
 mod failure;
 mod hosts;
+mod interrupt;
 mod memory;
 mod output;
 mod progress;
 mod prometheus;
 mod seat;
 mod signals;
+mod source;
 mod wake;
 
 use std::process::ExitCode;
-
-use clap::Parser;
 
 #[global_allocator]
 static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
-    let cli = cli::Cli::parse();
+    let cli = cli::parse();
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let message = panic.payload_as_str().unwrap_or_default();

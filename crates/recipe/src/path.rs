@@ -29,8 +29,13 @@ pub(crate) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).map_or_else(|_| path.to_path_buf(), |path| normalized(&path))
 }
 
-/// `name` or `owner/name` as the Hugging Face hub allows them.
+/// `name` or `owner/name` as the Hugging Face hub allows them, with `@revision` behind it where one is asked for.
 pub(crate) fn is_hub_id(text: &str) -> bool {
+    let (text, revision) = text.split_once('@').map_or((text, None), |(name, revision)| (name, Some(revision)));
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./".contains(letter);
+    if revision.is_some_and(|revision| revision.is_empty() || !revision.chars().all(plain)) {
+        return false;
+    }
     let part = |part: &str| {
         !part.is_empty()
             && part.len() <= 96

@@ -53,7 +53,7 @@ pub enum StoreError {
     Io { path: PathBuf, operation: Operation, source: io::Error },
 
     /// The disk, the quota or the largest allowed file size is exhausted.
-    #[error("no space left at {}: {} were to be written ({source})", path.display(), size(*needed_bytes))]
+    #[error("no space left at {}: {needed_bytes} bytes were to be written ({source})", path.display())]
     NoSpace { path: PathBuf, needed_bytes: u64, source: io::Error },
 
     /// The bytes do not follow their format.
@@ -105,13 +105,6 @@ pub enum StoreError {
     /// What the caller wants written cannot be written in this format.
     #[error("{} cannot be written: {what}", path.display())]
     CannotWrite { path: PathBuf, what: String },
-}
-
-/// Bytes for people: the exact number below a mebibyte, where tests and users count files of theirs.
-fn size(bytes: u64) -> String {
-    const UNITS: [(&str, f64); 2] = [("GiB", 1073741824.0), ("MiB", 1048576.0)];
-    let unit = UNITS.iter().find(|(_, unit)| bytes as f64 >= *unit);
-    unit.map_or(format!("{bytes} bytes"), |(name, unit)| format!("{:.1} {name}", bytes as f64 / unit))
 }
 
 fn with_article(kind: &str) -> String {

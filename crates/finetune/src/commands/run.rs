@@ -14,7 +14,7 @@ use crate::progress::{self, Progress, Verbosity};
 use crate::seat::Seat;
 use crate::signals::Signals;
 use crate::wake::Awake;
-use crate::{allocator, memory, output, prometheus};
+use crate::{allocator, memory, output, prometheus, source};
 
 pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let start = Instant::now();
@@ -23,7 +23,8 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
         true => (Seat::assigned(&signals)?, None),
         false => Seat::of_environment(arguments.token_file.as_deref())?,
     };
-    let recipe = Recipe::load(&arguments.recipe.recipe, &arguments.recipe.sets, arguments.output_dir.as_deref())?;
+    let file = source::recipe_path(&arguments.recipe.recipe)?;
+    let recipe = Recipe::load(&file, &arguments.recipe.sets, arguments.output_dir.as_deref())?;
     let resume = match arguments.resume {
         None => Resume::No,
         Some(None) => Resume::Newest,

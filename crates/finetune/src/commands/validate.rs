@@ -8,10 +8,11 @@ use finetune_trainer::{Estimate, Findings, Machine, findings};
 use crate::cli::ValidateArguments;
 use crate::failure::Failure;
 use crate::progress::{Progress, Verbosity, bytes, duration, thousands};
-use crate::{memory, output};
+use crate::{memory, output, source};
 
 pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
-    let recipe = Recipe::load(&arguments.recipe.recipe, &arguments.recipe.sets, None)?;
+    let file = source::recipe_path(&arguments.recipe.recipe)?;
+    let recipe = Recipe::load(&file, &arguments.recipe.sets, None)?;
     let mut show = Progress::new(if arguments.json { Verbosity::Quiet } else { verbosity }, 1);
     let machine = Machine { memory: memory::machine_bytes(), ..Machine::default() };
     show.start("reading rows", 0);
