@@ -5,6 +5,7 @@ mod conversation;
 mod devices;
 mod eval;
 mod export;
+mod export_source;
 mod generate;
 mod inspect;
 mod launch;

@@ -42,7 +42,7 @@ impl<'a> Stops<'a> {
 /// How many bytes at the end of `text` are the beginning of `stop`.
 fn beginning(text: &str, stop: &str) -> usize {
     let lengths = stop.char_indices().map(|(length, _)| length).skip(1);
-    lengths.filter(|&length| text.ends_with(&stop[..length])).last().unwrap_or(0)
+    lengths.filter(|&length| text.ends_with(&stop[..length])).max().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -59,7 +59,7 @@ mod tests {
             (&["END"], &["one E", "N", "X"], "one ENX", false),
             (&["END"], &["EEND"], "E", true),
             (&["\n\n", "x"], &["a\n", "b\n", "\nc"], "a\nb", true),
-            (&["bc", "abcd"], &["abcd"], "a", true),
+            (&["bc", "abcd"], &["abcd"], "", true),
             (&["é!"], &["caf", "é", "?"], "café?", false),
             (&["aab"], &["a", "a", "a", "b"], "a", true),
         ];
