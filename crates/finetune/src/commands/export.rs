@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use finetune_model::adapter::{CONFIG_FILE, TENSOR_FILE};
 use finetune_model::merge::{Comparison, SHARD_BYTES, compare, left_out, write_merged};
 use finetune_model::{FloatType, Placement};
-use finetune_store::{NewFile, RealDisk, Staging, manifest_of, refuse_links_out};
+use finetune_store::{RealDisk, Staging, manifest_of, refuse_links_out};
 use finetune_trainer::stored_type;
 use serde_json::{Value, json};
 
@@ -137,7 +137,7 @@ fn merged(
 
 /// What the comparison of the merged model with base and adapter has found, in words.
 fn verdict(comparison: &Comparison, stored: FloatType) -> String {
-    let Comparison { largest, scale, agreeing, positions } = comparison;
+    let Comparison { largest, scale, agreeing, positions, .. } = comparison;
     let why = match stored {
         FloatType::F32 => "what another order of sums does".to_owned(),
         stored => format!("what rounding the merged weights to {} does", stored.name()),
@@ -200,8 +200,7 @@ fn peft(adapter: &Path, output: &Path, unfinished: &Unfinished) -> Result<(), Fa
     let mut staging = Staging::begin_replacing(&RealDisk, output, "adapter")?;
     unfinished.writing(staging.directory());
     for (name, bytes) in &files {
-        let file = NewFile { name, bytes: bytes.as_slice().into() };
-        staging.write(file.name, &file.bytes)?;
+        staging.write(name, bytes)?;
     }
     let _publishing = unfinished.publishing();
     staging.publish_replacing(&about)?;
