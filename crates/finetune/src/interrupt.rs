@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use finetune_store::{Staging, StoreError};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -29,19 +30,26 @@ impl Unfinished {
                 if let Some(directory) = &*unfinished {
                     remove(directory);
                 }
-                anstream::eprintln!("interrupted: nothing was written");
+                anstream::eprintln!("interrupted; nothing unfinished is left behind");
                 std::process::exit(128 + signal);
             }
         })?;
         Ok(Unfinished(directory))
     }
 
-    /// This directory is being written from now on.
-    pub(crate) fn writing(&self, directory: &Path) {
-        *lock(&self.0) = Some(directory.to_owned());
+    /// Begins a directory. A signal is heard before or after, never between.
+    pub(crate) fn begin<'disk>(
+        &self,
+        begin: impl FnOnce() -> Result<Staging<'disk>, StoreError>,
+    ) -> Result<Staging<'disk>, StoreError> {
+        let mut unfinished = lock(&self.0);
+        let staging = begin()?;
+        *unfinished = Some(staging.directory().to_owned());
+        Ok(staging)
     }
 
-    /// Nothing is removed any more, and no signal ends the program while the answer lives.
+    /// Nothing is removed any more, and no signal ends the program while the answer lives. Where a signal has come, this waits
+    /// for the end of the program.
     pub(crate) fn publishing(&self) -> MutexGuard<'_, Option<PathBuf>> {
         let mut unfinished = lock(&self.0);
         *unfinished = None;

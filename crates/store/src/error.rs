@@ -108,6 +108,9 @@ pub enum StoreError {
 }
 
 fn with_article(kind: &str) -> String {
+    if kind == "merged" {
+        return "a merged model".to_owned();
+    }
     let article = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
     format!("{article} {kind}")
 }

@@ -46,7 +46,16 @@ pub(crate) fn export(arguments: ExportArguments, verbosity: Verbosity) -> Result
     }
     let unfinished = Unfinished::watch()?;
     let mut show = Progress::new(verbosity, 1);
-    let (found, notices) = find(&arguments)?;
+    let result = write(&arguments, &mut show, &unfinished);
+    // What fails because a signal has taken its directory away is no error to report: the program ends by the signal.
+    let _held = unfinished.publishing();
+    result?;
+    show.say(&format!("written to  {}", arguments.output.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(arguments: &ExportArguments, show: &mut Progress, unfinished: &Unfinished) -> Result<(), Failure> {
+    let (found, notices) = find(arguments)?;
     for notice in &notices {
         show.say(notice);
     }
@@ -55,28 +64,24 @@ pub(crate) fn export(arguments: ExportArguments, verbosity: Verbosity) -> Result
         (Exported::Weights(model), ExportFormat::Merged) => {
             refuse_place(output, &[&model])?;
             show.say(&format!("model       {}", model.display()));
-            whole_model(&model, output, &unfinished)?;
+            whole_model(&model, output, unfinished)
         }
-        (Exported::Weights(model), _) => {
-            return Err(Failure::arguments(
-                format!("{} has no adapter: all weights were trained", model.display()),
-                "--format merged writes them as a model directory",
-            ));
-        }
+        (Exported::Weights(model), _) => Err(Failure::arguments(
+            format!("{} has no adapter: all weights were trained", model.display()),
+            "--format merged writes them as a model directory",
+        )),
         (Exported::Adapter { adapter, base }, ExportFormat::Merged) => {
             let base = base?;
             refuse_place(output, &[&adapter, &base])?;
             show.say(&format!("adapter     {}\nbase        {}", adapter.display(), base.display()));
-            merged(&adapter, &base, &arguments, &mut show, &unfinished)?;
+            merged(&adapter, &base, arguments, show, unfinished)
         }
         (Exported::Adapter { adapter, .. }, _) => {
             refuse_place(output, &[&adapter])?;
             show.say(&format!("adapter     {}", adapter.display()));
-            peft(&adapter, output, &unfinished)?;
+            peft(&adapter, output, unfinished)
         }
     }
-    show.say(&format!("written to  {}", output.display()));
-    Ok(ExitCode::SUCCESS)
 }
 
 /// An export takes the place of an earlier export only: never of what it reads, and never of a run's own result.
@@ -112,8 +117,7 @@ fn merged(
     refuse_links_out(adapter_dir)?;
     let adapter = opening::read_adapter(adapter_dir, base, arguments.force, &|line| show.say(line))?;
     let text = text_files(adapter_dir)?;
-    let mut staging = Staging::begin_replacing(&RealDisk, &arguments.output, "merged")?;
-    unfinished.writing(staging.directory());
+    let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, &arguments.output, "merged"))?;
     show.start("merging", adapter.targets.len() as u64);
     let written = write_merged(&RealDisk, base, &adapter, &mut staging, SHARD_BYTES, &text, &|done, _| {
         show.position(done as u64);
@@ -150,8 +154,7 @@ fn verdict(comparison: &Comparison, stored: FloatType) -> String {
 /// The weights that a run of `method = "full"` has trained, as a model directory without what only the run needs.
 fn whole_model(model: &Path, output: &Path, unfinished: &Unfinished) -> Result<(), Failure> {
     refuse_links_out(model)?;
-    let mut staging = Staging::begin_replacing(&RealDisk, output, "merged")?;
-    unfinished.writing(staging.directory());
+    let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, output, "merged"))?;
     for name in plain_files(model)? {
         let from = model.join(&name);
         std::fs::copy(&from, staging.directory().join(&name))
@@ -197,8 +200,7 @@ fn peft(adapter: &Path, output: &Path, unfinished: &Unfinished) -> Result<(), Fa
     if let Some(digest) = recorded_digest(adapter) {
         about["base_digest"] = Value::from(digest);
     }
-    let mut staging = Staging::begin_replacing(&RealDisk, output, "adapter")?;
-    unfinished.writing(staging.directory());
+    let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, output, "adapter"))?;
     for (name, bytes) in &files {
         staging.write(name, bytes)?;
     }

@@ -17,7 +17,7 @@ fn files_are_known_by_their_first_bytes() {
     let mut safetensors = 20u64.to_le_bytes().to_vec();
     safetensors.extend(b"{\"__metadata__\":{}} ");
     let long_row = format!("{{\"text\": \"{}\"}}", "word ".repeat(2000));
-    let cases: Vec<(&str, &[u8], Holding)> = vec![
+    let cases: [(&str, &[u8], Holding); 43] = [
         ("model.safetensors", &safetensors, Holding::Safetensors),
         (
             "model.safetensors",
