@@ -111,7 +111,15 @@ fn inspect_shows_tokens_and_mask() {
     assert_eq!(tokenizer.decode(&kept, false).expect("text"), "See you.<|end|>", "the answer and its end, no more");
 
     let shown = in_folder(&folder, &["inspect", "recipe.toml"]).expect(0);
-    assert!(shown.stdout.contains("Hello there."), "{}", shown.stdout);
+    assert!(shown.stdout.contains("⟦Hello there.<|end|>⟧"), "what is trained on is marked: {}", shown.stdout);
+    assert!(!shown.stdout.contains("underlined") && !shown.stdout.contains('Ġ'), "{}", shown.stdout);
+    let longest = json_of(&folder, &["inspect", "recipe.toml", "--longest", "--json"]);
+    let length = |row: &Value| row["token_ids"].as_array().expect("ids").len();
+    let first = json_of(&folder, &["inspect", "recipe.toml", "--json"]);
+    assert_eq!(length(&longest), length(&row).max(length(&first)));
+    in_folder(&folder, &["inspect", "recipe.toml", "--eval"]).expect(2).says("names no rows to evaluate on");
+    let eval = ["inspect", "recipe.toml", "--eval", "--json", "--set", "data.eval=train.jsonl", "--row", "2"];
+    assert_eq!(json_of(&folder, &eval)["text"], text);
 }
 
 /// A file's loss, against transformers and PEFT.

@@ -56,3 +56,18 @@ pub(crate) fn model(recipe_file: &Path, text: &str) -> String {
     // "models/Qwen3" as a directory must not be taken for a hub id later.
     if is_hub_id(&directory) { format!("./{directory}") } else { directory }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::is_hub_id;
+
+    #[test]
+    fn hub_ids_with_and_without_a_revision() {
+        for id in ["gpt2", "acme/tiny", "acme/tiny@v2", "acme/tiny@refs/pr/3"] {
+            assert!(is_hub_id(id), "{id}");
+        }
+        for text in ["", "./tiny", "a/b/c", "acme/tiny@", "acme/tiny@v 2", "@v2", "acme/tiny@v2@v3"] {
+            assert!(!is_hub_id(text), "{text}");
+        }
+    }
+}
