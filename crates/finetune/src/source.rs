@@ -283,7 +283,7 @@ pub(crate) fn recipe_path(path: &Path) -> Result<PathBuf, Failure> {
         Holding::Recipe | Holding::Text | Holding::EmptyFile => Ok(path.to_owned()),
         // `/dev/stdin` and the shell's `<(...)` have no first bytes to look at without taking them away.
         Holding::Binary if !path.is_file() => Ok(path.to_owned()),
-        Holding::Run if path.join("recipe.toml").is_file() => Ok(path.join("recipe.toml")),
+        Holding::Run | Holding::Directory if path.join("recipe.toml").is_file() => Ok(path.join("recipe.toml")),
         holding => Err(not_a_recipe(path, holding)),
     }
 }

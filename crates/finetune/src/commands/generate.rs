@@ -107,7 +107,7 @@ impl Asking<'_> {
     /// What follows a prompt, printed as it comes where `printed` says so.
     fn answer(&self, prompt: &[u32], printed: bool) -> Result<Answer, Failure> {
         let mut writing = Writing {
-            stream: self.tokenizer.stream(),
+            stream: Some(self.tokenizer.stream()),
             stops: Stops::new(&self.arguments.stop),
             text: String::new(),
             printed,
@@ -189,7 +189,8 @@ fn indented(text: &str) -> String {
 
 /// Text as tokens come: through the tokenizer's own decoder, up to a stop text.
 struct Writing<'a> {
-    stream: TextStream<'a>,
+    /// `None` once it has ended.
+    stream: Option<TextStream<'a>>,
     stops: Stops<'a>,
     text: String,
     printed: bool,
@@ -199,7 +200,8 @@ struct Writing<'a> {
 impl Writing<'_> {
     /// Whether to go on.
     fn push(&mut self, token: u32) -> bool {
-        match self.stream.push(token) {
+        let Some(stream) = &mut self.stream else { return false };
+        match stream.push(token) {
             Ok(new) => {
                 let shown = self.stops.push(&new);
                 self.show(&shown);
@@ -221,8 +223,11 @@ impl Writing<'_> {
 
     /// Shows what was held back. Whether a stop text ended it.
     fn finish(&mut self) -> Result<bool, Failure> {
-        if !self.stops.is_hit() && self.error.is_none() {
-            let last = self.stream.finish()?;
+        if !self.stops.is_hit()
+            && self.error.is_none()
+            && let Some(stream) = self.stream.take()
+        {
+            let last = stream.finish()?;
             let shown = self.stops.push(&last);
             self.show(&shown);
             let held = self.stops.finish();
