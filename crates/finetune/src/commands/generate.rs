@@ -130,7 +130,7 @@ impl Asking<'_> {
             self.tokenizer.eos_ids(),
             &mut |token| {
                 length += 1;
-                if length == limit + 1 && prompt.len() <= limit {
+                if length > limit && length - 1 == limit {
                     beyond();
                 }
                 writing.push(token)
