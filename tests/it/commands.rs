@@ -111,7 +111,15 @@ fn inspect_shows_tokens_and_mask() {
     assert_eq!(tokenizer.decode(&kept, false).expect("text"), "See you.<|end|>", "the answer and its end, no more");
 
     let shown = in_folder(&folder, &["inspect", "recipe.toml"]).expect(0);
-    assert!(shown.stdout.contains("Hello there."), "{}", shown.stdout);
+    assert!(shown.stdout.contains("⟦Hello there.<|end|>⟧"), "what is trained on is marked: {}", shown.stdout);
+    assert!(!shown.stdout.contains("underlined") && !shown.stdout.contains('Ġ'), "{}", shown.stdout);
+    let longest = json_of(&folder, &["inspect", "recipe.toml", "--longest", "--json"]);
+    let length = |row: &Value| row["token_ids"].as_array().expect("ids").len();
+    let first = json_of(&folder, &["inspect", "recipe.toml", "--json"]);
+    assert_eq!(length(&longest), length(&row).max(length(&first)));
+    in_folder(&folder, &["inspect", "recipe.toml", "--eval"]).expect(2).says("names no rows to evaluate on");
+    let eval = ["inspect", "recipe.toml", "--eval", "--json", "--set", "data.eval=train.jsonl", "--row", "2"];
+    assert_eq!(json_of(&folder, &eval)["text"], text);
 }
 
 /// A file's loss, against transformers and PEFT.
@@ -192,7 +200,8 @@ fn a_merged_model_is_base_and_adapter() {
     for (output, source) in ways {
         let arguments = [&["export"], source, &["--format", "merged", "--output", output]].concat();
         let ended = in_folder(&folder, &arguments).expect(0);
-        assert!(ended.stdout.starts_with("largest difference of merged and adapter logits"), "{}", ended.stdout);
+        assert!(ended.stdout.starts_with("merged and adapter agree: "), "{}", ended.stdout);
+        assert!(ended.stdout.contains("largest difference of logits"), "{}", ended.stdout);
         let merged = loss(&folder, &[output]);
         assert!((merged - with_adapter).abs() < 1e-5, "{output}: {merged} against {with_adapter}");
     }
@@ -216,6 +225,217 @@ fn eval_of_a_checkpoint_is_the_evaluation_of_the_run() {
         let want = want.expect("a loss");
         assert!((found - want).abs() < 1e-6 * want, "{checkpoint}: {found} against {want}");
     }
+}
+
+/// A run, its adapter and a checkpoint are used as they are named: each knows its base.
+#[test]
+fn a_run_is_evaluated_by_its_name() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    folder.run("run", &["--set", "checkpoint.keep_last=9"]).expect(0);
+    let want = loss(&folder, &["model", "--adapter", "run/adapter"]);
+    for source in [&["run"][..], &["run/adapter"], &["model", "--adapter", "run"]] {
+        assert_eq!(loss(&folder, source), want, "{source:?}");
+    }
+    let checkpoint = loss(&folder, &["model", "--adapter", "run/checkpoints/step-000002"]);
+    assert_eq!(loss(&folder, &["run/checkpoints/step-000002"]), checkpoint);
+    // A run that has not come to its end: its newest checkpoint, which is said.
+    std::fs::remove_dir_all(folder.path("run/adapter")).expect("it is there");
+    let ended = in_folder(&folder, &["eval", "run", "--data", "eval.jsonl", "--json"]).expect(0);
+    ended.says("has not come to its end");
+}
+
+/// A model and an adapter of the hub that another program has fetched.
+#[test]
+fn hub_ids_are_found_in_the_cache() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    folder.run("run", &[]).expect(0);
+    let want = loss(&folder, &["model", "--adapter", "run/adapter"]);
+    for (id, from) in [("models--acme--tiny", "model"), ("models--acme--tiny-lora", "run/adapter")] {
+        let snapshot = folder.path(&format!("cache/{id}/snapshots/abc123"));
+        std::fs::create_dir_all(&snapshot).expect("a new directory");
+        for (name, bytes) in tree(&folder.path(from)) {
+            std::fs::write(snapshot.join(name), bytes).expect("a file");
+        }
+    }
+    for variable in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"] {
+        let arguments = ["eval", "acme/tiny", "--adapter", "acme/tiny-lora", "--data", "eval.jsonl", "--json"];
+        let mut command = finetune(arguments);
+        for other in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"] {
+            command.env_remove(other);
+        }
+        let ended = run(command.env(variable, folder.path("cache")).current_dir(folder.path(""))).expect(0);
+        assert_eq!(ended.json()["loss"].as_f64(), Some(want), "{variable}");
+    }
+    let mut command = finetune(["eval", "acme/other", "--data", "eval.jsonl"]);
+    let ended = run(command.env("HF_HUB_CACHE", folder.path("cache")).current_dir(folder.path(""))).expect(2);
+    ended.says("hf download acme/other");
+}
+
+#[test]
+fn generate_takes_prompts_in_every_form() {
+    let folder = chat_model();
+    let prompt_of = |arguments: &[&str]| {
+        let arguments = [&["generate", "run", "--max-new-tokens", "4", "--json"], arguments].concat();
+        let answer = json_of(&folder, &arguments);
+        let tokenizer = ChatTokenizer::load(&folder.path("model"), None).expect("a tokenizer");
+        let ids: Vec<u32> = serde_json::from_value(answer["prompt_token_ids"].clone()).expect("ids");
+        tokenizer.decode(&ids, false).expect("text")
+    };
+    let hi = "<|user|>\nHi<|end|><|assistant|>\n";
+    assert_eq!(prompt_of(&["-p", "Hi"]), hi);
+    folder.write("list.json", br#"[{"role": "user", "content": "Hi"}]"#);
+    folder.write("row.json", br#"{"messages": [{"role": "user", "content": "Hi"}]}"#);
+    assert_eq!(prompt_of(&["--messages", "list.json"]), hi);
+    assert_eq!(prompt_of(&["--messages", "row.json"]), hi);
+    let line = format!("printf 'Hi\\n' | {} generate run --prompt - --max-new-tokens 4 --json", crate::program::BINARY);
+    let mut shell = std::process::Command::new("bash");
+    let ended = run(shell.args(["-c", &line]).current_dir(folder.path(""))).expect(0);
+    assert_eq!(
+        ended.json()["prompt_token_ids"],
+        json_of(&folder, &["generate", "run", "-p", "Hi", "--max-new-tokens", "4", "--json"])["prompt_token_ids"]
+    );
+    // A template of one's own.
+    folder.write("own.jinja", b"{% for message in messages %}[{{ message.content }}]{% endfor %}");
+    assert_eq!(prompt_of(&["-p", "Hi", "--chat-template", "own.jinja"]), "[Hi]");
+}
+
+/// An answer ends before a stop text, and says that it was stopped.
+#[test]
+fn generate_stops_at_a_text() {
+    let folder = chat_model();
+    // The model is hardly trained: some of its answers are long enough.
+    let drawn = (0..50).map(|seed| {
+        let seed = seed.to_string();
+        let words =
+            ["generate", "run", "-p", "Hi", "--max-new-tokens", "24", "--json", "--temperature", "1.5", "--seed"];
+        let arguments: Vec<String> = words.into_iter().map(str::to_owned).chain([seed]).collect();
+        let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let whole = json_of(&folder, &words)["text"].as_str().expect("text").to_owned();
+        (arguments, whole)
+    });
+    let (arguments, whole) = drawn.into_iter().find(|(_, whole)| whole.chars().count() > 8).expect("a longer answer");
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let middle = whole.char_indices().nth(whole.chars().count() / 2).expect("a character").0;
+    let stop: String = whole[middle..].chars().take(2).collect();
+    let cut = json_of(&folder, &[&arguments[..], &["--stop", &stop]].concat());
+    assert_eq!(cut["text"], whole[..whole.find(&stop).expect("it is there")], "{stop:?}");
+    assert_eq!(cut["finish_reason"], "stop");
+}
+
+#[test]
+fn generate_answers_the_rows_of_a_file() {
+    let folder = chat_model();
+    let arguments = ["generate", "run", "--data", "train.jsonl", "--max-new-tokens", "8"];
+    let ended = in_folder(&folder, &arguments).expect(0);
+    for part in ["train.jsonl:1", "expected  Hello there.", "train.jsonl:2", "answered word for word: "] {
+        assert!(ended.stdout.contains(part), "{part}: {}", ended.stdout);
+    }
+    let ended = in_folder(&folder, &[&arguments[..], &["--json"]].concat()).expect(0);
+    let rows: Vec<Value> = ended.stdout.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(rows.len(), 2);
+    assert_eq!(rows[1]["expected"], "See you.");
+}
+
+/// The tiny model was made for 512 positions.
+#[test]
+fn text_beyond_the_context_is_said() {
+    let folder = chat_model();
+    let words = "word ".repeat(400);
+    let arguments = ["generate", "run", "--raw", "--prompt", words.as_str(), "--max-new-tokens", "2"];
+    in_folder(&folder, &arguments).expect(0).says("beyond the 512 positions");
+    folder.write("long.jsonl", format!("{{\"text\": \"{words}\"}}\n").as_bytes());
+    let ended = in_folder(&folder, &["eval", "run", "--data", "long.jsonl", "--json"]).expect(0);
+    assert_eq!(ended.json()["rows_beyond_context"], 1);
+    ended.says("longer than the 512 positions");
+}
+
+/// Its weights without what only the run needs; there is no adapter to export.
+#[test]
+fn export_of_a_run_that_trained_all_weights() {
+    let folder = chat_model();
+    in_folder(&folder, &["export", "run", "--format", "merged", "--output", "out"]).expect(0);
+    let names: Vec<String> = tree(&folder.path("out")).into_keys().collect();
+    assert!(names.contains(&"model.safetensors".to_owned()), "{names:?}");
+    assert!(!names.iter().any(|name| name.starts_with("optimizer") || name.starts_with("trainer_state")), "{names:?}");
+    let answer =
+        |model: &str| json_of(&folder, &["generate", model, "--prompt", "Hi", "--max-new-tokens", "8", "--json"]);
+    assert_eq!(answer("out")["text"], answer("run")["text"]);
+    in_folder(&folder, &["export", "run", "--format", "peft", "--output", "p"])
+        .expect(2)
+        .says("all weights were trained");
+}
+
+/// The run's best evaluation is not its last (`CRASH_RECIPE`).
+#[test]
+fn export_of_the_best_checkpoint() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    folder.run("run", &[]).expect(0);
+    let state =
+        std::fs::read_to_string(folder.path("run/checkpoints/step-000010/trainer_state.json")).expect("a state");
+    let best = serde_json::from_str::<Value>(&state).expect("JSON")["best"]["step"].as_u64().expect("a step");
+    let export = |more: &[&str], output: &str| {
+        in_folder(&folder, &[&["export", "run", "--format", "peft", "--output", output], more].concat()).expect(0)
+    };
+    export(&[], "last").says(&format!("step {best} had the best evaluation")).says("--best");
+    export(&["--best"], "best").says("the best evaluation");
+    let tensors = |path: &str| std::fs::read(folder.path(path).join("adapter_model.safetensors")).expect("tensors");
+    assert!(tensors("best") == tensors(&format!("run/checkpoints/step-{best:06}")));
+    assert!(tensors("last") == tensors("run/checkpoints/step-000010"));
+}
+
+/// Only an earlier export makes way: not a checkpoint, not a run's result, not what the export reads.
+#[test]
+fn export_never_takes_the_place_of_a_run() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    folder.run("run", &[]).expect(0);
+    let before = tree(&folder.path("run"));
+    for output in ["run", "run/adapter", "run/checkpoints", "run/checkpoints/step-000010"] {
+        for format in ["peft", "merged"] {
+            in_folder(&folder, &["export", "run", "--format", format, "--output", output]).expect(2);
+            assert!(before == tree(&folder.path("run")), "{format} {output}");
+        }
+    }
+    in_folder(&folder, &["export", "run", "--format", "merged", "--output", "out"]).expect(0);
+    in_folder(&folder, &["export", "run", "--format", "peft", "--output", "out"])
+        .expect(2)
+        .says("a merged model of finetune");
+    let onto_itself = ["export", "out", "--adapter", "run", "--format", "merged", "--output", "out", "--force"];
+    in_folder(&folder, &onto_itself).expect(2).says("which the export reads");
+}
+
+/// A link in a model that came from elsewhere may lead to any file of this machine.
+#[test]
+fn export_follows_no_link_out_of_the_model() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    folder.run("run", &[]).expect(0);
+    folder.write("id_rsa", b"secret");
+    std::os::unix::fs::symlink(folder.path("id_rsa"), folder.path("model/chat_template.jinja")).expect("a link");
+    in_folder(&folder, &["export", "run", "--format", "merged", "--output", "out"])
+        .expect(2)
+        .says("chat_template.jinja");
+    assert!(!folder.path("out").exists());
+}
+
+/// Whenever it comes, a signal leaves the export or nothing.
+#[test]
+fn an_interrupted_export_leaves_nothing() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    folder.run("run", &[]).expect(0);
+    std::fs::create_dir(folder.path("exports")).expect("a new directory");
+    for (n, signal) in ["INT", "TERM", "HUP"].iter().cycle().take(30).enumerate() {
+        let arguments = ["export", "run", "--format", "merged", "--output", "exports/out", "--quiet"];
+        let mut running = crate::program::start(finetune(arguments).current_dir(folder.path("")));
+        if !running.ends_within(std::time::Duration::from_millis(2 * n as u64)) {
+            running.signal(signal);
+        }
+        let ended = running.wait();
+        let names: Vec<_> = std::fs::read_dir(folder.path("exports"))
+            .expect("a directory")
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
+        assert!(names.iter().all(|name| name == "out"), "{signal} after {} ms: {names:?} {ended:?}", 2 * n);
+    }
+    in_folder(&folder, &["export", "run", "--format", "merged", "--output", "exports/out"]).expect(0);
 }
 
 #[test]
@@ -366,9 +586,10 @@ fn help_of_every_command() {
 
           finetune validate recipe.toml     find everything that can go wrong, without training
           finetune run recipe.toml          train; `--resume` goes on after an interruption
-          finetune generate MODEL_DIR --adapter RUN/adapter --prompt "Hello"
+          finetune generate RUN --prompt "Hello"
           finetune export RUN --format merged --output DIR
 
+        RUN is the recipe's output_dir.
         recipes/quickstart.toml is a small one that runs anywhere; recipes/README.md explains every key.
 
         Usage: finetune [OPTIONS] <COMMAND>
@@ -386,17 +607,18 @@ fn help_of_every_command() {
           help      Print this message or the help of the given subcommand(s)
 
         Options:
-          -q, --quiet
-                  Print errors and results only
-
-          -v, --verbose
-                  Print more about what is going on
-
           -h, --help
                   Print help (see a summary with '-h')
 
           -V, --version
                   Print version
+
+        Global options:
+          -q, --quiet
+                  Print errors and results only
+
+          -v, --verbose
+                  Print more about what is going on
     "#]]
     .assert_eq(&top.stdout);
 }

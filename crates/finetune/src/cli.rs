@@ -2,7 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand};
+
+mod rivals;
+mod using;
+
+pub(crate) use rivals::parse;
+pub(crate) use using::{EvalArguments, ExportArguments, ExportFormat, GenerateArguments, ModelArguments};
 
 /// Fine-tunes language models with LoRA on the machine you have.
 ///
@@ -10,18 +16,19 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 ///
 ///   finetune validate recipe.toml     find everything that can go wrong, without training
 ///   finetune run recipe.toml          train; `--resume` goes on after an interruption
-///   finetune generate MODEL_DIR --adapter RUN/adapter --prompt "Hello"
+///   finetune generate RUN --prompt "Hello"
 ///   finetune export RUN --format merged --output DIR
 ///
+/// RUN is the recipe's output_dir.
 /// recipes/quickstart.toml is a small one that runs anywhere; recipes/README.md explains every key.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, verbatim_doc_comment)]
 pub(crate) struct Cli {
     /// Print errors and results only
-    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    #[arg(long, short, global = true, conflicts_with = "verbose", help_heading = "Global options")]
     pub(crate) quiet: bool,
     /// Print more about what is going on
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, help_heading = "Global options")]
     pub(crate) verbose: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -42,22 +49,42 @@ pub(crate) enum Command {
     /// Prints counts, token lengths and an estimate of memory and time. Exits with 2 where `run` would refuse.
     Validate(ValidateArguments),
     /// Show the tokens of a row, and which of them are trained on
+    ///
+    /// The text of the row as the model will see it, then every token with its number; what is trained on is marked.
     Inspect(InspectArguments),
     /// Loss and perplexity of a model on a file of rows
+    ///
+    ///   finetune eval RUN --data valid.jsonl
+    ///   finetune eval MODEL_DIR --adapter RUN --data valid.jsonl --json
+    ///
+    /// The rows go through the chat template that the adapter was trained with.
+    #[command(verbatim_doc_comment)]
     Eval(EvalArguments),
     /// Continue a prompt with a model
     ///
-    /// The prompt goes through the model's chat template as a user message, unless --raw is given.
+    ///   finetune generate RUN --prompt "Hello"
+    ///   finetune generate MODEL_DIR --adapter RUN --system "You are brief." --prompt - < question.txt
+    ///   finetune generate RUN --data valid.jsonl
+    ///
+    /// The prompt goes through the chat template that the adapter was trained with as a user message, unless --raw is
+    /// given. Text comes as it is generated, and ends at the end of turn.
+    #[command(verbatim_doc_comment)]
     Generate(GenerateArguments),
     /// Write a trained adapter in another form
     ///
-    /// A run directory stands for its newest checkpoint that verifies. `merged` is a complete Hugging Face
-    /// model directory; the export ends by comparing its logits with those of base and adapter.
+    ///   finetune export RUN --format merged --output DIR
+    ///   finetune export MODEL_DIR --adapter ADAPTER --format merged --output DIR
+    ///
+    /// A run directory stands for its newest checkpoint that verifies, with --best for that of the best evaluation.
+    /// `merged` is a complete Hugging Face model directory with the chat template and the end tokens that were trained;
+    /// before it gets its name, its answers are compared with those of base and adapter. An earlier export of the same kind
+    /// makes way, nothing else. Interrupted, it leaves nothing behind.
+    #[command(verbatim_doc_comment)]
     Export(ExportArguments),
     /// Train with several processes, here or on several machines
     ///
-    ///   finetune launch -n 2 -- recipe.toml --resume
-    ///   finetune launch --hostfile hosts.json --max-restarts 3 -- recipe.toml --resume
+    ///   finetune launch -n 2 recipe.toml --resume
+    ///   finetune launch --hostfile hosts.json --max-restarts 3 recipe.toml --resume
     ///
     /// Starts one `finetune run` per rank; each computes its share of every step, and the result is
     /// the same for any number of ranks. Output comes with the rank and host it is from.
@@ -218,7 +245,7 @@ pub(crate) struct BenchArguments {
 /// The recipe and what may override it.
 #[derive(Debug, Args)]
 pub(crate) struct RecipeArguments {
-    /// The recipe, a TOML file
+    /// The recipe, a TOML file; or a run, for the recipe that it was made with
     pub(crate) recipe: PathBuf,
     /// Override a key of the recipe, such as --set lora.rank=32 (may be repeated)
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
@@ -244,15 +271,10 @@ pub(crate) struct RunArguments {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("where").required(true).args(["ranks", "hostfile"])))]
 pub(crate) struct LaunchArguments {
     /// Ranks to start on this machine
-    #[arg(
-        short = 'n',
-        long = "ranks",
-        value_name = "N",
-        conflicts_with = "hostfile",
-        required_unless_present = "hostfile"
-    )]
+    #[arg(short = 'n', long = "ranks", value_name = "N")]
     pub(crate) ranks: Option<usize>,
     /// One rank per host of this file (MLX's JSON format), over ssh; the first host is rank 0 and writes the run
     #[arg(long, value_name = "FILE")]
@@ -275,8 +297,8 @@ pub(crate) struct LaunchArguments {
     /// Port of rank 0, instead of a free one
     #[arg(long, value_name = "PORT")]
     pub(crate) port: Option<u16>,
-    /// The recipe and the flags of `finetune run`
-    #[arg(last = true, required = true, value_name = "RECIPE.toml [run flags]")]
+    /// The recipe and the flags of `finetune run`, last; a `--` before them is allowed
+    #[arg(trailing_var_arg = true, required = true, value_name = "RECIPE.toml [run flags]")]
     pub(crate) run: Vec<String>,
 }
 
@@ -293,65 +315,18 @@ pub(crate) struct ValidateArguments {
 pub(crate) struct InspectArguments {
     #[command(flatten)]
     pub(crate) recipe: RecipeArguments,
-    /// Which row of the training data, counted from 1
-    #[arg(long, default_value_t = 1)]
+    /// Which row of the data, counted from 1
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "longest")]
     pub(crate) row: usize,
+    /// The row with the most tokens
+    #[arg(long)]
+    pub(crate) longest: bool,
+    /// Rows of the evaluation data instead of the training data
+    #[arg(long)]
+    pub(crate) eval: bool,
     /// Print tokens and mask as one JSON object
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// A model, perhaps with an adapter.
-#[derive(Debug, Args)]
-pub(crate) struct ModelArguments {
-    /// A Hugging Face model directory
-    #[arg(value_name = "MODEL_DIR")]
-    pub(crate) directory: PathBuf,
-    /// An adapter in PEFT's format, such as a run's adapter/ or a checkpoint
-    #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: Option<PathBuf>,
-    /// Where to compute; auto: a GPU if there is one
-    #[arg(long, value_enum, default_value_t = DeviceArgument::Auto)]
-    pub(crate) device: DeviceArgument,
-    /// Number type to compute in on a GPU; auto: what the model's file has
-    #[arg(long, value_enum, default_value_t = DtypeArgument::Auto)]
-    pub(crate) dtype: DtypeArgument,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum DeviceArgument {
-    Auto,
-    Cpu,
-    Gpu,
-}
-
-impl From<DeviceArgument> for finetune_recipe::DeviceChoice {
-    fn from(device: DeviceArgument) -> Self {
-        match device {
-            DeviceArgument::Auto => Self::Auto,
-            DeviceArgument::Cpu => Self::Cpu,
-            DeviceArgument::Gpu => Self::Gpu,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum DtypeArgument {
-    Auto,
-    F32,
-    Bf16,
-    F16,
-}
-
-impl From<DtypeArgument> for finetune_recipe::DtypeChoice {
-    fn from(dtype: DtypeArgument) -> Self {
-        match dtype {
-            DtypeArgument::Auto => Self::Auto,
-            DtypeArgument::F32 => Self::F32,
-            DtypeArgument::Bf16 => Self::Bf16,
-            DtypeArgument::F16 => Self::F16,
-        }
-    }
 }
 
 #[derive(Debug, Args)]
@@ -359,73 +334,4 @@ pub(crate) struct DevicesArguments {
     /// Print one JSON object per device
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct EvalArguments {
-    #[command(flatten)]
-    pub(crate) model: ModelArguments,
-    /// Rows, in any of the formats of a recipe's data
-    #[arg(long, value_name = "FILE")]
-    pub(crate) data: PathBuf,
-    /// Print the result as one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct GenerateArguments {
-    #[command(flatten)]
-    pub(crate) model: ModelArguments,
-    /// What to continue
-    #[arg(long)]
-    pub(crate) prompt: String,
-    /// Take the prompt as it is, without the chat template
-    #[arg(long)]
-    pub(crate) raw: bool,
-    /// Stop after this many tokens
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    pub(crate) max_new_tokens: usize,
-    /// 0 takes the most likely token each time; higher is more varied
-    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
-    pub(crate) temperature: f64,
-    /// Draw from the most likely tokens that together reach this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    pub(crate) top_p: f64,
-    /// The same seed gives the same text
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    pub(crate) seed: u64,
-    /// Print text and token ids as one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum ExportFormat {
-    /// A complete model directory with the adapter merged in
-    Merged,
-    /// The adapter alone, in PEFT's format
-    Peft,
-    /// The adapter alone, in mlx-lm's format (not in this version)
-    Mlx,
-    /// A GGUF file (not in this version)
-    Gguf,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ExportArguments {
-    /// A run directory, a checkpoint, or (with --adapter) a model directory
-    pub(crate) source: PathBuf,
-    /// The adapter to merge into the model directory
-    #[arg(long, value_name = "DIR", conflicts_with = "base")]
-    pub(crate) adapter: Option<PathBuf>,
-    /// What to write
-    #[arg(long)]
-    pub(crate) format: ExportFormat,
-    /// Where to write it; the directory must not hold anything else
-    #[arg(long, value_name = "DIR")]
-    pub(crate) output: PathBuf,
-    /// The base model, where it is not where the run found it
-    #[arg(long, value_name = "MODEL_DIR")]
-    pub(crate) base: Option<PathBuf>,
 }

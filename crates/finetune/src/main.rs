@@ -11,6 +11,7 @@ mod failure;
 mod flight;
 mod hosts;
 mod http;
+mod interrupt;
 mod memory;
 mod output;
 mod overflow;
@@ -18,14 +19,13 @@ mod progress;
 mod prometheus;
 mod seat;
 mod signals;
+mod source;
 mod stderr;
 mod wake;
 mod work;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-use clap::Parser;
 
 #[global_allocator]
 static ALLOCATOR: allocator::Allocator = allocator::Allocator;
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     allocator::keep_freed_memory();
     signals::ignore_file_size_limit();
     overflow::listen();
-    let cli = cli::Cli::parse();
+    let cli = cli::parse();
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let message = panic.payload_as_str().unwrap_or_default();

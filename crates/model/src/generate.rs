@@ -80,6 +80,22 @@ impl Model {
         end_ids: &[u32],
         each: &mut dyn FnMut(u32),
     ) -> Result<Generation, ModelError> {
+        let mut go_on = |token| {
+            each(token);
+            true
+        };
+        self.generate_while(prompt, max_new_tokens, sampling, end_ids, &mut go_on)
+    }
+
+    /// [`Self::generate`] that ends as well once `each` says not to go on.
+    pub fn generate_while(
+        &self,
+        prompt: &[u32],
+        max_new_tokens: usize,
+        sampling: Sampling,
+        end_ids: &[u32],
+        each: &mut dyn FnMut(u32) -> bool,
+    ) -> Result<Generation, ModelError> {
         self.check_tokens(prompt)?;
         let mut caches: Vec<LayerCache> = self.weights.layers.iter().map(|_| LayerCache::default()).collect();
         let mut next: Vec<u32> = prompt.to_vec();
@@ -96,7 +112,9 @@ impl Model {
             if end_ids.contains(&token) {
                 return Ok(Generation { tokens, stopped_by: Some(token) });
             }
-            each(token);
+            if !each(token) {
+                break;
+            }
             next = vec![token];
         }
         Ok(Generation { tokens, stopped_by: None })

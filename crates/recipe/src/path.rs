@@ -29,8 +29,13 @@ pub(crate) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).map_or_else(|_| path.to_path_buf(), |path| normalized(&path))
 }
 
-/// `name` or `owner/name` as the Hugging Face hub allows them.
+/// `name` or `owner/name` as the Hugging Face hub allows them, with `@revision` behind it where one is asked for.
 pub(crate) fn is_hub_id(text: &str) -> bool {
+    let (text, revision) = text.split_once('@').map_or((text, None), |(name, revision)| (name, Some(revision)));
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./".contains(letter);
+    if revision.is_some_and(|revision| revision.is_empty() || !revision.chars().all(plain)) {
+        return false;
+    }
     let part = |part: &str| {
         !part.is_empty()
             && part.len() <= 96
@@ -50,4 +55,19 @@ pub(crate) fn model(recipe_file: &Path, text: &str) -> String {
     let directory = directory.to_string_lossy().into_owned();
     // "models/Qwen3" as a directory must not be taken for a hub id later.
     if is_hub_id(&directory) { format!("./{directory}") } else { directory }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_hub_id;
+
+    #[test]
+    fn hub_ids_with_and_without_a_revision() {
+        for id in ["gpt2", "acme/tiny", "acme/tiny@v2", "acme/tiny@refs/pr/3"] {
+            assert!(is_hub_id(id), "{id}");
+        }
+        for text in ["", "./tiny", "a/b/c", "acme/tiny@", "acme/tiny@v 2", "@v2", "acme/tiny@v2@v3"] {
+            assert!(!is_hub_id(text), "{text}");
+        }
+    }
 }

@@ -2,18 +2,22 @@
 //! power goes at any point.
 //!
 //! ```text
-//! 1 mkdir   <name>.tmp-<pid>-<nonce>
+//! 1 mkdir   <name>.tmp-<pid>-<nonce>, with the mark `.finetune-unfinished` in it
 //! 2 write   each file                 -> sync each
 //! 3 write   manifest.json             -> sync
-//! 4 sync    the temporary directory      its entries last
+//! 4 remove  the mark, sync the temporary directory: its entries last
 //! 5 rename  <name>.tmp-… -> <name>       the name must not exist
 //! 6 sync    the parent                   the rename lasts
 //! ```
+//!
+//! The mark says whose a leftover is, whatever it is called: what has neither the mark nor a manifest is
+//! somebody's, and is never removed.
 //!
 //! There is no pointer to the latest directory, which would be one more thing to tear: the latest
 //! is the one with the highest number whose manifest verifies (`retention.rs`).
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,6 +30,9 @@ use crate::failpoint;
 use crate::hash::hex;
 use crate::manifest::{FileRecord, MANIFEST_NAME, Manifest};
 use crate::names::SafeName;
+
+/// In a directory that is being written or removed: one of ours, and nobody's any more once its process has ended.
+pub(crate) const UNFINISHED: &str = ".finetune-unfinished";
 
 /// A file to be written.
 #[derive(Debug, Clone)]
@@ -62,6 +69,9 @@ pub struct Staging<'disk> {
     files: Vec<FileRecord>,
     /// For the message when the disk is full: what this directory needs, as far as it is known.
     needed_bytes: u64,
+    /// The temporary directory, locked while this process writes it: the next export asks the lock, not a process
+    /// number, whether it is a leftover. `None` where the file system has no such locks.
+    _alive: Option<File>,
 }
 
 impl<'disk> Staging<'disk> {
@@ -79,14 +89,22 @@ impl<'disk> Staging<'disk> {
         let temporary = parent.join(temporary_name(name));
         disk.create_dir(&temporary)
             .map_err(|source| StoreError::io(&temporary, Operation::CreateDirectory, 0, source))?;
-        Ok(Self {
+        let staging = Self {
             disk,
             parent: parent.to_path_buf(),
             destination: parent.join(name),
+            _alive: File::open(&temporary).ok().filter(|directory| directory.try_lock().is_ok()),
             temporary,
             files: Vec::new(),
             needed_bytes: 0,
-        })
+        };
+        staging.mark()?;
+        Ok(staging)
+    }
+
+    /// Before anything else is written there, so that no leftover is without it.
+    fn mark(&self) -> Result<(), StoreError> {
+        mark_unfinished(self.disk, &self.temporary)
     }
 
     /// Where the files are until they are published.
@@ -140,6 +158,8 @@ impl<'disk> Staging<'disk> {
         let manifest = Manifest::new(&self.destination, about, self.files.clone())?;
         self.write_synced(MANIFEST_NAME, &manifest.encode(&self.destination)?)?;
         failpoint::hit("checkpoint.written");
+        let mark = self.temporary.join(UNFINISHED);
+        self.disk.remove_file(&mark).map_err(|source| self.failed(Operation::Remove, &mark, source))?;
         self.disk.sync_dir(&self.temporary).map_err(|source| self.failed(Operation::Sync, &self.temporary, source))?;
         failpoint::hit("checkpoint.synced");
         Ok(())
@@ -193,6 +213,15 @@ impl Drop for Staging<'_> {
     }
 }
 
+/// Leaves the mark in a directory, to last before anything else in it does.
+pub(crate) fn mark_unfinished(disk: &dyn Disk, directory: &Path) -> Result<(), StoreError> {
+    let mark = directory.join(UNFINISHED);
+    let text = format!("{} of finetune {}\n", std::process::id(), env!("CARGO_PKG_VERSION"));
+    disk.write_file(&mark, text.as_bytes())
+        .map_err(|source| StoreError::io(&mark, Operation::Write, text.len() as u64, source))?;
+    disk.sync_dir(directory).map_err(|source| StoreError::io(directory, Operation::Sync, 0, source))
+}
+
 /// Creates a directory and those above it that are missing, each lasting through a power cut.
 pub fn ensure_directory(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
     if path.as_os_str().is_empty() {
@@ -228,6 +257,19 @@ pub(crate) fn temporary_name(name: &str) -> String {
 
 pub(crate) fn is_ours(temporary_name: &str) -> bool {
     temporary_name.contains(&own_mark())
+}
+
+/// What stands before the mark in `<anything>.tmp-<pid>-<nonce>`, the form that [`temporary_name`] gives, and nothing
+/// that a user might have named so by hand.
+pub(crate) fn temporary_of(name: &str) -> Option<&str> {
+    let (before, mark) = name.rsplit_once(".tmp-")?;
+    let (pid, nonce) = mark.split_once('-')?;
+    (pid.parse::<u32>().is_ok() && is_nonce(nonce)).then_some(before)
+}
+
+/// Whether this is what [`nonce`] gives: 16 hexadecimal digits and a number of at least four.
+pub(crate) fn is_nonce(text: &str) -> bool {
+    text.len() >= 20 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Different for each call in each process.

@@ -18,6 +18,9 @@ pub trait Disk: Send + Sync {
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// Atomic; replaces an existing file, not an existing directory with something in it.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Exchanges the names of two directories in one step, so that neither is ever gone.
+    /// [`io::ErrorKind::Unsupported`] where the system or the file system cannot.
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()>;
     fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
     fn remove_file(&self, path: &Path) -> io::Result<()>;
 
@@ -74,6 +77,10 @@ impl Disk for RealDisk {
         fs::rename(from, to)
     }
 
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        exchange(one, other)
+    }
+
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
         fs::remove_dir_all(path)
     }
@@ -125,4 +132,24 @@ impl Disk for RealDisk {
         names.sort();
         Ok(names)
     }
+}
+
+/// renameat2 with RENAME_EXCHANGE on Linux, renameatx_np with RENAME_SWAP on macOS.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+
+    // Old kernels do not know the call, some file systems (NFS, FAT, overlays) not the flag.
+    const CANNOT: [Errno; 6] = [Errno::NOSYS, Errno::INVAL, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::XDEV, Errno::PERM];
+    match renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(()),
+        Err(errno) if CANNOT.contains(&errno) => Err(io::ErrorKind::Unsupported.into()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+fn exchange(_one: &Path, _other: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::holding::Holding;
 use crate::size::human_bytes;
 
 /// What was being done to a path when it failed.
@@ -71,6 +72,25 @@ pub enum StoreError {
     #[error("{} was not written by finetune and will not be replaced: {what}", path.display())]
     NotOurs { path: PathBuf, what: String },
 
+    /// What was to be replaced is ours and something else than what would take its place.
+    #[error("{} is {} of finetune and will not be replaced by {}", path.display(), with_article(found), with_article(wanted))]
+    OtherKind { path: PathBuf, found: String, wanted: String },
+
+    #[error("{} is a file, and a directory is needed", path.display())]
+    NotADirectory { path: PathBuf },
+
+    /// What lies in the lock's place is somebody's.
+    #[error("{} is no lock of finetune ({what}) and is left as it is", path.display())]
+    ForeignLock { path: PathBuf, what: &'static str },
+
+    /// A link in a directory that came from elsewhere may lead to any file of this machine.
+    #[error("{} is a link that leads out of its directory, to {}", path.display(), target.display())]
+    LinkOut { path: PathBuf, target: PathBuf },
+
+    /// What was fetched is not the file itself.
+    #[error("{} is {}", path.display(), holding.describe())]
+    StandIn { path: PathBuf, holding: Holding },
+
     /// Another process holds the run directory. Process and host are unknown for the instant
     /// between its taking the lock and its writing them down.
     #[error("{} is in use by {}", path.display(), owner(*pid, host.as_deref()))]
@@ -86,6 +106,14 @@ pub enum StoreError {
     /// What the caller wants written cannot be written in this format.
     #[error("{} cannot be written: {what}", path.display())]
     CannotWrite { path: PathBuf, what: String },
+}
+
+fn with_article(kind: &str) -> String {
+    if kind == "merged" {
+        return "a merged model".to_owned();
+    }
+    let article = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+    format!("{article} {kind}")
 }
 
 fn owner(pid: Option<u32>, host: Option<&str>) -> String {
@@ -135,6 +163,12 @@ impl StoreError {
                 io::ErrorKind::PermissionDenied => {
                     vec!["check who owns the path and its permissions (`ls -ld`)".to_string()]
                 }
+                io::ErrorKind::ReadOnlyFilesystem => {
+                    vec!["that disk can only be read: name another place, or mount it for writing".to_string()]
+                }
+                io::ErrorKind::NotADirectory => {
+                    vec!["something on the way is a file, not a directory: name another place".to_string()]
+                }
                 _ if operation.is_write() => vec![
                     "look for disk errors in the system log (`dmesg`, Console.app)".to_string(),
                     "nothing that was complete before has been touched".to_string(),
@@ -150,7 +184,17 @@ impl StoreError {
             Self::AlreadyExists { .. } => {
                 vec!["choose another name, or move the existing one away".to_string()]
             }
-            Self::NotOurs { .. } => vec!["choose a new, empty or absent directory".to_string()],
+            Self::NotOurs { .. } | Self::OtherKind { .. } => {
+                vec!["choose a new, empty or absent directory".to_string()]
+            }
+            Self::NotADirectory { .. } => vec!["name a directory, or a name that nothing has yet".to_string()],
+            Self::ForeignLock { .. } => {
+                vec!["move it away if nobody needs it, or use another run directory".to_string()]
+            }
+            Self::LinkOut { .. } => vec![
+                "links may lead inside the directory or into the Hugging Face cache: put the file itself there, or name the directory that it lies in".to_string(),
+            ],
+            Self::StandIn { path, holding } => holding.remedy(path),
             Self::Locked { pid: Some(pid), .. } => {
                 vec![format!("wait for it to end, or stop it with `kill {pid}`, or use another run directory")]
             }

@@ -35,6 +35,8 @@ struct State {
     fault: Option<(u64, Fault)>,
     fired: bool,
     is_off: bool,
+    /// As on a file system that cannot exchange two names.
+    no_exchange: bool,
 }
 
 /// See the module's documentation. Paths are absolute; `/` exists.
@@ -60,8 +62,18 @@ impl FaultDisk {
         Self::with_nodes(vec![empty_directory()])
     }
 
+    /// A disk whose file system cannot exchange two names in one step.
+    pub fn without_exchange() -> Self {
+        let disk = Self::new();
+        disk.lock().no_exchange = true;
+        disk
+    }
+
     fn with_nodes(nodes: Vec<Node>) -> Self {
-        Self { state: Mutex::new(State { tree: Tree { nodes }, calls: 0, fault: None, fired: false, is_off: false }) }
+        let tree = Tree { nodes };
+        Self {
+            state: Mutex::new(State { tree, calls: 0, fault: None, fired: false, is_off: false, no_exchange: false }),
+        }
     }
 
     /// The power goes at the `call`-th changing call from now, counted from 1.
@@ -117,7 +129,9 @@ impl FaultDisk {
             }
             sync(node);
         }
-        Self::with_nodes(nodes)
+        let reborn = Self::with_nodes(nodes);
+        reborn.lock().no_exchange = self.lock().no_exchange;
+        reborn
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -219,6 +233,13 @@ impl Disk for FaultDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.change(true, |state| state.tree.rename(from, to), |_| {})
+    }
+
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        if self.lock().no_exchange {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        self.change(true, |state| state.tree.exchange(one, other), |_| {})
     }
 
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! **Owns:** directories that appear whole or not at all ([`commit_directory`]), manifests with
 //! the hash of every file, the lock of a run directory, bounded reading and deterministic writing
-//! of safetensors, names that cannot leave their directory.
+//! of safetensors, names that cannot leave their directory, what it is that lies at a path ([`recognize`]).
 //!
 //! **Must never know:** what a model, a step, an optimizer or a rank is. A "checkpoint" is here a
 //! directory with a number in its name; what is in it is the caller's.
@@ -22,6 +22,7 @@ pub mod failpoint;
 pub mod fault;
 mod hash;
 mod header;
+mod holding;
 mod hub;
 mod lock;
 mod manifest;
@@ -41,11 +42,12 @@ pub use encode::encode_tensors;
 pub use error::{Operation, StoreError};
 pub use hash::{content_hash, hash_of, hex};
 pub use header::{Header, MAX_HEADER_BYTES, MAX_TENSORS, TensorInfo};
-pub use hub::cached_snapshot;
+pub use holding::{Holding, recognize, refuse_links_out, refuse_stand_ins};
+pub use hub::{HubId, cached_snapshot, hub_cache};
 pub use lock::RunLock;
 pub use manifest::{FileRecord, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, verify_directory};
 pub use names::{SafeName, inside};
-pub use replace::{check_replaceable, replace_directory, replace_file};
+pub use replace::{check_replaceable, manifest_of, replace_directory, replace_file};
 pub use retention::{Rejected, newest_verified, numbered, remove_directory, set_aside, sweep};
 pub use shards::{TensorSpec, write_shards};
 pub use size::human_bytes;

@@ -1,9 +1,12 @@
 //! One process per run directory.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
+
+use rustix::fs::OFlags;
 
 use crate::directory::ensure_directory;
 use crate::disk::RealDisk;
@@ -20,11 +23,13 @@ impl RunLock {
     /// Takes `<dir>/.lock`, creating the directory if need be. [`StoreError::Locked`] names the
     /// process that has it.
     pub fn acquire(dir: &Path) -> Result<Self, StoreError> {
+        if dir.is_file() {
+            return Err(StoreError::NotADirectory { path: dir.to_path_buf() });
+        }
         ensure_directory(&RealDisk, dir)?;
         let path = dir.join(".lock");
         let failed = |source| StoreError::io(&path, Operation::Lock, 0, source);
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let mut file = open(&path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
@@ -33,8 +38,12 @@ impl RunLock {
             }
             Err(std::fs::TryLockError::Error(source)) => return Err(failed(source)),
         }
+        if !is_ours(&mut file).map_err(failed)? {
+            return Err(foreign(&path, "it holds something else"));
+        }
         let owner = format!("{} {}\n", std::process::id(), host_name());
         file.set_len(0)
+            .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(owner.as_bytes()))
             .map_err(|source| StoreError::io(&path, Operation::Write, owner.len() as u64, source))?;
         Ok(Self { file })
@@ -47,6 +56,44 @@ impl Drop for RunLock {
         // The file stays: removing a lock file lets two processes each hold "the" lock.
         let _ = self.file.set_len(0);
     }
+}
+
+/// The lock file, made where there is none. Whoever may write to the directory may have put a link there, and what it
+/// leads to would be emptied: it is not followed.
+fn open(path: &Path) -> Result<File, StoreError> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).custom_flags(flags.bits() as i32);
+    let failed = |source: io::Error| match path.symlink_metadata() {
+        Ok(found) if found.is_symlink() => foreign(path, "it is a link"),
+        Ok(found) if found.is_dir() => foreign(path, "it is a directory"),
+        _ => StoreError::io(path, Operation::Lock, 0, source),
+    };
+    let file = options.open(path).map_err(failed)?;
+    let found = file.metadata().map_err(failed)?;
+    match (found.is_file(), found.nlink()) {
+        (true, 0 | 1) => Ok(file),
+        (true, _) => Err(foreign(path, "it is another name of a file")),
+        (false, _) => Err(foreign(path, "it is no regular file")),
+    }
+}
+
+fn foreign(path: &Path, what: &'static str) -> StoreError {
+    StoreError::ForeignLock { path: path.to_path_buf(), what }
+}
+
+/// Whether a file that is about to be emptied holds nothing but what a lock has: `<process> <host>`, or nothing.
+fn is_ours(file: &mut File) -> io::Result<bool> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.take(4097).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let of_a_process = || {
+        let (pid, host) = text.strip_suffix('\n')?.split_once(' ')?;
+        Some(pid.parse::<u32>().is_ok() && !host.contains('\n'))
+    };
+    // Zeros are what a power cut leaves of a file that was written and not synced.
+    Ok(bytes.len() <= 4096 && (bytes.iter().all(|&byte| byte == 0) || of_a_process().unwrap_or(false)))
 }
 
 fn read_owner(file: &mut File) -> (Option<u32>, Option<String>) {
@@ -99,6 +146,46 @@ mod tests {
         }
         drop(held);
         RunLock::acquire(&run).unwrap();
+    }
+
+    /// (what lies at `.lock`, part of the message)
+    #[test]
+    fn what_is_no_lock_of_ours_is_left_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let victim = directory.path().join("victim");
+        let text = "years of work, 14 of them in one file\n";
+        let cases: [(fn(&Path, &Path), &str); 5] = [
+            (|lock, victim| std::os::unix::fs::symlink(victim, lock).unwrap(), "it is a link"),
+            (|lock, _| std::os::unix::fs::symlink("nowhere", lock).unwrap(), "it is a link"),
+            (|lock, victim| std::fs::hard_link(victim, lock).unwrap(), "another name"),
+            (|lock, _| std::fs::create_dir(lock).unwrap(), "it is a directory"),
+            (|lock, victim| std::fs::copy(victim, lock).map(drop).unwrap(), "something else"),
+        ];
+        for (n, (make, says)) in cases.into_iter().enumerate() {
+            write(&victim, text);
+            let run = directory.path().join(format!("run-{n}"));
+            ensure_directory(&RealDisk, &run).unwrap();
+            make(&run.join(".lock"), &victim);
+            let error = RunLock::acquire(&run).unwrap_err();
+            assert!(matches!(error, StoreError::ForeignLock { .. }), "{n}: {error}");
+            assert!(error.to_string().contains(says) && !error.hints().is_empty(), "{n}: {error}");
+            assert_eq!(std::fs::read_to_string(&victim).unwrap(), text, "{n}");
+            assert!(!run.join("nowhere").exists(), "{n}: nothing is made where a link leads");
+        }
+        let error = RunLock::acquire(&victim).unwrap_err();
+        assert!(matches!(error, StoreError::NotADirectory { .. }), "{error}");
+        // What another process of ours left, also one that a power cut has blanked, is taken over.
+        for left in ["", "4242 another host\n", "\0\0\0\0"] {
+            let run = directory.path().join("left");
+            ensure_directory(&RealDisk, &run).unwrap();
+            write(&run.join(".lock"), left);
+            RunLock::acquire(&run).unwrap();
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "files of a test need not survive a power cut")]
+    fn write(path: &Path, text: &str) {
+        std::fs::write(path, text).unwrap();
     }
 
     #[test]

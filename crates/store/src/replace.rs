@@ -8,7 +8,8 @@ use crate::directory::{NewFile, Staging, ensure_directory, nonce, temporary_name
 use crate::disk::Disk;
 use crate::error::{Operation, StoreError};
 use crate::failpoint;
-use crate::manifest::{MANIFEST_NAME, read_manifest};
+use crate::manifest::{MANIFEST_NAME, Manifest, read_manifest};
+use crate::retention::{remove_marked, sweep_beside};
 
 /// In the name of a replaced directory until the new one is in its place. [`crate::sweep`] puts it
 /// back if the power went between the two renames.
@@ -35,7 +36,7 @@ pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), St
 }
 
 /// Like [`crate::commit_directory`], but what stands at `path` makes way once the new directory is
-/// complete. Only a directory that this program wrote, or an empty one, makes way: everything in
+/// complete. Only a directory of the same kind that this program wrote, or an empty one, makes way: everything in
 /// it must be in its manifest (names with a leading dot, such as `.DS_Store`, excepted).
 pub fn replace_directory(
     disk: &dyn Disk,
@@ -43,28 +44,48 @@ pub fn replace_directory(
     files: &[NewFile],
     about: &serde_json::Value,
 ) -> Result<PathBuf, StoreError> {
-    let mut staging = Staging::begin_replacing(disk, path)?;
+    let kind = about.get("kind").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let mut staging = Staging::begin_replacing(disk, path, kind)?;
     staging.write_all(files)?;
     staging.publish_replacing(about)
 }
 
 impl<'disk> Staging<'disk> {
-    /// Starts a directory that will take the place of what is at `path`, if anything is.
-    pub fn begin_replacing(disk: &'disk dyn Disk, path: &Path) -> Result<Self, StoreError> {
+    /// Starts a directory that will take the place of what is at `path`, if anything is, and is of this kind. What
+    /// killed processes left beside it goes.
+    pub fn begin_replacing(disk: &'disk dyn Disk, path: &Path, kind: &str) -> Result<Self, StoreError> {
         let (parent, name) = split(path)?;
+        sweep_beside(disk, &parent, name);
         // Asked before anything is written as well as after: better now than in an hour.
-        may_make_way(disk, path)?;
+        may_make_way(disk, path, Some(kind))?;
         Self::begin_any(disk, &parent, name)
     }
 
     /// Makes the directory visible under its name, in the place of the one that had it.
     pub fn publish_replacing(self, about: &serde_json::Value) -> Result<PathBuf, StoreError> {
+        let kind = about.get("kind").and_then(serde_json::Value::as_str).unwrap_or_default();
         self.finish_files(about)?;
-        if !may_make_way(self.disk, &self.destination)? {
+        if !may_make_way(self.disk, &self.destination, Some(kind))? {
             self.rename_to_destination()?;
             self.sync_parent()?;
             return Ok(self.destination.clone());
         }
+        match self.disk.exchange(self.directory(), &self.destination) {
+            Ok(()) => {
+                failpoint::hit("replace.aside");
+                self.sync_parent()?;
+                remove_marked(self.disk, self.directory())?;
+                return Ok(self.destination.clone());
+            }
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+            Err(source) => return Err(StoreError::io(&self.destination, Operation::Rename, 0, source)),
+        }
+        self.replace_in_two_steps()
+    }
+
+    /// Where names cannot be exchanged: between the two renames nothing has the name, and [`crate::sweep`] or the next
+    /// export puts the old directory back.
+    fn replace_in_two_steps(self) -> Result<PathBuf, StoreError> {
         let (_, name) = split(&self.destination)?;
         let old = self.parent.join(format!("{REPLACED}{name}-{}", nonce()));
         self.disk
@@ -76,18 +97,24 @@ impl<'disk> Staging<'disk> {
             return Err(error);
         }
         self.sync_parent()?;
-        self.disk.remove_dir_all(&old).map_err(|source| StoreError::io(&old, Operation::Remove, 0, source))?;
+        remove_marked(self.disk, &old)?;
         Ok(self.destination.clone())
     }
 }
 
-/// An error if [`replace_directory`] would refuse to replace what is at `path`.
+/// An error if what is at `path` is nothing that this program wrote, or has more in it: [`replace_directory`] would
+/// refuse to replace it, whatever its kind.
 pub fn check_replaceable(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
-    may_make_way(disk, path).map(|_| ())
+    may_make_way(disk, path, None).map(|_| ())
 }
 
-/// False when nothing is there, true when what is there may be removed.
-fn may_make_way(disk: &dyn Disk, path: &Path) -> Result<bool, StoreError> {
+/// The manifest of a directory that this program wrote, as it says of itself; `None` where there is none.
+pub fn manifest_of(disk: &dyn Disk, path: &Path) -> Option<Manifest> {
+    read_manifest(disk, path).ok()
+}
+
+/// False when nothing is there, true when what is there may be removed: a directory of this kind, where one is asked for.
+fn may_make_way(disk: &dyn Disk, path: &Path, kind: Option<&str>) -> Result<bool, StoreError> {
     let failed = |operation| move |source| StoreError::io(path, operation, 0, source);
     if !disk.exists(path).map_err(failed(Operation::Inspect))? {
         return Ok(false);
@@ -101,6 +128,10 @@ fn may_make_way(disk: &dyn Disk, path: &Path) -> Result<bool, StoreError> {
         return Ok(true);
     }
     let manifest = read_manifest(disk, path).map_err(|error| not_ours(error.to_string()))?;
+    if let Some(kind) = kind.filter(|kind| *kind != manifest.kind) {
+        let (found, wanted) = (manifest.kind, kind.to_owned());
+        return Err(StoreError::OtherKind { path: path.to_path_buf(), found, wanted });
+    }
     names.retain(|name| {
         !name.starts_with('.') && name != MANIFEST_NAME && !manifest.files.iter().any(|file| file.name == *name)
     });

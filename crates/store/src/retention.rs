@@ -3,11 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::directory::{is_ours, nonce};
+use crate::directory::{UNFINISHED, is_nonce, is_ours, mark_unfinished, nonce, temporary_of};
 use crate::disk::Disk;
 use crate::error::{Operation, StoreError};
 use crate::failpoint;
-use crate::manifest::{Manifest, verify_directory};
+use crate::manifest::{MANIFEST_NAME, Manifest, verify_directory};
 use crate::replace::REPLACED;
 
 const TRASH: &str = ".trash-";
@@ -67,7 +67,23 @@ pub fn remove_directory(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> 
     // Otherwise the old name could come back after a power cut, with half of its files.
     disk.sync_dir(parent).map_err(|source| StoreError::io(parent, Operation::Sync, 0, source))?;
     failpoint::hit("prune.trashed");
-    disk.remove_dir_all(&trash).map_err(|source| StoreError::io(&trash, Operation::Remove, 0, source))
+    remove_marked(disk, &trash)
+}
+
+/// Removes a directory of ours, what marks it as ours last: a process killed on the way leaves something that the next
+/// one knows again.
+pub(crate) fn remove_marked(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
+    let failed = |operation: Operation| move |source| StoreError::io(path, operation, 0, source);
+    let names = list(disk, path)?;
+    let is_mark = |name: &str| name == MANIFEST_NAME || name == UNFINISHED;
+    if !names.is_empty() && !names.iter().any(|name| is_mark(name)) {
+        mark_unfinished(disk, path)?;
+    }
+    for name in names.iter().filter(|name| !is_mark(name)) {
+        remove_any(disk, &path.join(name))?;
+    }
+    disk.sync_dir(path).map_err(failed(Operation::Sync))?;
+    disk.remove_dir_all(path).map_err(failed(Operation::Remove))
 }
 
 /// Takes a directory out of the numbered ones without deleting it: `step-000006` becomes
@@ -87,36 +103,73 @@ pub fn set_aside(disk: &dyn Disk, path: &Path) -> Result<PathBuf, StoreError> {
 /// Removes what killed processes left in `parent`: directories on their way out and directories
 /// and files that were never finished. A directory that was being replaced is put back if the new
 /// one did not make it to its place. Only to be called under the [`crate::RunLock`] of `parent`:
-/// then whatever this process did not start itself is a leftover.
+/// then whatever this process did not start itself is a leftover. A directory counts as ours by its name and by
+/// what lies in it (the mark of an unfinished one, or a manifest), and one that is empty holds nothing of anybody's.
 pub fn sweep(disk: &dyn Disk, parent: &Path) -> Result<(), StoreError> {
     for name in list(disk, parent)? {
         let path = parent.join(&name);
-        if let Some(rest) = name.strip_prefix(REPLACED) {
-            if !restored(disk, parent, &path, rest)? {
-                remove_any(disk, &path)?;
+        if let Some(original) = set_apart(&name, REPLACED) {
+            if !is_directory(disk, &path)? || !is_marked(disk, &path)? {
+                continue;
             }
-        } else if name.starts_with(TRASH) || (is_temporary(&name) && !is_ours(&name)) {
-            remove_any(disk, &path)?;
+            if !restored(disk, parent, &path, original)? {
+                remove_marked(disk, &path)?;
+            }
+        } else if set_apart(&name, TRASH).is_some() || (temporary_of(&name).is_some() && !is_ours(&name)) {
+            match is_directory(disk, &path)? {
+                true if is_marked(disk, &path)? => remove_marked(disk, &path)?,
+                // Somebody's directory that only looks like one of ours.
+                true => {}
+                // A file has no room for a mark; its name alone, with 20 digits that nobody types, is one.
+                false if temporary_of(&name).is_some() => remove_any(disk, &path)?,
+                false => {}
+            }
         }
     }
     Ok(())
 }
 
-/// `<anything>.tmp-<pid>-<nonce>`, and nothing that a user might have named so by hand.
-fn is_temporary(name: &str) -> bool {
-    let Some((_, mark)) = name.rsplit_once(".tmp-") else {
-        return false;
-    };
-    let Some((pid, nonce)) = mark.split_once('-') else {
-        return false;
-    };
-    pid.parse::<u32>().is_ok() && !nonce.is_empty() && nonce.bytes().all(|byte| byte.is_ascii_hexdigit())
+/// The same for one name in a directory that nobody has locked, such as that of an export: what processes that have
+/// ended left beside `parent/name`. What cannot be removed is left.
+pub(crate) fn sweep_beside(disk: &dyn Disk, parent: &Path, name: &str) {
+    for found in list(disk, parent).unwrap_or_default() {
+        let path = parent.join(&found);
+        let replaced = set_apart(&found, REPLACED) == Some(name);
+        let ours = temporary_of(&found) == Some(name) || replaced;
+        // One that is still empty may belong to a process that is about to lock it.
+        let is_empty = list(disk, &path).is_ok_and(|names| names.is_empty());
+        if !ours || is_empty || is_ours(&found) || !is_abandoned(&path) || !is_marked(disk, &path).unwrap_or(false) {
+            continue;
+        }
+        if !replaced || !restored(disk, parent, &path, name).unwrap_or(true) {
+            let _ = remove_marked(disk, &path);
+        }
+    }
 }
 
-fn restored(disk: &dyn Disk, parent: &Path, old: &Path, name_and_nonce: &str) -> Result<bool, StoreError> {
-    let Some((name, _)) = name_and_nonce.rsplit_once('-') else {
-        return Ok(false);
-    };
+/// Whether the process that wrote this directory has ended: it holds a lock on it as long as it lives.
+fn is_abandoned(path: &Path) -> bool {
+    let is_directory = std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
+    is_directory && std::fs::File::open(path).is_ok_and(|directory| directory.try_lock().is_ok())
+}
+
+/// What was called `<name>` before it became `<prefix><name>-<nonce>`.
+fn set_apart<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
+    let (original, nonce) = name.strip_prefix(prefix)?.rsplit_once('-')?;
+    is_nonce(nonce).then_some(original)
+}
+
+/// Whether what lies in a directory shows that this program wrote it. An empty one counts.
+fn is_marked(disk: &dyn Disk, path: &Path) -> Result<bool, StoreError> {
+    let names = list(disk, path)?;
+    Ok(names.is_empty() || names.iter().any(|name| name == MANIFEST_NAME || name == UNFINISHED))
+}
+
+fn is_directory(disk: &dyn Disk, path: &Path) -> Result<bool, StoreError> {
+    disk.is_directory(path).map_err(|source| StoreError::io(path, Operation::Inspect, 0, source))
+}
+
+fn restored(disk: &dyn Disk, parent: &Path, old: &Path, name: &str) -> Result<bool, StoreError> {
     let destination = parent.join(name);
     let is_taken =
         disk.exists(&destination).map_err(|source| StoreError::io(&destination, Operation::Inspect, 0, source))?;
@@ -129,8 +182,7 @@ fn restored(disk: &dyn Disk, parent: &Path, old: &Path, name_and_nonce: &str) ->
 }
 
 fn remove_any(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
-    let is_directory = disk.is_directory(path).map_err(|source| StoreError::io(path, Operation::Inspect, 0, source))?;
-    let removed = if is_directory { disk.remove_dir_all(path) } else { disk.remove_file(path) };
+    let removed = if is_directory(disk, path)? { disk.remove_dir_all(path) } else { disk.remove_file(path) };
     removed.map_err(|source| StoreError::io(path, Operation::Remove, 0, source))
 }
 

@@ -99,8 +99,8 @@ fn a_damaged_newest_is_reported_and_passed_over() {
     for number in [1, 2, 10] {
         committed(&parent, number);
     }
-    fs::create_dir(parent.join("step-000099.tmp-1-abc")).unwrap();
-    fs::create_dir(parent.join(".trash-step-000098-1")).unwrap();
+    fs::create_dir(parent.join("step-000099.tmp-1-0123456789abcdef0000")).unwrap();
+    fs::create_dir(parent.join(".trash-step-000098-0123456789abcdef0001")).unwrap();
     fs::create_dir(parent.join("step-+97")).unwrap();
     fs::create_dir(parent.join("step-")).unwrap();
     fs::write(parent.join("step-000010").join("note.txt"), "A short note").unwrap();
@@ -118,6 +118,80 @@ fn a_damaged_newest_is_reported_and_passed_over() {
     let mut names: Vec<_> = fs::read_dir(&parent).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["step-", "step-+97", "step-000002", "step-000010"]);
+}
+
+/// (name, what lies in it, whether it is swept away)
+#[test]
+fn only_marked_leftovers_are_swept() {
+    let nonce = "0123456789abcdef0000";
+    let unfinished = ".finetune-unfinished";
+    let cases: [(String, &[&str], bool); 10] = [
+        (format!("step-000009.tmp-4242-{nonce}"), &["adapter_model.safetensors", unfinished], true),
+        (format!("step-000009.tmp-4242-{nonce}"), &["adapter_model.safetensors", MANIFEST_NAME], true),
+        (format!("step-000009.tmp-4242-{nonce}"), &["thesis.txt"], false),
+        (format!(".trash-step-000009-{nonce}"), &["adapter_model.safetensors", unfinished], true),
+        (format!(".trash-mine-{nonce}"), &["thesis.txt"], false),
+        (format!(".replaced-adapter-{nonce}"), &["thesis.txt"], false),
+        (".trash-mine".to_owned(), &["thesis.txt", MANIFEST_NAME], false),
+        (".replaced-mine-1".to_owned(), &["thesis.txt", MANIFEST_NAME], false),
+        ("thesis.tmp-2024-11".to_owned(), &["thesis.txt"], false),
+        ("thesis.tmp-2024-abc".to_owned(), &["thesis.txt", MANIFEST_NAME], false),
+    ];
+    for (name, files, gone) in cases {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(&name);
+        fs::create_dir(&path).unwrap();
+        for file in files {
+            fs::write(path.join(file), "text").unwrap();
+        }
+        sweep(&RealDisk, directory.path()).unwrap();
+        assert_eq!(!path.exists(), gone, "{name} {files:?}");
+    }
+    // Files: ours have 20 digits that nobody types.
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["notes.tmp-2024-1", ".trash-notes", &format!("recipe.toml.tmp-1-{nonce}")] {
+        fs::write(directory.path().join(name), "text").unwrap();
+    }
+    sweep(&RealDisk, directory.path()).unwrap();
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+}
+
+/// What a killed export left goes at the next one to the same place; what one under way writes stays.
+#[test]
+fn an_export_sweeps_beside_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("merged");
+    let nonce = "0123456789abcdef0000";
+    let leftover = |name: &str| {
+        let path = directory.path().join(format!("{name}.tmp-4242-{nonce}"));
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join(".finetune-unfinished"), "").unwrap();
+        fs::write(path.join("model.safetensors"), "half of it").unwrap();
+        path
+    };
+    let (dead, of_another) = (leftover("merged"), leftover("other"));
+    let mine = directory.path().join(format!("merged.tmp-1-{nonce}"));
+    fs::create_dir(&mine).unwrap();
+    fs::write(mine.join("thesis.txt"), "years of work").unwrap();
+    let alive = finetune_store::Staging::begin_replacing(&RealDisk, &path, "merged").unwrap();
+    assert!(!dead.exists() && of_another.exists() && mine.exists());
+    let again = finetune_store::Staging::begin_replacing(&RealDisk, &path, "merged").unwrap();
+    assert!(alive.directory().exists() && again.directory().exists());
+    drop((alive, again));
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn only_an_earlier_one_of_the_same_kind_makes_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("step-000002");
+    let files = || [NewFile { name: "adapter_model.safetensors", bytes: b"one"[..].into() }];
+    commit_directory(&RealDisk, directory.path(), "step-000002", &files(), &json!({"kind": "checkpoint"})).unwrap();
+    let error = replace_directory(&RealDisk, &path, &files(), &json!({"kind": "adapter"})).unwrap_err();
+    assert!(matches!(error, StoreError::OtherKind { .. }), "{error}");
+    assert!(error.to_string().contains("is a checkpoint of finetune"), "{error}");
+    verify_directory(&RealDisk, &path).unwrap();
+    replace_directory(&RealDisk, &path, &files(), &json!({"kind": "checkpoint"})).unwrap();
 }
 
 #[test]

@@ -18,11 +18,11 @@ pub(crate) fn devices(arguments: &DevicesArguments) -> Result<ExitCode, Failure>
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let mut text = format!("{:<44} {:<32} {:<14} {:>10}  types\n", "name", "kind", "through", "memory");
+    let mut text = format!("{:<30} {:<10} {:<9} {:>9}  types\n", "name", "kind", "through", "memory");
     for device in &found {
         let memory = device.memory.map_or("?".to_owned(), bytes);
-        let (name, kind, api) = (&device.name, device.kind.name(), device.api);
-        text += &format!("{name:<44} {kind:<32} {api:<14} {memory:>10}  {}\n", types(device).join(" "));
+        let (name, kind, api) = (shortened(&device.name, 30), short_kind(device.kind), device.api);
+        text += &format!("{name:<30} {kind:<10} {api:<9} {memory:>9}  {}\n", types(device).join(" "));
     }
     output::print(&text)?;
     if !HAS_GPU_BACKEND {
@@ -35,6 +35,23 @@ pub(crate) fn devices(arguments: &DevicesArguments) -> Result<ExitCode, Failure>
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// For a table that fits a terminal of 80 columns.
+fn short_kind(kind: DeviceKind) -> &'static str {
+    match kind {
+        DeviceKind::Cpu => "CPU",
+        DeviceKind::DiscreteGpu => "GPU",
+        DeviceKind::IntegratedGpu => "shared GPU",
+        DeviceKind::SoftwareGpu => "software",
+    }
+}
+
+fn shortened(name: &str, width: usize) -> String {
+    match name.char_indices().nth(width) {
+        None => name.to_owned(),
+        Some(_) => name.chars().take(width - 1).chain(['…']).collect(),
+    }
 }
 
 fn types(device: &FoundDevice) -> Vec<&'static str> {

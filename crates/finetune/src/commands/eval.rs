@@ -2,51 +2,24 @@
 
 use std::process::ExitCode;
 
-use finetune_dataset::{ChatTokenizer, Dataset};
-use finetune_model::Model;
-use finetune_model::adapter::Adapter;
+use finetune_dataset::Dataset;
 use finetune_recipe::{Data, Format, Overlong, TrainOn};
-use finetune_trainer::{Machine, Place, TrainError, evaluate, stored_type};
+use finetune_trainer::{TrainError, evaluate};
 
-use crate::cli::{EvalArguments, ModelArguments};
+use crate::cli::EvalArguments;
+use crate::commands::opening;
 use crate::failure::Failure;
 use crate::output;
 use crate::progress::{Progress, Verbosity};
+use crate::source::{Source, data_file};
 
 /// Rows per forward pass: enough to keep the matrix products busy, whatever the row length.
 const ROWS: usize = 8;
 
-/// A model directory with an adapter, if one is given.
-pub(super) fn open(arguments: &ModelArguments) -> Result<Model, Failure> {
-    let wanted = finetune_recipe::Model {
-        path: arguments.directory.to_string_lossy().into_owned(),
-        device: arguments.device.into(),
-        dtype: arguments.dtype.into(),
-        quantization: None,
-    };
-    let place = Place::choose(&wanted, &Machine::default(), stored_type(&arguments.directory))?;
-    for notice in &place.notices {
-        anstream::eprintln!("{notice}");
-    }
-    let mut opened = Model::load(&arguments.directory, &place.placement)?;
-    if let Some(adapter) = &arguments.adapter {
-        let adapter = Adapter::read(adapter, &opened.config)?;
-        opened.attach(&adapter);
-    }
-    Ok(opened)
-}
-
-pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
-    if !arguments.data.exists() {
-        return Err(Failure::arguments(
-            format!("--data {}: there is no such file", arguments.data.display()),
-            "the path is relative to the current directory",
-        ));
-    }
-    let model = open(&arguments.model)?;
-    let tokenizer = ChatTokenizer::load_if_present(&arguments.model.directory, None)?;
-    let data = Data {
-        train: vec![arguments.data.clone()],
+/// How rows are read where no recipe says it.
+pub(super) fn rows_of(file: &std::path::Path, chat_template: Option<&std::path::Path>) -> Data {
+    Data {
+        train: vec![file.to_owned()],
         eval: vec![],
         format: Format::Auto,
         max_seq_len: usize::MAX,
@@ -54,10 +27,33 @@ pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<Exi
         packing: false,
         train_on: TrainOn::Assistant,
         shuffle: false,
-        chat_template: None,
+        chat_template: chat_template.map(std::path::Path::to_owned),
         date: None,
-    };
+    }
+}
+
+pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
+    data_file("--data", &arguments.data)?;
+    let source = Source::open(&arguments.model)?;
+    let say = |line: &str| opening::say(verbosity, line);
+    source.notices.iter().for_each(|notice| say(notice));
+    let model = opening::open(&source, &arguments.model, &say)?;
+    let tokenizer = source.tokenizer()?;
+    if let Some(tokenizer) = &tokenizer {
+        tokenizer.notices().iter().for_each(|notice| say(notice));
+    }
+    let data = rows_of(&arguments.data, arguments.model.chat_template.as_deref());
     let rows = Dataset::load(&data.train, &data, tokenizer.as_ref(), model.config.vocabulary, &|_| {})?;
+    rows.notices.iter().for_each(|notice| say(notice));
+    let limit = model.config.max_position_embeddings;
+    let beyond = rows.rows.iter().filter(|row| row.tokens.len() > limit).count();
+    if beyond > 0 {
+        say(&format!(
+            "{beyond} of {} rows are longer than the {limit} positions that the model was made for (the longest has {} tokens): their loss says little",
+            rows.rows.len(),
+            rows.counts.longest
+        ));
+    }
     let mut show = Progress::new(if arguments.json { Verbosity::Quiet } else { verbosity }, 1);
     show.start("evaluating", rows.rows.len() as u64);
     let sums = evaluate(&model, &rows, ROWS, &mut |done| show.position(done as u64));
@@ -74,11 +70,15 @@ pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<Exi
             "perplexity": loss.exp(),
             "tokens": sums.trained_tokens,
             "rows": rows.rows.len(),
+            "rows_beyond_context": beyond,
         });
         output::line(&object.to_string())?;
     } else {
         output::line(&format!("loss        {loss:.6}\nperplexity  {:.4}", loss.exp()))?;
         output::line(&format!("tokens      {} trained, in {} rows", sums.trained_tokens, rows.rows.len()))?;
+        if beyond > 0 {
+            output::line(&format!("too long    {beyond} rows, beyond the model's {limit} positions"))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -2,80 +2,240 @@
 
 use std::process::ExitCode;
 
-use finetune_dataset::ChatTokenizer;
-use finetune_model::{Generation, Sampling};
+use finetune_dataset::{ChatTokenizer, Dataset, TextStream};
+use finetune_model::{Model, Sampling};
+use serde_json::{Value, json};
 
 use crate::cli::GenerateArguments;
+use crate::commands::conversation::{Prompt, prompt};
+use crate::commands::eval::rows_of;
+use crate::commands::opening;
+use crate::commands::stops::Stops;
 use crate::failure::Failure;
 use crate::output;
+use crate::progress::Verbosity;
+use crate::source::{Source, data_file};
 
-pub(crate) fn generate(arguments: GenerateArguments) -> Result<ExitCode, Failure> {
+pub(crate) fn generate(arguments: GenerateArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
+    let sampling = sampling(&arguments)?;
+    if let Some(data) = &arguments.data {
+        data_file("--data", data)?;
+    }
+    let say = |line: &str| opening::say(verbosity, line);
+    let asked = prompt(&arguments, &say)?;
+    let source = Source::open(&arguments.model)?;
+    source.notices.iter().for_each(|notice| say(notice));
+    let Some(tokenizer) = source.tokenizer()? else {
+        return Err(Failure::arguments(
+            format!("{} has no tokenizer.json, without which there is no text", source.model.display()),
+            "copy the tokenizer files of the model there, or name another model directory",
+        ));
+    };
+    tokenizer.notices().iter().for_each(|notice| say(notice));
+    let prompt = match &asked {
+        None => Vec::new(),
+        Some(asked) => tokens_of(asked, &tokenizer)?,
+    };
+    let model = opening::open(&source, &arguments.model, &say)?;
+    let asking = Asking { model: &model, tokenizer: &tokenizer, arguments: &arguments, sampling, say: &say };
+    if let Some(data) = &arguments.data {
+        let data = rows_of(data, arguments.model.chat_template.as_deref());
+        let rows = Dataset::load(&data.train, &data, Some(&tokenizer), model.config.vocabulary, &|_| {})?;
+        rows.notices.iter().for_each(|notice| say(notice));
+        return asking.answer_rows(&rows);
+    }
+    let answer = asking.answer(&prompt, !arguments.json)?;
+    if arguments.json {
+        output::line(
+            &json!({
+                "text": answer.text,
+                "token_ids": answer.tokens,
+                "prompt_token_ids": prompt,
+                "finish_reason": answer.finish_reason,
+            })
+            .to_string(),
+        )?;
+    } else {
+        output::line("")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn sampling(arguments: &GenerateArguments) -> Result<Sampling, Failure> {
     if !(arguments.temperature >= 0.0 && arguments.temperature.is_finite()) {
         return Err(Failure::arguments("--temperature must be 0 or more", "0 takes the most likely token each time"));
     }
     if !(arguments.top_p > 0.0 && arguments.top_p <= 1.0) {
         return Err(Failure::arguments("--top-p must be above 0 and at most 1", "1 draws from all tokens"));
     }
-    let Some(tokenizer) = ChatTokenizer::load_if_present(&arguments.model.directory, None)? else {
-        return Err(Failure::arguments(
-            format!("{} has no tokenizer.json, without which there is no text", arguments.model.directory.display()),
-            "copy the tokenizer files of the model there, or name another model directory",
-        ));
+    if arguments.stop.iter().any(String::is_empty) {
+        return Err(Failure::arguments("--stop is empty", "give at least one character"));
+    }
+    Ok(Sampling { temperature: arguments.temperature, top_p: arguments.top_p, seed: arguments.seed })
+}
+
+fn tokens_of(asked: &Prompt, tokenizer: &ChatTokenizer) -> Result<Vec<u32>, Failure> {
+    let tokens = match asked {
+        Prompt::Raw(text) => tokenizer.encode(text, true)?,
+        Prompt::Chat { messages, tools } => {
+            tokenizer.encode_chat(&tokenizer.render(messages, tools.as_ref(), true)?.text)?
+        }
     };
-    let prompt = if arguments.raw {
-        tokenizer.encode(&arguments.prompt, true)?
-    } else {
-        let message = serde_json::json!({"role": "user", "content": arguments.prompt});
-        tokenizer.encode_chat(&tokenizer.render(&[message], None, true)?.text)?
-    };
-    if prompt.is_empty() {
+    if tokens.is_empty() {
         return Err(Failure::arguments("--prompt is empty", "give at least one character, or leave --raw out"));
     }
-    let model = super::eval::open(&arguments.model)?;
-    let sampling = Sampling { temperature: arguments.temperature, top_p: arguments.top_p, seed: arguments.seed };
-    let mut stream = Stream { tokenizer: &tokenizer, tokens: Vec::new(), printed: 0, on: !arguments.json };
-    let generation =
-        model.generate(&prompt, arguments.max_new_tokens, sampling, tokenizer.eos_ids(), &mut |token| {
-            stream.push(token);
-        })?;
-    let text = tokenizer.decode(&generation.tokens, true)?;
-    if arguments.json {
-        let Generation { tokens, stopped_by } = generation;
-        let finish_reason = if stopped_by.is_some() { "stop" } else { "length" };
-        let object = serde_json::json!({
-            "text": text,
-            "token_ids": tokens,
-            "prompt_token_ids": prompt,
-            "finish_reason": finish_reason,
-        });
-        output::line(&object.to_string())?;
-    } else {
-        // A decoder may write earlier text anew once it sees more; what was printed stays.
-        output::line(text.get(stream.printed..).unwrap_or_default())?;
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(tokens)
 }
 
-/// Prints text as tokens come, holding back characters whose bytes are not complete yet.
-struct Stream<'a> {
+/// A model and how it is asked.
+struct Asking<'a> {
+    model: &'a Model,
     tokenizer: &'a ChatTokenizer,
-    tokens: Vec<u32>,
-    printed: usize,
-    on: bool,
+    arguments: &'a GenerateArguments,
+    sampling: Sampling,
+    say: &'a dyn Fn(&str),
 }
 
-impl Stream<'_> {
-    fn push(&mut self, token: u32) {
-        self.tokens.push(token);
-        if !self.on {
-            return;
+struct Answer {
+    text: String,
+    /// With those of a stop text and of the end.
+    tokens: Vec<u32>,
+    finish_reason: &'static str,
+}
+
+impl Asking<'_> {
+    /// What follows a prompt, printed as it comes where `printed` says so.
+    fn answer(&self, prompt: &[u32], printed: bool) -> Result<Answer, Failure> {
+        let mut writing = Writing {
+            stream: Some(self.tokenizer.stream()),
+            stops: Stops::new(&self.arguments.stop),
+            text: String::new(),
+            printed,
+            error: None,
+        };
+        let limit = self.model.config.max_position_embeddings;
+        let beyond = || {
+            (self.say)(&format!(
+                "the text goes beyond the {limit} positions that the model was made for: what follows may make no sense"
+            ));
+        };
+        if prompt.len() > limit {
+            beyond();
         }
-        let Ok(text) = self.tokenizer.decode(&self.tokens, true) else { return };
-        let complete = text.trim_end_matches(char::REPLACEMENT_CHARACTER).len();
-        if complete > self.printed && text.is_char_boundary(self.printed) {
-            // What cannot be written here cannot be written at the end either, which reports it.
-            let _ = output::print(&text[self.printed..complete]);
-            self.printed = complete;
+        let mut length = prompt.len();
+        let generation = self.model.generate_while(
+            prompt,
+            self.arguments.max_new_tokens,
+            self.sampling,
+            self.tokenizer.eos_ids(),
+            &mut |token| {
+                length += 1;
+                if length > limit && length - 1 == limit {
+                    beyond();
+                }
+                writing.push(token)
+            },
+        )?;
+        let stopped = writing.finish()?;
+        let finish_reason = if stopped || generation.stopped_by.is_some() { "stop" } else { "length" };
+        Ok(Answer { text: writing.text, tokens: generation.tokens, finish_reason })
+    }
+
+    /// Each row's prompt, what the row expects, and what the model says.
+    fn answer_rows(&self, rows: &Dataset) -> Result<ExitCode, Failure> {
+        let mut exact = 0;
+        for (n, row) in rows.rows.iter().enumerate() {
+            let prompt = &row.tokens[..row.prompt_tokens];
+            let answer = if prompt.is_empty() { None } else { Some(self.answer(prompt, false)?) };
+            let (text, reason) = match &answer {
+                Some(answer) => (answer.text.as_str(), answer.finish_reason),
+                None => ("", "length"),
+            };
+            let same = reason == "stop" && text.trim() == row.answer_text.trim();
+            exact += usize::from(same);
+            if self.arguments.json {
+                let object = json!({
+                    "row": rows.origin(n),
+                    "prompt": row.prompt_text,
+                    "expected": row.answer_text,
+                    "text": text,
+                    "token_ids": answer.as_ref().map_or(Value::from(Vec::<u32>::new()), |answer| Value::from(answer.tokens.clone())),
+                    "finish_reason": reason,
+                    "exact": same,
+                });
+                output::line(&object.to_string())?;
+                continue;
+            }
+            let mark = if same { "  (word for word)" } else { "" };
+            output::line(&format!(
+                "{}\n  prompt    {}\n  expected  {}\n  answer    {}{mark}\n",
+                rows.origin(n),
+                indented(&row.prompt_text),
+                indented(&row.answer_text),
+                indented(text)
+            ))?;
+        }
+        if !self.arguments.json {
+            output::line(&format!("answered word for word: {exact} of {}", rows.rows.len()))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Further lines under the first one.
+fn indented(text: &str) -> String {
+    text.trim().replace('\n', "\n            ")
+}
+
+/// Text as tokens come: through the tokenizer's own decoder, up to a stop text.
+struct Writing<'a> {
+    /// `None` once it has ended.
+    stream: Option<TextStream<'a>>,
+    stops: Stops<'a>,
+    text: String,
+    printed: bool,
+    error: Option<Failure>,
+}
+
+impl Writing<'_> {
+    /// Whether to go on.
+    fn push(&mut self, token: u32) -> bool {
+        let Some(stream) = &mut self.stream else { return false };
+        match stream.push(token) {
+            Ok(new) => {
+                let shown = self.stops.push(&new);
+                self.show(&shown);
+            }
+            Err(error) => self.error = Some(error.into()),
+        }
+        self.error.is_none() && !self.stops.is_hit()
+    }
+
+    fn show(&mut self, new: &str) {
+        self.text += new;
+        if self.printed && !new.is_empty() {
+            // A reader that has gone away is no error; any other is reported at the end.
+            if let Err(error) = output::print(new) {
+                self.error.get_or_insert(error.into());
+            }
+        }
+    }
+
+    /// Shows what was held back. Whether a stop text ended it.
+    fn finish(&mut self) -> Result<bool, Failure> {
+        if !self.stops.is_hit()
+            && self.error.is_none()
+            && let Some(stream) = self.stream.take()
+        {
+            let last = stream.finish()?;
+            let shown = self.stops.push(&last);
+            self.show(&shown);
+            let held = self.stops.finish();
+            self.show(&held);
+        }
+        match self.error.take() {
+            Some(error) => Err(error),
+            None => Ok(self.stops.is_hit()),
         }
     }
 }

@@ -2,36 +2,41 @@
 
 use std::process::ExitCode;
 
+use anstream::{AutoStream, ColorChoice};
+use finetune_dataset::{ChatTokenizer, Dataset, Row};
 use finetune_model::ModelConfig;
 use finetune_recipe::Recipe;
 use finetune_trainer::{load_data, model_directory};
 
 use crate::cli::InspectArguments;
 use crate::failure::Failure;
-use crate::output;
+use crate::{output, source};
 
 pub(crate) fn inspect(arguments: InspectArguments) -> Result<ExitCode, Failure> {
-    let recipe = Recipe::load(&arguments.recipe.recipe, &arguments.recipe.sets, None)?;
+    let file = source::recipe_path(&arguments.recipe.recipe)?;
+    let recipe = Recipe::load(&file, &arguments.recipe.sets, None)?;
     let model = model_directory(&recipe)?;
+    finetune_store::refuse_stand_ins(&model)?;
     let config = ModelConfig::load(&model)?;
     let data = load_data(&recipe, &model, &config, &|_| {})?;
-    let rows = data.train.rows.len();
-    let row = arguments.row.checked_sub(1).and_then(|row| data.train.rows.get(row).map(|found| (row, found)));
-    let Some((index, row)) = row else {
-        return Err(Failure::arguments(
-            format!("--row {}: there is no such row", arguments.row),
-            format!("the training data has rows 1 to {rows}"),
-        ));
+    let rows = match (&data.eval, arguments.eval) {
+        (_, false) => &data.train,
+        (Some(rows), true) => rows,
+        (None, true) => {
+            return Err(Failure::arguments(
+                "--eval: the recipe names no rows to evaluate on",
+                "data.eval names a file of them, data.eval_share takes a part of the training rows",
+            ));
+        }
     };
-    let name = |id: u32| data.tokenizer.as_ref().and_then(|tokenizer| tokenizer.id_to_token(id)).unwrap_or_default();
-    let decoded = match &data.tokenizer {
-        Some(tokenizer) => tokenizer.decode(&row.tokens, false)?,
-        None => String::new(),
-    };
+    let (index, row) = chosen(rows, &arguments)?;
+    let tokenizer = data.tokenizer.as_ref();
     if arguments.json {
+        let name = |id: u32| tokenizer.and_then(|tokenizer| tokenizer.id_to_token(id)).unwrap_or_default();
+        let decoded = tokenizer.map_or(Ok(String::new()), |tokenizer| tokenizer.decode(&row.tokens, false))?;
         let object = serde_json::json!({
-            "row": arguments.row,
-            "origin": data.train.origin(index),
+            "row": index + 1,
+            "origin": rows.origin(index),
             "token_ids": row.tokens,
             "tokens": row.tokens.iter().map(|&id| name(id)).collect::<Vec<_>>(),
             "trained": row.trained,
@@ -40,33 +45,67 @@ pub(crate) fn inspect(arguments: InspectArguments) -> Result<ExitCode, Failure> 
         output::line(&object.to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut out = String::new();
+    let colors = AutoStream::choice(&std::io::stdout()) != ColorChoice::Never;
     let trained = row.trained.iter().filter(|&&trained| trained).count();
-    out += &format!(
-        "{}: {} tokens, {trained} trained on (green and underlined)\n\n",
-        data.train.origin(index),
-        row.tokens.len()
-    );
-    // Stretches of tokens that are trained on or not, decoded together so that bytes form characters again.
+    let marked = if colors { "green and underlined" } else { "between ⟦ and ⟧" };
+    let mut out = format!("{}: {} tokens, {trained} trained on ({marked})\n\n", rows.origin(index), row.tokens.len());
+    out += &text(row, tokenizer, colors)?;
+    out += "\n\n";
+    for (n, (&id, &trained)) in row.tokens.iter().zip(&row.trained).enumerate() {
+        let mark = if trained { "trained" } else { "       " };
+        out += &format!("{n:>5} {id:>7} {mark} {}\n", readable(id, tokenizer)?);
+    }
+    output::colored(&out)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn chosen<'a>(rows: &'a Dataset, arguments: &InspectArguments) -> Result<(usize, &'a Row), Failure> {
+    let count = rows.rows.len();
+    if arguments.longest {
+        // The first of equals.
+        let longest = rows.rows.iter().enumerate().rev().max_by_key(|(_, row)| row.tokens.len());
+        return longest.ok_or_else(|| Failure::arguments("--longest: there is no row", "name another file of rows"));
+    }
+    let found = arguments.row.checked_sub(1).and_then(|row| rows.rows.get(row).map(|found| (row, found)));
+    found.ok_or_else(|| {
+        let kind = if arguments.eval { "evaluation" } else { "training" };
+        Failure::arguments(
+            format!("--row {}: there is no such row", arguments.row),
+            format!("the {kind} data has rows 1 to {count}"),
+        )
+    })
+}
+
+/// The row's text, what is trained on marked. Stretches of tokens are decoded together, so that bytes form characters again.
+fn text(row: &Row, tokenizer: Option<&ChatTokenizer>, colors: bool) -> Result<String, Failure> {
+    let (begin, end) = if colors { ("\x1b[32;4m", "\x1b[0m") } else { ("⟦", "⟧") };
+    let mut out = String::new();
     let mut start = 0;
     while start < row.tokens.len() {
         let length = row.trained[start..].iter().take_while(|&&trained| trained == row.trained[start]).count();
         let stretch = &row.tokens[start..start + length];
-        let text = match &data.tokenizer {
+        let text = match tokenizer {
             Some(tokenizer) => tokenizer.decode(stretch, false)?,
             None => stretch.iter().map(|id| format!("{id} ")).collect(),
         };
-        if row.trained[start] {
-            out += &format!("\x1b[32;4m{text}\x1b[0m");
-        } else {
-            out += &text;
-        }
+        out += &if row.trained[start] { format!("{begin}{text}{end}") } else { text };
         start += length;
     }
-    out += "\n\n";
-    for (n, (&id, trained)) in row.tokens.iter().zip(&row.trained).enumerate() {
-        out += &format!("{n:>5} {id:>7} {} {:?}\n", if *trained { "trained" } else { "       " }, name(id));
+    Ok(out)
+}
+
+/// The text that a token stands for, quoted; of a token that is a part of a character only, its name.
+fn readable(id: u32, tokenizer: Option<&ChatTokenizer>) -> Result<String, Failure> {
+    let Some(tokenizer) = tokenizer else { return Ok(String::new()) };
+    let name = tokenizer.id_to_token(id).unwrap_or_default();
+    // SentencePiece writes a space as this sign, and its decoder drops the first one of a text.
+    if name.contains('\u{2581}') {
+        return Ok(format!("{:?}", name.replace('\u{2581}', " ")));
     }
-    output::colored(&out)?;
-    Ok(ExitCode::SUCCESS)
+    let text = tokenizer.decode(&[id], false)?;
+    Ok(if text.is_empty() || text.contains(char::REPLACEMENT_CHARACTER) {
+        format!("{name} (a part of a character)")
+    } else {
+        format!("{text:?}")
+    })
 }

@@ -1,15 +1,19 @@
 //! One file per command.
 
 mod cluster;
+mod conversation;
 mod devices;
 mod eval;
 mod export;
+mod export_source;
 mod generate;
 mod inspect;
 mod launch;
 mod machines;
+mod opening;
 pub(crate) mod preflight;
 mod run;
+mod stops;
 mod validate;
 
 use std::process::ExitCode;
@@ -33,7 +37,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Cluster(command) => cluster::cluster(command, verbosity),
         Command::Devices(arguments) => devices::devices(&arguments),
         Command::Eval(arguments) => eval::eval(arguments, verbosity),
-        Command::Generate(arguments) => generate::generate(arguments),
+        Command::Generate(arguments) => generate::generate(arguments, verbosity),
         Command::Export(arguments) => export::export(arguments, verbosity),
     }
 }

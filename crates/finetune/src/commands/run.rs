@@ -6,7 +6,7 @@ use std::time::Instant;
 use finetune_allreduce::Notice;
 use finetune_recipe::Recipe;
 use finetune_trainer::numbers::counted;
-use finetune_trainer::{Event, Machine, Outcome, Prepared, Ranks, Resume, Run, home, prepare, recipe_file, train};
+use finetune_trainer::{Event, Machine, Outcome, Prepared, Ranks, Resume, Run, home, prepare, train};
 
 use crate::cli::RunArguments;
 use crate::commands::preflight::free_bytes;
@@ -16,7 +16,7 @@ use crate::seat::Seat;
 use crate::signals::Signals;
 use crate::wake::Awake;
 use crate::work::Work;
-use crate::{allocator, closing, flight, memory, output, prometheus};
+use crate::{allocator, closing, flight, memory, output, prometheus, source};
 
 pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let start = Instant::now();
@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
         true => (Seat::assigned(&signals)?, None),
         false => Seat::of_environment(arguments.token_file.as_deref())?,
     };
-    let file = recipe_file(&arguments.recipe.recipe);
+    let file = source::recipe_path(&arguments.recipe.recipe)?;
     // A run that was copied goes on where it lies.
     let output = arguments.output_dir.or_else(|| home(&file, &arguments.recipe.sets));
     let recipe = Recipe::load(&file, &arguments.recipe.sets, output.as_deref())?;

@@ -4,16 +4,16 @@ use std::net::TcpListener;
 use std::process::ExitCode;
 
 use finetune_recipe::Recipe;
-use finetune_trainer::{DiskNeed, Estimate, Fault, Findings, Machine, Problem, findings, home, recipe_file};
+use finetune_trainer::{DiskNeed, Estimate, Fault, Findings, Machine, Problem, findings, home};
 
 use crate::cli::ValidateArguments;
 use crate::commands::preflight::free_bytes;
 use crate::failure::Failure;
 use crate::progress::{Progress, Verbosity, bytes, duration, thousands};
-use crate::{memory, output};
+use crate::{memory, output, source};
 
 pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
-    let file = recipe_file(&arguments.recipe.recipe);
+    let file = source::recipe_path(&arguments.recipe.recipe)?;
     let recipe = Recipe::load(&file, &arguments.recipe.sets, home(&file, &arguments.recipe.sets).as_deref())?;
     let mut show = Progress::new(if arguments.json { Verbosity::Quiet } else { verbosity }, 1);
     let machine = Machine {

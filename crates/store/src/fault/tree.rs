@@ -81,6 +81,17 @@ impl Tree {
         self.change_entries(from_parent, vec![(from_name, None)])
     }
 
+    /// One change where both lie in one directory, as the only caller has them.
+    pub(super) fn exchange(&mut self, one: &Path, other: &Path) -> io::Result<()> {
+        let (first, second) = (self.find(one)?, self.find(other)?);
+        let (one_parent, one_name) = split(one)?;
+        let (other_parent, other_name) = split(other)?;
+        if one_parent != other_parent {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        self.change_entries(one_parent, vec![(one_name, Some(second)), (other_name, Some(first))])
+    }
+
     pub(super) fn unlink(&mut self, path: &Path) -> io::Result<()> {
         self.find(path)?;
         let (parent, name) = split(path)?;

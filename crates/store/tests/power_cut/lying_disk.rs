@@ -76,6 +76,9 @@ impl Disk for LyingDisk {
         self.renamed.store(true, Ordering::SeqCst);
         self.inner.rename(from, to)
     }
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        self.inner.exchange(one, other)
+    }
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         self.inner.create_dir(path)
     }

@@ -1,0 +1,341 @@
+//! What other programs call a command or an option, and what it is here. The names of recipe keys are the recipe's own table.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::Parser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use finetune_recipe::keys::{ELSEWHERE, KEYS, Key};
+use finetune_store::{Holding, recognize};
+
+use super::Cli;
+use crate::failure::Failure;
+
+/// Commands of other programs, of habit, and of versions to come: what does it here.
+const VERBS: [(&str, &str); 46] = [
+    ("train", "`finetune run RECIPE.toml` trains"),
+    ("finetune", "`finetune run RECIPE.toml` trains"),
+    ("fine-tune", "`finetune run RECIPE.toml` trains"),
+    ("sft", "`finetune run RECIPE.toml` trains"),
+    ("lora", "`finetune run RECIPE.toml` trains"),
+    ("start", "`finetune run RECIPE.toml` trains"),
+    ("tune", "`finetune run RECIPE.toml` trains"),
+    ("resume", "`finetune run RECIPE.toml --resume` goes on"),
+    ("continue", "`finetune run RECIPE.toml --resume` goes on"),
+    ("fuse", "`finetune export RUN --format merged --output DIR` merges the adapter into its base"),
+    ("merge", "`finetune export RUN --format merged --output DIR` merges the adapter into its base"),
+    ("merge-lora", "`finetune export RUN --format merged --output DIR` merges the adapter into its base"),
+    ("merge_lora", "`finetune export RUN --format merged --output DIR` merges the adapter into its base"),
+    (
+        "convert",
+        "`finetune export RUN --format merged --output DIR` writes a directory that other programs' converters read",
+    ),
+    ("save", "`finetune export RUN --format merged --output DIR` writes the result in another form"),
+    (
+        "chat",
+        "not in this version; `finetune generate RUN --prompt TEXT` answers, `--messages FILE` continues a conversation",
+    ),
+    ("infer", "`finetune generate RUN --prompt TEXT` answers"),
+    ("inference", "`finetune generate RUN --prompt TEXT` answers"),
+    ("predict", "`finetune generate RUN --data FILE` answers the rows of a file"),
+    ("complete", "`finetune generate RUN --raw --prompt TEXT` continues a text"),
+    ("completion", "`finetune generate RUN --raw --prompt TEXT` continues a text"),
+    ("ask", "`finetune generate RUN --prompt TEXT` answers"),
+    ("test", "`finetune eval RUN --data FILE` measures the loss on a file"),
+    ("evaluate", "`finetune eval RUN --data FILE` measures the loss on a file"),
+    ("perplexity", "`finetune eval RUN --data FILE` measures the loss and the perplexity on a file"),
+    ("ppl", "`finetune eval RUN --data FILE` measures the loss and the perplexity on a file"),
+    ("check", "`finetune validate RECIPE.toml` finds what can go wrong"),
+    ("lint", "`finetune validate RECIPE.toml` finds what can go wrong"),
+    ("preprocess", "`finetune validate RECIPE.toml` reads every row; nothing has to be prepared"),
+    ("tokenize", "`finetune inspect RECIPE.toml --row N` shows the tokens of a row"),
+    ("gpus", "`finetune devices` lists them"),
+    ("device", "`finetune devices` lists them"),
+    ("doctor", "`finetune cluster doctor` looks for what goes wrong between machines"),
+    ("bench", "`finetune cluster bench -n N` measures the collectives"),
+    ("discover", "`finetune cluster discover` finds hosts and cables"),
+    ("setup", "`finetune cluster setup` gives cables their addresses"),
+    ("version", "`finetune --version` prints it"),
+    (
+        "serve",
+        "not in this version; `finetune export RUN --format merged --output DIR` writes what vLLM, llama.cpp and mlx-lm serve",
+    ),
+    ("download", "not in this version; `hf download OWNER/NAME` fetches a model, which OWNER/NAME then names"),
+    ("upload", "not in this version; `hf upload OWNER/NAME DIR` does it"),
+    ("push", "not in this version; `hf upload OWNER/NAME DIR` does it"),
+    ("init", "not in this version; recipes/quickstart.toml is a recipe to begin with"),
+    ("import", "not in this version; a key of another program in a recipe is answered with ours"),
+    ("quantize", "not in this version; other programs quantize what `finetune export --format merged` writes"),
+    ("watch", "not in this version; report.html in the run directory shows the curves while it runs"),
+    ("compare", "not in this version; report.html and metrics.jsonl of each run have the numbers"),
+];
+
+/// Options of other programs for commands that use a model.
+const OF_A_MODEL: [(&str, &str); 30] = [
+    ("m", "the model is the first argument"),
+    ("model", "the model is the first argument"),
+    ("model-path", "the model is the first argument"),
+    ("model-name-or-path", "the model is the first argument"),
+    ("base-model", "the model is the first argument; of an adapter or run, --base names another base"),
+    ("run", "the run is the first argument"),
+    ("lora", "ours is --adapter"),
+    ("lora-path", "ours is --adapter"),
+    ("lora-model-dir", "ours is --adapter"),
+    ("adapter-path", "ours is --adapter"),
+    ("adapter-name-or-path", "ours is --adapter"),
+    ("peft", "ours is --adapter"),
+    ("input", "ours is --prompt, or --data for a file of rows"),
+    ("file", "ours is --prompt - for text from a file, or --data for a file of rows"),
+    ("test-file", "ours is --data"),
+    ("dataset", "ours is --data"),
+    ("system-prompt", "ours is --system"),
+    ("temp", "ours is --temperature"),
+    ("t", "ours is --temperature"),
+    ("n", "ours is --max-new-tokens"),
+    ("max-tokens", "ours is --max-new-tokens"),
+    ("n-predict", "ours is --max-new-tokens"),
+    ("max-length", "ours is --max-new-tokens, which does not count the prompt"),
+    ("top-k", "--top-p cuts unlikely tokens off"),
+    ("stop-sequence", "ours is --stop"),
+    ("extra-eos-token", "ours is --stop"),
+    ("ignore-chat-template", "ours is --raw"),
+    ("no-chat-template", "ours is --raw"),
+    ("template", "ours is --chat-template"),
+    ("template-file", "ours is --chat-template"),
+];
+
+/// Options of other programs for `export`.
+const OF_EXPORT: [(&str, &str); 8] = [
+    ("o", "ours is --output"),
+    ("out", "ours is --output"),
+    ("output-dir", "ours is --output"),
+    ("save-path", "ours is --output"),
+    ("export-dir", "ours is --output"),
+    ("f", "ours is --format"),
+    ("outtype", "ours is --format; weights keep the number type of the base"),
+    ("de-quantize", "leave it out: the weights keep the number type of the base"),
+];
+
+/// Options of other programs, and habits, for commands that take a recipe.
+const OF_A_RECIPE: [(&str, &str); 15] = [
+    ("c", "the recipe is the first argument"),
+    ("config", "the recipe is the first argument"),
+    ("config-file", "the recipe is the first argument"),
+    ("recipe", "the recipe is the first argument"),
+    ("o", "ours is --output-dir"),
+    ("out", "ours is --output-dir"),
+    ("output", "ours is --output-dir"),
+    ("save-dir", "ours is --output-dir"),
+    ("dry-run", "`finetune validate RECIPE.toml` finds what can go wrong, without training"),
+    ("check", "`finetune validate RECIPE.toml` finds what can go wrong, without training"),
+    ("debug", "ours is --verbose"),
+    ("m", "write --set model.path=MODEL_DIR, or `path` in [model] of the recipe"),
+    ("data", "write --set data.train=FILE, or `train` in [data] of the recipe"),
+    ("n", "`finetune launch -n N RECIPE.toml` starts N ranks"),
+    ("gpus", "`finetune launch -n N RECIPE.toml` starts N ranks, each takes a GPU"),
+];
+
+const TAKES_RECIPE: [&str; 4] = ["run", "validate", "inspect", "launch"];
+const TAKES_MODEL: [&str; 3] = ["eval", "generate", "export"];
+
+/// The arguments of this process. What they get wrong is said, and ends it.
+pub(crate) fn parse() -> Cli {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    Cli::try_parse_from(&words).unwrap_or_else(|error| {
+        let words: Vec<String> = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        match answer(&words, &error) {
+            Some(failure) => {
+                failure.print();
+                std::process::exit(2)
+            }
+            None => error.exit(),
+        }
+    })
+}
+
+/// What is said of arguments that clap refused, where it would be noise; `words` begin with the program's name.
+fn answer(words: &[String], error: &clap::Error) -> Option<Failure> {
+    let text = |kind: ContextKind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
+        _ => None,
+    };
+    match error.kind() {
+        ErrorKind::InvalidSubcommand => {
+            Some(verb(text(ContextKind::InvalidSubcommand)?, text(ContextKind::SuggestedSubcommand)))
+        }
+        ErrorKind::UnknownArgument => {
+            Some(argument(words, text(ContextKind::InvalidArg)?, text(ContextKind::SuggestedArg)))
+        }
+        ErrorKind::MissingRequiredArgument => recipe_taken_for_a_checkpoint(words),
+        _ => None,
+    }
+}
+
+/// `run --resume recipe.toml`: the option takes the recipe.
+fn recipe_taken_for_a_checkpoint(words: &[String]) -> Option<Failure> {
+    let resume = words.iter().position(|word| word == "--resume")?;
+    let recipe = words.get(resume + 1).filter(|word| recognize(Path::new(word)) == Holding::Recipe)?;
+    Some(Failure::arguments(
+        format!("--resume takes {recipe} for a checkpoint, and then the recipe is missing"),
+        format!("write the recipe first: finetune run {recipe} --resume"),
+    ))
+}
+
+fn verb(word: &str, nearest: Option<&str>) -> Failure {
+    let known = VERBS.iter().find(|(theirs, _)| theirs.eq_ignore_ascii_case(word)).map(|(_, ours)| (*ours).to_owned());
+    let hint = known.or_else(|| match recognize(Path::new(word)) {
+        Holding::Recipe => Some(format!("`finetune run {word}` trains as this recipe says")),
+        Holding::Run | Holding::ModelDirectory | Holding::Adapter | Holding::Checkpoint => {
+            Some(format!("`finetune generate {word} --prompt TEXT` answers"))
+        }
+        _ => nearest.map(|nearest| format!("did you mean `finetune {nearest}`?")),
+    });
+    let hint = hint.unwrap_or_else(|| "`finetune --help` lists the commands".to_owned());
+    Failure::arguments(format!("there is no command `{}`", shown(word)), hint)
+}
+
+fn argument(words: &[String], found: &str, nearest: Option<&str>) -> Failure {
+    let mut plain = words.iter().skip(1).filter(|word| !word.starts_with('-'));
+    let first = plain.next().map_or("", String::as_str);
+    let command = match (first, plain.next()) {
+        ("cluster", Some(second)) => format!("finetune cluster {second}"),
+        ("", _) => "finetune".to_owned(),
+        (first, _) => format!("finetune {first}"),
+    };
+    let hint = if found.starts_with('-') { option(first, words, found) } else { word(first, found) };
+    let hint = hint.or_else(|| nearest.map(|nearest| format!("did you mean {nearest}?")));
+    let hint = hint.unwrap_or_else(|| format!("`{command} --help` lists what there is"));
+    let what = if found.starts_with('-') {
+        format!("no option {}", shown(found))
+    } else {
+        format!("no place for `{}`", shown(found))
+    };
+    Failure::arguments(format!("`{command}` has {what}"), hint)
+}
+
+/// What an option of another program is here.
+fn option(command: &str, words: &[String], found: &str) -> Option<String> {
+    let name =
+        found.trim_start_matches('-').split('=').next().unwrap_or_default().to_ascii_lowercase().replace('_', "-");
+    let of =
+        |table: &[(&str, &str)]| table.iter().find(|(theirs, _)| *theirs == name).map(|(_, ours)| (*ours).to_owned());
+    if TAKES_RECIPE.contains(&command) {
+        return of(&OF_A_RECIPE).or_else(|| key(&name.replace('-', "_"), &value(words, found)));
+    }
+    if command == "export" {
+        return of(&OF_EXPORT).or_else(|| of(&OF_A_MODEL));
+    }
+    if TAKES_MODEL.contains(&command) { of(&OF_A_MODEL) } else { None }
+}
+
+/// `--set` for the recipe key of this name, ours or another program's.
+fn key(name: &str, value: &str) -> Option<String> {
+    let bare = |rival: &'static str| rival.split_once('.').map_or(rival, |(_, name)| name);
+    let mut ours =
+        KEYS.iter().filter(|key| key.name() == name || key.path.replace('.', "_") == name || key.path == name);
+    // A name that stands in several tables says too little.
+    if let (Some(key), None) = (ours.next(), ours.next()) {
+        return Some(set(key, value, ""));
+    }
+    let rival = |key: &'static Key| {
+        let (_, note) = key.rivals.iter().find(|(theirs, _)| bare(theirs) == name)?;
+        Some((key, *note))
+    };
+    if let Some((key, note)) = KEYS.iter().find_map(rival) {
+        return Some(set(key, value, note));
+    }
+    ELSEWHERE.iter().find(|(theirs, _)| *theirs == name).map(|(_, instead)| (*instead).to_owned())
+}
+
+fn set(key: &Key, value: &str, note: &str) -> String {
+    let note = if note.is_empty() { String::new() } else { format!(" ({note})") };
+    let place = if key.table().is_empty() { String::new() } else { format!(" in [{}]", key.table()) };
+    format!("write --set {}={value}, or `{}`{place} of the recipe{note}", key.path, key.name())
+}
+
+/// The value that was given to an option, or a place for one.
+fn value(words: &[String], found: &str) -> String {
+    let name = found.split('=').next().unwrap_or(found);
+    let at = words.iter().position(|word| word == name);
+    let next = at.and_then(|at| words.get(at + 1)).filter(|word| !word.starts_with('-')).cloned();
+    let joined = words.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('=').map(str::to_owned));
+    shown(&joined.or(next).unwrap_or_else(|| "VALUE".to_owned()))
+}
+
+/// What a word that stands alone should have been.
+fn word(command: &str, found: &str) -> Option<String> {
+    let holding = recognize(Path::new(found));
+    match command {
+        _ if TAKES_RECIPE.contains(&command) && found.contains('=') => Some(format!("write --set {}", shown(found))),
+        "run" | "launch" if holding == Holding::Checkpoint => Some(format!("write --resume {}", shown(found))),
+        "run" | "launch" if holding == Holding::Recipe => {
+            Some("a run has one recipe; --set overrides its keys".to_owned())
+        }
+        "generate" if holding == Holding::Missing => Some("the prompt follows --prompt, in quotes".to_owned()),
+        "generate" | "eval" | "export" if matches!(holding, Holding::Adapter | Holding::Run | Holding::Checkpoint) => {
+            Some(format!("write --adapter {}", shown(found)))
+        }
+        "generate" | "eval" => Some(format!("write --data {}", shown(found))),
+        "export" => Some(format!("write --output {}", shown(found))),
+        _ => None,
+    }
+}
+
+/// On one line, and not longer than one.
+fn shown(text: &str) -> String {
+    text.chars().take(80).collect::<String>().escape_debug().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// (command line, part of the answer)
+    #[test]
+    fn other_programs_words_are_answered_with_ours() {
+        for (line, says) in [
+            ("train recipe.toml", "finetune run RECIPE.toml"),
+            ("fuse --model x", "finetune export RUN --format merged"),
+            ("chat run", "finetune generate RUN"),
+            ("valdate recipe.toml", "finetune validate"),
+            ("run recipe.toml --lr 1e-4", "--set optimizer.learning_rate=1e-4"),
+            ("run recipe.toml --lr=1e-4", "--set optimizer.learning_rate=1e-4"),
+            ("run recipe.toml --epochs 3", "--set train.epochs=3"),
+            ("run recipe.toml --lora-rank 8", "--set lora.rank=8"),
+            ("run recipe.toml --train.epochs 3", "--set train.epochs=3"),
+            ("run recipe.toml train.epochs=3", "--set train.epochs=3"),
+            ("run recipe.toml -o out", "--output-dir"),
+            ("run recipe.toml --dry-run", "finetune validate"),
+            ("run --config recipe.toml", "first argument"),
+            ("run recipe.toml --num-gpus 2", "finetune launch"),
+            ("validate recipe.toml --frobnicate", "finetune validate --help"),
+            ("generate model --temp 1 --prompt x", "--temperature"),
+            ("generate --model m --prompt x", "first argument"),
+            ("generate model --adapter-path a --prompt x", "--adapter"),
+            ("generate model Hello", "--prompt"),
+            ("export run -o out --format merged", "--output"),
+            ("cluster bench --frobnicate", "finetune cluster bench --help"),
+        ] {
+            let words: Vec<String> = ["finetune"].into_iter().chain(line.split(' ')).map(str::to_owned).collect();
+            let error = Cli::try_parse_from(&words).expect_err(line);
+            match answer(&words, &error) {
+                Some(Failure::Arguments { message, hints }) => {
+                    assert!(hints.join("\n").contains(says), "{line}: {message}; {hints:?}");
+                }
+                other => panic!("{line}: {other:?}\n{error}"),
+            }
+        }
+    }
+
+    /// A `--` before the recipe is allowed and not needed.
+    #[test]
+    fn a_launch_takes_its_recipe_with_and_without_dashes() {
+        for line in ["launch -n 2 -- recipe.toml --resume", "launch -n 2 recipe.toml --resume"] {
+            let cli = Cli::try_parse_from(["finetune"].into_iter().chain(line.split(' '))).expect(line);
+            let super::super::Command::Launch(launch) = cli.command else { panic!("{line}") };
+            assert_eq!(launch.run, ["recipe.toml", "--resume"], "{line}");
+        }
+        assert!(Cli::try_parse_from(["finetune", "launch", "recipe.toml"]).is_err(), "how many is not said");
+    }
+}

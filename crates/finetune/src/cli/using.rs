@@ -1,0 +1,160 @@
+//! Arguments of the commands that use a model: `eval`, `generate`, `export`.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, ValueEnum};
+
+/// A model, perhaps with an adapter.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArguments {
+    /// A model directory, or the result of training: a run, a checkpoint or an adapter, whose base model is found by what
+    /// it says; or a hub id (OWNER/NAME) that is in the Hugging Face cache
+    #[arg(value_name = "RUN|MODEL_DIR")]
+    pub(crate) model: PathBuf,
+    /// An adapter to use with the model: a run, a checkpoint, an adapter's directory (PEFT's or mlx-lm's) or its hub id
+    #[arg(long, value_name = "ADAPTER")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// The base model, where it is not where the run or adapter says
+    #[arg(long, value_name = "MODEL_DIR", conflicts_with = "adapter")]
+    pub(crate) base: Option<PathBuf>,
+    /// Use the adapter on another base model than it was trained on all the same
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// A chat template to use instead of the one that comes with the adapter or model
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chat_template: Option<PathBuf>,
+    /// Where to compute; auto: a GPU if there is one
+    #[arg(long, value_enum, default_value_t = DeviceArgument::Auto)]
+    pub(crate) device: DeviceArgument,
+    /// Number type to compute in on a GPU; auto: what the model's file has
+    #[arg(long, value_enum, default_value_t = DtypeArgument::Auto)]
+    pub(crate) dtype: DtypeArgument,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum DeviceArgument {
+    Auto,
+    Cpu,
+    Gpu,
+}
+
+impl From<DeviceArgument> for finetune_recipe::DeviceChoice {
+    fn from(device: DeviceArgument) -> Self {
+        match device {
+            DeviceArgument::Auto => Self::Auto,
+            DeviceArgument::Cpu => Self::Cpu,
+            DeviceArgument::Gpu => Self::Gpu,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum DtypeArgument {
+    Auto,
+    F32,
+    Bf16,
+    F16,
+}
+
+impl From<DtypeArgument> for finetune_recipe::DtypeChoice {
+    fn from(dtype: DtypeArgument) -> Self {
+        match dtype {
+            DtypeArgument::Auto => Self::Auto,
+            DtypeArgument::F32 => Self::F32,
+            DtypeArgument::Bf16 => Self::Bf16,
+            DtypeArgument::F16 => Self::F16,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArguments {
+    #[command(flatten)]
+    pub(crate) model: ModelArguments,
+    /// Rows, in any of the formats of a recipe's data
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("question").required(true).args(["prompt", "messages", "data"])))]
+pub(crate) struct GenerateArguments {
+    #[command(flatten)]
+    pub(crate) model: ModelArguments,
+    /// What to continue; -: read it from standard input
+    #[arg(long, short, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// A conversation to continue: a JSON list of {"role", "content"}, or an object with `messages` (and `tools`); -: from
+    /// standard input
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["raw", "system"])]
+    pub(crate) messages: Option<PathBuf>,
+    /// Answer the rows of this file, and show beside each what the row expects
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["raw", "system"])]
+    pub(crate) data: Option<PathBuf>,
+    /// A system message before the prompt
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    pub(crate) system: Option<String>,
+    /// Take the prompt as it is, without the chat template
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Stop where this text comes up, which is left out (may be repeated)
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) stop: Vec<String>,
+    /// Stop after this many tokens
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) max_new_tokens: usize,
+    /// 0 takes the most likely token each time; higher is more varied
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub(crate) temperature: f64,
+    /// Draw from the most likely tokens that together reach this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub(crate) top_p: f64,
+    /// The same seed gives the same text
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Print text and token ids as one JSON object; with --data one for each row
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportFormat {
+    /// A complete model directory with the adapter merged in
+    Merged,
+    /// The adapter alone, in PEFT's format
+    Peft,
+    /// The adapter alone, in mlx-lm's format
+    #[value(hide = true)]
+    Mlx,
+    /// A GGUF file
+    #[value(hide = true)]
+    Gguf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArguments {
+    /// A run, a checkpoint or an adapter; or, with --adapter, a model directory
+    #[arg(value_name = "RUN|MODEL_DIR")]
+    pub(crate) source: PathBuf,
+    /// The adapter to merge into the model directory: a run, a checkpoint or an adapter
+    #[arg(long, value_name = "ADAPTER", conflicts_with_all = ["base", "best"])]
+    pub(crate) adapter: Option<PathBuf>,
+    /// What to write
+    #[arg(long, value_enum)]
+    pub(crate) format: ExportFormat,
+    /// Where to write it; the directory must not hold anything else
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Of a run, take the checkpoint with the best evaluation instead of the newest one
+    #[arg(long)]
+    pub(crate) best: bool,
+    /// The base model, where it is not where the run found it
+    #[arg(long, value_name = "MODEL_DIR")]
+    pub(crate) base: Option<PathBuf>,
+    /// Merge into another base model than the adapter was trained on all the same
+    #[arg(long)]
+    pub(crate) force: bool,
+}

@@ -1,0 +1,123 @@
+//! What is asked of a model on the command line: a text, a question with a system message, a conversation.
+
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::cli::GenerateArguments;
+use crate::failure::Failure;
+
+/// Longest prompt or conversation that is read, in bytes: as a row of a dataset.
+const LONGEST: u64 = 16 << 20;
+
+/// What the model continues.
+#[derive(Debug, PartialEq)]
+pub(super) enum Prompt {
+    /// As it is.
+    Raw(String),
+    /// Through the chat template.
+    Chat { messages: Vec<Value>, tools: Option<Value> },
+}
+
+/// What the arguments ask; `None` where the rows of a file do.
+pub(super) fn prompt(arguments: &GenerateArguments, say: &dyn Fn(&str)) -> Result<Option<Prompt>, Failure> {
+    if let Some(file) = &arguments.messages {
+        let text = read("--messages", file)?;
+        return conversation(&text, file, say).map(Some);
+    }
+    let Some(prompt) = &arguments.prompt else { return Ok(None) };
+    let prompt = if prompt == "-" {
+        let mut text = read("--prompt", Path::new("-"))?;
+        // What a shell or an editor adds, and nobody meant.
+        if text.ends_with('\n') {
+            text.truncate(text.len() - 1);
+        }
+        text
+    } else {
+        prompt.clone()
+    };
+    if arguments.raw {
+        return Ok(Some(Prompt::Raw(prompt)));
+    }
+    let system = arguments.system.iter().map(|text| json!({"role": "system", "content": text}));
+    let messages = system.chain([json!({"role": "user", "content": prompt})]).collect();
+    Ok(Some(Prompt::Chat { messages, tools: None }))
+}
+
+/// A file's text, or with `-` that of standard input.
+fn read(option: &str, file: &Path) -> Result<String, Failure> {
+    let from_input = file == Path::new("-");
+    let name = if from_input { "standard input".to_owned() } else { file.display().to_string() };
+    let mut bytes = Vec::new();
+    let read = if from_input {
+        std::io::stdin().lock().take(LONGEST + 1).read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(file).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes))
+    };
+    let refuse = |what: String, hint: &str| Failure::arguments(format!("{option}: {name} {what}"), hint);
+    if let Err(error) = read {
+        return Err(refuse(format!("cannot be read: {error}"), "the path is relative to the current directory"));
+    }
+    if bytes.len() as u64 > LONGEST {
+        return Err(refuse(format!("has more than {LONGEST} bytes"), "is this the text you meant?"));
+    }
+    String::from_utf8(bytes).map_err(|_| refuse("is not UTF-8 text".to_owned(), "save it as UTF-8"))
+}
+
+/// `[{"role", "content"}, ...]`, or an object that has that in `messages`.
+fn conversation(text: &str, file: &Path, say: &dyn Fn(&str)) -> Result<Prompt, Failure> {
+    let shown = file.display();
+    let wanted = "a list is meant, [{\"role\": \"user\", \"content\": \"Hello\"}], or {\"messages\": [...]}";
+    let mut value: Value = serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|error| {
+        let rows = text.lines().filter(|line| line.trim_start().starts_with('{')).count() > 1;
+        let hint = if rows { "a file of rows is given with --data" } else { wanted };
+        Failure::arguments(format!("--messages {shown} is no JSON: {error}"), hint)
+    })?;
+    let tools = value.get_mut("tools").map(Value::take).filter(|tools| !tools.is_null());
+    let list = if value.is_object() { value.get_mut("messages").map(Value::take).unwrap_or_default() } else { value };
+    let Value::Array(mut messages) = list else {
+        return Err(Failure::arguments(format!("--messages {shown} holds no list of messages"), wanted));
+    };
+    if let Some(place) = messages.iter().position(|message| message.get("role").and_then(Value::as_str).is_none()) {
+        return Err(Failure::arguments(format!("--messages {shown}: message {} has no role", place + 1), wanted));
+    }
+    if messages.last().is_some_and(|message| message["role"] == "assistant") {
+        messages.pop();
+        say("the assistant's last message is left out: it is what is asked for");
+    }
+    if messages.is_empty() {
+        return Err(Failure::arguments(format!("--messages {shown} has no message to answer"), wanted));
+    }
+    Ok(Prompt::Chat { messages, tools })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// (text, messages that are asked, or part of what is said)
+    #[test]
+    fn conversations_in_their_forms() {
+        let user = json!({"role": "user", "content": "Hi"});
+        let list = format!("[{user}]");
+        let object = format!("{{\"messages\": [{user}], \"tools\": null}}");
+        let answered = format!("[{user}, {{\"role\": \"assistant\", \"content\": \"Hello\"}}]");
+        for text in [list.as_str(), object.as_str(), answered.as_str()] {
+            let found = conversation(text, Path::new("m.json"), &|_| {}).expect("a conversation");
+            assert_eq!(found, Prompt::Chat { messages: vec![user.clone()], tools: None }, "{text}");
+        }
+        for (text, says) in [
+            ("{\"text\": 1}", "no list"),
+            ("[]", "no message"),
+            ("[\"Hi\"]", "message 1 has no role"),
+            ("Hi", "no JSON"),
+            ("{\"messages\": []}\n{\"messages\": []}", "no JSON"),
+        ] {
+            match conversation(text, Path::new("m.json"), &|_| {}) {
+                Err(Failure::Arguments { message, .. }) => assert!(message.contains(says), "{text}: {message}"),
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! A model on its device with its adapter, for the commands that compute with one.
+
+use std::path::Path;
+
+use finetune_model::Model;
+use finetune_model::ModelConfig;
+use finetune_model::adapter::{Adapter, BaseCheck};
+use finetune_trainer::{Machine, Place, stored_type};
+
+use crate::cli::ModelArguments;
+use crate::failure::Failure;
+use crate::progress::Verbosity;
+use crate::source::Source;
+
+/// A line on stderr, unless only errors and results are asked for.
+pub(super) fn say(verbosity: Verbosity, line: &str) {
+    if verbosity > Verbosity::Quiet {
+        anstream::eprintln!("{line}");
+    }
+}
+
+/// The model of a source, its adapter attached. `say` is told what the user should know.
+pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&str)) -> Result<Model, Failure> {
+    // Before the weights are read, which may take long.
+    let adapter = match &source.adapter {
+        Some(adapter) => Some(read_adapter(adapter, &source.model, arguments.force, say)?),
+        None => None,
+    };
+    let wanted = finetune_recipe::Model {
+        path: source.model.to_string_lossy().into_owned(),
+        device: arguments.device.into(),
+        dtype: arguments.dtype.into(),
+        quantization: None,
+    };
+    let place = Place::choose(&wanted, &Machine::default(), stored_type(&source.model))?;
+    place.notices.iter().for_each(|notice| say(notice));
+    let mut model = Model::load(&source.model, &place.placement)?;
+    model.notices().iter().for_each(|notice| say(notice));
+    if let Some(adapter) = adapter {
+        model.attach(&adapter);
+    }
+    Ok(model)
+}
+
+/// An adapter for a base, refused where it was trained on another one.
+pub(super) fn read_adapter(directory: &Path, base: &Path, force: bool, say: &dyn Fn(&str)) -> Result<Adapter, Failure> {
+    let adapter = Adapter::read(directory, &ModelConfig::load(base)?)?;
+    match adapter.check_base(base)? {
+        BaseCheck::Same | BaseCheck::Unknown => {}
+        BaseCheck::OtherName(notice) => say(&notice),
+        BaseCheck::Other(what) if force => say(&format!("{what}; it is used all the same (--force)")),
+        BaseCheck::Other(what) => {
+            return Err(Failure::Arguments {
+                message: what,
+                hints: vec![
+                    "name the base that it was trained on".to_owned(),
+                    "--force uses this one all the same, for a base that is the same model in another number type"
+                        .to_owned(),
+                ],
+            });
+        }
+    }
+    adapter.notices.iter().for_each(|notice| say(notice));
+    Ok(adapter)
+}

@@ -1,0 +1,314 @@
+//! What a path on the command line means: a model, an adapter with its base, the result of a run, a recipe. What can be
+//! used is used; of the rest one line says what it is, and what is meant instead.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use finetune_dataset::{ChatTokenizer, TextSource};
+use finetune_recipe::Recipe;
+use finetune_store::{Holding, HubId, RealDisk, hub_cache, newest_verified, recognize, refuse_stand_ins};
+use finetune_trainer::{CHECKPOINTS, model_directory};
+use serde_json::Value;
+
+use crate::cli::ModelArguments;
+use crate::failure::Failure;
+
+mod mistaken;
+#[cfg(test)]
+mod tests;
+
+use mistaken::{directory_of_rows, missing, no_rows, not_a_model, not_a_recipe, not_an_adapter};
+
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// Longest adapter_config.json that is read, in bytes.
+const LONGEST_CONFIG: u64 = 1 << 20;
+
+/// What a command computes with.
+#[derive(Debug)]
+pub(crate) struct Source {
+    /// The directory of the model, or of the adapter's base.
+    pub(crate) model: PathBuf,
+    pub(crate) adapter: Option<PathBuf>,
+    chat_template: Option<PathBuf>,
+    /// What the date of its template says: that of the run, where it is one's.
+    date: Option<String>,
+    /// What the user should know about what was chosen.
+    pub(crate) notices: Vec<String>,
+}
+
+impl Source {
+    /// Finds what the arguments of a command name.
+    pub(crate) fn open(arguments: &ModelArguments) -> Result<Source, Failure> {
+        let mut notices = Vec::new();
+        let (model, adapter) = match (named(&arguments.model, &mut notices)?, &arguments.adapter) {
+            (Named::Model(model), None) if arguments.base.is_some() => {
+                return Err(Failure::arguments(
+                    format!("--base names the base of an adapter, and {} is a model itself", model.display()),
+                    "leave --base out, or name an adapter or a run instead of the model",
+                ));
+            }
+            (Named::Model(model), None) => (model, None),
+            (Named::Model(model), Some(adapter)) => (model, Some(adapter_directory(adapter, &mut notices)?)),
+            (Named::Adapter(adapter), None) => (base_of(&adapter, arguments.base.as_deref())?, Some(adapter)),
+            (Named::Adapter(first), Some(_)) => {
+                return Err(Failure::arguments(
+                    format!("{} is an adapter already, and --adapter names another one", first.display()),
+                    "name the base model first, or leave --adapter out: the adapter's own base is used",
+                ));
+            }
+        };
+        Source::of(model, adapter, arguments.chat_template.clone(), notices)
+    }
+
+    /// A model and an adapter that are known already.
+    pub(crate) fn of(
+        model: PathBuf,
+        adapter: Option<PathBuf>,
+        chat_template: Option<PathBuf>,
+        notices: Vec<String>,
+    ) -> Result<Source, Failure> {
+        refuse_stand_ins(&model)?;
+        if let Some(adapter) = &adapter {
+            refuse_stand_ins(adapter)?;
+        }
+        if let Some(path) = chat_template.as_ref().filter(|path| !path.is_file()) {
+            return Err(Failure::arguments(
+                format!("--chat-template {}: there is no such file", path.display()),
+                "the path is relative to the current directory",
+            ));
+        }
+        let run = run_of(adapter.as_deref().unwrap_or(&model));
+        let date = run.and_then(|run| recipe_of(&run)).and_then(|recipe| recipe.data.date);
+        Ok(Source { model, adapter, chat_template, date, notices })
+    }
+
+    /// The tokenizer and template that the model was trained with; `None` where neither it nor its adapter has a tokenizer.
+    pub(crate) fn tokenizer(&self) -> Result<Option<ChatTokenizer>, Failure> {
+        Ok(ChatTokenizer::open(&TextSource {
+            model_dir: &self.model,
+            adapter: self.adapter.as_deref(),
+            chat_template: self.chat_template.as_deref(),
+            date: self.date.as_deref(),
+        })?)
+    }
+}
+
+/// What one path names.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Named {
+    Model(PathBuf),
+    Adapter(PathBuf),
+}
+
+/// The model or adapter at a path, of a run, or of a hub id in the cache.
+pub(crate) fn named(path: &Path, notices: &mut Vec<String>) -> Result<Named, Failure> {
+    match recognize(path) {
+        Holding::ModelDirectory => Ok(Named::Model(path.to_owned())),
+        Holding::Adapter => whole_adapter(path).map(Named::Adapter),
+        Holding::Checkpoint => Ok(checkpoint(path.to_owned())),
+        Holding::Run => result_of(path, notices),
+        Holding::Directory if is_checkpoints_of_a_run(path) => newest_of(path, notices),
+        Holding::Missing => in_cache(path),
+        holding => Err(not_a_model(path, holding)),
+    }
+}
+
+/// The adapter that `--adapter` names.
+pub(crate) fn adapter_directory(path: &Path, notices: &mut Vec<String>) -> Result<PathBuf, Failure> {
+    let holding = recognize(path);
+    match holding {
+        Holding::ModelDirectory => return Err(not_an_adapter(path, holding)),
+        Holding::Adapter | Holding::Checkpoint | Holding::Run | Holding::Missing => {}
+        Holding::Directory if is_checkpoints_of_a_run(path) => {}
+        holding => return Err(not_an_adapter(path, holding)),
+    }
+    match named(path, notices)? {
+        Named::Adapter(adapter) => Ok(adapter),
+        Named::Model(model) if holding == Holding::Missing => Err(Failure::arguments(
+            format!("{} is a model of the hub, not an adapter", path.display()),
+            format!("name it as the model instead of --adapter; in the cache it is {}", model.display()),
+        )),
+        Named::Model(model) => Err(Failure::arguments(
+            format!(
+                "{} has no adapter: all weights were trained, and {} is the model",
+                path.display(),
+                model.display()
+            ),
+            "name that as the model, without --adapter",
+        )),
+    }
+}
+
+/// A checkpoint holds an adapter, or all weights and their config.
+fn checkpoint(path: PathBuf) -> Named {
+    if path.join(ADAPTER_CONFIG).is_file() { Named::Adapter(path) } else { Named::Model(path) }
+}
+
+/// The result of a run: `adapter/`, `model/`, or the newest checkpoint of one that has not come to its end.
+fn result_of(run: &Path, notices: &mut Vec<String>) -> Result<Named, Failure> {
+    let (adapter, model) = (run.join("adapter"), run.join("model"));
+    if recognize(&adapter) == Holding::Adapter {
+        return Ok(Named::Adapter(adapter));
+    }
+    if recognize(&model) == Holding::ModelDirectory {
+        return Ok(Named::Model(model));
+    }
+    newest_of(&run.join(CHECKPOINTS), notices)
+}
+
+fn newest_of(checkpoints: &Path, notices: &mut Vec<String>) -> Result<Named, Failure> {
+    let (newest, rejected) = newest_verified(&RealDisk, checkpoints, "step-")?;
+    notices.extend(rejected.iter().map(|bad| format!("{} is passed over: {}", bad.path.display(), bad.why)));
+    let run = checkpoints.parent().unwrap_or(checkpoints).display();
+    match newest {
+        Some((_, path, _)) => {
+            notices.push(format!("{run} has not come to its end: {} is used", path.display()));
+            Ok(checkpoint(path))
+        }
+        None => Err(Failure::arguments(
+            format!("{run} is a run of finetune that has no result and no checkpoint that verifies"),
+            format!("train first: `finetune run {run} --resume` goes on with it"),
+        )),
+    }
+}
+
+fn is_checkpoints_of_a_run(path: &Path) -> bool {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    path.file_name().is_some_and(|name| name == CHECKPOINTS) && recognize(parent) == Holding::Run
+}
+
+fn in_cache(path: &Path) -> Result<Named, Failure> {
+    let snapshot = HubId::parse(&path.to_string_lossy()).and_then(|id| id.snapshot());
+    match snapshot.as_ref().map(|snapshot| recognize(snapshot)) {
+        Some(Holding::ModelDirectory) => Ok(Named::Model(snapshot.unwrap_or_default())),
+        Some(Holding::Adapter) => whole_adapter(&snapshot.unwrap_or_default()).map(Named::Adapter),
+        _ => Err(missing(path)),
+    }
+}
+
+/// An adapter with its tensors in a format that is read.
+fn whole_adapter(directory: &Path) -> Result<PathBuf, Failure> {
+    let has = |name: &str| directory.join(name).is_file();
+    let shown = directory.display();
+    if !has("adapter_model.safetensors") && !has("adapters.safetensors") {
+        if has("adapter_model.bin") {
+            return Err(Failure::arguments(
+                format!("{shown} has its tensors in adapter_model.bin, a pickle, which can run code and is not read"),
+                "load it with PEFT and save it again: save_pretrained(DIR) writes adapter_model.safetensors",
+            ));
+        }
+        return Err(Failure::arguments(
+            format!("{shown} has {ADAPTER_CONFIG} and no adapter_model.safetensors"),
+            "the download or copy is not complete: fetch it again",
+        ));
+    }
+    if !has(ADAPTER_CONFIG) {
+        return Err(Failure::arguments(
+            format!("{shown} has the tensors of an adapter and no {ADAPTER_CONFIG}, which says how they are scaled"),
+            "the download or copy is not complete: fetch it again",
+        ));
+    }
+    Ok(directory.to_owned())
+}
+
+/// The base of an adapter: where the user says it is, else where the adapter or its run says it is.
+pub(crate) fn base_of(adapter: &Path, given: Option<&Path>) -> Result<PathBuf, Failure> {
+    let Some(given) = given else { return recorded_base(adapter) };
+    match named(given, &mut Vec::new())? {
+        Named::Model(model) => Ok(model),
+        Named::Adapter(_) => Err(not_a_model(given, Holding::Adapter)),
+    }
+}
+
+fn recorded_base(adapter: &Path) -> Result<PathBuf, Failure> {
+    let config = config_of(adapter);
+    let text = |key: &str| config[key].as_str().filter(|text| !text.is_empty());
+    // mlx-lm writes the options of its own command line.
+    let name = text("base_model_name_or_path").or_else(|| text("model"));
+    let is_model = |path: &PathBuf| matches!(recognize(path), Holding::ModelDirectory | Holding::Checkpoint);
+    if let Some(name) = name {
+        let near = [PathBuf::from(name), adapter.join(name)];
+        if let Some(path) = near.into_iter().find(is_model) {
+            return Ok(path);
+        }
+        let id = HubId::parse(name).map(|id| match text("revision") {
+            Some(revision) if id.revision.is_none() => HubId { name: id.name, revision: Some(revision.to_owned()) },
+            _ => id,
+        });
+        if let Some(path) = id.and_then(|id| id.snapshot()).filter(is_model) {
+            return Ok(path);
+        }
+    }
+    let of_run = run_of(adapter).and_then(|run| recipe_of(&run)).and_then(|recipe| model_directory(&recipe).ok());
+    if let Some(path) = of_run {
+        return Ok(path);
+    }
+    let fetch = name.and_then(HubId::parse).filter(|id| id.name.contains('/')).map(|id| fetch(&id));
+    let hint = "say where it is with --base MODEL_DIR".to_owned();
+    Err(Failure::Arguments {
+        message: match name {
+            Some(name) => format!("the base model of {}, {name}, is not there any more", adapter.display()),
+            None => format!("{} does not say which model it was trained on", adapter.display()),
+        },
+        hints: fetch.into_iter().map(|fetch| format!("{fetch} fetches it")).chain([hint]).collect(),
+    })
+}
+
+/// adapter_config.json; null where it cannot be read, which whoever needs more of it says.
+fn config_of(adapter: &Path) -> Value {
+    let mut text = String::new();
+    let file = std::fs::File::open(adapter.join(ADAPTER_CONFIG));
+    let _ = file.and_then(|file| file.take(LONGEST_CONFIG).read_to_string(&mut text));
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+/// The run that a result or checkpoint lies in.
+pub(crate) fn run_of(result: &Path) -> Option<PathBuf> {
+    let parent = result.parent()?;
+    [Some(parent), parent.parent()].into_iter().flatten().find_map(|run| {
+        let run = if run.as_os_str().is_empty() { Path::new(".") } else { run };
+        (recognize(run) == Holding::Run).then(|| run.to_owned())
+    })
+}
+
+/// The recipe that a run was made with.
+fn recipe_of(run: &Path) -> Option<Recipe> {
+    Recipe::load(&run.join("recipe.toml"), &[], None).ok()
+}
+
+/// The file that the RECIPE of a command means: a recipe, or the one of a run.
+pub(crate) fn recipe_path(path: &Path) -> Result<PathBuf, Failure> {
+    match recognize(path) {
+        // Errors within it point at the place, better than could be done here.
+        Holding::Recipe | Holding::Text | Holding::EmptyFile => Ok(path.to_owned()),
+        // `/dev/stdin` and the shell's `<(...)` have no first bytes to look at without taking them away.
+        Holding::Binary if !path.is_file() => Ok(path.to_owned()),
+        Holding::Run | Holding::Directory if path.join("recipe.toml").is_file() => Ok(path.join("recipe.toml")),
+        holding => Err(not_a_recipe(path, holding)),
+    }
+}
+
+/// A file of rows on the command line. What kind it is, its reader says.
+pub(crate) fn data_file(option: &str, path: &Path) -> Result<(), Failure> {
+    match recognize(path) {
+        Holding::Missing => Err(no_rows(option, path)),
+        Holding::ModelDirectory
+        | Holding::Adapter
+        | Holding::Run
+        | Holding::Checkpoint
+        | Holding::Directory
+        | Holding::EmptyDirectory => Err(directory_of_rows(option, path)),
+        _ => Ok(()),
+    }
+}
+
+/// The command that fetches a model or adapter of the hub.
+fn fetch(id: &HubId) -> String {
+    let revision = id.revision.as_ref().map_or(String::new(), |revision| format!(" --revision {revision}"));
+    format!("`hf download {}{revision}`", id.name)
+}
+
+/// Where the Hugging Face cache is, for messages.
+fn cache() -> String {
+    hub_cache().map_or("of which nothing says where it is".to_owned(), |path| path.display().to_string())
+}

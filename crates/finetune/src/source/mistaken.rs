@@ -1,0 +1,269 @@
+//! What is said of a path that is something else than a command needs: what it is, and which command or key is meant.
+
+use std::path::Path;
+
+use finetune_store::{Holding, HubId, recognize};
+
+use super::{cache, fetch};
+use crate::failure::Failure;
+
+/// The most names of a directory that a message lists.
+const SHOWN: usize = 6;
+
+fn said(message: String, hints: Vec<String>) -> Failure {
+    Failure::Arguments { message, hints }
+}
+
+/// Nothing is there, also not in the cache.
+pub(super) fn missing(path: &Path) -> Failure {
+    let text = path.to_string_lossy();
+    if let Some(failure) = address(&text) {
+        return failure;
+    }
+    let beside: Vec<String> = beside(path).into_iter().collect();
+    match HubId::parse(&text).filter(|id| id.name.contains('/')) {
+        Some(id) => said(
+            format!("there is no {text} here, and no model of that name in the Hugging Face cache ({})", cache()),
+            beside.into_iter().chain([format!("{} fetches it, if it is a model of the hub", fetch(&id))]).collect(),
+        ),
+        None => said(format!("there is no {text}"), beside),
+    }
+}
+
+/// Something to download.
+fn address(text: &str) -> Option<Failure> {
+    let (_, rest) = text.split_once("://")?;
+    let at_hub = rest.strip_prefix("huggingface.co/").or_else(|| rest.strip_prefix("hf.co/"));
+    let id: Option<String> = at_hub.map(|path| path.split('/').take(2).collect::<Vec<_>>().join("/"));
+    Some(match id.as_deref().and_then(HubId::parse) {
+        Some(id) => said(
+            format!("{text} is an address; the model is called {} here", id.name),
+            vec![format!("{} fetches it, then {} names it", fetch(&id), id.name)],
+        ),
+        None => said(
+            format!("{text} is an address, and nothing is downloaded here"),
+            vec!["download it first, and name the directory".to_owned()],
+        ),
+    })
+}
+
+/// What lies where the path ends, if it leads somewhere.
+fn beside(path: &Path) -> Option<String> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty())?;
+    let names = names(parent, |_| true);
+    (!names.is_empty()).then(|| format!("in {} there is {}", parent.display(), listed(&names)))
+}
+
+/// Names in a directory, sorted, without hidden ones.
+fn names(directory: &Path, wanted: impl Fn(&Path) -> bool) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    let mut names: Vec<String> = entries
+        .filter(|entry| wanted(&entry.path()))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| !name.starts_with('.'))
+        .collect();
+    names.sort();
+    names
+}
+
+fn listed(names: &[String]) -> String {
+    let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
+    format!("{}{more}", names[..names.len().min(SHOWN)].join(", "))
+}
+
+/// The directory whose file this is, where a directory is meant.
+fn owner(path: &Path) -> Option<(&Path, Holding)> {
+    let parent = path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
+    let holding = recognize(parent);
+    matches!(holding, Holding::ModelDirectory | Holding::Adapter | Holding::Checkpoint | Holding::Run)
+        .then_some((parent, holding))
+}
+
+/// Where a model, a run or an adapter is meant.
+pub(super) fn not_a_model(path: &Path, holding: Holding) -> Failure {
+    let (shown, what) = (path.display(), holding.describe());
+    if let Some((directory, kind)) = owner(path).filter(|_| path.is_file()) {
+        return said(
+            format!("{shown} is one file of {}, {}: the directory is meant", directory.display(), kind.describe()),
+            vec![],
+        );
+    }
+    match holding {
+        Holding::Gguf => said(
+            format!("{shown} is {what}, which is not read here"),
+            vec![
+                "name the Hugging Face directory that it was made from: `hf download OWNER/NAME` fetches one"
+                    .to_owned(),
+            ],
+        ),
+        Holding::Recipe => said(
+            format!("{shown} is {what}: a model, a run or an adapter is meant"),
+            vec![format!("`finetune run {shown}` trains as a recipe says; then name its output_dir here")],
+        ),
+        Holding::JsonLines | Holding::JsonArray | Holding::Csv | Holding::Tsv | Holding::Parquet | Holding::Arrow => {
+            said(
+                format!(
+                    "{shown} is {what}: rows are named with --data, and a model, a run or an adapter is meant here"
+                ),
+                vec![],
+            )
+        }
+        Holding::Directory => {
+            let inside = names(path, |path| {
+                matches!(
+                    recognize(path),
+                    Holding::ModelDirectory | Holding::Adapter | Holding::Checkpoint | Holding::Run
+                )
+            });
+            said(
+                format!("{shown} is a directory without a config.json: it holds no model, run or adapter itself"),
+                if inside.is_empty() {
+                    vec!["a model directory has config.json, tokenizer.json and model.safetensors".to_owned()]
+                } else {
+                    vec![format!("in it are {}", listed(&inside))]
+                },
+            )
+        }
+        _ => said(
+            format!("{shown} is {what}: a model, a run or an adapter is meant"),
+            vec![
+                "a model directory has config.json, tokenizer.json and model.safetensors (or shards with their index)"
+                    .to_owned(),
+            ],
+        ),
+    }
+}
+
+/// Where an adapter is meant.
+pub(super) fn not_an_adapter(path: &Path, holding: Holding) -> Failure {
+    let (shown, what) = (path.display(), holding.describe());
+    if let Some((directory, Holding::Adapter | Holding::Checkpoint)) = owner(path).filter(|_| path.is_file()) {
+        let kind = recognize(directory).describe();
+        return said(format!("{shown} is one file of {}, {kind}: the directory is meant", directory.display()), vec![]);
+    }
+    let inside = if path.is_dir() { names(path, |path| recognize(path) == Holding::Adapter) } else { Vec::new() };
+    match (holding, inside.as_slice()) {
+        (Holding::ModelDirectory, []) => said(
+            format!("{shown} is {what}, not an adapter"),
+            vec!["name it as the model, in the first place of the command".to_owned()],
+        ),
+        (_, [name]) => said(
+            format!("{shown} holds the adapter {name} in a folder of its own: {} is meant", path.join(name).display()),
+            vec![],
+        ),
+        (_, [_, ..]) => {
+            said(format!("{shown} holds several adapters: {}", listed(&inside)), vec!["name one of them".to_owned()])
+        }
+        _ => said(
+            format!("{shown} is {what}, not an adapter"),
+            vec!["a run, a checkpoint, or a directory with adapter_config.json and its tensors is meant".to_owned()],
+        ),
+    }
+}
+
+/// Where a recipe is meant.
+pub(super) fn not_a_recipe(path: &Path, holding: Holding) -> Failure {
+    let (shown, what) = (path.display(), holding.describe());
+    let toml =
+        |directory: &Path| names(directory, |path| path.extension().is_some_and(|extension| extension == "toml"));
+    match holding {
+        Holding::Missing => {
+            let text = path.to_string_lossy();
+            if let Some(failure) = address(&text) {
+                return failure;
+            }
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let there = toml(parent);
+            said(
+                format!("there is no recipe {shown}"),
+                if there.is_empty() {
+                    vec![]
+                } else {
+                    vec![format!("in {} there is {}", parent.display(), listed(&there))]
+                },
+            )
+        }
+        Holding::Yaml => {
+            let of = rival(path).map_or("as other programs have them".to_owned(), |name| format!("as {name} has them"));
+            said(
+                format!("{shown} is a YAML file, {of}; recipes are TOML here"),
+                vec!["write its settings into a recipe: recipes/README.md lists all keys, and a key of another program is answered with ours".to_owned()],
+            )
+        }
+        Holding::JsonLines | Holding::JsonArray | Holding::Csv | Holding::Tsv | Holding::Parquet | Holding::Arrow => {
+            said(
+                format!(
+                    "{shown} is {what}: rows are named by `train` in [data] of a recipe, and a recipe is meant here"
+                ),
+                vec![],
+            )
+        }
+        Holding::ModelDirectory => said(
+            format!("{shown} is {what}: it is named by `path` in [model] of a recipe, and a recipe is meant here"),
+            vec![],
+        ),
+        Holding::Adapter => said(
+            format!("{shown} is {what}: `init_from` in [lora] of a recipe starts from it, and a recipe is meant here"),
+            vec![],
+        ),
+        Holding::Checkpoint => {
+            said(format!("{shown} is {what}: `finetune run RECIPE.toml --resume {shown}` goes on from it"), vec![])
+        }
+        Holding::Run => said(
+            format!("{shown} is {what} without its recipe.toml"),
+            vec![format!("name the recipe: `finetune run RECIPE.toml --output-dir {shown} --resume` goes on with it")],
+        ),
+        Holding::Directory | Holding::EmptyDirectory => {
+            let there = toml(path);
+            said(
+                format!("{shown} is a directory, and a recipe is a TOML file"),
+                if there.is_empty() { vec![] } else { vec![format!("in it there is {}", listed(&there))] },
+            )
+        }
+        _ => said(format!("{shown} is {what}, and a recipe is a TOML file"), vec![]),
+    }
+}
+
+/// Where a file of rows is meant and nothing is.
+pub(super) fn no_rows(option: &str, path: &Path) -> Failure {
+    let text = path.to_string_lossy();
+    if text.contains("://") {
+        return said(
+            format!("{option} {text} is an address, and nothing is downloaded here"),
+            vec!["download it first, and name the file".to_owned()],
+        );
+    }
+    let hint = beside(path).unwrap_or_else(|| "the path is relative to the current directory".to_owned());
+    said(format!("{option} {text}: there is no such file"), vec![hint])
+}
+
+/// Where one file of rows is meant.
+pub(super) fn directory_of_rows(option: &str, path: &Path) -> Failure {
+    let shown = path.display();
+    let is_rows = |path: &Path| path.extension().is_some_and(|extension| extension == "jsonl" || extension == "json");
+    let there = names(path, is_rows);
+    said(
+        format!("{option} {shown} is {}: one file of rows is meant", recognize(path).describe()),
+        if there.is_empty() { vec![] } else { vec![format!("in it there is {}", listed(&there))] },
+    )
+}
+
+/// Whose recipe a YAML file is, by the keys that only that program has.
+fn rival(path: &Path) -> Option<&'static str> {
+    use std::io::Read;
+    const KEYS: [(&str, &str); 8] = [
+        ("_component_", "torchtune"),
+        ("model_name_or_path:", "LLaMA-Factory"),
+        ("finetuning_type:", "LLaMA-Factory"),
+        ("base_model:", "axolotl"),
+        ("sequence_len:", "axolotl"),
+        ("lora_parameters:", "mlx-lm"),
+        ("iters:", "mlx-lm"),
+        ("adapter_path:", "mlx-lm"),
+    ];
+    let mut bytes = Vec::new();
+    std::fs::File::open(path).ok()?.take(1 << 16).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let is_there = |key: &str| text.lines().any(|line| line.trim_start().starts_with(key));
+    KEYS.iter().find(|(key, _)| is_there(key)).map(|(_, name)| *name)
+}
