@@ -39,7 +39,7 @@ mod text_source;
 mod tokenizer;
 
 pub use error::{BadRow, BadRows, DatasetError};
-pub use load::{Counts, Dataset, Origin, Row, resolve_files};
+pub use load::{Counts, Dataset, Ends, Origin, Row, resolve_files};
 pub use plan::Plan;
 pub use stream::TextStream;
 pub use template::Rendered;

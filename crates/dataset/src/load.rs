@@ -61,6 +61,15 @@ pub struct Dataset {
     pub counts: Counts,
     /// blake3 over the tokens and the mask of every row, in order. Ranks compare it, and a resume checks it.
     pub digest: String,
+    pub notices: Vec<String>,
+    pub ends: Ends,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    pub tokens: Vec<u32>,
+    pub without: usize,
+    pub parts: usize,
 }
 
 /// Bad rows that are shown in full.
@@ -227,7 +236,7 @@ impl Collected<'_> {
             return Err(DatasetError::NoRows { files: self.files.to_vec() });
         }
         let digest = digest(&self.rows);
-        Ok(Dataset { rows: self.rows, files: self.files.to_vec(), counts: self.counts, digest })
+        Ok(Dataset { rows: self.rows, files: self.files.to_vec(), counts: self.counts, digest, notices: Vec::new(), ends: Ends::default() })
     }
 }
 

@@ -10,6 +10,8 @@ use std::path::Path;
 use finetune_store::{Dtype, TensorFile, encode_tensors};
 use serde_json::{Value, json};
 
+use crate::base::{BaseName, RecordedBase};
+pub use crate::base::BaseCheck;
 use crate::config::ModelConfig;
 use crate::layout::Layout;
 use crate::load::to_f32;
@@ -45,6 +47,8 @@ pub struct Adapter {
     /// (outputs, inputs) of each target's layer.
     pub shapes: Vec<(usize, usize)>,
     pub values: Vec<f32>,
+    pub base: RecordedBase,
+    pub notices: Vec<String>,
 }
 
 impl Adapter {
@@ -96,7 +100,11 @@ impl Adapter {
         if targets.is_empty() {
             return keys("no LoRA branch at all", vec![]);
         }
-        Ok(Adapter { targets, shapes: shapes_found, values })
+        Ok(Adapter { targets, shapes: shapes_found, values, base: RecordedBase::default(), notices: Vec::new() })
+    }
+
+    pub fn check_base(&self, _base: &Path) -> Result<BaseCheck, ModelError> {
+        Ok(BaseCheck::Unknown)
     }
 
     /// Checks that the adapter has just the branches that a recipe chose.
@@ -218,7 +226,7 @@ impl Model {
 
     /// The files of a checkpoint of these parameter values: a PEFT adapter, or with full training the weights
     /// in f32 with their config. `base` is what adapter_config.json calls the base model.
-    pub fn files(&self, values: &[f32], base: &str) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
+    pub fn files(&self, values: &[f32], base: &BaseName) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
         let tensors = encode(self.layout(), values)?;
         match &self.trained {
             Trained::Nothing => Ok(vec![]),
@@ -228,7 +236,7 @@ impl Model {
                 Ok(vec![(CONFIG_FILE.to_owned(), config), (TENSOR_FILE.to_owned(), tensors)])
             }
             Trained::All => {
-                let mut files = crate::merge::companion_files(&self.directory, Dtype::F32)?;
+                let mut files = crate::merge::companion_files(&self.directory, Dtype::F32, &[])?;
                 files.push(("model.safetensors".to_owned(), tensors));
                 Ok(files)
             }
@@ -275,7 +283,7 @@ pub fn read_flat(path: &Path, layout: &Layout) -> Result<Vec<f32>, ModelError> {
 }
 
 /// adapter_config.json as PEFT writes it.
-fn adapter_config(targets: &LoraTargets, dropout: f64, base: &str, modules: &[String]) -> Value {
+fn adapter_config(targets: &LoraTargets, dropout: f64, base: &BaseName, modules: &[String]) -> Value {
     let first = &targets[0];
     let (mut ranks, mut alphas) = (serde_json::Map::new(), serde_json::Map::new());
     for target in targets {
@@ -289,8 +297,8 @@ fn adapter_config(targets: &LoraTargets, dropout: f64, base: &str, modules: &[St
     json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "revision": null,
+        "base_model_name_or_path": base.name,
+        "revision": base.revision,
         "inference_mode": true,
         "r": first.rank,
         "lora_alpha": whole(first.alpha),

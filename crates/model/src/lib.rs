@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod adapter;
+mod base;
 pub mod config;
 mod decoder;
 mod error;
@@ -23,6 +24,7 @@ mod model;
 mod placement;
 mod weights;
 
+pub use base::{BaseName, RecordedBase, base_digest};
 pub use burn::tensor::Device;
 pub use config::ModelConfig;
 pub use error::ModelError;

@@ -30,11 +30,11 @@ const COMPANIONS: [&str; 11] = [
 ];
 
 /// config.json with the dtype of the weights, and every tokenizer and template file that is there.
-pub(crate) fn companion_files(base: &Path, dtype: Dtype) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
+pub(crate) fn companion_files(base: &Path, dtype: Dtype, text: &[(String, Vec<u8>)]) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
     let path = base.join("config.json");
     let unreadable = |path: &Path, source| ModelError::Unreadable { path: path.to_owned(), source };
-    let text = load::read_text(&path, crate::config::LIMIT)?;
-    let mut config: Value = serde_json::from_str(&text)
+    let config = load::read_text(&path, crate::config::LIMIT)?;
+    let mut config: Value = serde_json::from_str(&config)
         .map_err(|error| ModelError::Malformed { path: path.clone(), what: error.to_string() })?;
     // The spelling that the directory uses already; transformers reads both.
     let key = if config.get("torch_dtype").is_some() { "torch_dtype" } else { "dtype" };
@@ -45,7 +45,11 @@ pub(crate) fn companion_files(base: &Path, dtype: Dtype) -> Result<Vec<(String, 
     });
     let config = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
     let mut files = vec![("config.json".to_owned(), config)];
+    files.extend(text.iter().cloned());
     for name in COMPANIONS {
+        if text.iter().any(|(known, _)| known == name) {
+            continue;
+        }
         let path = base.join(name);
         if path.is_file() {
             files.push((name.to_owned(), std::fs::read(&path).map_err(|source| unreadable(&path, source))?));
@@ -65,6 +69,7 @@ pub fn write_merged(
     adapter: &Adapter,
     output: &mut Staging<'_>,
     shard_bytes: u64,
+    text: &[(String, Vec<u8>)],
     progress: &dyn Fn(usize, usize),
 ) -> Result<(), ModelError> {
     let config = ModelConfig::load(base)?;
@@ -96,10 +101,14 @@ pub fn write_merged(
     for name in written {
         output.record(&name)?;
     }
-    for (name, bytes) in companion_files(base, dtype)? {
+    for (name, bytes) in companion_files(base, dtype, text)? {
         output.write(&name, &bytes)?;
     }
     Ok(())
+}
+
+pub fn left_out(_base: &Path) -> Vec<String> {
+    Vec::new()
 }
 
 struct BranchValues<'a> {

@@ -142,6 +142,10 @@ impl Model {
         })
     }
 
+    pub fn notices(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Where it is, and in which number types.
     pub fn placement(&self) -> &Placement {
         &self.placement

@@ -242,7 +242,7 @@ fn merged_models_equal_their_adapters() {
         // A shard limit of 20 kB makes an index with several files.
         for (name, shard_bytes) in [("whole", u64::MAX), ("sharded", 20_000)] {
             let mut staging = Staging::begin(&RealDisk, parent.path(), name).expect("a new directory");
-            write_merged(&RealDisk, &directory(family), &adapter, &mut staging, shard_bytes, &|_, _| {})
+            write_merged(&RealDisk, &directory(family), &adapter, &mut staging, shard_bytes, &[], &|_, _| {})
                 .expect("a merge");
             let merged = staging.publish(&serde_json::json!({"kind": "merged"})).expect("published");
             let model = Model::load(&merged, &placement()).expect("the merged model loads");
