@@ -13,6 +13,7 @@ mod disk;
 mod engines;
 mod folder;
 mod gpu;
+mod hostile;
 mod launch;
 mod memory;
 mod messages;

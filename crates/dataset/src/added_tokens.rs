@@ -109,12 +109,13 @@ impl TokenConfigs {
         let mut missing: Vec<(Option<u32>, AddedToken)> = Vec::new();
         for (id, token) in self.listed() {
             let there = tokenizer.token_to_id(&token.content);
-            match there {
-                Some(other) if other != id => notices.push(format!(
+            if let Some(other) = there
+                && other != id
+            {
+                notices.push(format!(
                     "{TOKENIZER_CONFIG} has {:?} as token {id}, tokenizer.json as token {other}, which is used",
                     token.content
-                )),
-                _ => {}
+                ));
             }
             let is_new = texts.insert(token.content.clone());
             // The older file only lists what is missing; the newer one's settings hold against tokenizer.json's.

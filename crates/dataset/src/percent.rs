@@ -113,7 +113,8 @@ fn left_side(pieces: &[Piece<'_>], operator: usize) -> Option<usize> {
         } else if !piece.is_string() && !piece.is_name() {
             return None;
         }
-        let word = |back: usize| at.checked_sub(back).map_or("", |place| pieces[place].text);
+        let here = at;
+        let word = |back: usize| here.checked_sub(back).map_or("", |place| pieces[place].text);
         match word(1) {
             "." | "|" => at = at.checked_sub(2)?,
             "*" | "/" | "//" | "**" | "-" | "%" | "is" => return None,

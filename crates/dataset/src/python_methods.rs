@@ -72,7 +72,8 @@ pub(crate) const STRFTIME: &str = "strftime_now";
 /// Python's `datetime.strftime(format)` of a time without a zone, for which `%Z` and `%z` are empty.
 fn strftime(now: NaiveDateTime, format: &str) -> Result<String, Error> {
     use std::fmt::Write;
-    let without_zone = format.replace("%Z", "").replace("%z", "");
+    // chrono's %f has nine digits, Python's six.
+    let without_zone = format.replace("%Z", "").replace("%z", "").replace("%f", "%6f");
     let mut out = String::new();
     match write!(out, "{}", now.format(&without_zone)) {
         Ok(()) => Ok(out),

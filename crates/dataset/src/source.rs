@@ -51,30 +51,35 @@ pub(crate) fn check(source: &str) -> Result<(), (usize, String)> {
 
 fn check_tag(tag: &str) -> Result<(), (usize, String)> {
     let bytes = tag.as_bytes();
-    // The length of the chain in each open bracket.
-    let mut chains = vec![0usize];
+    // For each open bracket the length of the chain that leads to it, and of that with what follows in it: the parser is as
+    // deep in its stack.
+    let mut chains = vec![(0usize, 0usize)];
     let mut place = 0;
     while place < bytes.len() {
         let start = place;
         place += 1;
+        let (base, length) = chains.last().copied().unwrap_or_default();
         match bytes[start] {
             b'"' | b'\'' => place = string_end(bytes, start),
-            b'(' | b'[' | b'{' => chains.push(0),
+            b'(' | b'[' | b'{' => chains.push((length, length)),
             b')' | b']' | b'}' => {
                 if chains.len() > 1 {
                     chains.pop();
                 }
             }
-            b',' => chains.last_mut().into_iter().for_each(|chain| *chain = 0),
+            b',' => {
+                chains.pop();
+                chains.push((base, base));
+            }
             byte if byte.is_ascii_whitespace() => continue,
             byte if is_word(byte) => {
                 place += bytes[place..].iter().take_while(|byte| is_word(**byte)).count();
             }
             _ => {}
         }
-        if let Some(chain) = chains.last_mut() {
-            *chain += 1;
-            if *chain > LONGEST_CHAIN {
+        if let Some((_, length)) = chains.last_mut() {
+            *length += 1;
+            if *length > LONGEST_CHAIN {
                 return Err((start, format!("an expression of more than {LONGEST_CHAIN} parts")));
             }
         }
@@ -325,6 +330,11 @@ mod tests {
             (format!("{{{{ a{} }}}}", many("|int", 9000)), 1, "more than 2000 parts"),
             (format!("{{% set x = 1{} %}}", many("~'\n'", 9000)), 998, "more than 2000 parts"),
             (format!("{{{{ {}1{} }}}}", many("[", 9000), many("]", 9000)), 1, "nested deeper"),
+            (
+                format!("{{{{ {}1{} }}}}", many(&format!("({}", many("-", 90)), 90), many(")", 90)),
+                1,
+                "more than 2000 parts",
+            ),
             (format!("{{% if 0 %}}{}{{% endif %}}", many("{% elif 0 %}\n", 9000)), 501, "elif"),
             ("a\n\u{FDD0}".to_owned(), 2, "noncharacters"),
         ] {
