@@ -224,7 +224,7 @@ fn shares_by_measured_speed_change_no_bit() {
             "{outcomes:?}"
         );
         let first = told.deals.first().expect("shares are dealt by speed");
-        assert_eq!((first.len(), first[slow], first.iter().sum()), (world, 1, 6), "{first:?}");
+        assert_eq!((first.len(), first[slow], first.iter().sum::<usize>()), (world, 1, 6), "{first:?}");
         assert_eq!(told.losses(), expected.losses(), "{world} ranks, rank {slow} is slow");
         assert_eq!(told.evaluations, expected.evaluations, "{world} ranks, rank {slow} is slow");
         assert!(adapter(&output) == adapter(&even), "{world} ranks, rank {slow} is slow: another adapter");
