@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::error::TrainError;
 use crate::journal::{check_results, is_occupied};
-use crate::learning::{learning_notices, stop_notices};
+use crate::learning::learning_notices;
 use crate::memory::{self, Estimate, Sizes};
 use crate::place::{Machine, Place};
 use crate::prepare::{
@@ -76,7 +76,6 @@ pub fn findings(recipe: &Recipe, machine: &Machine, progress: &dyn Fn(u64)) -> R
     let plan = Plan::new(data.train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
     let steps = total_steps(recipe, &plan);
     notices.extend(learning_notices(recipe, &data.train, data.eval.as_ref(), &plan, steps, &config));
-    notices.extend(stop_notices(&data.train, data.tokenizer.as_ref()));
     let estimate = memory::of_recipe(recipe, &config, start.as_ref(), &data.train, &place.placement, stored);
     memory::check(&estimate, place.memory(machine), || {
         let has_bf16 = place.found.types.contains(&FloatType::BF16);

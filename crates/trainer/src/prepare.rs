@@ -13,7 +13,7 @@ use finetune_store::TensorSet;
 use crate::error::TrainError;
 use crate::identity::Identity;
 use crate::journal::{Claim, Journal};
-use crate::learning::{learning_notices, stop_notices};
+use crate::learning::learning_notices;
 use crate::loss_scale::LossScale;
 use crate::memory::{self, Estimate};
 use crate::place::{Machine, Place};
@@ -236,7 +236,6 @@ fn put_together(
     let plan = Plan::new(data.train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
     let steps = total_steps(&recipe, &plan);
     notices.extend(learning_notices(&recipe, &data.train, data.eval.as_ref(), &plan, steps, &config));
-    notices.extend(stop_notices(&data.train, data.tokenizer.as_ref()));
     let identity = Identity {
         recipe: Identity::recipe_values(&recipe),
         train_data: data.train.digest.clone(),
