@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::disk_need::DiskNeed;
 use crate::error::{Fault, TrainError};
 use crate::journal::check_results;
-use crate::learning::{learning_notices, stop_notices};
+use crate::learning::learning_notices;
 use crate::memory::{self, Estimate, Sizes, Subject};
 use crate::place::{Machine, Place};
 use crate::prepare::{
@@ -244,7 +244,6 @@ impl Findings {
         let steps = total_steps(recipe, &plan);
         (self.steps, self.steps_per_epoch) = (Some(steps), Some(plan.steps_per_epoch()));
         self.notices.extend(learning_notices(recipe, train, eval.as_ref(), &plan, steps, config));
-        self.notices.extend(stop_notices(train, tokenizer.as_ref()));
         let (Some(place), Some(targets), Some(Sizes { parameters, trained })) = (place, targets, sizes) else { return };
         let text = match tokenizer {
             Some(tokenizer) => self.keep(tokenizer.files(&train.ends.tokens).map_err(TrainError::from)),

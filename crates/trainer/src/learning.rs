@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use finetune_dataset::{ChatTokenizer, Dataset, Plan, Row};
+use finetune_dataset::{Dataset, Plan, Row};
 use finetune_model::adapter::linear_modules;
 use finetune_model::{ModelConfig, choose, expected_tensors};
 use finetune_recipe::{Length, Method, OptimizerName, Recipe};
@@ -270,43 +270,11 @@ fn beyond_the_context(recipe: &Recipe, eval: &Dataset, config: &ModelConfig) -> 
     notices
 }
 
-/// Whether the model learns where to stop, and with a token that others know as an end.
-pub(crate) fn stop_notices(train: &Dataset, tokenizer: Option<&ChatTokenizer>) -> Vec<String> {
-    let (ends, Some(tokenizer)) = (&train.ends, tokenizer) else { return Vec::new() };
-    let mut notices = Vec::new();
-    let answers = counted(ends.parts as u64, "trained answer");
-    if ends.parts > 0 && ends.without == ends.parts {
-        let what = if ends.parts == 1 { "the trained answer ends in no" } else { "no trained answer ends in a" };
-        notices.push(format!(
-            "{what} special token of this tokenizer: the chat template leaves the end of a turn out of the loss, or spells it in \
-             pieces that the tokenizer has no single token for. The model does not learn to stop, and generation will run to its limit"
-        ));
-    } else if ends.without > 0 {
-        let cut = if train.counts.truncated > 0 { " (rows that were cut are among them)" } else { "" };
-        notices.push(format!(
-            "{} of {answers} do not end in a special token{cut}: the model does not learn to stop there",
-            thousands(ends.without as u64)
-        ));
-    }
-    let unknown: Vec<String> = ends
-        .tokens
-        .iter()
-        .filter(|&token| !tokenizer.eos_ids().contains(token))
-        .map(|&token| tokenizer.id_to_token(token).unwrap_or_else(|| format!("token {token}")))
-        .collect();
-    if !unknown.is_empty() {
-        notices.push(format!(
-            "trained answers end with {}, which the base model does not know as an end: the generation_config.json of the result \
-             names it, and programs that read that stop there",
-            unknown.join(", ")
-        ));
-    }
-    notices
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use finetune_dataset::ChatTokenizer;
 
     use super::*;
 

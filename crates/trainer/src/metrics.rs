@@ -267,4 +267,24 @@ mod tests {
             assert_eq!(std::fs::read_to_string(&path).expect("anew"), text_of(1));
         }
     }
+
+    /// A run was stopped in the evaluation of step 2, resumed, and killed after it had made it: the row is there, and the
+    /// checkpoint says that it is due.
+    #[test]
+    fn an_evaluation_made_again_is_there_once() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let eval = |step: u64, eval_loss: f64| Row::Eval(EvalRow { step, eval_loss, eval_tokens: 1 });
+        let mut metrics = Metrics::open(folder.path(), 0, &mut Vec::new()).expect("a file");
+        for row in [eval(0, 3.0), eval(2, 2.0)] {
+            metrics.append(row).expect("written");
+        }
+        let mut metrics = Metrics::open(folder.path(), 2, &mut Vec::new()).expect("a file");
+        for step in [2, 2, 7] {
+            metrics.forget_evaluation(step).expect("written");
+        }
+        metrics.append(eval(2, 2.0)).expect("written");
+        assert_eq!(metrics.rows, [eval(0, 3.0), eval(2, 2.0)]);
+        let text = std::fs::read_to_string(folder.path().join(FILE)).expect("a file");
+        assert_eq!(text.lines().count(), 2, "{text}");
+    }
 }

@@ -17,7 +17,7 @@ use crate::disk_need::DiskNeed;
 use crate::error::TrainError;
 use crate::identity::Identity;
 use crate::journal::{Claim, Journal, publishes_best};
-use crate::learning::{learning_notices, stop_notices};
+use crate::learning::learning_notices;
 use crate::limits;
 use crate::loss_scale::LossScale;
 use crate::memory::{self, Estimate, Subject};
@@ -362,7 +362,6 @@ fn put_together(
     let plan = Plan::new(data.train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
     let steps = total_steps(&recipe, &plan);
     notices.extend(learning_notices(&recipe, &data.train, data.eval.as_ref(), &plan, steps, &config));
-    notices.extend(stop_notices(&data.train, data.tokenizer.as_ref()));
     let identity = Identity {
         recipe: Identity::recipe_values(&recipe),
         train_data: data.train.digest.clone(),

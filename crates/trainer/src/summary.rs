@@ -69,8 +69,8 @@ mod tests {
         };
         let eval = |step: u64, loss: f64| format!("{{\"step\":{step},\"eval_loss\":{loss},\"eval_tokens\":1}}\n");
         let whole = [eval(0, 3.5), step(1, 3.0), step(2, 2.0), eval(2, 2.5), step(3, 1.0), eval(3, 2.75)].concat();
-        let cases = [
-            (whole.as_str(), 3, (Some((3.0, 1.0)), Some((3.5, 2.75)))),
+        let cases: [(&str, u64, (Pair, Pair)); 5] = [
+            (&whole, 3, (Some((3.0, 1.0)), Some((3.5, 2.75)))),
             (&whole, 2, (Some((3.0, 2.0)), Some((3.5, 2.5)))),
             // A run of a version that did not look before the first step.
             (&[step(1, 3.0), step(2, 2.0), eval(2, 2.5)].concat(), 2, (Some((3.0, 2.0)), None)),
