@@ -63,6 +63,7 @@ pub fn findings(recipe: &Recipe, machine: &Machine, progress: &dyn Fn(u64)) -> R
     let config =
         if full && !has_weights(&directory) { ModelConfig::load(&directory)? } else { Model::check(&directory)? };
     let data = load_data(recipe, &directory, &config, progress)?;
+    notices.extend(data.notices());
     let start = Start::read(recipe, &config)?;
     let targets = start.as_ref().map(|start| &start.targets);
     let Sizes { parameters, trained: trained_parameters } = memory::sizes(&config, targets);

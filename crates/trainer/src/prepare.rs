@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use finetune_dataset::{ChatTokenizer, Dataset, Plan, resolve_files};
+use finetune_dataset::{ChatTokenizer, Dataset, Plan, resolve_files, unused_files};
 use finetune_model::adapter::{Adapter, linear_modules};
 use finetune_model::{FloatType, LoraTargets, Model, ModelConfig, Placement, choose, float_type};
 use finetune_recipe::{Length, Method, Recipe};
@@ -72,6 +72,17 @@ pub struct Data {
     pub tokenizer: Option<ChatTokenizer>,
 }
 
+impl Data {
+    /// What a person should know about how the rows were read. What evaluation rows share with training rows is said once.
+    pub fn notices(&self) -> Vec<String> {
+        let mut notices = self.train.notices.clone();
+        let of_eval = self.eval.iter().flat_map(|eval| &eval.notices);
+        let new = of_eval.filter(|notice| !self.train.notices.contains(notice));
+        notices.extend(new.map(|notice| format!("evaluation rows: {notice}")));
+        notices
+    }
+}
+
 /// The directory of the recipe's model: a path, or a hub id that is in the Hugging Face cache.
 pub fn model_directory(recipe: &Recipe) -> Result<PathBuf, TrainError> {
     let path = Path::new(&recipe.model.path);
@@ -111,12 +122,20 @@ pub fn load_data(
 ) -> Result<Data, TrainError> {
     let (train_files, eval_files) = resolve_files(&recipe.data.train, &recipe.data.eval)?;
     let tokenizer = ChatTokenizer::load_if_present(model, recipe.data.chat_template.as_deref())?;
-    let load = |files: &[PathBuf]| Dataset::load(files, &recipe.data, tokenizer.as_ref(), config.vocabulary, progress);
-    let train = load(&train_files)?;
+    let load = |files: &[PathBuf], keep_text: usize| {
+        Dataset::load(files, &recipe.data, tokenizer.as_ref(), config.vocabulary, keep_text, progress)
+    };
+    // One tells whether the rows have prompts; only evaluation rows are answered.
+    let mut train = load(&train_files, 1)?;
+    train.notices.extend(unused_files(&recipe.data.train, &recipe.data.eval));
     if train.rows.is_empty() {
         return Err(TrainError::NoRows { path: train_files.first().cloned().unwrap_or_default() });
     }
-    let eval = if eval_files.is_empty() { None } else { Some(load(&eval_files)?) };
+    let eval = if eval_files.is_empty() {
+        None
+    } else {
+        Some(load(&eval_files, recipe.eval.samples.max(recipe.eval.exact_match))?)
+    };
     Ok(Data { train, eval, tokenizer })
 }
 
@@ -218,11 +237,8 @@ fn put_together(
     let stored = stored_type(&model_path);
     let place = Place::choose(&recipe.model, machine, stored)?;
     notices.extend(place.notices.iter().cloned());
-    let mut data = load_data(&recipe, &model_path, &config, progress)?;
-    for row in &mut data.train.rows {
-        // Only rows that are answered need them.
-        (row.prompt_text, row.answer_text) = (String::new(), String::new());
-    }
+    let data = load_data(&recipe, &model_path, &config, progress)?;
+    notices.extend(data.notices());
     notices.extend(length_notice(&data.train, &config));
     let start = Start::read(&recipe, &config)?;
     let estimate = memory::of_recipe(&recipe, &config, start.as_ref(), &data.train, &place.placement, stored);

@@ -57,7 +57,7 @@ pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<Exi
         chat_template: None,
         date: None,
     };
-    let rows = Dataset::load(&data.train, &data, tokenizer.as_ref(), model.config.vocabulary, &|_| {})?;
+    let rows = Dataset::load(&data.train, &data, tokenizer.as_ref(), model.config.vocabulary, 0, &|_| {})?;
     let mut show = Progress::new(if arguments.json { Verbosity::Quiet } else { verbosity }, 1);
     show.start("evaluating", rows.rows.len() as u64);
     let sums = evaluate(&model, &rows, ROWS, &mut |done| show.position(done as u64));
