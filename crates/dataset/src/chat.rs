@@ -47,11 +47,26 @@ pub(crate) fn sequences(template: &ChatTemplate, chat: &Chat, train_on: TrainOn)
         match Reader::new(template, chat, messages)?.read(&turns, train_on) {
             Ok(sequences) => return Ok(sequences),
             Err(Failure::All(error)) => return Err(Failure::All(error)),
-            // What is wrong with the row as it is written comes first.
-            Err(found) => problem = problem.or(Some(found)),
+            // What is wrong with the row as it is written comes first, unless that is only its form.
+            Err(found) => {
+                problem = match problem {
+                    Some(first) if !is_of_form(&first) => Some(first),
+                    _ => Some(found),
+                }
+            }
         }
     }
     Err(problem.unwrap_or_else(|| RowProblem::new("the row has no messages").into()))
+}
+
+/// Whether another form of the messages may have nothing of what a template does not take here.
+fn is_of_form(failure: &Failure) -> bool {
+    match failure {
+        Failure::Row(problem) => {
+            ["writes it as code", "quotes it", "stopped: "].iter().any(|words| problem.reason.contains(words))
+        }
+        _ => false,
+    }
 }
 
 /// Which messages are answers.

@@ -112,5 +112,6 @@ pub(crate) fn data(format: Format) -> Data {
         train_on: TrainOn::Assistant,
         shuffle: true,
         chat_template: None,
+        date: None,
     }
 }
