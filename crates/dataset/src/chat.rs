@@ -361,7 +361,7 @@ impl<'r, 'a> Lazy<'r, 'a> {
     /// Where the contents of turns stand in the whole conversation; nothing where that is not known.
     fn places(&self, full: &Rendered, turns: &[usize]) -> Vec<Option<Range<usize>>> {
         let Ok((marked, Some(found))) = self.get(full) else { return Vec::new() };
-        let places = marked.content_places(found);
+        let places = marked.content_places(&self.reader.messages, found);
         turns.iter().map(|turn| places.get(*turn).cloned().flatten()).collect()
     }
 }

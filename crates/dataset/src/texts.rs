@@ -253,9 +253,9 @@ impl Marked {
         self.texts.iter().zip(seen).find(|(text, seen)| wanted(text) && *seen < text.marks).map(|(text, _)| text)
     }
 
-    /// Where the content of a message stands in a rendering, from its first word to its last: known only for a message that
-    /// has nothing but a text.
-    pub(crate) fn content_places(&self, found: &Found) -> Vec<Option<Range<usize>>> {
+    /// Where the content of each message stands in a rendering, its white space included if it is there: known only for a
+    /// message that has nothing but a text. `messages` are those without marks.
+    pub(crate) fn content_places(&self, messages: &[Value], found: &Found) -> Vec<Option<Range<usize>>> {
         let mut places: Vec<Option<Range<usize>>> = vec![None; self.messages.len()];
         let mut of_message = vec![0usize; self.messages.len()];
         for text in &self.texts {
@@ -282,7 +282,13 @@ impl Marked {
             let last_word = piece.rsplit(char::is_whitespace).next().unwrap_or_default();
             let end = if text.marks == 1 { last } else { last + last_word.len() };
             let Some(start) = first.checked_sub(first_word.len()) else { continue };
+            let content = messages.get(message).and_then(|it| it["content"].as_str()).unwrap_or_default();
+            let (Some(before), Some(behind)) = (found.text.get(..start), found.text.get(end..)) else { continue };
             if found.text.get(start..end).is_some_and(|there| there == piece) {
+                let leading = &content[..content.len() - content.trim_start().len()];
+                let trailing = &content[content.trim_end().len()..];
+                let start = before.strip_suffix(leading).unwrap_or(before).len();
+                let end = end + if behind.starts_with(trailing) { trailing.len() } else { 0 };
                 places[message] = Some(start..end);
             }
         }

@@ -214,7 +214,7 @@ fn flags_of_messages_say_what_is_trained() {
             json!([{"role": "user", "content": "1"}, with("no", first), {"role": "user", "content": "2"}, with("yes", second)]),
         )
     };
-    let template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}";
+    let template = "{% for m in messages %}{{ m.role | first }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}";
     let only_second = ["u:1;a:no;u:2;a:⟦yes;⟧"];
     for flags in [
         json!({"weight": 0}),
@@ -263,7 +263,7 @@ fn flags_of_messages_say_what_is_trained() {
 
 #[test]
 fn keys_beside_the_messages_reach_the_template() {
-    let template = "{{ date | default('never') }}{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}";
+    let template = "{{ date | default('never') }}{% for m in messages %}{{ m.role | first }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}";
     let messages = json!([{"role": "user", "content": "1"}, {"role": "assistant", "content": "a"}]);
     let row = |key: &str, value: Value| json!({"messages": messages, key: value});
     for (key, value, expected) in [

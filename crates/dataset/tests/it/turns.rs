@@ -85,7 +85,7 @@ fn sequences_are_counted_and_said() {
 
 #[test]
 fn a_conversation_that_the_assistant_begins_is_named_with_the_ways_out() {
-    let template = "{% for m in messages %}{% if loop.first %}first;{% endif %}{{ m.role[0] }}:{{ m.content }};{% endfor %}\
+    let template = "{% for m in messages %}{% if loop.first %}first;{% endif %}{{ m.role | first }}:{{ m.content }};{% endfor %}\
                     {% if add_generation_prompt %}a:{% endif %}";
     let row = chat(&[("assistant", "Welcome"), ("user", "1"), ("assistant", "a")]);
     let told = "refused: turn 1: the conversation begins with the assistant, so there is nothing that it answers";
@@ -112,7 +112,7 @@ fn ends_of_answers_are_counted() {
     let dataset = ends(&CHATML.replace("<|im_end|>", "<|fin|>"));
     assert_eq!(dataset.ends, Ends { tokens: vec![], without: 2, parts: 2 });
     assert!(dataset.notices[0].starts_with("2 of 2 answers end in no special token"), "{:?}", dataset.notices);
-    let dataset = ends(&CHATML.replace("<|im_end|>\\n", "</s>"));
+    let dataset = ends(&CHATML.replace("<|im_end|>\n", "</s>"));
     assert_eq!((dataset.ends, dataset.notices.len()), (Ends { tokens: vec![259], without: 0, parts: 2 }, 0));
 }
 
@@ -140,7 +140,8 @@ fn many_turns_are_masked_as_few_are() {
         let model = Model::new(Some(template));
         let file = model.write("rows.jsonl", format!("{}\n", json!({"messages": messages})));
         let long = Data { max_seq_len: 1 << 20, ..data(Format::Auto) };
-        let dataset = Dataset::load(&[file], &long, &model.tokenizer(), VOCABULARY, 0, &|_| {}).expect("a row");
+        let tokenizer = model.tokenizer();
+        let dataset = Dataset::load(&[file], &long, &tokenizer, VOCABULARY, 0, &|_| {}).expect("a row");
         let [row] = &dataset.rows[..] else { panic!("one row") };
         let mut text = String::new();
         for (index, id) in row.tokens.iter().enumerate() {
@@ -151,7 +152,7 @@ fn many_turns_are_masked_as_few_are() {
             if !trained && index > 0 && row.trained[index - 1] {
                 text.push('⟧');
             }
-            text += &model.tokenizer().id_to_token(*id).expect("a token");
+            text += &tokenizer.id_to_token(*id).expect("a token");
         }
         text.push('⟧');
         // Bytes of the vocabulary are printable characters of their own.
