@@ -12,6 +12,14 @@ pub enum DatasetError {
     Unreadable { path: PathBuf, source: std::io::Error },
     #[error("{} is a directory without a train.jsonl", path.display())]
     NoTrainFile { path: PathBuf },
+    #[error("{} is {what}; rows are read from JSONL, one JSON object on each line", path.display())]
+    OtherKind {
+        path: PathBuf,
+        /// With its article.
+        what: &'static str,
+        /// What makes rows of it.
+        remedy: String,
+    },
     #[error("{} has {bytes} bytes; at most {limit} are read", path.display())]
     TooLarge { path: PathBuf, bytes: u64, limit: u64 },
     #[error("{}: {reason}", path.display())]
@@ -157,6 +165,7 @@ impl DatasetError {
             Self::NoRows { .. } => &["each line of a dataset is one JSON object, as {\"messages\": [...]}"],
             Self::AllDropped { .. } => &["raise data.max_seq_len, or cut rows with data.overlong = \"truncate\""],
             Self::BadRows(rows) => return rows.hints(),
+            Self::OtherKind { remedy, .. } => return vec![remedy.clone()],
             Self::NoTokenizer => &["put the tokenizer.json of the model into its directory"],
             Self::Tokenizer { .. } => &[],
         };
@@ -198,7 +207,6 @@ impl BadRows {
         }
         if any("the chat template does not render") {
             hints.push("name a template with {% generation %} blocks in data.chat_template".to_owned());
-            hints.push("or train on the last answer only: data.train_on = \"last\"".to_owned());
         }
         if any("the first row") {
             hints.push("one dataset has one format: convert the rows, or name the format with data.format".to_owned());
@@ -208,6 +216,21 @@ impl BadRows {
                 "the tokenizer has tokens that the model's embedding lacks: use the tokenizer of this model".to_owned(),
             );
         }
+        hints.extend(self.without_them());
         hints
+    }
+
+    /// How to go on without the bad rows, where they are few and all of them shown.
+    fn without_them(&self) -> Option<String> {
+        let first = self.first.first()?;
+        if self.total != self.first.len() || self.total.saturating_mul(4) > self.counts.rows {
+            return None;
+        }
+        if self.first.iter().any(|row| row.file != first.file) {
+            return Some("to go on without these rows, leave their lines out of the files".to_owned());
+        }
+        let lines: Vec<String> = self.first.iter().map(|row| format!("{}d", row.line)).collect();
+        let file = first.file.display().to_string().replace('\'', "'\\''");
+        Some(format!("to go on without: sed '{}' '{file}' > rest.jsonl, and name that in the recipe", lines.join(";")))
     }
 }

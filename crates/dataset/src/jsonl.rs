@@ -11,9 +11,13 @@ use crate::integers;
 /// Bytes of a line. A row of a million tokens has some four million.
 pub(crate) const LONGEST_LINE: usize = 16 << 20;
 
-/// Lines handed out at a time: enough to keep all cores busy, few enough to keep memory flat.
+/// Lines handed out at a time: enough to keep all cores busy, few enough to keep memory flat. A block ends behind the line
+/// that fills it, so it has less than `BLOCK_BYTES + LONGEST_LINE` bytes.
 const BLOCK_LINES: usize = 4096;
-const BLOCK_BYTES: usize = 64 << 20;
+const BLOCK_BYTES: usize = 16 << 20;
+
+/// The mark that programs on Windows put in front of UTF-8 text.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// What is wrong with a row, before it is known where the row came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,8 +101,9 @@ impl Lines {
         if line.last() == Some(&b'\r') {
             line.pop();
         }
-        if self.number == 1 && line.starts_with(b"\xEF\xBB\xBF") {
-            line.drain(..3);
+        // In front of any line: files that each begin with one are put together.
+        while line.starts_with(BYTE_ORDER_MARK) {
+            line.drain(..BYTE_ORDER_MARK.len());
         }
         Ok(Some(line))
     }
@@ -121,7 +126,7 @@ pub(crate) fn object(bytes: &[u8]) -> Result<Map<String, Value>, RowProblem> {
         return Err(RowProblem::new(format!("a NUL character at byte {place} of the line")).at(place + 1));
     }
     // serde_json stops at 128 levels of nesting by itself.
-    match serde_json::from_str(&integers::marked(text)) {
+    match value(text) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(other) => {
             Err(RowProblem::new(format!("the line is {}", kind(&other))).expected("one JSON object on each line"))
@@ -129,11 +134,21 @@ pub(crate) fn object(bytes: &[u8]) -> Result<Map<String, Value>, RowProblem> {
         Err(error) => {
             let full = error.to_string();
             let reason = full.split(" at line ").next().unwrap_or(&full);
-            let array = text.trim_start().starts_with('[');
             let problem = RowProblem::new(format!("not JSON: {reason}")).at(error.column().max(1));
-            Err(if array { problem.expected("one JSON object on each line, not one array over all") } else { problem })
+            Err(if text.trim_start().starts_with('[') {
+                problem.expected("one JSON object on each line, not one array over all")
+            } else if error.is_eof() {
+                problem.expected("one JSON object on each line, not one over several")
+            } else {
+                problem
+            })
         }
     }
+}
+
+/// A JSON value, wherever in a row it is written.
+pub(crate) fn value(text: &str) -> Result<Value, serde_json::Error> {
+    serde_json::from_str(&integers::marked(text))
 }
 
 /// A JSON value's type, with its article.

@@ -1,63 +1,59 @@
-//! One line of a file to one row of tokens with its mask.
+//! One line of a file to rows of tokens with their masks: one row, unless a conversation takes a sequence for each answer or
+//! several sequences were packed into one.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use finetune_recipe::{Data, Format, Overlong, TrainOn};
 
+use crate::chat::{self, Sequence};
 use crate::error::DatasetError;
+use crate::failure::Failure;
 use crate::jsonl::{self, Line, RowProblem};
 use crate::load::{Origin, Row};
-use crate::mask::{self, Conversation};
-use crate::row::{self, Example};
-use crate::template;
+use crate::mask;
+use crate::notes::Notes;
+use crate::plain::{self, Around};
+use crate::row::{self, Chat, Example, Parsed};
+use crate::row_of_tokens::Tokens;
 use crate::tokenizer::ChatTokenizer;
 
 /// What became of a line.
 pub(crate) struct Outcome {
     /// Known unless the line is no JSON object or no format fits.
     pub(crate) format: Option<Format>,
+    pub(crate) notes: Notes,
     pub(crate) end: End,
 }
 
 pub(crate) enum End {
-    Kept { row: Row, truncated: bool },
-    Dropped,
+    /// In order; at least one.
+    Rows(Vec<Fitted>),
     ZeroLabel(RowProblem),
     Bad(RowProblem),
 }
 
-/// Why a row cannot be used, or why none can.
-enum Failure {
-    Row(RowProblem),
-    ZeroLabel(RowProblem),
-    All(DatasetError),
-}
-
-impl From<RowProblem> for Failure {
-    fn from(problem: RowProblem) -> Self {
-        Self::Row(problem)
-    }
-}
-
-impl From<DatasetError> for Failure {
-    fn from(error: DatasetError) -> Self {
-        match error {
-            DatasetError::Template { reason } | DatasetError::Tokenizer { reason } => {
-                Self::Row(RowProblem::new(reason))
-            }
-            other => Self::All(other),
-        }
-    }
+/// What became of a sequence.
+pub(crate) enum Fitted {
+    Kept { row: Row, truncated: bool },
+    Dropped,
 }
 
 /// What every line is read with.
 pub(crate) struct Reading {
-    pub(crate) data: Data,
+    data: Data,
     /// None: only rows of tokens can be read.
-    pub(crate) tokenizer: Option<ChatTokenizer>,
+    tokenizer: Option<ChatTokenizer>,
+    around: Around,
     /// Rows of the model's embedding.
-    pub(crate) vocab_size: usize,
+    vocab_size: usize,
+    /// Whether rows keep the texts that people read.
+    keeps_text: AtomicBool,
+    /// Set by the first line after which no other can be read.
+    stopped: AtomicBool,
 }
 
-/// A row before its length is looked at.
+/// A sequence before its length is looked at.
 struct Masked {
     tokens: Vec<u32>,
     trained: Vec<bool>,
@@ -68,116 +64,139 @@ struct Masked {
 }
 
 impl Reading {
+    pub(crate) fn new(data: Data, tokenizer: Option<ChatTokenizer>, vocab_size: usize) -> Result<Self, DatasetError> {
+        let around = tokenizer.as_ref().map(Around::of).transpose()?.unwrap_or_default();
+        let (keeps_text, stopped) = (AtomicBool::new(true), AtomicBool::new(false));
+        Ok(Self { data, tokenizer, around, vocab_size, keeps_text, stopped })
+    }
+
+    /// Whether the next rows keep the texts that people read.
+    pub(crate) fn keep_text(&self, keep: bool) {
+        self.keeps_text.store(keep, Ordering::Relaxed);
+    }
+
+    fn keeps_text(&self) -> bool {
+        self.keeps_text.load(Ordering::Relaxed)
+    }
+
     fn tokenizer(&self) -> Result<&ChatTokenizer, DatasetError> {
         self.tokenizer.as_ref().ok_or(DatasetError::NoTokenizer)
     }
 
-    pub(crate) fn line(&self, line: &Line) -> Result<Outcome, DatasetError> {
-        let mut format = None;
-        let end = match self.read(line, &mut format) {
-            Ok(end) => end,
+    /// `None`: the line was not read, since another one has stopped the reading.
+    pub(crate) fn line(&self, line: &Line) -> Option<Result<Outcome, DatasetError>> {
+        if self.stopped.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (mut format, mut notes) = (None, Notes::default());
+        let end = match self.read(line, &mut format, &mut notes) {
+            Ok(rows) => End::Rows(rows),
             Err(Failure::Row(problem)) => End::Bad(problem),
             Err(Failure::ZeroLabel(problem)) => End::ZeroLabel(problem),
-            Err(Failure::All(error)) => return Err(error),
+            Err(Failure::All(error)) => {
+                self.stopped.store(true, Ordering::Relaxed);
+                return Some(Err(error));
+            }
         };
-        Ok(Outcome { format, end })
+        Some(Ok(Outcome { format, notes, end }))
     }
 
-    fn read(&self, line: &Line, format: &mut Option<Format>) -> Result<End, Failure> {
+    fn read(&self, line: &Line, format: &mut Option<Format>, notes: &mut Notes) -> Result<Vec<Fitted>, Failure> {
         let object = jsonl::object(&line.bytes)?;
         let read_as = match self.data.format {
             Format::Auto => row::detect(&object)?,
             chosen => chosen,
         };
         *format = Some(read_as);
-        let masked = match row::read(object, read_as)? {
-            Example::Chat { messages, tools, trained_from } => self.chat(&messages, tools.as_ref(), trained_from)?,
-            Example::PromptCompletion { prompt, completion } => self.prompt_completion(prompt, completion)?,
-            Example::Text(text) => self.text(text)?,
-            Example::Tokens { ids, trained } => self.tokens(ids, trained)?,
-        };
-        self.fit(masked)
+        let Parsed { example, unused } = row::read(object, read_as)?;
+        notes.unused(unused);
+        match example {
+            Example::Chat(chat) => self.chat(&chat, notes),
+            Example::PromptCompletion { prompt, completion } => {
+                self.fit([self.prompt_completion(prompt, completion, notes)])
+            }
+            Example::Text(text) => self.fit([self.text(text, notes)]),
+            Example::Tokens(sequences) => self.fit(sequences.into_iter().map(|sequence| self.tokens(sequence))),
+        }
     }
 
-    fn chat(
-        &self,
-        messages: &[serde_json::Value],
-        tools: Option<&serde_json::Value>,
-        trained_from: usize,
-    ) -> Result<Masked, Failure> {
-        let conversation = Conversation {
-            template: self.tokenizer()?.template()?,
-            messages: &template::to_values(messages)?,
-            tools: &template::tools_value(tools)?,
-        };
-        let is = |index: &usize, role: &str| messages[*index]["role"].as_str() == Some(role);
-        let assistant_turns: Vec<usize> = (0..messages.len()).filter(|index| is(index, "assistant")).collect();
-        let mut turns: Vec<usize> = assistant_turns.iter().copied().filter(|turn| *turn >= trained_from).collect();
-        if self.data.train_on != TrainOn::Assistant {
-            turns.drain(..turns.len().saturating_sub(1));
+    fn chat(&self, chat: &Chat, notes: &mut Notes) -> Result<Vec<Fitted>, Failure> {
+        let tokenizer = self.tokenizer()?;
+        let sequences = chat::sequences(tokenizer.template()?, chat, self.data.train_on)?;
+        if sequences.by_turn {
+            notes.by_turn += 1;
+            notes.sequences += sequences.list.len();
         }
-        let full = conversation.render()?;
-        check_parts_rendered(messages, &full.text)?;
-        let encoded = self.tokenizer()?.encode_with_spans(&full.text)?;
-        let mut answer_start = None;
-        let trained = match self.data.train_on {
-            TrainOn::All => {
-                // A template whose turns cannot be told apart is no obstacle to training on all of them.
-                let spans = conversation.trained_spans(&full, &assistant_turns, &turns).unwrap_or_default();
-                answer_start = mask::trained_tokens(&encoded.spans, &spans).iter().position(|trained| *trained);
-                all_but_first(encoded.ids.len())
-            }
-            TrainOn::Assistant | TrainOn::Last if turns.is_empty() => {
-                let roles: Vec<&str> = messages.iter().filter_map(|message| message["role"].as_str()).take(8).collect();
-                let what = format!("no assistant message to train on; the roles are {}", roles.join(", "));
-                return Err(Failure::ZeroLabel(RowProblem::new(what)));
-            }
-            TrainOn::Assistant | TrainOn::Last => {
-                mask::trained_tokens(&encoded.spans, &conversation.trained_spans(&full, &assistant_turns, &turns)?)
-            }
+        notes.without_reasoning += sequences.without_reasoning;
+        notes.muted += chat.training.iter().filter(|training| training.muted).count();
+        self.fit(sequences.list.into_iter().map(|sequence| self.sequence(chat, sequence, notes)))
+    }
+
+    fn sequence(&self, chat: &Chat, sequence: Sequence, notes: &mut Notes) -> Result<Masked, Failure> {
+        let tokenizer = self.tokenizer()?;
+        let Sequence { text, parts, answers, answer } = sequence;
+        let encoded = tokenizer.encode_with_spans(&text)?;
+        let trained = match &parts {
+            Some(parts) => mask::trained_tokens(&encoded.spans, parts),
+            None => all_but_first(encoded.ids.len()),
         };
-        let answered = turns.first().copied().unwrap_or(messages.len());
-        let asked = (0..answered).rev().find(|index| is(index, "user"));
+        for answer in &answers {
+            notes.ends.add(&encoded.ids[tokens_of(&encoded.spans, answer)], tokenizer)?;
+        }
+        let answer_start = match self.data.train_on {
+            TrainOn::All => mask::trained_tokens(&encoded.spans, &answers).iter().position(|trained| *trained),
+            TrainOn::Assistant | TrainOn::Last => None,
+        };
+        let answered = answer.unwrap_or(chat.messages.len());
+        let asked = (0..answered).rev().find(|index| chat.messages[*index]["role"].as_str() == Some("user"));
+        let text_of = |index: Option<usize>| {
+            let message = index.filter(|_| self.keeps_text()).and_then(|index| chat.messages.get(index));
+            message.map(row::content_text).unwrap_or_default()
+        };
         Ok(Masked {
             tokens: encoded.ids,
             trained,
             answer_start,
-            prompt_text: asked.map(|index| row::content_text(&messages[index])).unwrap_or_default(),
-            answer_text: messages.get(answered).map(row::content_text).unwrap_or_default(),
+            prompt_text: text_of(asked),
+            answer_text: text_of(Some(answered)),
         })
     }
 
-    /// As TRL: the whole is tokenized at once where the prompt's tokens are its beginning, and the two apart where not.
-    fn prompt_completion(&self, prompt: String, completion: String) -> Result<Masked, Failure> {
-        let prompt_ids = self.tokenizer()?.encode(&prompt, true)?;
-        let mut tokens = self.tokenizer()?.encode(&format!("{prompt}{completion}"), true)?;
-        if !tokens.starts_with(&prompt_ids) {
-            tokens = prompt_ids.clone();
-            tokens.extend(self.tokenizer()?.encode(&completion, false)?);
-        }
-        self.end(&mut tokens);
-        let answer_start = prompt_ids.len().max(1);
+    fn prompt_completion(&self, prompt: String, completion: String, notes: &mut Notes) -> Result<Masked, Failure> {
+        let (mut tokens, start) = plain::prompt_completion(self.tokenizer()?, &self.around, &prompt, &completion)?;
+        self.end(&mut tokens, &completion, notes)?;
+        let answer_start = start.max(1);
         let first = if self.data.train_on == TrainOn::All { 1 } else { answer_start };
         let trained = (0..tokens.len()).map(|index| index >= first).collect();
-        let answer_start = Some(answer_start);
-        Ok(Masked { tokens, trained, answer_start, prompt_text: prompt, answer_text: completion })
+        Ok(Masked {
+            tokens,
+            trained,
+            answer_start: Some(answer_start),
+            prompt_text: self.kept(prompt),
+            answer_text: self.kept(completion),
+        })
     }
 
-    fn text(&self, text: String) -> Result<Masked, Failure> {
-        let mut tokens = self.tokenizer()?.encode(&text, true)?;
-        self.end(&mut tokens);
+    fn text(&self, text: String, notes: &mut Notes) -> Result<Masked, Failure> {
+        let mut tokens = self.around.put(&self.tokenizer()?.encode(&text, false)?);
+        self.end(&mut tokens, &text, notes)?;
         let trained = all_but_first(tokens.len());
-        Ok(Masked { trained, tokens, answer_start: None, prompt_text: String::new(), answer_text: text })
+        Ok(Masked { trained, tokens, answer_start: None, prompt_text: String::new(), answer_text: self.kept(text) })
     }
 
-    fn tokens(&self, ids: Vec<u32>, mut trained: Vec<bool>) -> Result<Masked, Failure> {
+    fn kept(&self, text: String) -> String {
+        if self.keeps_text() { text } else { String::new() }
+    }
+
+    fn tokens(&self, sequence: Tokens) -> Result<Masked, Failure> {
+        let Tokens { ids, mut trained } = sequence;
         self.check_ids(&ids)?;
         if let Some(first) = trained.first_mut() {
             *first = false;
         }
         let start = trained.iter().position(|trained| *trained).unwrap_or(ids.len());
         let answer = trained[start..].iter().take_while(|trained| **trained).count();
-        let text = |ids: &[u32], skip_special_tokens| match &self.tokenizer {
+        let text = |ids: &[u32], skip_special_tokens| match self.tokenizer.as_ref().filter(|_| self.keeps_text()) {
             Some(tokenizer) => tokenizer.decode(ids, skip_special_tokens),
             None => Ok(String::new()),
         };
@@ -187,13 +206,17 @@ impl Reading {
         Ok(Masked { tokens: ids, trained, answer_start: None, prompt_text, answer_text })
     }
 
-    /// Appends the end of sequence, unless the text brought its own.
-    fn end(&self, tokens: &mut Vec<u32>) {
-        if let Some(end) = self.tokenizer.as_ref().and_then(ChatTokenizer::end)
-            && tokens.last() != Some(&end)
-        {
+    /// Appends the end of sequence, unless the text brought its own. `text` is what the tokens end with.
+    fn end(&self, tokens: &mut Vec<u32>, text: &str, notes: &mut Notes) -> Result<(), DatasetError> {
+        let Some(tokenizer) = &self.tokenizer else { return Ok(()) };
+        let Some(end) = tokenizer.end() else { return Ok(()) };
+        if tokens.last() != Some(&end) {
+            if text.ends_with(char::is_whitespace) && ends_behind_space(tokens, end, tokenizer)? {
+                notes.ended_twice += 1;
+            }
             tokens.push(end);
         }
+        Ok(())
     }
 
     fn check_ids(&self, ids: &[u32]) -> Result<(), RowProblem> {
@@ -213,7 +236,25 @@ impl Reading {
         }
     }
 
-    fn fit(&self, mut masked: Masked) -> Result<End, Failure> {
+    /// The sequences of a row at their length. One of several that has nothing to train on is left out; if none has
+    /// anything, the row has not.
+    fn fit(&self, sequences: impl IntoIterator<Item = Result<Masked, Failure>>) -> Result<Vec<Fitted>, Failure> {
+        let mut fitted = Vec::new();
+        let mut nothing = None;
+        for masked in sequences {
+            match self.fit_one(masked?) {
+                Ok(one) => fitted.push(one),
+                Err(Failure::ZeroLabel(problem)) => nothing = nothing.or(Some(problem)),
+                Err(other) => return Err(other),
+            }
+        }
+        match nothing {
+            Some(problem) if fitted.is_empty() => Err(Failure::ZeroLabel(problem)),
+            _ => Ok(fitted),
+        }
+    }
+
+    fn fit_one(&self, mut masked: Masked) -> Result<Fitted, Failure> {
         self.check_ids(&masked.tokens)?;
         let (length, limit) = (masked.tokens.len(), self.data.max_seq_len);
         let first_trained = masked.trained.iter().position(|trained| *trained);
@@ -228,7 +269,7 @@ impl Reading {
                     let what = format!("the row has {length} tokens, more than data.max_seq_len = {limit}");
                     return Err(Failure::Row(RowProblem::new(what)));
                 }
-                Overlong::Drop => return Ok(End::Dropped),
+                Overlong::Drop => return Ok(Fitted::Dropped),
                 Overlong::Truncate if first_trained >= limit => {
                     let what = format!(
                         "nothing to train on once cut to data.max_seq_len = {limit}: of its {length} tokens the first \
@@ -243,10 +284,13 @@ impl Reading {
                 }
             }
         }
-        let Masked { tokens, trained, answer_start, prompt_text, answer_text } = masked;
+        let Masked { mut tokens, mut trained, answer_start, prompt_text, answer_text } = masked;
+        // Rows stay in memory to the end of the run.
+        tokens.shrink_to_fit();
+        trained.shrink_to_fit();
         let prompt_tokens = answer_start.unwrap_or(first_trained).min(tokens.len());
         let origin = Origin { file: 0, line: 0 };
-        Ok(End::Kept { row: Row { tokens, trained, origin, prompt_tokens, prompt_text, answer_text }, truncated })
+        Ok(Fitted::Kept { row: Row { tokens, trained, origin, prompt_tokens, prompt_text, answer_text }, truncated })
     }
 }
 
@@ -254,16 +298,24 @@ fn all_but_first(tokens: usize) -> Vec<bool> {
     (0..tokens).map(|index| index > 0).collect()
 }
 
-/// Many templates write nothing for content that is a list (Qwen3's, for one): then the answer would be missing from the
-/// text, and the row would train on an empty one.
-fn check_parts_rendered(messages: &[serde_json::Value], text: &str) -> Result<(), RowProblem> {
-    for (index, message) in messages.iter().enumerate() {
-        for part in message["content"].as_array().into_iter().flatten() {
-            if !text.contains(part["text"].as_str().unwrap_or_default().trim()) {
-                let what = format!("messages[{index}].content is a list, and the chat template leaves its text out");
-                return Err(RowProblem::new(what).expected("a string"));
-            }
+/// The tokens that start in a part of the text.
+fn tokens_of(spans: &[Range<usize>], part: &Range<usize>) -> Range<usize> {
+    let first = spans.partition_point(|span| span.start < part.start);
+    let behind = spans.partition_point(|span| span.start < part.end);
+    first..behind.max(first)
+}
+
+/// Whether tokens end with an end token and white space.
+fn ends_behind_space(tokens: &[u32], end: u32, tokenizer: &ChatTokenizer) -> Result<bool, DatasetError> {
+    /// Tokens of white space that are looked through.
+    const LOOKED_AT: usize = 8;
+    for id in tokens.iter().rev().take(LOOKED_AT) {
+        if *id == end {
+            return Ok(true);
+        }
+        if !tokenizer.decode(&[*id], false)?.trim().is_empty() {
+            break;
         }
     }
-    Ok(())
+    Ok(false)
 }

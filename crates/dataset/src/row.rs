@@ -1,30 +1,61 @@
-//! Row formats: a JSON object in, one of four kinds of example out.
+//! Row formats: a JSON object in, one of four kinds of example out. The messages of a chat are checked in `messages.rs`, rows
+//! of tokens are read in `row_of_tokens.rs`.
 
 use finetune_recipe::Format;
 use serde_json::{Map, Value, json};
 
-use crate::jsonl::{RowProblem, kind};
+use crate::jsonl::{self, RowProblem, kind};
+use crate::messages::{self, Messages, Training};
+use crate::row_of_tokens::{self, Tokens};
 
 /// What a row says, whatever format it was written in.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub(crate) enum Example {
-    /// Messages for the chat template. Assistant turns before `trained_from` are context.
-    Chat {
-        messages: Vec<Value>,
-        tools: Option<Value>,
-        trained_from: usize,
-    },
+    Chat(Chat),
     /// Plain strings, which no template sees.
     PromptCompletion {
         prompt: String,
         completion: String,
     },
     Text(String),
-    /// Tokenized elsewhere.
-    Tokens {
-        ids: Vec<u32>,
-        trained: Vec<bool>,
-    },
+    /// Tokenized elsewhere: one sequence, unless several were packed into the row.
+    Tokens(Vec<Tokens>),
+}
+
+/// Messages for the chat template.
+#[derive(Debug)]
+pub(crate) struct Chat {
+    pub(crate) messages: Vec<Value>,
+    /// What the flags of each message say.
+    pub(crate) training: Vec<Training>,
+    /// The keys of the row that the messages came from, each with their number: where to point at in an error.
+    pub(crate) lists: Vec<(&'static str, usize)>,
+    pub(crate) tools: Option<Value>,
+    /// Further variables of the template, from `chat_template_kwargs`.
+    pub(crate) variables: Vec<(String, Value)>,
+    /// Assistant turns before this one are context.
+    pub(crate) trained_from: usize,
+}
+
+impl Chat {
+    /// Where a message stands in its row: `messages[2]`.
+    pub(crate) fn path(&self, message: usize) -> String {
+        let mut index = message;
+        for (list, length) in &self.lists {
+            if index < *length {
+                return if *list == "system" { (*list).to_owned() } else { format!("{list}[{index}]") };
+            }
+            index -= length;
+        }
+        format!("message {}", message + 1)
+    }
+}
+
+/// A row that was read, and its keys that have no use in its format.
+#[derive(Debug)]
+pub(crate) struct Parsed {
+    pub(crate) example: Example,
+    pub(crate) unused: Vec<String>,
 }
 
 /// A format, the keys that every row of it has, and the key that tells it from the others. In order of detection: many
@@ -40,7 +71,10 @@ const FORMATS: [(Format, &str, &str); 6] = [
 
 /// The format that a row's keys tell.
 pub(crate) fn detect(row: &Map<String, Value>) -> Result<Format, RowProblem> {
-    if let Some((format, ..)) = FORMATS.iter().find(|(_, key, _)| row.contains_key(*key)) {
+    // Arrow fills the keys of other rows with null.
+    let says = |key: &str| row.get(key).is_some_and(|value| !value.is_null());
+    let format = FORMATS.iter().find(|(_, key, _)| says(key));
+    if let Some((format, ..)) = format.or_else(|| FORMATS.iter().find(|(_, key, _)| row.contains_key(*key))) {
         return Ok(*format);
     }
     // A half-written row is told the missing half.
@@ -66,30 +100,54 @@ fn keys(row: &Map<String, Value>) -> String {
 }
 
 /// Reads a row in a format that is not `Auto`.
-pub(crate) fn read(mut row: Map<String, Value>, format: Format) -> Result<Example, RowProblem> {
+pub(crate) fn read(mut row: Map<String, Value>, format: Format) -> Result<Parsed, RowProblem> {
+    let mut unused = unused(&row, format);
     let example = match format {
-        Format::Messages => messages_row(&mut row),
-        Format::Sharegpt => sharegpt_row(&mut row),
+        Format::Messages => messages_row(&mut row, &mut unused),
+        Format::Sharegpt => sharegpt_row(&mut row, &mut unused),
         Format::Alpaca => alpaca_row(&mut row),
-        Format::PromptCompletion => prompt_completion_row(&mut row),
+        Format::PromptCompletion => prompt_completion_row(&mut row, &mut unused),
         Format::Text => string(&row, "text").map(Example::Text),
-        Format::Tokens => tokens_row(&row),
-        Format::Auto => detect(&row).and_then(|format| read(row.clone(), format)),
+        Format::Tokens => row_of_tokens::read(&row).map(Example::Tokens),
+        Format::Auto => {
+            let format = detect(&row)?;
+            return read(row, format);
+        }
     };
-    example.map_err(|problem| {
+    let example = example.map_err(|problem| {
         let needed = FORMATS.iter().find(|(known, ..)| *known == format).map(|(.., needed)| *needed);
         match (problem.expected.is_some(), needed) {
             (false, Some(needed)) => problem.expected(needed),
             _ => problem,
         }
-    })
+    })?;
+    Ok(Parsed { example, unused })
 }
 
-fn missing(key: &str) -> RowProblem {
+/// The keys that a format reads.
+fn used(format: Format) -> &'static [&'static str] {
+    match format {
+        Format::Messages => &["messages", "tools", "system", VARIABLES],
+        Format::Sharegpt => &["conversations", "tools", "system", VARIABLES],
+        Format::Alpaca => &["instruction", "input", "output", "system", "history", "tools", VARIABLES],
+        Format::PromptCompletion => &["prompt", "completion", "tools", "system", VARIABLES],
+        Format::Text => &["text"],
+        Format::Tokens => &row_of_tokens::KEYS,
+        Format::Auto => &[],
+    }
+}
+
+fn unused(row: &Map<String, Value>, format: Format) -> Vec<String> {
+    let used = used(format);
+    let without_use = row.iter().filter(|(key, value)| !value.is_null() && !used.contains(&key.as_str()));
+    without_use.map(|(key, _)| key.chars().take(40).collect()).collect()
+}
+
+pub(crate) fn missing(key: &str) -> RowProblem {
     RowProblem::new(format!("the key {key} is missing"))
 }
 
-fn wrong(path: &str, value: &Value, wanted: &str) -> RowProblem {
+pub(crate) fn wrong(path: &str, value: &Value, wanted: &str) -> RowProblem {
     RowProblem::new(format!("{path} is {}", kind(value))).expected(wanted)
 }
 
@@ -124,7 +182,7 @@ fn tools(row: &mut Map<String, Value>) -> Result<Option<Value>, RowProblem> {
     let tools = match row.remove("tools") {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::String(text)) if text.trim().is_empty() => return Ok(None),
-        Some(Value::String(text)) => serde_json::from_str(&text)
+        Some(Value::String(text)) => jsonl::value(&text)
             .map_err(|error| RowProblem::new(format!("tools is a string that is not JSON: {error}")))?,
         Some(other) => other,
     };
@@ -136,73 +194,128 @@ fn tools(row: &mut Map<String, Value>) -> Result<Option<Value>, RowProblem> {
     }
 }
 
-fn messages_row(row: &mut Map<String, Value>) -> Result<Example, RowProblem> {
-    let messages = list(row, "messages")?;
-    check_messages(&messages, "messages")?;
-    Ok(Example::Chat { messages, tools: tools(row)?, trained_from: 0 })
+/// The key of further variables of the template, as TRL reads it.
+const VARIABLES: &str = "chat_template_kwargs";
+
+/// What a template is given in any case, and what `apply_chat_template` takes for itself.
+const RESERVED: [&str; 7] = [
+    "messages",
+    "conversation",
+    "tools",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "chat_template",
+];
+
+/// `chat_template_kwargs`: an object, or a string that holds one. What is null in it is left out, as TRL leaves it out: Arrow
+/// gives each row the keys of all.
+fn variables(row: &mut Map<String, Value>) -> Result<Vec<(String, Value)>, RowProblem> {
+    let given = match row.remove(VARIABLES) {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::String(text)) => jsonl::value(&text)
+            .map_err(|error| RowProblem::new(format!("{VARIABLES} is a string that is not JSON: {error}")))?,
+        Some(other) => other,
+    };
+    let given = match given {
+        Value::Object(given) => given,
+        other => return Err(wrong(VARIABLES, &other, "an object")),
+    };
+    if let Some(key) = given.keys().find(|key| RESERVED.contains(&key.as_str())) {
+        return Err(RowProblem::new(format!("{VARIABLES} has the key {key}, which is not a template's own"))
+            .expected("variables of the chat template, as enable_thinking"));
+    }
+    Ok(given.into_iter().filter(|(_, value)| !value.is_null()).collect())
 }
 
-fn check_messages(messages: &[Value], list: &str) -> Result<(), RowProblem> {
-    for (index, message) in messages.iter().enumerate() {
-        let path = format!("{list}[{index}]");
-        let Some(message) = message.as_object() else {
-            return Err(wrong(&path, message, "an object with \"role\" and \"content\""));
-        };
-        match message.get("role") {
-            Some(Value::String(role)) if !role.is_empty() => {}
-            Some(Value::String(_)) => return Err(RowProblem::new(format!("{path}.role is empty"))),
-            Some(other) => return Err(wrong(&format!("{path}.role"), other, "a string")),
-            None => return Err(missing(&format!("{path}.role"))),
-        }
-        let without_content =
-            message.get("tool_calls").is_some_and(|calls| calls.as_array().is_some_and(|it| !it.is_empty()));
-        match message.get("content") {
-            Some(Value::String(_)) => {}
-            Some(Value::Array(parts)) => check_parts(parts, &path)?,
-            None | Some(Value::Null) if without_content => {}
-            Some(other) => return Err(wrong(&format!("{path}.content"), other, "a string, or a list of text parts")),
-            None => return Err(missing(&format!("{path}.content"))),
-        }
+/// Keys that hold what is not text, or text that no template is given.
+fn refuse_lost(row: &Map<String, Value>) -> Result<(), RowProblem> {
+    let says = |key: &&&str| match row.get(**key) {
+        None | Some(Value::Null) => false,
+        Some(Value::Array(items)) => items.iter().any(|item| !item.is_null()),
+        Some(Value::String(text)) => !text.is_empty(),
+        Some(Value::Object(_)) => true,
+        Some(_) => false,
+    };
+    if let Some(key) = ["image", "images", "video", "videos", "audio", "audios"].iter().find(says) {
+        return Err(RowProblem::new(format!("the row has {key}: only text can be trained on"))
+            .expected(format!("rows without {key}")));
+    }
+    if says(&&"functions") {
+        return Err(RowProblem::new("functions is the old form of tools, which no chat template knows")
+            .expected("\"tools\": [{\"type\": \"function\", \"function\": {...}}]"));
     }
     Ok(())
 }
 
-fn check_parts(parts: &[Value], path: &str) -> Result<(), RowProblem> {
-    for (index, part) in parts.iter().enumerate() {
-        let path = format!("{path}.content[{index}]");
-        match (part.get("type").and_then(Value::as_str), part.get("text")) {
-            (Some("text"), Some(Value::String(_))) => {}
-            (Some("text"), Some(other)) => return Err(wrong(&format!("{path}.text"), other, "a string")),
-            (Some("text"), None) => return Err(missing(&format!("{path}.text"))),
-            (Some(other), _) => {
-                let shown: String = other.chars().take(40).collect();
-                return Err(RowProblem::new(format!("{path} has the type {shown:?}: only text can be trained on")));
-            }
-            (None, _) => {
-                return Err(
-                    RowProblem::new(format!("{path} has no type")).expected("{\"type\": \"text\", \"text\": \"...\"}")
-                );
-            }
-        }
-    }
-    Ok(())
+fn messages_row(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Result<Example, RowProblem> {
+    refuse_lost(row)?;
+    let messages = messages::read(list(row, "messages")?, "messages")?;
+    chat(row, messages, "messages", unused).map(Example::Chat)
 }
 
-fn prompt_completion_row(row: &mut Map<String, Value>) -> Result<Example, RowProblem> {
+/// A chat whose messages came from one list of the row, with a `system` text beside them put in front.
+fn chat(
+    row: &mut Map<String, Value>,
+    mut messages: Messages,
+    list: &'static str,
+    unused: &mut Vec<String>,
+) -> Result<Chat, RowProblem> {
+    let mut lists = vec![(list, messages.list.len())];
+    if let Some(text) = optional(row, "system")? {
+        let first = messages.list.first().filter(|first| first["role"] == "system" || first["role"] == "developer");
+        let same = first.is_some_and(|first| first["content"] == *text);
+        if first.is_some() && !same {
+            return Err(
+                RowProblem::new(format!("system and {list}[0] are two system messages")).expected("one of them")
+            );
+        }
+        if !same {
+            messages.put_first(message("system", &text));
+            lists.insert(0, ("system", 1));
+        }
+    }
+    unused.append(&mut messages.unknown);
+    Ok(Chat {
+        messages: messages.list,
+        training: messages.training,
+        lists,
+        tools: tools(row)?,
+        variables: variables(row)?,
+        trained_from: 0,
+    })
+}
+
+fn prompt_completion_row(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Result<Example, RowProblem> {
+    refuse_lost(row)?;
     match (row.get("prompt"), row.get("completion")) {
         (Some(Value::Array(_)), Some(Value::Array(_))) => {
-            let (mut messages, completion) = (list(row, "prompt")?, list(row, "completion")?);
-            check_messages(&messages, "prompt")?;
-            check_messages(&completion, "completion")?;
-            let trained_from = messages.len();
-            messages.extend(completion);
-            Ok(Example::Chat { messages, tools: tools(row)?, trained_from })
+            let (prompt, completion) = (list(row, "prompt")?, list(row, "completion")?);
+            let messages = messages::read(prompt, "prompt")?;
+            let mut completion = messages::read(completion, "completion")?;
+            let mut chat = chat(row, messages, "prompt", unused)?;
+            chat.trained_from = chat.messages.len();
+            chat.lists.push(("completion", completion.list.len()));
+            chat.messages.append(&mut completion.list);
+            chat.training.append(&mut completion.training);
+            unused.append(&mut completion.unknown);
+            Ok(Example::Chat(chat))
         }
         (Some(Value::Array(_)), Some(Value::String(_))) | (Some(Value::String(_)), Some(Value::Array(_))) => {
             Err(RowProblem::new("of prompt and completion one is a string and one a list")
                 .expected("two strings, or two lists of messages"))
         }
-        _ => Ok(Example::PromptCompletion { prompt: string(row, "prompt")?, completion: string(row, "completion")? }),
+        _ => {
+            let example =
+                Example::PromptCompletion { prompt: string(row, "prompt")?, completion: string(row, "completion")? };
+            let beside = match (optional(row, "system")?, tools(row)?) {
+                (Some(_), _) => "system",
+                (None, Some(_)) => "tools",
+                (None, None) => return Ok(example),
+            };
+            Err(RowProblem::new(format!("{beside} stands beside plain strings, which no chat template sees"))
+                .expected(format!("its text in the prompt, or {beside} beside messages")))
+        }
     }
 }
 
@@ -211,6 +324,7 @@ fn message(role: &str, content: &str) -> Value {
 }
 
 fn alpaca_row(row: &mut Map<String, Value>) -> Result<Example, RowProblem> {
+    refuse_lost(row)?;
     let (mut user, answer) = (string(row, "instruction")?, string(row, "output")?);
     if let Some(input) = optional(row, "input")? {
         // Joined by a line break, as LLaMA-Factory does.
@@ -235,96 +349,86 @@ fn alpaca_row(row: &mut Map<String, Value>) -> Result<Example, RowProblem> {
         Some(other) => return Err(wrong("history", &other, "a list of [question, answer]")),
     }
     messages.extend([message("user", &user), message("assistant", &answer)]);
-    Ok(Example::Chat { messages, tools: None, trained_from: 0 })
+    let training = vec![Training::default(); messages.len()];
+    // No list of the row holds these messages: they are named by their number.
+    let lists = Vec::new();
+    Ok(Example::Chat(Chat {
+        messages,
+        training,
+        lists,
+        tools: tools(row)?,
+        variables: variables(row)?,
+        trained_from: 0,
+    }))
 }
 
-fn sharegpt_row(row: &mut Map<String, Value>) -> Result<Example, RowProblem> {
+fn sharegpt_row(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Result<Example, RowProblem> {
+    refuse_lost(row)?;
     let turns = list(row, "conversations")?;
-    let mut messages: Vec<Value> = optional(row, "system")?.iter().map(|text| message("system", text)).collect();
+    // TRL and Unsloth take messages under this name too.
+    if turns.iter().all(|turn| turn.get("role").is_some() && turn.get("from").is_none()) {
+        let messages = messages::read(turns, "conversations")?;
+        return chat(row, messages, "conversations", unused).map(Example::Chat);
+    }
+    let mut messages = Messages::default();
+    let system = optional(row, "system")?;
+    let mut lists = vec![("conversations", turns.len())];
+    if let Some(text) = &system {
+        messages.put_first(message("system", text));
+        lists.insert(0, ("system", 1));
+    }
     for (index, turn) in turns.iter().enumerate() {
         let path = format!("conversations[{index}]");
         let Some(turn) = turn.as_object() else {
             return Err(wrong(&path, turn, "an object with \"from\" and \"value\""));
         };
-        let within = |mut problem: RowProblem| {
-            problem.reason = problem.reason.replacen("the key ", &format!("the key {path}."), 1);
-            if !problem.reason.contains(&path) {
-                problem.reason = format!("{path}.{}", problem.reason);
-            }
-            problem
-        };
-        let from = string(turn, "from").map_err(within)?;
-        let value = string(turn, "value").map_err(within)?;
-        let role = match from.as_str() {
-            "human" | "user" => "user",
-            "gpt" | "assistant" => "assistant",
-            "system" => "system",
-            "tool" | "observation" => "tool",
-            "function_call" => {
-                return Err(RowProblem::new(format!("{path}.from is function_call, which is not supported"))
-                    .expected("the call in \"messages\" form: an assistant message with \"tool_calls\""));
-            }
-            other => {
-                let shown: String = other.chars().take(40).collect();
-                return Err(RowProblem::new(format!("{path}.from is {shown:?}"))
-                    .expected("human, user, gpt, assistant, system, tool or observation"));
-            }
-        };
-        messages.push(message(role, &value));
-    }
-    Ok(Example::Chat { messages, tools: tools(row)?, trained_from: 0 })
-}
-
-/// The label of a token outside the loss.
-const IGNORED: i64 = -100;
-
-fn tokens_row(row: &Map<String, Value>) -> Result<Example, RowProblem> {
-    let numbers = |key: &str| match row.get(key) {
-        Some(Value::Array(items)) => Ok(Some(items)),
-        Some(Value::Null) | None => Ok(None),
-        Some(other) => Err(wrong(key, other, "a list of numbers")),
-    };
-    let Some(items) = numbers("input_ids")? else { return Err(missing("input_ids")) };
-    if items.is_empty() {
-        return Err(RowProblem::new("input_ids is empty"));
-    }
-    let mut ids = Vec::with_capacity(items.len());
-    for (index, item) in items.iter().enumerate() {
-        match item.as_u64().and_then(|id| u32::try_from(id).ok()) {
-            Some(id) => ids.push(id),
-            None => {
-                return Err(
-                    RowProblem::new(format!("input_ids[{index}] is {}", shown(item))).expected("a token id, 0 or more")
-                );
+        let (role, value) = sharegpt_turn(turn, &path)?;
+        messages.training.push(messages::training(turn, role, &path, "value")?);
+        messages.list.push(message(role, &value));
+        for (key, value) in turn {
+            if !value.is_null() && key != "from" && key != "value" && !messages::is_flag(key) {
+                messages.unknown(format!("conversations[].{key}"));
             }
         }
     }
-    let Some(labels) = numbers("labels")? else {
-        return Ok(Example::Tokens { trained: vec![true; ids.len()], ids });
-    };
-    if labels.len() != ids.len() {
-        return Err(RowProblem::new(format!("{} input_ids but {} labels", ids.len(), labels.len()))
-            .expected("one label for each token, unshifted"));
-    }
-    let mut trained = Vec::with_capacity(ids.len());
-    for (index, (label, id)) in labels.iter().zip(&ids).enumerate() {
-        match label.as_i64() {
-            Some(IGNORED) => trained.push(false),
-            Some(label) if label == i64::from(*id) => trained.push(true),
-            _ => {
-                return Err(RowProblem::new(format!(
-                    "labels[{index}] is {} where input_ids[{index}] is {id}: labels of one's own are not supported",
-                    shown(label)
-                ))
-                .expected("the token itself (unshifted), or -100 for no loss"));
-            }
-        }
-    }
-    Ok(Example::Tokens { ids, trained })
+    unused.append(&mut messages.unknown);
+    Ok(Example::Chat(Chat {
+        messages: messages.list,
+        training: messages.training,
+        lists,
+        tools: tools(row)?,
+        variables: variables(row)?,
+        trained_from: 0,
+    }))
 }
 
-fn shown(value: &Value) -> String {
-    if value.is_number() { value.to_string() } else { kind(value).to_owned() }
+/// The role and the text of a turn.
+fn sharegpt_turn(turn: &Map<String, Value>, path: &str) -> Result<(&'static str, String), RowProblem> {
+    let within = |mut problem: RowProblem| {
+        problem.reason = problem.reason.replacen("the key ", &format!("the key {path}."), 1);
+        if !problem.reason.contains(path) {
+            problem.reason = format!("{path}.{}", problem.reason);
+        }
+        problem
+    };
+    let from = string(turn, "from").map_err(within)?;
+    let value = string(turn, "value").map_err(within)?;
+    let role = match from.as_str() {
+        "human" | "user" => "user",
+        "gpt" | "assistant" => "assistant",
+        "system" => "system",
+        "tool" | "observation" => "tool",
+        "function_call" => {
+            return Err(RowProblem::new(format!("{path}.from is function_call, which is not supported"))
+                .expected("the call in \"messages\" form: an assistant message with \"tool_calls\""));
+        }
+        other => {
+            let shown: String = other.chars().take(40).collect();
+            return Err(RowProblem::new(format!("{path}.from is {shown:?}"))
+                .expected("human, user, gpt, assistant, system, tool or observation"));
+        }
+    };
+    Ok((role, value))
 }
 
 /// The text of a message's content, for a person to read; its tool calls where it has no text.

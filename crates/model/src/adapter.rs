@@ -10,8 +10,8 @@ use std::path::Path;
 use finetune_store::{Dtype, TensorFile, encode_tensors};
 use serde_json::{Value, json};
 
-use crate::base::{BaseName, RecordedBase};
 pub use crate::base::BaseCheck;
+use crate::base::{BaseName, RecordedBase};
 use crate::config::ModelConfig;
 use crate::layout::Layout;
 use crate::load::to_f32;

@@ -30,7 +30,11 @@ const COMPANIONS: [&str; 11] = [
 ];
 
 /// config.json with the dtype of the weights, and every tokenizer and template file that is there.
-pub(crate) fn companion_files(base: &Path, dtype: Dtype, text: &[(String, Vec<u8>)]) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
+pub(crate) fn companion_files(
+    base: &Path,
+    dtype: Dtype,
+    text: &[(String, Vec<u8>)],
+) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
     let path = base.join("config.json");
     let unreadable = |path: &Path, source| ModelError::Unreadable { path: path.to_owned(), source };
     let config = load::read_text(&path, crate::config::LIMIT)?;

@@ -4,7 +4,7 @@
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
-use finetune_dataset::{ChatTokenizer, Dataset, Plan, resolve_files};
+use finetune_dataset::{ChatTokenizer, Dataset, Plan, resolve_files, unused_files};
 use finetune_model::{FloatType, Model, ModelConfig, matmul_rate};
 use finetune_recipe::{Method, Recipe};
 use finetune_store::{Holding, RealDisk, recognize};
@@ -18,7 +18,7 @@ use crate::memory::{self, Estimate, Sizes, Subject};
 use crate::place::{Machine, Place};
 use crate::prepare::{
     Resume, Start, check_available, check_result, has_weights, length_notice, model_directory, open_tokenizer,
-    stored_type, total_steps,
+    rows_notices, stored_type, total_steps,
 };
 use crate::run_directory::{self, Contents};
 use crate::{date, weights};
@@ -153,7 +153,7 @@ impl Findings {
             return (None, None);
         };
         let load = |files: &[PathBuf]| -> Result<Dataset, TrainError> {
-            Ok(Dataset::load(files, &recipe.data, tokenizer.as_ref(), config.vocabulary, progress)?)
+            Ok(Dataset::load(files, &recipe.data, tokenizer.as_ref(), config.vocabulary, 1, progress)?)
         };
         let [train, eval] = [train_files, eval_files].map(|files| {
             if files.is_empty() {
@@ -171,9 +171,9 @@ impl Findings {
                 }
             }
         });
-        for data in [&train, &eval].into_iter().flatten() {
-            self.notices.extend(data.notices.iter().cloned());
-        }
+        let of = |data: &Option<Dataset>| data.as_ref().map(|data| data.notices.clone()).unwrap_or_default();
+        self.notices.extend(rows_notices(of(&train), of(&eval)));
+        self.notices.extend(unused_files(&recipe.data.train, &recipe.data.eval));
         (train, eval)
     }
 

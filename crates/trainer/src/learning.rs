@@ -290,7 +290,7 @@ mod tests {
         let text: String = rows.iter().map(line).collect();
         finetune_store::replace_file(&finetune_store::RealDisk, &path, text.as_bytes()).expect("a file");
         let data = recipe(&[]).data;
-        Dataset::load(&[path], &data, None::<&ChatTokenizer>, 64, &|_| {}).unwrap_or_else(|error| panic!("{error}"))
+        Dataset::load(&[path], &data, None::<&ChatTokenizer>, 64, 0, &|_| {}).unwrap_or_else(|error| panic!("{error}"))
     }
 
     fn recipe(sets: &[&str]) -> Recipe {

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use finetune_dataset::{ChatTokenizer, Dataset, Plan, TextSource, resolve_files};
+use finetune_dataset::{ChatTokenizer, Dataset, Plan, TextSource, resolve_files, unused_files};
 use finetune_model::adapter::{Adapter, BaseCheck, linear_modules};
 use finetune_model::{
     BaseName, FloatType, LoraTargets, Model, ModelConfig, Placement, base_digest, choose, float_type,
@@ -97,12 +97,20 @@ pub struct Data {
 }
 
 impl Data {
-    /// What is odd about the rows and the tokenizer.
-    pub(crate) fn notices(&self) -> Vec<String> {
-        let tokenizer = self.tokenizer.iter().flat_map(|tokenizer| tokenizer.notices().iter().cloned());
-        let rows = [Some(&self.train), self.eval.as_ref()].into_iter().flatten();
-        tokenizer.chain(rows.flat_map(|data| data.notices.iter().cloned())).collect()
+    /// What is odd about the rows and the tokenizer. What evaluation rows share with training rows is said once.
+    pub fn notices(&self) -> Vec<String> {
+        let mut notices: Vec<String> =
+            self.tokenizer.iter().flat_map(|tokenizer| tokenizer.notices().iter().cloned()).collect();
+        let eval = self.eval.as_ref().map(|eval| eval.notices.clone()).unwrap_or_default();
+        notices.extend(rows_notices(self.train.notices.clone(), eval));
+        notices
     }
+}
+
+/// What is odd about training rows, and about evaluation rows where that is something else.
+pub(crate) fn rows_notices(train: Vec<String>, mut eval: Vec<String>) -> Vec<String> {
+    eval.retain(|notice| !train.contains(notice));
+    train.into_iter().chain(eval.into_iter().map(|notice| format!("evaluation rows: {notice}"))).collect()
 }
 
 /// The directory of the recipe's model: a path, a run whose weights were all trained, or a hub id that is in the Hugging
@@ -188,12 +196,20 @@ pub fn load_data(
 ) -> Result<Data, TrainError> {
     let (train_files, eval_files) = resolve_files(&recipe.data.train, &recipe.data.eval)?;
     let tokenizer = open_tokenizer(recipe, model)?;
-    let load = |files: &[PathBuf]| Dataset::load(files, &recipe.data, tokenizer.as_ref(), config.vocabulary, progress);
-    let train = load(&train_files)?;
+    let load = |files: &[PathBuf], keep_text: usize| {
+        Dataset::load(files, &recipe.data, tokenizer.as_ref(), config.vocabulary, keep_text, progress)
+    };
+    // One tells whether the rows have prompts; only evaluation rows are answered.
+    let mut train = load(&train_files, 1)?;
+    train.notices.extend(unused_files(&recipe.data.train, &recipe.data.eval));
     if train.rows.is_empty() {
         return Err(TrainError::NoRows { path: train_files.first().cloned().unwrap_or_default() });
     }
-    let eval = if eval_files.is_empty() { None } else { Some(load(&eval_files)?) };
+    let eval = if eval_files.is_empty() {
+        None
+    } else {
+        Some(load(&eval_files, recipe.eval.samples.max(recipe.eval.exact_match))?)
+    };
     Ok(Data { train, eval, tokenizer })
 }
 
@@ -327,11 +343,7 @@ fn put_together(
     let stored = stored_type(&model_path);
     let place = Place::choose(&recipe.model, machine, stored)?;
     notices.extend(place.notices.iter().cloned());
-    let mut data = load_data(&recipe, &model_path, &config, progress)?;
-    for row in &mut data.train.rows {
-        // Only rows that are answered need them.
-        (row.prompt_text, row.answer_text) = (String::new(), String::new());
-    }
+    let data = load_data(&recipe, &model_path, &config, progress)?;
     check_result(&recipe, data.eval.is_some())?;
     notices.extend(data.notices());
     notices.extend(length_notice(&data.train, &config));

@@ -99,7 +99,7 @@ fn one_row_that_runs_out_is_enough() {
     let rows = model.write("rows.jsonl", row.repeat(2000));
     let begin = Instant::now();
     let error =
-        Dataset::load(&[rows], &data(Format::Auto), &model.tokenizer(), VOCABULARY, &|_| {}).expect_err("no rows");
+        Dataset::load(&[rows], &data(Format::Auto), &model.tokenizer(), VOCABULARY, 0, &|_| {}).expect_err("no rows");
     assert!(matches!(error, DatasetError::TemplateBounds { line: Some(1), .. }), "{error:?}");
     assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
 }

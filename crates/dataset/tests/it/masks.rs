@@ -8,7 +8,7 @@ use crate::made_up::{CHATML, Model, VOCABULARY, data};
 
 fn load(model: &Model, row: &Value, data: &Data) -> Result<Row, DatasetError> {
     let file = model.write("rows.jsonl", format!("{row}\n"));
-    let mut dataset = Dataset::load(&[file], data, &model.tokenizer(), VOCABULARY, &|_| {})?;
+    let mut dataset = Dataset::load(&[file], data, &model.tokenizer(), VOCABULARY, usize::MAX, &|_| {})?;
     Ok(dataset.rows.remove(0))
 }
 
@@ -92,22 +92,20 @@ const SHIFTING: &str = "{% for m in messages %}{% if m.role == 'assistant' %}A:{
                         {% if add_generation_prompt %}A:{% endif %}";
 
 #[test]
-fn a_template_that_changes_earlier_turns_is_refused_by_turn() {
-    let row = chat(&[("user", "1"), ("assistant", "t=a"), ("user", "2"), ("assistant", "t=b")]);
-    let told = "refused: turn 2 (assistant): the chat template does not render it the same once later messages follow";
-    assert_eq!(mask(SHIFTING, &row, TrainOn::Assistant), told);
-    assert_eq!(mask(SHIFTING, &row, TrainOn::Last), "U:1;A:a;U:2;A:⟦t=b;⟧");
-    assert_eq!(mask(SHIFTING, &chat(&[("user", "1"), ("assistant", "t=a")]), TrainOn::Assistant), "U:1;A:⟦t=a;⟧");
+fn a_template_that_makes_another_prompt_is_refused_by_turn() {
+    let row = chat(&[("user", "1"), ("assistant", "t=a")]);
+    assert_eq!(mask(SHIFTING, &row, TrainOn::Assistant), "U:1;A:⟦t=a;⟧");
     let told = "refused: turn 2 (assistant): the chat template does not render it behind its own generation prompt";
     let template = SHIFTING.replace("%}A:{% endif", "%}B:{% endif");
-    assert_eq!(mask(&template, &chat(&[("user", "1"), ("assistant", "t=a")]), TrainOn::Assistant), told);
+    assert_eq!(mask(&template, &row, TrainOn::Assistant), told);
+    let row = chat(&[("user", "1"), ("assistant", "t=a"), ("user", "2"), ("assistant", "t=b")]);
+    assert_eq!(mask(SHIFTING, &row, TrainOn::Last), "U:1;A:a;U:2;A:⟦t=b;⟧");
+    // Without anything that the assistant answers: by name, with the ways out.
     let template = "{% if not messages %}{{ raise_exception('none') }}{% endif %}{{ messages[-1].content }}";
-    let answer = mask(template, &chat(&[("assistant", "a")]), TrainOn::Assistant);
-    assert!(
-        answer.starts_with("refused: turn 1 (assistant): the chat template does not render the messages before it: "),
-        "{answer}"
+    assert_eq!(
+        mask(template, &chat(&[("assistant", "a")]), TrainOn::Assistant),
+        "refused: turn 1: the conversation begins with the assistant, so there is nothing that it answers"
     );
-    assert!(answer.ends_with("stopped: none"), "{answer}");
 }
 
 #[test]

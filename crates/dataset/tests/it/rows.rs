@@ -10,7 +10,7 @@ use crate::made_up::{CHATML, Model, VOCABULARY, data};
 
 fn load_with(model: &Model, content: &[u8], data: &Data) -> Result<Dataset, DatasetError> {
     let file = model.write("rows.jsonl", content);
-    Dataset::load(&[file], data, &model.tokenizer(), VOCABULARY, &|_| {})
+    Dataset::load(&[file], data, &model.tokenizer(), VOCABULARY, usize::MAX, &|_| {})
 }
 
 fn load(content: &[u8], data: &Data) -> Result<Dataset, DatasetError> {
@@ -37,7 +37,6 @@ fn the_zoo() {
     let good = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
     let long = format!(r#"{{"text":"{}"}}"#, "x".repeat(17 << 20));
     let deep = format!(r#"{{"text":{}1{}}}"#, "[".repeat(200), "]".repeat(200));
-    let utf16: Vec<u8> = "\u{FEFF}{\"text\":\"a\"}\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
     let bytes = |text: &str| text.as_bytes().to_vec();
     let role_missing = good.replacen("\"role\":\"user\",", "", 1);
     // What the file holds, and what its reader is told, from the start. 1 rows: taken.
@@ -53,7 +52,6 @@ fn the_zoo() {
         (bytes("{\"text\": \"a\x00\"}"), "1:12: a NUL character at byte 11 of the line"),
         (b"{\"text\": \"a\xFFb\"}".to_vec(), "1:12: invalid UTF-8 at byte 11 of the line; expected UTF-8 text"),
         (b"{\"text\": \"a\xE2\x82".to_vec(), "1:12: invalid UTF-8 at byte 11"),
-        (utf16, "1:1: the file is UTF-16"),
         (bytes(r#"{"text": "\ud83e"}"#), "1:17: not JSON: "),
         (bytes(&long), "1: the line is longer than 16 MiB"),
         (bytes(&deep), "1:135: not JSON: recursion limit exceeded"),
@@ -64,8 +62,17 @@ fn the_zoo() {
         (bytes("{\"text\": NaN}"), "1:10: not JSON: expected value"),
         (bytes("{\"text\": \"a\"} {\"text\": \"b\"}"), "1:15: not JSON: trailing characters"),
         (bytes("hello"), "1:1: not JSON: expected value"),
-        (bytes("[\n"), "1:1: not JSON: EOF while parsing a list; expected one JSON object on each line, not one array"),
-        (bytes("[1]"), "1: the line is a list; expected one JSON object on each line"),
+        (
+            bytes(&format!("{good}\n[\n")),
+            "2:1: not JSON: EOF while parsing a list; expected one JSON object on each line, not one array",
+        ),
+        (bytes(&format!("{good}\n[1]\n")), "2: the line is a list; expected one JSON object on each line"),
+        (
+            bytes("{\n\"text\": 1}"),
+            "1:1: not JSON: EOF while parsing an object; expected one JSON object on each line, not one",
+        ),
+        (bytes(&format!("{good}\n\u{FEFF}{good}\n\u{FEFF}\u{FEFF}{good}")), "3 rows"),
+        (bytes(r#"{"messages": null, "text": "a"}"#), "1 rows"),
         (bytes("null"), "1: the line is null; expected one JSON object"),
         (bytes("\"text\""), "1: the line is a string"),
         (
@@ -179,22 +186,6 @@ fn formats_become_messages() {
 }
 
 #[test]
-fn list_content_that_the_template_leaves_out_is_refused() {
-    let row =
-        r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":[{"type":"text","text":"bcd"}]}]}"#;
-    let template = "{% for m in messages %}{{ m.role }}:{{ m.content if m.content is string else '' }};{% endfor %}\
-                    {% if add_generation_prompt %}assistant:{% endif %}";
-    let error =
-        load_with(&Model::new(Some(template)), row.as_bytes(), &data(Format::Auto)).expect_err("an answer left out");
-    assert!(
-        error.to_string().contains("messages[1].content is a list, and the chat template leaves its text out"),
-        "{error}"
-    );
-    let template = template.replace("else ''", "else m.content[0].text");
-    assert!(load_with(&Model::new(Some(&template)), row.as_bytes(), &data(Format::Auto)).is_ok());
-}
-
-#[test]
 fn lengths() {
     // With <s> and </s>: 5 tokens, and 12 of which the prompt takes 7.
     let content = b"{\"prompt\":\"a\",\"completion\":\"bc\"}\n{\"prompt\":\"123456\",\"completion\":\"78.9\"}\n";
@@ -244,8 +235,10 @@ fn rows_of_many_files_keep_their_order_and_origin() {
     ];
     let progress = Cell::new(0);
     let load = |files: &[PathBuf]| {
-        Dataset::load(files, &data(Format::Auto), &model.tokenizer(), VOCABULARY, &|rows| progress.set(rows))
-            .expect("rows")
+        Dataset::load(files, &data(Format::Auto), &model.tokenizer(), VOCABULARY, usize::MAX, &|rows| {
+            progress.set(rows)
+        })
+        .expect("rows")
     };
     let dataset = load(&files);
     assert_eq!((dataset.rows.len(), progress.get()), (5001, 5001));
@@ -260,7 +253,7 @@ fn rows_of_many_files_keep_their_order_and_origin() {
     model.write("b.jsonl", line(5001));
     assert_ne!(load(&files).digest, dataset.digest);
     let gone = [model.path().join("gone.jsonl")];
-    let error = Dataset::load(&gone, &data(Format::Auto), &model.tokenizer(), VOCABULARY, &|_| {});
+    let error = Dataset::load(&gone, &data(Format::Auto), &model.tokenizer(), VOCABULARY, usize::MAX, &|_| {});
     assert!(matches!(error, Err(DatasetError::Unreadable { .. })));
 }
 
@@ -282,8 +275,8 @@ fn messages_without_a_template_are_one_error() {
 fn tokens_of_a_tokenizer_that_the_model_lacks() {
     let model = Model::new(Some(CHATML));
     let file = model.write("rows.jsonl", r#"{"text": "a"}"#);
-    let error =
-        Dataset::load(&[file], &data(Format::Auto), &model.tokenizer(), 259, &|_| {}).expect_err("a missing row");
+    let error = Dataset::load(&[file], &data(Format::Auto), &model.tokenizer(), 259, usize::MAX, &|_| {})
+        .expect_err("a missing row");
     assert!(error.to_string().contains("token 2 is 259 (\"</s>\"), not below the vocabulary of 259"), "{error}");
     assert!(error.hints()[0].contains("tokenizer"));
 }
@@ -293,10 +286,146 @@ fn rows_of_tokens_need_no_tokenizer() {
     let model = Model::new(None);
     let load = |content: &str| {
         let file = model.write("rows.jsonl", content);
-        Dataset::load(&[file], &data(Format::Auto), None, VOCABULARY, &|_| {})
+        Dataset::load(&[file], &data(Format::Auto), None, VOCABULARY, usize::MAX, &|_| {})
     };
     let dataset = load(r#"{"input_ids": [97, 98]}"#).expect("a row");
     assert_eq!((&dataset.rows[0].trained[..], dataset.rows[0].answer_text.as_str()), (&[false, true][..], ""));
     let error = load(r#"{"text": "a"}"#).expect_err("no tokenizer");
     assert!(matches!(error, DatasetError::NoTokenizer) && error.hints().len() == 1, "{error}");
+}
+
+#[test]
+fn files_of_another_kind_are_told_in_one_line() {
+    let utf16: Vec<u8> = "\u{FEFF}{\"text\":\"a\"}\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for (name, content, what, remedy) in [
+        ("a.jsonl.gz", b"\x1f\x8b\x08\x00\x00".to_vec(), "gzip", "gunzip"),
+        ("a.parquet", b"PAR1\x15\x04".to_vec(), "Parquet", "read_parquet"),
+        ("a.csv", b"prompt,completion\n1,2\n".to_vec(), "CSV", "read_csv"),
+        ("a.json", b"[\n{\"text\": \"a\"}\n]\n".to_vec(), "list", "jq -c"),
+        ("a.jsonl", b"[{\"text\": \"a\"}]".to_vec(), "list", "jq -c"),
+        ("a.jsonl", utf16, "UTF-16", "iconv"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n".to_vec(), "git-lfs", "git lfs pull"),
+    ] {
+        let model = Model::new(None);
+        let file = model.write(name, content);
+        let error = Dataset::load(
+            std::slice::from_ref(&file),
+            &data(Format::Auto),
+            &model.tokenizer(),
+            VOCABULARY,
+            usize::MAX,
+            &|_| {},
+        )
+        .expect_err("no rows");
+        let told = error.to_string();
+        assert!(told.contains(name) && told.contains(what) && !told.contains('\n'), "{told}");
+        assert!(error.hints()[0].contains(remedy), "{name}: {:?}", error.hints());
+        assert!(finetune_dataset::resolve_files(&[file], &[]).is_err());
+    }
+}
+
+#[test]
+fn held_back_rows_of_another_name_are_found_or_said() {
+    let model = Model::new(None);
+    model.write("train.jsonl", "{\"text\": \"a\"}\n");
+    let held_back = model.write("validation.jsonl", "{\"text\": \"b\"}\n");
+    let directory = [model.path().to_owned()];
+    let (train, eval) = finetune_dataset::resolve_files(&directory, &[]).expect("files");
+    assert_eq!((train.len(), eval.len()), (1, 0), "an evaluation is not begun without being asked for");
+    let said = finetune_dataset::unused_files(&directory, &[]);
+    assert!(said.len() == 1 && said[0].contains("validation.jsonl is not used"), "{said:?}");
+    assert_eq!(finetune_dataset::resolve_files(&directory, &directory).expect("files").1, [held_back]);
+    assert!(finetune_dataset::unused_files(&directory, &directory).is_empty());
+    model.write("valid.jsonl", "{\"text\": \"c\"}\n");
+    assert!(finetune_dataset::unused_files(&directory, &[]).is_empty());
+    assert!(finetune_dataset::resolve_files(&directory, &[]).expect("files").1[0].ends_with("valid.jsonl"));
+}
+
+#[test]
+fn a_few_bad_rows_are_named_with_a_way_around_them() {
+    let content = "{\"text\": \"a\"}\n".repeat(20) + "{\"text\": 1}\n";
+    let error = load(content.as_bytes(), &data(Format::Auto)).expect_err("a bad row");
+    assert!(error.hints().iter().any(|hint| hint.contains("sed '21d'")), "{:?}", error.hints());
+    let error = load(b"{\"text\": 1}\n", &data(Format::Auto)).expect_err("a bad row");
+    assert!(error.hints().iter().all(|hint| !hint.contains("sed")), "{:?}", error.hints());
+}
+
+#[test]
+fn keys_without_use_are_counted_and_named_once() {
+    let content = "{\"text\": \"a\", \"id\": 1, \"meta\": null}\n{\"text\": \"b\", \"id\": 2}\n{\"text\": \"c\"}\n";
+    let dataset = load(content.as_bytes(), &data(Format::Auto)).expect("rows");
+    assert_eq!(dataset.notices, ["keys that rows of format text have no use for: id (2 rows)"]);
+    let row =
+        r#"{"messages":[{"role":"user","content":"a","mood":"good"},{"role":"assistant","content":"b"}],"source":"x"}"#;
+    let dataset = load(row.as_bytes(), &data(Format::Auto)).expect("a row");
+    let named =
+        dataset.notices.iter().any(|it| it.contains("source (1 row)") && it.contains("messages[].mood (1 row)"));
+    assert!(named, "{:?}", dataset.notices);
+}
+
+#[test]
+fn texts_are_kept_for_the_first_rows_only() {
+    let model = Model::new(None);
+    let file = model.write("rows.jsonl", "{\"text\": \"a\"}\n{\"text\": \"b\"}\n");
+    for keep in [0, 1, 2] {
+        let dataset = Dataset::load(
+            std::slice::from_ref(&file),
+            &data(Format::Auto),
+            &model.tokenizer(),
+            VOCABULARY,
+            keep,
+            &|_| {},
+        )
+        .expect("rows");
+        assert_eq!(dataset.rows.iter().filter(|row| !row.answer_text.is_empty()).count(), keep);
+    }
+}
+
+#[test]
+fn masks_of_token_rows_are_honoured() {
+    let load = |row: &str| match load(row.as_bytes(), &data(Format::Auto)) {
+        Ok(dataset) => {
+            let trained = |row: &finetune_dataset::Row| {
+                row.tokens.iter().zip(&row.trained).filter(|(_, it)| **it).map(|(id, _)| *id).collect::<Vec<_>>()
+            };
+            let rows: Vec<String> =
+                dataset.rows.iter().map(|row| format!("{:?} {:?}", row.tokens, trained(row))).collect();
+            rows.join(" | ")
+        }
+        Err(DatasetError::BadRows(rows)) => rows.first[0].reason.clone(),
+        Err(error) => panic!("{error}"),
+    };
+    for (keys, expected) in [
+        (r#""completion_mask": [0, 0, 1, 1]"#, "[5, 6, 7, 8] [7, 8]"),
+        (r#""assistant_masks": [0, 1, 0, 1]"#, "[5, 6, 7, 8] [6, 8]"),
+        (r#""loss_mask": [false, false, false, true]"#, "[5, 6, 7, 8] [8]"),
+        (r#""completion_mask": [0, 1, 1, 1], "assistant_masks": [0, 0, 1, 1]"#, "[5, 6, 7, 8] [7, 8]"),
+        (r#""completion_mask": [0, 1, 1, 1], "labels": [-100, -100, -100, 8]"#, "[5, 6, 7, 8] [8]"),
+        (r#""attention_mask": [1, 1, 1, 0]"#, "[5, 6, 7] [6, 7]"),
+        (r#""attention_mask": [0, 0, 1, 1], "labels": [-100, -100, 7, 8]"#, "[7, 8] [8]"),
+        (r#""attention_mask": [0, 1, 1, 0], "labels": [1, 6, 7, 1]"#, "[6, 7] [7]"),
+        (r#""attention_mask": [1, 1, 1, 1], "position_ids": [0, 1, 2, 3]"#, "[5, 6, 7, 8] [6, 7, 8]"),
+        (r#""position_ids": [0, 1, 0, 1]"#, "[5, 6] [6] | [7, 8] [8]"),
+        (r#""attention_mask": [0, 1, 1, 1], "position_ids": [1, 0, 1, 2]"#, "[6, 7, 8] [7, 8]"),
+        (r#""seq_lengths": [3, 1]"#, "[5, 6, 7] [6, 7]"),
+        (r#""completion_mask": null, "position_ids": null, "seq_lengths": null"#, "[5, 6, 7, 8] [6, 7, 8]"),
+        (r#""completion_mask": [0, 1]"#, "4 input_ids but 2 of completion_mask"),
+        (r#""completion_mask": [0, 1, 2, 1]"#, "completion_mask[2] is 2"),
+        (r#""attention_mask": [1, 0, 1, 1]"#, "attention_mask[1] is 0 between tokens that are attended to"),
+        (r#""attention_mask": [0, 0, 0, 0]"#, "attention_mask marks every token as padding"),
+        (r#""position_ids": [0, 1, 3, 4]"#, "position_ids[2] is 3"),
+        (r#""seq_lengths": [3, 3]"#, "seq_lengths add up to 6, and there are 4 input_ids"),
+        (r#""assistant_masks": [0, 0, 0, 0]"#, "nothing to train on: none of its 4 tokens is an answer's"),
+    ] {
+        assert_eq!(load(&format!("{{\"input_ids\": [5, 6, 7, 8], {keys}}}")), expected, "{keys}");
+    }
+}
+
+#[test]
+fn a_template_without_bounds_stops_the_whole_reading() {
+    let row = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
+    let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    let content = format!("{row}\n").repeat(64);
+    let error = load_with(&Model::new(Some(endless)), content.as_bytes(), &data(Format::Auto)).expect_err("no end");
+    assert!(matches!(error, DatasetError::TemplateBounds { .. }), "{error}");
 }

@@ -40,7 +40,7 @@ pub(crate) fn generate(arguments: GenerateArguments, verbosity: Verbosity) -> Re
     let asking = Asking { model: &model, tokenizer: &tokenizer, arguments: &arguments, sampling, say: &say };
     if let Some(data) = &arguments.data {
         let data = rows_of(data, arguments.model.chat_template.as_deref());
-        let rows = Dataset::load(&data.train, &data, Some(&tokenizer), model.config.vocabulary, &|_| {})?;
+        let rows = Dataset::load(&data.train, &data, Some(&tokenizer), model.config.vocabulary, usize::MAX, &|_| {})?;
         rows.notices.iter().for_each(|notice| say(notice));
         return asking.answer_rows(&rows);
     }

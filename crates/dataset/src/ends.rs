@@ -1,0 +1,101 @@
+//! How answers end: the token that a model learns to stop with.
+
+use std::collections::BTreeSet;
+
+use crate::error::DatasetError;
+use crate::tokenizer::ChatTokenizer;
+
+/// How the trained parts of chats end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// Special tokens that end a trained part, ascending.
+    pub tokens: Vec<u32>,
+    /// Trained parts that end in no special token.
+    pub without: usize,
+    /// Trained parts.
+    pub parts: usize,
+}
+
+/// Tokens of an end that are shown.
+const SHOWN: usize = 12;
+
+/// The ends of one row, or of many.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counted {
+    tokens: BTreeSet<u32>,
+    without: usize,
+    parts: usize,
+    /// The end of the first part that has no special token.
+    first_without: Option<String>,
+}
+
+impl Counted {
+    /// Counts a trained part. It may go on behind its end with white space, as most templates do.
+    pub(crate) fn add(&mut self, part: &[u32], tokenizer: &ChatTokenizer) -> Result<(), DatasetError> {
+        self.parts += 1;
+        let mut end = None;
+        for id in part.iter().rev() {
+            if tokenizer.is_special(*id) {
+                // Of several, the first that the model's own files call an end; else the last.
+                if tokenizer.eos_ids().contains(id) || end.is_none() {
+                    end = Some(*id);
+                }
+            } else if !tokenizer.decode(&[*id], false)?.trim().is_empty() {
+                break;
+            }
+        }
+        match end {
+            Some(id) => {
+                self.tokens.insert(id);
+            }
+            None => {
+                self.without += 1;
+                if self.first_without.is_none() {
+                    let shown = &part[part.len().saturating_sub(SHOWN)..];
+                    self.first_without = Some(tokenizer.decode(shown, false)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn join(&mut self, other: Self) {
+        self.tokens.extend(other.tokens);
+        self.without += other.without;
+        self.parts += other.parts;
+        if self.first_without.is_none() {
+            self.first_without = other.first_without;
+        }
+    }
+
+    /// What a person should know about them.
+    pub(crate) fn notices(&self, tokenizer: Option<&ChatTokenizer>) -> Vec<String> {
+        let mut notices = Vec::new();
+        if self.without > 0 {
+            let shown = self.first_without.as_deref().unwrap_or_default();
+            notices.push(format!(
+                "{} of {} answers end in no special token of this tokenizer, the first with {shown:?}: the model does not \
+                 learn to stop there",
+                self.without, self.parts
+            ));
+        }
+        let Some(tokenizer) = tokenizer else { return notices };
+        let unknown = self.tokens.iter().filter(|id| !tokenizer.eos_ids().contains(id));
+        let names: Vec<String> =
+            unknown.map(|id| tokenizer.id_to_token(*id).unwrap_or_else(|| id.to_string())).collect();
+        if !names.is_empty() {
+            notices.push(format!(
+                "answers end with {}, which the files of the base model name as no end: the results of a run name it in \
+                 generation_config.json, and a program that reads the base's instead does not stop there",
+                names.join(", ")
+            ));
+        }
+        notices
+    }
+}
+
+impl From<Counted> for Ends {
+    fn from(counted: Counted) -> Self {
+        Self { tokens: counted.tokens.into_iter().collect(), without: counted.without, parts: counted.parts }
+    }
+}

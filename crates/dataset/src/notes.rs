@@ -1,0 +1,104 @@
+//! What is said about all rows together, once each.
+
+use crate::ends::Counted;
+use crate::tokenizer::ChatTokenizer;
+
+/// What there is to say about one row, or about many.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    /// Keys without use, and the number of rows that have them.
+    unused: Vec<(String, usize)>,
+    /// Conversations of which each answer became a sequence of its own.
+    pub(crate) by_turn: usize,
+    /// The sequences that they became.
+    pub(crate) sequences: usize,
+    /// Answers that flags keep from being trained on.
+    pub(crate) muted: usize,
+    /// Trained answers whose reasoning the template leaves out.
+    pub(crate) without_reasoning: usize,
+    /// Rows that bring an end token with white space behind it, and get a second one.
+    pub(crate) ended_twice: usize,
+    pub(crate) ends: Counted,
+}
+
+/// Keys that are named.
+const NAMED: usize = 12;
+
+impl Notes {
+    pub(crate) fn unused(&mut self, keys: Vec<String>) {
+        for key in keys {
+            self.count(key, 1);
+        }
+    }
+
+    fn count(&mut self, key: String, rows: usize) {
+        let room = self.unused.len() < 16 * NAMED;
+        match self.unused.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, count)) => *count += rows,
+            // Rows whose keys are all different must not take memory without end.
+            None if room => self.unused.push((key, rows)),
+            None => {}
+        }
+    }
+
+    pub(crate) fn join(&mut self, other: Self) {
+        for (key, rows) in other.unused {
+            self.count(key, rows);
+        }
+        self.by_turn += other.by_turn;
+        self.sequences += other.sequences;
+        self.muted += other.muted;
+        self.without_reasoning += other.without_reasoning;
+        self.ended_twice += other.ended_twice;
+        self.ends.join(other.ends);
+    }
+
+    /// The notices, the weightiest first. `format` is that of the rows.
+    pub(crate) fn notices(&self, format: &str, tokenizer: Option<&ChatTokenizer>) -> Vec<String> {
+        let mut notices = Vec::new();
+        if self.by_turn > 0 {
+            notices.push(format!(
+                "{} became {}, one for each answer: the chat template writes a turn in another way once others follow, \
+                 and each answer is trained on as the model will meet it",
+                counted(self.by_turn, "conversation"),
+                counted(self.sequences, "sequence")
+            ));
+        }
+        if self.without_reasoning > 0 {
+            notices.push(format!(
+                "{} trained on without the reasoning that the rows have for them: the chat template leaves it out of \
+                 earlier turns",
+                are(self.without_reasoning, "answer")
+            ));
+        }
+        if self.muted > 0 {
+            notices.push(format!("{} not trained on, as their flags say (weight, train)", are(self.muted, "message")));
+        }
+        notices.extend(self.ends.notices(tokenizer));
+        if self.ended_twice > 0 {
+            notices.push(format!(
+                "{} with an end token and white space: another end token is put behind it",
+                if self.ended_twice == 1 { "1 row ends".to_owned() } else { format!("{} rows end", self.ended_twice) }
+            ));
+        }
+        if !self.unused.is_empty() {
+            let named: Vec<String> = self
+                .unused
+                .iter()
+                .take(NAMED)
+                .map(|(key, rows)| format!("{} ({})", key.escape_debug(), counted(*rows, "row")))
+                .collect();
+            let more = if self.unused.len() > NAMED { ", …" } else { "" };
+            notices.push(format!("keys that rows of format {format} have no use for: {}{more}", named.join(", ")));
+        }
+        notices
+    }
+}
+
+fn counted(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+fn are(number: usize, what: &str) -> String {
+    format!("{} {}", counted(number, what), if number == 1 { "is" } else { "are" })
+}

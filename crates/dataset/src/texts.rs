@@ -1,0 +1,529 @@
+//! The texts of a conversation, and whether they reach its rendering.
+//!
+//! Templates leave out what they do not know, without a word: calls, reasoning, roles, a system message in a late place. To
+//! look for each text in the rendering is not enough, since "4" or "a" stands in it anyway. So the conversation is rendered
+//! once more with a mark in each text, behind its first word and before its last. Where that rendering without its marks is the
+//! first one, the marks were of no consequence to the template, and a text is there if its marks are. Where it is not (a
+//! template that compares or measures texts), the texts themselves are looked for.
+
+use std::ops::Range;
+
+use serde_json::{Map, Value};
+
+/// Unicode noncharacters, which no text needs: a mark is one, the number of its text in base 16, and another. (U+FDD0 to
+/// U+FDD2 have other uses here.)
+const OPEN: char = '\u{FDD8}';
+const CLOSE: char = '\u{FDD9}';
+const ZERO: u32 = 0xFDDA;
+
+/// Put into the tags of reasoning to keep a template from knowing them.
+const HIDE: char = '\u{FDEF}';
+
+/// Texts with this are numbers in disguise, see `integers.rs`.
+const NUMBER: char = '\u{FDD2}';
+
+/// Texts marked in the arguments of one call.
+const MARKED_ARGUMENTS: usize = 256;
+
+/// Tags around reasoning within an answer.
+const REASONING: [(&str, &str); 7] = [
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+];
+
+/// Keys of a message for reasoning apart from its answer, in the order in which transformers looks for one.
+pub(crate) const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Content,
+    /// Content that is a list of parts.
+    Part,
+    /// What an assistant thought before it answered.
+    Reasoning,
+    /// A call of a tool, by its index.
+    Call(usize),
+    /// The name of a tool that can be called.
+    Tool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Text {
+    /// The message that it is of; none: the tools.
+    pub(crate) message: Option<usize>,
+    pub(crate) kind: Kind,
+    pieces: Vec<String>,
+    /// How many marks were put into it.
+    marks: usize,
+}
+
+/// A conversation with its texts marked.
+#[derive(Debug, Default)]
+pub(crate) struct Marked {
+    pub(crate) texts: Vec<Text>,
+    pub(crate) messages: Vec<Value>,
+    pub(crate) tools: Option<Value>,
+}
+
+/// A rendering without its marks, and where each stood: a place in the text, and the text that it marks.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) text: String,
+    pub(crate) marks: Vec<(usize, usize)>,
+}
+
+impl Marked {
+    pub(crate) fn new(messages: &[Value], tools: Option<&Value>) -> Self {
+        let mut marked = Self::default();
+        for (index, message) in messages.iter().enumerate() {
+            let copy = marked.message(message, index, false);
+            marked.messages.push(copy);
+        }
+        marked.tools = tools.map(|tools| marked.tools(tools));
+        marked
+    }
+
+    /// A message whose reasoning the template does not know as such, and whose own texts are numbered from 0. With
+    /// `in_content`, what it has as reasoning of its own becomes a part of its content.
+    pub(crate) fn hidden(message: &Value, index: usize, in_content: bool) -> Self {
+        let mut marked = Self::default();
+        let mut message = message.clone();
+        if in_content && let Some(object) = message.as_object_mut() {
+            reasoning_into_content(object);
+        }
+        let copy = marked.message(&message, index, true);
+        marked.messages.push(copy);
+        marked
+    }
+
+    fn add(&mut self, message: Option<usize>, kind: Kind) -> usize {
+        self.texts.push(Text { message, kind, pieces: Vec::new(), marks: 0 });
+        self.texts.len() - 1
+    }
+
+    /// A text with its marks in it.
+    fn mark(&mut self, id: usize, text: &str) -> String {
+        let mut out = String::with_capacity(text.len() + 24);
+        let Some((first, last)) = word_borders(text) else { return text.to_owned() };
+        let entry = &mut self.texts[id];
+        entry.pieces.push(text.trim().to_owned());
+        out.push_str(&text[..first]);
+        push_mark(&mut out, id);
+        entry.marks += 1;
+        if let Some(last) = last {
+            out.push_str(&text[first..last]);
+            push_mark(&mut out, id);
+            entry.marks += 1;
+            out.push_str(&text[last..]);
+        } else {
+            out.push_str(&text[first..]);
+        }
+        out
+    }
+
+    fn message(&mut self, message: &Value, index: usize, hide: bool) -> Value {
+        let Some(object) = message.as_object() else { return message.clone() };
+        let is_assistant = object.get("role").and_then(Value::as_str) == Some("assistant");
+        let mut copy = object.clone();
+        match object.get("content") {
+            Some(Value::String(text)) => {
+                let marked = self.content(text, index, Kind::Content, is_assistant, hide);
+                copy.insert("content".to_owned(), Value::String(marked));
+            }
+            Some(Value::Array(parts)) => {
+                let parts = parts.iter().map(|part| self.part(part, index, is_assistant, hide)).collect();
+                copy.insert("content".to_owned(), Value::Array(parts));
+            }
+            _ => {}
+        }
+        if let Some(reasoning) = reasoning(object) {
+            let id = self.add(Some(index), Kind::Reasoning);
+            let marked = self.mark(id, reasoning);
+            // Under another of its names it may be there a second time.
+            for key in REASONING_KEYS.iter().filter(|key| object.get(**key).and_then(Value::as_str) == Some(reasoning))
+            {
+                copy.insert((*key).to_owned(), Value::String(marked.clone()));
+            }
+        }
+        if let Some(Value::Array(calls)) = object.get("tool_calls") {
+            let calls = calls.iter().enumerate().map(|(number, call)| self.call(call, index, number)).collect();
+            copy.insert("tool_calls".to_owned(), Value::Array(calls));
+        }
+        Value::Object(copy)
+    }
+
+    fn content(&mut self, text: &str, index: usize, kind: Kind, is_assistant: bool, hide: bool) -> String {
+        let mut out = String::with_capacity(text.len() + 64);
+        let mut place = 0;
+        for (kind, range) in sections(text, kind, is_assistant) {
+            push_tag(&mut out, &text[place..range.start], hide);
+            let id = self.add(Some(index), kind);
+            out.push_str(&self.mark(id, &text[range.clone()]));
+            place = range.end;
+        }
+        push_tag(&mut out, &text[place..], hide);
+        out
+    }
+
+    fn part(&mut self, part: &Value, index: usize, is_assistant: bool, hide: bool) -> Value {
+        let mut part = part.clone();
+        if let Some(Value::String(text)) = part.get_mut("text") {
+            *text = self.content(text, index, Kind::Part, is_assistant, hide);
+        }
+        part
+    }
+
+    fn call(&mut self, call: &Value, index: usize, number: usize) -> Value {
+        let mut call = call.clone();
+        let id = self.add(Some(index), Kind::Call(number));
+        if let Some(function) = function_of(&mut call) {
+            if let Some(Value::String(name)) = function.get_mut("name") {
+                *name = self.mark(id, name);
+            }
+            if let Some(arguments) = function.get_mut("arguments") {
+                let mut left = MARKED_ARGUMENTS;
+                *arguments = self.arguments(id, arguments, &mut left);
+            }
+        }
+        call
+    }
+
+    /// Arguments with marks in their texts and keys, as many as are `left`.
+    fn arguments(&mut self, id: usize, value: &Value, left: &mut usize) -> Value {
+        if *left == 0 {
+            return value.clone();
+        }
+        match value {
+            Value::String(text) if text.contains(NUMBER) => value.clone(),
+            Value::String(text) => {
+                *left -= 1;
+                Value::String(self.mark(id, text))
+            }
+            Value::Array(items) => Value::Array(items.iter().map(|item| self.arguments(id, item, left)).collect()),
+            Value::Object(entries) => {
+                let mut copy = Map::new();
+                for (key, value) in entries {
+                    let value = self.arguments(id, value, left);
+                    let key = if *left > 0 { self.mark(id, key) } else { key.clone() };
+                    *left = left.saturating_sub(1);
+                    copy.insert(key, value);
+                }
+                Value::Object(copy)
+            }
+            _ => value.clone(),
+        }
+    }
+
+    fn tools(&mut self, tools: &Value) -> Value {
+        let mut tools = tools.clone();
+        for tool in tools.as_array_mut().into_iter().flatten() {
+            let id = self.add(None, Kind::Tool);
+            if let Some(Value::String(name)) = function_of(tool).and_then(|function| function.get_mut("name")) {
+                *name = self.mark(id, name);
+            }
+        }
+        tools
+    }
+
+    /// The first wanted text that is not there. `plain` is the rendering, or the part of it, that is looked at; `marks` are
+    /// the marks in it, if they can be relied on.
+    pub(crate) fn left_out(
+        &self,
+        plain: &str,
+        marks: Option<&[(usize, usize)]>,
+        wanted: &dyn Fn(&Text) -> bool,
+    ) -> Option<&Text> {
+        let Some(marks) = marks else {
+            return self
+                .texts
+                .iter()
+                .find(|text| wanted(text) && !text.pieces.iter().all(|piece| occurs(plain, piece)));
+        };
+        let mut seen = vec![0; self.texts.len()];
+        for (_, id) in marks {
+            if let Some(seen) = seen.get_mut(*id) {
+                *seen += 1;
+            }
+        }
+        self.texts.iter().zip(seen).find(|(text, seen)| wanted(text) && *seen < text.marks).map(|(text, _)| text)
+    }
+
+    /// Where the content of each message stands in a rendering, its white space included if it is there: known only for a
+    /// message that has nothing but a text. `messages` are those without marks.
+    pub(crate) fn content_places(&self, messages: &[Value], found: &Found) -> Vec<Option<Range<usize>>> {
+        let mut places: Vec<Option<Range<usize>>> = vec![None; self.messages.len()];
+        let mut of_message = vec![0usize; self.messages.len()];
+        for text in &self.texts {
+            if let Some(message) = text.message {
+                of_message[message] += 1;
+            }
+        }
+        let mut borders: Vec<Option<(usize, usize, usize)>> = vec![None; self.texts.len()];
+        for (place, id) in &found.marks {
+            match borders.get_mut(*id) {
+                Some(Some((_, last, count))) => (*last, *count) = (*place, *count + 1),
+                Some(empty) => *empty = Some((*place, *place, 1)),
+                None => {}
+            }
+        }
+        for (text, borders) in self.texts.iter().zip(borders) {
+            let (Some(message), Some((first, last, count))) = (text.message, borders) else { continue };
+            let [piece] = &text.pieces[..] else { continue };
+            // Written once, and nothing else in the message.
+            if of_message[message] != 1 || text.kind != Kind::Content || count != text.marks {
+                continue;
+            }
+            let first_word = piece.split(char::is_whitespace).next().unwrap_or_default();
+            let last_word = piece.rsplit(char::is_whitespace).next().unwrap_or_default();
+            let end = if text.marks == 1 { last } else { last + last_word.len() };
+            let Some(start) = first.checked_sub(first_word.len()) else { continue };
+            let content = messages.get(message).and_then(|it| it["content"].as_str()).unwrap_or_default();
+            let (Some(before), Some(behind)) = (found.text.get(..start), found.text.get(end..)) else { continue };
+            if found.text.get(start..end).is_some_and(|there| there == piece) {
+                let leading = &content[..content.len() - content.trim_start().len()];
+                let trailing = &content[content.trim_end().len()..];
+                let start = before.strip_suffix(leading).unwrap_or(before).len();
+                let end = end + if behind.starts_with(trailing) { trailing.len() } else { 0 };
+                places[message] = Some(start..end);
+            }
+        }
+        places
+    }
+}
+
+/// Reasoning that a message has under a key of its own.
+pub(crate) fn reasoning(message: &Map<String, Value>) -> Option<&str> {
+    let first = REASONING_KEYS.iter().filter_map(|key| message.get(*key)).find(|value| !value.is_null())?;
+    first.as_str().filter(|text| !text.trim().is_empty())
+}
+
+/// Reasoning under a key becomes the beginning of the content, between the tags that most models have.
+fn reasoning_into_content(message: &mut Map<String, Value>) {
+    let Some(thought) = reasoning(message).map(|text| text.trim_matches('\n').to_owned()) else { return };
+    let answer = message.get("content").and_then(Value::as_str).unwrap_or_default().trim_start_matches('\n').to_owned();
+    message.retain(|key, _| !REASONING_KEYS.contains(&key.as_str()));
+    message.insert("content".to_owned(), Value::String(format!("<think>\n{thought}\n</think>\n\n{answer}")));
+}
+
+/// The object with a call's or a tool's name: OpenAI's form has it within, others do without.
+fn function_of(value: &mut Value) -> Option<&mut Map<String, Value>> {
+    let object = value.as_object_mut()?;
+    if object.get("function").is_some_and(Value::is_object) {
+        return object.get_mut("function").and_then(Value::as_object_mut);
+    }
+    Some(object)
+}
+
+/// The parts of a content: an assistant's reasoning and answer apart, all else as a whole. Tags are in none.
+fn sections(text: &str, kind: Kind, is_assistant: bool) -> Vec<(Kind, Range<usize>)> {
+    let closing = REASONING.iter().filter_map(|(open, close)| Some((text.find(close)?, *open, *close)));
+    let Some((end, open, close)) = closing.min().filter(|_| is_assistant) else { return vec![(kind, 0..text.len())] };
+    let answer = (kind, end + close.len()..text.len());
+    match text[..end].find(open) {
+        Some(start) => vec![(kind, 0..start), (Kind::Reasoning, start + open.len()..end), answer],
+        None => vec![(Kind::Reasoning, 0..end), answer],
+    }
+}
+
+/// Whether an assistant's content has reasoning in it.
+pub(crate) fn has_reasoning(content: &str) -> bool {
+    REASONING.iter().any(|(_, close)| content.contains(close))
+}
+
+/// What stands between sections: nothing or a tag, which a hidden one is kept from being known as.
+fn push_tag(out: &mut String, tag: &str, hide: bool) {
+    match tag.char_indices().nth(1) {
+        Some((second, _)) if hide => {
+            out.push_str(&tag[..second]);
+            out.push(HIDE);
+            out.push_str(&tag[second..]);
+        }
+        _ => out.push_str(tag),
+    }
+}
+
+/// Behind the first word, and before the last if that is another.
+fn word_borders(text: &str) -> Option<(usize, Option<usize>)> {
+    let body = text.trim();
+    if body.is_empty() {
+        return None;
+    }
+    let start = text.len() - text.trim_start().len();
+    let Some(first) = body.find(char::is_whitespace) else { return Some((start + body.len(), None)) };
+    let last = body.char_indices().rev().find(|(_, character)| character.is_whitespace());
+    let last = last.map_or(body.len(), |(place, character)| place + character.len_utf8());
+    Some((start + first, Some(start + last)))
+}
+
+fn push_mark(out: &mut String, id: usize) {
+    out.push(OPEN);
+    for digit in format!("{id:x}").chars().filter_map(|digit| digit.to_digit(16)) {
+        out.extend(char::from_u32(ZERO + digit));
+    }
+    out.push(CLOSE);
+}
+
+/// Whether a text cannot be marked, since it has what marks are made of.
+pub(crate) fn has_mark(text: &str) -> bool {
+    text.contains(|character: char| matches!(character, OPEN..=HIDE))
+}
+
+/// Takes the marks out of a rendering. A mark that was torn stays in the text, which then is another than that without marks.
+pub(crate) fn take_marks(marked: &str) -> Found {
+    // Some templates write JSON in ASCII.
+    let unescaped;
+    let marked = if marked.contains("\\ufd") {
+        let mut text = marked.to_owned();
+        for code in u32::from(OPEN)..=u32::from(HIDE) {
+            let character = char::from_u32(code).map(String::from).unwrap_or_default();
+            text = text.replace(&format!("\\u{code:04x}"), &character);
+        }
+        unescaped = text;
+        unescaped.as_str()
+    } else {
+        marked
+    };
+    let mut found = Found { text: String::with_capacity(marked.len()), marks: Vec::new() };
+    let mut rest = marked;
+    while let Some(start) = rest.find([OPEN, HIDE]) {
+        found.text.push_str(&rest[..start]);
+        rest = &rest[start..];
+        if let Some(after) = rest.strip_prefix(HIDE) {
+            rest = after;
+            continue;
+        }
+        let inner = &rest[OPEN.len_utf8()..];
+        let digits =
+            inner.find(|character: char| !matches!(u32::from(character), ZERO..=0xFDE9)).unwrap_or(inner.len());
+        let id = inner[..digits]
+            .chars()
+            .fold(0usize, |id, digit| id.wrapping_mul(16).wrapping_add((u32::from(digit) - ZERO) as usize));
+        match inner[digits..].strip_prefix(CLOSE) {
+            Some(after) => {
+                found.marks.push((found.text.len(), id));
+                rest = after;
+            }
+            None => {
+                found.text.push(OPEN);
+                rest = inner;
+            }
+        }
+    }
+    found.text.push_str(rest);
+    found
+}
+
+/// Whether a text stands in a rendering, as it is or within a JSON string.
+fn occurs(rendering: &str, text: &str) -> bool {
+    if rendering.contains(text) {
+        return true;
+    }
+    let escaped = Value::from(text).to_string();
+    rendering.contains(&escaped[1..escaped.len() - 1])
+}
+
+/// Whether the contents of messages stand in a rendering one behind the other: the quick way to know that nothing was left
+/// out of a conversation of plain texts, none of them so short that it may stand there by chance.
+pub(crate) fn plainly_there(messages: &[Value], tools: Option<&Value>, rendering: &str) -> bool {
+    /// Bytes that no template has by chance.
+    const LONG: usize = 12;
+    let mut place = 0;
+    tools.is_none()
+        && messages.iter().all(|message| {
+            let Some(object) = message.as_object() else { return false };
+            let Some(content) = object.get("content").and_then(Value::as_str) else { return false };
+            let content = content.trim();
+            let is_plain = !object.contains_key("tool_calls") && reasoning(object).is_none() && !has_reasoning(content);
+            if !is_plain || content.len() < LONG {
+                return is_plain && content.is_empty();
+            }
+            match rendering[place..].find(content) {
+                Some(start) => {
+                    place += start + content.len();
+                    true
+                }
+                None => false,
+            }
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn marks_stand_behind_the_first_word_and_before_the_last() {
+        for (text, borders) in [
+            ("", None),
+            (" \n", None),
+            ("4", Some((1, None))),
+            (" é\n", Some((3, None))),
+            ("a b", Some((1, Some(2)))),
+            ("\nab  cd e ", Some((3, Some(8)))),
+        ] {
+            assert_eq!(word_borders(text), borders, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn marks_come_out_again() {
+        let messages = [
+            json!({"role": "user", "content": " Hi you "}),
+            json!({"role": "assistant", "content": "<think>\nso it is\n</think>\n\n4", "tool_calls": [
+                {"function": {"name": "f", "arguments": {"a": ["x y", 3], "b": {"c": ""}}}}]}),
+        ];
+        let marked = Marked::new(&messages, None);
+        let kinds: Vec<Kind> = marked.texts.iter().map(|text| text.kind).collect();
+        assert_eq!(kinds, [Kind::Content, Kind::Content, Kind::Reasoning, Kind::Content, Kind::Call(0)]);
+        for (marked, plain) in marked.messages.iter().zip(&messages) {
+            assert_eq!(take_marks(&marked.to_string()).text, plain.to_string());
+        }
+        let found = take_marks(&marked.messages[1].to_string());
+        let text = found.text.clone();
+        assert!(marked.left_out(&text, Some(&found.marks), &|text| text.message == Some(1)).is_none());
+        let without_call: Vec<_> = found.marks.iter().copied().filter(|(_, id)| *id != 4).collect();
+        let left_out = marked.left_out(&text, Some(&without_call), &|text| text.message == Some(1));
+        assert_eq!(left_out.map(|text| text.kind), Some(Kind::Call(0)));
+        // Escaped, as a template that writes ASCII does; torn.
+        let escaped = "\\ufdd8\\ufdda\\ufdd9x\u{FDD8}y";
+        assert_eq!(take_marks(escaped), Found { text: "x\u{FDD8}y".to_owned(), marks: vec![(0, 0)] });
+    }
+
+    #[test]
+    fn reasoning_is_told_from_the_answer() {
+        let parts = |text: &str| {
+            sections(text, Kind::Content, true)
+                .into_iter()
+                .map(|(kind, range)| (kind == Kind::Reasoning, text[range].to_owned()))
+                .collect::<Vec<_>>()
+        };
+        let part = |reasoning, text: &str| (reasoning, text.to_owned());
+        assert_eq!(parts("a"), [part(false, "a")]);
+        assert_eq!(parts("<think>\nb\n</think>c"), [part(false, ""), part(true, "\nb\n"), part(false, "c")]);
+        assert_eq!(parts("b</think>c</think>d"), [part(true, "b"), part(false, "c</think>d")]);
+        assert_eq!(sections("b</think>c", Kind::Content, false).len(), 1);
+        let hidden = Marked::hidden(&json!({"role": "assistant", "content": "4", "reasoning_content": "so"}), 1, true);
+        let content = hidden.messages[0]["content"].as_str().expect("text");
+        assert!(!content.contains("</think>") && !content.contains("<think>"));
+        assert_eq!(take_marks(content).text, "<think>\nso\n</think>\n\n4");
+    }
+
+    #[test]
+    fn contents_in_order_need_no_marks() {
+        let messages = [
+            json!({"role": "system", "content": "Answer in Danish."}),
+            json!({"role": "user", "content": " What is the capital? "}),
+        ];
+        assert!(plainly_there(&messages, None, "s: Answer in Danish.\nu: What is the capital?\n"));
+        assert!(!plainly_there(&messages, None, "u: What is the capital?\n"));
+        assert!(!plainly_there(&messages, None, "What is the capital? Answer in Danish."));
+        assert!(!plainly_there(&[json!({"role": "user", "content": "4"})], None, "u: 4"));
+    }
+}

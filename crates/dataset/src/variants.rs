@@ -1,0 +1,166 @@
+//! Other forms of the same messages, for templates that do not take the one that the row is written in: calls whose
+//! arguments are JSON text (OpenAI's form), content that is a list of text parts.
+//!
+//! The row as it is written comes first, so that a template which takes it gets it.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use serde_json::{Map, Value};
+
+use crate::jsonl::{self, RowProblem};
+
+/// The messages as they are, then in each other form that they can have.
+pub(crate) fn of(messages: &[Value]) -> impl Iterator<Item = Cow<'_, [Value]>> {
+    let with_text = messages.iter().any(|message| calls(message).any(|call| parsed(call).is_some()));
+    let with_parts = messages.iter().any(|message| message["content"].is_array());
+    let forms = [(false, false), (true, false), (false, true), (true, true)];
+    let possible = move |(parse, join): &(bool, bool)| (with_text || !parse) && (with_parts || !join);
+    forms.into_iter().filter(possible).map(move |(parse, join)| match (parse, join) {
+        (false, false) => Cow::Borrowed(messages),
+        _ => Cow::Owned(messages.iter().map(|message| changed(message, parse, join)).collect()),
+    })
+}
+
+fn calls(message: &Value) -> impl Iterator<Item = &Value> {
+    message.get("tool_calls").and_then(Value::as_array).into_iter().flatten()
+}
+
+fn arguments(call: &Value) -> Option<&Value> {
+    call.get("function").filter(|function| function.is_object()).unwrap_or(call).get("arguments")
+}
+
+/// The object that the arguments of a call are the text of. No text is no arguments.
+fn parsed(call: &Value) -> Option<Map<String, Value>> {
+    let text = arguments(call)?.as_str()?.trim();
+    if text.is_empty() {
+        return Some(Map::new());
+    }
+    match jsonl::value(text) {
+        Ok(Value::Object(object)) => Some(object),
+        _ => None,
+    }
+}
+
+fn changed(message: &Value, parse: bool, join: bool) -> Value {
+    let mut message = message.clone();
+    if let Some(parts) = message.get("content").and_then(Value::as_array).filter(|_| join) {
+        // Without anything between, as mlx-lm joins them.
+        let text: String = parts.iter().filter_map(|part| part.get("text").and_then(Value::as_str)).collect();
+        message["content"] = Value::String(text);
+    }
+    if parse && let Some(calls) = message.get_mut("tool_calls").and_then(Value::as_array_mut) {
+        for call in calls {
+            let Some(object) = parsed(call) else { continue };
+            let function = match call.get("function").is_some_and(Value::is_object) {
+                true => &mut call["function"],
+                false => call,
+            };
+            function["arguments"] = Value::Object(object);
+        }
+    }
+    message
+}
+
+/// What must not stand in a rendering of the messages in `scope`: parts of a content as Python or JSON code, the text of a
+/// call's arguments within another text.
+pub(crate) fn check_written(
+    messages: &[Value],
+    scope: Range<usize>,
+    rendering: &str,
+    path: &dyn Fn(usize) -> String,
+) -> Result<(), RowProblem> {
+    for index in scope {
+        let message = &messages[index];
+        if message["content"].is_array() && is_written_as_code(message, messages, rendering) {
+            return Err(RowProblem::new(format!(
+                "{}.content is a list, and the chat template writes it as code",
+                path(index)
+            ))
+            .expected("a string"));
+        }
+        for (number, call) in calls(message).enumerate() {
+            let Some(text) = arguments(call).and_then(Value::as_str).map(str::trim) else { continue };
+            // What is no object may well be meant as a text.
+            let is_text = parsed(call).is_none() && rendering.contains(text);
+            if !is_text && is_quoted(rendering, text) {
+                return Err(RowProblem::new(format!(
+                    "{}.tool_calls[{number}]: the arguments are a string, and the chat template quotes it",
+                    path(index)
+                ))
+                .expected("an object, or the text of one"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How a part begins as Python prints it and, other than for the result of a tool, as JSON.
+const CODE: [(&str, bool); 4] =
+    [("{'type': 'text'", false), ("{'text': '", false), ("{'text': \"", false), ("{\"type\": \"text\"", true)];
+
+fn is_written_as_code(message: &Value, messages: &[Value], rendering: &str) -> bool {
+    let is_tool = matches!(message["role"].as_str(), Some("tool" | "ipython" | "function"));
+    CODE.iter().any(|(code, is_json)| {
+        !(*is_json && is_tool) && rendering.contains(code) && !messages.iter().any(|message| says(message, code))
+    })
+}
+
+/// Whether a text within a value holds another.
+fn says(value: &Value, text: &str) -> bool {
+    match value {
+        Value::String(it) => it.contains(text),
+        Value::Array(items) => items.iter().any(|item| says(item, text)),
+        Value::Object(entries) => entries.values().any(|value| says(value, text)),
+        _ => false,
+    }
+}
+
+/// Whether a rendering has the text of arguments only between quotes: as the text of a text. Where it has it bare too, some
+/// other part may be what is quoted.
+fn is_quoted(rendering: &str, text: &str) -> bool {
+    if text.is_empty() {
+        return true;
+    }
+    let is_bare = |(place, _): (usize, &str)| {
+        let quoted = rendering[..place].ends_with('"') && rendering[place + text.len()..].starts_with('"');
+        !quoted
+    };
+    !rendering.match_indices(text).any(is_bare)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn other_forms_are_tried_where_there_are_some() {
+        let plain = [json!({"role": "user", "content": "a"})];
+        assert_eq!(of(&plain).count(), 1);
+        let call = |arguments: Value| json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]});
+        assert_eq!(of(&[call(json!({"a": 1}))]).count(), 1);
+        assert_eq!(of(&[call(json!("no JSON"))]).count(), 1);
+        let messages = [call(json!("{\"a\": 1}")), json!({"role": "user", "content": [{"type": "text", "text": "b"}]})];
+        let forms: Vec<_> = of(&messages).collect();
+        assert_eq!(forms.len(), 4);
+        assert_eq!(forms[0][..], messages);
+        assert_eq!(forms[1][0], call(json!({"a": 1})));
+        assert_eq!(forms[2][1]["content"], json!("b"));
+        assert_eq!(of(&[call(json!(""))]).nth(1).expect("no arguments")[0], call(json!({})));
+    }
+
+    #[test]
+    fn quoted_arguments_are_told_from_bare_ones() {
+        for (rendering, quotes) in [
+            (r#"{"arguments": {"a": 1}}"#, false),
+            (r#"{"arguments": "{\"a\": 1}"}"#, true),
+            (r#""{"a": 1}""#, true),
+            ("```json\n{\"a\": 1}\n```", false),
+        ] {
+            assert_eq!(is_quoted(rendering, r#"{"a": 1}"#), quotes, "{rendering}");
+        }
+        assert!(is_quoted(r#""arguments": "{}""#, "{}"));
+    }
+}

@@ -1,0 +1,184 @@
+//! Conversations whose template writes a turn in another way once others follow: a sequence for each answer.
+
+use finetune_dataset::{Dataset, DatasetError, Ends};
+use finetune_recipe::{Data, Format, TrainOn};
+use serde_json::{Value, json};
+
+use crate::made_up::{CHATML, Model, VOCABULARY, data};
+use crate::reaching::read_with;
+
+fn read(template: &str, row: &Value) -> Vec<String> {
+    read_with(&Model::new(Some(template)), row, TrainOn::Assistant)
+}
+
+fn chat(turns: &[(&str, &str)]) -> Value {
+    let messages: Vec<Value> = turns.iter().map(|(role, content)| json!({"role": role, "content": content})).collect();
+    json!({"messages": messages})
+}
+
+/// The reasoning of all but the last answer is dropped.
+const DROPPING: &str = "{% for m in messages %}{% if m.role == 'assistant' %}A:{% if '</think>' in m.content and not loop.last \
+    %}{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %};{% else %}U:{{ m.content }};{% endif %}\
+    {% endfor %}{% if add_generation_prompt %}A:{% endif %}";
+
+/// The system text goes into the last message, if that is the user's.
+const SYSTEM_LAST: &str = "{% set system = messages[0].content if messages[0].role == 'system' else '' %}\
+    {% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}[{% if loop.last and system %}{{ system }} {% endif %}\
+    {{ m.content }}]{% else %}{{ m.content }}.{% endif %}{% endfor %}";
+
+/// Cuts the reasoning off every answer, and has the model begin with it.
+const PRIMING: &str = "{% for m in messages %}{% if m.role == 'user' %}<U>{{ m.content }}{% else %}<A>\
+    {{ m.content.split('</think>')[-1] }}<end>{% endif %}{% endfor %}{% if add_generation_prompt %}<A><think>\n{% endif %}";
+
+#[test]
+fn each_answer_is_trained_on_where_the_model_writes_it() {
+    let thinking =
+        chat(&[("user", "1"), ("assistant", "<think>t</think>a"), ("user", "2"), ("assistant", "<think>v</think>b")]);
+    assert_eq!(read(DROPPING, &thinking), ["U:1;A:⟦<think>t</think>a;⟧", "U:1;A:a;U:2;A:⟦<think>v</think>b;⟧"]);
+    let model = Model::new(Some(DROPPING));
+    assert_eq!(read_with(&model, &thinking, TrainOn::Last), ["U:1;A:a;U:2;A:⟦<think>v</think>b;⟧"]);
+    let system = chat(&[("system", "S"), ("user", "1"), ("assistant", "a")]);
+    assert_eq!(read(SYSTEM_LAST, &system), ["[S 1]⟦a.⟧"]);
+    let twice = chat(&[("system", "S"), ("user", "1"), ("assistant", "a"), ("user", "1"), ("assistant", "a")]);
+    assert_eq!(read(SYSTEM_LAST, &twice), ["[S 1]⟦a.⟧", "[1]a.[S 1]⟦a.⟧"]);
+    let prompt = json!({"prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": "1"}],
+        "completion": [{"role": "assistant", "content": "a"}]});
+    assert_eq!(read(SYSTEM_LAST, &prompt), ["[S 1]⟦a.⟧"]);
+    assert_eq!(
+        read_with(&Model::new(Some(SYSTEM_LAST)), &system, TrainOn::All),
+        ["refused: messages[0].content: the chat template leaves this system text out"]
+    );
+}
+
+#[test]
+fn reasoning_that_the_prompt_begins_is_kept() {
+    let expected = ["<U>1<A><think>\n⟦so\n</think>\n\n4<end>⟧"];
+    assert_eq!(read(PRIMING, &chat(&[("user", "1"), ("assistant", "<think>\nso\n</think>\n\n4")])), expected);
+    let apart = json!({"messages": [{"role": "user", "content": "1"},
+        {"role": "assistant", "content": "4", "reasoning_content": "so"}]});
+    assert_eq!(read(PRIMING, &apart), expected);
+    let told = read(PRIMING, &chat(&[("user", "1"), ("assistant", "4")]));
+    assert!(told[0].ends_with("that ends with <think>, and the answer has no reasoning"), "{told:?}");
+    assert_eq!(
+        read_with(&Model::new(Some(PRIMING)), &apart, TrainOn::All),
+        ["refused: messages[1]: the chat template leaves the reasoning out"]
+    );
+}
+
+fn load(model: &Model, rows: &[Value], data: &Data) -> Result<Dataset, DatasetError> {
+    let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    let file = model.write("rows.jsonl", lines);
+    Dataset::load(&[file], data, &model.tokenizer(), VOCABULARY, usize::MAX, &|_| {})
+}
+
+#[test]
+fn sequences_are_counted_and_said() {
+    let model = Model::new(Some(DROPPING));
+    let row =
+        chat(&[("user", "1"), ("assistant", "<think>t</think>a"), ("user", "2"), ("assistant", "<think>v</think>b")]);
+    let dataset = load(&model, &[row.clone(), row], &data(Format::Auto)).expect("rows");
+    assert_eq!((dataset.counts.rows, dataset.rows.len()), (2, 4));
+    assert_eq!([dataset.rows[1].origin.line, dataset.rows[2].origin.line], [1, 2]);
+    assert_eq!([&dataset.rows[1].prompt_text[..], &dataset.rows[1].answer_text[..]], ["2", "<think>v</think>b"]);
+    assert!(dataset.notices[0].starts_with("2 conversations became 4 sequences"), "{:?}", dataset.notices);
+}
+
+#[test]
+fn a_conversation_that_the_assistant_begins_is_named_with_the_ways_out() {
+    let template = "{% for m in messages %}{% if loop.first %}first;{% endif %}{{ m.role | first }}:{{ m.content }};{% endfor %}\
+                    {% if add_generation_prompt %}a:{% endif %}";
+    let row = chat(&[("assistant", "Welcome"), ("user", "1"), ("assistant", "a")]);
+    let told = "refused: turn 1: the conversation begins with the assistant, so there is nothing that it answers";
+    assert_eq!(read(template, &row), [told]);
+    let mut context = row.clone();
+    context["messages"][0]["weight"] = json!(0);
+    assert_eq!(read(template, &context), ["first;a:Welcome;u:1;a:⟦a;⟧"]);
+    assert_eq!(read_with(&Model::new(Some(template)), &row, TrainOn::Last), ["first;a:Welcome;u:1;a:⟦a;⟧"]);
+}
+
+#[test]
+fn ends_of_answers_are_counted() {
+    let row = chat(&[("user", "1"), ("assistant", "a"), ("user", "2"), ("assistant", "b")]);
+    let ends = |template: &str| {
+        load(&Model::new(Some(template)), std::slice::from_ref(&row), &data(Format::Auto)).expect("rows")
+    };
+    let dataset = ends(CHATML);
+    assert_eq!(dataset.ends, Ends { tokens: vec![263], without: 0, parts: 2 });
+    assert!(
+        dataset.notices.iter().any(|it| it.contains("answers end with <|im_end|>, which the files")),
+        "{:?}",
+        dataset.notices
+    );
+    let dataset = ends(&CHATML.replace("<|im_end|>", "<|fin|>"));
+    assert_eq!(dataset.ends, Ends { tokens: vec![], without: 2, parts: 2 });
+    assert!(dataset.notices[0].starts_with("2 of 2 answers end in no special token"), "{:?}", dataset.notices);
+    let dataset = ends(&CHATML.replace("<|im_end|>\n", "</s>"));
+    assert_eq!((dataset.ends, dataset.notices.len()), (Ends { tokens: vec![259], without: 0, parts: 2 }, 0));
+}
+
+#[test]
+fn many_turns_are_masked_as_few_are() {
+    // More than are looked at one by one; of different lengths, with texts that repeat, one of them in parts.
+    let turns = |count: usize| -> Vec<(String, String)> {
+        let word = |turn: usize| ["yes", " so it is\n", "a\nb", "0", ""][turn % 5].to_owned();
+        (0..count).map(|turn| (format!("q{}", turn % 3), word(turn))).collect()
+    };
+    let trimmed = CHATML.replace("message.content", "message.content | trim");
+    for template in [CHATML, &trimmed] {
+        let count = 300;
+        let mut expected = String::new();
+        let mut messages = Vec::new();
+        for (question, answer) in turns(count) {
+            let written = if template == CHATML { answer.clone() } else { answer.trim().to_owned() };
+            expected +=
+                &format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n⟦{written}<|im_end|>\n⟧");
+            messages.extend([
+                json!({"role": "user", "content": question}),
+                json!({"role": "assistant", "content": answer}),
+            ]);
+        }
+        let model = Model::new(Some(template));
+        let file = model.write("rows.jsonl", format!("{}\n", json!({"messages": messages})));
+        let long = Data { max_seq_len: 1 << 20, ..data(Format::Auto) };
+        let tokenizer = model.tokenizer();
+        let dataset = Dataset::load(&[file], &long, &tokenizer, VOCABULARY, 0, &|_| {}).expect("a row");
+        let [row] = &dataset.rows[..] else { panic!("one row") };
+        let mut text = String::new();
+        for (index, id) in row.tokens.iter().enumerate() {
+            let trained = row.trained[index];
+            if trained && !row.trained[index - 1] {
+                text.push('⟦');
+            }
+            if !trained && index > 0 && row.trained[index - 1] {
+                text.push('⟧');
+            }
+            text += &tokenizer.id_to_token(*id).expect("a token");
+        }
+        text.push('⟧');
+        // Bytes of the vocabulary are printable characters of their own.
+        assert_eq!(text.replace('Ċ', "\n").replace('Ġ', " "), expected);
+    }
+}
+
+#[test]
+fn many_turns_take_no_more_time_each() {
+    let seconds = |turns: usize| {
+        let model = Model::new(Some(CHATML));
+        let pair = |turn: usize| {
+            [
+                json!({"role": "user", "content": format!("question {turn}")}),
+                json!({"role": "assistant", "content": format!("answer {turn}")}),
+            ]
+        };
+        let messages: Vec<Value> = (0..turns).flat_map(pair).collect();
+        let file = model.write("rows.jsonl", format!("{}\n", json!({"messages": messages})));
+        let long = Data { max_seq_len: 1 << 24, ..data(Format::Auto) };
+        let tokenizer = model.tokenizer();
+        let start = std::time::Instant::now();
+        Dataset::load(&[file], &long, &tokenizer, VOCABULARY, 0, &|_| {}).expect("a row");
+        start.elapsed().as_secs_f64()
+    };
+    let (few, many) = (seconds(400).max(0.005), seconds(3200));
+    // Eight times as many turns; with the square of their number it would be sixty-four times the time.
+    assert!(many < 30.0 * few, "{few} s for 400 turns, {many} s for 3200");
+}
