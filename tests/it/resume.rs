@@ -199,7 +199,7 @@ keep_last = 1
 fn a_kill_while_the_adapter_is_replaced() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     let want = undisturbed(&folder);
-    for point in ["checkpoint.begin", "checkpoint.file:2", "checkpoint.synced", "replace.aside", "checkpoint.renamed"] {
+    for point in ["checkpoint.begin", "checkpoint.file:2", "checkpoint.synced", "replace.aside", "checkpoint.done"] {
         assert!(folder.run_killed_at("undisturbed", &["--resume"], point), "{point}");
         folder.run("undisturbed", &["--resume"]).expect(0);
         folder.result("undisturbed").expect_same(&want, point);

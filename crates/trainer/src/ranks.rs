@@ -256,10 +256,14 @@ mod tests {
         // Of very different size, so that another order of adding shows.
         let gradient = |share: usize| -> Vec<f32> {
             let sign = if share.is_multiple_of(2) { 1.0 } else { -1.0 };
-            (0..LENGTH).map(|n| sign * 1.1f32.powi(((share * 37 + n * 11) % 90) as i32)).collect()
+            // Multiplied out: `powi` may give other bits at another place in the program.
+            let power = |exponent: usize| (0..exponent).fold(sign, |product: f32, _| product * 1.1);
+            (0..LENGTH).map(|n| power((share * 37 + n * 11) % 90)).collect()
         };
-        let losses =
-            |share: usize| Sums { loss: 1.3f64.powi(share as i32 * 5), trained_tokens: 3, tokens: share as u64 };
+        let losses = |share: usize| {
+            let loss = (0..share * 5).fold(1.0, |product: f64, _| product * 1.3);
+            Sums { loss, trained_tokens: 3, tokens: share as u64 }
+        };
         let mut want = gradient(0);
         (1..SHARES).for_each(|share| add(&mut want, &gradient(share)));
         let mut want_loss = Sums::default();

@@ -157,6 +157,15 @@ pub(crate) fn check(
     let output = place(directory);
     let found = contents(disk, directory)?;
     let has_run = directory.is_dir() && is_run(disk, directory)?;
+    if let Some(file) = file {
+        let at = place(file);
+        if at == output.join(RECIPE_FILE) && !is_resolved(file) {
+            return refuse(format!("{} is the recipe itself, and the run would be written over it", file.display()));
+        }
+        if !has_run && at.parent() == Some(output.as_path()) {
+            return refuse(format!("is the folder of the recipe, {}", file.display()));
+        }
+    }
     if let Some(model) = model {
         let at = place(model);
         if RESULTS.iter().any(|name| at == output.join(name)) {
@@ -167,15 +176,6 @@ pub(crate) fn check(
         }
         if !has_run && output.starts_with(&at) {
             return refuse(format!("lies in the directory of the base model, {}", model.display()));
-        }
-    }
-    if let Some(file) = file {
-        let at = place(file);
-        if at == output.join(RECIPE_FILE) && !is_resolved(file) {
-            return refuse(format!("{} is the recipe itself, and the run would be written over it", file.display()));
-        }
-        if !has_run && at.parent() == Some(output.as_path()) {
-            return refuse(format!("is the folder of the recipe, {}", file.display()));
         }
     }
     for path in recipe.data.train.iter().chain(&recipe.data.eval) {

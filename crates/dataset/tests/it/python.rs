@@ -14,7 +14,7 @@ fn rendered(template: &str, message: Value) -> Result<String, String> {
 fn expressions_print_what_jinja2_prints() {
     for (template, printed) in [
         ("{{ '%s: ' % m.role }}|{{ '%s/%s' % (m.role, 1) }}|{{ '%(a)s' % {'a': none} }}", "user: |user/1|None"),
-        ("{% set f = '%5.2f%%' %}{{ f % m.pi }}", " 3.14%"),
+        ("{% set f = '%5.2f%%' %}{{ f % m.pi }}", " 3.25%"),
         ("{{ 7 % 3 }}{{ m.n % 2 == 1 }}{{ (1 + 6) % 4 }}", "1True3"),
         ("{{ nothing|length }}{{ m.images|length > 0 }}", "0False"),
         ("{{ '\x1c a \x1f'|trim }}{{ '\x1ca\x1f'.strip() }}{{ 'a\x1cb'.split() }}", "aa['a', 'b']"),

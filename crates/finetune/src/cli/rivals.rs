@@ -157,7 +157,8 @@ pub(crate) fn parse() -> Cli {
 fn answer(words: &[String], error: &clap::Error) -> Option<Failure> {
     let text = |kind: ContextKind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
-        Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
+        // The nearest is the last.
+        Some(ContextValue::Strings(texts)) => texts.last().map(String::as_str),
         _ => None,
     };
     match error.kind() {
