@@ -54,9 +54,13 @@ pub fn hint(host: &str, words: &str) -> Option<(Trouble, String)> {
         () if has("Too many authentication failures") => mistake(format!(
             "ssh offers too many keys: name the right one in ~/.ssh/config (IdentityFile, IdentitiesOnly yes) for {host}"
         )),
-        () if has("Permission denied (") || has("Permission denied, please try again") => mistake(format!(
-            "ssh must work without a password: `ssh-copy-id {host}`, then `ssh -o BatchMode=yes {host} true`"
-        )),
+        () if (has("Permission denied (") && !has("Permission denied (os error"))
+            || has("Permission denied, please try again") =>
+        {
+            mistake(format!(
+                "ssh must work without a password: `ssh-copy-id {host}`, then `ssh -o BatchMode=yes {host} true`"
+            ))
+        }
         () if has("no matching ") && has("found") => {
             mistake(format!("this ssh and the one of {host} know no common way: bring the older of the two up to date"))
         }
