@@ -182,7 +182,7 @@ impl Session {
             }
             if start.elapsed() > AGAIN && !again {
                 again = true;
-                session.say(&format!("{line}\n"));
+                session.say(&format!("exec {line}\n"));
             }
             if start.elapsed() > PROBE {
                 let probe = probe.get_or_insert_with(|| Probe::start(login));
@@ -244,7 +244,7 @@ impl Session {
     }
 
     /// One look; `None` if there is nothing new.
-    fn listen(&mut self, stop: &AtomicI32) -> Result<Option<Next>, Unanswered> {
+    pub(crate) fn listen(&mut self, stop: &AtomicI32) -> Result<Option<Next>, Unanswered> {
         if stop.load(Ordering::SeqCst) != 0 {
             return Err(Unanswered::Stopped);
         }
@@ -330,7 +330,7 @@ impl Probe {
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().map_err(Unanswered::Start)?;
         if let Some(mut stdin) = child.stdin.take() {
-            let _ = writeln!(stdin, "{line}");
+            let _ = writeln!(stdin, "exec {line}");
         }
         let (sender, through) = sync_channel(1);
         let mut stdout = child.stdout.take().expect("asked for");

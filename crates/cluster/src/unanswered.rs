@@ -22,7 +22,7 @@ pub enum Unanswered {
     #[error("there is no such program: {}{}", .program.display(), tilde(.program))]
     NoProgram { program: PathBuf },
     /// The command ended with this exit code and these words.
-    #[error("{}", told(.words, &format!("it answered with exit code {code}")))]
+    #[error("{}", told(.words, &wordless(*code)))]
     Failed { code: i32, words: String },
     /// Nothing more came for so long.
     #[error("no answer within {seconds} s{}", with(.words))]
@@ -70,6 +70,13 @@ impl Unanswered {
 
 fn told(words: &str, otherwise: &str) -> String {
     if words.trim().is_empty() { otherwise.to_owned() } else { lines(words) }
+}
+
+fn wordless(code: i32) -> String {
+    match code {
+        0 => "its login ended without running what it was asked".to_owned(),
+        code => format!("it answered with exit code {code}"),
+    }
 }
 
 fn with(words: &str) -> String {
