@@ -38,6 +38,6 @@ mod shell;
 mod unanswered;
 pub mod workers;
 
-pub use hostfile::{Host, Hostfile, HostfileError, MAX_HOSTFILE_BYTES, MAX_HOSTS};
+pub use hostfile::{Host, Hostfile, HostfileError, MAX_HOSTFILE_BYTES, MAX_HOSTS, is_loopback, machine_name};
 pub use script::{Questions, Section, Transcript};
 pub use unanswered::Unanswered;
