@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::TrainError;
 use crate::ranks::Ranks;
 
-const ANSWERS_FILE: &str = "samples.json";
+pub(crate) const ANSWERS_FILE: &str = "samples.json";
 
 /// One held-back row with what the model answered.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

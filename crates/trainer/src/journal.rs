@@ -8,6 +8,7 @@ use finetune_store::{
     verify_directory,
 };
 
+use crate::copies::COPIES;
 use crate::error::TrainError;
 use crate::evaluate::Answers;
 use crate::metrics::Metrics;
@@ -120,8 +121,12 @@ fn refuse_occupied(disk: &dyn Disk, directory: &Path) -> Result<(), TrainError> 
 
 /// Whether a run has left checkpoints or a result here.
 pub(crate) fn is_occupied(disk: &dyn Disk, directory: &Path) -> Result<bool, TrainError> {
-    let checkpoints = directory.join(CHECKPOINTS);
-    let has_checkpoints = checkpoints.is_dir() && !numbered(disk, &checkpoints, "step-")?.is_empty();
+    let mut has_checkpoints = false;
+    // Copies may be all that is left of a run whose host was lost.
+    for folder in [CHECKPOINTS, COPIES] {
+        let checkpoints = directory.join(folder);
+        has_checkpoints |= checkpoints.is_dir() && !numbered(disk, &checkpoints, "step-")?.is_empty();
+    }
     Ok(has_checkpoints || directory.join("adapter").is_dir() || directory.join("model").is_dir())
 }
 

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod adamw;
+mod copies;
 mod error;
 mod evaluate;
 mod events;
@@ -27,6 +28,7 @@ mod stragglers;
 mod train;
 
 pub use adamw::AdamW;
+pub use copies::COPIES;
 pub use error::{Fault, TrainError};
 pub use evaluate::{Answers, Sample, evaluate};
 pub use events::Event;

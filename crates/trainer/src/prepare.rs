@@ -10,6 +10,7 @@ use finetune_model::{FloatType, LoraTargets, Model, ModelConfig, Placement, choo
 use finetune_recipe::{Length, Method, Recipe};
 use finetune_store::TensorSet;
 
+use crate::copies::bring_newest;
 use crate::error::TrainError;
 use crate::identity::Identity;
 use crate::journal::{Claim, Journal};
@@ -246,6 +247,7 @@ fn put_together(
     let mut state = TrainState::new(model.parameters()?, LossScale::of(place.placement.compute()));
     ranks.expect_same(&[("set of starting weights", state.digest())])?;
     let mut journal = None;
+    bring_newest(&recipe.output_dir, resume, ranks, &identity, &mut notices)?;
     if let Some(claim) = claim {
         let from = claim.find(resume, &mut notices)?;
         if let Some(path) = &from {
