@@ -7,6 +7,7 @@ mod allocator;
 mod cli;
 mod commands;
 mod failure;
+mod freight;
 mod hosts;
 mod memory;
 mod output;
@@ -14,6 +15,7 @@ mod progress;
 mod prometheus;
 mod seat;
 mod signals;
+mod told;
 mod wake;
 
 use std::process::ExitCode;

@@ -36,7 +36,7 @@ pub use directory::{NewFile, Staging, commit_directory, ensure_directory};
 pub use disk::{Disk, RealDisk};
 pub use encode::encode_tensors;
 pub use error::{Operation, StoreError};
-pub use hash::{content_hash, hex};
+pub use hash::{content_hash, content_hash_of, hex};
 pub use header::{Header, MAX_HEADER_BYTES, MAX_TENSORS, TensorInfo};
 pub use hub::cached_snapshot;
 pub use lock::RunLock;
