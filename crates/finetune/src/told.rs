@@ -35,7 +35,10 @@ pub(crate) fn heard(line: &str) -> Option<Told> {
 
 pub(crate) fn of_event(event: &Event<'_>) -> Option<Told> {
     match event {
-        Event::Saved { step, path } => Some(Told::Saved { step: *step, path: path.clone() }),
+        Event::Saved { step, path } => {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            Some(Told::Saved { step: *step, path })
+        }
         _ => None,
     }
 }

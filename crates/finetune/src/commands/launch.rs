@@ -72,7 +72,7 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
                     verbosity,
                     &[format!("the run is in {place}; the same command with --resume goes on there")],
                 );
-            } else if let Some(lines) = hosts.bring_home(true, verbosity).filter(|_| !stopped) {
+            } else if !stopped && let Some(lines) = hosts.bring_home(true, verbosity) {
                 tell(Verbosity::Normal, verbosity, &lines);
             }
             return Ok(ExitCode::from(if stopped { 128 + stop as u8 } else { 0 }));
@@ -81,7 +81,9 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
         let how = hosts.name(culprit) + &describe(&endings[culprit]);
         if code != PEER_LOST || attempt >= arguments.max_restarts || stop > 0 {
             let mut lines = vec![format!("{how} after {}", seconds(&endings[culprit]))];
-            if let Some(home) = hosts.bring_home(false, verbosity).filter(|_| stop == 0) {
+            if stop == 0
+                && let Some(home) = hosts.bring_home(false, verbosity)
+            {
                 lines.extend(home);
             }
             if code == PEER_LOST {
@@ -104,7 +106,7 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
         hosts.limit(recipe.distributed.virtual_ranks, recipe.distributed.min_ranks)?;
         holder = hosts.holder().1;
         let (next, of, ranks) = (attempt + 1, arguments.max_restarts, hosts.world());
-        let from = if saved.is_some() {
+        let from = if saved.is_some() || run.resume.is_some() {
             "from the newest checkpoint"
         } else {
             "from the beginning, since nothing was saved yet,"
