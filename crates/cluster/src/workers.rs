@@ -4,13 +4,13 @@
 //! its environment, where others could read it. On another host it gets the line once its command has said that it is there
 //! (`session.rs`). The input stays open for orders; when it ends, whoever started the worker is gone, and the worker ends too.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
@@ -19,9 +19,14 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::end::{Fate, end};
-use crate::lines::Lines;
-use crate::session::{self, AGAIN, Greeting, LOGIN, Opened, end_group, new_mark};
+use crate::session::{self, AGAIN, LOGIN, end_group, new_mark};
 use crate::shell::{path_word, quoted};
+
+mod listening;
+#[cfg(test)]
+mod tests;
+
+use listening::{Ear, Line, Opening, locked};
 
 /// After one worker failed, the others are given so long to notice by themselves.
 const GRACE: Duration = Duration::from_secs(8);
@@ -189,38 +194,6 @@ pub struct Call {
     pub words: Vec<String>,
     /// Variables to set.
     pub environment: Vec<(String, String)>,
-}
-
-/// The command on another host, as far as it has come.
-#[derive(Default)]
-struct Opening {
-    /// It has said that it is there, and was told to begin.
-    begun: bool,
-    process: Option<u32>,
-    /// It would have shown what it is sent.
-    terminal: bool,
-    /// What its login printed.
-    greeting: String,
-}
-
-/// The way to a worker: kept open, since its end is the worker's.
-struct Line {
-    stdin: Option<ChildStdin>,
-    /// None: a worker of this machine, which has begun.
-    opening: Option<Opening>,
-}
-
-impl Line {
-    fn say(&mut self, text: &str) {
-        if let Some(stdin) = &mut self.stdin {
-            // Whoever does not hear it has ended.
-            let _ = stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush());
-        }
-    }
-
-    fn has_begun(&self) -> bool {
-        self.opening.as_ref().is_none_or(|opening| opening.begun)
-    }
 }
 
 struct Worker {
@@ -455,75 +428,6 @@ impl Drop for Workers {
 fn code(status: ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
-}
-
-fn locked(line: &Mutex<Line>) -> MutexGuard<'_, Line> {
-    line.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Who hears a worker.
-struct Ear {
-    rank: usize,
-    to: SyncSender<(usize, Word)>,
-    line: Arc<Mutex<Line>>,
-    mark: String,
-    assignment: String,
-}
-
-impl Ear {
-    fn listen(self, stdout: impl Read + Send + 'static, stderr: impl Read + Send + 'static) {
-        let (rank, to) = (self.rank, self.to.clone());
-        let complaining = std::thread::spawn(move || {
-            read_lines(stderr, &mut |line| drop(to.send((rank, Word::Complaint(line)))));
-        });
-        std::thread::spawn(move || {
-            self.hear(stdout);
-            let _ = complaining.join();
-            let _ = self.to.send((self.rank, Word::Silent));
-        });
-    }
-
-    /// Waits until the command is there, tells it to begin, and passes its lines on.
-    fn hear(&self, mut stdout: impl Read) {
-        let mut say = |line| drop(self.to.send((self.rank, Word::Line(line))));
-        if locked(&self.line).has_begun() {
-            return read_lines(stdout, &mut say);
-        }
-        let (mut greeting, mut bytes) = (Greeting::new(&self.mark), vec![0; 16 << 10]);
-        let rest = loop {
-            let Ok(count @ 1..) = stdout.read(&mut bytes) else { return };
-            let found = greeting.push(&bytes[..count]);
-            let mut line = locked(&self.line);
-            let Some(opening) = &mut line.opening else { return };
-            match found {
-                None => opening.greeting = greeting.text(),
-                Some((Opened::Terminal, _)) => {
-                    opening.terminal = true;
-                    return;
-                }
-                Some((Opened::Ready { process }, rest)) => {
-                    (opening.begun, opening.process) = (true, Some(process));
-                    line.say(&format!("{}{}", session::begin(&self.mark), self.assignment));
-                    break rest;
-                }
-            }
-        };
-        let mut lines = Lines::default();
-        lines.push(&rest, &mut say);
-        pass_lines(lines, stdout, &mut say);
-    }
-}
-
-fn read_lines(pipe: impl Read, say: &mut dyn FnMut(String)) {
-    pass_lines(Lines::default(), pipe, say);
-}
-
-fn pass_lines(mut lines: Lines, mut pipe: impl Read, say: &mut dyn FnMut(String)) {
-    let mut bytes = vec![0; 64 << 10];
-    while let Ok(count @ 1..) = pipe.read(&mut bytes) {
-        lines.push(&bytes[..count], say);
-    }
-    lines.finish(say);
 }
 
 /// What a worker is told after its assignment.
