@@ -1,7 +1,7 @@
 //! From the facts of hosts to what they form, what is missing, and a hostfile.
 
 use crate::cabling::{Cable, Cabling};
-use crate::facts::Facts;
+use crate::facts::{Facts, System};
 use crate::gather::GatherError;
 use crate::shape::{Form, Shape};
 
@@ -23,11 +23,31 @@ const RDMA_GIGABITS: u32 = 41;
 pub struct Discovery {
     /// The hosts that answered, in the order asked.
     pub hosts: Vec<Facts>,
+    /// Hosts that are one of these under another name, and are left out: that one's name, and the other name.
+    pub same_machine: Vec<(String, String)>,
     /// Why the others did not.
     pub unreachable: Vec<GatherError>,
     pub cabling: Cabling,
     /// By Thunderbolt cables; hosts without Thunderbolt are parts of their own.
     pub shape: Shape,
+}
+
+/// Takes out every host that is an earlier one under another name: says so of itself, or has a port of it.
+fn leave_out_twins(hosts: &mut Vec<Facts>) -> Vec<(String, String)> {
+    let by_ports = Cabling::new(hosts).same_machine;
+    let same = |i: usize, j: usize| match (&hosts[i].identity, &hosts[j].identity) {
+        (Some(one), Some(other)) => one == other,
+        _ => by_ports.contains(&(i, j)),
+    };
+    let twins: Vec<(usize, usize)> =
+        (0..hosts.len()).filter_map(|j| (0..j).find(|&i| same(i, j)).map(|i| (i, j))).collect();
+    let named = twins.iter().map(|&(i, j)| (hosts[i].host.clone(), hosts[j].host.clone())).collect();
+    let mut index = 0;
+    hosts.retain(|_| {
+        index += 1;
+        !twins.iter().any(|&(_, j)| j + 1 == index)
+    });
+    named
 }
 
 impl Discovery {
@@ -40,9 +60,10 @@ impl Discovery {
                 Err(error) => unreachable.push(error),
             }
         }
+        let same_machine = leave_out_twins(&mut hosts);
         let cabling = Cabling::new(&hosts);
         let shape = Shape::new(&cabling.counts(hosts.len()));
-        Self { hosts, unreachable, cabling, shape }
+        Self { hosts, same_machine, unreachable, cabling, shape }
     }
 
     /// The name of a host, as ssh takes it.
@@ -73,8 +94,8 @@ impl Discovery {
                 sentences.push(self.lack_of_ports().unwrap_or_else(mesh));
             }
         }
-        for &(i, j) in &self.cabling.same_machine {
-            sentences.push(format!("{} and {} are the same machine: leave one out.", self.name(i), self.name(j)));
+        for (first, other) in &self.same_machine {
+            sentences.push(format!("{first} and {other} are the same machine: {other} is left out."));
         }
         for (a, b) in &self.cabling.loops {
             let sockets = (self.socket(a.host, a.port), self.socket(b.host, b.port));
@@ -84,10 +105,15 @@ impl Discovery {
         for stranger in &self.cabling.strangers {
             let socket = self.socket(stranger.end.host, stranger.end.port);
             let host = self.name(stranger.end.host);
-            sentences.push(format!(
-                "{socket} of {host} is cabled to a {} that is not in the list (or did not answer).",
-                stranger.name
-            ));
+            let whom = match &self.hosts_of_unknown_ports()[..] {
+                [] => "that is not in the list (or did not answer)".to_owned(),
+                [mute] => format!("that is not in the list, or is {mute}, which did not tell its ports"),
+                mute => format!(
+                    "that is not in the list, or is one of {}, which did not tell all their ports",
+                    mute.join(", ")
+                ),
+            };
+            sentences.push(format!("{socket} of {host} is cabled to a {} {whom}.", stranger.name));
         }
         for cable in self.cabling.cables.iter().filter(|cable| !cable.through.is_empty()) {
             let [a, b] = cable.ends.map(|end| self.name(end.host));
@@ -97,6 +123,12 @@ impl Discovery {
             ));
         }
         sentences
+    }
+
+    /// Macs that answered, but not with ports that could be read: cables may lead to them.
+    pub(crate) fn hosts_of_unknown_ports(&self) -> Vec<&str> {
+        let mute = |facts: &&Facts| facts.system == System::Mac && facts.ports.as_ref().is_none_or(Vec::is_empty);
+        self.hosts.iter().filter(mute).map(|facts| facts.host.as_str()).collect()
     }
 
     fn form_in_words(&self) -> String {

@@ -48,6 +48,8 @@ pub struct Facts {
     pub architecture: String,
     /// What it calls itself: `uname -n`.
     pub name: Option<String>,
+    /// Which machine it is, whatever its names: see [`crate::identity::machine`].
+    pub identity: Option<String>,
     /// Whether the script came to its end.
     pub complete: bool,
     /// "26.5.1" on a Mac, "Debian GNU/Linux 13 (trixie)" on Linux.
@@ -113,6 +115,7 @@ impl Facts {
             system,
             architecture,
             name: reader.read("name", |text| name(text.trim())),
+            identity: reader.read("identity", crate::identity::plain),
             complete: transcript.complete,
             release: None,
             system_build: None,

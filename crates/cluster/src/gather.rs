@@ -12,9 +12,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use finetune_allreduce::new_token;
 
+use crate::complaint::{hint, one_line};
 use crate::facts::Facts;
 use crate::hostfile::name_fault;
 use crate::script::{MAX_ANSWER_BYTES, Questions, Transcript, text};
+use crate::session::end_group;
+use crate::shell;
+use crate::workers::Remote;
 
 #[cfg(test)]
 mod tests;
@@ -69,19 +73,8 @@ impl GatherError {
                 "a name that `ssh NAME` takes, without options; options belong in ~/.ssh/config".into()
             }
             Self::Start { program, .. } => format!("is {program} installed?"),
-            Self::Unreachable { host, words } if words.contains("Permission denied") => {
-                format!(
-                    "ssh must work without a password: `ssh-copy-id {host}`, then `ssh -o BatchMode=yes {host} true`"
-                )
-            }
-            Self::Unreachable { host, words } if words.contains("Host key verification failed") => {
-                format!("connect once by hand and accept its key: `ssh {host}`")
-            }
-            Self::Unreachable { host, words } if words.contains("resolve hostname") => {
-                format!("is the name right? A Mac is also called {host}.local; aliases belong in ~/.ssh/config")
-            }
-            Self::Unreachable { host, words } if words.contains("Connection refused") => {
-                format!("switch on Remote Login at {host} (System Settings, General, Sharing), or start sshd")
+            Self::Unreachable { host, words } | Self::Deadline { host, words, .. } if hint(host, words).is_some() => {
+                hint(host, words).map(|(_, hint)| hint).unwrap_or_default()
             }
             Self::Unreachable { host, .. } | Self::Deadline { host, .. } => {
                 format!("is it awake and on the network? `ssh -o BatchMode=yes {host} true` must succeed")
@@ -125,7 +118,7 @@ pub(crate) fn ask(
 ) -> Result<(Transcript, f64), GatherError> {
     let mark = format!("finetune-{}", new_token().map_err(|error| GatherError::Random(error.to_string()))?);
     let words = |bytes: &[u8]| one_line(&String::from_utf8_lossy(bytes));
-    let ran = run(host, &[], Some(&script(&mark)), deadline)?;
+    let ran = run(host, &mark, &script(&mark), deadline)?;
     let transcript = Transcript::parse(&ran.output, &mark);
     let host = host.to_owned();
     match ran.status {
@@ -156,7 +149,7 @@ pub struct Output {
 /// # Errors
 /// If the host cannot be reached or the command does not end in time. One that fails is an [`Output`].
 pub fn run_command(host: &str, command: &str, deadline: Duration) -> Result<Output, GatherError> {
-    let ran = run(host, &["sh", "-c", &crate::script::quoted(command)], None, deadline)?;
+    let ran = run(host, "finetune", command, deadline)?;
     let mut said = ran.output;
     said.truncate(MAX_COMPLAINT_BYTES);
     said.extend_from_slice(&ran.complaints);
@@ -192,32 +185,22 @@ struct Heard {
     ended: bool,
 }
 
-/// Runs `words` (or `sh -s` with a script as input) at a host.
-fn run(host: &str, words: &[&str], input: Option<&str>, deadline: Duration) -> Result<Ran, GatherError> {
+/// Runs a script at a host.
+fn run(host: &str, mark: &str, script: &str, deadline: Duration) -> Result<Ran, GatherError> {
     if let Some(what) = name_fault(host) {
         return Err(GatherError::Name { host: host.to_owned(), what });
     }
-    let (mut command, program) = match is_here(host) {
-        true => (Command::new("sh"), "sh"),
-        false => (Command::new("ssh"), "ssh"),
-    };
-    if is_here(host) {
-        // The local shell takes the command as it is, the remote one as a word.
-        match words {
-            [] => command.arg("-s"),
-            words => command.arg("-c").arg(words.join(" ")),
-        };
+    let (mut command, program, input) = if is_here(host) {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script, "finetune", mark]);
+        (shell, "sh", None)
     } else {
-        // As workers.rs, with a shorter wait so that ssh's own words come before our deadline. A master connection that
-        // stays would hold our pipes open.
-        command.args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=8", "-o", "ServerAliveInterval=5"]);
-        command.args(["-o", "ControlMaster=no", "-T", "--"]).arg(host);
-        match words {
-            [] => command.args(["sh", "-s"]),
-            words => command.args(words),
-        };
-    }
-    capture(&mut command, input, deadline).map_err(|source| GatherError::Start {
+        let line = shell::line(mark, script);
+        // A login file that has become another shell takes it as input.
+        let input = format!("exec {line}\n");
+        (Remote { host: host.to_owned(), ..Remote::default() }.ssh(&line), "ssh", Some(input))
+    };
+    capture(&mut command, input.as_deref(), deadline).map_err(|source| GatherError::Start {
         host: host.to_owned(),
         program,
         source,
@@ -261,13 +244,7 @@ fn wait(child: &mut Child, deadline: Duration) -> io::Result<Option<ExitStatus>>
             return Ok(Some(status));
         }
         if Instant::now() >= until {
-            // Without unsafe code only another program can end a whole group. The shells' own kill, because the programs
-            // of that name disagree: procps takes "-KILL -123" for nothing to do, busybox wants no "--".
-            let group = child.id();
-            let command = format!("kill -s KILL -- -{group} || kill -s KILL -{group}");
-            let _ = Command::new("sh").args(["-c", &command]).stderr(Stdio::null()).status();
-            let _ = child.kill();
-            child.wait()?;
+            end_group(child);
             return Ok(None);
         }
         thread::sleep(NAP);
@@ -291,12 +268,4 @@ fn listen(mut pipe: impl Read + Send + 'static, heard: &Arc<Mutex<Heard>>, most:
 
 fn locked(heard: &Mutex<Heard>) -> MutexGuard<'_, Heard> {
     heard.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// For a message: the lines of a text joined, without control characters, and not too long.
-fn one_line(text: &str) -> String {
-    const LONGEST: usize = 300;
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let line: String = lines.join("; ").chars().filter(|letter| !letter.is_control()).take(LONGEST).collect();
-    if line.is_empty() { "it said nothing".into() } else { line }
 }

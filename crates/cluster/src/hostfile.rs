@@ -12,12 +12,13 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use finetune_allreduce::{DeviceMatrix, DeviceMatrixError, WiresError, wires_from_json, wires_to_json};
 use serde_json::{Map, Value, json};
 
+mod odd_keys;
 #[cfg(test)]
 mod tests;
 
@@ -37,6 +38,8 @@ pub struct Hostfile {
     pub environment: Vec<(String, String)>,
     /// At least one.
     pub hosts: Vec<Host>,
+    /// Keys that are passed over though they look as if they were meant.
+    pub notices: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +65,9 @@ pub enum HostfileError {
     TooLong { bytes: usize },
     #[error("the hostfile is not JSON: {source}")]
     Syntax { source: serde_json::Error },
+    /// A list of names, as MPI and DeepSpeed take it: what it would be here.
+    #[error("the hostfile is a plain list of {} names, not MLX's JSON", names.len())]
+    PlainList { names: Vec<String> },
     #[error("the hostfile is {found}, not an object with \"hosts\" and not a list of hosts")]
     NotHosts { found: &'static str },
     #[error("the hostfile has no {key:?}")]
@@ -90,6 +96,7 @@ impl HostfileError {
     pub fn hints(&self) -> Vec<String> {
         let hint = match self {
             Self::In { problem, .. } => return problem.hints(),
+            Self::PlainList { names } => return vec![plain_list_as_json(names)],
             Self::Unreadable { .. } => "check the path; `finetune cluster discover` writes a hostfile",
             Self::HostKey { key: "ssh", .. } => {
                 "\"ssh\" is the name that `ssh NAME` takes, without options; options belong in ~/.ssh/config"
@@ -127,14 +134,21 @@ impl Hostfile {
         if text.len() > MAX_HOSTFILE_BYTES {
             return Err(HostfileError::TooLong { bytes: text.len() });
         }
-        let value: Value = serde_json::from_str(text).map_err(|source| HostfileError::Syntax { source })?;
+        // Editors of Windows put a byte order mark in front.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let value: Value = serde_json::from_str(text).map_err(|source| match plain_list(text) {
+            Some(names) => HostfileError::PlainList { names },
+            None => HostfileError::Syntax { source },
+        })?;
+        let notices = odd_keys::notices(&value);
         match &value {
-            Value::Array(list) => Ok(Self { hosts: hosts(list)?, ..Self::default() }),
+            Value::Array(list) => Ok(Self { hosts: hosts(list)?, notices, ..Self::default() }),
             Value::Object(object) => {
                 let list = object.get("hosts").ok_or(HostfileError::NoKey { key: "hosts" })?;
                 let list =
                     list.as_array().ok_or_else(|| fault("hosts", format!("it is {}, not a list", kind(list))))?;
-                Ok(Self { backend: backend(object)?, environment: environment(object)?, hosts: hosts(list)? })
+                let (backend, environment) = (backend(object)?, environment(object)?);
+                Ok(Self { backend, environment, hosts: hosts(list)?, notices })
             }
             other => Err(HostfileError::NotHosts { found: kind(other) }),
         }
@@ -167,10 +181,67 @@ impl Hostfile {
         DeviceMatrix::new(rows).map(Some).map_err(|source| HostfileError::Devices { source })
     }
 
-    /// The address at which the ranks can meet: the first one of host 0, if it has any.
+    /// The address at which the ranks can meet: the first one of host 0 that leads there from elsewhere, or else the first one.
     pub fn coordinator(&self) -> Option<&str> {
-        self.hosts.first()?.ips.first().map(String::as_str)
+        let ips = &self.hosts.first()?.ips;
+        ips.iter().find(|address| !is_loopback(address)).or(ips.first()).map(String::as_str)
     }
+
+    /// The address of host 0, if every other machine would look for it in itself, and the file names other machines.
+    pub fn lost_coordinator(&self) -> Option<&str> {
+        let address = |host: &'_ Host| host.ips.iter().find(|ip| !is_loopback(ip)).or(host.ips.first()).cloned();
+        let leads_here =
+            |host: &Host| is_loopback(&address(host).unwrap_or_else(|| machine_name(&host.ssh).to_owned()));
+        let (first, others) = self.hosts.split_first()?;
+        let lost = leads_here(first) && others.iter().any(|host| !leads_here(host));
+        lost.then(|| self.coordinator().unwrap_or_else(|| machine_name(&first.ssh)))
+    }
+}
+
+/// What ssh takes, without the user.
+pub fn machine_name(ssh: &str) -> &str {
+    ssh.rsplit('@').next().unwrap_or(ssh)
+}
+
+/// Whether an address, as it is written, leads to the machine that uses it.
+pub fn is_loopback(address: &str) -> bool {
+    let plain = address.split('%').next().unwrap_or(address).trim_matches(['[', ']']);
+    match plain.parse::<IpAddr>() {
+        Ok(address) => address.to_canonical().is_loopback() || address.is_unspecified(),
+        Err(_) => {
+            let name = plain.trim_end_matches('.').to_ascii_lowercase();
+            matches!(
+                name.as_str(),
+                "localhost" | "localhost.localdomain" | "localhost6" | "ip6-localhost" | "ip6-loopback"
+            ) || name.ends_with(".localhost")
+        }
+    }
+}
+
+/// The names of a list as MPI, MPICH and DeepSpeed take it: one per line, perhaps with slots; `None` if it is none.
+fn plain_list(text: &str) -> Option<Vec<String>> {
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    let names = lines.filter(|line| !line.is_empty()).map(|line| {
+        let mut words = line.split_whitespace();
+        let name = words.next()?;
+        let plain = |letter: char| letter.is_alphanumeric() || "._-@:[]%".contains(letter);
+        let is_name = name.chars().all(plain) && name.starts_with(char::is_alphanumeric) && name_fault(name).is_none();
+        // "box-1:2" of MPICH: a number of processes.
+        let name = match name.rsplit_once(':') {
+            Some((host, count)) if !host.contains(':') && count.parse::<u32>().is_ok() => host,
+            _ => name,
+        };
+        (is_name && words.all(|word| word.contains('='))).then(|| name.to_owned())
+    });
+    let names: Vec<String> = names.collect::<Option<_>>()?;
+    (!names.is_empty() && names.len() <= MAX_HOSTS).then_some(names)
+}
+
+fn plain_list_as_json(names: &[String]) -> String {
+    const SHOWN: usize = 16;
+    let hosts: Vec<String> = names.iter().take(SHOWN).map(|name| json!({"ssh": name}).to_string()).collect();
+    let more = if names.len() > SHOWN { ", …" } else { "" };
+    format!("in MLX's form, with one rank per host, it is [{}{more}]", hosts.join(", "))
 }
 
 fn backend(object: &Map<String, Value>) -> Result<Option<String>, HostfileError> {
@@ -244,7 +315,14 @@ fn host(host: usize, value: &Value) -> Result<Host, HostfileError> {
         Some(other) => Err(fault(key, format!("it is {}, not a list", kind(other)))),
     };
     let ssh = name("ssh", object.get("ssh").ok_or(HostfileError::NoSsh { host })?)?;
+    if !ssh.starts_with("ssh://") && has_port(machine_name(&ssh)) {
+        return Err(fault("ssh", format!("{} has a port, which belongs in ~/.ssh/config", shown(&ssh))));
+    }
     let ip = |value: &Value| match name("ips", value)? {
+        ip if in_brackets(&ip).is_some() => {
+            let inside = in_brackets(&ip).unwrap_or_default();
+            Err(fault("ips", format!("{}: write it without brackets, {inside:?}", shown(&ip))))
+        }
         ip if has_port(&ip) => Err(fault("ips", format!("{} has a port", shown(&ip)))),
         ip => Ok(ip),
     };
@@ -275,6 +353,12 @@ pub(crate) fn name_fault(name: &str) -> Option<&'static str> {
 /// True for "10.0.0.1:5000", which is two things in one, and not for the IPv6 address "fd00::1" or "fe80::1%en5".
 fn has_port(address: &str) -> bool {
     address.contains(':') && address.split('%').next().is_none_or(|address| address.parse::<Ipv6Addr>().is_err())
+}
+
+/// The address in "[fd00::1]".
+fn in_brackets(address: &str) -> Option<&str> {
+    let inside = address.strip_prefix('[')?.strip_suffix(']')?;
+    inside.split('%').next()?.parse::<Ipv6Addr>().ok().map(|_| inside)
 }
 
 fn fault(key: &'static str, what: String) -> HostfileError {

@@ -7,29 +7,37 @@
 //! **Must never know:** maths, models, recipes.
 //!
 //! **Start reading** in `discover.rs` (facts become a picture and a hostfile) and follow the facts back: `gather.rs` (one ssh
-//! round trip per host), `facts.rs` (what the commands said), `cabling.rs`, `shape.rs`. Or in `workers.rs` (how processes are
-//! started, fed and ended), then `bench.rs`.
+//! round trip per host), `facts.rs` (what the commands said), `cabling.rs`, `shape.rs`. Or in `session.rs` (how a command at a
+//! host is opened) and `workers.rs` (how ranks are started, fed and ended), then `bench.rs`.
 
 #![forbid(unsafe_code)]
 
 pub mod bench;
 pub mod cabling;
+pub mod complaint;
 pub mod copy;
 pub mod discover;
 pub mod doctor;
 #[cfg(test)]
 mod documentation;
 pub mod draw;
+mod end;
 #[cfg(test)]
 mod example;
 pub mod facts;
 pub mod gather;
 mod hostfile;
+pub mod identity;
+mod lines;
 pub mod reach;
 mod script;
+mod session;
 pub mod setup;
 pub mod shape;
+mod shell;
+mod unanswered;
 pub mod workers;
 
-pub use hostfile::{Host, Hostfile, HostfileError, MAX_HOSTFILE_BYTES, MAX_HOSTS};
+pub use hostfile::{Host, Hostfile, HostfileError, MAX_HOSTFILE_BYTES, MAX_HOSTS, is_loopback, machine_name};
 pub use script::{Questions, Section, Transcript};
+pub use unanswered::Unanswered;

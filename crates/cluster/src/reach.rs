@@ -1,34 +1,69 @@
-//! Asks our program on several machines at once, and waits for none of them too long.
+//! Asks our program on several machines at once, and waits for none of them longer than it has something to say.
 
-use std::time::Duration;
+use std::sync::atomic::AtomicI32;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::gather::capture;
+use crate::lines::Lines;
+use crate::session::{Next, Session, ended};
+use crate::unanswered::Unanswered;
 use crate::workers::Remote;
 
-/// A machine that has not answered by then is taken for unreachable.
+/// A program that has said nothing for so long is taken for dead. One that works says so every few seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Runs the program with `words` on every machine. What each printed, or why it did not answer.
-pub fn all(remotes: &[&Remote], words: impl Fn(&Remote) -> Vec<String> + Sync) -> Vec<Result<String, String>> {
+/// Lines of an answer that are kept: the last ones.
+const MOST_LINES: usize = 1000;
+
+/// What a program printed, and when.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    /// When it was told to begin, in seconds since 1970 by this machine's clock.
+    pub asked: f64,
+    /// Its lines, each with the time at which it came.
+    pub lines: Vec<(f64, String)>,
+}
+
+/// Runs the program with `words` on every machine; its standard input is the line `question`, and ends with us. A signal number in
+/// `stop` ends all.
+pub fn all(
+    remotes: &[&Remote],
+    words: impl Fn(&Remote) -> Vec<String> + Sync,
+    question: &str,
+    stop: &AtomicI32,
+) -> Vec<Result<Answer, Unanswered>> {
     std::thread::scope(|scope| {
-        let ask = |remote: &Remote| ask(remote, &words(remote));
+        let ask = |remote: &Remote| ask(remote, &words(remote), question, stop);
         let asking: Vec<_> = remotes.iter().map(|remote| scope.spawn(move || ask(remote))).collect();
         let answer = |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join().expect("asking does not panic");
         asking.into_iter().map(answer).collect()
     })
 }
 
-fn ask(remote: &Remote, words: &[String]) -> Result<String, String> {
-    let ran = capture(&mut remote.ssh(&remote.command(words, &[])), None, PATIENCE)
-        .map_err(|error| format!("ssh cannot be started: {error}"))?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    match ran.status.map(|status| status.code().unwrap_or(255)) {
-        Some(0) => Ok(text(&ran.output)),
-        Some(127) => Err("there is no such program".to_owned()),
-        Some(code) => {
-            let why = text(&ran.complaints);
-            Err(if why.is_empty() { format!("it answered with exit code {code}") } else { why.replace('\n', "\n    ") })
+fn ask(remote: &Remote, words: &[String], question: &str, stop: &AtomicI32) -> Result<Answer, Unanswered> {
+    let mut session = Session::open(remote, &remote.script(words, &[]), stop)?;
+    session.say(&format!("{question}\n"));
+    let mut answer = Answer { asked: seconds(session.began), lines: Vec::new() };
+    let mut lines = Lines::default();
+    loop {
+        let next = session.next(stop, PATIENCE, &|| 0)?;
+        let now = seconds(SystemTime::now());
+        let mut keep = |line| answer.lines.push((now, line));
+        match next {
+            Next::Output(bytes) => lines.push(&bytes, &mut keep),
+            Next::Ended(code) => {
+                lines.finish(&mut keep);
+                return match code {
+                    0 => Ok(answer),
+                    127 => Err(Unanswered::NoProgram { program: remote.program.clone() }),
+                    code => Err(ended(code, session.words())),
+                };
+            }
         }
-        None => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+        let excess = answer.lines.len().saturating_sub(MOST_LINES);
+        answer.lines.drain(..excess);
     }
+}
+
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }

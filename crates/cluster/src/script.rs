@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::shell::quoted;
+
 #[cfg(test)]
 mod tests;
 
@@ -41,11 +43,6 @@ pub(crate) fn text(mark: &str, questions: &Questions<'_>) -> String {
         if questions.root { "ask" } else { "leave" },
         include_str!("script/facts.sh"),
     )
-}
-
-/// One word for a shell, whatever it has in it.
-pub(crate) fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// What one command said.

@@ -71,8 +71,8 @@ pub fn plan(discovery: &Discovery) -> Result<Plan, SetupError> {
     if discovery.hosts.is_empty() {
         return Err(SetupError::NoHosts);
     }
-    if let Some(&(i, j)) = discovery.cabling.same_machine.first() {
-        return Err(SetupError::SameMachine(discovery.name(i).to_owned(), discovery.name(j).to_owned()));
+    if let Some((first, other)) = discovery.same_machine.first() {
+        return Err(SetupError::SameMachine(first.clone(), other.clone()));
     }
     let mut plan = Plan::default();
     let cables = addresses::of_cables(discovery)?;

@@ -269,13 +269,6 @@ pub(crate) fn tools_value(tools: Option<&serde_json::Value>) -> Result<Value, Da
     tools.map_or_else(|| Ok(Value::from(())), to_value)
 }
 
-/// Variables for [`ChatTemplate::render`]: the keys of a `chat_template_kwargs`.
-pub(crate) fn extra_values(
-    entries: &serde_json::Map<String, serde_json::Value>,
-) -> Result<Vec<(String, Value)>, DatasetError> {
-    entries.iter().map(|(name, value)| Ok((name.clone(), to_value(value)?))).collect()
-}
-
 /// JSON as a template sees it, long whole numbers (`integers.rs`) as numbers again. Refuses the marks of `generation.rs`.
 pub(crate) fn to_value(value: &serde_json::Value) -> Result<Value, DatasetError> {
     Ok(match value {

@@ -1,15 +1,24 @@
 //! The machines of a launch: which they are, what each needs before it can start, and which are still there.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use finetune_cluster::workers::{Place, Remote};
-use finetune_cluster::{Hostfile, copy, reach};
+use finetune_cluster::{Hostfile, Unanswered, identity, is_loopback, machine_name, reach};
 use finetune_recipe::Recipe;
 
 use crate::cli::{LaunchArguments, RunArguments};
-use crate::commands::preflight::{self, Report};
+use crate::commands::preflight::{self, Question, Report};
 use crate::failure::Failure;
+use crate::freight::{self, Freight};
 use crate::progress::Verbosity;
+
+mod answers;
+
+/// Waiting for the hosts' answers is said after so long, and again.
+const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// A machine with one rank on it.
 #[derive(Clone, Debug)]
@@ -19,6 +28,8 @@ struct Machine {
     remote: Option<Remote>,
     /// Addresses at which the others reach it, the best first.
     addresses: Vec<String>,
+    /// What it last said of itself.
+    report: Report,
 }
 
 /// All of them, in the order of the ranks.
@@ -29,23 +40,36 @@ pub(crate) struct Hosts {
     /// What the hostfile says, as long as all its hosts are used.
     file: Option<Hostfile>,
     at_start: usize,
+    /// Where rank 0 is reached, if the others know it better than it does itself.
+    address: Option<String>,
+    ports: Option<(u16, u16)>,
+    /// With `--copy`.
+    freight: Option<Freight>,
 }
 
 impl Hosts {
     /// As many ranks here as asked for, or one per host of the hostfile.
     pub(crate) fn choose(arguments: &LaunchArguments) -> Result<Hosts, Failure> {
+        let all = |machines: Vec<Machine>, file| {
+            let at_start = machines.len();
+            Hosts { machines, used: at_start, file, at_start, address: None, ports: None, freight: None }
+        };
         let Some(path) = &arguments.hostfile else {
             let ranks = arguments.ranks.unwrap_or(1);
             if ranks == 0 || ranks > 256 {
                 return Err(Failure::arguments(format!("-n {ranks}: from 1 to 256 ranks"), "-n 2 is a good start"));
             }
             let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-            let machine = Machine { name, remote: None, addresses: vec!["127.0.0.1".to_owned()] };
-            return Ok(Hosts { machines: vec![machine; ranks], used: ranks, file: None, at_start: ranks });
+            let addresses = vec!["127.0.0.1".to_owned()];
+            let machine = Machine { name, remote: None, addresses, report: Report::default() };
+            return Ok(all(vec![machine; ranks], None));
         };
         let file = Hostfile::load(path)
             .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
         file.devices().map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+        if let Some(address) = file.lost_coordinator() {
+            return Err(unreachable_at(address));
+        }
         let here = || std::env::current_exe().unwrap_or_else(|_| "finetune".into());
         let program = arguments.program.clone().unwrap_or_else(here);
         let directory = arguments.directory.clone().or_else(|| std::env::current_dir().ok());
@@ -59,10 +83,15 @@ impl Hosts {
                 config: arguments.ssh_config.clone(),
                 words: None,
             }),
+            report: Report::default(),
         };
         let machines: Vec<Machine> = file.hosts.iter().map(machine).collect();
-        let at_start = machines.len();
-        Ok(Hosts { machines, used: at_start, file: Some(file), at_start })
+        Ok(all(machines, Some(file)))
+    }
+
+    /// What the hostfile says and nobody reads.
+    pub(crate) fn notices(&self) -> &[String] {
+        self.file.as_ref().map_or(&[], |file| &file.notices)
     }
 
     /// The number of ranks.
@@ -74,7 +103,7 @@ impl Hosts {
     pub(crate) fn limit(&mut self, virtual_ranks: Option<usize>, min_ranks: Option<usize>) -> Result<(), Failure> {
         let there = self.machines.len();
         let usable = |ranks: &usize| virtual_ranks.is_none_or(|shares| shares.is_multiple_of(*ranks));
-        self.used = (1..=there).rev().find(usable).unwrap_or(1);
+        self.used = (1..=there).rev().find(usable).unwrap_or(1).min(there);
         // At the start it is for the user to say how many; later we take what is left.
         if there == self.at_start && self.used < there {
             let shares = virtual_ranks.unwrap_or_default();
@@ -83,7 +112,7 @@ impl Hosts {
                 format!("{} ranks would do", self.used),
             ));
         }
-        let least = min_ranks.unwrap_or(self.at_start);
+        let least = min_ranks.unwrap_or(self.at_start).max(1);
         if self.used < least {
             return Err(Failure::Lost {
                 message: format!("{} of {} hosts are left, and the recipe needs {least} ranks", there, self.at_start),
@@ -93,64 +122,106 @@ impl Hosts {
         Ok(())
     }
 
-    /// Makes sure that every other machine has what it needs, and brings it there if asked to.
+    /// Makes sure that every other machine has what it needs, and brings it there if asked to. A signal ends it early; nothing is
+    /// running yet then.
     pub(crate) fn prepare(
         &mut self,
         arguments: &LaunchArguments,
         run: &RunArguments,
         recipe: &Recipe,
         verbosity: Verbosity,
+        stop: &AtomicI32,
     ) -> Result<(), Failure> {
+        self.ports = recipe.distributed.ports;
         if self.remotes().next().is_none() {
             return Ok(());
         }
+        let is_stopped = || stop.load(Ordering::SeqCst) != 0;
         if arguments.copy {
-            let cargo = copy::Cargo::pack(&crate::commands::preflight::parcels(run, recipe)?).map_err(|error| {
-                Failure::arguments(error.to_string(), "every file of the recipe must be there to be copied")
-            })?;
+            let freight = Freight::pack(run, recipe, stop);
+            if is_stopped() {
+                return Ok(());
+            }
+            let freight = freight?;
             let words = preflight::words_of_copy(run, recipe);
             for machine in &mut self.machines {
                 let Some(remote) = &mut machine.remote else { continue };
-                let sent = cargo.bring(remote).map_err(|error| {
-                    Failure::arguments(format!("{}: {error}", machine.name), "does `ssh` reach it without a password?")
-                })?;
-                if verbosity > Verbosity::Quiet {
-                    let what = if sent { "copied to" } else { "unchanged on" };
-                    anstream::eprintln!("program, recipe, model and rows {what} {}: {}", machine.name, cargo.folder());
+                let brought = freight.bring(remote, verbosity, stop);
+                if is_stopped() {
+                    return Ok(());
                 }
+                brought?;
                 remote.program = PathBuf::from("./finetune");
-                remote.directory = Some(PathBuf::from(cargo.folder()));
+                remote.directory = Some(PathBuf::from(freight.folder()));
                 remote.words = Some(words.clone());
             }
+            self.freight = Some(freight);
         }
-        let ours = Report::here(recipe);
-        let remotes: Vec<&Remote> = self.remotes().collect();
-        let answers =
-            reach::all(&remotes, |remote| preflight::words(remote.words.as_deref().unwrap_or(&arguments.run)));
-        let mut problems = Vec::new();
-        for (remote, answer) in remotes.iter().zip(answers) {
-            match answer.and_then(|text| Report::parse(&text)) {
-                Ok(report) => {
-                    problems.extend(
-                        report.problems(&ours).into_iter().map(|problem| format!("{}: {problem}", remote.host)),
-                    );
-                    for warning in report.warnings(&ours) {
-                        anstream::eprintln!("{}: {warning}", remote.host);
-                    }
-                }
-                Err(why) => problems.push(format!("{}: {why}", remote.host)),
-            }
-        }
-        if problems.is_empty() {
+        let name = self.name_of_rank_0();
+        let question = Question { watched: true, brief: false, resolve: Some(name.clone()), ports: self.ports };
+        let Some(ours) = report_here(recipe, &question, stop) else { return Ok(()) };
+        let answers = self.ask(&arguments.run, &question, verbosity, stop);
+        if is_stopped() {
             return Ok(());
         }
-        Err(Failure::Arguments {
-            message: format!("not every host is ready:\n  {}", problems.join("\n  ")),
-            hints: vec![
-                "every host needs this version of the program, the recipe, the model and the rows at the same paths; --copy brings them".into(),
-                "--program and --directory say where they lie on the hosts, if elsewhere than here".into(),
-            ],
+        self.judge(answers, &ours, verbosity)?;
+        self.find_rank_0(&name)?;
+        self.tell_of_twins(verbosity);
+        if let Some(freight) = &self.freight
+            && run.resume == Some(None)
+            && let (Some(remote), newest) = (&self.machines[0].remote, &self.machines[0].report.newest)
+        {
+            freight.send_run(remote, newest.as_ref().map_or(0, |(step, _)| *step), verbosity, stop)?;
+        }
+        Ok(())
+    }
+
+    /// Asks all other machines, and says so if it takes long.
+    fn ask(
+        &self,
+        words: &[String],
+        question: &Question,
+        verbosity: Verbosity,
+        stop: &AtomicI32,
+    ) -> Vec<Result<reach::Answer, Unanswered>> {
+        let remotes: Vec<&Remote> = self.remotes().collect();
+        let question = serde_json::to_string(question).expect("plain data");
+        let (sender, answers) = channel();
+        std::thread::scope(|scope| {
+            let remotes = &remotes;
+            scope.spawn(move || {
+                let words = |remote: &Remote| preflight::words(remote.words.as_deref().unwrap_or(words));
+                let _ = sender.send(reach::all(remotes, words, &question, stop));
+            });
+            let began = Instant::now();
+            loop {
+                match answers.recv_timeout(SAY_EVERY) {
+                    Ok(answers) => return answers,
+                    Err(RecvTimeoutError::Disconnected) => return Vec::new(),
+                    Err(RecvTimeoutError::Timeout) if verbosity > Verbosity::Quiet => {
+                        let seconds = began.elapsed().as_secs();
+                        anstream::eprintln!(
+                            "waiting for what the hosts say of themselves and their files ({seconds} s)"
+                        );
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                }
+            }
         })
+    }
+
+    fn tell_of_twins(&self, verbosity: Verbosity) {
+        for (index, machine) in self.machines.iter().enumerate() {
+            let twin =
+                self.machines[..index].iter().find(|other| is_same(other, machine) && other.name != machine.name);
+            if let Some(twin) = twin.filter(|_| verbosity > Verbosity::Quiet) {
+                anstream::eprintln!(
+                    "{} and {} are one machine: their ranks share its threads and GPUs",
+                    twin.name,
+                    machine.name
+                );
+            }
+        }
     }
 
     fn remotes(&self) -> impl Iterator<Item = &Remote> {
@@ -165,25 +236,84 @@ impl Hosts {
         }
     }
 
-    /// Forgets hosts that do not answer any more, and says which. The first one holds the run.
-    pub(crate) fn drop_unreachable(&mut self) -> Vec<String> {
-        let remotes: Vec<&Remote> = self.remotes().collect();
-        let mut answers = reach::all(&remotes, |_| vec!["--version".to_owned()]).into_iter();
-        let there: Vec<bool> = self
-            .machines
-            .iter()
-            .map(|machine| machine.remote.is_none() || answers.next().is_some_and(|it| it.is_ok()))
-            .collect();
+    /// Forgets hosts that do not answer any more, and says which. The others say how far the run has come on their disks.
+    pub(crate) fn drop_unreachable(&mut self, words: &[String], verbosity: Verbosity, stop: &AtomicI32) -> Vec<String> {
+        let question = Question { watched: true, brief: true, resolve: None, ports: self.ports };
+        let mut answers = self.ask(words, &question, verbosity, stop).into_iter();
+        let first = self.machines.first().map(|machine| machine.name.clone());
         let mut lost = Vec::new();
-        let mut there = there.into_iter();
-        self.machines.retain(|machine| {
-            let is_there = there.next().unwrap_or(true);
-            if !is_there {
-                lost.push(machine.name.clone());
+        self.machines.retain_mut(|machine| {
+            if machine.remote.is_none() {
+                return true;
             }
-            is_there
+            let report = answers.next().and_then(Result::ok).and_then(|answer| Report::parse(&answer).ok());
+            match report {
+                Some(mut report) => {
+                    report.resolved = std::mem::take(&mut machine.report.resolved);
+                    machine.report = report;
+                    true
+                }
+                None => {
+                    lost.push(machine.name.clone());
+                    false
+                }
+            }
         });
+        if self.machines.first().map(|machine| &machine.name) != first.as_ref() {
+            self.address = None;
+        }
         lost
+    }
+
+    /// Refuses to begin again where the newest checkpoint lies on a host that is merely not reached. `saved`: the newest one that
+    /// there was, and the host that wrote it. What there is to say where it is not the newest.
+    pub(crate) fn expect_progress(&self, saved: Option<(u64, PathBuf)>, host: &str) -> Result<Option<String>, Failure> {
+        let Some((step, path)) = saved.filter(|(step, _)| *step > 0) else { return Ok(None) };
+        if self.machines.first().is_some_and(|machine| machine.name == host) {
+            return Ok(None);
+        }
+        let newest = self.machines.iter().filter_map(|machine| machine.report.newest.as_ref());
+        match newest.map(|(step, _)| *step).max() {
+            Some(there) if there >= step => Ok(None),
+            Some(there) => Ok(Some(format!("step {step} was saved on {host} only: going on from step {there}"))),
+            None => Err(Failure::Lost {
+                message: format!(
+                    "{host} holds the run and is not reached any more: its newest checkpoint is {} there, and no other host has one",
+                    path.display()
+                ),
+                hints: vec![
+                    format!("the same command with --resume goes on from it once {host} is back"),
+                    "checkpoint.copies = 1 keeps each checkpoint on one more host".to_owned(),
+                ],
+            }),
+        }
+    }
+
+    /// The newest checkpoint that rank 0's host has told of, and that host's name.
+    pub(crate) fn holder(&self) -> (Option<(u64, PathBuf)>, String) {
+        let first = self.machines.first();
+        (
+            first.and_then(|machine| machine.report.newest.clone()),
+            first.map(|machine| machine.name.clone()).unwrap_or_default(),
+        )
+    }
+
+    /// Whether rank 0 writes the run on this machine.
+    pub(crate) fn writes_here(&self) -> bool {
+        self.machines.first().is_some_and(|machine| machine.remote.is_none())
+    }
+
+    /// With `--copy`: brings the run to this machine, and takes the copies away where it is done. Says where it is.
+    pub(crate) fn bring_home(&self, done: bool, verbosity: Verbosity) -> Option<Vec<String>> {
+        let freight = self.freight.as_ref()?;
+        let remotes: Vec<&Remote> = self.remotes().collect();
+        Some(freight::bring_home(freight, self.machines[0].remote.as_ref(), &remotes, done, verbosity))
+    }
+
+    /// With `--copy`: where rank 0 writes the run, host and path.
+    pub(crate) fn whereabouts(&self) -> Option<String> {
+        let (freight, remote) = (self.freight.as_ref()?, self.machines.first()?.remote.as_ref()?);
+        Some(freight.whereabouts(remote))
     }
 
     pub(crate) fn places(&self) -> Vec<Place> {
@@ -193,7 +323,7 @@ impl Hosts {
 
     /// A rank's place among those of its machine, and how many they are.
     pub(crate) fn local(&self, rank: usize) -> (usize, usize) {
-        let same = |machine: &&Machine| machine.name == self.machines[rank].name;
+        let same = |machine: &&Machine| is_same(machine, &self.machines[rank]);
         (self.machines[..rank].iter().filter(same).count(), self.machines[..self.used].iter().filter(same).count())
     }
 
@@ -202,27 +332,45 @@ impl Hosts {
         format!("rank {rank} ({})", self.machines[rank].name)
     }
 
+    /// The host of a rank, as ssh takes it.
+    pub(crate) fn host(&self, rank: usize) -> &str {
+        &self.machines[rank].name
+    }
+
     /// What its lines of output begin with.
     pub(crate) fn label(&self, rank: usize) -> String {
         format!("rank {rank} {}", self.machines[rank].name)
     }
 
-    /// host:port where rank 0 is reached from every other machine.
-    pub(crate) fn rendezvous(&self, port: u16) -> Result<String, Failure> {
+    /// The name or address of rank 0.
+    fn name_of_rank_0(&self) -> String {
         let first = &self.machines[0];
-        if self.machines[..self.used].iter().all(|machine| machine.remote.is_none()) {
+        let outside = first.addresses.iter().find(|address| !is_loopback(address));
+        match (outside.or(first.addresses.first()), &first.remote) {
+            (Some(address), _) => address.clone(),
+            (None, Some(remote)) => machine_name(&remote.host).to_owned(),
+            (None, None) => "localhost".to_owned(),
+        }
+    }
+
+    /// host:port where rank 0 is reached from every other machine; `port` if it must be that one.
+    pub(crate) fn rendezvous(&self, port: Option<u16>) -> Result<String, Failure> {
+        let is_local = self.machines[..self.used].iter().all(|machine| machine.remote.is_none());
+        let found = || match &self.machines[0].remote {
+            Some(_) => self.machines[0].report.port,
+            None => preflight::free_port(self.ports),
+        };
+        let Some(port) = port.or_else(found) else {
+            let range = self.ports.map_or(String::new(), |(first, last)| format!(" from {first} to {last}"));
+            return Err(Failure::arguments(
+                format!("no TCP port{range} is free at {}", self.machines[0].name),
+                "another run may have them: end it, or name others with distributed.ports or --port",
+            ));
+        };
+        if is_local {
             return Ok(format!("127.0.0.1:{port}"));
         }
-        let address = match (first.addresses.first(), &first.remote) {
-            (Some(address), _) => address.clone(),
-            (None, Some(remote)) => remote.host.rsplit('@').next().unwrap_or_default().to_owned(),
-            (None, None) => {
-                return Err(Failure::arguments(
-                    "the other hosts cannot reach rank 0 at localhost",
-                    "give the first host of the hostfile its address: {\"ssh\": \"localhost\", \"ips\": [\"10.0.0.1\"]}",
-                ));
-            }
-        };
+        let address = self.address.clone().unwrap_or_else(|| self.name_of_rank_0());
         Ok(if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") })
     }
 
@@ -245,10 +393,35 @@ impl Hosts {
     }
 }
 
-/// A port that nobody uses now. Rank 0 may run elsewhere: then it is a guess in a range that systems leave alone.
-pub(crate) fn free_port() -> Result<u16, Failure> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    listener
-        .map(|address| address.port())
-        .map_err(|error| Failure::arguments(error.to_string(), "no TCP port can be had"))
+/// By what they say of themselves; by their names where one says nothing.
+fn is_same(one: &Machine, other: &Machine) -> bool {
+    match (&one.report.machine, &other.report.machine) {
+        (Some(one), Some(other)) => one == other,
+        _ => one.name == other.name,
+    }
+}
+
+/// What this machine says, unless a signal comes first: hashing many rows takes a while.
+fn report_here(recipe: &Recipe, question: &Question, stop: &AtomicI32) -> Option<Report> {
+    let (recipe, question, (sender, report)) = (recipe.clone(), question.clone(), channel());
+    std::thread::spawn(move || {
+        let _ = sender.send(Report::here(&recipe, &question, &mut |_| {}));
+    });
+    loop {
+        match report.recv_timeout(Duration::from_millis(20)) {
+            Ok(report) => return Some(report),
+            Err(_) if stop.load(Ordering::SeqCst) != 0 => return None,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                return Some(Report::of_machine(identity::machine()));
+            }
+        }
+    }
+}
+
+pub(crate) fn unreachable_at(address: &str) -> Failure {
+    Failure::arguments(
+        format!("the other hosts cannot reach rank 0 at {address}"),
+        "give the first host of the hostfile its address: {\"ssh\": \"localhost\", \"ips\": [\"10.0.0.1\"]}",
+    )
 }

@@ -9,6 +9,7 @@ mod closing;
 mod commands;
 mod failure;
 mod flight;
+mod freight;
 mod hosts;
 mod http;
 mod interrupt;
@@ -21,6 +22,7 @@ mod seat;
 mod signals;
 mod source;
 mod stderr;
+mod told;
 mod wake;
 mod work;
 

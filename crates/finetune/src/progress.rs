@@ -237,6 +237,14 @@ impl Progress {
                     self.say(&format!("step {step}  saved {}", path.display()));
                 }
             }
+            Event::Copied { step, host, failed: None } => {
+                if self.verbosity == Verbosity::Verbose {
+                    self.say(&format!("step {step}  kept on {host} too"));
+                }
+            }
+            Event::Copied { step, host, failed: Some(why) } => {
+                self.say(&format!("step {step}  cannot be kept on {host} too: {why}"));
+            }
             // Who knows the hosts says it, and who handles signals.
             Event::Straggler { .. } | Event::Dealt { .. } | Event::Working { .. } | Event::Stopping { .. } => {}
             Event::LossScale { step, scale } => {

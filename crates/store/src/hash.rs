@@ -20,3 +20,19 @@ pub fn hash_of(bytes: &[u8]) -> [u8; 32] {
 pub fn hex(hash: &[u8; 32]) -> String {
     blake3::Hash::from_bytes(*hash).to_hex().to_string()
 }
+
+/// [`content_hash`] of a large file: `progress` is told bytes as they are read.
+pub fn content_hash_of(path: &Path, progress: &mut dyn FnMut(u64)) -> Result<[u8; 32], StoreError> {
+    const PIECE: usize = 4 << 20;
+    let failed = |source| StoreError::reading(path, source);
+    let (mut file, mut hasher) = (std::fs::File::open(path).map_err(failed)?, blake3::Hasher::new());
+    let mut bytes = vec![0; PIECE];
+    loop {
+        let count = std::io::Read::read(&mut file, &mut bytes).map_err(failed)?;
+        if count == 0 {
+            return Ok(*hasher.finalize().as_bytes());
+        }
+        hasher.update_rayon(&bytes[..count]);
+        progress(count as u64);
+    }
+}

@@ -40,7 +40,7 @@ pub use directory::{NewFile, Staging, commit_directory, ensure_directory};
 pub use disk::{Disk, RealDisk};
 pub use encode::encode_tensors;
 pub use error::{Operation, StoreError};
-pub use hash::{content_hash, hash_of, hex};
+pub use hash::{content_hash, content_hash_of, hash_of, hex};
 pub use header::{Header, MAX_HEADER_BYTES, MAX_TENSORS, TensorInfo};
 pub use holding::{Holding, recognize, refuse_links_out, refuse_stand_ins};
 pub use hub::{HubId, cached_snapshot, hub_cache};

@@ -6,6 +6,7 @@ use chrono::{DateTime, Local};
 use finetune_recipe::Recipe;
 use finetune_store::{MANIFEST_NAME, RealDisk, numbered};
 
+use crate::copies::COPIES;
 use crate::error::TrainError;
 use crate::prepare::Resume;
 use crate::ranks::Ranks;
@@ -55,7 +56,10 @@ fn run_of(path: &Path) -> PathBuf {
 
 /// Oldest first.
 fn checkpoints(run: &Path) -> Vec<PathBuf> {
-    let found = numbered(&RealDisk, &run.join(CHECKPOINTS), "step-").unwrap_or_default();
+    // Where the run's own host was lost, what this one has kept of it.
+    let of = |folder: &str| numbered(&RealDisk, &run.join(folder), "step-").unwrap_or_default();
+    let (own, copies) = (of(CHECKPOINTS), of(COPIES));
+    let found = if own.is_empty() { copies } else { own };
     found.into_iter().map(|(_, path)| path).collect()
 }
 

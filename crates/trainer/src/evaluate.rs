@@ -11,7 +11,7 @@ use crate::deal::Deal;
 use crate::error::TrainError;
 use crate::ranks::Ranks;
 
-const ANSWERS_FILE: &str = "samples.json";
+pub(crate) const ANSWERS_FILE: &str = "samples.json";
 
 /// One held-back row with what the model answered.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

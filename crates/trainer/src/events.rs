@@ -61,6 +61,12 @@ pub enum Event<'a> {
         step: u64,
         path: PathBuf,
     },
+    /// What was saved is kept on another host too, or why it is not.
+    Copied {
+        step: u64,
+        host: String,
+        failed: Option<String>,
+    },
     /// For the last `steps` steps this rank took so many times as long for its rows as the others' median. A step takes
     /// `seconds`; `without` this rank, its rows shared out among the others, about so many, where that is less.
     Straggler {

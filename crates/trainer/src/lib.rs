@@ -10,6 +10,7 @@
 
 mod adamw;
 mod card;
+mod copies;
 mod date;
 mod deal;
 mod disk_need;
@@ -42,6 +43,7 @@ mod train;
 mod weights;
 
 pub use adamw::AdamW;
+pub use copies::COPIES;
 pub use disk_need::DiskNeed;
 pub use error::{Fault, TrainError};
 pub use evaluate::{Answers, Sample, evaluate};

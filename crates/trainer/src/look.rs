@@ -179,11 +179,12 @@ impl Run {
     /// Saves what all ranks agree on.
     fn save(&mut self, tell: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
         self.compare()?;
-        let Some(mut journal) = self.journal.take() else { return Ok(()) };
-        let saved = journal.save(self);
-        self.journal = Some(journal);
-        tell(Event::Saved { step: self.state.step, path: saved? });
-        Ok(())
+        if let Some(mut journal) = self.journal.take() {
+            let saved = journal.save(self);
+            self.journal = Some(journal);
+            tell(Event::Saved { step: self.state.step, path: saved? });
+        }
+        self.spread(tell)
     }
 
     /// Writes the result. No rank leaves before it is there.

@@ -12,6 +12,7 @@ use finetune_model::{
 use finetune_recipe::{Length, Method, Recipe, ResultChoice};
 use finetune_store::{Holding, RealDisk, TensorSet, recognize};
 
+use crate::copies::bring_newest;
 use crate::date;
 use crate::disk_need::DiskNeed;
 use crate::error::TrainError;
@@ -386,6 +387,7 @@ fn put_together(
     let mut state = TrainState::new(model.parameters()?, LossScale::of(place.placement.compute()));
     ranks.expect_same(&[("set of starting weights", state.digest())])?;
     let mut journal = None;
+    bring_newest(&recipe.output_dir, resume, ranks, &identity, &mut notices)?;
     if let Some(claim) = claim {
         let from = claim.find(resume, &mut notices)?;
         if let Some(path) = &from {

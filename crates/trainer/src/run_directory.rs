@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use finetune_recipe::Recipe;
 use finetune_store::{Disk, MANIFEST_NAME, Manifest, StoreError, numbered};
 
+use crate::copies::COPIES;
 use crate::error::TrainError;
 use crate::state::CHECKPOINTS;
 
@@ -69,10 +70,11 @@ fn is_run(disk: &dyn Disk, directory: &Path) -> Result<bool, StoreError> {
     if is_resolved(&directory.join(RECIPE_FILE)) {
         return Ok(true);
     }
-    let folder = directory.join(CHECKPOINTS);
-    let checkpoints = if folder.is_dir() { numbered(disk, &folder, "step-")? } else { Vec::new() };
-    let mut written = checkpoints.into_iter().map(|(_, path)| path);
-    Ok(written.any(|path| kind_of(&path).is_some_and(|kind| kind == "checkpoint"))
+    let mut written = Vec::new();
+    for folder in [CHECKPOINTS, COPIES].map(|name| directory.join(name)) {
+        written.extend(if folder.is_dir() { numbered(disk, &folder, "step-")? } else { Vec::new() });
+    }
+    Ok(written.iter().any(|(_, path)| kind_of(path).is_some_and(|kind| kind == "checkpoint"))
         || RESULTS.iter().any(|name| kind_of(&directory.join(name)).is_some_and(|kind| kind == *name)))
 }
 
@@ -85,8 +87,12 @@ pub(crate) fn kind_of(directory: &Path) -> Option<String> {
 
 /// Whether a run has left checkpoints or a result here.
 pub(crate) fn is_occupied(disk: &dyn Disk, directory: &Path) -> Result<bool, TrainError> {
-    let checkpoints = directory.join(CHECKPOINTS);
-    let has_checkpoints = checkpoints.is_dir() && !numbered(disk, &checkpoints, "step-")?.is_empty();
+    let mut has_checkpoints = false;
+    // Copies may be all that is left of a run whose host was lost.
+    for folder in [CHECKPOINTS, COPIES] {
+        let checkpoints = directory.join(folder);
+        has_checkpoints |= checkpoints.is_dir() && !numbered(disk, &checkpoints, "step-")?.is_empty();
+    }
     Ok(has_checkpoints || RESULTS.iter().any(|name| directory.join(name).is_dir()))
 }
 

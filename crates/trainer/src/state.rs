@@ -215,6 +215,11 @@ impl StateFile {
     }
 }
 
+/// Whether a checkpoint is one of the run that `identity` describes.
+pub(crate) fn belongs(path: &Path, identity: &Identity) -> bool {
+    StateFile::read(path).is_ok_and(|state| state.identity.differences(identity).is_empty())
+}
+
 /// Removes the oldest checkpoints beyond `keep_last`, but never the best one.
 pub(crate) fn prune(disk: &dyn Disk, run: &Path, keep_last: usize, best: Option<u64>) -> Result<(), TrainError> {
     let all = numbered(disk, &run.join(CHECKPOINTS), "step-")?;

@@ -63,6 +63,7 @@ impl Discovery {
             backend: backend.or((devices.is_none()).then_some("ring")).map(str::to_owned),
             environment: Vec::new(),
             hosts: order.iter().map(host).collect(),
+            notices: Vec::new(),
         };
         Some(Proposal { hostfile, notes })
     }
@@ -77,13 +78,21 @@ impl Discovery {
         let mut devices: Matrix = vec![vec![Vec::new(); hosts]; hosts];
         for cable in &self.cabling.cables {
             let [a, b] = cable.ends.map(|end| end.host);
-            match self.rdma_over(cable) {
-                Ok([there, back]) => {
+            // The devices stay when RDMA is switched off, and do not work then.
+            let off = [a, b].into_iter().find(|&host| self.hosts[host].rdma_enabled == Some(false));
+            match (self.rdma_over(cable), off) {
+                (Ok(_), Some(host)) => {
+                    let (one, other, at) = (self.name(a), self.name(b), self.name(host));
+                    notes.push(format!(
+                        "no RDMA over a cable between {one} and {other}: it is switched off at {at} (`rdma_ctl status`)"
+                    ));
+                }
+                (Ok([there, back]), None) => {
                     // The k-th name of one side and the k-th of the other are the same cable.
                     devices[a][b].push(there);
                     devices[b][a].push(back);
                 }
-                Err(why) => {
+                (Err(why), _) => {
                     notes.push(format!("no RDMA over a cable between {} and {}: {why}", self.name(a), self.name(b)));
                 }
             }

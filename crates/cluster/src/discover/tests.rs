@@ -333,3 +333,50 @@ fn a_mac_and_a_linux_box() {
         "#]],
     );
 }
+
+#[test]
+fn a_machine_under_two_names_is_written_down_once() {
+    let mut facts = Minis::new(2, &[[(0, 0), (1, 0)]]).facts();
+    let mut again = facts[0].clone();
+    again.host = "mini-1.local".to_owned();
+    facts.insert(1, again);
+    let discovery = Discovery::new(facts.into_iter().map(Ok).collect());
+    assert_eq!(discovery.same_machine, [("mini-1".to_owned(), "mini-1.local".to_owned())]);
+    assert!(
+        discovery
+            .sentences()
+            .contains(&"mini-1 and mini-1.local are the same machine: mini-1.local is left out.".to_owned())
+    );
+    let hosts: Vec<String> = discovery.proposal().unwrap().hostfile.hosts.into_iter().map(|host| host.ssh).collect();
+    assert_eq!(hosts, ["mini-1", "mini-2"]);
+
+    // Boxes say so of themselves; two that say something else are two.
+    let named = |name: &str, identity: &str| {
+        let mut facts = linux(name, 1, false);
+        facts.identity = crate::identity::plain(identity);
+        Ok(facts)
+    };
+    let boot = "0b5c8a4e-1111-4222-8333-444455556666";
+    let boxes = vec![named("a", boot), named("me@a", boot), named("b", &format!("{boot} net:[7]"))];
+    let discovery = Discovery::new(boxes);
+    assert_eq!(discovery.same_machine, [("a".to_owned(), "me@a".to_owned())]);
+    assert_eq!(discovery.hosts.len(), 2);
+}
+
+#[test]
+fn a_switch_that_is_off_is_no_rdma() {
+    let mut facts = Minis::new(2, &[[(0, 0), (1, 0)]]).facts();
+    facts[1].rdma_enabled = Some(false);
+    let proposal = Discovery::new(facts.into_iter().map(Ok).collect()).proposal().unwrap();
+    assert!(proposal.hostfile.devices().unwrap().is_none());
+    assert!(proposal.notes[0].contains("switched off at mini-2"), "{:?}", proposal.notes);
+}
+
+#[test]
+fn a_mac_that_did_not_tell_its_ports_was_asked() {
+    let mut facts = Minis::new(2, &[[(0, 0), (1, 0)]]).facts();
+    facts[1].ports = None;
+    let discovery = Discovery::new(facts.into_iter().map(Ok).collect());
+    let told = discovery.sentences().join("\n") + &crate::draw::text(&discovery);
+    assert!(told.contains("perhaps mini-2, which did not tell") && !told.contains("not asked"), "{told}");
+}

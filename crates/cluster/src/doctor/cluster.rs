@@ -22,8 +22,8 @@ pub(super) fn examine(discovery: &Discovery, findings: &mut Findings<'_>) {
         };
         findings.ok(&facts.host, "ssh", found);
     }
-    for &(i, j) in &discovery.cabling.same_machine {
-        let found = format!("{} and {} are one machine", discovery.name(i), discovery.name(j));
+    for (first, other) in &discovery.same_machine {
+        let found = format!("{first} and {other} are one machine");
         findings.fail(ALL, "hosts", found, "leave one of the names out");
     }
     if discovery.hosts.len() < 2 {

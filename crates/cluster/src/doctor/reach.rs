@@ -11,7 +11,8 @@ use super::{Check, Verdict};
 use crate::discover::{Discovery, meeting_point};
 use crate::facts::network;
 use crate::gather::{GatherError, ask};
-use crate::script::{Transcript, quoted};
+use crate::script::Transcript;
+use crate::shell::quoted;
 
 /// Above this the hosts would be busy with greetings; the first ones stand for all.
 const MAX_ADDRESSES: usize = 64;

@@ -76,7 +76,10 @@ fn sockets(discovery: &Discovery, host: usize, ports: &[Port]) -> String {
         };
         let end = match (&ends[..], stranger()) {
             ([_, ..], _) => ends.join("; "),
-            ([], Some(stranger)) => format!("── a {} that was not asked", stranger.name),
+            ([], Some(stranger)) => match &discovery.hosts_of_unknown_ports()[..] {
+                [] => format!("── a {} that was not asked", stranger.name),
+                mute => format!("── a {}, perhaps {}, which did not tell", stranger.name, mute.join(" or ")),
+            },
             ([], None) if !port.others.is_empty() => format!("── {}", port.others.join(", ")),
             ([], None) if port.in_use => "── something".to_owned(),
             ([], None) => "free".to_owned(),

@@ -75,6 +75,45 @@ fn apples_devices() {
     assert_eq!(facts.power, Some(Power { sleep_minutes: 1, restarts: Some(false) }));
 }
 
+/// Other releases of macOS, or other programs in the way, write the same otherwise.
+#[test]
+fn reports_in_other_forms() {
+    let ports = "Hardware Port: Thunderbolt 2\nDevice: en3\n";
+    let domain = "00000001-0000-4000-8000-000000000002";
+    let found = |thunderbolt: &str| {
+        let facts = mac(&[("ports", ports), ("thunderbolt", thunderbolt)]);
+        let port = facts.ports.as_ref()?.first()?.clone();
+        Some((port.receptacle, port.interface))
+    };
+    let report =
+        |socket: &str| format!(r#"{{"SPThunderboltDataType": [{{"domain_uuid_key": "{domain}", {socket}}}]}}"#);
+    let known = Some((Some(2), Some("en3".to_owned())));
+    for socket in [
+        r#""receptacle_1_tag": {"receptacle_id_key": "2"}"#,
+        r#""receptacle_1_tag": {"receptacle_id_key": 2}"#,
+        r#""receptacle_2_tag": {"receptacle_id_key": 2}"#,
+        r#""receptacle_2_tag": {"current_speed_key": "80 Gb/s"}"#,
+    ] {
+        assert_eq!(found(&report(socket)), known, "{socket}");
+        let noisy = format!("2026-01-01 10:00:00.000 system_profiler[312:9001] nothing\n{}", report(socket));
+        assert_eq!(found(&noisy), known, "{noisy}");
+    }
+    assert_eq!(found(&report(r#""receptacle_1_tag": {"receptacle_id_key": true}"#)), Some((None, None)));
+    let switch = |text: &str| mac(&[("rdma", text)]).rdma_enabled;
+    for (text, on) in [
+        ("enabled\n", Some(true)),
+        ("RDMA is enabled.\n", Some(true)),
+        ("RDMA over Thunderbolt: on\n", Some(true)),
+        ("disabled\n", Some(false)),
+        ("RDMA is not enabled\n", Some(false)),
+        ("RDMA over Thunderbolt: off\n", Some(false)),
+        ("enabled or disabled?\n", None),
+        ("usage: rdma_ctl [enable | disable | status]\n", None),
+    ] {
+        assert_eq!(switch(text), on, "{text}");
+    }
+}
+
 /// The state of a Thunderbolt 4 Mac after `rdma_ctl enable` (jundot/omlx issue 3037): a table without rows.
 #[test]
 fn no_devices_is_known() {

@@ -61,8 +61,10 @@ pub struct Speed {
 
 /// The ports in the order of their receptacles; `None` if the text is not such a report.
 pub(super) fn ports(text: &str, hardware_ports: &BTreeMap<String, String>) -> Option<Vec<Port>> {
-    // serde_json itself refuses more than 128 levels.
-    let report: Value = serde_json::from_str(text).ok()?;
+    // A line of the system's log may come first. serde_json itself refuses more than 128 levels.
+    let start = text.lines().position(|line| line.trim_start().starts_with('{'))?;
+    let report: Vec<&str> = text.lines().skip(start).collect();
+    let report: Value = serde_json::from_str(&report.join("\n")).ok()?;
     let buses = report.get("SPThunderboltDataType")?.as_array()?;
     let mut ports: Vec<Port> = Vec::new();
     for bus in buses.iter().take(MAX_ENTRIES).filter_map(Value::as_object) {
@@ -81,7 +83,18 @@ fn port(bus: &Map<String, Value>, hardware_ports: &BTreeMap<String, String>) -> 
     let is_socket = |key: &str| key.starts_with("receptacle_") && key.ends_with("_tag");
     let socket = bus.get("receptacle_1_tag").or_else(|| bus.iter().find(|(key, _)| is_socket(key)).map(|(_, tag)| tag));
     let text_of = |key: &str| socket?.get(key)?.as_str();
-    let receptacle = text_of("receptacle_id_key").and_then(|number| number.parse().ok());
+    // A text in most reports, a number in some.
+    let number = |value: &Value| match value {
+        Value::String(text) => text.trim().parse().ok(),
+        Value::Number(number) => number.as_u64().and_then(|number| u32::try_from(number).ok()),
+        _ => None,
+    };
+    let receptacle = socket.and_then(|socket| number(socket.get("receptacle_id_key")?)).or_else(|| {
+        let key = bus.keys().find(|key| is_socket(key))?;
+        // Every port calls its socket the first one, but for those that count them.
+        let count: u32 = key.trim_start_matches("receptacle_").trim_end_matches("_tag").parse().ok()?;
+        (count > 1).then_some(count)
+    });
     let interface = receptacle.and_then(|number: u32| hardware_ports.get(&format!("Thunderbolt {number}")).cloned());
     let mut port = Port {
         receptacle,

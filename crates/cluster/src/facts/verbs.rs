@@ -49,12 +49,17 @@ impl VerbsDevice {
     }
 }
 
-/// "enabled" or "disabled".
+/// "enabled" or "disabled", alone or in a sentence; "on" or "off" at the end of one.
 pub(super) fn rdma_enabled(text: &str) -> Option<bool> {
     let text = text.to_ascii_lowercase();
-    match (text.contains("enabled"), text.contains("disabled")) {
-        (true, false) => Some(true),
-        (false, true) => Some(false),
+    let words: Vec<&str> = text.split(|letter: char| !letter.is_ascii_alphanumeric()).collect();
+    let last = words.iter().rev().find(|word| !word.is_empty());
+    let negated = words.contains(&"not");
+    let on = words.contains(&"enabled") || last.is_some_and(|last| *last == "on");
+    let off = words.contains(&"disabled") || last.is_some_and(|last| *last == "off");
+    match (on, off) {
+        (true, false) => Some(!negated),
+        (false, true) => Some(negated),
         _ => None,
     }
 }

@@ -285,6 +285,57 @@ fn errors() {
 }
 
 #[test]
+fn forms_that_people_write() {
+    let mark = Hostfile::parse("\u{feff}[{\"ssh\":\"a\"}]").unwrap();
+    assert_eq!(mark.hosts[0].ssh, "a");
+    for (text, expected) in [
+        ("mini-1 slots=8\nmini-2 slots=8 # the other\n", r#"[{"ssh":"mini-1"}, {"ssh":"mini-2"}]"#),
+        ("mini-1\nme@mini-2:4\n\n", r#"[{"ssh":"mini-1"}, {"ssh":"me@mini-2"}]"#),
+        ("10.0.0.1\nfd00::2 slots=1 max-slots=2", r#"[{"ssh":"10.0.0.1"}, {"ssh":"fd00::2"}]"#),
+    ] {
+        let error = Hostfile::parse(text).expect_err(text);
+        assert!(error.to_string().contains("a plain list of 2 names, not MLX's JSON"), "{error}");
+        assert!(error.hints()[0].ends_with(expected), "{:?}", error.hints());
+    }
+    for (text, says) in [
+        (r#"[{"ssh":"a","ips":["[fd77::1]"]}]"#, r#""[fd77::1]": write it without brackets, "fd77::1""#),
+        (r#"[{"ssh":"a","ips":["[fd77::1]:5000"]}]"#, "has a port"),
+        (r#"[{"ssh":"me@a:22"}]"#, "\"me@a:22\" has a port, which belongs in ~/.ssh/config"),
+        ("hosts:\n  - ssh: a\n", "is not JSON"),
+        ("[\n // minis\n {\"ssh\":\"a\"}]", "is not JSON"),
+    ] {
+        let error = Hostfile::parse(text).expect_err(text).to_string();
+        assert!(error.contains(says), "{text}: {error}");
+    }
+    assert!(Hostfile::parse(r#"[{"ssh":"ssh://me@a:22"},{"ssh":"me@fd00::1"}]"#).is_ok());
+    let odd = Hostfile::parse(r#"[{"ssh":"a","port":2222}]"#).unwrap();
+    assert!(odd.notices[0].contains("\"port\" of host 0"), "{:?}", odd.notices);
+}
+
+#[test]
+fn a_first_host_that_others_would_look_for_in_themselves() {
+    let lost = |text: &str| Hostfile::parse(text).unwrap().lost_coordinator().map(str::to_owned);
+    for (first, address) in [
+        (r#"{"ssh":"localhost","ips":["127.0.0.1"]}"#, "127.0.0.1"),
+        (r#"{"ssh":"localhost","ips":["localhost"]}"#, "localhost"),
+        (r#"{"ssh":"a","ips":["::1"]}"#, "::1"),
+        (r#"{"ssh":"a","ips":["0.0.0.0"]}"#, "0.0.0.0"),
+        (r#"{"ssh":"me@localhost"}"#, "localhost"),
+        (r#"{"ssh":"a","ips":["127.0.1.1","127.0.0.1"]}"#, "127.0.1.1"),
+    ] {
+        for other in [r#"{"ssh":"b","ips":["10.0.0.2"]}"#, r#"{"ssh":"b"}"#] {
+            assert_eq!(lost(&format!("[{first},{other}]")).as_deref(), Some(address), "{first} {other}");
+        }
+        // All on one machine, and one alone.
+        assert_eq!(lost(&format!(r#"[{first},{{"ssh":"127.0.0.1","ips":["127.0.0.1"]}}]"#)), None);
+        assert_eq!(lost(&format!("[{first}]")), None);
+    }
+    assert_eq!(lost(r#"[{"ssh":"a","ips":["127.0.0.1","10.0.0.1"]},{"ssh":"b"}]"#), None);
+    let file = Hostfile::parse(r#"[{"ssh":"a","ips":["127.0.0.1","10.0.0.1"]},{"ssh":"b"}]"#).unwrap();
+    assert_eq!(file.coordinator(), Some("10.0.0.1"));
+}
+
+#[test]
 fn limits() {
     let hosts = |count: usize, host: &str| format!("[{}]", vec![host; count].join(","));
     let names = |count: usize| format!(r#"["{}"]"#, vec!["a"; count].join(r#"",""#));

@@ -1,6 +1,6 @@
 # What `finetune cluster discover`, `setup` and `doctor` ask a host. It changes nothing. POSIX sh, macOS and Linux.
 # `mark`, `program`, `folder` and `root` are set in front of it. Everything is in a function, so that a script that was cut off
-# on its way does nothing; every command reads from /dev/null, because the script itself is the standard input.
+# on its way does nothing; every command reads from /dev/null, and never what login files have left on the standard input.
 say() {
     section=$1
     shift
@@ -11,6 +11,8 @@ say() {
 
 version() { "$program" --version; }
 binary() { cksum "$(command -v "$program")"; }
+identity_of_macos() { sysctl -n kern.bootsessionuuid; }
+identity_of_linux() { cat /proc/sys/kernel/random/boot_id && readlink /proc/self/ns/net; }
 login() { printf '%s\n' "$SSH_CONNECTION"; }
 
 both() {
@@ -33,6 +35,7 @@ firewall_on_macos() {
 }
 
 macos() {
+    say identity identity_of_macos
     say release sw_vers
     say hardware hardware
     say ports networksetup -listallhardwareports
@@ -95,6 +98,7 @@ firewall_on_linux() {
 listening_on_linux() { ss -ltnH 2>/dev/null || netstat -ltn; }
 
 linux() {
+    say identity identity_of_linux
     say release release
     say memory memory
     say links links

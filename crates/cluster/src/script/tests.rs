@@ -26,8 +26,3 @@ fn answers_are_bounded() {
     assert!(transcript.section("big").unwrap().text.len() <= MAX_SECTION_BYTES);
     assert_eq!(transcript.sections.len(), MAX_SECTIONS);
 }
-
-#[test]
-fn words_for_a_shell() {
-    assert_eq!(quoted("it's $(here)"), r"'it'\''s $(here)'");
-}

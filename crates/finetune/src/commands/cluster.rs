@@ -2,21 +2,22 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI32;
+use std::sync::atomic::{AtomicBool, AtomicI32};
 use std::time::Duration;
 
 use finetune_allreduce::{
     Algorithm, Backend, BackendChoice, Config, DeviceMatrix, Environment, Group, Notice, Secret, Wire, new_token,
 };
-use finetune_cluster::Hostfile;
 use finetune_cluster::bench::{self, Operation, Options, Row};
+use finetune_cluster::complaint::{hint, shown};
 use finetune_cluster::workers::{self, Call, Place, Remote, Word, Workers};
+use finetune_cluster::{Hostfile, machine_name};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{BenchArguments, ClusterCommand};
-use crate::commands::machines;
+use crate::commands::{launch, machines, preflight};
 use crate::failure::Failure;
-use crate::hosts::free_port;
+use crate::hosts::unreachable_at;
 use crate::memory;
 use crate::output;
 use crate::progress::Verbosity;
@@ -142,7 +143,8 @@ fn start(
     hostfile: Option<&std::path::Path>,
     verbosity: Verbosity,
 ) -> Result<ExitCode, Failure> {
-    let port = free_port()?;
+    let port = preflight::free_port(None)
+        .ok_or_else(|| Failure::arguments("no TCP port can be had", "another run may have them all: end it"))?;
     let (places, rendezvous, devices) = match hostfile {
         None => {
             let ranks = ranks.unwrap_or(1);
@@ -154,13 +156,19 @@ fn start(
         Some(path) => {
             let hosts = Hostfile::load(path)
                 .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+            hosts.notices.iter().for_each(|notice| anstream::eprintln!("{notice}"));
+            if let Some(address) = hosts.lost_coordinator() {
+                return Err(unreachable_at(address));
+            }
             let program =
                 arguments.program.clone().or_else(|| std::env::current_exe().ok()).unwrap_or_else(|| "finetune".into());
             let places = hosts.hosts.iter().map(|host| match host.ssh.as_str() {
                 "localhost" | "127.0.0.1" => Place::Here,
                 _ => Place::Ssh(Remote { host: host.ssh.clone(), program: program.clone(), ..Remote::default() }),
             });
-            let coordinator = hosts.coordinator().unwrap_or(&hosts.hosts[0].ssh).to_owned();
+            let coordinator = hosts.coordinator().unwrap_or_else(|| machine_name(&hosts.hosts[0].ssh));
+            let coordinator =
+                if coordinator.contains(':') { format!("[{coordinator}]") } else { coordinator.to_owned() };
             let devices = hosts
                 .devices()
                 .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
@@ -197,21 +205,36 @@ fn start(
         Failure::arguments(error.to_string(), "is the program there, and does ssh reach the host without a password?")
     })?;
     let mut table = Table::new(arguments.json);
-    let mut outcome = Ok(());
-    let endings = workers.finish(&AtomicI32::new(0), &mut |rank, word| match word {
+    let (mut outcome, mut hinted) = (Ok(()), None);
+    let names: Vec<String> = places.iter().map(host_of).collect();
+    let endings = workers.finish(&AtomicI32::new(0), &AtomicBool::new(false), &mut |rank, word| match word {
         Word::Line(line) if rank == 0 => match serde_json::from_str::<Said>(&line) {
             Ok(Said::Row(row)) => outcome = table.row(&row),
             Ok(Said::Notice(notice)) if verbosity != Verbosity::Quiet => anstream::eprintln!("{notice}"),
             Ok(Said::Notice(_)) => {}
-            Err(_) => anstream::eprintln!("[rank {rank}] {line}"),
+            Err(_) => anstream::eprintln!("[rank {rank}] {}", shown(&line)),
         },
-        Word::Line(_) | Word::Silent => {}
-        Word::Complaint(line) => anstream::eprintln!("[rank {rank}] {line}"),
+        Word::Line(_) | Word::Silent | Word::Waited(_) => {}
+        Word::Complaint(line) => {
+            hinted = hinted.take().or_else(|| hint(&names[rank], &line).map(|(_, hint)| (rank, hint)));
+            anstream::eprintln!("[rank {rank}] {}", shown(&line));
+        }
     });
     outcome?;
-    let worst =
-        endings.iter().map(|ending| ending.code).find(|&code| code != 0).unwrap_or(if table.wrong { 1 } else { 0 });
-    Ok(ExitCode::from(worst.clamp(0, 255) as u8))
+    if let Some((rank, hint)) = hinted.filter(|(rank, _)| endings.get(*rank).is_some_and(|ending| ending.code == 255)) {
+        anstream::eprintln!("{}: {hint}", names[rank]);
+    }
+    match launch::culprit(&endings, &[], 0) {
+        Some(rank) => Ok(ExitCode::from(launch::exit_code(endings[rank].code))),
+        None => Ok(ExitCode::from(u8::from(table.wrong))),
+    }
+}
+
+fn host_of(place: &Place) -> String {
+    match place {
+        Place::Here => "localhost".to_owned(),
+        Place::Ssh(remote) => remote.host.clone(),
+    }
 }
 
 fn read_devices(path: &std::path::Path) -> Result<DeviceMatrix, Failure> {

@@ -25,6 +25,7 @@ fn ask(arguments: &HostsArguments, questions: &Questions<'_>) -> Result<Discover
         Some(path) => {
             let file = Hostfile::load(path)
                 .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+            file.notices.iter().for_each(|notice| anstream::eprintln!("{notice}"));
             file.hosts.into_iter().map(|host| host.ssh).collect()
         }
         None if arguments.hosts.is_empty() => vec!["localhost".to_owned()],

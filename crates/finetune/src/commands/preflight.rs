@@ -1,13 +1,19 @@
-//! What a host says before a launch: its version, its clock, its disk, and whether the recipe's files are there.
+//! What a host says before a launch: its version, its clock, its disk, which machine it is, whether the recipe's files are there,
+//! what rank 0's address is there, and how far the run has come on its disk.
 
+use std::io::{BufRead, IsTerminal, Read};
+use std::net::{TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use finetune_cluster::copy::Parcel;
+use finetune_cluster::identity;
+use finetune_cluster::reach::Answer;
 use finetune_dataset::resolve_files;
 use finetune_recipe::Recipe;
-use finetune_trainer::model_directory;
+use finetune_store::{MANIFEST_NAME, RealDisk, numbered};
+use finetune_trainer::{CHECKPOINTS, COPIES, model_directory};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::RunArguments;
@@ -20,50 +26,95 @@ const LITTLE_SPACE: u64 = 1 << 30;
 /// Clocks further apart make logs hard to compare; the run itself does not depend on them.
 const CLOCKS_APART: f64 = 5.0;
 
-/// One JSON object on standard output.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Report {
-    version: String,
+/// A host that reads its files says so that often: the asker waits for one that works, and not for one that is silent.
+const TELL_EVERY: Duration = Duration::from_secs(2);
+
+/// What is asked: one line of standard input.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Question {
+    /// The answer is nobody's any more once the input ends.
+    pub(crate) watched: bool,
+    /// Leave out what takes long: the files.
+    pub(crate) brief: bool,
+    /// A name or address of rank 0.
+    pub(crate) resolve: Option<String>,
+    /// Ports that the run may use.
+    pub(crate) ports: Option<(u16, u16)>,
+}
+
+/// The first line of an answer: what the time is before anything else is done.
+#[derive(Debug, Serialize, Deserialize)]
+struct Clock {
     /// Seconds since 1970.
     clock: f64,
+}
+
+/// A line between.
+#[derive(Debug, Serialize)]
+struct Working {
+    bytes: u64,
+}
+
+/// One JSON object on standard output, the last line.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Report {
+    version: String,
     /// Bytes free where the run would be written.
     free_bytes: Option<u64>,
     /// Name and digest of each file that all hosts must have alike, "" where it is missing.
     files: Vec<(String, String)>,
+    /// Which machine it is; see [`identity::machine`].
+    #[serde(default)]
+    pub(crate) machine: Option<String>,
+    /// What rank 0's address is there; empty where the name is not known.
+    #[serde(default)]
+    pub(crate) resolved: Vec<String>,
+    /// A port that nobody uses there now.
+    #[serde(default)]
+    pub(crate) port: Option<u16>,
+    /// The newest checkpoint on its disk.
+    #[serde(default)]
+    pub(crate) newest: Option<(u64, PathBuf)>,
+    /// Seconds that its clock is ahead at least; negative: behind. Known to the asker only.
+    #[serde(skip)]
+    ahead: f64,
 }
 
 impl Report {
-    pub(crate) fn here(recipe: &Recipe) -> Report {
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let hash = |path: &Path| {
-            finetune_store::content_hash(path).map_or_else(|_| String::new(), |hash| finetune_store::hex(&hash))
-        };
-        let mut files = Vec::new();
-        match model_directory(recipe) {
-            // The weights are compared by the ranks themselves, which have to read them anyway.
-            Ok(directory) => files.push(("config.json of model.path".to_owned(), hash(&directory.join("config.json")))),
-            Err(_) => files.push((format!("model.path ({})", recipe.model.path), String::new())),
-        }
-        match resolve_files(&recipe.data.train, &recipe.data.eval) {
-            Ok((train, eval)) => {
-                let named =
-                    |path: &PathBuf| (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), hash(path));
-                files.extend(train.iter().chain(&eval).map(named));
-            }
-            Err(error) => files.push((format!("data ({error})"), String::new())),
-        }
-        Report {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            clock,
-            free_bytes: free_bytes(&recipe.output_dir),
-            files,
-        }
+    /// Of a host of which nothing else is known.
+    pub(crate) fn of_machine(machine: Option<String>) -> Report {
+        Report { machine, ..Report::default() }
     }
 
-    pub(crate) fn parse(text: &str) -> Result<Report, String> {
-        let line = text.lines().last().unwrap_or_default();
-        serde_json::from_str(line)
-            .map_err(|_| "its program answers in another way: it must be of this version".to_owned())
+    /// `progress` is told bytes read.
+    pub(crate) fn here(recipe: &Recipe, question: &Question, progress: &mut dyn FnMut(u64)) -> Report {
+        let mut report = Report {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            free_bytes: free_bytes(&recipe.output_dir),
+            files: Vec::new(),
+            machine: identity::machine(),
+            resolved: question.resolve.as_deref().map(addresses).unwrap_or_default(),
+            port: free_port(question.ports),
+            newest: newest(&recipe.output_dir),
+            ahead: 0.0,
+        };
+        if !question.brief {
+            report.files = files(recipe, progress);
+        }
+        report
+    }
+
+    pub(crate) fn parse(answer: &Answer) -> Result<Report, String> {
+        let other = || "its program answers in another way: it must be of this version".to_owned();
+        let (_, line) = answer.lines.last().ok_or_else(other)?;
+        let mut report: Report = serde_json::from_str(line).map_err(|_| other())?;
+        let clock = answer
+            .lines
+            .iter()
+            .find_map(|(heard, line)| Some((*heard, serde_json::from_str::<Clock>(line).ok()?.clock)));
+        // It told the time some time between our question and its answer, however long the login took.
+        report.ahead = clock.map_or(0.0, |(heard, clock)| (clock - heard).max(0.0) + (clock - answer.asked).min(0.0));
+        Ok(report)
     }
 
     /// What keeps this host from taking part in a run with `other`.
@@ -85,9 +136,9 @@ impl Report {
         problems
     }
 
-    pub(crate) fn warnings(&self, other: &Report) -> Vec<String> {
+    pub(crate) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        let apart = (self.clock - other.clock).abs();
+        let apart = self.ahead.abs();
         if apart > CLOCKS_APART {
             warnings
                 .push(format!("its clock is {apart:.0} s apart from this one: times in logs will not fit together"));
@@ -102,6 +153,29 @@ impl Report {
     }
 }
 
+fn files(recipe: &Recipe, progress: &mut dyn FnMut(u64)) -> Vec<(String, String)> {
+    let mut hash = |path: &Path| {
+        finetune_store::content_hash_of(path, progress)
+            .map_or_else(|_| String::new(), |hash| finetune_store::hex(&hash))
+    };
+    let mut files = Vec::new();
+    match model_directory(recipe) {
+        // The weights are compared by the ranks themselves, which have to read them anyway.
+        Ok(directory) => files.push(("config.json of model.path".to_owned(), hash(&directory.join("config.json")))),
+        Err(_) => files.push((format!("model.path ({})", recipe.model.path), String::new())),
+    }
+    match resolve_files(&recipe.data.train, &recipe.data.eval) {
+        Ok((train, eval)) => {
+            for path in train.iter().chain(&eval) {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                files.push((name, hash(path)));
+            }
+        }
+        Err(error) => files.push((format!("data ({error})"), String::new())),
+    }
+    files
+}
+
 /// Free bytes on the disk of the nearest folder above `path` that exists.
 pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
     let folder = path.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
@@ -109,11 +183,71 @@ pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
     Some(status.f_bavail.saturating_mul(status.f_frsize))
 }
 
+/// What this machine takes a name for.
+fn addresses(name: &str) -> Vec<String> {
+    let mut found: Vec<String> =
+        (name, 0).to_socket_addrs().map(|all| all.map(|one| one.ip().to_string()).collect()).unwrap_or_default();
+    found.dedup();
+    found
+}
+
+/// A port that nobody uses now, among those that may be used.
+pub(crate) fn free_port(ports: Option<(u16, u16)>) -> Option<u16> {
+    let free = |port: u16| {
+        // Where there is no IPv6 the other one counts.
+        let listener = TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)));
+        listener.and_then(|listener| listener.local_addr()).map(|address| address.port()).ok()
+    };
+    match ports {
+        None => free(0),
+        Some((first, last)) => (first..=last).find_map(free),
+    }
+}
+
+/// The newest checkpoint of a run directory, or of the copies that it keeps for another host. Not verified: that takes long.
+pub(crate) fn newest(directory: &Path) -> Option<(u64, PathBuf)> {
+    let of = |folder: &str| {
+        let all = numbered(&RealDisk, &directory.join(folder), "step-").unwrap_or_default();
+        all.into_iter().rev().find(|(_, path)| path.join(MANIFEST_NAME).is_file())
+    };
+    let newest = [of(COPIES), of(CHECKPOINTS)].into_iter().flatten().max_by_key(|(step, _)| *step)?;
+    Some((newest.0, std::path::absolute(&newest.1).unwrap_or(newest.1)))
+}
+
 /// The hidden command.
 pub(crate) fn preflight(arguments: &RunArguments) -> Result<ExitCode, Failure> {
+    let question = question();
     let recipe = Recipe::load(&arguments.recipe.recipe, &arguments.recipe.sets, arguments.output_dir.as_deref())?;
-    output::line(&serde_json::to_string(&Report::here(&recipe)).expect("plain data"))?;
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    output::line(&serde_json::to_string(&Clock { clock }).expect("plain data"))?;
+    let (mut told, mut bytes) = (Instant::now(), 0);
+    let report = Report::here(&recipe, &question, &mut |more| {
+        bytes += more;
+        if told.elapsed() > TELL_EVERY {
+            told = Instant::now();
+            let _ = output::line(&serde_json::to_string(&Working { bytes }).expect("plain data"));
+        }
+    });
+    output::line(&serde_json::to_string(&report).expect("plain data"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads the question. If the asker is to be watched, this process ends when the input does.
+fn question() -> Question {
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        return Question::default();
+    }
+    let mut line = String::new();
+    let _ = stdin.lock().take(64 << 10).read_line(&mut line);
+    let question: Question = serde_json::from_str(&line).unwrap_or_default();
+    if question.watched {
+        std::thread::spawn(|| {
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            std::process::exit(3);
+        });
+    }
+    question
 }
 
 /// What asks for it, for the words of a run.
@@ -130,8 +264,14 @@ pub(crate) fn parcels(run: &RunArguments, recipe: &Recipe) -> Result<Vec<Parcel>
         Parcel { from: model_directory(recipe)?, to: "model".to_owned() },
     ];
     parcels.extend(moved(recipe).into_iter().flat_map(|(_, files)| files));
+    if let Some(Some(path)) = &run.resume {
+        parcels.push(Parcel { from: path.clone(), to: START.to_owned() });
+    }
     Ok(parcels)
 }
+
+/// What a checkpoint to go on from is called in the folder of a copy.
+const START: &str = "start";
 
 /// Keys of the recipe that name files, and where those are in the folder of a copy.
 fn moved(recipe: &Recipe) -> Vec<(&'static str, Vec<Parcel>)> {
@@ -151,6 +291,12 @@ fn moved(recipe: &Recipe) -> Vec<(&'static str, Vec<Parcel>)> {
     keys.into_iter().filter(|(_, parcels)| !parcels.is_empty()).collect()
 }
 
+/// The run directory in the folder of a copy.
+pub(crate) fn directory_of_copy(recipe: &Recipe) -> String {
+    let name = recipe.output_dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    format!("runs/{}", if name.is_empty() { "run" } else { &name })
+}
+
 /// The words of the run in the folder of a copy: the same recipe with its files beside it.
 pub(crate) fn words_of_copy(run: &RunArguments, recipe: &Recipe) -> Vec<String> {
     let mut words = vec!["recipe.toml".to_owned()];
@@ -167,12 +313,57 @@ pub(crate) fn words_of_copy(run: &RunArguments, recipe: &Recipe) -> Vec<String> 
         let list = matches!(key, "data.train" | "data.eval");
         set(if list { format!("{key}=[{}]", names.join(", ")) } else { format!("{key}={}", names.join("")) });
     }
-    let directory = recipe.output_dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    words.extend(["--output-dir".to_owned(), format!("runs/{directory}")]);
+    words.extend(["--output-dir".to_owned(), directory_of_copy(recipe)]);
     match &run.resume {
         None => {}
         Some(None) => words.push("--resume".to_owned()),
-        Some(Some(path)) => words.push(format!("--resume={}", path.display())),
+        Some(Some(_)) => words.push(format!("--resume={START}")),
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The clock's line came at `heard`, asked for at 100.
+    fn ahead(clock: f64, heard: f64) -> f64 {
+        let report = serde_json::to_string(&Report::default()).expect("plain data");
+        let lines = vec![
+            (heard, format!("{{\"clock\":{clock}}}")),
+            (heard + 9.0, "{\"bytes\":7}".to_owned()),
+            (heard + 20.0, report),
+        ];
+        Report::parse(&Answer { asked: 100.0, lines }).expect("a report").ahead
+    }
+
+    #[test]
+    fn a_slow_answer_is_no_wrong_clock() {
+        assert_eq!(ahead(100.5, 101.0), 0.0);
+        assert_eq!(ahead(107.0, 125.0), 0.0);
+        assert_eq!(ahead(131.0, 101.0), 30.0);
+        assert_eq!(ahead(60.0, 125.0), -40.0);
+    }
+
+    #[test]
+    fn another_programs_answer_is_refused() {
+        for lines in [vec![], vec![(1.0, "true".to_owned())], vec![(1.0, "{\"clock\":1}".to_owned())]] {
+            let error = Report::parse(&Answer { asked: 0.0, lines }).expect_err("no report");
+            assert!(error.contains("must be of this version"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_free_port_of_a_range_is_found() {
+        let taken = TcpListener::bind("0.0.0.0:0").expect("a port");
+        let port = taken.local_addr().expect("an address").port();
+        assert_eq!(free_port(Some((port, port))), None);
+        assert!(free_port(None).is_some());
+    }
+
+    #[test]
+    fn loopback_names_are_resolved() {
+        assert!(addresses("localhost").iter().any(|address| address == "127.0.0.1" || address == "::1"));
+        assert_eq!(addresses("no-such-host.invalid"), [""; 0]);
+    }
 }

@@ -14,11 +14,21 @@ use crate::failure::Failure;
 use crate::progress::{self, Progress, Verbosity};
 use crate::seat::Seat;
 use crate::signals::Signals;
+use crate::told::{self, Told};
 use crate::wake::Awake;
 use crate::work::Work;
 use crate::{allocator, closing, flight, memory, output, prometheus, source};
 
 pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
+    let launched = arguments.assigned;
+    let outcome = train_as_one_rank(arguments, verbosity);
+    if let Some(told) = outcome.as_ref().err().and_then(told::of_failure).filter(|_| launched) {
+        told::tell(&told);
+    }
+    outcome
+}
+
+fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let start = Instant::now();
     let signals = Signals::listen()?;
     let (seat, note) = match arguments.assigned {
@@ -87,11 +97,16 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
     } else {
         signals.finish_steps_silently();
     }
+    let tells = seat.launched && first;
+    if tells {
+        told::tell(&Told::Working);
+    }
     let narrates = seat.narrates && first;
     let mut advice = closing::advice_on_shares(&run.recipe, ranks.group().world());
     let outcome = train(&mut run, &signals.stop, &mut |event| {
         work.see(&event);
         prometheus::show(&event, &|rank| ranks.group().who()[rank].host.clone());
+        told::of_event(&event).iter().filter(|_| tells).for_each(told::tell);
         match progress::narrate(&event).filter(|_| narrates) {
             // A launcher that is gone does not listen; the end of standard input says so, and what to do.
             Some(line) => drop(output::line(&line)),

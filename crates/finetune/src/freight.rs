@@ -1,0 +1,231 @@
+//! `launch --copy`: what the hosts are brought, where they write the run, and how it comes home.
+//!
+//! The folder on the hosts depends on where the run is to be here and on nothing that is in it: a launch with another comment, row
+//! or version finds the checkpoints of the last one.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicI32;
+use std::time::{Duration, Instant};
+
+use finetune_cluster::copy::{self, Cargo, CopyError};
+use finetune_cluster::workers::Remote;
+use finetune_recipe::Recipe;
+use finetune_store::{Disk, RealDisk, Staging, ensure_directory, numbered, remove_directory, verify_directory};
+use finetune_trainer::{CHECKPOINTS, COPIES, TrainError};
+
+use crate::cli::RunArguments;
+use crate::commands::preflight;
+use crate::failure::Failure;
+use crate::progress::{Verbosity, bytes};
+
+/// Between two lines about a copy under way.
+const SAY_EVERY: Duration = Duration::from_secs(5);
+
+/// What stays where it was written.
+const LEFT_THERE: [&str; 2] = [".lock", COPIES];
+
+/// Files for the hosts, and the run that they make of them.
+pub(crate) struct Freight {
+    cargo: Cargo,
+    /// The run directory in the folder of the copy.
+    run: String,
+    /// Where it belongs here.
+    home: PathBuf,
+}
+
+impl Freight {
+    pub(crate) fn pack(run: &RunArguments, recipe: &Recipe, stop: &AtomicI32) -> Result<Freight, Failure> {
+        let home = std::path::absolute(&recipe.output_dir)?;
+        let holds_a_run = newest(&home) > 0 || ["adapter", "model"].iter().any(|name| home.join(name).is_dir());
+        if run.resume.is_none() && holds_a_run {
+            return Err(TrainError::Occupied { directory: home }.into());
+        }
+        let here = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let name = home.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let folder = copy::folder(&name, &format!("{here} {}", home.display()));
+        let cargo = Cargo::pack(&folder, &preflight::parcels(run, recipe)?, stop).map_err(|error| {
+            let hint = match error {
+                CopyError::Leads { .. } => "put the file itself there, or take the link out of the folder",
+                _ => "every file of the recipe must be there to be copied",
+            };
+            Failure::arguments(error.to_string(), hint)
+        })?;
+        Ok(Freight { cargo, run: preflight::directory_of_copy(recipe), home })
+    }
+
+    pub(crate) fn folder(&self) -> &str {
+        self.cargo.folder()
+    }
+
+    fn run(&self) -> String {
+        format!("{}/{}", self.cargo.folder(), self.run)
+    }
+
+    /// Host and path of the run.
+    pub(crate) fn whereabouts(&self, remote: &Remote) -> String {
+        format!("{}:~/{}", remote.host, self.run())
+    }
+
+    /// Brings a host what it has not.
+    pub(crate) fn bring(&self, remote: &Remote, verbosity: Verbosity, stop: &AtomicI32) -> Result<(), Failure> {
+        let says = verbosity > Verbosity::Quiet;
+        let mut said = Instant::now();
+        let brought = self.cargo.bring(remote, stop, &mut |sent, of| {
+            if says && said.elapsed() > SAY_EVERY {
+                said = Instant::now();
+                anstream::eprintln!("{}: {} of {} copied", remote.host, bytes(sent), bytes(of));
+            }
+        });
+        let files = brought.map_err(|error| failure(&remote.host, &error))?;
+        if says {
+            let what = match files {
+                0 => "unchanged on".to_owned(),
+                1 => "copied to (1 file)".to_owned(),
+                files => format!("copied to ({files} files)"),
+            };
+            anstream::eprintln!("program, recipe, model and rows {what} {}: {}", remote.host, self.cargo.folder());
+        }
+        Ok(())
+    }
+
+    /// Brings the run as it is here to rank 0's host, if it has come further here than there, where it is at step `there`.
+    pub(crate) fn send_run(
+        &self,
+        remote: &Remote,
+        there: u64,
+        verbosity: Verbosity,
+        stop: &AtomicI32,
+    ) -> Result<(), Failure> {
+        if newest(&self.home) <= there {
+            return Ok(());
+        }
+        let mut files = Vec::new();
+        let mut add = |folder: &Path, name: &str| {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let own = entry.file_name().to_string_lossy().into_owned();
+                if entry.file_type().is_ok_and(|kind| kind.is_file()) && own != ".lock" {
+                    files.push((format!("{name}{own}"), entry.path()));
+                }
+            }
+        };
+        add(&self.home, "");
+        for (_, path) in numbered(&RealDisk, &self.home.join(CHECKPOINTS), "step-")? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            add(&path, &format!("{CHECKPOINTS}/{name}/"));
+        }
+        if verbosity > Verbosity::Quiet {
+            anstream::eprintln!("the run in {} goes on at {}", self.home.display(), remote.host);
+        }
+        copy::send_files(remote, &self.run(), &files, stop).map_err(|error| failure(&remote.host, &error))
+    }
+
+    /// Brings the run home: what is new, each checkpoint and result whole or not at all.
+    fn fetch(&self, remote: &Remote) -> Result<bool, Failure> {
+        ensure_directory(&RealDisk, &self.home)?;
+        let has = numbered(&RealDisk, &self.home.join(CHECKPOINTS), "step-")?;
+        let has = has.iter().filter(|(_, path)| verify_directory(&RealDisk, path).is_ok());
+        let has = has.filter_map(|(_, path)| Some(format!("{CHECKPOINTS}/{}", path.file_name()?.to_string_lossy())));
+        let skip: Vec<String> = LEFT_THERE.iter().map(|name| (*name).to_owned()).chain(has).collect();
+        // Only for its folder, which goes away with it.
+        let staging = Staging::begin(&RealDisk, &self.home, "arrivals")?;
+        let arrivals = staging.directory().to_owned();
+        // One signal is behind us; a second one ends the program.
+        let take = &mut |name: &str, from: &mut dyn Read| write(&arrivals.join(name), from);
+        let found = copy::fetch(remote, &self.run(), &skip, &AtomicI32::new(0), take)
+            .map_err(|error| failure(&remote.host, &error))?;
+        for name in RealDisk.list(&arrivals)?.iter().filter(|name| *name != CHECKPOINTS) {
+            settle(&arrivals.join(name), &self.home.join(name))?;
+        }
+        let checkpoints = self.home.join(CHECKPOINTS);
+        for (_, path) in numbered(&RealDisk, &arrivals.join(CHECKPOINTS), "step-")? {
+            ensure_directory(&RealDisk, &checkpoints)?;
+            settle(&path, &checkpoints.join(path.file_name().unwrap_or_default()))?;
+        }
+        Ok(found)
+    }
+}
+
+/// The newest step of a run directory.
+fn newest(directory: &Path) -> u64 {
+    preflight::newest(directory).map_or(0, |(step, _)| step)
+}
+
+fn write(path: &Path, from: &mut dyn Read) -> io::Result<()> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    io::copy(from, &mut file)?;
+    file.sync_all()
+}
+
+/// Puts what has arrived into its place; a directory with a manifest only if it verifies.
+fn settle(from: &Path, to: &Path) -> Result<(), Failure> {
+    let parent = to.parent().unwrap_or(Path::new("."));
+    if from.is_dir() {
+        if from.join(finetune_store::MANIFEST_NAME).is_file() {
+            verify_directory(&RealDisk, from)?;
+        }
+        RealDisk.sync_dir(from)?;
+        if RealDisk.exists(to)? {
+            remove_directory(&RealDisk, to)?;
+        }
+    }
+    RealDisk.rename(from, to)?;
+    RealDisk.sync_dir(parent)?;
+    Ok(())
+}
+
+/// Brings the run from rank 0's host to this machine; takes the copies of all hosts away once it is done and here. Says where it is.
+pub(crate) fn bring_home(
+    freight: &Freight,
+    first: Option<&Remote>,
+    all: &[&Remote],
+    done: bool,
+    verbosity: Verbosity,
+) -> Vec<String> {
+    let home = freight.home.display();
+    let mut lines = Vec::new();
+    if let Some(remote) = first {
+        match freight.fetch(remote) {
+            Ok(true) => lines.push(format!("the run is in {home}, brought from {}", remote.host)),
+            // It ended before there was anything.
+            Ok(false) => return Vec::new(),
+            Err(failure) => {
+                if verbosity > Verbosity::Quiet {
+                    failure.print();
+                }
+                lines.push(format!("the run could not be brought here and stays in {}", freight.whereabouts(remote)));
+                return lines;
+            }
+        }
+    }
+    if done {
+        for remote in all {
+            if let Err(error) = copy::remove(remote, freight.folder(), &AtomicI32::new(0)) {
+                lines.push(format!(
+                    "{}: the copy in ~/{} could not be removed: {error}",
+                    remote.host,
+                    freight.folder()
+                ));
+            }
+        }
+    }
+    lines
+}
+
+/// A host that a copy could not be made to is missing for now, or something must be set right.
+fn failure(host: &str, error: &CopyError) -> Failure {
+    let message = format!("{host}: {error}");
+    match error {
+        CopyError::Host(unanswered) => {
+            let hints = unanswered.hint(host).into_iter().collect();
+            match unanswered.trouble() {
+                finetune_cluster::complaint::Trouble::Absent => Failure::Lost { message, hints },
+                finetune_cluster::complaint::Trouble::Mistake => Failure::Arguments { message, hints },
+            }
+        }
+        _ => Failure::Arguments { message, hints: Vec::new() },
+    }
+}
