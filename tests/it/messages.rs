@@ -259,7 +259,7 @@ fn rows_that_cannot_be_read() {
         expect![[r#"
         reading rows
         error: 4 rows cannot be used
-          train.jsonl:2:47: not JSON: EOF while parsing a list
+          train.jsonl:2:47: not JSON: EOF while parsing a list; expected one JSON object on each line, not one over several
             {"messages": [{"role": "user", "content": "Hi"}
           train.jsonl:3: the key messages[0].content is missing; expected "messages": a list of {"role", "content"}
             {"messages": [{"role": "user"}, {"role": "assistant", "content": "Hello"}]}
