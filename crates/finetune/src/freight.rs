@@ -81,11 +81,11 @@ impl Freight {
         let files = brought.map_err(|error| failure(&remote.host, &error))?;
         if says {
             let what = match files {
-                0 => "unchanged on".to_owned(),
-                1 => "copied to (1 file)".to_owned(),
-                files => format!("copied to ({files} files)"),
+                0 => format!("unchanged on {}", remote.host),
+                1 => format!("copied to {} (1 file)", remote.host),
+                files => format!("copied to {} ({files} files)", remote.host),
             };
-            anstream::eprintln!("program, recipe, model and rows {what} {}: {}", remote.host, self.cargo.folder());
+            anstream::eprintln!("program, recipe, model and rows {what}: {}", self.cargo.folder());
         }
         Ok(())
     }

@@ -290,7 +290,7 @@ fn the_first_look_is_before_the_first_step() {
     let folder = tempfile::tempdir().expect("a directory");
     let (one, other) = (folder.path().join("one"), folder.path().join("other"));
     let good = whole(1, None, &one, &[]);
-    let (bad, outcomes) = run(2, None, &Resume::No, |_| recipe(&other, &["optimizer.learning_rate=5.0"]), |_, _| 0);
+    let (bad, outcomes) = run(2, None, &Resume::No, |_| recipe(&other, &["optimizer.learning_rate=50.0"]), |_, _| 0);
     let before = good.evaluations.first().expect("an evaluation");
     let steps: Vec<u64> = good.evaluations.iter().map(|row| row.step).collect();
     assert_eq!(steps, [0, 3, 6]);

@@ -26,7 +26,7 @@ fn expressions_print_what_jinja2_prints() {
         ),
         ("{{ true is number }}{{ 1 is number }}{{ 'x' is number }}", "TrueTrueFalse"),
         ("{{ '<\\'\"&>'|e }}", "&lt;&#39;&#34;&amp;&gt;"),
-        ("{{ 'aaa'|replace('a', 'b', 2) }}{{ 'a b  c'|wordcount }}{{ 'ab'|center(7) }}|", "bba3  ab   |"),
+        ("{{ 'aaa'|replace('a', 'b', 2) }}{{ 'a b  c'|wordcount }}{{ 'ab'|center(7) }}|", "bba3   ab  |"),
         (
             "{{ 'foo bar baz qux'|truncate(9) }}|{{ 'foo bar baz qux'|truncate(9, true) }}|{{ 'foo bar baz qux'|truncate(11) }}",
             "foo...|foo ba...|foo bar baz qux",
