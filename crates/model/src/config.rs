@@ -102,7 +102,8 @@ impl ModelConfig {
     /// What to say of a text of this many tokens, where the model was made for shorter ones.
     pub fn length_notice(&self, tokens: usize) -> Option<String> {
         let limit = self.max_position_embeddings;
-        (tokens > limit).then(|| format!("{tokens} tokens are more than the {limit} positions that the model was made for"))
+        (tokens > limit)
+            .then(|| format!("{tokens} tokens are more than the {limit} positions that the model was made for"))
     }
 
     /// Reads the text of a config.json; `path` is for messages.

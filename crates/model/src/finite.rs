@@ -70,7 +70,11 @@ mod tests {
         let f32s = |bits: u32| bits.to_le_bytes().to_vec();
         let halves = |bits: u16| bits.to_le_bytes().to_vec();
         for (dtype, bad, fine) in [
-            (Dtype::F32, vec![f32s(0x7f80_0000), f32s(0xff80_0000), f32s(0x7fc0_0000), f32s(0x7f80_0001)], f32s(0x7f7f_ffff)),
+            (
+                Dtype::F32,
+                vec![f32s(0x7f80_0000), f32s(0xff80_0000), f32s(0x7fc0_0000), f32s(0x7f80_0001)],
+                f32s(0x7f7f_ffff),
+            ),
             (Dtype::BF16, vec![halves(0x7f80), halves(0xff80), halves(0xffc1)], halves(0xff7f)),
             (Dtype::F16, vec![halves(0x7c00), halves(0xfc00), halves(0x7e00)], halves(0x7bff)),
         ] {

@@ -77,8 +77,9 @@ fn read_f32(
         check(piece, values.len())?;
         let pairs = || piece.par_chunks_exact(2).map(|b| [b[0], b[1]]);
         match kind {
-            FloatType::F32 => values
-                .par_extend(piece.par_chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+            FloatType::F32 => {
+                values.par_extend(piece.par_chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+            }
             FloatType::BF16 => values.par_extend(pairs().map(|b| half::bf16::from_le_bytes(b).to_f32())),
             FloatType::F16 => values.par_extend(pairs().map(|b| half::f16::from_le_bytes(b).to_f32())),
         }
@@ -226,9 +227,7 @@ impl Loader<'_> {
         let index = self.order.iter().position(|(known, _)| known == name).expect("a tensor of the config");
         let shape = self.order[index].1.clone();
         let values = match self.source {
-            Source::Files { files } => {
-                to_finite_f32(&files.get(name).expect("checked when the files were opened"))?
-            }
+            Source::Files { files } => to_finite_f32(&files.get(name).expect("checked when the files were opened"))?,
             Source::Fresh { seed } => {
                 let len = shape.iter().product();
                 match (shape.len(), name.ends_with(".bias")) {

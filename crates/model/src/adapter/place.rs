@@ -85,7 +85,9 @@ fn without_config(given: &Path) -> ModelError {
     }
     let only = [TENSOR_FILE, MLX_FILE, PICKLE_FILE].into_iter().find(|name| given.join(name).is_file());
     match only {
-        Some(name) => no(format!("{CONFIG_FILE} is missing beside {name}"), "copy it from where the tensors are from".into()),
+        Some(name) => {
+            no(format!("{CONFIG_FILE} is missing beside {name}"), "copy it from where the tensors are from".into())
+        }
         None => no(format!("it has no {CONFIG_FILE}"), consists),
     }
 }
