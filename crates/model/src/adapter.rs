@@ -23,7 +23,7 @@ pub use self::written::{encode, read_flat};
 use crate::ModelError;
 use crate::config::ModelConfig;
 use crate::error::list;
-use crate::lora::{LoraTarget, LoraTargets, last_parts};
+use crate::lora::{LoraTarget, LoraTargets, is_named, last_parts, layer_of};
 use crate::model::Model;
 use crate::weights::expected_tensors;
 
@@ -162,15 +162,13 @@ impl Adapter {
         let Some(first) = self.targets.first() else { return Vec::new() };
         let mut lines = self.target_lines();
         let usual = |of: fn(&LoraTarget) -> String| -> String {
-            // The value that most modules have; of equals the first one's.
+            // The value that most modules have; of several such the first.
             let all: Vec<String> = self.targets.iter().map(of).collect();
             let count = |value: &String| all.iter().filter(|other| *other == value).count();
             let most = all.iter().map(count).max().unwrap_or(0);
-            all.iter().find(|value| count(value) == most).cloned().unwrap_or_default()
+            all.iter().find(|value| count(*value) == most).cloned().unwrap_or_default()
         };
-        let rank = |target: &LoraTarget| target.rank.to_string();
-        let alpha = |target: &LoraTarget| written::whole(target.alpha).to_string();
-        let (usual_rank, usual_alpha) = (usual(rank), usual(alpha));
+        let (usual_rank, usual_alpha) = (usual(rank_text), usual(alpha_text));
         lines.push(format!("rank = {usual_rank}"));
         lines.push(format!("alpha = {usual_alpha}"));
         if first.use_rslora {
@@ -183,8 +181,8 @@ impl Adapter {
                 lines.push(format!("{key} = {{ {} }}", entries.join(", ")));
             }
         };
-        pattern("rank_pattern", rank, &usual_rank);
-        pattern("alpha_pattern", alpha, &usual_alpha);
+        pattern("rank_pattern", rank_text, &usual_rank);
+        pattern("alpha_pattern", alpha_text, &usual_alpha);
         lines
     }
 
@@ -193,14 +191,13 @@ impl Adapter {
         if chosen.len() == self.modules.len() {
             return vec!["target_modules = \"all-linear\"".to_owned()];
         }
-        let layer = |module: &str| crate::lora::layer_of(module);
-        let layers: BTreeSet<usize> = chosen.iter().filter_map(|module| layer(module)).collect();
-        let all_layers: BTreeSet<usize> = self.modules.iter().filter_map(|module| layer(module)).collect();
+        let layers: BTreeSet<usize> = chosen.iter().filter_map(|module| layer_of(module)).collect();
+        let all_layers: BTreeSet<usize> = self.modules.iter().filter_map(|module| layer_of(module)).collect();
         let own: Vec<String> = self.targets.iter().map(|target| target.module.clone()).collect();
         let names = last_parts(&own);
         // What the short names choose in these layers.
-        let ends = |module: &str| names.iter().any(|name| crate::lora::is_named(module, name));
-        let in_layers = |module: &str| layer(module).is_some_and(|layer| layers.contains(&layer));
+        let ends = |module: &str| names.iter().any(|name| is_named(module, name));
+        let in_layers = |module: &str| layer_of(module).is_some_and(|layer| layers.contains(&layer));
         let short = self.modules.iter().filter(|module| ends(module) && in_layers(module)).count();
         if short != chosen.len() {
             return vec![format!("target_modules = {own:?}")];
@@ -211,6 +208,14 @@ impl Adapter {
         }
         lines
     }
+}
+
+fn rank_text(target: &LoraTarget) -> String {
+    target.rank.to_string()
+}
+
+fn alpha_text(target: &LoraTarget) -> String {
+    written::whole(target.alpha).to_string()
 }
 
 impl Model {

@@ -114,7 +114,7 @@ pub(super) fn whole(alpha: f64) -> Value {
 }
 
 /// The last parts of the module names where these choose the same modules, else the full names.
-pub(super) fn short_names(targets: &LoraTargets, modules: &[String]) -> Vec<String> {
+fn short_names(targets: &LoraTargets, modules: &[String]) -> Vec<String> {
     let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
     let short: BTreeSet<String> = targets.iter().map(|target| last(&target.module)).collect();
     let chosen = modules.iter().filter(|module| short.contains(&last(module))).count();
