@@ -43,7 +43,10 @@ pub fn write_merged(
     let expected = expected_tensors(&config);
     let used: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
     // Read before the long work: a link that leads elsewhere, say, ends it here.
-    let dtype = views.iter().find(|view| view.shape.len() == 2).map_or(Dtype::F32, |view| view.dtype);
+    let dtype = views
+        .iter()
+        .find(|view| view.shape.len() == 2 && used.contains(view.name))
+        .map_or(Dtype::F32, |view| view.dtype);
     let companions = companion_files(base, dtype, text)?;
     let directory = output.directory().to_owned();
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);

@@ -63,7 +63,9 @@ pub fn findings(recipe: &Recipe, machine: &Machine, progress: &dyn Fn(u64)) -> R
     let config =
         if full && !has_weights(&directory) { ModelConfig::load(&directory)? } else { Model::check(&directory)? };
     let data = load_data(recipe, &directory, &config, progress)?;
+    notices.extend(config.notices.iter().cloned());
     let start = Start::read(recipe, &config)?;
+    notices.extend(start.iter().flat_map(|start| start.notices.iter().cloned()));
     let targets = start.as_ref().map(|start| &start.targets);
     let Sizes { parameters, trained: trained_parameters } = memory::sizes(&config, targets);
     notices.extend(length_notice(&data.train, &config));

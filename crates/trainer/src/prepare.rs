@@ -6,9 +6,12 @@ use std::sync::Arc;
 
 use finetune_dataset::{ChatTokenizer, Dataset, Plan, resolve_files};
 use finetune_model::adapter::{Adapter, linear_modules};
-use finetune_model::{FloatType, LoraTargets, Model, ModelConfig, Placement, choose, float_type};
+use finetune_model::merge::companion_files;
+use finetune_model::{
+    BaseName, FloatType, LoraTargets, Model, ModelConfig, Placement, base_digest, choose, float_type,
+};
 use finetune_recipe::{Length, Method, Recipe};
-use finetune_store::TensorSet;
+use finetune_store::{Dtype, TensorSet};
 
 use crate::error::TrainError;
 use crate::identity::Identity;
@@ -56,7 +59,7 @@ pub struct Run {
     pub(crate) journal: Option<Journal>,
     pub(crate) identity: Identity,
     /// What adapter_config.json calls the base model.
-    pub(crate) base: String,
+    pub(crate) base: BaseName,
 }
 
 /// A run and what the user should know about how it came together.
@@ -129,7 +132,7 @@ pub(crate) fn has_weights(directory: &Path) -> bool {
 pub fn stored_type(directory: &Path) -> FloatType {
     let dtype = TensorSet::open_model(directory).ok().and_then(|files| {
         let widest = files.names().filter_map(|name| files.get(name)).filter(|view| view.shape.len() == 2);
-        widest.max_by_key(|view| view.bytes.len()).map(|view| view.dtype)
+        widest.max_by_key(|view| view.size()).map(|view| view.dtype)
     });
     dtype.and_then(float_type).unwrap_or(FloatType::F32)
 }
@@ -138,6 +141,8 @@ pub fn stored_type(directory: &Path) -> FloatType {
 pub(crate) struct Start {
     pub(crate) targets: LoraTargets,
     values: Option<Vec<f32>>,
+    /// What to say of the adapter that it starts from.
+    pub(crate) notices: Vec<String>,
 }
 
 impl Start {
@@ -147,10 +152,12 @@ impl Start {
             return Ok(None);
         }
         let targets = choose(&recipe.lora, &linear_modules(config))?;
-        let Some(path) = &recipe.lora.init_from else { return Ok(Some(Start { targets, values: None })) };
+        let Some(path) = &recipe.lora.init_from else {
+            return Ok(Some(Start { targets, values: None, notices: vec![] }));
+        };
         let adapter = Adapter::read(path, config)?;
         adapter.expect_targets(&targets, path)?;
-        Ok(Some(Start { targets, values: Some(adapter.values) }))
+        Ok(Some(Start { targets, values: Some(adapter.values), notices: adapter.notices }))
     }
 }
 
@@ -167,18 +174,19 @@ fn open_model(
     start: Option<Start>,
     placement: &Placement,
 ) -> Result<(Model, String), TrainError> {
-    let config_hash = finetune_store::hex(&finetune_store::content_hash(&directory.join("config.json"))?);
+    if start.is_none() {
+        // They go into every checkpoint: better refused now than at the first one.
+        companion_files(directory, Dtype::F32, &[])?;
+    }
     if start.is_none() && !has_weights(directory) {
+        let config_hash = finetune_store::hex(&finetune_store::content_hash(&directory.join("config.json"))?);
         let mut model = Model::initialize(directory, recipe.seed, placement)?;
         model.train_all();
         return Ok((model, format!("fresh:{config_hash}")));
     }
     let mut model = Model::load(directory, placement)?;
-    let digest = format!(
-        "{}:{config_hash}",
-        TensorSet::open_model(directory).map_err(finetune_model::ModelError::from)?.digest()
-    );
-    let Some(Start { targets, values }) = start else {
+    let digest = base_digest(directory)?;
+    let Some(Start { targets, values, .. }) = start else {
         model.train_all();
         return Ok((model, digest));
     };
@@ -225,6 +233,7 @@ fn put_together(
     }
     notices.extend(length_notice(&data.train, &config));
     let start = Start::read(&recipe, &config)?;
+    notices.extend(start.iter().flat_map(|start| start.notices.iter().cloned()));
     let estimate = memory::of_recipe(&recipe, &config, start.as_ref(), &data.train, &place.placement, stored);
     let targets = start.as_ref().map(|start| start.targets.clone());
     let has_bf16 = place.found.types.contains(&FloatType::BF16);
@@ -232,6 +241,7 @@ fn put_together(
     memory::check(&estimate, place.memory(machine), knobs)?;
     let opened = open_model(&recipe, &model_path, start, &place.placement).map_err(|error| error.with_knobs(knobs));
     let (mut model, model_digest) = opened?;
+    notices.extend(model.notices().iter().cloned());
     let plan = Plan::new(data.train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
     let steps = total_steps(&recipe, &plan);
     let identity = Identity {
@@ -260,7 +270,10 @@ fn put_together(
     model.set_parameters(&state.parameters);
     let run = Run {
         schedule: Schedule::new(&recipe.schedule, recipe.optimizer.learning_rate, steps),
-        base: std::path::absolute(&model_path).unwrap_or(model_path).to_string_lossy().into_owned(),
+        base: BaseName {
+            name: std::path::absolute(&model_path).unwrap_or(model_path).to_string_lossy().into_owned(),
+            revision: None,
+        },
         train: data.train,
         eval: data.eval,
         tokenizer: data.tokenizer,

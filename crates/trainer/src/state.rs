@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use finetune_model::{Model, ModelError, adapter};
+use finetune_model::{BaseName, Model, ModelError, adapter};
 use finetune_store::{Disk, NewFile, commit_directory, numbered, remove_directory};
 use serde::{Deserialize, Serialize};
 
@@ -123,7 +123,7 @@ impl TrainState {
         disk: &dyn Disk,
         run: &Path,
         model: &Model,
-        base: &str,
+        base: &BaseName,
         identity: &Identity,
     ) -> Result<PathBuf, TrainError> {
         let state = StateFile {

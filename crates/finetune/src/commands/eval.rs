@@ -29,8 +29,14 @@ pub(super) fn open(arguments: &ModelArguments) -> Result<Model, Failure> {
         anstream::eprintln!("{notice}");
     }
     let mut opened = Model::load(&arguments.directory, &place.placement)?;
+    for notice in opened.notices() {
+        anstream::eprintln!("{notice}");
+    }
     if let Some(adapter) = &arguments.adapter {
         let adapter = Adapter::read(adapter, &opened.config)?;
+        for notice in &adapter.notices {
+            anstream::eprintln!("{notice}");
+        }
         opened.attach(&adapter);
     }
     Ok(opened)

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use finetune_model::adapter::{self, Adapter};
-use finetune_model::merge::{SHARD_BYTES, compare, write_merged};
+use finetune_model::merge::{SHARD_BYTES, compare, left_out, write_merged};
 use finetune_model::{ModelConfig, Placement};
 use finetune_store::{MANIFEST_NAME, NewFile, RealDisk, Staging, newest_verified, replace_directory, verify_directory};
 use finetune_trainer::CHECKPOINTS;
@@ -94,11 +94,19 @@ fn recorded_base(adapter: &Path) -> Result<PathBuf, Failure> {
 }
 
 fn merged(adapter: &Path, base: &Path, output: &Path, show: &mut Progress) -> Result<(), Failure> {
-    let adapter = Adapter::read(adapter, &ModelConfig::load(base)?)?;
+    let config = ModelConfig::load(base)?;
+    let adapter = Adapter::read(adapter, &config)?;
+    for notice in config.notices.iter().chain(&adapter.notices) {
+        anstream::eprintln!("{notice}");
+    }
+    let left = left_out(base);
+    if !left.is_empty() {
+        show.say(&format!("left out    {}", left.join(", ")));
+    }
     let mut staging = Staging::begin_replacing(&RealDisk, output)?;
     show.say(&format!("base        {}", base.display()));
     show.start("merging", adapter.targets.len() as u64);
-    write_merged(&RealDisk, base, &adapter, &mut staging, SHARD_BYTES, &|done, _| show.position(done as u64))?;
+    write_merged(&RealDisk, base, &adapter, &mut staging, SHARD_BYTES, &[], &|done, _| show.position(done as u64))?;
     show.start("comparing", 0);
     let comparison = compare(base, &adapter, staging.directory(), &Placement::cpu(None))?;
     show.finish();
