@@ -1,29 +1,34 @@
-//! PEFT's adapter format: `adapter_config.json` and `adapter_model.safetensors`.
+//! Adapters: PEFT's format (`adapter_config.json`, `adapter_model.safetensors`), and mlx-lm's, which is read only.
 //!
-//! Every key of a file is accounted for in both directions: one that belongs to no module, and one that
-//! is missing, are errors.
+//! Settings and tensors are held against each other, and every tensor is accounted for: what PEFT refuses or would leave out
+//! unsaid is an error; what it warns of is a notice.
 
-use std::borrow::Cow;
+mod base;
+mod place;
+mod settings;
+mod targets;
+mod tensors;
+mod written;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use finetune_store::{Dtype, TensorFile, encode_tensors};
-use serde_json::{Value, json};
+use finetune_store::TensorFile;
 
-pub use crate::base::BaseCheck;
-use crate::base::{BaseName, RecordedBase};
+pub use self::base::{BaseCheck, BaseName, RecordedBase, base_digest};
+use self::place::Place;
+use self::settings::Settings;
+use self::tensors::Branches;
+pub use self::written::{encode, read_flat};
+use crate::ModelError;
 use crate::config::ModelConfig;
-use crate::layout::Layout;
-use crate::load::to_f32;
-use crate::lora::{LoraTarget, LoraTargets};
-use crate::model::{Model, Trained};
+use crate::error::list;
+use crate::lora::{LoraTarget, LoraTargets, is_named, last_parts, layer_of};
+use crate::model::Model;
 use crate::weights::expected_tensors;
-use crate::{ModelError, load};
 
 pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const TENSOR_FILE: &str = "adapter_model.safetensors";
-/// Largest adapter_config.json that is read, in bytes.
-const LIMIT: u64 = 1 << 20;
 
 /// Names of all linear layers inside the decoder, in model order.
 pub fn linear_modules(config: &ModelConfig) -> Vec<String> {
@@ -48,173 +53,169 @@ pub struct Adapter {
     pub shapes: Vec<(usize, usize)>,
     pub values: Vec<f32>,
     pub base: RecordedBase,
+    /// What a user should know about how it was read.
     pub notices: Vec<String>,
+    /// All linear layers of the model that it was read for.
+    modules: Vec<String>,
 }
 
 impl Adapter {
-    /// Reads a PEFT adapter for a model of this config.
+    /// Reads an adapter for a model of this config. `directory` may be a run: then it is the adapter of its end.
     pub fn read(directory: &Path, config: &ModelConfig) -> Result<Adapter, ModelError> {
-        let settings = Settings::read(directory)?;
-        let path = directory.join(TENSOR_FILE);
+        let place = Place::find(directory)?;
+        let modules = linear_modules(config);
+        let settings = Settings::read(&place, &modules)?;
+        let path = place.tensors();
+        let keys = |what, names| Err(ModelError::AdapterKeys { path: path.clone(), what, names });
         let file = TensorFile::open(&path)?;
+        let mut branches = Branches::sort(&file, place.form, &path)?;
         let shapes: BTreeMap<String, Vec<usize>> = expected_tensors(config).into_iter().collect();
-        let mut left: BTreeSet<&str> = file.names().collect();
-        let (mut targets, mut shapes_found, mut values, mut missing) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for module in linear_modules(config) {
-            let names = [file_name(&module, "lora_A"), file_name(&module, "lora_B")];
-            let [a, b] = names.each_ref().map(|name| file.get(name));
-            let (a, b) = match (a, b) {
-                (None, None) => continue,
-                (Some(a), Some(b)) => (a, b),
-                (None, _) => {
-                    missing.push(names[0].clone());
+        let mut adapter = Adapter {
+            targets: Vec::new(),
+            shapes: Vec::new(),
+            values: Vec::new(),
+            base: RecordedBase::read(&place.directory, &settings.config),
+            notices: settings.notices.clone(),
+            modules,
+        };
+        let (mut halves, mut unnamed, mut absent) = (Vec::new(), Vec::new(), Vec::new());
+        for module in &adapter.modules {
+            let expected = settings.expects(module);
+            let (a, b) = match branches.of.remove(module) {
+                None => {
+                    absent.extend((expected == Some(true)).then(|| module.clone()));
                     continue;
                 }
-                (_, None) => {
-                    missing.push(names[1].clone());
+                Some([Some(a), Some(b)]) => (a, b),
+                Some([a, _]) => {
+                    halves.push(file_name(module, if a.is_some() { "lora_B" } else { "lora_A" }));
                     continue;
                 }
             };
+            unnamed.extend((expected == Some(false)).then(|| module.clone()));
             let base = &shapes[&format!("{module}.weight")];
-            let rank = a.shape.first().copied().unwrap_or(0);
-            for (view, expected) in [(&a, vec![rank, base[1]]), (&b, vec![base[0], rank])] {
-                if view.shape != expected.as_slice() || rank == 0 {
-                    let (name, found) = (view.name.to_owned(), view.shape.to_vec());
-                    return Err(ModelError::Shape { path, name, found, expected });
-                }
-                values.extend(to_f32(view, &path)?);
-                left.remove(view.name);
-            }
-            let target = settings.target(&module, rank, directory)?;
-            targets.push(target);
-            shapes_found.push((base[0], base[1]));
+            let shape = (base[0], base[1]);
+            let (a, b, rank) = tensors::values(&a, &b, shape, place.form)?;
+            adapter.targets.push(settings.target(module, rank)?);
+            adapter.shapes.push(shape);
+            adapter.values.extend(a);
+            adapter.values.extend(b);
         }
-        let keys = |what, names| Err(ModelError::AdapterKeys { path: path.clone(), what, names });
-        if !missing.is_empty() {
-            return keys("the other half of a branch is missing", missing);
+        if !halves.is_empty() {
+            return keys("the other half of a branch is missing", halves);
         }
-        if !left.is_empty() {
-            let names = left.into_iter().map(str::to_owned).collect();
-            return keys("tensors that belong to no LoRA branch of this model", names);
+        let foreign = branches.of.into_values().flatten().flatten().map(|view| view.name.to_owned());
+        let foreign: Vec<String> = branches.others.into_iter().chain(foreign).collect();
+        if !foreign.is_empty() {
+            return keys("tensors that belong to no LoRA branch of this model", foreign);
         }
-        if targets.is_empty() {
-            return keys("no LoRA branch at all", vec![]);
+        if !unnamed.is_empty() {
+            return keys("branches that the settings do not name, and PEFT would leave out", unnamed);
         }
-        Ok(Adapter { targets, shapes: shapes_found, values, base: RecordedBase::default(), notices: Vec::new() })
-    }
-
-    pub fn check_base(&self, _base: &Path) -> Result<BaseCheck, ModelError> {
-        Ok(BaseCheck::Unknown)
+        if adapter.targets.is_empty() {
+            return keys("it has no LoRA branch at all", vec![]);
+        }
+        if !absent.is_empty() {
+            adapter.notices.push(format!(
+                "{}: the settings name branches that it has not, so these layers stay as they are: {}",
+                path.display(),
+                list(&absent)
+            ));
+        }
+        Ok(adapter)
     }
 
     /// Checks that the adapter has just the branches that a recipe chose.
     pub fn expect_targets(&self, wanted: &LoraTargets, directory: &Path) -> Result<(), ModelError> {
-        let path = directory.join(CONFIG_FILE);
-        let differs = |key, found: String, expected: String| {
-            Err(ModelError::AdapterDiffers { path: path.clone(), key, found, expected })
+        let differs = |what: String| {
+            let path = directory.join(CONFIG_FILE);
+            Err(ModelError::AdapterDiffers { path, what, settings: self.recipe_lines() })
         };
-        let modules = |targets: &LoraTargets| targets.iter().map(|t| t.module.clone()).collect::<Vec<_>>();
-        let (found, expected) = (modules(&self.targets), modules(wanted));
-        if found != expected {
-            let only = |a: &[String], b: &[String]| {
-                a.iter()
-                    .find(|name| !b.contains(name))
-                    .map_or("none beyond those".to_owned(), |name| format!("`{name}`"))
-            };
-            return differs("target_modules", only(&found, &expected), only(&expected, &found));
+        let has = |targets: &LoraTargets, module: &str| targets.iter().any(|target| target.module == module);
+        if let Some(target) = self.targets.iter().find(|target| !has(wanted, &target.module)) {
+            return differs(format!("the adapter has a branch on `{}`, the recipe has none", target.module));
         }
+        if let Some(target) = wanted.iter().find(|target| !has(&self.targets, &target.module)) {
+            return differs(format!("the recipe has a branch on `{}`, the adapter has none", target.module));
+        }
+        // Both are in model order.
         for (found, expected) in self.targets.iter().zip(wanted) {
+            let module = &found.module;
             if found.rank != expected.rank {
-                return differs("rank", found.rank.to_string(), expected.rank.to_string());
+                let (found, expected) = (found.rank, expected.rank);
+                return differs(format!("rank {found} on `{module}` in the adapter, {expected} in the recipe"));
             }
             if found.scale() != expected.scale() {
-                let show = |t: &LoraTarget| format!("{} (use_rslora = {})", t.alpha, t.use_rslora);
-                return differs("alpha", show(found), show(expected));
+                let show = |target: &LoraTarget| {
+                    let rslora = if target.use_rslora { " with use_rslora" } else { "" };
+                    format!("alpha {}{rslora}", written::whole(target.alpha))
+                };
+                let (found, expected) = (show(found), show(expected));
+                return differs(format!("{found} on `{module}` in the adapter, {expected} in the recipe"));
             }
         }
         Ok(())
     }
-}
 
-/// The part of adapter_config.json that fixes the arithmetic.
-struct Settings {
-    alpha: f64,
-    use_rslora: bool,
-    alpha_pattern: Vec<(fancy_regex::Regex, f64)>,
-}
-
-impl Settings {
-    fn read(directory: &Path) -> Result<Settings, ModelError> {
-        let path = directory.join(CONFIG_FILE);
-        let malformed = |what: String| ModelError::Malformed { path: path.clone(), what };
-        let text = load::read_text(&path, LIMIT)?;
-        let config: Value = serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
-        if let Some(kind) = config.get("peft_type").and_then(Value::as_str)
-            && kind != "LORA"
-        {
-            return Err(ModelError::Setting { path, key: "peft_type", value: kind.to_owned() });
-        }
-        let is_set = |key: &str| match config.get(key) {
-            None | Some(Value::Null | Value::Bool(false)) => false,
-            Some(Value::Array(list)) => !list.is_empty(),
-            Some(Value::String(text)) => text != "none",
-            Some(_) => true,
+    /// The lines of [lora] that make a recipe with these branches.
+    fn recipe_lines(&self) -> Vec<String> {
+        let Some(first) = self.targets.first() else { return Vec::new() };
+        let mut lines = self.target_lines();
+        let usual = |of: fn(&LoraTarget) -> String| -> String {
+            // The value that most modules have; of several such the first.
+            let all: Vec<String> = self.targets.iter().map(of).collect();
+            let count = |value: &String| all.iter().filter(|other| *other == value).count();
+            let most = all.iter().map(count).max().unwrap_or(0);
+            all.iter().find(|value| count(*value) == most).cloned().unwrap_or_default()
         };
-        // Settings under which the tensors would mean something else than plain LoRA branches.
-        const OTHER_ARITHMETIC: [&str; 15] = [
-            "use_dora",
-            "fan_in_fan_out",
-            "bias",
-            "modules_to_save",
-            "lora_bias",
-            "layer_replication",
-            "megatron_config",
-            "use_qalora",
-            "use_bdlora",
-            "kasa_config",
-            "velora_config",
-            "monteclora_config",
-            "alora_invocation_tokens",
-            "arrow_config",
-            "trainable_token_indices",
-        ];
-        for key in OTHER_ARITHMETIC {
-            if is_set(key) {
-                return Err(ModelError::Setting { path, key, value: config[key].to_string() });
+        let (usual_rank, usual_alpha) = (usual(rank_text), usual(alpha_text));
+        lines.push(format!("rank = {usual_rank}"));
+        lines.push(format!("alpha = {usual_alpha}"));
+        if first.use_rslora {
+            lines.push("use_rslora = true".to_owned());
+        }
+        let mut pattern = |key: &str, of: fn(&LoraTarget) -> String, usual: &str| {
+            let special = self.targets.iter().filter(|target| of(target) != usual);
+            let entries: Vec<String> = special.map(|target| format!("{:?} = {}", target.module, of(target))).collect();
+            if !entries.is_empty() {
+                lines.push(format!("{key} = {{ {} }}", entries.join(", ")));
             }
-        }
-        // These start from a base that was changed along with the adapter.
-        if let Some(init) = config.get("init_lora_weights").and_then(Value::as_str)
-            && !["gaussian", "eva", "orthogonal"].contains(&init)
-        {
-            return Err(ModelError::Setting { path, key: "init_lora_weights", value: init.to_owned() });
-        }
-        let alpha = config.get("lora_alpha").and_then(Value::as_f64);
-        let mut alpha_pattern = Vec::new();
-        if let Some(table) = config.get("alpha_pattern").and_then(Value::as_object) {
-            for (pattern, alpha) in table {
-                match (crate::lora::ending(pattern), alpha.as_f64()) {
-                    (Ok(regex), Some(alpha)) => alpha_pattern.push((regex, alpha)),
-                    _ => return Err(malformed(format!("alpha_pattern: `{pattern}` cannot be used"))),
-                }
-            }
-        }
-        Ok(Settings {
-            alpha: alpha.ok_or_else(|| malformed("`lora_alpha` is missing".to_owned()))?,
-            use_rslora: is_set("use_rslora"),
-            alpha_pattern,
-        })
+        };
+        pattern("rank_pattern", rank_text, &usual_rank);
+        pattern("alpha_pattern", alpha_text, &usual_alpha);
+        lines
     }
 
-    fn target(&self, module: &str, rank: usize, directory: &Path) -> Result<LoraTarget, ModelError> {
-        let special = self.alpha_pattern.iter().find(|(regex, _)| regex.is_match(module).unwrap_or(false));
-        let alpha = special.map_or(self.alpha, |(_, alpha)| *alpha);
-        if !alpha.is_finite() {
-            let what = format!("the alpha of `{module}` is not a finite number");
-            return Err(ModelError::Malformed { path: directory.join(CONFIG_FILE), what });
+    fn target_lines(&self) -> Vec<String> {
+        let chosen: BTreeSet<&str> = self.targets.iter().map(|target| target.module.as_str()).collect();
+        if chosen.len() == self.modules.len() {
+            return vec!["target_modules = \"all-linear\"".to_owned()];
         }
-        Ok(LoraTarget { module: module.to_owned(), rank, alpha, use_rslora: self.use_rslora })
+        let layers: BTreeSet<usize> = chosen.iter().filter_map(|module| layer_of(module)).collect();
+        let all_layers: BTreeSet<usize> = self.modules.iter().filter_map(|module| layer_of(module)).collect();
+        let own: Vec<String> = self.targets.iter().map(|target| target.module.clone()).collect();
+        let names = last_parts(&own);
+        // What the short names choose in these layers.
+        let ends = |module: &str| names.iter().any(|name| is_named(module, name));
+        let in_layers = |module: &str| layer_of(module).is_some_and(|layer| layers.contains(&layer));
+        let short = self.modules.iter().filter(|module| ends(module) && in_layers(module)).count();
+        if short != chosen.len() {
+            return vec![format!("target_modules = {own:?}")];
+        }
+        let mut lines = vec![format!("target_modules = {names:?}")];
+        if layers != all_layers {
+            lines.push(format!("layers_to_transform = {:?}", layers.iter().collect::<Vec<_>>()));
+        }
+        lines
     }
+}
+
+fn rank_text(target: &LoraTarget) -> String {
+    target.rank.to_string()
+}
+
+fn alpha_text(target: &LoraTarget) -> String {
+    written::whole(target.alpha).to_string()
 }
 
 impl Model {
@@ -222,114 +223,5 @@ impl Model {
     pub fn attach(&mut self, adapter: &Adapter) {
         self.add_lora(adapter.targets.clone(), 0.0, 0);
         self.set_parameters(&adapter.values);
-    }
-
-    /// The files of a checkpoint of these parameter values: a PEFT adapter, or with full training the weights
-    /// in f32 with their config. `base` is what adapter_config.json calls the base model.
-    pub fn files(&self, values: &[f32], base: &BaseName) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
-        let tensors = encode(self.layout(), values)?;
-        match &self.trained {
-            Trained::Nothing => Ok(vec![]),
-            Trained::Lora { targets, dropout } => {
-                let config = adapter_config(targets, *dropout, base, &self.linear_modules());
-                let config = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
-                Ok(vec![(CONFIG_FILE.to_owned(), config), (TENSOR_FILE.to_owned(), tensors)])
-            }
-            Trained::All => {
-                let mut files = crate::merge::companion_files(&self.directory, Dtype::F32, &[])?;
-                files.push(("model.safetensors".to_owned(), tensors));
-                Ok(files)
-            }
-        }
-    }
-
-    /// The values of the trained parameters as [`Model::files`] wrote them.
-    pub fn read_values(&self, directory: &Path) -> Result<Vec<f32>, ModelError> {
-        let name = if self.trained == Trained::All { "model.safetensors" } else { TENSOR_FILE };
-        read_flat(&directory.join(name), self.layout())
-    }
-}
-
-/// Flat values as safetensors under the names of the layout.
-pub fn encode(layout: &Layout, values: &[f32]) -> Result<Vec<u8>, ModelError> {
-    let tensors: Vec<_> = layout
-        .iter()
-        .map(|parameter| {
-            let bytes = load::from_f32(&values[parameter.range.clone()], Dtype::F32);
-            (parameter.name.clone(), Dtype::F32, parameter.shape.clone(), Cow::Owned(bytes))
-        })
-        .collect();
-    Ok(encode_tensors(&tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))?)
-}
-
-/// Reads what [`encode`] wrote: every parameter of the layout in its shape, nothing else.
-pub fn read_flat(path: &Path, layout: &Layout) -> Result<Vec<f32>, ModelError> {
-    let file = TensorFile::open(path)?;
-    let mut values = Vec::with_capacity(layout.len());
-    let keys = |what, names| Err(ModelError::AdapterKeys { path: path.to_owned(), what, names });
-    for parameter in layout.iter() {
-        let Some(view) = file.get(&parameter.name) else {
-            return keys("a parameter is missing", vec![parameter.name.clone()]);
-        };
-        if view.shape != parameter.shape.as_slice() {
-            let (found, expected) = (view.shape.to_vec(), parameter.shape.clone());
-            return Err(ModelError::Shape { path: path.to_owned(), name: parameter.name.clone(), found, expected });
-        }
-        values.extend(to_f32(&view, path)?);
-    }
-    let known: BTreeSet<&str> = layout.iter().map(|parameter| parameter.name.as_str()).collect();
-    let extra: Vec<String> = file.names().filter(|name| !known.contains(name)).map(str::to_owned).collect();
-    if extra.is_empty() { Ok(values) } else { keys("tensors that are no parameter of this run", extra) }
-}
-
-/// adapter_config.json as PEFT writes it.
-fn adapter_config(targets: &LoraTargets, dropout: f64, base: &BaseName, modules: &[String]) -> Value {
-    let first = &targets[0];
-    let (mut ranks, mut alphas) = (serde_json::Map::new(), serde_json::Map::new());
-    for target in targets {
-        if target.rank != first.rank {
-            ranks.insert(target.module.clone(), json!(target.rank));
-        }
-        if target.alpha != first.alpha {
-            alphas.insert(target.module.clone(), whole(target.alpha));
-        }
-    }
-    json!({
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base.name,
-        "revision": base.revision,
-        "inference_mode": true,
-        "r": first.rank,
-        "lora_alpha": whole(first.alpha),
-        "lora_dropout": dropout,
-        "target_modules": short_names(targets, modules),
-        "bias": "none",
-        "use_rslora": first.use_rslora,
-        "use_dora": false,
-        "fan_in_fan_out": false,
-        "init_lora_weights": true,
-        "rank_pattern": ranks,
-        "alpha_pattern": alphas,
-        "modules_to_save": null,
-        "layers_to_transform": null,
-        "layers_pattern": null,
-    })
-}
-
-/// PEFT writes alpha as an integer where it is one.
-fn whole(alpha: f64) -> Value {
-    if alpha.fract() == 0.0 && alpha.abs() < 1e15 { json!(alpha as i64) } else { json!(alpha) }
-}
-
-/// The last parts of the module names where these choose the same modules, else the full names.
-fn short_names(targets: &LoraTargets, modules: &[String]) -> Vec<String> {
-    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
-    let short: BTreeSet<String> = targets.iter().map(|target| last(&target.module)).collect();
-    let chosen = modules.iter().filter(|module| short.contains(&last(module))).count();
-    if chosen == targets.len() {
-        short.into_iter().collect()
-    } else {
-        targets.iter().map(|target| target.module.clone()).collect()
     }
 }

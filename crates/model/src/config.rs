@@ -6,7 +6,8 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::ModelError;
-use crate::load::read_text;
+use crate::load::{has_other_head, read_text};
+use crate::weights::expected_tensors;
 
 /// Largest config.json that is read, in bytes.
 pub(crate) const LIMIT: u64 = 4 << 20;
@@ -76,13 +77,33 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     /// Standard deviation of fresh weights.
     pub initializer_range: f64,
+    /// What a user should know about how config.json and the weights were read.
+    pub notices: Vec<String>,
 }
 
+/// Elements of all weights together, far above any model: with it, no number of bytes overflows 64 bits.
+const MOST_ELEMENTS: u128 = 1 << 44;
+
 impl ModelConfig {
-    /// Reads `config.json` in this directory.
+    /// Reads `config.json` in this directory, and whether its weights have an output layer of their own.
     pub fn load(directory: &Path) -> Result<ModelConfig, ModelError> {
         let path = directory.join("config.json");
-        ModelConfig::parse(&read_text(&path, LIMIT)?, &path)
+        let mut config = ModelConfig::parse(&read_text(&path, LIMIT)?, &path)?;
+        if config.tied_embeddings && has_other_head(directory)? {
+            config.tied_embeddings = false;
+            config.notices.push(format!(
+                "{}: tie_word_embeddings is true, but the weights hold an lm_head.weight with other values: that one is the output layer",
+                path.display()
+            ));
+        }
+        Ok(config)
+    }
+
+    /// What to say of a text of this many tokens, where the model was made for shorter ones.
+    pub fn length_notice(&self, tokens: usize) -> Option<String> {
+        let limit = self.max_position_embeddings;
+        (tokens > limit)
+            .then(|| format!("{tokens} tokens are more than the {limit} positions that the model was made for"))
     }
 
     /// Reads the text of a config.json; `path` is for messages.
@@ -135,12 +156,14 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn config(&self) -> Result<ModelConfig, ModelError> {
-        let family = self.family()?;
+        let mut notices = Vec::new();
+        let family = self.family(&mut notices)?;
         if self.object.get("quantization_config").is_some_and(|value| !value.is_null()) {
             return Err(self.unsupported("quantization_config", "a quantized model"));
         }
+        // Two names of one function.
         if let Some(activation) = self.text("hidden_act")?
-            && activation != "silu"
+            && !["silu", "swish"].contains(&activation)
         {
             return Err(self.unsupported("hidden_act", activation));
         }
@@ -180,11 +203,14 @@ impl Reader<'_> {
             }
         }
         let attention_bias = self.flag("attention_bias")?.unwrap_or(false);
-        if let Some(dropout) = self.number("attention_dropout")?.filter(|&dropout| dropout != 0.0) {
-            return Err(self.unsupported("attention_dropout", &dropout.to_string()));
+        if let Some(dropout) = self.number_within("attention_dropout", 0.0, 1.0)?.filter(|&dropout| dropout != 0.0) {
+            notices.push(format!(
+                "{}: attention_dropout = {dropout} is left out in training; it is nothing at other times",
+                self.path.display()
+            ));
         }
         let (rope_theta, rope_scaling) = self.rope()?;
-        Ok(ModelConfig {
+        let config = ModelConfig {
             family,
             hidden_size,
             intermediate_size: self.size("intermediate_size")?,
@@ -193,7 +219,7 @@ impl Reader<'_> {
             key_value_heads,
             head_dim,
             vocabulary: self.size("vocab_size")?,
-            rms_norm_eps: self.number("rms_norm_eps")?.unwrap_or(1e-6),
+            rms_norm_eps: self.number_within("rms_norm_eps", 1e-30, 1.0)?.unwrap_or(1e-6),
             rope_theta,
             rope_scaling,
             // Each class has its own default for what config.json leaves out; all of these say false.
@@ -207,22 +233,73 @@ impl Reader<'_> {
             output_bias: matches!(family, Family::Llama | Family::Qwen3) && attention_bias,
             query_key_norm: family == Family::Qwen3,
             windows: self.windows(family, layers)?,
-            max_position_embeddings: self.optional_size("max_position_embeddings")?.unwrap_or(2048),
-            initializer_range: self.number("initializer_range")?.unwrap_or(0.02),
-        })
+            // Again each class has its own default.
+            max_position_embeddings: self.optional_size("max_position_embeddings")?.unwrap_or(match family {
+                Family::Llama => 2048,
+                Family::Mistral => 131_072,
+                Family::Qwen2 | Family::Qwen3 => 32_768,
+            }),
+            initializer_range: self.number_within("initializer_range", 0.0, 100.0)?.unwrap_or(0.02),
+            notices,
+        };
+        self.check_whole(&config)?;
+        Ok(config)
     }
 
-    fn family(&self) -> Result<Family, ModelError> {
+    /// What only the keys together tell.
+    fn check_whole(&self, config: &ModelConfig) -> Result<(), ModelError> {
+        let shapes = expected_tensors(config);
+        let elements = |shape: &[usize]| shape.iter().map(|&length| length as u128).product::<u128>();
+        let all: u128 = shapes.iter().map(|(_, shape)| elements(shape)).sum();
+        if all > MOST_ELEMENTS {
+            return Err(self.malformed(&format!("its sizes make {all} weights, more than any model has")));
+        }
+        if config.rope_frequencies().iter().any(|frequency| !frequency.is_finite()) {
+            return Err(self.malformed("`rope_theta` and the rope scaling make frequencies that are not finite"));
+        }
+        self.check_end(config.vocabulary)
+    }
+
+    /// `eos_token_id`: a token of the vocabulary, or a list of them.
+    fn check_end(&self, vocabulary: usize) -> Result<(), ModelError> {
+        let Some(value) = self.get("eos_token_id") else { return Ok(()) };
+        let list = std::slice::from_ref(value);
+        let ids = value.as_array().map_or(list, Vec::as_slice);
+        match ids.iter().find(|id| !id.as_u64().is_some_and(|id| id < vocabulary as u64)) {
+            None => Ok(()),
+            Some(id) => {
+                let what = format!("`eos_token_id` = {id} is no token of the vocabulary of {vocabulary}");
+                Err(self.malformed(&what))
+            }
+        }
+    }
+
+    /// transformers goes by `model_type`, and so by `architectures` only where there is none.
+    fn family(&self, notices: &mut Vec<String>) -> Result<Family, ModelError> {
         let architecture = self.object.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
         let model_type = self.text("model_type")?;
-        let known = Family::ALL.into_iter().find(|(_, class, kind)| match architecture {
-            Some(architecture) => architecture == *class,
-            None => model_type == Some(kind),
+        let unknown = |name: &str| ModelError::Architecture { path: self.path.to_owned(), name: name.to_owned() };
+        let known = Family::ALL.into_iter().find(|(_, class, kind)| match model_type {
+            Some(model_type) => model_type == *kind,
+            None => architecture == Some(*class),
         });
-        let name = architecture.or(model_type).unwrap_or("(none given)");
-        known
-            .map(|(family, ..)| family)
-            .ok_or_else(|| ModelError::Architecture { path: self.path.to_owned(), name: name.to_owned() })
+        let Some((family, class, kind)) = known else {
+            // The class says more than the type, but not where it is one of ours and the type is not.
+            let ours = |name: &&str| Family::ALL.iter().any(|(_, class, _)| class == name);
+            let name = architecture.filter(|name| !ours(name)).or(model_type).unwrap_or("(none given)");
+            return Err(unknown(name));
+        };
+        if let Some(architecture) = architecture.filter(|architecture| *architecture != class) {
+            // A head for something else than the next token, or none.
+            if !architecture.ends_with("ForCausalLM") {
+                return Err(unknown(architecture));
+            }
+            notices.push(format!(
+                "{}: model_type says {kind}, architectures {architecture}: it is read as {class}, as transformers does",
+                self.path.display()
+            ));
+        }
+        Ok(family)
     }
 
     /// Theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (hub).
@@ -231,14 +308,15 @@ impl Reader<'_> {
         // Where a file has both, transformers takes the older one.
         let scaling = self.nested("rope_scaling")?.or(self.nested("rope_parameters")?).unwrap_or(&empty);
         let inner = Reader { object: scaling, path: self.path };
-        let theta = inner.number("rope_theta")?.or(self.number("rope_theta")?).unwrap_or(10_000.0);
+        let theta = |reader: &Reader<'_>| reader.number_within("rope_theta", 1.0, 1e15);
+        let theta = theta(&inner)?.or(theta(self)?).unwrap_or(10_000.0);
         let partial = inner.number("partial_rotary_factor")?.or(self.number("partial_rotary_factor")?);
         if let Some(partial) = partial.filter(|&factor| factor != 1.0) {
             return Err(self.unsupported("partial_rotary_factor", &partial.to_string()));
         }
         let kind = inner.text("rope_type")?.or(inner.text("type")?).unwrap_or("default");
         let needed = |key: &'static str| -> Result<f64, ModelError> {
-            let value = inner.number(key)?;
+            let value = inner.number_within(key, 1e-3, 1e9)?;
             value.ok_or_else(|| self.malformed(&format!("rope scaling of type `{kind}` needs `{key}`")))
         };
         let scaling = match kind {
@@ -247,11 +325,18 @@ impl Reader<'_> {
             "llama3" => RopeScaling::Llama3 {
                 factor: needed("factor")?,
                 low_freq_factor: needed("low_freq_factor")?,
-                high_freq_factor: needed("high_freq_factor")?,
+                high_freq_factor: {
+                    let (low, high) = (needed("low_freq_factor")?, needed("high_freq_factor")?);
+                    if high <= low {
+                        return Err(self.malformed("`high_freq_factor` has to be larger than `low_freq_factor`"));
+                    }
+                    high
+                },
                 original_max_position_embeddings: {
                     let key = "original_max_position_embeddings";
-                    let stated = self.number(key)?.or(inner.number(key)?);
-                    stated.or(self.number("max_position_embeddings")?).map_or_else(|| needed(key), Ok)?
+                    let stated = |reader: &Reader<'_>, key| reader.number_within(key, 1.0, 1e9);
+                    let found = stated(self, key)?.or(stated(&inner, key)?);
+                    found.or(stated(self, "max_position_embeddings")?).map_or_else(|| needed(key), Ok)?
                 },
             },
             other => return Err(self.unsupported("rope_type", other)),
@@ -316,6 +401,15 @@ impl Reader<'_> {
     fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value.as_f64().filter(|number| number.is_finite()).map(Some).ok_or_else(|| self.wrong_type(key, "a number"))
+    }
+
+    fn number_within(&self, key: &str, least: f64, most: f64) -> Result<Option<f64>, ModelError> {
+        match self.number(key)? {
+            Some(number) if !(least..=most).contains(&number) => {
+                Err(self.malformed(&format!("`{key}` = {number:?} is not between {least:?} and {most:?}")))
+            }
+            number => Ok(number),
+        }
     }
 
     fn nested(&self, key: &str) -> Result<Option<&Map<String, Value>>, ModelError> {

@@ -23,16 +23,33 @@ pub enum ModelError {
     Shape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<usize> },
     #[error("{path}: the tensor `{name}` is stored as {dtype}; F32, F16 and BF16 are read")]
     Dtype { path: PathBuf, name: String, dtype: String },
+    /// A number that is NaN or infinite. `after`: what was done to the tensor, with a space before it.
+    #[error("{path}: the tensor `{name}` holds a number that is not finite{after} (element {element})")]
+    NotFinite { path: PathBuf, name: String, element: usize, after: String },
+    /// A merged model that does not do what its adapter does.
+    #[error("the merged model is not the adapter on its base: {what}")]
+    Merge { what: String },
     #[error("target_modules: `{target}` matches no linear layer of the model")]
     NoTarget { target: String, examples: Vec<String> },
+    #[error("target_modules: as a regular expression, `{pattern}` matches no linear layer's whole name")]
+    NoMatch { pattern: String, example: String },
     #[error("target_modules: `{target}` is no regular expression: {why}")]
     Regex { target: String, why: String },
     #[error("{key}: {what}")]
     Lora { key: &'static str, what: String },
-    #[error("{path}: the adapter has `{key}` = {found}, the recipe {expected}")]
-    AdapterDiffers { path: PathBuf, key: &'static str, found: String, expected: String },
-    #[error("{path}: {what}: {}", list(names))]
+    /// `settings`: the lines of [lora] that fit the adapter.
+    #[error("{path}: {what}")]
+    AdapterDiffers { path: PathBuf, what: String, settings: Vec<String> },
+    #[error("{path}: {what}{}{}", if names.is_empty() { "" } else { ": " }, list(names))]
     AdapterKeys { path: PathBuf, what: &'static str, names: Vec<String> },
+    #[error("{path}: the tensor `{name}` has the shape {found:?}, expected {expected:?}")]
+    AdapterShape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<usize> },
+    /// adapter_config.json and the tensors say different things.
+    #[error("{path}: {what}")]
+    AdapterParts { path: PathBuf, what: String },
+    /// A path that is no adapter's. `hint`: what to name instead.
+    #[error("{path} is no adapter: {what}")]
+    NoAdapter { path: PathBuf, what: String, hint: String },
     #[error("token id {token} is not in the model's vocabulary of {vocabulary}")]
     Token { token: u32, vocabulary: usize },
     #[error("not a number in the logits after {generated} generated tokens")]
@@ -47,7 +64,7 @@ pub enum ModelError {
 }
 
 /// The first few names, and how many more.
-fn list(names: &[String]) -> String {
+pub(crate) fn list(names: &[String]) -> String {
     let shown = names.iter().take(4).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     if names.len() > 4 { format!("{shown} and {} more", names.len() - 4) } else { shown }
 }
@@ -67,23 +84,58 @@ impl ModelError {
         ModelError::DeviceMemory { bytes: numbers.max().filter(|&bytes| bytes > 4096) }
     }
 
+    /// Whether numbers are at fault that are not finite, or came out otherwise than they should.
+    pub fn is_about_numbers(&self) -> bool {
+        matches!(self, ModelError::NotANumber { .. } | ModelError::NotFinite { .. } | ModelError::Merge { .. })
+    }
+
     /// What to do next.
     pub fn hints(&self) -> Vec<String> {
         match self {
             ModelError::Architecture { .. } => {
                 vec!["supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM".into()]
             }
+            ModelError::Setting { key, value, .. } => setting_hint(key, value).into_iter().collect(),
             ModelError::NoTarget { examples, .. } => {
                 vec![format!("linear layers of this model are called {}", list(examples))]
             }
-            ModelError::MissingTensor { .. } | ModelError::ExtraTensor { .. } | ModelError::Shape { .. } => {
+            ModelError::NoMatch { pattern, example } => pattern_hints(pattern, example),
+            ModelError::ExtraTensor { .. } => vec![
+                "config.json leaves out a setting that the weights were made with (attention_bias, num_hidden_layers), or the weights are another architecture's".into(),
+            ],
+            ModelError::MissingTensor { .. } | ModelError::Shape { .. } => {
                 vec!["config.json and the weights do not belong together, or a download is not complete".into()]
             }
-            ModelError::AdapterDiffers { key, found, .. } => {
-                vec![format!("set `{key}` to {found} in [lora], or start from another adapter")]
+            ModelError::AdapterShape { .. } => vec!["the adapter was trained on another base: name that one".into()],
+            ModelError::AdapterParts { .. } => {
+                vec!["adapter_config.json and the tensors are not of one training: get both from the same place".into()]
             }
+            ModelError::AdapterDiffers { settings, .. } => {
+                let settings = settings.join("\n");
+                vec![
+                    format!("what fits this adapter in [lora]:\n{settings}"),
+                    "or start from another adapter".into(),
+                ]
+            }
+            ModelError::AdapterKeys { .. } => vec![
+                "PEFT may still read it: merge it into its base there (merge_and_unload), and go on from the result".into(),
+            ],
+            ModelError::NoAdapter { hint, .. } => vec![hint.clone()],
+            ModelError::NotFinite { after, .. } if after.contains("rounded") => vec![
+                "finite in f32, too large for this number type: use bf16 or f32 (model.dtype, or a base stored so)".into(),
+            ],
+            ModelError::NotFinite { .. } => vec![
+                "a training that diverged, or a damaged file: take an earlier checkpoint, or fetch the file again".into(),
+            ],
+            ModelError::Merge { .. } => vec![
+                "nothing was written; in more bits (a base in f32) less is lost by rounding".into(),
+                "`finetune eval MODEL_DIR --adapter DIR` says whether the adapter itself is sound".into(),
+            ],
             ModelError::Unreadable { .. } => {
                 vec!["a model directory needs config.json, tokenizer.json and model.safetensors (or shards with their index)".into()]
+            }
+            ModelError::Dtype { name, .. } if name.contains("lora_") => {
+                vec!["save the adapter's tensors again as float32 or bfloat16".into()]
             }
             ModelError::Dtype { .. } => vec!["fine-tune the original weights, not a quantized copy".into()],
             ModelError::Device { .. } => {
@@ -93,4 +145,33 @@ impl ModelError {
             _ => vec![],
         }
     }
+}
+
+/// The way out of a setting that is not supported.
+fn setting_hint(key: &str, value: &str) -> Option<String> {
+    Some(match (key, value) {
+        ("rope_type", "yarn") => "yarn is for rows longer than original_max_position_embeddings: without rope_scaling in config.json the model trains on rows up to that length".into(),
+        ("rope_type", "dynamic") => "up to max_position_embeddings this scaling changes nothing: take rope_scaling out of config.json to train on rows of at most that length".into(),
+        ("quantization_config", _) => "fine-tune the original weights, not a quantized copy".into(),
+        ("fine_tune_type", _) => "fuse it with `mlx_lm.fuse`, and use the result as the model".into(),
+        (
+            "peft_type" | "use_dora" | "bias" | "modules_to_save" | "lora_bias" | "init_lora_weights"
+            | "layer_replication" | "trainable_token_indices" | "target_parameters" | "use_qalora" | "use_bdlora"
+            | "kasa_config" | "monteclora_config" | "arrow_config" | "enable_lora",
+            _,
+        ) => "merge it into its base with PEFT (merge_and_unload), and use the result as the model".into(),
+        _ => return None,
+    })
+}
+
+/// A name where a pattern is meant is what most people write; commas are the second most.
+fn pattern_hints(pattern: &str, example: &str) -> Vec<String> {
+    let names: Vec<String> = pattern.split(',').map(|name| format!("{:?}", name.trim())).collect();
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "_., ".contains(c);
+    let mut hints = Vec::new();
+    if pattern.chars().all(is_name) {
+        hints.push(format!("a text is a pattern; for names write a list: target_modules = [{}]", names.join(", ")));
+    }
+    hints.push(format!("a pattern has to match from the first letter to the last, as '.*q_proj' does `{example}`"));
+    hints
 }

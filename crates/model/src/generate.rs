@@ -103,7 +103,7 @@ impl Model {
         let mut tokens = Vec::new();
         while tokens.len() < max_new_tokens && !next.is_empty() {
             let logits = self.next_logits(&next, past, &mut caches)?;
-            if logits.iter().any(|logit| logit.is_nan()) {
+            if !logits.iter().all(|logit| logit.is_finite()) {
                 return Err(ModelError::NotANumber { generated: tokens.len() });
             }
             past += next.len();

@@ -10,10 +10,12 @@
 #![forbid(unsafe_code)]
 
 pub mod adapter;
-mod base;
+mod companions;
 pub mod config;
 mod decoder;
 mod error;
+mod extra;
+mod finite;
 mod generate;
 mod gradients;
 mod layout;
@@ -24,7 +26,7 @@ mod model;
 mod placement;
 mod weights;
 
-pub use base::{BaseName, RecordedBase, base_digest};
+pub use adapter::{BaseCheck, BaseName, RecordedBase, base_digest};
 pub use burn::tensor::Device;
 pub use config::ModelConfig;
 pub use error::ModelError;

@@ -1,48 +1,91 @@
 //! Weights from a Hugging Face directory, or fresh ones.
 
 use std::cell::Cell;
+use std::io::Read;
 use std::path::Path;
 
 use burn::tensor::{Tensor, TensorData};
 use finetune_kernels::FloatType;
 use finetune_random::Stream;
-use finetune_store::{Dtype, TensorSet, TensorView};
+use finetune_store::{Dtype, START_BYTES, StandIn, StoreError, TensorSet, TensorView};
 use rayon::prelude::*;
 
-use crate::ModelError;
 use crate::config::ModelConfig;
+use crate::error::list;
+use crate::finite::expect_finite;
 use crate::model::Purpose;
 use crate::placement::Placement;
 use crate::weights::{Layer, Linear, Weights, expected_tensors};
+use crate::{ModelError, extra};
 
 /// The text of a small file of a model directory; one of more than `limit` bytes is refused unread.
 pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String, ModelError> {
-    let unreadable = |source| ModelError::Unreadable { path: path.to_owned(), source };
-    let size = std::fs::metadata(path).map_err(unreadable)?.len();
-    if size > limit {
-        return Err(ModelError::Malformed {
-            path: path.to_owned(),
-            what: format!("{size} bytes; at most {limit} are read"),
-        });
+    let bytes = read_bounded(path, limit)?;
+    if let Some(what) = StandIn::of(&bytes[..bytes.len().min(START_BYTES as usize)]) {
+        return Err(StoreError::InItsPlace { path: path.to_owned(), what }.into());
     }
-    std::fs::read_to_string(path).map_err(unreadable)
+    String::from_utf8(bytes)
+        .map_err(|_| ModelError::Malformed { path: path.to_owned(), what: "it is not UTF-8".to_owned() })
 }
 
-/// The elements of a tensor in f32.
-pub(crate) fn to_f32(view: &TensorView<'_>, path: &Path) -> Result<Vec<f32>, ModelError> {
-    let pairs = || view.bytes.par_chunks_exact(2).map(|b| [b[0], b[1]]);
-    Ok(match view.dtype {
-        Dtype::F32 => view.bytes.par_chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::BF16 => pairs().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
-        Dtype::F16 => pairs().map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
-        other => {
-            return Err(ModelError::Dtype {
-                path: path.to_owned(),
-                name: view.name.to_owned(),
-                dtype: other.to_string(),
-            });
+/// The bytes of a file of at most `limit` of them.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, ModelError> {
+    let unreadable = |source| ModelError::Unreadable { path: path.to_owned(), source };
+    let malformed = |what: String| ModelError::Malformed { path: path.to_owned(), what };
+    let metadata = std::fs::metadata(path).map_err(unreadable)?;
+    if metadata.is_dir() {
+        return Err(malformed("it is a directory".to_owned()));
+    }
+    if metadata.len() > limit {
+        return Err(malformed(format!("{} bytes; at most {limit} are read", metadata.len())));
+    }
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    // A file without a length, such as a device, is not read for ever.
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > limit {
+        return Err(malformed(format!("more than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// The elements of a tensor in f32, whatever they are.
+pub(crate) fn to_f32(view: &TensorView<'_>) -> Result<Vec<f32>, ModelError> {
+    read_f32(view, |_, _| Ok(()))
+}
+
+/// The elements of a tensor in f32; one that is not finite is an error.
+pub(crate) fn to_finite_f32(view: &TensorView<'_>) -> Result<Vec<f32>, ModelError> {
+    read_f32(view, |bytes, start| expect_finite(view, bytes, start))
+}
+
+/// Piece by piece, so that the file's bytes and the numbers are never there both as a whole. `check` sees each piece, and
+/// the number of its first element.
+fn read_f32(
+    view: &TensorView<'_>,
+    check: impl Fn(&[u8], usize) -> Result<(), ModelError>,
+) -> Result<Vec<f32>, ModelError> {
+    let Some(kind) = float_type(view.dtype) else {
+        return Err(ModelError::Dtype {
+            path: view.path().to_owned(),
+            name: view.name.to_owned(),
+            dtype: view.dtype.to_string(),
+        });
+    };
+    let mut values: Vec<f32> = Vec::with_capacity(view.size() / view.dtype.size());
+    view.pieces(|piece| -> Result<(), ModelError> {
+        check(piece, values.len())?;
+        let pairs = || piece.par_chunks_exact(2).map(|b| [b[0], b[1]]);
+        match kind {
+            FloatType::F32 => {
+                values.par_extend(piece.par_chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+            }
+            FloatType::BF16 => values.par_extend(pairs().map(|b| half::bf16::from_le_bytes(b).to_f32())),
+            FloatType::F16 => values.par_extend(pairs().map(|b| half::f16::from_le_bytes(b).to_f32())),
         }
-    })
+        Ok(())
+    })?;
+    Ok(values)
 }
 
 /// Rounds f32 values to a file's number type, as bytes.
@@ -54,45 +97,69 @@ pub(crate) fn from_f32(values: &[f32], dtype: Dtype) -> Vec<u8> {
     }
 }
 
-/// Checks that the files hold every tensor of the config in its shape, and no other.
-pub(crate) fn check(files: &TensorSet, config: &ModelConfig, directory: &Path) -> Result<(), ModelError> {
+/// Checks that the files hold every tensor of the config in its shape, and none that would be missed. Returns what a user should
+/// know about the others.
+pub(crate) fn check(files: &TensorSet, config: &ModelConfig, directory: &Path) -> Result<Vec<String>, ModelError> {
     let family = config.family.architecture();
     let path = directory.to_owned();
-    let expected = expected_tensors(config);
-    for (name, shape) in &expected {
-        let Some(view) = files.get(name) else {
-            return Err(ModelError::MissingTensor { path, name: name.clone(), family });
+    for (name, shape) in expected_tensors(config) {
+        let Some(view) = files.get(&name) else {
+            return Err(ModelError::MissingTensor { path, name, family });
         };
         if view.shape != shape.as_slice() {
-            let (found, expected) = (view.shape.to_vec(), shape.clone());
-            return Err(ModelError::Shape { path, name: name.clone(), found, expected });
+            return Err(ModelError::Shape { path, name, found: view.shape.to_vec(), expected: shape });
         }
-        if !matches!(view.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            return Err(ModelError::Dtype { path, name: name.clone(), dtype: view.dtype.to_string() });
-        }
-    }
-    let known: std::collections::BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-    let extra: Vec<&str> = files
-        .names()
-        .filter(|name| !known.contains(name))
-        // Old exports carry the rotary frequencies; a tied output layer is sometimes stored a second time.
-        .filter(|name| !name.ends_with(".rotary_emb.inv_freq"))
-        .filter(|name| !(config.tied_embeddings && *name == "lm_head.weight"))
-        .collect();
-    match extra.as_slice() {
-        [] => Ok(()),
-        [first, rest @ ..] => {
-            let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
-            Err(ModelError::ExtraTensor { path, name: (*first).to_owned(), family, more })
+        if float_type(view.dtype).is_none() {
+            return Err(ModelError::Dtype { path, name, dtype: view.dtype.to_string() });
         }
     }
+    let mut notices = Vec::new();
+    let unused = extra::passed_over(files, config, directory)?;
+    if !unused.is_empty() {
+        let names = list(&unused);
+        notices.push(format!("{}: passed over, as no part of {family} uses them: {names}", path.display()));
+    }
+    if !files.unlisted().is_empty() {
+        let names = list(files.unlisted());
+        notices.push(format!("{}: the index of the weights leaves out {names}; the shards have them", path.display()));
+    }
+    Ok(notices)
+}
+
+/// Whether the files have an output layer of their own beside the embedding, with other values: then transformers ties the
+/// two no more, whatever config.json says (since 5.8).
+pub(crate) fn has_other_head(directory: &Path) -> Result<bool, ModelError> {
+    // What is wrong with the files is said where they are loaded; there may be none yet.
+    let Ok(files) = TensorSet::open_model(directory) else { return Ok(false) };
+    let (head, embedding) = (files.get("lm_head.weight"), files.get("model.embed_tokens.weight"));
+    let (Some(head), Some(embedding)) = (head, embedding) else { return Ok(false) };
+    Ok(head.shape != embedding.shape || !same_values(&head, &embedding)?)
+}
+
+fn same_values(a: &TensorView<'_>, b: &TensorView<'_>) -> Result<bool, ModelError> {
+    if a.dtype == b.dtype && hash(a)? == hash(b)? {
+        return Ok(true);
+    }
+    if float_type(a.dtype).is_none() || float_type(b.dtype).is_none() {
+        return Ok(false);
+    }
+    // Rarely reached: the same numbers in two types, or zeros of two signs.
+    Ok(to_f32(a)? == to_f32(b)?)
+}
+
+fn hash(view: &TensorView<'_>) -> Result<blake3::Hash, ModelError> {
+    let mut hasher = blake3::Hasher::new();
+    view.pieces(|piece| -> Result<(), ModelError> {
+        hasher.update_rayon(piece);
+        Ok(())
+    })?;
+    Ok(hasher.finalize())
 }
 
 /// Where the tensors of a model come from.
 pub(crate) enum Source<'a> {
     Files {
         files: &'a TensorSet,
-        directory: &'a Path,
     },
     /// transformers' initialization: normal weights of the config's `initializer_range`, norms 1, biases 0.
     Fresh {
@@ -160,10 +227,7 @@ impl Loader<'_> {
         let index = self.order.iter().position(|(known, _)| known == name).expect("a tensor of the config");
         let shape = self.order[index].1.clone();
         let values = match self.source {
-            Source::Files { files, directory } => {
-                let view = files.get(name).expect("checked when the files were opened");
-                to_f32(&view, directory)?
-            }
+            Source::Files { files } => to_finite_f32(&files.get(name).expect("checked when the files were opened"))?,
             Source::Fresh { seed } => {
                 let len = shape.iter().product();
                 match (shape.len(), name.ends_with(".bias")) {
@@ -187,30 +251,25 @@ impl Loader<'_> {
                 let _ = self.placement.device.sync();
             }
         }
-        if let Source::Files { files, .. } = self.source {
-            files.release(name);
-        }
         tensor
     }
 
     fn read_matrix(&self, name: &str) -> Result<Tensor<2>, ModelError> {
         let device = &self.placement.device;
-        if let Source::Files { files, .. } = self.source {
+        if let Source::Files { files } = self.source {
             let view = files.get(name).expect("checked when the files were opened");
             let stored = float_type(view.dtype).filter(|&stored| self.placement.held(stored) == stored);
             if let Some(stored) = stored {
                 // As it lies in the file: no conversion, and nothing in between but the bytes on their way.
-                let data = TensorData::from_bytes_vec(
-                    files.copy(name).expect("as above"),
-                    [view.shape[0], view.shape[1]],
-                    stored.dtype(),
-                );
+                let bytes = view.bytes()?;
+                expect_finite(&view, &bytes, 0)?;
+                let data = TensorData::from_bytes_vec(bytes, [view.shape[0], view.shape[1]], stored.dtype());
                 return Ok(Tensor::from_data(data, (device, stored.dtype())));
             }
         }
         let (values, shape) = self.values(name)?;
         let held = match self.source {
-            Source::Files { files, .. } => {
+            Source::Files { files } => {
                 let stored = files.get(name).and_then(|view| float_type(view.dtype)).unwrap_or(FloatType::F32);
                 self.placement.held(stored)
             }
@@ -222,13 +281,22 @@ impl Loader<'_> {
             FloatType::F32 => Tensor::from_data(TensorData::new(values, shape), device),
             FloatType::F16 => {
                 let values: Vec<half::f16> = values.par_iter().map(|&value| half::f16::from_f32(value)).collect();
+                self.expect_in_range(name, "f16", values.par_iter().position_first(|value| !value.is_finite()))?;
                 Tensor::from_data(TensorData::new(values, shape), (device, held.dtype()))
             }
             FloatType::BF16 => {
                 let values: Vec<half::bf16> = values.par_iter().map(|&value| half::bf16::from_f32(value)).collect();
+                self.expect_in_range(name, "bf16", values.par_iter().position_first(|value| !value.is_finite()))?;
                 Tensor::from_data(TensorData::new(values, shape), (device, held.dtype()))
             }
         })
+    }
+
+    /// An error where a finite number became infinite when it was rounded.
+    fn expect_in_range(&self, name: &str, kind: &str, element: Option<usize>) -> Result<(), ModelError> {
+        let (Some(element), Source::Files { files }) = (element, self.source) else { return Ok(()) };
+        let path = files.get(name).map(|view| view.path().to_owned()).unwrap_or_default();
+        Err(ModelError::NotFinite { path, name: name.to_owned(), element, after: format!(" once rounded to {kind}") })
     }
 
     fn vector(&self, name: &str) -> Result<Tensor<1>, ModelError> {

@@ -75,29 +75,44 @@ fn matching<'a>(targets: &TargetModules, modules: &'a [String]) -> Result<Vec<&'
     let none = |target: &str| ModelError::NoTarget { target: target.to_owned(), examples: last_parts(modules) };
     match targets {
         TargetModules::AllLinear => Ok(modules.iter().collect()),
+        // PEFT takes the word in any case; in a list it can mean nothing else.
+        TargetModules::Regex(text) if is_all_linear(text) => Ok(modules.iter().collect()),
+        TargetModules::Names(names) if names.len() == 1 && is_all_linear(&names[0]) => Ok(modules.iter().collect()),
         TargetModules::Names(names) => {
-            let matches = |module: &str, name: &str| module == name || module.ends_with(&format!(".{name}"));
             for name in names {
                 if ["lm_head", "embed_tokens"].contains(&name.as_str()) {
                     let what = format!("a LoRA branch on `{name}` is not supported");
                     return Err(ModelError::Lora { key: "target_modules", what });
                 }
-                if !modules.iter().any(|module| matches(module, name)) {
+                if !modules.iter().any(|module| is_named(module, name)) {
                     return Err(none(name));
                 }
             }
-            Ok(modules.iter().filter(|module| names.iter().any(|name| matches(module, name))).collect())
+            Ok(modules.iter().filter(|module| names.iter().any(|name| is_named(module, name))).collect())
         }
         TargetModules::Regex(pattern) => {
             let regex = full_match(pattern)?;
             let chosen: Vec<_> = modules.iter().filter(|module| is_match(&regex, module)).collect();
-            if chosen.is_empty() { Err(none(pattern)) } else { Ok(chosen) }
+            if chosen.is_empty() {
+                let example = modules.first().cloned().unwrap_or_default();
+                return Err(ModelError::NoMatch { pattern: pattern.clone(), example });
+            }
+            Ok(chosen)
         }
     }
 }
 
+pub(crate) fn is_all_linear(text: &str) -> bool {
+    text.eq_ignore_ascii_case("all-linear")
+}
+
+/// A name of a list means a module of this name, or whose name ends like this after a dot.
+pub(crate) fn is_named(module: &str, name: &str) -> bool {
+    module == name || module.strip_suffix(name).is_some_and(|before| before.ends_with('.'))
+}
+
 /// Python's `re.fullmatch`.
-fn full_match(pattern: &str) -> Result<Regex, ModelError> {
+pub(crate) fn full_match(pattern: &str) -> Result<Regex, ModelError> {
     let regex = |why: String| ModelError::Regex { target: pattern.to_owned(), why };
     Regex::new(&format!("^(?:{pattern})$")).map_err(|error| regex(error.to_string()))
 }
@@ -108,16 +123,16 @@ pub(crate) fn ending(pattern: &str) -> Result<Regex, ModelError> {
 }
 
 /// A pattern that backtracks beyond the engine's limit counts as no match.
-fn is_match(regex: &Regex, text: &str) -> bool {
+pub(crate) fn is_match(regex: &Regex, text: &str) -> bool {
     regex.is_match(text).unwrap_or(false)
 }
 
-fn layer_of(module: &str) -> Option<usize> {
+pub(crate) fn layer_of(module: &str) -> Option<usize> {
     module.split('.').find_map(|part| part.parse().ok())
 }
 
 /// The endings that a list of names would give, each once.
-fn last_parts(modules: &[String]) -> Vec<String> {
+pub(crate) fn last_parts(modules: &[String]) -> Vec<String> {
     let mut parts: Vec<String> = Vec::new();
     for part in modules.iter().filter_map(|module| module.rsplit('.').next()) {
         if !parts.iter().any(|known| known == part) {
@@ -205,6 +220,9 @@ mod tests {
             (regex(r".*\.(1|11)\..*q_proj"), Ok(2)),
             (regex(r"q_proj"), Err("matches no linear layer")),
             (regex(r".*(?<!v)_proj"), Ok(24)),
+            (regex("ALL-LINEAR"), Ok(36)),
+            (names(&["all-linear"]), Ok(36)),
+            (names(&["all-linear", "q_proj"]), Err("`all-linear` matches no linear layer")),
             (regex(r"("), Err("no regular expression")),
         ];
         for (targets, want) in cases {
@@ -214,6 +232,20 @@ mod tests {
                 (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{targets:?}: {error}"),
                 (got, want) => panic!("{targets:?}: {got:?}, expected {want:?}"),
             }
+        }
+    }
+
+    /// (a text that matches nothing, its first hint)
+    #[test]
+    fn a_text_that_should_be_a_list() {
+        for (text, hint) in [
+            ("q_proj", r#"target_modules = ["q_proj"]"#),
+            ("q_proj, v_proj", r#"target_modules = ["q_proj", "v_proj"]"#),
+            ("self_attn.q_proj,up_proj", r#"target_modules = ["self_attn.q_proj", "up_proj"]"#),
+            (r"layers\.0\..*", "'.*q_proj' does `model.layers.0.self_attn.q_proj`"),
+        ] {
+            let error = choose(&lora(TargetModules::Regex(text.to_owned())), &modules()).expect_err(text);
+            assert!(error.hints()[0].contains(hint), "{text}: {:?}", error.hints());
         }
     }
 

@@ -1,72 +1,27 @@
 //! An adapter merged into its base: `W + scale · B A`, formed in f32 from the original weights and rounded once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use finetune_kernels::matmul::{Matrix, matmul};
 use finetune_random::Stream;
 use finetune_store::{Disk, Dtype, Staging, TensorSet, TensorSpec, write_shards};
-use serde_json::Value;
 
 use crate::adapter::Adapter;
-use crate::load::{self, from_f32, to_f32};
+pub use crate::companions::{companion_files, left_out, replace_files};
+use crate::finite::{expect_finite, first_not_finite};
+use crate::load::{self, from_f32, to_finite_f32};
 use crate::model::Model;
 use crate::placement::Placement;
+use crate::weights::expected_tensors;
 use crate::{ModelConfig, ModelError};
-
-/// Files of a model directory that go along with its weights, unchanged.
-const COMPANIONS: [&str; 11] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "LICENSE",
-];
-
-/// config.json with the dtype of the weights, and every tokenizer and template file that is there.
-pub(crate) fn companion_files(
-    base: &Path,
-    dtype: Dtype,
-    text: &[(String, Vec<u8>)],
-) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
-    let path = base.join("config.json");
-    let unreadable = |path: &Path, source| ModelError::Unreadable { path: path.to_owned(), source };
-    let config = load::read_text(&path, crate::config::LIMIT)?;
-    let mut config: Value = serde_json::from_str(&config)
-        .map_err(|error| ModelError::Malformed { path: path.clone(), what: error.to_string() })?;
-    // The spelling that the directory uses already; transformers reads both.
-    let key = if config.get("torch_dtype").is_some() { "torch_dtype" } else { "dtype" };
-    config[key] = Value::from(match dtype {
-        Dtype::BF16 => "bfloat16",
-        Dtype::F16 => "float16",
-        _ => "float32",
-    });
-    let config = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
-    let mut files = vec![("config.json".to_owned(), config)];
-    files.extend(text.iter().cloned());
-    for name in COMPANIONS {
-        if text.iter().any(|(known, _)| known == name) {
-            continue;
-        }
-        let path = base.join(name);
-        if path.is_file() {
-            files.push((name.to_owned(), std::fs::read(&path).map_err(|source| unreadable(&path, source))?));
-        }
-    }
-    Ok(files)
-}
 
 /// Largest weight file of an export, in bytes, as transformers shards.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Writes the merged model into a directory that is being made: weights in the base's number types, config and
-/// tokenizer files. `progress` is told the number of tensors done, of how many.
+/// tokenizer files, of which `text` takes the place of the base's. `progress` is told the number of tensors done, of how
+/// many. A number that is not finite, in the base or once merged or rounded, is an error that names its tensor.
 pub fn write_merged(
     disk: &dyn Disk,
     base: &Path,
@@ -85,6 +40,14 @@ pub fn write_merged(
         .map(|view| TensorSpec { name: view.name.to_owned(), dtype: view.dtype, shape: view.shape.to_vec() })
         .collect();
     let branches = branches(adapter);
+    let expected = expected_tensors(&config);
+    let used: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    // Read before the long work: a link that leads elsewhere, say, ends it here.
+    let dtype = views
+        .iter()
+        .find(|view| view.shape.len() == 2 && used.contains(view.name))
+        .map_or(Dtype::F32, |view| view.dtype);
+    let companions = companion_files(base, dtype, text)?;
     let directory = output.directory().to_owned();
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     let written = write_shards(disk, &directory, &specs, &metadata, shard_bytes, |n| -> Result<Vec<u8>, ModelError> {
@@ -92,27 +55,36 @@ pub fn write_merged(
         let view = &views[n];
         let module = view.name.strip_suffix(".weight").unwrap_or(view.name);
         let Some(branch) = branches.iter().find(|branch| branch.module == module) else {
-            return Ok(view.bytes.to_vec());
+            let bytes = view.bytes()?;
+            if used.contains(view.name) {
+                expect_finite(view, &bytes, 0)?;
+            }
+            return Ok(bytes);
         };
-        let mut weight = to_f32(view, base)?;
+        let mut weight = to_finite_f32(view)?;
         let (outputs, inputs) = (view.shape[0], view.shape[1]);
         let (a, b) = (Matrix::new(branch.a, branch.rank, inputs), Matrix::new(branch.b, outputs, branch.rank));
         matmul(&mut weight, true, branch.scale, b, a);
-        Ok(from_f32(&weight, view.dtype))
+        let rounded = from_f32(&weight, view.dtype);
+        match first_not_finite(&rounded, view.dtype) {
+            None => Ok(rounded),
+            Some(element) => {
+                let after = match weight[element].is_finite() {
+                    true => format!(" once merged and rounded to {}", view.dtype),
+                    false => " once merged".to_owned(),
+                };
+                Err(ModelError::NotFinite { path: view.path().to_owned(), name: view.name.to_owned(), element, after })
+            }
+        }
     })?;
     progress(views.len(), views.len());
-    let dtype = views.iter().find(|view| view.shape.len() == 2).map_or(Dtype::F32, |view| view.dtype);
     for name in written {
         output.record(&name)?;
     }
-    for (name, bytes) in companion_files(base, dtype, text)? {
+    for (name, bytes) in companions {
         output.write(&name, &bytes)?;
     }
     Ok(())
-}
-
-pub fn left_out(_base: &Path) -> Vec<String> {
-    Vec::new()
 }
 
 struct BranchValues<'a> {
@@ -157,7 +129,8 @@ pub struct Comparison {
     pub positions: usize,
 }
 
-/// Runs both models on 32 random tokens (the same ones each time).
+/// Runs both models on 32 random tokens (the same ones each time), and judges: logits that are not finite, or that have little
+/// to do with each other, are an error.
 pub fn compare(base: &Path, adapter: &Adapter, merged: &Path, placement: &Placement) -> Result<Comparison, ModelError> {
     let mut with_adapter = Model::load(base, placement)?;
     with_adapter.attach(adapter);
@@ -167,12 +140,69 @@ pub fn compare(base: &Path, adapter: &Adapter, merged: &Path, placement: &Placem
     let expected = with_adapter.logits(&probe)?;
     drop(with_adapter);
     let found = Model::load(merged, placement)?.logits(&probe)?;
+    judge(&expected, &found, vocabulary)
+}
+
+/// Rounding the sum to 16 bits moves logits by a few hundredths of the largest at most. Beyond this part of it ...
+const FAR: f32 = 0.1;
+/// ... half of the best tokens have to agree, and beyond this part nothing is a proof any more.
+const TOO_FAR: f32 = 0.5;
+
+fn judge(expected: &[f32], found: &[f32], vocabulary: usize) -> Result<Comparison, ModelError> {
+    let failed = |what: String| Err(ModelError::Merge { what });
+    for (logits, whose) in [(expected, "the base with the adapter"), (found, "the merged model")] {
+        if let Some(place) = logits.iter().position(|logit| !logit.is_finite()) {
+            let position = place / vocabulary;
+            return failed(format!("logits of {whose} are not finite (at probe token {position})"));
+        }
+    }
     let best = |row: &[f32]| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(token, _)| token);
     let rows = || expected.chunks(vocabulary).zip(found.chunks(vocabulary));
-    Ok(Comparison {
-        largest: expected.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max),
+    // All are finite, so that `max` drops none.
+    let comparison = Comparison {
+        largest: expected.iter().zip(found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max),
         scale: expected.iter().fold(0.0, |max, logit| logit.abs().max(max)),
         agreeing: rows().filter(|(a, b)| best(a) == best(b)).count(),
         positions: rows().count(),
-    })
+    };
+    let Comparison { largest, scale, agreeing, positions } = comparison;
+    if largest > TOO_FAR * scale || (largest > FAR * scale && 2 * agreeing < positions) {
+        return failed(format!(
+            "logits differ by up to {largest:.3e} where the largest is {scale:.1}, with the same best token at {agreeing} of {positions} probe tokens"
+        ));
+    }
+    Ok(comparison)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// (logits of the merged model, part of the error); the expected ones are 4, 1 / 1, 4 / 4, 1.
+    #[test]
+    fn a_comparison_is_judged() {
+        let expected = [4.0, 1.0, 1.0, 4.0, 4.0, 1.0];
+        let table: [(&[f32], Option<&str>); 7] = [
+            (&expected, None),
+            (&[4.1, 1.0, 1.0, 4.0, 4.0, 0.9], None),
+            // Far by less than a tenth, and the best tokens as they fall.
+            (&[4.3, 1.0, 1.0, 4.0, 3.8, 1.3], None),
+            (&[4.0, 1.0, 1.0, f32::NAN, 4.0, 1.0], Some("the merged model are not finite (at probe token 1)")),
+            (&[f32::NEG_INFINITY, 1.0, 1.0, 4.0, 4.0, 1.0], Some("are not finite (at probe token 0)")),
+            (&[2.4, 2.6, 2.6, 2.4, 4.0, 1.0], Some("at 1 of 3 probe tokens")),
+            (&[4.0, 1.0, 1.0, 4.0, 7.0, 1.0], Some("differ by up to 3.000e0")),
+        ];
+        for (found, want) in table {
+            let judged = judge(&expected, found, 2);
+            match (judged, want) {
+                (Ok(comparison), None) => assert_eq!(comparison.positions, 3),
+                (Err(error), Some(part)) => {
+                    assert!(error.is_about_numbers() && error.to_string().contains(part), "{error}");
+                }
+                (judged, want) => panic!("{found:?}: {judged:?}, expected {want:?}"),
+            }
+        }
+        let bad = judge(&[f32::NAN; 2], &[f32::NAN; 2], 2).expect_err("nothing to compare");
+        assert!(bad.to_string().contains("the base with the adapter"), "{bad}");
+    }
 }

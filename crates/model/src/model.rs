@@ -15,7 +15,7 @@ use crate::load::{self, Source};
 use crate::lora::LoraTargets;
 use crate::placement::Placement;
 use crate::weights::{LoraBranch, Slot, Weights};
-use crate::{ModelError, adapter};
+use crate::{ModelError, adapter, finite};
 
 /// What random numbers are drawn for; each purpose has streams of its own.
 #[derive(Clone, Copy)]
@@ -98,20 +98,29 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a Hugging Face model directory. Files are mapped; every tensor is checked before the first is read.
+    /// Loads a Hugging Face model directory. Every tensor's shape is checked before the first is read; a number that is not
+    /// finite is an error that names its tensor.
     pub fn load(directory: &Path, placement: &Placement) -> Result<Model, ModelError> {
-        let config = ModelConfig::load(directory)?;
+        let mut config = ModelConfig::load(directory)?;
         let files = TensorSet::open_model(directory)?;
-        load::check(&files, &config, directory)?;
-        let source = Source::Files { files: &files, directory };
-        Model::build(config, directory, &source, placement)
+        let notices = load::check(&files, &config, directory)?;
+        config.notices.extend(notices);
+        Model::build(config, directory, &Source::Files { files: &files }, placement)
     }
 
-    /// Checks everything that [`Model::load`] checks, without reading weights.
+    /// Checks everything that [`Model::load`] checks, and keeps nothing. All weights are read once.
     pub fn check(directory: &Path) -> Result<ModelConfig, ModelError> {
-        let config = ModelConfig::load(directory)?;
-        load::check(&TensorSet::open_model(directory)?, &config, directory)?;
+        let mut config = ModelConfig::load(directory)?;
+        let files = TensorSet::open_model(directory)?;
+        let notices = load::check(&files, &config, directory)?;
+        config.notices.extend(notices);
+        finite::expect_all_finite(&files, &config)?;
         Ok(config)
+    }
+
+    /// What a user should know about how the directory was read.
+    pub fn notices(&self) -> &[String] {
+        &self.config.notices
     }
 
     /// A model with fresh weights from a bare `config.json`: transformers' initialization, from `seed`.
@@ -140,10 +149,6 @@ impl Model {
             layout: Layout::default(),
             device_peak: 0,
         })
-    }
-
-    pub fn notices(&self) -> Vec<String> {
-        Vec::new()
     }
 
     /// Where it is, and in which number types.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::holding::Holding;
 use crate::size::human_bytes;
+use crate::stand_in::StandIn;
 
 /// What was being done to a path when it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +14,6 @@ pub enum Operation {
     Read,
     List,
     Inspect,
-    Map,
     CreateDirectory,
     Write,
     Sync,
@@ -26,7 +26,7 @@ impl Operation {
     /// True for the operations that change the disk; a failure of one of them is a disk failure
     /// (exit code 5), a failure to read is a bad input (exit code 2).
     pub fn is_write(self) -> bool {
-        !matches!(self, Self::Read | Self::List | Self::Inspect | Self::Map | Self::Lock)
+        !matches!(self, Self::Read | Self::List | Self::Inspect | Self::Lock)
     }
 }
 
@@ -36,7 +36,6 @@ impl fmt::Display for Operation {
             Self::Read => "read",
             Self::List => "list",
             Self::Inspect => "look at",
-            Self::Map => "map into memory",
             Self::CreateDirectory => "create the directory",
             Self::Write => "write",
             Self::Sync => "sync to disk",
@@ -102,6 +101,14 @@ pub enum StoreError {
     /// There is no model that we read in this directory.
     #[error("{} has neither model.safetensors nor model.safetensors.index.json; it has {found}", path.display())]
     NoModel { path: PathBuf, found: String, only_pickle: bool },
+
+    /// Something else lies where a file should be.
+    #[error("{} is {}, not the file itself", path.display(), what.describe())]
+    InItsPlace { path: PathBuf, what: StandIn },
+
+    /// A link that would carry a file from elsewhere into what is copied or published.
+    #[error("{} leads out of its directory, to {}: it is not copied", path.display(), target.display())]
+    LeadsOut { path: PathBuf, target: PathBuf },
 
     /// What the caller wants written cannot be written in this format.
     #[error("{} cannot be written: {what}", path.display())]
@@ -210,6 +217,8 @@ impl StoreError {
             Self::NoModel { .. } => {
                 vec!["give the directory that holds the model's safetensors files".to_string()]
             }
+            Self::InItsPlace { path, what } => vec![what.hint(path)],
+            Self::LeadsOut { .. } => vec!["put the file itself there, or remove the link".to_string()],
             Self::CannotWrite { .. } => Vec::new(),
         }
     }
@@ -218,7 +227,7 @@ impl StoreError {
     pub fn is_disk(&self) -> bool {
         match self {
             Self::NoSpace { .. } => true,
-            // No room to map a file.
+            // No room to read a file.
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::OutOfMemory => true,
             Self::Io { operation, .. } => operation.is_write(),
             _ => false,

@@ -49,19 +49,29 @@ pub struct Header {
 impl Header {
     /// Reads the header of a whole file's bytes. The error says what is wrong with it.
     pub fn parse(file: &[u8]) -> Result<Self, String> {
-        let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
-            return Err(format!("{} bytes is too short for a safetensors file", file.len()));
+        let length = Self::json_length(file, file.len() as u64)?;
+        let (json, data) = file[LENGTH_BYTES..].split_at(length);
+        Self::parse_json(json, data.len())
+    }
+
+    /// Bytes of the header's JSON in a file of `file_length` bytes that begins like `start`: at most [`MAX_HEADER_BYTES`], and
+    /// inside of the file.
+    pub(crate) fn json_length(start: &[u8], file_length: u64) -> Result<usize, String> {
+        let Some((length, _)) = start.split_first_chunk::<LENGTH_BYTES>() else {
+            return Err(format!("{} bytes is too short for a safetensors file", start.len()));
         };
         let length = u64::from_le_bytes(*length);
-        let length = match usize::try_from(length) {
-            Ok(length) if length <= MAX_HEADER_BYTES => length,
-            _ => {
-                return Err(format!("its header would have {length} bytes, more than 16 MiB"));
-            }
-        };
-        let Some((json, data)) = rest.split_at_checked(length) else {
+        if length > MAX_HEADER_BYTES as u64 {
+            return Err(format!("its header would have {length} bytes, more than 16 MiB"));
+        }
+        if length > file_length - LENGTH_BYTES as u64 {
             return Err(format!("its header would have {length} bytes, the file ends before"));
-        };
+        }
+        Ok(length as usize)
+    }
+
+    /// Reads the header's JSON; `data_length` bytes of tensors follow it.
+    pub(crate) fn parse_json(json: &[u8], data_length: usize) -> Result<Self, String> {
         // The format asks for it: no white space first, so that a file has one header only.
         if json.first() != Some(&b'{') {
             return Err("its header does not start with '{'".to_string());
@@ -70,17 +80,17 @@ impl Header {
             .map_err(|error| format!("its header is not what the format asks for: {error}"))?;
         let mut tensors = Vec::with_capacity(raw.tensors.len());
         for (name, tensor) in raw.tensors {
-            tensors.push(check(name, tensor, data.len())?);
+            tensors.push(check(name, tensor, data_length)?);
         }
         tensors.sort_by_key(|tensor| (tensor.begin, tensor.end));
-        check_layout(&tensors, data.len())?;
+        check_layout(&tensors, data_length)?;
         let mut by_name = BTreeMap::new();
         for (position, tensor) in tensors.iter().enumerate() {
             if by_name.insert(tensor.name.clone(), position).is_some() {
                 return Err(format!("tensor {:?} comes twice", tensor.name));
             }
         }
-        let data_start = LENGTH_BYTES + length;
+        let data_start = LENGTH_BYTES + json.len();
         Ok(Self { metadata: raw.metadata, tensors, data_start, by_name })
     }
 

@@ -11,7 +11,7 @@
 //! then `disk.rs` (the calls it makes) and `fault.rs` (the disk that loses power at each of them).
 //! For model files: `header.rs`, then `tensors.rs` and `tensor_set.rs`.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod cache;
 mod directory;
@@ -31,6 +31,7 @@ mod replace;
 mod retention;
 mod shards;
 mod size;
+mod stand_in;
 mod tensor_set;
 mod tensors;
 mod unique_map;
@@ -46,10 +47,11 @@ pub use holding::{Holding, recognize, refuse_links_out, refuse_stand_ins};
 pub use hub::{HubId, cached_snapshot, hub_cache};
 pub use lock::RunLock;
 pub use manifest::{FileRecord, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, verify_directory};
-pub use names::{SafeName, inside};
+pub use names::{SafeName, inside, stays_inside};
 pub use replace::{check_replaceable, manifest_of, replace_directory, replace_file};
 pub use retention::{Rejected, newest_verified, numbered, remove_directory, set_aside, sweep};
 pub use shards::{TensorSpec, write_shards};
 pub use size::human_bytes;
+pub use stand_in::{START_BYTES, StandIn};
 pub use tensor_set::{MAX_INDEX_BYTES, TensorSet};
-pub use tensors::{Dtype, TensorFile, TensorView};
+pub use tensors::{Dtype, PIECE, TensorFile, TensorView};

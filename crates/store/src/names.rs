@@ -1,5 +1,6 @@
 //! Names from outside (an index, a manifest, a hub listing) that may become file names.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -44,6 +45,26 @@ pub fn inside(root: &Path, name: &SafeName) -> Result<PathBuf, StoreError> {
         });
     }
     Ok(path)
+}
+
+/// Refuses a file of a model directory, on its way into an export or a copy, whose links lead out of the directory: a downloaded
+/// directory would decide which of the user's files are published. The links of a Hugging Face cache, whose snapshots
+/// point into its `blobs/`, are what they should be.
+pub fn stays_inside(directory: &Path, path: &Path) -> Result<(), StoreError> {
+    let look = |path: &Path| path.canonicalize().map_err(|source| StoreError::io(path, Operation::Inspect, 0, source));
+    let (target, root) = (look(path)?, look(directory)?);
+    if target.starts_with(&root) || is_cache_blob(&target) {
+        return Ok(());
+    }
+    Err(StoreError::LeadsOut { path: path.to_path_buf(), target })
+}
+
+/// `models--owner--name/blobs/DIGEST`
+fn is_cache_blob(target: &Path) -> bool {
+    let mut parts = target.iter().rev().skip(1);
+    let in_blobs = parts.next() == Some(OsStr::new("blobs"));
+    let repository = parts.next().and_then(OsStr::to_str).unwrap_or_default();
+    in_blobs && ["models--", "datasets--", "spaces--"].iter().any(|kind| repository.starts_with(kind))
 }
 
 fn fault_of(name: &str) -> Option<&'static str> {
@@ -179,5 +200,44 @@ mod tests {
         assert!(inside(root.path(), &name("link")).is_err());
         assert!(inside(root.path(), &name("dangling")).is_err());
         assert_eq!(inside(root.path(), &name("new")).unwrap(), root.path().join("new"));
+    }
+
+    /// (where the link of a model directory leads, whether it may be copied)
+    #[cfg(unix)]
+    #[test]
+    fn links_stay_in_the_directory_or_in_the_cache() {
+        let top = tempfile::tempdir().unwrap();
+        let at = |path: &str| top.path().join(path);
+        for folder in ["model/sub", "hub/models--a--b/blobs", "hub/models--a--b/snapshots/1", "hub/other/blobs"] {
+            std::fs::create_dir_all(at(folder)).unwrap();
+        }
+        let files =
+            ["model/own.json", "model/sub/deep.json", "secret", "hub/models--a--b/blobs/12", "hub/other/blobs/12"];
+        for file in files {
+            std::fs::OpenOptions::new().write(true).create_new(true).open(at(file)).unwrap();
+        }
+        let table = [
+            ("model/own.json", "own.json", true),
+            ("model/a", "own.json", true),
+            ("model/b", "sub/deep.json", true),
+            ("model/c", "../secret", false),
+            ("model/d", "../hub/models--a--b/blobs/12", true),
+            ("model/e", "../hub/other/blobs/12", false),
+            ("hub/models--a--b/snapshots/1/f", "../../blobs/12", true),
+            ("hub/models--a--b/snapshots/1/g", "../../../../secret", false),
+            ("model/h", "c", false),
+        ];
+        for (link, target, allowed) in table {
+            let path = at(link);
+            if !path.is_file() {
+                std::os::unix::fs::symlink(target, &path).unwrap();
+            }
+            let found = stays_inside(path.parent().unwrap(), &path);
+            assert_eq!(found.is_ok(), allowed, "{link} to {target}: {found:?}");
+        }
+        // The directory itself may be a link.
+        std::os::unix::fs::symlink("model", at("alias")).unwrap();
+        stays_inside(&at("alias"), &at("alias/own.json")).unwrap();
+        assert!(stays_inside(&at("model"), &at("model/absent")).is_err());
     }
 }

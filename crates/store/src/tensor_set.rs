@@ -1,6 +1,6 @@
 //! All tensors of a model directory, in one file or in shards.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -25,6 +25,7 @@ pub struct TensorSet {
     paths: Vec<PathBuf>,
     /// Tensor name to the file that has it.
     file_of: BTreeMap<String, usize>,
+    unlisted: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -32,16 +33,12 @@ struct Index {
     weight_map: UniqueMap<String>,
 }
 
-/// Bytes that are hashed at a time, on all cores.
-const PIECE: usize = 32 << 20;
-
 impl TensorSet {
-    /// Opens `model.safetensors`, or `model.safetensors.index.json` and its shards. With an index,
-    /// each shard has to have exactly the tensors that the index gives it.
+    /// Opens `model.safetensors`, or `model.safetensors.index.json` and its shards. What the index lists has to be there.
     pub fn open_model(dir: &Path) -> Result<Self, StoreError> {
         let single = dir.join(SINGLE_NAME);
         if single.exists() {
-            return Self::from_files(vec![TensorFile::open(&single)?]);
+            return Ok(Self::single(TensorFile::open(&single)?));
         }
         let index = dir.join(INDEX_NAME);
         if index.exists() {
@@ -67,72 +64,69 @@ impl TensorSet {
         }
         let index: Index =
             serde_json::from_slice(&bytes).map_err(|error| StoreError::malformed(index_path, error.to_string()))?;
-        let mut names_of: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (tensor, shard) in &index.weight_map.0 {
-            names_of.entry(shard).or_default().push(tensor);
-        }
-        let mut files = Vec::with_capacity(names_of.len());
-        for (shard, tensors) in names_of {
-            let file = TensorFile::open(&dir.join(SafeName::parse(shard)?.as_str()))?;
-            if let Some(missing) = tensors.iter().find(|name| file.get(name).is_none()) {
-                let what = format!("does not have tensor {missing:?}, which the index places in it");
-                return Err(StoreError::mismatch(dir, shard, what));
-            }
-            // The names of an index are distinct, so as many as the file has are the same ones.
-            if file.names().count() != tensors.len() {
-                let extra = file.names().find(|name| !tensors.contains(name)).unwrap_or_default();
-                let what = format!("has tensor {extra:?}, which the index does not place in it");
-                return Err(StoreError::mismatch(dir, shard, what));
-            }
-            files.push(file);
+        let shards: BTreeSet<&str> = index.weight_map.0.iter().map(|(_, shard)| shard.as_str()).collect();
+        let mut files = Vec::with_capacity(shards.len());
+        for shard in &shards {
+            files.push(TensorFile::open(&dir.join(SafeName::parse(shard)?.as_str()))?);
         }
         if files.is_empty() {
             return Err(StoreError::malformed(index_path, "its weight_map is empty"));
         }
-        Self::from_files(files)
-    }
-
-    fn from_files(files: Vec<TensorFile>) -> Result<Self, StoreError> {
+        let position = |shard: &str| shards.iter().position(|known| *known == shard).unwrap_or_default();
         let mut file_of = BTreeMap::new();
-        for (position, file) in files.iter().enumerate() {
-            for name in file.names() {
-                if file_of.insert(name.to_string(), position).is_some() {
-                    let what = format!("tensor {name:?} is in another shard too");
+        for (tensor, shard) in &index.weight_map.0 {
+            let place = position(shard);
+            // Where the index errs about the shard, a tensor of this name in another one is the one meant.
+            let found = if files[place].get(tensor).is_some() {
+                Some(place)
+            } else {
+                files.iter().position(|file| file.get(tensor).is_some())
+            };
+            let Some(found) = found else {
+                let what = format!("does not have tensor {tensor:?}, which the index places in it");
+                return Err(StoreError::mismatch(dir, shard, what));
+            };
+            file_of.insert(tensor.clone(), found);
+        }
+        // The shards' own lists count, as in transformers: an index only says which shards there are.
+        let listed: BTreeSet<String> = file_of.keys().cloned().collect();
+        let mut unlisted = Vec::new();
+        for (place, file) in files.iter().enumerate() {
+            for name in file.names().filter(|name| !listed.contains(*name)) {
+                if file_of.insert(name.to_string(), place).is_some() {
+                    let what = format!("tensor {name:?} is in another shard too, and the index has neither");
                     return Err(StoreError::malformed(file.path(), what));
                 }
+                unlisted.push(name.to_string());
             }
         }
-        let paths = files.iter().map(|file| file.path().to_path_buf()).collect();
-        Ok(Self { files, paths, file_of })
+        Ok(Self::new(files, file_of, unlisted))
     }
 
-    /// File after file, in the order of the bytes.
+    fn single(file: TensorFile) -> Self {
+        let file_of = file.names().map(|name| (name.to_string(), 0)).collect();
+        Self::new(vec![file], file_of, Vec::new())
+    }
+
+    fn new(files: Vec<TensorFile>, file_of: BTreeMap<String, usize>, unlisted: Vec<String>) -> Self {
+        let paths = files.iter().map(|file| file.path().to_path_buf()).collect();
+        Self { files, paths, file_of, unlisted }
+    }
+
+    /// Tensors of the shards that the index leaves out. They are there like the others.
+    pub fn unlisted(&self) -> &[String] {
+        &self.unlisted
+    }
+
+    /// File after file, in the order of the bytes, each once.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.files.iter().flat_map(TensorFile::names)
+        let file_of = &self.file_of;
+        let files = self.files.iter().enumerate();
+        files.flat_map(move |(place, file)| file.names().filter(move |name| file_of.get(*name) == Some(&place)))
     }
 
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         self.files.get(*self.file_of.get(name)?)?.get(name)
-    }
-
-    /// A copy of a tensor's bytes. Those of the file are let go as they are copied, so that both are never there at once.
-    pub fn copy(&self, name: &str) -> Option<Vec<u8>> {
-        let file = self.files.get(*self.file_of.get(name)?)?;
-        let view = file.get(name)?;
-        let mut bytes = Vec::with_capacity(view.bytes.len());
-        for piece in view.bytes.chunks(PIECE / 4) {
-            bytes.extend_from_slice(piece);
-            file.release(piece);
-        }
-        Some(bytes)
-    }
-
-    /// Says that a tensor's bytes have been read and are not needed again: they need no memory any more.
-    pub fn release(&self, name: &str) {
-        let file = self.file_of.get(name).and_then(|&position| self.files.get(position));
-        if let Some((file, view)) = file.and_then(|file| Some((file, file.get(name)?))) {
-            file.release(view.bytes);
-        }
     }
 
     /// The files with tensors in them, ascending by name.
@@ -142,19 +136,19 @@ impl TensorSet {
 
     /// Hash over the name, size and bytes of all files: 64 hexadecimal digits that are equal
     /// exactly when two machines have the same model. Reads everything, on all cores.
-    pub fn digest(&self) -> String {
+    pub fn digest(&self) -> Result<String, StoreError> {
         let mut digest = blake3::Hasher::new();
         for file in &self.files {
             let mut hasher = blake3::Hasher::new();
-            for piece in file.bytes().chunks(PIECE) {
+            file.pieces(0, file.length(), |piece| -> Result<(), StoreError> {
                 hasher.update_rayon(piece);
-                file.release(piece);
-            }
+                Ok(())
+            })?;
             let hash = hasher.finalize();
             let name = file.path().file_name().unwrap_or_default().as_encoded_bytes();
             digest.update(&(name.len() as u64).to_le_bytes()).update(name);
-            digest.update(&(file.bytes().len() as u64).to_le_bytes()).update(hash.as_bytes());
+            digest.update(&file.length().to_le_bytes()).update(hash.as_bytes());
         }
-        hex(digest.finalize().as_bytes())
+        Ok(hex(digest.finalize().as_bytes()))
     }
 }

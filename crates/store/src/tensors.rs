@@ -1,16 +1,18 @@
-//! A safetensors file, mapped into memory: the only unsafe code of this crate.
-
-#![allow(unsafe_code)]
+//! A safetensors file whose tensors are read when they are asked for.
+//!
+//! Read, not mapped: a mapped file that gets shorter, or whose disk fails, ends the process with SIGBUS and no word. A read
+//! ends with an error that names the file.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-
 use crate::error::{Operation, StoreError};
-use crate::header::{Header, TensorInfo};
+use crate::header::{Header, LENGTH_BYTES, TensorInfo};
+use crate::stand_in::{START_BYTES, StandIn};
 
 /// The number formats of safetensors that fill whole bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,39 +83,80 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// One tensor of a mapped file. The bytes are little-endian, row-major and need not be aligned.
+/// One tensor of a file. Its bytes are little-endian and row-major.
 #[derive(Debug, Clone, Copy)]
 pub struct TensorView<'a> {
     pub name: &'a str,
     pub dtype: Dtype,
     pub shape: &'a [usize],
-    pub bytes: &'a [u8],
+    file: &'a TensorFile,
+    /// Where its bytes begin, from the start of the file.
+    start: u64,
+    size: usize,
 }
 
-/// A safetensors file whose header has been checked. Bytes are read when they are looked at.
+impl<'a> TensorView<'a> {
+    /// Bytes that it takes.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The file that it is in.
+    pub fn path(&self) -> &'a Path {
+        &self.file.path
+    }
+
+    /// Reads all of it.
+    pub fn bytes(&self) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = vec![0; self.size];
+        self.file.read_at(&mut bytes, self.start)?;
+        Ok(bytes)
+    }
+
+    /// Reads it piece by piece through one buffer: no piece but the last has less than [`PIECE`] bytes.
+    pub fn pieces<E: From<StoreError>>(&self, each: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+        self.file.pieces(self.start, self.size as u64, each)
+    }
+}
+
+/// Bytes that are read at a time where a whole file or tensor need not be in memory: a multiple of every element's size.
+pub const PIECE: usize = 8 << 20;
+
+/// A safetensors file whose header has been checked.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
+    file: File,
+    length: u64,
     header: Header,
+    header_hash: [u8; 32],
 }
 
 impl TensorFile {
-    /// Maps the file and checks its header. Links are followed: the Hugging Face cache has them.
+    /// Opens the file and checks its header. Links are followed: the Hugging Face cache has them.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let file = File::open(path).map_err(|source| StoreError::reading(path, source))?;
-        let failed = |operation| move |source| StoreError::io(path, operation, 0, source);
-        if !file.metadata().map_err(failed(Operation::Inspect))?.is_file() {
+        // Looked at before it is opened: to open a pipe is to wait for somebody who writes.
+        let metadata = path.metadata().map_err(|source| StoreError::reading(path, source))?;
+        if !metadata.is_file() {
             return Err(StoreError::malformed(path, "it is not a regular file"));
         }
-        // SAFETY: the map is read-only and private to this struct, which outlives every slice of
-        // it. What no program can rule out is that another one changes or cuts the file meanwhile
-        // (then the bytes change, or the process gets SIGBUS): model files are written once, under
-        // another name, and renamed into place, by us and by the Hugging Face cache alike. Bytes
-        // that change are only ever read as numbers; the header is parsed once and kept.
-        let map = unsafe { Mmap::map(&file) }.map_err(failed(Operation::Map))?;
-        let header = Header::parse(&map).map_err(|what| StoreError::malformed(path, what))?;
-        Ok(Self { path: path.to_path_buf(), map, header })
+        let file = File::open(path).map_err(|source| StoreError::reading(path, source))?;
+        let metadata = file.metadata().map_err(|source| StoreError::io(path, Operation::Inspect, 0, source))?;
+        let length = metadata.len();
+        let start = read_at(&file, path, 0, length.min(START_BYTES))?;
+        let wrong = |what: String| match StandIn::of(&start) {
+            Some(what) => StoreError::InItsPlace { path: path.to_path_buf(), what },
+            None => StoreError::malformed(path, what),
+        };
+        let json_length = Header::json_length(&start, length).map_err(wrong)?;
+        let bytes = read_at(&file, path, 0, (LENGTH_BYTES + json_length) as u64)?;
+        let data_length = length - bytes.len() as u64;
+        let header = usize::try_from(data_length)
+            .map_err(|_| "it is too large for this machine".to_string())
+            .and_then(|data_length| Header::parse_json(&bytes[LENGTH_BYTES..], data_length))
+            .map_err(wrong)?;
+        let header_hash = *blake3::hash(&bytes).as_bytes();
+        Ok(Self { path: path.to_path_buf(), file, length, header, header_hash })
     }
 
     pub fn path(&self) -> &Path {
@@ -127,8 +170,8 @@ impl TensorFile {
 
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let TensorInfo { name, dtype, shape, begin, end } = self.header.get(name)?;
-        let bytes = self.map.get(self.header.data_start..)?.get(*begin..*end)?;
-        Some(TensorView { name, dtype: *dtype, shape, bytes })
+        let start = (self.header.data_start + begin) as u64;
+        Some(TensorView { name, dtype: *dtype, shape, file: self, start, size: end - begin })
     }
 
     pub fn metadata(&self) -> &BTreeMap<String, String> {
@@ -137,25 +180,48 @@ impl TensorFile {
 
     /// The blake3 hash of the header: which tensors there are, not what is in them.
     pub fn header_hash(&self) -> [u8; 32] {
-        let end = self.header.data_start.min(self.map.len());
-        *blake3::hash(&self.map[..end]).as_bytes()
+        self.header_hash
     }
 
-    /// The whole file.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.map
+    /// Bytes of the whole file.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
     }
 
-    /// Lets go of the pages of some of the file's bytes: they count as this process's memory until then, and are read again
-    /// when they are looked at again.
-    pub(crate) fn release(&self, bytes: &[u8]) {
-        const PAGE: usize = 1 << 16;
-        let start = (bytes.as_ptr() as usize - self.map.as_ptr() as usize).next_multiple_of(PAGE);
-        let end = (bytes.as_ptr() as usize - self.map.as_ptr() as usize + bytes.len()) / PAGE * PAGE;
-        if start < end {
-            // SAFETY: the map is read-only and of a file, so pages that are let go come back with the same bytes.
-            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+    /// Reads `length` bytes from `start` on, a piece at a time.
+    pub(crate) fn pieces<E: From<StoreError>>(
+        &self,
+        start: u64,
+        length: u64,
+        mut each: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut buffer = vec![0; length.min(PIECE as u64) as usize];
+        let mut done = 0;
+        while done < length {
+            let now = (length - done).min(PIECE as u64) as usize;
+            self.read_at(&mut buffer[..now], start + done)?;
+            each(&buffer[..now])?;
+            done += now as u64;
         }
+        Ok(())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], start: u64) -> Result<(), StoreError> {
+        self.file.read_exact_at(buffer, start).map_err(|source| cut_or_failed(&self.path, source))
+    }
+}
+
+fn read_at(file: &File, path: &Path, start: u64, length: u64) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(&mut bytes, start).map_err(|source| cut_or_failed(path, source))?;
+    Ok(bytes)
+}
+
+/// A file that ends before it did when it was opened has been cut since.
+fn cut_or_failed(path: &Path, source: io::Error) -> StoreError {
+    match source.kind() {
+        io::ErrorKind::UnexpectedEof => StoreError::malformed(path, "it became shorter while it was being read"),
+        _ => StoreError::reading(path, source),
     }
 }
 

@@ -237,9 +237,8 @@ impl TrainError {
     /// What kind of thing went wrong.
     pub fn fault(&self) -> Fault {
         match self {
-            TrainError::NotFinite { .. }
-            | TrainError::NotFiniteEvaluation { .. }
-            | TrainError::Model(ModelError::NotANumber { .. }) => Fault::Numbers,
+            TrainError::NotFinite { .. } | TrainError::NotFiniteEvaluation { .. } => Fault::Numbers,
+            TrainError::Model(error) if error.is_about_numbers() => Fault::Numbers,
             TrainError::Group { error, .. } => Fault::of_group(error),
             TrainError::Drifted { .. } => Fault::Peers,
             error if error.is_disk_or_memory() => Fault::DiskOrMemory,

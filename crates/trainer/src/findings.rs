@@ -10,6 +10,7 @@ use finetune_recipe::{Method, Recipe};
 use finetune_store::{Holding, RealDisk, recognize};
 use serde::Serialize;
 
+use crate::date;
 use crate::disk_need::DiskNeed;
 use crate::error::{Fault, TrainError};
 use crate::journal::check_results;
@@ -21,7 +22,6 @@ use crate::prepare::{
     rows_notices, stored_type, total_steps,
 };
 use crate::run_directory::{self, Contents};
-use crate::{date, weights};
 
 /// The findings of `finetune validate`. What could not be found out for a problem is `None`.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -135,7 +135,6 @@ impl Findings {
             return self.keep(ModelConfig::load(directory).map_err(TrainError::from));
         }
         let config = self.keep(Model::check(directory).map_err(TrainError::from))?;
-        self.keep(weights::check(directory));
         Some(config)
     }
 

@@ -40,7 +40,6 @@ mod state;
 mod stragglers;
 mod summary;
 mod train;
-mod weights;
 
 pub use adamw::AdamW;
 pub use copies::COPIES;

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use finetune_dataset::{ChatTokenizer, Dataset, Plan, TextSource, resolve_files, unused_files};
 use finetune_model::adapter::{Adapter, BaseCheck, linear_modules};
+use finetune_model::merge::companion_files;
 use finetune_model::{
     BaseName, FloatType, LoraTargets, Model, ModelConfig, Placement, base_digest, choose, float_type,
 };
 use finetune_recipe::{Length, Method, Recipe, ResultChoice};
-use finetune_store::{Holding, RealDisk, TensorSet, recognize};
+use finetune_store::{Dtype, Holding, RealDisk, TensorSet, recognize};
 
 use crate::copies::bring_newest;
 use crate::date;
@@ -237,7 +238,7 @@ pub(crate) fn has_weights(directory: &Path) -> bool {
 pub fn stored_type(directory: &Path) -> FloatType {
     let dtype = TensorSet::open_model(directory).ok().and_then(|files| {
         let widest = files.names().filter_map(|name| files.get(name)).filter(|view| view.shape.len() == 2);
-        widest.max_by_key(|view| view.bytes.len()).map(|view| view.dtype)
+        widest.max_by_key(|view| view.size()).map(|view| view.dtype)
     });
     dtype.and_then(float_type).unwrap_or(FloatType::F32)
 }
@@ -290,6 +291,10 @@ fn open_model(
     start: Option<Start>,
     placement: &Placement,
 ) -> Result<(Model, String), TrainError> {
+    if start.is_none() {
+        // They go into every checkpoint: better refused now than at the first one.
+        companion_files(directory, Dtype::F32, &[])?;
+    }
     if start.is_none() && !has_weights(directory) {
         let config_hash = finetune_store::hex(&finetune_store::content_hash(&directory.join("config.json"))?);
         let mut model = Model::initialize(directory, recipe.seed, placement)?;

@@ -138,7 +138,8 @@ fn lora_curves_equal_torch() {
                 for name in theirs.names() {
                     let floats = |file: &TensorFile| -> Vec<f64> {
                         let view = file.get(name).unwrap_or_else(|| panic!("{family}: {name}"));
-                        view.bytes
+                        view.bytes()
+                            .expect("the file is whole")
                             .chunks_exact(4)
                             .map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
                             .collect()

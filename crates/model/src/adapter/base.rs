@@ -1,0 +1,168 @@
+//! Which base an adapter was trained on: what it says itself, and what the bytes say.
+
+use std::path::Path;
+
+use finetune_store::{MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, TensorSet, content_hash, hex};
+use serde_json::Value;
+
+use crate::ModelError;
+use crate::adapter::Adapter;
+use crate::load::read_bounded;
+
+/// What adapter_config.json calls the base model: a hub id, or a directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BaseName {
+    pub name: String,
+    pub revision: Option<String>,
+}
+
+/// What an adapter says about its base.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecordedBase {
+    pub name: Option<String>,
+    pub revision: Option<String>,
+    /// [`base_digest`] of the base, where this program trained the adapter.
+    pub digest: Option<String>,
+}
+
+/// What a comparison with a base came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BaseCheck {
+    Same,
+    /// The adapter does not say enough.
+    Unknown,
+    /// The name or the settings differ: to be said.
+    OtherName(String),
+    /// These are other weights: to be refused unless forced.
+    Other(String),
+}
+
+/// Largest trainer_state.json that is read, in bytes.
+const STATE_LIMIT: u64 = 16 << 20;
+
+/// What identifies a base model: the digest of its weights (all bytes of all files) and the hash of its config.json, joined
+/// by a colon. Reads everything.
+pub fn base_digest(directory: &Path) -> Result<String, ModelError> {
+    let config = hex(&content_hash(&directory.join("config.json"))?);
+    Ok(format!("{}:{config}", TensorSet::open_model(directory)?.digest()?))
+}
+
+impl RecordedBase {
+    /// From an adapter's or a checkpoint's directory and its adapter_config.json.
+    pub(super) fn read(directory: &Path, config: &Value) -> RecordedBase {
+        let text = |key: &str| config.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+        // mlx-lm calls it `model`.
+        let name = text("base_model_name_or_path").or(text("model"));
+        RecordedBase {
+            name: name.map(str::to_owned),
+            revision: text("revision").map(str::to_owned),
+            digest: manifest_digest(directory).or_else(|| state_digest(directory)),
+        }
+    }
+}
+
+/// What is said of the base in a manifest. One that cannot be read says nothing: whether the directory is whole is asked
+/// elsewhere.
+fn manifest_digest(directory: &Path) -> Option<String> {
+    let path = directory.join(MANIFEST_NAME);
+    let bytes = read_bounded(&path, MAX_MANIFEST_BYTES).ok()?;
+    let manifest = Manifest::parse(&path, &bytes).ok()?;
+    of_weights(manifest.field("base_digest")?)
+}
+
+fn state_digest(directory: &Path) -> Option<String> {
+    let bytes = read_bounded(&directory.join("trainer_state.json"), STATE_LIMIT).ok()?;
+    let state: Value = serde_json::from_slice(&bytes).ok()?;
+    of_weights(&state["identity"]["model"])
+}
+
+/// Weights that were made from a seed have no digest.
+fn of_weights(value: &Value) -> Option<String> {
+    value.as_str().filter(|digest| digest.contains(':') && !digest.starts_with("fresh:")).map(str::to_owned)
+}
+
+impl Adapter {
+    /// Whether a model directory is the base that the adapter was trained on, as far as the adapter says. Reads all weights
+    /// where it knows their digest.
+    pub fn check_base(&self, base: &Path) -> Result<BaseCheck, ModelError> {
+        if let Some(recorded) = &self.base.digest {
+            let found = base_digest(base)?;
+            let weights = |digest: &str| digest.split(':').next().unwrap_or_default().to_owned();
+            return Ok(if *recorded == found {
+                BaseCheck::Same
+            } else if weights(recorded) == weights(&found) {
+                let base = base.display();
+                BaseCheck::OtherName(format!("{base}/config.json is not what it was when the adapter was trained"))
+            } else {
+                BaseCheck::Other(self.describe_other(base))
+            });
+        }
+        let Some(name) = &self.base.name else { return Ok(BaseCheck::Unknown) };
+        Ok(match (same_directory(name, base), may_be(name, self.base.revision.as_deref(), base)) {
+            (true, _) => BaseCheck::Same,
+            (false, true) => BaseCheck::Unknown,
+            (false, false) => {
+                BaseCheck::OtherName(format!("the adapter names `{name}` as its base, not {}", base.display()))
+            }
+        })
+    }
+
+    fn describe_other(&self, base: &Path) -> String {
+        let named = self.base.name.as_ref().map_or(String::new(), |name| format!(" (it names `{name}`)"));
+        format!("the adapter was trained on other weights than those of {}{named}", base.display())
+    }
+}
+
+fn same_directory(name: &str, base: &Path) -> bool {
+    match (Path::new(name).canonicalize(), base.canonicalize()) {
+        (Ok(named), Ok(base)) => named == base,
+        _ => false,
+    }
+}
+
+/// Whether a name can be meant for this directory: the end of both is the same, the directory is the name's snapshot in the
+/// Hugging Face cache (of the recorded commit, if one is), or its config.json was written under that name.
+fn may_be(name: &str, revision: Option<&str>, base: &Path) -> bool {
+    let base = base.canonicalize().unwrap_or_else(|_| base.to_owned());
+    let parts: Vec<&str> = base.iter().filter_map(|part| part.to_str()).collect();
+    if let Some(place) = parts.iter().rposition(|part| part.starts_with("models--")) {
+        let id = parts[place].trim_start_matches("models--").replacen("--", "/", 1);
+        let commit = parts.get(place + 2).copied();
+        let is_commit = |text: &str| text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let other_commit = revision.is_some_and(|revision| is_commit(revision) && commit != Some(revision));
+        return id.eq_ignore_ascii_case(name) && !other_commit;
+    }
+    let last = |text: &str| text.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_lowercase();
+    let own = parts.last().copied().unwrap_or_default();
+    if !last(name).is_empty() && last(name) == own.to_lowercase() {
+        return true;
+    }
+    let config = read_bounded(&base.join("config.json"), crate::config::LIMIT).unwrap_or_default();
+    let config: Value = serde_json::from_slice(&config).unwrap_or_default();
+    config["_name_or_path"].as_str() == Some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// (name, revision, directory, whether they can be the same)
+    #[test]
+    fn names_that_can_mean_a_directory() {
+        let commit = "0123456789012345678901234567890123456789";
+        let snapshot = format!("/cache/models--Qwen--Qwen3-0.6B/snapshots/{commit}");
+        let other = "f".repeat(40);
+        for (name, revision, directory, want) in [
+            ("Qwen/Qwen3-0.6B", None, "/models/Qwen3-0.6B", true),
+            ("/old/place/qwen3-0.6b/", None, "/models/Qwen3-0.6B", true),
+            ("Qwen/Qwen3-1.7B", None, "/models/Qwen3-0.6B", false),
+            ("Qwen/Qwen3-0.6B", None, snapshot.as_str(), true),
+            ("Qwen/Qwen3-0.6B", Some(commit), snapshot.as_str(), true),
+            ("Qwen/Qwen3-0.6B", Some("main"), snapshot.as_str(), true),
+            ("Qwen/Qwen3-0.6B", Some(other.as_str()), snapshot.as_str(), false),
+            ("other/Qwen3-0.6B", None, snapshot.as_str(), false),
+        ] {
+            assert_eq!(may_be(name, revision, Path::new(directory)), want, "{name} {revision:?} {directory}");
+        }
+    }
+}

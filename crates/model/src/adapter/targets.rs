@@ -1,0 +1,102 @@
+//! Which modules the settings of an adapter name.
+
+use fancy_regex::Regex;
+
+use crate::ModelError;
+use crate::lora::{full_match, is_all_linear, is_match, is_named, layer_of};
+
+/// Modules by a list of names (whole, or the end after a dot), or by a pattern over the whole name.
+pub(super) enum Named {
+    All,
+    Pattern(String, Regex),
+    List(Vec<String>),
+}
+
+impl Named {
+    /// A text is a pattern, but for the one word that means every linear layer.
+    pub(super) fn text(text: &str) -> Result<Named, ModelError> {
+        if is_all_linear(text) { Ok(Named::All) } else { Ok(Named::Pattern(text.to_owned(), full_match(text)?)) }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        match self {
+            Named::All => false,
+            Named::Pattern(text, _) => text.is_empty(),
+            Named::List(names) => names.is_empty(),
+        }
+    }
+
+    fn contains(&self, module: &str) -> bool {
+        match self {
+            Named::All => true,
+            Named::Pattern(_, regex) => is_match(regex, module),
+            Named::List(names) => names.iter().any(|name| is_named(module, name)),
+        }
+    }
+
+    /// The names that none of the modules has.
+    pub(super) fn idle(&self, modules: &[String]) -> Vec<String> {
+        match self {
+            Named::All => Vec::new(),
+            Named::Pattern(text, _) if modules.iter().any(|module| self.contains(module)) || text.is_empty() => {
+                Vec::new()
+            }
+            Named::Pattern(text, _) => vec![text.clone()],
+            Named::List(names) => {
+                let is_idle = |name: &&String| !modules.iter().any(|module| is_named(module, name));
+                names.iter().filter(is_idle).cloned().collect()
+            }
+        }
+    }
+}
+
+/// The branches that the settings ask for.
+pub(super) enum Targets {
+    /// Those that the file has.
+    Unsaid,
+    /// PEFT's. `layers`: how a module's layer number is found, and the numbers that count.
+    Chosen { chosen: Named, excluded: Option<Named>, layers: Option<(Vec<Regex>, Vec<u64>)> },
+    /// mlx-lm's: layers from `first` on, and in them the modules of these names; any where there are no names.
+    Last { first: usize, keys: Option<Vec<String>> },
+}
+
+impl Targets {
+    /// The last `count` layers of a model with these linear layers; all where there is no count.
+    pub(super) fn last_layers(modules: &[String], count: Option<usize>, keys: Option<Vec<String>>) -> Targets {
+        let layers = modules.iter().filter_map(|module| layer_of(module)).max().map_or(0, |last| last + 1);
+        Targets::Last { first: count.map_or(0, |count| layers.saturating_sub(count)), keys }
+    }
+
+    /// Whether there should be a branch on the module; `None` where nothing is said of it.
+    pub(super) fn contain(&self, module: &str) -> Option<bool> {
+        match self {
+            Targets::Unsaid => None,
+            Targets::Chosen { chosen, excluded, layers } => {
+                if excluded.as_ref().is_some_and(|excluded| excluded.contains(module)) || !chosen.contains(module) {
+                    return Some(false);
+                }
+                // A name in full is meant, whatever its layer.
+                let in_full = matches!(chosen, Named::List(names) if names.iter().any(|name| name == module));
+                let Some((number_of, numbers)) = layers.as_ref().filter(|_| !in_full) else { return Some(true) };
+                Some(layer_number(number_of, module).is_some_and(|number| numbers.contains(&number)))
+            }
+            Targets::Last { first, keys } => {
+                let inside = layer_of(module).is_some_and(|layer| layer >= *first);
+                match keys {
+                    // mlx-lm's own choice has changed from version to version.
+                    None => (!inside).then_some(false),
+                    Some(keys) => {
+                        let within = module.splitn(4, '.').nth(3).unwrap_or_default();
+                        Some(keys.iter().any(|key| key == module || (inside && key == within)))
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The number of a module's layer, by the first of the patterns that finds one.
+pub(super) fn layer_number(number_of: &[Regex], module: &str) -> Option<u64> {
+    let captured = number_of.iter().find_map(|regex| regex.captures(module).ok().flatten())?;
+    captured.get(1)?.as_str().parse().ok()
+}

@@ -1,0 +1,150 @@
+//! The files of a model directory that go along with its weights: configs, tokenizer, templates, licenses.
+
+use std::path::Path;
+
+use finetune_store::{Dtype, Operation, SafeName, StoreError, stays_inside};
+use serde_json::Value;
+
+use crate::load::{read_bounded, read_text};
+use crate::{ModelConfig, ModelError};
+
+/// Files of these names go along unchanged.
+const COMPANIONS: [&str; 17] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tekken.json",
+    "params.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+];
+
+/// And files whose names begin like this, in any case: terms are to be passed on with what they are for.
+const BEGINNINGS: [&str; 10] = [
+    "tokenizer.model",
+    "license",
+    "licence",
+    "notice",
+    "use_policy",
+    "acceptable_use",
+    "copying",
+    "copyright",
+    "terms",
+    "third_party",
+];
+
+/// What holds weights, in one form or another: nobody misses it beside the new weights.
+const WEIGHTS: [&str; 11] = [
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin",
+    ".bin.index.json",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".onnx",
+];
+
+/// Largest companion that is copied, in bytes: tokenizers have up to about 40 MB.
+const LIMIT: u64 = 256 << 20;
+
+fn is_companion(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    let begins = BEGINNINGS.iter().any(|beginning| lower.starts_with(beginning)) || lower.ends_with(".tiktoken");
+    (COMPANIONS.contains(&name) || begins) && SafeName::parse(name).is_ok()
+}
+
+/// config.json with the number type of the weights, and every file of the base that goes along with them. `text` takes the
+/// place of the base's files of the same names: what a training changed about tokenizer, template and end tokens. A link
+/// that leads out of the directory is refused.
+pub fn companion_files(
+    base: &Path,
+    dtype: Dtype,
+    text: &[(String, Vec<u8>)],
+) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
+    let mut files = vec![("config.json".to_owned(), config_json(base, dtype)?)];
+    for name in entries(base)?.into_iter().filter(|name| is_companion(name)) {
+        let path = base.join(&name);
+        let is_replaced = text.iter().any(|(other, _)| *other == name);
+        if is_replaced || !path.is_file() {
+            continue;
+        }
+        stays_inside(base, &path)?;
+        files.push((name, read_bounded(&path, LIMIT)?));
+    }
+    replace_files(&mut files, text);
+    Ok(files)
+}
+
+/// Puts files in the place of those of the same names, and adds the others. A template in a file of its own makes the older
+/// `chat_template.json` wrong.
+pub fn replace_files(files: &mut Vec<(String, Vec<u8>)>, text: &[(String, Vec<u8>)]) {
+    let has = |name: &str| text.iter().any(|(other, _)| other == name);
+    let has_template = has("chat_template.jinja");
+    files.retain(|(name, _)| !has(name) && !(has_template && name == "chat_template.json"));
+    files.extend(text.iter().cloned());
+}
+
+/// Names of files and folders of the base that do not go along, and are no form of its weights; folders end in a slash.
+pub fn left_out(base: &Path) -> Vec<String> {
+    let names = entries(base).unwrap_or_default().into_iter().filter(|name| {
+        let ours = ["config.json", finetune_store::MANIFEST_NAME].contains(&name.as_str());
+        let weights = WEIGHTS.iter().any(|ending| name.ends_with(ending));
+        !ours && !weights && !name.starts_with('.')
+    });
+    let mut left = Vec::new();
+    for name in names {
+        let path = base.join(&name);
+        if path.is_dir() {
+            left.push(format!("{name}/"));
+        } else if !is_companion(&name) {
+            left.push(name);
+        }
+    }
+    left
+}
+
+fn config_json(base: &Path, dtype: Dtype) -> Result<Vec<u8>, ModelError> {
+    let path = base.join("config.json");
+    let text = read_text(&path, crate::config::LIMIT)?;
+    stays_inside(base, &path)?;
+    let malformed = |error: serde_json::Error| ModelError::Malformed { path: path.clone(), what: error.to_string() };
+    let mut config: Value = serde_json::from_str(&text).map_err(malformed)?;
+    // The spelling that the directory uses already; transformers reads both.
+    let key = if config.get("torch_dtype").is_some() { "torch_dtype" } else { "dtype" };
+    config[key] = Value::from(match dtype {
+        Dtype::BF16 => "bfloat16",
+        Dtype::F16 => "float16",
+        _ => "float32",
+    });
+    // Tied by the letter, but with an output layer of its own: not every reader finds that out by itself.
+    let says_tied = config.get("tie_word_embeddings") == Some(&Value::Bool(true));
+    if says_tied && !ModelConfig::load(base)?.tied_embeddings {
+        config["tie_word_embeddings"] = Value::Bool(false);
+    }
+    Ok(serde_json::to_vec_pretty(&config).expect("a JSON value can be written"))
+}
+
+/// Names in a directory, sorted; those that are not UTF-8 are nobody's companions.
+fn entries(directory: &Path) -> Result<Vec<String>, ModelError> {
+    let failed = |source| StoreError::io(directory, Operation::List, 0, source);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        names.extend(entry.map_err(failed)?.file_name().into_string());
+    }
+    names.sort();
+    Ok(names)
+}

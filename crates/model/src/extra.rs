@@ -1,0 +1,82 @@
+//! Tensors of a model's files that its config does not ask for.
+//!
+//! transformers lists them and goes on. So does this, but where the tensor would take part in the arithmetic of a decoder
+//! (a bias, a norm, another layer, scales of packed weights) config and weights do not belong together.
+
+use finetune_store::{TensorSet, TensorView};
+
+use crate::ModelError;
+use crate::config::ModelConfig;
+use crate::load::to_f32;
+use crate::weights::expected_tensors;
+
+enum Extra {
+    /// It says nothing new.
+    Known,
+    /// Nothing here uses it.
+    Unused,
+    /// The model that it was made for computes with it.
+    Meant,
+}
+
+/// Names of the extra tensors that are passed over; an error for one that is not.
+pub(crate) fn passed_over(
+    files: &TensorSet,
+    config: &ModelConfig,
+    directory: &std::path::Path,
+) -> Result<Vec<String>, ModelError> {
+    let expected = expected_tensors(config);
+    let known: std::collections::BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    let (mut unused, mut meant) = (Vec::new(), Vec::new());
+    for view in files.names().filter(|name| !known.contains(name)).filter_map(|name| files.get(name)) {
+        match kind(&view, config)? {
+            Extra::Known => {}
+            Extra::Unused => unused.push(view.name.to_owned()),
+            Extra::Meant => meant.push(view.name.to_owned()),
+        }
+    }
+    match meant.as_slice() {
+        [] => Ok(unused),
+        [first, rest @ ..] => {
+            let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
+            let (path, family) = (directory.to_owned(), config.family.architecture());
+            Err(ModelError::ExtraTensor { path, name: first.clone(), family, more })
+        }
+    }
+}
+
+fn kind(view: &TensorView<'_>, config: &ModelConfig) -> Result<Extra, ModelError> {
+    let name = view.name;
+    // A tied output layer stored a second time: `ModelConfig::load` has compared them.
+    if config.tied_embeddings && name == "lm_head.weight" {
+        return Ok(Extra::Known);
+    }
+    if view.size() == 0 {
+        return Ok(Extra::Unused);
+    }
+    if name.ends_with(".rotary_emb.inv_freq") {
+        return Ok(if are_frequencies(view, config)? { Extra::Known } else { Extra::Unused });
+    }
+    let inside = name.starts_with("model.") || name.starts_with("lm_head.");
+    let last = name.rsplit('.').next().unwrap_or(name);
+    // Causal masks of old exports are called `bias` and have four dimensions.
+    let is_mask = last == "bias" && view.shape.len() > 2;
+    Ok(if inside && is_parameter(last) && !is_mask { Extra::Meant } else { Extra::Unused })
+}
+
+/// Whether a tensor of this name is one that outputs depend on: weights and biases, and the parts of packed ones.
+fn is_parameter(last: &str) -> bool {
+    const PACKED: [&str; 8] = ["qweight", "qzeros", "scales", "biases", "g_idx", "absmax", "blocks", "quant_map"];
+    last == "weight" || last == "bias" || last.starts_with("weight_") || PACKED.contains(&last)
+}
+
+/// Whether the rotary frequencies that old exports carry are those of the config, as far as 16 bits tell.
+fn are_frequencies(view: &TensorView<'_>, config: &ModelConfig) -> Result<bool, ModelError> {
+    let own = config.rope_frequencies();
+    if view.size() / view.dtype.size() != own.len() || crate::load::float_type(view.dtype).is_none() {
+        return Ok(false);
+    }
+    let stored = to_f32(view)?;
+    // 2^-7: one unit in the last place of bf16; 1e-7: what f16 rounds small ones to.
+    Ok(stored.iter().zip(&own).all(|(a, b)| (a - b).abs() <= b.abs() / 128.0 + 1e-7))
+}

@@ -1,0 +1,96 @@
+//! Numbers that are not finite, found as weights pass by.
+
+use finetune_store::{Dtype, TensorSet, TensorView};
+use rayon::prelude::*;
+
+use crate::ModelError;
+use crate::config::ModelConfig;
+use crate::weights::expected_tensors;
+
+/// Bytes that one task looks at: they fit into a processor's cache.
+const PIECE: usize = 1 << 18;
+
+/// The first element of little-endian numbers that is NaN or infinite; `None` where there is none, or the type has no such.
+pub(crate) fn first_not_finite(bytes: &[u8], dtype: Dtype) -> Option<usize> {
+    // All bits of the exponent set.
+    match dtype {
+        Dtype::F32 => find(bytes, |element: [u8; 4]| u32::from_le_bytes(element) & 0x7f80_0000 == 0x7f80_0000),
+        Dtype::BF16 => find(bytes, |element: [u8; 2]| u16::from_le_bytes(element) & 0x7f80 == 0x7f80),
+        Dtype::F16 => find(bytes, |element: [u8; 2]| u16::from_le_bytes(element) & 0x7c00 == 0x7c00),
+        _ => None,
+    }
+}
+
+fn find<const N: usize>(bytes: &[u8], is_bad: impl Fn([u8; N]) -> bool + Sync) -> Option<usize> {
+    let piece = bytes.par_chunks(PIECE).enumerate().find_map_first(|(n, piece)| {
+        let (elements, _) = piece.as_chunks::<N>();
+        // To the end in any case: a loop without an exit is done many elements at a time.
+        let bad = elements.iter().fold(false, |bad, &element| bad | is_bad(element));
+        bad.then_some(n)
+    })?;
+    let start = piece * PIECE;
+    let (elements, _) = bytes[start..].as_chunks::<N>();
+    elements.iter().position(|&element| is_bad(element)).map(|element| start / N + element)
+}
+
+/// Refuses numbers that are not finite among bytes of a tensor that begin at element `start`.
+pub(crate) fn expect_finite(view: &TensorView<'_>, bytes: &[u8], start: usize) -> Result<(), ModelError> {
+    match first_not_finite(bytes, view.dtype) {
+        None => Ok(()),
+        Some(element) => Err(ModelError::NotFinite {
+            path: view.path().to_owned(),
+            name: view.name.to_owned(),
+            element: start + element,
+            after: String::new(),
+        }),
+    }
+}
+
+/// Reads every tensor of the config, and refuses one with a number that is not finite.
+pub(crate) fn expect_all_finite(files: &TensorSet, config: &ModelConfig) -> Result<(), ModelError> {
+    for view in expected_tensors(config).iter().filter_map(|(name, _)| files.get(name)) {
+        let mut start = 0;
+        view.pieces(|piece| {
+            expect_finite(&view, piece, start)?;
+            start += piece.len() / view.dtype.size();
+            Ok::<(), ModelError>(())
+        })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In every type, at the edges of pieces, whatever the sign; the largest finite number and zero are none.
+    #[test]
+    fn the_first_is_found() {
+        let count = PIECE + 7;
+        let f32s = |bits: u32| bits.to_le_bytes().to_vec();
+        let halves = |bits: u16| bits.to_le_bytes().to_vec();
+        for (dtype, bad, fine) in [
+            (
+                Dtype::F32,
+                vec![f32s(0x7f80_0000), f32s(0xff80_0000), f32s(0x7fc0_0000), f32s(0x7f80_0001)],
+                f32s(0x7f7f_ffff),
+            ),
+            (Dtype::BF16, vec![halves(0x7f80), halves(0xff80), halves(0xffc1)], halves(0xff7f)),
+            (Dtype::F16, vec![halves(0x7c00), halves(0xfc00), halves(0x7e00)], halves(0x7bff)),
+        ] {
+            let good = fine.repeat(count);
+            assert_eq!(first_not_finite(&good, dtype), None, "{dtype}");
+            let size = fine.len();
+            for bad in bad {
+                for place in [0, 1, PIECE / size - 1, PIECE / size, count - 1] {
+                    let mut bytes = good.clone();
+                    for place in [place, count - 1] {
+                        bytes[place * size..(place + 1) * size].copy_from_slice(&bad);
+                    }
+                    assert_eq!(first_not_finite(&bytes, dtype), Some(place), "{dtype} {bad:?}");
+                }
+            }
+        }
+        assert_eq!(first_not_finite(&[0xff; 8], Dtype::I64), None);
+    }
+}
