@@ -145,7 +145,7 @@ impl Conversation<'_> {
         let is_sampled = |index: usize| {
             index < SAMPLED_ENDS
                 || index + SAMPLED_ENDS >= turns.len()
-                || index % stride == 0
+                || index.is_multiple_of(stride)
                 || places[index].is_none()
         };
         let mut spans: Vec<Option<Range<usize>>> = vec![None; turns.len()];

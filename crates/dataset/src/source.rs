@@ -63,9 +63,8 @@ fn check_tag(tag: &str) -> Result<(), (usize, String)> {
             b'"' | b'\'' => place = string_end(bytes, start),
             b'(' | b'[' | b'{' => chains.push((length, length)),
             b')' | b']' | b'}' => {
-                if chains.len() > 1 {
-                    chains.pop();
-                }
+                // The outermost stays.
+                chains.truncate(chains.len().saturating_sub(1).max(1));
             }
             b',' => {
                 chains.pop();

@@ -31,7 +31,7 @@ pub(crate) fn panel(run: &Run) -> [String; 2] {
     let parts = if at_once < batch { format!(" ({at_once} at a time)") } else { String::new() };
     let epochs = run.steps as f64 / run.plan.steps_per_epoch().max(1) as f64;
     let passes = match epochs {
-        one if one == 1.0 => "1 pass".to_owned(),
+        1.0 => "1 pass".to_owned(),
         whole if whole.fract() == 0.0 => format!("{} passes", thousands(whole as u64)),
         part => format!("{part:.1} passes"),
     };

@@ -166,7 +166,7 @@ impl Adapter {
             let all: Vec<String> = self.targets.iter().map(of).collect();
             let count = |value: &String| all.iter().filter(|other| *other == value).count();
             let most = all.iter().map(count).max().unwrap_or(0);
-            all.iter().find(|value| count(*value) == most).cloned().unwrap_or_default()
+            all.iter().find(|value| count(value) == most).cloned().unwrap_or_default()
         };
         let (usual_rank, usual_alpha) = (usual(rank_text), usual(alpha_text));
         lines.push(format!("rank = {usual_rank}"));

@@ -94,7 +94,7 @@ pub fn companion_files(
 pub fn replace_files(files: &mut Vec<(String, Vec<u8>)>, text: &[(String, Vec<u8>)]) {
     let has = |name: &str| text.iter().any(|(other, _)| other == name);
     let has_template = has("chat_template.jinja");
-    files.retain(|(name, _)| !has(name) && !(has_template && name == "chat_template.json"));
+    files.retain(|(name, _)| !(has(name) || has_template && name == "chat_template.json"));
     files.extend(text.iter().cloned());
 }
 

@@ -265,7 +265,7 @@ impl Reader<'_> {
         let Some(value) = self.get("eos_token_id") else { return Ok(()) };
         let list = std::slice::from_ref(value);
         let ids = value.as_array().map_or(list, Vec::as_slice);
-        match ids.iter().find(|id| !id.as_u64().is_some_and(|id| id < vocabulary as u64)) {
+        match ids.iter().find(|id| id.as_u64().is_none_or(|id| id >= vocabulary as u64)) {
             None => Ok(()),
             Some(id) => {
                 let what = format!("`eos_token_id` = {id} is no token of the vocabulary of {vocabulary}");

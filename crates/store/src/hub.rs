@@ -127,6 +127,7 @@ mod tests {
     /// (variables, the cache)
     #[test]
     fn the_cache_is_where_huggingface_hub_has_it() {
+        #[expect(clippy::type_complexity, reason = "a table of cases")]
         let cases: [(&[(&str, &str)], Option<&str>); 9] = [
             (&[("HOME", "/h")], Some("/h/.cache/huggingface/hub")),
             (&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")], Some("/x/huggingface/hub")),

@@ -154,6 +154,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let victim = directory.path().join("victim");
         let text = "years of work, 14 of them in one file\n";
+        #[expect(clippy::type_complexity, reason = "a table of cases")]
         let cases: [(fn(&Path, &Path), &str); 5] = [
             (|lock, victim| std::os::unix::fs::symlink(victim, lock).unwrap(), "it is a link"),
             (|lock, _| std::os::unix::fs::symlink("nowhere", lock).unwrap(), "it is a link"),

@@ -11,6 +11,9 @@ use finetune_store::{StoreError, human_bytes};
 pub enum TrainError {
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// Numbers that are not finite in the file of a base model: bad input, and no fault of training.
+    #[error("{0}")]
+    BadBase(ModelError),
     #[error(transparent)]
     Dataset(#[from] DatasetError),
     #[error(transparent)]
@@ -147,10 +150,18 @@ impl TrainError {
         }
     }
 
+    /// What is wrong with the base model that a run is to begin with.
+    pub(crate) fn of_base(error: ModelError) -> TrainError {
+        match error {
+            ModelError::NotFinite { .. } => TrainError::BadBase(error),
+            error => TrainError::Model(error),
+        }
+    }
+
     /// What to do next.
     pub fn hints(&self) -> Vec<String> {
         match self {
-            TrainError::Model(error) => error.hints(),
+            TrainError::Model(error) | TrainError::BadBase(error) => error.hints(),
             TrainError::Dataset(error) => error.hints(),
             TrainError::Store(error) => error.hints(),
             TrainError::NotFinite { rows, more, ways, .. } => {

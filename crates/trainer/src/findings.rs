@@ -134,7 +134,7 @@ impl Findings {
         if recipe.train.method == Method::Full && !has_weights(directory) {
             return self.keep(ModelConfig::load(directory).map_err(TrainError::from));
         }
-        let config = self.keep(Model::check(directory).map_err(TrainError::from))?;
+        let config = self.keep(Model::check(directory).map_err(TrainError::of_base))?;
         Some(config)
     }
 

@@ -113,6 +113,7 @@ mod tests {
     #[test]
     fn what_may_change_is_said_and_the_rest_refused() {
         let before = identity(&[("seed", "1"), ("optimizer.learning_rate", "1e30"), ("train.max_grad_norm", "0.0")]);
+        #[expect(clippy::type_complexity, reason = "a table of cases")]
         let cases: [(&[(&str, &str)], &[&str], &[&str]); 4] = [
             (&[("seed", "1"), ("optimizer.learning_rate", "1e30"), ("train.max_grad_norm", "0.0")], &[], &[]),
             (

@@ -131,7 +131,7 @@ fn early_stopping(recipe: &Recipe, eval: Option<&Dataset>, plan: &Plan, steps: u
     let (patience, _) = recipe.eval.early_stopping_patience.zip(eval)?;
     // The last evaluation ends the run anyway, and the first is the best so far.
     let every = recipe.eval.every;
-    let before_the_last = if every == 0 { 0 } else { steps.saturating_sub(1) / every };
+    let before_the_last = steps.saturating_sub(1).checked_div(every).unwrap_or(0);
     (before_the_last <= patience).then(|| {
         format!(
             "early stopping cannot act: there are {} of held-back rows before the last step, and eval.early_stopping_patience = \

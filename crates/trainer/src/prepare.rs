@@ -301,7 +301,7 @@ fn open_model(
         model.train_all();
         return Ok((model, format!("fresh:{config_hash}")));
     }
-    let mut model = Model::load(directory, placement)?;
+    let mut model = Model::load(directory, placement).map_err(TrainError::of_base)?;
     let digest = base_digest(directory)?;
     let Some(Start { targets, values, .. }) = start else {
         model.train_all();

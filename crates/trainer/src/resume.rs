@@ -51,6 +51,7 @@ pub(crate) fn check_argument(resume: &Resume, checkpoints: &Path) -> Result<(), 
 
 /// The newest checkpoint of a run's folder of checkpoints that verifies and is what its name says, with its step; and why
 /// newer ones were passed over, a line each.
+#[expect(clippy::type_complexity, reason = "three things that are used once, together")]
 pub fn newest_checkpoint(checkpoints: &Path) -> Result<(Option<(u64, PathBuf)>, Vec<String>), TrainError> {
     let mut passed_over = Vec::new();
     let found = newest(&RealDisk, checkpoints, &mut passed_over)?;

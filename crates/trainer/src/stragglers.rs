@@ -121,6 +121,7 @@ mod tests {
 
     #[test]
     fn what_a_step_would_take_without_it() {
+        #[expect(clippy::type_complexity, reason = "a table of cases")]
         let cases: [(&[f64], f64, Deal, usize, Option<f64>); 5] = [
             // Two machines with equal shares: the fast one would have twice as much to do.
             (&[0.5, 4.0], 4.5, Deal::even(2, 2), 1, Some(1.5)),

@@ -88,7 +88,8 @@ fn sequences_at_random() {
                     state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     // Half of them from the last ones, which are words: else all is bytes.
                     let number = state >> 33;
-                    let id = if number % 2 == 0 { tokens - 1 - (number / 2) % 8 } else { (number / 2) % tokens };
+                    let id =
+                        if number.is_multiple_of(2) { tokens - 1 - (number / 2) % 8 } else { (number / 2) % tokens };
                     id as u32
                 })
                 .collect();

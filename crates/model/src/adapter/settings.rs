@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::ModelError;
 use crate::adapter::place::{Form, Place};
-use crate::adapter::targets::{Named, Targets};
+use crate::adapter::targets::{Layers, Named, Targets};
 use crate::error::list;
 use crate::load::read_text;
 use crate::lora::{LoraTarget, ending, is_match};
@@ -274,7 +274,7 @@ impl Reader<'_> {
         chosen: &Named,
         modules: &[String],
         notices: &mut Vec<String>,
-    ) -> Result<Option<(Vec<Regex>, Vec<u64>)>, ModelError> {
+    ) -> Result<Option<Layers>, ModelError> {
         let wrong = || self.malformed("`layers_to_transform` should be a number or a list of numbers".to_owned());
         let numbers: Vec<u64> = match self.object.get("layers_to_transform") {
             None | Some(Value::Null) => Vec::new(),

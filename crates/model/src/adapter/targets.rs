@@ -50,12 +50,16 @@ impl Named {
     }
 }
 
+/// How a module's layer number is found, and the numbers that count.
+pub(super) type Layers = (Vec<Regex>, Vec<u64>);
+
 /// The branches that the settings ask for.
+#[expect(clippy::large_enum_variant, reason = "there is one of them at a time")]
 pub(super) enum Targets {
     /// Those that the file has.
     Unsaid,
     /// PEFT's. `layers`: how a module's layer number is found, and the numbers that count.
-    Chosen { chosen: Named, excluded: Option<Named>, layers: Option<(Vec<Regex>, Vec<u64>)> },
+    Chosen { chosen: Named, excluded: Option<Named>, layers: Option<Layers> },
     /// mlx-lm's: layers from `first` on, and in them the modules of these names; any where there are no names.
     Last { first: usize, keys: Option<Vec<String>> },
 }
