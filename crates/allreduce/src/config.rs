@@ -1,5 +1,6 @@
 //! How to join a group.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::devices::DeviceMatrix;
@@ -46,6 +47,16 @@ pub struct Config {
     pub timeout: Duration,
     /// How long ranks wait for each other at the start.
     pub join_timeout: Duration,
+    /// Ranks listen at all addresses of their machines, whatever address the others call them by. Without it rank 0 listens
+    /// at the rendezvous alone. The token guards the door either way; without a token this is ignored.
+    pub everywhere: bool,
+    /// Ports at which ranks above 0 listen, first and last: the first free one. None: any.
+    pub ports: Option<(u16, u16)>,
+    /// Addresses of this rank's machine at which others may reach it, the likeliest first. Those of its network interfaces
+    /// need not be among them.
+    pub addresses: Vec<IpAddr>,
+    /// Who started this rank, for messages: "srun", "RANK and WORLD_SIZE". May be empty.
+    pub started_by: String,
     /// Longest time without any progress in an operation while every rank is alive.
     pub operation_timeout: Duration,
     /// How TCP connections are used.
@@ -83,6 +94,10 @@ impl Config {
             topology: None,
             timeout: Duration::from_secs(5),
             join_timeout: Duration::from_secs(60),
+            everywhere: false,
+            ports: None,
+            addresses: Vec::new(),
+            started_by: String::new(),
             operation_timeout: Duration::from_secs(600),
             tcp: TcpOptions::default(),
             rdma: RdmaOptions::default(),
@@ -108,6 +123,11 @@ impl Config {
         let RdmaOptions { devices, reliable, strict } = rdma;
         let devices = devices.as_ref().map(DeviceMatrix::to_json);
         format!("{backend:?} {topology:?} {timeout:?} {streams} {frame_bytes} {devices:?} {reliable} {strict}")
+    }
+
+    /// Whether this rank listens at all addresses of its machine.
+    pub(crate) fn listens_everywhere(&self) -> bool {
+        self.everywhere && !self.secret.is_loopback_only()
     }
 
     pub(crate) fn check(&self) -> Result<(), JoinError> {

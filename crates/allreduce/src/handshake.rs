@@ -16,7 +16,7 @@
 //! last moment, because too many are at it, would think that it is in.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -47,11 +47,28 @@ pub(crate) enum Purpose {
         pid: u32,
         /// What all ranks have to agree on: a name and a digest each.
         claims: Vec<(String, String)>,
+        /// The addresses of its machine that it knows of, the likeliest first.
+        #[serde(default)]
+        addresses: Vec<IpAddr>,
     },
-    /// The control connection between two ranks of a group.
-    Control { session: u64 },
+    /// The control connection between two ranks of a group. `to`: who is meant; an address can lead to another machine than
+    /// the one that gave it.
+    Control { session: u64, to: usize },
     /// A data connection of a group.
-    Data { session: u64, stream: usize },
+    Data { session: u64, stream: usize, to: usize },
+    /// To tell rank 0 that this rank cannot reach `peer`; `tried` says where and what came of it.
+    GaveUp { session: u64, peer: usize, tried: String },
+}
+
+impl Purpose {
+    /// The rank that is called, where the caller says it.
+    pub(crate) fn to(&self) -> Option<usize> {
+        match self {
+            Purpose::Control { to, .. } | Purpose::Data { to, .. } => Some(*to),
+            Purpose::GaveUp { .. } => Some(0),
+            Purpose::Join { .. } => None,
+        }
+    }
 }
 
 /// The caller's first words.

@@ -4,6 +4,7 @@
 //! session number. Then each rank calls those below it, once for control and once per data stream, and waits for those
 //! above it. Every connection starts with the handshake of `handshake.rs`.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::handshake::{HANDSHAKE_TIME, HandshakeError, Purpose, Trusted, call};
+use crate::interfaces;
 use crate::join_error::JoinError;
 use crate::lobby::{self, Arrival, Lobby};
 use crate::notice::Notice;
@@ -20,6 +22,12 @@ use crate::secret::random_bytes;
 
 /// How long a wrong token or version is taken for a leftover of an earlier run that will go away.
 const FOREIGN_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a rank that listens, as rank 0 knows, may be out of another's reach: longer is no accident.
+const UNREACHABLE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long rank 0 waits for another rank in the place of one that it turned away, where no name tells one run from another.
+const DIFFERS_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How long rank 0 tells ranks that come a little later why there is no group.
 const LINGER: Duration = Duration::from_secs(1);
@@ -33,13 +41,20 @@ const RESOLVE_EVERY: Duration = Duration::from_millis(500);
 /// Between two looks at whether ranks that have joined are still there.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// Addresses of one rank that others try.
+const MOST_ADDRESSES: usize = 16;
+
+/// A rank that waits says so after this, and then now and again.
+const FIRST_WORDS: Duration = Duration::from_secs(2);
+const NEXT_WORDS: Duration = Duration::from_secs(10);
+
 /// A rank as the roster lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Member {
     pub(crate) host: String,
     pub(crate) pid: u32,
-    ip: IpAddr,
-    port: u16,
+    /// Where it may be reached, the likeliest first.
+    addresses: Vec<SocketAddr>,
 }
 
 /// What rank 0 says to a rank that has called.
@@ -62,87 +77,217 @@ pub(crate) struct Joined {
     pub(crate) streams: usize,
 }
 
+/// Says now and again for whom a rank waits.
+struct Words<'a> {
+    config: &'a Config,
+    deadline: Instant,
+    next: Instant,
+}
+
+impl Words<'_> {
+    fn new(config: &Config, deadline: Instant) -> Words<'_> {
+        Words { config, deadline, next: Instant::now() + FIRST_WORDS }
+    }
+
+    fn say(&mut self, what: impl FnOnce() -> String) {
+        if Instant::now() < self.next {
+            return;
+        }
+        self.next = Instant::now() + NEXT_WORDS;
+        let Config { rank, world, started_by, notices, .. } = self.config;
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        notices(Notice::Waiting {
+            rank: *rank,
+            world: *world,
+            started_by: started_by.clone(),
+            what: what(),
+            left,
+        });
+    }
+}
+
 /// Makes the group, or says who is missing and why.
 pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
     let deadline = Instant::now() + config.join_timeout;
-    let (lobby, session, streams, members, first) =
+    let (lobby, session, streams, mut members, first) =
         if config.rank == 0 { gather(config, deadline)? } else { call_in(config, deadline)? };
     let mut data: Vec<Vec<TcpStream>> = (0..config.world).map(|_| Vec::new()).collect();
+    let told = |until: Instant| {
+        let is_ours = |purpose: &Purpose| matches!(purpose, Purpose::GaveUp { session: other, .. } if *other == session);
+        let arrival = lobby.take(until, |hello| is_ours(&hello.purpose) && hello.rank < config.world)?;
+        let Purpose::GaveUp { peer, tried, .. } = arrival.hello.purpose else { return None };
+        Some(pair(&members, arrival.hello.rank, peer.min(config.world - 1), tried))
+    };
     // A rank that ends now must not be waited for until the time is up. Rank 0 sees it; the others see that rank 0 gives up.
-    let stands = || match first.iter().find(|(_, trusted)| lobby::is_closed(&trusted.stream)) {
-        Some((&peer, _)) => {
+    let stands = || {
+        let gone = first.iter().find(|(_, trusted)| lobby::is_closed(&trusted.stream));
+        // Who cannot reach another tells rank 0 before it ends.
+        let until = Instant::now() + if gone.is_some() { LINGER } else { Duration::ZERO };
+        if let Some(error) = (config.rank == 0).then(|| told(until)).flatten() {
+            return Err(error);
+        }
+        gone.map_or(Ok(()), |(&peer, _)| {
             let (rank, host) = (config.rank, &members[peer].host);
             Err(JoinError::Peer { rank, peer, why: format!("it ({host}) ended or gave up; its output says why") })
-        }
-        None => Ok(()),
+        })
     };
-    let patience = HANDSHAKE_TIME;
-    let mut control = BTreeMap::new();
-    let circle = Circle { config, members: &members, lobby: &lobby, deadline, patience, stands: &stands };
-    for peer in (1..config.world).filter(|&peer| peer != config.rank && config.rank != 0) {
-        control.insert(peer, circle.connect(peer, || Purpose::Control { session })?);
-    }
-    for peer in (0..config.world).filter(|&peer| peer != config.rank) {
-        for stream in 0..streams {
-            let trusted = circle.connect(peer, || Purpose::Data { session, stream })?;
-            data[peer].push(trusted.stream);
+    let circle = Circle::new(config, &members, &lobby, deadline, HANDSHAKE_TIME, &stands);
+    let control = connect_all(&circle, session, streams, &mut data).inspect_err(|error| {
+        if let JoinError::Pair { peer, tried, .. } = error
+            && config.rank > 0
+        {
+            // As much as can be done: rank 0 also sees that this rank ends.
+            let gave_up = || Purpose::GaveUp { session, peer: *peer, tried: tried.clone() };
+            let _ = circle.call(0, &gave_up);
         }
+    });
+    let reached = circle.reached.take();
+    let mut control = control?;
+    for (peer, address) in reached {
+        // Later connections go where the first one went.
+        let addresses = &mut members[peer].addresses;
+        addresses.retain(|other| *other != address);
+        addresses.insert(0, address);
     }
     control.extend(first);
     Ok(Joined { session, members, control, data, lobby, streams })
+}
+
+/// Control connections between ranks above 0, then data connections between all.
+fn connect_all(
+    circle: &Circle<'_>,
+    session: u64,
+    streams: usize,
+    data: &mut [Vec<TcpStream>],
+) -> Result<BTreeMap<usize, Trusted>, JoinError> {
+    let Config { rank, world, .. } = *circle.config;
+    let mut control = BTreeMap::new();
+    for peer in (1..world).filter(|&peer| peer != rank && rank != 0) {
+        control.insert(peer, circle.connect(peer, |to| Purpose::Control { session, to })?);
+    }
+    for peer in (0..world).filter(|&peer| peer != rank) {
+        for stream in 0..streams {
+            let trusted = circle.connect(peer, |to| Purpose::Data { session, stream, to })?;
+            data[peer].push(trusted.stream);
+        }
+    }
+    Ok(control)
 }
 
 type Found = (Lobby, u64, usize, Vec<Member>, BTreeMap<usize, Trusted>);
 
 /// What is needed to connect to any member of a group.
 pub(crate) struct Circle<'a> {
-    pub(crate) config: &'a Config,
-    pub(crate) members: &'a [Member],
-    pub(crate) lobby: &'a Lobby,
-    pub(crate) deadline: Instant,
+    config: &'a Config,
+    members: &'a [Member],
+    lobby: &'a Lobby,
+    deadline: Instant,
     /// How long one try to reach a member may take.
-    pub(crate) patience: Duration,
+    patience: Duration,
     /// Whether it is still worth trying: a group within a group fails with it.
-    pub(crate) stands: &'a dyn Fn() -> Result<(), JoinError>,
+    stands: &'a dyn Fn() -> Result<(), JoinError>,
+    /// Where members were reached.
+    reached: RefCell<BTreeMap<usize, SocketAddr>>,
 }
 
-impl Circle<'_> {
-    /// The higher rank calls, the lower one takes the call.
-    pub(crate) fn connect(&self, peer: usize, purpose: impl Fn() -> Purpose) -> Result<Trusted, JoinError> {
-        let Config { rank, world, secret, run, .. } = self.config;
-        let failed = |why: String| JoinError::Peer { rank: *rank, peer, why };
-        if peer > *rank {
-            let wanted = purpose();
-            loop {
-                let look = self.deadline.min(Instant::now() + LOOK / 4);
-                if let Some(arrival) = self.lobby.take(look, |hello| hello.rank == peer && hello.purpose == wanted) {
-                    return Ok(arrival.connection);
-                }
-                (self.stands)()?;
-                if Instant::now() >= self.deadline {
-                    let (host, seconds) = (&self.members[peer].host, self.config.join_timeout.as_secs());
-                    return Err(failed(format!("it ({host}) did not call within {seconds} s")));
-                }
-            }
+/// Why none of a member's addresses was of use.
+struct Failed {
+    /// Each address with what came of it.
+    tried: String,
+    /// It was reached and did not answer: slow or frozen, not out of reach.
+    slow: bool,
+    /// What listens there is somebody else.
+    foreign: bool,
+}
+
+impl<'a> Circle<'a> {
+    pub(crate) fn new(
+        config: &'a Config,
+        members: &'a [Member],
+        lobby: &'a Lobby,
+        deadline: Instant,
+        patience: Duration,
+        stands: &'a dyn Fn() -> Result<(), JoinError>,
+    ) -> Circle<'a> {
+        Circle { config, members, lobby, deadline, patience, stands, reached: RefCell::default() }
+    }
+
+    /// The higher rank calls, the lower one takes the call. `purpose` is given who is called.
+    pub(crate) fn connect(&self, peer: usize, purpose: impl Fn(usize) -> Purpose) -> Result<Trusted, JoinError> {
+        let rank = self.config.rank;
+        if peer > rank {
+            return self.await_call(peer, &purpose(rank));
         }
-        let member = &self.members[peer];
-        let address = SocketAddr::new(member.ip, member.port);
+        let began = Instant::now();
+        let mut pause = Duration::from_millis(20);
         loop {
-            // The peer is listening: it said so. A refused or broken connection is an accident worth another try.
-            let error = match connect(address, self.patience).map_err(HandshakeError::from) {
-                Ok(stream) => match call(stream, self.patience, secret, run, *rank, *world, purpose()) {
-                    Ok(trusted) => return Ok(trusted),
-                    Err(error) => error,
-                },
-                Err(error) => error,
+            // The peer is listening: it said so. A refused or broken connection may be an accident worth another try.
+            let failed = match self.call(peer, &|| purpose(peer)) {
+                Ok(trusted) => return Ok(trusted),
+                Err(failed) => failed,
             };
             (self.stands)()?;
-            if Instant::now() >= self.deadline || !matches!(error, HandshakeError::Io(_) | HandshakeError::Late) {
-                return Err(failed(format!("{} at {address}: {error}", member.host)));
+            let out_of_reach = !failed.slow && began.elapsed() >= UNREACHABLE_PATIENCE;
+            if Instant::now() >= self.deadline || failed.foreign || out_of_reach {
+                return Err(pair(self.members, rank, peer, failed.tried));
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(250));
         }
     }
+
+    fn await_call(&self, peer: usize, wanted: &Purpose) -> Result<Trusted, JoinError> {
+        loop {
+            let look = self.deadline.min(Instant::now() + LOOK / 4);
+            if let Some(arrival) = self.lobby.take(look, |hello| hello.rank == peer && hello.purpose == *wanted) {
+                return Ok(arrival.connection);
+            }
+            (self.stands)()?;
+            if Instant::now() >= self.deadline {
+                let (host, seconds) = (&self.members[peer].host, self.config.join_timeout.as_secs());
+                let why = format!("it ({host}) did not call within {seconds} s");
+                return Err(JoinError::Peer { rank: self.config.rank, peer, why });
+            }
+        }
+    }
+
+    /// One try at each of a member's addresses.
+    fn call(&self, peer: usize, purpose: &dyn Fn() -> Purpose) -> Result<Trusted, Failed> {
+        let Config { rank, world, secret, run, .. } = self.config;
+        let known = self.reached.borrow().get(&peer).copied();
+        let addresses = known.map_or_else(|| self.members[peer].addresses.clone(), |address| vec![address]);
+        let mut failed = Failed { tried: String::new(), slow: false, foreign: !addresses.is_empty() };
+        for address in addresses {
+            let error = match connect(address, self.patience) {
+                Ok(stream) => match call(stream, self.patience, secret, run, *rank, *world, purpose()) {
+                    Ok(trusted) => {
+                        self.reached.borrow_mut().insert(peer, address);
+                        return Ok(trusted);
+                    }
+                    Err(error) => {
+                        let slow = matches!(error, HandshakeError::Io(_) | HandshakeError::Late);
+                        failed.slow |= slow;
+                        failed.foreign &= !slow;
+                        error.to_string()
+                    }
+                },
+                Err(error) => {
+                    failed.foreign = false;
+                    error.to_string()
+                }
+            };
+            if !failed.tried.is_empty() {
+                failed.tried += ", ";
+            }
+            failed.tried += &format!("at {address}: {error}");
+        }
+        Err(failed)
+    }
+}
+
+fn pair(members: &[Member], rank: usize, peer: usize, tried: String) -> JoinError {
+    let host = |rank: usize| members[rank].host.clone();
+    JoinError::Pair { rank, host: host(rank), peer, peer_host: host(peer), tried }
 }
 
 fn connect(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
@@ -157,11 +302,14 @@ fn connect(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
 /// The addresses of the rendezvous; the inner error may pass: in a cluster a name can come later than those who ask for it.
 fn resolve(config: &Config) -> Result<io::Result<Vec<SocketAddr>>, JoinError> {
     let rendezvous = &config.rendezvous;
-    let addresses: Vec<SocketAddr> = match rendezvous.to_socket_addrs() {
+    let parts = rendezvous.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+    let Some((host, port)) = parts.filter(|(host, _)| !host.is_empty()) else {
+        return Err(JoinError::Config(format!("the rendezvous address {rendezvous:?} is not host:port")));
+    };
+    // The resolver knows the zone of fe80::1%en2, which the standard library's parser of addresses does not.
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let addresses: Vec<SocketAddr> = match (host, port).to_socket_addrs() {
         Ok(addresses) => addresses.collect(),
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-            return Err(JoinError::Config(format!("the rendezvous address {rendezvous:?} is not host:port: {error}")));
-        }
         Err(error) => return Ok(Err(error)),
     };
     if config.secret.is_loopback_only() && !addresses.iter().all(|address| address.ip().is_loopback()) {
@@ -191,22 +339,68 @@ fn resolve_by(config: &Config, deadline: Instant) -> Result<Vec<SocketAddr>, Joi
     }
 }
 
-/// Rank 0: waits for everybody.
-fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
-    let began = Instant::now();
+/// Rank 0's listener.
+fn open(config: &Config, deadline: Instant) -> Result<Lobby, JoinError> {
+    let addresses = resolve_by(config, deadline)?;
+    let rendezvous = || config.rendezvous.clone();
     let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    let mut lobby = None;
-    for address in resolve_by(config, deadline)? {
-        match Lobby::open(address.ip(), address.port(), config.secret.clone(), &config.run, config.notices.clone()) {
-            Ok(open) => {
-                lobby = Some(open);
-                break;
-            }
+    for &address in &addresses {
+        let is_here = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified() || interfaces::is_own(address);
+        let opened = if config.listens_everywhere() && !is_here(address.ip()) {
+            let why = format!("{} is no address of this machine ({})", address.ip(), config.host);
+            Err(io::Error::new(io::ErrorKind::AddrNotAvailable, why))
+        } else {
+            Lobby::open(config, address.ip(), address.port())
+        };
+        match opened {
+            Ok(lobby) => return Ok(lobby),
             Err(failed) => error = failed,
         }
     }
-    let lobby = lobby.ok_or_else(|| JoinError::Listen { address: config.rendezvous.clone(), error })?;
+    if error.kind() == io::ErrorKind::AddrInUse
+        && let Some(who) = addresses.iter().find_map(|&address| rank_0_already(config, address))
+    {
+        return Err(JoinError::SecondRankZero { address: rendezvous(), who });
+    }
+    Err(JoinError::Listen { address: rendezvous(), error })
+}
+
+/// What a rank 0 of this run says that has the port already. Whatever else has it says nothing that helps.
+fn rank_0_already(config: &Config, address: SocketAddr) -> Option<String> {
+    let Config { rank, world, secret, run, .. } = config;
+    let ip = if address.ip().is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { address.ip() };
+    let stream = connect(SocketAddr::new(ip, address.port()), LINGER).ok()?;
+    let mut connection = call(stream, LINGER, secret, run, *rank, *world, introduction(config, 0)).ok()?;
+    match connection.receive::<Answer>(Instant::now() + LINGER).ok()? {
+        Answer::Refused { why, .. } => Some(why),
+        Answer::OtherRun { run } => Some(format!("run {run:?} has its rank 0 there")),
+        _ => None,
+    }
+}
+
+/// What a rank says of itself. `port`: where it listens.
+fn introduction(config: &Config, port: u16) -> Purpose {
+    let mut addresses = config.addresses.clone();
+    if config.listens_everywhere() {
+        addresses.extend(interfaces::own());
+    }
+    Purpose::Join {
+        port,
+        host: config.host.clone(),
+        pid: std::process::id(),
+        claims: config.claims_as_text(),
+        addresses,
+    }
+}
+
+/// Rank 0: waits for everybody.
+fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
+    let began = Instant::now();
+    let lobby = open(config, deadline)?;
+    let mut words = Words::new(config, deadline);
     let mut joined: BTreeMap<usize, (Trusted, Member)> = BTreeMap::new();
+    // Ranks that were turned away and may have been of another run.
+    let mut strays: Option<(Instant, JoinError)> = None;
     while joined.len() + 1 < config.world {
         let arrival =
             lobby.take(deadline.min(Instant::now() + LOOK), |hello| matches!(hello.purpose, Purpose::Join { .. }));
@@ -214,29 +408,47 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
         let outcome = match arrival {
             Some(arrival) => admit(config, arrival, &mut joined),
             None if Instant::now() < deadline => Ok(()),
-            None => {
-                let missing: Vec<usize> = (1..config.world).filter(|rank| !joined.contains_key(rank)).collect();
-                Err(JoinError::Missing {
-                    missing: crate::error::ranks(&missing),
-                    seconds: began.elapsed().as_secs(),
-                    here: joined.len() + 1,
-                    world: config.world,
-                    address: config.rendezvous.clone(),
-                })
+            None => Err(JoinError::Missing {
+                missing: crate::error::ranks(&missing(config, &joined)),
+                seconds: began.elapsed().as_secs(),
+                here: joined.len() + 1,
+                world: config.world,
+                address: config.rendezvous.clone(),
+            }),
+        };
+        let outcome = match outcome {
+            // Whoever has the run's name is of this run. Without a name it may be of another, which has the same port by mistake.
+            Err(error @ JoinError::Differs { .. }) if config.run.is_empty() => {
+                strays = Some((Instant::now() + DIFFERS_PATIENCE, error));
+                Ok(())
             }
+            outcome => outcome,
+        };
+        strays = strays.filter(|(_, error)| matches!(error, JoinError::Differs { rank, .. } if !joined.contains_key(rank)));
+        let outcome = match strays.take_if(|(until, _)| Instant::now() >= *until) {
+            Some((_, error)) => outcome.and(Err(error)),
+            None => outcome,
         };
         if let Err(error) = outcome {
             tell_all(config, &lobby, &error, joined);
             return Err(error);
         }
+        words.say(|| {
+            let here = joined.iter().map(|(rank, (_, member))| format!(", {rank} on {}", member.host));
+            format!(
+                "{} of {} ranks are here (0 on {}{}); waiting for {} to call {}",
+                joined.len() + 1,
+                config.world,
+                config.host,
+                here.collect::<String>(),
+                crate::error::ranks(&missing(config, &joined)),
+                config.rendezvous
+            )
+        });
     }
     let session = u64::from_le_bytes(random()?[..8].try_into().expect("eight bytes"));
-    let me = Member {
-        host: config.host.clone(),
-        pid: std::process::id(),
-        ip: lobby.address().ip(),
-        port: lobby.address().port(),
-    };
+    // The others know where they reached it.
+    let me = Member { host: config.host.clone(), pid: std::process::id(), addresses: vec![lobby.address()] };
     let members: Vec<Member> = std::iter::once(me).chain(joined.values().map(|(_, member)| member.clone())).collect();
     let streams = config.tcp.streams.max(1);
     let mut control = BTreeMap::new();
@@ -250,6 +462,10 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
         control.insert(rank, connection);
     }
     Ok((lobby, session, streams, members, control))
+}
+
+fn missing(config: &Config, joined: &BTreeMap<usize, (Trusted, Member)>) -> Vec<usize> {
+    (1..config.world).filter(|rank| !joined.contains_key(rank)).collect()
 }
 
 fn random() -> Result<[u8; 32], JoinError> {
@@ -295,19 +511,28 @@ fn tell_all(config: &Config, lobby: &Lobby, error: &JoinError, mut joined: BTree
 /// Takes a rank in, or ends the join: who holds the token and the run's name but disagrees on the rest is misconfigured.
 fn admit(config: &Config, arrival: Arrival, joined: &mut BTreeMap<usize, (Trusted, Member)>) -> Result<(), JoinError> {
     let Arrival { hello, mut connection, from } = arrival;
-    let Purpose::Join { port, host, pid, claims } = hello.purpose else { return Ok(()) };
+    let Purpose::Join { port, host, pid, claims, addresses } = hello.purpose else { return Ok(()) };
+    let soon = Instant::now() + Duration::from_secs(1);
+    if hello.rank == 0 {
+        let why =
+            format!("another process is rank 0 there already, on {} (process {})", config.host, std::process::id());
+        let _ = connection.send(&Answer::Refused { rank: 0, host, why: why.clone() }, soon);
+        (config.notices)(Notice::Refused { from, why: "it is rank 0 too".to_owned() });
+        return Ok(());
+    }
     let ours: Vec<(String, String)> = config.claims_as_text();
     let why = if hello.world != config.world {
         Some(format!("it was started as one of {} ranks, rank 0 as one of {}", hello.world, config.world))
-    } else if hello.rank == 0 || hello.rank >= config.world {
+    } else if hello.rank >= config.world {
         Some(format!("there is no place for a rank {} beside rank 0 of {} ranks", hello.rank, config.world))
     } else {
         difference(&ours, &claims)
     };
-    let soon = Instant::now() + Duration::from_secs(1);
     if let Some(why) = why {
         let refusal = Answer::Refused { rank: hello.rank, host: host.clone(), why: why.clone() };
         let _ = connection.send(&refusal, soon);
+        let told = format!("rank {} ({host}) was turned away: {why}", hello.rank);
+        (config.notices)(Notice::TurnedAway { what: told });
         return Err(JoinError::Differs { rank: hello.rank, host, why });
     }
     if let Some((_, member)) = joined.get(&hello.rank) {
@@ -315,8 +540,38 @@ fn admit(config: &Config, arrival: Arrival, joined: &mut BTreeMap<usize, (Truste
         let _ = connection.send(&Answer::Refused { rank: hello.rank, host, why }, soon);
         return Ok(());
     }
-    joined.insert(hello.rank, (connection, Member { host, pid, ip: from.ip(), port }));
+    let addresses = reachable(from, &addresses, port);
+    joined.insert(hello.rank, (connection, Member { host, pid, addresses }));
     Ok(())
+}
+
+/// Where a rank that came `from` there may be reached: where it says first, then where it came from, then at its interfaces.
+fn reachable(from: SocketAddr, addresses: &[IpAddr], port: u16) -> Vec<SocketAddr> {
+    // An address that holds for one machine or one cable alone is of no use to others.
+    let is_far = |ip: &IpAddr| !ip.is_loopback() && !ip.is_unspecified() && !is_link_local(*ip);
+    let mut all: Vec<SocketAddr> = Vec::new();
+    let far = addresses.iter().copied().filter(is_far).take(MOST_ADDRESSES);
+    let seen = SocketAddr::new(from.ip(), port);
+    // A rank of rank 0's machine is seen there as loopback, which others on that machine can use and nobody else.
+    let seen_first = !from.ip().is_loopback();
+    let ordered: Vec<SocketAddr> = if seen_first {
+        std::iter::once(seen).chain(far.map(|ip| SocketAddr::new(ip, port))).collect()
+    } else {
+        far.map(|ip| SocketAddr::new(ip, port)).chain([seen]).collect()
+    };
+    for address in ordered {
+        if !all.contains(&address) {
+            all.push(address);
+        }
+    }
+    all
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
 }
 
 /// The first claim in which two ranks differ, in words.
@@ -342,61 +597,85 @@ fn difference(ours: &[(String, String)], theirs: &[(String, String)]) -> Option<
 /// Any other rank: calls rank 0 until it answers.
 fn call_in(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
     let began = Instant::now();
+    let mut words = Words::new(config, deadline);
     let mut pause = Duration::from_millis(5);
     let mut foreign_since: Option<Instant> = None;
     loop {
-        let last = match call_once(config, deadline) {
+        let last = match call_once(config, deadline, &mut words) {
             Ok(Ok(found)) => return Ok(found),
             Ok(Err(refused)) => return Err(refused),
-            Err(error) => error,
+            Err(last) => last,
         };
-        let foreign = matches!(
-            last,
-            HandshakeError::Token
-                | HandshakeError::Version { .. }
-                | HandshakeError::Foreign
-                | HandshakeError::OtherRun { .. }
-        );
-        foreign_since = if foreign { foreign_since.or_else(|| Some(Instant::now())) } else { None };
+        foreign_since = if last.foreign { foreign_since.or_else(|| Some(Instant::now())) } else { None };
         if Instant::now() + pause >= deadline || foreign_since.is_some_and(|since| since.elapsed() > FOREIGN_PATIENCE) {
             return Err(JoinError::Unreachable {
                 rank: config.rank,
                 address: config.rendezvous.clone(),
                 seconds: began.elapsed().as_secs(),
-                last: last.to_string(),
+                last: last.tried,
             });
         }
+        words.say(|| format!("waiting for rank 0 at {}: {}", config.rendezvous, last.tried));
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(250));
     }
 }
 
-fn call_once(config: &Config, deadline: Instant) -> Result<Result<Found, JoinError>, HandshakeError> {
+/// One try at each of rank 0's addresses.
+fn call_once(
+    config: &Config,
+    deadline: Instant,
+    words: &mut Words<'_>,
+) -> Result<Result<Found, JoinError>, Failed> {
     let addresses = match resolve_by(config, deadline) {
         Ok(addresses) => addresses,
         Err(error) => return Ok(Err(error)),
     };
-    let mut stream = Err(io::Error::from(io::ErrorKind::AddrNotAvailable));
+    let mut failed = Failed { tried: String::new(), slow: false, foreign: false };
+    let one = addresses.len() == 1 && addresses[0].to_string() == config.rendezvous;
     for address in addresses {
-        stream = connect(address, HANDSHAKE_TIME);
-        if stream.is_ok() {
-            break;
-        }
+        let error = match call_at(config, address, deadline, words) {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
+        };
+        failed.foreign |= matches!(
+            error,
+            HandshakeError::Token
+                | HandshakeError::Version { .. }
+                | HandshakeError::Foreign
+                | HandshakeError::OtherRun { .. }
+        );
+        let comma = if failed.tried.is_empty() { "" } else { ", " };
+        // The rendezvous is named beside this; an address only where it is another.
+        failed.tried += &if one { error.to_string() } else { format!("{comma}{}: {error}", address.ip()) };
     }
-    let stream = stream?;
+    Err(failed)
+}
+
+fn call_at(
+    config: &Config,
+    address: SocketAddr,
+    deadline: Instant,
+    words: &mut Words<'_>,
+) -> Result<Result<Found, JoinError>, HandshakeError> {
+    let stream = connect(address, HANDSHAKE_TIME)?;
     let (local, rank_0) = (stream.local_addr()?, stream.peer_addr()?);
-    let lobby = Lobby::open(local.ip(), 0, config.secret.clone(), &config.run, config.notices.clone())?;
-    let purpose = Purpose::Join {
-        port: lobby.address().port(),
-        host: config.host.clone(),
-        pid: std::process::id(),
-        claims: config.claims_as_text(),
+    let lobby = match Lobby::open_in_range(config, local.ip()) {
+        Ok(lobby) => lobby,
+        Err(error) => return Ok(Err(JoinError::System { what: "this rank cannot listen for the others", error })),
     };
+    let purpose = introduction(config, lobby.address().port());
     let mut connection = call(stream, HANDSHAKE_TIME, &config.secret, &config.run, config.rank, config.world, purpose)?;
-    let answer = connection.receive::<Answer>(deadline + GRACE).map_err(|error| match error {
-        HandshakeError::Late => HandshakeError::NoRoster,
-        error => error,
-    })?;
+    let end = deadline + GRACE;
+    let answer = loop {
+        match connection.receive::<Answer>(end.min(Instant::now() + LOOK)) {
+            Err(HandshakeError::Late) if Instant::now() >= end => return Err(HandshakeError::NoRoster),
+            Err(HandshakeError::Late) => {
+                words.say(|| format!("rank 0 is at {rank_0}; waiting for the other ranks"));
+            }
+            answer => break answer?,
+        }
+    };
     match answer {
         Answer::Refused { rank, host, why } => Ok(Err(JoinError::Differs { rank, host, why })),
         Answer::Missing { missing, seconds, here, world } => {
@@ -408,7 +687,7 @@ fn call_once(config: &Config, deadline: Instant) -> Result<Result<Found, JoinErr
                 return Err(HandshakeError::Foreign);
             }
             // Rank 0 is where we reached it, whatever it thinks its address is.
-            (members[0].ip, members[0].port) = (rank_0.ip(), rank_0.port());
+            members[0].addresses = vec![rank_0];
             Ok(Ok((lobby, session, streams, members, BTreeMap::from([(0, connection)]))))
         }
     }

@@ -21,6 +21,16 @@ pub enum JoinError {
         /// The system's words.
         error: io::Error,
     },
+    /// Rank 0 has been here all along.
+    #[error(
+        "this process cannot be rank 0 at {address}: {who}. Give each process its own rank, each run its own port"
+    )]
+    SecondRankZero {
+        /// The rendezvous.
+        address: String,
+        /// Who is rank 0.
+        who: String,
+    },
     /// Rank 0 was not reached.
     #[error(
         "rank {rank} did not reach rank 0 at {address} within {seconds} s: {last}. Is rank 0 running there, and does a firewall let the port through?"
@@ -70,6 +80,22 @@ pub enum JoinError {
         host: String,
         /// In what it differs.
         why: String,
+    },
+    /// Two ranks that rank 0 has heard of do not reach each other.
+    #[error(
+        "rank {rank} ({host}) cannot connect to rank {peer} ({peer_host}): {tried}. Does a firewall on {peer_host} let {host} in, and is there a way between the two? The recipe's distributed.ports chooses the ports of all ranks, \"ips\" in a hostfile their addresses"
+    )]
+    Pair {
+        /// Who called.
+        rank: usize,
+        /// Its host.
+        host: String,
+        /// Who was called.
+        peer: usize,
+        /// Its host.
+        peer_host: String,
+        /// The addresses that were tried, and what came of each.
+        tried: String,
     },
     /// A connection within the group failed while it was being set up.
     #[error("rank {rank} lost rank {peer} while the group was set up: {why}")]

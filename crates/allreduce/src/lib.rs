@@ -40,6 +40,7 @@ mod flight;
 mod frame;
 mod group;
 mod handshake;
+mod interfaces;
 mod join;
 mod join_error;
 mod lobby;

@@ -5,14 +5,16 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 
+use crate::config::Config;
 use crate::handshake::{HANDSHAKE_TIME, HandshakeError, Hello, Purpose, Trusted, answer};
 use crate::join::Answer;
 use crate::notice::{Notice, Notices};
@@ -43,6 +45,7 @@ struct Room {
 }
 
 struct Shared {
+    rank: usize,
     secret: Secret,
     run: String,
     notices: Notices,
@@ -65,17 +68,18 @@ pub(crate) struct Lobby {
 }
 
 impl Lobby {
-    /// Listens at `ip` and `port` (0: any free one).
-    pub(crate) fn open(ip: IpAddr, port: u16, secret: Secret, run: &str, notices: Notices) -> io::Result<Lobby> {
-        let listener = TcpListener::bind((ip, port))?;
+    /// Listens at `port` (0: any free one) of `ip`, or of all addresses where `config` wants that.
+    pub(crate) fn open(config: &Config, ip: IpAddr, port: u16) -> io::Result<Lobby> {
+        let listener = if config.listens_everywhere() { listen_everywhere(port)? } else { TcpListener::bind((ip, port))? };
         // The standard library lets 128 wait; whoever comes when all places are taken is not heard for a second.
         let _ = rustix::net::listen(&listener, MOST_WAITING);
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
-            secret,
-            run: run.into(),
-            notices,
+            rank: config.rank,
+            secret: config.secret.clone(),
+            run: config.run.clone(),
+            notices: config.notices.clone(),
             room: Mutex::default(),
             changed: Condvar::new(),
             closing: AtomicBool::new(false),
@@ -85,6 +89,19 @@ impl Lobby {
             move || accept(&listener, &shared)
         })?;
         Ok(Lobby { shared, address, thread: Some(thread) })
+    }
+
+    /// The same at the first free port of those that `config` allows.
+    pub(crate) fn open_in_range(config: &Config, ip: IpAddr) -> io::Result<Lobby> {
+        let Some((first, last)) = config.ports else { return Lobby::open(config, ip, 0) };
+        for port in first..=last {
+            match Lobby::open(config, ip, port) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                opened => return opened,
+            }
+        }
+        let why = format!("no port from {first} to {last} is free (distributed.ports)");
+        Err(io::Error::new(io::ErrorKind::AddrInUse, why))
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -119,13 +136,35 @@ impl Drop for Lobby {
     }
 }
 
+/// At all addresses of both families; of IPv4 alone where there is no IPv6.
+fn listen_everywhere(port: u16) -> io::Result<TcpListener> {
+    let both = || -> io::Result<TcpListener> {
+        let socket = rustix::net::socket(AddressFamily::INET6, SocketType::STREAM, None)?;
+        rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
+        sockopt::set_ipv6_v6only(&socket, false)?;
+        // As the standard library does: connections of an earlier run that are closing do not hold the port.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        rustix::net::bind(&socket, &SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))?;
+        rustix::net::listen(&socket, MOST_WAITING)?;
+        Ok(TcpListener::from(socket))
+    };
+    match both() {
+        Err(error) if error.kind() != io::ErrorKind::AddrInUse => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)),
+        opened => opened,
+    }
+}
+
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     let timeout = Timespec::try_from(LOOK).ok();
     while !shared.closing.load(Ordering::Relaxed) {
         match listener.accept() {
             // Whoever only knocked is not worth a thread.
             Ok((stream, _)) if is_closed(&stream) => {}
-            Ok((stream, from)) => question(stream, from, shared),
+            Ok((stream, from)) => {
+                // An IPv4 caller has an IPv6 address of its own kind where one socket listens for both.
+                let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+                question(stream, from, shared);
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], timeout.as_ref());
             }
@@ -183,6 +222,11 @@ fn question(stream: TcpStream, from: SocketAddr, shared: &Arc<Shared>) {
                     from,
                     why: format!("it belongs to run {:?}, not to {:?}", hello.run, ours.run),
                 });
+            }
+            Ok((hello, ..)) if hello.purpose.to().is_some_and(|to| to != ours.rank) => {
+                drop(room);
+                let why = format!("it calls rank {}, this is rank {}", hello.purpose.to().unwrap_or(0), ours.rank);
+                (ours.notices)(Notice::Refused { from, why });
             }
             Ok((hello, connection, welcome)) => {
                 // A few bytes on a fresh connection: this does not block.

@@ -22,12 +22,30 @@ pub enum Notice {
         /// Why.
         why: String,
     },
+    /// A rank that holds the token was turned away, and rank 0 waits for another.
+    TurnedAway {
+        /// Who, and why.
+        what: String,
+    },
     /// Rank 0's address is not known yet.
     Unresolved {
         /// The rendezvous.
         address: String,
         /// What the first try said.
         why: String,
+    },
+    /// Ranks are awaited for a while.
+    Waiting {
+        /// This rank.
+        rank: usize,
+        /// Ranks.
+        world: usize,
+        /// Who started it, for people; may be empty.
+        started_by: String,
+        /// Who is awaited, where, and what the last try said.
+        what: String,
+        /// Until it gives up.
+        left: Duration,
     },
     /// The group is complete.
     Joined {
@@ -78,9 +96,17 @@ impl fmt::Display for Notice {
             Notice::Unresolved { address, why } => {
                 write!(formatter, "rank 0's address {address} cannot be resolved yet ({why}); trying on")
             }
+            Notice::Waiting { rank, world, started_by, what, left } => {
+                write!(formatter, "rank {rank} of {world}")?;
+                if !started_by.is_empty() {
+                    write!(formatter, " (by {started_by})")?;
+                }
+                write!(formatter, ": {what}; {} s more", left.as_secs())
+            }
             Notice::Joined { world, backend, took } => {
                 write!(formatter, "{world} ranks joined over {backend} in {:.0} ms", took.as_secs_f64() * 1e3)
             }
+            Notice::TurnedAway { what } => formatter.write_str(what),
             Notice::Wired { wire } => formatter.write_str(wire),
             Notice::FellBack { what } => formatter.write_str(what),
             Notice::Chosen { latency, ways } => {

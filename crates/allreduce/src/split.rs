@@ -102,12 +102,12 @@ impl Processes {
         let deadline = Instant::now() + config.join_timeout;
         // A frozen member must not hold a try up for much longer than until it is declared lost.
         let patience = config.timeout / 8;
-        let circle = Circle { config, members: all, lobby, deadline, patience, stands };
+        let circle = Circle::new(config, all, lobby, deadline, patience, stands);
         let mut streams = Vec::new();
         for &peer in members {
             let mut links = Vec::new();
             for stream in (0..self.streams).filter(|_| peer != config.rank) {
-                links.push(circle.connect(peer, || Purpose::Data { session, stream })?.stream);
+                links.push(circle.connect(peer, |to| Purpose::Data { session, stream, to })?.stream);
             }
             streams.push(links);
         }
