@@ -17,6 +17,7 @@ mod hostile;
 mod launch;
 mod memory;
 mod messages;
+mod models;
 mod program;
 mod random;
 mod rdma;

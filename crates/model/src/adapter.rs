@@ -110,7 +110,7 @@ impl Adapter {
             return keys("tensors that belong to no LoRA branch of this model", foreign);
         }
         if !unnamed.is_empty() {
-            return keys("branches that the settings do not name, and PEFT would leave out", unnamed);
+            return keys("branches that the settings do not name, so that others leave them out", unnamed);
         }
         if adapter.targets.is_empty() {
             return keys("it has no LoRA branch at all", vec![]);

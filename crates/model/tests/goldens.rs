@@ -102,7 +102,7 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter()
         .zip(b)
         .map(|(a, b)| (a - b).abs())
-        .fold(0.0, |max, difference| if difference <= max { max } else { difference })
+        .fold(0.0, |max, difference| if max.is_nan() || difference <= max { max } else { difference })
 }
 
 fn relative_norm(got: &[f32], want: &[f32]) -> f64 {

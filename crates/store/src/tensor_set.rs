@@ -11,6 +11,7 @@ use crate::disk::{Disk, RealDisk};
 use crate::error::StoreError;
 use crate::hash::hex;
 use crate::names::SafeName;
+use crate::stand_in::StandIn;
 use crate::tensors::{TensorFile, TensorView};
 use crate::unique_map::UniqueMap;
 
@@ -62,8 +63,10 @@ impl TensorSet {
         if bytes.len() as u64 > MAX_INDEX_BYTES {
             return Err(StoreError::malformed(index_path, "it has more than 64 MiB"));
         }
-        let index: Index =
-            serde_json::from_slice(&bytes).map_err(|error| StoreError::malformed(index_path, error.to_string()))?;
+        let index: Index = serde_json::from_slice(&bytes).map_err(|error| match StandIn::of(&bytes) {
+            Some(what) => StoreError::StandIn { path: index_path.to_path_buf(), what },
+            None => StoreError::malformed(index_path, error.to_string()),
+        })?;
         let shards: BTreeSet<&str> = index.weight_map.0.iter().map(|(_, shard)| shard.as_str()).collect();
         let mut files = Vec::with_capacity(shards.len());
         for shard in &shards {

@@ -259,7 +259,9 @@ impl Reader<'_> {
         let excluded = named("exclude_modules")?.filter(|excluded| !excluded.is_empty());
         let Some(chosen) = named("target_modules")? else { return Ok(Targets::Unsaid) };
         for (key, named) in [("target_modules", Some(&chosen)), ("exclude_modules", excluded.as_ref())] {
-            let idle = named.map(|named| named.idle(modules)).unwrap_or_default();
+            let mut idle = named.map(|named| named.idle(modules)).unwrap_or_default();
+            // Those are in the model, and never get a branch here.
+            idle.retain(|name| key != "exclude_modules" || !["lm_head", "embed_tokens"].contains(&name.as_str()));
             if !idle.is_empty() {
                 notices.push(self.notice(&format!("{key} has {}, which no linear layer is called", list(&idle))));
             }

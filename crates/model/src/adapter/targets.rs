@@ -8,14 +8,18 @@ use crate::lora::{full_match, is_all_linear, is_match, is_named, layer_of};
 /// Modules by a list of names (whole, or the end after a dot), or by a pattern over the whole name.
 pub(super) enum Named {
     All,
-    Pattern(String, Regex),
+    Pattern(String, Box<Regex>),
     List(Vec<String>),
 }
 
 impl Named {
     /// A text is a pattern, but for the one word that means every linear layer.
     pub(super) fn text(text: &str) -> Result<Named, ModelError> {
-        if is_all_linear(text) { Ok(Named::All) } else { Ok(Named::Pattern(text.to_owned(), full_match(text)?)) }
+        if is_all_linear(text) {
+            Ok(Named::All)
+        } else {
+            Ok(Named::Pattern(text.to_owned(), Box::new(full_match(text)?)))
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
