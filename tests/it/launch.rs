@@ -347,3 +347,122 @@ fn nothing_secret_can_be_seen_from_outside() {
         assert_eq!(words.split(['\0', '=']).find(secret), None, "{file}");
     }
 }
+
+/// A program in the place of ssh: `before` is what a host's login does, then the command runs here.
+fn with_ssh(folder: &Folder, command: &mut Command, before: &str) {
+    std::fs::create_dir_all(folder.path("bin")).expect("a folder");
+    let path = folder.path("bin/ssh");
+    std::fs::write(&path, format!("#!/bin/sh\n{before}\nfor last; do :; done\nexec sh -c \"$last\"\n"))
+        .expect("written");
+    assert!(Command::new("chmod").arg("755").arg(&path).status().expect("chmod").success());
+    let search = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{}:{search}", folder.path("bin").display()));
+}
+
+/// Two hosts that are this machine.
+fn two_hosts(folder: &Folder) -> String {
+    folder.write("hosts.json", br#"[{"ssh": "h1", "ips": ["127.0.0.1"]}, {"ssh": "h2", "ips": ["127.0.0.1"]}]"#);
+    folder.path("hosts.json").to_string_lossy().into_owned()
+}
+
+#[test]
+fn whatever_a_host_prints_the_rest_is_shown_and_no_terminal_obeys_it() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let hosts = two_hosts(&folder);
+    let before = r#"printf 'caf\351\033]0;title\007 welcome\n' >&2; head -c 300000 /dev/zero | tr '\0' x >&2; echo >&2; echo hello"#;
+    let mut command = folder.launch(&["--hostfile", &hosts], "run", &[]);
+    with_ssh(&folder, &mut command, before);
+    let ended = run(&mut command).expect(0).says("2 ranks joined").says("caf\u{fffd}\\u{1b}]0;title\\u{7} welcome");
+    assert!(!ended.stderr.contains('\u{1b}') && !ended.stdout.contains("hello"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("more bytes)"), "a long line is cut");
+    assert!(ended.stderr.lines().all(|line| line.len() < 70_000));
+    // Both hosts are one machine: that is said, and they share its threads.
+    assert!(ended.stderr.contains("h1 and h2 are one machine"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_signal_is_heard_before_any_rank_is_there() {
+    for arguments in [&[][..], &["--copy"]] {
+        let folder = Folder::with_recipe(CRASH_RECIPE);
+        let hosts = two_hosts(&folder);
+        let mark = format!("{}", 90_000 + std::process::id());
+        let mut command = folder.launch(&[&["--hostfile", hosts.as_str()], arguments].concat(), "run", &[]);
+        with_ssh(&folder, &mut command, &format!("sleep {mark}"));
+        let mut running = start(&mut command);
+        std::thread::sleep(Duration::from_secs(2));
+        running.signal("TERM");
+        assert!(running.ends_within(Duration::from_secs(5)), "{arguments:?}: {}", running.stderr());
+        running.wait().expect(143).says("stopped before any rank was started");
+        let list = Command::new("ps").args(["-eo", "args"]).output().expect("the ps command");
+        let list = String::from_utf8_lossy(&list.stdout).into_owned();
+        assert!(!list.contains(&format!("sleep {mark}")), "{arguments:?}: something is left over");
+    }
+}
+
+/// A rank that is late must not keep the launcher, and is not left behind.
+#[test]
+fn a_signal_is_heard_while_a_rank_is_late() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let hosts = two_hosts(&folder);
+    let mark = format!("{}", 80_000 + std::process::id());
+    let late = format!(
+        "#!/bin/sh\ncase \"$1 $*\" in \"run \"*) mkdir first 2>/dev/null || sleep {mark} ;; esac\nexec {} \"$@\"\n",
+        crate::program::BINARY
+    );
+    folder.write("late.sh", late.as_bytes());
+    let program = folder.path("late.sh").to_string_lossy().into_owned();
+    assert!(Command::new("chmod").args(["755", &program]).status().expect("chmod").success());
+    let mut command = folder.launch(&["--hostfile", &hosts, "--program", &program], "run", &[]);
+    with_ssh(&folder, &mut command, "");
+    let mut running = start(&mut command);
+    running.wait_until("the first rank", |_| folder.path("first").is_dir());
+    std::thread::sleep(Duration::from_secs(2));
+    running.signal("TERM");
+    assert!(running.ends_within(Duration::from_secs(10)), "{}", running.stderr());
+    running.wait();
+    let list = Command::new("ps").args(["-eo", "args"]).output().expect("the ps command");
+    assert!(!String::from_utf8_lossy(&list.stdout).contains(&format!("sleep {mark}")), "something is left over");
+}
+
+#[test]
+fn the_rank_that_failed_is_blamed_and_not_one_that_heard_of_it() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    folder.run("run", &[]).expect(0);
+    for _ in 0..5 {
+        // Only rank 0 sees that there is a run already.
+        let ended = run(&mut folder.launch(&["-n", "3"], "run", &[])).expect(2);
+        let last = ended.stderr.lines().last().unwrap_or_default();
+        assert!(last.starts_with("rank 0 (") && last.contains("failed with exit code 2"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_first_host_that_nobody_else_can_reach_is_refused_in_a_moment() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    for first in [
+        r#"{"ssh":"localhost","ips":["127.0.0.1"]}"#,
+        r#"{"ssh":"localhost","ips":["localhost"]}"#,
+        r#"{"ssh":"localhost"}"#,
+        r#"{"ssh":"box-1","ips":["::1"]}"#,
+    ] {
+        folder.write("hosts.json", format!(r#"[{first},{{"ssh":"box-2","ips":["192.0.2.2"]}}]"#).as_bytes());
+        let hosts = folder.path("hosts.json").to_string_lossy().into_owned();
+        let began = Instant::now();
+        run(&mut folder.launch(&["--hostfile", &hosts], "run", &[])).expect(2).says("cannot reach rank 0 at");
+        let mut bench = crate::program::finetune(["cluster", "bench", "--hostfile"]);
+        run(bench.arg(&hosts)).expect(2).says("cannot reach rank 0 at");
+        assert!(began.elapsed() < Duration::from_secs(5), "{first}");
+    }
+}
+
+#[test]
+fn a_link_out_of_the_model_directory_is_not_copied() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let hosts = two_hosts(&folder);
+    folder.write("secret", b"a key");
+    let link = folder.path("model").join("chat_template.jinja");
+    std::os::unix::fs::symlink(folder.path("secret"), link).expect("a link");
+    let mut command = folder.launch(&["--hostfile", &hosts, "--copy"], "run", &[]);
+    with_ssh(&folder, &mut command, "");
+    run(&mut command).expect(2).says("is a link to");
+}

@@ -96,22 +96,52 @@ fn ranks_on_other_hosts_make_the_same_adapter() {
     folder.result("there").expect_same(&folder.result("here"), &ended.stderr);
 }
 
+/// The folder of a copy, as the launcher names it.
+fn copy_of(stderr: &str) -> PathBuf {
+    let (_, rest) = stderr.split_once(" box-1: ").expect("where it lies");
+    let home = std::env::var_os("HOME").map(PathBuf::from).expect("a home directory");
+    home.join(rest.lines().next().expect("the folder"))
+}
+
 #[test]
-fn copies_are_brought_once() {
+fn copies_are_brought_once_and_the_run_comes_home() {
     let Some(boxes) = Boxes::start(&[]) else { return };
     let folder = Folder::with_recipe(CRASH_RECIPE);
     run(&mut folder.launch(&["-n", "3"], "here", &[])).expect(0);
     let output = folder.path("copied");
-    let name = format!("run-{}", std::process::id());
-    let ended = run(&mut boxes.launch(&folder, &["--copy"], Path::new(&name), &[])).expect(0).says("copied to box-1");
+    let words = ["--set", "train.max_steps=6"];
+    let ended = run(&mut boxes.launch(&folder, &["--copy"], &output, &words)).expect(0).says("files) box-1: ");
     // All boxes share one home directory: the first copy is everybody's.
-    let (_, rest) = ended.stderr.split_once("unchanged on box-3: ").expect("where it lies");
-    let home = std::env::var_os("HOME").map(PathBuf::from).expect("a home directory");
-    let copy = home.join(rest.lines().next().expect("the folder"));
-    std::fs::rename(copy.join("runs").join(&name), &output).expect("the run lies beside the copy");
-    std::fs::remove_dir_all(&copy).expect("a copy");
+    assert!(ended.stderr.contains("unchanged on box-3: "), "{}", ended.stderr);
+    assert!(ended.stderr.contains("brought from box-1"), "{}", ended.stderr);
+    assert!(!copy_of(&ended.stderr).exists(), "the copy of a run that is done is removed");
+    assert!(folder.result("copied").checkpoints().contains(&"step-000006".to_owned()));
+    // Without --resume it is not done again; with it, and another comment and folder of rows, it goes on.
+    run(&mut boxes.launch(&folder, &["--copy"], &output, &[])).expect(2).says("holds a run already");
+    let recipe = std::fs::read_to_string(folder.path("recipe.toml")).expect("the recipe");
+    folder.write("recipe.toml", format!("# a note\n{recipe}").as_bytes());
+    run(&mut boxes.launch(&folder, &["--copy"], &output, &["--resume"])).expect(0).says("(step 6)");
     let name = "adapter/adapter_model.safetensors";
     assert!(folder.result("copied").files[name] == folder.result("here").files[name]);
+}
+
+#[test]
+fn a_copy_that_was_stopped_is_found_again_and_is_the_users_alone() {
+    let Some(boxes) = Boxes::start(&[]) else { return };
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let output = folder.path("run");
+    let mut running = start(&mut boxes.launch(&folder, &["--copy"], &output, &FOR_EVER));
+    running.wait_until("a checkpoint", |running| running.stderr().contains(" saved "));
+    let copy = copy_of(&running.stderr());
+    let modes = Command::new("find").arg(&copy).args(["-perm", "/077"]).output().expect("the find command");
+    assert_eq!(String::from_utf8_lossy(&modes.stdout), "", "others may read it");
+    running.signal("TERM");
+    let ended = running.wait().expect(143).says("goes on there");
+    assert!(ended.stderr.contains("the run is in box-1:~/"), "{}", ended.stderr);
+    let steps = ["--resume", "--set", "train.max_steps=1", "--set", "checkpoint.every=5", "--set", "eval.every=0"];
+    // It has come further than that, and says so: it was found.
+    run(&mut boxes.launch(&folder, &["--copy"], &output, &steps)).expect(2).says("is past the last step");
+    std::fs::remove_dir_all(copy).expect("a copy");
 }
 
 #[test]
@@ -180,4 +210,154 @@ fn a_host_that_is_cut_off_is_left_out() {
     running.wait().expect(143);
     boxes.cable("--heal", "box-3");
     assert_eq!(ranks_left(&output), 0);
+}
+
+impl Boxes {
+    /// Gives a host (of `--netns`) a home of its own, and the user another login shell there.
+    fn log_in(&self, number: usize, shell: &str, home: &Path) {
+        std::fs::create_dir_all(home).expect("a home");
+        let passwd = std::fs::read_to_string("/etc/passwd").expect("users");
+        let user = passwd.lines().filter(|line| !line.starts_with("root:"));
+        let own = format!("root:x:0:0:root:{}:{shell}\n", home.display());
+        let file = self.folder.join(format!("passwd-{number}"));
+        let text = own + &user.map(|line| format!("{line}\n")).collect::<String>();
+        std::fs::write(&file, text).expect("written");
+        self.inside(number, &["mount", "--bind", &file.to_string_lossy(), "/etc/passwd"]);
+    }
+
+    fn inside(&self, number: usize, command: &[&str]) {
+        let pid = std::fs::read_to_string(self.folder.join(format!("box-{number}.pid"))).expect("its holder");
+        let status = Command::new("nsenter")
+            .args(["--target", pid.trim(), "--net", "--uts", "--mount", "--"])
+            .args(command)
+            .status();
+        assert!(status.expect("nsenter").success(), "{command:?}");
+    }
+}
+
+fn there_is(program: &str) -> bool {
+    Command::new("sh")
+        .args(["-c", &format!("command -v {program}")])
+        .output()
+        .is_ok_and(|output| output.status.success())
+}
+
+#[test]
+fn any_login_shell_and_any_login_file_will_do() {
+    let Some(boxes) = Boxes::start(&["--netns"]) else { return };
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    run(&mut folder.launch(&["-n", "3"], "here", &[])).expect(0);
+    for (name, shell, file, text) in [
+        ("fish", "fish", ".none", ""),
+        ("zsh", "zsh", ".zshenv", "echo welcome; printf 'caf\\351\\n' >&2"),
+        ("tcsh", "tcsh", ".tcshrc", "echo welcome"),
+        ("prints", "bash", ".bashrc", "echo welcome; echo '{\"rank\": 7}'"),
+        ("another", "bash", ".bashrc", "exec dash"),
+        ("asks", "bash", ".bashrc", "read -r answer"),
+    ] {
+        if !there_is(shell) {
+            println!("SKIPPED: no {shell}");
+            continue;
+        }
+        let home = folder.path(&format!("home-{name}"));
+        std::fs::create_dir_all(&home).expect("a home");
+        std::fs::write(home.join(file), text).expect("a login file");
+        boxes.log_in(2, &format!("/usr/bin/{shell}"), &home);
+        let ended = run(&mut boxes.launch(&folder, &[], &folder.path(name), &[])).expect(0);
+        assert!(!ended.stdout.contains("token") && !ended.stderr.contains("clock"), "{name}: {}", ended.stderr);
+        folder.result(name).expect_same(&folder.result("here"), name);
+    }
+    let home = folder.path("home-keeps");
+    std::fs::create_dir_all(&home).expect("a home");
+    std::fs::write(home.join(".bashrc"), "cat > /dev/null").expect("a login file");
+    boxes.log_in(2, "/usr/bin/bash", &home);
+    let began = Instant::now();
+    run(&mut boxes.launch(&folder, &[], &folder.path("keeps"), &[])).expect(2).says("box-2: its login files keep");
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+}
+
+/// Whatever ssh is told in its configuration, nothing secret is echoed by a terminal.
+#[test]
+fn no_terminal_shows_the_token() {
+    let Some(boxes) = Boxes::start(&[]) else { return };
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let config = std::fs::read_to_string(boxes.file("ssh_config")).expect("the configuration");
+    folder.write("terminal", format!("Host *\n  RequestTTY force\n  RemoteCommand uptime\n{config}").as_bytes());
+    let (hosts, config) = (boxes.file("hosts.json"), folder.path("terminal").to_string_lossy().into_owned());
+    let ended = run(&mut folder.launch(&["--hostfile", &hosts, "--ssh-config", &config], "run", &[])).expect(0);
+    for text in [&ended.stdout, &ended.stderr] {
+        assert!(!text.contains("token\":") && !text.contains("\"rank\":0"), "{text}");
+    }
+}
+
+#[test]
+fn what_ssh_says_gets_its_own_hint() {
+    let Some(boxes) = Boxes::start(&[]) else { return };
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let config = std::fs::read_to_string(boxes.file("ssh_config")).expect("the configuration");
+    let (key, hosts) = (boxes.file("key"), boxes.file("known_hosts"));
+    for (from, to, says, code) in [
+        (key.as_str(), "/nowhere/key", "ssh-copy-id box-1", 2),
+        (hosts.as_str(), "/nowhere/hosts", "accept its key: `ssh box-1`", 2),
+        ("    Port ", "    Port 1\n    Port ", "start sshd there", 3),
+    ] {
+        folder.write("other", config.replace(from, to).as_bytes());
+        let (hosts, other) = (boxes.file("hosts.json"), folder.path("other").to_string_lossy().into_owned());
+        let ended = run(&mut folder.launch(&["--hostfile", &hosts, "--ssh-config", &other], "run", &[])).expect(code);
+        assert!(ended.stderr.contains(says) && !ended.stderr.contains("--copy"), "{says}: {}", ended.stderr);
+    }
+    let ended = run(&mut boxes.launch(&folder, &["--program", "~/bin/finetune"], &folder.path("run"), &[])).expect(2);
+    assert!(ended.stderr.contains("~/bin/finetune (~ is not expanded"), "{}", ended.stderr);
+}
+
+/// A rank on another host that is stopped hears nothing: it is ended all the same.
+#[test]
+fn a_stopped_rank_on_another_host_is_ended() {
+    let Some(boxes) = Boxes::start(&[]) else { return };
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let output = folder.path("run");
+    let mut running = start(&mut boxes.launch(&folder, &[], &output, &FOR_EVER));
+    wait_for_steps(&mut running, &output, 5);
+    let list = Command::new("ps").args(["-eo", "pid,args"]).output().expect("the ps command");
+    let list = String::from_utf8_lossy(&list.stdout).into_owned();
+    let path = output.to_string_lossy().into_owned();
+    let ranks = list.lines().filter(|line| line.contains(" run --assigned ") && line.contains(&path));
+    let last = ranks.last().and_then(|line| line.split_whitespace().next()).expect("a rank");
+    assert!(Command::new("kill").args(["-STOP", last]).status().expect("kill").success());
+    let ended = running.wait().expect(3).says("did not answer any more");
+    assert!(!ended.stderr.contains("may still be running"), "{}", ended.stderr);
+    assert_eq!(ranks_left(&output), 0, "{}", ended.stderr);
+}
+
+/// Rank 0's host is lost, and no disk is shared: the run goes on from the copy that another host keeps.
+#[test]
+fn the_host_that_holds_the_run_may_be_lost() {
+    for copies in ["1", "0"] {
+        let Some(boxes) = Boxes::start(&["--netns"]) else { return };
+        let folder = Folder::with_recipe(CRASH_RECIPE);
+        let output = folder.path("runs/run");
+        std::fs::create_dir_all(folder.path("runs")).expect("a folder");
+        let runs = folder.path("runs").to_string_lossy().into_owned();
+        [2, 3].iter().for_each(|number| boxes.inside(*number, &["mount", "-t", "tmpfs", "none", &runs]));
+        let copies = format!("checkpoint.copies={copies}");
+        let words = [&FOR_EVER[..], &["--set", "distributed.min_ranks=1", "--set", &copies]].concat();
+        let mut running = start(&mut boxes.launch(&folder, &["--max-restarts", "1"], &output, &words));
+        wait_for_steps(&mut running, &output, 12);
+        boxes.cable("--cut", "box-1");
+        if copies.ends_with('1') {
+            running.wait_until("a restart", |running| running.stderr().contains("(restart 1 of 1)"));
+            running.wait_until("steps from the copy", |running| {
+                let stderr = running.stderr();
+                stderr.contains("is kept on box-") && stderr.matches("training steps ").count() == 2
+            });
+            assert!(!running.stderr().contains("starting from the beginning"), "{}", running.stderr());
+            assert!(!running.stderr().contains("from the beginning, since"), "{}", running.stderr());
+            running.signal("TERM");
+            running.wait().expect(143);
+        } else {
+            let ended = running.wait().expect(3).says("box-1 holds the run and is not reached any more");
+            assert!(ended.stderr.contains("checkpoints/step-"), "{}", ended.stderr);
+        }
+        boxes.cable("--heal", "box-1");
+    }
 }

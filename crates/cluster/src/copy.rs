@@ -179,7 +179,10 @@ pub fn fetch(
 ) -> Result<bool, CopyError> {
     let skip: Vec<String> = skip.iter().map(|name| quoted(&format!("--exclude=./{name}"))).collect();
     let folder = quoted(folder);
-    let script = format!("cd && cd {folder} 2>/dev/null || exit {NOTHING}\ntar {} -cf - .", skip.join(" "));
+    let script = format!(
+        "cd && cd {folder} 2>/dev/null || exit {NOTHING}\nexport COPYFILE_DISABLE=1\ntar {} -cf - .",
+        skip.join(" ")
+    );
     let mut stream = Stream { session: Session::open(remote, &script, stop)?, stop, piece: Vec::new(), ended: None };
     let unpacked = unpack(&mut stream, take);
     // What follows the end of an archive is padding.

@@ -17,15 +17,15 @@ pub enum Unanswered {
     #[error("ssh cannot be started: {0}")]
     Start(io::Error),
     /// ssh itself failed, with these words.
-    #[error("{}", told(.words, "ssh failed without a word"))]
+    #[error("{}", told(words, "ssh failed without a word"))]
     Ssh { words: String },
-    #[error("there is no such program: {}{}", .program.display(), tilde(.program))]
+    #[error("there is no such program: {}{}", program.display(), tilde(program))]
     NoProgram { program: PathBuf },
     /// The command ended with this exit code and these words.
-    #[error("{}", told(.words, &wordless(*code)))]
+    #[error("{}", told(words, &wordless(*code)))]
     Failed { code: i32, words: String },
     /// Nothing more came for so long.
-    #[error("no answer within {seconds} s{}", with(.words))]
+    #[error("no answer within {seconds} s{}", with(words))]
     Silent { seconds: u64, words: String },
     #[error("its login files keep what is sent on standard input, or start another shell that waits for it")]
     ReadsInput,

@@ -81,7 +81,7 @@ pub struct Remote {
     pub directory: Option<PathBuf>,
     /// A configuration file for ssh, instead of the user's.
     pub config: Option<PathBuf>,
-    /// Words of its own, instead of those of [`Call::words`].
+    /// Words of its own, instead of those of [`Call::words`]: where the program is a copy.
     pub words: Option<Vec<String>>,
 }
 
@@ -118,7 +118,8 @@ impl Remote {
 
     /// What the POSIX shell over there is to run.
     pub(crate) fn script(&self, arguments: &[String], environment: &[(String, String)]) -> String {
-        let mut script = String::new();
+        // What is made beside a copy is the user's alone, as the copy is.
+        let mut script = if self.words.is_some() { "umask 077\n".to_owned() } else { String::new() };
         if let Some(directory) = &self.directory {
             if directory.is_relative() {
                 // Below the home directory, wherever login files have gone.

@@ -6,7 +6,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use finetune_cluster::workers::{Place, Remote};
-use finetune_cluster::{Hostfile, Unanswered, identity, is_loopback, machine_name, reach};
+use finetune_cluster::{Hostfile, Unanswered, is_loopback, machine_name, reach};
 use finetune_recipe::Recipe;
 
 use crate::cli::{LaunchArguments, RunArguments};
@@ -91,7 +91,7 @@ impl Hosts {
 
     /// What the hostfile says and nobody reads.
     pub(crate) fn notices(&self) -> &[String] {
-        self.file.as_ref().map_or(&[], |file| &file.notices)
+        self.file.as_ref().map(|file| file.notices.as_slice()).unwrap_or_default()
     }
 
     /// The number of ranks.

@@ -188,7 +188,11 @@ pub(crate) fn bring_newest(
         if path.exists() {
             set_aside(&RealDisk, &path)?;
         }
-        notices.push(format!("step {newest} is kept on {}, and is brought here from there", group.who()[from].host));
+        let host = &group.who()[from].host;
+        notices.push(match from {
+            0 => format!("step {newest} is kept on {host}: the run goes on from this copy"),
+            _ => format!("step {newest} is kept on {host}, and is brought here from there"),
+        });
     }
     match (group.rank(), found) {
         (0, Some((_, path))) if from == 0 => adopt(&path, directory, newest)?,
