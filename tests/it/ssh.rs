@@ -321,8 +321,8 @@ fn a_stopped_rank_on_another_host_is_ended() {
     let list = Command::new("ps").args(["-eo", "pid,args"]).output().expect("the ps command");
     let list = String::from_utf8_lossy(&list.stdout).into_owned();
     let path = output.to_string_lossy().into_owned();
-    let ranks = list.lines().filter(|line| line.contains(" run --assigned ") && line.contains(&path));
-    let last = ranks.last().and_then(|line| line.split_whitespace().next()).expect("a rank");
+    let mut ranks = list.lines().filter(|line| line.contains(" run --assigned ") && line.contains(&path));
+    let last = ranks.next_back().and_then(|line| line.split_whitespace().next()).expect("a rank");
     assert!(Command::new("kill").args(["-STOP", last]).status().expect("kill").success());
     let ended = running.wait().expect(3).says("did not answer any more");
     assert!(!ended.stderr.contains("may still be running"), "{}", ended.stderr);

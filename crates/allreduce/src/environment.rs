@@ -62,6 +62,10 @@ pub struct Environment {
     pub hosts: Option<Vec<Vec<String>>>,
     /// A mesh is to be run as a ring (`MLX_JACCL_RING`, whatever its value).
     pub prefer_ring: bool,
+    /// The launcher's name for this job, where it has one: the same in all ranks, and another in another job.
+    pub job: Option<String>,
+    /// Something odd that is worth a line.
+    pub note: Option<String>,
 }
 
 /// Whose variables were read.
@@ -84,6 +88,16 @@ impl fmt::Display for Launcher {
             Self::Slurm => "srun",
             Self::Mlx => "mlx.launch",
         })
+    }
+}
+
+impl Launcher {
+    /// What speaks for it, for messages: who set the variables by hand knows these, not torchrun.
+    pub fn words(self) -> String {
+        match self {
+            Self::Torchrun => "RANK and WORLD_SIZE".to_owned(),
+            other => other.to_string(),
+        }
     }
 }
 
@@ -110,7 +124,9 @@ impl Environment {
         let Some(place) = place(&variables, &mlx)? else {
             return mlx.without_rank().map_or(Ok(None), Err);
         };
-        place.checked(mlx).map(Some)
+        let (job, note) = (job(&variables, place.launcher), torchrun::more_processes(&variables, &place));
+        let environment = place.checked(mlx)?;
+        Ok(Some(Self { job, note, ..environment }))
     }
 
     /// [`Environment::read`] with this process's environment.
@@ -136,6 +152,28 @@ fn read_text(path: &Path) -> io::Result<String> {
     // One byte above the limit is enough to see that it is exceeded.
     File::open(path)?.take(MAX_DEVICE_FILE_BYTES as u64 + 1).read_to_string(&mut text)?;
     Ok(text)
+}
+
+/// The name of the job. torchrun's is "none" where nobody gave it one.
+fn job(variables: &Variables<'_>, launcher: Launcher) -> Option<String> {
+    let names: &[&str] = match launcher {
+        Launcher::Torchrun => &["TORCHELASTIC_RUN_ID"],
+        Launcher::OpenMpi => &["PMIX_NAMESPACE"],
+        // Of a heterogeneous job, whose parts have numbers of their own.
+        Launcher::Slurm => &["SLURM_HET_JOB_ID", "SLURM_PACK_JOB_ID", "SLURM_JOB_ID", "SLURM_JOBID"],
+        Launcher::Pmi | Launcher::Mlx => &[],
+    };
+    variables.first(names).map(|job| job.value).filter(|job| job != "none")
+}
+
+/// Rank and number of ranks by the launcher that started this very process, if that is not what set `RANK`.
+fn started_as(variables: &Variables<'_>) -> Option<(Launcher, Number, Number)> {
+    let of = |launcher, pair: Result<Option<(Number, Number)>, EnvironmentError>| {
+        pair.ok().flatten().map(|(rank, world)| (launcher, rank, world))
+    };
+    of(Launcher::OpenMpi, mpi::open_mpi_place(variables))
+        .or_else(|| of(Launcher::Pmi, mpi::pmi_place(variables)))
+        .or_else(|| of(Launcher::Slurm, slurm::rank_and_world(variables)))
 }
 
 /// The first launcher, from the innermost, that has set a rank.
@@ -180,6 +218,8 @@ impl Place {
             prefer_ring: mlx.prefer_ring,
             devices: mlx.devices.map(|devices| devices.content),
             hosts: mlx.hosts.map(|hosts| hosts.content).filter(|hosts| !hosts.is_empty()),
+            job: None,
+            note: None,
         })
     }
 

@@ -96,13 +96,7 @@ impl Words<'_> {
         self.next = Instant::now() + NEXT_WORDS;
         let Config { rank, world, started_by, notices, .. } = self.config;
         let left = self.deadline.saturating_duration_since(Instant::now());
-        notices(Notice::Waiting {
-            rank: *rank,
-            world: *world,
-            started_by: started_by.clone(),
-            what: what(),
-            left,
-        });
+        notices(Notice::Waiting { rank: *rank, world: *world, started_by: started_by.clone(), what: what(), left });
     }
 }
 
@@ -113,7 +107,8 @@ pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
         if config.rank == 0 { gather(config, deadline)? } else { call_in(config, deadline)? };
     let mut data: Vec<Vec<TcpStream>> = (0..config.world).map(|_| Vec::new()).collect();
     let told = |until: Instant| {
-        let is_ours = |purpose: &Purpose| matches!(purpose, Purpose::GaveUp { session: other, .. } if *other == session);
+        let is_ours =
+            |purpose: &Purpose| matches!(purpose, Purpose::GaveUp { session: other, .. } if *other == session);
         let arrival = lobby.take(until, |hello| is_ours(&hello.purpose) && hello.rank < config.world)?;
         let Purpose::GaveUp { peer, tried, .. } = arrival.hello.purpose else { return None };
         Some(pair(&members, arrival.hello.rank, peer.min(config.world - 1), tried))
@@ -424,7 +419,8 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
             }
             outcome => outcome,
         };
-        strays = strays.filter(|(_, error)| matches!(error, JoinError::Differs { rank, .. } if !joined.contains_key(rank)));
+        strays =
+            strays.filter(|(_, error)| matches!(error, JoinError::Differs { rank, .. } if !joined.contains_key(rank)));
         let outcome = match strays.take_if(|(until, _)| Instant::now() >= *until) {
             Some((_, error)) => outcome.and(Err(error)),
             None => outcome,
@@ -622,11 +618,7 @@ fn call_in(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
 }
 
 /// One try at each of rank 0's addresses.
-fn call_once(
-    config: &Config,
-    deadline: Instant,
-    words: &mut Words<'_>,
-) -> Result<Result<Found, JoinError>, Failed> {
+fn call_once(config: &Config, deadline: Instant, words: &mut Words<'_>) -> Result<Result<Found, JoinError>, Failed> {
     let addresses = match resolve_by(config, deadline) {
         Ok(addresses) => addresses,
         Err(error) => return Ok(Err(error)),

@@ -22,9 +22,7 @@ pub enum JoinError {
         error: io::Error,
     },
     /// Rank 0 has been here all along.
-    #[error(
-        "this process cannot be rank 0 at {address}: {who}. Give each process its own rank, each run its own port"
-    )]
+    #[error("this process cannot be rank 0 at {address}: {who}. Give each process its own rank, each run its own port")]
     SecondRankZero {
         /// The rendezvous.
         address: String,

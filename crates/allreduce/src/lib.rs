@@ -57,6 +57,7 @@ mod session;
 mod simulation;
 mod split;
 mod transport;
+mod user_secret;
 mod verdict;
 
 pub use background::Pending;

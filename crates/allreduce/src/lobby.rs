@@ -70,7 +70,8 @@ pub(crate) struct Lobby {
 impl Lobby {
     /// Listens at `port` (0: any free one) of `ip`, or of all addresses where `config` wants that.
     pub(crate) fn open(config: &Config, ip: IpAddr, port: u16) -> io::Result<Lobby> {
-        let listener = if config.listens_everywhere() { listen_everywhere(port)? } else { TcpListener::bind((ip, port))? };
+        let listener =
+            if config.listens_everywhere() { listen_everywhere(port)? } else { TcpListener::bind((ip, port))? };
         // The standard library lets 128 wait; whoever comes when all places are taken is not heard for a second.
         let _ = rustix::net::listen(&listener, MOST_WAITING);
         listener.set_nonblocking(true)?;

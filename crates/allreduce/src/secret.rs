@@ -24,13 +24,25 @@ impl Secret {
         })
     }
 
-    /// No secret at all, for ranks of one machine: with it a group binds and connects to loopback addresses only.
+    /// No secret at all, for tests on one machine: any local user may join. With it a group binds and connects to loopback
+    /// addresses only.
     pub fn loopback() -> Secret {
         let key = blake3::derive_key("finetune allreduce 2026-11 loopback", b"");
         Secret { key: blake3::Hash::from_bytes(key), loopback_only: true }
     }
 
-    /// Whether this is [`Secret::loopback`].
+    /// For ranks of one machine and one user: the same in all processes of this user, and no other user can have it. With it
+    /// a group binds and connects to loopback addresses only.
+    ///
+    /// # Errors
+    /// If there is no place for a file that only this user can read.
+    pub fn of_user() -> std::io::Result<Secret> {
+        let token = crate::user_secret::token()?;
+        let key = blake3::derive_key("finetune allreduce 2026-11 user", token.trim().as_bytes());
+        Ok(Secret { key: blake3::Hash::from_bytes(key), loopback_only: true })
+    }
+
+    /// Whether a group with this binds and connects to loopback addresses only.
     pub fn is_loopback_only(&self) -> bool {
         self.loopback_only
     }

@@ -66,6 +66,7 @@ impl Failure {
                 JoinError::Unreachable { .. }
                 | JoinError::Unresolved { .. }
                 | JoinError::Missing { .. }
+                | JoinError::Pair { .. }
                 | JoinError::Peer { .. },
             ) => Fault::Peers,
             _ => Fault::Input,

@@ -327,6 +327,11 @@ impl Hosts {
         (self.machines[..rank].iter().filter(same).count(), self.machines[..self.used].iter().filter(same).count())
     }
 
+    /// Where the hostfile says that a rank is reached.
+    pub(crate) fn addresses(&self, rank: usize) -> &[String] {
+        &self.machines[rank].addresses
+    }
+
     /// What messages call a rank.
     pub(crate) fn name(&self, rank: usize) -> String {
         format!("rank {rank} ({})", self.machines[rank].name)
@@ -413,7 +418,7 @@ fn report_here(recipe: &Recipe, question: &Question, stop: &AtomicI32) -> Option
             Err(_) if stop.load(Ordering::SeqCst) != 0 => return None,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                return Some(Report::of_machine(identity::machine()));
+                return Some(Report::of_machine(finetune_cluster::identity::machine()));
             }
         }
     }

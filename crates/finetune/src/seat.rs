@@ -2,6 +2,7 @@
 //!
 //! `finetune launch` says it on standard input, other launchers in their variables; nobody: then it trains alone.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,8 @@ pub(crate) struct Seat {
     pub(crate) local_world: usize,
     /// host:port of rank 0.
     pub(crate) rendezvous: String,
+    /// Addresses of this rank's machine, as a hostfile says.
+    pub(crate) addresses: Vec<String>,
     /// Ranks of another run are turned away.
     pub(crate) run: String,
     /// None: this machine only.
@@ -43,6 +46,8 @@ pub(crate) struct Seat {
     /// RDMA devices between the ranks, as in MLX_IBV_DEVICES.
     pub(crate) devices: Option<serde_json::Value>,
     pub(crate) prefer_ring: bool,
+    /// Who started it, for messages; empty under our launcher.
+    pub(crate) started_by: String,
     /// Started by `finetune launch`.
     pub(crate) launched: bool,
     /// Steps go to the launcher as data: it has the terminal, and shows them.
@@ -56,10 +61,12 @@ impl Seat {
         local_rank: 0,
         local_world: 1,
         rendezvous: String::new(),
+        addresses: Vec::new(),
         run: String::new(),
         token: None,
         devices: None,
         prefer_ring: false,
+        started_by: String::new(),
         launched: false,
         narrates: false,
     };
@@ -75,14 +82,16 @@ impl Seat {
             .map_err(|error| Failure::arguments(error, "--assigned is for ranks that `finetune launch` starts"))
     }
 
-    /// As the launcher's variables say. The second value is worth a line.
-    pub(crate) fn of_environment(token_file: Option<&Path>) -> Result<(Seat, Option<String>), Failure> {
+    /// As the launcher's variables say. The second value is what is worth a line.
+    pub(crate) fn of_environment(token_file: Option<&Path>) -> Result<(Seat, Vec<String>), Failure> {
         let environment = Environment::of_process()
             .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
-        let Some(environment) = environment else { return Ok((Seat::ALONE, idle_tasks())) };
+        let Some(environment) = environment else { return Ok((Seat::ALONE, idle_tasks().into_iter().collect())) };
         let Environment { rank, world, local_rank, local_world, rendezvous, devices, prefer_ring, .. } = environment;
+        let (started_by, run) = (environment.launcher.words(), environment.job.unwrap_or_default());
         let file = token_file.map(Path::to_owned).or_else(|| std::env::var_os(TOKEN_FILE).map(Into::into));
         let token = file.as_deref().map(read_token).transpose()?;
+        let open = file.as_deref().and_then(readable_by_others);
         let rendezvous = match rendezvous {
             // Ranks of one machine need no token, and no address but its own.
             Some(place) if token.is_none() && local_world == world => format!("127.0.0.1:{}", place.port),
@@ -91,9 +100,9 @@ impl Seat {
             None => String::new(),
         };
         let devices = devices.and_then(|devices| serde_json::from_str(&devices.to_json()).ok());
-        let seat =
-            Seat { rank, world, local_rank, local_world, rendezvous, token, devices, prefer_ring, ..Seat::ALONE };
-        Ok((seat, None))
+        let places = Seat { rank, world, local_rank, local_world, ..Seat::ALONE };
+        let seat = Seat { rendezvous, run, token, devices, prefer_ring, started_by, ..places };
+        Ok((seat, environment.note.into_iter().chain(open).collect()))
     }
 
     /// Joins the others, who must have been started with the same program and recipe.
@@ -102,12 +111,8 @@ impl Seat {
         recipe: &Recipe,
         notice: impl Fn(Notice) + Send + Sync + 'static,
     ) -> Result<Arc<Ranks>, Failure> {
-        let secret = match &self.token {
-            None => Secret::loopback(),
-            Some(token) => Secret::from_token(token)
-                .ok_or_else(|| Failure::arguments("the token is too short", "at least 16 characters"))?,
-        };
-        let Distributed { backend, topology, timeout, virtual_ranks, .. } = recipe.distributed;
+        let secret = secret(self.token.as_deref(), self.world)?;
+        let Distributed { backend, topology, timeout, virtual_ranks, join_timeout, ports, .. } = recipe.distributed;
         let mut config = Config::new(self.rank, self.world, self.rendezvous.clone(), secret);
         config.run.clone_from(&self.run);
         config.backend = match backend {
@@ -120,7 +125,13 @@ impl Seat {
             TopologyChoice::Ring => Some(Algorithm::Ring),
             TopologyChoice::Mesh => Some(Algorithm::Mesh),
         };
-        let join_timeout = if self.launched { LAUNCHED_JOIN_TIMEOUT } else { JOIN_TIMEOUT };
+        // Our own launcher knows whether all ranks are here; the others' variables can say it of rank 0 alone.
+        config.everywhere = !(self.launched && self.local_world == self.world);
+        config.ports = ports;
+        config.addresses = self.addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        config.started_by.clone_from(&self.started_by);
+        let usual = if self.launched { LAUNCHED_JOIN_TIMEOUT } else { JOIN_TIMEOUT };
+        let join_timeout = join_timeout.unwrap_or(usual);
         (config.timeout, config.join_timeout, config.operation_timeout) = (timeout, join_timeout, LONGEST_WAIT);
         config.rdma.devices = self.devices.as_ref().and_then(|devices| DeviceMatrix::parse(&devices.to_string()).ok());
         config.notices = Arc::new(notice);
@@ -158,6 +169,33 @@ pub(crate) fn read_token(file: &Path) -> Result<String, Failure> {
         )
     })?;
     Ok(text.trim().to_owned())
+}
+
+/// What ranks know each other by: a token, or on one machine what only this user can have.
+pub(crate) fn secret(token: Option<&str>, world: usize) -> Result<Secret, Failure> {
+    match token {
+        Some(token) => Secret::from_token(token)
+            .ok_or_else(|| Failure::arguments("the token is too short", "at least 16 characters")),
+        None if world == 1 => Ok(Secret::loopback()),
+        None => Secret::of_user().map_err(|error| {
+            Failure::arguments(
+                format!("there is no place for a secret that the ranks of this machine share: {error}"),
+                format!("set TMPDIR to a directory of your own, or name a file with a token: {TOKEN_FILE}"),
+            )
+        }),
+    }
+}
+
+/// A word about a token that is no secret. Kubernetes makes its files readable by a group, so it is no error.
+fn readable_by_others(file: &Path) -> Option<String> {
+    let mode = file.metadata().ok()?.permissions().mode() & 0o777;
+    (mode & 0o077 != 0).then(|| {
+        format!(
+            "the token file {} can be read by others (mode {mode:o}), and whoever reads it may join: chmod 600 {}",
+            file.display(),
+            file.display()
+        )
+    })
 }
 
 fn no_token(world: usize) -> Failure {

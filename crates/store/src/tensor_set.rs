@@ -64,7 +64,7 @@ impl TensorSet {
             return Err(StoreError::malformed(index_path, "it has more than 64 MiB"));
         }
         let index: Index = serde_json::from_slice(&bytes).map_err(|error| match StandIn::of(&bytes) {
-            Some(what) => StoreError::StandIn { path: index_path.to_path_buf(), what },
+            Some(what) => StoreError::InItsPlace { path: index_path.to_path_buf(), what },
             None => StoreError::malformed(index_path, error.to_string()),
         })?;
         let shards: BTreeSet<&str> = index.weight_map.0.iter().map(|(_, shard)| shard.as_str()).collect();

@@ -22,6 +22,16 @@ pub enum EnvironmentError {
     #[error("{name}={value} says that there are no ranks")]
     NoRanks { name: &'static str, value: usize },
 
+    /// Every process was given the rank that only one can have.
+    #[error(
+        "RANK={rank}, but {launcher} started this process as number {theirs} of {world} ({name}={theirs}): RANK was set before {launcher} started its processes"
+    )]
+    RankOfAnother { rank: usize, name: &'static str, theirs: usize, world: usize, launcher: Launcher },
+
+    /// A launcher started several processes, and another one's variable says otherwise.
+    #[error("WORLD_SIZE={world}, but {launcher} started {theirs} processes ({name}={theirs})")]
+    WorldOfAnother { world: usize, name: &'static str, theirs: usize, launcher: Launcher },
+
     /// Also of ranks on one host.
     #[error("{name}={value} is too high: {world_name} counts {world} in all, so the last one is {}", world.saturating_sub(1))]
     RankTooHigh { name: &'static str, value: usize, world_name: &'static str, world: usize },
@@ -77,6 +87,29 @@ impl EnvironmentError {
         Self::RankTooHigh { name: rank.name, value: rank.value, world_name, world }
     }
 
+    /// Holds `RANK` and `WORLD_SIZE` against what the launcher that started this process says. Ranks may be given out anew, and
+    /// groups made of parts of a step; what cannot be meant is the same rank for all, or that each trains alone.
+    pub(super) fn agree(
+        rank: Option<&Number>,
+        world: &Number,
+        launcher: Launcher,
+        their_rank: &Number,
+        tasks: &Number,
+    ) -> Result<(), Self> {
+        let Some(rank) = rank else {
+            let (world, name, theirs) = (world.value, tasks.name, tasks.value);
+            return Err(Self::WorldOfAnother { world, name, theirs, launcher });
+        };
+        if world.value == 1 && tasks.value > 1 {
+            return Err(Self::WorldOfAnother { world: 1, name: tasks.name, theirs: tasks.value, launcher });
+        }
+        if world.value == tasks.value && rank.value == 0 && their_rank.value > 0 {
+            let (name, theirs) = (their_rank.name, their_rank.value);
+            return Err(Self::RankOfAnother { rank: 0, name, theirs, world: world.value, launcher });
+        }
+        Ok(())
+    }
+
     /// What the reader of the message can do next, most useful first.
     pub fn hints(&self) -> Vec<String> {
         match self {
@@ -103,6 +136,13 @@ impl EnvironmentError {
             Self::Missing { name, missing, launcher, .. } => vec![
                 format!("{launcher} sets both: export {missing} too, or start with `finetune launch -n N`"),
                 format!("to train alone, `unset {name}`"),
+            ],
+            Self::RankOfAnother { launcher, .. } => vec![format!(
+                "leave RANK and WORLD_SIZE out: {launcher}'s own variables are read; or set them in each process: `srun sh -c 'RANK=$SLURM_PROCID exec finetune run …'`"
+            )],
+            Self::WorldOfAnother { name, launcher, .. } => vec![
+                format!("`unset RANK WORLD_SIZE`: {launcher}'s own variables are read"),
+                format!("if each process is to train alone, `unset` those of {launcher}: env -u {name} …"),
             ],
             Self::NoRanks { name, .. } => vec![format!("set {name} to the number of processes, 1 or more")],
             Self::RankTooHigh { name, .. } => {

@@ -17,8 +17,7 @@ use super::{Launcher, Place, slurm};
 
 pub(super) fn open_mpi(variables: &Variables<'_>) -> Result<Option<Place>, EnvironmentError> {
     let launcher = Launcher::OpenMpi;
-    let pair = variables.rank_and_world(launcher, &["OMPI_COMM_WORLD_RANK"], &["OMPI_COMM_WORLD_SIZE"])?;
-    let Some((rank, world)) = pair else {
+    let Some((rank, world)) = open_mpi_place(variables)? else {
         return Ok(None);
     };
     let local_rank = variables.number(&["OMPI_COMM_WORLD_LOCAL_RANK"])?;
@@ -27,18 +26,23 @@ pub(super) fn open_mpi(variables: &Variables<'_>) -> Result<Option<Place>, Envir
     Ok(Some(Place { launcher, rank, world, local_rank, local_world, rendezvous }))
 }
 
-pub(super) fn pmi(variables: &Variables<'_>) -> Result<Option<Place>, EnvironmentError> {
-    let launcher = Launcher::Pmi;
+pub(super) fn open_mpi_place(variables: &Variables<'_>) -> Result<Option<(Number, Number)>, EnvironmentError> {
+    variables.rank_and_world(Launcher::OpenMpi, &["OMPI_COMM_WORLD_RANK"], &["OMPI_COMM_WORLD_SIZE"])
+}
+
+pub(super) fn pmi_place(variables: &Variables<'_>) -> Result<Option<(Number, Number)>, EnvironmentError> {
     let rank = variables.number(&["PMI_RANK", "PMIX_RANK"])?;
     let world = variables.number(&["PMI_SIZE"])?;
     if is_slurms(variables, rank.as_ref(), world.as_ref())? {
         return Ok(None);
     }
-    let (rank, world) = match (rank, world) {
-        (None, None) => return Ok(None),
-        (Some(rank), None) => return Err(rank.without("PMI_SIZE", launcher)),
-        (None, Some(world)) => return Err(world.without("PMI_RANK", launcher)),
-        (Some(rank), Some(world)) => (rank, world),
+    Number::pair(rank, world, Launcher::Pmi, "PMI_RANK", "PMI_SIZE")
+}
+
+pub(super) fn pmi(variables: &Variables<'_>) -> Result<Option<Place>, EnvironmentError> {
+    let launcher = Launcher::Pmi;
+    let Some((rank, world)) = pmi_place(variables)? else {
+        return Ok(None);
     };
     let local_rank = variables.number(&["MPI_LOCALRANKID", "PMI_LOCAL_RANK"])?;
     let local_world = variables.number(&["MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"])?;
@@ -59,8 +63,8 @@ fn is_slurms(
     let (Some(rank), Some(world)) = (rank, world) else {
         return Ok(true);
     };
-    let step = slurm::place(variables)?;
-    Ok(step.is_some_and(|step| step.rank.value == rank.value && step.world.value == world.value))
+    let step = slurm::rank_and_world(variables)?;
+    Ok(step.is_some_and(|(of_step, tasks)| of_step.value == rank.value && tasks.value == world.value))
 }
 
 fn rendezvous(

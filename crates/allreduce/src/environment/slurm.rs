@@ -25,18 +25,26 @@ const FIRST_RESERVED_STEP: u64 = 0xffff_fff0;
 
 pub(super) fn place(variables: &Variables<'_>) -> Result<Option<Place>, EnvironmentError> {
     let launcher = Launcher::Slurm;
+    let Some((rank, world)) = rank_and_world(variables)? else {
+        return Ok(None);
+    };
+    let local_rank = variables.number(&["SLURM_LOCALID"])?;
+    let local_world = local_world(variables, &world, local_rank.as_ref());
+    let is_here = local_world.as_ref().is_some_and(|local| local.value == world.value);
+    let rendezvous = if world.value > 1 { rendezvous(variables, &rank, is_here)? } else { None };
+    Ok(Some(Place { launcher, rank, world, local_rank, local_world, rendezvous }))
+}
+
+/// Of a task of `srun`.
+pub(super) fn rank_and_world(variables: &Variables<'_>) -> Result<Option<(Number, Number)>, EnvironmentError> {
     if !is_task(variables) {
         return Ok(None);
     }
     let Some(rank) = variables.number(&["SLURM_PROCID"])? else {
         return Ok(None);
     };
-    let world = variables.number(&TASKS)?.ok_or_else(|| rank.without("SLURM_NTASKS", launcher))?;
-    let local_rank = variables.number(&["SLURM_LOCALID"])?;
-    let local_world = local_world(variables, &world, local_rank.as_ref());
-    let is_here = local_world.as_ref().is_some_and(|local| local.value == world.value);
-    let rendezvous = if world.value > 1 { rendezvous(variables, is_here)? } else { None };
-    Ok(Some(Place { launcher, rank, world, local_rank, local_world, rendezvous }))
+    let world = variables.number(&TASKS)?.ok_or_else(|| rank.without("SLURM_NTASKS", Launcher::Slurm))?;
+    Ok(Some((rank, world)))
 }
 
 pub(super) fn tasks_without_srun(variables: &Variables<'_>) -> Option<usize> {
@@ -90,9 +98,17 @@ fn tasks_on_node(list: &str, node: usize) -> Option<usize> {
     None
 }
 
-fn rendezvous(variables: &Variables<'_>, is_here: bool) -> Result<Option<Rendezvous>, EnvironmentError> {
+/// Whether the tasks are not numbered along the list of nodes. Every task can see it, but for the second sign.
+fn is_arbitrary(variables: &Variables<'_>, rank: &Number) -> bool {
+    let asked = variables.first(&["SLURM_DISTRIBUTION"]).is_some_and(|how| how.value.starts_with("arbitrary"));
+    let seen = || variables.number(&["SLURM_NODEID"]).is_ok_and(|node| node.is_some_and(|node| node.value > 0));
+    asked || (rank.value == 0 && seen())
+}
+
+fn rendezvous(variables: &Variables<'_>, rank: &Number, is_here: bool) -> Result<Option<Rendezvous>, EnvironmentError> {
     let host = match (address::host(variables, &[MASTER_ADDR])?, variables.first(&NODES)) {
         (Some(host), _) => Some(host),
+        (None, Some(_)) if !is_here && is_arbitrary(variables, rank) => None,
         // Slurm numbers the tasks along the list of nodes, so the first one has rank 0.
         (None, Some(nodes)) => Some(first_host(&nodes.value).map_err(|what| EnvironmentError::NodeList {
             name: nodes.name,

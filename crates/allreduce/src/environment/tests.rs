@@ -45,7 +45,9 @@ fn seen(text: &str) -> String {
             let devices = seen.devices.map(|devices| format!(" {:?}", devices.shape())).unwrap_or_default();
             let hosts = seen.hosts.map(|hosts| format!(" {hosts:?}")).unwrap_or_default();
             let ring = if seen.prefer_ring { " as a ring" } else { "" };
-            format!("{:?} {place}{at}{devices}{hosts}{ring}", seen.launcher)
+            let job = seen.job.map(|job| format!(" job {job}")).unwrap_or_default();
+            let note = seen.note.map(|note| format!("\nnote: {note}")).unwrap_or_default();
+            format!("{:?} {place}{at}{devices}{hosts}{ring}{job}{note}", seen.launcher)
         }
         Err(error) => {
             let hints = error.hints().into_iter().map(|hint| format!("\nhint: {hint}"));

@@ -2,8 +2,8 @@
 
 use super::address::{self, Rendezvous, port_of_job};
 use super::error::{EnvironmentError, shown};
-use super::variables::Variables;
-use super::{Launcher, Place};
+use super::variables::{Number, Variables};
+use super::{Launcher, Place, started_as};
 
 pub(super) const MASTER_ADDR: &str = "MASTER_ADDR";
 pub(super) const MASTER_PORT: &str = "MASTER_PORT";
@@ -12,7 +12,18 @@ const PET_MASTER_PORT: [&str; 2] = ["PET_MASTER_PORT", MASTER_PORT];
 
 pub(super) fn place(variables: &Variables<'_>) -> Result<Option<Place>, EnvironmentError> {
     let launcher = Launcher::Torchrun;
-    let Some((rank, world)) = variables.rank_and_world(launcher, &["RANK"], &["WORLD_SIZE"])? else {
+    let (rank, world) = (variables.number(&["RANK"])?, variables.number(&["WORLD_SIZE"])?);
+    let started_as = if is_torchruns(variables) { None } else { started_as(variables) };
+    // Scripts export WORLD_SIZE for programs that read the rank from Slurm or MPI, as this one does then.
+    if let (None, Some(world), Some((_, _, tasks))) = (&rank, &world, &started_as)
+        && world.value == tasks.value
+    {
+        return Ok(None);
+    }
+    if let (Some(world), Some((by, their_rank, tasks))) = (&world, &started_as) {
+        EnvironmentError::agree(rank.as_ref(), world, *by, their_rank, tasks)?;
+    }
+    let Some((rank, world)) = Number::pair(rank, world, launcher, "RANK", "WORLD_SIZE")? else {
         return Ok(None);
     };
     Ok(Some(Place {
@@ -23,6 +34,24 @@ pub(super) fn place(variables: &Variables<'_>) -> Result<Option<Place>, Environm
         local_world: variables.number(&["LOCAL_WORLD_SIZE"])?,
         rendezvous: rendezvous(variables, &[MASTER_ADDR], &[MASTER_PORT])?,
     }))
+}
+
+/// torchrun numbers its workers itself, whatever started torchrun.
+fn is_torchruns(variables: &Variables<'_>) -> bool {
+    variables.first(&["TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE"]).is_some()
+}
+
+/// A word about `WORLD_SIZE` where it counts several processes in each pod and this is one that torchrun did not start.
+pub(super) fn more_processes(variables: &Variables<'_>, place: &Place) -> Option<String> {
+    let each = variables.number(&["PET_NPROC_PER_NODE"]).ok().flatten()?;
+    let (world, each) = (place.world.value, each.value);
+    let by_hand = place.world.name == "WORLD_SIZE" && place.local_world.is_none() && !is_torchruns(variables);
+    (by_hand && each > 1 && world > 1 && world.is_multiple_of(each)).then(|| {
+        format!(
+            "WORLD_SIZE={world} counts {each} processes for each of {} pods (PET_NPROC_PER_NODE={each}). If this is the only one in its pod, set nprocPerNode to 1 or let torchrun start it",
+            world / each
+        )
+    })
 }
 
 /// Kubeflow's trainer sets torchrun's own arguments as variables, for one process a pod; where that process is this

@@ -51,12 +51,7 @@ impl<'a> Variables<'a> {
         ranks: &[&'static str],
         worlds: &[&'static str],
     ) -> Result<Option<(Number, Number)>, EnvironmentError> {
-        match (self.number(ranks)?, self.number(worlds)?) {
-            (None, None) => Ok(None),
-            (Some(rank), Some(world)) => Ok(Some((rank, world))),
-            (Some(rank), None) => Err(rank.without(worlds[0], launcher)),
-            (None, Some(world)) => Err(world.without(ranks[0], launcher)),
-        }
+        Number::pair(self.number(ranks)?, self.number(worlds)?, launcher, ranks[0], worlds[0])
     }
 }
 
@@ -72,6 +67,22 @@ impl Setting {
 }
 
 impl Number {
+    /// Both or none of what `launcher` calls `rank_name` and `world_name`.
+    pub(super) fn pair(
+        rank: Option<Self>,
+        world: Option<Self>,
+        launcher: Launcher,
+        rank_name: &'static str,
+        world_name: &'static str,
+    ) -> Result<Option<(Self, Self)>, EnvironmentError> {
+        match (rank, world) {
+            (None, None) => Ok(None),
+            (Some(rank), Some(world)) => Ok(Some((rank, world))),
+            (Some(rank), None) => Err(rank.without(world_name, launcher)),
+            (None, Some(world)) => Err(world.without(rank_name, launcher)),
+        }
+    }
+
     /// The error that `missing` should be set as well.
     pub(super) fn without(&self, missing: &'static str, launcher: Launcher) -> EnvironmentError {
         EnvironmentError::Missing { name: self.name, value: self.value.to_string(), missing, launcher }

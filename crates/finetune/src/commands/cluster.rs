@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32};
 use std::time::Duration;
 
 use finetune_allreduce::{
-    Algorithm, Backend, BackendChoice, Config, DeviceMatrix, Environment, Group, Notice, Secret, Wire, new_token,
+    Algorithm, Backend, BackendChoice, Config, DeviceMatrix, Environment, Group, Notice, Wire, new_token,
 };
 use finetune_cluster::bench::{self, Operation, Options, Row};
 use finetune_cluster::complaint::{hint, shown};
@@ -21,6 +21,7 @@ use crate::hosts::unreachable_at;
 use crate::memory;
 use crate::output;
 use crate::progress::Verbosity;
+use crate::seat::secret;
 
 pub(crate) fn cluster(command: ClusterCommand, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     match command {
@@ -324,11 +325,7 @@ fn take_part(
     last_words: &dyn Fn(String),
 ) -> Result<ExitCode, Failure> {
     let Assignment { rank, world, rendezvous, token, .. } = assignment;
-    let secret = match token {
-        None => Secret::loopback(),
-        Some(token) => Secret::from_token(token)
-            .ok_or_else(|| Failure::arguments("the token is too short", "at least 16 characters"))?,
-    };
+    let secret = secret(token.as_deref(), *world)?;
     let mut config = Config::new(*rank, *world, rendezvous.clone(), secret);
     config.run.clone_from(&assignment.run);
     config.backend = match assignment.backend.as_str() {

@@ -180,10 +180,12 @@ fn start(
                 local_rank,
                 local_world,
                 rendezvous,
+                addresses: hosts.addresses(rank).to_vec(),
                 run,
                 token,
                 devices,
                 prefer_ring,
+                started_by: String::new(),
                 launched: true,
                 narrates,
             }

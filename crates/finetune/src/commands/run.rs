@@ -14,6 +14,7 @@ use crate::failure::Failure;
 use crate::progress::{self, Progress, Verbosity};
 use crate::seat::Seat;
 use crate::signals::Signals;
+use crate::stderr::complain;
 use crate::told::{self, Told};
 use crate::wake::Awake;
 use crate::work::Work;
@@ -31,8 +32,8 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
 fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let start = Instant::now();
     let signals = Signals::listen()?;
-    let (seat, note) = match arguments.assigned {
-        true => (Seat::assigned(&signals)?, None),
+    let (seat, notes) = match arguments.assigned {
+        true => (Seat::assigned(&signals)?, Vec::new()),
         false => Seat::of_environment(arguments.token_file.as_deref())?,
     };
     let file = source::recipe_path(&arguments.recipe.recipe)?;
@@ -50,7 +51,7 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
     let (first, loudness) = (seat.rank == 0, verbosity);
     let verbosity = if first { verbosity } else { Verbosity::Quiet };
     let mut show = Progress::new(verbosity, recipe.log.every);
-    note.iter().for_each(|note| show.say(note));
+    notes.iter().for_each(|note| show.say(note));
     if let Some(address) = recipe.log.prometheus.as_ref().filter(|_| first) {
         prometheus::serve(address)?;
     }
@@ -163,14 +164,14 @@ fn peaks(run: &Run) -> String {
 fn say_notice(notice: &Notice, first: bool, verbosity: Verbosity) {
     let wanted = match notice {
         Notice::Joined { world: 1, .. } => return,
-        Notice::Unresolved { .. } => Verbosity::Normal,
+        Notice::Unresolved { .. } | Notice::Waiting { .. } | Notice::TurnedAway { .. } => Verbosity::Normal,
         Notice::Joined { .. } | Notice::FellBack { .. } if first => Verbosity::Normal,
         Notice::Silent { .. } | Notice::Back { .. } if first => Verbosity::Normal,
         Notice::Chosen { .. } if !first => return,
         _ => Verbosity::Verbose,
     };
     if verbosity >= wanted {
-        anstream::eprintln!("{notice}");
+        complain!("{notice}");
     }
 }
 

@@ -58,7 +58,6 @@ impl Named {
 pub(super) type Layers = (Vec<Regex>, Vec<u64>);
 
 /// The branches that the settings ask for.
-#[expect(clippy::large_enum_variant, reason = "there is one of them at a time")]
 pub(super) enum Targets {
     /// Those that the file has.
     Unsaid,
