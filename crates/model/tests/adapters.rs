@@ -137,7 +137,8 @@ fn every_tensor_is_accounted_for() {
     let fewer = after(&|tensors| tensors.retain(|tensor| !tensor.0.contains("layers.2."))).expect("fewer branches");
     assert_eq!(fewer.targets.len(), 14);
     assert!(fewer.notices[0].contains("`model.layers.2.self_attn.q_proj`"), "{:?}", fewer.notices);
-    let table: [(&dyn Fn(&mut Vec<Tensor>), &str); 8] = [
+    type Change<'a> = &'a dyn Fn(&mut Vec<Tensor>);
+    let table: [(Change<'_>, &str); 8] = [
         (&|tensors| tensors.retain(|tensor| tensor.0 != format!("{q}.lora_B.weight")), "the other half of a branch"),
         (&|tensors| tensors.clear(), "no LoRA branch at all"),
         (&|tensors| put(tensors, &format!("{q}.lora_B.weight"), 3, f32::NAN), "layers.1.self_attn.q_proj.lora_B"),
