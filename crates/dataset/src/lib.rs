@@ -11,7 +11,7 @@
 //! `python*.rs` make minijinja behave as transformers' jinja2 does), `tokenizer.rs` (`text_source.rs`: from which files;
 //! `carried.rs`: into which; `chunks.rs`: word by word), `mask.rs` (which tokens are trained on). `texts.rs` and `variants.rs`
 //! see to it that what a row says reaches its text, `notes.rs` and `ends.rs` to what is said about all rows. Templates and
-//! tokenizers are foreign work: `guard.rs`. [`Plan`] in `plan.rs` stands alone, on the counter-based generator of `random.rs`.
+//! tokenizers are foreign work: `guard.rs`. What was read before is kept: `kept.rs`. [`Plan`] in `plan.rs` stands alone, on the counter-based generator of `random.rs`.
 
 #![forbid(unsafe_code)]
 
@@ -27,6 +27,7 @@ mod generation;
 pub mod guard;
 mod integers;
 mod jsonl;
+mod kept;
 mod load;
 mod mask;
 mod messages;

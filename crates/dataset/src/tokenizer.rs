@@ -1,5 +1,6 @@
 //! A model's tokenizer, its special tokens and its chat template.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,6 +45,7 @@ pub struct ChatTokenizer {
     end: Option<u32>,
     bos_id: Option<u32>,
     notices: Vec<String>,
+    fingerprint: [u8; 32],
 }
 
 /// What a tokenizer.json makes.
@@ -90,7 +92,10 @@ impl ChatTokenizer {
         let foreign = Foreign::Tokenizer(path.display().to_string());
         let configs = TokenConfigs::read(directory)?;
         let special_tokens = configs.special.clone();
+        let special = special_tokens.clone();
         let bytes = read_tokenizer(&path)?;
+        let mut fingerprint = blake3::Hasher::new();
+        fingerprint.update(blake3::hash(&bytes).as_bytes());
         let bounds = grown(LOADING, bytes.len(), LOADING_BYTES);
         let loaded = guard::watched(&foreign, bounds, move || Loaded::read(&bytes, &path, &configs))??;
         let id_of = |name: &str| {
@@ -108,9 +113,16 @@ impl ChatTokenizer {
             true => None,
             false => Some(Arc::new(ChatTemplate::compile(templates, special_tokens, now)?)),
         };
+        let added: BTreeMap<_, _> = loaded.tokenizer.get_added_tokens_decoder().into_iter().collect();
+        let templates = template.iter().flat_map(|template| template.sources());
+        let texts: Vec<_> = templates.map(|source| (&source.name, &source.source)).collect();
+        let day = template.as_ref().filter(|template| template.uses_date()).map(|_| now);
+        let rest = format!("{added:?} {special:?} {texts:?} {day:?} {bos_id:?} {eos_ids:?} {end:?}");
+        fingerprint.update(rest.as_bytes());
         Ok(Some(Self {
             loaded: Arc::new(loaded),
             template,
+            fingerprint: *fingerprint.finalize().as_bytes(),
             foreign,
             model_dir: source.model_dir.to_owned(),
             tokenizer_dir: directory.to_owned(),
@@ -216,6 +228,11 @@ impl ChatTokenizer {
     /// Every token that ends generation: the model's own, then the tokenizer's.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
+    }
+
+    /// The same where the same text gives the same tokens, and the same conversation the same text.
+    pub(crate) fn fingerprint(&self) -> &[u8; 32] {
+        &self.fingerprint
     }
 
     pub(crate) fn end(&self) -> Option<u32> {

@@ -75,7 +75,7 @@ impl Freight {
         let brought = self.cargo.bring(remote, stop, &mut |sent, of| {
             if says && said.elapsed() > SAY_EVERY {
                 said = Instant::now();
-                anstream::eprintln!("{}: {} of {} copied", remote.host, bytes(sent), bytes(of));
+                crate::stderr::complain!("{}: {} of {} copied", remote.host, bytes(sent), bytes(of));
             }
         });
         let files = brought.map_err(|error| failure(&remote.host, &error))?;
@@ -85,7 +85,7 @@ impl Freight {
                 1 => format!("copied to {} (1 file)", remote.host),
                 files => format!("copied to {} ({files} files)", remote.host),
             };
-            anstream::eprintln!("program, recipe, model and rows {what}: {}", self.cargo.folder());
+            crate::stderr::complain!("program, recipe, model and rows {what}: {}", self.cargo.folder());
         }
         Ok(())
     }
@@ -116,7 +116,7 @@ impl Freight {
             add(&path, &format!("{CHECKPOINTS}/{name}/"));
         }
         if verbosity > Verbosity::Quiet {
-            anstream::eprintln!("the run in {} goes on at {}", self.home.display(), remote.host);
+            crate::stderr::complain!("the run in {} goes on at {}", self.home.display(), remote.host);
         }
         copy::send_files(remote, &self.run(), &files, stop).map_err(|error| failure(&remote.host, &error))
     }

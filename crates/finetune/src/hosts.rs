@@ -200,7 +200,7 @@ impl Hosts {
                     Err(RecvTimeoutError::Disconnected) => return Vec::new(),
                     Err(RecvTimeoutError::Timeout) if verbosity > Verbosity::Quiet => {
                         let seconds = began.elapsed().as_secs();
-                        anstream::eprintln!(
+                        crate::stderr::complain!(
                             "waiting for what the hosts say of themselves and their files ({seconds} s)"
                         );
                     }
@@ -215,7 +215,7 @@ impl Hosts {
             let twin =
                 self.machines[..index].iter().find(|other| is_same(other, machine) && other.name != machine.name);
             if let Some(twin) = twin.filter(|_| verbosity > Verbosity::Quiet) {
-                anstream::eprintln!(
+                crate::stderr::complain!(
                     "{} and {} are one machine: their ranks share its threads and GPUs",
                     twin.name,
                     machine.name

@@ -30,7 +30,7 @@ impl Unfinished {
                 if let Some(directory) = &*unfinished {
                     remove(directory);
                 }
-                anstream::eprintln!("interrupted; nothing unfinished is left behind");
+                crate::stderr::complain!("interrupted; nothing unfinished is left behind");
                 std::process::exit(128 + signal);
             }
         })?;

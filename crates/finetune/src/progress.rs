@@ -108,16 +108,16 @@ impl Progress {
             return;
         }
         match &self.bar {
-            Some(bar) => bar.suspend(|| anstream::eprintln!("{line}")),
-            None => anstream::eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| crate::stderr::complain!("{line}")),
+            None => crate::stderr::complain!("{line}"),
         }
     }
 
     /// Another process's line above the bar, which has passed that one's own choice of what to say.
     pub(crate) fn repeat(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| anstream::eprintln!("{line}")),
-            None => anstream::eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| crate::stderr::complain!("{line}")),
+            None => crate::stderr::complain!("{line}"),
         }
     }
 
@@ -128,7 +128,7 @@ impl Progress {
             return;
         }
         if !self.terminal {
-            anstream::eprintln!("{what}");
+            crate::stderr::complain!("{what}");
             self.set_work(Some(Work::new(what, len)));
             return;
         }

@@ -261,7 +261,8 @@ impl TrainError {
     fn is_disk_or_memory(&self) -> bool {
         match self {
             TrainError::Memory { .. } | TrainError::DeviceMemory { .. } | TrainError::Disk { .. } => true,
-            TrainError::Model(ModelError::DeviceMemory { .. }) => true,
+            TrainError::Model(ModelError::DeviceMemory { .. })
+            | TrainError::Dataset(DatasetError::NoThreads { .. }) => true,
             TrainError::Store(error) | TrainError::Model(ModelError::Store(error)) => error.is_disk(),
             _ => false,
         }

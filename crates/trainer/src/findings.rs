@@ -19,7 +19,7 @@ use crate::memory::{self, Estimate, Sizes, Subject};
 use crate::place::{Machine, Place};
 use crate::prepare::{
     Resume, Start, check_available, check_result, has_weights, length_notice, model_directory, open_tokenizer,
-    rows_notices, stored_type, total_steps,
+    rows_cache, rows_notices, stored_type, total_steps,
 };
 use crate::run_directory::{self, Contents};
 
@@ -151,8 +151,10 @@ impl Findings {
             train_files.iter().chain(&eval_files).for_each(|file| self.look_at_lines(file));
             return (None, None);
         };
+        let cache = rows_cache();
         let load = |files: &[PathBuf]| -> Result<Dataset, TrainError> {
-            Ok(Dataset::load(files, &recipe.data, tokenizer.as_ref(), config.vocabulary, 1, progress)?)
+            let tokenizer = tokenizer.as_ref();
+            Ok(Dataset::load_kept(cache.as_ref(), files, &recipe.data, tokenizer, config.vocabulary, 1, progress)?)
         };
         let [train, eval] = [train_files, eval_files].map(|files| {
             if files.is_empty() {

@@ -11,7 +11,7 @@ use finetune_model::{
     BaseName, FloatType, LoraTargets, Model, ModelConfig, Placement, base_digest, choose, float_type,
 };
 use finetune_recipe::{Length, Method, Recipe, ResultChoice};
-use finetune_store::{Dtype, Holding, RealDisk, TensorSet, recognize};
+use finetune_store::{Cache, Dtype, Holding, RealDisk, TensorSet, recognize};
 
 use crate::copies::bring_newest;
 use crate::date;
@@ -198,8 +198,11 @@ pub fn load_data(
 ) -> Result<Data, TrainError> {
     let (train_files, eval_files) = resolve_files(&recipe.data.train, &recipe.data.eval)?;
     let tokenizer = open_tokenizer(recipe, model)?;
+    let cache = rows_cache();
     let load = |files: &[PathBuf], keep_text: usize| {
-        Dataset::load(files, &recipe.data, tokenizer.as_ref(), config.vocabulary, keep_text, progress)
+        let tokenizer = tokenizer.as_ref();
+        Dataset::load_kept(cache.as_ref(), files, &recipe.data, tokenizer, config.vocabulary, keep_text, progress)
+            .map_err(|error| error.in_model(model))
     };
     // One tells whether the rows have prompts; only evaluation rows are answered.
     let mut train = load(&train_files, 1)?;
@@ -213,6 +216,11 @@ pub fn load_data(
         Some(load(&eval_files, recipe.eval.samples.max(recipe.eval.exact_match))?)
     };
     Ok(Data { train, eval, tokenizer })
+}
+
+/// Where tokens of rows are kept from one command to the next.
+pub(crate) fn rows_cache() -> Option<Cache> {
+    Cache::of_user("rows")
 }
 
 /// The tokenizer of the recipe's model with the recipe's template and date.

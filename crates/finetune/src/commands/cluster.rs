@@ -157,7 +157,7 @@ fn start(
         Some(path) => {
             let hosts = Hostfile::load(path)
                 .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
-            hosts.notices.iter().for_each(|notice| anstream::eprintln!("{notice}"));
+            hosts.notices.iter().for_each(|notice| crate::stderr::complain!("{notice}"));
             if let Some(address) = hosts.lost_coordinator() {
                 return Err(unreachable_at(address));
             }
@@ -211,19 +211,19 @@ fn start(
     let endings = workers.finish(&AtomicI32::new(0), &AtomicBool::new(false), &mut |rank, word| match word {
         Word::Line(line) if rank == 0 => match serde_json::from_str::<Said>(&line) {
             Ok(Said::Row(row)) => outcome = table.row(&row),
-            Ok(Said::Notice(notice)) if verbosity != Verbosity::Quiet => anstream::eprintln!("{notice}"),
+            Ok(Said::Notice(notice)) if verbosity != Verbosity::Quiet => crate::stderr::complain!("{notice}"),
             Ok(Said::Notice(_)) => {}
-            Err(_) => anstream::eprintln!("[rank {rank}] {}", shown(&line)),
+            Err(_) => crate::stderr::complain!("[rank {rank}] {}", shown(&line)),
         },
         Word::Line(_) | Word::Silent | Word::Waited(_) => {}
         Word::Complaint(line) => {
             hinted = hinted.take().or_else(|| hint(&names[rank], &line).map(|(_, hint)| (rank, hint)));
-            anstream::eprintln!("[rank {rank}] {}", shown(&line));
+            crate::stderr::complain!("[rank {rank}] {}", shown(&line));
         }
     });
     outcome?;
     if let Some((rank, hint)) = hinted.filter(|(rank, _)| endings.get(*rank).is_some_and(|ending| ending.code == 255)) {
-        anstream::eprintln!("{}: {hint}", names[rank]);
+        crate::stderr::complain!("{}: {hint}", names[rank]);
     }
     match launch::culprit(&endings, &[], 0) {
         Some(rank) => Ok(ExitCode::from(launch::exit_code(endings[rank].code))),
@@ -305,7 +305,7 @@ fn under_a_launcher(
     let mut outcome = Ok(());
     let notices = move |notice: Notice| {
         if first && verbosity != Verbosity::Quiet {
-            anstream::eprintln!("{notice}");
+            crate::stderr::complain!("{notice}");
         }
     };
     let row = &mut |row: &Row| {
@@ -313,7 +313,7 @@ fn under_a_launcher(
             outcome = table.row(row);
         }
     };
-    let code = take_part(&assignment, Arc::new(notices), row, &|words| anstream::eprintln!("{words}"))?;
+    let code = take_part(&assignment, Arc::new(notices), row, &|words| crate::stderr::complain!("{words}"))?;
     outcome?;
     Ok(code)
 }

@@ -26,11 +26,11 @@ pub(crate) fn devices(arguments: &DevicesArguments) -> Result<ExitCode, Failure>
     }
     output::print(&text)?;
     if !HAS_GPU_BACKEND {
-        anstream::eprintln!(
+        crate::stderr::complain!(
             "this program was built without a GPU backend: `cargo build --release --features gpu` (Vulkan)"
         );
     } else if found.iter().all(|device| matches!(device.kind, DeviceKind::Cpu | DeviceKind::SoftwareGpu)) {
-        anstream::eprintln!(
+        crate::stderr::complain!(
             "no GPU was found: on Linux the Vulkan loader (libvulkan1) and the card's driver have to be installed"
         );
     }

@@ -326,7 +326,7 @@ fn safe(output_dir: &Path, hosts: &Hosts, saved: Option<&(u64, PathBuf)>) -> Vec
 
 fn tell(wanted: Verbosity, verbosity: Verbosity, lines: &[String]) {
     if verbosity >= wanted {
-        lines.iter().for_each(|line| anstream::eprintln!("{line}"));
+        lines.iter().for_each(|line| crate::stderr::complain!("{line}"));
     }
 }
 

@@ -25,7 +25,7 @@ fn ask(arguments: &HostsArguments, questions: &Questions<'_>) -> Result<Discover
         Some(path) => {
             let file = Hostfile::load(path)
                 .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
-            file.notices.iter().for_each(|notice| anstream::eprintln!("{notice}"));
+            file.notices.iter().for_each(|notice| crate::stderr::complain!("{notice}"));
             file.hosts.into_iter().map(|host| host.ssh).collect()
         }
         None if arguments.hosts.is_empty() => vec!["localhost".to_owned()],
@@ -33,8 +33,8 @@ fn ask(arguments: &HostsArguments, questions: &Questions<'_>) -> Result<Discover
     };
     let discovery = Discovery::new(gather::gather(&hosts, questions, DEADLINE));
     for error in &discovery.unreachable {
-        anstream::eprintln!("\x1b[1;33mwarning\x1b[0m: {error}");
-        error.hints().iter().for_each(|hint| anstream::eprintln!("\x1b[1;36mhint\x1b[0m: {hint}"));
+        crate::stderr::complain!("\x1b[1;33mwarning\x1b[0m: {error}");
+        error.hints().iter().for_each(|hint| crate::stderr::complain!("\x1b[1;36mhint\x1b[0m: {hint}"));
     }
     if discovery.hosts.is_empty() {
         return Err(Failure::arguments("no host answered", "`ssh -o BatchMode=yes HOST true` must succeed"));
@@ -52,19 +52,19 @@ pub(crate) fn discover(arguments: &DiscoverArguments) -> Result<ExitCode, Failur
         output::print(&draw::dot(&discovery))?;
         return Ok(ExitCode::SUCCESS);
     }
-    anstream::eprintln!("{}", draw::text(&discovery));
-    discovery.sentences().iter().for_each(|sentence| anstream::eprintln!("{sentence}"));
+    crate::stderr::complain!("{}", draw::text(&discovery));
+    discovery.sentences().iter().for_each(|sentence| crate::stderr::complain!("{sentence}"));
     if let Some(path) = &arguments.svg {
         write(path, &draw::svg(&discovery))?;
-        anstream::eprintln!("the picture is in {}", path.display());
+        crate::stderr::complain!("the picture is in {}", path.display());
     }
     if let Some(proposal) = discovery.proposal() {
-        proposal.notes.iter().for_each(|note| anstream::eprintln!("{note}"));
+        proposal.notes.iter().for_each(|note| crate::stderr::complain!("{note}"));
         match &arguments.output {
             None => output::print(&proposal.hostfile.to_json())?,
             Some(path) => {
                 write(path, &proposal.hostfile.to_json())?;
-                anstream::eprintln!("the hostfile is in {}", path.display());
+                crate::stderr::complain!("the hostfile is in {}", path.display());
             }
         }
     }
@@ -78,14 +78,14 @@ pub(crate) fn setup(arguments: &SetupArguments) -> Result<ExitCode, Failure> {
     output::print(&setup::text(&plan))?;
     if arguments.apply && !plan.steps.is_empty() {
         let mut run = |host: &str, command: &str| {
-            anstream::eprintln!("{host}: {command}");
+            crate::stderr::complain!("{host}: {command}");
             gather::run_command(host, command, STEP_DEADLINE)
         };
         let done = setup::apply(&plan, &mut run)
             .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
-        anstream::eprintln!("{done} commands done; `finetune cluster doctor` looks at the result");
+        crate::stderr::complain!("{done} commands done; `finetune cluster doctor` looks at the result");
     } else if !plan.steps.is_empty() {
-        anstream::eprintln!("--apply runs these commands");
+        crate::stderr::complain!("--apply runs these commands");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -15,7 +15,7 @@ use crate::source::Source;
 /// A line on stderr, unless only errors and results are asked for.
 pub(super) fn say(verbosity: Verbosity, line: &str) {
     if verbosity > Verbosity::Quiet {
-        anstream::eprintln!("{line}");
+        crate::stderr::complain!("{line}");
     }
 }
 

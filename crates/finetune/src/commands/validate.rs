@@ -33,7 +33,7 @@ pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Re
     output::print(&text(&found))?;
     for (n, problem) in found.problems.iter().enumerate() {
         if n > 0 {
-            anstream::eprintln!();
+            crate::stderr::complain!();
         }
         Failure::Arguments { message: problem.message.clone(), hints: problem.hints.clone() }.print();
     }

@@ -32,7 +32,7 @@ impl Hosts {
                         (absent, unready) = (absent && found.is_empty(), unready || !found.is_empty());
                         problems.extend(found.iter().map(|problem| format!("{host}: {}", shown(problem))));
                         for warning in report.warnings().iter().filter(|_| verbosity > Verbosity::Quiet) {
-                            anstream::eprintln!("{host}: {warning}");
+                            crate::stderr::complain!("{host}: {warning}");
                         }
                         machine.report = report;
                     }

@@ -1,0 +1,238 @@
+//! Rows that were read before: their tokens, kept in the user's cache, so that `run` does not do again what `validate` has done,
+//! nor each rank of a machine what one of them does.
+//!
+//! An entry belongs to the content of the files, to the settings that rows depend on, to what the tokenizer and the template
+//! are made of, and to this very program. Whatever else it is read with finds nothing. It holds the rows as they lie in memory,
+//! tokens in two bytes where the vocabulary allows, a bit of mask each.
+
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use finetune_recipe::Data;
+use finetune_store::{Cache, content_hash_of};
+use serde_json::{Value, json};
+
+use crate::ends::Ends;
+use crate::error::DatasetError;
+use crate::load::{Counts, Dataset, Origin, Row};
+use crate::tokenizer::ChatTokenizer;
+
+/// Files that are read faster than it takes to look them up.
+const SMALL: u64 = 4 << 20;
+/// Longest wait for another process that reads the same rows.
+const PATIENCE: Duration = Duration::from_secs(3600);
+/// Tokens of a row, and bytes of a text or of the head, that no entry of ours has more of.
+const LONGEST: u64 = 1 << 30;
+
+impl Dataset {
+    /// As [`Dataset::load`], from `cache` where the same rows were read before; else they are put there.
+    pub fn load_kept<'a>(
+        cache: Option<&Cache>,
+        files: &[PathBuf],
+        data: &Data,
+        tokenizer: impl Into<Option<&'a ChatTokenizer>>,
+        vocab_size: usize,
+        keep_text: usize,
+        progress: &dyn Fn(u64),
+    ) -> Result<Self, DatasetError> {
+        let tokenizer: Option<&ChatTokenizer> = tokenizer.into();
+        let load = || Self::load(files, data, tokenizer, vocab_size, keep_text, progress);
+        let key = || key(files, data, tokenizer, vocab_size, keep_text);
+        let Some((cache, key)) = cache.and_then(|cache| Some((cache, key()?))) else { return load() };
+        let get = || cache.get(&key, |content| read(content, files, progress));
+        if let Some(found) = get() {
+            return Ok(found);
+        }
+        let began = Instant::now();
+        let making = cache.make(&key, &|| began.elapsed() < PATIENCE);
+        // Another process may have read them meanwhile.
+        if let Some(found) = get() {
+            return Ok(found);
+        }
+        let dataset = load()?;
+        if making.is_some() {
+            cache.put(&key, |content| write(content, &dataset));
+        }
+        Ok(dataset)
+    }
+}
+
+/// `None`: not worth it, or not to be had.
+fn key(
+    files: &[PathBuf],
+    data: &Data,
+    tokenizer: Option<&ChatTokenizer>,
+    vocab_size: usize,
+    keep_text: usize,
+) -> Option<String> {
+    let bytes = files.iter().map(|file| file.metadata().map(|about| about.len())).sum::<io::Result<u64>>().ok()?;
+    if bytes < SMALL {
+        return None;
+    }
+    let mut hasher = blake3::Hasher::new();
+    let mut part = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    part(program()?.as_bytes());
+    // Where files lie is of no matter; what is in the template and the day are the tokenizer's.
+    let settings = Data { train: Vec::new(), eval: Vec::new(), chat_template: None, date: None, ..data.clone() };
+    part(format!("{settings:?} {vocab_size} {keep_text}").as_bytes());
+    part(tokenizer.map_or(&[], |tokenizer| tokenizer.fingerprint().as_slice()));
+    for file in files {
+        part(&content_hash_of(file, &mut |_| {}).ok()?);
+    }
+    Some(hasher.finalize().to_hex().to_string())
+}
+
+/// This program: another build may read rows in another way.
+fn program() -> Option<String> {
+    let about = std::env::current_exe().ok()?.metadata().ok()?;
+    Some(format!("{} {} {:?}", env!("CARGO_PKG_VERSION"), about.len(), about.modified().ok()?))
+}
+
+fn write(content: &mut dyn Write, dataset: &Dataset) -> io::Result<()> {
+    let Dataset { rows, files: _, counts, digest, notices, ends } = dataset;
+    let narrow = rows.iter().flat_map(|row| &row.tokens).all(|&token| token <= u32::from(u16::MAX));
+    let head = json!({
+        "rows": rows.len(), "narrow": narrow, "digest": digest, "notices": notices,
+        "counts": [counts.rows, counts.dropped, counts.truncated, counts.zero_label, counts.longest, counts.unmasked],
+        "tokens": counts.tokens, "trained_tokens": counts.trained_tokens,
+        "ends": {"tokens": ends.tokens, "without": ends.without, "parts": ends.parts},
+    });
+    text(content, &head.to_string())?;
+    let mut bytes = Vec::new();
+    for row in rows {
+        bytes.clear();
+        let Row { tokens, trained, origin, prompt_tokens, prompt_text, answer_text } = row;
+        let numbers = [tokens.len(), *prompt_tokens, prompt_text.len(), answer_text.len()].map(|number| number as u32);
+        bytes.extend([origin.file, origin.line].iter().chain(&numbers).flat_map(|number| number.to_le_bytes()));
+        if narrow {
+            bytes.extend(tokens.iter().flat_map(|&token| (token as u16).to_le_bytes()));
+        } else {
+            bytes.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
+        }
+        let mask = trained.chunks(8).map(|bits| bits.iter().rev().fold(0, |byte, &bit| byte << 1 | u8::from(bit)));
+        bytes.extend(mask);
+        bytes.extend(prompt_text.bytes().chain(answer_text.bytes()));
+        content.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+fn text(content: &mut dyn Write, text: &str) -> io::Result<()> {
+    content.write_all(&(text.len() as u64).to_le_bytes())?;
+    content.write_all(text.as_bytes())
+}
+
+fn read(content: &mut dyn Read, files: &[PathBuf], progress: &dyn Fn(u64)) -> io::Result<Dataset> {
+    let mut bytes = Vec::new();
+    take(content, 8, &mut bytes)?;
+    let length = u64::from_le_bytes(bytes[..].try_into().map_err(|_| wrong())?);
+    take(content, length, &mut bytes)?;
+    let head: Value = serde_json::from_slice(&bytes)?;
+    let number = |value: &Value| value.as_u64().ok_or_else(wrong);
+    let size = |value: &Value| number(value).map(|number| number as usize);
+    let counts = Counts {
+        rows: size(&head["counts"][0])?,
+        dropped: size(&head["counts"][1])?,
+        truncated: size(&head["counts"][2])?,
+        zero_label: size(&head["counts"][3])?,
+        longest: size(&head["counts"][4])?,
+        unmasked: size(&head["counts"][5])?,
+        tokens: number(&head["tokens"])?,
+        trained_tokens: number(&head["trained_tokens"])?,
+    };
+    let list = |value: &Value| value.as_array().cloned().ok_or_else(wrong);
+    let string = |value: &Value| value.as_str().map(str::to_owned).ok_or_else(wrong);
+    let notices = list(&head["notices"])?.iter().map(string).collect::<io::Result<_>>()?;
+    let end_tokens = list(&head["ends"]["tokens"])?;
+    let ends = Ends {
+        tokens: end_tokens.iter().map(|token| number(token).map(|id| id as u32)).collect::<io::Result<_>>()?,
+        without: size(&head["ends"]["without"])?,
+        parts: size(&head["ends"]["parts"])?,
+    };
+    let narrow = head["narrow"] == true;
+    let mut rows = Vec::new();
+    for index in 0..number(&head["rows"])? {
+        rows.push(row(content, narrow, &mut bytes)?);
+        if index % 4096 == 0 {
+            progress(index);
+        }
+    }
+    Ok(Dataset { rows, files: files.to_vec(), counts, digest: string(&head["digest"])?, notices, ends })
+}
+
+fn row(content: &mut dyn Read, narrow: bool, bytes: &mut Vec<u8>) -> io::Result<Row> {
+    take(content, 24, bytes)?;
+    let number = |place: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| bytes[4 * place + byte]));
+    let origin = Origin { file: number(0), line: number(1) };
+    let [length, prompt_tokens, prompt, answer] = [2, 3, 4, 5].map(|place| number(place) as usize);
+    let tokens = if narrow {
+        take(content, 2 * length as u64, bytes)?;
+        bytes.chunks_exact(2).map(|two| u32::from(u16::from_le_bytes([two[0], two[1]]))).collect()
+    } else {
+        take(content, 4 * length as u64, bytes)?;
+        bytes.chunks_exact(4).map(|four| u32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect()
+    };
+    take(content, length.div_ceil(8) as u64, bytes)?;
+    let trained = (0..length).map(|index| bytes[index / 8] >> (index % 8) & 1 == 1).collect();
+    let mut string = |length: usize| {
+        take(content, length as u64, bytes)?;
+        String::from_utf8(bytes.clone()).map_err(|_| wrong())
+    };
+    let (prompt_text, answer_text) = (string(prompt)?, string(answer)?);
+    Ok(Row { tokens, trained, origin, prompt_tokens, prompt_text, answer_text })
+}
+
+/// So many bytes, in place of what was there. What comes from the disk is not believed before its hash is.
+fn take(content: &mut dyn Read, length: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
+    bytes.clear();
+    if length > LONGEST || content.take(length).read_to_end(bytes)? as u64 != length {
+        return Err(wrong());
+    }
+    Ok(())
+}
+
+fn wrong() -> io::Error {
+    io::ErrorKind::InvalidData.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dataset(tokens: &[u32]) -> Dataset {
+        let row = |length: usize, line: u32| Row {
+            tokens: tokens.iter().copied().cycle().take(length).collect(),
+            trained: (0..length).map(|index| index % 3 == 1).collect(),
+            origin: Origin { file: 0, line },
+            prompt_tokens: length / 2,
+            prompt_text: "é".repeat(length % 3),
+            answer_text: "b".repeat(length % 2),
+        };
+        Dataset {
+            rows: (1..40).map(|line| row(line as usize, line)).collect(),
+            files: vec![PathBuf::from("rows.jsonl")],
+            counts: Counts { rows: 40, dropped: 1, tokens: 780, trained_tokens: 260, longest: 39, ..Counts::default() },
+            digest: "d".into(),
+            notices: vec!["a notice".into()],
+            ends: Ends { tokens: vec![2, 7], without: 1, parts: 40 },
+        }
+    }
+
+    #[test]
+    fn rows_come_back_as_they_were() {
+        for tokens in [[1, 2, 65_535].as_slice(), &[1, 65_536, u32::MAX]] {
+            let written = dataset(tokens);
+            let mut bytes = Vec::new();
+            write(&mut bytes, &written).unwrap();
+            let read_back = read(&mut bytes.as_slice(), &written.files, &|_| {}).unwrap();
+            assert_eq!(read_back, written);
+            for length in 0..bytes.len() {
+                assert!(read(&mut &bytes[..length], &written.files, &|_| {}).is_err(), "{length}");
+            }
+        }
+    }
+}
