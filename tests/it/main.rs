@@ -14,6 +14,7 @@ mod engines;
 mod folder;
 mod gpu;
 mod hostile;
+mod joining;
 mod launch;
 mod memory;
 mod messages;

@@ -66,8 +66,9 @@ fn a_merge_of_numbers_that_are_none() {
 fn a_base_with_a_number_that_is_none() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     put(&folder.path("model/model.safetensors"), "model.norm.weight", f32::NAN);
+    // Of what has not yet begun every problem is bad input.
     for command in ["validate", "run"] {
-        in_folder(&folder, &[command, "recipe.toml"]).expect(4).says("the tensor `model.norm.weight`");
+        in_folder(&folder, &[command, "recipe.toml"]).expect(2).says("the tensor `model.norm.weight`");
     }
 }
 

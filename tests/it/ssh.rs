@@ -98,7 +98,8 @@ fn ranks_on_other_hosts_make_the_same_adapter() {
 
 /// The folder of a copy, as the launcher names it.
 fn copy_of(stderr: &str) -> PathBuf {
-    let (_, rest) = stderr.split_once(" box-1: ").expect("where it lies");
+    let (_, rest) =
+        stderr.split_once(" copied to box-1 (").and_then(|(_, rest)| rest.split_once("): ")).expect("where it lies");
     let home = std::env::var_os("HOME").map(PathBuf::from).expect("a home directory");
     home.join(rest.lines().next().expect("the folder"))
 }
@@ -110,7 +111,8 @@ fn copies_are_brought_once_and_the_run_comes_home() {
     run(&mut folder.launch(&["-n", "3"], "here", &[])).expect(0);
     let output = folder.path("copied");
     let words = ["--set", "train.max_steps=6"];
-    let ended = run(&mut boxes.launch(&folder, &["--copy"], &output, &words)).expect(0).says("files) box-1: ");
+    let ended =
+        run(&mut boxes.launch(&folder, &["--copy"], &output, &words)).expect(0).says("copied to box-1 (6 files): ");
     // All boxes share one home directory: the first copy is everybody's.
     assert!(ended.stderr.contains("unchanged on box-3: "), "{}", ended.stderr);
     assert!(ended.stderr.contains("brought from box-1"), "{}", ended.stderr);

@@ -92,6 +92,17 @@ impl fmt::Display for Launcher {
 }
 
 impl Launcher {
+    /// Where it says a process's rank.
+    fn rank_variable(self) -> &'static str {
+        match self {
+            Self::Torchrun => "RANK",
+            Self::OpenMpi => "OMPI_COMM_WORLD_RANK",
+            Self::Pmi => "PMI_RANK",
+            Self::Slurm => "SLURM_PROCID",
+            Self::Mlx => "MLX_RANK",
+        }
+    }
+
     /// What speaks for it, for messages: who set the variables by hand knows these, not torchrun.
     pub fn words(self) -> String {
         match self {

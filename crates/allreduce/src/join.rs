@@ -4,7 +4,6 @@
 //! session number. Then each rank calls those below it, once for control and once per data stream, and waits for those
 //! above it. Every connection starts with the handshake of `handshake.rs`.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
@@ -12,19 +11,16 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::calling::call_in;
+use crate::circle::{Circle, Member, connect, pair};
 use crate::config::Config;
-use crate::handshake::{HANDSHAKE_TIME, HandshakeError, Purpose, Trusted, call};
+use crate::handshake::{HANDSHAKE_TIME, Purpose, Trusted, call};
 use crate::interfaces;
 use crate::join_error::JoinError;
 use crate::lobby::{self, Arrival, Lobby};
 use crate::notice::Notice;
 use crate::secret::random_bytes;
-
-/// How long a wrong token or version is taken for a leftover of an earlier run that will go away.
-const FOREIGN_PATIENCE: Duration = Duration::from_secs(3);
-
-/// How long a rank that listens, as rank 0 knows, may be out of another's reach: longer is no accident.
-const UNREACHABLE_PATIENCE: Duration = Duration::from_secs(5);
+use crate::waiting::Words;
 
 /// How long rank 0 waits for another rank in the place of one that it turned away, where no name tells one run from another.
 const DIFFERS_PATIENCE: Duration = Duration::from_secs(15);
@@ -32,30 +28,14 @@ const DIFFERS_PATIENCE: Duration = Duration::from_secs(15);
 /// How long rank 0 tells ranks that come a little later why there is no group.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How long a rank that has reached rank 0 waits beyond its own time for what rank 0 says at the end of its own.
-const GRACE: Duration = Duration::from_secs(2);
-
 /// Between two tries to find out rank 0's address.
 const RESOLVE_EVERY: Duration = Duration::from_millis(500);
 
 /// Between two looks at whether ranks that have joined are still there.
-const LOOK: Duration = Duration::from_millis(200);
+pub(crate) const LOOK: Duration = Duration::from_millis(200);
 
 /// Addresses of one rank that others try.
 const MOST_ADDRESSES: usize = 16;
-
-/// A rank that waits says so after this, and then now and again.
-const FIRST_WORDS: Duration = Duration::from_secs(2);
-const NEXT_WORDS: Duration = Duration::from_secs(10);
-
-/// A rank as the roster lists it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Member {
-    pub(crate) host: String,
-    pub(crate) pid: u32,
-    /// Where it may be reached, the likeliest first.
-    addresses: Vec<SocketAddr>,
-}
 
 /// What rank 0 says to a rank that has called.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -75,29 +55,6 @@ pub(crate) struct Joined {
     pub(crate) data: Vec<Vec<TcpStream>>,
     pub(crate) lobby: Lobby,
     pub(crate) streams: usize,
-}
-
-/// Says now and again for whom a rank waits.
-struct Words<'a> {
-    config: &'a Config,
-    deadline: Instant,
-    next: Instant,
-}
-
-impl Words<'_> {
-    fn new(config: &Config, deadline: Instant) -> Words<'_> {
-        Words { config, deadline, next: Instant::now() + FIRST_WORDS }
-    }
-
-    fn say(&mut self, what: impl FnOnce() -> String) {
-        if Instant::now() < self.next {
-            return;
-        }
-        self.next = Instant::now() + NEXT_WORDS;
-        let Config { rank, world, started_by, notices, .. } = self.config;
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        notices(Notice::Waiting { rank: *rank, world: *world, started_by: started_by.clone(), what: what(), left });
-    }
 }
 
 /// Makes the group, or says who is missing and why.
@@ -127,7 +84,7 @@ pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
         })
     };
     let circle = Circle::new(config, &members, &lobby, deadline, HANDSHAKE_TIME, &stands);
-    let control = connect_all(&circle, session, streams, &mut data).inspect_err(|error| {
+    let control = connect_all(&circle, config, session, streams, &mut data).inspect_err(|error| {
         if let JoinError::Pair { peer, tried, .. } = error
             && config.rank > 0
         {
@@ -151,11 +108,12 @@ pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
 /// Control connections between ranks above 0, then data connections between all.
 fn connect_all(
     circle: &Circle<'_>,
+    config: &Config,
     session: u64,
     streams: usize,
     data: &mut [Vec<TcpStream>],
 ) -> Result<BTreeMap<usize, Trusted>, JoinError> {
-    let Config { rank, world, .. } = *circle.config;
+    let Config { rank, world, .. } = *config;
     let mut control = BTreeMap::new();
     for peer in (1..world).filter(|&peer| peer != rank && rank != 0) {
         control.insert(peer, circle.connect(peer, |to| Purpose::Control { session, to })?);
@@ -169,130 +127,7 @@ fn connect_all(
     Ok(control)
 }
 
-type Found = (Lobby, u64, usize, Vec<Member>, BTreeMap<usize, Trusted>);
-
-/// What is needed to connect to any member of a group.
-pub(crate) struct Circle<'a> {
-    config: &'a Config,
-    members: &'a [Member],
-    lobby: &'a Lobby,
-    deadline: Instant,
-    /// How long one try to reach a member may take.
-    patience: Duration,
-    /// Whether it is still worth trying: a group within a group fails with it.
-    stands: &'a dyn Fn() -> Result<(), JoinError>,
-    /// Where members were reached.
-    reached: RefCell<BTreeMap<usize, SocketAddr>>,
-}
-
-/// Why none of a member's addresses was of use.
-struct Failed {
-    /// Each address with what came of it.
-    tried: String,
-    /// It was reached and did not answer: slow or frozen, not out of reach.
-    slow: bool,
-    /// What listens there is somebody else.
-    foreign: bool,
-}
-
-impl<'a> Circle<'a> {
-    pub(crate) fn new(
-        config: &'a Config,
-        members: &'a [Member],
-        lobby: &'a Lobby,
-        deadline: Instant,
-        patience: Duration,
-        stands: &'a dyn Fn() -> Result<(), JoinError>,
-    ) -> Circle<'a> {
-        Circle { config, members, lobby, deadline, patience, stands, reached: RefCell::default() }
-    }
-
-    /// The higher rank calls, the lower one takes the call. `purpose` is given who is called.
-    pub(crate) fn connect(&self, peer: usize, purpose: impl Fn(usize) -> Purpose) -> Result<Trusted, JoinError> {
-        let rank = self.config.rank;
-        if peer > rank {
-            return self.await_call(peer, &purpose(rank));
-        }
-        let began = Instant::now();
-        let mut pause = Duration::from_millis(20);
-        loop {
-            // The peer is listening: it said so. A refused or broken connection may be an accident worth another try.
-            let failed = match self.call(peer, &|| purpose(peer)) {
-                Ok(trusted) => return Ok(trusted),
-                Err(failed) => failed,
-            };
-            (self.stands)()?;
-            let out_of_reach = !failed.slow && began.elapsed() >= UNREACHABLE_PATIENCE;
-            if Instant::now() >= self.deadline || failed.foreign || out_of_reach {
-                return Err(pair(self.members, rank, peer, failed.tried));
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(250));
-        }
-    }
-
-    fn await_call(&self, peer: usize, wanted: &Purpose) -> Result<Trusted, JoinError> {
-        loop {
-            let look = self.deadline.min(Instant::now() + LOOK / 4);
-            if let Some(arrival) = self.lobby.take(look, |hello| hello.rank == peer && hello.purpose == *wanted) {
-                return Ok(arrival.connection);
-            }
-            (self.stands)()?;
-            if Instant::now() >= self.deadline {
-                let (host, seconds) = (&self.members[peer].host, self.config.join_timeout.as_secs());
-                let why = format!("it ({host}) did not call within {seconds} s");
-                return Err(JoinError::Peer { rank: self.config.rank, peer, why });
-            }
-        }
-    }
-
-    /// One try at each of a member's addresses.
-    fn call(&self, peer: usize, purpose: &dyn Fn() -> Purpose) -> Result<Trusted, Failed> {
-        let Config { rank, world, secret, run, .. } = self.config;
-        let known = self.reached.borrow().get(&peer).copied();
-        let addresses = known.map_or_else(|| self.members[peer].addresses.clone(), |address| vec![address]);
-        let mut failed = Failed { tried: String::new(), slow: false, foreign: !addresses.is_empty() };
-        for address in addresses {
-            let error = match connect(address, self.patience) {
-                Ok(stream) => match call(stream, self.patience, secret, run, *rank, *world, purpose()) {
-                    Ok(trusted) => {
-                        self.reached.borrow_mut().insert(peer, address);
-                        return Ok(trusted);
-                    }
-                    Err(error) => {
-                        let slow = matches!(error, HandshakeError::Io(_) | HandshakeError::Late);
-                        failed.slow |= slow;
-                        failed.foreign &= !slow;
-                        error.to_string()
-                    }
-                },
-                Err(error) => {
-                    failed.foreign = false;
-                    error.to_string()
-                }
-            };
-            if !failed.tried.is_empty() {
-                failed.tried += ", ";
-            }
-            failed.tried += &format!("at {address}: {error}");
-        }
-        Err(failed)
-    }
-}
-
-fn pair(members: &[Member], rank: usize, peer: usize, tried: String) -> JoinError {
-    let host = |rank: usize| members[rank].host.clone();
-    JoinError::Pair { rank, host: host(rank), peer, peer_host: host(peer), tried }
-}
-
-fn connect(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, patience.min(Duration::from_secs(2)))?;
-    // Calling a free port of the ephemeral range on this very machine can, once in thousands of tries, meet itself.
-    if stream.local_addr()? == stream.peer_addr()? {
-        return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
-    }
-    Ok(stream)
-}
+pub(crate) type Found = (Lobby, u64, usize, Vec<Member>, BTreeMap<usize, Trusted>);
 
 /// The addresses of the rendezvous; the inner error may pass: in a cluster a name can come later than those who ask for it.
 fn resolve(config: &Config) -> Result<io::Result<Vec<SocketAddr>>, JoinError> {
@@ -316,7 +151,7 @@ fn resolve(config: &Config) -> Result<io::Result<Vec<SocketAddr>>, JoinError> {
 }
 
 /// The same, tried until it works.
-fn resolve_by(config: &Config, deadline: Instant) -> Result<Vec<SocketAddr>, JoinError> {
+pub(crate) fn resolve_by(config: &Config, deadline: Instant) -> Result<Vec<SocketAddr>, JoinError> {
     let began = Instant::now();
     loop {
         let error = match resolve(config)? {
@@ -374,7 +209,7 @@ fn rank_0_already(config: &Config, address: SocketAddr) -> Option<String> {
 }
 
 /// What a rank says of itself. `port`: where it listens.
-fn introduction(config: &Config, port: u16) -> Purpose {
+pub(crate) fn introduction(config: &Config, port: u16) -> Purpose {
     let mut addresses = config.addresses.clone();
     if config.listens_everywhere() {
         addresses.extend(interfaces::own());
@@ -588,99 +423,4 @@ fn difference(ours: &[(String, String)], theirs: &[(String, String)]) -> Option<
         }
     }
     (theirs.len() > ours.len()).then(|| "it makes claims that rank 0 does not: the programs differ".to_owned())
-}
-
-/// Any other rank: calls rank 0 until it answers.
-fn call_in(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
-    let began = Instant::now();
-    let mut words = Words::new(config, deadline);
-    let mut pause = Duration::from_millis(5);
-    let mut foreign_since: Option<Instant> = None;
-    loop {
-        let last = match call_once(config, deadline, &mut words) {
-            Ok(Ok(found)) => return Ok(found),
-            Ok(Err(refused)) => return Err(refused),
-            Err(last) => last,
-        };
-        foreign_since = if last.foreign { foreign_since.or_else(|| Some(Instant::now())) } else { None };
-        if Instant::now() + pause >= deadline || foreign_since.is_some_and(|since| since.elapsed() > FOREIGN_PATIENCE) {
-            return Err(JoinError::Unreachable {
-                rank: config.rank,
-                address: config.rendezvous.clone(),
-                seconds: began.elapsed().as_secs(),
-                last: last.tried,
-            });
-        }
-        words.say(|| format!("waiting for rank 0 at {}: {}", config.rendezvous, last.tried));
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(250));
-    }
-}
-
-/// One try at each of rank 0's addresses.
-fn call_once(config: &Config, deadline: Instant, words: &mut Words<'_>) -> Result<Result<Found, JoinError>, Failed> {
-    let addresses = match resolve_by(config, deadline) {
-        Ok(addresses) => addresses,
-        Err(error) => return Ok(Err(error)),
-    };
-    let mut failed = Failed { tried: String::new(), slow: false, foreign: false };
-    let one = addresses.len() == 1 && addresses[0].to_string() == config.rendezvous;
-    for address in addresses {
-        let error = match call_at(config, address, deadline, words) {
-            Ok(found) => return Ok(found),
-            Err(error) => error,
-        };
-        failed.foreign |= matches!(
-            error,
-            HandshakeError::Token
-                | HandshakeError::Version { .. }
-                | HandshakeError::Foreign
-                | HandshakeError::OtherRun { .. }
-        );
-        let comma = if failed.tried.is_empty() { "" } else { ", " };
-        // The rendezvous is named beside this; an address only where it is another.
-        failed.tried += &if one { error.to_string() } else { format!("{comma}{}: {error}", address.ip()) };
-    }
-    Err(failed)
-}
-
-fn call_at(
-    config: &Config,
-    address: SocketAddr,
-    deadline: Instant,
-    words: &mut Words<'_>,
-) -> Result<Result<Found, JoinError>, HandshakeError> {
-    let stream = connect(address, HANDSHAKE_TIME)?;
-    let (local, rank_0) = (stream.local_addr()?, stream.peer_addr()?);
-    let lobby = match Lobby::open_in_range(config, local.ip()) {
-        Ok(lobby) => lobby,
-        Err(error) => return Ok(Err(JoinError::System { what: "this rank cannot listen for the others", error })),
-    };
-    let purpose = introduction(config, lobby.address().port());
-    let mut connection = call(stream, HANDSHAKE_TIME, &config.secret, &config.run, config.rank, config.world, purpose)?;
-    let end = deadline + GRACE;
-    let answer = loop {
-        match connection.receive::<Answer>(end.min(Instant::now() + LOOK)) {
-            Err(HandshakeError::Late) if Instant::now() >= end => return Err(HandshakeError::NoRoster),
-            Err(HandshakeError::Late) => {
-                words.say(|| format!("rank 0 is at {rank_0}; waiting for the other ranks"));
-            }
-            answer => break answer?,
-        }
-    };
-    match answer {
-        Answer::Refused { rank, host, why } => Ok(Err(JoinError::Differs { rank, host, why })),
-        Answer::Missing { missing, seconds, here, world } => {
-            Ok(Err(JoinError::Missing { missing, seconds, here, world, address: config.rendezvous.clone() }))
-        }
-        Answer::OtherRun { run } => Err(HandshakeError::OtherRun { theirs: run, ours: config.run.clone() }),
-        Answer::Roster { session, streams, mut members } => {
-            if members.len() != config.world || !(1..=64).contains(&streams) {
-                return Err(HandshakeError::Foreign);
-            }
-            // Rank 0 is where we reached it, whatever it thinks its address is.
-            members[0].addresses = vec![rank_0];
-            Ok(Ok((lobby, session, streams, members, BTreeMap::from([(0, connection)]))))
-        }
-    }
 }

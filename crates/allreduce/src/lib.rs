@@ -28,7 +28,9 @@
 #![deny(unsafe_code)]
 mod arithmetic;
 mod background;
+mod calling;
 mod choose;
+mod circle;
 mod collectives;
 mod config;
 mod control;
@@ -59,6 +61,7 @@ mod split;
 mod transport;
 mod user_secret;
 mod verdict;
+mod waiting;
 
 pub use background::Pending;
 pub use config::{BackendChoice, Config, RdmaOptions};

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::choose::Reach;
+use crate::circle::{Circle, Member};
 use crate::config::Config;
 use crate::engine::Carrier;
 use crate::frame::Algorithm;
 use crate::group::Group;
 use crate::handshake::Purpose;
-use crate::join::{Circle, Member};
 use crate::join_error::JoinError;
 use crate::lobby::Lobby;
 use crate::transport::in_process::{self, InProcess};

@@ -10,6 +10,8 @@ use std::ops::Range;
 
 use serde_json::{Map, Value};
 
+use crate::python_text::is_space;
+
 /// Unicode noncharacters, which no text needs: a mark is one, the number of its text in base 16, and another. (U+FDD0 to
 /// U+FDD2 have other uses here.)
 const OPEN: char = '\u{FDD8}';
@@ -111,7 +113,7 @@ impl Marked {
         let mut out = String::with_capacity(text.len() + 24);
         let Some((first, last)) = word_borders(text) else { return text.to_owned() };
         let entry = &mut self.texts[id];
-        entry.pieces.push(text.trim().to_owned());
+        entry.pieces.push(text.trim_matches(is_space).to_owned());
         out.push_str(&text[..first]);
         push_mark(&mut out, id);
         entry.marks += 1;
@@ -285,8 +287,8 @@ impl Marked {
             let content = messages.get(message).and_then(|it| it["content"].as_str()).unwrap_or_default();
             let (Some(before), Some(behind)) = (found.text.get(..start), found.text.get(end..)) else { continue };
             if found.text.get(start..end).is_some_and(|there| there == piece) {
-                let leading = &content[..content.len() - content.trim_start().len()];
-                let trailing = &content[content.trim_end().len()..];
+                let leading = &content[..content.len() - content.trim_start_matches(is_space).len()];
+                let trailing = &content[content.trim_end_matches(is_space).len()..];
                 let start = before.strip_suffix(leading).unwrap_or(before).len();
                 let end = end + if behind.starts_with(trailing) { trailing.len() } else { 0 };
                 places[message] = Some(start..end);
@@ -349,11 +351,11 @@ fn push_tag(out: &mut String, tag: &str, hide: bool) {
 
 /// Behind the first word, and before the last if that is another.
 fn word_borders(text: &str) -> Option<(usize, Option<usize>)> {
-    let body = text.trim();
+    let body = text.trim_matches(is_space);
     if body.is_empty() {
         return None;
     }
-    let start = text.len() - text.trim_start().len();
+    let start = text.len() - text.trim_start_matches(is_space).len();
     let Some(first) = body.find(char::is_whitespace) else { return Some((start + body.len(), None)) };
     let last = body.char_indices().rev().find(|(_, character)| character.is_whitespace());
     let last = last.map_or(body.len(), |(place, character)| place + character.len_utf8());
@@ -437,7 +439,7 @@ pub(crate) fn plainly_there(messages: &[Value], tools: Option<&Value>, rendering
         && messages.iter().all(|message| {
             let Some(object) = message.as_object() else { return false };
             let Some(content) = object.get("content").and_then(Value::as_str) else { return false };
-            let content = content.trim();
+            let content = content.trim_matches(is_space);
             let is_plain = !object.contains_key("tool_calls") && reasoning(object).is_none() && !has_reasoning(content);
             if !is_plain || content.len() < LONG {
                 return is_plain && content.is_empty();

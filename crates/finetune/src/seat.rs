@@ -95,6 +95,15 @@ impl Seat {
         let rendezvous = match rendezvous {
             // Ranks of one machine need no token, and no address but its own.
             Some(place) if token.is_none() && local_world == world => format!("127.0.0.1:{}", place.port),
+            Some(place) if rank > 0 && local_world < world && place.is_unspecified() => {
+                return Err(Failure::arguments(
+                    format!(
+                        "MASTER_ADDR={} is no address that rank 0 can be called by from another machine",
+                        place.host
+                    ),
+                    "set it to a name or address of rank 0's host on all ranks but rank 0",
+                ));
+            }
             Some(place) if token.is_none() && !place.is_loopback() => return Err(no_token(world)),
             Some(place) => place.to_string(),
             None => String::new(),

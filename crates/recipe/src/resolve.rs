@@ -53,7 +53,10 @@ impl Recipe {
     pub fn shared(&self) -> Vec<(&'static str, String)> {
         let more = KEYS.iter().filter(|key| {
             let local = matches!(key.kind, Kind::Path | Kind::Paths | Kind::Address);
-            !key.in_digest && !local && !matches!(key.path, "model.path" | "log.every" | "distributed.min_ranks")
+            // How long a rank waits, and at which ports, is its own affair.
+            let own =
+                ["model.path", "log.every", "distributed.min_ranks", "distributed.join_timeout", "distributed.ports"];
+            !key.in_digest && !local && !own.contains(&key.path)
         });
         let more = more.map(|key| (key.path, self.value(key.path).unwrap_or_else(|| "none".to_owned())));
         self.meaning().into_iter().chain(more).collect()

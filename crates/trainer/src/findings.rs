@@ -89,7 +89,7 @@ pub fn findings(recipe: &Recipe, machine: &Machine, progress: &dyn Fn(u64)) -> F
     let tokenizer = directory.as_deref().and_then(|directory| found.keep(open_tokenizer(&recipe, directory)));
     // A tokenizer that is not there is no problem yet: rows may be tokens.
     let reader = config.as_ref().zip(tokenizer.as_ref());
-    let (train, eval) = found.look_at_rows(&recipe, reader, progress);
+    let (train, eval) = found.look_at_rows(&recipe, directory.as_deref(), reader, progress);
     if let (Some(directory), Some(config)) = (directory, config) {
         let tokenizer = tokenizer.flatten();
         found.look_at_size(&recipe, machine, &Parts { directory, config, tokenizer, train, eval });
@@ -142,6 +142,7 @@ impl Findings {
     fn look_at_rows(
         &mut self,
         recipe: &Recipe,
+        model: Option<&Path>,
         reader: Option<(&ModelConfig, &Option<ChatTokenizer>)>,
         progress: &dyn Fn(u64),
     ) -> (Option<Dataset>, Option<Dataset>) {
@@ -154,7 +155,12 @@ impl Findings {
         let cache = rows_cache();
         let load = |files: &[PathBuf]| -> Result<Dataset, TrainError> {
             let tokenizer = tokenizer.as_ref();
-            Ok(Dataset::load_kept(cache.as_ref(), files, &recipe.data, tokenizer, config.vocabulary, 1, progress)?)
+            let read =
+                Dataset::load_kept(cache.as_ref(), files, &recipe.data, tokenizer, config.vocabulary, 1, progress);
+            Ok(read.map_err(|error| match model {
+                Some(model) => error.in_model(model),
+                None => error,
+            })?)
         };
         let [train, eval] = [train_files, eval_files].map(|files| {
             if files.is_empty() {

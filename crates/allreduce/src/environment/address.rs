@@ -32,6 +32,11 @@ impl Rendezvous {
         self.host.eq_ignore_ascii_case("localhost") || self.host.parse().is_ok_and(is_loopback)
     }
 
+    /// True of 0.0.0.0 and its like, where a rank can listen and none can be called.
+    pub fn is_unspecified(&self) -> bool {
+        self.host.parse().is_ok_and(|address: IpAddr| address.is_unspecified())
+    }
+
     /// From one variable with host and port in it.
     pub(super) fn of_pair(setting: &Setting) -> Result<Self, EnvironmentError> {
         let Setting { name, value } = setting;

@@ -138,11 +138,12 @@ impl EnvironmentError {
                 format!("to train alone, `unset {name}`"),
             ],
             Self::RankOfAnother { launcher, .. } => vec![format!(
-                "leave RANK and WORLD_SIZE out: {launcher}'s own variables are read; or set them in each process: `srun sh -c 'RANK=$SLURM_PROCID exec finetune run …'`"
+                "leave RANK and WORLD_SIZE out, the variables of {launcher} are read; or set RANK in each process: sh -c 'RANK=${} exec finetune run …'",
+                launcher.rank_variable()
             )],
-            Self::WorldOfAnother { name, launcher, .. } => vec![
-                format!("`unset RANK WORLD_SIZE`: {launcher}'s own variables are read"),
-                format!("if each process is to train alone, `unset` those of {launcher}: env -u {name} …"),
+            Self::WorldOfAnother { launcher, .. } => vec![
+                format!("`unset RANK WORLD_SIZE`: the variables of {launcher} are read"),
+                format!("if each process is to train alone: `env -u {} finetune run …`", launcher.rank_variable()),
             ],
             Self::NoRanks { name, .. } => vec![format!("set {name} to the number of processes, 1 or more")],
             Self::RankTooHigh { name, .. } => {

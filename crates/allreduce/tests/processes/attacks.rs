@@ -160,13 +160,13 @@ fn sorted_by_what_they_know() -> Vec<Attack> {
         tagged(
             "a control connection without the token",
             token,
-            hello(2, 3, json!({"control": {"session": 1}})),
+            hello(2, 3, json!({"control": {"session": 1, "to": 0}})),
             |_, _, _| vec![1; 32],
         ),
         tagged(
             "a data connection without the token",
             token,
-            hello(2, 3, json!({"data": {"session": 1, "stream": 0}})),
+            hello(2, 3, json!({"data": {"session": 1, "stream": 0, "to": 0}})),
             |_, _, _| vec![1; 32],
         ),
         attack("a tag reflected from another connection", token, |address, _| {

@@ -49,6 +49,7 @@ pub(crate) fn spec(rank: usize, world: usize, rendezvous: &str, script: Vec<Act>
         operation_timeout: Duration::from_secs(60),
         streams: 1,
         topology: None,
+        everywhere: false,
         script,
     }
 }

@@ -8,7 +8,7 @@ use finetune_allreduce::{Algorithm, Config, Group, JoinError, Secret};
 use crate::alone;
 use crate::attacks::{complete, waiting, works};
 use crate::children::{Cluster, Rank, TOKEN, free_address, spec};
-use crate::rank::{Act, Spec, say, sum};
+use crate::rank::{Act, Event, Spec, say, sum};
 use crate::system::Signal;
 use crate::timing::in_time;
 
@@ -226,6 +226,80 @@ fn a_rank_that_is_there_twice_is_told_so() {
     assert!(text.contains(first) && text.contains(&format!("(process {})", cluster.ranks[1].process())), "{text}");
     complete(&mut cluster);
     works(&mut cluster, "a rank that is there twice");
+}
+
+#[test]
+fn a_second_rank_0_is_told_who_is_first() {
+    let _alone = alone();
+    let (mut cluster, _) = waiting();
+    let second = Rank::start(&spec(0, 3, &cluster.rendezvous, script()));
+    let (kind, text, _) = second.no_group();
+    assert_eq!(kind, "SecondRankZero");
+    let first = format!("(process {})", cluster.ranks[0].process());
+    assert!(text.contains("another process is rank 0 there already") && text.contains(&first), "{text}");
+    complete(&mut cluster);
+    works(&mut cluster, "a second rank 0");
+}
+
+/// Without a name of the run a rank with another recipe may be of another job, which has the port by mistake.
+#[test]
+fn a_rank_of_another_job_does_not_end_the_join() {
+    let _alone = alone();
+    let rendezvous = free_address();
+    let nameless = |rank: usize, recipe: &str| {
+        let mut spec = spec(rank, 2, &rendezvous, script());
+        spec.run = String::new();
+        spec.claims[0].1 = recipe.into();
+        Rank::start(&spec)
+    };
+    let first = nameless(0, "one");
+    let (kind, text, _) = nameless(1, "two").no_group();
+    assert_eq!(kind, "Differs", "{text}");
+    std::thread::sleep(Duration::from_millis(300));
+    let ranks = vec![first, nameless(1, "one")];
+    let mut cluster = Cluster { ranks, rendezvous: rendezvous.clone() };
+    cluster.said("here");
+    works(&mut cluster, "a stray");
+}
+
+#[test]
+fn who_waits_says_for_whom() {
+    let _alone = alone();
+    let rendezvous = free_address();
+    let lonely = Rank::start(&spec(1, 2, &rendezvous, script()));
+    let said = |rank: &Rank, part: &str| {
+        rank.wait(part, Duration::from_secs(6), |event| match event {
+            Event::Said { what, .. } if what.contains(part) => Some(()),
+            _ => None,
+        });
+    };
+    said(&lonely, &format!("waiting for rank 0 at {rendezvous}: "));
+    drop(lonely);
+    let rendezvous = free_address();
+    let first = Rank::start(&spec(0, 3, &rendezvous, script()));
+    said(&first, "1 of 3 ranks are here");
+    said(&first, &format!("waiting for ranks 1 and 2 to call {rendezvous}"));
+}
+
+/// What rank 0 calls its own address need not be what the others call it.
+#[test]
+fn rank_0_may_call_its_machine_localhost() {
+    let _alone = alone();
+    // Connecting a datagram socket sends nothing, and tells this machine's address.
+    let own = std::net::UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.connect("192.0.2.1:9")?;
+        socket.local_addr()
+    });
+    let Ok(own) = own.map(|address| address.ip()).map_err(|error| println!("SKIPPED: no network: {error}")) else {
+        return;
+    };
+    let port = free_address().parse::<std::net::SocketAddr>().expect("an address").port();
+    let mut cluster = start(3, |rank, spec| {
+        spec.everywhere = true;
+        spec.rendezvous = if rank == 0 { format!("localhost:{port}") } else { format!("{own}:{port}") };
+    });
+    cluster.said("here");
+    works(&mut cluster, "localhost");
 }
 
 #[test]

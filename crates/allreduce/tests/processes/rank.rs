@@ -31,6 +31,8 @@ pub(crate) struct Spec {
     pub(crate) operation_timeout: Duration,
     pub(crate) streams: usize,
     pub(crate) topology: Option<Algorithm>,
+    /// Listens at all addresses.
+    pub(crate) everywhere: bool,
     pub(crate) script: Vec<Act>,
 }
 
@@ -226,6 +228,7 @@ fn config(spec: &Spec) -> Config {
     config.operation_timeout = spec.operation_timeout;
     config.tcp.streams = spec.streams;
     config.topology = spec.topology;
+    config.everywhere = spec.everywhere;
     let refusals = Mutex::new(0);
     config.notices = Arc::new(move |notice| match notice {
         Notice::Refused { why, .. } => {
@@ -236,6 +239,7 @@ fn config(spec: &Spec) -> Config {
                 tell(&Event::Refused { why });
             }
         }
+        Notice::Waiting { what, .. } => tell(&Event::Said { at: milliseconds(), what }),
         Notice::Silent { rank, .. } => tell(&Event::Silent { rank }),
         Notice::Back { rank } => tell(&Event::Back { rank }),
         _ => {}

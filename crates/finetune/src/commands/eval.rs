@@ -43,7 +43,8 @@ pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<Exi
         tokenizer.notices().iter().for_each(|notice| say(notice));
     }
     let data = rows_of(&arguments.data, arguments.model.chat_template.as_deref());
-    let rows = Dataset::load(&data.train, &data, tokenizer.as_ref(), model.config.vocabulary, 0, &|_| {})?;
+    let rows = Dataset::load(&data.train, &data, tokenizer.as_ref(), model.config.vocabulary, 0, &|_| {})
+        .map_err(|error| error.in_model(&source.model))?;
     rows.notices.iter().for_each(|notice| say(notice));
     let limit = model.config.max_position_embeddings;
     let beyond = rows.rows.iter().filter(|row| row.tokens.len() > limit).count();

@@ -286,7 +286,7 @@ fn describe(ending: &Ending) -> String {
         return " did not answer any more and was ended".to_owned();
     }
     match ending.code {
-        3 => " lost another rank".to_owned(),
+        3 => " lost another rank, or did not find it".to_owned(),
         127 => {
             " has no such program: install it there, name its place with --program, or let --copy bring it".to_owned()
         }

@@ -52,10 +52,11 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
     let verbosity = if first { verbosity } else { Verbosity::Quiet };
     let mut show = Progress::new(verbosity, recipe.log.every);
     notes.iter().for_each(|note| show.say(note));
+    let ranks = seat.join(&recipe, move |notice| say_notice(&notice, first, loudness))?;
+    // Not before the others are there: they would wait for a rank 0 that has ended.
     if let Some(address) = recipe.log.prometheus.as_ref().filter(|_| first) {
         prometheus::serve(address)?;
     }
-    let ranks = seat.join(&recipe, move |notice| say_notice(&notice, first, loudness))?;
     let directory = recipe.output_dir.clone();
     flight::belong_to(&directory);
     show.start("reading rows", 0);

@@ -1,0 +1,152 @@
+//! Connections between any two members of a group, once all know of each other.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::handshake::{HandshakeError, Purpose, Trusted, call};
+use crate::join_error::JoinError;
+use crate::lobby::Lobby;
+
+/// How long a rank that listens, as rank 0 knows, may be out of another's reach: longer is no accident.
+const UNREACHABLE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two looks at whether the group still stands.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A rank as the roster lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Member {
+    pub(crate) host: String,
+    pub(crate) pid: u32,
+    /// Where it may be reached, the likeliest first.
+    pub(crate) addresses: Vec<SocketAddr>,
+}
+
+/// What is needed to connect to any member of a group.
+pub(crate) struct Circle<'a> {
+    config: &'a Config,
+    members: &'a [Member],
+    lobby: &'a Lobby,
+    deadline: Instant,
+    /// How long one try to reach a member may take.
+    patience: Duration,
+    /// Whether it is still worth trying: a group within a group fails with it.
+    stands: &'a dyn Fn() -> Result<(), JoinError>,
+    /// Where members were reached.
+    pub(crate) reached: RefCell<BTreeMap<usize, SocketAddr>>,
+}
+
+/// Why none of a member's addresses was of use.
+pub(crate) struct Failed {
+    /// Each address with what came of it.
+    pub(crate) tried: String,
+    /// It was reached and did not answer: slow or frozen, not out of reach.
+    pub(crate) slow: bool,
+    /// What listens there is somebody else.
+    pub(crate) foreign: bool,
+}
+
+impl<'a> Circle<'a> {
+    pub(crate) fn new(
+        config: &'a Config,
+        members: &'a [Member],
+        lobby: &'a Lobby,
+        deadline: Instant,
+        patience: Duration,
+        stands: &'a dyn Fn() -> Result<(), JoinError>,
+    ) -> Circle<'a> {
+        Circle { config, members, lobby, deadline, patience, stands, reached: RefCell::default() }
+    }
+
+    /// The higher rank calls, the lower one takes the call. `purpose` is given who is called.
+    pub(crate) fn connect(&self, peer: usize, purpose: impl Fn(usize) -> Purpose) -> Result<Trusted, JoinError> {
+        let rank = self.config.rank;
+        if peer > rank {
+            return self.await_call(peer, &purpose(rank));
+        }
+        let began = Instant::now();
+        let mut pause = Duration::from_millis(20);
+        loop {
+            // The peer is listening: it said so. A refused or broken connection may be an accident worth another try.
+            let failed = match self.call(peer, &|| purpose(peer)) {
+                Ok(trusted) => return Ok(trusted),
+                Err(failed) => failed,
+            };
+            (self.stands)()?;
+            let out_of_reach = !failed.slow && began.elapsed() >= UNREACHABLE_PATIENCE;
+            if Instant::now() >= self.deadline || failed.foreign || out_of_reach {
+                return Err(pair(self.members, rank, peer, failed.tried));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(250));
+        }
+    }
+
+    fn await_call(&self, peer: usize, wanted: &Purpose) -> Result<Trusted, JoinError> {
+        loop {
+            let look = self.deadline.min(Instant::now() + LOOK);
+            if let Some(arrival) = self.lobby.take(look, |hello| hello.rank == peer && hello.purpose == *wanted) {
+                return Ok(arrival.connection);
+            }
+            (self.stands)()?;
+            if Instant::now() >= self.deadline {
+                let (host, seconds) = (&self.members[peer].host, self.config.join_timeout.as_secs());
+                let why = format!("it ({host}) did not call within {seconds} s");
+                return Err(JoinError::Peer { rank: self.config.rank, peer, why });
+            }
+        }
+    }
+
+    /// One try at each of a member's addresses.
+    pub(crate) fn call(&self, peer: usize, purpose: &dyn Fn() -> Purpose) -> Result<Trusted, Failed> {
+        let Config { rank, world, secret, run, .. } = self.config;
+        let known = self.reached.borrow().get(&peer).copied();
+        let addresses = known.map_or_else(|| self.members[peer].addresses.clone(), |address| vec![address]);
+        let mut failed = Failed { tried: String::new(), slow: false, foreign: !addresses.is_empty() };
+        for address in addresses {
+            let error = match connect(address, self.patience) {
+                Ok(stream) => match call(stream, self.patience, secret, run, *rank, *world, purpose()) {
+                    Ok(trusted) => {
+                        self.reached.borrow_mut().insert(peer, address);
+                        return Ok(trusted);
+                    }
+                    Err(error) => {
+                        let slow = matches!(error, HandshakeError::Io(_) | HandshakeError::Late);
+                        failed.slow |= slow;
+                        failed.foreign &= !slow;
+                        error.to_string()
+                    }
+                },
+                Err(error) => {
+                    failed.foreign = false;
+                    error.to_string()
+                }
+            };
+            if !failed.tried.is_empty() {
+                failed.tried += ", ";
+            }
+            failed.tried += &format!("at {address}: {error}");
+        }
+        Err(failed)
+    }
+}
+
+pub(crate) fn pair(members: &[Member], rank: usize, peer: usize, tried: String) -> JoinError {
+    let host = |rank: usize| members[rank].host.clone();
+    JoinError::Pair { rank, host: host(rank), peer, peer_host: host(peer), tried }
+}
+
+pub(crate) fn connect(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, patience.min(Duration::from_secs(2)))?;
+    // Calling a free port of the ephemeral range on this very machine can, once in thousands of tries, meet itself.
+    if stream.local_addr()? == stream.peer_addr()? {
+        return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
+    }
+    Ok(stream)
+}

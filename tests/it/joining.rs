@@ -1,0 +1,106 @@
+//! Ranks that other launchers start, as a user sees them meet, wait, and fail to meet. Their variables are set by hand.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::folder::{CRASH_RECIPE, Folder};
+use crate::program::{Running, run, start};
+
+fn free_port() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    listener.expect("a free port").port().to_string()
+}
+
+/// One rank of a group on this machine, in a folder of its own choice.
+fn rank(folder: &Folder, port: &str, rank: usize, world: usize, output: &str, arguments: &[&str]) -> Command {
+    let mut command = folder.command(output, arguments);
+    command.env("RANK", rank.to_string()).env("WORLD_SIZE", world.to_string());
+    command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port).env_remove("FINETUNE_TOKEN_FILE");
+    command
+}
+
+fn says(running: &mut Running, text: &str) {
+    running.wait_until(text, |running| running.stderr().contains(text));
+}
+
+/// Without a token: that of the user's, which each rank finds by itself.
+#[test]
+fn ranks_of_one_machine_meet_whatever_they_know_of_their_user() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let port = free_port();
+    let mut first = rank(&folder, &port, 0, 2, "run", &[]);
+    let mut second = rank(&folder, &port, 1, 2, "run", &[]);
+    second.env_remove("HOME").env_remove("XDG_RUNTIME_DIR").env_remove("TMPDIR");
+    let (first, second) = (start(&mut first), start(&mut second));
+    first.wait().expect(0).says("2 ranks joined over tcp");
+    second.wait().expect(0);
+}
+
+/// For whom, as which rank, by whose word; and for as long as the recipe says.
+#[test]
+fn a_wait_says_so_and_ends_in_time() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let words = ["--set", "distributed.join_timeout=\"3s\""];
+    let began = Instant::now();
+    let alone = start(&mut rank(&folder, &free_port(), 0, 3, "run", &words));
+    let lost = start(&mut rank(&folder, &free_port(), 2, 3, "run", &words));
+    alone
+        .wait()
+        .expect(3)
+        .says("rank 0 of 3 (by RANK and WORLD_SIZE): 1 of 3 ranks are here")
+        .says("waiting for ranks 1 and 2 to call 127.0.0.1:")
+        .says("ranks 1 and 2 did not join within 3 s");
+    lost.wait().expect(3).says("waiting for rank 0 at 127.0.0.1:").says("refused").says("rank 2 did not reach rank 0");
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
+/// Two jobs whose user gave both the same port: the second one is refused, the first waits on for its own.
+#[test]
+fn a_second_job_on_the_same_port_disturbs_nobody() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let port = free_port();
+    let mut first = start(&mut rank(&folder, &port, 0, 2, "first", &[]));
+    says(&mut first, "waiting for rank 1");
+    let other = ["--set", "optimizer.learning_rate=5e-4"];
+    let stray = start(&mut rank(&folder, &port, 1, 2, "second", &other));
+    stray.wait().expect(2).says("its recipe (optimizer.learning_rate) is not rank 0's");
+    run(&mut rank(&folder, &port, 0, 2, "second", &other)).expect(2).says("another process is rank 0 there already");
+    says(&mut first, "was turned away");
+    let own = start(&mut rank(&folder, &port, 1, 2, "first", &[]));
+    first.wait().expect(0);
+    own.wait().expect(0);
+}
+
+/// What contradicts itself ends before anything is read.
+#[test]
+fn contradictions_are_mistakes() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let mpi = |rank: usize| {
+        let mut command = folder.command("run", &[]);
+        command.env("OMPI_COMM_WORLD_RANK", rank.to_string()).env("OMPI_COMM_WORLD_SIZE", "2");
+        command.env("OMPI_COMM_WORLD_LOCAL_RANK", rank.to_string()).env("OMPI_COMM_WORLD_LOCAL_SIZE", "2");
+        command
+    };
+    run(mpi(0).env("RANK", "0").env("WORLD_SIZE", "1")).expect(2).says("WORLD_SIZE=1").says("OMPI_COMM_WORLD_SIZE=2");
+    run(mpi(1).env("RANK", "0").env("WORLD_SIZE", "2").env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", "1"))
+        .expect(2)
+        .says("RANK=0")
+        .says("OMPI_COMM_WORLD_RANK=1");
+    assert!(!folder.path("run").exists());
+}
+
+#[test]
+fn a_token_file_that_others_can_read_is_named() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    folder.write("token", b"0123456789abcdef0123456789abcdef\n");
+    let file = folder.path("token");
+    for (mode, warned) in [(0o600, false), (0o644, true)] {
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("our own file");
+        let output = format!("run-{mode:o}");
+        let mut command = folder.command(&output, &[]);
+        command.env("RANK", "0").env("WORLD_SIZE", "1").env("FINETUNE_TOKEN_FILE", &file);
+        let ended = run(&mut command).expect(0);
+        assert_eq!(ended.stderr.contains("chmod 600"), warned, "{mode:o}: {}", ended.stderr);
+    }
+}
