@@ -122,7 +122,8 @@ fn copies_are_brought_once_and_the_run_comes_home() {
     run(&mut boxes.launch(&folder, &["--copy"], &output, &[])).expect(2).says("holds a run already");
     let recipe = std::fs::read_to_string(folder.path("recipe.toml")).expect("the recipe");
     folder.write("recipe.toml", format!("# a note\n{recipe}").as_bytes());
-    run(&mut boxes.launch(&folder, &["--copy"], &output, &["--resume"])).expect(0).says("(step 6)");
+    let ended = run(&mut boxes.launch(&folder, &["--copy"], &output, &["--resume"])).expect(0).says("(step 6)");
+    assert!(ended.stderr.contains("brought from box-1"), "{}", ended.stderr);
     let name = "adapter/adapter_model.safetensors";
     assert!(folder.result("copied").files[name] == folder.result("here").files[name]);
 }

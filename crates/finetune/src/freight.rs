@@ -130,7 +130,9 @@ impl Freight {
         let skip: Vec<String> = LEFT_THERE.iter().map(|name| (*name).to_owned()).chain(has).collect();
         // Only for its folder, which goes away with it.
         let staging = Staging::begin(&RealDisk, &self.home, "arrivals")?;
-        let arrivals = staging.directory().to_owned();
+        // Apart from the mark of what is unfinished.
+        let arrivals = staging.directory().join("run");
+        ensure_directory(&RealDisk, &arrivals)?;
         // One signal is behind us; a second one ends the program.
         let take = &mut |name: &str, from: &mut dyn Read| write(&arrivals.join(name), from);
         let found = copy::fetch(remote, &self.run(), &skip, &AtomicI32::new(0), take)
@@ -177,27 +179,28 @@ fn settle(from: &Path, to: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Brings the run from rank 0's host to this machine; takes the copies of all hosts away once it is done and here. Says where it is.
+/// Brings the run from rank 0's host to this machine; takes the copies of all hosts away once it is done and here. Says where it is,
+/// and whether it is here.
 pub(crate) fn bring_home(
     freight: &Freight,
     first: Option<&Remote>,
     all: &[&Remote],
     done: bool,
     verbosity: Verbosity,
-) -> Vec<String> {
+) -> (Vec<String>, bool) {
     let home = freight.home.display();
     let mut lines = Vec::new();
     if let Some(remote) = first {
         match freight.fetch(remote) {
             Ok(true) => lines.push(format!("the run is in {home}, brought from {}", remote.host)),
             // It ended before there was anything.
-            Ok(false) => return Vec::new(),
+            Ok(false) => return (Vec::new(), true),
             Err(failure) => {
                 if verbosity > Verbosity::Quiet {
                     failure.print();
                 }
                 lines.push(format!("the run could not be brought here and stays in {}", freight.whereabouts(remote)));
-                return lines;
+                return (lines, false);
             }
         }
     }
@@ -212,7 +215,7 @@ pub(crate) fn bring_home(
             }
         }
     }
-    lines
+    (lines, true)
 }
 
 /// A host that a copy could not be made to is missing for now, or something must be set right.

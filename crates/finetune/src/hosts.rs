@@ -304,7 +304,7 @@ impl Hosts {
     }
 
     /// With `--copy`: brings the run to this machine, and takes the copies away where it is done. Says where it is.
-    pub(crate) fn bring_home(&self, done: bool, verbosity: Verbosity) -> Option<Vec<String>> {
+    pub(crate) fn bring_home(&self, done: bool, verbosity: Verbosity) -> Option<(Vec<String>, bool)> {
         let freight = self.freight.as_ref()?;
         let remotes: Vec<&Remote> = self.remotes().collect();
         Some(freight::bring_home(freight, self.machines[0].remote.as_ref(), &remotes, done, verbosity))

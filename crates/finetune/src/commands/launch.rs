@@ -78,8 +78,12 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
                     verbosity,
                     &[format!("the run is in {place}; the same command with --resume goes on there")],
                 );
-            } else if !stopped && let Some(lines) = hosts.bring_home(true, verbosity) {
+            } else if !stopped && let Some((lines, here)) = hosts.bring_home(true, verbosity) {
                 tell(Verbosity::Normal, verbosity, &lines);
+                if !here {
+                    // It is done, and not where it was asked for: with --resume another try brings it.
+                    return Ok(ExitCode::from(PEER_LOST));
+                }
             }
             return Ok(ExitCode::from(if stopped { 128 + stop as u8 } else { 0 }));
         };
@@ -88,7 +92,7 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
         if code != PEER_LOST || attempt >= arguments.max_restarts || stop > 0 {
             let mut lines = vec![format!("{how} after {}", seconds(&endings[culprit]))];
             if stop == 0
-                && let Some(home) = hosts.bring_home(false, verbosity)
+                && let Some((home, _)) = hosts.bring_home(false, verbosity)
             {
                 lines.extend(home);
             }
