@@ -90,6 +90,23 @@ fn contradictions_are_mistakes() {
     assert!(!folder.path("run").exists());
 }
 
+/// A rank that fails before it joins has not to be waited for, whichever it is.
+#[test]
+fn a_rank_that_cannot_start_ends_the_others() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    folder.write("wrong.toml", CRASH_RECIPE.replace("rank = 4", "rnk = 4").as_bytes());
+    for failing in [0, 1] {
+        let port = free_port();
+        let mut waiting = start(&mut rank(&folder, &port, 1 - failing, 2, "run", &[]));
+        says(&mut waiting, "waiting for rank");
+        let mut command = crate::program::finetune(["run", "wrong.toml", "--output-dir", "run"]);
+        command.env("RANK", failing.to_string()).env("WORLD_SIZE", "2").env("MASTER_ADDR", "127.0.0.1");
+        command.env("MASTER_PORT", &port).env_remove("FINETUNE_TOKEN_FILE").current_dir(folder.path(""));
+        run(&mut command).expect(2).says("rnk");
+        waiting.wait().expect(2).says("failed before it joined: ").says("rnk");
+    }
+}
+
 #[test]
 fn a_token_file_that_others_can_read_is_named() {
     let folder = Folder::with_recipe(CRASH_RECIPE);

@@ -152,7 +152,7 @@ fn files_that_are_not_there() {
         error: model.path: `models/none` is neither a directory nor a model in the Hugging Face cache
 
         hint: a directory needs config.json, tokenizer.json and model.safetensors; paths are relative to the recipe
-        hint: models of the hub are found once another program has put them into the cache (HF_HOME)
+        hint: models of the hub are found in the cache (HF_HOME), where `hf download OWNER/NAME` puts them
         (exit code 2)
     "#]],
     );

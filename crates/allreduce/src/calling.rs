@@ -101,6 +101,7 @@ fn call_at(
         Answer::Missing { missing, seconds, here, world } => {
             Ok(Err(JoinError::Missing { missing, seconds, here, world, address: config.rendezvous.clone() }))
         }
+        Answer::Failed { rank, host, why, code } => Ok(Err(JoinError::Failed { rank, host, why, code })),
         Answer::OtherRun { run } => Err(HandshakeError::OtherRun { theirs: run, ours: config.run.clone() }),
         Answer::Roster { session, streams, mut members } => {
             if members.len() != config.world || !(1..=64).contains(&streams) {

@@ -83,6 +83,14 @@ pub struct Group {
 }
 
 impl Group {
+    /// For a rank that has failed before it could join: tells the others, for two seconds at most, why, and with which exit
+    /// code it ends. Those who wait for it get [`JoinError::Failed`].
+    pub fn excuse(config: &Config, why: &str, code: u8) {
+        if config.world > 1 && config.check().is_ok() {
+            join::excuse(config, why, code);
+        }
+    }
+
     /// Joins the group of separate processes that `config` describes.
     pub fn join(config: &Config) -> Result<Group, JoinError> {
         config.check()?;

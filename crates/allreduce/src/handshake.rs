@@ -56,6 +56,8 @@ pub(crate) enum Purpose {
     Control { session: u64, to: usize },
     /// A data connection of a group.
     Data { session: u64, stream: usize, to: usize },
+    /// To tell rank 0 that this rank has failed before it could join, and with which exit code it ends.
+    Failed { why: String, code: u8 },
     /// To tell rank 0 that this rank cannot reach `peer`; `tried` says where and what came of it.
     GaveUp { session: u64, peer: usize, tried: String },
 }
@@ -66,6 +68,7 @@ impl Purpose {
         match self {
             Purpose::Control { to, .. } | Purpose::Data { to, .. } => Some(*to),
             Purpose::GaveUp { .. } => Some(0),
+            Purpose::Failed { .. } => Some(0),
             Purpose::Join { .. } => None,
         }
     }

@@ -34,6 +34,12 @@ const RESOLVE_EVERY: Duration = Duration::from_millis(500);
 /// Between two looks at whether ranks that have joined are still there.
 pub(crate) const LOOK: Duration = Duration::from_millis(200);
 
+/// How long a rank that has failed tries to tell the others.
+const EXCUSE: Duration = Duration::from_secs(2);
+
+/// Characters of an error that others are told.
+const LONGEST_EXCUSE: usize = 2000;
+
 /// Addresses of one rank that others try.
 const MOST_ADDRESSES: usize = 16;
 
@@ -44,6 +50,7 @@ pub(crate) enum Answer {
     Refused { rank: usize, host: String, why: String },
     Missing { missing: String, seconds: u64, here: usize, world: usize },
     OtherRun { run: String },
+    Failed { rank: usize, host: String, why: String, code: u8 },
     Roster { session: u64, streams: usize, members: Vec<Member> },
 }
 
@@ -232,8 +239,9 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
     // Ranks that were turned away and may have been of another run.
     let mut strays: Option<(Instant, JoinError)> = None;
     while joined.len() + 1 < config.world {
-        let arrival =
-            lobby.take(deadline.min(Instant::now() + LOOK), |hello| matches!(hello.purpose, Purpose::Join { .. }));
+        let arrival = lobby.take(deadline.min(Instant::now() + LOOK), |hello| {
+            matches!(hello.purpose, Purpose::Join { .. } | Purpose::Failed { .. })
+        });
         joined.retain(|_, (connection, _)| waits(&connection.stream));
         let outcome = match arrival {
             Some(arrival) => admit(config, arrival, &mut joined),
@@ -295,6 +303,36 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
     Ok((lobby, session, streams, members, control))
 }
 
+/// Tells the ranks that wait for this one, which has failed before it could join, why they wait in vain.
+pub(crate) fn excuse(config: &Config, why: &str, code: u8) {
+    let until = Instant::now() + EXCUSE;
+    let why: String = why.chars().take(LONGEST_EXCUSE).collect();
+    if config.rank > 0 {
+        let failed = || Purpose::Failed { why: why.clone(), code };
+        let Config { rank, world, secret, run, .. } = config;
+        while Instant::now() < until {
+            let addresses = resolve(config).ok().and_then(Result::ok).unwrap_or_default();
+            let told = addresses.iter().any(|&address| {
+                let stream = connect(address, LINGER);
+                stream.is_ok_and(|stream| call(stream, LINGER, secret, run, *rank, *world, failed()).is_ok())
+            });
+            if told {
+                return;
+            }
+            std::thread::sleep(LOOK);
+        }
+        return;
+    }
+    let Ok(lobby) = open(config, until) else { return };
+    let answer = Answer::Failed { rank: 0, host: config.host.clone(), why, code };
+    for _ in 1..config.world {
+        let Some(mut arrival) = lobby.take(until, |hello| matches!(hello.purpose, Purpose::Join { .. })) else {
+            return;
+        };
+        let _ = arrival.connection.send(&answer, until);
+    }
+}
+
 fn missing(config: &Config, joined: &BTreeMap<usize, (Trusted, Member)>) -> Vec<usize> {
     (1..config.world).filter(|rank| !joined.contains_key(rank)).collect()
 }
@@ -322,6 +360,10 @@ fn tell_all(config: &Config, lobby: &Lobby, error: &JoinError, mut joined: BTree
             let answer = Answer::Refused { rank: *rank, host: host.clone(), why: why.clone() };
             (answer, config.world.saturating_sub(2 + joined.len()))
         }
+        JoinError::Failed { rank, host, why, code } => {
+            let answer = Answer::Failed { rank: *rank, host: host.clone(), why: why.clone(), code: *code };
+            (answer, config.world.saturating_sub(2 + joined.len()))
+        }
         JoinError::Missing { missing, seconds, here, world, .. } => {
             (Answer::Missing { missing: missing.clone(), seconds: *seconds, here: *here, world: *world }, 0)
         }
@@ -342,7 +384,14 @@ fn tell_all(config: &Config, lobby: &Lobby, error: &JoinError, mut joined: BTree
 /// Takes a rank in, or ends the join: who holds the token and the run's name but disagrees on the rest is misconfigured.
 fn admit(config: &Config, arrival: Arrival, joined: &mut BTreeMap<usize, (Trusted, Member)>) -> Result<(), JoinError> {
     let Arrival { hello, mut connection, from } = arrival;
-    let Purpose::Join { port, host, pid, claims, addresses } = hello.purpose else { return Ok(()) };
+    let (port, host, pid, claims, addresses) = match hello.purpose {
+        Purpose::Join { port, host, pid, claims, addresses } => (port, host, pid, claims, addresses),
+        Purpose::Failed { why, code } => {
+            let host = from.ip().to_string();
+            return Err(JoinError::Failed { rank: hello.rank, host, why, code });
+        }
+        _ => return Ok(()),
+    };
     let soon = Instant::now() + Duration::from_secs(1);
     if hello.rank == 0 {
         let why =

@@ -79,6 +79,18 @@ pub enum JoinError {
         /// In what it differs.
         why: String,
     },
+    /// A rank failed before it could join.
+    #[error("rank {rank} ({host}) failed before it joined: {why}")]
+    Failed {
+        /// The rank.
+        rank: usize,
+        /// Its host.
+        host: String,
+        /// Its error.
+        why: String,
+        /// Its exit code.
+        code: u8,
+    },
     /// Two ranks that rank 0 has heard of do not reach each other.
     #[error(
         "rank {rank} ({host}) cannot connect to rank {peer} ({peer_host}): {tried}. Does a firewall on {peer_host} let {host} in, and is there a way between the two? The recipe's distributed.ports chooses the ports of all ranks, \"ips\" in a hostfile their addresses"

@@ -118,6 +118,22 @@ fn at_line(line: Option<usize>) -> String {
     line.map(|line| format!(", line {line}")).unwrap_or_default()
 }
 
+/// A name with a slash and nothing else may be a dataset of the hub, and a URL is one whatever the path has made of it.
+fn unreadable_hints(path: &Path) -> Vec<String> {
+    let text = path.to_string_lossy();
+    let relative = text.strip_prefix("./").unwrap_or(&text);
+    let parts = relative.split('/').filter(|part| !part.is_empty()).count();
+    let mut hints = vec!["paths in a recipe are relative to the recipe file".to_owned()];
+    if relative.contains("http:/") || relative.contains("https:/") {
+        hints = vec!["nothing is downloaded: fetch the file, and name it in data.train".to_owned()];
+    } else if parts == 2 && path.is_relative() && path.extension().is_none() {
+        hints.push(format!(
+            "datasets of the hub are not downloaded: `hf download --repo-type dataset {relative}` fetches one; rows are read from JSONL"
+        ));
+    }
+    hints
+}
+
 fn instead(found: &[String]) -> String {
     if found.is_empty() { String::new() } else { format!("; it has {} instead", found.join(" and ")) }
 }
@@ -134,7 +150,7 @@ impl DatasetError {
     /// What to do about it, most likely first.
     pub fn hints(&self) -> Vec<String> {
         let hints: &[&str] = match self {
-            Self::Unreadable { .. } => &["paths in a recipe are relative to the recipe file"],
+            Self::Unreadable { path, .. } => return unreadable_hints(path),
             Self::NoTrainFile { .. } => {
                 &["name a .jsonl file in data.train, or a directory that holds train.jsonl (and valid.jsonl)"]
             }

@@ -71,6 +71,10 @@ const FORMATS: [(Format, &str, &str); 6] = [
 
 /// The format that a row's keys tell.
 pub(crate) fn detect(row: &Map<String, Value>) -> Result<Format, RowProblem> {
+    if row.contains_key("chosen") && row.contains_key("rejected") {
+        let what = "a row of preferences (chosen, rejected), for DPO and the like, which this program does not do";
+        return Err(RowProblem::new(what).expected("rows with one answer, such as messages, or prompt and completion"));
+    }
     // Arrow fills the keys of other rows with null.
     let says = |key: &str| row.get(key).is_some_and(|value| !value.is_null());
     let format = FORMATS.iter().find(|(_, key, _)| says(key));

@@ -57,6 +57,11 @@ impl Failure {
 
     /// The table of exit codes that schedulers act on.
     pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.code())
+    }
+
+    /// The same as a number.
+    pub(crate) fn code(&self) -> u8 {
         let fault = match self {
             Failure::Train(error) => error.fault(),
             Failure::Group(error) | Failure::Join(JoinError::Group(error)) => Fault::of_group(error),
@@ -69,9 +74,26 @@ impl Failure {
                 | JoinError::Pair { .. }
                 | JoinError::Peer { .. },
             ) => Fault::Peers,
+            // What ends one rank ends all, in the same way.
+            Failure::Join(JoinError::Failed { code: code @ 2..=5, .. }) => return *code,
+            Failure::Join(JoinError::Failed { .. }) => Fault::Peers,
             _ => Fault::Input,
         };
-        ExitCode::from(fault.number() as u8)
+        fault.number() as u8
+    }
+
+    /// What happened, without hints: for the other ranks.
+    pub(crate) fn fact(&self) -> String {
+        match self {
+            Failure::Recipe(error) => error.to_string(),
+            Failure::Train(error) => error.to_string(),
+            Failure::Arguments { message, .. } | Failure::Lost { message, .. } | Failure::System { message, .. } => {
+                message.clone()
+            }
+            Failure::Group(error) => error.to_string(),
+            Failure::Join(error) => error.to_string(),
+            Failure::Output(error) => error.to_string(),
+        }
     }
 
     /// Writes the error to stderr: the fact, then hints after a blank line.

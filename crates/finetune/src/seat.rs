@@ -114,6 +114,15 @@ impl Seat {
         Ok((seat, environment.note.into_iter().chain(open).collect()))
     }
 
+    /// Tells the others why this rank has failed before it could join them.
+    pub(crate) fn excuse(&self, failure: &Failure) {
+        let Ok(secret) = secret(self.token.as_deref(), self.world) else { return };
+        let mut config = Config::new(self.rank, self.world, self.rendezvous.clone(), secret);
+        config.run.clone_from(&self.run);
+        config.everywhere = !(self.launched && self.local_world == self.world);
+        Group::excuse(&config, &failure.fact(), failure.code());
+    }
+
     /// Joins the others, who must have been started with the same program and recipe.
     pub(crate) fn join(
         &self,

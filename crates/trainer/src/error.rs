@@ -201,7 +201,7 @@ impl TrainError {
             TrainError::PastTheEnd { .. } => vec!["raise train.max_steps or train.epochs, or start a new run".into()],
             TrainError::NoModel { .. } => vec![
                 "a directory needs config.json, tokenizer.json and model.safetensors; paths are relative to the recipe".into(),
-                "models of the hub are found once another program has put them into the cache (HF_HOME)".into(),
+                "models of the hub are found in the cache (HF_HOME), where `hf download OWNER/NAME` puts them".into(),
             ],
             TrainError::Memory { weights, knobs, available, .. } => {
                 if weights > available {

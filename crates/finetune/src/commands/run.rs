@@ -36,10 +36,14 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
         true => (Seat::assigned(&signals)?, Vec::new()),
         false => Seat::of_environment(arguments.token_file.as_deref())?,
     };
-    let file = source::recipe_path(&arguments.recipe.recipe)?;
-    // A run that was copied goes on where it lies.
-    let output = arguments.output_dir.or_else(|| home(&file, &arguments.recipe.sets));
-    let recipe = Recipe::load(&file, &arguments.recipe.sets, output.as_deref())?;
+    let read = || -> Result<_, Failure> {
+        let file = source::recipe_path(&arguments.recipe.recipe)?;
+        // A run that was copied goes on where it lies.
+        let output = arguments.output_dir.clone().or_else(|| home(&file, &arguments.recipe.sets));
+        Ok((Recipe::load(&file, &arguments.recipe.sets, output.as_deref())?, file))
+    };
+    // The others wait for this rank: if it fails before it joins, they are told.
+    let (recipe, file) = read().inspect_err(|failure| seat.excuse(failure))?;
     let resume = match arguments.resume {
         None => Resume::No,
         Some(None) => Resume::Newest,
