@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+pub(crate) use finetune_trainer::numbers::{bytes, duration, thousands};
 use finetune_trainer::numbers::{counted, rate, seconds};
-pub(crate) use finetune_trainer::numbers::{duration, thousands};
 use finetune_trainer::{Answers, Event, StepRow};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
@@ -321,10 +321,6 @@ fn one_line(text: &str) -> String {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }
-}
-
-pub(crate) fn bytes(number: u64) -> String {
-    finetune_store::human_bytes(number)
 }
 
 /// What a rank that holds the others up costs. `name` is its rank and host.

@@ -116,11 +116,21 @@ impl Seat {
 
     /// Tells the others why this rank has failed before it could join them.
     pub(crate) fn excuse(&self, failure: &Failure) {
-        let Ok(secret) = secret(self.token.as_deref(), self.world) else { return };
+        if let Ok(config) = self.config() {
+            Group::excuse(&config, &failure.fact(), failure.code());
+        }
+    }
+
+    /// Who this rank is, where rank 0 is, and how they know each other: all that no recipe says.
+    fn config(&self) -> Result<Config, Failure> {
+        let secret = secret(self.token.as_deref(), self.world)?;
         let mut config = Config::new(self.rank, self.world, self.rendezvous.clone(), secret);
         config.run.clone_from(&self.run);
+        // Our own launcher knows whether all ranks are here; the others' variables can say it of rank 0 alone.
         config.everywhere = !(self.launched && self.local_world == self.world);
-        Group::excuse(&config, &failure.fact(), failure.code());
+        config.addresses = self.addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        config.started_by.clone_from(&self.started_by);
+        Ok(config)
     }
 
     /// Joins the others, who must have been started with the same program and recipe.
@@ -129,10 +139,8 @@ impl Seat {
         recipe: &Recipe,
         notice: impl Fn(Notice) + Send + Sync + 'static,
     ) -> Result<Arc<Ranks>, Failure> {
-        let secret = secret(self.token.as_deref(), self.world)?;
+        let mut config = self.config()?;
         let Distributed { backend, topology, timeout, virtual_ranks, join_timeout, ports, .. } = recipe.distributed;
-        let mut config = Config::new(self.rank, self.world, self.rendezvous.clone(), secret);
-        config.run.clone_from(&self.run);
         config.backend = match backend {
             Backend::Auto => BackendChoice::Auto,
             Backend::Tcp => BackendChoice::Tcp,
@@ -143,11 +151,7 @@ impl Seat {
             TopologyChoice::Ring => Some(Algorithm::Ring),
             TopologyChoice::Mesh => Some(Algorithm::Mesh),
         };
-        // Our own launcher knows whether all ranks are here; the others' variables can say it of rank 0 alone.
-        config.everywhere = !(self.launched && self.local_world == self.world);
         config.ports = ports;
-        config.addresses = self.addresses.iter().filter_map(|address| address.parse().ok()).collect();
-        config.started_by.clone_from(&self.started_by);
         let usual = if self.launched { LAUNCHED_JOIN_TIMEOUT } else { JOIN_TIMEOUT };
         let join_timeout = join_timeout.unwrap_or(usual);
         (config.timeout, config.join_timeout, config.operation_timeout) = (timeout, join_timeout, LONGEST_WAIT);

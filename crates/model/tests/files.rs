@@ -375,7 +375,7 @@ fn a_link_out_of_the_directory_is_not_exported() {
     companion_files(made.path(), Dtype::F32, &[]).expect("a link inside");
     std::os::unix::fs::symlink(elsewhere.path().join("secret"), made.path().join("LICENSE")).expect("a link");
     let error = companion_files(made.path(), Dtype::F32, &[]).expect_err("a link out");
-    assert!(matches!(error, ModelError::Store(StoreError::LeadsOut { .. })), "{error}");
+    assert!(matches!(error, ModelError::Store(StoreError::LinkOut { .. })), "{error}");
     assert!(error.to_string().contains("LICENSE") && !error.to_string().contains("private"), "{error}");
     // What the text of a training replaces is not read.
     let text = [("LICENSE".to_owned(), b"own".to_vec())];

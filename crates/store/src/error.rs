@@ -106,10 +106,6 @@ pub enum StoreError {
     #[error("{} is {}, not the file itself", path.display(), what.describe())]
     InItsPlace { path: PathBuf, what: StandIn },
 
-    /// A link that would carry a file from elsewhere into what is copied or published.
-    #[error("{} leads out of its directory, to {}: it is not copied", path.display(), target.display())]
-    LeadsOut { path: PathBuf, target: PathBuf },
-
     /// What the caller wants written cannot be written in this format.
     #[error("{} cannot be written: {what}", path.display())]
     CannotWrite { path: PathBuf, what: String },
@@ -218,7 +214,6 @@ impl StoreError {
                 vec!["give the directory that holds the model's safetensors files".to_string()]
             }
             Self::InItsPlace { path, what } => vec![what.hint(path)],
-            Self::LeadsOut { .. } => vec!["put the file itself there, or remove the link".to_string()],
             Self::CannotWrite { .. } => Vec::new(),
         }
     }

@@ -56,7 +56,7 @@ pub fn stays_inside(directory: &Path, path: &Path) -> Result<(), StoreError> {
     if target.starts_with(&root) || is_cache_blob(&target) {
         return Ok(());
     }
-    Err(StoreError::LeadsOut { path: path.to_path_buf(), target })
+    Err(StoreError::LinkOut { path: path.to_path_buf(), target })
 }
 
 /// `models--owner--name/blobs/DIGEST`

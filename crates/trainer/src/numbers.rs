@@ -13,15 +13,12 @@ pub fn thousands(number: u64) -> String {
     text
 }
 
+pub use finetune_store::human_bytes as bytes;
+
 /// "1 row", "12,000 rows": `one` is the word for a single one, whose plural ends in an s.
 pub fn counted(number: u64, one: &str) -> String {
     let more = if number == 1 { "" } else { "s" };
     format!("{} {one}{more}", thousands(number))
-}
-
-/// Bytes in the largest unit that they fill: "1.1 GiB".
-pub fn bytes(number: u64) -> String {
-    finetune_store::human_bytes(number)
 }
 
 /// Whole seconds: "9s", "2m45s", "3h07m".

@@ -1,10 +1,8 @@
 //! What a run came to, for the end of it.
 
-use finetune_recipe::{Recipe, ResultChoice};
-
 use crate::metrics::{Row, eval_rows, step_rows};
 use crate::prepare::Run;
-use crate::state::{Best, TrainState};
+use crate::state::Best;
 
 /// Losses before and after training, and which step the result is. Only rank 0, which keeps the metrics, knows the losses.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -14,27 +12,17 @@ pub struct Summary {
     /// Loss on held-back rows before the first step, and of the result.
     pub eval: Option<(f64, f64)>,
     pub best: Option<Best>,
-    /// The step that `adapter/` (`model/`) holds.
+    /// The step that `adapter/` (`model/`) holds, as rank 0 has written it; the last on other ranks.
     pub result_step: u64,
 }
 
 impl Run {
     pub(crate) fn summary(&self) -> Summary {
         let rows = self.journal.as_ref().map_or(&[] as &[Row], |journal| journal.metrics.rows.as_slice());
-        let result_step = result_step(&self.recipe, &self.state);
+        let result_step = self.journal.as_ref().map_or(self.state.step, |journal| journal.result_step(self));
         let (loss, eval) = before_and_after(rows, result_step);
         Summary { loss, eval, best: self.state.best, result_step }
     }
-}
-
-/// The step that becomes the result: that of the best evaluation where the recipe says so, or stops early and says nothing;
-/// else the last.
-pub(crate) fn result_step(recipe: &Recipe, state: &TrainState) -> u64 {
-    let best = match recipe.checkpoint.result {
-        Some(choice) => choice == ResultChoice::Best,
-        None => recipe.eval.early_stopping_patience.is_some(),
-    };
-    state.best.filter(|_| best).map_or(state.step, |best| best.step)
 }
 
 /// A number before training and after a step.

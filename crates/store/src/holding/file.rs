@@ -25,6 +25,10 @@ const MAGIC: [(&[u8], Holding); 13] = [
 /// `head`: the first bytes, at least one.
 pub(super) fn recognize(path: &Path, head: &[u8]) -> Holding {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    // First: a header of 640 bytes has the beginning of a pickle.
+    if is_safetensors(head) {
+        return Holding::Safetensors;
+    }
     if let Some((_, holding)) = MAGIC.iter().find(|(magic, _)| head.starts_with(magic)) {
         return *holding;
     }
@@ -32,9 +36,6 @@ pub(super) fn recognize(path: &Path, head: &[u8]) -> Holding {
     if head.starts_with(b"PK\x03\x04") {
         let holds_pickle = is_torch || head.windows(8).any(|part| part == b"data.pkl");
         return if holds_pickle { Holding::Pickle } else { Holding::Zip };
-    }
-    if is_safetensors(head) {
-        return Holding::Safetensors;
     }
     // The first piece of every SentencePiece model, in protocol buffers: field 1, its length, field 1, its length, the text.
     if head[0] == b'\n' && head.len() > 5 && head[2] == b'\n' && head.windows(5).take(64).any(|part| part == b"<unk>") {

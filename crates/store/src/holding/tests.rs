@@ -17,8 +17,10 @@ fn files_are_known_by_their_first_bytes() {
     let mut safetensors = 20u64.to_le_bytes().to_vec();
     safetensors.extend(b"{\"__metadata__\":{}} ");
     let long_row = format!("{{\"text\": \"{}\"}}", "word ".repeat(2000));
-    let cases: [(&str, &[u8], Holding); 43] = [
+    let cases: [(&str, &[u8], Holding); 44] = [
         ("model.safetensors", &safetensors, Holding::Safetensors),
+        // The length of its header begins as a pickle does.
+        ("other.safetensors", b"\x80\x02\0\0\0\0\0\0{", Holding::Safetensors),
         (
             "model.safetensors",
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
