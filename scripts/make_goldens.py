@@ -44,7 +44,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, SmolLM3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 IGNORED = -100
@@ -124,6 +124,17 @@ FAMILIES = {
             rope_parameters=dict(PLAIN_ROPE), tie_word_embeddings=False,
         ),
         lora=dict(target_modules=r".*\.(1)\.mlp\.(gate|up|down)_proj"),
+    ),
+    "smollm3": dict(
+        seed=6,
+        # The second of three layers has no rotary embedding.
+        config=lambda: SmolLM3Config(
+            **SIZES, num_hidden_layers=3, num_key_value_heads=2, rms_norm_eps=1e-6, no_rope_layers=[1, 0, 1],
+            pad_token_id=None, rope_parameters=dict(PLAIN_ROPE, rope_theta=2000000.0), tie_word_embeddings=True,
+        ),
+        lora=dict(target_modules="all-linear"),
+        hub_config=True,
+        full=True,
     ),
 }
 
@@ -242,8 +253,11 @@ def write_hub_config(directory):
     config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
     config["torch_dtype"] = config.pop("dtype")
     config["transformers_version"] = "4.43.0"
-    for key in ("head_dim", "layer_types", "pad_token_id"):
+    for key in ("head_dim", "layer_types"):
         config.pop(key, None)
+    # SmolLM3's class has a padding token of its own where config.json names none.
+    if config["model_type"] != "smollm3":
+        config.pop("pad_token_id", None)
     if config["model_type"] == "qwen2":
         # Qwen2 files name a window and switch it off; a reader that looks only at the number goes wrong.
         config.update(sliding_window=5, use_sliding_window=False, max_window_layers=1)
@@ -548,6 +562,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = Path(__file__).resolve().parent.parent / "tests" / "goldens" / "models"
     parser.add_argument("--output", type=Path, default=default, help="default: tests/goldens/models")
+    parser.add_argument("--family", choices=list(FAMILIES), action="append", help="only this one; default: all")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -555,7 +570,8 @@ def main():
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
-    for family, specification in FAMILIES.items():
+    for family in arguments.family or FAMILIES:
+        specification = FAMILIES[family]
         directory = arguments.output / family
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)

@@ -125,7 +125,7 @@ fn inspect_shows_tokens_and_mask() {
 /// A file's loss, against transformers and PEFT.
 #[test]
 fn eval_equals_transformers() {
-    for family in ["llama", "llama3", "mistral", "qwen2", "qwen3"] {
+    for family in ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3"] {
         let directory = golden(family);
         let text = std::fs::read_to_string(directory.join("golden.json")).expect("goldens");
         let golden: Value = serde_json::from_str(&text).expect("JSON");

@@ -108,6 +108,7 @@ mod tests {
             learning_rate: 1.0,
             tokens_per_second: 1.0,
             seconds,
+            objective: Default::default(),
             ranks: Vec::new(),
         }
     }

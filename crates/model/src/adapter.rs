@@ -10,7 +10,7 @@ mod targets;
 mod tensors;
 mod written;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use finetune_store::TensorFile;
@@ -19,30 +19,16 @@ pub use self::base::{BaseCheck, BaseName, RecordedBase, base_digest};
 use self::place::Place;
 use self::settings::Settings;
 use self::tensors::Branches;
-pub use self::written::{encode, read_flat};
 use crate::ModelError;
 use crate::config::ModelConfig;
 use crate::error::list;
 use crate::lora::{LoraTarget, LoraTargets, is_named, last_parts, layer_of};
 use crate::model::Model;
-use crate::weights::expected_tensors;
+use crate::parameters::file_name;
+use crate::tree::linear_layers;
 
 pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const TENSOR_FILE: &str = "adapter_model.safetensors";
-
-/// Names of all linear layers inside the decoder, in model order.
-pub fn linear_modules(config: &ModelConfig) -> Vec<String> {
-    expected_tensors(config)
-        .iter()
-        .filter(|(name, shape)| shape.len() == 2 && name.starts_with("model.layers."))
-        .filter_map(|(name, _)| name.strip_suffix(".weight").map(str::to_owned))
-        .collect()
-}
-
-/// The name in PEFT's file of a module's `lora_A` or `lora_B`.
-pub(crate) fn file_name(module: &str, part: &str) -> String {
-    format!("base_model.model.{module}.{part}.weight")
-}
 
 /// An adapter as read from a directory: its branches in model order, and their values in the order of the
 /// layout that [`Model::add_lora`] makes of them.
@@ -63,13 +49,13 @@ impl Adapter {
     /// Reads an adapter for a model of this config. `directory` may be a run: then it is the adapter of its end.
     pub fn read(directory: &Path, config: &ModelConfig) -> Result<Adapter, ModelError> {
         let place = Place::find(directory)?;
-        let modules = linear_modules(config);
+        let layers = linear_layers(config);
+        let modules: Vec<String> = layers.iter().map(|layer| layer.module.clone()).collect();
         let settings = Settings::read(&place, &modules)?;
         let path = place.tensors();
         let keys = |what, names| Err(ModelError::AdapterKeys { path: path.clone(), what, names });
         let file = TensorFile::open(&path)?;
         let mut branches = Branches::sort(&file, place.form, &path)?;
-        let shapes: BTreeMap<String, Vec<usize>> = expected_tensors(config).into_iter().collect();
         let mut adapter = Adapter {
             targets: Vec::new(),
             shapes: Vec::new(),
@@ -79,7 +65,7 @@ impl Adapter {
             modules,
         };
         let (mut halves, mut unnamed, mut absent) = (Vec::new(), Vec::new(), Vec::new());
-        for module in &adapter.modules {
+        for (module, layer) in adapter.modules.iter().zip(&layers) {
             let expected = settings.expects(module);
             let (a, b) = match branches.of.remove(module) {
                 None => {
@@ -93,8 +79,7 @@ impl Adapter {
                 }
             };
             unnamed.extend((expected == Some(false)).then(|| module.clone()));
-            let base = &shapes[&format!("{module}.weight")];
-            let shape = (base[0], base[1]);
+            let shape = (layer.outputs, layer.inputs);
             let (a, b, rank) = tensors::values(&a, &b, shape, place.form)?;
             adapter.targets.push(settings.target(module, rank)?);
             adapter.shapes.push(shape);

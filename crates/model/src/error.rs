@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use finetune_kernels::devices::take_out_of_memory;
 use finetune_store::StoreError;
 
+use crate::family::FAMILIES;
+
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     #[error("{path}: {source}")]
@@ -69,6 +71,12 @@ pub(crate) fn list(names: &[String]) -> String {
     if names.len() > 4 { format!("{shown} and {} more", names.len() - 4) } else { shown }
 }
 
+/// The families, as a hint.
+fn supported() -> String {
+    let names: Vec<&str> = FAMILIES.iter().map(|family| family.architecture).collect();
+    format!("supported: {}", names.join(", "))
+}
+
 impl ModelError {
     /// What a device's driver reported: it runs out of memory in many words.
     pub(crate) fn device(what: String) -> ModelError {
@@ -93,7 +101,7 @@ impl ModelError {
     pub fn hints(&self) -> Vec<String> {
         match self {
             ModelError::Architecture { .. } => {
-                vec!["supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM".into()]
+                vec![supported()]
             }
             ModelError::Setting { key, value, .. } => setting_hint(key, value).into_iter().collect(),
             ModelError::NoTarget { examples, .. } => {

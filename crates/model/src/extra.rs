@@ -6,9 +6,9 @@
 use finetune_store::{TensorSet, TensorView};
 
 use crate::ModelError;
-use crate::config::ModelConfig;
-use crate::load::to_f32;
-use crate::weights::expected_tensors;
+use crate::config::{ModelConfig, Rope};
+use crate::floats::{float_type, to_f32};
+use crate::tree::expected_tensors;
 
 enum Extra {
     /// It says nothing new.
@@ -39,7 +39,7 @@ pub(crate) fn passed_over(
         [] => Ok(unused),
         [first, rest @ ..] => {
             let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
-            let (path, family) = (directory.to_owned(), config.family.architecture());
+            let (path, family) = (directory.to_owned(), config.family.architecture);
             Err(ModelError::ExtraTensor { path, name: first.clone(), family, more })
         }
     }
@@ -72,8 +72,8 @@ fn is_parameter(last: &str) -> bool {
 
 /// Whether the rotary frequencies that old exports carry are those of the config, as far as 16 bits tell.
 fn are_frequencies(view: &TensorView<'_>, config: &ModelConfig) -> Result<bool, ModelError> {
-    let own = config.rope_frequencies();
-    if view.size() / view.dtype.size() != own.len() || crate::load::float_type(view.dtype).is_none() {
+    let Some(own) = config.ropes.first().map(Rope::frequencies) else { return Ok(false) };
+    if view.size() / view.dtype.size() != own.len() || float_type(view.dtype).is_none() {
         return Ok(false);
     }
     let stored = to_f32(view)?;

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::ModelError;
 use crate::config::ModelConfig;
-use crate::weights::expected_tensors;
+use crate::tree::expected_tensors;
 
 /// Bytes that one task looks at: they fit into a processor's cache.
 const PIECE: usize = 1 << 18;

@@ -1,12 +1,14 @@
 //! Text from a model, one token at a time, with a cache of keys and values.
 
-use burn::tensor::Tensor;
-use finetune_kernels::{RopeTable, Segments, operations};
+use finetune_kernels::Segments;
 use finetune_random::{Stream, unit};
 
-use crate::ModelError;
-use crate::decoder::{self, Context};
-use crate::model::{Model, Purpose, data, untracked};
+use crate::cache::LayerCache;
+use crate::model::Model;
+use crate::pass::Context;
+use crate::random_stream::RandomStream;
+use crate::readback::data;
+use crate::{ModelError, decoder, head};
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,45 +31,6 @@ pub struct Generation {
     pub tokens: Vec<u32>,
     /// The end token that stopped it; `None` where the limit did.
     pub stopped_by: Option<u32>,
-}
-
-/// Keys and values of one layer, [room, k, d] each, of which the first `length` are there. Room doubles when it runs out, so
-/// that a token costs no copy of all before it.
-#[derive(Default)]
-pub(crate) struct LayerCache {
-    keys: Option<Tensor<3>>,
-    values: Option<Tensor<3>>,
-    length: usize,
-}
-
-impl LayerCache {
-    /// Adds those of new tokens and returns all, with the room behind them.
-    pub(crate) fn extend(&mut self, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        let start = self.length;
-        self.length += keys.dims()[0];
-        let length = self.length;
-        let put = |old: Option<Tensor<3>>, new: Tensor<3>| {
-            let [tokens, heads, width] = new.dims();
-            let room = old.as_ref().map_or(0, |old| old.dims()[0]);
-            let options = (&new.device(), new.dtype());
-            let place = match old {
-                Some(old) if length <= room => old,
-                old => {
-                    let place = Tensor::zeros([length.next_power_of_two().max(64), heads, width], options);
-                    match old {
-                        Some(old) => place.slice_assign(0..start, old.narrow(0, 0, start)),
-                        None => place,
-                    }
-                }
-            };
-            place.slice_assign(start..start + tokens, new)
-        };
-        let keys = put(self.keys.take(), keys);
-        let values = put(self.values.take(), values);
-        self.keys = Some(keys.clone());
-        self.values = Some(values.clone());
-        (keys, values)
-    }
 }
 
 impl Model {
@@ -124,19 +87,16 @@ impl Model {
     fn next_logits(&self, tokens: &[u32], past: usize, caches: &mut [LayerCache]) -> Result<Vec<f32>, ModelError> {
         let positions: Vec<u32> = (past..past + tokens.len()).map(|p| p as u32).collect();
         let context = Context {
-            rope: RopeTable::new(&positions, &self.frequencies, 1.0),
+            ropes: self.rope_tables(&positions),
             segments: Segments::cached(tokens.len(), past + tokens.len()),
             compute: self.placement().compute(),
             training: false,
             dropout: None,
         };
-        let mut x = decoder::embed(&self.weights, tokens, &context);
-        for (layer, cache) in self.weights.layers.iter().zip(caches) {
-            x = decoder::layer(layer, &self.config, x, &context, Some(cache));
-        }
+        let x = decoder::embed(&self.weights, tokens, &context);
+        let x = decoder::layers(&self.weights, x, &context, Some(caches), &mut |_, _| {});
         let last = x.narrow(0, tokens.len() - 1, 1);
-        let last = operations::rms_norm(last, untracked(&self.weights.norm), self.config.rms_norm_eps);
-        data(operations::linear(last, untracked(self.weights.output())))
+        data(head::logits(&self.weights, last, &context))
     }
 }
 
@@ -162,7 +122,7 @@ fn choose(logits: &[f32], sampling: Sampling, position: u64) -> u32 {
         .map_or(weights.len(), |last| last + 1);
     weights.truncate(count);
     let kept: f64 = weights.iter().map(|(_, weight)| weight).sum();
-    let word = Stream::new(sampling.seed, Purpose::Sampling as u32, position, 0).block([0; 4])[0];
+    let word = Stream::new(sampling.seed, RandomStream::Sampling as u32, position, 0).block([0; 4])[0];
     let mut left = f64::from(unit(word)) * kept;
     for (token, weight) in &weights {
         left -= weight;

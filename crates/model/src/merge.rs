@@ -10,10 +10,11 @@ use finetune_store::{Disk, Dtype, Staging, TensorSet, TensorSpec, write_shards};
 use crate::adapter::Adapter;
 pub use crate::companions::{companion_files, left_out, replace_files};
 use crate::finite::{expect_finite, first_not_finite};
-use crate::load::{self, from_f32, to_finite_f32};
+use crate::floats::{from_f32, to_finite_f32};
+use crate::load::check;
 use crate::model::Model;
 use crate::placement::Placement;
-use crate::weights::expected_tensors;
+use crate::tree::expected_tensors;
 use crate::{ModelConfig, ModelError};
 
 /// Largest weight file of an export, in bytes, as transformers shards.
@@ -33,7 +34,7 @@ pub fn write_merged(
 ) -> Result<(), ModelError> {
     let config = ModelConfig::load(base)?;
     let files = TensorSet::open_model(base)?;
-    load::check(&files, &config, base)?;
+    check(&files, &config, base)?;
     let views: Vec<_> = files.names().filter_map(|name| files.get(name)).collect();
     let specs: Vec<TensorSpec> = views
         .iter()

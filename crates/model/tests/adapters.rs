@@ -98,7 +98,7 @@ fn layers_have_a_pattern_and_full_names_have_none() {
     let refused = both(json!([0]), Value::Null, json!(".*_proj"));
     assert!(refused.is_err_and(|error| error.contains("list of names")));
     // A name in full counts whatever the layers are.
-    let modules = finetune_model::adapter::linear_modules(&config("llama"));
+    let modules = finetune_model::linear_modules(&config("llama"));
     assert!(both(json!([0]), Value::Null, json!(modules)).is_ok());
 }
 

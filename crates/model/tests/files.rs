@@ -90,7 +90,7 @@ fn extra_tensors() {
         let made = model("llama", |_, tensors| add(tensors, &name, &shape, 3.0));
         check_extra(made.path(), &name, want);
     }
-    let frequencies = ModelConfig::load(&golden("llama")).expect("a config").rope_frequencies();
+    let frequencies = ModelConfig::load(&golden("llama")).expect("a config").ropes[0].frequencies();
     let name = format!("{layer}self_attn.rotary_emb.inv_freq");
     let made = model("llama", |_, tensors| {
         tensors.push((name.clone(), Dtype::F32, vec![frequencies.len()], f32s(&frequencies)));
@@ -236,8 +236,8 @@ fn the_type_says_what_a_model_is() {
         let shown = format!("{kind} {architectures}: {parsed:?}");
         match (parsed, want) {
             (Ok(config), Some(class)) => {
-                assert_eq!((config.family.architecture(), !config.notices.is_empty()), (class, said), "{shown}");
-                assert_eq!(config.windows[0].is_some(), class.starts_with("Mistral"), "{shown}");
+                assert_eq!((config.family.architecture, !config.notices.is_empty()), (class, said), "{shown}");
+                assert_eq!(config.layers[0].window.is_some(), class.starts_with("Mistral"), "{shown}");
             }
             (Err(ModelError::Architecture { .. }), None) => {}
             _ => panic!("{shown}, expected {want:?}"),
@@ -395,5 +395,43 @@ fn what_is_no_config_is_named() {
         write(&made.path().join("config.json"), text);
         let error = ModelConfig::load(made.path()).expect_err(part).to_string();
         assert!(error.contains(part), "{error}");
+    }
+}
+
+/// (changes of config.json, whether each of three layers has a rotary embedding, its window), as SmolLM3Config of
+/// transformers has them.
+#[test]
+fn layers_without_rotary_embedding() {
+    let list = json!([1, 0, 1]);
+    let table: [(Value, [bool; 3], [Option<usize>; 3]); 6] = [
+        (json!({}), [true, false, true], [None; 3]),
+        (json!({"no_rope_layers": null, "no_rope_layer_interval": 3}), [true, true, false], [None; 3]),
+        (json!({"no_rope_layers": null}), [true; 3], [None; 3]),
+        (
+            json!({"no_rope_layers": list, "use_sliding_window": true, "sliding_window": 8, "layer_types": null}),
+            [true, false, true],
+            [None, Some(8), None],
+        ),
+        (
+            json!({"use_sliding_window": true, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+            [true, false, true],
+            [Some(8), None, None],
+        ),
+        (json!({"use_sliding_window": true, "layer_types": null}), [true, false, true], [None; 3]),
+    ];
+    for (changes, ropes, windows) in table {
+        let config = parse("smollm3", |config| {
+            for (key, value) in changes.as_object().expect("an object") {
+                config[key] = value.clone();
+            }
+        });
+        let config = config.expect("a config");
+        let layers: Vec<_> = config.layers.iter().map(|layer| (layer.rope.is_some(), layer.window)).collect();
+        let want: Vec<_> = ropes.into_iter().zip(windows).collect();
+        assert_eq!(layers, want, "{changes}");
+    }
+    for wrong in [json!([1, 0]), json!([1, 2, 1]), json!("1, 0, 1")] {
+        let error = parse("smollm3", |config| config["no_rope_layers"] = wrong.clone()).expect_err("no such layers");
+        assert!(error.to_string().contains("`no_rope_layers` should be a list of 0 and 1 for 3 layers"), "{error}");
     }
 }

@@ -10,12 +10,13 @@ use finetune_kernels::devices::is_cpu;
 use finetune_model::adapter::Adapter;
 use finetune_model::merge::{compare, write_merged};
 use finetune_model::{
-    Batch, BatchRow, FloatType, FoundDevice, LossSum, Model, ModelConfig, Placement, Randomness, Sampling, gpus,
+    Backward, Batch, BatchRow, Coefficients, FloatType, FoundDevice, LossSum, Model, ModelConfig, Placement,
+    Randomness, Sampling, gpus,
 };
 use finetune_store::{RealDisk, Staging, TensorFile};
 use serde_json::Value;
 
-const FAMILIES: [&str; 5] = ["llama", "llama3", "mistral", "qwen2", "qwen3"];
+const FAMILIES: [&str; 6] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3"];
 const LOGITS: f32 = 3e-5;
 const GRADIENTS: f64 = 2e-5;
 const ANY: Randomness = Randomness { seed: 0, step: 0 };
@@ -111,9 +112,14 @@ fn relative_norm(got: &[f32], want: &[f32]) -> f64 {
     norm(&mut got.iter().zip(want).map(|(a, b)| f64::from(a - b))) / norm(&mut want.iter().map(|&v| f64::from(v)))
 }
 
+/// Without dropout, so that the random numbers do not matter.
+fn backward(checkpointing: bool) -> Backward<'static> {
+    Backward { randomness: ANY, checkpointing, loss_scale: 1.0, coefficients: Coefficients::Ones }
+}
+
 fn gradients(model: &mut Model, batch: &Batch, checkpointing: bool) -> (LossSum, Vec<f32>) {
     let mut gradients = vec![0.0; model.layout().len()];
-    let sums = model.loss_and_gradients(batch, ANY, checkpointing, 1.0, &mut gradients).expect("a device that works");
+    let sums = model.loss_and_gradients(batch, backward(checkpointing), &mut gradients).expect("a device that works");
     (sums, gradients)
 }
 
@@ -174,7 +180,7 @@ fn the_loss_is_the_same_however_rows_are_split() {
         let mut split_gradients = vec![0.0; model.layout().len()];
         for n in 0..golden.rows.len() {
             let rows = &golden.rows[n..=n];
-            sum += model.loss_and_gradients(&batch(rows), ANY, false, 1.0, &mut split_gradients).expect("sums").loss;
+            sum += model.loss_and_gradients(&batch(rows), backward(false), &mut split_gradients).expect("sums").loss;
         }
         assert!((whole.loss - sum).abs() < 1e-6 * sum, "{family}");
         assert!(relative_norm(&split_gradients, &whole_gradients) < 2e-6, "{family}");
@@ -209,7 +215,7 @@ fn checkpointing_changes_no_bit() {
 /// `full` in curves.json has the norm of each weight's gradient in the first step.
 #[test]
 fn gradients_of_all_weights() {
-    for family in ["llama", "qwen2"] {
+    for family in ["llama", "qwen2", "smollm3"] {
         let mut model = Golden::load(family).model();
         model.train_all();
         let values = model.parameters().expect("values");
@@ -264,7 +270,7 @@ fn merged_models_equal_their_adapters() {
 
 #[test]
 fn both_spellings_of_config_json_mean_the_same() {
-    for family in ["llama3", "qwen2"] {
+    for family in ["llama3", "qwen2", "smollm3"] {
         let path = directory(family).join("config.hub.json");
         let hub =
             ModelConfig::parse(&std::fs::read_to_string(&path).expect("config.hub.json"), &path).expect("hub spelling");
@@ -284,7 +290,7 @@ fn llama3_rope_frequencies() {
         config["rope_parameters"] = case["rope_parameters"].clone();
         let config = ModelConfig::parse(&config.to_string(), Path::new("config.json")).expect("a config");
         let want = case["inverse_frequencies"].as_array().expect("a list");
-        for (n, (got, want)) in config.rope_frequencies().iter().zip(want).enumerate() {
+        for (n, (got, want)) in config.ropes[0].frequencies().iter().zip(want).enumerate() {
             let want = want.as_f64().expect("a number");
             assert!((f64::from(*got) - want).abs() <= 3e-7 * want, "{name} {n}: {got} against {want}");
         }
@@ -336,7 +342,10 @@ fn dropout_is_a_function_of_seed_step_and_row() {
         let whole = golden.batch();
         let batch = Batch { rows: rows.iter().map(|&n| whole.rows[n]).collect() };
         let mut gradients = vec![0.0; model.layout().len()];
-        model.loss_and_gradients(&batch, randomness, false, 1.0, &mut gradients).expect("sums").row_losses
+        model
+            .loss_and_gradients(&batch, Backward { randomness, ..backward(false) }, &mut gradients)
+            .expect("sums")
+            .row_losses
     };
     let at = |seed, step| Randomness { seed, step };
     let together = run(vec![0, 1, 2], at(1, 5));
@@ -354,7 +363,8 @@ fn every_key_of_an_adapter_is_accounted_for() {
     let config = golden.model().config;
     let source = directory("llama3").join("adapter");
     let other = Golden::load("qwen3").model().config;
-    let error = Adapter::read(&source, &ModelConfig { layers: 1, ..config.clone() }).expect_err("a layer too many");
+    let error = Adapter::read(&source, &ModelConfig { layers: config.layers[..1].to_vec(), ..config.clone() })
+        .expect_err("a layer too many");
     assert!(error.to_string().contains("belong to no LoRA branch"), "{error}");
     let error = Adapter::read(&source, &other).expect_err("another model");
     assert!(error.to_string().contains("has the shape"), "{error}");
@@ -399,7 +409,11 @@ fn gpu_sixteen_bit_types_are_close_to_f32() {
                 for scale in [64.0, 1024.0] {
                     let mut got = vec![0.0; model.layout().len()];
                     let sums = model
-                        .loss_and_gradients(&golden.batch(), ANY, checkpointing, scale, &mut got)
+                        .loss_and_gradients(
+                            &golden.batch(),
+                            Backward { loss_scale: scale, ..backward(checkpointing) },
+                            &mut got,
+                        )
                         .expect("a device that works");
                     let loss = (sums.loss - want.0.loss).abs() / want.0.loss;
                     let difference = relative_norm(&got, &want.1);
@@ -412,4 +426,33 @@ fn gpu_sixteen_bit_types_are_close_to_f32() {
             }
         }
     }
+}
+
+/// Coefficients of rows: the gradient is linear in them, one at a time or together, however much is recomputed. That of row
+/// 0 alone is the gradient of a batch of row 0.
+#[test]
+fn gradients_are_linear_in_the_coefficients() {
+    let golden = Golden::load("qwen3");
+    let mut model = golden.with_adapter();
+    let counts: Vec<usize> =
+        golden.rows.iter().map(|(_, trained)| trained.iter().skip(1).filter(|&&t| t).count()).collect();
+    let mut of = |by_row: &[f32], checkpointing: bool| {
+        let coefficients = |losses: &[f32]| -> Vec<f32> {
+            let each: Vec<f32> =
+                counts.iter().zip(by_row).flat_map(|(&count, &by)| std::iter::repeat_n(by, count)).collect();
+            assert_eq!(losses.len(), each.len(), "a loss for each target");
+            each
+        };
+        let backward = Backward { coefficients: Coefficients::Of(&coefficients), ..backward(checkpointing) };
+        let mut gradients = vec![0.0; model.layout().len()];
+        model.loss_and_gradients(&golden.batch(), backward, &mut gradients).expect("a device that works");
+        gradients
+    };
+    let (first, last, both) = (of(&[1.0, 0.0, 0.0], false), of(&[0.0, 0.0, 1.0], true), of(&[0.5, 0.0, -2.0], false));
+    let sum: Vec<f32> = first.iter().zip(&last).map(|(a, b)| 0.5 * a - 2.0 * b).collect();
+    assert!(relative_norm(&both, &sum) < GRADIENTS, "{}", relative_norm(&both, &sum));
+    assert!(relative_norm(&of(&[0.5, 0.0, -2.0], true), &sum) < GRADIENTS);
+    let mut alone = golden.with_adapter();
+    let (_, want) = gradients(&mut alone, &batch(&golden.rows[..1]), false);
+    assert!(relative_norm(&first, &want) < GRADIENTS, "{}", relative_norm(&first, &want));
 }

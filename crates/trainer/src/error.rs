@@ -57,10 +57,10 @@ pub enum TrainError {
     #[error("the run needs {} on disk at {}, and {} are free", human_bytes(*needed), directory.display(), human_bytes(*free))]
     Disk { directory: PathBuf, needed: u64, free: u64, hints: Vec<String> },
     #[error("the run needs about {} of memory; {} are there", human_bytes(*needed), human_bytes(*available))]
-    Memory { needed: u64, available: u64, weights: u64, knobs: Vec<String> },
-    /// `bytes`: what could not be had at once, where the driver says it. `knobs`: settings that take less.
+    Memory { needed: u64, available: u64, weights: u64, cheaper: Vec<String> },
+    /// `bytes`: what could not be had at once, where the driver says it. `cheaper`: settings that take less.
     #[error("{}", ModelError::DeviceMemory { bytes: *bytes })]
-    DeviceMemory { bytes: Option<u64>, knobs: Vec<String>, saved: Option<PathBuf> },
+    DeviceMemory { bytes: Option<u64>, cheaper: Vec<String>, saved: Option<PathBuf> },
     #[error("model.device = \"gpu\": {}", if *built_in { "no GPU was found" } else { "this program was built without a GPU backend" })]
     NoGpu { built_in: bool },
     #[error("{path}: no row is left to train on", path = path.display())]
@@ -125,7 +125,7 @@ impl TrainError {
     pub(crate) fn with_saved(self, saved: Option<PathBuf>) -> TrainError {
         match self {
             TrainError::Group { error, .. } => TrainError::Group { error, saved },
-            TrainError::DeviceMemory { bytes, knobs, .. } => TrainError::DeviceMemory { bytes, knobs, saved },
+            TrainError::DeviceMemory { bytes, cheaper, .. } => TrainError::DeviceMemory { bytes, cheaper, saved },
             error => error,
         }
     }
@@ -141,10 +141,10 @@ impl TrainError {
     }
 
     /// Says of a device that is out of memory which settings take less.
-    pub(crate) fn with_knobs(self, knobs: impl FnOnce() -> Vec<String>) -> TrainError {
+    pub(crate) fn with_cheaper_settings(self, cheaper: impl FnOnce() -> Vec<String>) -> TrainError {
         match self {
             TrainError::Model(ModelError::DeviceMemory { bytes }) => {
-                TrainError::DeviceMemory { bytes, knobs: knobs(), saved: None }
+                TrainError::DeviceMemory { bytes, cheaper: cheaper(), saved: None }
             }
             error => error,
         }
@@ -203,18 +203,18 @@ impl TrainError {
                 "a directory needs config.json, tokenizer.json and model.safetensors; paths are relative to the recipe".into(),
                 "models of the hub are found in the cache (HF_HOME), where `hf download OWNER/NAME` puts them".into(),
             ],
-            TrainError::Memory { weights, knobs, available, .. } => {
+            TrainError::Memory { weights, cheaper, available, .. } => {
                 if weights > available {
                     return vec![format!("{} of it are the model's weights: take a smaller model", human_bytes(*weights))];
                 }
-                knobs.clone()
+                cheaper.clone()
             }
-            TrainError::DeviceMemory { knobs, saved, .. } => {
+            TrainError::DeviceMemory { cheaper, saved, .. } => {
                 let safe = saved.as_ref().map(|path| {
                     let path = path.display();
                     format!("{path} is safe: `--resume` goes on from it to the same bits with train.gradient_checkpointing = true; other settings make it another run")
                 });
-                knobs.iter().cloned().chain(safe).collect()
+                cheaper.iter().cloned().chain(safe).collect()
             }
             TrainError::NoGpu { built_in: true } => vec![
                 "`finetune devices` lists what is found; on Linux the Vulkan loader (libvulkan1) and the card's driver have to be installed".into(),

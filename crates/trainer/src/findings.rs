@@ -227,7 +227,7 @@ impl Findings {
     /// Targets, device, memory, disk and time.
     fn look_at_size(&mut self, recipe: &Recipe, machine: &Machine, parts: &Parts) {
         let Parts { directory, config, tokenizer, train, eval } = parts;
-        self.architecture = Some(config.family.architecture());
+        self.architecture = Some(config.family.architecture);
         self.notices.extend(tokenizer.iter().flat_map(|tokenizer| tokenizer.notices().iter().cloned()));
         let stored = stored_type(directory);
         let place = self.keep(Place::choose(&recipe.model, machine, stored));
@@ -269,7 +269,7 @@ impl Findings {
             has_bf16: place.found.types.contains(&FloatType::BF16),
         };
         let estimate = subject.estimate();
-        self.keep(memory::check(&estimate, place.memory(machine), || subject.knobs()));
+        self.keep(memory::check(&estimate, place.memory(machine), || subject.cheaper_settings()));
         self.estimate = Some(Estimate { seconds: seconds(recipe, train, steps, parameters, &place), ..estimate });
         let disk = DiskNeed::of(recipe, trained, steps, eval.is_some(), text, machine.disk);
         self.keep(disk.check(recipe));

@@ -5,8 +5,7 @@
 use std::collections::HashMap;
 
 use finetune_dataset::{Dataset, Plan, Row};
-use finetune_model::adapter::linear_modules;
-use finetune_model::{ModelConfig, choose, expected_tensors};
+use finetune_model::{ModelConfig, choose, linear_layers};
 use finetune_recipe::{Length, Method, OptimizerName, Recipe};
 use rayon::prelude::*;
 
@@ -148,9 +147,12 @@ fn ranks_and_scales(recipe: &Recipe, config: &ModelConfig) -> Vec<String> {
         return Vec::new();
     }
     // Targets that are none are refused elsewhere.
-    let Ok(targets) = choose(&recipe.lora, &linear_modules(config)) else { return Vec::new() };
-    let shapes: HashMap<String, Vec<usize>> = expected_tensors(config).into_iter().collect();
-    let size = |module: &str| shapes.get(&format!("{module}.weight")).and_then(|shape| shape.iter().copied().min());
+    let layers = linear_layers(config);
+    let modules: Vec<String> = layers.iter().map(|layer| layer.module.clone()).collect();
+    let Ok(targets) = choose(&recipe.lora, &modules) else { return Vec::new() };
+    let sizes: HashMap<&str, usize> =
+        layers.iter().map(|layer| (layer.module.as_str(), layer.outputs.min(layer.inputs))).collect();
+    let size = |module: &str| sizes.get(module).copied();
     let mut notices = Vec::new();
     let beyond: Vec<_> = targets.iter().filter_map(|target| Some((target, size(&target.module)?))).collect();
     let beyond: Vec<_> = beyond.into_iter().filter(|(target, size)| target.rank > *size).collect();

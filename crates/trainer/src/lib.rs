@@ -10,6 +10,7 @@
 
 mod adamw;
 mod card;
+mod cheaper_settings;
 mod copies;
 mod date;
 mod deal;
@@ -28,6 +29,7 @@ mod loss_scale;
 mod memory;
 mod metrics;
 pub mod numbers;
+mod objective;
 mod pace;
 mod place;
 mod prepare;

@@ -1,6 +1,6 @@
 //! `metrics.jsonl`: one object per optimizer step, one per evaluation.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -28,6 +28,9 @@ pub struct StepRow {
     pub tokens_per_second: f64,
     /// Wall time of the step.
     pub seconds: f64,
+    /// The objective's own numbers by name; empty where the loss is all there is.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub objective: BTreeMap<String, f64>,
     /// Each rank's part in it, in rank order; empty where there is only one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ranks: Vec<RankRow>,
@@ -235,6 +238,7 @@ mod tests {
                 learning_rate: 1.0,
                 tokens_per_second: 1.0,
                 seconds,
+                objective: BTreeMap::new(),
                 ranks,
             })
         };

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use finetune_dataset::{ChatTokenizer, Dataset, Plan, TextSource, resolve_files, unused_files};
-use finetune_model::adapter::{Adapter, BaseCheck, linear_modules};
+use finetune_model::adapter::{Adapter, BaseCheck};
 use finetune_model::merge::companion_files;
 use finetune_model::{
-    BaseName, FloatType, LoraTargets, Model, ModelConfig, Placement, base_digest, choose, float_type,
+    BaseName, FloatType, LoraTargets, Model, ModelConfig, Placement, base_digest, choose, float_type, linear_modules,
 };
 use finetune_recipe::{Length, Method, Recipe, ResultChoice};
 use finetune_store::{Cache, Dtype, Holding, RealDisk, TensorSet, recognize};
@@ -23,6 +23,7 @@ use crate::learning::learning_notices;
 use crate::limits;
 use crate::loss_scale::LossScale;
 use crate::memory::{self, Estimate, Subject};
+use crate::objective::Objective;
 use crate::place::{Machine, Place};
 use crate::ranks::Ranks;
 use crate::run_directory::RESULTS;
@@ -52,6 +53,7 @@ pub struct Run {
     /// Steps of the whole run.
     pub steps: u64,
     pub schedule: Schedule,
+    pub(crate) objective: Objective,
     pub state: TrainState,
     pub ranks: Arc<Ranks>,
     /// Where it is computed, and in what.
@@ -381,9 +383,10 @@ fn put_together(
         has_bf16,
     };
     let estimate = subject.estimate();
-    memory::check(&estimate, place.memory(machine), || subject.knobs())?;
+    memory::check(&estimate, place.memory(machine), || subject.cheaper_settings())?;
     let opened = open_model(&recipe, &model_path, start, &place.placement);
-    let (mut model, model_digest) = opened.map_err(|error| error.with_knobs(|| subject.knobs()))?;
+    let (mut model, model_digest) =
+        opened.map_err(|error| error.with_cheaper_settings(|| subject.cheaper_settings()))?;
     notices.extend(model.notices().iter().cloned());
     let plan = Plan::new(data.train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
     let steps = total_steps(&recipe, &plan);
@@ -420,6 +423,7 @@ fn put_together(
     ranks.share_state(&mut state)?;
     model.set_parameters(&state.parameters);
     let run = Run {
+        objective: Objective::CrossEntropy,
         schedule: Schedule::new(&recipe.schedule, recipe.optimizer.learning_rate, steps),
         base: base_name(&recipe, &model_path),
         base_digest: model_digest,

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use finetune_model::{Model, ModelError, adapter};
+use finetune_model::{Model, ModelError, encode_flat, read_flat};
 use finetune_store::{Disk, NewFile, commit_directory, numbered, remove_directory, replace_directory};
 use serde::{Deserialize, Serialize};
 
@@ -158,7 +158,7 @@ impl TrainState {
     fn encode_optimizer(&self, model: &Model) -> Result<Vec<u8>, ModelError> {
         let mut values = self.optimizer.first_moment.clone();
         values.extend_from_slice(&self.optimizer.second_moment);
-        adapter::encode(&model.layout().repeated(&MOMENTS), &values)
+        encode_flat(&model.layout().repeated(&MOMENTS), &values)
     }
 
     /// Reads a checkpoint whose manifest was verified, after checking that it belongs to this run. What has changed and may
@@ -187,7 +187,7 @@ impl TrainState {
             ));
         }
         let parameters = model.read_values(path)?;
-        let mut first_moment = adapter::read_flat(&path.join(OPTIMIZER_FILE), &model.layout().repeated(&MOMENTS))?;
+        let mut first_moment = read_flat(&path.join(OPTIMIZER_FILE), &model.layout().repeated(&MOMENTS))?;
         let second_moment = first_moment.split_off(parameters.len());
         Ok(TrainState {
             step: state.step,

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use finetune_allreduce::Reduction;
 use finetune_dataset::Dataset;
-use finetune_model::{Batch, LossSum, Randomness};
+use finetune_model::{Backward, Batch, LossSum, Randomness};
 use finetune_recipe::SharesChoice;
 use finetune_store::failpoint;
 
@@ -43,7 +43,7 @@ struct StepSums {
 /// Trains from `run.state` to the last step. `stop` holds the number of a signal that asks to stop, 0 for none.
 pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
     let outcome = steps(run, stop, tell);
-    let outcome = outcome.map_err(|error| error.with_knobs(|| run.smaller_settings()));
+    let outcome = outcome.map_err(|error| error.with_cheaper_settings(|| run.cheaper_settings()));
     // The others must not wait for a rank that cannot go on.
     let outcome = outcome.inspect_err(|error| run.ranks.abort(error)).map_err(|error| error.with_saved(run.saved()));
     outcome.map_err(|error| error.with_ways(|| diverged::ways_on(run)))
@@ -65,9 +65,10 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
         gradients.resize_with(mine, || vec![0.0; parameters]);
         let StepSums { sums, ranks, rows } = run.step_sums(&dealer.deal, &pace, &mut gradients, tell)?;
         let gradients = &mut gradients[0];
-        let mean_loss = sums.loss / sums.trained_tokens.max(1) as f64;
+        let normaliser = run.objective.normaliser(&sums);
+        let mean_loss = sums.loss / normaliser as f64;
         for gradient in &mut *gradients {
-            *gradient /= sums.trained_tokens.max(1) as f32;
+            *gradient /= normaliser as f32;
         }
         let grad_norm = norm(gradients);
         run.ensure_finite(&sums, grad_norm, &rows)?;
@@ -96,6 +97,7 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
             learning_rate,
             tokens_per_second: sums.tokens as f64 / seconds,
             seconds,
+            objective: run.objective.numbers(&sums),
             ranks,
         };
         tell(Event::Step { row: &row, steps: run.steps });
@@ -143,7 +145,12 @@ impl Run {
         gradients: &mut [Vec<f32>],
     ) -> Result<StepSums, TrainError> {
         self.ranks.group().set_step(self.state.step + 1);
-        let randomness = Randomness { seed: self.recipe.seed, step: self.state.step };
+        let backward = Backward {
+            randomness: Randomness { seed: self.recipe.seed, step: self.state.step },
+            checkpointing: self.recipe.train.gradient_checkpointing,
+            loss_scale: self.state.loss_scale.scale,
+            coefficients: self.objective.coefficients(),
+        };
         let (mut shares, mut rows) = (Vec::new(), Vec::new());
         for (share, gradients) in deal.of(self.ranks.group().rank()).zip(&mut *gradients) {
             gradients.fill(0.0);
@@ -153,10 +160,8 @@ impl Run {
                 self.ranks.group().keep_alive();
                 let batch =
                     Batch { rows: micro_batch.iter().map(|&row| batch_row(row, &self.train.rows[row])).collect() };
-                let checkpointing = self.recipe.train.gradient_checkpointing;
-                let scale = self.state.loss_scale.scale;
                 let LossSum { loss, trained_tokens, row_losses } =
-                    self.model.loss_and_gradients(&batch, randomness, checkpointing, scale, gradients)?;
+                    self.model.loss_and_gradients(&batch, backward, gradients)?;
                 sums.loss += loss;
                 sums.trained_tokens += trained_tokens;
                 sums.tokens += batch.tokens();
@@ -171,7 +176,7 @@ impl Run {
     }
 
     /// Settings that would need less memory, and how much.
-    pub fn smaller_settings(&self) -> Vec<String> {
+    pub fn cheaper_settings(&self) -> Vec<String> {
         let subject = memory::Subject {
             recipe: &self.recipe,
             config: &self.model.config,
@@ -183,7 +188,7 @@ impl Run {
             stored: self.stored,
             has_bf16: self.has_bf16,
         };
-        subject.knobs()
+        subject.cheaper_settings()
     }
 
     /// Stops before a loss or gradient that is not finite changes anything, naming the rows to look at.

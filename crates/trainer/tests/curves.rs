@@ -13,7 +13,7 @@ use finetune_store::TensorFile;
 use finetune_trainer::{Event, Machine, Outcome, Ranks, Resume, StepRow, prepare, train};
 use serde_json::Value;
 
-const FAMILIES: [&str; 5] = ["llama", "llama3", "mistral", "qwen2", "qwen3"];
+const FAMILIES: [&str; 6] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3"];
 
 fn goldens(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models").join(family)
@@ -193,7 +193,7 @@ fn two_hundred_steps_on_any_number_of_ranks() {
 
 #[test]
 fn full_curves_equal_torch() {
-    for family in ["llama", "qwen2"] {
+    for family in ["llama", "qwen2", "smollm3"] {
         let curves = json(&goldens(family).join("curves.json"));
         let settings = &curves["variants"]["full"];
         let output = tempfile::tempdir().expect("a directory");

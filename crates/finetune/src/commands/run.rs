@@ -94,7 +94,7 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
     if !run.model.placement().is_cpu() {
         show.say("the first step also compiles the GPU's kernels");
     }
-    allocator::prepare_last_words(&run.smaller_settings());
+    allocator::prepare_last_words(&run.cheaper_settings());
     let _awake = Awake::keep();
     let work = Work::new();
     if verbosity > Verbosity::Quiet {

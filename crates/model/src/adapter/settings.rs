@@ -12,8 +12,8 @@ use crate::ModelError;
 use crate::adapter::place::{Form, Place};
 use crate::adapter::targets::{Layers, Named, Targets};
 use crate::error::list;
-use crate::load::read_text;
 use crate::lora::{LoraTarget, ending, is_match};
+use crate::text_file::read_text;
 
 /// Largest adapter_config.json that is read, in bytes.
 const LIMIT: u64 = 1 << 20;

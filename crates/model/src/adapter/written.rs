@@ -1,24 +1,22 @@
 //! The files of a training's result, and reading them again bit by bit.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use finetune_store::{Dtype, TensorFile, encode_tensors};
+use finetune_store::Dtype;
 use serde_json::{Value, json};
 
 use crate::adapter::{BaseName, CONFIG_FILE, TENSOR_FILE};
-use crate::layout::Layout;
-use crate::load::to_f32;
+use crate::layout::{encode_flat, read_flat};
 use crate::lora::LoraTargets;
 use crate::model::{Model, Trained};
-use crate::{ModelError, companions, load};
+use crate::{ModelError, companions};
 
 impl Model {
     /// The files of a checkpoint of these parameter values: a PEFT adapter, or with full training the weights
     /// in f32 with their config and the base's companions. `base` is what adapter_config.json calls the base model.
     pub fn files(&self, values: &[f32], base: &BaseName) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
-        let tensors = encode(self.layout(), values)?;
+        let tensors = encode_flat(self.layout(), values)?;
         match &self.trained {
             Trained::Nothing => Ok(vec![]),
             Trained::Lora { targets, dropout } => {
@@ -39,38 +37,6 @@ impl Model {
         let name = if self.trained == Trained::All { "model.safetensors" } else { TENSOR_FILE };
         read_flat(&directory.join(name), self.layout())
     }
-}
-
-/// Flat values as safetensors under the names of the layout.
-pub fn encode(layout: &Layout, values: &[f32]) -> Result<Vec<u8>, ModelError> {
-    let tensors: Vec<_> = layout
-        .iter()
-        .map(|parameter| {
-            let bytes = load::from_f32(&values[parameter.range.clone()], Dtype::F32);
-            (parameter.name.clone(), Dtype::F32, parameter.shape.clone(), Cow::Owned(bytes))
-        })
-        .collect();
-    Ok(encode_tensors(&tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))?)
-}
-
-/// Reads what [`encode`] wrote: every parameter of the layout in its shape, nothing else.
-pub fn read_flat(path: &Path, layout: &Layout) -> Result<Vec<f32>, ModelError> {
-    let file = TensorFile::open(path)?;
-    let mut values = Vec::with_capacity(layout.len());
-    let keys = |what, names| Err(ModelError::AdapterKeys { path: path.to_owned(), what, names });
-    for parameter in layout.iter() {
-        let Some(view) = file.get(&parameter.name) else {
-            return keys("a parameter is missing", vec![parameter.name.clone()]);
-        };
-        if view.shape != parameter.shape.as_slice() {
-            let (found, expected) = (view.shape.to_vec(), parameter.shape.clone());
-            return Err(ModelError::Shape { path: path.to_owned(), name: parameter.name.clone(), found, expected });
-        }
-        values.extend(to_f32(&view)?);
-    }
-    let known: BTreeSet<&str> = layout.iter().map(|parameter| parameter.name.as_str()).collect();
-    let extra: Vec<String> = file.names().filter(|name| !known.contains(name)).map(str::to_owned).collect();
-    if extra.is_empty() { Ok(values) } else { keys("tensors that are no parameter of this run", extra) }
 }
 
 /// adapter_config.json as PEFT writes it.

@@ -1,0 +1,78 @@
+//! Grouped-query attention, and what its backward pass keeps.
+//!
+//! Shape letters: `t` tokens of all rows one after the other, `s` those and the cached ones before
+//! them, `h` query heads, `k` key/value heads, `d` head dimension.
+
+use burn::tensor::Tensor;
+use finetune_kernels::{AttentionShape, operations};
+
+use crate::adapted::Adapted;
+use crate::cache::LayerCache;
+use crate::pass::{Context, linear, norm};
+use crate::tree::{Attention, Norm};
+
+/// Elements of a token in attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionWidths {
+    pub heads: u64,
+    pub query: u64,
+    pub key: u64,
+}
+
+/// x [t, hidden] -> [t, hidden]. With a cache, its keys and values come before those of x.
+pub(crate) fn forward(
+    attention: &Attention,
+    x: Tensor<2>,
+    context: &Context,
+    cache: Option<&mut LayerCache>,
+) -> Tensor<2> {
+    let Attention { heads, key_value_heads, head_dim, .. } = *attention;
+    let tokens = x.dims()[0];
+    let q_thd = linear(&attention.q, x.clone(), context).reshape([tokens, heads, head_dim]);
+    let k_tkd = linear(&attention.k, x.clone(), context).reshape([tokens, key_value_heads, head_dim]);
+    let v_tkd = linear(&attention.v, x, context).reshape([tokens, key_value_heads, head_dim]);
+    let head_norm = |x: Tensor<3>, gamma: &Option<Norm>| match gamma {
+        Some(gamma) => norm(gamma, x, context),
+        None => x,
+    };
+    let turn = |x: Tensor<3>| match attention.rope {
+        Some(rope) => operations::rope(x, context.ropes[rope].clone()),
+        None => x,
+    };
+    let q_thd = turn(head_norm(q_thd, &attention.q_norm));
+    let k_tkd = turn(head_norm(k_tkd, &attention.k_norm));
+    let (k_skd, v_skd) = match cache {
+        Some(cache) => cache.extend(k_tkd, v_tkd),
+        None => (k_tkd, v_tkd),
+    };
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let shape = AttentionShape { segments: context.segments.clone(), scale, window: attention.window };
+    let out_thd = operations::causal_attention(q_thd, k_skd, v_skd, shape);
+    linear(&attention.o, out_thd.reshape([tokens, heads * head_dim]), context)
+}
+
+impl Attention {
+    pub(crate) fn widths(&self) -> AttentionWidths {
+        AttentionWidths {
+            heads: self.heads as u64,
+            query: (self.heads * self.head_dim) as u64,
+            key: (self.key_value_heads * self.head_dim) as u64,
+        }
+    }
+
+    /// Elements that the backward pass keeps of each token: queries and keys as they are scored, values
+    /// and the output of attention; what norms of heads start from; the input of q, k and v if one of
+    /// them is trained. (The input of o is the output of attention.)
+    pub(crate) fn kept(&self, adapted: &Adapted<'_>) -> u64 {
+        let AttentionWidths { query, key, .. } = self.widths();
+        let of_norms = [(&self.q_norm, query), (&self.k_norm, key)];
+        let of_norms: u64 = of_norms.iter().filter(|(norm, _)| norm.is_some()).map(|(_, width)| width).sum();
+        let input = adapted.input_of(&[&self.q, &self.k, &self.v]);
+        2 * query + 2 * key + of_norms + input
+    }
+
+    /// f32 numbers that it keeps of each token: the sum of exponentials of each head.
+    pub(crate) fn statistics(&self) -> u64 {
+        self.heads as u64
+    }
+}

@@ -1,0 +1,116 @@
+//! The families: one decoder with these differences, as data.
+//!
+//! The values are those of the configuration classes of transformers, for keys that config.json
+//! leaves out, and of the model classes, for what config.json cannot say.
+
+/// What makes a family of models different from the others.
+#[derive(Debug, PartialEq)]
+pub struct Family {
+    /// The name of the model class in transformers.
+    pub architecture: &'static str,
+    /// `model_type` of config.json.
+    pub model_type: &'static str,
+    /// `num_key_value_heads` if the key is left out; `None`: one for each query head.
+    pub(crate) key_value_heads: Option<usize>,
+    /// `head_dim` if the key is left out; `None`: hidden_size / num_attention_heads.
+    pub(crate) head_dim: Option<usize>,
+    /// Biases of the query, key and value projections.
+    pub(crate) qkv_bias: Bias,
+    /// Bias of the attention's output projection.
+    pub(crate) output_bias: Bias,
+    /// Whether each head's queries and keys have an RMS norm.
+    pub(crate) query_key_norm: bool,
+    pub(crate) windows: Windows,
+    /// `sliding_window` if the key is left out.
+    pub(crate) sliding_window: Option<usize>,
+    pub(crate) rope_theta: f64,
+    /// Whether config.json names layers without rotary embedding (`no_rope_layers`).
+    pub(crate) has_layers_without_rope: bool,
+    pub(crate) tied_embeddings: bool,
+    pub(crate) max_position_embeddings: usize,
+}
+
+/// Whether a linear layer has a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bias {
+    Never,
+    /// Whatever config.json says.
+    Always,
+    /// If `attention_bias` is true.
+    Asked,
+}
+
+/// Which layers see only a window of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Windows {
+    Never,
+    EveryLayer,
+    /// With `use_sliding_window`: those that `layer_types` names, or from layer `max_window_layers` on.
+    Later,
+    /// With `use_sliding_window`: those that `layer_types` names, or those without rotary embedding.
+    WithoutRope,
+}
+
+const LLAMA: Family = Family {
+    architecture: "LlamaForCausalLM",
+    model_type: "llama",
+    key_value_heads: None,
+    head_dim: None,
+    qkv_bias: Bias::Asked,
+    output_bias: Bias::Asked,
+    query_key_norm: false,
+    windows: Windows::Never,
+    sliding_window: None,
+    rope_theta: 10_000.0,
+    has_layers_without_rope: false,
+    tied_embeddings: false,
+    max_position_embeddings: 2048,
+};
+
+pub(crate) static FAMILIES: [Family; 5] = [
+    LLAMA,
+    Family {
+        architecture: "MistralForCausalLM",
+        model_type: "mistral",
+        key_value_heads: Some(8),
+        qkv_bias: Bias::Never,
+        output_bias: Bias::Never,
+        windows: Windows::EveryLayer,
+        sliding_window: Some(4096),
+        max_position_embeddings: 131_072,
+        ..LLAMA
+    },
+    Family {
+        architecture: "Qwen2ForCausalLM",
+        model_type: "qwen2",
+        key_value_heads: Some(32),
+        qkv_bias: Bias::Always,
+        output_bias: Bias::Never,
+        windows: Windows::Later,
+        sliding_window: Some(4096),
+        max_position_embeddings: 32_768,
+        ..LLAMA
+    },
+    Family {
+        architecture: "Qwen3ForCausalLM",
+        model_type: "qwen3",
+        key_value_heads: Some(32),
+        head_dim: Some(128),
+        query_key_norm: true,
+        windows: Windows::Later,
+        sliding_window: Some(4096),
+        max_position_embeddings: 32_768,
+        ..LLAMA
+    },
+    Family {
+        architecture: "SmolLM3ForCausalLM",
+        model_type: "smollm3",
+        key_value_heads: Some(4),
+        windows: Windows::WithoutRope,
+        rope_theta: 2_000_000.0,
+        has_layers_without_rope: true,
+        tied_embeddings: true,
+        max_position_embeddings: 32_768,
+        ..LLAMA
+    },
+];

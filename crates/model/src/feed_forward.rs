@@ -1,0 +1,33 @@
+//! The gated feed-forward part of a layer, and what its backward pass keeps.
+
+use burn::tensor::Tensor;
+use finetune_kernels::operations;
+
+use crate::adapted::Adapted;
+use crate::pass::{Context, linear};
+use crate::tree::Gated;
+
+/// `down(silu(gate(x)) · up(x))`: x [t, hidden] -> [t, hidden]
+pub(crate) fn forward(gated: &Gated, x: Tensor<2>, context: &Context) -> Tensor<2> {
+    let gate = linear(&gated.gate, x.clone(), context);
+    let up = linear(&gated.up, x, context);
+    linear(&gated.down, operations::swiglu(gate, up), context)
+}
+
+impl Gated {
+    /// Elements that the backward pass keeps of each token: gate and up; their input and that of down,
+    /// if these layers are trained.
+    pub(crate) fn kept(&self, adapted: &Adapted<'_>) -> u64 {
+        2 * self.inner() + adapted.input_of(&[&self.gate, &self.up]) + adapted.input_of(&[&self.down])
+    }
+
+    /// Elements that the backward pass takes of each token besides: gradients of gate, up and the input
+    /// of down.
+    pub(crate) fn taken(&self) -> u64 {
+        3 * self.inner()
+    }
+
+    fn inner(&self) -> u64 {
+        self.gate.weight.shape[0] as u64
+    }
+}

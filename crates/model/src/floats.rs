@@ -1,0 +1,87 @@
+//! Numbers of a tensor in a file: to f32 and back.
+
+use finetune_kernels::FloatType;
+use finetune_store::{Dtype, TensorView};
+use rayon::prelude::*;
+
+use crate::ModelError;
+use crate::finite::expect_finite;
+
+/// The number type of a file's tensor; `None` where weights are never held in it.
+pub fn float_type(dtype: Dtype) -> Option<FloatType> {
+    match dtype {
+        Dtype::F32 => Some(FloatType::F32),
+        Dtype::F16 => Some(FloatType::F16),
+        Dtype::BF16 => Some(FloatType::BF16),
+        _ => None,
+    }
+}
+
+/// The elements of a tensor in f32, whatever they are.
+pub(crate) fn to_f32(view: &TensorView<'_>) -> Result<Vec<f32>, ModelError> {
+    read_f32(view, |_, _| Ok(()))
+}
+
+/// The elements of a tensor in f32; one that is not finite is an error.
+pub(crate) fn to_finite_f32(view: &TensorView<'_>) -> Result<Vec<f32>, ModelError> {
+    read_f32(view, |bytes, start| expect_finite(view, bytes, start))
+}
+
+/// Piece by piece, so that the file's bytes and the numbers are never there both as a whole. `check` sees each piece, and
+/// the number of its first element.
+fn read_f32(
+    view: &TensorView<'_>,
+    check: impl Fn(&[u8], usize) -> Result<(), ModelError>,
+) -> Result<Vec<f32>, ModelError> {
+    let Some(kind) = float_type(view.dtype) else {
+        return Err(ModelError::Dtype {
+            path: view.path().to_owned(),
+            name: view.name.to_owned(),
+            dtype: view.dtype.to_string(),
+        });
+    };
+    let mut values: Vec<f32> = Vec::with_capacity(view.size() / view.dtype.size());
+    view.pieces(|piece| -> Result<(), ModelError> {
+        check(piece, values.len())?;
+        let pairs = || piece.par_chunks_exact(2).map(|b| [b[0], b[1]]);
+        match kind {
+            FloatType::F32 => {
+                values.par_extend(piece.par_chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+            }
+            FloatType::BF16 => values.par_extend(pairs().map(|b| half::bf16::from_le_bytes(b).to_f32())),
+            FloatType::F16 => values.par_extend(pairs().map(|b| half::f16::from_le_bytes(b).to_f32())),
+        }
+        Ok(())
+    })?;
+    Ok(values)
+}
+
+/// Rounds f32 values to a file's number type, as bytes.
+pub(crate) fn from_f32(values: &[f32], dtype: Dtype) -> Vec<u8> {
+    match dtype {
+        Dtype::BF16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    }
+}
+
+/// Whether two tensors hold the same numbers, in whichever types.
+pub(crate) fn have_same_values(a: &TensorView<'_>, b: &TensorView<'_>) -> Result<bool, ModelError> {
+    if a.dtype == b.dtype && hash(a)? == hash(b)? {
+        return Ok(true);
+    }
+    if float_type(a.dtype).is_none() || float_type(b.dtype).is_none() {
+        return Ok(false);
+    }
+    // Rarely reached: the same numbers in two types, or zeros of two signs.
+    Ok(to_f32(a)? == to_f32(b)?)
+}
+
+fn hash(view: &TensorView<'_>) -> Result<blake3::Hash, ModelError> {
+    let mut hasher = blake3::Hasher::new();
+    view.pieces(|piece| -> Result<(), ModelError> {
+        hasher.update_rayon(piece);
+        Ok(())
+    })?;
+    Ok(hasher.finalize())
+}

@@ -1,0 +1,74 @@
+//! Passes without gradients over whole rows: losses and logits.
+
+use finetune_kernels::{RopeTable, Segments};
+
+use crate::batch::{Batch, BatchRow, LossSum, Randomness};
+use crate::model::{Model, Trained};
+use crate::pass::{BatchDropout, Context};
+use crate::readback::data;
+use crate::{ModelError, decoder, head};
+
+impl Model {
+    /// Σ loss of a micro-batch, without gradients or dropout.
+    ///
+    /// # Errors
+    /// If the device fails or runs out of memory.
+    pub fn loss(&self, batch: &Batch<'_>) -> Result<LossSum, ModelError> {
+        if batch.trained_tokens() == 0 {
+            return Ok(batch.no_losses());
+        }
+        let context = self.context(batch, None);
+        let x = decoder::embed(&self.weights, &batch.flat_tokens(), &context);
+        let h = decoder::layers(&self.weights, x, &context, None, &mut |_, _| {});
+        batch.sums(head::losses(&self.weights, h, batch.targets(), &context))
+    }
+
+    /// Logits [t, v] of one row, row-major: for tests, probes and comparisons.
+    ///
+    /// # Errors
+    /// If a token is not in the vocabulary, or the device fails.
+    pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
+        self.check_tokens(tokens)?;
+        let trained = vec![false; tokens.len()];
+        let batch = Batch { rows: vec![BatchRow { id: 0, tokens, trained: &trained }] };
+        let context = self.context(&batch, None);
+        let x = decoder::embed(&self.weights, tokens, &context);
+        let h = decoder::layers(&self.weights, x, &context, None, &mut |_, _| {});
+        data(head::logits(&self.weights, h, &context))
+    }
+
+    pub(crate) fn context(&self, batch: &Batch<'_>, training: Option<Randomness>) -> Context {
+        let lengths: Vec<usize> = batch.rows.iter().map(|row| row.tokens.len()).collect();
+        let positions: Vec<u32> = lengths.iter().flat_map(|&length| 0..length as u32).collect();
+        let dropout = match (&self.trained, training) {
+            (Trained::Lora { dropout, .. }, Some(randomness)) if *dropout > 0.0 => {
+                let ids = batch.rows.iter().flat_map(|row| std::iter::repeat_n(row.id, row.tokens.len()));
+                Some(BatchDropout {
+                    probability: *dropout as f32,
+                    randomness,
+                    tokens: ids.zip(positions.iter().copied()).collect(),
+                })
+            }
+            _ => None,
+        };
+        Context {
+            ropes: self.rope_tables(&positions),
+            segments: Segments::rows(&lengths),
+            compute: self.placement.compute(),
+            training: training.is_some(),
+            dropout,
+        }
+    }
+
+    pub(crate) fn rope_tables(&self, positions: &[u32]) -> Vec<RopeTable> {
+        self.frequencies.iter().map(|frequencies| RopeTable::new(positions, frequencies, 1.0)).collect()
+    }
+
+    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<(), ModelError> {
+        let vocabulary = self.config.vocabulary;
+        match tokens.iter().find(|&&token| token as usize >= vocabulary) {
+            Some(&token) => Err(ModelError::Token { token, vocabulary }),
+            None => Ok(()),
+        }
+    }
+}

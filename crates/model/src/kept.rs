@@ -1,0 +1,50 @@
+//! What the backward pass keeps of each token, layer by layer: the part of a memory estimate that
+//! only the decoder knows. Each variant counts its own tensors, beside the code that makes them.
+
+use crate::adapted::Adapted;
+use crate::attention::AttentionWidths;
+use crate::config::ModelConfig;
+use crate::lora::LoraTargets;
+use crate::tree::{Decoder, FeedForward, Layer, Mixer};
+
+/// Of one layer that is differentiated, for each token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerKept {
+    /// Elements, in the number type of activations, that the mixer and its norm keep.
+    pub mixer: u64,
+    /// The same of the feed-forward part and its norm.
+    pub feed_forward: u64,
+    /// The same of LoRA branches: the product of each with its A.
+    pub branches: u64,
+    /// f32 numbers of norms and attention.
+    pub statistics: u64,
+    /// Elements that the backward pass of the feed-forward part takes on top while it works.
+    pub taken: u64,
+    pub attention: AttentionWidths,
+}
+
+/// The layers from the lowest trained one on; those below are not differentiated. `targets`: `None` if all
+/// weights are trained.
+pub fn kept_layers(config: &ModelConfig, targets: Option<&LoraTargets>) -> Vec<LayerKept> {
+    let adapted = Adapted::new(targets);
+    let mut layers = Decoder::new(config).layers;
+    let is_trained = |layer: &mut Layer| layer.linears().iter().any(|linear| adapted.has(linear));
+    let first = layers.iter_mut().position(is_trained).unwrap_or(0);
+    layers[first..].iter_mut().map(|layer| kept(layer, config.hidden_size as u64, &adapted)).collect()
+}
+
+fn kept(layer: &mut Layer, hidden: u64, adapted: &Adapted<'_>) -> LayerKept {
+    let branches = layer.linears().iter().map(|linear| adapted.rank(linear)).sum();
+    let Mixer::Attention(attention) = &layer.mixer;
+    let FeedForward::Gated(gated) = &layer.feed_forward;
+    LayerKept {
+        // Each norm keeps its input, and one number of each token.
+        mixer: hidden + attention.kept(adapted),
+        feed_forward: hidden + gated.kept(adapted),
+        branches,
+        statistics: attention.statistics() + 2,
+        // And gradients of the residual stream.
+        taken: gated.taken() + 2 * hidden,
+        attention: attention.widths(),
+    }
+}

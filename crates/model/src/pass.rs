@@ -1,0 +1,74 @@
+//! What a pass over the model depends on besides weights and tokens, and the modules that all parts
+//! of a layer are made of.
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use finetune_kernels::{Dropout, FloatType, RopeTable, Segments, operations};
+use finetune_random::Stream;
+
+use crate::batch::Randomness;
+use crate::random_stream::RandomStream;
+use crate::tree::{Linear, Norm};
+
+#[derive(Clone)]
+pub(crate) struct Context {
+    /// One for each of the config's rotary embeddings.
+    pub(crate) ropes: Vec<RopeTable>,
+    pub(crate) segments: Segments,
+    /// The number type of activations.
+    pub(crate) compute: FloatType,
+    /// Whether trained parameters are tracked for gradients.
+    pub(crate) training: bool,
+    pub(crate) dropout: Option<BatchDropout>,
+}
+
+/// Dropout of a micro-batch, the same in all modules but for their streams.
+#[derive(Clone)]
+pub(crate) struct BatchDropout {
+    pub(crate) probability: f32,
+    pub(crate) randomness: Randomness,
+    /// (row, position) of each token.
+    pub(crate) tokens: Arc<[(u32, u32)]>,
+}
+
+impl Context {
+    /// The same pass without a graph.
+    pub(crate) fn untracked(&self) -> Context {
+        Context { training: false, ..self.clone() }
+    }
+
+    pub(crate) fn parameter<const D: usize>(&self, tensor: &Tensor<D>) -> Tensor<D> {
+        if self.training { tensor.clone() } else { tensor.clone().inner() }
+    }
+
+    /// `index`: the linear layer's place among all of the model.
+    fn dropout(&self, index: u32) -> Option<Dropout> {
+        self.dropout.as_ref().map(|BatchDropout { probability, randomness, tokens }| Dropout {
+            probability: *probability,
+            stream: Stream::new(randomness.seed, RandomStream::Dropout as u32, randomness.step, index),
+            tokens: tokens.clone(),
+        })
+    }
+}
+
+/// x [.., d] -> [.., d]
+pub(crate) fn norm<const D: usize>(norm: &Norm, x: Tensor<D>, context: &Context) -> Tensor<D> {
+    operations::rms_norm(x, context.parameter(norm.gamma.values()), norm.eps)
+}
+
+/// x [t, i] -> [t, o]
+pub(crate) fn linear(linear: &Linear, x: Tensor<2>, context: &Context) -> Tensor<2> {
+    let weight = context.parameter(linear.weight.dense());
+    let y = match &linear.lora {
+        None => operations::linear(x, weight),
+        Some(branch) => {
+            let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
+            operations::lora_linear(x, weight, a, b, branch.scale, context.dropout(linear.index))
+        }
+    };
+    match &linear.bias {
+        Some(bias) => operations::bias(y, context.parameter(bias.values())),
+        None => y,
+    }
+}

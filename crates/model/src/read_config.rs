@@ -1,0 +1,334 @@
+//! `config.json` of a Hugging Face model directory, in both spellings in use: the hub's (`rope_theta`,
+//! `rope_scaling`, `torch_dtype`) and that of transformers 5 (`rope_parameters`, `dtype`).
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::ModelError;
+use crate::config::{LayerConfig, ModelConfig, Rope, RopeScaling};
+use crate::family::{Bias, FAMILIES, Family, Windows};
+use crate::floats::have_same_values;
+use crate::text_file::read_text;
+use crate::tree::Decoder;
+use finetune_store::TensorSet;
+
+/// Largest config.json that is read, in bytes.
+pub(crate) const LIMIT: u64 = 4 << 20;
+
+/// Elements of all weights together, far above any model: with it, no number of bytes overflows 64 bits.
+const MOST_ELEMENTS: u128 = 1 << 44;
+
+impl ModelConfig {
+    /// Reads `config.json` in this directory, and whether its weights have an output layer of their own.
+    pub fn load(directory: &Path) -> Result<ModelConfig, ModelError> {
+        let path = directory.join("config.json");
+        let mut config = ModelConfig::parse(&read_text(&path, LIMIT)?, &path)?;
+        if config.tied_embeddings && has_other_head(directory)? {
+            config.tied_embeddings = false;
+            config.notices.push(format!(
+                "{}: tie_word_embeddings is true, but the weights hold an lm_head.weight with other values: that one is the output layer",
+                path.display()
+            ));
+        }
+        Ok(config)
+    }
+
+    /// Reads the text of a config.json; `path` is for messages.
+    pub fn parse(text: &str, path: &Path) -> Result<ModelConfig, ModelError> {
+        let malformed = |what: String| ModelError::Malformed { path: path.to_owned(), what };
+        let object: Map<String, Value> = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
+        Reader { object: &object, path }.config()
+    }
+}
+
+/// Whether the files have an output layer of their own beside the embedding, with other values: then transformers ties the
+/// two no more, whatever config.json says (since 5.8).
+fn has_other_head(directory: &Path) -> Result<bool, ModelError> {
+    // What is wrong with the files is said where they are loaded; there may be none yet.
+    let Ok(files) = TensorSet::open_model(directory) else { return Ok(false) };
+    let (head, embedding) = (files.get("lm_head.weight"), files.get("model.embed_tokens.weight"));
+    let (Some(head), Some(embedding)) = (head, embedding) else { return Ok(false) };
+    Ok(head.shape != embedding.shape || !have_same_values(&head, &embedding)?)
+}
+
+struct Reader<'a> {
+    object: &'a Map<String, Value>,
+    path: &'a Path,
+}
+
+impl Reader<'_> {
+    fn config(&self) -> Result<ModelConfig, ModelError> {
+        let mut notices = Vec::new();
+        let family = self.family(&mut notices)?;
+        if self.object.get("quantization_config").is_some_and(|value| !value.is_null()) {
+            return Err(self.unsupported("quantization_config", "a quantized model"));
+        }
+        // Two names of one function.
+        if let Some(activation) = self.text("hidden_act")?
+            && !["silu", "swish"].contains(&activation)
+        {
+            return Err(self.unsupported("hidden_act", activation));
+        }
+        if self.flag("mlp_bias")?.unwrap_or(false) {
+            return Err(self.unsupported("mlp_bias", "true"));
+        }
+        let hidden_size = self.size("hidden_size")?;
+        let heads = self.size("num_attention_heads")?;
+        let key_value_heads = match self.optional_size("num_key_value_heads")? {
+            Some(count) => count,
+            None if self.object.contains_key("num_key_value_heads") => heads,
+            None => family.key_value_heads.unwrap_or(heads),
+        };
+        let head_dim = match self.optional_size("head_dim")?.or(family.head_dim) {
+            Some(head_dim) => head_dim,
+            None if hidden_size % heads == 0 => hidden_size / heads,
+            None => return Err(self.malformed("hidden_size is no multiple of num_attention_heads")),
+        };
+        if heads % key_value_heads != 0 {
+            return Err(self.malformed("num_attention_heads is no multiple of num_key_value_heads"));
+        }
+        if head_dim % 2 != 0 {
+            return Err(self.malformed("head_dim is odd"));
+        }
+        let layers = self.size("num_hidden_layers")?;
+        // With these and the limit of every size, no product or sum of sizes overflows 64 bits.
+        for (key, size, limit) in
+            [("num_hidden_layers", layers, 4096), ("num_attention_heads", heads, 4096), ("head_dim", head_dim, 4096)]
+        {
+            if size > limit {
+                return Err(self.malformed(&format!("`{key}` = {size} is beyond {limit}")));
+            }
+        }
+        if let Some(dropout) = self.number_within("attention_dropout", 0.0, 1.0)?.filter(|&dropout| dropout != 0.0) {
+            notices.push(format!(
+                "{}: attention_dropout = {dropout} is left out in training; it is nothing at other times",
+                self.path.display()
+            ));
+        }
+        let rope = self.rope(family, head_dim)?;
+        let attention_bias = self.flag("attention_bias")?.unwrap_or(false);
+        let has_bias = |bias: Bias| bias == Bias::Always || (bias == Bias::Asked && attention_bias);
+        let config = ModelConfig {
+            family,
+            hidden_size,
+            intermediate_size: self.size("intermediate_size")?,
+            layers: self.layers(family, layers)?,
+            heads,
+            key_value_heads,
+            head_dim,
+            vocabulary: self.size("vocab_size")?,
+            rms_norm_eps: self.number_within("rms_norm_eps", 1e-30, 1.0)?.unwrap_or(1e-6),
+            ropes: vec![rope],
+            tied_embeddings: self.flag("tie_word_embeddings")?.unwrap_or(family.tied_embeddings),
+            qkv_bias: has_bias(family.qkv_bias),
+            output_bias: has_bias(family.output_bias),
+            query_key_norm: family.query_key_norm,
+            max_position_embeddings: self
+                .optional_size("max_position_embeddings")?
+                .unwrap_or(family.max_position_embeddings),
+            initializer_range: self.number_within("initializer_range", 0.0, 100.0)?.unwrap_or(0.02),
+            notices,
+        };
+        self.check_whole(&config)?;
+        Ok(config)
+    }
+
+    /// What only the keys together tell.
+    fn check_whole(&self, config: &ModelConfig) -> Result<(), ModelError> {
+        let elements = |shape: Vec<usize>| shape.iter().map(|&length| length as u128).product::<u128>();
+        let all: u128 = Decoder::new(config).slots().iter().map(|slot| elements(slot.shape())).sum();
+        if all > MOST_ELEMENTS {
+            return Err(self.malformed(&format!("its sizes make {all} weights, more than any model has")));
+        }
+        if config.ropes.iter().flat_map(Rope::frequencies).any(|frequency| !frequency.is_finite()) {
+            return Err(self.malformed("`rope_theta` and the rope scaling make frequencies that are not finite"));
+        }
+        self.check_end(config.vocabulary)
+    }
+
+    /// `eos_token_id`: a token of the vocabulary, or a list of them.
+    fn check_end(&self, vocabulary: usize) -> Result<(), ModelError> {
+        let Some(value) = self.get("eos_token_id") else { return Ok(()) };
+        let list = std::slice::from_ref(value);
+        let ids = value.as_array().map_or(list, Vec::as_slice);
+        match ids.iter().find(|id| id.as_u64().is_none_or(|id| id >= vocabulary as u64)) {
+            None => Ok(()),
+            Some(id) => {
+                let what = format!("`eos_token_id` = {id} is no token of the vocabulary of {vocabulary}");
+                Err(self.malformed(&what))
+            }
+        }
+    }
+
+    /// transformers goes by `model_type`, and so by `architectures` only where there is none.
+    fn family(&self, notices: &mut Vec<String>) -> Result<&'static Family, ModelError> {
+        let architecture = self.object.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
+        let model_type = self.text("model_type")?;
+        let unknown = |name: &str| ModelError::Architecture { path: self.path.to_owned(), name: name.to_owned() };
+        let known = FAMILIES.iter().find(|family| match model_type {
+            Some(model_type) => model_type == family.model_type,
+            None => architecture == Some(family.architecture),
+        });
+        let Some(family) = known else {
+            // The class says more than the type, but not where it is one of ours and the type is not.
+            let ours = |name: &&str| FAMILIES.iter().any(|family| family.architecture == *name);
+            let name = architecture.filter(|name| !ours(name)).or(model_type).unwrap_or("(none given)");
+            return Err(unknown(name));
+        };
+        let Family { architecture: class, model_type: kind, .. } = family;
+        if let Some(architecture) = architecture.filter(|architecture| architecture != class) {
+            // A head for something else than the next token, or none.
+            if !architecture.ends_with("ForCausalLM") {
+                return Err(unknown(architecture));
+            }
+            notices.push(format!(
+                "{}: model_type says {kind}, architectures {architecture}: it is read as {class}, as transformers does",
+                self.path.display()
+            ));
+        }
+        Ok(family)
+    }
+
+    /// Theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (hub).
+    fn rope(&self, family: &Family, width: usize) -> Result<Rope, ModelError> {
+        let empty = Map::new();
+        // Where a file has both, transformers takes the older one.
+        let scaling = self.nested("rope_scaling")?.or(self.nested("rope_parameters")?).unwrap_or(&empty);
+        let inner = Reader { object: scaling, path: self.path };
+        let theta = |reader: &Reader<'_>| reader.number_within("rope_theta", 1.0, 1e15);
+        let theta = theta(&inner)?.or(theta(self)?).unwrap_or(family.rope_theta);
+        let partial = inner.number("partial_rotary_factor")?.or(self.number("partial_rotary_factor")?);
+        if let Some(partial) = partial.filter(|&factor| factor != 1.0) {
+            return Err(self.unsupported("partial_rotary_factor", &partial.to_string()));
+        }
+        let kind = inner.text("rope_type")?.or(inner.text("type")?).unwrap_or("default");
+        let needed = |key: &'static str| -> Result<f64, ModelError> {
+            let value = inner.number_within(key, 1e-3, 1e9)?;
+            value.ok_or_else(|| self.malformed(&format!("rope scaling of type `{kind}` needs `{key}`")))
+        };
+        let scaling = match kind {
+            "default" => RopeScaling::None,
+            "linear" => RopeScaling::Linear { factor: needed("factor")? },
+            "llama3" => RopeScaling::Llama3 {
+                factor: needed("factor")?,
+                low_freq_factor: needed("low_freq_factor")?,
+                high_freq_factor: {
+                    let (low, high) = (needed("low_freq_factor")?, needed("high_freq_factor")?);
+                    if high <= low {
+                        return Err(self.malformed("`high_freq_factor` has to be larger than `low_freq_factor`"));
+                    }
+                    high
+                },
+                original_max_position_embeddings: {
+                    let key = "original_max_position_embeddings";
+                    let stated = |reader: &Reader<'_>, key| reader.number_within(key, 1.0, 1e9);
+                    let found = stated(self, key)?.or(stated(&inner, key)?);
+                    found.or(stated(self, "max_position_embeddings")?).map_or_else(|| needed(key), Ok)?
+                },
+            },
+            other => return Err(self.unsupported("rope_type", other)),
+        };
+        Ok(Rope { theta, scaling, width })
+    }
+
+    /// Which layers have a window, and which a rotary embedding.
+    fn layers(&self, family: &Family, count: usize) -> Result<Vec<LayerConfig>, ModelError> {
+        let ropes = self.ropes(family, count)?;
+        // null means none.
+        let window = match self.object.contains_key("sliding_window") {
+            true => self.optional_size("sliding_window")?,
+            false => family.sliding_window,
+        };
+        let is_used = self.object.get("use_sliding_window").and_then(Value::as_bool) == Some(true);
+        let types = self.object.get("layer_types").and_then(Value::as_array);
+        let first = self.get("max_window_layers").and_then(Value::as_u64).unwrap_or(28) as usize;
+        let is_named = |types: &Vec<Value>, n: usize| types.get(n).and_then(Value::as_str) == Some("sliding_attention");
+        let has_window = |n: usize, rope: Option<usize>| match (family.windows, types) {
+            (Windows::Never, _) => false,
+            (Windows::EveryLayer, _) => true,
+            (Windows::Later | Windows::WithoutRope, Some(types)) => is_used && is_named(types, n),
+            (Windows::Later, None) => is_used && n >= first,
+            (Windows::WithoutRope, None) => is_used && rope.is_none(),
+        };
+        let layer =
+            |(n, rope): (usize, Option<usize>)| LayerConfig { window: window.filter(|_| has_window(n, rope)), rope };
+        Ok(ropes.into_iter().enumerate().map(layer).collect())
+    }
+
+    /// For each layer the number of its rotary embedding. `no_rope_layers` says 0 for a layer without one; if it is left out,
+    /// every fourth is (`no_rope_layer_interval`).
+    fn ropes(&self, family: &Family, count: usize) -> Result<Vec<Option<usize>>, ModelError> {
+        if !family.has_layers_without_rope {
+            return Ok(vec![Some(0); count]);
+        }
+        let Some(list) = self.get("no_rope_layers") else {
+            let interval = self.optional_size("no_rope_layer_interval")?.unwrap_or(4);
+            return Ok((1..=count).map(|number| (!number.is_multiple_of(interval)).then_some(0)).collect());
+        };
+        let wrong = || self.malformed(&format!("`no_rope_layers` should be a list of 0 and 1 for {count} layers"));
+        let list = list.as_array().filter(|list| list.len() >= count).ok_or_else(wrong)?;
+        let rope = |value: &Value| match value.as_u64() {
+            Some(0) => Ok(None),
+            Some(1) => Ok(Some(0)),
+            _ => Err(wrong()),
+        };
+        list[..count].iter().map(rope).collect()
+    }
+
+    fn malformed(&self, what: &str) -> ModelError {
+        ModelError::Malformed { path: self.path.to_owned(), what: what.to_owned() }
+    }
+
+    fn unsupported(&self, key: &'static str, value: &str) -> ModelError {
+        ModelError::Setting { path: self.path.to_owned(), key, value: value.to_owned() }
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    fn wrong_type(&self, key: &str, expected: &str) -> ModelError {
+        self.malformed(&format!("`{key}` should be {expected}"))
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&str>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_str().map(Some).ok_or_else(|| self.wrong_type(key, "a string"))
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_bool().map(Some).ok_or_else(|| self.wrong_type(key, "true or false"))
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_f64().filter(|number| number.is_finite()).map(Some).ok_or_else(|| self.wrong_type(key, "a number"))
+    }
+
+    fn number_within(&self, key: &str, least: f64, most: f64) -> Result<Option<f64>, ModelError> {
+        match self.number(key)? {
+            Some(number) if !(least..=most).contains(&number) => {
+                Err(self.malformed(&format!("`{key}` = {number:?} is not between {least:?} and {most:?}")))
+            }
+            number => Ok(number),
+        }
+    }
+
+    fn nested(&self, key: &str) -> Result<Option<&Map<String, Value>>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_object().map(Some).ok_or_else(|| self.wrong_type(key, "an object"))
+    }
+
+    /// A size between 1 and 2^24, far above those of real models.
+    fn optional_size(&self, key: &str) -> Result<Option<usize>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let size = value.as_u64().filter(|&size| (1..=1 << 24).contains(&size));
+        size.map(|size| Some(size as usize)).ok_or_else(|| self.wrong_type(key, "a whole number from 1 to 2^24"))
+    }
+
+    fn size(&self, key: &str) -> Result<usize, ModelError> {
+        self.optional_size(key)?.ok_or_else(|| self.malformed(&format!("`{key}` is missing")))
+    }
+}

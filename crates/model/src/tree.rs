@@ -1,0 +1,418 @@
+//! The tensors of a decoder, written once: names, shapes, roles and places.
+//!
+//! [`Decoder::new`] builds the tree from a config, with absent tensors; `load` fills it. Everything
+//! that has to know a model's tensors walks this tree: checking files, loading, LoRA, the order of
+//! trained parameters, merging, the memory estimate.
+
+use burn::tensor::Tensor;
+
+use crate::config::{LayerConfig, ModelConfig};
+
+/// What a linear layer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Query,
+    Key,
+    Value,
+    /// The output projection of attention.
+    Output,
+    Gate,
+    Up,
+    Down,
+}
+
+/// Along which dimension a linear layer can be cut into parts that several devices hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// Each part computes some of the outputs from all inputs.
+    Outputs,
+    /// Each part takes some of the inputs; the parts' outputs are summed.
+    Inputs,
+}
+
+impl Role {
+    /// How the layer may be cut, so that one sum per mixer and one per feed-forward suffices
+    /// (Shoeybi et al. 2019, "Megatron-LM").
+    pub fn split(self) -> Split {
+        match self {
+            Role::Query | Role::Key | Role::Value | Role::Gate | Role::Up => Split::Outputs,
+            Role::Output | Role::Down => Split::Inputs,
+        }
+    }
+}
+
+/// A vector of the model, in f32.
+#[derive(Clone, Debug)]
+pub(crate) struct Vector {
+    pub(crate) name: String,
+    pub(crate) length: usize,
+    /// The value of each element in a fresh model.
+    pub(crate) fresh: f32,
+    values: Option<Tensor<1>>,
+}
+
+/// A matrix of the model.
+#[derive(Clone, Debug)]
+pub(crate) struct Matrix {
+    pub(crate) name: String,
+    /// [o, i], or [v, hidden].
+    pub(crate) shape: [usize; 2],
+    pub(crate) weight: Weight,
+}
+
+/// How a matrix is held.
+#[derive(Clone, Debug)]
+pub(crate) enum Weight {
+    /// Not loaded: the tree only describes it.
+    Absent,
+    /// All elements, in f32 or a 16-bit type.
+    Dense(Tensor<2>),
+}
+
+impl Vector {
+    fn new(name: String, length: usize, fresh: f32) -> Vector {
+        Vector { name, length, fresh, values: None }
+    }
+
+    /// The values of a loaded vector.
+    pub(crate) fn values(&self) -> &Tensor<1> {
+        self.values.as_ref().expect("the vector is loaded")
+    }
+
+    pub(crate) fn set(&mut self, values: Tensor<1>) {
+        self.values = Some(values);
+    }
+}
+
+impl Matrix {
+    pub(crate) fn new(name: String, shape: [usize; 2]) -> Matrix {
+        Matrix { name, shape, weight: Weight::Absent }
+    }
+
+    /// The elements of a loaded matrix.
+    pub(crate) fn dense(&self) -> &Tensor<2> {
+        match &self.weight {
+            Weight::Dense(tensor) => tensor,
+            Weight::Absent => panic!("{} is not loaded", self.name),
+        }
+    }
+
+    pub(crate) fn set(&mut self, tensor: Tensor<2>) {
+        self.weight = Weight::Dense(tensor);
+    }
+}
+
+/// RMS norm: `gamma · x / sqrt(mean(x²) + eps)` (Zhang and Sennrich 2019).
+#[derive(Clone, Debug)]
+pub(crate) struct Norm {
+    pub(crate) gamma: Vector,
+    pub(crate) eps: f64,
+}
+
+/// A linear layer, `x Wᵀ + bias`, perhaps with a LoRA branch.
+#[derive(Clone, Debug)]
+pub(crate) struct Linear {
+    /// The module's name, such as `model.layers.0.self_attn.q_proj`.
+    pub(crate) module: String,
+    pub(crate) role: Role,
+    /// Its place among all linear layers of the model, which keys the random numbers of its branch.
+    pub(crate) index: u32,
+    /// [o, i]
+    pub(crate) weight: Matrix,
+    /// [o]
+    pub(crate) bias: Option<Vector>,
+    pub(crate) lora: Option<LoraBranch>,
+}
+
+/// `scale · drop(x) Aᵀ Bᵀ`
+#[derive(Clone, Debug)]
+pub(crate) struct LoraBranch {
+    /// [r, i]
+    pub(crate) a: Matrix,
+    /// [o, r]
+    pub(crate) b: Matrix,
+    /// alpha / r, or alpha / sqrt(r) with rsLoRA.
+    pub(crate) scale: f32,
+}
+
+/// Grouped-query attention (Ainslie et al. 2023).
+#[derive(Clone, Debug)]
+pub(crate) struct Attention {
+    pub(crate) q: Linear,
+    pub(crate) k: Linear,
+    pub(crate) v: Linear,
+    pub(crate) o: Linear,
+    /// Norms of each head's queries and keys.
+    pub(crate) q_norm: Option<Norm>,
+    pub(crate) k_norm: Option<Norm>,
+    pub(crate) heads: usize,
+    pub(crate) key_value_heads: usize,
+    pub(crate) head_dim: usize,
+    /// How many keys a query sees, all where `None`.
+    pub(crate) window: Option<usize>,
+    /// Which of the config's rotary embeddings turns queries and keys; `None`: they have no
+    /// positions (Kazemnejad et al. 2023, "NoPE").
+    pub(crate) rope: Option<usize>,
+}
+
+/// `down(silu(gate(x)) · up(x))` (Shazeer 2020, "SwiGLU").
+#[derive(Clone, Debug)]
+pub(crate) struct Gated {
+    pub(crate) gate: Linear,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
+}
+
+/// The part of a layer in which tokens see each other.
+#[derive(Clone, Debug)]
+pub(crate) enum Mixer {
+    Attention(Attention),
+}
+
+/// The part of a layer that works on each token alone.
+#[derive(Clone, Debug)]
+pub(crate) enum FeedForward {
+    Gated(Gated),
+}
+
+/// `x + mixer(norm(x))`, then `x + feed_forward(norm(x))`.
+#[derive(Clone, Debug)]
+pub(crate) struct Layer {
+    pub(crate) input_norm: Norm,
+    pub(crate) mixer: Mixer,
+    pub(crate) post_norm: Norm,
+    pub(crate) feed_forward: FeedForward,
+}
+
+/// The end of the model: the last norm, then the output layer.
+#[derive(Clone, Debug)]
+pub(crate) struct Head {
+    pub(crate) norm: Norm,
+    /// [v, hidden]; `None` where the output layer is the embedding.
+    pub(crate) output: Option<Matrix>,
+}
+
+/// All tensors of a model.
+#[derive(Clone, Debug)]
+pub(crate) struct Decoder {
+    /// [v, hidden]
+    pub(crate) embedding: Matrix,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) head: Head,
+}
+
+/// A tensor of the tree that can be described or put in place.
+pub(crate) enum Slot<'a> {
+    Vector(&'a mut Vector),
+    Matrix(&'a mut Matrix),
+}
+
+impl Slot<'_> {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Slot::Vector(vector) => &vector.name,
+            Slot::Matrix(matrix) => &matrix.name,
+        }
+    }
+
+    pub(crate) fn shape(&self) -> Vec<usize> {
+        match self {
+            Slot::Vector(vector) => vec![vector.length],
+            Slot::Matrix(matrix) => matrix.shape.to_vec(),
+        }
+    }
+
+    /// Elements.
+    pub(crate) fn len(&self) -> usize {
+        self.shape().iter().product()
+    }
+}
+
+/// A norm or a linear layer of a layer.
+enum Part<'a> {
+    Norm(&'a mut Norm),
+    Linear(&'a mut Linear),
+}
+
+impl<'a> Part<'a> {
+    fn slots(self) -> Vec<Slot<'a>> {
+        match self {
+            Part::Norm(norm) => vec![Slot::Vector(&mut norm.gamma)],
+            Part::Linear(linear) => {
+                let bias = linear.bias.as_mut().map(Slot::Vector);
+                std::iter::once(Slot::Matrix(&mut linear.weight)).chain(bias).collect()
+            }
+        }
+    }
+}
+
+impl Attention {
+    fn parts(&mut self) -> Vec<Part<'_>> {
+        let linears = [&mut self.q, &mut self.k, &mut self.v, &mut self.o].map(Part::Linear);
+        let norms = [self.q_norm.as_mut(), self.k_norm.as_mut()].into_iter().flatten().map(Part::Norm);
+        linears.into_iter().chain(norms).collect()
+    }
+}
+
+impl Gated {
+    fn parts(&mut self) -> Vec<Part<'_>> {
+        [&mut self.gate, &mut self.up, &mut self.down].map(Part::Linear).into()
+    }
+}
+
+impl Layer {
+    /// In the order of [`Decoder::slots`].
+    fn parts(&mut self) -> Vec<Part<'_>> {
+        let mixer = match &mut self.mixer {
+            Mixer::Attention(attention) => attention.parts(),
+        };
+        let feed_forward = match &mut self.feed_forward {
+            FeedForward::Gated(gated) => gated.parts(),
+        };
+        let mut parts = vec![Part::Norm(&mut self.input_norm)];
+        parts.extend(mixer);
+        parts.push(Part::Norm(&mut self.post_norm));
+        parts.extend(feed_forward);
+        parts
+    }
+
+    pub(crate) fn linears(&mut self) -> Vec<&mut Linear> {
+        let linear = |part| if let Part::Linear(linear) = part { Some(linear) } else { None };
+        self.parts().into_iter().filter_map(linear).collect()
+    }
+}
+
+impl Decoder {
+    /// The tree of a config, with absent tensors.
+    pub(crate) fn new(config: &ModelConfig) -> Decoder {
+        let hidden = config.hidden_size;
+        let mut linears = 0;
+        let layers = config.layers.iter().enumerate();
+        let layers = layers.map(|(n, layer)| layer_tree(config, n, layer, &mut linears)).collect();
+        Decoder {
+            embedding: Matrix::new("model.embed_tokens.weight".to_owned(), [config.vocabulary, hidden]),
+            layers,
+            head: Head {
+                norm: norm("model.norm", hidden, config.rms_norm_eps),
+                output: (!config.tied_embeddings)
+                    .then(|| Matrix::new("lm_head.weight".to_owned(), [config.vocabulary, hidden])),
+            },
+        }
+    }
+
+    /// Every base tensor in model order, which numbers the random streams of fresh weights.
+    pub(crate) fn slots(&mut self) -> Vec<Slot<'_>> {
+        self.slots_by(|_| 0)
+    }
+
+    /// Every base tensor in the order of the parameters of full training: as [`Decoder::slots`], but
+    /// the norms of a layer come before its linear layers.
+    pub(crate) fn parameters(&mut self) -> Vec<Slot<'_>> {
+        self.slots_by(|part| match part {
+            Part::Norm(_) => 0,
+            Part::Linear(_) => 1,
+        })
+    }
+
+    fn slots_by(&mut self, rank: fn(&Part<'_>) -> u8) -> Vec<Slot<'_>> {
+        let mut slots = vec![Slot::Matrix(&mut self.embedding)];
+        for layer in &mut self.layers {
+            let mut parts = layer.parts();
+            parts.sort_by_key(rank);
+            slots.extend(parts.into_iter().flat_map(Part::slots));
+        }
+        slots.push(Slot::Vector(&mut self.head.norm.gamma));
+        slots.extend(self.head.output.as_mut().map(Slot::Matrix));
+        slots
+    }
+
+    /// Every linear layer inside the decoder, in model order: what LoRA can target.
+    pub(crate) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.layers.iter_mut().flat_map(Layer::linears)
+    }
+
+    /// The output layer's matrix.
+    pub(crate) fn output(&self) -> &Matrix {
+        self.head.output.as_ref().unwrap_or(&self.embedding)
+    }
+}
+
+fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut u32) -> Layer {
+    let hidden = config.hidden_size;
+    let name = |part: &str| format!("model.layers.{n}.{part}");
+    let norm = |part: &str, length| norm(&name(part), length, config.rms_norm_eps);
+    let mut linear = |part: &str, role, shape, bias| {
+        let index = *linears;
+        *linears += 1;
+        linear(name(part), role, index, shape, bias)
+    };
+    let (query, key) = (config.heads * config.head_dim, config.key_value_heads * config.head_dim);
+    let (inner, qkv_bias) = (config.intermediate_size, config.qkv_bias);
+    let head_norm = |part: &str| config.query_key_norm.then(|| norm(part, config.head_dim));
+    Layer {
+        input_norm: norm("input_layernorm", hidden),
+        mixer: Mixer::Attention(Attention {
+            q: linear("self_attn.q_proj", Role::Query, [query, hidden], qkv_bias),
+            k: linear("self_attn.k_proj", Role::Key, [key, hidden], qkv_bias),
+            v: linear("self_attn.v_proj", Role::Value, [key, hidden], qkv_bias),
+            o: linear("self_attn.o_proj", Role::Output, [hidden, query], config.output_bias),
+            q_norm: head_norm("self_attn.q_norm"),
+            k_norm: head_norm("self_attn.k_norm"),
+            heads: config.heads,
+            key_value_heads: config.key_value_heads,
+            head_dim: config.head_dim,
+            window: layer.window,
+            rope: layer.rope,
+        }),
+        post_norm: norm("post_attention_layernorm", hidden),
+        feed_forward: FeedForward::Gated(Gated {
+            gate: linear("mlp.gate_proj", Role::Gate, [inner, hidden], false),
+            up: linear("mlp.up_proj", Role::Up, [inner, hidden], false),
+            down: linear("mlp.down_proj", Role::Down, [hidden, inner], false),
+        }),
+    }
+}
+
+fn norm(module: &str, length: usize, eps: f64) -> Norm {
+    Norm { gamma: Vector::new(format!("{module}.weight"), length, 1.0), eps }
+}
+
+fn linear(module: String, role: Role, index: u32, shape: [usize; 2], bias: bool) -> Linear {
+    Linear {
+        weight: Matrix::new(format!("{module}.weight"), shape),
+        bias: bias.then(|| Vector::new(format!("{module}.bias"), shape[0], 0.0)),
+        module,
+        role,
+        index,
+        lora: None,
+    }
+}
+
+/// A linear layer inside the decoder, as a config describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinearLayer {
+    /// Such as `model.layers.0.self_attn.q_proj`.
+    pub module: String,
+    pub role: Role,
+    pub outputs: usize,
+    pub inputs: usize,
+}
+
+/// All linear layers inside the decoder, in model order: what LoRA can target.
+pub fn linear_layers(config: &ModelConfig) -> Vec<LinearLayer> {
+    let describe = |linear: &mut Linear| {
+        let [outputs, inputs] = linear.weight.shape;
+        LinearLayer { module: linear.module.clone(), role: linear.role, outputs, inputs }
+    };
+    Decoder::new(config).linears().map(describe).collect()
+}
+
+/// Their names.
+pub fn linear_modules(config: &ModelConfig) -> Vec<String> {
+    linear_layers(config).into_iter().map(|layer| layer.module).collect()
+}
+
+/// Name and shape of each tensor that a model of this config has, in model order.
+pub fn expected_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    Decoder::new(config).slots().iter().map(|slot| (slot.name().to_owned(), slot.shape())).collect()
+}

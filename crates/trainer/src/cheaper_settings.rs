@@ -1,0 +1,77 @@
+//! Settings that would take less memory, and how much less.
+
+use finetune_model::{FloatType, LoraTarget, LoraTargets};
+use finetune_store::human_bytes;
+
+use crate::memory::{Precision, StepShape, Subject, estimate};
+
+impl Subject<'_> {
+    /// What a smaller setting of each kind would take, in words; those that help most first.
+    pub(crate) fn cheaper_settings(&self) -> Vec<String> {
+        let Subject { recipe, config, targets, train: data, .. } = *self;
+        let precision = Precision::of(self.placement, self.stored);
+        let (micro, checkpointing) = (recipe.train.micro_batch_size, recipe.train.gradient_checkpointing);
+        let total = |micro: usize, checkpointing: bool, limit: usize, precision: Precision| {
+            estimate(config, targets, &StepShape::of(self, micro, checkpointing, limit), precision).total
+        };
+        let now = total(micro, checkpointing, usize::MAX, precision);
+        let mut options: Vec<(u64, String)> = Vec::new();
+        if !checkpointing {
+            options.push((total(micro, true, usize::MAX, precision), "train.gradient_checkpointing = true".to_owned()));
+        }
+        if micro > 1 {
+            let fewer = (micro.min(data.rows.len()) / 2).max(1);
+            options.push((
+                total(fewer, checkpointing, usize::MAX, precision),
+                format!("train.micro_batch_size = {fewer}"),
+            ));
+        }
+        if micro > 2 && !checkpointing {
+            options.push((
+                total(1, true, usize::MAX, precision),
+                "train.gradient_checkpointing = true and train.micro_batch_size = 1".to_owned(),
+            ));
+        }
+        let half = data.counts.longest / 2;
+        if half > 64 {
+            let text = format!("data.max_seq_len = {half} with overlong = \"truncate\"");
+            options.push((total(micro, checkpointing, half, precision), text));
+        }
+        if let Some((rank, fewer)) = targets.and_then(lower_rank) {
+            let step = StepShape::of(self, micro, checkpointing, usize::MAX);
+            options.push((estimate(config, Some(&fewer), &step, precision).total, format!("lora.rank = {rank}")));
+        }
+        if self.has_bf16 && !precision.cpu && precision.compute == FloatType::F32 {
+            let narrow = Precision { compute: FloatType::BF16, held: FloatType::BF16, ..precision };
+            options.push((total(micro, checkpointing, usize::MAX, narrow), "model.dtype = \"bf16\"".to_owned()));
+        }
+        options.retain(|(bytes, _)| *bytes < now - now / 50);
+        options.sort_by_key(|(bytes, _)| *bytes);
+        options
+            .into_iter()
+            .map(|(bytes, setting)| format!("{setting}: about {} instead of {}", human_bytes(bytes), human_bytes(now)))
+            .collect()
+    }
+}
+
+/// A usual rank, and the branches with it, where they have larger ones.
+fn lower_rank(targets: &LoraTargets) -> Option<(usize, LoraTargets)> {
+    let highest = targets.iter().map(|target| target.rank).max().unwrap_or(0);
+    let rank = if highest > 64 { 64 } else { highest / 2 };
+    let fewer = |target: &LoraTarget| LoraTarget { rank: target.rank.min(rank), ..target.clone() };
+    (rank >= 4).then(|| (rank, targets.iter().map(fewer).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A usual rank instead of a high one, half of a usual one.
+    #[test]
+    fn ranks_that_take_less() {
+        for (rank, lower) in [(4096, Some(64)), (64, Some(32)), (16, Some(8)), (4, None)] {
+            let target = LoraTarget { module: "q_proj".to_owned(), rank, alpha: 32.0, use_rslora: false };
+            assert_eq!(lower_rank(&vec![target]).map(|(rank, _)| rank), lower, "{rank}");
+        }
+    }
+}
