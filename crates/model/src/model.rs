@@ -39,21 +39,26 @@ impl Model {
     /// Loads a Hugging Face model directory. Every tensor's shape is checked before the first is read; a number that is not
     /// finite is an error that names its tensor.
     pub fn load(directory: &Path, placement: &Placement) -> Result<Model, ModelError> {
-        let mut config = ModelConfig::load(directory)?;
-        let files = TensorSet::open_model(directory)?;
-        let notices = load::check(&files, &config, directory)?;
-        config.notices.extend(notices);
+        let (config, files) = open(directory)?;
         Model::build(config, directory, &Source::Files { files: &files }, placement)
     }
 
     /// Checks everything that [`Model::load`] checks, and keeps nothing. All weights are read once.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
     pub fn check(directory: &Path) -> Result<ModelConfig, ModelError> {
-        let mut config = ModelConfig::load(directory)?;
-        let files = TensorSet::open_model(directory)?;
-        let notices = load::check(&files, &config, directory)?;
-        config.notices.extend(notices);
+        let (config, files) = open(directory)?;
         finite::expect_all_finite(&files, &config)?;
         Ok(config)
+    }
+
+    /// Checks the config, and the names and shapes of the weights, which are not read.
+    ///
+    /// # Errors
+    /// If a file is missing or malformed, or a tensor is missing, has another shape or belongs to no part of the model.
+    pub fn check_shapes(directory: &Path) -> Result<ModelConfig, ModelError> {
+        Ok(open(directory)?.0)
     }
 
     /// What a user should know about how the directory was read.
@@ -103,4 +108,13 @@ impl Model {
     pub(crate) fn look_at_memory(&mut self) {
         self.device_peak = self.device_peak.max(reserved_bytes(&self.placement.device).unwrap_or(0));
     }
+}
+
+/// The config and the files of a model directory, which belong together.
+fn open(directory: &Path) -> Result<(ModelConfig, TensorSet), ModelError> {
+    let mut config = ModelConfig::load(directory)?;
+    let files = TensorSet::open_model(directory)?;
+    let notices = load::check(&files, &config, directory)?;
+    config.notices.extend(notices);
+    Ok((config, files))
 }

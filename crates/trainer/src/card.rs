@@ -9,21 +9,20 @@ use std::path::Path;
 use finetune_dataset::Dataset;
 use finetune_recipe::{Method, Recipe};
 
-use crate::journal::Journal;
 use crate::metrics::Row;
 use crate::numbers::counted;
-use crate::prepare::Run;
+use crate::snapshot::Snapshot;
 use crate::summary::before_and_after;
 
 /// The card of the run's state as it is.
-pub(crate) fn model_card(run: &Run, journal: &Journal) -> String {
-    model_card_of(run, journal, run.state.step)
+pub(crate) fn model_card(run: &Snapshot<'_>, rows: &[Row]) -> String {
+    model_card_of(run, rows, run.state.step)
 }
 
 /// The card of what the run was after `step` steps: that of a best checkpoint, which is published later.
-pub(crate) fn model_card_of(run: &Run, journal: &Journal, step: u64) -> String {
-    let data = [("train", Some(&run.train)), ("held back", run.eval.as_ref())];
-    card(&run.recipe, &data, &journal.metrics.rows, step)
+pub(crate) fn model_card_of(run: &Snapshot<'_>, rows: &[Row], step: u64) -> String {
+    let data = [("train", Some(run.train)), ("held back", run.eval)];
+    card(run.recipe, &data, rows, step)
 }
 
 fn card(recipe: &Recipe, data: &[(&str, Option<&Dataset>)], rows: &[Row], step: u64) -> String {

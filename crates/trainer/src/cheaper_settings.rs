@@ -3,13 +3,15 @@
 use finetune_model::{FloatType, LoraTarget, LoraTargets};
 use finetune_store::human_bytes;
 
-use crate::memory::{Precision, StepShape, Subject, estimate};
+use crate::memory::{Precision, Sizing, StepShape, Subject, estimate};
 
 impl Subject<'_> {
     /// What a smaller setting of each kind would take, in words; those that help most first.
     pub(crate) fn cheaper_settings(&self) -> Vec<String> {
-        let Subject { recipe, config, targets, train: data, .. } = *self;
-        let precision = Precision::of(self.placement, self.stored);
+        let Subject { recipe, train: data, .. } = *self;
+        let Sizing { config, targets, placement, stored, has_bf16, .. } = self.sizing;
+        let targets = targets.as_ref();
+        let precision = Precision::of(placement, *stored);
         let (micro, checkpointing) = (recipe.train.micro_batch_size, recipe.train.gradient_checkpointing);
         let total = |micro: usize, checkpointing: bool, limit: usize, precision: Precision| {
             estimate(config, targets, &StepShape::of(self, micro, checkpointing, limit), precision).total
@@ -41,7 +43,7 @@ impl Subject<'_> {
             let step = StepShape::of(self, micro, checkpointing, usize::MAX);
             options.push((estimate(config, Some(&fewer), &step, precision).total, format!("lora.rank = {rank}")));
         }
-        if self.has_bf16 && !precision.cpu && precision.compute == FloatType::F32 {
+        if *has_bf16 && !precision.cpu && precision.compute == FloatType::F32 {
             let narrow = Precision { compute: FloatType::BF16, held: FloatType::BF16, ..precision };
             options.push((total(micro, checkpointing, usize::MAX, narrow), "model.dtype = \"bf16\"".to_owned()));
         }

@@ -12,6 +12,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use finetune_allreduce::{Group, GroupError};
+use finetune_recipe::Recipe;
 use finetune_store::{
     MANIFEST_NAME, Manifest, Operation, RealDisk, SafeName, Staging, StoreError, ensure_directory, numbered,
     remove_directory, replace_file, set_aside, sweep, verify_directory,
@@ -22,12 +23,10 @@ use crate::evaluate::ANSWERS_FILE;
 use crate::events::Event;
 use crate::identity::Identity;
 use crate::metrics;
-use crate::prepare::{Resume, Run};
+use crate::names::{CHECKPOINTS, COPIES};
 use crate::ranks::Ranks;
-use crate::state::{CHECKPOINTS, belongs, name};
-
-/// The folder of a run directory that holds checkpoints of a run whose rank 0 is elsewhere.
-pub const COPIES: &str = "copies";
+use crate::resume::Resume;
+use crate::state::{belongs, name};
 
 /// Files beside the checkpoints that a run goes on with.
 const BESIDE: [&str; 2] = [metrics::FILE, ANSWERS_FILE];
@@ -48,23 +47,28 @@ fn holders<'a>(hosts: impl Iterator<Item = &'a str>, copies: usize) -> Vec<usize
     holders
 }
 
-impl Run {
-    /// Brings the copies on other hosts up to what rank 0 has saved. A host whose disk is full is named, and the run goes on.
-    pub(crate) fn spread(&self, tell: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
-        let group = self.ranks.group();
-        let hosts = group.who().iter().map(|who| who.host.as_str());
-        let holders = holders(hosts, self.recipe.checkpoint.copies.unwrap_or(1));
-        if let Some(journal) = &self.journal {
-            for holder in holders {
-                let why = send(group, holder, &journal.directory)?;
-                let (step, host) = (self.state.step, group.who()[holder].host.clone());
-                tell(Event::Copied { step, host, failed: (!why.is_empty()).then_some(why) });
-            }
-        } else if holders.contains(&group.rank()) {
-            receive(group, &self.recipe.output_dir)?;
+/// Brings the copies on other hosts up to what rank 0 has saved after `step` steps. A host whose disk is full is named, and
+/// the run goes on. `directory`: rank 0's.
+pub(crate) fn spread(
+    ranks: &Ranks,
+    recipe: &Recipe,
+    directory: Option<&Path>,
+    step: u64,
+    tell: &mut dyn FnMut(Event<'_>),
+) -> Result<(), TrainError> {
+    let group = ranks.group();
+    let hosts = group.who().iter().map(|who| who.host.as_str());
+    let holders = holders(hosts, recipe.checkpoint.copies.unwrap_or(1));
+    if let Some(directory) = directory {
+        for holder in holders {
+            let why = send(group, holder, directory)?;
+            let host = group.who()[holder].host.clone();
+            tell(Event::Copied { step, host, failed: (!why.is_empty()).then_some(why) });
         }
-        Ok(())
+    } else if holders.contains(&group.rank()) {
+        receive(group, &recipe.output_dir)?;
     }
+    Ok(())
 }
 
 /// Rank 0's side: all checkpoints that it keeps, but those that are there. Returns why that failed over there, or nothing.

@@ -6,12 +6,12 @@ use chrono::{DateTime, Local};
 use finetune_recipe::Recipe;
 use finetune_store::{MANIFEST_NAME, RealDisk, numbered};
 
-use crate::copies::COPIES;
 use crate::error::TrainError;
-use crate::prepare::Resume;
+use crate::names::RECIPE_FILE;
+use crate::names::{CHECKPOINTS, COPIES};
 use crate::ranks::Ranks;
-use crate::run_directory::RECIPE_FILE;
-use crate::state::{CHECKPOINTS, StateFile};
+use crate::resume::Resume;
+use crate::state::StateFile;
 
 /// YYYY-MM-DD: the recipe's date, else the one that the run was started with, else today. Rank 0 says it, whatever the time
 /// zones of the others are.

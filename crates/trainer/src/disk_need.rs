@@ -7,9 +7,9 @@ use finetune_store::{RealDisk, numbered};
 use serde::Serialize;
 
 use crate::error::TrainError;
-use crate::journal::{keeps_best, publishes_best};
-use crate::run_directory::RESULTS;
-use crate::state::CHECKPOINTS;
+use crate::names::CHECKPOINTS;
+use crate::names::RESULTS;
+use crate::run_directory::{keeps_best, publishes_best};
 
 /// Bytes that a run needs in its directory at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

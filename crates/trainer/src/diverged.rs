@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
+use finetune_recipe::Recipe;
 use finetune_store::{RealDisk, numbered};
 
-use crate::journal::Journal;
 use crate::metrics::Row;
-use crate::prepare::Run;
-use crate::run_directory::RECIPE_FILE;
-use crate::state::CHECKPOINTS;
+use crate::names::CHECKPOINTS;
+use crate::names::RECIPE_FILE;
 
 /// A rate at which LoRA seldom diverges: the recipe's default.
 const USUAL_RATE: f64 = 2e-4;
@@ -48,34 +47,32 @@ impl Losses {
 }
 
 /// Whether a checkpoint may be called safe: the run was not diverging when it was saved.
-pub(crate) fn is_safe(journal: &Journal, checkpoint: &Path) -> bool {
+pub(crate) fn is_safe(rows: &[Row], checkpoint: &Path) -> bool {
     let name = checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let step = name.strip_prefix("step-").and_then(|digits| digits.parse().ok());
-    step.is_none_or(|step| !Losses::of(&journal.metrics.rows).have_risen_by(step))
+    step.is_none_or(|step| !Losses::of(rows).have_risen_by(step))
 }
 
-/// What can be done now, ready to paste. Nothing on ranks that have no journal: rank 0 says it.
-pub(crate) fn ways_on(run: &Run) -> Vec<String> {
-    let Some(journal) = &run.journal else { return Vec::new() };
-    let directory = &journal.directory;
-    let losses = Losses::of(&journal.metrics.rows);
-    let mut settings = format!(" --set optimizer.learning_rate={}", lower(run.recipe.optimizer.learning_rate));
-    if run.recipe.train.max_grad_norm == 0.0 {
+/// What can be done now with the run in `directory`, ready to paste.
+pub(crate) fn ways_on(recipe: &Recipe, directory: &Path, rows: &[Row]) -> Vec<String> {
+    let losses = Losses::of(rows);
+    let mut settings = format!(" --set optimizer.learning_rate={}", lower(recipe.optimizer.learning_rate));
+    if recipe.train.max_grad_norm == 0.0 {
         settings += " --set train.max_grad_norm=1.0";
     }
-    let recipe = word(&directory.join(RECIPE_FILE));
+    let file = word(&directory.join(RECIPE_FILE));
     let checkpoints = numbered(&RealDisk, &directory.join(CHECKPOINTS), "step-").unwrap_or_default();
     let sound = checkpoints.iter().rev().find(|(step, _)| losses.are_sound_after(*step));
     let again = |why: &str| {
         let parent = directory.parent().unwrap_or(Path::new(""));
         let name = directory.file_name().unwrap_or_default().to_string_lossy();
         let other = word(&free_name_of_directory(parent, &name));
-        format!("{why} with a lower rate: finetune run {recipe} --output-dir {other}{settings}")
+        format!("{why} with a lower rate: finetune run {file} --output-dir {other}{settings}")
     };
     match sound {
         Some((step, path)) => vec![
             format!(
-                "step {step} is from before that; to go on from it with a lower rate: finetune run {recipe} --resume {}{settings}",
+                "step {step} is from before that; to go on from it with a lower rate: finetune run {file} --resume {}{settings}",
                 word(path)
             ),
             again("or from the beginning"),

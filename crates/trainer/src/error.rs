@@ -65,6 +65,8 @@ pub enum TrainError {
     NoGpu { built_in: bool },
     #[error("{path}: no row is left to train on", path = path.display())]
     NoRows { path: PathBuf },
+    #[error("{}", lines.join("\n"))]
+    NotJson { lines: Vec<String> },
     #[error("distributed.virtual_ranks = {virtual_ranks} cannot be shared out evenly among {world} ranks")]
     VirtualRanks { virtual_ranks: usize, world: usize },
     #[error("the ranks cannot train together: {}", differences.join("; "))]
@@ -224,6 +226,7 @@ impl TrainError {
                 "build it with `cargo build --release --features gpu` (Vulkan); on macOS the GPU is always in".into(),
                 "model.device = \"cpu\" or \"auto\" trains with this one".into(),
             ],
+            TrainError::NotJson { .. } => vec!["each line of a dataset is one JSON object".into()],
             TrainError::VirtualRanks { virtual_ranks, .. } => {
                 vec![format!("start as many ranks as divide {virtual_ranks}, or leave distributed.virtual_ranks out")]
             }

@@ -1,27 +1,24 @@
-//! What can be known about a run before it starts: counts, lengths, an estimate of memory, disk and time; and everything
-//! that would end it, each thing looked at on its own.
+//! `finetune validate`: everything that would end a run, and what the run would be: counts, lengths, an estimate of memory,
+//! disk and time. To what [`examine`] finds it adds the run directory, the disk, and every weight's value.
 
-use std::io::BufRead;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use finetune_dataset::{ChatTokenizer, Dataset, Plan, resolve_files, unused_files};
-use finetune_model::{FloatType, Model, ModelConfig, matmul_rate};
+use finetune_dataset::Dataset;
+use finetune_model::matmul_rate;
 use finetune_recipe::{Method, Recipe};
-use finetune_store::{Holding, RealDisk, recognize};
+use finetune_store::RealDisk;
 use serde::Serialize;
 
+use crate::base_model::model_directory;
 use crate::date;
 use crate::disk_need::DiskNeed;
 use crate::error::{Fault, TrainError};
-use crate::journal::check_results;
-use crate::learning::learning_notices;
-use crate::memory::{self, Estimate, Sizes, Subject};
+use crate::examine::{Examined, Extent, examine};
+use crate::memory::{self, Estimate};
+use crate::output_directory::{self, Contents};
 use crate::place::{Machine, Place};
-use crate::prepare::{
-    Resume, Start, check_available, check_result, has_weights, length_notice, model_directory, open_tokenizer,
-    rows_cache, rows_notices, stored_type, total_steps,
-};
-use crate::run_directory::{self, Contents};
+use crate::resume::Resume;
+use crate::run_directory::check_results;
 
 /// The findings of `finetune validate`. What could not be found out for a problem is `None`.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -77,203 +74,53 @@ pub struct DataFindings {
 
 /// Checks all that [`crate::prepare`] checks, and touches nothing. One problem does not hide another.
 pub fn findings(recipe: &Recipe, machine: &Machine, progress: &dyn Fn(u64)) -> Findings {
-    let mut found = Findings::default();
     let mut recipe = recipe.clone();
     recipe.data.date = Some(date::choose(&recipe, &Resume::Newest));
-    if let Some(notices) = found.keep(check_available(&recipe)) {
-        found.notices.extend(notices);
+    let model = model_directory(&recipe);
+    let mut found = Examined::default();
+    look_at_output(&mut found, &recipe, machine, model.as_deref().ok());
+    let mut found = examine(found, &recipe, model, machine, Extent::Validate, true, progress);
+    let sizes = |targets| found.config.as_ref().map(|config| memory::sizes(config, targets));
+    let (all, trained) = (sizes(None), found.start.as_ref());
+    let trained = trained.and_then(|start| sizes(start.as_ref().map(|start| &start.targets)));
+    let (parameters, trained) = (all.map(|all| all.parameters), trained.map(|sizes| sizes.trained));
+    let mut estimate = found.estimate;
+    if let (Some(estimate), Some(place), Some(train)) = (&mut estimate, &found.place, &found.train) {
+        estimate.seconds = seconds(&recipe, train, found.steps.unwrap_or(0), parameters.unwrap_or(0), place);
     }
-    let directory = found.keep(model_directory(&recipe));
-    found.look_at_output(&recipe, machine, directory.as_deref());
-    let config = directory.as_deref().and_then(|directory| found.look_at_model(&recipe, directory));
-    let tokenizer = directory.as_deref().and_then(|directory| found.keep(open_tokenizer(&recipe, directory)));
-    // A tokenizer that is not there is no problem yet: rows may be tokens.
-    let reader = config.as_ref().zip(tokenizer.as_ref());
-    let (train, eval) = found.look_at_rows(&recipe, directory.as_deref(), reader, progress);
-    if let (Some(directory), Some(config)) = (directory, config) {
-        let tokenizer = tokenizer.flatten();
-        found.look_at_size(&recipe, machine, &Parts { directory, config, tokenizer, train, eval });
+    let disk = match (found.steps, trained, found.sizing.as_ref()) {
+        (Some(steps), Some(trained), Some(sizing)) => {
+            let has_eval = found.eval.is_some();
+            Some(DiskNeed::of(&recipe, trained, steps, has_eval, sizing.text_bytes, machine.disk))
+        }
+        _ => None,
+    };
+    if let Some(disk) = &disk {
+        found.keep(disk.check(&recipe));
     }
-    found
+    Findings {
+        architecture: found.config.as_ref().map(|config| config.family.architecture),
+        parameters,
+        trained_parameters: trained,
+        train: found.train.as_ref().map(data_findings),
+        eval: found.eval.as_ref().map(data_findings),
+        steps: found.steps,
+        steps_per_epoch: found.plan.as_ref().map(|plan| plan.steps_per_epoch()),
+        device: found.place.as_ref().map(Place::describe),
+        estimate,
+        disk,
+        notices: found.notices,
+        problems: found.problems.into_iter().map(Problem::from).collect(),
+    }
 }
 
-/// What a run would be put together from, as far as it could be read.
-struct Parts {
-    directory: PathBuf,
-    config: ModelConfig,
-    tokenizer: Option<ChatTokenizer>,
-    train: Option<Dataset>,
-    eval: Option<Dataset>,
-}
-
-impl Findings {
-    /// A problem is noted, once, and what hangs on it left out.
-    fn keep<T>(&mut self, result: Result<T, TrainError>) -> Option<T> {
-        match result {
-            Ok(value) => Some(value),
-            Err(error) => {
-                let problem = Problem::from(error);
-                if self.problems.iter().all(|known| known.message != problem.message) {
-                    self.problems.push(problem);
-                }
-                None
-            }
-        }
-    }
-
-    fn look_at_output(&mut self, recipe: &Recipe, machine: &Machine, model: Option<&Path>) {
-        let place = run_directory::check(&RealDisk, recipe, machine.recipe_file.as_deref(), model);
-        if self.keep(place) == Some(Contents::Run) {
-            let occupied = recipe.output_dir.display();
-            self.notices.push(format!("{occupied} holds a run already: `run` wants --resume, or another --output-dir"));
-            self.keep(check_results(&RealDisk, &recipe.output_dir));
-        }
-    }
-
-    fn look_at_model(&mut self, recipe: &Recipe, directory: &Path) -> Option<ModelConfig> {
-        if recipe.train.method == Method::Full && !has_weights(directory) {
-            return self.keep(ModelConfig::load(directory).map_err(TrainError::from));
-        }
-        let config = self.keep(Model::check(directory).map_err(TrainError::of_base))?;
-        Some(config)
-    }
-
-    /// Rows to train on and to evaluate. `reader`: the model and the tokenizer, where both could be read.
-    fn look_at_rows(
-        &mut self,
-        recipe: &Recipe,
-        model: Option<&Path>,
-        reader: Option<(&ModelConfig, &Option<ChatTokenizer>)>,
-        progress: &dyn Fn(u64),
-    ) -> (Option<Dataset>, Option<Dataset>) {
-        let (train_files, eval_files) = self.files(recipe);
-        let Some((config, tokenizer)) = reader else {
-            // Without them there are no tokens; that a line is no JSON can be said all the same.
-            train_files.iter().chain(&eval_files).for_each(|file| self.look_at_lines(file));
-            return (None, None);
-        };
-        let cache = rows_cache();
-        let load = |files: &[PathBuf]| -> Result<Dataset, TrainError> {
-            let tokenizer = tokenizer.as_ref();
-            let read =
-                Dataset::load_kept(cache.as_ref(), files, &recipe.data, tokenizer, config.vocabulary, 1, progress);
-            Ok(read.map_err(|error| match model {
-                Some(model) => error.in_model(model),
-                None => error,
-            })?)
-        };
-        let [train, eval] = [train_files, eval_files].map(|files| {
-            if files.is_empty() {
-                return None;
-            }
-            match load(&files) {
-                Ok(data) => Some(data),
-                Err(error) => {
-                    // The first file that cannot be read must not hide what is wrong with the next.
-                    let alone = || files.iter().filter_map(|file| load(std::slice::from_ref(file)).err());
-                    let apart: Vec<TrainError> = if files.len() > 1 { alone().collect() } else { Vec::new() };
-                    let errors = if apart.is_empty() { vec![error] } else { apart };
-                    self.problems.extend(errors.into_iter().map(Problem::from));
-                    None
-                }
-            }
-        });
-        let of = |data: &Option<Dataset>| data.as_ref().map(|data| data.notices.clone()).unwrap_or_default();
-        self.notices.extend(rows_notices(of(&train), of(&eval)));
-        self.notices.extend(unused_files(&recipe.data.train, &recipe.data.eval));
-        (train, eval)
-    }
-
-    /// The files of the recipe's data that can be opened; the others are problems, each of its own.
-    fn files(&mut self, recipe: &Recipe) -> (Vec<PathBuf>, Vec<PathBuf>) {
-        let (train, eval) = (&recipe.data.train, &recipe.data.eval);
-        if let Ok(files) = resolve_files(train, eval) {
-            return files;
-        }
-        let (mut train_files, mut eval_files) = (Vec::new(), Vec::new());
-        for path in train {
-            if let Some((found, beside)) = self.keep(resolve_files(std::slice::from_ref(path), &[]).map_err(Into::into))
-            {
-                train_files.extend(found);
-                eval_files.extend(beside.into_iter().filter(|_| eval.is_empty()));
-            }
-        }
-        for path in eval {
-            let found = self.keep(resolve_files(&[], std::slice::from_ref(path)).map_err(Into::into));
-            eval_files.extend(found.into_iter().flat_map(|(_, files)| files));
-        }
-        (train_files, eval_files)
-    }
-
-    /// Lines that are no JSON, the first few.
-    fn look_at_lines(&mut self, file: &Path) {
-        const SHOWN: usize = 3;
-        if !matches!(recognize(file), Holding::JsonLines | Holding::JsonObject) {
-            return;
-        }
-        let Ok(opened) = std::fs::File::open(file) else { return };
-        let lines = std::io::BufReader::new(opened).split(b'\n').map_while(Result::ok).zip(1..);
-        let broken = lines.filter(|(line, _)| !line.trim_ascii().is_empty()).filter_map(|(line, number)| {
-            let error = serde_json::from_slice::<serde::de::IgnoredAny>(&line).err()?;
-            Some(format!("{}:{number}:{}: not JSON: {error}", file.display(), error.column()))
-        });
-        let broken: Vec<String> = broken.take(SHOWN).collect();
-        if !broken.is_empty() {
-            let hints = vec!["each line of a dataset is one JSON object".to_owned()];
-            self.problems.push(Problem { message: broken.join("\n"), hints, fault: Fault::Input });
-        }
-    }
-
-    /// Targets, device, memory, disk and time.
-    fn look_at_size(&mut self, recipe: &Recipe, machine: &Machine, parts: &Parts) {
-        let Parts { directory, config, tokenizer, train, eval } = parts;
-        self.architecture = Some(config.family.architecture);
-        self.notices.extend(tokenizer.iter().flat_map(|tokenizer| tokenizer.notices().iter().cloned()));
-        let stored = stored_type(directory);
-        let place = self.keep(Place::choose(&recipe.model, machine, stored));
-        self.notices.extend(place.iter().flat_map(|place| place.notices.iter().cloned()));
-        self.device = place.as_ref().map(Place::describe);
-        let start = self.keep(Start::read(recipe, config, directory));
-        let targets = start.as_ref().map(|start| start.as_ref().map(|start| &start.targets));
-        self.notices.extend(start.iter().flatten().flat_map(|start| start.notices.iter().cloned()));
-        let sizes = targets.map(|targets| memory::sizes(config, targets));
-        self.parameters = Some(memory::sizes(config, None).parameters);
-        self.trained_parameters = sizes.as_ref().map(|sizes| sizes.trained);
-        self.eval = eval.as_ref().map(data_findings);
-        let Some(train) = train else { return };
-        self.train = Some(data_findings(train));
-        self.keep(check_result(recipe, eval.is_some()));
-        self.notices.extend(length_notice(train, config));
-        if train.counts.unmasked == train.rows.len() && train.rows.iter().any(|row| !row.prompt_text.is_empty()) {
-            self.notices.push("every token of every row is trained on, prompts included".to_owned());
-        }
-        let plan = Plan::new(train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
-        let steps = total_steps(recipe, &plan);
-        (self.steps, self.steps_per_epoch) = (Some(steps), Some(plan.steps_per_epoch()));
-        self.notices.extend(learning_notices(recipe, train, eval.as_ref(), &plan, steps, config));
-        let (Some(place), Some(targets), Some(Sizes { parameters, trained })) = (place, targets, sizes) else { return };
-        let text = match tokenizer {
-            Some(tokenizer) => self.keep(tokenizer.files(&train.ends.tokens).map_err(TrainError::from)),
-            None => None,
-        };
-        let text: u64 = text.map_or(0, |files| files.iter().map(|(_, bytes)| bytes.len() as u64).sum());
-        let subject = Subject {
-            recipe,
-            config,
-            targets,
-            train,
-            eval: eval.as_ref(),
-            text,
-            placement: &place.placement,
-            stored,
-            has_bf16: place.found.types.contains(&FloatType::BF16),
-        };
-        let estimate = subject.estimate();
-        self.keep(memory::check(&estimate, place.memory(machine), || subject.cheaper_settings()));
-        self.estimate = Some(Estimate { seconds: seconds(recipe, train, steps, parameters, &place), ..estimate });
-        let disk = DiskNeed::of(recipe, trained, steps, eval.is_some(), text, machine.disk);
-        self.keep(disk.check(recipe));
-        self.disk = Some(disk);
+/// The run directory: what is in it, and whether a run may write there.
+fn look_at_output(found: &mut Examined, recipe: &Recipe, machine: &Machine, model: Option<&Path>) {
+    let contents = output_directory::check(&RealDisk, recipe, machine.recipe_file.as_deref(), model);
+    if found.keep(contents) == Some(Contents::Run) {
+        let occupied = recipe.output_dir.display();
+        found.notices.push(format!("{occupied} holds a run already: `run` wants --resume, or another --output-dir"));
+        found.keep(check_results(&RealDisk, &recipe.output_dir));
     }
 }
 
@@ -310,6 +157,8 @@ fn seconds(recipe: &Recipe, data: &Dataset, steps: u64, parameters: u64, place: 
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use finetune_store::replace_file;
 
     use super::*;

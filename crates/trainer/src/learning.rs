@@ -314,7 +314,7 @@ mod tests {
     fn said(sets: &[&str], train: &Dataset, eval: Option<&Dataset>) -> Vec<String> {
         let recipe = recipe(sets);
         let plan = Plan::new(train.rows.len(), recipe.train.global_batch_size, 1, true);
-        let steps = crate::prepare::total_steps(&recipe, &plan);
+        let steps = crate::examine::total_steps(&recipe, &plan);
         learning_notices(&recipe, train, eval, &plan, steps, &config())
     }
 

@@ -3,12 +3,13 @@
 //! Owns: the loop, AdamW, learning-rate schedules, what a checkpoint holds, metrics, evaluation,
 //! the report; how the sums of several ranks become one.
 //! Must never know: command lines, colors, ssh.
-//! Start reading at [`train`]: it is the whole program in pipeline order. What it needs is put together in `prepare.rs`; what it
-//! does between steps is in `look.rs`.
+//! Start reading at [`train`]: it is the whole program in pipeline order. What it needs is examined in
+//! `examine.rs`, put together in `prepare.rs`, and behaves as `run.rs` says.
 
 #![forbid(unsafe_code)]
 
 mod adamw;
+mod base_model;
 mod card;
 mod cheaper_settings;
 mod copies;
@@ -19,32 +20,37 @@ mod diverged;
 mod error;
 mod evaluate;
 mod events;
+mod examine;
 mod findings;
 mod identity;
-mod journal;
+mod initial_adapter;
 mod learning;
 mod limits;
-mod look;
 mod loss_scale;
 mod memory;
 mod metrics;
+mod names;
 pub mod numbers;
 mod objective;
+mod output_directory;
 mod pace;
 mod place;
 mod prepare;
 mod ranks;
 mod report;
 mod resume;
+mod rows;
+mod run;
 mod run_directory;
 mod schedule;
+mod snapshot;
 mod state;
 mod stragglers;
 mod summary;
 mod train;
 
 pub use adamw::AdamW;
-pub use copies::COPIES;
+pub use base_model::{model_directory, stored_type};
 pub use disk_need::DiskNeed;
 pub use error::{Fault, TrainError};
 pub use evaluate::{Answers, Sample, evaluate};
@@ -52,12 +58,15 @@ pub use events::Event;
 pub use findings::{DataFindings, Findings, Problem, findings};
 pub use memory::Estimate;
 pub use metrics::{EvalRow, RankRow, StepRow};
+pub use names::{CHECKPOINTS, COPIES};
+pub use output_directory::{home, recipe_file};
 pub use place::{Machine, Place};
-pub use prepare::{Prepared, Resume, Run, load_data, model_directory, prepare, stored_type};
+pub use prepare::{Prepared, prepare};
 pub use ranks::Ranks;
-pub use resume::newest_checkpoint;
-pub use run_directory::{home, recipe_file};
+pub use resume::{Resume, newest_checkpoint};
+pub use rows::load_data;
+pub use run::Run;
 pub use schedule::Schedule;
-pub use state::{Best, CHECKPOINTS, TrainState};
+pub use state::{Best, TrainState};
 pub use summary::Summary;
 pub use train::{Outcome, train};

@@ -65,7 +65,7 @@ impl StepShape {
             trained_tokens: largest.iter().map(|(_, trained)| *trained as u64).sum(),
             checkpointing,
             full: recipe.train.method == Method::Full,
-            rows: rows_bytes(data) + subject.eval.map_or(0, rows_bytes) + subject.text,
+            rows: rows_bytes(data) + subject.eval.map_or(0, rows_bytes) + subject.sizing.text_bytes,
             answers: recipe.eval.samples + recipe.eval.exact_match > 0,
         }
     }
@@ -213,21 +213,27 @@ pub(crate) fn check(
     }
 }
 
-/// What an estimate is of: a recipe with its model and rows, at its place.
-pub(crate) struct Subject<'a> {
-    pub(crate) recipe: &'a Recipe,
-    pub(crate) config: &'a ModelConfig,
+/// What decides about the memory of a run, its recipe and its rows aside.
+#[derive(Clone, Debug)]
+pub(crate) struct Sizing {
+    pub(crate) config: ModelConfig,
     /// `None` where all weights are trained.
-    pub(crate) targets: Option<&'a LoraTargets>,
-    pub(crate) train: &'a Dataset,
-    pub(crate) eval: Option<&'a Dataset>,
+    pub(crate) targets: Option<LoraTargets>,
     /// Bytes of the tokenizer's files that go into every checkpoint.
-    pub(crate) text: u64,
-    pub(crate) placement: &'a Placement,
+    pub(crate) text_bytes: u64,
+    pub(crate) placement: Placement,
     /// The number type of the base model's file.
     pub(crate) stored: FloatType,
     /// Whether the device computes in bf16.
     pub(crate) has_bf16: bool,
+}
+
+/// What an estimate is of.
+pub(crate) struct Subject<'a> {
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) train: &'a Dataset,
+    pub(crate) eval: Option<&'a Dataset>,
+    pub(crate) sizing: &'a Sizing,
 }
 
 impl Subject<'_> {
@@ -235,7 +241,8 @@ impl Subject<'_> {
     pub(crate) fn estimate(&self) -> Estimate {
         let train = &self.recipe.train;
         let step = StepShape::of(self, train.micro_batch_size, train.gradient_checkpointing, usize::MAX);
-        estimate(self.config, self.targets, &step, Precision::of(self.placement, self.stored))
+        let Sizing { config, targets, placement, stored, .. } = self.sizing;
+        estimate(config, targets.as_ref(), &step, Precision::of(placement, *stored))
     }
 }
 

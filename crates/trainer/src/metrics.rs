@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use finetune_store::{Operation, RealDisk, StoreError, failpoint, replace_file};
 use serde::{Deserialize, Serialize};
 
-use crate::run_directory::free_name;
+use crate::names::free_name;
 
 pub(crate) const FILE: &str = "metrics.jsonl";
 

@@ -5,6 +5,7 @@ mod chart;
 mod ranks;
 
 use std::fmt::Write;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use finetune_recipe::Method;
@@ -14,10 +15,9 @@ use self::chart::{Line, chart};
 use crate::card::{base_name, file_name};
 use crate::error::TrainError;
 use crate::evaluate::BeforeAfter;
-use crate::journal::Journal;
-use crate::metrics::{EvalRow, StepRow, eval_rows, step_rows};
+use crate::metrics::{EvalRow, Row, StepRow, eval_rows, step_rows};
 use crate::numbers::{bytes, counted, duration, thousands};
-use crate::prepare::Run;
+use crate::snapshot::Snapshot;
 use crate::summary::before_and_after;
 
 const STYLE: &str = include_str!("report.css");
@@ -26,22 +26,21 @@ const STYLE: &str = include_str!("report.css");
 const REFRESH: u32 = 30;
 
 /// Writes the page of what the run has done so far.
-pub(crate) fn write(run: &Run, journal: &Journal) -> Result<(), TrainError> {
-    write_page(run, journal, &format!("<meta http-equiv=\"refresh\" content=\"{REFRESH}\">"))
+pub(crate) fn write(run: &Snapshot<'_>, directory: &Path, rows: &[Row]) -> Result<(), TrainError> {
+    write_page(run, directory, rows, &format!("<meta http-equiv=\"refresh\" content=\"{REFRESH}\">"))
 }
 
 /// Writes the page of a run that is done.
-pub(crate) fn write_last(run: &Run, journal: &Journal) -> Result<(), TrainError> {
-    write_page(run, journal, "")
+pub(crate) fn write_last(run: &Snapshot<'_>, directory: &Path, rows: &[Row]) -> Result<(), TrainError> {
+    write_page(run, directory, rows, "")
 }
 
-fn write_page(run: &Run, journal: &Journal, refresh: &str) -> Result<(), TrainError> {
-    let page = page(run, journal, refresh);
-    Ok(replace_file(&RealDisk, &journal.directory.join("report.html"), page.as_bytes())?)
+fn write_page(run: &Snapshot<'_>, directory: &Path, rows: &[Row], refresh: &str) -> Result<(), TrainError> {
+    let page = page(run, directory, rows, refresh);
+    Ok(replace_file(&RealDisk, &directory.join("report.html"), page.as_bytes())?)
 }
 
-fn page(run: &Run, journal: &Journal, refresh: &str) -> String {
-    let (rows, directory) = (&journal.metrics.rows, &journal.directory);
+fn page(run: &Snapshot<'_>, directory: &Path, rows: &[Row], refresh: &str) -> String {
     let (steps, evals) = (step_rows(rows), eval_rows(rows));
     let name = directory.file_name().unwrap_or_default().to_string_lossy();
     let mut page = String::new();
@@ -68,21 +67,21 @@ fn page(run: &Run, journal: &Journal, refresh: &str) -> String {
     chart(&mut page, "Tokens per second", &single("tokens per second", series(|row| row.tokens_per_second)), false);
     ranks::seconds(&mut page, &steps);
     page.push_str("</div>");
-    ranks::table(&mut page, &steps, run.ranks.group().who());
+    ranks::table(&mut page, &steps, run.who);
     answers::answers(&mut page, &BeforeAfter::read(directory));
     let _ = writeln!(page, "<h2>Recipe</h2><pre>{}</pre></main></body></html>", escape(&run.recipe.to_toml()));
     page
 }
 
 /// What is trained, on what, by which program.
-fn about(run: &Run) -> String {
+fn about(run: &Snapshot<'_>) -> String {
     let method = match run.recipe.train.method {
         Method::Lora => "LoRA",
         Method::Full => "all weights",
     };
     let names = |files: &[std::path::PathBuf]| files.iter().map(|file| file_name(file)).collect::<Vec<_>>().join(", ");
-    let mut text = format!("{}, {method}, on {}", base_name(&run.recipe), names(&run.train.files));
-    if let Some(eval) = &run.eval {
+    let mut text = format!("{}, {method}, on {}", base_name(run.recipe), names(&run.train.files));
+    if let Some(eval) = run.eval {
         text += &format!(", held back {}", names(&eval.files));
     }
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
@@ -109,9 +108,9 @@ fn moment(seconds: u64) -> String {
 type Losses = (Option<(f64, f64)>, Option<(f64, f64)>);
 
 /// The numbers at the top of the page.
-fn facts(page: &mut String, run: &Run, steps: &[&StepRow], evals: &[&EvalRow], (training, eval): Losses) {
+fn facts(page: &mut String, run: &Snapshot<'_>, steps: &[&StepRow], evals: &[&EvalRow], (training, eval): Losses) {
     let done = format!("{} of {}", thousands(run.state.step), thousands(run.steps));
-    let mut facts: Vec<(&str, String)> = vec![("steps", done), ("computed on", run.device.clone())];
+    let mut facts: Vec<(&str, String)> = vec![("steps", done), ("computed on", run.device.to_owned())];
     if let Some((before, after)) = training {
         facts.push(("training loss", format!("{before:.4} → {after:.4}")));
     }
@@ -137,10 +136,10 @@ fn facts(page: &mut String, run: &Run, steps: &[&StepRow], evals: &[&EvalRow], (
     if let Some(peak) = run.model.device_peak() {
         facts.push(("peak memory of the GPU", bytes(peak)));
     }
-    if let [who] = run.ranks.group().who() {
+    if let [who] = run.who {
         facts.push(("host", who.host.clone()));
     } else {
-        facts.push(("ranks", counted(run.ranks.group().world() as u64, "rank")));
+        facts.push(("ranks", counted(run.who.len() as u64, "rank")));
     }
     page.push_str("<dl>");
     for (name, value) in facts.into_iter().filter(|(_, value)| !value.is_empty()) {

@@ -5,9 +5,20 @@ use std::path::{Path, PathBuf};
 use finetune_store::{Disk, Holding, Manifest, RealDisk, StoreError, numbered, recognize, verify_directory};
 
 use crate::error::TrainError;
-use crate::prepare::Resume;
-use crate::run_directory::{RESULTS, kind_of};
-use crate::state::{CHECKPOINTS, STATE_FILE, StateFile};
+use crate::names::{CHECKPOINTS, RESULTS};
+use crate::output_directory::kind_of;
+use crate::state::{STATE_FILE, StateFile};
+
+/// Where a run starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// The beginning.
+    No,
+    /// The newest checkpoint that verifies; the beginning where there is none.
+    Newest,
+    /// This checkpoint, or the newest of this run.
+    From(PathBuf),
+}
 
 /// The checkpoint to go on from, `None`: from the beginning.
 pub(crate) fn find(

@@ -2,20 +2,18 @@
 //!
 //! Nothing random is in it: which rows a step takes, and what dropout drops, are functions of (seed, step).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use finetune_model::{Model, ModelError, encode_flat, read_flat};
-use finetune_store::{Disk, NewFile, commit_directory, numbered, remove_directory, replace_directory};
+use finetune_store::{Disk, numbered, remove_directory};
 use serde::{Deserialize, Serialize};
 
 use crate::adamw::AdamW;
 use crate::error::TrainError;
 use crate::identity::Identity;
 use crate::loss_scale::LossScale;
-use crate::prepare::Run;
+use crate::names::CHECKPOINTS;
 
-/// The folder of a run that holds its checkpoints.
-pub const CHECKPOINTS: &str = "checkpoints";
 pub(crate) const STATE_FILE: &str = "trainer_state.json";
 pub(crate) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// Name of the first moment's file part; the second's has `_sq`. These are torch's names.
@@ -70,6 +68,14 @@ pub(crate) fn name(step: u64) -> String {
     format!("step-{step:06}")
 }
 
+/// What a checkpoint records of its run.
+pub(crate) struct About<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) identity: &'a Identity,
+    /// The chat template's "today", if it asks for it.
+    pub(crate) date: Option<&'a str>,
+}
+
 impl TrainState {
     pub(crate) fn new(parameters: Vec<f32>, loss_scale: LossScale) -> TrainState {
         TrainState {
@@ -119,15 +125,8 @@ impl TrainState {
         self.loss_scale = LossScale::from_number(loss_scale);
     }
 
-    /// Commits the state as `checkpoints/step-NNNNNN` with `files`, those of the trained model. It appears whole or not at
-    /// all.
-    pub(crate) fn save(
-        &self,
-        disk: &dyn Disk,
-        directory: &Path,
-        run: &Run,
-        mut files: Vec<(String, Vec<u8>)>,
-    ) -> Result<PathBuf, TrainError> {
+    /// The files that a checkpoint has beside those of the trained model: the optimizer's, and the state's.
+    pub(crate) fn files(&self, run: &About<'_>) -> Result<Vec<(String, Vec<u8>)>, TrainError> {
         let state = StateFile {
             format: 1,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -138,21 +137,12 @@ impl TrainState {
             stopped_early: self.stopped_early,
             evaluation_due: self.evaluation_due,
             loss_scale: self.loss_scale,
-            date: run.tokenizer.as_ref().filter(|tokenizer| tokenizer.uses_date()).map(|_| run.date.clone()),
+            date: run.date.map(str::to_owned),
             identity: run.identity.clone(),
         };
-        files.push((OPTIMIZER_FILE.to_owned(), self.encode_optimizer(&run.model)?));
-        files.push((STATE_FILE.to_owned(), serde_json::to_vec_pretty(&state).expect("plain data")));
-        let files: Vec<NewFile<'_>> =
-            files.iter().map(|(name, bytes)| NewFile { name, bytes: bytes.as_slice().into() }).collect();
-        let about = serde_json::json!({"kind": "checkpoint", "step": self.step, "base_digest": run.base_digest});
-        let (checkpoints, name) = (directory.join(CHECKPOINTS), name(self.step));
-        let path = checkpoints.join(&name);
-        // Only the checkpoint of a step whose evaluation was given up, and is made now, is there already.
-        if disk.exists(&path).unwrap_or(false) {
-            return Ok(replace_directory(disk, &path, &files, &about)?);
-        }
-        Ok(commit_directory(disk, &checkpoints, &name, &files, &about)?)
+        let optimizer = self.encode_optimizer(run.model)?;
+        let state = serde_json::to_vec_pretty(&state).expect("plain data");
+        Ok(vec![(OPTIMIZER_FILE.to_owned(), optimizer), (STATE_FILE.to_owned(), state)])
     }
 
     fn encode_optimizer(&self, model: &Model) -> Result<Vec<u8>, ModelError> {

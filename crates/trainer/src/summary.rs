@@ -1,7 +1,6 @@
 //! What a run came to, for the end of it.
 
 use crate::metrics::{Row, eval_rows, step_rows};
-use crate::prepare::Run;
 use crate::state::Best;
 
 /// Losses before and after training, and which step the result is. Only rank 0, which keeps the metrics, knows the losses.
@@ -14,15 +13,6 @@ pub struct Summary {
     pub best: Option<Best>,
     /// The step that `adapter/` (`model/`) holds, as rank 0 has written it; the last on other ranks.
     pub result_step: u64,
-}
-
-impl Run {
-    pub(crate) fn summary(&self) -> Summary {
-        let rows = self.journal.as_ref().map_or(&[] as &[Row], |journal| journal.metrics.rows.as_slice());
-        let result_step = self.journal.as_ref().map_or(self.state.step, |journal| journal.result_step(self));
-        let (loss, eval) = before_and_after(rows, result_step);
-        Summary { loss, eval, best: self.state.best, result_step }
-    }
 }
 
 /// A number before training and after a step.

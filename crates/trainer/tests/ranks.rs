@@ -250,7 +250,8 @@ fn a_slow_rank_is_named_at_once() {
     let named = named.into_inner().expect("a lock");
     let [(slow, factor, steps, seconds, without)] = named[..] else { panic!("said once in so short a run: {named:?}") };
     assert!(slow == 1 && (3..=7).contains(&steps) && factor > 1.3, "{named:?}");
-    assert!(seconds > 0.5 && without.is_some_and(|without| without < seconds), "{named:?}");
+    // Rank 0 may begin a step a moment after rank 1.
+    assert!(seconds > 0.45 && without.is_some_and(|without| without < seconds), "{named:?}");
 }
 
 /// One rank hears a signal in the middle of an evaluation: all give it up, and the resumed run makes it as if nothing had been.

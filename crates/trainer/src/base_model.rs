@@ -1,0 +1,108 @@
+//! The base model of a recipe: its directory, what it is called, what it is stored in, and the model itself.
+
+use std::path::{Path, PathBuf};
+
+use finetune_model::merge::companion_files;
+use finetune_model::{BaseName, FloatType, Model, Placement, base_digest, float_type};
+use finetune_recipe::Recipe;
+use finetune_store::{Dtype, Holding, TensorSet, recognize};
+
+use crate::error::TrainError;
+use crate::initial_adapter::InitialAdapter;
+
+/// The directory of the recipe's model: a path, a run whose weights were all trained, or a hub id that is in the Hugging
+/// Face cache.
+pub fn model_directory(recipe: &Recipe) -> Result<PathBuf, TrainError> {
+    let path = Path::new(&recipe.model.path);
+    let not_a_model = |what: String, hints: &[&str]| {
+        let hints = hints.iter().map(|hint| (*hint).to_owned()).collect();
+        Err(TrainError::NotAModel { path: recipe.model.path.clone(), what, hints })
+    };
+    if path.is_dir() {
+        if path.join("config.json").is_file() {
+            return Ok(path.to_owned());
+        }
+        let holding = recognize(path);
+        return match holding {
+            Holding::Run if path.join("model/config.json").is_file() => Ok(path.join("model")),
+            Holding::Run | Holding::Checkpoint | Holding::Adapter => not_a_model(
+                format!("is {}, and no model", holding.describe()),
+                &[
+                    "to train it further, name its base model here and the adapter in lora.init_from",
+                    "or make a model of both first: finetune export --format merged",
+                ],
+            ),
+            // Whoever reads it says what is missing.
+            _ => Ok(path.to_owned()),
+        };
+    }
+    let cached = recipe.model.hub_id().and_then(finetune_store::cached_snapshot);
+    if let Some(snapshot) = cached {
+        return Ok(snapshot);
+    }
+    match recognize(path) {
+        Holding::Missing => Err(TrainError::NoModel { path: recipe.model.path.clone() }),
+        holding => not_a_model(
+            format!("is {}, and a model is a directory", holding.describe()),
+            &["a model directory has config.json, tokenizer.json and model.safetensors, as on the Hugging Face hub"],
+        ),
+    }
+}
+
+/// What adapter_config.json calls the base model: as the recipe does, a hub id with the revision that was read.
+pub(crate) fn base_name(recipe: &Recipe, directory: &Path) -> BaseName {
+    match recipe.model.hub_id() {
+        Some(id) if !Path::new(&recipe.model.path).is_dir() => {
+            let revision = directory.file_name().map(|name| name.to_string_lossy().into_owned());
+            BaseName { name: id.to_owned(), revision }
+        }
+        _ => {
+            let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+            BaseName { name: absolute.to_string_lossy().into_owned(), revision: None }
+        }
+    }
+}
+
+/// Whether a model directory has weights, or only a config.json to make fresh ones from.
+pub(crate) fn has_weights(directory: &Path) -> bool {
+    ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| directory.join(name).is_file())
+}
+
+/// The number type that the matrices of a model directory are stored in; f32 where there are none yet.
+pub fn stored_type(directory: &Path) -> FloatType {
+    let dtype = TensorSet::open_model(directory).ok().and_then(|files| {
+        let widest = files.names().filter_map(|name| files.get(name)).filter(|view| view.shape.len() == 2);
+        widest.max_by_key(|view| view.size()).map(|view| view.dtype)
+    });
+    dtype.and_then(float_type).unwrap_or(FloatType::F32)
+}
+
+/// The base model of a recipe with what is trained set up, and the digest of where its weights came from.
+pub(crate) fn open_model(
+    recipe: &Recipe,
+    directory: &Path,
+    start: Option<InitialAdapter>,
+    placement: &Placement,
+) -> Result<(Model, String), TrainError> {
+    if start.is_none() {
+        // They go into every checkpoint: better refused now than at the first one.
+        companion_files(directory, Dtype::F32, &[])?;
+    }
+    if start.is_none() && !has_weights(directory) {
+        let config_hash = finetune_store::hex(&finetune_store::content_hash(&directory.join("config.json"))?);
+        let mut model = Model::initialize(directory, recipe.seed, placement)?;
+        model.train_all();
+        return Ok((model, format!("fresh:{config_hash}")));
+    }
+    let mut model = Model::load(directory, placement).map_err(TrainError::of_base)?;
+    let digest = base_digest(directory)?;
+    let Some(InitialAdapter { targets, values, .. }) = start else {
+        model.train_all();
+        return Ok((model, digest));
+    };
+    model.add_lora(targets, recipe.lora.dropout, recipe.seed);
+    if let Some(values) = values {
+        model.set_parameters(&values);
+    }
+    Ok((model, digest))
+}

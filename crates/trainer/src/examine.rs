@@ -1,0 +1,361 @@
+//! What a run is made of, looked at before it begins: model, device, rows, targets, memory. `validate` and `run` are this
+//! one function; each says what it adds.
+
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+
+use finetune_dataset::{ChatTokenizer, Dataset, Plan, resolve_files};
+use finetune_model::{FloatType, Model, ModelConfig};
+use finetune_recipe::{Length, Method, Recipe, ResultChoice};
+use finetune_store::{Holding, recognize};
+
+use crate::base_model::{has_weights, stored_type};
+use crate::error::TrainError;
+use crate::initial_adapter::InitialAdapter;
+use crate::learning::learning_notices;
+use crate::limits;
+use crate::memory::{self, Estimate, Sizing, Subject};
+use crate::place::{Machine, Place};
+use crate::rows::{RowReader, open_tokenizer, rows_notices};
+
+/// How far an examination goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// To the first problem. All that is found is about to be used, so weights are read when the model is loaded.
+    Run,
+    /// To the end: one problem does not hide another, and all weights are read.
+    Validate,
+}
+
+/// What was found. A part is `None` if a problem stood in its way.
+#[derive(Default)]
+pub(crate) struct Examined {
+    pub(crate) directory: Option<PathBuf>,
+    pub(crate) config: Option<ModelConfig>,
+    pub(crate) place: Option<Place>,
+    /// `Some(None)`: the model has no tokenizer, which is no problem as long as rows are tokens.
+    pub(crate) tokenizer: Option<Option<ChatTokenizer>>,
+    pub(crate) train: Option<Dataset>,
+    pub(crate) eval: Option<Dataset>,
+    /// `Some(None)`: all weights are trained.
+    pub(crate) start: Option<Option<InitialAdapter>>,
+    pub(crate) plan: Option<Plan>,
+    /// Steps of the whole run.
+    pub(crate) steps: Option<u64>,
+    /// The tokenizer's files that go into every checkpoint.
+    pub(crate) text: Vec<(String, Vec<u8>)>,
+    pub(crate) sizing: Option<Sizing>,
+    pub(crate) estimate: Option<Estimate>,
+    pub(crate) notices: Vec<String>,
+    /// What `run` refuses, in the order in which it was met.
+    pub(crate) problems: Vec<TrainError>,
+}
+
+/// Everything that a run is put together from.
+pub(crate) struct Ready {
+    pub(crate) directory: PathBuf,
+    pub(crate) place: Place,
+    pub(crate) tokenizer: Option<ChatTokenizer>,
+    pub(crate) train: Dataset,
+    pub(crate) eval: Option<Dataset>,
+    pub(crate) start: Option<InitialAdapter>,
+    pub(crate) plan: Plan,
+    pub(crate) steps: u64,
+    pub(crate) text: Vec<(String, Vec<u8>)>,
+    pub(crate) sizing: Sizing,
+    pub(crate) estimate: Estimate,
+    pub(crate) notices: Vec<String>,
+}
+
+impl Examined {
+    /// All parts, or the first problem.
+    pub(crate) fn ready(mut self) -> Result<Ready, TrainError> {
+        if !self.problems.is_empty() {
+            return Err(self.problems.remove(0));
+        }
+        let whole = "a part is missing only with a problem";
+        Ok(Ready {
+            directory: self.directory.expect(whole),
+            place: self.place.expect(whole),
+            tokenizer: self.tokenizer.expect(whole),
+            train: self.train.expect(whole),
+            eval: self.eval,
+            start: self.start.expect(whole),
+            plan: self.plan.expect(whole),
+            steps: self.steps.expect(whole),
+            text: self.text,
+            sizing: self.sizing.expect(whole),
+            estimate: self.estimate.expect(whole),
+            notices: self.notices,
+        })
+    }
+
+    /// A problem is noted, once, and what hangs on it left out.
+    pub(crate) fn keep<T>(&mut self, result: Result<T, TrainError>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(problem) => {
+                let message = problem.to_string();
+                if self.problems.iter().all(|known| known.to_string() != message) {
+                    self.problems.push(problem);
+                }
+                None
+            }
+        }
+    }
+}
+
+/// Looks at everything that a run needs and can be refused for, but the run directory. `model`: where the recipe's model lies.
+/// `writes`: whether this process writes checkpoints, and so needs the tokenizer's files. `progress` is told rows read. `found`: what
+/// was found before.
+pub(crate) fn examine(
+    found: Examined,
+    recipe: &Recipe,
+    model: Result<PathBuf, TrainError>,
+    machine: &Machine,
+    extent: Extent,
+    writes: bool,
+    progress: &dyn Fn(u64),
+) -> Examined {
+    let mut examiner = Examiner { recipe, machine, extent, writes, progress, found };
+    let stages: [fn(&mut Examiner<'_>); 6] = [
+        |examiner| examiner.look_at_settings(),
+        |examiner| examiner.look_at_model(),
+        |examiner| examiner.look_at_rows(),
+        |examiner| examiner.look_at_start(),
+        |examiner| examiner.look_at_plan(),
+        |examiner| examiner.look_at_memory(),
+    ];
+    examiner.found.directory = examiner.found.keep(model);
+    for stage in stages {
+        if extent == Extent::Run && !examiner.found.problems.is_empty() {
+            break;
+        }
+        stage(&mut examiner);
+    }
+    examiner.found
+}
+
+struct Examiner<'a> {
+    recipe: &'a Recipe,
+    machine: &'a Machine,
+    extent: Extent,
+    writes: bool,
+    progress: &'a dyn Fn(u64),
+    found: Examined,
+}
+
+impl Examiner<'_> {
+    /// What this build does not do yet, and what means less than it says.
+    fn look_at_settings(&mut self) {
+        if let Some(notices) = self.found.keep(check_available(self.recipe)) {
+            self.found.notices.extend(notices);
+        }
+    }
+
+    /// Config, names and shapes of the weights, the device that computes it.
+    fn look_at_model(&mut self) {
+        let Some(directory) = self.found.directory.clone() else { return };
+        let checked = if self.recipe.train.method == Method::Full && !has_weights(&directory) {
+            ModelConfig::load(&directory).map_err(TrainError::from)
+        } else if self.extent == Extent::Validate {
+            Model::check(&directory).map_err(TrainError::of_base)
+        } else {
+            Model::check_shapes(&directory).map_err(TrainError::of_base)
+        };
+        self.found.config = self.found.keep(checked);
+        if let Some(config) = &self.found.config {
+            self.found.notices.extend(config.notices.iter().cloned());
+        }
+        if self.found.config.is_some() {
+            let place = Place::choose(&self.recipe.model, self.machine, stored_type(&directory));
+            self.found.place = self.found.keep(place);
+        }
+        if let Some(place) = &self.found.place {
+            self.found.notices.extend(place.notices.iter().cloned());
+        }
+        self.found.tokenizer = self.found.keep(open_tokenizer(self.recipe, &directory));
+        if let Some(Some(tokenizer)) = &self.found.tokenizer {
+            self.found.notices.extend(tokenizer.notices().iter().cloned());
+        }
+    }
+
+    fn look_at_rows(&mut self) {
+        let (train_files, eval_files) = self.files();
+        let found = &mut self.found;
+        let (Some(directory), Some(config), Some(tokenizer)) = (&found.directory, &found.config, &found.tokenizer)
+        else {
+            // Without model and tokenizer there are no tokens; that a line is no JSON can be said all the same.
+            train_files.iter().chain(&eval_files).for_each(|file| self.look_at_lines(file));
+            return;
+        };
+        let reader = RowReader::new(self.recipe, directory, config, tokenizer.as_ref(), self.progress);
+        let read = |files: &[PathBuf], read: &dyn Fn(&[PathBuf]) -> Result<Dataset, TrainError>| {
+            if files.is_empty() {
+                return Ok(None);
+            }
+            read(files).map(Some).map_err(|error| {
+                // The first file that cannot be read must not hide what is wrong with the next.
+                let alone = || files.iter().filter_map(|file| read(std::slice::from_ref(file)).err());
+                let apart: Vec<TrainError> =
+                    if files.len() > 1 && self.extent == Extent::Validate { alone().collect() } else { Vec::new() };
+                if apart.is_empty() { vec![error] } else { apart }
+            })
+        };
+        let train = read(&train_files, &|files| reader.train(files));
+        let eval = if train.is_ok() || self.extent == Extent::Validate {
+            read(&eval_files, &|files| reader.eval(files))
+        } else {
+            Ok(None)
+        };
+        for (rows, place) in [(train, &mut found.train), (eval, &mut found.eval)] {
+            match rows {
+                Ok(rows) => *place = rows,
+                Err(problems) => found.problems.extend(problems),
+            }
+        }
+        let of = |data: &Option<Dataset>| data.as_ref().map(|data| data.notices.clone()).unwrap_or_default();
+        let notices = rows_notices(of(&found.train), of(&found.eval));
+        found.notices.extend(notices);
+    }
+
+    /// The files of the recipe's data that can be opened; the others are problems, each of its own.
+    fn files(&mut self) -> (Vec<PathBuf>, Vec<PathBuf>) {
+        let (train, eval) = (&self.recipe.data.train, &self.recipe.data.eval);
+        if let Ok(files) = resolve_files(train, eval) {
+            return files;
+        }
+        let found = &mut self.found;
+        let (mut train_files, mut eval_files) = (Vec::new(), Vec::new());
+        for path in train {
+            let files = found.keep(resolve_files(std::slice::from_ref(path), &[]).map_err(Into::into));
+            if let Some((files, beside)) = files {
+                train_files.extend(files);
+                eval_files.extend(beside.into_iter().filter(|_| eval.is_empty()));
+            }
+        }
+        for path in eval {
+            let files = found.keep(resolve_files(&[], std::slice::from_ref(path)).map_err(Into::into));
+            eval_files.extend(files.into_iter().flat_map(|(_, files)| files));
+        }
+        (train_files, eval_files)
+    }
+
+    /// Lines that are no JSON, the first few.
+    fn look_at_lines(&mut self, file: &Path) {
+        const SHOWN: usize = 3;
+        if !matches!(recognize(file), Holding::JsonLines | Holding::JsonObject) {
+            return;
+        }
+        let Ok(opened) = std::fs::File::open(file) else { return };
+        let lines = std::io::BufReader::new(opened).split(b'\n').map_while(Result::ok).zip(1..);
+        let broken = lines.filter(|(line, _)| !line.trim_ascii().is_empty()).filter_map(|(line, number)| {
+            let error = serde_json::from_slice::<serde::de::IgnoredAny>(&line).err()?;
+            Some(format!("{}:{number}:{}: not JSON: {error}", file.display(), error.column()))
+        });
+        let broken: Vec<String> = broken.take(SHOWN).collect();
+        if !broken.is_empty() {
+            self.found.problems.push(TrainError::NotJson { lines: broken });
+        }
+    }
+
+    /// The LoRA branches, and the adapter that they start from.
+    fn look_at_start(&mut self) {
+        let found = &mut self.found;
+        let (Some(directory), Some(config)) = (&found.directory, &found.config) else { return };
+        let start = InitialAdapter::read(self.recipe, config, directory);
+        found.start = found.keep(start);
+        let notices = found.start.iter().flatten().flat_map(|start| start.notices.iter().cloned());
+        found.notices.extend(notices);
+    }
+
+    /// Steps, and what is odd about rows and settings together.
+    fn look_at_plan(&mut self) {
+        let (recipe, found) = (self.recipe, &mut self.found);
+        let (Some(config), Some(train)) = (&found.config, &found.train) else { return };
+        let eval = found.eval.as_ref();
+        let mut notices: Vec<String> = length_notice(train, config).into_iter().collect();
+        if train.counts.unmasked == train.rows.len() && train.rows.iter().any(|row| !row.prompt_text.is_empty()) {
+            notices.push("every token of every row is trained on, prompts included".to_owned());
+        }
+        let plan = Plan::new(train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
+        let steps = total_steps(recipe, &plan);
+        notices.extend(learning_notices(recipe, train, eval, &plan, steps, config));
+        let result = check_result(recipe, eval.is_some());
+        (found.plan, found.steps) = (Some(plan), Some(steps));
+        found.notices.extend(notices);
+        found.keep(result);
+    }
+
+    fn look_at_memory(&mut self) {
+        let (recipe, found) = (self.recipe, &mut self.found);
+        let (Some(directory), Some(config), Some(place)) = (&found.directory, &found.config, &found.place) else {
+            return;
+        };
+        let (Some(train), Some(start), Some(tokenizer)) = (&found.train, &found.start, &found.tokenizer) else {
+            return;
+        };
+        let text = match tokenizer {
+            Some(tokenizer) if self.writes => tokenizer.files(&train.ends.tokens).map_err(TrainError::from),
+            _ => Ok(Vec::new()),
+        };
+        let sizing = |text: &[(String, Vec<u8>)]| Sizing {
+            config: config.clone(),
+            targets: start.as_ref().map(|start| start.targets.clone()),
+            text_bytes: text.iter().map(|(_, bytes)| bytes.len() as u64).sum(),
+            placement: place.placement.clone(),
+            stored: stored_type(directory),
+            has_bf16: place.found.types.contains(&FloatType::BF16),
+        };
+        let sizing = sizing(text.as_deref().unwrap_or_default());
+        let subject = Subject { recipe, train, eval: found.eval.as_ref(), sizing: &sizing };
+        let estimate = subject.estimate();
+        let fits = memory::check(&estimate, place.memory(self.machine), || subject.cheaper_settings());
+        found.text = found.keep(text).unwrap_or_default();
+        found.keep(fits);
+        (found.sizing, found.estimate) = (Some(sizing), Some(estimate));
+    }
+}
+
+/// Steps of the whole run.
+pub(crate) fn total_steps(recipe: &Recipe, plan: &Plan) -> u64 {
+    match recipe.train.length {
+        Length::Epochs(epochs) => epochs.saturating_mul(plan.steps_per_epoch()),
+        Length::Steps(steps) => steps,
+    }
+}
+
+/// Refuses what this build does not do yet, by name; returns what is accepted but means less than it says.
+fn check_available(recipe: &Recipe) -> Result<Vec<String>, TrainError> {
+    let unavailable = |key, value: String, instead| Err(TrainError::Unavailable { key, value, instead });
+    if let Some(quantization) = recipe.model.quantization {
+        return unavailable("model.quantization", quantization.as_str().into(), "yet; leave it out");
+    }
+    if recipe.lora.use_dora {
+        return unavailable("lora.use_dora", "true".into(), "yet; plain LoRA and rsLoRA are");
+    }
+    if !recipe.lora.modules_to_save.is_empty() {
+        return unavailable("lora.modules_to_save", format!("{:?}", recipe.lora.modules_to_save), "yet; leave it out");
+    }
+    limits::check(recipe)?;
+    let mut notices = Vec::new();
+    if recipe.data.packing {
+        let what = "the rows of a micro-batch lie one after the other without padding, and never attend to each other";
+        notices.push(format!("data.packing changes nothing here: {what}"));
+    }
+    Ok(notices)
+}
+
+/// Refuses to promise the best evaluation's checkpoint where nothing is evaluated.
+fn check_result(recipe: &Recipe, has_eval: bool) -> Result<(), TrainError> {
+    match recipe.checkpoint.result {
+        Some(ResultChoice::Best) if !has_eval => Err(TrainError::NoBest),
+        _ => Ok(()),
+    }
+}
+
+/// What to say about rows longer than the model was made for.
+fn length_notice(train: &Dataset, config: &ModelConfig) -> Option<String> {
+    let (longest, limit) = (train.counts.longest, config.max_position_embeddings);
+    (longest > limit).then(|| format!("the longest row has {longest} tokens; the model was made for {limit} positions"))
+}

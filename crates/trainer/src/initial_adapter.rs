@@ -1,0 +1,51 @@
+//! The LoRA branches of a recipe, and the adapter that their values come from.
+
+use std::path::Path;
+
+use finetune_model::adapter::{Adapter, BaseCheck};
+use finetune_model::{LoraTargets, ModelConfig, choose, linear_modules};
+use finetune_recipe::{Method, Recipe};
+
+use crate::error::TrainError;
+use crate::limits;
+use crate::names::RESULTS;
+
+/// The LoRA branches of a recipe, and the values they start from where it names an adapter.
+#[derive(Debug)]
+pub(crate) struct InitialAdapter {
+    pub(crate) targets: LoraTargets,
+    pub(crate) values: Option<Vec<f32>>,
+    /// What is odd about the adapter to start from.
+    pub(crate) notices: Vec<String>,
+}
+
+impl InitialAdapter {
+    /// `None` where all weights are trained. `model`: the directory of the base model.
+    pub(crate) fn read(
+        recipe: &Recipe,
+        config: &ModelConfig,
+        model: &Path,
+    ) -> Result<Option<InitialAdapter>, TrainError> {
+        if recipe.train.method == Method::Full {
+            return Ok(None);
+        }
+        let targets = choose(&recipe.lora, &linear_modules(config))?;
+        limits::check_targets(&targets)?;
+        let Some(path) = &recipe.lora.init_from else {
+            return Ok(Some(InitialAdapter { targets, values: None, notices: Vec::new() }));
+        };
+        // A run stands for its result.
+        let is_adapter = path.join("adapter_config.json").is_file();
+        let inside = path.join(RESULTS[0]);
+        let path = if !is_adapter && inside.is_dir() { &inside } else { path };
+        let adapter = Adapter::read(path, config)?;
+        adapter.expect_targets(&targets, path)?;
+        let mut notices = adapter.notices.clone();
+        match adapter.check_base(model)? {
+            BaseCheck::Same | BaseCheck::Unknown => {}
+            BaseCheck::OtherName(notice) => notices.push(notice),
+            BaseCheck::Other(what) => return Err(TrainError::OtherBase { path: path.clone(), what }),
+        }
+        Ok(Some(InitialAdapter { targets, values: Some(adapter.values), notices }))
+    }
+}

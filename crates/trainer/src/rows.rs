@@ -1,0 +1,100 @@
+//! The rows of a recipe, to train on and to evaluate.
+
+use std::path::{Path, PathBuf};
+
+use finetune_dataset::{ChatTokenizer, Dataset, TextSource, resolve_files, unused_files};
+use finetune_model::ModelConfig;
+use finetune_recipe::Recipe;
+use finetune_store::Cache;
+
+use crate::error::TrainError;
+
+/// Training rows, evaluation rows, and the tokenizer that made them.
+pub struct Data {
+    pub train: Dataset,
+    pub eval: Option<Dataset>,
+    pub tokenizer: Option<ChatTokenizer>,
+}
+
+impl Data {
+    /// What is odd about the rows and the tokenizer. What evaluation rows share with training rows is said once.
+    pub fn notices(&self) -> Vec<String> {
+        let mut notices: Vec<String> =
+            self.tokenizer.iter().flat_map(|tokenizer| tokenizer.notices().iter().cloned()).collect();
+        let eval = self.eval.as_ref().map(|eval| eval.notices.clone()).unwrap_or_default();
+        notices.extend(rows_notices(self.train.notices.clone(), eval));
+        notices
+    }
+}
+
+/// What is odd about training rows, and about evaluation rows where that is something else.
+pub(crate) fn rows_notices(train: Vec<String>, mut eval: Vec<String>) -> Vec<String> {
+    eval.retain(|notice| !train.contains(notice));
+    train.into_iter().chain(eval.into_iter().map(|notice| format!("evaluation rows: {notice}"))).collect()
+}
+
+/// Reads all rows of the recipe. `progress` is told rows read.
+pub fn load_data(
+    recipe: &Recipe,
+    model: &Path,
+    config: &ModelConfig,
+    progress: &dyn Fn(u64),
+) -> Result<Data, TrainError> {
+    let (train_files, eval_files) = resolve_files(&recipe.data.train, &recipe.data.eval)?;
+    let tokenizer = open_tokenizer(recipe, model)?;
+    let reader = RowReader::new(recipe, model, config, tokenizer.as_ref(), progress);
+    let train = reader.train(&train_files)?;
+    let eval = if eval_files.is_empty() { None } else { Some(reader.eval(&eval_files)?) };
+    Ok(Data { train, eval, tokenizer })
+}
+
+/// The tokenizer of the recipe's model with the recipe's template and date.
+pub(crate) fn open_tokenizer(recipe: &Recipe, model: &Path) -> Result<Option<ChatTokenizer>, TrainError> {
+    let (chat_template, date) = (recipe.data.chat_template.as_deref(), recipe.data.date.as_deref());
+    Ok(ChatTokenizer::open(&TextSource { model_dir: model, adapter: None, chat_template, date })?)
+}
+
+/// Reads files of rows as a recipe says.
+pub(crate) struct RowReader<'a> {
+    recipe: &'a Recipe,
+    model: &'a Path,
+    vocabulary: usize,
+    tokenizer: Option<&'a ChatTokenizer>,
+    progress: &'a dyn Fn(u64),
+    /// Where tokens of rows are kept from one command to the next.
+    cache: Option<Cache>,
+}
+
+impl<'a> RowReader<'a> {
+    pub(crate) fn new(
+        recipe: &'a Recipe,
+        model: &'a Path,
+        config: &ModelConfig,
+        tokenizer: Option<&'a ChatTokenizer>,
+        progress: &'a dyn Fn(u64),
+    ) -> RowReader<'a> {
+        RowReader { recipe, model, vocabulary: config.vocabulary, tokenizer, progress, cache: Cache::of_user("rows") }
+    }
+
+    /// Rows to train on; there has to be one.
+    pub(crate) fn train(&self, files: &[PathBuf]) -> Result<Dataset, TrainError> {
+        // One text tells whether the rows have prompts.
+        let mut rows = self.read(files, 1)?;
+        rows.notices.extend(unused_files(&self.recipe.data.train, &self.recipe.data.eval));
+        if rows.rows.is_empty() {
+            return Err(TrainError::NoRows { path: files.first().cloned().unwrap_or_default() });
+        }
+        Ok(rows)
+    }
+
+    /// Rows to evaluate, with the texts of those that are answered.
+    pub(crate) fn eval(&self, files: &[PathBuf]) -> Result<Dataset, TrainError> {
+        self.read(files, self.recipe.eval.samples.max(self.recipe.eval.exact_match))
+    }
+
+    fn read(&self, files: &[PathBuf], keep_text: usize) -> Result<Dataset, TrainError> {
+        let (cache, data) = (self.cache.as_ref(), &self.recipe.data);
+        Dataset::load_kept(cache, files, data, self.tokenizer, self.vocabulary, keep_text, self.progress)
+            .map_err(|error| error.in_model(self.model).into())
+    }
+}

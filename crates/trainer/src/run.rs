@@ -1,0 +1,431 @@
+//! A run: what it is made of, how it computes a step, and what it does between steps.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Instant;
+
+use finetune_allreduce::Reduction;
+use finetune_dataset::{ChatTokenizer, Dataset, Plan};
+use finetune_model::{Backward, BaseName, Batch, LossSum, Model, Randomness};
+use finetune_recipe::Recipe;
+use finetune_store::failpoint;
+
+use crate::adamw::norm;
+use crate::copies::spread;
+use crate::deal::Deal;
+use crate::diverged;
+use crate::error::TrainError;
+use crate::evaluate::{Answers, BeforeAfter, Questions, answer, batch_row, evaluate_together};
+use crate::events::Event;
+use crate::identity::Identity;
+use crate::memory::{Estimate, Sizing, Subject};
+use crate::metrics::{EvalRow, RankRow, Row};
+use crate::objective::Objective;
+use crate::pace::Pace;
+use crate::ranks::{Ranks, Sums};
+use crate::report;
+use crate::run_directory::{RunDirectory, keeps_best};
+use crate::schedule::Schedule;
+use crate::snapshot::Snapshot;
+use crate::state::{Best, TrainState};
+use crate::summary::{Summary, before_and_after};
+
+/// Steps after which ranks compare their states, checkpoints aside.
+const COMPARE_EVERY: u64 = 50;
+
+/// Rows that an error names in full.
+const SHOWN: usize = 8;
+
+/// A run, ready to go on from `state`.
+pub struct Run {
+    pub recipe: Recipe,
+    pub model: Model,
+    pub train: Dataset,
+    pub eval: Option<Dataset>,
+    /// `None` only where every row is tokens already and the model directory has no tokenizer.
+    pub tokenizer: Option<ChatTokenizer>,
+    pub plan: Plan,
+    /// Steps of the whole run.
+    pub steps: u64,
+    pub schedule: Schedule,
+    pub(crate) objective: Objective,
+    pub state: TrainState,
+    pub ranks: Arc<Ranks>,
+    /// Where it is computed, and in what.
+    pub device: String,
+    pub estimate: Estimate,
+    pub(crate) sizing: Sizing,
+    /// Rank 0's.
+    pub(crate) directory: Option<RunDirectory>,
+    pub(crate) identity: Identity,
+    /// What adapter_config.json calls the base model.
+    pub(crate) base: BaseName,
+    /// Weights and config.json of the base model, by which another one is known.
+    pub(crate) base_digest: String,
+    /// YYYY-MM-DD, what a chat template's "today" is.
+    pub date: String,
+    /// Rank 0's: the files by which another program writes and ends text as this run does, for results and checkpoints.
+    pub(crate) text: Vec<(String, Vec<u8>)>,
+}
+
+/// What a step came to, over all ranks.
+pub(crate) struct StepSums {
+    pub(crate) sums: Sums,
+    pub(crate) ranks: Vec<RankRow>,
+    /// Index and loss of each row that this rank computed.
+    pub(crate) rows: Vec<(usize, f64)>,
+}
+
+impl Run {
+    /// Sums of loss and gradients over this step's rows, of all ranks, in the range of the numbers that are computed in: where
+    /// f16 overflows on the way back, the step is computed again from half the loss scale. No row is skipped for it.
+    pub(crate) fn step_sums(
+        &mut self,
+        deal: &Deal,
+        pace: &Pace,
+        gradients: &mut [Vec<f32>],
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<StepSums, TrainError> {
+        loop {
+            let start = Instant::now();
+            // Its time counts as this rank's: one that cannot be heard holds the others up as one that computes slowly does.
+            tell(Event::Working { step: self.state.step + 1, seconds: pace.seconds(), saved: pace.saved });
+            let step = self.forward_and_backward(deal, start, gradients)?;
+            let overflow = step.sums.loss.is_finite() && !norm(&gradients[0]).is_finite();
+            if !overflow || !self.state.loss_scale.halve() {
+                self.state.loss_scale.passed(overflow);
+                return Ok(step);
+            }
+            tell(Event::LossScale { step: self.state.step + 1, scale: self.state.loss_scale.scale });
+        }
+    }
+
+    /// Sums of loss and gradients over this step's rows, of all ranks. The first of `gradients`, one per share of this rank,
+    /// gets the sum.
+    fn forward_and_backward(
+        &mut self,
+        deal: &Deal,
+        start: Instant,
+        gradients: &mut [Vec<f32>],
+    ) -> Result<StepSums, TrainError> {
+        self.ranks.group().set_step(self.state.step + 1);
+        let backward = Backward {
+            randomness: Randomness { seed: self.recipe.seed, step: self.state.step },
+            checkpointing: self.recipe.train.gradient_checkpointing,
+            loss_scale: self.state.loss_scale.scale,
+            coefficients: self.objective.coefficients(),
+        };
+        let (mut shares, mut rows) = (Vec::new(), Vec::new());
+        for (share, gradients) in deal.of(self.ranks.group().rank()).zip(&mut *gradients) {
+            gradients.fill(0.0);
+            let share = self.plan.share(self.state.step, share, deal.shares());
+            let mut sums = Sums::default();
+            for micro_batch in share.chunks(self.recipe.train.micro_batch_size) {
+                self.ranks.group().keep_alive();
+                let batch =
+                    Batch { rows: micro_batch.iter().map(|&row| batch_row(row, &self.train.rows[row])).collect() };
+                let LossSum { loss, trained_tokens, row_losses } =
+                    self.model.loss_and_gradients(&batch, backward, gradients)?;
+                sums.loss += loss;
+                sums.trained_tokens += trained_tokens;
+                sums.tokens += batch.tokens();
+                rows.extend(micro_batch.iter().copied().zip(row_losses));
+            }
+            shares.push(sums);
+        }
+        failpoint::hit("train.reduce");
+        let (sums, ranks) = self.ranks.sum_losses(deal, &shares, start.elapsed().as_secs_f64())?;
+        self.ranks.sum_gradients(deal, gradients)?;
+        Ok(StepSums { sums, ranks, rows })
+    }
+
+    /// Settings that would need less memory, and how much.
+    pub fn cheaper_settings(&self) -> Vec<String> {
+        Subject { recipe: &self.recipe, train: &self.train, eval: self.eval.as_ref(), sizing: &self.sizing }
+            .cheaper_settings()
+    }
+
+    /// Stops before a loss or gradient that is not finite changes anything, naming the rows to look at.
+    pub(crate) fn ensure_finite(&self, sums: &Sums, grad_norm: f64, rows: &[(usize, f64)]) -> Result<(), TrainError> {
+        match (sums.loss.is_finite(), grad_norm.is_finite()) {
+            (true, true) => Ok(()),
+            (false, _) => Err(self.not_finite("the loss", rows)?),
+            (true, false) => Err(self.not_finite("the gradient", rows)?),
+        }
+    }
+
+    /// An update too large for f32 is not saved. (A finite gradient can still give one.)
+    pub(crate) fn ensure_finite_parameters(&self, rows: &[(usize, f64)]) -> Result<(), TrainError> {
+        if self.state.parameters.iter().all(|value| value.is_finite()) {
+            return Ok(());
+        }
+        Err(self.not_finite("a parameter after the update", rows)?)
+    }
+
+    /// The error that names the rows of this step whose loss is not finite on some rank; all of them where each is.
+    fn not_finite(&self, what: &'static str, mine: &[(usize, f64)]) -> Result<TrainError, TrainError> {
+        let rows = self.plan.rows(self.state.step);
+        let bad = |row: &usize| mine.iter().any(|(computed, loss)| computed == row && !loss.is_finite());
+        let mut counts: Vec<f32> = rows.iter().map(|row| f32::from(u8::from(bad(row)))).collect();
+        self.ranks.group().all_reduce(&mut counts, Reduction::Sum)?;
+        let suspects: Vec<usize> =
+            rows.iter().zip(&counts).filter(|(_, count)| **count > 0.0).map(|(row, _)| *row).collect();
+        let suspects = if suspects.is_empty() { rows } else { suspects };
+        Ok(not_finite(what, self.state.step + 1, &self.train, &suspects))
+    }
+
+    /// What comes before the first step of this process: the loss on held-back rows before any training, or the evaluation that
+    /// a signal has given up. Returns the signal that asks to stop, 0 if none does.
+    pub(crate) fn begin(
+        &mut self,
+        deal: &Deal,
+        stop: &AtomicI32,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<i32, TrainError> {
+        self.tell_of_another_curve(tell);
+        let given_up = self.state.evaluation_due;
+        if given_up && let Some(directory) = &mut self.directory {
+            directory.metrics.forget_evaluation(self.state.step)?;
+        }
+        self.state.evaluation_due |= self.state.step == 0 && self.eval.is_some();
+        let improved = self.evaluate(deal, stop, tell)?;
+        let asked = self.asked_to_stop(stop)?;
+        // Where it was given up again, its checkpoint says so already.
+        if given_up && !self.state.evaluation_due && (self.is_done() || self.checkpoint_due(improved)) {
+            self.save(tell)?;
+        }
+        Ok(asked)
+    }
+
+    /// Evaluates and saves where it is time to. Returns the signal that asks to stop, 0 if none does.
+    pub(crate) fn look_and_save(
+        &mut self,
+        deal: &Deal,
+        pace: &mut Pace,
+        stop: &AtomicI32,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<i32, TrainError> {
+        self.state.evaluation_due = self.evaluation_due();
+        let improved = self.evaluate(deal, stop, tell)?;
+        failpoint::hit("train.evaluated");
+        let asked = self.asked_to_stop(stop)?;
+        if asked != 0 {
+            tell(Event::Stopping { step: self.state.step });
+        }
+        if self.is_done() || asked != 0 || self.checkpoint_due(improved) {
+            self.save(tell)?;
+            pace.saved = self.state.step;
+        } else if self.state.step.is_multiple_of(COMPARE_EVERY) {
+            self.compare()?;
+        } else if pace.report_due()
+            && let Some(directory) = &self.directory
+        {
+            report::write(&self.snapshot(), &directory.directory, &directory.metrics.rows)?;
+        }
+        Ok(asked)
+    }
+
+    /// No step is left to do.
+    fn is_done(&self) -> bool {
+        self.state.step >= self.steps || self.state.stopped_early
+    }
+
+    /// Whether a run that stops now has something to go on with.
+    pub(crate) fn is_unfinished(&self) -> bool {
+        !self.is_done() || self.state.evaluation_due
+    }
+
+    /// A run that is resumed with another number of steps goes on along another curve.
+    fn tell_of_another_curve(&self, tell: &mut dyn FnMut(Event<'_>)) {
+        let rows = self.directory.as_ref().map_or(&[] as &[Row], |directory| directory.metrics.rows.as_slice());
+        let last = rows.iter().rev().find_map(|row| if let Row::Step(row) = row { Some(row) } else { None });
+        let Some(last) = last.filter(|row| row.step == self.state.step) else { return };
+        let (was, now) = (last.learning_rate, self.schedule.at(last.step - 1));
+        if (was - now).abs() > 1e-9 * was.abs().max(now.abs()) && !self.is_done() {
+            tell(Event::CurveChanged { step: last.step, was, now });
+        }
+    }
+
+    /// The signal that a rank was asked to stop with, 0 if none was.
+    fn asked_to_stop(&self, stop: &AtomicI32) -> Result<i32, TrainError> {
+        Ok(self.ranks.largest(stop.load(Ordering::SeqCst))?)
+    }
+
+    /// Whether all ranks still have the same numbers.
+    fn compare(&self) -> Result<(), TrainError> {
+        self.ranks.expect_same(&[("state", self.state.digest())]).map_err(|error| match error {
+            TrainError::Differ { differences } => TrainError::Drifted { step: self.state.step, differences },
+            error => error,
+        })
+    }
+
+    /// What can be done after numbers that are not finite. Only rank 0 says it.
+    pub(crate) fn ways_on(&self) -> Vec<String> {
+        let ways_on = |kept: &RunDirectory| diverged::ways_on(&self.recipe, &kept.directory, &kept.metrics.rows);
+        self.directory.as_ref().map(ways_on).unwrap_or_default()
+    }
+
+    /// The newest checkpoint, on rank 0; none where the run was diverging already when it was saved.
+    pub(crate) fn saved(&self) -> Option<PathBuf> {
+        let directory = self.directory.as_ref()?;
+        directory.saved.clone().filter(|path| diverged::is_safe(&directory.metrics.rows, path))
+    }
+
+    pub(crate) fn write(&mut self, row: Row) -> Result<(), TrainError> {
+        self.directory.as_mut().map_or(Ok(()), |directory| Ok(directory.metrics.append(row)?))
+    }
+
+    fn evaluation_due(&self) -> bool {
+        let (every, step) = (self.recipe.eval.every, self.state.step);
+        self.eval.is_some() && (step == self.steps || (every > 0 && step.is_multiple_of(every)))
+    }
+
+    fn checkpoint_due(&self, improved: bool) -> bool {
+        let every = self.recipe.checkpoint.every;
+        (every > 0 && self.state.step.is_multiple_of(every)) || (improved && keeps_best(&self.recipe))
+    }
+
+    /// Makes the evaluation that is due, writes its row and returns whether it is the best so far. A signal gives it up: it stays
+    /// due.
+    fn evaluate(&mut self, deal: &Deal, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<bool, TrainError> {
+        let Some(data) = self.eval.as_ref().filter(|_| self.state.evaluation_due) else { return Ok(false) };
+        let (step, rows) = (self.state.step, data.rows.len());
+        tell(Event::Evaluating { rows });
+        let micro_batch_size = self.recipe.train.micro_batch_size;
+        let sums = evaluate_together(&self.model, data, micro_batch_size, &self.ranks, deal, &mut |done| {
+            tell(Event::EvaluatedRows { done, rows });
+            stop.load(Ordering::SeqCst) == 0
+        })?;
+        let Some(sums) = sums else { return Ok(false) };
+        let eval_loss = sums.loss / sums.trained_tokens.max(1) as f64;
+        if !eval_loss.is_finite() && step == 0 {
+            // Nothing has been trained that could have diverged.
+            let rows = sums.bad_rows().into_iter().take(SHOWN).map(|row| data.origin(row)).collect();
+            return Err(TrainError::NotFiniteEvaluation { rows });
+        }
+        if !eval_loss.is_finite() {
+            return Err(not_finite("the evaluation's loss", step, data, &sums.bad_rows()));
+        }
+        self.state.evaluation_due = false;
+        let row = EvalRow { step, eval_loss, eval_tokens: sums.trained_tokens };
+        if step == 0 {
+            // No checkpoint holds it, so it is nothing to go back to.
+            tell(Event::Evaluated { row: &row, best: false });
+            self.write(Row::Eval(row))?;
+            return Ok(false);
+        }
+        let best = self.state.best.is_none_or(|best| eval_loss < best.eval_loss);
+        if best {
+            self.state.best = Some(Best { step, eval_loss });
+            self.state.evaluations_without_improvement = 0;
+        } else {
+            self.state.evaluations_without_improvement += 1;
+        }
+        tell(Event::Evaluated { row: &row, best });
+        self.write(Row::Eval(row))?;
+        let waited = self.state.evaluations_without_improvement;
+        if self.recipe.eval.early_stopping_patience.is_some_and(|patience| waited >= patience.max(1)) {
+            self.state.stopped_early = true;
+            tell(Event::StoppingEarly { step, evaluations: waited });
+        }
+        Ok(best)
+    }
+
+    /// Saves what all ranks agree on.
+    fn save(&mut self, tell: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
+        self.compare()?;
+        let saved = self.directory.as_ref().map(|directory| directory.save(&self.snapshot())).transpose()?;
+        if let (Some(path), Some(directory)) = (saved, &mut self.directory) {
+            directory.saved = Some(path.clone());
+            tell(Event::Saved { step: self.state.step, path });
+        }
+        if let Some(directory) = &self.directory {
+            directory.tidy(&self.snapshot())?;
+        }
+        let directory = self.directory.as_ref().map(|directory| directory.directory.as_path());
+        spread(&self.ranks, &self.recipe, directory, self.state.step, tell)
+    }
+
+    /// Writes the result. No rank leaves before it is there.
+    pub(crate) fn finish(&self) -> Result<(), TrainError> {
+        if let Some(directory) = &self.directory {
+            // Once more for a run that was killed between its last save and the pruning after it.
+            let snapshot = self.snapshot();
+            directory.prune(&snapshot)?;
+            failpoint::hit("train.publish");
+            directory.publish(&snapshot)?;
+            failpoint::hit("train.published");
+            report::write_last(&snapshot, &directory.directory, &directory.metrics.rows)?;
+        }
+        Ok(self.ranks.group().barrier()?)
+    }
+
+    /// Answers to held-back rows, kept in the run directory: a resumed run has its first answers still.
+    pub(crate) fn answers(
+        &self,
+        when: &'static str,
+        stop: &AtomicI32,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Option<Answers>, TrainError> {
+        let (Some(data), Some(tokenizer)) = (&self.eval, &self.tokenizer) else { return Ok(None) };
+        let eval = &self.recipe.eval;
+        let questions =
+            Questions { shown: eval.samples, scored: eval.exact_match, max_new_tokens: eval.max_new_tokens };
+        let rows = questions.rows(data);
+        let mut kept =
+            self.directory.as_ref().map(|directory| BeforeAfter::read(&directory.directory)).unwrap_or_default();
+        if rows == 0 || (when == "before" && self.state.step > 0) {
+            return Ok(if when == "before" { kept.before } else { None });
+        }
+        let answers = answer(&self.model, data, tokenizer, questions, &self.ranks, &mut |done| {
+            tell(Event::Answering { done, rows });
+            self.ranks.group().keep_alive();
+            stop.load(Ordering::SeqCst) == 0
+        })?;
+        let Some(answers) = answers else { return Ok(None) };
+        tell(Event::Answered { when, answers: &answers });
+        if let Some(directory) = &self.directory {
+            let place = if when == "before" { &mut kept.before } else { &mut kept.after };
+            *place = Some(answers.clone());
+            kept.write(&directory.directory)?;
+        }
+        Ok(Some(answers))
+    }
+
+    pub(crate) fn summary(&self) -> Summary {
+        let rows = self.directory.as_ref().map_or(&[] as &[Row], |directory| directory.metrics.rows.as_slice());
+        let (state, recipe) = (&self.state, &self.recipe);
+        let result_step = self.directory.as_ref().map_or(state.step, |directory| directory.result_step(recipe, state));
+        let (loss, eval) = before_and_after(rows, result_step);
+        Summary { loss, eval, best: state.best, result_step }
+    }
+
+    /// The run as its directory and its report show it.
+    pub(crate) fn snapshot(&self) -> Snapshot<'_> {
+        Snapshot {
+            recipe: &self.recipe,
+            model: &self.model,
+            train: &self.train,
+            eval: self.eval.as_ref(),
+            tokenizer: self.tokenizer.as_ref(),
+            steps: self.steps,
+            state: &self.state,
+            who: self.ranks.group().who(),
+            device: &self.device,
+            estimate: &self.estimate,
+            identity: &self.identity,
+            base: &self.base,
+            base_digest: &self.base_digest,
+            date: &self.date,
+            text: &self.text,
+        }
+    }
+}
+
+/// The error that names these rows of a dataset, the first few in full.
+pub(crate) fn not_finite(what: &'static str, step: u64, data: &Dataset, rows: &[usize]) -> TrainError {
+    const SHOWN: usize = 8;
+    let named = rows.iter().take(SHOWN).map(|&row| data.origin(row)).collect();
+    TrainError::NotFinite { what, step, rows: named, more: rows.len().saturating_sub(SHOWN), ways: Vec::new() }
+}

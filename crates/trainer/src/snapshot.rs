@@ -1,0 +1,31 @@
+//! A run as its directory and its report show it: everything but the directory itself.
+
+use finetune_allreduce::Who;
+use finetune_dataset::{ChatTokenizer, Dataset};
+use finetune_model::{BaseName, Model};
+use finetune_recipe::Recipe;
+
+use crate::identity::Identity;
+use crate::memory::Estimate;
+use crate::state::TrainState;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Snapshot<'a> {
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) model: &'a Model,
+    pub(crate) train: &'a Dataset,
+    pub(crate) eval: Option<&'a Dataset>,
+    pub(crate) tokenizer: Option<&'a ChatTokenizer>,
+    /// Steps of the whole run.
+    pub(crate) steps: u64,
+    pub(crate) state: &'a TrainState,
+    /// Each rank.
+    pub(crate) who: &'a [Who],
+    pub(crate) device: &'a str,
+    pub(crate) estimate: &'a Estimate,
+    pub(crate) identity: &'a Identity,
+    pub(crate) base: &'a BaseName,
+    pub(crate) base_digest: &'a str,
+    pub(crate) date: &'a str,
+    pub(crate) text: &'a [(String, Vec<u8>)],
+}
