@@ -1,7 +1,7 @@
 //! Why a row cannot be used, or why none can.
 
 use crate::error::DatasetError;
-use crate::jsonl::RowProblem;
+use crate::problem::RowProblem;
 
 pub(crate) enum Failure {
     Row(RowProblem),
@@ -20,9 +20,8 @@ impl From<RowProblem> for Failure {
 impl From<DatasetError> for Failure {
     fn from(error: DatasetError) -> Self {
         match error {
-            DatasetError::Template { reason } | DatasetError::Tokenizer { reason } => {
-                Self::Row(RowProblem::new(reason))
-            }
+            DatasetError::Template(problem) => Self::Row(RowProblem::Template(problem)),
+            DatasetError::Tokenizer { reason } => Self::Row(RowProblem::Tokenizer(reason)),
             // A template that ran out of its bounds among them.
             other => Self::All(other),
         }

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::integers;
+use crate::json::{kind, value};
+use crate::problem::RowProblem;
 
 /// Bytes of a line. A row of a million tokens has some four million.
 pub(crate) const LONGEST_LINE: usize = 16 << 20;
@@ -18,31 +19,6 @@ const BLOCK_BYTES: usize = 16 << 20;
 
 /// The mark that programs on Windows put in front of UTF-8 text.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
-
-/// What is wrong with a row, before it is known where the row came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RowProblem {
-    /// From 1, in bytes.
-    pub(crate) column: Option<usize>,
-    pub(crate) reason: String,
-    pub(crate) expected: Option<String>,
-}
-
-impl RowProblem {
-    pub(crate) fn new(reason: impl Into<String>) -> Self {
-        Self { column: None, reason: reason.into(), expected: None }
-    }
-
-    pub(crate) fn at(mut self, column: usize) -> Self {
-        self.column = Some(column);
-        self
-    }
-
-    pub(crate) fn expected(mut self, expected: impl Into<String>) -> Self {
-        self.expected = Some(expected.into());
-        self
-    }
-}
 
 pub(crate) struct Line {
     /// From 1.
@@ -112,54 +88,31 @@ impl Lines {
 /// The JSON object on a line.
 pub(crate) fn object(bytes: &[u8]) -> Result<Map<String, Value>, RowProblem> {
     if bytes.len() > LONGEST_LINE {
-        return Err(RowProblem::new(format!("the line is longer than {} MiB", LONGEST_LINE >> 20)));
+        return Err(RowProblem::LongLine(LONGEST_LINE >> 20));
     }
-    let text = std::str::from_utf8(bytes).map_err(|error| {
-        let place = error.valid_up_to();
-        let what = match bytes {
-            [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => "the file is UTF-16".to_owned(),
-            _ => format!("invalid UTF-8 at byte {place} of the line"),
-        };
-        RowProblem::new(what).at(place + 1).expected("UTF-8 text")
+    let text = std::str::from_utf8(bytes).map_err(|error| match bytes {
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => RowProblem::Utf16,
+        _ => RowProblem::NotUtf8(error.valid_up_to()),
     })?;
     if let Some(place) = text.find('\0') {
-        return Err(RowProblem::new(format!("a NUL character at byte {place} of the line")).at(place + 1));
+        return Err(RowProblem::NulCharacter(place));
     }
     // serde_json stops at 128 levels of nesting by itself.
     match value(text) {
         Ok(Value::Object(object)) => Ok(object),
-        Ok(other) => {
-            Err(RowProblem::new(format!("the line is {}", kind(&other))).expected("one JSON object on each line"))
-        }
+        Ok(other) => Err(RowProblem::NotAnObject(kind(&other))),
         Err(error) => {
             let full = error.to_string();
-            let reason = full.split(" at line ").next().unwrap_or(&full);
-            let problem = RowProblem::new(format!("not JSON: {reason}")).at(error.column().max(1));
-            Err(if text.trim_start().starts_with('[') {
-                problem.expected("one JSON object on each line, not one array over all")
+            let reason = full.split(" at line ").next().unwrap_or(&full).to_owned();
+            let expected = if text.trim_start().starts_with('[') {
+                Some("one JSON object on each line, not one array over all")
             } else if error.is_eof() {
-                problem.expected("one JSON object on each line, not one over several")
+                Some("one JSON object on each line, not one over several")
             } else {
-                problem
-            })
+                None
+            };
+            Err(RowProblem::NotJson { reason, column: error.column().max(1), expected })
         }
-    }
-}
-
-/// A JSON value, wherever in a row it is written.
-pub(crate) fn value(text: &str) -> Result<Value, serde_json::Error> {
-    serde_json::from_str(&integers::marked(text))
-}
-
-/// A JSON value's type, with its article.
-pub(crate) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
     }
 }
 

@@ -12,8 +12,9 @@ use minijinja::Value;
 
 use crate::error::DatasetError;
 use crate::failure::Failure;
-use crate::jsonl::RowProblem;
+use crate::problem::RowProblem;
 use crate::template::{ChatTemplate, Rendered};
+use crate::template_problem::Unrendered;
 
 /// Turns of a conversation whose prefixes are all rendered. Of longer ones a sample is, since the time of all would grow with
 /// the square of their number.
@@ -69,12 +70,7 @@ impl Conversation<'_> {
             return Ok(blocks);
         }
         if blocks.len() != assistant_turns.len() {
-            return Err(RowProblem::new(format!(
-                "the chat template wrote {} generation blocks for {} assistant turns",
-                blocks.len(),
-                assistant_turns.len()
-            ))
-            .into());
+            return Err(RowProblem::BlockCount { blocks: blocks.len(), turns: assistant_turns.len() }.into());
         }
         let wanted = assistant_turns.iter().zip(blocks).filter(|(turn, _)| turns.binary_search(turn).is_ok());
         Ok(wanted.map(|(_, block)| block).collect())
@@ -91,12 +87,7 @@ impl Conversation<'_> {
                 return Ok(spans);
             }
             if turns.len() as u64 * full.text.len() as u64 > MOST_RENDERED {
-                return Err(RowProblem::new(format!(
-                    "its {} answers cannot be told apart without rendering the conversation as often",
-                    turns.len()
-                ))
-                .expected("shorter conversations, or data.train_on = \"last\"")
-                .into());
+                return Err(RowProblem::ManyAnswers(turns.len()).into());
             }
         }
         let mut spans: Vec<Range<usize>> = Vec::with_capacity(turns.len());
@@ -228,23 +219,23 @@ impl<'a> Frame<'a> {
     }
 }
 
-fn refused(turn: usize, what: &str) -> RowProblem {
-    RowProblem::new(format!("turn {} (assistant): the chat template does not render {what}", turn + 1))
-        .expected("a template that adds each turn to what it wrote before, or marks it with {% generation %}")
+/// A turn, counted from 0, that cannot be told from the rest of its conversation.
+pub(crate) fn not_rendered(turn: usize, what: Unrendered) -> RowProblem {
+    RowProblem::NotRendered { turn: turn + 1, what }
 }
 
-pub(crate) fn not_behind_its_prompt(turn: usize) -> RowProblem {
-    refused(turn, "it behind its own generation prompt")
+fn not_behind_its_prompt(turn: usize) -> RowProblem {
+    not_rendered(turn, Unrendered::BehindPrompt)
 }
 
 fn changes(turn: usize) -> RowProblem {
-    refused(turn, "it the same once later messages follow")
+    not_rendered(turn, Unrendered::SameLater)
 }
 
-/// What a template says of a part of a conversation.
-pub(crate) fn within(turn: usize, what: &str, error: DatasetError) -> Failure {
+/// The failure to render a part of a conversation, told as a problem of a turn.
+pub(crate) fn within(turn: usize, part: &'static str, error: DatasetError) -> Failure {
     match error {
-        DatasetError::Template { reason } => refused(turn, &format!("{what}: {reason}")).into(),
+        DatasetError::Template(problem) => not_rendered(turn, Unrendered::Part { part, problem }).into(),
         other => Failure::All(other),
     }
 }

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use serde_json::{Map, Value};
 
-use crate::jsonl::{self, RowProblem, kind};
-use crate::row::{missing, wrong};
+use crate::format_problem::{FLAG, FormatProblem, RANGES};
+use crate::json::{self, kind};
 
 /// Keys of a message that say whether it is trained on: OpenAI's and Mistral's fine-tuning, axolotl, ms-swift.
 const FLAGS: [&str; 8] = ["weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "loss_scale"];
@@ -43,7 +43,7 @@ pub(crate) struct Messages {
 
 /// Checks the messages of a list, and drops what is null: transformers' `apply_chat_template` drops a message's keys whose
 /// value is null, at its top level only, since within the arguments of a call null is data.
-pub(crate) fn read(items: Vec<Value>, list: &str) -> Result<Messages, RowProblem> {
+pub(crate) fn read(items: Vec<Value>, list: &str) -> Result<Messages, FormatProblem> {
     let mut messages = Messages::default();
     for (index, item) in items.into_iter().enumerate() {
         messages.push(item, &format!("{list}[{index}]"), list)?;
@@ -52,16 +52,16 @@ pub(crate) fn read(items: Vec<Value>, list: &str) -> Result<Messages, RowProblem
 }
 
 impl Messages {
-    fn push(&mut self, item: Value, path: &str, list: &str) -> Result<(), RowProblem> {
+    fn push(&mut self, item: Value, path: &str, list: &str) -> Result<(), FormatProblem> {
         let mut message = match item {
             Value::Object(message) => message,
-            other => return Err(wrong(path, &other, "an object with \"role\" and \"content\"")),
+            other => return Err(FormatProblem::wrong(path, &other, "an object with \"role\" and \"content\"")),
         };
         let role = match message.get("role") {
             Some(Value::String(role)) if !role.is_empty() => role.clone(),
-            Some(Value::String(_)) => return Err(RowProblem::new(format!("{path}.role is empty"))),
-            Some(other) => return Err(wrong(&format!("{path}.role"), other, "a string")),
-            None => return Err(missing(&format!("{path}.role"))),
+            Some(Value::String(_)) => return Err(FormatProblem::Empty(format!("{path}.role"))),
+            Some(other) => return Err(FormatProblem::wrong(&format!("{path}.role"), other, "a string")),
+            None => return Err(FormatProblem::Missing(format!("{path}.role"))),
         };
         check_calls(&mut message, path)?;
         check_content(&message, path)?;
@@ -103,20 +103,17 @@ pub(crate) fn is_flag(key: &str) -> bool {
 
 /// Calls of tools: a list of objects, or a string that holds one. No calls and an empty list are the same: Arrow fills in
 /// either, and templates that only ask whether the key is there would write the end of a call that never began.
-fn check_calls(message: &mut Map<String, Value>, path: &str) -> Result<(), RowProblem> {
+fn check_calls(message: &mut Map<String, Value>, path: &str) -> Result<(), FormatProblem> {
     if message.get("function_call").is_some_and(|call| !call.is_null()) {
-        return Err(RowProblem::new(format!(
-            "{path}.function_call is the old form of a call, which no chat template knows"
-        ))
-        .expected("\"tool_calls\": [{\"type\": \"function\", \"function\": {\"name\", \"arguments\"}}]"));
+        return Err(FormatProblem::OldCall(path.to_owned()));
     }
     let Some(calls) = message.get_mut("tool_calls") else { return Ok(()) };
     let parsed = match calls {
         Value::String(text) if text.trim().is_empty() => Some(Value::Null),
-        Value::String(text) => Some(
-            jsonl::value(text)
-                .map_err(|error| RowProblem::new(format!("{path}.tool_calls is a string that is not JSON: {error}")))?,
-        ),
+        Value::String(text) => Some(json::value(text).map_err(|error| FormatProblem::NotJson {
+            path: format!("{path}.tool_calls"),
+            reason: error.to_string(),
+        })?),
         _ => None,
     };
     if let Some(parsed) = parsed {
@@ -130,40 +127,41 @@ fn check_calls(message: &mut Map<String, Value>, path: &str) -> Result<(), RowPr
         Value::Array(items) => match items.iter().position(|item| !item.is_object()) {
             None => Ok(()),
             Some(index) => {
-                Err(wrong(&format!("{path}.tool_calls[{index}]"), &items[index], "an object with \"function\""))
+                let path = format!("{path}.tool_calls[{index}]");
+                Err(FormatProblem::wrong(&path, &items[index], "an object with \"function\""))
             }
         },
-        other => Err(wrong(&format!("{path}.tool_calls"), other, "a list of calls")),
+        other => Err(FormatProblem::wrong(&format!("{path}.tool_calls"), other, "a list of calls")),
     }
 }
 
-fn check_content(message: &Map<String, Value>, path: &str) -> Result<(), RowProblem> {
+fn check_content(message: &Map<String, Value>, path: &str) -> Result<(), FormatProblem> {
     let without_content = message.get("tool_calls").is_some_and(Value::is_array);
     match message.get("content") {
         Some(Value::String(_)) => Ok(()),
         Some(Value::Array(parts)) => check_parts(parts, path),
         None | Some(Value::Null) if without_content => Ok(()),
-        Some(other) => Err(wrong(&format!("{path}.content"), other, "a string, or a list of text parts")),
-        None => Err(missing(&format!("{path}.content"))),
+        Some(other) => {
+            Err(FormatProblem::wrong(&format!("{path}.content"), other, "a string, or a list of text parts"))
+        }
+        None => Err(FormatProblem::Missing(format!("{path}.content"))),
     }
 }
 
-fn check_parts(parts: &[Value], path: &str) -> Result<(), RowProblem> {
+fn check_parts(parts: &[Value], path: &str) -> Result<(), FormatProblem> {
     for (index, part) in parts.iter().enumerate() {
         let path = format!("{path}.content[{index}]");
         match (part.get("type").and_then(Value::as_str), part.get("text")) {
             (Some("text"), Some(Value::String(_))) => {}
-            (Some("text"), Some(other)) => return Err(wrong(&format!("{path}.text"), other, "a string")),
-            (Some("text"), None) => return Err(missing(&format!("{path}.text"))),
+            (Some("text"), Some(other)) => {
+                return Err(FormatProblem::wrong(&format!("{path}.text"), other, "a string"));
+            }
+            (Some("text"), None) => return Err(FormatProblem::Missing(format!("{path}.text"))),
             (Some(other), _) => {
-                let shown: String = other.chars().take(40).collect();
-                return Err(RowProblem::new(format!("{path} has the type {shown:?}: only text can be trained on")));
+                let kind = other.chars().take(40).collect();
+                return Err(FormatProblem::OtherPart { path, kind });
             }
-            (None, _) => {
-                return Err(
-                    RowProblem::new(format!("{path} has no type")).expected("{\"type\": \"text\", \"text\": \"...\"}")
-                );
-            }
+            (None, _) => return Err(FormatProblem::PartWithoutType(path)),
         }
     }
     Ok(())
@@ -174,8 +172,8 @@ pub(crate) fn training(
     message: &Map<String, Value>,
     role: &str,
     path: &str,
-    text: &str,
-) -> Result<Training, RowProblem> {
+    text: &'static str,
+) -> Result<Training, FormatProblem> {
     let mut training = Training::default();
     for key in FLAGS {
         let Some(value) = message.get(key).filter(|value| !value.is_null()) else { continue };
@@ -184,24 +182,23 @@ pub(crate) fn training(
             Some(true) => {}
             Some(false) => training.muted = true,
             None => {
-                let what = match value {
-                    Value::Number(number) => format!("{path}.{key} is {number}: a message is trained on or not"),
-                    other => format!("{path}.{key} is {}", kind(other)),
-                };
-                return Err(RowProblem::new(what).expected("0 or 1 (or false or true)"));
+                let path = format!("{path}.{key}");
+                return Err(match value {
+                    Value::Number(number) => FormatProblem::PartialWeight { path, number: number.to_string() },
+                    other => FormatProblem::wrong(&path, other, FLAG),
+                });
             }
         }
     }
     if let Some(value) = message.get("mask").filter(|value| !value.is_null()) {
         // Some dumps hide what is marked so, others show it.
-        let what = format!("{path}.mask is {}, which has no one meaning", kind(value));
-        return Err(RowProblem::new(what).expected("\"weight\": 0 on a message that is not to be trained on"));
+        return Err(FormatProblem::Mask { path: path.to_owned(), found: kind(value) });
     }
     for key in DETAILS {
         let Some(value) = message.get(key).filter(|value| !value.is_null()) else { continue };
         details(value, &format!("{path}.{key}"), &mut training, role, key)?;
         if !training.untrained.is_empty() && !message.get(text).is_some_and(Value::is_string) {
-            return Err(RowProblem::new(format!("{path}.{key} counts the characters of a string, and {text} is none")));
+            return Err(FormatProblem::UncountedCharacters { path: format!("{path}.{key}"), content: text });
         }
     }
     Ok(training)
@@ -224,14 +221,13 @@ fn details(
     training: &mut Training,
     role: &str,
     key: &'static str,
-) -> Result<(), RowProblem> {
-    let expected = "a list of {\"begin_offset\", \"end_offset\", \"train\"}";
-    let Value::Array(items) = value else { return Err(wrong(path, value, expected)) };
+) -> Result<(), FormatProblem> {
+    let Value::Array(items) = value else { return Err(FormatProblem::wrong(path, value, RANGES)) };
     for (index, item) in items.iter().enumerate() {
         let offset = |key: &str| item.get(key).and_then(Value::as_u64).and_then(|offset| usize::try_from(offset).ok());
         let train = item.get("train").and_then(flag);
         let (Some(begin), Some(end), Some(train)) = (offset("begin_offset"), offset("end_offset"), train) else {
-            return Err(RowProblem::new(format!("{path}[{index}] is no range of characters")).expected(expected));
+            return Err(FormatProblem::NoRange(format!("{path}[{index}]")));
         };
         match train {
             true if role != "assistant" => training.asked = Some(key),

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::random::EpochRandom;
+use crate::epoch_random::EpochRandom;
 
 /// The order of training. A step's rows depend on (seed, step) only, never on the number of ranks; each epoch takes every
 /// row exactly once; the last step of an epoch takes what is left, neither dropped nor padded.

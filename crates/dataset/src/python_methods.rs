@@ -26,7 +26,7 @@ pub(crate) fn install(environment: &mut Environment<'_>, now: NaiveDateTime) {
     environment.add_function(STRFTIME, move |format: &str| strftime(now, format));
 }
 
-/// The method that `source.rs` turns slices with a step into.
+/// The method that `template_rewrite.rs` turns slices with a step into.
 pub(crate) const SLICE: &str = "_slice";
 
 /// Python's `value[start:stop:step]`.

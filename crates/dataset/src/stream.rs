@@ -23,8 +23,15 @@ pub struct TextStream<'a> {
     text: String,
 }
 
+impl ChatTokenizer {
+    /// A decoder of tokens that come in one at a time.
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream::new(self)
+    }
+}
+
 impl<'a> TextStream<'a> {
-    pub(crate) fn new(tokenizer: &'a ChatTokenizer) -> Self {
+    fn new(tokenizer: &'a ChatTokenizer) -> Self {
         let (before, text) = (String::new(), String::new());
         Self { tokenizer, ids: Vec::new(), settled: 0, from: 0, before, given: 0, text }
     }

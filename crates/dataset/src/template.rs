@@ -1,7 +1,8 @@
 //! Chat templates: messages in, text out, the same text as transformers' `apply_chat_template` to the byte.
 //!
-//! A template comes from whoever published the model, so it runs bounded: its source (`source.rs`), a number of steps, the size
-//! of its text, and what `guard.rs` watches: time, memory, stack.
+//! A template comes from whoever published the model, so it runs within bounds: on its source
+//! (`template_rewrite.rs`), the number of its steps, the size of its text, and what `guard.rs`
+//! watches (time, memory, stack).
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -13,8 +14,9 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 
 use crate::error::DatasetError;
 use crate::guard::{self, Bounds, Foreign};
+use crate::template_problem::TemplateProblem;
 use crate::text_source::TemplateSource;
-use crate::{generation, integers, python_methods, source};
+use crate::{generation, integers, python_methods, template_rewrite};
 
 /// A rendered conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,8 +94,7 @@ impl ChatTemplate {
         let with_tools = self.tool_use.as_ref().filter(|_| !tools.is_none());
         with_tools.or(self.default.as_ref()).ok_or_else(|| {
             let names: Vec<&str> = self.sources.iter().map(|source| source.name.as_str()).collect();
-            let names = names.join(", ");
-            DatasetError::Template { reason: format!("of the model's chat templates ({names}) none is the default") }
+            DatasetError::Template(TemplateProblem::NoDefault(names.join(", ")))
         })
     }
 
@@ -133,8 +134,8 @@ impl ChatTemplate {
 impl Compiled {
     fn new(template: &TemplateSource, now: NaiveDateTime) -> Result<Self, DatasetError> {
         let origin = template.origin.display().to_string();
-        let source = source::with_line_feeds(&template.source).into_owned();
-        source::check(&source).map_err(|(line, what)| DatasetError::TemplateBounds {
+        let source = template_rewrite::with_line_feeds(&template.source).into_owned();
+        template_rewrite::check(&source).map_err(|(line, what)| DatasetError::TemplateBounds {
             origin: origin.clone(),
             line: Some(line),
             reason: format!("{what}, which no template for chats needs"),
@@ -147,7 +148,7 @@ impl Compiled {
     fn parse(source: &str, foreign: Foreign, now: NaiveDateTime) -> Result<Self, DatasetError> {
         let (Foreign::Template(origin) | Foreign::Tokenizer(origin)) = &foreign;
         let origin = origin.clone();
-        let (source, has_generation) = source::rewrite(source);
+        let (source, has_generation) = template_rewrite::rewrite(source);
         // minijinja keeps a template in its environment only if it borrows the source. Leaked: one per tokenizer, and a
         // process loads one tokenizer. Compiling for each rendering instead would double the time to load a dataset.
         let source: &'static str = Box::leak(source.into_boxed_str());
@@ -187,13 +188,10 @@ impl Compiled {
                 guard::stop(&self.foreign, line, &format!("it takes too many steps for {messages} messages"))
             } else {
                 let (line, reason) = (line.unwrap_or(1), reason(&error));
-                DatasetError::Template {
-                    reason: format!("the chat template ({}, line {line}) stopped: {reason}", self.origin),
-                }
+                DatasetError::Template(TemplateProblem::Stopped { origin: self.origin.clone(), line, reason })
             });
         }
-        let text = String::from_utf8(text.bytes)
-            .map_err(|_| DatasetError::Template { reason: "the chat template wrote half a character".to_owned() })?;
+        let text = String::from_utf8(text.bytes).map_err(|_| DatasetError::Template(TemplateProblem::HalfCharacter))?;
         let (text, generation_spans) = generation::take_marks(text);
         Ok(Rendered { text, generation_spans })
     }
@@ -298,7 +296,5 @@ fn unmarked(text: &str) -> Result<&str, DatasetError> {
     if !generation::has_mark(text) {
         return Ok(text);
     }
-    Err(DatasetError::Template {
-        reason: "the text holds U+FDD0 or U+FDD1, Unicode noncharacters that this program marks spans with".to_owned(),
-    })
+    Err(DatasetError::Template(TemplateProblem::Noncharacter))
 }

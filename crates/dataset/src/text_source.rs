@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use finetune_store::Holding;
 use serde_json::Value;
 
 use crate::error::DatasetError;
@@ -192,12 +193,12 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>, DatasetError> {
 /// What git leaves where git-lfs is not installed, and a web server where one may not read.
 fn refuse_stand_in(path: &Path, bytes: &[u8]) -> Result<(), DatasetError> {
     let start: String = String::from_utf8_lossy(&bytes[..bytes.len().min(64)]).trim_start().to_lowercase();
-    let reason = if start.starts_with("version https://git-lfs") {
-        "a git-lfs pointer in place of the file"
+    let holding = if start.starts_with("version https://git-lfs") {
+        Holding::LfsPointer
     } else if start.starts_with("<!doctype html") || start.starts_with("<html") {
-        "a web page in place of the file"
+        Holding::Html
     } else {
         return Ok(());
     };
-    Err(DatasetError::BadModelFile { path: path.to_owned(), reason: reason.to_owned() })
+    Err(DatasetError::StandIn { path: path.to_owned(), holding })
 }

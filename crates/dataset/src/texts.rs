@@ -42,7 +42,7 @@ const REASONING: [(&str, &str); 7] = [
 pub(crate) const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum TextKind {
     Content,
     /// Content that is a list of parts.
     Part,
@@ -58,7 +58,7 @@ pub(crate) enum Kind {
 pub(crate) struct Text {
     /// The message that it is of; none: the tools.
     pub(crate) message: Option<usize>,
-    pub(crate) kind: Kind,
+    pub(crate) kind: TextKind,
     pieces: Vec<String>,
     /// How many marks were put into it.
     marks: usize,
@@ -103,7 +103,7 @@ impl Marked {
         marked
     }
 
-    fn add(&mut self, message: Option<usize>, kind: Kind) -> usize {
+    fn add(&mut self, message: Option<usize>, kind: TextKind) -> usize {
         self.texts.push(Text { message, kind, pieces: Vec::new(), marks: 0 });
         self.texts.len() - 1
     }
@@ -134,7 +134,7 @@ impl Marked {
         let mut copy = object.clone();
         match object.get("content") {
             Some(Value::String(text)) => {
-                let marked = self.content(text, index, Kind::Content, is_assistant, hide);
+                let marked = self.content(text, index, TextKind::Content, is_assistant, hide);
                 copy.insert("content".to_owned(), Value::String(marked));
             }
             Some(Value::Array(parts)) => {
@@ -144,7 +144,7 @@ impl Marked {
             _ => {}
         }
         if let Some(reasoning) = reasoning(object) {
-            let id = self.add(Some(index), Kind::Reasoning);
+            let id = self.add(Some(index), TextKind::Reasoning);
             let marked = self.mark(id, reasoning);
             // Under another of its names it may be there a second time.
             for key in REASONING_KEYS.iter().filter(|key| object.get(**key).and_then(Value::as_str) == Some(reasoning))
@@ -159,7 +159,7 @@ impl Marked {
         Value::Object(copy)
     }
 
-    fn content(&mut self, text: &str, index: usize, kind: Kind, is_assistant: bool, hide: bool) -> String {
+    fn content(&mut self, text: &str, index: usize, kind: TextKind, is_assistant: bool, hide: bool) -> String {
         let mut out = String::with_capacity(text.len() + 64);
         let mut place = 0;
         for (kind, range) in sections(text, kind, is_assistant) {
@@ -175,14 +175,14 @@ impl Marked {
     fn part(&mut self, part: &Value, index: usize, is_assistant: bool, hide: bool) -> Value {
         let mut part = part.clone();
         if let Some(Value::String(text)) = part.get_mut("text") {
-            *text = self.content(text, index, Kind::Part, is_assistant, hide);
+            *text = self.content(text, index, TextKind::Part, is_assistant, hide);
         }
         part
     }
 
     fn call(&mut self, call: &Value, index: usize, number: usize) -> Value {
         let mut call = call.clone();
-        let id = self.add(Some(index), Kind::Call(number));
+        let id = self.add(Some(index), TextKind::Call(number));
         if let Some(function) = function_of(&mut call) {
             if let Some(Value::String(name)) = function.get_mut("name") {
                 *name = self.mark(id, name);
@@ -224,7 +224,7 @@ impl Marked {
     fn tools(&mut self, tools: &Value) -> Value {
         let mut tools = tools.clone();
         for tool in tools.as_array_mut().into_iter().flatten() {
-            let id = self.add(None, Kind::Tool);
+            let id = self.add(None, TextKind::Tool);
             if let Some(Value::String(name)) = function_of(tool).and_then(|function| function.get_mut("name")) {
                 *name = self.mark(id, name);
             }
@@ -277,7 +277,7 @@ impl Marked {
             let (Some(message), Some((first, last, count))) = (text.message, borders) else { continue };
             let [piece] = &text.pieces[..] else { continue };
             // Written once, and nothing else in the message.
-            if of_message[message] != 1 || text.kind != Kind::Content || count != text.marks {
+            if of_message[message] != 1 || text.kind != TextKind::Content || count != text.marks {
                 continue;
             }
             let first_word = piece.split(char::is_whitespace).next().unwrap_or_default();
@@ -322,13 +322,13 @@ fn function_of(value: &mut Value) -> Option<&mut Map<String, Value>> {
 }
 
 /// The parts of a content: an assistant's reasoning and answer apart, all else as a whole. Tags are in none.
-fn sections(text: &str, kind: Kind, is_assistant: bool) -> Vec<(Kind, Range<usize>)> {
+fn sections(text: &str, kind: TextKind, is_assistant: bool) -> Vec<(TextKind, Range<usize>)> {
     let closing = REASONING.iter().filter_map(|(open, close)| Some((text.find(close)?, *open, *close)));
     let Some((end, open, close)) = closing.min().filter(|_| is_assistant) else { return vec![(kind, 0..text.len())] };
     let answer = (kind, end + close.len()..text.len());
     match text[..end].find(open) {
-        Some(start) => vec![(kind, 0..start), (Kind::Reasoning, start + open.len()..end), answer],
-        None => vec![(Kind::Reasoning, 0..end), answer],
+        Some(start) => vec![(kind, 0..start), (TextKind::Reasoning, start + open.len()..end), answer],
+        None => vec![(TextKind::Reasoning, 0..end), answer],
     }
 }
 

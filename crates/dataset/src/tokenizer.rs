@@ -15,7 +15,6 @@ use crate::added_tokens::TokenConfigs;
 use crate::chunks::Chunks;
 use crate::error::DatasetError;
 use crate::guard::{self, Bounds, Foreign};
-use crate::stream::TextStream;
 use crate::template::{self, ChatTemplate, Rendered};
 use crate::text_source::{self, GENERATION_CONFIG, TOKENIZER, TextSource, read_json, read_tokenizer};
 
@@ -134,7 +133,7 @@ impl ChatTokenizer {
         }))
     }
 
-    /// What to say of a directory without tokenizer.json, by what it has instead.
+    /// The error for a directory without tokenizer.json, which names what the directory has instead.
     pub fn missing(model_dir: &Path) -> DatasetError {
         if model_dir.is_dir() {
             let found = text_source::other_tokenizers(model_dir);
@@ -193,11 +192,6 @@ impl ChatTokenizer {
         guard::watched(&self.foreign, bounds, move || {
             loaded.tokenizer.decode(&ids, skip_special_tokens).map_err(failed)
         })?
-    }
-
-    /// Text as tokens come in, one at a time.
-    pub fn stream(&self) -> TextStream<'_> {
-        TextStream::new(self)
     }
 
     /// Work of the tokenizer on a text, within bounds.
@@ -265,6 +259,17 @@ impl ChatTokenizer {
     ) -> Result<Rendered, DatasetError> {
         let (messages, tools) = (template::to_values(messages)?, template::tools_value(tools)?);
         self.template()?.render(&messages, &tools, &[], add_generation_prompt)
+    }
+}
+
+impl DatasetError {
+    /// Turns [`DatasetError::NoTokenizer`] into an error that names the model's directory and what it
+    /// has instead of a tokenizer.json. Any other error stays as it is.
+    pub fn in_model(self, model_dir: &Path) -> DatasetError {
+        match self {
+            Self::NoTokenizer => ChatTokenizer::missing(model_dir),
+            other => other,
+        }
     }
 }
 

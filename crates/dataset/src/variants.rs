@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use serde_json::{Map, Value};
 
-use crate::jsonl::{self, RowProblem};
+use crate::json;
+use crate::problem::RowProblem;
 
 /// The messages as they are, then in each other form that they can have.
 pub(crate) fn of(messages: &[Value]) -> impl Iterator<Item = Cow<'_, [Value]>> {
@@ -36,7 +37,7 @@ fn parsed(call: &Value) -> Option<Map<String, Value>> {
     if text.is_empty() {
         return Some(Map::new());
     }
-    match jsonl::value(text) {
+    match json::value(text) {
         Ok(Value::Object(object)) => Some(object),
         _ => None,
     }
@@ -73,22 +74,14 @@ pub(crate) fn check_written(
     for index in scope {
         let message = &messages[index];
         if message["content"].is_array() && is_written_as_code(message, messages, rendering) {
-            return Err(RowProblem::new(format!(
-                "{}.content is a list, and the chat template writes it as code",
-                path(index)
-            ))
-            .expected("a string"));
+            return Err(RowProblem::WrittenAsCode(path(index)));
         }
         for (number, call) in calls(message).enumerate() {
             let Some(text) = arguments(call).and_then(Value::as_str).map(str::trim) else { continue };
             // What is no object may well be meant as a text.
             let is_text = parsed(call).is_none() && rendering.contains(text);
             if !is_text && is_quoted(rendering, text) {
-                return Err(RowProblem::new(format!(
-                    "{}.tool_calls[{number}]: the arguments are a string, and the chat template quotes it",
-                    path(index)
-                ))
-                .expected("an object, or the text of one"));
+                return Err(RowProblem::QuotedArguments { path: path(index), call: number });
             }
         }
     }

@@ -44,7 +44,7 @@ fn mask(template: &str, row: &Value, train_on: TrainOn) -> String {
             }
             shown(&model, &row)
         }
-        Err(DatasetError::BadRows(rows)) => format!("refused: {}", rows.first[0].reason),
+        Err(DatasetError::BadRows(rows)) => format!("refused: {}", rows.first[0].problem),
         Err(error) => panic!("{error}"),
     }
 }

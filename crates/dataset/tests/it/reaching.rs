@@ -12,7 +12,7 @@ pub(crate) fn read_with(model: &Model, row: &Value, train_on: TrainOn) -> Vec<St
     let data = Data { train_on, ..data(Format::Auto) };
     match Dataset::load(&[file], &data, &model.tokenizer(), VOCABULARY, usize::MAX, &|_| {}) {
         Ok(dataset) => dataset.rows.iter().map(|row| shown(model, row)).collect(),
-        Err(DatasetError::BadRows(rows)) => vec![format!("refused: {}", rows.first[0].reason)],
+        Err(DatasetError::BadRows(rows)) => vec![format!("refused: {}", rows.first[0].problem)],
         Err(error) => panic!("{error}"),
     }
 }

@@ -24,9 +24,9 @@ fn told(content: &[u8], data: &Data) -> String {
         Err(DatasetError::BadRows(rows)) => {
             let row = &rows.first[0];
             assert!(row.beginning.chars().count() <= 81, "{}", row.beginning);
-            let column = row.column.map(|column| format!(":{column}")).unwrap_or_default();
-            let expected = row.expected.as_deref().map(|expected| format!("; expected {expected}")).unwrap_or_default();
-            format!("{}{column}: {}{expected}", row.line, row.reason)
+            let column = row.problem.column().map(|column| format!(":{column}")).unwrap_or_default();
+            let expected = row.problem.expected().map(|expected| format!("; expected {expected}")).unwrap_or_default();
+            format!("{}{column}: {}{expected}", row.line, row.problem)
         }
         Err(error) => error.to_string(),
     }
@@ -206,7 +206,7 @@ fn lengths() {
         DatasetError::BadRows(rows) => {
             assert_eq!((rows.total, rows.counts.zero_label), (1, 1));
             assert!(
-                rows.first[0].reason.contains("of its 12 tokens the first trained one is number 8"),
+                rows.first[0].problem.to_string().contains("of its 12 tokens the first trained one is number 8"),
                 "{}",
                 rows.first[0]
             );
@@ -392,7 +392,7 @@ fn masks_of_token_rows_are_honoured() {
                 dataset.rows.iter().map(|row| format!("{:?} {:?}", row.tokens, trained(row))).collect();
             rows.join(" | ")
         }
-        Err(DatasetError::BadRows(rows)) => rows.first[0].reason.clone(),
+        Err(DatasetError::BadRows(rows)) => rows.first[0].problem.to_string(),
         Err(error) => panic!("{error}"),
     };
     for (keys, expected) in [

@@ -13,9 +13,11 @@ use finetune_recipe::Data;
 use finetune_store::{Cache, content_hash_of};
 use serde_json::{Value, json};
 
+use crate::counts::Counts;
 use crate::ends::Ends;
 use crate::error::DatasetError;
-use crate::load::{Counts, Dataset, Origin, Row};
+use crate::load::Dataset;
+use crate::token_row::{Origin, Row};
 use crate::tokenizer::ChatTokenizer;
 
 /// Files that are read faster than it takes to look them up.
