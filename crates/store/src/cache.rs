@@ -5,8 +5,9 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::directory::{ensure_directory, temporary_name};
+use crate::directory::ensure_directory;
 use crate::disk::{Disk, RealDisk};
+use crate::own_names::temporary_name;
 
 /// Bytes of all files of a cache together; the ones not used for longest go first.
 const MOST_BYTES: u64 = 8 << 30;
@@ -21,7 +22,7 @@ pub struct Cache {
 }
 
 /// Held by the one process that makes an entry; the others wait for it.
-pub struct Making {
+pub struct EntryLock {
     _lock: File,
 }
 
@@ -92,14 +93,14 @@ impl Cache {
 
     /// Waits until no other process makes this entry, then makes it ours to make. `None` where the cache cannot be written to.
     /// `waiting` is called now and then, and says whether to go on waiting.
-    pub fn make(&self, key: &str, waiting: &dyn Fn() -> bool) -> Option<Making> {
+    pub fn make(&self, key: &str, waiting: &dyn Fn() -> bool) -> Option<EntryLock> {
         use std::os::unix::fs::OpenOptionsExt;
         ensure_directory(&RealDisk, &self.folder).ok()?;
         let path = self.path(&format!("{key}.lock"));
         let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).ok()?;
         loop {
             match lock.try_lock() {
-                Ok(()) => return Some(Making { _lock: lock }),
+                Ok(()) => return Some(EntryLock { _lock: lock }),
                 Err(std::fs::TryLockError::WouldBlock) if waiting() => std::thread::sleep(Duration::from_millis(20)),
                 Err(_) => return None,
             }
@@ -215,7 +216,7 @@ mod tests {
         assert!(cache.make("one", &|| false).is_none());
         std::thread::scope(|scope| {
             let other = scope.spawn(|| {
-                let _making = cache.make("one", &|| true).unwrap();
+                let _lock = cache.make("one", &|| true).unwrap();
                 cache.get("one", text)
             });
             std::thread::sleep(Duration::from_millis(50));

@@ -18,11 +18,8 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::disk::Disk;
 use crate::error::{Operation, StoreError};
@@ -30,9 +27,7 @@ use crate::failpoint;
 use crate::hash::hex;
 use crate::manifest::{FileRecord, MANIFEST_NAME, Manifest};
 use crate::names::SafeName;
-
-/// In a directory that is being written or removed: one of ours, and nobody's any more once its process has ended.
-pub(crate) const UNFINISHED: &str = ".finetune-unfinished";
+use crate::own_names::{UNFINISHED, temporary_name};
 
 /// A file to be written.
 #[derive(Debug, Clone)]
@@ -248,46 +243,4 @@ fn refuse_existing(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
         Ok(true) => Err(StoreError::AlreadyExists { path: path.to_path_buf() }),
         Err(source) => Err(StoreError::io(path, Operation::Inspect, 0, source)),
     }
-}
-
-/// A name that no other process uses, from which [`is_ours`] knows this process again.
-pub(crate) fn temporary_name(name: &str) -> String {
-    format!("{name}{}{}", own_mark(), next_number())
-}
-
-pub(crate) fn is_ours(temporary_name: &str) -> bool {
-    temporary_name.contains(&own_mark())
-}
-
-/// What stands before the mark in `<anything>.tmp-<pid>-<nonce>`, the form that [`temporary_name`] gives, and nothing
-/// that a user might have named so by hand.
-pub(crate) fn temporary_of(name: &str) -> Option<&str> {
-    let (before, mark) = name.rsplit_once(".tmp-")?;
-    let (pid, nonce) = mark.split_once('-')?;
-    (pid.parse::<u32>().is_ok() && is_nonce(nonce)).then_some(before)
-}
-
-/// Whether this is what [`nonce`] gives: 16 hexadecimal digits and a number of at least four.
-pub(crate) fn is_nonce(text: &str) -> bool {
-    text.len() >= 20 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-/// Different for each call in each process.
-pub(crate) fn nonce() -> String {
-    format!("{:016x}{}", process_nonce(), next_number())
-}
-
-fn own_mark() -> String {
-    format!(".tmp-{}-{:016x}", std::process::id(), process_nonce())
-}
-
-fn next_number() -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    format!("{:04x}", NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-/// The process id alone repeats: in a container every run may be process 1.
-fn process_nonce() -> u64 {
-    static NONCE: OnceLock<u64> = OnceLock::new();
-    *NONCE.get_or_init(|| std::hash::RandomState::new().build_hasher().finish())
 }

@@ -1,5 +1,5 @@
-//! The calls that a commit makes to the file system, each one a place where a test can fail it or
-//! cut the power. [`RealDisk`] is the operating system's; [`crate::fault::FaultDisk`] is the model.
+//! The calls that a commit makes to the file system. At each of them a test can fail the commit or cut
+//! the power. [`RealDisk`] is the operating system's file system, `FaultDisk` in `fault.rs` the model.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

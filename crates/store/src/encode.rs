@@ -7,10 +7,20 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::dtype::Dtype;
 use crate::error::StoreError;
 use crate::header::{LENGTH_BYTES, MAX_HEADER_BYTES, MAX_TENSORS, byte_length};
-use crate::shards::TensorSpec;
-use crate::tensors::Dtype;
+
+/// A tensor that will be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Its name in the file.
+    pub name: String,
+    /// The format of its numbers.
+    pub dtype: Dtype,
+    /// Its lengths, the outermost dimension first.
+    pub shape: Vec<usize>,
+}
 
 /// The bytes of a safetensors file with these tensors (name, dtype, shape, little-endian bytes) in
 /// this order. PyTorch and PEFT want `{"format": "pt"}` in the metadata.

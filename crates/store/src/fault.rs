@@ -13,10 +13,12 @@ use std::sync::{Mutex, MutexGuard};
 
 use crate::disk::Disk;
 
-mod luck;
+mod rng;
+mod survival;
 mod tree;
 
-use luck::{Luck, Random, survivor};
+use rng::SplitMix64;
+use survival::{Survival, survivor};
 use tree::{Node, Tree, apply, empty_directory, sync};
 
 /// What the disk does at the chosen changing call.
@@ -110,19 +112,19 @@ impl FaultDisk {
 
     /// The disk as it may be found when the power is back.
     pub fn after_crash(&self, seed: u64) -> FaultDisk {
-        let mut random = Random(seed);
-        let luck = Luck::draw(&mut random);
+        let mut random = SplitMix64(seed);
+        let survival = Survival::draw(&mut random);
         let mut nodes = self.lock().tree.nodes.clone();
         for node in &mut nodes {
             match node {
                 Node::File { bytes, synced } => {
                     if bytes != synced {
-                        *bytes = survivor(bytes, synced, luck, &mut random);
+                        *bytes = survivor(bytes, synced, survival, &mut random);
                     }
                 }
                 Node::Directory { entries, synced, pending } => {
                     *entries = synced.clone();
-                    for change in pending.iter().filter(|_| luck.keeps(&mut random)) {
+                    for change in pending.iter().filter(|_| survival.keeps(&mut random)) {
                         apply(entries, change);
                     }
                 }

@@ -13,7 +13,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
-use crate::tensors::Dtype;
+use crate::dtype::Dtype;
 use crate::unique_map::UniqueMap;
 
 /// Far above what real shards have (a tensor takes about 120 bytes of header), far below what

@@ -4,16 +4,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::directory::{NewFile, Staging, ensure_directory, nonce, temporary_name};
+use crate::directory::{NewFile, Staging, ensure_directory};
 use crate::disk::Disk;
 use crate::error::{Operation, StoreError};
 use crate::failpoint;
 use crate::manifest::{MANIFEST_NAME, Manifest, read_manifest};
+use crate::own_names::{REPLACED, nonce, temporary_name};
 use crate::retention::{remove_marked, sweep_beside};
-
-/// In the name of a replaced directory until the new one is in its place. [`crate::sweep`] puts it
-/// back if the power went between the two renames.
-pub(crate) const REPLACED: &str = ".replaced-";
 
 /// Writes a small file anew: afterwards, and after a power cut, it has its old bytes or its new
 /// ones. Creates the directory above it.

@@ -3,14 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::directory::{UNFINISHED, is_nonce, is_ours, mark_unfinished, nonce, temporary_of};
+use crate::directory::mark_unfinished;
 use crate::disk::Disk;
 use crate::error::{Operation, StoreError};
 use crate::failpoint;
 use crate::manifest::{MANIFEST_NAME, Manifest, verify_directory};
-use crate::replace::REPLACED;
-
-const TRASH: &str = ".trash-";
+use crate::own_names::{REPLACED, TRASH, UNFINISHED, is_ours, nonce, set_apart, temporary_of};
 
 /// A directory that was passed over because it does not verify.
 #[derive(Debug)]
@@ -151,12 +149,6 @@ pub(crate) fn sweep_beside(disk: &dyn Disk, parent: &Path, name: &str) {
 fn is_abandoned(path: &Path) -> bool {
     let is_directory = std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
     is_directory && std::fs::File::open(path).is_ok_and(|directory| directory.try_lock().is_ok())
-}
-
-/// What was called `<name>` before it became `<prefix><name>-<nonce>`.
-fn set_apart<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
-    let (original, nonce) = name.strip_prefix(prefix)?.rsplit_once('-')?;
-    is_nonce(nonce).then_some(original)
 }
 
 /// Whether what lies in a directory shows that this program wrote it. An empty one counts.

@@ -6,19 +6,10 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::disk::Disk;
-use crate::encode::{check_length, encode_header};
+use crate::encode::{TensorSpec, check_length, encode_header};
 use crate::error::{Operation, StoreError};
 use crate::header::byte_length;
 use crate::tensor_set::{INDEX_NAME, SINGLE_NAME};
-use crate::tensors::Dtype;
-
-/// A tensor that will be written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorSpec {
-    pub name: String,
-    pub dtype: Dtype,
-    pub shape: Vec<usize>,
-}
 
 /// Writes `tensors` into `directory` in their order and returns the names of the files, all of
 /// them synced: `model.safetensors` if everything fits into `max_shard_bytes` of tensor data,

@@ -4,84 +4,15 @@
 //! ends with an error that names the file.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::dtype::Dtype;
 use crate::error::{Operation, StoreError};
 use crate::header::{Header, LENGTH_BYTES, TensorInfo};
 use crate::stand_in::{START_BYTES, StandIn};
-
-/// The number formats of safetensors that fill whole bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(non_camel_case_types, reason = "the names in the files")]
-pub enum Dtype {
-    BOOL,
-    U8,
-    I8,
-    F8_E5M2,
-    F8_E4M3,
-    F8_E8M0,
-    F8_E4M3FNUZ,
-    F8_E5M2FNUZ,
-    I16,
-    U16,
-    F16,
-    BF16,
-    I32,
-    U32,
-    F32,
-    C64,
-    F64,
-    I64,
-    U64,
-}
-
-const DTYPES: [(Dtype, &str, usize); 19] = [
-    (Dtype::BOOL, "BOOL", 1),
-    (Dtype::U8, "U8", 1),
-    (Dtype::I8, "I8", 1),
-    (Dtype::F8_E5M2, "F8_E5M2", 1),
-    (Dtype::F8_E4M3, "F8_E4M3", 1),
-    (Dtype::F8_E8M0, "F8_E8M0", 1),
-    (Dtype::F8_E4M3FNUZ, "F8_E4M3FNUZ", 1),
-    (Dtype::F8_E5M2FNUZ, "F8_E5M2FNUZ", 1),
-    (Dtype::I16, "I16", 2),
-    (Dtype::U16, "U16", 2),
-    (Dtype::F16, "F16", 2),
-    (Dtype::BF16, "BF16", 2),
-    (Dtype::I32, "I32", 4),
-    (Dtype::U32, "U32", 4),
-    (Dtype::F32, "F32", 4),
-    (Dtype::C64, "C64", 8),
-    (Dtype::F64, "F64", 8),
-    (Dtype::I64, "I64", 8),
-    (Dtype::U64, "U64", 8),
-];
-
-impl Dtype {
-    pub fn parse(name: &str) -> Option<Self> {
-        DTYPES.iter().find(|(_, known, _)| *known == name).map(|(dtype, _, _)| *dtype)
-    }
-
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
-        DTYPES[self as usize].2
-    }
-
-    /// The name in the file, such as `BF16`.
-    pub fn name(self) -> &'static str {
-        DTYPES[self as usize].1
-    }
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.name())
-    }
-}
 
 /// One tensor of a file. Its bytes are little-endian and row-major.
 #[derive(Debug, Clone, Copy)]
@@ -222,19 +153,5 @@ fn cut_or_failed(path: &Path, source: io::Error) -> StoreError {
     match source.kind() {
         io::ErrorKind::UnexpectedEof => StoreError::malformed(path, "it became shorter while it was being read"),
         _ => StoreError::reading(path, source),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_table_of_dtypes_is_in_the_order_of_the_enum() {
-        for (position, (dtype, name, _)) in DTYPES.iter().enumerate() {
-            assert_eq!(*dtype as usize, position, "{name}");
-            assert_eq!(Dtype::parse(dtype.name()), Some(*dtype));
-            assert_eq!(format!("{dtype:?}"), *name);
-        }
     }
 }

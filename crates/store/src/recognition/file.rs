@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Holding;
+use crate::holding::Holding;
 
 /// Bytes that a format begins with.
 const MAGIC: [(&[u8], Holding); 13] = [
