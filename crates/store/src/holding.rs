@@ -2,47 +2,73 @@
 
 use std::path::Path;
 
-/// What a path holds, by names and first bytes. Follows links; never reads more than a few KiB of a file.
+/// What lies at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holding {
+    /// Nothing, or something that may not be looked at.
     Missing,
+    /// A directory with config.json or weights.
     ModelDirectory,
-    /// PEFT's or mlx-lm's.
+    /// An adapter of PEFT or mlx-lm.
     Adapter,
+    /// A directory that `finetune run` has written to.
     Run,
+    /// A checkpoint of a run.
     Checkpoint,
+    /// Any other directory.
     Directory,
+    /// A directory with nothing in it.
     EmptyDirectory,
+    /// A file of no bytes.
     EmptyFile,
     /// A TOML file.
     Recipe,
+    /// A YAML file.
     Yaml,
+    /// A model in llama.cpp's format, or a directory of one.
     Gguf,
+    /// What git leaves of a large file if git-lfs is not installed.
     LfsPointer,
+    /// A web page.
     Html,
+    /// A gzip file.
     Gzip,
+    /// A zstd file.
     Zstd,
+    /// A zip file.
     Zip,
+    /// A Parquet file.
     Parquet,
+    /// An Arrow file.
     Arrow,
+    /// A table with commas.
     Csv,
+    /// A table with tabs.
     Tsv,
+    /// A JSON file with one list.
     JsonArray,
+    /// A JSON file with one object.
     JsonObject,
+    /// A file of JSON objects, one on each line.
     JsonLines,
+    /// Text in UTF-16.
     Utf16,
     /// torch's own format: `.bin`, `.pt`, `.pth`.
     Pickle,
+    /// A safetensors file.
     Safetensors,
-    /// A tokenizer.model.
+    /// A tokenizer.model of SentencePiece.
     SentencePiece,
+    /// A chat template.
     Jinja,
+    /// Any other text.
     Text,
+    /// Any other file.
     Binary,
 }
 
 impl Holding {
-    /// With its article, as in "x is a Parquet file".
+    /// Its name with the article, as in "x is a Parquet file".
     pub fn describe(self) -> &'static str {
         match self {
             Holding::Missing => "not there",
@@ -78,7 +104,7 @@ impl Holding {
         }
     }
 
-    /// How to come to the file that should be there instead of a stand-in.
+    /// How to get the file that should lie at `path` instead of this.
     pub(crate) fn remedy(self, path: &Path) -> Vec<String> {
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         match self {

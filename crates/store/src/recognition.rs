@@ -15,7 +15,7 @@ mod file;
 /// How much of a file is looked at, in bytes.
 const HEAD: u64 = 4096;
 
-/// What lies at a path.
+/// What lies at a path. Links are followed, and no more than a few KiB of a file are read.
 pub fn recognize(path: &Path) -> Holding {
     match path.metadata() {
         Err(_) => Holding::Missing,
@@ -28,7 +28,7 @@ pub fn recognize(path: &Path) -> Holding {
 
 fn head(path: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // What cannot be read has no first bytes; its name may still say something.
+    // A file that cannot be read has no first bytes. Its name may still say something.
     let _ = File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut bytes));
     bytes
 }
@@ -57,7 +57,7 @@ fn directory(path: &Path) -> Holding {
     if names.is_empty() {
         return Holding::EmptyDirectory;
     }
-    // A download of llama.cpp's format has nothing but its file, or a few of them.
+    // A download in llama.cpp's format has nothing but one file, or a few.
     if names.iter().any(|name| name.to_ascii_lowercase().ends_with(".gguf")) {
         Holding::Gguf
     } else {
@@ -65,7 +65,7 @@ fn directory(path: &Path) -> Holding {
     }
 }
 
-/// The kind that a manifest of ours says, without checking it.
+/// The kind that a manifest of this program names. The manifest is not verified.
 fn kind(path: &Path) -> Option<String> {
     let head = head(&path.join(MANIFEST_NAME));
     let text = String::from_utf8_lossy(&head);
@@ -73,7 +73,7 @@ fn kind(path: &Path) -> Option<String> {
     rest.split_once('"').map(|(kind, _)| kind.to_owned())
 }
 
-/// A directory that `finetune run` has written to.
+/// Whether `finetune run` has written to a directory.
 fn is_run(path: &Path) -> bool {
     let has = |name: &str| path.join(name).is_file();
     let checkpoints = path.join("checkpoints");
@@ -90,8 +90,11 @@ fn names(path: &Path) -> Vec<String> {
     names.filter(|name| name != ".DS_Store").collect()
 }
 
-/// An error for the first file of a model or adapter directory that is there in name only: a git-lfs pointer, a web page,
-/// nothing at all.
+/// Refuses a model or adapter directory with a file that is there in name only: a git-lfs pointer, a
+/// web page, an empty file.
+///
+/// # Errors
+/// [`StoreError::StandIn`] for the first such file.
 pub fn refuse_stand_ins(directory: &Path) -> Result<(), StoreError> {
     let mut names = names(directory);
     names.sort();
@@ -107,19 +110,23 @@ pub fn refuse_stand_ins(directory: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// What is read of a model directory besides its weights.
+/// The files of a model directory that are read besides its weights.
 const FILES: [&str; 5] =
     ["config.json", "adapter_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"];
 
-/// An error for the first file of a directory that is a link to a file outside. A directory that came from elsewhere could
-/// otherwise put any file of this machine into what is made of it. The Hugging Face cache is made of links to `blobs/`.
+/// Refuses a directory with a link to a file outside. A directory that came from elsewhere could
+/// otherwise put any file of this host into what is made of it. The links of the Hugging Face cache,
+/// which lead to its `blobs/`, are allowed.
+///
+/// # Errors
+/// [`StoreError::LinkOut`] for the first such link, [`StoreError::Io`].
 pub fn refuse_links_out(directory: &Path) -> Result<(), StoreError> {
     let entries =
         std::fs::read_dir(directory).map_err(|source| StoreError::io(directory, Operation::List, 0, source))?;
     let mut paths: Vec<_> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
     paths.sort();
     for path in paths {
-        // A link that leads nowhere has no text to give away.
+        // A link that leads nowhere gives nothing away.
         if path.is_symlink() && path.is_file() {
             stays_inside(directory, &path)?;
         }

@@ -1,4 +1,4 @@
-//! Writing a model that is larger than memory: one tensor at a time, in files of a bounded size.
+//! Writing a model that is larger than memory, one tensor at a time, in files of a bounded size.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,9 +16,12 @@ use crate::tensor_set::{INDEX_NAME, SINGLE_NAME};
 /// otherwise `model-00001-of-0000N.safetensors` and so on, and `model.safetensors.index.json`.
 /// A tensor larger than that gets a shard of its own.
 ///
-/// `produce(i)` gives the bytes of `tensors[i]`; it is called once for each, ascending, so that
+/// `produce(i)` gives the bytes of `tensors[i]`. It is called once for each, ascending, so that
 /// one tensor at a time is in memory. To make the result visible as a whole, write into
 /// [`crate::Staging::directory`] and `record` each name.
+///
+/// # Errors
+/// [`StoreError::CannotWrite`], a failure of the disk, or an error of `produce`.
 pub fn write_shards<E: From<StoreError>>(
     disk: &dyn Disk,
     directory: &Path,

@@ -1,7 +1,7 @@
 //! A safetensors file whose tensors are read when they are asked for.
 //!
-//! Read, not mapped: a mapped file that gets shorter, or whose disk fails, ends the process with SIGBUS and no word. A read
-//! ends with an error that names the file.
+//! The file is read and not mapped into memory. If a mapped file gets shorter or its disk fails, SIGBUS
+//! ends the process without a message. A read ends with an error that names the file.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,8 +17,11 @@ use crate::stand_in::{START_BYTES, StandIn};
 /// One tensor of a file. Its bytes are little-endian and row-major.
 #[derive(Debug, Clone, Copy)]
 pub struct TensorView<'a> {
+    /// Its name.
     pub name: &'a str,
+    /// The format of its numbers.
     pub dtype: Dtype,
+    /// Its lengths, the outermost dimension first.
     pub shape: &'a [usize],
     file: &'a TensorFile,
     /// Where its bytes begin, from the start of the file.
@@ -37,20 +40,27 @@ impl<'a> TensorView<'a> {
         &self.file.path
     }
 
-    /// Reads all of it.
+    /// Reads all of it: [`TensorView::size`] bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], or [`StoreError::Malformed`] if the file was cut meanwhile.
     pub fn bytes(&self) -> Result<Vec<u8>, StoreError> {
         let mut bytes = vec![0; self.size];
         self.file.read_at(&mut bytes, self.start)?;
         Ok(bytes)
     }
 
-    /// Reads it piece by piece through one buffer: no piece but the last has less than [`PIECE`] bytes.
+    /// Reads it piece by piece through one buffer. No piece but the last has less than [`PIECE`] bytes.
+    ///
+    /// # Errors
+    /// As [`TensorView::bytes`], and the errors of `each`.
     pub fn pieces<E: From<StoreError>>(&self, each: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         self.file.pieces(self.start, self.size as u64, each)
     }
 }
 
-/// Bytes that are read at a time where a whole file or tensor need not be in memory: a multiple of every element's size.
+/// Bytes of a file or tensor that are read at a time if it need not be in memory as a whole. It is a
+/// multiple of the size of every dtype's element.
 pub const PIECE: usize = 8 << 20;
 
 /// A safetensors file whose header has been checked.
@@ -64,9 +74,13 @@ pub struct TensorFile {
 }
 
 impl TensorFile {
-    /// Opens the file and checks its header. Links are followed: the Hugging Face cache has them.
+    /// Opens the file and checks its header. Links are followed, since the Hugging Face cache has them.
+    ///
+    /// # Errors
+    /// [`StoreError::Malformed`], [`StoreError::InItsPlace`] for a file of another format,
+    /// [`StoreError::Io`].
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        // Looked at before it is opened: to open a pipe is to wait for somebody who writes.
+        // Inspected before it is opened: opening a pipe would wait for a writer.
         let metadata = path.metadata().map_err(|source| StoreError::reading(path, source))?;
         if !metadata.is_file() {
             return Err(StoreError::malformed(path, "it is not a regular file"));
@@ -90,26 +104,29 @@ impl TensorFile {
         Ok(Self { path: path.to_path_buf(), file, length, header, header_hash })
     }
 
+    /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// In the order of the tensors' bytes in the file.
+    /// The names of its tensors, in the order of their bytes in the file.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.header.tensors.iter().map(|tensor| tensor.name.as_str())
     }
 
+    /// The tensor of this name.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let TensorInfo { name, dtype, shape, begin, end } = self.header.get(name)?;
         let start = (self.header.data_start + begin) as u64;
         Some(TensorView { name, dtype: *dtype, shape, file: self, start, size: end - begin })
     }
 
+    /// The texts of the header's `__metadata__`.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.header.metadata
     }
 
-    /// The blake3 hash of the header: which tensors there are, not what is in them.
+    /// The blake3 hash of the header. It tells which tensors there are, not what is in them.
     pub fn header_hash(&self) -> [u8; 32] {
         self.header_hash
     }
@@ -148,7 +165,7 @@ fn read_at(file: &File, path: &Path, start: u64, length: u64) -> Result<Vec<u8>,
     Ok(bytes)
 }
 
-/// A file that ends before it did when it was opened has been cut since.
+/// The error of a read. A file that ends earlier than when it was opened has been cut since.
 fn cut_or_failed(path: &Path, source: io::Error) -> StoreError {
     match source.kind() {
         io::ErrorKind::UnexpectedEof => StoreError::malformed(path, "it became shorter while it was being read"),
