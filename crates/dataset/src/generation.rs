@@ -5,11 +5,12 @@
 
 use std::ops::Range;
 
-/// Unicode noncharacters: they have no place in text that is exchanged, so no text needs them.
+/// Begins a block. Unicode noncharacters are not for text that is exchanged, so no text needs them.
 pub(crate) const START: char = '\u{FDD0}';
+/// Ends a block.
 pub(crate) const END: char = '\u{FDD1}';
 
-/// Whether text holds one of the marks, and so cannot be rendered.
+/// Whether a text holds one of the marks, so that it cannot be rendered.
 pub(crate) fn has_mark(text: &str) -> bool {
     text.contains([START, END])
 }

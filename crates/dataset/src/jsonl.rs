@@ -1,4 +1,4 @@
-//! Lines of a JSONL file, each with its number, and what a line that is no JSON object is told.
+//! Lines of a JSONL file, each with its number, and the JSON object on a line.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -9,12 +9,13 @@ use serde_json::{Map, Value};
 use crate::json::{kind, value};
 use crate::problem::RowProblem;
 
-/// Bytes of a line. A row of a million tokens has some four million.
+/// The most bytes of a line. A row of a million tokens has about four million.
 pub(crate) const LONGEST_LINE: usize = 16 << 20;
 
-/// Lines handed out at a time: enough to keep all cores busy, few enough to keep memory flat. A block ends behind the line
-/// that fills it, so it has less than `BLOCK_BYTES + LONGEST_LINE` bytes.
+/// The most lines of a block: enough to keep all cores busy, few enough to keep memory flat.
 const BLOCK_LINES: usize = 4096;
+/// A block ends behind the line that brings it to so many bytes. So it has less than
+/// `BLOCK_BYTES + LONGEST_LINE` bytes.
 const BLOCK_BYTES: usize = 16 << 20;
 
 /// The mark that programs on Windows put in front of UTF-8 text.
@@ -23,7 +24,7 @@ const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 pub(crate) struct Line {
     /// From 1.
     pub(crate) number: u32,
-    /// Without its line break. Cut just behind `LONGEST_LINE` if it is longer.
+    /// Without its line break. A line longer than `LONGEST_LINE` is cut one byte behind that.
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -37,7 +38,7 @@ impl Lines {
         Ok(Self { reader: BufReader::with_capacity(1 << 20, File::open(path)?), number: 0 })
     }
 
-    /// The next lines that are not blank; none at the end of the file.
+    /// The next lines that are not blank. No lines at the end of the file.
     pub(crate) fn block(&mut self) -> io::Result<Vec<Line>> {
         let (mut lines, mut size) = (Vec::new(), 0);
         while lines.len() < BLOCK_LINES && size < BLOCK_BYTES {
@@ -64,7 +65,7 @@ impl Lines {
             started = true;
             let end = available.iter().position(|byte| *byte == b'\n');
             let part = &available[..end.unwrap_or(available.len())];
-            // One byte over the limit is kept, to tell that the limit was passed.
+            // One byte over the limit is kept, to show that the limit was passed.
             let room = (LONGEST_LINE + 1).saturating_sub(line.len());
             line.extend_from_slice(&part[..part.len().min(room)]);
             let used = part.len() + usize::from(end.is_some());
@@ -77,7 +78,7 @@ impl Lines {
         if line.last() == Some(&b'\r') {
             line.pop();
         }
-        // In front of any line: files that each begin with one are put together.
+        // In front of any line, since people concatenate files that each begin with a mark.
         while line.starts_with(BYTE_ORDER_MARK) {
             line.drain(..BYTE_ORDER_MARK.len());
         }
@@ -85,7 +86,7 @@ impl Lines {
     }
 }
 
-/// The JSON object on a line.
+/// Reads the JSON object on a line.
 pub(crate) fn object(bytes: &[u8]) -> Result<Map<String, Value>, RowProblem> {
     if bytes.len() > LONGEST_LINE {
         return Err(RowProblem::LongLine(LONGEST_LINE >> 20));
@@ -116,7 +117,7 @@ pub(crate) fn object(bytes: &[u8]) -> Result<Map<String, Value>, RowProblem> {
     }
 }
 
-/// The first bytes of a line, for a person to recognize it by.
+/// The first characters of a line, at most 81, for a person to recognize it by.
 pub(crate) fn beginning(bytes: &[u8]) -> String {
     const SHOWN: usize = 80;
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * SHOWN)]);

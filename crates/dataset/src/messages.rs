@@ -1,5 +1,5 @@
-//! Messages of a row as a chat template gets them: checked, without the keys that are null, and with what their flags say
-//! about training on them.
+//! Messages of a row as a chat template gets them: checked, without the keys that are null, and with
+//! what their flags say about training.
 
 use std::ops::Range;
 
@@ -8,13 +8,14 @@ use serde_json::{Map, Value};
 use crate::format_problem::{FLAG, FormatProblem, RANGES};
 use crate::json::{self, kind};
 
-/// Keys of a message that say whether it is trained on: OpenAI's and Mistral's fine-tuning, axolotl, ms-swift.
+/// Keys of a message that say whether it is trained on, as OpenAI's and Mistral's fine-tuning, axolotl
+/// and ms-swift have them.
 const FLAGS: [&str; 8] = ["weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "loss_scale"];
 
-/// Of these, the ones that ask for training on a message of any role.
+/// Those of [`FLAGS`] that ask for training on a message of any role.
 const ASKING: [&str; 3] = ["train", "training", "trainable"];
 
-/// axolotl's lists of characters that are trained on or not.
+/// axolotl's keys for ranges of characters that are trained on or not.
 const DETAILS: [&str; 2] = ["train_detail", "training_detail"];
 
 /// Other keys that templates or this program know.
@@ -28,7 +29,7 @@ pub(crate) struct Training {
     pub(crate) muted: bool,
     /// The key that asks for training on a message that is not the assistant's.
     pub(crate) asked: Option<&'static str>,
-    /// Characters of its content that are not to be trained on.
+    /// Ranges of characters of its content that are not to be trained on, ascending.
     pub(crate) untrained: Vec<Range<usize>>,
 }
 
@@ -37,12 +38,13 @@ pub(crate) struct Messages {
     pub(crate) list: Vec<Value>,
     /// One for each message.
     pub(crate) training: Vec<Training>,
-    /// Keys that nothing here knows.
+    /// Keys that have no use, each once.
     pub(crate) unknown: Vec<String>,
 }
 
-/// Checks the messages of a list, and drops what is null: transformers' `apply_chat_template` drops a message's keys whose
-/// value is null, at its top level only, since within the arguments of a call null is data.
+/// Checks the messages of a list, and drops their keys that are null, as transformers'
+/// `apply_chat_template` does. Only keys at the top level of a message are dropped, since null within
+/// the arguments of a call is data.
 pub(crate) fn read(items: Vec<Value>, list: &str) -> Result<Messages, FormatProblem> {
     let mut messages = Messages::default();
     for (index, item) in items.into_iter().enumerate() {
@@ -91,7 +93,7 @@ impl Messages {
     }
 }
 
-/// Whether a key of a message has its meaning here.
+/// Whether a key of a message has a use.
 fn is_known(key: &str) -> bool {
     KNOWN.contains(&key) || is_flag(key)
 }
@@ -101,8 +103,9 @@ pub(crate) fn is_flag(key: &str) -> bool {
     FLAGS.contains(&key) || DETAILS.contains(&key)
 }
 
-/// Calls of tools: a list of objects, or a string that holds one. No calls and an empty list are the same: Arrow fills in
-/// either, and templates that only ask whether the key is there would write the end of a call that never began.
+/// Checks the calls of tools: a list of objects, or a string that holds one. An empty list becomes null,
+/// since Arrow fills in either. Templates that only ask whether the key is there would otherwise write
+/// the end of a call that never began.
 fn check_calls(message: &mut Map<String, Value>, path: &str) -> Result<(), FormatProblem> {
     if message.get("function_call").is_some_and(|call| !call.is_null()) {
         return Err(FormatProblem::OldCall(path.to_owned()));
@@ -167,7 +170,7 @@ fn check_parts(parts: &[Value], path: &str) -> Result<(), FormatProblem> {
     Ok(())
 }
 
-/// What the flags of a message say. `text` is the key of its content.
+/// Reads the flags of a message. `text` is the key of its content.
 pub(crate) fn training(
     message: &Map<String, Value>,
     role: &str,
@@ -191,7 +194,7 @@ pub(crate) fn training(
         }
     }
     if let Some(value) = message.get("mask").filter(|value| !value.is_null()) {
-        // Some dumps hide what is marked so, others show it.
+        // Some dumps train on what is marked so, others on the rest.
         return Err(FormatProblem::Mask { path: path.to_owned(), found: kind(value) });
     }
     for key in DETAILS {
@@ -204,7 +207,7 @@ pub(crate) fn training(
     Ok(training)
 }
 
-/// 0 or 1, false or true.
+/// The value of a flag: 0 or 1, false or true.
 fn flag(value: &Value) -> Option<bool> {
     match value {
         Value::Bool(flag) => Some(*flag),
@@ -214,7 +217,8 @@ fn flag(value: &Value) -> Option<bool> {
     }
 }
 
-/// axolotl's `train_detail`: ranges of characters, of which `end_offset` is the last. What no range names is trained on.
+/// Reads axolotl's `train_detail`: ranges of characters, of which `end_offset` is the last. Characters in
+/// no range are trained on.
 fn details(
     value: &Value,
     path: &str,

@@ -1,5 +1,5 @@
-//! Row formats: a JSON object in, one of four kinds of example out. The messages of a chat are checked in `messages.rs`, rows
-//! of tokens are read in `row_of_tokens.rs`.
+//! Row formats: a JSON object in, one of four kinds of example out. The messages of a chat are checked in
+//! `messages.rs`, rows of tokens are read in `row_of_tokens.rs`.
 
 use finetune_recipe::Format;
 use serde_json::{Map, Value, json};
@@ -14,13 +14,13 @@ use crate::row_of_tokens::{self, Tokens};
 #[derive(Debug)]
 pub(crate) enum Example {
     Chat(Chat),
-    /// Plain strings, which no template sees.
+    /// Plain strings, which no template is given.
     PromptCompletion {
         prompt: String,
         completion: String,
     },
     Text(String),
-    /// Tokenized elsewhere: one sequence, unless several were packed into the row.
+    /// A row that was tokenized elsewhere: one sequence, unless several were packed into it.
     Tokens(Vec<Tokens>),
 }
 
@@ -30,7 +30,8 @@ pub(crate) struct Chat {
     pub(crate) messages: Vec<Value>,
     /// What the flags of each message say.
     pub(crate) training: Vec<Training>,
-    /// The keys of the row that the messages came from, each with their number: where to point at in an error.
+    /// The keys of the row that the messages came from, each with the number of its messages. Errors
+    /// name places by them.
     pub(crate) lists: Vec<(&'static str, usize)>,
     pub(crate) tools: Option<Value>,
     /// Further variables of the template, from `chat_template_kwargs`.
@@ -60,8 +61,8 @@ pub(crate) struct Parsed {
     pub(crate) unused: Vec<String>,
 }
 
-/// A format, the keys that every row of it has, and the key that tells it from the others. In order of detection: many
-/// published datasets carry a `prompt` beside their `messages`.
+/// (format, the key that tells it from the others, the keys that every row of it has). They are in order
+/// of detection: many published datasets carry a `prompt` beside their `messages`.
 const FORMATS: [(Format, &str, &str); 6] = [
     (Format::Messages, "messages", "\"messages\": a list of {\"role\", \"content\"}"),
     (Format::Sharegpt, "conversations", "\"conversations\": a list of {\"from\", \"value\"}"),
@@ -71,7 +72,7 @@ const FORMATS: [(Format, &str, &str); 6] = [
     (Format::Text, "text", "\"text\": a string"),
 ];
 
-/// The format that a row's keys tell.
+/// The format that the keys of a row tell.
 pub(crate) fn detect(row: &Map<String, Value>) -> Result<Format, RowProblem> {
     if row.contains_key("chosen") && row.contains_key("rejected") {
         return Err(RowProblem::Preferences);
@@ -82,7 +83,7 @@ pub(crate) fn detect(row: &Map<String, Value>) -> Result<Format, RowProblem> {
     if let Some((format, ..)) = format.or_else(|| FORMATS.iter().find(|(_, key, _)| row.contains_key(*key))) {
         return Ok(*format);
     }
-    // A half-written row is told the missing half.
+    // For a half-written row the error names the missing half.
     for (key, format) in
         [("completion", Format::PromptCompletion), ("output", Format::Alpaca), ("labels", Format::Tokens)]
     {
@@ -102,7 +103,7 @@ fn shortened(text: &str) -> String {
     text.chars().take(40).collect()
 }
 
-/// Reads a row in a format that is not `Auto`.
+/// Reads a row in a format.
 pub(crate) fn read(mut row: Map<String, Value>, format: Format) -> Result<Parsed, RowProblem> {
     let mut unused = unused(&row, format);
     let example = match format {
@@ -199,7 +200,7 @@ fn json_text(text: &str, path: &str) -> Result<Value, FormatProblem> {
 /// The key of further variables of the template, as TRL reads it.
 const VARIABLES: &str = "chat_template_kwargs";
 
-/// What a template is given in any case, and what `apply_chat_template` takes for itself.
+/// Variables that every template is given, and arguments of `apply_chat_template` itself.
 const RESERVED: [&str; 7] = [
     "messages",
     "conversation",
@@ -210,8 +211,8 @@ const RESERVED: [&str; 7] = [
     "chat_template",
 ];
 
-/// `chat_template_kwargs`: an object, or a string that holds one. What is null in it is left out, as TRL leaves it out: Arrow
-/// gives each row the keys of all.
+/// `chat_template_kwargs`: an object, or a string that holds one. Keys that are null are left out, as in
+/// TRL: Arrow gives each row the keys of all rows.
 fn variables(row: &mut Map<String, Value>) -> Result<Vec<(String, Value)>, FormatProblem> {
     let given = match row.remove(VARIABLES) {
         None | Some(Value::Null) => return Ok(Vec::new()),
@@ -347,7 +348,7 @@ fn alpaca_row(row: &mut Map<String, Value>) -> Result<Example, FormatProblem> {
     }
     messages.extend([message("user", &user), message("assistant", &answer)]);
     let training = vec![Training::default(); messages.len()];
-    // No list of the row holds these messages: they are named by their number.
+    // No list of the row holds these messages, so errors name them by their number.
     let lists = Vec::new();
     Ok(Example::Chat(Chat {
         messages,
@@ -414,7 +415,7 @@ fn sharegpt_turn(turn: &Map<String, Value>, path: &str) -> Result<(&'static str,
     Ok((role, value))
 }
 
-/// The text of a message's content, for a person to read; its tool calls where it has no text.
+/// The text of a message's content, for a person to read. For a message without text its tool calls.
 pub(crate) fn content_text(message: &Value) -> String {
     match message.get("content") {
         Some(Value::String(text)) if !text.is_empty() => text.clone(),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::format_problem::FormatProblem;
 use crate::json::kind;
 
-/// Tokens, and which of them are targets.
+/// A sequence of tokens, and which of them are targets, both [tokens].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Tokens {
     pub(crate) ids: Vec<u32>,
@@ -24,12 +24,12 @@ pub(crate) const KEYS: [&str; 10] = [
     "completion_mask",
     "assistant_masks",
     "loss_mask",
-    // These say nothing that matters here.
+    // These have no use here.
     "token_type_ids",
     "length",
 ];
 
-/// TRL trains on the tokens that all of these mark.
+/// Masks of targets. As in TRL, the tokens that all of them mark are trained on.
 const MASKS: [&str; 3] = ["completion_mask", "assistant_masks", "loss_mask"];
 
 /// The label of a token outside the loss.
@@ -69,7 +69,7 @@ fn numbers<'a>(row: &'a Map<String, Value>, key: &str) -> Result<Option<&'a Vec<
     }
 }
 
-/// A list of 0 and 1, one for each token.
+/// A mask: 0 or 1 for each token.
 fn mask(row: &Map<String, Value>, key: &'static str, length: usize) -> Result<Option<Vec<bool>>, FormatProblem> {
     let Some(items) = numbers(row, key)? else { return Ok(None) };
     if items.len() != length {
@@ -86,7 +86,8 @@ fn mask(row: &Map<String, Value>, key: &'static str, length: usize) -> Result<Op
     Ok(Some(mask))
 }
 
-/// The tokens that are not padding. Rows here have no padding: the trainer lays them one behind the other.
+/// The range of the tokens that are not padding. Rows have no padding here, since the trainer lays them
+/// one behind the other.
 fn without_padding(row: &Map<String, Value>, length: usize) -> Result<Range<usize>, FormatProblem> {
     let Some(attended) = mask(row, "attention_mask", length)? else { return Ok(0..length) };
     let Some(first) = attended.iter().position(|it| *it) else {
@@ -99,7 +100,7 @@ fn without_padding(row: &Map<String, Value>, length: usize) -> Result<Range<usiz
     }
 }
 
-/// Which tokens their labels make targets; all where there are none. Labels of padding are not looked at.
+/// Which tokens are targets by their labels. Without labels all are. Labels of padding are ignored.
 fn labels(row: &Map<String, Value>, ids: &[u32], kept: &Range<usize>) -> Result<Vec<bool>, FormatProblem> {
     let Some(labels) = numbers(row, "labels")? else { return Ok(vec![true; ids.len()]) };
     if labels.len() != ids.len() {
@@ -117,7 +118,8 @@ fn labels(row: &Map<String, Value>, ids: &[u32], kept: &Range<usize>) -> Result<
     Ok(trained)
 }
 
-/// The sequences within the tokens that are kept: positions begin again at 0 where a packed sequence begins.
+/// The ranges of the sequences within the tokens that are kept. Positions begin again at 0 where a packed
+/// sequence begins.
 fn packed(row: &Map<String, Value>, kept: &Range<usize>, length: usize) -> Result<Vec<Range<usize>>, FormatProblem> {
     let mut starts = vec![0];
     if let Some(positions) = numbers(row, "position_ids")? {
@@ -149,7 +151,8 @@ fn packed(row: &Map<String, Value>, kept: &Range<usize>, length: usize) -> Resul
     Ok(starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect())
 }
 
-/// Where positions begin again at 0, by place within `positions`, which begin at token `offset` of the row.
+/// The indices in `positions` at which positions begin again at 0. The first is that of token `offset` of
+/// the row.
 fn restarts(positions: &[Value], offset: usize) -> Result<Vec<usize>, FormatProblem> {
     let mut starts = Vec::new();
     let mut expected = 0;
