@@ -1,6 +1,7 @@
 //! Tokens that a model's configs add to its tokenizer.json, in the order and with the ids that
 //! transformers 5.24 gives them (`TokenizersBackend.__init__` of
-//! transformers/tokenization_utils_tokenizers.py and `_from_pretrained` of tokenization_utils_base.py).
+//! transformers/tokenization_utils_tokenizers.py and `_from_pretrained` of
+//! tokenization_utils_base.py).
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -33,8 +34,8 @@ impl TokenConfigs {
         Ok(configs)
     }
 
-    /// Whether the two older files count. transformers reads them if the newer one does not list all
-    /// added tokens.
+    /// Whether the two older files count. transformers reads them if the newer one does not list
+    /// all added tokens.
     fn is_old(&self) -> bool {
         self.config.get("added_tokens_decoder").is_none()
     }
@@ -98,8 +99,8 @@ impl TokenConfigs {
     /// Adds the tokens that tokenizer.json lacks.
     ///
     /// # Errors
-    /// [`DatasetError::BadModelFile`] if a token would not get the id that the config has for it. What a
-    /// model has learnt under one id must not be read under another.
+    /// [`DatasetError::BadModelFile`] if a token would not get the id that the config has for it.
+    /// What a model has learnt under one id must not be read under another.
     pub(crate) fn add_to(
         &self,
         tokenizer: &mut Tokenizer,
@@ -120,8 +121,8 @@ impl TokenConfigs {
                 ));
             }
             let is_new = texts.insert(token.content.clone());
-            // The older file only lists what is missing. The settings of the newer one override those of
-            // tokenizer.json.
+            // The older file only lists what is missing. The settings of the newer one override
+            // those of tokenizer.json.
             if !known.contains(&AddedKey::of(&token)) && (is_new || !self.is_old()) {
                 missing.push((there.is_none().then_some(id), token));
             }
@@ -177,7 +178,8 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// The text of a token: a plain string, or a token written out, {"content": "<s>", "lstrip": false, ...}.
+/// The text of a token: a plain string, or a token written out, {"content": "<s>", "lstrip": false,
+/// ...}.
 fn text_of(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value.get("content").and_then(Value::as_str)).map(str::to_owned)
 }

@@ -84,8 +84,8 @@ impl ChatReader<'_> {
                 Err(other) => return Err(other),
             }
         }
-        // Some templates cut the reasoning off every answer, also off the one that is trained on. They
-        // are kept from recognizing it.
+        // Some templates cut the reasoning off every answer, also off the one that is trained on.
+        // They are kept from recognizing it.
         for in_content in [false, true] {
             if let Some(answer) = self.with_hidden_reasoning(turn, &before, in_content)? {
                 return Ok(put_together(before, &answer));
@@ -94,8 +94,8 @@ impl ChatReader<'_> {
         Err(problem.unwrap_or_else(|| self.behind_another_prompt(turn, &before)).into())
     }
 
-    /// The answer of a turn with reasoning that the template cannot recognize. The reasoning is within
-    /// the content already, or with `in_content` it is put there from a key of its own.
+    /// The answer of a turn with reasoning that the template cannot recognize. The reasoning is
+    /// within the content already, or with `in_content` it is put there from a key of its own.
     ///
     /// `None`: there is no such reasoning, or it does not come out whole behind the prompt.
     fn with_hidden_reasoning(&self, turn: usize, before: &str, in_content: bool) -> Result<Option<String>, Failure> {
@@ -103,7 +103,8 @@ impl ChatReader<'_> {
         let Some(object) = message.as_object() else { return Ok(None) };
         let has_key = texts::reasoning(object).is_some();
         let has_tags = object.get("content").and_then(Value::as_str).is_some_and(texts::has_reasoning);
-        // A key becomes part of the content only if the prompt asks the model to begin with reasoning.
+        // A key becomes part of the content only if the prompt asks the model to begin with
+        // reasoning.
         let prompted = before.trim_end().ends_with("<think>");
         let applies = if in_content { has_key && !has_tags && prompted } else { has_tags };
         if !applies {
@@ -127,8 +128,8 @@ impl ChatReader<'_> {
 
     /// Refuses the row if a text before a turn is not in what the model is given at that turn.
     ///
-    /// Reasoning of earlier answers may be missing. So may what an assistant said beside a call, if it
-    /// was there at its own turn (gpt-oss takes it for reasoning).
+    /// Reasoning of earlier answers may be missing. So may what an assistant said beside a call, if
+    /// it was there at its own turn (gpt-oss takes it for reasoning).
     fn check_context(
         &self,
         turn: usize,
@@ -173,7 +174,8 @@ impl ChatReader<'_> {
         self.messages[..turn].iter().all(|message| message["role"] == "system" || message["role"] == "developer")
     }
 
-    /// The problem of a turn that the template does not write behind the prompt that it makes for it.
+    /// The problem of a turn that the template does not write behind the prompt that it makes for
+    /// it.
     fn behind_another_prompt(&self, turn: usize, before: &str) -> RowProblem {
         if self.begins(turn) {
             return RowProblem::BeginsWithAssistant(turn + 1);
@@ -197,8 +199,8 @@ fn marks_from(found: &Found, place: usize) -> &[(usize, usize)] {
 /// model is given at the turn. Mistral's template writes the system message into the last user
 /// message as long as nothing follows.
 ///
-/// Both renderings must go on in the same way behind the last text that they share, up to the end of
-/// the prompt.
+/// Both renderings must go on in the same way behind the last text that they share, up to the end
+/// of the prompt.
 fn behind_context<'w>(
     turn: usize,
     marked: &Marked,

@@ -151,8 +151,8 @@ impl<'a> ChatReader<'a> {
         Ok(untrained.iter().map(|range| byte_of(range.start)..byte_of(range.end)).collect())
     }
 
-    /// Refuses the row for the first wanted text that is not in `plain`, a rendering of the messages
-    /// in `scope`.
+    /// Refuses the row for the first wanted text that is not in `plain`, a rendering of the
+    /// messages in `scope`.
     pub(crate) fn check(
         &self,
         marked: &Marked,

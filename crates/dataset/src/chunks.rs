@@ -1,11 +1,11 @@
-//! Tokens of a text chunk by chunk, if that gives the tokens of the whole. Words come again and again,
-//! and without this most of the time of reading rows goes into making the same tokens anew.
+//! Tokens of a text chunk by chunk, if that gives the tokens of the whole. Words come again and
+//! again, and without this most of the time of reading rows goes into making the same tokens anew.
 //!
-//! A text may be cut before a space between two ASCII letters under two conditions: the tokenizer itself
-//! always cuts there before it looks for tokens, and nothing on one side of the cut depends on the
-//! other. Both hold for byte-level BPE behind one of the regular expressions below. Each of these takes
-//! all letters it can get, then stops at the space, and its next match begins with that space and the
-//! letter behind it. Any other tokenizer gets its text as a whole.
+//! A text may be cut before a space between two ASCII letters under two conditions: the tokenizer
+//! itself always cuts there before it looks for tokens, and nothing on one side of the cut depends
+//! on the other. Both hold for byte-level BPE behind one of the regular expressions below. Each of
+//! these takes all letters it can get, then stops at the space, and its next match begins with that
+//! space and the letter behind it. Any other tokenizer gets its text as a whole.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::Value;
 use tokenizers::{ModelWrapper, Tokenizer};
 
-/// Splitting patterns that satisfy both conditions: those of Qwen 2 to 3, Llama 3 and GPT-4o (with and
-/// without digits in groups).
+/// Splitting patterns that satisfy both conditions: those of Qwen 2 to 3, Llama 3 and GPT-4o (with
+/// and without digits in groups).
 const PATTERNS: [&str; 4] = [
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -113,7 +113,8 @@ fn chunk_end(text: &str, start: usize) -> usize {
     bytes.len()
 }
 
-/// Whether the tokenizer satisfies both conditions. What it is made of is read from its own JSON form.
+/// Whether the tokenizer satisfies both conditions. What it is made of is read from its own JSON
+/// form.
 fn may_be_cut(tokenizer: &Tokenizer) -> bool {
     let json = |part: serde_json::Result<Value>| part.unwrap_or_default();
     let plain_normalizer = match tokenizer.get_normalizer() {
@@ -192,7 +193,8 @@ mod tests {
             {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]})
     }
 
-    /// Texts of words, spaces, line breaks, marks, digits, other scripts and special tokens in any order.
+    /// Texts of words, spaces, line breaks, marks, digits, other scripts and special tokens in any
+    /// order.
     fn made_up(number: u32) -> String {
         const PARTS: [&str; 24] = [
             "the", "on", "THE", "a", " ", " ", " ", "  ", "\n", "\t", "'s", "'LL", "é", "e\u{301}", "日本", "12", "3",

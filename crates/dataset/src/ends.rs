@@ -36,8 +36,8 @@ impl EndCounts {
         let mut end = None;
         for id in part.iter().rev() {
             if tokenizer.is_special(*id) {
-                // Of several, the first that the model's own files name as an end. If they name none of
-                // them, the last.
+                // Of several, the first that the model's own files name as an end. If they name
+                // none of them, the last.
                 if tokenizer.eos_ids().contains(id) || end.is_none() {
                     end = Some(*id);
                 }

@@ -1,5 +1,5 @@
-//! What can be wrong with a dataset, a tokenizer or a chat template, said so that a person can act on
-//! it.
+//! What can be wrong with a dataset, a tokenizer or a chat template, said so that a person can act
+//! on it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -94,8 +94,8 @@ pub enum DatasetError {
     /// A chat template gives no text for a conversation.
     #[error("{0}")]
     Template(TemplateProblem),
-    /// A chat template ran out of its bounds. It ends the reading: the next row would end in the same
-    /// way.
+    /// A chat template ran out of its bounds. It ends the reading: the next row would end in the
+    /// same way.
     #[error("chat template {origin}{}: {reason}", at_line(*line))]
     TemplateBounds {
         /// The file of the template.
@@ -215,8 +215,8 @@ fn at_line(line: Option<usize>) -> String {
     line.map(|line| format!(", line {line}")).unwrap_or_default()
 }
 
-/// A path of two names may be meant as a dataset of the hub. A URL is recognized also after the recipe's
-/// directory was put in front of it and a slash was lost.
+/// A path of two names may be meant as a dataset of the hub. A URL is recognized also after the
+/// recipe's directory was put in front of it and a slash was lost.
 fn unreadable_hints(path: &Path) -> Vec<String> {
     let text = path.to_string_lossy();
     let relative = text.strip_prefix("./").unwrap_or(&text);

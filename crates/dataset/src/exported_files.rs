@@ -14,8 +14,8 @@ use crate::tokenizer::ChatTokenizer;
 const AS_THEY_ARE: [&str; 2] = [TOKEN_MAP, ADDED_TOKENS];
 
 impl ChatTokenizer {
-    /// The files by which another program writes and ends text as this one did: (name, bytes), by name.
-    /// They are the tokenizer's files, the template in use, and a generation_config.json. The
+    /// The files by which another program writes and ends text as this one did: (name, bytes), by
+    /// name. They are the tokenizer's files, the template in use, and a generation_config.json. The
     /// `eos_token_id` of the latter includes `ends`, the tokens that trained turns end with.
     ///
     /// One template becomes a chat_template.jinja, as transformers saves it. Several stay a list in

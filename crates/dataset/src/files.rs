@@ -11,8 +11,9 @@ const HELD_BACK: [&str; 6] = ["valid.jsonl", "validation.jsonl", "val.jsonl", "d
 
 /// Directories in `train` and `eval` become the files in them: (training files, evaluation files).
 ///
-/// A training directory gives its `train.jsonl`. If `eval` is empty, its `valid.jsonl` is evaluated,
-/// if it has one. A directory that `eval` names may have its rows under another usual name.
+/// A training directory gives its `train.jsonl`. If `eval` is empty, its `valid.jsonl` is
+/// evaluated, if it has one. A directory that `eval` names may have its rows under another usual
+/// name.
 ///
 /// # Errors
 /// [`DatasetError::NoTrainFile`], [`DatasetError::Unreadable`], [`DatasetError::OtherKind`].

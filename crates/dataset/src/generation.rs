@@ -1,7 +1,7 @@
 //! `{% generation %}` blocks, which transformers adds to jinja2 and minijinja has no way to add.
 //!
-//! `template_rewrite.rs` puts a mark into the template before and after the text of such a block. The
-//! marks are taken out of the rendered text, and their places are kept.
+//! `template_rewrite.rs` puts a mark into the template before and after the text of such a block.
+//! The marks are taken out of the rendered text, and their places are kept.
 
 use std::ops::Range;
 

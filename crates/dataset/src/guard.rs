@@ -1,15 +1,15 @@
-//! Bounds on foreign work. A chat template is a stranger's program and a tokenizer.json a stranger's
-//! data. The crates that read them expect well-meant input: one line of either can overflow the stack,
-//! fill the memory, run forever or panic.
+//! Bounds on foreign work. A chat template is a stranger's program and a tokenizer.json a
+//! stranger's data. The crates that read them expect well-meant input: one line of either can
+//! overflow the stack, fill the memory, run forever or panic.
 //!
 //! Foreign work runs on threads of its own, with a large stack. The caller waits for the result and
-//! watches them. When the work has run out of something, the caller goes on without it. No system can
-//! stop a thread safely, so it is left behind asleep, or running if it ran out of time. The reading
-//! then ends with an error, and the process soon after.
+//! watches them. When the work has run out of something, the caller goes on without it. No system
+//! can stop a thread safely, so it is left behind asleep, or running if it ran out of time. The
+//! reading then ends with an error, and the process soon after.
 //!
-//! Time is counted here. Memory and stack need the program's help: its allocator calls [`allocated`] and
-//! [`freed`], its handler of SIGSEGV and SIGBUS calls [`faulted`]. If a program does neither, those two
-//! bounds are missing and the rest holds.
+//! Time is counted here. Memory and stack need the program's help: its allocator calls
+//! [`allocated`] and [`freed`], its handler of SIGSEGV and SIGBUS calls [`faulted`]. If a program
+//! does neither, those two bounds are missing and the rest holds.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
@@ -23,8 +23,8 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::DatasetError;
 
-/// Bytes of a guarded thread's stack: enough to free a list nested 100,000 deep. Pages that are never
-/// touched cost nothing.
+/// Bytes of a guarded thread's stack: enough to free a list nested 100,000 deep. Pages that are
+/// never touched cost nothing.
 const STACK: usize = 64 << 20;
 
 /// How often a waiting caller looks at the threads.
@@ -81,8 +81,8 @@ struct Stopped {
     reason: String,
 }
 
-/// The state of the threads of one pool. It is never freed, since a thread that is left behind goes on
-/// using it.
+/// The state of the threads of one pool. It is never freed, since a thread that is left behind goes
+/// on using it.
 struct PoolState {
     threads: Vec<ThreadState>,
     is_stopped: AtomicBool,
@@ -138,8 +138,8 @@ thread_local! {
     static LEFT: Cell<usize> = const { Cell::new(0) };
 }
 
-/// To be called by the program's allocator before it hands out this many bytes. It does not return if
-/// foreign work asks for more than it may have.
+/// To be called by the program's allocator before it hands out this many bytes. It does not return
+/// if foreign work asks for more than it may have.
 #[inline]
 pub fn allocated(bytes: usize) {
     if AT_WORK.get() {
@@ -158,9 +158,9 @@ pub fn freed(bytes: usize) {
     }
 }
 
-/// To be called first by the program's handler of SIGSEGV and SIGBUS, on the stack of signals. It does
-/// not return if the fault is one of foreign work, and otherwise does nothing. It calls nothing that a
-/// signal handler may not call.
+/// To be called first by the program's handler of SIGSEGV and SIGBUS, on the stack of signals. It
+/// does not return if the fault is one of foreign work, and otherwise does nothing. It calls
+/// nothing that a signal handler may not call.
 pub fn faulted() {
     if AT_WORK.get() {
         fall_asleep(OUT_OF_STACK);
@@ -180,8 +180,9 @@ fn fall_asleep(how: u8) -> ! {
 /// Does foreign work within its bounds. If this is no guarded thread, the work is done on one.
 ///
 /// # Errors
-/// [`DatasetError::TemplateBounds`] or [`DatasetError::TokenizerBounds`], also for a panic of the work.
-/// These end everything that [`on_guarded_threads`] has under way. [`DatasetError::NoThreads`].
+/// [`DatasetError::TemplateBounds`] or [`DatasetError::TokenizerBounds`], also for a panic of the
+/// work. These end everything that [`on_guarded_threads`] has under way.
+/// [`DatasetError::NoThreads`].
 pub(crate) fn watched<R: Send + 'static>(
     foreign: &Foreign,
     bounds: Bounds,
@@ -227,8 +228,8 @@ fn at_work<R>(
     })
 }
 
-/// Ends everything that this thread's pool has under way, for a reason that foreign work found itself.
-/// Returns the error.
+/// Ends everything that this thread's pool has under way, for a reason that foreign work found
+/// itself. Returns the error.
 pub(crate) fn stop(foreign: &Foreign, line: Option<usize>, reason: &str) -> DatasetError {
     if let Some(Guarded { pool_state, .. }) = GUARDED.get() {
         pool_state.stop(foreign.clone(), line, reason.to_owned());
@@ -242,11 +243,13 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     text.chars().take(200).collect()
 }
 
-/// Runs `work`, which calls [`watched`] on the threads of a pool, on as many as rayon gives it. When one
-/// of them has run out of something, this function returns early and leaves the work behind.
+/// Runs `work`, which calls [`watched`] on the threads of a pool, on as many as rayon gives it.
+/// When one of them has run out of something, this function returns early and leaves the work
+/// behind.
 ///
 /// # Errors
-/// The first error of [`watched`], whether or not `work` has passed it on. [`DatasetError::NoThreads`].
+/// The first error of [`watched`], whether or not `work` has passed it on.
+/// [`DatasetError::NoThreads`].
 ///
 /// # Panics
 /// As `work` does.
@@ -311,7 +314,8 @@ impl Pool {
         Ok(Pool { threads, pool_state })
     }
 
-    /// Returns the pool for the next caller. All its threads have finished, with or without an error.
+    /// Returns the pool for the next caller. All its threads have finished, with or without an
+    /// error.
     fn give_back(self) {
         *locked(&self.pool_state.stopped) = None;
         self.pool_state.is_stopped.store(false, Ordering::Release);

@@ -1,5 +1,6 @@
-//! Whole numbers of any length. JSON has them and Python reads them, while serde_json makes floats of
-//! those beyond 64 bits, which would print another number. So they pass through it as marked texts.
+//! Whole numbers of any length. JSON has them and Python reads them, while serde_json makes floats
+//! of those beyond 64 bits, which would print another number. So they pass through it as marked
+//! texts.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,8 +15,8 @@ const MARK: char = '\u{FDD2}';
 /// A whole number of fewer digits always fits 64 bits.
 const LONG: usize = 19;
 
-/// JSON in which long whole numbers are marked texts. Everything up to the first such number keeps its
-/// place, so that positions in errors are right there.
+/// JSON in which long whole numbers are marked texts. Everything up to the first such number keeps
+/// its place, so that positions in errors are right there.
 pub(crate) fn marked(json: &str) -> Cow<'_, str> {
     let bytes = json.as_bytes();
     let mut out = String::new();

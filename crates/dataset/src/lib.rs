@@ -10,18 +10,19 @@
 //!
 //! - `files.rs` (which files), `jsonl.rs` (lines of a file), `json.rs`;
 //! - row formats: `row.rs`, `messages.rs`, `row_of_tokens.rs`;
-//! - conversations to sequences: `chat.rs`, `chat_reader.rs`, `by_turn.rs`; what a row says must reach
-//!   its text: `texts.rs`, `variants.rs`; plain text: `plain_text.rs`;
+//! - conversations to sequences: `chat.rs`, `chat_reader.rs`, `by_turn.rs`; what a row says must
+//!   reach its text: `texts.rs`, `variants.rs`; plain text: `plain_text.rs`;
 //! - chat templates: `template.rs`. `template_rewrite.rs`, `template_tags.rs`, `percent*.rs`,
 //!   `generation.rs`, `integers.rs` and `python*.rs` make minijinja behave as transformers' jinja2;
 //! - the tokenizer: `tokenizer.rs`, `text_source.rs` (from which files), `added_tokens.rs`,
-//!   `chunks.rs` (word by word), `exported_files.rs` (into which files), `stream.rs` (tokens to text);
+//!   `chunks.rs` (word by word), `exported_files.rs` (into which files), `stream.rs` (tokens to
+//!   text);
 //! - which tokens are trained on: `mask.rs`; the result: `token_row.rs`;
 //! - about all rows: `notes.rs`, `ends.rs`, `counts.rs`; what was read before: `row_cache.rs`.
 //!
-//! What can be wrong: `problem.rs` (a row), `error.rs` (all else). Templates and tokenizers are foreign
-//! work, which `guard.rs` bounds. [`Plan`] in `plan.rs` stands alone, on the random numbers of
-//! `epoch_random.rs`.
+//! What can be wrong: `problem.rs` (a row), `error.rs` (all else). Templates and tokenizers are
+//! foreign work, which `guard.rs` bounds. [`Plan`] in `plan.rs` stands alone, on the random numbers
+//! of `epoch_random.rs`.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

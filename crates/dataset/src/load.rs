@@ -46,14 +46,14 @@ const LONG_LINE: usize = 1 << 20;
 impl Dataset {
     /// Reads, renders, tokenizes and masks all rows of `files`, in order.
     ///
-    /// Rows of tokens need no tokenizer. `vocab_size` is the number of rows of the model's embedding.
-    /// `keep_text` is how many of the first rows keep the texts that people read; for a large dataset
-    /// these would take as much memory as its tokens. `progress` is called now and then with the
-    /// number of rows read so far.
+    /// Rows of tokens need no tokenizer. `vocab_size` is the number of rows of the model's
+    /// embedding. `keep_text` is how many of the first rows keep the texts that people read; for a
+    /// large dataset these would take as much memory as its tokens. `progress` is called now and
+    /// then with the number of rows read so far.
     ///
     /// # Errors
-    /// All bad rows are collected into one [`DatasetError::BadRows`]. What is no fault of a single row
-    /// ends the reading at once: a file of another kind, a template that ran out of its bounds.
+    /// All bad rows are collected into one [`DatasetError::BadRows`]. What is no fault of a single
+    /// row ends the reading at once: a file of another kind, a template that ran out of its bounds.
     pub fn load<'a>(
         files: &[PathBuf],
         data: &Data,

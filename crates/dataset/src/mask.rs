@@ -1,12 +1,12 @@
 //! Which part of a rendered conversation is trained on, and which tokens that makes.
 //!
 //! A turn's part is found by rendering prefixes: the messages before it with the generation prompt,
-//! then the messages up to it. What the second adds to the first is the turn as a model would have to
-//! write it. That holds for a whole conversation only if each rendering is a prefix of the next.
+//! then the messages up to it. What the second adds to the first is the turn as a model would have
+//! to write it. That holds for a whole conversation only if each rendering is a prefix of the next.
 //!
-//! If it is not (Qwen3 drops the reasoning of earlier turns), the template's `{% generation %}` blocks
-//! are taken. If the template has none, each turn becomes a sequence of its own (`chat.rs`). A guess
-//! would silently train on the wrong tokens.
+//! If it is not (Qwen3 drops the reasoning of earlier turns), the template's `{% generation %}`
+//! blocks are taken. If the template has none, each turn becomes a sequence of its own (`chat.rs`).
+//! A guess would silently train on the wrong tokens.
 
 use std::ops::Range;
 
@@ -18,8 +18,8 @@ use crate::problem::RowProblem;
 use crate::template::{ChatTemplate, Rendered};
 use crate::template_problem::Unrendered;
 
-/// The most turns of a conversation whose prefixes are all rendered. Of longer conversations a sample
-/// is rendered, since the time for all would grow with the square of their number.
+/// The most turns of a conversation whose prefixes are all rendered. Of longer conversations a
+/// sample is rendered, since the time for all would grow with the square of their number.
 const EXACT_TURNS: usize = 48;
 
 /// Turns at each end of a long conversation that are rendered.
@@ -54,8 +54,8 @@ impl Conversation<'_> {
     /// The byte ranges of `turns` in `full`, the rendered conversation.
     ///
     /// `assistant_turns` are all assistant messages, `turns` those of them that are wanted, both as
-    /// indices in order. `places` gives the byte ranges of the turns' contents in `full`, in the order of
-    /// `turns`, if they are known.
+    /// indices in order. `places` gives the byte ranges of the turns' contents in `full`, in the
+    /// order of `turns`, if they are known.
     pub(crate) fn trained_spans(
         &self,
         full: &Rendered,
@@ -126,10 +126,10 @@ impl Conversation<'_> {
         Ok(before.len()..with.len())
     }
 
-    /// The byte ranges of many turns from those of a few. The few must all have the same text between
-    /// the generation prompt and the content, and behind the content; so must every other turn.
-    /// `None`: one has not. Turns with more than a text are among the few, since templates treat them in
-    /// different ways.
+    /// The byte ranges of many turns from those of a few. The few must all have the same text
+    /// between the generation prompt and the content, and behind the content; so must every other
+    /// turn. `None`: one has not. Turns with more than a text are among the few, since templates
+    /// treat them in different ways.
     fn spans_by_sample(
         &self,
         full: &Rendered,
@@ -208,8 +208,8 @@ impl<'a> Frame<'a> {
         })
     }
 
-    /// The frame that two turns share: the same text before and behind the content, and the part that
-    /// the ends of their prompts have in common.
+    /// The frame that two turns share: the same text before and behind the content, and the part
+    /// that the ends of their prompts have in common.
     fn shared(self, other: &Self) -> Option<Self> {
         if self.start != other.start || self.end != other.end {
             return None;
@@ -248,11 +248,12 @@ pub(crate) fn within(turn: usize, part: &'static str, error: DatasetError) -> Fa
     }
 }
 
-/// Which tokens lie in the trained parts of the text: those that start in one. [tokens] in and out.
+/// Which tokens lie in the trained parts of the text: those that start in one. One entry for each token.
 ///
-/// A token that begins before a part and reaches into it belongs to the prompt, since generation would
-/// start behind it. A token that begins in a part and reaches out of it is trained, since otherwise the
-/// end of the turn would never be learned. The first token has nothing to be predicted from.
+/// A token that begins before a part and reaches into it belongs to the prompt, since generation
+/// would start behind it. A token that begins in a part and reaches out of it is trained, since
+/// otherwise the end of the turn would never be learned. The first token has nothing to be
+/// predicted from.
 pub(crate) fn trained_tokens(tokens: &[Range<usize>], parts: &[Range<usize>]) -> Vec<bool> {
     let parts = merged(parts);
     let inside = |start: usize| {

@@ -1,5 +1,5 @@
-//! Messages of a row as a chat template gets them: checked, without the keys that are null, and with
-//! what their flags say about training.
+//! Messages of a row as a chat template gets them: checked, without the keys that are null, and
+//! with what their flags say about training.
 
 use std::ops::Range;
 
@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 use crate::format_problem::{FLAG, FormatProblem, RANGES};
 use crate::json::{self, kind};
 
-/// Keys of a message that say whether it is trained on, as OpenAI's and Mistral's fine-tuning, axolotl
-/// and ms-swift have them.
+/// Keys of a message that say whether it is trained on, as OpenAI's and Mistral's fine-tuning,
+/// axolotl and ms-swift have them.
 const FLAGS: [&str; 8] = ["weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "loss_scale"];
 
 /// Those of [`FLAGS`] that ask for training on a message of any role.
@@ -43,8 +43,8 @@ pub(crate) struct Messages {
 }
 
 /// Checks the messages of a list, and drops their keys that are null, as transformers'
-/// `apply_chat_template` does. Only keys at the top level of a message are dropped, since null within
-/// the arguments of a call is data.
+/// `apply_chat_template` does. Only keys at the top level of a message are dropped, since null
+/// within the arguments of a call is data.
 pub(crate) fn read(items: Vec<Value>, list: &str) -> Result<Messages, FormatProblem> {
     let mut messages = Messages::default();
     for (index, item) in items.into_iter().enumerate() {
@@ -103,9 +103,9 @@ pub(crate) fn is_flag(key: &str) -> bool {
     FLAGS.contains(&key) || DETAILS.contains(&key)
 }
 
-/// Checks the calls of tools: a list of objects, or a string that holds one. An empty list becomes null,
-/// since Arrow fills in either. Templates that only ask whether the key is there would otherwise write
-/// the end of a call that never began.
+/// Checks the calls of tools: a list of objects, or a string that holds one. An empty list becomes
+/// null, since Arrow fills in either. Templates that only ask whether the key is there would
+/// otherwise write the end of a call that never began.
 fn check_calls(message: &mut Map<String, Value>, path: &str) -> Result<(), FormatProblem> {
     if message.get("function_call").is_some_and(|call| !call.is_null()) {
         return Err(FormatProblem::OldCall(path.to_owned()));
@@ -217,8 +217,8 @@ fn flag(value: &Value) -> Option<bool> {
     }
 }
 
-/// Reads axolotl's `train_detail`: ranges of characters, of which `end_offset` is the last. Characters in
-/// no range are trained on.
+/// Reads axolotl's `train_detail`: ranges of characters, of which `end_offset` is the last.
+/// Characters in no range are trained on.
 fn details(
     value: &Value,
     path: &str,

@@ -1,5 +1,5 @@
-//! What Python's `%` does: with a string on its left it formats, which minijinja's operator refuses.
-//! `percent_operator.rs` turns the operator into a call of [`FUNCTION`].
+//! What Python's `%` does: with a string on its left it formats, which minijinja's operator
+//! refuses. `percent_operator.rs` turns the operator into a call of [`FUNCTION`].
 
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
@@ -13,13 +13,14 @@ fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
 
-/// What the operator does: it formats if the left side is a string, and otherwise gives the remainder
-/// of a division.
+/// What the operator does: it formats if the left side is a string, and otherwise gives the
+/// remainder of a division.
 pub(crate) fn function(left: &Value, right: &Value) -> Result<Value, Error> {
     if let Some(text) = left.as_str() {
         return match right.kind() {
             ValueKind::Map => format(text, &[], Some(right)),
-            // Python formats the items of a tuple, and a list as one value. minijinja has one kind for both.
+            // Python formats the items of a tuple, and a list as one value. minijinja has one kind
+            // for both.
             ValueKind::Seq => format(text, &right.try_iter()?.collect::<Vec<_>>(), None),
             _ => format(text, std::slice::from_ref(right), None),
         }

@@ -1,5 +1,5 @@
-//! Python's `%` in the code of a template. It becomes a call of a function (`percent.rs`) if its left
-//! side may be a string, since minijinja's operator refuses strings.
+//! Python's `%` in the code of a template. It becomes a call of a function (`percent.rs`) if its
+//! left side may be a string, since minijinja's operator refuses strings.
 
 use crate::percent::FUNCTION;
 use crate::template_tags::string_end;
@@ -7,7 +7,8 @@ use crate::template_tags::string_end;
 /// The most operators of one tag that are rewritten. No published template has two.
 const MOST: usize = 64;
 
-/// A piece of a tag that is no white space: a string, a word or number, or a sign of one or two characters.
+/// A piece of a tag that is no white space: a string, a word or number, or a sign of one or two
+/// characters.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Piece<'a> {
     text: &'a str,
@@ -34,9 +35,9 @@ impl Piece<'_> {
     }
 }
 
-/// A tag with `left % right` written as a call. That is done if `left` is a string, or if it is a name
-/// that may be a string and `right` is no number. An operator whose operands are hard to tell (with a
-/// sign before them, in a product) stays as it is: for numbers it works.
+/// A tag with `left % right` written as a call. That is done if `left` is a string, or if it is a
+/// name that may be a string and `right` is no number. An operator whose operands are hard to tell
+/// (with a sign before them, in a product) stays as it is: for numbers it works.
 pub(crate) fn rewrite(tag: &str) -> String {
     let mut tag = tag.to_owned();
     for _ in 0..MOST {
@@ -47,8 +48,8 @@ pub(crate) fn rewrite(tag: &str) -> String {
     tag
 }
 
-/// The first operator to rewrite: the start of its left side, its own place and the end of its right
-/// side, in bytes.
+/// The first operator to rewrite: the start of its left side, its own place and the end of its
+/// right side, in bytes.
 fn find(tag: &str) -> Option<(usize, usize, usize)> {
     // The tag's own signs are no operators.
     if !tag.get(2..tag.len().saturating_sub(2))?.contains('%') {

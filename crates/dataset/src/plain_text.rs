@@ -24,8 +24,8 @@ impl Affixes {
         }))
     }
 
-    /// The tokens to put in front of a text: none if the text has them already, as one that has been
-    /// through a template.
+    /// The tokens to put in front of a text: none if the text has them already, as one that has
+    /// been through a template.
     fn before(&self, ids: &[u32]) -> &[u32] {
         if ids.starts_with(&self.before) { &[] } else { &self.before }
     }
@@ -43,8 +43,8 @@ impl Affixes {
 
 /// The tokens of a prompt with its completion, and the index of the completion's first token.
 ///
-/// Both are tokenized as one text if that begins with the tokens of the prompt alone. Otherwise they
-/// are tokenized apart: a model that is given the prompt goes on from the prompt's tokens.
+/// Both are tokenized as one text if that begins with the tokens of the prompt alone. Otherwise
+/// they are tokenized apart: a model that is given the prompt goes on from the prompt's tokens.
 pub(crate) fn prompt_completion(
     tokenizer: &ChatTokenizer,
     affixes: &Affixes,
@@ -62,9 +62,9 @@ pub(crate) fn prompt_completion(
     Ok((affixes.put(&ids), start))
 }
 
-/// A prompt's tokens, and behind them those of a completion that merges with it, so that both together
-/// decode to the text of the whole. If no such tokens are found, the tokens of the whole are taken, and
-/// the completion begins where they differ from the prompt's.
+/// A prompt's tokens, and behind them those of a completion that merges with it, so that both
+/// together decode to the text of the whole. If no such tokens are found, the tokens of the whole
+/// are taken, and the completion begins where they differ from the prompt's.
 fn apart(
     tokenizer: &ChatTokenizer,
     prompt: Vec<u32>,
@@ -85,8 +85,8 @@ fn apart(
     Ok((whole, common))
 }
 
-/// The tokens of a text in the middle of another: without the space that SentencePiece tokenizers put
-/// in front of a text (Llama 2, Mistral).
+/// The tokens of a text in the middle of another: without the space that SentencePiece tokenizers
+/// put in front of a text (Llama 2, Mistral).
 fn within(tokenizer: &ChatTokenizer, text: &str) -> Result<Option<Vec<u32>>, DatasetError> {
     // Nothing merges with a line break in such a vocabulary.
     const MARK: &str = "\n";

@@ -1,20 +1,21 @@
-//! Which rows a step takes, and which of them a rank takes. Both are pure functions, so nothing of them
-//! is ever saved.
+//! Which rows a step takes, and which of them a rank takes. Both are pure functions, so nothing of
+//! them is ever saved.
 
 use std::sync::{Arc, Mutex};
 
 use crate::epoch_random::EpochRandom;
 
-/// The order of training. The rows of a step depend on (seed, step) only, never on the number of ranks.
-/// Each epoch takes every row exactly once. The last step of an epoch takes the rows that are left.
+/// The order of training. The rows of a step depend on (seed, step) only, never on the number of
+/// ranks. Each epoch takes every row exactly once. The last step of an epoch takes the rows that
+/// are left.
 #[derive(Debug)]
 pub struct Plan {
     rows: usize,
     global_batch_size: usize,
     seed: u64,
     shuffle: bool,
-    /// The order of the epoch that was asked for last. Computing an order takes a pass over all rows, and
-    /// steps come in order.
+    /// The order of the epoch that was asked for last. Computing an order takes a pass over all
+    /// rows, and steps come in order.
     latest: Mutex<Option<(u64, Arc<Vec<u32>>)>>,
 }
 
@@ -55,8 +56,8 @@ impl Plan {
         order[places].iter().map(|row| *row as usize).collect()
     }
 
-    /// A rank's share of the rows of a step. The shares of all ranks, in rank order, are the step's rows.
-    /// Their sizes differ by at most one, and a share may be empty.
+    /// A rank's share of the rows of a step. The shares of all ranks, in rank order, are the step's
+    /// rows. Their sizes differ by at most one, and a share may be empty.
     pub fn share(&self, step: u64, rank: usize, world: usize) -> Vec<usize> {
         let rows = self.rows(step);
         let world = world.max(1);

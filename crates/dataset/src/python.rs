@@ -1,4 +1,5 @@
-//! Values as Python writes them: `str()`, `repr()` and `json.dumps()`. Templates for jinja2 expect them so.
+//! Values as Python writes them: `str()`, `repr()` and `json.dumps()`. Templates for jinja2 expect
+//! them so.
 
 use std::fmt::Write;
 
@@ -16,7 +17,8 @@ pub(crate) fn text(value: &Value) -> String {
     }
 }
 
-/// `repr(value)`. A value that nests too deeply is cut with "...", as Python does for a list in itself.
+/// `repr(value)`. A value that nests too deeply is cut with "...", as Python does for a list in
+/// itself.
 pub(crate) fn repr(value: &Value) -> String {
     let mut out = String::new();
     write_repr(&mut out, value, 0);
@@ -92,8 +94,8 @@ fn write_string_repr(out: &mut String, text: &str) {
     out.push(quote);
 }
 
-/// `str.isprintable`. Rust's own escaping leaves the same Unicode categories alone, except for combining
-/// characters at the start of a string. So a letter is put in front.
+/// `str.isprintable`. Rust's own escaping leaves the same Unicode categories alone, except for
+/// combining characters at the start of a string. So a letter is put in front.
 fn is_printable(character: char) -> bool {
     matches!(character, ' '..='~') || format!("a{character}").escape_debug().nth(1) == Some(character)
 }
@@ -182,8 +184,8 @@ struct JsonWriter {
     key: String,
 }
 
-/// The deepest nesting that is written: deeper than any parsed row (128) and any schema, and shallow
-/// enough for the stack of a thread.
+/// The deepest nesting that is written: deeper than any parsed row (128) and any schema, and
+/// shallow enough for the stack of a thread.
 const DEEPEST: usize = 256;
 
 impl JsonWriter {

@@ -1,5 +1,5 @@
-//! jinja2's filters, tests and functions that minijinja lacks or has in another form, as jinja2 3.1.6 has
-//! them.
+//! jinja2's filters, tests and functions that minijinja lacks or has in another form, as jinja2
+//! 3.1.6 has them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -81,8 +81,8 @@ fn replace(text: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Strin
     })
 }
 
-/// The filter `title`. Words begin behind white space, a hyphen and an opening bracket, not behind an
-/// apostrophe: "It's A-B (C)".
+/// The filter `title`. Words begin behind white space, a hyphen and an opening bracket, not behind
+/// an apostrophe: "It's A-B (C)".
 fn title(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut begins = true;
@@ -238,8 +238,8 @@ fn float(value: &Value, default: Option<Value>) -> Value {
     number.map(Value::from).or(default).unwrap_or_else(|| Value::from(0.0))
 }
 
-/// The filter `round`: half to even, as Python's `round`, which rounds the number that is stored and not
-/// the one that was written.
+/// The filter `round`: half to even, as Python's `round`, which rounds the number that is stored
+/// and not the one that was written.
 fn round(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
     let options = given(&positional, &named, &["precision", "method"])?;
     let precision = if options[0].is_undefined() { 0 } else { i32::try_from(options[0].clone())?.clamp(-300, 300) };

@@ -1,5 +1,5 @@
-//! Python's methods, filters and tests that minijinja and its `pycompat` lack or have in another form than
-//! jinja2.
+//! Python's methods, filters and tests that minijinja and its `pycompat` lack or have in another
+//! form than jinja2.
 
 use chrono::NaiveDateTime;
 use minijinja::value::{ValueKind, from_args};

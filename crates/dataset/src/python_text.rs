@@ -5,8 +5,8 @@ use minijinja::{Error, ErrorKind, Value};
 
 use crate::python::{self, given};
 
-/// `str.isspace` of one character: Unicode's white space, and the four separators that Unicode counts as
-/// control characters.
+/// `str.isspace` of one character: Unicode's white space, and the four separators that Unicode
+/// counts as control characters.
 pub(crate) fn is_space(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\u{1c}'..='\u{1f}')
 }
@@ -21,8 +21,8 @@ pub(crate) fn strip<'a>(text: &'a str, characters: Option<&str>, start: bool, en
     if end { text.trim_end_matches(falls) } else { text }
 }
 
-/// `str.center`. If the fill characters cannot be divided equally, an odd width puts one more on the
-/// left.
+/// `str.center`. If the fill characters cannot be divided equally, an odd width puts one more on
+/// the left.
 pub(crate) fn center(text: &str, width: usize, fill: char) -> String {
     let missing = width.saturating_sub(text.chars().count());
     let left = missing / 2 + (missing & width & 1);
@@ -42,8 +42,8 @@ fn strings<'a>(texts: impl IntoIterator<Item = &'a str>) -> Value {
     texts.into_iter().map(Value::from).collect()
 }
 
-/// String methods that pycompat lacks, or in which it counts bytes instead of characters or takes other
-/// characters for white space.
+/// String methods that pycompat lacks, or in which it counts bytes instead of characters or takes
+/// other characters for white space.
 pub(crate) fn method(text: &str, name: &str, arguments: &[Value]) -> Option<Result<Value, Error>> {
     let characters = |bytes: usize| text[..bytes].chars().count() as i64;
     let one = || one_string(arguments);
@@ -93,7 +93,8 @@ pub(crate) fn method(text: &str, name: &str, arguments: &[Value]) -> Option<Resu
     })
 }
 
-/// `str.title`: a letter behind a letter becomes lower case, any other upper case ("ß" becomes "Ss").
+/// `str.title`: a letter behind a letter becomes lower case, any other upper case ("ß" becomes
+/// "Ss").
 fn title(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut within_word = false;
@@ -158,7 +159,8 @@ fn expand_tabs(text: &str, size: usize) -> String {
     out
 }
 
-/// `str.split` and `str.rsplit`: at a separator, or at white space, which is then removed from both ends.
+/// `str.split` and `str.rsplit`: at a separator, or at white space, which is then removed from both
+/// ends.
 fn split(text: &str, arguments: &[Value], from_end: bool) -> Result<Value, Error> {
     let (positional, named): (Rest<Value>, Kwargs) = from_args(arguments)?;
     let options = given(&positional, &named, &["sep", "maxsplit"])?;

@@ -1,5 +1,5 @@
-//! One line of a file to rows of tokens with their masks. It is one row, unless a conversation takes
-//! a sequence for each answer or several sequences were packed into the line.
+//! One line of a file to rows of tokens with their masks. It is one row, unless a conversation
+//! takes a sequence for each answer or several sequences were packed into the line.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -210,8 +210,8 @@ impl Reading {
         Ok(Masked { tokens: ids, trained, answer_start: None, prompt_text, answer_text })
     }
 
-    /// Appends the end-of-sequence token, unless the text brought its own. `text` is the text that the
-    /// tokens end with.
+    /// Appends the end-of-sequence token, unless the text brought its own. `text` is the text that
+    /// the tokens end with.
     fn end(&self, tokens: &mut Vec<u32>, text: &str, notes: &mut Notes) -> Result<(), DatasetError> {
         let Some(tokenizer) = &self.tokenizer else { return Ok(()) };
         let Some(end) = tokenizer.end() else { return Ok(()) };
@@ -235,8 +235,8 @@ impl Reading {
         }
     }
 
-    /// The sequences of a row, each held against the length that a row may have. Of several, those with
-    /// nothing to train on are left out. If none has anything, the row has nothing.
+    /// The sequences of a row, each held against the length that a row may have. Of several, those
+    /// with nothing to train on are left out. If none has anything, the row has nothing.
     fn fit(&self, sequences: impl IntoIterator<Item = Result<Masked, Failure>>) -> Result<Vec<Fitted>, Failure> {
         let mut fitted = Vec::new();
         let mut nothing = None;

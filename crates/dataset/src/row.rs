@@ -1,5 +1,5 @@
-//! Row formats: a JSON object in, one of four kinds of example out. The messages of a chat are checked in
-//! `messages.rs`, rows of tokens are read in `row_of_tokens.rs`.
+//! Row formats: a JSON object in, one of four kinds of example out. The messages of a chat are
+//! checked in `messages.rs`, rows of tokens are read in `row_of_tokens.rs`.
 
 use finetune_recipe::Format;
 use serde_json::{Map, Value, json};
@@ -30,8 +30,8 @@ pub(crate) struct Chat {
     pub(crate) messages: Vec<Value>,
     /// What the flags of each message say.
     pub(crate) training: Vec<Training>,
-    /// The keys of the row that the messages came from, each with the number of its messages. Errors
-    /// name places by them.
+    /// The keys of the row that the messages came from, each with the number of its messages.
+    /// Errors name places by them.
     pub(crate) lists: Vec<(&'static str, usize)>,
     pub(crate) tools: Option<Value>,
     /// Further variables of the template, from `chat_template_kwargs`.
@@ -61,8 +61,8 @@ pub(crate) struct Parsed {
     pub(crate) unused: Vec<String>,
 }
 
-/// (format, the key that tells it from the others, the keys that every row of it has). They are in order
-/// of detection: many published datasets carry a `prompt` beside their `messages`.
+/// (format, the key that tells it from the others, the keys that every row of it has). They are in
+/// order of detection: many published datasets carry a `prompt` beside their `messages`.
 const FORMATS: [(Format, &str, &str); 6] = [
     (Format::Messages, "messages", "\"messages\": a list of {\"role\", \"content\"}"),
     (Format::Sharegpt, "conversations", "\"conversations\": a list of {\"from\", \"value\"}"),
@@ -211,8 +211,8 @@ const RESERVED: [&str; 7] = [
     "chat_template",
 ];
 
-/// `chat_template_kwargs`: an object, or a string that holds one. Keys that are null are left out, as in
-/// TRL: Arrow gives each row the keys of all rows.
+/// `chat_template_kwargs`: an object, or a string that holds one. Keys that are null are left out,
+/// as in TRL: Arrow gives each row the keys of all rows.
 fn variables(row: &mut Map<String, Value>) -> Result<Vec<(String, Value)>, FormatProblem> {
     let given = match row.remove(VARIABLES) {
         None | Some(Value::Null) => return Ok(Vec::new()),
@@ -256,7 +256,8 @@ fn messages_row(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Resul
     chat(row, messages, "messages", unused).map(Example::Chat)
 }
 
-/// A chat whose messages came from one list of the row, with a `system` text beside them put in front.
+/// A chat whose messages came from one list of the row, with a `system` text beside them put in
+/// front.
 fn chat(
     row: &mut Map<String, Value>,
     mut messages: Messages,
@@ -415,7 +416,8 @@ fn sharegpt_turn(turn: &Map<String, Value>, path: &str) -> Result<(&'static str,
     Ok((role, value))
 }
 
-/// The text of a message's content, for a person to read. For a message without text its tool calls.
+/// The text of a message's content, for a person to read. For a message without text its tool
+/// calls.
 pub(crate) fn content_text(message: &Value) -> String {
     match message.get("content") {
         Some(Value::String(text)) if !text.is_empty() => text.clone(),

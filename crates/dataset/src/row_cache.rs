@@ -1,9 +1,9 @@
-//! The tokens of rows that were read before, kept in the user's cache. So `run` does not read again what
-//! `validate` has read, and of the ranks of a host only one reads.
+//! The tokens of rows that were read before, kept in the user's cache. So `run` does not read again
+//! what `validate` has read, and of the ranks of a host only one reads.
 //!
 //! The key of an entry is a hash of the content of the files, the settings that rows depend on, the
-//! files of the tokenizer and the template, and this very program. An entry holds the rows as they lie
-//! in memory: two bytes for each token if all of them fit, otherwise four, and one bit of mask.
+//! files of the tokenizer and the template, and this very program. An entry holds the rows as they
+//! lie in memory: two bytes for each token if all of them fit, otherwise four, and one bit of mask.
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -28,7 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 const LONGEST: u64 = 1 << 30;
 
 impl Dataset {
-    /// As [`Dataset::load`], from `cache` if the same rows were read before. If not, they are put there.
+    /// As [`Dataset::load`], from `cache` if the same rows were read before. If not, they are put
+    /// there.
     ///
     /// # Errors
     /// As [`Dataset::load`].
@@ -81,7 +82,8 @@ fn key(
         hasher.update(bytes);
     };
     part(program()?.as_bytes());
-    // The places of the files do not matter. The template and the day are in the tokenizer's fingerprint.
+    // The places of the files do not matter. The template and the day are in the tokenizer's
+    // fingerprint.
     let settings = Data { train: Vec::new(), eval: Vec::new(), chat_template: None, date: None, ..data.clone() };
     part(format!("{settings:?} {vocab_size} {keep_text}").as_bytes());
     part(tokenizer.map_or(&[], |tokenizer| tokenizer.fingerprint().as_slice()));
@@ -191,8 +193,8 @@ fn row(content: &mut dyn Read, narrow: bool, bytes: &mut Vec<u8>) -> io::Result<
     Ok(Row { tokens, trained, origin, prompt_tokens, prompt_text, answer_text })
 }
 
-/// Reads `length` bytes in place of what `bytes` held. The length comes from the disk and is checked,
-/// since the hash of the entry is known only at its end.
+/// Reads `length` bytes in place of what `bytes` held. The length comes from the disk and is
+/// checked, since the hash of the entry is known only at its end.
 fn take(content: &mut dyn Read, length: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
     bytes.clear();
     if length > LONGEST || content.take(length).read_to_end(bytes)? as u64 != length {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::format_problem::FormatProblem;
 use crate::json::kind;
 
-/// A sequence of tokens, and which of them are targets, both [tokens].
+/// A sequence of tokens, and which of them are targets: two lists of one length.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Tokens {
     pub(crate) ids: Vec<u32>,
@@ -86,8 +86,8 @@ fn mask(row: &Map<String, Value>, key: &'static str, length: usize) -> Result<Op
     Ok(Some(mask))
 }
 
-/// The range of the tokens that are not padding. Rows have no padding here, since the trainer lays them
-/// one behind the other.
+/// The range of the tokens that are not padding. Rows have no padding here, since the trainer lays
+/// them one behind the other.
 fn without_padding(row: &Map<String, Value>, length: usize) -> Result<Range<usize>, FormatProblem> {
     let Some(attended) = mask(row, "attention_mask", length)? else { return Ok(0..length) };
     let Some(first) = attended.iter().position(|it| *it) else {
@@ -118,8 +118,8 @@ fn labels(row: &Map<String, Value>, ids: &[u32], kept: &Range<usize>) -> Result<
     Ok(trained)
 }
 
-/// The ranges of the sequences within the tokens that are kept. Positions begin again at 0 where a packed
-/// sequence begins.
+/// The ranges of the sequences within the tokens that are kept. Positions begin again at 0 where a
+/// packed sequence begins.
 fn packed(row: &Map<String, Value>, kept: &Range<usize>, length: usize) -> Result<Vec<Range<usize>>, FormatProblem> {
     let mut starts = vec![0];
     if let Some(positions) = numbers(row, "position_ids")? {
@@ -151,8 +151,8 @@ fn packed(row: &Map<String, Value>, kept: &Range<usize>, length: usize) -> Resul
     Ok(starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect())
 }
 
-/// The indices in `positions` at which positions begin again at 0. The first is that of token `offset` of
-/// the row.
+/// The indices in `positions` at which positions begin again at 0. The first is that of token
+/// `offset` of the row.
 fn restarts(positions: &[Value], offset: usize) -> Result<Vec<usize>, FormatProblem> {
     let mut starts = Vec::new();
     let mut expected = 0;

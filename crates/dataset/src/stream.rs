@@ -1,15 +1,16 @@
 //! Text as tokens come in. All parts together are the text of all tokens decoded at once. Decoding
-//! tokens one by one would not give that: a character may need several tokens, and with byte fallback
-//! one wrong byte changes the bytes before it.
+//! tokens one by one would not give that: a character may need several tokens, and with byte
+//! fallback one wrong byte changes the bytes before it.
 
 use crate::error::DatasetError;
 use crate::tokenizer::ChatTokenizer;
 
-/// How many tokens before the open ones are decoded with them. Some decoders treat the start of a text
-/// differently: they take a space off, or put one there.
+/// How many tokens before the open ones are decoded with them. Some decoders treat the start of a
+/// text differently: they take a space off, or put one there.
 const CONTEXT: usize = 4;
 
-/// Decodes tokens one at a time. Special tokens give no text. A token is open until its text is known.
+/// Decodes tokens one at a time. Special tokens give no text. A token is open until its text is
+/// known.
 pub struct TextStream<'a> {
     tokenizer: &'a ChatTokenizer,
     ids: Vec<u32>,
@@ -38,15 +39,15 @@ impl<'a> TextStream<'a> {
         Self { tokenizer, ids: Vec::new(), settled: 0, from: 0, before, given: 0, text }
     }
 
-    /// Takes a token and returns the text that it completes. That is often none, and at the end of a
-    /// character the text of several tokens.
+    /// Takes a token and returns the text that it completes. That is often none, and at the end of
+    /// a character the text of several tokens.
     ///
     /// # Errors
     /// As [`ChatTokenizer::decode`].
     pub fn push(&mut self, id: u32) -> Result<String, DatasetError> {
         self.ids.push(id);
-        // The bytes of a run become characters together, or none of them does. A token without a text
-        // does not end a run.
+        // The bytes of a run become characters together, or none of them does. A token without a
+        // text does not end a run.
         if self.is_open(id) {
             return Ok(String::new());
         }
@@ -73,8 +74,8 @@ impl<'a> TextStream<'a> {
         if let Some(rest) = all.strip_prefix(self.text.as_str()) {
             return Ok(rest.to_owned());
         }
-        // The decoder has rewritten the beginning because of the end. The text that was given out cannot
-        // be changed, so what stands behind its length follows.
+        // The decoder has rewritten the beginning because of the end. The text that was given out
+        // cannot be changed, so what stands behind its length follows.
         Ok(all.get(self.text.len()..).unwrap_or_default().to_owned())
     }
 

@@ -1,4 +1,5 @@
-//! Chat templates: messages in, text out, the same text as transformers' `apply_chat_template` to the byte.
+//! Chat templates: messages in, text out, the same text as transformers' `apply_chat_template` to
+//! the byte.
 //!
 //! A template comes from whoever published the model, so it runs within bounds: on its source
 //! (`template_rewrite.rs`), the number of its steps, the size of its text, and what `guard.rs`
@@ -28,13 +29,14 @@ pub struct Rendered {
     pub generation_spans: Vec<Range<usize>>,
 }
 
-/// The most instructions of a template per rendering: (number of messages up to which the bound holds,
-/// instructions). The largest published template takes under 100 per message and 10 more per pair of
-/// messages. So 64 messages take 50 thousand and 1,000 take 11 million. Beyond that the time decides.
+/// The most instructions of a template per rendering: (number of messages up to which the bound
+/// holds, instructions). The largest published template takes under 100 per message and 10 more per
+/// pair of messages. So 64 messages take 50 thousand and 1,000 take 11 million. Beyond that the
+/// time decides.
 const STEPS: [(usize, u64); 3] = [(64, 5_000_000), (1000, 50_000_000), (usize::MAX, 5_000_000_000)];
 
-/// The most bytes of a rendered conversation. No row is longer than 16 MiB, and no template repeats it
-/// this often.
+/// The most bytes of a rendered conversation. No row is longer than 16 MiB, and no template repeats
+/// it this often.
 const LONGEST_TEXT: usize = 64 << 20;
 
 /// The most bytes that a rendering may hold. One of 16 MiB of text holds about five copies of it.
@@ -68,11 +70,12 @@ struct Compiled {
 }
 
 impl ChatTemplate {
-    /// Compiles templates. `sources`: at least one. `now`: what a template is told when it asks for the
-    /// time.
+    /// Compiles templates. `sources`: at least one. `now`: what a template is told when it asks for
+    /// the time.
     ///
     /// # Errors
-    /// [`DatasetError::TemplateSyntax`], [`DatasetError::TemplateBounds`], [`DatasetError::NoThreads`].
+    /// [`DatasetError::TemplateSyntax`], [`DatasetError::TemplateBounds`],
+    /// [`DatasetError::NoThreads`].
     pub(crate) fn compile(
         sources: Vec<TemplateSource>,
         special_tokens: Vec<(String, String)>,
@@ -97,7 +100,8 @@ impl ChatTemplate {
         self.sources.iter().any(|source| source.source.contains(python_methods::STRFTIME))
     }
 
-    /// The template for a conversation, chosen as transformers does: the one for tools if there are some.
+    /// The template for a conversation, chosen as transformers does: the one for tools if there are
+    /// some.
     fn chosen(&self, tools: &Value) -> Result<&Arc<Compiled>, DatasetError> {
         let with_tools = self.tool_use.as_ref().filter(|_| !tools.is_none());
         with_tools.or(self.default.as_ref()).ok_or_else(|| {
@@ -111,8 +115,8 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`DatasetError::Template`] if the template does not take this conversation.
-    /// [`DatasetError::TemplateBounds`] if it ran out of something. Then no other conversation of the same
-    /// file should be tried.
+    /// [`DatasetError::TemplateBounds`] if it ran out of something. Then no other conversation of
+    /// the same file should be tried.
     pub(crate) fn render(
         &self,
         messages: &[Value],
@@ -158,14 +162,15 @@ impl Compiled {
         let (Foreign::Template(origin) | Foreign::Tokenizer(origin)) = &foreign;
         let origin = origin.clone();
         let (source, has_generation) = template_rewrite::rewrite(source);
-        // minijinja keeps a template in its environment only if it borrows the source. So the source is
-        // leaked: once per tokenizer, and a process loads one tokenizer. Compiling for each rendering
-        // instead would double the time to load a dataset.
+        // minijinja keeps a template in its environment only if it borrows the source. So the
+        // source is leaked: once per tokenizer, and a process loads one tokenizer. Compiling for
+        // each rendering instead would double the time to load a dataset.
         let source: &'static str = Box::leak(source.into_boxed_str());
         let mut environments = Vec::with_capacity(STEPS.len());
         for (messages, steps) in STEPS {
             let mut environment = Environment::new();
-            // As `_compile_jinja_template` of transformers/utils/chat_template_utils.py sets up jinja2.
+            // As `_compile_jinja_template` of transformers/utils/chat_template_utils.py sets up
+            // jinja2.
             environment.set_trim_blocks(true);
             environment.set_lstrip_blocks(true);
             environment.set_formatter(python_methods::print);

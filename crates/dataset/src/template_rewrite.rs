@@ -27,12 +27,12 @@ pub(crate) fn with_line_feeds(source: &str) -> Cow<'_, str> {
 /// The deepest nesting of brackets in one tag. The parser is recursive.
 const DEEPEST: usize = 100;
 
-/// The most words and signs in a row without a comma or bracket between them. Such an expression is a
-/// chain that the parser follows recursively. The longest of a published template has 38.
+/// The most words and signs in a row without a comma or bracket between them. Such an expression is
+/// a chain that the parser follows recursively. The longest of a published template has 38.
 const LONGEST_CHAIN: usize = 2000;
 
-/// The most `elif` tags of a template. Each is nested in the one before it. No published template has
-/// more than 17.
+/// The most `elif` tags of a template. Each is nested in the one before it. No published template
+/// has more than 17.
 const MOST_ELIFS: usize = 500;
 
 /// Refuses a source that would take the parser's whole stack.
@@ -60,8 +60,8 @@ pub(crate) fn check(source: &str) -> Result<(), (usize, String)> {
 
 fn check_tag(tag: &str) -> Result<(), (usize, String)> {
     let bytes = tag.as_bytes();
-    // For each open bracket the length of the chain that leads to it, and the length of that chain with
-    // what follows within the bracket. The parser is as deep in its stack.
+    // For each open bracket the length of the chain that leads to it, and the length of that chain
+    // with what follows within the bracket. The parser is as deep in its stack.
     let mut chains = vec![(0usize, 0usize)];
     let mut place = 0;
     while place < bytes.len() {
@@ -115,8 +115,8 @@ pub(crate) fn rewrite(source: &str) -> (String, bool) {
         let words = tag_words(piece);
         match words {
             _ if was_raw => out.push_str(piece),
-            // The scope of `with` ends what the block sets. The outer tags keep the white space control of
-            // the tag.
+            // The scope of `with` ends what the block sets. The outer tags keep the white space
+            // control of the tag.
             "generation" => {
                 out.push_str(&piece.replacen("generation", "with", 1).replace("-%}", "%}").replace("+%}", "%}"));
                 out.push(START);
@@ -160,7 +160,8 @@ fn rewrite_slices(tag: &str) -> String {
     let mut rest = tag;
     while let Some(character) = rest.chars().next() {
         let length = match character {
-            // A backslash may have skipped into the middle of a character that an unclosed string ends with.
+            // A backslash may have skipped into the middle of a character that an unclosed string
+            // ends with.
             '"' | '\'' => rest.ceil_char_boundary(string_end(rest.as_bytes(), 0)),
             _ => character.len_utf8(),
         };

@@ -65,7 +65,8 @@ fn tag_end(text: &str, close: &[u8; 2]) -> usize {
     bytes.len()
 }
 
-/// The place behind the string literal that starts at `place`: the end, if nothing closes the literal.
+/// The place behind the string literal that starts at `place`: the end, if nothing closes the
+/// literal.
 pub(crate) fn string_end(bytes: &[u8], place: usize) -> usize {
     let mut end = place + 1;
     while end < bytes.len() && bytes[end] != bytes[place] {
@@ -81,7 +82,8 @@ pub(crate) fn tag_words(tag: &str) -> &str {
     inner.strip_suffix(['-', '+']).unwrap_or(inner).trim()
 }
 
-/// Where the `endraw` tag of a raw block begins, of which `text` is the rest: the end, if there is none.
+/// Where the `endraw` tag of a raw block begins, of which `text` is the rest: the end, if there is
+/// none.
 fn raw_end(text: &str) -> usize {
     let mut from = 0;
     while let Some(place) = text[from..].find("{%") {

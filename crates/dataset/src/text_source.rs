@@ -17,7 +17,8 @@ const LONGEST_CONFIG: u64 = 16 << 20;
 /// The most bytes of a template's source. The longest published one has 17 thousand.
 pub(crate) const LONGEST_TEMPLATE: u64 = 1 << 20;
 
-/// The most templates of additional_chat_templates/ that are read. Published models have at most three.
+/// The most templates of additional_chat_templates/ that are read. Published models have at most
+/// three.
 const MOST_TEMPLATES: usize = 32;
 
 /// Where the tokenizer and the templates of a model come from.
@@ -25,12 +26,13 @@ const MOST_TEMPLATES: usize = 32;
 pub struct TextSource<'a> {
     /// The model's directory.
     pub model_dir: &'a Path,
-    /// An adapter's or checkpoint's directory: its tokenizer files, template and generation_config.json come first.
+    /// An adapter's or checkpoint's directory: its tokenizer files, template and
+    /// generation_config.json come first.
     pub adapter: Option<&'a Path>,
     /// A template to use instead of those of either directory.
     pub chat_template: Option<&'a Path>,
-    /// YYYY-MM-DD. A template that asks for the time is told this day at 00:00:00. `None`: it is told the
-    /// moment of opening, which is the same for all rows.
+    /// YYYY-MM-DD. A template that asks for the time is told this day at 00:00:00. `None`: it is
+    /// told the moment of opening, which is the same for all rows.
     pub date: Option<&'a str>,
 }
 
@@ -45,8 +47,8 @@ impl<'a> TextSource<'a> {
         self.adapter.into_iter().chain([self.model_dir])
     }
 
-    /// The directory that all of the tokenizer's files are taken from. Those of two directories must not
-    /// be mixed.
+    /// The directory that all of the tokenizer's files are taken from. Those of two directories
+    /// must not be mixed.
     pub(crate) fn tokenizer_dir(&self) -> Option<&'a Path> {
         self.directories().find(|directory| directory.join(TOKENIZER).is_file())
     }
@@ -139,8 +141,8 @@ fn jinja_files(directory: &Path) -> Result<Vec<TemplateSource>, DatasetError> {
     Ok(found)
 }
 
-/// The templates under the key `chat_template` of a file: a text, a list of {"name", "template"}, or an
-/// object of names and texts.
+/// The templates under the key `chat_template` of a file: a text, a list of {"name", "template"},
+/// or an object of names and texts.
 fn in_config(config: &Value, path: &Path) -> Vec<TemplateSource> {
     let named = |(name, text): (&str, &str)| template(name, text.to_owned(), path.to_owned());
     match config.get("chat_template") {
@@ -200,8 +202,8 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>, DatasetError> {
     Ok(content)
 }
 
-/// Refuses what git leaves of a file if git-lfs is not installed, and the page that a web server sends
-/// if the file may not be read.
+/// Refuses what git leaves of a file if git-lfs is not installed, and the page that a web server
+/// sends if the file may not be read.
 fn refuse_stand_in(path: &Path, bytes: &[u8]) -> Result<(), DatasetError> {
     let start: String = String::from_utf8_lossy(&bytes[..bytes.len().min(64)]).trim_start().to_lowercase();
     let holding = if start.starts_with("version https://git-lfs") {

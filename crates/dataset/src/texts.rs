@@ -1,13 +1,13 @@
 //! The texts of a conversation, and whether they reach its rendering.
 //!
-//! Templates silently leave out what they do not know: calls, reasoning, roles, a system message in a
-//! late place. Looking for each text in the rendering is not enough, since "4" or "a" stands in it
-//! anyway. So the conversation is rendered once more with marks in each text, behind its first word
-//! and before its last.
+//! Templates silently leave out what they do not know: calls, reasoning, roles, a system message in
+//! a late place. Looking for each text in the rendering is not enough, since "4" or "a" stands in
+//! it anyway. So the conversation is rendered once more with marks in each text, behind its first
+//! word and before its last.
 //!
-//! If that rendering without its marks equals the first one, the marks did not matter to the template:
-//! a text is there if its marks are. Otherwise (a template that compares or measures texts) the texts
-//! themselves are looked for.
+//! If that rendering without its marks equals the first one, the marks did not matter to the
+//! template: a text is there if its marks are. Otherwise (a template that compares or measures
+//! texts) the texts themselves are looked for.
 
 use std::ops::Range;
 
@@ -15,8 +15,8 @@ use serde_json::{Map, Value};
 
 use crate::python_text::is_space;
 
-/// Unicode noncharacters, which no text needs. A mark is [`OPEN`], the number of its text in base 16 with
-/// digits from [`ZERO`] on, and [`CLOSE`]. (U+FDD0 to U+FDD2 have other uses here.)
+/// Unicode noncharacters, which no text needs. A mark is [`OPEN`], the number of its text in base
+/// 16 with digits from [`ZERO`] on, and [`CLOSE`]. (U+FDD0 to U+FDD2 have other uses here.)
 const OPEN: char = '\u{FDD8}';
 const CLOSE: char = '\u{FDD9}';
 const ZERO: u32 = 0xFDDA;
@@ -41,8 +41,8 @@ const REASONING: [(&str, &str); 7] = [
     ("<|START_THINKING|>", "<|END_THINKING|>"),
 ];
 
-/// Keys of a message for reasoning apart from its answer, in the order in which transformers looks for
-/// one.
+/// Keys of a message for reasoning apart from its answer, in the order in which transformers looks
+/// for one.
 pub(crate) const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,8 +95,8 @@ impl Marked {
         marked
     }
 
-    /// A message whose reasoning the template does not recognize. Its texts are numbered from 0. With
-    /// `in_content`, reasoning under a key of its own becomes part of the content.
+    /// A message whose reasoning the template does not recognize. Its texts are numbered from 0.
+    /// With `in_content`, reasoning under a key of its own becomes part of the content.
     pub(crate) fn hidden(message: &Value, index: usize, in_content: bool) -> Self {
         let mut marked = Self::default();
         let mut message = message.clone();
@@ -237,8 +237,8 @@ impl Marked {
         tools
     }
 
-    /// The first wanted text that is not in `plain`, a rendering or a part of one. `marks` are the marks
-    /// in it, if they can be relied on.
+    /// The first wanted text that is not in `plain`, a rendering or a part of one. `marks` are the
+    /// marks in it, if they can be relied on.
     pub(crate) fn left_out(
         &self,
         plain: &str,
@@ -260,9 +260,9 @@ impl Marked {
         self.texts.iter().zip(seen).find(|(text, seen)| wanted(text) && *seen < text.marks).map(|(text, _)| text)
     }
 
-    /// The byte range of each message's content in a rendering, with its white space if that is there.
-    /// `None`: it is not known, as for a message that has more than a text. `messages` are those without
-    /// marks.
+    /// The byte range of each message's content in a rendering, with its white space if that is
+    /// there. `None`: it is not known, as for a message that has more than a text. `messages` are
+    /// those without marks.
     pub(crate) fn content_places(&self, messages: &[Value], found: &Found) -> Vec<Option<Range<usize>>> {
         let mut places: Vec<Option<Range<usize>>> = vec![None; self.messages.len()];
         let mut of_message = vec![0usize; self.messages.len()];
@@ -318,8 +318,8 @@ fn reasoning_into_content(message: &mut Map<String, Value>) {
     message.insert("content".to_owned(), Value::String(format!("<think>\n{thought}\n</think>\n\n{answer}")));
 }
 
-/// The object with the name of a call or tool. In OpenAI's form it is under `function`, in others it is
-/// the value itself.
+/// The object with the name of a call or tool. In OpenAI's form it is under `function`, in others
+/// it is the value itself.
 fn function_of(value: &mut Value) -> Option<&mut Map<String, Value>> {
     let object = value.as_object_mut()?;
     if object.get("function").is_some_and(Value::is_object) {
@@ -328,8 +328,8 @@ fn function_of(value: &mut Value) -> Option<&mut Map<String, Value>> {
     Some(object)
 }
 
-/// The byte ranges of the parts of a content. Reasoning and answer of an assistant are parts of their
-/// own, and any other content is one part. The tags belong to none.
+/// The byte ranges of the parts of a content. Reasoning and answer of an assistant are parts of
+/// their own, and any other content is one part. The tags belong to none.
 fn sections(text: &str, kind: TextKind, is_assistant: bool) -> Vec<(TextKind, Range<usize>)> {
     let closing = REASONING.iter().filter_map(|(open, close)| Some((text.find(close)?, *open, *close)));
     let Some((end, open, close)) = closing.min().filter(|_| is_assistant) else { return vec![(kind, 0..text.len())] };
@@ -345,8 +345,8 @@ pub(crate) fn has_reasoning(content: &str) -> bool {
     REASONING.iter().any(|(_, close)| content.contains(close))
 }
 
-/// Writes what stands between sections, which is nothing or a tag. With `hide`, a mark in the tag keeps
-/// a template from recognizing it.
+/// Writes what stands between sections, which is nothing or a tag. With `hide`, a mark in the tag
+/// keeps a template from recognizing it.
 fn push_tag(out: &mut String, tag: &str, hide: bool) {
     match tag.char_indices().nth(1) {
         Some((second, _)) if hide => {
@@ -384,8 +384,8 @@ pub(crate) fn has_mark(text: &str) -> bool {
     text.contains(|character: char| matches!(character, OPEN..=HIDE))
 }
 
-/// Takes the marks out of a rendering. A mark that was torn stays in the text, so that it differs from
-/// the rendering without marks.
+/// Takes the marks out of a rendering. A mark that was torn stays in the text, so that it differs
+/// from the rendering without marks.
 pub(crate) fn take_marks(marked: &str) -> Found {
     // Some templates write JSON in ASCII, with marks as escapes.
     let unescaped;
@@ -439,9 +439,9 @@ fn occurs(rendering: &str, text: &str) -> bool {
     rendering.contains(&escaped[1..escaped.len() - 1])
 }
 
-/// Whether the contents of messages stand in a rendering one behind the other. This is the quick way to
-/// know that nothing was left out. It is for conversations of plain texts, none of which is so short
-/// that it may stand there by chance.
+/// Whether the contents of messages stand in a rendering one behind the other. This is the quick
+/// way to know that nothing was left out. It is for conversations of plain texts, none of which is
+/// so short that it may stand there by chance.
 pub(crate) fn plainly_there(messages: &[Value], tools: Option<&Value>, rendering: &str) -> bool {
     /// A text of so many bytes does not stand in a rendering by chance.
     const LONG: usize = 12;

@@ -4,9 +4,10 @@
 /// writes earlier turns in another way is a row for each of its answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// Token ids, [tokens].
+    /// Token ids, one for each position.
     pub tokens: Vec<u32>,
-    /// [tokens]. `trained[i]`: token `i` is a target, predicted from `tokens[..i]`. The first never is.
+    /// As long as `tokens`. `trained[i]`: token `i` is a target, predicted from `tokens[..i]`. The first never
+    /// is.
     pub trained: Vec<bool>,
     /// Where the row came from.
     pub origin: Origin,

@@ -31,8 +31,8 @@ const ENCODING_BYTES: usize = 512;
 /// For so many bytes of text the bound of time grows by a second.
 const PER_SECOND: usize = 128 << 10;
 
-/// A model's tokenizer with its special tokens and chat template. A clone is another handle on the same
-/// tokenizer.
+/// A model's tokenizer with its special tokens and chat template. A clone is another handle on the
+/// same tokenizer.
 #[derive(Clone)]
 pub struct ChatTokenizer {
     loaded: Arc<Loaded>,
@@ -71,7 +71,8 @@ pub(crate) struct Encoded {
 }
 
 impl ChatTokenizer {
-    /// As [`Self::load`]. `None`: the directory has no tokenizer.json, which rows of tokens do not need.
+    /// As [`Self::load`]. `None`: the directory has no tokenizer.json, which rows of tokens do not
+    /// need.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -93,8 +94,8 @@ impl ChatTokenizer {
     /// Reads the files that a source names. `None`: it has no tokenizer.json.
     ///
     /// # Errors
-    /// A [`DatasetError`] that names the file. It cannot be read, is damaged, disagrees with another, or
-    /// its reader fails on it.
+    /// A [`DatasetError`] that names the file. It cannot be read, is damaged, disagrees with
+    /// another, or its reader fails on it.
     pub fn open(source: &TextSource<'_>) -> Result<Option<Self>, DatasetError> {
         let now = moment(source.date)?;
         let Some(directory) = source.tokenizer_dir() else { return Ok(None) };
@@ -144,7 +145,8 @@ impl ChatTokenizer {
         }))
     }
 
-    /// The error for a directory without tokenizer.json, which names what the directory has instead.
+    /// The error for a directory without tokenizer.json, which names what the directory has
+    /// instead.
     pub fn missing(model_dir: &Path) -> DatasetError {
         if model_dir.is_dir() {
             let found = text_source::other_tokenizers(model_dir);
@@ -159,17 +161,18 @@ impl ChatTokenizer {
         &self.notices
     }
 
-    /// Whether the template asks for the time (`strftime_now`), so that its text depends on [`TextSource::date`].
+    /// Whether the template asks for the time (`strftime_now`), so that its text depends on
+    /// [`TextSource::date`].
     pub fn uses_date(&self) -> bool {
         self.template.as_ref().is_some_and(|template| template.uses_date())
     }
 
-    /// Token ids of a text. `add_special_tokens`: with what the tokenizer puts before and behind it, for
-    /// many models a BOS.
+    /// Token ids of a text. `add_special_tokens`: with what the tokenizer puts before and behind
+    /// it, for many models a BOS.
     ///
     /// # Errors
-    /// [`DatasetError::Tokenizer`]. [`DatasetError::TokenizerBounds`] if the tokenizer panics or does not
-    /// come to an end.
+    /// [`DatasetError::Tokenizer`]. [`DatasetError::TokenizerBounds`] if the tokenizer panics or
+    /// does not come to an end.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, DatasetError> {
         self.watched(text, move |loaded, text| match &loaded.post_processor {
             Some(processor) if add_special_tokens => {
@@ -193,8 +196,9 @@ impl ChatTokenizer {
 
     /// As [`Self::encode_chat`], with the byte range that each token stands for.
     ///
-    /// The post-processor is left out. Llama 3's (`ByteLevel { trim_offsets: true }`) moves the start of
-    /// a token behind its white space. The line break before an answer would become part of the answer.
+    /// The post-processor is left out. Llama 3's (`ByteLevel { trim_offsets: true }`) moves the
+    /// start of a token behind its white space. The line break before an answer would become part
+    /// of the answer.
     pub(crate) fn encode_with_spans(&self, rendered: &str) -> Result<Encoded, DatasetError> {
         self.watched(rendered, |loaded, text| {
             let (ids, spans) = loaded.chunks.encode(&loaded.tokenizer, text).map_err(failed)?.into_iter().unzip();
@@ -245,8 +249,8 @@ impl ChatTokenizer {
         &self.eos_ids
     }
 
-    /// A hash of everything that tokens and rendered conversations depend on. If it is the same, so are
-    /// they.
+    /// A hash of everything that tokens and rendered conversations depend on. If it is the same, so
+    /// are they.
     pub(crate) fn fingerprint(&self) -> &[u8; 32] {
         &self.fingerprint
     }
@@ -291,8 +295,8 @@ impl ChatTokenizer {
 }
 
 impl DatasetError {
-    /// Turns [`DatasetError::NoTokenizer`] into an error that names the model's directory and what it
-    /// has instead of a tokenizer.json. Any other error stays as it is.
+    /// Turns [`DatasetError::NoTokenizer`] into an error that names the model's directory and what
+    /// it has instead of a tokenizer.json. Any other error stays as it is.
     pub fn in_model(self, model_dir: &Path) -> DatasetError {
         match self {
             Self::NoTokenizer => ChatTokenizer::missing(model_dir),
@@ -328,8 +332,8 @@ impl Loaded {
         Ok(loaded)
     }
 
-    /// Encodes a text. Some files load and panic at the first text, and should do so before any row is
-    /// blamed. An error is ignored, since it may be due to this text.
+    /// Encodes a text. Some files load and panic at the first text, and should do so before any row
+    /// is blamed. An error is ignored, since it may be due to this text.
     fn try_out(&self) {
         if let (Ok(encoding), Some(processor)) = (self.tokenizer.encode("Hello, 1 é\n", false), &self.post_processor) {
             let _ = processor.process(encoding, None, true);
@@ -375,8 +379,8 @@ fn failed(error: tokenizers::Error) -> DatasetError {
     DatasetError::Tokenizer { reason: error.to_string() }
 }
 
-/// `eos_token_id` of the first file that has one: generation_config.json of the adapter, that of the
-/// model, config.json. It is a number or a list.
+/// `eos_token_id` of the first file that has one: generation_config.json of the adapter, that of
+/// the model, config.json. It is a number or a list.
 fn model_eos_ids(
     source: &TextSource<'_>,
     vocab_size: usize,

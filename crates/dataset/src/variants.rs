@@ -1,6 +1,6 @@
-//! Other forms of the same messages, for templates that do not take the form of the row. Two things may
-//! be changed: arguments of calls that are JSON text (OpenAI's form) become objects, and content that is
-//! a list of text parts becomes a string.
+//! Other forms of the same messages, for templates that do not take the form of the row. Two things
+//! may be changed: arguments of calls that are JSON text (OpenAI's form) become objects, and
+//! content that is a list of text parts becomes a string.
 //!
 //! The form of the row comes first, so that a template that takes it gets it.
 
@@ -64,8 +64,8 @@ fn changed(message: &Value, parse: bool, join: bool) -> Value {
     message
 }
 
-/// Refuses a rendering of the messages in `scope` in which the template wrote text parts as Python or
-/// JSON code, or the text of a call's arguments as a quoted string.
+/// Refuses a rendering of the messages in `scope` in which the template wrote text parts as Python
+/// or JSON code, or the text of a call's arguments as a quoted string.
 pub(crate) fn check_written(
     messages: &[Value],
     scope: Range<usize>,
@@ -89,7 +89,8 @@ pub(crate) fn check_written(
     Ok(())
 }
 
-/// How a part begins as Python or JSON code, and whether it is JSON. The result of a tool may hold JSON.
+/// How a part begins as Python or JSON code, and whether it is JSON. The result of a tool may hold
+/// JSON.
 const CODE: [(&str, bool); 4] =
     [("{'type': 'text'", false), ("{'text': '", false), ("{'text': \"", false), ("{\"type\": \"text\"", true)];
 
@@ -110,8 +111,8 @@ fn says(value: &Value, text: &str) -> bool {
     }
 }
 
-/// Whether a rendering has the text of arguments only between quotes. If it has the text without quotes
-/// too, the quoted one may belong to another part.
+/// Whether a rendering has the text of arguments only between quotes. If it has the text without
+/// quotes too, the quoted one may belong to another part.
 fn is_quoted(rendering: &str, text: &str) -> bool {
     if text.is_empty() {
         return true;

@@ -1,7 +1,7 @@
 //! Random numbers as a pure function of a key and a position, so that no state has to be saved.
 //!
-//! **Owns** Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3",
-//! SC 2011). The order of rows, fresh weights, dropout and sampling all draw from it.
+//! **Owns** Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2,
+//! 3", SC 2011). The order of rows, fresh weights, dropout and sampling all draw from it.
 //!
 //! **Must never know** what its numbers are used for.
 //!
@@ -10,8 +10,8 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
-/// The random numbers of one purpose: of a seed, and of three numbers that tell it from other streams
-/// (purpose, step, module).
+/// The random numbers of one purpose: of a seed, and of three numbers that tell it from other
+/// streams (purpose, step, module).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
     key: [u32; 2],
@@ -36,12 +36,13 @@ impl Stream {
         self.key
     }
 
-    /// [len]: numbers uniform in [-bound, bound).
+    /// `len` numbers uniform in [-bound, bound).
     pub fn uniform(&self, len: usize, bound: f32) -> Vec<f32> {
         self.words(len).map(|word| (unit(word) * 2.0 - 1.0) * bound).collect()
     }
 
-    /// [len]: normal numbers with mean 0 and this standard deviation (Box–Muller in f64, rounded once).
+    /// `len` normal numbers with mean 0 and this standard deviation (Box–Muller in f64, rounded
+    /// once).
     pub fn normal(&self, len: usize, deviation: f32) -> Vec<f32> {
         let mut words = self.words(len.next_multiple_of(2));
         let mut values = Vec::with_capacity(len + 1);
@@ -87,7 +88,8 @@ pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 mod tests {
     use super::*;
 
-    /// The known answers that come with the authors' Random123 library (`kat_vectors`, philox4x32 10).
+    /// The known answers that come with the authors' Random123 library (`kat_vectors`, philox4x32
+    /// 10).
     #[test]
     fn known_answers() {
         let cases = [

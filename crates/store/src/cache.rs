@@ -27,8 +27,9 @@ pub struct EntryLock {
 }
 
 impl Cache {
-    /// The folder `kind` in the user's cache. `FINETUNE_CACHE`, `XDG_CACHE_HOME` and the home directory
-    /// say where that is, in this order. `None`: none of them does, or `FINETUNE_CACHE=off`.
+    /// The folder `kind` in the user's cache. `FINETUNE_CACHE`, `XDG_CACHE_HOME` and the home
+    /// directory say where that is, in this order. `None`: none of them does, or
+    /// `FINETUNE_CACHE=off`.
     pub fn of_user(kind: &str) -> Option<Cache> {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let own = variable("FINETUNE_CACHE");
@@ -91,9 +92,9 @@ impl Cache {
         inner.flush()
     }
 
-    /// Waits until no other process makes this entry, and takes the lock to make it. `waiting` is called
-    /// now and then, and says whether to go on waiting. `None`: it says no, or the cache cannot be
-    /// written to.
+    /// Waits until no other process makes this entry, and takes the lock to make it. `waiting` is
+    /// called now and then, and says whether to go on waiting. `None`: it says no, or the cache
+    /// cannot be written to.
     pub fn make(&self, key: &str, waiting: &dyn Fn() -> bool) -> Option<EntryLock> {
         use std::os::unix::fs::OpenOptionsExt;
         ensure_directory(&RealDisk, &self.folder).ok()?;
@@ -108,8 +109,8 @@ impl Cache {
         }
     }
 
-    /// Removes the oldest entries beyond what the cache may hold, and what processes left that ended
-    /// while they wrote.
+    /// Removes the oldest entries beyond what the cache may hold, and what processes left that
+    /// ended while they wrote.
     fn sweep(&self) {
         let mut entries: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for name in RealDisk.list(&self.folder).unwrap_or_default() {

@@ -1,5 +1,5 @@
-//! The commit protocol: a directory appears under its name complete or not at all, even if the power
-//! goes at any point.
+//! The commit protocol: a directory appears under its name complete or not at all, even if the
+//! power goes at any point.
 //!
 //! ```text
 //! 1 mkdir   <name>.tmp-<pid>-<nonce>, with the mark `.finetune-unfinished` in it
@@ -10,11 +10,11 @@
 //! 6 sync    the parent                   the rename lasts
 //! ```
 //!
-//! The mark shows that a leftover is of this program, whatever its name. A directory with neither the
-//! mark nor a manifest may be somebody's, and is never removed.
+//! The mark shows that a leftover is of this program, whatever its name. A directory with neither
+//! the mark nor a manifest may be somebody's, and is never removed.
 //!
-//! There is no pointer to the latest directory, which could be torn itself. The latest is the one with
-//! the highest number whose manifest verifies (`retention.rs`).
+//! There is no pointer to the latest directory, which could be torn itself. The latest is the one
+//! with the highest number whose manifest verifies (`retention.rs`).
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -40,12 +40,13 @@ pub struct NewFile<'a> {
 
 /// Writes `files` and a manifest into the new directory `parent/name` and returns its path.
 ///
-/// `about` is a JSON object with the text `kind`; the rest of it comes back as [`Manifest::fields`].
-/// Once this has returned `Ok`, the directory survives a power cut.
+/// `about` is a JSON object with the text `kind`; the rest of it comes back as
+/// [`Manifest::fields`]. Once this has returned `Ok`, the directory survives a power cut.
 ///
 /// # Errors
-/// [`StoreError::AlreadyExists`], [`StoreError::UnsafeName`], or a failure of the disk. Then nothing
-/// stands under the name unless it is complete, and what was written is removed if it can be.
+/// [`StoreError::AlreadyExists`], [`StoreError::UnsafeName`], or a failure of the disk. Then
+/// nothing stands under the name unless it is complete, and what was written is removed if it can
+/// be.
 pub fn commit_directory(
     disk: &dyn Disk,
     parent: &Path,
@@ -58,9 +59,9 @@ pub fn commit_directory(
     staging.publish(about)
 }
 
-/// A directory that is being written and is not visible yet. It is for exports that are too large for
-/// memory: write into [`Staging::directory`], [`Staging::record`] each file, then publish.
-/// A `Staging` that is dropped unpublished removes what it wrote.
+/// A directory that is being written and is not visible yet. It is for exports that are too large
+/// for memory: write into [`Staging::directory`], [`Staging::record`] each file, then publish. A
+/// `Staging` that is dropped unpublished removes what it wrote.
 pub struct Staging<'disk> {
     pub(crate) disk: &'disk dyn Disk,
     pub(crate) parent: PathBuf,
@@ -69,9 +70,9 @@ pub struct Staging<'disk> {
     files: Vec<FileRecord>,
     /// What this directory needs as far as it is known, for the message when the disk is full.
     needed_bytes: u64,
-    /// The temporary directory, locked while this process writes it. Another process tells by the lock,
-    /// not by a process id, whether the directory is a leftover. `None`: the file system has no such
-    /// locks.
+    /// The temporary directory, locked while this process writes it. Another process tells by the
+    /// lock, not by a process id, whether the directory is a leftover. `None`: the file system has
+    /// no such locks.
     _alive: Option<File>,
 }
 
@@ -124,8 +125,8 @@ impl<'disk> Staging<'disk> {
     /// Writes and syncs one file.
     ///
     /// # Errors
-    /// [`StoreError::UnsafeName`], [`StoreError::CannotWrite`] for a name that is taken, or a failure of
-    /// the disk.
+    /// [`StoreError::UnsafeName`], [`StoreError::CannotWrite`] for a name that is taken, or a
+    /// failure of the disk.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
         failpoint::hit("checkpoint.file");
         let name = self.new_name(name)?;
@@ -158,8 +159,8 @@ impl<'disk> Staging<'disk> {
     /// Makes the directory visible under its name, which must still not exist.
     ///
     /// # Errors
-    /// [`StoreError::AlreadyExists`], [`StoreError::CannotWrite`] if `about` is no object with a `kind`,
-    /// or a failure of the disk.
+    /// [`StoreError::AlreadyExists`], [`StoreError::CannotWrite`] if `about` is no object with a
+    /// `kind`, or a failure of the disk.
     pub fn publish(self, about: &serde_json::Value) -> Result<PathBuf, StoreError> {
         self.finish_files(about)?;
         refuse_existing(self.disk, &self.destination)?;

@@ -1,5 +1,6 @@
-//! The calls that a commit makes to the file system. At each of them a test can fail the commit or cut
-//! the power. [`RealDisk`] is the operating system's file system, `FaultDisk` in `fault.rs` the model.
+//! The calls that a commit makes to the file system. At each of them a test can fail the commit or
+//! cut the power. [`RealDisk`] is the operating system's file system, `FaultDisk` in `fault.rs` the
+//! model.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -23,8 +24,8 @@ pub trait Disk: Send + Sync {
     /// Gives a file or directory another name, in one step. Replaces an existing file, and an empty
     /// directory.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Exchanges the names of two directories in one step, so that neither is ever gone. The error is
-    /// [`io::ErrorKind::Unsupported`] if the system or the file system cannot.
+    /// Exchanges the names of two directories in one step, so that neither is ever gone. The error
+    /// is [`io::ErrorKind::Unsupported`] if the system or the file system cannot.
     fn exchange(&self, one: &Path, other: &Path) -> io::Result<()>;
     /// Removes a directory with everything in it.
     fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
@@ -35,8 +36,8 @@ pub trait Disk: Send + Sync {
     fn exists(&self, path: &Path) -> io::Result<bool>;
     /// Whether this is a directory itself, not a link to one.
     fn is_directory(&self, path: &Path) -> io::Result<bool>;
-    /// The length of a regular file in bytes. It is an error for links and everything else, so that a
-    /// manifest cannot vouch for bytes outside its directory.
+    /// The length of a regular file in bytes. It is an error for links and everything else, so that
+    /// a manifest cannot vouch for bytes outside its directory.
     fn length(&self, path: &Path) -> io::Result<u64>;
     /// All bytes of a file.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
@@ -74,8 +75,8 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         match File::open(path)?.sync_all() {
-            // Some network file systems cannot sync a directory and say so. Refusing to save there would
-            // be worse than the weaker promise that they give.
+            // Some network file systems cannot sync a directory and say so. Refusing to save there
+            // would be worse than the weaker promise that they give.
             Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
             other => other,
         }

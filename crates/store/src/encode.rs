@@ -1,5 +1,5 @@
-//! Writing safetensors. The same tensors give the same bytes: the format's own crate keeps the metadata
-//! in a hash map, whose order changes from run to run.
+//! Writing safetensors. The same tensors give the same bytes: the format's own crate keeps the
+//! metadata in a hash map, whose order changes from run to run.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,8 +26,8 @@ pub struct TensorSpec {
 /// this order. PyTorch and PEFT want `{"format": "pt"}` in the metadata.
 ///
 /// # Errors
-/// [`StoreError::CannotWrite`] for a name that comes twice, bytes that do not fit the shape, or too many
-/// tensors.
+/// [`StoreError::CannotWrite`] for a name that comes twice, bytes that do not fit the shape, or too
+/// many tensors.
 #[expect(clippy::type_complexity, reason = "what the caller has at hand, once")]
 pub fn encode_tensors(
     tensors: &[(String, Dtype, Vec<usize>, Cow<[u8]>)],

@@ -32,8 +32,8 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// True for the operations that change the disk. A failure of one of them is a failure of the disk,
-    /// a failure to read is one of the input.
+    /// True for the operations that change the disk. A failure of one of them is a failure of the
+    /// disk, a failure to read is one of the input.
     pub fn is_write(self) -> bool {
         !matches!(self, Self::Read | Self::List | Self::Inspect | Self::Lock)
     }
@@ -116,8 +116,8 @@ pub enum StoreError {
         what: String,
     },
 
-    /// The directory that was to be replaced is of this program and of another kind than what would take
-    /// its place.
+    /// The directory that was to be replaced is of this program and of another kind than what would
+    /// take its place.
     #[error("{} is {} of finetune and will not be replaced by {}", path.display(), with_article(found), with_article(wanted))]
     OtherKind {
         /// The directory.
@@ -162,8 +162,8 @@ pub enum StoreError {
         holding: Holding,
     },
 
-    /// Another process holds the run directory. Process and host are unknown for the instant between
-    /// its taking the lock and its writing them down.
+    /// Another process holds the run directory. Process and host are unknown for the instant
+    /// between its taking the lock and its writing them down.
     #[error("{} is in use by {}", path.display(), owner(*pid, host.as_deref()))]
     Locked {
         /// The lock file.

@@ -1,7 +1,7 @@
 //! Points where a test can kill this process, as `kill -9` would.
 //!
-//! This is a testing aid. `FINETUNE_FAILPOINT=NAME[:COUNT][@LABEL]` in the environment ends the process
-//! at a call of [`hit`] with that name:
+//! This is a testing aid. `FINETUNE_FAILPOINT=NAME[:COUNT][@LABEL]` in the environment ends the
+//! process at a call of [`hit`] with that name:
 //!
 //! - `checkpoint.synced`: at the first call of `hit("checkpoint.synced")`;
 //! - `checkpoint.file:3`: at the third call of `hit("checkpoint.file")`;

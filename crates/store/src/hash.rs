@@ -24,8 +24,8 @@ pub fn hex(hash: &[u8; 32]) -> String {
     blake3::Hash::from_bytes(*hash).to_hex().to_string()
 }
 
-/// [`content_hash`] of a large file, on all cores. `progress` is called with the number of bytes of each
-/// piece that was read.
+/// [`content_hash`] of a large file, on all cores. `progress` is called with the number of bytes of
+/// each piece that was read.
 ///
 /// # Errors
 /// [`StoreError::Io`].

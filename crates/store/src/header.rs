@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! 8 bytes  length N of the header, little-endian
-//! N bytes  JSON {"__metadata__": {text: text}, name: {"dtype", "shape", "data_offsets": [begin, end]}}
+//! N bytes  JSON {"__metadata__": {text: text},
+//!                name: {"dtype", "shape", "data_offsets": [begin, end]}, ...}
 //! the rest the tensors' bytes; offsets count from here
 //! ```
 //! (huggingface/safetensors, README.md, "Format".)
@@ -16,8 +17,8 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use crate::dtype::Dtype;
 use crate::unique_map::UniqueMap;
 
-/// The most bytes of a header. Real shards have far fewer (a tensor takes about 120), and so many do no
-/// harm.
+/// The most bytes of a header. Real shards have far fewer (a tensor takes about 120), and so many
+/// do no harm.
 pub const MAX_HEADER_BYTES: usize = 16 << 20;
 /// The most tensors of a file.
 pub const MAX_TENSORS: usize = 100_000;
@@ -41,7 +42,8 @@ pub struct TensorInfo {
     pub end: usize,
 }
 
-/// A checked header: every tensor lies inside the file, no two overlap, and every byte belongs to one.
+/// A checked header: every tensor lies inside the file, no two overlap, and every byte belongs to
+/// one.
 #[derive(Debug)]
 pub struct Header {
     /// The texts of `__metadata__`.
@@ -64,8 +66,8 @@ impl Header {
         Self::parse_json(json, data.len())
     }
 
-    /// Bytes of the header's JSON in a file of `file_length` bytes that begins like `start`: at most
-    /// [`MAX_HEADER_BYTES`], and inside the file.
+    /// Bytes of the header's JSON in a file of `file_length` bytes that begins like `start`: at
+    /// most [`MAX_HEADER_BYTES`], and inside the file.
     pub(crate) fn json_length(start: &[u8], file_length: u64) -> Result<usize, String> {
         let Some((length, _)) = start.split_first_chunk::<LENGTH_BYTES>() else {
             return Err(format!("{} bytes is too short for a safetensors file", start.len()));

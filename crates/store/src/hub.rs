@@ -1,8 +1,8 @@
 //! Models and adapters that are in the Hugging Face cache already. Nothing is downloaded.
 //!
 //! The cache is looked for where `huggingface_hub/constants.py` looks for it. It is laid out as
-//! `file_download.py` of the same package writes it: `models--<owner>--<name>/refs/<revision>` holds a
-//! commit, `snapshots/<commit>` its files.
+//! `file_download.py` of the same package writes it: `models--<owner>--<name>/refs/<revision>`
+//! holds a commit, `snapshots/<commit>` its files.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -72,8 +72,8 @@ pub fn cached_snapshot(id: &str) -> Option<PathBuf> {
     HubId::parse(id)?.snapshot()
 }
 
-/// Where the cache is. `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME` and the home
-/// directory are asked, in this order.
+/// Where the cache is. `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME` and the
+/// home directory are asked, in this order.
 pub fn hub_cache() -> Option<PathBuf> {
     cache_of(&|name| std::env::var(name).ok())
 }
@@ -103,8 +103,8 @@ fn all(snapshots: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The snapshot to take if no ref says which is meant: the only one, or of several the newest with all
-/// its weights.
+/// The snapshot to take if no ref says which is meant: the only one, or of several the newest with
+/// all its weights.
 fn newest(mut found: Vec<PathBuf>) -> Option<PathBuf> {
     if found.len() > 1 {
         found.retain(|path| is_complete(path));

@@ -5,10 +5,10 @@
 //! of safetensors, names that cannot leave their directory, the kind of what lies at a path
 //! ([`recognize`]), the user's caches.
 //!
-//! **Must never know:** steps, optimizers, ranks, and what the numbers of a tensor mean. A "checkpoint"
-//! is here a directory with a number in its name; what is in it is the caller's. Of models, adapters
-//! and runs the crate knows the names of their files, to tell them apart (`recognition.rs`) and to find
-//! them (`tensor_set.rs`, `hub.rs`).
+//! **Must never know:** steps, optimizers, ranks, and what the numbers of a tensor mean. A
+//! "checkpoint" is here a directory with a number in its name; what is in it is the caller's. Of
+//! models, adapters and runs the crate knows the names of their files, to tell them apart
+//! (`recognition.rs`) and to find them (`tensor_set.rs`, `hub.rs`).
 //!
 //! **Start reading** in `directory.rs` (the commit protocol, in the order in which it happens),
 //! then `disk.rs` (the calls it makes) and `fault.rs` (the disk that loses power at each of them).

@@ -61,8 +61,8 @@ impl Drop for RunLock {
     }
 }
 
-/// Opens the lock file, and creates it if there is none. A link is not followed. Others who may write
-/// to the directory could have put one there, and the file that it leads to would be emptied.
+/// Opens the lock file, and creates it if there is none. A link is not followed. Others who may
+/// write to the directory could have put one there, and the file that it leads to would be emptied.
 fn open(path: &Path) -> Result<File, StoreError> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut options = OpenOptions::new();
@@ -85,7 +85,8 @@ fn foreign(path: &Path, what: &'static str) -> StoreError {
     StoreError::ForeignLock { path: path.to_path_buf(), what }
 }
 
-/// Whether a file that is about to be emptied holds what a lock holds: `<process> <host>`, or nothing.
+/// Whether a file that is about to be emptied holds what a lock holds: `<process> <host>`, or
+/// nothing.
 fn is_ours(file: &mut File) -> io::Result<bool> {
     let mut bytes = Vec::new();
     file.rewind()?;

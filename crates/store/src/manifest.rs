@@ -17,8 +17,8 @@ pub const MANIFEST_NAME: &str = "manifest.json";
 pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 const FORMAT: u32 = 1;
 
-/// What stands before the 64 digits of the hash at the end of every manifest. The hash is of all bytes
-/// before it, so the file is plain JSON and yet no byte of it can change unseen.
+/// What stands before the 64 digits of the hash at the end of every manifest. The hash is of all
+/// bytes before it, so the file is plain JSON and yet no byte of it can change unseen.
 const BEFORE_CHECKSUM: &str = ",\n  \"checksum\": \"";
 const AFTER_CHECKSUM: &str = "\"\n}\n";
 const CHECKSUM_BYTES: usize = 64;
@@ -114,8 +114,9 @@ fn body_of(bytes: &[u8]) -> Option<&[u8]> {
 /// does not list are ignored.
 ///
 /// # Errors
-/// [`StoreError::Mismatch`] names the file that is missing, cut or changed. [`StoreError::Malformed`] for
-/// the manifest itself, [`StoreError::UnsafeName`], [`StoreError::Io`].
+/// [`StoreError::Mismatch`] names the file that is missing, cut or changed.
+/// [`StoreError::Malformed`] for the manifest itself, [`StoreError::UnsafeName`],
+/// [`StoreError::Io`].
 pub fn verify_directory(disk: &dyn Disk, path: &Path) -> Result<Manifest, StoreError> {
     let manifest = read_manifest(disk, path)?;
     for record in &manifest.files {

@@ -55,10 +55,10 @@ pub fn inside(root: &Path, name: &SafeName) -> Result<PathBuf, StoreError> {
     Ok(path)
 }
 
-/// Refuses a file of a model directory that is a link out of the directory. It is asked before the file
-/// goes into an export or a copy: a downloaded directory would otherwise decide which of the user's
-/// files are published. The links of a Hugging Face cache, whose snapshots point into its `blobs/`, are
-/// allowed.
+/// Refuses a file of a model directory that is a link out of the directory. It is asked before the
+/// file goes into an export or a copy: a downloaded directory would otherwise decide which of the
+/// user's files are published. The links of a Hugging Face cache, whose snapshots point into its
+/// `blobs/`, are allowed.
 ///
 /// # Errors
 /// [`StoreError::LinkOut`], [`StoreError::Io`].

@@ -32,8 +32,8 @@ pub(crate) fn is_ours(temporary_name: &str) -> bool {
     temporary_name.contains(&own_mark())
 }
 
-/// `<anything>` of `<anything>.tmp-<pid>-<nonce>`, the form that [`temporary_name`] gives. `None` for
-/// names that a user might have given by hand.
+/// `<anything>` of `<anything>.tmp-<pid>-<nonce>`, the form that [`temporary_name`] gives. `None`
+/// for names that a user might have given by hand.
 pub(crate) fn temporary_of(name: &str) -> Option<&str> {
     let (before, mark) = name.rsplit_once(".tmp-")?;
     let (pid, nonce) = mark.split_once('-')?;

@@ -1,5 +1,5 @@
-//! What lies at a path, by its names and first bytes. Commands use what they can. Of anything else they
-//! say what it is, instead of showing the symptoms of reading it as something else.
+//! What lies at a path, by its names and first bytes. Commands use what they can. Of anything else
+//! they say what it is, instead of showing the symptoms of reading it as something else.
 
 use std::fs::File;
 use std::io::Read;
@@ -90,8 +90,8 @@ fn names(path: &Path) -> Vec<String> {
     names.filter(|name| name != ".DS_Store").collect()
 }
 
-/// Refuses a model or adapter directory with a file that is there in name only: a git-lfs pointer, a
-/// web page, an empty file.
+/// Refuses a model or adapter directory with a file that is there in name only: a git-lfs pointer,
+/// a web page, an empty file.
 ///
 /// # Errors
 /// [`StoreError::StandIn`] for the first such file.
@@ -115,8 +115,8 @@ const FILES: [&str; 5] =
     ["config.json", "adapter_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"];
 
 /// Refuses a directory with a link to a file outside. A directory that came from elsewhere could
-/// otherwise put any file of this host into what is made of it. The links of the Hugging Face cache,
-/// which lead to its `blobs/`, are allowed.
+/// otherwise put any file of this host into what is made of it. The links of the Hugging Face
+/// cache, which lead to its `blobs/`, are allowed.
 ///
 /// # Errors
 /// [`StoreError::LinkOut`] for the first such link, [`StoreError::Io`].

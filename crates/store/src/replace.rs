@@ -1,5 +1,5 @@
-//! Putting something new in the place of something old. This is for what is not numbered: small files
-//! and exports.
+//! Putting something new in the place of something old. This is for what is not numbered: small
+//! files and exports.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,8 @@ use crate::manifest::{MANIFEST_NAME, Manifest, read_manifest};
 use crate::own_names::{REPLACED, nonce, temporary_name};
 use crate::retention::{remove_marked, sweep_beside};
 
-/// Writes a small file anew. After a power cut it has either its old bytes or its new ones. Creates the
-/// directory above it.
+/// Writes a small file anew. After a power cut it has either its old bytes or its new ones. Creates
+/// the directory above it.
 ///
 /// # Errors
 /// A failure of the disk, or [`StoreError::UnsafeName`] for a path without a name.
@@ -54,8 +54,8 @@ pub fn replace_directory(
 }
 
 impl<'disk> Staging<'disk> {
-    /// Starts a directory of this kind that will take the place of what is at `path`, if anything is.
-    /// Removes what killed processes left beside it.
+    /// Starts a directory of this kind that will take the place of what is at `path`, if anything
+    /// is. Removes what killed processes left beside it.
     ///
     /// # Errors
     /// As [`replace_directory`].
@@ -92,9 +92,9 @@ impl<'disk> Staging<'disk> {
         self.replace_in_two_steps()
     }
 
-    /// Replaces without exchanging names, for file systems that cannot. Between the two renames nothing
-    /// has the name. If the power goes then, [`crate::sweep`] or the next export puts the old directory
-    /// back.
+    /// Replaces without exchanging names, for file systems that cannot. Between the two renames
+    /// nothing has the name. If the power goes then, [`crate::sweep`] or the next export puts the
+    /// old directory back.
     fn replace_in_two_steps(self) -> Result<PathBuf, StoreError> {
         let (_, name) = split(&self.destination)?;
         let old = self.parent.join(format!("{REPLACED}{name}-{}", nonce()));
@@ -112,8 +112,8 @@ impl<'disk> Staging<'disk> {
     }
 }
 
-/// Refuses a path that [`replace_directory`] would refuse to replace, whatever its kind: this program
-/// did not write what is there, or there is more in it.
+/// Refuses a path that [`replace_directory`] would refuse to replace, whatever its kind: this
+/// program did not write what is there, or there is more in it.
 ///
 /// # Errors
 /// [`StoreError::NotOurs`], [`StoreError::Io`].
@@ -121,14 +121,14 @@ pub fn check_replaceable(disk: &dyn Disk, path: &Path) -> Result<(), StoreError>
     may_make_way(disk, path, None).map(|_| ())
 }
 
-/// The manifest of a directory. The files that it lists are not verified. `None`: there is no manifest,
-/// or none that can be read.
+/// The manifest of a directory. The files that it lists are not verified. `None`: there is no
+/// manifest, or none that can be read.
 pub fn manifest_of(disk: &dyn Disk, path: &Path) -> Option<Manifest> {
     read_manifest(disk, path).ok()
 }
 
-/// Whether something is at `path`. An error if it must not be removed: if `kind` is given, it must be a
-/// directory of this kind.
+/// Whether something is at `path`. An error if it must not be removed: if `kind` is given, it must
+/// be a directory of this kind.
 fn may_make_way(disk: &dyn Disk, path: &Path, kind: Option<&str>) -> Result<bool, StoreError> {
     let failed = |operation| move |source| StoreError::io(path, operation, 0, source);
     if !disk.exists(path).map_err(failed(Operation::Inspect))? {

@@ -79,8 +79,8 @@ pub fn remove_directory(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> 
     remove_marked(disk, &trash)
 }
 
-/// Removes a directory of this program. The mark or manifest goes last, so that the next process can
-/// recognize what a killed one leaves.
+/// Removes a directory of this program. The mark or manifest goes last, so that the next process
+/// can recognize what a killed one leaves.
 pub(crate) fn remove_marked(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
     let failed = |operation: Operation| move |source| StoreError::io(path, operation, 0, source);
     let names = list(disk, path)?;
@@ -112,13 +112,14 @@ pub fn set_aside(disk: &dyn Disk, path: &Path) -> Result<PathBuf, StoreError> {
     Ok(aside)
 }
 
-/// Removes what killed processes left in `parent`: directories that were being removed, and directories
-/// and files that were never finished. A directory that was being replaced is put back if the new one
-/// is not in its place.
+/// Removes what killed processes left in `parent`: directories that were being removed, and
+/// directories and files that were never finished. A directory that was being replaced is put back
+/// if the new one is not in its place.
 ///
 /// Call it only under the [`crate::RunLock`] of `parent`. Then everything that this process did not
-/// start itself is a leftover. A directory counts as one of this program by its name and by what lies
-/// in it: the mark of an unfinished one, or a manifest. An empty one counts too, since nothing is lost.
+/// start itself is a leftover. A directory counts as one of this program by its name and by what
+/// lies in it: the mark of an unfinished one, or a manifest. An empty one counts too, since nothing
+/// is lost.
 ///
 /// # Errors
 /// A failure of the disk.
@@ -137,7 +138,8 @@ pub fn sweep(disk: &dyn Disk, parent: &Path) -> Result<(), StoreError> {
                 true if is_marked(disk, &path)? => remove_marked(disk, &path)?,
                 // A directory of somebody else, with a name like ours.
                 true => {}
-                // A file has no room for a mark. Its name, with 20 digits that nobody types, is enough.
+                // A file has no room for a mark. Its name, with 20 digits that nobody types, is
+                // enough.
                 false if temporary_of(&name).is_some() => remove_any(disk, &path)?,
                 false => {}
             }
@@ -146,8 +148,8 @@ pub fn sweep(disk: &dyn Disk, parent: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Removes what processes that have ended left beside `parent/name`, as [`sweep`] does. The parent need
-/// not be locked, as that of an export. Whatever cannot be removed is left.
+/// Removes what processes that have ended left beside `parent/name`, as [`sweep`] does. The parent
+/// need not be locked, as that of an export. Whatever cannot be removed is left.
 pub(crate) fn sweep_beside(disk: &dyn Disk, parent: &Path, name: &str) {
     for found in list(disk, parent).unwrap_or_default() {
         let path = parent.join(&found);
@@ -164,8 +166,8 @@ pub(crate) fn sweep_beside(disk: &dyn Disk, parent: &Path, name: &str) {
     }
 }
 
-/// Whether the process that wrote this directory has ended. A process holds a lock on its directory as
-/// long as it lives.
+/// Whether the process that wrote this directory has ended. A process holds a lock on its directory
+/// as long as it lives.
 fn is_abandoned(path: &Path) -> bool {
     let is_directory = std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
     is_directory && std::fs::File::open(path).is_ok_and(|directory| directory.try_lock().is_ok())
@@ -181,8 +183,8 @@ fn is_directory(disk: &dyn Disk, path: &Path) -> Result<bool, StoreError> {
     disk.is_directory(path).map_err(|source| StoreError::io(path, Operation::Inspect, 0, source))
 }
 
-/// Puts a replaced directory back under its name. Returns false if the name is taken, or the directory
-/// does not verify.
+/// Puts a replaced directory back under its name. Returns false if the name is taken, or the
+/// directory does not verify.
 fn restored(disk: &dyn Disk, parent: &Path, old: &Path, name: &str) -> Result<bool, StoreError> {
     let destination = parent.join(name);
     let is_taken =

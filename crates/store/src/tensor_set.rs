@@ -36,12 +36,13 @@ struct Index {
 }
 
 impl TensorSet {
-    /// Opens `model.safetensors`, or `model.safetensors.index.json` and its shards. Everything that the
-    /// index lists has to be there.
+    /// Opens `model.safetensors`, or `model.safetensors.index.json` and its shards. Everything that
+    /// the index lists has to be there.
     ///
     /// # Errors
     /// [`StoreError::NoModel`], [`StoreError::Mismatch`] for a tensor that is missing,
-    /// [`StoreError::Malformed`], [`StoreError::InItsPlace`], [`StoreError::UnsafeName`], [`StoreError::Io`].
+    /// [`StoreError::Malformed`], [`StoreError::InItsPlace`], [`StoreError::UnsafeName`],
+    /// [`StoreError::Io`].
     pub fn open_model(dir: &Path) -> Result<Self, StoreError> {
         let single = dir.join(SINGLE_NAME);
         if single.exists() {
@@ -97,8 +98,8 @@ impl TensorSet {
             };
             file_of.insert(tensor.clone(), found);
         }
-        // Tensors that the index leaves out count too, as in transformers, which takes from an index
-        // only which shards there are.
+        // Tensors that the index leaves out count too, as in transformers, which takes from an
+        // index only which shards there are.
         let listed: BTreeSet<String> = file_of.keys().cloned().collect();
         let mut unlisted = Vec::new();
         for (place, file) in files.iter().enumerate() {
@@ -145,8 +146,8 @@ impl TensorSet {
         &self.paths
     }
 
-    /// Hash over the name, size and bytes of all files: 64 hexadecimal digits that are equal exactly if
-    /// two hosts have the same model. Reads everything, on all cores.
+    /// Hash over the name, size and bytes of all files: 64 hexadecimal digits that are equal
+    /// exactly if two hosts have the same model. Reads everything, on all cores.
     ///
     /// # Errors
     /// [`StoreError::Io`], or [`StoreError::Malformed`] for a file that was cut meanwhile.

@@ -1,7 +1,7 @@
 //! A safetensors file whose tensors are read when they are asked for.
 //!
-//! The file is read and not mapped into memory. If a mapped file gets shorter or its disk fails, SIGBUS
-//! ends the process without a message. A read ends with an error that names the file.
+//! The file is read and not mapped into memory. If a mapped file gets shorter or its disk fails,
+//! SIGBUS ends the process without a message. A read ends with an error that names the file.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -50,7 +50,8 @@ impl<'a> TensorView<'a> {
         Ok(bytes)
     }
 
-    /// Reads it piece by piece through one buffer. No piece but the last has less than [`PIECE`] bytes.
+    /// Reads it piece by piece through one buffer. No piece but the last has less than [`PIECE`]
+    /// bytes.
     ///
     /// # Errors
     /// As [`TensorView::bytes`], and the errors of `each`.
@@ -59,8 +60,8 @@ impl<'a> TensorView<'a> {
     }
 }
 
-/// Bytes of a file or tensor that are read at a time if it need not be in memory as a whole. It is a
-/// multiple of the size of every dtype's element.
+/// Bytes of a file or tensor that are read at a time if it need not be in memory as a whole. It is
+/// a multiple of the size of every dtype's element.
 pub const PIECE: usize = 8 << 20;
 
 /// A safetensors file whose header has been checked.
@@ -74,7 +75,8 @@ pub struct TensorFile {
 }
 
 impl TensorFile {
-    /// Opens the file and checks its header. Links are followed, since the Hugging Face cache has them.
+    /// Opens the file and checks its header. Links are followed, since the Hugging Face cache has
+    /// them.
     ///
     /// # Errors
     /// [`StoreError::Malformed`], [`StoreError::InItsPlace`] for a file of another format,

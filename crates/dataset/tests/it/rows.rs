@@ -17,7 +17,7 @@ fn load(content: &[u8], data: &Data) -> Result<Dataset, DatasetError> {
     load_with(&Model::new(Some(CHATML)), content, data)
 }
 
-/// The message of the first bad row, its place within the file in front.
+/// The message of the first bad row, with its place within the file in front.
 fn told(content: &[u8], data: &Data) -> String {
     match load(content, data) {
         Ok(dataset) => format!("{} rows", dataset.rows.len()),
@@ -39,7 +39,7 @@ fn the_zoo() {
     let deep = format!(r#"{{"text":{}1{}}}"#, "[".repeat(200), "]".repeat(200));
     let bytes = |text: &str| text.as_bytes().to_vec();
     let role_missing = good.replacen("\"role\":\"user\",", "", 1);
-    // What the file holds, and what its reader is told, from the start. 1 rows: taken.
+    // (content of the file, the beginning of the message). "1 rows": it is taken.
     let zoo: Vec<(Vec<u8>, &str)> = vec![
         (bytes(good), "1 rows"),
         (bytes(&format!("{good}\n{good}\n")), "2 rows"),

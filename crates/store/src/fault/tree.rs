@@ -14,7 +14,8 @@ pub(super) type Entries = BTreeMap<String, usize>;
 /// Entries set or removed together.
 pub(super) type Change = Vec<(String, Option<usize>)>;
 
-/// All nodes ever made, by position. `/` is the first. Removed nodes stay in the list, out of reach.
+/// All nodes ever made, by position. `/` is the first. Removed nodes stay in the list, out of
+/// reach.
 #[derive(Debug, Clone)]
 pub(super) struct Tree {
     pub(super) nodes: Vec<Node>,

@@ -37,8 +37,8 @@ pub(super) fn recognize(path: &Path, head: &[u8]) -> Holding {
         let holds_pickle = is_torch || head.windows(8).any(|part| part == b"data.pkl");
         return if holds_pickle { Holding::Pickle } else { Holding::Zip };
     }
-    // The first piece of every SentencePiece model, in protocol buffers: field 1, its length, field 1,
-    // its length, the text.
+    // The first piece of every SentencePiece model, in protocol buffers: field 1, its length, field
+    // 1, its length, the text.
     if head[0] == b'\n' && head.len() > 5 && head[2] == b'\n' && head.windows(5).take(64).any(|part| part == b"<unk>") {
         return Holding::SentencePiece;
     }
@@ -165,8 +165,8 @@ fn is_toml(text: &str) -> bool {
     first.split_once('=').is_some_and(|(key, value)| name(key) && !value.starts_with('='))
 }
 
-/// Whether a text has keys with a colon behind them. Prose may begin so too. So two keys are needed, or
-/// one in a file called .toml.
+/// Whether a text has keys with a colon behind them. Prose may begin so too. So two keys are
+/// needed, or one in a file called .toml.
 fn is_yaml(text: &str, extension: &str) -> bool {
     if text.starts_with("---\n") || text.starts_with("%YAML") {
         return true;
