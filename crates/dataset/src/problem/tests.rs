@@ -15,11 +15,23 @@ fn text(text: &str) -> String {
     text.to_owned()
 }
 
-/// (problem, its text, its hint)
+/// A problem, its text and its hint.
+type Case = (RowProblem, &'static str, Option<&'static str>);
+
+fn check(table: Vec<Case>) {
+    for (problem, text, hint) in table {
+        assert_eq!(problem.to_string(), text);
+        assert_eq!(problem.hints(), hint.into_iter().collect::<Vec<_>>(), "{text}");
+    }
+}
+
+fn path() -> String {
+    text("messages[2]")
+}
+
 #[test]
-fn problems_have_their_texts_and_hints() {
-    let path = || text("messages[2]");
-    let table: Vec<(RowProblem, &str, Option<&str>)> = vec![
+fn problems_of_lines_and_tokens_have_their_texts_and_hints() {
+    check(vec![
         (RowProblem::LongLine(16), "the line is longer than 16 MiB", None),
         (RowProblem::Utf16, "the file is UTF-16", None),
         (RowProblem::NotUtf8(11), "invalid UTF-8 at byte 11 of the line", None),
@@ -71,6 +83,12 @@ fn problems_have_their_texts_and_hints() {
             "the row has 12 tokens, more than data.max_seq_len = 11",
             Some(LENGTH),
         ),
+    ]);
+}
+
+#[test]
+fn problems_of_messages_have_their_texts_and_hints() {
+    check(vec![
         (
             RowProblem::NoAssistant(vec![text("user"), text("bot")]),
             "no assistant message to train on; the roles are user, bot",
@@ -123,6 +141,12 @@ fn problems_have_their_texts_and_hints() {
             "messages[2].tool_calls[1]: the arguments are a string, and the chat template quotes it",
             None,
         ),
+    ]);
+}
+
+#[test]
+fn problems_of_templates_have_their_texts_and_hints() {
+    check(vec![
         (
             RowProblem::BlockCount { blocks: 2, turns: 3 },
             "the chat template wrote 2 generation blocks for 3 assistant turns",
@@ -182,18 +206,13 @@ fn problems_have_their_texts_and_hints() {
             None,
         ),
         (RowProblem::Tokenizer(text("no such token")), "no such token", None),
-    ];
-    for (problem, text, hint) in table {
-        assert_eq!(problem.to_string(), text);
-        assert_eq!(problem.hints(), hint.into_iter().collect::<Vec<_>>(), "{text}");
-    }
+    ]);
 }
 
 /// (problem of the format, its text, what should have been there)
 #[test]
 fn format_problems_have_their_texts() {
     let wanted = "\"text\": a string";
-    let path = || text("messages[2]");
     let table: Vec<(FormatProblem, &str, &str)> = vec![
         (FormatProblem::Missing(text("text")), "the key text is missing", wanted),
         (FormatProblem::Empty(text("messages")), "messages is empty", wanted),

@@ -1,5 +1,4 @@
-//! Templates and tokenizers that take their reader to be friendly: each is refused by name, and
-//! soon.
+//! Hostile templates and tokenizers: each is refused soon, and the error names it.
 
 use std::time::{Duration, Instant};
 

@@ -64,8 +64,8 @@ fn the_order_is_a_function_of_seed_and_epoch() {
     // The batch size does not change the order of an epoch: what a run with another one sees is
     // comparable.
     assert_eq!(forward[..4].concat(), Plan::new(10, 10, 42, true).rows(0));
-    // Fixed for all time: a resumed run must see the rows that an older version would have shown
-    // it.
+    // The order must never change: a resumed run must see the rows that an older version would
+    // show.
     expect_test::expect!["[6, 5, 7, 9, 4, 8, 2, 3, 1, 0]"].assert_eq(&format!("{:?}", forward[..4].concat()));
 }
 
