@@ -147,13 +147,13 @@ impl Conversation<'_> {
                 || places[index].is_none()
         };
         let mut spans: Vec<Option<Range<usize>>> = vec![None; turns.len()];
-        let mut frame: Option<Frame<'_>> = None;
+        let mut frame: Option<TurnFrame<'_>> = None;
         for index in (0..turns.len()).filter(|index| is_sampled(*index)) {
             let span = self.span(full, turns[index])?;
             // The last turn of a conversation may end in another way than a turn within it.
             let is_last = turns[index] + 1 == self.messages.len();
             if let Some(place) = places[index].as_ref().filter(|_| !is_last) {
-                let Some(found) = Frame::around(&full.text, &span, place) else { return Ok(None) };
+                let Some(found) = TurnFrame::around(&full.text, &span, place) else { return Ok(None) };
                 frame = match frame {
                     None => Some(found),
                     Some(known) => match known.shared(&found) {
@@ -186,7 +186,7 @@ impl Conversation<'_> {
 
 /// The text before and behind the contents of turns.
 #[derive(Clone, Copy)]
-struct Frame<'a> {
+struct TurnFrame<'a> {
     /// The end of the generation prompt.
     prompt: &'a str,
     /// The text from the prompt to the content.
@@ -195,7 +195,7 @@ struct Frame<'a> {
     end: &'a str,
 }
 
-impl<'a> Frame<'a> {
+impl<'a> TurnFrame<'a> {
     /// The most bytes of a generation prompt that are compared.
     const LOOKED_AT: usize = 48;
 
@@ -325,7 +325,7 @@ mod tests {
         let place = |word: &str| text.find(word).map(|start| start..start + word.len()).expect("a word");
         let frame = |word: &str| {
             let place = place(word);
-            Frame::around(text, &(place.start..place.end + 1), &place).expect("a frame")
+            TurnFrame::around(text, &(place.start..place.end + 1), &place).expect("a frame")
         };
         let shared = frame("one").shared(&frame("two")).expect("a frame of both");
         assert_eq!((shared.prompt, shared.start, shared.end), ("<a>", "", ";"));

@@ -24,7 +24,7 @@ const KNOWN: [&str; 8] =
 
 /// What the flags of a message say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Training {
+pub(crate) struct TrainingFlags {
     /// Not to be trained on.
     pub(crate) muted: bool,
     /// The key that asks for training on a message that is not the assistant's.
@@ -37,7 +37,7 @@ pub(crate) struct Training {
 pub(crate) struct Messages {
     pub(crate) list: Vec<Value>,
     /// One for each message.
-    pub(crate) training: Vec<Training>,
+    pub(crate) training: Vec<TrainingFlags>,
     /// Keys that have no use, each once.
     pub(crate) unknown: Vec<String>,
 }
@@ -89,7 +89,7 @@ impl Messages {
     /// Puts a message in front of the others.
     pub(crate) fn put_first(&mut self, message: Value) {
         self.list.insert(0, message);
-        self.training.insert(0, Training::default());
+        self.training.insert(0, TrainingFlags::default());
     }
 }
 
@@ -176,8 +176,8 @@ pub(crate) fn training(
     role: &str,
     path: &str,
     text: &'static str,
-) -> Result<Training, FormatProblem> {
-    let mut training = Training::default();
+) -> Result<TrainingFlags, FormatProblem> {
+    let mut training = TrainingFlags::default();
     for key in FLAGS {
         let Some(value) = message.get(key).filter(|value| !value.is_null()) else { continue };
         match flag(value) {
@@ -222,7 +222,7 @@ fn flag(value: &Value) -> Option<bool> {
 fn details(
     value: &Value,
     path: &str,
-    training: &mut Training,
+    training: &mut TrainingFlags,
     role: &str,
     key: &'static str,
 ) -> Result<(), FormatProblem> {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::format_problem::FormatProblem;
 use crate::json;
-use crate::messages::{self, Messages, Training};
+use crate::messages::{self, Messages, TrainingFlags};
 use crate::problem::RowProblem;
 use crate::row_of_tokens::{self, Tokens};
 
@@ -29,7 +29,7 @@ pub(crate) enum Example {
 pub(crate) struct Chat {
     pub(crate) messages: Vec<Value>,
     /// What the flags of each message say.
-    pub(crate) training: Vec<Training>,
+    pub(crate) training: Vec<TrainingFlags>,
     /// The keys of the row that the messages came from, each with the number of its messages.
     /// Errors name places by them.
     pub(crate) lists: Vec<(&'static str, usize)>,
@@ -348,7 +348,7 @@ fn alpaca_row(row: &mut Map<String, Value>) -> Result<Example, FormatProblem> {
         Some(other) => return Err(FormatProblem::wrong("history", &other, "a list of [question, answer]")),
     }
     messages.extend([message("user", &user), message("assistant", &answer)]);
-    let training = vec![Training::default(); messages.len()];
+    let training = vec![TrainingFlags::default(); messages.len()];
     // No list of the row holds these messages, so errors name them by their number.
     let lists = Vec::new();
     Ok(Example::Chat(Chat {
