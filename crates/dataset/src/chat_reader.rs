@@ -1,5 +1,5 @@
-//! A conversation with what is needed to render it, and what is asked of every rendering: that the
-//! texts of the row are in it, and that characters which a flag mutes are left out of training.
+//! A conversation with what is needed to render it, and the checks of its renderings. The texts of
+//! the row must be in them. Characters that a flag mutes are left out of training.
 
 use std::borrow::Cow;
 use std::ops::Range;

@@ -248,7 +248,8 @@ pub(crate) fn within(turn: usize, part: &'static str, error: DatasetError) -> Fa
     }
 }
 
-/// Which tokens lie in the trained parts of the text: those that start in one. One entry for each token.
+/// Which tokens lie in the trained parts of the text: those that start in one. One entry for each
+/// token.
 ///
 /// A token that begins before a part and reaches into it belongs to the prompt, since generation
 /// would start behind it. A token that begins in a part and reaches out of it is trained, since

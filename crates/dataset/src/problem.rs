@@ -297,8 +297,8 @@ impl RowProblem {
         }
     }
 
-    /// Whether the template may only dislike how the messages are written (arguments as JSON text,
-    /// content as a list of parts), so that another form of the same messages may do.
+    /// Whether another form of the same messages may do. That is so if the template may only
+    /// dislike how they are written: arguments as JSON text, content as a list of parts.
     pub(crate) fn may_be_of_form(&self) -> bool {
         match self {
             Self::WrittenAsCode(_) | Self::QuotedArguments { .. } => true,

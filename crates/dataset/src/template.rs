@@ -1,9 +1,9 @@
 //! Chat templates: messages in, text out, the same text as transformers' `apply_chat_template` to
 //! the byte.
 //!
-//! A template comes from whoever published the model, so it runs within bounds: on its source
-//! (`template_rewrite.rs`), the number of its steps, the size of its text, and what `guard.rs`
-//! watches (time, memory, stack).
+//! A template comes from the publisher of the model, so it runs within bounds. They are on its
+//! source (`template_rewrite.rs`), the number of its steps and the size of its text. `guard.rs`
+//! bounds its time, memory and stack.
 
 use std::io::{self, Write};
 use std::ops::Range;

@@ -6,8 +6,8 @@
 pub struct Row {
     /// Token ids, one for each position.
     pub tokens: Vec<u32>,
-    /// As long as `tokens`. `trained[i]`: token `i` is a target, predicted from `tokens[..i]`. The first never
-    /// is.
+    /// As long as `tokens`. `trained[i]`: token `i` is a target, predicted from `tokens[..i]`. The
+    /// first never is.
     pub trained: Vec<bool>,
     /// Where the row came from.
     pub origin: Origin,

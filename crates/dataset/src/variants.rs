@@ -1,8 +1,8 @@
-//! Other forms of the same messages, for templates that do not take the form of the row. Two things
-//! may be changed: arguments of calls that are JSON text (OpenAI's form) become objects, and
-//! content that is a list of text parts becomes a string.
+//! Other forms of the same messages, for templates that do not take the form of the row.
 //!
-//! The form of the row comes first, so that a template that takes it gets it.
+//! Arguments of calls that are JSON text (OpenAI's form) may become objects. Content that is a list
+//! of text parts may become a string. The form of the row comes first, so that a template that
+//! takes it gets it.
 
 use std::borrow::Cow;
 use std::ops::Range;

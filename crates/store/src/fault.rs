@@ -3,9 +3,9 @@
 //!
 //! It keeps what is synced apart from what is pending, as a file system does. After a power cut
 //! ([`FaultDisk::after_crash`]) everything synced is there, and a seeded subset of the pending
-//! changes, in any combination: an entry without the one made before it, a file that is empty, is
-//! cut or ends in zeros. A rename within one directory is one change, as in POSIX and journaled
-//! file systems.
+//! changes, in any combination. An entry may be there without the one made before it. A file may be
+//! empty, be cut or end in zeros. A rename within one directory is one change, as in POSIX and
+//! journaled file systems.
 
 use std::io;
 use std::path::Path;

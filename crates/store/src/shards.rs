@@ -11,10 +11,10 @@ use crate::error::{Operation, StoreError};
 use crate::header::byte_length;
 use crate::tensor_set::{INDEX_NAME, SINGLE_NAME};
 
-/// Writes `tensors` into `directory` in their order and returns the names of the files, all of
-/// them synced: `model.safetensors` if everything fits into `max_shard_bytes` of tensor data,
-/// otherwise `model-00001-of-0000N.safetensors` and so on, and `model.safetensors.index.json`.
-/// A tensor larger than that gets a shard of its own.
+/// Writes `tensors` into `directory` in their order and returns the names of the files, all of them
+/// synced. If everything fits into `max_shard_bytes` of tensor data, that is `model.safetensors`.
+/// Otherwise it is `model-00001-of-0000N.safetensors` and so on, and
+/// `model.safetensors.index.json`. A tensor larger than that gets a shard of its own.
 ///
 /// `produce(i)` gives the bytes of `tensors[i]`. It is called once for each, ascending, so that
 /// one tensor at a time is in memory. To make the result visible as a whole, write into

@@ -205,7 +205,8 @@ fn bad_indexes_and_absent_models_are_explained() {
     TensorSet::open_model(path).unwrap();
 }
 
-/// (what the index says, tensors that it leaves out): as in transformers, the tensors of the shards count.
+/// (what the index says, tensors that it leaves out): as in transformers, the tensors of the shards
+/// count.
 #[test]
 fn an_index_that_errs_about_its_shards_is_no_harm() {
     let directory = tempfile::tempdir().unwrap();
