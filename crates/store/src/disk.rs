@@ -8,6 +8,7 @@ use std::path::Path;
 
 /// A file system. Changes last through a power cut only once they are synced: a file's bytes by
 /// [`Disk::sync_file`], a directory's entries (created, renamed, removed) by [`Disk::sync_dir`].
+/// Every call fails with the error of the system.
 pub trait Disk: Send + Sync {
     /// Creates a directory that must not exist; not synced.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
