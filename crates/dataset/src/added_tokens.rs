@@ -1,6 +1,7 @@
-//! Tokens that a model's configs add to what its tokenizer.json has, in the order and with the ids that transformers gives them
-//! (`TokenizersBackend.__init__` of transformers/tokenization_utils_tokenizers.py and `_from_pretrained` of
-//! tokenization_utils_base.py, 5.24).
+//! Tokens that a model's configs add to its tokenizer.json, in the order and with the ids that
+//! transformers 5.24 gives them (`TokenizersBackend.__init__` of
+//! transformers/tokenization_utils_tokenizers.py and `_from_pretrained` of
+//! tokenization_utils_base.py).
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -19,7 +20,7 @@ pub(crate) struct TokenConfigs {
     config: Value,
     map: Value,
     added: Value,
-    /// Names and texts of the special tokens, as a template sees them: those that are set.
+    /// Names and texts of the special tokens that are set, as a template sees them.
     pub(crate) special: Vec<(String, String)>,
 }
 
@@ -33,7 +34,8 @@ impl TokenConfigs {
         Ok(configs)
     }
 
-    /// Whether the two older files count: transformers reads them where the newer one does not list all added tokens.
+    /// Whether the two older files count. transformers reads them if the newer one does not list
+    /// all added tokens.
     fn is_old(&self) -> bool {
         self.config.get("added_tokens_decoder").is_none()
     }
@@ -47,7 +49,8 @@ impl TokenConfigs {
                 Some(((*name).to_owned(), text_of(value)?))
             })
             .collect();
-        // A model's own: "image_token": "<image>", beside the others or within "extra_special_tokens".
+        // Those of the model alone: "image_token": "<image>", beside the others or within
+        // "extra_special_tokens".
         let own = |value: &Value| -> Vec<(String, String)> {
             let entries = value.as_object().into_iter().flatten();
             let named = entries.filter(|(name, _)| name.ends_with("_token") && !NAMED.contains(&name.as_str()));
@@ -93,11 +96,11 @@ impl TokenConfigs {
         tokens
     }
 
-    /// Adds what tokenizer.json lacks.
+    /// Adds the tokens that tokenizer.json lacks.
     ///
     /// # Errors
-    /// Where a token would not get the id that the config has for it: what a model has learnt under one id may not be read
-    /// under another.
+    /// [`DatasetError::BadModelFile`] if a token would not get the id that the config has for it.
+    /// What a model has learnt under one id must not be read under another.
     pub(crate) fn add_to(
         &self,
         tokenizer: &mut Tokenizer,
@@ -118,7 +121,8 @@ impl TokenConfigs {
                 ));
             }
             let is_new = texts.insert(token.content.clone());
-            // The older file only lists what is missing; the newer one's settings hold against tokenizer.json's.
+            // The older file only lists what is missing. The settings of the newer one override
+            // those of tokenizer.json.
             if !known.contains(&AddedKey::of(&token)) && (is_new || !self.is_old()) {
                 missing.push((there.is_none().then_some(id), token));
             }
@@ -155,7 +159,7 @@ impl TokenConfigs {
     }
 }
 
-/// A token with its settings, to be compared.
+/// A token with its settings, for comparison.
 #[derive(PartialEq, Eq, Hash)]
 struct AddedKey(String, [bool; 5]);
 
@@ -174,7 +178,8 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// A plain string, or an added token written out: {"content": "<s>", "lstrip": false, ...}.
+/// The text of a token: a plain string, or a token written out, {"content": "<s>", "lstrip": false,
+/// ...}.
 fn text_of(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value.get("content").and_then(Value::as_str)).map(str::to_owned)
 }

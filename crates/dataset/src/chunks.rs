@@ -1,9 +1,10 @@
-//! Tokens of a text chunk by chunk, where that gives the tokens of the whole: words come again and again, and most of the time
-//! of reading rows was spent on making the same tokens anew.
+//! Tokens of a text chunk by chunk, if that gives the tokens of the whole. Words come again and
+//! again, and without this most of the time of reading rows goes into making the same tokens anew.
 //!
-//! A text may be cut before a space that stands between two ASCII letters if the tokenizer itself always cuts there before it
-//! looks for tokens, and nothing on one side of the cut depends on the other. That is so for byte-level BPE behind one of the
-//! regular expressions below: each takes all letters it can get, then stops at the space, and its next match begins with that
+//! A text may be cut before a space between two ASCII letters under two conditions: the tokenizer
+//! itself always cuts there before it looks for tokens, and nothing on one side of the cut depends
+//! on the other. Both hold for byte-level BPE behind one of the regular expressions below. Each of
+//! these takes all letters it can get, then stops at the space, and its next match begins with that
 //! space and the letter behind it. Any other tokenizer gets its text as a whole.
 
 use std::cell::RefCell;
@@ -14,8 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::Value;
 use tokenizers::{ModelWrapper, Tokenizer};
 
-/// Splitting patterns for which the cut was reasoned through: Qwen 2 to 3, Llama 3, GPT-4o's (with and without digits in
-/// groups).
+/// Splitting patterns that satisfy both conditions: those of Qwen 2 to 3, Llama 3 and GPT-4o (with
+/// and without digits in groups).
 const PATTERNS: [&str; 4] = [
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -23,27 +24,30 @@ const PATTERNS: [&str; 4] = [
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 ];
 
-/// Bytes of a chunk that is remembered: words, not code or other scripts.
+/// The most bytes of a chunk that is remembered: words, not code or other scripts.
 const LONGEST_KEPT: usize = 48;
-/// Chunks that a thread remembers; then it begins anew.
+/// The most chunks that a thread remembers. Then it forgets all of them.
 const MOST_KEPT: usize = 1 << 15;
 
-/// A token and the bytes that it stands for.
+/// A token and the byte range of the text that it stands for.
 pub(crate) type Piece = (u32, Range<usize>);
 
-/// What a thread remembers of the tokenizer with this number.
-struct Known {
+/// The chunks that a thread remembers.
+struct ChunkCache {
+    /// The number of the tokenizer that they belong to.
     tokenizer: u64,
     chunks: HashMap<Box<str>, Box<[Piece]>>,
 }
 
 thread_local! {
-    static KNOWN: RefCell<Known> = RefCell::new(Known { tokenizer: 0, chunks: HashMap::new() });
+    static KNOWN: RefCell<ChunkCache> = RefCell::new(ChunkCache { tokenizer: 0, chunks: HashMap::new() });
 }
 
-/// How a tokenizer takes its text.
+/// How a tokenizer gets its text.
 pub(crate) struct Chunks {
+    /// Different for each tokenizer of the process.
     number: u64,
+    /// Whether texts are cut.
     cuts: bool,
 }
 
@@ -53,14 +57,14 @@ impl Chunks {
         Chunks { number: NEXT.fetch_add(1, Ordering::Relaxed), cuts: may_be_cut(tokenizer) }
     }
 
-    /// Tokens of a text and the bytes that each stands for, nothing added: what `tokenizer.encode(text, false)` gives.
+    /// Tokens of a text and the byte range of each, as `tokenizer.encode(text, false)` gives them.
     pub(crate) fn encode(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<Piece>, tokenizers::Error> {
         if !self.cuts {
             return whole(tokenizer, text);
         }
         KNOWN.with_borrow_mut(|known| {
             if known.tokenizer != self.number || known.chunks.len() >= MOST_KEPT {
-                *known = Known { tokenizer: self.number, chunks: HashMap::new() };
+                *known = ChunkCache { tokenizer: self.number, chunks: HashMap::new() };
             }
             let mut pieces = Vec::with_capacity(text.len() / 4 + 8);
             let mut start = 0;
@@ -109,12 +113,13 @@ fn chunk_end(text: &str, start: usize) -> usize {
     bytes.len()
 }
 
-/// Whether the tokenizer is one of those that the file's head speaks of. What it is made of is read from its own JSON form.
+/// Whether the tokenizer satisfies both conditions. What it is made of is read from its own JSON
+/// form.
 fn may_be_cut(tokenizer: &Tokenizer) -> bool {
     let json = |part: serde_json::Result<Value>| part.unwrap_or_default();
     let plain_normalizer = match tokenizer.get_normalizer() {
         None => true,
-        // Composes no letter with a space.
+        // NFC composes no letter with a space.
         Some(normalizer) => json(serde_json::to_value(normalizer))["type"] == "NFC",
     };
     let Some(splitter) = tokenizer.get_pre_tokenizer() else { return false };
@@ -137,7 +142,7 @@ fn may_be_cut(tokenizer: &Tokenizer) -> bool {
         && parts.iter().all(|part| splits_at_spaces(part).is_some())
 }
 
-/// Whether this part always cuts before a space between letters; `None` if it is not known to leave such a cut alone.
+/// Whether this part always cuts before a space between letters. `None`: it may undo such a cut.
 fn splits_at_spaces(part: &Value) -> Option<bool> {
     match part["type"].as_str()? {
         // GPT-2's own pattern: ` ?\p{L}+`.
@@ -188,7 +193,8 @@ mod tests {
             {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]})
     }
 
-    /// Texts of words, spaces, line breaks, marks, digits, other scripts and special tokens in any order.
+    /// Texts of words, spaces, line breaks, marks, digits, other scripts and special tokens in any
+    /// order.
     fn made_up(number: u32) -> String {
         const PARTS: [&str; 24] = [
             "the", "on", "THE", "a", " ", " ", " ", "  ", "\n", "\t", "'s", "'LL", "é", "e\u{301}", "日本", "12", "3",

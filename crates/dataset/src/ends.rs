@@ -12,16 +12,16 @@ pub struct Ends {
     pub tokens: Vec<u32>,
     /// Trained parts that end in no special token.
     pub without: usize,
-    /// Trained parts.
+    /// All trained parts.
     pub parts: usize,
 }
 
-/// Tokens of an end that are shown.
+/// The most tokens of an end that a notice shows.
 const SHOWN: usize = 12;
 
-/// The ends of one row, or of many.
+/// Ends, counted over one row or over many.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counted {
+pub(crate) struct EndCounts {
     tokens: BTreeSet<u32>,
     without: usize,
     parts: usize,
@@ -29,14 +29,15 @@ pub(crate) struct Counted {
     first_without: Option<String>,
 }
 
-impl Counted {
-    /// Counts a trained part. It may go on behind its end with white space, as most templates do.
+impl EndCounts {
+    /// Counts a trained part. White space may follow its end, as in most templates.
     pub(crate) fn add(&mut self, part: &[u32], tokenizer: &ChatTokenizer) -> Result<(), DatasetError> {
         self.parts += 1;
         let mut end = None;
         for id in part.iter().rev() {
             if tokenizer.is_special(*id) {
-                // Of several, the first that the model's own files call an end; else the last.
+                // Of several, the first that the model's own files name as an end. If they name
+                // none of them, the last.
                 if tokenizer.eos_ids().contains(id) || end.is_none() {
                     end = Some(*id);
                 }
@@ -94,8 +95,8 @@ impl Counted {
     }
 }
 
-impl From<Counted> for Ends {
-    fn from(counted: Counted) -> Self {
+impl From<EndCounts> for Ends {
+    fn from(counted: EndCounts) -> Self {
         Self { tokens: counted.tokens.into_iter().collect(), without: counted.without, parts: counted.parts }
     }
 }

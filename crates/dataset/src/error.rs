@@ -1,90 +1,187 @@
-//! What can be wrong with a dataset, a tokenizer or a chat template, said so that a person can act on it.
+//! What can be wrong with a dataset, a tokenizer or a chat template, said so that a person can act
+//! on it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::load::Counts;
-use crate::tokenizer::ChatTokenizer;
+use finetune_store::Holding;
 
+use crate::counts::Counts;
+use crate::problem::{Advice, RowProblem};
+use crate::template_problem::TemplateProblem;
+
+/// An error of this crate. [`DatasetError::hints`] says what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
+    /// A file of rows or of the model cannot be read.
     #[error("cannot read {}: {source}", path.display())]
-    Unreadable { path: PathBuf, source: std::io::Error },
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A directory is named for training and has no rows.
     #[error("{} is a directory without a train.jsonl", path.display())]
-    NoTrainFile { path: PathBuf },
+    NoTrainFile {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file is something else than lines of JSON objects.
     #[error("{} is {what}; rows are read from JSONL, one JSON object on each line", path.display())]
     OtherKind {
+        /// The file.
         path: PathBuf,
-        /// With its article.
+        /// What it is, with the article.
         what: &'static str,
         /// What makes rows of it.
         remedy: String,
     },
+    /// A file of the model is larger than is read.
     #[error("{} has {bytes} bytes; at most {limit} are read", path.display())]
-    TooLarge { path: PathBuf, bytes: u64, limit: u64 },
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        bytes: u64,
+        /// The largest size that is read, in bytes.
+        limit: u64,
+    },
+    /// A file of the model is damaged, or disagrees with another.
     #[error("{}: {reason}", path.display())]
-    BadModelFile { path: PathBuf, reason: String },
+    BadModelFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Something else lies in the place of a file of the model: git's pointer, or a web page.
+    #[error("{}: {}", path.display(), holding.describe())]
+    StandIn {
+        /// The file.
+        path: PathBuf,
+        /// What lies there.
+        holding: Holding,
+    },
+    /// The rows need a tokenizer, and there is none.
     #[error("the model directory has no tokenizer.json, which all rows but `tokens` rows need")]
     NoTokenizer,
+    /// A model directory has no tokenizer.json.
     #[error("{} has no tokenizer.json{}", model_dir.display(), instead(found))]
-    NoTokenizerFile { model_dir: PathBuf, found: Vec<String> },
+    NoTokenizerFile {
+        /// The directory.
+        model_dir: PathBuf,
+        /// Files of other kinds of tokenizers that it has.
+        found: Vec<String>,
+    },
+    /// The tokenizer gives no tokens for a text, or no text for tokens.
     #[error("the tokenizer failed: {reason}")]
-    Tokenizer { reason: String },
+    Tokenizer {
+        /// What the tokenizer says.
+        reason: String,
+    },
+    /// A chat template cannot be compiled.
     #[error("chat template {origin}, line {line}: {reason}")]
-    TemplateSyntax { origin: String, line: usize, reason: String },
-    #[error("{reason}")]
-    Template { reason: String },
-    /// Ends the reading: the next row would run out of the same.
+    TemplateSyntax {
+        /// The file of the template.
+        origin: String,
+        /// The line, from 1.
+        line: usize,
+        /// What the engine says.
+        reason: String,
+    },
+    /// A chat template gives no text for a conversation.
+    #[error("{0}")]
+    Template(TemplateProblem),
+    /// A chat template ran out of its bounds. It ends the reading: the next row would end in the
+    /// same way.
     #[error("chat template {origin}{}: {reason}", at_line(*line))]
-    TemplateBounds { origin: String, line: Option<usize>, reason: String },
-    /// Ends the reading.
+    TemplateBounds {
+        /// The file of the template.
+        origin: String,
+        /// The line, from 1, if it is known.
+        line: Option<usize>,
+        /// What the template ran out of.
+        reason: String,
+    },
+    /// A tokenizer ran out of its bounds, or panicked. It ends the reading.
     #[error("the tokenizer of {path} cannot be used: {reason}")]
-    TokenizerBounds { path: String, reason: String },
+    TokenizerBounds {
+        /// The file of the tokenizer.
+        path: String,
+        /// What the tokenizer ran out of.
+        reason: String,
+    },
+    /// `data.date` is no day.
     #[error("data.date is {date:?}, not a day as YYYY-MM-DD")]
-    BadDate { date: String },
+    BadDate {
+        /// What the recipe says.
+        date: String,
+    },
+    /// The threads that read rows cannot be started.
     #[error("the system gives this process no more threads: {reason}")]
-    NoThreads { reason: String },
+    NoThreads {
+        /// What the system says.
+        reason: String,
+    },
+    /// Chats need a template, and the model has none.
     #[error("this data needs a chat template, and the model directory {} has none", model_dir.display())]
-    NoTemplate { model_dir: PathBuf },
+    NoTemplate {
+        /// The directory.
+        model_dir: PathBuf,
+    },
+    /// The files hold no rows.
     #[error("no rows in {}", listed(files))]
-    NoRows { files: Vec<PathBuf> },
+    NoRows {
+        /// The files.
+        files: Vec<PathBuf>,
+    },
+    /// Every row was dropped for its length.
     #[error("all {rows} rows are longer than data.max_seq_len = {max_seq_len} tokens and were dropped")]
-    AllDropped { rows: usize, max_seq_len: usize },
+    AllDropped {
+        /// Rows that were dropped.
+        rows: usize,
+        /// Tokens that a row may have.
+        max_seq_len: usize,
+    },
+    /// Rows cannot be used.
     #[error("{0}")]
     BadRows(Box<BadRows>),
 }
 
-/// Every row that cannot be used: the first few in full, the rest counted.
+/// The rows that cannot be used.
 #[derive(Debug)]
 pub struct BadRows {
+    /// The first few, in full.
     pub first: Vec<BadRow>,
+    /// How many there are.
     pub total: usize,
-    /// What was counted over all rows, the bad ones included in `rows` and `zero_label`.
+    /// What was counted over all rows. `rows` and `zero_label` include the bad ones.
     pub counts: Counts,
 }
 
+/// A row that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadRow {
+    /// The file that it is in.
     pub file: PathBuf,
-    /// From 1.
+    /// Its line, from 1.
     pub line: u32,
-    /// From 1, in bytes, where the place within the line is known.
-    pub column: Option<usize>,
-    pub reason: String,
-    /// The key and type that should have been there.
-    pub expected: Option<String>,
-    /// The first bytes of the row.
+    /// Why it cannot be used.
+    pub problem: RowProblem,
+    /// Its first characters, at most 81.
     pub beginning: String,
 }
 
 impl fmt::Display for BadRow {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}:{}", self.file.display(), self.line)?;
-        if let Some(column) = self.column {
+        if let Some(column) = self.problem.column() {
             write!(formatter, ":{column}")?;
         }
-        write!(formatter, ": {}", self.reason)?;
-        if let Some(expected) = &self.expected {
+        write!(formatter, ": {}", self.problem)?;
+        if let Some(expected) = self.problem.expected() {
             write!(formatter, "; expected {expected}")?;
         }
         if !self.beginning.is_empty() {
@@ -118,7 +215,8 @@ fn at_line(line: Option<usize>) -> String {
     line.map(|line| format!(", line {line}")).unwrap_or_default()
 }
 
-/// A name with a slash and nothing else may be a dataset of the hub, and a URL is one whatever the path has made of it.
+/// A path of two names may be meant as a dataset of the hub. A URL is recognized also after the
+/// recipe's directory was put in front of it and a slash was lost.
 fn unreadable_hints(path: &Path) -> Vec<String> {
     let text = path.to_string_lossy();
     let relative = text.strip_prefix("./").unwrap_or(&text);
@@ -139,14 +237,6 @@ fn instead(found: &[String]) -> String {
 }
 
 impl DatasetError {
-    /// Says of a model directory without a tokenizer what it has instead; any other error stays as it is.
-    pub fn in_model(self, model_dir: &Path) -> DatasetError {
-        match self {
-            Self::NoTokenizer => ChatTokenizer::missing(model_dir),
-            other => other,
-        }
-    }
-
     /// What to do about it, most likely first.
     pub fn hints(&self) -> Vec<String> {
         let hints: &[&str] = match self {
@@ -155,9 +245,7 @@ impl DatasetError {
                 &["name a .jsonl file in data.train, or a directory that holds train.jsonl (and valid.jsonl)"]
             }
             Self::TooLarge { .. } => &["is this the file you meant?"],
-            Self::BadModelFile { path, reason } if reason.contains("in place of the file") => {
-                return vec![stand_in_hint(path, reason)];
-            }
+            Self::StandIn { path, holding } => return vec![stand_in_hint(path, *holding)],
             Self::NoTokenizerFile { model_dir, found } => return tokenizer_hints(model_dir, found),
             Self::TemplateBounds { .. } => &[
                 "a chat template is a program that comes with the model: is this model from someone you trust?",
@@ -171,7 +259,7 @@ impl DatasetError {
                 &["raise the limit on processes (ulimit -u, or --pids-limit of a container), or set RAYON_NUM_THREADS"]
             }
             Self::BadModelFile { .. } => &["download the model directory again: the file may be incomplete"],
-            Self::TemplateSyntax { .. } | Self::Template { .. } => {
+            Self::TemplateSyntax { .. } | Self::Template(_) => {
                 &["name a template of your own with data.chat_template = \"template.jinja\""]
             }
             Self::NoTemplate { .. } => &[
@@ -189,9 +277,9 @@ impl DatasetError {
     }
 }
 
-fn stand_in_hint(path: &Path, reason: &str) -> String {
+fn stand_in_hint(path: &Path, holding: Holding) -> String {
     let directory = path.parent().unwrap_or(Path::new(".")).display();
-    if reason.contains("git-lfs") {
+    if holding == Holding::LfsPointer {
         format!(
             "the model was cloned without git-lfs: run `git lfs install` and `git lfs pull` in {directory}, or download the file"
         )
@@ -216,27 +304,13 @@ fn tokenizer_hints(model_dir: &Path, found: &[String]) -> Vec<String> {
 
 impl BadRows {
     fn hints(&self) -> Vec<String> {
-        let any = |text: &str| self.first.iter().any(|row| row.reason.contains(text));
-        let mut hints = Vec::new();
-        if any("data.max_seq_len") {
-            hints.push("raise data.max_seq_len, or set data.overlong to \"truncate\" or \"drop\"".to_owned());
-        }
-        if any("the chat template does not render") {
-            hints.push("name a template with {% generation %} blocks in data.chat_template".to_owned());
-        }
-        if any("the first row") {
-            hints.push("one dataset has one format: convert the rows, or name the format with data.format".to_owned());
-        }
-        if any("not below the vocabulary") {
-            hints.push(
-                "the tokenizer has tokens that the model's embedding lacks: use the tokenizer of this model".to_owned(),
-            );
-        }
+        let advice: BTreeSet<Advice> = self.first.iter().filter_map(|row| row.problem.advice()).collect();
+        let mut hints: Vec<String> = advice.into_iter().map(|advice| advice.text().to_owned()).collect();
         hints.extend(self.without_them());
         hints
     }
 
-    /// How to go on without the bad rows, where they are few and all of them shown.
+    /// How to go on without the bad rows, if they are few and all of them are shown.
     fn without_them(&self) -> Option<String> {
         let first = self.first.first()?;
         if self.total != self.first.len() || self.total.saturating_mul(4) > self.counts.rows {

@@ -1,13 +1,14 @@
-//! Why a row cannot be used, or why none can.
+//! Why a row cannot be used, or why no row can.
 
 use crate::error::DatasetError;
-use crate::jsonl::RowProblem;
+use crate::problem::RowProblem;
 
 pub(crate) enum Failure {
+    /// This row cannot be used.
     Row(RowProblem),
     /// There is nothing in the row to train on.
     ZeroLabel(RowProblem),
-    /// The next row would end as this one did.
+    /// No row can be used: the next one would fail in the same way.
     All(DatasetError),
 }
 
@@ -20,10 +21,9 @@ impl From<RowProblem> for Failure {
 impl From<DatasetError> for Failure {
     fn from(error: DatasetError) -> Self {
         match error {
-            DatasetError::Template { reason } | DatasetError::Tokenizer { reason } => {
-                Self::Row(RowProblem::new(reason))
-            }
-            // A template that ran out of its bounds among them.
+            DatasetError::Template(problem) => Self::Row(RowProblem::Template(problem)),
+            DatasetError::Tokenizer { reason } => Self::Row(RowProblem::Tokenizer(reason)),
+            // Among them a template that ran out of its bounds.
             other => Self::All(other),
         }
     }

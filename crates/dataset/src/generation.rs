@@ -1,15 +1,16 @@
 //! `{% generation %}` blocks, which transformers adds to jinja2 and minijinja has no way to add.
 //!
-//! `source.rs` puts a mark into the template before and after such a block's text; the marks are taken out of the rendered
-//! text and their places kept.
+//! `template_rewrite.rs` puts a mark into the template before and after the text of such a block.
+//! The marks are taken out of the rendered text, and their places are kept.
 
 use std::ops::Range;
 
-/// Unicode noncharacters: they have no place in text that is exchanged, so no text needs them.
+/// Begins a block. Unicode noncharacters are not for text that is exchanged, so no text needs them.
 pub(crate) const START: char = '\u{FDD0}';
+/// Ends a block.
 pub(crate) const END: char = '\u{FDD1}';
 
-/// Whether text holds one of the marks, and so cannot be rendered.
+/// Whether a text holds one of the marks, so that it cannot be rendered.
 pub(crate) fn has_mark(text: &str) -> bool {
     text.contains([START, END])
 }

@@ -1,12 +1,15 @@
-//! Bounds on foreign work. A chat template is a stranger's program and a tokenizer.json a stranger's data, both read by crates
-//! that take them to be friendly: one line of either can overflow the stack, fill the memory, never come back or panic.
+//! Bounds on foreign work. A chat template is a stranger's program and a tokenizer.json a
+//! stranger's data. The crates that read them expect well-meant input: one line of either can
+//! overflow the stack, fill the memory, run forever or panic.
 //!
-//! Foreign work runs on threads of its own, with a large stack. Whoever wants its result waits with an eye on them and goes on
-//! without it when it has run out of something. Such a thread is never stopped, which no system can do safely, but left
-//! behind asleep (or turning, where time is what it ran out of): the reading ends with an error then, and the process soon.
+//! Foreign work runs on threads of its own, with a large stack. The caller waits for the result and
+//! watches them. When the work has run out of something, the caller goes on without it. No system
+//! can stop a thread safely, so it is left behind asleep, or running if it ran out of time. The
+//! reading then ends with an error, and the process soon after.
 //!
-//! Time is counted here. Memory and stack need the program's help: its allocator calls [`allocated`] and [`freed`], its handler
-//! of SIGSEGV and SIGBUS calls [`faulted`]. Where a program does neither, those two bounds are missing and the rest holds.
+//! Time is counted here. Memory and stack need the program's help: its allocator calls
+//! [`allocated`] and [`freed`], its handler of SIGSEGV and SIGBUS calls [`faulted`]. If a program
+//! does neither, those two bounds are missing and the rest holds.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
@@ -20,24 +23,26 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::DatasetError;
 
-/// Bytes of a guarded thread's stack; pages that are never touched cost nothing. Enough to free a list nested 100,000 deep.
+/// Bytes of a guarded thread's stack: enough to free a list nested 100,000 deep. Pages that are
+/// never touched cost nothing.
 const STACK: usize = 64 << 20;
 
-/// How often the one who waits looks at the threads.
+/// How often a waiting caller looks at the threads.
 const GLANCE: Duration = Duration::from_millis(20);
 
-/// The most that one look counts for: a process that was stopped for an hour (Ctrl-Z) has not worked for an hour.
+/// The most time that one look counts for. A process that was stopped for an hour (Ctrl-Z) has not
+/// worked for an hour.
 const MOST_PER_GLANCE: Duration = Duration::from_millis(100);
 
 /// What a piece of foreign work may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
     pub(crate) time: Duration,
-    /// Bytes that it holds at a time.
+    /// The most bytes that it may hold at a time.
     pub(crate) bytes: usize,
 }
 
-/// Whose work it is: the file that a person has to look at.
+/// Whose work it is, with the file that a person has to look at.
 #[derive(Clone, Debug)]
 pub(crate) enum Foreign {
     Template(String),
@@ -54,14 +59,14 @@ impl Foreign {
     }
 }
 
-/// How the work of a thread has ended, if it will not end by itself.
+/// Values of [`ThreadState::ended`]: how the work of a thread has ended, if not by itself.
 const RUNS: u8 = 0;
 const OUT_OF_MEMORY: u8 = 1;
 const OUT_OF_STACK: u8 = 2;
 
-/// What is known from outside of one thread's foreign work.
-struct Slot {
-    /// Odd while there is work; goes up by one at its start and at its end.
+/// What others know of one thread's foreign work.
+struct ThreadState {
+    /// Goes up by one at the start and at the end of each piece of work, so it is odd during one.
     turn: AtomicU64,
     milliseconds: AtomicU64,
     bytes: AtomicU64,
@@ -69,16 +74,17 @@ struct Slot {
     foreign: Mutex<Option<Foreign>>,
 }
 
-/// Why nothing more is begun.
+/// Why no more work is begun.
 struct Stopped {
     foreign: Foreign,
     line: Option<usize>,
     reason: String,
 }
 
-/// The threads of one pool. Never freed: a thread that is left behind goes on looking at it.
-struct Crew {
-    slots: Vec<Slot>,
+/// The state of the threads of one pool. It is never freed, since a thread that is left behind goes
+/// on using it.
+struct PoolState {
+    threads: Vec<ThreadState>,
     is_stopped: AtomicBool,
     stopped: Mutex<Option<Stopped>>,
 }
@@ -87,19 +93,23 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Crew {
-    fn new(threads: usize) -> Crew {
-        let slot = |_| Slot {
+impl PoolState {
+    fn new(threads: usize) -> PoolState {
+        let thread_state = |_| ThreadState {
             turn: AtomicU64::new(0),
             milliseconds: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             ended: AtomicU8::new(RUNS),
             foreign: Mutex::new(None),
         };
-        Crew { slots: (0..threads).map(slot).collect(), is_stopped: AtomicBool::new(false), stopped: Mutex::new(None) }
+        PoolState {
+            threads: (0..threads).map(thread_state).collect(),
+            is_stopped: AtomicBool::new(false),
+            stopped: Mutex::new(None),
+        }
     }
 
-    /// Nothing more is to be begun: the first reason counts.
+    /// Lets no more work begin. The first reason counts.
     fn stop(&self, foreign: Foreign, line: Option<usize>, reason: String) {
         locked(&self.stopped).get_or_insert(Stopped { foreign, line, reason });
         self.is_stopped.store(true, Ordering::Release);
@@ -113,23 +123,23 @@ impl Crew {
     }
 }
 
-/// A guarded thread's place in its crew.
+/// Which thread of which pool a guarded thread is.
 #[derive(Clone, Copy)]
-struct Seat {
-    crew: &'static Crew,
+struct Guarded {
+    pool_state: &'static PoolState,
     index: usize,
 }
 
 thread_local! {
-    static SEAT: Cell<Option<Seat>> = const { Cell::new(None) };
+    static GUARDED: Cell<Option<Guarded>> = const { Cell::new(None) };
     /// Whether foreign work is under way on this thread.
     static AT_WORK: Cell<bool> = const { Cell::new(false) };
-    /// Bytes that it may still take.
+    /// Bytes that the foreign work on this thread may still take.
     static LEFT: Cell<usize> = const { Cell::new(0) };
 }
 
-/// To be called by the program's allocator before it hands out this many bytes. Does not return where foreign work asks for
-/// more than it may have.
+/// To be called by the program's allocator before it hands out this many bytes. It does not return
+/// if foreign work asks for more than it may have.
 #[inline]
 pub fn allocated(bytes: usize) {
     if AT_WORK.get() {
@@ -148,8 +158,9 @@ pub fn freed(bytes: usize) {
     }
 }
 
-/// To be called first by the program's handler of SIGSEGV and SIGBUS, on the stack of signals. Does not return where the fault
-/// is that of foreign work; does nothing otherwise. Calls nothing that a signal handler may not.
+/// To be called first by the program's handler of SIGSEGV and SIGBUS, on the stack of signals. It
+/// does not return if the fault is one of foreign work, and otherwise does nothing. It calls
+/// nothing that a signal handler may not call.
 pub fn faulted() {
     if AT_WORK.get() {
         fall_asleep(OUT_OF_STACK);
@@ -158,63 +169,70 @@ pub fn faulted() {
 
 #[cold]
 fn fall_asleep(how: u8) -> ! {
-    if let Some(Seat { crew, index }) = SEAT.get() {
-        crew.slots[index].ended.store(how, Ordering::Release);
+    if let Some(Guarded { pool_state, index }) = GUARDED.get() {
+        pool_state.threads[index].ended.store(how, Ordering::Release);
     }
     loop {
         thread::sleep(Duration::from_secs(3600));
     }
 }
 
-/// Foreign work within its bounds; on a guarded thread where this is none. A panic of it is an error like the others.
+/// Does foreign work within its bounds. If this is no guarded thread, the work is done on one.
 ///
 /// # Errors
-/// [`DatasetError::TemplateBounds`] or [`DatasetError::TokenizerBounds`]; these end everything that
-/// [`on_guarded_threads`] has under way. [`DatasetError::NoThreads`].
+/// [`DatasetError::TemplateBounds`] or [`DatasetError::TokenizerBounds`], also for a panic of the
+/// work. These end everything that [`on_guarded_threads`] has under way.
+/// [`DatasetError::NoThreads`].
 pub(crate) fn watched<R: Send + 'static>(
     foreign: &Foreign,
     bounds: Bounds,
     work: impl FnOnce() -> R + Send + 'static,
 ) -> Result<R, DatasetError> {
-    match SEAT.get() {
-        Some(seat) => at_work(seat, foreign, bounds, work),
+    match GUARDED.get() {
+        Some(guarded) => at_work(guarded, foreign, bounds, work),
         None => {
             let foreign = foreign.clone();
-            on_guarded_threads(move || match SEAT.get() {
-                Some(seat) => at_work(seat, &foreign, bounds, work),
-                None => unreachable!("every thread of a crew has a seat"),
+            on_guarded_threads(move || match GUARDED.get() {
+                Some(guarded) => at_work(guarded, &foreign, bounds, work),
+                None => unreachable!("every thread of a pool is guarded"),
             })?
         }
     }
 }
 
-fn at_work<R>(seat: Seat, foreign: &Foreign, bounds: Bounds, work: impl FnOnce() -> R) -> Result<R, DatasetError> {
-    let Seat { crew, index } = seat;
-    if let Some(error) = crew.stopped() {
+fn at_work<R>(
+    guarded: Guarded,
+    foreign: &Foreign,
+    bounds: Bounds,
+    work: impl FnOnce() -> R,
+) -> Result<R, DatasetError> {
+    let Guarded { pool_state, index } = guarded;
+    if let Some(error) = pool_state.stopped() {
         return Err(error);
     }
-    let slot = &crew.slots[index];
-    *locked(&slot.foreign) = Some(foreign.clone());
-    slot.milliseconds.store(bounds.time.as_millis() as u64, Ordering::Relaxed);
-    slot.bytes.store(bounds.bytes as u64, Ordering::Relaxed);
-    slot.turn.fetch_add(1, Ordering::Release);
+    let thread_state = &pool_state.threads[index];
+    *locked(&thread_state.foreign) = Some(foreign.clone());
+    thread_state.milliseconds.store(bounds.time.as_millis() as u64, Ordering::Relaxed);
+    thread_state.bytes.store(bounds.bytes as u64, Ordering::Relaxed);
+    thread_state.turn.fetch_add(1, Ordering::Release);
     LEFT.set(bounds.bytes);
     AT_WORK.set(true);
     let result = panic::catch_unwind(AssertUnwindSafe(work));
     AT_WORK.set(false);
-    slot.turn.fetch_add(1, Ordering::Release);
+    thread_state.turn.fetch_add(1, Ordering::Release);
     result.map_err(|panic| {
         let reason = format!("it failed within: {}", panic_text(panic.as_ref()));
         let error = foreign.error(None, &reason);
-        crew.stop(foreign.clone(), None, reason);
+        pool_state.stop(foreign.clone(), None, reason);
         error
     })
 }
 
-/// Ends all that this thread's crew has under way, for a reason that foreign work found itself: the error of it.
+/// Ends everything that this thread's pool has under way, for a reason that foreign work found
+/// itself. Returns the error.
 pub(crate) fn stop(foreign: &Foreign, line: Option<usize>, reason: &str) -> DatasetError {
-    if let Some(Seat { crew, .. }) = SEAT.get() {
-        crew.stop(foreign.clone(), line, reason.to_owned());
+    if let Some(Guarded { pool_state, .. }) = GUARDED.get() {
+        pool_state.stop(foreign.clone(), line, reason.to_owned());
     }
     foreign.error(line, reason)
 }
@@ -225,31 +243,33 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     text.chars().take(200).collect()
 }
 
-/// Runs `work`, which calls [`watched`] on this crew's threads, however many of them rayon gives it. Comes back early, and
-/// leaves the work behind, when one of them has run out of something.
+/// Runs `work`, which calls [`watched`] on the threads of a pool, on as many as rayon gives it.
+/// When one of them has run out of something, this function returns early and leaves the work
+/// behind.
 ///
 /// # Errors
-/// The first of [`watched`]'s, whether or not `work` has passed it on; [`DatasetError::NoThreads`].
+/// The first error of [`watched`], whether or not `work` has passed it on.
+/// [`DatasetError::NoThreads`].
 ///
 /// # Panics
 /// As `work` does.
 pub(crate) fn on_guarded_threads<R: Send + 'static>(
     work: impl FnOnce() -> R + Send + 'static,
 ) -> Result<R, DatasetError> {
-    if SEAT.get().is_some() {
+    if GUARDED.get().is_some() {
         return Ok(work());
     }
     let pool = Pool::take()?;
     let (sender, receiver) = mpsc::channel();
     pool.threads.spawn(move || {
-        // Nobody listens where the work was left behind.
+        // Nobody listens if the work was left behind.
         let _ = sender.send(panic::catch_unwind(AssertUnwindSafe(work)));
     });
-    let mut watch = Watch::new(pool.crew);
+    let mut watch = Watch::new(pool.pool_state);
     loop {
         match receiver.recv_timeout(GLANCE) {
             Ok(result) => {
-                let stopped = pool.crew.stopped();
+                let stopped = pool.pool_state.stopped();
                 pool.give_back();
                 return match (stopped, result) {
                     (Some(error), _) => Err(error),
@@ -267,13 +287,13 @@ pub(crate) fn on_guarded_threads<R: Send + 'static>(
     }
 }
 
-/// Threads, and what they do.
+/// Threads with their state.
 struct Pool {
     threads: ThreadPool,
-    crew: &'static Crew,
+    pool_state: &'static PoolState,
 }
 
-/// Pools that wait for work. One at a time is in use, but for tests.
+/// Pools that wait for work. Outside of tests one at a time is in use.
 static IDLE: Mutex<Vec<Pool>> = Mutex::new(Vec::new());
 
 impl Pool {
@@ -283,33 +303,34 @@ impl Pool {
         }
         keep_quiet();
         let count = thread_count();
-        let crew: &'static Crew = Box::leak(Box::new(Crew::new(count)));
+        let pool_state: &'static PoolState = Box::leak(Box::new(PoolState::new(count)));
         let threads = ThreadPoolBuilder::new()
             .num_threads(count)
             .stack_size(STACK)
             .thread_name(|index| format!("text-{index}"))
-            .start_handler(move |index| SEAT.set(Some(Seat { crew, index })))
+            .start_handler(move |index| GUARDED.set(Some(Guarded { pool_state, index })))
             .build()
             .map_err(|error| DatasetError::NoThreads { reason: error.to_string() })?;
-        Ok(Pool { threads, crew })
+        Ok(Pool { threads, pool_state })
     }
 
-    /// For the next one. All its threads have come back, whatever they found.
+    /// Returns the pool for the next caller. All its threads have finished, with or without an
+    /// error.
     fn give_back(self) {
-        *locked(&self.crew.stopped) = None;
-        self.crew.is_stopped.store(false, Ordering::Release);
+        *locked(&self.pool_state.stopped) = None;
+        self.pool_state.is_stopped.store(false, Ordering::Release);
         locked(&IDLE).push(self);
     }
 }
 
-/// As rayon's own pool counts: that one is not asked, since asking starts it.
+/// The number of threads of rayon's own pool. That pool is not asked, since asking starts it.
 fn thread_count() -> usize {
     let chosen = std::env::var("RAYON_NUM_THREADS").ok().and_then(|count| count.parse().ok());
     let count = chosen.filter(|count| *count > 0).or_else(|| thread::available_parallelism().ok().map(usize::from));
     count.unwrap_or(1)
 }
 
-/// A panic of foreign work is answered, not reported as a fault of this program.
+/// Silences the report of a panic of foreign work, which becomes an error instead.
 fn keep_quiet() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -324,26 +345,29 @@ fn keep_quiet() {
 
 /// How long each thread has been at the same piece of work.
 struct Watch {
-    crew: &'static Crew,
+    pool_state: &'static PoolState,
+    /// For each thread: the value of [`ThreadState::turn`] at the last look, and the time since it
+    /// changed.
     seen: Vec<(u64, Duration)>,
     before: Instant,
 }
 
 impl Watch {
-    fn new(crew: &'static Crew) -> Watch {
-        Watch { crew, seen: vec![(0, Duration::ZERO); crew.slots.len()], before: Instant::now() }
+    fn new(pool_state: &'static PoolState) -> Watch {
+        Watch { pool_state, seen: vec![(0, Duration::ZERO); pool_state.threads.len()], before: Instant::now() }
     }
 
     fn look(&mut self) -> Option<DatasetError> {
         let now = Instant::now();
         let passed = now.duration_since(self.before).min(MOST_PER_GLANCE);
         self.before = now;
-        for (slot, seen) in self.crew.slots.iter().zip(&mut self.seen) {
-            let turn = slot.turn.load(Ordering::Acquire);
-            let reason = match slot.ended.load(Ordering::Acquire) {
-                OUT_OF_MEMORY => {
-                    Some(format!("it takes more than {} MiB of memory", slot.bytes.load(Ordering::Relaxed) >> 20))
-                }
+        for (thread_state, seen) in self.pool_state.threads.iter().zip(&mut self.seen) {
+            let turn = thread_state.turn.load(Ordering::Acquire);
+            let reason = match thread_state.ended.load(Ordering::Acquire) {
+                OUT_OF_MEMORY => Some(format!(
+                    "it takes more than {} MiB of memory",
+                    thread_state.bytes.load(Ordering::Relaxed) >> 20
+                )),
                 OUT_OF_STACK => Some("it nests too deeply".to_owned()),
                 _ if turn % 2 == 0 || turn != seen.0 => {
                     *seen = (turn, Duration::ZERO);
@@ -351,17 +375,17 @@ impl Watch {
                 }
                 _ => {
                     seen.1 += passed;
-                    let limit = Duration::from_millis(slot.milliseconds.load(Ordering::Relaxed));
+                    let limit = Duration::from_millis(thread_state.milliseconds.load(Ordering::Relaxed));
                     (seen.1 > limit).then(|| format!("it does not end within {:.0} s", limit.as_secs_f64()))
                 }
             };
             if let Some(reason) = reason {
-                let foreign = locked(&slot.foreign).clone();
-                self.crew.stop(foreign.unwrap_or_else(|| Foreign::Template("unknown".to_owned())), None, reason);
+                let foreign = locked(&thread_state.foreign).clone();
+                self.pool_state.stop(foreign.unwrap_or_else(|| Foreign::Template("unknown".to_owned())), None, reason);
                 break;
             }
         }
-        self.crew.stopped()
+        self.pool_state.stopped()
     }
 }
 
@@ -398,7 +422,7 @@ mod tests {
         let begin = Instant::now();
         let sleeper = || thread::sleep(Duration::from_secs(30));
         assert!(told(watched(&foreign(), BOUNDS, sleeper).expect_err("too long")).contains("does not end"));
-        // The others of the same crew come to an end too, though their work swallows the error.
+        // The others of the same pool come to an end too, although their work swallows the error.
         let error = on_guarded_threads(move || {
             (0..10_000u64).into_par_iter().for_each(|n| {
                 let _ = watched(&foreign(), BOUNDS, move || {
@@ -408,14 +432,14 @@ mod tests {
         });
         assert!(told(error.expect_err("too long")).contains("does not end"));
         assert!(begin.elapsed() < Duration::from_secs(10));
-        assert_eq!(watched(&foreign(), BOUNDS, || 7).expect("a new crew"), 7);
+        assert_eq!(watched(&foreign(), BOUNDS, || 7).expect("a new pool"), 7);
     }
 
     #[test]
     fn a_panic_is_an_error() {
         let error = watched(&foreign(), BOUNDS, || -> u8 { panic!("no {}", "luck") }).expect_err("a panic");
         assert_eq!(told(error), "it failed within: no luck");
-        assert_eq!(watched(&foreign(), BOUNDS, || 7).expect("the same crew"), 7);
+        assert_eq!(watched(&foreign(), BOUNDS, || 7).expect("the same pool"), 7);
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! Whole numbers of any length. JSON has them and Python reads them; serde_json makes floats of those beyond 64 bits, which
-//! would print another number. They travel through it as marked text.
+//! Whole numbers of any length. JSON has them and Python reads them, while serde_json makes floats
+//! of those beyond 64 bits, which would print another number. So they pass through it as marked
+//! texts.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,10 +12,11 @@ use minijinja::value::{Object, ObjectRepr};
 /// A Unicode noncharacter, which no text needs.
 const MARK: char = '\u{FDD2}';
 
-/// Digits of the longest number that always fits 64 bits, and one more.
+/// A whole number of fewer digits always fits 64 bits.
 const LONG: usize = 19;
 
-/// JSON whose long whole numbers are marked texts. All else stays as it is, in its place up to the first such number.
+/// JSON in which long whole numbers are marked texts. Everything up to the first such number keeps
+/// its place, so that positions in errors are right there.
 pub(crate) fn marked(json: &str) -> Cow<'_, str> {
     let bytes = json.as_bytes();
     let mut out = String::new();
@@ -56,7 +58,7 @@ fn string_end(bytes: &[u8], place: usize) -> usize {
     (end + 1).min(bytes.len())
 }
 
-/// A whole number, as JSON writes it, that neither i64 nor u64 holds.
+/// Whether this is a whole number, as JSON writes it, that neither i64 nor u64 holds.
 fn is_long(number: &str) -> bool {
     let digits = number.strip_prefix('-').unwrap_or(number);
     digits.len() >= LONG
@@ -66,7 +68,7 @@ fn is_long(number: &str) -> bool {
         && number.parse::<u64>().is_err()
 }
 
-/// The digits of a marked number; none where a text is a text.
+/// The digits of a marked number. `None`: the text is no such number.
 pub(crate) fn digits(text: &str) -> Option<&str> {
     text.strip_prefix(MARK).filter(|number| is_long(number))
 }
@@ -80,7 +82,7 @@ pub(crate) fn value(digits: &str) -> Value {
     }
 }
 
-/// A number beyond what minijinja reckons with: it can be printed.
+/// A number beyond what minijinja calculates with. It can be printed.
 #[derive(Debug)]
 pub(crate) struct LongInteger(pub(crate) String);
 

@@ -1,4 +1,4 @@
-//! Lines of a JSONL file, each with its number, and what a line that is no JSON object is told.
+//! Lines of a JSONL file, each with its number, and the JSON object on a line.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -6,48 +6,25 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::integers;
+use crate::json::{kind, value};
+use crate::problem::RowProblem;
 
-/// Bytes of a line. A row of a million tokens has some four million.
+/// The most bytes of a line. A row of a million tokens has about four million.
 pub(crate) const LONGEST_LINE: usize = 16 << 20;
 
-/// Lines handed out at a time: enough to keep all cores busy, few enough to keep memory flat. A block ends behind the line
-/// that fills it, so it has less than `BLOCK_BYTES + LONGEST_LINE` bytes.
+/// The most lines of a block: enough to keep all cores busy, few enough to keep memory flat.
 const BLOCK_LINES: usize = 4096;
+/// A block ends behind the line that brings it to so many bytes. So it has less than
+/// `BLOCK_BYTES + LONGEST_LINE` bytes.
 const BLOCK_BYTES: usize = 16 << 20;
 
 /// The mark that programs on Windows put in front of UTF-8 text.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
-/// What is wrong with a row, before it is known where the row came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RowProblem {
-    /// From 1, in bytes.
-    pub(crate) column: Option<usize>,
-    pub(crate) reason: String,
-    pub(crate) expected: Option<String>,
-}
-
-impl RowProblem {
-    pub(crate) fn new(reason: impl Into<String>) -> Self {
-        Self { column: None, reason: reason.into(), expected: None }
-    }
-
-    pub(crate) fn at(mut self, column: usize) -> Self {
-        self.column = Some(column);
-        self
-    }
-
-    pub(crate) fn expected(mut self, expected: impl Into<String>) -> Self {
-        self.expected = Some(expected.into());
-        self
-    }
-}
-
 pub(crate) struct Line {
     /// From 1.
     pub(crate) number: u32,
-    /// Without its line break. Cut just behind `LONGEST_LINE` if it is longer.
+    /// Without its line break. A line longer than `LONGEST_LINE` is cut one byte behind that.
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -61,7 +38,7 @@ impl Lines {
         Ok(Self { reader: BufReader::with_capacity(1 << 20, File::open(path)?), number: 0 })
     }
 
-    /// The next lines that are not blank; none at the end of the file.
+    /// The next lines that are not blank. No lines at the end of the file.
     pub(crate) fn block(&mut self) -> io::Result<Vec<Line>> {
         let (mut lines, mut size) = (Vec::new(), 0);
         while lines.len() < BLOCK_LINES && size < BLOCK_BYTES {
@@ -88,7 +65,7 @@ impl Lines {
             started = true;
             let end = available.iter().position(|byte| *byte == b'\n');
             let part = &available[..end.unwrap_or(available.len())];
-            // One byte over the limit is kept, to tell that the limit was passed.
+            // One byte over the limit is kept, to show that the limit was passed.
             let room = (LONGEST_LINE + 1).saturating_sub(line.len());
             line.extend_from_slice(&part[..part.len().min(room)]);
             let used = part.len() + usize::from(end.is_some());
@@ -101,7 +78,7 @@ impl Lines {
         if line.last() == Some(&b'\r') {
             line.pop();
         }
-        // In front of any line: files that each begin with one are put together.
+        // In front of any line, since people concatenate files that each begin with a mark.
         while line.starts_with(BYTE_ORDER_MARK) {
             line.drain(..BYTE_ORDER_MARK.len());
         }
@@ -109,61 +86,38 @@ impl Lines {
     }
 }
 
-/// The JSON object on a line.
+/// Reads the JSON object on a line.
 pub(crate) fn object(bytes: &[u8]) -> Result<Map<String, Value>, RowProblem> {
     if bytes.len() > LONGEST_LINE {
-        return Err(RowProblem::new(format!("the line is longer than {} MiB", LONGEST_LINE >> 20)));
+        return Err(RowProblem::LongLine(LONGEST_LINE >> 20));
     }
-    let text = std::str::from_utf8(bytes).map_err(|error| {
-        let place = error.valid_up_to();
-        let what = match bytes {
-            [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => "the file is UTF-16".to_owned(),
-            _ => format!("invalid UTF-8 at byte {place} of the line"),
-        };
-        RowProblem::new(what).at(place + 1).expected("UTF-8 text")
+    let text = std::str::from_utf8(bytes).map_err(|error| match bytes {
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => RowProblem::Utf16,
+        _ => RowProblem::NotUtf8(error.valid_up_to()),
     })?;
     if let Some(place) = text.find('\0') {
-        return Err(RowProblem::new(format!("a NUL character at byte {place} of the line")).at(place + 1));
+        return Err(RowProblem::NulCharacter(place));
     }
     // serde_json stops at 128 levels of nesting by itself.
     match value(text) {
         Ok(Value::Object(object)) => Ok(object),
-        Ok(other) => {
-            Err(RowProblem::new(format!("the line is {}", kind(&other))).expected("one JSON object on each line"))
-        }
+        Ok(other) => Err(RowProblem::NotAnObject(kind(&other))),
         Err(error) => {
             let full = error.to_string();
-            let reason = full.split(" at line ").next().unwrap_or(&full);
-            let problem = RowProblem::new(format!("not JSON: {reason}")).at(error.column().max(1));
-            Err(if text.trim_start().starts_with('[') {
-                problem.expected("one JSON object on each line, not one array over all")
+            let reason = full.split(" at line ").next().unwrap_or(&full).to_owned();
+            let expected = if text.trim_start().starts_with('[') {
+                Some("one JSON object on each line, not one array over all")
             } else if error.is_eof() {
-                problem.expected("one JSON object on each line, not one over several")
+                Some("one JSON object on each line, not one over several")
             } else {
-                problem
-            })
+                None
+            };
+            Err(RowProblem::NotJson { reason, column: error.column().max(1), expected })
         }
     }
 }
 
-/// A JSON value, wherever in a row it is written.
-pub(crate) fn value(text: &str) -> Result<Value, serde_json::Error> {
-    serde_json::from_str(&integers::marked(text))
-}
-
-/// A JSON value's type, with its article.
-pub(crate) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-/// The first bytes of a line, for a person to recognize it by.
+/// The first characters of a line, at most 81, for a person to recognize it by.
 pub(crate) fn beginning(bytes: &[u8]) -> String {
     const SHOWN: usize = 80;
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * SHOWN)]);

@@ -3,60 +3,88 @@
 //! **Owns** the way rows → chat template → tokens → mask, and the plan: `(seed, step) → rows`,
 //! `(step, rank, world) → its share`.
 //!
-//! **Never knows** gradients, addresses or devices.
+//! **Must never know** gradients, addresses or devices.
 //!
-//! **Start reading** at [`Dataset::load`] in `load.rs`, then `reading.rs`, which takes one line the whole way in order:
-//! `jsonl.rs` (lines of a file), `row.rs` with `messages.rs` and `row_of_tokens.rs` (row formats), `chat.rs` with `by_turn.rs`
-//! (conversations to sequences), `plain.rs` (plain text), `template.rs` (chat templates; `source.rs`, `generation.rs` and
-//! `python*.rs` make minijinja behave as transformers' jinja2 does), `tokenizer.rs` (`text_source.rs`: from which files;
-//! `carried.rs`: into which; `chunks.rs`: word by word), `mask.rs` (which tokens are trained on). `texts.rs` and `variants.rs`
-//! see to it that what a row says reaches its text, `notes.rs` and `ends.rs` to what is said about all rows. Templates and
-//! tokenizers are foreign work: `guard.rs`. What was read before is kept: `kept.rs`. [`Plan`] in `plan.rs` stands alone, on the counter-based generator of `random.rs`.
+//! **Start reading** at [`Dataset::load`] in `load.rs`, then `reading.rs`, which takes one line the
+//! whole way. The files in the order of that way:
+//!
+//! - `files.rs` (which files), `jsonl.rs` (lines of a file), `json.rs`;
+//! - row formats: `row.rs`, `messages.rs`, `row_of_tokens.rs`;
+//! - conversations to sequences: `chat.rs`, `chat_reader.rs`, `by_turn.rs`; what a row says must
+//!   reach its text: `texts.rs`, `variants.rs`; plain text: `plain_text.rs`;
+//! - chat templates: `template.rs`. `template_rewrite.rs`, `template_tags.rs`, `percent*.rs`,
+//!   `generation.rs`, `integers.rs` and `python*.rs` make minijinja behave as transformers' jinja2;
+//! - the tokenizer: `tokenizer.rs`, `text_source.rs` (from which files), `added_tokens.rs`,
+//!   `chunks.rs` (word by word), `exported_files.rs` (into which files), `stream.rs` (tokens to
+//!   text);
+//! - which tokens are trained on: `mask.rs`; the result: `token_row.rs`;
+//! - about all rows: `notes.rs`, `ends.rs`, `counts.rs`; what was read before: `row_cache.rs`.
+//!
+//! What can be wrong: `problem.rs` (a row), `error.rs` (all else). Templates and tokenizers are
+//! foreign work, which `guard.rs` bounds. [`Plan`] in `plan.rs` stands alone, on the random numbers
+//! of `epoch_random.rs`.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod added_tokens;
 mod by_turn;
-mod carried;
 mod chat;
+mod chat_reader;
 mod chunks;
+mod counts;
 mod ends;
+mod epoch_random;
 mod error;
+mod exported_files;
 mod failure;
+mod files;
+mod format_problem;
 mod generation;
 pub mod guard;
 mod integers;
+mod json;
 mod jsonl;
-mod kept;
 mod load;
 mod mask;
 mod messages;
 mod notes;
 mod other_kinds;
 mod percent;
-mod plain;
+mod percent_operator;
+mod plain_text;
 mod plan;
+mod problem;
 mod python;
 mod python_filters;
 mod python_methods;
 mod python_text;
-mod random;
 mod reading;
 mod row;
+mod row_cache;
 mod row_of_tokens;
-mod source;
 mod stream;
 mod template;
+mod template_problem;
+mod template_rewrite;
+mod template_tags;
 mod text_source;
 mod texts;
+mod token_row;
 mod tokenizer;
 mod variants;
 
+pub use counts::Counts;
 pub use ends::Ends;
 pub use error::{BadRow, BadRows, DatasetError};
-pub use load::{Counts, Dataset, Origin, Row, resolve_files, unused_files};
+pub use files::{resolve_files, unused_files};
+pub use format_problem::FormatProblem;
+pub use load::Dataset;
 pub use plan::Plan;
+pub use problem::RowProblem;
 pub use stream::TextStream;
 pub use template::Rendered;
+pub use template_problem::{TemplateProblem, Unrendered};
 pub use text_source::TextSource;
+pub use token_row::{Origin, Row};
 pub use tokenizer::ChatTokenizer;

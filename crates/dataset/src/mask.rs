@@ -1,10 +1,12 @@
 //! Which part of a rendered conversation is trained on, and which tokens that makes.
 //!
-//! A turn's part is found by rendering prefixes: the messages before it with the generation prompt, then the messages up to
-//! it. What the second adds to the first is the turn as a model would have to write it. That holds for a whole conversation
-//! only if each is a prefix of the next; where it is not (Qwen3 drops the reasoning of earlier turns), the template's
-//! `{% generation %}` blocks are taken, and where it has none each turn becomes a sequence of its own (`chat.rs`): a guess
-//! here would train on the wrong tokens, silently.
+//! A turn's part is found by rendering prefixes: the messages before it with the generation prompt,
+//! then the messages up to it. What the second adds to the first is the turn as a model would have
+//! to write it. That holds for a whole conversation only if each rendering is a prefix of the next.
+//!
+//! If it is not (Qwen3 drops the reasoning of earlier turns), the template's `{% generation %}`
+//! blocks are taken. If the template has none, each turn becomes a sequence of its own (`chat.rs`).
+//! A guess would silently train on the wrong tokens.
 
 use std::ops::Range;
 
@@ -12,19 +14,22 @@ use minijinja::Value;
 
 use crate::error::DatasetError;
 use crate::failure::Failure;
-use crate::jsonl::RowProblem;
+use crate::problem::RowProblem;
 use crate::template::{ChatTemplate, Rendered};
+use crate::template_problem::Unrendered;
 
-/// Turns of a conversation whose prefixes are all rendered. Of longer ones a sample is, since the time of all would grow with
-/// the square of their number.
+/// The most turns of a conversation whose prefixes are all rendered. Of longer conversations a
+/// sample is rendered, since the time for all would grow with the square of their number.
 const EXACT_TURNS: usize = 48;
 
-/// Of a long conversation, the first and the last turns that are looked at, and the most that differ from the others.
+/// Turns at each end of a long conversation that are rendered.
 const SAMPLED_ENDS: usize = 6;
+/// About so many turns between the ends are rendered.
 const SAMPLED_BETWEEN: usize = 16;
+/// The most turns of a long conversation that have more than a text. All of them are rendered.
 const ODD_TURNS: usize = 64;
 
-/// Bytes of prefixes that are rendered for one conversation.
+/// The most bytes of prefixes that are rendered for one conversation.
 pub(crate) const MOST_RENDERED: u64 = 2 << 30;
 
 /// A conversation as the template sees it.
@@ -32,7 +37,7 @@ pub(crate) struct Conversation<'a> {
     pub(crate) template: &'a ChatTemplate,
     pub(crate) messages: &'a [Value],
     pub(crate) tools: &'a Value,
-    /// Further variables of the template.
+    /// Further variables of the template: (name, value).
     pub(crate) variables: &'a [(String, Value)],
 }
 
@@ -41,14 +46,16 @@ impl Conversation<'_> {
         Ok(self.prefix(self.messages.len(), false)?)
     }
 
-    /// The first messages, as many as are named.
+    /// Renders the first `messages` messages.
     pub(crate) fn prefix(&self, messages: usize, add_generation_prompt: bool) -> Result<Rendered, DatasetError> {
         self.template.render(&self.messages[..messages], self.tools, self.variables, add_generation_prompt)
     }
 
-    /// The byte ranges of `turns` in `full`, the rendered conversation. `assistant_turns` are all of its assistant
-    /// messages, `turns` those of them that are wanted, both as indices in order. `places`, where known, are those of the
-    /// turns' contents in `full`, in the order of `turns`.
+    /// The byte ranges of `turns` in `full`, the rendered conversation.
+    ///
+    /// `assistant_turns` are all assistant messages, `turns` those of them that are wanted, both as
+    /// indices in order. `places` gives the byte ranges of the turns' contents in `full`, in the
+    /// order of `turns`, if they are known.
     pub(crate) fn trained_spans(
         &self,
         full: &Rendered,
@@ -69,12 +76,7 @@ impl Conversation<'_> {
             return Ok(blocks);
         }
         if blocks.len() != assistant_turns.len() {
-            return Err(RowProblem::new(format!(
-                "the chat template wrote {} generation blocks for {} assistant turns",
-                blocks.len(),
-                assistant_turns.len()
-            ))
-            .into());
+            return Err(RowProblem::BlockCount { blocks: blocks.len(), turns: assistant_turns.len() }.into());
         }
         let wanted = assistant_turns.iter().zip(blocks).filter(|(turn, _)| turns.binary_search(turn).is_ok());
         Ok(wanted.map(|(_, block)| block).collect())
@@ -91,12 +93,7 @@ impl Conversation<'_> {
                 return Ok(spans);
             }
             if turns.len() as u64 * full.text.len() as u64 > MOST_RENDERED {
-                return Err(RowProblem::new(format!(
-                    "its {} answers cannot be told apart without rendering the conversation as often",
-                    turns.len()
-                ))
-                .expected("shorter conversations, or data.train_on = \"last\"")
-                .into());
+                return Err(RowProblem::ManyAnswers(turns.len()).into());
             }
         }
         let mut spans: Vec<Range<usize>> = Vec::with_capacity(turns.len());
@@ -110,7 +107,7 @@ impl Conversation<'_> {
         Ok(spans)
     }
 
-    /// The part of `full` that a turn is, by rendering the messages before it and up to it.
+    /// The byte range of a turn in `full`, by rendering the messages before it and up to it.
     fn span(&self, full: &Rendered, turn: usize) -> Result<Range<usize>, Failure> {
         let before = self.prefix(turn, true).map_err(|error| within(turn, "the messages before it", error))?.text;
         if turn + 1 == self.messages.len() {
@@ -129,9 +126,10 @@ impl Conversation<'_> {
         Ok(before.len()..with.len())
     }
 
-    /// The parts of many turns from those of a few: between the generation prompt and the content, and behind the content,
-    /// each turn must have what all of these have. `None` where one has not. The turns that have more than a text, in which
-    /// templates differ, are among the few.
+    /// The byte ranges of many turns from those of a few. The few must all have the same text
+    /// between the generation prompt and the content, and behind the content; so must every other
+    /// turn. `None`: one has not. Turns with more than a text are among the few, since templates
+    /// treat them in different ways.
     fn spans_by_sample(
         &self,
         full: &Rendered,
@@ -149,13 +147,13 @@ impl Conversation<'_> {
                 || places[index].is_none()
         };
         let mut spans: Vec<Option<Range<usize>>> = vec![None; turns.len()];
-        let mut frame: Option<Frame<'_>> = None;
+        let mut frame: Option<TurnFrame<'_>> = None;
         for index in (0..turns.len()).filter(|index| is_sampled(*index)) {
             let span = self.span(full, turns[index])?;
-            // What ends the whole conversation may end otherwise than a turn within it.
+            // The last turn of a conversation may end in another way than a turn within it.
             let is_last = turns[index] + 1 == self.messages.len();
             if let Some(place) = places[index].as_ref().filter(|_| !is_last) {
-                let Some(found) = Frame::around(&full.text, &span, place) else { return Ok(None) };
+                let Some(found) = TurnFrame::around(&full.text, &span, place) else { return Ok(None) };
                 frame = match frame {
                     None => Some(found),
                     Some(known) => match known.shared(&found) {
@@ -186,19 +184,19 @@ impl Conversation<'_> {
     }
 }
 
-/// What stands around the contents of turns.
+/// The text before and behind the contents of turns.
 #[derive(Clone, Copy)]
-struct Frame<'a> {
+struct TurnFrame<'a> {
     /// The end of the generation prompt.
     prompt: &'a str,
-    /// From there to the content.
+    /// The text from the prompt to the content.
     start: &'a str,
-    /// From the content to the end of the turn.
+    /// The text from the content to the end of the turn.
     end: &'a str,
 }
 
-impl<'a> Frame<'a> {
-    /// Bytes of a generation prompt that are compared.
+impl<'a> TurnFrame<'a> {
+    /// The most bytes of a generation prompt that are compared.
     const LOOKED_AT: usize = 48;
 
     fn around(text: &'a str, span: &Range<usize>, place: &Range<usize>) -> Option<Self> {
@@ -210,14 +208,15 @@ impl<'a> Frame<'a> {
         })
     }
 
-    /// The frame of both: the same around the content, and what the ends of their prompts have in common.
+    /// The frame that two turns share: the same text before and behind the content, and the part
+    /// that the ends of their prompts have in common.
     fn shared(self, other: &Self) -> Option<Self> {
         if self.start != other.start || self.end != other.end {
             return None;
         }
         let pairs = self.prompt.chars().rev().zip(other.prompt.chars().rev());
         let common: usize = pairs.take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
-        // Without anything in common nothing would be compared.
+        // Prompts with nothing in common leave nothing to compare.
         (common > 0).then(|| Self { prompt: &self.prompt[self.prompt.len() - common..], ..self })
     }
 
@@ -228,41 +227,45 @@ impl<'a> Frame<'a> {
     }
 }
 
-fn refused(turn: usize, what: &str) -> RowProblem {
-    RowProblem::new(format!("turn {} (assistant): the chat template does not render {what}", turn + 1))
-        .expected("a template that adds each turn to what it wrote before, or marks it with {% generation %}")
+/// A turn, counted from 0, that cannot be told from the rest of its conversation.
+pub(crate) fn not_rendered(turn: usize, what: Unrendered) -> RowProblem {
+    RowProblem::NotRendered { turn: turn + 1, what }
 }
 
-pub(crate) fn not_behind_its_prompt(turn: usize) -> RowProblem {
-    refused(turn, "it behind its own generation prompt")
+fn not_behind_its_prompt(turn: usize) -> RowProblem {
+    not_rendered(turn, Unrendered::BehindPrompt)
 }
 
 fn changes(turn: usize) -> RowProblem {
-    refused(turn, "it the same once later messages follow")
+    not_rendered(turn, Unrendered::SameLater)
 }
 
-/// What a template says of a part of a conversation.
-pub(crate) fn within(turn: usize, what: &str, error: DatasetError) -> Failure {
+/// The failure to render a part of a conversation, told as a problem of a turn.
+pub(crate) fn within(turn: usize, part: &'static str, error: DatasetError) -> Failure {
     match error {
-        DatasetError::Template { reason } => refused(turn, &format!("{what}: {reason}")).into(),
+        DatasetError::Template(problem) => not_rendered(turn, Unrendered::Part { part, problem }).into(),
         other => Failure::All(other),
     }
 }
 
-/// Which tokens lie in the trained parts of the text: those that start in one. A token that begins before a part and
-/// reaches into it is the prompt's: generation would start behind it. One that begins in a part and reaches out of it is
-/// trained, or the end of the turn would never be learned. The first token has nothing to be predicted from.
+/// Which tokens lie in the trained parts of the text: those that start in one. One entry for each
+/// token.
+///
+/// A token that begins before a part and reaches into it belongs to the prompt, since generation
+/// would start behind it. A token that begins in a part and reaches out of it is trained, since
+/// otherwise the end of the turn would never be learned. The first token has nothing to be
+/// predicted from.
 pub(crate) fn trained_tokens(tokens: &[Range<usize>], parts: &[Range<usize>]) -> Vec<bool> {
     let parts = merged(parts);
     let inside = |start: usize| {
-        // The only part that can hold it is the last one that begins at it or before.
+        // Only the last part that begins at it or before can hold it.
         let behind = parts.partition_point(|part| part.start <= start);
         behind > 0 && parts[behind - 1].contains(&start)
     };
     tokens.iter().enumerate().map(|(index, token)| index > 0 && inside(token.start)).collect()
 }
 
-/// Parts in order, those that overlap as one.
+/// Parts in order. Those that overlap become one.
 fn merged(parts: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut sorted = parts.to_vec();
     sorted.sort_by_key(|part| (part.start, part.end));
@@ -277,7 +280,7 @@ fn merged(parts: &[Range<usize>]) -> Vec<Range<usize>> {
     merged
 }
 
-/// `parts` without what lies in `holes`; both in order.
+/// `parts` without what lies in `holes`. Both are in order.
 pub(crate) fn without(parts: &[Range<usize>], holes: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut left = Vec::new();
     for part in parts {
@@ -323,7 +326,7 @@ mod tests {
         let place = |word: &str| text.find(word).map(|start| start..start + word.len()).expect("a word");
         let frame = |word: &str| {
             let place = place(word);
-            Frame::around(text, &(place.start..place.end + 1), &place).expect("a frame")
+            TurnFrame::around(text, &(place.start..place.end + 1), &place).expect("a frame")
         };
         let shared = frame("one").shared(&frame("two")).expect("a frame of both");
         assert_eq!((shared.prompt, shared.start, shared.end), ("<a>", "", ";"));

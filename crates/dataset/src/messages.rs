@@ -1,20 +1,21 @@
-//! Messages of a row as a chat template gets them: checked, without the keys that are null, and with what their flags say
-//! about training on them.
+//! Messages of a row as a chat template gets them: checked, without the keys that are null, and
+//! with what their flags say about training.
 
 use std::ops::Range;
 
 use serde_json::{Map, Value};
 
-use crate::jsonl::{self, RowProblem, kind};
-use crate::row::{missing, wrong};
+use crate::format_problem::{FLAG, FormatProblem, RANGES};
+use crate::json::{self, kind};
 
-/// Keys of a message that say whether it is trained on: OpenAI's and Mistral's fine-tuning, axolotl, ms-swift.
+/// Keys of a message that say whether it is trained on, as OpenAI's and Mistral's fine-tuning,
+/// axolotl and ms-swift have them.
 const FLAGS: [&str; 8] = ["weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "loss_scale"];
 
-/// Of these, the ones that ask for training on a message of any role.
+/// Those of [`FLAGS`] that ask for training on a message of any role.
 const ASKING: [&str; 3] = ["train", "training", "trainable"];
 
-/// axolotl's lists of characters that are trained on or not.
+/// axolotl's keys for ranges of characters that are trained on or not.
 const DETAILS: [&str; 2] = ["train_detail", "training_detail"];
 
 /// Other keys that templates or this program know.
@@ -23,12 +24,12 @@ const KNOWN: [&str; 8] =
 
 /// What the flags of a message say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Training {
+pub(crate) struct TrainingFlags {
     /// Not to be trained on.
     pub(crate) muted: bool,
     /// The key that asks for training on a message that is not the assistant's.
     pub(crate) asked: Option<&'static str>,
-    /// Characters of its content that are not to be trained on.
+    /// Ranges of characters of its content that are not to be trained on, ascending.
     pub(crate) untrained: Vec<Range<usize>>,
 }
 
@@ -36,14 +37,15 @@ pub(crate) struct Training {
 pub(crate) struct Messages {
     pub(crate) list: Vec<Value>,
     /// One for each message.
-    pub(crate) training: Vec<Training>,
-    /// Keys that nothing here knows.
+    pub(crate) training: Vec<TrainingFlags>,
+    /// Keys that have no use, each once.
     pub(crate) unknown: Vec<String>,
 }
 
-/// Checks the messages of a list, and drops what is null: transformers' `apply_chat_template` drops a message's keys whose
-/// value is null, at its top level only, since within the arguments of a call null is data.
-pub(crate) fn read(items: Vec<Value>, list: &str) -> Result<Messages, RowProblem> {
+/// Checks the messages of a list, and drops their keys that are null, as transformers'
+/// `apply_chat_template` does. Only keys at the top level of a message are dropped, since null
+/// within the arguments of a call is data.
+pub(crate) fn read(items: Vec<Value>, list: &str) -> Result<Messages, FormatProblem> {
     let mut messages = Messages::default();
     for (index, item) in items.into_iter().enumerate() {
         messages.push(item, &format!("{list}[{index}]"), list)?;
@@ -52,16 +54,16 @@ pub(crate) fn read(items: Vec<Value>, list: &str) -> Result<Messages, RowProblem
 }
 
 impl Messages {
-    fn push(&mut self, item: Value, path: &str, list: &str) -> Result<(), RowProblem> {
+    fn push(&mut self, item: Value, path: &str, list: &str) -> Result<(), FormatProblem> {
         let mut message = match item {
             Value::Object(message) => message,
-            other => return Err(wrong(path, &other, "an object with \"role\" and \"content\"")),
+            other => return Err(FormatProblem::wrong(path, &other, "an object with \"role\" and \"content\"")),
         };
         let role = match message.get("role") {
             Some(Value::String(role)) if !role.is_empty() => role.clone(),
-            Some(Value::String(_)) => return Err(RowProblem::new(format!("{path}.role is empty"))),
-            Some(other) => return Err(wrong(&format!("{path}.role"), other, "a string")),
-            None => return Err(missing(&format!("{path}.role"))),
+            Some(Value::String(_)) => return Err(FormatProblem::Empty(format!("{path}.role"))),
+            Some(other) => return Err(FormatProblem::wrong(&format!("{path}.role"), other, "a string")),
+            None => return Err(FormatProblem::Missing(format!("{path}.role"))),
         };
         check_calls(&mut message, path)?;
         check_content(&message, path)?;
@@ -87,11 +89,11 @@ impl Messages {
     /// Puts a message in front of the others.
     pub(crate) fn put_first(&mut self, message: Value) {
         self.list.insert(0, message);
-        self.training.insert(0, Training::default());
+        self.training.insert(0, TrainingFlags::default());
     }
 }
 
-/// Whether a key of a message has its meaning here.
+/// Whether a key of a message has a use.
 fn is_known(key: &str) -> bool {
     KNOWN.contains(&key) || is_flag(key)
 }
@@ -101,22 +103,20 @@ pub(crate) fn is_flag(key: &str) -> bool {
     FLAGS.contains(&key) || DETAILS.contains(&key)
 }
 
-/// Calls of tools: a list of objects, or a string that holds one. No calls and an empty list are the same: Arrow fills in
-/// either, and templates that only ask whether the key is there would write the end of a call that never began.
-fn check_calls(message: &mut Map<String, Value>, path: &str) -> Result<(), RowProblem> {
+/// Checks the calls of tools: a list of objects, or a string that holds one. An empty list becomes
+/// null, since Arrow fills in either. Templates that only ask whether the key is there would
+/// otherwise write the end of a call that never began.
+fn check_calls(message: &mut Map<String, Value>, path: &str) -> Result<(), FormatProblem> {
     if message.get("function_call").is_some_and(|call| !call.is_null()) {
-        return Err(RowProblem::new(format!(
-            "{path}.function_call is the old form of a call, which no chat template knows"
-        ))
-        .expected("\"tool_calls\": [{\"type\": \"function\", \"function\": {\"name\", \"arguments\"}}]"));
+        return Err(FormatProblem::OldCall(path.to_owned()));
     }
     let Some(calls) = message.get_mut("tool_calls") else { return Ok(()) };
     let parsed = match calls {
         Value::String(text) if text.trim().is_empty() => Some(Value::Null),
-        Value::String(text) => Some(
-            jsonl::value(text)
-                .map_err(|error| RowProblem::new(format!("{path}.tool_calls is a string that is not JSON: {error}")))?,
-        ),
+        Value::String(text) => Some(json::value(text).map_err(|error| FormatProblem::NotJson {
+            path: format!("{path}.tool_calls"),
+            reason: error.to_string(),
+        })?),
         _ => None,
     };
     if let Some(parsed) = parsed {
@@ -130,53 +130,54 @@ fn check_calls(message: &mut Map<String, Value>, path: &str) -> Result<(), RowPr
         Value::Array(items) => match items.iter().position(|item| !item.is_object()) {
             None => Ok(()),
             Some(index) => {
-                Err(wrong(&format!("{path}.tool_calls[{index}]"), &items[index], "an object with \"function\""))
+                let path = format!("{path}.tool_calls[{index}]");
+                Err(FormatProblem::wrong(&path, &items[index], "an object with \"function\""))
             }
         },
-        other => Err(wrong(&format!("{path}.tool_calls"), other, "a list of calls")),
+        other => Err(FormatProblem::wrong(&format!("{path}.tool_calls"), other, "a list of calls")),
     }
 }
 
-fn check_content(message: &Map<String, Value>, path: &str) -> Result<(), RowProblem> {
+fn check_content(message: &Map<String, Value>, path: &str) -> Result<(), FormatProblem> {
     let without_content = message.get("tool_calls").is_some_and(Value::is_array);
     match message.get("content") {
         Some(Value::String(_)) => Ok(()),
         Some(Value::Array(parts)) => check_parts(parts, path),
         None | Some(Value::Null) if without_content => Ok(()),
-        Some(other) => Err(wrong(&format!("{path}.content"), other, "a string, or a list of text parts")),
-        None => Err(missing(&format!("{path}.content"))),
+        Some(other) => {
+            Err(FormatProblem::wrong(&format!("{path}.content"), other, "a string, or a list of text parts"))
+        }
+        None => Err(FormatProblem::Missing(format!("{path}.content"))),
     }
 }
 
-fn check_parts(parts: &[Value], path: &str) -> Result<(), RowProblem> {
+fn check_parts(parts: &[Value], path: &str) -> Result<(), FormatProblem> {
     for (index, part) in parts.iter().enumerate() {
         let path = format!("{path}.content[{index}]");
         match (part.get("type").and_then(Value::as_str), part.get("text")) {
             (Some("text"), Some(Value::String(_))) => {}
-            (Some("text"), Some(other)) => return Err(wrong(&format!("{path}.text"), other, "a string")),
-            (Some("text"), None) => return Err(missing(&format!("{path}.text"))),
+            (Some("text"), Some(other)) => {
+                return Err(FormatProblem::wrong(&format!("{path}.text"), other, "a string"));
+            }
+            (Some("text"), None) => return Err(FormatProblem::Missing(format!("{path}.text"))),
             (Some(other), _) => {
-                let shown: String = other.chars().take(40).collect();
-                return Err(RowProblem::new(format!("{path} has the type {shown:?}: only text can be trained on")));
+                let kind = other.chars().take(40).collect();
+                return Err(FormatProblem::OtherPart { path, kind });
             }
-            (None, _) => {
-                return Err(
-                    RowProblem::new(format!("{path} has no type")).expected("{\"type\": \"text\", \"text\": \"...\"}")
-                );
-            }
+            (None, _) => return Err(FormatProblem::PartWithoutType(path)),
         }
     }
     Ok(())
 }
 
-/// What the flags of a message say. `text` is the key of its content.
+/// Reads the flags of a message. `text` is the key of its content.
 pub(crate) fn training(
     message: &Map<String, Value>,
     role: &str,
     path: &str,
-    text: &str,
-) -> Result<Training, RowProblem> {
-    let mut training = Training::default();
+    text: &'static str,
+) -> Result<TrainingFlags, FormatProblem> {
+    let mut training = TrainingFlags::default();
     for key in FLAGS {
         let Some(value) = message.get(key).filter(|value| !value.is_null()) else { continue };
         match flag(value) {
@@ -184,30 +185,29 @@ pub(crate) fn training(
             Some(true) => {}
             Some(false) => training.muted = true,
             None => {
-                let what = match value {
-                    Value::Number(number) => format!("{path}.{key} is {number}: a message is trained on or not"),
-                    other => format!("{path}.{key} is {}", kind(other)),
-                };
-                return Err(RowProblem::new(what).expected("0 or 1 (or false or true)"));
+                let path = format!("{path}.{key}");
+                return Err(match value {
+                    Value::Number(number) => FormatProblem::PartialWeight { path, number: number.to_string() },
+                    other => FormatProblem::wrong(&path, other, FLAG),
+                });
             }
         }
     }
     if let Some(value) = message.get("mask").filter(|value| !value.is_null()) {
-        // Some dumps hide what is marked so, others show it.
-        let what = format!("{path}.mask is {}, which has no one meaning", kind(value));
-        return Err(RowProblem::new(what).expected("\"weight\": 0 on a message that is not to be trained on"));
+        // Some dumps train on what is marked so, others on the rest.
+        return Err(FormatProblem::Mask { path: path.to_owned(), found: kind(value) });
     }
     for key in DETAILS {
         let Some(value) = message.get(key).filter(|value| !value.is_null()) else { continue };
         details(value, &format!("{path}.{key}"), &mut training, role, key)?;
         if !training.untrained.is_empty() && !message.get(text).is_some_and(Value::is_string) {
-            return Err(RowProblem::new(format!("{path}.{key} counts the characters of a string, and {text} is none")));
+            return Err(FormatProblem::UncountedCharacters { path: format!("{path}.{key}"), content: text });
         }
     }
     Ok(training)
 }
 
-/// 0 or 1, false or true.
+/// The value of a flag: 0 or 1, false or true.
 fn flag(value: &Value) -> Option<bool> {
     match value {
         Value::Bool(flag) => Some(*flag),
@@ -217,21 +217,21 @@ fn flag(value: &Value) -> Option<bool> {
     }
 }
 
-/// axolotl's `train_detail`: ranges of characters, of which `end_offset` is the last. What no range names is trained on.
+/// Reads axolotl's `train_detail`: ranges of characters, of which `end_offset` is the last.
+/// Characters in no range are trained on.
 fn details(
     value: &Value,
     path: &str,
-    training: &mut Training,
+    training: &mut TrainingFlags,
     role: &str,
     key: &'static str,
-) -> Result<(), RowProblem> {
-    let expected = "a list of {\"begin_offset\", \"end_offset\", \"train\"}";
-    let Value::Array(items) = value else { return Err(wrong(path, value, expected)) };
+) -> Result<(), FormatProblem> {
+    let Value::Array(items) = value else { return Err(FormatProblem::wrong(path, value, RANGES)) };
     for (index, item) in items.iter().enumerate() {
         let offset = |key: &str| item.get(key).and_then(Value::as_u64).and_then(|offset| usize::try_from(offset).ok());
         let train = item.get("train").and_then(flag);
         let (Some(begin), Some(end), Some(train)) = (offset("begin_offset"), offset("end_offset"), train) else {
-            return Err(RowProblem::new(format!("{path}[{index}] is no range of characters")).expected(expected));
+            return Err(FormatProblem::NoRange(format!("{path}[{index}]")));
         };
         match train {
             true if role != "assistant" => training.asked = Some(key),

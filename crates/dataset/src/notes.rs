@@ -1,12 +1,12 @@
-//! What is said about all rows together, once each.
+//! Notices about all rows together, each said once.
 
-use crate::ends::Counted;
+use crate::ends::EndCounts;
 use crate::tokenizer::ChatTokenizer;
 
-/// What there is to say about one row, or about many.
+/// What the notices are made of, counted over one row or over many.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
-    /// Keys without use, and the number of rows that have them.
+    /// Keys that have no use, and the number of rows that have them.
     unused: Vec<(String, usize)>,
     /// Conversations of which each answer became a sequence of its own.
     pub(crate) by_turn: usize,
@@ -16,12 +16,12 @@ pub(crate) struct Notes {
     pub(crate) muted: usize,
     /// Trained answers whose reasoning the template leaves out.
     pub(crate) without_reasoning: usize,
-    /// Rows that bring an end token with white space behind it, and get a second one.
+    /// Rows that have an end token with white space behind it, and get a second end token.
     pub(crate) ended_twice: usize,
-    pub(crate) ends: Counted,
+    pub(crate) ends: EndCounts,
 }
 
-/// Keys that are named.
+/// The most keys that a notice names.
 const NAMED: usize = 12;
 
 impl Notes {
@@ -35,7 +35,7 @@ impl Notes {
         let room = self.unused.len() < 16 * NAMED;
         match self.unused.iter_mut().find(|(known, _)| *known == key) {
             Some((_, count)) => *count += rows,
-            // Rows whose keys are all different must not take memory without end.
+            // Rows whose keys are all different must not take unbounded memory.
             None if room => self.unused.push((key, rows)),
             None => {}
         }
@@ -53,7 +53,7 @@ impl Notes {
         self.ends.join(other.ends);
     }
 
-    /// The notices, the weightiest first. `format` is that of the rows.
+    /// The notices, the most important first. `format` is that of the rows.
     pub(crate) fn notices(&self, format: &str, tokenizer: Option<&ChatTokenizer>) -> Vec<String> {
         let mut notices = Vec::new();
         if self.by_turn > 0 {

@@ -1,4 +1,4 @@
-//! Files that hold no rows as they are read here: what they are, and what makes rows of them.
+//! Files that hold no rows of JSON: what they are, and what makes rows of them.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use finetune_store::{Holding, recognize};
 
 use crate::error::DatasetError;
 
-/// An error for a file that is known to be something else than lines of JSON objects.
+/// Refuses a file that is known to be something else than lines of JSON objects.
 pub(crate) fn refuse(path: &Path) -> Result<(), DatasetError> {
     let holding = recognize(path);
     match remedy(path, holding) {
@@ -15,7 +15,7 @@ pub(crate) fn refuse(path: &Path) -> Result<(), DatasetError> {
     }
 }
 
-/// What to do with a file of this kind; `None` where it may hold rows, or where reading its lines tells more.
+/// What to do with a file of this kind. `None`: it may hold rows, or reading its lines tells more.
 fn remedy(path: &Path, holding: Holding) -> Option<String> {
     let file = quoted(&path.display().to_string());
     let rows = quoted(&path.with_extension("jsonl").display().to_string());
@@ -60,13 +60,13 @@ fn remedy(path: &Path, holding: Holding) -> Option<String> {
     })
 }
 
-/// A name for the rows that is not the file's own.
+/// A name for the rows that differs from the file's own.
 fn other_name(path: &Path) -> String {
     let is_rows = path.extension().is_some_and(|extension| extension == "jsonl");
     quoted(&path.with_extension(if is_rows { "rows.jsonl" } else { "jsonl" }).display().to_string())
 }
 
-/// A word of a shell.
+/// A text as one word of a shell.
 fn quoted(text: &str) -> String {
     let is_plain = |character: char| character.is_alphanumeric() || "/._-+:@".contains(character);
     if text.chars().all(is_plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }

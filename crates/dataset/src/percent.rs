@@ -1,187 +1,26 @@
-//! Python's `%`: a string on its left is a format, which minijinja's operator refuses. `source.rs` turns the operator into a call
-//! where its left side may be a string; what it does with one is here too.
+//! What Python's `%` does: with a string on its left it formats, which minijinja's operator
+//! refuses. `percent_operator.rs` turns the operator into a call of [`FUNCTION`].
 
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
 use crate::python;
-use crate::source::string_end;
 
-/// The function that `a % b` becomes a call of.
+/// The name of the function that `a % b` becomes a call of.
 pub(crate) const FUNCTION: &str = "_percent";
-
-/// Operators of one tag that are looked at. No published template has two.
-const MOST: usize = 64;
-
-/// A piece of a tag that is no white space: a string, a word or number, or a sign of one or two characters.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Piece<'a> {
-    text: &'a str,
-    start: usize,
-}
-
-impl Piece<'_> {
-    fn end(&self) -> usize {
-        self.start + self.text.len()
-    }
-
-    fn is_string(&self) -> bool {
-        self.text.starts_with(['"', '\''])
-    }
-
-    fn is_word(&self) -> bool {
-        self.text.starts_with(|character: char| character.is_alphanumeric() || character == '_')
-    }
-
-    /// A name or a number, as opposed to a word of the language.
-    fn is_name(&self) -> bool {
-        const KEYWORDS: [&str; 8] = ["and", "or", "not", "in", "is", "if", "else", "recursive"];
-        self.is_word() && !KEYWORDS.contains(&self.text)
-    }
-}
-
-/// `tag` with `left % right` written as a call where `left` is a string, or a name that may be one and `right` is no number.
-/// An operand that is hard to tell (a sign before it, a product) leaves the operator as it is: with numbers it works.
-pub(crate) fn rewrite(tag: &str) -> String {
-    let mut tag = tag.to_owned();
-    for _ in 0..MOST {
-        let Some((start, operator, end)) = find(&tag) else { break };
-        let (left, right) = (tag[start..operator].trim(), tag[operator + 1..end].trim());
-        tag = format!("{}{FUNCTION}({left}, {right}){}", &tag[..start], &tag[end..]);
-    }
-    tag
-}
-
-/// The first operator to rewrite: where its left side starts, its own place, where its right side ends.
-fn find(tag: &str) -> Option<(usize, usize, usize)> {
-    // The tag's own signs are no operators.
-    if !tag.get(2..tag.len().saturating_sub(2))?.contains('%') {
-        return None;
-    }
-    let pieces = pieces(tag);
-    (1..pieces.len().saturating_sub(1)).filter(|index| pieces[*index].text == "%").find_map(|index| {
-        let first = left_side(&pieces, index)?;
-        let last = right_side(&pieces, index)?;
-        let number = last == index + 1 && pieces[last].text.starts_with(|first: char| first.is_ascii_digit());
-        if number && !pieces[index - 1].is_string() {
-            return None;
-        }
-        Some((pieces[first].start, pieces[index].start, pieces[last].end()))
-    })
-}
-
-fn pieces(tag: &str) -> Vec<Piece<'_>> {
-    let bytes = tag.as_bytes();
-    // Neither the tag's signs nor those of white space control.
-    let inner = if matches!(bytes.get(2), Some(b'-' | b'+')) { 3 } else { 2 }..tag.len() - 2;
-    let mut pieces = Vec::new();
-    let mut place = inner.start;
-    while place < inner.end {
-        let start = place;
-        let rest = &tag[start..];
-        let Some(character) = rest.chars().next() else { break };
-        place += match character {
-            '"' | '\'' => rest.ceil_char_boundary(string_end(bytes, start) - start),
-            _ if character.is_alphanumeric() || character == '_' => {
-                rest.find(|it: char| !it.is_alphanumeric() && it != '_').unwrap_or(rest.len())
-            }
-            _ if ["**", "//", "==", "!=", "<=", ">="].iter().any(|sign| rest.starts_with(sign)) => 2,
-            _ => character.len_utf8(),
-        };
-        if !character.is_whitespace() {
-            pieces.push(Piece { text: &tag[start..place], start });
-        }
-    }
-    pieces
-}
-
-/// The piece that the left side starts with.
-fn left_side(pieces: &[Piece<'_>], operator: usize) -> Option<usize> {
-    let mut at = operator.checked_sub(1)?;
-    loop {
-        let piece = pieces[at];
-        if matches!(piece.text, ")" | "]" | "}") {
-            at = opening(pieces, at)?;
-            // A call or an index is of what stands before it.
-            if at > 0
-                && pieces[at].text != "{"
-                && (pieces[at - 1].is_name() || matches!(pieces[at - 1].text, ")" | "]"))
-            {
-                at -= 1;
-                continue;
-            }
-        } else if !piece.is_string() && !piece.is_name() {
-            return None;
-        }
-        let here = at;
-        let word = |back: usize| here.checked_sub(back).map_or("", |place| pieces[place].text);
-        match word(1) {
-            "." | "|" => at = at.checked_sub(2)?,
-            "*" | "/" | "//" | "**" | "-" | "%" | "is" => return None,
-            // The argument of a test.
-            _ if word(2) == "is" || (word(2) == "not" && word(3) == "is") => return None,
-            before if before.starts_with(['"', '\'']) => at -= 1,
-            _ => return Some(at),
-        }
-    }
-}
-
-/// The piece that the right side ends with.
-fn right_side(pieces: &[Piece<'_>], operator: usize) -> Option<usize> {
-    let mut at = operator + 1;
-    let first = pieces.get(at)?;
-    if matches!(first.text, "(" | "[" | "{") {
-        at = closing(pieces, at)?;
-    } else if !first.is_string() && !first.is_name() {
-        return None;
-    }
-    while let Some(next) = pieces.get(at + 1) {
-        match next.text {
-            "." | "|" if pieces.get(at + 2).is_some_and(Piece::is_name) => at += 2,
-            "(" | "[" => at = closing(pieces, at + 1)?,
-            "**" => return None,
-            _ if next.is_string() && pieces[at].is_string() => at += 1,
-            _ => break,
-        }
-    }
-    Some(at)
-}
-
-/// The bracket that the one at `at` closes.
-fn opening(pieces: &[Piece<'_>], at: usize) -> Option<usize> {
-    let mut depth = 0usize;
-    (0..=at).rev().find(|index| {
-        match pieces[*index].text {
-            ")" | "]" | "}" => depth += 1,
-            "(" | "[" | "{" => depth -= 1,
-            _ => {}
-        }
-        depth == 0
-    })
-}
-
-fn closing(pieces: &[Piece<'_>], at: usize) -> Option<usize> {
-    let mut depth = 0usize;
-    (at..pieces.len()).find(|index| {
-        match pieces[*index].text {
-            "(" | "[" | "{" => depth += 1,
-            ")" | "]" | "}" => depth -= 1,
-            _ => {}
-        }
-        depth == 0
-    })
-}
 
 fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
 
-/// What the operator does: a format where the left is a string, the rest of a division otherwise.
+/// What the operator does: it formats if the left side is a string, and otherwise gives the
+/// remainder of a division.
 pub(crate) fn function(left: &Value, right: &Value) -> Result<Value, Error> {
     if let Some(text) = left.as_str() {
         return match right.kind() {
             ValueKind::Map => format(text, &[], Some(right)),
-            // A tuple in Python. A list would be one value there; minijinja has one kind for both.
+            // Python formats the items of a tuple, and a list as one value. minijinja has one kind
+            // for both.
             ValueKind::Seq => format(text, &right.try_iter()?.collect::<Vec<_>>(), None),
             _ => format(text, std::slice::from_ref(right), None),
         }
@@ -200,7 +39,7 @@ pub(crate) fn function(left: &Value, right: &Value) -> Result<Value, Error> {
     }
 }
 
-/// The filter of the same purpose.
+/// jinja2's filter `format`.
 pub(crate) fn filter(_: &State<'_, '_>, text: &Value, values: Rest<Value>, named: Kwargs) -> Result<String, Error> {
     let text = python::text(text);
     let names: Vec<&str> = named.args().collect();
@@ -211,7 +50,7 @@ pub(crate) fn filter(_: &State<'_, '_>, text: &Value, values: Rest<Value>, named
     format(&text, &[], Some(&entries.into_iter().collect::<Value>()))
 }
 
-/// The widest field. Python has no bound, and no use for more.
+/// The widest field, in characters. Python has no bound, and templates need no more.
 const WIDEST: usize = 10_000;
 
 /// A conversion: what stands between `%` and its letter.
@@ -334,7 +173,7 @@ impl Field {
         if negative { "-".to_owned() } else { self.sign.map(String::from).unwrap_or_default() }
     }
 
-    /// `zeros`: those of the flag may stand between sign and text.
+    /// Writes a field of the width. `zeros`: the flag `0` may put zeros between sign and text.
     fn pad(&self, out: &mut String, sign: &str, text: &str, zeros: bool) {
         let missing = self.width.saturating_sub(sign.chars().count() + text.chars().count());
         let (before, between, after) = match (self.left, self.zero && zeros) {
@@ -377,7 +216,7 @@ fn float_text(letter: char, float: f64, precision: usize, alternative: bool) -> 
     }
 }
 
-/// Rust's exponent as C writes it: with a sign and two digits at least.
+/// Writes Rust's exponent as C does: with a sign and at least two digits.
 fn exponent(text: &str) -> String {
     let Some((digits, power)) = text.split_once('e') else { return text.to_owned() };
     let (sign, power) = power.strip_prefix('-').map_or(('+', power), |power| ('-', power));
@@ -387,39 +226,6 @@ fn exponent(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn operators_with_a_string_become_calls() {
-        for (tag, rewritten) in [
-            ("{{ '%s' % x }}", "{{ _percent('%s', x) }}"),
-            ("{{ '%s: %s' % (m.role, m['a'](b)[0]) ~ 'x' }}", "{{ _percent('%s: %s', (m.role, m['a'](b)[0])) ~ 'x' }}"),
-            ("{% set a = f.g % h|upper + 1 %}", "{% set a = _percent(f.g, h|upper) + 1 %}"),
-            ("{{ 'a' '%s' % 'b' 'c' }}", "{{ _percent('a' '%s', 'b' 'c') }}"),
-            ("{{ ('a' ~ b)|trim % {'x': 1} }}", "{{ _percent(('a' ~ b)|trim, {'x': 1}) }}"),
-            ("{{ '%d' % 5 }}", "{{ _percent('%d', 5) }}"),
-            ("{%- if '%s' % a % b == c -%}", "{%- if _percent(_percent('%s', a), b) == c -%}"),
-            ("{{ [1 if x else '%s' % y] }}", "{{ [1 if x else _percent('%s', y)] }}"),
-            // Numbers, and what cannot be told at a glance, stay.
-            (
-                "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}",
-                "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}",
-            ),
-            ("{{ -a % b }}", "{{ -a % b }}"),
-            ("{{ 2 * a % b }}", "{{ 2 * a % b }}"),
-            ("{{ a % -b }}", "{{ a % -b }}"),
-            ("{{ x is y % b }}", "{{ x is y % b }}"),
-            ("{{ '%' }}{%%}", "{{ '%' }}{%%}"),
-            ("{{ a % }}", "{{ a % }}"),
-            ("{{ % a }}", "{{ % a }}"),
-            ("{{ a) % b }}", "{{ a) % b }}"),
-            ("{{ a % (b }}", "{{ a % (b }}"),
-            ("{{", "{{"),
-            ("{%", "{%"),
-            ("{{ 'é % 'é", "{{ 'é % 'é"),
-        ] {
-            assert_eq!(rewrite(tag), rewritten);
-        }
-    }
 
     #[test]
     fn formats_are_python_s() {

@@ -1,4 +1,5 @@
-//! Values as Python writes them: `str()`, `repr()` and `json.dumps()`, which is what templates written for jinja2 print.
+//! Values as Python writes them: `str()`, `repr()` and `json.dumps()`. Templates for jinja2 expect
+//! them so.
 
 use std::fmt::Write;
 
@@ -7,7 +8,7 @@ use minijinja::{Error, ErrorKind, Value};
 
 use crate::integers::LongInteger;
 
-/// `str(value)`. Undefined is the empty string, as jinja2 prints it.
+/// `str(value)`. An undefined value is the empty string, as jinja2 prints it.
 pub(crate) fn text(value: &Value) -> String {
     match value.kind() {
         ValueKind::Undefined => String::new(),
@@ -16,14 +17,18 @@ pub(crate) fn text(value: &Value) -> String {
     }
 }
 
-/// `repr(value)`; "..." where it nests too deeply, as Python has it for a list in itself.
+/// `repr(value)`. A value that nests too deeply is cut with "...", as Python does for a list in
+/// itself.
 pub(crate) fn repr(value: &Value) -> String {
     let mut out = String::new();
     write_repr(&mut out, value, 0);
     out
 }
 
-/// [`text`], or an error where a value nests too deeply.
+/// As [`text`].
+///
+/// # Errors
+/// The value nests too deeply.
 pub(crate) fn printed(value: &Value) -> Result<String, Error> {
     let mut out = String::new();
     if value.is_undefined() || write_repr(&mut out, value, 0) {
@@ -32,7 +37,7 @@ pub(crate) fn printed(value: &Value) -> Result<String, Error> {
     Err(invalid(format!("a value nests deeper than {DEEPEST} levels")))
 }
 
-/// Whether all of it was written.
+/// Writes `repr(value)`. Returns whether all of it was written.
 fn write_repr(out: &mut String, value: &Value, depth: usize) -> bool {
     if depth > DEEPEST {
         out.push_str("...");
@@ -89,8 +94,8 @@ fn write_string_repr(out: &mut String, text: &str) {
     out.push(quote);
 }
 
-/// `str.isprintable`. Rust's own escaping leaves the same Unicode categories alone, but for combining characters at the
-/// start of a string; the letter is in front for that.
+/// `str.isprintable`. Rust's own escaping leaves the same Unicode categories alone, except for
+/// combining characters at the start of a string. So a letter is put in front.
 fn is_printable(character: char) -> bool {
     matches!(character, ' '..='~') || format!("a{character}").escape_debug().nth(1) == Some(character)
 }
@@ -121,7 +126,7 @@ fn float_repr(float: f64) -> String {
     if plain.contains('.') { plain } else { plain + ".0" }
 }
 
-/// Arguments in the order of their names, undefined where they are not given.
+/// Arguments in the order of their names. Those that are not given are undefined.
 pub(crate) fn given(positional: &[Value], named: &Kwargs, names: &[&str]) -> Result<Vec<Value>, Error> {
     if positional.len() > names.len() {
         return Err(Error::from(ErrorKind::TooManyArguments));
@@ -135,14 +140,14 @@ pub(crate) fn given(positional: &[Value], named: &Kwargs, names: &[&str]) -> Res
     Ok(values)
 }
 
-/// transformers' `tojson`: `json.dumps(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`. jinja2's
-/// own would escape HTML.
+/// transformers' `tojson`, which does not escape HTML as jinja2's own does:
+/// `json.dumps(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
 pub(crate) fn to_json(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
     let options = given(&positional, &named, &["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let indent = match &options[1] {
         none if none.is_none() || none.is_undefined() => None,
         string if string.as_str().is_some() => string.as_str().map(str::to_owned),
-        // Python indents by nothing, but still breaks lines, for 0 and negative numbers.
+        // For 0 and negative numbers Python breaks lines without indenting them.
         count => Some(" ".repeat(i64::try_from(count.clone())?.clamp(0, 64) as usize)),
     };
     let (item, key) = if options[2].is_none() || options[2].is_undefined() {
@@ -179,7 +184,8 @@ struct JsonWriter {
     key: String,
 }
 
-/// Deeper than any parsed row (128) and than any schema; shallow enough for a thread's stack.
+/// The deepest nesting that is written: deeper than any parsed row (128) and any schema, and
+/// shallow enough for the stack of a thread.
 const DEEPEST: usize = 256;
 
 impl JsonWriter {

@@ -1,5 +1,5 @@
-//! jinja2's filters, tests and functions where minijinja lacks them or differs. What is on the right of each was printed by
-//! jinja2 3.1.6.
+//! jinja2's filters, tests and functions that minijinja lacks or has in another form, as jinja2
+//! 3.1.6 has them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -56,7 +56,7 @@ fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
 
-/// An undefined value has no items.
+/// The filter `length`. An undefined value has no items.
 fn length(value: &Value) -> Result<usize, Error> {
     match value.len() {
         Some(length) => Ok(length),
@@ -81,7 +81,8 @@ fn replace(text: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Strin
     })
 }
 
-/// Words begin behind white space, a hyphen and an opening bracket, not behind an apostrophe: "It's A-B (C)".
+/// The filter `title`. Words begin behind white space, a hyphen and an opening bracket, not behind
+/// an apostrophe: "It's A-B (C)".
 fn title(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut begins = true;
@@ -130,7 +131,7 @@ fn truncate(text: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Stri
     Ok(format!("{kept}{end}"))
 }
 
-/// Without comments and tags, white space made single.
+/// The filter `striptags`: without comments and tags, and with single white space.
 fn strip_tags(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -223,7 +224,7 @@ fn truncated(float: f64) -> Option<Value> {
     (float.is_finite() && float.abs() < 1e38).then(|| small(float.trunc() as i128))
 }
 
-/// Small numbers are the same value however they came about.
+/// A whole number as a value: an i64 if it fits, so that equal numbers are equal values.
 fn small(number: i128) -> Value {
     i64::try_from(number).map_or_else(|_| Value::from(number), Value::from)
 }
@@ -237,7 +238,8 @@ fn float(value: &Value, default: Option<Value>) -> Value {
     number.map(Value::from).or(default).unwrap_or_else(|| Value::from(0.0))
 }
 
-/// Half to even, as Python's, which rounds the number that is stored and not the one that was written.
+/// The filter `round`: half to even, as Python's `round`, which rounds the number that is stored
+/// and not the one that was written.
 fn round(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
     let options = given(&positional, &named, &["precision", "method"])?;
     let precision = if options[0].is_undefined() { 0 } else { i32::try_from(options[0].clone())?.clamp(-300, 300) };
@@ -274,7 +276,7 @@ fn sum(values: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Value, 
     Ok(whole.map_or_else(|| Value::from(float), small))
 }
 
-/// A path of keys as jinja2 writes it, `a.b.0`.
+/// The value at a path of keys as jinja2 writes it, `a.b.0`.
 fn attribute(value: Value, path: &Value) -> Result<Value, Error> {
     if path.is_undefined() || path.is_none() {
         return Ok(value);

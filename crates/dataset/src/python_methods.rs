@@ -1,4 +1,5 @@
-//! Python's methods, filters and tests where minijinja and its `pycompat` lack them or differ from jinja2.
+//! Python's methods, filters and tests that minijinja and its `pycompat` lack or have in another
+//! form than jinja2.
 
 use chrono::NaiveDateTime;
 use minijinja::value::{ValueKind, from_args};
@@ -6,8 +7,8 @@ use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use crate::{python, python_filters, python_text};
 
-/// Sets up filters, tests and methods as transformers' jinja2 environment has them. `now` is what a template is told when it
-/// asks for the time.
+/// Sets up filters, tests and methods as transformers' jinja2 environment has them. `now` is what a
+/// template is told when it asks for the time.
 pub(crate) fn install(environment: &mut Environment<'_>, now: NaiveDateTime) {
     python_filters::install(environment);
     environment.set_unknown_method_callback(method);
@@ -18,7 +19,7 @@ pub(crate) fn install(environment: &mut Environment<'_>, now: NaiveDateTime) {
         // minijinja iterates over none as over an empty list; Python does not.
         !value.is_none() && (value.as_str().is_some() || value.try_iter().is_ok())
     });
-    // What has a length and can be indexed, which in Python a string and a dict do too.
+    // Values that have a length and can be indexed. In Python these include strings and dicts.
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
@@ -26,7 +27,7 @@ pub(crate) fn install(environment: &mut Environment<'_>, now: NaiveDateTime) {
     environment.add_function(STRFTIME, move |format: &str| strftime(now, format));
 }
 
-/// The method that `source.rs` turns slices with a step into.
+/// The method that `template_rewrite.rs` turns slices with a step into.
 pub(crate) const SLICE: &str = "_slice";
 
 /// Python's `value[start:stop:step]`.
@@ -42,7 +43,7 @@ fn slice(value: &Value, arguments: &[Value]) -> Result<Value, Error> {
         (None, kind) => return Err(invalid(format!("a value of type {kind} cannot be sliced"))),
     };
     let length = items.len() as i64;
-    // The first place of either direction, and one past the last.
+    // The bounds of a place: with a negative step the end is one before the first item.
     let (lowest, highest) = if step > 0 { (0, length) } else { (-1, length - 1) };
     let place = |given: i64| (if given < 0 { given.saturating_add(length) } else { given }).clamp(lowest, highest);
     let (from, to) = if step > 0 { (lowest, highest) } else { (highest, lowest) };
@@ -69,7 +70,7 @@ fn raise_exception(message: &Value) -> Result<Value, Error> {
 /// The function by which a template asks for the time.
 pub(crate) const STRFTIME: &str = "strftime_now";
 
-/// Python's `datetime.strftime(format)` of a time without a zone, for which `%Z` and `%z` are empty.
+/// Python's `datetime.strftime(format)` of a time without a zone: `%Z` and `%z` are empty.
 fn strftime(now: NaiveDateTime, format: &str) -> Result<String, Error> {
     use std::fmt::Write;
     // chrono's %f has nine digits, Python's six.
@@ -119,7 +120,7 @@ fn method(state: &State<'_, '_>, value: &Value, name: &str, arguments: &[Value])
     }
 }
 
-/// Python's rules are applied to what a template prints as well: `True`, `None`, lists and dicts by `repr`.
+/// Prints a value as Python does: `True`, `None`, lists and dicts by `repr`.
 pub(crate) fn print(out: &mut minijinja::Output<'_>, _state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
     let written = match value.as_str() {
         Some(text) => out.write_str(text),

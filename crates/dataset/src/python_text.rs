@@ -1,16 +1,17 @@
-//! Python's methods of text.
+//! Python's methods of strings.
 
 use minijinja::value::{Kwargs, Rest, from_args};
 use minijinja::{Error, ErrorKind, Value};
 
 use crate::python::{self, given};
 
-/// `str.isspace`: Unicode's white space, and the four separators that Unicode calls control characters.
+/// `str.isspace` of one character: Unicode's white space, and the four separators that Unicode
+/// counts as control characters.
 pub(crate) fn is_space(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\u{1c}'..='\u{1f}')
 }
 
-/// Without the characters given, or white space, at the start and at the end.
+/// A text without the given characters (or white space) at its start, its end or both.
 pub(crate) fn strip<'a>(text: &'a str, characters: Option<&str>, start: bool, end: bool) -> &'a str {
     let falls = |character: char| match characters {
         Some(characters) => characters.contains(character),
@@ -20,7 +21,8 @@ pub(crate) fn strip<'a>(text: &'a str, characters: Option<&str>, start: bool, en
     if end { text.trim_end_matches(falls) } else { text }
 }
 
-/// `str.center`, which puts the odd one on the left where the width is odd.
+/// `str.center`. If the fill characters cannot be divided equally, an odd width puts one more on
+/// the left.
 pub(crate) fn center(text: &str, width: usize, fill: char) -> String {
     let missing = width.saturating_sub(text.chars().count());
     let left = missing / 2 + (missing & width & 1);
@@ -40,7 +42,8 @@ fn strings<'a>(texts: impl IntoIterator<Item = &'a str>) -> Value {
     texts.into_iter().map(Value::from).collect()
 }
 
-/// String methods that pycompat lacks, or answers in bytes where Python counts characters, or with another white space.
+/// String methods that pycompat lacks, or in which it counts bytes instead of characters or takes
+/// other characters for white space.
 pub(crate) fn method(text: &str, name: &str, arguments: &[Value]) -> Option<Result<Value, Error>> {
     let characters = |bytes: usize| text[..bytes].chars().count() as i64;
     let one = || one_string(arguments);
@@ -90,7 +93,8 @@ pub(crate) fn method(text: &str, name: &str, arguments: &[Value]) -> Option<Resu
     })
 }
 
-/// `str.title`: a letter after a letter is lower, any other is upper ("ß" becomes "Ss").
+/// `str.title`: a letter behind a letter becomes lower case, any other upper case ("ß" becomes
+/// "Ss").
 fn title(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut within_word = false;
@@ -119,7 +123,7 @@ fn swap_case(text: &str) -> String {
     out
 }
 
-/// Zeros go behind a sign.
+/// `str.zfill`: zeros go behind a sign.
 fn zero_fill(text: &str, width: usize) -> String {
     let (sign, digits) = if text.starts_with(['+', '-']) { text.split_at(1) } else { ("", text) };
     format!("{sign}{}{digits}", "0".repeat(width.saturating_sub(text.chars().count())))
@@ -155,7 +159,8 @@ fn expand_tabs(text: &str, size: usize) -> String {
     out
 }
 
-/// `str.split` and `str.rsplit`: at white space, of which there is none at either end, or at a separator.
+/// `str.split` and `str.rsplit`: at a separator, or at white space, which is then removed from both
+/// ends.
 fn split(text: &str, arguments: &[Value], from_end: bool) -> Result<Value, Error> {
     let (positional, named): (Rest<Value>, Kwargs) = from_args(arguments)?;
     let options = given(&positional, &named, &["sep", "maxsplit"])?;
@@ -215,7 +220,7 @@ fn words_from_end(text: &str, pieces: usize) -> Vec<&str> {
     parts
 }
 
-/// At every character that Python takes for a line break; \r\n is one.
+/// `str.splitlines`: at every character that is a line break in Python. `\r\n` is one line break.
 fn split_lines(text: &str, arguments: &[Value]) -> Result<Value, Error> {
     let (positional, named): (Rest<Value>, Kwargs) = from_args(arguments)?;
     let keep = given(&positional, &named, &["keepends"])?[0].is_true();

@@ -1,21 +1,23 @@
-//! One line of a file to rows of tokens with their masks: one row, unless a conversation takes a sequence for each answer or
-//! several sequences were packed into one.
+//! One line of a file to rows of tokens with their masks. It is one row, unless a conversation
+//! takes a sequence for each answer or several sequences were packed into the line.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use finetune_recipe::{Data, Format, Overlong, TrainOn};
 
-use crate::chat::{self, Sequence};
+use crate::chat;
+use crate::chat_reader::Sequence;
 use crate::error::DatasetError;
 use crate::failure::Failure;
-use crate::jsonl::{self, Line, RowProblem};
-use crate::load::{Origin, Row};
+use crate::jsonl::{self, Line};
 use crate::mask;
 use crate::notes::Notes;
-use crate::plain::{self, Around};
+use crate::plain_text::{self, Affixes};
+use crate::problem::RowProblem;
 use crate::row::{self, Chat, Example, Parsed};
 use crate::row_of_tokens::Tokens;
+use crate::token_row::{Origin, Row};
 use crate::tokenizer::ChatTokenizer;
 
 /// What became of a line.
@@ -23,12 +25,13 @@ pub(crate) struct Outcome {
     /// Known unless the line is no JSON object or no format fits.
     pub(crate) format: Option<Format>,
     pub(crate) notes: Notes,
-    pub(crate) end: End,
+    pub(crate) result: LineResult,
 }
 
-pub(crate) enum End {
+pub(crate) enum LineResult {
     /// In order; at least one.
     Rows(Vec<Fitted>),
+    /// There is nothing in the line to train on.
     ZeroLabel(RowProblem),
     Bad(RowProblem),
 }
@@ -39,12 +42,12 @@ pub(crate) enum Fitted {
     Dropped,
 }
 
-/// What every line is read with.
+/// The settings and tools that every line is read with.
 pub(crate) struct Reading {
     data: Data,
-    /// None: only rows of tokens can be read.
+    /// `None`: only rows of tokens can be read.
     tokenizer: Option<ChatTokenizer>,
-    around: Around,
+    affixes: Affixes,
     /// Rows of the model's embedding.
     vocab_size: usize,
     /// Whether rows keep the texts that people read.
@@ -57,7 +60,7 @@ pub(crate) struct Reading {
 struct Masked {
     tokens: Vec<u32>,
     trained: Vec<bool>,
-    /// Where the answer begins, if that is not where training does (`train_on = "all"`).
+    /// The token that the answer begins with, if training begins elsewhere (`train_on = "all"`).
     answer_start: Option<usize>,
     prompt_text: String,
     answer_text: String,
@@ -65,12 +68,12 @@ struct Masked {
 
 impl Reading {
     pub(crate) fn new(data: Data, tokenizer: Option<ChatTokenizer>, vocab_size: usize) -> Result<Self, DatasetError> {
-        let around = tokenizer.as_ref().map(Around::of).transpose()?.unwrap_or_default();
+        let affixes = tokenizer.as_ref().map(Affixes::of).transpose()?.unwrap_or_default();
         let (keeps_text, stopped) = (AtomicBool::new(true), AtomicBool::new(false));
-        Ok(Self { data, tokenizer, around, vocab_size, keeps_text, stopped })
+        Ok(Self { data, tokenizer, affixes, vocab_size, keeps_text, stopped })
     }
 
-    /// Whether the next rows keep the texts that people read.
+    /// Sets whether the next rows keep the texts that people read.
     pub(crate) fn keep_text(&self, keep: bool) {
         self.keeps_text.store(keep, Ordering::Relaxed);
     }
@@ -83,22 +86,22 @@ impl Reading {
         self.tokenizer.as_ref().ok_or(DatasetError::NoTokenizer)
     }
 
-    /// `None`: the line was not read, since another one has stopped the reading.
+    /// Reads a line. `None`: another line has stopped the reading.
     pub(crate) fn line(&self, line: &Line) -> Option<Result<Outcome, DatasetError>> {
         if self.stopped.load(Ordering::Relaxed) {
             return None;
         }
         let (mut format, mut notes) = (None, Notes::default());
-        let end = match self.read(line, &mut format, &mut notes) {
-            Ok(rows) => End::Rows(rows),
-            Err(Failure::Row(problem)) => End::Bad(problem),
-            Err(Failure::ZeroLabel(problem)) => End::ZeroLabel(problem),
+        let result = match self.read(line, &mut format, &mut notes) {
+            Ok(rows) => LineResult::Rows(rows),
+            Err(Failure::Row(problem)) => LineResult::Bad(problem),
+            Err(Failure::ZeroLabel(problem)) => LineResult::ZeroLabel(problem),
             Err(Failure::All(error)) => {
                 self.stopped.store(true, Ordering::Relaxed);
                 return Some(Err(error));
             }
         };
-        Some(Ok(Outcome { format, notes, end }))
+        Some(Ok(Outcome { format, notes, result }))
     }
 
     fn read(&self, line: &Line, format: &mut Option<Format>, notes: &mut Notes) -> Result<Vec<Fitted>, Failure> {
@@ -163,7 +166,8 @@ impl Reading {
     }
 
     fn prompt_completion(&self, prompt: String, completion: String, notes: &mut Notes) -> Result<Masked, Failure> {
-        let (mut tokens, start) = plain::prompt_completion(self.tokenizer()?, &self.around, &prompt, &completion)?;
+        let (mut tokens, start) =
+            plain_text::prompt_completion(self.tokenizer()?, &self.affixes, &prompt, &completion)?;
         self.end(&mut tokens, &completion, notes)?;
         let answer_start = start.max(1);
         let first = if self.data.train_on == TrainOn::All { 1 } else { answer_start };
@@ -178,7 +182,7 @@ impl Reading {
     }
 
     fn text(&self, text: String, notes: &mut Notes) -> Result<Masked, Failure> {
-        let mut tokens = self.around.put(&self.tokenizer()?.encode(&text, false)?);
+        let mut tokens = self.affixes.put(&self.tokenizer()?.encode(&text, false)?);
         self.end(&mut tokens, &text, notes)?;
         let trained = all_but_first(tokens.len());
         Ok(Masked { trained, tokens, answer_start: None, prompt_text: String::new(), answer_text: self.kept(text) })
@@ -201,12 +205,13 @@ impl Reading {
             None => Ok(String::new()),
         };
         let prompt_text = text(&ids[..start], false)?;
-        // As a generated answer is shown: without the token that ends it.
+        // Without the token that ends it, as a generated answer is shown.
         let answer_text = text(&ids[start..start + answer], true)?;
         Ok(Masked { tokens: ids, trained, answer_start: None, prompt_text, answer_text })
     }
 
-    /// Appends the end of sequence, unless the text brought its own. `text` is what the tokens end with.
+    /// Appends the end-of-sequence token, unless the text brought its own. `text` is the text that
+    /// the tokens end with.
     fn end(&self, tokens: &mut Vec<u32>, text: &str, notes: &mut Notes) -> Result<(), DatasetError> {
         let Some(tokenizer) = &self.tokenizer else { return Ok(()) };
         let Some(end) = tokenizer.end() else { return Ok(()) };
@@ -222,22 +227,16 @@ impl Reading {
     fn check_ids(&self, ids: &[u32]) -> Result<(), RowProblem> {
         match ids.iter().position(|id| *id as usize >= self.vocab_size) {
             None => Ok(()),
-            Some(place) => {
-                let id = ids[place];
-                let name = self
-                    .tokenizer
-                    .as_ref()
-                    .and_then(|tokenizer| tokenizer.id_to_token(id))
-                    .map(|text| format!(" ({text:?})"))
-                    .unwrap_or_default();
-                let what = format!("token {place} is {id}{name}, not below the vocabulary of {}", self.vocab_size);
-                Err(RowProblem::new(what).expected("tokens that the model's embedding has"))
+            Some(index) => {
+                let id = ids[index];
+                let name = self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.id_to_token(id));
+                Err(RowProblem::UnknownToken { index, id, name, vocab_size: self.vocab_size })
             }
         }
     }
 
-    /// The sequences of a row at their length. One of several that has nothing to train on is left out; if none has
-    /// anything, the row has not.
+    /// The sequences of a row, each held against the length that a row may have. Of several, those
+    /// with nothing to train on are left out. If none has anything, the row has nothing.
     fn fit(&self, sequences: impl IntoIterator<Item = Result<Masked, Failure>>) -> Result<Vec<Fitted>, Failure> {
         let mut fitted = Vec::new();
         let mut nothing = None;
@@ -259,24 +258,16 @@ impl Reading {
         let (length, limit) = (masked.tokens.len(), self.data.max_seq_len);
         let first_trained = masked.trained.iter().position(|trained| *trained);
         let Some(first_trained) = first_trained else {
-            let what = format!("nothing to train on: none of its {length} tokens is an answer's");
-            return Err(Failure::ZeroLabel(RowProblem::new(what)));
+            return Err(Failure::ZeroLabel(RowProblem::NothingTrained(length)));
         };
         let truncated = length > limit;
         if truncated {
             match self.data.overlong {
-                Overlong::Error => {
-                    let what = format!("the row has {length} tokens, more than data.max_seq_len = {limit}");
-                    return Err(Failure::Row(RowProblem::new(what)));
-                }
+                Overlong::Error => return Err(RowProblem::TooLong { tokens: length, limit }.into()),
                 Overlong::Drop => return Ok(Fitted::Dropped),
                 Overlong::Truncate if first_trained >= limit => {
-                    let what = format!(
-                        "nothing to train on once cut to data.max_seq_len = {limit}: of its {length} tokens the first \
-                         trained one is number {}",
-                        first_trained + 1
-                    );
-                    return Err(Failure::ZeroLabel(RowProblem::new(what)));
+                    let first = first_trained + 1;
+                    return Err(Failure::ZeroLabel(RowProblem::NothingLeft { tokens: length, limit, first }));
                 }
                 Overlong::Truncate => {
                     masked.tokens.truncate(limit);
@@ -305,9 +296,9 @@ fn tokens_of(spans: &[Range<usize>], part: &Range<usize>) -> Range<usize> {
     first..behind.max(first)
 }
 
-/// Whether tokens end with an end token and white space.
+/// Whether tokens end with the end-of-sequence token and white space behind it.
 fn ends_behind_space(tokens: &[u32], end: u32, tokenizer: &ChatTokenizer) -> Result<bool, DatasetError> {
-    /// Tokens of white space that are looked through.
+    /// The most tokens of white space that are looked at.
     const LOOKED_AT: usize = 8;
     for id in tokens.iter().rev().take(LOOKED_AT) {
         if *id == end {

@@ -1,24 +1,26 @@
-//! Row formats: a JSON object in, one of four kinds of example out. The messages of a chat are checked in `messages.rs`, rows
-//! of tokens are read in `row_of_tokens.rs`.
+//! Row formats: a JSON object in, one of four kinds of example out. The messages of a chat are
+//! checked in `messages.rs`, rows of tokens are read in `row_of_tokens.rs`.
 
 use finetune_recipe::Format;
 use serde_json::{Map, Value, json};
 
-use crate::jsonl::{self, RowProblem, kind};
-use crate::messages::{self, Messages, Training};
+use crate::format_problem::FormatProblem;
+use crate::json;
+use crate::messages::{self, Messages, TrainingFlags};
+use crate::problem::RowProblem;
 use crate::row_of_tokens::{self, Tokens};
 
 /// What a row says, whatever format it was written in.
 #[derive(Debug)]
 pub(crate) enum Example {
     Chat(Chat),
-    /// Plain strings, which no template sees.
+    /// Plain strings, which no template is given.
     PromptCompletion {
         prompt: String,
         completion: String,
     },
     Text(String),
-    /// Tokenized elsewhere: one sequence, unless several were packed into the row.
+    /// A row that was tokenized elsewhere: one sequence, unless several were packed into it.
     Tokens(Vec<Tokens>),
 }
 
@@ -27,8 +29,9 @@ pub(crate) enum Example {
 pub(crate) struct Chat {
     pub(crate) messages: Vec<Value>,
     /// What the flags of each message say.
-    pub(crate) training: Vec<Training>,
-    /// The keys of the row that the messages came from, each with their number: where to point at in an error.
+    pub(crate) training: Vec<TrainingFlags>,
+    /// The keys of the row that the messages came from, each with the number of its messages.
+    /// Errors name places by them.
     pub(crate) lists: Vec<(&'static str, usize)>,
     pub(crate) tools: Option<Value>,
     /// Further variables of the template, from `chat_template_kwargs`.
@@ -58,8 +61,8 @@ pub(crate) struct Parsed {
     pub(crate) unused: Vec<String>,
 }
 
-/// A format, the keys that every row of it has, and the key that tells it from the others. In order of detection: many
-/// published datasets carry a `prompt` beside their `messages`.
+/// (format, the key that tells it from the others, the keys that every row of it has). They are in
+/// order of detection: many published datasets carry a `prompt` beside their `messages`.
 const FORMATS: [(Format, &str, &str); 6] = [
     (Format::Messages, "messages", "\"messages\": a list of {\"role\", \"content\"}"),
     (Format::Sharegpt, "conversations", "\"conversations\": a list of {\"from\", \"value\"}"),
@@ -69,11 +72,10 @@ const FORMATS: [(Format, &str, &str); 6] = [
     (Format::Text, "text", "\"text\": a string"),
 ];
 
-/// The format that a row's keys tell.
+/// The format that the keys of a row tell.
 pub(crate) fn detect(row: &Map<String, Value>) -> Result<Format, RowProblem> {
     if row.contains_key("chosen") && row.contains_key("rejected") {
-        let what = "a row of preferences (chosen, rejected), for DPO and the like, which this program does not do";
-        return Err(RowProblem::new(what).expected("rows with one answer, such as messages, or prompt and completion"));
+        return Err(RowProblem::Preferences);
     }
     // Arrow fills the keys of other rows with null.
     let says = |key: &str| row.get(key).is_some_and(|value| !value.is_null());
@@ -81,7 +83,7 @@ pub(crate) fn detect(row: &Map<String, Value>) -> Result<Format, RowProblem> {
     if let Some((format, ..)) = format.or_else(|| FORMATS.iter().find(|(_, key, _)| row.contains_key(*key))) {
         return Ok(*format);
     }
-    // A half-written row is told the missing half.
+    // For a half-written row the error names the missing half.
     for (key, format) in
         [("completion", Format::PromptCompletion), ("output", Format::Alpaca), ("labels", Format::Tokens)]
     {
@@ -89,21 +91,19 @@ pub(crate) fn detect(row: &Map<String, Value>) -> Result<Format, RowProblem> {
             return Ok(format);
         }
     }
-    let expected = "one of the keys messages, prompt, text, instruction, conversations, input_ids";
-    Err(RowProblem::new(format!("no key that tells the format; {}", keys(row))).expected(expected))
+    let keys = row.keys().take(SHOWN_KEYS).map(|key| shortened(key)).collect();
+    Err(RowProblem::UnknownFormat { keys, more: row.len() > SHOWN_KEYS })
 }
 
-fn keys(row: &Map<String, Value>) -> String {
-    match row.len() {
-        0 => "the object is empty".to_owned(),
-        _ => {
-            let shown: Vec<String> = row.keys().take(8).map(|key| key.chars().take(40).collect()).collect();
-            format!("its keys are {}{}", shown.join(", "), if row.len() > 8 { ", …" } else { "" })
-        }
-    }
+/// Keys of a row that a message names.
+const SHOWN_KEYS: usize = 8;
+
+/// The first 40 characters of a key or a role, for a message.
+fn shortened(text: &str) -> String {
+    text.chars().take(40).collect()
 }
 
-/// Reads a row in a format that is not `Auto`.
+/// Reads a row in a format.
 pub(crate) fn read(mut row: Map<String, Value>, format: Format) -> Result<Parsed, RowProblem> {
     let mut unused = unused(&row, format);
     let example = match format {
@@ -119,11 +119,9 @@ pub(crate) fn read(mut row: Map<String, Value>, format: Format) -> Result<Parsed
         }
     };
     let example = example.map_err(|problem| {
-        let needed = FORMATS.iter().find(|(known, ..)| *known == format).map(|(.., needed)| *needed);
-        match (problem.expected.is_some(), needed) {
-            (false, Some(needed)) => problem.expected(needed),
-            _ => problem,
-        }
+        let needed = || FORMATS.iter().find(|(known, ..)| *known == format).map(|(.., needed)| (*needed).to_owned());
+        let expected = problem.expected().or_else(needed).unwrap_or_default();
+        RowProblem::Format { problem, expected }
     })?;
     Ok(Parsed { example, unused })
 }
@@ -144,64 +142,65 @@ fn used(format: Format) -> &'static [&'static str] {
 fn unused(row: &Map<String, Value>, format: Format) -> Vec<String> {
     let used = used(format);
     let without_use = row.iter().filter(|(key, value)| !value.is_null() && !used.contains(&key.as_str()));
-    without_use.map(|(key, _)| key.chars().take(40).collect()).collect()
+    without_use.map(|(key, _)| shortened(key)).collect()
 }
 
-pub(crate) fn missing(key: &str) -> RowProblem {
-    RowProblem::new(format!("the key {key} is missing"))
+fn string(row: &Map<String, Value>, key: &str) -> Result<String, FormatProblem> {
+    string_at(row, key, key)
 }
 
-pub(crate) fn wrong(path: &str, value: &Value, wanted: &str) -> RowProblem {
-    RowProblem::new(format!("{path} is {}", kind(value))).expected(wanted)
-}
-
-fn string(row: &Map<String, Value>, key: &str) -> Result<String, RowProblem> {
-    match row.get(key) {
+/// The string under a key of an object; `path` is where it stands in the row.
+fn string_at(object: &Map<String, Value>, key: &str, path: &str) -> Result<String, FormatProblem> {
+    match object.get(key) {
         Some(Value::String(text)) => Ok(text.clone()),
-        Some(other) => Err(wrong(key, other, "a string")),
-        None => Err(missing(key)),
+        Some(other) => Err(FormatProblem::wrong(path, other, "a string")),
+        None => Err(FormatProblem::Missing(path.to_owned())),
     }
 }
 
 /// An optional string: absent, null and empty are the same.
-fn optional(row: &Map<String, Value>, key: &str) -> Result<Option<String>, RowProblem> {
+fn optional(row: &Map<String, Value>, key: &str) -> Result<Option<String>, FormatProblem> {
     match row.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
-        Some(other) => Err(wrong(key, other, "a string, or nothing")),
+        Some(other) => Err(FormatProblem::wrong(key, other, "a string, or nothing")),
     }
 }
 
-fn list(row: &mut Map<String, Value>, key: &str) -> Result<Vec<Value>, RowProblem> {
+fn list(row: &mut Map<String, Value>, key: &str) -> Result<Vec<Value>, FormatProblem> {
     match row.remove(key) {
-        Some(Value::Array(items)) if items.is_empty() => Err(RowProblem::new(format!("{key} is empty"))),
+        Some(Value::Array(items)) if items.is_empty() => Err(FormatProblem::Empty(key.to_owned())),
         Some(Value::Array(items)) => Ok(items),
-        Some(other) => Err(wrong(key, &other, "a list")),
-        None => Err(missing(key)),
+        Some(other) => Err(FormatProblem::wrong(key, &other, "a list")),
+        None => Err(FormatProblem::Missing(key.to_owned())),
     }
 }
 
 /// The `tools` of a row: a list, or, as LLaMA-Factory writes it, a string that holds one.
-fn tools(row: &mut Map<String, Value>) -> Result<Option<Value>, RowProblem> {
+fn tools(row: &mut Map<String, Value>) -> Result<Option<Value>, FormatProblem> {
     let tools = match row.remove("tools") {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::String(text)) if text.trim().is_empty() => return Ok(None),
-        Some(Value::String(text)) => jsonl::value(&text)
-            .map_err(|error| RowProblem::new(format!("tools is a string that is not JSON: {error}")))?,
+        Some(Value::String(text)) => json_text(&text, "tools")?,
         Some(other) => other,
     };
     match &tools {
         Value::Array(items) if items.iter().all(Value::is_object) => {
             Ok(Some(tools).filter(|tools| tools != &json!([])))
         }
-        other => Err(wrong("tools", other, "a list of objects")),
+        other => Err(FormatProblem::wrong("tools", other, "a list of objects")),
     }
+}
+
+/// The JSON value that the string at `path` holds.
+fn json_text(text: &str, path: &str) -> Result<Value, FormatProblem> {
+    json::value(text).map_err(|error| FormatProblem::NotJson { path: path.to_owned(), reason: error.to_string() })
 }
 
 /// The key of further variables of the template, as TRL reads it.
 const VARIABLES: &str = "chat_template_kwargs";
 
-/// What a template is given in any case, and what `apply_chat_template` takes for itself.
+/// Variables that every template is given, and arguments of `apply_chat_template` itself.
 const RESERVED: [&str; 7] = [
     "messages",
     "conversation",
@@ -212,28 +211,29 @@ const RESERVED: [&str; 7] = [
     "chat_template",
 ];
 
-/// `chat_template_kwargs`: an object, or a string that holds one. What is null in it is left out, as TRL leaves it out: Arrow
-/// gives each row the keys of all.
-fn variables(row: &mut Map<String, Value>) -> Result<Vec<(String, Value)>, RowProblem> {
+/// `chat_template_kwargs`: an object, or a string that holds one. Keys that are null are left out,
+/// as in TRL: Arrow gives each row the keys of all rows.
+fn variables(row: &mut Map<String, Value>) -> Result<Vec<(String, Value)>, FormatProblem> {
     let given = match row.remove(VARIABLES) {
         None | Some(Value::Null) => return Ok(Vec::new()),
-        Some(Value::String(text)) => jsonl::value(&text)
-            .map_err(|error| RowProblem::new(format!("{VARIABLES} is a string that is not JSON: {error}")))?,
+        Some(Value::String(text)) => json_text(&text, VARIABLES)?,
         Some(other) => other,
     };
     let given = match given {
         Value::Object(given) => given,
-        other => return Err(wrong(VARIABLES, &other, "an object")),
+        other => return Err(FormatProblem::wrong(VARIABLES, &other, "an object")),
     };
     if let Some(key) = given.keys().find(|key| RESERVED.contains(&key.as_str())) {
-        return Err(RowProblem::new(format!("{VARIABLES} has the key {key}, which is not a template's own"))
-            .expected("variables of the chat template, as enable_thinking"));
+        return Err(FormatProblem::ReservedVariable(key.clone()));
     }
     Ok(given.into_iter().filter(|(_, value)| !value.is_null()).collect())
 }
 
-/// Keys that hold what is not text, or text that no template is given.
-fn refuse_lost(row: &Map<String, Value>) -> Result<(), RowProblem> {
+/// Keys of a row that hold images, video or audio.
+const MEDIA: [&str; 6] = ["image", "images", "video", "videos", "audio", "audios"];
+
+/// Refuses keys that hold no text, and keys whose text no template is given.
+fn refuse_lost(row: &Map<String, Value>) -> Result<(), FormatProblem> {
     let says = |key: &&&str| match row.get(**key) {
         None | Some(Value::Null) => false,
         Some(Value::Array(items)) => items.iter().any(|item| !item.is_null()),
@@ -241,38 +241,35 @@ fn refuse_lost(row: &Map<String, Value>) -> Result<(), RowProblem> {
         Some(Value::Object(_)) => true,
         Some(_) => false,
     };
-    if let Some(key) = ["image", "images", "video", "videos", "audio", "audios"].iter().find(says) {
-        return Err(RowProblem::new(format!("the row has {key}: only text can be trained on"))
-            .expected(format!("rows without {key}")));
+    if let Some(&key) = MEDIA.iter().find(says) {
+        return Err(FormatProblem::NotText(key));
     }
     if says(&&"functions") {
-        return Err(RowProblem::new("functions is the old form of tools, which no chat template knows")
-            .expected("\"tools\": [{\"type\": \"function\", \"function\": {...}}]"));
+        return Err(FormatProblem::OldTools);
     }
     Ok(())
 }
 
-fn messages_row(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Result<Example, RowProblem> {
+fn messages_row(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Result<Example, FormatProblem> {
     refuse_lost(row)?;
     let messages = messages::read(list(row, "messages")?, "messages")?;
     chat(row, messages, "messages", unused).map(Example::Chat)
 }
 
-/// A chat whose messages came from one list of the row, with a `system` text beside them put in front.
+/// A chat whose messages came from one list of the row, with a `system` text beside them put in
+/// front.
 fn chat(
     row: &mut Map<String, Value>,
     mut messages: Messages,
     list: &'static str,
     unused: &mut Vec<String>,
-) -> Result<Chat, RowProblem> {
+) -> Result<Chat, FormatProblem> {
     let mut lists = vec![(list, messages.list.len())];
     if let Some(text) = optional(row, "system")? {
         let first = messages.list.first().filter(|first| first["role"] == "system" || first["role"] == "developer");
         let same = first.is_some_and(|first| first["content"] == *text);
         if first.is_some() && !same {
-            return Err(
-                RowProblem::new(format!("system and {list}[0] are two system messages")).expected("one of them")
-            );
+            return Err(FormatProblem::TwoSystemMessages(list));
         }
         if !same {
             messages.put_first(message("system", &text));
@@ -290,7 +287,7 @@ fn chat(
     })
 }
 
-fn prompt_completion_row(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Result<Example, RowProblem> {
+fn prompt_completion_row(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Result<Example, FormatProblem> {
     refuse_lost(row)?;
     match (row.get("prompt"), row.get("completion")) {
         (Some(Value::Array(_)), Some(Value::Array(_))) => {
@@ -306,8 +303,7 @@ fn prompt_completion_row(row: &mut Map<String, Value>, unused: &mut Vec<String>)
             Ok(Example::Chat(chat))
         }
         (Some(Value::Array(_)), Some(Value::String(_))) | (Some(Value::String(_)), Some(Value::Array(_))) => {
-            Err(RowProblem::new("of prompt and completion one is a string and one a list")
-                .expected("two strings, or two lists of messages"))
+            Err(FormatProblem::StringAndList)
         }
         _ => {
             let example =
@@ -317,8 +313,7 @@ fn prompt_completion_row(row: &mut Map<String, Value>, unused: &mut Vec<String>)
                 (None, Some(_)) => "tools",
                 (None, None) => return Ok(example),
             };
-            Err(RowProblem::new(format!("{beside} stands beside plain strings, which no chat template sees"))
-                .expected(format!("its text in the prompt, or {beside} beside messages")))
+            Err(FormatProblem::BesidePlainStrings(beside))
         }
     }
 }
@@ -327,7 +322,7 @@ fn message(role: &str, content: &str) -> Value {
     json!({"role": role, "content": content})
 }
 
-fn alpaca_row(row: &mut Map<String, Value>) -> Result<Example, RowProblem> {
+fn alpaca_row(row: &mut Map<String, Value>) -> Result<Example, FormatProblem> {
     refuse_lost(row)?;
     let (mut user, answer) = (string(row, "instruction")?, string(row, "output")?);
     if let Some(input) = optional(row, "input")? {
@@ -344,17 +339,17 @@ fn alpaca_row(row: &mut Map<String, Value>) -> Result<Example, RowProblem> {
                         messages.extend([message("user", question), message("assistant", answer)]);
                     }
                     _ => {
-                        return Err(RowProblem::new(format!("history[{index}] is {}", kind(turn)))
-                            .expected("[question, answer], two strings"));
+                        let path = format!("history[{index}]");
+                        return Err(FormatProblem::wrong(&path, turn, "[question, answer], two strings"));
                     }
                 }
             }
         }
-        Some(other) => return Err(wrong("history", &other, "a list of [question, answer]")),
+        Some(other) => return Err(FormatProblem::wrong("history", &other, "a list of [question, answer]")),
     }
     messages.extend([message("user", &user), message("assistant", &answer)]);
-    let training = vec![Training::default(); messages.len()];
-    // No list of the row holds these messages: they are named by their number.
+    let training = vec![TrainingFlags::default(); messages.len()];
+    // No list of the row holds these messages, so errors name them by their number.
     let lists = Vec::new();
     Ok(Example::Chat(Chat {
         messages,
@@ -366,7 +361,7 @@ fn alpaca_row(row: &mut Map<String, Value>) -> Result<Example, RowProblem> {
     }))
 }
 
-fn sharegpt_row(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Result<Example, RowProblem> {
+fn sharegpt_row(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Result<Example, FormatProblem> {
     refuse_lost(row)?;
     let turns = list(row, "conversations")?;
     // TRL and Unsloth take messages under this name too.
@@ -384,7 +379,7 @@ fn sharegpt_row(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Resul
     for (index, turn) in turns.iter().enumerate() {
         let path = format!("conversations[{index}]");
         let Some(turn) = turn.as_object() else {
-            return Err(wrong(&path, turn, "an object with \"from\" and \"value\""));
+            return Err(FormatProblem::wrong(&path, turn, "an object with \"from\" and \"value\""));
         };
         let (role, value) = sharegpt_turn(turn, &path)?;
         messages.training.push(messages::training(turn, role, &path, "value")?);
@@ -407,35 +402,22 @@ fn sharegpt_row(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Resul
 }
 
 /// The role and the text of a turn.
-fn sharegpt_turn(turn: &Map<String, Value>, path: &str) -> Result<(&'static str, String), RowProblem> {
-    let within = |mut problem: RowProblem| {
-        problem.reason = problem.reason.replacen("the key ", &format!("the key {path}."), 1);
-        if !problem.reason.contains(path) {
-            problem.reason = format!("{path}.{}", problem.reason);
-        }
-        problem
-    };
-    let from = string(turn, "from").map_err(within)?;
-    let value = string(turn, "value").map_err(within)?;
+fn sharegpt_turn(turn: &Map<String, Value>, path: &str) -> Result<(&'static str, String), FormatProblem> {
+    let from = string_at(turn, "from", &format!("{path}.from"))?;
+    let value = string_at(turn, "value", &format!("{path}.value"))?;
     let role = match from.as_str() {
         "human" | "user" => "user",
         "gpt" | "assistant" => "assistant",
         "system" => "system",
         "tool" | "observation" => "tool",
-        "function_call" => {
-            return Err(RowProblem::new(format!("{path}.from is function_call, which is not supported"))
-                .expected("the call in \"messages\" form: an assistant message with \"tool_calls\""));
-        }
-        other => {
-            let shown: String = other.chars().take(40).collect();
-            return Err(RowProblem::new(format!("{path}.from is {shown:?}"))
-                .expected("human, user, gpt, assistant, system, tool or observation"));
-        }
+        "function_call" => return Err(FormatProblem::SharegptCall(path.to_owned())),
+        other => return Err(FormatProblem::SharegptRole { path: path.to_owned(), role: shortened(other) }),
     };
     Ok((role, value))
 }
 
-/// The text of a message's content, for a person to read; its tool calls where it has no text.
+/// The text of a message's content, for a person to read. For a message without text its tool
+/// calls.
 pub(crate) fn content_text(message: &Value) -> String {
     match message.get("content") {
         Some(Value::String(text)) if !text.is_empty() => text.clone(),

@@ -1,7 +1,9 @@
-//! Chat templates: messages in, text out, the same text as transformers' `apply_chat_template` to the byte.
+//! Chat templates: messages in, text out, the same text as transformers' `apply_chat_template` to
+//! the byte.
 //!
-//! A template comes from whoever published the model, so it runs bounded: its source (`source.rs`), a number of steps, the size
-//! of its text, and what `guard.rs` watches: time, memory, stack.
+//! A template comes from the publisher of the model, so it runs within bounds. They are on its
+//! source (`template_rewrite.rs`), the number of its steps and the size of its text. `guard.rs`
+//! bounds its time, memory and stack.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -13,30 +15,36 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 
 use crate::error::DatasetError;
 use crate::guard::{self, Bounds, Foreign};
+use crate::template_problem::TemplateProblem;
 use crate::text_source::TemplateSource;
-use crate::{generation, integers, python_methods, source};
+use crate::{generation, integers, python_methods, template_rewrite};
 
 /// A rendered conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
+    /// What the template wrote.
     pub text: String,
-    /// Byte ranges of the `{% generation %}` blocks, in order of their ends; empty if the template has none.
+    /// Byte ranges in `text` of the `{% generation %}` blocks, in order of their ends. Empty if the
+    /// template has none.
     pub generation_spans: Vec<Range<usize>>,
 }
 
-/// A template's instructions per rendering, by the number of messages up to which each holds. The largest published template
-/// takes under 100 per message and 10 more per pair of messages, so 64 messages take 50 thousand and 1,000 take 11 million;
-/// beyond that the time decides.
+/// The most instructions of a template per rendering: (number of messages up to which the bound
+/// holds, instructions). The largest published template takes under 100 per message and 10 more per
+/// pair of messages. So 64 messages take 50 thousand and 1,000 take 11 million. Beyond that the
+/// time decides.
 const STEPS: [(usize, u64); 3] = [(64, 5_000_000), (1000, 50_000_000), (usize::MAX, 5_000_000_000)];
 
-/// Bytes of a rendered conversation: no row is longer than 16 MiB, and no template repeats it this often.
+/// The most bytes of a rendered conversation. No row is longer than 16 MiB, and no template repeats
+/// it this often.
 const LONGEST_TEXT: usize = 64 << 20;
 
-/// Bytes that a rendering holds. One of 16 MiB holds about five copies of its text.
+/// The most bytes that a rendering may hold. One of 16 MiB of text holds about five copies of it.
 const MEMORY: usize = 384 << 20;
 
-/// A rendering takes a thousandth of this on a slow machine, and each message adds to it.
+/// The most time of a rendering, which takes a thousandth of it on a slow host.
 const TIME: Duration = Duration::from_secs(4);
+/// The time that each message adds to the bound.
 const TIME_PER_MESSAGE: Duration = Duration::from_millis(10);
 
 const NAME: &str = "chat_template";
@@ -46,15 +54,15 @@ pub(crate) struct ChatTemplate {
     default: Option<Arc<Compiled>>,
     tool_use: Option<Arc<Compiled>>,
     sources: Vec<TemplateSource>,
-    /// `bos_token` and the like, as the templates see them.
+    /// `bos_token` and the like, as the templates see them: (name, text).
     special_tokens: Vec<(String, String)>,
-    /// Whether every one of them has `{% generation %}` blocks.
+    /// Whether every template has `{% generation %}` blocks.
     pub(crate) has_generation: bool,
 }
 
 /// One template, for conversations of any length.
 struct Compiled {
-    /// With the messages up to which each is used.
+    /// (Number of messages up to which the environment is used, environment), ascending.
     environments: Vec<(usize, Environment<'static>)>,
     foreign: Foreign,
     origin: String,
@@ -62,7 +70,12 @@ struct Compiled {
 }
 
 impl ChatTemplate {
-    /// `sources`: one at least. `now`: what a template is told when it asks for the time.
+    /// Compiles templates. `sources`: at least one. `now`: what a template is told when it asks for
+    /// the time.
+    ///
+    /// # Errors
+    /// [`DatasetError::TemplateSyntax`], [`DatasetError::TemplateBounds`],
+    /// [`DatasetError::NoThreads`].
     pub(crate) fn compile(
         sources: Vec<TemplateSource>,
         special_tokens: Vec<(String, String)>,
@@ -87,22 +100,23 @@ impl ChatTemplate {
         self.sources.iter().any(|source| source.source.contains(python_methods::STRFTIME))
     }
 
-    /// As transformers chooses.
+    /// The template for a conversation, chosen as transformers does: the one for tools if there are
+    /// some.
     fn chosen(&self, tools: &Value) -> Result<&Arc<Compiled>, DatasetError> {
         let with_tools = self.tool_use.as_ref().filter(|_| !tools.is_none());
         with_tools.or(self.default.as_ref()).ok_or_else(|| {
             let names: Vec<&str> = self.sources.iter().map(|source| source.name.as_str()).collect();
-            let names = names.join(", ");
-            DatasetError::Template { reason: format!("of the model's chat templates ({names}) none is the default") }
+            DatasetError::Template(TemplateProblem::NoDefault(names.join(", ")))
         })
     }
 
-    /// `tools`: the list, or none. `extra`: variables of the caller's own (`chat_template_kwargs`). The marks of
-    /// `generation.rs` must not occur in any of them.
+    /// Renders a conversation. `tools`: the list, or none. `extra`: variables of the row
+    /// (`chat_template_kwargs`). The marks of `generation.rs` must not occur in any of them.
     ///
     /// # Errors
-    /// [`DatasetError::Template`] where the template does not take this conversation; [`DatasetError::TemplateBounds`] where
-    /// it ran out of something, which no conversation of the same file should be tried with again.
+    /// [`DatasetError::Template`] if the template does not take this conversation.
+    /// [`DatasetError::TemplateBounds`] if it ran out of something. Then no other conversation of
+    /// the same file should be tried.
     pub(crate) fn render(
         &self,
         messages: &[Value],
@@ -133,8 +147,8 @@ impl ChatTemplate {
 impl Compiled {
     fn new(template: &TemplateSource, now: NaiveDateTime) -> Result<Self, DatasetError> {
         let origin = template.origin.display().to_string();
-        let source = source::with_line_feeds(&template.source).into_owned();
-        source::check(&source).map_err(|(line, what)| DatasetError::TemplateBounds {
+        let source = template_rewrite::with_line_feeds(&template.source).into_owned();
+        template_rewrite::check(&source).map_err(|(line, what)| DatasetError::TemplateBounds {
             origin: origin.clone(),
             line: Some(line),
             reason: format!("{what}, which no template for chats needs"),
@@ -147,19 +161,21 @@ impl Compiled {
     fn parse(source: &str, foreign: Foreign, now: NaiveDateTime) -> Result<Self, DatasetError> {
         let (Foreign::Template(origin) | Foreign::Tokenizer(origin)) = &foreign;
         let origin = origin.clone();
-        let (source, has_generation) = source::rewrite(source);
-        // minijinja keeps a template in its environment only if it borrows the source. Leaked: one per tokenizer, and a
-        // process loads one tokenizer. Compiling for each rendering instead would double the time to load a dataset.
+        let (source, has_generation) = template_rewrite::rewrite(source);
+        // minijinja keeps a template in its environment only if it borrows the source. So the
+        // source is leaked: once per tokenizer, and a process loads one tokenizer. Compiling for
+        // each rendering instead would double the time to load a dataset.
         let source: &'static str = Box::leak(source.into_boxed_str());
         let mut environments = Vec::with_capacity(STEPS.len());
         for (messages, steps) in STEPS {
             let mut environment = Environment::new();
-            // As `_compile_jinja_template` of transformers/utils/chat_template_utils.py sets up jinja2.
+            // As `_compile_jinja_template` of transformers/utils/chat_template_utils.py sets up
+            // jinja2.
             environment.set_trim_blocks(true);
             environment.set_lstrip_blocks(true);
             environment.set_formatter(python_methods::print);
             environment.set_fuel(Some(steps));
-            // Else an error keeps copies of all variables, for nobody.
+            // Otherwise an error keeps copies of all variables, which nobody reads.
             environment.set_debug(false);
             python_methods::install(&mut environment, now);
             environment.add_template(NAME, source).map_err(|error| DatasetError::TemplateSyntax {
@@ -187,19 +203,16 @@ impl Compiled {
                 guard::stop(&self.foreign, line, &format!("it takes too many steps for {messages} messages"))
             } else {
                 let (line, reason) = (line.unwrap_or(1), reason(&error));
-                DatasetError::Template {
-                    reason: format!("the chat template ({}, line {line}) stopped: {reason}", self.origin),
-                }
+                DatasetError::Template(TemplateProblem::Stopped { origin: self.origin.clone(), line, reason })
             });
         }
-        let text = String::from_utf8(text.bytes)
-            .map_err(|_| DatasetError::Template { reason: "the chat template wrote half a character".to_owned() })?;
+        let text = String::from_utf8(text.bytes).map_err(|_| DatasetError::Template(TemplateProblem::HalfCharacter))?;
         let (text, generation_spans) = generation::take_marks(text);
         Ok(Rendered { text, generation_spans })
     }
 }
 
-/// Errors within macros come wrapped.
+/// Whether a rendering took too many steps. Errors within macros are wrapped in others.
 fn is_out_of_fuel(error: &Error) -> bool {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = cause {
@@ -211,7 +224,7 @@ fn is_out_of_fuel(error: &Error) -> bool {
     false
 }
 
-/// What went wrong, with the first cause: errors within macros come wrapped.
+/// The first cause of an error. Errors within macros are wrapped in others.
 fn reason(error: &Error) -> String {
     let mut deepest: &dyn std::error::Error = error;
     while let Some(source) = deepest.source() {
@@ -243,8 +256,8 @@ impl Write for BoundedText {
     }
 }
 
-/// Messages as a template sees them, with what transformers adds: reasoning under all of its names
-/// (`_alias_reasoning_fields`), of which templates read one or another.
+/// Messages as a template sees them. Reasoning is put under all of its names, as transformers does
+/// (`_alias_reasoning_fields`), since templates read one or another.
 pub(crate) fn to_values(messages: &[serde_json::Value]) -> Result<Vec<Value>, DatasetError> {
     messages
         .iter()
@@ -265,11 +278,13 @@ pub(crate) fn to_values(messages: &[serde_json::Value]) -> Result<Vec<Value>, Da
         .collect()
 }
 
+/// The tools of a row as a template sees them.
 pub(crate) fn tools_value(tools: Option<&serde_json::Value>) -> Result<Value, DatasetError> {
     tools.map_or_else(|| Ok(Value::from(())), to_value)
 }
 
-/// JSON as a template sees it, long whole numbers (`integers.rs`) as numbers again. Refuses the marks of `generation.rs`.
+/// A JSON value as a template sees it. Long whole numbers (`integers.rs`) become numbers again. The
+/// marks of `generation.rs` are refused.
 pub(crate) fn to_value(value: &serde_json::Value) -> Result<Value, DatasetError> {
     Ok(match value {
         serde_json::Value::Null => Value::from(()),
@@ -298,7 +313,5 @@ fn unmarked(text: &str) -> Result<&str, DatasetError> {
     if !generation::has_mark(text) {
         return Ok(text);
     }
-    Err(DatasetError::Template {
-        reason: "the text holds U+FDD0 or U+FDD1, Unicode noncharacters that this program marks spans with".to_owned(),
-    })
+    Err(DatasetError::Template(TemplateProblem::Noncharacter))
 }

@@ -1,36 +1,43 @@
-//! Where the text of a model comes from: which directory each file is taken from, and what is in it.
+//! The files of a model that its tokenizer and templates are made of: which directory each is taken
+//! from, and what it holds.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use finetune_store::Holding;
 use serde_json::Value;
 
 use crate::error::DatasetError;
 
-/// Bytes of a tokenizer.json. The largest published ones have 35 million.
+/// The most bytes of a tokenizer.json. The largest published ones have 35 million.
 const LONGEST_TOKENIZER: u64 = 256 << 20;
+/// The most bytes of a config.
 const LONGEST_CONFIG: u64 = 16 << 20;
-/// Bytes of a template's source. The longest published one has 17 thousand.
+/// The most bytes of a template's source. The longest published one has 17 thousand.
 pub(crate) const LONGEST_TEMPLATE: u64 = 1 << 20;
 
-/// Templates in additional_chat_templates/ that are read. Published models have three at most.
+/// The most templates of additional_chat_templates/ that are read. Published models have at most
+/// three.
 const MOST_TEMPLATES: usize = 32;
 
-/// Where the text of a model comes from.
+/// Where the tokenizer and the templates of a model come from.
 #[derive(Clone, Copy, Debug)]
 pub struct TextSource<'a> {
+    /// The model's directory.
     pub model_dir: &'a Path,
-    /// An adapter's or checkpoint's directory: its tokenizer files, template and generation_config.json come first.
+    /// An adapter's or checkpoint's directory: its tokenizer files, template and
+    /// generation_config.json come first.
     pub adapter: Option<&'a Path>,
-    /// A template instead of either's.
+    /// A template to use instead of those of either directory.
     pub chat_template: Option<&'a Path>,
-    /// YYYY-MM-DD: what a template that asks for the date is told, at 00:00:00. None: the moment of opening, for all rows.
+    /// YYYY-MM-DD. A template that asks for the time is told this day at 00:00:00. `None`: it is
+    /// told the moment of opening, which is the same for all rows.
     pub date: Option<&'a str>,
 }
 
 impl<'a> TextSource<'a> {
-    /// A model alone.
+    /// The source of a model without an adapter.
     pub fn of(model_dir: &'a Path, chat_template: Option<&'a Path>) -> Self {
         Self { model_dir, adapter: None, chat_template, date: None }
     }
@@ -40,7 +47,8 @@ impl<'a> TextSource<'a> {
         self.adapter.into_iter().chain([self.model_dir])
     }
 
-    /// The directory that the tokenizer's files are taken from, all of them: those of two directories may not be mixed.
+    /// The directory that all of the tokenizer's files are taken from. Those of two directories
+    /// must not be mixed.
     pub(crate) fn tokenizer_dir(&self) -> Option<&'a Path> {
         self.directories().find(|directory| directory.join(TOKENIZER).is_file())
     }
@@ -53,7 +61,7 @@ pub(crate) const ADDED_TOKENS: &str = "added_tokens.json";
 pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
 pub(crate) const TEMPLATE: &str = "chat_template.jinja";
 
-/// What tokenizers are written in that this program does not read, and what each is.
+/// Files of tokenizers that this program does not read.
 const OTHER_TOKENIZERS: [&str; 7] = [
     "tokenizer.model",
     "tiktoken.model",
@@ -82,8 +90,12 @@ pub(crate) struct TemplateSource {
     pub(crate) origin: PathBuf,
 }
 
-/// The templates of a source, in the order of precedence of transformers: one that was chosen; the .jinja files of a
-/// directory, all of them; those in its tokenizer_config.json, one or a list; last a processor's chat_template.json.
+/// The templates of a source. The first of these that exists is taken, in transformers' order:
+///
+/// 1. the template that the user chose;
+/// 2. the .jinja files of a directory, all of them;
+/// 3. those in its tokenizer_config.json, one or a list;
+/// 4. those in a processor's chat_template.json.
 pub(crate) fn templates(source: &TextSource<'_>) -> Result<Vec<TemplateSource>, DatasetError> {
     if let Some(path) = source.chat_template {
         return Ok(vec![template("default", read_text(path)?, path.to_owned())]);
@@ -129,7 +141,8 @@ fn jinja_files(directory: &Path) -> Result<Vec<TemplateSource>, DatasetError> {
     Ok(found)
 }
 
-/// The key `chat_template` of a file: a text, a list of {"name", "template"}, or names and texts.
+/// The templates under the key `chat_template` of a file: a text, a list of {"name", "template"},
+/// or an object of names and texts.
 fn in_config(config: &Value, path: &Path) -> Vec<TemplateSource> {
     let named = |(name, text): (&str, &str)| template(name, text.to_owned(), path.to_owned());
     match config.get("chat_template") {
@@ -152,7 +165,7 @@ pub(crate) fn read_tokenizer(path: &Path) -> Result<Vec<u8>, DatasetError> {
     Ok(bytes)
 }
 
-/// Null where there is no such file.
+/// The JSON value of a small file. Null if there is no such file.
 pub(crate) fn read_json(path: &Path) -> Result<Value, DatasetError> {
     match read_if_there(path)? {
         Some(bytes) => serde_json::from_slice(&bytes)
@@ -161,7 +174,7 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, DatasetError> {
     }
 }
 
-/// A small file as it is, none where there is no such file.
+/// The bytes of a small file. `None`: there is no such file.
 pub(crate) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, DatasetError> {
     match read(path, LONGEST_CONFIG) {
         Ok(bytes) => refuse_stand_in(path, &bytes).map(|()| Some(bytes)),
@@ -189,15 +202,16 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>, DatasetError> {
     Ok(content)
 }
 
-/// What git leaves where git-lfs is not installed, and a web server where one may not read.
+/// Refuses what git leaves of a file if git-lfs is not installed, and the page that a web server
+/// sends if the file may not be read.
 fn refuse_stand_in(path: &Path, bytes: &[u8]) -> Result<(), DatasetError> {
     let start: String = String::from_utf8_lossy(&bytes[..bytes.len().min(64)]).trim_start().to_lowercase();
-    let reason = if start.starts_with("version https://git-lfs") {
-        "a git-lfs pointer in place of the file"
+    let holding = if start.starts_with("version https://git-lfs") {
+        Holding::LfsPointer
     } else if start.starts_with("<!doctype html") || start.starts_with("<html") {
-        "a web page in place of the file"
+        Holding::Html
     } else {
         return Ok(());
     };
-    Err(DatasetError::BadModelFile { path: path.to_owned(), reason: reason.to_owned() })
+    Err(DatasetError::StandIn { path: path.to_owned(), holding })
 }

@@ -1,10 +1,13 @@
 //! The texts of a conversation, and whether they reach its rendering.
 //!
-//! Templates leave out what they do not know, without a word: calls, reasoning, roles, a system message in a late place. To
-//! look for each text in the rendering is not enough, since "4" or "a" stands in it anyway. So the conversation is rendered
-//! once more with a mark in each text, behind its first word and before its last. Where that rendering without its marks is the
-//! first one, the marks were of no consequence to the template, and a text is there if its marks are. Where it is not (a
-//! template that compares or measures texts), the texts themselves are looked for.
+//! Templates silently leave out what they do not know: calls, reasoning, roles, a system message in
+//! a late place. Looking for each text in the rendering is not enough, since "4" or "a" stands in
+//! it anyway. So the conversation is rendered once more with marks in each text, behind its first
+//! word and before its last.
+//!
+//! If that rendering without its marks equals the first one, the marks did not matter to the
+//! template: a text is there if its marks are. Otherwise (a template that compares or measures
+//! texts) the texts themselves are looked for.
 
 use std::ops::Range;
 
@@ -12,19 +15,19 @@ use serde_json::{Map, Value};
 
 use crate::python_text::is_space;
 
-/// Unicode noncharacters, which no text needs: a mark is one, the number of its text in base 16, and another. (U+FDD0 to
-/// U+FDD2 have other uses here.)
+/// Unicode noncharacters, which no text needs. A mark is [`OPEN`], the number of its text in base
+/// 16 with digits from [`ZERO`] on, and [`CLOSE`]. (U+FDD0 to U+FDD2 have other uses here.)
 const OPEN: char = '\u{FDD8}';
 const CLOSE: char = '\u{FDD9}';
 const ZERO: u32 = 0xFDDA;
 
-/// Put into the tags of reasoning to keep a template from knowing them.
+/// Put into the tags of reasoning so that a template does not recognize them.
 const HIDE: char = '\u{FDEF}';
 
-/// Texts with this are numbers in disguise, see `integers.rs`.
+/// Texts that begin with this are long numbers (see `integers.rs`).
 const NUMBER: char = '\u{FDD2}';
 
-/// Texts marked in the arguments of one call.
+/// The most texts that are marked in the arguments of one call.
 const MARKED_ARGUMENTS: usize = 256;
 
 /// Tags around reasoning within an answer.
@@ -38,15 +41,17 @@ const REASONING: [(&str, &str); 7] = [
     ("<|START_THINKING|>", "<|END_THINKING|>"),
 ];
 
-/// Keys of a message for reasoning apart from its answer, in the order in which transformers looks for one.
+/// Keys of a message for reasoning apart from its answer, in the order in which transformers looks
+/// for one.
 pub(crate) const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum TextKind {
+    /// Content that is a string.
     Content,
     /// Content that is a list of parts.
     Part,
-    /// What an assistant thought before it answered.
+    /// The reasoning of an assistant before its answer.
     Reasoning,
     /// A call of a tool, by its index.
     Call(usize),
@@ -56,9 +61,9 @@ pub(crate) enum Kind {
 
 #[derive(Debug)]
 pub(crate) struct Text {
-    /// The message that it is of; none: the tools.
+    /// Index of the message that it belongs to. `None`: it is of the tools.
     pub(crate) message: Option<usize>,
-    pub(crate) kind: Kind,
+    pub(crate) kind: TextKind,
     pieces: Vec<String>,
     /// How many marks were put into it.
     marks: usize,
@@ -72,7 +77,7 @@ pub(crate) struct Marked {
     pub(crate) tools: Option<Value>,
 }
 
-/// A rendering without its marks, and where each stood: a place in the text, and the text that it marks.
+/// A rendering without its marks, and where they stood: (byte in `text`, index of the marked text).
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) text: String,
@@ -90,8 +95,8 @@ impl Marked {
         marked
     }
 
-    /// A message whose reasoning the template does not know as such, and whose own texts are numbered from 0. With
-    /// `in_content`, what it has as reasoning of its own becomes a part of its content.
+    /// A message whose reasoning the template does not recognize. Its texts are numbered from 0.
+    /// With `in_content`, reasoning under a key of its own becomes part of the content.
     pub(crate) fn hidden(message: &Value, index: usize, in_content: bool) -> Self {
         let mut marked = Self::default();
         let mut message = message.clone();
@@ -103,7 +108,7 @@ impl Marked {
         marked
     }
 
-    fn add(&mut self, message: Option<usize>, kind: Kind) -> usize {
+    fn add(&mut self, message: Option<usize>, kind: TextKind) -> usize {
         self.texts.push(Text { message, kind, pieces: Vec::new(), marks: 0 });
         self.texts.len() - 1
     }
@@ -134,7 +139,7 @@ impl Marked {
         let mut copy = object.clone();
         match object.get("content") {
             Some(Value::String(text)) => {
-                let marked = self.content(text, index, Kind::Content, is_assistant, hide);
+                let marked = self.content(text, index, TextKind::Content, is_assistant, hide);
                 copy.insert("content".to_owned(), Value::String(marked));
             }
             Some(Value::Array(parts)) => {
@@ -144,9 +149,9 @@ impl Marked {
             _ => {}
         }
         if let Some(reasoning) = reasoning(object) {
-            let id = self.add(Some(index), Kind::Reasoning);
+            let id = self.add(Some(index), TextKind::Reasoning);
             let marked = self.mark(id, reasoning);
-            // Under another of its names it may be there a second time.
+            // The same reasoning may be there a second time, under another key.
             for key in REASONING_KEYS.iter().filter(|key| object.get(**key).and_then(Value::as_str) == Some(reasoning))
             {
                 copy.insert((*key).to_owned(), Value::String(marked.clone()));
@@ -159,7 +164,7 @@ impl Marked {
         Value::Object(copy)
     }
 
-    fn content(&mut self, text: &str, index: usize, kind: Kind, is_assistant: bool, hide: bool) -> String {
+    fn content(&mut self, text: &str, index: usize, kind: TextKind, is_assistant: bool, hide: bool) -> String {
         let mut out = String::with_capacity(text.len() + 64);
         let mut place = 0;
         for (kind, range) in sections(text, kind, is_assistant) {
@@ -175,14 +180,14 @@ impl Marked {
     fn part(&mut self, part: &Value, index: usize, is_assistant: bool, hide: bool) -> Value {
         let mut part = part.clone();
         if let Some(Value::String(text)) = part.get_mut("text") {
-            *text = self.content(text, index, Kind::Part, is_assistant, hide);
+            *text = self.content(text, index, TextKind::Part, is_assistant, hide);
         }
         part
     }
 
     fn call(&mut self, call: &Value, index: usize, number: usize) -> Value {
         let mut call = call.clone();
-        let id = self.add(Some(index), Kind::Call(number));
+        let id = self.add(Some(index), TextKind::Call(number));
         if let Some(function) = function_of(&mut call) {
             if let Some(Value::String(name)) = function.get_mut("name") {
                 *name = self.mark(id, name);
@@ -195,7 +200,7 @@ impl Marked {
         call
     }
 
-    /// Arguments with marks in their texts and keys, as many as are `left`.
+    /// Arguments with marks in their texts and keys, in at most `left` of them.
     fn arguments(&mut self, id: usize, value: &Value, left: &mut usize) -> Value {
         if *left == 0 {
             return value.clone();
@@ -224,7 +229,7 @@ impl Marked {
     fn tools(&mut self, tools: &Value) -> Value {
         let mut tools = tools.clone();
         for tool in tools.as_array_mut().into_iter().flatten() {
-            let id = self.add(None, Kind::Tool);
+            let id = self.add(None, TextKind::Tool);
             if let Some(Value::String(name)) = function_of(tool).and_then(|function| function.get_mut("name")) {
                 *name = self.mark(id, name);
             }
@@ -232,8 +237,8 @@ impl Marked {
         tools
     }
 
-    /// The first wanted text that is not there. `plain` is the rendering, or the part of it, that is looked at; `marks` are
-    /// the marks in it, if they can be relied on.
+    /// The first wanted text that is not in `plain`, a rendering or a part of one. `marks` are the
+    /// marks in it, if they can be relied on.
     pub(crate) fn left_out(
         &self,
         plain: &str,
@@ -255,8 +260,9 @@ impl Marked {
         self.texts.iter().zip(seen).find(|(text, seen)| wanted(text) && *seen < text.marks).map(|(text, _)| text)
     }
 
-    /// Where the content of each message stands in a rendering, its white space included if it is there: known only for a
-    /// message that has nothing but a text. `messages` are those without marks.
+    /// The byte range of each message's content in a rendering, with its white space if that is
+    /// there. `None`: it is not known, as for a message that has more than a text. `messages` are
+    /// those without marks.
     pub(crate) fn content_places(&self, messages: &[Value], found: &Found) -> Vec<Option<Range<usize>>> {
         let mut places: Vec<Option<Range<usize>>> = vec![None; self.messages.len()];
         let mut of_message = vec![0usize; self.messages.len()];
@@ -276,8 +282,8 @@ impl Marked {
         for (text, borders) in self.texts.iter().zip(borders) {
             let (Some(message), Some((first, last, count))) = (text.message, borders) else { continue };
             let [piece] = &text.pieces[..] else { continue };
-            // Written once, and nothing else in the message.
-            if of_message[message] != 1 || text.kind != Kind::Content || count != text.marks {
+            // The content must be written once, and be all that the message has.
+            if of_message[message] != 1 || text.kind != TextKind::Content || count != text.marks {
                 continue;
             }
             let first_word = piece.split(char::is_whitespace).next().unwrap_or_default();
@@ -304,7 +310,7 @@ pub(crate) fn reasoning(message: &Map<String, Value>) -> Option<&str> {
     first.as_str().filter(|text| !text.trim().is_empty())
 }
 
-/// Reasoning under a key becomes the beginning of the content, between the tags that most models have.
+/// Puts the reasoning under a key at the beginning of the content, between the tags of most models.
 fn reasoning_into_content(message: &mut Map<String, Value>) {
     let Some(thought) = reasoning(message).map(|text| text.trim_matches('\n').to_owned()) else { return };
     let answer = message.get("content").and_then(Value::as_str).unwrap_or_default().trim_start_matches('\n').to_owned();
@@ -312,7 +318,8 @@ fn reasoning_into_content(message: &mut Map<String, Value>) {
     message.insert("content".to_owned(), Value::String(format!("<think>\n{thought}\n</think>\n\n{answer}")));
 }
 
-/// The object with a call's or a tool's name: OpenAI's form has it within, others do without.
+/// The object with the name of a call or tool. In OpenAI's form it is under `function`, in others
+/// it is the value itself.
 fn function_of(value: &mut Value) -> Option<&mut Map<String, Value>> {
     let object = value.as_object_mut()?;
     if object.get("function").is_some_and(Value::is_object) {
@@ -321,14 +328,15 @@ fn function_of(value: &mut Value) -> Option<&mut Map<String, Value>> {
     Some(object)
 }
 
-/// The parts of a content: an assistant's reasoning and answer apart, all else as a whole. Tags are in none.
-fn sections(text: &str, kind: Kind, is_assistant: bool) -> Vec<(Kind, Range<usize>)> {
+/// The byte ranges of the parts of a content. Reasoning and answer of an assistant are parts of
+/// their own, and any other content is one part. The tags belong to none.
+fn sections(text: &str, kind: TextKind, is_assistant: bool) -> Vec<(TextKind, Range<usize>)> {
     let closing = REASONING.iter().filter_map(|(open, close)| Some((text.find(close)?, *open, *close)));
     let Some((end, open, close)) = closing.min().filter(|_| is_assistant) else { return vec![(kind, 0..text.len())] };
     let answer = (kind, end + close.len()..text.len());
     match text[..end].find(open) {
-        Some(start) => vec![(kind, 0..start), (Kind::Reasoning, start + open.len()..end), answer],
-        None => vec![(Kind::Reasoning, 0..end), answer],
+        Some(start) => vec![(kind, 0..start), (TextKind::Reasoning, start + open.len()..end), answer],
+        None => vec![(TextKind::Reasoning, 0..end), answer],
     }
 }
 
@@ -337,7 +345,8 @@ pub(crate) fn has_reasoning(content: &str) -> bool {
     REASONING.iter().any(|(_, close)| content.contains(close))
 }
 
-/// What stands between sections: nothing or a tag, which a hidden one is kept from being known as.
+/// Writes what stands between sections, which is nothing or a tag. With `hide`, a mark in the tag
+/// keeps a template from recognizing it.
 fn push_tag(out: &mut String, tag: &str, hide: bool) {
     match tag.char_indices().nth(1) {
         Some((second, _)) if hide => {
@@ -349,7 +358,7 @@ fn push_tag(out: &mut String, tag: &str, hide: bool) {
     }
 }
 
-/// Behind the first word, and before the last if that is another.
+/// The byte behind the first word of a text, and the byte before its last if that is another word.
 fn word_borders(text: &str) -> Option<(usize, Option<usize>)> {
     let body = text.trim_matches(is_space);
     if body.is_empty() {
@@ -370,14 +379,15 @@ fn push_mark(out: &mut String, id: usize) {
     out.push(CLOSE);
 }
 
-/// Whether a text cannot be marked, since it has what marks are made of.
+/// Whether a text holds characters that marks are made of, so that it cannot be marked.
 pub(crate) fn has_mark(text: &str) -> bool {
     text.contains(|character: char| matches!(character, OPEN..=HIDE))
 }
 
-/// Takes the marks out of a rendering. A mark that was torn stays in the text, which then is another than that without marks.
+/// Takes the marks out of a rendering. A mark that was torn stays in the text, so that it differs
+/// from the rendering without marks.
 pub(crate) fn take_marks(marked: &str) -> Found {
-    // Some templates write JSON in ASCII.
+    // Some templates write JSON in ASCII, with marks as escapes.
     let unescaped;
     let marked = if marked.contains("\\ufd") {
         let mut text = marked.to_owned();
@@ -429,10 +439,11 @@ fn occurs(rendering: &str, text: &str) -> bool {
     rendering.contains(&escaped[1..escaped.len() - 1])
 }
 
-/// Whether the contents of messages stand in a rendering one behind the other: the quick way to know that nothing was left
-/// out of a conversation of plain texts, none of them so short that it may stand there by chance.
+/// Whether the contents of messages stand in a rendering one behind the other. This is the quick
+/// way to know that nothing was left out. It is for conversations of plain texts, none of which is
+/// so short that it may stand there by chance.
 pub(crate) fn plainly_there(messages: &[Value], tools: Option<&Value>, rendering: &str) -> bool {
-    /// Bytes that no template has by chance.
+    /// A text of so many bytes does not stand in a rendering by chance.
     const LONG: usize = 12;
     let mut place = 0;
     tools.is_none()

@@ -15,48 +15,51 @@ use crate::added_tokens::TokenConfigs;
 use crate::chunks::Chunks;
 use crate::error::DatasetError;
 use crate::guard::{self, Bounds, Foreign};
-use crate::stream::TextStream;
 use crate::template::{self, ChatTemplate, Rendered};
 use crate::text_source::{self, GENERATION_CONFIG, TOKENIZER, TextSource, read_json, read_tokenizer};
 
-/// Loading a file of 35 MB takes 2 s. Both grow with the file.
+/// Bounds of loading a tokenizer.json. One of 35 MB takes 2 s. Both bounds grow with the file.
 const LOADING: Bounds = Bounds { time: Duration::from_secs(20), bytes: 1 << 30 };
+/// Bytes of memory that loading may take for each byte of the file.
 const LOADING_BYTES: usize = 64;
 
-/// A megabyte of text takes a second, and 200 bytes of memory a byte.
+/// Bounds of encoding a text. A megabyte takes a second, and 200 bytes of memory for each byte.
 const ENCODING: Bounds = Bounds { time: Duration::from_secs(5), bytes: 512 << 20 };
+/// Bytes of memory that encoding may take for each byte of the text.
 const ENCODING_BYTES: usize = 512;
 
-/// The text that a bound of time grows with by a second.
+/// For so many bytes of text the bound of time grows by a second.
 const PER_SECOND: usize = 128 << 10;
 
-/// A clone is another handle on the same tokenizer.
+/// A model's tokenizer with its special tokens and chat template. A clone is another handle on the
+/// same tokenizer.
 #[derive(Clone)]
 pub struct ChatTokenizer {
     loaded: Arc<Loaded>,
     template: Option<Arc<ChatTemplate>>,
     foreign: Foreign,
-    /// Where its files were looked for.
+    /// The directories that its files were looked for in.
     pub(crate) model_dir: PathBuf,
     pub(crate) tokenizer_dir: PathBuf,
     pub(crate) adapter_dir: Option<PathBuf>,
     eos_ids: Vec<u32>,
-    /// What is appended to a text that ends: the tokenizer's own end of sequence, else the model's first.
+    /// The token that is appended to a text that ends: the tokenizer's own end of sequence, or the
+    /// model's first if the tokenizer has none.
     end: Option<u32>,
     bos_id: Option<u32>,
     notices: Vec<String>,
     fingerprint: [u8; 32],
 }
 
-/// What a tokenizer.json makes.
+/// What a tokenizer.json becomes.
 struct Loaded {
-    /// Without its post-processor, see `encode_with_spans`.
+    /// Without its post-processor (see `encode_with_spans`).
     tokenizer: Tokenizer,
     post_processor: Option<PostProcessorWrapper>,
     vocab_size: usize,
-    /// How it takes a text.
+    /// How it encodes a text, in pieces or as a whole.
     chunks: Chunks,
-    /// Splits at random were switched off.
+    /// The file splits words at random, which was switched off.
     without_chance: bool,
     notices: Vec<String>,
 }
@@ -68,23 +71,31 @@ pub(crate) struct Encoded {
 }
 
 impl ChatTokenizer {
-    /// [`Self::load`], or `None` where the directory has no tokenizer.json: rows of tokens can be trained on without.
+    /// As [`Self::load`]. `None`: the directory has no tokenizer.json, which rows of tokens do not
+    /// need.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
     pub fn load_if_present(model_dir: &Path, chat_template: Option<&Path>) -> Result<Option<Self>, DatasetError> {
         Self::open(&TextSource::of(model_dir, chat_template))
     }
 
-    /// Reads `tokenizer.json` of a model directory and, where there, `tokenizer_config.json`, `special_tokens_map.json`,
-    /// `chat_template.jinja`, `generation_config.json` and `config.json`. `chat_template` names a template to use instead.
+    /// Reads `tokenizer.json` of a model directory. If they are there, it also reads
+    /// `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja`,
+    /// `generation_config.json` and `config.json`. `chat_template` names a template to use instead.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and [`DatasetError::NoTokenizerFile`].
     pub fn load(model_dir: &Path, chat_template: Option<&Path>) -> Result<Self, DatasetError> {
         let opened = Self::load_if_present(model_dir, chat_template)?;
         opened.map_or_else(|| Err(Self::missing(model_dir)), Ok)
     }
 
-    /// Reads the files that a source names; `None` where it has no tokenizer.json.
+    /// Reads the files that a source names. `None`: it has no tokenizer.json.
     ///
     /// # Errors
-    /// [`DatasetError`] that names the file: one that cannot be read, is damaged, disagrees with another, or that its reader
-    /// fails on.
+    /// A [`DatasetError`] that names the file. It cannot be read, is damaged, disagrees with
+    /// another, or its reader fails on it.
     pub fn open(source: &TextSource<'_>) -> Result<Option<Self>, DatasetError> {
         let now = moment(source.date)?;
         let Some(directory) = source.tokenizer_dir() else { return Ok(None) };
@@ -134,7 +145,8 @@ impl ChatTokenizer {
         }))
     }
 
-    /// What to say of a directory without tokenizer.json, by what it has instead.
+    /// The error for a directory without tokenizer.json, which names what the directory has
+    /// instead.
     pub fn missing(model_dir: &Path) -> DatasetError {
         if model_dir.is_dir() {
             let found = text_source::other_tokenizers(model_dir);
@@ -144,20 +156,23 @@ impl ChatTokenizer {
         DatasetError::Unreadable { path: model_dir.join(TOKENIZER), source }
     }
 
-    /// What a person should know about these files, though they can be used.
+    /// What a person should know about these files, although they can be used.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
 
-    /// Whether the template asks for the time (`strftime_now`), so that its text depends on [`TextSource::date`].
+    /// Whether the template asks for the time (`strftime_now`), so that its text depends on
+    /// [`TextSource::date`].
     pub fn uses_date(&self) -> bool {
         self.template.as_ref().is_some_and(|template| template.uses_date())
     }
 
-    /// Token ids of a text. `add_special_tokens`: with what the tokenizer puts around it, a BOS for many models.
+    /// Token ids of a text. `add_special_tokens`: with what the tokenizer puts before and behind
+    /// it, for many models a BOS.
     ///
     /// # Errors
-    /// [`DatasetError::Tokenizer`]; [`DatasetError::TokenizerBounds`] where the tokenizer panics or does not come to an end.
+    /// [`DatasetError::Tokenizer`]. [`DatasetError::TokenizerBounds`] if the tokenizer panics or
+    /// does not come to an end.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, DatasetError> {
         self.watched(text, move |loaded, text| match &loaded.post_processor {
             Some(processor) if add_special_tokens => {
@@ -172,13 +187,18 @@ impl ChatTokenizer {
     }
 
     /// The ids of a rendered conversation. Nothing is added: a template writes its own BOS.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
     pub fn encode_chat(&self, rendered: &str) -> Result<Vec<u32>, DatasetError> {
         self.encode(rendered, false)
     }
 
-    /// As [`Self::encode_chat`], with the bytes that each token stands for. The post-processor must not have its say here:
-    /// `ByteLevel { trim_offsets: true }`, which Llama 3 has, moves the start of a token behind its white space, and with it
-    /// the line break before an answer into the answer.
+    /// As [`Self::encode_chat`], with the byte range that each token stands for.
+    ///
+    /// The post-processor is left out. Llama 3's (`ByteLevel { trim_offsets: true }`) moves the
+    /// start of a token behind its white space. The line break before an answer would become part
+    /// of the answer.
     pub(crate) fn encode_with_spans(&self, rendered: &str) -> Result<Encoded, DatasetError> {
         self.watched(rendered, |loaded, text| {
             let (ids, spans) = loaded.chunks.encode(&loaded.tokenizer, text).map_err(failed)?.into_iter().unzip();
@@ -186,7 +206,10 @@ impl ChatTokenizer {
         })
     }
 
-    /// The text of ids, bytes that are no UTF-8 replaced.
+    /// The text of ids. Bytes that are no UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, DatasetError> {
         let (loaded, ids) = (self.loaded.clone(), ids.to_vec());
         let bounds = grown(ENCODING, ids.len(), 16 * ENCODING_BYTES);
@@ -195,12 +218,7 @@ impl ChatTokenizer {
         })?
     }
 
-    /// Text as tokens come in, one at a time.
-    pub fn stream(&self) -> TextStream<'_> {
-        TextStream::new(self)
-    }
-
-    /// Work of the tokenizer on a text, within bounds.
+    /// Does work of the tokenizer on a text, within bounds.
     fn watched<R: Send + 'static>(
         &self,
         text: &str,
@@ -210,17 +228,18 @@ impl ChatTokenizer {
         guard::watched(&self.foreign, grown(ENCODING, text.len(), ENCODING_BYTES), move || work(&loaded, &text))?
     }
 
+    /// A token's text in the vocabulary, in the tokenizer's own spelling.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.loaded.tokenizer.id_to_token(id)
     }
 
-    /// Whether a token is one of those that stand for no text.
+    /// Whether a token is special: it stands for no text.
     pub fn is_special(&self, id: u32) -> bool {
         let added = self.loaded.tokenizer.get_added_vocabulary();
         added.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
-    /// The highest id + 1, added tokens included. The model's embedding may have more rows.
+    /// The highest id plus one, added tokens included. The model's embedding may have more rows.
     pub fn vocab_size(&self) -> usize {
         self.loaded.vocab_size
     }
@@ -230,7 +249,8 @@ impl ChatTokenizer {
         &self.eos_ids
     }
 
-    /// The same where the same text gives the same tokens, and the same conversation the same text.
+    /// A hash of everything that tokens and rendered conversations depend on. If it is the same, so
+    /// are they.
     pub(crate) fn fingerprint(&self) -> &[u8; 32] {
         &self.fingerprint
     }
@@ -239,15 +259,17 @@ impl ChatTokenizer {
         self.end
     }
 
+    /// The token that begins a sequence, if the tokenizer has one.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos_id
     }
 
+    /// Whether there is a chat template.
     pub fn has_template(&self) -> bool {
         self.template.is_some()
     }
 
-    /// Whether tokenizer.json as it is on the disk splits at random.
+    /// Whether the file tokenizer.json splits words at random, which was switched off here.
     pub(crate) fn without_chance(&self) -> bool {
         self.loaded.without_chance
     }
@@ -256,7 +278,11 @@ impl ChatTokenizer {
         self.template.as_deref().ok_or_else(|| DatasetError::NoTemplate { model_dir: self.model_dir.clone() })
     }
 
-    /// Messages through the chat template, as `apply_chat_template(messages, tools, tokenize=False)`.
+    /// Renders messages with the chat template, as transformers'
+    /// `apply_chat_template(messages, tools, tokenize=False)`.
+    ///
+    /// # Errors
+    /// [`DatasetError::NoTemplate`], [`DatasetError::Template`], [`DatasetError::TemplateBounds`].
     pub fn render(
         &self,
         messages: &[Value],
@@ -268,13 +294,24 @@ impl ChatTokenizer {
     }
 }
 
+impl DatasetError {
+    /// Turns [`DatasetError::NoTokenizer`] into an error that names the model's directory and what
+    /// it has instead of a tokenizer.json. Any other error stays as it is.
+    pub fn in_model(self, model_dir: &Path) -> DatasetError {
+        match self {
+            Self::NoTokenizer => ChatTokenizer::missing(model_dir),
+            other => other,
+        }
+    }
+}
+
 impl Loaded {
     fn read(bytes: &[u8], path: &Path, configs: &TokenConfigs) -> Result<Self, DatasetError> {
         let refused =
             |error: tokenizers::Error| DatasetError::BadModelFile { path: path.to_owned(), reason: error.to_string() };
         let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(refused)?;
         let mut notices = Vec::new();
-        // Rows are cut and padded by the trainer, which counts what it cuts.
+        // Rows are cut in `reading.rs`, which counts what it cuts, and are never padded.
         tokenizer.with_truncation(None).map_err(refused)?;
         tokenizer.with_padding(None);
         let without_chance = take_chance(&mut tokenizer);
@@ -295,7 +332,8 @@ impl Loaded {
         Ok(loaded)
     }
 
-    /// Some files load and panic at the first text: better now, where no row is to blame. An error may be this text's.
+    /// Encodes a text. Some files load and panic at the first text, and should do so before any row
+    /// is blamed. An error is ignored, since it may be due to this text.
     fn try_out(&self) {
         if let (Ok(encoding), Some(processor)) = (self.tokenizer.encode("Hello, 1 é\n", false), &self.post_processor) {
             let _ = processor.process(encoding, None, true);
@@ -303,7 +341,7 @@ impl Loaded {
     }
 }
 
-/// Switches off what would give a text other tokens each time; whether there was any.
+/// Switches off what would give a text other tokens each time. Returns whether there was any.
 fn take_chance(tokenizer: &mut Tokenizer) -> bool {
     let model = match tokenizer.get_model() {
         ModelWrapper::BPE(model) if model.dropout.is_some_and(|dropout| dropout != 0.0) => {
@@ -330,7 +368,7 @@ fn grown(bounds: Bounds, length: usize, bytes: usize) -> Bounds {
     }
 }
 
-/// The time that a template is told.
+/// The time that a template is told: 00:00 of `date`, or now.
 fn moment(date: Option<&str>) -> Result<NaiveDateTime, DatasetError> {
     let Some(date) = date else { return Ok(Local::now().naive_local()) };
     let day = NaiveDate::parse_from_str(date, "%Y-%m-%d");
@@ -341,8 +379,8 @@ fn failed(error: tokenizers::Error) -> DatasetError {
     DatasetError::Tokenizer { reason: error.to_string() }
 }
 
-/// `eos_token_id` of the first generation_config.json that has one, the adapter's before the model's, else of config.json: a
-/// number or a list.
+/// `eos_token_id` of the first file that has one: generation_config.json of the adapter, that of
+/// the model, config.json. It is a number or a list.
 fn model_eos_ids(
     source: &TextSource<'_>,
     vocab_size: usize,

@@ -1,16 +1,18 @@
-//! Other forms of the same messages, for templates that do not take the one that the row is written in: calls whose
-//! arguments are JSON text (OpenAI's form), content that is a list of text parts.
+//! Other forms of the same messages, for templates that do not take the form of the row.
 //!
-//! The row as it is written comes first, so that a template which takes it gets it.
+//! Arguments of calls that are JSON text (OpenAI's form) may become objects. Content that is a list
+//! of text parts may become a string. The form of the row comes first, so that a template that
+//! takes it gets it.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use serde_json::{Map, Value};
 
-use crate::jsonl::{self, RowProblem};
+use crate::json;
+use crate::problem::RowProblem;
 
-/// The messages as they are, then in each other form that they can have.
+/// The messages as they are, and then in each other form that they can have.
 pub(crate) fn of(messages: &[Value]) -> impl Iterator<Item = Cow<'_, [Value]>> {
     let with_text = messages.iter().any(|message| calls(message).any(|call| parsed(call).is_some()));
     let with_parts = messages.iter().any(|message| message["content"].is_array());
@@ -30,13 +32,13 @@ fn arguments(call: &Value) -> Option<&Value> {
     call.get("function").filter(|function| function.is_object()).unwrap_or(call).get("arguments")
 }
 
-/// The object that the arguments of a call are the text of. No text is no arguments.
+/// The arguments of a call, if they are the text of an object. An empty text is an empty object.
 fn parsed(call: &Value) -> Option<Map<String, Value>> {
     let text = arguments(call)?.as_str()?.trim();
     if text.is_empty() {
         return Some(Map::new());
     }
-    match jsonl::value(text) {
+    match json::value(text) {
         Ok(Value::Object(object)) => Some(object),
         _ => None,
     }
@@ -45,7 +47,7 @@ fn parsed(call: &Value) -> Option<Map<String, Value>> {
 fn changed(message: &Value, parse: bool, join: bool) -> Value {
     let mut message = message.clone();
     if let Some(parts) = message.get("content").and_then(Value::as_array).filter(|_| join) {
-        // Without anything between, as mlx-lm joins them.
+        // The parts are joined without anything between them, as in mlx-lm.
         let text: String = parts.iter().filter_map(|part| part.get("text").and_then(Value::as_str)).collect();
         message["content"] = Value::String(text);
     }
@@ -62,8 +64,8 @@ fn changed(message: &Value, parse: bool, join: bool) -> Value {
     message
 }
 
-/// What must not stand in a rendering of the messages in `scope`: parts of a content as Python or JSON code, the text of a
-/// call's arguments within another text.
+/// Refuses a rendering of the messages in `scope` in which the template wrote text parts as Python
+/// or JSON code, or the text of a call's arguments as a quoted string.
 pub(crate) fn check_written(
     messages: &[Value],
     scope: Range<usize>,
@@ -73,29 +75,22 @@ pub(crate) fn check_written(
     for index in scope {
         let message = &messages[index];
         if message["content"].is_array() && is_written_as_code(message, messages, rendering) {
-            return Err(RowProblem::new(format!(
-                "{}.content is a list, and the chat template writes it as code",
-                path(index)
-            ))
-            .expected("a string"));
+            return Err(RowProblem::WrittenAsCode(path(index)));
         }
         for (number, call) in calls(message).enumerate() {
             let Some(text) = arguments(call).and_then(Value::as_str).map(str::trim) else { continue };
-            // What is no object may well be meant as a text.
+            // Arguments that are the text of no object may be meant as a text.
             let is_text = parsed(call).is_none() && rendering.contains(text);
             if !is_text && is_quoted(rendering, text) {
-                return Err(RowProblem::new(format!(
-                    "{}.tool_calls[{number}]: the arguments are a string, and the chat template quotes it",
-                    path(index)
-                ))
-                .expected("an object, or the text of one"));
+                return Err(RowProblem::QuotedArguments { path: path(index), call: number });
             }
         }
     }
     Ok(())
 }
 
-/// How a part begins as Python prints it and, other than for the result of a tool, as JSON.
+/// How a part begins as Python or JSON code, and whether it is JSON. The result of a tool may hold
+/// JSON.
 const CODE: [(&str, bool); 4] =
     [("{'type': 'text'", false), ("{'text': '", false), ("{'text': \"", false), ("{\"type\": \"text\"", true)];
 
@@ -106,7 +101,7 @@ fn is_written_as_code(message: &Value, messages: &[Value], rendering: &str) -> b
     })
 }
 
-/// Whether a text within a value holds another.
+/// Whether one of the texts within a value holds `text`.
 fn says(value: &Value, text: &str) -> bool {
     match value {
         Value::String(it) => it.contains(text),
@@ -116,8 +111,8 @@ fn says(value: &Value, text: &str) -> bool {
     }
 }
 
-/// Whether a rendering has the text of arguments only between quotes: as the text of a text. Where it has it bare too, some
-/// other part may be what is quoted.
+/// Whether a rendering has the text of arguments only between quotes. If it has the text without
+/// quotes too, the quoted one may belong to another part.
 fn is_quoted(rendering: &str, text: &str) -> bool {
     if text.is_empty() {
         return true;

@@ -1,20 +1,24 @@
-//! Random numbers as a pure function of a key and a position: nothing about them has to be saved.
+//! Random numbers as a pure function of a key and a position, so that no state has to be saved.
 //!
-//! Owns: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011), which the
-//! order of rows, fresh weights, dropout and sampling all draw from.
-//! Must never know: what its numbers are used for.
-//! Start reading at [`Stream`].
+//! **Owns** Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2,
+//! 3", SC 2011). The order of rows, fresh weights, dropout and sampling all draw from it.
+//!
+//! **Must never know** what its numbers are used for.
+//!
+//! **Start reading** at [`Stream`].
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
-/// The stream of one purpose: a seed, and up to three numbers that set it apart (step, module, …).
+/// The random numbers of one purpose: of a seed, and of three numbers that tell it from other
+/// streams (purpose, step, module).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
     key: [u32; 2],
 }
 
 impl Stream {
-    /// Streams of different arguments are independent of each other.
+    /// The stream of these numbers. Streams of different arguments are independent of each other.
     pub fn new(seed: u64, purpose: u32, step: u64, module: u32) -> Stream {
         let key = [seed as u32, (seed >> 32) as u32];
         let block = philox([step as u32, (step >> 32) as u32, module, purpose], key);
@@ -27,7 +31,7 @@ impl Stream {
         philox(position, self.key)
     }
 
-    /// What its blocks are drawn with, for a device that draws them itself.
+    /// The key that [`philox`] draws the blocks with, for a device that draws them itself.
     pub fn key(&self) -> [u32; 2] {
         self.key
     }
@@ -37,7 +41,8 @@ impl Stream {
         self.words(len).map(|word| (unit(word) * 2.0 - 1.0) * bound).collect()
     }
 
-    /// `len` normal numbers of this standard deviation (Box–Muller in f64, rounded once).
+    /// `len` normal numbers with mean 0 and this standard deviation (Box–Muller in f64, rounded
+    /// once).
     pub fn normal(&self, len: usize, deviation: f32) -> Vec<f32> {
         let mut words = self.words(len.next_multiple_of(2));
         let mut values = Vec::with_capacity(len + 1);
@@ -64,7 +69,7 @@ pub fn unit(word: u32) -> f32 {
     (word >> 8) as f32 * (1.0 / 16_777_216.0)
 }
 
-/// One block of 128 random bits.
+/// One block of 128 random bits: ten rounds of Philox4x32 with the constants of the paper.
 #[inline(always)]
 pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for round in 0..10 {
@@ -83,7 +88,8 @@ pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 mod tests {
     use super::*;
 
-    /// The known answers that come with the authors' Random123 library (`kat_vectors`, philox4x32 10).
+    /// The known answers that come with the authors' Random123 library (`kat_vectors`, philox4x32
+    /// 10).
     #[test]
     fn known_answers() {
         let cases = [

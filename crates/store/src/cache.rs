@@ -1,16 +1,17 @@
-//! Files that can be made again: they may be lost at any time, and a damaged one is as good as none.
+//! Files that can be made again. They may be lost at any time, and a damaged one counts as missing.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::directory::{ensure_directory, temporary_name};
+use crate::directory::ensure_directory;
 use crate::disk::{Disk, RealDisk};
+use crate::own_names::temporary_name;
 
-/// Bytes of all files of a cache together; the ones not used for longest go first.
+/// The most bytes of all files of a cache together. Those that were not used for longest go first.
 const MOST_BYTES: u64 = 8 << 30;
-/// A file that was never finished is somebody's work until it is this old.
+/// A file that was never finished is a leftover once it is this old.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 const HASH_BYTES: usize = 32;
 
@@ -20,14 +21,15 @@ pub struct Cache {
     folder: PathBuf,
 }
 
-/// Held by the one process that makes an entry; the others wait for it.
-pub struct Making {
+/// Held by the process that makes an entry. The others wait for it.
+pub struct EntryLock {
     _lock: File,
 }
 
 impl Cache {
-    /// The folder `kind` where `FINETUNE_CACHE`, `XDG_CACHE_HOME` or the home directory says; `None` where none does.
-    /// `FINETUNE_CACHE=off` means no cache.
+    /// The folder `kind` in the user's cache. `FINETUNE_CACHE`, `XDG_CACHE_HOME` and the home
+    /// directory say where that is, in this order. `None`: none of them does, or
+    /// `FINETUNE_CACHE=off`.
     pub fn of_user(kind: &str) -> Option<Cache> {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let own = variable("FINETUNE_CACHE");
@@ -49,7 +51,7 @@ impl Cache {
         self.folder.join(key)
     }
 
-    /// Reads an entry with `read`. `None` where there is none, where it is damaged, or where `read` does not understand it.
+    /// Reads an entry with `read`. `None`: there is none, it is damaged, or `read` fails on it.
     pub fn get<T>(&self, key: &str, read: impl FnOnce(&mut dyn Read) -> io::Result<T>) -> Option<T> {
         let path = self.path(key);
         let file = File::open(&path).ok()?;
@@ -64,12 +66,12 @@ impl Cache {
         if *hasher.finalize().as_bytes() != written {
             return None;
         }
-        // It was of use: others go before it.
+        // It was used, so others are removed before it.
         let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
         Some(value)
     }
 
-    /// Writes an entry with `write`. Failures are passed over: an entry is never needed.
+    /// Writes an entry with `write`. Failures are ignored, since no entry is needed.
     pub fn put(&self, key: &str, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) {
         let temporary = self.path(&temporary_name(key));
         if self.write(&temporary, write).is_err() || RealDisk.rename(&temporary, &self.path(key)).is_err() {
@@ -81,7 +83,7 @@ impl Cache {
     fn write(&self, path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
         use std::os::unix::fs::OpenOptionsExt;
         ensure_directory(&RealDisk, &self.folder).map_err(io::Error::other)?;
-        // Rows are the user's own business.
+        // Rows may be confidential, so other users may not read them.
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         let mut content = Hashing { inner: BufWriter::with_capacity(1 << 20, file), hasher: blake3::Hasher::new() };
         write(&mut content)?;
@@ -90,23 +92,25 @@ impl Cache {
         inner.flush()
     }
 
-    /// Waits until no other process makes this entry, then makes it ours to make. `None` where the cache cannot be written to.
-    /// `waiting` is called now and then, and says whether to go on waiting.
-    pub fn make(&self, key: &str, waiting: &dyn Fn() -> bool) -> Option<Making> {
+    /// Waits until no other process makes this entry, and takes the lock to make it. `waiting` is
+    /// called now and then, and says whether to go on waiting. `None`: it says no, or the cache
+    /// cannot be written to.
+    pub fn make(&self, key: &str, waiting: &dyn Fn() -> bool) -> Option<EntryLock> {
         use std::os::unix::fs::OpenOptionsExt;
         ensure_directory(&RealDisk, &self.folder).ok()?;
         let path = self.path(&format!("{key}.lock"));
         let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).ok()?;
         loop {
             match lock.try_lock() {
-                Ok(()) => return Some(Making { _lock: lock }),
+                Ok(()) => return Some(EntryLock { _lock: lock }),
                 Err(std::fs::TryLockError::WouldBlock) if waiting() => std::thread::sleep(Duration::from_millis(20)),
                 Err(_) => return None,
             }
         }
     }
 
-    /// Removes the oldest entries beyond what the cache may hold, and what processes left that ended while they wrote.
+    /// Removes the oldest entries beyond what the cache may hold, and what processes left that
+    /// ended while they wrote.
     fn sweep(&self) {
         let mut entries: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for name in RealDisk.list(&self.folder).unwrap_or_default() {
@@ -134,7 +138,7 @@ impl Cache {
     }
 }
 
-/// Hashes what goes through it.
+/// A reader or writer that hashes what goes through it.
 struct Hashing<T> {
     inner: T,
     hasher: blake3::Hasher,
@@ -215,7 +219,7 @@ mod tests {
         assert!(cache.make("one", &|| false).is_none());
         std::thread::scope(|scope| {
             let other = scope.spawn(|| {
-                let _making = cache.make("one", &|| true).unwrap();
+                let _lock = cache.make("one", &|| true).unwrap();
                 cache.get("one", text)
             });
             std::thread::sleep(Duration::from_millis(50));

@@ -1,4 +1,4 @@
-//! The commit protocol: a directory appears under its name complete, or not at all, also when the
+//! The commit protocol: a directory appears under its name complete or not at all, even if the
 //! power goes at any point.
 //!
 //! ```text
@@ -10,19 +10,16 @@
 //! 6 sync    the parent                   the rename lasts
 //! ```
 //!
-//! The mark says whose a leftover is, whatever it is called: what has neither the mark nor a manifest is
-//! somebody's, and is never removed.
+//! The mark shows that a leftover is of this program, whatever its name. A directory with neither
+//! the mark nor a manifest may be somebody's, and is never removed.
 //!
-//! There is no pointer to the latest directory, which would be one more thing to tear: the latest
-//! is the one with the highest number whose manifest verifies (`retention.rs`).
+//! There is no pointer to the latest directory, which could be torn itself. The latest is the one
+//! with the highest number whose manifest verifies (`retention.rs`).
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::disk::Disk;
 use crate::error::{Operation, StoreError};
@@ -30,22 +27,26 @@ use crate::failpoint;
 use crate::hash::hex;
 use crate::manifest::{FileRecord, MANIFEST_NAME, Manifest};
 use crate::names::SafeName;
-
-/// In a directory that is being written or removed: one of ours, and nobody's any more once its process has ended.
-pub(crate) const UNFINISHED: &str = ".finetune-unfinished";
+use crate::own_names::{UNFINISHED, temporary_name};
 
 /// A file to be written.
 #[derive(Debug, Clone)]
 pub struct NewFile<'a> {
+    /// Its name in the directory (see [`crate::SafeName`]).
     pub name: &'a str,
+    /// What it will hold.
     pub bytes: Cow<'a, [u8]>,
 }
 
 /// Writes `files` and a manifest into the new directory `parent/name` and returns its path.
 ///
-/// `about` is an object with the text `kind`; the rest of it comes back as [`Manifest::fields`].
-/// When this returns `Ok`, the directory survives a power cut. When it fails, nothing stands under
-/// the name unless it is complete, and what was written is removed if it can be.
+/// `about` is a JSON object with the text `kind`; the rest of it comes back as
+/// [`Manifest::fields`]. Once this has returned `Ok`, the directory survives a power cut.
+///
+/// # Errors
+/// [`StoreError::AlreadyExists`], [`StoreError::UnsafeName`], or a failure of the disk. Then
+/// nothing stands under the name unless it is complete, and what was written is removed if it can
+/// be.
 pub fn commit_directory(
     disk: &dyn Disk,
     parent: &Path,
@@ -58,24 +59,28 @@ pub fn commit_directory(
     staging.publish(about)
 }
 
-/// A directory that is being written and is not visible yet. For exports that are too large for
-/// memory: write into [`Staging::directory`], [`Staging::record`] each file, then publish.
-/// Dropped without that, it removes what it wrote.
+/// A directory that is being written and is not visible yet. It is for exports that are too large
+/// for memory: write into [`Staging::directory`], [`Staging::record`] each file, then publish. A
+/// `Staging` that is dropped unpublished removes what it wrote.
 pub struct Staging<'disk> {
     pub(crate) disk: &'disk dyn Disk,
     pub(crate) parent: PathBuf,
     pub(crate) destination: PathBuf,
     temporary: PathBuf,
     files: Vec<FileRecord>,
-    /// For the message when the disk is full: what this directory needs, as far as it is known.
+    /// What this directory needs as far as it is known, for the message when the disk is full.
     needed_bytes: u64,
-    /// The temporary directory, locked while this process writes it: the next export asks the lock, not a process
-    /// number, whether it is a leftover. `None` where the file system has no such locks.
+    /// The temporary directory, locked while this process writes it. Another process tells by the
+    /// lock, not by a process id, whether the directory is a leftover. `None`: the file system has
+    /// no such locks.
     _alive: Option<File>,
 }
 
 impl<'disk> Staging<'disk> {
     /// Starts `parent/name`, which must not exist. Creates the parent.
+    ///
+    /// # Errors
+    /// [`StoreError::AlreadyExists`], [`StoreError::UnsafeName`], or a failure of the disk.
     pub fn begin(disk: &'disk dyn Disk, parent: &Path, name: &str) -> Result<Self, StoreError> {
         let name = SafeName::parse(name)?;
         let destination = parent.join(name.as_str());
@@ -102,7 +107,7 @@ impl<'disk> Staging<'disk> {
         Ok(staging)
     }
 
-    /// Before anything else is written there, so that no leftover is without it.
+    /// Leaves the mark before anything else is written, so that every leftover has it.
     fn mark(&self) -> Result<(), StoreError> {
         mark_unfinished(self.disk, &self.temporary)
     }
@@ -118,6 +123,10 @@ impl<'disk> Staging<'disk> {
     }
 
     /// Writes and syncs one file.
+    ///
+    /// # Errors
+    /// [`StoreError::UnsafeName`], [`StoreError::CannotWrite`] for a name that is taken, or a
+    /// failure of the disk.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
         failpoint::hit("checkpoint.file");
         let name = self.new_name(name)?;
@@ -132,6 +141,9 @@ impl<'disk> Staging<'disk> {
 
     /// Takes a file that the caller wrote into [`Staging::directory`] into the manifest: syncs it
     /// and reads it again for its hash.
+    ///
+    /// # Errors
+    /// As [`Staging::write`].
     pub fn record(&mut self, name: &str) -> Result<(), StoreError> {
         failpoint::hit("checkpoint.file");
         let name = self.new_name(name)?;
@@ -145,6 +157,10 @@ impl<'disk> Staging<'disk> {
     }
 
     /// Makes the directory visible under its name, which must still not exist.
+    ///
+    /// # Errors
+    /// [`StoreError::AlreadyExists`], [`StoreError::CannotWrite`] if `about` is no object with a
+    /// `kind`, or a failure of the disk.
     pub fn publish(self, about: &serde_json::Value) -> Result<PathBuf, StoreError> {
         self.finish_files(about)?;
         refuse_existing(self.disk, &self.destination)?;
@@ -181,7 +197,7 @@ impl<'disk> Staging<'disk> {
 
     fn new_name(&self, name: &str) -> Result<SafeName, StoreError> {
         let safe = SafeName::parse(name)?;
-        // Compared without case: on a Mac's disk the two would be one file.
+        // Without case: on a Mac's disk names that differ in case are one file.
         let same = |other: &str| other.eq_ignore_ascii_case(name);
         if same(MANIFEST_NAME) || self.files.iter().any(|file| same(&file.name)) {
             return Err(StoreError::CannotWrite {
@@ -205,15 +221,15 @@ impl<'disk> Staging<'disk> {
 
 impl Drop for Staging<'_> {
     fn drop(&mut self) {
-        // After publishing, nothing has this name any more. When the disk is failing, neither may
-        // this work; then `sweep` of the next process finds the leftover by its name.
+        // After publishing, nothing has this name any more. On a failing disk the removal may fail
+        // too. Then `sweep` of the next process finds the leftover by its name.
         if self.disk.exists(&self.temporary).unwrap_or(false) {
             let _ = self.disk.remove_dir_all(&self.temporary);
         }
     }
 }
 
-/// Leaves the mark in a directory, to last before anything else in it does.
+/// Leaves the mark in a directory and syncs it, before anything else is written there.
 pub(crate) fn mark_unfinished(disk: &dyn Disk, directory: &Path) -> Result<(), StoreError> {
     let mark = directory.join(UNFINISHED);
     let text = format!("{} of finetune {}\n", std::process::id(), env!("CARGO_PKG_VERSION"));
@@ -222,7 +238,10 @@ pub(crate) fn mark_unfinished(disk: &dyn Disk, directory: &Path) -> Result<(), S
     disk.sync_dir(directory).map_err(|source| StoreError::io(directory, Operation::Sync, 0, source))
 }
 
-/// Creates a directory and those above it that are missing, each lasting through a power cut.
+/// Creates a directory and those above it that are missing. Each survives a power cut.
+///
+/// # Errors
+/// A failure of the disk.
 pub fn ensure_directory(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
     if path.as_os_str().is_empty() {
         return Ok(()); // the current directory
@@ -248,46 +267,4 @@ fn refuse_existing(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
         Ok(true) => Err(StoreError::AlreadyExists { path: path.to_path_buf() }),
         Err(source) => Err(StoreError::io(path, Operation::Inspect, 0, source)),
     }
-}
-
-/// A name that no other process uses, from which [`is_ours`] knows this process again.
-pub(crate) fn temporary_name(name: &str) -> String {
-    format!("{name}{}{}", own_mark(), next_number())
-}
-
-pub(crate) fn is_ours(temporary_name: &str) -> bool {
-    temporary_name.contains(&own_mark())
-}
-
-/// What stands before the mark in `<anything>.tmp-<pid>-<nonce>`, the form that [`temporary_name`] gives, and nothing
-/// that a user might have named so by hand.
-pub(crate) fn temporary_of(name: &str) -> Option<&str> {
-    let (before, mark) = name.rsplit_once(".tmp-")?;
-    let (pid, nonce) = mark.split_once('-')?;
-    (pid.parse::<u32>().is_ok() && is_nonce(nonce)).then_some(before)
-}
-
-/// Whether this is what [`nonce`] gives: 16 hexadecimal digits and a number of at least four.
-pub(crate) fn is_nonce(text: &str) -> bool {
-    text.len() >= 20 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-/// Different for each call in each process.
-pub(crate) fn nonce() -> String {
-    format!("{:016x}{}", process_nonce(), next_number())
-}
-
-fn own_mark() -> String {
-    format!(".tmp-{}-{:016x}", std::process::id(), process_nonce())
-}
-
-fn next_number() -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    format!("{:04x}", NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-/// The process id alone repeats: in a container every run may be process 1.
-fn process_nonce() -> u64 {
-    static NONCE: OnceLock<u64> = OnceLock::new();
-    *NONCE.get_or_init(|| std::hash::RandomState::new().build_hasher().finish())
 }

@@ -1,5 +1,6 @@
-//! The calls that a commit makes to the file system, each one a place where a test can fail it or
-//! cut the power. [`RealDisk`] is the operating system's; [`crate::fault::FaultDisk`] is the model.
+//! The calls that a commit makes to the file system. At each of them a test can fail the commit or
+//! cut the power. [`RealDisk`] is the operating system's file system, `FaultDisk` in `fault.rs` the
+//! model.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -7,29 +8,39 @@ use std::path::Path;
 
 /// A file system. Changes last through a power cut only once they are synced: a file's bytes by
 /// [`Disk::sync_file`], a directory's entries (created, renamed, removed) by [`Disk::sync_dir`].
+/// Every call fails with the error of the system.
 pub trait Disk: Send + Sync {
+    /// Creates a directory that must not exist; not synced.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// Creates a directory and those above it that are missing; not synced.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
     /// Creates a file that must not exist, with these bytes; not synced.
     fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
     /// Adds bytes to the end of an existing file; not synced.
     fn append_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
+    /// Makes a file's bytes survive a power cut.
     fn sync_file(&self, path: &Path) -> io::Result<()>;
+    /// Makes a directory's entries survive a power cut.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
-    /// Atomic; replaces an existing file, not an existing directory with something in it.
+    /// Gives a file or directory another name, in one step. Replaces an existing file, and an empty
+    /// directory.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Exchanges the names of two directories in one step, so that neither is ever gone.
-    /// [`io::ErrorKind::Unsupported`] where the system or the file system cannot.
+    /// Exchanges the names of two directories in one step, so that neither is ever gone. The error
+    /// is [`io::ErrorKind::Unsupported`] if the system or the file system cannot.
     fn exchange(&self, one: &Path, other: &Path) -> io::Result<()>;
+    /// Removes a directory with everything in it.
     fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Removes a file.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
 
+    /// Whether something has this name, be it a link that leads nowhere.
     fn exists(&self, path: &Path) -> io::Result<bool>;
     /// Whether this is a directory itself, not a link to one.
     fn is_directory(&self, path: &Path) -> io::Result<bool>;
-    /// The length of a regular file; an error for links and everything else, so that a manifest
-    /// cannot vouch for bytes outside its directory.
+    /// The length of a regular file in bytes. It is an error for links and everything else, so that
+    /// a manifest cannot vouch for bytes outside its directory.
     fn length(&self, path: &Path) -> io::Result<u64>;
+    /// All bytes of a file.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
     /// The blake3 hash of a file's bytes, read anew and in pieces.
     fn hash(&self, path: &Path) -> io::Result<[u8; 32]>;
@@ -65,8 +76,8 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         match File::open(path)?.sync_all() {
-            // Some network file systems have no sync of a directory and say so. Refusing to save
-            // there at all would be worse than the weaker promise that they give.
+            // Some network file systems cannot sync a directory and say so. Refusing to save there
+            // would be worse than the weaker promise that they give.
             Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
             other => other,
         }
@@ -90,7 +101,7 @@ impl Disk for RealDisk {
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
-        // A dangling link is there too: writing to its name would not create a new file.
+        // A dangling link counts: writing to its name would not create a new file.
         match fs::symlink_metadata(path) {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -140,7 +151,7 @@ fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     use rustix::io::Errno;
 
-    // Old kernels do not know the call, some file systems (NFS, FAT, overlays) not the flag.
+    // Old kernels do not know the call, and some file systems (NFS, FAT, overlays) not the flag.
     const CANNOT: [Errno; 6] = [Errno::NOSYS, Errno::INVAL, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::XDEV, Errno::PERM];
     match renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) {
         Ok(()) => Ok(()),

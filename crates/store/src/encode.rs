@@ -1,5 +1,5 @@
-//! Writing safetensors: the same tensors give the same bytes. (The format's own crate keeps the
-//! metadata in a hash map, whose order changes from run to run.)
+//! Writing safetensors. The same tensors give the same bytes: the format's own crate keeps the
+//! metadata in a hash map, whose order changes from run to run.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,13 +7,27 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::dtype::Dtype;
 use crate::error::StoreError;
 use crate::header::{LENGTH_BYTES, MAX_HEADER_BYTES, MAX_TENSORS, byte_length};
-use crate::shards::TensorSpec;
-use crate::tensors::Dtype;
+
+/// A tensor that will be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Its name in the file.
+    pub name: String,
+    /// The format of its numbers.
+    pub dtype: Dtype,
+    /// Its lengths, the outermost dimension first.
+    pub shape: Vec<usize>,
+}
 
 /// The bytes of a safetensors file with these tensors (name, dtype, shape, little-endian bytes) in
 /// this order. PyTorch and PEFT want `{"format": "pt"}` in the metadata.
+///
+/// # Errors
+/// [`StoreError::CannotWrite`] for a name that comes twice, bytes that do not fit the shape, or too
+/// many tensors.
 #[expect(clippy::type_complexity, reason = "what the caller has at hand, once")]
 pub fn encode_tensors(
     tensors: &[(String, Dtype, Vec<usize>, Cow<[u8]>)],

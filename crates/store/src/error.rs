@@ -11,20 +11,29 @@ use crate::stand_in::StandIn;
 /// What was being done to a path when it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
+    /// Reading a file.
     Read,
+    /// Listing a directory.
     List,
+    /// Asking what lies there.
     Inspect,
+    /// Creating a directory.
     CreateDirectory,
+    /// Writing a file.
     Write,
+    /// Syncing a file or directory.
     Sync,
+    /// Giving another name.
     Rename,
+    /// Removing a file or directory.
     Remove,
+    /// Locking a file.
     Lock,
 }
 
 impl Operation {
-    /// True for the operations that change the disk; a failure of one of them is a disk failure
-    /// (exit code 5), a failure to read is a bad input (exit code 2).
+    /// True for the operations that change the disk. A failure of one of them is a failure of the
+    /// disk, a failure to read is one of the input.
     pub fn is_write(self) -> bool {
         !matches!(self, Self::Read | Self::List | Self::Inspect | Self::Lock)
     }
@@ -49,66 +58,159 @@ impl fmt::Display for Operation {
 /// An error of this crate. Each names the path; [`StoreError::hints`] says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
+    /// The system failed to do something.
     #[error("could not {operation} {}: {source}", path.display())]
-    Io { path: PathBuf, operation: Operation, source: io::Error },
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was being done.
+        operation: Operation,
+        /// What the system says.
+        source: io::Error,
+    },
 
     /// The disk, the quota or the largest allowed file size is exhausted.
     #[error("no space left at {}: {} were to be written ({source})", path.display(), human_bytes(*needed_bytes))]
-    NoSpace { path: PathBuf, needed_bytes: u64, source: io::Error },
+    NoSpace {
+        /// The file or directory.
+        path: PathBuf,
+        /// Bytes that were to be written.
+        needed_bytes: u64,
+        /// What the system says.
+        source: io::Error,
+    },
 
     /// The bytes do not follow their format.
     #[error("{} is malformed: {what}", path.display())]
-    Malformed { path: PathBuf, what: String },
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
 
     /// A file is not what its manifest or its index says.
     #[error("{}: {file} {what}", path.display())]
-    Mismatch { path: PathBuf, file: String, what: String },
+    Mismatch {
+        /// The directory.
+        path: PathBuf,
+        /// The name of the file in it.
+        file: String,
+        /// How it differs, as "has 3 bytes, …".
+        what: String,
+    },
 
+    /// The name is taken.
     #[error("{} exists already", path.display())]
-    AlreadyExists { path: PathBuf },
+    AlreadyExists {
+        /// The file or directory.
+        path: PathBuf,
+    },
 
     /// A directory that was to be replaced was not written by this program.
     #[error("{} was not written by finetune and will not be replaced: {what}", path.display())]
-    NotOurs { path: PathBuf, what: String },
+    NotOurs {
+        /// The directory.
+        path: PathBuf,
+        /// What shows that it was not.
+        what: String,
+    },
 
-    /// What was to be replaced is ours and something else than what would take its place.
+    /// The directory that was to be replaced is of this program and of another kind than what would
+    /// take its place.
     #[error("{} is {} of finetune and will not be replaced by {}", path.display(), with_article(found), with_article(wanted))]
-    OtherKind { path: PathBuf, found: String, wanted: String },
+    OtherKind {
+        /// The directory.
+        path: PathBuf,
+        /// Its kind, as its manifest has it.
+        found: String,
+        /// The kind that would take its place.
+        wanted: String,
+    },
 
+    /// A file lies where a directory is needed.
     #[error("{} is a file, and a directory is needed", path.display())]
-    NotADirectory { path: PathBuf },
+    NotADirectory {
+        /// The file or directory.
+        path: PathBuf,
+    },
 
-    /// What lies in the lock's place is somebody's.
+    /// The lock file is no file that this program made.
     #[error("{} is no lock of finetune ({what}) and is left as it is", path.display())]
-    ForeignLock { path: PathBuf, what: &'static str },
+    ForeignLock {
+        /// The lock file.
+        path: PathBuf,
+        /// What lies there.
+        what: &'static str,
+    },
 
     /// A link in a directory that came from elsewhere may lead to any file of this machine.
     #[error("{} is a link that leads out of its directory, to {}", path.display(), target.display())]
-    LinkOut { path: PathBuf, target: PathBuf },
+    LinkOut {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
 
-    /// What was fetched is not the file itself.
+    /// A file of a model directory is there in name only, since a download went wrong.
     #[error("{} is {}", path.display(), holding.describe())]
-    StandIn { path: PathBuf, holding: Holding },
+    StandIn {
+        /// The file.
+        path: PathBuf,
+        /// What lies there.
+        holding: Holding,
+    },
 
     /// Another process holds the run directory. Process and host are unknown for the instant
     /// between its taking the lock and its writing them down.
     #[error("{} is in use by {}", path.display(), owner(*pid, host.as_deref()))]
-    Locked { path: PathBuf, pid: Option<u32>, host: Option<String> },
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// The process that holds it.
+        pid: Option<u32>,
+        /// The host of that process.
+        host: Option<String>,
+    },
 
+    /// A name from outside could leave its directory, or means other things on other systems.
     #[error("{name:?} is not a safe file name: {what}")]
-    UnsafeName { name: String, what: &'static str },
+    UnsafeName {
+        /// The name, cut to 96 characters.
+        name: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
 
-    /// There is no model that we read in this directory.
+    /// The directory has no model of a format that is read.
     #[error("{} has neither model.safetensors nor model.safetensors.index.json; it has {found}", path.display())]
-    NoModel { path: PathBuf, found: String, only_pickle: bool },
+    NoModel {
+        /// The directory.
+        path: PathBuf,
+        /// The names of what it has.
+        found: String,
+        /// Whether it has weights as a pickle.
+        only_pickle: bool,
+    },
 
-    /// Something else lies where a file should be.
+    /// A file of tensors is something else, by its first bytes.
     #[error("{} is {}, not the file itself", path.display(), what.describe())]
-    InItsPlace { path: PathBuf, what: StandIn },
+    InItsPlace {
+        /// The file.
+        path: PathBuf,
+        /// What lies there.
+        what: StandIn,
+    },
 
-    /// What the caller wants written cannot be written in this format.
+    /// What the caller wants written does not fit the format.
     #[error("{} cannot be written: {what}", path.display())]
-    CannotWrite { path: PathBuf, what: String },
+    CannotWrite {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why not.
+        what: String,
+    },
 }
 
 fn with_article(kind: &str) -> String {
@@ -128,7 +230,7 @@ fn owner(pid: Option<u32>, host: Option<&str>) -> String {
 }
 
 impl StoreError {
-    /// An I/O error, or [`StoreError::NoSpace`] where that is what it is.
+    /// [`StoreError::NoSpace`] if the disk is full, otherwise [`StoreError::Io`].
     pub fn io(path: &Path, operation: Operation, needed_bytes: u64, source: io::Error) -> Self {
         let path = path.to_path_buf();
         let is_full = matches!(
@@ -218,11 +320,11 @@ impl StoreError {
         }
     }
 
-    /// True when writing failed for want of space or because of the disk: exit code 5.
+    /// True if writing failed for want of space or because of the disk.
     pub fn is_disk(&self) -> bool {
         match self {
             Self::NoSpace { .. } => true,
-            // No room to read a file.
+            // There is no memory to read a file into.
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::OutOfMemory => true,
             Self::Io { operation, .. } => operation.is_write(),
             _ => false,

@@ -1,11 +1,11 @@
-//! A disk in memory that can fail, or lose power, at any call: for the tests of this crate and of
-//! those that save through it.
+//! A disk in memory that can fail, or lose power, at any call. It is for the tests of this crate
+//! and of those that save through it.
 //!
 //! It keeps what is synced apart from what is pending, as a file system does. After a power cut
-//! ([`FaultDisk::after_crash`]) all that was synced is there, and a seeded subset of the pending
-//! changes, in any combination: an entry without the one made before it, a file that is empty, cut
-//! or ends in zeros. A rename within one directory is one change, as POSIX and journaled file
-//! systems have it.
+//! ([`FaultDisk::after_crash`]) everything synced is there, and a seeded subset of the pending
+//! changes, in any combination. An entry may be there without the one made before it. A file may be
+//! empty, be cut or end in zeros. A rename within one directory is one change, as in POSIX and
+//! journaled file systems.
 
 use std::io;
 use std::path::Path;
@@ -13,18 +13,20 @@ use std::sync::{Mutex, MutexGuard};
 
 use crate::disk::Disk;
 
-mod luck;
+mod rng;
+mod survival;
 mod tree;
 
-use luck::{Luck, Random, survivor};
+use rng::SplitMix64;
+use survival::{Survival, survivor};
 use tree::{Node, Tree, apply, empty_directory, sync};
 
 /// What the disk does at the chosen changing call.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
-    /// The call may have taken effect; nothing works from then on.
+    /// The call may take effect. Nothing works from then on.
     PowerCut,
-    /// The call fails without its effect (a write leaves half), and later calls work.
+    /// The call fails without taking effect, but for a write, which leaves half. Later calls work.
     Error(io::ErrorKind),
 }
 
@@ -35,11 +37,11 @@ struct State {
     fault: Option<(u64, Fault)>,
     fired: bool,
     is_off: bool,
-    /// As on a file system that cannot exchange two names.
+    /// The file system cannot exchange two names.
     no_exchange: bool,
 }
 
-/// See the module's documentation. Paths are absolute; `/` exists.
+/// A disk in memory (see the module's documentation). Paths are absolute, and `/` exists.
 #[derive(Debug)]
 pub struct FaultDisk {
     state: Mutex<State>,
@@ -58,6 +60,7 @@ impl Clone for FaultDisk {
 }
 
 impl FaultDisk {
+    /// An empty disk.
     pub fn new() -> Self {
         Self::with_nodes(vec![empty_directory()])
     }
@@ -110,19 +113,19 @@ impl FaultDisk {
 
     /// The disk as it may be found when the power is back.
     pub fn after_crash(&self, seed: u64) -> FaultDisk {
-        let mut random = Random(seed);
-        let luck = Luck::draw(&mut random);
+        let mut random = SplitMix64(seed);
+        let survival = Survival::draw(&mut random);
         let mut nodes = self.lock().tree.nodes.clone();
         for node in &mut nodes {
             match node {
                 Node::File { bytes, synced } => {
                     if bytes != synced {
-                        *bytes = survivor(bytes, synced, luck, &mut random);
+                        *bytes = survivor(bytes, synced, survival, &mut random);
                     }
                 }
                 Node::Directory { entries, synced, pending } => {
                     *entries = synced.clone();
-                    for change in pending.iter().filter(|_| luck.keeps(&mut random)) {
+                    for change in pending.iter().filter(|_| survival.keeps(&mut random)) {
                         apply(entries, change);
                     }
                 }
@@ -143,7 +146,7 @@ impl FaultDisk {
         if state.is_off { Err(power_is_off()) } else { Ok(state) }
     }
 
-    /// One changing call. `failing` is what is left behind when it fails with an error.
+    /// One changing call. `failing` is what a call that fails with an error leaves behind.
     fn change(
         &self,
         takes_effect_in_power_cut: bool,

@@ -6,7 +6,10 @@ use crate::disk::{Disk, RealDisk};
 use crate::error::StoreError;
 
 /// The blake3 hash of a whole file. Links are followed, since the Hugging Face cache is made of
-/// them. Reads through a buffer: memory use does not grow with the file.
+/// them. Memory use does not grow with the file.
+///
+/// # Errors
+/// [`StoreError::Io`].
 pub fn content_hash(path: &Path) -> Result<[u8; 32], StoreError> {
     RealDisk.hash(path).map_err(|source| StoreError::reading(path, source))
 }
@@ -21,7 +24,11 @@ pub fn hex(hash: &[u8; 32]) -> String {
     blake3::Hash::from_bytes(*hash).to_hex().to_string()
 }
 
-/// [`content_hash`] of a large file: `progress` is told bytes as they are read.
+/// [`content_hash`] of a large file, on all cores. `progress` is called with the number of bytes of
+/// each piece that was read.
+///
+/// # Errors
+/// [`StoreError::Io`].
 pub fn content_hash_of(path: &Path, progress: &mut dyn FnMut(u64)) -> Result<[u8; 32], StoreError> {
     const PIECE: usize = 4 << 20;
     let failed = |source| StoreError::reading(path, source);

@@ -1,8 +1,9 @@
-//! The header of a safetensors file, read as if an enemy had written it.
+//! The header of a safetensors file, read as if an attacker had written it.
 //!
 //! ```text
 //! 8 bytes  length N of the header, little-endian
-//! N bytes  JSON {"__metadata__": {text: text}, name: {"dtype", "shape", "data_offsets": [begin, end]}}
+//! N bytes  JSON {"__metadata__": {text: text},
+//!                name: {"dtype", "shape", "data_offsets": [begin, end]}, ...}
 //! the rest the tensors' bytes; offsets count from here
 //! ```
 //! (huggingface/safetensors, README.md, "Format".)
@@ -13,33 +14,41 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
-use crate::tensors::Dtype;
+use crate::dtype::Dtype;
 use crate::unique_map::UniqueMap;
 
-/// Far above what real shards have (a tensor takes about 120 bytes of header), far below what
-/// could hurt.
+/// The most bytes of a header. Real shards have far fewer (a tensor takes about 120), and so many
+/// do no harm.
 pub const MAX_HEADER_BYTES: usize = 16 << 20;
+/// The most tensors of a file.
 pub const MAX_TENSORS: usize = 100_000;
-/// PyTorch has at most 64 dimensions.
+/// The most dimensions of a tensor, as in PyTorch.
 const MAX_DIMENSIONS: usize = 64;
 const METADATA_KEY: &str = "__metadata__";
 pub(crate) const LENGTH_BYTES: usize = 8;
 
+/// What a header says of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
+    /// Its name.
     pub name: String,
+    /// The format of its numbers.
     pub dtype: Dtype,
+    /// Its lengths, the outermost dimension first.
     pub shape: Vec<usize>,
-    /// Where its bytes begin and end, counted from [`Header::data_start`].
+    /// Where its bytes begin, counted from [`Header::data_start`].
     pub begin: usize,
+    /// Where its bytes end, counted from [`Header::data_start`].
     pub end: usize,
 }
 
-/// A checked header: every tensor lies inside the file, no two overlap, no byte belongs to none.
+/// A checked header: every tensor lies inside the file, no two overlap, and every byte belongs to
+/// one.
 #[derive(Debug)]
 pub struct Header {
+    /// The texts of `__metadata__`.
     pub metadata: BTreeMap<String, String>,
-    /// In the order of their bytes in the file.
+    /// The tensors, in the order of their bytes in the file.
     pub tensors: Vec<TensorInfo>,
     /// Where the header ends and the tensors' bytes begin, from the start of the file.
     pub data_start: usize,
@@ -47,15 +56,18 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads the header of a whole file's bytes. The error says what is wrong with it.
+    /// Reads the header of a whole file's bytes.
+    ///
+    /// # Errors
+    /// What is wrong with it.
     pub fn parse(file: &[u8]) -> Result<Self, String> {
         let length = Self::json_length(file, file.len() as u64)?;
         let (json, data) = file[LENGTH_BYTES..].split_at(length);
         Self::parse_json(json, data.len())
     }
 
-    /// Bytes of the header's JSON in a file of `file_length` bytes that begins like `start`: at most [`MAX_HEADER_BYTES`], and
-    /// inside of the file.
+    /// Bytes of the header's JSON in a file of `file_length` bytes that begins like `start`: at
+    /// most [`MAX_HEADER_BYTES`], and inside the file.
     pub(crate) fn json_length(start: &[u8], file_length: u64) -> Result<usize, String> {
         let Some((length, _)) = start.split_first_chunk::<LENGTH_BYTES>() else {
             return Err(format!("{} bytes is too short for a safetensors file", start.len()));
@@ -72,7 +84,7 @@ impl Header {
 
     /// Reads the header's JSON; `data_length` bytes of tensors follow it.
     pub(crate) fn parse_json(json: &[u8], data_length: usize) -> Result<Self, String> {
-        // The format asks for it: no white space first, so that a file has one header only.
+        // The format allows no white space first, so that a file has one header only.
         if json.first() != Some(&b'{') {
             return Err("its header does not start with '{'".to_string());
         }
@@ -94,12 +106,13 @@ impl Header {
         Ok(Self { metadata: raw.metadata, tensors, data_start, by_name })
     }
 
+    /// The tensor of this name.
     pub fn get(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.get(*self.by_name.get(name)?)
     }
 }
 
-/// How many bytes a tensor takes, if a number can say it.
+/// How many bytes a tensor takes. `None`: more than a number can hold.
 pub(crate) fn byte_length(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(dtype.size(), |product, &length| product.checked_mul(length))
 }
@@ -129,7 +142,8 @@ fn check(name: String, raw: RawTensor, data_length: usize) -> Result<TensorInfo,
     Ok(TensorInfo { name, dtype, shape: raw.shape, begin, end })
 }
 
-/// `tensors` in the order of their bytes.
+/// Refuses tensors that overlap, and bytes that belong to none. `tensors` are in the order of their
+/// bytes.
 fn check_layout(tensors: &[TensorInfo], data_length: usize) -> Result<(), String> {
     let mut covered = 0;
     for tensor in tensors {

@@ -1,135 +1,74 @@
-//! What somebody holds in the hand: a path, and what lies there. Commands use what they can, and say of the rest what it
-//! is instead of showing the symptoms of reading it as something else.
+//! The kinds of things that can lie at a path.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
-use crate::error::{Operation, StoreError};
-use crate::manifest::MANIFEST_NAME;
-use crate::names::stays_inside;
-
-mod file;
-
-/// What a path holds, by names and first bytes. Follows links; never reads more than a few KiB of a file.
+/// What lies at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holding {
+    /// Nothing, or something that may not be looked at.
     Missing,
+    /// A directory with config.json or weights.
     ModelDirectory,
-    /// PEFT's or mlx-lm's.
+    /// An adapter of PEFT or mlx-lm.
     Adapter,
+    /// A directory that `finetune run` has written to.
     Run,
+    /// A checkpoint of a run.
     Checkpoint,
+    /// Any other directory.
     Directory,
+    /// A directory with nothing in it.
     EmptyDirectory,
+    /// A file of no bytes.
     EmptyFile,
     /// A TOML file.
     Recipe,
+    /// A YAML file.
     Yaml,
+    /// A model in llama.cpp's format, or a directory of one.
     Gguf,
+    /// What git leaves of a large file if git-lfs is not installed.
     LfsPointer,
+    /// A web page.
     Html,
+    /// A gzip file.
     Gzip,
+    /// A zstd file.
     Zstd,
+    /// A zip file.
     Zip,
+    /// A Parquet file.
     Parquet,
+    /// An Arrow file.
     Arrow,
+    /// A table with commas.
     Csv,
+    /// A table with tabs.
     Tsv,
+    /// A JSON file with one list.
     JsonArray,
+    /// A JSON file with one object.
     JsonObject,
+    /// A file of JSON objects, one on each line.
     JsonLines,
+    /// Text in UTF-16.
     Utf16,
     /// torch's own format: `.bin`, `.pt`, `.pth`.
     Pickle,
+    /// A safetensors file.
     Safetensors,
-    /// A tokenizer.model.
+    /// A tokenizer.model of SentencePiece.
     SentencePiece,
+    /// A chat template.
     Jinja,
+    /// Any other text.
     Text,
+    /// Any other file.
     Binary,
 }
 
-/// How much of a file is looked at, in bytes.
-const HEAD: u64 = 4096;
-
-/// What lies at a path.
-pub fn recognize(path: &Path) -> Holding {
-    match path.metadata() {
-        Err(_) => Holding::Missing,
-        Ok(found) if found.is_dir() => directory(path),
-        Ok(found) if !found.is_file() => Holding::Binary,
-        Ok(found) if found.len() == 0 => Holding::EmptyFile,
-        Ok(_) => file::recognize(path, &head(path)),
-    }
-}
-
-fn head(path: &Path) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    // What cannot be read has no first bytes; its name may still say something.
-    let _ = File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut bytes));
-    bytes
-}
-
-fn directory(path: &Path) -> Holding {
-    let has = |name: &str| path.join(name).is_file();
-    let any = |names: &[&str]| names.iter().any(|name| has(name));
-    if has("trainer_state.json") && (has("optimizer.safetensors") || kind(path).as_deref() == Some("checkpoint")) {
-        return Holding::Checkpoint;
-    }
-    let weights =
-        ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
-    if any(&weights) {
-        return Holding::ModelDirectory;
-    }
-    if any(&["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors"]) {
-        return Holding::Adapter;
-    }
-    if has("config.json") {
-        return Holding::ModelDirectory;
-    }
-    if is_run(path) {
-        return Holding::Run;
-    }
-    let names = names(path);
-    if names.is_empty() {
-        return Holding::EmptyDirectory;
-    }
-    // A download of llama.cpp's format has nothing but its file, or a few of them.
-    if names.iter().any(|name| name.to_ascii_lowercase().ends_with(".gguf")) {
-        Holding::Gguf
-    } else {
-        Holding::Directory
-    }
-}
-
-/// The kind that a manifest of ours says, without checking it.
-fn kind(path: &Path) -> Option<String> {
-    let head = head(&path.join(MANIFEST_NAME));
-    let text = String::from_utf8_lossy(&head);
-    let (_, rest) = text.split_once("\"kind\": \"")?;
-    rest.split_once('"').map(|(kind, _)| kind.to_owned())
-}
-
-/// A directory that `finetune run` has written to.
-fn is_run(path: &Path) -> bool {
-    let has = |name: &str| path.join(name).is_file();
-    let checkpoints = path.join("checkpoints");
-    let ours = |name: &String| ["step-", "aside-step-", "."].iter().any(|begin| name.starts_with(begin));
-    let has_checkpoints = checkpoints.is_dir() && names(&checkpoints).iter().all(ours);
-    let has_result = has("adapter/adapter_config.json") || has("model/manifest.json");
-    has_checkpoints || (has("recipe.toml") && (has("metrics.jsonl") || has_result))
-}
-
-/// The names in a directory, without those that a file manager leaves.
-fn names(path: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
-    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| name != ".DS_Store").collect()
-}
-
 impl Holding {
-    /// With its article, as in "x is a Parquet file".
+    /// Its name with the article, as in "x is a Parquet file".
     pub fn describe(self) -> &'static str {
         match self {
             Holding::Missing => "not there",
@@ -165,7 +104,7 @@ impl Holding {
         }
     }
 
-    /// How to come to the file that should be there instead of a stand-in.
+    /// How to get the file that should lie at `path` instead of this.
     pub(crate) fn remedy(self, path: &Path) -> Vec<String> {
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         match self {
@@ -180,43 +119,3 @@ impl Holding {
         }
     }
 }
-
-/// An error for the first file of a model or adapter directory that is there in name only: a git-lfs pointer, a web page,
-/// nothing at all.
-pub fn refuse_stand_ins(directory: &Path) -> Result<(), StoreError> {
-    let mut names = names(directory);
-    names.sort();
-    let matters = |name: &&String| {
-        name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") || FILES.contains(&name.as_str())
-    };
-    for name in names.iter().filter(matters) {
-        let path = directory.join(name);
-        if let holding @ (Holding::LfsPointer | Holding::Html | Holding::EmptyFile) = recognize(&path) {
-            return Err(StoreError::StandIn { path, holding });
-        }
-    }
-    Ok(())
-}
-
-/// What is read of a model directory besides its weights.
-const FILES: [&str; 5] =
-    ["config.json", "adapter_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"];
-
-/// An error for the first file of a directory that is a link to a file outside. A directory that came from elsewhere could
-/// otherwise put any file of this machine into what is made of it. The Hugging Face cache is made of links to `blobs/`.
-pub fn refuse_links_out(directory: &Path) -> Result<(), StoreError> {
-    let entries =
-        std::fs::read_dir(directory).map_err(|source| StoreError::io(directory, Operation::List, 0, source))?;
-    let mut paths: Vec<_> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
-    paths.sort();
-    for path in paths {
-        // A link that leads nowhere has no text to give away.
-        if path.is_symlink() && path.is_file() {
-            stays_inside(directory, &path)?;
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests;

@@ -1,23 +1,26 @@
 //! Models and adapters that are in the Hugging Face cache already. Nothing is downloaded.
 //!
-//! The cache is looked for where `huggingface_hub/constants.py` looks for it, and laid out as its `file_download.py`
-//! writes it: `models--<owner>--<name>/refs/<revision>` holds a commit, `snapshots/<commit>` its files.
+//! The cache is looked for where `huggingface_hub/constants.py` looks for it. It is laid out as
+//! `file_download.py` of the same package writes it: `models--<owner>--<name>/refs/<revision>`
+//! holds a commit, `snapshots/<commit>` its files.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::names::SafeName;
 
-/// `owner/name` or `name`, and the revision where one is asked for: `owner/name@revision`.
+/// The id of a model or adapter on the hub: `owner/name` or `name`, or with a revision
+/// `owner/name@revision`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubId {
+    /// `owner/name` or `name`.
     pub name: String,
-    /// A branch, a tag or a commit; `None`: main.
+    /// A branch, a tag or a commit. `None`: main.
     pub revision: Option<String>,
 }
 
 impl HubId {
-    /// `None` where the text cannot be a hub id.
+    /// Reads an id. `None`: the text cannot be one.
     pub fn parse(text: &str) -> Option<HubId> {
         let (name, revision) = match text.split_once('@') {
             Some((name, revision)) => (name, Some(revision)),
@@ -69,8 +72,8 @@ pub fn cached_snapshot(id: &str) -> Option<PathBuf> {
     HubId::parse(id)?.snapshot()
 }
 
-/// Where the cache is: `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME` and the home directory say it,
-/// in this order.
+/// Where the cache is. `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME` and the
+/// home directory are asked, in this order.
 pub fn hub_cache() -> Option<PathBuf> {
     cache_of(&|name| std::env::var(name).ok())
 }
@@ -92,7 +95,7 @@ fn cache_of(variable: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
         .or_else(|| home().map(|home| home.join(".cache/huggingface/hub")))
 }
 
-/// Every snapshot there is, by name.
+/// Every snapshot of a model, by name.
 fn all(snapshots: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(snapshots).into_iter().flatten().filter_map(Result::ok);
     let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
@@ -100,7 +103,8 @@ fn all(snapshots: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Without a ref to say which one is meant: the one there is, or of several the newest with all its weights.
+/// The snapshot to take if no ref says which is meant: the only one, or of several the newest with
+/// all its weights.
 fn newest(mut found: Vec<PathBuf>) -> Option<PathBuf> {
     if found.len() > 1 {
         found.retain(|path| is_complete(path));

@@ -2,20 +2,25 @@
 //!
 //! **Owns:** directories that appear whole or not at all ([`commit_directory`]), manifests with
 //! the hash of every file, the lock of a run directory, bounded reading and deterministic writing
-//! of safetensors, names that cannot leave their directory, what it is that lies at a path ([`recognize`]).
+//! of safetensors, names that cannot leave their directory, the kind of what lies at a path
+//! ([`recognize`]), the user's caches.
 //!
-//! **Must never know:** what a model, a step, an optimizer or a rank is. A "checkpoint" is here a
-//! directory with a number in its name; what is in it is the caller's.
+//! **Must never know:** steps, optimizers, ranks, and what the numbers of a tensor mean. A
+//! "checkpoint" is here a directory with a number in its name; what is in it is the caller's. Of
+//! models, adapters and runs the crate knows the names of their files, to tell them apart
+//! (`recognition.rs`) and to find them (`tensor_set.rs`, `hub.rs`).
 //!
 //! **Start reading** in `directory.rs` (the commit protocol, in the order in which it happens),
 //! then `disk.rs` (the calls it makes) and `fault.rs` (the disk that loses power at each of them).
 //! For model files: `header.rs`, then `tensors.rs` and `tensor_set.rs`.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod cache;
 mod directory;
 mod disk;
+mod dtype;
 mod encode;
 mod error;
 pub mod failpoint;
@@ -27,6 +32,8 @@ mod hub;
 mod lock;
 mod manifest;
 mod names;
+mod own_names;
+mod recognition;
 mod replace;
 mod retention;
 mod shards;
@@ -36,22 +43,24 @@ mod tensor_set;
 mod tensors;
 mod unique_map;
 
-pub use cache::{Cache, Making};
+pub use cache::{Cache, EntryLock};
 pub use directory::{NewFile, Staging, commit_directory, ensure_directory};
 pub use disk::{Disk, RealDisk};
-pub use encode::encode_tensors;
+pub use dtype::Dtype;
+pub use encode::{TensorSpec, encode_tensors};
 pub use error::{Operation, StoreError};
 pub use hash::{content_hash, content_hash_of, hash_of, hex};
 pub use header::{Header, MAX_HEADER_BYTES, MAX_TENSORS, TensorInfo};
-pub use holding::{Holding, recognize, refuse_links_out, refuse_stand_ins};
+pub use holding::Holding;
 pub use hub::{HubId, cached_snapshot, hub_cache};
 pub use lock::RunLock;
 pub use manifest::{FileRecord, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, verify_directory};
 pub use names::{SafeName, inside, stays_inside};
+pub use recognition::{recognize, refuse_links_out, refuse_stand_ins};
 pub use replace::{check_replaceable, manifest_of, replace_directory, replace_file};
 pub use retention::{Rejected, newest_verified, numbered, remove_directory, set_aside, sweep};
-pub use shards::{TensorSpec, write_shards};
+pub use shards::write_shards;
 pub use size::human_bytes;
 pub use stand_in::{START_BYTES, StandIn};
 pub use tensor_set::{MAX_INDEX_BYTES, TensorSet};
-pub use tensors::{Dtype, PIECE, TensorFile, TensorView};
+pub use tensors::{PIECE, TensorFile, TensorView};

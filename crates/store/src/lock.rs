@@ -20,8 +20,11 @@ pub struct RunLock {
 }
 
 impl RunLock {
-    /// Takes `<dir>/.lock`, creating the directory if need be. [`StoreError::Locked`] names the
-    /// process that has it.
+    /// Takes `<dir>/.lock`, and creates the directory if need be.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] names the process that has it. [`StoreError::ForeignLock`],
+    /// [`StoreError::NotADirectory`], or a failure of the disk.
     pub fn acquire(dir: &Path) -> Result<Self, StoreError> {
         if dir.is_file() {
             return Err(StoreError::NotADirectory { path: dir.to_path_buf() });
@@ -52,14 +55,14 @@ impl RunLock {
 
 impl Drop for RunLock {
     fn drop(&mut self) {
-        // The next holder must not be taken for us in the instant before it writes its name.
+        // Nobody may read our name in the instant before the next holder writes its own.
         // The file stays: removing a lock file lets two processes each hold "the" lock.
         let _ = self.file.set_len(0);
     }
 }
 
-/// The lock file, made where there is none. Whoever may write to the directory may have put a link there, and what it
-/// leads to would be emptied: it is not followed.
+/// Opens the lock file, and creates it if there is none. A link is not followed. Others who may
+/// write to the directory could have put one there, and the file that it leads to would be emptied.
 fn open(path: &Path) -> Result<File, StoreError> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut options = OpenOptions::new();
@@ -82,7 +85,8 @@ fn foreign(path: &Path, what: &'static str) -> StoreError {
     StoreError::ForeignLock { path: path.to_path_buf(), what }
 }
 
-/// Whether a file that is about to be emptied holds nothing but what a lock has: `<process> <host>`, or nothing.
+/// Whether a file that is about to be emptied holds what a lock holds: `<process> <host>`, or
+/// nothing.
 fn is_ours(file: &mut File) -> io::Result<bool> {
     let mut bytes = Vec::new();
     file.rewind()?;
@@ -92,12 +96,12 @@ fn is_ours(file: &mut File) -> io::Result<bool> {
         let (pid, host) = text.strip_suffix('\n')?.split_once(' ')?;
         Some(pid.parse::<u32>().is_ok() && !host.contains('\n'))
     };
-    // Zeros are what a power cut leaves of a file that was written and not synced.
+    // A power cut leaves zeros of a file that was written and not synced.
     Ok(bytes.len() <= 4096 && (bytes.iter().all(|&byte| byte == 0) || of_a_process().unwrap_or(false)))
 }
 
 fn read_owner(file: &mut File) -> (Option<u32>, Option<String>) {
-    // The holder writes its name just after locking; give it that instant.
+    // The holder writes its name just after locking, so try again for a moment.
     for _ in 0..20 {
         let mut text = String::new();
         let read = file.rewind().and_then(|()| (&*file).take(4096).read_to_string(&mut text));

@@ -11,34 +11,41 @@ use crate::error::StoreError;
 use crate::hash::hex;
 use crate::names::SafeName;
 
+/// The name of the manifest in its directory.
 pub const MANIFEST_NAME: &str = "manifest.json";
-/// A manifest of a checkpoint has about 1 KiB; more than this is not a manifest.
+/// The most bytes of a manifest. That of a checkpoint has about 1 KiB.
 pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 const FORMAT: u32 = 1;
 
-/// The end of every manifest, around the 64 digits of the hash of all bytes before it. So the file
-/// is plain JSON and yet no byte of it can change unseen.
+/// What stands before the 64 digits of the hash at the end of every manifest. The hash is of all
+/// bytes before it, so the file is plain JSON and yet no byte of it can change unseen.
 const BEFORE_CHECKSUM: &str = ",\n  \"checksum\": \"";
 const AFTER_CHECKSUM: &str = "\"\n}\n";
 const CHECKSUM_BYTES: usize = 64;
 
+/// What was written into a directory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
+    /// The version of the manifest's own format.
     pub format: u32,
     /// What the directory is, in the caller's words: `checkpoint`, `adapter`, `model`.
     pub kind: String,
     /// What else the caller wants to know when it reads the directory again.
     pub fields: serde_json::Map<String, serde_json::Value>,
+    /// The files of the directory, without the manifest.
     pub files: Vec<FileRecord>,
 }
 
+/// What a manifest says of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileRecord {
+    /// Its name in the directory.
     pub name: String,
+    /// Bytes of the file.
     pub size: u64,
-    /// 64 hexadecimal digits.
+    /// The blake3 hash of its bytes: 64 hexadecimal digits.
     pub blake3: String,
 }
 
@@ -66,7 +73,10 @@ impl Manifest {
         Ok(bytes)
     }
 
-    /// Reads a manifest's bytes; `path` is for the message only.
+    /// Reads a manifest's bytes. `path` is for the message only.
+    ///
+    /// # Errors
+    /// [`StoreError::Malformed`].
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, StoreError> {
         #[derive(Deserialize)]
         struct FormatOnly {
@@ -100,8 +110,13 @@ fn body_of(bytes: &[u8]) -> Option<&[u8]> {
     (blake3::hash(body).to_hex().as_bytes() == checksum).then_some(body)
 }
 
-/// Reads every byte of a directory again and compares it with the manifest. The error names the
-/// file that is missing, cut or changed. Files that the manifest does not list are ignored.
+/// Reads every byte of a directory again and compares it with the manifest. Files that the manifest
+/// does not list are ignored.
+///
+/// # Errors
+/// [`StoreError::Mismatch`] names the file that is missing, cut or changed.
+/// [`StoreError::Malformed`] for the manifest itself, [`StoreError::UnsafeName`],
+/// [`StoreError::Io`].
 pub fn verify_directory(disk: &dyn Disk, path: &Path) -> Result<Manifest, StoreError> {
     let manifest = read_manifest(disk, path)?;
     for record in &manifest.files {

@@ -14,14 +14,19 @@ const MAX_NAME_BYTES: usize = 96;
 pub struct SafeName(String);
 
 impl SafeName {
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// [`StoreError::UnsafeName`].
     pub fn parse(name: &str) -> Result<Self, StoreError> {
         match fault_of(name) {
             None => Ok(Self(name.to_string())),
-            // A hostile name may be long; the message need not be.
+            // A hostile name may be long, and the message must not be.
             Some(what) => Err(StoreError::UnsafeName { name: name.chars().take(MAX_NAME_BYTES).collect(), what }),
         }
     }
 
+    /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -33,7 +38,10 @@ impl fmt::Display for SafeName {
     }
 }
 
-/// `root/name`, refused when something is there already that leads out of `root`, such as a link.
+/// `root/name`, unless something is there already that leads out of `root`, such as a link.
+///
+/// # Errors
+/// [`StoreError::UnsafeName`] for such a link, [`StoreError::Io`].
 pub fn inside(root: &Path, name: &SafeName) -> Result<PathBuf, StoreError> {
     let path = root.join(name.as_str());
     let look = |path: &Path| path.canonicalize().map_err(|source| StoreError::io(path, Operation::Inspect, 0, source));
@@ -47,9 +55,13 @@ pub fn inside(root: &Path, name: &SafeName) -> Result<PathBuf, StoreError> {
     Ok(path)
 }
 
-/// Refuses a file of a model directory, on its way into an export or a copy, whose links lead out of the directory: a downloaded
-/// directory would decide which of the user's files are published. The links of a Hugging Face cache, whose snapshots
-/// point into its `blobs/`, are what they should be.
+/// Refuses a file of a model directory that is a link out of the directory. It is asked before the
+/// file goes into an export or a copy: a downloaded directory would otherwise decide which of the
+/// user's files are published. The links of a Hugging Face cache, whose snapshots point into its
+/// `blobs/`, are allowed.
+///
+/// # Errors
+/// [`StoreError::LinkOut`], [`StoreError::Io`].
 pub fn stays_inside(directory: &Path, path: &Path) -> Result<(), StoreError> {
     let look = |path: &Path| path.canonicalize().map_err(|source| StoreError::io(path, Operation::Inspect, 0, source));
     let (target, root) = (look(path)?, look(directory)?);
@@ -59,7 +71,7 @@ pub fn stays_inside(directory: &Path, path: &Path) -> Result<(), StoreError> {
     Err(StoreError::LinkOut { path: path.to_path_buf(), target })
 }
 
-/// `models--owner--name/blobs/DIGEST`
+/// Whether a path ends with `models--owner--name/blobs/DIGEST`.
 fn is_cache_blob(target: &Path) -> bool {
     let mut parts = target.iter().rev().skip(1);
     let in_blobs = parts.next() == Some(OsStr::new("blobs"));

@@ -1,22 +1,22 @@
-//! Putting something new in the place of something old, for what is not numbered: small files and
-//! exports.
+//! Putting something new in the place of something old. This is for what is not numbered: small
+//! files and exports.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::directory::{NewFile, Staging, ensure_directory, nonce, temporary_name};
+use crate::directory::{NewFile, Staging, ensure_directory};
 use crate::disk::Disk;
 use crate::error::{Operation, StoreError};
 use crate::failpoint;
 use crate::manifest::{MANIFEST_NAME, Manifest, read_manifest};
+use crate::own_names::{REPLACED, nonce, temporary_name};
 use crate::retention::{remove_marked, sweep_beside};
 
-/// In the name of a replaced directory until the new one is in its place. [`crate::sweep`] puts it
-/// back if the power went between the two renames.
-pub(crate) const REPLACED: &str = ".replaced-";
-
-/// Writes a small file anew: afterwards, and after a power cut, it has its old bytes or its new
-/// ones. Creates the directory above it.
+/// Writes a small file anew. After a power cut it has either its old bytes or its new ones. Creates
+/// the directory above it.
+///
+/// # Errors
+/// A failure of the disk, or [`StoreError::UnsafeName`] for a path without a name.
 pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let (parent, name) = split(path)?;
     ensure_directory(disk, &parent)?;
@@ -35,9 +35,12 @@ pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), St
     })
 }
 
-/// Like [`crate::commit_directory`], but what stands at `path` makes way once the new directory is
-/// complete. Only a directory of the same kind that this program wrote, or an empty one, makes way: everything in
-/// it must be in its manifest (names with a leading dot, such as `.DS_Store`, excepted).
+/// Like [`crate::commit_directory`], but replaces what stands at `path` once the new directory is
+/// complete. Only an empty directory is replaced, or one of the same kind that this program wrote.
+/// Everything in it must be in its manifest, except names with a leading dot, such as `.DS_Store`.
+///
+/// # Errors
+/// [`StoreError::NotOurs`], [`StoreError::OtherKind`], or as [`crate::commit_directory`].
 pub fn replace_directory(
     disk: &dyn Disk,
     path: &Path,
@@ -51,17 +54,23 @@ pub fn replace_directory(
 }
 
 impl<'disk> Staging<'disk> {
-    /// Starts a directory that will take the place of what is at `path`, if anything is, and is of this kind. What
-    /// killed processes left beside it goes.
+    /// Starts a directory of this kind that will take the place of what is at `path`, if anything
+    /// is. Removes what killed processes left beside it.
+    ///
+    /// # Errors
+    /// As [`replace_directory`].
     pub fn begin_replacing(disk: &'disk dyn Disk, path: &Path, kind: &str) -> Result<Self, StoreError> {
         let (parent, name) = split(path)?;
         sweep_beside(disk, &parent, name);
-        // Asked before anything is written as well as after: better now than in an hour.
+        // Checked before and after writing. A refusal should come now and not in an hour.
         may_make_way(disk, path, Some(kind))?;
         Self::begin_any(disk, &parent, name)
     }
 
     /// Makes the directory visible under its name, in the place of the one that had it.
+    ///
+    /// # Errors
+    /// As [`replace_directory`].
     pub fn publish_replacing(self, about: &serde_json::Value) -> Result<PathBuf, StoreError> {
         let kind = about.get("kind").and_then(serde_json::Value::as_str).unwrap_or_default();
         self.finish_files(about)?;
@@ -83,8 +92,9 @@ impl<'disk> Staging<'disk> {
         self.replace_in_two_steps()
     }
 
-    /// Where names cannot be exchanged: between the two renames nothing has the name, and [`crate::sweep`] or the next
-    /// export puts the old directory back.
+    /// Replaces without exchanging names, for file systems that cannot. Between the two renames
+    /// nothing has the name. If the power goes then, [`crate::sweep`] or the next export puts the
+    /// old directory back.
     fn replace_in_two_steps(self) -> Result<PathBuf, StoreError> {
         let (_, name) = split(&self.destination)?;
         let old = self.parent.join(format!("{REPLACED}{name}-{}", nonce()));
@@ -102,18 +112,23 @@ impl<'disk> Staging<'disk> {
     }
 }
 
-/// An error if what is at `path` is nothing that this program wrote, or has more in it: [`replace_directory`] would
-/// refuse to replace it, whatever its kind.
+/// Refuses a path that [`replace_directory`] would refuse to replace, whatever its kind: this
+/// program did not write what is there, or there is more in it.
+///
+/// # Errors
+/// [`StoreError::NotOurs`], [`StoreError::Io`].
 pub fn check_replaceable(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
     may_make_way(disk, path, None).map(|_| ())
 }
 
-/// The manifest of a directory that this program wrote, as it says of itself; `None` where there is none.
+/// The manifest of a directory. The files that it lists are not verified. `None`: there is no
+/// manifest, or none that can be read.
 pub fn manifest_of(disk: &dyn Disk, path: &Path) -> Option<Manifest> {
     read_manifest(disk, path).ok()
 }
 
-/// False when nothing is there, true when what is there may be removed: a directory of this kind, where one is asked for.
+/// Whether something is at `path`. An error if it must not be removed: if `kind` is given, it must
+/// be a directory of this kind.
 fn may_make_way(disk: &dyn Disk, path: &Path, kind: Option<&str>) -> Result<bool, StoreError> {
     let failed = |operation| move |source| StoreError::io(path, operation, 0, source);
     if !disk.exists(path).map_err(failed(Operation::Inspect))? {

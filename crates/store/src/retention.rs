@@ -1,26 +1,29 @@
 //! Which numbered directories there are, which of them is the newest that can be trusted, and how
-//! the old ones go.
+//! old ones are removed.
 
 use std::path::{Path, PathBuf};
 
-use crate::directory::{UNFINISHED, is_nonce, is_ours, mark_unfinished, nonce, temporary_of};
+use crate::directory::mark_unfinished;
 use crate::disk::Disk;
 use crate::error::{Operation, StoreError};
 use crate::failpoint;
 use crate::manifest::{MANIFEST_NAME, Manifest, verify_directory};
-use crate::replace::REPLACED;
-
-const TRASH: &str = ".trash-";
+use crate::own_names::{REPLACED, TRASH, UNFINISHED, is_ours, nonce, set_apart, temporary_of};
 
 /// A directory that was passed over because it does not verify.
 #[derive(Debug)]
 pub struct Rejected {
+    /// The directory.
     pub path: PathBuf,
+    /// What is wrong with it.
     pub why: StoreError,
 }
 
 /// The directory `<prefix><number>` with the highest number that verifies, and those above it that
 /// do not. A parent that does not exist has none.
+///
+/// # Errors
+/// [`StoreError::Io`] if the parent cannot be listed.
 #[expect(clippy::type_complexity, reason = "three things that are used once, together")]
 pub fn newest_verified(
     disk: &dyn Disk,
@@ -38,6 +41,9 @@ pub fn newest_verified(
 }
 
 /// All `<prefix><number>`, ascending, verified or not. Leftovers of unfinished work do not count.
+///
+/// # Errors
+/// [`StoreError::Io`] if the parent cannot be listed.
 pub fn numbered(disk: &dyn Disk, parent: &Path, prefix: &str) -> Result<Vec<(u64, PathBuf)>, StoreError> {
     let mut found = Vec::new();
     for name in list(disk, parent)? {
@@ -55,7 +61,10 @@ pub fn numbered(disk: &dyn Disk, parent: &Path, prefix: &str) -> Result<Vec<(u64
     Ok(found)
 }
 
-/// Removes a directory so that it is gone from its name at once, however long the deleting takes.
+/// Removes a directory. Its name is free at once, however long the removal takes.
+///
+/// # Errors
+/// A failure of the disk.
 pub fn remove_directory(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let parent = match path.parent() {
@@ -64,14 +73,14 @@ pub fn remove_directory(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> 
     };
     let trash = parent.join(format!("{TRASH}{name}-{}", nonce()));
     disk.rename(path, &trash).map_err(|source| StoreError::io(path, Operation::Rename, 0, source))?;
-    // Otherwise the old name could come back after a power cut, with half of its files.
+    // Otherwise a power cut could bring the old name back with half of its files.
     disk.sync_dir(parent).map_err(|source| StoreError::io(parent, Operation::Sync, 0, source))?;
     failpoint::hit("prune.trashed");
     remove_marked(disk, &trash)
 }
 
-/// Removes a directory of ours, what marks it as ours last: a process killed on the way leaves something that the next
-/// one knows again.
+/// Removes a directory of this program. The mark or manifest goes last, so that the next process
+/// can recognize what a killed one leaves.
 pub(crate) fn remove_marked(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
     let failed = |operation: Operation| move |source| StoreError::io(path, operation, 0, source);
     let names = list(disk, path)?;
@@ -86,8 +95,11 @@ pub(crate) fn remove_marked(disk: &dyn Disk, path: &Path) -> Result<(), StoreErr
     disk.remove_dir_all(path).map_err(failed(Operation::Remove))
 }
 
-/// Takes a directory out of the numbered ones without deleting it: `step-000006` becomes
-/// `aside-step-000006`, in the place of an earlier one of that name.
+/// Takes a directory out of the numbered ones without removing it: `step-000006` becomes
+/// `aside-step-000006`, in the place of an earlier one of that name. Returns the new path.
+///
+/// # Errors
+/// A failure of the disk.
 pub fn set_aside(disk: &dyn Disk, path: &Path) -> Result<PathBuf, StoreError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let aside = path.with_file_name(format!("aside-{name}"));
@@ -100,11 +112,17 @@ pub fn set_aside(disk: &dyn Disk, path: &Path) -> Result<PathBuf, StoreError> {
     Ok(aside)
 }
 
-/// Removes what killed processes left in `parent`: directories on their way out and directories
-/// and files that were never finished. A directory that was being replaced is put back if the new
-/// one did not make it to its place. Only to be called under the [`crate::RunLock`] of `parent`:
-/// then whatever this process did not start itself is a leftover. A directory counts as ours by its name and by
-/// what lies in it (the mark of an unfinished one, or a manifest), and one that is empty holds nothing of anybody's.
+/// Removes what killed processes left in `parent`: directories that were being removed, and
+/// directories and files that were never finished. A directory that was being replaced is put back
+/// if the new one is not in its place.
+///
+/// Call it only under the [`crate::RunLock`] of `parent`. Then everything that this process did not
+/// start itself is a leftover. A directory counts as one of this program by its name and by what
+/// lies in it: the mark of an unfinished one, or a manifest. An empty one counts too, since nothing
+/// is lost.
+///
+/// # Errors
+/// A failure of the disk.
 pub fn sweep(disk: &dyn Disk, parent: &Path) -> Result<(), StoreError> {
     for name in list(disk, parent)? {
         let path = parent.join(&name);
@@ -118,9 +136,10 @@ pub fn sweep(disk: &dyn Disk, parent: &Path) -> Result<(), StoreError> {
         } else if set_apart(&name, TRASH).is_some() || (temporary_of(&name).is_some() && !is_ours(&name)) {
             match is_directory(disk, &path)? {
                 true if is_marked(disk, &path)? => remove_marked(disk, &path)?,
-                // Somebody's directory that only looks like one of ours.
+                // A directory of somebody else, with a name like ours.
                 true => {}
-                // A file has no room for a mark; its name alone, with 20 digits that nobody types, is one.
+                // A file has no room for a mark. Its name, with 20 digits that nobody types, is
+                // enough.
                 false if temporary_of(&name).is_some() => remove_any(disk, &path)?,
                 false => {}
             }
@@ -129,14 +148,14 @@ pub fn sweep(disk: &dyn Disk, parent: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The same for one name in a directory that nobody has locked, such as that of an export: what processes that have
-/// ended left beside `parent/name`. What cannot be removed is left.
+/// Removes what processes that have ended left beside `parent/name`, as [`sweep`] does. The parent
+/// need not be locked, as that of an export. Whatever cannot be removed is left.
 pub(crate) fn sweep_beside(disk: &dyn Disk, parent: &Path, name: &str) {
     for found in list(disk, parent).unwrap_or_default() {
         let path = parent.join(&found);
         let replaced = set_apart(&found, REPLACED) == Some(name);
         let ours = temporary_of(&found) == Some(name) || replaced;
-        // One that is still empty may belong to a process that is about to lock it.
+        // An empty directory may belong to a process that is about to lock it.
         let is_empty = list(disk, &path).is_ok_and(|names| names.is_empty());
         if !ours || is_empty || is_ours(&found) || !is_abandoned(&path) || !is_marked(disk, &path).unwrap_or(false) {
             continue;
@@ -147,19 +166,14 @@ pub(crate) fn sweep_beside(disk: &dyn Disk, parent: &Path, name: &str) {
     }
 }
 
-/// Whether the process that wrote this directory has ended: it holds a lock on it as long as it lives.
+/// Whether the process that wrote this directory has ended. A process holds a lock on its directory
+/// as long as it lives.
 fn is_abandoned(path: &Path) -> bool {
     let is_directory = std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
     is_directory && std::fs::File::open(path).is_ok_and(|directory| directory.try_lock().is_ok())
 }
 
-/// What was called `<name>` before it became `<prefix><name>-<nonce>`.
-fn set_apart<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
-    let (original, nonce) = name.strip_prefix(prefix)?.rsplit_once('-')?;
-    is_nonce(nonce).then_some(original)
-}
-
-/// Whether what lies in a directory shows that this program wrote it. An empty one counts.
+/// Whether what lies in a directory shows that this program wrote it. An empty directory counts.
 fn is_marked(disk: &dyn Disk, path: &Path) -> Result<bool, StoreError> {
     let names = list(disk, path)?;
     Ok(names.is_empty() || names.iter().any(|name| name == MANIFEST_NAME || name == UNFINISHED))
@@ -169,6 +183,8 @@ fn is_directory(disk: &dyn Disk, path: &Path) -> Result<bool, StoreError> {
     disk.is_directory(path).map_err(|source| StoreError::io(path, Operation::Inspect, 0, source))
 }
 
+/// Puts a replaced directory back under its name. Returns false if the name is taken, or the
+/// directory does not verify.
 fn restored(disk: &dyn Disk, parent: &Path, old: &Path, name: &str) -> Result<bool, StoreError> {
     let destination = parent.join(name);
     let is_taken =

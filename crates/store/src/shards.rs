@@ -1,4 +1,4 @@
-//! Writing a model that is larger than memory: one tensor at a time, in files of a bounded size.
+//! Writing a model that is larger than memory, one tensor at a time, in files of a bounded size.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,28 +6,22 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::disk::Disk;
-use crate::encode::{check_length, encode_header};
+use crate::encode::{TensorSpec, check_length, encode_header};
 use crate::error::{Operation, StoreError};
 use crate::header::byte_length;
 use crate::tensor_set::{INDEX_NAME, SINGLE_NAME};
-use crate::tensors::Dtype;
 
-/// A tensor that will be written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorSpec {
-    pub name: String,
-    pub dtype: Dtype,
-    pub shape: Vec<usize>,
-}
-
-/// Writes `tensors` into `directory` in their order and returns the names of the files, all of
-/// them synced: `model.safetensors` if everything fits into `max_shard_bytes` of tensor data,
-/// otherwise `model-00001-of-0000N.safetensors` and so on, and `model.safetensors.index.json`.
-/// A tensor larger than that gets a shard of its own.
+/// Writes `tensors` into `directory` in their order and returns the names of the files, all of them
+/// synced. If everything fits into `max_shard_bytes` of tensor data, that is `model.safetensors`.
+/// Otherwise it is `model-00001-of-0000N.safetensors` and so on, and
+/// `model.safetensors.index.json`. A tensor larger than that gets a shard of its own.
 ///
-/// `produce(i)` gives the bytes of `tensors[i]`; it is called once for each, ascending, so that
+/// `produce(i)` gives the bytes of `tensors[i]`. It is called once for each, ascending, so that
 /// one tensor at a time is in memory. To make the result visible as a whole, write into
 /// [`crate::Staging::directory`] and `record` each name.
+///
+/// # Errors
+/// [`StoreError::CannotWrite`], a failure of the disk, or an error of `produce`.
 pub fn write_shards<E: From<StoreError>>(
     disk: &dyn Disk,
     directory: &Path,

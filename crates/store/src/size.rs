@@ -1,4 +1,4 @@
-//! Numbers of bytes for people.
+//! Numbers of bytes, for people to read.
 
 /// "1.1 GiB", "56.0 MiB", "300 bytes": powers of 1024, one decimal.
 pub fn human_bytes(bytes: u64) -> String {

@@ -1,26 +1,31 @@
-//! What lies where a model's file should be, when a download went wrong.
+//! What lies where a model's file should be if a download went wrong.
 
 use std::path::Path;
 
-/// Bytes of a file's start that tell.
+/// Bytes of a file's start that are looked at.
 pub const START_BYTES: u64 = 512;
 
 /// Another thing in the place of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StandIn {
-    /// What git leaves of a large file where git-lfs is not installed.
+    /// What git leaves of a large file if git-lfs is not installed.
     LfsPointer,
+    /// A page to log in at, or an error.
     WebPage,
     /// The hub's answer to a request that it refused.
     HubAnswer,
+    /// A zip archive, as PyTorch writes them.
     Zip,
+    /// A pickle of an older PyTorch.
     Pickle,
+    /// A model in llama.cpp's format.
     Gguf,
+    /// A gzip archive.
     Gzip,
 }
 
 impl StandIn {
-    /// Looks at the first bytes of a file that is not what its name says.
+    /// What a file is, by its first bytes, if it is not what its name says.
     pub fn of(start: &[u8]) -> Option<Self> {
         const ANSWERS: [&[u8]; 4] =
             [b"Entry not found", b"Repository not found", b"Access to model", b"Invalid username or password"];
@@ -46,7 +51,7 @@ impl StandIn {
         }
     }
 
-    /// With its article.
+    /// Its name with the article.
     pub fn describe(self) -> &'static str {
         match self {
             Self::LfsPointer => "a git-lfs pointer",

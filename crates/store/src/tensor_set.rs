@@ -17,6 +17,7 @@ use crate::unique_map::UniqueMap;
 
 pub(crate) const SINGLE_NAME: &str = "model.safetensors";
 pub(crate) const INDEX_NAME: &str = "model.safetensors.index.json";
+/// The most bytes of the index of a model.
 pub const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// The tensors of one model.
@@ -35,7 +36,13 @@ struct Index {
 }
 
 impl TensorSet {
-    /// Opens `model.safetensors`, or `model.safetensors.index.json` and its shards. What the index lists has to be there.
+    /// Opens `model.safetensors`, or `model.safetensors.index.json` and its shards. Everything that
+    /// the index lists has to be there.
+    ///
+    /// # Errors
+    /// [`StoreError::NoModel`], [`StoreError::Mismatch`] for a tensor that is missing,
+    /// [`StoreError::Malformed`], [`StoreError::InItsPlace`], [`StoreError::UnsafeName`],
+    /// [`StoreError::Io`].
     pub fn open_model(dir: &Path) -> Result<Self, StoreError> {
         let single = dir.join(SINGLE_NAME);
         if single.exists() {
@@ -79,7 +86,7 @@ impl TensorSet {
         let mut file_of = BTreeMap::new();
         for (tensor, shard) in &index.weight_map.0 {
             let place = position(shard);
-            // Where the index errs about the shard, a tensor of this name in another one is the one meant.
+            // If the index errs about the shard, a tensor of this name in another shard is taken.
             let found = if files[place].get(tensor).is_some() {
                 Some(place)
             } else {
@@ -91,7 +98,8 @@ impl TensorSet {
             };
             file_of.insert(tensor.clone(), found);
         }
-        // The shards' own lists count, as in transformers: an index only says which shards there are.
+        // Tensors that the index leaves out count too, as in transformers, which takes from an
+        // index only which shards there are.
         let listed: BTreeSet<String> = file_of.keys().cloned().collect();
         let mut unlisted = Vec::new();
         for (place, file) in files.iter().enumerate() {
@@ -116,18 +124,19 @@ impl TensorSet {
         Self { files, paths, file_of, unlisted }
     }
 
-    /// Tensors of the shards that the index leaves out. They are there like the others.
+    /// Names of the tensors that the index leaves out. They can be read like the others.
     pub fn unlisted(&self) -> &[String] {
         &self.unlisted
     }
 
-    /// File after file, in the order of the bytes, each once.
+    /// The names of all tensors, each once: file after file, in the order of the bytes.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let file_of = &self.file_of;
         let files = self.files.iter().enumerate();
         files.flat_map(move |(place, file)| file.names().filter(move |name| file_of.get(*name) == Some(&place)))
     }
 
+    /// The tensor of this name.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         self.files.get(*self.file_of.get(name)?)?.get(name)
     }
@@ -138,7 +147,10 @@ impl TensorSet {
     }
 
     /// Hash over the name, size and bytes of all files: 64 hexadecimal digits that are equal
-    /// exactly when two machines have the same model. Reads everything, on all cores.
+    /// exactly if two hosts have the same model. Reads everything, on all cores.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], or [`StoreError::Malformed`] for a file that was cut meanwhile.
     pub fn digest(&self) -> Result<String, StoreError> {
         let mut digest = blake3::Hasher::new();
         for file in &self.files {

@@ -1,93 +1,27 @@
 //! A safetensors file whose tensors are read when they are asked for.
 //!
-//! Read, not mapped: a mapped file that gets shorter, or whose disk fails, ends the process with SIGBUS and no word. A read
-//! ends with an error that names the file.
+//! The file is read and not mapped into memory. If a mapped file gets shorter or its disk fails,
+//! SIGBUS ends the process without a message. A read ends with an error that names the file.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::dtype::Dtype;
 use crate::error::{Operation, StoreError};
 use crate::header::{Header, LENGTH_BYTES, TensorInfo};
 use crate::stand_in::{START_BYTES, StandIn};
 
-/// The number formats of safetensors that fill whole bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(non_camel_case_types, reason = "the names in the files")]
-pub enum Dtype {
-    BOOL,
-    U8,
-    I8,
-    F8_E5M2,
-    F8_E4M3,
-    F8_E8M0,
-    F8_E4M3FNUZ,
-    F8_E5M2FNUZ,
-    I16,
-    U16,
-    F16,
-    BF16,
-    I32,
-    U32,
-    F32,
-    C64,
-    F64,
-    I64,
-    U64,
-}
-
-const DTYPES: [(Dtype, &str, usize); 19] = [
-    (Dtype::BOOL, "BOOL", 1),
-    (Dtype::U8, "U8", 1),
-    (Dtype::I8, "I8", 1),
-    (Dtype::F8_E5M2, "F8_E5M2", 1),
-    (Dtype::F8_E4M3, "F8_E4M3", 1),
-    (Dtype::F8_E8M0, "F8_E8M0", 1),
-    (Dtype::F8_E4M3FNUZ, "F8_E4M3FNUZ", 1),
-    (Dtype::F8_E5M2FNUZ, "F8_E5M2FNUZ", 1),
-    (Dtype::I16, "I16", 2),
-    (Dtype::U16, "U16", 2),
-    (Dtype::F16, "F16", 2),
-    (Dtype::BF16, "BF16", 2),
-    (Dtype::I32, "I32", 4),
-    (Dtype::U32, "U32", 4),
-    (Dtype::F32, "F32", 4),
-    (Dtype::C64, "C64", 8),
-    (Dtype::F64, "F64", 8),
-    (Dtype::I64, "I64", 8),
-    (Dtype::U64, "U64", 8),
-];
-
-impl Dtype {
-    pub fn parse(name: &str) -> Option<Self> {
-        DTYPES.iter().find(|(_, known, _)| *known == name).map(|(dtype, _, _)| *dtype)
-    }
-
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
-        DTYPES[self as usize].2
-    }
-
-    /// The name in the file, such as `BF16`.
-    pub fn name(self) -> &'static str {
-        DTYPES[self as usize].1
-    }
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.name())
-    }
-}
-
 /// One tensor of a file. Its bytes are little-endian and row-major.
 #[derive(Debug, Clone, Copy)]
 pub struct TensorView<'a> {
+    /// Its name.
     pub name: &'a str,
+    /// The format of its numbers.
     pub dtype: Dtype,
+    /// Its lengths, the outermost dimension first.
     pub shape: &'a [usize],
     file: &'a TensorFile,
     /// Where its bytes begin, from the start of the file.
@@ -106,20 +40,28 @@ impl<'a> TensorView<'a> {
         &self.file.path
     }
 
-    /// Reads all of it.
+    /// Reads all of it: [`TensorView::size`] bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], or [`StoreError::Malformed`] if the file was cut meanwhile.
     pub fn bytes(&self) -> Result<Vec<u8>, StoreError> {
         let mut bytes = vec![0; self.size];
         self.file.read_at(&mut bytes, self.start)?;
         Ok(bytes)
     }
 
-    /// Reads it piece by piece through one buffer: no piece but the last has less than [`PIECE`] bytes.
+    /// Reads it piece by piece through one buffer. No piece but the last has less than [`PIECE`]
+    /// bytes.
+    ///
+    /// # Errors
+    /// As [`TensorView::bytes`], and the errors of `each`.
     pub fn pieces<E: From<StoreError>>(&self, each: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         self.file.pieces(self.start, self.size as u64, each)
     }
 }
 
-/// Bytes that are read at a time where a whole file or tensor need not be in memory: a multiple of every element's size.
+/// Bytes of a file or tensor that are read at a time if it need not be in memory as a whole. It is
+/// a multiple of the size of every dtype's element.
 pub const PIECE: usize = 8 << 20;
 
 /// A safetensors file whose header has been checked.
@@ -133,9 +75,14 @@ pub struct TensorFile {
 }
 
 impl TensorFile {
-    /// Opens the file and checks its header. Links are followed: the Hugging Face cache has them.
+    /// Opens the file and checks its header. Links are followed, since the Hugging Face cache has
+    /// them.
+    ///
+    /// # Errors
+    /// [`StoreError::Malformed`], [`StoreError::InItsPlace`] for a file of another format,
+    /// [`StoreError::Io`].
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        // Looked at before it is opened: to open a pipe is to wait for somebody who writes.
+        // Inspected before it is opened: opening a pipe would wait for a writer.
         let metadata = path.metadata().map_err(|source| StoreError::reading(path, source))?;
         if !metadata.is_file() {
             return Err(StoreError::malformed(path, "it is not a regular file"));
@@ -159,26 +106,29 @@ impl TensorFile {
         Ok(Self { path: path.to_path_buf(), file, length, header, header_hash })
     }
 
+    /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// In the order of the tensors' bytes in the file.
+    /// The names of its tensors, in the order of their bytes in the file.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.header.tensors.iter().map(|tensor| tensor.name.as_str())
     }
 
+    /// The tensor of this name.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let TensorInfo { name, dtype, shape, begin, end } = self.header.get(name)?;
         let start = (self.header.data_start + begin) as u64;
         Some(TensorView { name, dtype: *dtype, shape, file: self, start, size: end - begin })
     }
 
+    /// The texts of the header's `__metadata__`.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.header.metadata
     }
 
-    /// The blake3 hash of the header: which tensors there are, not what is in them.
+    /// The blake3 hash of the header. It tells which tensors there are, not what is in them.
     pub fn header_hash(&self) -> [u8; 32] {
         self.header_hash
     }
@@ -217,24 +167,10 @@ fn read_at(file: &File, path: &Path, start: u64, length: u64) -> Result<Vec<u8>,
     Ok(bytes)
 }
 
-/// A file that ends before it did when it was opened has been cut since.
+/// The error of a read. A file that ends earlier than when it was opened has been cut since.
 fn cut_or_failed(path: &Path, source: io::Error) -> StoreError {
     match source.kind() {
         io::ErrorKind::UnexpectedEof => StoreError::malformed(path, "it became shorter while it was being read"),
         _ => StoreError::reading(path, source),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_table_of_dtypes_is_in_the_order_of_the_enum() {
-        for (position, (dtype, name, _)) in DTYPES.iter().enumerate() {
-            assert_eq!(*dtype as usize, position, "{name}");
-            assert_eq!(Dtype::parse(dtype.name()), Some(*dtype));
-            assert_eq!(format!("{dtype:?}"), *name);
-        }
     }
 }

@@ -1,5 +1,5 @@
-//! A JSON object as written: in its order, and refused when a key comes twice. serde's maps keep
-//! the last of two, so two readers could see two different files in the same bytes.
+//! A JSON object in the order in which it is written. A key that comes twice is refused. serde's
+//! maps keep the last of two values, so two readers could see different things in the same bytes.
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -147,7 +147,7 @@ fn only_marked_leftovers_are_swept() {
         sweep(&RealDisk, directory.path()).unwrap();
         assert_eq!(!path.exists(), gone, "{name} {files:?}");
     }
-    // Files: ours have 20 digits that nobody types.
+    // Files of this program have 20 digits that nobody types.
     let directory = tempfile::tempdir().unwrap();
     for name in ["notes.tmp-2024-1", ".trash-notes", &format!("recipe.toml.tmp-1-{nonce}")] {
         fs::write(directory.path().join(name), "text").unwrap();
@@ -156,7 +156,8 @@ fn only_marked_leftovers_are_swept() {
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
 }
 
-/// What a killed export left goes at the next one to the same place; what one under way writes stays.
+/// What a killed export left goes at the next one to the same place; what one under way writes
+/// stays.
 #[test]
 fn an_export_sweeps_beside_itself() {
     let directory = tempfile::tempdir().unwrap();

@@ -6,34 +6,44 @@ use std::fs;
 
 use finetune_store::{Dtype, Header, StoreError, TensorFile, encode_tensors};
 
+/// A header of one tensor.
+fn one(dtype: &str, shape: &str, begin: &str, end: &str) -> String {
+    format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}}}"#)
+}
+
+/// A header of two tensors, the first at bytes 0 to 4.
+fn two(begin: u32, end: u32) -> String {
+    format!(
+        r#"{{"a":{{"dtype":"U8","shape":[4],"data_offsets":[0,4]}},
+            "b":{{"dtype":"U8","shape":[4],"data_offsets":[{begin},{end}]}}}}"#
+    )
+}
+
+/// (bytes of the file, part of the reason)
+fn check(table: &[(Vec<u8>, &str)]) {
+    let directory = tempfile::tempdir().unwrap();
+    for (position, (bytes, reason)) in table.iter().enumerate() {
+        let error = Header::parse(bytes).expect_err(&format!("case {position}, {reason}"));
+        assert!(error.contains(reason), "case {position}: {error:.200} is not about {reason}");
+        let path = directory.path().join("bad.safetensors");
+        fs::write(&path, bytes).unwrap();
+        let error = TensorFile::open(&path).unwrap_err();
+        assert!(matches!(error, StoreError::Malformed { .. }));
+        assert!(error.to_string().contains("bad.safetensors"));
+    }
+    let error = TensorFile::open(directory.path()).unwrap_err();
+    assert!(error.to_string().contains("not a regular file"), "{error}");
+}
+
 #[test]
-fn malformed_headers_are_refused_with_a_reason() {
-    let one = |dtype: &str, shape: &str, begin: &str, end: &str| {
-        format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}}}"#)
-    };
-    let two = |begin: u32, end: u32| {
-        format!(
-            r#"{{"a":{{"dtype":"U8","shape":[4],"data_offsets":[0,4]}},
-                "b":{{"dtype":"U8","shape":[4],"data_offsets":[{begin},{end}]}}}}"#
-        )
-    };
+fn headers_that_are_no_json_are_refused_with_a_reason() {
     let deep = format!(r#"{{"a":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
     let deep_ignored = format!(
         r#"{{"a":{{"dtype":"U8","shape":[4],"data_offsets":[0,4],"x":{}{}}}}}"#,
         "[".repeat(100_000),
         "]".repeat(100_000)
     );
-    let many_dimensions = one("U8", &format!("[{}4]", "1,".repeat(64)), "0", "4");
-    let many_tensors = format!(
-        "{{{}}}",
-        (0..100_001)
-            .map(|i| format!(r#""{i}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#))
-            .collect::<Vec<_>>()
-            .join(",")
-    );
-    let twice = r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},
-                    "a":{"dtype":"U8","shape":[0],"data_offsets":[4,4]}}"#;
-    let table: Vec<(Vec<u8>, &str)> = vec![
+    check(&[
         (vec![], "too short"),
         (vec![0; 7], "too short"),
         (vec![0; 8], "does not start with '{'"),
@@ -49,6 +59,22 @@ fn malformed_headers_are_refused_with_a_reason() {
         (file("{\u{7f}", 4), "not what the format asks for"),
         (file(&deep, 4), "not what the format asks for"),
         (file(&deep_ignored, 4), "unknown field"),
+    ]);
+}
+
+#[test]
+fn malformed_headers_are_refused_with_a_reason() {
+    let many_dimensions = one("U8", &format!("[{}4]", "1,".repeat(64)), "0", "4");
+    let many_tensors = format!(
+        "{{{}}}",
+        (0..100_001)
+            .map(|i| format!(r#""{i}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#))
+            .collect::<Vec<_>>()
+            .join(",")
+    );
+    let twice = r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},
+                    "a":{"dtype":"U8","shape":[0],"data_offsets":[4,4]}}"#;
+    check(&[
         (file(&one("U9", "[4]", "0", "4"), 4), "dtype \"U9\""),
         (file(&one("F4", "[8]", "0", "4"), 4), "dtype \"F4\""),
         (file(&one("U8", "[4]", "0", "5"), 4), "outside the file"),
@@ -77,19 +103,7 @@ fn malformed_headers_are_refused_with_a_reason() {
         (file(r#"{"__metadata__":{},"__metadata__":{}}"#, 0), "comes twice"),
         (file(r#"{"a":{"dtype":"U8","shape":[4]}}"#, 4), "missing field"),
         (file(r#"{"a":{"dtype":"U8","shape":[4],"shape":[4],"data_offsets":[0,4]}}"#, 4), "duplicate"),
-    ];
-    let directory = tempfile::tempdir().unwrap();
-    for (position, (bytes, reason)) in table.iter().enumerate() {
-        let error = Header::parse(bytes).expect_err(&format!("case {position}, {reason}"));
-        assert!(error.contains(reason), "case {position}: {error:.200} is not about {reason}");
-        let path = directory.path().join("bad.safetensors");
-        fs::write(&path, bytes).unwrap();
-        let error = TensorFile::open(&path).unwrap_err();
-        assert!(matches!(error, StoreError::Malformed { .. }));
-        assert!(error.to_string().contains("bad.safetensors"));
-    }
-    let error = TensorFile::open(directory.path()).unwrap_err();
-    assert!(error.to_string().contains("not a regular file"), "{error}");
+    ]);
     for good in [file("{}", 0), file("{}  ", 0), file(&two(4, 8), 8)] {
         Header::parse(&good).unwrap();
     }

@@ -13,7 +13,7 @@ fn save(parent: &Path, number: u64) {
     commit_directory(&RealDisk, parent, &format!("step-{number:06}"), &files, &about).unwrap();
 }
 
-/// Not a test of its own: what the killed process does.
+/// The work of the killed process, not a test of its own.
 #[test]
 #[ignore = "run by the other test, in a process of its own"]
 fn child() {

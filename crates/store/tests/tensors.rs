@@ -159,7 +159,7 @@ fn a_staged_model_becomes_visible_as_a_whole() {
     let path = staging.publish(&json!({"kind": "model"})).unwrap();
     assert_eq!(verify_directory(&RealDisk, &path).unwrap().files.len(), 4);
     TensorSet::open_model(&path).unwrap();
-    // One that is given up leaves nothing.
+    // A staging that is dropped leaves nothing.
     let mut staging = Staging::begin(&RealDisk, directory.path(), "other").unwrap();
     staging.write("config.json", b"{}").unwrap();
     drop(staging);
@@ -205,7 +205,8 @@ fn bad_indexes_and_absent_models_are_explained() {
     TensorSet::open_model(path).unwrap();
 }
 
-/// (what the index says, tensors that it leaves out): transformers takes the shards at their word.
+/// (what the index says, tensors that it leaves out): as in transformers, the tensors of the shards
+/// count.
 #[test]
 fn an_index_that_errs_about_its_shards_is_no_harm() {
     let directory = tempfile::tempdir().unwrap();
@@ -227,7 +228,7 @@ fn an_index_that_errs_about_its_shards_is_no_harm() {
     }
 }
 
-/// A tensor in two shards: the index decides; where it has neither, nobody can.
+/// A tensor in two shards: the index decides. If it lists neither, the model is refused.
 #[test]
 fn a_tensor_in_two_shards_is_the_one_that_the_index_has() {
     let directory = tempfile::tempdir().unwrap();
@@ -266,7 +267,8 @@ fn what_is_no_safetensors_file_is_named() {
     }
 }
 
-/// A file that is cut after it was opened: an error that names it, where a map would have ended the process.
+/// A file that is cut after it was opened: an error that names it, where a map would have ended the
+/// process.
 #[test]
 fn a_file_that_gets_shorter_is_an_error() {
     let directory = tempfile::tempdir().unwrap();

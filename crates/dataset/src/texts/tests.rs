@@ -24,8 +24,11 @@ fn marks_come_out_again() {
             {"function": {"name": "f", "arguments": {"a": ["x y", 3], "b": {"c": ""}}}}]}),
     ];
     let marked = Marked::new(&messages, None);
-    let kinds: Vec<Kind> = marked.texts.iter().map(|text| text.kind).collect();
-    assert_eq!(kinds, [Kind::Content, Kind::Content, Kind::Reasoning, Kind::Content, Kind::Call(0)]);
+    let kinds: Vec<TextKind> = marked.texts.iter().map(|text| text.kind).collect();
+    assert_eq!(
+        kinds,
+        [TextKind::Content, TextKind::Content, TextKind::Reasoning, TextKind::Content, TextKind::Call(0)]
+    );
     for (marked, plain) in marked.messages.iter().zip(&messages) {
         assert_eq!(take_marks(&marked.to_string()).text, plain.to_string());
     }
@@ -34,7 +37,7 @@ fn marks_come_out_again() {
     assert!(marked.left_out(&text, Some(&found.marks), &|text| text.message == Some(1)).is_none());
     let without_call: Vec<_> = found.marks.iter().copied().filter(|(_, id)| *id != 4).collect();
     let left_out = marked.left_out(&text, Some(&without_call), &|text| text.message == Some(1));
-    assert_eq!(left_out.map(|text| text.kind), Some(Kind::Call(0)));
+    assert_eq!(left_out.map(|text| text.kind), Some(TextKind::Call(0)));
     // Escaped, as a template that writes ASCII does; torn.
     let escaped = "\\ufdd8\\ufdda\\ufdd9x\u{FDD8}y";
     assert_eq!(take_marks(escaped), Found { text: "x\u{FDD8}y".to_owned(), marks: vec![(0, 0)] });
@@ -43,16 +46,16 @@ fn marks_come_out_again() {
 #[test]
 fn reasoning_is_told_from_the_answer() {
     let parts = |text: &str| {
-        sections(text, Kind::Content, true)
+        sections(text, TextKind::Content, true)
             .into_iter()
-            .map(|(kind, range)| (kind == Kind::Reasoning, text[range].to_owned()))
+            .map(|(kind, range)| (kind == TextKind::Reasoning, text[range].to_owned()))
             .collect::<Vec<_>>()
     };
     let part = |reasoning, text: &str| (reasoning, text.to_owned());
     assert_eq!(parts("a"), [part(false, "a")]);
     assert_eq!(parts("<think>\nb\n</think>c"), [part(false, ""), part(true, "\nb\n"), part(false, "c")]);
     assert_eq!(parts("b</think>c</think>d"), [part(true, "b"), part(false, "c</think>d")]);
-    assert_eq!(sections("b</think>c", Kind::Content, false).len(), 1);
+    assert_eq!(sections("b</think>c", TextKind::Content, false).len(), 1);
     let hidden = Marked::hidden(&json!({"role": "assistant", "content": "4", "reasoning_content": "so"}), 1, true);
     let content = hidden.messages[0]["content"].as_str().expect("text");
     assert!(!content.contains("</think>") && !content.contains("<think>"));

@@ -6,7 +6,8 @@ use finetune_dataset::guard;
 
 pub(crate) struct Counted;
 
-// SAFETY: every call is the system allocator's own, with the caller's promises; what is called before it hands out nothing.
+// SAFETY: every call is the system allocator's own, with the caller's promises; what is called
+// before it hands out nothing.
 #[expect(unsafe_code, reason = "a global allocator hands out memory")]
 unsafe impl GlobalAlloc for Counted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

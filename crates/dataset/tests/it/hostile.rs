@@ -1,4 +1,4 @@
-//! Templates and tokenizers that take their reader to be friendly: each is refused by name, and soon.
+//! Hostile templates and tokenizers: each is refused soon, and the error names it.
 
 use std::time::{Duration, Instant};
 
@@ -61,7 +61,7 @@ fn templates_run_out() {
     }
 }
 
-/// What a template does wrong with one conversation is that row's fault, and told with the line.
+/// An error of a template with one conversation is a problem of that row, and names the line.
 #[test]
 fn templates_stop() {
     for (template, told) in [
@@ -83,7 +83,7 @@ fn templates_stop() {
         assert!(matches!(error, DatasetError::Template { .. }), "{error:?}");
         assert!(error.to_string().contains(told), "{template}: {error}");
     }
-    // Deep values that nobody looks at do no harm.
+    // Deep values that the template does not use do no harm.
     let dropped = "{% set n = namespace(l=[]) %}{% for i in range(50000) %}{% set n.l = [n.l] %}{% endfor %}x";
     assert_eq!(rendered(dropped).expect("text"), "x");
 }
@@ -146,7 +146,7 @@ fn tokenizers_that_fail_within_are_named() {
         model.write("tokenizer.json", tokenizer.to_string());
         let begin = Instant::now();
         let text = format!("{} hello", "a".repeat(300));
-        // Some are refused when they load, some at a text; a few do no harm here.
+        // Some are refused when they are loaded, some at a text, and a few do no harm here.
         let outcome = ChatTokenizer::load(model.path(), None).and_then(|tokenizer| tokenizer.encode(&text, true));
         if let Err(error) = outcome {
             let told = error.to_string();

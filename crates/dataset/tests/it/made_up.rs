@@ -1,4 +1,5 @@
-//! A model directory whose tokenizer knows every byte and a few special tokens: small, and exact on any text.
+//! A model directory whose tokenizer knows every byte and a few special tokens: small, and exact on
+//! any text.
 
 use std::path::Path;
 
@@ -30,8 +31,9 @@ fn byte_characters() -> Vec<char> {
         .collect()
 }
 
-/// A byte-level BPE tokenizer.json: token `n` is byte `n`, then "Hi" (H + i) and "He", then `SPECIAL`. Its post-processor
-/// puts `<s>` in front and, as Llama 3's does, trims white space off offsets.
+/// A byte-level BPE tokenizer.json: token `n` is byte `n`, then "Hi" (H + i) and "He", then
+/// `SPECIAL`. Its post-processor puts `<s>` in front and, as Llama 3's does, trims white space off
+/// offsets.
 pub(crate) fn tokenizer_json() -> Value {
     let mut vocab = serde_json::Map::new();
     for (id, character) in byte_characters().into_iter().enumerate() {

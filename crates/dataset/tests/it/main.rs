@@ -12,6 +12,6 @@ mod templates;
 mod text_files;
 mod turns;
 
-/// As the program's own allocator: it holds foreign work to its share of the memory.
+/// Bounds the memory of foreign work, as the program's own allocator does.
 #[global_allocator]
 static ALLOCATOR: counted::Counted = counted::Counted;

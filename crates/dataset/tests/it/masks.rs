@@ -37,14 +37,14 @@ fn mask(template: &str, row: &Value, train_on: TrainOn) -> String {
         Ok(row) => {
             assert_eq!(row.trained.len(), row.tokens.len());
             let first_trained = row.trained.iter().position(|trained| *trained).expect("a trained token");
-            // The prompt ends where the answer begins, also where the prompt is trained on as well.
+            // The prompt ends where the answer begins, even if the prompt is trained on as well.
             match train_on {
                 TrainOn::All => assert!(row.prompt_tokens >= first_trained),
                 TrainOn::Assistant | TrainOn::Last => assert_eq!(row.prompt_tokens, first_trained),
             }
             shown(&model, &row)
         }
-        Err(DatasetError::BadRows(rows)) => format!("refused: {}", rows.first[0].reason),
+        Err(DatasetError::BadRows(rows)) => format!("refused: {}", rows.first[0].problem),
         Err(error) => panic!("{error}"),
     }
 }
@@ -74,7 +74,7 @@ fn the_end_of_sequence_of_a_bracket_template_is_trained() {
     let row = chat(&[("user", "1"), ("assistant", "2"), ("user", "3"), ("assistant", "4")]);
     let expected = "<s>[INST] 1 [/INST]⟦ 2</s>⟧[INST] 3 [/INST]⟦ 4</s>⟧";
     assert_eq!(mask(template, &row, TrainOn::Assistant), expected);
-    // One BOS: the template's own.
+    // There is one BOS, which the template writes.
     assert_eq!(expected.matches("<s>").count(), 1);
 }
 
@@ -86,7 +86,7 @@ fn a_token_across_the_border_belongs_to_the_prompt() {
     assert_eq!(mask(template, &chat(&[("user", "a"), ("assistant", "i!")]), TrainOn::Assistant), "aHi⟦!⟧");
 }
 
-/// Drops what earlier answers thought, as Qwen3 does.
+/// Drops the reasoning of earlier answers, as Qwen3 does.
 const SHIFTING: &str = "{% for m in messages %}{% if m.role == 'assistant' %}A:{{ m.content if loop.last else \
                         m.content.split('=')[-1] }};{% else %}U:{{ m.content }};{% endif %}{% endfor %}\
                         {% if add_generation_prompt %}A:{% endif %}";
@@ -100,7 +100,7 @@ fn a_template_that_makes_another_prompt_is_refused_by_turn() {
     assert_eq!(mask(&template, &row, TrainOn::Assistant), told);
     let row = chat(&[("user", "1"), ("assistant", "t=a"), ("user", "2"), ("assistant", "t=b")]);
     assert_eq!(mask(SHIFTING, &row, TrainOn::Last), "U:1;A:a;U:2;A:⟦t=b;⟧");
-    // Without anything that the assistant answers: by name, with the ways out.
+    // A conversation in which the assistant answers nothing is refused with the ways out.
     let template = "{% if not messages %}{{ raise_exception('none') }}{% endif %}{{ messages[-1].content }}";
     assert_eq!(
         mask(template, &chat(&[("assistant", "a")]), TrainOn::Assistant),

@@ -54,16 +54,18 @@ fn the_order_is_a_function_of_seed_and_epoch() {
     assert_ne!(order(1, 0), order(2, 0));
     assert_ne!(order(1, 0), order(1, 1));
     assert_ne!(order(1, 0), (0..100).collect::<Vec<_>>());
-    // Out of order, and through a clone, as in order.
+    // Steps asked out of order, or of a clone, have the same rows.
     let plan = Plan::new(10, 3, 42, true);
     let forward: Vec<_> = (0..12).map(|step| plan.rows(step)).collect();
     for step in (0..12).rev() {
         assert_eq!(plan.clone().rows(step), forward[step as usize]);
         assert_eq!(plan.rows(step), forward[step as usize]);
     }
-    // The batch size does not change the order of an epoch: what a run with another one sees is comparable.
+    // The batch size does not change the order of an epoch: what a run with another one sees is
+    // comparable.
     assert_eq!(forward[..4].concat(), Plan::new(10, 10, 42, true).rows(0));
-    // Fixed for all time: a resumed run must see the rows that an older version would have shown it.
+    // The order must never change: a resumed run must see the rows that an older version would
+    // show.
     expect_test::expect!["[6, 5, 7, 9, 4, 8, 2, 3, 1, 0]"].assert_eq(&format!("{:?}", forward[..4].concat()));
 }
 

@@ -90,7 +90,8 @@ fn long_integers_are_printed_as_they_are() {
     );
 }
 
-/// What a block sets in a namespace holds behind it, what it sets otherwise does not; loop variables are seen in it.
+/// What a block sets in a namespace holds behind it, what it sets otherwise does not; loop
+/// variables are seen in it.
 #[test]
 fn generation_blocks_keep_their_scope() {
     let template = "{% set ns = namespace(n=0, last='') %}{% set x = 'out' %}{% for m in messages %}\n\

@@ -6,13 +6,14 @@ use serde_json::{Value, json};
 
 use crate::made_up::{CHATML, Model, VOCABULARY, data};
 
-/// The rows that a line becomes, as text with the trained part between ⟦ and ⟧, or why it cannot be used.
+/// The rows that a line becomes, as text with the trained part between ⟦ and ⟧, or why it cannot be
+/// used.
 pub(crate) fn read_with(model: &Model, row: &Value, train_on: TrainOn) -> Vec<String> {
     let file = model.write("rows.jsonl", format!("{row}\n"));
     let data = Data { train_on, ..data(Format::Auto) };
     match Dataset::load(&[file], &data, &model.tokenizer(), VOCABULARY, usize::MAX, &|_| {}) {
         Ok(dataset) => dataset.rows.iter().map(|row| shown(model, row)).collect(),
-        Err(DatasetError::BadRows(rows)) => vec![format!("refused: {}", rows.first[0].reason)],
+        Err(DatasetError::BadRows(rows)) => vec![format!("refused: {}", rows.first[0].problem)],
         Err(error) => panic!("{error}"),
     }
 }
@@ -36,7 +37,7 @@ fn chat(messages: Value) -> Value {
     json!({"messages": messages})
 }
 
-/// A small template that has all that a row can say.
+/// A small template that renders everything that a row can say.
 const ALL: &str = "{% for t in tools or [] %}T:{{ t.function.name }};{% endfor %}\
     {% for m in messages %}{% if m.role == 'assistant' %}A:\
     {% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}\
@@ -185,7 +186,7 @@ fn parts_are_text_never_code() {
     let part = |text: &str| json!({"type": "text", "text": text});
     let row = chat(json!([
         {"role": "user", "content": [part("What's"), part(" up?")]}, {"role": "assistant", "content": [part("Four\n")]}]));
-    // Written as Python code, left out, and not taken at all: joined instead.
+    // Parts that are written as Python code, left out or not taken at all are joined.
     let printed = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
     let left_out = printed.replace("m.content", "m.content if m.content is string else ''");
     let added = printed.replace("m.content", "'' + m.content");

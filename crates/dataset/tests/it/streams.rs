@@ -13,7 +13,8 @@ fn streamed(tokenizer: &ChatTokenizer, ids: &[u32]) -> String {
     text
 }
 
-/// Llama 2's kind: words with a mark for the space, bytes as tokens, a decoder that takes the first space off.
+/// Llama 2's kind: words with a mark for the space, bytes as tokens, a decoder that takes the first
+/// space off.
 fn with_byte_fallback() -> Model {
     let model = Model::new(None);
     let mut vocab = serde_json::Map::new();
@@ -76,7 +77,7 @@ fn all_parts_together_are_the_whole() {
     }
 }
 
-/// Sequences of no particular sense: any of them may come out of a model.
+/// Sequences without meaning, any of which a model may generate.
 #[test]
 fn sequences_at_random() {
     let tokenizers = [(with_byte_fallback().tokenizer(), 265u64), (Model::new(None).tokenizer(), 266)];

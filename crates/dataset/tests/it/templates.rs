@@ -1,4 +1,5 @@
-//! Chat templates against transformers: goldens of our own templates, and the published ones where they are at hand.
+//! Chat templates against transformers: goldens of our own templates, and the published ones where
+//! they are at hand.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -7,7 +8,8 @@ use serde_json::{Value, json};
 
 use crate::made_up::Model;
 
-/// Renders every case of a golden; says where the text, the blocks or an error differ from transformers'.
+/// Renders every case of a golden; says where the text, the blocks or an error differ from
+/// transformers'.
 fn differences(golden: &Value) -> Vec<String> {
     let name = golden["name"].as_str().expect("a name");
     let model = Model::with_tokens(golden["template"].as_str(), golden["special_tokens"].clone());

@@ -1,4 +1,4 @@
-//! Which files a model's text comes from, and which carry it on.
+//! Which files a tokenizer and templates come from, and which files they are exported to.
 
 use std::path::Path;
 
@@ -21,8 +21,8 @@ fn file(files: &[(String, Vec<u8>)], name: &str) -> Option<Value> {
     Some(serde_json::from_slice(bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(bytes))))
 }
 
-/// As transformers: the one for tools where a row has some; .jinja files before the list of tokenizer_config.json, that
-/// before a processor's file.
+/// As transformers: the one for tools where a row has some; .jinja files before the list of
+/// tokenizer_config.json, that before a processor's file.
 #[test]
 fn named_templates_are_chosen_as_transformers_does() {
     let tools = json!([{"type": "function", "function": {"name": "f"}}]);
@@ -57,7 +57,7 @@ fn an_adapter_s_files_come_first() {
     adapter.write("generation_config.json", json!({"eos_token_id": [263, 259]}).to_string());
     let tokenizer = opened(&model, Some(adapter.path()), None).expect("a tokenizer");
     assert_eq!((text(&tokenizer, None).as_str(), tokenizer.eos_ids()), ("adapter", &[263, 259][..]));
-    // An adapter without any: all is the model's.
+    // An adapter without such files: all of them are the model's.
     let bare = tempfile::TempDir::new().expect("a directory");
     let tokenizer = opened(&model, Some(bare.path()), None).expect("a tokenizer");
     assert_eq!((text(&tokenizer, None).as_str(), tokenizer.eos_ids()), ("model", &[259][..]));
@@ -67,7 +67,7 @@ fn an_adapter_s_files_come_first() {
     assert_eq!(text(&ChatTokenizer::open(&source).expect("files").expect("a tokenizer"), None), "chosen");
 }
 
-/// What was trained comes out again from the files alone.
+/// The exported files alone give the same tokens and text.
 #[test]
 fn files_carry_template_and_ends() {
     let model = Model::with_tokens(None, json!({"eos_token": "</s>", "chat_template": "base", "keep": [1]}));
@@ -95,7 +95,8 @@ fn files_carry_template_and_ends() {
     assert_eq!(config, Some(json!({"eos_token_id": 263})));
 }
 
-/// Left: what tokenizer_config.json says beside the usual. Right: the ids of "a<call>b", as transformers 5.24 has them.
+/// Left: what tokenizer_config.json says beside the usual. Right: the ids of "a<call>b", as
+/// transformers 5.24 has them.
 #[test]
 fn tokens_that_only_configs_add_are_one_token() {
     let split: Vec<u32> = "a<call>b".bytes().map(u32::from).collect();
@@ -161,7 +162,7 @@ fn odd_ids_in_configs_do_no_harm() {
         assert!(!tokenizer.is_special(u32::MAX) && tokenizer.is_special(263) && !tokenizer.is_special(97));
         assert_eq!(tokenizer.decode(&[97, u32::MAX], true).expect("text"), "a");
     }
-    // A null is no id, and nothing to speak of.
+    // A null is no id, and gives no notice.
     let model = Model::new(None);
     model.write("generation_config.json", json!({"eos_token_id": null}).to_string());
     assert_eq!((model.tokenizer().eos_ids(), model.tokenizer().notices()), (&[259][..], &[][..]));
@@ -173,7 +174,7 @@ fn the_date_of_a_template_is_the_one_given() {
     let tokenizer = opened(&model, None, Some("2024-02-29")).expect("a tokenizer");
     assert!(tokenizer.uses_date() && !Model::new(Some(CHATML)).tokenizer().uses_date());
     assert_eq!(text(&tokenizer, None), "29 Feb 2024, 00:00");
-    // Without a date all rows see one moment.
+    // Without a date all rows see the same moment.
     let now = Model::new(Some("{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }}")).tokenizer();
     assert_eq!(text(&now, None), text(&now, None));
     for bad in ["2024-02-30", "today", "", "29.02.2024"] {

@@ -1,4 +1,5 @@
-//! Conversations whose template writes a turn in another way once others follow: a sequence for each answer.
+//! Conversations whose template writes a turn in another way once others follow: a sequence for
+//! each answer.
 
 use finetune_dataset::{Dataset, DatasetError, Ends};
 use finetune_recipe::{Data, Format, TrainOn};
@@ -26,7 +27,7 @@ const SYSTEM_LAST: &str = "{% set system = messages[0].content if messages[0].ro
     {% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}[{% if loop.last and system %}{{ system }} {% endif %}\
     {{ m.content }}]{% else %}{{ m.content }}.{% endif %}{% endfor %}";
 
-/// Cuts the reasoning off every answer, and has the model begin with it.
+/// Cuts the reasoning off every answer, and lets the prompt ask the model to begin with it.
 const PRIMING: &str = "{% for m in messages %}{% if m.role == 'user' %}<U>{{ m.content }}{% else %}<A>\
     {{ m.content.split('</think>')[-1] }}<end>{% endif %}{% endfor %}{% if add_generation_prompt %}<A><think>\n{% endif %}";
 
@@ -118,7 +119,8 @@ fn ends_of_answers_are_counted() {
 
 #[test]
 fn many_turns_are_masked_as_few_are() {
-    // More than are looked at one by one; of different lengths, with texts that repeat, one of them in parts.
+    // More than are looked at one by one; of different lengths, with texts that repeat, one of them
+    // in parts.
     let turns = |count: usize| -> Vec<(String, String)> {
         let word = |turn: usize| ["yes", " so it is\n", "a\nb", "0", ""][turn % 5].to_owned();
         (0..count).map(|turn| (format!("q{}", turn % 3), word(turn))).collect()
@@ -179,6 +181,7 @@ fn many_turns_take_no_more_time_each() {
         start.elapsed().as_secs_f64()
     };
     let (few, many) = (seconds(400).max(0.005), seconds(3200));
-    // Eight times as many turns; with the square of their number it would be sixty-four times the time.
+    // Eight times as many turns; with the square of their number it would be sixty-four times the
+    // time.
     assert!(many < 30.0 * few, "{few} s for 400 turns, {many} s for 3200");
 }

@@ -50,7 +50,7 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
         Some(Some(path)) => Resume::From(path),
     };
     seat.share_cores();
-    finetune_store::failpoint::set_rank(seat.rank);
+    finetune_store::failpoint::set_label(seat.rank.to_string());
     // What one rank says is said; the others speak of themselves only.
     let (first, loudness) = (seat.rank == 0, verbosity);
     let verbosity = if first { verbosity } else { Verbosity::Quiet };

@@ -14,7 +14,8 @@ pub(super) type Entries = BTreeMap<String, usize>;
 /// Entries set or removed together.
 pub(super) type Change = Vec<(String, Option<usize>)>;
 
-/// All nodes ever made, by position; `/` is the first. Removed ones stay, out of reach.
+/// All nodes ever made, by position. `/` is the first. Removed nodes stay in the list, out of
+/// reach.
 #[derive(Debug, Clone)]
 pub(super) struct Tree {
     pub(super) nodes: Vec<Node>,
@@ -81,7 +82,7 @@ impl Tree {
         self.change_entries(from_parent, vec![(from_name, None)])
     }
 
-    /// One change where both lie in one directory, as the only caller has them.
+    /// One change. Both must lie in one directory, as they do for the only caller.
     pub(super) fn exchange(&mut self, one: &Path, other: &Path) -> io::Result<()> {
         let (first, second) = (self.find(one)?, self.find(other)?);
         let (one_parent, one_name) = split(one)?;

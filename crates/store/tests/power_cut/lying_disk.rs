@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use finetune_store::Disk;
 use finetune_store::fault::FaultDisk;
 
-/// A disk around a [`FaultDisk`], or that itself.
+/// A disk around a [`FaultDisk`], or a [`FaultDisk`] itself.
 pub(crate) trait Wrapped {
     fn inner(&self) -> &FaultDisk;
     fn as_disk(&self) -> &dyn Disk;
@@ -29,7 +29,7 @@ pub(crate) enum Lie {
     RenameFirst,
 }
 
-/// A disk that makes of the right protocol a wrong one.
+/// A disk that turns the right protocol into a wrong one.
 pub(crate) struct LyingDisk {
     inner: FaultDisk,
     lie: Lie,

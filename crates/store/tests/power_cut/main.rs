@@ -39,7 +39,7 @@ fn first_saved() -> FaultDisk {
     disk
 }
 
-/// The number of the newest, after a look at all its bytes.
+/// The number of the newest checkpoint, after all its bytes were verified.
 fn newest(disk: &FaultDisk) -> Result<u64, String> {
     let (found, rejected) = newest_verified(disk, Path::new(PARENT), "step-").map_err(|error| error.to_string())?;
     if let Some(torn) = rejected.first() {
@@ -72,7 +72,7 @@ fn check_power_cuts(wrap: &dyn Fn(FaultDisk) -> Box<dyn Wrapped>) -> Result<u64,
             }
             let first = Path::new(PARENT).join("step-000001");
             verify_directory(&reborn, &first).map_err(|error| at(error.to_string()))?;
-            // And life goes on: the leftovers are in nobody's way.
+            // The leftovers do not hinder the next save.
             sweep(&reborn, Path::new(PARENT)).map_err(|error| at(error.to_string()))?;
             save(&reborn, 3).map_err(|error| at(error.to_string()))?;
             assert_eq!(newest(&reborn), Ok(3), "call {call}, seed {seed}");
@@ -87,8 +87,8 @@ fn check_power_cuts(wrap: &dyn Fn(FaultDisk) -> Box<dyn Wrapped>) -> Result<u64,
 #[test]
 fn a_power_cut_at_any_call_leaves_the_previous_or_the_new_checkpoint() {
     let calls = check_power_cuts(&|disk| Box::new(disk)).unwrap();
-    // 1 directory, its mark written and synced, 3 files written and synced, the mark removed, the directory synced,
-    // renamed, the parent synced.
+    // 1 directory, its mark written and synced, 3 files written and synced, the mark removed, the
+    // directory synced, renamed, the parent synced.
     assert_eq!(calls, 13);
 }
 
@@ -123,7 +123,7 @@ fn a_full_disk_at_any_call_leaves_the_last_checkpoint_good() {
             verify_directory(&disk, &Path::new(PARENT).join("step-000001")).unwrap();
             let names = disk.list(Path::new(PARENT)).unwrap();
             assert!(!names.iter().any(|name| name.contains(".tmp-")), "call {call}: {names:?}");
-            // When space is made, saving works.
+            // Saving works once there is space again.
             save(&disk, 3).unwrap();
             assert_eq!(newest(&disk), Ok(3));
         }
@@ -219,7 +219,7 @@ fn check_replacing(empty: FaultDisk) {
         disk.crash_at(call);
         let result = replace(&disk, 2);
         let fired = disk.fired();
-        // The last call only removes the old one.
+        // The last call only removes the old directory.
         assert_eq!(result.is_err(), fired, "call {call}");
         for seed in 0..SEEDS {
             let reborn = disk.after_crash(seed);

@@ -2,7 +2,8 @@
 
 use finetune_random::philox;
 
-/// The last word of the counter, so that no other use of the same seed draws the same bits.
+/// The last word of the counter. No other use of the same seed has this word, so none draws the
+/// same bits.
 const SHUFFLE_DOMAIN: u32 = u32::from_be_bytes(*b"plan");
 
 /// The sequence of numbers that shuffles one epoch.
@@ -29,8 +30,10 @@ impl EpochRandom {
         u64::from(words[0]) | u64::from(words[1]) << 32
     }
 
-    /// A number in `0..bound`, each equally likely: Lemire's multiplication, "Fast random integer generation in an
-    /// interval" (2019), which rejects the few draws that would favor some numbers. `bound` is at least 1.
+    /// A number in `0..bound`, each equally likely. `bound` is at least 1.
+    ///
+    /// Lemire's multiplication ("Fast random integer generation in an interval", 2019) rejects the
+    /// few draws that would favor some numbers.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         assert!(bound > 0, "a range to draw from is not empty");
         loop {

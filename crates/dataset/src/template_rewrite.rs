@@ -1,16 +1,21 @@
-//! Looks over a template's source and rewrites it before it is compiled, for what minijinja has no other place to hook into:
-//! line breaks, `{% generation %}` blocks, the line break behind `{% raw %}`, slices with a step, and `%` behind a string.
+//! Checks a template's source and rewrites it before it is compiled. This is for what minijinja has
+//! no other place to hook into: line breaks, `{% generation %}` blocks, the line break behind
+//! `{% raw %}`, slices with a step, and `%` behind a string.
 //!
-//! A generation block keeps its scope: assignments to a namespace and loop variables within it work as outside, others end
-//! with it, as in the call block that transformers' extension parses it into. `x[a:b:c]` becomes a method call: minijinja 2.24
-//! panics on `[][::-1]`, which Qwen3's template comes to when it is given no messages, and takes `x[2:0:-1]` for `x[2::-1]`.
+//! A generation block keeps its scope, as in the call block that transformers' extension parses it
+//! into: assignments to a namespace and loop variables within it work as outside, and other
+//! assignments end with it.
+//!
+//! `x[a:b:c]` becomes a method call. minijinja 2.24 panics on `[][::-1]`, which Qwen3's template
+//! evaluates when it is given no messages, and takes `x[2:0:-1]` for `x[2::-1]`.
 
 use std::borrow::Cow;
 
 use crate::generation::{END, START};
-use crate::{percent, python_methods};
+use crate::template_tags::{Tags, is_code, string_end, tag_words};
+use crate::{percent_operator, python_methods};
 
-/// jinja2 reads every line break of a template as \n, within string literals too, wherever the template was kept.
+/// Makes every line break of a template `\n`, also within string literals, as jinja2 does.
 pub(crate) fn with_line_feeds(source: &str) -> Cow<'_, str> {
     if source.contains('\r') {
         Cow::Owned(source.replace("\r\n", "\n").replace('\r', "\n"))
@@ -19,17 +24,21 @@ pub(crate) fn with_line_feeds(source: &str) -> Cow<'_, str> {
     }
 }
 
-/// Brackets within each other, in one tag. The parser is recursive.
+/// The deepest nesting of brackets in one tag. The parser is recursive.
 const DEEPEST: usize = 100;
 
-/// Words and signs in a row without a comma or bracket between them: an expression is a chain that the parser follows
-/// recursively. The longest of a published template has 38.
+/// The most words and signs in a row without a comma or bracket between them. Such an expression is
+/// a chain that the parser follows recursively. The longest of a published template has 38.
 const LONGEST_CHAIN: usize = 2000;
 
-/// `elif` tags of a template: each is nested in the one before it. The most that a published template has is 17.
+/// The most `elif` tags of a template. Each is nested in the one before it. No published template
+/// has more than 17.
 const MOST_ELIFS: usize = 500;
 
-/// Refuses what would take a parser's whole stack: the line, from 1, and what is there.
+/// Refuses a source that would take the parser's whole stack.
+///
+/// # Errors
+/// The line, from 1, and what is there.
 pub(crate) fn check(source: &str) -> Result<(), (usize, String)> {
     if let Some(place) = source.find([START, END]) {
         let line = line_at(source, place);
@@ -51,8 +60,8 @@ pub(crate) fn check(source: &str) -> Result<(), (usize, String)> {
 
 fn check_tag(tag: &str) -> Result<(), (usize, String)> {
     let bytes = tag.as_bytes();
-    // For each open bracket the length of the chain that leads to it, and of that with what follows in it: the parser is as
-    // deep in its stack.
+    // For each open bracket the length of the chain that leads to it, and the length of that chain
+    // with what follows within the bracket. The parser is as deep in its stack.
     let mut chains = vec![(0usize, 0usize)];
     let mut place = 0;
     while place < bytes.len() {
@@ -89,56 +98,12 @@ fn check_tag(tag: &str) -> Result<(), (usize, String)> {
     Ok(())
 }
 
-fn is_word(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80
-}
-
 fn line_at(source: &str, place: usize) -> usize {
     source.as_bytes()[..place.min(source.len())].iter().filter(|byte| **byte == b'\n').count() + 1
 }
 
-/// The tags of a source with their places, and the text between them (which is no tag, see [`is_code`]); together they are
-/// the source. The text of a raw block is one piece.
-struct Tags<'a> {
-    source: &'a str,
-    place: usize,
-    raw: bool,
-}
-
-impl<'a> Tags<'a> {
-    fn of(source: &'a str) -> Self {
-        Self { source, place: 0, raw: false }
-    }
-}
-
-impl<'a> Iterator for Tags<'a> {
-    type Item = (usize, &'a str);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let (start, rest) = (self.place, &self.source[self.place..]);
-        if rest.is_empty() {
-            return None;
-        }
-        let length = if std::mem::take(&mut self.raw) && raw_end(rest) > 0 {
-            raw_end(rest)
-        } else {
-            match (rest.as_bytes()[0], rest.as_bytes().get(1)) {
-                (b'{', Some(b'#')) => rest.find("#}").map_or(rest.len(), |end| end + 2),
-                (b'{', Some(b'{')) => tag_end(rest, b"}}"),
-                (b'{', Some(b'%')) => tag_end(rest, b"%}"),
-                (b'{', _) => 1,
-                _ => rest.find('{').unwrap_or(rest.len()),
-            }
-        };
-        let piece = &rest[..length];
-        self.raw = tag_words(piece) == "raw";
-        self.place += length;
-        Some((start, piece))
-    }
-}
-
-fn is_code(piece: &str) -> bool {
-    piece.starts_with("{{") || piece.starts_with("{%")
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80
 }
 
 /// The rewritten source, and whether it has generation blocks.
@@ -150,7 +115,8 @@ pub(crate) fn rewrite(source: &str) -> (String, bool) {
         let words = tag_words(piece);
         match words {
             _ if was_raw => out.push_str(piece),
-            // The frame of `with` ends what the block sets. White space control of the tag is that of the outer ones.
+            // The scope of `with` ends what the block sets. The outer tags keep the white space
+            // control of the tag.
             "generation" => {
                 out.push_str(&piece.replacen("generation", "with", 1).replace("-%}", "%}").replace("+%}", "%}"));
                 out.push(START);
@@ -164,7 +130,7 @@ pub(crate) fn rewrite(source: &str) -> (String, bool) {
             }
             // jinja2 keeps a line break behind this tag, though it drops those behind all others.
             "raw" if closing(piece) == "%}" => out.push_str(&format!("{}+%}}", &piece[..piece.len() - 2])),
-            _ if is_code(piece) => out.push_str(&percent::rewrite(&rewrite_slices(piece))),
+            _ if is_code(piece) => out.push_str(&percent_operator::rewrite(&rewrite_slices(piece))),
             _ => out.push_str(piece),
         }
         was_raw = words == "raw" && !was_raw;
@@ -181,55 +147,6 @@ fn closing(tag: &str) -> &'static str {
     }
 }
 
-/// Where the tag that `text` starts with ends. Strings and brackets within it may hold the closing characters.
-fn tag_end(text: &str, close: &[u8; 2]) -> usize {
-    let bytes = text.as_bytes();
-    let (mut place, mut depth) = (2, 0usize);
-    while place < bytes.len() {
-        if depth == 0 && bytes[place..].starts_with(close) {
-            return place + 2;
-        }
-        match bytes[place] {
-            b'"' | b'\'' => place = string_end(bytes, place) - 1,
-            b'(' | b'[' | b'{' => depth += 1,
-            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        place += 1;
-    }
-    bytes.len()
-}
-
-/// The place behind the string literal that starts at `place`; at most the end.
-pub(crate) fn string_end(bytes: &[u8], place: usize) -> usize {
-    let mut end = place + 1;
-    while end < bytes.len() && bytes[end] != bytes[place] {
-        end += if bytes[end] == b'\\' { 2 } else { 1 };
-    }
-    (end + 1).min(bytes.len())
-}
-
-/// What a block tag holds, without its signs: `generation` of `{%- generation -%}`.
-fn tag_words(tag: &str) -> &str {
-    let Some(inner) = tag.strip_prefix("{%").and_then(|inner| inner.strip_suffix("%}")) else { return "" };
-    let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner);
-    inner.strip_suffix(['-', '+']).unwrap_or(inner).trim()
-}
-
-fn raw_end(text: &str) -> usize {
-    let mut from = 0;
-    while let Some(place) = text[from..].find("{%") {
-        let start = from + place;
-        if let Some(length) = text[start..].find("%}")
-            && tag_words(&text[start..start + length + 2]) == "endraw"
-        {
-            return start;
-        }
-        from = start + 2;
-    }
-    text.len()
-}
-
 /// An open bracket in the text written so far, and the colons directly within it.
 struct Bracket {
     square: bool,
@@ -243,7 +160,8 @@ fn rewrite_slices(tag: &str) -> String {
     let mut rest = tag;
     while let Some(character) = rest.chars().next() {
         let length = match character {
-            // A backslash may have skipped into the middle of a character that an unclosed string ends with.
+            // A backslash may have skipped into the middle of a character that an unclosed string
+            // ends with.
             '"' | '\'' => rest.ceil_char_boundary(string_end(rest.as_bytes(), 0)),
             _ => character.len_utf8(),
         };

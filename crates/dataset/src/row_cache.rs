@@ -1,9 +1,9 @@
-//! Rows that were read before: their tokens, kept in the user's cache, so that `run` does not do again what `validate` has done,
-//! nor each rank of a machine what one of them does.
+//! The tokens of rows that were read before, kept in the user's cache. So `run` does not read again
+//! what `validate` has read, and of the ranks of a host only one reads.
 //!
-//! An entry belongs to the content of the files, to the settings that rows depend on, to what the tokenizer and the template
-//! are made of, and to this very program. Whatever else it is read with finds nothing. It holds the rows as they lie in memory,
-//! tokens in two bytes where the vocabulary allows, a bit of mask each.
+//! The key of an entry is a hash of the content of the files, the settings that rows depend on, the
+//! files of the tokenizer and the template, and this very program. An entry holds the rows as they
+//! lie in memory: two bytes for each token if all of them fit, otherwise four, and one bit of mask.
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -13,20 +13,26 @@ use finetune_recipe::Data;
 use finetune_store::{Cache, content_hash_of};
 use serde_json::{Value, json};
 
+use crate::counts::Counts;
 use crate::ends::Ends;
 use crate::error::DatasetError;
-use crate::load::{Counts, Dataset, Origin, Row};
+use crate::load::Dataset;
+use crate::token_row::{Origin, Row};
 use crate::tokenizer::ChatTokenizer;
 
-/// Files that are read faster than it takes to look them up.
+/// Files with fewer bytes are read faster than they are looked up.
 const SMALL: u64 = 4 << 20;
-/// Longest wait for another process that reads the same rows.
+/// The longest wait for another process that reads the same rows.
 const PATIENCE: Duration = Duration::from_secs(3600);
-/// Tokens of a row, and bytes of a text or of the head, that no entry of ours has more of.
+/// The most bytes of a part of an entry: of the tokens of a row, a text or the head.
 const LONGEST: u64 = 1 << 30;
 
 impl Dataset {
-    /// As [`Dataset::load`], from `cache` where the same rows were read before; else they are put there.
+    /// As [`Dataset::load`], from `cache` if the same rows were read before. If not, they are put
+    /// there.
+    ///
+    /// # Errors
+    /// As [`Dataset::load`].
     pub fn load_kept<'a>(
         cache: Option<&Cache>,
         files: &[PathBuf],
@@ -58,7 +64,7 @@ impl Dataset {
     }
 }
 
-/// `None`: not worth it, or not to be had.
+/// The key of an entry. `None`: the files are small, or cannot be read.
 fn key(
     files: &[PathBuf],
     data: &Data,
@@ -76,7 +82,8 @@ fn key(
         hasher.update(bytes);
     };
     part(program()?.as_bytes());
-    // Where files lie is of no matter; what is in the template and the day are the tokenizer's.
+    // The places of the files do not matter. The template and the day are in the tokenizer's
+    // fingerprint.
     let settings = Data { train: Vec::new(), eval: Vec::new(), chat_template: None, date: None, ..data.clone() };
     part(format!("{settings:?} {vocab_size} {keep_text}").as_bytes());
     part(tokenizer.map_or(&[], |tokenizer| tokenizer.fingerprint().as_slice()));
@@ -86,7 +93,7 @@ fn key(
     Some(hasher.finalize().to_hex().to_string())
 }
 
-/// This program: another build may read rows in another way.
+/// What tells this program from others. Another build may read rows in another way.
 fn program() -> Option<String> {
     let about = std::env::current_exe().ok()?.metadata().ok()?;
     Some(format!("{} {} {:?}", env!("CARGO_PKG_VERSION"), about.len(), about.modified().ok()?))
@@ -186,7 +193,8 @@ fn row(content: &mut dyn Read, narrow: bool, bytes: &mut Vec<u8>) -> io::Result<
     Ok(Row { tokens, trained, origin, prompt_tokens, prompt_text, answer_text })
 }
 
-/// So many bytes, in place of what was there. What comes from the disk is not believed before its hash is.
+/// Reads `length` bytes in place of what `bytes` held. The length comes from the disk and is
+/// checked, since the hash of the entry is known only at its end.
 fn take(content: &mut dyn Read, length: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
     bytes.clear();
     if length > LONGEST || content.take(length).read_to_end(bytes)? as u64 != length {

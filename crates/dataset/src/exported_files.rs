@@ -1,5 +1,5 @@
-//! What another program needs to write and end text as this one did: the files that go into an adapter, a checkpoint or a
-//! merged model beside its weights.
+//! The files that go into an adapter, a checkpoint or a merged model beside its weights. With them
+//! another program writes and ends text as this one did.
 
 use serde_json::{Value, json};
 
@@ -10,17 +10,19 @@ use crate::text_source::{
 };
 use crate::tokenizer::ChatTokenizer;
 
-/// Files of a tokenizer that are taken as they are.
+/// Files of a tokenizer that are copied as they are.
 const AS_THEY_ARE: [&str; 2] = [TOKEN_MAP, ADDED_TOKENS];
 
 impl ChatTokenizer {
-    /// The files by which another program writes and ends text as this one did, by name: the tokenizer's, the template in use,
-    /// and a generation_config.json whose `eos_token_id` includes `ends`, the tokens that trained turns end with.
+    /// The files by which another program writes and ends text as this one did: (name, bytes), by
+    /// name. They are the tokenizer's files, the template in use, and a generation_config.json. The
+    /// `eos_token_id` of the latter includes `ends`, the tokens that trained turns end with.
     ///
-    /// One template is a chat_template.jinja, as transformers saves it; several stay a list in tokenizer_config.json.
+    /// One template becomes a chat_template.jinja, as transformers saves it. Several stay a list in
+    /// tokenizer_config.json.
     ///
     /// # Errors
-    /// As [`ChatTokenizer::open`]: the files are read again.
+    /// As [`ChatTokenizer::open`], since the files are read again.
     pub fn files(&self, ends: &[u32]) -> Result<Vec<(String, Vec<u8>)>, DatasetError> {
         let directory = &self.tokenizer_dir;
         let mut files = vec![(TOKENIZER.to_owned(), self.tokenizer_json()?)];
@@ -35,7 +37,7 @@ impl ChatTokenizer {
             [] => {}
             [only] if only.name == "default" => {
                 files.push((TEMPLATE.to_owned(), only.source.clone().into_bytes()));
-                // Programs that look here first would take the base's.
+                // Programs that look here first would take the base model's template.
                 if let Some(entries) = config.as_object_mut() {
                     entries.shift_remove("chat_template");
                 }
@@ -67,7 +69,7 @@ impl ChatTokenizer {
         if !self.without_chance() {
             return Ok(bytes);
         }
-        // The next program would split at random again, also where it generates.
+        // Otherwise the next program would split at random again, even when it generates.
         let mut tokenizer: Value = serde_json::from_slice(&bytes)
             .map_err(|error| DatasetError::BadModelFile { path, reason: error.to_string() })?;
         if let Some(model) = tokenizer.get_mut("model").and_then(Value::as_object_mut) {
@@ -80,7 +82,7 @@ impl ChatTokenizer {
         Ok(pretty(&tokenizer))
     }
 
-    /// None where nothing is known of ends.
+    /// The bytes of generation_config.json. `None`: there is none, and no end token is known.
     fn generation_config(&self, ends: &[u32]) -> Result<Option<Vec<u8>>, DatasetError> {
         let mut config = Value::Null;
         for directory in self.adapter_dir.iter().chain([&self.model_dir]) {

@@ -1,8 +1,8 @@
-//! What a file is, by its first bytes, and by its name where these do not tell.
+//! What a file is, by its first bytes, and by its name if these do not tell.
 
 use std::path::Path;
 
-use super::Holding;
+use crate::holding::Holding;
 
 /// Bytes that a format begins with.
 const MAGIC: [(&[u8], Holding); 13] = [
@@ -22,10 +22,10 @@ const MAGIC: [(&[u8], Holding); 13] = [
     (b"\x80\x05", Holding::Pickle),
 ];
 
-/// `head`: the first bytes, at least one.
+/// The kind of a file. `head`: its first bytes, at least one.
 pub(super) fn recognize(path: &Path, head: &[u8]) -> Holding {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-    // First: a header of 640 bytes has the beginning of a pickle.
+    // Before the others: a header of 640 bytes begins as a pickle does.
     if is_safetensors(head) {
         return Holding::Safetensors;
     }
@@ -37,7 +37,8 @@ pub(super) fn recognize(path: &Path, head: &[u8]) -> Holding {
         let holds_pickle = is_torch || head.windows(8).any(|part| part == b"data.pkl");
         return if holds_pickle { Holding::Pickle } else { Holding::Zip };
     }
-    // The first piece of every SentencePiece model, in protocol buffers: field 1, its length, field 1, its length, the text.
+    // The first piece of every SentencePiece model, in protocol buffers: field 1, its length, field
+    // 1, its length, the text.
     if head[0] == b'\n' && head.len() > 5 && head[2] == b'\n' && head.windows(5).take(64).any(|part| part == b"<unk>") {
         return Holding::SentencePiece;
     }
@@ -56,21 +57,21 @@ pub(super) fn recognize(path: &Path, head: &[u8]) -> Holding {
     }
 }
 
-/// The length of a header that is JSON, then that header.
+/// Whether a file begins with the length of a header and a header that is JSON.
 fn is_safetensors(head: &[u8]) -> bool {
     let Some((length, rest)) = head.split_first_chunk::<8>() else { return false };
     let length = u64::from_le_bytes(*length);
     (2..=100_000_000).contains(&length) && rest.starts_with(b"{")
 }
 
-/// Every second byte zero, as in Latin text without a byte order mark.
+/// Whether every second byte is zero, as in Latin text without a byte order mark.
 fn is_utf16_without_mark(head: &[u8]) -> bool {
     let zeros = |first: usize| head.iter().skip(first).step_by(2).filter(|&&byte| byte == 0).count();
     let pairs = head.len() / 2;
     pairs >= 4 && [(0, 1), (1, 0)].iter().any(|&(a, b)| zeros(a) * 10 >= pairs * 8 && zeros(b) == 0)
 }
 
-/// The text of these bytes, which may end within a character; `None` where they are no text.
+/// The text of these bytes, which may end within a character. `None`: they are no text.
 fn text_of(head: &[u8]) -> Option<&str> {
     let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
     let text = match std::str::from_utf8(head) {
@@ -93,7 +94,7 @@ fn of_text(text: &str, extension: &str) -> Holding {
     if start.starts_with('{') {
         return json_object(start, extension);
     }
-    // A torn table header in a file called .toml is the recipe's own error.
+    // A torn table header in a file called .toml is reported as an error of the recipe.
     if start.starts_with('[')
         && !is_toml(start)
         && (extension != "toml" || start[1..].trim_start().starts_with(['{', '[']))
@@ -122,10 +123,10 @@ fn of_text(text: &str, extension: &str) -> Holding {
     }
 }
 
-/// Rows, or one object over many lines.
+/// Whether a text that begins with `{` is rows, or one object over many lines.
 fn json_object(text: &str, extension: &str) -> Holding {
     let is_rows = match text.split_once('\n') {
-        // Longer than what was read: the name has to say it.
+        // The first line is longer than what was read, so the name has to tell.
         None => extension != "json",
         Some((first, rest)) => {
             let whole = serde_json::from_str::<serde::de::IgnoredAny>(first.trim()).is_ok();
@@ -133,12 +134,12 @@ fn json_object(text: &str, extension: &str) -> Holding {
         }
     };
     let named_so = matches!(extension, "jsonl" | "ndjson");
-    // A file of rows of which the first is torn is a file of rows.
+    // A file named as rows whose first row is torn is still a file of rows.
     let looks_pretty = text.lines().next().is_some_and(|first| first.trim() == "{");
     if is_rows || (named_so && !looks_pretty) { Holding::JsonLines } else { Holding::JsonObject }
 }
 
-/// The lines that say something, without comments.
+/// The first lines that are neither blank nor comments.
 fn meaningful(text: &str) -> impl Iterator<Item = &str> {
     text.lines()
         .map(str::trim_end)
@@ -146,7 +147,7 @@ fn meaningful(text: &str) -> impl Iterator<Item = &str> {
         .take(20)
 }
 
-/// `[table]` or `key = value`.
+/// Whether a text begins with `[table]` or `key = value`.
 fn is_toml(text: &str) -> bool {
     let name = |text: &str| {
         let text = text.trim().trim_matches(['"', '\'']);
@@ -164,7 +165,8 @@ fn is_toml(text: &str) -> bool {
     first.split_once('=').is_some_and(|(key, value)| name(key) && !value.starts_with('='))
 }
 
-/// Keys with a colon behind them. Prose may begin so; two keys, or a name that says it, are needed.
+/// Whether a text has keys with a colon behind them. Prose may begin so too. So two keys are
+/// needed, or one in a file called .toml.
 fn is_yaml(text: &str, extension: &str) -> bool {
     if text.starts_with("---\n") || text.starts_with("%YAML") {
         return true;
@@ -179,7 +181,7 @@ fn is_yaml(text: &str, extension: &str) -> bool {
     keys >= if extension == "toml" { 1 } else { 2 }
 }
 
-/// A header and a row with the same number of columns, two at least.
+/// Whether a text has a header and a row with as many columns, at least two.
 fn has_columns(text: &str, separator: char) -> bool {
     let mut counts = text.lines().map(|line| line.matches(separator).count());
     matches!((counts.next(), counts.next()), (Some(header), Some(row)) if header > 0 && row >= header)

@@ -3,14 +3,14 @@
 use crate::error::DatasetError;
 use crate::tokenizer::ChatTokenizer;
 
-/// What the tokenizer puts around a text.
+/// The special tokens that the tokenizer puts before and behind a text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Around {
+pub(crate) struct Affixes {
     before: Vec<u32>,
     behind: Vec<u32>,
 }
 
-impl Around {
+impl Affixes {
     pub(crate) fn of(tokenizer: &ChatTokenizer) -> Result<Self, DatasetError> {
         const TEXT: &str = "a";
         let (inner, outer) = (tokenizer.encode(TEXT, false)?, tokenizer.encode(TEXT, true)?);
@@ -24,12 +24,13 @@ impl Around {
         }))
     }
 
-    /// How many tokens go in front of a text: none where it has been through a template and brings them.
+    /// The tokens to put in front of a text: none if the text has them already, as one that has
+    /// been through a template.
     fn before(&self, ids: &[u32]) -> &[u32] {
         if ids.starts_with(&self.before) { &[] } else { &self.before }
     }
 
-    /// A text's tokens with what goes around them, each of it once.
+    /// A text's tokens with those before and behind them. What is there already is not put twice.
     pub(crate) fn put(&self, ids: &[u32]) -> Vec<u32> {
         let mut tokens = self.before(ids).to_vec();
         tokens.extend_from_slice(ids);
@@ -40,11 +41,13 @@ impl Around {
     }
 }
 
-/// The tokens of a prompt and its completion, and where the completion begins. The whole is tokenized at once where the
-/// prompt's tokens are its beginning, and the two apart where not, as a model that is given the prompt goes on from its tokens.
+/// The tokens of a prompt with its completion, and the index of the completion's first token.
+///
+/// Both are tokenized as one text if that begins with the tokens of the prompt alone. Otherwise
+/// they are tokenized apart: a model that is given the prompt goes on from the prompt's tokens.
 pub(crate) fn prompt_completion(
     tokenizer: &ChatTokenizer,
-    around: &Around,
+    affixes: &Affixes,
     prompt: &str,
     completion: &str,
 ) -> Result<(Vec<u32>, usize), DatasetError> {
@@ -55,12 +58,13 @@ pub(crate) fn prompt_completion(
     } else {
         apart(tokenizer, prompt_ids, whole, completion)?
     };
-    let start = start + around.before(&ids).len();
-    Ok((around.put(&ids), start))
+    let start = start + affixes.before(&ids).len();
+    Ok((affixes.put(&ids), start))
 }
 
-/// A prompt's tokens, and behind them those of a completion that merges with it: such that both together are the text of the
-/// whole, and where that cannot be, the tokens of the whole, cut where they part from the prompt's.
+/// A prompt's tokens, and behind them those of a completion that merges with it, so that both
+/// together decode to the text of the whole. If no such tokens are found, the tokens of the whole
+/// are taken, and the completion begins where they differ from the prompt's.
 fn apart(
     tokenizer: &ChatTokenizer,
     prompt: Vec<u32>,
@@ -81,8 +85,8 @@ fn apart(
     Ok((whole, common))
 }
 
-/// The tokens of a text in the middle of another: without the space that SentencePiece tokenizers put in front of one that
-/// begins (Llama 2, Mistral).
+/// The tokens of a text in the middle of another: without the space that SentencePiece tokenizers
+/// put in front of a text (Llama 2, Mistral).
 fn within(tokenizer: &ChatTokenizer, text: &str) -> Result<Option<Vec<u32>>, DatasetError> {
     // Nothing merges with a line break in such a vocabulary.
     const MARK: &str = "\n";
