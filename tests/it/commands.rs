@@ -573,6 +573,7 @@ fn help_of_every_command() {
         ("eval", "Loss and perplexity"),
         ("generate", "chat template"),
         ("export", "newest checkpoint that verifies"),
+        ("schema", "for editors"),
     ] {
         let long = in_folder(&folder, &[command, "--help"]).expect(0).stdout;
         assert!(long.contains(says), "{command} --help lacks {says:?}:\n{long}");
@@ -603,6 +604,7 @@ fn help_of_every_command() {
           export    Write a trained adapter in another form
           launch    Train with several processes, here or on several machines
           devices   The devices that this build can train on, with memory and number types
+          schema    Print the JSON schema of recipes, for editors
           cluster   Several machines: find, set up, examine and measure them
           help      Print this message or the help of the given subcommand(s)
 

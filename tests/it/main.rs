@@ -24,5 +24,6 @@ mod random;
 mod rdma;
 mod resume;
 mod run_directory;
+mod schema;
 mod signals;
 mod ssh;

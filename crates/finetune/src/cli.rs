@@ -98,6 +98,14 @@ pub(crate) enum Command {
     /// `model.device = "auto"` takes the first GPU, or the CPU where there is none; several ranks of one machine take
     /// one GPU each.
     Devices(DevicesArguments),
+    /// Print the JSON schema of recipes, for editors
+    ///
+    ///   finetune schema > recipe.schema.json
+    ///
+    /// Editors (Even Better TOML) and `taplo check` then complete and check a recipe that begins with
+    /// `#:schema ./recipe.schema.json`. Rules between keys are not in the schema: `validate` has them.
+    #[command(verbatim_doc_comment)]
+    Schema,
     /// What `launch` asks other hosts
     #[command(hide = true)]
     Preflight(RunArguments),

@@ -7,7 +7,7 @@ use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use finetune_allreduce::{GroupError, JoinError};
 use finetune_dataset::DatasetError;
 use finetune_model::ModelError;
-use finetune_recipe::{Place, Problems, RecipeError};
+use finetune_recipe::{Location, Problems, RecipeError};
 use finetune_store::StoreError;
 use finetune_trainer::{Fault, TrainError};
 
@@ -131,8 +131,8 @@ fn print_problems(problems: &Problems) {
         if n > 0 {
             complain!();
         }
-        match &problem.place {
-            Place::Span(span) => {
+        match &problem.location {
+            Location::Span(span) => {
                 let end = span.end.min(problems.source.len());
                 let span = span.start.min(end)..end;
                 let snippet = Snippet::source(problems.source.as_str())
@@ -144,8 +144,8 @@ fn print_problems(problems: &Problems) {
                 }
                 complain!("{}", renderer.render(&[group]));
             }
-            Place::Set(text) => print_plain(&format!("--set {text}: {}", problem.message), &problem.hints),
-            Place::File => print_plain(&format!("{path}: {}", problem.message), &problem.hints),
+            Location::Set(text) => print_plain(&format!("--set {text}: {}", problem.message), &problem.hints),
+            Location::File => print_plain(&format!("{path}: {}", problem.message), &problem.hints),
         }
     }
 }

@@ -1,15 +1,18 @@
-//! Rules between keys. What concerns one value alone is in `read.rs`, its bounds in `keys.rs`.
+//! Rules between keys. What concerns one value alone is in its declaration and in `kind`.
 
-use crate::keys::{EXCLUSIVE, KEYS};
+use crate::keys::KEYS;
 use crate::problem::Problem;
 use crate::read::Reader;
 use crate::{Distributed, Method, Recipe, SharesChoice};
 
+/// Notes every rule between keys that the recipe breaks.
 pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
-    for [one, other] in EXCLUSIVE {
+    for key in KEYS {
+        let Some(one) = key.instead_of else { continue };
+        let other = key.path;
         if reader.has(one) && reader.has(other) {
             let message = format!("`{one}` and `{other}` say the same thing twice");
-            reader.problems.push(Problem::new(reader.place(other), message).hint("keep one of them"));
+            reader.problems.push(Problem::new(reader.location(other), message).hint("keep one of them"));
         }
     }
     if recipe.train.method == Method::Full {
@@ -18,11 +21,11 @@ pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
     let Distributed { shares, virtual_ranks, .. } = &recipe.distributed;
     if *shares == SharesChoice::Measured && virtual_ranks.is_none() {
         let message = "`distributed.shares = \"measured\"` needs `virtual_ranks`: without, another share of the rows is another sum";
-        let problem = Problem::new(reader.place("distributed.shares"), message);
+        let problem = Problem::new(reader.location("distributed.shares"), message);
         let hint = "add virtual_ranks to [distributed], several times the number of machines: the more, the more finely shares follow speed";
         reader.problems.push(problem.hint(hint));
     }
-    // A directory in `train` may bring its own valid.jsonl; whether it does is for the dataset to say.
+    // A directory in `train` may hold a valid.jsonl. Whether it does is checked by the dataset.
     let has_eval = reader.has("data.eval") || recipe.data.train.iter().any(|path| path.is_dir());
     if !has_eval {
         let needs_rows = [
@@ -33,23 +36,24 @@ pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
         for (path, wanted) in needs_rows {
             if wanted && reader.has(path) {
                 let message = format!("`{path}` needs evaluation rows, and `data.eval` is not given");
-                let problem = Problem::new(reader.place(path), message);
+                let problem = Problem::new(reader.location(path), message);
                 reader.problems.push(problem.hint("name a file of held-back rows: `eval` in [data]"));
             }
         }
     }
 }
 
-/// Full fine-tuning has no adapter and no frozen base: keys about them would be ignored in silence.
+/// Full fine-tuning has no adapter and no frozen base. Keys about them would have no effect, so
+/// they are refused.
 fn full_method(reader: &mut Reader<'_>) {
     for key in KEYS.iter().filter(|key| key.table() == "lora" && reader.has(key.path)).collect::<Vec<_>>() {
         let message = format!("`{}` has no effect with `train.method = \"full\"`", key.path);
-        let problem = Problem::new(reader.place(key.path), message);
+        let problem = Problem::new(reader.location(key.path), message);
         reader.problems.push(problem.hint("remove the [lora] table, or use method = \"lora\""));
     }
     if reader.has("model.quantization") {
         let message = "`model.quantization` quantizes a frozen base, and `train.method = \"full\"` has none";
-        let problem = Problem::new(reader.place("model.quantization"), message);
+        let problem = Problem::new(reader.location("model.quantization"), message);
         reader.problems.push(problem.hint("remove it, or use method = \"lora\""));
     }
 }

@@ -1,7 +1,38 @@
 //! Keys whose value is one of a few words.
 
+/// One of a few words.
+pub(crate) trait Choice: Copy + 'static {
+    /// Every word that the recipe takes, in the order of the variants.
+    const WORDS: &'static [&'static str];
+    /// What other tools write for them.
+    const RIVALS: &'static [ValueRival];
+
+    fn word(self) -> &'static str;
+
+    /// The variant of a word, `None` for any other text.
+    fn parse(text: &str) -> Option<Self>;
+}
+
+/// Another tool's word for a value.
+pub(crate) struct ValueRival {
+    /// In lower case.
+    pub(crate) theirs: &'static str,
+    pub(crate) ours: &'static str,
+    /// What to write instead, if our word alone does not say it; else "".
+    pub(crate) instead: &'static str,
+}
+
+// A variant is declared as `Variant = "word" ["their word", "their word" => "what to write"]`.
 macro_rules! choices {
-    ($($(#[$about:meta])* $name:ident { $($(#[$note:meta])* $variant:ident = $text:literal),+ $(,)? })+) => { $(
+    ($(
+        $(#[$about:meta])*
+        $name:ident {
+            $(
+                $(#[$note:meta])*
+                $variant:ident = $text:literal $([$($theirs:literal $(=> $instead:literal)?),* $(,)?])?
+            ),+ $(,)?
+        }
+    )+) => { $(
         $(#[$about])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum $name { $($(#[$note])* $variant),+ }
@@ -20,6 +51,23 @@ macro_rules! choices {
                 match text { $($text => Some(Self::$variant),)+ _ => None }
             }
         }
+
+        impl Choice for $name {
+            const WORDS: &'static [&'static str] = $name::ALL;
+            const RIVALS: &'static [ValueRival] = &[
+                $($($(
+                    ValueRival { theirs: $theirs, ours: $text, instead: concat!("" $(, $instead)?) },
+                )*)?)+
+            ];
+
+            fn word(self) -> &'static str {
+                self.as_str()
+            }
+
+            fn parse(text: &str) -> Option<Self> {
+                Self::from_text(text)
+            }
+        }
     )+ };
 }
 
@@ -28,21 +76,28 @@ choices! {
         /// A GPU if there is one.
         Auto = "auto",
         Cpu = "cpu",
-        Gpu = "gpu",
+        Gpu = "gpu" ["cuda", "mps", "metal"],
     }
-    /// The number type of the frozen base and of the compute; adapter and optimizer state are always f32.
-    DtypeChoice { Auto = "auto", F32 = "f32", Bf16 = "bf16", F16 = "f16" }
+    /// The number type of the frozen base and of the compute. Adapter and optimizer state are
+    /// always f32.
+    DtypeChoice {
+        Auto = "auto",
+        F32 = "f32" ["float32", "fp32"],
+        Bf16 = "bf16" ["bfloat16"],
+        F16 = "f16" ["float16", "fp16", "half"],
+    }
     Quantization {
-        /// 4 bits, levels at the quantiles of a normal distribution (<https://arxiv.org/abs/2305.14314>).
-        Nf4 = "nf4",
-        Int8 = "int8",
+        /// 4 bits, levels at the quantiles of a normal distribution
+        /// (<https://arxiv.org/abs/2305.14314>).
+        Nf4 = "nf4" ["4bit", "int4", "fp4"],
+        Int8 = "int8" ["8bit"],
     }
     Format {
         /// Told from the rows, which must all agree.
         Auto = "auto",
-        Messages = "messages",
-        PromptCompletion = "prompt_completion",
-        Text = "text",
+        Messages = "messages" ["chat", "chatml", "openai", "chat_template", "conversation"],
+        PromptCompletion = "prompt_completion" ["completions"],
+        Text = "text" ["completion"],
         Alpaca = "alpaca",
         Sharegpt = "sharegpt",
         Tokens = "tokens",
@@ -52,30 +107,41 @@ choices! {
     /// Which tokens of a row are in the loss.
     TrainOn {
         /// Those of every assistant turn.
-        Assistant = "assistant",
+        Assistant = "assistant" ["completion", "answers"],
         /// Those of the last assistant turn.
         Last = "last",
-        All = "all",
+        All = "all" ["inputs"],
     }
-    Method { Lora = "lora", Full = "full" }
+    Method {
+        Lora = "lora" [
+            "qlora" => r#"write "lora", with quantization = "nf4" in [model]"#,
+            "dora" => r#"write "lora", with use_dora = true in [lora]"#,
+        ],
+        Full = "full" ["fft"],
+    }
     OptimizerName {
         /// <https://arxiv.org/abs/1711.05101>
-        AdamW = "adamw",
+        AdamW = "adamw" ["adam", "adamw_torch", "adamw_torch_fused", "adamw_8bit"],
     }
     /// The learning rate after warm-up.
-    ScheduleName { Constant = "constant", Linear = "linear", Cosine = "cosine" }
+    ScheduleName {
+        Constant = "constant" ["none", "constant_with_warmup"],
+        Linear = "linear" ["linear_schedule"],
+        Cosine = "cosine" ["cosine_decay"],
+    }
     /// Which checkpoint the result of a run is.
     ResultChoice {
         /// The one with the lowest evaluation loss.
         Best = "best",
         Last = "last",
     }
-    BackendChoice { Auto = "auto", Rdma = "rdma", Tcp = "tcp" }
+    BackendChoice { Auto = "auto", Rdma = "rdma" ["jaccl"], Tcp = "tcp" ["ring", "gloo"] }
     TopologyChoice { Auto = "auto", Ring = "ring", Mesh = "mesh" }
     /// How the rows of a step are shared out among ranks.
     SharesChoice {
         Even = "even",
-        /// By the speed that the ranks have shown; needs virtual ranks, so that no bit depends on it.
+        /// By the speed that the ranks have shown. It needs virtual ranks, so that no bit depends
+        /// on it.
         Measured = "measured",
     }
 }

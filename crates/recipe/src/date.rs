@@ -1,6 +1,6 @@
 //! Dates as the recipe writes them: year, month, day.
 
-/// Whether a text is "2026-11-27", a day that there is.
+/// Whether a text is a day that exists, in the form "2026-11-27".
 pub(crate) fn is_date(text: &str) -> bool {
     let digits = |range: std::ops::Range<usize>| -> Option<u32> {
         text.get(range).filter(|part| part.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()

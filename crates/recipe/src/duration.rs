@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+/// The longest duration that a recipe may name.
 pub(crate) const LONGEST: Duration = Duration::from_secs(3600);
 
 /// "500ms", "5s", "2m" or "1h"; `None` for any other text.

@@ -1,19 +1,21 @@
-//! What to write instead of a key, table or value that we do not know.
+//! What to write instead of a key, table or value that is unknown.
 
 use toml::de::DeValue;
 
-use crate::keys::{ELSEWHERE, KEYS, Key, TABLE_RIVALS, TABLES, VALUE_RIVALS};
+use crate::choices::ValueRival;
+use crate::keys::{ELSEWHERE, KEYS, Key, TABLE_RIVALS, TABLES};
 
-/// Longer names are nobody's typing slip; comparing them would only take time.
+/// Longer names, in bytes, are no typing slips. They are not compared, which would take time.
 const LONGEST_NAME: usize = 64;
 
-/// A name as it may stand in a message: on one line and not longer than one.
+/// A name as it may stand in a message: on one line, and cut where it is longer than one.
 pub(crate) fn shown(name: &str) -> String {
     let short: String = name.chars().take(LONGEST_NAME).collect();
     let dots = if short.len() < name.len() { "…" } else { "" };
     format!("{}{dots}", short.escape_debug())
 }
 
+/// The TOML type of a value, in words.
 pub(crate) fn type_of(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
@@ -26,8 +28,10 @@ pub(crate) fn type_of(value: &DeValue<'_>) -> &'static str {
     }
 }
 
+/// Hints for a key that is not in this table; "" is the top. The likeliest reason decides.
 pub(crate) fn unknown_key(table: &str, written: &str) -> Vec<String> {
-    // The likeliest reasons first: another tool's name for it here, ours in another place, another tool's name, a slip.
+    // In this order: another tool's name in this table, our name in another table, another tool's
+    // name in any table, a typing slip.
     let name = plain(written);
     let at = |key: &&Key| key.table() == table && key.name() == name;
     if let Some(key) = KEYS.iter().find(at) {
@@ -52,6 +56,7 @@ pub(crate) fn unknown_key(table: &str, written: &str) -> Vec<String> {
     nearest(table, &name).into_iter().chain(all_names(table)).take(1).collect()
 }
 
+/// Hints for a table that is unknown.
 pub(crate) fn unknown_table(written: &str) -> Vec<String> {
     let name = plain(written);
     let rival = TABLE_RIVALS.iter().find(|(theirs, _)| *theirs == name).map(|(_, ours)| *ours);
@@ -70,20 +75,16 @@ pub(crate) fn unknown_table(written: &str) -> Vec<String> {
     vec![format!("the tables are [{}]", TABLES.join("], ["))]
 }
 
-pub(crate) fn wrong_word(path: &str, written: &str, allowed: &'static [&'static str]) -> Vec<String> {
+/// Hints for a word that is not among the allowed ones.
+pub(crate) fn wrong_word(written: &str, allowed: &'static [&'static str], rivals: &[ValueRival]) -> Vec<String> {
     let word = written.trim().to_lowercase();
-    let rival = VALUE_RIVALS.iter().find(|(key, theirs, _)| *key == path && *theirs == word).map(|(_, _, ours)| *ours);
+    let rival = rivals.iter().find(|rival| rival.theirs == word);
     let near = closest(&word, allowed.iter().map(|allowed| (*allowed, *allowed))).map(|(_, ours)| ours);
     let mut hints = Vec::new();
-    match rival.or(near) {
-        Some(_) if path == "train.method" && word == "qlora" => {
-            hints.push("write \"lora\", with quantization = \"nf4\" in [model]".to_owned());
-        }
-        Some(_) if path == "train.method" && word == "dora" => {
-            hints.push("write \"lora\", with use_dora = true in [lora]".to_owned());
-        }
-        Some(ours) => hints.push(format!("did you mean \"{ours}\"?")),
-        None => {}
+    match (rival.map(|rival| rival.ours).or(near), rival.map_or("", |rival| rival.instead)) {
+        (Some(ours), "") => hints.push(format!("did you mean \"{ours}\"?")),
+        (Some(_), instead) => hints.push(instead.to_owned()),
+        (None, _) => {}
     }
     if matches!(word.as_str(), "none" | "null" | "") && rival.is_none() {
         hints.push("leave the key out for its default".to_owned());
@@ -91,11 +92,12 @@ pub(crate) fn wrong_word(path: &str, written: &str, allowed: &'static [&'static 
     hints
 }
 
-/// As we write names: lower case, underscores.
+/// A name in our spelling: lower case, underscores.
 fn plain(name: &str) -> String {
     name.trim().replace(['-', ' '], "_").to_lowercase()
 }
 
+/// The key that other tools call by this name, and the note on how to convert.
 fn rival(name: &str) -> Option<(&'static Key, &'static str)> {
     let note = |key: &'static Key| {
         let (_, note) = key.rivals.iter().find(|(theirs, _)| *theirs == name)?;
@@ -104,6 +106,7 @@ fn rival(name: &str) -> Option<(&'static Key, &'static str)> {
     KEYS.iter().find_map(note)
 }
 
+/// Our key for another tool's name that was found in `table`.
 fn ours(table: &str, key: &Key, note: &str) -> String {
     let note = if note.is_empty() { String::new() } else { format!("; {note}") };
     if key.table() == table {
@@ -112,10 +115,12 @@ fn ours(table: &str, key: &Key, note: &str) -> String {
     format!("ours is `{}` {}{note}", key.name(), place(key.table()))
 }
 
+/// Where a table's keys stand.
 fn place(table: &str) -> String {
     if table.is_empty() { "at the top, before the first [table]".to_owned() } else { format!("in [{table}]") }
 }
 
+/// The tables that a key of this name belongs in.
 fn belongs(name: &str, keys: &[&Key]) -> String {
     let places: Vec<String> = keys.iter().map(|key| place(key.table())).collect();
     match places.split_last() {
@@ -126,7 +131,8 @@ fn belongs(name: &str, keys: &[&Key]) -> String {
     }
 }
 
-/// The key nearest in spelling: those of the table first, then all, then other tools' names.
+/// The key nearest in spelling. Of equally near ones, a key of this table comes first, then any
+/// key, then another tool's name.
 fn nearest(table: &str, name: &str) -> Option<String> {
     let here = closest(name, KEYS.iter().filter(|key| key.table() == table).map(|key| (key.name(), key)));
     let elsewhere = closest(name, KEYS.iter().map(|key| (key.name(), key)));
@@ -140,11 +146,13 @@ fn nearest(table: &str, name: &str) -> Option<String> {
     Some(format!("did you mean `{}` {}?", key.name(), place(key.table())))
 }
 
+/// A rival's name without its table.
 fn bare(rival: &'static str) -> &'static str {
     rival.split_once('.').map_or(rival, |(_, name)| name)
 }
 
-/// The candidate with the fewest typing slips, if these are few for its length: one in four letters or less, one in any case.
+/// The candidate with the fewest typing slips, and their number. `None` if the slips are too many:
+/// more than one, and more than one in four letters.
 fn closest<T>(name: &str, candidates: impl Iterator<Item = (&'static str, T)>) -> Option<(usize, T)> {
     if name.len() < 2 || name.len() > LONGEST_NAME {
         return None;
@@ -159,6 +167,7 @@ fn closest<T>(name: &str, candidates: impl Iterator<Item = (&'static str, T)>) -
         .map(|(distance, _, item)| (distance, item))
 }
 
+/// The names of all keys of a table.
 fn all_names(table: &str) -> Option<String> {
     let names: Vec<String> =
         KEYS.iter().filter(|key| key.table() == table).map(|key| format!("`{}`", key.name())).collect();

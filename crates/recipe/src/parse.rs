@@ -1,4 +1,5 @@
-//! TOML text and `--set` to the known keys with their values and places; the rest becomes problems.
+//! TOML text and `--set` become the known keys with their values and locations. The rest becomes
+//! problems.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -6,20 +7,20 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
 use crate::keys::{self, TABLES};
-use crate::problem::{Place, Problem};
+use crate::problem::{Location, Problem};
 use crate::{hint, set};
 
-/// More would help nobody, and a file of a million wrong keys would take minutes to find hints for.
+/// How many problems are told. A file of a million wrong keys would take minutes to find hints for.
 const MOST_PROBLEMS: usize = 100;
 
 /// A value that the user wrote for a known key.
 pub(crate) struct Given<'a> {
     pub(crate) value: DeValue<'a>,
     /// Of the value.
-    pub(crate) place: Place,
+    pub(crate) location: Location,
 }
 
-/// By key path, "lora.rank". `None`: the text is not TOML, so nothing further can be said about it.
+/// By key path, "lora.rank". `None` if the text is not TOML.
 pub(crate) type GivenKeys<'a> = Option<BTreeMap<&'static str, Given<'a>>>;
 
 /// The known keys of `text`, overridden by `sets`, and what was wrong so far.
@@ -31,16 +32,16 @@ pub(crate) fn known_keys<'a>(text: &'a str, sets: &'a [String]) -> (GivenKeys<'a
     let mut given = BTreeMap::new();
     let mut problems = Vec::new();
     for (name, value) in document.get_ref() {
-        let place = Place::Span(name.span());
+        let location = Location::Span(name.span());
         if keys::find("", name.get_ref()).is_none() && TABLES.contains(&name.get_ref().as_ref()) {
             match value.get_ref() {
                 DeValue::Table(table) => take_table(name.get_ref(), table, &mut given, &mut problems),
                 other => problems.push(not_a_table(name.get_ref(), other, value.span())),
             }
         } else if value.get_ref().is_table() && keys::find("", name.get_ref()).is_none() {
-            problems.push(unknown_table(name.get_ref(), place));
+            problems.push(unknown_table(name.get_ref(), location));
         } else {
-            take_key("", name.get_ref(), place, value.get_ref().clone(), value.span(), &mut given, &mut problems);
+            take_key("", name.get_ref(), location, value.get_ref().clone(), value.span(), &mut given, &mut problems);
         }
         if problems.len() >= MOST_PROBLEMS {
             break;
@@ -61,8 +62,8 @@ fn take_table<'a>(
     problems: &mut Vec<Problem>,
 ) {
     for (name, value) in entries {
-        let place = Place::Span(name.span());
-        take_key(table, name.get_ref(), place, value.get_ref().clone(), value.span(), given, problems);
+        let location = Location::Span(name.span());
+        take_key(table, name.get_ref(), location, value.get_ref().clone(), value.span(), given, problems);
         if problems.len() >= MOST_PROBLEMS {
             break;
         }
@@ -72,7 +73,7 @@ fn take_table<'a>(
 fn take_key<'a>(
     table: &str,
     name: &str,
-    key_place: Place,
+    key_location: Location,
     value: DeValue<'a>,
     span: Range<usize>,
     given: &mut BTreeMap<&'static str, Given<'a>>,
@@ -80,28 +81,28 @@ fn take_key<'a>(
 ) {
     match keys::find(table, name) {
         Some(key) => {
-            given.insert(key.path, Given { value, place: Place::Span(span) });
+            given.insert(key.path, Given { value, location: Location::Span(span) });
         }
-        None => problems.push(unknown_key(table, name, key_place)),
+        None => problems.push(unknown_key(table, name, key_location)),
     }
 }
 
-pub(crate) fn unknown_key(table: &str, name: &str, place: Place) -> Problem {
+pub(crate) fn unknown_key(table: &str, name: &str, location: Location) -> Problem {
     let shown = hint::shown(name);
     let message = match table {
         "" => format!("unknown key `{shown}` at the top of the recipe"),
         _ => format!("unknown key `{shown}` in [{table}]"),
     };
-    Problem { message, place, hints: hint::unknown_key(table, name) }
+    Problem { message, location, hints: hint::unknown_key(table, name) }
 }
 
-pub(crate) fn unknown_table(name: &str, place: Place) -> Problem {
-    Problem { message: format!("unknown table [{}]", hint::shown(name)), place, hints: hint::unknown_table(name) }
+pub(crate) fn unknown_table(name: &str, location: Location) -> Problem {
+    Problem { message: format!("unknown table [{}]", hint::shown(name)), location, hints: hint::unknown_table(name) }
 }
 
 fn not_a_table(table: &str, found: &DeValue<'_>, span: Range<usize>) -> Problem {
     let message = format!("expected a table [{table}], found {}", hint::type_of(found));
-    let problem = Problem::new(Place::Span(span), message);
+    let problem = Problem::new(Location::Span(span), message);
     match (table, found.is_str()) {
         ("model", true) => problem.hint("write it as `path` in [model]"),
         ("data", true) => problem.hint("write it as `train` in [data]"),
@@ -111,6 +112,6 @@ fn not_a_table(table: &str, found: &DeValue<'_>, span: Range<usize>) -> Problem 
 
 fn syntax_problem(error: &toml::de::Error) -> Problem {
     let message = error.message().split('\n').collect::<Vec<_>>().join("; ");
-    let place = error.span().map_or(Place::File, Place::Span);
-    Problem::new(place, format!("not TOML: {message}"))
+    let location = error.span().map_or(Location::File, Location::Span);
+    Problem::new(location, format!("not TOML: {message}"))
 }

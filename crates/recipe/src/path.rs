@@ -1,8 +1,9 @@
-//! Paths without the disk: joined to the recipe's folder and normalized by their text alone, as the files may not exist yet.
+//! Paths are joined to the recipe's folder and normalized by their text alone, as the files may not
+//! exist yet.
 
 use std::path::{Component, Path, PathBuf};
 
-/// Without `.` and, where a folder stands before it, without `..`.
+/// The path without `.`, and without `..` if a folder stands before it.
 pub(crate) fn normalized(path: &Path) -> PathBuf {
     let mut result = PathBuf::new();
     for component in path.components() {
@@ -18,18 +19,19 @@ pub(crate) fn normalized(path: &Path) -> PathBuf {
     if result.as_os_str().is_empty() { PathBuf::from(".") } else { result }
 }
 
-/// `path` as seen from the folder that `recipe_file` lies in.
+/// A path that is relative to the folder of `recipe_file`.
 pub(crate) fn joined(recipe_file: &Path, path: &str) -> PathBuf {
     normalized(&recipe_file.parent().unwrap_or(Path::new("")).join(path))
 }
 
-/// The same place, independent of the current directory.
+/// The path without the current directory.
 pub(crate) fn absolute(path: &Path) -> PathBuf {
-    // Fails only without a current directory; the relative path is then the best there is.
+    // This fails only without a current directory. The relative path is then the best there is.
     std::path::absolute(path).map_or_else(|_| path.to_path_buf(), |path| normalized(&path))
 }
 
-/// `name` or `owner/name` as the Hugging Face hub allows them, with `@revision` behind it where one is asked for.
+/// Whether a text is `name` or `owner/name` as the Hugging Face hub allows them. `@revision` may
+/// follow.
 pub(crate) fn is_hub_id(text: &str) -> bool {
     let (text, revision) = text.split_once('@').map_or((text, None), |(name, revision)| (name, Some(revision)));
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./".contains(letter);
@@ -46,14 +48,15 @@ pub(crate) fn is_hub_id(text: &str) -> bool {
     text.split('/').count() <= 2 && text.split('/').all(part)
 }
 
-/// `model.path`: a directory where one exists or the text cannot be a hub id, else the hub id as written.
+/// The value of `model.path`: the directory if it exists or the text cannot be a hub id, else the
+/// hub id as written.
 pub(crate) fn model(recipe_file: &Path, text: &str) -> String {
     let directory = joined(recipe_file, text);
     if is_hub_id(text) && !directory.exists() {
         return text.to_owned();
     }
     let directory = directory.to_string_lossy().into_owned();
-    // "models/Qwen3" as a directory must not be taken for a hub id later.
+    // The directory "models/Qwen3" must not be taken for a hub id later.
     if is_hub_id(&directory) { format!("./{directory}") } else { directory }
 }
 

@@ -1,10 +1,11 @@
-//! What can be wrong with a recipe, with the place to point at.
+//! What can be wrong with a recipe, with the location to point at.
 
 use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+/// Why there is no recipe.
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
     #[error("{}: cannot read the recipe: {source}", path.display())]
@@ -15,7 +16,8 @@ pub enum RecipeError {
     Problems(Problems),
 }
 
-/// Everything wrong with one recipe: by position in the file, then what concerns the file as a whole, then `--set`.
+/// Everything wrong with one recipe: problems by position in the file, then those of the file as a
+/// whole, then those of `--set`.
 #[derive(Debug)]
 pub struct Problems {
     pub file: PathBuf,
@@ -24,36 +26,40 @@ pub struct Problems {
     pub problems: Vec<Problem>,
 }
 
+/// One thing that is wrong with a recipe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub message: String,
-    pub place: Place,
+    pub location: Location,
     /// What to write instead; may be empty.
     pub hints: Vec<String>,
 }
 
+/// What a problem is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Location {
     /// Bytes of the recipe's text.
     Span(Range<usize>),
     /// The text of a `--set`.
     Set(String),
+    /// The recipe as a whole.
     File,
 }
 
-impl Place {
-    /// The place of a part of a value: its own span in a file; a `--set` is pointed at as a whole.
-    pub(crate) fn part(&self, span: Range<usize>) -> Place {
+impl Location {
+    /// The location of a part of a value. In a file it is the part's own span; a `--set` is pointed
+    /// at as a whole.
+    pub(crate) fn part(&self, span: Range<usize>) -> Location {
         match self {
-            Place::Span(_) => Place::Span(span),
+            Location::Span(_) => Location::Span(span),
             other => other.clone(),
         }
     }
 }
 
 impl Problem {
-    pub(crate) fn new(place: Place, message: impl Into<String>) -> Problem {
-        Problem { message: message.into(), place, hints: Vec::new() }
+    pub(crate) fn new(location: Location, message: impl Into<String>) -> Problem {
+        Problem { message: message.into(), location, hints: Vec::new() }
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Problem {
@@ -61,9 +67,10 @@ impl Problem {
         self
     }
 
-    /// Line and column of the place in `source`, from 1, columns in characters. `None` if the place is not in the file.
+    /// Line and column of the location in `source`, counted from 1, columns in characters. `None`
+    /// if the location is not in the file.
     pub fn line_column(&self, source: &str) -> Option<(usize, usize)> {
-        let Place::Span(span) = &self.place else {
+        let Location::Span(span) = &self.location else {
             return None;
         };
         let mut start = span.start.min(source.len());
@@ -78,10 +85,10 @@ impl Problem {
 
 impl Problems {
     pub(crate) fn sorted(file: &Path, source: &str, mut problems: Vec<Problem>) -> Problems {
-        problems.sort_by_key(|problem| match &problem.place {
-            Place::Span(span) => (0, span.start),
-            Place::File => (1, 0),
-            Place::Set(_) => (2, 0),
+        problems.sort_by_key(|problem| match &problem.location {
+            Location::Span(span) => (0, span.start),
+            Location::File => (1, 0),
+            Location::Set(_) => (2, 0),
         });
         Problems { file: file.to_path_buf(), source: source.to_owned(), problems }
     }
@@ -93,8 +100,8 @@ impl fmt::Display for Problems {
             if index > 0 {
                 writeln!(formatter)?;
             }
-            match (&problem.place, problem.line_column(&self.source)) {
-                (Place::Set(text), _) => write!(formatter, "--set {text}: ")?,
+            match (&problem.location, problem.line_column(&self.source)) {
+                (Location::Set(text), _) => write!(formatter, "--set {text}: ")?,
                 (_, Some((line, column))) => write!(formatter, "{}:{line}:{column}: ", self.file.display())?,
                 (_, None) => write!(formatter, "{}: ", self.file.display())?,
             }

@@ -153,7 +153,7 @@ fn other_tools_names() {
     }
 }
 
-/// The names that the brief of this crate lists, and more of section 2b of the reference, all lead somewhere.
+/// The names that users of other tools write most often all lead to a key.
 #[test]
 fn every_known_rival_is_answered() {
     let names = "lora_r r lora_rank lora_alpha lora_dropout targets lora_target lora_target_modules lora_target_linear keys num_layers \
@@ -170,7 +170,8 @@ fn every_known_rival_is_answered() {
     }
 }
 
-/// A rival that were also our own key could never be suggested, and one listed twice would be answered by chance.
+/// A rival that is also our own key could never be suggested. One that is listed twice would be
+/// answered by chance.
 #[test]
 fn rivals_are_told_apart() {
     let mut names: Vec<&str> = KEYS.iter().flat_map(|key| key.rivals.iter().map(|(theirs, _)| *theirs)).collect();

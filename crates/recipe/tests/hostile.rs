@@ -1,12 +1,12 @@
-//! No text makes the crate panic, and every place it names lies in the text.
+//! No text makes the crate panic, and every location of a problem lies in the text.
 
 mod common;
 
 use common::{CONTRACT, parse_with};
 use finetune_recipe::keys::{KEYS, TABLES};
-use finetune_recipe::{Place, RecipeError};
+use finetune_recipe::{Location, RecipeError};
 
-/// Numbers without end from a seed: BLAKE3 as a counter-based generator, so a failure can be repeated.
+/// An endless stream of numbers from a seed, made by BLAKE3. A failure can be repeated.
 struct Numbers(blake3::OutputReader);
 
 impl Numbers {
@@ -32,7 +32,7 @@ fn check(seed: u64, text: &str, sets: &[&str]) {
             assert!(!problems.problems.is_empty(), "seed {seed}");
             for problem in &problems.problems {
                 assert!(!problem.message.contains('\n'), "seed {seed}: {}", problem.message);
-                if let Place::Span(span) = &problem.place {
+                if let Location::Span(span) = &problem.location {
                     assert!(
                         span.start <= span.end && span.end <= text.len(),
                         "seed {seed}: {span:?} of {}",
@@ -48,7 +48,7 @@ fn check(seed: u64, text: &str, sets: &[&str]) {
     }
 }
 
-/// Pieces that recipes are made of, in any order.
+/// The pieces that recipes are made of, in random order.
 #[test]
 fn random_pieces() {
     let values = [
@@ -110,7 +110,7 @@ fn random_pieces() {
     }
 }
 
-/// The contract's example with characters removed, doubled or replaced.
+/// The full example with characters removed, doubled or replaced.
 #[test]
 fn random_damage() {
     let letters: Vec<char> = "\"'[]{}=.,#\n\r\t \\é\u{0}\u{feff}0-e_x🦀".chars().collect();

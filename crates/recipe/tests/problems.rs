@@ -1,4 +1,4 @@
-//! What is written wrong, and what the user is told: "line:column message | hint".
+//! Wrong recipes, each with what the user is told: "line:column message | hint".
 
 mod common;
 

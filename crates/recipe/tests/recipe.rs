@@ -1,4 +1,4 @@
-//! Recipes that are right: what they mean, `--set`, paths.
+//! Correct recipes: their values, `--set`, paths.
 
 mod common;
 
@@ -89,7 +89,7 @@ fn paths_are_relative_to_the_recipe() {
     assert_eq!((relative.data.train, relative.output_dir), (vec!["rows.jsonl".into()], "runs/a".into()));
 }
 
-/// Tests run in the crate's folder, where `src` and `src/read` exist.
+/// Tests run in the crate's folder, where `src` and `src/kind` exist.
 #[test]
 fn a_model_is_a_directory_or_a_hub_id() {
     let here = |path: &str| {
@@ -100,7 +100,7 @@ fn a_model_is_a_directory_or_a_hub_id() {
         ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B", true),
         ("gpt2", "gpt2", true),
         ("src", "./src", false),
-        ("src/read", "./src/read", false),
+        ("src/kind", "./src/kind", false),
         ("./Qwen/Qwen3-0.6B", "./Qwen/Qwen3-0.6B", false),
         ("../models/x", "../models/x", false),
         ("/models/x", "/models/x", false),

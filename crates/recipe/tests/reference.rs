@@ -1,4 +1,4 @@
-//! `recipes/README.md` is what the table of keys says. UPDATE=1 rewrites it.
+//! `recipes/README.md` is made from the declarations of the keys. UPDATE=1 rewrites it.
 
 use std::path::Path;
 

@@ -13,6 +13,7 @@ mod machines;
 mod opening;
 pub(crate) mod preflight;
 mod run;
+mod schema;
 mod stops;
 mod validate;
 
@@ -36,6 +37,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Preflight(arguments) => preflight::preflight(&arguments),
         Command::Cluster(command) => cluster::cluster(command, verbosity),
         Command::Devices(arguments) => devices::devices(&arguments),
+        Command::Schema => schema::schema(),
         Command::Eval(arguments) => eval::eval(arguments, verbosity),
         Command::Generate(arguments) => generate::generate(arguments, verbosity),
         Command::Export(arguments) => export::export(arguments, verbosity),

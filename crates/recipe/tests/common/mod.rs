@@ -4,14 +4,14 @@
 
 use std::path::Path;
 
-use finetune_recipe::{Place, Problem, Recipe, RecipeError};
+use finetune_recipe::{Location, Problem, Recipe, RecipeError};
 
-/// The whole example of the contract, with its commented keys.
+/// The full example, with its commented keys.
 pub(crate) const CONTRACT: &str = include_str!("contract.toml");
 
 pub(crate) const MINIMAL: &str = "[model]\npath = \"Qwen/Qwen3-0.6B\"\n[data]\ntrain = \"rows.jsonl\"\n";
 
-/// The contract's example with every key that it only mentions in a comment.
+/// The full example with a value for every key that it only mentions in a comment.
 pub(crate) fn contract_with_optional_keys() -> String {
     let lines = [
         ("[model]\n", "[model]\nquantization = \"nf4\"\n"),
@@ -49,12 +49,12 @@ pub(crate) fn seen(result: Result<Recipe, RecipeError>) -> String {
         Err(other) => return other.to_string(),
     };
     let line = |problem: &Problem| {
-        let place = match (&problem.place, problem.line_column(&problems.source)) {
-            (Place::Set(text), _) => format!("--set {text}"),
+        let location = match (&problem.location, problem.line_column(&problems.source)) {
+            (Location::Set(text), _) => format!("--set {text}"),
             (_, Some((line, column))) => format!("{line}:{column}"),
             _ => "file".to_owned(),
         };
-        let mut text = format!("{place} {}", problem.message);
+        let mut text = format!("{location} {}", problem.message);
         for hint in &problem.hints {
             text += &format!(" | {hint}");
         }

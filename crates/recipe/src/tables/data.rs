@@ -1,0 +1,81 @@
+//! `[data]`: the rows to train and to evaluate on.
+
+use std::path::PathBuf;
+
+use crate::kind::{Count, Day, OnePath, Paths, Switch, word};
+use crate::{Format, Overlong, TrainOn};
+
+table! {
+    [data]
+    /// The rows, and how they become tokens.
+    ///
+    /// `train` names at least one file, or a directory that holds `train.jsonl`, `valid.jsonl`
+    /// and `test.jsonl`. `eval` is empty if none is named. `date` has the form YYYY-MM-DD.
+    pub struct Data {
+        /// a JSONL file, a list of files, or a directory with `train.jsonl` (and `valid.jsonl`,
+        /// `test.jsonl`)
+        train: Vec<PathBuf> = Paths, required(r#"train = "data/train.jsonl""#), Local, [
+            "train_file", "train_data", "train_dataset",
+            "dataset" => "a path, not a name from a registry",
+            "datasets" => "a path, or a list of paths", "data_files", "data_path", "dataset_path",
+            "dataset_dir", "data.path", "data.file", "data.files", "data.training", "data.source",
+        ];
+        /// held-back rows, as `train`
+        eval: Vec<PathBuf> = Paths,
+            empty("no evaluation, unless `train` is a directory with `valid.jsonl`"), Local, [
+            "eval_file", "eval_dataset", "eval_data", "validation_file", "valid_data",
+            "test_datasets", "val_set_size" => "write the held-back rows to a file of their own",
+            "val_size" => "write the held-back rows to a file of their own", "data.valid",
+            "data.validation", "data.test", "data.val", "data.evaluation",
+        ];
+        /// how rows are written; `auto`: told from the rows, which must all agree
+        format: Format = word::<Format>(), default(Format::Auto), Digest, [
+            "dataset_type", "chat_dataset", "formatting", "data_format", "conversation_format",
+            "data.type", "data.style",
+        ];
+        /// longest row, in tokens
+        max_seq_len: usize = Count(2), default(2048), Digest, [
+            "sequence_len", "sequence_length", "seq_len", "seq_length", "cutoff_len", "max_length",
+            "max_seq_length", "model_max_length", "max_len", "block_size", "context_length",
+            "max_tokens", "max_sequence_length",
+        ];
+        /// what happens to longer rows; they are counted and printed
+        overlong: Overlong = word::<Overlong>(), default(Overlong::Error), Digest, [
+            "truncate" => r#"write overlong = "truncate""#,
+            "truncation" => r#"write overlong = "truncate""#, "excess_length_strategy",
+            "drop_long" => r#"write overlong = "drop""#, "excess_len",
+        ];
+        /// several rows in a sequence, never attending to each other
+        packing: bool = Switch, default(false), Digest, [
+            "sample_packing", "neat_packing" => "rows never attend to each other", "packed", "pack",
+            "multipack", "pad_to_sequence_len" => "leave it out",
+        ];
+        /// the tokens in the loss: those of every assistant turn, of the last one only, or all
+        train_on: TrainOn = word::<TrainOn>(), default(TrainOn::Assistant), Digest, [
+            "train_on_inputs" => r#"false is train_on = "assistant", true is "all""#,
+            "train_on_input" => r#"false is train_on = "assistant", true is "all""#,
+            "train_on_prompt" => r#"false is train_on = "assistant", true is "all""#,
+            "mask_prompt" => r#"true is train_on = "assistant", false is "all""#,
+            "mask_history" => r#"true is train_on = "last""#,
+            "completion_only_loss" => r#"true is train_on = "assistant", false is "all""#,
+            "assistant_only_loss" => r#"true is train_on = "assistant", false is "all""#,
+            "roles_to_train" => r#"["assistant"] is train_on = "assistant""#, "masking_strategy",
+        ];
+        /// a new order each epoch, fixed by the seed; false: file order
+        shuffle: bool = Switch, default(true), Digest, [
+            "shuffle_data", "shuffle_merged_datasets",
+            "disable_shuffling" => "true is shuffle = false", "dataset_shuffle",
+        ];
+        /// a Jinja file that renders messages
+        chat_template: Option<PathBuf> = OnePath, unset("the model's own"), Digest, [
+            "template" => "a file; leave it out for the model's own",
+            "chat_template_jinja" => "a file", "chat_template_path", "prompt_template" => "a file",
+            "default_chat_template",
+        ];
+        /// what a template that writes today's date writes: `2026-11-27`
+        date: Option<String> = Day,
+            unset("the day the run started, the same after every resume"), Shared, [
+            "date_string", "data.today",
+        ];
+    }
+}
