@@ -1,6 +1,6 @@
-//! What a stranger says to rank 0 while it waits for rank 1: nothing without the token lets anybody in or ends the wait.
+//! What a stranger says to rank 0 while it waits for rank 1: without the token, nothing ends the wait.
 //!
-//! Each input is one connection to a real listener, so this target makes some thousand runs a second at best.
+//! Each input is one connection to a real listener, so this target is slower than the others.
 #![no_main]
 
 use std::io::{Read, Write};
