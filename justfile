@@ -23,11 +23,11 @@ test *arguments:
 lint:
     cargo clippy --locked --release --workspace --all-targets -- -D warnings
 
-# Builds and tests the GPU backend on a Vulkan driver that computes on the CPU. For a real card: scripts/gpu-check.
+# The GPU backend on a Vulkan driver that computes on the CPU. For a real card: scripts/gpu-check.
 gpu:
     .ci/gpu
 
-# Matrix products, then the collectives between two ranks. benches/*.py compare with other programs.
+# Matrix products, and collectives of two ranks. benches/*.py compare with other programs.
 bench:
     cargo bench --workspace --bench matmul
     cargo run --release -- cluster bench -n 2
@@ -36,7 +36,7 @@ bench:
 ci:
     .ci/run
 
-# The binaries of a release and their checksums, in target/dist. RELEASE-CHECKLIST.md has the rest.
+# A release's binary and its checksum, in target/dist. RELEASE-CHECKLIST.md has the rest.
 release: lint
     cargo build --locked --release
     mkdir -p target/dist
