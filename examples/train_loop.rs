@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use finetune_dataset::{ChatTokenizer, Dataset};
-use finetune_model::{Batch, BatchRow, Model, Placement, Randomness, choose};
+use finetune_model::{Backward, Batch, BatchRow, Coefficients, Model, Placement, Randomness, choose};
 use finetune_recipe::Recipe;
 use finetune_trainer::AdamW;
 
@@ -26,8 +26,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let rows = rows.iter().zip(0..);
         let rows = rows.map(|(row, id)| BatchRow { id, tokens: &row.tokens, trained: &row.trained }).collect();
         let randomness = Randomness { seed: recipe.seed, step };
+        let backward = Backward { randomness, checkpointing: false, loss_scale: 1.0, coefficients: Coefficients::Ones };
         let mut gradients = vec![0.0; parameters.len()];
-        let sum = model.loss_and_gradients(&Batch { rows }, randomness, false, 1.0, &mut gradients)?;
+        let sum = model.loss_and_gradients(&Batch { rows }, backward, &mut gradients)?;
 
         // The model gives sums. The mean is formed once, over the trained tokens of the whole step.
         let trained_tokens = sum.trained_tokens as f64;
