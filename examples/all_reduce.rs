@@ -1,4 +1,5 @@
-//! Two ranks, each a thread of this process, sum a vector. `Group::join` does the same between processes and hosts.
+//! Two ranks, each a thread of this process, sum a vector. `Group::join` does the same between
+//! processes and hosts.
 //!
 //! `cargo run --release -p finetune-allreduce --example all_reduce`
 

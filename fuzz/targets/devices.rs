@@ -1,4 +1,5 @@
-//! The matrix of RDMA devices: it is refused, or what it is written as reads back to the same matrix.
+//! The matrix of RDMA devices: it is refused, or what it is written as reads back to the same
+//! matrix.
 #![no_main]
 
 use finetune_allreduce::DeviceMatrix;

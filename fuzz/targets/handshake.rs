@@ -1,4 +1,5 @@
-//! What a stranger says to rank 0 while it waits for rank 1: without the token, nothing ends the wait.
+//! What a stranger says to rank 0 while it waits for rank 1: without the token, nothing ends the
+//! wait.
 //!
 //! Each input is one connection to a real listener, so this target is slower than the others.
 #![no_main]

@@ -1,4 +1,5 @@
-//! The header of a safetensors file: it is refused, or every tensor lies inside of the file and none overlaps another.
+//! The header of a safetensors file: it is refused, or every tensor lies inside of the file and
+//! none overlaps another.
 #![no_main]
 
 use finetune_store::Header;

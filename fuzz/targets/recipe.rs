@@ -1,4 +1,5 @@
-//! A recipe: it is refused with places inside of the text, or what it resolves to reads back to the same recipe.
+//! A recipe: it is refused with places inside of the text, or what it resolves to reads back to the
+//! same recipe.
 #![no_main]
 
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! A file of training rows in any format, on the quickstart's tokenizer and template: rows come out, or an error.
+//! A file of training rows in any format, on the quickstart's tokenizer and template: rows come
+//! out, or an error.
 #![no_main]
 
 use std::path::{Path, PathBuf};

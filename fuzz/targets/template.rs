@@ -1,4 +1,5 @@
-//! A chat template of a stranger: it renders a conversation, or ends with an error inside of its bounds.
+//! A chat template of a stranger: it renders a conversation, or ends with an error inside of its
+//! bounds.
 #![no_main]
 
 use std::path::{Path, PathBuf};
