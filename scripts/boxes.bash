@@ -1,8 +1,9 @@
 # boxes.bash - several "hosts" on this machine, for slurm-here.sh and sshd-here.sh, which source it.
 #
-# A box is a network, UTS and mount namespace of its own: its host name is box-N, its only way to the others is one
-# end of a veth pair (eth0, address $boxes_net.N), and its /etc/hosts knows them all by name. The other ends (ft<N>x…) hang on a
-# bridge whose address $boxes_net.254 is this machine. Files and processes are shared with this machine. Needs root.
+# A box is a network, UTS and mount namespace of its own: its host name is box-N, its only way to
+# the others is one end of a veth pair (eth0, address $boxes_net.N), and its /etc/hosts knows them
+# all by name. The other ends (ft<N>x…) hang on a bridge whose address $boxes_net.254 is this
+# machine. Files and processes are shared with this machine. Needs root.
 #
 # A box lives as long as its holder, a sleeping process; with it go its namespaces and its cable.
 
@@ -24,7 +25,8 @@ boxes_missing() { # prints what is missing to make boxes; nothing if nothing is
 
 boxes_up() { # FOLDER COUNT
     local folder=$1 count=$2 box bridge net tag
-    # Network and names of interfaces come from this process's number, so that two rigs can run side by side.
+    # Network and names of interfaces come from this process's number, so that two rigs can run side
+    # by side.
     tag=$(printf '%x' $$)
     bridge=ftb$tag
     for net in 10.213.$(($$ % 250 + 1)) 10.213.$(($$ / 250 % 250 + 1)) 198.18.$(($$ % 250 + 1)); do
@@ -41,7 +43,8 @@ boxes_up() { # FOLDER COUNT
         for ((box = 1; box <= count; box++)); do echo "$net.$box box-$box"; done
     } >"$folder/hosts"
     for ((box = 1; box <= count; box++)); do
-        # No file of the caller may stay open in the holder: who waits for its end would wait for ever.
+        # No file of the caller may stay open in the holder. Otherwise a reader that waits for its
+        # end waits for ever.
         unshare --net --uts --mount setsid sleep infinity </dev/null >/dev/null 2>&1 &
         echo $! >"$folder/box-$box.pid"
         disown $!
@@ -86,7 +89,7 @@ boxes_down() { # FOLDER; also of one that is half made
     for file in "$folder"/box-*.pid; do
         [ -e "$file" ] || continue
         pid=$(<"$file")
-        # The number could be somebody else's by now.
+        # By now the number could belong to another process.
         case $(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null) in
         "sleep infinity "*) kill "$pid" 2>/dev/null || true ;;
         esac

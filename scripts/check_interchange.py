@@ -199,7 +199,8 @@ def check_family(binary, family, report, mlx):
     run_finetune(binary, "export", run, "--format", "merged", "--output", merged)
     model = load_model(merged)
     for name, (_, parsed) in family.files.items():
-        # Both columns are theirs here: PEFT with our adapter, and transformers with our merge of it.
+        # Both columns are theirs here: PEFT with our adapter, and transformers with our merge of
+        # it.
         report.compare(family.name, "merged", name, peft_losses[name], mean_loss(model, parsed))
     report.compare(family.name, "merged", "ours", peft_losses["all"], our_loss(binary, merged, rows))
 
@@ -233,7 +234,8 @@ def check_half(binary, family, report, name, dtype):
         elements += mine.numel()
         different += int((mine != reference).sum())
         beyond |= bool(((mine - reference).abs() > unit).any())
-    # Both sum in f32. Another order of the sum may cross a rounding boundary of the 16-bit type, seldom, and by one unit.
+    # Both sum in f32. Another order of the sum may cross a rounding boundary of the 16-bit type,
+    # seldom, and by one unit.
     if missing or beyond or different > elements * 1e-3:
         report.note(family.name, name, f"merged weights: {different} of {elements} differ, names {missing}", wrong=True)
 
@@ -286,7 +288,8 @@ def main():
     mlx = arguments.mlx and mlx_is_importable()
 
     with tempfile.TemporaryDirectory() as temporary:
-        # A directory of its own in --work too: output directories of an earlier check would be in the way.
+        # A directory of its own in --work too: output directories of an earlier check would be in
+        # the way.
         if arguments.work:
             arguments.work.mkdir(parents=True, exist_ok=True)
             root = Path(tempfile.mkdtemp(prefix="interchange-", dir=arguments.work)).resolve()

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# check_preemption.sh - a run of recipes/engines/slurm.sbatch is preempted, goes back into the queue and goes on.
+# check_preemption.sh - a run of recipes/engines/slurm.sbatch is preempted, goes back into the queue
+# and goes on.
 #
 #   slurm-here.sh --netns -n 2 -- check_preemption.sh recipe.toml run
 #
-# The recipe needs steps enough to be interrupted: it is preempted after its first ten. Two nodes with two ranks each.
-# Exit code 0 if the job was restarted once and completed; its log goes to stderr.
+# The recipe needs steps enough to be interrupted: it is preempted after its first ten. Two nodes
+# with two ranks each. Exit code 0 if the job was restarted once and completed; its log goes to
+# stderr.
 set -euo pipefail
 recipe=$1 run=$2
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -89,7 +89,8 @@ FAMILIES = {
         hub_config=True,
     ),
     "llama": dict(
-        # Chosen: with rsLoRA's scale of 4, some seeds make curves that magnify rounding ten-thousandfold.
+        # Chosen: with rsLoRA's scale of 4, some seeds make curves that magnify rounding
+        # ten-thousandfold.
         seed=22,
         config=lambda: LlamaConfig(
             **SIZES, num_hidden_layers=3, num_key_value_heads=4, rms_norm_eps=1e-6,
@@ -110,7 +111,8 @@ FAMILIES = {
     ),
     "qwen3": dict(
         seed=4,
-        # 4 heads of 16 are 64 wide: o_proj is not square, and hidden_size / heads is the wrong head size.
+        # 4 heads of 16 are 64 wide: o_proj is not square, and hidden_size / heads is the wrong head
+        # size.
         config=lambda: Qwen3Config(
             **SIZES, num_hidden_layers=2, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-6,
             rope_parameters=dict(PLAIN_ROPE, rope_theta=1000000.0), tie_word_embeddings=False,
@@ -259,7 +261,8 @@ def write_hub_config(directory):
     if config["model_type"] != "smollm3":
         config.pop("pad_token_id", None)
     if config["model_type"] == "qwen2":
-        # Qwen2 files name a window and switch it off; a reader that looks only at the number goes wrong.
+        # Qwen2 files name a window and switch it off; a reader that looks only at the number goes
+        # wrong.
         config.update(sliding_window=5, use_sliding_window=False, max_window_layers=1)
     (directory / "config.hub.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
@@ -518,7 +521,8 @@ def check_sliding_window(directory, batch):
     eager = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         narrow, wide, other = forward(windowed, batch)[1], forward(unlimited, batch)[1], forward(eager, batch)[1]
-    # The window counts the token itself: position `window` is the first to lose sight of position 0.
+    # The window counts the token itself: position `window` is the first to lose sight of position
+    # 0.
     assert (narrow - wide)[:window].abs().max() < 1e-4, "the window bites too early"
     assert (narrow - wide)[window].abs().max() > 1e-3, "the window is not applied"
     assert (narrow - other).abs().max() < 1e-4, "sdpa and eager disagree"
@@ -552,7 +556,8 @@ def published_rope():
 
 def write_json(path, value):
     text = json.dumps(value, indent=2)
-    # Lists of numbers and the flat objects of a curve on one line each, for diffs that a person can read.
+    # Lists of numbers and the flat objects of a curve on one line each, for diffs that a person can
+    # read.
     text = re.sub(r"\[[^\[\]{}\"]*\]", lambda match: "[" + " ".join(match[0][1:-1].split()) + "]", text)
     text = re.sub(r"\{\s*\"step\"[^{}]*\}", lambda match: " ".join(match[0].split()), text)
     path.write_text(text + "\n")

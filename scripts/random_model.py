@@ -43,8 +43,8 @@ SHAPES = {
 
 SHARD_BYTES = 5_000_000_000  # transformers' limit was this for years, and that of `finetune export` is
 DEVIATION = 0.02
-# Prime, so that rows of a matrix larger than the block are not repetitions of each other: no layer has a length that
-# divides it. 2^24 less 3.
+# Prime, so that rows of a matrix larger than the block are not repetitions of each other: no layer
+# has a length that divides it. 2^24 less 3.
 BLOCK_VALUES = 16_777_213
 
 

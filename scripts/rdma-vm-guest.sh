@@ -1,9 +1,11 @@
 #!/bin/sh
-# rdma-vm-guest.sh - the first process of the guest that rdma-vm.sh boots. Not meant to be called by hand.
+# rdma-vm-guest.sh - the first process of the guest that rdma-vm.sh boots. Not meant to be called by
+# hand.
 #
-# It runs as root under busybox, in the guest only, once the back end's own first lines (see qemu_init and uml_init in
-# rdma-vm.sh) have mounted the host's tree read-only at /, and the folder that carries this file at $control.
-# Everything printed here goes to the kernel log, which the user sees when the guest fails.
+# It runs as root under busybox, in the guest only, once the back end's own first lines (see
+# qemu_init and uml_init in rdma-vm.sh) have mounted the host's tree read-only at /, and the folder
+# that carries this file at $control. Everything printed here goes to the kernel log, which the user
+# sees when the guest fails.
 
 control=/run/finetune-rdma-vm
 backend='' layout='' devices='' working_folder='' ip='' rdma=''
@@ -38,8 +40,9 @@ done <"$control/shares"
 # 4200 leaves room for RoCE's headers around the largest path MTU, 4096 bytes.
 mtu=4200
 
-# Every device on its own dummy interface. rxe hands a packet for the device's own address straight back, so any
-# number of processes on one device reach each other, and no packet crosses an interface.
+# Every device on its own dummy interface. rxe hands a packet for the device's own address straight
+# back, so any number of processes on one device reach each other, and no packet crosses an
+# interface.
 loop_links() {
     i=0
     while [ $i -lt "$devices" ]; do
@@ -80,16 +83,17 @@ veth)
     ;;
 esac
 
-# $ip is the host's iproute2, since busybox's `ip` knows no veth pairs and too little of routing rules. One process
-# does it all: starting a program is slow on an emulated processor.
+# $ip is the host's iproute2, since busybox's `ip` knows no veth pairs and too little of routing
+# rules. One process does it all: starting a program is slow on an emulated processor.
 {
     echo "link set lo up"
     "${layout}_links"
 } | "$ip" -batch - || fail "cannot set up the network of layout $layout"
 
-# A packet over veth is received by the processor that sent it, and rxe sends one message from several processors: with
-# two of them packets overtake each other, and UC throws the message away. A real wire keeps the order, so the first
-# processor receives all of them. (User-Mode Linux has one processor, and no such file.)
+# A packet over veth is received by the processor that sent it, and rxe sends one message from
+# several processors: with two of them packets overtake each other, and UC throws the message away.
+# A real wire keeps the order, so the first processor receives all of them. (User-Mode Linux has one
+# processor, and no such file.)
 for queue in /sys/class/net/v[01]/queues/rx-0/rps_cpus; do
     [ ! -e "$queue" ] || echo 1 >"$queue"
 done
@@ -100,8 +104,8 @@ while [ $i -lt "$devices" ]; do
     i=$((i + 1))
 done | "$rdma" -b - || fail "cannot add the rxe devices"
 
-# The kernel fills a new device's table of addresses (GIDs) a moment later, and a program that asks for the one of
-# its IPv4 address before that finds none.
+# The kernel fills a new device's table of addresses (GIDs) a moment later, and a program that asks
+# for the one of its IPv4 address before that finds none.
 i=0
 while [ $i -lt "$devices" ]; do
     tries=0

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# rdma-vm-uml.sh - build, once, the User-Mode Linux kernel that rdma-vm.sh boots in about two seconds.
+# rdma-vm-uml.sh - build, once, the User-Mode Linux kernel that rdma-vm.sh boots in about two
+# seconds.
 #
 #   rdma-vm-uml.sh
 #
-# User-Mode Linux is a Linux kernel built as an ordinary program: no KVM, no root, no kernel modules on the host.
-# It needs ptrace, and it runs on x86-64 only. rdma-vm.sh works without it, on an emulated PC that boots and computes
-# several times slower; this build (6 minutes of processor time) is for whoever runs those tests often.
+# User-Mode Linux is a Linux kernel built as an ordinary program: no KVM, no root, no kernel modules
+# on the host. It needs ptrace, and it runs on x86-64 only. rdma-vm.sh works without it, on an
+# emulated PC that boots and computes several times slower. This build (6 minutes of processor time)
+# pays if those tests run often.
 #
-# The source is Debian's linux-source package (140 MB to fetch, 1.7 GB of disk while it builds; an interrupted build
-# goes on where it stopped). The result is one file of 6 MB: $FINETUNE_RDMA_VM/linux-uml. It is a GPL-2.0 test tool
-# that each user builds for themselves; no part of it is linked into or shipped with finetune.
+# The source is Debian's linux-source package (140 MB to fetch, 1.7 GB of disk while it builds; an
+# interrupted build goes on where it stopped). The result is one file of 6 MB:
+# $FINETUNE_RDMA_VM/linux-uml. It is a GPL-2.0 test tool that each user builds for themselves; no
+# part of it is linked into or shipped with finetune.
 #
 #   FINETUNE_RDMA_VM    the cache (default: ${XDG_CACHE_HOME:-~/.cache}/finetune-rdma-vm)
 #   JOBS                compilers at once (default: one per core); prefix the call with `nice` on a shared machine
@@ -39,7 +42,8 @@ if [ -x "$cache/linux-uml" ]; then
     exit 0
 fi
 
-# The folder has a fixed name, so that a second call continues the first one's work; the lock keeps two calls apart.
+# The folder has a fixed name, so that a second call continues the first one's work; the lock keeps
+# two calls apart.
 work=$cache/uml-build
 mkdir -p "$work"
 exec 9>"$cache/uml-build.lock"
@@ -49,7 +53,8 @@ cd "$work"
 # ---- source ----------------------------------------------------------------------------------------------------
 
 if [ ! -e source/.unpacked ]; then
-    # `linux-source` depends on the release's current source package. rxe's behaviour was checked on 6.1 (Debian 12).
+    # `linux-source` depends on the release's current source package. rxe's behaviour was checked on
+    # 6.1 (Debian 12).
     package=$(apt-cache depends linux-source 2>/dev/null | awk '/Depends: linux-source-/ { print $2; exit }')
     [ -n "$package" ] || die "apt knows no linux-source package; try: sudo apt-get update"
     echo "rdma-vm-uml: fetching and unpacking $package" >&2
@@ -61,8 +66,9 @@ if [ ! -e source/.unpacked ]; then
         tar -xJ -C source --strip-components=1
     rm ./linux-source-*.deb
 
-    # User-Mode Linux fixes the scheduler's tick at 100 Hz and has a single processor: a process that polls for a
-    # completion holds it until a tick, 10 ms, before rxe gets its turn to deliver one. At 1000 Hz it waits 1 ms.
+    # User-Mode Linux fixes the scheduler's tick at 100 Hz and has a single processor: a process
+    # that polls for a completion holds it until a tick, 10 ms, before rxe gets its turn to deliver
+    # one. At 1000 Hz it waits 1 ms.
     sed -i '/^config HZ$/,/^$/ s/default 100$/default 1000/' source/arch/um/Kconfig
     touch source/.unpacked
 fi
@@ -70,24 +76,28 @@ fi
 # ---- configuration: everything off (allnoconfig) but this ------------------------------------------------------
 
 options=(
-    # A 64-bit kernel in one piece. EXPERT unlocks the options that allnoconfig would otherwise leave at their defaults.
+    # A 64-bit kernel in one piece. EXPERT unlocks the options that allnoconfig would otherwise
+    # leave at their defaults.
     64BIT EXPERT PRINTK BUG MULTIUSER CC_OPTIMIZE_FOR_PERFORMANCE HIGH_RES_TIMERS NO_HZ_IDLE SLUB
 
-    # What a program expects of the system: the system calls of glibc, tokio and Rust's standard library.
+    # What a program expects of the system: the system calls of glibc, tokio and Rust's standard
+    # library.
     FUTEX EPOLL EVENTFD TIMERFD SIGNALFD INOTIFY_USER POSIX_TIMERS MEMBARRIER AIO IO_URING ADVISE_SYSCALLS
     FILE_LOCKING SYSVIPC SHMEM BINFMT_ELF BINFMT_SCRIPT
 
     # File systems. HOSTFS is the host's tree as the root of the guest.
     HOSTFS PROC_FS PROC_SYSCTL SYSFS TMPFS DEVTMPFS DEVTMPFS_MOUNT
 
-    # Terminals: the only channels out are inherited file descriptors (stdout, stderr, the kernel log).
+    # Terminals: the only channels out are inherited file descriptors (stdout, stderr, the kernel
+    # log).
     TTY UNIX98_PTYS STDERR_CONSOLE NULL_CHAN
 
     # Network: loopback, dummy and veth, routes by policy, and packet loss on request.
     NET UNIX PACKET INET IPV6 NETDEVICES NET_CORE DUMMY VETH NAMESPACES NET_NS
     IP_ADVANCED_ROUTER IP_MULTIPLE_TABLES NET_SCHED NET_SCH_NETEM NET_SCH_TBF
 
-    # INFINIBAND asks for memory-mapped I/O and DMA, which User-Mode Linux has only through its emulated PCI bus.
+    # INFINIBAND asks for memory-mapped I/O and DMA, which User-Mode Linux has only through its
+    # emulated PCI bus.
     VIRTIO_MENU VIRTIO_UML PCI UML_PCI_OVER_VIRTIO
 
     # The purpose of it all. rxe computes its checksums through the kernel's crc32.
@@ -101,7 +111,8 @@ options=(
 
 make -s -C source ARCH=um KCONFIG_ALLCONFIG="$work/options.config" allnoconfig
 
-# Kconfig drops what it does not know or cannot satisfy, silently; say so now and not at the end of the build.
+# Kconfig drops what it does not know or cannot satisfy, silently; say so now and not at the end of
+# the build.
 for option in HOSTFS TMPFS DEVTMPFS VETH DUMMY IP_MULTIPLE_TABLES NET_SCH_NETEM INFINIBAND_USER_ACCESS RDMA_RXE; do
     grep -q "^CONFIG_$option=y" source/.config || die "this kernel source does not accept CONFIG_$option"
 done

@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# rdma-vm.sh - run a command on a throw-away Linux kernel that has verbs devices (soft-RoCE, the rdma_rxe driver).
+# rdma-vm.sh - run a command on a throw-away Linux kernel that has verbs devices (soft-RoCE, the
+# rdma_rxe driver).
 #
 #   rdma-vm.sh [options] -- COMMAND [ARGUMENTS...]
 #   rdma-vm.sh [-a BACKEND] --check      exit 0 if it could run here; else 126 and the reason. Builds nothing.
 #   rdma-vm.sh [-a BACKEND] --setup      fill the cache, run nothing
 #
-# For tests of the RDMA transport on a machine without RDMA hardware, without root and without touching the host's
-# kernel. It proves correctness only: soft-RoCE is slower than TCP, so no time measured here says anything about RDMA.
+# For tests of the RDMA transport on a machine without RDMA hardware, without root and without
+# touching the host's kernel. It proves correctness only: soft-RoCE is slower than TCP, so no time
+# measured here says anything about RDMA.
 #
-# The guest sees the host's files read-only, so that COMMAND and its libraries need no copying; /tmp, /var/tmp, /run
-# and /dev/shm are empty and writable; shared folders are writable at the same path as outside. COMMAND is root, has
-# TCP on 127.0.0.1, and no network card: nothing leaves the guest. stdin is empty.
+# The guest sees the host's files read-only, so that COMMAND and its libraries need no copying;
+# /tmp, /var/tmp, /run and /dev/shm are empty and writable; shared folders are writable at the same
+# path as outside. COMMAND is root, has TCP on 127.0.0.1, and no network card: nothing leaves the
+# guest. stdin is empty.
 #
 #   -d LAYOUT    loop (default): devices rxe0, rxe1, ... each on its own dummy interface d0, d1, ... with address
 #                10.77.N.1. Processes on the same device reach each other, any number of them, and no packet crosses
@@ -27,8 +30,8 @@
 #                uml: the User-Mode Linux kernel that rdma-vm-uml.sh builds; 1 to 2 s of boot
 #                auto (default): uml if it is built, else qemu
 #
-# stdout, stderr and the exit code are those of COMMAND. Besides: 124 time is up; 125 the guest failed (its kernel log
-# goes to stderr); 126 wrong usage or something missing on this machine.
+# stdout, stderr and the exit code are those of COMMAND. Besides: 124 time is up; 125 the guest
+# failed (its kernel log goes to stderr); 126 wrong usage or something missing on this machine.
 #
 #   FINETUNE_RDMA_VM              the cache (default: ${XDG_CACHE_HOME:-~/.cache}/finetune-rdma-vm)
 #   FINETUNE_RDMA_VM_KERNEL_DEB   a linux-image-*-amd64 package of Debian, where apt does not offer one (Ubuntu)
@@ -132,12 +135,13 @@ esac
 
 # ---- the cache of the QEMU back end: a kernel and the modules to load, in their order --------------------------
 
-# The stock kernel, since Debian's -cloud kernel lacks rdma_rxe. crc32 is for rxe's checksums: the guest has no
-# modprobe that could load it on demand.
+# The stock kernel, since Debian's -cloud kernel lacks rdma_rxe. crc32 is for rxe's checksums: the
+# guest has no modprobe that could load it on demand.
 modules=(virtio_pci virtio_console 9pnet_virtio 9p crc32_generic crc32_pclmul dummy veth sch_netem ib_uverbs rdma_rxe)
 
-# vmlinuz unpacks itself at boot, which takes an emulated processor seven seconds; this does it once. The header of
-# vmlinuz says where the payload is (Linux: Documentation/x86/boot.rst). Its last four bytes are its unpacked length.
+# vmlinuz unpacks itself at boot, which takes an emulated processor seven seconds; this does it
+# once. The header of vmlinuz says where the payload is (Linux: Documentation/x86/boot.rst). Its
+# last four bytes are its unpacked length.
 unpack_kernel() { # unpack_kernel VMLINUZ VMLINUX
     local setup_sectors offset length start
     setup_sectors=$(od -An -tu1 -j $((0x1f1)) -N 1 "$1")
@@ -181,8 +185,8 @@ fill_qemu_cache() {
 
 if [ "$backend" = qemu ] && [ ! -e "$cache/qemu/complete" ]; then
     mkdir -p "$cache"
-    # Of several first calls at once, one fills the cache and the others wait for it. No `|| die` behind the
-    # parentheses: it would switch `set -e` off inside them.
+    # Of several first calls at once, one fills the cache and the others wait for it. No `|| die`
+    # behind the parentheses: it would switch `set -e` off inside them.
     set +e
     (
         set -e
@@ -247,8 +251,9 @@ exec /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 END
 printf '%s\n' "${shares[@]}" >"$control/shares"
 
-# The guest writes COMMAND's output into these two pipes. File descriptors 3 and 4 keep them open from here on, so
-# that nobody waits for a peer at opening; once the guest is gone and both are closed, the readers come to the end.
+# The guest writes COMMAND's output into these two pipes. File descriptors 3 and 4 keep them open
+# from here on, so that nobody waits for a peer at opening; once the guest is gone and both are
+# closed, the readers come to the end.
 mkfifo "$run/stdout" "$run/stderr"
 exec 3<>"$run/stdout" 4<>"$run/stderr"
 cat "$run/stdout" 3>&- 4>&- &
@@ -325,7 +330,8 @@ END
 run_uml() {
     uml_init >"$control/init"
     chmod +x "$control/init"
-    # The guest's memory is a file that must be executable; /dev/shm is best unless too small (64 MB in containers).
+    # The guest's memory is a file that must be executable; /dev/shm is best unless too small (64 MB
+    # in containers).
     local memory_folder=/dev/shm
     [ "$(df --output=avail -m /dev/shm | tail -1)" -ge "$memory_mib" ] || memory_folder=$run
     # Three consoles without input: the kernel log, and the command's stdout and stderr.
@@ -342,8 +348,9 @@ uml) run_uml & ;;
 esac
 virtual_machine=$!
 status=0
-# The shell would report a guest that ends by a signal among the command's own stderr. One halt of User-Mode Linux in
-# some two hundred does, after the command has ended and its exit code is written.
+# The shell would report a guest that ends by a signal among the command's own stderr. One halt of
+# User-Mode Linux in some two hundred does, after the command has ended and its exit code is
+# written.
 wait "$virtual_machine" 2>/dev/null || status=$?
 virtual_machine=''
 exec 3>&- 4>&-

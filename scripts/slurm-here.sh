@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# slurm-here.sh - run a command with a Slurm cluster of its own, on this machine: real daemons, several nodes.
+# slurm-here.sh - run a command with a Slurm cluster of its own, on this machine: real daemons,
+# several nodes.
 #
 #   slurm-here.sh [options] -- COMMAND [ARGUMENTS...]      e.g.  slurm-here.sh -n 2 -- srun -N 2 -n 4 hostname
 #   slurm-here.sh --check        exit 0 if it could run here; else 126 and the reason
 #
-# Everything (configuration, munge key, sockets, spool, logs) lies in a temporary folder; no running Slurm, no
-# file in /etc and no service is touched, and at the end, also after Ctrl-C, no process and no file is left. The
-# daemons are up after about a second. Works as root and as an ordinary user.
+# Everything (configuration, munge key, sockets, spool, logs) lies in a temporary folder; no running
+# Slurm, no file in /etc and no service is touched, and at the end, also after Ctrl-C, no process
+# and no file is left. The daemons are up after about a second. Works as root and as an ordinary
+# user.
 #
 #   -n NODES     nodes (default 2). Each is a slurmd. Their names are box-1, box-2, ... with --netns, else
 #                127.0.0.1, 127.0.0.2, ...: names that every rank can resolve without a change to /etc/hosts
@@ -16,12 +18,13 @@
 #                reaches nobody else, so ranks on two nodes need a token. Needs root
 #   -v           the daemons' logs go to stderr at the end, not only when something fails
 #
-# COMMAND finds srun, sbatch, squeue, scontrol... in PATH and the cluster in SLURM_CONF. Partition `main` is the
-# default; a job in partition `urgent` preempts one in `main`, which gets SIGTERM, 30 seconds, and is queued again.
-# A job that is queued again starts after about six seconds (cred_expire; Slurm's own default is 120).
+# COMMAND finds srun, sbatch, squeue, scontrol... in PATH and the cluster in SLURM_CONF. Partition
+# `main` is the default; a job in partition `urgent` preempts one in `main`, which gets SIGTERM, 30
+# seconds, and is queued again. A job that is queued again starts after about six seconds
+# (cred_expire; Slurm's own default is 120).
 #
-# stdout, stderr and the exit code are those of COMMAND. Besides: 124 time is up; 125 the daemons did not start (their
-# logs go to stderr); 126 wrong usage or something missing on this machine.
+# stdout, stderr and the exit code are those of COMMAND. Besides: 124 time is up; 125 the daemons
+# did not start (their logs go to stderr); 126 wrong usage or something missing on this machine.
 #
 # Debian: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge
 set -euo pipefail
@@ -110,7 +113,8 @@ stop() {
     done
     # slurmctld takes seconds to save what is deleted here anyway.
     kill -KILL ${daemons[@]+"${daemons[@]}"} 2>/dev/null || true
-    # Tasks that did not obey, and helpers of the daemons, by the folder that stands in their environment.
+    # Tasks that did not obey, and helpers of the daemons, by the folder that stands in their
+    # environment.
     for pid in $(grep -lsaF "$folder/slurm.conf" /proc/[0-9]*/environ 2>/dev/null | grep -o '[0-9]*'); do
         case $pid in "$$" | "$BASHPID") ;; *) kill -KILL "$pid" 2>/dev/null || true ;; esac
     done
@@ -148,7 +152,8 @@ free_port() {
 
 # munge: Slurm's daemons believe a message because a key in this folder signed it.
 (umask 077 && head -c 128 /dev/urandom >"$folder/munge/key")
-# munged wants no folder on the way to its socket that others may write, but for sticky ones such as /tmp.
+# munged wants no folder on the way to its socket that others may write, but for sticky ones such as
+# /tmp.
 munged --foreground --force --num-threads=2 --key-file="$folder/munge/key" --socket="$folder/munge.socket" \
     --pid-file="$folder/munge/pid" --log-file="$folder/log/munged" --seed-file="$folder/munge/seed" \
     </dev/null >/dev/null 2>>"$folder/log/munged.stderr" &
@@ -156,7 +161,8 @@ started $!
 
 free_port
 controller_port=$port
-# Slurm refuses a host name with a dot after its first, which the real name of this machine may have.
+# Slurm refuses a host name with a dot after its first, which the real name of this machine may
+# have.
 {
     cat <<END
 ClusterName=here

@@ -7,10 +7,11 @@
 #   sshd-here.sh --cut FOLDER BOX | --heal FOLDER BOX  (with --netns) a silent partition of one box, and its end
 #   sshd-here.sh [--netns] --check                     exit 0 if it could run here; else 126 and the reason
 #
-# Each host is an OpenSSH server with its own host key and port. The keys, the configuration and the logs lie in a
-# temporary folder; nobody's ~/.ssh, no file in /etc and no service is touched, and at the end no process and no file
-# is left. Logins are those of the user who starts this, on 127.0.0.1 (with --netns: on the boxes' network) only, with
-# the key in the folder only. Up in half a second. Works as root and as an ordinary user (who cannot have --netns).
+# Each host is an OpenSSH server with its own host key and port. The keys, the configuration and the
+# logs lie in a temporary folder; nobody's ~/.ssh, no file in /etc and no service is touched, and at
+# the end no process and no file is left. Logins are those of the user who starts this, on 127.0.0.1
+# (with --netns: on the boxes' network) only, with the key in the folder only. Up in half a second.
+# Works as root and as an ordinary user (who cannot have --netns).
 #
 #   -n HOSTS     hosts (default 2)
 #   -t SECONDS   time for COMMAND (default 300)
@@ -25,8 +26,8 @@
 #   cables          (with --netns) one line per box: name, address and the interface of this machine at its other end:
 #                   tc qdisc add dev INTERFACE root netem delay 2ms (what comes to that box; needs a kernel with netem)
 #
-# stdout, stderr and the exit code are those of COMMAND. Besides: 124 time is up; 125 a server did not start; 126 wrong
-# usage or something missing on this machine.
+# stdout, stderr and the exit code are those of COMMAND. Besides: 124 time is up; 125 a server did
+# not start; 126 wrong usage or something missing on this machine.
 #
 # Debian: apt-get install --no-install-recommends openssh-server openssh-client
 set -euo pipefail
@@ -146,7 +147,8 @@ mkdir "$folder/bin"
 
 ssh-keygen -q -t ed25519 -N '' -C sshd-here -f "$folder/key"
 cp "$folder/key.pub" "$folder/authorized_keys"
-# As root the server wants this empty folder of the system to be there; Debian makes it when the service starts.
+# As root the server wants this empty folder of the system to be there; Debian makes it when the
+# service starts.
 [ "$(id -u)" != 0 ] || [ -d /run/sshd ] || mkdir -m 755 /run/sshd
 
 # Ports below those that Linux gives to outgoing connections; taken ones are passed over.

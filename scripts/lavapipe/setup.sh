@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Prints the environment in which GPU tests run on Mesa's lavapipe: a Vulkan driver that computes on the CPU.
+# Prints the environment in which GPU tests run on Mesa's lavapipe: a Vulkan driver that computes on
+# the CPU.
 #
 #   eval "$(scripts/lavapipe/setup.sh DIR)"     # DIR: where the layer is built, such as target/lavapipe
 #   scripts/lavapipe/setup.sh --check           # exit 0 if everything that it needs is installed
 #
-# Needs mesa-vulkan-drivers, libvulkan1, libvulkan-dev (for the layer, see layer.c) and a C compiler.
+# Needs mesa-vulkan-drivers, libvulkan1, libvulkan-dev (for the layer, see layer.c) and a C
+# compiler.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 

@@ -1,28 +1,11 @@
-//! The house keeps its plan: which crate may use which, how long a file is, where `unsafe` is.
+//! Dependency rules of the crates, sizes of files and functions, and where `unsafe` is.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::folder::repository;
-
-/// The table of ARCHITECTURE.md: a crate and those of ours that it may use.
-const MAY_USE: &[(&str, &[&str])] = &[
-    ("random", &[]),
-    ("kernels", &["random"]),
-    ("recipe", &[]),
-    ("store", &[]),
-    ("allreduce", &[]),
-    ("dataset", &["recipe", "store", "random"]),
-    ("model", &["recipe", "store", "random", "kernels"]),
-    ("trainer", &["recipe", "store", "dataset", "model", "allreduce"]),
-    ("cluster", &["allreduce"]),
-    ("finetune", &["recipe", "random", "store", "dataset", "kernels", "model", "allreduce", "trainer", "cluster"]),
-    ("testkit", &["recipe", "store", "dataset", "kernels", "model", "allreduce", "trainer", "cluster"]),
-];
-
-/// Crates for development only: any crate may have them as a dev-dependency, none otherwise.
-const FOR_DEVELOPMENT: [&str; 2] = ["testkit", "xtask"];
 
 /// One file per foreign thing.
 const UNSAFE: &[(&str, &str)] = &[
@@ -40,10 +23,74 @@ const UNSAFE: &[(&str, &str)] = &[
     ("crates/kernels/src/simd.rs", "vector instructions"),
 ];
 
+/// What follows a name in the table that only tests may use.
+const FOR_TESTS: &str = " (tests)";
+
+/// Lines of a file.
 const LONGEST_FILE: usize = 500;
 
+/// Lines of a function, from its `fn` to its closing brace.
+const LONGEST_FUNCTION: usize = 70;
+
+/// Files that are longer, and the lines that each may have. The list may only get shorter.
+const LONG_FILES: &[(&str, usize)] = &[("tests/it/commands.rs", 624), ("tests/it/messages.rs", 572)];
+
+/// Functions that are longer, as `file::function`, and the lines that each may have. The list may
+/// only get shorter.
+const LONG_FUNCTIONS: &[(&str, usize)] = &[
+    ("crates/allreduce/src/devices/tests.rs::errors", 72),
+    ("crates/allreduce/src/join.rs::gather", 71),
+    ("crates/allreduce/src/simulation/checks.rs::is_right", 74),
+    ("crates/allreduce/src/simulation/faults.rs::change", 72),
+    ("crates/allreduce/tests/processes/attacks.rs::sorted_by_what_they_know", 108),
+    ("crates/allreduce/tests/processes/rank.rs::act", 73),
+    ("crates/cluster/src/doctor/linux.rs::examine", 71),
+    ("crates/cluster/src/example.rs::sections", 94),
+    ("crates/cluster/src/hostfile/tests.rs::errors", 211),
+    ("crates/cluster/src/setup.rs::plan", 87),
+    ("crates/dataset/tests/it/rows.rs::the_zoo", 118),
+    ("crates/finetune/src/commands/cluster.rs::start", 93),
+    ("crates/finetune/src/commands/launch.rs::launch", 95),
+    ("crates/finetune/src/commands/launch.rs::start", 85),
+    ("crates/finetune/src/commands/run.rs::train_as_one_rank", 117),
+    ("crates/finetune/src/progress.rs::show", 76),
+    ("crates/model/src/read_config.rs::config", 75),
+    ("crates/recipe/src/resolve.rs::value", 103),
+    ("crates/recipe/tests/hints.rs::mistypings", 77),
+    ("crates/recipe/tests/problems.rs::wrong_values", 162),
+    ("crates/store/tests/headers.rs::malformed_headers_are_refused_with_a_reason", 87),
+    ("crates/trainer/src/error.rs::hints", 85),
+    ("crates/trainer/src/memory.rs::estimate", 81),
+    ("crates/trainer/src/prepare.rs::put_together", 109),
+    ("tests/it/messages.rs::commands_on_the_wrong_directory", 82),
+];
+
+/// The crate table of ARCHITECTURE.md: each crate, and those that its row lets it use. `name (tests)`
+/// is for dev-dependencies only.
+fn table() -> BTreeMap<String, BTreeSet<String>> {
+    let text = std::fs::read_to_string(repository().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
+    let mut lines = text.lines().skip_while(|line| *line != "| crate | owns | must never know | may use |");
+    lines.next().expect("the crate table of ARCHITECTURE.md");
+    lines.next().expect("the line below its header");
+    let rows: Vec<Vec<&str>> = lines
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    let names: BTreeSet<String> = rows.iter().map(|row| row[0].trim_matches('`').to_owned()).collect();
+    let allowed = |row: &Vec<&str>| match row[3] {
+        "–" => BTreeSet::new(),
+        "all of them" => names.clone(),
+        list => list.split(',').map(|name| name.trim().to_owned()).collect(),
+    };
+    let table: BTreeMap<_, _> = rows.iter().map(|row| (row[0].trim_matches('`').to_owned(), allowed(row))).collect();
+    let is_known = |name: &str| names.contains(name.trim_end_matches(FOR_TESTS));
+    let unknown: Vec<_> = table.values().flatten().filter(|name| !is_known(name)).collect();
+    assert!(table.len() == rows.len() && unknown.is_empty(), "no row of ARCHITECTURE.md: {unknown:?}");
+    table
+}
+
 #[test]
-fn crates_use_only_what_the_plan_allows() {
+fn crates_use_only_what_the_table_allows() {
     // The cargo_metadata crate would turn on features of serde, and with them build burn a second time.
     let manifest = repository().join("Cargo.toml");
     let output = std::process::Command::new(env!("CARGO"))
@@ -52,34 +99,123 @@ fn crates_use_only_what_the_plan_allows() {
         .output()
         .expect("cargo runs");
     let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON of cargo metadata");
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let name_of = |value: &Value| {
+        let name = value["name"].as_str().expect("a name");
+        name.strip_prefix("finetune-").unwrap_or(name).to_owned()
+    };
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let table = table();
     let mut arrows = 0;
-    for package in list(&metadata["packages"]) {
-        let name = short(&text(&package["name"])).to_owned();
-        let known = MAY_USE.iter().find(|(known, _)| *known == name);
-        let (_, allowed) = known.unwrap_or_else(|| panic!("{name} is not in the table of ARCHITECTURE.md"));
+    let mut problems = Vec::new();
+    let packages = list(&metadata["packages"]);
+    let crates: BTreeSet<String> = packages.iter().map(name_of).collect();
+    problems.extend(crates.iter().filter(|name| !table.contains_key(*name)).map(|name| format!("{name} has no row")));
+    problems.extend(table.keys().filter(|name| !crates.contains(*name)).map(|name| format!("{name} is no crate")));
+    for package in &packages {
+        let name = name_of(package);
+        let Some(allowed) = table.get(&name) else { continue };
         for dependency in list(&package["dependencies"]).iter().filter(|dependency| dependency["path"].is_string()) {
-            let used = text(&dependency["name"]);
-            let used = short(&used);
-            let development = dependency["kind"] == "dev" && FOR_DEVELOPMENT.contains(&used);
-            assert!(development || allowed.contains(&used), "{name} must not use {used} ({})", dependency["kind"]);
+            let used = name_of(dependency);
+            let for_tests = dependency["kind"] == "dev" && allowed.contains(&format!("{used}{FOR_TESTS}"));
+            if !allowed.contains(&used) && !for_tests {
+                problems.push(format!("{name} must not use {used} ({})", dependency["kind"]));
+            }
             arrows += 1;
         }
     }
+    assert!(problems.is_empty(), "against the table of ARCHITECTURE.md:\n{}", problems.join("\n"));
     assert!(arrows >= 10, "only {arrows} arrows were found: has the layout changed?");
-}
-
-fn short(package: &str) -> &str {
-    package.strip_prefix("finetune-").unwrap_or(package)
 }
 
 #[test]
 fn files_are_short() {
-    for path in sources() {
+    let lengths = rust_files().into_iter().map(|path| {
         let lines = std::fs::read_to_string(&path).expect("a source file").lines().count();
-        assert!(lines <= LONGEST_FILE, "{} has {lines} lines; a file is one idea", path.display());
+        (name(&path), lines)
+    });
+    check_lengths(lengths.collect(), LONGEST_FILE, LONG_FILES);
+}
+
+#[test]
+fn functions_are_short() {
+    let mut lengths = Vec::new();
+    for path in rust_files() {
+        let (file, text) = (name(&path), std::fs::read_to_string(&path).expect("a source file"));
+        lengths.extend(functions(&text).into_iter().map(|(function, lines)| (format!("{file}::{function}"), lines)));
     }
+    assert!(lengths.len() > 1000, "only {} functions were found", lengths.len());
+    check_lengths(lengths, LONGEST_FUNCTION, LONG_FUNCTIONS);
+}
+
+/// Nothing is longer than `limit`, except what is on the list. That may be as long as the list says.
+/// What is short again must leave the list.
+#[track_caller]
+fn check_lengths(lengths: Vec<(String, usize)>, limit: usize, listed: &[(&str, usize)]) {
+    let long: Vec<&(String, usize)> = lengths.iter().filter(|(_, lines)| *lines > limit).collect();
+    let most = |name: &str| listed.iter().find(|(known, _)| *known == name).map_or(limit, |(_, most)| *most);
+    let mut problems: Vec<String> = long
+        .iter()
+        .filter(|(name, lines)| *lines > most(name))
+        .map(|(name, lines)| format!("{name} has {lines} lines, of {} at most: one idea each", most(name)))
+        .collect();
+    let stale = listed.iter().filter(|(known, _)| !long.iter().any(|(name, _)| name == known));
+    problems.extend(stale.map(|(known, _)| format!("{known} is not too long: take it off the list")));
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+/// Name and number of lines of every function with a body of several lines. The text is rustfmt's: a
+/// body ends at the first line that is a closing brace at the indentation of its `fn`.
+fn functions(text: &str) -> Vec<(&str, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (first, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let Some(function) = function_name(code) else { continue };
+        if code.ends_with(['}', ';']) {
+            continue;
+        }
+        let indentation = &line[..line.len() - code.len()];
+        let rest = lines[first..].iter().map(|line| line.strip_prefix(indentation).unwrap_or_default());
+        // A declaration without a body ends at the bracket that closes its arguments.
+        let mut ends =
+            rest.enumerate().filter(|(_, line)| *line == "}" || line.starts_with(')') && line.ends_with(';'));
+        if let Some((end, "}")) = ends.next() {
+            found.push((function, end + 1));
+        }
+    }
+    found
+}
+
+/// The name of the function that a line begins.
+fn function_name(code: &str) -> Option<&str> {
+    let mut words = code.split_whitespace();
+    loop {
+        match words.next()? {
+            "fn" => return words.next()?.split(['(', '<']).next(),
+            "pub" | "pub(crate)" | "pub(super)" | "const" | "async" | "unsafe" | "extern" | "\"C\"" => {}
+            _ => return None,
+        }
+    }
+}
+
+#[test]
+fn lengths_of_functions() {
+    let text = [
+        "fn one() {",
+        "    1",
+        "}",
+        "impl A {",
+        "    pub(crate) const fn two<T>(",
+        "        self,",
+        "    ) -> T {",
+        "        fn inner() {}",
+        "    }",
+        "    fn declared(",
+        "        self,",
+        "    );",
+        "}",
+    ];
+    assert_eq!(functions(&text.join("\n")), [("one", 3), ("two", 5)]);
 }
 
 #[test]
@@ -91,7 +227,7 @@ fn unsafe_code_is_where_it_is_known_to_be() {
             let words: Vec<&str> = line.split(|letter: char| !letter.is_alphanumeric() && letter != '_').collect();
             words.contains(&"unsafe")
         });
-        let name = path.strip_prefix(repository()).expect("in the repository").to_string_lossy().into_owned();
+        let name = name(&path);
         let known = UNSAFE.iter().any(|(file, _)| *file == name);
         assert!(known || !is_unsafe, "{name} has unsafe code; give it a file of its own and name it here");
         assert!(is_unsafe || !known, "{name} has no unsafe code any more: take it off the list");
@@ -112,8 +248,8 @@ fn every_recipe_of_ours_parses() {
     assert!(recipes >= 2);
 }
 
-/// Every file under crates/*/src.
-fn sources() -> Vec<PathBuf> {
+/// Every Rust file of the workspace.
+fn rust_files() -> Vec<PathBuf> {
     fn below(directory: &Path, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(directory).expect("a directory") {
             let path = entry.expect("an entry").path();
@@ -125,15 +261,28 @@ fn sources() -> Vec<PathBuf> {
         }
     }
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(repository().join("crates")).expect("crates") {
-        below(&entry.expect("an entry").path().join("src"), &mut found);
+    for folder in ["crates", "tests", "benches", "examples"] {
+        below(&repository().join(folder), &mut found);
     }
+    found
+}
+
+/// Every Rust file under crates/*/src.
+fn sources() -> Vec<PathBuf> {
+    let is_source = |path: &PathBuf| name(path).split('/').nth(2) == Some("src");
+    let found: Vec<PathBuf> =
+        rust_files().into_iter().filter(|path| name(path).starts_with("crates/") && is_source(path)).collect();
     assert!(found.len() > 50);
     found
 }
 
-/// `cargo run` and `cargo test` must ask for the same features of every library that both build, or a clone that does
-/// both builds burn twice.
+/// The path of a file, from the top of the repository.
+fn name(path: &Path) -> String {
+    path.strip_prefix(repository()).expect("in the repository").to_string_lossy().into_owned()
+}
+
+/// `cargo run` and `cargo test` must ask for the same features of every library that both build.
+/// Otherwise a clone that does both builds burn twice.
 #[test]
 fn tests_and_program_share_their_libraries() {
     let features = |arguments: &[&str]| -> std::collections::BTreeMap<String, String> {
