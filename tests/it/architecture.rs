@@ -16,9 +16,26 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("dataset", &["recipe", "store", "random"]),
     ("model", &["recipe", "store", "random", "kernels"]),
     ("trainer", &["recipe", "store", "dataset", "model", "allreduce"]),
-    ("cluster", &["allreduce"]),
-    ("finetune", &["recipe", "random", "store", "dataset", "kernels", "model", "allreduce", "trainer", "cluster"]),
-    ("testkit", &["recipe", "store", "dataset", "kernels", "model", "allreduce", "trainer", "cluster"]),
+    ("rendezvous", &["allreduce"]),
+    ("launch", &["allreduce", "rendezvous"]),
+    ("thunderbolt", &["allreduce", "rendezvous", "launch"]),
+    (
+        "finetune",
+        &[
+            "recipe",
+            "random",
+            "store",
+            "dataset",
+            "kernels",
+            "model",
+            "allreduce",
+            "trainer",
+            "rendezvous",
+            "launch",
+            "thunderbolt",
+        ],
+    ),
+    ("testkit", &["recipe", "store", "dataset", "kernels", "model", "allreduce", "trainer"]),
 ];
 
 /// Crates for development only: any crate may have them as a dev-dependency, none otherwise.

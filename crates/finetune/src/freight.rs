@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicI32;
 use std::time::{Duration, Instant};
 
-use finetune_cluster::copy::{self, Cargo, CopyError};
-use finetune_cluster::workers::Remote;
+use finetune_launch::copy::{self, Cargo, CopyError};
+use finetune_launch::workers::Remote;
 use finetune_recipe::Recipe;
 use finetune_store::{Disk, RealDisk, Staging, ensure_directory, numbered, remove_directory, verify_directory};
 use finetune_trainer::{CHECKPOINTS, COPIES, TrainError};
@@ -225,8 +225,8 @@ fn failure(host: &str, error: &CopyError) -> Failure {
         CopyError::Host(unanswered) => {
             let hints = unanswered.hint(host).into_iter().collect();
             match unanswered.trouble() {
-                finetune_cluster::complaint::Trouble::Absent => Failure::Lost { message, hints },
-                finetune_cluster::complaint::Trouble::Mistake => Failure::Arguments { message, hints },
+                finetune_launch::complaint::Trouble::Absent => Failure::Lost { message, hints },
+                finetune_launch::complaint::Trouble::Mistake => Failure::Arguments { message, hints },
             }
         }
         _ => Failure::Arguments { message, hints: Vec::new() },

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use finetune_cluster::workers::{Place, Remote};
-use finetune_cluster::{Hostfile, Unanswered, is_loopback, machine_name, reach};
+use finetune_launch::workers::{Place, Remote};
+use finetune_launch::{Unanswered, reach};
 use finetune_recipe::Recipe;
+use finetune_rendezvous::{Hostfile, is_loopback, machine_name};
 
 use crate::cli::{LaunchArguments, RunArguments};
 use crate::commands::preflight::{self, Question, Report};
@@ -73,7 +74,7 @@ impl Hosts {
         let here = || std::env::current_exe().unwrap_or_else(|_| "finetune".into());
         let program = arguments.program.clone().unwrap_or_else(here);
         let directory = arguments.directory.clone().or_else(|| std::env::current_dir().ok());
-        let machine = |host: &finetune_cluster::Host| Machine {
+        let machine = |host: &finetune_rendezvous::Host| Machine {
             name: host.ssh.clone(),
             addresses: host.ips.clone(),
             remote: (!matches!(host.ssh.as_str(), "localhost" | "127.0.0.1" | "::1")).then(|| Remote {
@@ -418,7 +419,7 @@ fn report_here(recipe: &Recipe, question: &Question, stop: &AtomicI32) -> Option
             Err(_) if stop.load(Ordering::SeqCst) != 0 => return None,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                return Some(Report::of_machine(finetune_cluster::identity::machine()));
+                return Some(Report::of_machine(finetune_rendezvous::identity::machine()));
             }
         }
     }

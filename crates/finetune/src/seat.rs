@@ -7,9 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use finetune_allreduce::{Algorithm, BackendChoice, Config, DeviceMatrix, Environment, Group, Notice, Secret};
-use finetune_cluster::workers::{self, Order};
+use finetune_allreduce::{Algorithm, BackendChoice, Config, DeviceMatrix, Group, Notice, Secret};
+use finetune_launch::workers::{self, Order};
 use finetune_recipe::{BackendChoice as Backend, Distributed, Recipe, TopologyChoice};
+use finetune_rendezvous::Environment;
 use finetune_trainer::Ranks;
 use serde::{Deserialize, Serialize};
 

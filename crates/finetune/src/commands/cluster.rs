@@ -5,13 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32};
 use std::time::Duration;
 
-use finetune_allreduce::{
-    Algorithm, Backend, BackendChoice, Config, DeviceMatrix, Environment, Group, Notice, Wire, new_token,
-};
-use finetune_cluster::bench::{self, Operation, Options, Row};
-use finetune_cluster::complaint::{hint, shown};
-use finetune_cluster::workers::{self, Call, Place, Remote, Word, Workers};
-use finetune_cluster::{Hostfile, machine_name};
+use finetune_allreduce::bench::{self, Operation, Options, Row};
+use finetune_allreduce::{Algorithm, Backend, BackendChoice, Config, DeviceMatrix, Group, Notice, Wire, new_token};
+use finetune_launch::complaint::{hint, shown};
+use finetune_launch::workers::{self, Call, Place, Remote, Word, Workers};
+use finetune_rendezvous::{Environment, Hostfile, machine_name};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{BenchArguments, ClusterCommand};

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use finetune_allreduce::new_token;
-use finetune_cluster::complaint::{hint, shown};
-use finetune_cluster::workers::{Call, Ending, Place, Word, Workers};
+use finetune_launch::complaint::{hint, shown};
+use finetune_launch::workers::{Call, Ending, Place, Word, Workers};
 use finetune_recipe::Recipe;
 use finetune_store::RealDisk;
 use finetune_trainer::CHECKPOINTS;
@@ -338,7 +338,7 @@ fn tell(wanted: Verbosity, verbosity: Verbosity, lines: &[String]) {
 mod tests {
     use std::time::Duration;
 
-    use finetune_cluster::workers::Ending;
+    use finetune_launch::workers::Ending;
 
     use super::{culprit, exit_code};
 

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use finetune_cluster::copy::Parcel;
-use finetune_cluster::identity;
-use finetune_cluster::reach::Answer;
 use finetune_dataset::resolve_files;
+use finetune_launch::copy::Parcel;
+use finetune_launch::reach::Answer;
 use finetune_recipe::Recipe;
+use finetune_rendezvous::identity;
 use finetune_store::{MANIFEST_NAME, RealDisk, numbered};
 use finetune_trainer::{CHECKPOINTS, COPIES, model_directory};
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,8 @@
 //! What the hosts said before a launch, and whether it can work.
 
-use finetune_cluster::complaint::{Trouble, shown};
-use finetune_cluster::{Unanswered, is_loopback, reach};
+use finetune_launch::complaint::{Trouble, shown};
+use finetune_launch::{Unanswered, reach};
+use finetune_rendezvous::is_loopback;
 
 use super::{Hosts, Machine, is_same, unreachable_at};
 use crate::commands::preflight::Report;

@@ -1,0 +1,266 @@
+//! What the launcher of this process says about it: its rank, how many there are, and where rank 0 is.
+//!
+//! Six families of launchers are understood, and none needs to know this program. Several can have left their
+//! variables in one environment (`srun` starts `torchrun`, which starts us), so they are asked in a fixed order: **the
+//! innermost first**, the one that can only have set its variables for this very process.
+//!
+//! 1. `RANK`, `WORLD_SIZE`: `finetune launch`, torchrun, Ray, and whoever translates another launcher's variables by
+//!    hand (`RANK=$SLURM_PROCID …`) or copies them from SkyPilot's. An explicit setting beats everything found around it.
+//! 2. `MLX_RANK` or `JACCL_RANK`: mlx.launch, which itself runs under nothing and starts nothing.
+//! 3. `OMPI_COMM_WORLD_RANK`: Open MPI. In a Slurm job its daemons are a job step, so each of its ranks also carries
+//!    the `SLURM_PROCID` of a daemon, which is no rank.
+//! 4. `PMI_RANK`, `PMIX_RANK`: MPICH, Intel MPI, Cray's PALS, for the same reason. Slurm's own PMI plugins set them too;
+//!    then they repeat what Slurm says and Slurm, which also knows the hosts, is asked.
+//! 5. `SLURM_PROCID`: srun.
+//! 6. `PET_NODE_RANK`: Kubeflow's trainer, which sets what torchrun would read, once for a whole pod.
+//!
+//! A variable that is set to nothing counts as not set.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use finetune_allreduce::{DeviceMatrix, MAX_DEVICE_FILE_BYTES};
+
+mod address;
+mod error;
+mod mlx;
+mod mpi;
+mod slurm;
+mod torchrun;
+mod variables;
+
+#[cfg(test)]
+mod tests;
+
+pub use address::Rendezvous;
+pub use error::EnvironmentError;
+
+use variables::{Number, Variables};
+
+/// What is known of this process and its group. `rank < world`, `local_rank < local_world <= world`, and the rendezvous
+/// is there whenever `world` is above 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Environment {
+    pub rank: usize,
+    /// The number of ranks.
+    pub world: usize,
+    /// The place of this rank among those of its host, from 0.
+    pub local_rank: usize,
+    /// The number of ranks on this host. Where the launcher does not say it: all of them if the rendezvous is on the
+    /// loopback interface, else as many as `local_rank` proves.
+    pub local_world: usize,
+    /// Where rank 0 listens. Under torchrun itself the port is not `MASTER_PORT`, which its agent holds, but one made
+    /// from it.
+    pub rendezvous: Option<Rendezvous>,
+    pub launcher: Launcher,
+    /// The RDMA devices between the ranks (`MLX_IBV_DEVICES`).
+    pub devices: Option<DeviceMatrix>,
+    /// The addresses of each rank, "ip:port" (`MLX_HOSTFILE`). Rank 0's first one is also the rendezvous, unless
+    /// another is named.
+    pub hosts: Option<Vec<Vec<String>>>,
+    /// A mesh is to be run as a ring (`MLX_JACCL_RING`, whatever its value).
+    pub prefer_ring: bool,
+    /// The launcher's name for this job, where it has one: the same in all ranks, and another in another job.
+    pub job: Option<String>,
+    /// Something odd that is worth a line.
+    pub note: Option<String>,
+}
+
+/// Whose variables were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Launcher {
+    /// `RANK` and `WORLD_SIZE`, or Kubeflow's `PET_NODE_RANK` and `PET_NNODES`.
+    Torchrun,
+    OpenMpi,
+    Pmi,
+    Slurm,
+    Mlx,
+}
+
+impl fmt::Display for Launcher {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Torchrun => "torchrun",
+            Self::OpenMpi => "Open MPI's mpirun",
+            Self::Pmi => "mpiexec",
+            Self::Slurm => "srun",
+            Self::Mlx => "mlx.launch",
+        })
+    }
+}
+
+impl Launcher {
+    /// Where it says a process's rank.
+    fn rank_variable(self) -> &'static str {
+        match self {
+            Self::Torchrun => "RANK",
+            Self::OpenMpi => "OMPI_COMM_WORLD_RANK",
+            Self::Pmi => "PMI_RANK",
+            Self::Slurm => "SLURM_PROCID",
+            Self::Mlx => "MLX_RANK",
+        }
+    }
+
+    /// What speaks for it, for messages: who set the variables by hand knows these, not torchrun.
+    pub fn words(self) -> String {
+        match self {
+            Self::Torchrun => "RANK and WORLD_SIZE".to_owned(),
+            other => other.to_string(),
+        }
+    }
+}
+
+/// What one launcher says, before it is checked.
+struct Place {
+    launcher: Launcher,
+    rank: Number,
+    world: Number,
+    local_rank: Option<Number>,
+    local_world: Option<Number>,
+    rendezvous: Option<Rendezvous>,
+}
+
+impl Environment {
+    /// Reads the variables of a launcher. `Ok(None)`: no launcher started this process, it trains alone.
+    ///
+    /// `variables` and `files` stand for the process's environment and for the disk, so that tests need neither.
+    pub fn read(
+        variables: &dyn Fn(&str) -> Option<String>,
+        files: &dyn Fn(&Path) -> io::Result<String>,
+    ) -> Result<Option<Self>, EnvironmentError> {
+        let variables = Variables::new(variables);
+        let mlx = mlx::Files::read(&variables, files)?;
+        let Some(place) = place(&variables, &mlx)? else {
+            return mlx.without_rank().map_or(Ok(None), Err);
+        };
+        let (job, note) = (job(&variables, place.launcher), torchrun::more_processes(&variables, &place));
+        let environment = place.checked(mlx)?;
+        Ok(Some(Self { job, note, ..environment }))
+    }
+
+    /// [`Environment::read`] with this process's environment.
+    pub fn of_process() -> Result<Option<Self>, EnvironmentError> {
+        Self::read(&process_variable, &read_text)
+    }
+
+    /// How many tasks of a Slurm job stay idle because this process was started in it without `srun`: from the batch
+    /// script or an interactive shell. `Some` only where [`Environment::read`] gives `None`; worth a note to the user,
+    /// who may have meant `srun finetune run …`.
+    pub fn slurm_tasks_without_srun(variables: &dyn Fn(&str) -> Option<String>) -> Option<usize> {
+        slurm::tasks_without_srun(&Variables::new(variables))
+    }
+}
+
+fn process_variable(name: &str) -> Option<String> {
+    // What is not UTF-8 is no number and no address: the error about it shows the replacement characters.
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    // One byte above the limit is enough to see that it is exceeded.
+    File::open(path)?.take(MAX_DEVICE_FILE_BYTES as u64 + 1).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The name of the job. torchrun's is "none" where nobody gave it one.
+fn job(variables: &Variables<'_>, launcher: Launcher) -> Option<String> {
+    let names: &[&str] = match launcher {
+        Launcher::Torchrun => &["TORCHELASTIC_RUN_ID"],
+        Launcher::OpenMpi => &["PMIX_NAMESPACE"],
+        // Of a heterogeneous job, whose parts have numbers of their own.
+        Launcher::Slurm => &["SLURM_HET_JOB_ID", "SLURM_PACK_JOB_ID", "SLURM_JOB_ID", "SLURM_JOBID"],
+        Launcher::Pmi | Launcher::Mlx => &[],
+    };
+    variables.first(names).map(|job| job.value).filter(|job| job != "none")
+}
+
+/// Rank and number of ranks by the launcher that started this very process, if that is not what set `RANK`.
+fn started_as(variables: &Variables<'_>) -> Option<(Launcher, Number, Number)> {
+    let of = |launcher, pair: Result<Option<(Number, Number)>, EnvironmentError>| {
+        pair.ok().flatten().map(|(rank, world)| (launcher, rank, world))
+    };
+    of(Launcher::OpenMpi, mpi::open_mpi_place(variables))
+        .or_else(|| of(Launcher::Pmi, mpi::pmi_place(variables)))
+        .or_else(|| of(Launcher::Slurm, slurm::rank_and_world(variables)))
+}
+
+/// The first launcher, from the innermost, that has set a rank.
+fn place(variables: &Variables<'_>, mlx: &mlx::Files) -> Result<Option<Place>, EnvironmentError> {
+    if let Some(place) = torchrun::place(variables)? {
+        return Ok(Some(place));
+    }
+    if let Some(place) = mlx::place(variables, mlx)? {
+        return Ok(Some(place));
+    }
+    if let Some(place) = mpi::open_mpi(variables)? {
+        return Ok(Some(place));
+    }
+    if let Some(place) = mpi::pmi(variables)? {
+        return Ok(Some(place));
+    }
+    if let Some(place) = slurm::place(variables)? {
+        return Ok(Some(place));
+    }
+    torchrun::kubeflow(variables)
+}
+
+impl Place {
+    fn checked(self, mlx: mlx::Files) -> Result<Environment, EnvironmentError> {
+        let (rank, world) = (self.rank.value, self.world.value);
+        if rank >= world {
+            return Err(EnvironmentError::rank_too_high(&self.rank, &self.world));
+        }
+        mlx.check_world(&self.world)?;
+        if world > 1 && self.rendezvous.is_none() {
+            let local_world = self.local_world.map(|local| local.value);
+            return Err(EnvironmentError::NoAddress { launcher: self.launcher, rank, world, local_world });
+        }
+        let (local_rank, local_world) = self.local()?;
+        Ok(Environment {
+            rank,
+            world,
+            local_rank,
+            local_world,
+            rendezvous: self.rendezvous,
+            launcher: self.launcher,
+            prefer_ring: mlx.prefer_ring,
+            devices: mlx.devices.map(|devices| devices.content),
+            hosts: mlx.hosts.map(|hosts| hosts.content).filter(|hosts| !hosts.is_empty()),
+            job: None,
+            note: None,
+        })
+    }
+
+    /// Rank and number of ranks on this host.
+    fn local(&self) -> Result<(usize, usize), EnvironmentError> {
+        let (rank, world) = (self.rank.value, self.world.value);
+        let is_here = self.rendezvous.as_ref().map_or(world == 1, Rendezvous::is_loopback);
+        let (local_rank, local_world) = match (&self.local_rank, &self.local_world) {
+            (Some(local), None) if local.value >= world => {
+                return Err(EnvironmentError::rank_too_high(local, &self.world));
+            }
+            (Some(local), Some(of)) if local.value >= of.value => {
+                return Err(EnvironmentError::rank_too_high(local, of));
+            }
+            (_, Some(of)) if of.value > world => {
+                let (world_name, world) = (self.world.name, world);
+                return Err(EnvironmentError::TooManyHere { name: of.name, value: of.value, world_name, world });
+            }
+            (None, Some(of)) if of.value == 0 => {
+                return Err(EnvironmentError::NoRanks { name: of.name, value: 0 });
+            }
+            // Ranks that all took 0 would share a GPU.
+            (None, Some(of)) if 1 < of.value && of.value < world && self.launcher == Launcher::Torchrun => {
+                return Err(of.without("LOCAL_RANK", self.launcher));
+            }
+            (Some(local), Some(of)) => (local.value, of.value),
+            (Some(local), None) => (local.value, if is_here { world } else { local.value + 1 }),
+            (None, Some(of)) => (if of.value == world { rank } else { 0 }, of.value),
+            (None, None) => (if is_here { rank } else { 0 }, if is_here { world } else { 1 }),
+        };
+        Ok((local_rank, local_world))
+    }
+}
