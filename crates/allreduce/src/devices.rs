@@ -8,6 +8,8 @@
 //! Row i holds the devices of rank i; column j the rank at the other end; several names are several cables.
 //! (ml-explore/mlx, mlx/distributed/jaccl/lib/jaccl/jaccl.cpp, `parse_devices_json`.)
 
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 #[cfg(test)]
@@ -117,8 +119,12 @@ impl DeviceMatrix {
             return Err(DeviceMatrixError::TooLong { bytes: text.len() });
         }
         let value: Value = serde_json::from_str(text).map_err(|source| DeviceMatrixError::Syntax { source })?;
-        let Value::Array(values) = &value else {
-            return Err(DeviceMatrixError::NotAList { found: kind(&value) });
+        Self::from_value(&value)
+    }
+
+    fn from_value(value: &Value) -> Result<Self, DeviceMatrixError> {
+        let Value::Array(values) = value else {
+            return Err(DeviceMatrixError::NotAList { found: kind(value) });
         };
         let mut rows = Vec::with_capacity(values.len());
         for (row, value) in values.iter().enumerate() {
@@ -135,8 +141,12 @@ impl DeviceMatrix {
 
     /// The text that [`DeviceMatrix::parse`] reads back to the same matrix, on one line.
     pub fn to_json(&self) -> String {
+        self.to_value().to_string()
+    }
+
+    fn to_value(&self) -> Value {
         let row = |cells: &Vec<Vec<String>>| Value::Array(cells.iter().map(|names| wires_to_json(names)).collect());
-        Value::Array(self.rows.iter().map(row).collect()).to_string()
+        Value::Array(self.rows.iter().map(row).collect())
     }
 
     /// The number of ranks.
@@ -194,6 +204,21 @@ impl DeviceMatrix {
 
     fn count(&self, i: usize, j: usize) -> usize {
         self.wires(i, j).len()
+    }
+}
+
+/// In the form of MLX's device file, as [`DeviceMatrix::to_json`] writes it.
+impl Serialize for DeviceMatrix {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.to_value().serialize(serializer)
+    }
+}
+
+/// Checks what [`DeviceMatrix::parse`] checks.
+impl<'de> Deserialize<'de> for DeviceMatrix {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        Self::from_value(&value).map_err(D::Error::custom)
     }
 }
 

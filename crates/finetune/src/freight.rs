@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicI32;
 use std::time::{Duration, Instant};
 
-use finetune_launch::copy::{self, Cargo, CopyError};
-use finetune_launch::workers::Remote;
+use finetune_launch::Remote;
+use finetune_launch::complaint::Trouble;
+use finetune_launch::copy::{self, Bundle, CopyError};
 use finetune_recipe::Recipe;
+use finetune_rendezvous::own_name;
 use finetune_store::{Disk, RealDisk, Staging, ensure_directory, numbered, remove_directory, verify_directory};
 use finetune_trainer::{CHECKPOINTS, COPIES, TrainError};
 
@@ -28,7 +30,7 @@ const LEFT_THERE: [&str; 2] = [".lock", COPIES];
 
 /// Files for the hosts, and the run that they make of them.
 pub(crate) struct Freight {
-    cargo: Cargo,
+    bundle: Bundle,
     /// The run directory in the folder of the copy.
     run: String,
     /// Where it belongs here.
@@ -42,25 +44,25 @@ impl Freight {
         if run.resume.is_none() && holds_a_run {
             return Err(TrainError::Occupied { directory: home }.into());
         }
-        let here = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let here = own_name();
         let name = home.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let folder = copy::folder(&name, &format!("{here} {}", home.display()));
-        let cargo = Cargo::pack(&folder, &preflight::parcels(run, recipe)?, stop).map_err(|error| {
+        let bundle = Bundle::pack(&folder, &preflight::bundle_files(run, recipe)?, stop).map_err(|error| {
             let hint = match error {
                 CopyError::Leads { .. } => "put the file itself there, or take the link out of the folder",
                 _ => "every file of the recipe must be there to be copied",
             };
             Failure::arguments(error.to_string(), hint)
         })?;
-        Ok(Freight { cargo, run: preflight::directory_of_copy(recipe), home })
+        Ok(Freight { bundle, run: preflight::directory_of_copy(recipe), home })
     }
 
     pub(crate) fn folder(&self) -> &str {
-        self.cargo.folder()
+        self.bundle.folder()
     }
 
     fn run(&self) -> String {
-        format!("{}/{}", self.cargo.folder(), self.run)
+        format!("{}/{}", self.bundle.folder(), self.run)
     }
 
     /// Host and path of the run.
@@ -72,7 +74,7 @@ impl Freight {
     pub(crate) fn bring(&self, remote: &Remote, verbosity: Verbosity, stop: &AtomicI32) -> Result<(), Failure> {
         let says = verbosity > Verbosity::Quiet;
         let mut said = Instant::now();
-        let brought = self.cargo.bring(remote, stop, &mut |sent, of| {
+        let brought = self.bundle.bring(remote, stop, &mut |sent, of| {
             if says && said.elapsed() > SAY_EVERY {
                 said = Instant::now();
                 crate::stderr::complain!("{}: {} of {} copied", remote.host, bytes(sent), bytes(of));
@@ -85,7 +87,7 @@ impl Freight {
                 1 => format!("copied to {} (1 file)", remote.host),
                 files => format!("copied to {} ({files} files)", remote.host),
             };
-            crate::stderr::complain!("program, recipe, model and rows {what}: {}", self.cargo.folder());
+            crate::stderr::complain!("program, recipe, model and rows {what}: {}", self.bundle.folder());
         }
         Ok(())
     }
@@ -225,8 +227,8 @@ fn failure(host: &str, error: &CopyError) -> Failure {
         CopyError::Host(unanswered) => {
             let hints = unanswered.hint(host).into_iter().collect();
             match unanswered.trouble() {
-                finetune_launch::complaint::Trouble::Absent => Failure::Lost { message, hints },
-                finetune_launch::complaint::Trouble::Mistake => Failure::Arguments { message, hints },
+                Trouble::Absent => Failure::Lost { message, hints },
+                Trouble::Mistake => Failure::Arguments { message, hints },
             }
         }
         _ => Failure::Arguments { message, hints: Vec::new() },

@@ -1,14 +1,14 @@
-//! The machines of a launch: which they are, what each needs before it can start, and which are still there.
+//! The hosts of a launch: which they are, what each needs before it can start, and which are still there.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use finetune_launch::workers::{Place, Remote};
-use finetune_launch::{Unanswered, reach};
+use finetune_allreduce::DeviceMatrix;
+use finetune_launch::{Remote, Unanswered, WorkerHost, reach};
 use finetune_recipe::Recipe;
-use finetune_rendezvous::{Hostfile, is_loopback, machine_name};
+use finetune_rendezvous::{HostPort, Hostfile, is_loopback, machine_name, own_name};
 
 use crate::cli::{LaunchArguments, RunArguments};
 use crate::commands::preflight::{self, Question, Report};
@@ -38,8 +38,9 @@ pub(crate) struct Hosts {
     machines: Vec<Machine>,
     /// How many of them take part: all, or as many as divide the virtual ranks.
     used: usize,
-    /// What the hostfile says, as long as all its hosts are used.
     file: Option<Hostfile>,
+    /// The RDMA devices between the hosts of the hostfile.
+    devices: Option<DeviceMatrix>,
     at_start: usize,
     /// Where rank 0 is reached, if the others know it better than it does itself.
     address: Option<String>,
@@ -51,43 +52,39 @@ pub(crate) struct Hosts {
 impl Hosts {
     /// As many ranks here as asked for, or one per host of the hostfile.
     pub(crate) fn choose(arguments: &LaunchArguments) -> Result<Hosts, Failure> {
-        let all = |machines: Vec<Machine>, file| {
+        let all = |machines: Vec<Machine>, file, devices| {
             let at_start = machines.len();
-            Hosts { machines, used: at_start, file, at_start, address: None, ports: None, freight: None }
+            let (used, address, ports, freight) = (at_start, None, None, None);
+            Hosts { machines, used, file, devices, at_start, address, ports, freight }
         };
         let Some(path) = &arguments.hostfile else {
             let ranks = arguments.ranks.unwrap_or(1);
             if ranks == 0 || ranks > 256 {
                 return Err(Failure::arguments(format!("-n {ranks}: from 1 to 256 ranks"), "-n 2 is a good start"));
             }
-            let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
             let addresses = vec!["127.0.0.1".to_owned()];
-            let machine = Machine { name, remote: None, addresses, report: Report::default() };
-            return Ok(all(vec![machine; ranks], None));
+            let machine = Machine { name: own_name(), remote: None, addresses, report: Report::default() };
+            return Ok(all(vec![machine; ranks], None, None));
         };
         let file = Hostfile::load(path)
             .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
-        file.devices().map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+        let devices =
+            file.devices().map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
         if let Some(address) = file.lost_coordinator() {
             return Err(unreachable_at(address));
         }
         let here = || std::env::current_exe().unwrap_or_else(|_| "finetune".into());
         let program = arguments.program.clone().unwrap_or_else(here);
         let directory = arguments.directory.clone().or_else(|| std::env::current_dir().ok());
+        let remote = Remote { program, directory, config: arguments.ssh_config.clone(), ..Remote::default() };
         let machine = |host: &finetune_rendezvous::Host| Machine {
             name: host.ssh.clone(),
             addresses: host.ips.clone(),
-            remote: (!matches!(host.ssh.as_str(), "localhost" | "127.0.0.1" | "::1")).then(|| Remote {
-                host: host.ssh.clone(),
-                program: program.clone(),
-                directory: directory.clone(),
-                config: arguments.ssh_config.clone(),
-                words: None,
-            }),
+            remote: WorkerHost::of(host, &remote).remote().cloned(),
             report: Report::default(),
         };
         let machines: Vec<Machine> = file.hosts.iter().map(machine).collect();
-        Ok(all(machines, Some(file)))
+        Ok(all(machines, Some(file), devices))
     }
 
     /// What the hostfile says and nobody reads.
@@ -317,12 +314,13 @@ impl Hosts {
         Some(freight.whereabouts(remote))
     }
 
-    pub(crate) fn places(&self) -> Vec<Place> {
-        let place = |machine: &Machine| machine.remote.clone().map_or(Place::Here, Place::Ssh);
-        self.machines[..self.used].iter().map(place).collect()
+    /// Where each rank runs.
+    pub(crate) fn workers(&self) -> Vec<WorkerHost> {
+        let host = |machine: &Machine| machine.remote.clone().map_or(WorkerHost::Local, WorkerHost::Ssh);
+        self.machines[..self.used].iter().map(host).collect()
     }
 
-    /// A rank's place among those of its machine, and how many they are.
+    /// The rank among the ranks of its host, and their number.
     pub(crate) fn local(&self, rank: usize) -> (usize, usize) {
         let same = |machine: &&Machine| is_same(machine, &self.machines[rank]);
         (self.machines[..rank].iter().filter(same).count(), self.machines[..self.used].iter().filter(same).count())
@@ -355,12 +353,13 @@ impl Hosts {
         match (outside.or(first.addresses.first()), &first.remote) {
             (Some(address), _) => address.clone(),
             (None, Some(remote)) => machine_name(&remote.host).to_owned(),
-            (None, None) => "localhost".to_owned(),
+            (None, None) if is_loopback(&first.name) => "localhost".to_owned(),
+            (None, None) => first.name.clone(),
         }
     }
 
-    /// host:port where rank 0 is reached from every other machine; `port` if it must be that one.
-    pub(crate) fn rendezvous(&self, port: Option<u16>) -> Result<String, Failure> {
+    /// Where every other host reaches rank 0; at `port` if it is given.
+    pub(crate) fn rendezvous(&self, port: Option<u16>) -> Result<HostPort, Failure> {
         let is_local = self.machines[..self.used].iter().all(|machine| machine.remote.is_none());
         let found = || match &self.machines[0].remote {
             Some(_) => self.machines[0].report.port,
@@ -373,18 +372,17 @@ impl Hosts {
                 "another run may have them: end it, or name others with distributed.ports or --port",
             ));
         };
-        if is_local {
-            return Ok(format!("127.0.0.1:{port}"));
-        }
-        let address = self.address.clone().unwrap_or_else(|| self.name_of_rank_0());
-        Ok(if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") })
+        let host = if is_local {
+            "127.0.0.1".to_owned()
+        } else {
+            self.address.clone().unwrap_or_else(|| self.name_of_rank_0())
+        };
+        Ok(HostPort { host, port })
     }
 
     /// The RDMA devices between the ranks. A hostfile describes all its hosts: it does not fit some of them.
-    pub(crate) fn devices(&self) -> Option<serde_json::Value> {
-        let file = self.file.as_ref().filter(|file| file.hosts.len() == self.used)?;
-        let devices = file.devices().ok().flatten()?;
-        serde_json::from_str(&devices.to_json()).ok()
+    pub(crate) fn devices(&self) -> Option<DeviceMatrix> {
+        self.devices.clone().filter(|devices| devices.world() == self.used)
     }
 
     /// MLX's backends "ring" and "jaccl-ring".

@@ -1,6 +1,6 @@
-//! Brings files to other machines and back. What is there already in the same form is left alone, file by file.
+//! Brings files to other hosts and back. A file that is there already with the same content is not sent again.
 //!
-//! Copies are the user's alone (0600, 0700), whatever they were here: a recipe's rows and weights are nobody else's business.
+//! Only the user may read a copy (0600, 0700), whatever the modes are here.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -12,30 +12,30 @@ use thiserror::Error;
 
 use crate::session::{Next, Session, ended};
 use crate::shell::quoted;
+use crate::ssh::Remote;
 use crate::unanswered::Unanswered;
-use crate::workers::Remote;
 
 #[cfg(test)]
 mod tests;
 
-/// Where copies lie over there, below the home directory.
+/// Where copies lie on the other hosts, below the home directory.
 const FOLDER: &str = ".cache/finetune/launch";
 
-/// A copy that has not moved a byte for so long is given up: a disk may need a while for what it has taken.
+/// A copy that has not moved a byte for so long is given up. A disk may need a while for the bytes that it has taken.
 const PATIENCE: Duration = Duration::from_secs(45);
 
-/// Folders in folders. A model directory has one or two of them.
+/// Most levels of folders. A model directory has one or two.
 const MOST_DEPTH: usize = 32;
 
 /// The exit code that says that there is nothing to fetch.
 const NOTHING: i32 = 44;
 
-/// Some day that no tar finds odd.
+/// Time of all files, in seconds since 1970: some day in the past, which no tar warns about.
 const MODIFIED: u64 = 1_153_704_088;
 
-/// Something to copy: a file, or a folder with all that is in it.
+/// A file of a bundle, or a folder with all files in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parcel {
+pub struct BundleFile {
     pub from: PathBuf,
     /// Its path in the folder of the copy.
     pub to: String,
@@ -72,13 +72,13 @@ struct Item {
     bytes: u64,
 }
 
-/// Files ready to be brought to any number of machines.
-pub struct Cargo {
+/// Files that can be brought to any number of hosts.
+pub struct Bundle {
     items: Vec<Item>,
     folder: String,
 }
 
-/// The folder of a copy on other machines, below the home directory: the same for the same `what`, whatever is in it.
+/// The folder of a copy on other hosts, below the home directory. It depends on `name` and `what`, not on the files.
 pub fn folder(name: &str, what: &str) -> String {
     let plain: String =
         name.chars().map(|letter| if letter.is_ascii_alphanumeric() || letter == '-' { letter } else { '_' }).collect();
@@ -86,21 +86,24 @@ pub fn folder(name: &str, what: &str) -> String {
     format!("{FOLDER}/{plain}-{}", &blake3::hash(what.as_bytes()).to_hex()[..12])
 }
 
-impl Cargo {
-    /// Lists and hashes everything, to be brought to `folder`.
-    pub fn pack(folder: &str, parcels: &[Parcel], stop: &AtomicI32) -> Result<Cargo, CopyError> {
+impl Bundle {
+    /// Lists and hashes everything. It will be brought to `folder`.
+    ///
+    /// # Errors
+    /// If a file cannot be read or copied, or a signal number appears in `stop`.
+    pub fn pack(folder: &str, files: &[BundleFile], stop: &AtomicI32) -> Result<Bundle, CopyError> {
         let mut items = Vec::new();
-        for parcel in parcels {
-            let root = std::fs::canonicalize(&parcel.from)
-                .map_err(|error| CopyError::Read { path: parcel.from.clone(), error })?;
-            list(&root, &parcel.from, &parcel.to, 0, &mut items)?;
+        for file in files {
+            let root = std::fs::canonicalize(&file.from)
+                .map_err(|error| CopyError::Read { path: file.from.clone(), error })?;
+            list(&root, &file.from, &file.to, 0, &mut items)?;
         }
         items.sort();
         let items = items.into_iter().map(|(name, path)| {
             let (digest, bytes) = hash(&path, stop)?;
             Ok(Item { name, path, digest, bytes })
         });
-        Ok(Cargo { items: items.collect::<Result<_, CopyError>>()?, folder: folder.to_owned() })
+        Ok(Bundle { items: items.collect::<Result<_, CopyError>>()?, folder: folder.to_owned() })
     }
 
     /// The folder of the copy, below the home directory.
@@ -113,8 +116,11 @@ impl Cargo {
         self.items.iter().map(|item| format!("{} {}\n", item.digest, item.name)).collect()
     }
 
-    /// Brings to a machine what it has not, and takes away what is no part of the copy any more. `tell` hears bytes sent, and of how
-    /// many. Returns how many files were sent.
+    /// Sends the files that the host lacks, and removes those that are no part of the copy any more. `tell` gets the
+    /// bytes sent and the bytes in all. Returns the number of files sent.
+    ///
+    /// # Errors
+    /// If the host does not answer, a file cannot be read, or a signal number appears in `stop`.
     pub fn bring(&self, remote: &Remote, stop: &AtomicI32, tell: &mut dyn FnMut(u64, u64)) -> Result<usize, CopyError> {
         let folder = quoted(&self.folder);
         let script =
@@ -148,7 +154,10 @@ impl Cargo {
     }
 }
 
-/// Brings files to `folder` of a machine, below the home directory.
+/// Sends files, with their names there, to `folder` of a host, below the home directory.
+///
+/// # Errors
+/// As [`Bundle::bring`].
 pub fn send_files(
     remote: &Remote,
     folder: &str,
@@ -168,8 +177,11 @@ pub fn send_files(
     send(remote, &script, &files, &[], stop, &mut |_, _| {})
 }
 
-/// Fetches all files of `folder` of a machine, below the home directory, but those below the names in `skip`. `take` gets each file's
-/// name, and its bytes. False if there is no such folder.
+/// Fetches all files of `folder` of a host, below the home directory, except those below the names in `skip`. `take` gets
+/// each file's name and its bytes. False if there is no such folder.
+///
+/// # Errors
+/// If the host does not answer, or sends something that is no archive of plain files.
 pub fn fetch(
     remote: &Remote,
     folder: &str,
@@ -197,7 +209,10 @@ pub fn fetch(
     }
 }
 
-/// Takes away the folder of a copy.
+/// Removes the folder of a copy.
+///
+/// # Errors
+/// If the host does not answer, or cannot remove it.
 pub fn remove(remote: &Remote, folder: &str, stop: &AtomicI32) -> Result<(), CopyError> {
     let mut session = Session::open(remote, &format!("cd && rm -rf -- {}", quoted(folder)), stop)?;
     rest(&mut session, stop).map(|_| ())
@@ -210,7 +225,7 @@ struct Sent<'a> {
     bytes: u64,
 }
 
-/// Feeds an archive to `script` at a machine, while bytes move.
+/// Feeds an archive to `script` at a host, for as long as bytes move.
 fn send(
     remote: &Remote,
     script: &str,

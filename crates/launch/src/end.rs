@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::gather::capture;
 use crate::session::new_mark;
 use crate::shell::{line, quoted};
-use crate::workers::Remote;
+use crate::ssh::Remote;
 
 #[cfg(test)]
 mod tests;

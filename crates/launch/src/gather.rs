@@ -11,13 +11,13 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use finetune_allreduce::new_token;
-use finetune_rendezvous::name_fault;
+use finetune_rendezvous::{is_this_host, name_fault};
 
 use crate::complaint::{hint, one_line};
 use crate::session::end_group;
 use crate::shell;
+use crate::ssh::Remote;
 use crate::transcript::{MAX_ANSWER_BYTES, Transcript};
-use crate::workers::Remote;
 
 #[cfg(test)]
 mod tests;
@@ -120,7 +120,7 @@ pub struct Output {
     pub words: String,
 }
 
-/// Runs one shell command at a host, or here for "localhost": the set-up of hosts is made of these.
+/// Runs one shell command at a host, without ssh if it is this one.
 ///
 /// # Errors
 /// If the host cannot be reached or the command does not end in time. One that fails is an [`Output`].
@@ -133,15 +133,10 @@ pub fn run_command(host: &str, command: &str, deadline: Duration) -> Result<Outp
     let Some(status) = ran.status else {
         return Err(GatherError::Deadline { host: host.to_owned(), after: deadline, words: one_line(&words) });
     };
-    if status.code() == Some(255) && !is_here(host) {
+    if status.code() == Some(255) && !is_this_host(host) {
         return Err(GatherError::Unreachable { host: host.to_owned(), words: one_line(&words) });
     }
     Ok(Output { succeeded: status.success(), words })
-}
-
-/// Whether a host's name means the machine that this program runs on.
-pub fn is_here(host: &str) -> bool {
-    matches!(host, "localhost" | "127.0.0.1" | "::1")
 }
 
 pub(crate) struct Ran {
@@ -166,7 +161,7 @@ fn run(host: &str, mark: &str, script: &str, deadline: Duration) -> Result<Ran, 
     if let Some(what) = name_fault(host) {
         return Err(GatherError::Name { host: host.to_owned(), what });
     }
-    let (mut command, program, input) = if is_here(host) {
+    let (mut command, program, input) = if is_this_host(host) {
         let mut shell = Command::new("sh");
         shell.args(["-c", script, "finetune", mark]);
         (shell, "sh", None)

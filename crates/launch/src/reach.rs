@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::lines::Lines;
 use crate::session::{Next, Session, ended};
+use crate::ssh::Remote;
 use crate::unanswered::Unanswered;
-use crate::workers::Remote;
 
 /// A program that has said nothing for so long is taken for dead. One that works says so every few seconds.
 const PATIENCE: Duration = Duration::from_secs(30);

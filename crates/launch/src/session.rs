@@ -16,8 +16,8 @@ use finetune_allreduce::new_token;
 use rustix::process::{Pid, Signal};
 
 use crate::shell;
+use crate::ssh::Remote;
 use crate::unanswered::Unanswered;
-use crate::workers::Remote;
 
 #[cfg(test)]
 mod tests;

@@ -1,12 +1,12 @@
-//! One process per rank, here or on other hosts, that lives no longer than the one that started it.
+//! One process per rank, here or on other hosts. It lives no longer than the process that started it.
 //!
-//! A worker gets what it needs to know as one line of JSON on its standard input: nothing secret stands in its arguments or
-//! its environment, where others could read it. On another host it gets the line once its command has said that it is there
-//! (`session.rs`). The input stays open for orders; when it ends, whoever started the worker is gone, and the worker ends too.
+//! A worker reads one line of JSON from its standard input, which says which rank it is. Nothing secret stands in its
+//! arguments or its environment, where others could read it. On another host the line is sent once the command has said
+//! that it is there (`session.rs`). The input stays open for orders (`orders.rs`). When it ends, the launcher is gone,
+//! and the worker ends too.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -15,128 +15,46 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::end::{Fate, end};
+use crate::restart::PEER_LOST;
 use crate::session::{self, AGAIN, LOGIN, end_group, new_mark};
-use crate::shell::{path_word, quoted};
+use crate::ssh::{Remote, WorkerHost};
 
 mod listening;
-#[cfg(test)]
-mod tests;
 
 use listening::{Ear, Line, Opening, locked};
 
-/// After one worker failed, the others are given so long to notice by themselves.
+/// How long the others may take to notice by themselves that a worker has failed.
 const GRACE: Duration = Duration::from_secs(8);
 
-/// The same once a worker has said that it lost another: all that still can have heard of it then.
+/// The same once a worker has ended because it lost another: all others have heard of it by then.
 const GRACE_OF_THE_LOST: Duration = Duration::from_secs(3);
 
-/// The same after an order to stop, where there is nothing to save.
+/// The same after an order to stop, if there is nothing to save.
 const GRACE_OF_THE_IDLE: Duration = Duration::from_secs(3);
 
-/// The first rank saves for all: it is given the time to write a large model to a slow disk.
+/// How long the first rank may take to save for all: a large model on a slow disk.
 const GRACE_OF_THE_SAVING: Duration = Duration::from_secs(900);
 
-/// Between two words about who is waited for.
+/// Between two messages about a worker that is waited for.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
-/// The exit code that says so.
-const LOST_ANOTHER: i32 = 3;
+/// Exit code of a worker that lost another one.
+const LOST_ANOTHER: i32 = PEER_LOST as i32;
 
-/// ssh's own: also of a worker that has ended before it began.
+/// ssh's own exit code, also for a worker that has ended before it began.
 const NOT_REACHED: i32 = 255;
 
-/// Between two looks at the workers while nobody says anything.
+/// Between two looks at the workers while none of them says anything.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// After the last worker ended, what it wrote is there at once; what it left behind may hold the pipe.
+/// After the last worker ended, its output is there at once. A process that it left behind may hold the pipe longer.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Longest line that a worker reads.
-const LONGEST_LINE: u64 = 1 << 20;
-
-/// Words on their way; who says more waits until some are heard.
-const MOST_WORDS: usize = 256;
-
-/// Where a worker runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// On this machine.
-    Here,
-    /// On another one, over the system's ssh.
-    Ssh(Remote),
-}
-
-/// How a worker is started on another machine.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Remote {
-    /// What ssh is told; a name that begins with a dash is refused by [`finetune_rendezvous::Hostfile`].
-    pub host: String,
-    /// The program over there.
-    pub program: PathBuf,
-    /// The folder that it starts in; the home directory if none.
-    pub directory: Option<PathBuf>,
-    /// A configuration file for ssh, instead of the user's.
-    pub config: Option<PathBuf>,
-    /// Words of its own, instead of those of [`Call::words`]: where the program is a copy.
-    pub words: Option<Vec<String>>,
-}
-
-/// Whatever the user's configuration says: no questions, no terminal, which would echo what it is sent; no command and no ports
-/// that are meant for people; no connection that stays and holds our pipes.
-pub(crate) const SSH: [&str; 15] = [
-    "-T",
-    "-o",
-    "RequestTTY=no",
-    "-o",
-    "BatchMode=yes",
-    "-o",
-    "ConnectTimeout=10",
-    "-o",
-    "ServerAliveInterval=5",
-    "-o",
-    "ControlMaster=no",
-    "-o",
-    "ClearAllForwardings=yes",
-    "-o",
-    "RemoteCommand=none",
-];
-
-impl Remote {
-    /// `ssh`, told to run `command` over there; it never asks anybody anything.
-    pub fn ssh(&self, command: &str) -> Command {
-        let mut ssh = Command::new("ssh");
-        if let Some(config) = &self.config {
-            ssh.arg("-F").arg(config);
-        }
-        ssh.args(SSH).arg("--").arg(&self.host).arg(command);
-        ssh
-    }
-
-    /// What the POSIX shell over there is to run.
-    pub(crate) fn script(&self, arguments: &[String], environment: &[(String, String)]) -> String {
-        // What is made beside a copy is the user's alone, as the copy is.
-        let mut script = if self.words.is_some() { "umask 077\n".to_owned() } else { String::new() };
-        if let Some(directory) = &self.directory {
-            if directory.is_relative() {
-                // Below the home directory, wherever login files have gone.
-                script += "cd || exit 2\n";
-            }
-            // Another folder of that name must not be found elsewhere, nor named on standard output.
-            script += &format!("CDPATH= cd -- {} >/dev/null || exit 2\n", path_word(directory));
-        }
-        for (name, value) in environment {
-            script += &format!("export {}\n", quoted(&format!("{name}={value}")));
-        }
-        let words: Vec<String> =
-            [path_word(&self.program)].into_iter().chain(arguments.iter().map(|word| quoted(word))).collect();
-        // A shell that waits for the program says which signal ended it; one that became it would not.
-        script + &words.join(" ") + "\nexit $?"
-    }
-}
+/// Events that wait to be handled. A worker that says more waits.
+const MOST_EVENTS: usize = 256;
 
 /// Workers that could not be started.
 #[derive(Debug, Error)]
@@ -160,38 +78,38 @@ pub enum WorkerError {
     Mark(String),
 }
 
-/// Something a worker said, or its end.
+/// What a worker does.
 #[derive(Debug)]
-pub enum Word {
-    /// A line of its standard output. Bytes that are no UTF-8 are replaced, lines of more than 64 KiB cut.
+pub enum Event {
+    /// A line of its standard output. Bytes that are no UTF-8 are replaced, lines of more than 64 KiB are cut.
     Line(String),
     /// A line of its standard error, likewise.
-    Complaint(String),
+    ErrorLine(String),
     /// It has closed its standard output.
-    Silent,
-    /// It is still there so long after it was told to stop; the others wait.
-    Waited(Duration),
+    Closed,
+    /// It still runs so long after it was told to stop.
+    StillRunning(Duration),
 }
 
 /// How a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ending {
+pub struct WorkerExit {
     /// 0 to 255, or 128 + the signal that ended it.
     pub code: i32,
-    /// How long after the start.
+    /// Time since the start of all workers.
     pub after: Duration,
-    /// It did not end by itself when others had, and was ended.
+    /// It did not end by itself after others had, and was killed.
     pub forced: bool,
-    /// It was ended and may still be there: the number of its process on its host, 0 if that is not known.
+    /// The number of its process on its host, if it was killed and may still be there.
     pub left: Option<u32>,
 }
 
-/// What all workers are started with.
+/// The command that all workers run.
 #[derive(Clone, Debug, Default)]
-pub struct Call {
+pub struct WorkerCommand {
     /// First arguments of the program.
     pub arguments: Vec<String>,
-    /// Those after them, except where a [`Remote`] has its own.
+    /// The arguments after them, unless a [`Remote`] has its own.
     pub words: Vec<String>,
     /// Variables to set.
     pub environment: Vec<(String, String)>,
@@ -202,45 +120,51 @@ struct Worker {
     line: Arc<Mutex<Line>>,
     remote: Option<Remote>,
     mark: String,
-    /// What a login that has become another shell is sent.
+    /// What is sent to a login that has become another shell.
     command: String,
     sent_again: bool,
-    ending: Option<Ending>,
+    exit: Option<WorkerExit>,
 }
 
 /// Running workers. Dropping it ends them.
 pub struct Workers {
     workers: Vec<Worker>,
-    words: Receiver<(usize, Word)>,
+    events: Receiver<(usize, Event)>,
     began: Instant,
 }
 
 impl Workers {
-    /// Starts one worker per place, in rank order; each gets its line of `assignments`.
-    pub fn start<T: Serialize>(places: &[Place], call: &Call, assignments: &[T]) -> Result<Workers, WorkerError> {
+    /// Starts one worker per host, in rank order. Each gets its element of `assignments` as its first line.
+    ///
+    /// # Errors
+    /// If a process cannot be started. Those that were started already are ended.
+    pub fn start<T: Serialize>(
+        hosts: &[WorkerHost],
+        command: &WorkerCommand,
+        assignments: &[T],
+    ) -> Result<Workers, WorkerError> {
         let here = std::env::current_exe().map_err(WorkerError::Program)?;
-        let (sender, words) = sync_channel(MOST_WORDS);
-        let mut workers = Workers { workers: Vec::new(), words, began: Instant::now() };
-        for (rank, (place, assignment)) in places.iter().zip(assignments).enumerate() {
+        let (sender, events) = sync_channel(MOST_EVENTS);
+        let mut workers = Workers { workers: Vec::new(), events, began: Instant::now() };
+        let WorkerCommand { arguments, words, environment } = command;
+        for (rank, (host, assignment)) in hosts.iter().zip(assignments).enumerate() {
             let mark = new_mark().map_err(|error| WorkerError::Mark(error.to_string()))?;
-            let (mut command, line, remote) = match place {
-                Place::Here => {
+            let (mut command, line, remote) = match host {
+                WorkerHost::Local => {
                     let mut command = Command::new(&here);
-                    command
-                        .args(&call.arguments)
-                        .args(&call.words)
-                        .envs(call.environment.iter().map(|(name, value)| (name, value)));
+                    let variables = environment.iter().map(|(name, value)| (name, value));
+                    command.args(arguments).args(words).envs(variables);
                     (command, String::new(), None)
                 }
-                Place::Ssh(remote) => {
-                    let words = remote.words.as_ref().unwrap_or(&call.words);
-                    let script = remote.script(&[call.arguments.as_slice(), words].concat(), &call.environment);
+                WorkerHost::Ssh(remote) => {
+                    let words = remote.words.as_ref().unwrap_or(words);
+                    let script = remote.script(&[arguments.as_slice(), words].concat(), environment);
                     let line = session::line(&mark, &script);
                     (remote.ssh(&line), line, Some(remote.clone()))
                 }
             };
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            // A Ctrl-C in the terminal is for us: we tell the workers, also those on other machines.
+            // A Ctrl-C in the terminal reaches the launcher alone, which tells the workers, also those on other hosts.
             command.process_group(0);
             let spawned = command.spawn();
             let start = |error| WorkerError::Start { rank, command: format!("{command:?}"), error };
@@ -249,7 +173,7 @@ impl Workers {
             let way = Arc::new(Mutex::new(Line { stdin: child.stdin.take(), opening }));
             let assignment = serde_json::to_string(assignment).expect("assignments are plain data") + "\n";
             if remote.is_none() {
-                // A worker that is gone already says why on its standard error, and by its exit code.
+                // A worker that has ended already says why on its standard error, and by its exit code.
                 locked(&way).say(&assignment);
             }
             let ear = Ear { rank, to: sender.clone(), line: Arc::clone(&way), mark: mark.clone(), assignment };
@@ -261,28 +185,34 @@ impl Workers {
                 mark,
                 command: line,
                 sent_again: false,
-                ending: None,
+                exit: None,
             });
         }
         Ok(workers)
     }
 
-    /// Hands every word to `hear` until all workers have ended. When one fails, the others get a while to notice, and then
-    /// are ended. A signal number in `stop` is passed on as an order to finish: workers that have nothing to save, as long as
-    /// `working` is false, are ended if they are slow to follow it; later the others are, but not the first one, which saves.
-    pub fn finish(mut self, stop: &AtomicI32, working: &AtomicBool, hear: &mut dyn FnMut(usize, Word)) -> Vec<Ending> {
+    /// Hands every event to `hear` until all workers have ended. After one has failed, the others get a while to notice,
+    /// and then are killed. A signal number in `stop` is passed on as an order to finish. While `working` is false there
+    /// is nothing to save, and workers that are slow to follow the order are killed. Later that holds for all but the
+    /// first one, which saves.
+    pub fn finish(
+        mut self,
+        stop: &AtomicI32,
+        working: &AtomicBool,
+        hear: &mut dyn FnMut(usize, Event),
+    ) -> Vec<WorkerExit> {
         let mut talking = self.workers.len();
         let (mut failed_since, mut told, mut ended_since): (Option<Instant>, Option<Instant>, Option<Instant>) =
             (None, None, None);
         let (mut asked, mut ended_all) = (Instant::now(), None);
-        while talking > 0 || self.workers.iter().any(|worker| worker.ending.is_none()) {
-            match self.words.recv_timeout(LOOK) {
-                Ok((rank, word)) => {
-                    talking -= usize::from(matches!(word, Word::Silent));
-                    hear(rank, word);
+        while talking > 0 || self.workers.iter().any(|worker| worker.exit.is_none()) {
+            match self.events.recv_timeout(LOOK) {
+                Ok((rank, event)) => {
+                    talking -= usize::from(matches!(event, Event::Closed));
+                    hear(rank, event);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                // Everybody is silent.
+                // All workers have closed their outputs.
                 Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK),
             }
             self.look(hear);
@@ -292,17 +222,17 @@ impl Workers {
                 self.stop(signal);
             }
             // A rank that stopped as it was told has not failed, and the others may still be saving.
-            let endings = || self.workers.iter().filter_map(|worker| worker.ending);
-            if failed_since.is_none() && endings().any(|ending| ending.code != 0 && ending.code != 128 + signal) {
+            let exits = || self.workers.iter().filter_map(|worker| worker.exit);
+            if failed_since.is_none() && exits().any(|exit| exit.code != 0 && exit.code != 128 + signal) {
                 failed_since = Some(Instant::now());
             }
-            if told.is_some() && ended_since.is_none() && endings().next().is_some() {
+            if told.is_some() && ended_since.is_none() && exits().next().is_some() {
                 ended_since = Some(Instant::now());
             }
-            let lost = endings().any(|ending| ending.code == LOST_ANOTHER);
+            let lost = exits().any(|exit| exit.code == LOST_ANOTHER);
             let past = |since: Option<Instant>, grace| since.is_some_and(|since| since.elapsed() > grace);
             let idle = !working.load(Ordering::SeqCst);
-            // Whoever waits for others to join hears nothing of one that has failed.
+            // A rank that waits for others to join does not learn that one has failed.
             let all = past(failed_since, if lost || idle { GRACE_OF_THE_LOST } else { GRACE })
                 || (idle && past(told, GRACE_OF_THE_IDLE))
                 || past(ended_since, GRACE_OF_THE_SAVING);
@@ -312,33 +242,33 @@ impl Workers {
             }
             if told.is_some() && asked.elapsed() > TELL_EVERY {
                 asked = Instant::now();
-                for (rank, _) in self.workers.iter().enumerate().filter(|(_, worker)| worker.ending.is_none()) {
-                    hear(rank, Word::Waited(told.map_or(Duration::ZERO, |told| told.elapsed())));
+                for (rank, _) in self.workers.iter().enumerate().filter(|(_, worker)| worker.exit.is_none()) {
+                    hear(rank, Event::StillRunning(told.map_or(Duration::ZERO, |told| told.elapsed())));
                 }
             }
-            if self.workers.iter().all(|worker| worker.ending.is_some()) {
+            if self.workers.iter().all(|worker| worker.exit.is_some()) {
                 let since = *ended_all.get_or_insert_with(Instant::now);
                 if since.elapsed() > DRAIN {
                     break;
                 }
             }
         }
-        self.workers.iter().filter_map(|worker| worker.ending).collect()
+        self.workers.iter().filter_map(|worker| worker.exit).collect()
     }
 
-    /// Takes note of those that have ended, and of those that do not begin.
-    fn look(&mut self, hear: &mut dyn FnMut(usize, Word)) {
+    /// Notes which workers have ended, and ends those that do not begin.
+    fn look(&mut self, hear: &mut dyn FnMut(usize, Event)) {
         let after = self.began.elapsed();
-        for (rank, worker) in self.workers.iter_mut().enumerate().filter(|(_, worker)| worker.ending.is_none()) {
+        for (rank, worker) in self.workers.iter_mut().enumerate().filter(|(_, worker)| worker.exit.is_none()) {
             let mut line = locked(&worker.line);
             if let Ok(Some(status)) = worker.child.try_wait() {
                 let mut code = code(status);
                 if !line.has_begun() {
                     let greeting = line.opening.as_ref().map_or("", |opening| opening.greeting.trim());
-                    greeting.lines().for_each(|text| hear(rank, Word::Complaint(text.to_owned())));
+                    greeting.lines().for_each(|text| hear(rank, Event::ErrorLine(text.to_owned())));
                     code = if code == 0 { NOT_REACHED } else { code };
                 }
-                worker.ending = Some(Ending { code, after, forced: false, left: None });
+                worker.exit = Some(WorkerExit { code, after, forced: false, left: None });
                 continue;
             }
             if line.has_begun() {
@@ -358,23 +288,23 @@ impl Workers {
                         LOGIN.as_secs()
                     )
                 };
-                hear(rank, Word::Complaint(why));
+                hear(rank, Event::ErrorLine(why));
                 line.stdin = None;
                 end_group(&mut worker.child);
-                worker.ending = Some(Ending { code: NOT_REACHED, after, forced: false, left: None });
+                worker.exit = Some(WorkerExit { code: NOT_REACHED, after, forced: false, left: None });
             }
         }
     }
 
-    /// Tells all to finish what they do. One that has not begun has nothing to finish.
+    /// Tells all workers to finish what they do. A worker that has not begun is ended.
     fn stop(&mut self, signal: i32) {
         let after = self.began.elapsed();
-        for worker in self.workers.iter_mut().filter(|worker| worker.ending.is_none()) {
+        for worker in self.workers.iter_mut().filter(|worker| worker.exit.is_none()) {
             let mut line = locked(&worker.line);
             if line.has_begun() {
                 line.say(&format!("stop {signal}\n"));
-                // A frozen rank hears no order: where it has no peers to miss it, nobody else would end it.
-                // The number of one that has ended may be another process's by now.
+                // A stopped process hears no order, and a rank without peers is missed by nobody: it is continued.
+                // The number of a process that has ended may be another process's by now.
                 if matches!(worker.child.try_wait(), Ok(None)) {
                     let _ = rustix::process::kill_process(Pid::from_child(&worker.child), Signal::CONT);
                 }
@@ -382,15 +312,15 @@ impl Workers {
             }
             line.stdin = None;
             end_group(&mut worker.child);
-            worker.ending = Some(Ending { code: 128 + signal, after, forced: false, left: None });
+            worker.exit = Some(WorkerExit { code: 128 + signal, after, forced: false, left: None });
         }
     }
 
-    /// Ends those that are still there, from this rank on: also where they are stopped, and on other hosts.
+    /// Kills the workers that still run, from rank `from` on: also stopped ones, and on other hosts.
     fn force(&mut self, from: usize) {
         let after = self.began.elapsed();
         std::thread::scope(|scope| {
-            for worker in self.workers.iter_mut().skip(from).filter(|worker| worker.ending.is_none()) {
+            for worker in self.workers.iter_mut().skip(from).filter(|worker| worker.exit.is_none()) {
                 scope.spawn(move || {
                     let process = {
                         let mut line = locked(&worker.line);
@@ -408,7 +338,7 @@ impl Workers {
                         (Some(_), None) => None,
                     };
                     let code = 128 + Signal::KILL.as_raw();
-                    worker.ending = Some(Ending { code, after, forced: true, left });
+                    worker.exit = Some(WorkerExit { code, after, forced: true, left });
                 });
             }
         });
@@ -420,7 +350,7 @@ impl Drop for Workers {
         for worker in &mut self.workers {
             locked(&worker.line).stdin = None;
         }
-        for worker in self.workers.iter_mut().filter(|worker| worker.ending.is_none()) {
+        for worker in self.workers.iter_mut().filter(|worker| worker.exit.is_none()) {
             end_group(&mut worker.child);
         }
     }
@@ -429,34 +359,4 @@ impl Drop for Workers {
 fn code(status: ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
-}
-
-/// What a worker is told after its assignment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// To finish what it does, as after this signal.
-    Stop(i32),
-    /// Whoever started it is gone or wants it to end.
-    Gone,
-}
-
-/// The worker's side: reads the assignment. Orders that come later go to `hear`, the last of them [`Order::Gone`].
-pub fn assignment<T: DeserializeOwned>(mut hear: impl FnMut(Order) + Send + 'static) -> Result<T, String> {
-    let mut line = String::new();
-    let mut stdin = BufReader::new(io::stdin());
-    let mut first = (&mut stdin).take(LONGEST_LINE);
-    first.read_line(&mut line).map_err(|error| format!("no assignment on standard input: {error}"))?;
-    let assignment = serde_json::from_str(&line).map_err(|error| format!("not an assignment: {error}"))?;
-    std::thread::spawn(move || {
-        let mut line = String::new();
-        while stdin.by_ref().take(LONGEST_LINE).read_line(&mut line).is_ok_and(|read| read > 0) {
-            match line.trim().split_once(' ') {
-                Some(("stop", signal)) => signal.parse().into_iter().for_each(|signal| hear(Order::Stop(signal))),
-                _ => break,
-            }
-            line.clear();
-        }
-        hear(Order::Gone);
-    });
-    Ok(assignment)
 }

@@ -12,11 +12,13 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use finetune_allreduce::{DeviceMatrix, DeviceMatrixError, WiresError, wires_from_json, wires_to_json};
 use serde_json::{Map, Value, json};
+
+use crate::this_host::{is_loopback, machine_name};
 
 mod odd_keys;
 #[cfg(test)]
@@ -195,26 +197,6 @@ impl Hostfile {
         let (first, others) = self.hosts.split_first()?;
         let lost = leads_here(first) && others.iter().any(|host| !leads_here(host));
         lost.then(|| self.coordinator().unwrap_or_else(|| machine_name(&first.ssh)))
-    }
-}
-
-/// What ssh takes, without the user.
-pub fn machine_name(ssh: &str) -> &str {
-    ssh.rsplit('@').next().unwrap_or(ssh)
-}
-
-/// Whether an address, as it is written, leads to the machine that uses it.
-pub fn is_loopback(address: &str) -> bool {
-    let plain = address.split('%').next().unwrap_or(address).trim_matches(['[', ']']);
-    match plain.parse::<IpAddr>() {
-        Ok(address) => address.to_canonical().is_loopback() || address.is_unspecified(),
-        Err(_) => {
-            let name = plain.trim_end_matches('.').to_ascii_lowercase();
-            matches!(
-                name.as_str(),
-                "localhost" | "localhost.localdomain" | "localhost6" | "ip6-localhost" | "ip6-loopback"
-            ) || name.ends_with(".localhost")
-        }
     }
 }
 

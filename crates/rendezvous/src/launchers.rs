@@ -34,7 +34,7 @@ mod variables;
 #[cfg(test)]
 mod tests;
 
-pub use address::Rendezvous;
+pub use address::HostPort;
 pub use error::EnvironmentError;
 
 use variables::{Number, Variables};
@@ -42,30 +42,30 @@ use variables::{Number, Variables};
 /// What is known of this process and its group. `rank < world`, `local_rank < local_world <= world`, and the rendezvous
 /// is there whenever `world` is above 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Environment {
-    pub rank: usize,
+pub(crate) struct Environment {
+    pub(crate) rank: usize,
     /// The number of ranks.
-    pub world: usize,
-    /// The place of this rank among those of its host, from 0.
-    pub local_rank: usize,
+    pub(crate) world: usize,
+    /// The rank among the ranks of this host, from 0.
+    pub(crate) local_rank: usize,
     /// The number of ranks on this host. Where the launcher does not say it: all of them if the rendezvous is on the
     /// loopback interface, else as many as `local_rank` proves.
-    pub local_world: usize,
+    pub(crate) local_world: usize,
     /// Where rank 0 listens. Under torchrun itself the port is not `MASTER_PORT`, which its agent holds, but one made
     /// from it.
-    pub rendezvous: Option<Rendezvous>,
-    pub launcher: Launcher,
+    pub(crate) rendezvous: Option<HostPort>,
+    pub(crate) launcher: Launcher,
     /// The RDMA devices between the ranks (`MLX_IBV_DEVICES`).
-    pub devices: Option<DeviceMatrix>,
+    pub(crate) devices: Option<DeviceMatrix>,
     /// The addresses of each rank, "ip:port" (`MLX_HOSTFILE`). Rank 0's first one is also the rendezvous, unless
     /// another is named.
-    pub hosts: Option<Vec<Vec<String>>>,
+    pub(crate) hosts: Option<Vec<Vec<String>>>,
     /// A mesh is to be run as a ring (`MLX_JACCL_RING`, whatever its value).
-    pub prefer_ring: bool,
+    pub(crate) prefer_ring: bool,
     /// The launcher's name for this job, where it has one: the same in all ranks, and another in another job.
-    pub job: Option<String>,
+    pub(crate) job: Option<String>,
     /// Something odd that is worth a line.
-    pub note: Option<String>,
+    pub(crate) note: Option<String>,
 }
 
 /// Whose variables were read.
@@ -104,7 +104,7 @@ impl Launcher {
     }
 
     /// What speaks for it, for messages: who set the variables by hand knows these, not torchrun.
-    pub fn words(self) -> String {
+    pub(crate) fn words(self) -> String {
         match self {
             Self::Torchrun => "RANK and WORLD_SIZE".to_owned(),
             other => other.to_string(),
@@ -113,42 +113,42 @@ impl Launcher {
 }
 
 /// What one launcher says, before it is checked.
-struct Place {
+struct Unchecked {
     launcher: Launcher,
     rank: Number,
     world: Number,
     local_rank: Option<Number>,
     local_world: Option<Number>,
-    rendezvous: Option<Rendezvous>,
+    rendezvous: Option<HostPort>,
 }
 
 impl Environment {
     /// Reads the variables of a launcher. `Ok(None)`: no launcher started this process, it trains alone.
     ///
     /// `variables` and `files` stand for the process's environment and for the disk, so that tests need neither.
-    pub fn read(
+    pub(crate) fn read(
         variables: &dyn Fn(&str) -> Option<String>,
         files: &dyn Fn(&Path) -> io::Result<String>,
     ) -> Result<Option<Self>, EnvironmentError> {
         let variables = Variables::new(variables);
         let mlx = mlx::Files::read(&variables, files)?;
-        let Some(place) = place(&variables, &mlx)? else {
+        let Some(unchecked) = unchecked(&variables, &mlx)? else {
             return mlx.without_rank().map_or(Ok(None), Err);
         };
-        let (job, note) = (job(&variables, place.launcher), torchrun::more_processes(&variables, &place));
-        let environment = place.checked(mlx)?;
+        let (job, note) = (job(&variables, unchecked.launcher), torchrun::more_processes(&variables, &unchecked));
+        let environment = unchecked.checked(mlx)?;
         Ok(Some(Self { job, note, ..environment }))
     }
 
     /// [`Environment::read`] with this process's environment.
-    pub fn of_process() -> Result<Option<Self>, EnvironmentError> {
+    pub(crate) fn of_process() -> Result<Option<Self>, EnvironmentError> {
         Self::read(&process_variable, &read_text)
     }
 
     /// How many tasks of a Slurm job stay idle because this process was started in it without `srun`: from the batch
     /// script or an interactive shell. `Some` only where [`Environment::read`] gives `None`; worth a note to the user,
     /// who may have meant `srun finetune run …`.
-    pub fn slurm_tasks_without_srun(variables: &dyn Fn(&str) -> Option<String>) -> Option<usize> {
+    pub(crate) fn slurm_tasks_without_srun(variables: &dyn Fn(&str) -> Option<String>) -> Option<usize> {
         slurm::tasks_without_srun(&Variables::new(variables))
     }
 }
@@ -182,32 +182,32 @@ fn started_as(variables: &Variables<'_>) -> Option<(Launcher, Number, Number)> {
     let of = |launcher, pair: Result<Option<(Number, Number)>, EnvironmentError>| {
         pair.ok().flatten().map(|(rank, world)| (launcher, rank, world))
     };
-    of(Launcher::OpenMpi, mpi::open_mpi_place(variables))
-        .or_else(|| of(Launcher::Pmi, mpi::pmi_place(variables)))
+    of(Launcher::OpenMpi, mpi::open_mpi_rank_and_world(variables))
+        .or_else(|| of(Launcher::Pmi, mpi::pmi_rank_and_world(variables)))
         .or_else(|| of(Launcher::Slurm, slurm::rank_and_world(variables)))
 }
 
 /// The first launcher, from the innermost, that has set a rank.
-fn place(variables: &Variables<'_>, mlx: &mlx::Files) -> Result<Option<Place>, EnvironmentError> {
-    if let Some(place) = torchrun::place(variables)? {
-        return Ok(Some(place));
+fn unchecked(variables: &Variables<'_>, mlx: &mlx::Files) -> Result<Option<Unchecked>, EnvironmentError> {
+    if let Some(unchecked) = torchrun::read(variables)? {
+        return Ok(Some(unchecked));
     }
-    if let Some(place) = mlx::place(variables, mlx)? {
-        return Ok(Some(place));
+    if let Some(unchecked) = mlx::read(variables, mlx)? {
+        return Ok(Some(unchecked));
     }
-    if let Some(place) = mpi::open_mpi(variables)? {
-        return Ok(Some(place));
+    if let Some(unchecked) = mpi::open_mpi(variables)? {
+        return Ok(Some(unchecked));
     }
-    if let Some(place) = mpi::pmi(variables)? {
-        return Ok(Some(place));
+    if let Some(unchecked) = mpi::pmi(variables)? {
+        return Ok(Some(unchecked));
     }
-    if let Some(place) = slurm::place(variables)? {
-        return Ok(Some(place));
+    if let Some(unchecked) = slurm::read(variables)? {
+        return Ok(Some(unchecked));
     }
     torchrun::kubeflow(variables)
 }
 
-impl Place {
+impl Unchecked {
     fn checked(self, mlx: mlx::Files) -> Result<Environment, EnvironmentError> {
         let (rank, world) = (self.rank.value, self.world.value);
         if rank >= world {
@@ -237,7 +237,7 @@ impl Place {
     /// Rank and number of ranks on this host.
     fn local(&self) -> Result<(usize, usize), EnvironmentError> {
         let (rank, world) = (self.rank.value, self.world.value);
-        let is_here = self.rendezvous.as_ref().map_or(world == 1, Rendezvous::is_loopback);
+        let is_here = self.rendezvous.as_ref().map_or(world == 1, HostPort::is_loopback);
         let (local_rank, local_world) = match (&self.local_rank, &self.local_world) {
             (Some(local), None) if local.value >= world => {
                 return Err(EnvironmentError::rank_too_high(local, &self.world));

@@ -14,8 +14,8 @@ mod tests;
 /// For everything that is asked of a host: `system_profiler` takes one to three seconds.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Asks all hosts at the same time; the answers come in their order. "localhost" and "127.0.0.1" are this machine, without
-/// ssh.
+/// Asks all hosts at the same time; the answers come in their order. This host is asked without ssh: see
+/// [`finetune_rendezvous::is_this_host`].
 ///
 /// # Errors
 /// Per host; one that does not answer costs no more than `deadline` and keeps nobody else waiting longer than that.

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use finetune_launch::gather::{is_here, run_command};
-use finetune_rendezvous::Hostfile;
+use finetune_launch::gather::run_command;
+use finetune_rendezvous::{Hostfile, is_this_host};
 use finetune_store::{RealDisk, replace_file};
 use finetune_thunderbolt::discover::Discovery;
 use finetune_thunderbolt::doctor::{self, Expected, Verdict};
@@ -95,7 +95,7 @@ pub(crate) fn setup(arguments: &SetupArguments) -> Result<ExitCode, Failure> {
 pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<ExitCode, Failure> {
     let questions = Questions { root: true, ..Questions::default() };
     // Here it is this very program, wherever it lies.
-    let alone = arguments.hosts.hostfile.is_none() && arguments.hosts.hosts.iter().all(|host| is_here(host));
+    let alone = arguments.hosts.hostfile.is_none() && arguments.hosts.hosts.iter().all(|host| is_this_host(host));
     let here = || if alone { std::env::current_exe().ok() } else { None };
     let program = arguments.program.clone().or_else(here);
     let questions = program.as_deref().map_or(questions, |program| Questions { program, ..questions });

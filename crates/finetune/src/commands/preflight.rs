@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use finetune_dataset::resolve_files;
-use finetune_launch::copy::Parcel;
+use finetune_launch::copy::BundleFile;
 use finetune_launch::reach::Answer;
 use finetune_recipe::Recipe;
 use finetune_rendezvous::identity;
@@ -256,39 +256,39 @@ pub(crate) fn words(run: &[String]) -> Vec<String> {
 }
 
 /// Everything that a run needs, and what it is called in the folder that it is copied to.
-pub(crate) fn parcels(run: &RunArguments, recipe: &Recipe) -> Result<Vec<Parcel>, Failure> {
+pub(crate) fn bundle_files(run: &RunArguments, recipe: &Recipe) -> Result<Vec<BundleFile>, Failure> {
     let program = std::env::current_exe()?;
-    let mut parcels = vec![
-        Parcel { from: program, to: "finetune".to_owned() },
-        Parcel { from: run.recipe.recipe.clone(), to: "recipe.toml".to_owned() },
-        Parcel { from: model_directory(recipe)?, to: "model".to_owned() },
+    let mut bundle_files = vec![
+        BundleFile { from: program, to: "finetune".to_owned() },
+        BundleFile { from: run.recipe.recipe.clone(), to: "recipe.toml".to_owned() },
+        BundleFile { from: model_directory(recipe)?, to: "model".to_owned() },
     ];
-    parcels.extend(moved(recipe).into_iter().flat_map(|(_, files)| files));
+    bundle_files.extend(moved(recipe).into_iter().flat_map(|(_, files)| files));
     if let Some(Some(path)) = &run.resume {
-        parcels.push(Parcel { from: path.clone(), to: START.to_owned() });
+        bundle_files.push(BundleFile { from: path.clone(), to: START.to_owned() });
     }
-    Ok(parcels)
+    Ok(bundle_files)
 }
 
 /// What a checkpoint to go on from is called in the folder of a copy.
 const START: &str = "start";
 
 /// Keys of the recipe that name files, and where those are in the folder of a copy.
-fn moved(recipe: &Recipe) -> Vec<(&'static str, Vec<Parcel>)> {
-    let parcels = |what: &str, paths: &[PathBuf]| -> Vec<Parcel> {
+fn moved(recipe: &Recipe) -> Vec<(&'static str, Vec<BundleFile>)> {
+    let bundle_files = |what: &str, paths: &[PathBuf]| -> Vec<BundleFile> {
         let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let parcel =
-            |(n, path): (usize, &PathBuf)| Parcel { from: path.clone(), to: format!("{what}/{n}/{}", name(path)) };
-        paths.iter().enumerate().map(parcel).collect()
+        let bundle_file =
+            |(n, path): (usize, &PathBuf)| BundleFile { from: path.clone(), to: format!("{what}/{n}/{}", name(path)) };
+        paths.iter().enumerate().map(bundle_file).collect()
     };
     let one = |path: &Option<PathBuf>| path.iter().cloned().collect::<Vec<_>>();
     let keys = [
-        ("data.train", parcels("train", &recipe.data.train)),
-        ("data.eval", parcels("eval", &recipe.data.eval)),
-        ("data.chat_template", parcels("template", &one(&recipe.data.chat_template))),
-        ("lora.init_from", parcels("adapter", &one(&recipe.lora.init_from))),
+        ("data.train", bundle_files("train", &recipe.data.train)),
+        ("data.eval", bundle_files("eval", &recipe.data.eval)),
+        ("data.chat_template", bundle_files("template", &one(&recipe.data.chat_template))),
+        ("lora.init_from", bundle_files("adapter", &one(&recipe.lora.init_from))),
     ];
-    keys.into_iter().filter(|(_, parcels)| !parcels.is_empty()).collect()
+    keys.into_iter().filter(|(_, bundle_files)| !bundle_files.is_empty()).collect()
 }
 
 /// The run directory in the folder of a copy.
@@ -307,9 +307,11 @@ pub(crate) fn words_of_copy(run: &RunArguments, recipe: &Recipe) -> Vec<String> 
     };
     run.recipe.sets.iter().filter(|text| !is_moved(text)).for_each(|text| set(text.clone()));
     set("model.path=\"model\"".to_owned());
-    for (key, parcels) in moved(recipe) {
-        let names: Vec<String> =
-            parcels.iter().map(|parcel| serde_json::Value::from(parcel.to.as_str()).to_string()).collect();
+    for (key, bundle_files) in moved(recipe) {
+        let names: Vec<String> = bundle_files
+            .iter()
+            .map(|bundle_file| serde_json::Value::from(bundle_file.to.as_str()).to_string())
+            .collect();
         let list = matches!(key, "data.train" | "data.eval");
         set(if list { format!("{key}=[{}]", names.join(", ")) } else { format!("{key}={}", names.join("")) });
     }

@@ -13,9 +13,9 @@ fn write(path: &Path, text: &str) {
 }
 
 fn names(from: &Path) -> Result<Vec<String>, CopyError> {
-    let parcel = Parcel { from: from.to_owned(), to: "model".to_owned() };
-    let cargo = Cargo::pack("folder", &[parcel], &GO)?;
-    Ok(cargo.items.into_iter().map(|item| item.name).collect())
+    let file = BundleFile { from: from.to_owned(), to: "model".to_owned() };
+    let bundle = Bundle::pack("folder", &[file], &GO)?;
+    Ok(bundle.items.into_iter().map(|item| item.name).collect())
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! The way to a worker, and who hears it.
+//! The pipes to a worker, and the thread that reads them.
 
 use std::io::{Read, Write};
 use std::process::ChildStdin;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Word;
+use super::Event;
 use crate::lines::Lines;
 use crate::session::{Greeting, Opened, begin};
 
@@ -15,23 +15,23 @@ pub(super) struct Opening {
     /// It has said that it is there, and was told to begin.
     pub(super) begun: bool,
     pub(super) process: Option<u32>,
-    /// It would have shown what it is sent.
+    /// It has a terminal, which would show what it is sent.
     pub(super) terminal: bool,
-    /// What its login printed.
+    /// What its login has printed.
     pub(super) greeting: String,
 }
 
-/// The way to a worker: kept open, since its end is the worker's.
+/// The standard input of a worker. It stays open: the worker ends when it does.
 pub(super) struct Line {
     pub(super) stdin: Option<ChildStdin>,
-    /// None: a worker of this machine, which has begun.
+    /// None: a worker of this host, which has begun.
     pub(super) opening: Option<Opening>,
 }
 
 impl Line {
     pub(super) fn say(&mut self, text: &str) {
         if let Some(stdin) = &mut self.stdin {
-            // Whoever does not hear it has ended.
+            // Ignore the error: the worker has ended.
             let _ = stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush());
         }
     }
@@ -45,10 +45,10 @@ pub(super) fn locked(line: &Mutex<Line>) -> MutexGuard<'_, Line> {
     line.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Who hears a worker.
+/// What reads the outputs of a worker.
 pub(super) struct Ear {
     pub(super) rank: usize,
-    pub(super) to: SyncSender<(usize, Word)>,
+    pub(super) to: SyncSender<(usize, Event)>,
     pub(super) line: Arc<Mutex<Line>>,
     pub(super) mark: String,
     pub(super) assignment: String,
@@ -58,18 +58,18 @@ impl Ear {
     pub(super) fn listen(self, stdout: impl Read + Send + 'static, stderr: impl Read + Send + 'static) {
         let (rank, to) = (self.rank, self.to.clone());
         let complaining = std::thread::spawn(move || {
-            read_lines(stderr, &mut |line| drop(to.send((rank, Word::Complaint(line)))));
+            read_lines(stderr, &mut |line| drop(to.send((rank, Event::ErrorLine(line)))));
         });
         std::thread::spawn(move || {
             self.hear(stdout);
             let _ = complaining.join();
-            let _ = self.to.send((self.rank, Word::Silent));
+            let _ = self.to.send((self.rank, Event::Closed));
         });
     }
 
     /// Waits until the command is there, tells it to begin, and passes its lines on.
     fn hear(&self, mut stdout: impl Read) {
-        let mut say = |line| drop(self.to.send((self.rank, Word::Line(line))));
+        let mut say = |line| drop(self.to.send((self.rank, Event::Line(line))));
         if locked(&self.line).has_begun() {
             return read_lines(stdout, &mut say);
         }

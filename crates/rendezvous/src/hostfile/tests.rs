@@ -335,6 +335,17 @@ fn a_first_host_that_others_would_look_for_in_themselves() {
     assert_eq!(file.coordinator(), Some("10.0.0.1"));
 }
 
+/// One rule for all commands: see [`crate::is_this_host`].
+#[test]
+fn hosts_that_are_this_one() {
+    let text = r#"[{"ssh":"::1","ips":["127.0.0.1"]},{"ssh":"localhost"},{"ssh":"127.0.0.2"},{"ssh":"me@localhost"},
+                   {"ssh":"no-such-host.invalid"}]"#;
+    let file = Hostfile::parse(text).unwrap();
+    let here: Vec<bool> = file.hosts.iter().map(|host| crate::is_this_host(&host.ssh)).collect();
+    assert_eq!(here, [true, true, true, false, false]);
+    assert_eq!(file.lost_coordinator(), Some("127.0.0.1"));
+}
+
 #[test]
 fn limits() {
     let hosts = |count: usize, host: &str| format!("[{}]", vec![host; count].join(","));

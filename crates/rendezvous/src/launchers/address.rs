@@ -5,17 +5,18 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use super::error::{EnvironmentError, shown};
 use super::variables::{Setting, Variables};
+use crate::this_host::is_loopback;
 
-/// Host and port at which the ranks meet; rank 0 listens there.
+/// Host and port. As a rendezvous: where rank 0 listens and the other ranks call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rendezvous {
+pub struct HostPort {
     /// A name or an address; IPv6 without brackets.
     pub host: String,
     /// 1 to 65535.
     pub port: u16,
 }
 
-impl fmt::Display for Rendezvous {
+impl fmt::Display for HostPort {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {
             write!(formatter, "[{}]:{}", self.host, self.port)
@@ -25,14 +26,13 @@ impl fmt::Display for Rendezvous {
     }
 }
 
-impl Rendezvous {
+impl HostPort {
     /// True if it can be reached from rank 0's own host only, so that every rank must be there.
     pub fn is_loopback(&self) -> bool {
-        let is_loopback = |address: IpAddr| address.is_loopback();
-        self.host.eq_ignore_ascii_case("localhost") || self.host.parse().is_ok_and(is_loopback)
+        is_loopback(&self.host) && !self.is_unspecified()
     }
 
-    /// True of 0.0.0.0 and its like, where a rank can listen and none can be called.
+    /// True of 0.0.0.0 and ::, where a rank can listen and none can be called.
     pub fn is_unspecified(&self) -> bool {
         self.host.parse().is_ok_and(|address: IpAddr| address.is_unspecified())
     }
@@ -68,12 +68,12 @@ pub(super) fn port(variables: &Variables<'_>, names: &[&'static str]) -> Result<
 }
 
 /// "10.0.0.1:5000", "gpu01:5000" or "[fd00::1]:5000".
-pub(super) fn pair(text: &str) -> Result<Rendezvous, &'static str> {
+pub(super) fn pair(text: &str) -> Result<HostPort, &'static str> {
     let (host, port) = text.rsplit_once(':').ok_or("there is no port after it")?;
     if host.contains(':') && !host.starts_with('[') {
         return Err("an IPv6 address with a port is written in brackets, such as [fd00::1]:32323");
     }
-    Ok(Rendezvous { host: host_of(host)?, port: port_of(port)? })
+    Ok(HostPort { host: host_of(host)?, port: port_of(port)? })
 }
 
 fn host_of(text: &str) -> Result<String, &'static str> {
@@ -170,7 +170,7 @@ mod tests {
             ("10.0.0.1", false),
             ("localhost.example", false),
         ] {
-            assert_eq!(Rendezvous { host: host.into(), port: 1 }.is_loopback(), expected, "{host}");
+            assert_eq!(HostPort { host: host.into(), port: 1 }.is_loopback(), expected, "{host}");
         }
     }
 

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use finetune_allreduce::{DeviceMatrix, MAX_DEVICE_FILE_BYTES};
 use serde_json::Value;
 
-use super::address::{self, Rendezvous, pair};
+use super::address::{self, HostPort, pair};
 use super::error::{EnvironmentError, shown};
 use super::torchrun::{MASTER_ADDR, MASTER_PORT};
 use super::variables::{Number, Variables};
-use super::{Launcher, Place};
+use super::{Launcher, Unchecked};
 
 const HOSTFILE: &str = "MLX_HOSTFILE";
 const DEVICES: [&str; 2] = ["JACCL_IBV_DEVICES", "MLX_IBV_DEVICES"];
@@ -93,7 +93,7 @@ impl Files {
     }
 }
 
-pub(super) fn place(variables: &Variables<'_>, files: &Files) -> Result<Option<Place>, EnvironmentError> {
+pub(super) fn read(variables: &Variables<'_>, files: &Files) -> Result<Option<Unchecked>, EnvironmentError> {
     let launcher = Launcher::Mlx;
     let Some(rank) = variables.number(&RANK)? else {
         return Ok(None);
@@ -107,12 +107,12 @@ pub(super) fn place(variables: &Variables<'_>, files: &Files) -> Result<Option<P
     };
     let rendezvous = rendezvous(variables, files)?;
     let (local_rank, local_world) = local(files, &rank).unzip();
-    Ok(Some(Place { launcher, rank, world, local_rank, local_world, rendezvous }))
+    Ok(Some(Unchecked { launcher, rank, world, local_rank, local_world, rendezvous }))
 }
 
-fn rendezvous(variables: &Variables<'_>, files: &Files) -> Result<Option<Rendezvous>, EnvironmentError> {
+fn rendezvous(variables: &Variables<'_>, files: &Files) -> Result<Option<HostPort>, EnvironmentError> {
     if let Some(setting) = variables.first(&COORDINATOR) {
-        return Rendezvous::of_pair(&setting).map(Some);
+        return HostPort::of_pair(&setting).map(Some);
     }
     // Checked when it was read.
     let first = files.hosts.as_ref().and_then(|hosts| hosts.content.first()?.first());
@@ -122,13 +122,13 @@ fn rendezvous(variables: &Variables<'_>, files: &Files) -> Result<Option<Rendezv
     // What mlx.launch sets for its backend "nccl", then what any launcher may set.
     for (host, port) in [("NCCL_HOST_IP", "NCCL_PORT"), (MASTER_ADDR, MASTER_PORT)] {
         if let (Some(host), Some(port)) = (address::host(variables, &[host])?, address::port(variables, &[port])?) {
-            return Ok(Some(Rendezvous { host, port }));
+            return Ok(Some(HostPort { host, port }));
         }
     }
     Ok(None)
 }
 
-/// The place of this rank among those with its first address, and their number.
+/// The local rank of this rank among those with its first address, and their number.
 fn local(files: &Files, rank: &Number) -> Option<(Number, Number)> {
     let hosts = &files.hosts.as_ref()?.content;
     let host = |addresses: &Vec<String>| pair(addresses.first()?).ok().map(|pair| pair.host);

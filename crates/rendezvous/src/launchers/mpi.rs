@@ -9,28 +9,28 @@
 //! such jobs on one host need a `MASTER_PORT` each. (pmodels/mpich, src/pm/hydra/proxy/pmip_cb.c; seen under 4.0.2.)
 //! Cray's PALS also sets `PMI_LOCAL_RANK` and `PMI_LOCAL_SIZE`.
 
-use super::address::{self, DEFAULT_PORT, Rendezvous, port_of_job};
+use super::address::{self, DEFAULT_PORT, HostPort, port_of_job};
 use super::error::EnvironmentError;
 use super::torchrun::{MASTER_ADDR, MASTER_PORT};
 use super::variables::{Number, Variables};
-use super::{Launcher, Place, slurm};
+use super::{Launcher, Unchecked, slurm};
 
-pub(super) fn open_mpi(variables: &Variables<'_>) -> Result<Option<Place>, EnvironmentError> {
+pub(super) fn open_mpi(variables: &Variables<'_>) -> Result<Option<Unchecked>, EnvironmentError> {
     let launcher = Launcher::OpenMpi;
-    let Some((rank, world)) = open_mpi_place(variables)? else {
+    let Some((rank, world)) = open_mpi_rank_and_world(variables)? else {
         return Ok(None);
     };
     let local_rank = variables.number(&["OMPI_COMM_WORLD_LOCAL_RANK"])?;
     let local_world = variables.number(&["OMPI_COMM_WORLD_LOCAL_SIZE"])?;
     let rendezvous = rendezvous(variables, &world, local_world.as_ref())?;
-    Ok(Some(Place { launcher, rank, world, local_rank, local_world, rendezvous }))
+    Ok(Some(Unchecked { launcher, rank, world, local_rank, local_world, rendezvous }))
 }
 
-pub(super) fn open_mpi_place(variables: &Variables<'_>) -> Result<Option<(Number, Number)>, EnvironmentError> {
+pub(super) fn open_mpi_rank_and_world(variables: &Variables<'_>) -> Result<Option<(Number, Number)>, EnvironmentError> {
     variables.rank_and_world(Launcher::OpenMpi, &["OMPI_COMM_WORLD_RANK"], &["OMPI_COMM_WORLD_SIZE"])
 }
 
-pub(super) fn pmi_place(variables: &Variables<'_>) -> Result<Option<(Number, Number)>, EnvironmentError> {
+pub(super) fn pmi_rank_and_world(variables: &Variables<'_>) -> Result<Option<(Number, Number)>, EnvironmentError> {
     let rank = variables.number(&["PMI_RANK", "PMIX_RANK"])?;
     let world = variables.number(&["PMI_SIZE"])?;
     if is_slurms(variables, rank.as_ref(), world.as_ref())? {
@@ -39,15 +39,15 @@ pub(super) fn pmi_place(variables: &Variables<'_>) -> Result<Option<(Number, Num
     Number::pair(rank, world, Launcher::Pmi, "PMI_RANK", "PMI_SIZE")
 }
 
-pub(super) fn pmi(variables: &Variables<'_>) -> Result<Option<Place>, EnvironmentError> {
+pub(super) fn pmi(variables: &Variables<'_>) -> Result<Option<Unchecked>, EnvironmentError> {
     let launcher = Launcher::Pmi;
-    let Some((rank, world)) = pmi_place(variables)? else {
+    let Some((rank, world)) = pmi_rank_and_world(variables)? else {
         return Ok(None);
     };
     let local_rank = variables.number(&["MPI_LOCALRANKID", "PMI_LOCAL_RANK"])?;
     let local_world = variables.number(&["MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"])?;
     let rendezvous = rendezvous(variables, &world, local_world.as_ref())?;
-    Ok(Some(Place { launcher, rank, world, local_rank, local_world, rendezvous }))
+    Ok(Some(Unchecked { launcher, rank, world, local_rank, local_world, rendezvous }))
 }
 
 /// Whether these are from a PMI plugin of Slurm: pmix sets `PMIX_RANK` alone, pmi2 `PMI_RANK` and `PMI_SIZE`, both the
@@ -71,7 +71,7 @@ fn rendezvous(
     variables: &Variables<'_>,
     world: &Number,
     local_world: Option<&Number>,
-) -> Result<Option<Rendezvous>, EnvironmentError> {
+) -> Result<Option<HostPort>, EnvironmentError> {
     let host = address::host(variables, &[MASTER_ADDR])?;
     let port = address::port(variables, &[MASTER_PORT])?;
     let is_here = local_world.is_some_and(|local| local.value == world.value);
@@ -80,5 +80,5 @@ fn rendezvous(
     };
     let job = || variables.first(&["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID"]);
     let port = port.or_else(|| job().map(|job| port_of_job(&job.value))).unwrap_or(DEFAULT_PORT);
-    Ok(Some(Rendezvous { host, port }))
+    Ok(Some(HostPort { host, port }))
 }

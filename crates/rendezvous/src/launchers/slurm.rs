@@ -10,11 +10,11 @@
 //! - `SLURM_STEP_NUM_TASKS` counts the tasks of the step. `SLURM_NTASKS` can be the job's: in the shell of `salloc`,
 //!   under `srun --preserve-env`, and in a batch script that was submitted from inside a step and inherits its number.
 
-use super::address::{self, DEFAULT_PORT, Rendezvous, port_of_job};
+use super::address::{self, DEFAULT_PORT, HostPort, port_of_job};
 use super::error::{EnvironmentError, shown};
 use super::torchrun::{MASTER_ADDR, MASTER_PORT};
 use super::variables::{Number, Setting, Variables};
-use super::{Launcher, Place};
+use super::{Launcher, Unchecked};
 
 const STEP: [&str; 2] = ["SLURM_STEP_ID", "SLURM_STEPID"];
 const JOB: [&str; 2] = ["SLURM_JOB_ID", "SLURM_JOBID"];
@@ -23,7 +23,7 @@ const NODES: [&str; 3] = ["SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NO
 /// `SLURM_MAX_NORMAL_STEP_ID` of slurm.h; above are the batch script, the interactive step and others.
 const FIRST_RESERVED_STEP: u64 = 0xffff_fff0;
 
-pub(super) fn place(variables: &Variables<'_>) -> Result<Option<Place>, EnvironmentError> {
+pub(super) fn read(variables: &Variables<'_>) -> Result<Option<Unchecked>, EnvironmentError> {
     let launcher = Launcher::Slurm;
     let Some((rank, world)) = rank_and_world(variables)? else {
         return Ok(None);
@@ -32,7 +32,7 @@ pub(super) fn place(variables: &Variables<'_>) -> Result<Option<Place>, Environm
     let local_world = local_world(variables, &world, local_rank.as_ref());
     let is_here = local_world.as_ref().is_some_and(|local| local.value == world.value);
     let rendezvous = if world.value > 1 { rendezvous(variables, &rank, is_here)? } else { None };
-    Ok(Some(Place { launcher, rank, world, local_rank, local_world, rendezvous }))
+    Ok(Some(Unchecked { launcher, rank, world, local_rank, local_world, rendezvous }))
 }
 
 /// Of a task of `srun`.
@@ -105,7 +105,7 @@ fn is_arbitrary(variables: &Variables<'_>, rank: &Number) -> bool {
     asked || (rank.value == 0 && seen())
 }
 
-fn rendezvous(variables: &Variables<'_>, rank: &Number, is_here: bool) -> Result<Option<Rendezvous>, EnvironmentError> {
+fn rendezvous(variables: &Variables<'_>, rank: &Number, is_here: bool) -> Result<Option<HostPort>, EnvironmentError> {
     let host = match (address::host(variables, &[MASTER_ADDR])?, variables.first(&NODES)) {
         (Some(host), _) => Some(host),
         (None, Some(_)) if !is_here && is_arbitrary(variables, rank) => None,
@@ -125,7 +125,7 @@ fn rendezvous(variables: &Variables<'_>, rank: &Number, is_here: bool) -> Result
         port_of_job(&format!("{}.{step}", job.value))
     });
     let port = address::port(variables, &[MASTER_PORT])?.or(job).unwrap_or(DEFAULT_PORT);
-    Ok(Some(Rendezvous { host, port }))
+    Ok(Some(HostPort { host, port }))
 }
 
 /// The first host of a list such as "gpu[01-03,7],login1" or "rack[2-3]node[0-9]-ib": each bracket stands for the

@@ -1,16 +1,16 @@
 //! `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`: torchrun's variables, which most launchers of this field set.
 
-use super::address::{self, Rendezvous, port_of_job};
+use super::address::{self, HostPort, port_of_job};
 use super::error::{EnvironmentError, shown};
 use super::variables::{Number, Variables};
-use super::{Launcher, Place, started_as};
+use super::{Launcher, Unchecked, started_as};
 
 pub(super) const MASTER_ADDR: &str = "MASTER_ADDR";
 pub(super) const MASTER_PORT: &str = "MASTER_PORT";
 const PET_MASTER_ADDR: [&str; 2] = ["PET_MASTER_ADDR", MASTER_ADDR];
 const PET_MASTER_PORT: [&str; 2] = ["PET_MASTER_PORT", MASTER_PORT];
 
-pub(super) fn place(variables: &Variables<'_>) -> Result<Option<Place>, EnvironmentError> {
+pub(super) fn read(variables: &Variables<'_>) -> Result<Option<Unchecked>, EnvironmentError> {
     let launcher = Launcher::Torchrun;
     let (rank, world) = (variables.number(&["RANK"])?, variables.number(&["WORLD_SIZE"])?);
     let started_as = if is_torchruns(variables) { None } else { started_as(variables) };
@@ -26,7 +26,7 @@ pub(super) fn place(variables: &Variables<'_>) -> Result<Option<Place>, Environm
     let Some((rank, world)) = Number::pair(rank, world, launcher, "RANK", "WORLD_SIZE")? else {
         return Ok(None);
     };
-    Ok(Some(Place {
+    Ok(Some(Unchecked {
         launcher,
         rank,
         world,
@@ -42,10 +42,10 @@ fn is_torchruns(variables: &Variables<'_>) -> bool {
 }
 
 /// A word about `WORLD_SIZE` where it counts several processes in each pod and this is one that torchrun did not start.
-pub(super) fn more_processes(variables: &Variables<'_>, place: &Place) -> Option<String> {
+pub(super) fn more_processes(variables: &Variables<'_>, unchecked: &Unchecked) -> Option<String> {
     let each = variables.number(&["PET_NPROC_PER_NODE"]).ok().flatten()?;
-    let (world, each) = (place.world.value, each.value);
-    let by_hand = place.world.name == "WORLD_SIZE" && place.local_world.is_none() && !is_torchruns(variables);
+    let (world, each) = (unchecked.world.value, each.value);
+    let by_hand = unchecked.world.name == "WORLD_SIZE" && unchecked.local_world.is_none() && !is_torchruns(variables);
     (by_hand && each > 1 && world > 1 && world.is_multiple_of(each)).then(|| {
         format!(
             "WORLD_SIZE={world} counts {each} processes for each of {} pods (PET_NPROC_PER_NODE={each}). If this is the only one in its pod, set nprocPerNode to 1 or let torchrun start it",
@@ -57,7 +57,7 @@ pub(super) fn more_processes(variables: &Variables<'_>, place: &Place) -> Option
 /// Kubeflow's trainer sets torchrun's own arguments as variables, for one process a pod; where that process is this
 /// program and not torchrun, a pod is a rank. `PET_NPROC_PER_NODE` is for torchrun and says nothing of us.
 /// (kubeflow/trainer, pkg/runtime/framework/plugins/torch/torch.go.)
-pub(super) fn kubeflow(variables: &Variables<'_>) -> Result<Option<Place>, EnvironmentError> {
+pub(super) fn kubeflow(variables: &Variables<'_>) -> Result<Option<Unchecked>, EnvironmentError> {
     let launcher = Launcher::Torchrun;
     // An elastic job has PET_NNODES="1:3" and no node rank: only torchrun can join that.
     let Some(rank) = variables.number(&["PET_NODE_RANK"])? else {
@@ -73,14 +73,14 @@ pub(super) fn kubeflow(variables: &Variables<'_>) -> Result<Option<Place>, Envir
     };
     let world = variables.number(&["PET_NNODES"])?.ok_or_else(|| rank.without("PET_NNODES", launcher))?;
     let rendezvous = rendezvous(variables, &PET_MASTER_ADDR, &PET_MASTER_PORT)?;
-    Ok(Some(Place { launcher, rank, world, local_rank: None, local_world: None, rendezvous }))
+    Ok(Some(Unchecked { launcher, rank, world, local_rank: None, local_world: None, rendezvous }))
 }
 
 fn rendezvous(
     variables: &Variables<'_>,
     hosts: &[&'static str],
     ports: &[&'static str],
-) -> Result<Option<Rendezvous>, EnvironmentError> {
+) -> Result<Option<HostPort>, EnvironmentError> {
     let host = address::host(variables, hosts)?;
     let port = address::port(variables, ports)?;
     let Some(host) = host else {
@@ -95,5 +95,5 @@ fn rendezvous(
     // `_torchelastic_use_agent_store`; Python writes the truth value.)
     let is_taken = variables.first(&["TORCHELASTIC_USE_AGENT_STORE"]).is_some_and(|setting| setting.value == "True");
     let port = if is_taken { port_of_job(&port.to_string()) } else { port };
-    Ok(Some(Rendezvous { host, port }))
+    Ok(Some(HostPort { host, port }))
 }

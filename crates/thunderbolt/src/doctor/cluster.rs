@@ -16,7 +16,7 @@ pub(super) fn examine(discovery: &Discovery, findings: &mut Findings<'_>) {
         findings.fail(host, "ssh", error.to_string(), &error.hints().join("; "));
     }
     for facts in &discovery.hosts {
-        let found = match finetune_launch::gather::is_here(&facts.host) {
+        let found = match finetune_rendezvous::is_this_host(&facts.host) {
             true => "this machine",
             false => "works without a password",
         };

@@ -1,5 +1,6 @@
-//! What a rank tells the launcher that has started it, besides what is to be shown: lines of its standard output that no text
-//! begins like. They say when there is something to save, what was saved, and whose failure a rank has only heard of.
+//! What a rank tells its launcher: lines of standard output that begin with a mark, among lines that are shown.
+//!
+//! They say when there is something to save, what was saved, and whose failure a rank has only heard of.
 
 use std::path::PathBuf;
 
@@ -10,41 +11,41 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 use crate::output;
 
-/// No line of text begins with it, and no other line of data.
+/// No line of text begins with it, nor any other line of data.
 const MARK: &str = "\u{1}told ";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Told {
+pub(crate) enum RankEvent {
     /// From now on a signal finishes a step and saves it.
     Working,
     /// A checkpoint is there.
     Saved { step: u64, path: PathBuf },
-    /// It ends because of these ranks.
+    /// The rank ends because of the failure of these ranks.
     EndedBy { ranks: Vec<usize> },
 }
 
-/// Tells the launcher. One that is gone does not listen; the end of standard input says so, and what to do.
-pub(crate) fn tell(told: &Told) {
-    let _ = output::line(&format!("{MARK}{}", serde_json::to_string(told).expect("plain data")));
+/// Tells the launcher. If it is gone, the end of standard input says so.
+pub(crate) fn send(event: &RankEvent) {
+    let _ = output::line(&format!("{MARK}{}", serde_json::to_string(event).expect("plain data")));
 }
 
-/// What a line tells, if it is one.
-pub(crate) fn heard(line: &str) -> Option<Told> {
+/// The event of a line, if it is one.
+pub(crate) fn parse(line: &str) -> Option<RankEvent> {
     serde_json::from_str(line.strip_prefix(MARK)?).ok()
 }
 
-pub(crate) fn of_event(event: &Event<'_>) -> Option<Told> {
+pub(crate) fn of_event(event: &Event<'_>) -> Option<RankEvent> {
     match event {
         Event::Saved { step, path } => {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-            Some(Told::Saved { step: *step, path })
+            Some(RankEvent::Saved { step: *step, path })
         }
         _ => None,
     }
 }
 
-/// Whose failure it was, if not this rank's own.
-pub(crate) fn of_failure(failure: &Failure) -> Option<Told> {
+/// The ranks whose failure it was, if not this rank's own.
+pub(crate) fn of_failure(failure: &Failure) -> Option<RankEvent> {
     let ranks = match failure {
         Failure::Train(TrainError::Group { error, .. })
         | Failure::Group(error)
@@ -52,7 +53,7 @@ pub(crate) fn of_failure(failure: &Failure) -> Option<Told> {
         Failure::Join(JoinError::Peer { peer, .. }) => vec![*peer],
         _ => Vec::new(),
     };
-    (!ranks.is_empty()).then_some(Told::EndedBy { ranks })
+    (!ranks.is_empty()).then_some(RankEvent::EndedBy { ranks })
 }
 
 fn others(error: &GroupError) -> Vec<usize> {
@@ -68,11 +69,11 @@ mod tests {
 
     #[test]
     fn lines_of_text_tell_nothing() {
-        let told = Told::EndedBy { ranks: vec![0, 2] };
-        let line = format!("{MARK}{}", serde_json::to_string(&told).expect("plain data"));
-        assert_eq!(heard(&line), Some(told));
+        let event = RankEvent::EndedBy { ranks: vec![0, 2] };
+        let line = format!("{MARK}{}", serde_json::to_string(&event).expect("plain data"));
+        assert_eq!(parse(&line), Some(event));
         for line in ["", "told {}", "\u{1}{\"Begin\":{}}", "\u{1}told {\"EndedBy\":7}"] {
-            assert_eq!(heard(line), None, "{line:?}");
+            assert_eq!(parse(line), None, "{line:?}");
         }
     }
 }

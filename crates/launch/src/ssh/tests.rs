@@ -1,14 +1,14 @@
-//! Workers that are shells of this machine, reached by an ssh that is none.
+//! What a host would run, run by the shell at hand, and the options of ssh.
 
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
-/// A program in the place of ours, and a configuration that makes ssh run its command here.
+/// A program in the place of ours.
 fn remote(folder: &std::path::Path, program: &str) -> Remote {
     let path = folder.join("it's a program!");
     let mut file = std::fs::File::options().create(true).truncate(true).write(true).open(&path).expect("a file");
-    io::Write::write_all(&mut file, format!("#!/bin/sh\n{program}\n").as_bytes()).expect("written");
+    std::io::Write::write_all(&mut file, format!("#!/bin/sh\n{program}\n").as_bytes()).expect("written");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).expect("executable");
     Remote { host: "here".to_owned(), program: path, directory: Some(folder.to_owned()), ..Remote::default() }
 }
@@ -46,4 +46,16 @@ fn ssh_is_told_never_to_make_a_terminal() {
         assert!(words.contains(&option.to_owned()), "{words:?}");
     }
     assert_eq!(words[words.len() - 3..], ["--", "box", "true"]);
+}
+
+/// Also `::1`: the rule is that of [`is_this_host`].
+#[test]
+fn a_hostfiles_host_is_this_one_or_reached_over_ssh() {
+    let remote = Remote { host: "nobody".to_owned(), program: "/bin/finetune".into(), ..Remote::default() };
+    for (ssh, local) in [("localhost", true), ("127.0.0.1", true), ("::1", true), ("me@mini-1.invalid", false)] {
+        let host = Host { ssh: ssh.to_owned(), ips: Vec::new(), rdma: Vec::new() };
+        let expected = Remote { host: ssh.to_owned(), ..remote.clone() };
+        let found = WorkerHost::of(&host, &remote);
+        assert_eq!(found.remote(), (!local).then_some(&expected), "{ssh}");
+    }
 }
