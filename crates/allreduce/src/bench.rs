@@ -55,8 +55,8 @@ impl Operation {
         Self::NAMES.iter().find(|(_, operation)| *operation == self).map_or("", |(name, _)| name)
     }
 
-    /// Bytes that cross the busiest rank's link, over the bytes of the buffer: what makes figures of different worlds
-    /// comparable (nccl-tests' bus bandwidth).
+    /// Bytes that cross the busiest rank's link, over the bytes of the buffer: what makes figures
+    /// of different worlds comparable (nccl-tests' bus bandwidth).
     fn bus_factor(self, world: usize) -> f64 {
         let n = world as f64;
         match self {
@@ -121,7 +121,8 @@ pub struct Cost {
     pub sent: u64,
 }
 
-/// Carries out one operation of the largest size so many times, and says what this rank sent for it.
+/// Carries out one operation of the largest size so many times, and says what this rank sent for
+/// it.
 pub fn cost(group: &Group, options: &Options, operations: u64) -> Result<Cost, GroupError> {
     let elements = options.max_bytes / 4;
     let reduce = Reduce { wire: options.wire, algorithm: options.topology, ..Reduce::SUM };
@@ -178,8 +179,8 @@ impl Bench<'_> {
         }
     }
 
-    /// Whole numbers that differ from rank to rank and element to element, and whose sums are exact in f32 (and, up to 256,
-    /// in bf16 too).
+    /// Whole numbers that differ from rank to rank and element to element, and whose sums are exact
+    /// in f32 (and, up to 256, in bf16 too).
     fn value(rank: usize, element: usize) -> f32 {
         ((element % 7) + rank % 8) as f32
     }

@@ -5,8 +5,8 @@
 //!  ["rdma_en5",                  null,       "rdma_en3"              ],
 //!  [["rdma_en4", "rdma_en6"],    "rdma_en3", null                    ]]
 //! ```
-//! Row i holds the devices of rank i; column j the rank at the other end; several names are several cables.
-//! (ml-explore/mlx, mlx/distributed/jaccl/lib/jaccl/jaccl.cpp, `parse_devices_json`.)
+//! Row i holds the devices of rank i; column j the rank at the other end; several names are several
+//! cables. (ml-explore/mlx, mlx/distributed/jaccl/lib/jaccl/jaccl.cpp, `parse_devices_json`.)
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -31,10 +31,11 @@ pub struct DeviceMatrix {
 /// What the cables allow. A matrix that is both is called a mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// Every two ranks are wired, with as many cables one way as the other. A single rank is a mesh.
+    /// Every two ranks are wired, with as many cables one way as the other. A single rank is a
+    /// mesh.
     Mesh,
-    /// Every rank is wired to the next one, the last to the first, and all of these cells name equally many devices:
-    /// what JACCL takes as a ring (`Config::is_valid_ring`).
+    /// Every rank is wired to the next one, the last to the first, and all of these cells name
+    /// equally many devices: what JACCL takes as a ring (`Config::is_valid_ring`).
     Ring,
     Neither,
 }
@@ -172,17 +173,20 @@ impl DeviceMatrix {
         }
     }
 
-    /// The pairs (i, j), i below j, that keep this from being a mesh: no cable, or not as many one way as the other.
+    /// The pairs (i, j), i below j, that keep this from being a mesh: no cable, or not as many one
+    /// way as the other.
     pub fn missing_for_mesh(&self) -> Vec<(usize, usize)> {
         let pairs = (0..self.world()).flat_map(|i| (i + 1..self.world()).map(move |j| (i, j)));
         pairs.filter(|&(i, j)| self.count(i, j) == 0 || self.count(i, j) != self.count(j, i)).collect()
     }
 
-    /// The pairs (i, i + 1 mod N) that keep this from being a ring: fewer cables, one way or the other, than the best
-    /// wired neighbours have, or none. Also tells whether a mesh may be run as a ring.
+    /// The pairs (i, i + 1 mod N) that keep this from being a ring: fewer cables, one way or the
+    /// other, than the best wired neighbours have, or none. Also tells whether a mesh may be run as
+    /// a ring.
     pub fn missing_for_ring(&self) -> Vec<(usize, usize)> {
         let world = self.world();
-        // With 2 ranks the next one is also the one before, and the pair must not come twice; 1 rank has no neighbour.
+        // With 2 ranks the next one is also the one before, and the pair must not come twice; 1
+        // rank has no neighbour.
         let pairs = if world > 2 { world } else { world - 1 };
         let pairs: Vec<_> = (0..pairs).map(|i| (i, (i + 1) % world)).collect();
         let cables = |&(i, j): &(usize, usize)| [self.count(i, j), self.count(j, i)];
@@ -190,7 +194,8 @@ impl DeviceMatrix {
         pairs.into_iter().filter(|pair| cables(pair).iter().any(|&count| count < most)).collect()
     }
 
-    /// The cables of a pair in words, for messages about missing ones: "no cable between rank 1 and rank 3".
+    /// The cables of a pair in words, for messages about missing ones: "no cable between rank 1 and
+    /// rank 3".
     pub fn cables_between(&self, i: usize, j: usize) -> String {
         let cables = |count| if count == 1 { "1 cable".to_owned() } else { format!("{count} cables") };
         match (self.count(i, j), self.count(j, i)) {
@@ -222,7 +227,8 @@ impl<'de> Deserialize<'de> for DeviceMatrix {
     }
 }
 
-/// A cell: null and the empty list are no cable, a text is one. Whether this host has such devices is not looked at.
+/// A cell: null and the empty list are no cable, a text is one. Whether this host has such devices
+/// is not looked at.
 pub fn wires_from_json(cell: &Value) -> Result<Vec<String>, WiresError> {
     let names = match cell {
         Value::Null => Vec::new(),

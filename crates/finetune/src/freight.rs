@@ -1,7 +1,7 @@
 //! `launch --copy`: what the hosts are brought, where they write the run, and how it comes home.
 //!
-//! The folder on the hosts depends on where the run is to be here and on nothing that is in it: a launch with another comment, row
-//! or version finds the checkpoints of the last one.
+//! The folder on the hosts depends on where the run is to be here and on nothing that is in it: a
+//! launch with another comment, row or version finds the checkpoints of the last one.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
@@ -92,7 +92,8 @@ impl Freight {
         Ok(())
     }
 
-    /// Brings the run as it is here to rank 0's host, if it has come further here than there, where it is at step `there`.
+    /// Brings the run as it is here to rank 0's host, if it has come further here than there, where
+    /// it is at step `there`.
     pub(crate) fn send_run(
         &self,
         remote: &Remote,
@@ -181,8 +182,8 @@ fn settle(from: &Path, to: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Brings the run from rank 0's host to this machine; takes the copies of all hosts away once it is done and here. Says where it is,
-/// and whether it is here.
+/// Brings the run from rank 0's host to this machine; takes the copies of all hosts away once it is
+/// done and here. Says where it is, and whether it is here.
 pub(crate) fn bring_home(
     freight: &Freight,
     first: Option<&Remote>,

@@ -1,4 +1,5 @@
-//! The hosts of a launch: which they are, what each needs before it can start, and which are still there.
+//! The hosts of a launch: which they are, what each needs before it can start, and which are still
+//! there.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -120,8 +121,8 @@ impl Hosts {
         Ok(())
     }
 
-    /// Makes sure that every other machine has what it needs, and brings it there if asked to. A signal ends it early; nothing is
-    /// running yet then.
+    /// Makes sure that every other machine has what it needs, and brings it there if asked to. A
+    /// signal ends it early; nothing is running yet then.
     pub(crate) fn prepare(
         &mut self,
         arguments: &LaunchArguments,
@@ -234,7 +235,8 @@ impl Hosts {
         }
     }
 
-    /// Forgets hosts that do not answer any more, and says which. The others say how far the run has come on their disks.
+    /// Forgets hosts that do not answer any more, and says which. The others say how far the run
+    /// has come on their disks.
     pub(crate) fn drop_unreachable(&mut self, words: &[String], verbosity: Verbosity, stop: &AtomicI32) -> Vec<String> {
         let question = Question { watched: true, brief: true, resolve: None, ports: self.ports };
         let mut answers = self.ask(words, &question, verbosity, stop).into_iter();
@@ -263,8 +265,9 @@ impl Hosts {
         lost
     }
 
-    /// Refuses to begin again where the newest checkpoint lies on a host that is merely not reached. `saved`: the newest one that
-    /// there was, and the host that wrote it. What there is to say where it is not the newest.
+    /// Refuses to begin again where the newest checkpoint lies on a host that is merely not
+    /// reached. `saved`: the newest one that there was, and the host that wrote it. What there is
+    /// to say where it is not the newest.
     pub(crate) fn expect_progress(&self, saved: Option<(u64, PathBuf)>, host: &str) -> Result<Option<String>, Failure> {
         let Some((step, path)) = saved.filter(|(step, _)| *step > 0) else { return Ok(None) };
         if self.machines.first().is_some_and(|machine| machine.name == host) {
@@ -301,7 +304,8 @@ impl Hosts {
         self.machines.first().is_some_and(|machine| machine.remote.is_none())
     }
 
-    /// With `--copy`: brings the run to this machine, and takes the copies away where it is done. Says where it is.
+    /// With `--copy`: brings the run to this machine, and takes the copies away where it is done.
+    /// Says where it is.
     pub(crate) fn bring_home(&self, done: bool, verbosity: Verbosity) -> Option<(Vec<String>, bool)> {
         let freight = self.freight.as_ref()?;
         let remotes: Vec<&Remote> = self.remotes().collect();
@@ -380,7 +384,8 @@ impl Hosts {
         Ok(HostPort { host, port })
     }
 
-    /// The RDMA devices between the ranks. A hostfile describes all its hosts: it does not fit some of them.
+    /// The RDMA devices between the ranks. A hostfile describes all its hosts: it does not fit some
+    /// of them.
     pub(crate) fn devices(&self) -> Option<DeviceMatrix> {
         self.devices.clone().filter(|devices| devices.world() == self.used)
     }

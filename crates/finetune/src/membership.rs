@@ -1,7 +1,7 @@
 //! How a `finetune run` becomes a rank of its group: who says so, and what the recipe adds.
 //!
-//! `finetune launch` says it on standard input, other launchers in their variables. Without a launcher the process
-//! trains alone.
+//! `finetune launch` says it on standard input, other launchers in their variables. Without a
+//! launcher the process trains alone.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 use crate::signals::Signals;
 
-/// Longest wait for a rank that is alive. Rank 0 writes checkpoints and answers held-back rows while the others wait.
+/// Longest wait for a rank that is alive. Rank 0 writes checkpoints and answers held-back rows
+/// while the others wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(6 * 3600);
 
 /// The first line of the standard input of a rank that `finetune launch` starts.
@@ -41,7 +42,8 @@ impl Assignment {
             .map_err(|error| Failure::arguments(error, "--assigned is for ranks that `finetune launch` starts"))
     }
 
-    /// As the launcher's variables say, or alone. The second value: notes that are worth a line each.
+    /// As the launcher's variables say, or alone. The second value: notes that are worth a line
+    /// each.
     pub(crate) fn of_launcher(token_file: Option<&Path>) -> Result<(Assignment, Vec<String>), Failure> {
         let found = Membership::from_launcher(token_file)?;
         let (membership, notes) = found.unwrap_or_else(|| (Membership::alone(), idle_tasks().into_iter().collect()));

@@ -1,6 +1,8 @@
-//! What a rank tells its launcher: lines of standard output that begin with a mark, among lines that are shown.
+//! What a rank tells its launcher: lines of standard output that begin with a mark, among lines
+//! that are shown.
 //!
-//! They say when there is something to save, what was saved, and whose failure a rank has only heard of.
+//! They say when there is something to save, what was saved, and whose failure a rank has only
+//! heard of.
 
 use std::path::PathBuf;
 

@@ -1,11 +1,12 @@
-//! Keeps a Mac awake while it trains. A laptop that is not used goes to sleep, and the run stops with it.
+//! Keeps a Mac awake while it trains. A laptop that is not used goes to sleep, and the run stops
+//! with it.
 
 /// While this value lives, a Mac does not sleep because it is not used.
 pub(crate) struct SleepInhibitor(Option<std::process::Child>);
 
 impl SleepInhibitor {
-    /// Starts `caffeinate`, which holds the assertion and ends with this process, however that ends. On other systems
-    /// nothing is started: servers do not go to sleep.
+    /// Starts `caffeinate`, which holds the assertion and ends with this process, however that
+    /// ends. On other systems nothing is started: servers do not go to sleep.
     pub(crate) fn start() -> SleepInhibitor {
         if !cfg!(target_os = "macos") {
             return SleepInhibitor(None);

@@ -3,7 +3,8 @@
 #[cfg(test)]
 mod tests;
 
-/// Text of others as it may stand on a terminal: control characters are shown, not obeyed. Tabs stay.
+/// Text of others as it may stand on a terminal: control characters are shown, not obeyed. Tabs
+/// stay.
 pub fn shown(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for letter in text.chars() {
@@ -30,7 +31,8 @@ pub enum Trouble {
     Absent,
 }
 
-/// What to do after ssh, or what it started at `host`, has said `words`; `None` if they are not known.
+/// What to do after ssh, or what it started at `host`, has said `words`; `None` if they are not
+/// known.
 pub fn hint(host: &str, words: &str) -> Option<(Trouble, String)> {
     let has = |text: &str| words.contains(text);
     let mistake = |text: String| Some((Trouble::Mistake, text));
@@ -99,7 +101,8 @@ pub fn hint(host: &str, words: &str) -> Option<(Trouble, String)> {
     }
 }
 
-/// A few lines of foreign text for the middle of a message: on one line, without control characters, and not too long.
+/// A few lines of foreign text for the middle of a message: on one line, without control
+/// characters, and not too long.
 pub(crate) fn one_line(text: &str) -> String {
     const LONGEST: usize = 300;
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();

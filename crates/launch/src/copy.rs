@@ -1,4 +1,5 @@
-//! Brings files to other hosts and back. A file that is there already with the same content is not sent again.
+//! Brings files to other hosts and back. A file that is there already with the same content is not
+//! sent again.
 //!
 //! Only the user may read a copy (0600, 0700), whatever the modes are here.
 
@@ -21,7 +22,8 @@ mod tests;
 /// Where copies lie on the other hosts, below the home directory.
 const FOLDER: &str = ".cache/finetune/launch";
 
-/// A copy that has not moved a byte for so long is given up. A disk may need a while for the bytes that it has taken.
+/// A copy that has not moved a byte for so long is given up. A disk may need a while for the bytes
+/// that it has taken.
 const PATIENCE: Duration = Duration::from_secs(45);
 
 /// Most levels of folders. A model directory has one or two.
@@ -78,7 +80,8 @@ pub struct Bundle {
     folder: String,
 }
 
-/// The folder of a copy on other hosts, below the home directory. It depends on `name` and `what`, not on the files.
+/// The folder of a copy on other hosts, below the home directory. It depends on `name` and `what`,
+/// not on the files.
 pub fn folder(name: &str, what: &str) -> String {
     let plain: String =
         name.chars().map(|letter| if letter.is_ascii_alphanumeric() || letter == '-' { letter } else { '_' }).collect();
@@ -116,8 +119,8 @@ impl Bundle {
         self.items.iter().map(|item| format!("{} {}\n", item.digest, item.name)).collect()
     }
 
-    /// Sends the files that the host lacks, and removes those that are no part of the copy any more. `tell` gets the
-    /// bytes sent and the bytes in all. Returns the number of files sent.
+    /// Sends the files that the host lacks, and removes those that are no part of the copy any
+    /// more. `tell` gets the bytes sent and the bytes in all. Returns the number of files sent.
     ///
     /// # Errors
     /// If the host does not answer, a file cannot be read, or a signal number appears in `stop`.
@@ -177,8 +180,8 @@ pub fn send_files(
     send(remote, &script, &files, &[], stop, &mut |_, _| {})
 }
 
-/// Fetches all files of `folder` of a host, below the home directory, except those below the names in `skip`. `take` gets
-/// each file's name and its bytes. False if there is no such folder.
+/// Fetches all files of `folder` of a host, below the home directory, except those below the names
+/// in `skip`. `take` gets each file's name and its bytes. False if there is no such folder.
 ///
 /// # Errors
 /// If the host does not answer, or sends something that is no archive of plain files.
@@ -349,7 +352,8 @@ impl Read for Stream<'_> {
     }
 }
 
-/// Hands the files of an archive to `take`. Names that lead elsewhere, links and devices are refused.
+/// Hands the files of an archive to `take`. Names that lead elsewhere, links and devices are
+/// refused.
 fn unpack(from: &mut dyn Read, take: &mut dyn FnMut(&str, &mut dyn Read) -> io::Result<()>) -> io::Result<()> {
     let mut archive = tar::Archive::new(from);
     for entry in archive.entries()? {
@@ -381,8 +385,9 @@ fn inside(path: &Path) -> Option<String> {
     (!name.is_empty() && !name.chars().any(char::is_control)).then_some(name)
 }
 
-/// Adds a file, or all files below a folder. Links are followed within `root`, and to the files of the Hugging Face cache that it is
-/// part of; a link that leads anywhere else could put any file of this machine into a copy.
+/// Adds a file, or all files below a folder. Links are followed within `root`, and to the files of
+/// the Hugging Face cache that it is part of; a link that leads anywhere else could put any file of
+/// this machine into a copy.
 fn list(
     root: &Path,
     path: &Path,

@@ -1,4 +1,5 @@
-//! Ends a process at another host that does not hear what it is told any more: over a connection of its own.
+//! Ends a process at another host that does not hear what it is told any more: over a connection of
+//! its own.
 
 use std::time::Duration;
 
@@ -21,8 +22,8 @@ pub(crate) enum Fate {
     Unknown,
 }
 
-/// Ends the command that was started with `mark` as process `process` of a host, and all that it has started: also where it is
-/// stopped. A process that has its number by now is left alone.
+/// Ends the command that was started with `mark` as process `process` of a host, and all that it
+/// has started: also where it is stopped. A process that has its number by now is left alone.
 pub(crate) fn end(remote: &Remote, mark: &str, process: u32) -> Fate {
     let Ok(own) = new_mark() else { return Fate::Unknown };
     let ran = capture(&mut remote.ssh(&line(&own, &script(mark, process))), None, DEADLINE);

@@ -1,7 +1,7 @@
 //! Runs one script or one command at a host, in one ssh round trip, with a deadline.
 //!
-//! The error of a host that does not answer has ssh's own words. The answer of a host that stops in the middle counts as
-//! far as it came.
+//! The error of a host that does not answer has ssh's own words. The answer of a host that stops in
+//! the middle counts as far as it came.
 
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -25,7 +25,8 @@ mod tests;
 /// More than any cluster of Macs has; a thread and an ssh each.
 pub const MAX_HOSTS_ASKED: usize = 256;
 const MAX_COMPLAINT_BYTES: usize = 64 << 10;
-/// After a process ended, what it wrote is there at once; a connection that ssh keeps open for others may hold the pipe.
+/// After a process ended, what it wrote is there at once; a connection that ssh keeps open for
+/// others may hold the pipe.
 const DRAIN: Duration = Duration::from_millis(300);
 const NAP: Duration = Duration::from_millis(10);
 
@@ -86,8 +87,8 @@ impl GatherError {
     }
 }
 
-/// Runs a script that frames what it says with the mark that `script` gets. Also returns when the answer began to come,
-/// in seconds since 1970.
+/// Runs a script that frames what it says with the mark that `script` gets. Also returns when the
+/// answer began to come, in seconds since 1970.
 ///
 /// # Errors
 /// If the host cannot be reached, or nothing of the answer has come before the deadline.
@@ -123,7 +124,8 @@ pub struct Output {
 /// Runs one shell command at a host, without ssh if it is this one.
 ///
 /// # Errors
-/// If the host cannot be reached or the command does not end in time. One that fails is an [`Output`].
+/// If the host cannot be reached or the command does not end in time. One that fails is an
+/// [`Output`].
 pub fn run_command(host: &str, command: &str, deadline: Duration) -> Result<Output, GatherError> {
     let ran = run(host, "finetune", command, deadline)?;
     let mut said = ran.output;
@@ -144,7 +146,8 @@ pub(crate) struct Ran {
     pub(crate) status: Option<ExitStatus>,
     pub(crate) output: Vec<u8>,
     pub(crate) complaints: Vec<u8>,
-    /// When its first output came, in seconds since 1970 by this machine's clock; the end of the wait if none came.
+    /// When its first output came, in seconds since 1970 by this machine's clock; the end of the
+    /// wait if none came.
     first_output: f64,
 }
 
@@ -188,7 +191,8 @@ pub(crate) fn capture(command: &mut Command, input: Option<&str>, deadline: Dura
     listen(child.stderr.take().expect("asked for"), &complaints, MAX_COMPLAINT_BYTES);
     let mut stdin = child.stdin.take().expect("asked for");
     let input = input.unwrap_or_default().to_owned();
-    // In a thread: a host that reads nothing must not hold us. Its failure shows in what the child says.
+    // In a thread: a host that reads nothing must not hold us. Its failure shows in what the child
+    // says.
     thread::spawn(move || {
         let _ = stdin.write_all(input.as_bytes());
     });

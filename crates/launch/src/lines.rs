@@ -3,7 +3,8 @@
 /// Lines are cut there: no message of ours is longer, and no other process may take our memory.
 pub(crate) const LONGEST_LINE: usize = 64 << 10;
 
-/// The same for lines that begin with a control character: those are data between our own processes, some 30 bytes per pair of ranks.
+/// The same for lines that begin with a control character: those are data between our own
+/// processes, some 30 bytes per pair of ranks.
 const LONGEST_DATA: usize = 4 << 20;
 
 /// Puts lines together from pieces.

@@ -16,7 +16,8 @@ pub enum Order {
     Gone,
 }
 
-/// The worker's side: reads the first line. Orders that come later go to `hear`, the last of them [`Order::Gone`].
+/// The worker's side: reads the first line. Orders that come later go to `hear`, the last of them
+/// [`Order::Gone`].
 ///
 /// # Errors
 /// If the first line is not JSON of a `T`.

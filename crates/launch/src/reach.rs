@@ -1,4 +1,5 @@
-//! Asks our program on several machines at once, and waits for none of them longer than it has something to say.
+//! Asks our program on several machines at once, and waits for none of them longer than it has
+//! something to say.
 
 use std::sync::atomic::AtomicI32;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,7 +9,8 @@ use crate::session::{Next, Session, ended};
 use crate::ssh::Remote;
 use crate::unanswered::Unanswered;
 
-/// A program that has said nothing for so long is taken for dead. One that works says so every few seconds.
+/// A program that has said nothing for so long is taken for dead. One that works says so every few
+/// seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Lines of an answer that are kept: the last ones.
@@ -23,8 +25,8 @@ pub struct Answer {
     pub lines: Vec<(f64, String)>,
 }
 
-/// Runs the program with `words` on every machine; its standard input is the line `question`, and ends with us. A signal number in
-/// `stop` ends all.
+/// Runs the program with `words` on every machine; its standard input is the line `question`, and
+/// ends with us. A signal number in `stop` ends all.
 pub fn all(
     remotes: &[&Remote],
     words: impl Fn(&Remote) -> Vec<String> + Sync,

@@ -5,9 +5,10 @@ use crate::workers::WorkerExit;
 /// Exit code of a rank, and of a launch, that lost a rank: another try may succeed.
 pub const PEER_LOST: u8 = 3;
 
-/// The rank that ended the run, if one failed: a rank with an error of its own before ranks that lost another one or
-/// only heard of a failure, and of those the earliest. `heard_of`: per rank, the ranks whose failure it reports. `stop`:
-/// the signal that the ranks were told to stop by, or 0.
+/// The rank that ended the run, if one failed: a rank with an error of its own before ranks that
+/// lost another one or only heard of a failure, and of those the earliest. `heard_of`: per rank,
+/// the ranks whose failure it reports. `stop`: the signal that the ranks were told to stop by, or
+/// 0.
 pub fn culprit(exits: &[WorkerExit], heard_of: &[Vec<usize>], stop: i32) -> Option<usize> {
     let failed = |exit: &WorkerExit| exit.code != 0 && (stop == 0 || exit.code != 128 + stop);
     let failed = exits.iter().enumerate().filter(|(_, exit)| failed(exit));
@@ -19,8 +20,8 @@ pub fn culprit(exits: &[WorkerExit], heard_of: &[Vec<usize>], stop: i32) -> Opti
         .map(|(rank, _)| rank)
 }
 
-/// The launcher's exit code for a rank that ended with `code`. A rank that was killed, or whose connection broke, is a
-/// lost one.
+/// The launcher's exit code for a rank that ended with `code`. A rank that was killed, or whose
+/// connection broke, is a lost one.
 pub fn exit_code(code: i32) -> u8 {
     match code {
         // The shell's codes if there is no such program, or it cannot be run.

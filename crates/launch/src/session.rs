@@ -1,9 +1,11 @@
 //! A command at another host, from the login to its end.
 //!
-//! Login files print, wait, read standard input or become another shell before the command runs, if it ever does. So nothing is
-//! sent until the command has said that it is there, in a line with a random mark: what came before is the login's, and no login
-//! file, foreign shell or terminal is ever sent a secret. A command that says nothing for a few seconds is sent once more as a
-//! line of input, for a login file that has become another shell; one that has begun by then passes the line over.
+//! Login files print, wait, read standard input or become another shell before the command runs, if
+//! it ever does. So nothing is sent until the command has said that it is there, in a line with a
+//! random mark: what came before is the login's, and no login file, foreign shell or terminal is
+//! ever sent a secret. A command that says nothing for a few seconds is sent once more as a line of
+//! input, for a login file that has become another shell; one that has begun by then passes the
+//! line over.
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
@@ -22,7 +24,8 @@ use crate::unanswered::Unanswered;
 #[cfg(test)]
 mod tests;
 
-/// A login may take so long. Shared disks and login files with large environments take ten seconds and more.
+/// A login may take so long. Shared disks and login files with large environments take ten seconds
+/// and more.
 pub(crate) const LOGIN: Duration = Duration::from_secs(40);
 /// Then the command is sent as input too.
 pub(crate) const AGAIN: Duration = Duration::from_secs(3);
@@ -30,7 +33,8 @@ pub(crate) const AGAIN: Duration = Duration::from_secs(3);
 const PROBE: Duration = Duration::from_secs(8);
 /// A login that came later and was through so much earlier has not just been faster.
 const OVERTAKEN: Duration = Duration::from_secs(1);
-/// After a process ended, what it wrote is there at once; a connection that ssh keeps open for others may hold the pipe.
+/// After a process ended, what it wrote is there at once; a connection that ssh keeps open for
+/// others may hold the pipe.
 const DRAIN: Duration = Duration::from_millis(300);
 const LOOK: Duration = Duration::from_millis(20);
 const PIECE: usize = 64 << 10;
@@ -38,7 +42,8 @@ const MOST_COMPLAINTS: usize = 64 << 10;
 /// Enough of a greeting to see what a login had to say.
 const MOST_GREETING: usize = 8 << 10;
 
-/// Comes before every command: it says that it is there, and waits to be told to begin. `$1` is the mark.
+/// Comes before every command: it says that it is there, and waits to be told to begin. `$1` is the
+/// mark.
 const OPENING: &str = r#"if [ -t 0 ]; then printf '\n%s terminal\n' "$1"; exit 96; fi
 printf '\n%s ready %s\n' "$1" "$$"
 while IFS= read -r line; do
@@ -147,7 +152,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Starts `script` at a host, and returns once it is told to begin. A signal number in `stop` ends the attempt.
+    /// Starts `script` at a host, and returns once it is told to begin. A signal number in `stop`
+    /// ends the attempt.
     pub(crate) fn open(remote: &Remote, script: &str, stop: &AtomicI32) -> Result<Session, Unanswered> {
         Session::open_by(&|line| remote.ssh(line), script, stop)
     }
@@ -316,7 +322,8 @@ fn pass_on(mut pipe: impl Read + Send + 'static, to: SyncSender<Heard>, kind: fn
     });
 }
 
-/// A second connection, whose input ends at once: if a command gets through here and not there, something keeps its input.
+/// A second connection, whose input ends at once: if a command gets through here and not there,
+/// something keeps its input.
 struct Probe {
     child: Child,
     through: Receiver<()>,

@@ -1,9 +1,10 @@
 //! Words for shells: everything that a host is told is data, whatever it has in it.
 //!
-//! sshd hands a command line to the user's login shell, which may be any: sh, bash, zsh, fish, tcsh. They agree on little, so
-//! the line that they get is `sh -c '…' finetune MARK 'SCRIPT'` with nothing in it that one of them reads in its own way: no
-//! quote, exclamation mark or line break inside the quotes, and every other unusual byte as an octal number that `printf %b` of
-//! the POSIX shell turns back.
+//! sshd hands a command line to the user's login shell, which may be any: sh, bash, zsh, fish,
+//! tcsh. They agree on little, so the line that they get is `sh -c '…' finetune MARK 'SCRIPT'` with
+//! nothing in it that one of them reads in its own way: no quote, exclamation mark or line break
+//! inside the quotes, and every other unusual byte as an octal number that `printf %b` of the POSIX
+//! shell turns back.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -22,8 +23,8 @@ pub(crate) fn path_word(path: &Path) -> String {
     if text.starts_with('-') { quoted(&format!("./{text}")) } else { quoted(&text) }
 }
 
-/// A line for any login shell, which runs `script` by the POSIX shell. `mark`, letters, digits and dashes, is the script's `$1`:
-/// the process can be known again by it.
+/// A line for any login shell, which runs `script` by the POSIX shell. `mark`, letters, digits and
+/// dashes, is the script's `$1`: the process can be known again by it.
 pub(crate) fn line(mark: &str, script: &str) -> String {
     assert!(mark.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'), "a mark is a plain word");
     format!("sh -c 'eval \"$(printf %b \"$2\")\"' finetune {mark} '{}'", octal(script))

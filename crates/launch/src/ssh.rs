@@ -20,8 +20,8 @@ pub enum WorkerHost {
 }
 
 impl WorkerHost {
-    /// Where the rank of a hostfile's host runs. `remote` says how it is started if that is not this host; its own
-    /// `host` does not count.
+    /// Where the rank of a hostfile's host runs. `remote` says how it is started if that is not
+    /// this host; its own `host` does not count.
     pub fn of(host: &Host, remote: &Remote) -> WorkerHost {
         if is_this_host(&host.ssh) {
             WorkerHost::Local
@@ -42,7 +42,8 @@ impl WorkerHost {
 /// How a program is started on another host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remote {
-    /// What ssh connects to. [`finetune_rendezvous::Hostfile`] refuses a name that begins with a dash.
+    /// What ssh connects to. [`finetune_rendezvous::Hostfile`] refuses a name that begins with a
+    /// dash.
     pub host: String,
     /// The path of the program there.
     pub program: PathBuf,
@@ -50,13 +51,14 @@ pub struct Remote {
     pub directory: Option<PathBuf>,
     /// A configuration file for ssh, instead of the user's.
     pub config: Option<PathBuf>,
-    /// Arguments that replace [`WorkerCommand::words`]: the program is a copy, with its files beside it.
+    /// Arguments that replace [`WorkerCommand::words`]: the program is a copy, with its files
+    /// beside it.
     pub words: Option<Vec<String>>,
 }
 
-/// Options that the user's configuration does not change. ssh asks no questions. It makes no terminal, which would echo
-/// what is sent. It runs no command and forwards no ports that are meant for people. No connection stays and holds our
-/// pipes.
+/// Options that the user's configuration does not change. ssh asks no questions. It makes no
+/// terminal, which would echo what is sent. It runs no command and forwards no ports that are meant
+/// for people. No connection stays and holds our pipes.
 const OPTIONS: [&str; 15] = [
     "-T",
     "-o",
@@ -86,13 +88,15 @@ impl Remote {
         ssh
     }
 
-    /// What the POSIX shell at the host runs: the program in its folder, with arguments and variables.
+    /// What the POSIX shell at the host runs: the program in its folder, with arguments and
+    /// variables.
     pub(crate) fn script(&self, arguments: &[String], environment: &[(String, String)]) -> String {
         // Files that the program makes beside a copy are the user's alone, as the copy is.
         let mut script = if self.words.is_some() { "umask 077\n".to_owned() } else { String::new() };
         if let Some(directory) = &self.directory {
             if directory.is_relative() {
-                // Login files may have changed the folder: a relative one is below the home directory.
+                // Login files may have changed the folder: a relative one is below the home
+                // directory.
                 script += "cd || exit 2\n";
             }
             // With CDPATH set, cd would look elsewhere and print the folder's name.
@@ -103,7 +107,8 @@ impl Remote {
         }
         let words: Vec<String> =
             [path_word(&self.program)].into_iter().chain(arguments.iter().map(|word| quoted(word))).collect();
-        // The shell waits for the program instead of becoming it: so its exit code says which signal ended it.
+        // The shell waits for the program instead of becoming it: so its exit code says which
+        // signal ended it.
         script + &words.join(" ") + "\nexit $?"
     }
 }

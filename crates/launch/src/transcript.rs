@@ -21,7 +21,8 @@ pub struct Section {
     pub status: Option<i32>,
 }
 
-/// What the script printed, taken apart. Nothing in it is trusted: sections may be missing, cut or nonsense.
+/// What the script printed, taken apart. Nothing in it is trusted: sections may be missing, cut or
+/// nonsense.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Transcript {
     sections: BTreeMap<String, Section>,
@@ -30,8 +31,9 @@ pub struct Transcript {
 }
 
 impl Transcript {
-    /// Takes an answer apart. Everything outside the marks (greetings of a login shell) is dropped; of two sections with
-    /// one name the first counts. Never fails: an answer without marks has no sections.
+    /// Takes an answer apart. Everything outside the marks (greetings of a login shell) is dropped;
+    /// of two sections with one name the first counts. Never fails: an answer without marks has no
+    /// sections.
     pub fn parse(answer: &[u8], mark: &str) -> Self {
         let answer = String::from_utf8_lossy(&answer[..answer.len().min(MAX_ANSWER_BYTES)]);
         let mut transcript = Self::default();

@@ -1,9 +1,10 @@
-//! One process per rank, here or on other hosts. It lives no longer than the process that started it.
+//! One process per rank, here or on other hosts. It lives no longer than the process that started
+//! it.
 //!
-//! A worker reads one line of JSON from its standard input, which says which rank it is. Nothing secret stands in its
-//! arguments or its environment, where others could read it. On another host the line is sent once the command has said
-//! that it is there (`session.rs`). The input stays open for orders (`orders.rs`). When it ends, the launcher is gone,
-//! and the worker ends too.
+//! A worker reads one line of JSON from its standard input, which says which rank it is. Nothing
+//! secret stands in its arguments or its environment, where others could read it. On another host
+//! the line is sent once the command has said that it is there (`session.rs`). The input stays open
+//! for orders (`orders.rs`). When it ends, the launcher is gone, and the worker ends too.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -50,7 +51,8 @@ const NOT_REACHED: i32 = 255;
 /// Between two looks at the workers while none of them says anything.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// After the last worker ended, its output is there at once. A process that it left behind may hold the pipe longer.
+/// After the last worker ended, its output is there at once. A process that it left behind may hold
+/// the pipe longer.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// Events that wait to be handled. A worker that says more waits.
@@ -81,7 +83,8 @@ pub enum WorkerError {
 /// What a worker does.
 #[derive(Debug)]
 pub enum Event {
-    /// A line of its standard output. Bytes that are no UTF-8 are replaced, lines of more than 64 KiB are cut.
+    /// A line of its standard output. Bytes that are no UTF-8 are replaced, lines of more than 64
+    /// KiB are cut.
     Line(String),
     /// A line of its standard error, likewise.
     ErrorLine(String),
@@ -134,7 +137,8 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts one worker per host, in rank order. Each gets its element of `assignments` as its first line.
+    /// Starts one worker per host, in rank order. Each gets its element of `assignments` as its
+    /// first line.
     ///
     /// # Errors
     /// If a process cannot be started. Those that were started already are ended.
@@ -164,7 +168,8 @@ impl Workers {
                 }
             };
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            // A Ctrl-C in the terminal reaches the launcher alone, which tells the workers, also those on other hosts.
+            // A Ctrl-C in the terminal reaches the launcher alone, which tells the workers, also
+            // those on other hosts.
             command.process_group(0);
             let spawned = command.spawn();
             let start = |error| WorkerError::Start { rank, command: format!("{command:?}"), error };
@@ -173,7 +178,8 @@ impl Workers {
             let way = Arc::new(Mutex::new(Line { stdin: child.stdin.take(), opening }));
             let assignment = serde_json::to_string(assignment).expect("assignments are plain data") + "\n";
             if remote.is_none() {
-                // A worker that has ended already says why on its standard error, and by its exit code.
+                // A worker that has ended already says why on its standard error, and by its exit
+                // code.
                 locked(&way).say(&assignment);
             }
             let ear = Ear { rank, to: sender.clone(), line: Arc::clone(&way), mark: mark.clone(), assignment };
@@ -191,10 +197,11 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Hands every event to `hear` until all workers have ended. After one has failed, the others get a while to notice,
-    /// and then are killed. A signal number in `stop` is passed on as an order to finish. While `working` is false there
-    /// is nothing to save, and workers that are slow to follow the order are killed. Later that holds for all but the
-    /// first one, which saves.
+    /// Hands every event to `hear` until all workers have ended. After one has failed, the others
+    /// get a while to notice, and then are killed. A signal number in `stop` is passed on as an
+    /// order to finish. While `working` is false there is nothing to save, and workers that are
+    /// slow to follow the order are killed. Later that holds for all but the first one, which
+    /// saves.
     pub fn finish(
         mut self,
         stop: &AtomicI32,
@@ -221,7 +228,8 @@ impl Workers {
                 (told, asked) = (Some(Instant::now()), Instant::now());
                 self.stop(signal);
             }
-            // A rank that stopped as it was told has not failed, and the others may still be saving.
+            // A rank that stopped as it was told has not failed, and the others may still be
+            // saving.
             let exits = || self.workers.iter().filter_map(|worker| worker.exit);
             if failed_since.is_none() && exits().any(|exit| exit.code != 0 && exit.code != 128 + signal) {
                 failed_since = Some(Instant::now());
@@ -303,8 +311,9 @@ impl Workers {
             let mut line = locked(&worker.line);
             if line.has_begun() {
                 line.say(&format!("stop {signal}\n"));
-                // A stopped process hears no order, and a rank without peers is missed by nobody: it is continued.
-                // The number of a process that has ended may be another process's by now.
+                // A stopped process hears no order, and a rank without peers is missed by nobody:
+                // it is continued. The number of a process that has ended may be another process's
+                // by now.
                 if matches!(worker.child.try_wait(), Ok(None)) {
                     let _ = rustix::process::kill_process(Pid::from_child(&worker.child), Signal::CONT);
                 }
@@ -316,7 +325,8 @@ impl Workers {
         }
     }
 
-    /// Kills the workers that still run, from rank `from` on: also stopped ones, and on other hosts.
+    /// Kills the workers that still run, from rank `from` on: also stopped ones, and on other
+    /// hosts.
     fn force(&mut self, from: usize) {
         let after = self.began.elapsed();
         std::thread::scope(|scope| {

@@ -6,8 +6,8 @@
 //!  "hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"], "rdma": [null, "rdma_en2"]},
 //!            {"ssh": "mini-2", "ips": ["10.0.0.2"], "rdma": ["rdma_en2", null]}]}
 //! ```
-//! or the list of hosts alone. As in MLX, only "hosts" and "ssh" are needed and keys that nobody knows are passed over,
-//! so that a file which mlx.launch takes is taken here, comments included.
+//! or the list of hosts alone. As in MLX, only "hosts" and "ssh" are needed and keys that nobody
+//! knows are passed over, so that a file which mlx.launch takes is taken here, comments included.
 //! (ml-explore/mlx, python/mlx/_distributed_utils/common.py, `Hostfile.from_file`.)
 
 use std::fs::File;
@@ -46,12 +46,13 @@ pub struct Hostfile {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
-    /// What ssh connects to: a name, an address or an alias of ~/.ssh/config. Never an option: it does not start with
-    /// '-' and has no white space.
+    /// What ssh connects to: a name, an address or an alias of ~/.ssh/config. Never an option: it
+    /// does not start with '-' and has no white space.
     pub ssh: String,
     /// Addresses under which the other hosts reach this one, the best first; may be empty.
     pub ips: Vec<String>,
-    /// The RDMA devices that lead to each host, an empty list for none; empty as a whole where the file has no "rdma".
+    /// The RDMA devices that lead to each host, an empty list for none; empty as a whole where the
+    /// file has no "rdma".
     pub rdma: Vec<Vec<String>>,
 }
 
@@ -183,13 +184,15 @@ impl Hostfile {
         DeviceMatrix::new(rows).map(Some).map_err(|source| HostfileError::Devices { source })
     }
 
-    /// The address at which the ranks can meet: the first one of host 0 that leads there from elsewhere, or else the first one.
+    /// The address at which the ranks can meet: the first one of host 0 that leads there from
+    /// elsewhere, or else the first one.
     pub fn coordinator(&self) -> Option<&str> {
         let ips = &self.hosts.first()?.ips;
         ips.iter().find(|address| !is_loopback(address)).or(ips.first()).map(String::as_str)
     }
 
-    /// The address of host 0, if every other machine would look for it in itself, and the file names other machines.
+    /// The address of host 0, if every other machine would look for it in itself, and the file
+    /// names other machines.
     pub fn lost_coordinator(&self) -> Option<&str> {
         let address = |host: &'_ Host| host.ips.iter().find(|ip| !is_loopback(ip)).or(host.ips.first()).cloned();
         let leads_here =
@@ -200,7 +203,8 @@ impl Hostfile {
     }
 }
 
-/// The names of a list as MPI, MPICH and DeepSpeed take it: one per line, perhaps with slots; `None` if it is none.
+/// The names of a list as MPI, MPICH and DeepSpeed take it: one per line, perhaps with slots;
+/// `None` if it is none.
 fn plain_list(text: &str) -> Option<Vec<String>> {
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     let names = lines.filter(|line| !line.is_empty()).map(|line| {
@@ -332,7 +336,8 @@ pub fn name_fault(name: &str) -> Option<&'static str> {
     None
 }
 
-/// True for "10.0.0.1:5000", which is two things in one, and not for the IPv6 address "fd00::1" or "fe80::1%en5".
+/// True for "10.0.0.1:5000", which is two things in one, and not for the IPv6 address "fd00::1" or
+/// "fe80::1%en5".
 fn has_port(address: &str) -> bool {
     address.contains(':') && address.split('%').next().is_none_or(|address| address.parse::<Ipv6Addr>().is_err())
 }

@@ -1,18 +1,23 @@
-//! What the launcher of this process says about it: its rank, how many there are, and where rank 0 is.
+//! What the launcher of this process says about it: its rank, how many there are, and where rank 0
+//! is.
 //!
-//! Six families of launchers are understood, and none needs to know this program. Several can have left their
-//! variables in one environment (`srun` starts `torchrun`, which starts us), so they are asked in a fixed order: **the
-//! innermost first**, the one that can only have set its variables for this very process.
+//! Six families of launchers are understood, and none needs to know this program. Several can have
+//! left their variables in one environment (`srun` starts `torchrun`, which starts us), so they are
+//! asked in a fixed order: **the innermost first**, the one that can only have set its variables
+//! for this very process.
 //!
-//! 1. `RANK`, `WORLD_SIZE`: `finetune launch`, torchrun, Ray, and whoever translates another launcher's variables by
-//!    hand (`RANK=$SLURM_PROCID …`) or copies them from SkyPilot's. An explicit setting beats everything found around it.
+//! 1. `RANK`, `WORLD_SIZE`: `finetune launch`, torchrun, Ray, and whoever translates another
+//!    launcher's variables by hand (`RANK=$SLURM_PROCID …`) or copies them from SkyPilot's. An
+//!    explicit setting beats everything found around it.
 //! 2. `MLX_RANK` or `JACCL_RANK`: mlx.launch, which itself runs under nothing and starts nothing.
-//! 3. `OMPI_COMM_WORLD_RANK`: Open MPI. In a Slurm job its daemons are a job step, so each of its ranks also carries
-//!    the `SLURM_PROCID` of a daemon, which is no rank.
-//! 4. `PMI_RANK`, `PMIX_RANK`: MPICH, Intel MPI, Cray's PALS, for the same reason. Slurm's own PMI plugins set them too;
-//!    then they repeat what Slurm says and Slurm, which also knows the hosts, is asked.
+//! 3. `OMPI_COMM_WORLD_RANK`: Open MPI. In a Slurm job its daemons are a job step, so each of its
+//!    ranks also carries the `SLURM_PROCID` of a daemon, which is no rank.
+//! 4. `PMI_RANK`, `PMIX_RANK`: MPICH, Intel MPI, Cray's PALS, for the same reason. Slurm's own PMI
+//!    plugins set them too; then they repeat what Slurm says and Slurm, which also knows the hosts,
+//!    is asked.
 //! 5. `SLURM_PROCID`: srun.
-//! 6. `PET_NODE_RANK`: Kubeflow's trainer, which sets what torchrun would read, once for a whole pod.
+//! 6. `PET_NODE_RANK`: Kubeflow's trainer, which sets what torchrun would read, once for a whole
+//!    pod.
 //!
 //! A variable that is set to nothing counts as not set.
 
@@ -39,8 +44,8 @@ pub use error::EnvironmentError;
 
 use variables::{Number, Variables};
 
-/// What is known of this process and its group. `rank < world`, `local_rank < local_world <= world`, and the rendezvous
-/// is there whenever `world` is above 1.
+/// What is known of this process and its group. `rank < world`, `local_rank < local_world <=
+/// world`, and the rendezvous is there whenever `world` is above 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Environment {
     pub(crate) rank: usize,
@@ -48,21 +53,22 @@ pub(crate) struct Environment {
     pub(crate) world: usize,
     /// The rank among the ranks of this host, from 0.
     pub(crate) local_rank: usize,
-    /// The number of ranks on this host. Where the launcher does not say it: all of them if the rendezvous is on the
-    /// loopback interface, else as many as `local_rank` proves.
+    /// The number of ranks on this host. Where the launcher does not say it: all of them if the
+    /// rendezvous is on the loopback interface, else as many as `local_rank` proves.
     pub(crate) local_world: usize,
-    /// Where rank 0 listens. Under torchrun itself the port is not `MASTER_PORT`, which its agent holds, but one made
-    /// from it.
+    /// Where rank 0 listens. Under torchrun itself the port is not `MASTER_PORT`, which its agent
+    /// holds, but one made from it.
     pub(crate) rendezvous: Option<HostPort>,
     pub(crate) launcher: Launcher,
     /// The RDMA devices between the ranks (`MLX_IBV_DEVICES`).
     pub(crate) devices: Option<DeviceMatrix>,
-    /// The addresses of each rank, "ip:port" (`MLX_HOSTFILE`). Rank 0's first one is also the rendezvous, unless
-    /// another is named.
+    /// The addresses of each rank, "ip:port" (`MLX_HOSTFILE`). Rank 0's first one is also the
+    /// rendezvous, unless another is named.
     pub(crate) hosts: Option<Vec<Vec<String>>>,
     /// A mesh is to be run as a ring (`MLX_JACCL_RING`, whatever its value).
     pub(crate) prefer_ring: bool,
-    /// The launcher's name for this job, where it has one: the same in all ranks, and another in another job.
+    /// The launcher's name for this job, where it has one: the same in all ranks, and another in
+    /// another job.
     pub(crate) job: Option<String>,
     /// Something odd that is worth a line.
     pub(crate) note: Option<String>,
@@ -123,9 +129,11 @@ struct Unchecked {
 }
 
 impl Environment {
-    /// Reads the variables of a launcher. `Ok(None)`: no launcher started this process, it trains alone.
+    /// Reads the variables of a launcher. `Ok(None)`: no launcher started this process, it trains
+    /// alone.
     ///
-    /// `variables` and `files` stand for the process's environment and for the disk, so that tests need neither.
+    /// `variables` and `files` stand for the process's environment and for the disk, so that tests
+    /// need neither.
     pub(crate) fn read(
         variables: &dyn Fn(&str) -> Option<String>,
         files: &dyn Fn(&Path) -> io::Result<String>,
@@ -145,16 +153,18 @@ impl Environment {
         Self::read(&process_variable, &read_text)
     }
 
-    /// How many tasks of a Slurm job stay idle because this process was started in it without `srun`: from the batch
-    /// script or an interactive shell. `Some` only where [`Environment::read`] gives `None`; worth a note to the user,
-    /// who may have meant `srun finetune run …`.
+    /// How many tasks of a Slurm job stay idle because this process was started in it without
+    /// `srun`: from the batch script or an interactive shell. `Some` only where
+    /// [`Environment::read`] gives `None`; worth a note to the user, who may have meant `srun
+    /// finetune run …`.
     pub(crate) fn slurm_tasks_without_srun(variables: &dyn Fn(&str) -> Option<String>) -> Option<usize> {
         slurm::tasks_without_srun(&Variables::new(variables))
     }
 }
 
 fn process_variable(name: &str) -> Option<String> {
-    // What is not UTF-8 is no number and no address: the error about it shows the replacement characters.
+    // What is not UTF-8 is no number and no address: the error about it shows the replacement
+    // characters.
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }
 
@@ -177,7 +187,8 @@ fn job(variables: &Variables<'_>, launcher: Launcher) -> Option<String> {
     variables.first(names).map(|job| job.value).filter(|job| job != "none")
 }
 
-/// Rank and number of ranks by the launcher that started this very process, if that is not what set `RANK`.
+/// Rank and number of ranks by the launcher that started this very process, if that is not what set
+/// `RANK`.
 fn started_as(variables: &Variables<'_>) -> Option<(Launcher, Number, Number)> {
     let of = |launcher, pair: Result<Option<(Number, Number)>, EnvironmentError>| {
         pair.ok().flatten().map(|(rank, world)| (launcher, rank, world))

@@ -1,11 +1,13 @@
 //! Who this process is among the ranks, and how the ranks find and join each other.
 //!
-//! **Owns:** the [`Membership`] of a rank and the one join, launchers' variables (`launchers.rs`), hostfiles in MLX's
-//! format (`hostfile.rs`), the token (`token.rs`), which host this is (`this_host.rs`, `identity.rs`).
+//! **Owns:** the [`Membership`] of a rank and the one join, launchers' variables (`launchers.rs`),
+//! hostfiles in MLX's format (`hostfile.rs`), the token (`token.rs`), which host this is
+//! (`this_host.rs`, `identity.rs`).
 //!
 //! **Must never know:** maths, models, recipes, ssh.
 //!
-//! **Start reading** in `membership.rs`, then `launchers.rs` and `hostfile.rs`, from which memberships are made.
+//! **Start reading** in `membership.rs`, then `launchers.rs` and `hostfile.rs`, from which
+//! memberships are made.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,9 @@
-//! One rank of a group: which one it is, where and how it finds the others, and the one way to join them.
+//! One rank of a group: which one it is, where and how it finds the others, and the one way to join
+//! them.
 //!
-//! `finetune launch` and `finetune cluster bench` write a [`Membership`] to the standard input of each rank that they
-//! start. Under other launchers it is made from their variables ([`Membership::from_launcher`]).
+//! `finetune launch` and `finetune cluster bench` write a [`Membership`] to the standard input of
+//! each rank that they start. Under other launchers it is made from their variables
+//! ([`Membership::from_launcher`]).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,7 +19,8 @@ use crate::token::{self, TOKEN_FILE};
 #[cfg(test)]
 mod tests;
 
-/// How long ranks of another launcher wait for each other: a scheduler may start some of them minutes later than others.
+/// How long ranks of another launcher wait for each other: a scheduler may start some of them
+/// minutes later than others.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(300);
 /// The same under our launcher, which starts all ranks at once.
 const LAUNCHED_JOIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -129,8 +132,9 @@ impl Membership {
         }
     }
 
-    /// What the variables of a launcher say of this process, and notes that are worth a line each. `Ok(None)`: no
-    /// launcher started it. `token_file` has the token; without it the variable `FINETUNE_TOKEN_FILE` names the file.
+    /// What the variables of a launcher say of this process, and notes that are worth a line each.
+    /// `Ok(None)`: no launcher started it. `token_file` has the token; without it the variable
+    /// `FINETUNE_TOKEN_FILE` names the file.
     ///
     /// # Errors
     /// If the variables contradict each other, or the ranks are on several hosts and have no token.
@@ -174,12 +178,14 @@ impl Membership {
         })
     }
 
-    /// The configuration of the group with everything that the membership says; all else is as usual.
+    /// The configuration of the group with everything that the membership says; all else is as
+    /// usual.
     fn config(&self) -> Result<Config, MembershipError> {
         let secret = token::secret(self.token.as_deref(), self.world)?;
         let mut config = Config::new(self.rank, self.world, self.rendezvous.clone(), secret);
         config.run.clone_from(&self.run);
-        // Our own launcher knows whether all ranks are here. The variables of other launchers say it of rank 0 alone.
+        // Our own launcher knows whether all ranks are here. The variables of other launchers say
+        // it of rank 0 alone.
         config.everywhere = !(self.launched && self.local_world == self.world);
         config.addresses = self.addresses.iter().filter_map(|address| address.parse().ok()).collect();
         config.started_by.clone_from(&self.started_by);
@@ -189,8 +195,8 @@ impl Membership {
         Ok(config)
     }
 
-    /// Joins the other ranks, which must run the same version. `settings` changes what the membership does not say, and
-    /// adds what else the ranks must agree on.
+    /// Joins the other ranks, which must run the same version. `settings` changes what the
+    /// membership does not say, and adds what else the ranks must agree on.
     ///
     /// # Errors
     /// If there is no secret for the group, or the ranks do not meet.
@@ -201,7 +207,8 @@ impl Membership {
         Ok(Group::join(&config)?)
     }
 
-    /// Tells the other ranks why this one failed before it could join them, and with which exit code it ends.
+    /// Tells the other ranks why this one failed before it could join them, and with which exit
+    /// code it ends.
     pub fn excuse(&self, why: &str, code: u8) {
         if let Ok(config) = self.config() {
             Group::excuse(&config, why, code);
@@ -209,8 +216,8 @@ impl Membership {
     }
 }
 
-/// How many tasks of a Slurm job stay idle because this process was started in it without `srun`. `Some` only if
-/// [`Membership::from_launcher`] returns `None`.
+/// How many tasks of a Slurm job stay idle because this process was started in it without `srun`.
+/// `Some` only if [`Membership::from_launcher`] returns `None`.
 pub fn slurm_tasks_without_srun() -> Option<usize> {
     Environment::slurm_tasks_without_srun(&|name| std::env::var(name).ok())
 }

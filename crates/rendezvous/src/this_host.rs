@@ -1,9 +1,11 @@
-//! Whether a name or an address means this very host. All callers ask here, so that all follow one rule.
+//! Whether a name or an address means this very host. All callers ask here, so that all follow one
+//! rule.
 
 use std::net::IpAddr;
 
-/// Whether a host's name, as ssh takes it, means the host that this program runs on: a loopback name or address, or a
-/// name that this host calls itself. A name with a user (`user@host`) does not: that user may be another one.
+/// Whether a host's name, as ssh takes it, means the host that this program runs on: a loopback
+/// name or address, or a name that this host calls itself. A name with a user (`user@host`) does
+/// not: that user may be another one.
 pub fn is_this_host(name: &str) -> bool {
     is_loopback(name) || is_own_name(name, &own_name())
 }
@@ -13,12 +15,14 @@ pub fn own_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Whether `name` is `own`, the first part of `own`, or that part below ".local" as a Mac is called.
+/// Whether `name` is `own`, the first part of `own`, or that part below ".local" as a Mac is
+/// called.
 fn is_own_name(name: &str, own: &str) -> bool {
     let plain = |name: &str| name.trim_end_matches('.').to_ascii_lowercase();
     let (name, own) = (plain(name), plain(own));
     let short = own.split('.').next().unwrap_or_default();
-    // A host without a name may call itself "" or "(none)". An address is no name with a first part.
+    // A host without a name may call itself "" or "(none)". An address is no name with a first
+    // part.
     let is_name = !short.is_empty() && short.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
     is_name && own.parse::<IpAddr>().is_err() && (name == own || name == short || name == format!("{short}.local"))
 }

@@ -17,7 +17,8 @@ pub(crate) fn read(file: &Path) -> Result<String, MembershipError> {
     Ok(std::fs::read_to_string(file).map_err(failed)?.trim().to_owned())
 }
 
-/// The secret of the token. Without a token: the secret that only this user's processes on this host share.
+/// The secret of the token. Without a token: the secret that only this user's processes on this
+/// host share.
 pub(crate) fn secret(token: Option<&str>, world: usize) -> Result<Secret, MembershipError> {
     match token {
         Some(token) => Secret::from_token(token).ok_or(MembershipError::ShortToken),
@@ -26,7 +27,8 @@ pub(crate) fn secret(token: Option<&str>, world: usize) -> Result<Secret, Member
     }
 }
 
-/// A note about a token file that others can read. Kubernetes makes its files readable by a group, so it is no error.
+/// A note about a token file that others can read. Kubernetes makes its files readable by a group,
+/// so it is no error.
 pub(crate) fn readable_by_others(file: &Path) -> Option<String> {
     let mode = file.metadata().ok()?.permissions().mode() & 0o777;
     (mode & 0o077 != 0).then(|| {

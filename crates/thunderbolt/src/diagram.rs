@@ -15,8 +15,9 @@ pub use svg::svg;
 pub(crate) use text::columns;
 pub use text::text;
 
-/// The graph in Graphviz's language: a box per host, a line per cable with its interfaces ("en3/en5", as
-/// `mlx.distributed_config --dot` labels them). Missing cables of the nearest form are dashed.
+/// The graph in Graphviz's language: a box per host, a line per cable with its interfaces
+/// ("en3/en5", as `mlx.distributed_config --dot` labels them). Missing cables of the nearest form
+/// are dashed.
 pub fn dot(discovery: &Discovery) -> String {
     let mut graph = String::from("graph cluster {\n  node [shape=rectangle];\n");
     for host in 0..discovery.hosts.len() {
@@ -49,7 +50,8 @@ fn label(cable: &crate::cabling::Cable) -> String {
     format!("{}/{}{speed}", end(0), end(1))
 }
 
-/// The missing cables that a picture shows: for a mesh where the ports allow one and it is near, else for a ring.
+/// The missing cables that a picture shows: for a mesh where the ports allow one and it is near,
+/// else for a ring.
 fn missing(discovery: &Discovery) -> Vec<(usize, usize)> {
     let (mesh, ring) = (&discovery.shape.missing_for_mesh, &discovery.shape.ring.missing);
     if !discovery.is_cabled() {

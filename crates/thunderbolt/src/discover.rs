@@ -16,7 +16,8 @@ pub(crate) use addresses::meeting_point;
 pub use proposal::Proposal;
 
 /// The least that RDMA over Thunderbolt needs, in Gb/s: Thunderbolt 4 and older run at 40.
-/// (exo-explore/exo pull request 1813: macOS makes rdma_enX devices for Thunderbolt 4 too, which do not work.)
+/// (exo-explore/exo pull request 1813: macOS makes rdma_enX devices for Thunderbolt 4 too, which do
+/// not work.)
 const RDMA_GIGABITS: u32 = 41;
 
 /// Everything that is known of a cluster.
@@ -24,7 +25,8 @@ const RDMA_GIGABITS: u32 = 41;
 pub struct Discovery {
     /// The hosts that answered, in the order asked.
     pub hosts: Vec<Facts>,
-    /// Hosts that are one of these under another name, and are left out: that one's name, and the other name.
+    /// Hosts that are one of these under another name, and are left out: that one's name, and the
+    /// other name.
     pub same_machine: Vec<(String, String)>,
     /// Why the others did not.
     pub unreachable: Vec<GatherError>,
@@ -33,7 +35,8 @@ pub struct Discovery {
     pub shape: Shape,
 }
 
-/// Takes out every host that is an earlier one under another name: says so of itself, or has a port of it.
+/// Takes out every host that is an earlier one under another name: says so of itself, or has a port
+/// of it.
 fn leave_out_twins(hosts: &mut Vec<Facts>) -> Vec<(String, String)> {
     let by_ports = Cabling::new(hosts).same_machine;
     let same = |i: usize, j: usize| match (&hosts[i].identity, &hosts[j].identity) {

@@ -1,7 +1,9 @@
-//! Everything that is known to go wrong between machines, looked for before a run does: each check is a pure function of the
-//! gathered facts, and says what was found, what that means, and what to do.
+//! Everything that is known to go wrong between machines, looked for before a run does: each check
+//! is a pure function of the gathered facts, and says what was found, what that means, and what to
+//! do.
 //!
-//! The list is made of what users of Apple's RDMA reported (docs/rdma.md), and of what our own ranks need of each other.
+//! The list is made of what users of Apple's RDMA reported (docs/rdma.md), and of what our own
+//! ranks need of each other.
 
 use serde::Serialize;
 
@@ -56,7 +58,8 @@ pub struct Expected {
     pub ports: Vec<u16>,
     /// Free disk space for checkpoints.
     pub disk_bytes: u64,
-    /// Whether a run without RDMA counts as failed. If not, what stands in the way of RDMA is a warning.
+    /// Whether a run without RDMA counts as failed. If not, what stands in the way of RDMA is a
+    /// warning.
     pub rdma: bool,
 }
 

@@ -1,7 +1,8 @@
 //! What is known of a host, from what its commands printed.
 //!
-//! Every value may be missing: a command is not there, failed, was cut off, or printed something else. [`Facts::why`] says
-//! which. No output, whatever its bytes, makes these readers panic or take long: sizes, counts and depths have limits.
+//! Every value may be missing: a command is not there, failed, was cut off, or printed something
+//! else. [`Facts::why`] says which. No output, whatever its bytes, makes these readers panic or
+//! take long: sizes, counts and depths have limits.
 
 use std::collections::BTreeMap;
 
@@ -266,13 +267,15 @@ impl Reader<'_> {
     }
 }
 
-/// A name out of an output, if it can stand in a message, a drawing and a command: 1 to 64 letters without control characters.
+/// A name out of an output, if it can stand in a message, a drawing and a command: 1 to 64 letters
+/// without control characters.
 fn name(text: &str) -> Option<String> {
     let fits = !text.is_empty() && text.len() <= MAX_NAME_BYTES && !text.chars().any(char::is_control);
     fits.then(|| text.to_owned())
 }
 
-/// The name of an interface or a device, which goes into commands: letters, digits, '_', '.', '-' and not in front '-'.
+/// The name of an interface or a device, which goes into commands: letters, digits, '_', '.', '-'
+/// and not in front '-'.
 fn plain_name(text: &str) -> Option<String> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     let fits = !text.starts_with(['-', '.']) && text.bytes().all(is_plain);

@@ -14,11 +14,12 @@ mod tests;
 /// For everything that is asked of a host: `system_profiler` takes one to three seconds.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Asks all hosts at the same time; the answers come in their order. This host is asked without ssh: see
-/// [`finetune_rendezvous::is_this_host`].
+/// Asks all hosts at the same time; the answers come in their order. This host is asked without
+/// ssh: see [`finetune_rendezvous::is_this_host`].
 ///
 /// # Errors
-/// Per host; one that does not answer costs no more than `deadline` and keeps nobody else waiting longer than that.
+/// Per host; one that does not answer costs no more than `deadline` and keeps nobody else waiting
+/// longer than that.
 pub fn gather(hosts: &[String], questions: &Questions<'_>, deadline: Duration) -> Vec<Result<Facts, GatherError>> {
     if hosts.len() > MAX_HOSTS_ASKED {
         return hosts.iter().map(|_| Err(GatherError::TooMany { hosts: hosts.len() })).collect();

@@ -1,12 +1,14 @@
 //! How hosts are cabled over Thunderbolt, what is wrong with them, and what they lack for RDMA.
 //!
-//! **Owns:** the facts of a host (`facts.rs`), cables and what they form (`cabling.rs`, `shape.rs`), a hostfile from
-//! them (`discover.rs`), pictures (`diagram.rs`), the commands of a set-up (`setup.rs`), checks (`doctor.rs`).
+//! **Owns:** the facts of a host (`facts.rs`), cables and what they form (`cabling.rs`,
+//! `shape.rs`), a hostfile from them (`discover.rs`), pictures (`diagram.rs`), the commands of a
+//! set-up (`setup.rs`), checks (`doctor.rs`).
 //!
 //! **Must never know:** maths, models, recipes, ranks.
 //!
-//! **Start reading** in `discover.rs` (facts become a picture and a hostfile). Then follow the facts back: `gather.rs`
-//! (one ssh round trip per host), `facts.rs` (what the commands said), `cabling.rs`, `shape.rs`.
+//! **Start reading** in `discover.rs` (facts become a picture and a hostfile). Then follow the
+//! facts back: `gather.rs` (one ssh round trip per host), `facts.rs` (what the commands said),
+//! `cabling.rs`, `shape.rs`.
 
 #![forbid(unsafe_code)]
 

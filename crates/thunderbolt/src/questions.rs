@@ -1,5 +1,5 @@
-//! The one question to a host: a shell script that runs every reading command and prints what they say between marks.
-//! [`finetune_launch::Transcript`] reads the answer.
+//! The one question to a host: a shell script that runs every reading command and prints what they
+//! say between marks. [`finetune_launch::Transcript`] reads the answer.
 
 use std::path::Path;
 

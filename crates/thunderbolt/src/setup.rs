@@ -1,9 +1,9 @@
-//! From a discovery to the commands that make the Thunderbolt cables usable: the bridge off, an address at each end of each
-//! cable, a route through it.
+//! From a discovery to the commands that make the Thunderbolt cables usable: the bridge off, an
+//! address at each end of each cable, a route through it.
 //!
-//! What `mlx.distributed_config` does, with three differences: nothing is done twice (a cable that has addresses keeps
-//! them), the addresses keep clear of the networks that the hosts are on, and a plan that would cut off our own way to a host
-//! is refused. Nothing outlives a restart of the Mac.
+//! What `mlx.distributed_config` does, with three differences: nothing is done twice (a cable that
+//! has addresses keeps them), the addresses keep clear of the networks that the hosts are on, and a
+//! plan that would cut off our own way to a host is refused. Nothing outlives a restart of the Mac.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -22,7 +22,8 @@ mod tests;
 pub struct Step {
     /// The name that ssh takes.
     pub host: String,
-    /// For a POSIX shell; with `sudo -n` where it needs root, so that it fails instead of waiting for a password.
+    /// For a POSIX shell; with `sudo -n` where it needs root, so that it fails instead of waiting
+    /// for a password.
     pub command: String,
     /// What it is for, in a few words.
     pub why: String,
@@ -173,7 +174,8 @@ fn refuse_to_cut_ourselves_off(facts: &Facts, touched: &[String]) -> Result<(), 
     }
 }
 
-/// What only Recovery can do, and only for Macs that have Thunderbolt 5: for others the switch changes nothing.
+/// What only Recovery can do, and only for Macs that have Thunderbolt 5: for others the switch
+/// changes nothing.
 fn recovery(facts: &Facts) -> Option<String> {
     let is_off = facts.rdma_enabled == Some(false) && facts.has_thunderbolt_5() != Some(false);
     is_off.then(|| {
@@ -220,8 +222,9 @@ impl ApplyError {
     }
 }
 
-/// Runs the steps one after the other with `run(host, command)`, for which [`finetune_launch::gather::run_command`] is made; stops at
-/// the first that fails. Gives the number of steps.
+/// Runs the steps one after the other with `run(host, command)`, for which
+/// [`finetune_launch::gather::run_command`] is made; stops at the first that fails. Gives the
+/// number of steps.
 pub fn apply(
     plan: &Plan,
     run: &mut dyn FnMut(&str, &str) -> Result<Output, GatherError>,
@@ -243,7 +246,8 @@ pub fn apply(
     Ok(plan.steps.len())
 }
 
-/// The plan as text: a heading per host, the commands as they can be pasted, what they are for behind a '#'.
+/// The plan as text: a heading per host, the commands as they can be pasted, what they are for
+/// behind a '#'.
 pub fn text(plan: &Plan) -> String {
     let mut text = String::new();
     let mut host = "";
@@ -264,7 +268,8 @@ pub fn text(plan: &Plan) -> String {
     text
 }
 
-/// Whether an address is one that a system gave itself: it changes with every plugging (ml-explore/mlx issue 3467).
+/// Whether an address is one that a system gave itself: it changes with every plugging
+/// (ml-explore/mlx issue 3467).
 pub(crate) fn is_self_assigned(address: Ipv4Addr) -> bool {
     address.is_link_local()
 }

@@ -1,4 +1,5 @@
-//! What a number of cables between hosts makes up: a mesh, a ring, a line or pieces, and which cables are missing.
+//! What a number of cables between hosts makes up: a mesh, a ring, a line or pieces, and which
+//! cables are missing.
 
 #[cfg(test)]
 mod tests;
@@ -51,7 +52,8 @@ pub struct Shape {
 const MAX_EXACT: usize = 13;
 
 impl Shape {
-    /// `counts[i][j]`: cables from i to j, as [`crate::cabling::Cabling::counts`] gives them: square and symmetric.
+    /// `counts[i][j]`: cables from i to j, as [`crate::cabling::Cabling::counts`] gives them:
+    /// square and symmetric.
     pub fn new(counts: &[Vec<usize>]) -> Self {
         let hosts = counts.len();
         let pairs = (0..hosts).flat_map(|i| (i + 1..hosts).map(move |j| (i, j)));
@@ -118,7 +120,8 @@ fn part(counts: &[Vec<usize>], mut hosts: Vec<usize>) -> Part {
         return Part { hosts, form: Form::Ring };
     }
     if degrees.iter().all(|&degree| degree <= 2) {
-        // Connected, no ring, nobody with three neighbours: a line. It is the ring opened at its one missing cable.
+        // Connected, no ring, nobody with three neighbours: a line. It is the ring opened at its
+        // one missing cable.
         let (before, after) = ring.missing[0];
         let gap = ring.order.iter().position(|&host| host == after).filter(|_| ring.missing.len() == 1);
         if let Some(gap) = gap {
@@ -130,7 +133,8 @@ fn part(counts: &[Vec<usize>], mut hosts: Vec<usize>) -> Part {
     Part { hosts, form: Form::Other }
 }
 
-/// The way around all hosts that needs the fewest new cables; of several, the one nearest to the given order.
+/// The way around all hosts that needs the fewest new cables; of several, the one nearest to the
+/// given order.
 fn ring(counts: &[Vec<usize>]) -> Ring {
     let hosts = counts.len();
     let (order, exact) = match hosts {
@@ -150,7 +154,8 @@ fn best_order(counts: &[Vec<usize>]) -> Vec<usize> {
     let hosts = counts.len();
     let price = |i: usize, j: usize| u8::from(counts[i][j] == 0);
     let all = (1usize << hosts) - 1;
-    // costs[set][last]: the least price of going on from `last`, with `set` behind us, through the others and home to 0.
+    // costs[set][last]: the least price of going on from `last`, with `set` behind us, through the
+    // others and home to 0.
     let mut costs = vec![vec![u8::MAX; hosts]; 1 << hosts];
     costs[all] = (0..hosts).map(|last| price(last, 0)).collect();
     for set in (1..all).rev().filter(|set| set & 1 == 1) {
@@ -172,8 +177,8 @@ fn best_order(counts: &[Vec<usize>]) -> Vec<usize> {
     order
 }
 
-/// For many hosts: the given order if it is a ring, else stretches of cables joined end to end, which may miss a better way.
-/// The flag says whether it is known that there is none.
+/// For many hosts: the given order if it is a ring, else stretches of cables joined end to end,
+/// which may miss a better way. The flag says whether it is known that there is none.
 fn joined_order(counts: &[Vec<usize>]) -> (Vec<usize>, bool) {
     let hosts = counts.len();
     if (0..hosts).all(|host| counts[host][(host + 1) % hosts] > 0) {

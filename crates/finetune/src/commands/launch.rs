@@ -1,4 +1,5 @@
-//! `finetune launch`: one `finetune run` per rank, here or over ssh, watched over until all have ended.
+//! `finetune launch`: one `finetune run` per rank, here or over ssh, watched over until all have
+//! ended.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -39,8 +40,8 @@ struct Attempt {
 
 pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let signals = Signals::listen()?;
-    // The first signal ends checks and copies, or is told to the ranks. A second one ends the launcher, and the ranks
-    // with it.
+    // The first signal ends checks and copies, or is told to the ranks. A second one ends the
+    // launcher, and the ranks with it.
     signals.finish_steps(|heard| match heard {
         Heard::First => {
             "stopping: ranks that train finish their step and save; a second signal ends all at once".to_owned()
@@ -146,7 +147,8 @@ fn run_arguments(words: &[String]) -> Result<RunArguments, Failure> {
     }
 }
 
-/// The same words for a later attempt, which goes on from the newest checkpoint whatever the first one was told.
+/// The same words for a later attempt, which goes on from the newest checkpoint whatever the first
+/// one was told.
 fn resuming(words: &[String], run: &RunArguments) -> Vec<String> {
     let given = run.resume.as_ref().and_then(|path| path.as_ref().map(|path| path.to_string_lossy().into_owned()));
     let mut kept: Vec<String> = words
@@ -246,7 +248,8 @@ fn start(
     Ok(Attempt { exits, heard_of, saved })
 }
 
-/// A rank's line with its name in front. Control characters are shown instead of sent to the terminal.
+/// A rank's line with its name in front. Control characters are shown instead of sent to the
+/// terminal.
 fn labelled(hosts: &Hosts, rank: usize, line: &str) -> String {
     format!("\x1b[2m[{}]\x1b[0m {}", hosts.label(rank), shown(line))
 }

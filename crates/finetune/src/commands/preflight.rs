@@ -1,5 +1,6 @@
-//! What a host says before a launch: its version, its clock, its disk, which machine it is, whether the recipe's files are there,
-//! what rank 0's address is there, and how far the run has come on its disk.
+//! What a host says before a launch: its version, its clock, its disk, which machine it is, whether
+//! the recipe's files are there, what rank 0's address is there, and how far the run has come on
+//! its disk.
 
 use std::io::{BufRead, IsTerminal, Read};
 use std::net::{TcpListener, ToSocketAddrs};
@@ -26,7 +27,8 @@ const LITTLE_SPACE: u64 = 1 << 30;
 /// Clocks further apart make logs hard to compare; the run itself does not depend on them.
 const CLOCKS_APART: f64 = 5.0;
 
-/// A host that reads its files says so that often: the asker waits for one that works, and not for one that is silent.
+/// A host that reads its files says so that often: the asker waits for one that works, and not for
+/// one that is silent.
 const TELL_EVERY: Duration = Duration::from_secs(2);
 
 /// What is asked: one line of standard input.
@@ -112,7 +114,8 @@ impl Report {
             .lines
             .iter()
             .find_map(|(heard, line)| Some((*heard, serde_json::from_str::<Clock>(line).ok()?.clock)));
-        // It told the time some time between our question and its answer, however long the login took.
+        // It told the time some time between our question and its answer, however long the login
+        // took.
         report.ahead = clock.map_or(0.0, |(heard, clock)| (clock - heard).max(0.0) + (clock - answer.asked).min(0.0));
         Ok(report)
     }
@@ -204,7 +207,8 @@ pub(crate) fn free_port(ports: Option<(u16, u16)>) -> Option<u16> {
     }
 }
 
-/// The newest checkpoint of a run directory, or of the copies that it keeps for another host. Not verified: that takes long.
+/// The newest checkpoint of a run directory, or of the copies that it keeps for another host. Not
+/// verified: that takes long.
 pub(crate) fn newest(directory: &Path) -> Option<(u64, PathBuf)> {
     let of = |folder: &str| {
         let all = numbered(&RealDisk, &directory.join(folder), "step-").unwrap_or_default();

@@ -86,7 +86,8 @@ impl Hosts {
             let address = machine.report.resolved.join(" ");
             problems.push(format!("{}: {name} is {address} there, which is that host itself", machine.name));
         }
-        // Debian gives a machine's own name the address 127.0.1.1: the others know better where it is.
+        // Debian gives a machine's own name the address 127.0.1.1: the others know better where it
+        // is.
         let known = |address: &&String| {
             !is_loopback(address) && elsewhere.iter().all(|machine| machine.report.resolved.contains(address))
         };

@@ -31,7 +31,8 @@ fn a_command_gets_what_it_is_sent_and_nothing_else() {
         "",
         "echo Welcome; printf 'caf\\351\\n'",
         "sleep 4",
-        // Two that are no POSIX shell's: the login has become another shell, or has asked for a line.
+        // Two that are no POSIX shell's: the login has become another shell, or has asked for a
+        // line.
         "exec sh",
         "read answer",
     ] {

@@ -1,4 +1,5 @@
-//! Keys that nobody reads, but that somebody meant: another port, another user, another address than written would be used.
+//! Keys that nobody reads, but that somebody meant: another port, another user, another address
+//! than written would be used.
 
 use serde_json::{Map, Value};
 

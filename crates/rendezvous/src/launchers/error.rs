@@ -88,8 +88,9 @@ impl EnvironmentError {
         Self::RankTooHigh { name: rank.name, value: rank.value, world_name, world }
     }
 
-    /// Holds `RANK` and `WORLD_SIZE` against what the launcher that started this process says. Ranks may be given out anew, and
-    /// groups made of parts of a step; what cannot be meant is the same rank for all, or that each trains alone.
+    /// Holds `RANK` and `WORLD_SIZE` against what the launcher that started this process says.
+    /// Ranks may be given out anew, and groups made of parts of a step; what cannot be meant is the
+    /// same rank for all, or that each trains alone.
     pub(super) fn agree(
         rank: Option<&Number>,
         world: &Number,

@@ -1,9 +1,11 @@
 //! MLX's variables: two files that describe the group, and the rank in it.
 //!
-//! mlx.launch writes the files into the temporary directory of each host: `MLX_HOSTFILE` (backend "ring") with the
-//! addresses of each rank, `MLX_IBV_DEVICES` (backend "jaccl") with the devices between them. They are read under any
-//! launcher; with another one they add to what it says. (ml-explore/mlx, python/mlx/_distributed_utils/launch.py and
-//! mlx/distributed/jaccl/lib/jaccl/jaccl.cpp, which also gives `JACCL_` names precedence over `MLX_` ones.)
+//! mlx.launch writes the files into the temporary directory of each host: `MLX_HOSTFILE` (backend
+//! "ring") with the addresses of each rank, `MLX_IBV_DEVICES` (backend "jaccl") with the devices
+//! between them. They are read under any launcher; with another one they add to what it says.
+//! (ml-explore/mlx, python/mlx/_distributed_utils/launch.py and
+//! mlx/distributed/jaccl/lib/jaccl/jaccl.cpp, which also gives `JACCL_` names precedence over
+//! `MLX_` ones.)
 
 use std::io;
 use std::path::{Path, PathBuf};

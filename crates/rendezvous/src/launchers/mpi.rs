@@ -1,13 +1,14 @@
-//! The variables of MPI's launchers. They say who is who but not where rank 0 is: MPI programs learn that from the
-//! launcher's daemons, with which this program does not speak.
+//! The variables of MPI's launchers. They say who is who but not where rank 0 is: MPI programs
+//! learn that from the launcher's daemons, with which this program does not speak.
 //!
-//! Open MPI 4.1 and 5.0 set `OMPI_COMM_WORLD_{RANK,SIZE,LOCAL_RANK,LOCAL_SIZE}` (docs.open-mpi.org, "Environment
-//! variables set for MPI applications") and, through PMIx, `PMIX_NAMESPACE`, the name of the job: a number in 4.1 (seen
-//! under 4.1.4: "414449665"), a text in 5.0.
+//! Open MPI 4.1 and 5.0 set `OMPI_COMM_WORLD_{RANK,SIZE,LOCAL_RANK,LOCAL_SIZE}` (docs.open-mpi.org,
+//! "Environment variables set for MPI applications") and, through PMIx, `PMIX_NAMESPACE`, the name
+//! of the job: a number in 4.1 (seen under 4.1.4: "414449665"), a text in 5.0.
 //!
-//! MPICH and Intel MPI set `PMI_RANK`, `PMI_SIZE`, `MPI_LOCALRANKID` and `MPI_LOCALNRANKS`, and no name of the job: two
-//! such jobs on one host need a `MASTER_PORT` each. (pmodels/mpich, src/pm/hydra/proxy/pmip_cb.c; seen under 4.0.2.)
-//! Cray's PALS also sets `PMI_LOCAL_RANK` and `PMI_LOCAL_SIZE`.
+//! MPICH and Intel MPI set `PMI_RANK`, `PMI_SIZE`, `MPI_LOCALRANKID` and `MPI_LOCALNRANKS`, and no
+//! name of the job: two such jobs on one host need a `MASTER_PORT` each. (pmodels/mpich,
+//! src/pm/hydra/proxy/pmip_cb.c; seen under 4.0.2.) Cray's PALS also sets `PMI_LOCAL_RANK` and
+//! `PMI_LOCAL_SIZE`.
 
 use super::address::{self, DEFAULT_PORT, HostPort, port_of_job};
 use super::error::EnvironmentError;
@@ -50,8 +51,9 @@ pub(super) fn pmi(variables: &Variables<'_>) -> Result<Option<Unchecked>, Enviro
     Ok(Some(Unchecked { launcher, rank, world, local_rank, local_world, rendezvous }))
 }
 
-/// Whether these are from a PMI plugin of Slurm: pmix sets `PMIX_RANK` alone, pmi2 `PMI_RANK` and `PMI_SIZE`, both the
-/// same as Slurm's own. An mpiexec that runs its daemons as a job step has a rank and a size of its own.
+/// Whether these are from a PMI plugin of Slurm: pmix sets `PMIX_RANK` alone, pmi2 `PMI_RANK` and
+/// `PMI_SIZE`, both the same as Slurm's own. An mpiexec that runs its daemons as a job step has a
+/// rank and a size of its own.
 fn is_slurms(
     variables: &Variables<'_>,
     rank: Option<&Number>,

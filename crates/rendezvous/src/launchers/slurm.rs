@@ -1,14 +1,18 @@
 //! Slurm's variables, and how to tell a task of `srun` from a process that merely runs in a job.
 //!
-//! A batch script and an interactive shell have `SLURM_PROCID=0` and the `SLURM_NTASKS` of the whole job, just as the
-//! first task of an `srun` with that many tasks has. A program that took them for its own would wait for ranks that
-//! nobody starts. What tells them apart (SchedMD/slurm, src/common/env.c):
+//! A batch script and an interactive shell have `SLURM_PROCID=0` and the `SLURM_NTASKS` of the
+//! whole job, just as the first task of an `srun` with that many tasks has. A program that took
+//! them for its own would wait for ranks that nobody starts. What tells them apart (SchedMD/slurm,
+//! src/common/env.c):
 //!
-//! - Both srun and slurmstepd give a task `SLURM_STEP_ID`; slurmstepd leaves it out for the batch script, whose step
-//!   has no number of its own. It does give `SLURM_TASK_PID` to every process that it starts.
-//! - The shell of `salloc` is a step with a number that is reserved (`SLURM_INTERACTIVE_STEP`, 4294967290).
-//! - `SLURM_STEP_NUM_TASKS` counts the tasks of the step. `SLURM_NTASKS` can be the job's: in the shell of `salloc`,
-//!   under `srun --preserve-env`, and in a batch script that was submitted from inside a step and inherits its number.
+//! - Both srun and slurmstepd give a task `SLURM_STEP_ID`; slurmstepd leaves it out for the batch
+//!   script, whose step has no number of its own. It does give `SLURM_TASK_PID` to every process
+//!   that it starts.
+//! - The shell of `salloc` is a step with a number that is reserved (`SLURM_INTERACTIVE_STEP`,
+//!   4294967290).
+//! - `SLURM_STEP_NUM_TASKS` counts the tasks of the step. `SLURM_NTASKS` can be the job's: in the
+//!   shell of `salloc`, under `srun --preserve-env`, and in a batch script that was submitted from
+//!   inside a step and inherits its number.
 
 use super::address::{self, DEFAULT_PORT, HostPort, port_of_job};
 use super::error::{EnvironmentError, shown};
@@ -20,7 +24,8 @@ const STEP: [&str; 2] = ["SLURM_STEP_ID", "SLURM_STEPID"];
 const JOB: [&str; 2] = ["SLURM_JOB_ID", "SLURM_JOBID"];
 const TASKS: [&str; 3] = ["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"];
 const NODES: [&str; 3] = ["SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"];
-/// `SLURM_MAX_NORMAL_STEP_ID` of slurm.h; above are the batch script, the interactive step and others.
+/// `SLURM_MAX_NORMAL_STEP_ID` of slurm.h; above are the batch script, the interactive step and
+/// others.
 const FIRST_RESERVED_STEP: u64 = 0xffff_fff0;
 
 pub(super) fn read(variables: &Variables<'_>) -> Result<Option<Unchecked>, EnvironmentError> {
@@ -58,8 +63,8 @@ pub(super) fn tasks_without_srun(variables: &Variables<'_>) -> Option<usize> {
 fn is_task(variables: &Variables<'_>) -> bool {
     match variables.first(&STEP) {
         Some(step) => step.value.parse::<u64>().is_ok_and(|step| step < FIRST_RESERVED_STEP),
-        // Without a step, Slurm's own marks prove that this is no task. Where there are none, someone has set
-        // SLURM_PROCID and SLURM_NTASKS by hand, and means it.
+        // Without a step, Slurm's own marks prove that this is no task. Where there are none,
+        // someone has set SLURM_PROCID and SLURM_NTASKS by hand, and means it.
         None => {
             let is_batch = |setting: Setting| setting.value == "BATCH";
             variables.first(&["SLURM_TASK_PID"]).is_none() && !variables.first(&["ENVIRONMENT"]).is_some_and(is_batch)
@@ -98,7 +103,8 @@ fn tasks_on_node(list: &str, node: usize) -> Option<usize> {
     None
 }
 
-/// Whether the tasks are not numbered along the list of nodes. Every task can see it, but for the second sign.
+/// Whether the tasks are not numbered along the list of nodes. Every task can see it, but for the
+/// second sign.
 fn is_arbitrary(variables: &Variables<'_>, rank: &Number) -> bool {
     let asked = variables.first(&["SLURM_DISTRIBUTION"]).is_some_and(|how| how.value.starts_with("arbitrary"));
     let seen = || variables.number(&["SLURM_NODEID"]).is_ok_and(|node| node.is_some_and(|node| node.value > 0));
@@ -128,8 +134,8 @@ fn rendezvous(variables: &Variables<'_>, rank: &Number, is_here: bool) -> Result
     Ok(Some(HostPort { host, port }))
 }
 
-/// The first host of a list such as "gpu[01-03,7],login1" or "rack[2-3]node[0-9]-ib": each bracket stands for the
-/// numbers in it, written with the zeros that they have there.
+/// The first host of a list such as "gpu[01-03,7],login1" or "rack[2-3]node[0-9]-ib": each bracket
+/// stands for the numbers in it, written with the zeros that they have there.
 fn first_host(list: &str) -> Result<String, &'static str> {
     let mut host = String::new();
     let mut rest = list;

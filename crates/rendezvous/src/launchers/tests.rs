@@ -56,7 +56,8 @@ fn seen(text: &str) -> String {
     }
 }
 
-/// `cases.txt` is both: the lines that are not indented are environments, those below them what was read.
+/// `cases.txt` is both: the lines that are not indented are environments, those below them what was
+/// read.
 #[test]
 fn cases() {
     let mut text = String::new();

@@ -3,7 +3,7 @@
 use finetune_launch::Transcript;
 
 use super::*;
-use crate::example_cluster::{Minis, data};
+use crate::example_cluster::{ExampleCluster, data};
 
 fn mac(name: &str, ports: &str, thunderbolt: &str) -> Facts {
     let sections = [("system", "Darwin 25.5.0 arm64\n"), ("ports", ports), ("thunderbolt", thunderbolt)];
@@ -46,7 +46,7 @@ fn a_real_pair_with_a_dock_between() {
 
 #[test]
 fn one_end_is_enough() {
-    let mut hosts = Minis::new(2, &[[(0, 0), (1, 2)]]).facts();
+    let mut hosts = ExampleCluster::new(2, &[[(0, 0), (1, 2)]]).facts();
     hosts[1].ports.as_mut().unwrap()[2].far.clear();
     let cabling = Cabling::new(&hosts);
     assert!(cabling.cables[0].one_sided);
@@ -55,7 +55,7 @@ fn one_end_is_enough() {
 
 #[test]
 fn mistakes() {
-    let cluster = Minis::new(1, &[[(0, 0), (0, 1)]]);
+    let cluster = ExampleCluster::new(1, &[[(0, 0), (0, 1)]]);
     assert_eq!(Cabling::new(&cluster.facts()).loops, [(End { host: 0, port: 0 }, End { host: 0, port: 1 })]);
     let twice = [cluster.facts(), cluster.facts()].concat();
     assert_eq!(Cabling::new(&twice).same_machine, [(0, 1)]);

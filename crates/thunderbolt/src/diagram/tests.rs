@@ -3,10 +3,10 @@
 use expect_test::expect;
 
 use super::*;
-use crate::example_cluster::Minis;
+use crate::example_cluster::ExampleCluster;
 
 fn ring_with_a_missing_cable() -> Discovery {
-    let mut cluster = Minis::new(3, &[[(0, 0), (1, 0)], [(1, 1), (2, 0)], [(1, 2), (2, 1)]]);
+    let mut cluster = ExampleCluster::new(3, &[[(0, 0), (1, 0)], [(1, 1), (2, 0)], [(1, 2), (2, 1)]]);
     cluster.rdma[2] = false;
     cluster.discovery()
 }
@@ -74,7 +74,7 @@ fn terminal() {
         mini-3  en2     en3     ·       en4
         mini-4  en2     en3     en4     ·
     "#]]
-    .assert_eq(&text(&Minis::mesh_of_four().discovery()));
+    .assert_eq(&text(&ExampleCluster::mesh_of_four().discovery()));
 }
 
 #[test]
@@ -86,10 +86,11 @@ fn drawing() {
     assert!(drawing.contains("en3/en2, 80 Gb/s") && drawing.contains("mini-3"));
 }
 
-/// The name of a host comes from the user, that of a chip from the host: neither breaks out of a picture.
+/// The name of a host comes from the user, that of a chip from the host: neither breaks out of a
+/// picture.
 #[test]
 fn names_are_escaped() {
-    let mut discovery = Minis::new(2, &[[(0, 0), (1, 0)]]).discovery();
+    let mut discovery = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]).discovery();
     discovery.hosts[0].host = "a\"<b>&".into();
     discovery.hosts[1].chip = Some("x\\\"; evil".into());
     assert!(svg(&discovery).contains("a&quot;&lt;b&gt;&amp;"));

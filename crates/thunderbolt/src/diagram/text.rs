@@ -1,4 +1,5 @@
-//! The picture for a terminal: each host with its ports and what is at the other end of each, then who reaches whom.
+//! The picture for a terminal: each host with its ports and what is at the other end of each, then
+//! who reaches whom.
 
 use std::fmt::Write;
 

@@ -11,8 +11,8 @@ pub(crate) struct Addresses {
     pub(crate) notes: Vec<String>,
 }
 
-/// The addresses of the fastest network that all hosts are on, wired before wireless. Where there is none: the one that our
-/// ssh connection came in at, or the host's best.
+/// The addresses of the fastest network that all hosts are on, wired before wireless. Where there
+/// is none: the one that our ssh connection came in at, or the host's best.
 pub(crate) fn meeting_point(hosts: &[Facts]) -> Addresses {
     if let Some((network, of_hosts)) = common_network(hosts) {
         let wireless = hosts
@@ -48,7 +48,8 @@ fn usable(facts: &Facts) -> impl Iterator<Item = (&Interface, Ipv4Addr, u8)> {
     let fits = |interface: &&Interface| {
         let medium = match interface.medium {
             Medium::Wired | Medium::Wireless => true,
-            // A Linux server may have its address on a bridge; a Mac's bridge is Thunderbolt's or a virtual machine's.
+            // A Linux server may have its address on a bridge; a Mac's bridge is Thunderbolt's or a
+            // virtual machine's.
             Medium::Bridge => facts.system == System::Linux,
             Medium::Thunderbolt => facts.system == System::Linux,
             Medium::Loopback | Medium::Virtual => false,
@@ -90,7 +91,8 @@ fn common_network(hosts: &[Facts]) -> Option<(Ipv4Addr, Vec<Ipv4Addr>)> {
         let found: Vec<Ranked> = found.into_iter().collect::<Option<_>>()?;
         let slowest = found.iter().map(|(rank, _)| *rank).min()?;
         let addresses: Vec<Ipv4Addr> = found.into_iter().map(|(_, address)| address).collect();
-        // The network of containers is called the same everywhere and has the same address everywhere.
+        // The network of containers is called the same everywhere and has the same address
+        // everywhere.
         let mut distinct = addresses.clone();
         distinct.sort_unstable();
         distinct.dedup();

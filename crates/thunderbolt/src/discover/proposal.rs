@@ -22,7 +22,8 @@ const MAX_RDMA_HOSTS: usize = 64;
 type Matrix = Vec<Vec<Vec<String>>>;
 
 impl Discovery {
-    /// RDMA as a mesh where all pairs have it, as a ring where a ring has it, TCP otherwise. `None` if no host answered.
+    /// RDMA as a mesh where all pairs have it, as a ring where a ring has it, TCP otherwise. `None`
+    /// if no host answered.
     ///
     /// The names of backends are MLX's: "jaccl", "jaccl-ring" and "ring", which is TCP.
     pub fn proposal(&self) -> Option<Proposal> {
@@ -175,7 +176,8 @@ impl Discovery {
         })
     }
 
-    /// Two hosts without RDMA meet on their cables, if these have addresses: per host, one address for each cable.
+    /// Two hosts without RDMA meet on their cables, if these have addresses: per host, one address
+    /// for each cable.
     fn pair_of_cables(&self) -> Option<[Vec<String>; 2]> {
         if self.hosts.len() != 2 {
             return None;

@@ -5,7 +5,7 @@ use finetune_allreduce::Shape;
 use finetune_launch::Transcript;
 
 use super::*;
-use crate::example_cluster::Minis;
+use crate::example_cluster::ExampleCluster;
 
 fn check(discovery: &Discovery, expected: &Expect) {
     let proposal = discovery.proposal().unwrap();
@@ -17,7 +17,7 @@ fn check(discovery: &Discovery, expected: &Expect) {
 #[test]
 fn mesh_of_four() {
     check(
-        &Minis::mesh_of_four().discovery(),
+        &ExampleCluster::mesh_of_four().discovery(),
         &expect![[r#"
         The 4 hosts form a mesh: every two of them have a cable.
         {
@@ -36,7 +36,7 @@ fn mesh_of_four() {
 
 #[test]
 fn a_mesh_with_a_missing_cable_is_a_ring_in_rank_order() {
-    let mut cluster = Minis::mesh_of_four();
+    let mut cluster = ExampleCluster::mesh_of_four();
     cluster.cables.retain(|cable| *cable != [(0, 0), (1, 0)]);
     let discovery = cluster.discovery();
     check(
@@ -63,7 +63,7 @@ fn a_mesh_with_a_missing_cable_is_a_ring_in_rank_order() {
 
 #[test]
 fn apples_ring_of_five() {
-    let discovery = Minis::ring_of_five().discovery();
+    let discovery = ExampleCluster::ring_of_five().discovery();
     check(
         &discovery,
         &expect![[r#"
@@ -86,7 +86,7 @@ fn apples_ring_of_five() {
 
 #[test]
 fn a_line() {
-    let mut cluster = Minis::ring_of_five();
+    let mut cluster = ExampleCluster::ring_of_five();
     cluster.cables.pop();
     check(
         &cluster.discovery(),
@@ -114,7 +114,7 @@ fn a_line() {
 fn two_parts() {
     let cables = [[(0, 0), (1, 0)], [(1, 1), (2, 0)], [(2, 1), (0, 1)], [(3, 0), (4, 0)]];
     check(
-        &Minis::new(6, &cables).discovery(),
+        &ExampleCluster::new(6, &cables).discovery(),
         &expect![[r#"
             The 6 hosts are in 3 parts: a mesh of mini-1, mini-2, mini-3; the pair mini-4 – mini-5; mini-6 alone.
             For a ring (mini-1 – mini-2 – mini-3 – mini-4 – mini-5 – mini-6) cables are missing between mini-3 and mini-4; mini-5 and mini-6; mini-1 and mini-6.
@@ -139,7 +139,7 @@ fn two_parts() {
 #[test]
 fn several_cables_keep_their_order() {
     // Crossed: the first port of one leads to the second of the other (exo-explore/exo issue 2160).
-    let cluster = Minis::new(2, &[[(0, 0), (1, 1)], [(0, 1), (1, 0)]]);
+    let cluster = ExampleCluster::new(2, &[[(0, 0), (1, 1)], [(0, 1), (1, 0)]]);
     let hostfile = cluster.discovery().proposal().unwrap().hostfile;
     let devices = hostfile.devices().unwrap().unwrap();
     assert_eq!(devices.wires(0, 1), ["rdma_en2", "rdma_en3"]);
@@ -148,8 +148,10 @@ fn several_cables_keep_their_order() {
 
 #[test]
 fn a_ring_uses_as_many_cables_as_its_thinnest_place() {
-    let mut cluster =
-        Minis::new(4, &[[(0, 0), (1, 0)], [(0, 1), (1, 1)], [(1, 2), (2, 0)], [(2, 1), (3, 0)], [(3, 1), (0, 2)]]);
+    let mut cluster = ExampleCluster::new(
+        4,
+        &[[(0, 0), (1, 0)], [(0, 1), (1, 1)], [(1, 2), (2, 0)], [(2, 1), (3, 0)], [(3, 1), (0, 2)]],
+    );
     let discovery = cluster.discovery();
     let proposal = discovery.proposal().unwrap();
     assert_eq!(proposal.hostfile.devices().unwrap().unwrap().shape(), Shape::Ring);
@@ -160,7 +162,7 @@ fn a_ring_uses_as_many_cables_as_its_thinnest_place() {
 
 #[test]
 fn thunderbolt_4_and_missing_rdma() {
-    let mut cluster = Minis::new(2, &[[(0, 0), (1, 0)]]);
+    let mut cluster = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]);
     cluster.gigabits = 40;
     check(
         &cluster.discovery(),
@@ -202,7 +204,7 @@ fn thunderbolt_4_and_missing_rdma() {
 
 #[test]
 fn unreachable_hosts_are_left_out() {
-    let facts = Minis::new(1, &[[(0, 0), (1, 0)]]);
+    let facts = ExampleCluster::new(1, &[[(0, 0), (1, 0)]]);
     let mut answers: Vec<_> = facts_of_two(&facts).into_iter().map(Ok).collect();
     answers[1] =
         Err(GatherError::Unreachable { host: "mini-2".into(), words: "Permission denied (publickey).".into() });
@@ -224,8 +226,8 @@ fn unreachable_hosts_are_left_out() {
     assert!(Discovery::new(vec![]).proposal().is_none());
 }
 
-fn facts_of_two(one: &Minis) -> Vec<Facts> {
-    Minis { hosts: 2, bridge: vec![true; 2], rdma: vec![true; 2], ..one.clone() }.facts()
+fn facts_of_two(one: &ExampleCluster) -> Vec<Facts> {
+    ExampleCluster { hosts: 2, bridge: vec![true; 2], rdma: vec![true; 2], ..one.clone() }.facts()
 }
 
 fn linux(name: &str, last: u8, rdma: bool) -> Facts {
@@ -314,7 +316,7 @@ fn hosts_without_a_common_network() {
 
 #[test]
 fn a_mac_and_a_linux_box() {
-    let mut answers: Vec<_> = Minis::new(1, &[]).facts().into_iter().map(Ok).collect();
+    let mut answers: Vec<_> = ExampleCluster::new(1, &[]).facts().into_iter().map(Ok).collect();
     answers.push(Ok(linux("box-1", 1, true)));
     check(
         &Discovery::new(answers),
@@ -336,7 +338,7 @@ fn a_mac_and_a_linux_box() {
 
 #[test]
 fn a_machine_under_two_names_is_written_down_once() {
-    let mut facts = Minis::new(2, &[[(0, 0), (1, 0)]]).facts();
+    let mut facts = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]).facts();
     let mut again = facts[0].clone();
     again.host = "mini-1.local".to_owned();
     facts.insert(1, again);
@@ -365,7 +367,7 @@ fn a_machine_under_two_names_is_written_down_once() {
 
 #[test]
 fn a_switch_that_is_off_is_no_rdma() {
-    let mut facts = Minis::new(2, &[[(0, 0), (1, 0)]]).facts();
+    let mut facts = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]).facts();
     facts[1].rdma_enabled = Some(false);
     let proposal = Discovery::new(facts.into_iter().map(Ok).collect()).proposal().unwrap();
     assert!(proposal.hostfile.devices().unwrap().is_none());
@@ -374,7 +376,7 @@ fn a_switch_that_is_off_is_no_rdma() {
 
 #[test]
 fn a_mac_that_did_not_tell_its_ports_was_asked() {
-    let mut facts = Minis::new(2, &[[(0, 0), (1, 0)]]).facts();
+    let mut facts = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]).facts();
     facts[1].ports = None;
     let discovery = Discovery::new(facts.into_iter().map(Ok).collect());
     let told = discovery.sentences().join("\n") + &crate::diagram::text(&discovery);

@@ -1,7 +1,9 @@
-//! Whether hosts reach each other: a second question, which needs the addresses that the first one found.
+//! Whether hosts reach each other: a second question, which needs the addresses that the first one
+//! found.
 //!
-//! Every host sends a packet to every other one, at the address of the hostfile and over each cable. A firewall may drop what
-//! `ping` sends and let TCP through, so silence over the common network is a warning.
+//! Every host sends a packet to every other one, at the address of the hostfile and over each
+//! cable. A firewall may drop what `ping` sends and let TCP through, so silence over the common
+//! network is a warning.
 
 use std::net::Ipv4Addr;
 use std::thread;
@@ -65,7 +67,8 @@ fn targets(discovery: &Discovery, host: usize) -> Vec<Target> {
                 |&(own, prefix): &(Ipv4Addr, u8)| own != *address && network(own, prefix) == network(*address, prefix);
             own.addresses.iter().any(same)
         };
-        // What the Macs gave themselves is in one network everywhere: no packet would tell which cable it took.
+        // What the Macs gave themselves is in one network everywhere: no packet would tell which
+        // cable it took.
         if let Some(&(address, _)) = far.addresses.iter().filter(|(address, _)| !address.is_link_local()).find(together)
         {
             targets.push(Target { peer, address, cable: Some(own.name.clone()) });
@@ -75,7 +78,8 @@ fn targets(discovery: &Discovery, host: usize) -> Vec<Target> {
     targets
 }
 
-/// Two packets each, because the first may be lost while addresses are looked up; all at once, at most three seconds.
+/// Two packets each, because the first may be lost while addresses are looked up; all at once, at
+/// most three seconds.
 fn script(mark: &str, targets: &[Target]) -> String {
     let addresses: Vec<String> = targets.iter().map(|target| target.address.to_string()).collect();
     format!(
@@ -129,10 +133,10 @@ fn checks(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::example_cluster::Minis;
+    use crate::example_cluster::ExampleCluster;
 
     fn set_up() -> Discovery {
-        let mut cluster = Minis::new(3, &[[(0, 0), (1, 0)], [(1, 1), (2, 0)]]);
+        let mut cluster = ExampleCluster::new(3, &[[(0, 0), (1, 0)], [(1, 1), (2, 0)]]);
         let plan = crate::setup::plan(&cluster.discovery()).unwrap();
         crate::setup::apply(&plan, &mut |host, command| Ok(cluster.run(host, command))).unwrap();
         cluster.discovery()
@@ -175,7 +179,8 @@ mod tests {
         assert!(found(&error).iter().all(|line| line.starts_with("CannotTell")));
     }
 
-    /// The script runs in the shell at hand; whether there is a ping, and who answers, is the machine's business.
+    /// The script runs in the shell at hand; whether there is a ping, and who answers, is the
+    /// machine's business.
     #[test]
     fn the_script_answers() {
         let local = Target { peer: 0, address: Ipv4Addr::LOCALHOST, cable: None };

@@ -5,12 +5,12 @@ use finetune_launch::Transcript;
 use finetune_launch::gather::GatherError;
 
 use super::*;
-use crate::example_cluster::Minis;
+use crate::example_cluster::ExampleCluster;
 use crate::facts::{Clock, Facts, Firewall, PortState, Power};
 
 /// Four Macs after a set-up that worked.
-fn healthy() -> Minis {
-    let mut cluster = Minis::mesh_of_four();
+fn healthy() -> ExampleCluster {
+    let mut cluster = ExampleCluster::mesh_of_four();
     let plan = crate::setup::plan(&cluster.discovery()).unwrap();
     crate::setup::apply(&plan, &mut |host, command| Ok(cluster.run(host, command))).unwrap();
     cluster
@@ -39,7 +39,8 @@ fn a_healthy_cluster() {
     );
 }
 
-/// A change to the facts of a healthy cluster, and the complaints that must come of it (no others may).
+/// A change to the facts of a healthy cluster, and the complaints that must come of it (no others
+/// may).
 type Case = (&'static str, fn(&mut Vec<Facts>), &'static [&'static str]);
 
 const CASES: &[Case] = &[
@@ -180,7 +181,7 @@ fn what_rdma_needs_fails_where_rdma_is_wanted() {
 #[test]
 fn addresses_of_a_cable() {
     let found = |ends: [(&str, u8); 2]| {
-        let mut cluster = Minis::new(2, &[[(0, 0), (1, 0)]]);
+        let mut cluster = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]);
         cluster.bridge = vec![false; 2];
         for (host, (address, prefix)) in ends.into_iter().enumerate().filter(|(_, (address, _))| !address.is_empty()) {
             cluster.addresses.insert((host, 0), (address.parse().unwrap(), prefix));
@@ -205,7 +206,7 @@ fn addresses_of_a_cable() {
 /// Nobody with Thunderbolt 4 is told to go to Recovery (jundot/omlx issue 3037).
 #[test]
 fn thunderbolt_4() {
-    let mut cluster = Minis::new(2, &[[(0, 0), (1, 0)]]);
+    let mut cluster = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]);
     (cluster.gigabits, cluster.rdma, cluster.bridge) = (40, vec![false; 2], vec![false; 2]);
     let mut facts = cluster.facts();
     facts[0].rdma_enabled = Some(true);
@@ -217,7 +218,7 @@ fn thunderbolt_4() {
 /// The peer of a real MacBook announced no RDMA: that is what the advice names.
 #[test]
 fn the_other_end_is_named() {
-    let mut cluster = Minis::new(2, &[[(0, 0), (1, 0)]]);
+    let mut cluster = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]);
     cluster.rdma[1] = false;
     let checks = examine(&cluster.discovery(), &Expected::default());
     let port = checks.iter().find(|check| check.name == "RDMA port").unwrap();
@@ -299,7 +300,7 @@ fn linux_boxes() {
 
 #[test]
 fn a_mac_and_a_linux_box() {
-    let hosts = vec![Minis::new(1, &[]).facts().remove(0), linux("box-1", &[])];
+    let hosts = vec![ExampleCluster::new(1, &[]).facts().remove(0), linux("box-1", &[])];
     let found = complaints(hosts, &Expected::default());
     assert!(found.contains(&"Warn all systems: Macs and others".to_owned()), "{found:?}");
 }
@@ -317,7 +318,7 @@ fn this_machine_can_be_examined() {
 
 #[test]
 fn the_table() {
-    let mut cluster = Minis::new(2, &[[(0, 0), (1, 0)]]);
+    let mut cluster = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]);
     cluster.rdma[1] = false;
     expect![[r#"
         warn  mini-1           Thunderbolt Bridge  bridge0 is up and joins 1 of the cables

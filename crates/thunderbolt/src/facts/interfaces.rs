@@ -1,5 +1,5 @@
-//! Network interfaces: `networksetup -listallhardwareports` and `ifconfig -a` of macOS, `ip -o -4 addr show` and
-//! /sys/class/net of Linux.
+//! Network interfaces: `networksetup -listallhardwareports` and `ifconfig -a` of macOS, `ip -o -4
+//! addr show` and /sys/class/net of Linux.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -63,7 +63,8 @@ pub(super) fn hardware_ports(text: &str) -> Option<BTreeMap<String, String>> {
     (!ports.is_empty()).then_some(ports)
 }
 
-/// The interfaces of `ifconfig -a`: a line "en5: flags=8863<UP,…> mtu 1500" each, and indented lines about it.
+/// The interfaces of `ifconfig -a`: a line "en5: flags=8863<UP,…> mtu 1500" each, and indented
+/// lines about it.
 pub(super) fn ifconfig(text: &str, hardware_ports: &BTreeMap<String, String>) -> Option<Vec<Interface>> {
     let mut interfaces: Vec<Interface> = Vec::new();
     for line in text.lines() {
@@ -127,8 +128,8 @@ fn prefix_of_mask(mask: &str) -> Option<u8> {
     (bits.leading_ones() == bits.count_ones()).then(|| u8::try_from(bits.count_ones()).unwrap_or(32))
 }
 
-/// `netstat -rn -f inet`: lines "192.168.200.2      link#11            UHLS                  en5" with a whole address in front;
-/// networks are abbreviated ("192.168.1") or have a prefix.
+/// `netstat -rn -f inet`: lines "192.168.200.2      link#11            UHLS                  en5"
+/// with a whole address in front; networks are abbreviated ("192.168.1") or have a prefix.
 pub(super) fn host_routes(text: &str) -> Option<Vec<(Ipv4Addr, String)>> {
     let route = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().take(4).collect();
@@ -195,7 +196,8 @@ pub(super) fn ip_addresses(text: &str, links: &BTreeMap<String, Link>) -> Option
     Some(interfaces)
 }
 
-/// By the kernel's and systemd's names: en*, eth*, ib* are cards, wl* wireless, thunderbolt* cables between hosts.
+/// By the kernel's and systemd's names: en*, eth*, ib* are cards, wl* wireless, thunderbolt* cables
+/// between hosts.
 fn linux_medium(interface: &str, link: Option<&Link>) -> Medium {
     let starts = |names: &[&str]| names.iter().any(|name| interface.starts_with(name));
     match () {

@@ -1,4 +1,5 @@
-//! The machine itself: release, memory, disk, clock, limits, power settings, firewall, listening ports.
+//! The machine itself: release, memory, disk, clock, limits, power settings, firewall, listening
+//! ports.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -12,7 +13,8 @@ const MAX_LISTENING: usize = 1 << 16;
 pub struct Clock {
     /// Seconds that it is ahead of this machine's; negative: behind.
     pub ahead: f64,
-    /// Seconds by which that may be wrong: one where `date` counts whole seconds, and the way of the answer.
+    /// Seconds by which that may be wrong: one where `date` counts whole seconds, and the way of
+    /// the answer.
     pub error: f64,
 }
 
@@ -108,7 +110,8 @@ pub(super) fn mac_hardware(text: &str) -> Option<(Option<String>, Option<String>
     Some((value("hw.model").and_then(name), value("machdep.cpu.brand_string").and_then(name), memory))
 }
 
-/// `pmset -g`: lines " sleep                1 (sleep prevented by powerd)"; "Sleep On Power Button 1" is another one.
+/// `pmset -g`: lines " sleep                1 (sleep prevented by powerd)"; "Sleep On Power Button
+/// 1" is another one.
 pub(super) fn power(text: &str) -> Option<Power> {
     let value = |key: &str| {
         let line = text.lines().find(|line| line.split_whitespace().next() == Some(key))?;
@@ -119,7 +122,8 @@ pub(super) fn power(text: &str) -> Option<Power> {
     Some(Power { sleep_minutes, restarts: value("autorestart").map(|value| value != 0) })
 }
 
-/// `socketfilterfw --getglobalstate`: "Firewall is enabled. (State = 1)", State 2 when it blocks all.
+/// `socketfilterfw --getglobalstate`: "Firewall is enabled. (State = 1)", State 2 when it blocks
+/// all.
 pub(super) fn mac_firewall(text: &str) -> Option<Firewall> {
     let state = text.split_once("State = ")?.1.chars().next()?;
     match state {
@@ -154,8 +158,8 @@ pub(super) fn linux_memory(text: &str) -> Option<u64> {
     text.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Local addresses in the lines of `netstat -an -p tcp` and `ss -ltn`: the fourth column, "*.22", "127.0.0.1.631", "[::]:22" or
-/// "0.0.0.0:22".
+/// Local addresses in the lines of `netstat -an -p tcp` and `ss -ltn`: the fourth column, "*.22",
+/// "127.0.0.1.631", "[::]:22" or "0.0.0.0:22".
 pub(super) fn listening(text: &str) -> Option<Vec<u16>> {
     let port = |line: &str| line.split_whitespace().nth(3)?.rsplit(['.', ':']).next()?.parse::<u16>().ok();
     let mut ports: Vec<u16> = text.lines().filter_map(port).take(MAX_LISTENING).collect();

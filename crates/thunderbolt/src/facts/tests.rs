@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::*;
-use crate::example_cluster::{Minis, data};
+use crate::example_cluster::{ExampleCluster, data};
 
 fn mac(sections: &[(&str, &str)]) -> Facts {
     let mut all = vec![("system", "Darwin 25.5.0 arm64\n")];
@@ -114,7 +114,8 @@ fn reports_in_other_forms() {
     }
 }
 
-/// The state of a Thunderbolt 4 Mac after `rdma_ctl enable` (jundot/omlx issue 3037): a table without rows.
+/// The state of a Thunderbolt 4 Mac after `rdma_ctl enable` (jundot/omlx issue 3037): a table
+/// without rows.
 #[test]
 fn no_devices_is_known() {
     let facts = mac(&[("devices", "device              node GUID\n------          ----------------\n")]);
@@ -203,7 +204,7 @@ pub(super) const LINUX: &[(&str, &str)] = &[
 
 #[test]
 fn clocks_without_fractions() {
-    let facts = Facts::from_transcript("mini", &Minis::new(1, &[]).transcript(0), 1_800_000_000.5);
+    let facts = Facts::from_transcript("mini", &ExampleCluster::new(1, &[]).transcript(0), 1_800_000_000.5);
     assert_eq!(facts.clock, Some(Clock { ahead: 0.0, error: 0.7 }));
     assert_eq!(
         (facts.finetune.unwrap().version.as_str(), facts.release.as_deref()),

@@ -1,7 +1,9 @@
-//! `system_profiler SPThunderboltDataType -json`: the ports of a Mac and what is at the other end of their cables.
+//! `system_profiler SPThunderboltDataType -json`: the ports of a Mac and what is at the other end
+//! of their cables.
 //!
-//! Each port ("bus") has a domain UUID, and a Mac at the other end of a cable appears under it with the domain UUID of *its*
-//! port. A dock or a drive appears there too, without a domain; a Mac behind a dock is below the dock.
+//! Each port ("bus") has a domain UUID, and a Mac at the other end of a cable appears under it with
+//! the domain UUID of *its* port. A dock or a drive appears there too, without a domain; a Mac
+//! behind a dock is below the dock.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +15,8 @@ use super::{MAX_ENTRIES, name};
 /// (exo-explore/exo pull request 1813.)
 pub(super) const THUNDERBOLT_4_GIGABITS: u32 = 40;
 
-/// Apple's RDMA service, as a Mac announces it to the other end: "Service Key: rdma" in the text form.
-/// (exo-explore/exo issue 1390; hellas-ai/thunderbolt-ibverbs.)
+/// Apple's RDMA service, as a Mac announces it to the other end: "Service Key: rdma" in the text
+/// form. (exo-explore/exo issue 1390; hellas-ai/thunderbolt-ibverbs.)
 const RDMA_PROTOCOL: u64 = 64087;
 
 /// Thunderbolt allows six devices in a chain.

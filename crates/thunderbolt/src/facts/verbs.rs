@@ -1,4 +1,5 @@
-//! RDMA devices: `rdma_ctl status`, `ibv_devices` and `ibv_devinfo -v` of macOS, /sys/class/infiniband of Linux.
+//! RDMA devices: `rdma_ctl status`, `ibv_devices` and `ibv_devinfo -v` of macOS,
+//! /sys/class/infiniband of Linux.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -64,7 +65,8 @@ pub(super) fn rdma_enabled(text: &str) -> Option<bool> {
     }
 }
 
-/// The table of `ibv_devices`, with what `ibv_devinfo` says of the same devices. A table without rows means no devices.
+/// The table of `ibv_devices`, with what `ibv_devinfo` says of the same devices. A table without
+/// rows means no devices.
 pub(super) fn ibv_devices(text: &str, details: &[VerbsDevice]) -> Option<Vec<VerbsDevice>> {
     let mut devices: Vec<VerbsDevice> = Vec::new();
     let mut is_table = false;
@@ -86,8 +88,8 @@ pub(super) fn ibv_devices(text: &str, details: &[VerbsDevice]) -> Option<Vec<Ver
     (is_table || !devices.is_empty() || text.contains("No IB devices found")).then_some(devices)
 }
 
-/// The devices of `ibv_devinfo -v`: "hca_id: rdma_en5", then indented lines "state: PORT_ACTIVE (4)" and
-/// "GID[  1]: ::ffff:192.168.0.1".
+/// The devices of `ibv_devinfo -v`: "hca_id: rdma_en5", then indented lines "state: PORT_ACTIVE
+/// (4)" and "GID[  1]: ::ffff:192.168.0.1".
 pub(super) fn ibv_devinfo(text: &str) -> Option<Vec<VerbsDevice>> {
     let mut devices: Vec<VerbsDevice> = Vec::new();
     for line in text.lines() {
@@ -119,8 +121,8 @@ fn state(text: &str) -> PortState {
     }
 }
 
-/// What the script's `infiniband` prints: "device mlx5_0", "interface eth2", "state 4: ACTIVE", "rate 100 Gb/sec (4X EDR)",
-/// "gid 3 0000:…".
+/// What the script's `infiniband` prints: "device mlx5_0", "interface eth2", "state 4: ACTIVE",
+/// "rate 100 Gb/sec (4X EDR)", "gid 3 0000:…".
 pub(super) fn infiniband(text: &str) -> Option<Vec<VerbsDevice>> {
     let mut devices: Vec<VerbsDevice> = Vec::new();
     for line in text.lines() {

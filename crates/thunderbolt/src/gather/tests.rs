@@ -40,7 +40,8 @@ fn an_unknown_host_is_named_with_sshs_words() {
     }
 }
 
-/// `FINETUNE_SSH_HOST=name cargo test … over_ssh -- --ignored --nocapture`: everything that is found out about a real host.
+/// `FINETUNE_SSH_HOST=name cargo test … over_ssh -- --ignored --nocapture`: everything that is
+/// found out about a real host.
 #[test]
 #[ignore = "needs a host that ssh reaches"]
 fn over_ssh() {

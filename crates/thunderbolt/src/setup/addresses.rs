@@ -10,7 +10,8 @@ use crate::facts::{System, network};
 pub(super) const PREFIX: u8 = 30;
 pub(super) const NETMASK: &str = "255.255.255.252";
 
-/// Ranges to take networks from: `mlx.distributed_config`'s is the last, because homes use 192.168.0.x and 192.168.1.x.
+/// Ranges to take networks from: `mlx.distributed_config`'s is the last, because homes use
+/// 192.168.0.x and 192.168.1.x.
 const RANGES: [Ipv4Addr; 4] = [
     Ipv4Addr::new(192, 168, 200, 0),
     Ipv4Addr::new(10, 213, 0, 0),
@@ -47,8 +48,8 @@ pub(super) fn of_cables(discovery: &Discovery) -> Result<Vec<AddressedCable>, Se
             None => open.push((hosts, interfaces)),
         }
     }
-    // What an open cable has is replaced; all else is taken, as (address, prefix). So a run that stopped half way goes on
-    // with the same addresses.
+    // What an open cable has is replaced; all else is taken, as (address, prefix). So a run that
+    // stopped half way goes on with the same addresses.
     let is_open = |host: usize, interface: &str| {
         let sides = open.iter().flat_map(|(hosts, interfaces)| hosts.iter().zip(interfaces));
         sides.into_iter().any(|(&at, name)| at == host && name == interface)

@@ -5,11 +5,11 @@ use std::cell::RefCell;
 use expect_test::expect;
 
 use super::*;
-use crate::example_cluster::Minis;
+use crate::example_cluster::ExampleCluster;
 
 #[test]
 fn two_minis_from_the_box() {
-    let mut cluster = Minis::new(2, &[[(0, 0), (1, 1)]]);
+    let mut cluster = ExampleCluster::new(2, &[[(0, 0), (1, 1)]]);
     cluster.rdma[1] = false;
     expect![[r#"
         mini-1
@@ -36,8 +36,11 @@ fn two_minis_from_the_box() {
 
 #[test]
 fn a_second_run_changes_nothing() {
-    for cluster in [Minis::mesh_of_four(), Minis::ring_of_five(), Minis::new(2, &[[(0, 0), (1, 1)], [(0, 1), (1, 0)]])]
-    {
+    for cluster in [
+        ExampleCluster::mesh_of_four(),
+        ExampleCluster::ring_of_five(),
+        ExampleCluster::new(2, &[[(0, 0), (1, 1)], [(0, 1), (1, 0)]]),
+    ] {
         let first = plan(&cluster.discovery()).unwrap();
         let cables = cluster.cables.len();
         assert_eq!(first.steps.len(), cluster.hosts + 4 * cables);
@@ -59,7 +62,7 @@ fn a_second_run_changes_nothing() {
 
 #[test]
 fn a_new_cable_leaves_the_old_ones_alone() {
-    let mut cluster = Minis::new(3, &[[(0, 0), (1, 0)], [(1, 1), (2, 0)]]);
+    let mut cluster = ExampleCluster::new(3, &[[(0, 0), (1, 0)], [(1, 1), (2, 0)]]);
     let first = plan(&cluster.discovery()).unwrap();
     apply(&first, &mut |host, command| Ok(cluster.run(host, command))).unwrap();
     let before = cluster.addresses.clone();
@@ -73,8 +76,8 @@ fn a_new_cable_leaves_the_old_ones_alone() {
 
 #[test]
 fn addresses_keep_clear_of_other_networks() {
-    let mut cluster = Minis::new(2, &[[(0, 0), (1, 0)]]);
-    let first_address = |cluster: &Minis| plan(&cluster.discovery()).unwrap().steps[1].command.clone();
+    let mut cluster = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]);
+    let first_address = |cluster: &ExampleCluster| plan(&cluster.discovery()).unwrap().steps[1].command.clone();
     assert!(first_address(&cluster).contains("inet 192.168.200.1 "), "{}", first_address(&cluster));
     // The second host has that range on a port without a cable.
     cluster.addresses.insert((1, 2), ("192.168.200.9".parse().unwrap(), 20));
@@ -86,7 +89,7 @@ fn addresses_keep_clear_of_other_networks() {
 #[test]
 fn self_assigned_and_shared_networks_are_replaced() {
     let cluster = |addresses: [(&str, u8); 2]| {
-        let mut cluster = Minis::new(2, &[[(0, 0), (1, 0)]]);
+        let mut cluster = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]);
         cluster.bridge = vec![false; 2];
         for (host, (address, prefix)) in addresses.into_iter().enumerate() {
             cluster.addresses.insert((host, 0), (address.parse().unwrap(), prefix));
@@ -104,7 +107,7 @@ fn self_assigned_and_shared_networks_are_replaced() {
 
 #[test]
 fn our_own_way_in_is_not_cut() {
-    let cluster = Minis::new(2, &[[(0, 0), (1, 0)]]);
+    let cluster = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]);
     let mut facts = cluster.facts();
     let bridge = facts[1].interfaces.iter_mut().find(|interface| interface.name == "bridge0").unwrap();
     bridge.addresses.push(("192.168.2.1".parse().unwrap(), 24));
@@ -119,7 +122,7 @@ fn our_own_way_in_is_not_cut() {
 
 #[test]
 fn a_failure_says_what_was_done() {
-    let cluster = Minis::new(2, &[[(0, 0), (1, 0)]]);
+    let cluster = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]);
     let plan = plan(&cluster.discovery()).unwrap();
     let mut count = 0;
     let error = apply(&plan, &mut |_, _| {
@@ -144,16 +147,16 @@ fn a_failure_says_what_was_done() {
 
 #[test]
 fn nothing_for_linux_and_strangers() {
-    let facts = Minis::new(1, &[]).facts();
+    let facts = ExampleCluster::new(1, &[]).facts();
     assert_eq!(plan(&Discovery::new(facts.into_iter().map(Ok).collect())).unwrap().steps, []);
     assert_eq!(plan(&Discovery::new(vec![])).unwrap_err(), SetupError::NoHosts);
-    let twice = [Minis::new(1, &[]).facts(), Minis::new(1, &[]).facts()].concat();
+    let twice = [ExampleCluster::new(1, &[]).facts(), ExampleCluster::new(1, &[]).facts()].concat();
     assert!(matches!(plan(&Discovery::new(twice.into_iter().map(Ok).collect())), Err(SetupError::SameMachine(..))));
 }
 
 #[test]
 fn a_run_that_stopped_goes_on_with_the_same_addresses() {
-    let cluster = Minis::mesh_of_four();
+    let cluster = ExampleCluster::mesh_of_four();
     let first = plan(&cluster.discovery()).unwrap();
     for stop in 0..first.steps.len() {
         let mut half = cluster.clone();
@@ -176,7 +179,7 @@ fn a_run_that_stopped_goes_on_with_the_same_addresses() {
 /// The form of `netstat -rn -f inet` of macOS.
 #[test]
 fn a_route_through_another_interface_is_changed() {
-    let mut cluster = Minis::new(2, &[[(0, 0), (1, 0)]]);
+    let mut cluster = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]);
     let first = plan(&cluster.discovery()).unwrap();
     apply(&first, &mut |host, command| Ok(cluster.run(host, command))).unwrap();
     let mut facts = cluster.facts();
@@ -199,10 +202,11 @@ fn a_route_through_another_interface_is_changed() {
     assert!(changed[0].command.contains("change 192.168.200.2 -interface en2"), "{changed:?}");
 }
 
-/// Switching RDMA on in Recovery does nothing for Thunderbolt 4: nobody is sent there (jundot/omlx issue 3037).
+/// Switching RDMA on in Recovery does nothing for Thunderbolt 4: nobody is sent there (jundot/omlx
+/// issue 3037).
 #[test]
 fn thunderbolt_4_is_not_sent_to_recovery() {
-    let mut cluster = Minis::new(2, &[[(0, 0), (1, 0)]]);
+    let mut cluster = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]);
     (cluster.rdma, cluster.gigabits) = (vec![false; 2], 40);
     assert!(!text(&plan(&cluster.discovery()).unwrap()).contains("rdma_ctl"));
     cluster.gigabits = 80;

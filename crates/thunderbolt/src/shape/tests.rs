@@ -66,7 +66,8 @@ fn few_hosts() {
     assert_eq!(Shape::new(&counts(3, &[(0, 1)])).ring.missing.len(), 2);
 }
 
-/// Rings whose hosts stand in the list in any order are found; the order of ranks makes neighbours adjacent.
+/// Rings whose hosts stand in the list in any order are found; the order of ranks makes neighbours
+/// adjacent.
 #[test]
 fn shuffled_rings() {
     let mut state = 7u64;

@@ -1,6 +1,7 @@
 //! Damaged outputs: every reader ends, quickly, without a panic, whatever a host prints.
 //!
-//! The seed of a failing case is printed; `FINETUNE_FUZZ_SEED=seed` runs it alone, `FINETUNE_FUZZ_CASES=n` runs more.
+//! The seed of a failing case is printed; `FINETUNE_FUZZ_SEED=seed` runs it alone,
+//! `FINETUNE_FUZZ_CASES=n` runs more.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use finetune_launch::gather::GatherError;
 
 use super::*;
 use crate::discover::Discovery;
-use crate::example_cluster::{Minis, data};
+use crate::example_cluster::{ExampleCluster, data};
 
 /// Far more than any takes; a machine under load must not fail the test.
 const LONGEST: Duration = Duration::from_secs(2);
@@ -50,7 +51,7 @@ fn answers() -> Vec<Vec<u8>> {
         ("power", data!("pmset.txt")),
         ("thunderbolt", data!("dock-studio.thunderbolt.json")),
     ];
-    let mini = Minis::mesh_of_four().sections(1);
+    let mini = ExampleCluster::mesh_of_four().sections(1);
     let mini: Vec<(&str, &str)> = mini.iter().map(|(name, text)| (*name, text.as_str())).collect();
     vec![framed(&real), framed(&mini), framed(super::tests::LINUX)]
 }
@@ -143,7 +144,7 @@ fn case(seed: u64, answers: &[Vec<u8>]) {
         }
     }
     let damaged = Facts::from_transcript("mini-2", &Transcript::parse(&answer, "m"), 0.0);
-    let mut hosts = Minis::mesh_of_four().facts();
+    let mut hosts = ExampleCluster::mesh_of_four().facts();
     hosts[1] = damaged;
     use_all(hosts);
 }

@@ -1,7 +1,7 @@
 //! The examples of docs/cluster.md are what the program prints.
 
 use crate::doctor::{Expected, examine};
-use crate::example_cluster::Minis;
+use crate::example_cluster::ExampleCluster;
 
 /// Whether the page has a text as a block of its own.
 fn shown(text: &str) {
@@ -11,18 +11,18 @@ fn shown(text: &str) {
 
 #[test]
 fn examples() {
-    let mut cluster = Minis::mesh_of_four();
+    let mut cluster = ExampleCluster::mesh_of_four();
     cluster.cables.retain(|cable| *cable != [(0, 0), (1, 0)]);
     let discovery = cluster.discovery();
     shown(&crate::diagram::text(&discovery));
     shown(&discovery.sentences().join("\n"));
     shown(&discovery.proposal().unwrap().hostfile.to_json());
 
-    let mut cluster = Minis::new(2, &[[(0, 0), (1, 1)]]);
+    let mut cluster = ExampleCluster::new(2, &[[(0, 0), (1, 1)]]);
     cluster.rdma[1] = false;
     shown(&crate::setup::text(&crate::setup::plan(&cluster.discovery()).unwrap()));
 
-    let mut cluster = Minis::new(2, &[[(0, 0), (1, 0)]]);
+    let mut cluster = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]);
     cluster.rdma[1] = false;
     shown(&crate::doctor::text(&examine(&cluster.discovery(), &Expected::default()), false));
 }

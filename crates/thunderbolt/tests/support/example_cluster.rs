@@ -1,5 +1,6 @@
-//! Clusters for the tests. **Derived**: no machine printed these texts; they have the form of the real ones in `tests/data`
-//! (an M4 Pro Mac mini has the ports Thunderbolt 1 to 3 on en2 to en4, as in Apple's TN3205).
+//! Clusters for the tests. **Derived**: no machine printed these texts; they have the form of the
+//! real ones in `tests/data` (an M4 Pro Mac mini has the ports Thunderbolt 1 to 3 on en2 to en4, as
+//! in Apple's TN3205).
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -24,7 +25,7 @@ pub(crate) type Socket = (usize, usize);
 
 /// Mac minis, cabled in any way.
 #[derive(Clone)]
-pub(crate) struct Minis {
+pub(crate) struct ExampleCluster {
     pub(crate) hosts: usize,
     pub(crate) ports: usize,
     pub(crate) cables: Vec<[Socket; 2]>,
@@ -38,8 +39,9 @@ pub(crate) struct Minis {
     pub(crate) log: Vec<(String, String)>,
 }
 
-impl Minis {
-    /// As they come out of the box: a bridge, RDMA switched on in Recovery, no addresses on the cables.
+impl ExampleCluster {
+    /// As they come out of the box: a bridge, RDMA switched on in Recovery, no addresses on the
+    /// cables.
     pub(crate) fn new(hosts: usize, cables: &[[Socket; 2]]) -> Self {
         Self {
             hosts,
@@ -197,7 +199,8 @@ impl Minis {
         ]
     }
 
-    /// Does what a command of the set-up does to a Mac, as far as [`Minis::facts`] shows it.
+    /// Does what a command of the set-up does to a Mac, as far as [`ExampleCluster::facts`] shows
+    /// it.
     pub(crate) fn run(&mut self, host: &str, command: &str) -> Output {
         self.log.push((host.to_owned(), command.to_owned()));
         let index = (0..self.hosts).find(|&index| Self::name(index) == host).expect("a host of the cluster");
