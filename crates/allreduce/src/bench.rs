@@ -28,9 +28,9 @@ pub enum Operation {
     ReduceScatter,
     /// Every rank gets every block.
     AllGather,
-    /// Everybody gets rank 0's data.
+    /// Every rank gets rank 0's data.
     Broadcast,
-    /// Everybody sends a block to everybody.
+    /// Every rank sends a block to every rank.
     AllToAll,
     /// Rank 0 sends to rank 1 and gets as much back.
     SendRecv,
@@ -121,8 +121,11 @@ pub struct Cost {
     pub sent: u64,
 }
 
-/// Carries out one operation of the largest size so many times, and says what this rank sent for
-/// it.
+/// Carries out `operations` operations of the largest size, and returns what this rank sent for
+/// them.
+///
+/// # Errors
+/// If the group fails.
 pub fn cost(group: &Group, options: &Options, operations: u64) -> Result<Cost, GroupError> {
     let elements = options.max_bytes / 4;
     let reduce = Reduce { wire: options.wire, algorithm: options.topology, ..Reduce::SUM };
@@ -136,7 +139,10 @@ pub fn cost(group: &Group, options: &Options, operations: u64) -> Result<Cost, G
     Ok(Cost { operations, bytes: elements * 4, sent: group.bytes_moved().0 - before })
 }
 
-/// Measures every size; all ranks get all rows. `report` is told each row as it is done.
+/// Measures every size; all ranks get all rows. `report` gets each row as it is done.
+///
+/// # Errors
+/// If the group fails.
 pub fn run(group: &Group, options: &Options, report: &mut dyn FnMut(&Row)) -> Result<Vec<Row>, GroupError> {
     let mut rows = Vec::new();
     let mut bytes = options.min_bytes;

@@ -19,31 +19,31 @@ use crate::progress::Verbosity;
 
 mod answers;
 
-/// Waiting for the hosts' answers is said after so long, and again.
+/// Time between two messages about hosts whose answers are waited for.
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
-/// A machine with one rank on it.
+/// A host with one rank on it.
 #[derive(Clone, Debug)]
 struct Machine {
     name: String,
-    /// None: this machine.
+    /// None: this host.
     remote: Option<Remote>,
     /// Addresses at which the others reach it, the best first.
     addresses: Vec<String>,
-    /// What it last said of itself.
+    /// Its last answer.
     report: Report,
 }
 
 /// All of them, in the order of the ranks.
 pub(crate) struct Hosts {
     machines: Vec<Machine>,
-    /// How many of them take part: all, or as many as divide the virtual ranks.
+    /// The number of hosts that take part: all, or as many as divide the virtual ranks.
     used: usize,
     file: Option<Hostfile>,
     /// The RDMA devices between the hosts of the hostfile.
     devices: Option<DeviceMatrix>,
     at_start: usize,
-    /// Where rank 0 is reached, if the others know it better than it does itself.
+    /// The address of rank 0, if the other hosts know a better one than rank 0's host.
     address: Option<String>,
     ports: Option<(u16, u16)>,
     /// With `--copy`.
@@ -51,7 +51,8 @@ pub(crate) struct Hosts {
 }
 
 impl Hosts {
-    /// As many ranks here as asked for, or one per host of the hostfile.
+    /// The number of ranks on this host that the arguments say, or one rank per host of the
+    /// hostfile.
     pub(crate) fn choose(arguments: &LaunchArguments) -> Result<Hosts, Failure> {
         let all = |machines: Vec<Machine>, file, devices| {
             let at_start = machines.len();
@@ -88,7 +89,7 @@ impl Hosts {
         Ok(all(machines, Some(file), devices))
     }
 
-    /// What the hostfile says and nobody reads.
+    /// Notes about keys of the hostfile that have no effect.
     pub(crate) fn notices(&self) -> &[String] {
         self.file.as_ref().map(|file| file.notices.as_slice()).unwrap_or_default()
     }
@@ -98,12 +99,13 @@ impl Hosts {
         self.used
     }
 
-    /// Takes as many machines as the recipe can use, if they are enough for it.
+    /// Takes as many hosts as the recipe can use, if they are enough for it.
     pub(crate) fn limit(&mut self, virtual_ranks: Option<usize>, min_ranks: Option<usize>) -> Result<(), Failure> {
         let there = self.machines.len();
         let usable = |ranks: &usize| virtual_ranks.is_none_or(|shares| shares.is_multiple_of(*ranks));
         self.used = (1..=there).rev().find(usable).unwrap_or(1).min(there);
-        // At the start it is for the user to say how many; later we take what is left.
+        // At the start the user has to change the number. Later the launch goes on with the hosts
+        // that are left.
         if there == self.at_start && self.used < there {
             let shares = virtual_ranks.unwrap_or_default();
             return Err(Failure::arguments(
@@ -121,8 +123,8 @@ impl Hosts {
         Ok(())
     }
 
-    /// Makes sure that every other machine has what it needs, and brings it there if asked to. A
-    /// signal ends it early; nothing is running yet then.
+    /// Makes sure that every other host has what it needs, and with `--copy` sends it. A signal
+    /// ends this early; no rank runs yet.
     pub(crate) fn prepare(
         &mut self,
         arguments: &LaunchArguments,
@@ -175,7 +177,7 @@ impl Hosts {
         Ok(())
     }
 
-    /// Asks all other machines, and says so if it takes long.
+    /// Asks all other hosts, and says so if it takes long.
     fn ask(
         &self,
         words: &[String],
@@ -227,7 +229,7 @@ impl Hosts {
         self.machines.iter().filter_map(|machine| machine.remote.as_ref())
     }
 
-    /// From now on all go on from the newest checkpoint.
+    /// From now on all ranks resume from the newest checkpoint.
     pub(crate) fn resume(&mut self) {
         for words in self.machines.iter_mut().filter_map(|machine| machine.remote.as_mut()?.words.as_mut()) {
             words.retain(|word| word != "--resume" && !word.starts_with("--resume="));
@@ -235,8 +237,8 @@ impl Hosts {
         }
     }
 
-    /// Forgets hosts that do not answer any more, and says which. The others say how far the run
-    /// has come on their disks.
+    /// Drops hosts that do not answer any more, and returns their names. The others report the
+    /// newest checkpoint on their disks.
     pub(crate) fn drop_unreachable(&mut self, words: &[String], verbosity: Verbosity, stop: &AtomicI32) -> Vec<String> {
         let question = Question { watched: true, brief: true, resolve: None, ports: self.ports };
         let mut answers = self.ask(words, &question, verbosity, stop).into_iter();
@@ -265,9 +267,9 @@ impl Hosts {
         lost
     }
 
-    /// Refuses to begin again where the newest checkpoint lies on a host that is merely not
-    /// reached. `saved`: the newest one that there was, and the host that wrote it. What there is
-    /// to say where it is not the newest.
+    /// Refuses to begin again if the newest checkpoint lies on a host that is not reached. `saved`:
+    /// the newest checkpoint that there was; `host`: the host that wrote it. Returns a note if the
+    /// run goes on from an older one.
     pub(crate) fn expect_progress(&self, saved: Option<(u64, PathBuf)>, host: &str) -> Result<Option<String>, Failure> {
         let Some((step, path)) = saved.filter(|(step, _)| *step > 0) else { return Ok(None) };
         if self.machines.first().is_some_and(|machine| machine.name == host) {
@@ -290,7 +292,7 @@ impl Hosts {
         }
     }
 
-    /// The newest checkpoint that rank 0's host has told of, and that host's name.
+    /// The newest checkpoint that rank 0's host reports, and that host's name.
     pub(crate) fn holder(&self) -> (Option<(u64, PathBuf)>, String) {
         let first = self.machines.first();
         (
@@ -299,13 +301,13 @@ impl Hosts {
         )
     }
 
-    /// Whether rank 0 writes the run on this machine.
+    /// Whether rank 0 writes the run on this host.
     pub(crate) fn writes_here(&self) -> bool {
         self.machines.first().is_some_and(|machine| machine.remote.is_none())
     }
 
-    /// With `--copy`: brings the run to this machine, and takes the copies away where it is done.
-    /// Says where it is.
+    /// With `--copy`: fetches the run to this host, and removes the copies if it is done. Returns
+    /// lines that say where the run is, and whether it is here.
     pub(crate) fn bring_home(&self, done: bool, verbosity: Verbosity) -> Option<(Vec<String>, bool)> {
         let freight = self.freight.as_ref()?;
         let remotes: Vec<&Remote> = self.remotes().collect();
@@ -330,12 +332,12 @@ impl Hosts {
         (self.machines[..rank].iter().filter(same).count(), self.machines[..self.used].iter().filter(same).count())
     }
 
-    /// Where the hostfile says that a rank is reached.
+    /// The addresses of a rank's host in the hostfile.
     pub(crate) fn addresses(&self, rank: usize) -> &[String] {
         &self.machines[rank].addresses
     }
 
-    /// What messages call a rank.
+    /// A rank's name in messages.
     pub(crate) fn name(&self, rank: usize) -> String {
         format!("rank {rank} ({})", self.machines[rank].name)
     }
@@ -345,7 +347,7 @@ impl Hosts {
         &self.machines[rank].name
     }
 
-    /// What its lines of output begin with.
+    /// The label of a rank's lines of output.
     pub(crate) fn label(&self, rank: usize) -> String {
         format!("rank {rank} {}", self.machines[rank].name)
     }
@@ -384,13 +386,13 @@ impl Hosts {
         Ok(HostPort { host, port })
     }
 
-    /// The RDMA devices between the ranks. A hostfile describes all its hosts: it does not fit some
-    /// of them.
+    /// The RDMA devices between the ranks. None if some hosts of the hostfile take no part: the
+    /// matrix does not fit then.
     pub(crate) fn devices(&self) -> Option<DeviceMatrix> {
         self.devices.clone().filter(|devices| devices.world() == self.used)
     }
 
-    /// MLX's backends "ring" and "jaccl-ring".
+    /// Whether the hostfile names MLX's backend "jaccl-ring".
     pub(crate) fn prefer_ring(&self) -> bool {
         let backend = self.file.as_ref().and_then(|file| file.backend.as_deref());
         matches!(backend, Some("jaccl-ring"))
@@ -402,7 +404,7 @@ impl Hosts {
     }
 }
 
-/// By what they say of themselves; by their names where one says nothing.
+/// Compares the identities of the machines, or the names if a host gives no identity.
 fn is_same(one: &Machine, other: &Machine) -> bool {
     match (&one.report.machine, &other.report.machine) {
         (Some(one), Some(other)) => one == other,
@@ -410,7 +412,7 @@ fn is_same(one: &Machine, other: &Machine) -> bool {
     }
 }
 
-/// What this machine says, unless a signal comes first: hashing many rows takes a while.
+/// The report of this host, unless a signal comes first: hashing many rows takes a while.
 fn report_here(recipe: &Recipe, question: &Question, stop: &AtomicI32) -> Option<Report> {
     let (recipe, question, (sender, report)) = (recipe.clone(), question.clone(), channel());
     std::thread::spawn(move || {

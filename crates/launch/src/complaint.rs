@@ -3,8 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-/// Text of others as it may stand on a terminal: control characters are shown, not obeyed. Tabs
-/// stay.
+/// Foreign text made safe for a terminal: control characters are shown, not obeyed. Tabs stay.
 pub fn shown(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for letter in text.chars() {
@@ -17,21 +16,21 @@ pub fn shown(text: &str) -> String {
     plain
 }
 
-/// Letters that turn the order of others around, or hide them.
+/// Characters that reverse the order of others, or hide them.
 fn is_invisible(letter: char) -> bool {
     matches!(letter, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
-/// What a failure of ssh comes from.
+/// The kind of a failure of ssh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// ssh, or what it is told about the host, must be set right.
+    /// The user must correct something: ssh, its configuration or the host.
     Mistake,
     /// The host may be there again later.
     Absent,
 }
 
-/// What to do after ssh, or what it started at `host`, has said `words`; `None` if they are not
+/// What to do after ssh, or the command at `host`, has printed `words`; `None` if they are not
 /// known.
 pub fn hint(host: &str, words: &str) -> Option<(Trouble, String)> {
     let has = |text: &str| words.contains(text);
@@ -101,8 +100,8 @@ pub fn hint(host: &str, words: &str) -> Option<(Trouble, String)> {
     }
 }
 
-/// A few lines of foreign text for the middle of a message: on one line, without control
-/// characters, and not too long.
+/// Lines of foreign text for the middle of a message: on one line, without control characters, cut
+/// after 300.
 pub(crate) fn one_line(text: &str) -> String {
     const LONGEST: usize = 300;
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();

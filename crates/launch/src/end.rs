@@ -1,5 +1,4 @@
-//! Ends a process at another host that does not hear what it is told any more: over a connection of
-//! its own.
+//! Ends a process at another host that does not react to orders, over a second connection.
 
 use std::time::Duration;
 
@@ -11,19 +10,19 @@ use crate::ssh::Remote;
 #[cfg(test)]
 mod tests;
 
-/// For all of it: the connection, a second look after a second, and the answer.
+/// For the connection, a second look after a second, and the answer.
 const DEADLINE: Duration = Duration::from_secs(6);
 
-/// What has become of a process.
+/// Whether a process is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Ended,
-    /// Its host does not say, or it is still there.
+    /// The host does not answer, or the process is still there.
     Unknown,
 }
 
-/// Ends the command that was started with `mark` as process `process` of a host, and all that it
-/// has started: also where it is stopped. A process that has its number by now is left alone.
+/// Ends the command that was started with `mark` as process `process` of a host, with all its
+/// children, also if it is stopped. Another process that has this number by now is left alone.
 pub(crate) fn end(remote: &Remote, mark: &str, process: u32) -> Fate {
     let Ok(own) = new_mark() else { return Fate::Unknown };
     let ran = capture(&mut remote.ssh(&line(&own, &script(mark, process))), None, DEADLINE);

@@ -22,11 +22,11 @@ use crate::transcript::{MAX_ANSWER_BYTES, Transcript};
 #[cfg(test)]
 mod tests;
 
-/// More than any cluster of Macs has; a thread and an ssh each.
+/// More hosts than any cluster of Macs has: each takes a thread and an ssh.
 pub const MAX_HOSTS_ASKED: usize = 256;
 const MAX_COMPLAINT_BYTES: usize = 64 << 10;
-/// After a process ended, what it wrote is there at once; a connection that ssh keeps open for
-/// others may hold the pipe.
+/// After a process ended, its output is there at once. A connection that ssh keeps open for other
+/// processes may hold the pipe longer.
 const DRAIN: Duration = Duration::from_millis(300);
 const NAP: Duration = Duration::from_millis(10);
 

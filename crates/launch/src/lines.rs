@@ -1,10 +1,11 @@
-//! Lines out of bytes that anybody may have written: any bytes, any length.
+//! Lines out of bytes from untrusted processes: any bytes, any length.
 
-/// Lines are cut there: no message of ours is longer, and no other process may take our memory.
+/// Lines are cut at this length. No message of ours is longer, and no other process may fill our
+/// memory.
 pub(crate) const LONGEST_LINE: usize = 64 << 10;
 
-/// The same for lines that begin with a control character: those are data between our own
-/// processes, some 30 bytes per pair of ranks.
+/// The same for lines that begin with a control character. They are data between our own processes,
+/// some 30 bytes per pair of ranks.
 const LONGEST_DATA: usize = 4 << 20;
 
 /// Puts lines together from pieces.
@@ -26,7 +27,7 @@ impl Lines {
         self.keep(bytes);
     }
 
-    /// What came after the last end of a line, if anything did.
+    /// Hands the bytes after the last end of a line to `say`, if there are any.
     pub(crate) fn finish(&mut self, say: &mut dyn FnMut(String)) {
         if !self.line.is_empty() || self.lost > 0 {
             say(self.take());

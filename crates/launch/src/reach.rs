@@ -1,5 +1,5 @@
-//! Asks our program on several machines at once, and waits for none of them longer than it has
-//! something to say.
+//! Asks our program on several hosts at once. A host that says something from time to time is
+//! waited for.
 
 use std::sync::atomic::AtomicI32;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,24 +9,27 @@ use crate::session::{Next, Session, ended};
 use crate::ssh::Remote;
 use crate::unanswered::Unanswered;
 
-/// A program that has said nothing for so long is taken for dead. One that works says so every few
+/// A program that is silent for so long counts as dead. A program that works says so every few
 /// seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Lines of an answer that are kept: the last ones.
+/// Number of lines of an answer that are kept: the last ones.
 const MOST_LINES: usize = 1000;
 
 /// What a program printed, and when.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
-    /// When it was told to begin, in seconds since 1970 by this machine's clock.
+    /// When it was told to begin, in seconds since 1970 by this host's clock.
     pub asked: f64,
     /// Its lines, each with the time at which it came.
     pub lines: Vec<(f64, String)>,
 }
 
-/// Runs the program with `words` on every machine; its standard input is the line `question`, and
-/// ends with us. A signal number in `stop` ends all.
+/// Runs the program with `words` on every host. Its standard input is the line `question`, and
+/// stays open until the answer is there. A signal number in `stop` ends all.
+///
+/// # Errors
+/// Per host, if it gives no answer.
 pub fn all(
     remotes: &[&Remote],
     words: impl Fn(&Remote) -> Vec<String> + Sync,

@@ -74,7 +74,7 @@ mod tests {
             (vec![exit(2, 30), exit(2, 10), exit(2, 20)], vec![vec![], vec![0], vec![0]], 0),
             (vec![exit(5, 10), exit(5, 40)], vec![vec![1], vec![]], 1),
             (vec![exit(3, 10), exit(137, 40), exit(3, 5)], vec![vec![1], vec![], vec![1]], 1),
-            // Nobody of those that are left failed by itself.
+            // None of the ranks that are left failed by itself.
             (vec![exit(3, 30), exit(3, 10)], vec![vec![2], vec![2]], 1),
         ] {
             assert_eq!(culprit(&exits, &heard_of, 0), Some(expected), "{heard_of:?}");

@@ -1,11 +1,13 @@
 //! A command at another host, from the login to its end.
 //!
-//! Login files print, wait, read standard input or become another shell before the command runs, if
-//! it ever does. So nothing is sent until the command has said that it is there, in a line with a
-//! random mark: what came before is the login's, and no login file, foreign shell or terminal is
-//! ever sent a secret. A command that says nothing for a few seconds is sent once more as a line of
-//! input, for a login file that has become another shell; one that has begun by then passes the
-//! line over.
+//! A login file may print, wait, read standard input or become another shell before the command
+//! runs. So nothing is sent until the command has said that it is there, in a line with a random
+//! mark. What came before that line is the login's output. No login file, other shell or terminal
+//! is ever sent a secret.
+//!
+//! A login file that has become another shell takes its input as commands. So a command that is
+//! silent for a few seconds is sent again as a line of input. A command that has begun by then
+//! ignores the line.
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
@@ -24,26 +26,26 @@ use crate::unanswered::Unanswered;
 #[cfg(test)]
 mod tests;
 
-/// A login may take so long. Shared disks and login files with large environments take ten seconds
-/// and more.
+/// Longest time of a login. Shared disks and login files with large environments take 10 s and
+/// more.
 pub(crate) const LOGIN: Duration = Duration::from_secs(40);
-/// Then the command is sent as input too.
+/// After this the command is sent as input too.
 pub(crate) const AGAIN: Duration = Duration::from_secs(3);
-/// Then another connection tries whether the login is slow, or waits for input.
+/// After this a second connection tries whether the login is slow, or waits for input.
 const PROBE: Duration = Duration::from_secs(8);
-/// A login that came later and was through so much earlier has not just been faster.
+/// If a login that began later is done so much earlier, the first one waits for input.
 const OVERTAKEN: Duration = Duration::from_secs(1);
-/// After a process ended, what it wrote is there at once; a connection that ssh keeps open for
-/// others may hold the pipe.
+/// After a process ended, its output is there at once. A connection that ssh keeps open for other
+/// processes may hold the pipe longer.
 const DRAIN: Duration = Duration::from_millis(300);
 const LOOK: Duration = Duration::from_millis(20);
 const PIECE: usize = 64 << 10;
 const MOST_COMPLAINTS: usize = 64 << 10;
-/// Enough of a greeting to see what a login had to say.
+/// Bytes of a greeting that are kept, to show what a login has said.
 const MOST_GREETING: usize = 8 << 10;
 
-/// Comes before every command: it says that it is there, and waits to be told to begin. `$1` is the
-/// mark.
+/// Runs before every command: it says that it is there, and waits until it is told to begin. `$1`
+/// is the mark.
 const OPENING: &str = r#"if [ -t 0 ]; then printf '\n%s terminal\n' "$1"; exit 96; fi
 printf '\n%s ready %s\n' "$1" "$$"
 while IFS= read -r line; do
@@ -54,7 +56,7 @@ done
 unset line
 "#;
 
-/// A word that nobody else has.
+/// A random word.
 pub(crate) fn new_mark() -> Result<String, Unanswered> {
     let token = new_token().map_err(|error| Unanswered::Random(error.to_string()))?;
     Ok(format!("finetune-{token}"))
@@ -65,22 +67,22 @@ pub(crate) fn line(mark: &str, script: &str) -> String {
     shell::line(mark, &format!("{OPENING}{script}\n"))
 }
 
-/// What tells an opened command to begin.
+/// The line that tells an opened command to begin.
 pub(crate) fn begin(mark: &str) -> String {
     format!("{mark} begin\n")
 }
 
-/// How a command said that it is there.
+/// What a command says of itself when it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Opened {
     Ready { process: u32 },
     Terminal,
 }
 
-/// Waits for the line of the opening among what a login prints.
+/// Looks for the line of the opening in the output of a login.
 pub(crate) struct Greeting {
     mark: String,
-    /// The end of what came so far.
+    /// The last bytes that came.
     pub(crate) heard: Vec<u8>,
 }
 
@@ -89,7 +91,7 @@ impl Greeting {
         Greeting { mark: mark.to_owned(), heard: Vec::new() }
     }
 
-    /// Takes the next bytes. Once the line is there: what it says, and what came after it.
+    /// Takes the next bytes. Once the line is there: what it says, and the bytes after it.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Option<(Opened, Vec<u8>)> {
         self.heard.extend_from_slice(bytes);
         let mut from = 0;
@@ -102,7 +104,7 @@ impl Greeting {
             }
             from = start + self.mark.len();
         }
-        // All but a mark that may have come in part.
+        // The rest may hold the first part of a mark.
         let excess = self.heard.len().saturating_sub(MOST_GREETING);
         self.heard.drain(..excess);
         None
@@ -131,7 +133,7 @@ enum Heard {
     Complaint(Vec<u8>),
 }
 
-/// What came next from an open session.
+/// What an open session does next.
 #[derive(Debug)]
 pub(crate) enum Next {
     Output(Vec<u8>),
@@ -139,10 +141,10 @@ pub(crate) enum Next {
     Ended(i32),
 }
 
-/// A command under way at a host. Dropped, its ssh is ended, and with it what it was started for.
+/// A command that runs at a host. Dropping it ends its ssh, and with it the command.
 pub(crate) struct Session {
     child: Child,
-    /// To be taken by whoever feeds the command; its end is the command's.
+    /// The caller that feeds the command takes it. The command ends when it is closed.
     pub(crate) stdin: Option<ChildStdin>,
     heard: Receiver<Heard>,
     complaints: Vec<u8>,
@@ -152,13 +154,16 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Starts `script` at a host, and returns once it is told to begin. A signal number in `stop`
+    /// Starts `script` at a host, and returns once it was told to begin. A signal number in `stop`
     /// ends the attempt.
+    ///
+    /// # Errors
+    /// If the login fails, takes too long, reads the input or has a terminal.
     pub(crate) fn open(remote: &Remote, script: &str, stop: &AtomicI32) -> Result<Session, Unanswered> {
         Session::open_by(&|line| remote.ssh(line), script, stop)
     }
 
-    /// The same where `login` is what runs a line.
+    /// The same with another program than ssh: `login` makes the process that runs a line.
     fn open_by(login: &dyn Fn(&str) -> Command, script: &str, stop: &AtomicI32) -> Result<Session, Unanswered> {
         let mark = new_mark()?;
         let line = line(&mark, script);
@@ -206,7 +211,7 @@ impl Session {
     }
 
     fn start(command: &mut Command) -> Result<Session, Unanswered> {
-        // A group of its own: at the end its children end with it, or they would hold the pipes.
+        // A group of its own: its children end with it, or they would hold the pipes.
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(Unanswered::Start)?;
         let (sender, heard) = sync_channel(16);
@@ -217,14 +222,15 @@ impl Session {
         Ok(Session { child, stdin, heard, complaints: Vec::new(), first: None, began: SystemTime::now() })
     }
 
-    /// Sends a line or two. A command that is gone already says so otherwise.
+    /// Sends lines. An error is ignored: the end of the command is noticed elsewhere.
     pub(crate) fn say(&mut self, text: &str) {
         if let Some(stdin) = &mut self.stdin {
             let _ = stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush());
         }
     }
 
-    /// What comes next. The command may be silent for `patience` while `progress` stays the same.
+    /// Waits for what comes next. The command may be silent for `patience`, or for longer while
+    /// `progress` changes.
     pub(crate) fn next(
         &mut self,
         stop: &AtomicI32,
@@ -249,7 +255,7 @@ impl Session {
         }
     }
 
-    /// One look; `None` if there is nothing new.
+    /// Looks once; `None` if there is nothing new.
     pub(crate) fn listen(&mut self, stop: &AtomicI32) -> Result<Option<Next>, Unanswered> {
         if stop.load(Ordering::SeqCst) != 0 {
             return Err(Unanswered::Stopped);
@@ -265,7 +271,7 @@ impl Session {
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK),
         }
         let Some(status) = self.child.try_wait().map_err(Unanswered::Start)? else { return Ok(None) };
-        // It may have written something between our look and its end.
+        // It may have written something after the last look.
         let patience = Instant::now() + DRAIN;
         while let Some(left) = patience.checked_duration_since(Instant::now()) {
             match self.heard.recv_timeout(left) {
@@ -280,7 +286,7 @@ impl Session {
         Ok(Some(Next::Ended(status.code().unwrap_or(255))))
     }
 
-    /// What it wrote to standard error so far.
+    /// Its standard error so far.
     pub(crate) fn words(&self) -> String {
         String::from_utf8_lossy(&self.complaints).into_owned()
     }
@@ -302,7 +308,7 @@ pub(crate) fn ended(code: i32, words: String) -> Unanswered {
     }
 }
 
-/// Ends a child of ours that has a group of its own, with the group.
+/// Ends a child process together with its group.
 pub(crate) fn end_group(child: &mut Child) {
     if matches!(child.try_wait(), Ok(None)) {
         let _ = rustix::process::kill_process_group(Pid::from_child(child), Signal::KILL);
@@ -322,8 +328,8 @@ fn pass_on(mut pipe: impl Read + Send + 'static, to: SyncSender<Heard>, kind: fn
     });
 }
 
-/// A second connection, whose input ends at once: if a command gets through here and not there,
-/// something keeps its input.
+/// A second connection, whose input ends at once. If its command gets through and the first one
+/// does not, the login reads the input.
 struct Probe {
     child: Child,
     through: Receiver<()>,

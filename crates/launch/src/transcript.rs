@@ -12,16 +12,16 @@ pub(crate) const MAX_ANSWER_BYTES: usize = 8 << 20;
 const MAX_SECTION_BYTES: usize = 1 << 20;
 const MAX_SECTIONS: usize = 64;
 
-/// What one command said.
+/// The output of one command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
     /// Bytes that are no UTF-8 are replaced; cut after 1 MiB.
     pub text: String,
-    /// Its exit status; `None` if it did not end, or nobody saw it.
+    /// Its exit status; `None` if it did not end, or the end of the output is missing.
     pub status: Option<i32>,
 }
 
-/// What the script printed, taken apart. Nothing in it is trusted: sections may be missing, cut or
+/// The output of the script by sections. It is not trusted: sections may be missing, cut or
 /// nonsense.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Transcript {
@@ -79,7 +79,7 @@ impl Transcript {
         Self { sections, complete: true }
     }
 
-    /// Whether nothing came that the script printed.
+    /// Whether there is no section.
     pub fn is_empty(&self) -> bool {
         self.sections.is_empty()
     }

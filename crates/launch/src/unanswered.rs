@@ -1,4 +1,4 @@
-//! Why a host that was asked something over ssh has not answered.
+//! Why a host has not answered over ssh.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,10 +7,10 @@ use thiserror::Error;
 
 use crate::complaint::{Trouble, hint, shown};
 
-/// No message shows more lines of what a host has said.
+/// Most lines of a host's output in a message.
 const MOST_LINES: usize = 20;
 
-/// What came of a command instead of an answer.
+/// Why there is no answer.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Unanswered {
@@ -24,14 +24,14 @@ pub enum Unanswered {
     /// The command ended with this exit code and these words.
     #[error("{}", told(words, &wordless(*code)))]
     Failed { code: i32, words: String },
-    /// Nothing more came for so long.
+    /// Nothing came for so long.
     #[error("no answer within {seconds} s{}", with(words))]
     Silent { seconds: u64, words: String },
     #[error("its login files keep what is sent on standard input, or start another shell that waits for it")]
     ReadsInput,
     #[error("it gives programs a terminal, which would show the secret of the run")]
     Terminal,
-    /// A signal came meanwhile.
+    /// A signal came in the meantime.
     #[error("stopped by a signal")]
     Stopped,
     #[error("the system's random generator failed: {0}")]
@@ -41,7 +41,7 @@ pub enum Unanswered {
 }
 
 impl Unanswered {
-    /// What to do about it.
+    /// What the reader of the message can do next.
     pub fn hint(&self, host: &str) -> Option<String> {
         let text = match self {
             Self::Start(_) => "is ssh installed?".to_owned(),
@@ -58,7 +58,7 @@ impl Unanswered {
         Some(text)
     }
 
-    /// Whether somebody has to set something right, or the host may be there again later.
+    /// Whether the user has to correct something, or the host may be there again later.
     pub fn trouble(&self) -> Trouble {
         match self {
             Self::Ssh { words } => hint("", words).map_or(Trouble::Absent, |(trouble, _)| trouble),
@@ -83,7 +83,7 @@ fn with(words: &str) -> String {
     if words.trim().is_empty() { String::new() } else { format!(": {}", lines(words)) }
 }
 
-/// The last lines of what a host said, indented below the first.
+/// The last lines of a host's output, indented below the first.
 fn lines(words: &str) -> String {
     let all: Vec<String> = words.trim().lines().map(|line| shown(line.trim_end())).collect();
     all[all.len().saturating_sub(MOST_LINES)..].join("\n    ")

@@ -311,9 +311,9 @@ impl Workers {
             let mut line = locked(&worker.line);
             if line.has_begun() {
                 line.say(&format!("stop {signal}\n"));
-                // A stopped process hears no order, and a rank without peers is missed by nobody:
-                // it is continued. The number of a process that has ended may be another process's
-                // by now.
+                // A stopped process does not read the order, and a rank without peers is not missed
+                // by others. So the process is continued. The number of a process that has ended
+                // may be another process's by now.
                 if matches!(worker.child.try_wait(), Ok(None)) {
                     let _ = rustix::process::kill_process(Pid::from_child(&worker.child), Signal::CONT);
                 }

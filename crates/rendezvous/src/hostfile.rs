@@ -6,8 +6,9 @@
 //!  "hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"], "rdma": [null, "rdma_en2"]},
 //!            {"ssh": "mini-2", "ips": ["10.0.0.2"], "rdma": ["rdma_en2", null]}]}
 //! ```
-//! or the list of hosts alone. As in MLX, only "hosts" and "ssh" are needed and keys that nobody
-//! knows are passed over, so that a file which mlx.launch takes is taken here, comments included.
+//!
+//! The list of hosts alone is a hostfile too. As in MLX, only "hosts" and "ssh" are required, and
+//! unknown keys are ignored. So every file that mlx.launch takes is taken here.
 //! (ml-explore/mlx, python/mlx/_distributed_utils/common.py, `Hostfile.from_file`.)
 
 use std::fs::File;
@@ -26,12 +27,12 @@ mod tests;
 
 pub const MAX_HOSTFILE_BYTES: usize = 1 << 20;
 pub const MAX_HOSTS: usize = 1024;
-/// More than any host has, and far below what could hurt.
+/// More entries than any host needs.
 const MAX_LIST: usize = 256;
 /// A DNS name has at most 253 bytes; a user and an '@' may stand before it.
 const MAX_NAME_BYTES: usize = 320;
 
-/// The hosts of a cluster and what is to be set on them.
+/// The hosts of a cluster, and the variables to set on them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Hostfile {
     /// As written: "ring", "jaccl", "jaccl-ring" and others of MLX.
@@ -40,7 +41,7 @@ pub struct Hostfile {
     pub environment: Vec<(String, String)>,
     /// At least one.
     pub hosts: Vec<Host>,
-    /// Keys that are passed over though they look as if they were meant.
+    /// Notes about ignored keys that look as if they were meant.
     pub notices: Vec<String>,
 }
 
@@ -51,7 +52,7 @@ pub struct Host {
     pub ssh: String,
     /// Addresses under which the other hosts reach this one, the best first; may be empty.
     pub ips: Vec<String>,
-    /// The RDMA devices that lead to each host, an empty list for none; empty as a whole where the
+    /// The RDMA devices that lead to each host, an empty list for none. Empty as a whole if the
     /// file has no "rdma".
     pub rdma: Vec<Vec<String>>,
 }
@@ -68,7 +69,7 @@ pub enum HostfileError {
     TooLong { bytes: usize },
     #[error("the hostfile is not JSON: {source}")]
     Syntax { source: serde_json::Error },
-    /// A list of names, as MPI and DeepSpeed take it: what it would be here.
+    /// A list of names, as MPI and DeepSpeed take it.
     #[error("the hostfile is a plain list of {} names, not MLX's JSON", names.len())]
     PlainList { names: Vec<String> },
     #[error("the hostfile is {found}, not an object with \"hosts\" and not a list of hosts")]
@@ -89,7 +90,7 @@ pub enum HostfileError {
     /// Some hosts have a row of RDMA devices and this one has none.
     #[error("host {host} ({ssh}) has no \"rdma\", but other hosts have")]
     NoRdma { host: usize, ssh: String },
-    /// The rows of RDMA devices do not go together.
+    /// The rows of RDMA devices do not fit together.
     #[error("\"rdma\" of the hosts: {source}")]
     Devices { source: DeviceMatrixError },
 }
@@ -191,8 +192,8 @@ impl Hostfile {
         ips.iter().find(|address| !is_loopback(address)).or(ips.first()).map(String::as_str)
     }
 
-    /// The address of host 0, if every other machine would look for it in itself, and the file
-    /// names other machines.
+    /// The address of host 0, if it leads every other host to itself, and the file names other
+    /// hosts.
     pub fn lost_coordinator(&self) -> Option<&str> {
         let address = |host: &'_ Host| host.ips.iter().find(|ip| !is_loopback(ip)).or(host.ips.first()).cloned();
         let leads_here =
@@ -318,7 +319,7 @@ fn host(host: usize, value: &Value) -> Result<Host, HostfileError> {
     Ok(Host { ssh, ips, rdma })
 }
 
-/// Why a text cannot stand on a command line as a name, if so.
+/// Why a text cannot be a name on a command line; `None` if it can.
 pub fn name_fault(name: &str) -> Option<&'static str> {
     if name.is_empty() {
         return Some("is empty");

@@ -1,10 +1,9 @@
-//! Which machine this is: two names that ssh takes may be one.
+//! Which machine this is: two names that ssh takes may mean the same one.
 
 use std::process::Command;
 
-/// A text that is the same for all processes of this machine until it restarts, and of no other
-/// machine. Containers and network namespaces are machines of their own. `None` where the system
-/// does not tell.
+/// A text that all processes of this machine share until it restarts, and no other machine has.
+/// Containers and network namespaces are machines of their own. `None` if the system does not tell.
 pub fn machine() -> Option<String> {
     if cfg!(target_os = "macos") {
         let output = Command::new("/usr/sbin/sysctl").args(["-n", "kern.bootsessionuuid"]).output().ok()?;
@@ -15,8 +14,8 @@ pub fn machine() -> Option<String> {
     plain(&format!("{} {}", boot.trim(), network.display()))
 }
 
-/// The same out of what a host said of itself: the UUID of its start, perhaps with more. Nothing
-/// else counts.
+/// The same text from a host's answer: the UUID of its start, perhaps with more. `None` for
+/// anything else.
 pub fn plain(text: &str) -> Option<String> {
     const UUID: usize = 36;
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -1,25 +1,23 @@
-//! What the launcher of this process says about it: its rank, how many there are, and where rank 0
+//! What a launcher's variables say of this process: its rank, the number of ranks, and where rank 0
 //! is.
 //!
-//! Six families of launchers are understood, and none needs to know this program. Several can have
-//! left their variables in one environment (`srun` starts `torchrun`, which starts us), so they are
-//! asked in a fixed order: **the innermost first**, the one that can only have set its variables
-//! for this very process.
+//! Six families of launchers are understood; none needs to know this program. Several may have left
+//! their variables in one environment: `srun` starts `torchrun`, which starts us. So they are asked
+//! in a fixed order: **the innermost first**, which can only have set its variables for this very
+//! process.
 //!
-//! 1. `RANK`, `WORLD_SIZE`: `finetune launch`, torchrun, Ray, and whoever translates another
-//!    launcher's variables by hand (`RANK=$SLURM_PROCID …`) or copies them from SkyPilot's. An
-//!    explicit setting beats everything found around it.
-//! 2. `MLX_RANK` or `JACCL_RANK`: mlx.launch, which itself runs under nothing and starts nothing.
+//! 1. `RANK`, `WORLD_SIZE`: torchrun, Ray, and scripts that copy another launcher's variables
+//!    (`RANK=$SLURM_PROCID …`, SkyPilot's). An explicit setting has precedence over all others.
+//! 2. `MLX_RANK` or `JACCL_RANK`: mlx.launch, which runs under no other launcher and starts none.
 //! 3. `OMPI_COMM_WORLD_RANK`: Open MPI. In a Slurm job its daemons are a job step, so each of its
 //!    ranks also carries the `SLURM_PROCID` of a daemon, which is no rank.
 //! 4. `PMI_RANK`, `PMIX_RANK`: MPICH, Intel MPI, Cray's PALS, for the same reason. Slurm's own PMI
-//!    plugins set them too; then they repeat what Slurm says and Slurm, which also knows the hosts,
-//!    is asked.
+//!    plugins set them too. Then they repeat what Slurm says, and Slurm is asked, which also knows
+//!    the hosts.
 //! 5. `SLURM_PROCID`: srun.
-//! 6. `PET_NODE_RANK`: Kubeflow's trainer, which sets what torchrun would read, once for a whole
-//!    pod.
+//! 6. `PET_NODE_RANK`: Kubeflow's trainer, which sets torchrun's arguments, once for a whole pod.
 //!
-//! A variable that is set to nothing counts as not set.
+//! An empty variable counts as not set.
 
 use std::fmt;
 use std::fs::File;
@@ -44,8 +42,8 @@ pub use error::EnvironmentError;
 
 use variables::{Number, Variables};
 
-/// What is known of this process and its group. `rank < world`, `local_rank < local_world <=
-/// world`, and the rendezvous is there whenever `world` is above 1.
+/// What the variables say, checked: `rank < world`, `local_rank < local_world <= world`, and the
+/// rendezvous is there if `world` is above 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Environment {
     pub(crate) rank: usize,
@@ -53,8 +51,8 @@ pub(crate) struct Environment {
     pub(crate) world: usize,
     /// The rank among the ranks of this host, from 0.
     pub(crate) local_rank: usize,
-    /// The number of ranks on this host. Where the launcher does not say it: all of them if the
-    /// rendezvous is on the loopback interface, else as many as `local_rank` proves.
+    /// The number of ranks on this host. If the launcher does not say it: all ranks if the
+    /// rendezvous is on the loopback interface, otherwise as many as `local_rank` proves.
     pub(crate) local_world: usize,
     /// Where rank 0 listens. Under torchrun itself the port is not `MASTER_PORT`, which its agent
     /// holds, but one made from it.
@@ -67,10 +65,9 @@ pub(crate) struct Environment {
     pub(crate) hosts: Option<Vec<Vec<String>>>,
     /// A mesh is to be run as a ring (`MLX_JACCL_RING`, whatever its value).
     pub(crate) prefer_ring: bool,
-    /// The launcher's name for this job, where it has one: the same in all ranks, and another in
-    /// another job.
+    /// The launcher's name for this job, if it has one: the same in all ranks of a job.
     pub(crate) job: Option<String>,
-    /// Something odd that is worth a line.
+    /// A note that is worth a line.
     pub(crate) note: Option<String>,
 }
 
@@ -98,7 +95,7 @@ impl fmt::Display for Launcher {
 }
 
 impl Launcher {
-    /// Where it says a process's rank.
+    /// The variable that holds a process's rank.
     fn rank_variable(self) -> &'static str {
         match self {
             Self::Torchrun => "RANK",
@@ -109,7 +106,7 @@ impl Launcher {
         }
     }
 
-    /// What speaks for it, for messages: who set the variables by hand knows these, not torchrun.
+    /// Its name in messages. A user who sets the variables by hand knows these, not torchrun.
     pub(crate) fn words(self) -> String {
         match self {
             Self::Torchrun => "RANK and WORLD_SIZE".to_owned(),
@@ -153,18 +150,17 @@ impl Environment {
         Self::read(&process_variable, &read_text)
     }
 
-    /// How many tasks of a Slurm job stay idle because this process was started in it without
-    /// `srun`: from the batch script or an interactive shell. `Some` only where
-    /// [`Environment::read`] gives `None`; worth a note to the user, who may have meant `srun
-    /// finetune run …`.
+    /// The number of tasks of a Slurm job, if this process was started in the job without `srun`:
+    /// from the batch script or an interactive shell. `Some` only if [`Environment::read`] returns
+    /// `None`.
     pub(crate) fn slurm_tasks_without_srun(variables: &dyn Fn(&str) -> Option<String>) -> Option<usize> {
         slurm::tasks_without_srun(&Variables::new(variables))
     }
 }
 
 fn process_variable(name: &str) -> Option<String> {
-    // What is not UTF-8 is no number and no address: the error about it shows the replacement
-    // characters.
+    // A value that is not UTF-8 is no number and no address. The error about it shows the
+    // replacement characters.
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }
 
@@ -175,20 +171,20 @@ fn read_text(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// The name of the job. torchrun's is "none" where nobody gave it one.
+/// The name of the job. torchrun writes "none" if there is no name.
 fn job(variables: &Variables<'_>, launcher: Launcher) -> Option<String> {
     let names: &[&str] = match launcher {
         Launcher::Torchrun => &["TORCHELASTIC_RUN_ID"],
         Launcher::OpenMpi => &["PMIX_NAMESPACE"],
-        // Of a heterogeneous job, whose parts have numbers of their own.
+        // The first two are of heterogeneous jobs, whose parts have numbers of their own.
         Launcher::Slurm => &["SLURM_HET_JOB_ID", "SLURM_PACK_JOB_ID", "SLURM_JOB_ID", "SLURM_JOBID"],
         Launcher::Pmi | Launcher::Mlx => &[],
     };
     variables.first(names).map(|job| job.value).filter(|job| job != "none")
 }
 
-/// Rank and number of ranks by the launcher that started this very process, if that is not what set
-/// `RANK`.
+/// Rank and number of ranks by the launcher that started this process, if that launcher does not
+/// set `RANK`.
 fn started_as(variables: &Variables<'_>) -> Option<(Launcher, Number, Number)> {
     let of = |launcher, pair: Result<Option<(Number, Number)>, EnvironmentError>| {
         pair.ok().flatten().map(|(rank, world)| (launcher, rank, world))
@@ -263,7 +259,7 @@ impl Unchecked {
             (None, Some(of)) if of.value == 0 => {
                 return Err(EnvironmentError::NoRanks { name: of.name, value: 0 });
             }
-            // Ranks that all took 0 would share a GPU.
+            // Otherwise all ranks would take local rank 0 and share a GPU.
             (None, Some(of)) if 1 < of.value && of.value < world && self.launcher == Launcher::Torchrun => {
                 return Err(of.without("LOCAL_RANK", self.launcher));
             }

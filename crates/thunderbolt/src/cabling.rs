@@ -1,7 +1,7 @@
 //! Which port of which host is cabled to which port of which other host.
 //!
-//! A Mac reports the domain UUID of the port at the other end of a cable; an index of everybody's
-//! ports turns that into a host. Both ends should say the same. Where only one does (a Mac behind a
+//! A Mac reports the domain UUID of the port at the other end of a cable. An index of all ports
+//! turns that into a host. Both ends should report the same cable. If only one does (a Mac behind a
 //! dock sees the dock instead), the cable counts and is marked.
 
 use std::collections::BTreeMap;

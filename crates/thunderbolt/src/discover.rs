@@ -1,4 +1,4 @@
-//! From the facts of hosts to what they form, what is missing, and a hostfile.
+//! From the facts of hosts: what they form, which cables are missing, and a hostfile.
 
 use finetune_launch::gather::GatherError;
 

@@ -35,7 +35,7 @@ pub struct Step {
 pub struct Plan {
     /// In the order to run them; none if all is set up.
     pub steps: Vec<Step>,
-    /// What only a person can do (Recovery, cables), and what is worth knowing.
+    /// Hints: what only a person can do (Recovery, cables), and what is worth knowing.
     pub by_hand: Vec<String>,
 }
 

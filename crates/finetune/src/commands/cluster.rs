@@ -198,7 +198,7 @@ impl Started {
         })
     }
 
-    /// What each rank is told of its group.
+    /// The membership of each rank.
     fn memberships(&self, token: &str) -> Vec<Membership> {
         let membership = |rank: usize| {
             let same = |host: &&WorkerHost| **host == self.hosts[rank];

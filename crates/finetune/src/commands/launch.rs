@@ -160,7 +160,7 @@ fn resuming(words: &[String], run: &RunArguments) -> Vec<String> {
     kept
 }
 
-/// What each rank of an attempt is told.
+/// The first line of the standard input of each rank.
 fn assignments(hosts: &Hosts, port: Option<u16>) -> Result<Vec<Assignment>, Failure> {
     let random =
         || new_token().map_err(|error| Failure::arguments(error.to_string(), "the system's random generator failed"));

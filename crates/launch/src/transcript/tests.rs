@@ -1,4 +1,4 @@
-//! The script runs in the shell at hand; its answers are taken apart.
+//! Answers are taken apart, and bounded.
 
 use super::*;
 

@@ -1,9 +1,9 @@
-//! Keys that nobody reads, but that somebody meant: another port, another user, another address
-//! than written would be used.
+//! Keys that have no effect though the user meant them to: another port, user or address than
+//! written would be used.
 
 use serde_json::{Map, Value};
 
-/// What else people call it, and what to do instead.
+/// What users call it, and what to do instead.
 const OF_A_HOST: &[(&[&str], &str)] = &[
     (
         &[

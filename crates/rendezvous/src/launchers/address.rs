@@ -116,13 +116,12 @@ fn port_of(text: &str) -> Result<u16, &'static str> {
     }
 }
 
-/// A port that all ranks of a job work out alike, and two jobs on one host differently.
+/// A port made from the name of a job: the same in all its ranks, and another for another job.
 ///
-/// The job's name is read as a decimal number modulo a prime, so names that differ in a number only
-/// (consecutive job ids, steps of a job, process ids) give different ports as long as these numbers
-/// are less than the prime apart. The ports lie below those that Linux (32768 on) and macOS (49152
-/// on) give to outgoing connections, which could otherwise be in the way, and above those that
-/// services use.
+/// The name is read as a decimal number modulo a prime. So names that differ in one number (job
+/// ids, steps of a job, process ids) give different ports if these numbers are less than the prime
+/// apart. The ports lie above those of services. They lie below those of outgoing connections,
+/// which begin at 32768 on Linux and 49152 on macOS.
 pub(super) fn port_of_job(job: &str) -> u16 {
     const FIRST: u64 = 15_000;
     const PRIME: u64 = 16_381;

@@ -1,4 +1,4 @@
-//! What can be wrong with the environment, with the variable in every message and what to do next.
+//! What can be wrong with a launcher's variables. Every message names the variable.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use finetune_allreduce::DeviceMatrixError;
 use super::Launcher;
 use super::variables::Number;
 
-/// Longer values are nobody's rank or address, and a message need not repeat them.
+/// Longer values are no rank and no address; messages cut them.
 const LONGEST_VALUE: usize = 128;
 
 #[derive(Debug, thiserror::Error)]
@@ -16,14 +16,14 @@ pub enum EnvironmentError {
     #[error("{name}={value} is not a whole number")]
     NotANumber { name: &'static str, value: String },
 
-    /// Half of what a launcher sets.
+    /// One of two variables that belong together.
     #[error("{name}={value} is set, but {missing} is not")]
     Missing { name: &'static str, value: String, missing: &'static str, launcher: Launcher },
 
     #[error("{name}={value} says that there are no ranks")]
     NoRanks { name: &'static str, value: usize },
 
-    /// Every process was given the rank that only one can have.
+    /// Every process has the same rank.
     #[error(
         "RANK={rank}, but {launcher} started this process as number {theirs} of {world} ({name}={theirs}): RANK was set before {launcher} started its processes"
     )]
@@ -59,7 +59,7 @@ pub enum EnvironmentError {
     #[error("{name} names {}: {source}", path.display())]
     Devices { name: &'static str, path: PathBuf, source: DeviceMatrixError },
 
-    /// `what` begins with the rank that it is about, where it is about one.
+    /// `what` begins with the rank that it is about, if it is about one.
     #[error("{name} names {}: {what}", path.display())]
     Hosts { name: &'static str, path: PathBuf, what: String },
 
@@ -88,9 +88,9 @@ impl EnvironmentError {
         Self::RankTooHigh { name: rank.name, value: rank.value, world_name, world }
     }
 
-    /// Holds `RANK` and `WORLD_SIZE` against what the launcher that started this process says.
-    /// Ranks may be given out anew, and groups made of parts of a step; what cannot be meant is the
-    /// same rank for all, or that each trains alone.
+    /// Compares `RANK` and `WORLD_SIZE` with the variables of the launcher that started this
+    /// process. Scripts may number the ranks anew, or make groups of parts of a step. But the same
+    /// rank for all processes, or a group of one for each, is a mistake.
     pub(super) fn agree(
         rank: Option<&Number>,
         world: &Number,
@@ -157,7 +157,7 @@ impl EnvironmentError {
             Self::Port { name, .. } => {
                 vec![format!("set {name} to a free port of rank 0's host, 1 to 65535, such as 29500")]
             }
-            // It holds host and port in one.
+            // The variable holds host and port.
             Self::Address { name, .. } if name.ends_with("COORDINATOR") => vec![format!(
                 "set {name} to the address and a free port of rank 0's host, such as 10.0.0.1:32323 or [fd00::1]:32323"
             )],

@@ -1,5 +1,5 @@
-//! The variables of MPI's launchers. They say who is who but not where rank 0 is: MPI programs
-//! learn that from the launcher's daemons, with which this program does not speak.
+//! The variables of MPI's launchers. They say the rank but not where rank 0 is. MPI programs learn
+//! that from the launcher's daemons, which this program does not talk to.
 //!
 //! Open MPI 4.1 and 5.0 set `OMPI_COMM_WORLD_{RANK,SIZE,LOCAL_RANK,LOCAL_SIZE}` (docs.open-mpi.org,
 //! "Environment variables set for MPI applications") and, through PMIx, `PMIX_NAMESPACE`, the name

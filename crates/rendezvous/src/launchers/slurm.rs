@@ -1,9 +1,9 @@
-//! Slurm's variables, and how to tell a task of `srun` from a process that merely runs in a job.
+//! Slurm's variables, and how a task of `srun` differs from a process that merely runs in a job.
 //!
 //! A batch script and an interactive shell have `SLURM_PROCID=0` and the `SLURM_NTASKS` of the
-//! whole job, just as the first task of an `srun` with that many tasks has. A program that took
-//! them for its own would wait for ranks that nobody starts. What tells them apart (SchedMD/slurm,
-//! src/common/env.c):
+//! whole job. The first task of an `srun` with that many tasks has the same. A program that took a
+//! batch script for a task would wait for ranks that are never started. The differences
+//! (SchedMD/slurm, src/common/env.c):
 //!
 //! - Both srun and slurmstepd give a task `SLURM_STEP_ID`; slurmstepd leaves it out for the batch
 //!   script, whose step has no number of its own. It does give `SLURM_TASK_PID` to every process
@@ -63,8 +63,8 @@ pub(super) fn tasks_without_srun(variables: &Variables<'_>) -> Option<usize> {
 fn is_task(variables: &Variables<'_>) -> bool {
     match variables.first(&STEP) {
         Some(step) => step.value.parse::<u64>().is_ok_and(|step| step < FIRST_RESERVED_STEP),
-        // Without a step, Slurm's own marks prove that this is no task. Where there are none,
-        // someone has set SLURM_PROCID and SLURM_NTASKS by hand, and means it.
+        // Without a step, Slurm's own marks prove that this is no task. If there are none, the user
+        // has set SLURM_PROCID and SLURM_NTASKS by hand.
         None => {
             let is_batch = |setting: Setting| setting.value == "BATCH";
             variables.first(&["SLURM_TASK_PID"]).is_none() && !variables.first(&["ENVIRONMENT"]).is_some_and(is_batch)
@@ -72,7 +72,7 @@ fn is_task(variables: &Variables<'_>) -> bool {
     }
 }
 
-/// The number of tasks on this node, where Slurm says it.
+/// The number of tasks on this node, if Slurm says it.
 fn local_world(variables: &Variables<'_>, world: &Number, local_rank: Option<&Number>) -> Option<Number> {
     let tasks = variables.first(&["SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"]);
     let node = variables.number(&["SLURM_NODEID"]).ok().flatten();
@@ -82,7 +82,7 @@ fn local_world(variables: &Variables<'_>, world: &Number, local_rank: Option<&Nu
     let count = variables.first(&["SLURM_STEP_NUM_NODES", "SLURM_NNODES"]).filter(|count| count.value == "1");
     let only_one = variables.first(&NODES).filter(|nodes| !nodes.value.contains([',', '[']));
     let alone = count.or(only_one).map(|_| Number { name: world.name, value: world.value });
-    // Without the step's own list it may be the job's, with room for more tasks than there are.
+    // The list may be the job's, with room for more tasks than the step has.
     let lowest = local_rank.map_or(1, |local| local.value.saturating_add(1));
     here.filter(|here| (lowest..=world.value).contains(&here.value)).or(alone)
 }
@@ -103,8 +103,8 @@ fn tasks_on_node(list: &str, node: usize) -> Option<usize> {
     None
 }
 
-/// Whether the tasks are not numbered along the list of nodes. Every task can see it, but for the
-/// second sign.
+/// Whether the tasks are not numbered along the list of nodes. Every task can see the first sign,
+/// and rank 0 the second one.
 fn is_arbitrary(variables: &Variables<'_>, rank: &Number) -> bool {
     let asked = variables.first(&["SLURM_DISTRIBUTION"]).is_some_and(|how| how.value.starts_with("arbitrary"));
     let seen = || variables.number(&["SLURM_NODEID"]).is_ok_and(|node| node.is_some_and(|node| node.value > 0));

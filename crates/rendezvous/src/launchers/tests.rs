@@ -56,8 +56,8 @@ fn seen(text: &str) -> String {
     }
 }
 
-/// `cases.txt` is both: the lines that are not indented are environments, those below them what was
-/// read.
+/// `cases.txt` holds both: lines that are not indented are environments, the indented lines below
+/// each are what is read from it.
 #[test]
 fn cases() {
     let mut text = String::new();

@@ -1,5 +1,5 @@
 //! `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`: torchrun's variables, which most launchers
-//! of this field set.
+//! for training set.
 
 use super::address::{self, HostPort, port_of_job};
 use super::error::{EnvironmentError, shown};
@@ -43,8 +43,7 @@ fn is_torchruns(variables: &Variables<'_>) -> bool {
     variables.first(&["TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE"]).is_some()
 }
 
-/// A word about `WORLD_SIZE` where it counts several processes in each pod and this is one that
-/// torchrun did not start.
+/// A note if `WORLD_SIZE` counts several processes per pod and torchrun did not start this one.
 pub(super) fn more_processes(variables: &Variables<'_>, unchecked: &Unchecked) -> Option<String> {
     let each = variables.number(&["PET_NPROC_PER_NODE"]).ok().flatten()?;
     let (world, each) = (unchecked.world.value, each.value);
@@ -57,9 +56,9 @@ pub(super) fn more_processes(variables: &Variables<'_>, unchecked: &Unchecked) -
     })
 }
 
-/// Kubeflow's trainer sets torchrun's own arguments as variables, for one process a pod; where that
+/// Kubeflow's trainer sets torchrun's arguments as variables, for one process per pod. If that
 /// process is this program and not torchrun, a pod is a rank. `PET_NPROC_PER_NODE` is for torchrun
-/// and says nothing of us. (kubeflow/trainer, pkg/runtime/framework/plugins/torch/torch.go.)
+/// and does not count here. (kubeflow/trainer, pkg/runtime/framework/plugins/torch/torch.go.)
 pub(super) fn kubeflow(variables: &Variables<'_>) -> Result<Option<Unchecked>, EnvironmentError> {
     let launcher = Launcher::Torchrun;
     // An elastic job has PET_NNODES="1:3" and no node rank: only torchrun can join that.
@@ -93,10 +92,9 @@ fn rendezvous(
         let launcher = Launcher::Torchrun;
         return Err(EnvironmentError::Missing { name: hosts[0], value: host, missing: ports[0], launcher });
     };
-    // torchrun's own agent listens on MASTER_PORT of rank 0's host and tells its workers so: they
-    // are to be its clients. Another port then, which every rank makes from that one.
-    // (torch/distributed/rendezvous.py, `_torchelastic_use_agent_store`; Python writes the truth
-    // value.)
+    // torchrun's agent listens on MASTER_PORT of rank 0's host, and its workers are to be clients
+    // of it. Every rank makes another port from that one. (torch/distributed/rendezvous.py,
+    // `_torchelastic_use_agent_store`; Python writes the truth value.)
     let is_taken = variables.first(&["TORCHELASTIC_USE_AGENT_STORE"]).is_some_and(|setting| setting.value == "True");
     let port = if is_taken { port_of_job(&port.to_string()) } else { port };
     Ok(Some(HostPort { host, port }))

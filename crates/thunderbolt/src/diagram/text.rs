@@ -6,7 +6,7 @@ use std::fmt::Write;
 use crate::discover::Discovery;
 use crate::facts::{Facts, Medium, Port, System, VerbsDevice};
 
-/// Above this a table of everybody with everybody does not fit a terminal.
+/// Above this number a table of all pairs does not fit a terminal.
 const MAX_COLUMNS: usize = 10;
 
 /// Plain text of any number of lines, without colours.

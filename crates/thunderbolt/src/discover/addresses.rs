@@ -5,14 +5,14 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crate::facts::{Facts, Interface, Medium, System, network};
 
-/// One address per host, and what is to be said about the choice.
+/// One address per host, and notes about the choice.
 pub(crate) struct Addresses {
     pub(crate) of_hosts: Vec<Option<String>>,
     pub(crate) notes: Vec<String>,
 }
 
-/// The addresses of the fastest network that all hosts are on, wired before wireless. Where there
-/// is none: the one that our ssh connection came in at, or the host's best.
+/// The addresses of the fastest network that all hosts are on, wired before wireless. If there is
+/// none: per host the address that our ssh connection came in at, or the host's best.
 pub(crate) fn meeting_point(hosts: &[Facts]) -> Addresses {
     if let Some((network, of_hosts)) = common_network(hosts) {
         let wireless = hosts

@@ -106,7 +106,7 @@ impl Discovery {
         if !shape.is_ring() {
             return (given, None, None);
         }
-        // Every pair of neighbours has to have the same number of cables, and nobody else any.
+        // Every pair of neighbours must have the same number of cables, and no other pair any.
         let order = shape.ring.order;
         let neighbours = |step: usize| (order[step], order[(step + 1) % hosts]);
         let most = (0..hosts).map(neighbours).map(|(i, j)| counts[i][j]).min().unwrap_or(0);

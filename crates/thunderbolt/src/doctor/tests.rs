@@ -203,7 +203,7 @@ fn addresses_of_a_cable() {
     );
 }
 
-/// Nobody with Thunderbolt 4 is told to go to Recovery (jundot/omlx issue 3037).
+/// Users with Thunderbolt 4 are not sent to Recovery (jundot/omlx issue 3037).
 #[test]
 fn thunderbolt_4() {
     let mut cluster = ExampleCluster::new(2, &[[(0, 0), (1, 0)]]);

@@ -30,7 +30,7 @@ pub struct Build {
 /// A Mac's power settings; see `pmset -g`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Power {
-    /// Minutes until it sleeps while nobody uses it; 0 for never.
+    /// Minutes until it sleeps if it is not used; 0 for never.
     pub sleep_minutes: u32,
     /// Whether it starts again after a power failure.
     pub restarts: Option<bool>,
@@ -39,7 +39,7 @@ pub struct Power {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Firewall {
     Off,
-    /// On, by the name of what is.
+    /// On, with the name of the firewall.
     On(String),
     /// On, and it lets nothing in.
     BlocksAll,

@@ -43,7 +43,7 @@ pub struct Port {
 /// A Mac at the other end of a cable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Far {
-    /// The domain UUID of the port over there, in capitals.
+    /// The domain UUID of the port at the other end, in capitals.
     pub domain: String,
     /// "Mac Studio".
     pub name: String,

@@ -202,7 +202,7 @@ fn a_route_through_another_interface_is_changed() {
     assert!(changed[0].command.contains("change 192.168.200.2 -interface en2"), "{changed:?}");
 }
 
-/// Switching RDMA on in Recovery does nothing for Thunderbolt 4: nobody is sent there (jundot/omlx
+/// Switching RDMA on in Recovery does nothing for Thunderbolt 4: no user is sent there (jundot/omlx
 /// issue 3037).
 #[test]
 fn thunderbolt_4_is_not_sent_to_recovery() {
