@@ -51,8 +51,8 @@ pub struct Remote {
     pub directory: Option<PathBuf>,
     /// A configuration file for ssh, instead of the user's.
     pub config: Option<PathBuf>,
-    /// Arguments that replace [`WorkerCommand::words`]: the program is a copy, with its files
-    /// beside it.
+    /// Arguments that replace [`crate::workers::WorkerCommand::words`]: the program is a copy, with
+    /// its files beside it.
     pub words: Option<Vec<String>>,
 }
 
