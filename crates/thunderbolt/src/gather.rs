@@ -18,8 +18,8 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 /// ssh: see [`finetune_rendezvous::is_this_host`].
 ///
 /// # Errors
-/// Per host; one that does not answer costs no more than `deadline` and keeps nobody else waiting
-/// longer than that.
+/// Per host. One that does not answer costs no more than `deadline`, and delays the others no longer
+/// than that.
 pub fn gather(hosts: &[String], questions: &Questions<'_>, deadline: Duration) -> Vec<Result<Facts, GatherError>> {
     if hosts.len() > MAX_HOSTS_ASKED {
         return hosts.iter().map(|_| Err(GatherError::TooMany { hosts: hosts.len() })).collect();
