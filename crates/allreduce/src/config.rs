@@ -35,7 +35,8 @@ pub struct Config {
     pub run: String,
     /// The token that all ranks share.
     pub secret: Secret,
-    /// What all ranks must agree on before they start: a name ("recipe", "program") and a digest each.
+    /// What all ranks must agree on before they start: a name ("recipe", "program") and a digest
+    /// each.
     pub claims: Vec<(String, [u8; 32])>,
     /// What messages call this rank's machine.
     pub host: String,
@@ -47,13 +48,14 @@ pub struct Config {
     pub timeout: Duration,
     /// How long ranks wait for each other at the start.
     pub join_timeout: Duration,
-    /// Ranks listen at all addresses of their machines, whatever address the others call them by. Without it rank 0 listens
-    /// at the rendezvous alone. The token guards the door either way; without a token this is ignored.
+    /// Ranks listen at all addresses of their machines, whatever address the others call them by.
+    /// Without it rank 0 listens at the rendezvous alone. The token guards the door either way;
+    /// without a token this is ignored.
     pub everywhere: bool,
     /// Ports at which ranks above 0 listen, first and last: the first free one. None: any.
     pub ports: Option<(u16, u16)>,
-    /// Addresses of this rank's machine at which others may reach it, the likeliest first. Those of its network interfaces
-    /// need not be among them.
+    /// Addresses of this rank's machine at which others may reach it, the likeliest first. Those of
+    /// its network interfaces need not be among them.
     pub addresses: Vec<IpAddr>,
     /// Who started this rank, for messages: "srun", "RANK and WORLD_SIZE". May be empty.
     pub started_by: String,
@@ -70,8 +72,8 @@ pub struct Config {
 /// How RDMA is used.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RdmaOptions {
-    /// Which devices join which ranks: for each other rank the names of this rank's devices, one per cable. Every rank
-    /// passes the same matrix.
+    /// Which devices join which ranks: for each other rank the names of this rank's devices, one
+    /// per cable. Every rank passes the same matrix.
     pub devices: Option<DeviceMatrix>,
     /// Reliable connections instead of unreliable ones (not on Apple's devices).
     pub reliable: bool,
@@ -105,7 +107,8 @@ impl Config {
         }
     }
 
-    /// Adds something that all ranks must agree on; messages call it `name`, ranks compare a digest of `content`.
+    /// Adds something that all ranks must agree on; messages call it `name`, ranks compare a digest
+    /// of `content`.
     pub fn claim(&mut self, name: &str, content: &[u8]) {
         self.claims.push((name.into(), *blake3::hash(content).as_bytes()));
     }

@@ -5,9 +5,11 @@
 //!  ["rdma_en5",                  null,       "rdma_en3"              ],
 //!  [["rdma_en4", "rdma_en6"],    "rdma_en3", null                    ]]
 //! ```
-//! Row i holds the devices of rank i; column j the rank at the other end; several names are several cables.
-//! (ml-explore/mlx, mlx/distributed/jaccl/lib/jaccl/jaccl.cpp, `parse_devices_json`.)
+//! Row i holds the devices of rank i; column j the rank at the other end; several names are several
+//! cables. (ml-explore/mlx, mlx/distributed/jaccl/lib/jaccl/jaccl.cpp, `parse_devices_json`.)
 
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 #[cfg(test)]
@@ -29,10 +31,11 @@ pub struct DeviceMatrix {
 /// What the cables allow. A matrix that is both is called a mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// Every two ranks are wired, with as many cables one way as the other. A single rank is a mesh.
+    /// Every two ranks are wired, with as many cables one way as the other. A single rank is a
+    /// mesh.
     Mesh,
-    /// Every rank is wired to the next one, the last to the first, and all of these cells name equally many devices:
-    /// what JACCL takes as a ring (`Config::is_valid_ring`).
+    /// Every rank is wired to the next one, the last to the first, and all of these cells name
+    /// equally many devices: what JACCL takes as a ring (`Config::is_valid_ring`).
     Ring,
     Neither,
 }
@@ -117,8 +120,12 @@ impl DeviceMatrix {
             return Err(DeviceMatrixError::TooLong { bytes: text.len() });
         }
         let value: Value = serde_json::from_str(text).map_err(|source| DeviceMatrixError::Syntax { source })?;
-        let Value::Array(values) = &value else {
-            return Err(DeviceMatrixError::NotAList { found: kind(&value) });
+        Self::from_value(&value)
+    }
+
+    fn from_value(value: &Value) -> Result<Self, DeviceMatrixError> {
+        let Value::Array(values) = value else {
+            return Err(DeviceMatrixError::NotAList { found: kind(value) });
         };
         let mut rows = Vec::with_capacity(values.len());
         for (row, value) in values.iter().enumerate() {
@@ -135,8 +142,12 @@ impl DeviceMatrix {
 
     /// The text that [`DeviceMatrix::parse`] reads back to the same matrix, on one line.
     pub fn to_json(&self) -> String {
+        self.to_value().to_string()
+    }
+
+    fn to_value(&self) -> Value {
         let row = |cells: &Vec<Vec<String>>| Value::Array(cells.iter().map(|names| wires_to_json(names)).collect());
-        Value::Array(self.rows.iter().map(row).collect()).to_string()
+        Value::Array(self.rows.iter().map(row).collect())
     }
 
     /// The number of ranks.
@@ -162,17 +173,20 @@ impl DeviceMatrix {
         }
     }
 
-    /// The pairs (i, j), i below j, that keep this from being a mesh: no cable, or not as many one way as the other.
+    /// The pairs (i, j), i below j, that keep this from being a mesh: no cable, or not as many one
+    /// way as the other.
     pub fn missing_for_mesh(&self) -> Vec<(usize, usize)> {
         let pairs = (0..self.world()).flat_map(|i| (i + 1..self.world()).map(move |j| (i, j)));
         pairs.filter(|&(i, j)| self.count(i, j) == 0 || self.count(i, j) != self.count(j, i)).collect()
     }
 
-    /// The pairs (i, i + 1 mod N) that keep this from being a ring: fewer cables, one way or the other, than the best
-    /// wired neighbours have, or none. Also tells whether a mesh may be run as a ring.
+    /// The pairs (i, i + 1 mod N) that keep this from being a ring: fewer cables, one way or the
+    /// other, than the best wired neighbours have, or none. Also tells whether a mesh may be run as
+    /// a ring.
     pub fn missing_for_ring(&self) -> Vec<(usize, usize)> {
         let world = self.world();
-        // With 2 ranks the next one is also the one before, and the pair must not come twice; 1 rank has no neighbour.
+        // With 2 ranks the next one is also the one before, and the pair must not come twice; 1
+        // rank has no neighbour.
         let pairs = if world > 2 { world } else { world - 1 };
         let pairs: Vec<_> = (0..pairs).map(|i| (i, (i + 1) % world)).collect();
         let cables = |&(i, j): &(usize, usize)| [self.count(i, j), self.count(j, i)];
@@ -180,7 +194,8 @@ impl DeviceMatrix {
         pairs.into_iter().filter(|pair| cables(pair).iter().any(|&count| count < most)).collect()
     }
 
-    /// The cables of a pair in words, for messages about missing ones: "no cable between rank 1 and rank 3".
+    /// The cables of a pair in words, for messages about missing ones: "no cable between rank 1 and
+    /// rank 3".
     pub fn cables_between(&self, i: usize, j: usize) -> String {
         let cables = |count| if count == 1 { "1 cable".to_owned() } else { format!("{count} cables") };
         match (self.count(i, j), self.count(j, i)) {
@@ -197,7 +212,23 @@ impl DeviceMatrix {
     }
 }
 
-/// A cell: null and the empty list are no cable, a text is one. Whether this host has such devices is not looked at.
+/// In the form of MLX's device file, as [`DeviceMatrix::to_json`] writes it.
+impl Serialize for DeviceMatrix {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.to_value().serialize(serializer)
+    }
+}
+
+/// Checks what [`DeviceMatrix::parse`] checks.
+impl<'de> Deserialize<'de> for DeviceMatrix {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        Self::from_value(&value).map_err(D::Error::custom)
+    }
+}
+
+/// A cell: null and the empty list are no cable, a text is one. Whether this host has such devices
+/// is not looked at.
 pub fn wires_from_json(cell: &Value) -> Result<Vec<String>, WiresError> {
     let names = match cell {
         Value::Null => Vec::new(),

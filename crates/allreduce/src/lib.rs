@@ -1,10 +1,10 @@
 //! All-reduce and its relatives for a handful of machines: exact, deterministic, authenticated, and never hanging.
 //!
 //! **Owns:** the group ([`Group::join`]): rendezvous, authentication, liveness; the algorithms (direct, mesh, ring) and their
-//! order of summation; the transports (threads of one process, TCP, RDMA verbs); what a launcher's environment says of this
-//! process ([`Environment`]).
+//! order of summation; the transports (threads of one process, TCP, RDMA verbs); the benchmark of the
+//! operations ([`bench`]).
 //!
-//! **Must never know:** models, recipes, files.
+//! **Must never know:** models, recipes, files, launchers.
 //!
 //! ```text
 //! group ── which operation ──▶ plan (mesh, ring, moves) ── frames in order ──▶ operation ── bytes ──▶ transport
@@ -28,6 +28,7 @@
 #![deny(unsafe_code)]
 mod arithmetic;
 mod background;
+pub mod bench;
 mod calling;
 mod choose;
 mod circle;
@@ -36,7 +37,6 @@ mod config;
 mod control;
 mod devices;
 mod engine;
-mod environment;
 mod error;
 mod flight;
 mod frame;
@@ -68,7 +68,6 @@ pub use config::{BackendChoice, Config, RdmaOptions};
 pub use devices::{
     DeviceMatrix, DeviceMatrixError, MAX_DEVICE_FILE_BYTES, Shape, WiresError, wires_from_json, wires_to_json,
 };
-pub use environment::{Environment, EnvironmentError, Launcher, Rendezvous};
 pub use error::{GroupError, GroupFailure, Who};
 pub use flight::FlightEntry;
 pub use frame::{Algorithm, Descriptor, Element, FrameError, Kind, PROTOCOL_VERSION, Reduction, Wire};

@@ -1,7 +1,7 @@
-//! `launch --copy`: what the hosts are brought, where they write the run, and how it comes home.
+//! `launch --copy`: the files for the hosts, where the hosts write the run, and how it comes back.
 //!
-//! The folder on the hosts depends on where the run is to be here and on nothing that is in it: a launch with another comment, row
-//! or version finds the checkpoints of the last one.
+//! The folder on the hosts depends on the path of the run here, not on the content. So a launch
+//! with another comment, row or version finds the checkpoints of the last one.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicI32;
 use std::time::{Duration, Instant};
 
-use finetune_cluster::copy::{self, Cargo, CopyError};
-use finetune_cluster::workers::Remote;
+use finetune_launch::Remote;
+use finetune_launch::complaint::Trouble;
+use finetune_launch::copy::{self, Bundle, CopyError};
 use finetune_recipe::Recipe;
+use finetune_rendezvous::own_name;
 use finetune_store::{Disk, RealDisk, Staging, ensure_directory, numbered, remove_directory, verify_directory};
 use finetune_trainer::{CHECKPOINTS, COPIES, TrainError};
 
@@ -20,18 +22,18 @@ use crate::commands::preflight;
 use crate::failure::Failure;
 use crate::progress::{Verbosity, bytes};
 
-/// Between two lines about a copy under way.
+/// Time between two messages about a copy under way.
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
-/// What stays where it was written.
+/// Files of a run that are not fetched.
 const LEFT_THERE: [&str; 2] = [".lock", COPIES];
 
-/// Files for the hosts, and the run that they make of them.
+/// The files for the hosts, and the run that is made from them.
 pub(crate) struct Freight {
-    cargo: Cargo,
+    bundle: Bundle,
     /// The run directory in the folder of the copy.
     run: String,
-    /// Where it belongs here.
+    /// The run directory on this host.
     home: PathBuf,
 }
 
@@ -42,25 +44,25 @@ impl Freight {
         if run.resume.is_none() && holds_a_run {
             return Err(TrainError::Occupied { directory: home }.into());
         }
-        let here = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let here = own_name();
         let name = home.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let folder = copy::folder(&name, &format!("{here} {}", home.display()));
-        let cargo = Cargo::pack(&folder, &preflight::parcels(run, recipe)?, stop).map_err(|error| {
+        let bundle = Bundle::pack(&folder, &preflight::bundle_files(run, recipe)?, stop).map_err(|error| {
             let hint = match error {
                 CopyError::Leads { .. } => "put the file itself there, or take the link out of the folder",
                 _ => "every file of the recipe must be there to be copied",
             };
             Failure::arguments(error.to_string(), hint)
         })?;
-        Ok(Freight { cargo, run: preflight::directory_of_copy(recipe), home })
+        Ok(Freight { bundle, run: preflight::directory_of_copy(recipe), home })
     }
 
     pub(crate) fn folder(&self) -> &str {
-        self.cargo.folder()
+        self.bundle.folder()
     }
 
     fn run(&self) -> String {
-        format!("{}/{}", self.cargo.folder(), self.run)
+        format!("{}/{}", self.bundle.folder(), self.run)
     }
 
     /// Host and path of the run.
@@ -68,11 +70,11 @@ impl Freight {
         format!("{}:~/{}", remote.host, self.run())
     }
 
-    /// Brings a host what it has not.
+    /// Sends a host the files that it lacks.
     pub(crate) fn bring(&self, remote: &Remote, verbosity: Verbosity, stop: &AtomicI32) -> Result<(), Failure> {
         let says = verbosity > Verbosity::Quiet;
         let mut said = Instant::now();
-        let brought = self.cargo.bring(remote, stop, &mut |sent, of| {
+        let brought = self.bundle.bring(remote, stop, &mut |sent, of| {
             if says && said.elapsed() > SAY_EVERY {
                 said = Instant::now();
                 crate::stderr::complain!("{}: {} of {} copied", remote.host, bytes(sent), bytes(of));
@@ -85,12 +87,13 @@ impl Freight {
                 1 => format!("copied to {} (1 file)", remote.host),
                 files => format!("copied to {} ({files} files)", remote.host),
             };
-            crate::stderr::complain!("program, recipe, model and rows {what}: {}", self.cargo.folder());
+            crate::stderr::complain!("program, recipe, model and rows {what}: {}", self.bundle.folder());
         }
         Ok(())
     }
 
-    /// Brings the run as it is here to rank 0's host, if it has come further here than there, where it is at step `there`.
+    /// Sends the run to rank 0's host, if it is further here than there. `there`: the newest step
+    /// on that host.
     pub(crate) fn send_run(
         &self,
         remote: &Remote,
@@ -121,19 +124,19 @@ impl Freight {
         copy::send_files(remote, &self.run(), &files, stop).map_err(|error| failure(&remote.host, &error))
     }
 
-    /// Brings the run home: what is new, each checkpoint and result whole or not at all.
+    /// Fetches what is new of the run. Each checkpoint and result arrives whole or not at all.
     fn fetch(&self, remote: &Remote) -> Result<bool, Failure> {
         ensure_directory(&RealDisk, &self.home)?;
         let has = numbered(&RealDisk, &self.home.join(CHECKPOINTS), "step-")?;
         let has = has.iter().filter(|(_, path)| verify_directory(&RealDisk, path).is_ok());
         let has = has.filter_map(|(_, path)| Some(format!("{CHECKPOINTS}/{}", path.file_name()?.to_string_lossy())));
         let skip: Vec<String> = LEFT_THERE.iter().map(|name| (*name).to_owned()).chain(has).collect();
-        // Only for its folder, which goes away with it.
+        // Used for its folder only, which is removed at the end.
         let staging = Staging::begin(&RealDisk, &self.home, "arrivals")?;
-        // Apart from the mark of what is unfinished.
+        // Beside the staging directory's own marker of unfinished work.
         let arrivals = staging.directory().join("run");
         ensure_directory(&RealDisk, &arrivals)?;
-        // One signal is behind us; a second one ends the program.
+        // The first signal has been handled; a second one ends the program.
         let take = &mut |name: &str, from: &mut dyn Read| write(&arrivals.join(name), from);
         let found = copy::fetch(remote, &self.run(), &skip, &AtomicI32::new(0), take)
             .map_err(|error| failure(&remote.host, &error))?;
@@ -162,7 +165,7 @@ fn write(path: &Path, from: &mut dyn Read) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Puts what has arrived into its place; a directory with a manifest only if it verifies.
+/// Moves what has arrived into its place; a directory with a manifest only if it verifies.
 fn settle(from: &Path, to: &Path) -> Result<(), Failure> {
     let parent = to.parent().unwrap_or(Path::new("."));
     if from.is_dir() {
@@ -179,8 +182,8 @@ fn settle(from: &Path, to: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Brings the run from rank 0's host to this machine; takes the copies of all hosts away once it is done and here. Says where it is,
-/// and whether it is here.
+/// Fetches the run from rank 0's host. If it is done and here, removes the copies of all hosts.
+/// Returns lines that say where the run is, and whether it is here.
 pub(crate) fn bring_home(
     freight: &Freight,
     first: Option<&Remote>,
@@ -193,7 +196,7 @@ pub(crate) fn bring_home(
     if let Some(remote) = first {
         match freight.fetch(remote) {
             Ok(true) => lines.push(format!("the run is in {home}, brought from {}", remote.host)),
-            // It ended before there was anything.
+            // The run ended before it wrote anything.
             Ok(false) => return (Vec::new(), true),
             Err(failure) => {
                 if verbosity > Verbosity::Quiet {
@@ -218,15 +221,15 @@ pub(crate) fn bring_home(
     (lines, true)
 }
 
-/// A host that a copy could not be made to is missing for now, or something must be set right.
+/// The failure of a copy: the host is missing for now, or the user must correct something.
 fn failure(host: &str, error: &CopyError) -> Failure {
     let message = format!("{host}: {error}");
     match error {
         CopyError::Host(unanswered) => {
             let hints = unanswered.hint(host).into_iter().collect();
             match unanswered.trouble() {
-                finetune_cluster::complaint::Trouble::Absent => Failure::Lost { message, hints },
-                finetune_cluster::complaint::Trouble::Mistake => Failure::Arguments { message, hints },
+                Trouble::Absent => Failure::Lost { message, hints },
+                Trouble::Mistake => Failure::Arguments { message, hints },
             }
         }
         _ => Failure::Arguments { message, hints: Vec::new() },

@@ -1,13 +1,15 @@
-//! The machines of a launch: which they are, what each needs before it can start, and which are still there.
+//! The hosts of a launch: which they are, what each needs before it can start, and which are still
+//! there.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use finetune_cluster::workers::{Place, Remote};
-use finetune_cluster::{Hostfile, Unanswered, is_loopback, machine_name, reach};
+use finetune_allreduce::DeviceMatrix;
+use finetune_launch::{Remote, Unanswered, WorkerHost, reach};
 use finetune_recipe::Recipe;
+use finetune_rendezvous::{HostPort, Hostfile, is_loopback, machine_name, own_name};
 
 use crate::cli::{LaunchArguments, RunArguments};
 use crate::commands::preflight::{self, Question, Report};
@@ -17,30 +19,31 @@ use crate::progress::Verbosity;
 
 mod answers;
 
-/// Waiting for the hosts' answers is said after so long, and again.
+/// Time between two messages about hosts whose answers are waited for.
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
-/// A machine with one rank on it.
+/// A host with one rank on it.
 #[derive(Clone, Debug)]
 struct Machine {
     name: String,
-    /// None: this machine.
+    /// None: this host.
     remote: Option<Remote>,
     /// Addresses at which the others reach it, the best first.
     addresses: Vec<String>,
-    /// What it last said of itself.
+    /// Its last answer.
     report: Report,
 }
 
 /// All of them, in the order of the ranks.
 pub(crate) struct Hosts {
     machines: Vec<Machine>,
-    /// How many of them take part: all, or as many as divide the virtual ranks.
+    /// The number of hosts that take part: all, or as many as divide the virtual ranks.
     used: usize,
-    /// What the hostfile says, as long as all its hosts are used.
     file: Option<Hostfile>,
+    /// The RDMA devices between the hosts of the hostfile.
+    devices: Option<DeviceMatrix>,
     at_start: usize,
-    /// Where rank 0 is reached, if the others know it better than it does itself.
+    /// The address of rank 0, if the other hosts know a better one than rank 0's host.
     address: Option<String>,
     ports: Option<(u16, u16)>,
     /// With `--copy`.
@@ -48,48 +51,45 @@ pub(crate) struct Hosts {
 }
 
 impl Hosts {
-    /// As many ranks here as asked for, or one per host of the hostfile.
+    /// The number of ranks on this host that the arguments say, or one rank per host of the
+    /// hostfile.
     pub(crate) fn choose(arguments: &LaunchArguments) -> Result<Hosts, Failure> {
-        let all = |machines: Vec<Machine>, file| {
+        let all = |machines: Vec<Machine>, file, devices| {
             let at_start = machines.len();
-            Hosts { machines, used: at_start, file, at_start, address: None, ports: None, freight: None }
+            let (used, address, ports, freight) = (at_start, None, None, None);
+            Hosts { machines, used, file, devices, at_start, address, ports, freight }
         };
         let Some(path) = &arguments.hostfile else {
             let ranks = arguments.ranks.unwrap_or(1);
             if ranks == 0 || ranks > 256 {
                 return Err(Failure::arguments(format!("-n {ranks}: from 1 to 256 ranks"), "-n 2 is a good start"));
             }
-            let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
             let addresses = vec!["127.0.0.1".to_owned()];
-            let machine = Machine { name, remote: None, addresses, report: Report::default() };
-            return Ok(all(vec![machine; ranks], None));
+            let machine = Machine { name: own_name(), remote: None, addresses, report: Report::default() };
+            return Ok(all(vec![machine; ranks], None, None));
         };
         let file = Hostfile::load(path)
             .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
-        file.devices().map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+        let devices =
+            file.devices().map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
         if let Some(address) = file.lost_coordinator() {
             return Err(unreachable_at(address));
         }
         let here = || std::env::current_exe().unwrap_or_else(|_| "finetune".into());
         let program = arguments.program.clone().unwrap_or_else(here);
         let directory = arguments.directory.clone().or_else(|| std::env::current_dir().ok());
-        let machine = |host: &finetune_cluster::Host| Machine {
+        let remote = Remote { program, directory, config: arguments.ssh_config.clone(), ..Remote::default() };
+        let machine = |host: &finetune_rendezvous::Host| Machine {
             name: host.ssh.clone(),
             addresses: host.ips.clone(),
-            remote: (!matches!(host.ssh.as_str(), "localhost" | "127.0.0.1" | "::1")).then(|| Remote {
-                host: host.ssh.clone(),
-                program: program.clone(),
-                directory: directory.clone(),
-                config: arguments.ssh_config.clone(),
-                words: None,
-            }),
+            remote: WorkerHost::of(host, &remote).remote().cloned(),
             report: Report::default(),
         };
         let machines: Vec<Machine> = file.hosts.iter().map(machine).collect();
-        Ok(all(machines, Some(file)))
+        Ok(all(machines, Some(file), devices))
     }
 
-    /// What the hostfile says and nobody reads.
+    /// Notes about keys of the hostfile that have no effect.
     pub(crate) fn notices(&self) -> &[String] {
         self.file.as_ref().map(|file| file.notices.as_slice()).unwrap_or_default()
     }
@@ -99,12 +99,13 @@ impl Hosts {
         self.used
     }
 
-    /// Takes as many machines as the recipe can use, if they are enough for it.
+    /// Takes as many hosts as the recipe can use, if they are enough for it.
     pub(crate) fn limit(&mut self, virtual_ranks: Option<usize>, min_ranks: Option<usize>) -> Result<(), Failure> {
         let there = self.machines.len();
         let usable = |ranks: &usize| virtual_ranks.is_none_or(|shares| shares.is_multiple_of(*ranks));
         self.used = (1..=there).rev().find(usable).unwrap_or(1).min(there);
-        // At the start it is for the user to say how many; later we take what is left.
+        // At the start the user has to change the number. Later the launch goes on with the hosts
+        // that are left.
         if there == self.at_start && self.used < there {
             let shares = virtual_ranks.unwrap_or_default();
             return Err(Failure::arguments(
@@ -122,8 +123,8 @@ impl Hosts {
         Ok(())
     }
 
-    /// Makes sure that every other machine has what it needs, and brings it there if asked to. A signal ends it early; nothing is
-    /// running yet then.
+    /// Makes sure that every other host has what it needs, and with `--copy` sends it. A signal
+    /// ends this early; no rank runs yet.
     pub(crate) fn prepare(
         &mut self,
         arguments: &LaunchArguments,
@@ -176,7 +177,7 @@ impl Hosts {
         Ok(())
     }
 
-    /// Asks all other machines, and says so if it takes long.
+    /// Asks all other hosts, and says so if it takes long.
     fn ask(
         &self,
         words: &[String],
@@ -228,7 +229,7 @@ impl Hosts {
         self.machines.iter().filter_map(|machine| machine.remote.as_ref())
     }
 
-    /// From now on all go on from the newest checkpoint.
+    /// From now on all ranks resume from the newest checkpoint.
     pub(crate) fn resume(&mut self) {
         for words in self.machines.iter_mut().filter_map(|machine| machine.remote.as_mut()?.words.as_mut()) {
             words.retain(|word| word != "--resume" && !word.starts_with("--resume="));
@@ -236,7 +237,8 @@ impl Hosts {
         }
     }
 
-    /// Forgets hosts that do not answer any more, and says which. The others say how far the run has come on their disks.
+    /// Drops hosts that do not answer any more, and returns their names. The others report the
+    /// newest checkpoint on their disks.
     pub(crate) fn drop_unreachable(&mut self, words: &[String], verbosity: Verbosity, stop: &AtomicI32) -> Vec<String> {
         let question = Question { watched: true, brief: true, resolve: None, ports: self.ports };
         let mut answers = self.ask(words, &question, verbosity, stop).into_iter();
@@ -265,8 +267,9 @@ impl Hosts {
         lost
     }
 
-    /// Refuses to begin again where the newest checkpoint lies on a host that is merely not reached. `saved`: the newest one that
-    /// there was, and the host that wrote it. What there is to say where it is not the newest.
+    /// Refuses to begin again if the newest checkpoint lies on a host that is not reached. `saved`:
+    /// the newest checkpoint that there was; `host`: the host that wrote it. Returns a note if the
+    /// run goes on from an older one.
     pub(crate) fn expect_progress(&self, saved: Option<(u64, PathBuf)>, host: &str) -> Result<Option<String>, Failure> {
         let Some((step, path)) = saved.filter(|(step, _)| *step > 0) else { return Ok(None) };
         if self.machines.first().is_some_and(|machine| machine.name == host) {
@@ -289,7 +292,7 @@ impl Hosts {
         }
     }
 
-    /// The newest checkpoint that rank 0's host has told of, and that host's name.
+    /// The newest checkpoint that rank 0's host reports, and that host's name.
     pub(crate) fn holder(&self) -> (Option<(u64, PathBuf)>, String) {
         let first = self.machines.first();
         (
@@ -298,12 +301,13 @@ impl Hosts {
         )
     }
 
-    /// Whether rank 0 writes the run on this machine.
+    /// Whether rank 0 writes the run on this host.
     pub(crate) fn writes_here(&self) -> bool {
         self.machines.first().is_some_and(|machine| machine.remote.is_none())
     }
 
-    /// With `--copy`: brings the run to this machine, and takes the copies away where it is done. Says where it is.
+    /// With `--copy`: fetches the run to this host, and removes the copies if it is done. Returns
+    /// lines that say where the run is, and whether it is here.
     pub(crate) fn bring_home(&self, done: bool, verbosity: Verbosity) -> Option<(Vec<String>, bool)> {
         let freight = self.freight.as_ref()?;
         let remotes: Vec<&Remote> = self.remotes().collect();
@@ -316,23 +320,24 @@ impl Hosts {
         Some(freight.whereabouts(remote))
     }
 
-    pub(crate) fn places(&self) -> Vec<Place> {
-        let place = |machine: &Machine| machine.remote.clone().map_or(Place::Here, Place::Ssh);
-        self.machines[..self.used].iter().map(place).collect()
+    /// Where each rank runs.
+    pub(crate) fn workers(&self) -> Vec<WorkerHost> {
+        let host = |machine: &Machine| machine.remote.clone().map_or(WorkerHost::Local, WorkerHost::Ssh);
+        self.machines[..self.used].iter().map(host).collect()
     }
 
-    /// A rank's place among those of its machine, and how many they are.
+    /// The rank among the ranks of its host, and their number.
     pub(crate) fn local(&self, rank: usize) -> (usize, usize) {
         let same = |machine: &&Machine| is_same(machine, &self.machines[rank]);
         (self.machines[..rank].iter().filter(same).count(), self.machines[..self.used].iter().filter(same).count())
     }
 
-    /// Where the hostfile says that a rank is reached.
+    /// The addresses of a rank's host in the hostfile.
     pub(crate) fn addresses(&self, rank: usize) -> &[String] {
         &self.machines[rank].addresses
     }
 
-    /// What messages call a rank.
+    /// A rank's name in messages.
     pub(crate) fn name(&self, rank: usize) -> String {
         format!("rank {rank} ({})", self.machines[rank].name)
     }
@@ -342,7 +347,7 @@ impl Hosts {
         &self.machines[rank].name
     }
 
-    /// What its lines of output begin with.
+    /// The label of a rank's lines of output.
     pub(crate) fn label(&self, rank: usize) -> String {
         format!("rank {rank} {}", self.machines[rank].name)
     }
@@ -354,12 +359,13 @@ impl Hosts {
         match (outside.or(first.addresses.first()), &first.remote) {
             (Some(address), _) => address.clone(),
             (None, Some(remote)) => machine_name(&remote.host).to_owned(),
-            (None, None) => "localhost".to_owned(),
+            (None, None) if is_loopback(&first.name) => "localhost".to_owned(),
+            (None, None) => first.name.clone(),
         }
     }
 
-    /// host:port where rank 0 is reached from every other machine; `port` if it must be that one.
-    pub(crate) fn rendezvous(&self, port: Option<u16>) -> Result<String, Failure> {
+    /// Where every other host reaches rank 0; at `port` if it is given.
+    pub(crate) fn rendezvous(&self, port: Option<u16>) -> Result<HostPort, Failure> {
         let is_local = self.machines[..self.used].iter().all(|machine| machine.remote.is_none());
         let found = || match &self.machines[0].remote {
             Some(_) => self.machines[0].report.port,
@@ -372,21 +378,21 @@ impl Hosts {
                 "another run may have them: end it, or name others with distributed.ports or --port",
             ));
         };
-        if is_local {
-            return Ok(format!("127.0.0.1:{port}"));
-        }
-        let address = self.address.clone().unwrap_or_else(|| self.name_of_rank_0());
-        Ok(if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") })
+        let host = if is_local {
+            "127.0.0.1".to_owned()
+        } else {
+            self.address.clone().unwrap_or_else(|| self.name_of_rank_0())
+        };
+        Ok(HostPort { host, port })
     }
 
-    /// The RDMA devices between the ranks. A hostfile describes all its hosts: it does not fit some of them.
-    pub(crate) fn devices(&self) -> Option<serde_json::Value> {
-        let file = self.file.as_ref().filter(|file| file.hosts.len() == self.used)?;
-        let devices = file.devices().ok().flatten()?;
-        serde_json::from_str(&devices.to_json()).ok()
+    /// The RDMA devices between the ranks. None if some hosts of the hostfile take no part: the
+    /// matrix does not fit then.
+    pub(crate) fn devices(&self) -> Option<DeviceMatrix> {
+        self.devices.clone().filter(|devices| devices.world() == self.used)
     }
 
-    /// MLX's backends "ring" and "jaccl-ring".
+    /// Whether the hostfile names MLX's backend "jaccl-ring".
     pub(crate) fn prefer_ring(&self) -> bool {
         let backend = self.file.as_ref().and_then(|file| file.backend.as_deref());
         matches!(backend, Some("jaccl-ring"))
@@ -398,7 +404,7 @@ impl Hosts {
     }
 }
 
-/// By what they say of themselves; by their names where one says nothing.
+/// Compares the identities of the machines, or the names if a host gives no identity.
 fn is_same(one: &Machine, other: &Machine) -> bool {
     match (&one.report.machine, &other.report.machine) {
         (Some(one), Some(other)) => one == other,
@@ -406,7 +412,7 @@ fn is_same(one: &Machine, other: &Machine) -> bool {
     }
 }
 
-/// What this machine says, unless a signal comes first: hashing many rows takes a while.
+/// The report of this host, unless a signal comes first: hashing many rows takes a while.
 fn report_here(recipe: &Recipe, question: &Question, stop: &AtomicI32) -> Option<Report> {
     let (recipe, question, (sender, report)) = (recipe.clone(), question.clone(), channel());
     std::thread::spawn(move || {
@@ -418,7 +424,7 @@ fn report_here(recipe: &Recipe, question: &Question, stop: &AtomicI32) -> Option
             Err(_) if stop.load(Ordering::SeqCst) != 0 => return None,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                return Some(Report::of_machine(finetune_cluster::identity::machine()));
+                return Some(Report::of_machine(finetune_rendezvous::identity::machine()));
             }
         }
     }

@@ -159,3 +159,15 @@ fn damaged_text_never_panics() {
     }
     assert!(DeviceMatrix::parse(&"[".repeat(100_000)).is_err());
 }
+
+#[test]
+fn serde_writes_and_reads_the_same_form() {
+    let matrix = DeviceMatrix::parse(RING_OF_4).unwrap();
+    let text = serde_json::to_string(&matrix).unwrap();
+    assert_eq!(text, matrix.to_json());
+    assert_eq!(serde_json::from_str::<DeviceMatrix>(&text).unwrap(), matrix);
+    let error = serde_json::from_str::<DeviceMatrix>("[[null]").unwrap_err();
+    assert!(error.is_eof(), "{error}");
+    let error = serde_json::from_str::<DeviceMatrix>(r#"[["a"]]"#).unwrap_err().to_string();
+    assert!(error.contains("a rank has no cable to itself"), "{error}");
+}

@@ -1,27 +1,27 @@
 //! `finetune cluster bench`: how fast the ranks talk.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32};
 use std::time::Duration;
 
-use finetune_allreduce::{
-    Algorithm, Backend, BackendChoice, Config, DeviceMatrix, Environment, Group, Notice, Wire, new_token,
-};
-use finetune_cluster::bench::{self, Operation, Options, Row};
-use finetune_cluster::complaint::{hint, shown};
-use finetune_cluster::workers::{self, Call, Place, Remote, Word, Workers};
-use finetune_cluster::{Hostfile, machine_name};
+use finetune_allreduce::bench::{self, Operation, Options, Row};
+use finetune_allreduce::{Algorithm, Backend, BackendChoice, DeviceMatrix, Group, Notice, Notices, Wire, new_token};
+use finetune_launch::complaint::{hint, shown};
+use finetune_launch::restart::{culprit, exit_code};
+use finetune_launch::workers::{Event, WorkerCommand, Workers};
+use finetune_launch::{Remote, WorkerHost, assignment};
+use finetune_rendezvous::{HostPort, Hostfile, Membership, machine_name};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{BenchArguments, ClusterCommand};
-use crate::commands::{launch, machines, preflight};
+use crate::commands::{machines, preflight};
 use crate::failure::Failure;
 use crate::hosts::unreachable_at;
 use crate::memory;
 use crate::output;
 use crate::progress::Verbosity;
-use crate::seat::secret;
 
 pub(crate) fn cluster(command: ClusterCommand, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     match command {
@@ -32,20 +32,12 @@ pub(crate) fn cluster(command: ClusterCommand, verbosity: Verbosity) -> Result<E
     }
 }
 
-/// What a rank of the benchmark has to know; a worker reads it from its standard input.
+/// How a rank measures.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Assignment {
-    rank: usize,
-    world: usize,
-    rendezvous: String,
-    run: String,
-    /// None: loopback only.
-    token: Option<String>,
+struct Settings {
     backend: String,
-    devices: Option<serde_json::Value>,
     reliable: bool,
     strict: bool,
-    timeout: Duration,
     streams: usize,
     busy_poll: Option<Duration>,
     /// Rank 0 says at the end what an operation cost it.
@@ -53,10 +45,19 @@ struct Assignment {
     options: Options,
 }
 
+/// The first line of the standard input of a rank that the benchmark starts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Assignment {
+    #[serde(flatten)]
+    membership: Membership,
+    #[serde(flatten)]
+    settings: Settings,
+}
+
 /// What a worker says, one JSON object per line.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Said {
+enum Message {
     Notice(String),
     Row(Row),
 }
@@ -65,16 +66,28 @@ fn bench(arguments: &BenchArguments, verbosity: Verbosity) -> Result<ExitCode, F
     if arguments.worker {
         return worker();
     }
-    let options = options(arguments)?;
-    let environment = Environment::of_process()
-        .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
-    match (arguments.ranks, &arguments.hostfile, environment) {
-        (None, None, Some(environment)) => under_a_launcher(arguments, options, &environment, verbosity),
-        (None, None, None) => Err(Failure::arguments(
-            "how many ranks?",
-            "-n 4 starts four here, --hostfile FILE one per host; or start this command with mpirun, srun or torchrun",
-        )),
-        (ranks, hostfile, _) => start(arguments, options, ranks, hostfile.as_deref(), verbosity),
+    let settings = Settings {
+        backend: arguments.backend.clone(),
+        reliable: arguments.reliable,
+        strict: arguments.strict,
+        streams: arguments.streams,
+        busy_poll: arguments.busy_poll.map(Duration::from_micros),
+        costs: verbosity == Verbosity::Verbose,
+        options: options(arguments)?,
+    };
+    match (arguments.ranks, &arguments.hostfile) {
+        (None, None) => match Membership::from_launcher(arguments.token_file.as_deref())? {
+            Some((membership, notes)) => {
+                let notes = notes.iter().filter(|_| membership.rank == 0 && verbosity != Verbosity::Quiet);
+                notes.for_each(|note| crate::stderr::complain!("{note}"));
+                under_a_launcher(arguments, Assignment { membership, settings }, verbosity)
+            }
+            None => Err(Failure::arguments(
+                "how many ranks?",
+                "-n 4 starts four here, --hostfile FILE one per host; or start this command with mpirun, srun or torchrun",
+            )),
+        },
+        (ranks, hostfile) => start(arguments, &settings, ranks, hostfile.as_deref(), verbosity),
     }
 }
 
@@ -136,109 +149,136 @@ fn bytes(flag: &str, text: &str) -> Result<usize, Failure> {
     size.ok_or_else(|| Failure::arguments(format!("{flag} {text}: not a size"), "such as 1K, 64M or 2G"))
 }
 
+/// The ranks that the benchmark starts.
+struct Started {
+    hosts: Vec<WorkerHost>,
+    /// Per rank: the addresses of its host.
+    addresses: Vec<Vec<String>>,
+    rendezvous: HostPort,
+    devices: Option<DeviceMatrix>,
+    prefer_ring: bool,
+}
+
+impl Started {
+    /// On this host.
+    fn here(ranks: usize, port: u16) -> Result<Started, Failure> {
+        if ranks == 0 || ranks > 64 {
+            return Err(Failure::arguments(format!("-n {ranks}: from 1 to 64 ranks"), "-n 2 is a good start"));
+        }
+        let host = "127.0.0.1".to_owned();
+        Ok(Started {
+            hosts: vec![WorkerHost::Local; ranks],
+            addresses: vec![vec![host.clone()]; ranks],
+            rendezvous: HostPort { host, port },
+            devices: None,
+            prefer_ring: false,
+        })
+    }
+
+    /// One on each host of a hostfile.
+    fn of_hostfile(path: &Path, arguments: &BenchArguments, port: u16) -> Result<Started, Failure> {
+        let file = Hostfile::load(path)
+            .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+        file.notices.iter().for_each(|notice| crate::stderr::complain!("{notice}"));
+        if let Some(address) = file.lost_coordinator() {
+            return Err(unreachable_at(address));
+        }
+        let devices =
+            file.devices().map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+        let program =
+            arguments.program.clone().or_else(|| std::env::current_exe().ok()).unwrap_or_else(|| "finetune".into());
+        let remote = Remote { program, ..Remote::default() };
+        let coordinator = file.coordinator().unwrap_or_else(|| machine_name(&file.hosts[0].ssh));
+        Ok(Started {
+            hosts: file.hosts.iter().map(|host| WorkerHost::of(host, &remote)).collect(),
+            addresses: file.hosts.iter().map(|host| host.ips.clone()).collect(),
+            rendezvous: HostPort { host: coordinator.to_owned(), port },
+            devices,
+            prefer_ring: file.backend.as_deref() == Some("jaccl-ring"),
+        })
+    }
+
+    /// The membership of each rank.
+    fn memberships(&self, token: &str) -> Vec<Membership> {
+        let membership = |rank: usize| {
+            let same = |host: &&WorkerHost| **host == self.hosts[rank];
+            Membership {
+                rank,
+                world: self.hosts.len(),
+                local_rank: self.hosts[..rank].iter().filter(same).count(),
+                local_world: self.hosts.iter().filter(same).count(),
+                rendezvous: self.rendezvous.to_string(),
+                addresses: self.addresses[rank].clone(),
+                run: "bench".to_owned(),
+                token: Some(token.to_owned()),
+                devices: self.devices.clone(),
+                prefer_ring: self.prefer_ring,
+                launched: true,
+                ..Membership::alone()
+            }
+        };
+        (0..self.hosts.len()).map(membership).collect()
+    }
+}
+
 /// Starts the ranks as workers and shows what rank 0 measures.
 fn start(
     arguments: &BenchArguments,
-    options: Options,
+    settings: &Settings,
     ranks: Option<usize>,
-    hostfile: Option<&std::path::Path>,
+    hostfile: Option<&Path>,
     verbosity: Verbosity,
 ) -> Result<ExitCode, Failure> {
     let port = preflight::free_port(None)
         .ok_or_else(|| Failure::arguments("no TCP port can be had", "another run may have them all: end it"))?;
-    let (places, rendezvous, devices) = match hostfile {
-        None => {
-            let ranks = ranks.unwrap_or(1);
-            if ranks == 0 || ranks > 64 {
-                return Err(Failure::arguments(format!("-n {ranks}: from 1 to 64 ranks"), "-n 2 is a good start"));
-            }
-            (vec![Place::Here; ranks], format!("127.0.0.1:{port}"), None)
-        }
-        Some(path) => {
-            let hosts = Hostfile::load(path)
-                .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
-            hosts.notices.iter().for_each(|notice| crate::stderr::complain!("{notice}"));
-            if let Some(address) = hosts.lost_coordinator() {
-                return Err(unreachable_at(address));
-            }
-            let program =
-                arguments.program.clone().or_else(|| std::env::current_exe().ok()).unwrap_or_else(|| "finetune".into());
-            let places = hosts.hosts.iter().map(|host| match host.ssh.as_str() {
-                "localhost" | "127.0.0.1" => Place::Here,
-                _ => Place::Ssh(Remote { host: host.ssh.clone(), program: program.clone(), ..Remote::default() }),
-            });
-            let coordinator = hosts.coordinator().unwrap_or_else(|| machine_name(&hosts.hosts[0].ssh));
-            let coordinator =
-                if coordinator.contains(':') { format!("[{coordinator}]") } else { coordinator.to_owned() };
-            let devices = hosts
-                .devices()
-                .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
-            (places.collect(), format!("{coordinator}:{port}"), devices)
-        }
+    let mut started = match hostfile {
+        None => Started::here(ranks.unwrap_or(1), port)?,
+        Some(path) => Started::of_hostfile(path, arguments, port)?,
     };
+    if let Some(path) = &arguments.devices {
+        started.devices = Some(read_devices(path)?);
+    }
     let token =
         new_token().map_err(|error| Failure::arguments(error.to_string(), "the system's random generator failed"))?;
-    let world = places.len();
-    let devices = match &arguments.devices {
-        Some(path) => Some(read_devices(path)?),
-        None => devices,
-    };
-    let assignment = |rank| Assignment {
-        rank,
-        world,
-        rendezvous: rendezvous.clone(),
-        run: "bench".into(),
-        token: Some(token.clone()),
-        backend: arguments.backend.clone(),
-        devices: devices.as_ref().and_then(|devices| serde_json::from_str(&devices.to_json()).ok()),
-        reliable: arguments.reliable,
-        strict: arguments.strict,
-        timeout: Duration::from_secs(5),
-        streams: arguments.streams,
-        busy_poll: arguments.busy_poll.map(Duration::from_micros),
-        costs: verbosity == Verbosity::Verbose,
-        options: options.clone(),
-    };
-    let assignments: Vec<Assignment> = (0..world).map(assignment).collect();
+    let memberships = started.memberships(&token).into_iter();
+    let assignments: Vec<Assignment> =
+        memberships.map(|membership| Assignment { membership, settings: settings.clone() }).collect();
     let words = ["cluster", "bench", "--worker"].map(str::to_owned).to_vec();
-    let call = Call { arguments: words, ..Call::default() };
-    let workers = Workers::start(&places, &call, &assignments).map_err(|error| {
+    let command = WorkerCommand { arguments: words, ..WorkerCommand::default() };
+    let workers = Workers::start(&started.hosts, &command, &assignments).map_err(|error| {
         Failure::arguments(error.to_string(), "is the program there, and does ssh reach the host without a password?")
     })?;
     let mut table = Table::new(arguments.json);
     let (mut outcome, mut hinted) = (Ok(()), None);
-    let names: Vec<String> = places.iter().map(host_of).collect();
-    let endings = workers.finish(&AtomicI32::new(0), &AtomicBool::new(false), &mut |rank, word| match word {
-        Word::Line(line) if rank == 0 => match serde_json::from_str::<Said>(&line) {
-            Ok(Said::Row(row)) => outcome = table.row(&row),
-            Ok(Said::Notice(notice)) if verbosity != Verbosity::Quiet => crate::stderr::complain!("{notice}"),
-            Ok(Said::Notice(_)) => {}
+    let names: Vec<String> = started.hosts.iter().map(host_of).collect();
+    let exits = workers.finish(&AtomicI32::new(0), &AtomicBool::new(false), &mut |rank, event| match event {
+        Event::Line(line) if rank == 0 => match serde_json::from_str::<Message>(&line) {
+            Ok(Message::Row(row)) => outcome = table.row(&row),
+            Ok(Message::Notice(notice)) if verbosity != Verbosity::Quiet => crate::stderr::complain!("{notice}"),
+            Ok(Message::Notice(_)) => {}
             Err(_) => crate::stderr::complain!("[rank {rank}] {}", shown(&line)),
         },
-        Word::Line(_) | Word::Silent | Word::Waited(_) => {}
-        Word::Complaint(line) => {
+        Event::Line(_) | Event::Closed | Event::StillRunning(_) => {}
+        Event::ErrorLine(line) => {
             hinted = hinted.take().or_else(|| hint(&names[rank], &line).map(|(_, hint)| (rank, hint)));
             crate::stderr::complain!("[rank {rank}] {}", shown(&line));
         }
     });
     outcome?;
-    if let Some((rank, hint)) = hinted.filter(|(rank, _)| endings.get(*rank).is_some_and(|ending| ending.code == 255)) {
+    if let Some((rank, hint)) = hinted.filter(|(rank, _)| exits.get(*rank).is_some_and(|exit| exit.code == 255)) {
         crate::stderr::complain!("{}: {hint}", names[rank]);
     }
-    match launch::culprit(&endings, &[], 0) {
-        Some(rank) => Ok(ExitCode::from(launch::exit_code(endings[rank].code))),
+    match culprit(&exits, &[], 0) {
+        Some(rank) => Ok(ExitCode::from(exit_code(exits[rank].code))),
         None => Ok(ExitCode::from(u8::from(table.wrong))),
     }
 }
 
-fn host_of(place: &Place) -> String {
-    match place {
-        Place::Here => "localhost".to_owned(),
-        Place::Ssh(remote) => remote.host.clone(),
-    }
+fn host_of(host: &WorkerHost) -> String {
+    host.remote().map_or_else(|| "localhost".to_owned(), |remote| remote.host.clone())
 }
 
-fn read_devices(path: &std::path::Path) -> Result<DeviceMatrix, Failure> {
+fn read_devices(path: &Path) -> Result<DeviceMatrix, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         Failure::arguments(format!("--devices {}: {error}", path.display()), "a JSON matrix of device names")
     })?;
@@ -247,60 +287,36 @@ fn read_devices(path: &std::path::Path) -> Result<DeviceMatrix, Failure> {
 
 /// A rank that a benchmark started.
 fn worker() -> Result<ExitCode, Failure> {
-    let assignment: Assignment = workers::assignment(|_| std::process::exit(3))
+    let assignment: Assignment = assignment(|_| std::process::exit(3))
         .map_err(|error| Failure::arguments(error, "--worker is for the program itself"))?;
-    let rank = assignment.rank;
-    let say = move |said: &Said| {
-        let _ = output::line(&serde_json::to_string(said).expect("plain data"));
+    let rank = assignment.membership.rank;
+    let say = move |message: &Message| {
+        let _ = output::line(&serde_json::to_string(message).expect("plain data"));
     };
     let notices = move |notice: Notice| {
         if rank == 0 {
-            say(&Said::Notice(notice.to_string()));
+            say(&Message::Notice(notice.to_string()));
         }
     };
     let row = &mut |row: &Row| {
         if rank == 0 {
-            say(&Said::Row(row.clone()));
+            say(&Message::Row(row.clone()));
         }
     };
-    let last_words = &|words: String| say(&Said::Notice(words));
+    let last_words = &|words: String| say(&Message::Notice(words));
     take_part(&assignment, Arc::new(notices), row, last_words)
 }
 
 /// A rank that mpirun, srun or torchrun started.
 fn under_a_launcher(
     arguments: &BenchArguments,
-    options: Options,
-    environment: &Environment,
+    mut assignment: Assignment,
     verbosity: Verbosity,
 ) -> Result<ExitCode, Failure> {
-    let token = match &arguments.token_file {
-        None => None,
-        Some(path) => Some(std::fs::read_to_string(path).map_err(|error| {
-            Failure::arguments(
-                format!("--token-file {}: {error}", path.display()),
-                "all ranks read the same token from a file",
-            )
-        })?),
-    };
-    let rendezvous = environment.rendezvous.as_ref().map_or_else(|| "127.0.0.1:0".to_owned(), ToString::to_string);
-    let assignment = Assignment {
-        rank: environment.rank,
-        world: environment.world,
-        rendezvous,
-        run: "bench".into(),
-        token,
-        backend: arguments.backend.clone(),
-        devices: environment.devices.as_ref().and_then(|devices| serde_json::from_str(&devices.to_json()).ok()),
-        reliable: arguments.reliable,
-        strict: arguments.strict,
-        timeout: Duration::from_secs(5),
-        streams: arguments.streams,
-        busy_poll: arguments.busy_poll.map(Duration::from_micros),
-        costs: verbosity == Verbosity::Verbose,
-        options,
-    };
-    let first = environment.rank == 0;
+    if let Some(path) = &arguments.devices {
+        assignment.membership.devices = Some(read_devices(path)?);
+    }
+    let first = assignment.membership.rank == 0;
     let mut table = Table::new(arguments.json);
     let mut outcome = Ok(());
     let notices = move |notice: Notice| {
@@ -320,35 +336,28 @@ fn under_a_launcher(
 
 fn take_part(
     assignment: &Assignment,
-    notices: finetune_allreduce::Notices,
+    notices: Notices,
     report: &mut dyn FnMut(&Row),
     last_words: &dyn Fn(String),
 ) -> Result<ExitCode, Failure> {
-    let Assignment { rank, world, rendezvous, token, .. } = assignment;
-    let secret = secret(token.as_deref(), *world)?;
-    let mut config = Config::new(*rank, *world, rendezvous.clone(), secret);
-    config.run.clone_from(&assignment.run);
-    config.backend = match assignment.backend.as_str() {
-        "tcp" => BackendChoice::Tcp,
-        "rdma" => BackendChoice::Rdma,
-        _ => BackendChoice::Auto,
-    };
-    config.topology = assignment.options.topology;
-    config.timeout = assignment.timeout;
-    config.tcp.streams = assignment.streams;
-    config.tcp.busy_poll = assignment.busy_poll;
-    config.rdma.devices =
-        assignment.devices.as_ref().and_then(|devices| DeviceMatrix::parse(&devices.to_string()).ok());
-    config.rdma.reliable = assignment.reliable;
-    config.rdma.strict = assignment.strict;
-    config.notices = notices;
-    // What all ranks must agree on: another version could measure something else.
-    config.claim("version of finetune", env!("CARGO_PKG_VERSION").as_bytes());
-    let group = Group::join(&config)?;
-    let rows = bench::run(&group, &assignment.options, report)?;
-    if assignment.costs {
-        let costs = costs(&group, &assignment.options)?;
-        if *rank == 0 {
+    let Assignment { membership, settings } = assignment;
+    let group = membership.join(|config| {
+        config.backend = match settings.backend.as_str() {
+            "tcp" => BackendChoice::Tcp,
+            "rdma" => BackendChoice::Rdma,
+            _ => BackendChoice::Auto,
+        };
+        config.topology = settings.options.topology.or(config.topology);
+        config.tcp.streams = settings.streams;
+        config.tcp.busy_poll = settings.busy_poll;
+        config.rdma.reliable = settings.reliable;
+        config.rdma.strict = settings.strict;
+        config.notices = notices;
+    })?;
+    let rows = bench::run(&group, &settings.options, report)?;
+    if settings.costs {
+        let costs = costs(&group, &settings.options)?;
+        if membership.rank == 0 {
             last_words(costs);
         }
     }

@@ -1,4 +1,5 @@
-//! `finetune launch`: one `finetune run` per rank, here or over ssh, watched over until all have ended.
+//! `finetune launch`: one `finetune run` per rank, here or over ssh, watched over until all have
+//! ended.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -8,31 +9,30 @@ use std::time::Duration;
 
 use clap::Parser;
 use finetune_allreduce::new_token;
-use finetune_cluster::complaint::{hint, shown};
-use finetune_cluster::workers::{Call, Ending, Place, Word, Workers};
+use finetune_launch::complaint::{hint, shown};
+use finetune_launch::restart::{PEER_LOST, culprit, exit_code};
+use finetune_launch::workers::{Event, WorkerCommand, WorkerExit, Workers};
 use finetune_recipe::Recipe;
+use finetune_rendezvous::Membership;
 use finetune_store::RealDisk;
 use finetune_trainer::CHECKPOINTS;
 
 use crate::cli::{Cli, Command, LaunchArguments, RunArguments};
 use crate::failure::Failure;
 use crate::hosts::Hosts;
+use crate::membership::Assignment;
 use crate::output;
 use crate::progress::{Progress, Verbosity};
-use crate::seat::Seat;
+use crate::rank_event::{self, RankEvent};
 use crate::signals::{Heard, Signals};
-use crate::told::{self, Told};
 
-/// Exit code of a run that is worth another try.
-const PEER_LOST: u8 = 3;
-
-/// Between two attempts: what the last one held, ports and files, is let go.
+/// Between two attempts, while the system frees the ports and files of the last one.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// What an attempt came to.
+/// How an attempt ended.
 struct Attempt {
-    endings: Vec<Ending>,
-    /// Of each rank: those whose failure it has only heard of.
+    exits: Vec<WorkerExit>,
+    /// Per rank: the ranks whose failure it has only heard of.
     heard_of: Vec<Vec<usize>>,
     /// The newest checkpoint that rank 0 told of.
     saved: Option<(u64, PathBuf)>,
@@ -40,8 +40,8 @@ struct Attempt {
 
 pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let signals = Signals::listen()?;
-    // The first signal ends what is under way, checks and copies too, or is told to the ranks; a second one ends us, and with us
-    // them.
+    // The first signal ends checks and copies, or is told to the ranks. A second one ends the
+    // launcher, and the ranks with it.
     signals.finish_steps(|heard| match heard {
         Heard::First => {
             "stopping: ranks that train finish their step and save; a second signal ends all at once".to_owned()
@@ -66,12 +66,12 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
     let (mut saved, mut holder) = hosts.holder();
     let mut words = arguments.run.clone();
     for attempt in 0.. {
-        let Attempt { endings, heard_of, saved: newest } = start(&hosts, arguments, &words, verbosity, &signals)?;
+        let Attempt { exits, heard_of, saved: newest } = start(&hosts, arguments, &words, verbosity, &signals)?;
         saved = newest.or(saved);
         let stop = signals.stop.load(Ordering::SeqCst);
-        tell(Verbosity::Normal, verbosity, &left_over(&hosts, &endings));
-        let Some(culprit) = culprit(&endings, &heard_of, stop) else {
-            let stopped = stop > 0 && endings.iter().any(|ending| ending.code != 0);
+        tell(Verbosity::Normal, verbosity, &left_over(&hosts, &exits));
+        let Some(culprit) = culprit(&exits, &heard_of, stop) else {
+            let stopped = stop > 0 && exits.iter().any(|exit| exit.code != 0);
             if stopped && let Some(place) = hosts.whereabouts().filter(|_| saved.is_some()) {
                 tell(
                     Verbosity::Normal,
@@ -81,16 +81,16 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
             } else if !stopped && let Some((lines, here)) = hosts.bring_home(true, verbosity) {
                 tell(Verbosity::Normal, verbosity, &lines);
                 if !here {
-                    // It is done, and not where it was asked for: with --resume another try brings it.
+                    // The run is done but not here: another try with --resume brings it.
                     return Ok(ExitCode::from(PEER_LOST));
                 }
             }
             return Ok(ExitCode::from(if stopped { 128 + stop as u8 } else { 0 }));
         };
-        let code = exit_code(endings[culprit].code);
-        let how = hosts.name(culprit) + &describe(&endings[culprit]);
+        let code = exit_code(exits[culprit].code);
+        let how = hosts.name(culprit) + &describe(&exits[culprit]);
         if code != PEER_LOST || attempt >= arguments.max_restarts || stop > 0 {
-            let mut lines = vec![format!("{how} after {}", seconds(&endings[culprit]))];
+            let mut lines = vec![format!("{how} after {}", seconds(&exits[culprit]))];
             if stop == 0
                 && let Some((home, _)) = hosts.bring_home(false, verbosity)
             {
@@ -126,7 +126,7 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
             verbosity,
             &[format!(
                 "{how} after {}: starting again {from} with {ranks} ranks (restart {next} of {of})",
-                seconds(&endings[culprit])
+                seconds(&exits[culprit])
             )],
         );
         hosts.resume();
@@ -134,7 +134,7 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
     unreachable!("the loop ends by returning")
 }
 
-/// What follows `--`, understood as `finetune run` would.
+/// What follows `--`, parsed as `finetune run` does.
 fn run_arguments(words: &[String]) -> Result<RunArguments, Failure> {
     let line = ["finetune", "run"].into_iter().chain(words.iter().map(String::as_str));
     match Cli::try_parse_from(line).map(|cli| cli.command) {
@@ -147,7 +147,8 @@ fn run_arguments(words: &[String]) -> Result<RunArguments, Failure> {
     }
 }
 
-/// The same once there is something to go on from: the newest checkpoint, whatever the first attempt was told.
+/// The same words for a later attempt, which goes on from the newest checkpoint whatever the first
+/// one was told.
 fn resuming(words: &[String], run: &RunArguments) -> Vec<String> {
     let given = run.resume.as_ref().and_then(|path| path.as_ref().map(|path| path.to_string_lossy().into_owned()));
     let mut kept: Vec<String> = words
@@ -159,6 +160,34 @@ fn resuming(words: &[String], run: &RunArguments) -> Vec<String> {
     kept
 }
 
+/// The first line of the standard input of each rank.
+fn assignments(hosts: &Hosts, port: Option<u16>) -> Result<Vec<Assignment>, Failure> {
+    let random =
+        || new_token().map_err(|error| Failure::arguments(error.to_string(), "the system's random generator failed"));
+    let (token, run) = (random()?, random()?);
+    let rendezvous = hosts.rendezvous(port)?;
+    let narrates = std::io::stderr().is_terminal();
+    let assignment = |rank| {
+        let (local_rank, local_world) = hosts.local(rank);
+        let membership = Membership {
+            rank,
+            world: hosts.world(),
+            local_rank,
+            local_world,
+            rendezvous: rendezvous.to_string(),
+            addresses: hosts.addresses(rank).to_vec(),
+            run: run.clone(),
+            token: Some(token.clone()),
+            devices: hosts.devices(),
+            prefer_ring: hosts.prefer_ring(),
+            launched: true,
+            ..Membership::alone()
+        };
+        Assignment { membership, narrates }
+    };
+    Ok((0..hosts.world()).map(assignment).collect())
+}
+
 /// One attempt.
 fn start(
     hosts: &Hosts,
@@ -167,56 +196,29 @@ fn start(
     verbosity: Verbosity,
     signals: &Signals,
 ) -> Result<Attempt, Failure> {
-    let random =
-        || new_token().map_err(|error| Failure::arguments(error.to_string(), "the system's random generator failed"));
-    let (token, run) = (random()?, random()?);
-    let rendezvous = hosts.rendezvous(arguments.port)?;
-    let narrates = std::io::stderr().is_terminal();
-    let seats: Vec<Seat> = (0..hosts.world())
-        .map(|rank| {
-            let (local_rank, local_world) = hosts.local(rank);
-            let (rendezvous, run, token) = (rendezvous.clone(), run.clone(), Some(token.clone()));
-            let (devices, prefer_ring) = (hosts.devices(), hosts.prefer_ring());
-            let world = hosts.world();
-            Seat {
-                rank,
-                world,
-                local_rank,
-                local_world,
-                rendezvous,
-                addresses: hosts.addresses(rank).to_vec(),
-                run,
-                token,
-                devices,
-                prefer_ring,
-                started_by: String::new(),
-                launched: true,
-                narrates,
-            }
-        })
-        .collect();
-    let mut call = Call { arguments: vec!["run".to_owned()], words: words.to_vec(), environment: hosts.environment() };
+    let assignments = assignments(hosts, arguments.port)?;
+    let mut command =
+        WorkerCommand { arguments: vec!["run".to_owned()], words: words.to_vec(), environment: hosts.environment() };
     match verbosity {
-        Verbosity::Quiet => call.arguments.push("--quiet".to_owned()),
+        Verbosity::Quiet => command.arguments.push("--quiet".to_owned()),
         Verbosity::Normal => {}
-        Verbosity::Verbose => call.arguments.push("--verbose".to_owned()),
+        Verbosity::Verbose => command.arguments.push("--verbose".to_owned()),
     }
-    call.arguments.push("--assigned".to_owned());
-    let places: Vec<Place> = hosts.places();
-    let workers = Workers::start(&places, &call, &seats)
+    command.arguments.push("--assigned".to_owned());
+    let workers = Workers::start(&hosts.workers(), &command, &assignments)
         .map_err(|error| Failure::arguments(error.to_string(), "is ssh installed?"))?;
     let mut show = Progress::new(verbosity, 1);
     let mut outcome = Ok(());
     let (mut heard_of, mut saved) = (vec![Vec::new(); hosts.world()], None);
     let working = AtomicBool::new(false);
     let mut hinted = None;
-    let endings = workers.finish(&signals.stop, &working, &mut |rank, word| match word {
-        Word::Line(line) => match told::heard(&line) {
-            Some(Told::Working) => working.store(true, Ordering::SeqCst),
-            Some(Told::Saved { step, path }) => saved = Some((step, path)),
-            Some(Told::EndedBy { ranks }) => heard_of[rank] = ranks,
+    let exits = workers.finish(&signals.stop, &working, &mut |rank, event| match event {
+        Event::Line(line) => match rank_event::parse(&line) {
+            Some(RankEvent::Working) => working.store(true, Ordering::SeqCst),
+            Some(RankEvent::Saved { step, path }) => saved = Some((step, path)),
+            Some(RankEvent::EndedBy { ranks }) => heard_of[rank] = ranks,
             None if rank == 0 && show.show_narrated(&line) => {}
-            // What is meant for programs stays as it is, but where a person reads it.
+            // Output for programs stays as it is; for a terminal it is made harmless.
             None if rank == 0 => {
                 show.finish();
                 let plain = std::io::stdout().is_terminal();
@@ -224,36 +226,37 @@ fn start(
             }
             None => show.repeat(&labelled(hosts, rank, &line)),
         },
-        Word::Complaint(line) => {
-            // What ssh says of a connection that is not, and what to do.
+        Event::ErrorLine(line) => {
+            // ssh's words about a connection that failed, and what to do.
             hinted = hinted.take().or_else(|| hint(hosts.host(rank), &line).map(|(_, hint)| (rank, hint)));
             show.repeat(&labelled(hosts, rank, &line));
         }
-        Word::Waited(time) => {
+        Event::StillRunning(time) => {
             let seconds = time.as_secs();
             show.say(&format!(
                 "waiting for {} to stop, {seconds} s; a second signal ends it at once",
                 hosts.name(rank)
             ));
         }
-        Word::Silent => {}
+        Event::Closed => {}
     });
     show.finish();
     outcome?;
-    if let Some((rank, hint)) = hinted.filter(|(rank, _)| endings.get(*rank).is_some_and(|ending| ending.code == 255)) {
+    if let Some((rank, hint)) = hinted.filter(|(rank, _)| exits.get(*rank).is_some_and(|exit| exit.code == 255)) {
         tell(Verbosity::Normal, verbosity, &[format!("{}: {hint}", hosts.host(rank))]);
     }
-    Ok(Attempt { endings, heard_of, saved })
+    Ok(Attempt { exits, heard_of, saved })
 }
 
-/// A rank's line with its name, and with what it may do to a terminal shown instead.
+/// A rank's line with its name in front. Control characters are shown instead of sent to the
+/// terminal.
 fn labelled(hosts: &Hosts, rank: usize, line: &str) -> String {
     format!("\x1b[2m[{}]\x1b[0m {}", hosts.label(rank), shown(line))
 }
 
-/// Processes that were ended, and of which nobody knows whether they are gone.
-fn left_over(hosts: &Hosts, endings: &[Ending]) -> Vec<String> {
-    let left = endings.iter().enumerate().filter_map(|(rank, ending)| Some((rank, ending.left?)));
+/// Processes that were killed and may still be there.
+fn left_over(hosts: &Hosts, exits: &[WorkerExit]) -> Vec<String> {
+    let left = exits.iter().enumerate().filter_map(|(rank, exit)| Some((rank, exit.left?)));
     left.map(|(rank, process)| {
         format!(
             "{} cannot be reached: its process {process} there may still be running, or stopped with all its memory",
@@ -263,33 +266,11 @@ fn left_over(hosts: &Hosts, endings: &[Ending]) -> Vec<String> {
     .collect()
 }
 
-/// The rank that ended the run: one with an error of its own before those that lost it or only heard of it, the earliest first.
-pub(crate) fn culprit(endings: &[Ending], heard_of: &[Vec<usize>], stop: i32) -> Option<usize> {
-    let failed = |ending: &Ending| ending.code != 0 && (stop == 0 || ending.code != 128 + stop);
-    let failed = endings.iter().enumerate().filter(|(_, ending)| failed(ending));
-    failed
-        .min_by_key(|(rank, ending)| {
-            let heard = heard_of.get(*rank).is_some_and(|ranks| !ranks.is_empty());
-            (heard, ending.code == i32::from(PEER_LOST), ending.after)
-        })
-        .map(|(rank, _)| rank)
-}
-
-/// The launcher's own: a rank that was killed, or whose connection broke, is a lost one.
-pub(crate) fn exit_code(code: i32) -> u8 {
-    match code {
-        // The shell's answers where there is no such program, or none that can be run.
-        126 | 127 => 2,
-        1..=5 => code as u8,
-        _ => PEER_LOST,
-    }
-}
-
-fn describe(ending: &Ending) -> String {
-    if ending.forced {
+fn describe(exit: &WorkerExit) -> String {
+    if exit.forced {
         return " did not answer any more and was ended".to_owned();
     }
-    match ending.code {
+    match exit.code {
         3 => " lost another rank, or did not find it".to_owned(),
         127 => {
             " has no such program: install it there, name its place with --program, or let --copy bring it".to_owned()
@@ -301,8 +282,8 @@ fn describe(ending: &Ending) -> String {
     }
 }
 
-fn seconds(ending: &Ending) -> String {
-    format!("{:.1} s", ending.after.as_secs_f64())
+fn seconds(exit: &WorkerExit) -> String {
+    format!("{:.1} s", exit.after.as_secs_f64())
 }
 
 /// What a lost run has kept.
@@ -331,57 +312,5 @@ fn safe(output_dir: &Path, hosts: &Hosts, saved: Option<&(u64, PathBuf)>) -> Vec
 fn tell(wanted: Verbosity, verbosity: Verbosity, lines: &[String]) {
     if verbosity >= wanted {
         lines.iter().for_each(|line| crate::stderr::complain!("{line}"));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use finetune_cluster::workers::Ending;
-
-    use super::{culprit, exit_code};
-
-    #[test]
-    fn the_rank_that_failed_first_is_named_and_gives_the_exit_code() {
-        /// The ranks' codes, a signal that was passed on, and who is named with which exit code.
-        type Case = (&'static [i32], i32, Option<(usize, u8)>);
-        let cases: [Case; 9] = [
-            (&[0, 0], 0, None),
-            (&[3, 137, 3], 0, Some((1, 3))),
-            (&[3, 3, 2], 0, Some((2, 2))),
-            (&[3, 4], 0, Some((1, 4))),
-            (&[5, 3], 0, Some((0, 5))),
-            (&[130, 130], 2, None),
-            (&[130, 137], 2, Some((1, 3))),
-            (&[3, 255], 0, Some((1, 3))),
-            (&[127, 3], 0, Some((0, 2))),
-        ];
-        for (codes, stop, expected) in cases {
-            let ending = |(rank, &code): (usize, &i32)| Ending {
-                code,
-                after: Duration::from_millis(rank as u64),
-                forced: false,
-                left: None,
-            };
-            let endings: Vec<Ending> = codes.iter().enumerate().map(ending).collect();
-            let found = culprit(&endings, &[], stop).map(|rank| (rank, exit_code(endings[rank].code)));
-            assert_eq!(found, expected, "{codes:?}");
-        }
-    }
-
-    /// Those that heard of a failure end with its exit code, and often before the rank that failed.
-    #[test]
-    fn a_rank_that_only_heard_of_the_failure_is_not_blamed() {
-        let ending = |code, after| Ending { code, after: Duration::from_millis(after), forced: false, left: None };
-        for (endings, heard_of, expected) in [
-            (vec![ending(2, 30), ending(2, 10), ending(2, 20)], vec![vec![], vec![0], vec![0]], 0),
-            (vec![ending(5, 10), ending(5, 40)], vec![vec![1], vec![]], 1),
-            (vec![ending(3, 10), ending(137, 40), ending(3, 5)], vec![vec![1], vec![], vec![1]], 1),
-            // Nobody of those that are left failed by itself.
-            (vec![ending(3, 30), ending(3, 10)], vec![vec![2], vec![2]], 1),
-        ] {
-            assert_eq!(culprit(&endings, &heard_of, 0), Some(expected), "{heard_of:?}");
-        }
     }
 }

@@ -4,11 +4,13 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use finetune_cluster::discover::Discovery;
-use finetune_cluster::doctor::{self, Expected, Verdict};
-use finetune_cluster::gather::{self, DEADLINE};
-use finetune_cluster::{Hostfile, Questions, draw, setup};
+use finetune_launch::gather::run_command;
+use finetune_rendezvous::{Hostfile, is_this_host};
 use finetune_store::{RealDisk, replace_file};
+use finetune_thunderbolt::discover::Discovery;
+use finetune_thunderbolt::doctor::{self, Expected, Verdict};
+use finetune_thunderbolt::gather::{DEADLINE, gather};
+use finetune_thunderbolt::{Questions, diagram, setup};
 
 use crate::cli::{DiscoverArguments, DoctorArguments, HostsArguments, SetupArguments};
 use crate::failure::Failure;
@@ -31,7 +33,7 @@ fn ask(arguments: &HostsArguments, questions: &Questions<'_>) -> Result<Discover
         None if arguments.hosts.is_empty() => vec!["localhost".to_owned()],
         None => arguments.hosts.clone(),
     };
-    let discovery = Discovery::new(gather::gather(&hosts, questions, DEADLINE));
+    let discovery = Discovery::new(gather(&hosts, questions, DEADLINE));
     for error in &discovery.unreachable {
         crate::stderr::complain!("\x1b[1;33mwarning\x1b[0m: {error}");
         error.hints().iter().for_each(|hint| crate::stderr::complain!("\x1b[1;36mhint\x1b[0m: {hint}"));
@@ -49,13 +51,13 @@ fn write(path: &Path, text: &str) -> Result<(), Failure> {
 pub(crate) fn discover(arguments: &DiscoverArguments) -> Result<ExitCode, Failure> {
     let discovery = ask(&arguments.hosts, &Questions::default())?;
     if arguments.dot {
-        output::print(&draw::dot(&discovery))?;
+        output::print(&diagram::dot(&discovery))?;
         return Ok(ExitCode::SUCCESS);
     }
-    crate::stderr::complain!("{}", draw::text(&discovery));
+    crate::stderr::complain!("{}", diagram::text(&discovery));
     discovery.sentences().iter().for_each(|sentence| crate::stderr::complain!("{sentence}"));
     if let Some(path) = &arguments.svg {
-        write(path, &draw::svg(&discovery))?;
+        write(path, &diagram::svg(&discovery))?;
         crate::stderr::complain!("the picture is in {}", path.display());
     }
     if let Some(proposal) = discovery.proposal() {
@@ -79,7 +81,7 @@ pub(crate) fn setup(arguments: &SetupArguments) -> Result<ExitCode, Failure> {
     if arguments.apply && !plan.steps.is_empty() {
         let mut run = |host: &str, command: &str| {
             crate::stderr::complain!("{host}: {command}");
-            gather::run_command(host, command, STEP_DEADLINE)
+            run_command(host, command, STEP_DEADLINE)
         };
         let done = setup::apply(&plan, &mut run)
             .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
@@ -93,7 +95,7 @@ pub(crate) fn setup(arguments: &SetupArguments) -> Result<ExitCode, Failure> {
 pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<ExitCode, Failure> {
     let questions = Questions { root: true, ..Questions::default() };
     // Here it is this very program, wherever it lies.
-    let alone = arguments.hosts.hostfile.is_none() && arguments.hosts.hosts.iter().all(|host| gather::is_here(host));
+    let alone = arguments.hosts.hostfile.is_none() && arguments.hosts.hosts.iter().all(|host| is_this_host(host));
     let here = || if alone { std::env::current_exe().ok() } else { None };
     let program = arguments.program.clone().or_else(here);
     let questions = program.as_deref().map_or(questions, |program| Questions { program, ..questions });

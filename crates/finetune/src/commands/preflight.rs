@@ -1,5 +1,5 @@
-//! What a host says before a launch: its version, its clock, its disk, which machine it is, whether the recipe's files are there,
-//! what rank 0's address is there, and how far the run has come on its disk.
+//! What a host reports before a launch: version, clock, free disk space, identity, the recipe's
+//! files, addresses of rank 0, and the newest checkpoint on its disk.
 
 use std::io::{BufRead, IsTerminal, Read};
 use std::net::{TcpListener, ToSocketAddrs};
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use finetune_cluster::copy::Parcel;
-use finetune_cluster::identity;
-use finetune_cluster::reach::Answer;
 use finetune_dataset::resolve_files;
+use finetune_launch::copy::BundleFile;
+use finetune_launch::reach::Answer;
 use finetune_recipe::Recipe;
+use finetune_rendezvous::identity;
 use finetune_store::{MANIFEST_NAME, RealDisk, numbered};
 use finetune_trainer::{CHECKPOINTS, COPIES, model_directory};
 use serde::{Deserialize, Serialize};
@@ -20,21 +20,22 @@ use crate::cli::RunArguments;
 use crate::failure::Failure;
 use crate::output;
 
-/// Free space on the disk of rank 0 below which a checkpoint is in danger.
+/// Bytes free on the disk of rank 0 below which a checkpoint is in danger.
 const LITTLE_SPACE: u64 = 1 << 30;
 
-/// Clocks further apart make logs hard to compare; the run itself does not depend on them.
+/// Seconds. Clocks further apart make logs hard to compare; the run does not depend on them.
 const CLOCKS_APART: f64 = 5.0;
 
-/// A host that reads its files says so that often: the asker waits for one that works, and not for one that is silent.
+/// Time between two signs of life of a host that reads its files. The asker gives up a host that is
+/// silent.
 const TELL_EVERY: Duration = Duration::from_secs(2);
 
-/// What is asked: one line of standard input.
+/// The question: one line of standard input.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Question {
-    /// The answer is nobody's any more once the input ends.
+    /// The process ends when its input does: the asker is gone then.
     pub(crate) watched: bool,
-    /// Leave out what takes long: the files.
+    /// Leave out the files, which take long.
     pub(crate) brief: bool,
     /// A name or address of rank 0.
     pub(crate) resolve: Option<String>,
@@ -42,14 +43,14 @@ pub(crate) struct Question {
     pub(crate) ports: Option<(u16, u16)>,
 }
 
-/// The first line of an answer: what the time is before anything else is done.
+/// The first line of an answer: the time, before anything else is done.
 #[derive(Debug, Serialize, Deserialize)]
 struct Clock {
     /// Seconds since 1970.
     clock: f64,
 }
 
-/// A line between.
+/// A line between the first and the last: a sign of life.
 #[derive(Debug, Serialize)]
 struct Working {
     bytes: u64,
@@ -61,32 +62,33 @@ pub(crate) struct Report {
     version: String,
     /// Bytes free where the run would be written.
     free_bytes: Option<u64>,
-    /// Name and digest of each file that all hosts must have alike, "" where it is missing.
+    /// Name and digest of each file that all hosts must have alike; the digest is "" if it is
+    /// missing.
     files: Vec<(String, String)>,
     /// Which machine it is; see [`identity::machine`].
     #[serde(default)]
     pub(crate) machine: Option<String>,
-    /// What rank 0's address is there; empty where the name is not known.
+    /// The addresses of rank 0's name on that host; empty if the name is not known.
     #[serde(default)]
     pub(crate) resolved: Vec<String>,
-    /// A port that nobody uses there now.
+    /// A port that is free on that host now.
     #[serde(default)]
     pub(crate) port: Option<u16>,
     /// The newest checkpoint on its disk.
     #[serde(default)]
     pub(crate) newest: Option<(u64, PathBuf)>,
-    /// Seconds that its clock is ahead at least; negative: behind. Known to the asker only.
+    /// Seconds that its clock is ahead at least; negative: behind. The asker works it out.
     #[serde(skip)]
     ahead: f64,
 }
 
 impl Report {
-    /// Of a host of which nothing else is known.
+    /// The report of a host of which nothing else is known.
     pub(crate) fn of_machine(machine: Option<String>) -> Report {
         Report { machine, ..Report::default() }
     }
 
-    /// `progress` is told bytes read.
+    /// The report of this host. `progress` gets the bytes read since its last call.
     pub(crate) fn here(recipe: &Recipe, question: &Question, progress: &mut dyn FnMut(u64)) -> Report {
         let mut report = Report {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -112,7 +114,7 @@ impl Report {
             .lines
             .iter()
             .find_map(|(heard, line)| Some((*heard, serde_json::from_str::<Clock>(line).ok()?.clock)));
-        // It told the time some time between our question and its answer, however long the login took.
+        // The host read its clock between our question and its answer, however long the login took.
         report.ahead = clock.map_or(0.0, |(heard, clock)| (clock - heard).max(0.0) + (clock - answer.asked).min(0.0));
         Ok(report)
     }
@@ -183,7 +185,7 @@ pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
     Some(status.f_bavail.saturating_mul(status.f_frsize))
 }
 
-/// What this machine takes a name for.
+/// The addresses that this host resolves a name to.
 fn addresses(name: &str) -> Vec<String> {
     let mut found: Vec<String> =
         (name, 0).to_socket_addrs().map(|all| all.map(|one| one.ip().to_string()).collect()).unwrap_or_default();
@@ -191,10 +193,10 @@ fn addresses(name: &str) -> Vec<String> {
     found
 }
 
-/// A port that nobody uses now, among those that may be used.
+/// A port that is free now, among those that may be used.
 pub(crate) fn free_port(ports: Option<(u16, u16)>) -> Option<u16> {
     let free = |port: u16| {
-        // Where there is no IPv6 the other one counts.
+        // If there is no IPv6, IPv4 counts.
         let listener = TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)));
         listener.and_then(|listener| listener.local_addr()).map(|address| address.port()).ok()
     };
@@ -204,7 +206,8 @@ pub(crate) fn free_port(ports: Option<(u16, u16)>) -> Option<u16> {
     }
 }
 
-/// The newest checkpoint of a run directory, or of the copies that it keeps for another host. Not verified: that takes long.
+/// The newest checkpoint of a run directory, or of the copies that it keeps for another host. It is
+/// not verified, which takes long.
 pub(crate) fn newest(directory: &Path) -> Option<(u64, PathBuf)> {
     let of = |folder: &str| {
         let all = numbered(&RealDisk, &directory.join(folder), "step-").unwrap_or_default();
@@ -214,7 +217,7 @@ pub(crate) fn newest(directory: &Path) -> Option<(u64, PathBuf)> {
     Some((newest.0, std::path::absolute(&newest.1).unwrap_or(newest.1)))
 }
 
-/// The hidden command.
+/// `finetune preflight`, a hidden command.
 pub(crate) fn preflight(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let question = question();
     let recipe = Recipe::load(&arguments.recipe.recipe, &arguments.recipe.sets, arguments.output_dir.as_deref())?;
@@ -232,7 +235,7 @@ pub(crate) fn preflight(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads the question. If the asker is to be watched, this process ends when the input does.
+/// Reads the question. If it says `watched`, this process ends when the input does.
 fn question() -> Question {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
@@ -250,45 +253,45 @@ fn question() -> Question {
     question
 }
 
-/// What asks for it, for the words of a run.
+/// The arguments of the hidden command for the arguments of a run.
 pub(crate) fn words(run: &[String]) -> Vec<String> {
     ["preflight".to_owned()].into_iter().chain(run.iter().cloned()).collect()
 }
 
-/// Everything that a run needs, and what it is called in the folder that it is copied to.
-pub(crate) fn parcels(run: &RunArguments, recipe: &Recipe) -> Result<Vec<Parcel>, Failure> {
+/// All files that a run needs, and their names in the folder of the copy.
+pub(crate) fn bundle_files(run: &RunArguments, recipe: &Recipe) -> Result<Vec<BundleFile>, Failure> {
     let program = std::env::current_exe()?;
-    let mut parcels = vec![
-        Parcel { from: program, to: "finetune".to_owned() },
-        Parcel { from: run.recipe.recipe.clone(), to: "recipe.toml".to_owned() },
-        Parcel { from: model_directory(recipe)?, to: "model".to_owned() },
+    let mut bundle_files = vec![
+        BundleFile { from: program, to: "finetune".to_owned() },
+        BundleFile { from: run.recipe.recipe.clone(), to: "recipe.toml".to_owned() },
+        BundleFile { from: model_directory(recipe)?, to: "model".to_owned() },
     ];
-    parcels.extend(moved(recipe).into_iter().flat_map(|(_, files)| files));
+    bundle_files.extend(moved(recipe).into_iter().flat_map(|(_, files)| files));
     if let Some(Some(path)) = &run.resume {
-        parcels.push(Parcel { from: path.clone(), to: START.to_owned() });
+        bundle_files.push(BundleFile { from: path.clone(), to: START.to_owned() });
     }
-    Ok(parcels)
+    Ok(bundle_files)
 }
 
-/// What a checkpoint to go on from is called in the folder of a copy.
+/// The name of a checkpoint to resume from, in the folder of a copy.
 const START: &str = "start";
 
-/// Keys of the recipe that name files, and where those are in the folder of a copy.
-fn moved(recipe: &Recipe) -> Vec<(&'static str, Vec<Parcel>)> {
-    let parcels = |what: &str, paths: &[PathBuf]| -> Vec<Parcel> {
+/// The keys of the recipe that name files, and the names of these in the folder of a copy.
+fn moved(recipe: &Recipe) -> Vec<(&'static str, Vec<BundleFile>)> {
+    let bundle_files = |what: &str, paths: &[PathBuf]| -> Vec<BundleFile> {
         let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let parcel =
-            |(n, path): (usize, &PathBuf)| Parcel { from: path.clone(), to: format!("{what}/{n}/{}", name(path)) };
-        paths.iter().enumerate().map(parcel).collect()
+        let bundle_file =
+            |(n, path): (usize, &PathBuf)| BundleFile { from: path.clone(), to: format!("{what}/{n}/{}", name(path)) };
+        paths.iter().enumerate().map(bundle_file).collect()
     };
     let one = |path: &Option<PathBuf>| path.iter().cloned().collect::<Vec<_>>();
     let keys = [
-        ("data.train", parcels("train", &recipe.data.train)),
-        ("data.eval", parcels("eval", &recipe.data.eval)),
-        ("data.chat_template", parcels("template", &one(&recipe.data.chat_template))),
-        ("lora.init_from", parcels("adapter", &one(&recipe.lora.init_from))),
+        ("data.train", bundle_files("train", &recipe.data.train)),
+        ("data.eval", bundle_files("eval", &recipe.data.eval)),
+        ("data.chat_template", bundle_files("template", &one(&recipe.data.chat_template))),
+        ("lora.init_from", bundle_files("adapter", &one(&recipe.lora.init_from))),
     ];
-    keys.into_iter().filter(|(_, parcels)| !parcels.is_empty()).collect()
+    keys.into_iter().filter(|(_, bundle_files)| !bundle_files.is_empty()).collect()
 }
 
 /// The run directory in the folder of a copy.
@@ -297,7 +300,7 @@ pub(crate) fn directory_of_copy(recipe: &Recipe) -> String {
     format!("runs/{}", if name.is_empty() { "run" } else { &name })
 }
 
-/// The words of the run in the folder of a copy: the same recipe with its files beside it.
+/// The arguments of the run in the folder of a copy: the same recipe with its files beside it.
 pub(crate) fn words_of_copy(run: &RunArguments, recipe: &Recipe) -> Vec<String> {
     let mut words = vec!["recipe.toml".to_owned()];
     let mut set = |text: String| words.extend(["--set".to_owned(), text]);
@@ -307,9 +310,11 @@ pub(crate) fn words_of_copy(run: &RunArguments, recipe: &Recipe) -> Vec<String> 
     };
     run.recipe.sets.iter().filter(|text| !is_moved(text)).for_each(|text| set(text.clone()));
     set("model.path=\"model\"".to_owned());
-    for (key, parcels) in moved(recipe) {
-        let names: Vec<String> =
-            parcels.iter().map(|parcel| serde_json::Value::from(parcel.to.as_str()).to_string()).collect();
+    for (key, bundle_files) in moved(recipe) {
+        let names: Vec<String> = bundle_files
+            .iter()
+            .map(|bundle_file| serde_json::Value::from(bundle_file.to.as_str()).to_string())
+            .collect();
         let list = matches!(key, "data.train" | "data.eval");
         set(if list { format!("{key}=[{}]", names.join(", ")) } else { format!("{key}={}", names.join("")) });
     }

@@ -11,20 +11,20 @@ use finetune_trainer::{Event, Machine, Outcome, Prepared, Ranks, Resume, Run, ho
 use crate::cli::RunArguments;
 use crate::commands::preflight::free_bytes;
 use crate::failure::Failure;
+use crate::membership::{self, Assignment};
 use crate::progress::{self, Progress, Verbosity};
-use crate::seat::Seat;
+use crate::rank_event::{self, RankEvent};
 use crate::signals::Signals;
+use crate::sleep_inhibitor::SleepInhibitor;
 use crate::stderr::complain;
-use crate::told::{self, Told};
-use crate::wake::Awake;
 use crate::work::Work;
 use crate::{allocator, closing, flight, memory, output, prometheus, source};
 
 pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let launched = arguments.assigned;
     let outcome = train_as_one_rank(arguments, verbosity);
-    if let Some(told) = outcome.as_ref().err().and_then(told::of_failure).filter(|_| launched) {
-        told::tell(&told);
+    if let Some(event) = outcome.as_ref().err().and_then(rank_event::of_failure).filter(|_| launched) {
+        rank_event::send(&event);
     }
     outcome
 }
@@ -32,9 +32,9 @@ pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitC
 fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let start = Instant::now();
     let signals = Signals::listen()?;
-    let (seat, notes) = match arguments.assigned {
-        true => (Seat::assigned(&signals)?, Vec::new()),
-        false => Seat::of_environment(arguments.token_file.as_deref())?,
+    let (Assignment { membership, narrates }, notes) = match arguments.assigned {
+        true => (Assignment::read(&signals)?, Vec::new()),
+        false => Assignment::of_launcher(arguments.token_file.as_deref())?,
     };
     let read = || -> Result<_, Failure> {
         let file = source::recipe_path(&arguments.recipe.recipe)?;
@@ -43,20 +43,20 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
         Ok((Recipe::load(&file, &arguments.recipe.sets, output.as_deref())?, file))
     };
     // The others wait for this rank: if it fails before it joins, they are told.
-    let (recipe, file) = read().inspect_err(|failure| seat.excuse(failure))?;
+    let (recipe, file) = read().inspect_err(|failure| membership::excuse(&membership, failure))?;
     let resume = match arguments.resume {
         None => Resume::No,
         Some(None) => Resume::Newest,
         Some(Some(path)) => Resume::From(path),
     };
-    seat.share_cores();
-    finetune_store::failpoint::set_label(seat.rank.to_string());
+    membership::share_cores(&membership);
+    finetune_store::failpoint::set_label(membership.rank.to_string());
     // What one rank says is said; the others speak of themselves only.
-    let (first, loudness) = (seat.rank == 0, verbosity);
+    let (first, loudness) = (membership.rank == 0, verbosity);
     let verbosity = if first { verbosity } else { Verbosity::Quiet };
     let mut show = Progress::new(verbosity, recipe.log.every);
     notes.iter().for_each(|note| show.say(note));
-    let ranks = seat.join(&recipe, move |notice| say_notice(&notice, first, loudness))?;
+    let ranks = membership::join(&membership, &recipe, move |notice| say_notice(&notice, first, loudness))?;
     // Not before the others are there: they would wait for a rank 0 that has ended.
     if let Some(address) = recipe.log.prometheus.as_ref().filter(|_| first) {
         prometheus::serve(address)?;
@@ -66,8 +66,8 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
     show.start("reading rows", 0);
     let machine = Machine {
         memory: memory::machine_bytes(),
-        local_rank: seat.local_rank,
-        local_world: seat.local_world,
+        local_rank: membership.local_rank,
+        local_world: membership.local_world,
         disk: free_bytes(&directory),
         recipe_file: Some(file),
     };
@@ -95,7 +95,7 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
         show.say("the first step also compiles the GPU's kernels");
     }
     allocator::prepare_last_words(&run.cheaper_settings());
-    let _awake = Awake::keep();
+    let _inhibitor = SleepInhibitor::start();
     let work = Work::new();
     if verbosity > Verbosity::Quiet {
         let work = work.clone();
@@ -103,16 +103,16 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
     } else {
         signals.finish_steps_silently();
     }
-    let tells = seat.launched && first;
+    let tells = membership.launched && first;
     if tells {
-        told::tell(&Told::Working);
+        rank_event::send(&RankEvent::Working);
     }
-    let narrates = seat.narrates && first;
+    let narrates = narrates && first;
     let mut advice = closing::advice_on_shares(&run.recipe, ranks.group().world());
     let outcome = train(&mut run, &signals.stop, &mut |event| {
         work.see(&event);
         prometheus::show(&event, &|rank| ranks.group().who()[rank].host.clone());
-        told::of_event(&event).iter().filter(|_| tells).for_each(told::tell);
+        rank_event::of_event(&event).iter().filter(|_| tells).for_each(rank_event::send);
         match progress::narrate(&event).filter(|_| narrates) {
             // A launcher that is gone does not listen; the end of standard input says so, and what to do.
             Some(line) => drop(output::line(&line)),

@@ -1,7 +1,8 @@
-//! What the hosts said before a launch, and whether it can work.
+//! The hosts' answers before a launch, and whether the launch can work.
 
-use finetune_cluster::complaint::{Trouble, shown};
-use finetune_cluster::{Unanswered, is_loopback, reach};
+use finetune_launch::complaint::{Trouble, shown};
+use finetune_launch::{Unanswered, reach};
+use finetune_rendezvous::is_loopback;
 
 use super::{Hosts, Machine, is_same, unreachable_at};
 use crate::commands::preflight::Report;
@@ -9,7 +10,7 @@ use crate::failure::Failure;
 use crate::progress::Verbosity;
 
 impl Hosts {
-    /// Keeps what the hosts said, or says what keeps them from taking part.
+    /// Keeps the answers, or returns what keeps hosts from taking part.
     pub(super) fn judge(
         &mut self,
         answers: Vec<Result<reach::Answer, Unanswered>>,
@@ -63,14 +64,14 @@ impl Hosts {
         Err(if absent { Failure::Lost { message, hints } } else { Failure::Arguments { message, hints } })
     }
 
-    /// Makes sure that every host finds rank 0 where the first one is, and not in itself.
+    /// Makes sure that every host finds rank 0 at the first host, and not at itself.
     pub(super) fn find_rank_0(&mut self, name: &str) -> Result<(), Failure> {
         let Some((first, others)) = self.machines.split_first() else { return Ok(()) };
         let elsewhere: Vec<&Machine> = others.iter().filter(|machine| !is_same(machine, first)).collect();
         let leads_back = |machine: &Machine| {
             !machine.report.resolved.is_empty() && machine.report.resolved.iter().all(|address| is_loopback(address))
         };
-        // An address with a zone is read otherwise on every host.
+        // An address with a zone means something else on every host.
         if elsewhere.is_empty() || name.contains('%') {
             return Ok(());
         }
@@ -85,7 +86,8 @@ impl Hosts {
             let address = machine.report.resolved.join(" ");
             problems.push(format!("{}: {name} is {address} there, which is that host itself", machine.name));
         }
-        // Debian gives a machine's own name the address 127.0.1.1: the others know better where it is.
+        // Debian gives a host's own name the address 127.0.1.1. The other hosts know a better
+        // address.
         let known = |address: &&String| {
             !is_loopback(address) && elsewhere.iter().all(|machine| machine.report.resolved.contains(address))
         };

@@ -1,0 +1,114 @@
+//! How a `finetune run` becomes a rank of its group: who says so, and what the recipe adds.
+//!
+//! `finetune launch` says it on standard input, other launchers in their variables. Without a
+//! launcher the process trains alone.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use finetune_allreduce::{Algorithm, BackendChoice, Notice};
+use finetune_launch::{Order, assignment};
+use finetune_recipe::{BackendChoice as Backend, Distributed, Recipe, TopologyChoice};
+use finetune_rendezvous::{Membership, MembershipError, slurm_tasks_without_srun};
+use finetune_trainer::Ranks;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::signals::Signals;
+
+/// Longest wait for a rank that is alive. Rank 0 writes checkpoints and answers held-back rows
+/// while the others wait.
+const LONGEST_WAIT: Duration = Duration::from_secs(6 * 3600);
+
+/// The first line of the standard input of a rank that `finetune launch` starts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Assignment {
+    #[serde(flatten)]
+    pub(crate) membership: Membership,
+    /// Steps go to the launcher as data: it has the terminal, and shows them.
+    pub(crate) narrates: bool,
+}
+
+impl Assignment {
+    /// Reads the line. Orders that come later go to `signals`.
+    pub(crate) fn read(signals: &Arc<Signals>) -> Result<Assignment, Failure> {
+        let signals = Arc::clone(signals);
+        let hear = move |order: Order| match order {
+            Order::Stop(signal) => signals.receive(signal),
+            Order::Gone => signals.abandoned(),
+        };
+        assignment(hear)
+            .map_err(|error| Failure::arguments(error, "--assigned is for ranks that `finetune launch` starts"))
+    }
+
+    /// As the launcher's variables say, or alone. The second value: notes that are worth a line
+    /// each.
+    pub(crate) fn of_launcher(token_file: Option<&Path>) -> Result<(Assignment, Vec<String>), Failure> {
+        let found = Membership::from_launcher(token_file)?;
+        let (membership, notes) = found.unwrap_or_else(|| (Membership::alone(), idle_tasks().into_iter().collect()));
+        Ok((Assignment { membership, narrates: false }, notes))
+    }
+}
+
+impl From<MembershipError> for Failure {
+    fn from(error: MembershipError) -> Failure {
+        match error {
+            MembershipError::Join(error) => Failure::Join(*error),
+            other => Failure::Arguments { message: other.to_string(), hints: other.hints() },
+        }
+    }
+}
+
+/// Joins the other ranks, which must have been started with the same program and recipe.
+pub(crate) fn join(
+    membership: &Membership,
+    recipe: &Recipe,
+    notice: impl Fn(Notice) + Send + Sync + 'static,
+) -> Result<Arc<Ranks>, Failure> {
+    let Distributed { backend, topology, timeout, virtual_ranks, join_timeout, ports, .. } = recipe.distributed;
+    let group = membership.join(|config| {
+        config.backend = match backend {
+            Backend::Auto => BackendChoice::Auto,
+            Backend::Tcp => BackendChoice::Tcp,
+            Backend::Rdma => BackendChoice::Rdma,
+        };
+        config.topology = match topology {
+            TopologyChoice::Auto => config.topology,
+            TopologyChoice::Ring => Some(Algorithm::Ring),
+            TopologyChoice::Mesh => Some(Algorithm::Mesh),
+        };
+        config.ports = ports;
+        config.timeout = timeout;
+        config.join_timeout = join_timeout.unwrap_or(config.join_timeout);
+        config.operation_timeout = LONGEST_WAIT;
+        config.notices = Arc::new(notice);
+        for (key, value) in recipe.shared() {
+            config.claim(&format!("recipe ({key})"), value.as_bytes());
+        }
+    })?;
+    Ok(Arc::new(Ranks::new(group, virtual_ranks)?))
+}
+
+/// Tells the other ranks why this one has failed before it could join them.
+pub(crate) fn excuse(membership: &Membership, failure: &Failure) {
+    membership.excuse(&failure.fact(), failure.code());
+}
+
+/// Shares the cores of this host among its ranks, unless the number of threads is set already.
+pub(crate) fn share_cores(membership: &Membership) {
+    if membership.local_world > 1 && std::env::var_os("RAYON_NUM_THREADS").is_none() {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = (cores / membership.local_world).max(1);
+        // Ignore the error: the pool is there already, which then works as well.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    }
+}
+
+/// A run in a batch script without `srun` trains alone, which may not be what the user meant.
+fn idle_tasks() -> Option<String> {
+    let tasks = slurm_tasks_without_srun()?;
+    Some(format!(
+        "this Slurm job has {tasks} tasks, of which this process is none: `srun finetune run …` trains on all"
+    ))
+}

@@ -1,0 +1,373 @@
+//! MLX's hostfile: the hosts of a cluster, in the order of their ranks.
+//!
+//! ```json
+//! {"backend": "jaccl",
+//!  "envs": ["MLX_METAL_FAST_SYNCH=1"],
+//!  "hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"], "rdma": [null, "rdma_en2"]},
+//!            {"ssh": "mini-2", "ips": ["10.0.0.2"], "rdma": ["rdma_en2", null]}]}
+//! ```
+//!
+//! The list of hosts alone is a hostfile too. As in MLX, only "hosts" and "ssh" are required, and
+//! unknown keys are ignored. So every file that mlx.launch takes is taken here.
+//! (ml-explore/mlx, python/mlx/_distributed_utils/common.py, `Hostfile.from_file`.)
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::Ipv6Addr;
+use std::path::{Path, PathBuf};
+
+use finetune_allreduce::{DeviceMatrix, DeviceMatrixError, WiresError, wires_from_json, wires_to_json};
+use serde_json::{Map, Value, json};
+
+use crate::this_host::{is_loopback, machine_name};
+
+mod odd_keys;
+#[cfg(test)]
+mod tests;
+
+pub const MAX_HOSTFILE_BYTES: usize = 1 << 20;
+pub const MAX_HOSTS: usize = 1024;
+/// More entries than any host needs.
+const MAX_LIST: usize = 256;
+/// A DNS name has at most 253 bytes; a user and an '@' may stand before it.
+const MAX_NAME_BYTES: usize = 320;
+
+/// The hosts of a cluster, and the variables to set on them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Hostfile {
+    /// As written: "ring", "jaccl", "jaccl-ring" and others of MLX.
+    pub backend: Option<String>,
+    /// Variables to set for every rank, in the order of the file.
+    pub environment: Vec<(String, String)>,
+    /// At least one.
+    pub hosts: Vec<Host>,
+    /// Notes about ignored keys that look as if they were meant.
+    pub notices: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// What ssh connects to: a name, an address or an alias of ~/.ssh/config. Never an option: it
+    /// does not start with '-' and has no white space.
+    pub ssh: String,
+    /// Addresses under which the other hosts reach this one, the best first; may be empty.
+    pub ips: Vec<String>,
+    /// The RDMA devices that lead to each host, an empty list for none. Empty as a whole if the
+    /// file has no "rdma".
+    pub rdma: Vec<Vec<String>>,
+}
+
+/// What is wrong with a hostfile. Hosts are counted from 0, as ranks are.
+#[derive(Debug, thiserror::Error)]
+pub enum HostfileError {
+    #[error("the hostfile {} cannot be read: {source}", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    /// One of the others, with the file that it is in.
+    #[error("{}: {problem}", path.display())]
+    In { path: PathBuf, problem: Box<HostfileError> },
+    #[error("{bytes} bytes are too long for a hostfile, the limit is {MAX_HOSTFILE_BYTES}")]
+    TooLong { bytes: usize },
+    #[error("the hostfile is not JSON: {source}")]
+    Syntax { source: serde_json::Error },
+    /// A list of names, as MPI and DeepSpeed take it.
+    #[error("the hostfile is a plain list of {} names, not MLX's JSON", names.len())]
+    PlainList { names: Vec<String> },
+    #[error("the hostfile is {found}, not an object with \"hosts\" and not a list of hosts")]
+    NotHosts { found: &'static str },
+    #[error("the hostfile has no {key:?}")]
+    NoKey { key: &'static str },
+    #[error("{key:?} of the hostfile: {what}")]
+    Key { key: &'static str, what: String },
+    #[error("host {host} is {found}, not an object with \"ssh\"")]
+    NotAHost { host: usize, found: &'static str },
+    #[error("host {host} has no \"ssh\"")]
+    NoSsh { host: usize },
+    #[error("{key:?} of host {host}: {what}")]
+    HostKey { host: usize, key: &'static str, what: String },
+    /// A cell of a host's row of RDMA devices.
+    #[error("\"rdma\" of host {host}, entry {peer}: {source}")]
+    Rdma { host: usize, peer: usize, source: WiresError },
+    /// Some hosts have a row of RDMA devices and this one has none.
+    #[error("host {host} ({ssh}) has no \"rdma\", but other hosts have")]
+    NoRdma { host: usize, ssh: String },
+    /// The rows of RDMA devices do not fit together.
+    #[error("\"rdma\" of the hosts: {source}")]
+    Devices { source: DeviceMatrixError },
+}
+
+impl HostfileError {
+    /// What the reader of the message can do next.
+    pub fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::In { problem, .. } => return problem.hints(),
+            Self::PlainList { names } => return vec![plain_list_as_json(names)],
+            Self::Unreadable { .. } => "check the path; `finetune cluster discover` writes a hostfile",
+            Self::HostKey { key: "ssh", .. } => {
+                "\"ssh\" is the name that `ssh NAME` takes, without options; options belong in ~/.ssh/config"
+            }
+            Self::HostKey { key: "ips", .. } => {
+                "\"ips\" is a list of addresses, such as [\"10.0.0.1\"]; the port is not part of it"
+            }
+            Self::HostKey { .. } | Self::Rdma { .. } => {
+                "\"rdma\" is a list with an entry for each host: null for itself, else a device such as \"rdma_en2\" or a list of devices"
+            }
+            Self::NoRdma { .. } => "give every host its \"rdma\", or remove it from all to train over TCP",
+            Self::Devices { source } => return source.hints(),
+            Self::Key { key: "envs", .. } => "\"envs\" is a list such as [\"NAME=value\"]",
+            _ => {
+                "a hostfile looks like {\"hosts\": [{\"ssh\": \"mini-1\", \"ips\": [\"10.0.0.1\"]}]}; `finetune cluster discover` writes one"
+            }
+        };
+        vec![hint.to_owned()]
+    }
+}
+
+impl Hostfile {
+    /// Reads a file of at most [`MAX_HOSTFILE_BYTES`].
+    pub fn load(path: &Path) -> Result<Self, HostfileError> {
+        let mut text = String::new();
+        // One byte above the limit is enough to see that it is exceeded.
+        File::open(path)
+            .and_then(|file| file.take(MAX_HOSTFILE_BYTES as u64 + 1).read_to_string(&mut text))
+            .map_err(|source| HostfileError::Unreadable { path: path.to_path_buf(), source })?;
+        Self::parse(&text).map_err(|problem| HostfileError::In { path: path.to_path_buf(), problem: Box::new(problem) })
+    }
+
+    /// Reads the text of a hostfile.
+    pub fn parse(text: &str) -> Result<Self, HostfileError> {
+        if text.len() > MAX_HOSTFILE_BYTES {
+            return Err(HostfileError::TooLong { bytes: text.len() });
+        }
+        // Editors of Windows put a byte order mark in front.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let value: Value = serde_json::from_str(text).map_err(|source| match plain_list(text) {
+            Some(names) => HostfileError::PlainList { names },
+            None => HostfileError::Syntax { source },
+        })?;
+        let notices = odd_keys::notices(&value);
+        match &value {
+            Value::Array(list) => Ok(Self { hosts: hosts(list)?, notices, ..Self::default() }),
+            Value::Object(object) => {
+                let list = object.get("hosts").ok_or(HostfileError::NoKey { key: "hosts" })?;
+                let list =
+                    list.as_array().ok_or_else(|| fault("hosts", format!("it is {}, not a list", kind(list))))?;
+                let (backend, environment) = (backend(object)?, environment(object)?);
+                Ok(Self { backend, environment, hosts: hosts(list)?, notices })
+            }
+            other => Err(HostfileError::NotHosts { found: kind(other) }),
+        }
+    }
+
+    /// The text that [`Hostfile::parse`] reads back to the same hosts, with a line for each.
+    pub fn to_json(&self) -> String {
+        let host = |host: &Host| {
+            let rdma: Vec<Value> = host.rdma.iter().map(|names| wires_to_json(names)).collect();
+            format!("    {}", json!({"ssh": host.ssh, "ips": host.ips, "rdma": rdma}))
+        };
+        let variables: Vec<String> = self.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        format!(
+            "{{\n  \"backend\": {},\n  \"envs\": {},\n  \"hosts\": [\n{}\n  ]\n}}\n",
+            json!(self.backend.as_deref().unwrap_or_default()),
+            json!(variables),
+            self.hosts.iter().map(host).collect::<Vec<_>>().join(",\n"),
+        )
+    }
+
+    /// The RDMA devices between the hosts; `None` if no host has any.
+    pub fn devices(&self) -> Result<Option<DeviceMatrix>, HostfileError> {
+        if self.hosts.iter().all(|host| host.rdma.is_empty()) {
+            return Ok(None);
+        }
+        if let Some(host) = self.hosts.iter().position(|host| host.rdma.is_empty()) {
+            return Err(HostfileError::NoRdma { host, ssh: self.hosts[host].ssh.clone() });
+        }
+        let rows = self.hosts.iter().map(|host| host.rdma.clone()).collect();
+        DeviceMatrix::new(rows).map(Some).map_err(|source| HostfileError::Devices { source })
+    }
+
+    /// The address at which the ranks can meet: the first one of host 0 that leads there from
+    /// elsewhere, or else the first one.
+    pub fn coordinator(&self) -> Option<&str> {
+        let ips = &self.hosts.first()?.ips;
+        ips.iter().find(|address| !is_loopback(address)).or(ips.first()).map(String::as_str)
+    }
+
+    /// The address of host 0, if it leads every other host to itself, and the file names other
+    /// hosts.
+    pub fn lost_coordinator(&self) -> Option<&str> {
+        let address = |host: &'_ Host| host.ips.iter().find(|ip| !is_loopback(ip)).or(host.ips.first()).cloned();
+        let leads_here =
+            |host: &Host| is_loopback(&address(host).unwrap_or_else(|| machine_name(&host.ssh).to_owned()));
+        let (first, others) = self.hosts.split_first()?;
+        let lost = leads_here(first) && others.iter().any(|host| !leads_here(host));
+        lost.then(|| self.coordinator().unwrap_or_else(|| machine_name(&first.ssh)))
+    }
+}
+
+/// The names of a list as MPI, MPICH and DeepSpeed take it: one per line, perhaps with slots;
+/// `None` if it is none.
+fn plain_list(text: &str) -> Option<Vec<String>> {
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    let names = lines.filter(|line| !line.is_empty()).map(|line| {
+        let mut words = line.split_whitespace();
+        let name = words.next()?;
+        let plain = |letter: char| letter.is_alphanumeric() || "._-@:[]%".contains(letter);
+        let is_name = name.chars().all(plain) && name.starts_with(char::is_alphanumeric) && name_fault(name).is_none();
+        // "box-1:2" of MPICH: a number of processes.
+        let name = match name.rsplit_once(':') {
+            Some((host, count)) if !host.contains(':') && count.parse::<u32>().is_ok() => host,
+            _ => name,
+        };
+        (is_name && words.all(|word| word.contains('='))).then(|| name.to_owned())
+    });
+    let names: Vec<String> = names.collect::<Option<_>>()?;
+    (!names.is_empty() && names.len() <= MAX_HOSTS).then_some(names)
+}
+
+fn plain_list_as_json(names: &[String]) -> String {
+    const SHOWN: usize = 16;
+    let hosts: Vec<String> = names.iter().take(SHOWN).map(|name| json!({"ssh": name}).to_string()).collect();
+    let more = if names.len() > SHOWN { ", …" } else { "" };
+    format!("in MLX's form, with one rank per host, it is [{}{more}]", hosts.join(", "))
+}
+
+fn backend(object: &Map<String, Value>) -> Result<Option<String>, HostfileError> {
+    match object.get("backend") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(name)) if name.is_empty() => Ok(None),
+        Some(Value::String(name)) => match name_fault(name) {
+            None => Ok(Some(name.clone())),
+            Some(what) => Err(fault("backend", format!("{} {what}", shown(name)))),
+        },
+        Some(other) => Err(fault("backend", format!("it is {}, not a string", kind(other)))),
+    }
+}
+
+fn environment(object: &Map<String, Value>) -> Result<Vec<(String, String)>, HostfileError> {
+    let list = match object.get("envs") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Array(list)) => list,
+        Some(other) => return Err(fault("envs", format!("it is {}, not a list", kind(other)))),
+    };
+    if list.len() > MAX_LIST {
+        return Err(fault("envs", format!("{} entries, the limit is {MAX_LIST}", list.len())));
+    }
+    let variable = |value: &Value| {
+        let text = value.as_str().ok_or_else(|| fault("envs", format!("{} is not a string", kind(value))))?;
+        // Without a '=' mlx.launch sets an empty value.
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        let is_name = |name: &str| {
+            name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+                && name.bytes().next().is_some_and(|byte| !byte.is_ascii_digit())
+        };
+        if !is_name(name) {
+            return Err(fault("envs", format!("{} is not the name of a variable", shown(name))));
+        }
+        if value.contains('\0') {
+            return Err(fault("envs", format!("the value of {name} has a zero byte")));
+        }
+        Ok((name.to_owned(), value.to_owned()))
+    };
+    list.iter().map(variable).collect()
+}
+
+fn hosts(list: &[Value]) -> Result<Vec<Host>, HostfileError> {
+    if list.is_empty() {
+        return Err(fault("hosts", "there are none".to_owned()));
+    }
+    if list.len() > MAX_HOSTS {
+        return Err(fault("hosts", format!("{} hosts, the limit is {MAX_HOSTS}", list.len())));
+    }
+    list.iter().enumerate().map(|(index, value)| host(index, value)).collect()
+}
+
+fn host(host: usize, value: &Value) -> Result<Host, HostfileError> {
+    let fault = |key: &'static str, what: String| HostfileError::HostKey { host, key, what };
+    let Value::Object(object) = value else {
+        return Err(HostfileError::NotAHost { host, found: kind(value) });
+    };
+    let name = |key: &'static str, value: &Value| match value {
+        Value::String(name) => match name_fault(name) {
+            None => Ok(name.clone()),
+            Some(what) => Err(fault(key, format!("{} {what}", shown(name)))),
+        },
+        other => Err(fault(key, format!("{} is not a string", kind(other)))),
+    };
+    let list = |key: &'static str| match object.get(key) {
+        None | Some(Value::Null) => Ok(&[][..]),
+        Some(Value::Array(list)) if list.len() > MAX_LIST => {
+            Err(fault(key, format!("{} entries, the limit is {MAX_LIST}", list.len())))
+        }
+        Some(Value::Array(list)) => Ok(&list[..]),
+        Some(other) => Err(fault(key, format!("it is {}, not a list", kind(other)))),
+    };
+    let ssh = name("ssh", object.get("ssh").ok_or(HostfileError::NoSsh { host })?)?;
+    if !ssh.starts_with("ssh://") && has_port(machine_name(&ssh)) {
+        return Err(fault("ssh", format!("{} has a port, which belongs in ~/.ssh/config", shown(&ssh))));
+    }
+    let ip = |value: &Value| match name("ips", value)? {
+        ip if in_brackets(&ip).is_some() => {
+            let inside = in_brackets(&ip).unwrap_or_default();
+            Err(fault("ips", format!("{}: write it without brackets, {inside:?}", shown(&ip))))
+        }
+        ip if has_port(&ip) => Err(fault("ips", format!("{} has a port", shown(&ip)))),
+        ip => Ok(ip),
+    };
+    let ips = list("ips")?.iter().map(ip).collect::<Result<_, _>>()?;
+    let wires = |(peer, cell)| wires_from_json(cell).map_err(|source| HostfileError::Rdma { host, peer, source });
+    let rdma = list("rdma")?.iter().enumerate().map(wires).collect::<Result<_, _>>()?;
+    Ok(Host { ssh, ips, rdma })
+}
+
+/// Why a text cannot be a name on a command line; `None` if it can.
+pub fn name_fault(name: &str) -> Option<&'static str> {
+    if name.is_empty() {
+        return Some("is empty");
+    }
+    if name.len() > MAX_NAME_BYTES {
+        return Some("is longer than 320 bytes");
+    }
+    // `ssh -oProxyCommand=…` runs a program of the hostfile's choice.
+    if name.starts_with('-') {
+        return Some("starts with '-' and would be taken for an option");
+    }
+    if name.chars().any(|letter| letter.is_whitespace() || letter.is_control()) {
+        return Some("has white space or a control character");
+    }
+    None
+}
+
+/// True for "10.0.0.1:5000", which is two things in one, and not for the IPv6 address "fd00::1" or
+/// "fe80::1%en5".
+fn has_port(address: &str) -> bool {
+    address.contains(':') && address.split('%').next().is_none_or(|address| address.parse::<Ipv6Addr>().is_err())
+}
+
+/// The address in "[fd00::1]".
+fn in_brackets(address: &str) -> Option<&str> {
+    let inside = address.strip_prefix('[')?.strip_suffix(']')?;
+    inside.split('%').next()?.parse::<Ipv6Addr>().ok().map(|_| inside)
+}
+
+fn fault(key: &'static str, what: String) -> HostfileError {
+    HostfileError::Key { key, what }
+}
+
+/// A text of the file as it may stand in a message: quoted, on one line and not longer than one.
+fn shown(text: &str) -> String {
+    const LONGEST: usize = 64;
+    let short: String = text.chars().take(LONGEST).collect();
+    let dots = if short.len() < text.len() { "…" } else { "" };
+    format!("{short:?}{dots}")
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
