@@ -1,45 +1,44 @@
 //! Runs one operation after the other over the transports of a group.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::choose::{Choice, Reach};
-use crate::control::{Board, Control};
+use crate::control::Control;
 use crate::error::{GroupError, GroupFailure, Who};
 use crate::flight::Flight;
-use crate::frame::{Algorithm, Descriptor, FrameError, Kind};
-use crate::operation::{Buffers, Fault, Links, Operation, Standing};
+use crate::frame::{Algorithm, Descriptor, Kind};
+use crate::group_status::GroupStatus;
+use crate::operation::{Buffers, Links, Operation};
+use crate::operation_driver::{Next, OperationDriver, Patience};
 use crate::plan::Plan;
 use crate::session::Doing;
-use crate::transport::{LONGEST_SLEEP, Transport, Want};
+use crate::transport::{LONGEST_SLEEP, Transport};
 use crate::verdict::{Cause, Verdict};
 
-/// How long a closed data connection is given to be explained by its rank's death.
-const EXPLANATION: Duration = Duration::from_millis(500);
-
-/// A gap between two looks at the clock, 64 rounds of waiting apart (0.64 s at most), that means that we were stopped.
-const OWN_STOP: Duration = Duration::from_secs(2);
+/// Rounds of waiting between two looks at the clock. One round takes 10 ms at most.
+const ROUNDS_PER_LOOK: u32 = 64;
 
 /// Who says whether the group still stands.
 pub(crate) enum Membership {
     /// The control connections of separate processes.
     Control(Control),
     /// Threads of one process: the first failure is everybody's.
-    Threads(Arc<Board>),
+    Threads(Arc<GroupStatus>),
 }
 
 impl Membership {
-    pub(crate) fn board(&self) -> &Board {
+    pub(crate) fn status(&self) -> &GroupStatus {
         match self {
-            Membership::Control(control) => &control.board,
-            Membership::Threads(board) => board,
+            Membership::Control(control) => &control.status,
+            Membership::Threads(status) => status,
         }
     }
 
     pub(crate) fn report(&self, by: usize, cause: Cause) {
         match self {
             Membership::Control(control) => control.report(cause),
-            Membership::Threads(board) => board.end(Verdict::Reported { by, cause, at: board.progress() }),
+            Membership::Threads(status) => status.end(Verdict::Reported { by, cause, at: status.progress() }),
         }
     }
 }
@@ -100,7 +99,6 @@ pub(crate) struct Engine {
     pub(crate) waited: Vec<Duration>,
     /// A copy of the caller's data, for operations that change it while they send it.
     pub(crate) snapshot: Vec<f32>,
-    wants: Vec<Want>,
 }
 
 impl Engine {
@@ -119,7 +117,6 @@ impl Engine {
             members,
             standings,
             snapshot: Vec::new(),
-            wants: Vec::new(),
         }
     }
 
@@ -145,18 +142,17 @@ impl Engine {
         mut buffers: Buffers<'_>,
     ) -> Result<(), GroupError> {
         let standings = Arc::clone(&self.standings);
-        let board = standings.membership.board();
-        let step = board.step.load(std::sync::atomic::Ordering::Relaxed);
-        if board.has_failed() {
+        let status = standings.membership.status();
+        let step = status.step.load(std::sync::atomic::Ordering::Relaxed);
+        if status.has_failed() {
             return Err(self.failure(Some((number, descriptor))));
         }
         self.flight.begin(step, number, descriptor, self.moved());
         let group = self.flight.session();
-        board.enter((descriptor.kind != Kind::Send).then_some(Doing { group, operation: number, descriptor }));
-        let mut operation = Operation::new(plan, number, descriptor);
-        let outcome = self.drive(carrier, &mut operation, &mut buffers, &standings, number, descriptor);
+        status.enter((descriptor.kind != Kind::Send).then_some(Doing { group, operation: number, descriptor }));
+        let outcome = self.drive(carrier, Operation::new(plan, number, descriptor), &mut buffers, &standings);
         let moved = self.moved();
-        board.leave(moved.0 + moved.1);
+        status.leave(moved.0 + moved.1);
         self.flight.end(outcome.is_ok(), moved);
         outcome.map_err(|()| self.failure(Some((number, descriptor))))
     }
@@ -164,102 +160,37 @@ impl Engine {
     fn drive(
         &mut self,
         carrier: usize,
-        operation: &mut Operation,
+        operation: Operation,
         buffers: &mut Buffers<'_>,
         standings: &Standings,
-        number: u64,
-        descriptor: Descriptor,
     ) -> Result<(), ()> {
-        let board = standings.membership.board();
+        let status = standings.membership.status();
+        let now = || status.now();
         let moved = self.moved();
         let Carrier { transport, links, .. } = &mut self.carriers[carrier];
-        let moved_before = moved.0 + moved.1 - links.bytes_sent - links.bytes_received;
-        let mut round = 0;
-        let mut idle_since = Instant::now();
-        let mut looked = idle_since;
-        let mut closed_since = None;
+        let moved_elsewhere = moved.0 + moved.1 - links.bytes_sent - links.bytes_received;
+        let patience = Patience {
+            operation_timeout: standings.operation_timeout,
+            timeout: standings.timeout,
+            peers: standings.who.len() - 1,
+            rounds_per_look: ROUNDS_PER_LOOK,
+        };
+        let mut driver = OperationDriver::new(operation, Arc::clone(&self.members), patience, moved_elsewhere);
         loop {
-            match operation.poll(links, transport.as_mut(), buffers) {
-                Ok(standing @ (Standing::Done | Standing::Moved)) => {
-                    if round > 0 {
-                        let idle = idle_since.elapsed();
-                        self.wants.iter().for_each(|want| self.waited[want.peer] += idle);
-                    }
-                    if standing == Standing::Done {
-                        return Ok(());
-                    }
-                    (round, closed_since) = (0, None);
-                }
-                Ok(Standing::Idle) => {
-                    if board.has_failed() {
-                        return Err(());
-                    }
-                    operation.wants(&mut self.wants);
-                    if round == 0 {
-                        idle_since = Instant::now();
-                        looked = idle_since;
-                        board.set_moved(moved_before + links.bytes_sent + links.bytes_received);
-                    } else if round % 64 == 0 {
-                        let now = Instant::now();
-                        // This process was stopped: it has not waited, and the others may have been stopped with it.
-                        if now - looked > OWN_STOP {
-                            idle_since = now;
-                        }
-                        looked = now;
-                        if Self::is_stuck(now - idle_since, standings) {
-                            let waiting_for = self.wants.iter().map(|want| self.members[want.peer]).collect();
-                            let seconds = (now - idle_since).as_secs();
-                            let cause = Cause::Stalled { waiting_for, seconds, operation: number, mine: descriptor };
-                            return Self::give_up(standings, cause);
-                        }
-                    }
-                    transport.idle(&self.wants, round);
-                    round += 1;
-                }
-                Err(fault) => {
-                    let closed = matches!(&fault, Fault::Broken(broken) if broken.closed);
-                    let since = *closed_since.get_or_insert_with(Instant::now);
-                    if !closed || since.elapsed() > EXPLANATION {
-                        return Self::give_up(standings, self.cause(fault));
-                    }
-                    // Its death may explain it, or what it sent on another link.
-                    if board.wait_for_verdict(LONGEST_SLEEP).is_some() {
+            match driver.poll(&now, links, transport.as_mut(), buffers, status, &mut self.waited) {
+                Next::Done => return Ok(()),
+                Next::Again => {}
+                Next::Wait { round } => transport.idle(driver.wants(), round),
+                Next::AwaitVerdict => {
+                    if status.wait_for_verdict(LONGEST_SLEEP).is_some() {
                         return Err(());
                     }
                 }
-            }
-        }
-    }
-
-    /// Whether waiting on is of no use: the operation's time is up, or all ranks are inside operations and none has moved a
-    /// byte for the timeout: a frame was lost, or they wait for each other in operations that do not fit together.
-    fn is_stuck(idle: Duration, standings: &Standings) -> bool {
-        let standstill = || standings.membership.board().is_standstill(standings.who.len() - 1, standings.timeout);
-        idle > standings.operation_timeout || (idle > standings.timeout && standstill())
-    }
-
-    fn give_up(standings: &Standings, cause: Cause) -> Result<(), ()> {
-        standings.membership.report(standings.rank, cause);
-        standings.membership.board().wait_for_verdict(standings.timeout * 2);
-        Err(())
-    }
-
-    fn cause(&self, fault: Fault) -> Cause {
-        match fault {
-            Fault::Broken(broken) => {
-                Cause::Broken { peer: self.members[broken.peer], link: broken.link, what: broken.what }
-            }
-            Fault::Frame { peer, link, error } => {
-                let peer = self.members[peer];
-                match error {
-                    FrameError::Diverged { mine_operation, mine, theirs_operation, theirs } => Cause::Diverged {
-                        peer,
-                        operation: mine_operation,
-                        mine,
-                        peer_operation: theirs_operation,
-                        theirs,
-                    },
-                    error => Cause::Damaged { peer, link, what: error.to_string() },
+                Next::Failed => return Err(()),
+                Next::GiveUp(cause) => {
+                    standings.membership.report(standings.rank, cause);
+                    status.wait_for_verdict(standings.timeout * 2);
+                    return Err(());
                 }
             }
         }
@@ -268,13 +199,13 @@ impl Engine {
     /// Why the group has failed.
     pub(crate) fn failure(&self, operation: Option<(u64, Descriptor)>) -> GroupError {
         let standings = &self.standings;
-        let board = standings.membership.board();
+        let status = standings.membership.status();
         GroupError(Box::new(GroupFailure {
             rank: standings.rank,
             // Without a verdict within twice the timeout not even the control thread answers: then nobody is heard.
-            verdict: board.verdict().unwrap_or(Verdict::CutOff),
+            verdict: status.verdict().unwrap_or(Verdict::CutOff),
             operation,
-            step: board.progress().step,
+            step: status.progress().step,
             who: Arc::clone(&standings.who),
             flight: self.flight.record(),
         }))

@@ -10,11 +10,12 @@ use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use crate::background::{Pending, Turnstile, Worker};
 use crate::choose::{Choice, MEASURED_BYTES, RANK_ORDERED, Reach};
 use crate::config::Config;
-use crate::control::{Board, Control};
+use crate::control::Control;
 use crate::engine::{Carrier, Engine, Membership, Standings};
 use crate::error::{GroupError, Who};
 use crate::flight::FlightEntry;
 use crate::frame::{Algorithm, Reduction, Wire};
+use crate::group_status::GroupStatus;
 use crate::join;
 use crate::join_error::JoinError;
 use crate::notice::Notice;
@@ -135,7 +136,7 @@ impl Group {
 
     /// The groups of `world` threads of this process, to be used by one thread each.
     pub fn in_process(world: usize, topology: Option<Algorithm>) -> Vec<Group> {
-        let board = Arc::new(Board::default());
+        let status = Arc::new(GroupStatus::new());
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let who: Arc<Vec<Who>> =
             Arc::new((0..world).map(|_| Who { host: host.clone(), pid: std::process::id() }).collect());
@@ -143,7 +144,7 @@ impl Group {
         let members: Arc<Vec<usize>> = Arc::new((0..world).collect());
         let groups = in_process::connect(world, 1).into_iter().enumerate().map(|(rank, transport)| {
             let standings = Arc::new(Standings {
-                membership: Membership::Threads(Arc::clone(&board)),
+                membership: Membership::Threads(Arc::clone(&status)),
                 who: Arc::clone(&who),
                 rank,
                 operation_timeout: Duration::from_secs(600),
@@ -258,12 +259,12 @@ impl Group {
 
     /// Says which step the operations that follow belong to; messages and heartbeats repeat it.
     pub fn set_step(&self, step: u64) {
-        self.inner.standings.membership.board().step.store(step, Ordering::Relaxed);
+        self.inner.standings.membership.status().step.store(step, Ordering::Relaxed);
     }
 
     /// Why the group has failed, if it has: looks without waiting, for ranks that are busy with something else.
     pub fn check(&self) -> Result<(), GroupError> {
-        if self.inner.standings.membership.board().has_failed() {
+        if self.inner.standings.membership.status().has_failed() {
             return Err(self.engine().failure(None));
         }
         Ok(())
@@ -275,7 +276,7 @@ impl Group {
         let standings = &self.inner.standings;
         let message = &message[..message.floor_char_boundary(LONGEST_REASON)];
         standings.membership.report(standings.rank, Cause::Failed { message: message.into(), code });
-        standings.membership.board().wait_for_verdict(standings.timeout);
+        standings.membership.status().wait_for_verdict(standings.timeout);
     }
 
     /// Every rank's `data` becomes the reduction of all ranks' data.

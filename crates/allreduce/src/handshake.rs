@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::frame::PROTOCOL_VERSION;
-use crate::sealed::{self, Opener, SealError};
+use crate::sealed::{SealError, Seals};
 use crate::secret::{KEY_BYTES, Seal, Secret, Tag, hex, random_bytes};
 
 const MAGIC: &[u8; 4] = b"FTAR";
@@ -119,8 +119,7 @@ pub(crate) enum HandshakeError {
 /// A connection between two ranks that know each other.
 pub(crate) struct Trusted {
     pub(crate) stream: TcpStream,
-    outgoing: Seal,
-    incoming: Opener,
+    seals: Seals,
 }
 
 /// A stream whose reads and writes share one deadline.
@@ -212,7 +211,7 @@ pub(crate) fn call(
         return Err(HandshakeError::Token);
     }
     let keys = (secret.tag("key of the caller", &said), secret.tag("key of the callee", &said));
-    Ok(Trusted { outgoing: Seal::new(&keys.0), incoming: Opener::new(Seal::new(&keys.1)), stream })
+    Ok(Trusted { seals: Seals::new(Seal::new(&keys.0), Seal::new(&keys.1)), stream })
 }
 
 /// The callee's side, on a connection just accepted. The caller waits for [`Welcome::say`].
@@ -237,7 +236,7 @@ pub(crate) fn answer(stream: TcpStream, secret: &Secret) -> Result<(Hello, Trust
         return Err(HandshakeError::Token);
     }
     let keys = (secret.tag("key of the caller", &said), secret.tag("key of the callee", &said));
-    let trusted = Trusted { outgoing: Seal::new(&keys.1), incoming: Opener::new(Seal::new(&keys.0)), stream };
+    let trusted = Trusted { seals: Seals::new(Seal::new(&keys.1), Seal::new(&keys.0)), stream };
     Ok((hello, trusted, Welcome(secret.tag("welcome", &said))))
 }
 
@@ -255,7 +254,7 @@ impl Welcome {
 impl Trusted {
     /// Sends one sealed message.
     pub(crate) fn send<T: Serialize>(&mut self, message: &T, deadline: Instant) -> Result<(), HandshakeError> {
-        let bytes = sealed::seal(message, &mut self.outgoing);
+        let bytes = self.seals.seal(message);
         Timed { stream: &self.stream, deadline }.write_all(&bytes)
     }
 
@@ -263,14 +262,14 @@ impl Trusted {
     pub(crate) fn receive<T: DeserializeOwned>(&mut self, deadline: Instant) -> Result<T, HandshakeError> {
         let mut timed = Timed { stream: &self.stream, deadline };
         loop {
-            if let Some(message) = self.incoming.next()? {
+            if let Some(message) = self.seals.next()? {
                 return Ok(message);
             }
             let mut bytes = [0; 4096];
             timed.stream.set_read_timeout(Some(timed.remaining()?))?;
             match timed.stream.read(&mut bytes) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                Ok(read) => self.incoming.push(&bytes[..read]),
+                Ok(read) => self.seals.push(&bytes[..read]),
                 Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
                     timed = Timed { stream: &self.stream, deadline };
                 }
@@ -279,37 +278,8 @@ impl Trusted {
         }
     }
 
-    /// The bytes of a sealed message, for a connection that must not block.
-    pub(crate) fn sealed<T: Serialize>(&mut self, message: &T) -> Vec<u8> {
-        sealed::seal(message, &mut self.outgoing)
-    }
-
-    /// Reads what is there without blocking. `None`: the peer closed the connection.
-    pub(crate) fn read_available<T: DeserializeOwned>(&mut self) -> Result<Option<Vec<T>>, HandshakeError> {
-        let mut messages = Vec::new();
-        let mut open = true;
-        let mut bytes = [0; 4096];
-        loop {
-            match self.stream.read(&mut bytes) {
-                Ok(0) => {
-                    open = false;
-                    break;
-                }
-                Ok(read) => self.incoming.push(&bytes[..read]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => {
-                    open = false;
-                    break;
-                }
-            }
-        }
-        while let Some(message) = self.incoming.next()? {
-            messages.push(message);
-        }
-        if !open && messages.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(messages))
+    /// The connection and the seals of its messages, for an owner that must not block.
+    pub(crate) fn into_parts(self) -> (TcpStream, Seals) {
+        (self.stream, self.seals)
     }
 }

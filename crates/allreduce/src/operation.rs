@@ -82,8 +82,8 @@ pub(crate) enum Standing {
 /// A plan on its way.
 pub(crate) struct Operation {
     plan: Plan,
-    number: u64,
-    descriptor: Descriptor,
+    pub(crate) number: u64,
+    pub(crate) descriptor: Descriptor,
     /// Frames sent and received, per channel.
     cursors: Vec<(usize, usize)>,
     remaining: usize,

@@ -11,7 +11,7 @@ use crate::secret::{KEY_BYTES, Seal, Tag};
 pub(crate) const LONGEST_MESSAGE: usize = 256 << 10;
 
 /// Bytes of the length before a message.
-const LENGTH_BYTES: usize = 4;
+pub(crate) const LENGTH_BYTES: usize = 4;
 
 /// A control message that must not be believed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -34,23 +34,60 @@ pub(crate) fn seal<T: Serialize>(message: &T, seal: &mut Seal) -> Vec<u8> {
     bytes
 }
 
+/// The two directions of one control connection.
+pub(crate) struct Seals {
+    outgoing: Seal,
+    incoming: Opener,
+}
+
+impl Seals {
+    pub(crate) fn new(outgoing: Seal, incoming: Seal) -> Seals {
+        Seals { outgoing, incoming: Opener::new(incoming) }
+    }
+
+    /// One message as bytes.
+    pub(crate) fn seal<T: Serialize>(&mut self, message: &T) -> Vec<u8> {
+        seal(message, &mut self.outgoing)
+    }
+
+    /// Takes in bytes without looking at them.
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.incoming.push(bytes);
+    }
+
+    /// The next whole message, if it is there.
+    pub(crate) fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, SealError> {
+        self.incoming.next()
+    }
+
+    /// All messages that are whole once `bytes` have arrived. `ended`: the peer closed the connection after them.
+    /// `None`: it is closed and nothing is left to read.
+    pub(crate) fn open<T: DeserializeOwned>(&mut self, bytes: &[u8], ended: bool) -> Result<Option<Vec<T>>, SealError> {
+        self.incoming.push(bytes);
+        let mut messages = Vec::new();
+        while let Some(message) = self.incoming.next()? {
+            messages.push(message);
+        }
+        Ok((!ended || !messages.is_empty()).then_some(messages))
+    }
+}
+
 /// Bytes as they come in, given back as whole messages.
-pub(crate) struct Opener {
+struct Opener {
     seal: Seal,
     pending: Vec<u8>,
 }
 
 impl Opener {
-    pub(crate) fn new(seal: Seal) -> Opener {
+    fn new(seal: Seal) -> Opener {
         Opener { seal, pending: Vec::new() }
     }
 
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
+    fn push(&mut self, bytes: &[u8]) {
         self.pending.extend_from_slice(bytes);
     }
 
-    /// The next whole message, if it is there.
-    pub(crate) fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, SealError> {
+    fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, SealError> {
         let Some((length, rest)) = self.pending.split_first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
         let length = u32::from_le_bytes(*length) as usize;
         if length > LONGEST_MESSAGE {

@@ -2,7 +2,8 @@
 //! virtual clock, with everything that can go wrong drawn from a seed.
 //!
 //! - `world.rs`: the clock and the queue; `network.rs`: what is between the ranks; `faults.rs`: what goes wrong there.
-//! - `rank.rs`: one rank, driven as `control.rs` and `engine.rs` drive it; `wires.rs`: its data links, like TCP or like RDMA.
+//! - `rank.rs`: one rank, with the shipped drivers of control connections and operations; `wires.rs`: its data links, like TCP
+//!   or like RDMA.
 //! - `work.rs`: what the ranks compute, and what has to come out.
 //! - `scenario.rs`: what goes wrong in a run, and what the ranks must say of it; `checks.rs`: whether they did.
 //!

@@ -8,6 +8,8 @@ use super::scenario::{FrameFault, Scenario};
 use super::wires::{Ending, Model, Piece};
 use super::work::LINKS;
 use super::world::{Happening, World};
+use crate::sealed::LENGTH_BYTES;
+use crate::secret::KEY_BYTES;
 use crate::session::Message;
 
 /// What travels from one rank to another.
@@ -32,6 +34,12 @@ pub(super) struct Direction {
     pub(super) last_letter: Vec<u8>,
 }
 
+/// What a sealed message says, whatever its seal.
+fn sealed_message(bytes: &[u8]) -> Message {
+    let body = &bytes[LENGTH_BYTES..bytes.len() - KEY_BYTES];
+    serde_json::from_slice(body).expect("the sender's own message")
+}
+
 impl World {
     pub(super) fn direction(&mut self, from: usize, to: usize) -> &mut Direction {
         &mut self.directions[from * self.scenario.world + to]
@@ -49,7 +57,7 @@ impl World {
         if self.traced {
             self.trace_letters(rank, &letters);
         }
-        for Letter { to, mut bytes, .. } in letters {
+        for Letter { to, mut bytes } in letters {
             self.direction(rank, to).last_letter.clone_from(&bytes);
             if std::mem::take(&mut self.direction(rank, to).flip_next) {
                 self.struck.get_or_insert(self.now);
@@ -70,12 +78,13 @@ impl World {
 
     /// One line per message, however many ranks get it; heartbeats aside.
     pub(super) fn trace_letters(&self, rank: usize, letters: &[Letter]) {
-        let mut rest: Vec<&Letter> = letters.iter().collect();
-        rest.retain(|letter| !matches!(letter.message, Message::Heartbeat(_)));
-        while let Some(first) = rest.first().copied() {
-            let same: Vec<usize> = rest.iter().filter(|one| one.message == first.message).map(|one| one.to).collect();
-            self.trace(|_| format!("rank {rank} to {same:?}: {:?}", first.message));
-            rest.retain(|letter| letter.message != first.message);
+        let mut rest: Vec<(usize, Message)> =
+            letters.iter().map(|letter| (letter.to, sealed_message(&letter.bytes))).collect();
+        rest.retain(|(_, message)| !matches!(message, Message::Heartbeat(_)));
+        while let Some((_, first)) = rest.first().cloned() {
+            let same: Vec<usize> = rest.iter().filter(|(_, message)| *message == first).map(|(to, _)| *to).collect();
+            self.trace(|_| format!("rank {rank} to {same:?}: {first:?}"));
+            rest.retain(|(_, message)| *message != first);
         }
     }
 

@@ -1,57 +1,37 @@
-//! One simulated rank: the real session, links and operations, driven as `control.rs` and `engine.rs` drive them.
+//! One simulated rank: the shipped drivers of the control connections and of operations, called with a virtual clock.
 //!
-//! Those two are threads that wait; this is the same two loops turned inside out, so that a virtual clock can run them.
+//! `control.rs` and `engine.rs` call them from threads that wait. Here the same two callers are turned inside out: each
+//! goes as far as it gets without waiting.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::wires::SimTransport;
 use super::work::{Memory, Task};
-use crate::frame::FrameError;
-use crate::operation::{Fault, Links, Operation, Standing};
-use crate::sealed::{Opener, seal};
-use crate::secret::Seal;
-use crate::session::{self, Action, Event, Message, Progress, Session, Timing};
+use crate::control_driver::{Arrived, ControlDriver, Effect, Inbox};
+use crate::group_status::GroupStatus;
+use crate::operation::{Links, Operation};
+use crate::operation_driver::{Next, OperationDriver, Patience};
+use crate::sealed::Seals;
+use crate::session::{self, Session, Timing};
 use crate::transport::{LONGEST_SLEEP, Want};
 use crate::verdict::{Cause, Verdict};
-
-/// As in `engine.rs`.
-const EXPLANATION: Duration = Duration::from_millis(500);
-
-/// As in `engine.rs`.
-const OWN_STOP: Duration = Duration::from_secs(2);
 
 /// How often a rank that waits looks whether all stand still.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// A rank's end of one control connection.
-pub(super) struct Line {
-    seal: Seal,
-    opener: Opener,
-    arrived: Vec<u8>,
+/// What has come in on one control connection and was not read.
+#[derive(Default)]
+struct Unread {
+    bytes: Vec<u8>,
     ended: bool,
-    open: bool,
-}
-
-impl Line {
-    pub(super) fn new(seal: Seal, opener: Opener) -> Line {
-        Line { seal, opener, arrived: Vec::new(), ended: false, open: true }
-    }
-}
-
-/// What a peer last said, as `control.rs` keeps it.
-struct Heard {
-    progress: Progress,
-    since: Duration,
-    last: Duration,
-    left: bool,
 }
 
 /// A sealed message that leaves.
 pub(super) struct Letter {
     pub(super) to: usize,
     pub(super) bytes: Vec<u8>,
-    pub(super) message: Message,
 }
 
 /// Whether the process runs.
@@ -82,11 +62,8 @@ enum Phase {
 
 /// An operation on its way.
 struct Doing {
-    operation: Operation,
+    driver: OperationDriver,
     memory: Memory,
-    idle_since: Option<Duration>,
-    /// A link closed: its rank's death, or what it sent on another link, may explain it.
-    closed_since: Option<Duration>,
 }
 
 /// When a rank does what, as drawn for the run.
@@ -118,11 +95,11 @@ pub(super) struct Rank {
     group: u64,
     pace: Pace,
     pub(super) process: Process,
+    status: Arc<GroupStatus>,
     // What the control thread has.
-    session: Session,
-    lines: BTreeMap<usize, Line>,
+    control: ControlDriver,
+    unread: BTreeMap<usize, Unread>,
     orders: Vec<Cause>,
-    heard: BTreeMap<usize, Heard>,
     pub(super) letters: Vec<Letter>,
     /// Connections that this rank has shut because a message on them did not open.
     pub(super) shut: Vec<usize>,
@@ -131,11 +108,12 @@ pub(super) struct Rank {
     // What the caller's thread has.
     pub(super) transport: SimTransport,
     links: Links,
+    members: Arc<Vec<usize>>,
+    waited: Vec<Duration>,
     tasks: Vec<Task>,
     /// Operations done.
     pub(super) done: usize,
     phase: Phase,
-    progress: Progress,
     /// Operations that are done and not yet checked.
     pub(super) results: Vec<(usize, Memory)>,
     /// A promise broken that only this rank can see.
@@ -148,31 +126,35 @@ impl Rank {
         settings: Settings,
         pace: Pace,
         group: u64,
-        lines: BTreeMap<usize, Line>,
+        seals: BTreeMap<usize, Seals>,
         transport: SimTransport,
         tasks: Vec<Task>,
     ) -> Rank {
         let until = pace.begin + tasks.first().map_or(Duration::ZERO, |task| task.pause);
+        let status = Arc::new(GroupStatus::new());
+        let session = Session::new(rank, settings.world, settings.timing, pace.start);
+        let unread = seals.keys().map(|&peer| (peer, Unread::default())).collect();
         Rank {
             rank,
             settings,
             group,
             pace,
             process: Process::Running,
-            session: Session::new(rank, settings.world, settings.timing, pace.start),
-            lines,
+            control: ControlDriver::new(session, seals, Arc::clone(&status)),
+            status,
+            unread,
             orders: Vec::new(),
-            heard: BTreeMap::new(),
             letters: Vec::new(),
             shut: Vec::new(),
             verdict: None,
             warnings: 0,
             transport,
             links: Links::new(rank, settings.world, group),
+            members: Arc::new((0..settings.world).collect()),
+            waited: vec![Duration::ZERO; settings.world],
             tasks,
             done: 0,
             phase: Phase::Pausing { until },
-            progress: Progress::default(),
             results: Vec::new(),
             complaint: None,
         }
@@ -195,16 +177,16 @@ impl Rank {
     }
 
     pub(super) fn arrive(&mut self, from: usize, bytes: &[u8]) {
-        self.lines.get_mut(&from).expect("a line per peer").arrived.extend_from_slice(bytes);
+        self.unread.get_mut(&from).expect("a connection per peer").bytes.extend_from_slice(bytes);
     }
 
     pub(super) fn end(&mut self, from: usize) {
-        self.lines.get_mut(&from).expect("a line per peer").ended = true;
+        self.unread.get_mut(&from).expect("a connection per peer").ended = true;
     }
 
     /// When something happens without anything arriving.
     pub(super) fn next_control(&self) -> Duration {
-        self.session.next_tick().max(self.pace.start)
+        self.control.next_poll().max(self.pace.start)
     }
 
     pub(super) fn next_engine(&self, now: Duration) -> Option<Duration> {
@@ -212,11 +194,10 @@ impl Rank {
             Phase::Pausing { until } => Some(*until),
             Phase::Over { leaves } => Some(*leaves),
             Phase::GivenUp { since } => Some(*since + self.settings.timeout * 2),
-            Phase::Inside(doing) => match (doing.closed_since, doing.idle_since) {
-                (Some(_), _) => Some(now + LONGEST_SLEEP),
-                (None, Some(since)) => Some((since + self.settings.timeout).max(now + LOOK)),
-                (None, None) => None,
-            },
+            Phase::Inside(doing) if doing.driver.awaits_verdict() => Some(now + LONGEST_SLEEP),
+            Phase::Inside(doing) => {
+                doing.driver.idle_since().map(|since| (since + self.settings.timeout).max(now + LOOK))
+            }
             Phase::Left => None,
         }
     }
@@ -224,86 +205,41 @@ impl Rank {
     /// The process goes on after it was stopped for so long.
     pub(super) fn thaw(&mut self, now: Duration, stopped: Duration) {
         self.process = Process::Running;
-        if let Phase::Inside(doing) = &mut self.phase
-            && stopped > OWN_STOP
-        {
-            doing.idle_since = doing.idle_since.map(|_| now);
+        if let Phase::Inside(doing) = &mut self.phase {
+            doing.driver.ran_until(now - stopped);
+            doing.driver.look(now);
         }
     }
 
-    /// One turn of the control thread.
+    /// What the control thread does: turns until nothing is left to read.
     pub(super) fn control(&mut self, now: Duration) {
         while self.runs(now) {
-            self.session.set_progress(self.progress);
-            let read_more = self.read(now);
-            for cause in std::mem::take(&mut self.orders) {
-                self.feed(now, Event::Report(cause));
-            }
-            self.feed(now, Event::Tick);
-            if !read_more {
+            self.turn(now, false);
+            let unread = |(&peer, unread): (&usize, &Unread)| unread.ended && self.control.is_open(peer);
+            if !self.unread.iter().any(unread) {
                 return;
             }
         }
     }
 
-    /// As `Thread::read` and `Trusted::read_available`. Whether an end of a connection is still to be read.
-    fn read(&mut self, now: Duration) -> bool {
-        let mut read_more = false;
-        for peer in 0..self.settings.world {
-            let Some(line) = self.lines.get_mut(&peer).filter(|line| line.open) else { continue };
-            line.opener.push(&std::mem::take(&mut line.arrived));
-            let mut messages = Vec::new();
-            let intact = loop {
-                match line.opener.next::<Message>() {
-                    Ok(Some(message)) => messages.push(message),
-                    Ok(None) => break true,
-                    Err(_) => break false,
-                }
-            };
-            if !intact || (line.ended && messages.is_empty()) {
-                line.open = false;
-                if !intact {
-                    self.shut.push(peer);
-                }
-                self.feed(now, Event::Closed { from: peer });
-                continue;
-            }
-            read_more |= line.ended;
-            for message in messages {
-                self.hear(now, peer, &message);
-                self.feed(now, Event::Received { from: peer, message });
-            }
+    /// One turn of the control thread.
+    fn turn(&mut self, now: Duration, leaving: bool) {
+        let mut inbox = Inbox { reports: std::mem::take(&mut self.orders), leaving, ..Inbox::default() };
+        for (&from, unread) in &mut self.unread {
+            let arrived = Arrived { from, bytes: std::mem::take(&mut unread.bytes), ended: unread.ended };
+            inbox.arrived.push(arrived);
         }
-        read_more
-    }
-
-    /// As `Board::hear`.
-    fn hear(&mut self, now: Duration, peer: usize, message: &Message) {
-        match (message, self.heard.get_mut(&peer)) {
-            (Message::Heartbeat(progress), Some(heard)) if heard.progress == *progress => heard.last = now,
-            (Message::Heartbeat(progress), _) => {
-                self.heard.insert(peer, Heard { progress: *progress, since: now, last: now, left: false });
-            }
-            (Message::Farewell, Some(heard)) => (heard.left, heard.since) = (true, now),
-            _ => {}
-        }
-    }
-
-    fn feed(&mut self, now: Duration, event: Event) {
-        for action in self.session.on(now, event) {
-            match action {
-                Action::Send { to, message } => {
-                    let line = self.lines.get_mut(&to).expect("a line per peer");
-                    if line.open {
-                        let bytes = seal(&message, &mut line.seal);
-                        self.letters.push(Letter { to, bytes, message });
-                    }
-                }
-                Action::Warn(_) => self.warnings += 1,
-                Action::End(verdict) => {
+        for effect in self.control.poll(now, inbox) {
+            match effect {
+                Effect::Send { to, bytes } => self.letters.push(Letter { to, bytes }),
+                Effect::Ended { .. } => {}
+                Effect::Distrusted { peer } => self.shut.push(peer),
+                Effect::Warn(_) => self.warnings += 1,
+                Effect::End(verdict) => {
                     if self.verdict.is_some() {
                         self.complaint = Some("a second verdict".into());
                     }
+                    self.status.end(verdict.clone());
                     self.verdict.get_or_insert((now, verdict));
                 }
             }
@@ -342,78 +278,59 @@ impl Rank {
         let Some(task) = self.tasks.get(self.done) else {
             return self.phase = Phase::Over { leaves: now + self.pace.linger };
         };
-        self.progress.operation += 1;
-        self.progress.inside = true;
-        let (group, operation) = (self.group, self.done as u64);
-        self.progress.doing = Some(session::Doing { group, operation, descriptor: task.descriptor });
+        let (group, number, descriptor) = (self.group, self.done as u64, task.descriptor);
+        self.status.enter(Some(session::Doing { group, operation: number, descriptor }));
         let plan = task.plan(self.rank, self.settings.world, self.settings.frame_bytes);
-        let operation = Operation::new(plan, self.done as u64, task.descriptor);
         let memory = task.memory(self.rank, self.settings.world);
-        self.phase = Phase::Inside(Box::new(Doing { operation, memory, idle_since: None, closed_since: None }));
+        let patience = Patience {
+            operation_timeout: self.settings.operation_timeout,
+            timeout: self.settings.timeout,
+            peers: self.settings.world - 1,
+            rounds_per_look: 1,
+        };
+        let operation = Operation::new(plan, number, descriptor);
+        let driver = OperationDriver::new(operation, Arc::clone(&self.members), patience, 0);
+        self.phase = Phase::Inside(Box::new(Doing { driver, memory }));
     }
 
-    /// As `Engine::drive`. Whether there is more to do at once.
+    /// What the engine does with the driver's answers. Whether there is more to do at once.
     fn poll(&mut self, now: Duration, mut doing: Box<Doing>) -> bool {
-        let standing = loop {
-            match doing.operation.poll(&mut self.links, &mut self.transport, &mut doing.memory.buffers()) {
-                Ok(Standing::Moved) => (doing.idle_since, doing.closed_since) = (None, None),
-                other => break other,
+        doing.driver.ran_until(now);
+        let next = loop {
+            let mut buffers = doing.memory.buffers();
+            let (links, transport) = (&mut self.links, &mut self.transport);
+            match doing.driver.poll(&|| now, links, transport, &mut buffers, &self.status, &mut self.waited) {
+                Next::Again => {}
+                next => break next,
             }
         };
-        self.progress.moved = self.links.bytes_sent + self.links.bytes_received;
-        match standing {
-            Ok(Standing::Done) => {
+        match next {
+            Next::Again => unreachable!("polled again"),
+            Next::Wait { .. } | Next::AwaitVerdict => {
+                self.phase = Phase::Inside(doing);
+                return false;
+            }
+            Next::Done => {
                 self.idle();
                 self.results.push((self.done, doing.memory));
                 self.done += 1;
                 let pause = self.tasks.get(self.done).map_or(Duration::ZERO, |task| task.pause);
                 self.phase = Phase::Pausing { until: now + pause };
             }
-            Ok(_) if self.verdict.is_some() => self.stop(now),
-            Ok(_) => {
-                let since = *doing.idle_since.get_or_insert(now);
-                if !self.is_stuck(now, now - since) {
-                    self.phase = Phase::Inside(doing);
-                    return false;
+            Next::Failed => self.stop(now),
+            Next::GiveUp(cause) => {
+                // A closed link is the poorest explanation: whatever has arrived comes first.
+                let unread = |want: &Want| want.receive && self.transport.has_unread(want.peer, want.link);
+                if let Cause::Broken { peer, link, .. } = cause
+                    && self.transport.is_closed(peer, link)
+                    && doing.driver.wants_now().iter().any(unread)
+                {
+                    self.complaint = Some("gave up on a closed link with frames unread".into());
                 }
-                let cause = Cause::Stalled {
-                    waiting_for: wants(&doing).iter().map(|want| want.peer).collect(),
-                    seconds: (now - since).as_secs(),
-                    operation: self.done as u64,
-                    mine: self.tasks[self.done].descriptor,
-                };
                 self.give_up(now, cause);
-            }
-            Err(fault) => {
-                let closed = matches!(&fault, Fault::Broken(broken) if broken.closed);
-                let since = *doing.closed_since.get_or_insert(now);
-                if !closed || now - since > EXPLANATION {
-                    // A closed link is the poorest explanation: whatever has arrived comes first.
-                    let unread = |want: &Want| want.receive && self.transport.has_unread(want.peer, want.link);
-                    if closed && wants(&doing).iter().any(unread) {
-                        self.complaint = Some("gave up on a closed link with frames unread".into());
-                    }
-                    self.give_up(now, cause(fault));
-                } else if self.verdict.is_some() {
-                    self.stop(now);
-                } else {
-                    self.phase = Phase::Inside(doing);
-                    return false;
-                }
             }
         }
         true
-    }
-
-    /// As `Engine::is_stuck`.
-    fn is_stuck(&self, now: Duration, idle: Duration) -> bool {
-        let Settings { world, timeout, operation_timeout, .. } = self.settings;
-        let stands = |heard: &Heard| {
-            let says_so = heard.progress.inside && now - heard.last < timeout / 5;
-            (heard.left || says_so) && now - heard.since >= timeout
-        };
-        let standstill = || self.heard.len() == world - 1 && self.heard.values().all(stands);
-        idle > operation_timeout || (idle > timeout && standstill())
     }
 
     fn give_up(&mut self, now: Duration, cause: Cause) {
@@ -421,7 +338,7 @@ impl Rank {
         self.phase = Phase::GivenUp { since: now };
     }
 
-    /// As `Group::abort`.
+    /// Its caller says that it stops.
     pub(super) fn abort(&mut self) {
         self.orders.push(Cause::Failed { message: "the loss is not finite".into(), code: 4 });
     }
@@ -431,42 +348,21 @@ impl Rank {
         self.phase = Phase::Over { leaves: now + self.pace.last_words };
     }
 
-    /// As `Control::drop`.
+    /// The group is dropped: an ordinary turn may come before the last one.
     fn leave(&mut self, now: Duration) {
         self.phase = Phase::Over { leaves: now };
         self.control(now);
-        self.feed(now, Event::Leave);
-        self.feed(now, Event::Tick);
+        self.turn(now, true);
         self.phase = Phase::Left;
     }
 
-    /// As `Board::leave`.
+    /// The operation has ended, well or not.
     fn idle(&mut self) {
-        (self.progress.inside, self.progress.doing) = (false, None);
+        self.status.leave(self.links.bytes_sent + self.links.bytes_received);
     }
 
     /// Whether the control thread was woken by the caller's.
     pub(super) fn has_orders(&self) -> bool {
         !self.orders.is_empty()
-    }
-}
-
-fn wants(doing: &Doing) -> Vec<Want> {
-    let mut wants = Vec::new();
-    doing.operation.wants(&mut wants);
-    wants
-}
-
-/// As `Engine::cause`.
-fn cause(fault: Fault) -> Cause {
-    match fault {
-        Fault::Broken(broken) => Cause::Broken { peer: broken.peer, link: broken.link, what: broken.what },
-        Fault::Frame { peer, error, .. } if matches!(error, FrameError::Diverged { .. }) => match error {
-            FrameError::Diverged { mine_operation, mine, theirs_operation, theirs } => {
-                Cause::Diverged { peer, operation: mine_operation, mine, peer_operation: theirs_operation, theirs }
-            }
-            _ => unreachable!(),
-        },
-        Fault::Frame { peer, link, error } => Cause::Damaged { peer, link, what: error.to_string() },
     }
 }

@@ -114,6 +114,11 @@ impl SimTransport {
         !self.ends[peer][link].arrived.is_empty()
     }
 
+    /// Whether the peer closed the link.
+    pub(super) fn is_closed(&self, peer: usize, link: usize) -> bool {
+        self.ends[peer][link].ended.is_some_and(|ending| ending.closed)
+    }
+
     /// Nothing comes after what has arrived so far.
     pub(super) fn end(&mut self, peer: usize, link: usize, ending: Ending) {
         self.ends[peer][link].ended.get_or_insert(ending);

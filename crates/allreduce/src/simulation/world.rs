@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::network::{Direction, Parcel};
 use super::random::Random;
-use super::rank::{Line, Pace, Process, Rank, Settings};
+use super::rank::{Pace, Process, Rank, Settings};
 use super::scenario::{Change, Scenario};
 use super::wires::{LinkSettings, SimTransport};
 use super::work::{LINKS, Task};
 use crate::frame::HEADER_BYTES;
-use crate::sealed::Opener;
+use crate::sealed::Seals;
 use crate::secret::{Seal, Secret};
 use crate::session::Timing;
 
@@ -71,7 +71,7 @@ impl World {
         let most_at_once = frame_bytes * random.pick(&[1, 1, 2]) + HEADER_BYTES * random.pick(&[0, 1, 2]);
         let room = (frame_bytes + HEADER_BYTES) * random.pick(&[1, 2, 8]);
         let link = LinkSettings { model: scenario.model, links: LINKS, frame_bytes, most_at_once, room };
-        let mut lines = lines(world);
+        let mut seals = seals(world);
         let ranks: Vec<Rank> = (0..world)
             .map(|rank| {
                 let pace = Pace {
@@ -82,7 +82,7 @@ impl World {
                 };
                 let transport = SimTransport::new(world, link, random.branch());
                 let tasks = tasks_of(rank, &tasks, &scenario, &mut work);
-                Rank::new(rank, settings, pace, SESSION, std::mem::take(&mut lines[rank]), transport, tasks)
+                Rank::new(rank, settings, pace, SESSION, std::mem::take(&mut seals[rank]), transport, tasks)
             })
             .collect();
         let mut simulation = World {
@@ -278,13 +278,13 @@ fn frame_bytes(tasks: &[Task], world: usize, random: &mut Random) -> usize {
 }
 
 /// The control connections: two keys for each pair.
-fn lines(world: usize) -> Vec<BTreeMap<usize, Line>> {
+fn seals(world: usize) -> Vec<BTreeMap<usize, Seals>> {
     let secret = Secret::loopback();
     let key = |from: usize, to: usize| {
         Seal::new(&secret.tag("simulated", &[&(from as u64).to_le_bytes(), &(to as u64).to_le_bytes()]))
     };
-    let line = |rank: usize, peer: usize| Line::new(key(rank, peer), Opener::new(key(peer, rank)));
+    let pair = |rank: usize, peer: usize| Seals::new(key(rank, peer), key(peer, rank));
     (0..world)
-        .map(|rank| (0..world).filter(|&peer| peer != rank).map(|peer| (peer, line(rank, peer))).collect())
+        .map(|rank| (0..world).filter(|&peer| peer != rank).map(|peer| (peer, pair(rank, peer))).collect())
         .collect()
 }
