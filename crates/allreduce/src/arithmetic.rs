@@ -93,6 +93,9 @@ pub(crate) fn from_wire(wire: Wire, narrow: &[u16], data: &mut [f32]) {
 
 /// Rounds in place, as the peers will see it.
 pub(crate) fn settle(wire: Wire, data: &mut [f32]) {
+    if wire == Wire::Exact {
+        return;
+    }
     for value in data {
         *value = match wire {
             Wire::Exact => *value,

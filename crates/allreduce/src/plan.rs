@@ -13,10 +13,12 @@ mod ring;
 
 use std::ops::Range;
 
-pub(crate) use mesh::{Share, mesh_all_gather, mesh_reduce, star_reduce};
-pub(crate) use moves::{all_to_all, broadcast_chain, broadcast_star, point_to_point};
-pub(crate) use ring::{ring_all_gather, ring_reduce};
+use mesh::{Share, mesh_all_gather, mesh_reduce, star_reduce};
+pub(crate) use moves::point_to_point;
+use moves::{all_to_all, broadcast_chain, broadcast_star};
+use ring::{ring_all_gather, ring_reduce};
 
+use crate::frame::{Algorithm, Descriptor, Kind};
 use crate::planted::{Bug, planted};
 
 /// What a rank does in one operation. Ranges count elements of the caller's buffer.
@@ -101,6 +103,50 @@ pub(crate) fn part(range: &Range<usize>, parts: usize, index: usize) -> Range<us
 /// The elements of a buffer that `rank` reduces, in `reduce_scatter` and in the two-step algorithms.
 pub fn segment(elements: usize, world: usize, rank: usize) -> Range<usize> {
     part(&(0..elements), world, rank)
+}
+
+/// The plan of one rank for a collective operation, with `links` links to each peer.
+pub(crate) fn collective(
+    descriptor: &Descriptor,
+    rank: usize,
+    world: usize,
+    links: usize,
+    length: FrameLength<'_>,
+) -> Plan {
+    let Descriptor { kind, algorithm, root, .. } = *descriptor;
+    let elements = descriptor.elements as usize;
+    let block = elements / world;
+    match (kind, algorithm) {
+        (Kind::AllReduce | Kind::Barrier, Algorithm::Star) => star_reduce(rank, world, elements, length),
+        (Kind::AllReduce, Algorithm::Direct) => mesh_reduce(rank, world, elements, links, Share::Everything, length),
+        (Kind::AllReduce, Algorithm::Mesh) => {
+            mesh_reduce(rank, world, elements, links, Share::Segment { gather: true }, length)
+        }
+        (Kind::AllReduce, Algorithm::Ring) => ring_reduce(rank, world, elements, links, true, length),
+        (Kind::ReduceScatter, Algorithm::Ring) => ring_reduce(rank, world, elements, links, false, length),
+        (Kind::ReduceScatter, _) => mesh_reduce(rank, world, elements, links, Share::Segment { gather: false }, length),
+        (Kind::AllGather, Algorithm::Ring) => ring_all_gather(rank, world, block, links, length),
+        (Kind::AllGather, _) => mesh_all_gather(rank, world, block, links, length),
+        (Kind::Broadcast, Algorithm::Direct | Algorithm::Star) => {
+            broadcast_star(rank, world, usize::from(root), elements, links, length)
+        }
+        (Kind::Broadcast, _) => broadcast_chain(rank, world, usize::from(root), elements, links, length),
+        (Kind::AllToAll, _) => all_to_all(rank, world, block, links, length),
+        (Kind::Barrier, Algorithm::Ring) => ring_all_gather(rank, world, 0, 1, length),
+        (Kind::Barrier, _) => mesh_all_gather(rank, world, 0, 1, length),
+        (Kind::Send, _) => unreachable!("a message between two ranks has a plan of its own"),
+    }
+}
+
+/// The elements of its own data that `rank` rounds to a narrow wire type before an all-reduce: those that it adds without
+/// sending them.
+pub(crate) fn rounded_before(algorithm: Algorithm, elements: usize, world: usize, rank: usize) -> Range<usize> {
+    match algorithm {
+        Algorithm::Direct => 0..elements,
+        Algorithm::Mesh => segment(elements, world, rank),
+        Algorithm::Star if rank == 0 => 0..elements,
+        Algorithm::Star | Algorithm::Ring => 0..0,
+    }
 }
 
 /// A range cut into frames: at least one, of no elements if the range has none, so that ranks always hear each other.

@@ -11,7 +11,7 @@ use super::random::Random;
 use crate::arithmetic;
 use crate::frame::{Algorithm, Descriptor, Element, Kind, Reduction, Wire};
 use crate::operation::Buffers;
-use crate::plan::{self, FrameLength, Plan, Share, part, segment};
+use crate::plan::{self, FrameLength, Plan, part, segment};
 
 /// Links between two ranks.
 pub(super) const LINKS: usize = 2;
@@ -142,34 +142,9 @@ impl Task {
     }
 
     pub(super) fn plan(&self, rank: usize, world: usize, frame_bytes: usize) -> Plan {
-        let Descriptor { kind, algorithm, root, element, wire, .. } = self.descriptor;
-        let bytes = element.wire_bytes(wire);
+        let bytes = self.descriptor.element.wire_bytes(self.descriptor.wire);
         let length: FrameLength<'_> = &|remaining| ((remaining * bytes).min(frame_bytes) / bytes).max(1);
-        let (elements, root, ring) = (self.elements(), usize::from(root), algorithm == Algorithm::Ring);
-        let links = self.links();
-        match (kind, ring) {
-            (Kind::AllReduce | Kind::Barrier, _) if algorithm == Algorithm::Star => {
-                plan::star_reduce(rank, world, elements, length)
-            }
-            (Kind::AllReduce, true) => plan::ring_reduce(rank, world, elements, links, true, length),
-            (Kind::AllReduce, false) => {
-                let direct = algorithm == Algorithm::Direct;
-                let share = if direct { Share::Everything } else { Share::Segment { gather: true } };
-                plan::mesh_reduce(rank, world, elements, links, share, length)
-            }
-            (Kind::ReduceScatter, true) => plan::ring_reduce(rank, world, elements, links, false, length),
-            (Kind::ReduceScatter, false) => {
-                plan::mesh_reduce(rank, world, elements, links, Share::Segment { gather: false }, length)
-            }
-            (Kind::AllGather, true) => plan::ring_all_gather(rank, world, elements / world, links, length),
-            (Kind::AllGather, false) => plan::mesh_all_gather(rank, world, elements / world, links, length),
-            (Kind::Broadcast, true) => plan::broadcast_chain(rank, world, root, elements, links, length),
-            (Kind::Broadcast, false) => plan::broadcast_star(rank, world, root, elements, links, length),
-            (Kind::Barrier, true) => plan::ring_all_gather(rank, world, 0, 1, length),
-            (Kind::Barrier, false) => plan::mesh_all_gather(rank, world, 0, 1, length),
-            (Kind::AllToAll, _) => plan::all_to_all(rank, world, elements / world, links, length),
-            (Kind::Send, _) => unreachable!("the simulation has collective operations only"),
-        }
+        plan::collective(&self.descriptor, rank, world, self.links(), length)
     }
 
     /// What a rank brings to a reduction.
@@ -200,14 +175,9 @@ impl Task {
         if element == Element::F32 {
             let mut data = self.contribution(rank);
             let mut input = Vec::new();
-            match algorithm {
-                Algorithm::Direct => {
-                    arithmetic::settle(wire, &mut data);
-                    input = data.clone();
-                }
-                Algorithm::Mesh => arithmetic::settle(wire, &mut data[segment(elements, world, rank)]),
-                Algorithm::Star if rank == 0 => arithmetic::settle(wire, &mut data),
-                Algorithm::Star | Algorithm::Ring => {}
+            arithmetic::settle(wire, &mut data[plan::rounded_before(algorithm, elements, world, rank)]);
+            if algorithm == Algorithm::Direct {
+                input = data.clone();
             }
             return Memory { data, input, bytes: elements * 4 };
         }
