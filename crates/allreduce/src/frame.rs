@@ -16,7 +16,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::planted::{Bug, planted};
+use crate::mutations::{Bug, Mutations};
 
 /// Bytes of a header.
 pub(crate) const HEADER_BYTES: usize = 64;
@@ -318,15 +318,15 @@ impl Header {
     ///
     /// The order of the checks decides what is reported: first whether the frame is for us at all, then whether one is
     /// missing, and only then what it says about the peer.
-    pub(crate) fn check(&self, due: &Header) -> Result<(), FrameError> {
-        if (self.session, self.from) != (due.session, due.from) && !planted(Bug::StaleSessionAccepted) {
+    pub(crate) fn check(&self, due: &Header, mutations: Mutations) -> Result<(), FrameError> {
+        if (self.session, self.from) != (due.session, due.from) && !mutations.has(Bug::StaleSessionAccepted) {
             return Err(FrameError::Stale { session: self.session, from: self.from });
         }
-        if self.sequence != due.sequence && !planted(Bug::SequenceNotChecked) {
+        if self.sequence != due.sequence && !mutations.has(Bug::SequenceNotChecked) {
             return Err(FrameError::OutOfSequence { expected: due.sequence, found: self.sequence });
         }
         let same = (self.operation, self.descriptor) == (due.operation, due.descriptor);
-        if !same && !planted(Bug::DivergenceNotChecked) {
+        if !same && !mutations.has(Bug::DivergenceNotChecked) {
             return Err(FrameError::Diverged {
                 mine_operation: due.operation,
                 mine: due.descriptor,
@@ -341,8 +341,8 @@ impl Header {
     }
 
     /// Compares the payload with the checksum of this header.
-    pub(crate) fn check_payload(&self, payload: &[u8]) -> Result<(), FrameError> {
-        if crc32c(payload) == self.payload_crc || planted(Bug::ChecksumNotChecked) {
+    pub(crate) fn check_payload(&self, payload: &[u8], mutations: Mutations) -> Result<(), FrameError> {
+        if crc32c(payload) == self.payload_crc || mutations.has(Bug::ChecksumNotChecked) {
             return Ok(());
         }
         Err(FrameError::PayloadDamaged { sequence: self.sequence })
@@ -387,9 +387,12 @@ mod tests {
     #[test]
     fn headers_read_back() {
         assert_eq!(Header::decode(&header().encode()), Ok(header()));
-        assert_eq!(header().check(&header()), Ok(()));
-        assert_eq!(header().check_payload(b"hello"), Ok(()));
-        assert_eq!(header().check_payload(b"hellp"), Err(FrameError::PayloadDamaged { sequence: 41 }));
+        assert_eq!(header().check(&header(), Mutations::default()), Ok(()));
+        assert_eq!(header().check_payload(b"hello", Mutations::default()), Ok(()));
+        assert_eq!(
+            header().check_payload(b"hellp", Mutations::default()),
+            Err(FrameError::PayloadDamaged { sequence: 41 })
+        );
     }
 
     #[test]
@@ -407,7 +410,7 @@ mod tests {
         let other = |change: fn(&mut Header)| {
             let mut theirs = header();
             change(&mut theirs);
-            theirs.check(&header()).expect_err("a difference")
+            theirs.check(&header(), Mutations::default()).expect_err("a difference")
         };
         assert!(matches!(other(|header| header.session = 1), FrameError::Stale { session: 1, from: 2 }));
         assert!(matches!(other(|header| header.from = 1), FrameError::Stale { session: 77, from: 1 }));

@@ -6,6 +6,7 @@ use bytemuck::{cast_slice, cast_slice_mut};
 
 use crate::arithmetic;
 use crate::frame::{Descriptor, FrameError, HEADER_BYTES, Header, Wire, crc32c};
+use crate::mutations::Mutations;
 use crate::plan::{Action, After, Incoming, Outgoing, Plan, Source};
 use crate::transport::{Broken, Transport, Want};
 
@@ -42,6 +43,7 @@ struct LinkState {
 pub(crate) struct Links {
     rank: usize,
     session: u64,
+    mutations: Mutations,
     states: Vec<Vec<LinkState>>,
     scratch: Vec<f32>,
     narrow: Vec<f32>,
@@ -53,7 +55,22 @@ pub(crate) struct Links {
 impl Links {
     pub(crate) fn new(rank: usize, world: usize, session: u64) -> Links {
         let states = (0..world).map(|_| Vec::new()).collect();
-        Links { rank, session, states, scratch: Vec::new(), narrow: Vec::new(), bytes_sent: 0, bytes_received: 0 }
+        Links {
+            rank,
+            session,
+            mutations: Mutations::default(),
+            states,
+            scratch: Vec::new(),
+            narrow: Vec::new(),
+            bytes_sent: 0,
+            bytes_received: 0,
+        }
+    }
+
+    /// The same with planted bugs.
+    #[cfg(test)]
+    pub(crate) fn with(self, mutations: Mutations) -> Links {
+        Links { mutations, ..self }
     }
 
     fn state(&mut self, peer: usize, link: usize) -> &mut LinkState {
@@ -210,7 +227,7 @@ impl Operation {
             return Ok(false);
         };
         let (peer, link) = (channel.peer, channel.link);
-        let session = links.session;
+        let (session, mutations) = (links.session, links.mutations);
         let (element, wire) = (self.descriptor.element, self.descriptor.wire);
         let length = frame.at.len() * element.wire_bytes(wire);
         let fault = |error| Fault::Frame { peer, link, error };
@@ -233,12 +250,12 @@ impl Operation {
             if state.filled >= HEADER_BYTES && state.header_checked.is_none() {
                 let header = Header::decode(header).map_err(fault)?;
                 let due = self.header(peer, session, state.frames_received, length, header.payload_crc);
-                header.check(&due).map_err(fault)?;
+                header.check(&due, mutations).map_err(fault)?;
                 state.header_checked = Some(header);
             }
             if state.filled == HEADER_BYTES + length {
                 let header = state.header_checked.take().expect("checked before the payload");
-                header.check_payload(payload).map_err(fault)?;
+                header.check_payload(payload, mutations).map_err(fault)?;
                 complete = true;
             }
             Ok(state.filled != before)

@@ -19,7 +19,6 @@ use moves::{all_to_all, broadcast_chain, broadcast_star};
 use ring::{ring_all_gather, ring_reduce};
 
 use crate::frame::{Algorithm, Descriptor, Kind};
-use crate::planted::{Bug, planted};
 
 /// What a rank does in one operation. Ranges count elements of the caller's buffer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -158,12 +157,6 @@ fn frames(range: &Range<usize>, length: FrameLength<'_>) -> Vec<Range<usize>> {
         frames.push(start..end);
         start = end;
     }
-    if planted(Bug::ChunkOffByOne)
-        && let Some(last) = frames.last_mut()
-        && last.len() > 1
-    {
-        last.end -= 1;
-    }
     if frames.is_empty() {
         frames.push(range.clone());
     }
@@ -180,13 +173,11 @@ impl Plan {
     }
 
     fn send(&mut self, channel: usize, at: Range<usize>, after: Option<After>, settled: bool) {
-        let after = if planted(Bug::SentBeforeReduced) { None } else { after };
         self.channels[channel].sends.push(Outgoing { source: Source::Data, at, after, settled });
     }
 
     /// Adds a receive and returns what a frame says that waits for it.
     fn receive(&mut self, channel: usize, at: Range<usize>, action: Action, after: Option<After>) -> After {
-        let after = if planted(Bug::ArrivalOrderSum) { None } else { after };
         let receives = &mut self.channels[channel].receives;
         receives.push(Incoming { at, action, after });
         After { channel, receives: receives.len() }

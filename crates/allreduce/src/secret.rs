@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::planted::{Bug, planted};
+use crate::mutations::{Bug, Mutations};
 
 /// Bytes of a nonce, a key or a full tag.
 pub(crate) const KEY_BYTES: usize = 32;
@@ -106,17 +106,18 @@ fn keyed(key: &[u8; KEY_BYTES], purpose: &str, parts: &[&[u8]]) -> blake3::Hash 
 pub(crate) struct Seal {
     key: [u8; KEY_BYTES],
     count: u64,
+    pub(crate) mutations: Mutations,
 }
 
 impl Seal {
     pub(crate) fn new(key: &Tag) -> Seal {
-        Seal { key: *key.bytes(), count: 0 }
+        Seal { key: *key.bytes(), count: 0, mutations: Mutations::default() }
     }
 
     /// The tag of the next message.
     pub(crate) fn next(&mut self, body: &[u8]) -> Tag {
         let tag = Tag(keyed(&self.key, "message", &[&self.count.to_le_bytes(), body]));
-        self.count += u64::from(!planted(Bug::SealCountKept));
+        self.count += u64::from(!self.mutations.has(Bug::SealCountKept));
         tag
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::frame::Descriptor;
-use crate::planted::{Bug, planted};
+use crate::mutations::{Bug, Mutations};
 use crate::verdict::{Cause, Record, Verdict, judge};
 
 /// How long things may take.
@@ -79,10 +79,10 @@ pub struct Doing {
 impl Progress {
     /// How a peer's operation and ours differ, if they are the same one by number. Frames say so too, where any meet: with
     /// some pairs of operations each rank waits for one that waits as well.
-    fn divergence(&self, peer: usize, theirs: &Progress) -> Option<Cause> {
+    fn divergence(&self, peer: usize, theirs: &Progress, mutations: Mutations) -> Option<Cause> {
         let (mine, theirs) = (self.doing?, theirs.doing?);
         let same_place = (mine.group, mine.operation) == (theirs.group, theirs.operation);
-        let checked = !planted(Bug::DivergenceNotChecked);
+        let checked = !mutations.has(Bug::DivergenceNotChecked);
         (same_place && mine.descriptor != theirs.descriptor && checked).then_some(Cause::Diverged {
             peer,
             operation: mine.operation,
@@ -177,6 +177,7 @@ pub(crate) struct Session {
     left: bool,
     last_tick: Duration,
     next_heartbeat: Duration,
+    mutations: Mutations,
 }
 
 impl Session {
@@ -192,7 +193,14 @@ impl Session {
             left: false,
             last_tick: now,
             next_heartbeat: now,
+            mutations: Mutations::default(),
         }
+    }
+
+    /// The same with planted bugs.
+    #[cfg(test)]
+    pub(crate) fn with(self, mutations: Mutations) -> Session {
+        Session { mutations, ..self }
     }
 
     /// Where this rank is; heartbeats say it.
@@ -229,13 +237,13 @@ impl Session {
         match message {
             Message::Heartbeat(progress) => {
                 peer.progress = progress;
-                if let Some(cause) = self.progress.divergence(from, &progress) {
+                if let Some(cause) = self.progress.divergence(from, &progress, self.mutations) {
                     self.report(now, cause, actions);
                 }
             }
             Message::Farewell => peer.left = true,
             Message::Record(record) => self.learn(now, record, actions),
-            Message::Verdict(_) if planted(Bug::JudgedAlone) => {}
+            Message::Verdict(_) if self.mutations.has(Bug::JudgedAlone) => {}
             Message::Verdict(verdict) => self.end(verdict, actions),
         }
     }
@@ -257,7 +265,7 @@ impl Session {
     }
 
     fn tell(&self, message: &Message, but: Option<usize>, actions: &mut Vec<Action>) {
-        if planted(Bug::AbortNotForwarded) {
+        if self.mutations.has(Bug::AbortNotForwarded) {
             return;
         }
         for (&to, peer) in &self.peers {
@@ -344,7 +352,7 @@ impl Session {
     fn tick(&mut self, now: Duration, actions: &mut Vec<Action>) {
         let gap = now.saturating_sub(self.last_tick);
         self.last_tick = now;
-        if gap > self.timing.own_freeze && !planted(Bug::OwnFreezeNotNoticed) {
+        if gap > self.timing.own_freeze && !self.mutations.has(Bug::OwnFreezeNotNoticed) {
             // We were stopped or starved: the silence was ours. What the peers said meanwhile has been read by now.
             for peer in self.peers.values_mut() {
                 peer.heard = now;
@@ -352,7 +360,7 @@ impl Session {
         }
         if now >= self.next_heartbeat {
             self.next_heartbeat = now + self.timing.heartbeat;
-            let mute = planted(Bug::HeartbeatFromBlockedThread) && self.progress.inside;
+            let mute = self.mutations.has(Bug::HeartbeatFromBlockedThread) && self.progress.inside;
             for (&to, peer) in self.peers.iter().filter(|_| !mute) {
                 if !peer.closed && !self.left {
                     actions.push(Action::Send { to, message: Message::Heartbeat(self.progress) });
@@ -408,7 +416,7 @@ impl Session {
     }
 
     fn judge_silence(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        if planted(Bug::SilenceIgnored) {
+        if self.mutations.has(Bug::SilenceIgnored) {
             return;
         }
         let mut silent = BTreeSet::new();

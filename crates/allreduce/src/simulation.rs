@@ -4,7 +4,7 @@
 //! - `world.rs`: the clock and the queue; `network.rs`: what is between the ranks; `faults.rs`: what goes wrong there.
 //! - `rank.rs`: one rank, with the shipped drivers of control connections and operations; `wires.rs`: its data links, like TCP
 //!   or like RDMA.
-//! - `work.rs`: what the ranks compute, and what has to come out.
+//! - `work.rs`: what the ranks compute, and what has to come out; `plans.rs`: plans with planted bugs.
 //! - `scenario.rs`: what goes wrong in a run, and what the ranks must say of it; `checks.rs`: whether they did.
 //!
 //! Each run has one kind of trouble, so that the right verdict is known; one in a few has several at once, of which only
@@ -19,6 +19,7 @@
 mod checks;
 mod faults;
 mod network;
+mod plans;
 mod random;
 mod rank;
 mod scenario;
@@ -31,7 +32,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::planted::{Bug, with_planted};
+use crate::mutations::{Bug, Mutations};
 use world::World;
 
 /// Seeds of the ordinary test run.
@@ -43,12 +44,11 @@ const ENOUGH: usize = 10;
 /// Runs one seed and counts its events. The error says which promise was broken, and in which scenario.
 fn simulate(seed: u64, bug: Option<Bug>, traced: bool) -> Result<u64, String> {
     let run = || {
-        let mut world = World::new(seed, traced);
+        let mut world = World::new(seed, Mutations::with(bug), traced);
         let outcome = world.run().and_then(|()| checks::check(&world));
         outcome.map(|()| world.events).map_err(|why| format!("seed={seed}: {why}\n    in {}", world.scenario))
     };
-    let outcome = with_planted(bug, || catch_unwind(AssertUnwindSafe(run)));
-    outcome.unwrap_or_else(|_| Err(format!("seed={seed}: panicked")))
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(format!("seed={seed}: panicked")))
 }
 
 fn variable<T>(name: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {

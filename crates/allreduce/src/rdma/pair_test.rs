@@ -10,6 +10,7 @@ use super::device::{Limits, rdma_devices};
 use super::offer::{Offer, QueuePairKind, WireOptions};
 use super::transport::{Prepared, Rdma};
 use crate::frame::{Algorithm, Descriptor, Element, HEADER_BYTES, Header, Kind, Reduction, Wire};
+use crate::mutations::Mutations;
 use crate::transport::{Broken, LONGEST_SLEEP, Transport};
 
 /// The devices of the two ranks, and the right to use them alone: limits are per process, and so are open files.
@@ -96,7 +97,7 @@ fn exchange(
                 let decoded = Header::decode(&header).expect("an undamaged header");
                 assert_eq!(decoded.sequence as usize, first + received, "rank {rank}: order");
                 assert_eq!(filled, HEADER_BYTES + length, "rank {rank}: frame {received}");
-                decoded.check_payload(&bytes).expect("an undamaged payload");
+                decoded.check_payload(&bytes, Mutations::default()).expect("an undamaged payload");
                 assert!(bytes == payload(peer, first + received, length), "rank {rank}: frame {received} differs");
                 received += 1;
             }

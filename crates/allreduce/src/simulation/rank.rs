@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::plans;
 use super::wires::SimTransport;
 use super::work::{Memory, Task};
 use crate::control_driver::{Arrived, ControlDriver, Effect, Inbox};
 use crate::group_status::GroupStatus;
+use crate::mutations::Mutations;
 use crate::operation::{Links, Operation};
 use crate::operation_driver::{Next, OperationDriver, Patience};
 use crate::sealed::Seals;
@@ -87,6 +89,7 @@ pub(super) struct Settings {
     pub(super) timeout: Duration,
     pub(super) operation_timeout: Duration,
     pub(super) frame_bytes: usize,
+    pub(super) mutations: Mutations,
 }
 
 pub(super) struct Rank {
@@ -132,7 +135,7 @@ impl Rank {
     ) -> Rank {
         let until = pace.begin + tasks.first().map_or(Duration::ZERO, |task| task.pause);
         let status = Arc::new(GroupStatus::new());
-        let session = Session::new(rank, settings.world, settings.timing, pace.start);
+        let session = Session::new(rank, settings.world, settings.timing, pace.start).with(settings.mutations);
         let unread = seals.keys().map(|&peer| (peer, Unread::default())).collect();
         Rank {
             rank,
@@ -149,7 +152,7 @@ impl Rank {
             verdict: None,
             warnings: 0,
             transport,
-            links: Links::new(rank, settings.world, group),
+            links: Links::new(rank, settings.world, group).with(settings.mutations),
             members: Arc::new((0..settings.world).collect()),
             waited: vec![Duration::ZERO; settings.world],
             tasks,
@@ -280,7 +283,8 @@ impl Rank {
         };
         let (group, number, descriptor) = (self.group, self.done as u64, task.descriptor);
         self.status.enter(Some(session::Doing { group, operation: number, descriptor }));
-        let plan = task.plan(self.rank, self.settings.world, self.settings.frame_bytes);
+        let mut plan = task.plan(self.rank, self.settings.world, self.settings.frame_bytes);
+        plans::plant(self.settings.mutations, &mut plan);
         let memory = task.memory(self.rank, self.settings.world);
         let patience = Patience {
             operation_timeout: self.settings.operation_timeout,

@@ -10,6 +10,7 @@ use super::scenario::{Change, Scenario};
 use super::wires::{LinkSettings, SimTransport};
 use super::work::{LINKS, Task};
 use crate::frame::HEADER_BYTES;
+use crate::mutations::Mutations;
 use crate::sealed::Seals;
 use crate::secret::{Seal, Secret};
 use crate::session::Timing;
@@ -54,7 +55,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, traced: bool) -> World {
+    pub(super) fn new(seed: u64, mutations: Mutations, traced: bool) -> World {
         let mut random = Random::new(seed);
         let (mut conditions, mut work) = (random.branch(), random.branch());
         let scenario = Scenario::draw(&mut conditions);
@@ -67,11 +68,12 @@ impl World {
             timeout: scenario.timeout,
             operation_timeout: scenario.operation_timeout(),
             frame_bytes,
+            mutations,
         };
         let most_at_once = frame_bytes * random.pick(&[1, 1, 2]) + HEADER_BYTES * random.pick(&[0, 1, 2]);
         let room = (frame_bytes + HEADER_BYTES) * random.pick(&[1, 2, 8]);
         let link = LinkSettings { model: scenario.model, links: LINKS, frame_bytes, most_at_once, room };
-        let mut seals = seals(world);
+        let mut seals = seals(world, mutations);
         let ranks: Vec<Rank> = (0..world)
             .map(|rank| {
                 let pace = Pace {
@@ -278,12 +280,12 @@ fn frame_bytes(tasks: &[Task], world: usize, random: &mut Random) -> usize {
 }
 
 /// The control connections: two keys for each pair.
-fn seals(world: usize) -> Vec<BTreeMap<usize, Seals>> {
+fn seals(world: usize, mutations: Mutations) -> Vec<BTreeMap<usize, Seals>> {
     let secret = Secret::loopback();
     let key = |from: usize, to: usize| {
         Seal::new(&secret.tag("simulated", &[&(from as u64).to_le_bytes(), &(to as u64).to_le_bytes()]))
     };
-    let pair = |rank: usize, peer: usize| Seals::new(key(rank, peer), key(peer, rank));
+    let pair = |rank: usize, peer: usize| Seals::new(key(rank, peer), key(peer, rank)).with(mutations);
     (0..world)
         .map(|rank| (0..world).filter(|&peer| peer != rank).map(|peer| (peer, pair(rank, peer))).collect())
         .collect()

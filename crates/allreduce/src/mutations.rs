@@ -1,6 +1,7 @@
-//! Bugs planted on purpose, to test the tests: the simulator has to catch each one.
+//! Bugs planted on purpose, to test the tests: the simulation has to catch each one.
 //!
-//! Outside this crate's own tests [`planted`] is a constant `false` and the compiler removes it.
+//! A [`Mutations`] value belongs to the session, the seals or the links under test. Only tests can make one that holds a
+//! bug. In any other build the type has no bytes, [`Mutations::has`] is a constant `false` and the compiler removes it.
 
 /// A mistake that somebody could make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,10 +15,13 @@ pub(crate) enum Bug {
     /// A frame of another operation is used.
     DivergenceNotChecked,
     /// Peers are summed as they arrive.
+    #[cfg(test)]
     ArrivalOrderSum,
-    /// The last element of each segment is left out.
+    /// The last element of each run of frames is left out.
+    #[cfg(test)]
     ChunkOffByOne,
     /// A segment is handed on before its sum is complete.
+    #[cfg(test)]
     SentBeforeReduced,
     /// A rank that gives up does not tell the others.
     AbortNotForwarded,
@@ -35,30 +39,31 @@ pub(crate) enum Bug {
     JudgedAlone,
 }
 
-#[cfg(test)]
-std::thread_local! {
-    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+/// What is wrong with the code under test. The default: nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Mutations {
+    #[cfg(test)]
+    planted: Option<Bug>,
 }
 
-/// Whether `bug` is planted in this thread.
-#[cfg(test)]
-#[inline]
-pub(crate) fn planted(bug: Bug) -> bool {
-    PLANTED.with(|planted| planted.get() == Some(bug))
-}
+impl Mutations {
+    /// Code with `bug`, or without any.
+    #[cfg(test)]
+    pub(crate) fn with(bug: Option<Bug>) -> Mutations {
+        Mutations { planted: bug }
+    }
 
-/// Whether `bug` is planted: never, outside the tests.
-#[cfg(not(test))]
-#[inline(always)]
-pub(crate) fn planted(_: Bug) -> bool {
-    false
-}
+    /// Whether `bug` is planted.
+    #[cfg(test)]
+    #[inline]
+    pub(crate) fn has(self, bug: Bug) -> bool {
+        self.planted == Some(bug)
+    }
 
-/// Runs `work` with `bug` planted in this thread.
-#[cfg(test)]
-pub(crate) fn with_planted<T>(bug: Option<Bug>, work: impl FnOnce() -> T) -> T {
-    PLANTED.with(|planted| planted.set(bug));
-    let result = work();
-    PLANTED.with(|planted| planted.set(None));
-    result
+    /// Whether a bug is planted: never, outside the tests.
+    #[cfg(not(test))]
+    #[inline(always)]
+    pub(crate) fn has(self, _: Bug) -> bool {
+        false
+    }
 }
