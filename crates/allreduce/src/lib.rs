@@ -59,6 +59,7 @@ mod sealed;
 mod secret;
 mod session;
 #[cfg(test)]
+#[path = "../simulation/mod.rs"]
 mod simulation;
 mod split;
 mod transport;
