@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::circle::{Failed, connect};
 use crate::config::Config;
+use crate::connector::{Failed, connect};
 use crate::handshake::{HANDSHAKE_TIME, HandshakeError, call};
 use crate::join::{Answer, Found, LOOK, introduction, resolve_by};
 use crate::join_error::JoinError;
-use crate::lobby::Lobby;
+use crate::listener::Listener;
 use crate::waiting::Words;
 
 /// How long a wrong token or version is taken for a leftover of an earlier run that will go away.
@@ -80,11 +80,11 @@ fn call_at(
 ) -> Result<Result<Found, JoinError>, HandshakeError> {
     let stream = connect(address, HANDSHAKE_TIME)?;
     let (local, rank_0) = (stream.local_addr()?, stream.peer_addr()?);
-    let lobby = match Lobby::open_in_range(config, local.ip()) {
-        Ok(lobby) => lobby,
+    let listener = match Listener::open_in_range(config, local.ip()) {
+        Ok(listener) => listener,
         Err(error) => return Ok(Err(JoinError::System { what: "this rank cannot listen for the others", error })),
     };
-    let purpose = introduction(config, lobby.address().port());
+    let purpose = introduction(config, listener.address().port());
     let mut connection = call(stream, HANDSHAKE_TIME, &config.secret, &config.run, config.rank, config.world, purpose)?;
     let end = deadline + GRACE;
     let answer = loop {
@@ -109,7 +109,7 @@ fn call_at(
             }
             // Rank 0 is where we reached it, whatever it thinks its address is.
             members[0].addresses = vec![rank_0];
-            Ok(Ok((lobby, session, streams, members, BTreeMap::from([(0, connection)]))))
+            Ok(Ok((listener, session, streams, members, BTreeMap::from([(0, connection)]))))
         }
     }
 }

@@ -119,7 +119,7 @@ impl Group {
         let (rank, world, session) = (config.rank, config.world, joined.session);
         let asked = config.topology;
         let carrier = Carrier::new(Box::new(tcp), rank, world, session, Reach::Pairs, joined.streams, asked);
-        let relations = Relations::processes(config, joined.lobby, joined.members, joined.streams, session);
+        let relations = Relations::processes(config, joined.listener, joined.members, joined.streams, session);
         let members = Arc::new((0..world).collect());
         let group = Group::assemble(rank, session, vec![carrier], members, standings, relations);
         group.settle_in().map_err(JoinError::Group)?;

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::calling::call_in;
-use crate::circle::{Circle, Member, connect, pair};
 use crate::config::Config;
+use crate::connector::{Connector, Member, connect, pair};
 use crate::handshake::{HANDSHAKE_TIME, Purpose, Trusted, call};
 use crate::interfaces;
 use crate::join_error::JoinError;
-use crate::lobby::{self, Arrival, Lobby};
+use crate::listener::{self, Arrival, Listener};
 use crate::notice::Notice;
 use crate::secret::random_bytes;
 use crate::waiting::Words;
@@ -60,26 +60,26 @@ pub(crate) struct Joined {
     pub(crate) members: Vec<Member>,
     pub(crate) control: BTreeMap<usize, Trusted>,
     pub(crate) data: Vec<Vec<TcpStream>>,
-    pub(crate) lobby: Lobby,
+    pub(crate) listener: Listener,
     pub(crate) streams: usize,
 }
 
 /// Makes the group, or says who is missing and why.
 pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
     let deadline = Instant::now() + config.join_timeout;
-    let (lobby, session, streams, mut members, first) =
+    let (listener, session, streams, mut members, first) =
         if config.rank == 0 { gather(config, deadline)? } else { call_in(config, deadline)? };
     let mut data: Vec<Vec<TcpStream>> = (0..config.world).map(|_| Vec::new()).collect();
     let told = |until: Instant| {
         let is_ours =
             |purpose: &Purpose| matches!(purpose, Purpose::GaveUp { session: other, .. } if *other == session);
-        let arrival = lobby.take(until, |hello| is_ours(&hello.purpose) && hello.rank < config.world)?;
+        let arrival = listener.take(until, |hello| is_ours(&hello.purpose) && hello.rank < config.world)?;
         let Purpose::GaveUp { peer, tried, .. } = arrival.hello.purpose else { return None };
         Some(pair(&members, arrival.hello.rank, peer.min(config.world - 1), tried))
     };
     // A rank that ends now must not be waited for until the time is up. Rank 0 sees it; the others see that rank 0 gives up.
-    let stands = || {
-        let gone = first.iter().find(|(_, trusted)| lobby::is_closed(&trusted.stream));
+    let check = || {
+        let gone = first.iter().find(|(_, trusted)| listener::is_closed(&trusted.stream));
         // Who cannot reach another tells rank 0 before it ends.
         let until = Instant::now() + if gone.is_some() { LINGER } else { Duration::ZERO };
         if let Some(error) = (config.rank == 0).then(|| told(until)).flatten() {
@@ -90,17 +90,17 @@ pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
             Err(JoinError::Peer { rank, peer, why: format!("it ({host}) ended or gave up; its output says why") })
         })
     };
-    let circle = Circle::new(config, &members, &lobby, deadline, HANDSHAKE_TIME, &stands);
-    let control = connect_all(&circle, config, session, streams, &mut data).inspect_err(|error| {
+    let connector = Connector::new(config, &members, &listener, deadline, HANDSHAKE_TIME, &check);
+    let control = connect_all(&connector, config, session, streams, &mut data).inspect_err(|error| {
         if let JoinError::Pair { peer, tried, .. } = error
             && config.rank > 0
         {
             // As much as can be done: rank 0 also sees that this rank ends.
             let gave_up = || Purpose::GaveUp { session, peer: *peer, tried: tried.clone() };
-            let _ = circle.call(0, &gave_up);
+            let _ = connector.call(0, &gave_up);
         }
     });
-    let reached = circle.reached.take();
+    let reached = connector.reached.take();
     let mut control = control?;
     for (peer, address) in reached {
         // Later connections go where the first one went.
@@ -109,12 +109,12 @@ pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
         addresses.insert(0, address);
     }
     control.extend(first);
-    Ok(Joined { session, members, control, data, lobby, streams })
+    Ok(Joined { session, members, control, data, listener, streams })
 }
 
 /// Control connections between ranks above 0, then data connections between all.
 fn connect_all(
-    circle: &Circle<'_>,
+    connector: &Connector<'_>,
     config: &Config,
     session: u64,
     streams: usize,
@@ -123,18 +123,18 @@ fn connect_all(
     let Config { rank, world, .. } = *config;
     let mut control = BTreeMap::new();
     for peer in (1..world).filter(|&peer| peer != rank && rank != 0) {
-        control.insert(peer, circle.connect(peer, |to| Purpose::Control { session, to })?);
+        control.insert(peer, connector.connect(peer, |to| Purpose::Control { session, to })?);
     }
     for peer in (0..world).filter(|&peer| peer != rank) {
         for stream in 0..streams {
-            let trusted = circle.connect(peer, |to| Purpose::Data { session, stream, to })?;
+            let trusted = connector.connect(peer, |to| Purpose::Data { session, stream, to })?;
             data[peer].push(trusted.stream);
         }
     }
     Ok(control)
 }
 
-pub(crate) type Found = (Lobby, u64, usize, Vec<Member>, BTreeMap<usize, Trusted>);
+pub(crate) type Found = (Listener, u64, usize, Vec<Member>, BTreeMap<usize, Trusted>);
 
 /// The addresses of the rendezvous; the inner error may pass: in a cluster a name can come later than those who ask for it.
 fn resolve(config: &Config) -> Result<io::Result<Vec<SocketAddr>>, JoinError> {
@@ -177,7 +177,7 @@ pub(crate) fn resolve_by(config: &Config, deadline: Instant) -> Result<Vec<Socke
 }
 
 /// Rank 0's listener.
-fn open(config: &Config, deadline: Instant) -> Result<Lobby, JoinError> {
+fn open(config: &Config, deadline: Instant) -> Result<Listener, JoinError> {
     let addresses = resolve_by(config, deadline)?;
     let rendezvous = || config.rendezvous.clone();
     let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
@@ -187,10 +187,10 @@ fn open(config: &Config, deadline: Instant) -> Result<Lobby, JoinError> {
             let why = format!("{} is no address of this machine ({})", address.ip(), config.host);
             Err(io::Error::new(io::ErrorKind::AddrNotAvailable, why))
         } else {
-            Lobby::open(config, address.ip(), address.port())
+            Listener::open(config, address.ip(), address.port())
         };
         match opened {
-            Ok(lobby) => return Ok(lobby),
+            Ok(listener) => return Ok(listener),
             Err(failed) => error = failed,
         }
     }
@@ -233,13 +233,13 @@ pub(crate) fn introduction(config: &Config, port: u16) -> Purpose {
 /// Rank 0: waits for everybody.
 fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
     let began = Instant::now();
-    let lobby = open(config, deadline)?;
+    let listener = open(config, deadline)?;
     let mut words = Words::new(config, deadline);
     let mut joined: BTreeMap<usize, (Trusted, Member)> = BTreeMap::new();
     // Ranks that were turned away and may have been of another run.
     let mut strays: Option<(Instant, JoinError)> = None;
     while joined.len() + 1 < config.world {
-        let arrival = lobby.take(deadline.min(Instant::now() + LOOK), |hello| {
+        let arrival = listener.take(deadline.min(Instant::now() + LOOK), |hello| {
             matches!(hello.purpose, Purpose::Join { .. } | Purpose::Failed { .. })
         });
         joined.retain(|_, (connection, _)| waits(&connection.stream));
@@ -269,7 +269,7 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
             None => outcome,
         };
         if let Err(error) = outcome {
-            tell_all(config, &lobby, &error, joined);
+            tell_all(config, &listener, &error, joined);
             return Err(error);
         }
         words.say(|| {
@@ -287,7 +287,7 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
     }
     let session = u64::from_le_bytes(random()?[..8].try_into().expect("eight bytes"));
     // The others know where they reached it.
-    let me = Member { host: config.host.clone(), pid: std::process::id(), addresses: vec![lobby.address()] };
+    let me = Member { host: config.host.clone(), pid: std::process::id(), addresses: vec![listener.address()] };
     let members: Vec<Member> = std::iter::once(me).chain(joined.values().map(|(_, member)| member.clone())).collect();
     let streams = config.tcp.streams.max(1);
     let mut control = BTreeMap::new();
@@ -300,7 +300,7 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
         })?;
         control.insert(rank, connection);
     }
-    Ok((lobby, session, streams, members, control))
+    Ok((listener, session, streams, members, control))
 }
 
 /// Tells the ranks that wait for this one, which has failed before it could join, why they wait in vain.
@@ -323,10 +323,10 @@ pub(crate) fn excuse(config: &Config, why: &str, code: u8) {
         }
         return;
     }
-    let Ok(lobby) = open(config, until) else { return };
+    let Ok(listener) = open(config, until) else { return };
     let answer = Answer::Failed { rank: 0, host: config.host.clone(), why, code };
     for _ in 1..config.world {
-        let Some(mut arrival) = lobby.take(until, |hello| matches!(hello.purpose, Purpose::Join { .. })) else {
+        let Some(mut arrival) = listener.take(until, |hello| matches!(hello.purpose, Purpose::Join { .. })) else {
             return;
         };
         let _ = arrival.connection.send(&answer, until);
@@ -353,7 +353,7 @@ fn waits(stream: &TcpStream) -> bool {
 }
 
 /// Tells the ranks that are here, and those that come a moment later, why there is no group.
-fn tell_all(config: &Config, lobby: &Lobby, error: &JoinError, mut joined: BTreeMap<usize, (Trusted, Member)>) {
+fn tell_all(config: &Config, listener: &Listener, error: &JoinError, mut joined: BTreeMap<usize, (Trusted, Member)>) {
     let (answer, mut others) = match error {
         JoinError::Differs { rank, host, why } => {
             joined.remove(rank);
@@ -374,7 +374,7 @@ fn tell_all(config: &Config, lobby: &Lobby, error: &JoinError, mut joined: BTree
     }
     let until = Instant::now() + LINGER;
     while others > 0
-        && let Some(mut arrival) = lobby.take(until, |hello| matches!(hello.purpose, Purpose::Join { .. }))
+        && let Some(mut arrival) = listener.take(until, |hello| matches!(hello.purpose, Purpose::Join { .. }))
     {
         let _ = arrival.connection.send(&answer, until);
         others -= 1;

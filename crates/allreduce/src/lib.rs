@@ -9,7 +9,7 @@
 //! ```text
 //! group ── which operation ──▶ plan (mesh, ring, moves) ── frames in order ──▶ operation ── bytes ──▶ transport
 //!   │                                                                             │
-//!   └── join, handshake, lobby                          control ── events ──▶ session ── records ──▶ verdict
+//!   └── join, handshake, listener                          control ── events ──▶ session ── records ──▶ verdict
 //! ```
 //!
 //! **Start reading** in `group.rs` (what callers see), then `plan.rs` and `plan/mesh.rs` (an operation as data), `operation.rs`
@@ -30,9 +30,9 @@ mod arithmetic;
 mod background;
 mod calling;
 mod choose;
-mod circle;
 mod collectives;
 mod config;
+mod connector;
 mod control;
 mod control_driver;
 mod devices;
@@ -47,7 +47,7 @@ mod handshake;
 mod interfaces;
 mod join;
 mod join_error;
-mod lobby;
+mod listener;
 mod mutations;
 mod notice;
 mod operation;

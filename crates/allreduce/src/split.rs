@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::choose::Reach;
-use crate::circle::{Circle, Member};
 use crate::config::Config;
+use crate::connector::{Connector, Member};
 use crate::engine::Carrier;
 use crate::frame::Algorithm;
 use crate::group::Group;
 use crate::handshake::Purpose;
 use crate::join_error::JoinError;
-use crate::lobby::Lobby;
+use crate::listener::Listener;
 use crate::transport::in_process::{self, InProcess};
 use crate::transport::tcp::Tcp;
 
@@ -26,7 +26,7 @@ pub(crate) enum Relations {
 
 pub(crate) struct Processes {
     config: Config,
-    lobby: Lobby,
+    listener: Listener,
     members: Vec<Member>,
     streams: usize,
     session: u64,
@@ -35,12 +35,12 @@ pub(crate) struct Processes {
 impl Relations {
     pub(crate) fn processes(
         config: &Config,
-        lobby: Lobby,
+        listener: Listener,
         members: Vec<Member>,
         streams: usize,
         session: u64,
     ) -> Relations {
-        Relations::Processes(Arc::new(Processes { config: config.clone(), lobby, members, streams, session }))
+        Relations::Processes(Arc::new(Processes { config: config.clone(), listener, members, streams, session }))
     }
 
     pub(crate) fn threads(topology: Option<Algorithm>) -> Relations {
@@ -77,8 +77,8 @@ impl Group {
             }
             Relations::Processes(processes) => {
                 let session = session_of(processes.session, &self.inner.members, split, color);
-                let stands = || self.check().map_err(failed);
-                (session, processes.connect(session, rank, &members, &stands)?)
+                let check = || self.check().map_err(failed);
+                (session, processes.connect(session, rank, &members, &check)?)
             }
         };
         let relations = self.inner.relations.clone();
@@ -96,18 +96,18 @@ impl Processes {
         session: u64,
         rank: usize,
         members: &[usize],
-        stands: &dyn Fn() -> Result<(), JoinError>,
+        check: &dyn Fn() -> Result<(), JoinError>,
     ) -> Result<Carrier, JoinError> {
-        let Processes { config, lobby, members: all, .. } = self;
+        let Processes { config, listener, members: all, .. } = self;
         let deadline = Instant::now() + config.join_timeout;
         // A frozen member must not hold a try up for much longer than until it is declared lost.
         let patience = config.timeout / 8;
-        let circle = Circle::new(config, all, lobby, deadline, patience, stands);
+        let connector = Connector::new(config, all, listener, deadline, patience, check);
         let mut streams = Vec::new();
         for &peer in members {
             let mut links = Vec::new();
             for stream in (0..self.streams).filter(|_| peer != config.rank) {
-                links.push(circle.connect(peer, |to| Purpose::Data { session, stream, to })?.stream);
+                links.push(connector.connect(peer, |to| Purpose::Data { session, stream, to })?.stream);
             }
             streams.push(links);
         }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::handshake::{HandshakeError, Purpose, Trusted, call};
 use crate::join_error::JoinError;
-use crate::lobby::Lobby;
+use crate::listener::Listener;
 
 /// How long a rank that listens, as rank 0 knows, may be out of another's reach: longer is no accident.
 const UNREACHABLE_PATIENCE: Duration = Duration::from_secs(5);
@@ -29,15 +29,15 @@ pub(crate) struct Member {
 }
 
 /// What is needed to connect to any member of a group.
-pub(crate) struct Circle<'a> {
+pub(crate) struct Connector<'a> {
     config: &'a Config,
     members: &'a [Member],
-    lobby: &'a Lobby,
+    listener: &'a Listener,
     deadline: Instant,
     /// How long one try to reach a member may take.
     patience: Duration,
     /// Whether it is still worth trying: a group within a group fails with it.
-    stands: &'a dyn Fn() -> Result<(), JoinError>,
+    check: &'a dyn Fn() -> Result<(), JoinError>,
     /// Where members were reached.
     pub(crate) reached: RefCell<BTreeMap<usize, SocketAddr>>,
 }
@@ -52,16 +52,16 @@ pub(crate) struct Failed {
     pub(crate) foreign: bool,
 }
 
-impl<'a> Circle<'a> {
+impl<'a> Connector<'a> {
     pub(crate) fn new(
         config: &'a Config,
         members: &'a [Member],
-        lobby: &'a Lobby,
+        listener: &'a Listener,
         deadline: Instant,
         patience: Duration,
-        stands: &'a dyn Fn() -> Result<(), JoinError>,
-    ) -> Circle<'a> {
-        Circle { config, members, lobby, deadline, patience, stands, reached: RefCell::default() }
+        check: &'a dyn Fn() -> Result<(), JoinError>,
+    ) -> Connector<'a> {
+        Connector { config, members, listener, deadline, patience, check, reached: RefCell::default() }
     }
 
     /// The higher rank calls, the lower one takes the call. `purpose` is given who is called.
@@ -78,7 +78,7 @@ impl<'a> Circle<'a> {
                 Ok(trusted) => return Ok(trusted),
                 Err(failed) => failed,
             };
-            (self.stands)()?;
+            (self.check)()?;
             let out_of_reach = !failed.slow && began.elapsed() >= UNREACHABLE_PATIENCE;
             if Instant::now() >= self.deadline || failed.foreign || out_of_reach {
                 return Err(pair(self.members, rank, peer, failed.tried));
@@ -91,10 +91,10 @@ impl<'a> Circle<'a> {
     fn await_call(&self, peer: usize, wanted: &Purpose) -> Result<Trusted, JoinError> {
         loop {
             let look = self.deadline.min(Instant::now() + LOOK);
-            if let Some(arrival) = self.lobby.take(look, |hello| hello.rank == peer && hello.purpose == *wanted) {
+            if let Some(arrival) = self.listener.take(look, |hello| hello.rank == peer && hello.purpose == *wanted) {
                 return Ok(arrival.connection);
             }
-            (self.stands)()?;
+            (self.check)()?;
             if Instant::now() >= self.deadline {
                 let (host, seconds) = (&self.members[peer].host, self.config.join_timeout.as_secs());
                 let why = format!("it ({host}) did not call within {seconds} s");

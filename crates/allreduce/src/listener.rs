@@ -61,15 +61,15 @@ impl Shared {
 }
 
 /// An open listener and the ranks that have come through it.
-pub(crate) struct Lobby {
+pub(crate) struct Listener {
     shared: Arc<Shared>,
     address: SocketAddr,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Lobby {
+impl Listener {
     /// Listens at `port` (0: any free one) of `ip`, or of all addresses where `config` wants that.
-    pub(crate) fn open(config: &Config, ip: IpAddr, port: u16) -> io::Result<Lobby> {
+    pub(crate) fn open(config: &Config, ip: IpAddr, port: u16) -> io::Result<Listener> {
         let listener =
             if config.listens_everywhere() { listen_everywhere(port)? } else { TcpListener::bind((ip, port))? };
         // The standard library lets 128 wait; whoever comes when all places are taken is not heard for a second.
@@ -89,14 +89,14 @@ impl Lobby {
             let shared = Arc::clone(&shared);
             move || accept(&listener, &shared)
         })?;
-        Ok(Lobby { shared, address, thread: Some(thread) })
+        Ok(Listener { shared, address, thread: Some(thread) })
     }
 
     /// The same at the first free port of those that `config` allows.
-    pub(crate) fn open_in_range(config: &Config, ip: IpAddr) -> io::Result<Lobby> {
-        let Some((first, last)) = config.ports else { return Lobby::open(config, ip, 0) };
+    pub(crate) fn open_in_range(config: &Config, ip: IpAddr) -> io::Result<Listener> {
+        let Some((first, last)) = config.ports else { return Listener::open(config, ip, 0) };
         for port in first..=last {
-            match Lobby::open(config, ip, port) {
+            match Listener::open(config, ip, port) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
                 opened => return opened,
             }
@@ -125,7 +125,7 @@ impl Lobby {
     }
 }
 
-impl Drop for Lobby {
+impl Drop for Listener {
     fn drop(&mut self) {
         self.shared.closing.store(true, Ordering::Relaxed);
         for (_, stream) in self.shared.room().pending.drain(..) {
