@@ -7,7 +7,7 @@ use bytemuck::{cast_slice, cast_slice_mut};
 
 use crate::arithmetic;
 use crate::choose::Reach;
-use crate::engine::{Carrier, Engine};
+use crate::engine::{Engine, Network};
 use crate::error::GroupError;
 use crate::frame::{Algorithm, Descriptor, Element, Kind, Reduction, Wire};
 use crate::group::{Inner, Reduce};
@@ -24,26 +24,26 @@ impl Inner {
 
     /// Runs an operation when those that were called before it are done.
     pub(crate) fn turn<T>(&self, operation: impl FnOnce(&Inner) -> T) -> T {
-        let ticket = self.turnstile.ticket();
-        self.turnstile.pass(ticket, || operation(self))
+        let ticket = self.ticket_lock.ticket();
+        self.ticket_lock.pass(ticket, || operation(self))
     }
 
     /// Carries out a collective operation, with as many of the transport's links and frames as its size is worth.
     fn run(
         &self,
         engine: &mut Engine,
-        carrier: usize,
+        network: usize,
         descriptor: Descriptor,
         buffers: Buffers<'_>,
     ) -> Result<(), GroupError> {
-        let Carrier { transport, wires, .. } = &engine.carriers[carrier];
+        let Network { transport, wires, .. } = &engine.networks[network];
         let bytes = descriptor.element.wire_bytes(descriptor.wire);
         let length = |remaining: usize| (transport.frame_bytes(remaining * bytes) / bytes).max(1);
         let links = (descriptor.elements as usize * bytes / self.world / BYTES_PER_LINK).clamp(1, (*wires).max(1));
         let plan = plan::collective(&descriptor, self.rank, self.world, links, &length);
         let number = engine.operations;
         engine.operations += 1;
-        engine.run(carrier, plan, number, descriptor, buffers)
+        engine.run(network, plan, number, descriptor, buffers)
     }
 
     pub(crate) fn all_reduce(&self, data: &mut [f32], reduce: &Reduce) -> Result<(), GroupError> {
@@ -53,9 +53,9 @@ impl Inner {
         }
         let mut engine = self.engine();
         let reach = |algorithm| if algorithm == Algorithm::Ring { Reach::Neighbours } else { Reach::Pairs };
-        let carrier = reduce.algorithm.map_or(0, |algorithm| engine.carrier(reach(algorithm)));
+        let network = reduce.algorithm.map_or(0, |algorithm| engine.network(reach(algorithm)));
         let bytes = elements * Element::F32.wire_bytes(reduce.wire);
-        let algorithm = reduce.algorithm.unwrap_or_else(|| engine.carriers[carrier].choice.way(bytes));
+        let algorithm = reduce.algorithm.unwrap_or_else(|| engine.networks[network].choice.way(bytes));
         let descriptor = Descriptor {
             kind: Kind::AllReduce,
             reduction: reduce.reduction,
@@ -69,14 +69,14 @@ impl Inner {
         arithmetic::settle(reduce.wire, &mut data[plan::rounded_before(algorithm, elements, world, rank)]);
         if algorithm != Algorithm::Direct {
             let buffers = Buffers { data: cast_slice_mut(data), input: &[] };
-            return self.run(&mut engine, carrier, descriptor, buffers);
+            return self.run(&mut engine, network, descriptor, buffers);
         }
         // The data change while they are sent, so what leaves comes from a copy.
         let mut snapshot = std::mem::take(&mut engine.snapshot);
         snapshot.clear();
         snapshot.extend_from_slice(data);
         let buffers = Buffers { data: cast_slice_mut(data), input: cast_slice(&snapshot) };
-        let done = self.run(&mut engine, carrier, descriptor, buffers);
+        let done = self.run(&mut engine, network, descriptor, buffers);
         engine.snapshot = snapshot;
         arithmetic::settle(reduce.wire, data);
         done
@@ -89,7 +89,7 @@ impl Inner {
             return Ok(mine);
         }
         let mut engine = self.engine();
-        let algorithm = engine.carriers[0].choice.two_step();
+        let algorithm = engine.networks[0].choice.two_step();
         let descriptor = Descriptor {
             kind: Kind::ReduceScatter,
             reduction,
@@ -123,7 +123,7 @@ impl Inner {
             return Ok(());
         }
         let mut engine = self.engine();
-        let algorithm = engine.carriers[0].choice.two_step();
+        let algorithm = engine.networks[0].choice.two_step();
         let descriptor = Self::moving(Kind::AllGather, algorithm, 0, all.len());
         self.run(&mut engine, 0, descriptor, Buffers { data: all, input: &[] })
     }
@@ -135,7 +135,7 @@ impl Inner {
         }
         let mut engine = self.engine();
         // Two ranks are a chain already; a long message is passed on along a chain so that the root sends it once only.
-        let algorithm = match engine.carriers[0].choice.way(bytes) {
+        let algorithm = match engine.networks[0].choice.way(bytes) {
             Algorithm::Mesh | Algorithm::Ring => Algorithm::Ring,
             Algorithm::Direct | Algorithm::Star => Algorithm::Direct,
         };
@@ -148,23 +148,23 @@ impl Inner {
             return Ok(());
         }
         let mut engine = self.engine();
-        let carrier = engine.carrier(Reach::Pairs);
+        let network = engine.network(Reach::Pairs);
         let descriptor = Self::moving(Kind::AllToAll, Algorithm::Direct, 0, send.len());
-        self.run(&mut engine, carrier, descriptor, Buffers { data: receive, input: send })
+        self.run(&mut engine, network, descriptor, Buffers { data: receive, input: send })
     }
 
     pub(crate) fn message(&self, peer: usize, data: &mut [u8], input: &[u8], sending: bool) -> Result<(), GroupError> {
         let mut engine = self.engine();
-        let carrier = engine.carrier(Reach::Pairs);
+        let network = engine.network(Reach::Pairs);
         let bytes = data.len().max(input.len());
         let descriptor = Self::moving(Kind::Send, Algorithm::Direct, 0, bytes);
         let count = &mut engine.messages[peer];
         let count = if sending { &mut count.0 } else { &mut count.1 };
         let number = *count;
         *count += 1;
-        let transport = &engine.carriers[carrier].transport;
+        let transport = &engine.networks[network].transport;
         let plan = plan::point_to_point(peer, sending, bytes, 1, &|remaining| transport.frame_bytes(remaining));
-        engine.run(carrier, plan, number, descriptor, Buffers { data, input })
+        engine.run(network, plan, number, descriptor, Buffers { data, input })
     }
 
     pub(crate) fn barrier(&self) -> Result<(), GroupError> {
@@ -173,7 +173,7 @@ impl Inner {
         }
         let mut engine = self.engine();
         // Not by way of rank 0: everybody says at once what it is doing, so that a rank that does something else is told.
-        let algorithm = match engine.carriers[0].choice.two_step() {
+        let algorithm = match engine.networks[0].choice.two_step() {
             Algorithm::Ring => Algorithm::Ring,
             _ => Algorithm::Direct,
         };

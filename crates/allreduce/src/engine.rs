@@ -44,7 +44,7 @@ impl Membership {
 }
 
 /// What a group needs to explain itself, shared with the groups split off it.
-pub(crate) struct Standings {
+pub(crate) struct GroupContext {
     pub(crate) membership: Membership,
     pub(crate) who: Arc<Vec<Who>>,
     /// This rank in the first group.
@@ -56,7 +56,7 @@ pub(crate) struct Standings {
 }
 
 /// A transport and the state of its links.
-pub(crate) struct Carrier {
+pub(crate) struct Network {
     pub(crate) transport: Box<dyn Transport>,
     pub(crate) links: Links,
     pub(crate) reach: Reach,
@@ -67,7 +67,7 @@ pub(crate) struct Carrier {
     pub(crate) latency: f64,
 }
 
-impl Carrier {
+impl Network {
     pub(crate) fn new(
         transport: Box<dyn Transport>,
         rank: usize,
@@ -76,16 +76,16 @@ impl Carrier {
         reach: Reach,
         wires: usize,
         asked: Option<Algorithm>,
-    ) -> Carrier {
+    ) -> Network {
         let choice = Choice::new(world, reach, asked);
-        Carrier { transport, links: Links::new(rank, world, session), reach, wires, choice, latency: 0.0 }
+        Network { transport, links: Links::new(rank, world, session), reach, wires, choice, latency: 0.0 }
     }
 }
 
 /// The part of a group that one operation at a time has to itself.
 pub(crate) struct Engine {
     /// The preferred one first; the last one reaches every pair.
-    pub(crate) carriers: Vec<Carrier>,
+    pub(crate) networks: Vec<Network>,
     /// Collective operations begun.
     pub(crate) operations: u64,
     /// Point-to-point operations begun: to and from each peer. They have their own numbers, since the other ranks do not
@@ -94,7 +94,7 @@ pub(crate) struct Engine {
     pub(crate) flight: Flight,
     /// This group's ranks as ranks of the first group.
     pub(crate) members: Arc<Vec<usize>>,
-    pub(crate) standings: Arc<Standings>,
+    pub(crate) context: Arc<GroupContext>,
     /// How long this rank has waited while each member owed it a frame or did not take one.
     pub(crate) waited: Vec<Duration>,
     /// A copy of the caller's data, for operations that change it while they send it.
@@ -103,46 +103,46 @@ pub(crate) struct Engine {
 
 impl Engine {
     pub(crate) fn new(
-        carriers: Vec<Carrier>,
+        networks: Vec<Network>,
         session: u64,
         members: Arc<Vec<usize>>,
-        standings: Arc<Standings>,
+        context: Arc<GroupContext>,
     ) -> Engine {
         Engine {
-            carriers,
+            networks,
             operations: 0,
             messages: vec![(0, 0); members.len()],
             flight: Flight::new(session),
             waited: vec![Duration::ZERO; members.len()],
             members,
-            standings,
+            context,
             snapshot: Vec::new(),
         }
     }
 
     /// The first transport that reaches far enough.
-    pub(crate) fn carrier(&self, reach: Reach) -> usize {
-        let enough = |carrier: &Carrier| carrier.reach == Reach::Pairs || reach == Reach::Neighbours;
-        self.carriers.iter().position(enough).unwrap_or(self.carriers.len() - 1)
+    pub(crate) fn network(&self, reach: Reach) -> usize {
+        let enough = |network: &Network| network.reach == Reach::Pairs || reach == Reach::Neighbours;
+        self.networks.iter().position(enough).unwrap_or(self.networks.len() - 1)
     }
 
     /// Payload bytes sent and received so far.
     pub(crate) fn moved(&self) -> (u64, u64) {
-        let sum = |of: fn(&Links) -> u64| self.carriers.iter().map(|carrier| of(&carrier.links)).sum();
+        let sum = |of: fn(&Links) -> u64| self.networks.iter().map(|network| of(&network.links)).sum();
         (sum(|links| links.bytes_sent), sum(|links| links.bytes_received))
     }
 
     /// Carries out `plan` as operation `number`. Returns when it is done or the group has failed.
     pub(crate) fn run(
         &mut self,
-        carrier: usize,
+        network: usize,
         plan: Plan,
         number: u64,
         descriptor: Descriptor,
         mut buffers: Buffers<'_>,
     ) -> Result<(), GroupError> {
-        let standings = Arc::clone(&self.standings);
-        let status = standings.membership.status();
+        let context = Arc::clone(&self.context);
+        let status = context.membership.status();
         let step = status.step.load(std::sync::atomic::Ordering::Relaxed);
         if status.has_failed() {
             return Err(self.failure(Some((number, descriptor))));
@@ -150,7 +150,7 @@ impl Engine {
         self.flight.begin(step, number, descriptor, self.moved());
         let group = self.flight.session();
         status.enter((descriptor.kind != Kind::Send).then_some(Doing { group, operation: number, descriptor }));
-        let outcome = self.drive(carrier, Operation::new(plan, number, descriptor), &mut buffers, &standings);
+        let outcome = self.drive(network, Operation::new(plan, number, descriptor), &mut buffers, &context);
         let moved = self.moved();
         status.leave(moved.0 + moved.1);
         self.flight.end(outcome.is_ok(), moved);
@@ -159,20 +159,20 @@ impl Engine {
 
     fn drive(
         &mut self,
-        carrier: usize,
+        network: usize,
         operation: Operation,
         buffers: &mut Buffers<'_>,
-        standings: &Standings,
+        context: &GroupContext,
     ) -> Result<(), ()> {
-        let status = standings.membership.status();
+        let status = context.membership.status();
         let now = || status.now();
         let moved = self.moved();
-        let Carrier { transport, links, .. } = &mut self.carriers[carrier];
+        let Network { transport, links, .. } = &mut self.networks[network];
         let moved_elsewhere = moved.0 + moved.1 - links.bytes_sent - links.bytes_received;
         let patience = Patience {
-            operation_timeout: standings.operation_timeout,
-            timeout: standings.timeout,
-            peers: standings.who.len() - 1,
+            operation_timeout: context.operation_timeout,
+            timeout: context.timeout,
+            peers: context.who.len() - 1,
             rounds_per_look: ROUNDS_PER_LOOK,
         };
         let mut driver = OperationDriver::new(operation, Arc::clone(&self.members), patience, moved_elsewhere);
@@ -188,8 +188,8 @@ impl Engine {
                 }
                 Next::Failed => return Err(()),
                 Next::GiveUp(cause) => {
-                    standings.membership.report(standings.rank, cause);
-                    status.wait_for_verdict(standings.timeout * 2);
+                    context.membership.report(context.rank, cause);
+                    status.wait_for_verdict(context.timeout * 2);
                     return Err(());
                 }
             }
@@ -198,15 +198,15 @@ impl Engine {
 
     /// Why the group has failed.
     pub(crate) fn failure(&self, operation: Option<(u64, Descriptor)>) -> GroupError {
-        let standings = &self.standings;
-        let status = standings.membership.status();
+        let context = &self.context;
+        let status = context.membership.status();
         GroupError(Box::new(GroupFailure {
-            rank: standings.rank,
+            rank: context.rank,
             // Without a verdict within twice the timeout not even the control thread answers: then nobody is heard.
             verdict: status.verdict().unwrap_or(Verdict::CutOff),
             operation,
             step: status.progress().step,
-            who: Arc::clone(&standings.who),
+            who: Arc::clone(&context.who),
             flight: self.flight.record(),
         }))
     }

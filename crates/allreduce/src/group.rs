@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 
-use crate::background::{Pending, Turnstile, Worker};
+use crate::background::{Pending, TicketLock, Worker};
 use crate::choose::{Choice, MEASURED_BYTES, RANK_ORDERED, Reach};
 use crate::config::Config;
 use crate::control::Control;
-use crate::engine::{Carrier, Engine, Membership, Standings};
+use crate::engine::{Engine, GroupContext, Membership, Network};
 use crate::error::{GroupError, Who};
 use crate::flight::FlightEntry;
 use crate::frame::{Algorithm, Reduction, Wire};
@@ -20,7 +20,7 @@ use crate::join;
 use crate::join_error::JoinError;
 use crate::notice::Notice;
 use crate::session::Timing;
-use crate::split::Relations;
+use crate::split::SplitContext;
 use crate::transport::tcp::Tcp;
 use crate::transport::{Backend, in_process};
 use crate::verdict::Cause;
@@ -58,10 +58,10 @@ pub(crate) struct Inner {
     pub(crate) rank: usize,
     pub(crate) world: usize,
     pub(crate) engine: Mutex<Engine>,
-    pub(crate) turnstile: Turnstile,
-    pub(crate) standings: Arc<Standings>,
+    pub(crate) ticket_lock: TicketLock,
+    pub(crate) context: Arc<GroupContext>,
     pub(crate) members: Arc<Vec<usize>>,
-    pub(crate) relations: Relations,
+    pub(crate) split_context: SplitContext,
     pub(crate) splits: AtomicU64,
 }
 
@@ -107,7 +107,7 @@ impl Group {
         let timing = Timing::new(config.timeout);
         let control = Control::start(config.rank, hosts, joined.control, timing, config.notices.clone())
             .map_err(system("the control thread cannot be started"))?;
-        let standings = Arc::new(Standings {
+        let context = Arc::new(GroupContext {
             membership: Membership::Control(control),
             who: Arc::new(who),
             rank: config.rank,
@@ -118,16 +118,16 @@ impl Group {
             Tcp::new(joined.data, &config.tcp, ranks_here).map_err(system("a data connection cannot be set up"))?;
         let (rank, world, session) = (config.rank, config.world, joined.session);
         let asked = config.topology;
-        let carrier = Carrier::new(Box::new(tcp), rank, world, session, Reach::Pairs, joined.streams, asked);
-        let relations = Relations::processes(config, joined.listener, joined.members, joined.streams, session);
+        let network = Network::new(Box::new(tcp), rank, world, session, Reach::Pairs, joined.streams, asked);
+        let split_context = SplitContext::processes(config, joined.listener, joined.members, joined.streams, session);
         let members = Arc::new((0..world).collect());
-        let group = Group::assemble(rank, session, vec![carrier], members, standings, relations);
+        let group = Group::assemble(rank, session, vec![network], members, context, split_context);
         group.settle_in().map_err(JoinError::Group)?;
         crate::rdma_group::attach(&group, session, config)?;
         group.engine().flight = crate::flight::Flight::new(session);
         let (latency, ways) = {
-            let carrier = &group.engine().carriers[0];
-            (carrier.latency, carrier.choice.ways())
+            let network = &group.engine().networks[0];
+            (network.latency, network.choice.ways())
         };
         (config.notices)(Notice::Joined { world, backend: group.backend(), took: began.elapsed() });
         (config.notices)(Notice::Chosen { latency, ways });
@@ -140,18 +140,18 @@ impl Group {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let who: Arc<Vec<Who>> =
             Arc::new((0..world).map(|_| Who { host: host.clone(), pid: std::process::id() }).collect());
-        let relations = Relations::threads(topology);
+        let split_context = SplitContext::threads(topology);
         let members: Arc<Vec<usize>> = Arc::new((0..world).collect());
         let groups = in_process::connect(world, 1).into_iter().enumerate().map(|(rank, transport)| {
-            let standings = Arc::new(Standings {
+            let context = Arc::new(GroupContext {
                 membership: Membership::Threads(Arc::clone(&status)),
                 who: Arc::clone(&who),
                 rank,
                 operation_timeout: Duration::from_secs(600),
                 timeout: Duration::from_secs(5),
             });
-            let carrier = Carrier::new(Box::new(transport), rank, world, 0, Reach::Pairs, 1, topology);
-            Group::assemble(rank, 0, vec![carrier], Arc::clone(&members), standings, relations.clone())
+            let network = Network::new(Box::new(transport), rank, world, 0, Reach::Pairs, 1, topology);
+            Group::assemble(rank, 0, vec![network], Arc::clone(&members), context, split_context.clone())
         });
         groups.collect()
     }
@@ -166,20 +166,20 @@ impl Group {
     pub(crate) fn assemble(
         rank: usize,
         session: u64,
-        carriers: Vec<Carrier>,
+        networks: Vec<Network>,
         members: Arc<Vec<usize>>,
-        standings: Arc<Standings>,
-        relations: Relations,
+        context: Arc<GroupContext>,
+        split_context: SplitContext,
     ) -> Group {
-        let engine = Engine::new(carriers, session, Arc::clone(&members), Arc::clone(&standings));
+        let engine = Engine::new(networks, session, Arc::clone(&members), Arc::clone(&context));
         let inner = Inner {
             rank,
             world: members.len(),
             engine: Mutex::new(engine),
-            turnstile: Turnstile::default(),
-            standings,
+            ticket_lock: TicketLock::default(),
+            context,
             members,
-            relations,
+            split_context,
             splits: AtomicU64::new(0),
         };
         Group { inner: Arc::new(inner), worker: Mutex::new(None) }
@@ -188,7 +188,7 @@ impl Group {
     /// Waits until everybody is here, and measures the ways that may be chosen from.
     pub(crate) fn settle_in(&self) -> Result<(), GroupError> {
         self.barrier()?;
-        if matches!(self.engine().carriers[0].choice, Choice::Always(_)) {
+        if matches!(self.engine().networks[0].choice, Choice::Always(_)) {
             return Ok(());
         }
         let mut times = [f32::INFINITY; RANK_ORDERED.len() * MEASURED_BYTES.len()];
@@ -206,9 +206,9 @@ impl Group {
         let agree = Reduce { algorithm: Some(Algorithm::Direct), ..Reduce::of(Reduction::Max) };
         self.all_reduce_with(&mut times, &agree)?;
         let times = times.map(f64::from);
-        let carrier = &mut self.engine().carriers[0];
-        carrier.choice = carrier.choice.measured([[times[0], times[1]], [times[2], times[3]], [times[4], times[5]]]);
-        carrier.latency = times.iter().copied().fold(f64::INFINITY, f64::min);
+        let network = &mut self.engine().networks[0];
+        network.choice = network.choice.measured([[times[0], times[1]], [times[2], times[3]], [times[4], times[5]]]);
+        network.latency = times.iter().copied().fold(f64::INFINITY, f64::min);
         Ok(())
     }
 
@@ -228,17 +228,17 @@ impl Group {
 
     /// The hosts and processes of all ranks of the first group.
     pub fn who(&self) -> &[Who] {
-        &self.inner.standings.who
+        &self.inner.context.who
     }
 
     /// What carries most of the data.
     pub fn backend(&self) -> Backend {
-        self.engine().carriers[0].transport.backend()
+        self.engine().networks[0].transport.backend()
     }
 
     /// The way that a reduction of so many bytes takes.
     pub fn algorithm(&self, bytes: usize) -> Algorithm {
-        self.engine().carriers[0].choice.way(bytes)
+        self.engine().networks[0].choice.way(bytes)
     }
 
     /// Payload bytes that this rank has sent and received.
@@ -259,12 +259,12 @@ impl Group {
 
     /// Says which step the operations that follow belong to; messages and heartbeats repeat it.
     pub fn set_step(&self, step: u64) {
-        self.inner.standings.membership.status().step.store(step, Ordering::Relaxed);
+        self.inner.context.membership.status().step.store(step, Ordering::Relaxed);
     }
 
     /// Why the group has failed, if it has: looks without waiting, for ranks that are busy with something else.
     pub fn check(&self) -> Result<(), GroupError> {
-        if self.inner.standings.membership.status().has_failed() {
+        if self.inner.context.membership.status().has_failed() {
             return Err(self.engine().failure(None));
         }
         Ok(())
@@ -273,10 +273,10 @@ impl Group {
     /// Tells all ranks that this one stops, and why. Their operations end with that. Of a long message they get the first
     /// 4 KiB. `code`: the caller's own number for it.
     pub fn abort(&self, message: &str, code: i32) {
-        let standings = &self.inner.standings;
+        let context = &self.inner.context;
         let message = &message[..message.floor_char_boundary(LONGEST_REASON)];
-        standings.membership.report(standings.rank, Cause::Failed { message: message.into(), code });
-        standings.membership.status().wait_for_verdict(standings.timeout);
+        context.membership.report(context.rank, Cause::Failed { message: message.into(), code });
+        context.membership.status().wait_for_verdict(context.timeout);
     }
 
     /// Every rank's `data` becomes the reduction of all ranks' data.
@@ -356,9 +356,9 @@ impl Group {
     /// Keeps links usable through a long rest: Apple's RDMA queues go bad when idle for about 20 minutes. Cheap; to be called
     /// every few minutes while no operation is.
     pub fn keep_alive(&self) {
-        for carrier in &mut self.engine().carriers {
+        for network in &mut self.engine().networks {
             // A link that is broken says so in the next operation.
-            let _ = carrier.transport.keep_alive(Duration::from_secs(300));
+            let _ = network.transport.keep_alive(Duration::from_secs(300));
         }
     }
 

@@ -88,9 +88,9 @@ pub(crate) struct Buffers<'a> {
     pub(crate) input: &'a [u8],
 }
 
-/// How an operation stands.
+/// What one poll did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum Polled {
     Done,
     Moved,
     Idle,
@@ -118,7 +118,7 @@ impl Operation {
         links: &mut Links,
         transport: &mut dyn Transport,
         buffers: &mut Buffers<'_>,
-    ) -> Result<Standing, Fault> {
+    ) -> Result<Polled, Fault> {
         if links.scratch.len() < self.plan.scratch {
             links.scratch.resize(self.plan.scratch, 0.0);
         }
@@ -137,9 +137,9 @@ impl Operation {
             moved |= unless_closed(self.poll_receive(channel, links, transport, buffers))?;
         }
         match (self.remaining, moved, closed) {
-            (0, _, _) => Ok(Standing::Done),
-            (_, true, _) => Ok(Standing::Moved),
-            (_, false, None) => Ok(Standing::Idle),
+            (0, _, _) => Ok(Polled::Done),
+            (_, true, _) => Ok(Polled::Moved),
+            (_, false, None) => Ok(Polled::Idle),
             (_, false, Some(broken)) => Err(Fault::Broken(broken)),
         }
     }

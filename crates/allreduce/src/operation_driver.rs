@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::frame::FrameError;
 use crate::group_status::GroupStatus;
-use crate::operation::{Buffers, Fault, Links, Operation, Standing};
+use crate::operation::{Buffers, Fault, Links, Operation, Polled};
 use crate::transport::{Transport, Want};
 use crate::verdict::Cause;
 
@@ -103,15 +103,15 @@ impl OperationDriver {
         waited: &mut [Duration],
     ) -> Next {
         match self.operation.poll(links, transport, buffers) {
-            Ok(standing @ (Standing::Done | Standing::Moved)) => {
+            Ok(polled @ (Polled::Done | Polled::Moved)) => {
                 if let Some(since) = self.idle_since.take() {
                     let idle = now().saturating_sub(since);
                     self.wants.iter().for_each(|want| waited[want.peer] += idle);
                 }
                 (self.round, self.closed_since) = (0, None);
-                if standing == Standing::Done { Next::Done } else { Next::Again }
+                if polled == Polled::Done { Next::Done } else { Next::Again }
             }
-            Ok(Standing::Idle) => self.wait(now, links, status),
+            Ok(Polled::Idle) => self.wait(now, links, status),
             Err(fault) => self.on_fault(now(), fault, links, status),
         }
     }

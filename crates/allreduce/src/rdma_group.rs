@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::choose::Reach;
 use crate::config::{BackendChoice, Config};
 use crate::devices::{DeviceMatrix, Shape};
-use crate::engine::Carrier;
+use crate::engine::Network;
 use crate::error::GroupError;
 use crate::frame::Algorithm;
 use crate::group::Group;
@@ -74,9 +74,9 @@ pub(crate) fn attach(group: &Group, session: u64, config: &Config) -> Result<(),
                 (config.notices)(Notice::Wired { wire: wire.to_string() });
             }
             let Cabling { reach, wires, .. } = cabling;
-            let carrier =
-                Carrier::new(Box::new(rdma), config.rank, config.world, session, reach, wires, config.topology);
-            group.engine().carriers.insert(0, carrier);
+            let network =
+                Network::new(Box::new(rdma), config.rank, config.world, session, reach, wires, config.topology);
+            group.engine().networks.insert(0, network);
             group.settle_in().map_err(failed)
         }
         (Err(why), _) => fall_back(why),

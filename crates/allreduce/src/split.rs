@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::choose::Reach;
 use crate::config::Config;
 use crate::connector::{Connector, Member};
-use crate::engine::Carrier;
+use crate::engine::Network;
 use crate::frame::Algorithm;
 use crate::group::Group;
 use crate::handshake::Purpose;
@@ -19,7 +19,7 @@ use crate::transport::tcp::Tcp;
 
 /// How the ranks of a group find each other again.
 #[derive(Clone)]
-pub(crate) enum Relations {
+pub(crate) enum SplitContext {
     Processes(Arc<Processes>),
     Threads { topology: Option<Algorithm>, waiting: Arc<Mutex<BTreeMap<u64, Vec<Option<InProcess>>>>> },
 }
@@ -32,19 +32,19 @@ pub(crate) struct Processes {
     session: u64,
 }
 
-impl Relations {
+impl SplitContext {
     pub(crate) fn processes(
         config: &Config,
         listener: Listener,
         members: Vec<Member>,
         streams: usize,
         session: u64,
-    ) -> Relations {
-        Relations::Processes(Arc::new(Processes { config: config.clone(), listener, members, streams, session }))
+    ) -> SplitContext {
+        SplitContext::Processes(Arc::new(Processes { config: config.clone(), listener, members, streams, session }))
     }
 
-    pub(crate) fn threads(topology: Option<Algorithm>) -> Relations {
-        Relations::Threads { topology, waiting: Arc::default() }
+    pub(crate) fn threads(topology: Option<Algorithm>) -> SplitContext {
+        SplitContext::Threads { topology, waiting: Arc::default() }
     }
 }
 
@@ -60,9 +60,9 @@ impl Group {
         let rank = ranks.iter().position(|&rank| rank == self.rank()).expect("this rank has its own color");
         let members: Arc<Vec<usize>> = Arc::new(ranks.iter().map(|&rank| self.inner.members[rank]).collect());
         let split = self.inner.splits.fetch_add(1, Ordering::Relaxed);
-        let standings = Arc::clone(&self.inner.standings);
-        let (session, carrier) = match &self.inner.relations {
-            Relations::Threads { topology, waiting } => {
+        let context = Arc::clone(&self.inner.context);
+        let (session, network) = match &self.inner.split_context {
+            SplitContext::Threads { topology, waiting } => {
                 let session = session_of(0, &self.inner.members, split, color);
                 let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
                 let places = waiting
@@ -73,16 +73,16 @@ impl Group {
                     waiting.remove(&session);
                 }
                 let transport = Box::new(transport);
-                (session, Carrier::new(transport, rank, ranks.len(), session, Reach::Pairs, 1, *topology))
+                (session, Network::new(transport, rank, ranks.len(), session, Reach::Pairs, 1, *topology))
             }
-            Relations::Processes(processes) => {
+            SplitContext::Processes(processes) => {
                 let session = session_of(processes.session, &self.inner.members, split, color);
                 let check = || self.check().map_err(failed);
                 (session, processes.connect(session, rank, &members, &check)?)
             }
         };
-        let relations = self.inner.relations.clone();
-        let group = Group::assemble(rank, session, vec![carrier], members, standings, relations);
+        let split_context = self.inner.split_context.clone();
+        let group = Group::assemble(rank, session, vec![network], members, context, split_context);
         if group.world() > 1 {
             group.barrier().map_err(failed)?;
         }
@@ -97,7 +97,7 @@ impl Processes {
         rank: usize,
         members: &[usize],
         check: &dyn Fn() -> Result<(), JoinError>,
-    ) -> Result<Carrier, JoinError> {
+    ) -> Result<Network, JoinError> {
         let Processes { config, listener, members: all, .. } = self;
         let deadline = Instant::now() + config.join_timeout;
         // A frozen member must not hold a try up for much longer than until it is declared lost.
@@ -115,7 +115,7 @@ impl Processes {
         let tcp = Tcp::new(streams, &config.tcp, hosts)
             .map_err(|error| JoinError::System { what: "a data connection cannot be set up", error })?;
         let (world, wires) = (members.len(), self.streams);
-        Ok(Carrier::new(Box::new(tcp), rank, world, session, Reach::Pairs, wires, config.topology))
+        Ok(Network::new(Box::new(tcp), rank, world, session, Reach::Pairs, wires, config.topology))
     }
 }
 
