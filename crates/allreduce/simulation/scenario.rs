@@ -157,7 +157,7 @@ impl Scenario {
             longest_pause: milliseconds(random.pick(&[1, 5, 50, 300])),
             timeout,
             latency: Duration::from_micros(random.pick(&[5, 30, 100, 1000])),
-            spike: timing.settle / 5,
+            spike: timing.collect / 5,
             linger: random.pick(&[Duration::ZERO, milliseconds(3), milliseconds(400)]),
             straggler: None,
             divergent: None,
@@ -261,7 +261,7 @@ impl Scenario {
             let later = match random.below(4) {
                 0 => Duration::ZERO,
                 1 => random.between(Duration::ZERO, SECOND),
-                _ => timing.settle + random.between(Duration::ZERO, self.latency * 2) - self.latency,
+                _ => timing.collect + random.between(Duration::ZERO, self.latency * 2) - self.latency,
             };
             self.at(at + later, Change::Crash { rank: second, resets: random.one_in(2) });
             possible.insert(second);
@@ -279,7 +279,7 @@ impl Scenario {
             let later = match random.below(4) {
                 0 => random.between(Duration::ZERO, timing.heartbeat),
                 1 => random.between(Duration::ZERO, self.timeout),
-                _ => timing.settle_silent + random.between(Duration::ZERO, timing.heartbeat * 4),
+                _ => timing.collect_silent + random.between(Duration::ZERO, timing.heartbeat * 4),
             };
             self.at(at + later, Change::Freeze(second));
             possible.insert(second);

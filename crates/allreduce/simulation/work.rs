@@ -175,7 +175,7 @@ impl Task {
         if element == Element::F32 {
             let mut data = self.contribution(rank);
             let mut input = Vec::new();
-            arithmetic::settle(wire, &mut data[plan::rounded_before(algorithm, elements, world, rank)]);
+            arithmetic::round_to_wire(wire, &mut data[plan::rounded_before(algorithm, elements, world, rank)]);
             if algorithm == Algorithm::Direct {
                 input = data.clone();
             }
@@ -210,7 +210,7 @@ impl Task {
         };
         if matches!(kind, Kind::AllReduce | Kind::ReduceScatter) {
             if algorithm == Algorithm::Direct {
-                arithmetic::settle(wire, &mut memory.data);
+                arithmetic::round_to_wire(wire, &mut memory.data);
             }
             let contributions: Vec<Vec<f32>> = (0..world).map(|rank| self.contribution(rank)).collect();
             let own = if kind == Kind::ReduceScatter { segment(elements, world, rank) } else { 0..elements };
@@ -240,7 +240,7 @@ impl Task {
         let Descriptor { algorithm, wire, reduction, .. } = self.descriptor;
         let (world, elements) = (contributions.len(), self.elements());
         let round = |mut value: f32| {
-            arithmetic::settle(wire, std::slice::from_mut(&mut value));
+            arithmetic::round_to_wire(wire, std::slice::from_mut(&mut value));
             value
         };
         let combine = |a: f32, b: f32| match reduction {

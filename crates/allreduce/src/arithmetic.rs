@@ -92,7 +92,7 @@ pub(crate) fn from_wire(wire: Wire, narrow: &[u16], data: &mut [f32]) {
 }
 
 /// Rounds in place, as the peers will see it.
-pub(crate) fn settle(wire: Wire, data: &mut [f32]) {
+pub(crate) fn round_to_wire(wire: Wire, data: &mut [f32]) {
     if wire == Wire::Exact {
         return;
     }
@@ -142,13 +142,13 @@ mod tests {
         for wire in [Wire::Bf16, Wire::F16] {
             to_wire(wire, &data, &mut narrow);
             from_wire(wire, &narrow, &mut back);
-            let mut settled = data;
-            settle(wire, &mut settled);
-            assert_eq!(back.map(f32::to_bits), settled.map(f32::to_bits));
+            let mut rounded = data;
+            round_to_wire(wire, &mut rounded);
+            assert_eq!(back.map(f32::to_bits), rounded.map(f32::to_bits));
         }
-        settle(Wire::Bf16, &mut back);
+        round_to_wire(Wire::Bf16, &mut back);
         let mut bf = data;
-        settle(Wire::Bf16, &mut bf);
+        round_to_wire(Wire::Bf16, &mut bf);
         assert_eq!(bf[..3], [1.0, 1.0, 1.0 + 2f32.powi(-6)]);
     }
 }

@@ -66,7 +66,7 @@ impl Inner {
             elements: elements as u64,
             tag: reduce.tag,
         };
-        arithmetic::settle(reduce.wire, &mut data[plan::rounded_before(algorithm, elements, world, rank)]);
+        arithmetic::round_to_wire(reduce.wire, &mut data[plan::rounded_before(algorithm, elements, world, rank)]);
         if algorithm != Algorithm::Direct {
             let buffers = Buffers { data: cast_slice_mut(data), input: &[] };
             return self.run(&mut engine, network, descriptor, buffers);
@@ -78,7 +78,7 @@ impl Inner {
         let buffers = Buffers { data: cast_slice_mut(data), input: cast_slice(&snapshot) };
         let done = self.run(&mut engine, network, descriptor, buffers);
         engine.snapshot = snapshot;
-        arithmetic::settle(reduce.wire, data);
+        arithmetic::round_to_wire(reduce.wire, data);
         done
     }
 

@@ -122,7 +122,7 @@ impl Group {
         let split_context = SplitContext::processes(config, joined.listener, joined.members, joined.streams, session);
         let members = Arc::new((0..world).collect());
         let group = Group::assemble(rank, session, vec![network], members, context, split_context);
-        group.settle_in().map_err(JoinError::Group)?;
+        group.measure_algorithms().map_err(JoinError::Group)?;
         crate::rdma_group::attach(&group, session, config)?;
         group.engine().flight = crate::flight::Flight::new(session);
         let (latency, ways) = {
@@ -186,7 +186,7 @@ impl Group {
     }
 
     /// Waits until everybody is here, and measures the ways that may be chosen from.
-    pub(crate) fn settle_in(&self) -> Result<(), GroupError> {
+    pub(crate) fn measure_algorithms(&self) -> Result<(), GroupError> {
         self.barrier()?;
         if matches!(self.engine().networks[0].choice, Choice::Always(_)) {
             return Ok(());

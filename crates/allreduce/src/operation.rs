@@ -332,7 +332,7 @@ fn narrow(wire: Wire, frame: &Outgoing, buffers: &mut Buffers<'_>, staging: &mut
         Source::Data => {
             let data: &mut [f32] = &mut cast_slice_mut(buffers.data)[frame.at.clone()];
             arithmetic::to_wire(wire, data, narrow);
-            if frame.settled {
+            if frame.is_final {
                 arithmetic::from_wire(wire, narrow, data);
             }
         }

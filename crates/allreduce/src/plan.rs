@@ -44,7 +44,7 @@ pub(crate) struct Outgoing {
     pub(crate) at: Range<usize>,
     pub(crate) after: Option<After>,
     /// These elements are final. With a narrow wire type they are rounded here too, so that this rank holds what it sends.
-    pub(crate) settled: bool,
+    pub(crate) is_final: bool,
 }
 
 /// Where outgoing elements are read from.
@@ -172,8 +172,8 @@ impl Plan {
         })
     }
 
-    fn send(&mut self, channel: usize, at: Range<usize>, after: Option<After>, settled: bool) {
-        self.channels[channel].sends.push(Outgoing { source: Source::Data, at, after, settled });
+    fn send(&mut self, channel: usize, at: Range<usize>, after: Option<After>, is_final: bool) {
+        self.channels[channel].sends.push(Outgoing { source: Source::Data, at, after, is_final });
     }
 
     /// Adds a receive and returns what a frame says that waits for it.

@@ -77,7 +77,7 @@ pub(crate) fn attach(group: &Group, session: u64, config: &Config) -> Result<(),
             let network =
                 Network::new(Box::new(rdma), config.rank, config.world, session, reach, wires, config.topology);
             group.engine().networks.insert(0, network);
-            group.settle_in().map_err(failed)
+            group.measure_algorithms().map_err(failed)
         }
         (Err(why), _) => fall_back(why),
         (Ok(_), Err(error)) => fall_back(error.to_string()),

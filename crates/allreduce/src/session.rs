@@ -6,7 +6,7 @@
 //! Every rank has a control connection to every other, whatever carries the data. On it each rank says every heartbeat
 //! interval where it is. A connection that closes without a farewell is a lost rank at once; a rank that says nothing for
 //! the timeout is lost then. Whoever notices floods a [`Record`] of what it sees. All records that arrive within a short
-//! settling time go into one [`Verdict`], a pure function of the records: so every survivor names the same culprit.
+//! collecting time go into one [`Verdict`], a pure function of the records: so every survivor names the same culprit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -27,24 +27,24 @@ pub(crate) struct Timing {
     /// Silence after which a rank is lost.
     pub(crate) silence: Duration,
     /// Between the first record and the verdict, when a rank fell silent.
-    pub(crate) settle_silent: Duration,
+    pub(crate) collect_silent: Duration,
     /// The same when a connection closed or a rank reported a failure.
-    pub(crate) settle: Duration,
+    pub(crate) collect: Duration,
     /// A gap between two of our own ticks that means that we were stopped ourselves.
     pub(crate) own_freeze: Duration,
 }
 
 impl Timing {
-    /// A silent rank is known everywhere within `timeout`: the settling time is taken off the silence.
+    /// A silent rank is known everywhere within `timeout`: the collecting time is taken off the silence.
     pub(crate) fn new(timeout: Duration) -> Timing {
         let heartbeat = timeout / 25;
-        let settle_silent = heartbeat * 3 / 2;
+        let collect_silent = heartbeat * 3 / 2;
         Timing {
             heartbeat,
             suspect: timeout * 2 / 5,
-            silence: timeout - settle_silent - heartbeat / 2,
-            settle_silent,
-            settle: (timeout / 50).min(Duration::from_millis(100)),
+            silence: timeout - collect_silent - heartbeat / 2,
+            collect_silent,
+            collect: (timeout / 50).min(Duration::from_millis(100)),
             own_freeze: timeout / 5,
         }
     }
@@ -156,7 +156,7 @@ struct Peer {
 enum State {
     Running,
     /// Collecting records until then.
-    Settling {
+    Collecting {
         until: Duration,
     },
     /// Another rank judges for all; if it has not by then, we do.
@@ -211,7 +211,7 @@ impl Session {
     /// When this session wants its next tick at the latest.
     pub(crate) fn next_tick(&self) -> Duration {
         match self.state {
-            State::Settling { until } | State::Listening { until } => until.min(self.next_heartbeat),
+            State::Collecting { until } | State::Listening { until } => until.min(self.next_heartbeat),
             _ => self.next_heartbeat,
         }
     }
@@ -242,29 +242,29 @@ impl Session {
                 }
             }
             Message::Farewell => peer.left = true,
-            Message::Record(record) => self.learn(now, record, actions),
+            Message::Record(record) => self.on_record(now, record, actions),
             Message::Verdict(_) if self.mutations.has(Bug::JudgedAlone) => {}
             Message::Verdict(verdict) => self.end(verdict, actions),
         }
     }
 
     /// Takes in a record and tells the others, once.
-    fn learn(&mut self, now: Duration, record: Record, actions: &mut Vec<Action>) {
+    fn on_record(&mut self, now: Duration, record: Record, actions: &mut Vec<Action>) {
         let known = self.records.get(&record.from).is_some_and(|known| known.version >= record.version);
         if known || record.from == self.rank || matches!(self.state, State::Ended(_)) {
             return;
         }
-        self.flood(&record, actions);
+        self.broadcast_record(&record, actions);
         let silent = record.cause.is_none() && record.closed.is_empty();
         self.records.insert(record.from, record);
-        self.settle(now, silent, actions);
+        self.collect_records(now, silent, actions);
     }
 
-    fn flood(&self, record: &Record, actions: &mut Vec<Action>) {
-        self.tell(&Message::Record(record.clone()), Some(record.from), actions);
+    fn broadcast_record(&self, record: &Record, actions: &mut Vec<Action>) {
+        self.broadcast(&Message::Record(record.clone()), Some(record.from), actions);
     }
 
-    fn tell(&self, message: &Message, but: Option<usize>, actions: &mut Vec<Action>) {
+    fn broadcast(&self, message: &Message, but: Option<usize>, actions: &mut Vec<Action>) {
         if self.mutations.has(Bug::AbortNotForwarded) {
             return;
         }
@@ -282,8 +282,8 @@ impl Session {
         if peer.left || self.left || self.records.contains_key(&from) {
             return;
         }
-        self.accuse(now, |record| record.closed.insert(from), actions);
-        self.settle(now, false, actions);
+        self.amend_own_record(|record| record.closed.insert(from), actions);
+        self.collect_records(now, false, actions);
     }
 
     fn report(&mut self, now: Duration, cause: Cause, actions: &mut Vec<Action>) {
@@ -292,8 +292,7 @@ impl Session {
             Cause::Broken { peer, .. } if self.peers.get(&peer).is_some_and(|peer| peer.left) => Cause::Left { peer },
             cause => cause,
         };
-        self.accuse(
-            now,
+        self.amend_own_record(
             |record| {
                 let first = record.cause.is_none();
                 if first {
@@ -303,11 +302,11 @@ impl Session {
             },
             actions,
         );
-        self.settle(now, false, actions);
+        self.collect_records(now, false, actions);
     }
 
-    /// Changes our own record and floods it if it did change.
-    fn accuse(&mut self, _now: Duration, change: impl FnOnce(&mut Record) -> bool, actions: &mut Vec<Action>) {
+    /// Changes our own record and tells the others if it did change.
+    fn amend_own_record(&mut self, change: impl FnOnce(&mut Record) -> bool, actions: &mut Vec<Action>) {
         if matches!(self.state, State::Ended(_)) {
             return;
         }
@@ -323,20 +322,20 @@ impl Session {
             .chain(&record.closed)
             .filter_map(|rank| self.peers.get(rank).map(|peer| (*rank, peer.progress)))
             .collect();
-        self.flood(&record, actions);
+        self.broadcast_record(&record, actions);
         self.records.insert(self.rank, record);
     }
 
-    /// Begins to settle. A rank that learns of a failure adds what it sees itself, so that the verdict can tell a lost rank
+    /// Begins to collect. A rank that learns of a failure adds what it sees itself, so that the verdict can tell a lost rank
     /// from a broken connection between two.
-    fn settle(&mut self, now: Duration, silent: bool, actions: &mut Vec<Action>) {
+    fn collect_records(&mut self, now: Duration, silent: bool, actions: &mut Vec<Action>) {
         if self.state != State::Running {
             return;
         }
         self.state =
-            State::Settling { until: now + if silent { self.timing.settle_silent } else { self.timing.settle } };
+            State::Collecting { until: now + if silent { self.timing.collect_silent } else { self.timing.collect } };
         if !self.records.contains_key(&self.rank) {
-            self.accuse(now, |_| true, actions);
+            self.amend_own_record(|_| true, actions);
         }
     }
 
@@ -371,10 +370,10 @@ impl Session {
             self.judge_silence(now, actions);
         }
         match self.state {
-            State::Settling { until } if now >= until && self.speaker() != self.rank => {
-                self.state = State::Listening { until: now + self.timing.settle };
+            State::Collecting { until } if now >= until && self.speaker() != self.rank => {
+                self.state = State::Listening { until: now + self.timing.collect };
             }
-            State::Settling { until } | State::Listening { until } if now >= until => {
+            State::Collecting { until } | State::Listening { until } if now >= until => {
                 self.end(judge(self.rank, self.peers.len() + 1, &self.records_and_farewells()), actions);
             }
             _ => {}
@@ -409,7 +408,7 @@ impl Session {
             return;
         }
         if verdict != Verdict::CutOff {
-            self.tell(&Message::Verdict(verdict.clone()), None, actions);
+            self.broadcast(&Message::Verdict(verdict.clone()), None, actions);
         }
         self.state = State::Ended(verdict.clone());
         actions.push(Action::End(verdict));
@@ -447,8 +446,8 @@ impl Session {
                 record.silent.extend(silent.iter().copied());
                 record.silent.len() > before
             };
-            self.accuse(now, add, actions);
-            self.settle(now, true, actions);
+            self.amend_own_record(add, actions);
+            self.collect_records(now, true, actions);
         }
     }
 }

@@ -65,7 +65,7 @@ pub(crate) fn all_to_all(rank: usize, world: usize, block: usize, links: usize, 
             let region = part(&(peer * block..(peer + 1) * block), links, link);
             let channel = plan.channel(peer, link);
             for frame in frames(&region, length) {
-                let outgoing = Outgoing { source: Source::Input, at: frame.clone(), after: None, settled: true };
+                let outgoing = Outgoing { source: Source::Input, at: frame.clone(), after: None, is_final: true };
                 plan.channels[channel].sends.push(outgoing);
                 plan.receive(channel, frame, Action::Store, None);
             }
@@ -92,7 +92,7 @@ pub(crate) fn point_to_point(
                     source: Source::Input,
                     at: frame,
                     after: None,
-                    settled: true,
+                    is_final: true,
                 });
             } else {
                 plan.receive(channel, frame, Action::Store, None);
