@@ -55,7 +55,7 @@ impl Inner {
         let reach = |algorithm| if algorithm == Algorithm::Ring { Reach::Neighbours } else { Reach::Pairs };
         let network = reduce.algorithm.map_or(0, |algorithm| engine.network(reach(algorithm)));
         let bytes = elements * Element::F32.wire_bytes(reduce.wire);
-        let algorithm = reduce.algorithm.unwrap_or_else(|| engine.networks[network].choice.way(bytes));
+        let algorithm = reduce.algorithm.unwrap_or_else(|| engine.networks[network].choice.algorithm(bytes));
         let descriptor = Descriptor {
             kind: Kind::AllReduce,
             reduction: reduce.reduction,
@@ -135,7 +135,7 @@ impl Inner {
         }
         let mut engine = self.engine();
         // Two ranks are a chain already; a long message is passed on along a chain so that the root sends it once only.
-        let algorithm = match engine.networks[0].choice.way(bytes) {
+        let algorithm = match engine.networks[0].choice.algorithm(bytes) {
             Algorithm::Mesh | Algorithm::Ring => Algorithm::Ring,
             Algorithm::Direct | Algorithm::Star => Algorithm::Direct,
         };

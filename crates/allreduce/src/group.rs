@@ -25,7 +25,7 @@ use crate::transport::tcp::Tcp;
 use crate::transport::{Backend, in_process};
 use crate::verdict::Cause;
 
-/// How often each way is tried when a group is made; the fastest counts.
+/// How often each algorithm is tried when a group is made; the fastest try counts.
 const MEASUREMENTS: usize = 5;
 
 /// Bytes of a message to all ranks. With every byte escaped it still fits a control message many times over.
@@ -40,7 +40,7 @@ pub struct Reduce {
     pub wire: Wire,
     /// What the elements are: a digest that ranks compare. 0: nothing.
     pub tag: u64,
-    /// Always this way. None: what suits the size.
+    /// Always this algorithm. None: the one that suits the size.
     pub algorithm: Option<Algorithm>,
 }
 
@@ -125,12 +125,12 @@ impl Group {
         group.measure_algorithms().map_err(JoinError::Group)?;
         crate::rdma_group::attach(&group, session, config)?;
         group.engine().flight = crate::flight::Flight::new(session);
-        let (latency, ways) = {
+        let (latency, algorithms) = {
             let network = &group.engine().networks[0];
-            (network.latency, network.choice.ways())
+            (network.latency, network.choice.by_size())
         };
         (config.notices)(Notice::Joined { world, backend: group.backend(), took: began.elapsed() });
-        (config.notices)(Notice::Chosen { latency, ways });
+        (config.notices)(Notice::Chosen { latency, algorithms });
         Ok(group)
     }
 
@@ -185,17 +185,17 @@ impl Group {
         Group { inner: Arc::new(inner), worker: Mutex::new(None) }
     }
 
-    /// Waits until everybody is here, and measures the ways that may be chosen from.
+    /// Waits until all ranks are here, and measures the algorithms that may be chosen from.
     pub(crate) fn measure_algorithms(&self) -> Result<(), GroupError> {
         self.barrier()?;
         if matches!(self.engine().networks[0].choice, Choice::Always(_)) {
             return Ok(());
         }
         let mut times = [f32::INFINITY; RANK_ORDERED.len() * MEASURED_BYTES.len()];
-        let measured = RANK_ORDERED.iter().flat_map(|way| MEASURED_BYTES.map(|bytes| (way, bytes)));
-        for ((way, bytes), time) in measured.zip(&mut times) {
+        let measured = RANK_ORDERED.iter().flat_map(|algorithm| MEASURED_BYTES.map(|bytes| (algorithm, bytes)));
+        for ((algorithm, bytes), time) in measured.zip(&mut times) {
             let mut data = vec![0f32; bytes / 4];
-            let reduce = Reduce { algorithm: Some(*way), ..Reduce::SUM };
+            let reduce = Reduce { algorithm: Some(*algorithm), ..Reduce::SUM };
             for _ in 0..MEASUREMENTS {
                 let began = Instant::now();
                 self.all_reduce_with(&mut data, &reduce)?;
@@ -236,9 +236,9 @@ impl Group {
         self.engine().networks[0].transport.backend()
     }
 
-    /// The way that a reduction of so many bytes takes.
+    /// The algorithm that a reduction of `bytes` bytes takes.
     pub fn algorithm(&self, bytes: usize) -> Algorithm {
-        self.engine().networks[0].choice.way(bytes)
+        self.engine().networks[0].choice.algorithm(bytes)
     }
 
     /// Payload bytes that this rank has sent and received.
@@ -284,7 +284,7 @@ impl Group {
         self.all_reduce_with(data, &Reduce::of(reduction))
     }
 
-    /// [`Group::all_reduce`] with a wire type, a layout to compare, or a fixed way.
+    /// [`Group::all_reduce`] with a wire type, a layout to compare, or a fixed algorithm.
     pub fn all_reduce_with(&self, data: &mut [f32], reduce: &Reduce) -> Result<(), GroupError> {
         self.inner.turn(|inner| inner.all_reduce(data, reduce))
     }

@@ -1,21 +1,21 @@
 //! An operation as data: which frames a rank sends and receives on which link, in which order, and what becomes of them.
 //!
-//! The algorithms (`mesh.rs`, `ring.rs`, `moves.rs`) only make such plans; `operation.rs` carries them out over any
+//! The algorithms (`mesh.rs`, `ring.rs`, `data_movement.rs`) only make such plans; `operation.rs` carries them out over any
 //! transport. A plan is a pure function of the operation, the rank and the world, so all ranks' plans fit together, and a
 //! test can carry them out in memory in every order of arrival.
 //!
 //! The **order of summation** is fixed by the plan: frames of one link come in order, and a frame whose turn depends on
 //! another link says so in `after`. Whoever is early waits in the socket (or slot) it arrived in.
 
+mod data_movement;
 mod mesh;
-mod moves;
 mod ring;
 
 use std::ops::Range;
 
+pub(crate) use data_movement::point_to_point;
+use data_movement::{all_to_all, broadcast_chain, broadcast_star};
 use mesh::{Share, mesh_all_gather, mesh_reduce, star_reduce};
-pub(crate) use moves::point_to_point;
-use moves::{all_to_all, broadcast_chain, broadcast_star};
 use ring::{ring_all_gather, ring_reduce};
 
 use crate::frame::{Algorithm, Descriptor, Kind};

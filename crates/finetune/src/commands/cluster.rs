@@ -402,12 +402,12 @@ impl Table {
                 row.op, row.ranks
             ))?;
             output::line(&format!(
-                "{:>12} {:>8} {:>14} {:>12} {:>12} {:>12} {:>7}",
-                "bytes", "way", "median (µs)", "min (µs)", "alg (GB/s)", "bus (GB/s)", "wrong"
+                "{:>12} {:>9} {:>14} {:>12} {:>12} {:>12} {:>7}",
+                "bytes", "algorithm", "median (µs)", "min (µs)", "alg (GB/s)", "bus (GB/s)", "wrong"
             ))?;
         }
         output::line(&format!(
-            "{:>12} {:>8} {:>14.1} {:>12.1} {:>12.3} {:>12.3} {:>7}",
+            "{:>12} {:>9} {:>14.1} {:>12.1} {:>12.3} {:>12.3} {:>7}",
             row.bytes,
             row.topology,
             row.latency_us_median,
