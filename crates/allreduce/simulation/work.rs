@@ -9,7 +9,7 @@ use bytemuck::{cast_slice, cast_slice_mut};
 
 use super::random::Random;
 use crate::arithmetic;
-use crate::frame::{Algorithm, Descriptor, Element, Kind, Reduction, Wire};
+use crate::frame::{Algorithm, Descriptor, Element, Kind, Reduction, WireDtype};
 use crate::operation::Buffers;
 use crate::plan::{self, FrameLength, Plan, part, segment};
 
@@ -97,7 +97,7 @@ impl Task {
             Kind::AllGather | Kind::AllToAll => elements / world * world,
             _ => elements,
         };
-        let wires = [Wire::Exact, Wire::Exact, Wire::Exact, Wire::Bf16, Wire::F16];
+        let wires = [WireDtype::Exact, WireDtype::Exact, WireDtype::Exact, WireDtype::Bf16, WireDtype::F16];
         let descriptor = Descriptor {
             kind,
             reduction: if reduces {
@@ -106,7 +106,7 @@ impl Task {
                 Reduction::Sum
             },
             element: if reduces { Element::F32 } else { Element::Byte },
-            wire: if kind == Kind::AllReduce { random.pick(&wires) } else { Wire::Exact },
+            wire: if kind == Kind::AllReduce { random.pick(&wires) } else { WireDtype::Exact },
             algorithm,
             root: if kind == Kind::Broadcast { random.below(world) as u16 } else { 0 },
             elements: elements as u64,

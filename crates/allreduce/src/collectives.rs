@@ -9,7 +9,7 @@ use crate::arithmetic;
 use crate::choose::Reach;
 use crate::engine::{Engine, Network};
 use crate::error::GroupError;
-use crate::frame::{Algorithm, Descriptor, Element, Kind, Reduction, Wire};
+use crate::frame::{Algorithm, Descriptor, Element, Kind, Reduction, WireDtype};
 use crate::group::{Inner, Reduce};
 use crate::operation::Buffers;
 use crate::plan::{self, segment};
@@ -94,7 +94,7 @@ impl Inner {
             kind: Kind::ReduceScatter,
             reduction,
             element: Element::F32,
-            wire: Wire::Exact,
+            wire: WireDtype::Exact,
             algorithm,
             root: 0,
             elements: elements as u64,
@@ -110,7 +110,7 @@ impl Inner {
             kind,
             reduction: Reduction::Sum,
             element: Element::Byte,
-            wire: Wire::Exact,
+            wire: WireDtype::Exact,
             algorithm,
             root: root as u16,
             elements: bytes as u64,

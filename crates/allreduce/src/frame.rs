@@ -101,7 +101,7 @@ coded! {
 
 coded! {
     /// What an element is on the wire. Sums are always taken in f32.
-    Wire {
+    WireDtype {
         /// As in memory.
         Exact = 1, "exact";
         /// Rounded to bfloat16 before each transfer: half the bytes.
@@ -135,11 +135,11 @@ impl Element {
     }
 
     /// Bytes on the wire.
-    pub(crate) fn wire_bytes(self, wire: Wire) -> usize {
+    pub(crate) fn wire_bytes(self, wire: WireDtype) -> usize {
         match (self, wire) {
             (Element::Byte, _) => 1,
-            (Element::F32, Wire::Exact) => 4,
-            (Element::F32, Wire::Bf16 | Wire::F16) => 2,
+            (Element::F32, WireDtype::Exact) => 4,
+            (Element::F32, WireDtype::Bf16 | WireDtype::F16) => 2,
         }
     }
 }
@@ -154,7 +154,7 @@ pub struct Descriptor {
     /// Elements in memory.
     pub element: Element,
     /// Elements on the wire.
-    pub wire: Wire,
+    pub wire: WireDtype,
     /// How the bytes travel.
     pub algorithm: Algorithm,
     /// The rank that the data comes from; 0 where there is none.
@@ -175,7 +175,7 @@ impl std::fmt::Display for Descriptor {
             Kind::Barrier => {}
             _ => write!(formatter, " of {elements} bytes")?,
         }
-        if *wire != Wire::Exact {
+        if *wire != WireDtype::Exact {
             write!(formatter, ", {wire} on the wire")?;
         }
         if !matches!(kind, Kind::Send) {
@@ -297,7 +297,7 @@ impl Header {
             kind: Kind::of(bytes[5]).ok_or(FrameError::Foreign)?,
             reduction: Reduction::of(bytes[6]).ok_or(FrameError::Foreign)?,
             element: Element::of(bytes[7]).ok_or(FrameError::Foreign)?,
-            wire: Wire::of(bytes[8]).ok_or(FrameError::Foreign)?,
+            wire: WireDtype::of(bytes[8]).ok_or(FrameError::Foreign)?,
             algorithm: Algorithm::of(bytes[9]).ok_or(FrameError::Foreign)?,
             root: u16_at(12),
             elements: u64_at(40),
@@ -358,7 +358,7 @@ mod tests {
             kind: Kind::AllReduce,
             reduction: Reduction::Sum,
             element: Element::F32,
-            wire: Wire::Exact,
+            wire: WireDtype::Exact,
             algorithm: Algorithm::Ring,
             root: 3,
             elements: 1 << 40,

@@ -14,7 +14,7 @@ use crate::control::Control;
 use crate::engine::{Engine, GroupContext, Membership, Network};
 use crate::error::{GroupError, Who};
 use crate::flight::FlightEntry;
-use crate::frame::{Algorithm, Reduction, Wire};
+use crate::frame::{Algorithm, Reduction, WireDtype};
 use crate::group_status::GroupStatus;
 use crate::join;
 use crate::join_error::JoinError;
@@ -37,7 +37,7 @@ pub struct Reduce {
     /// How elements are combined.
     pub reduction: Reduction,
     /// What elements are on the wire.
-    pub wire: Wire,
+    pub wire: WireDtype,
     /// What the elements are: a digest that ranks compare. 0: nothing.
     pub tag: u64,
     /// Always this algorithm. None: the one that suits the size.
@@ -50,7 +50,7 @@ impl Reduce {
 
     /// A reduction, exact on the wire.
     pub const fn of(reduction: Reduction) -> Reduce {
-        Reduce { reduction, wire: Wire::Exact, tag: 0, algorithm: None }
+        Reduce { reduction, wire: WireDtype::Exact, tag: 0, algorithm: None }
     }
 }
 

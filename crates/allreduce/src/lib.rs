@@ -75,7 +75,7 @@ pub use devices::{
 pub use environment::{Environment, EnvironmentError, Launcher, Rendezvous};
 pub use error::{GroupError, GroupFailure, Who};
 pub use flight::FlightEntry;
-pub use frame::{Algorithm, Descriptor, Element, FrameError, Kind, PROTOCOL_VERSION, Reduction, Wire};
+pub use frame::{Algorithm, Descriptor, Element, FrameError, Kind, PROTOCOL_VERSION, Reduction, WireDtype};
 pub use group::{Group, Reduce};
 pub use join_error::JoinError;
 pub use notice::{Notice, Notices, no_notices};

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytemuck::{cast_slice, cast_slice_mut};
 
 use crate::arithmetic;
-use crate::frame::{Descriptor, FrameError, HEADER_BYTES, Header, Wire, crc32c};
+use crate::frame::{Descriptor, FrameError, HEADER_BYTES, Header, WireDtype, crc32c};
 use crate::mutations::Mutations;
 use crate::plan::{Action, After, Incoming, Outgoing, Plan, Source};
 use crate::transport::{Broken, Transport, Want};
@@ -188,11 +188,11 @@ impl Operation {
         let wire = self.descriptor.wire;
         let length = frame.at.len() * self.descriptor.element.wire_bytes(wire);
         let state = links.state(peer, link);
-        if state.header_out.is_none() && wire != Wire::Exact {
+        if state.header_out.is_none() && wire != WireDtype::Exact {
             narrow(wire, frame, buffers, &mut state.staging_out);
         }
         let payload = match wire {
-            Wire::Exact => exact(frame, buffers, self.descriptor.element.bytes()),
+            WireDtype::Exact => exact(frame, buffers, self.descriptor.element.bytes()),
             _ => &cast_slice(&state.staging_out)[..length],
         };
         let header = match state.header_out {
@@ -235,8 +235,8 @@ impl Operation {
         let mut scratch = std::mem::take(&mut links.scratch);
         let state = links.state(peer, link);
         let payload: &mut [u8] = match (wire, frame.action) {
-            (Wire::Exact, Action::Store) => &mut buffers.data[bytes_of(&frame.at, element.bytes())],
-            (Wire::Exact, Action::Scratch { at }) => cast_slice_mut(&mut scratch[at..at + frame.at.len()]),
+            (WireDtype::Exact, Action::Store) => &mut buffers.data[bytes_of(&frame.at, element.bytes())],
+            (WireDtype::Exact, Action::Scratch { at }) => cast_slice_mut(&mut scratch[at..at + frame.at.len()]),
             _ => {
                 state.staging_in.resize(state.staging_in.len().max(length.div_ceil(4)), 0.0);
                 &mut cast_slice_mut(&mut state.staging_in)[..length]
@@ -285,12 +285,12 @@ impl Operation {
     ) {
         let (wire, reduction) = (self.descriptor.wire, self.descriptor.reduction);
         let elements = frame.at.len();
-        let in_place = wire == Wire::Exact && matches!(frame.action, Action::Store | Action::Scratch { .. });
+        let in_place = wire == WireDtype::Exact && matches!(frame.action, Action::Store | Action::Scratch { .. });
         if in_place || elements == 0 {
             return;
         }
         let incoming = match wire {
-            Wire::Exact => &staging[..elements],
+            WireDtype::Exact => &staging[..elements],
             _ => {
                 widened.resize(widened.len().max(elements), 0.0);
                 arithmetic::from_wire(wire, &cast_slice(staging)[..elements], &mut widened[..elements]);
@@ -323,7 +323,7 @@ fn exact<'a>(frame: &Outgoing, buffers: &'a Buffers<'_>, element: usize) -> &'a 
 }
 
 /// Rounds a frame to the wire's type; what is final is rounded in the caller's buffer too.
-fn narrow(wire: Wire, frame: &Outgoing, buffers: &mut Buffers<'_>, staging: &mut Vec<f32>) {
+fn narrow(wire: WireDtype, frame: &Outgoing, buffers: &mut Buffers<'_>, staging: &mut Vec<f32>) {
     let elements = frame.at.len();
     staging.resize(staging.len().max(elements.div_ceil(2)), 0.0);
     let narrow = &mut cast_slice_mut::<f32, u16>(staging)[..elements];

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use finetune_allreduce::{
-    Algorithm, BackendChoice, Config, DeviceMatrix, Group, GroupError, Reduce, Reduction, Secret, Wire,
+    Algorithm, BackendChoice, Config, DeviceMatrix, Group, GroupError, Reduce, Reduction, Secret, WireDtype,
 };
 
 /// Set inside the kernel: which devices there are.
@@ -165,7 +165,7 @@ fn work(group: &Group, topology: Option<Algorithm>) -> Result<String, GroupError
         let value = |i: usize| ((i * 7919 + rank * 104_729 + 13) % 1_000_003) as f32 / 997.0 - 300.0;
         let fresh = || (0..elements).map(value).collect::<Vec<f32>>();
         for (reduction, wire) in
-            [(Reduction::Sum, Wire::Exact), (Reduction::Max, Wire::Exact), (Reduction::Sum, Wire::Bf16)]
+            [(Reduction::Sum, WireDtype::Exact), (Reduction::Max, WireDtype::Exact), (Reduction::Sum, WireDtype::Bf16)]
         {
             let mut data = fresh();
             group.all_reduce_with(&mut data, &Reduce { reduction, wire, tag: 5, algorithm: topology })?;

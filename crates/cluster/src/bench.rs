@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use finetune_allreduce::{Algorithm, Backend, Group, GroupError, Reduce, Reduction, Wire};
+use finetune_allreduce::{Algorithm, Backend, Group, GroupError, Reduce, Reduction, WireDtype};
 use serde::{Deserialize, Serialize};
 
 /// Time boxes: for one trial, and for all trials of a size.
@@ -79,7 +79,7 @@ pub struct Options {
     /// Each size is so many times the one before.
     pub step: usize,
     /// What elements are on the wire.
-    pub wire: Wire,
+    pub wire: WireDtype,
     /// Always this way.
     pub topology: Option<Algorithm>,
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::device::{Limits, rdma_devices};
 use super::offer::{Offer, QueuePairKind, WireOptions};
 use super::transport::{Prepared, Rdma};
-use crate::frame::{Algorithm, Descriptor, Element, HEADER_BYTES, Header, Kind, Reduction, Wire};
+use crate::frame::{Algorithm, Descriptor, Element, HEADER_BYTES, Header, Kind, Reduction, WireDtype};
 use crate::mutations::Mutations;
 use crate::transport::{Broken, LONGEST_SLEEP, Transport};
 
@@ -50,7 +50,7 @@ fn header(sequence: u32, payload: &[u8]) -> [u8; HEADER_BYTES] {
         kind: Kind::Send,
         reduction: Reduction::Sum,
         element: Element::Byte,
-        wire: Wire::Exact,
+        wire: WireDtype::Exact,
         algorithm: Algorithm::Direct,
         root: 0,
         elements: 0,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use finetune_allreduce::{
-    Algorithm, BackendChoice, Config, Group, GroupError, JoinError, Notice, Reduce, Reduction, Secret, Wire,
+    Algorithm, BackendChoice, Config, Group, GroupError, JoinError, Notice, Reduce, Reduction, Secret, WireDtype,
 };
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +43,7 @@ pub(crate) enum Act {
     AllReduce {
         elements: usize,
         reduction: Reduction,
-        wire: Wire,
+        wire: WireDtype,
         tag: u64,
         algorithm: Option<Algorithm>,
     },
@@ -116,7 +116,7 @@ pub(crate) fn sum(elements: usize) -> Act {
 
 /// The sum of so many elements.
 pub(crate) fn sum_by(elements: usize, algorithm: Option<Algorithm>) -> Act {
-    Act::AllReduce { elements, reduction: Reduction::Sum, wire: Wire::Exact, tag: 0, algorithm }
+    Act::AllReduce { elements, reduction: Reduction::Sum, wire: WireDtype::Exact, tag: 0, algorithm }
 }
 
 /// Prints a line.

@@ -1,6 +1,6 @@
 //! Every operation at every awkward size, played alike by processes and by threads, with what each result must be.
 
-use finetune_allreduce::{Algorithm, Group, Reduce, Reduction, Wire, segment};
+use finetune_allreduce::{Algorithm, Group, Reduce, Reduction, WireDtype, segment};
 use half::{bf16, f16};
 
 /// Ranks of the biggest group of these tests.
@@ -41,11 +41,11 @@ fn input(texture: Texture, seed: u64, rank: usize, elements: usize) -> Vec<f32> 
     (0..elements).map(|index| value(texture, seed, rank, index)).collect()
 }
 
-fn rounded(wire: Wire, value: f32) -> f32 {
+fn rounded(wire: WireDtype, value: f32) -> f32 {
     match wire {
-        Wire::Exact => value,
-        Wire::Bf16 => bf16::from_f32(value).to_f32(),
-        Wire::F16 => f16::from_f32(value).to_f32(),
+        WireDtype::Exact => value,
+        WireDtype::Bf16 => bf16::from_f32(value).to_f32(),
+        WireDtype::F16 => f16::from_f32(value).to_f32(),
     }
 }
 
@@ -77,9 +77,9 @@ impl Case {
         let Case { texture, seed, reduce: Reduce { reduction, wire, algorithm, .. } } = *self;
         let ring = algorithm == Some(Algorithm::Ring);
         let epsilon = match wire {
-            Wire::Exact => 0.0,
-            Wire::Bf16 => 2f64.powi(-8),
-            Wire::F16 => 2f64.powi(-11),
+            WireDtype::Exact => 0.0,
+            WireDtype::Bf16 => 2f64.powi(-8),
+            WireDtype::F16 => 2f64.powi(-11),
         };
         let owners = (0..world).map(|rank| segment(elements, world, rank));
         for (owner, part) in owners.enumerate() {
@@ -104,7 +104,7 @@ impl Case {
                     let add = |sum, step| combined(reduction, sum, rounded(wire, of[rank(step)]));
                     rounded(wire, (1..world).fold(first, add))
                 };
-                if ring && wire == Wire::Exact {
+                if ring && wire == WireDtype::Exact {
                     let forward = fold(&|step| (owner + step + 1) % world);
                     let backward = || fold(&|step| (owner + world - 1 - step) % world);
                     let right = found.to_bits() == forward.to_bits() || found.to_bits() == backward().to_bits();
@@ -137,7 +137,7 @@ pub(crate) fn play(group: &Group, big: bool, verify: bool) -> Vec<(String, Strin
         for algorithm in WAYS {
             player.reduce(elements, Texture::Full, Reduce { algorithm, ..Reduce::SUM });
         }
-        player.reduce(elements, Texture::Full, Reduce { wire: Wire::Bf16, ..Reduce::SUM });
+        player.reduce(elements, Texture::Full, Reduce { wire: WireDtype::Bf16, ..Reduce::SUM });
         player.broadcast(elements, world - 1);
         player.reduce_scatter(elements);
     }
@@ -170,10 +170,10 @@ impl Player<'_> {
                 self.reduce(elements, Texture::Full, Reduce { algorithm, ..Reduce::of(reduction) });
             }
             for (wire, texture) in [
-                (Wire::Bf16, Texture::Small),
-                (Wire::Bf16, Texture::Full),
-                (Wire::F16, Texture::Small),
-                (Wire::F16, Texture::Full),
+                (WireDtype::Bf16, Texture::Small),
+                (WireDtype::Bf16, Texture::Full),
+                (WireDtype::F16, Texture::Small),
+                (WireDtype::F16, Texture::Full),
             ] {
                 self.reduce(elements, texture, Reduce { wire, algorithm, ..Reduce::SUM });
             }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32};
 use std::time::Duration;
 
 use finetune_allreduce::{
-    Algorithm, Backend, BackendChoice, Config, DeviceMatrix, Environment, Group, Notice, Wire, new_token,
+    Algorithm, Backend, BackendChoice, Config, DeviceMatrix, Environment, Group, Notice, WireDtype, new_token,
 };
 use finetune_cluster::bench::{self, Operation, Options, Row};
 use finetune_cluster::complaint::{hint, shown};
@@ -103,9 +103,9 @@ fn options(arguments: &BenchArguments) -> Result<Options, Failure> {
         }
     };
     let wire = match arguments.dtype.as_str() {
-        "f32" => Wire::Exact,
-        "bf16" => Wire::Bf16,
-        "f16" => Wire::F16,
+        "f32" => WireDtype::Exact,
+        "bf16" => WireDtype::Bf16,
+        "f16" => WireDtype::F16,
         other => {
             return Err(Failure::arguments(
                 format!("--dtype {other}: unknown"),
@@ -113,7 +113,7 @@ fn options(arguments: &BenchArguments) -> Result<Options, Failure> {
             ));
         }
     };
-    if wire != Wire::Exact && operation != Operation::AllReduce {
+    if wire != WireDtype::Exact && operation != Operation::AllReduce {
         return Err(Failure::arguments("--dtype applies to all_reduce only", "leave it out for other operations"));
     }
     if !["auto", "tcp", "rdma"].contains(&arguments.backend.as_str()) {
