@@ -31,7 +31,7 @@ struct Unread {
 }
 
 /// A sealed message that leaves.
-pub(super) struct Letter {
+pub(super) struct SealedMessage {
     pub(super) to: usize,
     pub(super) bytes: Vec<u8>,
 }
@@ -50,7 +50,7 @@ enum Phase {
     Pausing {
         until: Duration,
     },
-    Inside(Box<Doing>),
+    Inside(Box<ActiveOperation>),
     /// Reported; the verdict must follow.
     GivenUp {
         since: Duration,
@@ -63,7 +63,7 @@ enum Phase {
 }
 
 /// An operation on its way.
-struct Doing {
+struct ActiveOperation {
     driver: OperationDriver,
     memory: Memory,
 }
@@ -103,7 +103,7 @@ pub(super) struct Rank {
     control: ControlDriver,
     unread: BTreeMap<usize, Unread>,
     orders: Vec<Cause>,
-    pub(super) letters: Vec<Letter>,
+    pub(super) sealed_messages: Vec<SealedMessage>,
     /// Connections that this rank has shut because a message on them did not open.
     pub(super) shut: Vec<usize>,
     pub(super) verdict: Option<(Duration, Verdict)>,
@@ -147,7 +147,7 @@ impl Rank {
             status,
             unread,
             orders: Vec::new(),
-            letters: Vec::new(),
+            sealed_messages: Vec::new(),
             shut: Vec::new(),
             verdict: None,
             warnings: 0,
@@ -234,7 +234,7 @@ impl Rank {
         }
         for effect in self.control.poll(now, inbox) {
             match effect {
-                Effect::Send { to, bytes } => self.letters.push(Letter { to, bytes }),
+                Effect::Send { to, bytes } => self.sealed_messages.push(SealedMessage { to, bytes }),
                 Effect::Ended { .. } => {}
                 Effect::Distrusted { peer } => self.shut.push(peer),
                 Effect::Warn(_) => self.warnings += 1,
@@ -282,7 +282,7 @@ impl Rank {
             return self.phase = Phase::Over { leaves: now + self.pace.linger };
         };
         let (group, number, descriptor) = (self.group, self.done as u64, task.descriptor);
-        self.status.enter(Some(session::Doing { group, operation: number, descriptor }));
+        self.status.enter(Some(session::CurrentOperation { group, operation: number, descriptor }));
         let mut plan = task.plan(self.rank, self.settings.world, self.settings.frame_bytes);
         plans::plant(self.settings.mutations, &mut plan);
         let memory = task.memory(self.rank, self.settings.world);
@@ -294,11 +294,11 @@ impl Rank {
         };
         let operation = Operation::new(plan, number, descriptor);
         let driver = OperationDriver::new(operation, Arc::clone(&self.members), patience, 0);
-        self.phase = Phase::Inside(Box::new(Doing { driver, memory }));
+        self.phase = Phase::Inside(Box::new(ActiveOperation { driver, memory }));
     }
 
     /// What the engine does with the driver's answers. Whether there is more to do at once.
-    fn poll(&mut self, now: Duration, mut doing: Box<Doing>) -> bool {
+    fn poll(&mut self, now: Duration, mut doing: Box<ActiveOperation>) -> bool {
         doing.driver.ran_until(now);
         let next = loop {
             let mut buffers = doing.memory.buffers();

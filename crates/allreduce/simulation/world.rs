@@ -19,7 +19,7 @@ use crate::session::Timing;
 pub(super) const SESSION: u64 = 0x5e55_1011;
 
 /// What is going to happen.
-pub(super) enum Happening {
+pub(super) enum Event {
     Arrival {
         from: usize,
         to: usize,
@@ -37,7 +37,7 @@ pub(super) struct World {
     pub(super) scenario: Scenario,
     pub(super) ranks: Vec<Rank>,
     /// By time, then in the order in which it was put in.
-    pub(super) queue: BTreeMap<(Duration, u64), Happening>,
+    pub(super) queue: BTreeMap<(Duration, u64), Event>,
     entries: u64,
     pub(super) random: Random,
     /// From each rank to each other.
@@ -105,7 +105,7 @@ impl World {
             scenario,
         };
         for (at, change) in simulation.scenario.changes.clone() {
-            simulation.put(at, Happening::Change(change));
+            simulation.put(at, Event::Change(change));
         }
         for rank in 0..world {
             simulation.set_timers(rank);
@@ -130,7 +130,7 @@ impl World {
             if self.ranks.iter().all(over) {
                 return Ok(());
             }
-            let Some(((at, _), happening)) = self.queue.pop_first() else {
+            let Some(((at, _), event)) = self.queue.pop_first() else {
                 return Err("nothing is going to happen any more".into());
             };
             self.now = at;
@@ -139,21 +139,21 @@ impl World {
                 let stuck: Vec<usize> = self.ranks.iter().filter(|rank| !over(rank)).map(|rank| rank.rank).collect();
                 return Err(format!("ranks {stuck:?} hang: no end after {horizon:?}"));
             }
-            match happening {
-                Happening::Arrival { from, to, parcel } => self.arrive(from, to, parcel)?,
-                Happening::Control(rank) => {
+            match event {
+                Event::Arrival { from, to, parcel } => self.arrive(from, to, parcel)?,
+                Event::Control(rank) => {
                     if self.control_timers[rank] == Some(at) {
                         self.control_timers[rank] = None;
                         self.control(rank)?;
                     }
                 }
-                Happening::Engine(rank) => {
+                Event::Engine(rank) => {
                     if self.engine_timers[rank] == Some(at) {
                         self.engine_timers[rank] = None;
                     }
                     self.engine(rank)?;
                 }
-                Happening::Change(change) => {
+                Event::Change(change) => {
                     thaws -= usize::from(matches!(change, Change::Thaw(_)));
                     self.change(change)?;
                 }
@@ -167,9 +167,9 @@ impl World {
         }
     }
 
-    pub(super) fn put(&mut self, at: Duration, happening: Happening) {
+    pub(super) fn put(&mut self, at: Duration, event: Event) {
         self.entries += 1;
-        self.queue.insert((at, self.entries), happening);
+        self.queue.insert((at, self.entries), event);
     }
 
     pub(super) fn set_timers(&mut self, rank: usize) {
@@ -179,13 +179,13 @@ impl World {
         let control = self.ranks[rank].next_control().max(self.now);
         if self.control_timers[rank] != Some(control) {
             self.control_timers[rank] = Some(control);
-            self.put(control, Happening::Control(rank));
+            self.put(control, Event::Control(rank));
         }
         if let Some(engine) = self.ranks[rank].next_engine(self.now).map(|at| at.max(self.now))
             && self.engine_timers[rank] != Some(engine)
         {
             self.engine_timers[rank] = Some(engine);
-            self.put(engine, Happening::Engine(rank));
+            self.put(engine, Event::Engine(rank));
         }
     }
 

@@ -10,7 +10,7 @@ use crate::handshake::{HANDSHAKE_TIME, HandshakeError, call};
 use crate::join::{Answer, Found, LOOK, introduction, resolve_by};
 use crate::join_error::JoinError;
 use crate::listener::Listener;
-use crate::waiting::Words;
+use crate::waiting::WaitNotices;
 
 /// How long a wrong token or version is taken for a leftover of an earlier run that will go away.
 const FOREIGN_PATIENCE: Duration = Duration::from_secs(3);
@@ -21,11 +21,11 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Any other rank: calls rank 0 until it answers.
 pub(crate) fn call_in(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
     let began = Instant::now();
-    let mut words = Words::new(config, deadline);
+    let mut wait_notices = WaitNotices::new(config, deadline);
     let mut pause = Duration::from_millis(5);
     let mut foreign_since: Option<Instant> = None;
     loop {
-        let last = match call_once(config, deadline, &mut words) {
+        let last = match call_once(config, deadline, &mut wait_notices) {
             Ok(Ok(found)) => return Ok(found),
             Ok(Err(refused)) => return Err(refused),
             Err(last) => last,
@@ -39,14 +39,18 @@ pub(crate) fn call_in(config: &Config, deadline: Instant) -> Result<Found, JoinE
                 last: last.tried,
             });
         }
-        words.say(|| format!("waiting for rank 0 at {}: {}", config.rendezvous, last.tried));
+        wait_notices.say(|| format!("waiting for rank 0 at {}: {}", config.rendezvous, last.tried));
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(250));
     }
 }
 
 /// One try at each of rank 0's addresses.
-fn call_once(config: &Config, deadline: Instant, words: &mut Words<'_>) -> Result<Result<Found, JoinError>, Failed> {
+fn call_once(
+    config: &Config,
+    deadline: Instant,
+    wait_notices: &mut WaitNotices<'_>,
+) -> Result<Result<Found, JoinError>, Failed> {
     let addresses = match resolve_by(config, deadline) {
         Ok(addresses) => addresses,
         Err(error) => return Ok(Err(error)),
@@ -54,7 +58,7 @@ fn call_once(config: &Config, deadline: Instant, words: &mut Words<'_>) -> Resul
     let mut failed = Failed { tried: String::new(), slow: false, foreign: false };
     let one = addresses.len() == 1 && addresses[0].to_string() == config.rendezvous;
     for address in addresses {
-        let error = match call_at(config, address, deadline, words) {
+        let error = match call_at(config, address, deadline, wait_notices) {
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
@@ -76,7 +80,7 @@ fn call_at(
     config: &Config,
     address: SocketAddr,
     deadline: Instant,
-    words: &mut Words<'_>,
+    wait_notices: &mut WaitNotices<'_>,
 ) -> Result<Result<Found, JoinError>, HandshakeError> {
     let stream = connect(address, HANDSHAKE_TIME)?;
     let (local, rank_0) = (stream.local_addr()?, stream.peer_addr()?);
@@ -91,7 +95,7 @@ fn call_at(
         match connection.receive::<Answer>(end.min(Instant::now() + LOOK)) {
             Err(HandshakeError::Late) if Instant::now() >= end => return Err(HandshakeError::NoRoster),
             Err(HandshakeError::Late) => {
-                words.say(|| format!("rank 0 is at {rank_0}; waiting for the other ranks"));
+                wait_notices.say(|| format!("rank 0 is at {rank_0}; waiting for the other ranks"));
             }
             answer => break answer?,
         }

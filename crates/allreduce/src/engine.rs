@@ -12,7 +12,7 @@ use crate::group_status::GroupStatus;
 use crate::operation::{Buffers, Links, Operation};
 use crate::operation_driver::{Next, OperationDriver, Patience};
 use crate::plan::Plan;
-use crate::session::Doing;
+use crate::session::CurrentOperation;
 use crate::transport::{LONGEST_SLEEP, Transport};
 use crate::verdict::{Cause, Verdict};
 
@@ -149,7 +149,11 @@ impl Engine {
         }
         self.flight.begin(step, number, descriptor, self.moved());
         let group = self.flight.session();
-        status.enter((descriptor.kind != Kind::Send).then_some(Doing { group, operation: number, descriptor }));
+        status.enter((descriptor.kind != Kind::Send).then_some(CurrentOperation {
+            group,
+            operation: number,
+            descriptor,
+        }));
         let outcome = self.drive(network, Operation::new(plan, number, descriptor), &mut buffers, &context);
         let moved = self.moved();
         status.leave(moved.0 + moved.1);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::session::{Doing, Message, Progress};
+use crate::session::{CurrentOperation, Message, Progress};
 use crate::verdict::Verdict;
 
 /// The state that the threads of one rank share.
@@ -18,7 +18,7 @@ pub(crate) struct GroupStatus {
     operation: AtomicU64,
     inside: AtomicBool,
     moved: AtomicU64,
-    doing: Mutex<Option<Doing>>,
+    doing: Mutex<Option<CurrentOperation>>,
     /// Set together with `verdict`; cheap to look at.
     failed: AtomicBool,
     verdict: Mutex<Option<Verdict>>,
@@ -68,7 +68,7 @@ impl GroupStatus {
     }
 
     /// An operation begins. `doing`: what it is, if all ranks of its group take part.
-    pub(crate) fn enter(&self, doing: Option<Doing>) {
+    pub(crate) fn enter(&self, doing: Option<CurrentOperation>) {
         self.operation.fetch_add(1, Ordering::Relaxed);
         self.inside.store(true, Ordering::Relaxed);
         *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = doing;

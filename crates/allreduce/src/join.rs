@@ -20,7 +20,7 @@ use crate::join_error::JoinError;
 use crate::listener::{self, Arrival, Listener};
 use crate::notice::Notice;
 use crate::secret::random_bytes;
-use crate::waiting::Words;
+use crate::waiting::WaitNotices;
 
 /// How long rank 0 waits for another rank in the place of one that it turned away, where no name tells one run from another.
 const DIFFERS_PATIENCE: Duration = Duration::from_secs(15);
@@ -234,7 +234,7 @@ pub(crate) fn introduction(config: &Config, port: u16) -> Purpose {
 fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
     let began = Instant::now();
     let listener = open(config, deadline)?;
-    let mut words = Words::new(config, deadline);
+    let mut wait_notices = WaitNotices::new(config, deadline);
     let mut joined: BTreeMap<usize, (Trusted, Member)> = BTreeMap::new();
     // Ranks that were turned away and may have been of another run.
     let mut strays: Option<(Instant, JoinError)> = None;
@@ -272,7 +272,7 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
             tell_all(config, &listener, &error, joined);
             return Err(error);
         }
-        words.say(|| {
+        wait_notices.say(|| {
             let here = joined.iter().map(|(rank, (_, member))| format!(", {rank} on {}", member.host));
             format!(
                 "{} of {} ranks are here (0 on {}{}); waiting for {} to call {}",

@@ -82,7 +82,7 @@ pub use notice::{Notice, Notices, no_notices};
 pub use plan::segment;
 pub use rdma::{Limits, QueuePairKind, RdmaDevice, RdmaError, WireDescription, rdma_devices};
 pub use secret::{Secret, new_token};
-pub use session::{Doing, Progress};
+pub use session::{CurrentOperation, Progress};
 pub use transport::Backend;
 pub use transport::tcp::TcpOptions;
 pub use verdict::{Cause, Verdict};

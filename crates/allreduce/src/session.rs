@@ -62,12 +62,12 @@ pub struct Progress {
     /// Payload bytes sent and received so far.
     pub moved: u64,
     /// The collective operation that the rank is inside now.
-    pub doing: Option<Doing>,
+    pub doing: Option<CurrentOperation>,
 }
 
 /// A collective operation as one rank sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Doing {
+pub struct CurrentOperation {
     /// The group, which may be one within the first group.
     pub group: u64,
     /// The number of the operation in that group.
