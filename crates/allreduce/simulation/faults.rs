@@ -150,7 +150,8 @@ impl World {
         Some(piece)
     }
 
-    /// The same frame with other contents, as an earlier group would have sent it; none if this is not a whole frame.
+    /// The same frame with other contents, as an earlier group would have sent it; none if this is
+    /// not a whole frame.
     fn stale_twin(&mut self, piece: &Piece) -> Option<Vec<u8>> {
         let (header, payload) = piece.bytes.split_first_chunk::<HEADER_BYTES>()?;
         let header = Header::decode(header).expect("the sender's own header");

@@ -34,7 +34,7 @@ pub(super) struct Direction {
     pub(super) last_message: Vec<u8>,
 }
 
-/// What a sealed message says, whatever its seal.
+/// What a sealed message says; the seal is not checked.
 fn sealed_message(bytes: &[u8]) -> Message {
     let body = &bytes[LENGTH_BYTES..bytes.len() - KEY_BYTES];
     serde_json::from_slice(body).expect("the sender's own message")

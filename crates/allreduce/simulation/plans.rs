@@ -21,7 +21,8 @@ pub(super) fn plant(mutations: Mutations, plan: &mut Plan) {
     }
 }
 
-/// Takes the last element off each run of frames that lie one after the other. Both ends of a link have the same runs.
+/// Takes the last element off each run of frames that lie one after the other. Both ends of a link
+/// have the same runs.
 fn shorten(mut frames: Vec<&mut Range<usize>>) {
     for index in 0..frames.len() {
         let ends_run = frames.get(index + 1).is_none_or(|next| next.start != frames[index].end);

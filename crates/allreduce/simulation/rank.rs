@@ -1,7 +1,8 @@
-//! One simulated rank: the shipped drivers of the control connections and of operations, called with a virtual clock.
+//! One simulated rank: the shipped drivers of the control connections and of operations, called
+//! with a virtual clock.
 //!
-//! `control.rs` and `engine.rs` call them from threads that wait. Here the same two callers are turned inside out: each
-//! goes as far as it gets without waiting.
+//! `control.rs` and `engine.rs` call them from threads that wait. Here the same two callers are
+//! turned inside out: each goes as far as it gets without waiting.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -205,7 +206,8 @@ impl Rank {
         }
     }
 
-    /// The process goes on after it was stopped for so long.
+    /// The process goes on after it was stopped for so long. While it ran it looked at the clock
+    /// often, last when it was stopped.
     pub(super) fn thaw(&mut self, now: Duration, stopped: Duration) {
         self.process = Process::Running;
         if let Phase::Inside(doing) = &mut self.phase {
@@ -323,7 +325,7 @@ impl Rank {
             }
             Next::Failed => self.stop(now),
             Next::GiveUp(cause) => {
-                // A closed link is the poorest explanation: whatever has arrived comes first.
+                // A closed link explains the least, so frames that have arrived come first.
                 let unread = |want: &Want| want.receive && self.transport.has_unread(want.peer, want.link);
                 if let Cause::Broken { peer, link, .. } = cause
                     && self.transport.is_closed(peer, link)

@@ -1,7 +1,8 @@
 //! What the ranks do: a list of operations with their data, and what has to come out of each.
 //!
-//! What comes out is worked out from the documented order of summation, without plans, frames or links, and compared bit by
-//! bit. It depends on the seed alone: ranks that pass have the same bits as each other and as any other run of the seed.
+//! What comes out is worked out from the documented order of summation, without plans, frames or
+//! links, and compared bit by bit. It depends on the seed alone: ranks that pass have the same bits
+//! as each other and as any other run of the seed.
 
 use std::time::Duration;
 
@@ -45,9 +46,10 @@ impl Memory {
     }
 }
 
-/// The ways that the operations of one run may take, as one configuration of a group allows them.
+/// The algorithms that the operations of one run may take, as one configuration of a group allows
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ways {
+pub(super) enum AlgorithmChoice {
     AroundTheRing,
     OverAllPairs,
     /// The caller chooses one for each reduction.
@@ -55,7 +57,7 @@ pub(super) enum Ways {
 }
 
 impl Task {
-    pub(super) fn random(random: &mut Random, world: usize, ways: Ways, longest_pause: Duration) -> Task {
+    pub(super) fn random(random: &mut Random, world: usize, choice: AlgorithmChoice, longest_pause: Duration) -> Task {
         let kinds = [
             Kind::AllReduce,
             Kind::AllReduce,
@@ -67,13 +69,13 @@ impl Task {
             Kind::Barrier,
         ];
         let kind = match random.pick(&kinds) {
-            Kind::AllToAll if ways == Ways::AroundTheRing => Kind::AllReduce, // has no ring
+            Kind::AllToAll if choice == AlgorithmChoice::AroundTheRing => Kind::AllReduce, // has no ring
             kind => kind,
         };
-        let ring = match ways {
-            Ways::AroundTheRing => true,
-            Ways::OverAllPairs => false,
-            Ways::Mixed => random.one_in(2),
+        let ring = match choice {
+            AlgorithmChoice::AroundTheRing => true,
+            AlgorithmChoice::OverAllPairs => false,
+            AlgorithmChoice::Mixed => random.one_in(2),
         };
         let algorithm = match (kind, ring) {
             (Kind::AllToAll, _) => Algorithm::Direct,
@@ -116,8 +118,9 @@ impl Task {
         Task { descriptor, pause, whole_numbers: random.one_in(3), seed: random.next() }
     }
 
-    /// Another operation than this one, as a rank does it that runs another program or sees other data.
-    pub(super) fn diverged(&self, random: &mut Random, world: usize, ways: Ways) -> Task {
+    /// Another operation than this one, as a rank does it that runs another program or sees other
+    /// data.
+    pub(super) fn diverged(&self, random: &mut Random, world: usize, choice: AlgorithmChoice) -> Task {
         let mut other = *self;
         let descriptor = &mut other.descriptor;
         match random.below(3) {
@@ -125,7 +128,7 @@ impl Task {
             1 if descriptor.kind != Kind::Barrier => descriptor.elements += world as u64 * (1 + random.below(9) as u64),
             _ => {
                 while other.descriptor.kind == self.descriptor.kind {
-                    other = Task::random(random, world, ways, self.pause);
+                    other = Task::random(random, world, choice, self.pause);
                 }
             }
         }
@@ -235,7 +238,8 @@ impl Task {
         }
     }
 
-    /// The reduction in the documented order, each partial result rounded where it travels in a narrow type.
+    /// The reduction in the documented order, each partial result rounded where it travels in a
+    /// narrow type.
     fn reduced(&self, contributions: &[Vec<f32>]) -> Vec<f32> {
         let Descriptor { algorithm, wire, reduction, .. } = self.descriptor;
         let (world, elements) = (contributions.len(), self.elements());
@@ -257,7 +261,8 @@ impl Task {
             }
             return reduced;
         }
-        // Around the ring to the owner, half of each long segment the other way; every partial result is rounded.
+        // Around the ring to the owner, half of each long segment the other way; every partial
+        // result is rounded.
         let directions = if world > 2 { 2 } else { 1 };
         let lanes = (elements / world / 2048).clamp(1, self.links() * directions);
         for owner in 0..world {

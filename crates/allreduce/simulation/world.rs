@@ -18,7 +18,7 @@ use crate::session::Timing;
 /// The number of the group; frames of an earlier one have another.
 pub(super) const SESSION: u64 = 0x5e55_1011;
 
-/// What is going to happen.
+/// Something that will happen.
 pub(super) enum Event {
     Arrival {
         from: usize,
@@ -36,7 +36,7 @@ pub(super) struct World {
     pub(super) now: Duration,
     pub(super) scenario: Scenario,
     pub(super) ranks: Vec<Rank>,
-    /// By time, then in the order in which it was put in.
+    /// By time, then in the order of insertion.
     pub(super) queue: BTreeMap<(Duration, u64), Event>,
     entries: u64,
     pub(super) random: Random,
@@ -47,7 +47,7 @@ pub(super) struct World {
     pub(super) tasks: Vec<Task>,
     /// When the first fault took effect.
     pub(super) struck: Option<Duration>,
-    /// When each rank left the group of itself.
+    /// When each rank left the group in good order.
     pub(super) left: Vec<Option<Duration>>,
     pub(super) frozen_since: Vec<Duration>,
     pub(super) traced: bool,
@@ -239,11 +239,11 @@ impl World {
     }
 }
 
-/// The operations of a run; no two in a row look alike, so that a rank that leaves one out is found out.
+/// The operations of a run. No two in a row look alike, so a rank that leaves one out is found.
 fn draw_tasks(scenario: &Scenario, random: &mut Random) -> Vec<Task> {
     let mut tasks: Vec<Task> = Vec::new();
     while tasks.len() < scenario.tasks {
-        let task = Task::random(random, scenario.world, scenario.ways, scenario.longest_pause);
+        let task = Task::random(random, scenario.world, scenario.choice, scenario.longest_pause);
         if tasks.last().is_none_or(|last| last.descriptor != task.descriptor) {
             tasks.push(task);
         }
@@ -265,13 +265,13 @@ fn tasks_of(rank: usize, tasks: &[Task], scenario: &Scenario, random: &mut Rando
         if random.one_in(3) {
             tasks.remove(stray.task);
         } else {
-            tasks[stray.task] = tasks[stray.task].diverged(random, scenario.world, scenario.ways);
+            tasks[stray.task] = tasks[stray.task].diverged(random, scenario.world, scenario.choice);
         }
     }
     tasks
 }
 
-/// Short frames, so that there are many; longer ones where there would be too many.
+/// Short frames, so that there are many; longer ones if there would be too many.
 fn frame_bytes(tasks: &[Task], world: usize, random: &mut Random) -> usize {
     let longest = tasks.iter().map(|task| task.descriptor.elements as usize * 4).max().unwrap_or(0);
     let asked = random.pick(&[16, 64, 128, 256, 512, 1024, 4096]);

@@ -12,7 +12,8 @@ use crate::frame::{Reduction, WireDtype};
 fn combine(reduction: Reduction, a: f32, b: f32) -> f32 {
     match reduction {
         Reduction::Sum => a + b,
-        // With a NaN on either side the result is NaN: a comparison with NaN is false, so `b` NaN falls through.
+        // With a NaN on either side the result is NaN: a comparison with NaN is false, so `b` NaN
+        // falls through.
         Reduction::Max => {
             if a.is_nan() || a > b {
                 a
@@ -30,7 +31,8 @@ fn combine(reduction: Reduction, a: f32, b: f32) -> f32 {
     }
 }
 
-/// Calls `$body` with the reduction as a constant, so that each loop is compiled (and vectorized) for one.
+/// Calls `$body` with the reduction as a constant, so that each loop is compiled (and vectorized)
+/// for one.
 macro_rules! for_each_reduction {
     ($reduction:expr, $combine:ident => $body:expr) => {
         match $reduction {

@@ -1,4 +1,5 @@
-//! Operations one after the other, in the order in which they were called, whichever thread runs them.
+//! Operations one after the other in the order in which they were called, whichever thread runs
+//! them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -58,7 +59,8 @@ impl Worker {
         let run = move || {
             for Job { ticket, mut data, reduce, answer } in received {
                 let done = inner.ticket_lock.pass(ticket, || inner.all_reduce(&mut data, &reduce));
-                // Nobody waits for it any more: the others needed our part all the same.
+                // The caller has dropped its `Pending`. The others needed this rank's part all the
+                // same.
                 let _ = answer.send(done.map(|()| data));
             }
         };
@@ -99,6 +101,9 @@ pub struct Pending {
 
 impl Pending {
     /// Waits for the end and gives the reduced buffer back.
+    ///
+    /// # Errors
+    /// If the group has failed.
     ///
     /// # Panics
     /// If the background thread did.

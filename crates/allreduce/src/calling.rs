@@ -1,4 +1,4 @@
-//! How a rank above 0 joins: it calls rank 0, at every address that it has, until rank 0 says who else is there.
+//! How a rank above 0 joins: it calls rank 0 at all its addresses until rank 0 sends the roster.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,10 +12,11 @@ use crate::join_error::JoinError;
 use crate::listener::Listener;
 use crate::waiting::WaitNotices;
 
-/// How long a wrong token or version is taken for a leftover of an earlier run that will go away.
+/// How long a wrong token or version may come from an earlier run that is about to end.
 const FOREIGN_PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long a rank that has reached rank 0 waits beyond its own time for what rank 0 says at the end of its own.
+/// How long a rank that has reached rank 0 waits beyond its own deadline: rank 0 reports at the end
+/// of its own.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// Any other rank: calls rank 0 until it answers.
@@ -70,7 +71,8 @@ fn call_once(
                 | HandshakeError::OtherRun { .. }
         );
         let comma = if failed.tried.is_empty() { "" } else { ", " };
-        // The rendezvous is named beside this; an address only where it is another.
+        // The message already names the rendezvous; it names an address only if that is another
+        // one.
         failed.tried += &if one { error.to_string() } else { format!("{comma}{}: {error}", address.ip()) };
     }
     Err(failed)
@@ -111,7 +113,7 @@ fn call_at(
             if members.len() != config.world || !(1..=64).contains(&streams) {
                 return Err(HandshakeError::Foreign);
             }
-            // Rank 0 is where we reached it, whatever it thinks its address is.
+            // The address at which this rank reached rank 0 replaces the one in the roster.
             members[0].addresses = vec![rank_0];
             Ok(Ok((listener, session, streams, members, BTreeMap::from([(0, connection)]))))
         }

@@ -1,9 +1,10 @@
-//! Which algorithm a message takes: from its size, the number of ranks, the cables and what was measured when the group
-//! was made.
+//! Which algorithm a message takes: from its size, the number of ranks, the cables and what was
+//! measured when the group was made.
 //!
-//! What is measured only ever decides between algorithms that give the same bits (`star`, `direct` and `mesh` all sum in rank
-//! order, see `plan/mesh.rs`); between these and `ring`, whose sums are ordered otherwise, the cabling decides, or the user.
-//! So two runs on the same machines agree to the bit, however noisy the measurement was.
+//! Measurements only decide between algorithms that give the same bits: `star`, `direct` and `mesh`
+//! all sum in rank order, see `plan/mesh.rs`. The cabling or the user decides between these and
+//! `ring`, which sums in another order. So two runs on the same machines agree to the bit, however
+//! noisy the measurement was.
 
 use crate::frame::Algorithm;
 
@@ -22,8 +23,8 @@ pub(crate) const RANK_ORDERED: [Algorithm; 3] = [Algorithm::Star, Algorithm::Dir
 /// The two sizes that are measured, in bytes.
 pub(crate) const MEASURED_BYTES: [usize; 2] = [256, 64 << 10];
 
-/// Above this size messages go by mesh, whatever was measured: it is the only one of the three whose traffic per rank does
-/// not grow with the number of ranks.
+/// Above this size messages always go by mesh: it is the only one of the three whose traffic per
+/// rank does not grow with the number of ranks.
 const ALWAYS_MESH: usize = 256 << 10;
 
 /// What an operation costs, as a straight line over its bytes.
@@ -58,7 +59,8 @@ pub(crate) enum Choice {
 }
 
 impl Choice {
-    /// `asked` is the user's choice, if there is one. Before anything is measured, a good local network is assumed.
+    /// `asked` is the user's choice, if there is one. Before anything is measured, a good local
+    /// network is assumed.
     pub(crate) fn new(world: usize, reach: Reach, asked: Option<Algorithm>) -> Choice {
         match (reach, asked) {
             (Reach::Neighbours, _) => Choice::Always(Algorithm::Ring),
@@ -67,7 +69,8 @@ impl Choice {
         }
     }
 
-    /// With the times, in seconds, of each of [`RANK_ORDERED`] at each of [`MEASURED_BYTES`]; all ranks pass the same.
+    /// With the times, in seconds, of each of [`RANK_ORDERED`] at each of [`MEASURED_BYTES`]; all
+    /// ranks pass the same.
     pub(crate) fn measured(self, times: [[f64; 2]; 3]) -> Choice {
         match self {
             Choice::Cheapest(_) if times.iter().flatten().all(|time| time.is_finite()) => {
@@ -124,7 +127,8 @@ mod tests {
 
     #[test]
     fn the_cheapest_algorithm_changes_with_the_size() {
-        // A star costs little where ranks share cores, and does not scale; direct messages save a hop where they do not.
+        // A star costs little where ranks share cores, and does not scale; direct messages save a
+        // hop where they do not.
         let crowded = [[90e-6, 400e-6], [130e-6, 500e-6], [200e-6, 300e-6]];
         let roomy = [[20e-6, 120e-6], [10e-6, 80e-6], [20e-6, 60e-6]];
         for (times, expected) in

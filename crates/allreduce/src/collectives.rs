@@ -14,7 +14,7 @@ use crate::group::{Inner, Reduce};
 use crate::operation::Buffers;
 use crate::plan::{self, segment};
 
-/// Bytes per rank below which several links to a peer are not worth their frames.
+/// Bytes per rank below which several links to a peer cost more frames than they save time.
 const BYTES_PER_LINK: usize = 128 << 10;
 
 impl Inner {
@@ -28,7 +28,8 @@ impl Inner {
         self.ticket_lock.pass(ticket, || operation(self))
     }
 
-    /// Carries out a collective operation, with as many of the transport's links and frames as its size is worth.
+    /// Carries out a collective operation, with as many of the transport's links and frames as its
+    /// size is worth.
     fn run(
         &self,
         engine: &mut Engine,
@@ -134,7 +135,8 @@ impl Inner {
             return Ok(());
         }
         let mut engine = self.engine();
-        // Two ranks are a chain already; a long message is passed on along a chain so that the root sends it once only.
+        // Two ranks are a chain already. A long message goes along a chain, so that the root sends
+        // it only once.
         let algorithm = match engine.networks[0].choice.algorithm(bytes) {
             Algorithm::Mesh | Algorithm::Ring => Algorithm::Ring,
             Algorithm::Direct | Algorithm::Star => Algorithm::Direct,
@@ -172,7 +174,8 @@ impl Inner {
             return Ok(());
         }
         let mut engine = self.engine();
-        // Not by way of rank 0: everybody says at once what it is doing, so that a rank that does something else is told.
+        // Not through rank 0: every rank says at once what it is doing, so one that does something
+        // else gets an error.
         let algorithm = match engine.networks[0].choice.two_step() {
             Algorithm::Ring => Algorithm::Ring,
             _ => Algorithm::Direct,

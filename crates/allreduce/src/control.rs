@@ -1,6 +1,8 @@
-//! The thread that keeps a group's membership: reads and writes the control connections and calls the [`ControlDriver`].
+//! The thread that keeps a group's membership: reads and writes the control connections and calls
+//! the [`ControlDriver`]. It does nothing else, so neither a long computation nor a waiting
+//! operation can keep it from answering.
 //!
-//! It does nothing else, so that neither a long computation nor a collective that waits can keep it from answering.
+//! It has no rules of its own: those are in `control_driver.rs` and `session.rs`.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};

@@ -1,7 +1,7 @@
 //! The rules of the control connections, without threads, clocks and sockets.
 //!
-//! [`ControlDriver::poll`] takes the time and what has come in, and returns what to do. `control.rs` calls it with
-//! sockets and a clock, the simulation with its own network and time.
+//! [`ControlDriver::poll`] takes the time and what has come in, and returns what to do.
+//! `control.rs` calls it with sockets and a clock, the simulation with its own network and time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,8 +39,8 @@ pub(crate) enum Effect {
     Send { to: usize, bytes: Vec<u8> },
     /// The peer closed its connection. Nothing more is read from it or sent on it.
     Ended { peer: usize },
-    /// A message did not open, so nothing after it can be believed. The connection is closed at this end: the peer sees
-    /// that at once and need not wait for the silence.
+    /// A message did not open, so nothing after it can be believed. The connection is closed at
+    /// this end: the peer sees that at once and need not wait for the silence.
     Distrusted { peer: usize },
     /// Something to tell the user.
     Warn(Warning),
@@ -77,7 +77,8 @@ impl ControlDriver {
         self.connections.get(&peer).is_some_and(|connection| connection.open)
     }
 
-    /// One turn. What has arrived is read before time is judged: a rank that was stopped must not accuse the others.
+    /// One turn. What has arrived is read before time is judged: a rank that was stopped must not
+    /// accuse the others.
     pub(crate) fn poll(&mut self, now: Duration, inbox: Inbox) -> Vec<Effect> {
         let mut turn = Turn { now, congested: inbox.congested, effects: Vec::new() };
         self.session.set_progress(self.status.progress());

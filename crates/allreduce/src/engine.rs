@@ -19,11 +19,11 @@ use crate::verdict::{Cause, Verdict};
 /// Rounds of waiting between two looks at the clock. One round takes 10 ms at most.
 const ROUNDS_PER_LOOK: u32 = 64;
 
-/// Who says whether the group still stands.
+/// What tells whether the group has failed.
 pub(crate) enum Membership {
     /// The control connections of separate processes.
     Control(Control),
-    /// Threads of one process: the first failure is everybody's.
+    /// Threads of one process: the first failure is the failure of all.
     Threads(Arc<GroupStatus>),
 }
 
@@ -55,15 +55,16 @@ pub(crate) struct GroupContext {
     pub(crate) timeout: Duration,
 }
 
-/// A transport and the state of its links.
+/// A transport, the state of its links, and what is known of its speed. A group has one or two of
+/// these: TCP, and RDMA before it.
 pub(crate) struct Network {
     pub(crate) transport: Box<dyn Transport>,
     pub(crate) links: Links,
     pub(crate) reach: Reach,
-    /// Links that every rank uses towards each peer.
+    /// Links from each rank to each peer.
     pub(crate) wires: usize,
     pub(crate) choice: Choice,
-    /// Seconds that the smallest operation took when it was measured; 0 if it was not.
+    /// Seconds that the smallest operation took; 0 if it was not measured.
     pub(crate) latency: f64,
 }
 
@@ -84,18 +85,18 @@ impl Network {
 
 /// The part of a group that one operation at a time has to itself.
 pub(crate) struct Engine {
-    /// The preferred one first; the last one reaches every pair.
+    /// The preferred network first; the last one reaches every pair.
     pub(crate) networks: Vec<Network>,
     /// Collective operations begun.
     pub(crate) operations: u64,
-    /// Point-to-point operations begun: to and from each peer. They have their own numbers, since the other ranks do not
-    /// take part.
+    /// Point-to-point operations begun, to and from each peer. They have their own numbers, since
+    /// the other ranks take no part.
     pub(crate) messages: Vec<(u64, u64)>,
     pub(crate) flight: Flight,
     /// This group's ranks as ranks of the first group.
     pub(crate) members: Arc<Vec<usize>>,
     pub(crate) context: Arc<GroupContext>,
-    /// How long this rank has waited while each member owed it a frame or did not take one.
+    /// How long this rank has waited while each member owed it a frame or accepted none.
     pub(crate) waited: Vec<Duration>,
     /// A copy of the caller's data, for operations that change it while they send it.
     pub(crate) snapshot: Vec<f32>,
@@ -206,7 +207,8 @@ impl Engine {
         let status = context.membership.status();
         GroupError(Box::new(GroupFailure {
             rank: context.rank,
-            // Without a verdict within twice the timeout not even the control thread answers: then nobody is heard.
+            // Without a verdict within twice the timeout not even the control thread answers. Then
+            // this rank counts as cut off.
             verdict: status.verdict().unwrap_or(Verdict::CutOff),
             operation,
             step: status.progress().step,

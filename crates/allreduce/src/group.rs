@@ -28,7 +28,8 @@ use crate::verdict::Cause;
 /// How often each algorithm is tried when a group is made; the fastest try counts.
 const MEASUREMENTS: usize = 5;
 
-/// Bytes of a message to all ranks. With every byte escaped it still fits a control message many times over.
+/// Longest message of [`Group::abort`], in bytes. Even with every byte escaped it fits a control
+/// message many times over.
 const LONGEST_REASON: usize = 4 << 10;
 
 /// A reduction and how it travels.
@@ -67,25 +68,27 @@ pub(crate) struct Inner {
 
 /// Ranks that reduce and exchange data together.
 ///
-/// Every rank calls the same operations in the same order; a rank that does not is told so, and so are the others. All
-/// calls block until this rank's part is done. Any length works, zero included, and each operation of zero elements still
-/// waits for the ranks it depends on.
+/// Every rank calls the same operations in the same order; a rank that does not gets an error, and
+/// so do the others. All calls block until this rank's part is done. Any length works, zero
+/// included. An operation of zero elements still waits for the ranks it depends on.
 ///
-/// **Order of summation.** `star`, `direct` and `mesh` sum in rank order, ((x0 + x1) + x2) + …, and give the same bits. `ring` sums
-/// segment s of N around the ring and ends at its owner: ((x(s+1) + x(s+2)) + …) + x(s), the second half of each segment the
-/// other way around when N > 2. Every rank gets the same bits, whatever the transport and whoever is late. Sums are taken in
-/// f32; with a narrow wire type each contribution is rounded once before it is added (around a ring: each partial sum) and
-/// the total once more. The payload of a NaN is not part of the promise.
+/// **Order of summation.** `star`, `direct` and `mesh` sum in rank order, ((x0 + x1) + x2) + …, and
+/// give the same bits. `ring` sums segment s of N around the ring and ends at its owner: ((x(s+1) +
+/// x(s+2)) + …) + x(s), the second half of each segment in the other direction if N > 2. Every rank
+/// gets the same bits, whatever the transport and the order of arrival. Sums are taken in f32. With
+/// a narrow wire type each contribution is rounded once before it is added (around a ring: each
+/// partial sum), and the total once more. The payload of a NaN is not part of the promise.
 ///
-/// **After an error** the group is of no more use, and what is in the buffers of the failed operation is undefined.
+/// **After an error** the group is of no more use, and the buffers of the failed operation are
+/// undefined.
 pub struct Group {
     pub(crate) inner: Arc<Inner>,
     worker: Mutex<Option<Worker>>,
 }
 
 impl Group {
-    /// For a rank that has failed before it could join: tells the others, for two seconds at most, why, and with which exit
-    /// code it ends. Those who wait for it get [`JoinError::Failed`].
+    /// For a rank that failed before it could join: tells the others why, and with which exit code
+    /// it ends, for two seconds at most. The ranks that wait for it get [`JoinError::Failed`].
     pub fn excuse(config: &Config, why: &str, code: u8) {
         if config.world > 1 && config.check().is_ok() {
             join::excuse(config, why, code);
@@ -93,6 +96,10 @@ impl Group {
     }
 
     /// Joins the group of separate processes that `config` describes.
+    ///
+    /// # Errors
+    /// If the configuration cannot work, ranks are missing, differ or cannot reach each other, or
+    /// RDMA was asked for and is not there.
     pub fn join(config: &Config) -> Result<Group, JoinError> {
         config.check()?;
         let began = Instant::now();
@@ -186,6 +193,9 @@ impl Group {
     }
 
     /// Waits until all ranks are here, and measures the algorithms that may be chosen from.
+    ///
+    /// # Errors
+    /// If the group fails meanwhile.
     pub(crate) fn measure_algorithms(&self) -> Result<(), GroupError> {
         self.barrier()?;
         if matches!(self.engine().networks[0].choice, Choice::Always(_)) {
@@ -202,7 +212,7 @@ impl Group {
                 *time = time.min(began.elapsed().as_secs_f32());
             }
         }
-        // Everybody must choose alike: the slowest rank's times are everybody's.
+        // All ranks must choose alike, so the slowest rank's times count for all.
         let agree = Reduce { algorithm: Some(Algorithm::Direct), ..Reduce::of(Reduction::Max) };
         self.all_reduce_with(&mut times, &agree)?;
         let times = times.map(f64::from);
@@ -246,8 +256,8 @@ impl Group {
         self.engine().moved()
     }
 
-    /// How long this rank has waited in operations for each rank, itself included (never). Waits for several at once count
-    /// for each of them.
+    /// How long this rank has waited in operations for each rank; for itself always zero. Waits for
+    /// several ranks at once count for each of them.
     pub fn waited(&self) -> Vec<Duration> {
         self.engine().waited.clone()
     }
@@ -257,12 +267,16 @@ impl Group {
         self.engine().flight.record()
     }
 
-    /// Says which step the operations that follow belong to; messages and heartbeats repeat it.
+    /// Sets the step that the following operations belong to; messages and heartbeats repeat it.
     pub fn set_step(&self, step: u64) {
         self.inner.context.membership.status().step.store(step, Ordering::Relaxed);
     }
 
-    /// Why the group has failed, if it has: looks without waiting, for ranks that are busy with something else.
+    /// Whether the group has failed. Looks without waiting, for ranks that are busy with something
+    /// else.
+    ///
+    /// # Errors
+    /// If the group has failed.
     pub fn check(&self) -> Result<(), GroupError> {
         if self.inner.context.membership.status().has_failed() {
             return Err(self.engine().failure(None));
@@ -270,8 +284,8 @@ impl Group {
         Ok(())
     }
 
-    /// Tells all ranks that this one stops, and why. Their operations end with that. Of a long message they get the first
-    /// 4 KiB. `code`: the caller's own number for it.
+    /// Tells all ranks that this one stops, and why. Their operations end with that error. They get
+    /// the first 4 KiB of a long message. `code`: the caller's own number for the error.
     pub fn abort(&self, message: &str, code: i32) {
         let context = &self.inner.context;
         let message = &message[..message.floor_char_boundary(LONGEST_REASON)];
@@ -280,6 +294,9 @@ impl Group {
     }
 
     /// Every rank's `data` becomes the reduction of all ranks' data.
+    ///
+    /// # Errors
+    /// If the group has failed, as for every operation.
     pub fn all_reduce(&self, data: &mut [f32], reduction: Reduction) -> Result<(), GroupError> {
         self.all_reduce_with(data, &Reduce::of(reduction))
     }
@@ -289,21 +306,34 @@ impl Group {
         self.inner.turn(|inner| inner.all_reduce(data, reduce))
     }
 
-    /// Begins an all-reduce that goes on while this thread does something else. [`Pending::wait`] gives the buffer back.
-    /// Reductions that were begun run in that order; other operations of the group wait for them.
+    /// Begins an all-reduce that goes on while this thread does something else. [`Pending::wait`]
+    /// gives the buffer back. Such reductions run in the order in which they began; other
+    /// operations of the group wait for them.
+    ///
+    /// Decision: `finetune` does not use this yet. It stays because layers spread over machines
+    /// will reduce one layer's gradients while the next layer is computed.
     pub fn start_all_reduce(&self, data: Vec<f32>, reduce: Reduce) -> Pending {
         let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         let worker = worker.get_or_insert_with(|| Worker::start(&self.inner));
         worker.start_all_reduce(&self.inner, data, reduce)
     }
 
-    /// This rank's [`segment`] of `data` becomes that of the reduction of all ranks' data. The rest of `data` is undefined
-    /// afterwards. Returns the segment.
+    /// This rank's [`segment`] of `data` becomes that of the reduction of all ranks' data. The rest
+    /// of `data` is undefined afterwards. Returns the segment.
+    ///
+    /// Decision: `finetune` uses this only in its benchmark. It stays because layers spread over
+    /// machines will give each rank the sum of its own part only.
+    ///
+    /// # Errors
+    /// If the group has failed.
     pub fn reduce_scatter(&self, data: &mut [f32], reduction: Reduction) -> Result<Range<usize>, GroupError> {
         self.inner.turn(|inner| inner.reduce_scatter(data, reduction))
     }
 
     /// `all` becomes every rank's `mine`, in rank order.
+    ///
+    /// # Errors
+    /// If the group has failed.
     ///
     /// # Panics
     /// If `all` is not `world` times as long as `mine`.
@@ -313,7 +343,10 @@ impl Group {
         self.inner.turn(|inner| inner.all_gather(cast_slice_mut(all)))
     }
 
-    /// Everybody's `data` becomes that of `root`.
+    /// Every rank's `data` becomes that of `root`.
+    ///
+    /// # Errors
+    /// If the group has failed.
     ///
     /// # Panics
     /// If there is no rank `root`.
@@ -322,10 +355,13 @@ impl Group {
         self.inner.turn(|inner| inner.broadcast(cast_slice_mut(data), root))
     }
 
-    /// Block j of `send` goes to rank j; block j of `receive` comes from it.
+    /// Block j of `send` goes to rank j; block j of `receive` comes from rank j.
+    ///
+    /// # Errors
+    /// If the group has failed.
     ///
     /// # Panics
-    /// If the two are not of the same length, or that is no multiple of `world`.
+    /// If the two are not of the same length, or that length is no multiple of `world`.
     pub fn all_to_all<T: Pod>(&self, send: &[T], receive: &mut [T]) -> Result<(), GroupError> {
         let (world, rank) = (self.world(), self.rank());
         assert_eq!(send.len(), receive.len(), "all_to_all needs buffers of one length");
@@ -337,6 +373,12 @@ impl Group {
 
     /// Sends `data` to rank `to`, which calls [`Group::recv`] with a buffer of the same length.
     ///
+    /// Decision: `finetune` sends copies of checkpoints with this. Layers spread over machines will
+    /// send activations and their gradients with it.
+    ///
+    /// # Errors
+    /// If the group has failed.
+    ///
     /// # Panics
     /// If `to` is this rank or none.
     pub fn send<T: Pod>(&self, data: &[T], to: usize) -> Result<(), GroupError> {
@@ -344,7 +386,10 @@ impl Group {
         self.inner.turn(|inner| inner.message(to, &mut [], cast_slice(data), true))
     }
 
-    /// Receives what rank `from` sends.
+    /// Receives what rank `from` sends with [`Group::send`].
+    ///
+    /// # Errors
+    /// If the group has failed.
     ///
     /// # Panics
     /// If `from` is this rank or none.
@@ -353,16 +398,19 @@ impl Group {
         self.inner.turn(|inner| inner.message(from, cast_slice_mut(data), &[], false))
     }
 
-    /// Keeps links usable through a long rest: Apple's RDMA queues go bad when idle for about 20 minutes. Cheap; to be called
-    /// every few minutes while no operation is.
+    /// Keeps links usable through a long rest: Apple's RDMA queues go bad when idle for about 20
+    /// minutes. Cheap; call it every few minutes while no operation runs.
     pub fn keep_alive(&self) {
         for network in &mut self.engine().networks {
-            // A link that is broken says so in the next operation.
+            // A broken link reports itself in the next operation.
             let _ = network.transport.keep_alive(Duration::from_secs(300));
         }
     }
 
     /// Returns when every rank has called it.
+    ///
+    /// # Errors
+    /// If the group has failed.
     pub fn barrier(&self) -> Result<(), GroupError> {
         self.inner.turn(Inner::barrier)
     }

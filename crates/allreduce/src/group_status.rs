@@ -1,7 +1,9 @@
-//! What the operations and the control connections of one rank tell each other: its progress, its peers' and the verdict.
+//! What the operations and the control connections of one rank tell each other: its progress, its
+//! peers' and the verdict.
 //!
-//! Every rule takes the time as an argument, so the simulation uses this very type with its own clock. Only
-//! [`GroupStatus::now`] and [`GroupStatus::wait_for_verdict`], which the simulation never calls, look at a real one.
+//! Every rule takes the time as an argument, so the simulation uses this very type with its own
+//! clock. Only [`GroupStatus::now`] and [`GroupStatus::wait_for_verdict`], which the simulation
+//! never calls, look at a real one.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -99,8 +101,8 @@ impl GroupStatus {
         }
     }
 
-    /// Whether each of `peers` other ranks has left, or stayed inside an operation without moving a byte, for `for_`.
-    /// A rank inside an operation must still say so: a silent one may be frozen.
+    /// Whether each of `peers` other ranks has left, or stayed inside an operation without moving a
+    /// byte, for `for_`. A rank inside an operation must still say so: a silent one may be frozen.
     pub(crate) fn is_standstill(&self, now: Duration, peers: usize, for_: Duration) -> bool {
         let known = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         let stands = |peer: &PeerProgress| {

@@ -1,4 +1,4 @@
-//! How two ranks make sure of each other, over a fresh TCP connection.
+//! How two ranks authenticate each other over a fresh TCP connection.
 //!
 //! ```text
 //! caller → "FTAR", length, Hello {protocol, run, purpose, rank, world, nonce, …}
@@ -8,12 +8,13 @@
 //! both:    two keys from Hello and Challenge; every control message from here on is sealed
 //! ```
 //!
-//! All tags are made with the token. Everything that was said is under them, and both nonces: a recorded handshake opens
-//! nothing, a tag sent back to its maker has the wrong role, and a Hello whose rank was changed fails. The whole exchange
-//! has one deadline, however slowly bytes drip in.
+//! All tags are made with the token and cover everything that was said, both nonces included. So a
+//! recorded handshake opens nothing, a tag sent back to its maker has the wrong role, and a Hello
+//! whose rank was changed fails. The whole exchange has one deadline, however slowly bytes arrive.
 //!
-//! The callee says welcome when it has taken the connection in for good. Without it a caller that is shown the door at the
-//! last moment, because too many are at it, would think that it is in.
+//! The callee sends the welcome once it keeps the connection for good. A callee with too many
+//! callers may close a connection at the last moment; without the welcome that caller would think
+//! that it is in.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpStream};
@@ -51,19 +52,20 @@ pub(crate) enum Purpose {
         #[serde(default)]
         addresses: Vec<IpAddr>,
     },
-    /// The control connection between two ranks of a group. `to`: who is meant; an address can lead to another machine than
-    /// the one that gave it.
+    /// The control connection between two ranks of a group. `to`: the rank that is called. An
+    /// address can lead to another machine than the one that gave it.
     Control { session: u64, to: usize },
     /// A data connection of a group.
     Data { session: u64, stream: usize, to: usize },
-    /// To tell rank 0 that this rank has failed before it could join, and with which exit code it ends.
+    /// To tell rank 0 that this rank has failed before it could join, and with which exit code it
+    /// ends.
     Failed { why: String, code: u8 },
     /// To tell rank 0 that this rank cannot reach `peer`; `tried` says where and what came of it.
     GaveUp { session: u64, peer: usize, tried: String },
 }
 
 impl Purpose {
-    /// The rank that is called, where the caller says it.
+    /// The rank that is called, if the caller says it.
     pub(crate) fn to(&self) -> Option<usize> {
         match self {
             Purpose::Control { to, .. } | Purpose::Data { to, .. } => Some(*to),
@@ -74,7 +76,7 @@ impl Purpose {
     }
 }
 
-/// The caller's first words.
+/// The caller's first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Hello {
     pub(crate) protocol: u8,
@@ -240,11 +242,11 @@ pub(crate) fn answer(stream: TcpStream, secret: &Secret) -> Result<(Hello, Trust
     Ok((hello, trusted, Welcome(secret.tag("welcome", &said))))
 }
 
-/// The last words of a handshake.
+/// The last message of a handshake.
 pub(crate) struct Welcome(Tag);
 
 impl Welcome {
-    /// Tells the caller that it is in.
+    /// Tells the caller that its connection is kept.
     pub(crate) fn say(self, connection: &Trusted) -> Result<(), HandshakeError> {
         let deadline = Instant::now() + HANDSHAKE_TIME;
         Timed { stream: &connection.stream, deadline }.write_all(self.0.bytes())

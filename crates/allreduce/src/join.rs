@@ -1,8 +1,10 @@
-//! From separate processes to a group: everybody calls rank 0, gets the roster, and then everybody else.
+//! From separate processes to a group: all ranks call rank 0, get the roster, and then call each
+//! other.
 //!
-//! Rank 0 takes connections at the rendezvous address. When all ranks have called, it sends each the roster with a fresh
-//! session number. Then each rank calls those below it, once for control and once per data stream, and waits for those
-//! above it. Every connection starts with the handshake of `handshake.rs`.
+//! Rank 0 takes connections at the rendezvous address. When all ranks have called, it sends each
+//! the roster with a fresh session number. Then each rank calls those below it, once for control
+//! and once per data stream, and waits for those above it. Every connection starts with the
+//! handshake of `handshake.rs`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,10 +24,11 @@ use crate::notice::Notice;
 use crate::secret::random_bytes;
 use crate::waiting::WaitNotices;
 
-/// How long rank 0 waits for another rank in the place of one that it turned away, where no name tells one run from another.
+/// How long rank 0 waits for another rank in place of one that it turned away, if runs have no
+/// names.
 const DIFFERS_PATIENCE: Duration = Duration::from_secs(15);
 
-/// How long rank 0 tells ranks that come a little later why there is no group.
+/// How long rank 0 tells ranks that come late why there is no group.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Between two tries to find out rank 0's address.
@@ -77,10 +80,11 @@ pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
         let Purpose::GaveUp { peer, tried, .. } = arrival.hello.purpose else { return None };
         Some(pair(&members, arrival.hello.rank, peer.min(config.world - 1), tried))
     };
-    // A rank that ends now must not be waited for until the time is up. Rank 0 sees it; the others see that rank 0 gives up.
+    // If a rank ends now, the others must not wait until the time is up. Rank 0 sees that rank end;
+    // the others see that rank 0 gives up.
     let check = || {
         let gone = first.iter().find(|(_, trusted)| listener::is_closed(&trusted.stream));
-        // Who cannot reach another tells rank 0 before it ends.
+        // A rank that cannot reach another tells rank 0 before it ends.
         let until = Instant::now() + if gone.is_some() { LINGER } else { Duration::ZERO };
         if let Some(error) = (config.rank == 0).then(|| told(until)).flatten() {
             return Err(error);
@@ -95,7 +99,7 @@ pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
         if let JoinError::Pair { peer, tried, .. } = error
             && config.rank > 0
         {
-            // As much as can be done: rank 0 also sees that this rank ends.
+            // If this fails too, rank 0 still sees that this rank ends.
             let gave_up = || Purpose::GaveUp { session, peer: *peer, tried: tried.clone() };
             let _ = connector.call(0, &gave_up);
         }
@@ -136,14 +140,16 @@ fn connect_all(
 
 pub(crate) type Found = (Listener, u64, usize, Vec<Member>, BTreeMap<usize, Trusted>);
 
-/// The addresses of the rendezvous; the inner error may pass: in a cluster a name can come later than those who ask for it.
+/// The addresses of the rendezvous. The inner error may be temporary: a cluster can publish a name
+/// after the ranks that ask for it have started.
 fn resolve(config: &Config) -> Result<io::Result<Vec<SocketAddr>>, JoinError> {
     let rendezvous = &config.rendezvous;
     let parts = rendezvous.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
     let Some((host, port)) = parts.filter(|(host, _)| !host.is_empty()) else {
         return Err(JoinError::Config(format!("the rendezvous address {rendezvous:?} is not host:port")));
     };
-    // The resolver knows the zone of fe80::1%en2, which the standard library's parser of addresses does not.
+    // The system's resolver knows zones such as fe80::1%en2; the standard library's parser of
+    // addresses does not.
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let addresses: Vec<SocketAddr> = match (host, port).to_socket_addrs() {
         Ok(addresses) => addresses.collect(),
@@ -157,7 +163,7 @@ fn resolve(config: &Config) -> Result<io::Result<Vec<SocketAddr>>, JoinError> {
     Ok(Ok(addresses))
 }
 
-/// The same, tried until it works.
+/// The addresses of the rendezvous, tried again until they resolve or `deadline` comes.
 pub(crate) fn resolve_by(config: &Config, deadline: Instant) -> Result<Vec<SocketAddr>, JoinError> {
     let began = Instant::now();
     loop {
@@ -202,7 +208,8 @@ fn open(config: &Config, deadline: Instant) -> Result<Listener, JoinError> {
     Err(JoinError::Listen { address: rendezvous(), error })
 }
 
-/// What a rank 0 of this run says that has the port already. Whatever else has it says nothing that helps.
+/// What another rank 0 of this run says, if it holds the rendezvous port already. None: something
+/// else holds it.
 fn rank_0_already(config: &Config, address: SocketAddr) -> Option<String> {
     let Config { rank, world, secret, run, .. } = config;
     let ip = if address.ip().is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { address.ip() };
@@ -215,7 +222,7 @@ fn rank_0_already(config: &Config, address: SocketAddr) -> Option<String> {
     }
 }
 
-/// What a rank says of itself. `port`: where it listens.
+/// The introduction of this rank. `port`: where it listens.
 pub(crate) fn introduction(config: &Config, port: u16) -> Purpose {
     let mut addresses = config.addresses.clone();
     if config.listens_everywhere() {
@@ -230,13 +237,13 @@ pub(crate) fn introduction(config: &Config, port: u16) -> Purpose {
     }
 }
 
-/// Rank 0: waits for everybody.
+/// Rank 0 waits for all other ranks.
 fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
     let began = Instant::now();
     let listener = open(config, deadline)?;
     let mut wait_notices = WaitNotices::new(config, deadline);
     let mut joined: BTreeMap<usize, (Trusted, Member)> = BTreeMap::new();
-    // Ranks that were turned away and may have been of another run.
+    // A rank that was turned away and may have been of another run.
     let mut strays: Option<(Instant, JoinError)> = None;
     while joined.len() + 1 < config.world {
         let arrival = listener.take(deadline.min(Instant::now() + LOOK), |hello| {
@@ -255,7 +262,8 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
             }),
         };
         let outcome = match outcome {
-            // Whoever has the run's name is of this run. Without a name it may be of another, which has the same port by mistake.
+            // A rank that gives the run's name is of this run. Without a name it may be of another
+            // run, which uses the same port by mistake.
             Err(error @ JoinError::Differs { .. }) if config.run.is_empty() => {
                 strays = Some((Instant::now() + DIFFERS_PATIENCE, error));
                 Ok(())
@@ -303,7 +311,7 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
     Ok((listener, session, streams, members, control))
 }
 
-/// Tells the ranks that wait for this one, which has failed before it could join, why they wait in vain.
+/// Tells the waiting ranks why this one, which failed before it could join, will not come.
 pub(crate) fn excuse(config: &Config, why: &str, code: u8) {
     let until = Instant::now() + EXCUSE;
     let why: String = why.chars().take(LONGEST_EXCUSE).collect();
@@ -344,7 +352,8 @@ fn random() -> Result<[u8; 32], JoinError> {
     })
 }
 
-/// Whether a rank that has joined still waits for the roster: it has neither gone nor said anything, for which it is too early.
+/// Whether a rank that has joined still waits for the roster. Otherwise it has gone, or it has sent
+/// something too early.
 fn waits(stream: &TcpStream) -> bool {
     let _ = stream.set_nonblocking(true);
     let waits = stream.peek(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
@@ -381,7 +390,8 @@ fn tell_all(config: &Config, listener: &Listener, error: &JoinError, mut joined:
     }
 }
 
-/// Takes a rank in, or ends the join: who holds the token and the run's name but disagrees on the rest is misconfigured.
+/// Takes a rank in, or ends the join. A rank that holds the token and the run's name, but disagrees
+/// on the rest, is misconfigured.
 fn admit(config: &Config, arrival: Arrival, joined: &mut BTreeMap<usize, (Trusted, Member)>) -> Result<(), JoinError> {
     let Arrival { hello, mut connection, from } = arrival;
     let (port, host, pid, claims, addresses) = match hello.purpose {
@@ -425,14 +435,15 @@ fn admit(config: &Config, arrival: Arrival, joined: &mut BTreeMap<usize, (Truste
     Ok(())
 }
 
-/// Where a rank that came `from` there may be reached: where it says first, then where it came from, then at its interfaces.
+/// The addresses at which a rank may be reached: those that it gave, then the one it came `from`,
+/// both at `port`.
 fn reachable(from: SocketAddr, addresses: &[IpAddr], port: u16) -> Vec<SocketAddr> {
-    // An address that holds for one machine or one cable alone is of no use to others.
+    // Loopback and link-local addresses mean nothing to other machines.
     let is_far = |ip: &IpAddr| !ip.is_loopback() && !ip.is_unspecified() && !is_link_local(*ip);
     let mut all: Vec<SocketAddr> = Vec::new();
     let far = addresses.iter().copied().filter(is_far).take(MOST_ADDRESSES);
     let seen = SocketAddr::new(from.ip(), port);
-    // A rank of rank 0's machine is seen there as loopback, which others on that machine can use and nobody else.
+    // A rank on rank 0's machine appears as loopback, which only ranks on that machine can use.
     let seen_first = !from.ip().is_loopback();
     let ordered: Vec<SocketAddr> = if seen_first {
         std::iter::once(seen).chain(far.map(|ip| SocketAddr::new(ip, port))).collect()
@@ -454,7 +465,7 @@ fn is_link_local(ip: IpAddr) -> bool {
     }
 }
 
-/// The first claim in which two ranks differ, in words.
+/// The first claim in which two ranks differ, as text for people.
 fn difference(ours: &[(String, String)], theirs: &[(String, String)]) -> Option<String> {
     let theirs: BTreeMap<&str, &str> = theirs.iter().map(|(name, digest)| (name.as_str(), digest.as_str())).collect();
     for (name, digest) in ours {

@@ -1,9 +1,10 @@
 //! Bugs planted on purpose, to test the tests: the simulation has to catch each one.
 //!
-//! A [`Mutations`] value belongs to the session, the seals or the links under test. Only tests can make one that holds a
-//! bug. In any other build the type has no bytes, [`Mutations::has`] is a constant `false` and the compiler removes it.
+//! A [`Mutations`] value belongs to the session, the seals or the links under test. Only tests can
+//! make one that holds a bug. In any other build the type has no bytes, [`Mutations::has`] is a
+//! constant `false` and the compiler removes it.
 
-/// A mistake that somebody could make.
+/// A mistake in the code under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bug {
     /// A payload with a wrong checksum is used.
@@ -29,11 +30,11 @@ pub(crate) enum Bug {
     HeartbeatFromBlockedThread,
     /// Silence is never judged.
     SilenceIgnored,
-    /// A control message is believed whatever its seal says.
+    /// A control message with a wrong seal is believed.
     SealNotChecked,
     /// A rank that was frozen itself accuses the others.
     OwnFreezeNotNoticed,
-    /// All messages of a control connection are sealed with the same count, so that one can be replayed.
+    /// All messages of a control connection are sealed with the same count, so one can be replayed.
     SealCountKept,
     /// Each rank judges for itself, by the records that happened to reach it.
     JudgedAlone,

@@ -1,4 +1,5 @@
-//! What a group tells while it works. A library prints nothing: the program decides what becomes of these.
+//! What a group tells while it works. A library prints nothing: the program decides what becomes of
+//! these.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -82,7 +83,7 @@ pub enum Notice {
         /// For how long.
         silence: Duration,
     },
-    /// It is heard again.
+    /// A rank that was silent has said something again.
     Back {
         /// The rank.
         rank: usize,
@@ -131,7 +132,7 @@ impl fmt::Display for Notice {
     }
 }
 
-/// Notices that nobody wants.
+/// Drops all notices.
 pub fn no_notices() -> Notices {
     Arc::new(|_| {})
 }

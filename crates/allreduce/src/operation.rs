@@ -1,4 +1,5 @@
-//! Carries out a plan over a transport, without ever waiting: [`Operation::poll`] moves what can be moved now.
+//! Carries out a plan over a transport, without ever waiting: [`Operation::poll`] moves what can be
+//! moved now.
 
 use std::ops::Range;
 
@@ -124,7 +125,8 @@ impl Operation {
         }
         let mut moved = false;
         let mut closed = None;
-        // What the peer sent before it closed its links may say more than that they are closed, so it is read first.
+        // What the peer sent before it closed its links may say more than that they are closed. So
+        // it is read first.
         let mut unless_closed = |outcome| match outcome {
             Err(Fault::Broken(broken)) if broken.closed => {
                 closed.get_or_insert(broken);
@@ -274,7 +276,7 @@ impl Operation {
         result
     }
 
-    /// Does with a complete frame what the plan says.
+    /// Applies a complete frame as the plan says.
     fn apply(
         &self,
         frame: &Incoming,

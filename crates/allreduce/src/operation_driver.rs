@@ -1,7 +1,8 @@
-//! The rules of one operation on its way, without threads, clocks and sockets: how long it waits, and what ends it.
+//! The rules of one operation on its way, without threads, clocks and sockets: how long it waits,
+//! and what ends it.
 //!
-//! [`OperationDriver::poll`] moves what can be moved and says what to do next. `engine.rs` calls it with a real clock and
-//! transport, the simulation with its own.
+//! [`OperationDriver::poll`] moves what can be moved and says what to do next. `engine.rs` calls it
+//! with a real clock and transport, the simulation with its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,8 @@ use crate::verdict::Cause;
 /// How long a closed data connection is given to be explained by its rank's death.
 const EXPLANATION: Duration = Duration::from_millis(500);
 
-/// A gap between two looks at the clock that means that this process was stopped. Looks are 0.64 s apart at most.
+/// A gap between two looks at the clock that means that this process was stopped. Looks are 0.64 s
+/// apart at most.
 const OWN_STOP: Duration = Duration::from_secs(2);
 
 /// How long an operation waits for others.
@@ -38,7 +40,8 @@ pub(crate) enum Next {
     Done,
     /// Something moved: poll again at once.
     Again,
-    /// Nothing moved, for the `round`-th time in a row (from 0): wait for the links in [`OperationDriver::wants`].
+    /// Nothing moved, for the `round`-th time in a row (from 0): wait for the links in
+    /// [`OperationDriver::wants`].
     Wait { round: u32 },
     /// A link closed: wait a moment for a verdict that explains it, then poll again.
     AwaitVerdict,
@@ -91,8 +94,8 @@ impl OperationDriver {
         &self.wants
     }
 
-    /// Moves what can be moved now. `now` is asked only when the time matters. `waited` is how long this rank has waited
-    /// for each rank of the group so far.
+    /// Moves what can be moved now. `now` is asked only when the time matters. `waited` is how long
+    /// this rank has waited for each rank of the group so far.
     pub(crate) fn poll(
         &mut self,
         now: &dyn Fn() -> Duration,
@@ -140,8 +143,8 @@ impl OperationDriver {
         Next::Wait { round: self.round - 1 }
     }
 
-    /// Looks at the clock. Returns for how long nothing has moved. A process that was stopped has not waited, and the others
-    /// may have been stopped with it.
+    /// Looks at the clock. Returns for how long nothing has moved. A process that was stopped has
+    /// not waited, and the others may have been stopped with it.
     pub(crate) fn look(&mut self, now: Duration) -> Duration {
         if now.saturating_sub(self.looked) > OWN_STOP {
             self.idle_since = self.idle_since.map(|_| now);
@@ -150,8 +153,9 @@ impl OperationDriver {
         self.idle_since.map_or(Duration::ZERO, |since| now.saturating_sub(since))
     }
 
-    /// Whether waiting on is of no use: the operation's time is up, or all ranks are inside operations and none has moved a
-    /// byte for the timeout. Then a frame was lost, or the ranks wait for each other in operations that do not fit together.
+    /// Whether waiting on is of no use: the operation's time is up, or all ranks are inside
+    /// operations and none has moved a byte for the timeout. Then a frame was lost, or the ranks
+    /// wait for each other in operations that do not fit together.
     fn is_stuck(&self, now: Duration, idle: Duration, status: &GroupStatus) -> bool {
         let Patience { operation_timeout, timeout, peers, .. } = self.patience;
         idle > operation_timeout || (idle > timeout && status.is_standstill(now, peers, timeout))
@@ -204,7 +208,8 @@ impl OperationDriver {
     }
 }
 
-/// What only the simulation asks: it jumps from event to event instead of looking at the clock again and again.
+/// What only the simulation asks: it jumps from event to event instead of looking at the clock
+/// again and again.
 #[cfg(test)]
 impl OperationDriver {
     /// Since when nothing has moved.

@@ -1,11 +1,14 @@
-//! An operation as data: which frames a rank sends and receives on which link, in which order, and what becomes of them.
+//! An operation as data: which frames a rank sends and receives on which link, in which order, and
+//! what is done with them.
 //!
-//! The algorithms (`mesh.rs`, `ring.rs`, `data_movement.rs`) only make such plans; `operation.rs` carries them out over any
-//! transport. A plan is a pure function of the operation, the rank and the world, so all ranks' plans fit together, and a
-//! test can carry them out in memory in every order of arrival.
+//! The algorithms (`mesh.rs`, `ring.rs`, `data_movement.rs`) only make such plans; `operation.rs`
+//! carries them out over any transport. A plan is a pure function of the operation, the rank and
+//! the world. So all ranks' plans fit together, and a test can carry them out in memory in every
+//! order of arrival.
 //!
-//! The **order of summation** is fixed by the plan: frames of one link come in order, and a frame whose turn depends on
-//! another link says so in `after`. Whoever is early waits in the socket (or slot) it arrived in.
+//! The **order of summation** is fixed by the plan: frames of one link come in order, and a frame
+//! that depends on another link says so in `after`. A frame that arrives early waits in its socket
+//! or slot.
 
 mod data_movement;
 mod mesh;
@@ -43,7 +46,8 @@ pub(crate) struct Outgoing {
     pub(crate) source: Source,
     pub(crate) at: Range<usize>,
     pub(crate) after: Option<After>,
-    /// These elements are final. With a narrow wire type they are rounded here too, so that this rank holds what it sends.
+    /// These elements are final. With a narrow wire type they are rounded here too, so that this
+    /// rank holds what it sends.
     pub(crate) is_final: bool,
 }
 
@@ -65,7 +69,7 @@ pub(crate) struct Incoming {
     pub(crate) after: Option<After>,
 }
 
-/// What becomes of a frame (`in`), for reduction ⊕. Operands keep the order of the ranks.
+/// What is done with a frame (`in`), for reduction ⊕. Operands keep the order of the ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// data = in
@@ -82,24 +86,26 @@ pub(crate) enum Action {
     Join { at: usize },
 }
 
-/// A frame's turn comes when this channel has dealt with so many of its receives.
+/// A frame is due when this channel has dealt with so many of its receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct After {
     pub(crate) channel: usize,
     pub(crate) receives: usize,
 }
 
-/// How long frames are: a function of the elements that remain.
+/// How long frames are, in elements: a function of the elements that remain.
 pub(crate) type FrameLength<'a> = &'a dyn Fn(usize) -> usize;
 
-/// The `index`-th of `parts` nearly equal parts of a range; the first ones are one longer where it does not divide.
+/// The `index`-th of `parts` nearly equal parts of a range. If it does not divide evenly, the first
+/// parts are one longer.
 pub(crate) fn part(range: &Range<usize>, parts: usize, index: usize) -> Range<usize> {
     let (length, rest) = (range.len() / parts, range.len() % parts);
     let start = range.start + index * length + index.min(rest);
     start..start + length + usize::from(index < rest)
 }
 
-/// The elements of a buffer that `rank` reduces, in `reduce_scatter` and in the two-step algorithms.
+/// The elements of a buffer that `rank` reduces, in `reduce_scatter` and in the two-step
+/// algorithms.
 pub fn segment(elements: usize, world: usize, rank: usize) -> Range<usize> {
     part(&(0..elements), world, rank)
 }
@@ -137,8 +143,8 @@ pub(crate) fn collective(
     }
 }
 
-/// The elements of its own data that `rank` rounds to a narrow wire type before an all-reduce: those that it adds without
-/// sending them.
+/// The elements of its own data that `rank` rounds to a narrow wire type before an all-reduce:
+/// those that it adds without sending them.
 pub(crate) fn rounded_before(algorithm: Algorithm, elements: usize, world: usize, rank: usize) -> Range<usize> {
     match algorithm {
         Algorithm::Direct => 0..elements,
@@ -148,7 +154,8 @@ pub(crate) fn rounded_before(algorithm: Algorithm, elements: usize, world: usize
     }
 }
 
-/// A range cut into frames: at least one, of no elements if the range has none, so that ranks always hear each other.
+/// A range cut into frames: at least one, which has no elements if the range has none. So ranks
+/// always hear each other.
 fn frames(range: &Range<usize>, length: FrameLength<'_>) -> Vec<Range<usize>> {
     let mut frames = Vec::new();
     let mut start = range.start;
@@ -176,7 +183,7 @@ impl Plan {
         self.channels[channel].sends.push(Outgoing { source: Source::Data, at, after, is_final });
     }
 
-    /// Adds a receive and returns what a frame says that waits for it.
+    /// Adds a receive. Returns the `after` of a frame that waits for it.
     fn receive(&mut self, channel: usize, at: Range<usize>, action: Action, after: Option<After>) -> After {
         let receives = &mut self.channels[channel].receives;
         receives.push(Incoming { at, action, after });

@@ -1,4 +1,5 @@
-//! Control messages on a connection: length, JSON, tag. Works on bytes, so that the simulator runs it too.
+//! Control messages on a connection: length, JSON, tag. Works on bytes, so the simulation uses it
+//! too.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -69,8 +70,8 @@ impl Seals {
         self.incoming.next()
     }
 
-    /// All messages that are whole once `bytes` have arrived. `ended`: the peer closed the connection after them.
-    /// `None`: it is closed and nothing is left to read.
+    /// All messages that are whole once `bytes` have arrived. `ended`: the peer closed the
+    /// connection after them. `None`: it is closed and nothing is left to read.
     pub(crate) fn open<T: DeserializeOwned>(&mut self, bytes: &[u8], ended: bool) -> Result<Option<Vec<T>>, SealError> {
         self.incoming.push(bytes);
         let mut messages = Vec::new();

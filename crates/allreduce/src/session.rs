@@ -1,12 +1,14 @@
-//! Who is alive, and what is to blame: the membership of a group as a pure state machine.
+//! Who is alive and what is to blame: the membership of a group as a pure state machine.
 //!
-//! [`Session::on`] takes an event and the time and returns what to do. It touches no socket and no clock, so the simulator
-//! runs this very code. `control.rs` feeds it from real connections.
+//! [`Session::on`] takes an event and the time and returns what to do. It touches no socket and no
+//! clock. `control_driver.rs` calls it, in the control thread and in the simulation.
 //!
-//! Every rank has a control connection to every other, whatever carries the data. On it each rank says every heartbeat
-//! interval where it is. A connection that closes without a farewell is a lost rank at once; a rank that says nothing for
-//! the timeout is lost then. Whoever notices floods a [`Record`] of what it sees. All records that arrive within a short
-//! collecting time go into one [`Verdict`], a pure function of the records: so every survivor names the same culprit.
+//! Every rank has a control connection to every other, whatever transport carries the data. In
+//! every heartbeat interval it says there where it is. A connection that closes without a farewell
+//! is a lost rank at once. A rank that says nothing for the timeout is lost then. A rank that
+//! notices a loss broadcasts a [`Record`] of what it sees. All records of a short collecting time
+//! go into one [`Verdict`], a pure function of the records: so every survivor names the same
+//! culprit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -30,12 +32,13 @@ pub(crate) struct Timing {
     pub(crate) collect_silent: Duration,
     /// The same when a connection closed or a rank reported a failure.
     pub(crate) collect: Duration,
-    /// A gap between two of our own ticks that means that we were stopped ourselves.
+    /// A gap between two of our own ticks that means that this process was stopped.
     pub(crate) own_freeze: Duration,
 }
 
 impl Timing {
-    /// A silent rank is known everywhere within `timeout`: the collecting time is taken off the silence.
+    /// A silent rank is known everywhere within `timeout`: the collecting time is taken off the
+    /// silence.
     pub(crate) fn new(timeout: Duration) -> Timing {
         let heartbeat = timeout / 25;
         let collect_silent = heartbeat * 3 / 2;
@@ -77,8 +80,9 @@ pub struct CurrentOperation {
 }
 
 impl Progress {
-    /// How a peer's operation and ours differ, if they are the same one by number. Frames say so too, where any meet: with
-    /// some pairs of operations each rank waits for one that waits as well.
+    /// How a peer's operation and ours differ, if both have the same number. Frames tell too, if
+    /// any meet. With some pairs of operations each rank waits for a frame that the other does not
+    /// send.
     fn divergence(&self, peer: usize, theirs: &Progress, mutations: Mutations) -> Option<Cause> {
         let (mine, theirs) = (self.doing?, theirs.doing?);
         let same_place = (mine.group, mine.operation) == (theirs.group, theirs.operation);
@@ -98,9 +102,9 @@ impl Progress {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Message {
     Heartbeat(Progress),
-    /// What a rank sees; forwarded once by everybody who hears of it.
+    /// What a rank sees. Each rank that gets it forwards it once.
     Record(Record),
-    /// What happened, as one rank has judged for all; forwarded once by everybody who hears of it.
+    /// What happened, as one rank has judged for all. Each rank that gets it forwards it once.
     Verdict(Verdict),
     /// The rank is done and will close its connections.
     Farewell,
@@ -132,7 +136,7 @@ pub(crate) enum Action {
         message: Message,
     },
     Warn(Warning),
-    /// The group has failed; this is the last action but for forwarded records.
+    /// The group has failed. Only forwarded records follow.
     End(Verdict),
 }
 
@@ -159,7 +163,7 @@ enum State {
     Collecting {
         until: Duration,
     },
-    /// Another rank judges for all; if it has not by then, we do.
+    /// Another rank judges for all. If it has not by then, this one does.
     Listening {
         until: Duration,
     },
@@ -203,7 +207,7 @@ impl Session {
         Session { mutations, ..self }
     }
 
-    /// Where this rank is; heartbeats say it.
+    /// Sets where this rank is; heartbeats say it.
     pub(crate) fn set_progress(&mut self, progress: Progress) {
         self.progress = progress;
     }
@@ -287,7 +291,7 @@ impl Session {
     }
 
     fn report(&mut self, now: Duration, cause: Cause, actions: &mut Vec<Action>) {
-        // The data link to a rank that said farewell is no broken one.
+        // The data link to a rank that said farewell has not broken: the rank has left.
         let cause = match cause {
             Cause::Broken { peer, .. } if self.peers.get(&peer).is_some_and(|peer| peer.left) => Cause::Left { peer },
             cause => cause,
@@ -326,8 +330,8 @@ impl Session {
         self.records.insert(self.rank, record);
     }
 
-    /// Begins to collect. A rank that learns of a failure adds what it sees itself, so that the verdict can tell a lost rank
-    /// from a broken connection between two.
+    /// Begins to collect records. A rank that learns of a failure adds what it sees itself: the
+    /// verdict can then tell a lost rank from a broken connection.
     fn collect_records(&mut self, now: Duration, silent: bool, actions: &mut Vec<Action>) {
         if self.state != State::Running {
             return;
@@ -352,7 +356,8 @@ impl Session {
         let gap = now.saturating_sub(self.last_tick);
         self.last_tick = now;
         if gap > self.timing.own_freeze && !self.mutations.has(Bug::OwnFreezeNotNoticed) {
-            // We were stopped or starved: the silence was ours. What the peers said meanwhile has been read by now.
+            // This process was stopped or starved, so the silence was its own. What the peers said
+            // meanwhile has been read by now.
             for peer in self.peers.values_mut() {
                 peer.heard = now;
             }
@@ -380,8 +385,9 @@ impl Session {
         }
     }
 
-    /// Who judges for all: of the ranks that wrote a record and that we hear, the one with the least part in any accusation,
-    /// then the lowest. Records that arrive late can make two ranks judge differently; so one judges and the others repeat.
+    /// The rank that judges for all. Of the ranks that wrote a record and are heard, it is the one
+    /// with the least part in any accusation, then the lowest. Records that arrive late can make
+    /// two ranks judge differently, so one judges and the others repeat it.
     fn speaker(&self) -> usize {
         let records = &self.records;
         let accuses = |record: &Record, rank: usize| record.silent.contains(&rank) || record.closed.contains(&rank);
@@ -393,7 +399,8 @@ impl Session {
         records.keys().copied().filter(heard).min_by_key(|&rank| (part(rank), rank)).unwrap_or(self.rank)
     }
 
-    /// All records, and an empty one of each rank that has left of itself: whoever accuses it has not heard its farewell.
+    /// All records, and an empty one of each rank that left in good order: a rank that accuses it
+    /// has not heard its farewell.
     fn records_and_farewells(&self) -> BTreeMap<usize, Record> {
         let mut records = self.records.clone();
         for (&rank, _) in self.peers.iter().filter(|(_, peer)| peer.left) {
@@ -402,7 +409,7 @@ impl Session {
         records
     }
 
-    /// The group has failed. Everybody repeats the verdict, unless it is about the one who hears nobody.
+    /// The group has failed. All ranks repeat the verdict, unless it is that this rank is cut off.
     fn end(&mut self, verdict: Verdict, actions: &mut Vec<Action>) {
         if matches!(self.state, State::Ended(_)) {
             return;
@@ -432,7 +439,7 @@ impl Session {
             }
         }
         if self.state != State::Running {
-            // Whoever is nearly due when the first one is counted with it: they fell silent together.
+            // Ranks that are nearly due count with the first one: they fell silent together.
             let nearly = self.timing.silence - self.timing.heartbeat * 2;
             silent.extend(self.peers.iter().filter_map(|(&rank, peer)| {
                 let silence = now.saturating_sub(peer.heard);

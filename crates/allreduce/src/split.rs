@@ -17,7 +17,7 @@ use crate::listener::Listener;
 use crate::transport::in_process::{self, InProcess};
 use crate::transport::tcp::Tcp;
 
-/// How the ranks of a group find each other again.
+/// How the ranks of a group connect again for a group within it.
 #[derive(Clone)]
 pub(crate) enum SplitContext {
     Processes(Arc<Processes>),
@@ -49,8 +49,15 @@ impl SplitContext {
 }
 
 impl Group {
-    /// Splits the group: ranks that pass the same `color` form a new one, ordered by `key`, then by rank. Every rank of this
-    /// group must call it. The new group goes over TCP (or between threads) and shares this one's fate.
+    /// Splits the group: ranks that pass the same `color` form a new one, ordered by `key`, then by
+    /// rank. Every rank of this group must call it. The new group goes over TCP (or between
+    /// threads) and fails together with this one.
+    ///
+    /// Decision: `finetune` does not use this yet. It stays because layers spread over machines
+    /// will need groups within the group: the ranks that hold the same layers.
+    ///
+    /// # Errors
+    /// If the group has failed, or the ranks of the new one cannot connect.
     pub fn split(&self, color: u64, key: u64) -> Result<Group, JoinError> {
         let failed = JoinError::Group;
         let mut all = vec![[0u64; 2]; self.world()];
@@ -100,7 +107,7 @@ impl Processes {
     ) -> Result<Network, JoinError> {
         let Processes { config, listener, members: all, .. } = self;
         let deadline = Instant::now() + config.join_timeout;
-        // A frozen member must not hold a try up for much longer than until it is declared lost.
+        // A frozen member must not delay a try for much longer than until it is declared lost.
         let patience = config.timeout / 8;
         let connector = Connector::new(config, all, listener, deadline, patience, check);
         let mut streams = Vec::new();
@@ -119,7 +126,7 @@ impl Processes {
     }
 }
 
-/// The number of a new group: all its ranks make the same one without talking.
+/// The number of a new group. All its ranks compute the same one without talking.
 fn session_of(parent: u64, members: &[usize], split: u64, color: u64) -> u64 {
     let mut hasher = blake3::Hasher::new();
     for number in [parent, split, color].into_iter().chain(members.iter().map(|&member| member as u64)) {

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::notice::Notice;
 
-/// A rank that waits says so after this, and then now and again.
+/// How long a rank waits before it first says so.
 const FIRST_NOTICE: Duration = Duration::from_secs(2);
+
+/// Time between two such notices.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Says now and again for whom a rank waits.
+/// Says at intervals for whom a rank waits.
 pub(crate) struct WaitNotices<'a> {
     config: &'a Config,
     deadline: Instant,

@@ -1,8 +1,10 @@
-//! Real RDMA verbs: mesh and ring, UC and RC, 2 to 4 processes, on soft-RoCE devices in a throw-away kernel.
+//! Real RDMA verbs: mesh and ring, UC and RC, 2 to 4 processes, on soft-RoCE devices in a
+//! throw-away kernel.
 //!
-//! `on_soft_roce_devices` boots the kernel with `scripts/rdma-vm.sh` and runs `inside` there, which starts ranks: processes of
-//! this same test program that run `rank`. Results are compared, bit for bit, with TCP and with threads of one process.
-//! Without a kernel (`scripts/rdma-vm.sh --setup` fetches one) the test says so and is skipped.
+//! `on_soft_roce_devices` boots the kernel with `scripts/rdma-vm.sh` and runs `inside` there, which
+//! starts ranks: processes of this same test program that run `rank`. Results are compared, bit for
+//! bit, with TCP and with threads of one process. Without a kernel (`scripts/rdma-vm.sh --setup`
+//! fetches one) the test says so and is skipped.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -97,7 +99,8 @@ impl Task<'_> {
     }
 }
 
-/// Row i, column j: rank i's device towards rank j. In `veth` ranks alternate between the two ends of the wire.
+/// Row i, column j: rank i's device towards rank j. In `veth` ranks alternate between the two ends
+/// of the wire.
 fn matrix(world: usize, layout: &str, ring_only: bool) -> String {
     let cell = |from: usize, to: usize| {
         let neighbours = (from + 1) % world == to || (to + 1) % world == from;
@@ -312,7 +315,8 @@ fn killed(layout: &str) {
     }
 }
 
-/// One packet in a hundred is lost: RC repeats it; UC does not, and says so rather than give a wrong sum.
+/// One packet in a hundred is lost: RC repeats it; UC does not, and says so rather than give a
+/// wrong sum.
 fn lossy(task: Task<'_>, expected: &[String]) {
     let tc = |arguments: &[&str]| Command::new("tc").args(arguments).status().is_ok_and(|status| status.success());
     if !tc(&["qdisc", "add", "dev", "v0", "root", "netem", "loss", "1%"]) {

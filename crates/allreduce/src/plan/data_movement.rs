@@ -33,7 +33,7 @@ pub(crate) fn broadcast_star(
     plan
 }
 
-/// From the root along the ring, every rank passing on what it gets: each byte leaves the root once.
+/// From the root along the ring; every rank passes on what it gets. Each byte leaves the root once.
 pub(crate) fn broadcast_chain(
     rank: usize,
     world: usize,
@@ -57,7 +57,8 @@ pub(crate) fn broadcast_chain(
     plan
 }
 
-/// Block j of `Input` goes to rank j; block j of the data comes from there. The own block is the caller's to copy.
+/// Block j of `Input` goes to rank j; block j of the data comes from rank j. The caller copies its
+/// own block.
 pub(crate) fn all_to_all(rank: usize, world: usize, block: usize, links: usize, length: FrameLength<'_>) -> Plan {
     let mut plan = Plan::default();
     for link in 0..links {

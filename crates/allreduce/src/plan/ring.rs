@@ -1,14 +1,15 @@
 //! Plans around a ring: each rank talks to its two neighbours only.
 //!
-//! **Order of summation: around the ring, ending at the segment's owner.** Going forward, an element of segment s is
-//! ((x(s+1) ⊕ x(s+2)) ⊕ …) ⊕ x(s), ranks modulo N; going backward ((x(s-1) ⊕ x(s-2)) ⊕ …) ⊕ x(s). With more than two ranks
-//! the first half of each long segment goes forward and the second backward.
+//! **Order of summation: around the ring, ending at the segment's owner.** Going forward, an
+//! element of segment s is ((x(s+1) ⊕ x(s+2)) ⊕ …) ⊕ x(s), ranks modulo N; going backward ((x(s-1)
+//! ⊕ x(s-2)) ⊕ …) ⊕ x(s). With more than two ranks the first half of each long segment goes forward
+//! and the second backward.
 
 use std::ops::Range;
 
 use super::{Action, After, FrameLength, Plan, frames, part, segment};
 
-/// Fewest elements of a segment for which a further lane pays for its frames.
+/// Fewest elements of a segment for which a further lane is faster in spite of its frames.
 const LANE_ELEMENTS: usize = 2048;
 
 /// One way around, over one link of each neighbour.
@@ -20,15 +21,16 @@ struct Lane {
 }
 
 impl Lane {
-    /// The part of a segment that goes this way: a half per direction, each cut among the links. So the direction of an
-    /// element, and with it the order of its summation, does not depend on the number of links.
+    /// The part of a segment that goes this way: one half per direction, each cut among the links.
+    /// So the direction of an element, and with it the order of its summation, does not depend on
+    /// the number of links.
     fn part(&self, segment: &Range<usize>) -> Range<usize> {
         part(&part(segment, self.directions, usize::from(self.backward)), self.links, self.link)
     }
 }
 
-/// The lanes of a ring whose neighbours are joined by `links` links. Two ranks have one neighbour: a second way around
-/// would use the same wires.
+/// The lanes of a ring whose neighbours are joined by `links` links. Two ranks have one neighbour
+/// each: a second direction would use the same cables.
 fn lanes(world: usize, links: usize, segment_elements: usize) -> Vec<Lane> {
     let directions = if world > 2 && segment_elements >= 2 * LANE_ELEMENTS { 2 } else { 1 };
     let links = (segment_elements / LANE_ELEMENTS / directions).clamp(1, links.max(1));
@@ -74,7 +76,8 @@ pub(crate) fn ring_reduce(
     for lane in &lanes {
         let ring = RingView::new(&mut plan, rank, world, lane);
         let region = |owner: usize| frames(&lane.part(&segment(elements, world, owner)), length);
-        // The segment that ends at the rank before this one starts here; what arrives is passed on with our own added.
+        // The segment that ends at the rank before this one starts here. What arrives is passed on
+        // with our own data added.
         let mut outgoing: Vec<(Range<usize>, Option<After>)> =
             region(ring.before(1)).into_iter().map(|frame| (frame, None)).collect();
         for step in 0..world - 1 {
@@ -93,7 +96,7 @@ pub(crate) fn ring_reduce(
     plan
 }
 
-/// Sends the owner's frames around until everybody has them.
+/// Sends the owner's frames around until all ranks have them.
 fn pass_around(
     plan: &mut Plan,
     ring: &RingView,

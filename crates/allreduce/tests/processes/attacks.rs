@@ -1,4 +1,5 @@
-//! Strangers at the door: whatever they say, they are refused, and neither a join nor a running group is disturbed.
+//! Strangers at the door: whatever they say, they are refused, and neither a join nor a running
+//! group is disturbed.
 
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -246,7 +247,8 @@ pub(crate) fn waiting() -> (Cluster, Vec<SocketAddr>) {
     let script = || vec![say_line("here"), Act::UntilTold(vec![sum(1000)])];
     let ranks = (0..2).map(|rank| Rank::start(&spec(rank, 3, &rendezvous, script()))).collect();
     let cluster = Cluster { ranks, rendezvous };
-    // Rank 0 listens once it can be called; rank 1 opens its door before it calls, and a little later it has called.
+    // Rank 0 listens once it can be called; rank 1 opens its door before it calls, and a little
+    // later it has called.
     drop(connect(cluster.address()));
     let mut doors = vec![cluster.address()];
     let deadline = std::time::Instant::now() + LONG;

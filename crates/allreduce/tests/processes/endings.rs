@@ -1,4 +1,5 @@
-//! Ranks that stop of themselves: with a message, without a word, or because they do different things.
+//! Ranks that stop of themselves: with a message, without a word, or because they do different
+//! things.
 
 use finetune_allreduce::{Algorithm, Reduction, WireDtype};
 
@@ -76,7 +77,8 @@ fn ranks_that_do_different_things_are_both_named() {
             times.extend(in_time(&what, 1000.0, || {
                 let script = |rank| {
                     let acts = if rank == culprit { different } else { usual };
-                    // Whoever gets through, as the root of a broadcast does, learns of it all the same.
+                    // Whoever gets through, as the root of a broadcast does, learns of it all the
+                    // same.
                     [&[say("now")], acts.as_slice(), &[Act::Idle]].concat()
                 };
                 let cluster = Cluster::start(world, script, |_| ());

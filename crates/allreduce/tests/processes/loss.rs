@@ -1,4 +1,5 @@
-//! A rank that is killed or frozen, at any point of its work, is known to all others in time and by name.
+//! A rank that is killed or frozen, at any point of its work, is known to all others in time and by
+//! name.
 
 use std::time::Duration;
 
@@ -49,7 +50,8 @@ impl Loss {
             Phase::Idle => vec![here, Act::Idle],
             Phase::Waiting if rank == late => vec![here, Act::Idle],
             Phase::Late if rank == self.victim => vec![here, Act::Sleep { milliseconds: 60_000 }],
-            // By turns an operation whose ranks all wait for each other, and one that goes from one to the next.
+            // By turns an operation whose ranks all wait for each other, and one that goes from one
+            // to the next.
             Phase::Waiting if self.victim.is_multiple_of(2) => vec![here, sum(1000)],
             Phase::Waiting => vec![here, Act::Broadcast { bytes: 1 << 20, root: late }],
             Phase::Late => vec![here, Act::Barrier],
@@ -64,7 +66,8 @@ impl Loss {
         }
     }
 
-    /// A little later than when all say that they are there: at another moment for each case, the same one in every run.
+    /// A little later than when all say that they are there: at another moment for each case, the
+    /// same one in every run.
     fn in_the_midst(&self, cluster: &Cluster) {
         cluster.said("here");
         let spread = (self.victim * 37 + self.world * 59 + self.phase as usize * 83) % 100;

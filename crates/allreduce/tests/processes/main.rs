@@ -1,9 +1,10 @@
-//! Groups of real processes on this machine: right results, losses noticed in time, strangers kept out.
+//! Groups of real processes on this machine: right results, losses noticed in time, strangers kept
+//! out.
 //!
-//! The ranks are this very test binary, started again with `rank_process` as its only test and told by a variable what to
-//! do (`rank.rs`). They print what happens to them as lines of JSON; the parent (`children.rs`) waits for those lines,
-//! always with a deadline, and ends its children whatever happens. Times are taken from the system's monotonic clock, which
-//! all processes share.
+//! The ranks are this very test binary, started again with `rank_process` as its only test and told
+//! by a variable what to do (`rank.rs`). They print what happens to them as lines of JSON; the
+//! parent (`children.rs`) waits for those lines, always with a deadline, and ends its children
+//! whatever happens. Times are taken from the system's monotonic clock, which all processes share.
 //!
 //! Tests about time need the machine for themselves: each takes [`alone`] first.
 

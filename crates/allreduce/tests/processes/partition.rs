@@ -1,5 +1,5 @@
-//! Networks that come apart: each rank in a network namespace of its own, joined by a bridge. Needs root and Linux; skipped,
-//! and said so, where that is not to be had.
+//! Networks that come apart: each rank in a network namespace of its own, joined by a bridge. Needs
+//! root and Linux; skipped, and said so, where that is not to be had.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -176,7 +176,8 @@ pub(crate) enum Event {
 
 fn tell(event: &Event) {
     let line = serde_json::to_string(event).expect("events are plain data");
-    // A whole line with one call: threads do not mix theirs. The parent may be gone; then so are we, by the life-line.
+    // A whole line with one call: threads do not mix theirs. The parent may be gone; then so are
+    // we, by the life-line.
     let _ = std::io::stdout().lock().write_all(format!("\n{line}\n").as_bytes());
     let _ = std::io::stdout().lock().flush();
 }

@@ -1,4 +1,5 @@
-//! Every operation at every awkward size, played alike by processes and by threads, with what each result must be.
+//! Every operation at every awkward size, played alike by processes and by threads, with what each
+//! result must be.
 
 use finetune_allreduce::{Algorithm, Group, Reduce, Reduction, WireDtype, segment};
 use half::{bf16, f16};
@@ -72,7 +73,8 @@ struct Case {
 }
 
 impl Case {
-    /// Checks elements `from..` of a result against an f64 sum, and to the bit against the documented order.
+    /// Checks elements `from..` of a result against an f64 sum, and to the bit against the
+    /// documented order.
     fn check(&self, world: usize, elements: usize, from: usize, result: &[f32]) {
         let Case { texture, seed, reduce: Reduce { reduction, wire, algorithm, .. } } = *self;
         let ring = algorithm == Some(Algorithm::Ring);
@@ -118,9 +120,11 @@ impl Case {
     }
 }
 
-/// Plays everything and gives the digest of each result. `verify`: compares them with what they must be.
+/// Plays everything and gives the digest of each result. `verify`: compares them with what they
+/// must be.
 ///
-/// Names that begin with "=" belong to results that all ranks share; what "star", "direct" and "mesh" name has the same bits.
+/// Names that begin with "=" belong to results that all ranks share; what "star", "direct" and
+/// "mesh" name has the same bits.
 pub(crate) fn play(group: &Group, big: bool, verify: bool) -> Vec<(String, String)> {
     let mut player = Player { group, verify, digests: Vec::new() };
     let world = group.world();
@@ -238,7 +242,8 @@ impl Player<'_> {
         assert!(!self.verify || received.iter().copied().eq((0..world).flat_map(block)), "all_to_all of {elements}");
         self.note(format!("all_to_all of {elements}"), &received);
 
-        // Once around by messages: each rank passes on what it got, in u64 for once, and the last one closes the ring.
+        // Once around by messages: each rank passes on what it got, in u64 for once, and the last
+        // one closes the ring.
         let mut passed: Vec<u64> = (0..elements as u64).collect();
         if rank > 0 {
             passed.fill(0);
@@ -253,7 +258,8 @@ impl Player<'_> {
         self.group.barrier().expect("a barrier");
     }
 
-    /// Several reductions under way, blocking ones between them, results asked for in another order.
+    /// Several reductions under way, blocking ones between them, results asked for in another
+    /// order.
     fn background(&mut self) {
         let rank = self.group.rank();
         let mut pending = Vec::new();
@@ -275,8 +281,8 @@ impl Player<'_> {
         }
     }
 
-    /// Two groups within the group, in the opposite order of ranks, at work at the same time and between operations of the
-    /// whole.
+    /// Two groups within the group, in the opposite order of ranks, at work at the same time and
+    /// between operations of the whole.
     fn parts(&mut self) {
         let (rank, world) = (self.group.rank(), self.group.world());
         let color = (rank % 2) as u64;
