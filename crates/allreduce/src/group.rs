@@ -164,9 +164,8 @@ impl Group {
     }
 
     fn alone(config: &Config) -> Group {
-        let mut group = Group::in_process(1, None).remove(0);
+        let group = Group::in_process(1, None).remove(0);
         (config.notices)(Notice::Joined { world: 1, backend: group.backend(), took: Duration::ZERO });
-        group.worker = Mutex::new(None);
         group
     }
 

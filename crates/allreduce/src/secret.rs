@@ -62,11 +62,17 @@ impl fmt::Debug for Secret {
 }
 
 /// The text of a new token: 64 hexadecimal digits from the system's generator.
+///
+/// # Errors
+/// If the system gives no random numbers.
 pub fn new_token() -> Result<String, getrandom::Error> {
     Ok(hex(&random_bytes()?))
 }
 
 /// Bytes from the system's generator.
+///
+/// # Errors
+/// If the system gives no random numbers.
 pub(crate) fn random_bytes() -> Result<[u8; KEY_BYTES], getrandom::Error> {
     let mut bytes = [0; KEY_BYTES];
     getrandom::fill(&mut bytes)?;

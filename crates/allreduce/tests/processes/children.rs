@@ -18,8 +18,8 @@ pub(crate) const LONG: Duration = Duration::from_secs(60);
 pub(crate) const TOKEN: &str = "canary-2f6b61c4f0a94e8b8d53-token-of-the-tests";
 
 /// An address of this machine where nothing listens. Linux gives every process its own loopback
-/// addresses, so that nobody else's port is taken; trying it out would even do harm, since a
-/// process that another thread is just starting holds what is open here for a moment.
+/// addresses, so no other test's port is taken. Trying the address out would do harm: a process
+/// that another thread is just starting inherits what is open here for a moment.
 pub(crate) fn free_address() -> String {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {

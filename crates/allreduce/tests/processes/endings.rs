@@ -1,5 +1,4 @@
-//! Ranks that stop of themselves: with a message, without a word, or because they do different
-//! things.
+//! Ranks that stop by themselves: with a message, without one, or because they do different things.
 
 use finetune_allreduce::{Algorithm, Reduction, WireDtype};
 
@@ -8,7 +7,7 @@ use crate::children::{Cluster, Failed};
 use crate::rank::{Act, say, sum, sum_by};
 use crate::timing::{Times, at_once, in_time};
 
-/// Waits for everybody's error. All must give the same root cause, which names `named`.
+/// Waits for the error of every rank. All must give the same root cause, which names `named`.
 fn same_error(cluster: &Cluster, ranks: impl Iterator<Item = usize>, named: &[usize], what: &str) -> Vec<Failed> {
     let failed: Vec<Failed> = ranks.map(|rank| cluster.ranks[rank].error()).collect();
     for error in &failed {
@@ -51,7 +50,7 @@ fn ranks_that_do_different_things_are_both_named() {
         ("wire", vec![sum(9)], vec![reduce(9, Reduction::Sum, WireDtype::Bf16, 0)], ["of 9 f32", "bf16 on the wire"]),
         ("way", vec![way(Algorithm::Direct)], vec![way(Algorithm::Mesh)], ["direct", "mesh"]),
         ("ring", vec![way(Algorithm::Mesh)], vec![way(Algorithm::Ring)], ["mesh", "ring"]),
-        // Here nobody gets a frame of the other operation: each waits for one that waits as well.
+        // Here no rank gets a frame of the other operation: each waits for one that waits as well.
         ("star", vec![way(Algorithm::Star)], vec![broadcast(0)], ["star", "broadcast"]),
         ("barrier", vec![sum(1000)], vec![Act::Barrier], ["all_reduce", "barrier"]),
         ("gather", vec![sum(1000)], vec![Act::AllGather { bytes: 4000 }], ["all_reduce", "all_gather"]),
@@ -77,8 +76,8 @@ fn ranks_that_do_different_things_are_both_named() {
             times.extend(in_time(&what, 1000.0, || {
                 let script = |rank| {
                     let acts = if rank == culprit { different } else { usual };
-                    // Whoever gets through, as the root of a broadcast does, learns of it all the
-                    // same.
+                    // A rank that gets through, such as the root of a broadcast, learns of it all
+                    // the same.
                     [&[say("now")], acts.as_slice(), &[Act::Idle]].concat()
                 };
                 let cluster = Cluster::start(world, script, |_| ());

@@ -74,7 +74,7 @@ impl Loss {
         std::thread::sleep(Duration::from_millis(60 + spread as u64));
     }
 
-    /// What the survivors say: all the same, about the victim and nobody else.
+    /// What the survivors say: all the same, and about the victim only.
     fn survivors(&self, cluster: &Cluster, how: &str) -> Vec<Failed> {
         let failed: Vec<Failed> = cluster.without(self.victim).map(|rank| rank.error()).collect();
         for error in &failed {

@@ -25,7 +25,7 @@ mod wire;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Not a test of its own: what a rank does. Returns at once when nobody asked for one.
+/// Not a test of its own: what a rank does. Returns at once if no test asked for one.
 #[test]
 fn rank_process() {
     if let Ok(spec) = std::env::var(rank::VARIABLE) {

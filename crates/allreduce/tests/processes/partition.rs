@@ -82,7 +82,7 @@ impl Network {
         run(&format!("ip -n {hub} link set port{host} {what}")).expect("the port of a host changes");
     }
 
-    /// Hosts that are apart do not hear each other; all others hear everybody.
+    /// Hosts that are apart do not hear each other; all others hear all.
     fn apart(&self, hosts: [usize; 2], apart: bool) {
         for host in hosts {
             self.port(host, &format!("type bridge_slave isolated {}", if apart { "on" } else { "off" }));

@@ -22,7 +22,7 @@ enum Texture {
     Full,
 }
 
-/// The input of a rank: a pure function, so that everybody knows everybody's.
+/// The input of a rank: a pure function, so every rank knows the input of all.
 fn value(texture: Texture, seed: u64, rank: usize, index: usize) -> f32 {
     let mut bits = seed.wrapping_add((index as u64) << 8 | rank as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
