@@ -44,17 +44,17 @@ for _ in range(options.rounds):
 
 rows = []
 names = sorted({name for _, _, name in times} - {"finetune"})
-print(f"{'ranks':>5} {'bytes':>10} {'way':>7} {'finetune µs':>12} " + " ".join(f"{name:>12}" for name in names) + f" {'ratio':>7}")
+print(f"{'ranks':>5} {'bytes':>10} {'algorithm':>9} {'finetune µs':>12} " + " ".join(f"{name:>12}" for name in names) + f" {'ratio':>7}")
 for ranks, size in sorted({(ranks, size) for ranks, size, name in times if name == "finetune"}):
     median = lambda name: statistics.median(time for time, _ in times[ranks, size, name]) if times[ranks, size, name] else None
     mine, peers = median("finetune"), {name: median(name) for name in names}
-    way = times[ranks, size, "finetune"][-1][1]
+    algorithm = times[ranks, size, "finetune"][-1][1]
     best = min((time for time in peers.values() if time), default=None)
-    row = {"ranks": ranks, "bytes": size, "way": way, "finetune_us": mine, **{f"{name}_us": peers[name] for name in names}}
+    row = {"ranks": ranks, "bytes": size, "algorithm": algorithm, "finetune_us": mine, **{f"{name}_us": peers[name] for name in names}}
     row["ratio"] = best / mine if best else None
     rows.append(row)
     cells = " ".join(f"{peers[name]:12.1f}" if peers[name] else f"{'-':>12}" for name in names)
-    print(f"{ranks:5} {size:10} {way:>7} {mine:12.1f} {cells} " + (f"{row['ratio']:7.2f}" if best else "      -"))
+    print(f"{ranks:5} {size:10} {algorithm:>9} {mine:12.1f} {cells} " + (f"{row['ratio']:7.2f}" if best else "      -"))
 
 scaling = []
 for ranks in options.scaling:
@@ -66,7 +66,7 @@ for ranks in options.scaling:
         reductions, size, sent, cpu, memory = (float(group) for group in cost.groups())
         floor = 2 * (ranks - 1) / ranks * size
         scaling.append({
-            "ranks": ranks, "way": topology, "bytes": int(size), "join_ms": int(joined.group(1)),
+            "ranks": ranks, "algorithm": topology, "bytes": int(size), "join_ms": int(joined.group(1)),
             "latency_us_median": row["latency_us_median"], "cpu_ms_per_reduction": cpu / reductions * 1e3,
             "bytes_sent_over_floor": sent / reductions / floor, "peak_memory_kib": int(memory),
         })

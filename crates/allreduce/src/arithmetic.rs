@@ -5,14 +5,15 @@
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 
-use crate::frame::{Reduction, Wire};
+use crate::frame::{Reduction, WireDtype};
 
 /// a ⊕ b, `a` being the side of the lower ranks (or of those earlier around the ring).
 #[inline(always)]
 fn combine(reduction: Reduction, a: f32, b: f32) -> f32 {
     match reduction {
         Reduction::Sum => a + b,
-        // With a NaN on either side the result is NaN: a comparison with NaN is false, so `b` NaN falls through.
+        // With a NaN on either side the result is NaN: a comparison with NaN is false, so `b` NaN
+        // falls through.
         Reduction::Max => {
             if a.is_nan() || a > b {
                 a
@@ -30,7 +31,8 @@ fn combine(reduction: Reduction, a: f32, b: f32) -> f32 {
     }
 }
 
-/// Calls `$body` with the reduction as a constant, so that each loop is compiled (and vectorized) for one.
+/// Calls `$body` with the reduction as a constant, so that each loop is compiled (and vectorized)
+/// for one.
 macro_rules! for_each_reduction {
     ($reduction:expr, $combine:ident => $body:expr) => {
         match $reduction {
@@ -74,30 +76,33 @@ pub(crate) fn join(reduction: Reduction, data: &mut [f32], prefix: &[f32], incom
 /// Rounds to the wire's type (to nearest, ties to even).
 ///
 /// `narrow` holds two bytes per element; `wire` is not `Exact`.
-pub(crate) fn to_wire(wire: Wire, data: &[f32], narrow: &mut [u16]) {
+pub(crate) fn to_wire(wire: WireDtype, data: &[f32], narrow: &mut [u16]) {
     match wire {
-        Wire::Bf16 => narrow.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(data),
-        Wire::F16 => narrow.reinterpret_cast_mut::<f16>().convert_from_f32_slice(data),
-        Wire::Exact => unreachable!("exact elements are sent as they are"),
+        WireDtype::Bf16 => narrow.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(data),
+        WireDtype::F16 => narrow.reinterpret_cast_mut::<f16>().convert_from_f32_slice(data),
+        WireDtype::Exact => unreachable!("exact elements are sent as they are"),
     }
 }
 
 /// Widens what came over the wire: exact.
-pub(crate) fn from_wire(wire: Wire, narrow: &[u16], data: &mut [f32]) {
+pub(crate) fn from_wire(wire: WireDtype, narrow: &[u16], data: &mut [f32]) {
     match wire {
-        Wire::Bf16 => narrow.reinterpret_cast::<bf16>().convert_to_f32_slice(data),
-        Wire::F16 => narrow.reinterpret_cast::<f16>().convert_to_f32_slice(data),
-        Wire::Exact => unreachable!("exact elements are received as they are"),
+        WireDtype::Bf16 => narrow.reinterpret_cast::<bf16>().convert_to_f32_slice(data),
+        WireDtype::F16 => narrow.reinterpret_cast::<f16>().convert_to_f32_slice(data),
+        WireDtype::Exact => unreachable!("exact elements are received as they are"),
     }
 }
 
 /// Rounds in place, as the peers will see it.
-pub(crate) fn settle(wire: Wire, data: &mut [f32]) {
+pub(crate) fn round_to_wire(wire: WireDtype, data: &mut [f32]) {
+    if wire == WireDtype::Exact {
+        return;
+    }
     for value in data {
         *value = match wire {
-            Wire::Exact => *value,
-            Wire::Bf16 => bf16::from_f32(*value).to_f32(),
-            Wire::F16 => f16::from_f32(*value).to_f32(),
+            WireDtype::Exact => *value,
+            WireDtype::Bf16 => bf16::from_f32(*value).to_f32(),
+            WireDtype::F16 => f16::from_f32(*value).to_f32(),
         };
     }
 }
@@ -136,16 +141,16 @@ mod tests {
         let data = [1.0, 1.0 + 2f32.powi(-8), 1.0 + 3.0 * 2f32.powi(-8), 1e30, f32::INFINITY, -0.0];
         let mut narrow = [0u16; 6];
         let mut back = [0f32; 6];
-        for wire in [Wire::Bf16, Wire::F16] {
+        for wire in [WireDtype::Bf16, WireDtype::F16] {
             to_wire(wire, &data, &mut narrow);
             from_wire(wire, &narrow, &mut back);
-            let mut settled = data;
-            settle(wire, &mut settled);
-            assert_eq!(back.map(f32::to_bits), settled.map(f32::to_bits));
+            let mut rounded = data;
+            round_to_wire(wire, &mut rounded);
+            assert_eq!(back.map(f32::to_bits), rounded.map(f32::to_bits));
         }
-        settle(Wire::Bf16, &mut back);
+        round_to_wire(WireDtype::Bf16, &mut back);
         let mut bf = data;
-        settle(Wire::Bf16, &mut bf);
+        round_to_wire(WireDtype::Bf16, &mut bf);
         assert_eq!(bf[..3], [1.0, 1.0, 1.0 + 2f32.powi(-6)]);
     }
 }

@@ -1,4 +1,5 @@
-//! Operations one after the other, in the order in which they were called, whichever thread runs them.
+//! Operations one after the other in the order in which they were called, whichever thread runs
+//! them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -10,13 +11,13 @@ use crate::group::{Inner, Reduce};
 
 /// Lets operations through in the order of their tickets.
 #[derive(Default)]
-pub(crate) struct Turnstile {
+pub(crate) struct TicketLock {
     next: AtomicU64,
     serving: Mutex<u64>,
     moved: Condvar,
 }
 
-impl Turnstile {
+impl TicketLock {
     /// A place in the order of operations.
     pub(crate) fn ticket(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
@@ -24,7 +25,7 @@ impl Turnstile {
 
     /// Waits for the ticket's turn, and ends it also if `work` panics.
     pub(crate) fn pass<T>(&self, ticket: u64, work: impl FnOnce() -> T) -> T {
-        struct Next<'a>(&'a Turnstile);
+        struct Next<'a>(&'a TicketLock);
         impl Drop for Next<'_> {
             fn drop(&mut self) {
                 *self.0.serving.lock().unwrap_or_else(PoisonError::into_inner) += 1;
@@ -57,8 +58,9 @@ impl Worker {
         let inner = Arc::clone(inner);
         let run = move || {
             for Job { ticket, mut data, reduce, answer } in received {
-                let done = inner.turnstile.pass(ticket, || inner.all_reduce(&mut data, &reduce));
-                // Nobody waits for it any more: the others needed our part all the same.
+                let done = inner.ticket_lock.pass(ticket, || inner.all_reduce(&mut data, &reduce));
+                // The caller has dropped its `Pending`. The others needed this rank's part all the
+                // same.
                 let _ = answer.send(done.map(|()| data));
             }
         };
@@ -68,14 +70,14 @@ impl Worker {
 
     pub(crate) fn start_all_reduce(&self, inner: &Inner, data: Vec<f32>, reduce: Reduce) -> Pending {
         let (answer, result) = channel();
-        let job = Job { ticket: inner.turnstile.ticket(), data, reduce, answer };
+        let job = Job { ticket: inner.ticket_lock.ticket(), data, reduce, answer };
         let refused = match (&self.jobs, &self.thread) {
             (Some(jobs), Some(_)) => jobs.send(job).err().map(|refused| refused.0),
             _ => Some(job),
         };
         // Without a thread (the system gave none) the work is done here and now.
         if let Some(Job { ticket, mut data, reduce, answer }) = refused {
-            let done = inner.turnstile.pass(ticket, || inner.all_reduce(&mut data, &reduce));
+            let done = inner.ticket_lock.pass(ticket, || inner.all_reduce(&mut data, &reduce));
             let _ = answer.send(done.map(|()| data));
         }
         Pending { result }
@@ -99,6 +101,9 @@ pub struct Pending {
 
 impl Pending {
     /// Waits for the end and gives the reduced buffer back.
+    ///
+    /// # Errors
+    /// If the group has failed.
     ///
     /// # Panics
     /// If the background thread did.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Algorithm, Backend, Group, GroupError, Reduce, Reduction, Wire};
+use crate::{Algorithm, Backend, Group, GroupError, Reduce, Reduction, WireDtype};
 
 /// Time boxes: for one trial, and for all trials of a size.
 const TRIAL: Duration = Duration::from_millis(400);
@@ -80,7 +80,7 @@ pub struct Options {
     /// Each size is so many times the one before.
     pub step: usize,
     /// What elements are on the wire.
-    pub wire: Wire,
+    pub wire: WireDtype,
     /// Always this way.
     pub topology: Option<Algorithm>,
 }

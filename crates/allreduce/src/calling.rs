@@ -1,31 +1,32 @@
-//! How a rank above 0 joins: it calls rank 0, at every address that it has, until rank 0 says who else is there.
+//! How a rank above 0 joins: it calls rank 0 at all its addresses until rank 0 sends the roster.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::circle::{Failed, connect};
 use crate::config::Config;
+use crate::connector::{Failed, connect};
 use crate::handshake::{HANDSHAKE_TIME, HandshakeError, call};
 use crate::join::{Answer, Found, LOOK, introduction, resolve_by};
 use crate::join_error::JoinError;
-use crate::lobby::Lobby;
-use crate::waiting::Words;
+use crate::listener::Listener;
+use crate::waiting::WaitNotices;
 
-/// How long a wrong token or version is taken for a leftover of an earlier run that will go away.
+/// How long a wrong token or version may come from an earlier run that is about to end.
 const FOREIGN_PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long a rank that has reached rank 0 waits beyond its own time for what rank 0 says at the end of its own.
+/// How long a rank that has reached rank 0 waits beyond its own deadline: rank 0 reports at the end
+/// of its own.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// Any other rank: calls rank 0 until it answers.
 pub(crate) fn call_in(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
     let began = Instant::now();
-    let mut words = Words::new(config, deadline);
+    let mut wait_notices = WaitNotices::new(config, deadline);
     let mut pause = Duration::from_millis(5);
     let mut foreign_since: Option<Instant> = None;
     loop {
-        let last = match call_once(config, deadline, &mut words) {
+        let last = match call_once(config, deadline, &mut wait_notices) {
             Ok(Ok(found)) => return Ok(found),
             Ok(Err(refused)) => return Err(refused),
             Err(last) => last,
@@ -39,14 +40,18 @@ pub(crate) fn call_in(config: &Config, deadline: Instant) -> Result<Found, JoinE
                 last: last.tried,
             });
         }
-        words.say(|| format!("waiting for rank 0 at {}: {}", config.rendezvous, last.tried));
+        wait_notices.say(|| format!("waiting for rank 0 at {}: {}", config.rendezvous, last.tried));
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(250));
     }
 }
 
 /// One try at each of rank 0's addresses.
-fn call_once(config: &Config, deadline: Instant, words: &mut Words<'_>) -> Result<Result<Found, JoinError>, Failed> {
+fn call_once(
+    config: &Config,
+    deadline: Instant,
+    wait_notices: &mut WaitNotices<'_>,
+) -> Result<Result<Found, JoinError>, Failed> {
     let addresses = match resolve_by(config, deadline) {
         Ok(addresses) => addresses,
         Err(error) => return Ok(Err(error)),
@@ -54,7 +59,7 @@ fn call_once(config: &Config, deadline: Instant, words: &mut Words<'_>) -> Resul
     let mut failed = Failed { tried: String::new(), slow: false, foreign: false };
     let one = addresses.len() == 1 && addresses[0].to_string() == config.rendezvous;
     for address in addresses {
-        let error = match call_at(config, address, deadline, words) {
+        let error = match call_at(config, address, deadline, wait_notices) {
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
@@ -66,7 +71,8 @@ fn call_once(config: &Config, deadline: Instant, words: &mut Words<'_>) -> Resul
                 | HandshakeError::OtherRun { .. }
         );
         let comma = if failed.tried.is_empty() { "" } else { ", " };
-        // The rendezvous is named beside this; an address only where it is another.
+        // The message already names the rendezvous; it names an address only if that is another
+        // one.
         failed.tried += &if one { error.to_string() } else { format!("{comma}{}: {error}", address.ip()) };
     }
     Err(failed)
@@ -76,22 +82,22 @@ fn call_at(
     config: &Config,
     address: SocketAddr,
     deadline: Instant,
-    words: &mut Words<'_>,
+    wait_notices: &mut WaitNotices<'_>,
 ) -> Result<Result<Found, JoinError>, HandshakeError> {
     let stream = connect(address, HANDSHAKE_TIME)?;
     let (local, rank_0) = (stream.local_addr()?, stream.peer_addr()?);
-    let lobby = match Lobby::open_in_range(config, local.ip()) {
-        Ok(lobby) => lobby,
+    let listener = match Listener::open_in_range(config, local.ip()) {
+        Ok(listener) => listener,
         Err(error) => return Ok(Err(JoinError::System { what: "this rank cannot listen for the others", error })),
     };
-    let purpose = introduction(config, lobby.address().port());
+    let purpose = introduction(config, listener.address().port());
     let mut connection = call(stream, HANDSHAKE_TIME, &config.secret, &config.run, config.rank, config.world, purpose)?;
     let end = deadline + GRACE;
     let answer = loop {
         match connection.receive::<Answer>(end.min(Instant::now() + LOOK)) {
             Err(HandshakeError::Late) if Instant::now() >= end => return Err(HandshakeError::NoRoster),
             Err(HandshakeError::Late) => {
-                words.say(|| format!("rank 0 is at {rank_0}; waiting for the other ranks"));
+                wait_notices.say(|| format!("rank 0 is at {rank_0}; waiting for the other ranks"));
             }
             answer => break answer?,
         }
@@ -107,9 +113,9 @@ fn call_at(
             if members.len() != config.world || !(1..=64).contains(&streams) {
                 return Err(HandshakeError::Foreign);
             }
-            // Rank 0 is where we reached it, whatever it thinks its address is.
+            // The address at which this rank reached rank 0 replaces the one in the roster.
             members[0].addresses = vec![rank_0];
-            Ok(Ok((lobby, session, streams, members, BTreeMap::from([(0, connection)]))))
+            Ok(Ok((listener, session, streams, members, BTreeMap::from([(0, connection)]))))
         }
     }
 }

@@ -7,14 +7,14 @@ use bytemuck::{cast_slice, cast_slice_mut};
 
 use crate::arithmetic;
 use crate::choose::Reach;
-use crate::engine::{Carrier, Engine};
+use crate::engine::{Engine, Network};
 use crate::error::GroupError;
-use crate::frame::{Algorithm, Descriptor, Element, Kind, Reduction, Wire};
+use crate::frame::{Algorithm, Descriptor, Element, Kind, Reduction, WireDtype};
 use crate::group::{Inner, Reduce};
 use crate::operation::Buffers;
-use crate::plan::{self, Plan, Share, segment};
+use crate::plan::{self, segment};
 
-/// Bytes per rank below which several links to a peer are not worth their frames.
+/// Bytes per rank below which several links to a peer cost more frames than they save time.
 const BYTES_PER_LINK: usize = 128 << 10;
 
 impl Inner {
@@ -24,27 +24,27 @@ impl Inner {
 
     /// Runs an operation when those that were called before it are done.
     pub(crate) fn turn<T>(&self, operation: impl FnOnce(&Inner) -> T) -> T {
-        let ticket = self.turnstile.ticket();
-        self.turnstile.pass(ticket, || operation(self))
+        let ticket = self.ticket_lock.ticket();
+        self.ticket_lock.pass(ticket, || operation(self))
     }
 
-    /// Carries out what `plan` makes of the transport's links and frames.
+    /// Carries out a collective operation, with as many of the transport's links and frames as its
+    /// size is worth.
     fn run(
         &self,
         engine: &mut Engine,
-        carrier: usize,
+        network: usize,
         descriptor: Descriptor,
         buffers: Buffers<'_>,
-        plan: impl FnOnce(usize, plan::FrameLength<'_>) -> Plan,
     ) -> Result<(), GroupError> {
-        let Carrier { transport, wires, .. } = &engine.carriers[carrier];
+        let Network { transport, wires, .. } = &engine.networks[network];
         let bytes = descriptor.element.wire_bytes(descriptor.wire);
         let length = |remaining: usize| (transport.frame_bytes(remaining * bytes) / bytes).max(1);
         let links = (descriptor.elements as usize * bytes / self.world / BYTES_PER_LINK).clamp(1, (*wires).max(1));
-        let plan = plan(links, &length);
+        let plan = plan::collective(&descriptor, self.rank, self.world, links, &length);
         let number = engine.operations;
         engine.operations += 1;
-        engine.run(carrier, plan, number, descriptor, buffers)
+        engine.run(network, plan, number, descriptor, buffers)
     }
 
     pub(crate) fn all_reduce(&self, data: &mut [f32], reduce: &Reduce) -> Result<(), GroupError> {
@@ -54,9 +54,9 @@ impl Inner {
         }
         let mut engine = self.engine();
         let reach = |algorithm| if algorithm == Algorithm::Ring { Reach::Neighbours } else { Reach::Pairs };
-        let carrier = reduce.algorithm.map_or(0, |algorithm| engine.carrier(reach(algorithm)));
+        let network = reduce.algorithm.map_or(0, |algorithm| engine.network(reach(algorithm)));
         let bytes = elements * Element::F32.wire_bytes(reduce.wire);
-        let algorithm = reduce.algorithm.unwrap_or_else(|| engine.carriers[carrier].choice.way(bytes));
+        let algorithm = reduce.algorithm.unwrap_or_else(|| engine.networks[network].choice.algorithm(bytes));
         let descriptor = Descriptor {
             kind: Kind::AllReduce,
             reduction: reduce.reduction,
@@ -67,45 +67,20 @@ impl Inner {
             elements: elements as u64,
             tag: reduce.tag,
         };
-        let narrow = reduce.wire != Wire::Exact;
-        let share = match algorithm {
-            Algorithm::Direct => {
-                if narrow {
-                    arithmetic::settle(reduce.wire, data);
-                }
-                let mut snapshot = std::mem::take(&mut engine.snapshot);
-                snapshot.clear();
-                snapshot.extend_from_slice(data);
-                let buffers = Buffers { data: cast_slice_mut(data), input: cast_slice(&snapshot) };
-                let done = self.run(&mut engine, carrier, descriptor, buffers, |links, length| {
-                    plan::mesh_reduce(rank, world, elements, links, Share::Everything, length)
-                });
-                engine.snapshot = snapshot;
-                if narrow {
-                    arithmetic::settle(reduce.wire, data);
-                }
-                return done;
-            }
-            Algorithm::Mesh => {
-                if narrow {
-                    arithmetic::settle(reduce.wire, &mut data[segment(elements, world, rank)]);
-                }
-                Some(Share::Segment { gather: true })
-            }
-            Algorithm::Star => {
-                if narrow && rank == 0 {
-                    arithmetic::settle(reduce.wire, data);
-                }
-                None
-            }
-            Algorithm::Ring => None,
-        };
-        let buffers = Buffers { data: cast_slice_mut(data), input: &[] };
-        self.run(&mut engine, carrier, descriptor, buffers, |links, length| match share {
-            Some(share) => plan::mesh_reduce(rank, world, elements, links, share, length),
-            None if algorithm == Algorithm::Star => plan::star_reduce(rank, world, elements, length),
-            None => plan::ring_reduce(rank, world, elements, links, true, length),
-        })
+        arithmetic::round_to_wire(reduce.wire, &mut data[plan::rounded_before(algorithm, elements, world, rank)]);
+        if algorithm != Algorithm::Direct {
+            let buffers = Buffers { data: cast_slice_mut(data), input: &[] };
+            return self.run(&mut engine, network, descriptor, buffers);
+        }
+        // The data change while they are sent, so what leaves comes from a copy.
+        let mut snapshot = std::mem::take(&mut engine.snapshot);
+        snapshot.clear();
+        snapshot.extend_from_slice(data);
+        let buffers = Buffers { data: cast_slice_mut(data), input: cast_slice(&snapshot) };
+        let done = self.run(&mut engine, network, descriptor, buffers);
+        engine.snapshot = snapshot;
+        arithmetic::round_to_wire(reduce.wire, data);
+        done
     }
 
     pub(crate) fn reduce_scatter(&self, data: &mut [f32], reduction: Reduction) -> Result<Range<usize>, GroupError> {
@@ -115,22 +90,18 @@ impl Inner {
             return Ok(mine);
         }
         let mut engine = self.engine();
-        let algorithm = engine.carriers[0].choice.two_step();
+        let algorithm = engine.networks[0].choice.two_step();
         let descriptor = Descriptor {
             kind: Kind::ReduceScatter,
             reduction,
             element: Element::F32,
-            wire: Wire::Exact,
+            wire: WireDtype::Exact,
             algorithm,
             root: 0,
             elements: elements as u64,
             tag: 0,
         };
-        let buffers = Buffers { data: cast_slice_mut(data), input: &[] };
-        self.run(&mut engine, 0, descriptor, buffers, |links, length| match algorithm {
-            Algorithm::Ring => plan::ring_reduce(rank, world, elements, links, false, length),
-            _ => plan::mesh_reduce(rank, world, elements, links, Share::Segment { gather: false }, length),
-        })?;
+        self.run(&mut engine, 0, descriptor, Buffers { data: cast_slice_mut(data), input: &[] })?;
         Ok(mine)
     }
 
@@ -140,7 +111,7 @@ impl Inner {
             kind,
             reduction: Reduction::Sum,
             element: Element::Byte,
-            wire: Wire::Exact,
+            wire: WireDtype::Exact,
             algorithm,
             root: root as u16,
             elements: bytes as u64,
@@ -149,80 +120,67 @@ impl Inner {
     }
 
     pub(crate) fn all_gather(&self, all: &mut [u8]) -> Result<(), GroupError> {
-        let (rank, world, block) = (self.rank, self.world, all.len() / self.world);
-        if world == 1 {
+        if self.world == 1 {
             return Ok(());
         }
         let mut engine = self.engine();
-        let algorithm = engine.carriers[0].choice.two_step();
+        let algorithm = engine.networks[0].choice.two_step();
         let descriptor = Self::moving(Kind::AllGather, algorithm, 0, all.len());
-        self.run(&mut engine, 0, descriptor, Buffers { data: all, input: &[] }, |links, length| match algorithm {
-            Algorithm::Ring => plan::ring_all_gather(rank, world, block, links, length),
-            _ => plan::mesh_all_gather(rank, world, block, links, length),
-        })
+        self.run(&mut engine, 0, descriptor, Buffers { data: all, input: &[] })
     }
 
     pub(crate) fn broadcast(&self, data: &mut [u8], root: usize) -> Result<(), GroupError> {
-        let (rank, world, bytes) = (self.rank, self.world, data.len());
-        if world == 1 {
+        let bytes = data.len();
+        if self.world == 1 {
             return Ok(());
         }
         let mut engine = self.engine();
-        // Two ranks are a chain already; a long message is passed on along a chain so that the root sends it once only.
-        let algorithm = match engine.carriers[0].choice.way(bytes) {
+        // Two ranks are a chain already. A long message goes along a chain, so that the root sends
+        // it only once.
+        let algorithm = match engine.networks[0].choice.algorithm(bytes) {
             Algorithm::Mesh | Algorithm::Ring => Algorithm::Ring,
             Algorithm::Direct | Algorithm::Star => Algorithm::Direct,
         };
         let descriptor = Self::moving(Kind::Broadcast, algorithm, root, bytes);
-        self.run(&mut engine, 0, descriptor, Buffers { data, input: &[] }, |links, length| match algorithm {
-            Algorithm::Direct => plan::broadcast_star(rank, world, root, bytes, links, length),
-            _ => plan::broadcast_chain(rank, world, root, bytes, links, length),
-        })
+        self.run(&mut engine, 0, descriptor, Buffers { data, input: &[] })
     }
 
     pub(crate) fn all_to_all(&self, send: &[u8], receive: &mut [u8]) -> Result<(), GroupError> {
-        let (rank, world, block) = (self.rank, self.world, send.len() / self.world);
-        if world == 1 {
+        if self.world == 1 {
             return Ok(());
         }
         let mut engine = self.engine();
-        let carrier = engine.carrier(Reach::Pairs);
+        let network = engine.network(Reach::Pairs);
         let descriptor = Self::moving(Kind::AllToAll, Algorithm::Direct, 0, send.len());
-        let buffers = Buffers { data: receive, input: send };
-        self.run(&mut engine, carrier, descriptor, buffers, |links, length| {
-            plan::all_to_all(rank, world, block, links, length)
-        })
+        self.run(&mut engine, network, descriptor, Buffers { data: receive, input: send })
     }
 
     pub(crate) fn message(&self, peer: usize, data: &mut [u8], input: &[u8], sending: bool) -> Result<(), GroupError> {
         let mut engine = self.engine();
-        let carrier = engine.carrier(Reach::Pairs);
+        let network = engine.network(Reach::Pairs);
         let bytes = data.len().max(input.len());
         let descriptor = Self::moving(Kind::Send, Algorithm::Direct, 0, bytes);
         let count = &mut engine.messages[peer];
         let count = if sending { &mut count.0 } else { &mut count.1 };
         let number = *count;
         *count += 1;
-        let transport = &engine.carriers[carrier].transport;
+        let transport = &engine.networks[network].transport;
         let plan = plan::point_to_point(peer, sending, bytes, 1, &|remaining| transport.frame_bytes(remaining));
-        engine.run(carrier, plan, number, descriptor, Buffers { data, input })
+        engine.run(network, plan, number, descriptor, Buffers { data, input })
     }
 
     pub(crate) fn barrier(&self) -> Result<(), GroupError> {
-        let (rank, world) = (self.rank, self.world);
-        if world == 1 {
+        if self.world == 1 {
             return Ok(());
         }
         let mut engine = self.engine();
-        // Not by way of rank 0: everybody says at once what it is doing, so that a rank that does something else is told.
-        let algorithm = match engine.carriers[0].choice.two_step() {
+        // Not through rank 0: every rank says at once what it is doing, so one that does something
+        // else gets an error.
+        let algorithm = match engine.networks[0].choice.two_step() {
             Algorithm::Ring => Algorithm::Ring,
             _ => Algorithm::Direct,
         };
         let descriptor = Self::moving(Kind::Barrier, algorithm, 0, 0);
-        self.run(&mut engine, 0, descriptor, Buffers { data: &mut [], input: &[] }, |links, length| match algorithm {
-            Algorithm::Ring => plan::ring_all_gather(rank, world, 0, links, length),
-            _ => plan::mesh_all_gather(rank, world, 0, links, length),
-        })
+        self.run(&mut engine, 0, descriptor, Buffers { data: &mut [], input: &[] })
     }
 }

@@ -1,127 +1,28 @@
-//! The thread that keeps a group's membership: reads and writes the control connections and feeds the [`Session`].
+//! The thread that keeps a group's membership: reads and writes the control connections and calls
+//! the [`ControlDriver`]. It does nothing else, so neither a long computation nor a waiting
+//! operation can keep it from answering.
 //!
-//! It does nothing else, so that neither a long computation nor a collective that waits can keep it from answering.
+//! It has no rules of its own: those are in `control_driver.rs` and `session.rs`.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::control_driver::{Arrived, ControlDriver, Effect, Inbox};
+use crate::group_status::GroupStatus;
 use crate::handshake::Trusted;
 use crate::notice::{Notice, Notices};
-use crate::session::{Action, Doing, Event, Message, Progress, Session, Timing, Warning};
-use crate::verdict::{Cause, Verdict};
+use crate::session::{Session, Timing, Warning};
+use crate::verdict::Cause;
 
 /// Unsent bytes at which a peer that reads nothing gets no more heartbeats.
 const MOST_BACKLOG: usize = 64 << 10;
-
-/// What the collectives and the control thread tell each other.
-#[derive(Default)]
-pub(crate) struct Board {
-    pub(crate) step: AtomicU64,
-    operation: AtomicU64,
-    inside: AtomicBool,
-    moved: AtomicU64,
-    doing: Mutex<Option<Doing>>,
-    /// Set together with `verdict`; cheap to look at.
-    failed: AtomicBool,
-    verdict: Mutex<Option<Verdict>>,
-    ended: Condvar,
-    peers: Mutex<BTreeMap<usize, Heard>>,
-}
-
-/// What a peer last said.
-struct Heard {
-    progress: Progress,
-    /// Since when it says so (or has left), and when it last spoke.
-    since: Instant,
-    last: Instant,
-    left: bool,
-}
-
-impl Board {
-    pub(crate) fn progress(&self) -> Progress {
-        Progress {
-            step: self.step.load(Ordering::Relaxed),
-            operation: self.operation.load(Ordering::Relaxed),
-            inside: self.inside.load(Ordering::Relaxed),
-            moved: self.moved.load(Ordering::Relaxed),
-            doing: *self.doing.lock().unwrap_or_else(PoisonError::into_inner),
-        }
-    }
-
-    /// An operation begins. `doing`: what it is, if all ranks of its group take part.
-    pub(crate) fn enter(&self, doing: Option<Doing>) {
-        self.operation.fetch_add(1, Ordering::Relaxed);
-        self.inside.store(true, Ordering::Relaxed);
-        *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = doing;
-    }
-
-    /// It has ended; `moved` bytes have been moved so far.
-    pub(crate) fn leave(&self, moved: u64) {
-        self.inside.store(false, Ordering::Relaxed);
-        *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.set_moved(moved);
-    }
-
-    /// So many bytes have been moved so far.
-    pub(crate) fn set_moved(&self, moved: u64) {
-        self.moved.store(moved, Ordering::Relaxed);
-    }
-
-    fn hear(&self, peer: usize, message: &Message) {
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        match (message, peers.get_mut(&peer)) {
-            (Message::Heartbeat(progress), Some(heard)) if heard.progress == *progress => heard.last = now,
-            (Message::Heartbeat(progress), _) => {
-                peers.insert(peer, Heard { progress: *progress, since: now, last: now, left: false });
-            }
-            (Message::Farewell, Some(heard)) => (heard.left, heard.since) = (true, now),
-            _ => {}
-        }
-    }
-
-    /// Whether all of `peers` other ranks have for so long been gone, or inside an operation without moving a byte. They
-    /// must still say so: one that is silent may be frozen.
-    pub(crate) fn is_standstill(&self, peers: usize, for_: Duration) -> bool {
-        let known = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let stands = |heard: &Heard| {
-            let says_so = heard.progress.inside && heard.last.elapsed() < for_ / 5;
-            (heard.left || says_so) && heard.since.elapsed() >= for_
-        };
-        known.len() == peers && known.values().all(stands)
-    }
-
-    pub(crate) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn verdict(&self) -> Option<Verdict> {
-        self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The first verdict stays.
-    pub(crate) fn end(&self, verdict: Verdict) {
-        let mut ours = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
-        ours.get_or_insert(verdict);
-        self.failed.store(true, Ordering::Release);
-        self.ended.notify_all();
-    }
-
-    /// Waits for a verdict that is on its way.
-    pub(crate) fn wait_for_verdict(&self, longest: Duration) -> Option<Verdict> {
-        let verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.ended.wait_timeout_while(verdict, longest, |verdict| verdict.is_none());
-        waited.unwrap_or_else(PoisonError::into_inner).0.clone()
-    }
-}
 
 enum Order {
     Report(Cause),
@@ -130,7 +31,7 @@ enum Order {
 
 /// A handle on the control thread.
 pub(crate) struct Control {
-    pub(crate) board: Arc<Board>,
+    pub(crate) status: Arc<GroupStatus>,
     orders: Sender<Order>,
     wake: OwnedFd,
     thread: Option<JoinHandle<()>>,
@@ -138,6 +39,9 @@ pub(crate) struct Control {
 
 impl Control {
     /// Takes over the control connections of a complete group.
+    ///
+    /// # Errors
+    /// If the system gives no thread, or none of what one needs.
     pub(crate) fn start(
         rank: usize,
         hosts: Vec<String>,
@@ -145,27 +49,30 @@ impl Control {
         timing: Timing,
         notices: Notices,
     ) -> io::Result<Control> {
-        for connection in connections.values() {
-            connection.stream.set_nonblocking(true)?;
-            let _ = rustix::net::sockopt::set_socket_keepalive(&connection.stream, true);
+        let (mut sockets, mut seals) = (BTreeMap::new(), BTreeMap::new());
+        for (peer, connection) in connections {
+            let (stream, keys) = connection.into_parts();
+            stream.set_nonblocking(true)?;
+            let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
+            sockets.insert(peer, Socket { stream, backlog: Vec::new(), open: true });
+            seals.insert(peer, keys);
         }
-        let board = Arc::new(Board::default());
+        let status = Arc::new(GroupStatus::new());
         let (orders, received) = channel();
         let (woken, wake) = rustix::pipe::pipe()?;
         rustix::io::ioctl_fionbio(&woken, true)?;
         let thread = std::thread::Builder::new().name("allreduce-control".into()).spawn({
-            let board = Arc::clone(&board);
+            let status = Arc::clone(&status);
             move || {
-                let start = Instant::now();
-                let session = Session::new(rank, hosts.len(), timing, Duration::ZERO);
-                let lines = connections.into_iter().map(|(peer, trusted)| (peer, Line::new(trusted))).collect();
-                Thread { start, session, lines, board, orders: received, woken, hosts, notices }.run();
+                let session = Session::new(rank, hosts.len(), timing, status.now());
+                let driver = ControlDriver::new(session, seals, Arc::clone(&status));
+                Thread { driver, sockets, status, orders: received, woken, hosts, notices }.run();
             }
         })?;
-        Ok(Control { board, orders, wake, thread: Some(thread) })
+        Ok(Control { status, orders, wake, thread: Some(thread) })
     }
 
-    /// Says why this rank stops; the verdict follows on the board.
+    /// Says why this rank stops; the verdict follows in the status.
     pub(crate) fn report(&self, cause: Cause) {
         self.order(Order::Report(cause));
     }
@@ -187,29 +94,23 @@ impl Drop for Control {
 }
 
 /// One control connection and what has not left for it yet.
-struct Line {
-    trusted: Trusted,
+struct Socket {
+    stream: TcpStream,
     backlog: Vec<u8>,
     open: bool,
 }
 
-impl Line {
-    fn new(trusted: Trusted) -> Line {
-        Line { trusted, backlog: Vec::new(), open: true }
-    }
-
-    fn send(&mut self, message: &Message) {
-        let skip = matches!(message, Message::Heartbeat(_)) && self.backlog.len() > MOST_BACKLOG;
-        if self.open && !skip {
-            let bytes = self.trusted.sealed(message);
-            self.backlog.extend_from_slice(&bytes);
+impl Socket {
+    fn send(&mut self, bytes: &[u8]) {
+        if self.open {
+            self.backlog.extend_from_slice(bytes);
             self.flush();
         }
     }
 
     fn flush(&mut self) {
         while self.open && !self.backlog.is_empty() {
-            match self.trusted.stream.write(&self.backlog) {
+            match self.stream.write(&self.backlog) {
                 Ok(written) => drop(self.backlog.drain(..written)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -218,13 +119,29 @@ impl Line {
             }
         }
     }
+
+    /// Reads what is there without blocking.
+    fn read(&mut self, from: usize) -> Arrived {
+        let mut arrived = Arrived { from, bytes: Vec::new(), ended: false };
+        let mut bytes = [0; 4096];
+        loop {
+            match self.stream.read(&mut bytes) {
+                Ok(read) if read > 0 => arrived.bytes.extend_from_slice(&bytes[..read]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return arrived,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => {
+                    arrived.ended = true;
+                    return arrived;
+                }
+            }
+        }
+    }
 }
 
 struct Thread {
-    start: Instant,
-    session: Session,
-    lines: BTreeMap<usize, Line>,
-    board: Arc<Board>,
+    driver: ControlDriver,
+    sockets: BTreeMap<usize, Socket>,
+    status: Arc<GroupStatus>,
     orders: Receiver<Order>,
     woken: OwnedFd,
     hosts: Vec<String>,
@@ -235,15 +152,15 @@ impl Thread {
     fn run(mut self) {
         loop {
             self.wait();
-            self.session.set_progress(self.board.progress());
-            // What has arrived is read before time is judged: a rank that was stopped itself must not accuse the others.
-            self.read();
-            let leaving = self.obey();
-            self.feed(Event::Tick);
+            let inbox = self.read();
+            let leaving = inbox.leaving;
+            for effect in self.driver.poll(self.status.now(), inbox) {
+                self.apply(effect);
+            }
             if leaving {
-                for line in self.lines.values_mut() {
-                    line.flush();
-                    let _ = line.trusted.stream.shutdown(std::net::Shutdown::Write);
+                for socket in self.sockets.values_mut() {
+                    socket.flush();
+                    let _ = socket.stream.shutdown(Shutdown::Write);
                 }
                 return;
             }
@@ -251,68 +168,57 @@ impl Thread {
     }
 
     fn wait(&mut self) {
-        let until = self.session.next_tick().saturating_sub(self.start.elapsed());
+        let until = self.driver.next_poll().saturating_sub(self.status.now());
         let mut waiting = vec![PollFd::new(&self.woken, PollFlags::IN)];
-        for line in self.lines.values().filter(|line| line.open) {
-            let flags = if line.backlog.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
-            waiting.push(PollFd::new(&line.trusted.stream, flags));
+        for socket in self.sockets.values().filter(|socket| socket.open) {
+            let flags = if socket.backlog.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
+            waiting.push(PollFd::new(&socket.stream, flags));
         }
         let _ = poll(&mut waiting, Timespec::try_from(until).ok().as_ref());
         let mut bytes = [0; 64];
         while rustix::io::read(&self.woken, &mut bytes).is_ok_and(|read| read == bytes.len()) {}
     }
 
-    fn read(&mut self) {
-        let peers: Vec<usize> = self.lines.iter().filter(|(_, line)| line.open).map(|(&peer, _)| peer).collect();
-        for peer in peers {
-            let line = self.lines.get_mut(&peer).expect("a line of this group");
-            line.flush();
-            match line.trusted.read_available::<Message>() {
-                Ok(Some(messages)) => {
-                    for message in messages {
-                        self.board.hear(peer, &message);
-                        self.feed(Event::Received { from: peer, message });
-                    }
-                }
-                // A message that does not open is no better than a closed connection: nothing after it can be believed. The
-                // peer is to see it closed too, rather than wait for the silence.
-                Ok(None) | Err(_) => {
-                    line.open = false;
-                    let _ = line.trusted.stream.shutdown(std::net::Shutdown::Both);
-                    self.feed(Event::Closed { from: peer });
-                }
+    /// What the connections and this rank's other threads have brought.
+    fn read(&mut self) -> Inbox {
+        let mut inbox = Inbox::default();
+        for (&peer, socket) in self.sockets.iter_mut().filter(|(_, socket)| socket.open) {
+            socket.flush();
+            inbox.arrived.push(socket.read(peer));
+            if socket.backlog.len() > MOST_BACKLOG {
+                inbox.congested.push(peer);
             }
         }
-    }
-
-    /// Whether this rank leaves.
-    fn obey(&mut self) -> bool {
         loop {
             match self.orders.try_recv() {
-                Ok(Order::Report(cause)) => self.feed(Event::Report(cause)),
+                Ok(Order::Report(cause)) => inbox.reports.push(cause),
                 Ok(Order::Leave) | Err(TryRecvError::Disconnected) => {
-                    self.feed(Event::Leave);
-                    return true;
+                    inbox.leaving = true;
+                    return inbox;
                 }
-                Err(TryRecvError::Empty) => return false,
+                Err(TryRecvError::Empty) => return inbox,
             }
         }
     }
 
-    fn feed(&mut self, event: Event) {
-        for action in self.session.on(self.start.elapsed(), event) {
-            match action {
-                Action::Send { to, message } => {
-                    if let Some(line) = self.lines.get_mut(&to) {
-                        line.send(&message);
-                    }
+    fn apply(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send { to, bytes } => {
+                if let Some(socket) = self.sockets.get_mut(&to) {
+                    socket.send(&bytes);
                 }
-                Action::Warn(Warning::Silent { rank, for_, .. }) => {
-                    (self.notices)(Notice::Silent { rank, host: self.hosts[rank].clone(), silence: for_ });
-                }
-                Action::Warn(Warning::Back { rank }) => (self.notices)(Notice::Back { rank }),
-                Action::End(verdict) => self.board.end(verdict),
             }
+            Effect::Ended { peer } | Effect::Distrusted { peer } => {
+                if let Some(socket) = self.sockets.get_mut(&peer) {
+                    socket.open = false;
+                    let _ = socket.stream.shutdown(Shutdown::Both);
+                }
+            }
+            Effect::Warn(Warning::Silent { rank, for_, .. }) => {
+                (self.notices)(Notice::Silent { rank, host: self.hosts[rank].clone(), silence: for_ });
+            }
+            Effect::Warn(Warning::Back { rank }) => (self.notices)(Notice::Back { rank }),
+            Effect::End(verdict) => self.status.end(verdict),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The one error of a group's operations, in words that say who, what, where and what to do.
+//! The one error of a group's operations: a message that says who, what, where and what to do.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,9 +17,9 @@ pub struct Who {
     pub pid: u32,
 }
 
-/// A group that has failed. Nothing can be done with it any more; what was being reduced is lost.
+/// A group that has failed. It is of no more use, and what was being reduced is lost.
 ///
-/// Boxed, so that a result that is well stays small.
+/// Boxed, so that a good result stays small.
 #[derive(Clone, Debug)]
 pub struct GroupError(pub(crate) Box<GroupFailure>);
 
@@ -82,7 +82,7 @@ impl GroupFailure {
         }
     }
 
-    /// What happened, without what this rank did meanwhile: the same text on all survivors.
+    /// What happened, without this rank's own part: the same text on all survivors.
     pub fn root_cause(&self) -> String {
         match &self.verdict {
             Verdict::Lost { closed, silent, last_seen } => {

@@ -8,15 +8,15 @@
 //! 40 elements u64 | 48 tag u64 | 56 CRC32C of the payload u32 | 60 CRC32C of bytes 0..60 u32
 //! ```
 //!
-//! Every frame repeats what operation it belongs to. So a rank that does something else than its peers (another length,
-//! type, layout, or another operation altogether) is told so at the first frame, not by a hang. `sequence` counts the
-//! frames of one direction of one link: a lost, doubled or swapped frame of a transport that does not promise order shows
-//! as a gap. The two checksums are separate so that a damaged length is never believed.
+//! Every frame repeats what operation it belongs to. A rank that does something else than its peers
+//! (another length, type, layout, or operation) gets an error at the first frame instead of a hang.
+//! `sequence` counts the frames of one direction of one link: a lost, doubled or swapped frame
+//! shows as a gap. The two checksums are separate so that a damaged length is never believed.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::planted::{Bug, planted};
+use crate::mutations::{Bug, Mutations};
 
 /// Bytes of a header.
 pub(crate) const HEADER_BYTES: usize = 64;
@@ -28,7 +28,8 @@ pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
 
 const MAGIC: u32 = u32::from_le_bytes(*b"FTAR");
 
-/// Version of the frames, the handshake and the control messages. Ranks with another one are refused when they join.
+/// Version of the frames, the handshake and the control messages. Ranks with another one are
+/// refused when they join.
 pub const PROTOCOL_VERSION: u8 = 1;
 
 macro_rules! coded {
@@ -70,7 +71,7 @@ coded! {
         Broadcast = 4, "broadcast";
         /// Rank j gets block j of every rank.
         AllToAll = 5, "all_to_all";
-        /// Nobody goes on before everybody is here.
+        /// No rank goes on before all ranks are here.
         Barrier = 6, "barrier";
         /// One rank to another; both ends call it this on the wire.
         Send = 7, "send";
@@ -101,12 +102,16 @@ coded! {
 
 coded! {
     /// What an element is on the wire. Sums are always taken in f32.
-    Wire {
+    ///
+    /// Decision: `finetune` uses the 16-bit types only in its benchmark. They stay because layers
+    /// spread over machines will send activations in 16 bits.
+    WireDtype {
         /// As in memory.
         Exact = 1, "exact";
         /// Rounded to bfloat16 before each transfer: half the bytes.
         Bf16 = 2, "bf16";
-        /// Rounded to IEEE half precision before each transfer: half the bytes, infinite above 65504.
+        /// Rounded to IEEE half precision before each transfer: half the bytes, infinite above
+        /// 65504.
         F16 = 3, "f16";
     }
 }
@@ -116,7 +121,8 @@ coded! {
     Algorithm {
         /// Everything to everyone, reduced by each rank for itself: one hop.
         Direct = 1, "direct";
-        /// Everything to rank 0, which reduces it and sends it to everyone: two hops, the fewest messages.
+        /// Everything to rank 0, which reduces it and sends it to everyone: two hops, the fewest
+        /// messages.
         Star = 4, "star";
         /// Each rank reduces one segment and hands it to all: two hops, over every pair of ranks.
         Mesh = 2, "mesh";
@@ -135,11 +141,11 @@ impl Element {
     }
 
     /// Bytes on the wire.
-    pub(crate) fn wire_bytes(self, wire: Wire) -> usize {
+    pub(crate) fn wire_bytes(self, wire: WireDtype) -> usize {
         match (self, wire) {
             (Element::Byte, _) => 1,
-            (Element::F32, Wire::Exact) => 4,
-            (Element::F32, Wire::Bf16 | Wire::F16) => 2,
+            (Element::F32, WireDtype::Exact) => 4,
+            (Element::F32, WireDtype::Bf16 | WireDtype::F16) => 2,
         }
     }
 }
@@ -149,19 +155,19 @@ impl Element {
 pub struct Descriptor {
     /// The operation.
     pub kind: Kind,
-    /// How elements are combined; `Sum` where nothing is.
+    /// How elements are combined; `Sum` if nothing is.
     pub reduction: Reduction,
     /// Elements in memory.
     pub element: Element,
     /// Elements on the wire.
-    pub wire: Wire,
+    pub wire: WireDtype,
     /// How the bytes travel.
     pub algorithm: Algorithm,
-    /// The rank that the data comes from; 0 where there is none.
+    /// The rank that the data comes from; 0 if there is none.
     pub root: u16,
     /// Elements of the caller's buffer.
     pub elements: u64,
-    /// What the caller says the elements are, as a digest of their layout; 0 where it says nothing.
+    /// What the caller says the elements are, as a digest of their layout; 0 if it says nothing.
     pub tag: u64,
 }
 
@@ -175,7 +181,7 @@ impl std::fmt::Display for Descriptor {
             Kind::Barrier => {}
             _ => write!(formatter, " of {elements} bytes")?,
         }
-        if *wire != Wire::Exact {
+        if *wire != WireDtype::Exact {
             write!(formatter, ", {wire} on the wire")?;
         }
         if !matches!(kind, Kind::Send) {
@@ -297,7 +303,7 @@ impl Header {
             kind: Kind::of(bytes[5]).ok_or(FrameError::Foreign)?,
             reduction: Reduction::of(bytes[6]).ok_or(FrameError::Foreign)?,
             element: Element::of(bytes[7]).ok_or(FrameError::Foreign)?,
-            wire: Wire::of(bytes[8]).ok_or(FrameError::Foreign)?,
+            wire: WireDtype::of(bytes[8]).ok_or(FrameError::Foreign)?,
             algorithm: Algorithm::of(bytes[9]).ok_or(FrameError::Foreign)?,
             root: u16_at(12),
             elements: u64_at(40),
@@ -316,17 +322,17 @@ impl Header {
 
     /// Compares a header that arrived with the one that is due (`payload_crc` aside).
     ///
-    /// The order of the checks decides what is reported: first whether the frame is for us at all, then whether one is
-    /// missing, and only then what it says about the peer.
-    pub(crate) fn check(&self, due: &Header) -> Result<(), FrameError> {
-        if (self.session, self.from) != (due.session, due.from) && !planted(Bug::StaleSessionAccepted) {
+    /// The order of the checks decides what is reported: first whether the frame is for us at all,
+    /// then whether one is missing, and then what it says about the peer.
+    pub(crate) fn check(&self, due: &Header, mutations: Mutations) -> Result<(), FrameError> {
+        if (self.session, self.from) != (due.session, due.from) && !mutations.has(Bug::StaleSessionAccepted) {
             return Err(FrameError::Stale { session: self.session, from: self.from });
         }
-        if self.sequence != due.sequence && !planted(Bug::SequenceNotChecked) {
+        if self.sequence != due.sequence && !mutations.has(Bug::SequenceNotChecked) {
             return Err(FrameError::OutOfSequence { expected: due.sequence, found: self.sequence });
         }
         let same = (self.operation, self.descriptor) == (due.operation, due.descriptor);
-        if !same && !planted(Bug::DivergenceNotChecked) {
+        if !same && !mutations.has(Bug::DivergenceNotChecked) {
             return Err(FrameError::Diverged {
                 mine_operation: due.operation,
                 mine: due.descriptor,
@@ -341,8 +347,8 @@ impl Header {
     }
 
     /// Compares the payload with the checksum of this header.
-    pub(crate) fn check_payload(&self, payload: &[u8]) -> Result<(), FrameError> {
-        if crc32c(payload) == self.payload_crc || planted(Bug::ChecksumNotChecked) {
+    pub(crate) fn check_payload(&self, payload: &[u8], mutations: Mutations) -> Result<(), FrameError> {
+        if crc32c(payload) == self.payload_crc || mutations.has(Bug::ChecksumNotChecked) {
             return Ok(());
         }
         Err(FrameError::PayloadDamaged { sequence: self.sequence })
@@ -358,7 +364,7 @@ mod tests {
             kind: Kind::AllReduce,
             reduction: Reduction::Sum,
             element: Element::F32,
-            wire: Wire::Exact,
+            wire: WireDtype::Exact,
             algorithm: Algorithm::Ring,
             root: 3,
             elements: 1 << 40,
@@ -387,9 +393,12 @@ mod tests {
     #[test]
     fn headers_read_back() {
         assert_eq!(Header::decode(&header().encode()), Ok(header()));
-        assert_eq!(header().check(&header()), Ok(()));
-        assert_eq!(header().check_payload(b"hello"), Ok(()));
-        assert_eq!(header().check_payload(b"hellp"), Err(FrameError::PayloadDamaged { sequence: 41 }));
+        assert_eq!(header().check(&header(), Mutations::default()), Ok(()));
+        assert_eq!(header().check_payload(b"hello", Mutations::default()), Ok(()));
+        assert_eq!(
+            header().check_payload(b"hellp", Mutations::default()),
+            Err(FrameError::PayloadDamaged { sequence: 41 })
+        );
     }
 
     #[test]
@@ -407,7 +416,7 @@ mod tests {
         let other = |change: fn(&mut Header)| {
             let mut theirs = header();
             change(&mut theirs);
-            theirs.check(&header()).expect_err("a difference")
+            theirs.check(&header(), Mutations::default()).expect_err("a difference")
         };
         assert!(matches!(other(|header| header.session = 1), FrameError::Stale { session: 1, from: 2 }));
         assert!(matches!(other(|header| header.from = 1), FrameError::Stale { session: 77, from: 1 }));

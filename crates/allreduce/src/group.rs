@@ -7,27 +7,29 @@ use std::time::{Duration, Instant};
 
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 
-use crate::background::{Pending, Turnstile, Worker};
+use crate::background::{Pending, TicketLock, Worker};
 use crate::choose::{Choice, MEASURED_BYTES, RANK_ORDERED, Reach};
 use crate::config::Config;
-use crate::control::{Board, Control};
-use crate::engine::{Carrier, Engine, Membership, Standings};
+use crate::control::Control;
+use crate::engine::{Engine, GroupContext, Membership, Network};
 use crate::error::{GroupError, Who};
 use crate::flight::FlightEntry;
-use crate::frame::{Algorithm, Reduction, Wire};
+use crate::frame::{Algorithm, Reduction, WireDtype};
+use crate::group_status::GroupStatus;
 use crate::join;
 use crate::join_error::JoinError;
 use crate::notice::Notice;
 use crate::session::Timing;
-use crate::split::Relations;
+use crate::split::SplitContext;
 use crate::transport::tcp::Tcp;
 use crate::transport::{Backend, in_process};
 use crate::verdict::Cause;
 
-/// How often each way is tried when a group is made; the fastest counts.
+/// How often each algorithm is tried when a group is made; the fastest try counts.
 const MEASUREMENTS: usize = 5;
 
-/// Bytes of a message to all ranks. With every byte escaped it still fits a control message many times over.
+/// Longest message of [`Group::abort`], in bytes. Even with every byte escaped it fits a control
+/// message many times over.
 const LONGEST_REASON: usize = 4 << 10;
 
 /// A reduction and how it travels.
@@ -36,10 +38,10 @@ pub struct Reduce {
     /// How elements are combined.
     pub reduction: Reduction,
     /// What elements are on the wire.
-    pub wire: Wire,
+    pub wire: WireDtype,
     /// What the elements are: a digest that ranks compare. 0: nothing.
     pub tag: u64,
-    /// Always this way. None: what suits the size.
+    /// Always this algorithm. None: the one that suits the size.
     pub algorithm: Option<Algorithm>,
 }
 
@@ -49,7 +51,7 @@ impl Reduce {
 
     /// A reduction, exact on the wire.
     pub const fn of(reduction: Reduction) -> Reduce {
-        Reduce { reduction, wire: Wire::Exact, tag: 0, algorithm: None }
+        Reduce { reduction, wire: WireDtype::Exact, tag: 0, algorithm: None }
     }
 }
 
@@ -57,34 +59,36 @@ pub(crate) struct Inner {
     pub(crate) rank: usize,
     pub(crate) world: usize,
     pub(crate) engine: Mutex<Engine>,
-    pub(crate) turnstile: Turnstile,
-    pub(crate) standings: Arc<Standings>,
+    pub(crate) ticket_lock: TicketLock,
+    pub(crate) context: Arc<GroupContext>,
     pub(crate) members: Arc<Vec<usize>>,
-    pub(crate) relations: Relations,
+    pub(crate) split_context: SplitContext,
     pub(crate) splits: AtomicU64,
 }
 
 /// Ranks that reduce and exchange data together.
 ///
-/// Every rank calls the same operations in the same order; a rank that does not is told so, and so are the others. All
-/// calls block until this rank's part is done. Any length works, zero included, and each operation of zero elements still
-/// waits for the ranks it depends on.
+/// Every rank calls the same operations in the same order; a rank that does not gets an error, and
+/// so do the others. All calls block until this rank's part is done. Any length works, zero
+/// included. An operation of zero elements still waits for the ranks it depends on.
 ///
-/// **Order of summation.** `star`, `direct` and `mesh` sum in rank order, ((x0 + x1) + x2) + …, and give the same bits. `ring` sums
-/// segment s of N around the ring and ends at its owner: ((x(s+1) + x(s+2)) + …) + x(s), the second half of each segment the
-/// other way around when N > 2. Every rank gets the same bits, whatever the transport and whoever is late. Sums are taken in
-/// f32; with a narrow wire type each contribution is rounded once before it is added (around a ring: each partial sum) and
-/// the total once more. The payload of a NaN is not part of the promise.
+/// **Order of summation.** `star`, `direct` and `mesh` sum in rank order, ((x0 + x1) + x2) + …, and
+/// give the same bits. `ring` sums segment s of N around the ring and ends at its owner: ((x(s+1) +
+/// x(s+2)) + …) + x(s), the second half of each segment in the other direction if N > 2. Every rank
+/// gets the same bits, whatever the transport and the order of arrival. Sums are taken in f32. With
+/// a narrow wire type each contribution is rounded once before it is added (around a ring: each
+/// partial sum), and the total once more. The payload of a NaN is not part of the promise.
 ///
-/// **After an error** the group is of no more use, and what is in the buffers of the failed operation is undefined.
+/// **After an error** the group is of no more use, and the buffers of the failed operation are
+/// undefined.
 pub struct Group {
     pub(crate) inner: Arc<Inner>,
     worker: Mutex<Option<Worker>>,
 }
 
 impl Group {
-    /// For a rank that has failed before it could join: tells the others, for two seconds at most, why, and with which exit
-    /// code it ends. Those who wait for it get [`JoinError::Failed`].
+    /// For a rank that failed before it could join: tells the others why, and with which exit code
+    /// it ends, for two seconds at most. The ranks that wait for it get [`JoinError::Failed`].
     pub fn excuse(config: &Config, why: &str, code: u8) {
         if config.world > 1 && config.check().is_ok() {
             join::excuse(config, why, code);
@@ -92,6 +96,10 @@ impl Group {
     }
 
     /// Joins the group of separate processes that `config` describes.
+    ///
+    /// # Errors
+    /// If the configuration cannot work, ranks are missing, differ or cannot reach each other, or
+    /// RDMA was asked for and is not there.
     pub fn join(config: &Config) -> Result<Group, JoinError> {
         config.check()?;
         let began = Instant::now();
@@ -106,7 +114,7 @@ impl Group {
         let timing = Timing::new(config.timeout);
         let control = Control::start(config.rank, hosts, joined.control, timing, config.notices.clone())
             .map_err(system("the control thread cannot be started"))?;
-        let standings = Arc::new(Standings {
+        let context = Arc::new(GroupContext {
             membership: Membership::Control(control),
             who: Arc::new(who),
             rank: config.rank,
@@ -117,97 +125,99 @@ impl Group {
             Tcp::new(joined.data, &config.tcp, ranks_here).map_err(system("a data connection cannot be set up"))?;
         let (rank, world, session) = (config.rank, config.world, joined.session);
         let asked = config.topology;
-        let carrier = Carrier::new(Box::new(tcp), rank, world, session, Reach::Pairs, joined.streams, asked);
-        let relations = Relations::processes(config, joined.lobby, joined.members, joined.streams, session);
+        let network = Network::new(Box::new(tcp), rank, world, session, Reach::Pairs, joined.streams, asked);
+        let split_context = SplitContext::processes(config, joined.listener, joined.members, joined.streams, session);
         let members = Arc::new((0..world).collect());
-        let group = Group::assemble(rank, session, vec![carrier], members, standings, relations);
-        group.settle_in().map_err(JoinError::Group)?;
+        let group = Group::assemble(rank, session, vec![network], members, context, split_context);
+        group.measure_algorithms().map_err(JoinError::Group)?;
         crate::rdma_group::attach(&group, session, config)?;
         group.engine().flight = crate::flight::Flight::new(session);
-        let (latency, ways) = {
-            let carrier = &group.engine().carriers[0];
-            (carrier.latency, carrier.choice.ways())
+        let (latency, algorithms) = {
+            let network = &group.engine().networks[0];
+            (network.latency, network.choice.by_size())
         };
         (config.notices)(Notice::Joined { world, backend: group.backend(), took: began.elapsed() });
-        (config.notices)(Notice::Chosen { latency, ways });
+        (config.notices)(Notice::Chosen { latency, algorithms });
         Ok(group)
     }
 
     /// The groups of `world` threads of this process, to be used by one thread each.
     pub fn in_process(world: usize, topology: Option<Algorithm>) -> Vec<Group> {
-        let board = Arc::new(Board::default());
+        let status = Arc::new(GroupStatus::new());
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let who: Arc<Vec<Who>> =
             Arc::new((0..world).map(|_| Who { host: host.clone(), pid: std::process::id() }).collect());
-        let relations = Relations::threads(topology);
+        let split_context = SplitContext::threads(topology);
         let members: Arc<Vec<usize>> = Arc::new((0..world).collect());
         let groups = in_process::connect(world, 1).into_iter().enumerate().map(|(rank, transport)| {
-            let standings = Arc::new(Standings {
-                membership: Membership::Threads(Arc::clone(&board)),
+            let context = Arc::new(GroupContext {
+                membership: Membership::Threads(Arc::clone(&status)),
                 who: Arc::clone(&who),
                 rank,
                 operation_timeout: Duration::from_secs(600),
                 timeout: Duration::from_secs(5),
             });
-            let carrier = Carrier::new(Box::new(transport), rank, world, 0, Reach::Pairs, 1, topology);
-            Group::assemble(rank, 0, vec![carrier], Arc::clone(&members), standings, relations.clone())
+            let network = Network::new(Box::new(transport), rank, world, 0, Reach::Pairs, 1, topology);
+            Group::assemble(rank, 0, vec![network], Arc::clone(&members), context, split_context.clone())
         });
         groups.collect()
     }
 
     fn alone(config: &Config) -> Group {
-        let mut group = Group::in_process(1, None).remove(0);
+        let group = Group::in_process(1, None).remove(0);
         (config.notices)(Notice::Joined { world: 1, backend: group.backend(), took: Duration::ZERO });
-        group.worker = Mutex::new(None);
         group
     }
 
     pub(crate) fn assemble(
         rank: usize,
         session: u64,
-        carriers: Vec<Carrier>,
+        networks: Vec<Network>,
         members: Arc<Vec<usize>>,
-        standings: Arc<Standings>,
-        relations: Relations,
+        context: Arc<GroupContext>,
+        split_context: SplitContext,
     ) -> Group {
-        let engine = Engine::new(carriers, session, Arc::clone(&members), Arc::clone(&standings));
+        let engine = Engine::new(networks, session, Arc::clone(&members), Arc::clone(&context));
         let inner = Inner {
             rank,
             world: members.len(),
             engine: Mutex::new(engine),
-            turnstile: Turnstile::default(),
-            standings,
+            ticket_lock: TicketLock::default(),
+            context,
             members,
-            relations,
+            split_context,
             splits: AtomicU64::new(0),
         };
         Group { inner: Arc::new(inner), worker: Mutex::new(None) }
     }
 
-    /// Waits until everybody is here, and measures the ways that may be chosen from.
-    pub(crate) fn settle_in(&self) -> Result<(), GroupError> {
+    /// Waits until all ranks are here, and measures the algorithms that may be chosen from.
+    ///
+    /// # Errors
+    /// If the group fails meanwhile.
+    pub(crate) fn measure_algorithms(&self) -> Result<(), GroupError> {
         self.barrier()?;
-        if matches!(self.engine().carriers[0].choice, Choice::Always(_)) {
+        if matches!(self.engine().networks[0].choice, Choice::Always(_)) {
             return Ok(());
         }
         let mut times = [f32::INFINITY; RANK_ORDERED.len() * MEASURED_BYTES.len()];
-        let measured = RANK_ORDERED.iter().flat_map(|way| MEASURED_BYTES.map(|bytes| (way, bytes)));
-        for ((way, bytes), time) in measured.zip(&mut times) {
+        let measured = RANK_ORDERED.iter().flat_map(|algorithm| MEASURED_BYTES.map(|bytes| (algorithm, bytes)));
+        for ((algorithm, bytes), time) in measured.zip(&mut times) {
             let mut data = vec![0f32; bytes / 4];
-            let reduce = Reduce { algorithm: Some(*way), ..Reduce::SUM };
+            let reduce = Reduce { algorithm: Some(*algorithm), ..Reduce::SUM };
             for _ in 0..MEASUREMENTS {
                 let began = Instant::now();
                 self.all_reduce_with(&mut data, &reduce)?;
                 *time = time.min(began.elapsed().as_secs_f32());
             }
         }
-        // Everybody must choose alike: the slowest rank's times are everybody's.
+        // All ranks must choose alike, so the slowest rank's times count for all.
         let agree = Reduce { algorithm: Some(Algorithm::Direct), ..Reduce::of(Reduction::Max) };
         self.all_reduce_with(&mut times, &agree)?;
         let times = times.map(f64::from);
-        let carrier = &mut self.engine().carriers[0];
-        carrier.choice = carrier.choice.measured([[times[0], times[1]], [times[2], times[3]], [times[4], times[5]]]);
-        carrier.latency = times.iter().copied().fold(f64::INFINITY, f64::min);
+        let network = &mut self.engine().networks[0];
+        network.choice = network.choice.measured([[times[0], times[1]], [times[2], times[3]], [times[4], times[5]]]);
+        network.latency = times.iter().copied().fold(f64::INFINITY, f64::min);
         Ok(())
     }
 
@@ -227,17 +237,17 @@ impl Group {
 
     /// The hosts and processes of all ranks of the first group.
     pub fn who(&self) -> &[Who] {
-        &self.inner.standings.who
+        &self.inner.context.who
     }
 
     /// What carries most of the data.
     pub fn backend(&self) -> Backend {
-        self.engine().carriers[0].transport.backend()
+        self.engine().networks[0].transport.backend()
     }
 
-    /// The way that a reduction of so many bytes takes.
+    /// The algorithm that a reduction of `bytes` bytes takes.
     pub fn algorithm(&self, bytes: usize) -> Algorithm {
-        self.engine().carriers[0].choice.way(bytes)
+        self.engine().networks[0].choice.algorithm(bytes)
     }
 
     /// Payload bytes that this rank has sent and received.
@@ -245,8 +255,8 @@ impl Group {
         self.engine().moved()
     }
 
-    /// How long this rank has waited in operations for each rank, itself included (never). Waits for several at once count
-    /// for each of them.
+    /// How long this rank has waited in operations for each rank; for itself always zero. Waits for
+    /// several ranks at once count for each of them.
     pub fn waited(&self) -> Vec<Duration> {
         self.engine().waited.clone()
     }
@@ -256,53 +266,73 @@ impl Group {
         self.engine().flight.record()
     }
 
-    /// Says which step the operations that follow belong to; messages and heartbeats repeat it.
+    /// Sets the step that the following operations belong to; messages and heartbeats repeat it.
     pub fn set_step(&self, step: u64) {
-        self.inner.standings.membership.board().step.store(step, Ordering::Relaxed);
+        self.inner.context.membership.status().step.store(step, Ordering::Relaxed);
     }
 
-    /// Why the group has failed, if it has: looks without waiting, for ranks that are busy with something else.
+    /// Whether the group has failed. Looks without waiting, for ranks that are busy with something
+    /// else.
+    ///
+    /// # Errors
+    /// If the group has failed.
     pub fn check(&self) -> Result<(), GroupError> {
-        if self.inner.standings.membership.board().has_failed() {
+        if self.inner.context.membership.status().has_failed() {
             return Err(self.engine().failure(None));
         }
         Ok(())
     }
 
-    /// Tells all ranks that this one stops, and why. Their operations end with that. Of a long message they get the first
-    /// 4 KiB. `code`: the caller's own number for it.
+    /// Tells all ranks that this one stops, and why. Their operations end with that error. They get
+    /// the first 4 KiB of a long message. `code`: the caller's own number for the error.
     pub fn abort(&self, message: &str, code: i32) {
-        let standings = &self.inner.standings;
+        let context = &self.inner.context;
         let message = &message[..message.floor_char_boundary(LONGEST_REASON)];
-        standings.membership.report(standings.rank, Cause::Failed { message: message.into(), code });
-        standings.membership.board().wait_for_verdict(standings.timeout);
+        context.membership.report(context.rank, Cause::Failed { message: message.into(), code });
+        context.membership.status().wait_for_verdict(context.timeout);
     }
 
     /// Every rank's `data` becomes the reduction of all ranks' data.
+    ///
+    /// # Errors
+    /// If the group has failed, as for every operation.
     pub fn all_reduce(&self, data: &mut [f32], reduction: Reduction) -> Result<(), GroupError> {
         self.all_reduce_with(data, &Reduce::of(reduction))
     }
 
-    /// [`Group::all_reduce`] with a wire type, a layout to compare, or a fixed way.
+    /// [`Group::all_reduce`] with a wire type, a layout to compare, or a fixed algorithm.
     pub fn all_reduce_with(&self, data: &mut [f32], reduce: &Reduce) -> Result<(), GroupError> {
         self.inner.turn(|inner| inner.all_reduce(data, reduce))
     }
 
-    /// Begins an all-reduce that goes on while this thread does something else. [`Pending::wait`] gives the buffer back.
-    /// Reductions that were begun run in that order; other operations of the group wait for them.
+    /// Begins an all-reduce that goes on while this thread does something else. [`Pending::wait`]
+    /// gives the buffer back. Such reductions run in the order in which they began; other
+    /// operations of the group wait for them.
+    ///
+    /// Decision: `finetune` does not use this yet. It stays because layers spread over machines
+    /// will reduce one layer's gradients while the next layer is computed.
     pub fn start_all_reduce(&self, data: Vec<f32>, reduce: Reduce) -> Pending {
         let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         let worker = worker.get_or_insert_with(|| Worker::start(&self.inner));
         worker.start_all_reduce(&self.inner, data, reduce)
     }
 
-    /// This rank's [`segment`] of `data` becomes that of the reduction of all ranks' data. The rest of `data` is undefined
-    /// afterwards. Returns the segment.
+    /// This rank's [`segment`] of `data` becomes that of the reduction of all ranks' data. The rest
+    /// of `data` is undefined afterwards. Returns the segment.
+    ///
+    /// Decision: `finetune` uses this only in its benchmark. It stays because layers spread over
+    /// machines will give each rank the sum of its own part only.
+    ///
+    /// # Errors
+    /// If the group has failed.
     pub fn reduce_scatter(&self, data: &mut [f32], reduction: Reduction) -> Result<Range<usize>, GroupError> {
         self.inner.turn(|inner| inner.reduce_scatter(data, reduction))
     }
 
     /// `all` becomes every rank's `mine`, in rank order.
+    ///
+    /// # Errors
+    /// If the group has failed.
     ///
     /// # Panics
     /// If `all` is not `world` times as long as `mine`.
@@ -312,7 +342,10 @@ impl Group {
         self.inner.turn(|inner| inner.all_gather(cast_slice_mut(all)))
     }
 
-    /// Everybody's `data` becomes that of `root`.
+    /// Every rank's `data` becomes that of `root`.
+    ///
+    /// # Errors
+    /// If the group has failed.
     ///
     /// # Panics
     /// If there is no rank `root`.
@@ -321,10 +354,13 @@ impl Group {
         self.inner.turn(|inner| inner.broadcast(cast_slice_mut(data), root))
     }
 
-    /// Block j of `send` goes to rank j; block j of `receive` comes from it.
+    /// Block j of `send` goes to rank j; block j of `receive` comes from rank j.
+    ///
+    /// # Errors
+    /// If the group has failed.
     ///
     /// # Panics
-    /// If the two are not of the same length, or that is no multiple of `world`.
+    /// If the two are not of the same length, or that length is no multiple of `world`.
     pub fn all_to_all<T: Pod>(&self, send: &[T], receive: &mut [T]) -> Result<(), GroupError> {
         let (world, rank) = (self.world(), self.rank());
         assert_eq!(send.len(), receive.len(), "all_to_all needs buffers of one length");
@@ -336,6 +372,12 @@ impl Group {
 
     /// Sends `data` to rank `to`, which calls [`Group::recv`] with a buffer of the same length.
     ///
+    /// Decision: `finetune` sends copies of checkpoints with this. Layers spread over machines will
+    /// send activations and their gradients with it.
+    ///
+    /// # Errors
+    /// If the group has failed.
+    ///
     /// # Panics
     /// If `to` is this rank or none.
     pub fn send<T: Pod>(&self, data: &[T], to: usize) -> Result<(), GroupError> {
@@ -343,7 +385,10 @@ impl Group {
         self.inner.turn(|inner| inner.message(to, &mut [], cast_slice(data), true))
     }
 
-    /// Receives what rank `from` sends.
+    /// Receives what rank `from` sends with [`Group::send`].
+    ///
+    /// # Errors
+    /// If the group has failed.
     ///
     /// # Panics
     /// If `from` is this rank or none.
@@ -352,16 +397,19 @@ impl Group {
         self.inner.turn(|inner| inner.message(from, cast_slice_mut(data), &[], false))
     }
 
-    /// Keeps links usable through a long rest: Apple's RDMA queues go bad when idle for about 20 minutes. Cheap; to be called
-    /// every few minutes while no operation is.
+    /// Keeps links usable through a long rest: Apple's RDMA queues go bad when idle for about 20
+    /// minutes. Cheap; call it every few minutes while no operation runs.
     pub fn keep_alive(&self) {
-        for carrier in &mut self.engine().carriers {
-            // A link that is broken says so in the next operation.
-            let _ = carrier.transport.keep_alive(Duration::from_secs(300));
+        for network in &mut self.engine().networks {
+            // A broken link reports itself in the next operation.
+            let _ = network.transport.keep_alive(Duration::from_secs(300));
         }
     }
 
     /// Returns when every rank has called it.
+    ///
+    /// # Errors
+    /// If the group has failed.
     pub fn barrier(&self) -> Result<(), GroupError> {
         self.inner.turn(Inner::barrier)
     }

@@ -1,4 +1,4 @@
-//! How two ranks make sure of each other, over a fresh TCP connection.
+//! How two ranks authenticate each other over a fresh TCP connection.
 //!
 //! ```text
 //! caller → "FTAR", length, Hello {protocol, run, purpose, rank, world, nonce, …}
@@ -8,12 +8,13 @@
 //! both:    two keys from Hello and Challenge; every control message from here on is sealed
 //! ```
 //!
-//! All tags are made with the token. Everything that was said is under them, and both nonces: a recorded handshake opens
-//! nothing, a tag sent back to its maker has the wrong role, and a Hello whose rank was changed fails. The whole exchange
-//! has one deadline, however slowly bytes drip in.
+//! All tags are made with the token and cover everything that was said, both nonces included. So a
+//! recorded handshake opens nothing, a tag sent back to its maker has the wrong role, and a Hello
+//! whose rank was changed fails. The whole exchange has one deadline, however slowly bytes arrive.
 //!
-//! The callee says welcome when it has taken the connection in for good. Without it a caller that is shown the door at the
-//! last moment, because too many are at it, would think that it is in.
+//! The callee sends the welcome once it keeps the connection for good. A callee with too many
+//! callers may close a connection at the last moment; without the welcome that caller would think
+//! that it is in.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpStream};
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::frame::PROTOCOL_VERSION;
-use crate::sealed::{self, Opener, SealError};
+use crate::sealed::{SealError, Seals};
 use crate::secret::{KEY_BYTES, Seal, Secret, Tag, hex, random_bytes};
 
 const MAGIC: &[u8; 4] = b"FTAR";
@@ -51,19 +52,20 @@ pub(crate) enum Purpose {
         #[serde(default)]
         addresses: Vec<IpAddr>,
     },
-    /// The control connection between two ranks of a group. `to`: who is meant; an address can lead to another machine than
-    /// the one that gave it.
+    /// The control connection between two ranks of a group. `to`: the rank that is called. An
+    /// address can lead to another machine than the one that gave it.
     Control { session: u64, to: usize },
     /// A data connection of a group.
     Data { session: u64, stream: usize, to: usize },
-    /// To tell rank 0 that this rank has failed before it could join, and with which exit code it ends.
+    /// To tell rank 0 that this rank has failed before it could join, and with which exit code it
+    /// ends.
     Failed { why: String, code: u8 },
     /// To tell rank 0 that this rank cannot reach `peer`; `tried` says where and what came of it.
     GaveUp { session: u64, peer: usize, tried: String },
 }
 
 impl Purpose {
-    /// The rank that is called, where the caller says it.
+    /// The rank that is called, if the caller says it.
     pub(crate) fn to(&self) -> Option<usize> {
         match self {
             Purpose::Control { to, .. } | Purpose::Data { to, .. } => Some(*to),
@@ -74,7 +76,7 @@ impl Purpose {
     }
 }
 
-/// The caller's first words.
+/// The caller's first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Hello {
     pub(crate) protocol: u8,
@@ -119,8 +121,7 @@ pub(crate) enum HandshakeError {
 /// A connection between two ranks that know each other.
 pub(crate) struct Trusted {
     pub(crate) stream: TcpStream,
-    outgoing: Seal,
-    incoming: Opener,
+    seals: Seals,
 }
 
 /// A stream whose reads and writes share one deadline.
@@ -212,7 +213,7 @@ pub(crate) fn call(
         return Err(HandshakeError::Token);
     }
     let keys = (secret.tag("key of the caller", &said), secret.tag("key of the callee", &said));
-    Ok(Trusted { outgoing: Seal::new(&keys.0), incoming: Opener::new(Seal::new(&keys.1)), stream })
+    Ok(Trusted { seals: Seals::new(Seal::new(&keys.0), Seal::new(&keys.1)), stream })
 }
 
 /// The callee's side, on a connection just accepted. The caller waits for [`Welcome::say`].
@@ -237,15 +238,15 @@ pub(crate) fn answer(stream: TcpStream, secret: &Secret) -> Result<(Hello, Trust
         return Err(HandshakeError::Token);
     }
     let keys = (secret.tag("key of the caller", &said), secret.tag("key of the callee", &said));
-    let trusted = Trusted { outgoing: Seal::new(&keys.1), incoming: Opener::new(Seal::new(&keys.0)), stream };
+    let trusted = Trusted { seals: Seals::new(Seal::new(&keys.1), Seal::new(&keys.0)), stream };
     Ok((hello, trusted, Welcome(secret.tag("welcome", &said))))
 }
 
-/// The last words of a handshake.
+/// The last message of a handshake.
 pub(crate) struct Welcome(Tag);
 
 impl Welcome {
-    /// Tells the caller that it is in.
+    /// Tells the caller that its connection is kept.
     pub(crate) fn say(self, connection: &Trusted) -> Result<(), HandshakeError> {
         let deadline = Instant::now() + HANDSHAKE_TIME;
         Timed { stream: &connection.stream, deadline }.write_all(self.0.bytes())
@@ -255,7 +256,7 @@ impl Welcome {
 impl Trusted {
     /// Sends one sealed message.
     pub(crate) fn send<T: Serialize>(&mut self, message: &T, deadline: Instant) -> Result<(), HandshakeError> {
-        let bytes = sealed::seal(message, &mut self.outgoing);
+        let bytes = self.seals.seal(message);
         Timed { stream: &self.stream, deadline }.write_all(&bytes)
     }
 
@@ -263,14 +264,14 @@ impl Trusted {
     pub(crate) fn receive<T: DeserializeOwned>(&mut self, deadline: Instant) -> Result<T, HandshakeError> {
         let mut timed = Timed { stream: &self.stream, deadline };
         loop {
-            if let Some(message) = self.incoming.next()? {
+            if let Some(message) = self.seals.next()? {
                 return Ok(message);
             }
             let mut bytes = [0; 4096];
             timed.stream.set_read_timeout(Some(timed.remaining()?))?;
             match timed.stream.read(&mut bytes) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                Ok(read) => self.incoming.push(&bytes[..read]),
+                Ok(read) => self.seals.push(&bytes[..read]),
                 Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
                     timed = Timed { stream: &self.stream, deadline };
                 }
@@ -279,37 +280,8 @@ impl Trusted {
         }
     }
 
-    /// The bytes of a sealed message, for a connection that must not block.
-    pub(crate) fn sealed<T: Serialize>(&mut self, message: &T) -> Vec<u8> {
-        sealed::seal(message, &mut self.outgoing)
-    }
-
-    /// Reads what is there without blocking. `None`: the peer closed the connection.
-    pub(crate) fn read_available<T: DeserializeOwned>(&mut self) -> Result<Option<Vec<T>>, HandshakeError> {
-        let mut messages = Vec::new();
-        let mut open = true;
-        let mut bytes = [0; 4096];
-        loop {
-            match self.stream.read(&mut bytes) {
-                Ok(0) => {
-                    open = false;
-                    break;
-                }
-                Ok(read) => self.incoming.push(&bytes[..read]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => {
-                    open = false;
-                    break;
-                }
-            }
-        }
-        while let Some(message) = self.incoming.next()? {
-            messages.push(message);
-        }
-        if !open && messages.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(messages))
+    /// The connection and the seals of its messages, for an owner that must not block.
+    pub(crate) fn into_parts(self) -> (TcpStream, Seals) {
+        (self.stream, self.seals)
     }
 }

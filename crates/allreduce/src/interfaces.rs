@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 
-/// Those of its network interfaces that are up, without loopback and those that hold on one cable alone.
+/// The addresses of its network interfaces that are up, without loopback and those that hold on one
+/// cable alone.
 pub(crate) fn own() -> Vec<IpAddr> {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
     interfaces.iter().filter(|one| !one.is_loopback() && !one.is_link_local()).map(if_addrs::Interface::ip).collect()

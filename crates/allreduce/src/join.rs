@@ -1,8 +1,10 @@
-//! From separate processes to a group: everybody calls rank 0, gets the roster, and then everybody else.
+//! From separate processes to a group: all ranks call rank 0, get the roster, and then call each
+//! other.
 //!
-//! Rank 0 takes connections at the rendezvous address. When all ranks have called, it sends each the roster with a fresh
-//! session number. Then each rank calls those below it, once for control and once per data stream, and waits for those
-//! above it. Every connection starts with the handshake of `handshake.rs`.
+//! Rank 0 takes connections at the rendezvous address. When all ranks have called, it sends each
+//! the roster with a fresh session number. Then each rank calls those below it, once for control
+//! and once per data stream, and waits for those above it. Every connection starts with the
+//! handshake of `handshake.rs`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,20 +14,21 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::calling::call_in;
-use crate::circle::{Circle, Member, connect, pair};
 use crate::config::Config;
+use crate::connector::{Connector, Member, connect, pair};
 use crate::handshake::{HANDSHAKE_TIME, Purpose, Trusted, call};
 use crate::interfaces;
 use crate::join_error::JoinError;
-use crate::lobby::{self, Arrival, Lobby};
+use crate::listener::{self, Arrival, Listener};
 use crate::notice::Notice;
 use crate::secret::random_bytes;
-use crate::waiting::Words;
+use crate::waiting::WaitNotices;
 
-/// How long rank 0 waits for another rank in the place of one that it turned away, where no name tells one run from another.
+/// How long rank 0 waits for another rank in place of one that it turned away, if runs have no
+/// names.
 const DIFFERS_PATIENCE: Duration = Duration::from_secs(15);
 
-/// How long rank 0 tells ranks that come a little later why there is no group.
+/// How long rank 0 tells ranks that come late why there is no group.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Between two tries to find out rank 0's address.
@@ -60,27 +63,28 @@ pub(crate) struct Joined {
     pub(crate) members: Vec<Member>,
     pub(crate) control: BTreeMap<usize, Trusted>,
     pub(crate) data: Vec<Vec<TcpStream>>,
-    pub(crate) lobby: Lobby,
+    pub(crate) listener: Listener,
     pub(crate) streams: usize,
 }
 
 /// Makes the group, or says who is missing and why.
 pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
     let deadline = Instant::now() + config.join_timeout;
-    let (lobby, session, streams, mut members, first) =
+    let (listener, session, streams, mut members, first) =
         if config.rank == 0 { gather(config, deadline)? } else { call_in(config, deadline)? };
     let mut data: Vec<Vec<TcpStream>> = (0..config.world).map(|_| Vec::new()).collect();
     let told = |until: Instant| {
         let is_ours =
             |purpose: &Purpose| matches!(purpose, Purpose::GaveUp { session: other, .. } if *other == session);
-        let arrival = lobby.take(until, |hello| is_ours(&hello.purpose) && hello.rank < config.world)?;
+        let arrival = listener.take(until, |hello| is_ours(&hello.purpose) && hello.rank < config.world)?;
         let Purpose::GaveUp { peer, tried, .. } = arrival.hello.purpose else { return None };
         Some(pair(&members, arrival.hello.rank, peer.min(config.world - 1), tried))
     };
-    // A rank that ends now must not be waited for until the time is up. Rank 0 sees it; the others see that rank 0 gives up.
-    let stands = || {
-        let gone = first.iter().find(|(_, trusted)| lobby::is_closed(&trusted.stream));
-        // Who cannot reach another tells rank 0 before it ends.
+    // If a rank ends now, the others must not wait until the time is up. Rank 0 sees that rank end;
+    // the others see that rank 0 gives up.
+    let check = || {
+        let gone = first.iter().find(|(_, trusted)| listener::is_closed(&trusted.stream));
+        // A rank that cannot reach another tells rank 0 before it ends.
         let until = Instant::now() + if gone.is_some() { LINGER } else { Duration::ZERO };
         if let Some(error) = (config.rank == 0).then(|| told(until)).flatten() {
             return Err(error);
@@ -90,17 +94,17 @@ pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
             Err(JoinError::Peer { rank, peer, why: format!("it ({host}) ended or gave up; its output says why") })
         })
     };
-    let circle = Circle::new(config, &members, &lobby, deadline, HANDSHAKE_TIME, &stands);
-    let control = connect_all(&circle, config, session, streams, &mut data).inspect_err(|error| {
+    let connector = Connector::new(config, &members, &listener, deadline, HANDSHAKE_TIME, &check);
+    let control = connect_all(&connector, config, session, streams, &mut data).inspect_err(|error| {
         if let JoinError::Pair { peer, tried, .. } = error
             && config.rank > 0
         {
-            // As much as can be done: rank 0 also sees that this rank ends.
+            // If this fails too, rank 0 still sees that this rank ends.
             let gave_up = || Purpose::GaveUp { session, peer: *peer, tried: tried.clone() };
-            let _ = circle.call(0, &gave_up);
+            let _ = connector.call(0, &gave_up);
         }
     });
-    let reached = circle.reached.take();
+    let reached = connector.reached.take();
     let mut control = control?;
     for (peer, address) in reached {
         // Later connections go where the first one went.
@@ -109,12 +113,12 @@ pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
         addresses.insert(0, address);
     }
     control.extend(first);
-    Ok(Joined { session, members, control, data, lobby, streams })
+    Ok(Joined { session, members, control, data, listener, streams })
 }
 
 /// Control connections between ranks above 0, then data connections between all.
 fn connect_all(
-    circle: &Circle<'_>,
+    connector: &Connector<'_>,
     config: &Config,
     session: u64,
     streams: usize,
@@ -123,27 +127,29 @@ fn connect_all(
     let Config { rank, world, .. } = *config;
     let mut control = BTreeMap::new();
     for peer in (1..world).filter(|&peer| peer != rank && rank != 0) {
-        control.insert(peer, circle.connect(peer, |to| Purpose::Control { session, to })?);
+        control.insert(peer, connector.connect(peer, |to| Purpose::Control { session, to })?);
     }
     for peer in (0..world).filter(|&peer| peer != rank) {
         for stream in 0..streams {
-            let trusted = circle.connect(peer, |to| Purpose::Data { session, stream, to })?;
+            let trusted = connector.connect(peer, |to| Purpose::Data { session, stream, to })?;
             data[peer].push(trusted.stream);
         }
     }
     Ok(control)
 }
 
-pub(crate) type Found = (Lobby, u64, usize, Vec<Member>, BTreeMap<usize, Trusted>);
+pub(crate) type Found = (Listener, u64, usize, Vec<Member>, BTreeMap<usize, Trusted>);
 
-/// The addresses of the rendezvous; the inner error may pass: in a cluster a name can come later than those who ask for it.
+/// The addresses of the rendezvous. The inner error may be temporary: a cluster can publish a name
+/// after the ranks that ask for it have started.
 fn resolve(config: &Config) -> Result<io::Result<Vec<SocketAddr>>, JoinError> {
     let rendezvous = &config.rendezvous;
     let parts = rendezvous.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
     let Some((host, port)) = parts.filter(|(host, _)| !host.is_empty()) else {
         return Err(JoinError::Config(format!("the rendezvous address {rendezvous:?} is not host:port")));
     };
-    // The resolver knows the zone of fe80::1%en2, which the standard library's parser of addresses does not.
+    // The system's resolver knows zones such as fe80::1%en2; the standard library's parser of
+    // addresses does not.
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let addresses: Vec<SocketAddr> = match (host, port).to_socket_addrs() {
         Ok(addresses) => addresses.collect(),
@@ -157,7 +163,7 @@ fn resolve(config: &Config) -> Result<io::Result<Vec<SocketAddr>>, JoinError> {
     Ok(Ok(addresses))
 }
 
-/// The same, tried until it works.
+/// The addresses of the rendezvous, tried again until they resolve or `deadline` comes.
 pub(crate) fn resolve_by(config: &Config, deadline: Instant) -> Result<Vec<SocketAddr>, JoinError> {
     let began = Instant::now();
     loop {
@@ -177,7 +183,7 @@ pub(crate) fn resolve_by(config: &Config, deadline: Instant) -> Result<Vec<Socke
 }
 
 /// Rank 0's listener.
-fn open(config: &Config, deadline: Instant) -> Result<Lobby, JoinError> {
+fn open(config: &Config, deadline: Instant) -> Result<Listener, JoinError> {
     let addresses = resolve_by(config, deadline)?;
     let rendezvous = || config.rendezvous.clone();
     let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
@@ -187,10 +193,10 @@ fn open(config: &Config, deadline: Instant) -> Result<Lobby, JoinError> {
             let why = format!("{} is no address of this machine ({})", address.ip(), config.host);
             Err(io::Error::new(io::ErrorKind::AddrNotAvailable, why))
         } else {
-            Lobby::open(config, address.ip(), address.port())
+            Listener::open(config, address.ip(), address.port())
         };
         match opened {
-            Ok(lobby) => return Ok(lobby),
+            Ok(listener) => return Ok(listener),
             Err(failed) => error = failed,
         }
     }
@@ -202,7 +208,8 @@ fn open(config: &Config, deadline: Instant) -> Result<Lobby, JoinError> {
     Err(JoinError::Listen { address: rendezvous(), error })
 }
 
-/// What a rank 0 of this run says that has the port already. Whatever else has it says nothing that helps.
+/// What another rank 0 of this run says, if it holds the rendezvous port already. None: something
+/// else holds it.
 fn rank_0_already(config: &Config, address: SocketAddr) -> Option<String> {
     let Config { rank, world, secret, run, .. } = config;
     let ip = if address.ip().is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { address.ip() };
@@ -215,7 +222,7 @@ fn rank_0_already(config: &Config, address: SocketAddr) -> Option<String> {
     }
 }
 
-/// What a rank says of itself. `port`: where it listens.
+/// The introduction of this rank. `port`: where it listens.
 pub(crate) fn introduction(config: &Config, port: u16) -> Purpose {
     let mut addresses = config.addresses.clone();
     if config.listens_everywhere() {
@@ -230,16 +237,16 @@ pub(crate) fn introduction(config: &Config, port: u16) -> Purpose {
     }
 }
 
-/// Rank 0: waits for everybody.
+/// Rank 0 waits for all other ranks.
 fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
     let began = Instant::now();
-    let lobby = open(config, deadline)?;
-    let mut words = Words::new(config, deadline);
+    let listener = open(config, deadline)?;
+    let mut wait_notices = WaitNotices::new(config, deadline);
     let mut joined: BTreeMap<usize, (Trusted, Member)> = BTreeMap::new();
-    // Ranks that were turned away and may have been of another run.
+    // A rank that was turned away and may have been of another run.
     let mut strays: Option<(Instant, JoinError)> = None;
     while joined.len() + 1 < config.world {
-        let arrival = lobby.take(deadline.min(Instant::now() + LOOK), |hello| {
+        let arrival = listener.take(deadline.min(Instant::now() + LOOK), |hello| {
             matches!(hello.purpose, Purpose::Join { .. } | Purpose::Failed { .. })
         });
         joined.retain(|_, (connection, _)| waits(&connection.stream));
@@ -255,7 +262,8 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
             }),
         };
         let outcome = match outcome {
-            // Whoever has the run's name is of this run. Without a name it may be of another, which has the same port by mistake.
+            // A rank that gives the run's name is of this run. Without a name it may be of another
+            // run, which uses the same port by mistake.
             Err(error @ JoinError::Differs { .. }) if config.run.is_empty() => {
                 strays = Some((Instant::now() + DIFFERS_PATIENCE, error));
                 Ok(())
@@ -269,10 +277,10 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
             None => outcome,
         };
         if let Err(error) = outcome {
-            tell_all(config, &lobby, &error, joined);
+            tell_all(config, &listener, &error, joined);
             return Err(error);
         }
-        words.say(|| {
+        wait_notices.say(|| {
             let here = joined.iter().map(|(rank, (_, member))| format!(", {rank} on {}", member.host));
             format!(
                 "{} of {} ranks are here (0 on {}{}); waiting for {} to call {}",
@@ -287,7 +295,7 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
     }
     let session = u64::from_le_bytes(random()?[..8].try_into().expect("eight bytes"));
     // The others know where they reached it.
-    let me = Member { host: config.host.clone(), pid: std::process::id(), addresses: vec![lobby.address()] };
+    let me = Member { host: config.host.clone(), pid: std::process::id(), addresses: vec![listener.address()] };
     let members: Vec<Member> = std::iter::once(me).chain(joined.values().map(|(_, member)| member.clone())).collect();
     let streams = config.tcp.streams.max(1);
     let mut control = BTreeMap::new();
@@ -300,10 +308,10 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
         })?;
         control.insert(rank, connection);
     }
-    Ok((lobby, session, streams, members, control))
+    Ok((listener, session, streams, members, control))
 }
 
-/// Tells the ranks that wait for this one, which has failed before it could join, why they wait in vain.
+/// Tells the waiting ranks why this one, which failed before it could join, will not come.
 pub(crate) fn excuse(config: &Config, why: &str, code: u8) {
     let until = Instant::now() + EXCUSE;
     let why: String = why.chars().take(LONGEST_EXCUSE).collect();
@@ -323,10 +331,10 @@ pub(crate) fn excuse(config: &Config, why: &str, code: u8) {
         }
         return;
     }
-    let Ok(lobby) = open(config, until) else { return };
+    let Ok(listener) = open(config, until) else { return };
     let answer = Answer::Failed { rank: 0, host: config.host.clone(), why, code };
     for _ in 1..config.world {
-        let Some(mut arrival) = lobby.take(until, |hello| matches!(hello.purpose, Purpose::Join { .. })) else {
+        let Some(mut arrival) = listener.take(until, |hello| matches!(hello.purpose, Purpose::Join { .. })) else {
             return;
         };
         let _ = arrival.connection.send(&answer, until);
@@ -344,7 +352,8 @@ fn random() -> Result<[u8; 32], JoinError> {
     })
 }
 
-/// Whether a rank that has joined still waits for the roster: it has neither gone nor said anything, for which it is too early.
+/// Whether a rank that has joined still waits for the roster. Otherwise it has gone, or it has sent
+/// something too early.
 fn waits(stream: &TcpStream) -> bool {
     let _ = stream.set_nonblocking(true);
     let waits = stream.peek(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
@@ -353,7 +362,7 @@ fn waits(stream: &TcpStream) -> bool {
 }
 
 /// Tells the ranks that are here, and those that come a moment later, why there is no group.
-fn tell_all(config: &Config, lobby: &Lobby, error: &JoinError, mut joined: BTreeMap<usize, (Trusted, Member)>) {
+fn tell_all(config: &Config, listener: &Listener, error: &JoinError, mut joined: BTreeMap<usize, (Trusted, Member)>) {
     let (answer, mut others) = match error {
         JoinError::Differs { rank, host, why } => {
             joined.remove(rank);
@@ -374,14 +383,15 @@ fn tell_all(config: &Config, lobby: &Lobby, error: &JoinError, mut joined: BTree
     }
     let until = Instant::now() + LINGER;
     while others > 0
-        && let Some(mut arrival) = lobby.take(until, |hello| matches!(hello.purpose, Purpose::Join { .. }))
+        && let Some(mut arrival) = listener.take(until, |hello| matches!(hello.purpose, Purpose::Join { .. }))
     {
         let _ = arrival.connection.send(&answer, until);
         others -= 1;
     }
 }
 
-/// Takes a rank in, or ends the join: who holds the token and the run's name but disagrees on the rest is misconfigured.
+/// Takes a rank in, or ends the join. A rank that holds the token and the run's name, but disagrees
+/// on the rest, is misconfigured.
 fn admit(config: &Config, arrival: Arrival, joined: &mut BTreeMap<usize, (Trusted, Member)>) -> Result<(), JoinError> {
     let Arrival { hello, mut connection, from } = arrival;
     let (port, host, pid, claims, addresses) = match hello.purpose {
@@ -425,14 +435,15 @@ fn admit(config: &Config, arrival: Arrival, joined: &mut BTreeMap<usize, (Truste
     Ok(())
 }
 
-/// Where a rank that came `from` there may be reached: where it says first, then where it came from, then at its interfaces.
+/// The addresses at which a rank may be reached: those that it gave, then the one it came `from`,
+/// both at `port`.
 fn reachable(from: SocketAddr, addresses: &[IpAddr], port: u16) -> Vec<SocketAddr> {
-    // An address that holds for one machine or one cable alone is of no use to others.
+    // Loopback and link-local addresses mean nothing to other machines.
     let is_far = |ip: &IpAddr| !ip.is_loopback() && !ip.is_unspecified() && !is_link_local(*ip);
     let mut all: Vec<SocketAddr> = Vec::new();
     let far = addresses.iter().copied().filter(is_far).take(MOST_ADDRESSES);
     let seen = SocketAddr::new(from.ip(), port);
-    // A rank of rank 0's machine is seen there as loopback, which others on that machine can use and nobody else.
+    // A rank on rank 0's machine appears as loopback, which only ranks on that machine can use.
     let seen_first = !from.ip().is_loopback();
     let ordered: Vec<SocketAddr> = if seen_first {
         std::iter::once(seen).chain(far.map(|ip| SocketAddr::new(ip, port))).collect()
@@ -454,7 +465,7 @@ fn is_link_local(ip: IpAddr) -> bool {
     }
 }
 
-/// The first claim in which two ranks differ, in words.
+/// The first claim in which two ranks differ, as text for people.
 fn difference(ours: &[(String, String)], theirs: &[(String, String)]) -> Option<String> {
     let theirs: BTreeMap<&str, &str> = theirs.iter().map(|(name, digest)| (name.as_str(), digest.as_str())).collect();
     for (name, digest) in ours {

@@ -18,10 +18,10 @@ pub enum JoinError {
     Listen {
         /// The rendezvous.
         address: String,
-        /// The system's words.
+        /// The system's message.
         error: io::Error,
     },
-    /// Rank 0 has been here all along.
+    /// Another process of this run is rank 0 already.
     #[error("this process cannot be rank 0 at {address}: {who}. Give each process its own rank, each run its own port")]
     SecondRankZero {
         /// The rendezvous.
@@ -43,7 +43,7 @@ pub enum JoinError {
         /// What the last try said.
         last: String,
     },
-    /// Nobody knows where rank 0 is.
+    /// The rendezvous address could not be resolved.
     #[error("rank 0's address {address} could not be resolved within {seconds} s: {error}. Is the name right?")]
     Unresolved {
         /// The rendezvous.
@@ -53,12 +53,12 @@ pub enum JoinError {
         /// What the last try said.
         error: io::Error,
     },
-    /// Not everybody came.
+    /// Ranks are missing.
     #[error(
         "{missing} did not join within {seconds} s; {here} of {world} ranks are here. Look at the output of {missing}, and whether its machine reaches {address}"
     )]
     Missing {
-        /// The ranks, in words.
+        /// The missing ranks, as text for people.
         missing: String,
         /// How long rank 0 waited.
         seconds: u64,
@@ -76,7 +76,7 @@ pub enum JoinError {
         rank: usize,
         /// Its host.
         host: String,
-        /// In what it differs.
+        /// What differs.
         why: String,
     },
     /// A rank failed before it could join.
@@ -122,10 +122,10 @@ pub enum JoinError {
     System {
         /// What was tried.
         what: &'static str,
-        /// The system's words.
+        /// The system's message.
         error: io::Error,
     },
-    /// RDMA was asked for and cannot be had.
+    /// RDMA was asked for and is not available.
     #[error("RDMA cannot be used: {0}. Set the backend to auto or tcp to go over TCP")]
     Rdma(String),
     /// The group failed while it was being tried out.

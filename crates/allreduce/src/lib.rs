@@ -1,29 +1,37 @@
-//! All-reduce and its relatives for a handful of machines: exact, deterministic, authenticated, and never hanging.
+//! All-reduce and its relatives for a handful of machines: exact, deterministic, authenticated, and
+//! never hanging.
 //!
-//! **Owns:** the group ([`Group::join`]): rendezvous, authentication, liveness; the algorithms (direct, mesh, ring) and their
-//! order of summation; the transports (threads of one process, TCP, RDMA verbs); the benchmark of the
-//! operations ([`bench`]).
+//! **Owns:** the group ([`Group::join`]): rendezvous, authentication, liveness; the algorithms
+//! (star, direct, mesh, ring) and their order of summation; the transports (threads of one process,
+//! TCP, RDMA verbs); the benchmark of the operations ([`bench`]).
 //!
 //! **Must never know:** models, recipes, files, launchers.
 //!
 //! ```text
-//! group ── which operation ──▶ plan (mesh, ring, moves) ── frames in order ──▶ operation ── bytes ──▶ transport
-//!   │                                                                             │
-//!   └── join, handshake, lobby                          control ── events ──▶ session ── records ──▶ verdict
+//! group ── operation ──▶ plan ── frames in order ──▶ operation, operation_driver ──▶ transport
+//!   │
+//!   ├── join, calling, handshake, listener, connector: how ranks meet
+//!   │
+//!   └── control ── bytes ──▶ control_driver ── events ──▶ session ── records ──▶ verdict
 //! ```
 //!
-//! **Start reading** in `group.rs` (what callers see), then `plan.rs` and `plan/mesh.rs` (an operation as data), `operation.rs`
-//! (how it is carried out), `frame.rs` (what travels). For the other half: `join.rs` and `handshake.rs` (how ranks meet),
-//! `session.rs` and `verdict.rs` (who is alive, who is to blame), `control.rs` (the thread that asks).
+//! **Start reading** in `group.rs` (what callers see), then `plan.rs` and `plan/mesh.rs` (an
+//! operation as data), `operation.rs` (which frames move), `operation_driver.rs` (how long an
+//! operation waits), `frame.rs` (what travels). For the other half: `join.rs` and `handshake.rs`
+//! (how ranks meet), `session.rs` and `verdict.rs` (who is alive, who is to blame),
+//! `control_driver.rs` (the control connections), `control.rs` (their thread). `simulation/` tests
+//! both halves with its own clock and network.
 //!
 //! # What is promised
 //!
-//! - **Same inputs, same bits**, on every rank, in every run, over every transport, whoever is late: see [`Group`].
-//! - **No hang.** A rank that is killed is known to all others within a second, one that is frozen or cut off within
-//!   [`Config::timeout`]; ranks that do different things are told so at the first frame. Every survivor names the same
-//!   culprit ([`Verdict`]).
-//! - **Only holders of the token join** ([`Secret`]), and strangers do not disturb those who do. Data is checksummed, not
-//!   encrypted: on a network that others can read or write, use WireGuard or ssh tunnels.
+//! - **Same inputs, same bits**, on every rank, in every run, over every transport, in every order
+//!   of arrival: see [`Group`].
+//! - **No hang.** All other ranks know of a killed rank within a second, and of one that is frozen
+//!   or cut off within [`Config::timeout`]. Ranks that do different things get an error at the
+//!   first frame. Every survivor names the same culprit ([`Verdict`]).
+//! - **Only holders of the token join** ([`Secret`]), and strangers do not disturb them. Data is
+//!   checksummed, not encrypted. On a network that others can read or write, use WireGuard or ssh
+//!   tunnels.
 
 #![deny(unsafe_code)]
 mod arithmetic;
@@ -31,31 +39,35 @@ mod background;
 pub mod bench;
 mod calling;
 mod choose;
-mod circle;
 mod collectives;
 mod config;
+mod connector;
 mod control;
+mod control_driver;
 mod devices;
 mod engine;
 mod error;
 mod flight;
 mod frame;
 mod group;
+mod group_status;
 mod handshake;
 mod interfaces;
 mod join;
 mod join_error;
-mod lobby;
+mod listener;
+mod mutations;
 mod notice;
 mod operation;
+mod operation_driver;
 mod plan;
-mod planted;
 mod rdma;
 mod rdma_group;
 mod sealed;
 mod secret;
 mod session;
 #[cfg(test)]
+#[path = "../simulation/mod.rs"]
 mod simulation;
 mod split;
 mod transport;
@@ -70,14 +82,14 @@ pub use devices::{
 };
 pub use error::{GroupError, GroupFailure, Who};
 pub use flight::FlightEntry;
-pub use frame::{Algorithm, Descriptor, Element, FrameError, Kind, PROTOCOL_VERSION, Reduction, Wire};
+pub use frame::{Algorithm, Descriptor, Element, FrameError, Kind, PROTOCOL_VERSION, Reduction, WireDtype};
 pub use group::{Group, Reduce};
 pub use join_error::JoinError;
 pub use notice::{Notice, Notices, no_notices};
 pub use plan::segment;
 pub use rdma::{Limits, QueuePairKind, RdmaDevice, RdmaError, WireDescription, rdma_devices};
 pub use secret::{Secret, new_token};
-pub use session::{Doing, Progress};
+pub use session::{CurrentOperation, Progress};
 pub use transport::Backend;
 pub use transport::tcp::TcpOptions;
 pub use verdict::{Cause, Verdict};

@@ -1,4 +1,5 @@
-//! What a group tells while it works. A library prints nothing: the program decides what becomes of these.
+//! What a group tells while it works. A library prints nothing: the program decides what becomes of
+//! these.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -70,8 +71,8 @@ pub enum Notice {
     Chosen {
         /// Seconds that the smallest operation takes.
         latency: f64,
-        /// Each way and the size from which messages go that way.
-        ways: Vec<(usize, Algorithm)>,
+        /// Each algorithm and the size in bytes from which messages use it.
+        algorithms: Vec<(usize, Algorithm)>,
     },
     /// A rank has said nothing for a while.
     Silent {
@@ -82,7 +83,7 @@ pub enum Notice {
         /// For how long.
         silence: Duration,
     },
-    /// It is heard again.
+    /// A rank that was silent has said something again.
     Back {
         /// The rank.
         rank: usize,
@@ -109,16 +110,16 @@ impl fmt::Display for Notice {
             Notice::TurnedAway { what } => formatter.write_str(what),
             Notice::Wired { wire } => formatter.write_str(wire),
             Notice::FellBack { what } => formatter.write_str(what),
-            Notice::Chosen { latency, ways } => {
+            Notice::Chosen { latency, algorithms } => {
                 if *latency > 0.0 {
                     write!(formatter, "the smallest all-reduce takes {:.0} µs; ", latency * 1e6)?;
                 }
                 write!(formatter, "messages go by")?;
-                for (n, (from, way)) in ways.iter().enumerate() {
+                for (n, (from, algorithm)) in algorithms.iter().enumerate() {
                     match (n, from) {
-                        (0, _) => write!(formatter, " {way}")?,
-                        (_, from) if *from < 1024 => write!(formatter, ", from {from} bytes by {way}")?,
-                        (_, from) => write!(formatter, ", from {} KiB by {way}", from >> 10)?,
+                        (0, _) => write!(formatter, " {algorithm}")?,
+                        (_, from) if *from < 1024 => write!(formatter, ", from {from} bytes by {algorithm}")?,
+                        (_, from) => write!(formatter, ", from {} KiB by {algorithm}", from >> 10)?,
                     }
                 }
                 Ok(())
@@ -131,7 +132,7 @@ impl fmt::Display for Notice {
     }
 }
 
-/// Notices that nobody wants.
+/// Drops all notices.
 pub fn no_notices() -> Notices {
     Arc::new(|_| {})
 }

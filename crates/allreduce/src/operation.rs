@@ -1,11 +1,13 @@
-//! Carries out a plan over a transport, without ever waiting: [`Operation::poll`] moves what can be moved now.
+//! Carries out a plan over a transport, without ever waiting: [`Operation::poll`] moves what can be
+//! moved now.
 
 use std::ops::Range;
 
 use bytemuck::{cast_slice, cast_slice_mut};
 
 use crate::arithmetic;
-use crate::frame::{Descriptor, FrameError, HEADER_BYTES, Header, Wire, crc32c};
+use crate::frame::{Descriptor, FrameError, HEADER_BYTES, Header, WireDtype, crc32c};
+use crate::mutations::Mutations;
 use crate::plan::{Action, After, Incoming, Outgoing, Plan, Source};
 use crate::transport::{Broken, Transport, Want};
 
@@ -42,6 +44,7 @@ struct LinkState {
 pub(crate) struct Links {
     rank: usize,
     session: u64,
+    mutations: Mutations,
     states: Vec<Vec<LinkState>>,
     scratch: Vec<f32>,
     narrow: Vec<f32>,
@@ -53,7 +56,22 @@ pub(crate) struct Links {
 impl Links {
     pub(crate) fn new(rank: usize, world: usize, session: u64) -> Links {
         let states = (0..world).map(|_| Vec::new()).collect();
-        Links { rank, session, states, scratch: Vec::new(), narrow: Vec::new(), bytes_sent: 0, bytes_received: 0 }
+        Links {
+            rank,
+            session,
+            mutations: Mutations::default(),
+            states,
+            scratch: Vec::new(),
+            narrow: Vec::new(),
+            bytes_sent: 0,
+            bytes_received: 0,
+        }
+    }
+
+    /// The same with planted bugs.
+    #[cfg(test)]
+    pub(crate) fn with(self, mutations: Mutations) -> Links {
+        Links { mutations, ..self }
     }
 
     fn state(&mut self, peer: usize, link: usize) -> &mut LinkState {
@@ -71,9 +89,9 @@ pub(crate) struct Buffers<'a> {
     pub(crate) input: &'a [u8],
 }
 
-/// How an operation stands.
+/// What one poll did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum Polled {
     Done,
     Moved,
     Idle,
@@ -82,8 +100,8 @@ pub(crate) enum Standing {
 /// A plan on its way.
 pub(crate) struct Operation {
     plan: Plan,
-    number: u64,
-    descriptor: Descriptor,
+    pub(crate) number: u64,
+    pub(crate) descriptor: Descriptor,
     /// Frames sent and received, per channel.
     cursors: Vec<(usize, usize)>,
     remaining: usize,
@@ -101,13 +119,14 @@ impl Operation {
         links: &mut Links,
         transport: &mut dyn Transport,
         buffers: &mut Buffers<'_>,
-    ) -> Result<Standing, Fault> {
+    ) -> Result<Polled, Fault> {
         if links.scratch.len() < self.plan.scratch {
             links.scratch.resize(self.plan.scratch, 0.0);
         }
         let mut moved = false;
         let mut closed = None;
-        // What the peer sent before it closed its links may say more than that they are closed, so it is read first.
+        // What the peer sent before it closed its links may say more than that they are closed. So
+        // it is read first.
         let mut unless_closed = |outcome| match outcome {
             Err(Fault::Broken(broken)) if broken.closed => {
                 closed.get_or_insert(broken);
@@ -120,9 +139,9 @@ impl Operation {
             moved |= unless_closed(self.poll_receive(channel, links, transport, buffers))?;
         }
         match (self.remaining, moved, closed) {
-            (0, _, _) => Ok(Standing::Done),
-            (_, true, _) => Ok(Standing::Moved),
-            (_, false, None) => Ok(Standing::Idle),
+            (0, _, _) => Ok(Polled::Done),
+            (_, true, _) => Ok(Polled::Moved),
+            (_, false, None) => Ok(Polled::Idle),
             (_, false, Some(broken)) => Err(Fault::Broken(broken)),
         }
     }
@@ -171,11 +190,11 @@ impl Operation {
         let wire = self.descriptor.wire;
         let length = frame.at.len() * self.descriptor.element.wire_bytes(wire);
         let state = links.state(peer, link);
-        if state.header_out.is_none() && wire != Wire::Exact {
+        if state.header_out.is_none() && wire != WireDtype::Exact {
             narrow(wire, frame, buffers, &mut state.staging_out);
         }
         let payload = match wire {
-            Wire::Exact => exact(frame, buffers, self.descriptor.element.bytes()),
+            WireDtype::Exact => exact(frame, buffers, self.descriptor.element.bytes()),
             _ => &cast_slice(&state.staging_out)[..length],
         };
         let header = match state.header_out {
@@ -210,7 +229,7 @@ impl Operation {
             return Ok(false);
         };
         let (peer, link) = (channel.peer, channel.link);
-        let session = links.session;
+        let (session, mutations) = (links.session, links.mutations);
         let (element, wire) = (self.descriptor.element, self.descriptor.wire);
         let length = frame.at.len() * element.wire_bytes(wire);
         let fault = |error| Fault::Frame { peer, link, error };
@@ -218,8 +237,8 @@ impl Operation {
         let mut scratch = std::mem::take(&mut links.scratch);
         let state = links.state(peer, link);
         let payload: &mut [u8] = match (wire, frame.action) {
-            (Wire::Exact, Action::Store) => &mut buffers.data[bytes_of(&frame.at, element.bytes())],
-            (Wire::Exact, Action::Scratch { at }) => cast_slice_mut(&mut scratch[at..at + frame.at.len()]),
+            (WireDtype::Exact, Action::Store) => &mut buffers.data[bytes_of(&frame.at, element.bytes())],
+            (WireDtype::Exact, Action::Scratch { at }) => cast_slice_mut(&mut scratch[at..at + frame.at.len()]),
             _ => {
                 state.staging_in.resize(state.staging_in.len().max(length.div_ceil(4)), 0.0);
                 &mut cast_slice_mut(&mut state.staging_in)[..length]
@@ -233,12 +252,12 @@ impl Operation {
             if state.filled >= HEADER_BYTES && state.header_checked.is_none() {
                 let header = Header::decode(header).map_err(fault)?;
                 let due = self.header(peer, session, state.frames_received, length, header.payload_crc);
-                header.check(&due).map_err(fault)?;
+                header.check(&due, mutations).map_err(fault)?;
                 state.header_checked = Some(header);
             }
             if state.filled == HEADER_BYTES + length {
                 let header = state.header_checked.take().expect("checked before the payload");
-                header.check_payload(payload).map_err(fault)?;
+                header.check_payload(payload, mutations).map_err(fault)?;
                 complete = true;
             }
             Ok(state.filled != before)
@@ -257,7 +276,7 @@ impl Operation {
         result
     }
 
-    /// Does with a complete frame what the plan says.
+    /// Applies a complete frame as the plan says.
     fn apply(
         &self,
         frame: &Incoming,
@@ -268,12 +287,12 @@ impl Operation {
     ) {
         let (wire, reduction) = (self.descriptor.wire, self.descriptor.reduction);
         let elements = frame.at.len();
-        let in_place = wire == Wire::Exact && matches!(frame.action, Action::Store | Action::Scratch { .. });
+        let in_place = wire == WireDtype::Exact && matches!(frame.action, Action::Store | Action::Scratch { .. });
         if in_place || elements == 0 {
             return;
         }
         let incoming = match wire {
-            Wire::Exact => &staging[..elements],
+            WireDtype::Exact => &staging[..elements],
             _ => {
                 widened.resize(widened.len().max(elements), 0.0);
                 arithmetic::from_wire(wire, &cast_slice(staging)[..elements], &mut widened[..elements]);
@@ -306,7 +325,7 @@ fn exact<'a>(frame: &Outgoing, buffers: &'a Buffers<'_>, element: usize) -> &'a 
 }
 
 /// Rounds a frame to the wire's type; what is final is rounded in the caller's buffer too.
-fn narrow(wire: Wire, frame: &Outgoing, buffers: &mut Buffers<'_>, staging: &mut Vec<f32>) {
+fn narrow(wire: WireDtype, frame: &Outgoing, buffers: &mut Buffers<'_>, staging: &mut Vec<f32>) {
     let elements = frame.at.len();
     staging.resize(staging.len().max(elements.div_ceil(2)), 0.0);
     let narrow = &mut cast_slice_mut::<f32, u16>(staging)[..elements];
@@ -315,7 +334,7 @@ fn narrow(wire: Wire, frame: &Outgoing, buffers: &mut Buffers<'_>, staging: &mut
         Source::Data => {
             let data: &mut [f32] = &mut cast_slice_mut(buffers.data)[frame.at.clone()];
             arithmetic::to_wire(wire, data, narrow);
-            if frame.settled {
+            if frame.is_final {
                 arithmetic::from_wire(wire, narrow, data);
             }
         }

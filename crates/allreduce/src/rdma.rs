@@ -1,14 +1,17 @@
-//! Frames over RDMA verbs: Thunderbolt between Macs (macOS 26.2 and later), RoCE and soft-RoCE on Linux.
+//! Frames over RDMA verbs: Thunderbolt between Macs (macOS 26.2 and later), RoCE and soft-RoCE on
+//! Linux. A *wire* is one cable between two devices; here it is two queue pairs at each end.
 //!
-//! One code path for both systems, so what is tested with soft-RoCE is what runs on a Mac. Read it in this order:
+//! One code path for both systems, so what is tested with soft-RoCE is what runs on a Mac. Read it
+//! in this order:
 //!
-//! - `slots.rs` has the protocol: slots, credits, and why a receive is always posted. Pure, no device.
+//! - `slots.rs` has the protocol: slots, credits, and why a receive is always posted. Pure, no
+//!   device.
 //! - `offer.rs` has what ranks tell each other before they connect, and what they agree on. Pure.
-//! - `transport.rs` connects in two phases and is the [`Transport`](crate::transport::Transport); `wire.rs` moves the frames of
-//!   one cable: into registered slots and out of them.
-//! - `device.rs` opens a device and holds it to its limits; `library.rs` finds the verbs library; `verbs.rs` is the binding, the
-//!   one file with `unsafe`;
-//!   `layout.rs` has the C structures and numbers, compared with the C header by a test.
+//! - `transport.rs` connects in two phases and is the [`Transport`](crate::transport::Transport);
+//!   `wire.rs` moves the frames of one cable: into registered slots and out of them.
+//! - `device.rs` opens a device and holds it to its limits; `library.rs` finds the verbs library;
+//!   `verbs.rs` is the binding, the one file with `unsafe`; `layout.rs` has the C structures and
+//!   numbers, compared with the C header by a test.
 //!
 //! # What Apple's devices demand, and where it is met
 //!
@@ -27,8 +30,8 @@
 //! | connections over IPv4-mapped GIDs | searched, with its own index |
 //! | queue pairs go bad when idle for about 20 minutes | [`Rdma::keep_alive`] |
 //!
-//! Linux is bound by the same rules where `Limits::apple()` is asked for, and the tests ask for it. Soft-RoCE proves
-//! correctness only: it is slower than TCP.
+//! Linux is bound by the same rules where `Limits::apple()` is asked for, and the tests ask for it.
+//! Soft-RoCE proves correctness only: it is slower than TCP.
 
 mod device;
 mod error;

@@ -1,14 +1,16 @@
-//! Puts RDMA under a group that already talks over TCP: who is cabled to whom, what can be used, and what is said if not.
+//! Adds RDMA to a group that already talks over TCP: who is cabled to whom, what can be used, and
+//! what is said if not.
 //!
-//! Everything is decided together: each rank tells the others what it has, over TCP, and all draw the same conclusion. A rank
-//! that cannot have its device takes the whole group back to TCP (or to an error, if RDMA was asked for).
+//! All ranks decide together: each tells the others over TCP what it has, and all draw the same
+//! conclusion. A rank that cannot have its device takes the whole group back to TCP, or to an error
+//! if RDMA was asked for.
 
 use serde::{Deserialize, Serialize};
 
 use crate::choose::Reach;
 use crate::config::{BackendChoice, Config};
 use crate::devices::{DeviceMatrix, Shape};
-use crate::engine::Carrier;
+use crate::engine::Network;
 use crate::error::GroupError;
 use crate::frame::Algorithm;
 use crate::group::Group;
@@ -25,7 +27,10 @@ struct Cabling {
     mine: Vec<Vec<String>>,
 }
 
-/// Uses RDMA for this group if it can be had, after `config`.
+/// Uses RDMA for this group if `config` wants it and all ranks can.
+///
+/// # Errors
+/// If the group fails, or RDMA was asked for and is not available.
 pub(crate) fn attach(group: &Group, session: u64, config: &Config) -> Result<(), JoinError> {
     let Some(devices) = &config.rdma.devices else {
         let missing = "no device matrix says which device leads to which rank";
@@ -74,10 +79,10 @@ pub(crate) fn attach(group: &Group, session: u64, config: &Config) -> Result<(),
                 (config.notices)(Notice::Wired { wire: wire.to_string() });
             }
             let Cabling { reach, wires, .. } = cabling;
-            let carrier =
-                Carrier::new(Box::new(rdma), config.rank, config.world, session, reach, wires, config.topology);
-            group.engine().carriers.insert(0, carrier);
-            group.settle_in().map_err(failed)
+            let network =
+                Network::new(Box::new(rdma), config.rank, config.world, session, reach, wires, config.topology);
+            group.engine().networks.insert(0, network);
+            group.measure_algorithms().map_err(failed)
         }
         (Err(why), _) => fall_back(why),
         (Ok(_), Err(error)) => fall_back(error.to_string()),
@@ -91,7 +96,7 @@ struct Outcome {
     failed: Option<String>,
 }
 
-/// Everybody's outcome; or the first failure, in words.
+/// All ranks' outcomes; or the first failure, as text for people.
 fn exchange(group: &Group, mine: &Outcome) -> Result<Result<Vec<Outcome>, String>, GroupError> {
     let mine = serde_json::to_vec(mine).expect("outcomes are plain data");
     let mut lengths = vec![0u64; group.world()];
@@ -144,7 +149,8 @@ fn cabling(devices: &DeviceMatrix, config: &Config) -> Result<Cabling, String> {
             what: format!("data goes around a ring instead of over a mesh: {missing}"),
         });
     }
-    // A ring uses the same number of cables all around, a mesh between all pairs: the fewest that any two have.
+    // A ring uses the same number of cables all around, a mesh between all pairs: the fewest that
+    // any two have.
     let joined = |a: usize, b: usize| a != b && (reach == Reach::Pairs || b == (a + 1) % world);
     let counts = (0..world).flat_map(|a| (0..world).map(move |b| (a, b))).filter(|&(a, b)| joined(a, b));
     let wires = counts.map(|(a, b)| devices.wires(a, b).len()).min().unwrap_or(0);

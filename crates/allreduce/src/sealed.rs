@@ -1,17 +1,20 @@
-//! Control messages on a connection: length, JSON, tag. Works on bytes, so that the simulator runs it too.
+//! Control messages on a connection: length, JSON, tag. Works on bytes, so the simulation uses it
+//! too.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use crate::planted::{Bug, planted};
+use crate::mutations::Bug;
+#[cfg(test)]
+use crate::mutations::Mutations;
 use crate::secret::{KEY_BYTES, Seal, Tag};
 
 /// Longest control message. The largest real one is the roster of a big group.
 pub(crate) const LONGEST_MESSAGE: usize = 256 << 10;
 
 /// Bytes of the length before a message.
-const LENGTH_BYTES: usize = 4;
+pub(crate) const LENGTH_BYTES: usize = 4;
 
 /// A control message that must not be believed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -34,23 +37,67 @@ pub(crate) fn seal<T: Serialize>(message: &T, seal: &mut Seal) -> Vec<u8> {
     bytes
 }
 
+/// The two directions of one control connection.
+pub(crate) struct Seals {
+    outgoing: Seal,
+    incoming: Opener,
+}
+
+impl Seals {
+    pub(crate) fn new(outgoing: Seal, incoming: Seal) -> Seals {
+        Seals { outgoing, incoming: Opener::new(incoming) }
+    }
+
+    /// The same with planted bugs.
+    #[cfg(test)]
+    pub(crate) fn with(mut self, mutations: Mutations) -> Seals {
+        (self.outgoing.mutations, self.incoming.seal.mutations) = (mutations, mutations);
+        self
+    }
+
+    /// One message as bytes.
+    pub(crate) fn seal<T: Serialize>(&mut self, message: &T) -> Vec<u8> {
+        seal(message, &mut self.outgoing)
+    }
+
+    /// Takes in bytes without looking at them.
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.incoming.push(bytes);
+    }
+
+    /// The next whole message, if it is there.
+    pub(crate) fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, SealError> {
+        self.incoming.next()
+    }
+
+    /// All messages that are whole once `bytes` have arrived. `ended`: the peer closed the
+    /// connection after them. `None`: it is closed and nothing is left to read.
+    pub(crate) fn open<T: DeserializeOwned>(&mut self, bytes: &[u8], ended: bool) -> Result<Option<Vec<T>>, SealError> {
+        self.incoming.push(bytes);
+        let mut messages = Vec::new();
+        while let Some(message) = self.incoming.next()? {
+            messages.push(message);
+        }
+        Ok((!ended || !messages.is_empty()).then_some(messages))
+    }
+}
+
 /// Bytes as they come in, given back as whole messages.
-pub(crate) struct Opener {
+struct Opener {
     seal: Seal,
     pending: Vec<u8>,
 }
 
 impl Opener {
-    pub(crate) fn new(seal: Seal) -> Opener {
+    fn new(seal: Seal) -> Opener {
         Opener { seal, pending: Vec::new() }
     }
 
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
+    fn push(&mut self, bytes: &[u8]) {
         self.pending.extend_from_slice(bytes);
     }
 
-    /// The next whole message, if it is there.
-    pub(crate) fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, SealError> {
+    fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, SealError> {
         let Some((length, rest)) = self.pending.split_first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
         let length = u32::from_le_bytes(*length) as usize;
         if length > LONGEST_MESSAGE {
@@ -58,7 +105,7 @@ impl Opener {
         }
         let Some((body, rest)) = rest.split_at_checked(length) else { return Ok(None) };
         let Some((tag, _)) = rest.split_first_chunk::<KEY_BYTES>() else { return Ok(None) };
-        if self.seal.next(body) != Tag::from_bytes(*tag) && !planted(Bug::SealNotChecked) {
+        if self.seal.next(body) != Tag::from_bytes(*tag) && !self.seal.mutations.has(Bug::SealNotChecked) {
             return Err(SealError::Forged);
         }
         let message = serde_json::from_slice(body).map_err(|error| SealError::Foreign(error.to_string()))?;

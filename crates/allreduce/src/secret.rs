@@ -2,12 +2,13 @@
 
 use std::fmt;
 
-use crate::planted::{Bug, planted};
+use crate::mutations::{Bug, Mutations};
 
 /// Bytes of a nonce, a key or a full tag.
 pub(crate) const KEY_BYTES: usize = 32;
 
-/// The token of a run. Whoever holds it may join; it never appears in messages, logs or `Debug`.
+/// The token of a run. A process that holds it may join. It never appears in messages, logs or
+/// `Debug`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret {
     key: blake3::Hash,
@@ -15,7 +16,8 @@ pub struct Secret {
 }
 
 impl Secret {
-    /// From the text of a token, such as the hexadecimal digits that a launcher made. At least 16 bytes after trimming.
+    /// From the text of a token, such as the hexadecimal digits that a launcher made. At least 16
+    /// bytes after trimming.
     pub fn from_token(token: &str) -> Option<Secret> {
         let token = token.trim();
         (token.len() >= 16).then(|| Secret {
@@ -24,15 +26,15 @@ impl Secret {
         })
     }
 
-    /// No secret at all, for tests on one machine: any local user may join. With it a group binds and connects to loopback
-    /// addresses only.
+    /// No secret at all, for tests on one machine: any local user may join. With it a group binds
+    /// and connects to loopback addresses only.
     pub fn loopback() -> Secret {
         let key = blake3::derive_key("finetune allreduce 2026-11 loopback", b"");
         Secret { key: blake3::Hash::from_bytes(key), loopback_only: true }
     }
 
-    /// For ranks of one machine and one user: the same in all processes of this user, and no other user can have it. With it
-    /// a group binds and connects to loopback addresses only.
+    /// For ranks of one machine and one user: the same in all processes of this user, and no other
+    /// user can have it. With it a group binds and connects to loopback addresses only.
     ///
     /// # Errors
     /// If there is no place for a file that only this user can read.
@@ -47,7 +49,7 @@ impl Secret {
         self.loopback_only
     }
 
-    /// A tag over `parts`, bound to what it is for.
+    /// A tag over `parts`, bound to its purpose.
     pub(crate) fn tag(&self, purpose: &str, parts: &[&[u8]]) -> Tag {
         Tag(keyed(self.key.as_bytes(), purpose, parts))
     }
@@ -60,11 +62,17 @@ impl fmt::Debug for Secret {
 }
 
 /// The text of a new token: 64 hexadecimal digits from the system's generator.
+///
+/// # Errors
+/// If the system gives no random numbers.
 pub fn new_token() -> Result<String, getrandom::Error> {
     Ok(hex(&random_bytes()?))
 }
 
 /// Bytes from the system's generator.
+///
+/// # Errors
+/// If the system gives no random numbers.
 pub(crate) fn random_bytes() -> Result<[u8; KEY_BYTES], getrandom::Error> {
     let mut bytes = [0; KEY_BYTES];
     getrandom::fill(&mut bytes)?;
@@ -102,21 +110,23 @@ fn keyed(key: &[u8; KEY_BYTES], purpose: &str, parts: &[&[u8]]) -> blake3::Hash 
 
 /// Seals and opens the messages of one direction of a control connection.
 ///
-/// The count of messages is part of the tag: a message that is replayed, left out or moved does not open.
+/// The count of messages is part of the tag: a message that is replayed, left out or moved does not
+/// open.
 pub(crate) struct Seal {
     key: [u8; KEY_BYTES],
     count: u64,
+    pub(crate) mutations: Mutations,
 }
 
 impl Seal {
     pub(crate) fn new(key: &Tag) -> Seal {
-        Seal { key: *key.bytes(), count: 0 }
+        Seal { key: *key.bytes(), count: 0, mutations: Mutations::default() }
     }
 
     /// The tag of the next message.
     pub(crate) fn next(&mut self, body: &[u8]) -> Tag {
         let tag = Tag(keyed(&self.key, "message", &[&self.count.to_le_bytes(), body]));
-        self.count += u64::from(!planted(Bug::SealCountKept));
+        self.count += u64::from(!self.mutations.has(Bug::SealCountKept));
         tag
     }
 }

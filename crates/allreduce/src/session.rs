@@ -1,12 +1,14 @@
-//! Who is alive, and what is to blame: the membership of a group as a pure state machine.
+//! Who is alive and what is to blame: the membership of a group as a pure state machine.
 //!
-//! [`Session::on`] takes an event and the time and returns what to do. It touches no socket and no clock, so the simulator
-//! runs this very code. `control.rs` feeds it from real connections.
+//! [`Session::on`] takes an event and the time and returns what to do. It touches no socket and no
+//! clock. `control_driver.rs` calls it, in the control thread and in the simulation.
 //!
-//! Every rank has a control connection to every other, whatever carries the data. On it each rank says every heartbeat
-//! interval where it is. A connection that closes without a farewell is a lost rank at once; a rank that says nothing for
-//! the timeout is lost then. Whoever notices floods a [`Record`] of what it sees. All records that arrive within a short
-//! settling time go into one [`Verdict`], a pure function of the records: so every survivor names the same culprit.
+//! Every rank has a control connection to every other, whatever transport carries the data. In
+//! every heartbeat interval it says there where it is. A connection that closes without a farewell
+//! is a lost rank at once. A rank that says nothing for the timeout is lost then. A rank that
+//! notices a loss broadcasts a [`Record`] of what it sees. All records of a short collecting time
+//! go into one [`Verdict`], a pure function of the records: so every survivor names the same
+//! culprit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,7 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::frame::Descriptor;
-use crate::planted::{Bug, planted};
+use crate::mutations::{Bug, Mutations};
 use crate::verdict::{Cause, Record, Verdict, judge};
 
 /// How long things may take.
@@ -27,24 +29,25 @@ pub(crate) struct Timing {
     /// Silence after which a rank is lost.
     pub(crate) silence: Duration,
     /// Between the first record and the verdict, when a rank fell silent.
-    pub(crate) settle_silent: Duration,
+    pub(crate) collect_silent: Duration,
     /// The same when a connection closed or a rank reported a failure.
-    pub(crate) settle: Duration,
-    /// A gap between two of our own ticks that means that we were stopped ourselves.
+    pub(crate) collect: Duration,
+    /// A gap between two of our own ticks that means that this process was stopped.
     pub(crate) own_freeze: Duration,
 }
 
 impl Timing {
-    /// A silent rank is known everywhere within `timeout`: the settling time is taken off the silence.
+    /// A silent rank is known everywhere within `timeout`: the collecting time is taken off the
+    /// silence.
     pub(crate) fn new(timeout: Duration) -> Timing {
         let heartbeat = timeout / 25;
-        let settle_silent = heartbeat * 3 / 2;
+        let collect_silent = heartbeat * 3 / 2;
         Timing {
             heartbeat,
             suspect: timeout * 2 / 5,
-            silence: timeout - settle_silent - heartbeat / 2,
-            settle_silent,
-            settle: (timeout / 50).min(Duration::from_millis(100)),
+            silence: timeout - collect_silent - heartbeat / 2,
+            collect_silent,
+            collect: (timeout / 50).min(Duration::from_millis(100)),
             own_freeze: timeout / 5,
         }
     }
@@ -62,12 +65,12 @@ pub struct Progress {
     /// Payload bytes sent and received so far.
     pub moved: u64,
     /// The collective operation that the rank is inside now.
-    pub doing: Option<Doing>,
+    pub doing: Option<CurrentOperation>,
 }
 
 /// A collective operation as one rank sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Doing {
+pub struct CurrentOperation {
     /// The group, which may be one within the first group.
     pub group: u64,
     /// The number of the operation in that group.
@@ -77,12 +80,13 @@ pub struct Doing {
 }
 
 impl Progress {
-    /// How a peer's operation and ours differ, if they are the same one by number. Frames say so too, where any meet: with
-    /// some pairs of operations each rank waits for one that waits as well.
-    fn divergence(&self, peer: usize, theirs: &Progress) -> Option<Cause> {
+    /// How a peer's operation and ours differ, if both have the same number. Frames tell too, if
+    /// any meet. With some pairs of operations each rank waits for a frame that the other does not
+    /// send.
+    fn divergence(&self, peer: usize, theirs: &Progress, mutations: Mutations) -> Option<Cause> {
         let (mine, theirs) = (self.doing?, theirs.doing?);
         let same_place = (mine.group, mine.operation) == (theirs.group, theirs.operation);
-        let checked = !planted(Bug::DivergenceNotChecked);
+        let checked = !mutations.has(Bug::DivergenceNotChecked);
         (same_place && mine.descriptor != theirs.descriptor && checked).then_some(Cause::Diverged {
             peer,
             operation: mine.operation,
@@ -98,9 +102,9 @@ impl Progress {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Message {
     Heartbeat(Progress),
-    /// What a rank sees; forwarded once by everybody who hears of it.
+    /// What a rank sees. Each rank that gets it forwards it once.
     Record(Record),
-    /// What happened, as one rank has judged for all; forwarded once by everybody who hears of it.
+    /// What happened, as one rank has judged for all. Each rank that gets it forwards it once.
     Verdict(Verdict),
     /// The rank is done and will close its connections.
     Farewell,
@@ -132,7 +136,7 @@ pub(crate) enum Action {
         message: Message,
     },
     Warn(Warning),
-    /// The group has failed; this is the last action but for forwarded records.
+    /// The group has failed. Only forwarded records follow.
     End(Verdict),
 }
 
@@ -156,10 +160,10 @@ struct Peer {
 enum State {
     Running,
     /// Collecting records until then.
-    Settling {
+    Collecting {
         until: Duration,
     },
-    /// Another rank judges for all; if it has not by then, we do.
+    /// Another rank judges for all. If it has not by then, this one does.
     Listening {
         until: Duration,
     },
@@ -177,6 +181,7 @@ pub(crate) struct Session {
     left: bool,
     last_tick: Duration,
     next_heartbeat: Duration,
+    mutations: Mutations,
 }
 
 impl Session {
@@ -192,10 +197,17 @@ impl Session {
             left: false,
             last_tick: now,
             next_heartbeat: now,
+            mutations: Mutations::default(),
         }
     }
 
-    /// Where this rank is; heartbeats say it.
+    /// The same with planted bugs.
+    #[cfg(test)]
+    pub(crate) fn with(self, mutations: Mutations) -> Session {
+        Session { mutations, ..self }
+    }
+
+    /// Sets where this rank is; heartbeats say it.
     pub(crate) fn set_progress(&mut self, progress: Progress) {
         self.progress = progress;
     }
@@ -203,7 +215,7 @@ impl Session {
     /// When this session wants its next tick at the latest.
     pub(crate) fn next_tick(&self) -> Duration {
         match self.state {
-            State::Settling { until } | State::Listening { until } => until.min(self.next_heartbeat),
+            State::Collecting { until } | State::Listening { until } => until.min(self.next_heartbeat),
             _ => self.next_heartbeat,
         }
     }
@@ -229,35 +241,35 @@ impl Session {
         match message {
             Message::Heartbeat(progress) => {
                 peer.progress = progress;
-                if let Some(cause) = self.progress.divergence(from, &progress) {
+                if let Some(cause) = self.progress.divergence(from, &progress, self.mutations) {
                     self.report(now, cause, actions);
                 }
             }
             Message::Farewell => peer.left = true,
-            Message::Record(record) => self.learn(now, record, actions),
-            Message::Verdict(_) if planted(Bug::JudgedAlone) => {}
+            Message::Record(record) => self.on_record(now, record, actions),
+            Message::Verdict(_) if self.mutations.has(Bug::JudgedAlone) => {}
             Message::Verdict(verdict) => self.end(verdict, actions),
         }
     }
 
     /// Takes in a record and tells the others, once.
-    fn learn(&mut self, now: Duration, record: Record, actions: &mut Vec<Action>) {
+    fn on_record(&mut self, now: Duration, record: Record, actions: &mut Vec<Action>) {
         let known = self.records.get(&record.from).is_some_and(|known| known.version >= record.version);
         if known || record.from == self.rank || matches!(self.state, State::Ended(_)) {
             return;
         }
-        self.flood(&record, actions);
+        self.broadcast_record(&record, actions);
         let silent = record.cause.is_none() && record.closed.is_empty();
         self.records.insert(record.from, record);
-        self.settle(now, silent, actions);
+        self.collect_records(now, silent, actions);
     }
 
-    fn flood(&self, record: &Record, actions: &mut Vec<Action>) {
-        self.tell(&Message::Record(record.clone()), Some(record.from), actions);
+    fn broadcast_record(&self, record: &Record, actions: &mut Vec<Action>) {
+        self.broadcast(&Message::Record(record.clone()), Some(record.from), actions);
     }
 
-    fn tell(&self, message: &Message, but: Option<usize>, actions: &mut Vec<Action>) {
-        if planted(Bug::AbortNotForwarded) {
+    fn broadcast(&self, message: &Message, but: Option<usize>, actions: &mut Vec<Action>) {
+        if self.mutations.has(Bug::AbortNotForwarded) {
             return;
         }
         for (&to, peer) in &self.peers {
@@ -274,18 +286,17 @@ impl Session {
         if peer.left || self.left || self.records.contains_key(&from) {
             return;
         }
-        self.accuse(now, |record| record.closed.insert(from), actions);
-        self.settle(now, false, actions);
+        self.amend_own_record(|record| record.closed.insert(from), actions);
+        self.collect_records(now, false, actions);
     }
 
     fn report(&mut self, now: Duration, cause: Cause, actions: &mut Vec<Action>) {
-        // The data link to a rank that said farewell is no broken one.
+        // The data link to a rank that said farewell has not broken: the rank has left.
         let cause = match cause {
             Cause::Broken { peer, .. } if self.peers.get(&peer).is_some_and(|peer| peer.left) => Cause::Left { peer },
             cause => cause,
         };
-        self.accuse(
-            now,
+        self.amend_own_record(
             |record| {
                 let first = record.cause.is_none();
                 if first {
@@ -295,11 +306,11 @@ impl Session {
             },
             actions,
         );
-        self.settle(now, false, actions);
+        self.collect_records(now, false, actions);
     }
 
-    /// Changes our own record and floods it if it did change.
-    fn accuse(&mut self, _now: Duration, change: impl FnOnce(&mut Record) -> bool, actions: &mut Vec<Action>) {
+    /// Changes our own record and tells the others if it did change.
+    fn amend_own_record(&mut self, change: impl FnOnce(&mut Record) -> bool, actions: &mut Vec<Action>) {
         if matches!(self.state, State::Ended(_)) {
             return;
         }
@@ -315,20 +326,20 @@ impl Session {
             .chain(&record.closed)
             .filter_map(|rank| self.peers.get(rank).map(|peer| (*rank, peer.progress)))
             .collect();
-        self.flood(&record, actions);
+        self.broadcast_record(&record, actions);
         self.records.insert(self.rank, record);
     }
 
-    /// Begins to settle. A rank that learns of a failure adds what it sees itself, so that the verdict can tell a lost rank
-    /// from a broken connection between two.
-    fn settle(&mut self, now: Duration, silent: bool, actions: &mut Vec<Action>) {
+    /// Begins to collect records. A rank that learns of a failure adds what it sees itself: the
+    /// verdict can then tell a lost rank from a broken connection.
+    fn collect_records(&mut self, now: Duration, silent: bool, actions: &mut Vec<Action>) {
         if self.state != State::Running {
             return;
         }
         self.state =
-            State::Settling { until: now + if silent { self.timing.settle_silent } else { self.timing.settle } };
+            State::Collecting { until: now + if silent { self.timing.collect_silent } else { self.timing.collect } };
         if !self.records.contains_key(&self.rank) {
-            self.accuse(now, |_| true, actions);
+            self.amend_own_record(|_| true, actions);
         }
     }
 
@@ -344,15 +355,16 @@ impl Session {
     fn tick(&mut self, now: Duration, actions: &mut Vec<Action>) {
         let gap = now.saturating_sub(self.last_tick);
         self.last_tick = now;
-        if gap > self.timing.own_freeze && !planted(Bug::OwnFreezeNotNoticed) {
-            // We were stopped or starved: the silence was ours. What the peers said meanwhile has been read by now.
+        if gap > self.timing.own_freeze && !self.mutations.has(Bug::OwnFreezeNotNoticed) {
+            // This process was stopped or starved, so the silence was its own. What the peers said
+            // meanwhile has been read by now.
             for peer in self.peers.values_mut() {
                 peer.heard = now;
             }
         }
         if now >= self.next_heartbeat {
             self.next_heartbeat = now + self.timing.heartbeat;
-            let mute = planted(Bug::HeartbeatFromBlockedThread) && self.progress.inside;
+            let mute = self.mutations.has(Bug::HeartbeatFromBlockedThread) && self.progress.inside;
             for (&to, peer) in self.peers.iter().filter(|_| !mute) {
                 if !peer.closed && !self.left {
                     actions.push(Action::Send { to, message: Message::Heartbeat(self.progress) });
@@ -363,18 +375,19 @@ impl Session {
             self.judge_silence(now, actions);
         }
         match self.state {
-            State::Settling { until } if now >= until && self.speaker() != self.rank => {
-                self.state = State::Listening { until: now + self.timing.settle };
+            State::Collecting { until } if now >= until && self.speaker() != self.rank => {
+                self.state = State::Listening { until: now + self.timing.collect };
             }
-            State::Settling { until } | State::Listening { until } if now >= until => {
+            State::Collecting { until } | State::Listening { until } if now >= until => {
                 self.end(judge(self.rank, self.peers.len() + 1, &self.records_and_farewells()), actions);
             }
             _ => {}
         }
     }
 
-    /// Who judges for all: of the ranks that wrote a record and that we hear, the one with the least part in any accusation,
-    /// then the lowest. Records that arrive late can make two ranks judge differently; so one judges and the others repeat.
+    /// The rank that judges for all. Of the ranks that wrote a record and are heard, it is the one
+    /// with the least part in any accusation, then the lowest. Records that arrive late can make
+    /// two ranks judge differently, so one judges and the others repeat it.
     fn speaker(&self) -> usize {
         let records = &self.records;
         let accuses = |record: &Record, rank: usize| record.silent.contains(&rank) || record.closed.contains(&rank);
@@ -386,7 +399,8 @@ impl Session {
         records.keys().copied().filter(heard).min_by_key(|&rank| (part(rank), rank)).unwrap_or(self.rank)
     }
 
-    /// All records, and an empty one of each rank that has left of itself: whoever accuses it has not heard its farewell.
+    /// All records, and an empty one of each rank that left in good order: a rank that accuses it
+    /// has not heard its farewell.
     fn records_and_farewells(&self) -> BTreeMap<usize, Record> {
         let mut records = self.records.clone();
         for (&rank, _) in self.peers.iter().filter(|(_, peer)| peer.left) {
@@ -395,20 +409,20 @@ impl Session {
         records
     }
 
-    /// The group has failed. Everybody repeats the verdict, unless it is about the one who hears nobody.
+    /// The group has failed. All ranks repeat the verdict, unless it is that this rank is cut off.
     fn end(&mut self, verdict: Verdict, actions: &mut Vec<Action>) {
         if matches!(self.state, State::Ended(_)) {
             return;
         }
         if verdict != Verdict::CutOff {
-            self.tell(&Message::Verdict(verdict.clone()), None, actions);
+            self.broadcast(&Message::Verdict(verdict.clone()), None, actions);
         }
         self.state = State::Ended(verdict.clone());
         actions.push(Action::End(verdict));
     }
 
     fn judge_silence(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        if planted(Bug::SilenceIgnored) {
+        if self.mutations.has(Bug::SilenceIgnored) {
             return;
         }
         let mut silent = BTreeSet::new();
@@ -425,7 +439,7 @@ impl Session {
             }
         }
         if self.state != State::Running {
-            // Whoever is nearly due when the first one is counted with it: they fell silent together.
+            // Ranks that are nearly due count with the first one: they fell silent together.
             let nearly = self.timing.silence - self.timing.heartbeat * 2;
             silent.extend(self.peers.iter().filter_map(|(&rank, peer)| {
                 let silence = now.saturating_sub(peer.heard);
@@ -439,8 +453,8 @@ impl Session {
                 record.silent.extend(silent.iter().copied());
                 record.silent.len() > before
             };
-            self.accuse(now, add, actions);
-            self.settle(now, true, actions);
+            self.amend_own_record(add, actions);
+            self.collect_records(now, true, actions);
         }
     }
 }

@@ -6,51 +6,58 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::choose::Reach;
-use crate::circle::{Circle, Member};
 use crate::config::Config;
-use crate::engine::Carrier;
+use crate::connector::{Connector, Member};
+use crate::engine::Network;
 use crate::frame::Algorithm;
 use crate::group::Group;
 use crate::handshake::Purpose;
 use crate::join_error::JoinError;
-use crate::lobby::Lobby;
+use crate::listener::Listener;
 use crate::transport::in_process::{self, InProcess};
 use crate::transport::tcp::Tcp;
 
-/// How the ranks of a group find each other again.
+/// How the ranks of a group connect again for a group within it.
 #[derive(Clone)]
-pub(crate) enum Relations {
+pub(crate) enum SplitContext {
     Processes(Arc<Processes>),
     Threads { topology: Option<Algorithm>, waiting: Arc<Mutex<BTreeMap<u64, Vec<Option<InProcess>>>>> },
 }
 
 pub(crate) struct Processes {
     config: Config,
-    lobby: Lobby,
+    listener: Listener,
     members: Vec<Member>,
     streams: usize,
     session: u64,
 }
 
-impl Relations {
+impl SplitContext {
     pub(crate) fn processes(
         config: &Config,
-        lobby: Lobby,
+        listener: Listener,
         members: Vec<Member>,
         streams: usize,
         session: u64,
-    ) -> Relations {
-        Relations::Processes(Arc::new(Processes { config: config.clone(), lobby, members, streams, session }))
+    ) -> SplitContext {
+        SplitContext::Processes(Arc::new(Processes { config: config.clone(), listener, members, streams, session }))
     }
 
-    pub(crate) fn threads(topology: Option<Algorithm>) -> Relations {
-        Relations::Threads { topology, waiting: Arc::default() }
+    pub(crate) fn threads(topology: Option<Algorithm>) -> SplitContext {
+        SplitContext::Threads { topology, waiting: Arc::default() }
     }
 }
 
 impl Group {
-    /// Splits the group: ranks that pass the same `color` form a new one, ordered by `key`, then by rank. Every rank of this
-    /// group must call it. The new group goes over TCP (or between threads) and shares this one's fate.
+    /// Splits the group: ranks that pass the same `color` form a new one, ordered by `key`, then by
+    /// rank. Every rank of this group must call it. The new group goes over TCP (or between
+    /// threads) and fails together with this one.
+    ///
+    /// Decision: `finetune` does not use this yet. It stays because layers spread over machines
+    /// will need groups within the group: the ranks that hold the same layers.
+    ///
+    /// # Errors
+    /// If the group has failed, or the ranks of the new one cannot connect.
     pub fn split(&self, color: u64, key: u64) -> Result<Group, JoinError> {
         let failed = JoinError::Group;
         let mut all = vec![[0u64; 2]; self.world()];
@@ -60,9 +67,9 @@ impl Group {
         let rank = ranks.iter().position(|&rank| rank == self.rank()).expect("this rank has its own color");
         let members: Arc<Vec<usize>> = Arc::new(ranks.iter().map(|&rank| self.inner.members[rank]).collect());
         let split = self.inner.splits.fetch_add(1, Ordering::Relaxed);
-        let standings = Arc::clone(&self.inner.standings);
-        let (session, carrier) = match &self.inner.relations {
-            Relations::Threads { topology, waiting } => {
+        let context = Arc::clone(&self.inner.context);
+        let (session, network) = match &self.inner.split_context {
+            SplitContext::Threads { topology, waiting } => {
                 let session = session_of(0, &self.inner.members, split, color);
                 let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
                 let places = waiting
@@ -73,16 +80,16 @@ impl Group {
                     waiting.remove(&session);
                 }
                 let transport = Box::new(transport);
-                (session, Carrier::new(transport, rank, ranks.len(), session, Reach::Pairs, 1, *topology))
+                (session, Network::new(transport, rank, ranks.len(), session, Reach::Pairs, 1, *topology))
             }
-            Relations::Processes(processes) => {
+            SplitContext::Processes(processes) => {
                 let session = session_of(processes.session, &self.inner.members, split, color);
-                let stands = || self.check().map_err(failed);
-                (session, processes.connect(session, rank, &members, &stands)?)
+                let check = || self.check().map_err(failed);
+                (session, processes.connect(session, rank, &members, &check)?)
             }
         };
-        let relations = self.inner.relations.clone();
-        let group = Group::assemble(rank, session, vec![carrier], members, standings, relations);
+        let split_context = self.inner.split_context.clone();
+        let group = Group::assemble(rank, session, vec![network], members, context, split_context);
         if group.world() > 1 {
             group.barrier().map_err(failed)?;
         }
@@ -96,18 +103,18 @@ impl Processes {
         session: u64,
         rank: usize,
         members: &[usize],
-        stands: &dyn Fn() -> Result<(), JoinError>,
-    ) -> Result<Carrier, JoinError> {
-        let Processes { config, lobby, members: all, .. } = self;
+        check: &dyn Fn() -> Result<(), JoinError>,
+    ) -> Result<Network, JoinError> {
+        let Processes { config, listener, members: all, .. } = self;
         let deadline = Instant::now() + config.join_timeout;
-        // A frozen member must not hold a try up for much longer than until it is declared lost.
+        // A frozen member must not delay a try for much longer than until it is declared lost.
         let patience = config.timeout / 8;
-        let circle = Circle::new(config, all, lobby, deadline, patience, stands);
+        let connector = Connector::new(config, all, listener, deadline, patience, check);
         let mut streams = Vec::new();
         for &peer in members {
             let mut links = Vec::new();
             for stream in (0..self.streams).filter(|_| peer != config.rank) {
-                links.push(circle.connect(peer, |to| Purpose::Data { session, stream, to })?.stream);
+                links.push(connector.connect(peer, |to| Purpose::Data { session, stream, to })?.stream);
             }
             streams.push(links);
         }
@@ -115,11 +122,11 @@ impl Processes {
         let tcp = Tcp::new(streams, &config.tcp, hosts)
             .map_err(|error| JoinError::System { what: "a data connection cannot be set up", error })?;
         let (world, wires) = (members.len(), self.streams);
-        Ok(Carrier::new(Box::new(tcp), rank, world, session, Reach::Pairs, wires, config.topology))
+        Ok(Network::new(Box::new(tcp), rank, world, session, Reach::Pairs, wires, config.topology))
     }
 }
 
-/// The number of a new group: all its ranks make the same one without talking.
+/// The number of a new group. All its ranks compute the same one without talking.
 fn session_of(parent: u64, members: &[usize], split: u64, color: u64) -> u64 {
     let mut hasher = blake3::Hasher::new();
     for number in [parent, split, color].into_iter().chain(members.iter().map(|&member| member as u64)) {

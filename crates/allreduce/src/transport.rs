@@ -32,12 +32,12 @@ impl fmt::Display for Backend {
     }
 }
 
-/// A link that carries nothing any more.
+/// A link that is broken: nothing moves on it any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Broken {
     pub(crate) peer: usize,
     pub(crate) link: usize,
-    /// The peer closed it: most likely it ended, and the session will say so.
+    /// The peer closed it. Most likely the peer ended, and the session will say so.
     pub(crate) closed: bool,
     pub(crate) what: String,
 }
@@ -51,24 +51,30 @@ pub(crate) struct Want {
     pub(crate) send: bool,
 }
 
-/// Longest time that [`Transport::idle`] may sleep: how soon a wait notices that the run was aborted.
+/// Longest time that [`Transport::idle`] may sleep. It bounds how late a waiting rank notices that
+/// the group failed.
 pub(crate) const LONGEST_SLEEP: Duration = Duration::from_millis(10);
 
 /// Links to the other ranks of one group. No call blocks, except `idle`.
 ///
-/// A link is an ordered pair of byte pipes to one peer. Both ends know from the plan of an operation which frames travel on
-/// it, in which order and how long; a transport only moves them. It keeps no half-sent frames of its own: the caller keeps
-/// the frame and the count of bytes that have left.
+/// A link is an ordered pair of byte pipes to one peer: one TCP connection, or one pair of queue
+/// pairs. Both ends know from the plan of an operation which frames travel on it, in which order
+/// and how long. A transport only moves them. It keeps no half-sent frames: the caller keeps the
+/// frame and the count of bytes that have left.
 pub(crate) trait Transport: Send {
     /// What carries the data.
     fn backend(&self) -> Backend;
 
-    /// Payload bytes of the next frame when `remaining` bytes are to go: at most `remaining`, and a multiple of 8 if less.
-    /// Every rank of the group answers alike.
+    /// Payload bytes of the next frame when `remaining` bytes are to go: at most `remaining`, and a
+    /// multiple of 8 if less. Every rank of the group answers alike.
     fn frame_bytes(&self, remaining: usize) -> usize;
 
-    /// Goes on sending a frame of which `sent` bytes (header first) have left. True if any more left now; the frame is
-    /// done, and its memory may change, when `sent` is 64 + the payload's length.
+    /// Goes on sending a frame of which `sent` bytes (header first) have left. Returns whether any
+    /// more left now. The frame is done, and its memory may change, when `sent` is 64 plus the
+    /// payload's length.
+    ///
+    /// # Errors
+    /// If the link is broken.
     fn send(
         &mut self,
         peer: usize,
@@ -78,9 +84,12 @@ pub(crate) trait Transport: Send {
         sent: &mut usize,
     ) -> Result<bool, Broken>;
 
-    /// Goes on receiving the next frame, whose payload is expected to be as long as `payload`. True if any more came now.
-    /// The header is there once `filled` is 64 and must be checked before more is asked for: a frame of another length
-    /// stops at 64.
+    /// Goes on receiving the next frame, whose payload is expected to be as long as `payload`.
+    /// Returns whether any more came now. The header is complete once `filled` is 64 and must be
+    /// checked before more is asked for: a frame of another length stops at 64.
+    ///
+    /// # Errors
+    /// If the link is broken.
     fn receive(
         &mut self,
         peer: usize,
@@ -90,12 +99,16 @@ pub(crate) trait Transport: Send {
         filled: &mut usize,
     ) -> Result<bool, Broken>;
 
-    /// Keeps links alive that have carried nothing for so long, where that is needed.
+    /// Sends something over links that have carried nothing for so long, if the transport needs
+    /// that.
+    ///
+    /// # Errors
+    /// If a link is broken.
     fn keep_alive(&mut self, _unused_for: Duration) -> Result<(), Broken> {
         Ok(())
     }
 
-    /// Called when nothing moved, for the `round`-th time in a row (from 0). Spins, yields or sleeps as suits the
-    /// transport, at most [`LONGEST_SLEEP`].
+    /// Called when nothing moved, for the `round`-th time in a row (from 0). Spins, yields or
+    /// sleeps as suits the transport, at most [`LONGEST_SLEEP`].
     fn idle(&mut self, wants: &[Want], round: u32);
 }

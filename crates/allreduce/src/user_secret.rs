@@ -1,7 +1,8 @@
-//! A secret that all processes of one user on this machine can have, and no other user's: ranks of one machine need no token.
+//! A secret that all processes of one user on this machine can have, and no other user's. With it
+//! ranks of one machine need no token.
 //!
-//! It lies in a file of a directory that nobody else may enter. Without it any local user could take the place of a rank, or
-//! end the join, because the loopback interface is everybody's.
+//! It lies in a file of a directory that only this user may enter. The loopback interface is open
+//! to all users: without the secret any of them could take the place of a rank, or end the join.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Read, Write};
@@ -15,7 +16,7 @@ const FILE: &str = "allreduce-token";
 /// The token of this user on this machine, made if there is none yet.
 pub(crate) fn token() -> io::Result<String> {
     let path = directory()?.join(FILE);
-    // Ranks start together: the first one makes it, and the others find it.
+    // Ranks start together: the first one makes the token, and the others find it.
     for _ in 0..100 {
         match read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => make(&path)?,
@@ -48,7 +49,7 @@ fn directory() -> io::Result<PathBuf> {
     ))
 }
 
-/// A directory, no link, of this user and for nobody else.
+/// A directory, no link, that belongs to this user and is closed to all others.
 fn is_private(path: &Path) -> bool {
     let user = rustix::process::getuid().as_raw();
     std::fs::symlink_metadata(path)
@@ -63,7 +64,7 @@ fn read(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Whole or not at all: whoever finds the file can read it.
+/// Writes the file whole or not at all: a process that finds it can read it.
 fn make(path: &Path) -> io::Result<()> {
     let random = |error: getrandom::Error| io::Error::other(error.to_string());
     let name = hex(&random_bytes().map_err(random)?[..8]);

@@ -1,4 +1,4 @@
-//! From what the ranks saw to what happened: a pure function, so that all survivors say the same.
+//! From what the ranks saw to what happened: a pure function, so all survivors say the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::frame::Descriptor;
 use crate::session::Progress;
 
-/// Why a rank stopped of itself.
+/// Why a rank stopped, as it reports itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
@@ -40,13 +40,13 @@ pub enum Cause {
         /// What was wrong with it.
         what: String,
     },
-    /// A data connection broke though the peer is alive.
+    /// A data connection broke although the peer is alive.
     Broken {
         /// The rank at its other end.
         peer: usize,
         /// The link.
         link: usize,
-        /// The system's words.
+        /// The system's message.
         what: String,
     },
     /// A rank that this one needs for its operation has left the group in good order.
@@ -111,7 +111,7 @@ pub enum Verdict {
         /// Where it was.
         at: Progress,
     },
-    /// Ranks ended, or froze, or their hosts are cut off.
+    /// Ranks ended or froze, or their hosts are cut off.
     Lost {
         /// Those whose connections closed: they were killed or crashed.
         closed: BTreeSet<usize>,
@@ -125,14 +125,14 @@ pub enum Verdict {
         /// The pairs, lower rank first.
         pairs: BTreeSet<(usize, usize)>,
     },
-    /// This rank hears nobody.
+    /// This rank hears no other.
     CutOff,
 }
 
-/// What happened, by all the records of the ranks that can hear each other.
+/// What happened, by the records of all ranks that can hear each other.
 ///
-/// What a rank reports of itself comes first: it is certain. Then closed connections, then silence, and of silent ranks
-/// those that nobody hears: a rank that wrote a record itself is alive.
+/// What a rank reports of itself comes first: it is certain. Then come closed connections, then
+/// silence. A silent rank is lost only if no rank hears it: a rank that wrote a record is alive.
 pub(crate) fn judge(me: usize, world: usize, records: &BTreeMap<usize, Record>) -> Verdict {
     let alive = |rank: &usize| records.contains_key(rank);
     let closed: BTreeSet<usize> =

@@ -1,8 +1,10 @@
-//! Real RDMA verbs: mesh and ring, UC and RC, 2 to 4 processes, on soft-RoCE devices in a throw-away kernel.
+//! Real RDMA verbs: mesh and ring, UC and RC, 2 to 4 processes, on soft-RoCE devices in a
+//! throw-away kernel.
 //!
-//! `on_soft_roce_devices` boots the kernel with `scripts/rdma-vm.sh` and runs `inside` there, which starts ranks: processes of
-//! this same test program that run `rank`. Results are compared, bit for bit, with TCP and with threads of one process.
-//! Without a kernel (`scripts/rdma-vm.sh --setup` fetches one) the test says so and is skipped.
+//! `on_soft_roce_devices` boots the kernel with `scripts/rdma-vm.sh` and runs `inside` there, which
+//! starts ranks: processes of this same test program that run `rank`. Results are compared, bit for
+//! bit, with TCP and with threads of one process. Without a kernel (`scripts/rdma-vm.sh --setup`
+//! fetches one) the test says so and is skipped.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -11,7 +13,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use finetune_allreduce::{
-    Algorithm, BackendChoice, Config, DeviceMatrix, Group, GroupError, Reduce, Reduction, Secret, Wire,
+    Algorithm, BackendChoice, Config, DeviceMatrix, Group, GroupError, Reduce, Reduction, Secret, WireDtype,
 };
 
 /// Set inside the kernel: which devices there are.
@@ -97,7 +99,8 @@ impl Task<'_> {
     }
 }
 
-/// Row i, column j: rank i's device towards rank j. In `veth` ranks alternate between the two ends of the wire.
+/// Row i, column j: rank i's device towards rank j. In `veth` ranks alternate between the two ends
+/// of the wire.
 fn matrix(world: usize, layout: &str, ring_only: bool) -> String {
     let cell = |from: usize, to: usize| {
         let neighbours = (from + 1) % world == to || (to + 1) % world == from;
@@ -165,7 +168,7 @@ fn work(group: &Group, topology: Option<Algorithm>) -> Result<String, GroupError
         let value = |i: usize| ((i * 7919 + rank * 104_729 + 13) % 1_000_003) as f32 / 997.0 - 300.0;
         let fresh = || (0..elements).map(value).collect::<Vec<f32>>();
         for (reduction, wire) in
-            [(Reduction::Sum, Wire::Exact), (Reduction::Max, Wire::Exact), (Reduction::Sum, Wire::Bf16)]
+            [(Reduction::Sum, WireDtype::Exact), (Reduction::Max, WireDtype::Exact), (Reduction::Sum, WireDtype::Bf16)]
         {
             let mut data = fresh();
             group.all_reduce_with(&mut data, &Reduce { reduction, wire, tag: 5, algorithm: topology })?;
@@ -312,7 +315,8 @@ fn killed(layout: &str) {
     }
 }
 
-/// One packet in a hundred is lost: RC repeats it; UC does not, and says so rather than give a wrong sum.
+/// One packet in a hundred is lost: RC repeats it; UC does not, and says so rather than give a
+/// wrong sum.
 fn lossy(task: Task<'_>, expected: &[String]) {
     let tc = |arguments: &[&str]| Command::new("tc").args(arguments).status().is_ok_and(|status| status.success());
     if !tc(&["qdisc", "add", "dev", "v0", "root", "netem", "loss", "1%"]) {

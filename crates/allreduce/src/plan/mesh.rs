@@ -1,16 +1,16 @@
 //! Plans over every pair of ranks.
 //!
-//! **Order of summation: rank order.** Each element is ((x0 ⊕ x1) ⊕ x2) ⊕ … ⊕ x(N-1), whether every rank sums everything
-//! ([`crate::Algorithm::Direct`]), each rank one segment ([`crate::Algorithm::Mesh`]) or rank 0 everything
-//! ([`crate::Algorithm::Star`]); the three give the same bits.
+//! **Order of summation: rank order.** Each element is ((x0 ⊕ x1) ⊕ x2) ⊕ … ⊕ x(N-1), whether every
+//! rank sums everything ([`crate::Algorithm::Direct`]), each rank one segment
+//! ([`crate::Algorithm::Mesh`]) or rank 0 everything ([`crate::Algorithm::Star`]); the three give
+//! the same bits.
 
 use std::ops::Range;
 
 use super::{Action, After, FrameLength, Plan, Source, frames, part, segment};
-use crate::planted::{Bug, planted};
 
-/// How many frames the first ranks' sums may run ahead of this rank's own contribution. Bounds the scratch memory to what
-/// stays in a processor's cache.
+/// How many frames the first ranks' sums may run ahead of this rank's own contribution. Bounds the
+/// scratch memory to what stays in a processor's cache.
 const WINDOW: usize = 4;
 
 /// What the reduction covers.
@@ -42,7 +42,8 @@ pub(crate) fn mesh_reduce(
     for link in 0..links {
         let channels: Vec<usize> =
             (0..world).map(|peer| if peer == rank { usize::MAX } else { plan.channel(peer, link) }).collect();
-        // What the others reduce. Starting with the next rank spreads the load: not everybody sends to rank 0 first.
+        // What the others reduce. Each rank starts with the next one, so that not all send to rank
+        // 0 first.
         let others = (1..world).map(|step| (rank + step) % world);
         for peer in others.clone() {
             for frame in frames(&region(peer, link), length) {
@@ -68,7 +69,8 @@ pub(crate) fn mesh_reduce(
     plan
 }
 
-/// Receives every peer's part of `mine` and sums in rank order. Returns, for each frame, the receive that completes it.
+/// Receives every peer's part of `mine` and sums in rank order. Returns, for each frame, the
+/// receive that completes it.
 fn sum_in_rank_order(
     plan: &mut Plan,
     rank: usize,
@@ -92,7 +94,8 @@ fn sum_in_rank_order(
                 _ if peer + 1 == rank => Action::Join { at },
                 _ => Action::ScratchAdd { at },
             };
-            // The first in line waits until the scratch of WINDOW frames ago is free again, the others for the one before.
+            // Rank 0's frame waits until the scratch of WINDOW frames ago is free; the other ranks'
+            // frames wait for the rank before.
             let mut after = complete[index];
             if peer == 0 && rank > 1 && index >= WINDOW {
                 after = Some(After { channel: channels[rank - 1], receives: index - WINDOW + 1 });
@@ -100,13 +103,10 @@ fn sum_in_rank_order(
             complete[index] = Some(plan.receive(channels[peer], frame.clone(), action, after));
         }
     }
-    if planted(Bug::SentBeforeReduced) {
-        complete.fill(None);
-    }
     complete
 }
 
-/// All-reduce by way of rank 0.
+/// All-reduce through rank 0.
 pub(crate) fn star_reduce(rank: usize, world: usize, elements: usize, length: FrameLength<'_>) -> Plan {
     let mut plan = Plan::default();
     let frames = frames(&(0..elements), length);

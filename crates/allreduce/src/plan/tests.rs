@@ -90,7 +90,8 @@ fn bits(data: &[f32]) -> Vec<u32> {
 
 const WORLDS: [usize; 6] = [2, 3, 4, 5, 8, 16];
 
-/// Sizes around the edges: fewer elements than ranks, uneven segments, several frames, several lanes.
+/// Sizes around the edges: fewer elements than ranks, uneven segments, several frames, several
+/// lanes.
 fn sizes(world: usize) -> Vec<usize> {
     vec![0, 1, world - 1, world, world + 1, 63, 64 * world + 3, 1000 * world + 7]
 }

@@ -1,4 +1,5 @@
-//! Devices: opened by name, held to their limits before the driver is asked, and what their one port says.
+//! Devices: opened by name, held to their limits before the driver is asked, and what their one
+//! port says.
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -14,10 +15,12 @@ use super::offer::{QueuePairKind, address_text};
 use super::slots::{FRAME_BYTES, LEAST_DEPTH, Lane};
 use super::verbs::{Context, Failed, Memory, QueuePair, QueuePairShape};
 
-/// The most bytes that are registered at once: regions above 4 GiB were reported to corrupt data on macOS.
+/// The most bytes that are registered at once: regions above 4 GiB were reported to corrupt data on
+/// macOS.
 const LARGEST_MEMORY: usize = 1 << 30;
 
-/// What a device may be asked for. We refuse more ourselves, for a driver's refusal (or silence) says less.
+/// What a device may be asked for. This program refuses more by itself, because a driver's refusal
+/// (or silence) says less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Queue pairs of this process on one device.
@@ -37,8 +40,8 @@ impl Limits {
             queue_pairs: 10,     // TN3205; the eleventh is EBUSY (mlx#4209)
             memory_regions: 100, // mlx#3162
             message_bytes: 4095 * FRAME_BYTES,
-            // TN3205 has 4095 work requests, but the 64th receive of 64 KiB was refused, whatever depth had been reported
-            // (thunderbolt-ibverbs#41): 63 x 16.
+            // TN3205 has 4095 work requests, but the 64th receive of 64 KiB was refused, whatever
+            // depth had been reported (thunderbolt-ibverbs#41): 63 x 16.
             frames_in_flight: 1008,
         }
     }
@@ -65,14 +68,17 @@ impl Limits {
 pub struct RdmaDevice {
     /// Its name.
     pub name: String,
-    /// Its address and the largest packet in bytes, where it can be used.
+    /// Its address and the largest packet in bytes, if it can be used.
     pub port: Option<(String, usize)>,
     /// Why it cannot, and what to do.
     pub problem: Option<String>,
 }
 
-/// The RDMA devices of this machine. An error where there is no verbs library or no kernel with RDMA. Opens each for a moment:
-/// not for a process that is in a group, since opening a device twice was reported to hang on macOS (mlx#3245).
+/// The RDMA devices of this machine. Opens each for a moment, so a process that is in a group must
+/// not call it: opening a device twice was reported to hang on macOS (mlx#3245).
+///
+/// # Errors
+/// If there is no verbs library or no kernel with RDMA.
 pub fn rdma_devices() -> Result<Vec<RdmaDevice>, RdmaError> {
     let names = library()?.device_names().map_err(|failed| failed_on("", failed))?;
     let describe = |name: String| {
@@ -197,8 +203,8 @@ impl Device {
         Ok(Device { name: name.to_string(), port, memory, _share: share })
     }
 
-    /// A queue pair ready for receives to be posted, with slots for `depth` messages each way, and the depth that it has in
-    /// truth: drivers may give less.
+    /// A queue pair ready for receives to be posted, with slots for `depth` messages each way, and
+    /// its real depth: drivers may give less.
     pub(super) fn queue_pair(
         &self,
         kind: QueuePairKind,
@@ -238,7 +244,7 @@ pub(super) fn failed_on(device: &str, failed: Failed) -> RdmaError {
     RdmaError::call(device, failed.call, failed.errno)
 }
 
-/// What to do where there is no device.
+/// What to do if there is no device.
 const WHERE_DEVICES_COME_FROM: &str = if cfg!(target_os = "macos") {
     "it needs Thunderbolt 5, macOS 26.2, and `rdma_ctl enable` once in Recovery (`rdma_ctl status` tells); or use `tcp`"
 } else {
@@ -272,8 +278,9 @@ fn read_port(name: &str, context: &Context) -> Result<Port, RdmaError> {
     Ok(Port { lid: attributes.lid, gid, gid_index, mtu, message_bytes: attributes.max_msg_sz })
 }
 
-/// The entry of the address table that is an IPv4 address: the only kind that Thunderbolt connects by. Devices that speak
-/// both versions of RoCE have it twice; the second version is the one that all speak.
+/// The entry of the address table that is an IPv4 address: the only kind that Thunderbolt connects
+/// by. Devices that speak both versions of RoCE have it twice; the second version is the one that
+/// all speak.
 fn find_address(device: &str, context: &Context, entries: i32) -> Option<(u8, Ipv6Addr)> {
     let mut first_version = None;
     for index in 0..entries.min(256) {
@@ -300,7 +307,7 @@ fn interface_of(device: &str) -> String {
     }
 }
 
-/// Where Linux tells about the port of a device.
+/// The file in which Linux describes the port of a device.
 fn linux_port(device: &str) -> PathBuf {
     PathBuf::from(format!("/sys/class/infiniband/{device}/ports/1"))
 }
@@ -363,7 +370,8 @@ mod tests {
         }
     }
 
-    /// The library is opened once per process, so a process of its own has to miss it: this test runs itself again.
+    /// The library is opened once per process, so a process of its own has to miss it: this test
+    /// runs itself again.
     #[test]
     fn a_missing_library_is_an_error_that_says_what_to_do() {
         if std::env::var_os("FINETUNE_TEST_PRINT_DEVICES").is_some() {

@@ -32,7 +32,7 @@ pub enum RdmaError {
         call: &'static str,
         /// The system's number for the failure.
         errno: i32,
-        /// What to do, where it is known.
+        /// What to do, if that is known.
         advice: Option<&'static str>,
     },
     /// The port carries nothing.
@@ -93,7 +93,7 @@ impl RdmaError {
     }
 }
 
-/// The system's words for an error number.
+/// The system's message for an error number.
 pub(super) fn os_text(errno: i32) -> String {
     io::Error::from_raw_os_error(errno).to_string()
 }

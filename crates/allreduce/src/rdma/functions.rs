@@ -1,5 +1,6 @@
-//! The functions of the verbs library: opened when it is there, so that neither header nor library is needed to build; or, with
-//! the feature `ibverbs`, linked through `ibverbs-sys`, what the crate of that name calls.
+//! The functions of the verbs library: opened when it is there, so that neither header nor library
+//! is needed to build; or, with the feature `ibverbs`, linked through `ibverbs-sys`, what the crate
+//! of that name calls.
 
 use std::ffi::{OsString, c_char, c_int, c_void};
 
@@ -21,9 +22,10 @@ macro_rules! functions {
         impl Library {
             /// Opens the library at `path`, which must be a verbs library.
             pub(super) fn open(path: &OsString) -> Result<Library, libloading::Error> {
-                // SAFETY: the verbs libraries have no initialisers with conditions of their own; a library that the user
-                // names is theirs to vouch for. The types of the functions are those of `infiniband/verbs.h`, whose
-                // layouts a test compares. The pointers stay valid, for `_library` lives as long as they do.
+                // SAFETY: the verbs libraries have no initialisers with conditions of their own; a
+                // library that the user names is theirs to vouch for. The types of the functions
+                // are those of `infiniband/verbs.h`, whose layouts a test compares. The pointers
+                // stay valid, for `_library` lives as long as they do.
                 unsafe {
                     let library = libloading::Library::new(path)?;
                     Ok(Library {
@@ -37,8 +39,9 @@ macro_rules! functions {
             /// The library that `ibverbs-sys` links.
             #[cfg(all(feature = "ibverbs", target_os = "linux"))]
             pub(super) fn linked() -> Library {
-                // SAFETY: the same functions as above under the types that bindgen gives them, which are pointers to the
-                // structures of the same header; a test compares ours with it.
+                // SAFETY: the same functions as above under the types that bindgen gives them,
+                // which are pointers to the structures of the same header; a test compares ours
+                // with it.
                 unsafe {
                     Library {
                         $($name: std::mem::transmute::<*const (), unsafe extern "C" fn($($argument),*) $(-> $returned)?>(

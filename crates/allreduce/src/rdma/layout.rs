@@ -1,14 +1,18 @@
-//! The C structures and numbers of the verbs interface, as in rdma-core's `infiniband/verbs.h` for 64-bit machines.
+//! The C structures and numbers of the verbs interface, as in rdma-core's `infiniband/verbs.h` for
+//! 64-bit machines.
 //!
-//! Names are those of the header in Rust's spelling; where the header's line is a union, its largest member decides the
-//! size. `layout_test.rs` has a C compiler print every size, offset and number used here, and compares.
+//! Names are those of the header in Rust's spelling; where the header's line is a union, its
+//! largest member decides the size. `layout_test.rs` has a C compiler print every size, offset and
+//! number used here, and compares.
 //!
-//! **On macOS** the header is in the SDK (26.2 and later). What is known without a Mac: the same symbols exist; `post_send`,
-//! `post_recv` and `poll_cq` go through the same table in the context (MLX's JACCL compiles against that header and does
-//! this); a port that works reads ACTIVE = 4 (TN3205). That the numbers below are the same there is likely, since Apple
-//! took the interface over, but not confirmed: one project that writes them out by hand has `SEND` = 0 and `SIGNALED` = 1,
-//! in code that shows no sign of having run. On a Mac with the SDK the layout test decides; the two numbers in doubt are in
-//! [`platform`]. Every queue pair also asks for a completion of every send (`sq_sig_all`), so `SIGNALED` matters little.
+//! **On macOS** the header is in the SDK (26.2 and later). What is known without a Mac: the same
+//! symbols exist; `post_send`, `post_recv` and `poll_cq` go through the same table in the context
+//! (MLX's JACCL compiles against that header and does this); a port that works reads ACTIVE = 4
+//! (TN3205). That the numbers below are the same there is likely, since Apple took the interface
+//! over, but not confirmed: one project that writes them out by hand has `SEND` = 0 and `SIGNALED`
+//! = 1, in code that shows no sign of having run. On a Mac with the SDK the layout test decides;
+//! the two numbers in doubt are in [`platform`]. Every queue pair also asks for a completion of
+//! every send (`sq_sig_all`), so `SIGNALED` matters little.
 
 use std::ffi::{c_char, c_int, c_void};
 
@@ -63,7 +67,8 @@ pub(super) mod platform {
         pub(in crate::rdma) const HOP_LIMIT: u8 = 64;
     }
 
-    // Not confirmed on a Mac: rdma-core's. TN3205: Thunderbolt's RDMA is not routable; JACCL allows one hop.
+    // Not confirmed on a Mac: rdma-core's. TN3205: Thunderbolt's RDMA is not routable; JACCL allows
+    // one hop.
     #[cfg(target_os = "macos")]
     mod numbers {
         pub(in crate::rdma) const WR_SEND: u32 = 2;
@@ -74,7 +79,7 @@ pub(super) mod platform {
     pub(in crate::rdma) use numbers::{HOP_LIMIT, SEND_SIGNALED, WR_SEND};
 }
 
-/// `enum ibv_wc_status` in words: what the specification says, and what it means here.
+/// `enum ibv_wc_status` as text: what the specification says, and what it means here.
 pub(super) fn status_name(status: u32) -> &'static str {
     const NAMES: [&str; 22] = [
         "success",
@@ -172,7 +177,8 @@ pub(super) struct Gid {
     pub(super) raw: [u8; 16],
 }
 
-/// `struct ibv_port_attr`, longer than the header's: older and newer libraries write more or less of it.
+/// `struct ibv_port_attr`, longer than the header's: older and newer libraries write more or less
+/// of it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PortAttr {

@@ -9,7 +9,7 @@ use super::functions::Library;
 /// Names the library to open instead of the system's.
 pub(super) const LIBRARY_VARIABLE: &str = "FINETUNE_VERBS_LIB";
 
-/// The library of this process, opened by the first who asks and never closed.
+/// The library of this process, opened by the first caller and never closed.
 pub(super) fn library() -> Result<&'static Library, RdmaError> {
     static LIBRARY: OnceLock<Library> = OnceLock::new();
     if let Some(library) = LIBRARY.get() {

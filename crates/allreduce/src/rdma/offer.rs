@@ -1,6 +1,7 @@
 //! What every rank tells the others before queue pairs are connected, and what follows from it.
 //!
-//! Pure: the caller carries offers over its control connections, and the same offers lead to the same sizes on every rank.
+//! Pure: the caller carries offers over its control connections, and the same offers lead to the
+//! same sizes on every rank.
 
 use std::net::Ipv6Addr;
 
@@ -19,7 +20,8 @@ pub enum QueuePairKind {
     #[default]
     #[serde(rename = "uc")]
     Unreliable,
-    /// Reliable connected: acknowledged and repeated by the device. A dead peer shows as an error after about a second.
+    /// Reliable connected: acknowledged and repeated by the device. A dead peer shows as an error
+    /// after about a second.
     #[serde(rename = "rc")]
     Reliable,
 }
@@ -33,7 +35,8 @@ impl std::fmt::Display for QueuePairKind {
     }
 }
 
-/// How queue pairs are used. Sizes and depths are what this rank offers; the least of all offers holds.
+/// How queue pairs are used. Sizes and depths are what this rank offers; the least of all offers
+/// holds.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct WireOptions {
     /// The kind of queue pair; all ranks must have the same.
@@ -52,7 +55,8 @@ pub(crate) struct WireOptions {
 
 impl Default for WireOptions {
     fn default() -> WireOptions {
-        // 16 x 64 KiB are 256 frames of 4 KiB in each direction: a quarter of what Apple's queues were seen to take.
+        // 16 x 64 KiB are 256 frames of 4 KiB in each direction: a quarter of what Apple's queues
+        // were seen to take.
         WireOptions {
             kind: QueuePairKind::default(),
             bulk_bytes: 64 << 10,
@@ -175,7 +179,7 @@ impl std::fmt::Display for WireDescription {
     }
 }
 
-/// An address as people write it: IPv4 where it is one.
+/// An address as people write it: IPv4 if it is one.
 pub(super) fn address_text(gid: Ipv6Addr) -> String {
     gid.to_ipv4_mapped().map_or_else(|| gid.to_string(), |address| address.to_string())
 }
@@ -186,6 +190,9 @@ impl Offer {
     }
 
     /// What all ranks' offers come to for `rank`: the least of every size and depth.
+    ///
+    /// # Errors
+    /// If two ranks do not fit together.
     pub(super) fn agree(rank: usize, offers: &[Offer]) -> Result<Terms, RdmaError> {
         let mine = &offers[rank];
         let world = offers.len();

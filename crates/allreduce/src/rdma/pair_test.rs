@@ -1,7 +1,7 @@
 //! Two ranks over a real verbs device: skipped where `FINETUNE_RDMA_DEVICE` names none.
 //!
-//! `scripts/rdma-vm.sh` runs them with soft-RoCE on any Linux machine. With `rxe0` and `rxe1` (its layout `veth`) packets
-//! cross a wire between two devices; with one device they do not leave it.
+//! `scripts/rdma-vm.sh` runs them with soft-RoCE on any Linux machine. With `rxe0` and `rxe1` (its
+//! layout `veth`) packets cross a wire between two devices; with one device they do not leave it.
 
 use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use super::device::{Limits, rdma_devices};
 use super::offer::{Offer, QueuePairKind, WireOptions};
 use super::transport::{Prepared, Rdma};
-use crate::frame::{Algorithm, Descriptor, Element, HEADER_BYTES, Header, Kind, Reduction, Wire};
+use crate::frame::{Algorithm, Descriptor, Element, HEADER_BYTES, Header, Kind, Reduction, WireDtype};
+use crate::mutations::Mutations;
 use crate::transport::{Broken, LONGEST_SLEEP, Transport};
 
-/// The devices of the two ranks, and the right to use them alone: limits are per process, and so are open files.
+/// The devices of the two ranks, and the right to use them alone: limits are per process, and so
+/// are open files.
 fn devices() -> Option<([String; 2], MutexGuard<'static, ()>)> {
     static ALONE: Mutex<()> = Mutex::new(());
     let Ok(device) = std::env::var("FINETUNE_RDMA_DEVICE") else {
@@ -49,7 +51,7 @@ fn header(sequence: u32, payload: &[u8]) -> [u8; HEADER_BYTES] {
         kind: Kind::Send,
         reduction: Reduction::Sum,
         element: Element::Byte,
-        wire: Wire::Exact,
+        wire: WireDtype::Exact,
         algorithm: Algorithm::Direct,
         root: 0,
         elements: 0,
@@ -65,7 +67,8 @@ fn payload(from: usize, sequence: usize, length: usize) -> Vec<u8> {
     (0..length).map(|at| (at.wrapping_mul(31) ^ sequence.wrapping_mul(7) ^ from) as u8).collect()
 }
 
-/// Sends and receives frames of these lengths, both at once, and compares what comes. The whole is given a minute.
+/// Sends and receives frames of these lengths, both at once, and compares what comes. The whole is
+/// given a minute.
 fn exchange(
     transport: &mut Rdma,
     rank: usize,
@@ -96,7 +99,7 @@ fn exchange(
                 let decoded = Header::decode(&header).expect("an undamaged header");
                 assert_eq!(decoded.sequence as usize, first + received, "rank {rank}: order");
                 assert_eq!(filled, HEADER_BYTES + length, "rank {rank}: frame {received}");
-                decoded.check_payload(&bytes).expect("an undamaged payload");
+                decoded.check_payload(&bytes, Mutations::default()).expect("an undamaged payload");
                 assert!(bytes == payload(peer, first + received, length), "rank {rank}: frame {received} differs");
                 received += 1;
             }
@@ -159,7 +162,8 @@ fn real_verbs_rc_frames_of_every_size_class_cross_both_ways() {
     every_size_class(QueuePairKind::Reliable);
 }
 
-/// Every pair of three ranks, one of them over two devices where there are two, under the device's own limits.
+/// Every pair of three ranks, one of them over two devices if there are two, under the device's own
+/// limits.
 #[test]
 fn real_verbs_three_ranks_meet_pairwise() {
     let Some((devices, _guard)) = devices() else { return };
@@ -251,7 +255,8 @@ fn real_verbs_more_frames_than_depth_go_one_way() {
     }
 }
 
-/// A frame of a length that is not expected, over the same lane and over the other one: the header is handed out.
+/// A frame of a length that is not expected, over the same lane and over the other one: the header
+/// is handed out.
 #[test]
 fn real_verbs_a_frame_of_another_length_stops_after_its_header() {
     let Some((devices, _guard)) = devices() else { return };

@@ -1,23 +1,29 @@
-//! The protocol of a wire, as pure bookkeeping: which slots are free, who may send, and when credit goes back.
+//! The protocol of a wire, as pure bookkeeping: which slots are free, who may send, and when credit
+//! goes back.
 //!
-//! A wire has two **lanes**, each a queue pair: `small` with slots of one 4 KiB frame, `bulk` with larger ones. A message
-//! fills a slot, whatever its length: Apple's devices want both ends to post equally many 4 KiB frames.
+//! A wire has two **lanes**, each a queue pair: `small` with slots of one 4 KiB frame, `bulk` with
+//! larger ones. A message fills a slot, whatever its length: Apple's devices want both ends to post
+//! equally many 4 KiB frames.
 //!
-//! **Credit.** A message that finds no receive posted is lost without a word (UC on Linux) or stalls the queue (Apple). So
-//! a sender begins with a credit for each receive that the peer has posted for it (the `depth` of the lane), spends one per
-//! message, and never sends without. The peer takes a message out of its slot, posts the slot again, and reports how many
-//! it has dealt with, once that is half the depth more than it reported before. Reports are totals since the beginning, for
-//! both lanes at once, so that one that is lost on the way is made good by the next.
+//! **Credit.** A message that finds no receive posted is lost without a word (UC on Linux) or
+//! stalls the queue (Apple). So a sender begins with a credit for each receive that the peer has
+//! posted for it (the `depth` of the lane), spends one per message, and never sends without. The
+//! peer takes a message out of its slot, posts the slot again, and reports how many it has dealt
+//! with, once that is half the depth more than it reported before. Reports are totals since the
+//! beginning, for both lanes at once, so that one that is lost on the way is made good by the next.
 //!
-//! **Why a report finds a receive posted, too.** Reports travel on the small lane and cost no credit; instead the lane has
-//! [`REPORT_RECEIVES`] receives more than its depth. That is enough: a report is sent when some lane of depth D has dealt
-//! with at least ⌈D/2⌉ messages since the report before, which the peer sent on credit that it has not got back. As it can
-//! have no more than D such messages, at most ⌊D / ⌈D/2⌉⌋ ≤ 2 reports for one lane, so 4 for both, are on their way at any
-//! time. The peer posts a report's receive again before it uses the credit, so the four are free before a fifth can be due.
-//! A keep-alive is no report: it spends a credit like data. Its totals count on the small lane only, where it keeps its place
-//! among the reports: one that overtook them on the other lane would give credit while their receives are still taken.
+//! **Why a report finds a receive posted, too.** Reports travel on the small lane and cost no
+//! credit; instead the lane has [`REPORT_RECEIVES`] receives more than its depth. That is enough: a
+//! report is sent when some lane of depth D has dealt with at least ⌈D/2⌉ messages since the report
+//! before, which the peer sent on credit that it has not got back. As it can have no more than D
+//! such messages, at most ⌊D / ⌈D/2⌉⌋ ≤ 2 reports for one lane, so 4 for both, are on their way at
+//! any time. The peer posts a report's receive again before it uses the credit, so the four are
+//! free before a fifth can be due. A keep-alive is no report: it spends a credit like data. Its
+//! totals count on the small lane only, where it keeps its place among the reports: one that
+//! overtook them on the other lane would give credit while their receives are still taken.
 //!
-//! **Slots to send from** come free when the device says so. The small lane keeps [`REPORT_RECEIVES`] of them for reports.
+//! **Slots to send from** come free when the device says so. The small lane keeps
+//! [`REPORT_RECEIVES`] of them for reports.
 
 use std::collections::VecDeque;
 
@@ -29,7 +35,7 @@ pub(super) const FRAME_BYTES: usize = 4096;
 /// Receives on the small lane beyond its depth: see the top of the file.
 pub(super) const REPORT_RECEIVES: usize = 4;
 
-/// The least depth of a lane: with one slot, sender and receiver would take turns.
+/// The least depth of a lane: with one slot, sender and receiver would alternate.
 pub(super) const LEAST_DEPTH: usize = 2;
 
 /// One of the two queue pairs of a wire.
@@ -83,8 +89,8 @@ impl SlotSizes {
         if payload <= self.payload_bytes(Lane::Small) { Lane::Small } else { Lane::Bulk }
     }
 
-    /// Payload bytes of the next frame when `remaining` are to go. What is left after whole bulk slots goes in small ones
-    /// where that is at most a quarter of a bulk slot, which would travel in full.
+    /// Payload bytes of the next frame when `remaining` are to go. The rest after whole bulk slots
+    /// goes in small ones if it is at most a quarter of a bulk slot, which would travel in full.
     pub(super) fn frame_bytes(self, remaining: usize) -> usize {
         let (small, bulk) = (self.payload_bytes(Lane::Small), self.payload_bytes(Lane::Bulk));
         if remaining >= bulk {
@@ -96,7 +102,7 @@ impl SlotSizes {
     }
 }
 
-/// What a peer did that no peer of this version does.
+/// What a peer of this version never does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Violation {
     /// A completion for a slot with nothing under way.
@@ -206,7 +212,7 @@ impl Sending {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Arrived {
     pub(super) slot: usize,
-    /// Sequence and payload length, where the header is undamaged.
+    /// Sequence and payload length, if the header is undamaged.
     pub(super) announced: Option<(u32, u32)>,
 }
 
@@ -216,7 +222,8 @@ pub(super) struct Receiving {
     posted: Vec<bool>,
     arrived: VecDeque<Arrived>,
     depth: u32,
-    /// Messages on credit that were dealt with, and how many of those the peer was told; modulo 2^32.
+    /// Messages on credit that were dealt with, and how many of those the peer was told; modulo
+    /// 2^32.
     done: u32,
     told: u32,
 }
@@ -324,7 +331,8 @@ impl WireBook {
         Ok(())
     }
 
-    /// A report if one is due, and the slot of the small lane to send it from. None while there is no slot: it stays due.
+    /// A report if one is due, and the slot of the small lane to send it from. None while there is
+    /// no slot: it stays due.
     pub(super) fn take_report(&mut self) -> Option<(usize, Report)> {
         if !self.small.receiving.is_report_due() && !self.bulk.receiving.is_report_due() {
             return None;
@@ -352,8 +360,9 @@ impl WireBook {
     }
 }
 
-/// A message between transports. As little-endian bytes in the place of a frame's header:
-/// `0 magic u32 | 4 on credit u8 | 5 zero | 8 small u32 | 12 bulk u32 | 16 zero | 60 CRC32C of bytes 0..60 u32`.
+/// A message between transports. As little-endian bytes in the place of a frame's header: `0 magic
+/// u32 | 4 on credit u8 | 5 zero | 8 small u32 | 12 bulk u32 | 16 zero | 60 CRC32C of bytes 0..60
+/// u32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Report {
     /// A keep-alive, which has spent a credit; else a report proper.

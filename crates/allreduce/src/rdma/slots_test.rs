@@ -1,4 +1,5 @@
-//! The protocol of a wire without a device: tables, and random runs that must neither overrun a receive nor stall.
+//! The protocol of a wire without a device: tables, and random runs that must neither overrun a
+//! receive nor stall.
 
 use super::offer::{Offer, QueueOffer, QueuePairKind, WireOffer, WireOptions};
 use super::slots::*;
@@ -167,7 +168,8 @@ impl End {
         self.post(lane, head.slot);
     }
 
-    /// Sends what it can of: data, a keep-alive, a due report. The device may complete it at any time later.
+    /// Sends what it can of: data, a keep-alive, a due report. The device may complete it at any
+    /// time later.
     fn send(&mut self, lane: Lane, keep_alive: bool, to: &mut End) {
         let Some(slot) = self.book.lane_mut(lane).sending.take() else { return };
         self.incomplete[index(lane)].push(slot);
@@ -198,8 +200,9 @@ impl End {
     }
 }
 
-/// Every message is delivered the moment it is sent, which is the worst for the receiver; everything else happens in random
-/// order. No message may miss a receive, and in the end everything has arrived.
+/// Every message is delivered the moment it is sent, which is the worst for the receiver;
+/// everything else happens in random order. No message may miss a receive, and in the end
+/// everything has arrived.
 #[test]
 fn random_runs_never_overrun_and_never_stall() {
     let mut most_reports_waiting = 0;
@@ -235,7 +238,7 @@ fn random_runs_never_overrun_and_never_stall() {
                 _ => own.complete_one(Lane::BOTH[random.below(2)], &mut random),
             }
         }
-        // Now everybody does everything: both ends can still fill both lanes many times over.
+        // Now both ends do everything: each can still fill both lanes many times over.
         let goal = ends.each_ref().map(|end| end.sent.map(|sent| sent + 50));
         for _ in 0..1000 {
             for (turn, goal) in goal.iter().enumerate() {

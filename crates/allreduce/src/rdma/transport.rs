@@ -11,7 +11,8 @@ use super::wire::{Queue, SHORTEST_SLEEP, Wire};
 use crate::frame::HEADER_BYTES;
 use crate::transport::{Backend, Broken, LONGEST_SLEEP, Transport, Want};
 
-/// How long leaving waits for messages that are on their way: a retry of a reliable queue pair, and room.
+/// How long leaving waits for messages that are on their way: a retry of a reliable queue pair, and
+/// room.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Queue pairs that wait for the other ranks' offers.
@@ -36,9 +37,13 @@ pub(crate) struct Rdma {
 }
 
 impl Rdma {
-    /// The first phase: opens devices and makes queue pairs. `wires[peer]` names this rank's device for each wire to that
-    /// peer, in the same order as the peer names its own; none for the rank itself and where there is no cable. Without
-    /// `limits`, those of the device hold (Apple's on a Mac).
+    /// The first phase: opens devices and makes queue pairs. `wires[peer]` names this rank's device
+    /// for each wire to that peer, in the same order as the peer names its own. It is empty for the
+    /// rank itself and for peers without a cable. Without `limits`, those of the device hold
+    /// (Apple's on a Mac).
+    ///
+    /// # Errors
+    /// If an option is wrong, or a device is missing or refuses.
     pub(crate) fn prepare(
         rank: usize,
         wires: &[Vec<String>],
@@ -97,8 +102,12 @@ impl Rdma {
 }
 
 impl Prepared {
-    /// The second phase, with the offers of all ranks in their order: connects, and posts all receives. Before the first
-    /// frame is sent, every rank must have come back from here: that is the caller's barrier.
+    /// The second phase, with the offers of all ranks in their order: connects, and posts all
+    /// receives. Before the first frame is sent, every rank must have returned from here: that is
+    /// the caller's barrier.
+    ///
+    /// # Errors
+    /// If the offers do not fit together, or a device refuses.
     pub(crate) fn connect(self, offers: &[Offer]) -> Result<Rdma, RdmaError> {
         let Prepared { rank, options, offer, queues, devices } = self;
         assert_eq!(offers.get(rank), Some(&offer), "rank {rank}'s own offer is among all");
@@ -178,8 +187,9 @@ impl Transport for Rdma {
         wire.broken().map(|()| false)
     }
 
-    /// Sends something over every queue pair that sent nothing for so long: Apple's go bad when idle for about 20 minutes.
-    /// Call it now and then while the group rests. Costs a credit like a frame, so a peer that never looks is not overrun.
+    /// Sends something over every queue pair that sent nothing for so long: Apple's go bad when
+    /// idle for about 20 minutes. Call it now and then while the group rests. It costs a credit
+    /// like a frame, so a peer that never polls is not overrun.
     fn keep_alive(&mut self, unused_for: Duration) -> Result<(), Broken> {
         for wire in self.wires.iter_mut().flatten() {
             wire.poll();
@@ -189,8 +199,8 @@ impl Transport for Rdma {
         Ok(())
     }
 
-    /// There is nothing to wait on: Apple's library is only known to be polled. So a wait spins a little, then sleeps, the
-    /// longer the longer nothing comes.
+    /// There is nothing to wait on: Apple's library is only known to be polled. So a wait spins a
+    /// little, then sleeps, longer the longer nothing comes.
     fn idle(&mut self, _: &[Want], round: u32) {
         let Some(over) = round.checked_sub(self.busy_polls) else {
             std::hint::spin_loop();

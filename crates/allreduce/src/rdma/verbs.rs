@@ -1,7 +1,7 @@
-//! What C hands out, behind types that give it back.
+//! The objects of the verbs library, behind types that free them.
 //!
-//! It owns what C hands out ([`Context`], [`Memory`], [`QueuePair`]) and gives each back exactly once, in the right order.
-//! It knows nothing of limits, ranks or frames; `device.rs` does.
+//! This file owns what the library creates ([`Context`], [`Memory`], [`QueuePair`]) and frees each
+//! exactly once, in the right order. It knows nothing of limits, ranks or frames; `device.rs` does.
 //!
 //! `ibv_post_send`, `ibv_post_recv` and `ibv_poll_cq` are no symbols but
 //! inline functions that call through a table in the context; so do we.
@@ -52,14 +52,16 @@ impl Library {
             return Err(Failed::last("ibv_get_device_list"));
         }
         let result = (0..usize::try_from(count).unwrap_or(0)).find_map(|index| {
-            // SAFETY: the list has `count` devices, valid until it is freed, and a name is a C string of the device.
+            // SAFETY: the list has `count` devices, valid until it is freed, and a name is a C
+            // string of the device.
             let (device, name) = unsafe {
                 let device = *list.add(index);
                 (device, CStr::from_ptr((self.ibv_get_device_name)(device)).to_string_lossy())
             };
             visit(device, &name)
         });
-        // SAFETY: the list came from `get_device_list` and is freed once; devices opened from it stay valid.
+        // SAFETY: the list came from `get_device_list` and is freed once; devices opened from it
+        // stay valid.
         unsafe { (self.ibv_free_device_list)(list) };
         Ok(result)
     }
@@ -92,7 +94,8 @@ pub(super) struct Context {
     raw: NonNull<layout::Context>,
 }
 
-// SAFETY: the verbs interface is thread-safe (rdma-core: "fully thread safe"); nothing here hands out the pointer.
+// SAFETY: the verbs interface is thread-safe (rdma-core: "fully thread safe"); nothing here hands
+// out the pointer.
 unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
@@ -100,12 +103,13 @@ unsafe impl Sync for Context {}
 impl Context {
     pub(super) fn port(&self) -> Result<PortAttr, Failed> {
         let mut attributes = PortAttr::default();
-        // SAFETY: the context is open, and `PortAttr` is at least as long as what any library writes.
+        // SAFETY: the context is open, and `PortAttr` is at least as long as what any library
+        // writes.
         let returned = unsafe { (self.library.ibv_query_port)(self.raw.as_ptr(), PORT, &mut attributes) };
         Failed::check("ibv_query_port", returned).map(|()| attributes)
     }
 
-    /// An entry of the port's table of addresses; none where it is empty.
+    /// An entry of the port's table of addresses; none if it is empty.
     pub(super) fn gid(&self, index: c_int) -> Option<[u8; 16]> {
         let mut gid = Gid::default();
         // SAFETY: the context is open and `gid` outlives the call.
@@ -113,7 +117,7 @@ impl Context {
         (returned == 0).then_some(gid.raw)
     }
 
-    /// What the device can do, where the library can tell.
+    /// What the device can do, if the library can tell.
     pub(super) fn attributes(&self) -> Option<DeviceAttr> {
         let mut attributes = DeviceAttr::default();
         // SAFETY: the context is open, and `DeviceAttr` is longer than the C structure.
@@ -139,14 +143,15 @@ pub(super) struct Memory {
     context: Context,
 }
 
-// SAFETY: verbs objects may be used from any thread; the bytes are only reached through parts, each with one owner.
+// SAFETY: verbs objects may be used from any thread; the bytes are only reached through parts, each
+// with one owner.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// Registers `bytes` of fresh, page-aligned, zeroed memory: the device may write where receives are posted, and no peer
-    /// may address it.
+    /// Registers `bytes` of fresh, page-aligned, zeroed memory: the device may write where receives
+    /// are posted, and no peer may address it.
     pub(super) fn register(context: Context, bytes: usize) -> Result<Arc<Memory>, Failed> {
         let layout = Layout::from_size_align(bytes.max(1), PAGE_BYTES).expect("less than half the address space");
         // SAFETY: of more than no bytes.
@@ -176,7 +181,7 @@ impl Memory {
         Ok(Arc::new(Memory { start, layout, region, domain, given_out: Mutex::new(0), context }))
     }
 
-    /// The next `bytes` that nobody has yet.
+    /// The next `bytes` without an owner.
     pub(super) fn part(self: &Arc<Self>, bytes: usize) -> Part {
         let mut given_out = self.given_out.lock().unwrap_or_else(PoisonError::into_inner);
         let offset = *given_out;
@@ -189,8 +194,9 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         let library = self.context.library;
-        // SAFETY: queue pairs hold the memory, so they are gone; each is given back once, the region before the domain.
-        // Should the driver keep the region, the memory stays too: leaked, but nobody else's.
+        // SAFETY: queue pairs hold the memory, so they are gone; each is given back once, the
+        // region before the domain. Should the driver keep the region, the memory stays too:
+        // leaked, but nobody else's.
         unsafe {
             if (library.ibv_dereg_mr)(self.region.as_ptr()) == 0 {
                 dealloc(self.start.as_ptr(), self.layout);
@@ -215,8 +221,8 @@ impl Part {
     }
 
     fn write(&mut self, at: usize, bytes: &[u8]) {
-        // SAFETY: in bounds, and only this part's owner writes here. No reference to registered memory ever exists, so the
-        // device may write to it at any time.
+        // SAFETY: in bounds, and only this part's owner writes here. No reference to registered
+        // memory ever exists, so the device may write to it at any time.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.pointer(at, bytes.len()), bytes.len()) };
     }
 
@@ -232,11 +238,12 @@ impl Part {
     }
 }
 
-/// What a queue pair is to be.
+/// The parameters of a new queue pair.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct QueuePairShape {
     pub(super) reliable: bool,
-    /// Sends and receives that can be posted, in the unit of the device (4 KiB frames on a Mac, messages elsewhere).
+    /// Sends and receives that can be posted, in the unit of the device (4 KiB frames on a Mac,
+    /// messages elsewhere).
     pub(super) sends: u32,
     pub(super) receives: u32,
 }
@@ -312,7 +319,7 @@ impl QueuePair {
         unsafe { self.raw.as_ref().qp_num }
     }
 
-    /// Sends and receives that can really be posted, where the library can tell.
+    /// Sends and receives that can really be posted, if the library can tell.
     pub(super) fn depth(&self) -> Option<(u32, u32)> {
         let mut attributes = QpAttr::default();
         // SAFETY: all zeros (null pointers, no queues) is a value of this C structure.
@@ -355,7 +362,8 @@ impl QueuePair {
         (address.grh.sgid_index, address.grh.hop_limit) = (path.own_gid_index, platform::HOP_LIMIT);
         let mut mask = layout::QP_STATE | layout::QP_AV | layout::QP_PATH_MTU | layout::QP_DEST_QPN | layout::QP_RQ_PSN;
         if self.reliable {
-            // 12: 0.64 ms until a sender tries again that found no receive. Credits see to it that none does.
+            // 12: 0.64 ms until a sender tries again that found no receive. Credits see to it that
+            // none does.
             (attributes.max_dest_rd_atomic, attributes.min_rnr_timer) = (1, 12);
             mask |= layout::QP_MAX_DEST_RD_ATOMIC | layout::QP_MIN_RNR_TIMER;
         }
@@ -367,8 +375,9 @@ impl QueuePair {
         let mut attributes = QpAttr { qp_state: layout::QPS_RTS, sq_psn: first_packet, ..QpAttr::default() };
         let mut mask = layout::QP_STATE | layout::QP_SQ_PSN;
         if self.reliable {
-            // 4.096 us * 2^15 = 134 ms, seven times: a dead peer is an error after about a second. 7 retries would be "for
-            // ever" with some drivers (soft-RoCE), and 7 is "for ever" by definition for a receiver that is not ready.
+            // 4.096 us * 2^15 = 134 ms, seven times: a dead peer is an error after about a second.
+            // 7 retries would be "for ever" with some drivers (soft-RoCE), and 7 is "for ever" by
+            // definition for a receiver that is not ready.
             (attributes.timeout, attributes.retry_cnt, attributes.rnr_retry) = (15, 6, 6);
             attributes.max_rd_atomic = 1;
             mask |= layout::QP_TIMEOUT | layout::QP_RETRY_CNT | layout::QP_RNR_RETRY | layout::QP_MAX_QP_RD_ATOMIC;
@@ -398,8 +407,8 @@ impl QueuePair {
         let mut request = layout::ReceiveRequest { wr_id: id, next: ptr::null_mut(), sg_list: &mut place, num_sge: 1 };
         let mut refused = ptr::null_mut();
         let post = self.operations().post_recv.expect("every provider has post_recv");
-        // SAFETY: the queue pair exists; request and list are read during the call only; the bytes lie in registered memory
-        // that outlives the queue pair.
+        // SAFETY: the queue pair exists; request and list are read during the call only; the bytes
+        // lie in registered memory that outlives the queue pair.
         Failed::check("ibv_post_recv", unsafe { post(self.raw.as_ptr(), &mut request, &mut refused) })
     }
 
@@ -434,7 +443,8 @@ impl QueuePair {
 impl Drop for QueuePair {
     fn drop(&mut self) {
         let library = self.library();
-        // SAFETY: made by `create` and given back once, the queue pair before the completion queue that it uses.
+        // SAFETY: made by `create` and given back once, the queue pair before the completion queue
+        // that it uses.
         unsafe {
             (library.ibv_destroy_qp)(self.raw.as_ptr());
             (library.ibv_destroy_cq)(self.completions.as_ptr());

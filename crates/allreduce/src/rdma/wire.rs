@@ -1,6 +1,8 @@
-//! One end of a cable: two queue pairs, their slots, and what travels between them.
+//! One end of a cable: two queue pairs, their slots, and what travels between them. `QueuePair` is
+//! the binding's own type in `verbs.rs`; a wire has two of them.
 //!
-//! `slots.rs` says what is to be done; this carries it out. A wire that fails keeps what came before its end.
+//! `slots.rs` decides what to do; this file does it. A wire that fails keeps what came before its
+//! end.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +15,8 @@ use super::verbs::{Failed, Path, QueuePair};
 use crate::frame::{HEADER_BYTES, Header};
 use crate::transport::Broken;
 
-/// How long leaving waits for posted receives to come back, after the last that did. Not every driver gives them back, and
-/// destroying the queue pair ends them anyway.
+/// How long leaving waits for posted receives to come back, after the last that did. Not every
+/// driver gives them back, and destroying the queue pair ends them anyway.
 const DRAIN: Duration = Duration::from_millis(2);
 
 /// The shortest sleep of a wait.
@@ -26,7 +28,8 @@ const RECEIVE: u64 = 1 << 32;
 /// One lane of a wire: a queue pair and where its slots are, receives first.
 pub(super) struct Queue {
     pair: QueuePair,
-    /// Slots to receive into that there is memory for, and the bytes of one. What was agreed on may be less.
+    /// Slots to receive into that there is memory for, and the bytes of one. What was agreed on may
+    /// be less.
     receives: usize,
     stride: usize,
     /// Bytes of a message.
@@ -35,7 +38,8 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// A queue pair of `device` for a lane `depth` deep with slots of `slot_bytes`, and what to tell the peer of it.
+    /// A queue pair of `device` for a lane `depth` deep with slots of `slot_bytes`, and what to
+    /// tell the peer of it.
     pub(super) fn make(
         device: &Device,
         kind: QueuePairKind,
@@ -73,10 +77,11 @@ impl Queue {
     }
 }
 
-/// Where the count of packets begins: anywhere, so that packets of an earlier connection are not taken for this one's.
+/// Where the count of packets begins: anywhere, so that packets of an earlier connection are not
+/// taken for this one's.
 fn any_packet() -> u32 {
     let mut bytes = [0; 4];
-    // Without randomness the count begins at 0, as good a number as any.
+    // Without randomness the count begins at 0, which works too.
     let _ = getrandom::fill(&mut bytes);
     u32::from_le_bytes(bytes) & 0x00ff_ffff
 }
@@ -121,8 +126,9 @@ impl Wire {
         self.book.lane_mut(lane)
     }
 
-    /// Connects both lanes to the peer's and posts all receives. These could be posted before, but this order is the one that
-    /// is known from Apple's devices; nobody sends before everybody has got through here.
+    /// Connects both lanes to the peer's and posts all receives. Receives could be posted earlier,
+    /// but this order is the one that is known from Apple's devices. No rank sends before all ranks
+    /// have come through here.
     pub(super) fn connect(
         &mut self,
         device: &Device,
@@ -158,7 +164,7 @@ impl Wire {
         self.broken.clone().map_or(Ok(()), Err)
     }
 
-    /// Ends the wire, unless it has ended: the first cause is the one to tell.
+    /// Ends the wire, unless it has ended: the first cause is the one to report.
     fn break_off(&mut self, lane: Lane, closed: bool, what: &str) {
         let (peer, link, device) = (self.peer, self.link, self.device.clone());
         let number = self.queue(lane).pair.number();
@@ -175,7 +181,8 @@ impl Wire {
         self.break_off(lane, false, &violation.to_string());
     }
 
-    /// Takes what the device has for this wire: completed sends, frames, credit. Sends credit back that is due.
+    /// Takes what the device has for this wire: completed sends, frames, credit. Sends credit back
+    /// that is due.
     pub(super) fn poll(&mut self) {
         for lane in Lane::BOTH {
             self.poll_lane(lane);
@@ -218,7 +225,7 @@ impl Wire {
         }
     }
 
-    /// A message came: a frame waits in its slot for its turn, a report is dealt with at once.
+    /// A message came. A frame waits in its slot for its turn; a report is handled at once.
     fn arrive(&mut self, lane: Lane, slot: usize) {
         let mut header = [0; HEADER_BYTES];
         let queue = self.queue(lane);
@@ -260,8 +267,8 @@ impl Wire {
         }
     }
 
-    /// A device refused a send. Apple's say no before the depth that they report is used up: then the send can be tried
-    /// again when others have completed.
+    /// A device refused a send. Apple's devices refuse before the depth that they report is used
+    /// up. Then the send can be tried again when others have completed.
     fn refused(&mut self, lane: Lane, failed: Failed) {
         if failed.errno != libc::ENOMEM || self.lane(lane).sending.under_way() == 0 {
             self.break_off_failed(lane, failed);
@@ -288,14 +295,14 @@ impl Wire {
         self.book.lane(lane).receiving.head().map(|head| (lane, head))
     }
 
-    /// The frame that is due, on whichever lane it came.
+    /// The frame that is due, on either lane.
     fn due_frame(&self) -> Option<(Lane, Arrived)> {
         let mut heads = Lane::BOTH.into_iter().filter_map(|lane| self.head(lane));
         heads.find(|(_, head)| head.announced.is_some_and(|(sequence, _)| sequence == self.frames_taken))
     }
 
-    /// The frame that is due; failing that, the head of the lane where it is expected: a frame that is damaged or follows a
-    /// lost one, which the caller is to see.
+    /// The frame that is due. If it has not come, the head of the lane where it is expected: a
+    /// frame that is damaged or follows a lost one, which the caller must see.
     fn next_frame(&mut self, expected: Lane) -> Option<(Lane, Arrived)> {
         if let Some(due) = self.due_frame() {
             return Some(due);
@@ -306,7 +313,8 @@ impl Wire {
         self.due_frame().or_else(|| self.head(expected))
     }
 
-    /// Copies the next frame out of its slot, or its header only where it is not as long as `payload`. False: none came.
+    /// Copies the next frame out of its slot, or its header only if it is not as long as `payload`.
+    /// False: none came.
     pub(super) fn receive(
         &mut self,
         sizes: SlotSizes,
@@ -345,7 +353,8 @@ impl Wire {
         }
     }
 
-    /// Waits until the device has sent what it was given: with UC, what is not on the wire when the queue pair goes is lost.
+    /// Waits until the device has sent what it was given. With UC, what has not left when the queue
+    /// pair is destroyed is lost.
     pub(super) fn linger(&mut self, until: Instant) {
         let under_way = |wire: &Wire| Lane::BOTH.iter().any(|&lane| wire.book.lane(lane).sending.under_way() > 0);
         while self.broken.is_none() && under_way(self) && Instant::now() < until {

@@ -9,7 +9,7 @@ use crate::transport::{Backend, Broken, LONGEST_SLEEP, Transport, Want};
 /// Payload bytes of a frame: small enough to stay in a core's cache on its way.
 const FRAME_BYTES: usize = 64 << 10;
 
-/// Frames that wait on one link before its sender has to.
+/// Frames that may wait on one link before its sender has to wait.
 const DEPTH: usize = 16;
 
 #[derive(Default)]
@@ -21,7 +21,7 @@ struct Mailboxes {
     gone: bool,
 }
 
-/// What one rank receives, and the bell that is rung when something changes for it.
+/// What one rank receives, and how it is woken when something changes for it.
 #[derive(Default)]
 struct Place {
     mailboxes: Mutex<Mailboxes>,
@@ -109,7 +109,7 @@ impl Transport for InProcess {
         let Some(frame) = mailboxes.frames[peer][link].pop_front() else {
             drop(mailboxes);
             if self.places[peer].lock().gone {
-                // What it sent before it left is in our mailbox by now.
+                // What the peer sent before it left is in our mailbox by now.
                 if self.places[self.rank].lock().frames[peer][link].is_empty() {
                     return Err(Broken { peer, link, closed: true, what: "its thread has left the group".into() });
                 }

@@ -1,4 +1,5 @@
-//! Frames over TCP connections: several per peer if asked for, never blocking, one system call per frame and direction.
+//! Frames over TCP connections: several per peer if asked for, never blocking, one system call per
+//! frame and direction.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::TcpStream;
@@ -12,17 +13,20 @@ use crate::transport::{Backend, Broken, LONGEST_SLEEP, Transport, Want};
 /// Send and receive buffers of connections within one machine.
 const SAME_MACHINE_BUFFER: usize = 512 << 10;
 
-/// Polls before a wait begins to give way to other processes: some ten microseconds.
+/// Polls before a wait begins to yield to other processes: some ten microseconds.
 const SPINS: u32 = 16;
 
 /// How TCP connections are used.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TcpOptions {
-    /// Connections per pair of ranks. More than one helps where a single stream does not fill the wire.
+    /// Connections per pair of ranks. More than one helps if a single one does not fill the
+    /// network.
     pub streams: usize,
-    /// Send and receive buffers of each connection in bytes. None: 512 KiB within a machine, else what the system makes them.
+    /// Send and receive buffers of each connection in bytes. None: 512 KiB within a machine,
+    /// otherwise the system's choice.
     pub buffer_bytes: Option<usize>,
-    /// How long a wait polls before it sleeps. None: long where every rank of this host has a core, short where not.
+    /// How long a wait polls before it sleeps. None: long if every rank of this host has a core,
+    /// otherwise short.
     pub busy_poll: Option<Duration>,
     /// Payload bytes of a frame.
     pub frame_bytes: usize,
@@ -39,24 +43,28 @@ pub(crate) struct Tcp {
     streams: Vec<Vec<TcpStream>>,
     frame_bytes: usize,
     busy_poll: Duration,
-    /// More ranks than cores: whoever polls gives way to those who could send what it waits for.
+    /// There are more ranks than cores, so a rank that polls yields its core to those that could
+    /// send.
     crowded: bool,
     idle_since: Instant,
 }
 
 impl Tcp {
-    /// `streams[peer]` are the connections to that peer, in the same order at both ends; none for this rank itself.
+    /// `streams[peer]` are the connections to that peer, in the same order at both ends; none for
+    /// this rank itself.
     pub(crate) fn new(streams: Vec<Vec<TcpStream>>, options: &TcpOptions, ranks_here: usize) -> io::Result<Tcp> {
         for stream in streams.iter().flatten() {
             match prepare(stream, options) {
-                // The peer has gone already. The first frame says so, and the control connections say why.
+                // The peer has closed already. The first frame reports it, and the control
+                // connections say why.
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotConnected | io::ErrorKind::InvalidInput) => {}
                 done => done?,
             }
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let crowded = ranks_here > cores;
-        // With a core for every rank a spinning wait costs nobody anything; without, it takes the core that the peer needs.
+        // With a core for every rank a spinning wait costs nothing. Otherwise it takes the core
+        // that the peer needs.
         let busy_poll = options.busy_poll.unwrap_or(Duration::from_micros(if crowded { 20 } else { 200 }));
         let frame_bytes = options.frame_bytes.max(4096) & !7;
         Ok(Tcp { streams, frame_bytes, busy_poll, crowded, idle_since: Instant::now() })
@@ -77,10 +85,12 @@ fn prepare(stream: &TcpStream, options: &TcpOptions) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let same_machine = stream.peer_addr()?.ip() == stream.local_addr()?.ip();
     if same_machine {
-        // Nothing can be congested here, and pacing (BBR) only costs time. Where Reno is not allowed, so be it.
+        // Within a machine nothing is congested, and pacing (BBR) only costs time. Ignore the
+        // error: not every kernel permits Reno.
         let _ = rustix::net::sockopt::set_tcp_congestion(stream, "reno");
     }
-    // Within a machine the delay is nil: a buffer that stays in the cache is faster than a large one.
+    // Within a machine there is no delay to fill: a buffer that stays in the cache is faster than a
+    // large one.
     if let Some(bytes) = options.buffer_bytes.or(same_machine.then_some(SAME_MACHINE_BUFFER)) {
         rustix::net::sockopt::set_socket_send_buffer_size(stream, bytes)?;
         rustix::net::sockopt::set_socket_recv_buffer_size(stream, bytes)?;
@@ -88,7 +98,7 @@ fn prepare(stream: &TcpStream, options: &TcpOptions) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a call can be tried again: nothing moved, nothing is wrong.
+/// Whether a call can be tried again: nothing moved and nothing is wrong.
 fn try_again(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
@@ -156,7 +166,8 @@ impl Transport for Tcp {
             self.idle_since = Instant::now();
         }
         if self.idle_since.elapsed() < self.busy_poll {
-            // A short wait is for the wire; in a longer one the peer may need this very core, whatever was counted.
+            // A short wait is for the network. In a longer one the peer may need this very core,
+            // whatever was counted.
             if self.crowded || round > SPINS {
                 std::thread::yield_now()
             } else {

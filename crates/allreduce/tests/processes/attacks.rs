@@ -1,4 +1,5 @@
-//! Strangers at the door: whatever they say, they are refused, and neither a join nor a running group is disturbed.
+//! Connections from strangers: whatever they send, they are refused, and neither a join nor a
+//! running group is disturbed.
 
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use crate::rank::{Act, Event, say as say_line, sum};
 use crate::timing::{Times, at_once, in_time};
 use crate::wire::{Relay, challenge, closed, connect, framed, hello, join, key_of, key_of_nobody, say, tag};
 
-/// What somebody heard on the wire of an earlier join with the same token and run.
+/// What an eavesdropper recorded of an earlier join with the same token and run.
 pub(crate) struct Recording {
     pub(crate) hello: Vec<u8>,
     pub(crate) tag: Vec<u8>,
@@ -128,7 +129,7 @@ fn sorted_by_what_they_know() -> Vec<Attack> {
         attack("noise", foreign, |address, _| (0..20).map(|seed| say(connect(address), &noise(seed, 4096))).collect()),
         ended("one byte", ended_early, b"F".to_vec()),
         bytes("silence", "in time", Vec::new()),
-        // Those who know the first words.
+        // Strangers that know the first bytes of the protocol.
         bytes("a giant length", foreign, [b"FTAR".as_slice(), &u32::MAX.to_le_bytes()].concat()),
         bytes("a length too long", foreign, [b"FTAR".as_slice(), &(16u32 * 1024 + 1).to_le_bytes()].concat()),
         bytes("an empty Hello", foreign, framed(b"")),
@@ -246,7 +247,8 @@ pub(crate) fn waiting() -> (Cluster, Vec<SocketAddr>) {
     let script = || vec![say_line("here"), Act::UntilTold(vec![sum(1000)])];
     let ranks = (0..2).map(|rank| Rank::start(&spec(rank, 3, &rendezvous, script()))).collect();
     let cluster = Cluster { ranks, rendezvous };
-    // Rank 0 listens once it can be called; rank 1 opens its door before it calls, and a little later it has called.
+    // Rank 0 listens once it can be called. Rank 1 listens before it calls, and calls a little
+    // later.
     drop(connect(cluster.address()));
     let mut doors = vec![cluster.address()];
     let deadline = std::time::Instant::now() + LONG;

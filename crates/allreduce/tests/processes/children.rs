@@ -17,9 +17,9 @@ pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// What all ranks of the tests share; it must not appear in anything that they print.
 pub(crate) const TOKEN: &str = "canary-2f6b61c4f0a94e8b8d53-token-of-the-tests";
 
-/// An address of this machine where nothing listens. Linux gives every process its own loopback addresses, so that nobody
-/// else's port is taken; trying it out would even do harm, since a process that another thread is just starting holds what is
-/// open here for a moment.
+/// An address of this machine where nothing listens. Linux gives every process its own loopback
+/// addresses, so no other test's port is taken. Trying the address out would do harm: a process
+/// that another thread is just starting inherits what is open here for a moment.
 pub(crate) fn free_address() -> String {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
@@ -251,7 +251,8 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts `world` ranks; `script` says what each does, `change` what is unusual about all of them.
+    /// Starts `world` ranks; `script` says what each does, `change` what is unusual about all of
+    /// them.
     pub(crate) fn start(world: usize, script: impl Fn(usize) -> Vec<Act>, change: impl Fn(&mut Spec)) -> Cluster {
         let rendezvous = free_address();
         let start = |rank| {

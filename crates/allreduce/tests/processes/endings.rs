@@ -1,13 +1,13 @@
-//! Ranks that stop of themselves: with a message, without a word, or because they do different things.
+//! Ranks that stop by themselves: with a message, without one, or because they do different things.
 
-use finetune_allreduce::{Algorithm, Reduction, Wire};
+use finetune_allreduce::{Algorithm, Reduction, WireDtype};
 
 use crate::alone;
 use crate::children::{Cluster, Failed};
 use crate::rank::{Act, say, sum, sum_by};
 use crate::timing::{Times, at_once, in_time};
 
-/// Waits for everybody's error. All must give the same root cause, which names `named`.
+/// Waits for the error of every rank. All must give the same root cause, which names `named`.
 fn same_error(cluster: &Cluster, ranks: impl Iterator<Item = usize>, named: &[usize], what: &str) -> Vec<Failed> {
     let failed: Vec<Failed> = ranks.map(|rank| cluster.ranks[rank].error()).collect();
     for error in &failed {
@@ -28,7 +28,7 @@ fn since_now(cluster: &Cluster, failed: &[Failed]) -> Times {
     failed.iter().map(|error| error.at - now).collect()
 }
 
-fn reduce(elements: usize, reduction: Reduction, wire: Wire, tag: u64) -> Act {
+fn reduce(elements: usize, reduction: Reduction, wire: WireDtype, tag: u64) -> Act {
     Act::AllReduce { elements, reduction, wire, tag, algorithm: None }
 }
 
@@ -36,7 +36,7 @@ fn reduce(elements: usize, reduction: Reduction, wire: Wire, tag: u64) -> Act {
 fn ranks_that_do_different_things_are_both_named() {
     let _alone = alone();
     let broadcast = |root| Act::Broadcast { bytes: 5000, root };
-    let tagged = |tag| reduce(1000, Reduction::Sum, Wire::Exact, tag);
+    let tagged = |tag| reduce(1000, Reduction::Sum, WireDtype::Exact, tag);
     let way = |way| sum_by(1000, Some(way));
     let background = Act::Background { elements: 70_000, buffers: 2 };
     // What the others do, what one rank does, and a word of each that the error must have.
@@ -46,11 +46,11 @@ fn ranks_that_do_different_things_are_both_named() {
         ("nothing", vec![sum(1000)], vec![sum(0)], ["of 1000 f32", "of 0 f32"]),
         ("large", vec![sum(3_000_000)], vec![sum(2_999_999)], ["of 3000000 f32", "of 2999999 f32"]),
         ("layout", vec![tagged(0xabc)], vec![tagged(0xabd)], ["0000000000000abc", "0000000000000abd"]),
-        ("reduction", vec![sum(9)], vec![reduce(9, Reduction::Max, Wire::Exact, 0)], ["(sum)", "(max)"]),
-        ("wire", vec![sum(9)], vec![reduce(9, Reduction::Sum, Wire::Bf16, 0)], ["of 9 f32", "bf16 on the wire"]),
+        ("reduction", vec![sum(9)], vec![reduce(9, Reduction::Max, WireDtype::Exact, 0)], ["(sum)", "(max)"]),
+        ("wire", vec![sum(9)], vec![reduce(9, Reduction::Sum, WireDtype::Bf16, 0)], ["of 9 f32", "bf16 on the wire"]),
         ("way", vec![way(Algorithm::Direct)], vec![way(Algorithm::Mesh)], ["direct", "mesh"]),
         ("ring", vec![way(Algorithm::Mesh)], vec![way(Algorithm::Ring)], ["mesh", "ring"]),
-        // Here nobody gets a frame of the other operation: each waits for one that waits as well.
+        // Here no rank gets a frame of the other operation: each waits for one that waits as well.
         ("star", vec![way(Algorithm::Star)], vec![broadcast(0)], ["star", "broadcast"]),
         ("barrier", vec![sum(1000)], vec![Act::Barrier], ["all_reduce", "barrier"]),
         ("gather", vec![sum(1000)], vec![Act::AllGather { bytes: 4000 }], ["all_reduce", "all_gather"]),
@@ -76,7 +76,8 @@ fn ranks_that_do_different_things_are_both_named() {
             times.extend(in_time(&what, 1000.0, || {
                 let script = |rank| {
                     let acts = if rank == culprit { different } else { usual };
-                    // Whoever gets through, as the root of a broadcast does, learns of it all the same.
+                    // A rank that gets through, such as the root of a broadcast, learns of it all
+                    // the same.
                     [&[say("now")], acts.as_slice(), &[Act::Idle]].concat()
                 };
                 let cluster = Cluster::start(world, script, |_| ());

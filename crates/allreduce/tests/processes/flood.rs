@@ -1,5 +1,6 @@
-//! Strangers in great numbers, who do not stop while a join goes on and while the group works. All of them are threads of
-//! this test, bounded in number and time, and all connections stay within this machine.
+//! Strangers in great numbers, who do not stop while a join goes on and while the group works. All
+//! of them are threads of this test, bounded in number and time, and all connections stay within
+//! this machine.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -33,15 +34,15 @@ impl Flood<'_> {
         within && !self.over.load(Ordering::Relaxed)
     }
 
-    /// One more connection to one of the doors. None: the system has had enough for now.
+    /// One more connection to one of the listeners. None: the system gives no more for now.
     fn stranger(&self) -> Option<TcpStream> {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let door = self.doors[number % self.doors.len()];
         TcpStream::connect_timeout(&door, Duration::from_millis(20)).ok()
     }
 
-    /// So many connections that say one byte of a Hello every 50 ms. With `persistent`, each one that is shown the door
-    /// comes again.
+    /// So many connections that send one byte of a Hello every 50 ms. With `persistent`, each one
+    /// that is closed comes again.
     fn drip(&self, sockets: usize, persistent: bool) {
         let said = framed(hello(1, 3, join()).to_string().as_bytes());
         let mut strangers: Vec<(Option<TcpStream>, usize)> = Vec::new();
@@ -91,7 +92,8 @@ impl Flood<'_> {
         }
     }
 
-    /// A thousand connections at a time, each of which goes as far as it can without the token, and stays.
+    /// A thousand connections at a time, each of which goes as far as it can without the token, and
+    /// stays.
     fn crowd(&self, pause: Duration) {
         let hello = hello(1, 3, join()).to_string();
         let mut strangers = VecDeque::new();
@@ -161,8 +163,9 @@ fn a_flood_of_strangers_delays_nobody() {
     under("four hundred at once, again and again", 400, SECOND, |flood| flood.knock(Duration::from_millis(200)));
 }
 
-/// Here the strangers have the cores to themselves most of the time, and whoever comes is pushed aside again and again before
-/// its handshake is over: nothing is promised about time, but nobody may think that it is in when it is not.
+/// Here the strangers have the cores to themselves most of the time, and close out every caller
+/// again and again before its handshake is over. Nothing is promised about time, but no rank may
+/// think that it is in when it is not.
 #[test]
 fn a_flood_without_bounds_breaks_no_group() {
     let _alone = alone();

@@ -1,5 +1,5 @@
-//! Those who hold the token and are wrong all the same: late, twice, of another group, or out of their minds. And those
-//! between two ranks, who hold nothing and change what passes.
+//! Those who hold the token and are wrong all the same: late, twice, of another group, or out of
+//! their minds. And those between two ranks, who hold nothing and change what passes.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
@@ -53,7 +53,7 @@ fn a_rank_for_which_there_is_no_place_is_named_by_all() {
 fn connections_of_another_group_are_nobodys() {
     let _alone = alone();
     let recording = Recording::make();
-    // The door of rank `to`.
+    // The address at which rank `to` listens.
     let purposes = |to: usize| {
         [
             json!({"control": {"session": 1, "to": to}}),
@@ -76,7 +76,7 @@ fn connections_of_another_group_are_nobodys() {
     complete_in_time(&mut cluster, "another group");
     let meanwhile = visit(&doors);
     works(&mut cluster, "another group");
-    // At the latest when the group ends, everybody is sent home without a word.
+    // At the latest when the group ends, all connections are closed without a message.
     for stream in before.into_iter().chain(meanwhile) {
         assert!(closed(stream, "another group").is_empty());
     }
@@ -118,7 +118,8 @@ fn a_rank_that_speaks_before_its_turn_loses_its_place() {
     }
 }
 
-/// The last rank comes, and ends before its connections to the others are made: nobody waits for it until the time is up.
+/// The last rank comes, and ends before its connections to the others are made: no rank waits for
+/// it until the time is up.
 #[test]
 fn a_rank_that_ends_while_the_group_is_set_up_is_named() {
     let _alone = alone();
@@ -158,8 +159,9 @@ fn a_rank_that_comes_when_the_group_is_complete_disturbs_nobody() {
     visits.into_iter().for_each(|stream| assert!(closed(stream, "too late").is_empty()));
 }
 
-/// Somebody between rank 2 and rank 0 changes the rank in its first Hello: neither side believes it, and the next try, which
-/// passes unchanged, succeeds. The recorded bytes of the first one are of no use to anybody.
+/// A relay between rank 2 and rank 0 changes the rank in its first Hello. Neither side believes it,
+/// and the next try, which passes unchanged, succeeds. The recorded bytes of the first try open
+/// nothing.
 #[test]
 fn a_hello_that_was_changed_on_the_way_is_not_believed() {
     let _alone = alone();
@@ -177,7 +179,8 @@ fn a_hello_that_was_changed_on_the_way_is_not_believed() {
                 if number < 2 && said.contains(from) {
                     *bytes = bytes.clone();
                     let at = said.find(from).expect("just seen");
-                    // The length and the magic are plain bytes: the text begins where it does in the lossy copy.
+                    // The length and the magic are plain bytes: the text begins where it does in
+                    // the lossy copy.
                     bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
                 }
             };
@@ -195,7 +198,7 @@ fn a_hello_that_was_changed_on_the_way_is_not_believed() {
     }
 }
 
-/// Somebody listens where rank 0 should, knows the protocol and not the token.
+/// A stranger listens where rank 0 should. It knows the protocol and not the token.
 #[test]
 fn an_impostor_in_the_place_of_rank_0_learns_nothing_and_delays_little() {
     let _alone = alone();
@@ -230,7 +233,8 @@ fn an_impostor_in_the_place_of_rank_0_learns_nothing_and_delays_little() {
     works(&mut cluster, "an impostor");
 }
 
-/// A rank that meets something else at rank 0's address says so soon, and does not try until its time is up.
+/// A rank that meets something else at rank 0's address says so soon, and does not try until its
+/// time is up.
 #[test]
 fn something_else_at_the_address_is_called_that() {
     let _alone = alone();

@@ -88,7 +88,8 @@ fn ranks_that_differ_are_told_in_what() {
     let claims = |claims: &[(&str, &str)]| -> Claims {
         claims.iter().map(|(name, content)| (name.to_string(), content.to_string())).collect()
     };
-    // What one of three ranks claims, and what the error says of it. The others claim a recipe "one" and a program "two".
+    // What one of three ranks claims, and what the error says of it. The others claim a recipe
+    // "one" and a program "two".
     let cases = [
         (claims(&[("recipe", "ONE"), ("program", "two")]), "its recipe is not rank 0's"),
         (claims(&[("recipe", "one"), ("program", "TWO")]), "its program is not rank 0's"),
@@ -241,7 +242,8 @@ fn a_second_rank_0_is_told_who_is_first() {
     works(&mut cluster, "a second rank 0");
 }
 
-/// Without a name of the run a rank with another recipe may be of another job, which has the port by mistake.
+/// Without a name of the run a rank with another recipe may be of another job, which has the port
+/// by mistake.
 #[test]
 fn a_rank_of_another_job_does_not_end_the_join() {
     let _alone = alone();
@@ -325,7 +327,8 @@ fn ranks_of_others_are_turned_away_and_told_why() {
     let took = complete(&mut cluster);
     assert!(took < 5000.0, "{took} ms");
     for (rank, (expected, _)) in others.iter().zip(&cases) {
-        // In time for somebody who watches, not only when its time is up; it is patient with leftovers of an earlier run.
+        // In time for somebody who watches, not only when its time is up; it is patient with
+        // leftovers of an earlier run.
         let (kind, text, _) = rank.no_group();
         assert_eq!(kind, "Unreachable", "{text}");
         assert!(text.contains(expected), "{text}");

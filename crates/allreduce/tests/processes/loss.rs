@@ -1,4 +1,5 @@
-//! A rank that is killed or frozen, at any point of its work, is known to all others in time and by name.
+//! A rank that is killed or frozen, at any point of its work, is known to all others in time and by
+//! name.
 
 use std::time::Duration;
 
@@ -49,7 +50,8 @@ impl Loss {
             Phase::Idle => vec![here, Act::Idle],
             Phase::Waiting if rank == late => vec![here, Act::Idle],
             Phase::Late if rank == self.victim => vec![here, Act::Sleep { milliseconds: 60_000 }],
-            // By turns an operation whose ranks all wait for each other, and one that goes from one to the next.
+            // By turns an operation whose ranks all wait for each other, and one that goes from one
+            // to the next.
             Phase::Waiting if self.victim.is_multiple_of(2) => vec![here, sum(1000)],
             Phase::Waiting => vec![here, Act::Broadcast { bytes: 1 << 20, root: late }],
             Phase::Late => vec![here, Act::Barrier],
@@ -64,14 +66,15 @@ impl Loss {
         }
     }
 
-    /// A little later than when all say that they are there: at another moment for each case, the same one in every run.
+    /// A little later than when all say that they are there: at another moment for each case, the
+    /// same one in every run.
     fn in_the_midst(&self, cluster: &Cluster) {
         cluster.said("here");
         let spread = (self.victim * 37 + self.world * 59 + self.phase as usize * 83) % 100;
         std::thread::sleep(Duration::from_millis(60 + spread as u64));
     }
 
-    /// What the survivors say: all the same, about the victim and nobody else.
+    /// What the survivors say: all the same, and about the victim only.
     fn survivors(&self, cluster: &Cluster, how: &str) -> Vec<Failed> {
         let failed: Vec<Failed> = cluster.without(self.victim).map(|rank| rank.error()).collect();
         for error in &failed {

@@ -1,5 +1,5 @@
-//! Networks that come apart: each rank in a network namespace of its own, joined by a bridge. Needs root and Linux; skipped,
-//! and said so, where that is not to be had.
+//! Networks that come apart: each rank in a network namespace of its own, joined by a bridge. Needs
+//! root and Linux; skipped, and said so, where that is not to be had.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -82,7 +82,7 @@ impl Network {
         run(&format!("ip -n {hub} link set port{host} {what}")).expect("the port of a host changes");
     }
 
-    /// Hosts that are apart do not hear each other; all others hear everybody.
+    /// Hosts that are apart do not hear each other; all others hear all.
     fn apart(&self, hosts: [usize; 2], apart: bool) {
         for host in hosts {
             self.port(host, &format!("type bridge_slave isolated {}", if apart { "on" } else { "off" }));

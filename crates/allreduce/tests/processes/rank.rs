@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use finetune_allreduce::{
-    Algorithm, BackendChoice, Config, Group, GroupError, JoinError, Notice, Reduce, Reduction, Secret, Wire,
+    Algorithm, BackendChoice, Config, Group, GroupError, JoinError, Notice, Reduce, Reduction, Secret, WireDtype,
 };
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +43,7 @@ pub(crate) enum Act {
     AllReduce {
         elements: usize,
         reduction: Reduction,
-        wire: Wire,
+        wire: WireDtype,
         tag: u64,
         algorithm: Option<Algorithm>,
     },
@@ -116,7 +116,7 @@ pub(crate) fn sum(elements: usize) -> Act {
 
 /// The sum of so many elements.
 pub(crate) fn sum_by(elements: usize, algorithm: Option<Algorithm>) -> Act {
-    Act::AllReduce { elements, reduction: Reduction::Sum, wire: Wire::Exact, tag: 0, algorithm }
+    Act::AllReduce { elements, reduction: Reduction::Sum, wire: WireDtype::Exact, tag: 0, algorithm }
 }
 
 /// Prints a line.
@@ -176,7 +176,8 @@ pub(crate) enum Event {
 
 fn tell(event: &Event) {
     let line = serde_json::to_string(event).expect("events are plain data");
-    // A whole line with one call: threads do not mix theirs. The parent may be gone; then so are we, by the life-line.
+    // A whole line with one call: threads do not mix theirs. The parent may be gone; then so are
+    // we, by the life-line.
     let _ = std::io::stdout().lock().write_all(format!("\n{line}\n").as_bytes());
     let _ = std::io::stdout().lock().flush();
 }

@@ -1,4 +1,5 @@
-//! Right results, the same bits everywhere: on every rank, in every run, over TCP and between threads.
+//! Right results, the same bits everywhere: on every rank, in every run, over TCP and between
+//! threads.
 
 use std::time::Instant;
 

@@ -1,6 +1,7 @@
-//! Every operation at every awkward size, played alike by processes and by threads, with what each result must be.
+//! Every operation at every awkward size, played alike by processes and by threads, with what each
+//! result must be.
 
-use finetune_allreduce::{Algorithm, Group, Reduce, Reduction, Wire, segment};
+use finetune_allreduce::{Algorithm, Group, Reduce, Reduction, WireDtype, segment};
 use half::{bf16, f16};
 
 /// Ranks of the biggest group of these tests.
@@ -21,7 +22,7 @@ enum Texture {
     Full,
 }
 
-/// The input of a rank: a pure function, so that everybody knows everybody's.
+/// The input of a rank: a pure function, so every rank knows the input of all.
 fn value(texture: Texture, seed: u64, rank: usize, index: usize) -> f32 {
     let mut bits = seed.wrapping_add((index as u64) << 8 | rank as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -41,11 +42,11 @@ fn input(texture: Texture, seed: u64, rank: usize, elements: usize) -> Vec<f32> 
     (0..elements).map(|index| value(texture, seed, rank, index)).collect()
 }
 
-fn rounded(wire: Wire, value: f32) -> f32 {
+fn rounded(wire: WireDtype, value: f32) -> f32 {
     match wire {
-        Wire::Exact => value,
-        Wire::Bf16 => bf16::from_f32(value).to_f32(),
-        Wire::F16 => f16::from_f32(value).to_f32(),
+        WireDtype::Exact => value,
+        WireDtype::Bf16 => bf16::from_f32(value).to_f32(),
+        WireDtype::F16 => f16::from_f32(value).to_f32(),
     }
 }
 
@@ -72,14 +73,15 @@ struct Case {
 }
 
 impl Case {
-    /// Checks elements `from..` of a result against an f64 sum, and to the bit against the documented order.
+    /// Checks elements `from..` of a result against an f64 sum, and to the bit against the
+    /// documented order.
     fn check(&self, world: usize, elements: usize, from: usize, result: &[f32]) {
         let Case { texture, seed, reduce: Reduce { reduction, wire, algorithm, .. } } = *self;
         let ring = algorithm == Some(Algorithm::Ring);
         let epsilon = match wire {
-            Wire::Exact => 0.0,
-            Wire::Bf16 => 2f64.powi(-8),
-            Wire::F16 => 2f64.powi(-11),
+            WireDtype::Exact => 0.0,
+            WireDtype::Bf16 => 2f64.powi(-8),
+            WireDtype::F16 => 2f64.powi(-11),
         };
         let owners = (0..world).map(|rank| segment(elements, world, rank));
         for (owner, part) in owners.enumerate() {
@@ -104,7 +106,7 @@ impl Case {
                     let add = |sum, step| combined(reduction, sum, rounded(wire, of[rank(step)]));
                     rounded(wire, (1..world).fold(first, add))
                 };
-                if ring && wire == Wire::Exact {
+                if ring && wire == WireDtype::Exact {
                     let forward = fold(&|step| (owner + step + 1) % world);
                     let backward = || fold(&|step| (owner + world - 1 - step) % world);
                     let right = found.to_bits() == forward.to_bits() || found.to_bits() == backward().to_bits();
@@ -118,9 +120,11 @@ impl Case {
     }
 }
 
-/// Plays everything and gives the digest of each result. `verify`: compares them with what they must be.
+/// Plays everything and gives the digest of each result. `verify`: compares them with what they
+/// must be.
 ///
-/// Names that begin with "=" belong to results that all ranks share; what "star", "direct" and "mesh" name has the same bits.
+/// Names that begin with "=" belong to results that all ranks share; what "star", "direct" and
+/// "mesh" name has the same bits.
 pub(crate) fn play(group: &Group, big: bool, verify: bool) -> Vec<(String, String)> {
     let mut player = Player { group, verify, digests: Vec::new() };
     let world = group.world();
@@ -137,7 +141,7 @@ pub(crate) fn play(group: &Group, big: bool, verify: bool) -> Vec<(String, Strin
         for algorithm in WAYS {
             player.reduce(elements, Texture::Full, Reduce { algorithm, ..Reduce::SUM });
         }
-        player.reduce(elements, Texture::Full, Reduce { wire: Wire::Bf16, ..Reduce::SUM });
+        player.reduce(elements, Texture::Full, Reduce { wire: WireDtype::Bf16, ..Reduce::SUM });
         player.broadcast(elements, world - 1);
         player.reduce_scatter(elements);
     }
@@ -170,10 +174,10 @@ impl Player<'_> {
                 self.reduce(elements, Texture::Full, Reduce { algorithm, ..Reduce::of(reduction) });
             }
             for (wire, texture) in [
-                (Wire::Bf16, Texture::Small),
-                (Wire::Bf16, Texture::Full),
-                (Wire::F16, Texture::Small),
-                (Wire::F16, Texture::Full),
+                (WireDtype::Bf16, Texture::Small),
+                (WireDtype::Bf16, Texture::Full),
+                (WireDtype::F16, Texture::Small),
+                (WireDtype::F16, Texture::Full),
             ] {
                 self.reduce(elements, texture, Reduce { wire, algorithm, ..Reduce::SUM });
             }
@@ -238,7 +242,8 @@ impl Player<'_> {
         assert!(!self.verify || received.iter().copied().eq((0..world).flat_map(block)), "all_to_all of {elements}");
         self.note(format!("all_to_all of {elements}"), &received);
 
-        // Once around by messages: each rank passes on what it got, in u64 for once, and the last one closes the ring.
+        // Once around by messages: each rank passes on what it got, in u64 for once, and the last
+        // one closes the ring.
         let mut passed: Vec<u64> = (0..elements as u64).collect();
         if rank > 0 {
             passed.fill(0);
@@ -253,7 +258,8 @@ impl Player<'_> {
         self.group.barrier().expect("a barrier");
     }
 
-    /// Several reductions under way, blocking ones between them, results asked for in another order.
+    /// Several reductions under way, blocking ones between them, results asked for in another
+    /// order.
     fn background(&mut self) {
         let rank = self.group.rank();
         let mut pending = Vec::new();
@@ -275,8 +281,8 @@ impl Player<'_> {
         }
     }
 
-    /// Two groups within the group, in the opposite order of ranks, at work at the same time and between operations of the
-    /// whole.
+    /// Two groups within the group, in the opposite order of ranks, at work at the same time and
+    /// between operations of the whole.
     fn parts(&mut self) {
         let (rank, world) = (self.group.rank(), self.group.world());
         let color = (rank % 2) as u64;

@@ -24,7 +24,8 @@ pub(crate) enum Signal {
     Continue,
 }
 
-/// Sends a signal. The process must be a child that has not been waited for, so that its number is still its own.
+/// Sends a signal. The process must be a child that has not been waited for, so that its number is
+/// still its own.
 pub(crate) fn send(signal: Signal, process: u32) {
     let number = match signal {
         Signal::Kill => libc::SIGKILL,
@@ -36,10 +37,12 @@ pub(crate) fn send(signal: Signal, process: u32) {
     assert_eq!(failed, 0, "{signal:?} to process {process}: {}", std::io::Error::last_os_error());
 }
 
-/// Lets this process, and the children that it starts from now on, have so many files and sockets open, if the system does.
+/// Lets this process, and the children that it starts from now on, have so many files and sockets
+/// open, if the system does.
 pub(crate) fn allow_open_files(wanted: u64) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the pointers are to an rlimit of this frame, which the first call fills and the second one reads.
+    // SAFETY: the pointers are to an rlimit of this frame, which the first call fills and the
+    // second one reads.
     unsafe {
         assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
         limit.rlim_cur = limit.rlim_cur.max(wanted.min(limit.rlim_max));

@@ -1,4 +1,5 @@
-//! Promises about time: measured, printed, and given another chance on a machine that is overloaded.
+//! Promises about time: measured, printed, and given another chance on a machine that is
+//! overloaded.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -46,8 +47,9 @@ impl fmt::Display for Times {
     }
 }
 
-/// Runs `attempt` until its longest time is within `limit` (milliseconds), three times at most: the machine may be busy
-/// with something else, the promise is for one that is not. Everything but the time is `attempt`'s to assert, every time.
+/// Runs `attempt` until its longest time is within `limit` (milliseconds), three times at most: the
+/// machine may be busy with something else, the promise is for one that is not. Everything but the
+/// time is `attempt`'s to assert, every time.
 pub(crate) fn in_time(what: &str, limit: f64, mut attempt: impl FnMut() -> Times) -> Times {
     for left in (0..3).rev() {
         let times = attempt();

@@ -1,5 +1,5 @@
-//! The handshake as bytes, for those who do not follow it. Made from what `handshake.rs` and `secret.rs` document, not from
-//! their code.
+//! The handshake as bytes, for those who do not follow it. Made from what `handshake.rs` and
+//! `secret.rs` document, not from their code.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -116,7 +116,8 @@ pub(crate) fn first_message(stream: &mut TcpStream, key: &[u8; 32]) -> Value {
     serde_json::from_slice(&body).expect("a message is JSON")
 }
 
-/// Waits until the other side closes, and gives all that it said. Panics if it keeps the connection.
+/// Waits until the other side closes, and gives all that it said. Panics if it keeps the
+/// connection.
 pub(crate) fn closed(mut stream: TcpStream, what: &str) -> Vec<u8> {
     let (mut said, mut bytes) = (Vec::new(), [0; 4096]);
     let deadline = Instant::now() + PATIENCE;
@@ -141,8 +142,8 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// Starts relaying. `change` gets the number of the connection and the caller's first bytes. The threads end with their
-    /// connections, the accepting one with the test.
+    /// Starts relaying. `change` gets the number of the connection and the caller's first bytes.
+    /// The threads end with their connections, the accepting one with the test.
     pub(crate) fn start(to: SocketAddr, change: impl Fn(usize, &mut Vec<u8>) + Send + Sync + 'static) -> Relay {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let relay = Relay { address: listener.local_addr().expect("an address"), heard: Arc::default() };
@@ -152,7 +153,8 @@ impl Relay {
                 let (heard, change) = (Arc::clone(&heard), Arc::clone(&change));
                 heard.lock().expect("no panic in here").push(Vec::new());
                 std::thread::spawn(move || {
-                    // Nobody there: the caller finds its connection closed, as it would without a relay.
+                    // Nobody there: the caller finds its connection closed, as it would without a
+                    // relay.
                     let Ok(callee) = TcpStream::connect(to) else { return };
                     let (back, forth) = (callee.try_clone().expect("a handle"), caller.try_clone().expect("a handle"));
                     let answers = std::thread::spawn(move || pass(back, forth, |_| ()));

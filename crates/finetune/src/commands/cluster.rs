@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32};
 use std::time::Duration;
 
 use finetune_allreduce::bench::{self, Operation, Options, Row};
-use finetune_allreduce::{Algorithm, Backend, BackendChoice, DeviceMatrix, Group, Notice, Notices, Wire, new_token};
+use finetune_allreduce::{Algorithm, Backend, BackendChoice, DeviceMatrix, Group, Notice, Notices, WireDtype, new_token};
 use finetune_launch::complaint::{hint, shown};
 use finetune_launch::restart::{culprit, exit_code};
 use finetune_launch::workers::{Event, WorkerCommand, Workers};
@@ -116,9 +116,9 @@ fn options(arguments: &BenchArguments) -> Result<Options, Failure> {
         }
     };
     let wire = match arguments.dtype.as_str() {
-        "f32" => Wire::Exact,
-        "bf16" => Wire::Bf16,
-        "f16" => Wire::F16,
+        "f32" => WireDtype::Exact,
+        "bf16" => WireDtype::Bf16,
+        "f16" => WireDtype::F16,
         other => {
             return Err(Failure::arguments(
                 format!("--dtype {other}: unknown"),
@@ -126,7 +126,7 @@ fn options(arguments: &BenchArguments) -> Result<Options, Failure> {
             ));
         }
     };
-    if wire != Wire::Exact && operation != Operation::AllReduce {
+    if wire != WireDtype::Exact && operation != Operation::AllReduce {
         return Err(Failure::arguments("--dtype applies to all_reduce only", "leave it out for other operations"));
     }
     if !["auto", "tcp", "rdma"].contains(&arguments.backend.as_str()) {
@@ -411,12 +411,12 @@ impl Table {
                 row.op, row.ranks
             ))?;
             output::line(&format!(
-                "{:>12} {:>8} {:>14} {:>12} {:>12} {:>12} {:>7}",
-                "bytes", "way", "median (µs)", "min (µs)", "alg (GB/s)", "bus (GB/s)", "wrong"
+                "{:>12} {:>9} {:>14} {:>12} {:>12} {:>12} {:>7}",
+                "bytes", "algorithm", "median (µs)", "min (µs)", "alg (GB/s)", "bus (GB/s)", "wrong"
             ))?;
         }
         output::line(&format!(
-            "{:>12} {:>8} {:>14.1} {:>12.1} {:>12.3} {:>12.3} {:>7}",
+            "{:>12} {:>9} {:>14.1} {:>12.1} {:>12.3} {:>12.3} {:>7}",
             row.bytes,
             row.topology,
             row.latency_us_median,

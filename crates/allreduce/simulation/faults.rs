@@ -6,7 +6,7 @@ use super::network::Parcel;
 use super::rank::Process;
 use super::scenario::{Attack, Change, Damage};
 use super::wires::{Ending, Model, Piece};
-use super::world::{Happening, SESSION, World};
+use super::world::{Event, SESSION, World};
 use crate::frame::{HEADER_BYTES, Header, crc32c};
 use crate::sealed::seal;
 use crate::secret::{Seal, Secret};
@@ -91,7 +91,7 @@ impl World {
         match attack {
             Attack::Flip => self.direction(from, to).flip_next = true,
             Attack::Replay => {
-                let bytes = self.direction(from, to).last_letter.clone();
+                let bytes = self.direction(from, to).last_message.clone();
                 if !bytes.is_empty() {
                     self.struck.get_or_insert(self.now);
                     self.send_control(from, to, bytes);
@@ -112,9 +112,9 @@ impl World {
     /// A reset overtakes the bytes before it; a frame of an RDMA link that has left arrives.
     fn lose_what_is_on_its_way(&mut self, rank: usize) {
         let stream = self.scenario.model == Model::Stream;
-        self.queue.retain(|_, happening| match happening {
-            Happening::Arrival { from, parcel: Parcel::Data { .. }, .. } => *from != rank || !stream,
-            Happening::Arrival { from, parcel: Parcel::Control(_), .. } => *from != rank,
+        self.queue.retain(|_, event| match event {
+            Event::Arrival { from, parcel: Parcel::Data { .. }, .. } => *from != rank || !stream,
+            Event::Arrival { from, parcel: Parcel::Control(_), .. } => *from != rank,
             _ => true,
         });
     }
@@ -140,7 +140,7 @@ impl World {
             (Damage::Delay, _) => {
                 let at = self.now + self.random.between(Duration::ZERO, Duration::from_millis(5));
                 let parcel = Parcel::Data { link: 0, bytes: piece.bytes };
-                self.put(at, Happening::Arrival { from, to, parcel });
+                self.put(at, Event::Arrival { from, to, parcel });
                 return None;
             }
             (Damage::Stale, Some(twin)) => piece.bytes = twin,
@@ -150,7 +150,8 @@ impl World {
         Some(piece)
     }
 
-    /// The same frame with other contents, as an earlier group would have sent it; none if this is not a whole frame.
+    /// The same frame with other contents, as an earlier group would have sent it; none if this is
+    /// not a whole frame.
     fn stale_twin(&mut self, piece: &Piece) -> Option<Vec<u8>> {
         let (header, payload) = piece.bytes.split_first_chunk::<HEADER_BYTES>()?;
         let header = Header::decode(header).expect("the sender's own header");

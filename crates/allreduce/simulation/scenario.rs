@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::random::Random;
 use super::wires::Model;
-use super::work::Ways;
+use super::work::AlgorithmChoice;
 use crate::session::Timing;
 
 /// Something that happens to the ranks or between them at a given time.
@@ -13,14 +13,16 @@ use crate::session::Timing;
 pub(super) enum Change {
     Freeze(usize),
     Thaw(usize),
-    /// The process ends and the system closes its connections; `resets`: what was on its way is lost.
+    /// The process ends and the system closes its connections; `resets`: what was on its way is
+    /// lost.
     Crash {
         rank: usize,
         resets: bool,
     },
     /// Its caller says that it stops.
     Abort(usize),
-    /// From now on nothing arrives at `to` from `from`. `loses`: frames of an RDMA link are not even kept.
+    /// From now on nothing arrives at `to` from `from`. `loses`: frames of an RDMA link are not
+    /// even kept.
     Block {
         from: usize,
         to: usize,
@@ -30,7 +32,8 @@ pub(super) enum Change {
         from: usize,
         to: usize,
     },
-    /// The data connections of two ranks break, at both ends; `closed` as in [`crate::transport::Broken`].
+    /// The data connections of two ranks break, at both ends; `closed` as in
+    /// [`crate::transport::Broken`].
     BreakData {
         a: usize,
         b: usize,
@@ -47,7 +50,7 @@ pub(super) enum Change {
     },
 }
 
-/// What somebody (or a broken cable) does to a control connection.
+/// What an attacker or a broken cable does to a control connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attack {
     /// A bit of the next message is flipped.
@@ -84,7 +87,7 @@ pub(super) struct FrameFault {
 /// What the ranks must say in the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Expected {
-    /// Everything finishes and nobody is alarmed.
+    /// Everything finishes, and no rank gives an alarm.
     Nothing,
     /// All say that these were lost: the certain ones, and perhaps those that followed soon after.
     Lost { crashed: bool, certain: BTreeSet<usize>, possible: BTreeSet<usize> },
@@ -92,7 +95,7 @@ pub(super) enum Expected {
     Separated(usize, usize),
     /// The others say that it fell silent; it says that it is cut off.
     CutOff(usize),
-    /// It is not heard, or hears nobody, but not both.
+    /// It is not heard, or hears no rank, but not both.
     HalfCutOff(usize),
     /// Each side says that the other fell silent.
     Halves(BTreeSet<usize>),
@@ -122,7 +125,7 @@ pub(super) struct Stray {
 pub(super) struct Scenario {
     pub(super) world: usize,
     pub(super) model: Model,
-    pub(super) ways: Ways,
+    pub(super) choice: AlgorithmChoice,
     pub(super) tasks: usize,
     pub(super) longest_pause: Duration,
     pub(super) timeout: Duration,
@@ -152,12 +155,17 @@ impl Scenario {
         let mut scenario = Scenario {
             world,
             model: random.pick(&[Model::Stream, Model::Stream, Model::Frames]),
-            ways: random.pick(&[Ways::AroundTheRing, Ways::OverAllPairs, Ways::OverAllPairs, Ways::Mixed]),
+            choice: random.pick(&[
+                AlgorithmChoice::AroundTheRing,
+                AlgorithmChoice::OverAllPairs,
+                AlgorithmChoice::OverAllPairs,
+                AlgorithmChoice::Mixed,
+            ]),
             tasks: 2 + random.below(5),
             longest_pause: milliseconds(random.pick(&[1, 5, 50, 300])),
             timeout,
             latency: Duration::from_micros(random.pick(&[5, 30, 100, 1000])),
-            spike: timing.settle / 5,
+            spike: timing.collect / 5,
             linger: random.pick(&[Duration::ZERO, milliseconds(3), milliseconds(400)]),
             straggler: None,
             divergent: None,
@@ -223,7 +231,8 @@ impl Scenario {
                 self.at(at, Change::Freeze(rank));
                 self.at(end, Change::Thaw(rank));
             }
-            // The whole group is stopped (a machine with all of it, a debugger) and goes on, one rank after the other.
+            // The whole group is stopped (a machine with all of it, a debugger) and goes on, one
+            // rank after the other.
             3 => {
                 let end = at + random.between(timing.own_freeze * 2, self.timeout * 3);
                 for rank in 0..self.world {
@@ -261,7 +270,7 @@ impl Scenario {
             let later = match random.below(4) {
                 0 => Duration::ZERO,
                 1 => random.between(Duration::ZERO, SECOND),
-                _ => timing.settle + random.between(Duration::ZERO, self.latency * 2) - self.latency,
+                _ => timing.collect + random.between(Duration::ZERO, self.latency * 2) - self.latency,
             };
             self.at(at + later, Change::Crash { rank: second, resets: random.one_in(2) });
             possible.insert(second);
@@ -275,11 +284,12 @@ impl Scenario {
         self.at(at, Change::Freeze(first));
         let mut possible = BTreeSet::new();
         if self.world > 2 && random.one_in(2) {
-            // At once, some time later, or so that its silence is noticed just when the first one's is judged.
+            // At once, some time later, or so that its silence is noticed just when the first one's
+            // is judged.
             let later = match random.below(4) {
                 0 => random.between(Duration::ZERO, timing.heartbeat),
                 1 => random.between(Duration::ZERO, self.timeout),
-                _ => timing.settle_silent + random.between(Duration::ZERO, timing.heartbeat * 4),
+                _ => timing.collect_silent + random.between(Duration::ZERO, timing.heartbeat * 4),
             };
             self.at(at + later, Change::Freeze(second));
             possible.insert(second);
@@ -303,16 +313,16 @@ impl Scenario {
             }
             3 | 4 => {
                 let others: Vec<usize> = (0..self.world).filter(|&other| other != a).collect();
-                let ways = if random.one_in(3) { random.below(2) } else { 2 };
+                let directions = if random.one_in(3) { random.below(2) } else { 2 };
                 for other in others {
-                    if ways != 0 {
+                    if directions != 0 {
                         self.block(a, other, at, None, true);
                     }
-                    if ways != 1 {
+                    if directions != 1 {
                         self.block(other, a, at, None, true);
                     }
                 }
-                self.expected = if ways == 2 { Expected::CutOff(a) } else { Expected::HalfCutOff(a) };
+                self.expected = if directions == 2 { Expected::CutOff(a) } else { Expected::HalfCutOff(a) };
             }
             _ => {
                 let side: BTreeSet<usize> = (0..self.world).filter(|&rank| rank == a || random.one_in(2)).collect();
@@ -344,9 +354,10 @@ impl Scenario {
 
     fn diverge(&mut self, random: &mut Random) {
         let rank = random.below(self.world);
-        // With a way of its own for each operation two ranks can wait for each other without a frame between them.
-        if self.ways == Ways::Mixed {
-            self.ways = Ways::OverAllPairs;
+        // With an algorithm of its own for each operation two ranks can wait for each other without
+        // a frame between them.
+        if self.choice == AlgorithmChoice::Mixed {
+            self.choice = AlgorithmChoice::OverAllPairs;
         }
         self.divergent = Some(Stray { rank, task: random.below(self.tasks - 1) });
         self.expected = Expected::Diverged(rank);

@@ -1,4 +1,4 @@
-//! The only source of chance in the simulation: one seed, one run.
+//! The only source of randomness in the simulation: one seed, one run.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ impl Random {
         Random(seed)
     }
 
-    /// A generator of its own for one part of the simulation, so that a change of one part leaves the others as they were.
+    /// A generator of its own for one part of the simulation, so that a change of one part leaves
+    /// the others as they were.
     pub(super) fn branch(&mut self) -> Random {
         Random(self.next())
     }

@@ -33,7 +33,7 @@ pub(crate) fn broadcast_star(
     plan
 }
 
-/// From the root along the ring, every rank passing on what it gets: each byte leaves the root once.
+/// From the root along the ring; every rank passes on what it gets. Each byte leaves the root once.
 pub(crate) fn broadcast_chain(
     rank: usize,
     world: usize,
@@ -57,7 +57,8 @@ pub(crate) fn broadcast_chain(
     plan
 }
 
-/// Block j of `Input` goes to rank j; block j of the data comes from there. The own block is the caller's to copy.
+/// Block j of `Input` goes to rank j; block j of the data comes from rank j. The caller copies its
+/// own block.
 pub(crate) fn all_to_all(rank: usize, world: usize, block: usize, links: usize, length: FrameLength<'_>) -> Plan {
     let mut plan = Plan::default();
     for link in 0..links {
@@ -65,7 +66,7 @@ pub(crate) fn all_to_all(rank: usize, world: usize, block: usize, links: usize, 
             let region = part(&(peer * block..(peer + 1) * block), links, link);
             let channel = plan.channel(peer, link);
             for frame in frames(&region, length) {
-                let outgoing = Outgoing { source: Source::Input, at: frame.clone(), after: None, settled: true };
+                let outgoing = Outgoing { source: Source::Input, at: frame.clone(), after: None, is_final: true };
                 plan.channels[channel].sends.push(outgoing);
                 plan.receive(channel, frame, Action::Store, None);
             }
@@ -92,7 +93,7 @@ pub(crate) fn point_to_point(
                     source: Source::Input,
                     at: frame,
                     after: None,
-                    settled: true,
+                    is_final: true,
                 });
             } else {
                 plan.receive(channel, frame, Action::Store, None);

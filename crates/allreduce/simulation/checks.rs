@@ -38,15 +38,15 @@ fn survivors(world: &World) -> impl Iterator<Item = &Rank> {
     world.ranks.iter().filter(|rank| rank.process == Process::Running)
 }
 
-/// Whether some rank was done with everything and left the group before the others knew of the failure. Then a pair that
-/// cannot hear each other may have had nobody in between.
+/// Whether some rank was done with everything and left before the others knew of the failure. Then
+/// a pair that cannot hear each other may have had no rank in between.
 fn somebody_left_early(world: &World) -> bool {
     let last = world.ranks.iter().filter_map(|rank| rank.verdict.as_ref().map(|(at, _)| *at)).max();
     let early = |rank: &Rank| rank.verdict.is_none() && world.left[rank.rank].is_some_and(|left| Some(left) < last);
     world.ranks.iter().any(early)
 }
 
-/// Whether a verdict names nobody.
+/// Whether a verdict names no rank.
 fn says_nothing(verdict: &Verdict) -> bool {
     match verdict {
         Verdict::Lost { closed, silent, .. } => closed.is_empty() && silent.is_empty(),
@@ -60,8 +60,8 @@ fn is_gone(world: &World, rank: &usize) -> bool {
     world.ranks[*rank].verdict.is_none() && world.left[*rank].is_some()
 }
 
-/// A fault can come between a rank's farewell, which arrives, and its last data, which do not. Nobody misses a rank that
-/// said farewell; what is left is the operation's own timeout.
+/// A fault can come between a rank's farewell, which arrives, and its last data, which do not. No
+/// rank misses one that said farewell, so only the operation's own timeout ends the wait.
 fn waits_for_the_gone(world: &World, verdict: &Verdict) -> bool {
     let gone = |rank: &usize| is_gone(world, rank);
     let Verdict::Reported { cause: Cause::Stalled { waiting_for, .. }, .. } = verdict else { return false };
@@ -121,7 +121,8 @@ fn is_right(world: &World, rank: usize, verdict: &Verdict) -> Result<(), String>
         },
         Expected::Diverged(stray) => match verdict {
             Verdict::Reported { by, cause: Cause::Diverged { peer, .. }, .. } => by == stray || peer == stray,
-            // Where data go one way only, some ranks are through before anybody sees a frame that would tell.
+            // If data go one way only, some ranks are through before any rank sees a frame that
+            // would tell.
             Verdict::Reported { cause: Cause::Broken { peer, .. }, .. } => gone(peer) && goes_one_way(world, stray),
             _ => false,
         },
@@ -130,7 +131,7 @@ fn is_right(world: &World, rank: usize, verdict: &Verdict) -> Result<(), String>
         }
         Expected::Damaged { from, to, damage } => match verdict {
             Verdict::Reported { by, cause: Cause::Damaged { peer, .. }, .. } => (peer, by) == (from, to),
-            // Without a later frame nobody knows that one was lost.
+            // Without a later frame no rank knows that one was lost.
             Verdict::Reported { cause: Cause::Stalled { .. }, .. } => *damage == Damage::Drop,
             _ => false,
         },
@@ -144,7 +145,8 @@ fn is_right(world: &World, rank: usize, verdict: &Verdict) -> Result<(), String>
     if right { Ok(()) } else { Err(format!("expected {:?}", world.scenario.expected)) }
 }
 
-/// Whether one of the two operations that met is one in which some ranks only receive, or only talk to one other.
+/// Whether one of the two operations that met is one in which some ranks only receive, or only talk
+/// to one other.
 fn goes_one_way(world: &World, stray: &usize) -> bool {
     let at = world.scenario.divergent.map_or(0, |stray| stray.task);
     let one_way = |task: &Task| task.descriptor.kind == Kind::Broadcast || task.descriptor.algorithm == Algorithm::Star;
@@ -155,7 +157,7 @@ fn is_lost_silent(verdict: &Verdict, lost: &BTreeSet<usize>) -> bool {
     matches!(verdict, Verdict::Lost { closed, silent, .. } if closed.is_empty() && silent == lost)
 }
 
-/// Whether nobody else than `ranks` is said to be lost or not to hear.
+/// Whether a verdict names only `ranks` as lost or unheard.
 fn names_only(verdict: &Verdict, ranks: &[usize]) -> bool {
     match verdict {
         Verdict::Lost { closed, silent, .. } => closed.union(silent).all(|rank| ranks.contains(rank)),
@@ -230,7 +232,7 @@ fn untouched(world: &World) -> Vec<usize> {
     untouched.into_iter().collect()
 }
 
-/// Whether somebody said something where something must be said.
+/// Whether some rank has a verdict if one is due.
 fn is_noticed(world: &World) -> Result<(), String> {
     let noticed = world.ranks.iter().any(|rank| rank.verdict.is_some());
     let must = match world.scenario.expected {

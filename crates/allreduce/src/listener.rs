@@ -1,7 +1,9 @@
-//! Takes connections for a rank, lets in who holds the token, and keeps strangers from disturbing that.
+//! Accepts connections for a rank: lets in callers that hold the token, and keeps strangers from
+//! disturbing them.
 //!
-//! Every connection is questioned in a thread of its own, under one deadline. When too many are being questioned the oldest
-//! is shown the door: a rank finishes in a millisecond, a stranger who drips bytes does not.
+//! Each connection is authenticated in a thread of its own, under one deadline. If too many are
+//! being authenticated, the oldest is closed. A rank finishes in a millisecond; a stranger that
+//! sends single bytes does not.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,7 +22,7 @@ use crate::join::Answer;
 use crate::notice::{Notice, Notices};
 use crate::secret::Secret;
 
-/// Connections that are questioned at the same time.
+/// Connections that are authenticated at the same time.
 const MOST_PENDING: usize = 64;
 
 /// Connections that wait to be accepted, if the system lets as many.
@@ -29,7 +31,7 @@ const MOST_WAITING: i32 = 512;
 /// How soon the accepting thread notices that the group is gone.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// A rank at the door.
+/// An authenticated connection that no rank has taken yet.
 pub(crate) struct Arrival {
     pub(crate) hello: Hello,
     pub(crate) connection: Trusted,
@@ -39,9 +41,9 @@ pub(crate) struct Arrival {
 #[derive(Default)]
 struct Room {
     arrivals: Vec<Arrival>,
-    /// Being questioned: a number and a handle to end it with.
+    /// Being authenticated: a number and a handle to close the connection with.
     pending: VecDeque<(u64, TcpStream)>,
-    questioned: u64,
+    accepted: u64,
 }
 
 struct Shared {
@@ -61,18 +63,22 @@ impl Shared {
 }
 
 /// An open listener and the ranks that have come through it.
-pub(crate) struct Lobby {
+pub(crate) struct Listener {
     shared: Arc<Shared>,
     address: SocketAddr,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Lobby {
-    /// Listens at `port` (0: any free one) of `ip`, or of all addresses where `config` wants that.
-    pub(crate) fn open(config: &Config, ip: IpAddr, port: u16) -> io::Result<Lobby> {
+impl Listener {
+    /// Listens at `port` (0: any free one) of `ip`, or of all addresses if `config` wants that.
+    ///
+    /// # Errors
+    /// If the port cannot be had, or no thread.
+    pub(crate) fn open(config: &Config, ip: IpAddr, port: u16) -> io::Result<Listener> {
         let listener =
             if config.listens_everywhere() { listen_everywhere(port)? } else { TcpListener::bind((ip, port))? };
-        // The standard library lets 128 wait; whoever comes when all places are taken is not heard for a second.
+        // The standard library lets 128 connections wait. A caller that finds no place tries again
+        // only after a second.
         let _ = rustix::net::listen(&listener, MOST_WAITING);
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
@@ -89,14 +95,17 @@ impl Lobby {
             let shared = Arc::clone(&shared);
             move || accept(&listener, &shared)
         })?;
-        Ok(Lobby { shared, address, thread: Some(thread) })
+        Ok(Listener { shared, address, thread: Some(thread) })
     }
 
-    /// The same at the first free port of those that `config` allows.
-    pub(crate) fn open_in_range(config: &Config, ip: IpAddr) -> io::Result<Lobby> {
-        let Some((first, last)) = config.ports else { return Lobby::open(config, ip, 0) };
+    /// Listens at the first free port of those that `config` allows.
+    ///
+    /// # Errors
+    /// If none of them is free, or there is no thread.
+    pub(crate) fn open_in_range(config: &Config, ip: IpAddr) -> io::Result<Listener> {
+        let Some((first, last)) = config.ports else { return Listener::open(config, ip, 0) };
         for port in first..=last {
-            match Lobby::open(config, ip, port) {
+            match Listener::open(config, ip, port) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
                 opened => return opened,
             }
@@ -125,7 +134,7 @@ impl Lobby {
     }
 }
 
-impl Drop for Lobby {
+impl Drop for Listener {
     fn drop(&mut self) {
         self.shared.closing.store(true, Ordering::Relaxed);
         for (_, stream) in self.shared.room().pending.drain(..) {
@@ -137,13 +146,13 @@ impl Drop for Lobby {
     }
 }
 
-/// At all addresses of both families; of IPv4 alone where there is no IPv6.
+/// Listens at all addresses of both families; of IPv4 alone if the system has no IPv6.
 fn listen_everywhere(port: u16) -> io::Result<TcpListener> {
     let both = || -> io::Result<TcpListener> {
         let socket = rustix::net::socket(AddressFamily::INET6, SocketType::STREAM, None)?;
         rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
         sockopt::set_ipv6_v6only(&socket, false)?;
-        // As the standard library does: connections of an earlier run that are closing do not hold the port.
+        // As in the standard library: closing connections of an earlier run do not hold the port.
         sockopt::set_socket_reuseaddr(&socket, true)?;
         rustix::net::bind(&socket, &SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))?;
         rustix::net::listen(&socket, MOST_WAITING)?;
@@ -159,18 +168,20 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     let timeout = Timespec::try_from(LOOK).ok();
     while !shared.closing.load(Ordering::Relaxed) {
         match listener.accept() {
-            // Whoever only knocked is not worth a thread.
+            // Connections that were closed at once get no thread.
             Ok((stream, _)) if is_closed(&stream) => {}
             Ok((stream, from)) => {
-                // An IPv4 caller has an IPv6 address of its own kind where one socket listens for both.
+                // If one socket listens for both families, an IPv4 caller appears as an IPv4-mapped
+                // IPv6 address.
                 let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-                question(stream, from, shared);
+                authenticate(stream, from, shared);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], timeout.as_ref());
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Out of descriptors, most likely: let those who are being questioned finish.
+            // Most likely out of descriptors: the connections that are being authenticated free
+            // some.
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     }
@@ -187,7 +198,7 @@ pub(crate) fn is_closed(stream: &TcpStream) -> bool {
     closed
 }
 
-fn question(stream: TcpStream, from: SocketAddr, shared: &Arc<Shared>) {
+fn authenticate(stream: TcpStream, from: SocketAddr, shared: &Arc<Shared>) {
     let Ok(handle) = stream.try_clone() else { return };
     let number = {
         let mut room = shared.room();
@@ -196,8 +207,8 @@ fn question(stream: TcpStream, from: SocketAddr, shared: &Arc<Shared>) {
         {
             let _ = oldest.shutdown(Shutdown::Both);
         }
-        room.questioned += 1;
-        let number = room.questioned;
+        room.accepted += 1;
+        let number = room.accepted;
         room.pending.push_back((number, handle));
         number
     };
@@ -208,13 +219,13 @@ fn question(stream: TcpStream, from: SocketAddr, shared: &Arc<Shared>) {
         let mut room = ours.room();
         let before = room.pending.len();
         room.pending.retain(|(other, _)| *other != number);
-        let shown_the_door = room.pending.len() == before;
+        let was_closed = room.pending.len() == before;
         match answered {
-            // It has been told by the end of its connection, and comes again.
-            Ok(_) if shown_the_door => {}
+            // The caller saw its connection closed, and comes again.
+            Ok(_) if was_closed => {}
             Ok((hello, mut connection, welcome)) if hello.run != ours.run => {
                 drop(room);
-                // It holds the token, so it may know.
+                // The caller holds the token, so it may know the run's name.
                 if matches!(hello.purpose, Purpose::Join { .. }) && welcome.say(&connection).is_ok() {
                     let answer = Answer::OtherRun { run: ours.run.clone() };
                     let _ = connection.send(&answer, Instant::now() + HANDSHAKE_TIME);
@@ -234,7 +245,7 @@ fn question(stream: TcpStream, from: SocketAddr, shared: &Arc<Shared>) {
                 if welcome.say(&connection).is_err() {
                     return;
                 }
-                // Callers that nobody has waited for, and that have given up, do not pile up.
+                // Connections that no rank took and whose callers have gone are dropped here.
                 room.arrivals.retain(|arrival| !is_closed(&arrival.connection.stream));
                 room.arrivals.push(Arrival { hello, connection, from });
                 drop(room);

@@ -1,23 +1,33 @@
-//! The whole group in one thread: real sessions, verdicts, seals, frames, plans and operations between simulated wires, by a
-//! virtual clock, with everything that can go wrong drawn from a seed.
+//! The whole group in one thread: the shipped session, verdict, seals, frames, plans, operations
+//! and drivers, between simulated links and with a virtual clock. Everything that can go wrong is
+//! drawn from a seed.
 //!
-//! - `world.rs`: the clock and the queue; `network.rs`: what is between the ranks; `faults.rs`: what goes wrong there.
-//! - `rank.rs`: one rank, driven as `control.rs` and `engine.rs` drive it; `wires.rs`: its data links, like TCP or like RDMA.
-//! - `work.rs`: what the ranks compute, and what has to come out.
-//! - `scenario.rs`: what goes wrong in a run, and what the ranks must say of it; `checks.rs`: whether they did.
+//! - `world.rs`: the clock and the queue; `network.rs`: what is between the ranks; `faults.rs`:
+//!   what goes wrong there.
+//! - `rank.rs`: one rank, with the shipped drivers of control connections and operations;
+//!   `wires.rs`: its data links, like TCP or like RDMA.
+//! - `work.rs`: what the ranks compute, and what has to come out; `plans.rs`: plans with planted
+//!   bugs.
+//! - `scenario.rs`: what goes wrong in a run, and what the ranks must say of it; `checks.rs`:
+//!   whether they did.
 //!
-//! Each run has one kind of trouble, so that the right verdict is known; one in a few has several at once, of which only
-//! the promises remain that always hold: no wrong result, no hang, one voice of those whom nothing befell.
+//! Each run has one kind of trouble, so the right verdict is known. One run in a few has several at
+//! once. Then only the promises remain that always hold: no wrong result, no hang, and one verdict
+//! among the untouched ranks.
 //!
 //! ```text
-//! FINETUNE_SIM_SEEDS=1000000 cargo test --release -p finetune-allreduce simulation      that many seeds
-//! FINETUNE_SIM_SEED=9 cargo test --release -p finetune-allreduce simulation -- --nocapture    one, and what happens in it
-//! FINETUNE_SIM_SEED=9 FINETUNE_SIM_BUG=JudgedAlone …                                   the same with a planted bug
+//! # that many seeds
+//! FINETUNE_SIM_SEEDS=1000000 cargo test --release -p finetune-allreduce simulation
+//! # one, and what happens in it
+//! FINETUNE_SIM_SEED=9 cargo test --release -p finetune-allreduce simulation -- --nocapture
+//! # the same with a planted bug
+//! FINETUNE_SIM_SEED=9 FINETUNE_SIM_BUG=JudgedAlone cargo test …
 //! ```
 
 mod checks;
 mod faults;
 mod network;
+mod plans;
 mod random;
 mod rank;
 mod scenario;
@@ -30,7 +40,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::planted::{Bug, with_planted};
+use crate::mutations::{Bug, Mutations};
 use world::World;
 
 /// Seeds of the ordinary test run.
@@ -39,15 +49,15 @@ const SEEDS: u64 = 20_000;
 /// Failures after which a run of many seeds stops.
 const ENOUGH: usize = 10;
 
-/// Runs one seed and counts its events. The error says which promise was broken, and in which scenario.
+/// Runs one seed and counts its events. The error says which promise was broken, and in which
+/// scenario.
 fn simulate(seed: u64, bug: Option<Bug>, traced: bool) -> Result<u64, String> {
     let run = || {
-        let mut world = World::new(seed, traced);
+        let mut world = World::new(seed, Mutations::with(bug), traced);
         let outcome = world.run().and_then(|()| checks::check(&world));
         outcome.map(|()| world.events).map_err(|why| format!("seed={seed}: {why}\n    in {}", world.scenario))
     };
-    let outcome = with_planted(bug, || catch_unwind(AssertUnwindSafe(run)));
-    outcome.unwrap_or_else(|_| Err(format!("seed={seed}: panicked")))
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(format!("seed={seed}: panicked")))
 }
 
 fn variable<T>(name: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
@@ -124,7 +134,8 @@ fn every_planted_bug_is_caught() {
     }
 }
 
-/// Seeds that once found something, and what. A change of what is drawn from a seed makes them other runs.
+/// Seeds that once found something, and what. A change of what is drawn from a seed makes them
+/// other runs.
 const FOUND: [(u64, &str); 13] = [
     (9, "a rank that slept through its own loss blamed the others' connections"),
     (19, "a link that was closed for sending hid the frames that had arrived on it"),

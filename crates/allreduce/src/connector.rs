@@ -1,4 +1,4 @@
-//! Connections between any two members of a group, once all know of each other.
+//! Connections between any two members of a group, once each knows all others.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,33 +11,35 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::handshake::{HandshakeError, Purpose, Trusted, call};
 use crate::join_error::JoinError;
-use crate::lobby::Lobby;
+use crate::listener::Listener;
 
-/// How long a rank that listens, as rank 0 knows, may be out of another's reach: longer is no accident.
+/// How long a rank, which rank 0 knows to listen, may be unreachable for another: longer is no
+/// accident.
 const UNREACHABLE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Between two looks at whether the group still stands.
+/// Between two looks at whether the group has failed.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// A rank as the roster lists it.
+/// A rank as the roster lists it. The roster has this rank too, so an entry is a member rather than
+/// a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Member {
     pub(crate) host: String,
     pub(crate) pid: u32,
-    /// Where it may be reached, the likeliest first.
+    /// Its addresses, the likeliest first.
     pub(crate) addresses: Vec<SocketAddr>,
 }
 
 /// What is needed to connect to any member of a group.
-pub(crate) struct Circle<'a> {
+pub(crate) struct Connector<'a> {
     config: &'a Config,
     members: &'a [Member],
-    lobby: &'a Lobby,
+    listener: &'a Listener,
     deadline: Instant,
     /// How long one try to reach a member may take.
     patience: Duration,
-    /// Whether it is still worth trying: a group within a group fails with it.
-    stands: &'a dyn Fn() -> Result<(), JoinError>,
+    /// Fails if a connection is of no more use: a group within a group fails with it.
+    check: &'a dyn Fn() -> Result<(), JoinError>,
     /// Where members were reached.
     pub(crate) reached: RefCell<BTreeMap<usize, SocketAddr>>,
 }
@@ -46,25 +48,28 @@ pub(crate) struct Circle<'a> {
 pub(crate) struct Failed {
     /// Each address with what came of it.
     pub(crate) tried: String,
-    /// It was reached and did not answer: slow or frozen, not out of reach.
+    /// The member was reached and did not answer: it is slow or frozen, not unreachable.
     pub(crate) slow: bool,
-    /// What listens there is somebody else.
+    /// Another program listens there.
     pub(crate) foreign: bool,
 }
 
-impl<'a> Circle<'a> {
+impl<'a> Connector<'a> {
     pub(crate) fn new(
         config: &'a Config,
         members: &'a [Member],
-        lobby: &'a Lobby,
+        listener: &'a Listener,
         deadline: Instant,
         patience: Duration,
-        stands: &'a dyn Fn() -> Result<(), JoinError>,
-    ) -> Circle<'a> {
-        Circle { config, members, lobby, deadline, patience, stands, reached: RefCell::default() }
+        check: &'a dyn Fn() -> Result<(), JoinError>,
+    ) -> Connector<'a> {
+        Connector { config, members, listener, deadline, patience, check, reached: RefCell::default() }
     }
 
-    /// The higher rank calls, the lower one takes the call. `purpose` is given who is called.
+    /// The higher rank calls and the lower one accepts. `purpose` gets the rank that is called.
+    ///
+    /// # Errors
+    /// If the peer is unreachable, does not call in time, or the group has failed.
     pub(crate) fn connect(&self, peer: usize, purpose: impl Fn(usize) -> Purpose) -> Result<Trusted, JoinError> {
         let rank = self.config.rank;
         if peer > rank {
@@ -73,12 +78,13 @@ impl<'a> Circle<'a> {
         let began = Instant::now();
         let mut pause = Duration::from_millis(20);
         loop {
-            // The peer is listening: it said so. A refused or broken connection may be an accident worth another try.
+            // The peer listens, as rank 0 knows. A refused or broken connection may be an accident,
+            // so try again.
             let failed = match self.call(peer, &|| purpose(peer)) {
                 Ok(trusted) => return Ok(trusted),
                 Err(failed) => failed,
             };
-            (self.stands)()?;
+            (self.check)()?;
             let out_of_reach = !failed.slow && began.elapsed() >= UNREACHABLE_PATIENCE;
             if Instant::now() >= self.deadline || failed.foreign || out_of_reach {
                 return Err(pair(self.members, rank, peer, failed.tried));
@@ -91,10 +97,10 @@ impl<'a> Circle<'a> {
     fn await_call(&self, peer: usize, wanted: &Purpose) -> Result<Trusted, JoinError> {
         loop {
             let look = self.deadline.min(Instant::now() + LOOK);
-            if let Some(arrival) = self.lobby.take(look, |hello| hello.rank == peer && hello.purpose == *wanted) {
+            if let Some(arrival) = self.listener.take(look, |hello| hello.rank == peer && hello.purpose == *wanted) {
                 return Ok(arrival.connection);
             }
-            (self.stands)()?;
+            (self.check)()?;
             if Instant::now() >= self.deadline {
                 let (host, seconds) = (&self.members[peer].host, self.config.join_timeout.as_secs());
                 let why = format!("it ({host}) did not call within {seconds} s");
@@ -144,7 +150,8 @@ pub(crate) fn pair(members: &[Member], rank: usize, peer: usize, tried: String) 
 
 pub(crate) fn connect(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, patience.min(Duration::from_secs(2)))?;
-    // Calling a free port of the ephemeral range on this very machine can, once in thousands of tries, meet itself.
+    // A call to a free ephemeral port of this machine can connect to itself, once in thousands of
+    // tries.
     if stream.local_addr()? == stream.peer_addr()? {
         return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
     }

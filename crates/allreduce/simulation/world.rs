@@ -5,20 +5,21 @@ use std::time::Duration;
 
 use super::network::{Direction, Parcel};
 use super::random::Random;
-use super::rank::{Line, Pace, Process, Rank, Settings};
+use super::rank::{Pace, Process, Rank, Settings};
 use super::scenario::{Change, Scenario};
 use super::wires::{LinkSettings, SimTransport};
 use super::work::{LINKS, Task};
 use crate::frame::HEADER_BYTES;
-use crate::sealed::Opener;
+use crate::mutations::Mutations;
+use crate::sealed::Seals;
 use crate::secret::{Seal, Secret};
 use crate::session::Timing;
 
 /// The number of the group; frames of an earlier one have another.
 pub(super) const SESSION: u64 = 0x5e55_1011;
 
-/// What is going to happen.
-pub(super) enum Happening {
+/// Something that will happen.
+pub(super) enum Event {
     Arrival {
         from: usize,
         to: usize,
@@ -35,8 +36,8 @@ pub(super) struct World {
     pub(super) now: Duration,
     pub(super) scenario: Scenario,
     pub(super) ranks: Vec<Rank>,
-    /// By time, then in the order in which it was put in.
-    pub(super) queue: BTreeMap<(Duration, u64), Happening>,
+    /// By time, then in the order of insertion.
+    pub(super) queue: BTreeMap<(Duration, u64), Event>,
     entries: u64,
     pub(super) random: Random,
     /// From each rank to each other.
@@ -46,7 +47,7 @@ pub(super) struct World {
     pub(super) tasks: Vec<Task>,
     /// When the first fault took effect.
     pub(super) struck: Option<Duration>,
-    /// When each rank left the group of itself.
+    /// When each rank left the group in good order.
     pub(super) left: Vec<Option<Duration>>,
     pub(super) frozen_since: Vec<Duration>,
     pub(super) traced: bool,
@@ -54,7 +55,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, traced: bool) -> World {
+    pub(super) fn new(seed: u64, mutations: Mutations, traced: bool) -> World {
         let mut random = Random::new(seed);
         let (mut conditions, mut work) = (random.branch(), random.branch());
         let scenario = Scenario::draw(&mut conditions);
@@ -67,11 +68,12 @@ impl World {
             timeout: scenario.timeout,
             operation_timeout: scenario.operation_timeout(),
             frame_bytes,
+            mutations,
         };
         let most_at_once = frame_bytes * random.pick(&[1, 1, 2]) + HEADER_BYTES * random.pick(&[0, 1, 2]);
         let room = (frame_bytes + HEADER_BYTES) * random.pick(&[1, 2, 8]);
         let link = LinkSettings { model: scenario.model, links: LINKS, frame_bytes, most_at_once, room };
-        let mut lines = lines(world);
+        let mut seals = seals(world, mutations);
         let ranks: Vec<Rank> = (0..world)
             .map(|rank| {
                 let pace = Pace {
@@ -82,7 +84,7 @@ impl World {
                 };
                 let transport = SimTransport::new(world, link, random.branch());
                 let tasks = tasks_of(rank, &tasks, &scenario, &mut work);
-                Rank::new(rank, settings, pace, SESSION, std::mem::take(&mut lines[rank]), transport, tasks)
+                Rank::new(rank, settings, pace, SESSION, std::mem::take(&mut seals[rank]), transport, tasks)
             })
             .collect();
         let mut simulation = World {
@@ -103,7 +105,7 @@ impl World {
             scenario,
         };
         for (at, change) in simulation.scenario.changes.clone() {
-            simulation.put(at, Happening::Change(change));
+            simulation.put(at, Event::Change(change));
         }
         for rank in 0..world {
             simulation.set_timers(rank);
@@ -128,7 +130,7 @@ impl World {
             if self.ranks.iter().all(over) {
                 return Ok(());
             }
-            let Some(((at, _), happening)) = self.queue.pop_first() else {
+            let Some(((at, _), event)) = self.queue.pop_first() else {
                 return Err("nothing is going to happen any more".into());
             };
             self.now = at;
@@ -137,21 +139,21 @@ impl World {
                 let stuck: Vec<usize> = self.ranks.iter().filter(|rank| !over(rank)).map(|rank| rank.rank).collect();
                 return Err(format!("ranks {stuck:?} hang: no end after {horizon:?}"));
             }
-            match happening {
-                Happening::Arrival { from, to, parcel } => self.arrive(from, to, parcel)?,
-                Happening::Control(rank) => {
+            match event {
+                Event::Arrival { from, to, parcel } => self.arrive(from, to, parcel)?,
+                Event::Control(rank) => {
                     if self.control_timers[rank] == Some(at) {
                         self.control_timers[rank] = None;
                         self.control(rank)?;
                     }
                 }
-                Happening::Engine(rank) => {
+                Event::Engine(rank) => {
                     if self.engine_timers[rank] == Some(at) {
                         self.engine_timers[rank] = None;
                     }
                     self.engine(rank)?;
                 }
-                Happening::Change(change) => {
+                Event::Change(change) => {
                     thaws -= usize::from(matches!(change, Change::Thaw(_)));
                     self.change(change)?;
                 }
@@ -165,9 +167,9 @@ impl World {
         }
     }
 
-    pub(super) fn put(&mut self, at: Duration, happening: Happening) {
+    pub(super) fn put(&mut self, at: Duration, event: Event) {
         self.entries += 1;
-        self.queue.insert((at, self.entries), happening);
+        self.queue.insert((at, self.entries), event);
     }
 
     pub(super) fn set_timers(&mut self, rank: usize) {
@@ -177,13 +179,13 @@ impl World {
         let control = self.ranks[rank].next_control().max(self.now);
         if self.control_timers[rank] != Some(control) {
             self.control_timers[rank] = Some(control);
-            self.put(control, Happening::Control(rank));
+            self.put(control, Event::Control(rank));
         }
         if let Some(engine) = self.ranks[rank].next_engine(self.now).map(|at| at.max(self.now))
             && self.engine_timers[rank] != Some(engine)
         {
             self.engine_timers[rank] = Some(engine);
-            self.put(engine, Happening::Engine(rank));
+            self.put(engine, Event::Engine(rank));
         }
     }
 
@@ -237,11 +239,11 @@ impl World {
     }
 }
 
-/// The operations of a run; no two in a row look alike, so that a rank that leaves one out is found out.
+/// The operations of a run. No two in a row look alike, so a rank that leaves one out is found.
 fn draw_tasks(scenario: &Scenario, random: &mut Random) -> Vec<Task> {
     let mut tasks: Vec<Task> = Vec::new();
     while tasks.len() < scenario.tasks {
-        let task = Task::random(random, scenario.world, scenario.ways, scenario.longest_pause);
+        let task = Task::random(random, scenario.world, scenario.choice, scenario.longest_pause);
         if tasks.last().is_none_or(|last| last.descriptor != task.descriptor) {
             tasks.push(task);
         }
@@ -263,13 +265,13 @@ fn tasks_of(rank: usize, tasks: &[Task], scenario: &Scenario, random: &mut Rando
         if random.one_in(3) {
             tasks.remove(stray.task);
         } else {
-            tasks[stray.task] = tasks[stray.task].diverged(random, scenario.world, scenario.ways);
+            tasks[stray.task] = tasks[stray.task].diverged(random, scenario.world, scenario.choice);
         }
     }
     tasks
 }
 
-/// Short frames, so that there are many; longer ones where there would be too many.
+/// Short frames, so that there are many; longer ones if there would be too many.
 fn frame_bytes(tasks: &[Task], world: usize, random: &mut Random) -> usize {
     let longest = tasks.iter().map(|task| task.descriptor.elements as usize * 4).max().unwrap_or(0);
     let asked = random.pick(&[16, 64, 128, 256, 512, 1024, 4096]);
@@ -278,13 +280,13 @@ fn frame_bytes(tasks: &[Task], world: usize, random: &mut Random) -> usize {
 }
 
 /// The control connections: two keys for each pair.
-fn lines(world: usize) -> Vec<BTreeMap<usize, Line>> {
+fn seals(world: usize, mutations: Mutations) -> Vec<BTreeMap<usize, Seals>> {
     let secret = Secret::loopback();
     let key = |from: usize, to: usize| {
         Seal::new(&secret.tag("simulated", &[&(from as u64).to_le_bytes(), &(to as u64).to_le_bytes()]))
     };
-    let line = |rank: usize, peer: usize| Line::new(key(rank, peer), Opener::new(key(peer, rank)));
+    let pair = |rank: usize, peer: usize| Seals::new(key(rank, peer), key(peer, rank)).with(mutations);
     (0..world)
-        .map(|rank| (0..world).filter(|&peer| peer != rank).map(|peer| (peer, line(rank, peer))).collect())
+        .map(|rank| (0..world).filter(|&peer| peer != rank).map(|peer| (peer, pair(rank, peer))).collect())
         .collect()
 }

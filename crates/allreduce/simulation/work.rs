@@ -1,7 +1,8 @@
 //! What the ranks do: a list of operations with their data, and what has to come out of each.
 //!
-//! What comes out is worked out from the documented order of summation, without plans, frames or links, and compared bit by
-//! bit. It depends on the seed alone: ranks that pass have the same bits as each other and as any other run of the seed.
+//! What comes out is worked out from the documented order of summation, without plans, frames or
+//! links, and compared bit by bit. It depends on the seed alone: ranks that pass have the same bits
+//! as each other and as any other run of the seed.
 
 use std::time::Duration;
 
@@ -9,9 +10,9 @@ use bytemuck::{cast_slice, cast_slice_mut};
 
 use super::random::Random;
 use crate::arithmetic;
-use crate::frame::{Algorithm, Descriptor, Element, Kind, Reduction, Wire};
+use crate::frame::{Algorithm, Descriptor, Element, Kind, Reduction, WireDtype};
 use crate::operation::Buffers;
-use crate::plan::{self, FrameLength, Plan, Share, part, segment};
+use crate::plan::{self, FrameLength, Plan, part, segment};
 
 /// Links between two ranks.
 pub(super) const LINKS: usize = 2;
@@ -45,9 +46,10 @@ impl Memory {
     }
 }
 
-/// The ways that the operations of one run may take, as one configuration of a group allows them.
+/// The algorithms that the operations of one run may take, as one configuration of a group allows
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ways {
+pub(super) enum AlgorithmChoice {
     AroundTheRing,
     OverAllPairs,
     /// The caller chooses one for each reduction.
@@ -55,7 +57,7 @@ pub(super) enum Ways {
 }
 
 impl Task {
-    pub(super) fn random(random: &mut Random, world: usize, ways: Ways, longest_pause: Duration) -> Task {
+    pub(super) fn random(random: &mut Random, world: usize, choice: AlgorithmChoice, longest_pause: Duration) -> Task {
         let kinds = [
             Kind::AllReduce,
             Kind::AllReduce,
@@ -67,13 +69,13 @@ impl Task {
             Kind::Barrier,
         ];
         let kind = match random.pick(&kinds) {
-            Kind::AllToAll if ways == Ways::AroundTheRing => Kind::AllReduce, // has no ring
+            Kind::AllToAll if choice == AlgorithmChoice::AroundTheRing => Kind::AllReduce, // has no ring
             kind => kind,
         };
-        let ring = match ways {
-            Ways::AroundTheRing => true,
-            Ways::OverAllPairs => false,
-            Ways::Mixed => random.one_in(2),
+        let ring = match choice {
+            AlgorithmChoice::AroundTheRing => true,
+            AlgorithmChoice::OverAllPairs => false,
+            AlgorithmChoice::Mixed => random.one_in(2),
         };
         let algorithm = match (kind, ring) {
             (Kind::AllToAll, _) => Algorithm::Direct,
@@ -97,7 +99,7 @@ impl Task {
             Kind::AllGather | Kind::AllToAll => elements / world * world,
             _ => elements,
         };
-        let wires = [Wire::Exact, Wire::Exact, Wire::Exact, Wire::Bf16, Wire::F16];
+        let wires = [WireDtype::Exact, WireDtype::Exact, WireDtype::Exact, WireDtype::Bf16, WireDtype::F16];
         let descriptor = Descriptor {
             kind,
             reduction: if reduces {
@@ -106,7 +108,7 @@ impl Task {
                 Reduction::Sum
             },
             element: if reduces { Element::F32 } else { Element::Byte },
-            wire: if kind == Kind::AllReduce { random.pick(&wires) } else { Wire::Exact },
+            wire: if kind == Kind::AllReduce { random.pick(&wires) } else { WireDtype::Exact },
             algorithm,
             root: if kind == Kind::Broadcast { random.below(world) as u16 } else { 0 },
             elements: elements as u64,
@@ -116,8 +118,9 @@ impl Task {
         Task { descriptor, pause, whole_numbers: random.one_in(3), seed: random.next() }
     }
 
-    /// Another operation than this one, as a rank does it that runs another program or sees other data.
-    pub(super) fn diverged(&self, random: &mut Random, world: usize, ways: Ways) -> Task {
+    /// Another operation than this one, as a rank does it that runs another program or sees other
+    /// data.
+    pub(super) fn diverged(&self, random: &mut Random, world: usize, choice: AlgorithmChoice) -> Task {
         let mut other = *self;
         let descriptor = &mut other.descriptor;
         match random.below(3) {
@@ -125,7 +128,7 @@ impl Task {
             1 if descriptor.kind != Kind::Barrier => descriptor.elements += world as u64 * (1 + random.below(9) as u64),
             _ => {
                 while other.descriptor.kind == self.descriptor.kind {
-                    other = Task::random(random, world, ways, self.pause);
+                    other = Task::random(random, world, choice, self.pause);
                 }
             }
         }
@@ -142,34 +145,9 @@ impl Task {
     }
 
     pub(super) fn plan(&self, rank: usize, world: usize, frame_bytes: usize) -> Plan {
-        let Descriptor { kind, algorithm, root, element, wire, .. } = self.descriptor;
-        let bytes = element.wire_bytes(wire);
+        let bytes = self.descriptor.element.wire_bytes(self.descriptor.wire);
         let length: FrameLength<'_> = &|remaining| ((remaining * bytes).min(frame_bytes) / bytes).max(1);
-        let (elements, root, ring) = (self.elements(), usize::from(root), algorithm == Algorithm::Ring);
-        let links = self.links();
-        match (kind, ring) {
-            (Kind::AllReduce | Kind::Barrier, _) if algorithm == Algorithm::Star => {
-                plan::star_reduce(rank, world, elements, length)
-            }
-            (Kind::AllReduce, true) => plan::ring_reduce(rank, world, elements, links, true, length),
-            (Kind::AllReduce, false) => {
-                let direct = algorithm == Algorithm::Direct;
-                let share = if direct { Share::Everything } else { Share::Segment { gather: true } };
-                plan::mesh_reduce(rank, world, elements, links, share, length)
-            }
-            (Kind::ReduceScatter, true) => plan::ring_reduce(rank, world, elements, links, false, length),
-            (Kind::ReduceScatter, false) => {
-                plan::mesh_reduce(rank, world, elements, links, Share::Segment { gather: false }, length)
-            }
-            (Kind::AllGather, true) => plan::ring_all_gather(rank, world, elements / world, links, length),
-            (Kind::AllGather, false) => plan::mesh_all_gather(rank, world, elements / world, links, length),
-            (Kind::Broadcast, true) => plan::broadcast_chain(rank, world, root, elements, links, length),
-            (Kind::Broadcast, false) => plan::broadcast_star(rank, world, root, elements, links, length),
-            (Kind::Barrier, true) => plan::ring_all_gather(rank, world, 0, 1, length),
-            (Kind::Barrier, false) => plan::mesh_all_gather(rank, world, 0, 1, length),
-            (Kind::AllToAll, _) => plan::all_to_all(rank, world, elements / world, links, length),
-            (Kind::Send, _) => unreachable!("the simulation has collective operations only"),
-        }
+        plan::collective(&self.descriptor, rank, world, self.links(), length)
     }
 
     /// What a rank brings to a reduction.
@@ -200,14 +178,9 @@ impl Task {
         if element == Element::F32 {
             let mut data = self.contribution(rank);
             let mut input = Vec::new();
-            match algorithm {
-                Algorithm::Direct => {
-                    arithmetic::settle(wire, &mut data);
-                    input = data.clone();
-                }
-                Algorithm::Mesh => arithmetic::settle(wire, &mut data[segment(elements, world, rank)]),
-                Algorithm::Star if rank == 0 => arithmetic::settle(wire, &mut data),
-                Algorithm::Star | Algorithm::Ring => {}
+            arithmetic::round_to_wire(wire, &mut data[plan::rounded_before(algorithm, elements, world, rank)]);
+            if algorithm == Algorithm::Direct {
+                input = data.clone();
             }
             return Memory { data, input, bytes: elements * 4 };
         }
@@ -240,7 +213,7 @@ impl Task {
         };
         if matches!(kind, Kind::AllReduce | Kind::ReduceScatter) {
             if algorithm == Algorithm::Direct {
-                arithmetic::settle(wire, &mut memory.data);
+                arithmetic::round_to_wire(wire, &mut memory.data);
             }
             let contributions: Vec<Vec<f32>> = (0..world).map(|rank| self.contribution(rank)).collect();
             let own = if kind == Kind::ReduceScatter { segment(elements, world, rank) } else { 0..elements };
@@ -265,12 +238,13 @@ impl Task {
         }
     }
 
-    /// The reduction in the documented order, each partial result rounded where it travels in a narrow type.
+    /// The reduction in the documented order, each partial result rounded where it travels in a
+    /// narrow type.
     fn reduced(&self, contributions: &[Vec<f32>]) -> Vec<f32> {
         let Descriptor { algorithm, wire, reduction, .. } = self.descriptor;
         let (world, elements) = (contributions.len(), self.elements());
         let round = |mut value: f32| {
-            arithmetic::settle(wire, std::slice::from_mut(&mut value));
+            arithmetic::round_to_wire(wire, std::slice::from_mut(&mut value));
             value
         };
         let combine = |a: f32, b: f32| match reduction {
@@ -287,7 +261,8 @@ impl Task {
             }
             return reduced;
         }
-        // Around the ring to the owner, half of each long segment the other way; every partial result is rounded.
+        // Around the ring to the owner, half of each long segment the other way; every partial
+        // result is rounded.
         let directions = if world > 2 { 2 } else { 1 };
         let lanes = (elements / world / 2048).clamp(1, self.links() * directions);
         for owner in 0..world {

@@ -1,7 +1,7 @@
 //! The data links: a [`Transport`] whose bytes go through the simulated network.
 //!
-//! A rank owns its ends of the links. What it sends lies in `outgoing` until the network fetches it; what the network brings
-//! lies in `arrived` until the rank asks for it.
+//! A rank owns its ends of the links. What it sends lies in `outgoing` until the network fetches
+//! it; what the network brings lies in `arrived` until the rank asks for it.
 
 use std::collections::VecDeque;
 
@@ -14,8 +14,8 @@ use crate::transport::{Backend, Broken, Transport, Want};
 pub(super) enum Model {
     /// Like TCP: a stream of bytes, in order and complete until it breaks.
     Stream,
-    /// Like RDMA over an unreliable connection: whole frames, which can be lost, doubled or overtaken without a word. It
-    /// never breaks: a dead peer is silent.
+    /// Like RDMA over an unreliable connection: whole frames, which can be lost, doubled or
+    /// overtaken without notice. It never breaks: a dead peer is silent.
     Frames,
 }
 
@@ -112,6 +112,11 @@ impl SimTransport {
     /// Whether something has arrived that was not read.
     pub(super) fn has_unread(&self, peer: usize, link: usize) -> bool {
         !self.ends[peer][link].arrived.is_empty()
+    }
+
+    /// Whether the peer closed the link.
+    pub(super) fn is_closed(&self, peer: usize, link: usize) -> bool {
+        self.ends[peer][link].ended.is_some_and(|ending| ending.closed)
     }
 
     /// Nothing comes after what has arrived so far.

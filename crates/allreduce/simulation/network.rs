@@ -3,11 +3,13 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::rank::{Letter, Process};
+use super::rank::{Process, SealedMessage};
 use super::scenario::{FrameFault, Scenario};
 use super::wires::{Ending, Model, Piece};
 use super::work::LINKS;
-use super::world::{Happening, World};
+use super::world::{Event, World};
+use crate::sealed::LENGTH_BYTES;
+use crate::secret::KEY_BYTES;
 use crate::session::Message;
 
 /// What travels from one rank to another.
@@ -29,7 +31,13 @@ pub(super) struct Direction {
     pub(super) last_data: [Duration; LINKS],
     pub(super) frames: usize,
     pub(super) flip_next: bool,
-    pub(super) last_letter: Vec<u8>,
+    pub(super) last_message: Vec<u8>,
+}
+
+/// What a sealed message says; the seal is not checked.
+fn sealed_message(bytes: &[u8]) -> Message {
+    let body = &bytes[LENGTH_BYTES..bytes.len() - KEY_BYTES];
+    serde_json::from_slice(body).expect("the sender's own message")
 }
 
 impl World {
@@ -45,12 +53,12 @@ impl World {
 
     /// Sends the sealed messages that a rank has written.
     pub(super) fn post(&mut self, rank: usize) {
-        let letters = std::mem::take(&mut self.ranks[rank].letters);
+        let sealed_messages = std::mem::take(&mut self.ranks[rank].sealed_messages);
         if self.traced {
-            self.trace_letters(rank, &letters);
+            self.trace_messages(rank, &sealed_messages);
         }
-        for Letter { to, mut bytes, .. } in letters {
-            self.direction(rank, to).last_letter.clone_from(&bytes);
+        for SealedMessage { to, mut bytes } in sealed_messages {
+            self.direction(rank, to).last_message.clone_from(&bytes);
             if std::mem::take(&mut self.direction(rank, to).flip_next) {
                 self.struck.get_or_insert(self.now);
                 let bit = self.random.below(bytes.len() * 8);
@@ -69,13 +77,14 @@ impl World {
     }
 
     /// One line per message, however many ranks get it; heartbeats aside.
-    pub(super) fn trace_letters(&self, rank: usize, letters: &[Letter]) {
-        let mut rest: Vec<&Letter> = letters.iter().collect();
-        rest.retain(|letter| !matches!(letter.message, Message::Heartbeat(_)));
-        while let Some(first) = rest.first().copied() {
-            let same: Vec<usize> = rest.iter().filter(|one| one.message == first.message).map(|one| one.to).collect();
-            self.trace(|_| format!("rank {rank} to {same:?}: {:?}", first.message));
-            rest.retain(|letter| letter.message != first.message);
+    pub(super) fn trace_messages(&self, rank: usize, sealed_messages: &[SealedMessage]) {
+        let mut rest: Vec<(usize, Message)> =
+            sealed_messages.iter().map(|message| (message.to, sealed_message(&message.bytes))).collect();
+        rest.retain(|(_, message)| !matches!(message, Message::Heartbeat(_)));
+        while let Some((_, first)) = rest.first().cloned() {
+            let same: Vec<usize> = rest.iter().filter(|(_, message)| *message == first).map(|(to, _)| *to).collect();
+            self.trace(|_| format!("rank {rank} to {same:?}: {first:?}"));
+            rest.retain(|(_, message)| *message != first);
         }
     }
 
@@ -88,7 +97,7 @@ impl World {
         let last = &mut self.direction(from, to).last_control;
         *last = at.max(*last);
         let at = *last;
-        self.put(at, Happening::Arrival { from, to, parcel });
+        self.put(at, Event::Arrival { from, to, parcel });
     }
 
     pub(super) fn send_data(&mut self, from: usize, to: usize, link: usize, bytes: Vec<u8>) {
@@ -96,7 +105,7 @@ impl World {
         let last = &mut self.direction(from, to).last_data[link];
         *last = at.max(*last);
         let at = *last;
-        self.put(at, Happening::Arrival { from, to, parcel: Parcel::Data { link, bytes } });
+        self.put(at, Event::Arrival { from, to, parcel: Parcel::Data { link, bytes } });
     }
 
     /// Fetches what a rank has sent and read on its data links.
@@ -118,7 +127,7 @@ impl World {
     pub(super) fn make_room(&mut self, reader: usize, sender: usize, link: usize, bytes: usize) {
         if self.ranks[sender].transport.make_room(reader, link, bytes) {
             let at = self.now + self.scenario.latency / 2;
-            self.put(at, Happening::Engine(sender));
+            self.put(at, Event::Engine(sender));
         }
     }
 
@@ -191,7 +200,7 @@ impl World {
     pub(super) fn break_data(&mut self, from: usize, to: usize, ending: Ending) {
         for link in 0..LINKS {
             let at = (self.now + self.delay()).max(self.direction(from, to).last_data[link]);
-            self.put(at, Happening::Arrival { from, to, parcel: Parcel::DataEnd { link, ending } });
+            self.put(at, Event::Arrival { from, to, parcel: Parcel::DataEnd { link, ending } });
         }
     }
 }
