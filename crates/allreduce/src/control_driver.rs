@@ -73,6 +73,7 @@ impl ControlDriver {
     }
 
     /// Whether more may come from `peer`.
+    #[cfg(test)]
     pub(crate) fn is_open(&self, peer: usize) -> bool {
         self.connections.get(&peer).is_some_and(|connection| connection.open)
     }

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicI32};
 use std::time::Duration;
 
 use finetune_allreduce::bench::{self, Operation, Options, Row};
-use finetune_allreduce::{Algorithm, Backend, BackendChoice, DeviceMatrix, Group, Notice, Notices, WireDtype, new_token};
+use finetune_allreduce::{
+    Algorithm, Backend, BackendChoice, DeviceMatrix, Group, Notice, Notices, WireDtype, new_token,
+};
 use finetune_launch::complaint::{hint, shown};
 use finetune_launch::restart::{culprit, exit_code};
 use finetune_launch::workers::{Event, WorkerCommand, Workers};
