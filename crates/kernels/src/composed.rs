@@ -4,10 +4,7 @@
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
-use crate::attention::AttentionShape;
-use crate::cross_entropy::Targets;
-use crate::linear::Dropout;
-use crate::rope::RopeTable;
+use crate::arguments::{AttentionShape, Dropout, RopeTable, Targets};
 
 pub fn linear(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
     x.matmul(w.transpose())

@@ -10,11 +10,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Flex, TensorMetadata, backend_extension};
 use burn::tensor::Shape;
 
-use crate::attention::AttentionShape;
-use crate::cross_entropy::Targets;
+use crate::arguments::{AttentionShape, Dropout, RopeTable, Targets};
 use crate::fused::Fused;
-use crate::linear::Dropout;
-use crate::rope::RopeTable;
 
 /// Shapes and meaning of each operation stand at its function in [`crate::operations`].
 #[backend_extension(Flex, Cube: cfg(any(feature = "gpu", target_os = "macos")), Autodiff)]

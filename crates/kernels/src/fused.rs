@@ -7,10 +7,7 @@ use std::fmt::Debug;
 use burn::backend::Backend;
 use burn::backend::tensor::FloatTensor;
 
-use crate::attention::AttentionShape;
-use crate::cross_entropy::Targets;
-use crate::linear::Dropout;
-use crate::rope::RopeTable;
+use crate::arguments::{AttentionShape, Dropout, RopeTable, Targets};
 
 /// Tensors arrive contiguous. Shapes and meaning of each operation stand at its function in [`crate::operations`].
 ///

@@ -5,36 +5,25 @@
 //! Must never know: models, files, recipes.
 //! Start reading at [`operations`] (what the model calls), then [`composed`] (the same maths in plain
 //! tensor operations: the reference of the tests). `extension` makes the operations differentiable; each backend brings
-//! its own forward and backward passes: the CPU's in the files named after the operations, the GPUs' in `gpu`.
+//! its own forward and backward passes: the CPU's in `cpu`, the GPUs' in `gpu`.
 //!
 //! Shape letters used in names: `t` tokens of a micro-batch (all rows one after the other, no padding),
 //! `i` inputs, `o` outputs, `r` LoRA rank, `h` query heads, `k` key/value heads, `d` head dimension, `v` vocabulary.
 
-mod attention;
-mod buffer;
+mod arguments;
 pub mod composed;
-mod cross_entropy;
+mod cpu;
 pub mod devices;
 mod extension;
-mod flex;
 pub mod footprint;
 mod fused;
 #[cfg(any(feature = "gpu", target_os = "macos"))]
 mod gpu;
-mod halves;
-mod linear;
-pub mod matmul;
-mod norm;
 mod on_device;
 pub mod operations;
-mod rope;
 mod segments;
-mod simd;
-mod swiglu;
 
-pub use attention::AttentionShape;
-pub use cross_entropy::Targets;
+pub use arguments::{AttentionShape, Dropout, RopeTable, Targets};
+pub use cpu::matmul;
 pub use devices::{DeviceKind, FloatType, FoundDevice};
-pub use linear::Dropout;
-pub use rope::RopeTable;
 pub use segments::{Segment, Segments};

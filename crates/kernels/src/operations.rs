@@ -6,11 +6,8 @@
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
-use crate::attention::AttentionShape;
-use crate::cross_entropy::Targets;
+use crate::arguments::{AttentionShape, Dropout, RopeTable, Targets};
 use crate::extension::Kernels;
-use crate::linear::Dropout;
-use crate::rope::RopeTable;
 
 /// `x Wᵀ`: x [t, i], w [o, i] -> [t, o]. A `w` that does not require gradients costs none, and x is not kept for it.
 pub fn linear(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {

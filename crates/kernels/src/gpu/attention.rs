@@ -16,7 +16,7 @@ use super::heads::{SoftmaxBackward, add_rows, heads_first, put_tokens_first, sof
 use super::product::{product, transposed};
 use super::rows::{self, Block, QueryRanges};
 use super::tensor::{contiguous, empty, reshaped, upload_u32};
-use crate::attention::AttentionShape;
+use crate::arguments::AttentionShape;
 use crate::footprint::{GPU_QUERIES, GPU_SCORES};
 use crate::segments::Segment;
 

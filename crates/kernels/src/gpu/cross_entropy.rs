@@ -1,4 +1,4 @@
-//! The output layer and its cross-entropy in one, a piece of the trained positions at a time. See [`crate::cross_entropy`].
+//! The output layer and its cross-entropy in one, a piece of the trained positions at a time. See `cpu/cross_entropy.rs`.
 
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
@@ -8,7 +8,7 @@ use super::elements::{gather_rows, scale_rows, scaled, scatter_rows};
 use super::product::{product, transposed};
 use super::rows;
 use super::tensor::{empty, upload_u32};
-use crate::cross_entropy::Targets;
+use crate::arguments::Targets;
 use crate::footprint::gpu_logit_rows;
 
 /// Gradients of logits are below 1, mostly far below: f16 has no numbers for them unless they are scaled up on the way.

@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use super::elements::{self, add, scaled};
 use super::product::{product, transposed};
 use super::tensor::upload_u32;
-use crate::linear::Dropout;
+use crate::arguments::Dropout;
 
 /// What the backward pass needs. `h` is drop(x) Aᵀ, [t, r].
 #[derive(Clone, Debug)]

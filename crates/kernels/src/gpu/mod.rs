@@ -19,11 +19,8 @@ use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 
-use crate::attention::AttentionShape;
-use crate::cross_entropy::Targets;
+use crate::arguments::{AttentionShape, Dropout, RopeTable, Targets};
 use crate::fused::Fused;
-use crate::linear::Dropout;
-use crate::rope::RopeTable;
 use elements::scaled;
 use product::{product, transposed};
 use tensor::{elements_of, last, reshaped, upload_f32};

@@ -10,23 +10,14 @@ use burn::backend::TensorMetadata;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::buffer::{floats, tensor};
-use crate::matmul::{Matrix, single};
-use crate::segments::{Segment, Segments};
-use crate::simd;
+use super::buffer::{floats, tensor};
+use super::matmul::{Matrix, single};
+use super::simd;
+use crate::arguments::AttentionShape;
+use crate::segments::Segment;
 
 /// Queries that are worked on at a time: scores of a block stay in the second-level cache up to 2,000 keys.
 const BLOCK: usize = 64;
-
-/// Which keys a query sees, and how scores are scaled.
-#[derive(Clone, Debug)]
-pub struct AttentionShape {
-    pub segments: Segments,
-    /// Scores are multiplied by this, 1 / sqrt(d) in all families here.
-    pub scale: f32,
-    /// A query sees this many keys up to and including its own (Mistral); all of them where `None`.
-    pub window: Option<usize>,
-}
 
 #[derive(Clone, Debug)]
 pub(crate) struct Saved {

@@ -8,7 +8,7 @@
 
 use rayon::prelude::*;
 
-use crate::simd;
+use super::simd;
 
 /// A matrix in somebody's slice: element (row, column) lies at `row * row_stride + column * column_stride`.
 #[derive(Clone, Copy)]

@@ -11,37 +11,12 @@ use burn::backend::TensorMetadata;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::buffer::{floats, tensor, uninitialized};
+use super::buffer::{floats, tensor, uninitialized};
+use super::halves::{times_tall, times_transposed};
+use super::matmul::{Matrix, matmul};
+use super::simd;
+use crate::arguments::Targets;
 use crate::footprint::cpu_logit_rows;
-use crate::halves::{times_tall, times_transposed};
-use crate::matmul::{Matrix, matmul};
-use crate::on_device::OnDevice;
-use crate::simd;
-
-/// Which tokens of the micro-batch are predicted from, and what they should predict. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Targets {
-    pub(crate) positions: Arc<[u32]>,
-    pub(crate) tokens: Arc<[u32]>,
-    #[cfg_attr(not(any(feature = "gpu", target_os = "macos")), expect(dead_code, reason = "GPUs only"))]
-    pub(crate) on_device: OnDevice,
-}
-
-impl Targets {
-    /// `positions[n]` indexes the tokens of the micro-batch; `tokens[n]` is the token that follows it.
-    pub fn new(positions: Vec<u32>, tokens: Vec<u32>) -> Targets {
-        assert_eq!(positions.len(), tokens.len(), "one target for each position");
-        Targets { positions: positions.into(), tokens: tokens.into(), on_device: OnDevice::default() }
-    }
-
-    pub fn len(&self) -> usize {
-        self.tokens.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
-    }
-}
 
 #[derive(Clone, Debug)]
 pub(crate) struct Saved {

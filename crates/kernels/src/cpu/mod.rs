@@ -1,18 +1,24 @@
-//! [`Fused`] on the CPU backend: the functions of this crate's files, one after the other.
+//! [`Fused`] on the CPU backend: the functions of the files beside this one.
+
+mod attention;
+pub(crate) mod buffer;
+mod cross_entropy;
+mod dropout;
+pub(crate) mod halves;
+mod linear;
+pub mod matmul;
+mod norm;
+mod rope;
+mod simd;
+mod swiglu;
 
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::Shape;
 use burn_flex::FlexTensor;
 
-use crate::attention::{self, AttentionShape};
-use crate::buffer;
-use crate::cross_entropy::{self, Targets};
+use crate::arguments::{AttentionShape, Dropout, RopeTable, Targets};
 use crate::fused::Fused;
-use crate::linear::{self, Dropout};
-use crate::norm;
-use crate::rope::{self, RopeTable};
-use crate::swiglu;
 
 impl Fused for Flex {
     type SavedLora = linear::SavedLora;

@@ -7,42 +7,12 @@ use std::sync::Arc;
 
 use burn::backend::TensorMetadata;
 use burn_flex::FlexTensor;
-use rayon::prelude::*;
 
-use crate::buffer::{floats, tensor, uninitialized, with_last};
-use crate::halves::{times, times_transposed};
-use crate::matmul::{Matrix, matmul};
-use finetune_random::{Stream, unit};
-
-/// Dropout of a LoRA branch's input. The mask is a function of (stream, row, position, column) alone, so it
-/// is made again in the backward pass, and does not depend on the micro-batch or the rank that a row is in.
-#[derive(Clone, Debug)]
-pub struct Dropout {
-    pub probability: f32,
-    pub stream: Stream,
-    /// For each token: the row of the dataset it belongs to, and its position in it.
-    pub tokens: Arc<[(u32, u32)]>,
-}
-
-impl Dropout {
-    /// x with elements dropped and the rest divided by 1 - p; `x` is [t, width], row-major.
-    pub(crate) fn apply(&self, x: &[f32]) -> Vec<f32> {
-        let width = x.len() / self.tokens.len();
-        let keep_factor = 1.0 / (1.0 - self.probability);
-        let mut out = uninitialized(x.len());
-        out.par_chunks_mut(width).zip(x.par_chunks(width)).zip(self.tokens.par_iter()).with_min_len(16).for_each(
-            |((out, x), &(row, position))| {
-                for (n, (out, x)) in out.chunks_mut(4).zip(x.chunks(4)).enumerate() {
-                    let words = self.stream.block([n as u32, position, row, 0]);
-                    for ((out, x), word) in out.iter_mut().zip(x).zip(words) {
-                        *out = if unit(word) < self.probability { 0.0 } else { x * keep_factor };
-                    }
-                }
-            },
-        );
-        out
-    }
-}
+use super::buffer::{floats, tensor, uninitialized, with_last};
+use super::halves::{times, times_transposed};
+use super::matmul::{Matrix, matmul};
+use super::simd;
+use crate::arguments::Dropout;
 
 fn matrix(t: &FlexTensor) -> Matrix<'_> {
     let [rows, columns] = t.shape().dims::<2>();
@@ -147,7 +117,7 @@ pub(crate) fn lora_backward(saved: SavedLora, d_y: &FlexTensor, wanted: [bool; 3
                 let mut branch = uninitialized(tokens * inputs);
                 matmul(&mut branch, false, 1.0, d_h_matrix, matrix(&a));
                 // The mask multiplies, so it is its own backward pass.
-                crate::simd::add_scaled(&mut d_x, 1.0, &dropout.apply(&branch));
+                simd::add_scaled(&mut d_x, 1.0, &dropout.apply(&branch));
             }
         }
         tensor(d_x, x.shape())

@@ -4,8 +4,8 @@ use burn::backend::TensorMetadata;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::buffer::{floats, tensor, uninitialized};
-use crate::simd;
+use super::buffer::{floats, tensor, uninitialized};
+use super::simd;
 
 const JOB: usize = 16_384;
 

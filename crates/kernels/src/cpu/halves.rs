@@ -10,12 +10,12 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::buffer::{floats, uninitialized};
-use crate::matmul::{Matrix, matmul};
+use super::buffer::{floats, uninitialized};
+use super::matmul::{Matrix, matmul};
 
 /// Bytes of widened weight at a time: few passes over the result, and little memory.
 pub(crate) const BLOCK_BYTES: usize = 16 << 20;
-/// Fewest columns of a block for each thread, so that a product can still be split (see [`crate::matmul`]).
+/// Fewest columns of a block for each thread, so that a product can still be split (see [`super::matmul`]).
 const COLUMNS_PER_THREAD: usize = 272;
 
 /// `out = keep · out + scale · x Wᵀ`: x [t, i], w [o, i], out [t, o].

@@ -6,8 +6,8 @@ use burn::backend::TensorMetadata;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::buffer::{floats, tensor, uninitialized};
-use crate::simd;
+use super::buffer::{floats, tensor, uninitialized};
+use super::simd;
 
 /// Rows that one job takes.
 const JOB_ROWS: usize = 32;
