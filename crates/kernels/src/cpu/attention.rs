@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use burn::backend::TensorMetadata;
+use burn::backend::{Flex, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
@@ -14,6 +14,8 @@ use super::buffer::{floats, tensor};
 use super::matmul::{Matrix, single};
 use super::simd;
 use crate::arguments::AttentionShape;
+use crate::fused::Fused;
+use crate::operations::CausalAttention;
 use crate::segments::Segment;
 
 /// Queries that are worked on at a time: scores of a block stay in the second-level cache up to 2,000 keys.
@@ -21,13 +23,13 @@ const BLOCK: usize = 64;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Saved {
-    pub(crate) q: FlexTensor,
-    pub(crate) k: FlexTensor,
-    pub(crate) v: FlexTensor,
-    pub(crate) out: FlexTensor,
+    q: FlexTensor,
+    k: FlexTensor,
+    v: FlexTensor,
+    out: FlexTensor,
     /// ln Σ e^(scale · score) for each head and query: [h, t].
     log_sums: Arc<[f32]>,
-    pub(crate) shape: AttentionShape,
+    shape: AttentionShape,
 }
 
 /// Sizes that all jobs share: head counts, and widths of a token in each tensor.
@@ -92,25 +94,52 @@ fn head(values: &[f32], heads: usize, head: usize, width: usize, start: usize, r
     Matrix::strided(&values[(start * heads + head) * width..], rows, width, heads * width)
 }
 
-/// q [t, h, d], k and v [s, k, d], all contiguous -> [t, h, d].
-pub(crate) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, shape: AttentionShape) -> (FlexTensor, Saved) {
-    let (queries, _, heads) = Heads::of(&q, &k);
-    let (qs, ks, vs) = (floats(&q), floats(&k), floats(&v));
-    // One job for each row and query head; each returns its own [row, d] and log-sums.
-    let jobs: Vec<(&Segment, usize)> =
-        shape.segments.iter().flat_map(|segment| (0..heads.query).map(move |h| (segment, h))).collect();
-    let results: Vec<(Vec<f32>, Vec<f32>)> = jobs
-        .par_iter()
-        .map(|&(segment, h)| forward_head(qs, ks, vs, heads, segment, h, shape.scale, shape.window))
-        .collect();
-    let mut out = vec![0.0; queries * heads.query * heads.width];
-    let mut log_sums = vec![0.0; heads.query * queries];
-    for ((segment, h), (rows, sums)) in jobs.iter().zip(&results) {
-        put(&mut out, heads.query, *h, heads.width, segment.query_start, rows);
-        log_sums[h * queries + segment.query_start..][..sums.len()].copy_from_slice(sums);
+impl Fused<Flex, 3> for CausalAttention {
+    type Saved = Saved;
+
+    fn forward(self, [q, k, v]: [FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
+        let shape = self.shape;
+        let (queries, _, heads) = Heads::of(&q, &k);
+        let (qs, ks, vs) = (floats(&q), floats(&k), floats(&v));
+        // One job for each row and query head; each returns its own [row, d] and log-sums.
+        let jobs: Vec<(&Segment, usize)> =
+            shape.segments.iter().flat_map(|segment| (0..heads.query).map(move |h| (segment, h))).collect();
+        let results: Vec<(Vec<f32>, Vec<f32>)> = jobs
+            .par_iter()
+            .map(|&(segment, h)| forward_head(qs, ks, vs, heads, segment, h, shape.scale, shape.window))
+            .collect();
+        let mut out = vec![0.0; queries * heads.query * heads.width];
+        let mut log_sums = vec![0.0; heads.query * queries];
+        for ((segment, h), (rows, sums)) in jobs.iter().zip(&results) {
+            put(&mut out, heads.query, *h, heads.width, segment.query_start, rows);
+            log_sums[h * queries + segment.query_start..][..sums.len()].copy_from_slice(sums);
+        }
+        let out = tensor(out, q.shape());
+        (out.clone(), Saved { q, k, v, out, log_sums: log_sums.into(), shape })
     }
-    let out = tensor(out, q.shape());
-    (out.clone(), Saved { q, k, v, out, log_sums: log_sums.into(), shape })
+
+    fn backward(saved: Saved, d_out: FlexTensor, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let (queries, keys, heads) = Heads::of(&saved.q, &saved.k);
+        let shape = &saved.shape;
+        // One job for each row and key/value head: the query heads of its group add to the same keys in their order.
+        let jobs: Vec<(&Segment, usize)> =
+            shape.segments.iter().flat_map(|segment| (0..heads.key).map(move |kv| (segment, kv))).collect();
+        let results: Vec<[Vec<f32>; 3]> = jobs
+            .par_iter()
+            .map(|&(segment, kv)| backward_group(&saved, floats(&d_out), heads, queries, segment, kv))
+            .collect();
+        let mut d_q = vec![0.0; queries * heads.query * heads.width];
+        let mut d_k = vec![0.0; keys * heads.key * heads.width];
+        let mut d_v = vec![0.0; keys * heads.key * heads.width];
+        for ((segment, kv), [group_q, rows_k, rows_v]) in jobs.iter().zip(&results) {
+            for (g, rows) in group_q.chunks(segment.queries.max(1) * heads.width).enumerate() {
+                put(&mut d_q, heads.query, kv * heads.group() + g, heads.width, segment.query_start, rows);
+            }
+            put(&mut d_k, heads.key, *kv, heads.width, segment.key_start, rows_k);
+            put(&mut d_v, heads.key, *kv, heads.width, segment.key_start, rows_v);
+        }
+        [tensor(d_q, saved.q.shape()), tensor(d_k, saved.k.shape()), tensor(d_v, saved.v.shape())].map(Some)
+    }
 }
 
 /// Copies a head's rows [n, d] into a [t, heads, d] tensor.
@@ -152,30 +181,6 @@ fn forward_head(
         single(rows, width, false, 1.0, Matrix::new(&scores, block.rows, keys), v_block);
     }
     (out, log_sums)
-}
-
-/// (d_q, d_k, d_v) of d_out [t, h, d].
-pub(crate) fn backward(saved: &Saved, d_out: &FlexTensor) -> [FlexTensor; 3] {
-    let (queries, keys, heads) = Heads::of(&saved.q, &saved.k);
-    let shape = &saved.shape;
-    // One job for each row and key/value head: the query heads of its group add to the same keys in their order.
-    let jobs: Vec<(&Segment, usize)> =
-        shape.segments.iter().flat_map(|segment| (0..heads.key).map(move |kv| (segment, kv))).collect();
-    let results: Vec<[Vec<f32>; 3]> = jobs
-        .par_iter()
-        .map(|&(segment, kv)| backward_group(saved, floats(d_out), heads, queries, segment, kv))
-        .collect();
-    let mut d_q = vec![0.0; queries * heads.query * heads.width];
-    let mut d_k = vec![0.0; keys * heads.key * heads.width];
-    let mut d_v = vec![0.0; keys * heads.key * heads.width];
-    for ((segment, kv), [group_q, rows_k, rows_v]) in jobs.iter().zip(&results) {
-        for (g, rows) in group_q.chunks(segment.queries.max(1) * heads.width).enumerate() {
-            put(&mut d_q, heads.query, kv * heads.group() + g, heads.width, segment.query_start, rows);
-        }
-        put(&mut d_k, heads.key, *kv, heads.width, segment.key_start, rows_k);
-        put(&mut d_v, heads.key, *kv, heads.width, segment.key_start, rows_v);
-    }
-    [tensor(d_q, saved.q.shape()), tensor(d_k, saved.k.shape()), tensor(d_v, saved.v.shape())]
 }
 
 fn backward_group(

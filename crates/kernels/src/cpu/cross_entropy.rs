@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use burn::backend::TensorMetadata;
+use burn::backend::{Flex, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
@@ -17,11 +17,13 @@ use super::matmul::{Matrix, matmul};
 use super::simd;
 use crate::arguments::Targets;
 use crate::footprint::cpu_logit_rows;
+use crate::fused::Fused;
+use crate::operations::LinearCrossEntropy;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Saved {
-    pub(crate) targets: Targets,
-    pub(crate) h_shape: [usize; 2],
+    targets: Targets,
+    h_shape: [usize; 2],
     /// With a frozen W: the gradient of each trained position's h, for an upstream gradient of 1. [n, i]
     d_rows: Option<Arc<[f32]>>,
     /// With a trained W: the inputs, to make the logits again.
@@ -37,7 +39,7 @@ fn gather(h: &[f32], width: usize, positions: &[u32]) -> Vec<f32> {
 }
 
 /// Losses [n] alone.
-pub(crate) fn losses(h: &FlexTensor, w: &FlexTensor, targets: &Targets) -> FlexTensor {
+fn losses(h: &FlexTensor, w: &FlexTensor, targets: &Targets) -> FlexTensor {
     let [vocabulary, width] = w.shape().dims::<2>();
     let mut losses = vec![0.0; targets.len()];
     let rows = cpu_logit_rows(vocabulary);
@@ -55,27 +57,6 @@ pub(crate) fn losses(h: &FlexTensor, w: &FlexTensor, targets: &Targets) -> FlexT
             .for_each(|((logits, loss), &token)| *loss = simd::cross_entropy_loss(logits, token as usize));
     }
     tensor(losses, [targets.len()])
-}
-
-/// Losses [n], and what the backward pass needs.
-pub(crate) fn forward(h: FlexTensor, w: FlexTensor, targets: Targets, trained_weight: bool) -> (FlexTensor, Saved) {
-    let [tokens, width] = h.shape().dims::<2>();
-    if trained_weight {
-        let out = losses(&h, &w, &targets);
-        return (out, Saved { targets, h_shape: [tokens, width], d_rows: None, inputs: Some((h, w)) });
-    }
-    let vocabulary = w.shape()[0];
-    let mut losses = vec![0.0; targets.len()];
-    let mut d_rows = uninitialized(targets.len() * width);
-    let rows = cpu_logit_rows(vocabulary);
-    let pieces = losses.chunks_mut(rows).zip(d_rows.chunks_mut(rows * width)).enumerate();
-    for (piece, (losses, d_rows)) in pieces {
-        let range = piece * rows..piece * rows + losses.len();
-        let d_logits = logit_gradients(&h, &w, &targets, range, losses);
-        times_tall(d_rows, Matrix::new(&d_logits, losses.len(), vocabulary), &w);
-    }
-    let out = tensor(losses, [targets.len()]);
-    (out, Saved { targets, h_shape: [tokens, width], d_rows: Some(d_rows.into()), inputs: None })
 }
 
 /// softmax(logits) - one_hot(target) of these trained positions, [range, v], and their losses.
@@ -99,38 +80,66 @@ fn logit_gradients(
     logits
 }
 
-/// (d_h [t, i], d_w [v, i]) of d_losses [n]; d_w only with a trained W.
-pub(crate) fn backward(saved: Saved, d_losses: &FlexTensor) -> (FlexTensor, Option<FlexTensor>) {
-    let Saved { targets, h_shape: [h_tokens, width], d_rows, inputs } = saved;
-    let upstream = floats(d_losses);
-    let mut d_h = vec![0.0; h_tokens * width];
-    let mut scatter = |positions: &[u32], upstream: &[f32], d_rows: &[f32]| {
-        // A position is trained at most once, but adding keeps a repeated one right.
-        for ((&position, factor), d_row) in positions.iter().zip(upstream).zip(d_rows.chunks(width)) {
-            simd::add_scaled(&mut d_h[position as usize * width..][..width], *factor, d_row);
+impl Fused<Flex, 2> for LinearCrossEntropy {
+    type Saved = Saved;
+
+    fn forward(self, [h, w]: [FlexTensor; 2], [_, w_trained]: [bool; 2]) -> (FlexTensor, Saved) {
+        let targets = self.targets;
+        let [tokens, width] = h.shape().dims::<2>();
+        if w_trained {
+            let out = losses(&h, &w, &targets);
+            return (out, Saved { targets, h_shape: [tokens, width], d_rows: None, inputs: Some((h, w)) });
         }
-    };
-    let Some((h, w)) = inputs else {
-        let d_rows = d_rows.expect("the forward pass kept either the inputs or their gradient");
-        scatter(&targets.positions, upstream, &d_rows);
-        return (tensor(d_h, [h_tokens, width]), None);
-    };
-    let vocabulary = w.shape()[0];
-    let mut d_w = vec![0.0; vocabulary * width];
-    let rows = cpu_logit_rows(vocabulary);
-    for start in (0..targets.len()).step_by(rows) {
-        let range = start..(start + rows).min(targets.len());
-        let mut d_logits = logit_gradients(&h, &w, &targets, range.clone(), &mut vec![0.0; range.len()]);
-        for (d_logits, factor) in d_logits.chunks_mut(vocabulary).zip(&upstream[range.clone()]) {
-            simd::scale(d_logits, *factor);
+        let vocabulary = w.shape()[0];
+        let mut losses = vec![0.0; targets.len()];
+        let mut d_rows = uninitialized(targets.len() * width);
+        let rows = cpu_logit_rows(vocabulary);
+        let pieces = losses.chunks_mut(rows).zip(d_rows.chunks_mut(rows * width)).enumerate();
+        for (piece, (losses, d_rows)) in pieces {
+            let range = piece * rows..piece * rows + losses.len();
+            let d_logits = logit_gradients(&h, &w, &targets, range, losses);
+            times_tall(d_rows, Matrix::new(&d_logits, losses.len(), vocabulary), &w);
         }
-        let positions = &targets.positions[range.clone()];
-        let h_rows = gather(floats(&h), width, positions);
-        let d_logits = Matrix::new(&d_logits, range.len(), vocabulary);
-        matmul(&mut d_w, true, 1.0, d_logits.transposed(), Matrix::new(&h_rows, range.len(), width));
-        let mut d_rows = uninitialized(range.len() * width);
-        times_tall(&mut d_rows, d_logits, &w);
-        scatter(positions, &vec![1.0; range.len()], &d_rows);
+        let out = tensor(losses, [targets.len()]);
+        (out, Saved { targets, h_shape: [tokens, width], d_rows: Some(d_rows.into()), inputs: None })
     }
-    (tensor(d_h, [h_tokens, width]), Some(tensor(d_w, [vocabulary, width])))
+
+    fn without_gradients(self, [h, w]: [FlexTensor; 2]) -> FlexTensor {
+        losses(&h, &w, &self.targets)
+    }
+
+    fn backward(saved: Saved, d_losses: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let Saved { targets, h_shape: [h_tokens, width], d_rows, inputs } = saved;
+        let upstream = floats(&d_losses);
+        let mut d_h = vec![0.0; h_tokens * width];
+        let mut scatter = |positions: &[u32], upstream: &[f32], d_rows: &[f32]| {
+            // A position is trained at most once, but adding keeps a repeated one right.
+            for ((&position, factor), d_row) in positions.iter().zip(upstream).zip(d_rows.chunks(width)) {
+                simd::add_scaled(&mut d_h[position as usize * width..][..width], *factor, d_row);
+            }
+        };
+        let Some((h, w)) = inputs else {
+            let d_rows = d_rows.expect("the forward pass kept either the inputs or their gradient");
+            scatter(&targets.positions, upstream, &d_rows);
+            return [Some(tensor(d_h, [h_tokens, width])), None];
+        };
+        let vocabulary = w.shape()[0];
+        let mut d_w = vec![0.0; vocabulary * width];
+        let rows = cpu_logit_rows(vocabulary);
+        for start in (0..targets.len()).step_by(rows) {
+            let range = start..(start + rows).min(targets.len());
+            let mut d_logits = logit_gradients(&h, &w, &targets, range.clone(), &mut vec![0.0; range.len()]);
+            for (d_logits, factor) in d_logits.chunks_mut(vocabulary).zip(&upstream[range.clone()]) {
+                simd::scale(d_logits, *factor);
+            }
+            let positions = &targets.positions[range.clone()];
+            let h_rows = gather(floats(&h), width, positions);
+            let d_logits = Matrix::new(&d_logits, range.len(), vocabulary);
+            matmul(&mut d_w, true, 1.0, d_logits.transposed(), Matrix::new(&h_rows, range.len(), width));
+            let mut d_rows = uninitialized(range.len() * width);
+            times_tall(&mut d_rows, d_logits, &w);
+            scatter(positions, &vec![1.0; range.len()], &d_rows);
+        }
+        [Some(tensor(d_h, [h_tokens, width])), Some(tensor(d_w, [vocabulary, width]))]
+    }
 }

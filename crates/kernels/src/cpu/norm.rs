@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use burn::backend::TensorMetadata;
+use burn::backend::{Flex, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::buffer::{floats, tensor, uninitialized};
 use super::simd;
+use crate::fused::Fused;
+use crate::operations::RmsNorm;
 
 /// Rows that one job takes.
 const JOB_ROWS: usize = 32;
@@ -15,31 +17,41 @@ const JOB_ROWS: usize = 32;
 /// What the backward pass needs: the input, gamma, and each row's factor 1 / sqrt(mean(x²) + eps).
 #[derive(Clone, Debug)]
 pub(crate) struct Saved {
-    pub(crate) x: FlexTensor,
-    pub(crate) gamma: FlexTensor,
-    pub(crate) factors: Arc<[f32]>,
+    x: FlexTensor,
+    gamma: FlexTensor,
+    factors: Arc<[f32]>,
 }
 
-/// Inputs contiguous: `x` [.., d], `gamma` [d].
-pub(crate) fn forward(x: FlexTensor, gamma: FlexTensor, eps: f32) -> (FlexTensor, Saved) {
-    let (xs, weights) = (floats(&x), floats(&gamma));
-    let width = weights.len();
-    let mut out = uninitialized(xs.len());
-    let mut factors = vec![0.0; xs.len() / width];
-    out.par_chunks_mut(JOB_ROWS * width)
-        .zip(xs.par_chunks(JOB_ROWS * width))
-        .zip(factors.par_chunks_mut(JOB_ROWS))
-        .for_each(|((out, x), factors)| {
-            for ((out, x), factor) in out.chunks_mut(width).zip(x.chunks(width)).zip(factors) {
-                *factor = simd::rms_norm(x, weights, eps, out);
-            }
-        });
-    let out = tensor(out, x.shape());
-    (out, Saved { factors: factors.into(), x, gamma })
+impl Fused<Flex, 2> for RmsNorm {
+    type Saved = Saved;
+
+    fn forward(self, [x, gamma]: [FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
+        let eps = self.eps as f32;
+        let (xs, weights) = (floats(&x), floats(&gamma));
+        let width = weights.len();
+        let mut out = uninitialized(xs.len());
+        let mut factors = vec![0.0; xs.len() / width];
+        out.par_chunks_mut(JOB_ROWS * width)
+            .zip(xs.par_chunks(JOB_ROWS * width))
+            .zip(factors.par_chunks_mut(JOB_ROWS))
+            .for_each(|((out, x), factors)| {
+                for ((out, x), factor) in out.chunks_mut(width).zip(x.chunks(width)).zip(factors) {
+                    *factor = simd::rms_norm(x, weights, eps, out);
+                }
+            });
+        let out = tensor(out, x.shape());
+        (out, Saved { factors: factors.into(), x, gamma })
+    }
+
+    fn backward(saved: Saved, d_out: FlexTensor, [x_wanted, gamma_wanted]: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let d_gamma = gamma_wanted.then(|| backward_gamma(&saved, &d_out));
+        let d_x = x_wanted.then(|| backward_x(&saved, &d_out));
+        [d_x, d_gamma]
+    }
 }
 
 /// d_x [.., d].
-pub(crate) fn backward_x(saved: &Saved, d_out: &FlexTensor) -> FlexTensor {
+fn backward_x(saved: &Saved, d_out: &FlexTensor) -> FlexTensor {
     let (xs, weights, d_out) = (floats(&saved.x), floats(&saved.gamma), floats(d_out));
     let width = weights.len();
     let mut d_x = uninitialized(xs.len());
@@ -57,7 +69,7 @@ pub(crate) fn backward_x(saved: &Saved, d_out: &FlexTensor) -> FlexTensor {
 }
 
 /// d_gamma [d], summed over rows in their order. Only full fine-tuning asks for it.
-pub(crate) fn backward_gamma(saved: &Saved, d_out: &FlexTensor) -> FlexTensor {
+fn backward_gamma(saved: &Saved, d_out: &FlexTensor) -> FlexTensor {
     let (xs, d_out) = (floats(&saved.x), floats(d_out));
     let width = saved.gamma.shape().num_elements();
     let mut d_gamma = vec![0.0; width];

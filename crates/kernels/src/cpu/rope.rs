@@ -1,17 +1,32 @@
 //! Rotary position embedding in Hugging Face's layout: element i of a head turns together with element i + d/2.
 
-use burn::backend::TensorMetadata;
+use burn::backend::{Flex, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::buffer::{floats, tensor, uninitialized};
 use super::simd;
 use crate::arguments::RopeTable;
+use crate::fused::Fused;
+use crate::operations::Rope;
 
+/// Tokens that one job takes.
 const JOB_TOKENS: usize = 32;
 
+impl Fused<Flex, 1> for Rope {
+    type Saved = RopeTable;
+
+    fn forward(self, [x]: [FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, RopeTable) {
+        (rotate(&x, &self.table, 1.0), self.table)
+    }
+
+    fn backward(table: RopeTable, d_out: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        [Some(rotate(&d_out, &table, -1.0))]
+    }
+}
+
 /// `x` [t, heads, d], contiguous; `sign` 1 turns, -1 turns back (which is the backward pass).
-pub(crate) fn rotate(x: &FlexTensor, table: &RopeTable, sign: f32) -> FlexTensor {
+fn rotate(x: &FlexTensor, table: &RopeTable, sign: f32) -> FlexTensor {
     let [tokens, heads, width] = x.shape().dims::<3>();
     let half = table.half;
     assert!(width == 2 * half && table.cosines.len() == tokens * half, "rope table of another shape");

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::slice;
 use burn_cubecl::ops::numeric::zeros;
 use burn_cubecl::tensor::CubeTensor;
@@ -18,6 +19,8 @@ use super::rows::{self, Block, QueryRanges};
 use super::tensor::{contiguous, empty, reshaped, upload_u32};
 use crate::arguments::AttentionShape;
 use crate::footprint::{GPU_QUERIES, GPU_SCORES};
+use crate::fused::Fused;
+use crate::operations::CausalAttention;
 use crate::segments::Segment;
 
 /// Keys and queries of a block start at multiples of this, so that parts of tensors can be used where they lie.
@@ -136,53 +139,60 @@ impl Pass {
     }
 }
 
-/// q [t, h, d], k and v [s, k, d], all contiguous -> [t, h, d].
-pub(super) fn forward(q: CubeTensor, k: CubeTensor, v: CubeTensor, shape: AttentionShape) -> (CubeTensor, Saved) {
-    let pass = Pass::new(&q, &k, &shape);
-    let dtype = q.dtype;
-    let (all_k, all_v) = (pass.all_keys(&k), pass.all_keys(&v));
-    let out = empty(&q, q.shape(), dtype);
-    let log_sums = empty(&q, [pass.heads, pass.queries], DType::F32);
-    for block in pass.blocks.iter() {
-        let scores = pass.scores(&pass.queries_of(block, &q), &pass.keys_of(block, &all_k));
-        let probabilities = rows::softmax(&scores, &log_sums, block, &pass.ranges, shape.scale, dtype);
-        let rows = contiguous(product(&probabilities, &pass.keys_of(block, &all_v), dtype));
-        put_tokens_first(&rows, &out, block.first, block.queries);
-    }
-    (out.clone(), Saved { q, k, v, out, log_sums, shape })
-}
+impl Fused<CubeBackend, 3> for CausalAttention {
+    type Saved = Saved;
 
-/// (d_q, d_k, d_v) of d_out [t, h, d].
-pub(super) fn backward(saved: &Saved, d_out: &CubeTensor) -> [CubeTensor; 3] {
-    let Saved { q, k, v, out, log_sums, shape } = saved;
-    let pass = Pass::new(q, k, shape);
-    let dtype = q.dtype;
-    let (all_k, all_v) = (pass.all_keys(k), pass.all_keys(v));
-    let deltas = rows::dot(out, d_out);
-    let d_q = empty(q, q.shape(), dtype);
-    let sums = || zeros(q.device.clone(), [pass.key_heads, pass.keys, pass.width].into(), DType::F32);
-    let (d_k_sums, d_v_sums) = (contiguous(sums()), contiguous(sums()));
-    for block in pass.blocks.iter() {
-        let (q_rows, d_rows) = (pass.queries_of(block, q), pass.queries_of(block, d_out));
-        let (k_rows, v_rows) = (pass.keys_of(block, &all_k), pass.keys_of(block, &all_v));
-        let scores = pass.scores(&q_rows, &k_rows);
-        let d_probabilities = pass.scores(&d_rows, &v_rows);
-        let inputs = SoftmaxBackward {
-            scores: &scores,
-            d_probabilities: &d_probabilities,
-            log_sums,
-            deltas: &deltas,
-            scale: shape.scale,
-            dtype,
-        };
-        let (probabilities, d_scores) = softmax_backward(inputs, block, &pass.ranges);
-        let d_rows_q = contiguous(product(&d_scores, &k_rows, dtype));
-        put_tokens_first(&d_rows_q, &d_q, block.first, block.queries);
-        add_rows(&contiguous(product(&transposed(&d_scores), &q_rows, DType::F32)), &d_k_sums, block.first_key);
-        add_rows(&contiguous(product(&transposed(&probabilities), &d_rows, DType::F32)), &d_v_sums, block.first_key);
+    fn forward(self, [q, k, v]: [CubeTensor; 3], _: [bool; 3]) -> (CubeTensor, Saved) {
+        let shape = self.shape;
+        let pass = Pass::new(&q, &k, &shape);
+        let dtype = q.dtype;
+        let (all_k, all_v) = (pass.all_keys(&k), pass.all_keys(&v));
+        let out = empty(&q, q.shape(), dtype);
+        let log_sums = empty(&q, [pass.heads, pass.queries], DType::F32);
+        for block in pass.blocks.iter() {
+            let scores = pass.scores(&pass.queries_of(block, &q), &pass.keys_of(block, &all_k));
+            let probabilities = rows::softmax(&scores, &log_sums, block, &pass.ranges, shape.scale, dtype);
+            let rows = contiguous(product(&probabilities, &pass.keys_of(block, &all_v), dtype));
+            put_tokens_first(&rows, &out, block.first, block.queries);
+        }
+        (out.clone(), Saved { q, k, v, out, log_sums, shape })
     }
-    let (d_k, d_v) = (empty(k, k.shape(), dtype), empty(v, v.shape(), dtype));
-    put_tokens_first(&d_k_sums, &d_k, 0, pass.keys);
-    put_tokens_first(&d_v_sums, &d_v, 0, pass.keys);
-    [d_q, d_k, d_v]
+
+    fn backward(saved: Saved, d_out: CubeTensor, _: [bool; 3]) -> [Option<CubeTensor>; 3] {
+        let Saved { q, k, v, out, log_sums, shape } = &saved;
+        let pass = Pass::new(q, k, shape);
+        let dtype = q.dtype;
+        let (all_k, all_v) = (pass.all_keys(k), pass.all_keys(v));
+        let deltas = rows::dot(out, &d_out);
+        let d_q = empty(q, q.shape(), dtype);
+        let sums = || zeros(q.device.clone(), [pass.key_heads, pass.keys, pass.width].into(), DType::F32);
+        let (d_k_sums, d_v_sums) = (contiguous(sums()), contiguous(sums()));
+        for block in pass.blocks.iter() {
+            let (q_rows, d_rows) = (pass.queries_of(block, q), pass.queries_of(block, &d_out));
+            let (k_rows, v_rows) = (pass.keys_of(block, &all_k), pass.keys_of(block, &all_v));
+            let scores = pass.scores(&q_rows, &k_rows);
+            let d_probabilities = pass.scores(&d_rows, &v_rows);
+            let inputs = SoftmaxBackward {
+                scores: &scores,
+                d_probabilities: &d_probabilities,
+                log_sums,
+                deltas: &deltas,
+                scale: shape.scale,
+                dtype,
+            };
+            let (probabilities, d_scores) = softmax_backward(inputs, block, &pass.ranges);
+            let d_rows_q = contiguous(product(&d_scores, &k_rows, dtype));
+            put_tokens_first(&d_rows_q, &d_q, block.first, block.queries);
+            add_rows(&contiguous(product(&transposed(&d_scores), &q_rows, DType::F32)), &d_k_sums, block.first_key);
+            add_rows(
+                &contiguous(product(&transposed(&probabilities), &d_rows, DType::F32)),
+                &d_v_sums,
+                block.first_key,
+            );
+        }
+        let (d_k, d_v) = (empty(k, k.shape(), dtype), empty(v, v.shape(), dtype));
+        put_tokens_first(&d_k_sums, &d_k, 0, pass.keys);
+        put_tokens_first(&d_v_sums, &d_v, 0, pass.keys);
+        [d_q, d_k, d_v].map(Some)
+    }
 }

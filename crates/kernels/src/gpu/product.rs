@@ -13,7 +13,7 @@ use cubek::matmul::strategy::Strategy;
 use cubek::std::InputBinding;
 
 use super::elements::scaled;
-use super::tensor::{contiguous, element, empty};
+use super::tensor::{contiguous, element, empty, reshaped, upload_f32};
 use super::watch;
 
 /// The last two dimensions the other way round; nothing is moved.
@@ -45,6 +45,14 @@ pub(super) fn product(a: &CubeTensor, b: &CubeTensor, out: DType) -> CubeTensor 
     assert!(launched, "the last kernel multiplies everything");
     watch::tick(&product);
     product
+}
+
+/// Σ over the first dimension of x [t, o], in f32.
+pub(super) fn column_sums(x: &CubeTensor) -> CubeTensor {
+    let (tokens, outputs) = (x.shape()[0], x.shape()[1]);
+    // A product with a row of ones sums in the order of the product's kernel.
+    let ones = reshaped(upload_f32(x, &vec![1.0; tokens]), [1, tokens]);
+    reshaped(product(&scaled(&ones, x.dtype, 1.0), x, DType::F32), [outputs])
 }
 
 /// The tensor in f32, laid out as it is.
