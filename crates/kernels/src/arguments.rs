@@ -25,7 +25,7 @@ pub struct RopeTable {
     /// [t, d/2], row-major.
     pub(crate) sines: Arc<[f32]>,
     pub(crate) half: usize,
-    #[cfg_attr(not(any(feature = "gpu", target_os = "macos")), expect(dead_code, reason = "GPUs only"))]
+    #[cfg_attr(not(gpu_backend), expect(dead_code, reason = "GPUs only"))]
     pub(crate) on_device: OnDevice,
 }
 
@@ -58,7 +58,7 @@ pub struct AttentionShape {
 pub struct Targets {
     pub(crate) positions: Arc<[u32]>,
     pub(crate) tokens: Arc<[u32]>,
-    #[cfg_attr(not(any(feature = "gpu", target_os = "macos")), expect(dead_code, reason = "GPUs only"))]
+    #[cfg_attr(not(gpu_backend), expect(dead_code, reason = "GPUs only"))]
     pub(crate) on_device: OnDevice,
 }
 

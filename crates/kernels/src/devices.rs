@@ -94,14 +94,14 @@ pub fn is_cpu(device: &Device) -> bool {
 }
 
 /// Whether this build has a GPU backend at all.
-pub const HAS_GPU_BACKEND: bool = cfg!(any(feature = "gpu", target_os = "macos"));
+pub const HAS_GPU_BACKEND: bool = cfg!(gpu_backend);
 
 /// All GPUs, discrete ones first, software renderers last if they are wanted; empty where the build has no GPU backend. A card
 /// that two APIs reach is listed once.
 pub fn gpus(software: bool) -> Vec<FoundDevice> {
-    #[cfg(any(feature = "gpu", target_os = "macos"))]
+    #[cfg(gpu_backend)]
     return crate::gpu::devices::gpus(software);
-    #[cfg(not(any(feature = "gpu", target_os = "macos")))]
+    #[cfg(not(gpu_backend))]
     {
         let _ = software;
         Vec::new()
@@ -142,7 +142,7 @@ pub fn take_out_of_memory() -> Option<String> {
 
 /// What a driver dropped of the calling thread's work without an error, where that can happen.
 pub fn dropped_work(device: &Device) -> Option<String> {
-    #[cfg(any(feature = "gpu", target_os = "macos"))]
+    #[cfg(gpu_backend)]
     if !is_cpu(device) {
         return crate::gpu::watch::dropped();
     }

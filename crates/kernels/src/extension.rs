@@ -118,9 +118,7 @@ macro_rules! operations {
             pub(crate) struct $operation { $($(pub(crate) $setting: $type),+)? }
         )+
 
-        #[burn::backend::backend_extension(
-            Flex, Cube: cfg(any(feature = "gpu", target_os = "macos")), Autodiff
-        )]
+        #[burn::backend::backend_extension(Flex, Cube: cfg(gpu_backend), Autodiff)]
         pub(crate) trait Kernels: burn::backend::Backend {
             $(
                 fn $name(
@@ -133,7 +131,7 @@ macro_rules! operations {
             burn::backend::Flex;
             $($name [$($tensor)+] [$($($setting: $type,)+)?] = $operation;)+
         }
-        #[cfg(any(feature = "gpu", target_os = "macos"))]
+        #[cfg(gpu_backend)]
         $crate::extension::operations_on! {
             burn_cubecl::CubeBackend;
             $($name [$($tensor)+] [$($($setting: $type,)+)?] = $operation;)+

@@ -17,7 +17,7 @@ pub mod devices;
 mod extension;
 pub mod footprint;
 mod fused;
-#[cfg(any(feature = "gpu", target_os = "macos"))]
+#[cfg(gpu_backend)]
 mod gpu;
 mod on_device;
 pub mod operations;

@@ -15,7 +15,7 @@ impl std::fmt::Debug for OnDevice {
     }
 }
 
-#[cfg_attr(not(any(feature = "gpu", target_os = "macos")), expect(dead_code, reason = "GPUs only"))]
+#[cfg_attr(not(gpu_backend), expect(dead_code, reason = "GPUs only"))]
 impl OnDevice {
     /// The copy under `key`, made now if there is none.
     pub(crate) fn get<T: Clone + Send + 'static>(&self, key: usize, make: impl FnOnce() -> T) -> T {

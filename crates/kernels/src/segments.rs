@@ -18,10 +18,7 @@ pub struct Segment {
 
 /// The rows of a micro-batch, laid one after the other without padding. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Segments(
-    Arc<[Segment]>,
-    #[cfg_attr(not(any(feature = "gpu", target_os = "macos")), expect(dead_code, reason = "GPUs only"))] OnDevice,
-);
+pub struct Segments(Arc<[Segment]>, #[cfg_attr(not(gpu_backend), expect(dead_code, reason = "GPUs only"))] OnDevice);
 
 impl Segments {
     /// Rows of these lengths, each attending to itself alone.
@@ -49,7 +46,7 @@ impl Segments {
     }
 
     /// What was made of them on a GPU, by sliding window.
-    #[cfg(any(feature = "gpu", target_os = "macos"))]
+    #[cfg(gpu_backend)]
     pub(crate) fn on_device(&self) -> &OnDevice {
         &self.1
     }
