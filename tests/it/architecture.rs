@@ -19,7 +19,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("crates/kernels/src/cpu/buffer.rs", "uninitialized memory"),
     ("crates/kernels/src/cpu/matmul.rs", "gemm's pointers"),
     ("crates/kernels/src/cpu/simd.rs", "vector instructions"),
-    ("crates/kernels/src/gpu/rows.rs", "launching kernels without bounds checks"),
+    ("crates/kernels/src/gpu/reduce.rs", "launching kernels without bounds checks"),
     ("crates/kernels/src/gpu/tensor.rs", "launching kernels without bounds checks"),
 ];
 

@@ -45,7 +45,7 @@ pub fn cpu_logits(vocabulary: u64, trained_tokens: u64) -> u64 {
 
 /// Bytes that a weight held in 16 bits takes on the CPU while it is multiplied: the widest is the output layer's.
 pub fn cpu_widened(vocabulary: u64, hidden: u64) -> u64 {
-    (4 * vocabulary * hidden).min(2 * crate::cpu::halves::BLOCK_BYTES as u64)
+    (4 * vocabulary * hidden).min(2 * crate::cpu::half_weights::BLOCK_BYTES as u64)
 }
 
 /// Bytes of the backward pass of causal attention on a GPU: keys and values by head, sums of their gradients, and a block of

@@ -12,7 +12,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::buffer::{floats, tensor, uninitialized};
-use super::halves::{times_tall, times_transposed};
+use super::half_weights::{times_tall, times_transposed};
 use super::matmul::{Matrix, matmul};
 use super::simd;
 use crate::arguments::Targets;

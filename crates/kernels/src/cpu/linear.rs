@@ -9,7 +9,7 @@ use burn::backend::{Flex, TensorMetadata};
 use burn_flex::FlexTensor;
 
 use super::buffer::{floats, tensor, uninitialized, with_last};
-use super::halves::{times, times_transposed};
+use super::half_weights::{times, times_transposed};
 use super::matmul::{Matrix, matmul};
 use super::simd;
 use crate::arguments::Dropout;

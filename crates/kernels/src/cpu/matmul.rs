@@ -63,7 +63,7 @@ impl<'a> Matrix<'a> {
 /// costs a few percent (64 rows cost 13 %).
 const JOB: usize = 272;
 /// Outputs that a job takes where there is a handful of rows.
-const FEW_ROWS_JOB: usize = 256;
+const SMALL_BATCH_JOB: usize = 256;
 /// Products of fewer multiplications than this are not worth handing to another thread.
 const SMALL: usize = 1 << 18;
 
@@ -76,7 +76,7 @@ pub fn matmul(out: &mut [f32], keep: bool, scale: f32, a: Matrix, b: Matrix) {
         return;
     }
     if m <= 4 && a.column_stride == 1 && b.row_stride == 1 {
-        return few_rows(out, keep, scale, a, b);
+        return small_batch(out, keep, scale, a, b);
     }
     if m * n * k <= SMALL {
         return single(out, n, keep, scale, a, b);
@@ -129,7 +129,7 @@ pub fn matmul(out: &mut [f32], keep: bool, scale: f32, a: Matrix, b: Matrix) {
 }
 
 /// A handful of rows times a matrix stored by columns: bound by reading `b` once, so plain dot products.
-fn few_rows(out: &mut [f32], keep: bool, scale: f32, a: Matrix, b: Matrix) {
+fn small_batch(out: &mut [f32], keep: bool, scale: f32, a: Matrix, b: Matrix) {
     let (n, k) = (b.columns, a.columns);
     let row = |i: usize| &a.values[i * a.row_stride..][..k];
     for (i, out) in out.chunks_mut(n).enumerate() {
@@ -142,7 +142,7 @@ fn few_rows(out: &mut [f32], keep: bool, scale: f32, a: Matrix, b: Matrix) {
         if n * k <= SMALL {
             dots((0, out));
         } else {
-            out.par_chunks_mut(FEW_ROWS_JOB).enumerate().for_each(|(job, out)| dots((job * FEW_ROWS_JOB, out)));
+            out.par_chunks_mut(SMALL_BATCH_JOB).enumerate().for_each(|(job, out)| dots((job * SMALL_BATCH_JOB, out)));
         }
     }
 }

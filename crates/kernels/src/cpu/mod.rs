@@ -8,7 +8,7 @@ mod attention;
 mod buffer;
 mod cross_entropy;
 mod dropout;
-pub(crate) mod halves;
+pub(crate) mod half_weights;
 mod linear;
 pub mod matmul;
 mod norm;

@@ -4,7 +4,7 @@ use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::elements::{add, add_bias, scaled};
+use super::pointwise::{add, add_bias, scaled};
 use super::product::column_sums;
 use crate::fused::Fused;
 use crate::operations::{Bias, Residual};

@@ -15,7 +15,7 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::heads::{SoftmaxBackward, add_rows, heads_first, put_tokens_first, softmax_backward};
 use super::product::{product, transposed};
-use super::rows::{self, Block, QueryRanges};
+use super::reduce::{self, Block, QueryRanges};
 use super::tensor::{contiguous, empty, reshaped, upload_u32};
 use crate::arguments::AttentionShape;
 use crate::footprint::{GPU_QUERIES, GPU_SCORES};
@@ -151,7 +151,7 @@ impl Fused<CubeBackend, 3> for CausalAttention {
         let log_sums = empty(&q, [pass.heads, pass.queries], DType::F32);
         for block in pass.blocks.iter() {
             let scores = pass.scores(&pass.queries_of(block, &q), &pass.keys_of(block, &all_k));
-            let probabilities = rows::softmax(&scores, &log_sums, block, &pass.ranges, shape.scale, dtype);
+            let probabilities = reduce::softmax(&scores, &log_sums, block, &pass.ranges, shape.scale, dtype);
             let rows = contiguous(product(&probabilities, &pass.keys_of(block, &all_v), dtype));
             put_tokens_first(&rows, &out, block.first, block.queries);
         }
@@ -163,7 +163,7 @@ impl Fused<CubeBackend, 3> for CausalAttention {
         let pass = Pass::new(q, k, shape);
         let dtype = q.dtype;
         let (all_k, all_v) = (pass.all_keys(k), pass.all_keys(v));
-        let deltas = rows::dot(out, &d_out);
+        let deltas = reduce::dot(out, &d_out);
         let d_q = empty(q, q.shape(), dtype);
         let sums = || zeros(q.device.clone(), [pass.key_heads, pass.keys, pass.width].into(), DType::F32);
         let (d_k_sums, d_v_sums) = (contiguous(sums()), contiguous(sums()));

@@ -5,9 +5,9 @@ use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::elements::{gather_rows, scale_rows, scaled, scatter_rows};
+use super::pointwise::{gather_rows, scale_rows, scaled, scatter_rows};
 use super::product::{product, transposed};
-use super::rows;
+use super::reduce;
 use super::tensor::{empty, upload_u32};
 use crate::arguments::Targets;
 use crate::footprint::gpu_logit_rows;
@@ -56,7 +56,7 @@ fn piece(
     let h_rows = gather_rows(h, &positions, range.start, range.len());
     let logits = product(&h_rows, &transposed(w), DType::F32);
     let gradient = with_gradient.then(|| (h.dtype, scale_of(h.dtype)));
-    let d_logits = rows::cross_entropy(&logits, &tokens, losses, range, gradient);
+    let d_logits = reduce::cross_entropy(&logits, &tokens, losses, range, gradient);
     (h_rows, d_logits)
 }
 

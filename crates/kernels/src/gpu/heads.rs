@@ -1,5 +1,5 @@
 //! Kernels of attention that work element by element, and the functions that launch them: between tensors by token and
-//! tensors by head, and the backward pass of the softmax. As in [`super::elements`].
+//! tensors by head, and the backward pass of the softmax. As in [`super::pointwise`].
 
 #![allow(clippy::too_many_arguments, reason = "a kernel takes its buffers and sizes one by one")]
 #![allow(clippy::collapsible_if, reason = "no index is looked at before it is known to be there")]
@@ -10,7 +10,7 @@ use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::rows::{Block, BlockArgument, QueryRanges};
+use super::reduce::{Block, BlockArgument, QueryRanges};
 use super::tensor::{buffer, each_element, element, elements_of, empty, launch_elements as launch, same_shape};
 
 /// Rows `first` to `first + rows` of x [t, heads, width] as [heads, rows, width], zeros beyond the last.
@@ -170,7 +170,7 @@ fn add_rows_kernel(x: &[f32], sums: &mut [f32], first: usize, rows: usize, all_r
 }
 
 /// Probabilities of a block again, from its scores and log-sums, and the gradient of the scores
-/// `p · (d_p - delta) · scale`. See [`super::rows::softmax`].
+/// `p · (d_p - delta) · scale`. See [`super::reduce::softmax`].
 #[cube(launch_unchecked)]
 fn softmax_backward_kernel<T: Float>(
     scores: &[f32],

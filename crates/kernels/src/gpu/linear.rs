@@ -6,7 +6,7 @@ use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::elements::{self, add, scaled};
+use super::pointwise::{self, add, scaled};
 use super::product::{product, transposed};
 use super::tensor::upload_u32;
 use crate::arguments::Dropout;
@@ -77,5 +77,5 @@ impl Fused<CubeBackend, 4> for LoraLinear {
 fn dropped(x: &CubeTensor, dropout: Option<&Dropout>) -> CubeTensor {
     let Some(Dropout { probability, stream, tokens }) = dropout else { return x.clone() };
     let flat: Vec<u32> = tokens.iter().flat_map(|&(row, position)| [row, position]).collect();
-    elements::dropout(x, &upload_u32(x, &flat), stream.key(), *probability)
+    pointwise::dropout(x, &upload_u32(x, &flat), stream.key(), *probability)
 }

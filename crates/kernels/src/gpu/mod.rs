@@ -1,20 +1,20 @@
 //! The operations on GPUs. Metal and Vulkan are one backend of burn's, CubeCL, and one set of kernels here.
 //!
 //! The files named after operations implement [`crate::fused::Fused`]. Of the others, [`product`] multiplies
-//! matrices, and [`rows`], [`elements`] and [`heads`] are kernels written for this crate. [`attention`] and
+//! matrices, and [`reduce`], [`pointwise`] and [`heads`] are kernels written for this crate. [`attention`] and
 //! [`cross_entropy`] work in pieces, so that neither all scores nor all logits exist at once.
 
 mod add;
 mod attention;
 mod cross_entropy;
 pub(crate) mod devices;
-mod elements;
 mod heads;
 mod linear;
 mod norm;
+mod pointwise;
 mod product;
+mod reduce;
 mod rope;
-mod rows;
 mod swiglu;
 mod tensor;
 pub(crate) mod watch;

@@ -5,9 +5,9 @@ use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::elements::{scale_rows, scaled};
+use super::pointwise::{scale_rows, scaled};
 use super::product::column_sums;
-use super::rows::{rms_norm, rms_norm_backward};
+use super::reduce::{rms_norm, rms_norm_backward};
 use super::tensor::{elements_of, last, reshaped};
 use crate::fused::Fused;
 use crate::operations::RmsNorm;

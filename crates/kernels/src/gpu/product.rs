@@ -12,7 +12,7 @@ use cubek::matmul::multi_level;
 use cubek::matmul::strategy::Strategy;
 use cubek::std::InputBinding;
 
-use super::elements::scaled;
+use super::pointwise::scaled;
 use super::tensor::{contiguous, element, empty, reshaped, upload_f32};
 use super::watch;
 
@@ -154,9 +154,9 @@ mod tests {
             let (a_values, b_values) = values.split_at(m * k);
             for kind in &gpu.types {
                 let dtype = kind.dtype();
-                let a = super::super::elements::scaled(&tensor(a_values, m, k, &gpu.device), dtype, 1.0);
+                let a = super::super::pointwise::scaled(&tensor(a_values, m, k, &gpu.device), dtype, 1.0);
                 // As the weights of a linear layer lie: [n, k], used the other way round.
-                let b = transposed(&super::super::elements::scaled(&tensor(b_values, n, k, &gpu.device), dtype, 1.0));
+                let b = transposed(&super::super::pointwise::scaled(&tensor(b_values, n, k, &gpu.device), dtype, 1.0));
                 for kernel in [ProductKernel::MatrixUnits, ProductKernel::Tiles, ProductKernel::Elements] {
                     if kernel == ProductKernel::MatrixUnits && *kind == crate::FloatType::F32 {
                         continue;

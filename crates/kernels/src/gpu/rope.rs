@@ -3,7 +3,7 @@
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::elements;
+use super::pointwise;
 use super::tensor::upload_f32;
 use crate::arguments::RopeTable;
 use crate::fused::Fused;
@@ -25,5 +25,5 @@ impl Fused<CubeBackend, 1> for Rope {
 fn rotate(x: &CubeTensor, table: &RopeTable, sign: f32) -> CubeTensor {
     let upload = || (upload_f32(x, &table.cosines), upload_f32(x, &table.sines));
     let (cosines, sines) = table.on_device.get(0, upload);
-    elements::rotate(x, &cosines, &sines, sign)
+    pointwise::rotate(x, &cosines, &sines, sign)
 }
