@@ -1,4 +1,5 @@
-//! Sets the cfg `gpu_backend` if this build has a GPU backend: with the feature `gpu`, and on macOS always.
+//! Sets the cfg `gpu_backend` if this build has a GPU backend: with the feature `gpu`, and on macOS
+//! always.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

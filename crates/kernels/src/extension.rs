@@ -1,5 +1,5 @@
-//! The operations as a burn backend extension: [`Fused`] operations made differentiable, and the macro
-//! behind the table in [`crate::operations`].
+//! The operations as a burn backend extension: [`Fused`] operations made differentiable, and the
+//! macro behind the table in [`crate::operations`].
 
 use std::marker::PhantomData;
 
@@ -47,8 +47,8 @@ where
     }
 }
 
-/// The backward pass of operation `O` as burn takes it: a type without a value, whose state is what the
-/// forward pass saved.
+/// The backward pass of operation `O` as burn takes it: a type without a value, whose state is what
+/// the forward pass saved.
 #[derive(Debug)]
 struct Step<O, B>(PhantomData<(O, B)>);
 
@@ -71,7 +71,8 @@ where
     }
 }
 
-/// The upstream gradient is that of a sum, 1. The gradient that flows on is therefore the seed itself.
+/// The upstream gradient is that of a sum, 1. The gradient that flows on is therefore the seed
+/// itself.
 impl<B: Contiguous> Fused<B, 2> for GradientSeed {
     type Saved = FloatTensor<B>;
 
@@ -84,11 +85,13 @@ impl<B: Contiguous> Fused<B, 2> for GradientSeed {
     }
 }
 
-/// The table of operations. A row is the public function with its documentation, then the name of the
-/// operation's type, and perhaps a condition on the arguments with the message of the panic otherwise:
+/// The table of operations. A row is the public function with its documentation, then the name of
+/// the operation's type, and perhaps a condition on the arguments with the message of the panic
+/// otherwise:
 ///
 /// ```text
-/// fn name(tensor: Tensor<2>, ..; setting: Type, ..) -> Tensor<2> = Operation, requires condition, "message";
+/// fn name(tensor: Tensor<2>, ..; setting: Type, ..) -> Tensor<2> = Operation,
+///     requires condition, "message";
 /// ```
 ///
 /// Tensors come before the semicolon, everything else after it. A row generates

@@ -10,14 +10,16 @@ use burn::backend::tensor::FloatTensor;
 
 /// A backend that has the operations.
 pub(crate) trait Contiguous: Backend {
-    /// The tensor with its elements in row-major order, from the start of its storage and without gaps.
+    /// The tensor with its elements in row-major order, from the start of its storage and without
+    /// gaps.
     fn contiguous(tensor: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
-/// An operation of `N` tensors on backend `B`. The value holds what the operation takes beside tensors.
+/// An operation of `N` tensors on backend `B`. The value holds what the operation takes beside
+/// tensors.
 ///
-/// All tensors arrive contiguous. Their shapes and meaning are documented at the operation's function
-/// in [`crate::operations`], which also fixes their order.
+/// All tensors arrive contiguous. Their shapes and meaning are documented at the operation's
+/// function in [`crate::operations`], which also fixes their order.
 ///
 /// Activations have the number type that the run computes in. Norms, biases, trained parameters and
 /// losses are f32. A gradient has the type of what it is the gradient of. Statistics, softmax and
@@ -26,7 +28,8 @@ pub(crate) trait Fused<B: Contiguous, const N: usize>: Debug + Send + Sized + 's
     /// What the backward pass needs.
     type Saved: Clone + Debug + Send + 'static;
 
-    /// The result, and what the backward pass needs. `trained` tells which inputs require gradients.
+    /// The result, and what the backward pass needs. `trained` tells which inputs require
+    /// gradients.
     fn forward(self, inputs: [FloatTensor<B>; N], trained: [bool; N]) -> (FloatTensor<B>, Self::Saved);
 
     /// The result alone, for when no input requires gradients.
@@ -34,7 +37,7 @@ pub(crate) trait Fused<B: Contiguous, const N: usize>: Debug + Send + Sized + 's
         self.forward(inputs, [false; N]).0
     }
 
-    /// The gradients of the inputs, from the gradient `d_out` of the result. `wanted` tells which of
-    /// them are used: the others may be `None`.
+    /// The gradients of the inputs, from the gradient `d_out` of the result. `wanted` tells which
+    /// of them are used: the others may be `None`.
     fn backward(saved: Self::Saved, d_out: FloatTensor<B>, wanted: [bool; N]) -> [Option<FloatTensor<B>>; N];
 }

@@ -1,14 +1,19 @@
-//! The few operations that training spends its time in, each as one fused operation with a hand-written backward pass.
+//! The few operations that training spends its time in. Each is one fused operation with a
+//! hand-written backward pass.
 //!
-//! Owns: matrix products over threads, LoRA linear, RMS norm, rotary embedding, causal attention over
-//! rows of unequal length, SwiGLU, cross-entropy on trained positions only.
+//! Owns: matrix products over threads, LoRA linear, RMS norm, rotary embedding, causal attention
+//! over rows of unequal length, SwiGLU, cross-entropy on trained positions only.
 //! Must never know: models, files, recipes.
-//! Start reading at [`operations`] (what the model calls), then [`composed`] (the same maths in plain
-//! tensor operations: the reference of the tests). `extension` makes the operations differentiable; each backend brings
-//! its own forward and backward passes: the CPU's in `cpu`, the GPUs' in `gpu`.
+//! Start reading at [`operations`] (the table of what the model calls), then [`composed`] (the same
+//! maths in plain tensor operations: the reference of the tests). `fused` says what a backend
+//! brings for an operation: the CPU's passes are in `cpu`, the GPUs' in `gpu`. `extension` makes
+//! them differentiable.
 //!
-//! Shape letters used in names: `t` tokens of a micro-batch (all rows one after the other, no padding),
-//! `i` inputs, `o` outputs, `r` LoRA rank, `h` query heads, `k` key/value heads, `d` head dimension, `v` vocabulary.
+//! Shape letters used in names: `t` tokens of a micro-batch (all rows one after the other, no
+//! padding), `s` keys, `i` inputs, `o` outputs, `f` features of a feed-forward layer, `r` LoRA
+//! rank, `h` query heads, `k` key/value heads, `d` head dimension, `v` vocabulary.
+
+#![warn(missing_docs)]
 
 mod arguments;
 pub mod composed;

@@ -1,8 +1,8 @@
 //! What the model calls: the operations of this crate, on whichever device their tensors are.
 //!
-//! Activations (x, h, q, k, v, y and their gradients) have the number type that a run computes in. A
-//! frozen weight may be held in another one, 16 bits wide: it is converted where it is multiplied.
-//! Trained parameters, norms and biases are f32.
+//! Activations (x, h, q, k, v, y and their gradients) have the number type that a run computes in.
+//! A frozen weight may be held in another one, 16 bits wide: it is converted where it is
+//! multiplied. Trained parameters, norms and biases are f32.
 //!
 //! The functions are generated from the table below, see `extension.rs`. A new operation is a row
 //! here, an `impl Fused` in `cpu` and another in `gpu`, and its reference in [`crate::composed`].
@@ -24,8 +24,8 @@ crate::extension::operations! {
         scale: f32, dropout: Option<Dropout>
     ) -> Tensor<2> = LoraLinear;
 
-    /// `gamma · x / sqrt(mean(x²) + eps)` over the last dimension (Zhang and Sennrich 2019, "Root Mean
-    /// Square Layer Normalization"): x [.., d], gamma [d] -> [.., d].
+    /// `gamma · x / sqrt(mean(x²) + eps)` over the last dimension (Zhang and Sennrich 2019, "Root
+    /// Mean Square Layer Normalization"): x [.., d], gamma [d] -> [.., d].
     fn rms_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>; eps: f64) -> Tensor<D> = RmsNorm;
 
     /// Rotary position embedding (Su et al. 2021, "RoFormer") in Hugging Face's layout:

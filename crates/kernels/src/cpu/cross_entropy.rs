@@ -1,9 +1,13 @@
-//! The output layer and its cross-entropy in one: `loss_n = -ln softmax(h[position_n] Wᵀ)[target_n]`.
+//! The output layer and its cross-entropy in one:
+//! `loss_n = -ln softmax(h[position_n] Wᵀ)[target_n]`.
 //!
-//! Only trained positions are multiplied with the vocabulary, and only a piece of them at a time, so that
-//! logits cost a few tens of megabytes whatever the vocabulary. Where the output layer is frozen, the
-//! forward pass turns each piece of logits into its gradient of `h` at once (the idea of Liger and of
-//! "Cut your losses in large-vocabulary language models"): nothing of size vocabulary is kept or made twice.
+//! Only trained positions are multiplied with the vocabulary, and only a piece of them at a time.
+//! Logits therefore take a few tens of megabytes, whatever the vocabulary.
+//!
+//! If the output layer is frozen, the forward pass turns each piece of logits into its gradient of
+//! `h` at once. Nothing of size vocabulary is then kept or computed twice. The idea is that of the
+//! Liger kernels (Hsu et al. 2024) and of "Cut Your Losses in Large-Vocabulary Language Models"
+//! (Wijmans et al. 2024).
 
 use std::sync::Arc;
 
@@ -20,16 +24,19 @@ use crate::footprint::cpu_logit_rows;
 use crate::fused::Fused;
 use crate::operations::LinearCrossEntropy;
 
+/// What the backward pass needs. Either `d_rows` or `inputs` is there.
 #[derive(Clone, Debug)]
 pub(crate) struct Saved {
     targets: Targets,
     h_shape: [usize; 2],
-    /// With a frozen W: the gradient of each trained position's h, for an upstream gradient of 1. [n, i]
+    /// With a frozen W: the gradient of the h of each trained position, [n, i], for an upstream
+    /// gradient of 1.
     d_rows: Option<Arc<[f32]>>,
-    /// With a trained W: the inputs, to make the logits again.
+    /// With a trained W: h and W, to compute the logits again.
     inputs: Option<(FlexTensor, FlexTensor)>,
 }
 
+/// The rows of h [t, width] at these positions.
 fn gather(h: &[f32], width: usize, positions: &[u32]) -> Vec<f32> {
     let mut rows = uninitialized(positions.len() * width);
     for (row, &position) in rows.chunks_mut(width).zip(positions) {
@@ -59,7 +66,8 @@ fn losses(h: &FlexTensor, w: &FlexTensor, targets: &Targets) -> FlexTensor {
     tensor(losses, [targets.len()])
 }
 
-/// softmax(logits) - one_hot(target) of these trained positions, [range, v], and their losses.
+/// softmax(logits) - one_hot(target) of a range of the trained positions, [range, v]. Their losses
+/// are written into `losses`.
 fn logit_gradients(
     h: &FlexTensor,
     w: &FlexTensor,
@@ -113,7 +121,7 @@ impl Fused<Flex, 2> for LinearCrossEntropy {
         let upstream = floats(&d_losses);
         let mut d_h = vec![0.0; h_tokens * width];
         let mut scatter = |positions: &[u32], upstream: &[f32], d_rows: &[f32]| {
-            // A position is trained at most once, but adding keeps a repeated one right.
+            // A position is trained at most once. Adding is right for a repeated one, too.
             for ((&position, factor), d_row) in positions.iter().zip(upstream).zip(d_rows.chunks(width)) {
                 simd::add_scaled(&mut d_h[position as usize * width..][..width], *factor, d_row);
             }

@@ -7,7 +7,8 @@ use super::buffer::uninitialized;
 use crate::arguments::Dropout;
 
 impl Dropout {
-    /// x with elements dropped and the rest divided by 1 - p; `x` is [t, width], row-major.
+    /// drop(x): elements of x are set to zero, the others are divided by 1 - p. `x` is [t, width],
+    /// row-major.
     pub(crate) fn apply(&self, x: &[f32]) -> Vec<f32> {
         let width = x.len() / self.tokens.len();
         let keep_factor = 1.0 / (1.0 - self.probability);

@@ -1,7 +1,8 @@
-//! `y = x Wᵀ` and `y = x Wᵀ + s · drop(x) Aᵀ Bᵀ`, weights in PyTorch's layout: W [o, i], A [r, i], B [o, r].
+//! `y = x Wᵀ` and `y = x Wᵀ + s · drop(x) Aᵀ Bᵀ`, weights in PyTorch's layout: W [o, i], A [r, i],
+//! B [o, r].
 //!
-//! The low-rank product stays on the activation path: `W + s B A` is never formed, and no gradient of a
-//! frozen W is computed.
+//! The low-rank product is applied to activations: `W + s B A` is never formed, and no gradient of
+//! a frozen W is computed.
 
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use crate::arguments::Dropout;
 use crate::fused::Fused;
 use crate::operations::{Linear, LoraLinear};
 
+/// A tensor of two dimensions as a matrix.
 fn matrix(t: &FlexTensor) -> Matrix<'_> {
     let [rows, columns] = t.shape().dims::<2>();
     Matrix::new(floats(t), rows, columns)
@@ -28,6 +30,7 @@ fn flat(t: &FlexTensor) -> Matrix<'_> {
     Matrix::new(floats(t), shape.num_elements() / columns, columns)
 }
 
+/// The number of rows of [`flat`].
 fn tokens_of(t: &FlexTensor) -> usize {
     let shape = t.shape();
     shape.num_elements() / shape[shape.num_dims() - 1]

@@ -1,7 +1,7 @@
 //! The operations on the CPU, on tensors of burn's backend Flex.
 //!
-//! Each file implements [`crate::fused::Fused`] for the operations that it is named after. They stand on
-//! [`matmul`] (matrix products over threads) and `simd` (rows of numbers).
+//! Each file implements [`crate::fused::Fused`] for the operations that it is named after. They
+//! stand on [`matmul`] (matrix products over threads) and `simd` (rows of numbers).
 
 mod add;
 mod attention;

@@ -1,4 +1,5 @@
-//! RMS norm over the last dimension (Zhang and Sennrich 2019, as in Llama): `gamma · x / sqrt(mean(x²) + eps)`.
+//! RMS norm over the last dimension (Zhang and Sennrich 2019, as in Llama):
+//! `gamma · x / sqrt(mean(x²) + eps)`.
 
 use std::sync::Arc;
 
@@ -11,10 +12,11 @@ use super::simd;
 use crate::fused::Fused;
 use crate::operations::RmsNorm;
 
-/// Rows that one job takes.
+/// Rows of one job.
 const JOB_ROWS: usize = 32;
 
-/// What the backward pass needs: the input, gamma, and each row's factor 1 / sqrt(mean(x²) + eps).
+/// What the backward pass needs: x [.., d], gamma [d], and the factor 1 / sqrt(mean(x²) + eps) of
+/// each row.
 #[derive(Clone, Debug)]
 pub(crate) struct Saved {
     x: FlexTensor,
@@ -68,7 +70,7 @@ fn backward_x(saved: &Saved, d_out: &FlexTensor) -> FlexTensor {
     tensor(d_x, saved.x.shape())
 }
 
-/// d_gamma [d], summed over rows in their order. Only full fine-tuning asks for it.
+/// d_gamma [d], summed over the rows in their order. Only full fine-tuning trains gamma.
 fn backward_gamma(saved: &Saved, d_out: &FlexTensor) -> FlexTensor {
     let (xs, d_out) = (floats(&saved.x), floats(d_out));
     let width = saved.gamma.shape().num_elements();

@@ -1,4 +1,5 @@
-//! Rotary position embedding in Hugging Face's layout: element i of a head turns together with element i + d/2.
+//! Rotary position embedding in Hugging Face's layout: element i of a head turns together with
+//! element i + d/2.
 
 use burn::backend::{Flex, TensorMetadata};
 use burn_flex::FlexTensor;
@@ -10,7 +11,7 @@ use crate::arguments::RopeTable;
 use crate::fused::Fused;
 use crate::operations::Rope;
 
-/// Tokens that one job takes.
+/// Tokens of one job.
 const JOB_TOKENS: usize = 32;
 
 impl Fused<Flex, 1> for Rope {
@@ -25,7 +26,8 @@ impl Fused<Flex, 1> for Rope {
     }
 }
 
-/// `x` [t, heads, d], contiguous; `sign` 1 turns, -1 turns back (which is the backward pass).
+/// x [t, heads, d], contiguous, turned by the table's angles times `sign`: 1 turns, -1 turns back,
+/// which is the backward pass.
 fn rotate(x: &FlexTensor, table: &RopeTable, sign: f32) -> FlexTensor {
     let [tokens, heads, width] = x.shape().dims::<3>();
     let half = table.half;

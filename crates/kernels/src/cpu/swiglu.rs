@@ -9,7 +9,7 @@ use super::simd;
 use crate::fused::Fused;
 use crate::operations::Swiglu;
 
-/// Elements that one job takes.
+/// Elements of one job.
 const JOB: usize = 16_384;
 
 impl Fused<Flex, 2> for Swiglu {

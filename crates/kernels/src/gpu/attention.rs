@@ -1,8 +1,11 @@
 //! Causal attention on the GPU, a block of queries at a time, whatever rows the queries belong to.
 //!
-//! The scores of a block are a product for the card's matrix units; a kernel turns them into probabilities, and the next
-//! block overwrites them. The backward pass makes them again from ln Σ e^score (Dao et al. 2022, "FlashAttention"). Which
-//! keys a query sees is a range of its own, so rows are never padded and blocks need not end where rows do.
+//! The scores of a block are a product for the card's matrix units. A kernel turns them into
+//! probabilities, and the next block overwrites them. The backward pass computes them again from
+//! ln Σ e^score (Dao et al. 2022, "FlashAttention").
+//!
+//! Each query has its own range of keys that it sees. Rows are therefore never padded, and blocks
+//! need not end where rows do.
 
 use std::sync::Arc;
 
@@ -23,9 +26,11 @@ use crate::fused::Fused;
 use crate::operations::CausalAttention;
 use crate::segments::Segment;
 
-/// Keys and queries of a block start at multiples of this, so that parts of tensors can be used where they lie.
+/// Keys and queries of a block start at multiples of this. Parts of tensors can then be used
+/// without a copy.
 const STEP: usize = 64;
 
+/// What the backward pass needs: q [t, h, d], k and v [s, k, d], and the result.
 #[derive(Clone, Debug)]
 pub(crate) struct Saved {
     q: CubeTensor,
@@ -37,7 +42,7 @@ pub(crate) struct Saved {
     shape: AttentionShape,
 }
 
-/// The keys that each query sees, from `starts` to before `ends`.
+/// The keys that each query sees: from `starts` to before `ends`, one entry for each query.
 struct Ranges {
     starts: Vec<u32>,
     ends: Vec<u32>,
@@ -62,7 +67,7 @@ impl Ranges {
         let mut blocks = Vec::new();
         let mut first = 0;
         while first < all {
-            // As many queries as keep the scores inside the limit, found from the keys that they would see.
+            // As many queries as keep the scores below the limit. The keys that they see decide it.
             let mut queries = GPU_QUERIES.min(all.next_multiple_of(STEP));
             let block = loop {
                 let seen = first..(first + queries).min(all);
@@ -82,13 +87,16 @@ impl Ranges {
     }
 }
 
-/// What all blocks of a pass share.
+/// What all blocks of a forward or backward pass share.
 struct Pass {
+    /// Query heads.
     heads: usize,
+    /// Key/value heads.
     key_heads: usize,
+    /// The width of a head, d.
     width: usize,
     queries: usize,
-    /// Keys, rounded up to whole steps.
+    /// Keys, rounded up to a multiple of [`STEP`].
     keys: usize,
     blocks: Arc<Vec<Block>>,
     ranges: QueryRanges,
@@ -102,7 +110,7 @@ impl Pass {
             width == k_shape[2] && heads.is_multiple_of(key_heads),
             "query heads are a multiple of key/value heads"
         );
-        // A window of no limit has key 0.
+        // Key 0 means that there is no window.
         let key = shape.window.unwrap_or(0);
         let queries = q_shape[0];
         let (ranges, blocks) = shape.segments.on_device().get(key, || {
@@ -113,21 +121,23 @@ impl Pass {
         Pass { heads, key_heads, width, queries, keys: k_shape[0].next_multiple_of(STEP), blocks, ranges }
     }
 
+    /// Query heads of each key/value head.
     fn group(&self) -> usize {
         self.heads / self.key_heads
     }
 
-    /// All keys (or values) [s, k, d] as [k, keys, d], zeros beyond the last.
+    /// All keys (or values) [s, k, d] as [k, keys, d], with zeros beyond the last.
     fn all_keys(&self, x: &CubeTensor) -> CubeTensor {
         heads_first(x, 0, self.keys)
     }
 
-    /// The keys of a block out of [`Pass::all_keys`].
+    /// The keys of a block, out of the result of [`Pass::all_keys`].
     fn keys_of(&self, block: &Block, all: &CubeTensor) -> CubeTensor {
         slice(all.clone(), &[0..self.key_heads, block.first_key..block.first_key + block.keys, 0..self.width])
     }
 
-    /// The queries of a block out of [t, h, d], as [k, group · queries, d]: the heads that share keys under each other.
+    /// The queries of a block out of [t, h, d], as [k, group · queries, d]. Heads that share keys
+    /// follow each other.
     fn queries_of(&self, block: &Block, x: &CubeTensor) -> CubeTensor {
         let x = heads_first(x, block.first, block.queries);
         reshaped(x, [self.key_heads, self.group() * block.queries, self.width])

@@ -1,4 +1,5 @@
-//! The output layer and its cross-entropy in one, a piece of the trained positions at a time. See `cpu/cross_entropy.rs`.
+//! The output layer and its cross-entropy in one, on a GPU, a piece of the trained positions at a
+//! time. The method is that of `cpu/cross_entropy.rs`.
 
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
@@ -14,9 +15,11 @@ use crate::footprint::gpu_logit_rows;
 use crate::fused::Fused;
 use crate::operations::LinearCrossEntropy;
 
-/// Gradients of logits are below 1, mostly far below: f16 has no numbers for them unless they are scaled up on the way.
+/// The factor of logit gradients held in f16. They are below 1, mostly far below, where f16 has no
+/// numbers.
 const F16_SCALE: f32 = 4096.0;
 
+/// What the backward pass needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Saved {
     targets: Targets,
@@ -28,22 +31,25 @@ pub(crate) struct Saved {
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "one of a micro-batch, moved twice")]
 enum Kept {
-    /// With a frozen W: the gradient of each trained position's h in f32, for an upstream gradient of 1 / `F16_SCALE`. [n, i]
+    /// With a frozen W: the gradient of the h of each trained position, [n, i] in f32. It is
+    /// [`scale_of`] times the gradient for an upstream gradient of 1.
     Rows(CubeTensor),
-    /// With a trained W: the inputs, to make the logits again.
+    /// With a trained W: the inputs, to compute the logits again.
     Inputs { h: CubeTensor, w: CubeTensor },
 }
 
+/// The factor of logit gradients in this number type.
 fn scale_of(dtype: DType) -> f32 {
     if dtype == DType::F16 { F16_SCALE } else { 1.0 }
 }
 
-/// Positions and tokens on the device.
+/// The positions and the tokens of the targets on the device.
 fn indices(targets: &Targets, like: &CubeTensor) -> (CubeTensor, CubeTensor) {
     targets.on_device.get(0, || (upload_u32(like, &targets.positions), upload_u32(like, &targets.tokens)))
 }
 
-/// One piece: rows of h, their logits' gradients (`None` without), their losses written into `losses`.
+/// One piece: its rows of h, and the gradients of their logits if `with_gradient`. Their losses are
+/// written into `losses`.
 fn piece(
     h: &CubeTensor,
     w: &CubeTensor,
@@ -60,11 +66,13 @@ fn piece(
     (h_rows, d_logits)
 }
 
+/// The ranges of the targets that are worked on at a time.
 fn pieces(targets: &Targets, vocabulary: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     let (rows, len) = (gpu_logit_rows(vocabulary), targets.len());
     (0..len).step_by(rows).map(move |start| start..(start + rows).min(len))
 }
 
+/// Panics if a target lies beyond the tokens or the vocabulary: kernels do not check.
 fn ensure_inside(targets: &Targets, tokens: usize, vocabulary: usize) {
     assert!(targets.positions.iter().all(|&position| (position as usize) < tokens), "a position beyond the tokens");
     assert!(targets.tokens.iter().all(|&token| (token as usize) < vocabulary), "a target beyond the vocabulary");
@@ -132,7 +140,8 @@ impl Fused<CubeBackend, 2> for LinearCrossEntropy {
                     let (h_rows, d_logits) = piece(&h, &w_like_h, &targets, range.clone(), &unread, true);
                     let d_logits = d_logits.expect("asked for");
                     parts.push(product(&d_logits, &w_like_h, DType::F32));
-                    // The rows of h take the upstream gradient, which is as good and far smaller.
+                    // The upstream gradient multiplies the rows of h instead of the logit
+                    // gradients: the same product, and far fewer numbers.
                     let h_rows = scale_rows(&h_rows, &d_losses, range.start);
                     let part = scaled(&product(&transposed(&d_logits), &h_rows, DType::F32), DType::F32, scale);
                     d_w = Some(match d_w {
@@ -152,7 +161,8 @@ impl Fused<CubeBackend, 2> for LinearCrossEntropy {
     }
 }
 
-/// The targets of each token, one token after the other, and where those of each token start; one entry more at the end.
+/// (starts, order): `order` lists the targets by token. Those of token t are
+/// `order[starts[t]..starts[t + 1]]`.
 fn by_token(targets: &Targets, tokens: usize) -> (Vec<u32>, Vec<u32>) {
     let mut order: Vec<u32> = (0..targets.len() as u32).collect();
     order.sort_by_key(|&n| targets.positions[n as usize]);

@@ -1,6 +1,7 @@
 //! `y = x Wᵀ` and `y = x Wᵀ + s · drop(x) Aᵀ Bᵀ` on a GPU.
 //!
-//! A and B stay f32. They are multiplied in the number type of x, and their gradients come out in f32.
+//! A and B stay f32. They are multiplied in the number type of x, and their gradients come out in
+//! f32.
 
 use burn::tensor::DType;
 use burn_cubecl::CubeBackend;

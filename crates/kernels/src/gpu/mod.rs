@@ -1,8 +1,10 @@
-//! The operations on GPUs. Metal and Vulkan are one backend of burn's, CubeCL, and one set of kernels here.
+//! The operations on GPUs. Metal and Vulkan are one backend of burn's, CubeCL, and one set of
+//! kernels here.
 //!
-//! The files named after operations implement [`crate::fused::Fused`]. Of the others, [`product`] multiplies
-//! matrices, and [`reduce`], [`pointwise`] and [`heads`] are kernels written for this crate. [`attention`] and
-//! [`cross_entropy`] work in pieces, so that neither all scores nor all logits exist at once.
+//! The files named after operations implement [`crate::fused::Fused`]. Of the others, [`product`]
+//! multiplies matrices, and [`reduce`], [`pointwise`] and [`heads`] are kernels written for this
+//! crate. [`attention`] and [`cross_entropy`] work in pieces, so that neither all scores nor all
+//! logits exist at once.
 
 mod add;
 mod attention;
