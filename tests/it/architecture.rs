@@ -16,11 +16,11 @@ const UNSAFE: &[(&str, &str)] = &[
     ("crates/finetune/src/memory.rs", "getrusage and sysctl"),
     ("crates/finetune/src/overflow.rs", "a handler of faults"),
     ("crates/finetune/src/signals.rs", "sigaction and signal"),
-    ("crates/kernels/src/buffer.rs", "uninitialized memory"),
-    ("crates/kernels/src/gpu/rows.rs", "launching kernels without bounds checks"),
+    ("crates/kernels/src/cpu/buffer.rs", "uninitialized memory"),
+    ("crates/kernels/src/cpu/matmul.rs", "gemm's pointers"),
+    ("crates/kernels/src/cpu/simd.rs", "vector instructions"),
+    ("crates/kernels/src/gpu/reduce.rs", "launching kernels without bounds checks"),
     ("crates/kernels/src/gpu/tensor.rs", "launching kernels without bounds checks"),
-    ("crates/kernels/src/matmul.rs", "gemm's pointers"),
-    ("crates/kernels/src/simd.rs", "vector instructions"),
 ];
 
 /// What follows a name in the table that only tests may use.

@@ -1,18 +1,19 @@
-//! The operations composed of plain tensor operations: slow, easy to check, right on every backend.
+//! The operations composed of plain tensor operations: slow, easy to check, correct on every
+//! backend.
 //!
-//! The tests hold the fused operations of each backend against these.
+//! The tests compare the fused operations of each backend with these. Shapes and meaning are those
+//! of the functions of the same names in [`crate::operations`].
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
-use crate::attention::AttentionShape;
-use crate::cross_entropy::Targets;
-use crate::linear::Dropout;
-use crate::rope::RopeTable;
+use crate::arguments::{AttentionShape, Dropout, RopeTable, Targets};
 
+/// [`crate::operations::linear`]
 pub fn linear(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
     x.matmul(w.transpose())
 }
 
+/// [`crate::operations::lora_linear`]
 pub fn lora_linear(
     x: Tensor<2>,
     w: Tensor<2>,
@@ -32,11 +33,13 @@ pub fn lora_linear(
     linear(x, w) + linear(linear(branch, a), b) * scale
 }
 
+/// [`crate::operations::rms_norm`]
 pub fn rms_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, eps: f64) -> Tensor<D> {
     let factor = (x.clone().square().mean_dim(D - 1) + eps).sqrt().recip();
     x * factor * gamma.unsqueeze()
 }
 
+/// [`crate::operations::rope`]
 pub fn rope(x: Tensor<3>, table: &RopeTable) -> Tensor<3> {
     let [tokens, _, width] = x.dims();
     let device = x.device();
@@ -49,7 +52,7 @@ pub fn rope(x: Tensor<3>, table: &RopeTable) -> Tensor<3> {
     Tensor::cat(vec![a.clone() * cosines.clone() - b.clone() * sines.clone(), b * cosines + a * sines], 2)
 }
 
-/// Row by row, each with its whole score matrix.
+/// [`crate::operations::causal_attention`], row by row, each row with its whole score matrix.
 pub fn causal_attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, shape: &AttentionShape) -> Tensor<3> {
     let [_, query_heads, width] = q.dims();
     let key_heads = k.dims()[1];
@@ -58,7 +61,7 @@ pub fn causal_attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, shape: &Attent
     let mut rows = Vec::new();
     for segment in shape.segments.iter() {
         let (queries, keys) = (segment.queries, segment.keys);
-        // [heads, tokens, d]; the queries of a key head's group lie under each other.
+        // [heads, tokens, d]. The queries of one key head's group follow each other.
         let q = q.clone().narrow(0, segment.query_start, queries).swap_dims(0, 1).reshape([
             key_heads,
             group * queries,
@@ -70,7 +73,7 @@ pub fn causal_attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, shape: &Attent
         for (n, hidden) in mask.iter_mut().enumerate() {
             let (query, key) = ((n / keys) % queries + keys - queries, n % keys);
             if key > query || shape.window.is_some_and(|window| key + window <= query) {
-                // Far below every score, and finite: no NaN where a row is masked in full.
+                // Far below every score, and finite: a row that is masked in full gets no NaN.
                 *hidden = -1e4;
             }
         }
@@ -82,10 +85,12 @@ pub fn causal_attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, shape: &Attent
     Tensor::cat(rows, 0)
 }
 
+/// [`crate::operations::swiglu`]
 pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     activation::silu(gate) * up
 }
 
+/// [`crate::operations::linear_cross_entropy`]
 pub fn linear_cross_entropy(h: Tensor<2>, w: Tensor<2>, targets: &Targets) -> Tensor<1> {
     let device = h.device();
     let indices = |values: &[u32]| -> Tensor<1, Int> {

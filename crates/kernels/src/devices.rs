@@ -1,4 +1,4 @@
-//! Which devices there are, and which number types each computes in.
+//! The devices that this build can train on, and the number types that each computes in.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -8,13 +8,16 @@ use burn::tensor::{DType, Device};
 /// A number type that a model is held and computed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FloatType {
+    /// IEEE 754 binary32.
     F32,
+    /// IEEE 754 binary16.
     F16,
+    /// bfloat16: the upper half of an f32.
     BF16,
 }
 
 impl FloatType {
-    /// As recipes spell it.
+    /// The name in recipes.
     pub fn name(self) -> &'static str {
         match self {
             FloatType::F32 => "f32",
@@ -23,10 +26,12 @@ impl FloatType {
         }
     }
 
+    /// Bytes of one number.
     pub fn bytes(self) -> usize {
         self.dtype().size()
     }
 
+    /// burn's name of the type.
     pub fn dtype(self) -> DType {
         match self {
             FloatType::F32 => DType::F32,
@@ -36,19 +41,21 @@ impl FloatType {
     }
 }
 
-/// What kind of thing a device is.
+/// The kind of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
+    /// The processor.
     Cpu,
     /// A card with memory of its own.
     DiscreteGpu,
     /// A GPU that shares the machine's memory.
     IntegratedGpu,
-    /// A program that does a GPU's work on the CPU: right, and slow.
+    /// A software renderer: a program that does a GPU's work on the CPU, correctly and slowly.
     SoftwareGpu,
 }
 
 impl DeviceKind {
+    /// The kind in words, for messages.
     pub fn name(self) -> &'static str {
         match self {
             DeviceKind::Cpu => "CPU",
@@ -62,20 +69,22 @@ impl DeviceKind {
 /// A device that this build can train on.
 #[derive(Clone, Debug)]
 pub struct FoundDevice {
+    /// burn's handle of the device.
     pub device: Device,
+    /// The kind of the device.
     pub kind: DeviceKind,
-    /// As the driver calls it.
+    /// The driver's name of the device.
     pub name: String,
-    /// What kernels are compiled for: "Metal", "Vulkan", or the CPU's own.
+    /// What kernels are compiled for: "Metal", "Vulkan", "Vulkan (WGSL)", or "native" on the CPU.
     pub api: &'static str,
-    /// Bytes that the device may be asked to hold, where it says so.
+    /// Bytes that the device can hold, if it reports them.
     pub memory: Option<u64>,
-    /// Number types that it computes in; f32 always.
+    /// The number types that the device computes in. f32 is always among them.
     pub types: Vec<FloatType>,
 }
 
 impl FoundDevice {
-    /// The CPU, which every build has.
+    /// The CPU, which is in every build.
     pub fn cpu() -> FoundDevice {
         FoundDevice {
             device: Device::flex(),
@@ -88,30 +97,31 @@ impl FoundDevice {
     }
 }
 
-/// Whether tensors of this device are worked on by the CPU's kernels.
+/// Whether the CPU's kernels work on the tensors of this device.
 pub fn is_cpu(device: &Device) -> bool {
     matches!(device.clone().without_autodiff().as_dispatch(), DispatchDevice::Flex(_))
 }
 
-/// Whether this build has a GPU backend at all.
-pub const HAS_GPU_BACKEND: bool = cfg!(any(feature = "gpu", target_os = "macos"));
+/// Whether this build has a GPU backend.
+pub const HAS_GPU_BACKEND: bool = cfg!(gpu_backend);
 
-/// All GPUs, discrete ones first, software renderers last if they are wanted; empty where the build has no GPU backend. A card
-/// that two APIs reach is listed once.
+/// All GPUs: discrete ones first, then integrated ones, then software renderers if `software` asks
+/// for them. A card that two APIs reach is listed once. A build without a GPU backend finds none.
 pub fn gpus(software: bool) -> Vec<FoundDevice> {
-    #[cfg(any(feature = "gpu", target_os = "macos"))]
+    #[cfg(gpu_backend)]
     return crate::gpu::devices::gpus(software);
-    #[cfg(not(any(feature = "gpu", target_os = "macos")))]
+    #[cfg(not(gpu_backend))]
     {
         let _ = software;
         Vec::new()
     }
 }
 
-/// Hands waiting work to the device. A GPU's driver ends programs whose command buffers run long; a layer at a time is short.
+/// Hands waiting work to the device. Called after each layer, because a GPU's driver ends programs
+/// whose command buffers run long.
 pub fn submit(device: &Device) {
     if !is_cpu(device) {
-        // An error here comes back with the next value that is read.
+        // An error here is reported again with the next value that is read.
         let _ = device.flush();
     }
 }
@@ -121,11 +131,12 @@ pub fn reserved_bytes(device: &Device) -> Option<u64> {
     if is_cpu(device) { None } else { device.memory_pool_usage().map(|usage| usage.bytes_reserved) }
 }
 
-/// What a device's own thread said when it ran out of memory; wgpu reports that by a panic there, and to whoever reads the
-/// tensor only that it was never there.
+/// The report of a device that ran out of memory. wgpu reports it by a panic in a thread of its
+/// own. The thread that reads the tensor is only told that the tensor does not exist.
 static OUT_OF_MEMORY: Mutex<Option<String>> = Mutex::new(None);
 
-/// For the program's panic hook: takes the message of a panic if it is such a report. Then it is no bug.
+/// For the program's panic hook: keeps the message of a panic if it reports that a device ran out
+/// of memory, for [`take_out_of_memory`]. Returns whether it does; such a panic is no bug.
 pub fn note_panic(message: &str) -> bool {
     let lower = message.to_lowercase();
     let reported = lower.contains("wgpu error") && (lower.contains("out of memory") || lower.contains("outofmemory"));
@@ -135,14 +146,15 @@ pub fn note_panic(message: &str) -> bool {
     reported
 }
 
-/// The report, if there was one since it was last taken.
+/// The report of a device that ran out of memory, if there was one since the last call.
 pub fn take_out_of_memory() -> Option<String> {
     OUT_OF_MEMORY.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-/// What a driver dropped of the calling thread's work without an error, where that can happen.
+/// How much of the calling thread's work the driver dropped without an error, in words. `None`:
+/// nothing, as far as is known.
 pub fn dropped_work(device: &Device) -> Option<String> {
-    #[cfg(any(feature = "gpu", target_os = "macos"))]
+    #[cfg(gpu_backend)]
     if !is_cpu(device) {
         return crate::gpu::watch::dropped();
     }

@@ -1,40 +1,34 @@
-//! The few operations that training spends its time in, each as one fused operation with a hand-written backward pass.
+//! The few operations that training spends its time in. Each is one fused operation with a
+//! hand-written backward pass.
 //!
-//! Owns: matrix products over threads, LoRA linear, RMS norm, rotary embedding, causal attention over
-//! rows of unequal length, SwiGLU, cross-entropy on trained positions only.
+//! Owns: matrix products over threads, LoRA linear, RMS norm, rotary embedding, causal attention
+//! over rows of unequal length, SwiGLU, cross-entropy on trained positions only.
 //! Must never know: models, files, recipes.
-//! Start reading at [`operations`] (what the model calls), then [`composed`] (the same maths in plain
-//! tensor operations: the reference of the tests). `extension` makes the operations differentiable; each backend brings
-//! its own forward and backward passes: the CPU's in the files named after the operations, the GPUs' in `gpu`.
+//! Start reading at [`operations`] (the table of what the model calls), then [`composed`] (the same
+//! maths in plain tensor operations: the reference of the tests). `fused` says what a backend
+//! brings for an operation: the CPU's passes are in `cpu`, the GPUs' in `gpu`. `extension` makes
+//! them differentiable.
 //!
-//! Shape letters used in names: `t` tokens of a micro-batch (all rows one after the other, no padding),
-//! `i` inputs, `o` outputs, `r` LoRA rank, `h` query heads, `k` key/value heads, `d` head dimension, `v` vocabulary.
+//! Shape letters used in names: `t` tokens of a micro-batch (all rows one after the other, no
+//! padding), `s` keys, `i` inputs, `o` outputs, `f` features of a feed-forward layer, `r` LoRA
+//! rank, `h` query heads, `k` key/value heads, `d` head dimension, `v` vocabulary.
 
-mod attention;
-mod buffer;
+#![warn(missing_docs)]
+
+mod arguments;
 pub mod composed;
-mod cross_entropy;
+mod cpu;
 pub mod devices;
 mod extension;
-mod flex;
 pub mod footprint;
 mod fused;
-#[cfg(any(feature = "gpu", target_os = "macos"))]
+#[cfg(gpu_backend)]
 mod gpu;
-mod halves;
-mod linear;
-pub mod matmul;
-mod norm;
 mod on_device;
 pub mod operations;
-mod rope;
 mod segments;
-mod simd;
-mod swiglu;
 
-pub use attention::AttentionShape;
-pub use cross_entropy::Targets;
+pub use arguments::{AttentionShape, Dropout, RopeTable, Targets};
+pub use cpu::matmul;
 pub use devices::{DeviceKind, FloatType, FoundDevice};
-pub use linear::Dropout;
-pub use rope::RopeTable;
 pub use segments::{Segment, Segments};

@@ -1,30 +1,31 @@
-//! Where the rows of a micro-batch begin and end in its flat list of tokens.
+//! The rows of a micro-batch: where each begins and ends in the flat list of tokens.
 
 use std::sync::Arc;
 
 use crate::on_device::OnDevice;
 
-/// One row: its queries in the token list, and the keys they may look at.
+/// One row: the range of its queries, and the range of the keys that they may see. Both in tokens.
 ///
 /// Without a cache both ranges are the same tokens. With a key/value cache there are more keys than
-/// queries: the last query belongs to the last key.
+/// queries, and the last query belongs to the last key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
+    /// The first query.
     pub query_start: usize,
+    /// The number of queries.
     pub queries: usize,
+    /// The first key.
     pub key_start: usize,
+    /// The number of keys, at least that of the queries.
     pub keys: usize,
 }
 
 /// The rows of a micro-batch, laid one after the other without padding. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Segments(
-    Arc<[Segment]>,
-    #[cfg_attr(not(any(feature = "gpu", target_os = "macos")), expect(dead_code, reason = "GPUs only"))] OnDevice,
-);
+pub struct Segments(Arc<[Segment]>, #[cfg_attr(not(gpu_backend), expect(dead_code, reason = "GPUs only"))] OnDevice);
 
 impl Segments {
-    /// Rows of these lengths, each attending to itself alone.
+    /// Rows of these lengths in tokens, one after the other. Each attends to itself alone.
     pub fn rows(lengths: &[usize]) -> Segments {
         let mut start = 0;
         lengths
@@ -38,26 +39,32 @@ impl Segments {
             .into()
     }
 
-    /// One row of which the first `keys - queries` tokens are in the cache already.
+    /// One row, of which the first `keys - queries` tokens are in the cache already.
+    ///
+    /// # Panics
+    /// If there are more queries than keys.
     pub fn cached(queries: usize, keys: usize) -> Segments {
         assert!(queries <= keys, "more queries than keys");
         vec![Segment { query_start: 0, queries, key_start: 0, keys }].into()
     }
 
+    /// The rows in their order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Segment> {
         self.0.iter()
     }
 
-    /// What was made of them on a GPU, by sliding window.
-    #[cfg(any(feature = "gpu", target_os = "macos"))]
+    /// What was made of the rows on a GPU, by sliding window.
+    #[cfg(gpu_backend)]
     pub(crate) fn on_device(&self) -> &OnDevice {
         &self.1
     }
 
+    /// The number of rows.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
+    /// Whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1,6 +1,8 @@
-//! Each fused operation against the composed form (value and every gradient) and against finite differences.
+//! Each fused operation compared with its composed form (value and every gradient) and with finite
+//! differences.
 //!
-//! On the CPU; with `FINETUNE_TEST_DEVICE=gpu` on the first GPU, a software renderer if there is no other.
+//! The tests run on the CPU. With `FINETUNE_TEST_DEVICE=gpu` they run on the first GPU, a software
+//! renderer if there is no other.
 
 use std::sync::OnceLock;
 
@@ -26,11 +28,11 @@ fn normal(seed: u64, dims: &[usize]) -> Vec<f32> {
     Stream::new(seed, 9, 0, 0).normal(dims.iter().product(), 1.0)
 }
 
-/// An operation over `N` matrices of these shapes, as value and gradients of Σ out · weights.
+/// A check of an operation over `N` matrices: its value, and the gradients of Σ out · weights.
 struct Check<'a, const N: usize> {
     name: &'a str,
     shapes: [[usize; 2]; N],
-    /// Which inputs are trained.
+    /// The inputs that require gradients.
     trained: [bool; N],
 }
 
@@ -68,7 +70,8 @@ impl<const N: usize> Check<'_, N> {
         self.finite_differences(&inputs, fused, &gradients);
     }
 
-    /// Three random directions through all trained inputs at once: (f(x + e) - f(x - e)) / 2 = gradient · e.
+    /// Three random directions through all trained inputs at once: (f(x + e) - f(x - e)) / 2 =
+    /// gradient · e.
     fn finite_differences(&self, inputs: &[Vec<f32>; N], operation: Operation<N>, gradients: &[Vec<f32>]) {
         for direction in 0..3 {
             let step = 1e-2f32;
@@ -94,7 +97,8 @@ impl<const N: usize> Check<'_, N> {
                     scale += (f64::from(*g) * f64::from(*e)).powi(2);
                 }
             }
-            // The bound covers the step's own error, of third order, and f32 rounding of the values.
+            // The bound covers the step's own error, of third order, and f32 rounding of the
+            // values.
             let bound = 0.02 * scale.sqrt() + 1e-2;
             assert!(
                 (numeric - analytic).abs() < bound,
@@ -109,13 +113,13 @@ fn vec_of<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_to_vec().expect("f32 data")
 }
 
-/// Norm of the difference over the norm of the reference.
+/// Panics if the norm of the difference over the norm of the reference is not below the bound.
 fn assert_close(what: &str, got: &[f32], want: &[f32], bound: f64) {
     assert_eq!(got.len(), want.len(), "{what}: length");
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let difference = norm(&mut got.iter().zip(want).map(|(a, b)| f64::from(*a) - f64::from(*b)));
     let size = norm(&mut want.iter().map(|v| f64::from(*v)));
-    // The absolute part is for gradients that are zero, such as those of a query that sees one key.
+    // The absolute part is for gradients of zero, such as those of a query that sees one key.
     assert!(difference <= bound * size + 1e-5, "{what}: relative difference {:e}", difference / size);
 }
 
@@ -167,10 +171,10 @@ fn rope_turns_pairs() {
         });
 }
 
-/// (what, rows, queries, keys, query heads, key heads, window)
+/// (name, rows, queries, keys, query heads, key heads, window)
 type AttentionCase = (&'static str, Segments, usize, usize, usize, usize, Option<usize>);
 
-/// Rows shorter and longer than a block, one of a single token; grouped heads; windows; a cache.
+/// Rows shorter and longer than a block, a row of a single token, grouped heads, windows, a cache.
 #[test]
 fn causal_attention_over_rows_of_unequal_length() {
     let cases: [AttentionCase; 6] = [
@@ -214,7 +218,7 @@ fn linear_cross_entropy_on_some_positions() {
     }
 }
 
-/// Large logits: the softmax must neither overflow nor turn into NaN.
+/// The softmax of large logits must neither overflow nor become NaN.
 #[test]
 fn cross_entropy_of_huge_logits_is_finite() {
     let h = Tensor::<2>::from_data(TensorData::new(vec![1000.0f32, -1000.0], [1, 2]), &device());
@@ -224,8 +228,8 @@ fn cross_entropy_of_huge_logits_is_finite() {
     assert!((losses[1] - 20_000.0).abs() < 1.0, "{losses:?}");
 }
 
-/// A weight that the CPU holds in 16 bits gives the bits of the same weight held in f32: products that are widened in one
-/// block and in several, few rows, and the output layer.
+/// A weight that the CPU holds in 16 bits gives the bits of the same weight held in f32. The cases
+/// are products that are widened in one block and in several, a small batch, and the output layer.
 #[test]
 fn sixteen_bit_weights_give_the_same_bits_on_the_cpu() {
     let device = Device::flex().autodiff();

@@ -1,28 +1,36 @@
 //! Causal attention on the GPU, a block of queries at a time, whatever rows the queries belong to.
 //!
-//! The scores of a block are a product for the card's matrix units; a kernel turns them into probabilities, and the next
-//! block overwrites them. The backward pass makes them again from ln Σ e^score (Dao et al. 2022, "FlashAttention"). Which
-//! keys a query sees is a range of its own, so rows are never padded and blocks need not end where rows do.
+//! The scores of a block are a product for the card's matrix units. A kernel turns them into
+//! probabilities, and the next block overwrites them. The backward pass computes them again from
+//! ln Σ e^score (Dao et al. 2022, "FlashAttention").
+//!
+//! Each query has its own range of keys that it sees. Rows are therefore never padded, and blocks
+//! need not end where rows do.
 
 use std::sync::Arc;
 
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::slice;
 use burn_cubecl::ops::numeric::zeros;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::heads::{SoftmaxBackward, add_rows, heads_first, put_tokens_first, softmax_backward};
 use super::product::{product, transposed};
-use super::rows::{self, Block, QueryRanges};
+use super::reduce::{self, Block, QueryRanges};
 use super::tensor::{contiguous, empty, reshaped, upload_u32};
-use crate::attention::AttentionShape;
+use crate::arguments::AttentionShape;
 use crate::footprint::{GPU_QUERIES, GPU_SCORES};
+use crate::fused::Fused;
+use crate::operations::CausalAttention;
 use crate::segments::Segment;
 
-/// Keys and queries of a block start at multiples of this, so that parts of tensors can be used where they lie.
+/// Keys and queries of a block start at multiples of this. Parts of tensors can then be used
+/// without a copy.
 const STEP: usize = 64;
 
+/// What the backward pass needs: q [t, h, d], k and v [s, k, d], and the result.
 #[derive(Clone, Debug)]
 pub(crate) struct Saved {
     q: CubeTensor,
@@ -34,7 +42,7 @@ pub(crate) struct Saved {
     shape: AttentionShape,
 }
 
-/// The keys that each query sees, from `starts` to before `ends`.
+/// The keys that each query sees: from `starts` to before `ends`, one entry for each query.
 struct Ranges {
     starts: Vec<u32>,
     ends: Vec<u32>,
@@ -59,7 +67,7 @@ impl Ranges {
         let mut blocks = Vec::new();
         let mut first = 0;
         while first < all {
-            // As many queries as keep the scores inside the limit, found from the keys that they would see.
+            // As many queries as keep the scores below the limit. The keys that they see decide it.
             let mut queries = GPU_QUERIES.min(all.next_multiple_of(STEP));
             let block = loop {
                 let seen = first..(first + queries).min(all);
@@ -79,13 +87,16 @@ impl Ranges {
     }
 }
 
-/// What all blocks of a pass share.
+/// What all blocks of a forward or backward pass share.
 struct Pass {
+    /// Query heads.
     heads: usize,
+    /// Key/value heads.
     key_heads: usize,
+    /// The width of a head, d.
     width: usize,
     queries: usize,
-    /// Keys, rounded up to whole steps.
+    /// Keys, rounded up to a multiple of [`STEP`].
     keys: usize,
     blocks: Arc<Vec<Block>>,
     ranges: QueryRanges,
@@ -99,7 +110,7 @@ impl Pass {
             width == k_shape[2] && heads.is_multiple_of(key_heads),
             "query heads are a multiple of key/value heads"
         );
-        // A window of no limit has key 0.
+        // Key 0 means that there is no window.
         let key = shape.window.unwrap_or(0);
         let queries = q_shape[0];
         let (ranges, blocks) = shape.segments.on_device().get(key, || {
@@ -110,21 +121,23 @@ impl Pass {
         Pass { heads, key_heads, width, queries, keys: k_shape[0].next_multiple_of(STEP), blocks, ranges }
     }
 
+    /// Query heads of each key/value head.
     fn group(&self) -> usize {
         self.heads / self.key_heads
     }
 
-    /// All keys (or values) [s, k, d] as [k, keys, d], zeros beyond the last.
+    /// All keys (or values) [s, k, d] as [k, keys, d], with zeros beyond the last.
     fn all_keys(&self, x: &CubeTensor) -> CubeTensor {
         heads_first(x, 0, self.keys)
     }
 
-    /// The keys of a block out of [`Pass::all_keys`].
+    /// The keys of a block, out of the result of [`Pass::all_keys`].
     fn keys_of(&self, block: &Block, all: &CubeTensor) -> CubeTensor {
         slice(all.clone(), &[0..self.key_heads, block.first_key..block.first_key + block.keys, 0..self.width])
     }
 
-    /// The queries of a block out of [t, h, d], as [k, group · queries, d]: the heads that share keys under each other.
+    /// The queries of a block out of [t, h, d], as [k, group · queries, d]. Heads that share keys
+    /// follow each other.
     fn queries_of(&self, block: &Block, x: &CubeTensor) -> CubeTensor {
         let x = heads_first(x, block.first, block.queries);
         reshaped(x, [self.key_heads, self.group() * block.queries, self.width])
@@ -136,53 +149,60 @@ impl Pass {
     }
 }
 
-/// q [t, h, d], k and v [s, k, d], all contiguous -> [t, h, d].
-pub(super) fn forward(q: CubeTensor, k: CubeTensor, v: CubeTensor, shape: AttentionShape) -> (CubeTensor, Saved) {
-    let pass = Pass::new(&q, &k, &shape);
-    let dtype = q.dtype;
-    let (all_k, all_v) = (pass.all_keys(&k), pass.all_keys(&v));
-    let out = empty(&q, q.shape(), dtype);
-    let log_sums = empty(&q, [pass.heads, pass.queries], DType::F32);
-    for block in pass.blocks.iter() {
-        let scores = pass.scores(&pass.queries_of(block, &q), &pass.keys_of(block, &all_k));
-        let probabilities = rows::softmax(&scores, &log_sums, block, &pass.ranges, shape.scale, dtype);
-        let rows = contiguous(product(&probabilities, &pass.keys_of(block, &all_v), dtype));
-        put_tokens_first(&rows, &out, block.first, block.queries);
-    }
-    (out.clone(), Saved { q, k, v, out, log_sums, shape })
-}
+impl Fused<CubeBackend, 3> for CausalAttention {
+    type Saved = Saved;
 
-/// (d_q, d_k, d_v) of d_out [t, h, d].
-pub(super) fn backward(saved: &Saved, d_out: &CubeTensor) -> [CubeTensor; 3] {
-    let Saved { q, k, v, out, log_sums, shape } = saved;
-    let pass = Pass::new(q, k, shape);
-    let dtype = q.dtype;
-    let (all_k, all_v) = (pass.all_keys(k), pass.all_keys(v));
-    let deltas = rows::dot(out, d_out);
-    let d_q = empty(q, q.shape(), dtype);
-    let sums = || zeros(q.device.clone(), [pass.key_heads, pass.keys, pass.width].into(), DType::F32);
-    let (d_k_sums, d_v_sums) = (contiguous(sums()), contiguous(sums()));
-    for block in pass.blocks.iter() {
-        let (q_rows, d_rows) = (pass.queries_of(block, q), pass.queries_of(block, d_out));
-        let (k_rows, v_rows) = (pass.keys_of(block, &all_k), pass.keys_of(block, &all_v));
-        let scores = pass.scores(&q_rows, &k_rows);
-        let d_probabilities = pass.scores(&d_rows, &v_rows);
-        let inputs = SoftmaxBackward {
-            scores: &scores,
-            d_probabilities: &d_probabilities,
-            log_sums,
-            deltas: &deltas,
-            scale: shape.scale,
-            dtype,
-        };
-        let (probabilities, d_scores) = softmax_backward(inputs, block, &pass.ranges);
-        let d_rows_q = contiguous(product(&d_scores, &k_rows, dtype));
-        put_tokens_first(&d_rows_q, &d_q, block.first, block.queries);
-        add_rows(&contiguous(product(&transposed(&d_scores), &q_rows, DType::F32)), &d_k_sums, block.first_key);
-        add_rows(&contiguous(product(&transposed(&probabilities), &d_rows, DType::F32)), &d_v_sums, block.first_key);
+    fn forward(self, [q, k, v]: [CubeTensor; 3], _: [bool; 3]) -> (CubeTensor, Saved) {
+        let shape = self.shape;
+        let pass = Pass::new(&q, &k, &shape);
+        let dtype = q.dtype;
+        let (all_k, all_v) = (pass.all_keys(&k), pass.all_keys(&v));
+        let out = empty(&q, q.shape(), dtype);
+        let log_sums = empty(&q, [pass.heads, pass.queries], DType::F32);
+        for block in pass.blocks.iter() {
+            let scores = pass.scores(&pass.queries_of(block, &q), &pass.keys_of(block, &all_k));
+            let probabilities = reduce::softmax(&scores, &log_sums, block, &pass.ranges, shape.scale, dtype);
+            let rows = contiguous(product(&probabilities, &pass.keys_of(block, &all_v), dtype));
+            put_tokens_first(&rows, &out, block.first, block.queries);
+        }
+        (out.clone(), Saved { q, k, v, out, log_sums, shape })
     }
-    let (d_k, d_v) = (empty(k, k.shape(), dtype), empty(v, v.shape(), dtype));
-    put_tokens_first(&d_k_sums, &d_k, 0, pass.keys);
-    put_tokens_first(&d_v_sums, &d_v, 0, pass.keys);
-    [d_q, d_k, d_v]
+
+    fn backward(saved: Saved, d_out: CubeTensor, _: [bool; 3]) -> [Option<CubeTensor>; 3] {
+        let Saved { q, k, v, out, log_sums, shape } = &saved;
+        let pass = Pass::new(q, k, shape);
+        let dtype = q.dtype;
+        let (all_k, all_v) = (pass.all_keys(k), pass.all_keys(v));
+        let deltas = reduce::dot(out, &d_out);
+        let d_q = empty(q, q.shape(), dtype);
+        let sums = || zeros(q.device.clone(), [pass.key_heads, pass.keys, pass.width].into(), DType::F32);
+        let (d_k_sums, d_v_sums) = (contiguous(sums()), contiguous(sums()));
+        for block in pass.blocks.iter() {
+            let (q_rows, d_rows) = (pass.queries_of(block, q), pass.queries_of(block, &d_out));
+            let (k_rows, v_rows) = (pass.keys_of(block, &all_k), pass.keys_of(block, &all_v));
+            let scores = pass.scores(&q_rows, &k_rows);
+            let d_probabilities = pass.scores(&d_rows, &v_rows);
+            let inputs = SoftmaxBackward {
+                scores: &scores,
+                d_probabilities: &d_probabilities,
+                log_sums,
+                deltas: &deltas,
+                scale: shape.scale,
+                dtype,
+            };
+            let (probabilities, d_scores) = softmax_backward(inputs, block, &pass.ranges);
+            let d_rows_q = contiguous(product(&d_scores, &k_rows, dtype));
+            put_tokens_first(&d_rows_q, &d_q, block.first, block.queries);
+            add_rows(&contiguous(product(&transposed(&d_scores), &q_rows, DType::F32)), &d_k_sums, block.first_key);
+            add_rows(
+                &contiguous(product(&transposed(&probabilities), &d_rows, DType::F32)),
+                &d_v_sums,
+                block.first_key,
+            );
+        }
+        let (d_k, d_v) = (empty(k, k.shape(), dtype), empty(v, v.shape(), dtype));
+        put_tokens_first(&d_k_sums, &d_k, 0, pass.keys);
+        put_tokens_first(&d_v_sums, &d_v, 0, pass.keys);
+        [d_q, d_k, d_v].map(Some)
+    }
 }

@@ -1,19 +1,25 @@
-//! The output layer and its cross-entropy in one, a piece of the trained positions at a time. See [`crate::cross_entropy`].
+//! The output layer and its cross-entropy in one, on a GPU, a piece of the trained positions at a
+//! time. The method is that of `cpu/cross_entropy.rs`.
 
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::elements::{gather_rows, scale_rows, scaled, scatter_rows};
+use super::pointwise::{gather_rows, scale_rows, scaled, scatter_rows};
 use super::product::{product, transposed};
-use super::rows;
+use super::reduce;
 use super::tensor::{empty, upload_u32};
-use crate::cross_entropy::Targets;
+use crate::arguments::Targets;
 use crate::footprint::gpu_logit_rows;
+use crate::fused::Fused;
+use crate::operations::LinearCrossEntropy;
 
-/// Gradients of logits are below 1, mostly far below: f16 has no numbers for them unless they are scaled up on the way.
+/// The factor of logit gradients held in f16. They are below 1, mostly far below, where f16 has no
+/// numbers.
 const F16_SCALE: f32 = 4096.0;
 
+/// What the backward pass needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Saved {
     targets: Targets,
@@ -25,22 +31,25 @@ pub(crate) struct Saved {
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "one of a micro-batch, moved twice")]
 enum Kept {
-    /// With a frozen W: the gradient of each trained position's h in f32, for an upstream gradient of 1 / `F16_SCALE`. [n, i]
+    /// With a frozen W: the gradient of the h of each trained position, [n, i] in f32. It is
+    /// [`scale_of`] times the gradient for an upstream gradient of 1.
     Rows(CubeTensor),
-    /// With a trained W: the inputs, to make the logits again.
+    /// With a trained W: the inputs, to compute the logits again.
     Inputs { h: CubeTensor, w: CubeTensor },
 }
 
+/// The factor of logit gradients in this number type.
 fn scale_of(dtype: DType) -> f32 {
     if dtype == DType::F16 { F16_SCALE } else { 1.0 }
 }
 
-/// Positions and tokens on the device.
+/// The positions and the tokens of the targets on the device.
 fn indices(targets: &Targets, like: &CubeTensor) -> (CubeTensor, CubeTensor) {
     targets.on_device.get(0, || (upload_u32(like, &targets.positions), upload_u32(like, &targets.tokens)))
 }
 
-/// One piece: rows of h, their logits' gradients (`None` without), their losses written into `losses`.
+/// One piece: its rows of h, and the gradients of their logits if `with_gradient`. Their losses are
+/// written into `losses`.
 fn piece(
     h: &CubeTensor,
     w: &CubeTensor,
@@ -53,22 +62,24 @@ fn piece(
     let h_rows = gather_rows(h, &positions, range.start, range.len());
     let logits = product(&h_rows, &transposed(w), DType::F32);
     let gradient = with_gradient.then(|| (h.dtype, scale_of(h.dtype)));
-    let d_logits = rows::cross_entropy(&logits, &tokens, losses, range, gradient);
+    let d_logits = reduce::cross_entropy(&logits, &tokens, losses, range, gradient);
     (h_rows, d_logits)
 }
 
+/// The ranges of the targets that are worked on at a time.
 fn pieces(targets: &Targets, vocabulary: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     let (rows, len) = (gpu_logit_rows(vocabulary), targets.len());
     (0..len).step_by(rows).map(move |start| start..(start + rows).min(len))
 }
 
+/// Panics if a target lies beyond the tokens or the vocabulary: kernels do not check.
 fn ensure_inside(targets: &Targets, tokens: usize, vocabulary: usize) {
     assert!(targets.positions.iter().all(|&position| (position as usize) < tokens), "a position beyond the tokens");
     assert!(targets.tokens.iter().all(|&token| (token as usize) < vocabulary), "a target beyond the vocabulary");
 }
 
 /// Losses [n] alone.
-pub(super) fn losses(h: &CubeTensor, w: &CubeTensor, targets: &Targets) -> CubeTensor {
+fn losses(h: &CubeTensor, w: &CubeTensor, targets: &Targets) -> CubeTensor {
     let vocabulary = w.shape()[0];
     ensure_inside(targets, h.shape()[0], vocabulary);
     let w = scaled(w, h.dtype, 1.0);
@@ -79,70 +90,79 @@ pub(super) fn losses(h: &CubeTensor, w: &CubeTensor, targets: &Targets) -> CubeT
     losses
 }
 
-/// Losses [n], and what the backward pass needs.
-pub(super) fn forward(h: CubeTensor, w: CubeTensor, targets: Targets, trained_weight: bool) -> (CubeTensor, Saved) {
-    let (h_shape, dtype) = ([h.shape()[0], h.shape()[1]], h.dtype);
-    if trained_weight {
-        let losses = losses(&h, &w, &targets);
-        return (losses, Saved { targets, h_shape, dtype, kept: Kept::Inputs { h, w } });
-    }
-    let vocabulary = w.shape()[0];
-    ensure_inside(&targets, h_shape[0], vocabulary);
-    let w = scaled(&w, dtype, 1.0);
-    let losses = empty(&h, [targets.len()], DType::F32);
-    let parts: Vec<CubeTensor> = pieces(&targets, vocabulary)
-        .map(|range| {
-            let (_, d_logits) = piece(&h, &w, &targets, range, &losses, true);
-            product(&d_logits.expect("asked for"), &w, DType::F32)
-        })
-        .collect();
-    (losses, Saved { targets, h_shape, dtype, kept: Kept::Rows(rows_together(parts)) })
-}
-
 /// The rows of all parts, one part after the other.
 fn rows_together(mut parts: Vec<CubeTensor>) -> CubeTensor {
     if parts.len() == 1 {
         return parts.remove(0);
     }
-    <burn_cubecl::CubeBackend as burn::backend::ops::FloatTensorOps<_>>::float_cat(parts, 0)
+    <CubeBackend as burn::backend::ops::FloatTensorOps<_>>::float_cat(parts, 0)
 }
 
-/// (d_h [t, i], d_w [v, i]) of d_losses [n]; d_w only with a trained W.
-pub(super) fn backward(saved: Saved, d_losses: &CubeTensor) -> (CubeTensor, Option<CubeTensor>) {
-    let Saved { targets, h_shape, dtype, kept } = saved;
-    let scale = 1.0 / scale_of(dtype);
-    let (d_rows, d_w) = match kept {
-        Kept::Rows(d_rows) => (d_rows, None),
-        Kept::Inputs { h, w } => {
-            let vocabulary = w.shape()[0];
-            let w_like_h = scaled(&w, dtype, 1.0);
-            let mut parts = Vec::new();
-            let mut d_w: Option<CubeTensor> = None;
-            let unread = empty(&h, [targets.len()], DType::F32);
-            for range in pieces(&targets, vocabulary) {
-                let (h_rows, d_logits) = piece(&h, &w_like_h, &targets, range.clone(), &unread, true);
-                let d_logits = d_logits.expect("asked for");
-                parts.push(product(&d_logits, &w_like_h, DType::F32));
-                // The rows of h take the upstream gradient, which is as good and far smaller.
-                let h_rows = scale_rows(&h_rows, d_losses, range.start);
-                let part = scaled(&product(&transposed(&d_logits), &h_rows, DType::F32), DType::F32, scale);
-                d_w = Some(match d_w {
-                    None => part,
-                    Some(sum) => burn_cubecl::ops::numeric::add(sum, part),
-                });
-            }
-            (rows_together(parts), d_w.map(|d_w| scaled(&d_w, w.dtype, 1.0)))
+impl Fused<CubeBackend, 2> for LinearCrossEntropy {
+    type Saved = Saved;
+
+    fn forward(self, [h, w]: [CubeTensor; 2], [_, w_trained]: [bool; 2]) -> (CubeTensor, Saved) {
+        let targets = self.targets;
+        let (h_shape, dtype) = ([h.shape()[0], h.shape()[1]], h.dtype);
+        if w_trained {
+            let losses = losses(&h, &w, &targets);
+            return (losses, Saved { targets, h_shape, dtype, kept: Kept::Inputs { h, w } });
         }
-    };
-    let (starts, order) = targets.on_device.get(1, || {
-        let (starts, order) = by_token(&targets, h_shape[0]);
-        (upload_u32(&d_rows, &starts), upload_u32(&d_rows, &order))
-    });
-    let d_h = scatter_rows(&d_rows, d_losses, &starts, &order, h_shape, dtype, scale);
-    (d_h, d_w)
+        let vocabulary = w.shape()[0];
+        ensure_inside(&targets, h_shape[0], vocabulary);
+        let w = scaled(&w, dtype, 1.0);
+        let losses = empty(&h, [targets.len()], DType::F32);
+        let parts: Vec<CubeTensor> = pieces(&targets, vocabulary)
+            .map(|range| {
+                let (_, d_logits) = piece(&h, &w, &targets, range, &losses, true);
+                product(&d_logits.expect("asked for"), &w, DType::F32)
+            })
+            .collect();
+        (losses, Saved { targets, h_shape, dtype, kept: Kept::Rows(rows_together(parts)) })
+    }
+
+    fn without_gradients(self, [h, w]: [CubeTensor; 2]) -> CubeTensor {
+        losses(&h, &w, &self.targets)
+    }
+
+    fn backward(saved: Saved, d_losses: CubeTensor, _: [bool; 2]) -> [Option<CubeTensor>; 2] {
+        let Saved { targets, h_shape, dtype, kept } = saved;
+        let scale = 1.0 / scale_of(dtype);
+        let (d_rows, d_w) = match kept {
+            Kept::Rows(d_rows) => (d_rows, None),
+            Kept::Inputs { h, w } => {
+                let vocabulary = w.shape()[0];
+                let w_like_h = scaled(&w, dtype, 1.0);
+                let mut parts = Vec::new();
+                let mut d_w: Option<CubeTensor> = None;
+                let unread = empty(&h, [targets.len()], DType::F32);
+                for range in pieces(&targets, vocabulary) {
+                    let (h_rows, d_logits) = piece(&h, &w_like_h, &targets, range.clone(), &unread, true);
+                    let d_logits = d_logits.expect("asked for");
+                    parts.push(product(&d_logits, &w_like_h, DType::F32));
+                    // The upstream gradient multiplies the rows of h instead of the logit
+                    // gradients: the same product, and far fewer numbers.
+                    let h_rows = scale_rows(&h_rows, &d_losses, range.start);
+                    let part = scaled(&product(&transposed(&d_logits), &h_rows, DType::F32), DType::F32, scale);
+                    d_w = Some(match d_w {
+                        None => part,
+                        Some(sum) => burn_cubecl::ops::numeric::add(sum, part),
+                    });
+                }
+                (rows_together(parts), d_w.map(|d_w| scaled(&d_w, w.dtype, 1.0)))
+            }
+        };
+        let (starts, order) = targets.on_device.get(1, || {
+            let (starts, order) = by_token(&targets, h_shape[0]);
+            (upload_u32(&d_rows, &starts), upload_u32(&d_rows, &order))
+        });
+        let d_h = scatter_rows(&d_rows, &d_losses, &starts, &order, h_shape, dtype, scale);
+        [Some(d_h), d_w]
+    }
 }
 
-/// The targets of each token, one token after the other, and where those of each token start; one entry more at the end.
+/// (starts, order): `order` lists the targets by token. Those of token t are
+/// `order[starts[t]..starts[t + 1]]`.
 fn by_token(targets: &Targets, tokens: usize) -> (Vec<u32>, Vec<u32>) {
     let mut order: Vec<u32> = (0..targets.len() as u32).collect();
     order.sort_by_key(|&n| targets.positions[n as usize]);

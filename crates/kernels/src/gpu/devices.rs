@@ -1,4 +1,4 @@
-//! GPUs as the runtimes report them.
+//! The GPUs that the runtimes report.
 
 use burn::tensor::Device;
 use burn_cubecl::CubeDevice;
@@ -13,14 +13,15 @@ pub(crate) fn gpus(software: bool) -> Vec<FoundDevice> {
     for device in CubeDevice::enumerate_all() {
         let kind = kind_of(&device);
         if kind == DeviceKind::SoftwareGpu && !software {
-            // To open it takes a hundred megabytes.
+            // Opening a software renderer takes a hundred megabytes.
             continue;
         }
         let client = device.client();
         let properties = client.properties();
         let api = api_of(&device, client.name());
         if kind == DeviceKind::SoftwareGpu && api == "Vulkan" {
-            // Mesa's lavapipe (22.3, 25.0) crashes while it compiles SPIR-V kernels; it is right with WGSL.
+            // Mesa's lavapipe (22.3, 25.0) crashes while it compiles SPIR-V kernels. With WGSL it
+            // works.
             continue;
         }
         let card = properties.identity.physical.clone();
@@ -68,7 +69,8 @@ fn api_of(device: &CubeDevice, compiler: &str) -> &'static str {
     }
 }
 
-/// A type is used where tensors can hold it and there is arithmetic for it, or matrix units that take it.
+/// The number types of a device. A type counts if tensors can hold it, and if there is arithmetic
+/// for it or matrix units take it.
 fn types_of(client: &burn_cubecl::cubecl::client::Client) -> Vec<FloatType> {
     let properties = client.properties();
     let usable = |kind: FloatType| {

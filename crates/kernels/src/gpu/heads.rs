@@ -1,8 +1,10 @@
-//! Kernels of attention that work element by element, and the functions that launch them: between tensors by token and
-//! tensors by head, and the backward pass of the softmax. As in [`super::elements`].
+//! Kernels of attention that work element by element, and the functions that launch them. They copy
+//! between tensors by token and tensors by head, and compute the backward pass of the softmax.
+//!
+//! What [`super::pointwise`] says of its kernels holds for these, too.
 
 #![allow(clippy::too_many_arguments, reason = "a kernel takes its buffers and sizes one by one")]
-#![allow(clippy::collapsible_if, reason = "no index is looked at before it is known to be there")]
+#![allow(clippy::collapsible_if, reason = "an element is read only after its index was checked")]
 
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
@@ -10,10 +12,11 @@ use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::rows::{Block, BlockArgument, QueryRanges};
+use super::reduce::{Block, BlockArgument, QueryRanges};
 use super::tensor::{buffer, each_element, element, elements_of, empty, launch_elements as launch, same_shape};
 
-/// Rows `first` to `first + rows` of x [t, heads, width] as [heads, rows, width], zeros beyond the last.
+/// Rows `first` to before `first + rows` of x [t, heads, width] as [heads, rows, width], with zeros
+/// beyond the last.
 pub(super) fn heads_first(x: &CubeTensor, first: usize, rows: usize) -> CubeTensor {
     let (heads, width) = (x.shape()[1], x.shape()[2]);
     let out = empty(x, [heads, rows, width], x.dtype);
@@ -32,8 +35,8 @@ pub(super) fn heads_first(x: &CubeTensor, first: usize, rows: usize) -> CubeTens
     out
 }
 
-/// Puts x, [heads, rows, d] in any grouping of its first dimensions, into rows `first` and on of out [t, heads, d]; what
-/// would lie beyond the last row is left out.
+/// Copies x into rows `first` and on of out [t, heads, d]. x is [heads, rows, d] in any grouping of
+/// its first dimensions. What would lie beyond the last row of out is left out.
 pub(super) fn put_tokens_first(x: &CubeTensor, out: &CubeTensor, first: usize, rows: usize) {
     let (heads, width) = (out.shape()[1], out.shape()[2]);
     assert_eq!(elements_of(x), heads * rows * width, "rows of all heads");
@@ -51,7 +54,7 @@ pub(super) fn put_tokens_first(x: &CubeTensor, out: &CubeTensor, first: usize, r
     );
 }
 
-/// Adds x [heads, rows, d] to rows `first` and on of sums [heads, all, d]; both are f32.
+/// Adds x [heads, rows, d] to rows `first` and on of sums [heads, all, d]. Both are f32.
 pub(super) fn add_rows(x: &CubeTensor, sums: &CubeTensor, first: usize) {
     let (x_shape, shape) = (x.shape(), sums.shape());
     let (rows, all, width) = (x_shape[1], shape[1], shape[2]);
@@ -59,20 +62,23 @@ pub(super) fn add_rows(x: &CubeTensor, sums: &CubeTensor, first: usize) {
     launch!(add_rows_kernel, x.client, elements_of(x), buffer(x), buffer(sums), first, rows, all, width);
 }
 
-/// What [`softmax_backward`] works on besides the block.
+/// The inputs of [`softmax_backward`] besides the block.
 pub(super) struct SoftmaxBackward<'a> {
-    /// f32 scores of the block, and the gradients of its probabilities.
+    /// The scores of the block in f32: [heads · queries, keys] in any grouping.
     pub(super) scores: &'a CubeTensor,
+    /// The gradients of its probabilities, of the same shape and type.
     pub(super) d_probabilities: &'a CubeTensor,
-    /// [h, t]
+    /// ln Σ e^score: [h, t].
     pub(super) log_sums: &'a CubeTensor,
-    /// Σ out · d_out: [t, h]
+    /// Σ out · d_out over d: [t, h].
     pub(super) deltas: &'a CubeTensor,
+    /// The factor of the scores.
     pub(super) scale: f32,
+    /// The number type of the results.
     pub(super) dtype: DType,
 }
 
-/// (probabilities, gradients of the scores) of a block.
+/// (probabilities, gradients of the scores) of a block, of the shape of its scores.
 pub(super) fn softmax_backward(
     inputs: SoftmaxBackward<'_>,
     block: &Block,
@@ -105,7 +111,8 @@ pub(super) fn softmax_backward(
     (probabilities, d_scores)
 }
 
-/// Queries (or keys) `first` to `first + rows` of x [t, heads, width] as [heads, rows, width]; zeros beyond the last.
+/// Queries (or keys) `first` to before `first + rows` of x [t, heads, width] as
+/// [heads, rows, width], with zeros beyond the last.
 #[cube(launch_unchecked)]
 fn heads_first_kernel<T: Float>(
     x: &[T],
@@ -131,7 +138,8 @@ fn heads_first_kernel<T: Float>(
     }
 }
 
-/// The way back: x [heads, rows, width] into rows `first` and on of out [t, heads, width].
+/// The reverse of [`heads_first_kernel`]: x [heads, rows, width] into rows `first` and on of out
+/// [t, heads, width].
 #[cube(launch_unchecked)]
 fn tokens_first_kernel<I: Float, O: Float>(
     x: &[I],
@@ -169,8 +177,8 @@ fn add_rows_kernel(x: &[f32], sums: &mut [f32], first: usize, rows: usize, all_r
     sums[at] += x[i];
 }
 
-/// Probabilities of a block again, from its scores and log-sums, and the gradient of the scores
-/// `p · (d_p - delta) · scale`. See [`super::rows::softmax`].
+/// The probabilities of a block again, from its scores and log-sums, and the gradients of its
+/// scores, `p · (d_p - delta) · scale`. See [`super::reduce::softmax`].
 #[cube(launch_unchecked)]
 fn softmax_backward_kernel<T: Float>(
     scores: &[f32],

@@ -1,5 +1,7 @@
-//! Matrix products on the GPU. Which kernel multiplies is a function of device and number types alone, never of a timing:
-//! another kernel sums in another order, and a run would not resume to the same bits.
+//! Matrix products on a GPU.
+//!
+//! Device and number types alone decide which kernel multiplies, never a timing. Another kernel
+//! sums in another order, and a run would not resume to the same bits.
 
 use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Shape};
@@ -12,11 +14,11 @@ use cubek::matmul::multi_level;
 use cubek::matmul::strategy::Strategy;
 use cubek::std::InputBinding;
 
-use super::elements::scaled;
-use super::tensor::{contiguous, element, empty};
+use super::pointwise::scaled;
+use super::tensor::{contiguous, element, empty, reshaped, upload_f32};
 use super::watch;
 
-/// The last two dimensions the other way round; nothing is moved.
+/// The last two dimensions swapped. No element is moved.
 pub(super) fn transposed(tensor: &CubeTensor) -> CubeTensor {
     let rank = tensor.rank();
     let mut axes: Vec<usize> = (0..rank).collect();
@@ -24,8 +26,8 @@ pub(super) fn transposed(tensor: &CubeTensor) -> CubeTensor {
     permute(tensor.clone(), &axes)
 }
 
-/// `a b`: [.., m, k] [.., k, n] -> [.., m, n] of `out` numbers, summed in f32. Both have one number type and the same
-/// leading dimensions.
+/// `a b`: [.., m, k] [.., k, n] -> [.., m, n] in number type `out`, summed in f32. Both have one
+/// number type and the same leading dimensions.
 pub(super) fn product(a: &CubeTensor, b: &CubeTensor, out: DType) -> CubeTensor {
     assert_eq!(a.dtype, b.dtype, "a product of two number types");
     let (a_shape, b_shape) = (a.shape(), b.shape());
@@ -36,7 +38,8 @@ pub(super) fn product(a: &CubeTensor, b: &CubeTensor, out: DType) -> CubeTensor 
     let product = empty(a, Shape::from(dims), out);
     let (kernels, widened) = kernels(a);
     let launched = if widened {
-        // Metal's matrix units take bf16 only to sum in bf16; f32 is exact for it, and as fast there.
+        // Metal's matrix units sum bf16 products in bf16 only. f32 copies are exact, and as fast
+        // there.
         let (a, b) = (widen(a), widen(b));
         kernels.into_iter().any(|kernel| kernel.multiply(&a, &b, &product))
     } else {
@@ -47,7 +50,15 @@ pub(super) fn product(a: &CubeTensor, b: &CubeTensor, out: DType) -> CubeTensor 
     product
 }
 
-/// The tensor in f32, laid out as it is.
+/// Σ over the first dimension of x [t, o], in f32.
+pub(super) fn column_sums(x: &CubeTensor) -> CubeTensor {
+    let (tokens, outputs) = (x.shape()[0], x.shape()[1]);
+    // The sum is a product with a row of ones: its order is that of the product's kernel.
+    let ones = reshaped(upload_f32(x, &vec![1.0; tokens]), [1, tokens]);
+    reshaped(product(&scaled(&ones, x.dtype, 1.0), x, DType::F32), [outputs])
+}
+
+/// The tensor in f32, in its layout.
 fn widen(tensor: &CubeTensor) -> CubeTensor {
     let rank = tensor.rank();
     if tensor.is_contiguous() {
@@ -64,11 +75,12 @@ fn widen(tensor: &CubeTensor) -> CubeTensor {
 /// A way to multiply on a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ProductKernel {
-    /// Tiles on the card's matrix units, which take 16-bit numbers and sum in f32.
+    /// Tiles on the card's matrix units. They take 16-bit numbers and sum in f32.
     MatrixUnits,
-    /// Tiles in registers, in the numbers' own type.
+    /// Tiles in registers, in the number type of the inputs.
     Tiles,
-    /// A unit for each element of the result. It compiles in no time, which is what takes it on a software renderer.
+    /// One unit for each element of the result. Software renderers use it, because it compiles
+    /// fast.
     Elements,
 }
 
@@ -88,7 +100,8 @@ impl ProductKernel {
     }
 }
 
-/// Kernels to multiply with, best first, and whether they take f32 copies. f32 stays f32: no TF32.
+/// (kernels, widened): the kernels to multiply with, best first, and whether they multiply f32
+/// copies. f32 products are never rounded to TF32.
 fn kernels(a: &CubeTensor) -> (Vec<ProductKernel>, bool) {
     let properties = a.client.properties();
     if properties.identity.physical.is_none() {
@@ -97,7 +110,7 @@ fn kernels(a: &CubeTensor) -> (Vec<ProductKernel>, bool) {
     let units = &properties.features.matmul.cmma;
     let single = element(DType::F32);
     let takes = |dtype| units.iter().any(|unit| unit.a_type == element(dtype) && unit.cd_type == single);
-    // Where there is TF32, f32 would be rounded to it.
+    // Matrix units that have TF32 would round f32 to it.
     let takes_f32 = takes(DType::F32) && !properties.supports_type(tf32::elem_type_native());
     let widened = a.dtype != DType::F32 && !takes(a.dtype) && takes_f32;
     let units = if a.dtype == DType::F32 || widened { takes_f32 } else { takes(a.dtype) };
@@ -132,7 +145,8 @@ mod tests {
         }
     }
 
-    /// Every kernel that can be launched here, each layout, f32 and what 16-bit types there are, against f64.
+    /// Every kernel that can be launched here, with f32 and the 16-bit types of the device, against
+    /// f64.
     #[test]
     fn gpu_products_match_f64() {
         if std::env::var("FINETUNE_TEST_DEVICE").as_deref() != Ok("gpu") {
@@ -146,9 +160,9 @@ mod tests {
             let (a_values, b_values) = values.split_at(m * k);
             for kind in &gpu.types {
                 let dtype = kind.dtype();
-                let a = super::super::elements::scaled(&tensor(a_values, m, k, &gpu.device), dtype, 1.0);
-                // As the weights of a linear layer lie: [n, k], used the other way round.
-                let b = transposed(&super::super::elements::scaled(&tensor(b_values, n, k, &gpu.device), dtype, 1.0));
+                let a = super::super::pointwise::scaled(&tensor(a_values, m, k, &gpu.device), dtype, 1.0);
+                // The layout of the weights of a linear layer: [n, k], used transposed.
+                let b = transposed(&super::super::pointwise::scaled(&tensor(b_values, n, k, &gpu.device), dtype, 1.0));
                 for kernel in [ProductKernel::MatrixUnits, ProductKernel::Tiles, ProductKernel::Elements] {
                     if kernel == ProductKernel::MatrixUnits && *kind == crate::FloatType::F32 {
                         continue;

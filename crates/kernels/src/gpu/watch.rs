@@ -1,8 +1,11 @@
 //! Notices work that a driver dropped.
 //!
-//! Metal ends a command buffer that runs too long, or that there is no memory for, and wgpu reports nothing: what is read
-//! afterwards is what the memory held before, perhaps the last step's loss. So a counter on the device is raised every few
-//! products, in every command buffer, and compared with the number of times it should have been whenever values are read.
+//! Metal ends a command buffer that runs too long, or that there is no memory for, and wgpu reports
+//! nothing. What is read afterwards is what the memory held before, perhaps the last step's loss.
+//!
+//! A counter on the device is therefore raised after every few products, which is at least once in
+//! every command buffer. Whenever values are read, the counter is compared with the number of times
+//! that it was to be raised.
 
 use std::cell::RefCell;
 
@@ -12,20 +15,26 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::ops::numeric::zeros;
 use burn_cubecl::tensor::CubeTensor;
 
-/// Products between two ticks. A layer has dozens of kernels, and a command buffer holds 32.
+/// Products from one tick of the counter to the next. A layer has dozens of kernels, and a command
+/// buffer holds 32.
 const EVERY: u32 = 4;
 
-/// Set to watch on any GPU, for tests.
+/// The environment variable that turns the watch on for any GPU, for tests. On macOS it is always
+/// on.
 const VARIABLE: &str = "FINETUNE_WATCH_DEVICE";
 
+/// The counts of one thread.
 struct Watch {
+    /// The ticks that the device carried out: u32 [1].
     counter: CubeTensor,
+    /// The products launched.
     products: u32,
+    /// The ticks launched.
     ticks: u32,
 }
 
 thread_local! {
-    // Work of one thread is done in order.
+    // A device does the work of one thread in its order.
     static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
 }
 
@@ -35,6 +44,7 @@ fn is_on() -> bool {
     *ON.get_or_init(|| cfg!(target_os = "macos") || std::env::var_os(VARIABLE).is_some())
 }
 
+/// Adds 1 to the counter.
 #[cube(launch)]
 fn raise(counter: &mut [u32]) {
     if ABSOLUTE_POS == 0 {
@@ -61,7 +71,7 @@ pub(super) fn tick(like: &CubeTensor) {
     });
 }
 
-/// What was dropped of this thread's work so far, in words.
+/// How much of this thread's work was dropped so far, in words. `None`: nothing.
 pub(crate) fn dropped() -> Option<String> {
     WATCH.with_borrow_mut(|slot| {
         let watch = slot.as_ref()?;
@@ -74,7 +84,7 @@ pub(crate) fn dropped() -> Option<String> {
             return None;
         }
         let (missing, all) = (watch.ticks.wrapping_sub(counted), watch.ticks);
-        // The next check starts anew: the caller stops, or knows.
+        // The next check counts from zero: the caller has been told of these.
         *slot = None;
         Some(format!("{missing} of {all} parts of the work were dropped by the driver, without an error"))
     })
@@ -103,7 +113,7 @@ mod tests {
             crate::operations::linear(matrix(), matrix());
         }
         assert_eq!(dropped(), None);
-        // A tick that the device never saw.
+        // A tick that never reached the device.
         WATCH.with_borrow_mut(|watch| watch.as_mut().expect("ticks").ticks += 1);
         assert_eq!(dropped().as_deref(), Some("1 of 4 parts of the work were dropped by the driver, without an error"));
         assert_eq!(dropped(), None);

@@ -1,11 +1,12 @@
-//! Row functions over `f32` slices, compiled for the widest vectors that the processor has.
+//! Functions over rows of `f32`, compiled for AVX2 with FMA on processors that have it.
 //!
-//! Plain loops that the compiler vectorizes. Sums run over sixteen lanes in a fixed order, so their bits do
-//! not depend on the vector width; `mul_add` is a fused multiply-add everywhere.
+//! They are plain loops that the compiler vectorizes. Sums run over sixteen lanes in a fixed order,
+//! so their bits do not depend on the vector width. `mul_add` is a fused multiply-add everywhere.
 
 #![expect(clippy::needless_range_loop, reason = "indices over slices of one length are the form that becomes vectors")]
 
-/// Defines a function compiled for AVX2 with FMA as well, and picks that version when the processor has it.
+/// Defines a function that is also compiled for AVX2 with FMA. A call takes that version if the
+/// processor has both.
 macro_rules! vectorized {
     ($(#[$meta:meta])* fn $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {
         $(#[$meta])*
@@ -18,7 +19,8 @@ macro_rules! vectorized {
                 fn wide($($argument: $type),*) $(-> $result)? { body($($argument),*) }
                 if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
                     #[expect(unsafe_code, reason = "a function for newer processors")]
-                    // SAFETY: the features that `wide` is compiled for were detected on this processor.
+                    // SAFETY: the features that `wide` is compiled for were detected on this
+                    // processor.
                     return unsafe { wide($($argument),*) };
                 }
             }
@@ -27,17 +29,19 @@ macro_rules! vectorized {
     };
 }
 
+/// Partial sums of a row.
 const LANES: usize = 16;
 
-/// e^x within 2 units in the last place, for vector loops; inputs are clamped to [-87, 88].
+/// e^x within 2 units in the last place, for vector loops. Inputs are clamped to [-87, 88].
 ///
-/// Cephes' expf: x = k ln 2 + r, a polynomial of degree 6 for e^r, and k put into the exponent bits.
+/// The method is that of expf in the Cephes library: x = k ln 2 + r, a polynomial of degree 6 for
+/// e^r, and k added to the exponent bits.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
     // Adding and subtracting 1.5 × 2^23 rounds to the nearest integer.
     let k = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
-    // ln 2 in two parts, so that r is exact to the last bit.
+    // ln 2 is subtracted in two parts, which keeps r exact to the last bit.
     let r = k.mul_add(-0.693_359_4, x);
     let r = k.mul_add(2.121_944_4e-4, r);
     let p = 1.987_569_1e-4f32;
@@ -66,7 +70,7 @@ fn sum_lanes(x: &[f32]) -> f32 {
 #[inline(always)]
 fn dot_lanes(x: &[f32], y: &[f32]) -> f32 {
     let whole = x.len() / LANES * LANES;
-    // Two sets of lanes, so that one fused multiply-add does not wait for the one before.
+    // With two sets of lanes, a fused multiply-add does not wait for the one before.
     let mut lanes = [[0f32; LANES]; 2];
     for (n, (a, b)) in x[..whole].chunks_exact(LANES).zip(y[..whole].chunks_exact(LANES)).enumerate() {
         let lanes = &mut lanes[n % 2];
@@ -172,8 +176,8 @@ vectorized! {
 }
 
 vectorized! {
-    /// Turns scaled scores into probabilities in place; returns ln Σ e^(score · scale), which is all that the
-    /// backward pass needs to make them again.
+    /// Turns scores into probabilities softmax(score · factor), in place. Returns
+    /// ln Σ e^(score · factor), which is all that the backward pass needs to compute them again.
     fn softmax(scores: &mut [f32], factor: f32) -> f32 {
         let max = max_lanes(scores);
         for value in scores.iter_mut() { *value = exp((*value - max) * factor); }
@@ -185,14 +189,14 @@ vectorized! {
 }
 
 vectorized! {
-    /// Probabilities made again from scores and what [`softmax`] returned.
+    /// The probabilities again, in place, from the scores and what [`softmax`] returned.
     fn softmax_again(scores: &mut [f32], factor: f32, log_sum: f32) {
         for value in scores.iter_mut() { *value = exp(value.mul_add(factor, -log_sum)); }
     }
 }
 
 vectorized! {
-    /// d_score = p (d_p - delta) factor, in place of d_p.
+    /// The gradients of the scores, p (d_p - delta) factor, in place of d_p.
     fn softmax_backward(probabilities: &[f32], d_probabilities: &mut [f32], delta: f32, factor: f32) {
         let p = &probabilities[..d_probabilities.len()];
         for i in 0..p.len() { d_probabilities[i] = p[i] * (d_probabilities[i] - delta) * factor; }
@@ -200,7 +204,8 @@ vectorized! {
 }
 
 vectorized! {
-    /// Loss of one row of logits, -ln softmax(logits)[target]; the logits become softmax(logits) - one_hot(target).
+    /// The loss of one row of logits, -ln softmax(logits)[target]. The logits become
+    /// softmax(logits) - one_hot(target).
     fn cross_entropy(logits: &mut [f32], target: usize) -> f32 {
         let max = max_lanes(logits);
         let wanted = logits[target] - max;
@@ -214,7 +219,7 @@ vectorized! {
 }
 
 vectorized! {
-    /// Loss of one row of logits, without its gradient. The logits are overwritten.
+    /// The loss of one row of logits, without its gradient. The logits are overwritten.
     fn cross_entropy_loss(logits: &mut [f32], target: usize) -> f32 {
         let max = max_lanes(logits);
         let wanted = logits[target] - max;
@@ -224,7 +229,8 @@ vectorized! {
 }
 
 vectorized! {
-    /// Rotates the pairs (x[i], x[i + d/2]) by the angles whose cosines and sines are given; `sign` -1 turns back.
+    /// Rotates the pairs (x[i], x[i + d/2]) by the angles of these cosines and sines times `sign`:
+    /// -1 turns back.
     fn rotate(x: &[f32], cosines: &[f32], sines: &[f32], sign: f32, out: &mut [f32]) {
         let half = x.len() / 2;
         let (a, b) = x.split_at(half);
@@ -240,7 +246,7 @@ vectorized! {
 
 #[cfg(test)]
 mod tests {
-    /// Compared with f64 on values over the whole range that training meets.
+    /// Compared with f64, on values over the whole range of the function.
     #[test]
     fn exponential_is_within_two_units_in_the_last_place() {
         for n in -8_700..8_800 {

@@ -1,16 +1,22 @@
-//! Matrix products: the `gemm` crate's single-threaded kernel, split over rayon's threads by us.
+//! Matrix products: the single-threaded kernel of the `gemm` crate, split here over rayon's
+//! threads.
 //!
-//! Work is split by rows and columns of the output, never along the summed dimension, and each element is the
-//! same sum in the same order whatever the split: one thread and eight give the same bits. That rests on the
-//! `gemm` crate choosing its order of summation by the length of the sum alone once a product is larger than
-//! 64 in either direction, and not below: hence [`JOB`]. A test holds it over many shapes and thread counts.
-//! Splitting by hand also scales better than the crate's own threading (1.9 instead of 1.45 times on two threads).
+//! Work is split by rows and columns of the result, never along the summed dimension. Each element
+//! is the same sum in the same order whatever the split: one thread and eight give the same bits.
+//!
+//! This rests on a property of the `gemm` crate. For products larger than 64 in either direction,
+//! and only for those, its order of summation depends on the length of the sum alone. [`JOB`] keeps
+//! every part above that size. A test checks it over many shapes and numbers of threads.
+//!
+//! Splitting here also scales better than the crate's own threading: 1.9 instead of 1.45 times on
+//! two threads.
 
 use rayon::prelude::*;
 
-use crate::simd;
+use super::simd;
 
-/// A matrix in somebody's slice: element (row, column) lies at `row * row_stride + column * column_stride`.
+/// A matrix in a borrowed slice: element (row, column) lies at
+/// `row * row_stride + column * column_stride`.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
     values: &'a [f32],
@@ -21,12 +27,18 @@ pub struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Row-major, rows directly after each other.
+    /// A row-major matrix whose rows directly follow each other.
+    ///
+    /// # Panics
+    /// If the matrix reaches beyond the slice.
     pub fn new(values: &'a [f32], rows: usize, columns: usize) -> Matrix<'a> {
         Matrix::strided(values, rows, columns, columns)
     }
 
-    /// Row-major, with `row_stride` elements from one row to the next.
+    /// A row-major matrix with `row_stride` elements from one row to the next.
+    ///
+    /// # Panics
+    /// If the matrix reaches beyond the slice.
     pub fn strided(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Matrix<'a> {
         if rows > 0 && columns > 0 {
             assert!((rows - 1) * row_stride + columns <= values.len(), "a matrix reaches beyond its slice");
@@ -58,16 +70,21 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Fewest rows, and fewest columns, of a job where a product is split. Above 256, so that no job is small enough
-/// for the kernels that sum in another order; and large enough that packing the other matrix again for each job
-/// costs a few percent (64 rows cost 13 %).
+/// Fewest rows, and fewest columns, of a part of a product that is split.
+///
+/// Above 256, no part is small enough for the kernels that sum in another order. The other matrix
+/// is packed again for each part, which costs a few percent at this size (13 % at 64 rows).
 const JOB: usize = 272;
-/// Outputs that a job takes where there is a handful of rows.
-const FEW_ROWS_JOB: usize = 256;
+/// Columns of the result that one job of [`small_batch`] takes.
+const SMALL_BATCH_JOB: usize = 256;
 /// Products of fewer multiplications than this are not worth handing to another thread.
 const SMALL: usize = 1 << 18;
 
-/// `out = keep · out + scale · a b`, all threads; `keep` is 0 or 1. `out` is row-major [a.rows, b.columns].
+/// `out = keep · out + scale · a b` on all threads, with `keep` as 0 or 1: a [m, k], b [k, n],
+/// `out` row-major [m, n].
+///
+/// # Panics
+/// If the sizes do not fit.
 pub fn matmul(out: &mut [f32], keep: bool, scale: f32, a: Matrix, b: Matrix) {
     let (m, n, k) = (a.rows, b.columns, a.columns);
     assert_eq!(k, b.rows, "inner dimensions differ");
@@ -76,7 +93,7 @@ pub fn matmul(out: &mut [f32], keep: bool, scale: f32, a: Matrix, b: Matrix) {
         return;
     }
     if m <= 4 && a.column_stride == 1 && b.row_stride == 1 {
-        return few_rows(out, keep, scale, a, b);
+        return small_batch(out, keep, scale, a, b);
     }
     if m * n * k <= SMALL {
         return single(out, n, keep, scale, a, b);
@@ -101,7 +118,7 @@ pub fn matmul(out: &mut [f32], keep: bool, scale: f32, a: Matrix, b: Matrix) {
         if column_jobs == 1 {
             return single(out, n, keep, scale, a, b);
         }
-        // Blocks of columns are not contiguous in `out`: each job works on a copy of its own.
+        // Blocks of columns are not contiguous in `out`: each job works on its own copy.
         let columns = |job| start(job, column_jobs, n)..start(job + 1, column_jobs, n);
         let old: &[f32] = out;
         let blocks: Vec<Vec<f32>> = (0..column_jobs)
@@ -128,8 +145,9 @@ pub fn matmul(out: &mut [f32], keep: bool, scale: f32, a: Matrix, b: Matrix) {
     });
 }
 
-/// A handful of rows times a matrix stored by columns: bound by reading `b` once, so plain dot products.
-fn few_rows(out: &mut [f32], keep: bool, scale: f32, a: Matrix, b: Matrix) {
+/// At most four rows times a matrix stored by columns, as plain dot products. The time is that of
+/// reading `b` once.
+fn small_batch(out: &mut [f32], keep: bool, scale: f32, a: Matrix, b: Matrix) {
     let (n, k) = (b.columns, a.columns);
     let row = |i: usize| &a.values[i * a.row_stride..][..k];
     for (i, out) in out.chunks_mut(n).enumerate() {
@@ -142,12 +160,15 @@ fn few_rows(out: &mut [f32], keep: bool, scale: f32, a: Matrix, b: Matrix) {
         if n * k <= SMALL {
             dots((0, out));
         } else {
-            out.par_chunks_mut(FEW_ROWS_JOB).enumerate().for_each(|(job, out)| dots((job * FEW_ROWS_JOB, out)));
+            out.par_chunks_mut(SMALL_BATCH_JOB).enumerate().for_each(|(job, out)| dots((job * SMALL_BATCH_JOB, out)));
         }
     }
 }
 
-/// [`matmul`] on the calling thread alone, into rows that lie `out_stride` apart.
+/// [`matmul`] on the calling thread alone, into rows that lie `out_stride` elements apart.
+///
+/// # Panics
+/// If the sizes do not fit.
 pub fn single(out: &mut [f32], out_stride: usize, keep: bool, scale: f32, a: Matrix, b: Matrix) {
     let (m, n, k) = (a.rows, b.columns, a.columns);
     assert_eq!(k, b.rows, "inner dimensions differ");
@@ -162,8 +183,8 @@ pub fn single(out: &mut [f32], out_stride: usize, keep: bool, scale: f32, a: Mat
     };
     assert!(fits(&a) && fits(&b), "a matrix reaches beyond its slice");
     #[expect(unsafe_code, reason = "the gemm crate takes pointers")]
-    // SAFETY: the three assertions above keep every element that the call reads or writes inside its slice;
-    // `out` is borrowed mutably, so it overlaps neither `a` nor `b`.
+    // SAFETY: the assertions above keep every element that the call reads or writes inside its
+    // slice. `out` is borrowed mutably, so it overlaps neither `a` nor `b`.
     unsafe {
         gemm::gemm(
             m,
@@ -189,7 +210,8 @@ pub fn single(out: &mut [f32], out_stride: usize, keep: bool, scale: f32, a: Mat
     }
 }
 
-/// Floating-point operations per second that all threads reach on a product of a training step's size, measured now.
+/// Floating-point operations per second that all threads reach on a product of a training step's
+/// size. The call measures it: three products, of which the fastest counts.
 pub fn rate() -> f64 {
     const SIZE: usize = 768;
     let (a, b) = (vec![0.5; SIZE * SIZE], vec![0.25; SIZE * SIZE]);
@@ -223,7 +245,8 @@ mod tests {
         out
     }
 
-    /// Every path (few rows, small, split by rows, split by columns), each layout, against f64.
+    /// Every path (small batch, small product, split by rows, split by columns) in each layout,
+    /// against f64.
     #[test]
     fn products_match_f64() {
         let shapes = [
@@ -257,7 +280,8 @@ mod tests {
         }
     }
 
-    /// Shapes of LoRA products (few outputs, long sums), layers and output layers, splitting by rows, columns or both.
+    /// Shapes of LoRA products (few outputs, long sums), of layers and of output layers, split by
+    /// rows, by columns or both.
     #[test]
     fn the_number_of_threads_does_not_change_a_bit() {
         let pools: Vec<_> = [1, 2, 3, 8, 16]

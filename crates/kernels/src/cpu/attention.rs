@@ -1,45 +1,41 @@
-//! Causal attention over rows of unequal length, with grouped key/value heads and an optional sliding window.
+//! Causal attention over rows of unequal length, with grouped key/value heads and an optional
+//! sliding window.
 //!
-//! Works through blocks of queries and never keeps a score matrix: the backward pass makes the scores again
-//! from one number per query, ln Σ e^score (Dao et al. 2022, "FlashAttention"). Blocks skip the keys that
-//! no query of theirs may see, so a causal row costs half of the square, and a window costs its width.
+//! The queries are worked through in blocks, and no score matrix is kept. The backward pass
+//! computes the scores again from one number per query, ln Σ e^score (Dao et al. 2022,
+//! "FlashAttention"). A block skips the keys that none of its queries may see: a causal row costs
+//! half of the square, and a window costs its width.
 
 use std::sync::Arc;
 
-use burn::backend::TensorMetadata;
+use burn::backend::{Flex, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::buffer::{floats, tensor};
-use crate::matmul::{Matrix, single};
-use crate::segments::{Segment, Segments};
-use crate::simd;
+use super::buffer::{floats, tensor};
+use super::matmul::{Matrix, single};
+use super::simd;
+use crate::arguments::AttentionShape;
+use crate::fused::Fused;
+use crate::operations::CausalAttention;
+use crate::segments::Segment;
 
-/// Queries that are worked on at a time: scores of a block stay in the second-level cache up to 2,000 keys.
+/// Queries of a block. Its scores stay in the second-level cache up to 2,000 keys.
 const BLOCK: usize = 64;
 
-/// Which keys a query sees, and how scores are scaled.
-#[derive(Clone, Debug)]
-pub struct AttentionShape {
-    pub segments: Segments,
-    /// Scores are multiplied by this, 1 / sqrt(d) in all families here.
-    pub scale: f32,
-    /// A query sees this many keys up to and including its own (Mistral); all of them where `None`.
-    pub window: Option<usize>,
-}
-
+/// What the backward pass needs: q [t, h, d], k and v [s, k, d], and the result.
 #[derive(Clone, Debug)]
 pub(crate) struct Saved {
-    pub(crate) q: FlexTensor,
-    pub(crate) k: FlexTensor,
-    pub(crate) v: FlexTensor,
-    pub(crate) out: FlexTensor,
+    q: FlexTensor,
+    k: FlexTensor,
+    v: FlexTensor,
+    out: FlexTensor,
     /// ln Σ e^(scale · score) for each head and query: [h, t].
     log_sums: Arc<[f32]>,
-    pub(crate) shape: AttentionShape,
+    shape: AttentionShape,
 }
 
-/// Sizes that all jobs share: head counts, and widths of a token in each tensor.
+/// Sizes that all jobs share: the numbers of heads, and the width of a head, d.
 #[derive(Clone, Copy)]
 struct Heads {
     query: usize,
@@ -48,6 +44,7 @@ struct Heads {
 }
 
 impl Heads {
+    /// (queries, keys, sizes) of q [t, h, d] and k [s, k, d].
     fn of(q: &FlexTensor, k: &FlexTensor) -> (usize, usize, Heads) {
         let [queries, query, width] = q.shape().dims::<3>();
         let [keys, key, key_width] = k.shape().dims::<3>();
@@ -55,13 +52,17 @@ impl Heads {
         (queries, keys, Heads { query, key, width })
     }
 
+    /// Query heads of each key/value head.
     fn group(&self) -> usize {
         self.query / self.key
     }
 }
 
-/// A block of queries of one row: `rows` queries from `first`, and the keys from `from` to `to` that they may see.
-/// Query `first + i` sees keys up to `last_of_first + i` (inclusive, relative to the segment's keys).
+/// A block of queries of one row: `rows` queries from `first` on, and the keys from `from` to
+/// before `to` that they may see.
+///
+/// Query `first + i` sees keys up to and including `last_of_first + i`. All are relative to the
+/// segment.
 struct Block {
     first: usize,
     rows: usize,
@@ -70,6 +71,7 @@ struct Block {
     last_of_first: usize,
 }
 
+/// The blocks of a row, in order.
 fn blocks(segment: &Segment, window: Option<usize>) -> impl Iterator<Item = Block> + '_ {
     let offset = segment.keys - segment.queries;
     (0..segment.queries).step_by(BLOCK).map(move |first| {
@@ -85,7 +87,7 @@ impl Block {
         self.to - self.from
     }
 
-    /// The columns of the block's scores that query `i` of it sees.
+    /// The columns of the block's scores that its query `i` sees.
     fn seen(&self, i: usize, window: Option<usize>) -> std::ops::Range<usize> {
         let end = self.last_of_first + i + 1;
         let start = window.map_or(0, |window| end.saturating_sub(window));
@@ -93,7 +95,7 @@ impl Block {
     }
 }
 
-/// One head of a [t, heads, d] tensor from token `start` on.
+/// One head of a [t, heads, d] tensor: `rows` tokens from token `start` on, [rows, d].
 fn head(values: &[f32], heads: usize, head: usize, width: usize, start: usize, rows: usize) -> Matrix<'_> {
     if rows == 0 {
         return Matrix::new(&[], 0, width);
@@ -101,25 +103,53 @@ fn head(values: &[f32], heads: usize, head: usize, width: usize, start: usize, r
     Matrix::strided(&values[(start * heads + head) * width..], rows, width, heads * width)
 }
 
-/// q [t, h, d], k and v [s, k, d], all contiguous -> [t, h, d].
-pub(crate) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, shape: AttentionShape) -> (FlexTensor, Saved) {
-    let (queries, _, heads) = Heads::of(&q, &k);
-    let (qs, ks, vs) = (floats(&q), floats(&k), floats(&v));
-    // One job for each row and query head; each returns its own [row, d] and log-sums.
-    let jobs: Vec<(&Segment, usize)> =
-        shape.segments.iter().flat_map(|segment| (0..heads.query).map(move |h| (segment, h))).collect();
-    let results: Vec<(Vec<f32>, Vec<f32>)> = jobs
-        .par_iter()
-        .map(|&(segment, h)| forward_head(qs, ks, vs, heads, segment, h, shape.scale, shape.window))
-        .collect();
-    let mut out = vec![0.0; queries * heads.query * heads.width];
-    let mut log_sums = vec![0.0; heads.query * queries];
-    for ((segment, h), (rows, sums)) in jobs.iter().zip(&results) {
-        put(&mut out, heads.query, *h, heads.width, segment.query_start, rows);
-        log_sums[h * queries + segment.query_start..][..sums.len()].copy_from_slice(sums);
+impl Fused<Flex, 3> for CausalAttention {
+    type Saved = Saved;
+
+    fn forward(self, [q, k, v]: [FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
+        let shape = self.shape;
+        let (queries, _, heads) = Heads::of(&q, &k);
+        let (qs, ks, vs) = (floats(&q), floats(&k), floats(&v));
+        // One job for each row and query head. Each returns its own [row, d] and log-sums.
+        let jobs: Vec<(&Segment, usize)> =
+            shape.segments.iter().flat_map(|segment| (0..heads.query).map(move |h| (segment, h))).collect();
+        let results: Vec<(Vec<f32>, Vec<f32>)> = jobs
+            .par_iter()
+            .map(|&(segment, h)| forward_head(qs, ks, vs, heads, segment, h, shape.scale, shape.window))
+            .collect();
+        let mut out = vec![0.0; queries * heads.query * heads.width];
+        let mut log_sums = vec![0.0; heads.query * queries];
+        for ((segment, h), (rows, sums)) in jobs.iter().zip(&results) {
+            put(&mut out, heads.query, *h, heads.width, segment.query_start, rows);
+            log_sums[h * queries + segment.query_start..][..sums.len()].copy_from_slice(sums);
+        }
+        let out = tensor(out, q.shape());
+        (out.clone(), Saved { q, k, v, out, log_sums: log_sums.into(), shape })
     }
-    let out = tensor(out, q.shape());
-    (out.clone(), Saved { q, k, v, out, log_sums: log_sums.into(), shape })
+
+    fn backward(saved: Saved, d_out: FlexTensor, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let (queries, keys, heads) = Heads::of(&saved.q, &saved.k);
+        let shape = &saved.shape;
+        // One job for each row and key/value head: the query heads of a group add to the same keys,
+        // in their order.
+        let jobs: Vec<(&Segment, usize)> =
+            shape.segments.iter().flat_map(|segment| (0..heads.key).map(move |kv| (segment, kv))).collect();
+        let results: Vec<[Vec<f32>; 3]> = jobs
+            .par_iter()
+            .map(|&(segment, kv)| backward_group(&saved, floats(&d_out), heads, queries, segment, kv))
+            .collect();
+        let mut d_q = vec![0.0; queries * heads.query * heads.width];
+        let mut d_k = vec![0.0; keys * heads.key * heads.width];
+        let mut d_v = vec![0.0; keys * heads.key * heads.width];
+        for ((segment, kv), [group_q, rows_k, rows_v]) in jobs.iter().zip(&results) {
+            for (g, rows) in group_q.chunks(segment.queries.max(1) * heads.width).enumerate() {
+                put(&mut d_q, heads.query, kv * heads.group() + g, heads.width, segment.query_start, rows);
+            }
+            put(&mut d_k, heads.key, *kv, heads.width, segment.key_start, rows_k);
+            put(&mut d_v, heads.key, *kv, heads.width, segment.key_start, rows_v);
+        }
+        [tensor(d_q, saved.q.shape()), tensor(d_k, saved.k.shape()), tensor(d_v, saved.v.shape())].map(Some)
+    }
 }
 
 /// Copies a head's rows [n, d] into a [t, heads, d] tensor.
@@ -129,6 +159,7 @@ fn put(out: &mut [f32], heads: usize, head: usize, width: usize, start: usize, r
     }
 }
 
+/// The result [n, d] of query head `h` for the n queries of a row, and their log-sums [n].
 #[expect(clippy::too_many_arguments, reason = "one head's slice of everything")]
 fn forward_head(
     q: &[f32],
@@ -163,30 +194,8 @@ fn forward_head(
     (out, log_sums)
 }
 
-/// (d_q, d_k, d_v) of d_out [t, h, d].
-pub(crate) fn backward(saved: &Saved, d_out: &FlexTensor) -> [FlexTensor; 3] {
-    let (queries, keys, heads) = Heads::of(&saved.q, &saved.k);
-    let shape = &saved.shape;
-    // One job for each row and key/value head: the query heads of its group add to the same keys in their order.
-    let jobs: Vec<(&Segment, usize)> =
-        shape.segments.iter().flat_map(|segment| (0..heads.key).map(move |kv| (segment, kv))).collect();
-    let results: Vec<[Vec<f32>; 3]> = jobs
-        .par_iter()
-        .map(|&(segment, kv)| backward_group(saved, floats(d_out), heads, queries, segment, kv))
-        .collect();
-    let mut d_q = vec![0.0; queries * heads.query * heads.width];
-    let mut d_k = vec![0.0; keys * heads.key * heads.width];
-    let mut d_v = vec![0.0; keys * heads.key * heads.width];
-    for ((segment, kv), [group_q, rows_k, rows_v]) in jobs.iter().zip(&results) {
-        for (g, rows) in group_q.chunks(segment.queries.max(1) * heads.width).enumerate() {
-            put(&mut d_q, heads.query, kv * heads.group() + g, heads.width, segment.query_start, rows);
-        }
-        put(&mut d_k, heads.key, *kv, heads.width, segment.key_start, rows_k);
-        put(&mut d_v, heads.key, *kv, heads.width, segment.key_start, rows_v);
-    }
-    [tensor(d_q, saved.q.shape()), tensor(d_k, saved.k.shape()), tensor(d_v, saved.v.shape())]
-}
-
+/// The gradients of a row for key/value head `kv`: of q [g, n, d] for the g query heads of its
+/// group, of k and of v [m, d].
 fn backward_group(
     saved: &Saved,
     d_out: &[f32],

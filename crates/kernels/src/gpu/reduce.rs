@@ -1,10 +1,12 @@
-//! Kernels that work a row at a time, one cube per row (norms, softmax, cross-entropy), and the functions that launch them.
+//! Kernels that reduce rows, one cube per row (norms, softmax, cross-entropy), and the functions
+//! that launch them.
 //!
-//! Arithmetic is f32 whatever the tensors hold. A cube's units each sum every `units`-th element of the row, then add
-//! up in a tree: the same order on every run, so the same bits. Every kernel stops beyond the last row.
+//! Arithmetic is f32, whatever the tensors hold. Each unit of a cube sums every `units`-th element
+//! of the row. The sums of the units are then added in a tree. The order is the same on every run,
+//! and so are the bits. Every kernel stops beyond the last row.
 
 #![allow(clippy::too_many_arguments, reason = "a kernel takes its buffers and sizes one by one")]
-#![allow(clippy::collapsible_if, reason = "no index is looked at before it is known to be there")]
+#![allow(clippy::collapsible_if, reason = "an element is read only after its index was checked")]
 
 use std::ops::Range;
 
@@ -16,19 +18,20 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::tensor::{buffer, each_row, element, elements_of, empty, last};
 
-/// Launches a kernel with a cube for each of `rows` rows of `width` elements; the number of its units comes after the other
-/// arguments, and the number types last.
+/// Launches a kernel with a cube for each of `rows` rows of `width` elements. The number of units
+/// follows the other arguments, and the number types come last.
 macro_rules! launch {
     ($kernel:ident, $client:expr, $rows:expr, $width:expr, [$($argument:expr),+ $(,)?], $types:expr) => {{
         let client = $client.clone();
         let (cubes, dim, units) = each_row($rows, $width);
-        // SAFETY: the kernels of this file stop at the last row of what they write; that the buffers have as many rows of that
-        // width is asserted by the function that launches them.
+        // SAFETY: the kernels of this file stop at the last row of what they write. The function
+        // that launches them asserts that the buffers have as many rows of that width.
         unsafe { $kernel::launch_unchecked(&client, cubes, dim, $($argument),+, units, $types) }
     }};
 }
 
-/// `gamma · x / sqrt(mean(x²) + eps)` over the last dimension, and the factor of each row. gamma is f32.
+/// `gamma · x / sqrt(mean(x²) + eps)` over the last dimension, and the factor `1 / sqrt(..)` of
+/// each row. gamma is f32.
 pub(super) fn rms_norm(x: &CubeTensor, gamma: &CubeTensor, eps: f32) -> (CubeTensor, CubeTensor) {
     let width = last(x);
     assert!(elements_of(gamma) == width && gamma.dtype == DType::F32, "a gamma for each element of a row");
@@ -81,7 +84,8 @@ pub(super) fn dot(a: &CubeTensor, b: &CubeTensor) -> CubeTensor {
     out
 }
 
-/// Queries `first` to `first + queries` (the last of them beyond the end, perhaps) and the keys that any of them sees.
+/// Queries `first` to before `first + queries`, and the keys that any of them sees. The last
+/// queries may lie beyond the end of the micro-batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Block {
     pub(super) first: usize,
@@ -91,13 +95,13 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// For a kernel; `all` queries are in the micro-batch.
+    /// The block as an argument of a kernel. The micro-batch has `all` queries.
     pub(super) fn argument(&self, all: usize) -> BlockArgumentLaunch {
         BlockArgumentLaunch::new(self.queries, self.first, self.first_key, self.keys, all)
     }
 }
 
-/// The keys that each query sees, from `starts` to before `ends`: u32, one of each for a query. No block has a query that
+/// The keys that each query sees, from `starts` to before `ends`: u32 [t] each. No query of a block
 /// sees a key outside of the block.
 #[derive(Clone, Debug)]
 pub(super) struct QueryRanges {
@@ -106,12 +110,14 @@ pub(super) struct QueryRanges {
 }
 
 impl QueryRanges {
+    /// The number of queries, t.
     pub(super) fn queries(&self) -> usize {
         elements_of(&self.starts)
     }
 }
 
-/// Probabilities of a block's scores [heads · queries, keys] in `dtype`; ln Σ e^score of each row goes into log_sums [h, t].
+/// The probabilities of a block's scores [heads · queries, keys], in `dtype`. ln Σ e^score of each
+/// row is written into log_sums [h, t].
 pub(super) fn softmax(
     scores: &CubeTensor,
     log_sums: &CubeTensor,
@@ -143,8 +149,11 @@ pub(super) fn softmax(
     probabilities
 }
 
-/// The losses of `range` of all targets go into `losses`; the gradients of their f32 logits [range, v], times `scale`, are
-/// returned in `dtype` if asked for. The caller has checked that all targets are below v.
+/// Writes the losses of `range` of all targets into `losses`. The caller has checked that all
+/// targets are below v.
+///
+/// If `gradient` is (number type, scale): returns the gradients of their f32 logits [range, v]
+/// times the scale, in that type.
 pub(super) fn cross_entropy(
     logits: &CubeTensor,
     targets: &CubeTensor,
@@ -156,7 +165,7 @@ pub(super) fn cross_entropy(
     assert_eq!(elements_of(logits), range.len() * vocabulary, "logits of the range");
     assert!(range.end <= elements_of(targets) && range.end <= elements_of(losses), "a range of the targets");
     let (dtype, scale) = gradient.unwrap_or((DType::F32, 1.0));
-    // A kernel without gradients never writes them; it is given something to bind.
+    // A kernel without gradients does not write this tensor, but needs one to bind.
     let shape = if gradient.is_some() { [range.len(), vocabulary] } else { [1, 1] };
     let d_logits = empty(logits, Shape::from(shape), dtype);
     launch!(
@@ -179,7 +188,7 @@ pub(super) fn cross_entropy(
     gradient.map(|_| d_logits)
 }
 
-/// Σ over the units of a cube, known to all of them. `units` is a power of two.
+/// Σ of a value over the units of a cube. All units get the sum. `units` is a power of two.
 #[cube]
 fn sum_of_units(value: f32, #[comptime] units: usize) -> f32 {
     let mut shared = Shared::<[f32]>::new_slice(units);
@@ -199,7 +208,7 @@ fn sum_of_units(value: f32, #[comptime] units: usize) -> f32 {
     sum
 }
 
-/// The largest value of the units of a cube.
+/// The largest value of the units of a cube. All units get it. `units` is a power of two.
 #[cube]
 fn largest_of_units(value: f32, #[comptime] units: usize) -> f32 {
     let mut shared = Shared::<[f32]>::new_slice(units);
@@ -219,7 +228,7 @@ fn largest_of_units(value: f32, #[comptime] units: usize) -> f32 {
     largest
 }
 
-/// `out = gamma · x / sqrt(mean(x²) + eps)`; `factors` gets the last part of each row.
+/// `out = gamma · x / sqrt(mean(x²) + eps)`. `factors` gets `1 / sqrt(mean(x²) + eps)` of each row.
 #[cube(launch_unchecked)]
 fn rms_norm_kernel<T: Float>(
     x: &[T],
@@ -316,8 +325,9 @@ fn dot_kernel<T: Float>(
     }
 }
 
-/// Which keys the rows of a block of scores see. Row r of a block is query `first_query + r % queries` of head
-/// `r / queries`; column c is key `first_key + c`, seen if it lies in [starts, ends) of its query.
+/// The part of all queries and keys that a block of scores covers. Row r of a block is query
+/// `first_query + r % queries` of head `r / queries`. Column c is key `first_key + c`. A query sees
+/// the keys in its [starts, ends).
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct BlockArgument {
     pub(super) queries: usize,
@@ -328,7 +338,8 @@ pub(super) struct BlockArgument {
     pub(super) all_queries: usize,
 }
 
-/// Probabilities of a block's scores, and ln Σ e^score of each row. A row that sees nothing (padding) gets zeros.
+/// The probabilities of a block's scores, and ln Σ e^score of each row. Rows beyond the last query
+/// get zeros.
 #[cube(launch_unchecked)]
 fn softmax_kernel<T: Float>(
     scores: &[f32],
@@ -387,7 +398,8 @@ fn softmax_kernel<T: Float>(
     }
 }
 
-/// The loss of each row of logits, and over `d_logits` the gradient `(softmax - one_hot(target)) · scale`.
+/// The loss of each row of logits, and in `d_logits` their gradients
+/// `(softmax - one_hot(target)) · scale`.
 #[cube(launch_unchecked)]
 fn cross_entropy_kernel<T: Float>(
     logits: &[f32],

@@ -1,5 +1,7 @@
-//! Kernels that work element by element, one unit each, and the functions that launch them. Arithmetic is f32 whatever the
-//! tensors hold. Every kernel checks its position against the length of what it writes.
+//! Kernels that work element by element, one unit each, and the functions that launch them.
+//!
+//! Arithmetic is f32, whatever the tensors hold. Every kernel checks its position against the
+//! length of what it writes.
 
 #![allow(clippy::too_many_arguments, reason = "a kernel takes its buffers and sizes one by one")]
 
@@ -11,7 +13,7 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::tensor::{buffer, each_element, element, elements_of, empty, last, launch_elements as launch, same_shape};
 
-/// `a + b`
+/// `a + b`, of one shape and number type.
 pub(super) fn add(a: &CubeTensor, b: &CubeTensor) -> CubeTensor {
     same_shape(&[a, b]);
     let out = empty(a, a.shape(), a.dtype);
@@ -19,7 +21,7 @@ pub(super) fn add(a: &CubeTensor, b: &CubeTensor) -> CubeTensor {
     out
 }
 
-/// y [t, o] plus bias [o], which is f32.
+/// y [t, o] plus bias [o]. The bias is f32.
 pub(super) fn add_bias(y: &CubeTensor, bias: &CubeTensor) -> CubeTensor {
     assert!(elements_of(bias) == last(y) && bias.dtype == DType::F32, "a bias for each output");
     let out = empty(y, y.shape(), y.dtype);
@@ -38,7 +40,7 @@ pub(super) fn scaled(x: &CubeTensor, dtype: DType, factor: f32) -> CubeTensor {
     out
 }
 
-/// `silu(gate) · up`
+/// `silu(gate) · up`, of one shape and number type.
 pub(super) fn swiglu(gate: &CubeTensor, up: &CubeTensor) -> CubeTensor {
     same_shape(&[gate, up]);
     let out = empty(gate, gate.shape(), gate.dtype);
@@ -47,7 +49,7 @@ pub(super) fn swiglu(gate: &CubeTensor, up: &CubeTensor) -> CubeTensor {
     out
 }
 
-/// (d_gate, d_up)
+/// (d_gate, d_up) of [`swiglu`].
 pub(super) fn swiglu_backward(gate: &CubeTensor, up: &CubeTensor, d_out: &CubeTensor) -> (CubeTensor, CubeTensor) {
     same_shape(&[gate, up, d_out]);
     let (d_gate, d_up) = (empty(gate, gate.shape(), gate.dtype), empty(gate, gate.shape(), gate.dtype));
@@ -65,7 +67,8 @@ pub(super) fn swiglu_backward(gate: &CubeTensor, up: &CubeTensor, d_out: &CubeTe
     (d_gate, d_up)
 }
 
-/// x [t, heads, width] turned by angles of [t, width / 2] each; `sign` -1 turns back.
+/// x [t, heads, width] turned by the angles of cosines and sines [t, width / 2] times `sign`: -1
+/// turns back.
 pub(super) fn rotate(x: &CubeTensor, cosines: &CubeTensor, sines: &CubeTensor, sign: f32) -> CubeTensor {
     let shape = x.shape();
     let (tokens, heads, half) = (shape[0], shape[1], shape[2] / 2);
@@ -87,7 +90,8 @@ pub(super) fn rotate(x: &CubeTensor, cosines: &CubeTensor, sines: &CubeTensor, s
     out
 }
 
-/// Rows `positions[first..first + count]` of x [t, width]. The caller has checked that all positions are below t.
+/// Rows `positions[first..first + count]` of x [t, width]: [count, width]. The caller has checked
+/// that all positions are below t.
 pub(super) fn gather_rows(x: &CubeTensor, positions: &CubeTensor, first: usize, count: usize) -> CubeTensor {
     assert!(first + count <= elements_of(positions), "a position for each row");
     let width = last(x);
@@ -106,8 +110,8 @@ pub(super) fn gather_rows(x: &CubeTensor, positions: &CubeTensor, first: usize, 
     out
 }
 
-/// d_h of `shape`: for each token the sum over its targets of `upstream · d_rows · scale`. `starts` and `order` say which
-/// those are.
+/// d_h of `shape`: for each token, the sum of `upstream · d_rows · scale` over its targets. The
+/// targets of token t are `order[starts[t]..starts[t + 1]]`.
 pub(super) fn scatter_rows(
     d_rows: &CubeTensor,
     upstream: &CubeTensor,
@@ -138,7 +142,7 @@ pub(super) fn scatter_rows(
     d_h
 }
 
-/// Rows of x, each times its factor; the factor of row n is `factors[first + n]`.
+/// The rows of x, each times its factor. The factor of row n is `factors[first + n]`.
 pub(super) fn scale_rows(x: &CubeTensor, factors: &CubeTensor, first: usize) -> CubeTensor {
     let width = last(x);
     assert!(first + elements_of(x) / width <= elements_of(factors), "a factor for each row");
@@ -157,7 +161,8 @@ pub(super) fn scale_rows(x: &CubeTensor, factors: &CubeTensor, first: usize) -> 
     out
 }
 
-/// drop(x): x [t, width]; `tokens` holds (row, position) of each token, `key` is that of the module's stream.
+/// drop(x) of x [t, width]. `tokens` holds (row, position) of each token, `key` is that of the
+/// module's stream.
 pub(super) fn dropout(x: &CubeTensor, tokens: &CubeTensor, key: [u32; 2], probability: f32) -> CubeTensor {
     let width = last(x);
     assert_eq!(elements_of(tokens), 2 * elements_of(x) / width, "a row and a position for each token");
@@ -220,6 +225,7 @@ fn swiglu_kernel<T: Float>(gate: &[T], up: &[T], out: &mut [T], #[define(T)] _dt
     out[i] = T::cast_from(g / (1.0f32 + (-g).exp()) * f32::cast_from(up[i]));
 }
 
+/// The gradients of [`swiglu_kernel`] for its two inputs.
 #[cube(launch_unchecked)]
 fn swiglu_backward_kernel<T: Float>(
     gate: &[T],
@@ -241,8 +247,8 @@ fn swiglu_backward_kernel<T: Float>(
     d_gate[i] = T::cast_from(d * f32::cast_from(up[i]) * (sigmoid + silu * (1.0f32 - sigmoid)));
 }
 
-/// Rotary embedding of x [t, heads, width], a pair (i, i + width/2) per unit; tables are [t, width/2]. `sign` -1 turns
-/// back, which is the backward pass.
+/// Rotary embedding of x [t, heads, width], a pair (i, i + width/2) per unit. Tables are
+/// [t, width/2]. `sign` -1 turns back, which is the backward pass.
 #[cube(launch_unchecked)]
 fn rotate_kernel<T: Float>(
     x: &[T],
@@ -270,7 +276,7 @@ fn rotate_kernel<T: Float>(
     out[at + half] = T::cast_from(b * cosine + a * sine);
 }
 
-/// Rows of x, those of `positions`.
+/// The rows of x at `positions`, from entry `first` on.
 #[cube(launch_unchecked)]
 fn gather_rows_kernel<T: Float>(
     x: &[T],
@@ -287,8 +293,8 @@ fn gather_rows_kernel<T: Float>(
     out[i] = x[positions[first + i / width] as usize * width + i % width];
 }
 
-/// `d_h[t] = Σ upstream[n] · d_rows[n] · scale` over the targets n of token t: `order[starts[t]]` to before
-/// `order[starts[t + 1]]`.
+/// `d_h[t] = Σ upstream[n] · d_rows[n] · scale` over the targets n of token t,
+/// `order[starts[t]..starts[t + 1]]`.
 #[cube(launch_unchecked)]
 fn scatter_rows_kernel<T: Float>(
     d_rows: &[f32],
@@ -316,7 +322,7 @@ fn scatter_rows_kernel<T: Float>(
     d_h[i] = T::cast_from(sum * scale);
 }
 
-/// Rows of x, each times its factor.
+/// The rows of x, each times its factor.
 #[cube(launch_unchecked)]
 fn scale_rows_kernel<T: Float>(
     x: &[T],
@@ -333,7 +339,8 @@ fn scale_rows_kernel<T: Float>(
     out[i] = T::cast_from(f32::cast_from(x[i]) * factors[first + i / width]);
 }
 
-/// Philox4x32-10's round, see finetune-random.
+/// Word `word` of the block of Philox4x32-10 (Salmon et al. 2011) that finetune-random computes for
+/// the counter (column, position, row, 0).
 #[cube]
 fn philox_word(column: u32, position: u32, row: u32, key0: u32, key1: u32, word: u32) -> u32 {
     let mut c0 = column;

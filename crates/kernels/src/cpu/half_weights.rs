@@ -1,7 +1,9 @@
-//! Products with a weight that the CPU holds in 16 bits, as the model's file does: half the memory of f32.
+//! Products with a weight that the CPU holds in 16 bits, as the model's file does. It takes half
+//! the memory of f32.
 //!
-//! A block of the weight at a time is widened to f32, which is exact, and multiplied as any other matrix. Blocks divide the
-//! columns of the result, never the sums, so the bits are those of the same weight held in f32.
+//! A block of the weight at a time is widened to f32, which is exact, and multiplied like any other
+//! matrix. Blocks divide the columns of the result, never the sums: the bits are those of the same
+//! weight held in f32.
 
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
@@ -10,12 +12,13 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::buffer::{floats, uninitialized};
-use crate::matmul::{Matrix, matmul};
+use super::buffer::{floats, uninitialized};
+use super::matmul::{Matrix, matmul};
 
-/// Bytes of widened weight at a time: few passes over the result, and little memory.
+/// Bytes of widened weight at a time. This is little memory, and few passes over the result.
 pub(crate) const BLOCK_BYTES: usize = 16 << 20;
-/// Fewest columns of a block for each thread, so that a product can still be split (see [`crate::matmul`]).
+/// Fewest columns of a block for each thread: a product must still be large enough to be split, see
+/// [`super::matmul`].
 const COLUMNS_PER_THREAD: usize = 272;
 
 /// `out = keep · out + scale · x Wᵀ`: x [t, i], w [o, i], out [t, o].
@@ -45,8 +48,10 @@ pub(crate) fn times(out: &mut [f32], keep: bool, scale: f32, y: Matrix, w: &Flex
     });
 }
 
-/// `out = y W` for a W of very many rows: y [t, v], w [v, i], out [t, i]. The sum goes block by block of rows, whichever type W
-/// is held in, so that no more of it than a block is ever widened and the bits do not depend on the type.
+/// `out = y W` for a W of very many rows: y [t, v], w [v, i], out [t, i].
+///
+/// The sum goes over one block of rows after the other, whichever type W is held in. No more than
+/// one block is widened at a time, and the bits do not depend on the type.
 pub(crate) fn times_tall(out: &mut [f32], y: Matrix, w: &FlexTensor) {
     let [rows, inputs] = w.shape().dims::<2>();
     let step = (2 * BLOCK_BYTES / 4 / inputs.max(1)).max(1024);
@@ -64,7 +69,8 @@ pub(crate) fn times_tall(out: &mut [f32], y: Matrix, w: &FlexTensor) {
     }
 }
 
-/// Calls `multiply` with ranges of the result's columns, a buffer of `sum` floats for each column, and the result's block.
+/// Calls `multiply` with each range of the result's columns, a buffer of `sum` floats per column,
+/// and the range's block of the result.
 fn by_blocks(
     out: &mut [f32],
     columns: usize,
@@ -74,7 +80,7 @@ fn by_blocks(
 ) {
     let least = COLUMNS_PER_THREAD * rayon::current_num_threads();
     let wanted = (BLOCK_BYTES / 4 / sum.max(1)).max(least).min(columns.max(1));
-    // Blocks of about the same width: a narrow last one would be summed in another order.
+    // Blocks have about the same width: a narrow last one would be summed in another order.
     let blocks = (columns / wanted).max(1);
     let start = |block: usize| block * columns / blocks;
     if blocks == 1 {
@@ -98,16 +104,18 @@ fn by_blocks(
     }
 }
 
-/// Elements of a 16-bit tensor from `start` on, on all threads.
+/// Widens the elements of a 16-bit tensor from `start` on, on all threads.
 fn widen_rows(w: &FlexTensor, start: usize, out: &mut [f32]) {
     const JOB: usize = 1 << 16;
     out.par_chunks_mut(JOB).enumerate().for_each(|(job, out)| widen(w, start + job * JOB, out));
 }
 
+/// Widens the elements of a 16-bit tensor from `start` on, on this thread.
 fn widen(w: &FlexTensor, start: usize, out: &mut [f32]) {
     match w.dtype() {
         DType::BF16 => {
-            // A shift, which the compiler makes vectors of; the crate's own conversion quiets NaNs one by one.
+            // The compiler turns this shift into vector instructions. The `half` crate's own
+            // conversion quiets NaNs one by one.
             for (out, value) in out.iter_mut().zip(&w.storage::<bf16>()[start..]) {
                 *out = f32::from_bits(u32::from(value.to_bits()) << 16);
             }

@@ -1,10 +1,10 @@
-//! Flex tensors as slices, and output buffers.
+//! Flex tensors as slices of f32, and buffers for results.
 
 use burn::backend::TensorMetadata;
 use burn::tensor::{Shape, TensorData};
 use burn_flex::FlexTensor;
 
-/// A tensor whose storage is exactly its elements in row-major order.
+/// The tensor with a storage of exactly its elements, in row-major order.
 pub(crate) fn contiguous(tensor: FlexTensor) -> FlexTensor {
     let exact = tensor.is_contiguous()
         && tensor.layout().start_offset() == 0
@@ -22,15 +22,16 @@ pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, shape.into()))
 }
 
-/// `len` floats of unspecified value, for outputs that are written in full.
+/// `len` floats of unspecified value, for results that are written in full.
 ///
-/// Zeroing first would cost a pass over memory that is as wide as many of the operations here.
+/// Zeroing them first would be one more pass over memory; many operations here take no more than
+/// one.
 #[expect(unsafe_code, reason = "uninitialized output buffers")]
 #[expect(clippy::uninit_vec, reason = "every caller writes each element before it reads any")]
 pub(crate) fn uninitialized(len: usize) -> Vec<f32> {
     let mut values = Vec::with_capacity(len);
-    // SAFETY: the capacity is `len`, and any bit pattern is an f32. Callers write every element before
-    // reading it; the tests of each operation compare all outputs with a reference.
+    // SAFETY: the capacity is `len`, and any bit pattern is an f32. Callers write every element
+    // before reading it; the tests of each operation compare all outputs with a reference.
     unsafe { values.set_len(len) };
     values
 }

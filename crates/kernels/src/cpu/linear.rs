@@ -1,0 +1,141 @@
+//! `y = x Wᵀ` and `y = x Wᵀ + s · drop(x) Aᵀ Bᵀ`, weights in PyTorch's layout: W [o, i], A [r, i],
+//! B [o, r].
+//!
+//! The low-rank product is applied to activations: `W + s B A` is never formed, and no gradient of
+//! a frozen W is computed.
+
+use std::sync::Arc;
+
+use burn::backend::{Flex, TensorMetadata};
+use burn_flex::FlexTensor;
+
+use super::buffer::{floats, tensor, uninitialized, with_last};
+use super::half_weights::{times, times_transposed};
+use super::matmul::{Matrix, matmul};
+use super::simd;
+use crate::arguments::Dropout;
+use crate::fused::Fused;
+use crate::operations::{Linear, LoraLinear};
+
+/// A tensor of two dimensions as a matrix.
+fn matrix(t: &FlexTensor) -> Matrix<'_> {
+    let [rows, columns] = t.shape().dims::<2>();
+    Matrix::new(floats(t), rows, columns)
+}
+
+/// The tensor as a matrix whose columns are its last dimension.
+fn flat(t: &FlexTensor) -> Matrix<'_> {
+    let shape = t.shape();
+    let columns = shape[shape.num_dims() - 1];
+    Matrix::new(floats(t), shape.num_elements() / columns, columns)
+}
+
+/// The number of rows of [`flat`].
+fn tokens_of(t: &FlexTensor) -> usize {
+    let shape = t.shape();
+    shape.num_elements() / shape[shape.num_dims() - 1]
+}
+
+/// d_w [o, i] of d_y [.., o] and x [.., i].
+fn weight_gradient(x: &FlexTensor, d_y: &FlexTensor) -> FlexTensor {
+    let (x, d_y) = (flat(x), flat(d_y));
+    let shape = [d_y.columns(), x.columns()];
+    let mut d_w = uninitialized(shape[0] * shape[1]);
+    matmul(&mut d_w, false, 1.0, d_y.transposed(), x);
+    tensor(d_w, shape)
+}
+
+impl Fused<Flex, 2> for Linear {
+    /// x, if W is trained; and W.
+    type Saved = (Option<FlexTensor>, FlexTensor);
+
+    fn forward(self, [x, w]: [FlexTensor; 2], [_, w_trained]: [bool; 2]) -> (FlexTensor, Self::Saved) {
+        let outputs = w.shape()[0];
+        let mut y = uninitialized(tokens_of(&x) * outputs);
+        times_transposed(&mut y, false, 1.0, flat(&x), &w);
+        let y = tensor(y, with_last(&x.shape(), outputs));
+        // Nothing of x has to be kept for a frozen weight.
+        (y, (w_trained.then_some(x), w))
+    }
+
+    fn backward((x, w): Self::Saved, d_y: FlexTensor, [x_wanted, w_wanted]: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let d_w = x.filter(|_| w_wanted).map(|x| weight_gradient(&x, &d_y));
+        let d_x = x_wanted.then(|| {
+            let inputs = w.shape()[1];
+            let mut d_x = uninitialized(tokens_of(&d_y) * inputs);
+            times(&mut d_x, false, 1.0, flat(&d_y), &w);
+            tensor(d_x, with_last(&d_y.shape(), inputs))
+        });
+        [d_x, d_w]
+    }
+}
+
+/// What the backward pass of a LoRA linear needs. `h` is drop(x) Aᵀ, [t, r].
+#[derive(Clone, Debug)]
+pub(crate) struct SavedLora {
+    x: FlexTensor,
+    w: FlexTensor,
+    a: FlexTensor,
+    b: FlexTensor,
+    h: Arc<[f32]>,
+    scale: f32,
+    dropout: Option<Dropout>,
+}
+
+impl Fused<Flex, 4> for LoraLinear {
+    type Saved = SavedLora;
+
+    fn forward(self, [x, w, a, b]: [FlexTensor; 4], _: [bool; 4]) -> (FlexTensor, SavedLora) {
+        let LoraLinear { scale, dropout } = self;
+        let (tokens, outputs, rank) = (tokens_of(&x), w.shape()[0], a.shape()[0]);
+        let mut y = uninitialized(tokens * outputs);
+        times_transposed(&mut y, false, 1.0, flat(&x), &w);
+        let mut h = uninitialized(tokens * rank);
+        let dropped = dropout.as_ref().map(|dropout| dropout.apply(floats(&x)));
+        let branch = Matrix::new(dropped.as_deref().unwrap_or(floats(&x)), tokens, a.shape()[1]);
+        matmul(&mut h, false, 1.0, branch, matrix(&a).transposed());
+        matmul(&mut y, true, scale, Matrix::new(&h, tokens, rank), matrix(&b).transposed());
+        let y = tensor(y, with_last(&x.shape(), outputs));
+        (y, SavedLora { x, w, a, b, h: h.into(), scale, dropout })
+    }
+
+    fn backward(
+        saved: SavedLora,
+        d_y: FlexTensor,
+        [x_wanted, _, a_wanted, b_wanted]: [bool; 4],
+    ) -> [Option<FlexTensor>; 4] {
+        let SavedLora { x, w, a, b, h, scale, dropout } = saved;
+        let (tokens, inputs, outputs, rank) = (tokens_of(&x), a.shape()[1], b.shape()[0], a.shape()[0]);
+        let d_outs = flat(&d_y);
+        let mut d_h = uninitialized(tokens * rank);
+        matmul(&mut d_h, false, scale, d_outs, matrix(&b));
+        let d_h_matrix = Matrix::new(&d_h, tokens, rank);
+        let d_b = b_wanted.then(|| {
+            let mut d_b = uninitialized(outputs * rank);
+            matmul(&mut d_b, false, scale, d_outs.transposed(), Matrix::new(&h, tokens, rank));
+            tensor(d_b, [outputs, rank])
+        });
+        let d_a = a_wanted.then(|| {
+            let dropped = dropout.as_ref().map(|dropout| dropout.apply(floats(&x)));
+            let branch = Matrix::new(dropped.as_deref().unwrap_or(floats(&x)), tokens, inputs);
+            let mut d_a = uninitialized(rank * inputs);
+            matmul(&mut d_a, false, 1.0, d_h_matrix.transposed(), branch);
+            tensor(d_a, [rank, inputs])
+        });
+        let d_x = x_wanted.then(|| {
+            let mut d_x = uninitialized(tokens * inputs);
+            times(&mut d_x, false, 1.0, d_outs, &w);
+            match &dropout {
+                None => matmul(&mut d_x, true, 1.0, d_h_matrix, matrix(&a)),
+                Some(dropout) => {
+                    let mut branch = uninitialized(tokens * inputs);
+                    matmul(&mut branch, false, 1.0, d_h_matrix, matrix(&a));
+                    // The mask multiplies, so it is its own backward pass.
+                    simd::add_scaled(&mut d_x, 1.0, &dropout.apply(&branch));
+                }
+            }
+            tensor(d_x, x.shape())
+        });
+        [d_x, None, d_a, d_b]
+    }
+}

@@ -1,0 +1,82 @@
+//! `y = x Wᵀ` and `y = x Wᵀ + s · drop(x) Aᵀ Bᵀ` on a GPU.
+//!
+//! A and B stay f32. They are multiplied in the number type of x, and their gradients come out in
+//! f32.
+
+use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::pointwise::{self, add, scaled};
+use super::product::{product, transposed};
+use super::tensor::upload_u32;
+use crate::arguments::Dropout;
+use crate::fused::Fused;
+use crate::operations::{Linear, LoraLinear};
+
+impl Fused<CubeBackend, 2> for Linear {
+    /// x, if W is trained; and W.
+    type Saved = (Option<CubeTensor>, CubeTensor);
+
+    fn forward(self, [x, w]: [CubeTensor; 2], [_, w_trained]: [bool; 2]) -> (CubeTensor, Self::Saved) {
+        let y = product(&x, &transposed(&scaled(&w, x.dtype, 1.0)), x.dtype);
+        // Nothing of x has to be kept for a frozen weight.
+        (y, (w_trained.then_some(x), w))
+    }
+
+    fn backward((x, w): Self::Saved, d_y: CubeTensor, [x_wanted, w_wanted]: [bool; 2]) -> [Option<CubeTensor>; 2] {
+        let d_w = x.filter(|_| w_wanted).map(|x| product(&transposed(&d_y), &x, w.dtype));
+        let d_x = x_wanted.then(|| product(&d_y, &scaled(&w, d_y.dtype, 1.0), d_y.dtype));
+        [d_x, d_w]
+    }
+}
+
+/// What the backward pass of a LoRA linear needs. `h` is drop(x) Aᵀ, [t, r].
+#[derive(Clone, Debug)]
+pub(crate) struct SavedLora {
+    x: CubeTensor,
+    w: CubeTensor,
+    a: CubeTensor,
+    b: CubeTensor,
+    h: CubeTensor,
+    scale: f32,
+    dropout: Option<Dropout>,
+}
+
+impl Fused<CubeBackend, 4> for LoraLinear {
+    type Saved = SavedLora;
+
+    fn forward(self, [x, w, a, b]: [CubeTensor; 4], _: [bool; 4]) -> (CubeTensor, SavedLora) {
+        let LoraLinear { scale, dropout } = self;
+        let dtype = x.dtype;
+        let y = product(&x, &transposed(&scaled(&w, dtype, 1.0)), dtype);
+        let h = product(&dropped(&x, dropout.as_ref()), &transposed(&scaled(&a, dtype, 1.0)), dtype);
+        let branch = product(&h, &transposed(&scaled(&b, dtype, scale)), dtype);
+        (add(&y, &branch), SavedLora { x, w, a, b, h, scale, dropout })
+    }
+
+    fn backward(
+        saved: SavedLora,
+        d_y: CubeTensor,
+        [x_wanted, _, a_wanted, b_wanted]: [bool; 4],
+    ) -> [Option<CubeTensor>; 4] {
+        let SavedLora { x, w, a, b, h, scale, dropout } = saved;
+        let dtype = x.dtype;
+        let d_h = product(&d_y, &scaled(&b, dtype, scale), dtype);
+        let d_b = b_wanted.then(|| scaled(&product(&transposed(&d_y), &h, DType::F32), b.dtype, scale));
+        let d_a = a_wanted.then(|| product(&transposed(&d_h), &dropped(&x, dropout.as_ref()), a.dtype));
+        let d_x = x_wanted.then(|| {
+            let branch = product(&d_h, &scaled(&a, dtype, 1.0), dtype);
+            // The mask multiplies, so it is its own backward pass.
+            add(&product(&d_y, &scaled(&w, dtype, 1.0), dtype), &dropped(&branch, dropout.as_ref()))
+        });
+        [d_x, None, d_a, d_b]
+    }
+}
+
+/// drop(x), with the mask that the CPU draws.
+fn dropped(x: &CubeTensor, dropout: Option<&Dropout>) -> CubeTensor {
+    let Some(Dropout { probability, stream, tokens }) = dropout else { return x.clone() };
+    let flat: Vec<u32> = tokens.iter().flat_map(|&(row, position)| [row, position]).collect();
+    pointwise::dropout(x, &upload_u32(x, &flat), stream.key(), *probability)
+}
