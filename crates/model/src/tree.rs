@@ -62,6 +62,7 @@ pub(crate) struct Matrix {
 
 /// How a matrix is held.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a model has some hundred matrices, and all of them are loaded")]
 pub(crate) enum Weight {
     /// Not loaded: the tree only describes it.
     Absent,
