@@ -94,7 +94,7 @@ pub(crate) fn open_model(
         model.train_all();
         return Ok((model, format!("fresh:{config_hash}")));
     }
-    let mut model = Model::load(directory, placement).map_err(TrainError::of_base)?;
+    let mut model = Model::load(directory, placement).map_err(TrainError::from_base)?;
     let digest = base_digest(directory)?;
     let Some(InitialAdapter { targets, values, .. }) = start else {
         model.train_all();

@@ -11,10 +11,10 @@ impl Subject<'_> {
         let Subject { recipe, train: data, .. } = *self;
         let Sizing { config, targets, placement, stored, has_bf16, .. } = self.sizing;
         let targets = targets.as_ref();
-        let precision = Precision::of(placement, *stored);
+        let precision = Precision::new(placement, *stored);
         let (micro, checkpointing) = (recipe.train.micro_batch_size, recipe.train.gradient_checkpointing);
         let total = |micro: usize, checkpointing: bool, limit: usize, precision: Precision| {
-            estimate(config, targets, &StepShape::of(self, micro, checkpointing, limit), precision).total
+            estimate(config, targets, &StepShape::new(self, micro, checkpointing, limit), precision).total
         };
         let now = total(micro, checkpointing, usize::MAX, precision);
         let mut options: Vec<(u64, String)> = Vec::new();
@@ -40,7 +40,7 @@ impl Subject<'_> {
             options.push((total(micro, checkpointing, half, precision), text));
         }
         if let Some((rank, fewer)) = targets.and_then(lower_rank) {
-            let step = StepShape::of(self, micro, checkpointing, usize::MAX);
+            let step = StepShape::new(self, micro, checkpointing, usize::MAX);
             options.push((estimate(config, Some(&fewer), &step, precision).total, format!("lora.rank = {rank}")));
         }
         if *has_bf16 && !precision.cpu && precision.compute == FloatType::F32 {

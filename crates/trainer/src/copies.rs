@@ -19,17 +19,17 @@ use finetune_store::{
 };
 
 use crate::error::TrainError;
-use crate::evaluate::ANSWERS_FILE;
 use crate::events::Event;
 use crate::identity::Identity;
 use crate::metrics;
 use crate::names::{CHECKPOINTS, COPIES};
 use crate::ranks::Ranks;
 use crate::resume::Resume;
+use crate::samples::SAMPLES_FILE;
 use crate::state::{belongs, name};
 
 /// Files beside the checkpoints that a run goes on with.
-const BESIDE: [&str; 2] = [metrics::FILE, ANSWERS_FILE];
+const BESIDE: [&str; 2] = [metrics::FILE, SAMPLES_FILE];
 
 /// A piece of a file on its way.
 const PIECE: usize = 4 << 20;

@@ -37,7 +37,7 @@ const FLOAT: u64 = 4;
 
 impl DiskNeed {
     /// `trained` parameters over `steps` steps; `text`: bytes of the tokenizer's files beside them.
-    pub(crate) fn of(
+    pub(crate) fn new(
         recipe: &Recipe,
         trained: u64,
         steps: u64,
@@ -149,7 +149,7 @@ mod tests {
         ];
         let folder = tempfile::tempdir().expect("a directory");
         for (keys, steps, checkpoints) in cases {
-            let need = DiskNeed::of(&recipe(folder.path(), keys), 1_000_000, steps, true, 500, None);
+            let need = DiskNeed::new(&recipe(folder.path(), keys), 1_000_000, steps, true, 500, None);
             assert_eq!(need.checkpoints, checkpoints, "{keys}");
             assert!(need.checkpoint > 12_000_500 && need.result > 4_000_500, "{need:?}");
             assert_eq!(need.total, need.checkpoint * checkpoints + need.result + need.records, "{keys}");
@@ -161,11 +161,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a directory");
         let run = folder.path().join("run");
         let small = recipe(&run, "[checkpoint]\nevery = 10\nkeep_last = 3\nkeep_best = false\n");
-        let before = DiskNeed::of(&small, 1000, 100, false, 0, None);
+        let before = DiskNeed::new(&small, 1000, 100, false, 0, None);
         assert_eq!(before.missing(), before.total);
         let file = run.join("checkpoints/step-000010/optimizer.safetensors");
         finetune_store::replace_file(&RealDisk, &file, &[0; 8000]).expect("a file");
-        let after = DiskNeed::of(&small, 1000, 100, false, 0, None);
+        let after = DiskNeed::new(&small, 1000, 100, false, 0, None);
         assert_eq!(after.missing(), before.total - 8000);
         for (free, fits) in [(after.missing(), true), (after.missing() - 1, false), (0, false)] {
             let checked = DiskNeed { free: Some(free), ..after }.check(&small);

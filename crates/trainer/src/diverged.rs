@@ -19,7 +19,7 @@ const BOLD_RATE: f64 = 1e-2;
 struct Losses(Vec<(u64, f64)>);
 
 impl Losses {
-    fn of(rows: &[Row]) -> Losses {
+    fn from_rows(rows: &[Row]) -> Losses {
         let steps = rows.iter().filter_map(|row| match row {
             Row::Step(row) => Some((row.step.saturating_sub(1), row.loss)),
             Row::Eval(_) => None,
@@ -50,12 +50,12 @@ impl Losses {
 pub(crate) fn is_safe(rows: &[Row], checkpoint: &Path) -> bool {
     let name = checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let step = name.strip_prefix("step-").and_then(|digits| digits.parse().ok());
-    step.is_none_or(|step| !Losses::of(rows).have_risen_by(step))
+    step.is_none_or(|step| !Losses::from_rows(rows).have_risen_by(step))
 }
 
 /// What can be done now with the run in `directory`, ready to paste.
 pub(crate) fn ways_on(recipe: &Recipe, directory: &Path, rows: &[Row]) -> Vec<String> {
-    let losses = Losses::of(rows);
+    let losses = Losses::from_rows(rows);
     let mut settings = format!(" --set optimizer.learning_rate={}", lower(recipe.optimizer.learning_rate));
     if recipe.train.max_grad_norm == 0.0 {
         settings += " --set train.max_grad_norm=1.0";

@@ -104,7 +104,7 @@ impl Fault {
     }
 
     /// Of a rank that stopped by itself the fault is everybody's.
-    pub fn of_group(error: &GroupError) -> Fault {
+    pub fn from_group(error: &GroupError) -> Fault {
         match &error.verdict {
             // Ranks that do different things have been started with different input.
             Verdict::Reported { cause: Cause::Diverged { .. }, .. } => Fault::Input,
@@ -153,7 +153,7 @@ impl TrainError {
     }
 
     /// What is wrong with the base model that a run is to begin with.
-    pub(crate) fn of_base(error: ModelError) -> TrainError {
+    pub(crate) fn from_base(error: ModelError) -> TrainError {
         match error {
             ModelError::NotFinite { .. } => TrainError::BadBase(error),
             error => TrainError::Model(error),
@@ -237,7 +237,7 @@ impl TrainError {
                 "every rank makes the same update from the same sums: other processors or builds, or bad memory, make others".into(),
                 "`--resume` goes on from the last checkpoint, which all ranks agreed on".into(),
             ],
-            TrainError::Group { error, .. } if Fault::of_group(error) != Fault::Peers => Vec::new(),
+            TrainError::Group { error, .. } if Fault::from_group(error) != Fault::Peers => Vec::new(),
             TrainError::Group { saved: Some(path), .. } => {
                 vec![format!("{} is safe; run the same command with --resume to go on from it", path.display())]
             }
@@ -253,7 +253,7 @@ impl TrainError {
         match self {
             TrainError::NotFinite { .. } | TrainError::NotFiniteEvaluation { .. } => Fault::Numbers,
             TrainError::Model(error) if error.is_about_numbers() => Fault::Numbers,
-            TrainError::Group { error, .. } => Fault::of_group(error),
+            TrainError::Group { error, .. } => Fault::from_group(error),
             TrainError::Drifted { .. } => Fault::Peers,
             error if error.is_disk_or_memory() => Fault::DiskOrMemory,
             _ => Fault::Input,

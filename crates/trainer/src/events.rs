@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::evaluate::Answers;
 use crate::metrics::{EvalRow, StepRow};
+use crate::samples::Answers;
 
 #[derive(Debug)]
 pub enum Event<'a> {
@@ -77,7 +77,7 @@ pub enum Event<'a> {
         without: Option<f64>,
     },
     /// From the next step on each rank computes so many shares of it.
-    Dealt {
+    SharesAssigned {
         shares: &'a [usize],
     },
     /// f16 overflowed in this step, which is computed again with this loss scale.

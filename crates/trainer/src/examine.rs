@@ -10,12 +10,12 @@ use finetune_recipe::{Length, Method, Recipe, ResultChoice};
 use finetune_store::{Holding, recognize};
 
 use crate::base_model::{has_weights, stored_type};
+use crate::device_plan::{DevicePlan, ThisHost};
 use crate::error::TrainError;
 use crate::initial_adapter::InitialAdapter;
 use crate::learning::learning_notices;
 use crate::limits;
 use crate::memory::{self, Estimate, Sizing, Subject};
-use crate::place::{Machine, Place};
 use crate::rows::{RowReader, open_tokenizer, rows_notices};
 
 /// How far an examination goes.
@@ -32,7 +32,7 @@ pub(crate) enum Extent {
 pub(crate) struct Examined {
     pub(crate) directory: Option<PathBuf>,
     pub(crate) config: Option<ModelConfig>,
-    pub(crate) place: Option<Place>,
+    pub(crate) device_plan: Option<DevicePlan>,
     /// `Some(None)`: the model has no tokenizer, which is no problem as long as rows are tokens.
     pub(crate) tokenizer: Option<Option<ChatTokenizer>>,
     pub(crate) train: Option<Dataset>,
@@ -54,7 +54,7 @@ pub(crate) struct Examined {
 /// Everything that a run is put together from.
 pub(crate) struct Ready {
     pub(crate) directory: PathBuf,
-    pub(crate) place: Place,
+    pub(crate) device_plan: DevicePlan,
     pub(crate) tokenizer: Option<ChatTokenizer>,
     pub(crate) train: Dataset,
     pub(crate) eval: Option<Dataset>,
@@ -76,7 +76,7 @@ impl Examined {
         let whole = "a part is missing only with a problem";
         Ok(Ready {
             directory: self.directory.expect(whole),
-            place: self.place.expect(whole),
+            device_plan: self.device_plan.expect(whole),
             tokenizer: self.tokenizer.expect(whole),
             train: self.train.expect(whole),
             eval: self.eval,
@@ -112,12 +112,12 @@ pub(crate) fn examine(
     found: Examined,
     recipe: &Recipe,
     model: Result<PathBuf, TrainError>,
-    machine: &Machine,
+    host: &ThisHost,
     extent: Extent,
     writes: bool,
     progress: &dyn Fn(u64),
 ) -> Examined {
-    let mut examiner = Examiner { recipe, machine, extent, writes, progress, found };
+    let mut examiner = Examiner { recipe, host, extent, writes, progress, found };
     let stages: [fn(&mut Examiner<'_>); 6] = [
         |examiner| examiner.look_at_settings(),
         |examiner| examiner.look_at_model(),
@@ -138,7 +138,7 @@ pub(crate) fn examine(
 
 struct Examiner<'a> {
     recipe: &'a Recipe,
-    machine: &'a Machine,
+    host: &'a ThisHost,
     extent: Extent,
     writes: bool,
     progress: &'a dyn Fn(u64),
@@ -159,20 +159,20 @@ impl Examiner<'_> {
         let checked = if self.recipe.train.method == Method::Full && !has_weights(&directory) {
             ModelConfig::load(&directory).map_err(TrainError::from)
         } else if self.extent == Extent::Validate {
-            Model::check(&directory).map_err(TrainError::of_base)
+            Model::check(&directory).map_err(TrainError::from_base)
         } else {
-            Model::check_shapes(&directory).map_err(TrainError::of_base)
+            Model::check_shapes(&directory).map_err(TrainError::from_base)
         };
         self.found.config = self.found.keep(checked);
         if let Some(config) = &self.found.config {
             self.found.notices.extend(config.notices.iter().cloned());
         }
         if self.found.config.is_some() {
-            let place = Place::choose(&self.recipe.model, self.machine, stored_type(&directory));
-            self.found.place = self.found.keep(place);
+            let device_plan = DevicePlan::choose(&self.recipe.model, self.host, stored_type(&directory));
+            self.found.device_plan = self.found.keep(device_plan);
         }
-        if let Some(place) = &self.found.place {
-            self.found.notices.extend(place.notices.iter().cloned());
+        if let Some(device_plan) = &self.found.device_plan {
+            self.found.notices.extend(device_plan.notices.iter().cloned());
         }
         self.found.tokenizer = self.found.keep(open_tokenizer(self.recipe, &directory));
         if let Some(Some(tokenizer)) = &self.found.tokenizer {
@@ -208,9 +208,9 @@ impl Examiner<'_> {
         } else {
             Ok(None)
         };
-        for (rows, place) in [(train, &mut found.train), (eval, &mut found.eval)] {
+        for (rows, kept) in [(train, &mut found.train), (eval, &mut found.eval)] {
             match rows {
-                Ok(rows) => *place = rows,
+                Ok(rows) => *kept = rows,
                 Err(problems) => found.problems.extend(problems),
             }
         }
@@ -289,7 +289,8 @@ impl Examiner<'_> {
 
     fn look_at_memory(&mut self) {
         let (recipe, found) = (self.recipe, &mut self.found);
-        let (Some(directory), Some(config), Some(place)) = (&found.directory, &found.config, &found.place) else {
+        let (Some(directory), Some(config), Some(device_plan)) = (&found.directory, &found.config, &found.device_plan)
+        else {
             return;
         };
         let (Some(train), Some(start), Some(tokenizer)) = (&found.train, &found.start, &found.tokenizer) else {
@@ -303,14 +304,14 @@ impl Examiner<'_> {
             config: config.clone(),
             targets: start.as_ref().map(|start| start.targets.clone()),
             text_bytes: text.iter().map(|(_, bytes)| bytes.len() as u64).sum(),
-            placement: place.placement.clone(),
+            placement: device_plan.placement.clone(),
             stored: stored_type(directory),
-            has_bf16: place.found.types.contains(&FloatType::BF16),
+            has_bf16: device_plan.found.types.contains(&FloatType::BF16),
         };
         let sizing = sizing(text.as_deref().unwrap_or_default());
         let subject = Subject { recipe, train, eval: found.eval.as_ref(), sizing: &sizing };
         let estimate = subject.estimate();
-        let fits = memory::check(&estimate, place.memory(self.machine), || subject.cheaper_settings());
+        let fits = memory::check(&estimate, device_plan.memory(self.host), || subject.cheaper_settings());
         found.text = found.keep(text).unwrap_or_default();
         found.keep(fits);
         (found.sizing, found.estimate) = (Some(sizing), Some(estimate));

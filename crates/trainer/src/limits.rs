@@ -10,7 +10,7 @@ use crate::error::TrainError;
 /// Rows of a step, of a forward pass.
 const MOST_ROWS: usize = 1 << 24;
 /// Shares of a step: each takes gradients of its own.
-const MOST_SHARES: usize = 4096;
+const MOST_VIRTUAL_RANKS: usize = 4096;
 const HIGHEST_RANK: usize = 1 << 16;
 /// Below this a slow rank cannot be told from a lost one; the group refuses it too.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(500);
@@ -19,11 +19,11 @@ const SHORTEST_TIMEOUT: Duration = Duration::from_millis(500);
 pub(crate) fn check(recipe: &Recipe) -> Result<(), TrainError> {
     let beyond = |key: &'static str, value: String, what: String| Err(TrainError::Beyond { key, value, what });
     let (train, distributed) = (&recipe.train, &recipe.distributed);
-    let shares = distributed.virtual_ranks.unwrap_or(1);
+    let virtual_ranks = distributed.virtual_ranks.unwrap_or(1);
     for (key, value, most) in [
         ("train.global_batch_size", train.global_batch_size, MOST_ROWS),
         ("train.micro_batch_size", train.micro_batch_size, MOST_ROWS),
-        ("distributed.virtual_ranks", shares, MOST_SHARES),
+        ("distributed.virtual_ranks", virtual_ranks, MOST_VIRTUAL_RANKS),
         ("lora.rank", recipe.lora.rank, HIGHEST_RANK),
     ] {
         if value > most {

@@ -24,7 +24,7 @@ impl LossScale {
     /// No scaling, for number types with the range of f32.
     pub(crate) const ONE: LossScale = LossScale { scale: 1.0, steps: 0 };
 
-    pub(crate) fn of(compute: FloatType) -> LossScale {
+    pub(crate) fn new(compute: FloatType) -> LossScale {
         if compute == FloatType::F16 { LossScale { scale: FIRST, steps: 0 } } else { LossScale::ONE }
     }
 
@@ -74,7 +74,7 @@ mod tests {
     use finetune_recipe::Recipe;
 
     use super::*;
-    use crate::{Event, Machine, Ranks, Resume, prepare, train};
+    use crate::{Event, Ranks, Resume, ThisHost, prepare, train};
 
     /// A scale that overflows costs time, and no step: the losses are those of a scale that does not.
     #[test]
@@ -94,7 +94,7 @@ mod tests {
             let recipe = Recipe::parse(&text, Path::new("f16.toml"), &[], Some(output.path()));
             let recipe = recipe.unwrap_or_else(|error| panic!("{error}"));
             let ranks = Arc::new(Ranks::alone(None).expect("one rank"));
-            let mut run = prepare(recipe, &Resume::No, &ranks, &Machine::default(), &|_| {}).expect("a run").run;
+            let mut run = prepare(recipe, &Resume::No, &ranks, &ThisHost::default(), &|_| {}).expect("a run").run;
             run.state.loss_scale = LossScale { scale, steps: 0 };
             let (mut losses, mut halvings) = (Vec::new(), 0);
             train(&mut run, &AtomicI32::new(0), &mut |event| match event {
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn halves_at_once_and_grows_slowly() {
-        let mut scale = LossScale::of(FloatType::F16);
+        let mut scale = LossScale::new(FloatType::F16);
         assert!(scale.halve() && scale.scale == 512.0);
         for _ in 0..PATIENCE - 1 {
             scale.passed(false);
@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(scale.scale, 1024.0);
         let mut floor = LossScale { scale: 2.0, steps: 7 };
         assert!(floor.halve() && !floor.halve() && floor == LossScale::ONE);
-        let mut none = LossScale::of(FloatType::BF16);
+        let mut none = LossScale::new(FloatType::BF16);
         none.passed(false);
         assert!(none == LossScale::ONE && !none.halve());
     }

@@ -48,7 +48,7 @@ pub(crate) struct StepShape {
 
 impl StepShape {
     /// The largest micro-batch: the longest rows together, none longer than `limit`.
-    pub(crate) fn of(subject: &Subject<'_>, micro_batch_size: usize, checkpointing: bool, limit: usize) -> StepShape {
+    pub(crate) fn new(subject: &Subject<'_>, micro_batch_size: usize, checkpointing: bool, limit: usize) -> StepShape {
         let (recipe, data) = (subject.recipe, subject.train);
         let mut lengths: Vec<(usize, usize)> = data
             .rows
@@ -111,7 +111,7 @@ pub(crate) struct Precision {
 }
 
 impl Precision {
-    pub(crate) fn of(placement: &Placement, stored: FloatType) -> Precision {
+    pub(crate) fn new(placement: &Placement, stored: FloatType) -> Precision {
         Precision { cpu: placement.is_cpu(), compute: placement.compute(), held: placement.held(stored) }
     }
 }
@@ -240,9 +240,9 @@ impl Subject<'_> {
     /// Seconds are left out: to know them costs a measurement.
     pub(crate) fn estimate(&self) -> Estimate {
         let train = &self.recipe.train;
-        let step = StepShape::of(self, train.micro_batch_size, train.gradient_checkpointing, usize::MAX);
+        let step = StepShape::new(self, train.micro_batch_size, train.gradient_checkpointing, usize::MAX);
         let Sizing { config, targets, placement, stored, .. } = self.sizing;
-        estimate(config, targets.as_ref(), &step, Precision::of(placement, *stored))
+        estimate(config, targets.as_ref(), &step, Precision::new(placement, *stored))
     }
 }
 

@@ -10,6 +10,7 @@ use finetune_store::RealDisk;
 use crate::base_model::{base_name, model_directory, open_model};
 use crate::copies::bring_newest;
 use crate::date;
+use crate::device_plan::ThisHost;
 use crate::disk_need::DiskNeed;
 use crate::error::TrainError;
 use crate::examine::{Examined, Extent, Ready, examine};
@@ -18,7 +19,6 @@ use crate::loss_scale::LossScale;
 use crate::memory::Subject;
 use crate::names::CHECKPOINTS;
 use crate::objective::Objective;
-use crate::place::Machine;
 use crate::ranks::Ranks;
 use crate::resume::Resume;
 use crate::run::Run;
@@ -39,35 +39,47 @@ pub fn prepare(
     recipe: Recipe,
     resume: &Resume,
     ranks: &Arc<Ranks>,
-    machine: &Machine,
+    host: &ThisHost,
     progress: &dyn Fn(u64),
 ) -> Result<Prepared, TrainError> {
     // The others must not wait for a rank that cannot start.
-    put_together(recipe, resume, ranks, machine, progress).inspect_err(|error| ranks.abort(error))
+    put_together(recipe, resume, ranks, host, progress).inspect_err(|error| ranks.abort(error))
 }
 
 fn put_together(
     mut recipe: Recipe,
     resume: &Resume,
     ranks: &Arc<Ranks>,
-    machine: &Machine,
+    host: &ThisHost,
     progress: &dyn Fn(u64),
 ) -> Result<Prepared, TrainError> {
     let model_path = model_directory(&recipe);
     // Before the long work, so that a second process is refused at once.
     let locked = match ranks.is_first() {
         true => {
-            let (file, model) = (machine.recipe_file.as_deref(), model_path.as_deref().ok());
+            let (file, model) = (host.recipe_file.as_deref(), model_path.as_deref().ok());
             Some(LockedDirectory::lock(&recipe, resume, file, model)?)
         }
         false => None,
     };
     let date = date::agree(&recipe, resume, ranks)?;
     recipe.data.date = Some(date.clone());
-    let found = examine(Examined::default(), &recipe, model_path, machine, Extent::Run, ranks.is_first(), progress);
-    let Ready { directory, place, tokenizer, train, eval, start, plan, steps, text, sizing, estimate, mut notices } =
-        found.ready()?;
-    let opened = open_model(&recipe, &directory, start, &place.placement);
+    let found = examine(Examined::default(), &recipe, model_path, host, Extent::Run, ranks.is_first(), progress);
+    let Ready {
+        directory,
+        device_plan,
+        tokenizer,
+        train,
+        eval,
+        start,
+        plan,
+        steps,
+        text,
+        sizing,
+        estimate,
+        mut notices,
+    } = found.ready()?;
+    let opened = open_model(&recipe, &directory, start, &device_plan.placement);
     let (mut model, model_digest) = opened.map_err(|error| {
         error.with_cheaper_settings(|| {
             Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing }.cheaper_settings()
@@ -79,10 +91,10 @@ fn put_together(
         eval_data: eval.as_ref().map(|eval| eval.digest.clone()),
         model: model_digest.clone(),
         layout: model.layout().digest(),
-        compute: Some(place.compute()),
+        compute: Some(device_plan.compute()),
     };
     ranks.expect_same(&identity.digests())?;
-    let mut state = TrainState::new(model.parameters()?, LossScale::of(place.placement.compute()));
+    let mut state = TrainState::new(model.parameters()?, LossScale::new(device_plan.placement.compute()));
     ranks.expect_same(&[("set of starting weights", state.digest())])?;
     let mut run_directory = None;
     bring_newest(&recipe.output_dir, resume, ranks, &identity, &mut notices)?;
@@ -98,7 +110,7 @@ fn put_together(
         }
         if state.step < steps && !state.stopped_early {
             let trained = state.parameters.len() as u64;
-            DiskNeed::of(&recipe, trained, steps, eval.is_some(), sizing.text_bytes, machine.disk).check(&recipe)?;
+            DiskNeed::new(&recipe, trained, steps, eval.is_some(), sizing.text_bytes, host.disk).check(&recipe)?;
         }
         run_directory = Some(locked.open(&recipe, state.step, from, &mut notices)?);
     }
@@ -120,7 +132,7 @@ fn put_together(
         plan,
         steps,
         state,
-        device: place.describe(),
+        device: device_plan.describe(),
         estimate,
         sizing,
         directory: run_directory,

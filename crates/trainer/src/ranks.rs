@@ -6,9 +6,9 @@
 
 use finetune_allreduce::{Algorithm, Group, GroupError, Reduce, segment};
 
-use crate::deal::Deal;
 use crate::error::TrainError;
 use crate::metrics::RankRow;
+use crate::share_assignment::ShareAssignment;
 use crate::state::TrainState;
 
 /// Σ over the rows of a share, or of a whole step. Means are formed from it once.
@@ -44,7 +44,7 @@ pub struct Ranks {
     /// Shares of a step, over all ranks; a multiple of the number of ranks.
     shares: usize,
     /// Whether the sums must not depend on which rank holds which share.
-    virtual_ranks: bool,
+    has_virtual_ranks: bool,
 }
 
 impl Ranks {
@@ -55,7 +55,7 @@ impl Ranks {
         if shares == 0 || !shares.is_multiple_of(world) {
             return Err(TrainError::VirtualRanks { virtual_ranks: shares, world });
         }
-        Ok(Ranks { group, shares, virtual_ranks: virtual_ranks.is_some() })
+        Ok(Ranks { group, shares, has_virtual_ranks: virtual_ranks.is_some() })
     }
 
     /// This process alone.
@@ -73,8 +73,8 @@ impl Ranks {
     }
 
     /// The same number of shares for each rank.
-    pub(crate) fn even(&self) -> Deal {
-        Deal::even(self.shares, self.group.world())
+    pub(crate) fn even(&self) -> ShareAssignment {
+        ShareAssignment::even(self.shares, self.group.world())
     }
 
     /// Tells the others that this rank stops, unless they have found the same.
@@ -102,14 +102,14 @@ impl Ranks {
     /// Σ over all shares, in their order; and what each rank says of itself. `seconds`: what this rank took to compute its own.
     pub(crate) fn sum_losses(
         &self,
-        deal: &Deal,
+        assignment: &ShareAssignment,
         mine: &[Sums],
         seconds: f64,
     ) -> Result<(Sums, Vec<RankRow>), GroupError> {
         let world = self.group.world();
         let (sent, received) = self.group.bytes_moved();
         // Blocks of one length, whoever has how many shares.
-        let numbers = deal.largest() * Sums::NUMBERS;
+        let numbers = assignment.largest() * Sums::NUMBERS;
         let mut block: Vec<f64> = mine.iter().flat_map(|sums| sums.to_numbers()).collect();
         block.resize(numbers, 0.0);
         block.extend([seconds, sent as f64, received as f64]);
@@ -121,7 +121,7 @@ impl Ranks {
         for (rank, block) in all.chunks(block.len()).enumerate() {
             let (sums, about) = block.split_at(numbers);
             let mut tokens = 0;
-            for numbers in sums.chunks(Sums::NUMBERS).take(deal.counts()[rank]) {
+            for numbers in sums.chunks(Sums::NUMBERS).take(assignment.counts()[rank]) {
                 let sums = Sums::from_numbers(numbers);
                 tokens += sums.tokens;
                 total.add(sums);
@@ -136,7 +136,7 @@ impl Ranks {
 
     /// The first of `mine`, the gradients of this rank's shares, becomes the sum of all ranks' shares, added in their order;
     /// the others are left undefined.
-    pub(crate) fn sum_gradients(&self, deal: &Deal, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
+    pub(crate) fn sum_gradients(&self, assignment: &ShareAssignment, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
         if self.is_first() {
             // Its shares are the first ones: their sum is where the sum of all begins.
             let (first, rest) = mine.split_first_mut().expect("every rank has a share");
@@ -145,19 +145,19 @@ impl Ranks {
         if self.group.world() == 1 {
             return Ok(());
         }
-        if deal.counts()[1..].iter().all(|&count| count == 1) {
+        if assignment.counts()[1..].iter().all(|&count| count == 1) {
             // A ring adds in another order than the shares', which is what virtual ranks promise.
-            let algorithm = self.virtual_ranks.then_some(Algorithm::Mesh);
+            let algorithm = self.has_virtual_ranks.then_some(Algorithm::Mesh);
             return self.group.all_reduce_with(&mut mine[0], &Reduce { algorithm, ..Reduce::SUM });
         }
-        self.sum_segments(deal, mine)
+        self.sum_segments(assignment, mine)
     }
 
     /// Every rank gets its segment of all shares, adds them in order, and all get all sums.
-    fn sum_segments(&self, deal: &Deal, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
+    fn sum_segments(&self, assignment: &ShareAssignment, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
         let (world, length) = (self.group.world(), mine[0].len());
         // Rank 0 has added its own up already.
-        let count = |rank: usize| if rank == 0 { 1 } else { deal.counts()[rank] };
+        let count = |rank: usize| if rank == 0 { 1 } else { assignment.counts()[rank] };
         let most = (0..world).map(count).max().unwrap_or(1);
         let longest = length.div_ceil(world).max(1);
         let mut send = vec![0f32; longest * most * world];
@@ -268,20 +268,20 @@ mod tests {
         (1..SHARES).for_each(|share| add(&mut want, &gradient(share)));
         let mut want_loss = Sums::default();
         (0..SHARES).for_each(|share| want_loss.add(losses(share)));
-        let deals: [&[f64]; 7] =
+        let speeds: [&[f64]; 7] =
             [&[1.0], &[1.0, 1.0], &[1.0, 9.0], &[9.0, 1.0], &[1.0, 1.0, 1.0], &[9.0, 1.0, 9.0], &[9.0, 9.0, 1.0]];
-        for seconds in deals {
-            let deal = Deal::by_speed(SHARES, seconds);
+        for seconds in speeds {
+            let assignment = ShareAssignment::by_speed(SHARES, seconds);
             let sums = std::thread::scope(|scope| {
-                let deal = &deal;
+                let assignment = &assignment;
                 let start = |group: Group| {
                     scope.spawn(move || {
-                        let mine = deal.of(group.rank());
-                        let ranks = Ranks { group, shares: SHARES, virtual_ranks: true };
+                        let mine = assignment.shares_of(group.rank());
+                        let ranks = Ranks { group, shares: SHARES, has_virtual_ranks: true };
                         let mut gradients: Vec<Vec<f32>> = mine.clone().map(gradient).collect();
                         let shares: Vec<Sums> = mine.map(losses).collect();
-                        let (loss, rows) = ranks.sum_losses(deal, &shares, 1.0).expect("a sum");
-                        ranks.sum_gradients(deal, &mut gradients).expect("a sum");
+                        let (loss, rows) = ranks.sum_losses(assignment, &shares, 1.0).expect("a sum");
+                        ranks.sum_gradients(assignment, &mut gradients).expect("a sum");
                         (gradients.swap_remove(0), loss, rows.len())
                     })
                 };
@@ -289,8 +289,8 @@ mod tests {
                 threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
             });
             for (gradient, loss, rows) in sums {
-                assert_eq!(gradient, want, "{:?}", deal.counts());
-                assert_eq!(loss, want_loss, "{:?}", deal.counts());
+                assert_eq!(gradient, want, "{:?}", assignment.counts());
+                assert_eq!(loss, want_loss, "{:?}", assignment.counts());
                 assert_eq!(rows, if seconds.len() > 1 { seconds.len() } else { 0 });
             }
         }

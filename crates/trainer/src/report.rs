@@ -14,9 +14,9 @@ use finetune_store::{RealDisk, replace_file};
 use self::chart::{Line, chart};
 use crate::card::{base_name, file_name};
 use crate::error::TrainError;
-use crate::evaluate::BeforeAfter;
 use crate::metrics::{EvalRow, Row, StepRow, eval_rows, step_rows};
 use crate::numbers::{bytes, counted, duration, thousands};
+use crate::samples::BeforeAfter;
 use crate::snapshot::Snapshot;
 use crate::summary::before_and_after;
 

@@ -13,20 +13,21 @@ use finetune_store::failpoint;
 
 use crate::adamw::norm;
 use crate::copies::spread;
-use crate::deal::Deal;
 use crate::diverged;
 use crate::error::TrainError;
-use crate::evaluate::{Answers, BeforeAfter, Questions, answer, batch_row, evaluate_together};
+use crate::evaluate::{batch_row, evaluate_together};
 use crate::events::Event;
 use crate::identity::Identity;
 use crate::memory::{Estimate, Sizing, Subject};
 use crate::metrics::{EvalRow, RankRow, Row};
 use crate::objective::Objective;
-use crate::pace::Pace;
+use crate::progress::Progress;
 use crate::ranks::{Ranks, Sums};
 use crate::report;
 use crate::run_directory::{RunDirectory, keeps_best};
+use crate::samples::{Answers, BeforeAfter, SampleSettings, answer};
 use crate::schedule::Schedule;
+use crate::share_assignment::ShareAssignment;
 use crate::snapshot::Snapshot;
 use crate::state::{Best, TrainState};
 use crate::summary::{Summary, before_and_after};
@@ -82,16 +83,16 @@ impl Run {
     /// f16 overflows on the way back, the step is computed again from half the loss scale. No row is skipped for it.
     pub(crate) fn step_sums(
         &mut self,
-        deal: &Deal,
-        pace: &Pace,
+        assignment: &ShareAssignment,
+        progress: &Progress,
         gradients: &mut [Vec<f32>],
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<StepSums, TrainError> {
         loop {
             let start = Instant::now();
             // Its time counts as this rank's: one that cannot be heard holds the others up as one that computes slowly does.
-            tell(Event::Working { step: self.state.step + 1, seconds: pace.seconds(), saved: pace.saved });
-            let step = self.forward_and_backward(deal, start, gradients)?;
+            tell(Event::Working { step: self.state.step + 1, seconds: progress.seconds(), saved: progress.saved });
+            let step = self.forward_and_backward(assignment, start, gradients)?;
             let overflow = step.sums.loss.is_finite() && !norm(&gradients[0]).is_finite();
             if !overflow || !self.state.loss_scale.halve() {
                 self.state.loss_scale.passed(overflow);
@@ -105,7 +106,7 @@ impl Run {
     /// gets the sum.
     fn forward_and_backward(
         &mut self,
-        deal: &Deal,
+        assignment: &ShareAssignment,
         start: Instant,
         gradients: &mut [Vec<f32>],
     ) -> Result<StepSums, TrainError> {
@@ -117,9 +118,9 @@ impl Run {
             coefficients: self.objective.coefficients(),
         };
         let (mut shares, mut rows) = (Vec::new(), Vec::new());
-        for (share, gradients) in deal.of(self.ranks.group().rank()).zip(&mut *gradients) {
+        for (share, gradients) in assignment.shares_of(self.ranks.group().rank()).zip(&mut *gradients) {
             gradients.fill(0.0);
-            let share = self.plan.share(self.state.step, share, deal.shares());
+            let share = self.plan.share(self.state.step, share, assignment.shares());
             let mut sums = Sums::default();
             for micro_batch in share.chunks(self.recipe.train.micro_batch_size) {
                 self.ranks.group().keep_alive();
@@ -135,8 +136,8 @@ impl Run {
             shares.push(sums);
         }
         failpoint::hit("train.reduce");
-        let (sums, ranks) = self.ranks.sum_losses(deal, &shares, start.elapsed().as_secs_f64())?;
-        self.ranks.sum_gradients(deal, gradients)?;
+        let (sums, ranks) = self.ranks.sum_losses(assignment, &shares, start.elapsed().as_secs_f64())?;
+        self.ranks.sum_gradients(assignment, gradients)?;
         Ok(StepSums { sums, ranks, rows })
     }
 
@@ -179,7 +180,7 @@ impl Run {
     /// a signal has given up. Returns the signal that asks to stop, 0 if none does.
     pub(crate) fn begin(
         &mut self,
-        deal: &Deal,
+        assignment: &ShareAssignment,
         stop: &AtomicI32,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<i32, TrainError> {
@@ -189,7 +190,7 @@ impl Run {
             directory.metrics.forget_evaluation(self.state.step)?;
         }
         self.state.evaluation_due |= self.state.step == 0 && self.eval.is_some();
-        let improved = self.evaluate(deal, stop, tell)?;
+        let improved = self.evaluate(assignment, stop, tell)?;
         let asked = self.asked_to_stop(stop)?;
         // Where it was given up again, its checkpoint says so already.
         if given_up && !self.state.evaluation_due && (self.is_done() || self.checkpoint_due(improved)) {
@@ -201,13 +202,13 @@ impl Run {
     /// Evaluates and saves where it is time to. Returns the signal that asks to stop, 0 if none does.
     pub(crate) fn look_and_save(
         &mut self,
-        deal: &Deal,
-        pace: &mut Pace,
+        assignment: &ShareAssignment,
+        progress: &mut Progress,
         stop: &AtomicI32,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<i32, TrainError> {
         self.state.evaluation_due = self.evaluation_due();
-        let improved = self.evaluate(deal, stop, tell)?;
+        let improved = self.evaluate(assignment, stop, tell)?;
         failpoint::hit("train.evaluated");
         let asked = self.asked_to_stop(stop)?;
         if asked != 0 {
@@ -215,10 +216,10 @@ impl Run {
         }
         if self.is_done() || asked != 0 || self.checkpoint_due(improved) {
             self.save(tell)?;
-            pace.saved = self.state.step;
+            progress.saved = self.state.step;
         } else if self.state.step.is_multiple_of(COMPARE_EVERY) {
             self.compare()?;
-        } else if pace.report_due()
+        } else if progress.report_due()
             && let Some(directory) = &self.directory
         {
             report::write(&self.snapshot(), &directory.directory, &directory.metrics.rows)?;
@@ -288,12 +289,17 @@ impl Run {
 
     /// Makes the evaluation that is due, writes its row and returns whether it is the best so far. A signal gives it up: it stays
     /// due.
-    fn evaluate(&mut self, deal: &Deal, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<bool, TrainError> {
+    fn evaluate(
+        &mut self,
+        assignment: &ShareAssignment,
+        stop: &AtomicI32,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<bool, TrainError> {
         let Some(data) = self.eval.as_ref().filter(|_| self.state.evaluation_due) else { return Ok(false) };
         let (step, rows) = (self.state.step, data.rows.len());
         tell(Event::Evaluating { rows });
         let micro_batch_size = self.recipe.train.micro_batch_size;
-        let sums = evaluate_together(&self.model, data, micro_batch_size, &self.ranks, deal, &mut |done| {
+        let sums = evaluate_together(&self.model, data, micro_batch_size, &self.ranks, assignment, &mut |done| {
             tell(Event::EvaluatedRows { done, rows });
             stop.load(Ordering::SeqCst) == 0
         })?;
@@ -370,15 +376,15 @@ impl Run {
     ) -> Result<Option<Answers>, TrainError> {
         let (Some(data), Some(tokenizer)) = (&self.eval, &self.tokenizer) else { return Ok(None) };
         let eval = &self.recipe.eval;
-        let questions =
-            Questions { shown: eval.samples, scored: eval.exact_match, max_new_tokens: eval.max_new_tokens };
-        let rows = questions.rows(data);
+        let settings =
+            SampleSettings { shown: eval.samples, scored: eval.exact_match, max_new_tokens: eval.max_new_tokens };
+        let rows = settings.rows(data);
         let mut kept =
             self.directory.as_ref().map(|directory| BeforeAfter::read(&directory.directory)).unwrap_or_default();
         if rows == 0 || (when == "before" && self.state.step > 0) {
             return Ok(if when == "before" { kept.before } else { None });
         }
-        let answers = answer(&self.model, data, tokenizer, questions, &self.ranks, &mut |done| {
+        let answers = answer(&self.model, data, tokenizer, settings, &self.ranks, &mut |done| {
             tell(Event::Answering { done, rows });
             self.ranks.group().keep_alive();
             stop.load(Ordering::SeqCst) == 0

@@ -9,13 +9,13 @@ use finetune_store::{
 
 use crate::card::{model_card, model_card_of};
 use crate::error::TrainError;
-use crate::evaluate::Answers;
 use crate::metrics::Metrics;
 use crate::names::{CHECKPOINTS, RECIPE_FILE, RESULTS, free_name};
 use crate::output_directory::{self, Contents};
 use crate::report;
 use crate::resume;
 use crate::resume::Resume;
+use crate::samples::Answers;
 use crate::snapshot::Snapshot;
 use crate::state::{self, About, OPTIMIZER_FILE, STATE_FILE, TrainState, prune};
 

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::deal::Deal;
 use crate::events::Event;
 use crate::metrics::RankRow;
+use crate::share_assignment::ShareAssignment;
 
 /// How long times are added up before anybody is named again: once in a while is enough.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -47,9 +47,15 @@ impl Default for Stragglers {
 }
 
 impl Stragglers {
-    /// Adds a step that took `seconds`, and now and then names the slowest rank if the others wait for it. `deal`: who
+    /// Adds a step that took `seconds`, and now and then names the slowest rank if the others wait for it. `assignment`: who
     /// computed how many shares of it.
-    pub(crate) fn watch(&mut self, ranks: &[RankRow], seconds: f64, deal: &Deal, tell: &mut dyn FnMut(Event<'_>)) {
+    pub(crate) fn watch(
+        &mut self,
+        ranks: &[RankRow],
+        seconds: f64,
+        assignment: &ShareAssignment,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) {
         if !self.warm {
             *self = Stragglers { warm: true, ..Stragglers::default() };
             return;
@@ -65,14 +71,14 @@ impl Stragglers {
         }
         if let Some((rank, factor)) = slowest(&self.seconds) {
             let step = self.total / self.steps as f64;
-            let without = without(rank, &self.seconds, self.total, deal).map(|total| total / self.steps as f64);
+            let without = without(rank, &self.seconds, self.total, assignment).map(|total| total / self.steps as f64);
             let without = without.filter(|without| *without < SHORTER * step);
             tell(Event::Straggler { rank, factor, steps: self.steps, seconds: step, without });
         }
         *self = Stragglers { warm: true, window: WINDOW, ..Stragglers::default() };
     }
 
-    /// What was measured is of another deal.
+    /// What was measured is of another assignment.
     pub(crate) fn forget(&mut self) {
         *self = Stragglers { warm: true, window: self.window, ..Stragglers::default() };
     }
@@ -80,12 +86,12 @@ impl Stragglers {
 
 /// Seconds that the same steps would take without this rank, its shares spread evenly among the others; what a step takes
 /// beside the rows, sums and waiting for the disk, stays as it is.
-fn without(rank: usize, seconds: &[f64], total: f64, deal: &Deal) -> Option<f64> {
+fn without(rank: usize, seconds: &[f64], total: f64, assignment: &ShareAssignment) -> Option<f64> {
     let beside = (total - seconds.iter().copied().fold(0.0, f64::max)).max(0.0);
-    let others = seconds.iter().zip(deal.counts()).enumerate().filter(|(other, _)| *other != rank);
+    let others = seconds.iter().zip(assignment.counts()).enumerate().filter(|(other, _)| *other != rank);
     let per_share = others.map(|(_, (seconds, &shares))| seconds / shares.max(1) as f64).fold(0.0, f64::max);
     let others = seconds.len().checked_sub(1).filter(|others| *others > 0)?;
-    Some(beside + per_share * deal.shares() as f64 / others as f64)
+    Some(beside + per_share * assignment.shares() as f64 / others as f64)
 }
 
 /// The rank that took longest and its time over the median of the others', if that is worth a word.
@@ -101,7 +107,7 @@ fn slowest(seconds: &[f64]) -> Option<(usize, f64)> {
 #[cfg(test)]
 mod tests {
     use super::{slowest, without};
-    use crate::deal::Deal;
+    use crate::share_assignment::ShareAssignment;
 
     #[test]
     fn the_slowest_is_named_with_its_factor() {
@@ -122,17 +128,17 @@ mod tests {
     #[test]
     fn what_a_step_would_take_without_it() {
         #[expect(clippy::type_complexity, reason = "a table of cases")]
-        let cases: [(&[f64], f64, Deal, usize, Option<f64>); 5] = [
+        let cases: [(&[f64], f64, ShareAssignment, usize, Option<f64>); 5] = [
             // Two machines with equal shares: the fast one would have twice as much to do.
-            (&[0.5, 4.0], 4.5, Deal::even(2, 2), 1, Some(1.5)),
-            (&[0.5, 4.0], 4.0, Deal::even(8, 2), 1, Some(1.0)),
-            (&[1.0, 1.0, 3.0], 3.0, Deal::even(3, 3), 2, Some(1.5)),
+            (&[0.5, 4.0], 4.5, ShareAssignment::even(2, 2), 1, Some(1.5)),
+            (&[0.5, 4.0], 4.0, ShareAssignment::even(8, 2), 1, Some(1.0)),
+            (&[1.0, 1.0, 3.0], 3.0, ShareAssignment::even(3, 3), 2, Some(1.5)),
             // Seven shares of eight are with the fast one already.
-            (&[3.5, 4.0], 4.0, Deal::by_speed(8, &[0.5, 4.0]), 1, Some(4.0)),
-            (&[1.0], 1.0, Deal::even(1, 1), 0, None),
+            (&[3.5, 4.0], 4.0, ShareAssignment::by_speed(8, &[0.5, 4.0]), 1, Some(4.0)),
+            (&[1.0], 1.0, ShareAssignment::even(1, 1), 0, None),
         ];
-        for (seconds, total, deal, rank, want) in cases {
-            assert_eq!(without(rank, seconds, total, &deal), want, "{seconds:?}");
+        for (seconds, total, assignment, rank, want) in cases {
+            assert_eq!(without(rank, seconds, total, &assignment), want, "{seconds:?}");
         }
     }
 }

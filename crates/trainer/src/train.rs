@@ -7,13 +7,13 @@ use finetune_recipe::SharesChoice;
 use finetune_store::failpoint;
 
 use crate::adamw::{clip, norm};
-use crate::deal::Dealer;
 use crate::error::TrainError;
-use crate::evaluate::Answers;
 use crate::events::Event;
 use crate::metrics::{Row, StepRow};
-use crate::pace::Pace;
+use crate::progress::Progress;
 use crate::run::{Run, StepSums};
+use crate::samples::Answers;
+use crate::share_assignment::ShareBalancer;
 use crate::stragglers::Stragglers;
 use crate::summary::Summary;
 
@@ -38,18 +38,18 @@ pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -
 fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
     let before = run.answers("before", stop, tell)?;
     let measured = run.recipe.distributed.shares == SharesChoice::Measured;
-    let mut dealer = Dealer::new(run.ranks.even(), measured);
-    let mut asked = run.begin(&dealer.deal, stop, tell)?;
+    let mut balancer = ShareBalancer::new(run.ranks.even(), measured);
+    let mut asked = run.begin(&balancer.assignment, stop, tell)?;
     let parameters = run.model.layout().len();
     tell(Event::Begin { from: run.state.step, to: run.steps, trained_parameters: parameters });
     let mut gradients: Vec<Vec<f32>> = Vec::new();
-    let (mut stragglers, mut pace) = (Stragglers::default(), Pace::new(run.state.step));
+    let (mut stragglers, mut progress) = (Stragglers::default(), Progress::new(run.state.step));
     while run.state.step < run.steps && !run.state.stopped_early && asked == 0 {
         failpoint::hit("train.step");
         let start = Instant::now();
-        let mine = dealer.deal.counts()[run.ranks.group().rank()];
+        let mine = balancer.assignment.counts()[run.ranks.group().rank()];
         gradients.resize_with(mine, || vec![0.0; parameters]);
-        let StepSums { sums, ranks, rows } = run.step_sums(&dealer.deal, &pace, &mut gradients, tell)?;
+        let StepSums { sums, ranks, rows } = run.step_sums(&balancer.assignment, &progress, &mut gradients, tell)?;
         let gradients = &mut gradients[0];
         let normaliser = run.objective.normaliser(&sums);
         let mean_loss = sums.loss / normaliser as f64;
@@ -67,11 +67,11 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
         failpoint::hit("train.updated");
 
         let seconds = start.elapsed().as_secs_f64();
-        pace.add(seconds);
-        stragglers.watch(&ranks, seconds, &dealer.deal, tell);
-        if dealer.watch(&ranks) {
+        progress.add(seconds);
+        stragglers.watch(&ranks, seconds, &balancer.assignment, tell);
+        if balancer.watch(&ranks) {
             stragglers.forget();
-            tell(Event::Dealt { shares: dealer.deal.counts() });
+            tell(Event::SharesAssigned { shares: balancer.assignment.counts() });
         }
         let row = StepRow {
             step: run.state.step,
@@ -88,7 +88,7 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
         };
         tell(Event::Step { row: &row, steps: run.steps });
         run.write(Row::Step(row))?;
-        asked = run.look_and_save(&dealer.deal, &mut pace, stop, tell)?;
+        asked = run.look_and_save(&balancer.assignment, &mut progress, stop, tell)?;
     }
     if asked != 0 && run.is_unfinished() {
         return Ok(Outcome::Stopped { step: run.state.step, signal: asked });

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicI32;
 use finetune_allreduce::Group;
 use finetune_recipe::Recipe;
 use finetune_store::TensorFile;
-use finetune_trainer::{Event, Machine, Outcome, Ranks, Resume, StepRow, prepare, train};
+use finetune_trainer::{Event, Outcome, Ranks, Resume, StepRow, ThisHost, prepare, train};
 use serde_json::Value;
 
 const FAMILIES: [&str; 6] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3"];
@@ -41,7 +41,7 @@ fn alone() -> Arc<Ranks> {
 
 fn run(recipe: Recipe) -> (Vec<StepRow>, Outcome) {
     let mut prepared =
-        prepare(recipe, &Resume::No, &alone(), &Machine::default(), &|_| {}).unwrap_or_else(|error| panic!("{error}"));
+        prepare(recipe, &Resume::No, &alone(), &ThisHost::default(), &|_| {}).unwrap_or_else(|error| panic!("{error}"));
     let mut rows = Vec::new();
     let outcome = train(&mut prepared.run, &AtomicI32::new(0), &mut |event| {
         if let Event::Step { row, .. } = event {
@@ -58,7 +58,8 @@ fn run_on(world: usize, recipe: impl Fn() -> Recipe + Sync) -> Vec<StepRow> {
         let start = |group| {
             scope.spawn(move || {
                 let ranks = Arc::new(Ranks::new(group, None).expect("ranks"));
-                let mut prepared = prepare(recipe(), &Resume::No, &ranks, &Machine::default(), &|_| {}).expect("a run");
+                let mut prepared =
+                    prepare(recipe(), &Resume::No, &ranks, &ThisHost::default(), &|_| {}).expect("a run");
                 let mut rows = Vec::new();
                 let outcome = train(&mut prepared.run, &AtomicI32::new(0), &mut |event| {
                     if let Event::Step { row, .. } = event {
@@ -247,7 +248,7 @@ fn numbers_that_are_not_finite_stop_the_run() {
         ["train.max_steps=20", "train.max_grad_norm=0", "optimizer.learning_rate=1e30", "train.global_batch_size=4"];
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
     let mut prepared =
-        prepare(recipe("llama3", output.path(), &sets), &Resume::No, &alone(), &Machine::default(), &|_| {})
+        prepare(recipe("llama3", output.path(), &sets), &Resume::No, &alone(), &ThisHost::default(), &|_| {})
             .expect("a run");
     let error = train(&mut prepared.run, &AtomicI32::new(0), &mut |_| {}).expect_err("numbers overflow");
     assert!(error.to_string().contains("is not finite in step"), "{error}");

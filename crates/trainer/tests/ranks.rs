@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use finetune_allreduce::{Algorithm, Group};
 use finetune_recipe::Recipe;
-use finetune_trainer::{EvalRow, Event, Machine, Outcome, Ranks, Resume, Run, StepRow, TrainError, prepare, train};
+use finetune_trainer::{EvalRow, Event, Outcome, Ranks, Resume, Run, StepRow, ThisHost, TrainError, prepare, train};
 
 fn goldens(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models").join(family)
@@ -31,8 +31,8 @@ fn recipe(output: &Path, sets: &[&str]) -> Recipe {
 struct Told {
     steps: Vec<StepRow>,
     evaluations: Vec<EvalRow>,
-    /// Shares of each rank, each time they were dealt anew.
-    deals: Vec<Vec<usize>>,
+    /// Shares of each rank, each time they were assigned anew.
+    assignments: Vec<Vec<usize>>,
 }
 
 impl Told {
@@ -85,7 +85,7 @@ fn run_watched(
                 scope.spawn(move || {
                     let (rank, recipe) = (group.rank(), recipe(group.rank()));
                     let ranks = Arc::new(Ranks::new(group, recipe.distributed.virtual_ranks)?);
-                    let mut prepared = prepare(recipe, resume, &ranks, &Machine::default(), &|_| {})?;
+                    let mut prepared = prepare(recipe, resume, &ranks, &ThisHost::default(), &|_| {})?;
                     alter(rank, &mut prepared.run);
                     let (mut told, signal) = (Told::default(), AtomicI32::new(0));
                     let outcome = train(&mut prepared.run, &signal, &mut |event| {
@@ -93,7 +93,7 @@ fn run_watched(
                         match event {
                             Event::Step { row, .. } => told.steps.push(row.clone()),
                             Event::Evaluated { row, .. } => told.evaluations.push(row.clone()),
-                            Event::Dealt { shares } => told.deals.push(shares.to_vec()),
+                            Event::SharesAssigned { shares } => told.assignments.push(shares.to_vec()),
                             _ => {}
                         }
                     });
@@ -223,7 +223,7 @@ fn shares_by_measured_speed_change_no_bit() {
             outcomes.iter().all(|outcome| matches!(outcome, Ok(Outcome::Finished { step: 12, .. }))),
             "{outcomes:?}"
         );
-        let first = told.deals.first().expect("shares are dealt by speed");
+        let first = told.assignments.first().expect("shares are assigned by speed");
         assert_eq!((first.len(), first[slow], first.iter().sum::<usize>()), (world, 1, 6), "{first:?}");
         assert_eq!(told.losses(), expected.losses(), "{world} ranks, rank {slow} is slow");
         assert_eq!(told.evaluations, expected.evaluations, "{world} ranks, rank {slow} is slow");

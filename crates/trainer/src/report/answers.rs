@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::escape;
-use crate::evaluate::{Answers, BeforeAfter, Sample};
+use crate::samples::{Answers, BeforeAfter, Sample};
 
 /// Prompts, expected answers, and what the model said before and after; nothing where none were asked for.
 pub(super) fn answers(page: &mut String, kept: &BeforeAfter) {
