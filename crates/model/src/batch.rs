@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use finetune_kernels::Targets;
 
-use crate::ModelError;
+use crate::error::ModelError;
 use crate::readback::data;
 
 /// One row of a micro-batch. `trained[i]` says whether token i is a target; `id` is the row's number in its

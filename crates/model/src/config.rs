@@ -1,6 +1,8 @@
 //! The architecture of a model, as far as the forward pass depends on it.
 
-use crate::family::Family;
+pub(crate) mod family;
+
+use self::family::Family;
 
 /// Rotary position embedding (Su et al. 2021) of the first `width` elements of a head.
 #[derive(Clone, Debug, PartialEq)]

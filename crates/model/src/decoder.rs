@@ -1,13 +1,20 @@
 //! From tokens to the hidden states that come out of the last layer, for all families and passes.
 
+pub(crate) mod adapted;
+pub(crate) mod attention;
+pub(crate) mod cache;
+mod feed_forward;
+pub(crate) mod head;
+pub(crate) mod kept;
+pub(crate) mod pass;
+
 use burn::tensor::{Int, Tensor, TensorData};
 use finetune_kernels::devices::submit;
 use finetune_kernels::operations;
 
-use crate::cache::LayerCache;
-use crate::pass::{Context, norm};
+use self::cache::LayerCache;
+use self::pass::{Context, norm};
 use crate::tree::{Decoder, FeedForward, Layer, Mixer};
-use crate::{attention, feed_forward};
 
 /// Embeddings [t, hidden] of these tokens.
 pub(crate) fn embed(weights: &Decoder, tokens: &[u32], context: &Context) -> Tensor<2> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use finetune_kernels::devices::take_out_of_memory;
 use finetune_store::StoreError;
 
-use crate::family::FAMILIES;
+use crate::config::family::FAMILIES;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {

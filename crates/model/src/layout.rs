@@ -7,8 +7,8 @@ use std::path::Path;
 
 use finetune_store::{Dtype, TensorFile, encode_tensors};
 
-use crate::ModelError;
-use crate::floats::{from_f32, to_f32};
+use crate::error::ModelError;
+use crate::files::floats::{from_f32, to_f32};
 
 /// One trained tensor: its name in the files, its shape, and where it lies in the flat vector.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fancy_regex::Regex;
 use finetune_recipe::{Lora, TargetModules};
 
-use crate::ModelError;
+use crate::error::ModelError;
 
 /// The branch that one module gets.
 #[derive(Clone, Debug, PartialEq)]

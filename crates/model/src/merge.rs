@@ -8,14 +8,15 @@ use finetune_random::Stream;
 use finetune_store::{Disk, Dtype, Staging, TensorSet, TensorSpec, write_shards};
 
 use crate::adapter::Adapter;
-pub use crate::companions::{companion_files, left_out, replace_files};
-use crate::finite::{expect_finite, first_not_finite};
-use crate::floats::{from_f32, to_finite_f32};
-use crate::load::check;
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+pub use crate::files::companions::{companion_files, left_out, replace_files};
+use crate::files::finite::{expect_finite, first_not_finite};
+use crate::files::floats::{from_f32, to_finite_f32};
+use crate::files::load::check;
 use crate::model::Model;
 use crate::placement::Placement;
 use crate::tree::expected_tensors;
-use crate::{ModelConfig, ModelError};
 
 /// Largest weight file of an export, in bytes, as transformers shards.
 pub const SHARD_BYTES: u64 = 5_000_000_000;

@@ -6,12 +6,13 @@ use finetune_kernels::devices::reserved_bytes;
 use finetune_store::TensorSet;
 
 use crate::config::{ModelConfig, Rope};
+use crate::error::ModelError;
+use crate::files::finite;
+use crate::files::load::{self, Source};
 use crate::layout::Layout;
-use crate::load::{self, Source};
 use crate::lora::LoraTargets;
 use crate::placement::Placement;
 use crate::tree::Decoder;
-use crate::{ModelError, finite};
 
 /// What is trained.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use finetune_kernels::devices::is_cpu;
 use finetune_random::Stream;
 
-use crate::ModelError;
+use crate::error::ModelError;
 use crate::layout::Layout;
 use crate::lora::LoraTargets;
 use crate::model::{Model, Trained};

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use finetune_kernels::devices::dropped_work;
 
-use crate::ModelError;
+use crate::error::ModelError;
 
 /// The elements in row-major order, as f32. On a GPU this waits for all that the tensor depends on, and is where its errors
 /// come out.

@@ -5,9 +5,9 @@ use std::path::Path;
 use finetune_store::{MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, TensorSet, content_hash, hex};
 use serde_json::Value;
 
-use crate::ModelError;
 use crate::adapter::Adapter;
-use crate::text_file::read_bounded;
+use crate::error::ModelError;
+use crate::files::text::read_bounded;
 
 /// What adapter_config.json calls the base model: a hub id, or a directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -137,7 +137,7 @@ fn may_be(name: &str, revision: Option<&str>, base: &Path) -> bool {
     if !last(name).is_empty() && last(name) == own.to_lowercase() {
         return true;
     }
-    let config = read_bounded(&base.join("config.json"), crate::read_config::LIMIT).unwrap_or_default();
+    let config = read_bounded(&base.join("config.json"), crate::files::config_json::LIMIT).unwrap_or_default();
     let config: Value = serde_json::from_slice(&config).unwrap_or_default();
     config["_name_or_path"].as_str() == Some(name)
 }

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::ModelError;
 use crate::adapter::{CONFIG_FILE, TENSOR_FILE};
+use crate::error::ModelError;
 
 /// The file in which mlx-lm keeps an adapter's tensors.
 const MLX_FILE: &str = "adapters.safetensors";

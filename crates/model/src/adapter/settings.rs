@@ -8,12 +8,11 @@ use std::path::{Path, PathBuf};
 use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
-use crate::ModelError;
 use crate::adapter::place::{Form, Place};
 use crate::adapter::targets::{Layers, Named, Targets};
-use crate::error::list;
+use crate::error::{ModelError, list};
+use crate::files::text::read_text;
 use crate::lora::{LoraTarget, ending, is_match};
-use crate::text_file::read_text;
 
 /// Largest adapter_config.json that is read, in bytes.
 const LIMIT: u64 = 1 << 20;

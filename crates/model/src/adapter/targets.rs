@@ -2,7 +2,7 @@
 
 use fancy_regex::Regex;
 
-use crate::ModelError;
+use crate::error::ModelError;
 use crate::lora::{full_match, is_all_linear, is_match, is_named, layer_of};
 
 /// Modules by a list of names (whole, or the end after a dot), or by a pattern over the whole name.

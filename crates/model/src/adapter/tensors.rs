@@ -5,9 +5,9 @@ use std::path::Path;
 
 use finetune_store::{TensorFile, TensorView};
 
-use crate::ModelError;
 use crate::adapter::place::Form;
-use crate::floats::to_finite_f32;
+use crate::error::ModelError;
+use crate::files::floats::to_finite_f32;
 
 /// The halves of one branch, `lora_A` first.
 pub(super) type Halves<'a> = [Option<TensorView<'a>>; 2];

@@ -7,10 +7,11 @@ use finetune_store::Dtype;
 use serde_json::{Value, json};
 
 use crate::adapter::{BaseName, CONFIG_FILE, TENSOR_FILE};
+use crate::error::ModelError;
+use crate::files::companions::companion_files;
 use crate::layout::{encode_flat, read_flat};
 use crate::lora::LoraTargets;
 use crate::model::{Model, Trained};
-use crate::{ModelError, companions};
 
 impl Model {
     /// The files of a checkpoint of these parameter values: a PEFT adapter, or with full training the weights
@@ -25,7 +26,7 @@ impl Model {
                 Ok(vec![(CONFIG_FILE.to_owned(), config), (TENSOR_FILE.to_owned(), tensors)])
             }
             Trained::All => {
-                let mut files = companions::companion_files(&self.directory, Dtype::F32, &[])?;
+                let mut files = companion_files(&self.directory, Dtype::F32, &[])?;
                 files.push(("model.safetensors".to_owned(), tensors));
                 Ok(files)
             }

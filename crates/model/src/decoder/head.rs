@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use finetune_kernels::{Targets, operations};
 
-use crate::pass::{Context, norm};
+use crate::decoder::pass::{Context, norm};
 use crate::tree::Decoder;
 
 /// The losses [n] of hidden states [t, hidden] that come out of the last layer.

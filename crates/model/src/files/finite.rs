@@ -3,8 +3,8 @@
 use finetune_store::{Dtype, TensorSet, TensorView};
 use rayon::prelude::*;
 
-use crate::ModelError;
 use crate::config::ModelConfig;
+use crate::error::ModelError;
 use crate::tree::expected_tensors;
 
 /// Bytes that one task looks at: they fit into a processor's cache.

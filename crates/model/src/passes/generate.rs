@@ -3,12 +3,13 @@
 use finetune_kernels::Segments;
 use finetune_random::{Stream, unit};
 
-use crate::cache::LayerCache;
+use crate::decoder::cache::LayerCache;
+use crate::decoder::pass::Context;
+use crate::decoder::{self, head};
+use crate::error::ModelError;
 use crate::model::Model;
-use crate::pass::Context;
 use crate::random_stream::RandomStream;
 use crate::readback::data;
-use crate::{ModelError, decoder, head};
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]

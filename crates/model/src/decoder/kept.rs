@@ -1,9 +1,9 @@
 //! What the backward pass keeps of each token, layer by layer: the part of a memory estimate that
 //! only the decoder knows. Each variant counts its own tensors, beside the code that makes them.
 
-use crate::adapted::Adapted;
-use crate::attention::AttentionWidths;
 use crate::config::ModelConfig;
+use crate::decoder::adapted::Adapted;
+use crate::decoder::attention::AttentionWidths;
 use crate::lora::LoraTargets;
 use crate::tree::{Decoder, FeedForward, Layer, Mixer};
 

@@ -4,8 +4,8 @@ use finetune_kernels::FloatType;
 use finetune_store::{Dtype, TensorView};
 use rayon::prelude::*;
 
-use crate::ModelError;
-use crate::finite::expect_finite;
+use crate::error::ModelError;
+use crate::files::finite::expect_finite;
 
 /// The number type of a file's tensor; `None` where weights are never held in it.
 pub fn float_type(dtype: Dtype) -> Option<FloatType> {

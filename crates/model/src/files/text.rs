@@ -5,7 +5,7 @@ use std::path::Path;
 
 use finetune_store::{START_BYTES, StandIn, StoreError};
 
-use crate::ModelError;
+use crate::error::ModelError;
 
 /// The text of a small file of a model directory; one of more than `limit` bytes is refused unread.
 pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String, ModelError> {

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::ModelError;
+use crate::config::family::{Bias, FAMILIES, Family, Windows};
 use crate::config::{LayerConfig, ModelConfig, Rope, RopeScaling};
-use crate::family::{Bias, FAMILIES, Family, Windows};
-use crate::floats::have_same_values;
-use crate::text_file::read_text;
+use crate::error::ModelError;
+use crate::files::floats::have_same_values;
+use crate::files::text::read_text;
 use crate::tree::Decoder;
 use finetune_store::TensorSet;
 

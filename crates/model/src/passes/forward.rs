@@ -3,10 +3,11 @@
 use finetune_kernels::{RopeTable, Segments};
 
 use crate::batch::{Batch, BatchRow, LossSum, Randomness};
+use crate::decoder::pass::{BatchDropout, Context};
+use crate::decoder::{self, head};
+use crate::error::ModelError;
 use crate::model::{Model, Trained};
-use crate::pass::{BatchDropout, Context};
 use crate::readback::data;
-use crate::{ModelError, decoder, head};
 
 impl Model {
     /// Σ loss of a micro-batch, without gradients or dropout.

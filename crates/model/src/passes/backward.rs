@@ -6,11 +6,12 @@ use burn::tensor::{Gradients, Tensor, TensorData};
 use finetune_kernels::operations;
 
 use crate::batch::{Batch, LossSum, Randomness};
+use crate::decoder::pass::Context;
+use crate::decoder::{self, head};
+use crate::error::ModelError;
 use crate::model::{Model, Trained};
-use crate::pass::Context;
 use crate::readback::data;
 use crate::tree::{Layer, Slot};
-use crate::{ModelError, decoder, head};
 
 /// What is minimised: the sum of coefficient · loss over the targets of a micro-batch.
 #[derive(Clone, Copy)]

@@ -5,8 +5,9 @@ use std::path::Path;
 use finetune_store::{Dtype, Operation, SafeName, StoreError, stays_inside};
 use serde_json::Value;
 
-use crate::text_file::{read_bounded, read_text};
-use crate::{ModelConfig, ModelError};
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use crate::files::text::{read_bounded, read_text};
 
 /// Files of these names go along unchanged.
 const COMPANIONS: [&str; 17] = [
@@ -119,7 +120,7 @@ pub fn left_out(base: &Path) -> Vec<String> {
 
 fn config_json(base: &Path, dtype: Dtype) -> Result<Vec<u8>, ModelError> {
     let path = base.join("config.json");
-    let text = read_text(&path, crate::read_config::LIMIT)?;
+    let text = read_text(&path, crate::files::config_json::LIMIT)?;
     stays_inside(base, &path)?;
     let malformed = |error: serde_json::Error| ModelError::Malformed { path: path.clone(), what: error.to_string() };
     let mut config: Value = serde_json::from_str(&text).map_err(malformed)?;

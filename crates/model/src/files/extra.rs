@@ -5,9 +5,9 @@
 
 use finetune_store::{TensorSet, TensorView};
 
-use crate::ModelError;
 use crate::config::{ModelConfig, Rope};
-use crate::floats::{float_type, to_f32};
+use crate::error::ModelError;
+use crate::files::floats::{float_type, to_f32};
 use crate::tree::expected_tensors;
 
 enum Extra {

@@ -9,13 +9,13 @@ use finetune_store::{TensorSet, TensorView};
 use rayon::prelude::*;
 
 use crate::config::ModelConfig;
-use crate::error::list;
-use crate::finite::expect_finite;
-use crate::floats::{float_type, to_finite_f32};
+use crate::error::{ModelError, list};
+use crate::files::extra;
+use crate::files::finite::expect_finite;
+use crate::files::floats::{float_type, to_finite_f32};
 use crate::placement::Placement;
 use crate::random_stream::RandomStream;
 use crate::tree::{Decoder, Matrix, Slot, Vector, expected_tensors};
-use crate::{ModelError, extra};
 
 /// Checks that the files hold every tensor of the config in its shape, and none that would be missed. Returns what a user should
 /// know about the others.

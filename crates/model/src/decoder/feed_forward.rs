@@ -3,8 +3,8 @@
 use burn::tensor::Tensor;
 use finetune_kernels::operations;
 
-use crate::adapted::Adapted;
-use crate::pass::{Context, linear};
+use crate::decoder::adapted::Adapted;
+use crate::decoder::pass::{Context, linear};
 use crate::tree::Gated;
 
 /// `down(silu(gate(x)) · up(x))`: x [t, hidden] -> [t, hidden]

@@ -6,9 +6,9 @@
 use burn::tensor::Tensor;
 use finetune_kernels::{AttentionShape, operations};
 
-use crate::adapted::Adapted;
-use crate::cache::LayerCache;
-use crate::pass::{Context, linear, norm};
+use crate::decoder::adapted::Adapted;
+use crate::decoder::cache::LayerCache;
+use crate::decoder::pass::{Context, linear, norm};
 use crate::tree::{Attention, Norm};
 
 /// Elements of a token in attention.
