@@ -54,7 +54,6 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("crates/finetune/src/commands/launch.rs::start", 85),
     ("crates/finetune/src/commands/run.rs::train_as_one_rank", 117),
     ("crates/finetune/src/progress.rs::show", 76),
-    ("crates/model/src/files/config_json.rs::config", 75),
     ("crates/recipe/src/resolve.rs::value", 103),
     ("crates/recipe/tests/hints.rs::mistypings", 77),
     ("crates/recipe/tests/problems.rs::wrong_values", 162),

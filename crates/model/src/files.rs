@@ -1,5 +1,5 @@
-//! The files of a Hugging Face model directory: text, tensors and their numbers, and what goes along
-//! with the weights.
+//! The files of a Hugging Face model directory: config, tensors and their numbers, and the files
+//! that go along with the weights.
 //!
 //! Must never know: how a model computes. Start reading at [`load`].
 

@@ -1,13 +1,17 @@
-//! Decoder-only language models with LoRA: loading, forward and backward passes, adapters, merging, generation.
+//! Decoder-only language models with LoRA: loading, forward and backward passes, adapters, merging,
+//! generation.
 //!
 //! Owns: what a Hugging Face model directory means, the parameters that are trained and their order
 //! ([`Layout`]), PEFT's adapter format, merging.
 //! Must never know: optimizers, ranks, steps.
-//! Start reading at [`Model`] and [`decoder`]; families differ only in [`config`].
+//! Start reading at [`Model`] and `tree`, then `decoder`. Families differ in [`config`] only.
 //!
-//! Shape letters: `t` tokens (rows one after the other), `h` query heads, `k` key/value heads, `d` head dimension.
+//! Shape letters: `t` tokens (rows one after the other), `h` query heads, `k` key/value heads, `d`
+//! head dimension, `v` tokens of the vocabulary, `n` targets, `o` and `i` outputs and inputs of a
+//! linear layer, `r` rank of a branch.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod adapter;
 mod batch;
