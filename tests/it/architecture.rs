@@ -58,9 +58,6 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("crates/recipe/tests/hints.rs::mistypings", 77),
     ("crates/recipe/tests/problems.rs::wrong_values", 162),
     ("crates/store/tests/headers.rs::malformed_headers_are_refused_with_a_reason", 87),
-    ("crates/trainer/src/error.rs::hints", 85),
-    ("crates/trainer/src/memory.rs::estimate", 81),
-    ("crates/trainer/src/prepare.rs::put_together", 109),
     ("tests/it/messages.rs::commands_on_the_wrong_directory", 82),
 ];
 

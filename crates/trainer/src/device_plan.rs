@@ -1,4 +1,4 @@
-//! Where a run computes, and in which number types: what the recipe asks for, on what is there.
+//! The device and number types of a run: what the recipe asks for, on the devices that there are.
 
 use std::path::PathBuf;
 
@@ -7,32 +7,39 @@ use finetune_recipe::{DeviceChoice, DtypeChoice, Model};
 
 use crate::error::TrainError;
 
-/// This host and what lies on it, as far as a run has to know it.
+/// This host, this rank's part of it, and the recipe's file: what a run has to know of its
+/// surroundings.
 #[derive(Clone, Debug, Default)]
 pub struct ThisHost {
-    /// Bytes of main memory that this process may use, where it can be told.
+    /// Bytes of main memory that this process may use, if they can be told.
     pub memory: Option<u64>,
-    /// This rank's number among those of the host: it chooses the GPU.
+    /// This rank's number among those of the host. It chooses the GPU.
     pub local_rank: usize,
-    /// Ranks of the host.
+    /// The number of ranks on the host.
     pub local_world: usize,
-    /// Bytes free where the run is written, where it can be told.
+    /// Bytes free where the run is written, if they can be told.
     pub disk: Option<u64>,
-    /// The file that the recipe was read from: the run is never written over it.
+    /// The file that the recipe was read from. The run is never written over it.
     pub recipe_file: Option<PathBuf>,
 }
 
-/// The device of a run, and what is worth a line about how it was chosen.
+/// The device and number types of a run.
 #[derive(Clone, Debug)]
 pub struct DevicePlan {
+    /// Where the model is loaded to, and in which number types.
     pub placement: Placement,
+    /// The device as it was found.
     pub found: FoundDevice,
+    /// What a user should know about the choice.
     pub notices: Vec<String>,
 }
 
 impl DevicePlan {
-    /// Chooses the device and number type of a recipe, for a model whose file has `stored` numbers. `auto` takes a GPU if there
-    /// is a real one, and computes in what the file has.
+    /// Chooses the device and number type of a recipe, for a model whose file has `stored` numbers.
+    /// `auto` takes a GPU if there is a real one, and computes in the file's number type.
+    ///
+    /// # Errors
+    /// If the recipe asks for a GPU and there is none.
     pub fn choose(model: &Model, host: &ThisHost, stored: FloatType) -> Result<DevicePlan, TrainError> {
         match model.device {
             DeviceChoice::Cpu => Ok(DevicePlan::cpu(model.dtype)),
@@ -73,7 +80,7 @@ impl DevicePlan {
         gpus: Vec<FoundDevice>,
     ) -> Result<DevicePlan, TrainError> {
         let real = gpus.iter().filter(|gpu| gpu.kind != DeviceKind::SoftwareGpu).count();
-        // Software renderers come last: one is taken only where there is nothing else.
+        // Software renderers come last. One is taken only if there is nothing else.
         let candidates = if real > 0 { real } else { gpus.len() };
         if candidates == 0 {
             return Err(TrainError::NoGpu { built_in: HAS_GPU_BACKEND });
@@ -117,14 +124,14 @@ impl DevicePlan {
         format!("{device}, {}", self.placement.compute().name())
     }
 
-    /// Bytes that a run may take here, if they can be told: of a GPU with memory of its own that; of one that shares the
-    /// host's the smaller of the two.
+    /// Bytes that a run may take here, if they can be told. A GPU with memory of its own gives
+    /// that. One that shares the host's memory gives the smaller of the two.
     pub(crate) fn memory(&self, host: &ThisHost) -> Option<u64> {
         let sharing = |bytes: u64, ranks: usize| bytes / ranks.max(1) as u64;
         let main = host.memory.map(|bytes| sharing(bytes, host.local_world));
         match self.found.kind {
             DeviceKind::Cpu | DeviceKind::SoftwareGpu => main,
-            // What the driver's own context takes is not ours.
+            // The driver's own context takes a part, up to about a twentieth.
             DeviceKind::DiscreteGpu => self.found.memory.map(|bytes| bytes - bytes / 20),
             DeviceKind::IntegratedGpu => match (self.found.memory, main) {
                 (Some(gpu), Some(main)) => Some(gpu.min(main)),
@@ -170,7 +177,8 @@ mod tests {
         }
     }
 
-    /// Ranks of a host take its cards in turn; a software renderer only where there is nothing else.
+    /// Ranks of a host take its cards in turn. A software renderer is taken only if there is
+    /// nothing else.
     #[test]
     fn ranks_take_the_cards_in_turn() {
         let software = || gpu(DeviceKind::SoftwareGpu, "program", &[FloatType::F32]);

@@ -7,11 +7,16 @@ use crate::error::TrainError;
 use crate::ranks::Ranks;
 use crate::share_assignment::ShareAssignment;
 
+/// A row of a dataset as the model takes it.
 pub(crate) fn batch_row(id: usize, row: &Row) -> BatchRow<'_> {
     BatchRow { id: id as u32, tokens: &row.tokens, trained: &row.trained }
 }
 
-/// Σ loss over all rows, `micro_batch_size` at a time. `progress` is told rows done.
+/// Σ loss over all rows, without gradients, `micro_batch_size` rows at a time. `progress` is called
+/// with the number of rows done.
+///
+/// # Errors
+/// If the device fails or runs out of memory.
 pub fn evaluate(
     model: &Model,
     data: &Dataset,
@@ -29,13 +34,14 @@ pub fn evaluate(
     Ok(total)
 }
 
-/// Batches for each share before the ranks meet: often enough that all hear soon of a stop on one, seldom enough that the
-/// meeting costs nothing beside the work.
+/// Batches for each share between two meetings of the ranks. There are few enough that all ranks
+/// soon hear of a stop on one. There are enough that the meeting costs nothing beside the work.
 const BATCHES_PER_SHARE: usize = 4;
 
-/// [`evaluate`], a part of the batches on each rank. The batches are the same whatever the number of ranks, and so are all
-/// bits of the result. `progress` is told rows done over all ranks, before each batch; where it says not to go on, on any rank,
-/// all give up: `None`.
+/// As [`evaluate`], with a part of the batches on each rank. The batches do not depend on the
+/// number of ranks, and neither do the bits of the result. `progress` is called before each batch,
+/// with the number of rows done over all ranks. If it returns false on any rank, all ranks give up
+/// and return `None`.
 pub(crate) fn evaluate_together(
     model: &Model,
     data: &Dataset,
@@ -46,7 +52,7 @@ pub(crate) fn evaluate_together(
 ) -> Result<Option<LossSum>, TrainError> {
     let (rank, world) = (ranks.group().rank(), ranks.group().world());
     let count = data.rows.len().div_ceil(micro_batch_size);
-    // Of each batch its loss, its trained tokens and the loss of each row, all of one length.
+    // For each batch: its loss, its trained tokens and the loss of each row, always of one length.
     let width = 2 + micro_batch_size;
     let mut total = LossSum::default();
     for first in (0..count).step_by(BATCHES_PER_SHARE * assignment.shares()) {

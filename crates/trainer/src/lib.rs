@@ -3,10 +3,11 @@
 //! Owns: the loop, AdamW, learning-rate schedules, what a checkpoint holds, metrics, evaluation,
 //! the report; how the sums of several ranks become one.
 //! Must never know: command lines, colors, ssh.
-//! Start reading at [`train`]: it is the whole program in pipeline order. What it needs is examined in
-//! `examine.rs`, put together in `prepare.rs`, and behaves as `run.rs` says.
+//! Start reading at [`train`]: it is the whole program in pipeline order. What it needs is examined
+//! in `examine.rs`, put together in `prepare.rs`, and behaves as `run.rs` says.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod adamw;
 mod base_model;

@@ -1,4 +1,5 @@
-//! Values of a recipe that no run can have, though each is a number of the right kind: found before anything else.
+//! Values of a recipe that no run can have, although each is a number of the right kind. They are
+//! checked before anything else.
 
 use std::time::Duration;
 
@@ -7,15 +8,16 @@ use finetune_recipe::Recipe;
 
 use crate::error::TrainError;
 
-/// Rows of a step, of a forward pass.
+/// The most rows of a step, and of a forward pass.
 const MOST_ROWS: usize = 1 << 24;
-/// Shares of a step: each takes gradients of its own.
+/// The most virtual ranks: each needs gradients of its own.
 const MOST_VIRTUAL_RANKS: usize = 4096;
+/// The highest rank of a branch.
 const HIGHEST_RANK: usize = 1 << 16;
-/// Below this a slow rank cannot be told from a lost one; the group refuses it too.
+/// With a shorter timeout a slow rank cannot be told from a lost one. The group refuses it too.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Refuses values that would end a run with an error about something else, or not at all.
+/// Refuses values that would end a run with an error about something else, or hang it.
 pub(crate) fn check(recipe: &Recipe) -> Result<(), TrainError> {
     let beyond = |key: &'static str, value: String, what: String| Err(TrainError::Beyond { key, value, what });
     let (train, distributed) = (&recipe.train, &recipe.distributed);
@@ -45,10 +47,10 @@ pub(crate) fn check(recipe: &Recipe) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Refuses branches whose rank or scale is no number that can be computed with.
+/// Refuses branches whose rank or scale cannot be computed with.
 pub(crate) fn check_targets(targets: &LoraTargets) -> Result<(), TrainError> {
     if let Some(rank) = targets.iter().map(|target| target.rank).find(|rank| *rank > HIGHEST_RANK) {
-        // In the words of `check`, which has said it already.
+        // The words are those of `check`.
         let what = format!("at most {HIGHEST_RANK} can be had");
         return Err(TrainError::Beyond { key: "lora.rank", value: rank.to_string(), what });
     }

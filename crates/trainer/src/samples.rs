@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::TrainError;
 use crate::ranks::Ranks;
 
+/// The file's name in the run directory.
 pub(crate) const SAMPLES_FILE: &str = "samples.json";
 
 /// One held-back row with what the model answered.
@@ -17,16 +18,20 @@ pub(crate) const SAMPLES_FILE: &str = "samples.json";
 pub struct Sample {
     /// file:line of the row.
     pub row: String,
+    /// The text that the model continues.
     pub prompt: String,
+    /// The answer in the data.
     pub expected: String,
+    /// The model's answer.
     pub answer: String,
 }
 
 /// Answers to held-back rows at one point of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Answers {
+    /// The rows that are shown.
     pub samples: Vec<Sample>,
-    /// Rows answered word for word as expected, of how many. `None` where the recipe does not ask.
+    /// Rows answered word for word as expected, and rows scored. `None` if the recipe does not ask.
     pub exact: Option<(usize, usize)>,
 }
 
@@ -38,6 +43,7 @@ pub(crate) struct BeforeAfter {
 }
 
 impl BeforeAfter {
+    /// The answers of a run directory; empty if there are none, or if they cannot be read.
     pub(crate) fn read(run: &Path) -> BeforeAfter {
         let text = std::fs::read_to_string(run.join(SAMPLES_FILE)).unwrap_or_default();
         serde_json::from_str(&text).unwrap_or_default()
@@ -50,7 +56,7 @@ impl BeforeAfter {
 }
 
 impl Answers {
-    /// A run that starts from the beginning has no answers yet.
+    /// Empties the file of an earlier run: a run that starts from the beginning has no answers yet.
     pub(crate) fn forget(run: &Path) -> Result<(), StoreError> {
         if run.join(SAMPLES_FILE).is_file() { BeforeAfter::default().write(run) } else { Ok(()) }
     }
@@ -59,12 +65,16 @@ impl Answers {
 /// How many rows are answered, how many of them shown and scored.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SampleSettings {
+    /// Rows that are shown with their answers (`eval.samples`).
     pub(crate) shown: usize,
+    /// Rows that are compared with the expected answers (`eval.exact_match`).
     pub(crate) scored: usize,
+    /// The most tokens of an answer.
     pub(crate) max_new_tokens: usize,
 }
 
 impl SampleSettings {
+    /// Rows that are answered.
     pub(crate) fn rows(&self, data: &Dataset) -> usize {
         self.shown.max(self.scored).min(data.rows.len())
     }
@@ -78,8 +88,8 @@ struct Answered {
     exact: bool,
 }
 
-/// Greedy answers to the first rows of the data, each given by one of the ranks; `None` once `progress`, told rows done, says
-/// not to go on.
+/// Greedy answers to the first rows of the data. Each row is answered by one of the ranks.
+/// `progress` is called with rows done. If it returns false on any rank, all ranks return `None`.
 pub(crate) fn answer(
     model: &Model,
     data: &Dataset,
@@ -114,6 +124,7 @@ pub(crate) fn answer(
     Ok(Some(Answers { samples: samples.collect(), exact: (scored > 0).then_some((exact, scored)) }))
 }
 
+/// Answers one row.
 fn answer_row(
     model: &Model,
     row: &Row,
@@ -125,13 +136,15 @@ fn answer_row(
     let ends = end_ids(tokenizer, expected)?;
     let generation = model.generate(prompt, max_new_tokens, Sampling::GREEDY, &ends, &mut |_| {})?;
     let answer = tokenizer.decode(&generation.tokens, true)?;
-    // An answer that ran into the limit is not the expected one, even if it begins with it.
+    // An answer that ran into the limit never counts as exact, even if it begins with the expected
+    // one.
     let exact = generation.stopped_by.is_some() && answer.trim() == row.answer_text.trim();
     Ok(Answered { row: number, answer, exact })
 }
 
-/// What ends an answer: the model's own end tokens, and the special token that ends the expected answer. A chat
-/// template put on a base model has an end of turn that the model's files do not know as an end.
+/// The tokens that end an answer: the model's own end tokens, and the special token that ends the
+/// expected answer. If a chat template is put on a base model, the model's files do not know its
+/// end of turn.
 fn end_ids(tokenizer: &ChatTokenizer, expected: &[u32]) -> Result<Vec<u32>, TrainError> {
     let mut ends = tokenizer.eos_ids().to_vec();
     for &token in expected {

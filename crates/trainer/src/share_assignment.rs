@@ -1,7 +1,7 @@
 //! Which rank computes which shares of a step.
 //!
 //! The sums of shares are kept apart and added in the order of the shares. So with virtual ranks no
-//! bit depends on which rank computes which share, and a fast host can take more of them than a slow
+//! bit depends on which rank computes which share. A fast host can take more of them than a slow
 //! one. All ranks assign alike, from times that all of them have.
 
 use std::ops::Range;
@@ -21,9 +21,9 @@ impl ShareAssignment {
         ShareAssignment { counts: vec![shares / world; world] }
     }
 
-    /// The assignment with which the slowest rank is done as early as possible. `seconds`: what each
-    /// rank takes for a share. One share after the other goes to the rank that would be done with it
-    /// first, which is optimal for equal shares.
+    /// The assignment with which the slowest rank is done as early as possible. `seconds`: what
+    /// each rank takes for a share. One share after the other goes to the rank that would be done
+    /// with it first, which is optimal for equal shares.
     pub(crate) fn by_speed(shares: usize, seconds: &[f64]) -> ShareAssignment {
         let mut counts = vec![1usize; seconds.len()];
         for _ in seconds.len()..shares {

@@ -1,4 +1,4 @@
-//! The loop.
+//! The training loop.
 
 use std::sync::atomic::AtomicI32;
 use std::time::Instant;
@@ -21,12 +21,31 @@ use crate::summary::Summary;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// All steps are done, or early stopping ended it.
-    Finished { step: u64, before: Option<Answers>, after: Option<Answers>, summary: Summary },
+    Finished {
+        /// The last step that was done.
+        step: u64,
+        /// Answers to held-back rows before training, if any were asked for.
+        before: Option<Answers>,
+        /// Answers to them after training.
+        after: Option<Answers>,
+        /// Losses before and after.
+        summary: Summary,
+    },
     /// A signal asked it to stop; everything up to this step is saved.
-    Stopped { step: u64, signal: i32 },
+    Stopped {
+        /// The last step that was done.
+        step: u64,
+        /// The number of the signal.
+        signal: i32,
+    },
 }
 
-/// Trains from `run.state` to the last step. `stop` holds the number of a signal that asks to stop, 0 for none.
+/// Trains from `run.state` to the last step. `stop` holds the number of a signal that asks to stop,
+/// 0 for none. `tell` is called with everything worth showing.
+///
+/// # Errors
+/// If a number is not finite, if ranks are lost or have different numbers, or if the device, the
+/// disk or the memory fails.
 pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
     let outcome = steps(run, stop, tell);
     let outcome = outcome.map_err(|error| error.with_cheaper_settings(|| run.cheaper_settings()));
@@ -35,6 +54,7 @@ pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -
     outcome.map_err(|error| error.with_ways(|| run.ways_on()))
 }
 
+/// The loop itself.
 fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
     let before = run.answers("before", stop, tell)?;
     let measured = run.recipe.distributed.shares == SharesChoice::Measured;

@@ -1,5 +1,6 @@
-//! `finetune validate`: everything that would end a run, and what the run would be: counts, lengths, an estimate of memory,
-//! disk and time. To what [`examine`] finds it adds the run directory, the disk, and every weight's value.
+//! `finetune validate`: everything that would end a run, and what the run would be: counts,
+//! lengths, an estimate of memory, disk and time. To what [`examine`] finds it adds the run
+//! directory, the disk, and every weight's value.
 
 use std::path::Path;
 
@@ -20,31 +21,43 @@ use crate::output_directory::{self, Contents};
 use crate::resume::Resume;
 use crate::run_directory::check_results;
 
-/// The findings of `finetune validate`. What could not be found out for a problem is `None`.
+/// What `finetune validate` has found. What a problem prevented is `None`.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Validation {
+    /// The model's class in transformers.
     pub architecture: Option<&'static str>,
+    /// Parameters of the model.
     pub parameters: Option<u64>,
+    /// Parameters that are trained.
     pub trained_parameters: Option<u64>,
+    /// Rows to train on.
     pub train: Option<DataSummary>,
+    /// Held-back rows.
     pub eval: Option<DataSummary>,
+    /// Steps of the whole run.
     pub steps: Option<u64>,
+    /// Steps of one pass over the rows.
     pub steps_per_epoch: Option<u64>,
-    /// Where it would be computed, and in what.
+    /// The device and number type, for people.
     pub device: Option<String>,
+    /// Memory and time.
     pub estimate: Option<Estimate>,
+    /// Bytes on the disk.
     pub disk: Option<DiskNeed>,
+    /// What a user should know.
     pub notices: Vec<String>,
-    /// What `run` would refuse. Empty: nothing stands in its way.
+    /// What `run` would refuse. If it is empty, nothing prevents the run.
     pub problems: Vec<Problem>,
 }
 
 /// One thing that would end a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Problem {
+    /// What is wrong, and where.
     pub message: String,
-    /// What to do, most useful first.
+    /// What to do, the most useful first.
     pub hints: Vec<String>,
+    /// What kind of problem it is.
     #[serde(skip)]
     pub fault: Fault,
 }
@@ -55,24 +68,33 @@ impl From<TrainError> for Problem {
     }
 }
 
-/// Rows that stay, and what happened to the others.
+/// Rows that stay, and what happened to the others. Lengths are in tokens.
 #[derive(Clone, Debug, Serialize)]
 pub struct DataSummary {
+    /// Rows that stay.
     pub rows: usize,
+    /// Tokens of these rows.
     pub tokens: u64,
+    /// Tokens that the loss counts.
     pub trained_tokens: u64,
+    /// The median length.
     pub median_length: usize,
     /// 95 % of rows are no longer than this.
     pub length_95: usize,
+    /// The longest length.
     pub longest: usize,
+    /// Rows longer than `data.max_seq_len` that were cut.
     pub truncated: usize,
+    /// Rows longer than `data.max_seq_len` that were left out.
     pub dropped: usize,
+    /// Lines with nothing to train on. Each is a problem too.
     pub zero_label: usize,
     /// Rows in which every token is trained on.
     pub unmasked: usize,
 }
 
-/// Checks all that [`crate::prepare`] checks, and touches nothing. One problem does not hide another.
+/// Checks all that [`crate::prepare`] checks, and changes nothing. One problem does not hide
+/// another. `progress` is called with the number of rows read.
 pub fn validate(recipe: &Recipe, host: &ThisHost, progress: &dyn Fn(u64)) -> Validation {
     let mut recipe = recipe.clone();
     recipe.data.date = Some(date::choose(&recipe, &Resume::Newest));
@@ -124,6 +146,7 @@ fn look_at_output(found: &mut Examined, recipe: &Recipe, host: &ThisHost, model:
     }
 }
 
+/// Counts and lengths of rows.
 fn data_summary(data: &Dataset) -> DataSummary {
     let mut lengths: Vec<usize> = data.rows.iter().map(|row| row.tokens.len()).collect();
     lengths.sort_unstable();
@@ -142,13 +165,14 @@ fn data_summary(data: &Dataset) -> DataSummary {
     }
 }
 
-/// Seconds of the whole run at the rate of matrix products measured now; `None` on a GPU, whose kernels would have to be
-/// compiled to know.
+/// Seconds of the whole run, at the rate of matrix products that is measured now; `None` on a GPU,
+/// whose kernels would have to be compiled first.
 fn seconds(recipe: &Recipe, data: &Dataset, steps: u64, parameters: u64, device_plan: &DevicePlan) -> Option<f64> {
     if !device_plan.placement.is_cpu() {
         return None;
     }
-    // Operations per token and parameter: 2 forward, 2 backward through activations, 2 more for weights if all are trained.
+    // Operations per token and parameter: 2 forward, 2 backward through activations, 2 more for
+    // weights if all are trained.
     let passes = if recipe.train.method == Method::Full { 6.0 } else { 4.0 };
     let rows_per_step = recipe.train.global_batch_size.min(data.rows.len()) as f64;
     let tokens_per_step = data.counts.tokens as f64 / data.rows.len() as f64 * rows_per_step;
@@ -196,7 +220,7 @@ mod tests {
         }
         assert_eq!(found.problems.len(), 4, "{all}");
         assert!(found.problems.iter().all(|problem| problem.fault == Fault::Input), "{all}");
-        // Without one the files are looked at all the same.
+        // Without a model, files are looked at all the same.
         let found = validate(&recipe(folder.path(), Path::new("none/at-all"), keys), &ThisHost::default(), &|_| {});
         let all = messages(&found).join("\n");
         for part in ["none/at-all", "missing.jsonl", "torn.jsonl:2", "nowhere.jsonl"] {
