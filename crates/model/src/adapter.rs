@@ -32,8 +32,8 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The file of an adapter's tensors in PEFT's format.
 pub const TENSOR_FILE: &str = "adapter_model.safetensors";
 
-/// An adapter as read from a directory: its branches in model order, and their values in the order
-/// of the layout that [`Model::add_lora`] makes of them.
+/// An adapter as read from a directory. Branches are in model order. Values are in the order of the
+/// layout that [`Model::add_lora`] makes of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
     /// The branches, in model order.
@@ -56,7 +56,7 @@ impl Adapter {
     ///
     /// # Errors
     /// If a file is missing or malformed, if settings and tensors do not fit each other or the
-    /// model, or if a setting means other arithmetic than plain LoRA.
+    /// model. Also if a setting means other arithmetic than plain LoRA.
     pub fn read(directory: &Path, config: &ModelConfig) -> Result<Adapter, ModelError> {
         let files = AdapterFiles::find(directory)?;
         let layers = linear_layers(config);

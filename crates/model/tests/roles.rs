@@ -54,7 +54,7 @@ fn layers_are_cut_as_transformers_plans_it() {
     }
 }
 
-/// The outputs of one layer are cut along the dimension along which the next one's inputs are cut:
+/// The outputs of one layer are cut along the same dimension as the inputs of the next one. It is
 /// query heads, key/value heads, or the inside of the feed-forward part.
 #[test]
 fn cut_outputs_meet_cut_inputs() {

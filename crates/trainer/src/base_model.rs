@@ -11,8 +11,8 @@ use finetune_store::{Dtype, Holding, TensorSet, recognize};
 use crate::error::TrainError;
 use crate::initial_adapter::InitialAdapter;
 
-/// The directory of the recipe's model: a path, the result of a run that trained all weights, or
-/// the snapshot of a hub id in the Hugging Face cache.
+/// The directory of the recipe's model. It is a path, the result of a run that trained all weights,
+/// or a snapshot in the Hugging Face cache.
 ///
 /// # Errors
 /// If there is no such directory, or if it holds something else than a model.

@@ -52,7 +52,7 @@ impl DiskNeed {
         let result = values.saturating_add(text).saturating_add(SMALL_FILES);
         let checkpoint = values.saturating_mul(3).saturating_add(text).saturating_add(SMALL_FILES);
         let best = has_eval && keeps_best(recipe);
-        // The most saves that can happen: after so many steps, at each best evaluation, and at the
+        // The most saves that can happen: each `every` steps, at each best evaluation, and at the
         // end.
         let often = |every: u64| steps.checked_div(every).unwrap_or(0);
         let saves = often(recipe.checkpoint.every)

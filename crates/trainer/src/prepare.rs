@@ -1,6 +1,6 @@
 //! Puts a run together. Everything that can be refused is refused here, before the first step and
 //! before anything in the run directory changes. To what [`examine`] finds it adds the lock of the
-//! run directory, what the ranks agree on, the loaded model, and the checkpoint to go on from.
+//! run directory, what the ranks agree on, the loaded model, and the checkpoint.
 
 use std::sync::Arc;
 
@@ -40,8 +40,8 @@ pub struct Prepared {
 /// it, and all must have the same input. Only rank 0 uses the run directory.
 ///
 /// # Errors
-/// If anything that the run needs is missing, wrong or different among the ranks, or if the run
-/// would not fit into memory or on the disk by the estimates.
+/// If anything that the run needs is missing, wrong or different among the ranks. Also if the run
+/// would not fit into memory or on the disk, by the estimates.
 pub fn prepare(
     recipe: Recipe,
     resume: &Resume,

@@ -181,8 +181,8 @@ impl Run {
         Err(self.not_finite("a parameter after the update", rows)?)
     }
 
-    /// The error that names the rows of this step whose loss is not finite on some rank, or all
-    /// rows if none has such a loss.
+    /// The error that names the rows of this step whose loss is not finite on some rank. If there
+    /// are none, it names all rows.
     fn not_finite(&self, what: &'static str, mine: &[(usize, f64)]) -> Result<TrainError, TrainError> {
         let rows = self.plan.rows(self.state.step);
         let bad = |row: &usize| mine.iter().any(|(computed, loss)| computed == row && !loss.is_finite());

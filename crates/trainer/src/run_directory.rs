@@ -69,8 +69,8 @@ impl RunDirectory {
         prune(&*self.disk, &self.directory, run.recipe.checkpoint.keep_last, best)
     }
 
-    /// The files of the trained model as it is now: parameters, the files by which other programs
-    /// write and end text as this run did, and the card.
+    /// The files of the trained model as it is now: parameters and the card. With them go the files
+    /// by which other programs write and end text as this run did.
     fn files(&self, run: &Snapshot<'_>) -> Result<Vec<(String, Vec<u8>)>, TrainError> {
         let mut files = run.model.files(&run.state.parameters, run.base)?;
         let card = (CARD_FILE.to_owned(), model_card(run, &self.metrics.rows).into_bytes());

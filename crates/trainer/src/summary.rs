@@ -20,8 +20,9 @@ pub struct Summary {
 /// A number before training and after a step.
 type Pair = Option<(f64, f64)>;
 
-/// Training loss of the first step and of step `step`; loss on held-back rows before the first step
-/// and of the last evaluation up to `step`. `None` if the rows do not go back to the beginning.
+/// Two pairs of losses: of training at the first step and at step `step`; on held-back rows before
+/// the first step and at the last evaluation up to `step`. `None` if the rows do not go back to the
+/// beginning.
 pub(crate) fn before_and_after(rows: &[Row], step: u64) -> (Pair, Pair) {
     let (steps, evals) = (step_rows(rows), eval_rows(rows));
     let first = steps.iter().find(|row| row.step == 1).map(|row| row.loss);

@@ -64,9 +64,9 @@ impl Attention {
         }
     }
 
-    /// Elements that the backward pass keeps of each token. They are queries and keys as they are
-    /// scored, values, and the output of attention; the input of the heads' norms; the input of q,
-    /// k and v if one of them is trained. (The input of o is the output of attention.)
+    /// Elements that the backward pass keeps of each token: queries and keys as they are scored,
+    /// values, and the output of attention. On top of that, the input of the heads' norms, and the
+    /// input of q, k and v if one of them is trained. (The input of o is the output of attention.)
     pub(crate) fn kept(&self, adapted: &Adapted<'_>) -> u64 {
         let AttentionWidths { query, key, .. } = self.widths();
         let of_norms = [(&self.q_norm, query), (&self.k_norm, key)];

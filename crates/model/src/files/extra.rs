@@ -1,8 +1,8 @@
 //! Tensors of a model's files that its config does not ask for.
 //!
-//! transformers lists them and goes on. So does this program, with one exception. If the tensor
-//! would take part in the arithmetic of a decoder (a bias, a norm, another layer, scales of packed
-//! weights), config and weights do not belong together.
+//! transformers lists them and goes on. So does this program, unless the tensor would take part in
+//! the arithmetic of a decoder. A bias, a norm, another layer and scales of packed weights would.
+//! Then config and weights do not belong together.
 
 use finetune_store::{TensorSet, TensorView};
 

@@ -32,8 +32,8 @@ pub struct Backward<'a> {
     /// Whether only the input of each layer is kept, and the layer computed again in the backward
     /// pass: the same bits in less memory.
     pub checkpointing: bool,
-    /// A power of two by which the backward pass starts, and that the gradients are divided by at
-    /// its end. f16 cannot represent small gradients (Micikevicius et al. 2018, "Mixed precision
+    /// A power of two that the backward pass starts from. The gradients are divided by it at the
+    /// end. f16 cannot represent small gradients (Micikevicius et al. 2018, "Mixed precision
     /// training").
     pub loss_scale: f32,
     /// The coefficient of each loss in what is minimised.
