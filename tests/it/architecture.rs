@@ -54,14 +54,10 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("crates/finetune/src/commands/launch.rs::start", 85),
     ("crates/finetune/src/commands/run.rs::train_as_one_rank", 117),
     ("crates/finetune/src/progress.rs::show", 76),
-    ("crates/model/src/read_config.rs::config", 75),
     ("crates/recipe/src/resolve.rs::value", 103),
     ("crates/recipe/tests/hints.rs::mistypings", 77),
     ("crates/recipe/tests/problems.rs::wrong_values", 162),
     ("crates/store/tests/headers.rs::malformed_headers_are_refused_with_a_reason", 87),
-    ("crates/trainer/src/error.rs::hints", 85),
-    ("crates/trainer/src/memory.rs::estimate", 81),
-    ("crates/trainer/src/prepare.rs::put_together", 109),
     ("tests/it/messages.rs::commands_on_the_wrong_directory", 82),
 ];
 

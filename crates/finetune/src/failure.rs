@@ -64,7 +64,7 @@ impl Failure {
     pub(crate) fn code(&self) -> u8 {
         let fault = match self {
             Failure::Train(error) => error.fault(),
-            Failure::Group(error) | Failure::Join(JoinError::Group(error)) => Fault::of_group(error),
+            Failure::Group(error) | Failure::Join(JoinError::Group(error)) => Fault::from_group(error),
             Failure::Output(_) | Failure::System { .. } => Fault::DiskOrMemory,
             Failure::Lost { .. } => Fault::Peers,
             Failure::Join(

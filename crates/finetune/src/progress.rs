@@ -246,7 +246,7 @@ impl Progress {
                 self.say(&format!("step {step}  cannot be kept on {host} too: {why}"));
             }
             // Who knows the hosts says it, and who handles signals.
-            Event::Straggler { .. } | Event::Dealt { .. } | Event::Working { .. } | Event::Stopping { .. } => {}
+            Event::Straggler { .. } | Event::SharesAssigned { .. } | Event::Working { .. } | Event::Stopping { .. } => {}
             Event::LossScale { step, scale } => {
                 self.say(&format!("step {step}  f16 overflowed: computed again with loss scale {scale}"));
             }

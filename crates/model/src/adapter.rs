@@ -1,14 +1,15 @@
-//! Adapters: PEFT's format (`adapter_config.json`, `adapter_model.safetensors`), and mlx-lm's, which is read only.
+//! Adapters: PEFT's format (`adapter_config.json`, `adapter_model.safetensors`), and mlx-lm's,
+//! which is only read.
 //!
-//! Settings and tensors are held against each other, and every tensor is accounted for: what PEFT refuses or would leave out
-//! unsaid is an error; what it warns of is a notice.
+//! Settings and tensors are held against each other, and every tensor is accounted for. What PEFT
+//! refuses or would leave out silently is an error. What PEFT warns of is a notice.
 
 mod base;
-mod place;
+mod files;
 mod settings;
 mod targets;
 mod tensors;
-mod written;
+mod write;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -16,58 +17,67 @@ use std::path::Path;
 use finetune_store::TensorFile;
 
 pub use self::base::{BaseCheck, BaseName, RecordedBase, base_digest};
-use self::place::Place;
+use self::files::AdapterFiles;
 use self::settings::Settings;
 use self::tensors::Branches;
-use crate::ModelError;
 use crate::config::ModelConfig;
-use crate::error::list;
+use crate::error::{ModelError, list};
 use crate::lora::{LoraTarget, LoraTargets, is_named, last_parts, layer_of};
 use crate::model::Model;
 use crate::parameters::file_name;
 use crate::tree::linear_layers;
 
+/// The file of an adapter's settings.
 pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The file of an adapter's tensors in PEFT's format.
 pub const TENSOR_FILE: &str = "adapter_model.safetensors";
 
-/// An adapter as read from a directory: its branches in model order, and their values in the order of the
+/// An adapter as read from a directory. Branches are in model order. Values are in the order of the
 /// layout that [`Model::add_lora`] makes of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
+    /// The branches, in model order.
     pub targets: LoraTargets,
     /// (outputs, inputs) of each target's layer.
     pub shapes: Vec<(usize, usize)>,
+    /// All values in f32, one target after the other: A [rank, inputs], then B [outputs, rank].
     pub values: Vec<f32>,
+    /// What the adapter says about its base.
     pub base: RecordedBase,
-    /// What a user should know about how it was read.
+    /// What a user should know about how the adapter was read.
     pub notices: Vec<String>,
     /// All linear layers of the model that it was read for.
     modules: Vec<String>,
 }
 
 impl Adapter {
-    /// Reads an adapter for a model of this config. `directory` may be a run: then it is the adapter of its end.
+    /// Reads an adapter for a model of this config. `directory` may be a run's: then it is the
+    /// adapter that the run has published.
+    ///
+    /// # Errors
+    /// If a file is missing or malformed, if settings and tensors do not fit each other or the
+    /// model. Also if a setting means other arithmetic than plain LoRA.
     pub fn read(directory: &Path, config: &ModelConfig) -> Result<Adapter, ModelError> {
-        let place = Place::find(directory)?;
+        let files = AdapterFiles::find(directory)?;
         let layers = linear_layers(config);
         let modules: Vec<String> = layers.iter().map(|layer| layer.module.clone()).collect();
-        let settings = Settings::read(&place, &modules)?;
-        let path = place.tensors();
+        let settings = Settings::read(&files, &modules)?;
+        let path = files.tensors();
         let keys = |what, names| Err(ModelError::AdapterKeys { path: path.clone(), what, names });
         let file = TensorFile::open(&path)?;
-        let mut branches = Branches::sort(&file, place.form, &path)?;
+        let mut branches = Branches::sort(&file, files.format, &path)?;
         let mut adapter = Adapter {
             targets: Vec::new(),
             shapes: Vec::new(),
             values: Vec::new(),
-            base: RecordedBase::read(&place.directory, &settings.config),
+            base: RecordedBase::read(&files.directory, &settings.config),
             notices: settings.notices.clone(),
             modules,
         };
         let (mut halves, mut unnamed, mut absent) = (Vec::new(), Vec::new(), Vec::new());
         for (module, layer) in adapter.modules.iter().zip(&layers) {
             let expected = settings.expects(module);
-            let (a, b) = match branches.of.remove(module) {
+            let (a, b) = match branches.by_module.remove(module) {
                 None => {
                     absent.extend((expected == Some(true)).then(|| module.clone()));
                     continue;
@@ -80,7 +90,7 @@ impl Adapter {
             };
             unnamed.extend((expected == Some(false)).then(|| module.clone()));
             let shape = (layer.outputs, layer.inputs);
-            let (a, b, rank) = tensors::values(&a, &b, shape, place.form)?;
+            let (a, b, rank) = tensors::values(&a, &b, shape, files.format)?;
             adapter.targets.push(settings.target(module, rank)?);
             adapter.shapes.push(shape);
             adapter.values.extend(a);
@@ -89,7 +99,7 @@ impl Adapter {
         if !halves.is_empty() {
             return keys("the other half of a branch is missing", halves);
         }
-        let foreign = branches.of.into_values().flatten().flatten().map(|view| view.name.to_owned());
+        let foreign = branches.by_module.into_values().flatten().flatten().map(|view| view.name.to_owned());
         let foreign: Vec<String> = branches.others.into_iter().chain(foreign).collect();
         if !foreign.is_empty() {
             return keys("tensors that belong to no LoRA branch of this model", foreign);
@@ -110,7 +120,11 @@ impl Adapter {
         Ok(adapter)
     }
 
-    /// Checks that the adapter has just the branches that a recipe chose.
+    /// Checks that the adapter has exactly the branches that a recipe chose.
+    ///
+    /// # Errors
+    /// [`ModelError::AdapterDiffers`] with the first difference, and the lines of `[lora]` that
+    /// would fit.
     pub fn expect_targets(&self, wanted: &LoraTargets, directory: &Path) -> Result<(), ModelError> {
         let differs = |what: String| {
             let path = directory.join(CONFIG_FILE);
@@ -123,7 +137,7 @@ impl Adapter {
         if let Some(target) = wanted.iter().find(|target| !has(&self.targets, &target.module)) {
             return differs(format!("the recipe has a branch on `{}`, the adapter has none", target.module));
         }
-        // Both are in model order.
+        // Both lists are in model order.
         for (found, expected) in self.targets.iter().zip(wanted) {
             let module = &found.module;
             if found.rank != expected.rank {
@@ -133,7 +147,7 @@ impl Adapter {
             if found.scale() != expected.scale() {
                 let show = |target: &LoraTarget| {
                     let rslora = if target.use_rslora { " with use_rslora" } else { "" };
-                    format!("alpha {}{rslora}", written::whole(target.alpha))
+                    format!("alpha {}{rslora}", write::whole(target.alpha))
                 };
                 let (found, expected) = (show(found), show(expected));
                 return differs(format!("{found} on `{module}` in the adapter, {expected} in the recipe"));
@@ -142,12 +156,12 @@ impl Adapter {
         Ok(())
     }
 
-    /// The lines of [lora] that make a recipe with these branches.
+    /// The lines of `[lora]` that make a recipe with these branches.
     fn recipe_lines(&self) -> Vec<String> {
         let Some(first) = self.targets.first() else { return Vec::new() };
         let mut lines = self.target_lines();
         let usual = |of: fn(&LoraTarget) -> String| -> String {
-            // The value that most modules have; of several such the first.
+            // The value that most modules have. If several are equally frequent, the first of them.
             let all: Vec<String> = self.targets.iter().map(of).collect();
             let count = |value: &String| all.iter().filter(|other| *other == value).count();
             let most = all.iter().map(count).max().unwrap_or(0);
@@ -171,6 +185,7 @@ impl Adapter {
         lines
     }
 
+    /// The lines of the recipe that choose the branches' modules.
     fn target_lines(&self) -> Vec<String> {
         let chosen: BTreeSet<&str> = self.targets.iter().map(|target| target.module.as_str()).collect();
         if chosen.len() == self.modules.len() {
@@ -200,11 +215,14 @@ fn rank_text(target: &LoraTarget) -> String {
 }
 
 fn alpha_text(target: &LoraTarget) -> String {
-    written::whole(target.alpha).to_string()
+    write::whole(target.alpha).to_string()
 }
 
 impl Model {
     /// Attaches an adapter for use (evaluation, generation, merging).
+    ///
+    /// # Panics
+    /// If the adapter was read for another model.
     pub fn attach(&mut self, adapter: &Adapter) {
         self.add_lora(adapter.targets.clone(), 0.0, 0);
         self.set_parameters(&adapter.values);

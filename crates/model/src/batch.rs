@@ -3,21 +3,24 @@
 use burn::tensor::Tensor;
 use finetune_kernels::Targets;
 
-use crate::ModelError;
+use crate::error::ModelError;
 use crate::readback::data;
 
-/// One row of a micro-batch. `trained[i]` says whether token i is a target; `id` is the row's number in its
-/// dataset, which keys its dropout.
+/// One row of a micro-batch.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchRow<'a> {
+    /// The row's number in its dataset, which keys its dropout.
     pub id: u32,
+    /// The token ids.
     pub tokens: &'a [u32],
+    /// Whether each token is a target, one flag per token.
     pub trained: &'a [bool],
 }
 
-/// Rows that go through the model together, whatever their lengths: nothing is padded.
+/// Rows that go through the model together, whatever their lengths. Nothing is padded.
 #[derive(Clone, Debug)]
 pub struct Batch<'a> {
+    /// The rows, in any order.
     pub rows: Vec<BatchRow<'a>>,
 }
 
@@ -27,6 +30,7 @@ impl Batch<'_> {
         self.rows.iter().map(BatchRow::targets).sum()
     }
 
+    /// Tokens of all rows.
     pub fn tokens(&self) -> u64 {
         self.rows.iter().map(|row| row.tokens.len() as u64).sum()
     }
@@ -50,7 +54,7 @@ impl Batch<'_> {
         Targets::new(positions, tokens)
     }
 
-    /// The sums of the losses [n] of its targets.
+    /// The sums of the losses [n] of the batch's targets.
     pub(crate) fn sums(&self, losses: Tensor<1>) -> Result<LossSum, ModelError> {
         let losses = data(losses.inner())?;
         let mut rest = losses.as_slice();
@@ -66,26 +70,27 @@ impl Batch<'_> {
         Ok(LossSum { loss: row_losses.iter().sum(), trained_tokens: losses.len() as u64, row_losses })
     }
 
-    /// Of rows without a target.
+    /// The sums of a batch without a target.
     pub(crate) fn no_losses(&self) -> LossSum {
         LossSum { row_losses: vec![0.0; self.rows.len()], ..LossSum::default() }
     }
 }
 
 impl BatchRow<'_> {
-    /// How many of its tokens are targets: nothing predicts the first.
+    /// How many of its tokens are targets. The first never is: nothing predicts it.
     fn targets(&self) -> u64 {
         self.trained.iter().skip(1).filter(|&&trained| trained).count() as u64
     }
 }
 
-/// Sums over trained tokens: means are formed once, after all micro-batches and ranks are in.
+/// Sums over trained tokens. Means are formed once, after all micro-batches and ranks are summed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LossSum {
-    /// Σ -ln p(target), in f64.
+    /// Σ -ln p(target) in nats, summed in f64.
     pub loss: f64,
+    /// The number of targets.
     pub trained_tokens: u64,
-    /// The part of each row, in the batch's order.
+    /// The part of each row in nats, in the batch's order.
     pub row_losses: Vec<f64>,
 }
 
@@ -96,9 +101,11 @@ impl LossSum {
     }
 }
 
-/// What dropout depends on besides the row: nothing else random happens in a step.
+/// What dropout depends on besides the row. Nothing else in a step is random.
 #[derive(Clone, Copy, Debug)]
 pub struct Randomness {
+    /// The recipe's seed.
     pub seed: u64,
+    /// The step, from 0.
     pub step: u64,
 }

@@ -1,27 +1,41 @@
 //! The architecture of a model, as far as the forward pass depends on it.
 
-use crate::family::Family;
+pub(crate) mod family;
+
+use self::family::Family;
 
 /// Rotary position embedding (Su et al. 2021) of the first `width` elements of a head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
+    /// The base of the frequencies (`rope_theta`).
     pub theta: f64,
+    /// How the frequencies are stretched.
     pub scaling: RopeScaling,
+    /// Elements of a head that are turned.
     pub width: usize,
 }
 
 /// How rotary frequencies are stretched for longer contexts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
+    /// They are not stretched.
     None,
+    /// All wavelengths are stretched by `factor` (Chen et al. 2023, "Extending context window of
+    /// large language models via positional interpolation").
     Linear {
+        /// Above 1 for longer contexts.
         factor: f64,
     },
-    /// Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between interpolated.
+    /// Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between
+    /// interpolated.
     Llama3 {
+        /// How far long wavelengths are stretched.
         factor: f64,
+        /// Wavelengths above the original context / this are long.
         low_freq_factor: f64,
+        /// Wavelengths below the original context / this are short.
         high_freq_factor: f64,
+        /// The context, in tokens, that the model had before.
         original_max_position_embeddings: f64,
     },
 }
@@ -29,25 +43,36 @@ pub enum RopeScaling {
 /// What makes a layer different from the others of its model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerConfig {
-    /// How many keys a query sees, all where `None`.
+    /// How many keys a query sees; `None`: all.
     pub window: Option<usize>,
-    /// Which of [`ModelConfig::ropes`] turns its queries and keys; `None`: no positions.
+    /// Which of [`ModelConfig::ropes`] turns its queries and keys; `None`: they have no positions.
     pub rope: Option<usize>,
 }
 
 /// The architecture, as far as the forward pass depends on it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
+    /// The family, with the defaults of its classes in transformers.
     pub family: &'static Family,
+    /// Elements of a token between layers.
     pub hidden_size: usize,
+    /// Elements of a token inside the feed-forward part.
     pub intermediate_size: usize,
+    /// The layers, from the embedding up.
     pub layers: Vec<LayerConfig>,
+    /// Query heads.
     pub heads: usize,
+    /// Key/value heads, a divisor of the query heads.
     pub key_value_heads: usize,
+    /// Elements of a head.
     pub head_dim: usize,
+    /// Tokens of the vocabulary: rows of the embedding.
     pub vocabulary: usize,
+    /// What RMS norms add to the mean square.
     pub rms_norm_eps: f64,
+    /// The rotary embeddings that layers refer to.
     pub ropes: Vec<Rope>,
+    /// Whether the output layer is the embedding.
     pub tied_embeddings: bool,
     /// Biases of the query, key and value projections.
     pub qkv_bias: bool,
@@ -55,6 +80,7 @@ pub struct ModelConfig {
     pub output_bias: bool,
     /// RMS norm of each head's queries and keys (Qwen3).
     pub query_key_norm: bool,
+    /// Tokens of the longest text that the model was made for.
     pub max_position_embeddings: usize,
     /// Standard deviation of fresh weights.
     pub initializer_range: f64,
@@ -63,7 +89,7 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// What to say of a text of this many tokens, where the model was made for shorter ones.
+    /// What to say of a text of this many tokens, if the model was made for shorter ones.
     pub fn length_notice(&self, tokens: usize) -> Option<String> {
         let limit = self.max_position_embeddings;
         (tokens > limit)
@@ -76,7 +102,7 @@ impl Rope {
     pub fn frequencies(&self) -> Vec<f32> {
         (0..self.width / 2)
             .map(|i| {
-                // The exponent and the power are rounded to f32 where torch rounds them.
+                // The exponent and the power are rounded to f32 at the same places as in torch.
                 let exponent = (2 * i) as f32 / self.width as f32;
                 let frequency = 1.0 / (self.theta.powf(f64::from(exponent)) as f32);
                 self.scaling.stretch(frequency)
@@ -86,6 +112,7 @@ impl Rope {
 }
 
 impl RopeScaling {
+    /// A frequency in radians per token, stretched.
     fn stretch(&self, frequency: f32) -> f32 {
         match *self {
             RopeScaling::None => frequency,

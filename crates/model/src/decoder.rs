@@ -1,13 +1,20 @@
 //! From tokens to the hidden states that come out of the last layer, for all families and passes.
 
+pub(crate) mod adapted;
+pub(crate) mod attention;
+pub(crate) mod cache;
+mod feed_forward;
+pub(crate) mod head;
+pub(crate) mod kept;
+pub(crate) mod pass;
+
 use burn::tensor::{Int, Tensor, TensorData};
 use finetune_kernels::devices::submit;
 use finetune_kernels::operations;
 
-use crate::cache::LayerCache;
-use crate::pass::{Context, norm};
+use self::cache::LayerCache;
+use self::pass::{Context, norm};
 use crate::tree::{Decoder, FeedForward, Layer, Mixer};
-use crate::{attention, feed_forward};
 
 /// Embeddings [t, hidden] of these tokens.
 pub(crate) fn embed(weights: &Decoder, tokens: &[u32], context: &Context) -> Tensor<2> {
@@ -18,7 +25,8 @@ pub(crate) fn embed(weights: &Decoder, tokens: &[u32], context: &Context) -> Ten
     context.parameter(embedding).select(0, ids).cast(context.compute.dtype())
 }
 
-/// All layers: x [t, hidden] -> [t, hidden]. `before` sees the number and the input of each. `caches`: one of each layer.
+/// All layers: x [t, hidden] -> [t, hidden]. `before` is called with the number and the input of
+/// each layer. `caches` holds one cache for each layer.
 pub(crate) fn layers(
     weights: &Decoder,
     x: Tensor<2>,
@@ -31,7 +39,7 @@ pub(crate) fn layers(
         let cache = caches.as_mut().map(|caches| &mut caches[n]);
         let is_cached = cache.is_some();
         let out = layer(weights, x, context, cache);
-        // The few operations of a cached pass go to a GPU together.
+        // The few operations of a cached pass are submitted to a GPU together.
         if !is_cached {
             submit(&out.device());
         }
@@ -39,7 +47,8 @@ pub(crate) fn layers(
     })
 }
 
-/// One layer: x [t, hidden] -> [t, hidden]. With a cache, its keys and values come before those of x.
+/// One layer: x [t, hidden] -> [t, hidden]. With a cache, its keys and values come before those of
+/// x.
 pub(crate) fn layer(layer: &Layer, x: Tensor<2>, context: &Context, cache: Option<&mut LayerCache>) -> Tensor<2> {
     let normed = norm(&layer.input_norm, x.clone(), context);
     let mixed = match &layer.mixer {

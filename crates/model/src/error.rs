@@ -5,67 +5,90 @@ use std::path::PathBuf;
 use finetune_kernels::devices::take_out_of_memory;
 use finetune_store::StoreError;
 
-use crate::family::FAMILIES;
+use crate::config::family::FAMILIES;
 
+/// What can be wrong with a model directory, an adapter or a device. The fields are the words of
+/// each variant's message.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message above a variant says what its fields are")]
 pub enum ModelError {
+    /// A file cannot be read.
     #[error("{path}: {source}")]
     Unreadable { path: PathBuf, source: std::io::Error },
+    /// A file is not what its name says.
     #[error("{path}: {what}")]
     Malformed { path: PathBuf, what: String },
+    /// config.json names a model class that no family has.
     #[error("{path}: the architecture `{name}` is not supported")]
     Architecture { path: PathBuf, name: String },
+    /// A setting that the program does not compute.
     #[error("{path}: `{key}` = {value} is not supported")]
     Setting { path: PathBuf, key: &'static str, value: String },
+    /// The files lack a tensor.
     #[error("{path}: the model has no tensor `{name}`, which {family} with this config.json needs")]
     MissingTensor { path: PathBuf, name: String, family: &'static str },
+    /// The files have a tensor that takes part in arithmetic which the config does not have.
     #[error("{path}: the tensor `{name}` belongs to no part of {family} with this config.json{more}")]
     ExtraTensor { path: PathBuf, name: String, family: &'static str, more: String },
+    /// A tensor has another shape than the config says.
     #[error("{path}: the tensor `{name}` has the shape {found:?}, expected {expected:?}")]
     Shape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<usize> },
+    /// A tensor has a number type in which weights are not held.
     #[error("{path}: the tensor `{name}` is stored as {dtype}; F32, F16 and BF16 are read")]
     Dtype { path: PathBuf, name: String, dtype: String },
-    /// A number that is NaN or infinite. `after`: what was done to the tensor, with a space before it.
+    /// A number that is NaN or infinite. `after`: what was done to the tensor, with a space before
+    /// it.
     #[error("{path}: the tensor `{name}` holds a number that is not finite{after} (element {element})")]
     NotFinite { path: PathBuf, name: String, element: usize, after: String },
-    /// A merged model that does not do what its adapter does.
+    /// A merged model computes something else than its base with the adapter.
     #[error("the merged model is not the adapter on its base: {what}")]
     Merge { what: String },
+    /// A name of `target_modules` matches nothing. `examples`: names that would.
     #[error("target_modules: `{target}` matches no linear layer of the model")]
     NoTarget { target: String, examples: Vec<String> },
+    /// The pattern of `target_modules` matches nothing. `example`: a name that it could match.
     #[error("target_modules: as a regular expression, `{pattern}` matches no linear layer's whole name")]
     NoMatch { pattern: String, example: String },
+    /// A pattern is no regular expression.
     #[error("target_modules: `{target}` is no regular expression: {why}")]
     Regex { target: String, why: String },
+    /// Another setting of `[lora]` does not fit the model.
     #[error("{key}: {what}")]
     Lora { key: &'static str, what: String },
-    /// `settings`: the lines of [lora] that fit the adapter.
+    /// The adapter does not fit the recipe. `settings`: the lines of `[lora]` that would.
     #[error("{path}: {what}")]
     AdapterDiffers { path: PathBuf, what: String, settings: Vec<String> },
+    /// Tensors of an adapter are missing, or are too many.
     #[error("{path}: {what}{}{}", if names.is_empty() { "" } else { ": " }, list(names))]
     AdapterKeys { path: PathBuf, what: &'static str, names: Vec<String> },
+    /// A tensor of an adapter does not fit its layer.
     #[error("{path}: the tensor `{name}` has the shape {found:?}, expected {expected:?}")]
     AdapterShape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<usize> },
-    /// adapter_config.json and the tensors say different things.
+    /// adapter_config.json and the tensors contradict each other.
     #[error("{path}: {what}")]
     AdapterParts { path: PathBuf, what: String },
-    /// A path that is no adapter's. `hint`: what to name instead.
+    /// The path holds no adapter. `hint`: what to name instead.
     #[error("{path} is no adapter: {what}")]
     NoAdapter { path: PathBuf, what: String, hint: String },
+    /// A token id is beyond the vocabulary.
     #[error("token id {token} is not in the model's vocabulary of {vocabulary}")]
     Token { token: u32, vocabulary: usize },
+    /// Logits are not finite in generation.
     #[error("not a number in the logits after {generated} generated tokens")]
     NotANumber { generated: usize },
-    /// `bytes`: what could not be had at once, where the driver says it.
+    /// The device is out of memory. `bytes`: what could not be allocated at once, if the driver
+    /// says it.
     #[error("the device is out of memory{}", bytes.map_or(String::new(), |bytes| format!(": {} at once could not be had", finetune_store::human_bytes(bytes))))]
     DeviceMemory { bytes: Option<u64> },
+    /// The device failed otherwise.
     #[error("the device failed: {what}")]
     Device { what: String },
+    /// Reading or writing files failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// The first few names, and how many more.
+/// The first four names, and how many more there are.
 pub(crate) fn list(names: &[String]) -> String {
     let shown = names.iter().take(4).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     if names.len() > 4 { format!("{shown} and {} more", names.len() - 4) } else { shown }
@@ -78,7 +101,7 @@ fn supported() -> String {
 }
 
 impl ModelError {
-    /// What a device's driver reported: it runs out of memory in many words.
+    /// The error for what a device's driver reported. Drivers word "out of memory" in many ways.
     pub(crate) fn device(what: String) -> ModelError {
         let what = take_out_of_memory().unwrap_or(what);
         let lower = what.to_lowercase();
@@ -87,12 +110,12 @@ impl ModelError {
         if !words.iter().any(|word| lower.contains(word)) {
             return ModelError::Device { what };
         }
-        // The largest number in it is the size asked for.
+        // The largest number in the text is the size that was asked for.
         let numbers = what.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse::<u64>().ok());
         ModelError::DeviceMemory { bytes: numbers.max().filter(|&bytes| bytes > 4096) }
     }
 
-    /// Whether numbers are at fault that are not finite, or came out otherwise than they should.
+    /// Whether numbers are not finite, or differ from what they should be.
     pub fn is_about_numbers(&self) -> bool {
         matches!(self, ModelError::NotANumber { .. } | ModelError::NotFinite { .. } | ModelError::Merge { .. })
     }
@@ -155,7 +178,7 @@ impl ModelError {
     }
 }
 
-/// The way out of a setting that is not supported.
+/// What to do about a setting that is not supported.
 fn setting_hint(key: &str, value: &str) -> Option<String> {
     Some(match (key, value) {
         ("rope_type", "yarn") => "yarn is for rows longer than original_max_position_embeddings: without rope_scaling in config.json the model trains on rows up to that length".into(),
@@ -172,7 +195,8 @@ fn setting_hint(key: &str, value: &str) -> Option<String> {
     })
 }
 
-/// A name where a pattern is meant is what most people write; commas are the second most.
+/// Hints for a pattern that matches nothing. Most people have written a name instead, some a list
+/// with commas.
 fn pattern_hints(pattern: &str, example: &str) -> Vec<String> {
     let names: Vec<String> = pattern.split(',').map(|name| format!("{:?}", name.trim())).collect();
     let is_name = |c: char| c.is_ascii_alphanumeric() || "_., ".contains(c);

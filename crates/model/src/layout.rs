@@ -1,4 +1,4 @@
-//! The trained parameters, in one fixed order: what gradients, moments and checkpoints are laid out by.
+//! The trained parameters in one fixed order: the layout of gradients, moments and checkpoints.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,19 +7,22 @@ use std::path::Path;
 
 use finetune_store::{Dtype, TensorFile, encode_tensors};
 
-use crate::ModelError;
-use crate::floats::{from_f32, to_f32};
+use crate::error::ModelError;
+use crate::files::floats::{from_f32, to_f32};
 
-/// One trained tensor: its name in the files, its shape, and where it lies in the flat vector.
+/// One trained tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parameter {
+    /// Its name in the files.
     pub name: String,
+    /// Its dimensions, row-major.
     pub shape: Vec<usize>,
+    /// Its elements in the flat vector.
     pub range: Range<usize>,
 }
 
-/// All trained parameters in model order. Gradients, moments and sums over ranks are flat `[f32]` of
-/// [`Layout::len`] elements in this order.
+/// All trained parameters in model order. Gradients, moments and sums over ranks are flat `[f32]`
+/// of [`Layout::len`] elements in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Layout {
     parameters: Vec<Parameter>,
@@ -32,7 +35,7 @@ impl Layout {
         self.parameters.push(Parameter { name, shape, range });
     }
 
-    /// The same tensors once for each prefix, as `prefix.name`: how optimizer moments are stored.
+    /// The same tensors once for each prefix, as `prefix.name`. Optimizer moments are stored so.
     pub fn repeated(&self, prefixes: &[&str]) -> Layout {
         let mut layout = Layout::default();
         for prefix in prefixes {
@@ -48,15 +51,17 @@ impl Layout {
         self.parameters.last().map_or(0, |last| last.range.end)
     }
 
+    /// Whether nothing is trained.
     pub fn is_empty(&self) -> bool {
         self.parameters.is_empty()
     }
 
+    /// The parameters in their order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Parameter> {
         self.parameters.iter()
     }
 
-    /// blake3 of names and shapes in order, in hexadecimal: ranks and checkpoints must agree on it.
+    /// BLAKE3 of names and shapes in order, in hexadecimal. Ranks and checkpoints must agree on it.
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for Parameter { name, shape, .. } in &self.parameters {
@@ -66,7 +71,13 @@ impl Layout {
     }
 }
 
-/// Flat values as safetensors under the names of the layout.
+/// Flat values as safetensors under the names of the layout, in f32.
+///
+/// # Errors
+/// If safetensors cannot hold them.
+///
+/// # Panics
+/// If there are fewer values than the layout has elements.
 pub fn encode_flat(layout: &Layout, values: &[f32]) -> Result<Vec<u8>, ModelError> {
     let tensors: Vec<_> = layout
         .iter()
@@ -78,7 +89,10 @@ pub fn encode_flat(layout: &Layout, values: &[f32]) -> Result<Vec<u8>, ModelErro
     Ok(encode_tensors(&tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))?)
 }
 
-/// Reads what [`encode_flat`] wrote: every parameter of the layout in its shape, nothing else.
+/// Reads what [`encode_flat`] wrote: every parameter of the layout in its shape, and nothing else.
+///
+/// # Errors
+/// If the file cannot be read, or has other tensors than the layout.
 pub fn read_flat(path: &Path, layout: &Layout) -> Result<Vec<f32>, ModelError> {
     let file = TensorFile::open(path)?;
     let mut values = Vec::with_capacity(layout.len());

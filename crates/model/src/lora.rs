@@ -5,15 +5,18 @@ use std::collections::BTreeMap;
 use fancy_regex::Regex;
 use finetune_recipe::{Lora, TargetModules};
 
-use crate::ModelError;
+use crate::error::ModelError;
 
 /// The branch that one module gets.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraTarget {
     /// Module name, such as `model.layers.0.self_attn.q_proj`.
     pub module: String,
+    /// The rank r of the branch.
     pub rank: usize,
+    /// The numerator of the branch's scale.
     pub alpha: f64,
+    /// Whether the scale divides by sqrt(r) instead of r.
     pub use_rslora: bool,
 }
 
@@ -28,9 +31,13 @@ impl LoraTarget {
 /// All branches, in model order.
 pub type LoraTargets = Vec<LoraTarget>;
 
-/// Chooses among `modules` (all linear layers inside the decoder, in model order) as PEFT does: a list
-/// matches whole names or endings after a dot, a string is a regular expression over the full name, and
-/// `all-linear` is every linear layer but the output layer.
+/// Chooses among `modules` (all linear layers inside the decoder, in model order) as PEFT does. A
+/// list matches whole names or endings after a dot. A string is a regular expression over the full
+/// name. `all-linear` is every linear layer but the output layer.
+///
+/// # Errors
+/// If a name, a pattern or a layer matches nothing, if two patterns contradict each other, or if a
+/// rank is too large.
 pub fn choose(lora: &Lora, modules: &[String]) -> Result<LoraTargets, ModelError> {
     let chosen = matching(&lora.target_modules, modules)?;
     let chosen: Vec<&String> = match &lora.layers_to_transform {
@@ -68,14 +75,15 @@ pub fn choose(lora: &Lora, modules: &[String]) -> Result<LoraTargets, ModelError
     }
 }
 
-/// Far above any use: a rank as large as the layer can express every change of it.
+/// Far above any use: a rank as large as the layer can already express every change of it.
 const LARGEST_RANK: usize = 1 << 16;
 
+/// The modules that `target_modules` chooses.
 fn matching<'a>(targets: &TargetModules, modules: &'a [String]) -> Result<Vec<&'a String>, ModelError> {
     let none = |target: &str| ModelError::NoTarget { target: target.to_owned(), examples: last_parts(modules) };
     match targets {
         TargetModules::AllLinear => Ok(modules.iter().collect()),
-        // PEFT takes the word in any case; in a list it can mean nothing else.
+        // PEFT takes the word in any case. In a list it can mean nothing else.
         TargetModules::Regex(text) if is_all_linear(text) => Ok(modules.iter().collect()),
         TargetModules::Names(names) if names.len() == 1 && is_all_linear(&names[0]) => Ok(modules.iter().collect()),
         TargetModules::Names(names) => {
@@ -102,11 +110,12 @@ fn matching<'a>(targets: &TargetModules, modules: &'a [String]) -> Result<Vec<&'
     }
 }
 
+/// Whether a text is the word for every linear layer.
 pub(crate) fn is_all_linear(text: &str) -> bool {
     text.eq_ignore_ascii_case("all-linear")
 }
 
-/// A name of a list means a module of this name, or whose name ends like this after a dot.
+/// Whether a name of a list means this module: its whole name, or the end of it after a dot.
 pub(crate) fn is_named(module: &str, name: &str) -> bool {
     module == name || module.strip_suffix(name).is_some_and(|before| before.ends_with('.'))
 }
@@ -117,21 +126,23 @@ pub(crate) fn full_match(pattern: &str) -> Result<Regex, ModelError> {
     Regex::new(&format!("^(?:{pattern})$")).map_err(|error| regex(error.to_string()))
 }
 
-/// PEFT's matching of `rank_pattern` and `alpha_pattern` keys: the whole name, or its end after a dot.
+/// PEFT's matching of the keys of `rank_pattern` and `alpha_pattern`: the whole name, or its end
+/// after a dot.
 pub(crate) fn ending(pattern: &str) -> Result<Regex, ModelError> {
     full_match(&format!(r"(.*\.)?({pattern})"))
 }
 
-/// A pattern that backtracks beyond the engine's limit counts as no match.
+/// Whether a text matches. A pattern that backtracks beyond the engine's limit matches nothing.
 pub(crate) fn is_match(regex: &Regex, text: &str) -> bool {
     regex.is_match(text).unwrap_or(false)
 }
 
+/// The number of a module's layer.
 pub(crate) fn layer_of(module: &str) -> Option<usize> {
     module.split('.').find_map(|part| part.parse().ok())
 }
 
-/// The endings that a list of names would give, each once.
+/// The last parts of these names, each once: what a list of `target_modules` would hold.
 pub(crate) fn last_parts(modules: &[String]) -> Vec<String> {
     let mut parts: Vec<String> = Vec::new();
     for part in modules.iter().filter_map(|module| module.rsplit('.').next()) {
@@ -142,7 +153,8 @@ pub(crate) fn last_parts(modules: &[String]) -> Vec<String> {
     parts
 }
 
-/// `rank_pattern` and `alpha_pattern`: keys match the whole name, or its end after a dot, as a regular expression.
+/// `rank_pattern` or `alpha_pattern`. Keys match the whole name, or its end after a dot, as a
+/// regular expression.
 struct Pattern<T>(Vec<(Regex, T)>);
 
 impl<T: Copy + PartialEq> Pattern<T> {
@@ -158,7 +170,8 @@ impl<T: Copy + PartialEq> Pattern<T> {
             }
             patterns.push((regex, *value));
         }
-        // PEFT takes the first match in the order of its file, which a TOML table does not promise.
+        // PEFT takes the first match in the order of its file. A TOML table has no order, so
+        // matches have to agree.
         for module in modules {
             let mut values = patterns.iter().filter(|(regex, _)| is_match(regex, module)).map(|(_, value)| value);
             let first = values.next();
@@ -235,7 +248,7 @@ mod tests {
         }
     }
 
-    /// (a text that matches nothing, its first hint)
+    /// (a text that matches nothing, part of its first hint)
     #[test]
     fn a_text_that_should_be_a_list() {
         for (text, hint) in [

@@ -1,4 +1,5 @@
-//! An adapter merged into its base: `W + scale · B A`, formed in f32 from the original weights and rounded once.
+//! An adapter merged into its base: `W + scale · B A`, formed in f32 from the original weights and
+//! rounded once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,21 +9,26 @@ use finetune_random::Stream;
 use finetune_store::{Disk, Dtype, Staging, TensorSet, TensorSpec, write_shards};
 
 use crate::adapter::Adapter;
-pub use crate::companions::{companion_files, left_out, replace_files};
-use crate::finite::{expect_finite, first_not_finite};
-use crate::floats::{from_f32, to_finite_f32};
-use crate::load::check;
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+pub use crate::files::companions::{companion_files, left_out, replace_files};
+use crate::files::finite::{expect_finite, first_not_finite};
+use crate::files::floats::{from_f32, to_finite_f32};
+use crate::files::load::check;
 use crate::model::Model;
 use crate::placement::Placement;
 use crate::tree::expected_tensors;
-use crate::{ModelConfig, ModelError};
 
-/// Largest weight file of an export, in bytes, as transformers shards.
+/// Bytes of the largest weight file of an export, as in transformers.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Writes the merged model into a directory that is being made: weights in the base's number types, config and
-/// tokenizer files, of which `text` takes the place of the base's. `progress` is told the number of tensors done, of how
-/// many. A number that is not finite, in the base or once merged or rounded, is an error that names its tensor.
+/// Writes the merged model into a directory that is being made: weights in the base's number types,
+/// config and tokenizer files. `text` takes the place of the base's files of the same names.
+/// `progress` is called with the number of tensors done, and of all.
+///
+/// # Errors
+/// If reading or writing fails, or if base and adapter do not fit. A number that is not finite, in
+/// the base or once merged or rounded, is an error that names its tensor.
 pub fn write_merged(
     disk: &dyn Disk,
     base: &Path,
@@ -43,7 +49,7 @@ pub fn write_merged(
     let branches = branches(adapter);
     let expected = expected_tensors(&config);
     let used: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-    // Read before the long work: a link that leads elsewhere, say, ends it here.
+    // Read before the long work, so that an error such as a link out of the directory comes early.
     let dtype = views
         .iter()
         .find(|view| view.shape.len() == 2 && used.contains(view.name))
@@ -118,7 +124,8 @@ fn branches(adapter: &Adapter) -> Vec<BranchValues<'_>> {
         .collect()
 }
 
-/// Largest difference of logits between a merged model and its base with the adapter, over probe tokens.
+/// The difference of logits between a merged model and its base with the adapter, over probe
+/// tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Comparison {
     /// Largest absolute difference of two logits.
@@ -127,11 +134,15 @@ pub struct Comparison {
     pub scale: f32,
     /// Probe positions at which both models find the same token most likely.
     pub agreeing: usize,
+    /// Probe positions.
     pub positions: usize,
 }
 
-/// Runs both models on 32 random tokens (the same ones each time), and judges: logits that are not finite, or that have little
-/// to do with each other, are an error.
+/// Runs both models on 32 random tokens, which are the same each time, and judges the difference.
+///
+/// # Errors
+/// If a model cannot be loaded, or the device fails. [`ModelError::Merge`] if logits are not
+/// finite, or are too far apart.
 pub fn compare(base: &Path, adapter: &Adapter, merged: &Path, placement: &Placement) -> Result<Comparison, ModelError> {
     let mut with_adapter = Model::load(base, placement)?;
     with_adapter.attach(adapter);
@@ -144,11 +155,13 @@ pub fn compare(base: &Path, adapter: &Adapter, merged: &Path, placement: &Placem
     judge(&expected, &found, vocabulary)
 }
 
-/// Rounding the sum to 16 bits moves logits by a few hundredths of the largest at most. Beyond this part of it ...
+/// Rounding the sum to 16 bits moves logits by a few hundredths of the largest at most. Beyond this
+/// part of the largest logit, half of the most likely tokens have to agree.
 const FAR: f32 = 0.1;
-/// ... half of the best tokens have to agree, and beyond this part nothing is a proof any more.
+/// Beyond this part of the largest logit the models do not compute the same.
 const TOO_FAR: f32 = 0.5;
 
+/// The difference of logits [positions, v], or why they cannot be those of one model.
 fn judge(expected: &[f32], found: &[f32], vocabulary: usize) -> Result<Comparison, ModelError> {
     let failed = |what: String| Err(ModelError::Merge { what });
     for (logits, whose) in [(expected, "the base with the adapter"), (found, "the merged model")] {
@@ -159,7 +172,7 @@ fn judge(expected: &[f32], found: &[f32], vocabulary: usize) -> Result<Compariso
     }
     let best = |row: &[f32]| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(token, _)| token);
     let rows = || expected.chunks(vocabulary).zip(found.chunks(vocabulary));
-    // All are finite, so that `max` drops none.
+    // All are finite, so `max` drops none.
     let comparison = Comparison {
         largest: expected.iter().zip(found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max),
         scale: expected.iter().fold(0.0, |max, logit| logit.abs().max(max)),
@@ -179,14 +192,15 @@ fn judge(expected: &[f32], found: &[f32], vocabulary: usize) -> Result<Compariso
 mod tests {
     use super::*;
 
-    /// (logits of the merged model, part of the error); the expected ones are 4, 1 / 1, 4 / 4, 1.
+    /// (logits of the merged model, part of the error). The expected logits of the three positions
+    /// are (4, 1), (1, 4) and (4, 1).
     #[test]
     fn a_comparison_is_judged() {
         let expected = [4.0, 1.0, 1.0, 4.0, 4.0, 1.0];
         let table: [(&[f32], Option<&str>); 7] = [
             (&expected, None),
             (&[4.1, 1.0, 1.0, 4.0, 4.0, 0.9], None),
-            // Far by less than a tenth, and the best tokens as they fall.
+            // The difference is below a tenth, so the most likely tokens need not agree.
             (&[4.3, 1.0, 1.0, 4.0, 3.8, 1.3], None),
             (&[4.0, 1.0, 1.0, f32::NAN, 4.0, 1.0], Some("the merged model are not finite (at probe token 1)")),
             (&[f32::NEG_INFINITY, 1.0, 1.0, 4.0, 4.0, 1.0], Some("are not finite (at probe token 0)")),

@@ -1,4 +1,4 @@
-//! A model ready to train or to run: its weights, where they are, and what of them is trained.
+//! A model ready to train or to run: its weights, their device, and which of them are trained.
 
 use std::path::{Path, PathBuf};
 
@@ -6,14 +6,15 @@ use finetune_kernels::devices::reserved_bytes;
 use finetune_store::TensorSet;
 
 use crate::config::{ModelConfig, Rope};
+use crate::error::ModelError;
+use crate::files::finite;
+use crate::files::load::{self, Source};
 use crate::layout::Layout;
-use crate::load::{self, Source};
 use crate::lora::LoraTargets;
 use crate::placement::Placement;
 use crate::tree::Decoder;
-use crate::{ModelError, finite};
 
-/// What is trained.
+/// Which parameters are trained.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Trained {
     Nothing,
@@ -24,10 +25,11 @@ pub(crate) enum Trained {
 /// A decoder-only language model. See the crate's documentation for where to start.
 #[derive(Clone, Debug)]
 pub struct Model {
+    /// The architecture.
     pub config: ModelConfig,
     pub(crate) directory: PathBuf,
     pub(crate) weights: Decoder,
-    /// Of each rotary embedding, [width / 2].
+    /// Frequencies [width / 2] of each rotary embedding.
     pub(crate) frequencies: Vec<Vec<f32>>,
     pub(crate) trained: Trained,
     pub(crate) placement: Placement,
@@ -36,8 +38,12 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a Hugging Face model directory. Every tensor's shape is checked before the first is read; a number that is not
-    /// finite is an error that names its tensor.
+    /// Loads a Hugging Face model directory. Every tensor's shape is checked before the first is
+    /// read.
+    ///
+    /// # Errors
+    /// If a file is missing or malformed, if config and weights do not fit each other, or if the
+    /// device fails. A number that is not finite is an error that names its tensor.
     pub fn load(directory: &Path, placement: &Placement) -> Result<Model, ModelError> {
         let (config, files) = open(directory)?;
         Model::build(config, directory, &Source::Files { files: &files }, placement)
@@ -53,10 +59,11 @@ impl Model {
         Ok(config)
     }
 
-    /// Checks the config, and the names and shapes of the weights, which are not read.
+    /// Checks the config, and the names and shapes of the weights. The weights are not read.
     ///
     /// # Errors
-    /// If a file is missing or malformed, or a tensor is missing, has another shape or belongs to no part of the model.
+    /// If a file is missing or malformed, or if a tensor is missing, has another shape or belongs
+    /// to no part of the model.
     pub fn check_shapes(directory: &Path) -> Result<ModelConfig, ModelError> {
         Ok(open(directory)?.0)
     }
@@ -66,7 +73,11 @@ impl Model {
         &self.config.notices
     }
 
-    /// A model with fresh weights from a bare `config.json`: transformers' initialization, from `seed`.
+    /// A model with fresh weights from a bare `config.json`, by transformers' initialization, from
+    /// `seed`.
+    ///
+    /// # Errors
+    /// If config.json is missing or malformed, or describes a model that is not supported.
     pub fn initialize(directory: &Path, seed: u64, placement: &Placement) -> Result<Model, ModelError> {
         let config = ModelConfig::load(directory)?;
         Model::build(config, directory, &Source::Fresh { seed }, placement)
@@ -79,7 +90,8 @@ impl Model {
         placement: &Placement,
     ) -> Result<Model, ModelError> {
         let load = |_: ()| load::weights(&config, source, placement);
-        // Weights stay: on a GPU each gets memory of just its size, outside of the pools that activations come and go in.
+        // Weights stay for the whole run. On a GPU each gets memory of exactly its size, outside of
+        // the pools that activations use.
         let weights =
             if placement.is_cpu() { load(()) } else { placement.device.memory_persistent_allocations((), load) }?;
         Ok(Model {
@@ -94,23 +106,24 @@ impl Model {
         })
     }
 
-    /// Where it is, and in which number types.
+    /// The device, and the number types that are held and computed in.
     pub fn placement(&self) -> &Placement {
         &self.placement
     }
 
-    /// Most bytes of the device's memory that were seen taken, `None` on the CPU.
+    /// Most bytes of the device's memory that were seen in use; `None` on the CPU.
     pub fn device_peak(&self) -> Option<u64> {
         (!self.placement.is_cpu()).then_some(self.device_peak)
     }
 
-    /// Looks how much of the device's memory is taken. Pools give pages back, so it is asked where most is kept.
+    /// Records how much of the device's memory is in use. Pools give pages back, so this is called
+    /// when most is kept.
     pub(crate) fn look_at_memory(&mut self) {
         self.device_peak = self.device_peak.max(reserved_bytes(&self.placement.device).unwrap_or(0));
     }
 }
 
-/// The config and the files of a model directory, which belong together.
+/// The config and the files of a model directory, checked against each other.
 fn open(directory: &Path) -> Result<(ModelConfig, TensorSet), ModelError> {
     let mut config = ModelConfig::load(directory)?;
     let files = TensorSet::open_model(directory)?;

@@ -1,10 +1,11 @@
-//! What of a model is trained: LoRA branches or all weights, their values and their order.
+//! Which parameters of a model are trained: LoRA branches or all weights, their values and their
+//! order.
 
 use burn::tensor::{DType, Tensor, TensorData};
 use finetune_kernels::devices::is_cpu;
 use finetune_random::Stream;
 
-use crate::ModelError;
+use crate::error::ModelError;
 use crate::layout::Layout;
 use crate::lora::LoraTargets;
 use crate::model::{Model, Trained};
@@ -18,8 +19,10 @@ impl Model {
         linear_modules(&self.config)
     }
 
-    /// Gives these modules LoRA branches and makes them what is trained: A from PEFT's initialization
-    /// (kaiming uniform with a = sqrt 5, that is U(±1/sqrt inputs)) and `seed`, B zero.
+    /// Gives these modules LoRA branches, and makes the branches what is trained. A has PEFT's
+    /// initialization from `seed`: kaiming uniform with a = sqrt 5, which is U(±1/sqrt inputs). B
+    /// is zero. `dropout` is the probability that an element of a branch's input is dropped in
+    /// training.
     pub fn add_lora(&mut self, targets: LoraTargets, dropout: f64, seed: u64) {
         let device = self.placement.device.clone();
         for linear in self.weights.linears() {
@@ -53,6 +56,7 @@ impl Model {
         self.train(Trained::All);
     }
 
+    /// Sets what is trained, and its layout.
     fn train(&mut self, trained: Trained) {
         self.trained = trained;
         let mut layout = Layout::default();
@@ -62,7 +66,7 @@ impl Model {
         self.layout = layout;
     }
 
-    /// The LoRA branches, `None` where all weights (or none) are trained.
+    /// The LoRA branches; `None` if all weights are trained, or none.
     pub fn lora_targets(&self) -> Option<&LoraTargets> {
         match &self.trained {
             Trained::Lora { targets, .. } => Some(targets),
@@ -87,7 +91,7 @@ impl Model {
         }
     }
 
-    /// The values of the trained parameters, [`Layout::len`] of them.
+    /// The values of the trained parameters, [`Layout::len`] of them, in f32.
     ///
     /// # Errors
     /// If the device fails.
@@ -103,10 +107,13 @@ impl Model {
     }
 
     /// Puts new values into the trained parameters.
+    ///
+    /// # Panics
+    /// If `values` do not have the layout's length.
     pub fn set_parameters(&mut self, values: &[f32]) {
         assert_eq!(values.len(), self.layout.len(), "values of another layout");
         let device = self.placement.device.clone();
-        // A GPU gets all of them at once; each parameter is then a part of that.
+        // A GPU gets all values at once. Each parameter is then a part of that tensor.
         let all = (!is_cpu(&device)).then(|| Tensor::<1>::from_data(TensorData::from(values), &device));
         let mut start = 0;
         for slot in self.trained() {

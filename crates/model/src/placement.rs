@@ -1,11 +1,11 @@
-//! Where a model is, and in which number types.
+//! Which device a model is on, and in which number types.
 
 use burn::tensor::Device;
 use finetune_kernels::FloatType;
 use finetune_kernels::devices::is_cpu;
 
-/// The device of a model, what it computes in, and what its frozen matrices are held in. Trained parameters, norms and
-/// biases are f32 everywhere.
+/// The device of a model, what it computes in, and what its frozen matrices are held in. Trained
+/// parameters, norms and biases are always f32.
 #[derive(Clone, Debug)]
 pub struct Placement {
     pub(crate) device: Device,
@@ -15,8 +15,9 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// On the CPU, computing in f32. Matrices are held as the file has them, which is exact and saves half of the memory
-    /// where that is 16 bits; or rounded to `held`.
+    /// On the CPU, computing in f32. Without `held`, matrices are held as the file has them. That
+    /// is exact, and saves half of the memory if the file has 16 bits. Otherwise they are rounded
+    /// to `held`.
     pub fn cpu(held: Option<FloatType>) -> Placement {
         Placement { device: Device::flex(), compute: FloatType::F32, held }
     }
@@ -26,20 +27,22 @@ impl Placement {
         Placement { device, compute, held: Some(compute) }
     }
 
+    /// The device.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
+    /// Whether the device is the CPU.
     pub fn is_cpu(&self) -> bool {
         is_cpu(&self.device)
     }
 
-    /// What activations are computed in.
+    /// The number type that activations are computed in.
     pub fn compute(&self) -> FloatType {
         self.compute
     }
 
-    /// What a frozen matrix is held in that is `stored` like this.
+    /// The number type that a frozen matrix is held in, if the file has it `stored`.
     pub fn held(&self, stored: FloatType) -> FloatType {
         self.held.unwrap_or(stored)
     }

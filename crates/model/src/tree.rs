@@ -1,8 +1,8 @@
 //! The tensors of a decoder, written once: names, shapes, roles and places.
 //!
-//! [`Decoder::new`] builds the tree from a config, with absent tensors; `load` fills it. Everything
-//! that has to know a model's tensors walks this tree: checking files, loading, LoRA, the order of
-//! trained parameters, merging, the memory estimate.
+//! [`Decoder::new`] builds the tree from a config, with absent tensors. `files::load` fills it.
+//! Everything that has to know a model's tensors walks this tree: checking files, loading, LoRA,
+//! the order of trained parameters, merging, the memory estimate.
 
 use burn::tensor::Tensor;
 
@@ -11,13 +11,19 @@ use crate::config::{LayerConfig, ModelConfig};
 /// What a linear layer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
+    /// The projection to queries.
     Query,
+    /// The projection to keys.
     Key,
+    /// The projection to values.
     Value,
     /// The output projection of attention.
     Output,
+    /// The projection that the activation of the feed-forward part is applied to.
     Gate,
+    /// The projection that is multiplied with the activated gate.
     Up,
+    /// The projection back to the hidden size.
     Down,
 }
 
@@ -26,7 +32,7 @@ pub enum Role {
 pub enum Split {
     /// Each part computes some of the outputs from all inputs.
     Outputs,
-    /// Each part takes some of the inputs; the parts' outputs are summed.
+    /// Each part takes some of the inputs. The parts' outputs are summed.
     Inputs,
 }
 
@@ -116,7 +122,8 @@ pub(crate) struct Linear {
     /// The module's name, such as `model.layers.0.self_attn.q_proj`.
     pub(crate) module: String,
     pub(crate) role: Role,
-    /// Its place among all linear layers of the model, which keys the random numbers of its branch.
+    /// Its number among all linear layers of the model, which keys the random numbers of its
+    /// branch.
     pub(crate) index: u32,
     /// [o, i]
     pub(crate) weight: Matrix,
@@ -149,7 +156,7 @@ pub(crate) struct Attention {
     pub(crate) heads: usize,
     pub(crate) key_value_heads: usize,
     pub(crate) head_dim: usize,
-    /// How many keys a query sees, all where `None`.
+    /// How many keys a query sees; `None`: all.
     pub(crate) window: Option<usize>,
     /// Which of the config's rotary embeddings turns queries and keys; `None`: they have no
     /// positions (Kazemnejad et al. 2023, "NoPE").
@@ -189,7 +196,7 @@ pub(crate) struct Layer {
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
     pub(crate) norm: Norm,
-    /// [v, hidden]; `None` where the output layer is the embedding.
+    /// [v, hidden]; `None` if the output layer is the embedding.
     pub(crate) output: Option<Matrix>,
 }
 
@@ -202,7 +209,7 @@ pub(crate) struct Decoder {
     pub(crate) head: Head,
 }
 
-/// A tensor of the tree that can be described or put in place.
+/// A tensor of the tree that can be described or filled.
 pub(crate) enum Slot<'a> {
     Vector(&'a mut Vector),
     Matrix(&'a mut Matrix),
@@ -223,7 +230,7 @@ impl Slot<'_> {
         }
     }
 
-    /// Elements.
+    /// The number of elements.
     pub(crate) fn len(&self) -> usize {
         self.shape().iter().product()
     }
@@ -262,7 +269,7 @@ impl Gated {
 }
 
 impl Layer {
-    /// In the order of [`Decoder::slots`].
+    /// The norms and linear layers, in the order of [`Decoder::slots`].
     fn parts(&mut self) -> Vec<Part<'_>> {
         let mixer = match &mut self.mixer {
             Mixer::Attention(attention) => attention.parts(),
@@ -277,6 +284,7 @@ impl Layer {
         parts
     }
 
+    /// The linear layers, in the order of [`Decoder::linears`].
     pub(crate) fn linears(&mut self) -> Vec<&mut Linear> {
         let linear = |part| if let Part::Linear(linear) = part { Some(linear) } else { None };
         self.parts().into_iter().filter_map(linear).collect()
@@ -306,8 +314,8 @@ impl Decoder {
         self.slots_by(|_| 0)
     }
 
-    /// Every base tensor in the order of the parameters of full training: as [`Decoder::slots`], but
-    /// the norms of a layer come before its linear layers.
+    /// Every base tensor in the order of the parameters of full training. As [`Decoder::slots`],
+    /// but the norms of a layer come before its linear layers.
     pub(crate) fn parameters(&mut self) -> Vec<Slot<'_>> {
         self.slots_by(|part| match part {
             Part::Norm(_) => 0,
@@ -315,6 +323,7 @@ impl Decoder {
         })
     }
 
+    /// Every base tensor. The parts of a layer are sorted by `rank`, stably.
     fn slots_by(&mut self, rank: fn(&Part<'_>) -> u8) -> Vec<Slot<'_>> {
         let mut slots = vec![Slot::Matrix(&mut self.embedding)];
         for layer in &mut self.layers {
@@ -338,6 +347,7 @@ impl Decoder {
     }
 }
 
+/// The tree of layer `n`. `linears` counts the linear layers so far.
 fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut u32) -> Layer {
     let hidden = config.hidden_size;
     let name = |part: &str| format!("model.layers.{n}.{part}");
@@ -394,8 +404,11 @@ fn linear(module: String, role: Role, index: u32, shape: [usize; 2], bias: bool)
 pub struct LinearLayer {
     /// Such as `model.layers.0.self_attn.q_proj`.
     pub module: String,
+    /// What the layer is for.
     pub role: Role,
+    /// Rows of its weight.
     pub outputs: usize,
+    /// Columns of its weight.
     pub inputs: usize,
 }
 
@@ -408,7 +421,7 @@ pub fn linear_layers(config: &ModelConfig) -> Vec<LinearLayer> {
     Decoder::new(config).linears().map(describe).collect()
 }
 
-/// Their names.
+/// The names of all linear layers inside the decoder, in model order.
 pub fn linear_modules(config: &ModelConfig) -> Vec<String> {
     linear_layers(config).into_iter().map(|layer| layer.module).collect()
 }

@@ -1,4 +1,5 @@
-//! Adapters of others: settings that do not fit their tensors, other spellings, other formats, other bases.
+//! Adapters of others: settings that do not fit their tensors, other spellings, other formats,
+//! other bases.
 
 use finetune_model::adapter::Adapter;
 use finetune_model::{BaseCheck, BaseName, LoraTarget, Model, ModelConfig, ModelError, Placement, base_digest};
@@ -17,13 +18,13 @@ fn read(directory: &std::path::Path) -> Result<Adapter, ModelError> {
     Adapter::read(directory, &config("llama"))
 }
 
-/// What reading came to: notices, or the error.
+/// The result of reading: notices, or the error.
 fn outcome(directory: &std::path::Path) -> Result<String, String> {
     read(directory).map(|adapter| adapter.notices.join("\n")).map_err(|error| error.to_string())
 }
 
-/// (a setting of adapter_config.json and its value, part of the notice where it is read ("" for none), part of the error). The
-/// adapter has rank 4 on all linear layers of three layers.
+/// (a setting of adapter_config.json and its value, part of the notice if it is read ("" for none),
+/// part of the error). The adapter has rank 4 on all linear layers of three layers.
 #[test]
 fn settings_are_held_against_the_tensors() {
     let all = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
@@ -97,12 +98,12 @@ fn layers_have_a_pattern_and_full_names_have_none() {
     assert!(both(json!([0, 1, 2]), json!("blocks"), short).is_err_and(|error| error.contains("do not name")));
     let refused = both(json!([0]), Value::Null, json!(".*_proj"));
     assert!(refused.is_err_and(|error| error.contains("list of names")));
-    // A name in full counts whatever the layers are.
+    // A full name counts, whatever the layers are.
     let modules = finetune_model::linear_modules(&config("llama"));
     assert!(both(json!([0]), Value::Null, json!(modules)).is_ok());
 }
 
-/// The first versions wrote less; what is left out has PEFT's defaults.
+/// The first versions wrote fewer settings. Those that are left out have PEFT's defaults.
 #[test]
 fn an_old_config_is_read() {
     let made = adapter("llama", |config, _| {
@@ -394,7 +395,7 @@ fn an_adapter_knows_its_base() {
         assert_eq!(adapter.check_base(&golden("llama")).expect("checked"), BaseCheck::Same);
         let other = model("llama", |_, tensors| put(tensors, "model.norm.weight", 0, 1.5));
         assert!(matches!(adapter.check_base(other.path()).expect("checked"), BaseCheck::Other(_)));
-        // The same weights under another config.json: to be said.
+        // The same weights under another config.json give a notice.
         let copied = tempfile::tempdir().expect("a directory");
         std::fs::copy(golden("llama").join("model.safetensors"), copied.path().join("model.safetensors"))
             .expect("a copy");

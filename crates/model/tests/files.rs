@@ -1,4 +1,5 @@
-//! Model directories as they are found: other heads, extra tensors, odd configs, numbers that are none, links.
+//! Model directories as they are found: other heads, extra tensors, odd configs, numbers that are
+//! not finite, links.
 
 use std::path::Path;
 
@@ -36,7 +37,7 @@ fn add_head(tensors: &mut Vec<Tensor>, factor: f32) {
     tensors.push(("lm_head.weight".to_owned(), Dtype::F32, embedding.2, f32s(&values)));
 }
 
-/// transformers keeps the two apart where they differ, whatever config.json says (since 5.8).
+/// transformers keeps the two apart if they differ, whatever config.json says (since 5.8).
 #[test]
 fn an_output_layer_of_its_own_is_used() {
     for family in ["llama", "qwen2"] {
@@ -51,7 +52,7 @@ fn an_output_layer_of_its_own_is_used() {
         assert!(config.notices[0].contains("lm_head.weight"), "{:?}", config.notices);
         let names: Vec<String> = expected_tensors(&config).into_iter().map(|(name, _)| name).collect();
         assert!(names.contains(&"lm_head.weight".to_owned()), "it is counted and, with all weights, trained");
-        // Readers that do not compare are told.
+        // config.json tells readers that do not compare.
         let files = companion_files(other.path(), Dtype::F32, &[]).expect("files");
         let config: Value = serde_json::from_slice(&files[0].1).expect("JSON");
         assert_eq!((files[0].0.as_str(), &config["tie_word_embeddings"]), ("config.json", &json!(false)));
@@ -63,7 +64,8 @@ fn an_output_layer_of_its_own_is_used() {
     }
 }
 
-/// (a tensor beyond the config's, its shape, whether it is passed over and named, passed over in silence, or refused)
+/// (a tensor beyond the config's, its shape, whether it is passed over and named, passed over in
+/// silence, or refused)
 #[test]
 fn extra_tensors() {
     const NAMED: Option<bool> = Some(true);
@@ -112,7 +114,7 @@ fn check_extra(directory: &Path, name: &str, want: Option<bool>) {
     }
 }
 
-/// An index that leaves a tensor out: used, and said.
+/// An index that leaves a tensor out: the tensor is used, and a notice says so.
 #[test]
 fn tensors_that_the_index_leaves_out() {
     let made = model("llama", |_, _| {});
@@ -139,7 +141,7 @@ fn parse(family: &str, change: impl FnOnce(&mut Value)) -> Result<ModelConfig, M
     ModelConfig::parse(&config.to_string(), Path::new("config.json"))
 }
 
-/// (key, value): refused with file and key.
+/// (key, value): each is refused with file and key.
 #[test]
 fn numbers_of_a_config_have_ranges() {
     let linear = |factor: f64| json!({"rope_type": "linear", "factor": factor, "rope_theta": 10000.0});
@@ -186,7 +188,7 @@ fn numbers_of_a_config_have_ranges() {
     }
 }
 
-/// What a config says that changes nothing here, changes it in training only, or has a way out.
+/// Settings that change nothing here, or change training only, or have a way out.
 #[test]
 fn settings_of_others() {
     let plain = parse("llama", |_| {}).expect("a config");
@@ -202,7 +204,7 @@ fn settings_of_others() {
         let error = parse("llama", |config| config[key] = value).expect_err(key);
         assert!(error.hints()[0].contains(hint), "{error}: {:?}", error.hints());
     }
-    // Each class has its own length where config.json leaves it out.
+    // Each class has its own length if config.json leaves it out.
     for (family, length) in [("llama", 2048), ("mistral", 131_072), ("qwen2", 32_768)] {
         let without = parse(family, |config| {
             config.as_object_mut().expect("an object").remove("max_position_embeddings");
@@ -214,7 +216,8 @@ fn settings_of_others() {
     }
 }
 
-/// (model_type, architectures, the class that it is read as, whether that is said): transformers goes by the type.
+/// (model_type, architectures, the class that it is read as, whether a notice says so):
+/// transformers goes by the type.
 #[test]
 fn the_type_says_what_a_model_is() {
     let table: [(Value, Value, Option<&str>, bool); 9] = [
@@ -285,7 +288,7 @@ fn merge(base: &Path, adapter: &Adapter) -> Result<(), ModelError> {
         let mut staging = Staging::begin(&RealDisk, parent.path(), "merged").expect("a new directory");
         write_merged(&RealDisk, base, adapter, &mut staging, u64::MAX, &[], &|_, _| {})
     };
-    // Given up or not: this test publishes nothing, and nothing stays.
+    // Given up or not, this test publishes nothing and leaves nothing.
     assert_eq!(std::fs::read_dir(parent.path()).expect("a directory").count(), 0);
     merged
 }
@@ -306,7 +309,7 @@ fn a_merge_that_is_not_finite_names_its_tensor() {
     assert!(error.contains("_proj.weight") && error.contains("not finite once merged (element"), "{error}");
     let halved = model("llama", |_, tensors| {
         for tensor in tensors.iter_mut() {
-            // Zeros of either sign will do: the adapter is what counts.
+            // Zeros of either sign are the same: the adapter counts.
             (tensor.1, tensor.3) = (Dtype::F16, vec![0; tensor.3.len() / 2].into());
         }
     });
@@ -377,7 +380,7 @@ fn a_link_out_of_the_directory_is_not_exported() {
     let error = companion_files(made.path(), Dtype::F32, &[]).expect_err("a link out");
     assert!(matches!(error, ModelError::Store(StoreError::LinkOut { .. })), "{error}");
     assert!(error.to_string().contains("LICENSE") && !error.to_string().contains("private"), "{error}");
-    // What the text of a training replaces is not read.
+    // The base's files that the training's text replaces are not read.
     let text = [("LICENSE".to_owned(), b"own".to_vec())];
     companion_files(made.path(), Dtype::F32, &text).expect("replaced");
 }
@@ -398,8 +401,8 @@ fn what_is_no_config_is_named() {
     }
 }
 
-/// (changes of config.json, whether each of three layers has a rotary embedding, its window), as SmolLM3Config of
-/// transformers has them.
+/// (changes of config.json, whether each of three layers has a rotary embedding, its window), as
+/// SmolLM3Config of transformers has them.
 #[test]
 fn layers_without_rotary_embedding() {
     let list = json!([1, 0, 1]);

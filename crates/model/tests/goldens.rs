@@ -1,6 +1,7 @@
 //! Every family against transformers and PEFT (`scripts/make_goldens.py` made the files).
 //!
-//! Bounds are ten times the reference's own f32 noise: 3e-5 absolute for logits, 2e-5 of the norm for gradients.
+//! Bounds are ten times the reference's own f32 noise: 3e-5 absolute for logits, 2e-5 of the norm
+//! for gradients.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -76,7 +77,8 @@ impl Golden {
     }
 }
 
-/// The CPU; with `FINETUNE_TEST_DEVICE=gpu` the first GPU, a software renderer if there is no other, in f32.
+/// The CPU. With `FINETUNE_TEST_DEVICE=gpu` the first GPU, or a software renderer if there is no
+/// other, in f32.
 fn placement() -> Placement {
     gpu().map_or_else(|| Placement::cpu(None), |gpu| Placement::gpu(gpu.device, FloatType::F32))
 }
@@ -203,7 +205,8 @@ fn checkpointing_changes_no_bit() {
             assert_eq!(plain.0, again.0, "{family}, all weights {all}");
             let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             if all && model.config.tied_embeddings {
-                // The two parts of the embedding's gradient are added in another order of operations.
+                // The two parts of the embedding's gradient are added in another order of
+                // operations.
                 assert!(relative_norm(&again.1, &plain.1) < 1e-6, "{family}");
             } else {
                 assert!(bits(&plain.1) == bits(&again.1), "{family}, all weights {all}");
@@ -278,7 +281,8 @@ fn both_spellings_of_config_json_mean_the_same() {
     }
 }
 
-/// The published Llama 3.1 and 3.2 scalings reach all branches; transformers' frequencies, to one unit in the last place.
+/// The published Llama 3.1 and 3.2 scalings reach all branches; transformers' frequencies, to one
+/// unit in the last place.
 #[test]
 fn llama3_rope_frequencies() {
     let text = std::fs::read_to_string(directory("rope.json")).expect("rope.json");
@@ -330,7 +334,8 @@ fn a_new_adapter_gives_the_base() {
     assert_eq!(base.logits(tokens).expect("logits"), model.logits(tokens).expect("logits"));
 }
 
-/// Dropout depends on (seed, step, row): not on the batch a row is in, and not on the order of rows.
+/// Dropout depends on (seed, step, row): not on the batch a row is in, and not on the order of
+/// rows.
 #[test]
 fn dropout_is_a_function_of_seed_step_and_row() {
     let golden = Golden::load("llama3");
@@ -356,7 +361,7 @@ fn dropout_is_a_function_of_seed_step_and_row() {
     assert!((run(vec![0], at(2, 5))[0] - together[0]).abs() > 1e-4, "another seed drops other elements");
 }
 
-/// What adapters may not get away with.
+/// Adapters that must be refused.
 #[test]
 fn every_key_of_an_adapter_is_accounted_for() {
     let golden = Golden::load("llama3");
@@ -390,7 +395,8 @@ fn every_key_of_an_adapter_is_accounted_for() {
     }
 }
 
-/// f16 and bf16, where the GPU has them: within what their 11 and 8 bits allow, and from any loss scale the same.
+/// f16 and bf16, if the GPU has them: within what their 11 and 8 bits of precision allow, and the
+/// same from any loss scale.
 #[test]
 fn gpu_sixteen_bit_types_are_close_to_f32() {
     let Some(gpu) = gpu() else {
@@ -428,8 +434,8 @@ fn gpu_sixteen_bit_types_are_close_to_f32() {
     }
 }
 
-/// Coefficients of rows: the gradient is linear in them, one at a time or together, however much is recomputed. That of row
-/// 0 alone is the gradient of a batch of row 0.
+/// Coefficients of rows: the gradient is linear in them, one at a time or together, with or without
+/// checkpointing. That of row 0 alone is the gradient of a batch of row 0.
 #[test]
 fn gradients_are_linear_in_the_coefficients() {
     let golden = Golden::load("qwen3");

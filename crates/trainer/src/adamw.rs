@@ -3,21 +3,29 @@
 use finetune_recipe::Optimizer;
 use rayon::prelude::*;
 
-/// Both moments of every parameter, in the order of the layout, and the number of updates made.
+/// AdamW's state: both moments of every parameter, in the order of the layout.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdamW {
+    /// Running mean of the gradients.
     pub first_moment: Vec<f32>,
+    /// Running mean of the squared gradients.
     pub second_moment: Vec<f32>,
+    /// The number of updates made.
     pub updates: u64,
 }
 
 impl AdamW {
+    /// The state before the first update, for this many parameters.
     pub fn new(parameters: usize) -> AdamW {
         AdamW { first_moment: vec![0.0; parameters], second_moment: vec![0.0; parameters], updates: 0 }
     }
 
-    /// One update. Scalars are formed in f64 and rounded to f32 where torch does it; element-wise operations
-    /// come in torch's order: decay, first moment by `lerp`, second moment, `addcdiv`.
+    /// Makes one update. Scalars are formed in f64 and rounded to f32 where torch does it.
+    /// Element-wise operations come in torch's order: decay, first moment by `lerp`, second moment,
+    /// `addcdiv`.
+    ///
+    /// # Panics
+    /// If parameters, gradients and moments differ in length.
     pub fn update(&mut self, parameters: &mut [f32], gradients: &[f32], learning_rate: f64, settings: &Optimizer) {
         assert!(parameters.len() == gradients.len() && parameters.len() == self.first_moment.len(), "one layout");
         self.updates += 1;
@@ -43,18 +51,19 @@ impl AdamW {
     }
 }
 
-/// Parameters that one job takes.
+/// Parameters that one task of the thread pool takes.
 const JOB: usize = 1 << 16;
 
-/// Σ g² under the root, in f64: a sum for each job, added in order, whatever the number of threads.
+/// The norm sqrt(Σ g²), in f64. Each task has a sum of its own, and these are added in order, so
+/// the number of threads changes nothing.
 pub(crate) fn norm(gradients: &[f32]) -> f64 {
     let sum = |gradients: &[f32]| gradients.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
     let sums: Vec<f64> = gradients.par_chunks(JOB).map(sum).collect();
     sums.iter().sum::<f64>().sqrt()
 }
 
-/// Scales gradients so that their norm is at most `limit`, as `torch.nn.utils.clip_grad_norm_` does (with its
-/// 1e-6); a limit of 0 leaves them.
+/// Scales gradients so that their norm is at most `limit`, as `torch.nn.utils.clip_grad_norm_`
+/// does, with its 1e-6. A limit of 0 leaves them as they are.
 pub(crate) fn clip(gradients: &mut [f32], norm: f64, limit: f64) {
     let factor = limit / (norm + 1e-6);
     if limit > 0.0 && factor < 1.0 {

@@ -1,4 +1,5 @@
-//! The base model of a recipe: its directory, what it is called, what it is stored in, and the model itself.
+//! The base model of a recipe: its directory, its name, the number type of its files, and the model
+//! itself.
 
 use std::path::{Path, PathBuf};
 
@@ -10,8 +11,11 @@ use finetune_store::{Dtype, Holding, TensorSet, recognize};
 use crate::error::TrainError;
 use crate::initial_adapter::InitialAdapter;
 
-/// The directory of the recipe's model: a path, a run whose weights were all trained, or a hub id that is in the Hugging
-/// Face cache.
+/// The directory of the recipe's model. It is a path, the result of a run that trained all weights,
+/// or a snapshot in the Hugging Face cache.
+///
+/// # Errors
+/// If there is no such directory, or if it holds something else than a model.
 pub fn model_directory(recipe: &Recipe) -> Result<PathBuf, TrainError> {
     let path = Path::new(&recipe.model.path);
     let not_a_model = |what: String, hints: &[&str]| {
@@ -32,7 +36,7 @@ pub fn model_directory(recipe: &Recipe) -> Result<PathBuf, TrainError> {
                     "or make a model of both first: finetune export --format merged",
                 ],
             ),
-            // Whoever reads it says what is missing.
+            // The code that reads the directory says what is missing.
             _ => Ok(path.to_owned()),
         };
     }
@@ -49,7 +53,8 @@ pub fn model_directory(recipe: &Recipe) -> Result<PathBuf, TrainError> {
     }
 }
 
-/// What adapter_config.json calls the base model: as the recipe does, a hub id with the revision that was read.
+/// What adapter_config.json calls the base model: what the recipe calls it. A hub id comes with the
+/// revision that was read.
 pub(crate) fn base_name(recipe: &Recipe, directory: &Path) -> BaseName {
     match recipe.model.hub_id() {
         Some(id) if !Path::new(&recipe.model.path).is_dir() => {
@@ -63,12 +68,12 @@ pub(crate) fn base_name(recipe: &Recipe, directory: &Path) -> BaseName {
     }
 }
 
-/// Whether a model directory has weights, or only a config.json to make fresh ones from.
+/// Whether a model directory has weights, and not only a config.json to make fresh ones from.
 pub(crate) fn has_weights(directory: &Path) -> bool {
     ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| directory.join(name).is_file())
 }
 
-/// The number type that the matrices of a model directory are stored in; f32 where there are none yet.
+/// The number type that the matrices of a model directory are stored in; f32 if there are none yet.
 pub fn stored_type(directory: &Path) -> FloatType {
     let dtype = TensorSet::open_model(directory).ok().and_then(|files| {
         let widest = files.names().filter_map(|name| files.get(name)).filter(|view| view.shape.len() == 2);
@@ -77,7 +82,8 @@ pub fn stored_type(directory: &Path) -> FloatType {
     dtype.and_then(float_type).unwrap_or(FloatType::F32)
 }
 
-/// The base model of a recipe with what is trained set up, and the digest of where its weights came from.
+/// The base model of a recipe with what is trained set up, and the digest of what its weights were
+/// made from.
 pub(crate) fn open_model(
     recipe: &Recipe,
     directory: &Path,
@@ -85,7 +91,7 @@ pub(crate) fn open_model(
     placement: &Placement,
 ) -> Result<(Model, String), TrainError> {
     if start.is_none() {
-        // They go into every checkpoint: better refused now than at the first one.
+        // They go into every checkpoint, so a file that cannot be read is refused now.
         companion_files(directory, Dtype::F32, &[])?;
     }
     if start.is_none() && !has_weights(directory) {
@@ -94,7 +100,7 @@ pub(crate) fn open_model(
         model.train_all();
         return Ok((model, format!("fresh:{config_hash}")));
     }
-    let mut model = Model::load(directory, placement).map_err(TrainError::of_base)?;
+    let mut model = Model::load(directory, placement).map_err(TrainError::from_base)?;
     let digest = base_digest(directory)?;
     let Some(InitialAdapter { targets, values, .. }) = start else {
         model.train_all();

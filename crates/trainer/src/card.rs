@@ -1,7 +1,9 @@
-//! The model card, `README.md` beside the tensors of an adapter or a checkpoint: what it was made of, for whoever finds it later.
+//! The model card, `README.md` beside the tensors of an adapter or a checkpoint: what it was made
+//! of.
 //!
-//! A function of the recipe, the rows and the metrics up to a step: the same bytes whatever interrupted the run, on every
-//! machine. So no times, no speeds, no paths, and no number of steps that a resume may change.
+//! It is a function of the recipe, the rows and the metrics up to a step. So it has the same bytes
+//! on every machine, whatever interrupted the run. It holds no times, speeds or paths, and no
+//! number of steps that a resume may change.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -14,17 +16,19 @@ use crate::numbers::counted;
 use crate::snapshot::Snapshot;
 use crate::summary::before_and_after;
 
-/// The card of the run's state as it is.
+/// The card of the run's state as it is now.
 pub(crate) fn model_card(run: &Snapshot<'_>, rows: &[Row]) -> String {
     model_card_of(run, rows, run.state.step)
 }
 
-/// The card of what the run was after `step` steps: that of a best checkpoint, which is published later.
+/// The card of what the run was after `step` steps: the card of a best checkpoint, which is
+/// published later.
 pub(crate) fn model_card_of(run: &Snapshot<'_>, rows: &[Row], step: u64) -> String {
     let data = [("train", Some(run.train)), ("held back", run.eval)];
     card(run.recipe, &data, rows, step)
 }
 
+/// The text of a card. `data`: names of the data sets, and their rows if there are any.
 fn card(recipe: &Recipe, data: &[(&str, Option<&Dataset>)], rows: &[Row], step: u64) -> String {
     let base = base_name(recipe);
     let (library, kind, title) = match recipe.train.method {
@@ -36,7 +40,7 @@ fn card(recipe: &Recipe, data: &[(&str, Option<&Dataset>)], rows: &[Row], step: 
         serde_json::Value::from(base.as_str())
     );
     if recipe.train.method == Method::Lora {
-        // The hub's own tags for an adapter.
+        // Tags that the hub gives adapters.
         let _ = writeln!(card, "- base_model:adapter:{}\n- lora", yaml_word(&base));
     }
     let (version, steps) = (env!("CARGO_PKG_VERSION"), counted(step, "step"));
@@ -60,7 +64,7 @@ fn card(recipe: &Recipe, data: &[(&str, Option<&Dataset>)], rows: &[Row], step: 
     card
 }
 
-/// Where the metrics go back to the first step.
+/// The table of losses, if the metrics go back to the first step.
 fn losses(card: &mut String, rows: &[Row], step: u64) {
     let (loss, eval) = before_and_after(rows, step);
     let lines = [("training rows, of a step", loss), ("held-back rows", eval)];
@@ -75,7 +79,7 @@ fn losses(card: &mut String, rows: &[Row], step: u64) {
     }
 }
 
-/// The hub's name of the base where the recipe has one, else that of its directory.
+/// The hub's name of the base if the recipe has one, otherwise the name of its directory.
 pub(crate) fn base_name(recipe: &Recipe) -> String {
     match recipe.model.hub_id() {
         Some(id) => id.to_owned(),
@@ -83,7 +87,7 @@ pub(crate) fn base_name(recipe: &Recipe) -> String {
     }
 }
 
-/// The last name of a path, harmless in Markdown and HTML.
+/// The last name of a path, without letters that mean something in Markdown and HTML.
 pub(crate) fn file_name(path: &Path) -> String {
     // "." and ".." have no last name of their own.
     let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
@@ -92,7 +96,7 @@ pub(crate) fn file_name(path: &Path) -> String {
     name.chars().map(|letter| if letter.is_control() || "`<>&\"".contains(letter) { '_' } else { letter }).collect()
 }
 
-/// Letters that end no YAML scalar.
+/// The text with `_` for every letter that could end a YAML scalar.
 fn yaml_word(text: &str) -> String {
     let plain = |letter: char| letter.is_alphanumeric() || "-_./".contains(letter);
     text.chars().map(|letter| if plain(letter) { letter } else { '_' }).collect()

@@ -6,15 +6,15 @@ use finetune_store::human_bytes;
 use crate::memory::{Precision, Sizing, StepShape, Subject, estimate};
 
 impl Subject<'_> {
-    /// What a smaller setting of each kind would take, in words; those that help most first.
+    /// What a smaller setting of each kind would take, in words. Those that help most come first.
     pub(crate) fn cheaper_settings(&self) -> Vec<String> {
         let Subject { recipe, train: data, .. } = *self;
         let Sizing { config, targets, placement, stored, has_bf16, .. } = self.sizing;
         let targets = targets.as_ref();
-        let precision = Precision::of(placement, *stored);
+        let precision = Precision::new(placement, *stored);
         let (micro, checkpointing) = (recipe.train.micro_batch_size, recipe.train.gradient_checkpointing);
         let total = |micro: usize, checkpointing: bool, limit: usize, precision: Precision| {
-            estimate(config, targets, &StepShape::of(self, micro, checkpointing, limit), precision).total
+            estimate(config, targets, &StepShape::new(self, micro, checkpointing, limit), precision).total
         };
         let now = total(micro, checkpointing, usize::MAX, precision);
         let mut options: Vec<(u64, String)> = Vec::new();
@@ -40,7 +40,7 @@ impl Subject<'_> {
             options.push((total(micro, checkpointing, half, precision), text));
         }
         if let Some((rank, fewer)) = targets.and_then(lower_rank) {
-            let step = StepShape::of(self, micro, checkpointing, usize::MAX);
+            let step = StepShape::new(self, micro, checkpointing, usize::MAX);
             options.push((estimate(config, Some(&fewer), &step, precision).total, format!("lora.rank = {rank}")));
         }
         if *has_bf16 && !precision.cpu && precision.compute == FloatType::F32 {
@@ -56,7 +56,7 @@ impl Subject<'_> {
     }
 }
 
-/// A usual rank, and the branches with it, where they have larger ones.
+/// A usual rank and the branches with it, if some have a higher one.
 fn lower_rank(targets: &LoraTargets) -> Option<(usize, LoraTargets)> {
     let highest = targets.iter().map(|target| target.rank).max().unwrap_or(0);
     let rank = if highest > 64 { 64 } else { highest / 2 };
@@ -68,7 +68,7 @@ fn lower_rank(targets: &LoraTargets) -> Option<(usize, LoraTargets)> {
 mod tests {
     use super::*;
 
-    /// A usual rank instead of a high one, half of a usual one.
+    /// 64 for a rank above it, half of any other, and nothing below 4.
     #[test]
     fn ranks_that_take_less() {
         for (rank, lower) in [(4096, Some(64)), (64, Some(32)), (16, Some(8)), (4, None)] {

@@ -1,11 +1,12 @@
-//! Checkpoints on other hosts than rank 0's, so that a host that is lost takes no progress with it.
+//! Copies of checkpoints on other hosts, so that no progress is lost with rank 0's host.
 //!
-//! After each save rank 0 sends what is new to one rank of as many other hosts as `checkpoint.copies` says. They keep it as
-//! `copies/step-NNNNNN` of their own run directory, with the rows of `metrics.jsonl`. A run that goes on from its newest
-//! checkpoint goes on from the newest one that any of its hosts holds, and that verifies: rank 0 gets it from there.
+//! After each save rank 0 sends what is new to one rank of each of as many other hosts as
+//! `checkpoint.copies` says. They keep it as `copies/step-NNNNNN` of their own run directory, with
+//! the rows of `metrics.jsonl`. A run that goes on from its newest checkpoint takes the newest one
+//! that verifies on any of its hosts. Rank 0 gets it from there.
 //!
-//! The bytes travel over the group's own connections: hosts need no shared disk. Where they have one, the checkpoint is there
-//! already, and nothing is sent.
+//! The bytes travel over the group's own connections, so hosts need no shared disk. On a shared
+//! disk the checkpoint is there already, and nothing is sent.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -19,22 +20,23 @@ use finetune_store::{
 };
 
 use crate::error::TrainError;
-use crate::evaluate::ANSWERS_FILE;
 use crate::events::Event;
 use crate::identity::Identity;
 use crate::metrics;
 use crate::names::{CHECKPOINTS, COPIES};
 use crate::ranks::Ranks;
 use crate::resume::Resume;
+use crate::samples::SAMPLES_FILE;
 use crate::state::{belongs, name};
 
-/// Files beside the checkpoints that a run goes on with.
-const BESIDE: [&str; 2] = [metrics::FILE, ANSWERS_FILE];
+/// Files beside the checkpoints that a resumed run continues.
+const BESIDE: [&str; 2] = [metrics::FILE, SAMPLES_FILE];
 
-/// A piece of a file on its way.
+/// Bytes of a file that are sent at a time.
 const PIECE: usize = 4 << 20;
 
-/// The ranks that keep copies: the first of each host other than rank 0's, at most so many.
+/// The ranks that keep copies: the first rank of each host other than rank 0's, at most `copies` of
+/// them.
 fn holders<'a>(hosts: impl Iterator<Item = &'a str>, copies: usize) -> Vec<usize> {
     let (mut seen, mut holders) = (Vec::new(), Vec::new());
     for (rank, host) in hosts.enumerate() {
@@ -47,8 +49,9 @@ fn holders<'a>(hosts: impl Iterator<Item = &'a str>, copies: usize) -> Vec<usize
     holders
 }
 
-/// Brings the copies on other hosts up to what rank 0 has saved after `step` steps. A host whose disk is full is named, and
-/// the run goes on. `directory`: rank 0's.
+/// Brings the copies on other hosts up to what rank 0 has saved after `step` steps. If a host
+/// cannot keep its copy, it is named, and the run goes on. `directory`: rank 0's run directory,
+/// `None` on other ranks.
 pub(crate) fn spread(
     ranks: &Ranks,
     recipe: &Recipe,
@@ -71,7 +74,8 @@ pub(crate) fn spread(
     Ok(())
 }
 
-/// Rank 0's side: all checkpoints that it keeps, but those that are there. Returns why that failed over there, or nothing.
+/// Rank 0's side: sends all checkpoints that it keeps and the other host lacks. Returns why the
+/// other host could not keep them, or nothing.
 fn send(group: &Group, to: usize, directory: &Path) -> Result<String, TrainError> {
     let mut kept: Vec<(u64, PathBuf, Vec<u8>)> = Vec::new();
     for (step, path) in numbered(&RealDisk, &directory.join(CHECKPOINTS), "step-")? {
@@ -103,7 +107,7 @@ fn receive(group: &Group, directory: &Path) -> Result<(), GroupError> {
     group.recv(&mut count, 0)?;
     let mut steps = vec![0u64; count[0] as usize];
     group.recv(&mut steps, 0)?;
-    // Whatever fails here is told at the end: the messages go their way.
+    // An error here is told at the end, because rank 0 sends all messages in any case.
     let mut outcome = clear(&copies, &steps);
     for &step in &steps {
         let bytes = receive_bytes(group, 0)?;
@@ -121,7 +125,7 @@ fn receive(group: &Group, directory: &Path) -> Result<(), GroupError> {
             outcome = outcome.and(received.map(|_| ()));
         }
     }
-    // With a shared disk all is in its place already, and there is no folder of copies.
+    // On a shared disk all is in its place already, and there is no folder of copies.
     let kept = copies.is_dir();
     for file in BESIDE {
         let path = if kept { copies.join(file) } else { directory.join(file) };
@@ -134,7 +138,7 @@ fn receive(group: &Group, directory: &Path) -> Result<(), GroupError> {
     send_bytes(group, 0, outcome.err().map(|error| error.to_string()).unwrap_or_default().as_bytes())
 }
 
-/// Takes away what rank 0 does not keep any more.
+/// Removes the copies that rank 0 does not keep any more.
 fn clear(copies: &Path, keep: &[u64]) -> Result<(), StoreError> {
     sweep(&RealDisk, copies)?;
     for (step, path) in numbered(&RealDisk, copies, "step-")? {
@@ -145,14 +149,15 @@ fn clear(copies: &Path, keep: &[u64]) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Whether a directory is the one with this manifest. Its bytes are read when a run goes on from it.
+/// Whether a directory has this manifest. Its other bytes are verified when a run goes on from it.
 fn has(path: &Path, manifest: &Manifest) -> bool {
     let file = path.join(MANIFEST_NAME);
     std::fs::read(&file).is_ok_and(|bytes| Manifest::parse(&file, &bytes).is_ok_and(|found| found == *manifest))
 }
 
-/// Brings the newest checkpoint that any rank's host holds to rank 0, where rank 0 is to go on from the newest. A run that begins
-/// leaves nothing behind by which it could go on from another one's.
+/// Brings the newest checkpoint on any rank's host to rank 0, if rank 0 is to go on from the
+/// newest. A run that starts from the beginning sets older copies aside, so that no resume takes
+/// them for its own.
 pub(crate) fn bring_newest(
     directory: &Path,
     resume: &Resume,
@@ -164,7 +169,7 @@ pub(crate) fn bring_newest(
     let mut asked = [u8::from(*resume == Resume::Newest), u8::from(*resume == Resume::No)];
     group.broadcast(&mut asked, 0)?;
     if asked[1] == 1 && !ranks.is_first() {
-        // On a shared disk another rank may be faster.
+        // On a shared disk another rank may have done it first.
         let _ = set_copies_aside(directory);
     }
     if asked[0] == 0 {
@@ -223,7 +228,8 @@ pub(crate) fn bring_newest(
     Ok(())
 }
 
-/// The newest checkpoint of this run below a run directory that verifies and is beyond `known`.
+/// The newest checkpoint of this run below a run directory that verifies and is beyond step
+/// `known`.
 fn newer(directory: &Path, known: u64, identity: &Identity) -> Option<(u64, PathBuf)> {
     let mut all: Vec<(u64, PathBuf)> = [COPIES, CHECKPOINTS]
         .iter()
@@ -235,7 +241,7 @@ fn newer(directory: &Path, known: u64, identity: &Identity) -> Option<(u64, Path
     all.into_iter().rev().find(|(_, path)| fits(path))
 }
 
-/// Rank 0's own host has kept a copy for another: it becomes a checkpoint.
+/// Makes a checkpoint of a copy that rank 0's own host has kept for another host.
 fn adopt(path: &Path, directory: &Path, step: u64) -> Result<(), TrainError> {
     let manifest = verify_directory(&RealDisk, path)?;
     let checkpoints = directory.join(CHECKPOINTS);
@@ -252,14 +258,14 @@ fn adopt(path: &Path, directory: &Path, step: u64) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// A file that lies beside a checkpoint: in the folder of the copies, or in the run directory.
+/// A file beside a checkpoint: in the folder of the copies, or in the run directory.
 fn beside(checkpoint: &Path, file: &str) -> PathBuf {
     let folder = checkpoint.parent().unwrap_or(Path::new("."));
     let is_copies = folder.file_name().is_some_and(|name| name == COPIES);
     if is_copies { folder.join(file) } else { folder.parent().unwrap_or(Path::new(".")).join(file) }
 }
 
-/// Takes a file that another host has kept, if it has more than the own one.
+/// Takes a file that another host has kept, if it is longer than the own one.
 fn put_beside(directory: &Path, file: &str, bytes: &[u8]) -> Result<(), TrainError> {
     let path = directory.join(file);
     let own = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
@@ -269,6 +275,7 @@ fn put_beside(directory: &Path, file: &str, bytes: &[u8]) -> Result<(), TrainErr
     Ok(())
 }
 
+/// Moves the copies of an earlier run out of the way.
 fn set_copies_aside(directory: &Path) -> Result<(), StoreError> {
     let copies = directory.join(COPIES);
     if copies.is_dir() {
@@ -285,7 +292,7 @@ fn about(manifest: &Manifest) -> serde_json::Value {
     about.into()
 }
 
-/// The files of a checkpoint, in the order of its manifest.
+/// Sends the files of a checkpoint, in the order of its manifest.
 fn send_files(group: &Group, to: usize, path: &Path, manifest: &[u8]) -> Result<(), TrainError> {
     let mut piece = vec![0; PIECE];
     for record in Manifest::parse(path, manifest)?.files {
@@ -303,8 +310,8 @@ fn send_files(group: &Group, to: usize, path: &Path, manifest: &[u8]) -> Result<
     Ok(())
 }
 
-/// What [`send_files`] sends, as a directory that appears whole or not at all. The inner error is this host's: all has been
-/// received then, and is lost.
+/// Receives what [`send_files`] sends, as a directory that appears whole or not at all. The inner
+/// error is this host's: then all bytes were received, and nothing is kept.
 fn receive_files(
     group: &Group,
     from: usize,
@@ -346,7 +353,7 @@ fn receive_files(
     }))
 }
 
-/// A file of a directory that is being written, by a name that cannot lead out of it.
+/// Creates a file of a directory that is being written. Its name cannot lead out of the directory.
 fn new_file(staging: &Staging<'_>, name: &str) -> Result<Option<(PathBuf, File)>, StoreError> {
     let path = staging.directory().join(SafeName::parse(name)?.as_str());
     let file = OpenOptions::new().write(true).create_new(true).open(&path);
@@ -356,11 +363,13 @@ fn new_file(staging: &Staging<'_>, name: &str) -> Result<Option<(PathBuf, File)>
     }
 }
 
+/// Sends a length, then the bytes.
 fn send_bytes(group: &Group, to: usize, bytes: &[u8]) -> Result<(), GroupError> {
     group.send(&[bytes.len() as u64], to)?;
     bytes.chunks(PIECE).try_for_each(|piece| group.send(piece, to))
 }
 
+/// Receives what [`send_bytes`] sends.
 fn receive_bytes(group: &Group, from: usize) -> Result<Vec<u8>, GroupError> {
     let mut length = [0u64];
     group.recv(&mut length, from)?;
@@ -369,7 +378,7 @@ fn receive_bytes(group: &Group, from: usize) -> Result<Vec<u8>, GroupError> {
     Ok(bytes)
 }
 
-/// Sends what a file has more than the other side has of it: rows are only ever added.
+/// Sends the part of a file that the other side lacks. Rows are only ever appended.
 fn send_tail(group: &Group, to: usize, bytes: &[u8]) -> Result<(), GroupError> {
     let (mut length, mut hash) = ([0u64], [0u8; blake3::OUT_LEN]);
     group.recv(&mut length, to)?;
@@ -381,7 +390,7 @@ fn send_tail(group: &Group, to: usize, bytes: &[u8]) -> Result<(), GroupError> {
     send_bytes(group, to, &bytes[from..])
 }
 
-/// The whole file, of which this side has `own`.
+/// Receives a file whose beginning this side may have as `own`. Returns all of it.
 fn receive_tail(group: &Group, from: usize, own: &[u8]) -> Result<Vec<u8>, GroupError> {
     group.send(&[own.len() as u64], from)?;
     group.send(blake3::hash(own).as_bytes(), from)?;

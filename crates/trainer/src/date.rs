@@ -1,4 +1,5 @@
-//! The day that a chat template calls today: fixed when a run starts, the same on all ranks and after every resume.
+//! The day that a chat template calls today. It is fixed when a run starts, and is the same on all
+//! ranks and after every resume.
 
 use std::path::{Path, PathBuf};
 
@@ -13,8 +14,8 @@ use crate::ranks::Ranks;
 use crate::resume::Resume;
 use crate::state::StateFile;
 
-/// YYYY-MM-DD: the recipe's date, else the one that the run was started with, else today. Rank 0 says it, whatever the time
-/// zones of the others are.
+/// YYYY-MM-DD: the recipe's date, otherwise the date that the run was started with, otherwise
+/// today. Rank 0 decides, whatever the time zones of the others are.
 pub(crate) fn agree(recipe: &Recipe, resume: &Resume, ranks: &Ranks) -> Result<String, TrainError> {
     let mine = if ranks.is_first() { choose(recipe, resume) } else { String::new() };
     let all = ranks.gather_texts(&mine)?;
@@ -27,8 +28,8 @@ pub(crate) fn choose(recipe: &Recipe, resume: &Resume) -> String {
     recipe.data.date.clone().or_else(recorded).unwrap_or_else(|| day(Local::now()))
 }
 
-/// What the run that is gone on with has written down. Where it was started by a version that wrote no date, the day of its
-/// oldest checkpoint is the best guess.
+/// The date that the run to be resumed has written down. If a version without dates started it, the
+/// day of its oldest checkpoint is the best guess.
 fn recorded(output_dir: &Path, resume: &Resume) -> Option<String> {
     let run = match resume {
         Resume::From(path) => run_of(path),
@@ -48,21 +49,22 @@ fn recorded(output_dir: &Path, resume: &Resume) -> Option<String> {
     of_state().or_else(of_recipe).or_else(of_file)
 }
 
-/// The run directory that a path given to `--resume` is of.
+/// The run directory that a path given to `--resume` belongs to.
 fn run_of(path: &Path) -> PathBuf {
     let holds = |folder: &&Path| folder.join(CHECKPOINTS).is_dir();
     path.ancestors().take(3).find(holds).unwrap_or(path).to_owned()
 }
 
-/// Oldest first.
+/// The checkpoints of a run, oldest first.
 fn checkpoints(run: &Path) -> Vec<PathBuf> {
-    // Where the run's own host was lost, what this one has kept of it.
+    // If the run's own host was lost, the copies that this host has kept.
     let of = |folder: &str| numbered(&RealDisk, &run.join(folder), "step-").unwrap_or_default();
     let (own, copies) = (of(CHECKPOINTS), of(COPIES));
     let found = if own.is_empty() { copies } else { own };
     found.into_iter().map(|(_, path)| path).collect()
 }
 
+/// A day as YYYY-MM-DD.
 fn day(time: DateTime<Local>) -> String {
     time.format("%Y-%m-%d").to_string()
 }
@@ -79,7 +81,8 @@ mod tests {
         Recipe::parse(&text, Path::new("r.toml"), &[], None).expect("a recipe")
     }
 
-    /// The recipe's date before the recorded one, that before today; a fresh start does not look back.
+    /// The recipe's date comes before the recorded one, and that before today. A fresh start does
+    /// not look back.
     #[test]
     fn the_first_date_counts() {
         let folder = tempfile::tempdir().expect("a directory");
@@ -99,7 +102,7 @@ mod tests {
         ] {
             assert_eq!(choose(&recipe(&run, date), &resume), want, "{date:?} {resume:?}");
         }
-        // A run of a version that wrote no date: the day of its checkpoint.
+        // A run of a version that wrote no date has the day of its checkpoint.
         replace_file(&RealDisk, &run.join(RECIPE_FILE), recipe(&run, None).to_toml().as_bytes()).expect("a recipe");
         assert_eq!(choose(&recipe(&run, None), &Resume::Newest), today);
     }

@@ -14,30 +14,33 @@ use crate::run_directory::{keeps_best, publishes_best};
 /// Bytes that a run needs in its directory at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct DiskNeed {
-    /// One checkpoint: parameters, both moments, the files of text.
+    /// One checkpoint: parameters, both moments, text files.
     pub checkpoint: u64,
-    /// Checkpoints at once: those that are kept, the best, and one being written.
+    /// The most checkpoints at a time: those that are kept, the best, and one being written.
     pub checkpoints: u64,
-    /// `adapter/` or `model/`.
+    /// The result, `adapter/` or `model/`.
     pub result: u64,
     /// Metrics and report.
     pub records: u64,
+    /// All of these together.
     pub total: u64,
     /// What the run directory holds already.
     pub there: u64,
-    /// Free where the run is written, where it can be told.
+    /// Bytes free where the run is written, if they can be told.
     pub free: Option<u64>,
 }
 
-/// A manifest, a state, a card, headers and blocks that are not full.
+/// A manifest, a state, a card, headers, and blocks that are not full.
 const SMALL_FILES: u64 = 32 << 10;
 /// A row of metrics.jsonl, with room for its point in the report.
 const ROW: u64 = 400;
+/// Bytes of an f32 number.
 const FLOAT: u64 = 4;
 
 impl DiskNeed {
-    /// `trained` parameters over `steps` steps; `text`: bytes of the tokenizer's files beside them.
-    pub(crate) fn of(
+    /// `trained`: parameters that are trained. `text`: bytes of the tokenizer's files beside them.
+    /// `free`: bytes free on the disk, if they can be told.
+    pub(crate) fn new(
         recipe: &Recipe,
         trained: u64,
         steps: u64,
@@ -49,7 +52,8 @@ impl DiskNeed {
         let result = values.saturating_add(text).saturating_add(SMALL_FILES);
         let checkpoint = values.saturating_mul(3).saturating_add(text).saturating_add(SMALL_FILES);
         let best = has_eval && keeps_best(recipe);
-        // How often it can come to a save: after so many steps, at each best evaluation, at the end.
+        // The most saves that can happen: each `every` steps, at each best evaluation, and at the
+        // end.
         let often = |every: u64| steps.checked_div(every).unwrap_or(0);
         let saves = often(recipe.checkpoint.every)
             .saturating_add(if best { often(recipe.eval.every) } else { 0 })
@@ -61,9 +65,9 @@ impl DiskNeed {
         DiskNeed { checkpoint, checkpoints, result, records, total, there: bytes_there(&recipe.output_dir), free }
     }
 
-    /// Bytes that have to be free for it now.
+    /// Bytes that have to be free for the run now.
     pub fn missing(&self) -> u64 {
-        // One checkpoint is written before an older one goes.
+        // One checkpoint is written before an older one is removed.
         self.total.saturating_sub(self.there).max(self.checkpoint.min(self.total))
     }
 
@@ -80,6 +84,7 @@ impl DiskNeed {
         }
     }
 
+    /// What helps against a full disk.
     fn hints(&self, recipe: &Recipe, free: u64) -> Vec<String> {
         let human = finetune_store::human_bytes;
         let mut hints = Vec::new();
@@ -111,6 +116,7 @@ fn bytes_there(directory: &Path) -> u64 {
     checkpoints.into_iter().map(|(_, path)| path).chain(results).map(|path| bytes_of(&path)).sum()
 }
 
+/// Bytes of the files in a directory, without its folders.
 fn bytes_of(directory: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
     entries
@@ -132,7 +138,8 @@ mod tests {
         Recipe::parse(&text, Path::new("r.toml"), &[], None).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// (keys, steps, checkpoints at once): no more than there can be saves, and the best where it is kept.
+    /// (keys, steps, checkpoints at a time): no more than there can be saves, and the best one if
+    /// it is kept.
     #[test]
     fn checkpoints_that_lie_there_at_once() {
         let cases = [
@@ -149,7 +156,7 @@ mod tests {
         ];
         let folder = tempfile::tempdir().expect("a directory");
         for (keys, steps, checkpoints) in cases {
-            let need = DiskNeed::of(&recipe(folder.path(), keys), 1_000_000, steps, true, 500, None);
+            let need = DiskNeed::new(&recipe(folder.path(), keys), 1_000_000, steps, true, 500, None);
             assert_eq!(need.checkpoints, checkpoints, "{keys}");
             assert!(need.checkpoint > 12_000_500 && need.result > 4_000_500, "{need:?}");
             assert_eq!(need.total, need.checkpoint * checkpoints + need.result + need.records, "{keys}");
@@ -161,11 +168,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a directory");
         let run = folder.path().join("run");
         let small = recipe(&run, "[checkpoint]\nevery = 10\nkeep_last = 3\nkeep_best = false\n");
-        let before = DiskNeed::of(&small, 1000, 100, false, 0, None);
+        let before = DiskNeed::new(&small, 1000, 100, false, 0, None);
         assert_eq!(before.missing(), before.total);
         let file = run.join("checkpoints/step-000010/optimizer.safetensors");
         finetune_store::replace_file(&RealDisk, &file, &[0; 8000]).expect("a file");
-        let after = DiskNeed::of(&small, 1000, 100, false, 0, None);
+        let after = DiskNeed::new(&small, 1000, 100, false, 0, None);
         assert_eq!(after.missing(), before.total - 8000);
         for (free, fits) in [(after.missing(), true), (after.missing() - 1, false), (0, false)] {
             let checked = DiskNeed { free: Some(free), ..after }.check(&small);

@@ -1,4 +1,5 @@
-//! The way on after numbers that are not finite: from a checkpoint of before they went wrong, with a lower rate.
+//! What to do after numbers that are not finite: go on from a checkpoint of before, with a lower
+//! rate.
 
 use std::path::Path;
 
@@ -11,15 +12,16 @@ use crate::names::RECIPE_FILE;
 
 /// A rate at which LoRA seldom diverges: the recipe's default.
 const USUAL_RATE: f64 = 2e-4;
-/// Above a tenth of this, a tenth of the rate is still a bold one.
+/// A tenth of a rate above this is still high.
 const BOLD_RATE: f64 = 1e-2;
 
-/// Losses by step, those of a checkpoint's own parameters: the loss of step n + 1 is computed before its update, with the
-/// parameters that the checkpoint of step n holds.
+/// Losses by step, each of the parameters that the checkpoint of that step holds. The loss of step
+/// n + 1 is computed before its update, so it is the loss of the parameters after step n.
 struct Losses(Vec<(u64, f64)>);
 
 impl Losses {
-    fn of(rows: &[Row]) -> Losses {
+    /// Losses of the rows of steps.
+    fn from_rows(rows: &[Row]) -> Losses {
         let steps = rows.iter().filter_map(|row| match row {
             Row::Step(row) => Some((row.step.saturating_sub(1), row.loss)),
             Row::Eval(_) => None,
@@ -27,20 +29,21 @@ impl Losses {
         Losses(steps.collect())
     }
 
-    /// Whether the parameters after `step` steps were sound: their loss is known, and not far above the lowest so far. A fifth
-    /// and 0.3 nats are more than batches of one run differ by once it has settled, and much less than a run that diverges is
-    /// off by within a few steps.
+    /// Whether the parameters after `step` steps were sound: their loss is known, and not far above
+    /// the lowest so far. The margin is a fifth and 0.3 nats. Once a run has settled, its batches
+    /// differ by less. A run that diverges exceeds it within a few steps.
     fn are_sound_after(&self, step: u64) -> bool {
         let Some((_, loss)) = self.0.iter().find(|(known, _)| *known == step) else { return false };
         *loss <= self.lowest_until(step) * 1.2 + 0.3
     }
 
-    /// Whether the loss has risen beyond doubt: twice the lowest and more.
+    /// Whether the loss has risen beyond doubt: to more than twice the lowest and 1.
     fn have_risen_by(&self, step: u64) -> bool {
         let known = self.0.iter().rev().find(|(known, _)| *known <= step);
         known.is_some_and(|(_, loss)| !loss.is_finite() || *loss > self.lowest_until(step) * 2.0 + 1.0)
     }
 
+    /// The lowest loss of the parameters after at most `step` steps.
     fn lowest_until(&self, step: u64) -> f64 {
         self.0.iter().filter(|(known, _)| *known <= step).map(|(_, loss)| *loss).fold(f64::INFINITY, f64::min)
     }
@@ -50,12 +53,12 @@ impl Losses {
 pub(crate) fn is_safe(rows: &[Row], checkpoint: &Path) -> bool {
     let name = checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let step = name.strip_prefix("step-").and_then(|digits| digits.parse().ok());
-    step.is_none_or(|step| !Losses::of(rows).have_risen_by(step))
+    step.is_none_or(|step| !Losses::from_rows(rows).have_risen_by(step))
 }
 
-/// What can be done now with the run in `directory`, ready to paste.
+/// What can be done now with the run in `directory`, as commands to paste.
 pub(crate) fn ways_on(recipe: &Recipe, directory: &Path, rows: &[Row]) -> Vec<String> {
-    let losses = Losses::of(rows);
+    let losses = Losses::from_rows(rows);
     let mut settings = format!(" --set optimizer.learning_rate={}", lower(recipe.optimizer.learning_rate));
     if recipe.train.max_grad_norm == 0.0 {
         settings += " --set train.max_grad_norm=1.0";
@@ -81,16 +84,16 @@ pub(crate) fn ways_on(recipe: &Recipe, directory: &Path, rows: &[Row]) -> Vec<St
     }
 }
 
-/// `NAME-2`, or the first number that nothing has.
+/// `NAME-2`, or the first number whose name is free.
 fn free_name_of_directory(parent: &Path, name: &str) -> std::path::PathBuf {
     let mut names = (2..).map(|number| parent.join(format!("{name}-{number}")));
     names.find(|path| path.symlink_metadata().is_err()).expect("an endless list")
 }
 
-/// A tenth of the rate, or a usual one where that is still bold.
+/// A tenth of the rate, or a usual rate if that is still high.
 fn lower(rate: f64) -> String {
     let lower = if rate > BOLD_RATE { USUAL_RATE } else { rate / 10.0 };
-    // Four digits of a tenth are enough, and 2.0000000000000002e-5 is none to paste.
+    // Four digits are enough. 2.0000000000000002e-5 would be unpleasant to paste.
     let text = format!("{lower:.3e}");
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     let digits = if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { digits };
@@ -116,7 +119,8 @@ mod tests {
     #[test]
     fn checkpoints_of_a_diverging_run_are_not_sound() {
         let cases: [(&[f64], &[u64]); 5] = [
-            // The loss of step 3 is known to be that of the parameters after step 2; those after step 3 have none yet.
+            // The loss of step 3 is that of the parameters after step 2. Those after step 3 have
+            // none yet.
             (&[3.0, 2.5, 2.4], &[0, 1, 2]),
             (&[3.0, 2.5, 2.4, 2.9, 3.5, 9.0, 40.0], &[0, 1, 2, 3]),
             (&[7.0], &[0]),
@@ -130,7 +134,7 @@ mod tests {
         }
     }
 
-    /// A noisy loss is no divergence; one that has doubled, and more, is.
+    /// A noisy loss is no divergence. A loss that has doubled and risen by 1 is one.
     #[test]
     fn a_risen_loss() {
         for (of_steps, risen) in

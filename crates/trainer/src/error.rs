@@ -7,93 +7,122 @@ use finetune_dataset::DatasetError;
 use finetune_model::ModelError;
 use finetune_store::{StoreError, human_bytes};
 
+/// Why a run cannot start or go on. The fields are the words of each variant's message.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message above a variant says what its fields are")]
 pub enum TrainError {
+    /// The model or the adapter is wrong, or the device failed.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// Numbers that are not finite in the file of a base model: bad input, and no fault of training.
+    /// The file of a base model holds numbers that are not finite: bad input, and no fault of
+    /// training.
     #[error("{0}")]
     BadBase(ModelError),
+    /// The rows or the tokenizer are wrong.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
+    /// Reading or writing files failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("{what} is not finite in step {step}; no weight was changed by it")]
-    /// `ways`: what can be done now, ready to paste.
+    /// A loss, gradient or parameter is not finite. `ways`: what can be done now, ready to paste.
     NotFinite { what: &'static str, step: u64, rows: Vec<String>, more: usize, ways: Vec<String> },
+    /// The loss on held-back rows is not finite before any training.
     #[error("the loss of {} is not finite", rows.join(", "))]
     NotFiniteEvaluation { rows: Vec<String> },
+    /// The run directory has a run, and this one was not told to resume it.
     #[error("{directory} holds a run already", directory = directory.display())]
     Occupied { directory: PathBuf },
+    /// A resume with another recipe, other rows or another model.
     #[error("{path} cannot be resumed with this recipe:\n{}", differences.join("\n"), path = path.display())]
     Changed { path: PathBuf, differences: Vec<String> },
+    /// A checkpoint is damaged, or of another version.
     #[error("{path}: {what}", path = path.display())]
     Checkpoint { path: PathBuf, what: String },
-    /// What was given to go on from is something else.
+    /// The path to go on from holds something else than a checkpoint.
     #[error("{path}: {what}", path = path.display())]
     NoCheckpoint { path: PathBuf, what: String, hints: Vec<String> },
+    /// A resume of a run that has a result but no checkpoint.
     #[error("{result} is the result of a run whose checkpoints are gone: there is nothing to go on from, and starting again would replace it", result = result.display())]
     NothingLeft { result: PathBuf, passed_over: Vec<String> },
+    /// The checkpoint that is to become the result is missing or damaged.
     #[error("the best checkpoint, {path}, cannot become the result: {what}", path = path.display())]
     BestCheckpoint { path: PathBuf, what: String },
+    /// The best evaluation was asked for, without rows to evaluate.
     #[error("checkpoint.result = \"best\" needs evaluation rows, and there are none")]
     NoBest,
-    /// A place where a run would come between the user's own files or over them.
+    /// A run there would lie between the user's own files, or be written over them.
     #[error("output_dir = {directory}: {what}", directory = directory.display())]
     WrongFolder { directory: PathBuf, what: String },
+    /// A value that no run can have.
     #[error("{key} = {value}: {what}")]
     Beyond { key: &'static str, value: String, what: String },
+    /// The checkpoint has done more steps than the recipe has.
     #[error("{path}: step {step} is past the last step of the recipe, {last}", path = path.display())]
     PastTheEnd { path: PathBuf, step: u64, last: u64 },
+    /// The model is neither here nor in the Hugging Face cache.
     #[error("model.path: `{path}` is neither a directory nor a model in the Hugging Face cache")]
     NoModel { path: String },
+    /// A setting that this version does not carry out.
     #[error("{key} = {value} is not available {instead}")]
     Unavailable { key: &'static str, value: String, instead: &'static str },
-    /// `path` is there, and is something else than a model.
+    /// `path` is there, but holds something else than a model.
     #[error("model.path: `{path}` {what}")]
     NotAModel { path: String, what: String, hints: Vec<String> },
+    /// The initial adapter was trained on another base.
     #[error("lora.init_from: {path}: {what}", path = path.display())]
     OtherBase { path: PathBuf, what: String },
+    /// The disk is too small for the run. Sizes are in bytes.
     #[error("the run needs {} on disk at {}, and {} are free", human_bytes(*needed), directory.display(), human_bytes(*free))]
     Disk { directory: PathBuf, needed: u64, free: u64, hints: Vec<String> },
+    /// The memory is too small for the run, by the estimate. Sizes are in bytes.
     #[error("the run needs about {} of memory; {} are there", human_bytes(*needed), human_bytes(*available))]
     Memory { needed: u64, available: u64, weights: u64, cheaper: Vec<String> },
-    /// `bytes`: what could not be had at once, where the driver says it. `cheaper`: settings that take less.
+    /// The device is out of memory. `bytes`: what could not be allocated at once, if the driver
+    /// says it. `cheaper`: settings that take less. `saved`: the newest checkpoint.
     #[error("{}", ModelError::DeviceMemory { bytes: *bytes })]
     DeviceMemory { bytes: Option<u64>, cheaper: Vec<String>, saved: Option<PathBuf> },
+    /// A GPU was asked for, and there is none.
     #[error("model.device = \"gpu\": {}", if *built_in { "no GPU was found" } else { "this program was built without a GPU backend" })]
     NoGpu { built_in: bool },
+    /// No row of the training data is left.
     #[error("{path}: no row is left to train on", path = path.display())]
     NoRows { path: PathBuf },
+    /// Lines of the data are no JSON.
     #[error("{}", lines.join("\n"))]
     NotJson { lines: Vec<String> },
+    /// The virtual ranks are no multiple of the ranks.
     #[error("distributed.virtual_ranks = {virtual_ranks} cannot be shared out evenly among {world} ranks")]
     VirtualRanks { virtual_ranks: usize, world: usize },
+    /// The ranks have different input.
     #[error("the ranks cannot train together: {}", differences.join("; "))]
     Differ { differences: Vec<String> },
+    /// The ranks had the same numbers, and have them no longer.
     #[error("after step {step} the ranks no longer have the same numbers: {}", differences.join("; "))]
     Drifted { step: u64, differences: Vec<String> },
-    /// `saved`: the newest checkpoint, where this rank knows it.
+    /// The group of ranks has failed. `saved`: the newest checkpoint, if this rank knows it.
     #[error("{error}")]
     Group { error: GroupError, saved: Option<PathBuf> },
 }
 
-/// What kind of thing went wrong; the numbers are those of the program's exit codes, and of what ranks tell each other.
+/// What kind of thing went wrong. The numbers are the program's exit codes, and ranks tell them
+/// each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The recipe, the model, the rows: another try ends the same way.
+    /// The recipe, the model or the rows are wrong: another try ends the same way.
     Input,
-    /// Another rank was lost, or the network failed: worth another try.
+    /// Another rank was lost, or the network failed: another try may succeed.
     Peers,
-    /// Numbers that are not finite.
+    /// Numbers are not finite.
     Numbers,
-    /// No space, failed writes, too little memory.
+    /// The disk is full, a write failed, or there is too little memory.
     DiskOrMemory,
 }
 
 impl Fault {
     const ALL: [Fault; 4] = [Fault::Input, Fault::Peers, Fault::Numbers, Fault::DiskOrMemory];
 
+    /// The exit code.
     pub fn number(self) -> i32 {
         match self {
             Fault::Input => 2,
@@ -103,10 +132,10 @@ impl Fault {
         }
     }
 
-    /// Of a rank that stopped by itself the fault is everybody's.
-    pub fn of_group(error: &GroupError) -> Fault {
+    /// The fault of a failed group. If a rank stopped by itself, its fault is the fault of all.
+    pub fn from_group(error: &GroupError) -> Fault {
         match &error.verdict {
-            // Ranks that do different things have been started with different input.
+            // Ranks that do different things were started with different input.
             Verdict::Reported { cause: Cause::Diverged { .. }, .. } => Fault::Input,
             Verdict::Reported { cause: Cause::Failed { code, .. }, .. } => {
                 Fault::ALL.into_iter().find(|fault| fault.number() == *code).unwrap_or(Fault::Peers)
@@ -123,7 +152,7 @@ impl From<GroupError> for TrainError {
 }
 
 impl TrainError {
-    /// Says of a failed group which checkpoint is safe.
+    /// Adds to the failure of a group or a device which checkpoint is safe.
     pub(crate) fn with_saved(self, saved: Option<PathBuf>) -> TrainError {
         match self {
             TrainError::Group { error, .. } => TrainError::Group { error, saved },
@@ -132,7 +161,7 @@ impl TrainError {
         }
     }
 
-    /// Says after numbers that are not finite what can be done now.
+    /// Adds to numbers that are not finite what can be done now.
     pub(crate) fn with_ways(self, found: impl FnOnce() -> Vec<String>) -> TrainError {
         match self {
             TrainError::NotFinite { what, step, rows, more, .. } => {
@@ -142,7 +171,7 @@ impl TrainError {
         }
     }
 
-    /// Says of a device that is out of memory which settings take less.
+    /// Adds to a device that is out of memory which settings take less.
     pub(crate) fn with_cheaper_settings(self, cheaper: impl FnOnce() -> Vec<String>) -> TrainError {
         match self {
             TrainError::Model(ModelError::DeviceMemory { bytes }) => {
@@ -152,8 +181,8 @@ impl TrainError {
         }
     }
 
-    /// What is wrong with the base model that a run is to begin with.
-    pub(crate) fn of_base(error: ModelError) -> TrainError {
+    /// The error for the base model that a run is to begin with.
+    pub(crate) fn from_base(error: ModelError) -> TrainError {
         match error {
             ModelError::NotFinite { .. } => TrainError::BadBase(error),
             error => TrainError::Model(error),
@@ -171,15 +200,6 @@ impl TrainError {
                 let more = if *more > 0 { format!(" and {more} more") } else { String::new() };
                 std::iter::once(format!("rows of the step: {rows}{more}")).chain(ways.iter().cloned()).collect()
             }
-            TrainError::NotFiniteEvaluation { .. } => {
-                vec!["the weights or the adapter hold numbers that are not finite, or overflow on these rows".into()]
-            }
-            TrainError::Occupied { .. } => vec![
-                "`--resume` goes on with it; `--output-dir` starts another".into(),
-            ],
-            TrainError::Changed { .. } => vec![
-                "output_dir, [log], [checkpoint], [eval], the number of steps, optimizer.learning_rate, train.max_grad_norm and train.micro_batch_size may change; for anything else start a new run with `--output-dir`".into(),
-            ],
             TrainError::NoCheckpoint { hints, .. } | TrainError::NotAModel { hints, .. } => hints.clone(),
             TrainError::NothingLeft { result, passed_over } => {
                 let shown = result.display();
@@ -187,27 +207,13 @@ impl TrainError {
                 let remove = format!("to start again here, move or remove {shown} first");
                 passed_over.iter().cloned().chain([start, remove]).collect()
             }
-            TrainError::BestCheckpoint { .. } => vec![
-                "`--resume --set checkpoint.result=last` makes the last state the result".into(),
-            ],
-            TrainError::NoBest => vec![
-                "name held-back rows with `eval` in [data], or leave checkpoint.result out".into(),
-            ],
-            TrainError::WrongFolder { .. } => vec![
-                "give the run a directory of its own, such as output_dir = \"runs/NAME\"".into(),
-            ],
-            TrainError::OtherBase { .. } => vec![
-                "an adapter fits the base model that it was trained on and no other".into(),
-            ],
             TrainError::Disk { hints, .. } => hints.clone(),
-            TrainError::PastTheEnd { .. } => vec!["raise train.max_steps or train.epochs, or start a new run".into()],
-            TrainError::NoModel { .. } => vec![
-                "a directory needs config.json, tokenizer.json and model.safetensors; paths are relative to the recipe".into(),
-                "models of the hub are found in the cache (HF_HOME), where `hf download OWNER/NAME` puts them".into(),
-            ],
             TrainError::Memory { weights, cheaper, available, .. } => {
                 if weights > available {
-                    return vec![format!("{} of it are the model's weights: take a smaller model", human_bytes(*weights))];
+                    return vec![format!(
+                        "{} of it are the model's weights: take a smaller model",
+                        human_bytes(*weights)
+                    )];
                 }
                 cheaper.clone()
             }
@@ -218,33 +224,60 @@ impl TrainError {
                 });
                 cheaper.iter().cloned().chain(safe).collect()
             }
-            TrainError::NoGpu { built_in: true } => vec![
-                "`finetune devices` lists what is found; on Linux the Vulkan loader (libvulkan1) and the card's driver have to be installed".into(),
-                "model.device = \"cpu\" trains without one, \"auto\" takes a GPU where there is one".into(),
-            ],
-            TrainError::NoGpu { built_in: false } => vec![
-                "build it with `cargo build --release --features gpu` (Vulkan); on macOS the GPU is always in".into(),
-                "model.device = \"cpu\" or \"auto\" trains with this one".into(),
-            ],
-            TrainError::NotJson { .. } => vec!["each line of a dataset is one JSON object".into()],
             TrainError::VirtualRanks { virtual_ranks, .. } => {
                 vec![format!("start as many ranks as divide {virtual_ranks}, or leave distributed.virtual_ranks out")]
             }
-            TrainError::Differ { .. } => vec![
-                "all ranks need the same program, recipe, model and data; `finetune launch --copy` brings them to every host".into(),
-            ],
-            TrainError::Drifted { .. } => vec![
-                "every rank makes the same update from the same sums: other processors or builds, or bad memory, make others".into(),
-                "`--resume` goes on from the last checkpoint, which all ranks agreed on".into(),
-            ],
-            TrainError::Group { error, .. } if Fault::of_group(error) != Fault::Peers => Vec::new(),
+            TrainError::Group { error, .. } if Fault::from_group(error) != Fault::Peers => Vec::new(),
             TrainError::Group { saved: Some(path), .. } => {
                 vec![format!("{} is safe; run the same command with --resume to go on from it", path.display())]
             }
             TrainError::Group { saved: None, .. } => {
                 vec!["run the same command with --resume: it goes on from the newest checkpoint".into()]
             }
-            _ => vec![],
+            error => error.fixed_hints().iter().map(|hint| (*hint).to_owned()).collect(),
+        }
+    }
+
+    /// Hints that do not depend on what was found.
+    fn fixed_hints(&self) -> &'static [&'static str] {
+        match self {
+            TrainError::NotFiniteEvaluation { .. } => {
+                &["the weights or the adapter hold numbers that are not finite, or overflow on these rows"]
+            }
+            TrainError::Occupied { .. } => &["`--resume` goes on with it; `--output-dir` starts another"],
+            TrainError::Changed { .. } => &[
+                "output_dir, [log], [checkpoint], [eval], the number of steps, optimizer.learning_rate, train.max_grad_norm and train.micro_batch_size may change; for anything else start a new run with `--output-dir`",
+            ],
+            TrainError::BestCheckpoint { .. } => {
+                &["`--resume --set checkpoint.result=last` makes the last state the result"]
+            }
+            TrainError::NoBest => &["name held-back rows with `eval` in [data], or leave checkpoint.result out"],
+            TrainError::WrongFolder { .. } => {
+                &["give the run a directory of its own, such as output_dir = \"runs/NAME\""]
+            }
+            TrainError::OtherBase { .. } => &["an adapter fits the base model that it was trained on and no other"],
+            TrainError::PastTheEnd { .. } => &["raise train.max_steps or train.epochs, or start a new run"],
+            TrainError::NoModel { .. } => &[
+                "a directory needs config.json, tokenizer.json and model.safetensors; paths are relative to the recipe",
+                "models of the hub are found in the cache (HF_HOME), where `hf download OWNER/NAME` puts them",
+            ],
+            TrainError::NoGpu { built_in: true } => &[
+                "`finetune devices` lists what is found; on Linux the Vulkan loader (libvulkan1) and the card's driver have to be installed",
+                "model.device = \"cpu\" trains without one, \"auto\" takes a GPU where there is one",
+            ],
+            TrainError::NoGpu { built_in: false } => &[
+                "build it with `cargo build --release --features gpu` (Vulkan); on macOS the GPU is always in",
+                "model.device = \"cpu\" or \"auto\" trains with this one",
+            ],
+            TrainError::NotJson { .. } => &["each line of a dataset is one JSON object"],
+            TrainError::Differ { .. } => &[
+                "all ranks need the same program, recipe, model and data; `finetune launch --copy` brings them to every host",
+            ],
+            TrainError::Drifted { .. } => &[
+                "every rank makes the same update from the same sums: other processors or builds, or bad memory, make others",
+                "`--resume` goes on from the last checkpoint, which all ranks agreed on",
+            ],
+            _ => &[],
         }
     }
 
@@ -253,14 +286,14 @@ impl TrainError {
         match self {
             TrainError::NotFinite { .. } | TrainError::NotFiniteEvaluation { .. } => Fault::Numbers,
             TrainError::Model(error) if error.is_about_numbers() => Fault::Numbers,
-            TrainError::Group { error, .. } => Fault::of_group(error),
+            TrainError::Group { error, .. } => Fault::from_group(error),
             TrainError::Drifted { .. } => Fault::Peers,
             error if error.is_disk_or_memory() => Fault::DiskOrMemory,
             _ => Fault::Input,
         }
     }
 
-    /// Whether the disk (no space, failed writes) or the memory of the machine is at fault.
+    /// Whether the disk (no space, failed writes) or the memory of the host is at fault.
     fn is_disk_or_memory(&self) -> bool {
         match self {
             TrainError::Memory { .. } | TrainError::DeviceMemory { .. } | TrainError::Disk { .. } => true,

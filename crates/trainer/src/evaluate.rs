@@ -1,67 +1,22 @@
-//! Loss on held-back rows, and answers to some of them before and after training.
+//! Loss on held-back rows.
 
-use std::path::Path;
+use finetune_dataset::{Dataset, Row};
+use finetune_model::{Batch, BatchRow, LossSum, Model, ModelError};
 
-use finetune_dataset::{ChatTokenizer, Dataset, Row};
-use finetune_model::{Batch, BatchRow, LossSum, Model, ModelError, Sampling};
-use finetune_store::{RealDisk, StoreError, replace_file};
-use serde::{Deserialize, Serialize};
-
-use crate::deal::Deal;
 use crate::error::TrainError;
 use crate::ranks::Ranks;
+use crate::share_assignment::ShareAssignment;
 
-pub(crate) const ANSWERS_FILE: &str = "samples.json";
-
-/// One held-back row with what the model answered.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Sample {
-    /// file:line of the row.
-    pub row: String,
-    pub prompt: String,
-    pub expected: String,
-    pub answer: String,
-}
-
-/// Answers to held-back rows at one point of a run.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Answers {
-    pub samples: Vec<Sample>,
-    /// Rows answered word for word as expected, of how many. `None` where the recipe does not ask.
-    pub exact: Option<(usize, usize)>,
-}
-
-/// Answers before and after training, as kept in the run directory.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct BeforeAfter {
-    pub(crate) before: Option<Answers>,
-    pub(crate) after: Option<Answers>,
-}
-
-impl BeforeAfter {
-    pub(crate) fn read(run: &Path) -> BeforeAfter {
-        let text = std::fs::read_to_string(run.join(ANSWERS_FILE)).unwrap_or_default();
-        serde_json::from_str(&text).unwrap_or_default()
-    }
-
-    pub(crate) fn write(&self, run: &Path) -> Result<(), StoreError> {
-        let text = serde_json::to_vec_pretty(self).expect("plain data");
-        replace_file(&RealDisk, &run.join(ANSWERS_FILE), &text)
-    }
-}
-
-impl Answers {
-    /// A run that starts from the beginning has no answers yet.
-    pub(crate) fn forget(run: &Path) -> Result<(), StoreError> {
-        if run.join(ANSWERS_FILE).is_file() { BeforeAfter::default().write(run) } else { Ok(()) }
-    }
-}
-
+/// A row of a dataset as the model takes it.
 pub(crate) fn batch_row(id: usize, row: &Row) -> BatchRow<'_> {
     BatchRow { id: id as u32, tokens: &row.tokens, trained: &row.trained }
 }
 
-/// Σ loss over all rows, `micro_batch_size` at a time. `progress` is told rows done.
+/// Σ loss over all rows, without gradients, `micro_batch_size` rows at a time. `progress` is called
+/// with the number of rows done.
+///
+/// # Errors
+/// If the device fails or runs out of memory.
 pub fn evaluate(
     model: &Model,
     data: &Dataset,
@@ -79,30 +34,31 @@ pub fn evaluate(
     Ok(total)
 }
 
-/// Batches for each share before the ranks meet: often enough that all hear soon of a stop on one, seldom enough that the
-/// meeting costs nothing beside the work.
+/// Batches for each share between two meetings of the ranks. There are few enough that all ranks
+/// soon hear of a stop on one. There are enough that the meeting costs nothing beside the work.
 const BATCHES_PER_SHARE: usize = 4;
 
-/// [`evaluate`], a part of the batches on each rank. The batches are the same whatever the number of ranks, and so are all
-/// bits of the result. `progress` is told rows done over all ranks, before each batch; where it says not to go on, on any rank,
-/// all give up: `None`.
+/// As [`evaluate`], with a part of the batches on each rank. The batches do not depend on the
+/// number of ranks, and neither do the bits of the result. `progress` is called before each batch,
+/// with the number of rows done over all ranks. If it returns false on any rank, all ranks give up
+/// and return `None`.
 pub(crate) fn evaluate_together(
     model: &Model,
     data: &Dataset,
     micro_batch_size: usize,
     ranks: &Ranks,
-    deal: &Deal,
+    assignment: &ShareAssignment,
     progress: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Option<LossSum>, TrainError> {
     let (rank, world) = (ranks.group().rank(), ranks.group().world());
     let count = data.rows.len().div_ceil(micro_batch_size);
-    // Of each batch its loss, its trained tokens and the loss of each row, all of one length.
+    // For each batch: its loss, its trained tokens and the loss of each row, always of one length.
     let width = 2 + micro_batch_size;
     let mut total = LossSum::default();
-    for first in (0..count).step_by(BATCHES_PER_SHARE * deal.shares()) {
-        let batches = (BATCHES_PER_SHARE * deal.shares()).min(count - first);
-        let bound = |share: usize| first + batches * share / deal.shares();
-        let part = |rank: usize| bound(deal.of(rank).start)..bound(deal.of(rank).end);
+    for first in (0..count).step_by(BATCHES_PER_SHARE * assignment.shares()) {
+        let batches = (BATCHES_PER_SHARE * assignment.shares()).min(count - first);
+        let bound = |share: usize| first + batches * share / assignment.shares();
+        let part = |rank: usize| bound(assignment.shares_of(rank).start)..bound(assignment.shares_of(rank).end);
         let longest = (0..world).map(|rank| part(rank).len()).max().unwrap_or(0);
         let mut mine = vec![0.0; width * longest];
         let mut goes_on = true;
@@ -138,91 +94,4 @@ fn batch_loss(model: &Model, data: &Dataset, micro_batch_size: usize, batch: usi
     let first = batch * micro_batch_size;
     let rows = first..(first + micro_batch_size).min(data.rows.len());
     model.loss(&Batch { rows: rows.map(|row| batch_row(row, &data.rows[row])).collect() })
-}
-
-/// How many rows are answered, how many of them shown and scored.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Questions {
-    pub(crate) shown: usize,
-    pub(crate) scored: usize,
-    pub(crate) max_new_tokens: usize,
-}
-
-impl Questions {
-    pub(crate) fn rows(&self, data: &Dataset) -> usize {
-        self.shown.max(self.scored).min(data.rows.len())
-    }
-}
-
-/// A rank's answer to a row.
-#[derive(Serialize, Deserialize)]
-struct Answered {
-    row: usize,
-    answer: String,
-    exact: bool,
-}
-
-/// Greedy answers to the first rows of the data, each given by one of the ranks; `None` once `progress`, told rows done, says
-/// not to go on.
-pub(crate) fn answer(
-    model: &Model,
-    data: &Dataset,
-    tokenizer: &ChatTokenizer,
-    questions: Questions,
-    ranks: &Ranks,
-    progress: &mut dyn FnMut(usize) -> bool,
-) -> Result<Option<Answers>, TrainError> {
-    let mine = (ranks.group().rank()..questions.rows(data)).step_by(ranks.group().world());
-    let mut answers = Some(Vec::new());
-    for row in mine {
-        if !progress(row) {
-            answers = None;
-        }
-        let Some(answers) = &mut answers else { break };
-        answers.push(answer_row(model, &data.rows[row], tokenizer, questions.max_new_tokens, row)?);
-    }
-    let text = serde_json::to_string(&answers).expect("plain data");
-    let mut all = Vec::new();
-    for text in ranks.gather_texts(&text)? {
-        let answers: Option<Vec<Answered>> = serde_json::from_str(&text).expect("as written above");
-        let Some(answers) = answers else { return Ok(None) };
-        all.extend(answers);
-    }
-    all.sort_by_key(|answered| answered.row);
-    let scored = questions.scored.min(data.rows.len());
-    let exact = all[..scored].iter().filter(|answered| answered.exact).count();
-    let samples = all.into_iter().take(questions.shown).map(|Answered { row, answer, .. }| {
-        let (prompt, expected) = (data.rows[row].prompt_text.clone(), data.rows[row].answer_text.clone());
-        Sample { row: data.origin(row), prompt, expected, answer }
-    });
-    Ok(Some(Answers { samples: samples.collect(), exact: (scored > 0).then_some((exact, scored)) }))
-}
-
-fn answer_row(
-    model: &Model,
-    row: &Row,
-    tokenizer: &ChatTokenizer,
-    max_new_tokens: usize,
-    number: usize,
-) -> Result<Answered, TrainError> {
-    let (prompt, expected) = row.tokens.split_at(row.prompt_tokens);
-    let ends = end_ids(tokenizer, expected)?;
-    let generation = model.generate(prompt, max_new_tokens, Sampling::GREEDY, &ends, &mut |_| {})?;
-    let answer = tokenizer.decode(&generation.tokens, true)?;
-    // An answer that ran into the limit is not the expected one, even if it begins with it.
-    let exact = generation.stopped_by.is_some() && answer.trim() == row.answer_text.trim();
-    Ok(Answered { row: number, answer, exact })
-}
-
-/// What ends an answer: the model's own end tokens, and the special token that ends the expected answer. A chat
-/// template put on a base model has an end of turn that the model's files do not know as an end.
-fn end_ids(tokenizer: &ChatTokenizer, expected: &[u32]) -> Result<Vec<u32>, TrainError> {
-    let mut ends = tokenizer.eos_ids().to_vec();
-    for &token in expected {
-        if tokenizer.decode(&[token], true)?.is_empty() && !tokenizer.decode(&[token], false)?.is_empty() {
-            ends.push(token);
-            break;
-        }
-    }
-    Ok(ends)
 }

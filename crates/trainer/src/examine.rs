@@ -1,5 +1,5 @@
-//! What a run is made of, looked at before it begins: model, device, rows, targets, memory. `validate` and `run` are this
-//! one function; each says what it adds.
+//! What a run is made of, examined before it begins: model, device, rows, targets, memory.
+//! `validate` and `run` both use this one function, and each adds its own part.
 
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
@@ -10,30 +10,32 @@ use finetune_recipe::{Length, Method, Recipe, ResultChoice};
 use finetune_store::{Holding, recognize};
 
 use crate::base_model::{has_weights, stored_type};
+use crate::device_plan::{DevicePlan, ThisHost};
 use crate::error::TrainError;
 use crate::initial_adapter::InitialAdapter;
 use crate::learning::learning_notices;
 use crate::limits;
 use crate::memory::{self, Estimate, Sizing, Subject};
-use crate::place::{Machine, Place};
 use crate::rows::{RowReader, open_tokenizer, rows_notices};
 
 /// How far an examination goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
-    /// To the first problem. All that is found is about to be used, so weights are read when the model is loaded.
+    /// To the first problem. All that is found is used right after, so weights are read when the
+    /// model is loaded.
     Run,
-    /// To the end: one problem does not hide another, and all weights are read.
+    /// To the end. One problem does not hide another, and all weights are read.
     Validate,
 }
 
-/// What was found. A part is `None` if a problem stood in its way.
+/// What was found. A part is `None` if a problem prevented it.
 #[derive(Default)]
 pub(crate) struct Examined {
+    /// The directory of the base model.
     pub(crate) directory: Option<PathBuf>,
     pub(crate) config: Option<ModelConfig>,
-    pub(crate) place: Option<Place>,
-    /// `Some(None)`: the model has no tokenizer, which is no problem as long as rows are tokens.
+    pub(crate) device_plan: Option<DevicePlan>,
+    /// `Some(None)`: the model has no tokenizer. That is no problem as long as rows are tokens.
     pub(crate) tokenizer: Option<Option<ChatTokenizer>>,
     pub(crate) train: Option<Dataset>,
     pub(crate) eval: Option<Dataset>,
@@ -46,15 +48,16 @@ pub(crate) struct Examined {
     pub(crate) text: Vec<(String, Vec<u8>)>,
     pub(crate) sizing: Option<Sizing>,
     pub(crate) estimate: Option<Estimate>,
+    /// What a user should know, in the order in which it was found.
     pub(crate) notices: Vec<String>,
-    /// What `run` refuses, in the order in which it was met.
+    /// What `run` refuses, in the order in which it was found.
     pub(crate) problems: Vec<TrainError>,
 }
 
 /// Everything that a run is put together from.
 pub(crate) struct Ready {
     pub(crate) directory: PathBuf,
-    pub(crate) place: Place,
+    pub(crate) device_plan: DevicePlan,
     pub(crate) tokenizer: Option<ChatTokenizer>,
     pub(crate) train: Dataset,
     pub(crate) eval: Option<Dataset>,
@@ -76,7 +79,7 @@ impl Examined {
         let whole = "a part is missing only with a problem";
         Ok(Ready {
             directory: self.directory.expect(whole),
-            place: self.place.expect(whole),
+            device_plan: self.device_plan.expect(whole),
             tokenizer: self.tokenizer.expect(whole),
             train: self.train.expect(whole),
             eval: self.eval,
@@ -90,7 +93,7 @@ impl Examined {
         })
     }
 
-    /// A problem is noted, once, and what hangs on it left out.
+    /// The value of a result. A problem is noted once, and `None` returned.
     pub(crate) fn keep<T>(&mut self, result: Result<T, TrainError>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
@@ -105,19 +108,20 @@ impl Examined {
     }
 }
 
-/// Looks at everything that a run needs and can be refused for, but the run directory. `model`: where the recipe's model lies.
-/// `writes`: whether this process writes checkpoints, and so needs the tokenizer's files. `progress` is told rows read. `found`: what
-/// was found before.
+/// Examines everything that a run needs and can be refused for, except the run directory. `found`:
+/// what was found before. `model`: the directory of the recipe's model. `writes`: whether this
+/// process writes checkpoints, and so needs the tokenizer's files. `progress` is called with the
+/// number of rows read.
 pub(crate) fn examine(
     found: Examined,
     recipe: &Recipe,
     model: Result<PathBuf, TrainError>,
-    machine: &Machine,
+    host: &ThisHost,
     extent: Extent,
     writes: bool,
     progress: &dyn Fn(u64),
 ) -> Examined {
-    let mut examiner = Examiner { recipe, machine, extent, writes, progress, found };
+    let mut examiner = Examiner { recipe, host, extent, writes, progress, found };
     let stages: [fn(&mut Examiner<'_>); 6] = [
         |examiner| examiner.look_at_settings(),
         |examiner| examiner.look_at_model(),
@@ -136,9 +140,10 @@ pub(crate) fn examine(
     examiner.found
 }
 
+/// What an examination is given, and what it has found so far.
 struct Examiner<'a> {
     recipe: &'a Recipe,
-    machine: &'a Machine,
+    host: &'a ThisHost,
     extent: Extent,
     writes: bool,
     progress: &'a dyn Fn(u64),
@@ -146,33 +151,33 @@ struct Examiner<'a> {
 }
 
 impl Examiner<'_> {
-    /// What this build does not do yet, and what means less than it says.
+    /// Refuses what this version does not carry out, and notes what means less than it says.
     fn look_at_settings(&mut self) {
         if let Some(notices) = self.found.keep(check_available(self.recipe)) {
             self.found.notices.extend(notices);
         }
     }
 
-    /// Config, names and shapes of the weights, the device that computes it.
+    /// Config, names and shapes of the weights, the device, the tokenizer.
     fn look_at_model(&mut self) {
         let Some(directory) = self.found.directory.clone() else { return };
         let checked = if self.recipe.train.method == Method::Full && !has_weights(&directory) {
             ModelConfig::load(&directory).map_err(TrainError::from)
         } else if self.extent == Extent::Validate {
-            Model::check(&directory).map_err(TrainError::of_base)
+            Model::check(&directory).map_err(TrainError::from_base)
         } else {
-            Model::check_shapes(&directory).map_err(TrainError::of_base)
+            Model::check_shapes(&directory).map_err(TrainError::from_base)
         };
         self.found.config = self.found.keep(checked);
         if let Some(config) = &self.found.config {
             self.found.notices.extend(config.notices.iter().cloned());
         }
         if self.found.config.is_some() {
-            let place = Place::choose(&self.recipe.model, self.machine, stored_type(&directory));
-            self.found.place = self.found.keep(place);
+            let device_plan = DevicePlan::choose(&self.recipe.model, self.host, stored_type(&directory));
+            self.found.device_plan = self.found.keep(device_plan);
         }
-        if let Some(place) = &self.found.place {
-            self.found.notices.extend(place.notices.iter().cloned());
+        if let Some(device_plan) = &self.found.device_plan {
+            self.found.notices.extend(device_plan.notices.iter().cloned());
         }
         self.found.tokenizer = self.found.keep(open_tokenizer(self.recipe, &directory));
         if let Some(Some(tokenizer)) = &self.found.tokenizer {
@@ -180,12 +185,14 @@ impl Examiner<'_> {
         }
     }
 
+    /// The rows, tokenized.
     fn look_at_rows(&mut self) {
         let (train_files, eval_files) = self.files();
         let found = &mut self.found;
         let (Some(directory), Some(config), Some(tokenizer)) = (&found.directory, &found.config, &found.tokenizer)
         else {
-            // Without model and tokenizer there are no tokens; that a line is no JSON can be said all the same.
+            // Without model and tokenizer there are no tokens. Lines that are no JSON can be found
+            // all the same.
             train_files.iter().chain(&eval_files).for_each(|file| self.look_at_lines(file));
             return;
         };
@@ -208,9 +215,9 @@ impl Examiner<'_> {
         } else {
             Ok(None)
         };
-        for (rows, place) in [(train, &mut found.train), (eval, &mut found.eval)] {
+        for (rows, kept) in [(train, &mut found.train), (eval, &mut found.eval)] {
             match rows {
-                Ok(rows) => *place = rows,
+                Ok(rows) => *kept = rows,
                 Err(problems) => found.problems.extend(problems),
             }
         }
@@ -219,7 +226,8 @@ impl Examiner<'_> {
         found.notices.extend(notices);
     }
 
-    /// The files of the recipe's data that can be opened; the others are problems, each of its own.
+    /// The files of the recipe's data that can be opened. Each of the others is a problem of its
+    /// own.
     fn files(&mut self) -> (Vec<PathBuf>, Vec<PathBuf>) {
         let (train, eval) = (&self.recipe.data.train, &self.recipe.data.eval);
         if let Ok(files) = resolve_files(train, eval) {
@@ -241,7 +249,7 @@ impl Examiner<'_> {
         (train_files, eval_files)
     }
 
-    /// Lines that are no JSON, the first few.
+    /// The first few lines that are no JSON.
     fn look_at_lines(&mut self, file: &Path) {
         const SHOWN: usize = 3;
         if !matches!(recognize(file), Holding::JsonLines | Holding::JsonObject) {
@@ -287,9 +295,11 @@ impl Examiner<'_> {
         found.keep(result);
     }
 
+    /// The estimate of memory, and whether it fits.
     fn look_at_memory(&mut self) {
         let (recipe, found) = (self.recipe, &mut self.found);
-        let (Some(directory), Some(config), Some(place)) = (&found.directory, &found.config, &found.place) else {
+        let (Some(directory), Some(config), Some(device_plan)) = (&found.directory, &found.config, &found.device_plan)
+        else {
             return;
         };
         let (Some(train), Some(start), Some(tokenizer)) = (&found.train, &found.start, &found.tokenizer) else {
@@ -303,14 +313,14 @@ impl Examiner<'_> {
             config: config.clone(),
             targets: start.as_ref().map(|start| start.targets.clone()),
             text_bytes: text.iter().map(|(_, bytes)| bytes.len() as u64).sum(),
-            placement: place.placement.clone(),
+            placement: device_plan.placement.clone(),
             stored: stored_type(directory),
-            has_bf16: place.found.types.contains(&FloatType::BF16),
+            has_bf16: device_plan.found.types.contains(&FloatType::BF16),
         };
         let sizing = sizing(text.as_deref().unwrap_or_default());
         let subject = Subject { recipe, train, eval: found.eval.as_ref(), sizing: &sizing };
         let estimate = subject.estimate();
-        let fits = memory::check(&estimate, place.memory(self.machine), || subject.cheaper_settings());
+        let fits = memory::check(&estimate, device_plan.memory(self.host), || subject.cheaper_settings());
         found.text = found.keep(text).unwrap_or_default();
         found.keep(fits);
         (found.sizing, found.estimate) = (Some(sizing), Some(estimate));
@@ -325,7 +335,8 @@ pub(crate) fn total_steps(recipe: &Recipe, plan: &Plan) -> u64 {
     }
 }
 
-/// Refuses what this build does not do yet, by name; returns what is accepted but means less than it says.
+/// Refuses what this version does not carry out, by its key. Returns notices of what is accepted
+/// but means less than it says.
 fn check_available(recipe: &Recipe) -> Result<Vec<String>, TrainError> {
     let unavailable = |key, value: String, instead| Err(TrainError::Unavailable { key, value, instead });
     if let Some(quantization) = recipe.model.quantization {
@@ -346,7 +357,7 @@ fn check_available(recipe: &Recipe) -> Result<Vec<String>, TrainError> {
     Ok(notices)
 }
 
-/// Refuses to promise the best evaluation's checkpoint where nothing is evaluated.
+/// Refuses the best evaluation's checkpoint as the result if nothing is evaluated.
 fn check_result(recipe: &Recipe, has_eval: bool) -> Result<(), TrainError> {
     match recipe.checkpoint.result {
         Some(ResultChoice::Best) if !has_eval => Err(TrainError::NoBest),
@@ -354,7 +365,7 @@ fn check_result(recipe: &Recipe, has_eval: bool) -> Result<(), TrainError> {
     }
 }
 
-/// What to say about rows longer than the model was made for.
+/// A notice of rows longer than the model was made for.
 fn length_notice(train: &Dataset, config: &ModelConfig) -> Option<String> {
     let (longest, limit) = (train.counts.longest, config.max_position_embeddings);
     (longest > limit).then(|| format!("the longest row has {longest} tokens; the model was made for {limit} positions"))

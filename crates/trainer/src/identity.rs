@@ -1,28 +1,29 @@
-//! What a run is made of: the checkpoint carries it, and a resumed run must be made of the same.
+//! What a run is made of. The checkpoint carries it, and a resumed run must be made of the same.
 
 use finetune_recipe::Recipe;
 use serde::{Deserialize, Serialize};
 
-/// Keys with the recipe's values, and digests of everything that is not in the recipe.
+/// Keys with the recipe's values, and digests of everything else.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     /// Every recipe key that fixes the numbers of a run, in order.
     pub(crate) recipe: Vec<(String, String)>,
-    /// Rows of the training data as tokens and masks.
+    /// The digest of the training rows as tokens and masks.
     pub(crate) train_data: String,
+    /// The digest of the evaluation rows; `None` without any.
     pub(crate) eval_data: Option<String>,
-    /// Weights and config of the base model.
+    /// The digests of weights and config of the base model.
     pub(crate) model: String,
-    /// Names, shapes and order of the trained parameters.
+    /// The digest of names, shapes and order of the trained parameters.
     pub(crate) layout: String,
-    /// What `auto` became: the kind of device and the number type that is computed in. Checkpoints of versions that
-    /// computed on the CPU only do not say.
+    /// What `auto` became: the kind of device and the number type that is computed in. Checkpoints
+    /// of versions that computed on the CPU only lack it.
     #[serde(default)]
     pub(crate) compute: Option<String>,
 }
 
-/// Keys that a resume may change: how large the steps are from here on, how they are computed, and when the run ends. Each
-/// change is named, and the next checkpoint carries it.
+/// Keys that a resume may change: how large the steps are from here on, how they are computed, and
+/// when the run ends. Each change is named, and the next checkpoint carries it.
 const MAY_CHANGE: [&str; 4] =
     ["optimizer.learning_rate", "train.max_grad_norm", "train.micro_batch_size", "eval.early_stopping_patience"];
 
@@ -32,6 +33,7 @@ fn value_in(list: &[(String, String)], key: &str) -> String {
 }
 
 impl Identity {
+    /// Every key of a recipe that fixes the numbers of a run, with its value.
     pub(crate) fn recipe_values(recipe: &Recipe) -> Vec<(String, String)> {
         recipe.meaning().into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
     }
@@ -51,7 +53,7 @@ impl Identity {
         contents.map(|(name, content)| (name, blake3::hash(content.as_bytes()))).to_vec()
     }
 
-    /// Keys whose values differ, with the value of each: before, now.
+    /// Keys whose values differ, with the value before and now.
     fn changed_keys<'a>(&'a self, now: &'a Identity) -> impl Iterator<Item = (&'a str, String, String)> {
         let added = now.recipe.iter().filter(move |(key, _)| !self.recipe.iter().any(|(known, _)| known == key));
         let values = move |(key, _): &'a (String, String)| {
@@ -60,7 +62,7 @@ impl Identity {
         self.recipe.iter().chain(added).map(values).filter(|(_, before, after)| before != after)
     }
 
-    /// What differs and may, a line each.
+    /// Differences that a resume may have, a line for each.
     pub(crate) fn changes(&self, now: &Identity) -> Vec<String> {
         self.changed_keys(now)
             .filter(|(key, ..)| MAY_CHANGE.contains(key))
@@ -68,7 +70,7 @@ impl Identity {
             .collect()
     }
 
-    /// What differs and may not, a line each, naming the field.
+    /// Differences that a resume may not have, a line for each, with the key.
     pub(crate) fn differences(&self, now: &Identity) -> Vec<String> {
         let mut lines: Vec<String> = self
             .changed_keys(now)
@@ -109,7 +111,7 @@ mod tests {
         }
     }
 
-    /// Size and arithmetic of the steps may change, and are said; nothing else may.
+    /// Size and arithmetic of the steps may change, with a notice. Nothing else may.
     #[test]
     fn what_may_change_is_said_and_the_rest_refused() {
         let before = identity(&[("seed", "1"), ("optimizer.learning_rate", "1e30"), ("train.max_grad_norm", "0.0")]);

@@ -10,17 +10,19 @@ use crate::error::TrainError;
 use crate::limits;
 use crate::names::RESULTS;
 
-/// The LoRA branches of a recipe, and the values they start from where it names an adapter.
+/// The LoRA branches of a recipe, and the values they start from if it names an adapter.
 #[derive(Debug)]
 pub(crate) struct InitialAdapter {
+    /// The branches, in model order.
     pub(crate) targets: LoraTargets,
+    /// The adapter's values in the order of the layout; `None` for fresh ones.
     pub(crate) values: Option<Vec<f32>>,
     /// What is odd about the adapter to start from.
     pub(crate) notices: Vec<String>,
 }
 
 impl InitialAdapter {
-    /// `None` where all weights are trained. `model`: the directory of the base model.
+    /// `None` if all weights are trained. `model`: the directory of the base model.
     pub(crate) fn read(
         recipe: &Recipe,
         config: &ModelConfig,
@@ -34,7 +36,7 @@ impl InitialAdapter {
         let Some(path) = &recipe.lora.init_from else {
             return Ok(Some(InitialAdapter { targets, values: None, notices: Vec::new() }));
         };
-        // A run stands for its result.
+        // A run directory stands for the run's result.
         let is_adapter = path.join("adapter_config.json").is_file();
         let inside = path.join(RESULTS[0]);
         let path = if !is_adapter && inside.is_dir() { &inside } else { path };

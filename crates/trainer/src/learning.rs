@@ -1,6 +1,7 @@
-//! Whether anything will be learned: what is odd about a run's numbers, rows and steps although nothing forbids it.
+//! Whether anything will be learned: what is odd about a run's numbers, rows and steps although
+//! nothing forbids it.
 //!
-//! `validate` and `run` say the same, before the first step. Nothing here stops a run.
+//! `validate` and `run` give the same notices, before the first step. Nothing here stops a run.
 
 use std::collections::HashMap;
 
@@ -12,23 +13,24 @@ use rayon::prelude::*;
 use crate::numbers::{counted, rate, thousands};
 use crate::schedule::Schedule;
 
-/// Fewer steps than this hardly move anything, whatever the rate: AdamW moves a weight by about the rate per step.
+/// Fewer steps than this hardly move anything at any rate: AdamW moves a weight by about the rate
+/// per step.
 const FEW_STEPS: u64 = 20;
 
-/// What a run with few rows should rather have.
+/// The number of steps to suggest for a run with few rows.
 const ENOUGH_STEPS: u64 = 40;
 
 /// Rates above are typing errors: LoRA trains with 1e-5 to 1e-3, all weights with less.
 const HIGHEST_RATE: f64 = 1e-2;
 
-/// An adapter whose weights can move by no more than this over the whole run stays about what it was: its second matrix begins
-/// at 0, and its first with numbers of 1e-2 and more.
+/// If the weights of an adapter can move by no more than this over the whole run, the adapter
+/// hardly changes. Its second matrix begins at 0, its first with numbers of 1e-2 and more.
 const LEAST_MOVEMENT: f64 = 1e-3;
 
-/// Scales of an adapter beyond it come from an alpha that was meant for another formula.
+/// Larger scales of an adapter come from an alpha that was meant for another formula.
 const LARGEST_SCALE: f64 = 16.0;
 
-/// What is worth a line about how little, or how oddly, this run will learn.
+/// Notices of how little, or how oddly, this run will learn.
 pub(crate) fn learning_notices(
     recipe: &Recipe,
     train: &Dataset,
@@ -52,6 +54,7 @@ pub(crate) fn learning_notices(
     notices
 }
 
+/// Too few steps.
 fn few_steps(recipe: &Recipe, rows: usize, steps: u64) -> Option<String> {
     if steps >= FEW_STEPS {
         return None;
@@ -61,7 +64,7 @@ fn few_steps(recipe: &Recipe, rows: usize, steps: u64) -> Option<String> {
     if let Length::Steps(_) = recipe.train.length {
         return Some(format!("{only}; raise train.max_steps"));
     }
-    // Small batches first: more passes over few rows than these learn them by heart.
+    // Small batches come first: more passes over few rows would learn them by heart.
     let mut batch = recipe.train.global_batch_size.min(rows.max(1));
     while batch > 4 && rows.div_ceil(batch) < 8 {
         batch = batch.div_ceil(2);
@@ -76,6 +79,7 @@ fn few_steps(recipe: &Recipe, rows: usize, steps: u64) -> Option<String> {
     })
 }
 
+/// A warm-up as long as the run.
 fn warm_up(schedule: &Schedule, steps: u64) -> Option<String> {
     if schedule.warmup() < steps || steps == 0 {
         return None;
@@ -89,6 +93,7 @@ fn warm_up(schedule: &Schedule, steps: u64) -> Option<String> {
     ))
 }
 
+/// A learning rate that is too high, or too low for the number of steps.
 fn rates(recipe: &Recipe, schedule: &Schedule, steps: u64) -> Option<String> {
     let OptimizerName::AdamW = recipe.optimizer.name;
     let highest = recipe.optimizer.learning_rate;
@@ -100,11 +105,11 @@ fn rates(recipe: &Recipe, schedule: &Schedule, steps: u64) -> Option<String> {
         let text = format!("optimizer.learning_rate = {highest} is far above what AdamW trains with");
         return Some(format!("{text}: expect a loss that grows, or is no number at all; {usual}"));
     }
-    // Few steps and a long warm-up have been said.
+    // Few steps and a long warm-up have notices of their own.
     if recipe.train.method != Method::Lora || steps < FEW_STEPS || schedule.warmup() >= steps {
         return None;
     }
-    // A curve, so that a hundred places of it are enough.
+    // The rate is a smooth curve, so a hundred places of it are enough.
     let places = steps.min(100);
     let mean = (0..places).map(|n| schedule.at(n * steps / places)).sum::<f64>() / places as f64;
     let movement = mean * steps as f64;
@@ -117,6 +122,7 @@ fn rates(recipe: &Recipe, schedule: &Schedule, steps: u64) -> Option<String> {
     })
 }
 
+/// A batch with more rows than there are.
 fn batch(recipe: &Recipe, rows: usize) -> Option<String> {
     let batch = recipe.train.global_batch_size;
     (batch > rows).then(|| {
@@ -125,10 +131,10 @@ fn batch(recipe: &Recipe, rows: usize) -> Option<String> {
     })
 }
 
-/// Early stopping that can never stop anything.
+/// Early stopping that cannot act.
 fn early_stopping(recipe: &Recipe, eval: Option<&Dataset>, plan: &Plan, steps: u64) -> Option<String> {
     let (patience, _) = recipe.eval.early_stopping_patience.zip(eval)?;
-    // The last evaluation ends the run anyway, and the first is the best so far.
+    // The last evaluation ends the run anyway, and the first is always the best so far.
     let every = recipe.eval.every;
     let before_the_last = steps.saturating_sub(1).checked_div(every).unwrap_or(0);
     (before_the_last <= patience).then(|| {
@@ -141,12 +147,12 @@ fn early_stopping(recipe: &Recipe, eval: Option<&Dataset>, plan: &Plan, steps: u
     })
 }
 
-/// Ranks beyond what a layer can hold, and scales beyond what is meant.
+/// Ranks beyond the size of a layer, and scales beyond the usual.
 fn ranks_and_scales(recipe: &Recipe, config: &ModelConfig) -> Vec<String> {
     if recipe.train.method != Method::Lora {
         return Vec::new();
     }
-    // Targets that are none are refused elsewhere.
+    // Targets that match nothing are refused elsewhere.
     let layers = linear_layers(config);
     let modules: Vec<String> = layers.iter().map(|layer| layer.module.clone()).collect();
     let Ok(targets) = choose(&recipe.lora, &modules) else { return Vec::new() };
@@ -183,7 +189,7 @@ fn ranks_and_scales(recipe: &Recipe, config: &ModelConfig) -> Vec<String> {
     notices
 }
 
-/// Training rows that are there twice, and held-back rows that are trained on.
+/// Training rows that repeat others, and held-back rows that are training rows too.
 fn repeated_rows(train: &Dataset, eval: Option<&Dataset>) -> Vec<String> {
     let mut first: HashMap<u64, usize> = HashMap::with_capacity(train.rows.len());
     let mut repeated = Repeated::default();
@@ -224,7 +230,7 @@ fn repeated_rows(train: &Dataset, eval: Option<&Dataset>) -> Vec<String> {
     notices
 }
 
-/// How many, and the first with the row that it repeats.
+/// How many rows repeat another, and the first with the row that it repeats.
 #[derive(Default)]
 struct Repeated {
     count: u64,
@@ -238,7 +244,8 @@ impl Repeated {
     }
 }
 
-/// Of the tokens alone: 64 bits, of which two rows in a billion do not share any by chance.
+/// A hash of each row's tokens. With 64 bits, equal hashes of different rows are unlikely even
+/// among a billion rows.
 fn hashes(rows: &[Row]) -> Vec<u64> {
     let hash = |row: &Row| {
         let hash = blake3::hash(bytemuck::cast_slice(&row.tokens));
@@ -248,7 +255,7 @@ fn hashes(rows: &[Row]) -> Vec<u64> {
     rows.par_iter().map(hash).collect()
 }
 
-/// Held-back rows, and answers to them, longer than the model was made for.
+/// Held-back rows, and answers to them, that are longer than the model was made for.
 fn beyond_the_context(recipe: &Recipe, eval: &Dataset, config: &ModelConfig) -> Vec<String> {
     let limit = config.max_position_embeddings;
     let mut notices = Vec::new();
@@ -306,7 +313,7 @@ mod tests {
         ModelConfig::parse(CONFIG, Path::new("config.json")).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// `count` different rows, the first token of each is `from` and more.
+    /// `count` different rows, made from the numbers `from` on.
     fn different(count: u32, from: u32) -> Vec<Vec<u32>> {
         (0..count).map(|n| vec![1 + (from + n) % 60, 2 + (from + n) / 60, 3, 4]).collect()
     }

@@ -3,10 +3,11 @@
 //! Owns: the loop, AdamW, learning-rate schedules, what a checkpoint holds, metrics, evaluation,
 //! the report; how the sums of several ranks become one.
 //! Must never know: command lines, colors, ssh.
-//! Start reading at [`train`]: it is the whole program in pipeline order. What it needs is examined in
-//! `examine.rs`, put together in `prepare.rs`, and behaves as `run.rs` says.
+//! Start reading at [`train`]: it is the whole program in pipeline order. What it needs is examined
+//! in `examine.rs`, put together in `prepare.rs`, and behaves as `run.rs` says.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod adamw;
 mod base_model;
@@ -14,14 +15,13 @@ mod card;
 mod cheaper_settings;
 mod copies;
 mod date;
-mod deal;
+mod device_plan;
 mod disk_need;
 mod diverged;
 mod error;
 mod evaluate;
 mod events;
 mod examine;
-mod findings;
 mod identity;
 mod initial_adapter;
 mod learning;
@@ -33,40 +33,43 @@ mod names;
 pub mod numbers;
 mod objective;
 mod output_directory;
-mod pace;
-mod place;
 mod prepare;
+mod progress;
 mod ranks;
 mod report;
 mod resume;
 mod rows;
 mod run;
 mod run_directory;
+mod samples;
 mod schedule;
+mod share_assignment;
 mod snapshot;
 mod state;
 mod stragglers;
 mod summary;
 mod train;
+mod validate;
 
 pub use adamw::AdamW;
 pub use base_model::{model_directory, stored_type};
+pub use device_plan::{DevicePlan, ThisHost};
 pub use disk_need::DiskNeed;
 pub use error::{Fault, TrainError};
-pub use evaluate::{Answers, Sample, evaluate};
+pub use evaluate::evaluate;
 pub use events::Event;
-pub use findings::{DataFindings, Findings, Problem, findings};
 pub use memory::Estimate;
 pub use metrics::{EvalRow, RankRow, StepRow};
 pub use names::{CHECKPOINTS, COPIES};
 pub use output_directory::{home, recipe_file};
-pub use place::{Machine, Place};
 pub use prepare::{Prepared, prepare};
 pub use ranks::Ranks;
 pub use resume::{Resume, newest_checkpoint};
 pub use rows::load_data;
 pub use run::Run;
+pub use samples::{Answers, Sample};
 pub use schedule::Schedule;
 pub use state::{Best, TrainState};
 pub use summary::Summary;
 pub use train::{Outcome, train};
+pub use validate::{DataSummary, Problem, Validation, validate};

@@ -1,4 +1,5 @@
-//! Values of a recipe that no run can have, though each is a number of the right kind: found before anything else.
+//! Values of a recipe that no run can have, although each is a number of the right kind. They are
+//! checked before anything else.
 
 use std::time::Duration;
 
@@ -7,23 +8,24 @@ use finetune_recipe::Recipe;
 
 use crate::error::TrainError;
 
-/// Rows of a step, of a forward pass.
+/// The most rows of a step, and of a forward pass.
 const MOST_ROWS: usize = 1 << 24;
-/// Shares of a step: each takes gradients of its own.
-const MOST_SHARES: usize = 4096;
+/// The most virtual ranks: each needs gradients of its own.
+const MOST_VIRTUAL_RANKS: usize = 4096;
+/// The highest rank of a branch.
 const HIGHEST_RANK: usize = 1 << 16;
-/// Below this a slow rank cannot be told from a lost one; the group refuses it too.
+/// With a shorter timeout a slow rank cannot be told from a lost one. The group refuses it too.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Refuses values that would end a run with an error about something else, or not at all.
+/// Refuses values that would end a run with an error about something else, or hang it.
 pub(crate) fn check(recipe: &Recipe) -> Result<(), TrainError> {
     let beyond = |key: &'static str, value: String, what: String| Err(TrainError::Beyond { key, value, what });
     let (train, distributed) = (&recipe.train, &recipe.distributed);
-    let shares = distributed.virtual_ranks.unwrap_or(1);
+    let virtual_ranks = distributed.virtual_ranks.unwrap_or(1);
     for (key, value, most) in [
         ("train.global_batch_size", train.global_batch_size, MOST_ROWS),
         ("train.micro_batch_size", train.micro_batch_size, MOST_ROWS),
-        ("distributed.virtual_ranks", shares, MOST_SHARES),
+        ("distributed.virtual_ranks", virtual_ranks, MOST_VIRTUAL_RANKS),
         ("lora.rank", recipe.lora.rank, HIGHEST_RANK),
     ] {
         if value > most {
@@ -45,10 +47,10 @@ pub(crate) fn check(recipe: &Recipe) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Refuses branches whose rank or scale is no number that can be computed with.
+/// Refuses branches whose rank or scale cannot be computed with.
 pub(crate) fn check_targets(targets: &LoraTargets) -> Result<(), TrainError> {
     if let Some(rank) = targets.iter().map(|target| target.rank).find(|rank| *rank > HIGHEST_RANK) {
-        // In the words of `check`, which has said it already.
+        // The words are those of `check`.
         let what = format!("at most {HIGHEST_RANK} can be had");
         return Err(TrainError::Beyond { key: "lora.rank", value: rank.to_string(), what });
     }

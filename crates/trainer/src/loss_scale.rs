@@ -1,6 +1,6 @@
-//! The loss scale of training in f16 (Micikevicius et al. 2018, "Mixed precision training"): gradients too small for f16 are
-//! scaled up on their way back, by as much as its range allows. It is part of the state, so a resumed run goes on with the
-//! same.
+//! The loss scale of training in f16 (Micikevicius et al. 2018, "Mixed precision training").
+//! Gradients too small for f16 are scaled up in the backward pass, by as much as its range allows.
+//! The scale is part of the state, so a resumed run goes on with the same.
 
 use finetune_model::FloatType;
 use serde::{Deserialize, Serialize};
@@ -12,23 +12,25 @@ pub(crate) struct LossScale {
     steps: u32,
 }
 
-/// torch's GradScaler starts with 65,536 for a mean over the tokens; the backward pass here starts from their sum, and
-/// divides at the end: about as much for a few dozen tokens, the rest is for growth to find.
+/// torch's GradScaler starts with 65,536 for a mean over the tokens. The backward pass here starts
+/// from their sum, and divides at the end. 1024 is about as much for a few dozen tokens. Growth
+/// finds the rest.
 const FIRST: f32 = 1024.0;
-/// A token's own gradient starts from this: the largest power of two in f16.
+/// The largest power of two in f16. A token's own gradient starts from the scale.
 const LARGEST: f32 = 32_768.0;
-/// Steps without an overflow after which it is worth trying twice as much.
+/// Steps without an overflow after which the scale is doubled.
 const PATIENCE: u32 = 2000;
 
 impl LossScale {
     /// No scaling, for number types with the range of f32.
     pub(crate) const ONE: LossScale = LossScale { scale: 1.0, steps: 0 };
 
-    pub(crate) fn of(compute: FloatType) -> LossScale {
+    /// The scale that a run in this number type starts with.
+    pub(crate) fn new(compute: FloatType) -> LossScale {
         if compute == FloatType::F16 { LossScale { scale: FIRST, steps: 0 } } else { LossScale::ONE }
     }
 
-    /// Halves it after an overflow; false where there is nothing to halve.
+    /// Halves it after an overflow. Returns false if there is nothing to halve.
     pub(crate) fn halve(&mut self) -> bool {
         if self.scale <= 1.0 {
             return false;
@@ -37,7 +39,7 @@ impl LossScale {
         true
     }
 
-    /// Counts a step, and grows after many.
+    /// Counts a step, and doubles the scale after [`PATIENCE`] of them.
     pub(crate) fn passed(&mut self, overflow: bool) {
         if self.scale <= 1.0 || overflow {
             return;
@@ -48,17 +50,18 @@ impl LossScale {
         }
     }
 
-    /// For other ranks.
+    /// As one number, for other ranks.
     pub(crate) fn to_number(self) -> u64 {
         u64::from(self.scale.to_bits()) << 32 | u64::from(self.steps)
     }
 
+    /// The inverse of [`Self::to_number`].
     pub(crate) fn from_number(number: u64) -> LossScale {
         LossScale { scale: f32::from_bits((number >> 32) as u32), steps: number as u32 }
     }
 }
 
-/// Checkpoints of versions that trained in f32 only have none.
+/// Checkpoints of versions that trained in f32 only have no scale.
 impl Default for LossScale {
     fn default() -> LossScale {
         LossScale::ONE
@@ -74,9 +77,10 @@ mod tests {
     use finetune_recipe::Recipe;
 
     use super::*;
-    use crate::{Event, Machine, Ranks, Resume, prepare, train};
+    use crate::{Event, Ranks, Resume, ThisHost, prepare, train};
 
-    /// A scale that overflows costs time, and no step: the losses are those of a scale that does not.
+    /// A scale that overflows costs time but no step: the losses are those of a scale that does
+    /// not.
     #[test]
     fn gpu_steps_that_overflow_in_f16_are_computed_again() {
         if std::env::var("FINETUNE_TEST_DEVICE").as_deref() != Ok("gpu") {
@@ -94,7 +98,7 @@ mod tests {
             let recipe = Recipe::parse(&text, Path::new("f16.toml"), &[], Some(output.path()));
             let recipe = recipe.unwrap_or_else(|error| panic!("{error}"));
             let ranks = Arc::new(Ranks::alone(None).expect("one rank"));
-            let mut run = prepare(recipe, &Resume::No, &ranks, &Machine::default(), &|_| {}).expect("a run").run;
+            let mut run = prepare(recipe, &Resume::No, &ranks, &ThisHost::default(), &|_| {}).expect("a run").run;
             run.state.loss_scale = LossScale { scale, steps: 0 };
             let (mut losses, mut halvings) = (Vec::new(), 0);
             train(&mut run, &AtomicI32::new(0), &mut |event| match event {
@@ -116,7 +120,7 @@ mod tests {
 
     #[test]
     fn halves_at_once_and_grows_slowly() {
-        let mut scale = LossScale::of(FloatType::F16);
+        let mut scale = LossScale::new(FloatType::F16);
         assert!(scale.halve() && scale.scale == 512.0);
         for _ in 0..PATIENCE - 1 {
             scale.passed(false);
@@ -127,7 +131,7 @@ mod tests {
         assert_eq!(scale.scale, 1024.0);
         let mut floor = LossScale { scale: 2.0, steps: 7 };
         assert!(floor.halve() && !floor.halve() && floor == LossScale::ONE);
-        let mut none = LossScale::of(FloatType::BF16);
+        let mut none = LossScale::new(FloatType::BF16);
         none.passed(false);
         assert!(none == LossScale::ONE && !none.halve());
     }

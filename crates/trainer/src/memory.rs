@@ -1,7 +1,7 @@
-//! How much memory a run takes at its largest step, and what would make it less.
+//! An estimate of how much memory a run takes at its largest step.
 //!
-//! Counts what the decoder keeps for its backward pass, tensor by tensor, in the number type that it has there.
-//! docs/memory.md holds the estimate against measured peaks.
+//! Counts what the decoder keeps for its backward pass, tensor by tensor, in the number type that
+//! it has there. docs/memory.md compares the estimate with measured peaks.
 
 use std::collections::HashMap;
 
@@ -19,36 +19,46 @@ use crate::error::TrainError;
 /// Bytes at the largest step, and seconds for the whole run.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Estimate {
+    /// Bytes of the frozen weights.
     pub weights: u64,
-    /// Trained parameters, their gradients and moments.
+    /// Trained parameters, their gradients and moments, in bytes.
     pub trained: u64,
+    /// Bytes of activations and of the memory that operations take while they run.
     pub activations: u64,
+    /// Bytes of the logits that the loss is computed from.
     pub logits: u64,
-    /// The program itself: code, tokenizer, rows, what the allocator holds back. On a GPU what its pools cannot use.
+    /// Bytes of the program itself: code, tokenizer, rows, what the allocator holds back. On a GPU:
+    /// what its pools cannot use.
     pub program: u64,
+    /// Bytes of all of these.
     pub total: u64,
-    /// On the CPU, where it can be measured without compiling anything.
+    /// Seconds of the whole run, on the CPU; `None` on a GPU, where measuring would mean compiling
+    /// first.
     pub seconds: Option<f64>,
 }
 
-/// What of a recipe decides about memory.
+/// The sizes of the largest step that decide about memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StepShape {
-    /// Tokens of the largest micro-batch, its longest row, and its trained tokens.
+    /// Tokens of the largest micro-batch.
     tokens: u64,
+    /// Tokens of its longest row.
     longest: u64,
+    /// Targets of the largest micro-batch.
     trained_tokens: u64,
+    /// Whether layers are computed again in the backward pass.
     checkpointing: bool,
+    /// Whether all weights are trained.
     full: bool,
-    /// What the rows take, which stay in main memory.
+    /// Bytes of the rows, which stay in main memory.
     rows: u64,
-    /// Whether held-back rows are answered before.
+    /// Whether held-back rows are answered before training.
     answers: bool,
 }
 
 impl StepShape {
     /// The largest micro-batch: the longest rows together, none longer than `limit`.
-    pub(crate) fn of(subject: &Subject<'_>, micro_batch_size: usize, checkpointing: bool, limit: usize) -> StepShape {
+    pub(crate) fn new(subject: &Subject<'_>, micro_batch_size: usize, checkpointing: bool, limit: usize) -> StepShape {
         let (recipe, data) = (subject.recipe, subject.train);
         let mut lengths: Vec<(usize, usize)> = data
             .rows
@@ -71,8 +81,8 @@ impl StepShape {
     }
 }
 
-/// Tokens and targets of all rows (heaps round each list up, by a tenth on average), what is noted of each, and the list of
-/// them, which has grown by doubling.
+/// Bytes of all rows: tokens and targets, the record of each row, and the list of records. Heaps
+/// round each list up, by a tenth on average. The list of records has grown by doubling.
 fn rows_bytes(data: &Dataset) -> u64 {
     let each = size_of::<Row>() as u64 * 3 / 2 + 32;
     data.counts.tokens * 11 / 2 + data.rows.len() as u64 * each
@@ -84,6 +94,7 @@ pub(crate) struct Sizes {
     pub(crate) trained: u64,
 }
 
+/// Counts the parameters. `targets`: `None` if all weights are trained.
 pub(crate) fn sizes(config: &ModelConfig, targets: Option<&LoraTargets>) -> Sizes {
     let shapes = expected_tensors(config);
     let parameters: u64 = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
@@ -96,98 +107,123 @@ pub(crate) fn sizes(config: &ModelConfig, targets: Option<&LoraTargets>) -> Size
     Sizes { parameters, trained }
 }
 
-/// Code, tables, threads and small pieces of memory: measured, see benches/memory.py.
+/// Code, tables, threads and small pieces of memory, in bytes: measured, see benches/memory.py.
 const PROGRAM_BYTES: u64 = if HAS_GPU_BACKEND { 64 << 20 } else { 56 << 20 };
-/// What answering held-back rows leaves behind.
+/// Bytes that answering held-back rows leaves behind: measured.
 const ANSWERING_BYTES: u64 = 32 << 20;
 
-/// Where a model is computed, as far as memory goes.
+/// Device and number types of a model, as far as they decide about memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Precision {
+    /// Whether the CPU computes.
     pub(crate) cpu: bool,
+    /// The number type of activations.
     pub(crate) compute: FloatType,
-    /// What frozen matrices are held in.
+    /// The number type that frozen matrices are held in.
     pub(crate) held: FloatType,
 }
 
 impl Precision {
-    pub(crate) fn of(placement: &Placement, stored: FloatType) -> Precision {
+    pub(crate) fn new(placement: &Placement, stored: FloatType) -> Precision {
         Precision { cpu: placement.is_cpu(), compute: placement.compute(), held: placement.held(stored) }
     }
 }
 
-/// The estimate for a model of this shape under this step.
-pub(crate) fn estimate(
-    config: &ModelConfig,
-    targets: Option<&LoraTargets>,
-    step: &StepShape,
-    precision: Precision,
-) -> Estimate {
-    const FLOAT: u64 = 4;
-    let cpu = precision.cpu;
-    let compute = precision.compute.bytes() as u64;
-    let Sizes { parameters, trained } = self::sizes(config, targets);
+/// Bytes of an f32 number.
+const FLOAT: u64 = 4;
+
+/// What a step takes besides weights, trained parameters and the program, at its largest moment.
+struct Peak {
+    /// Bytes of everything that is there at that moment.
+    bytes: u64,
+    /// Bytes of the logits that are formed at a time.
+    logits: u64,
+    /// Bytes of the logits if they are not there at that moment, otherwise 0.
+    unused_logits: u64,
+}
+
+/// The larger of two moments: when the loss is formed, and when a layer is differentiated.
+fn peak(config: &ModelConfig, targets: Option<&LoraTargets>, step: &StepShape, precision: Precision) -> Peak {
     let layers = kept_layers(config, targets);
+    let compute = precision.compute.bytes() as u64;
     let (tokens, hidden) = (step.tokens, config.hidden_size as u64);
     let per_token = |width: u64| compute * tokens * width;
 
     // What a layer keeps for its backward pass.
     let numbers = |layer: &LayerKept| FLOAT * tokens * layer.statistics;
     let kept = |layer: &LayerKept| per_token(layer.mixer + layer.feed_forward + layer.branches) + numbers(layer);
-    // While it is worked on backwards: what its feed-forward part takes on top; or, when that is gone, what attention takes.
-    let worked_on = |layer: &LayerKept| {
+    // While a layer is differentiated: what its feed-forward part takes on top. Then that part is
+    // released, and attention takes its own.
+    let differentiated = |layer: &LayerKept| {
         let AttentionWidths { heads, query, key } = layer.attention;
         let sizes = AttentionSizes { tokens, longest: step.longest, heads, query, key };
-        let attention =
-            if cpu { footprint::cpu_attention(sizes) } else { footprint::gpu_attention(sizes, precision.compute) };
+        let attention = match precision.cpu {
+            true => footprint::cpu_attention(sizes),
+            false => footprint::gpu_attention(sizes, precision.compute),
+        };
         let mixer = per_token(layer.mixer + layer.branches) + numbers(layer) + attention;
         (kept(layer) + per_token(layer.taken)).max(mixer)
     };
-    // The layers below are there meanwhile: with checkpointing the inputs of all.
+    // The layers below are there at the same time. With checkpointing it is the inputs of all.
     let all_kept = layers.iter().map(&kept).sum::<u64>();
     let inputs = layers.len() as u64 * per_token(hidden);
-    let way_back = if step.checkpointing {
-        inputs + layers.iter().map(worked_on).max().unwrap_or(0)
+    let backward = if step.checkpointing {
+        inputs + layers.iter().map(differentiated).max().unwrap_or(0)
     } else {
         let below = layers.iter().scan(0, |below, layer| {
-            let now = *below + worked_on(layer);
+            let now = *below + differentiated(layer);
             *below += kept(layer);
             Some(now)
         });
         below.max().unwrap_or(0)
     };
-    // Or, before the way back: the last layer's and the last norm's output, logits, and each trained row's gradient.
+    // Before the backward pass: the outputs of the last layer and the last norm, logits, and the
+    // gradient of each trained row.
     let vocabulary = config.vocabulary as u64;
-    let piece = if cpu {
-        footprint::cpu_logits(vocabulary, step.trained_tokens)
-    } else {
-        footprint::gpu_logits(vocabulary, step.trained_tokens, precision.compute)
+    let logits = match precision.cpu {
+        true => footprint::cpu_logits(vocabulary, step.trained_tokens),
+        false => footprint::gpu_logits(vocabulary, step.trained_tokens, precision.compute),
     };
     let rows = FLOAT * step.trained_tokens * hidden;
-    let loss = if step.checkpointing { inputs } else { all_kept } + per_token(2 * hidden) + rows + piece;
-    let (peak, unused_piece) = if loss > way_back { (loss, 0) } else { (way_back, piece) };
-    // Logits are reported apart; where the way back takes more than they do, they are in its place before it.
-    let logits = piece.min(peak);
-    let activations = peak - logits;
+    let for_layers = if step.checkpointing { inputs } else { all_kept };
+    let loss = for_layers + per_token(2 * hidden) + rows + logits;
+    let (bytes, unused_logits) = if loss > backward { (loss, 0) } else { (backward, logits) };
+    Peak { bytes, logits, unused_logits }
+}
 
+/// The estimate for a model of this shape at this step.
+pub(crate) fn estimate(
+    config: &ModelConfig,
+    targets: Option<&LoraTargets>,
+    step: &StepShape,
+    precision: Precision,
+) -> Estimate {
+    let cpu = precision.cpu;
+    let Sizes { parameters, trained } = self::sizes(config, targets);
+    let Peak { bytes: peak, logits, unused_logits } = peak(config, targets, step, precision);
+    // Logits are reported apart. If the backward pass takes more than they do, they lie in memory
+    // that it takes later.
+    let logits = logits.min(peak);
+    let activations = peak - logits;
     let held = if step.full { FloatType::F32 } else { precision.held };
-    let weights = parameters * held.bytes() as u64;
-    // Values, gradients and two moments on the host; values, old and new, and gradients as tensors. Many small pieces: measured,
-    // ten times the values come about.
+    let weights = if step.full { 0 } else { parameters * held.bytes() as u64 };
+    // On the CPU: values, gradients and two moments on the host; values, old and new, and gradients
+    // as tensors. LoRA has many small pieces, and ten times the values were measured.
     let copies = match (cpu, step.full) {
         (true, true) => 6,
         (true, false) => 10,
-        // The host has the moments. On the card: values, old and new, gradients one by one and together.
+        // The host has the moments. On the card: values, old and new, gradients one by one and
+        // together.
         (false, _) => 4,
     };
     let trained_bytes = trained * FLOAT * copies;
-    let weights = if step.full { 0 } else { weights };
+    let (vocabulary, hidden) = (config.vocabulary as u64, config.hidden_size as u64);
     let widened = if cpu && held != FloatType::F32 { footprint::cpu_widened(vocabulary, hidden) } else { 0 };
     let answering = if step.answers { ANSWERING_BYTES } else { 0 };
     let program = if cpu { PROGRAM_BYTES + step.rows + widened + answering } else { 0 };
-    // What pools and heaps hold that the largest moment has no use for: such as, on the CPU, the logits' block; there it is
-    // an eighth at most.
-    let slack = if cpu { (peak / 16 + unused_piece).min((weights + trained_bytes + peak) / 8) } else { peak / 10 };
+    // What pools and heaps hold that the largest moment cannot use, such as the logits' block on
+    // the CPU. There it is an eighth at most.
+    let slack = if cpu { (peak / 16 + unused_logits).min((weights + trained_bytes + peak) / 8) } else { peak / 10 };
     Estimate {
         weights,
         trained: trained_bytes,
@@ -199,7 +235,7 @@ pub(crate) fn estimate(
     }
 }
 
-/// Refuses a run whose estimate is beyond what there is.
+/// Refuses a run whose estimate is beyond the available bytes.
 pub(crate) fn check(
     estimate: &Estimate,
     available: Option<u64>,
@@ -213,11 +249,11 @@ pub(crate) fn check(
     }
 }
 
-/// What decides about the memory of a run, its recipe and its rows aside.
+/// What decides about the memory of a run besides its recipe and its rows.
 #[derive(Clone, Debug)]
 pub(crate) struct Sizing {
     pub(crate) config: ModelConfig,
-    /// `None` where all weights are trained.
+    /// `None` if all weights are trained.
     pub(crate) targets: Option<LoraTargets>,
     /// Bytes of the tokenizer's files that go into every checkpoint.
     pub(crate) text_bytes: u64,
@@ -228,7 +264,7 @@ pub(crate) struct Sizing {
     pub(crate) has_bf16: bool,
 }
 
-/// What an estimate is of.
+/// A run whose memory is estimated.
 pub(crate) struct Subject<'a> {
     pub(crate) recipe: &'a Recipe,
     pub(crate) train: &'a Dataset,
@@ -237,12 +273,12 @@ pub(crate) struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    /// Seconds are left out: to know them costs a measurement.
+    /// The estimate without seconds, which would have to be measured.
     pub(crate) fn estimate(&self) -> Estimate {
         let train = &self.recipe.train;
-        let step = StepShape::of(self, train.micro_batch_size, train.gradient_checkpointing, usize::MAX);
+        let step = StepShape::new(self, train.micro_batch_size, train.gradient_checkpointing, usize::MAX);
         let Sizing { config, targets, placement, stored, .. } = self.sizing;
-        estimate(config, targets.as_ref(), &step, Precision::of(placement, *stored))
+        estimate(config, targets.as_ref(), &step, Precision::new(placement, *stored))
     }
 }
 
@@ -253,7 +289,7 @@ mod tests {
 
     use super::*;
 
-    /// (hidden, inner, layers, heads, key heads, tied) of Llama 3's sizes.
+    /// (name, hidden, inner, layers, heads, key heads, tied) of Llama 3's sizes.
     const SHAPES: [(&str, usize, usize, usize, usize, usize, bool); 3] = [
         ("1B", 2048, 8192, 16, 32, 8, true),
         ("8B", 4096, 14336, 32, 32, 8, false),
@@ -291,7 +327,8 @@ mod tests {
         estimate(&config, Some(&all_linear(&config, 16)), &step, precision).total as f64 / f64::from(1 << 30)
     }
 
-    /// The table of docs/memory.md: one row of this many tokens, bf16 on a GPU, rank 16 on all linear layers.
+    /// The table of docs/memory.md: one row of this many tokens, bf16 on a GPU, rank 16 on all
+    /// linear layers.
     #[test]
     fn estimates_of_llama_shapes() {
         let table: String = SHAPES
@@ -311,7 +348,7 @@ mod tests {
         );
     }
 
-    /// Less is never estimated for more, and each knob helps.
+    /// Less is never estimated for more, and checkpointing helps.
     #[test]
     fn estimates_grow_with_what_they_count() {
         for shape in SHAPES {

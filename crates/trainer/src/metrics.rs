@@ -9,45 +9,51 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::free_name;
 
+/// The file's name in the run directory.
 pub(crate) const FILE: &str = "metrics.jsonl";
 
 /// A row of an optimizer step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRow {
-    /// Counts from 1.
+    /// The step, from 1.
     pub step: u64,
     /// Passes over the training data, this step included.
     pub epoch: f64,
-    /// Σ token losses / trained tokens, before the update.
+    /// Σ token losses / trained tokens, in nats, before the update.
     pub loss: f64,
+    /// Tokens that the loss counts.
     pub trained_tokens: u64,
+    /// Tokens of all rows of the step.
     pub tokens: u64,
     /// Norm of the mean gradient, before clipping.
     pub grad_norm: f64,
+    /// The learning rate of the update.
     pub learning_rate: f64,
+    /// All tokens of the step divided by its seconds.
     pub tokens_per_second: f64,
-    /// Wall time of the step.
+    /// Wall time of the step in seconds.
     pub seconds: f64,
-    /// The objective's own numbers by name; empty where the loss is all there is.
+    /// The objective's own numbers by name; empty if the loss is all it has.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub objective: BTreeMap<String, f64>,
-    /// Each rank's part in it, in rank order; empty where there is only one.
+    /// Each rank's part in it, in rank order; empty if there is only one rank.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ranks: Vec<RankRow>,
 }
 
-/// What one rank says of itself in a step.
+/// One rank's part in a step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RankRow {
+    /// The rank.
     pub rank: usize,
-    /// Time it took to compute the losses and gradients of its rows in this step.
+    /// Seconds that it took to compute the losses and gradients of its rows.
     pub seconds: f64,
     /// Tokens of these rows.
     #[serde(default)]
     pub tokens: u64,
     /// Payload bytes that it has sent since the run began, up to the losses of this step.
     pub sent: u64,
-    /// The same received.
+    /// The same for bytes received.
     pub received: u64,
     /// Seconds that it has waited for each rank since the run began, up to the losses of this step.
     pub waited_for: Vec<f64>,
@@ -56,8 +62,9 @@ pub struct RankRow {
 /// A row of an evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalRow {
-    /// 0: before the first step.
+    /// The steps done; 0: before the first step.
     pub step: u64,
+    /// Σ token losses / trained tokens of the evaluation data, in nats.
     pub eval_loss: f64,
     /// Trained tokens of the evaluation data.
     pub eval_tokens: u64,
@@ -72,6 +79,7 @@ pub(crate) enum Row {
 }
 
 impl Row {
+    /// The step of the row.
     fn step(&self) -> u64 {
         match self {
             Row::Step(row) => row.step,
@@ -80,12 +88,12 @@ impl Row {
     }
 }
 
-/// The rows of steps among these.
+/// The rows of steps.
 pub(crate) fn step_rows(rows: &[Row]) -> Vec<&StepRow> {
     rows.iter().filter_map(|row| if let Row::Step(row) = row { Some(row) } else { None }).collect()
 }
 
-/// The rows of evaluations among these.
+/// The rows of evaluations.
 pub(crate) fn eval_rows(rows: &[Row]) -> Vec<&EvalRow> {
     rows.iter().filter_map(|row| if let Row::Eval(row) = row { Some(row) } else { None }).collect()
 }
@@ -99,8 +107,9 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the file of a run that has done `step` steps: rows beyond them, and a torn last line, are taken out. Other lines
-    /// that cannot be read are said in `notices`, and the file as it was is kept.
+    /// Opens the file of a run that has done `step` steps. Rows beyond them and a torn last line
+    /// are taken out. Other lines that cannot be read give a notice, and the old file is kept
+    /// aside.
     pub(crate) fn open(directory: &Path, step: u64, notices: &mut Vec<String>) -> Result<Metrics, StoreError> {
         let path = directory.join(FILE);
         let bytes = match std::fs::read(&path) {
@@ -122,8 +131,8 @@ impl Metrics {
         Ok(Metrics { path, file, rows })
     }
 
-    /// Takes out the rows of this step's evaluation, which is made again: a run can be killed after it was made again and
-    /// before the next checkpoint.
+    /// Takes out the row of this step's evaluation, which is about to be made again. Such a row is
+    /// left if a run was killed after the evaluation and before the next checkpoint.
     pub(crate) fn forget_evaluation(&mut self, step: u64) -> Result<(), StoreError> {
         let made = |row: &Row| matches!(row, Row::Eval(row) if row.step == step);
         if !self.rows.iter().any(made) {
@@ -144,14 +153,15 @@ impl Metrics {
         Ok(())
     }
 
-    /// Makes the rows so far survive a power cut, which a checkpoint of the same step will.
+    /// Syncs the rows so far, so that they survive a power cut as the checkpoint of the same step
+    /// does.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
         self.file.sync_all().map_err(|source| StoreError::io(&self.path, Operation::Sync, 0, source))
     }
 }
 
-/// Rows up to `step`, and the numbers of lines, from 1, that are none. A last line without its end is a row that was being
-/// written when the process was killed.
+/// Rows up to `step`, and the numbers, from 1, of the lines that are no rows. A last line without
+/// its end was being written when the process was killed.
 fn parse(bytes: &[u8], step: u64) -> (Vec<Row>, Vec<usize>) {
     let (mut rows, mut damaged) = (Vec::new(), Vec::new());
     for (number, line) in (1..).zip(bytes.split_inclusive(|&byte| byte == b'\n')) {
@@ -165,7 +175,7 @@ fn parse(bytes: &[u8], step: u64) -> (Vec<Row>, Vec<usize>) {
     (rows, damaged)
 }
 
-/// Which of the steps up to `step` have no row: "step 3", "steps 1 to 4, 6 and more".
+/// The steps up to `step` without a row: "step 3", "steps 1 to 4, 6 and more".
 fn gaps(rows: &[Row], step: u64) -> Option<String> {
     let there: BTreeSet<u64> =
         rows.iter().filter_map(|row| if let Row::Step(row) = row { Some(row.step) } else { None }).collect();
@@ -194,6 +204,7 @@ fn rewritten(path: &Path, rows: &[Row]) -> Result<std::fs::File, StoreError> {
     file.map_err(|source| StoreError::io(path, Operation::Write, 0, source))
 }
 
+/// A row as a line of JSON.
 fn line(row: &Row) -> String {
     let mut text = serde_json::to_string(row).expect("finite numbers");
     text.push('\n');
@@ -214,7 +225,7 @@ mod tests {
         for (bytes, rows, damaged) in [
             (format!("{one}{two}{three}"), 3, vec![]),
             (format!("{one}{{\"step\": 2, \"l\0ss\"}}\n{three}"), 2, vec![2]),
-            // Torn at the end, by a kill; blank; beyond the step.
+            // Torn at the end by a kill; blank; beyond the step.
             (format!("{one}{two}{{\"step\": 3"), 2, vec![]),
             (format!("{one}\n{}", text_of(9)), 1, vec![]),
             (format!("x\n{one}y\n"), 1, vec![1, 3]),
@@ -272,8 +283,8 @@ mod tests {
         }
     }
 
-    /// A run was stopped in the evaluation of step 2, resumed, and killed after it had made it: the row is there, and the
-    /// checkpoint says that it is due.
+    /// A run was stopped in the evaluation of step 2, resumed, and killed after that evaluation.
+    /// The row is there, and the checkpoint says that the evaluation is due.
     #[test]
     fn an_evaluation_made_again_is_there_once() {
         let folder = tempfile::tempdir().expect("a directory");

@@ -1,6 +1,6 @@
-//! How numbers are written for people, in the terminal and in the report alike.
+//! How numbers are written for people, in the terminal and in the report.
 
-/// "4,884,480"
+/// A number with a comma at each thousand: "4,884,480".
 pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -15,7 +15,8 @@ pub fn thousands(number: u64) -> String {
 
 pub use finetune_store::human_bytes as bytes;
 
-/// "1 row", "12,000 rows": `one` is the word for a single one, whose plural ends in an s.
+/// A number with its noun: "1 row", "12,000 rows". `one` is the singular, whose plural ends in an
+/// s.
 pub fn counted(number: u64, one: &str) -> String {
     let more = if number == 1 { "" } else { "s" };
     format!("{} {one}{more}", thousands(number))
@@ -31,7 +32,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// The time of something that may take milliseconds: "0.37 s", "12 s".
+/// Seconds of something that may take milliseconds: "0.37 s", "12 s".
 pub fn seconds(seconds: f64) -> String {
     match seconds {
         long if long >= 60.0 => duration(long),

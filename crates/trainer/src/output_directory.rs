@@ -1,4 +1,4 @@
-//! What lies in a directory that a run is to be written to, whose it is, and where no run may be written.
+//! What a run's output directory holds, whose it is, and where no run may be written.
 
 use std::path::{Path, PathBuf};
 
@@ -8,9 +8,9 @@ use finetune_store::{Disk, MANIFEST_NAME, Manifest, StoreError, numbered};
 use crate::error::TrainError;
 use crate::names::{CHECKPOINTS, COPIES, RECIPE_FILE, RESULTS};
 
-/// How [`Recipe::to_toml`] begins, and no recipe that a person wrote.
+/// The beginning of what [`Recipe::to_toml`] writes. No recipe of a person begins so.
 const RESOLVED: &str = "# The recipe as resolved";
-/// Longest recipe that is looked at, in bytes.
+/// Bytes of the longest recipe that is looked at.
 const LONGEST: u64 = 1 << 20;
 
 /// What is in a directory.
@@ -20,19 +20,19 @@ pub(crate) enum Contents {
     Free,
     /// A run with checkpoints or a result.
     Run,
-    /// Something of somebody else's; the name of one thing.
+    /// Something that no run has written; the name of one such entry.
     Foreign(String),
 }
 
-/// The file that a command line means by its recipe: a run directory stands for the recipe that lies in it.
+/// The file that a command line means by its recipe. A run directory means the recipe in it.
 pub fn recipe_file(argument: &Path) -> PathBuf {
     let inside = argument.join(RECIPE_FILE);
     if argument.is_dir() && inside.is_file() { inside } else { argument.to_owned() }
 }
 
-/// The run directory whose resolved recipe this file is. A run that was moved or copied goes on where it lies, not at the
-/// place that its recipe names: give this to [`Recipe::load`] as the output directory where the user names none, neither with
-/// a flag nor in `sets`, the texts of `--set`.
+/// The run directory whose resolved recipe this file is. A run that was moved or copied goes on
+/// where it lies, not at the place that its recipe names. If the user names no output directory,
+/// give this to [`Recipe::load`] as one. `sets`: the texts of `--set`, which may name one.
 pub fn home(recipe_file: &Path, sets: &[String]) -> Option<PathBuf> {
     if sets.iter().any(|set| set.split('=').next().is_some_and(|key| key.trim() == "output_dir")) {
         return None;
@@ -48,11 +48,12 @@ pub(crate) fn is_resolved(file: &Path) -> bool {
     read(file).is_some_and(|text| text.starts_with(RESOLVED))
 }
 
-/// Whether a recipe has something in it that writing it anew would lose: words of a person.
+/// Whether a recipe has words of a person that would be lost if it were written anew.
 pub(crate) fn has_own_words(text: &str) -> bool {
     !text.starts_with(RESOLVED) || text.lines().skip(1).any(|line| line.trim_start().starts_with('#'))
 }
 
+/// The text of a small file; `None` if it cannot be read.
 pub(crate) fn read(file: &Path) -> Option<String> {
     use std::io::Read;
     let mut text = String::new();
@@ -60,7 +61,7 @@ pub(crate) fn read(file: &Path) -> Option<String> {
     Some(text)
 }
 
-/// Whether a run of ours lies here, by what only we write.
+/// Whether a run of this program lies here, by files that no other program writes.
 fn is_run(disk: &dyn Disk, directory: &Path) -> Result<bool, StoreError> {
     if is_resolved(&directory.join(RECIPE_FILE)) {
         return Ok(true);
@@ -73,7 +74,7 @@ fn is_run(disk: &dyn Disk, directory: &Path) -> Result<bool, StoreError> {
         || RESULTS.iter().any(|name| kind_of(&directory.join(name)).is_some_and(|kind| kind == *name)))
 }
 
-/// What a directory's manifest calls it. Its files are not looked at.
+/// The kind that a directory's manifest names. Its files are not looked at.
 pub(crate) fn kind_of(directory: &Path) -> Option<String> {
     let path = directory.join(MANIFEST_NAME);
     let bytes = read(&path)?;
@@ -91,7 +92,7 @@ pub(crate) fn is_occupied(disk: &dyn Disk, directory: &Path) -> Result<bool, Tra
     Ok(has_checkpoints || RESULTS.iter().any(|name| directory.join(name).is_dir()))
 }
 
-/// Looks into a directory that may not be there.
+/// What is in a directory, which may not exist.
 pub(crate) fn contents(disk: &dyn Disk, directory: &Path) -> Result<Contents, TrainError> {
     if directory.exists() && !directory.is_dir() {
         let what = "is a file, and a run needs a directory".to_owned();
@@ -110,8 +111,8 @@ pub(crate) fn contents(disk: &dyn Disk, directory: &Path) -> Result<Contents, Tr
     Ok(foreign.map_or(Contents::Free, Contents::Foreign))
 }
 
-/// What may lie in a directory before a run has written its recipe: files of the system (with a leading dot, and what a new
-/// file system has), and what a start writes first.
+/// Whether an entry may lie in a directory before a run has written its recipe. Files of the system
+/// may (with a leading dot, and what a new file system has), and so may what a start writes first.
 fn is_ours(disk: &dyn Disk, directory: &Path, name: &str) -> bool {
     let path = directory.join(name);
     match name {
@@ -122,11 +123,12 @@ fn is_ours(disk: &dyn Disk, directory: &Path, name: &str) -> bool {
     }
 }
 
+/// Whether a name is that of a file that is being written, or hidden.
 fn is_passing(name: &str) -> bool {
     name.starts_with('.') || name.contains(".tmp-")
 }
 
-/// Where a path leads, links followed as far as there is something.
+/// Where a path leads. Links are followed as far as the path exists.
 fn place(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     for ancestor in absolute.ancestors() {
@@ -138,8 +140,9 @@ fn place(path: &Path) -> PathBuf {
     absolute
 }
 
-/// Refuses a place where a run would come between the user's own files or over them. `file`: the recipe that is read;
-/// `model`: the directory of the base model, as far as they are known.
+/// Refuses a place where a run would lie between the user's own files, or be written over them.
+/// `file`: the recipe that is read. `model`: the directory of the base model. Both are given as far
+/// as they are known.
 pub(crate) fn check(
     disk: &dyn Disk,
     recipe: &Recipe,
@@ -200,7 +203,7 @@ mod tests {
         Recipe::parse(&text, &folder.join("r.toml"), &[], None).expect("a recipe")
     }
 
-    /// Files of a directory with their text, and what is said of it.
+    /// (files of a directory with their text, what the directory holds)
     #[test]
     fn directories_that_a_run_may_and_may_not_take() {
         let resolved = format!("{RESOLVED}, every default written out.\nseed = 1\n");

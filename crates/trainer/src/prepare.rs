@@ -1,15 +1,18 @@
-//! Puts a run together: everything that can be refused is refused here, before the first step and before anything in the run
-//! directory changes. To what [`examine`] finds it adds the lock of the run directory, what the ranks agree on, the loaded
-//! model, and the checkpoint to go on from.
+//! Puts a run together. Everything that can be refused is refused here, before the first step and
+//! before anything in the run directory changes. To what [`examine`] finds it adds the lock of the
+//! run directory, what the ranks agree on, the loaded model, and the checkpoint.
 
 use std::sync::Arc;
 
+use finetune_dataset::Dataset;
+use finetune_model::Model;
 use finetune_recipe::Recipe;
 use finetune_store::RealDisk;
 
 use crate::base_model::{base_name, model_directory, open_model};
 use crate::copies::bring_newest;
 use crate::date;
+use crate::device_plan::{DevicePlan, ThisHost};
 use crate::disk_need::DiskNeed;
 use crate::error::TrainError;
 use crate::examine::{Examined, Extent, Ready, examine};
@@ -18,97 +21,86 @@ use crate::loss_scale::LossScale;
 use crate::memory::Subject;
 use crate::names::CHECKPOINTS;
 use crate::objective::Objective;
-use crate::place::Machine;
 use crate::ranks::Ranks;
 use crate::resume::Resume;
 use crate::run::Run;
-use crate::run_directory::{LockedDirectory, publishes_best};
+use crate::run_directory::{LockedDirectory, RunDirectory, publishes_best};
 use crate::schedule::Schedule;
 use crate::state::{self, TrainState};
 
-/// A run and what the user should know about how it came together.
+/// A run, and what the user should know about how it was put together.
 pub struct Prepared {
+    /// The run, ready for its first step.
     pub run: Run,
+    /// What the user should know.
     pub notices: Vec<String>,
 }
 
-/// Opens everything, takes the lock of the run directory, and finds where to start. A run that will not fit into the memory
-/// there is, by the estimate, is refused. All ranks call it, and all must have the same; only rank 0 uses the
-/// run directory.
+/// Opens everything, takes the lock of the run directory, and finds where to start. All ranks call
+/// it, and all must have the same input. Only rank 0 uses the run directory.
+///
+/// # Errors
+/// If anything that the run needs is missing, wrong or different among the ranks. Also if the run
+/// would not fit into memory or on the disk, by the estimates.
 pub fn prepare(
     recipe: Recipe,
     resume: &Resume,
     ranks: &Arc<Ranks>,
-    machine: &Machine,
+    host: &ThisHost,
     progress: &dyn Fn(u64),
 ) -> Result<Prepared, TrainError> {
     // The others must not wait for a rank that cannot start.
-    put_together(recipe, resume, ranks, machine, progress).inspect_err(|error| ranks.abort(error))
+    put_together(recipe, resume, ranks, host, progress).inspect_err(|error| ranks.abort(error))
 }
 
+/// As [`prepare`], without telling the other ranks of an error.
 fn put_together(
     mut recipe: Recipe,
     resume: &Resume,
     ranks: &Arc<Ranks>,
-    machine: &Machine,
+    host: &ThisHost,
     progress: &dyn Fn(u64),
 ) -> Result<Prepared, TrainError> {
     let model_path = model_directory(&recipe);
     // Before the long work, so that a second process is refused at once.
-    let locked = match ranks.is_first() {
-        true => {
-            let (file, model) = (machine.recipe_file.as_deref(), model_path.as_deref().ok());
-            Some(LockedDirectory::lock(&recipe, resume, file, model)?)
-        }
-        false => None,
-    };
+    let lock = || LockedDirectory::lock(&recipe, resume, host.recipe_file.as_deref(), model_path.as_deref().ok());
+    let locked = ranks.is_first().then(lock).transpose()?;
     let date = date::agree(&recipe, resume, ranks)?;
     recipe.data.date = Some(date.clone());
-    let found = examine(Examined::default(), &recipe, model_path, machine, Extent::Run, ranks.is_first(), progress);
-    let Ready { directory, place, tokenizer, train, eval, start, plan, steps, text, sizing, estimate, mut notices } =
-        found.ready()?;
-    let opened = open_model(&recipe, &directory, start, &place.placement);
-    let (mut model, model_digest) = opened.map_err(|error| {
-        error.with_cheaper_settings(|| {
-            Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing }.cheaper_settings()
-        })
-    })?;
-    let identity = Identity {
-        recipe: Identity::recipe_values(&recipe),
-        train_data: train.digest.clone(),
-        eval_data: eval.as_ref().map(|eval| eval.digest.clone()),
-        model: model_digest.clone(),
-        layout: model.layout().digest(),
-        compute: Some(place.compute()),
-    };
+    let found = examine(Examined::default(), &recipe, model_path, host, Extent::Run, ranks.is_first(), progress);
+    let Ready {
+        directory,
+        device_plan,
+        tokenizer,
+        train,
+        eval,
+        start,
+        plan,
+        steps,
+        text,
+        sizing,
+        estimate,
+        mut notices,
+    } = found.ready()?;
+    let subject = Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing };
+    let opened = open_model(&recipe, &directory, start, &device_plan.placement);
+    let (mut model, base_digest) =
+        opened.map_err(|error| error.with_cheaper_settings(|| subject.cheaper_settings()))?;
+    let identity = identity(&recipe, &train, eval.as_ref(), &model, &base_digest, &device_plan);
     ranks.expect_same(&identity.digests())?;
-    let mut state = TrainState::new(model.parameters()?, LossScale::of(place.placement.compute()));
+    let mut state = TrainState::new(model.parameters()?, LossScale::new(device_plan.placement.compute()));
     ranks.expect_same(&[("set of starting weights", state.digest())])?;
-    let mut run_directory = None;
     bring_newest(&recipe.output_dir, resume, ranks, &identity, &mut notices)?;
-    if let Some(locked) = locked {
-        let from = locked.find(resume, &mut notices)?;
-        if let Some(path) = &from {
-            let patience = recipe.eval.early_stopping_patience;
-            state = TrainState::load(path, &model, &identity, patience, &mut notices)?;
-            if state.step > steps {
-                return Err(TrainError::PastTheEnd { path: path.clone(), step: state.step, last: steps });
-            }
-            notices.extend(best_is_missing(&recipe, &state)?);
-        }
-        if state.step < steps && !state.stopped_early {
-            let trained = state.parameters.len() as u64;
-            DiskNeed::of(&recipe, trained, steps, eval.is_some(), sizing.text_bytes, machine.disk).check(&recipe)?;
-        }
-        run_directory = Some(locked.open(&recipe, state.step, from, &mut notices)?);
-    }
+    let start = Start { recipe: &recipe, resume, model: &model, identity: &identity, steps };
+    let disk = |trained| DiskNeed::new(&recipe, trained, steps, eval.is_some(), sizing.text_bytes, host.disk);
+    let run_directory = locked.map(|locked| start.find(locked, &mut state, &disk, &mut notices)).transpose()?;
     ranks.share_state(&mut state)?;
     model.set_parameters(&state.parameters);
     let run = Run {
         objective: Objective::CrossEntropy,
         schedule: Schedule::new(&recipe.schedule, recipe.optimizer.learning_rate, steps),
         base: base_name(&recipe, &directory),
-        base_digest: model_digest,
+        base_digest,
         date,
         text,
         train,
@@ -120,7 +112,7 @@ fn put_together(
         plan,
         steps,
         state,
-        device: place.describe(),
+        device: device_plan.describe(),
         estimate,
         sizing,
         directory: run_directory,
@@ -129,7 +121,65 @@ fn put_together(
     Ok(Prepared { run, notices })
 }
 
-/// What to say where the best checkpoint, which is to be the result, is not there any more. An error where it was asked for.
+/// What a run is made of.
+fn identity(
+    recipe: &Recipe,
+    train: &Dataset,
+    eval: Option<&Dataset>,
+    model: &Model,
+    base_digest: &str,
+    device_plan: &DevicePlan,
+) -> Identity {
+    Identity {
+        recipe: Identity::recipe_values(recipe),
+        train_data: train.digest.clone(),
+        eval_data: eval.map(|eval| eval.digest.clone()),
+        model: base_digest.to_owned(),
+        layout: model.layout().digest(),
+        compute: Some(device_plan.compute()),
+    }
+}
+
+/// What decides where a run starts.
+struct Start<'a> {
+    recipe: &'a Recipe,
+    resume: &'a Resume,
+    model: &'a Model,
+    identity: &'a Identity,
+    /// Steps of the whole run.
+    steps: u64,
+}
+
+impl Start<'_> {
+    /// Rank 0's part: loads the checkpoint to go on from, if there is one, into `state`, and opens
+    /// the run directory for writing. `disk`: what the run needs on disk, for this many trained
+    /// parameters.
+    fn find(
+        &self,
+        locked: LockedDirectory,
+        state: &mut TrainState,
+        disk: &dyn Fn(u64) -> DiskNeed,
+        notices: &mut Vec<String>,
+    ) -> Result<RunDirectory, TrainError> {
+        let recipe = self.recipe;
+        let from = locked.find(self.resume, notices)?;
+        if let Some(path) = &from {
+            let patience = recipe.eval.early_stopping_patience;
+            *state = TrainState::load(path, self.model, self.identity, patience, notices)?;
+            if state.step > self.steps {
+                return Err(TrainError::PastTheEnd { path: path.clone(), step: state.step, last: self.steps });
+            }
+            notices.extend(best_is_missing(recipe, state)?);
+        }
+        if state.step < self.steps && !state.stopped_early {
+            disk(state.parameters.len() as u64).check(recipe)?;
+        }
+        locked.open(recipe, state.step, from, notices)
+    }
+}
+
+/// A notice if the best checkpoint, which is to be the result, is missing or damaged. It is an
+/// error if the recipe asks for that result.
 fn best_is_missing(recipe: &Recipe, state: &TrainState) -> Result<Option<String>, TrainError> {
     let Some(best) = state.best.filter(|best| publishes_best(recipe) && best.step != state.step) else {
         return Ok(None);

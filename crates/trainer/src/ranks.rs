@@ -1,21 +1,25 @@
-//! The ranks of a run: which shares of a step this one computes, and how the sums of all shares become one.
+//! The ranks of a run: which shares of a step this rank computes, and how the sums of all shares
+//! become one.
 //!
-//! A step's rows are cut into shares: one per rank, or as many as `distributed.virtual_ranks` says. The sums of each share
-//! are kept apart until all are added in the order of the shares, so the number of processes that computed them does not
-//! show in the bits.
+//! A step's rows are cut into shares: one for each rank, or as many as `distributed.virtual_ranks`
+//! says. The sums of each share are kept apart until all are added in the order of the shares. So
+//! the bits do not show how many processes computed them.
 
 use finetune_allreduce::{Algorithm, Group, GroupError, Reduce, segment};
 
-use crate::deal::Deal;
 use crate::error::TrainError;
 use crate::metrics::RankRow;
+use crate::share_assignment::ShareAssignment;
 use crate::state::TrainState;
 
 /// Σ over the rows of a share, or of a whole step. Means are formed from it once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Sums {
+    /// Σ of token losses in nats.
     pub(crate) loss: f64,
+    /// Tokens that the loss counts.
     pub(crate) trained_tokens: u64,
+    /// Tokens of all rows.
     pub(crate) tokens: u64,
 }
 
@@ -38,46 +42,54 @@ impl Sums {
     }
 }
 
-/// The group of all ranks, and this rank's place in it.
+/// The group of all ranks, and how a step is cut into shares among them.
 pub struct Ranks {
     group: Group,
     /// Shares of a step, over all ranks; a multiple of the number of ranks.
     shares: usize,
-    /// Whether the sums must not depend on which rank holds which share.
-    virtual_ranks: bool,
+    /// Whether the recipe sets virtual ranks: then the sums must not depend on which rank computes
+    /// which share.
+    has_virtual_ranks: bool,
 }
 
 impl Ranks {
     /// The ranks of `group`, with the arithmetic of `virtual_ranks` if given.
+    ///
+    /// # Errors
+    /// If `virtual_ranks` is no multiple of the number of ranks.
     pub fn new(group: Group, virtual_ranks: Option<usize>) -> Result<Ranks, TrainError> {
         let world = group.world();
         let shares = virtual_ranks.unwrap_or(world);
         if shares == 0 || !shares.is_multiple_of(world) {
             return Err(TrainError::VirtualRanks { virtual_ranks: shares, world });
         }
-        Ok(Ranks { group, shares, virtual_ranks: virtual_ranks.is_some() })
+        Ok(Ranks { group, shares, has_virtual_ranks: virtual_ranks.is_some() })
     }
 
     /// This process alone.
+    ///
+    /// # Errors
+    /// If `virtual_ranks` is 0.
     pub fn alone(virtual_ranks: Option<usize>) -> Result<Ranks, TrainError> {
         Ranks::new(Group::in_process(1, None).remove(0), virtual_ranks)
     }
 
+    /// The group that the ranks communicate in.
     pub fn group(&self) -> &Group {
         &self.group
     }
 
-    /// Whether this is rank 0, which writes what is written.
+    /// Whether this is rank 0, which writes all files.
     pub fn is_first(&self) -> bool {
         self.group.rank() == 0
     }
 
     /// The same number of shares for each rank.
-    pub(crate) fn even(&self) -> Deal {
-        Deal::even(self.shares, self.group.world())
+    pub(crate) fn even(&self) -> ShareAssignment {
+        ShareAssignment::even(self.shares, self.group.world())
     }
 
-    /// Tells the others that this rank stops, unless they have found the same.
+    /// Tells the others that this rank stops, unless they have found the same error.
     pub(crate) fn abort(&self, error: &TrainError) {
         let found_by_all = matches!(
             error,
@@ -92,24 +104,26 @@ impl Ranks {
         }
     }
 
-    /// The largest of all ranks' values: what one is asked, all are asked.
+    /// The largest of all ranks' values. So a signal that one rank gets stops all.
     pub(crate) fn largest(&self, value: i32) -> Result<i32, GroupError> {
         let mut all = vec![0i32; self.group.world()];
         self.group.all_gather(&[value], &mut all)?;
         Ok(all.into_iter().max().unwrap_or(value))
     }
 
-    /// Σ over all shares, in their order; and what each rank says of itself. `seconds`: what this rank took to compute its own.
+    /// Σ over all shares, in their order, and each rank's part. `mine`: the sums of this rank's
+    /// shares. `seconds`: what this rank took to compute them.
     pub(crate) fn sum_losses(
         &self,
-        deal: &Deal,
+        assignment: &ShareAssignment,
         mine: &[Sums],
         seconds: f64,
     ) -> Result<(Sums, Vec<RankRow>), GroupError> {
         let world = self.group.world();
         let (sent, received) = self.group.bytes_moved();
-        // Blocks of one length, whoever has how many shares.
-        let numbers = deal.largest() * Sums::NUMBERS;
+        // All blocks have the length of the largest, because ranks may have different numbers of
+        // shares.
+        let numbers = assignment.largest() * Sums::NUMBERS;
         let mut block: Vec<f64> = mine.iter().flat_map(|sums| sums.to_numbers()).collect();
         block.resize(numbers, 0.0);
         block.extend([seconds, sent as f64, received as f64]);
@@ -121,7 +135,7 @@ impl Ranks {
         for (rank, block) in all.chunks(block.len()).enumerate() {
             let (sums, about) = block.split_at(numbers);
             let mut tokens = 0;
-            for numbers in sums.chunks(Sums::NUMBERS).take(deal.counts()[rank]) {
+            for numbers in sums.chunks(Sums::NUMBERS).take(assignment.counts()[rank]) {
                 let sums = Sums::from_numbers(numbers);
                 tokens += sums.tokens;
                 total.add(sums);
@@ -134,30 +148,31 @@ impl Ranks {
         Ok((total, rows))
     }
 
-    /// The first of `mine`, the gradients of this rank's shares, becomes the sum of all ranks' shares, added in their order;
-    /// the others are left undefined.
-    pub(crate) fn sum_gradients(&self, deal: &Deal, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
+    /// Sums gradients over all ranks' shares, in their order. `mine`: the gradients of this rank's
+    /// shares. The first becomes the sum, and the others are left undefined.
+    pub(crate) fn sum_gradients(&self, assignment: &ShareAssignment, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
         if self.is_first() {
-            // Its shares are the first ones: their sum is where the sum of all begins.
+            // Rank 0's shares are the first ones, so the sum of all begins with their sum.
             let (first, rest) = mine.split_first_mut().expect("every rank has a share");
             rest.iter().for_each(|share| add(first, share));
         }
         if self.group.world() == 1 {
             return Ok(());
         }
-        if deal.counts()[1..].iter().all(|&count| count == 1) {
-            // A ring adds in another order than the shares', which is what virtual ranks promise.
-            let algorithm = self.virtual_ranks.then_some(Algorithm::Mesh);
+        if assignment.counts()[1..].iter().all(|&count| count == 1) {
+            // A ring adds in another order than that of the shares, which virtual ranks promise.
+            let algorithm = self.has_virtual_ranks.then_some(Algorithm::Mesh);
             return self.group.all_reduce_with(&mut mine[0], &Reduce { algorithm, ..Reduce::SUM });
         }
-        self.sum_segments(deal, mine)
+        self.sum_segments(assignment, mine)
     }
 
-    /// Every rank gets its segment of all shares, adds them in order, and all get all sums.
-    fn sum_segments(&self, deal: &Deal, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
+    /// Every rank gets its segment of all shares and adds them in order. Then all ranks get all
+    /// sums.
+    fn sum_segments(&self, assignment: &ShareAssignment, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
         let (world, length) = (self.group.world(), mine[0].len());
-        // Rank 0 has added its own up already.
-        let count = |rank: usize| if rank == 0 { 1 } else { deal.counts()[rank] };
+        // Rank 0 has added its own shares already.
+        let count = |rank: usize| if rank == 0 { 1 } else { assignment.counts()[rank] };
         let most = (0..world).map(count).max().unwrap_or(1);
         let longest = length.div_ceil(world).max(1);
         let mut send = vec![0f32; longest * most * world];
@@ -184,7 +199,7 @@ impl Ranks {
         Ok(())
     }
 
-    /// Rank 0's state becomes everybody's: only it reads the checkpoint.
+    /// Gives rank 0's state to all ranks, because only rank 0 reads the checkpoint.
     pub(crate) fn share_state(&self, state: &mut TrainState) -> Result<(), GroupError> {
         let mut numbers = state.to_numbers();
         self.group.broadcast(&mut numbers, 0)?;
@@ -194,14 +209,14 @@ impl Ranks {
         self.group.broadcast(&mut state.optimizer.second_moment, 0)
     }
 
-    /// Everybody's list of numbers, one after the other in rank order; all of `length`.
+    /// The numbers of all ranks, one after the other in rank order. All ranks give the same count.
     pub(crate) fn gather(&self, mine: &[f64]) -> Result<Vec<f64>, GroupError> {
         let mut all = vec![0.0; mine.len() * self.group.world()];
         self.group.all_gather(mine, &mut all)?;
         Ok(all)
     }
 
-    /// Everybody's text, in rank order.
+    /// The texts of all ranks, in rank order.
     pub(crate) fn gather_texts(&self, mine: &str) -> Result<Vec<String>, GroupError> {
         let mut lengths = vec![0u64; self.group.world()];
         self.group.all_gather(&[mine.len() as u64], &mut lengths)?;
@@ -216,7 +231,7 @@ impl Ranks {
         Ok(lengths.iter().enumerate().map(text).collect())
     }
 
-    /// Refuses to go on where a rank has other content than rank 0 under one of these names.
+    /// Refuses to go on if a rank has other content than rank 0 under one of these names.
     pub(crate) fn expect_same(&self, contents: &[(&'static str, blake3::Hash)]) -> Result<(), TrainError> {
         let mine: Vec<u8> = contents.iter().flat_map(|(_, hash)| *hash.as_bytes()).collect();
         let mut all = vec![0u8; mine.len() * self.group.world()];
@@ -248,7 +263,8 @@ fn add(sum: &mut [f32], more: &[f32]) {
 mod tests {
     use super::*;
 
-    /// Whoever computes which shares, the sums have the bits of one rank that adds them one after the other.
+    /// The sums have the bits of one rank that adds all shares one after the other, however shares
+    /// are assigned.
     #[test]
     fn sums_do_not_depend_on_the_deal() {
         const SHARES: usize = 6;
@@ -256,7 +272,7 @@ mod tests {
         // Of very different size, so that another order of adding shows.
         let gradient = |share: usize| -> Vec<f32> {
             let sign = if share.is_multiple_of(2) { 1.0 } else { -1.0 };
-            // Multiplied out: `powi` may give other bits at another place in the program.
+            // Multiplied out, because `powi` may give other bits at another place in the program.
             let power = |exponent: usize| (0..exponent).fold(sign, |product: f32, _| product * 1.1);
             (0..LENGTH).map(|n| power((share * 37 + n * 11) % 90)).collect()
         };
@@ -268,20 +284,20 @@ mod tests {
         (1..SHARES).for_each(|share| add(&mut want, &gradient(share)));
         let mut want_loss = Sums::default();
         (0..SHARES).for_each(|share| want_loss.add(losses(share)));
-        let deals: [&[f64]; 7] =
+        let speeds: [&[f64]; 7] =
             [&[1.0], &[1.0, 1.0], &[1.0, 9.0], &[9.0, 1.0], &[1.0, 1.0, 1.0], &[9.0, 1.0, 9.0], &[9.0, 9.0, 1.0]];
-        for seconds in deals {
-            let deal = Deal::by_speed(SHARES, seconds);
+        for seconds in speeds {
+            let assignment = ShareAssignment::by_speed(SHARES, seconds);
             let sums = std::thread::scope(|scope| {
-                let deal = &deal;
+                let assignment = &assignment;
                 let start = |group: Group| {
                     scope.spawn(move || {
-                        let mine = deal.of(group.rank());
-                        let ranks = Ranks { group, shares: SHARES, virtual_ranks: true };
+                        let mine = assignment.shares_of(group.rank());
+                        let ranks = Ranks { group, shares: SHARES, has_virtual_ranks: true };
                         let mut gradients: Vec<Vec<f32>> = mine.clone().map(gradient).collect();
                         let shares: Vec<Sums> = mine.map(losses).collect();
-                        let (loss, rows) = ranks.sum_losses(deal, &shares, 1.0).expect("a sum");
-                        ranks.sum_gradients(deal, &mut gradients).expect("a sum");
+                        let (loss, rows) = ranks.sum_losses(assignment, &shares, 1.0).expect("a sum");
+                        ranks.sum_gradients(assignment, &mut gradients).expect("a sum");
                         (gradients.swap_remove(0), loss, rows.len())
                     })
                 };
@@ -289,8 +305,8 @@ mod tests {
                 threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
             });
             for (gradient, loss, rows) in sums {
-                assert_eq!(gradient, want, "{:?}", deal.counts());
-                assert_eq!(loss, want_loss, "{:?}", deal.counts());
+                assert_eq!(gradient, want, "{:?}", assignment.counts());
+                assert_eq!(loss, want_loss, "{:?}", assignment.counts());
                 assert_eq!(rows, if seconds.len() > 1 { seconds.len() } else { 0 });
             }
         }

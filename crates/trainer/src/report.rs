@@ -14,15 +14,16 @@ use finetune_store::{RealDisk, replace_file};
 use self::chart::{Line, chart};
 use crate::card::{base_name, file_name};
 use crate::error::TrainError;
-use crate::evaluate::BeforeAfter;
 use crate::metrics::{EvalRow, Row, StepRow, eval_rows, step_rows};
 use crate::numbers::{bytes, counted, duration, thousands};
+use crate::samples::BeforeAfter;
 use crate::snapshot::Snapshot;
 use crate::summary::before_and_after;
 
+/// The style sheet.
 const STYLE: &str = include_str!("report.css");
 
-/// A page of a run that goes on looks for a newer one after so many seconds.
+/// Seconds after which a page of a run that goes on loads a newer one.
 const REFRESH: u32 = 30;
 
 /// Writes the page of what the run has done so far.
@@ -40,6 +41,7 @@ fn write_page(run: &Snapshot<'_>, directory: &Path, rows: &[Row], refresh: &str)
     Ok(replace_file(&RealDisk, &directory.join("report.html"), page.as_bytes())?)
 }
 
+/// The text of the page. `refresh`: a tag of the page's head.
 fn page(run: &Snapshot<'_>, directory: &Path, rows: &[Row], refresh: &str) -> String {
     let (steps, evals) = (step_rows(rows), eval_rows(rows));
     let name = directory.file_name().unwrap_or_default().to_string_lossy();
@@ -89,9 +91,10 @@ fn about(run: &Snapshot<'_>) -> String {
     text + &format!(". Written by finetune {version} at {}.", moment(seconds))
 }
 
-/// A time as "2026-11-27 12:40 UTC", of seconds since 1970.
+/// A time as "2026-11-27 12:40 UTC". `seconds`: since 1970.
 fn moment(seconds: u64) -> String {
-    // Howard Hinnant's civil_from_days, for days since 0000-03-01: https://howardhinnant.github.io/date_algorithms.html
+    // Howard Hinnant's civil_from_days, for days since 0000-03-01:
+    // https://howardhinnant.github.io/date_algorithms.html
     let days = seconds / 86_400 + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
@@ -104,7 +107,7 @@ fn moment(seconds: u64) -> String {
     format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02} UTC")
 }
 
-/// Before and after: of training rows, of held-back rows.
+/// Losses before and after: of training rows, of held-back rows.
 type Losses = (Option<(f64, f64)>, Option<(f64, f64)>);
 
 /// The numbers at the top of the page.
@@ -148,13 +151,14 @@ fn facts(page: &mut String, run: &Snapshot<'_>, steps: &[&StepRow], evals: &[&Ev
     page.push_str("</dl>");
 }
 
-/// The most memory that this process has had, where the system says it in a file (Linux).
+/// The most bytes of memory that this process has had, if the system says it in a file (Linux).
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10)
 }
 
+/// Text as HTML.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

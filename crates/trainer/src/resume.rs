@@ -1,4 +1,5 @@
-//! Which checkpoint a run goes on from: the newest that is whole and what its name says, or the one that the user means.
+//! Which checkpoint a run goes on from: the newest that is whole and agrees with its name, or the
+//! one that the user names.
 
 use std::path::{Path, PathBuf};
 
@@ -12,15 +13,15 @@ use crate::state::{STATE_FILE, StateFile};
 /// Where a run starts from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resume {
-    /// The beginning.
+    /// From the beginning.
     No,
-    /// The newest checkpoint that verifies; the beginning where there is none.
+    /// From the newest checkpoint that verifies; from the beginning if there is none.
     Newest,
-    /// This checkpoint, or the newest of this run.
+    /// From this checkpoint, or from the newest of this run.
     From(PathBuf),
 }
 
-/// The checkpoint to go on from, `None`: from the beginning.
+/// The checkpoint to go on from; `None`: from the beginning.
 pub(crate) fn find(
     disk: &dyn Disk,
     resume: &Resume,
@@ -52,7 +53,7 @@ pub(crate) fn find(
     }
 }
 
-/// Refuses at once what is no checkpoint: the rows need not be read for that.
+/// Refuses a path that is no checkpoint at once, before rows are read.
 pub(crate) fn check_argument(resume: &Resume, checkpoints: &Path) -> Result<(), TrainError> {
     match resume {
         Resume::From(path) => meant(path, checkpoints).map(drop),
@@ -60,8 +61,11 @@ pub(crate) fn check_argument(resume: &Resume, checkpoints: &Path) -> Result<(), 
     }
 }
 
-/// The newest checkpoint of a run's folder of checkpoints that verifies and is what its name says, with its step; and why
-/// newer ones were passed over, a line each.
+/// The newest checkpoint of a run's folder of checkpoints that verifies and agrees with its name,
+/// with its step. The texts say why newer ones were passed over, a line for each.
+///
+/// # Errors
+/// If the folder cannot be read.
 #[expect(clippy::type_complexity, reason = "three things that are used once, together")]
 pub fn newest_checkpoint(checkpoints: &Path) -> Result<(Option<(u64, PathBuf)>, Vec<String>), TrainError> {
     let mut passed_over = Vec::new();
@@ -83,6 +87,7 @@ fn newest(
     Ok(None)
 }
 
+/// The newest checkpoint, with a notice of what the run goes on from.
 fn newest_of(disk: &dyn Disk, checkpoints: &Path, notices: &mut Vec<String>) -> Result<Option<PathBuf>, TrainError> {
     let found = newest(disk, checkpoints, notices)?;
     let Some((step, path)) = found else {
@@ -94,7 +99,8 @@ fn newest_of(disk: &dyn Disk, checkpoints: &Path, notices: &mut Vec<String>) -> 
     Ok(Some(path))
 }
 
-/// A result without a checkpoint is all that is left of a run: starting again would put another in its place.
+/// Refuses to start again if a result without a checkpoint is all that is left of a run. The new
+/// run would put another result in its place.
 fn refuse_finished(checkpoints: &Path, passed_over: &[String]) -> Result<(), TrainError> {
     let directory = checkpoints.parent().unwrap_or(Path::new("."));
     let result = RESULTS.iter().map(|name| directory.join(name)).find(|path| path.is_dir());
@@ -106,7 +112,7 @@ fn refuse_finished(checkpoints: &Path, passed_over: &[String]) -> Result<(), Tra
     }
 }
 
-/// Why a checkpoint cannot be gone on from.
+/// Why a run cannot go on from a checkpoint.
 #[derive(Debug)]
 pub(crate) enum Unfit {
     Damaged(StoreError),
@@ -122,8 +128,8 @@ impl std::fmt::Display for Unfit {
     }
 }
 
-/// Reads every byte of a checkpoint, and holds its manifest, its state and its name (`number`) against each other: another
-/// program, or a person, may have put something else in its place.
+/// Reads every byte of a checkpoint, and compares its manifest, its state and its name (`number`).
+/// Another program, or a person, may have put something else in its place.
 pub(crate) fn check(disk: &dyn Disk, path: &Path, number: Option<u64>) -> Result<Manifest, Unfit> {
     let other = |what: String| Err(Unfit::Other(what));
     let manifest = verify_directory(disk, path).map_err(Unfit::Damaged)?;
@@ -148,10 +154,11 @@ pub(crate) fn check(disk: &dyn Disk, path: &Path, number: Option<u64>) -> Result
 #[derive(Debug, PartialEq, Eq)]
 enum Meant {
     Checkpoint,
-    /// The newest of this folder of checkpoints.
+    /// The newest checkpoint of this folder.
     Folder(PathBuf),
 }
 
+/// What a path given to `--resume` means; an error if it is no checkpoint.
 fn meant(path: &Path, checkpoints: &Path) -> Result<Meant, TrainError> {
     if path.join(CHECKPOINTS).is_dir() {
         return Ok(Meant::Folder(path.join(CHECKPOINTS)));
@@ -163,7 +170,7 @@ fn meant(path: &Path, checkpoints: &Path) -> Result<Meant, TrainError> {
     let kind = kind_of(path);
     let is_written_by_us = match &kind {
         Some(kind) => kind == "checkpoint",
-        // A manifest that is lost or damaged: verifying it says so.
+        // The manifest is lost or damaged. Verifying it will say so.
         None => path.join(STATE_FILE).is_file() && path.join(crate::state::OPTIMIZER_FILE).is_file(),
     };
     if is_written_by_us {
@@ -173,7 +180,7 @@ fn meant(path: &Path, checkpoints: &Path) -> Result<Meant, TrainError> {
     Err(TrainError::NoCheckpoint { path: path.to_owned(), what, hints })
 }
 
-/// What a path is that is no checkpoint, and what it may be good for.
+/// What a path holds that is no checkpoint, and hints what it may be good for.
 fn described(path: &Path, checkpoints: &Path) -> (String, Vec<String>) {
     let shown = path.display();
     let is_transformers =
@@ -202,7 +209,7 @@ fn described(path: &Path, checkpoints: &Path) -> (String, Vec<String>) {
     (what, hint.into_iter().chain(present(checkpoints)).collect())
 }
 
-/// The checkpoints that there are, for who named another.
+/// A hint that lists the newest checkpoints, for a user who named another path.
 fn present(checkpoints: &Path) -> Option<String> {
     let found = numbered(&RealDisk, checkpoints, "step-").unwrap_or_default();
     let names: Vec<String> = found
@@ -252,12 +259,12 @@ mod tests {
             let (found, passed_over) = newest_checkpoint(&checkpoints).expect("readable");
             assert_eq!(found, Some((2, good.clone())), "{name}");
             assert!(passed_over.iter().any(|line| line.contains(name) && line.contains(why)), "{passed_over:?}");
-            // Named, it is refused for the same reason.
+            // If the user names it, it is refused for the same reason.
             let resume = Resume::From(path);
             let error = find(&RealDisk, &resume, &checkpoints, &mut Vec::new()).expect_err(name);
             assert!(error.to_string().contains(why) || kind == "adapter", "{error}");
         }
-        // A copy under a name of the user's own is taken.
+        // A copy under a name of the user's own is accepted.
         let copy = commit(folder.path(), "kept", "checkpoint", 7, 7);
         let found = find(&RealDisk, &Resume::From(copy.clone()), &checkpoints, &mut Vec::new()).expect("whole");
         assert_eq!(found, Some(copy));

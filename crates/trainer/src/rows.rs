@@ -11,13 +11,17 @@ use crate::error::TrainError;
 
 /// Training rows, evaluation rows, and the tokenizer that made them.
 pub struct Data {
+    /// Rows to train on.
     pub train: Dataset,
+    /// Rows to evaluate; `None` without any.
     pub eval: Option<Dataset>,
+    /// `None` if the model directory has none, and rows are tokens.
     pub tokenizer: Option<ChatTokenizer>,
 }
 
 impl Data {
-    /// What is odd about the rows and the tokenizer. What evaluation rows share with training rows is said once.
+    /// What is odd about the rows and the tokenizer. Notices that evaluation rows share with
+    /// training rows are given once.
     pub fn notices(&self) -> Vec<String> {
         let mut notices: Vec<String> =
             self.tokenizer.iter().flat_map(|tokenizer| tokenizer.notices().iter().cloned()).collect();
@@ -27,13 +31,17 @@ impl Data {
     }
 }
 
-/// What is odd about training rows, and about evaluation rows where that is something else.
+/// Notices of training rows, and those of evaluation rows that differ from them.
 pub(crate) fn rows_notices(train: Vec<String>, mut eval: Vec<String>) -> Vec<String> {
     eval.retain(|notice| !train.contains(notice));
     train.into_iter().chain(eval.into_iter().map(|notice| format!("evaluation rows: {notice}"))).collect()
 }
 
-/// Reads all rows of the recipe. `progress` is told rows read.
+/// Reads all rows of the recipe. `model`: the model's directory. `progress` is called with the
+/// number of rows read.
+///
+/// # Errors
+/// If a file or the tokenizer cannot be read, if a row is wrong, or if no row is left to train on.
 pub fn load_data(
     recipe: &Recipe,
     model: &Path,
@@ -76,9 +84,9 @@ impl<'a> RowReader<'a> {
         RowReader { recipe, model, vocabulary: config.vocabulary, tokenizer, progress, cache: Cache::of_user("rows") }
     }
 
-    /// Rows to train on; there has to be one.
+    /// Rows to train on. There has to be at least one.
     pub(crate) fn train(&self, files: &[PathBuf]) -> Result<Dataset, TrainError> {
-        // One text tells whether the rows have prompts.
+        // The text of one row is kept: it tells whether the rows have prompts.
         let mut rows = self.read(files, 1)?;
         rows.notices.extend(unused_files(&self.recipe.data.train, &self.recipe.data.eval));
         if rows.rows.is_empty() {
@@ -92,6 +100,7 @@ impl<'a> RowReader<'a> {
         self.read(files, self.recipe.eval.samples.max(self.recipe.eval.exact_match))
     }
 
+    /// Reads rows, and keeps the texts of the first `keep_text` of them.
     fn read(&self, files: &[PathBuf], keep_text: usize) -> Result<Dataset, TrainError> {
         let (cache, data) = (self.cache.as_ref(), &self.recipe.data);
         Dataset::load_kept(cache, files, data, self.tokenizer, self.vocabulary, keep_text, self.progress)

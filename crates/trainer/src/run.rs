@@ -13,25 +13,26 @@ use finetune_store::failpoint;
 
 use crate::adamw::norm;
 use crate::copies::spread;
-use crate::deal::Deal;
 use crate::diverged;
 use crate::error::TrainError;
-use crate::evaluate::{Answers, BeforeAfter, Questions, answer, batch_row, evaluate_together};
+use crate::evaluate::{batch_row, evaluate_together};
 use crate::events::Event;
 use crate::identity::Identity;
 use crate::memory::{Estimate, Sizing, Subject};
 use crate::metrics::{EvalRow, RankRow, Row};
 use crate::objective::Objective;
-use crate::pace::Pace;
+use crate::progress::Progress;
 use crate::ranks::{Ranks, Sums};
 use crate::report;
 use crate::run_directory::{RunDirectory, keeps_best};
+use crate::samples::{Answers, BeforeAfter, SampleSettings, answer};
 use crate::schedule::Schedule;
+use crate::share_assignment::ShareAssignment;
 use crate::snapshot::Snapshot;
 use crate::state::{Best, TrainState};
 use crate::summary::{Summary, before_and_after};
 
-/// Steps after which ranks compare their states, checkpoints aside.
+/// Steps after which ranks compare their states if no checkpoint is due.
 const COMPARE_EVERY: u64 = 50;
 
 /// Rows that an error names in full.
@@ -39,59 +40,74 @@ const SHOWN: usize = 8;
 
 /// A run, ready to go on from `state`.
 pub struct Run {
+    /// The recipe, with the date that templates are given.
     pub recipe: Recipe,
+    /// The model, with the parameters of `state`.
     pub model: Model,
+    /// Rows to train on.
     pub train: Dataset,
+    /// Held-back rows; `None` without any.
     pub eval: Option<Dataset>,
-    /// `None` only where every row is tokens already and the model directory has no tokenizer.
+    /// `None` only if every row is tokens already and the model directory has no tokenizer.
     pub tokenizer: Option<ChatTokenizer>,
+    /// Which rows each step takes.
     pub plan: Plan,
     /// Steps of the whole run.
     pub steps: u64,
+    /// The learning rate of each step.
     pub schedule: Schedule,
     pub(crate) objective: Objective,
+    /// What the run remembers: step, parameters, optimizer.
     pub state: TrainState,
+    /// All ranks, and this rank among them.
     pub ranks: Arc<Ranks>,
-    /// Where it is computed, and in what.
+    /// The device and number type, for people.
     pub device: String,
+    /// The memory that the run takes, by the estimate.
     pub estimate: Estimate,
     pub(crate) sizing: Sizing,
-    /// Rank 0's.
+    /// The run directory, on rank 0 only.
     pub(crate) directory: Option<RunDirectory>,
     pub(crate) identity: Identity,
     /// What adapter_config.json calls the base model.
     pub(crate) base: BaseName,
-    /// Weights and config.json of the base model, by which another one is known.
+    /// The digest of weights and config.json of the base model, by which other weights are
+    /// recognized.
     pub(crate) base_digest: String,
-    /// YYYY-MM-DD, what a chat template's "today" is.
+    /// YYYY-MM-DD: what a chat template's "today" is.
     pub date: String,
-    /// Rank 0's: the files by which another program writes and ends text as this run does, for results and checkpoints.
+    /// On rank 0: the files by which another program writes and ends text as this run does, for
+    /// results and checkpoints.
     pub(crate) text: Vec<(String, Vec<u8>)>,
 }
 
-/// What a step came to, over all ranks.
+/// The sums of a step over all ranks.
 pub(crate) struct StepSums {
+    /// Loss and counts over all ranks.
     pub(crate) sums: Sums,
+    /// Each rank's part; empty if there is only one rank.
     pub(crate) ranks: Vec<RankRow>,
     /// Index and loss of each row that this rank computed.
     pub(crate) rows: Vec<(usize, f64)>,
 }
 
 impl Run {
-    /// Sums of loss and gradients over this step's rows, of all ranks, in the range of the numbers that are computed in: where
-    /// f16 overflows on the way back, the step is computed again from half the loss scale. No row is skipped for it.
+    /// Sums of loss and gradients over this step's rows, of all ranks. If f16 overflows in the
+    /// backward pass, the step is computed again with half the loss scale. No row is skipped for
+    /// it.
     pub(crate) fn step_sums(
         &mut self,
-        deal: &Deal,
-        pace: &Pace,
+        assignment: &ShareAssignment,
+        progress: &Progress,
         gradients: &mut [Vec<f32>],
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<StepSums, TrainError> {
         loop {
             let start = Instant::now();
-            // Its time counts as this rank's: one that cannot be heard holds the others up as one that computes slowly does.
-            tell(Event::Working { step: self.state.step + 1, seconds: pace.seconds(), saved: pace.saved });
-            let step = self.forward_and_backward(deal, start, gradients)?;
+            // The time to tell it counts as this rank's. A slow listener holds the others up as a
+            // slow computation does.
+            tell(Event::Working { step: self.state.step + 1, seconds: progress.seconds(), saved: progress.saved });
+            let step = self.forward_and_backward(assignment, start, gradients)?;
             let overflow = step.sums.loss.is_finite() && !norm(&gradients[0]).is_finite();
             if !overflow || !self.state.loss_scale.halve() {
                 self.state.loss_scale.passed(overflow);
@@ -101,11 +117,11 @@ impl Run {
         }
     }
 
-    /// Sums of loss and gradients over this step's rows, of all ranks. The first of `gradients`, one per share of this rank,
-    /// gets the sum.
+    /// Sums of loss and gradients over this step's rows, of all ranks. `gradients`: one vector for
+    /// each share of this rank. The first gets the sum.
     fn forward_and_backward(
         &mut self,
-        deal: &Deal,
+        assignment: &ShareAssignment,
         start: Instant,
         gradients: &mut [Vec<f32>],
     ) -> Result<StepSums, TrainError> {
@@ -117,9 +133,9 @@ impl Run {
             coefficients: self.objective.coefficients(),
         };
         let (mut shares, mut rows) = (Vec::new(), Vec::new());
-        for (share, gradients) in deal.of(self.ranks.group().rank()).zip(&mut *gradients) {
+        for (share, gradients) in assignment.shares_of(self.ranks.group().rank()).zip(&mut *gradients) {
             gradients.fill(0.0);
-            let share = self.plan.share(self.state.step, share, deal.shares());
+            let share = self.plan.share(self.state.step, share, assignment.shares());
             let mut sums = Sums::default();
             for micro_batch in share.chunks(self.recipe.train.micro_batch_size) {
                 self.ranks.group().keep_alive();
@@ -135,18 +151,19 @@ impl Run {
             shares.push(sums);
         }
         failpoint::hit("train.reduce");
-        let (sums, ranks) = self.ranks.sum_losses(deal, &shares, start.elapsed().as_secs_f64())?;
-        self.ranks.sum_gradients(deal, gradients)?;
+        let (sums, ranks) = self.ranks.sum_losses(assignment, &shares, start.elapsed().as_secs_f64())?;
+        self.ranks.sum_gradients(assignment, gradients)?;
         Ok(StepSums { sums, ranks, rows })
     }
 
-    /// Settings that would need less memory, and how much.
+    /// Settings that would need less memory, and how much less.
     pub fn cheaper_settings(&self) -> Vec<String> {
         Subject { recipe: &self.recipe, train: &self.train, eval: self.eval.as_ref(), sizing: &self.sizing }
             .cheaper_settings()
     }
 
-    /// Stops before a loss or gradient that is not finite changes anything, naming the rows to look at.
+    /// Refuses a loss or gradient that is not finite before it changes anything. The error names
+    /// the rows to look at.
     pub(crate) fn ensure_finite(&self, sums: &Sums, grad_norm: f64, rows: &[(usize, f64)]) -> Result<(), TrainError> {
         match (sums.loss.is_finite(), grad_norm.is_finite()) {
             (true, true) => Ok(()),
@@ -155,7 +172,8 @@ impl Run {
         }
     }
 
-    /// An update too large for f32 is not saved. (A finite gradient can still give one.)
+    /// Refuses parameters that an update made too large for f32, before they are saved. (A finite
+    /// gradient can still do that.)
     pub(crate) fn ensure_finite_parameters(&self, rows: &[(usize, f64)]) -> Result<(), TrainError> {
         if self.state.parameters.iter().all(|value| value.is_finite()) {
             return Ok(());
@@ -163,7 +181,8 @@ impl Run {
         Err(self.not_finite("a parameter after the update", rows)?)
     }
 
-    /// The error that names the rows of this step whose loss is not finite on some rank; all of them where each is.
+    /// The error that names the rows of this step whose loss is not finite on some rank. If there
+    /// are none, it names all rows.
     fn not_finite(&self, what: &'static str, mine: &[(usize, f64)]) -> Result<TrainError, TrainError> {
         let rows = self.plan.rows(self.state.step);
         let bad = |row: &usize| mine.iter().any(|(computed, loss)| computed == row && !loss.is_finite());
@@ -175,11 +194,12 @@ impl Run {
         Ok(not_finite(what, self.state.step + 1, &self.train, &suspects))
     }
 
-    /// What comes before the first step of this process: the loss on held-back rows before any training, or the evaluation that
-    /// a signal has given up. Returns the signal that asks to stop, 0 if none does.
+    /// Does what comes before the first step of this process: the evaluation before any training,
+    /// or the evaluation that a signal has interrupted. Returns the signal that asks to stop, 0 if
+    /// none does.
     pub(crate) fn begin(
         &mut self,
-        deal: &Deal,
+        assignment: &ShareAssignment,
         stop: &AtomicI32,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<i32, TrainError> {
@@ -189,25 +209,25 @@ impl Run {
             directory.metrics.forget_evaluation(self.state.step)?;
         }
         self.state.evaluation_due |= self.state.step == 0 && self.eval.is_some();
-        let improved = self.evaluate(deal, stop, tell)?;
+        let improved = self.evaluate(assignment, stop, tell)?;
         let asked = self.asked_to_stop(stop)?;
-        // Where it was given up again, its checkpoint says so already.
+        // If it was interrupted again, the checkpoint says so already.
         if given_up && !self.state.evaluation_due && (self.is_done() || self.checkpoint_due(improved)) {
             self.save(tell)?;
         }
         Ok(asked)
     }
 
-    /// Evaluates and saves where it is time to. Returns the signal that asks to stop, 0 if none does.
+    /// Evaluates and saves if it is due. Returns the signal that asks to stop, 0 if none does.
     pub(crate) fn look_and_save(
         &mut self,
-        deal: &Deal,
-        pace: &mut Pace,
+        assignment: &ShareAssignment,
+        progress: &mut Progress,
         stop: &AtomicI32,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<i32, TrainError> {
         self.state.evaluation_due = self.evaluation_due();
-        let improved = self.evaluate(deal, stop, tell)?;
+        let improved = self.evaluate(assignment, stop, tell)?;
         failpoint::hit("train.evaluated");
         let asked = self.asked_to_stop(stop)?;
         if asked != 0 {
@@ -215,10 +235,10 @@ impl Run {
         }
         if self.is_done() || asked != 0 || self.checkpoint_due(improved) {
             self.save(tell)?;
-            pace.saved = self.state.step;
+            progress.saved = self.state.step;
         } else if self.state.step.is_multiple_of(COMPARE_EVERY) {
             self.compare()?;
-        } else if pace.report_due()
+        } else if progress.report_due()
             && let Some(directory) = &self.directory
         {
             report::write(&self.snapshot(), &directory.directory, &directory.metrics.rows)?;
@@ -226,7 +246,7 @@ impl Run {
         Ok(asked)
     }
 
-    /// No step is left to do.
+    /// Whether no step is left to do.
     fn is_done(&self) -> bool {
         self.state.step >= self.steps || self.state.stopped_early
     }
@@ -236,7 +256,8 @@ impl Run {
         !self.is_done() || self.state.evaluation_due
     }
 
-    /// A run that is resumed with another number of steps goes on along another curve.
+    /// Tells if the resumed run goes on along another learning-rate curve, because its number of
+    /// steps has changed.
     fn tell_of_another_curve(&self, tell: &mut dyn FnMut(Event<'_>)) {
         let rows = self.directory.as_ref().map_or(&[] as &[Row], |directory| directory.metrics.rows.as_slice());
         let last = rows.iter().rev().find_map(|row| if let Row::Step(row) = row { Some(row) } else { None });
@@ -247,12 +268,12 @@ impl Run {
         }
     }
 
-    /// The signal that a rank was asked to stop with, 0 if none was.
+    /// The signal that any rank was asked to stop with, 0 if none was.
     fn asked_to_stop(&self, stop: &AtomicI32) -> Result<i32, TrainError> {
         Ok(self.ranks.largest(stop.load(Ordering::SeqCst))?)
     }
 
-    /// Whether all ranks still have the same numbers.
+    /// Checks that all ranks still have the same numbers.
     fn compare(&self) -> Result<(), TrainError> {
         self.ranks.expect_same(&[("state", self.state.digest())]).map_err(|error| match error {
             TrainError::Differ { differences } => TrainError::Drifted { step: self.state.step, differences },
@@ -260,40 +281,48 @@ impl Run {
         })
     }
 
-    /// What can be done after numbers that are not finite. Only rank 0 says it.
+    /// What can be done after numbers that are not finite. Only rank 0 knows it.
     pub(crate) fn ways_on(&self) -> Vec<String> {
         let ways_on = |kept: &RunDirectory| diverged::ways_on(&self.recipe, &kept.directory, &kept.metrics.rows);
         self.directory.as_ref().map(ways_on).unwrap_or_default()
     }
 
-    /// The newest checkpoint, on rank 0; none where the run was diverging already when it was saved.
+    /// The newest checkpoint, on rank 0; `None` if the run was already diverging when it was saved.
     pub(crate) fn saved(&self) -> Option<PathBuf> {
         let directory = self.directory.as_ref()?;
         directory.saved.clone().filter(|path| diverged::is_safe(&directory.metrics.rows, path))
     }
 
+    /// Appends a row to the metrics, on rank 0.
     pub(crate) fn write(&mut self, row: Row) -> Result<(), TrainError> {
         self.directory.as_mut().map_or(Ok(()), |directory| Ok(directory.metrics.append(row)?))
     }
 
+    /// Whether an evaluation is due after this step.
     fn evaluation_due(&self) -> bool {
         let (every, step) = (self.recipe.eval.every, self.state.step);
         self.eval.is_some() && (step == self.steps || (every > 0 && step.is_multiple_of(every)))
     }
 
+    /// Whether a checkpoint is due. `improved`: an evaluation was the best so far.
     fn checkpoint_due(&self, improved: bool) -> bool {
         let every = self.recipe.checkpoint.every;
         (every > 0 && self.state.step.is_multiple_of(every)) || (improved && keeps_best(&self.recipe))
     }
 
-    /// Makes the evaluation that is due, writes its row and returns whether it is the best so far. A signal gives it up: it stays
-    /// due.
-    fn evaluate(&mut self, deal: &Deal, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<bool, TrainError> {
+    /// Makes the evaluation that is due, and writes its row. Returns whether it is the best so far.
+    /// If a signal interrupts it, it stays due.
+    fn evaluate(
+        &mut self,
+        assignment: &ShareAssignment,
+        stop: &AtomicI32,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<bool, TrainError> {
         let Some(data) = self.eval.as_ref().filter(|_| self.state.evaluation_due) else { return Ok(false) };
         let (step, rows) = (self.state.step, data.rows.len());
         tell(Event::Evaluating { rows });
         let micro_batch_size = self.recipe.train.micro_batch_size;
-        let sums = evaluate_together(&self.model, data, micro_batch_size, &self.ranks, deal, &mut |done| {
+        let sums = evaluate_together(&self.model, data, micro_batch_size, &self.ranks, assignment, &mut |done| {
             tell(Event::EvaluatedRows { done, rows });
             stop.load(Ordering::SeqCst) == 0
         })?;
@@ -310,7 +339,7 @@ impl Run {
         self.state.evaluation_due = false;
         let row = EvalRow { step, eval_loss, eval_tokens: sums.trained_tokens };
         if step == 0 {
-            // No checkpoint holds it, so it is nothing to go back to.
+            // No checkpoint holds these parameters, so this evaluation never counts as the best.
             tell(Event::Evaluated { row: &row, best: false });
             self.write(Row::Eval(row))?;
             return Ok(false);
@@ -350,7 +379,7 @@ impl Run {
     /// Writes the result. No rank leaves before it is there.
     pub(crate) fn finish(&self) -> Result<(), TrainError> {
         if let Some(directory) = &self.directory {
-            // Once more for a run that was killed between its last save and the pruning after it.
+            // A run may have been killed between its last save and the pruning after it.
             let snapshot = self.snapshot();
             directory.prune(&snapshot)?;
             failpoint::hit("train.publish");
@@ -361,7 +390,9 @@ impl Run {
         Ok(self.ranks.group().barrier()?)
     }
 
-    /// Answers to held-back rows, kept in the run directory: a resumed run has its first answers still.
+    /// Answers to held-back rows before or after training (`when`). They are kept in the run
+    /// directory, so a resumed run still has those from before. `None` if none are asked for, or if
+    /// a signal interrupts them.
     pub(crate) fn answers(
         &self,
         when: &'static str,
@@ -370,15 +401,15 @@ impl Run {
     ) -> Result<Option<Answers>, TrainError> {
         let (Some(data), Some(tokenizer)) = (&self.eval, &self.tokenizer) else { return Ok(None) };
         let eval = &self.recipe.eval;
-        let questions =
-            Questions { shown: eval.samples, scored: eval.exact_match, max_new_tokens: eval.max_new_tokens };
-        let rows = questions.rows(data);
+        let settings =
+            SampleSettings { shown: eval.samples, scored: eval.exact_match, max_new_tokens: eval.max_new_tokens };
+        let rows = settings.rows(data);
         let mut kept =
             self.directory.as_ref().map(|directory| BeforeAfter::read(&directory.directory)).unwrap_or_default();
         if rows == 0 || (when == "before" && self.state.step > 0) {
             return Ok(if when == "before" { kept.before } else { None });
         }
-        let answers = answer(&self.model, data, tokenizer, questions, &self.ranks, &mut |done| {
+        let answers = answer(&self.model, data, tokenizer, settings, &self.ranks, &mut |done| {
             tell(Event::Answering { done, rows });
             self.ranks.group().keep_alive();
             stop.load(Ordering::SeqCst) == 0
@@ -393,6 +424,7 @@ impl Run {
         Ok(Some(answers))
     }
 
+    /// Losses before and after, for the end of the run.
     pub(crate) fn summary(&self) -> Summary {
         let rows = self.directory.as_ref().map_or(&[] as &[Row], |directory| directory.metrics.rows.as_slice());
         let (state, recipe) = (&self.state, &self.recipe);
@@ -425,7 +457,6 @@ impl Run {
 
 /// The error that names these rows of a dataset, the first few in full.
 pub(crate) fn not_finite(what: &'static str, step: u64, data: &Dataset, rows: &[usize]) -> TrainError {
-    const SHOWN: usize = 8;
     let named = rows.iter().take(SHOWN).map(|&row| data.origin(row)).collect();
     TrainError::NotFinite { what, step, rows: named, more: rows.len().saturating_sub(SHOWN), ways: Vec::new() }
 }

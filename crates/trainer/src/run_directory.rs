@@ -1,4 +1,4 @@
-//! What a run keeps on disk, and who may write it: rank 0, for all.
+//! What a run keeps on disk. Only rank 0 writes it.
 
 use std::path::{Path, PathBuf};
 
@@ -9,13 +9,13 @@ use finetune_store::{
 
 use crate::card::{model_card, model_card_of};
 use crate::error::TrainError;
-use crate::evaluate::Answers;
 use crate::metrics::Metrics;
 use crate::names::{CHECKPOINTS, RECIPE_FILE, RESULTS, free_name};
 use crate::output_directory::{self, Contents};
 use crate::report;
 use crate::resume;
 use crate::resume::Resume;
+use crate::samples::Answers;
 use crate::snapshot::Snapshot;
 use crate::state::{self, About, OPTIMIZER_FILE, STATE_FILE, TrainState, prune};
 
@@ -24,8 +24,11 @@ const CARD_FILE: &str = "README.md";
 
 /// The run directory, as rank 0 holds it.
 pub(crate) struct RunDirectory {
+    /// The directory itself.
     pub(crate) directory: PathBuf,
+    /// `metrics.jsonl`, open for appending.
     pub(crate) metrics: Metrics,
+    /// What it is written through.
     pub(crate) disk: Box<dyn Disk>,
     /// The newest checkpoint.
     pub(crate) saved: Option<PathBuf>,
@@ -33,7 +36,8 @@ pub(crate) struct RunDirectory {
 }
 
 impl RunDirectory {
-    /// Commits the state as `checkpoints/step-NNNNNN`, with the files of the trained model. It appears whole or not at all.
+    /// Commits the state as `checkpoints/step-NNNNNN`, with the files of the trained model. It
+    /// appears whole or not at all. Returns its path.
     pub(crate) fn save(&self, run: &Snapshot<'_>) -> Result<PathBuf, TrainError> {
         self.metrics.sync()?;
         let mut files = self.files(run)?;
@@ -45,7 +49,8 @@ impl RunDirectory {
         let about = serde_json::json!({"kind": "checkpoint", "step": step, "base_digest": run.base_digest});
         let (checkpoints, name) = (self.directory.join(CHECKPOINTS), state::name(step));
         let path = checkpoints.join(&name);
-        // Only the checkpoint of a step whose evaluation was given up, and is made now, is there already.
+        // A checkpoint of this step exists only if its evaluation was interrupted, and has been
+        // made since.
         if self.disk.exists(&path).unwrap_or(false) {
             return Ok(replace_directory(&*self.disk, &path, &files, &about)?);
         }
@@ -58,24 +63,26 @@ impl RunDirectory {
         report::write(run, &self.directory, &self.metrics.rows)
     }
 
+    /// Removes the checkpoints that are not kept.
     pub(crate) fn prune(&self, run: &Snapshot<'_>) -> Result<(), TrainError> {
         let best = run.state.best.filter(|_| keeps_best(run.recipe)).map(|best| best.step);
         prune(&*self.disk, &self.directory, run.recipe.checkpoint.keep_last, best)
     }
 
-    /// The files of the trained model as it is now: parameters, the files by which others write and end text as this run
-    /// did, and the card.
+    /// The files of the trained model as it is now: parameters and the card. With them go the files
+    /// by which other programs write and end text as this run did.
     fn files(&self, run: &Snapshot<'_>) -> Result<Vec<(String, Vec<u8>)>, TrainError> {
         let mut files = run.model.files(&run.state.parameters, run.base)?;
         let card = (CARD_FILE.to_owned(), model_card(run, &self.metrics.rows).into_bytes());
-        // The base's own companions of the same names make way.
+        // Companions of the base with the same names are left out.
         let ours: Vec<(String, Vec<u8>)> = run.text.iter().cloned().chain([card]).collect();
         files.retain(|(name, _)| !ours.iter().any(|(known, _)| known == name));
         files.extend(ours);
         Ok(files)
     }
 
-    /// The step whose parameters are the result, as things stand: the best evaluation's where the recipe says so.
+    /// The step whose parameters are the result, as things stand: the best evaluation's if the
+    /// recipe says so.
     pub(crate) fn result_step(&self, recipe: &Recipe, state: &TrainState) -> u64 {
         self.best_checkpoint(recipe, state).map_or(state.step, |(step, _)| step)
     }
@@ -84,11 +91,13 @@ impl RunDirectory {
     fn best_checkpoint(&self, recipe: &Recipe, state: &TrainState) -> Option<(u64, PathBuf)> {
         let best = state.best.filter(|best| publishes_best(recipe) && best.step != state.step)?;
         let path = self.directory.join(CHECKPOINTS).join(state::name(best.step));
-        // Without being asked for, it is not missed: versions that did not publish the best did not always keep it.
+        // If the recipe does not ask for it, it may be missing: versions that did not publish the
+        // best did not always keep it.
         (path.is_dir() || recipe.checkpoint.result.is_some()).then_some((best.step, path))
     }
 
-    /// The result under a name of its own: `adapter/`, or `model/` where all weights were trained.
+    /// Writes the result under a name of its own: `adapter/`, or `model/` if all weights were
+    /// trained.
     pub(crate) fn publish(&self, run: &Snapshot<'_>) -> Result<(), TrainError> {
         let name = match run.recipe.train.method {
             Method::Lora => RESULTS[0],
@@ -106,7 +115,8 @@ impl RunDirectory {
         Ok(())
     }
 
-    /// The files of the trained model as the best checkpoint has them, without what only a resume needs.
+    /// The files of the trained model from the best checkpoint, without those that only a resume
+    /// needs.
     fn files_of_best(&self, run: &Snapshot<'_>, step: u64, path: &Path) -> Result<Vec<(String, Vec<u8>)>, TrainError> {
         let unfit = |what: String| TrainError::BestCheckpoint { path: path.to_owned(), what };
         let manifest = resume::check(&*self.disk, path, Some(step)).map_err(|error| unfit(error.to_string()))?;
@@ -132,7 +142,7 @@ pub(crate) fn publishes_best(recipe: &Recipe) -> bool {
     }
 }
 
-/// Whether the best evaluation's checkpoint is kept, and written when it is found.
+/// Whether the best evaluation's checkpoint is kept, and written as soon as it is found.
 pub(crate) fn keeps_best(recipe: &Recipe) -> bool {
     recipe.checkpoint.keep_best || publishes_best(recipe)
 }
@@ -144,8 +154,8 @@ pub(crate) struct LockedDirectory {
 }
 
 impl LockedDirectory {
-    /// Takes the lock, and refuses what could not be done at the end. `file`: the recipe that is read; `model`: the directory
-    /// of the base model.
+    /// Takes the lock, and refuses what could not be done at the end. `file`: the recipe that is
+    /// read. `model`: the directory of the base model.
     pub(crate) fn lock(
         recipe: &Recipe,
         resume: &Resume,
@@ -163,10 +173,11 @@ impl LockedDirectory {
         Ok(LockedDirectory { directory: directory.clone(), lock })
     }
 
-    /// Clears away what a crash left, and finds the checkpoint to go on from.
+    /// Removes what a crash left, and finds the checkpoint to go on from.
     pub(crate) fn find(&self, resume: &Resume, notices: &mut Vec<String>) -> Result<Option<PathBuf>, TrainError> {
         if *resume == Resume::No && output_directory::is_occupied(&RealDisk, &self.directory)? {
-            // Asked again: another process may have finished a run here while this one read its rows.
+            // Checked again, because another process may have finished a run here while this one
+            // read its rows.
             return Err(TrainError::Occupied { directory: self.directory.clone() });
         }
         let checkpoints = self.directory.join(CHECKPOINTS);
@@ -176,7 +187,7 @@ impl LockedDirectory {
         resume::find(&RealDisk, resume, &checkpoints, notices)
     }
 
-    /// The directory of a run that has done `step` steps, the last of them saved as `saved`.
+    /// Opens the directory of a run that has done `step` steps, the last of them saved as `saved`.
     pub(crate) fn open(
         self,
         recipe: &Recipe,
@@ -196,7 +207,7 @@ impl LockedDirectory {
     }
 }
 
-/// What a person wrote into the run's recipe is kept, though the recipe is about to be written anew.
+/// Keeps a recipe with words of a person aside, because the recipe is about to be written anew.
 fn keep_own_words(directory: &Path, notices: &mut Vec<String>) -> Result<(), TrainError> {
     let path = directory.join(RECIPE_FILE);
     let Some(text) = output_directory::read(&path).filter(|text| output_directory::has_own_words(text)) else {
@@ -208,7 +219,7 @@ fn keep_own_words(directory: &Path, notices: &mut Vec<String>) -> Result<(), Tra
     Ok(())
 }
 
-/// The result will replace `adapter/` or `model/`: refused now rather than after training if it may not.
+/// Refuses results that the run's own result may not replace, before training rather than after it.
 pub(crate) fn check_results(disk: &dyn Disk, directory: &Path) -> Result<(), TrainError> {
     for name in RESULTS {
         finetune_store::check_replaceable(disk, &directory.join(name))?;
@@ -216,8 +227,8 @@ pub(crate) fn check_results(disk: &dyn Disk, directory: &Path) -> Result<(), Tra
     Ok(())
 }
 
-/// Checkpoints beyond the one that the run goes on from, torn or of a course not taken, make way: their names are
-/// about to be used again, and they must not count as the newest ones.
+/// Sets aside checkpoints beyond the one that the run goes on from: damaged ones, and those of
+/// another course. Their names are about to be used again, and they must not count as the newest.
 fn set_later_aside(
     disk: &dyn Disk,
     checkpoints: &Path,

@@ -13,17 +13,17 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// `total` counts all steps of the run, warm-up included.
+    /// `peak`: the highest rate. `total`: all steps of the run, warm-up included.
     pub fn new(schedule: &recipe::Schedule, peak: f64, total: u64) -> Schedule {
         let warmup = match schedule.warmup {
             Warmup::Steps(steps) => steps,
-            // As transformers rounds it.
+            // Rounded as in transformers.
             Warmup::Ratio(ratio) => (ratio * total as f64).ceil() as u64,
         };
         Schedule { name: schedule.name, peak, warmup, total, min_ratio: schedule.min_lr_ratio }
     }
 
-    /// Steps in which the rate climbs, which may be more than the run has.
+    /// Steps of the warm-up. They may be more than the run has.
     pub(crate) fn warmup(&self) -> u64 {
         self.warmup
     }
@@ -33,11 +33,12 @@ impl Schedule {
         self.peak
     }
 
-    /// The rate of step `step`, which counts from 0: the first of a warm-up is 0.
+    /// The rate of step `step`, which counts from 0. The first rate of a warm-up is 0.
     pub fn at(&self, step: u64) -> f64 {
         self.peak * self.factor(step)
     }
 
+    /// The rate of a step, divided by the peak.
     fn factor(&self, step: u64) -> f64 {
         if step < self.warmup {
             return step as f64 / self.warmup.max(1) as f64;

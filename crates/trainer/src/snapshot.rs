@@ -9,6 +9,7 @@ use crate::identity::Identity;
 use crate::memory::Estimate;
 use crate::state::TrainState;
 
+/// Parts of a run, borrowed. [`crate::Run`] documents them.
 #[derive(Clone, Copy)]
 pub(crate) struct Snapshot<'a> {
     pub(crate) recipe: &'a Recipe,
@@ -19,7 +20,7 @@ pub(crate) struct Snapshot<'a> {
     /// Steps of the whole run.
     pub(crate) steps: u64,
     pub(crate) state: &'a TrainState,
-    /// Each rank.
+    /// Each rank's host.
     pub(crate) who: &'a [Who],
     pub(crate) device: &'a str,
     pub(crate) estimate: &'a Estimate,

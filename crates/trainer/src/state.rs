@@ -1,6 +1,7 @@
 //! All that a run has to remember: one closed struct, saved as one directory.
 //!
-//! Nothing random is in it: which rows a step takes, and what dropout drops, are functions of (seed, step).
+//! Nothing random is in it. The rows of a step and what dropout drops are functions of (seed,
+//! step).
 
 use std::path::Path;
 
@@ -14,35 +15,44 @@ use crate::identity::Identity;
 use crate::loss_scale::LossScale;
 use crate::names::CHECKPOINTS;
 
+/// The file with everything but the vectors.
 pub(crate) const STATE_FILE: &str = "trainer_state.json";
+/// The file with both moments.
 pub(crate) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
-/// Name of the first moment's file part; the second's has `_sq`. These are torch's names.
+/// The prefixes of the moments' names, which are torch's names.
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 
 /// The best evaluation so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
+    /// The steps done at the evaluation.
     pub step: u64,
+    /// The mean loss on held-back rows, in nats.
     pub eval_loss: f64,
 }
 
 /// Progress of a run after `step` steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainState {
+    /// The number of steps done.
     pub step: u64,
     /// Values of the trained parameters, in the order of the layout.
     pub parameters: Vec<f32>,
+    /// The optimizer's state.
     pub optimizer: AdamW,
+    /// The best evaluation so far, except the one before the first step.
     pub best: Option<Best>,
+    /// Evaluations in a row since the best one.
     pub evaluations_without_improvement: u64,
-    /// Early stopping has ended the run.
+    /// Whether early stopping has ended the run.
     pub stopped_early: bool,
-    /// The evaluation of this step is still to be made: a signal gave it up.
+    /// Whether the evaluation of this step is still to be made, because a signal interrupted it.
     pub(crate) evaluation_due: bool,
+    /// The loss scale of training in f16.
     pub(crate) loss_scale: LossScale,
 }
 
-/// trainer_state.json.
+/// The content of trainer_state.json.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct StateFile {
     format: u32,
@@ -53,17 +63,20 @@ pub(crate) struct StateFile {
     best: Option<Best>,
     evaluations_without_improvement: u64,
     stopped_early: bool,
-    /// Not written where it is false: a run that a signal stopped in an evaluation ends with the files of one that none did.
+    /// Left out if it is false. So a run that a signal stopped in an evaluation ends with the same
+    /// files as one without a signal.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     evaluation_due: bool,
     #[serde(default)]
     loss_scale: LossScale,
-    /// What the chat template's "today" is, where it asks; versions that did not fix it do not say.
+    /// What the chat template's "today" is, if it asks for it. Versions that did not fix it left it
+    /// out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) date: Option<String>,
     identity: Identity,
 }
 
+/// The name of a step's checkpoint.
 pub(crate) fn name(step: u64) -> String {
     format!("step-{step:06}")
 }
@@ -77,6 +90,7 @@ pub(crate) struct About<'a> {
 }
 
 impl TrainState {
+    /// The state before the first step.
     pub(crate) fn new(parameters: Vec<f32>, loss_scale: LossScale) -> TrainState {
         TrainState {
             step: 0,
@@ -90,7 +104,7 @@ impl TrainState {
         }
     }
 
-    /// BLAKE3 of everything in it: ranks that have done the same have the same.
+    /// BLAKE3 of everything in it. Ranks that have done the same have the same digest.
     pub(crate) fn digest(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         hasher.update(bytemuck::bytes_of(&self.to_numbers()));
@@ -100,7 +114,7 @@ impl TrainState {
         hasher.finalize()
     }
 
-    /// All but the vectors, for other ranks.
+    /// Everything but the vectors, for other ranks.
     pub(crate) fn to_numbers(&self) -> [u64; 8] {
         [
             self.step,
@@ -114,6 +128,7 @@ impl TrainState {
         ]
     }
 
+    /// Takes over what [`Self::to_numbers`] gave on another rank.
     pub(crate) fn set_numbers(&mut self, numbers: &[u64; 8]) {
         let &[step, updates, has_best, best_step, eval_loss, evaluations_without_improvement, flags, loss_scale] =
             numbers;
@@ -125,7 +140,8 @@ impl TrainState {
         self.loss_scale = LossScale::from_number(loss_scale);
     }
 
-    /// The files that a checkpoint has beside those of the trained model: the optimizer's, and the state's.
+    /// The files that a checkpoint has beside those of the trained model: the optimizer's, and the
+    /// state's.
     pub(crate) fn files(&self, run: &About<'_>) -> Result<Vec<(String, Vec<u8>)>, TrainError> {
         let state = StateFile {
             format: 1,
@@ -145,14 +161,15 @@ impl TrainState {
         Ok(vec![(OPTIMIZER_FILE.to_owned(), optimizer), (STATE_FILE.to_owned(), state)])
     }
 
+    /// The file of both moments.
     fn encode_optimizer(&self, model: &Model) -> Result<Vec<u8>, ModelError> {
         let mut values = self.optimizer.first_moment.clone();
         values.extend_from_slice(&self.optimizer.second_moment);
         encode_flat(&model.layout().repeated(&MOMENTS), &values)
     }
 
-    /// Reads a checkpoint whose manifest was verified, after checking that it belongs to this run. What has changed and may
-    /// is said in `notices`. `patience`: the recipe's of early stopping.
+    /// Reads a checkpoint whose manifest was verified, after checking that it belongs to this run.
+    /// Changes that are allowed give notices. `patience`: the recipe's patience of early stopping.
     pub(crate) fn load(
         path: &Path,
         model: &Model,
@@ -167,7 +184,7 @@ impl TrainState {
         }
         notices.extend(state.identity.changes(identity));
         let waited = state.evaluations_without_improvement;
-        // As the loop counts it, so that a run with the same patience stays where it has stopped.
+        // The loop counts so too. So a run with the same patience stays stopped.
         state.stopped_early = state.stopped_early && patience.is_some_and(|patience| waited >= patience.max(1));
         if state.stopped_early {
             let best = state.best.map_or(String::new(), |best| format!("; the best was at step {}", best.step));
@@ -193,6 +210,7 @@ impl TrainState {
 }
 
 impl StateFile {
+    /// Reads the state of a checkpoint.
     pub(crate) fn read(path: &Path) -> Result<StateFile, TrainError> {
         let file = path.join(STATE_FILE);
         let failed = |what: String| TrainError::Checkpoint { path: file.clone(), what };
@@ -205,7 +223,7 @@ impl StateFile {
     }
 }
 
-/// Whether a checkpoint is one of the run that `identity` describes.
+/// Whether a checkpoint belongs to the run that `identity` describes.
 pub(crate) fn belongs(path: &Path, identity: &Identity) -> bool {
     StateFile::read(path).is_ok_and(|state| state.identity.differences(identity).is_empty())
 }

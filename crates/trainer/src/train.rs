@@ -1,4 +1,4 @@
-//! The loop.
+//! The training loop.
 
 use std::sync::atomic::AtomicI32;
 use std::time::Instant;
@@ -7,13 +7,13 @@ use finetune_recipe::SharesChoice;
 use finetune_store::failpoint;
 
 use crate::adamw::{clip, norm};
-use crate::deal::Dealer;
 use crate::error::TrainError;
-use crate::evaluate::Answers;
 use crate::events::Event;
 use crate::metrics::{Row, StepRow};
-use crate::pace::Pace;
+use crate::progress::Progress;
 use crate::run::{Run, StepSums};
+use crate::samples::Answers;
+use crate::share_assignment::ShareBalancer;
 use crate::stragglers::Stragglers;
 use crate::summary::Summary;
 
@@ -21,12 +21,31 @@ use crate::summary::Summary;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// All steps are done, or early stopping ended it.
-    Finished { step: u64, before: Option<Answers>, after: Option<Answers>, summary: Summary },
+    Finished {
+        /// The last step that was done.
+        step: u64,
+        /// Answers to held-back rows before training, if any were asked for.
+        before: Option<Answers>,
+        /// Answers to them after training.
+        after: Option<Answers>,
+        /// Losses before and after.
+        summary: Summary,
+    },
     /// A signal asked it to stop; everything up to this step is saved.
-    Stopped { step: u64, signal: i32 },
+    Stopped {
+        /// The last step that was done.
+        step: u64,
+        /// The number of the signal.
+        signal: i32,
+    },
 }
 
-/// Trains from `run.state` to the last step. `stop` holds the number of a signal that asks to stop, 0 for none.
+/// Trains from `run.state` to the last step. `stop` holds the number of a signal that asks to stop,
+/// 0 for none. `tell` is called with everything worth showing.
+///
+/// # Errors
+/// If a number is not finite, if ranks are lost or have different numbers, or if the device, the
+/// disk or the memory fails.
 pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
     let outcome = steps(run, stop, tell);
     let outcome = outcome.map_err(|error| error.with_cheaper_settings(|| run.cheaper_settings()));
@@ -35,21 +54,22 @@ pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -
     outcome.map_err(|error| error.with_ways(|| run.ways_on()))
 }
 
+/// The loop itself.
 fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
     let before = run.answers("before", stop, tell)?;
     let measured = run.recipe.distributed.shares == SharesChoice::Measured;
-    let mut dealer = Dealer::new(run.ranks.even(), measured);
-    let mut asked = run.begin(&dealer.deal, stop, tell)?;
+    let mut balancer = ShareBalancer::new(run.ranks.even(), measured);
+    let mut asked = run.begin(&balancer.assignment, stop, tell)?;
     let parameters = run.model.layout().len();
     tell(Event::Begin { from: run.state.step, to: run.steps, trained_parameters: parameters });
     let mut gradients: Vec<Vec<f32>> = Vec::new();
-    let (mut stragglers, mut pace) = (Stragglers::default(), Pace::new(run.state.step));
+    let (mut stragglers, mut progress) = (Stragglers::default(), Progress::new(run.state.step));
     while run.state.step < run.steps && !run.state.stopped_early && asked == 0 {
         failpoint::hit("train.step");
         let start = Instant::now();
-        let mine = dealer.deal.counts()[run.ranks.group().rank()];
+        let mine = balancer.assignment.counts()[run.ranks.group().rank()];
         gradients.resize_with(mine, || vec![0.0; parameters]);
-        let StepSums { sums, ranks, rows } = run.step_sums(&dealer.deal, &pace, &mut gradients, tell)?;
+        let StepSums { sums, ranks, rows } = run.step_sums(&balancer.assignment, &progress, &mut gradients, tell)?;
         let gradients = &mut gradients[0];
         let normaliser = run.objective.normaliser(&sums);
         let mean_loss = sums.loss / normaliser as f64;
@@ -67,11 +87,11 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
         failpoint::hit("train.updated");
 
         let seconds = start.elapsed().as_secs_f64();
-        pace.add(seconds);
-        stragglers.watch(&ranks, seconds, &dealer.deal, tell);
-        if dealer.watch(&ranks) {
+        progress.add(seconds);
+        stragglers.watch(&ranks, seconds, &balancer.assignment, tell);
+        if balancer.watch(&ranks) {
             stragglers.forget();
-            tell(Event::Dealt { shares: dealer.deal.counts() });
+            tell(Event::SharesAssigned { shares: balancer.assignment.counts() });
         }
         let row = StepRow {
             step: run.state.step,
@@ -88,7 +108,7 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
         };
         tell(Event::Step { row: &row, steps: run.steps });
         run.write(Row::Step(row))?;
-        asked = run.look_and_save(&dealer.deal, &mut pace, stop, tell)?;
+        asked = run.look_and_save(&balancer.assignment, &mut progress, stop, tell)?;
     }
     if asked != 0 && run.is_unfinished() {
         return Ok(Outcome::Stopped { step: run.state.step, signal: asked });

@@ -1,7 +1,8 @@
-//! Twenty steps against torch's AdamW on transformers and PEFT (`scripts/make_goldens.py` made the files), and
-//! the identities that a run must keep.
+//! Twenty steps against torch's AdamW on transformers and PEFT (`scripts/make_goldens.py` made the
+//! files), and the identities that a run must keep.
 //!
-//! On the CPU; with `FINETUNE_TEST_DEVICE=gpu` on a GPU in f32, a software renderer if there is no other.
+//! On the CPU. With `FINETUNE_TEST_DEVICE=gpu` on a GPU in f32, or a software renderer if there is
+//! no other.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::sync::atomic::AtomicI32;
 use finetune_allreduce::Group;
 use finetune_recipe::Recipe;
 use finetune_store::TensorFile;
-use finetune_trainer::{Event, Machine, Outcome, Ranks, Resume, StepRow, prepare, train};
+use finetune_trainer::{Event, Outcome, Ranks, Resume, StepRow, ThisHost, prepare, train};
 use serde_json::Value;
 
 const FAMILIES: [&str; 6] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3"];
@@ -41,7 +42,7 @@ fn alone() -> Arc<Ranks> {
 
 fn run(recipe: Recipe) -> (Vec<StepRow>, Outcome) {
     let mut prepared =
-        prepare(recipe, &Resume::No, &alone(), &Machine::default(), &|_| {}).unwrap_or_else(|error| panic!("{error}"));
+        prepare(recipe, &Resume::No, &alone(), &ThisHost::default(), &|_| {}).unwrap_or_else(|error| panic!("{error}"));
     let mut rows = Vec::new();
     let outcome = train(&mut prepared.run, &AtomicI32::new(0), &mut |event| {
         if let Event::Step { row, .. } = event {
@@ -51,14 +52,15 @@ fn run(recipe: Recipe) -> (Vec<StepRow>, Outcome) {
     (rows, outcome.unwrap_or_else(|error| panic!("{error}")))
 }
 
-/// The same on several ranks, each a thread: the rows that rank 0 tells.
+/// The same on several ranks, each a thread. Returns the rows that rank 0 tells.
 fn run_on(world: usize, recipe: impl Fn() -> Recipe + Sync) -> Vec<StepRow> {
     std::thread::scope(|scope| {
         let recipe = &recipe;
         let start = |group| {
             scope.spawn(move || {
                 let ranks = Arc::new(Ranks::new(group, None).expect("ranks"));
-                let mut prepared = prepare(recipe(), &Resume::No, &ranks, &Machine::default(), &|_| {}).expect("a run");
+                let mut prepared =
+                    prepare(recipe(), &Resume::No, &ranks, &ThisHost::default(), &|_| {}).expect("a run");
                 let mut rows = Vec::new();
                 let outcome = train(&mut prepared.run, &AtomicI32::new(0), &mut |event| {
                     if let Event::Step { row, .. } = event {
@@ -99,7 +101,7 @@ fn variant_sets(curves: &Value, variant: &Value) -> Vec<String> {
     ]
 }
 
-/// Bounds: 1e-5 relative for losses, or ten times the noise of the reference where that is more.
+/// Bounds: 1e-5 relative for losses, or ten times the noise of the reference if that is more.
 fn check_curve(what: &str, rows: &[StepRow], variant: &Value) {
     let noise = |key: &str| variant["noise"][key].as_f64().expect("a noise figure");
     let (loss_bound, norm_bound) =
@@ -155,7 +157,8 @@ fn lora_curves_equal_torch() {
     }
 }
 
-/// Two, three and four ranks follow the same curves: losses are weighted by tokens, however rows are shared out.
+/// Two, three and four ranks follow the same curves: losses are weighted by tokens, however rows
+/// are divided.
 #[test]
 fn curves_of_several_ranks_equal_torch() {
     for (family, world) in [("qwen3", 2), ("llama", 3), ("mistral", 4)] {
@@ -170,7 +173,7 @@ fn curves_of_several_ranks_equal_torch() {
     }
 }
 
-/// After 200 steps the losses are still the same but for noise.
+/// After 200 steps the losses are still the same except for noise.
 #[test]
 fn two_hundred_steps_on_any_number_of_ranks() {
     let sets =
@@ -204,7 +207,8 @@ fn full_curves_equal_torch() {
     }
 }
 
-/// 8 × 1 = 4 × 2 = 1 × 8: how rows of a step are cut into micro-batches changes nothing but rounding.
+/// 8 × 1 = 4 × 2 = 1 × 8: how rows of a step are cut into micro-batches changes nothing but
+/// rounding.
 #[test]
 fn micro_batches_do_not_matter() {
     let losses = |micro: usize| {
@@ -239,7 +243,8 @@ fn the_last_partial_step_of_an_epoch_is_trained() {
     assert_eq!(rows[2].epoch, 1.0);
 }
 
-/// A learning rate that blows up: no update from a number that is not finite, and the rows are named.
+/// With a learning rate that is far too high, no update is made from a number that is not finite,
+/// and the rows are named.
 #[test]
 fn numbers_that_are_not_finite_stop_the_run() {
     let output = tempfile::tempdir().expect("a directory");
@@ -247,7 +252,7 @@ fn numbers_that_are_not_finite_stop_the_run() {
         ["train.max_steps=20", "train.max_grad_norm=0", "optimizer.learning_rate=1e30", "train.global_batch_size=4"];
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
     let mut prepared =
-        prepare(recipe("llama3", output.path(), &sets), &Resume::No, &alone(), &Machine::default(), &|_| {})
+        prepare(recipe("llama3", output.path(), &sets), &Resume::No, &alone(), &ThisHost::default(), &|_| {})
             .expect("a run");
     let error = train(&mut prepared.run, &AtomicI32::new(0), &mut |_| {}).expect_err("numbers overflow");
     assert!(error.to_string().contains("is not finite in step"), "{error}");

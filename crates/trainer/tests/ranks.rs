@@ -1,4 +1,5 @@
-//! Several ranks, each a thread of this process: the same result as one, to the bit where virtual ranks promise it.
+//! Several ranks, each a thread of this process. The result is that of one rank, to the bit if
+//! virtual ranks promise it.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use finetune_allreduce::{Algorithm, Group};
 use finetune_recipe::Recipe;
-use finetune_trainer::{EvalRow, Event, Machine, Outcome, Ranks, Resume, Run, StepRow, TrainError, prepare, train};
+use finetune_trainer::{EvalRow, Event, Outcome, Ranks, Resume, Run, StepRow, ThisHost, TrainError, prepare, train};
 
 fn goldens(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models").join(family)
@@ -26,13 +27,13 @@ fn recipe(output: &Path, sets: &[&str]) -> Recipe {
     Recipe::parse(&text, Path::new("ranks.toml"), &sets, Some(output)).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// What rank 0 told of a run.
+/// What rank 0 told during a run.
 #[derive(Default)]
 struct Told {
     steps: Vec<StepRow>,
     evaluations: Vec<EvalRow>,
-    /// Shares of each rank, each time they were dealt anew.
-    deals: Vec<Vec<usize>>,
+    /// Shares of each rank, each time they were assigned anew.
+    assignments: Vec<Vec<usize>>,
 }
 
 impl Told {
@@ -41,7 +42,8 @@ impl Told {
     }
 }
 
-/// Runs `world` ranks; every one must end like the first. `stop` is asked before each step, with (rank, step).
+/// Runs `world` ranks. Every one must end like the first. `stop` is called before each step with
+/// (rank, step).
 fn run(
     world: usize,
     topology: Option<Algorithm>,
@@ -68,7 +70,8 @@ fn run_altered(
     })
 }
 
-/// [`run_altered`], with `watch` told the events of every rank, and the signal that it may set.
+/// As [`run_altered`]. `watch` is called with the events of every rank, and the signal that it may
+/// set.
 fn run_watched(
     world: usize,
     topology: Option<Algorithm>,
@@ -85,7 +88,7 @@ fn run_watched(
                 scope.spawn(move || {
                     let (rank, recipe) = (group.rank(), recipe(group.rank()));
                     let ranks = Arc::new(Ranks::new(group, recipe.distributed.virtual_ranks)?);
-                    let mut prepared = prepare(recipe, resume, &ranks, &Machine::default(), &|_| {})?;
+                    let mut prepared = prepare(recipe, resume, &ranks, &ThisHost::default(), &|_| {})?;
                     alter(rank, &mut prepared.run);
                     let (mut told, signal) = (Told::default(), AtomicI32::new(0));
                     let outcome = train(&mut prepared.run, &signal, &mut |event| {
@@ -93,7 +96,7 @@ fn run_watched(
                         match event {
                             Event::Step { row, .. } => told.steps.push(row.clone()),
                             Event::Evaluated { row, .. } => told.evaluations.push(row.clone()),
-                            Event::Dealt { shares } => told.deals.push(shares.to_vec()),
+                            Event::SharesAssigned { shares } => told.assignments.push(shares.to_vec()),
                             _ => {}
                         }
                     });
@@ -152,7 +155,8 @@ fn the_number_of_ranks_changes_nothing_but_rounding() {
     }
 }
 
-/// Rows that no rank trains on, and ranks without rows: 7 rows of a step on 8 ranks, 5 left for the last step of an epoch.
+/// Rows that no rank trains on, and ranks without rows: 7 rows of a step on 8 ranks, 5 left for the
+/// last step of an epoch.
 #[test]
 fn ranks_without_rows_neither_hang_nor_skew() {
     let folder = tempfile::tempdir().expect("a directory");
@@ -181,7 +185,8 @@ fn virtual_ranks_give_the_same_bits_on_any_number_of_processes() {
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(TrainError::VirtualRanks { .. }))), "{outcomes:?}");
 }
 
-/// Stopped on any rank after step 3, a run goes on with another number of ranks, and with virtual ranks to the same bits.
+/// Stopped on any rank after step 3, a run goes on with another number of ranks. With virtual ranks
+/// it gives the same bits.
 #[test]
 fn a_run_moves_between_numbers_of_ranks() {
     let folder = tempfile::tempdir().expect("a directory");
@@ -201,7 +206,7 @@ fn a_run_moves_between_numbers_of_ranks() {
     }
 }
 
-/// A machine that is not up to the others gets fewer shares, and no bit is another one.
+/// A host that is slower than the others gets fewer shares, and no bit changes.
 #[test]
 fn shares_by_measured_speed_change_no_bit() {
     let folder = tempfile::tempdir().expect("a directory");
@@ -213,7 +218,7 @@ fn shares_by_measured_speed_change_no_bit() {
     for (world, slow) in [(2, 0), (2, 1), (3, 1)] {
         let output = folder.path().join(format!("{world} {slow}"));
         let delay = |rank: usize, event: &Event<'_>, _: &AtomicI32| {
-            // It takes so long whatever it has to do: more than all others together.
+            // It takes this long whatever it has to do: longer than all others together.
             if rank == slow && matches!(event, Event::Working { .. }) {
                 std::thread::sleep(Duration::from_millis(200));
             }
@@ -223,7 +228,7 @@ fn shares_by_measured_speed_change_no_bit() {
             outcomes.iter().all(|outcome| matches!(outcome, Ok(Outcome::Finished { step: 12, .. }))),
             "{outcomes:?}"
         );
-        let first = told.deals.first().expect("shares are dealt by speed");
+        let first = told.assignments.first().expect("shares are assigned by speed");
         assert_eq!((first.len(), first[slow], first.iter().sum::<usize>()), (world, 1, 6), "{first:?}");
         assert_eq!(told.losses(), expected.losses(), "{world} ranks, rank {slow} is slow");
         assert_eq!(told.evaluations, expected.evaluations, "{world} ranks, rank {slow} is slow");
@@ -231,7 +236,7 @@ fn shares_by_measured_speed_change_no_bit() {
     }
 }
 
-/// What a slow rank costs is said after a few steps.
+/// What a slow rank costs is told after a few steps.
 #[test]
 fn a_slow_rank_is_named_at_once() {
     let folder = tempfile::tempdir().expect("a directory");
@@ -254,7 +259,8 @@ fn a_slow_rank_is_named_at_once() {
     assert!(seconds > 0.45 && without.is_some_and(|without| without < seconds), "{named:?}");
 }
 
-/// One rank hears a signal in the middle of an evaluation: all give it up, and the resumed run makes it as if nothing had been.
+/// One rank gets a signal in the middle of an evaluation. All give it up, and the resumed run makes
+/// it as if nothing had happened.
 #[test]
 fn a_signal_on_one_rank_gives_the_evaluation_up_on_all() {
     let folder = tempfile::tempdir().expect("a directory");
@@ -284,8 +290,8 @@ fn a_signal_on_one_rank_gives_the_evaluation_up_on_all() {
     }
 }
 
-/// The loss on held-back rows before the first step is the base's, whatever follows; no checkpoint holds it, so it is not the
-/// best.
+/// The loss on held-back rows before the first step is the base's. No checkpoint holds it, so it is
+/// never the best.
 #[test]
 fn the_first_look_is_before_the_first_step() {
     let folder = tempfile::tempdir().expect("a directory");
@@ -330,7 +336,8 @@ fn ranks_that_are_made_of_other_things_refuse_to_start() {
     }
 }
 
-/// A bit that has changed in one rank's memory: no checkpoint is written of numbers that not all ranks have.
+/// If a bit changes in one rank's memory, no checkpoint is written: not all ranks have the same
+/// numbers.
 #[test]
 fn ranks_that_drift_apart_stop_before_they_save() {
     let folder = tempfile::tempdir().expect("a directory");
@@ -350,7 +357,7 @@ fn ranks_that_drift_apart_stop_before_they_save() {
     assert_eq!(std::fs::read_dir(output.join("checkpoints")).expect("a directory").count(), 0, "nothing was saved");
 }
 
-/// A rank that cannot start or go on takes the others with it, and they say why.
+/// A rank that cannot start or go on stops the others, and they say why.
 #[test]
 fn what_ends_one_rank_ends_all() {
     let folder = tempfile::tempdir().expect("a directory");

@@ -5,7 +5,7 @@ use std::path::Path;
 use finetune_model::Model;
 use finetune_model::ModelConfig;
 use finetune_model::adapter::{Adapter, BaseCheck};
-use finetune_trainer::{Machine, Place, stored_type};
+use finetune_trainer::{DevicePlan, ThisHost, stored_type};
 
 use crate::cli::ModelArguments;
 use crate::failure::Failure;
@@ -32,9 +32,9 @@ pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&st
         dtype: arguments.dtype.into(),
         quantization: None,
     };
-    let place = Place::choose(&wanted, &Machine::default(), stored_type(&source.model))?;
-    place.notices.iter().for_each(|notice| say(notice));
-    let mut model = Model::load(&source.model, &place.placement)?;
+    let device_plan = DevicePlan::choose(&wanted, &ThisHost::default(), stored_type(&source.model))?;
+    device_plan.notices.iter().for_each(|notice| say(notice));
+    let mut model = Model::load(&source.model, &device_plan.placement)?;
     model.notices().iter().for_each(|notice| say(notice));
     if let Some(adapter) = adapter {
         model.attach(&adapter);

@@ -6,7 +6,7 @@ use std::time::Instant;
 use finetune_allreduce::Notice;
 use finetune_recipe::Recipe;
 use finetune_trainer::numbers::counted;
-use finetune_trainer::{Event, Machine, Outcome, Prepared, Ranks, Resume, Run, home, prepare, train};
+use finetune_trainer::{Event, Outcome, Prepared, Ranks, Resume, Run, ThisHost, home, prepare, train};
 
 use crate::cli::RunArguments;
 use crate::commands::preflight::free_bytes;
@@ -64,14 +64,14 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
     let directory = recipe.output_dir.clone();
     flight::belong_to(&directory);
     show.start("reading rows", 0);
-    let machine = Machine {
+    let host = ThisHost {
         memory: memory::machine_bytes(),
         local_rank: membership.local_rank,
         local_world: membership.local_world,
         disk: free_bytes(&directory),
         recipe_file: Some(file),
     };
-    let prepared = prepare(recipe, &resume, &ranks, &machine, &|rows| show.position(rows));
+    let prepared = prepare(recipe, &resume, &ranks, &host, &|rows| show.position(rows));
     show.finish();
     let Prepared { mut run, notices } = prepared?;
     for notice in &notices {
@@ -201,7 +201,7 @@ fn show_event(
             show.say(&progress::straggler(&name(rank), factor, steps, seconds, without));
             advice.take().iter().for_each(|advice| show.say(advice));
         }
-        Event::Dealt { shares } => {
+        Event::SharesAssigned { shares } => {
             let all: usize = shares.iter().sum();
             let shares: Vec<String> =
                 shares.iter().enumerate().map(|(rank, count)| format!("{count} to {}", name(rank))).collect();

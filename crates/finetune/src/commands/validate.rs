@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::process::ExitCode;
 
 use finetune_recipe::Recipe;
-use finetune_trainer::{DiskNeed, Estimate, Fault, Findings, Machine, Problem, findings, home};
+use finetune_trainer::{DiskNeed, Estimate, Fault, Problem, ThisHost, Validation, home};
 
 use crate::cli::ValidateArguments;
 use crate::commands::preflight::free_bytes;
@@ -16,14 +16,14 @@ pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Re
     let file = source::recipe_path(&arguments.recipe.recipe)?;
     let recipe = Recipe::load(&file, &arguments.recipe.sets, home(&file, &arguments.recipe.sets).as_deref())?;
     let mut show = Progress::new(if arguments.json { Verbosity::Quiet } else { verbosity }, 1);
-    let machine = Machine {
+    let host = ThisHost {
         memory: memory::machine_bytes(),
         disk: free_bytes(&recipe.output_dir),
         recipe_file: Some(file),
-        ..Machine::default()
+        ..ThisHost::default()
     };
     show.start("reading rows", 0);
-    let mut found = findings(&recipe, &machine, &|rows| show.position(rows));
+    let mut found = finetune_trainer::validate(&recipe, &host, &|rows| show.position(rows));
     show.finish();
     found.problems.extend(address_problem(&recipe));
     if arguments.json {
@@ -60,7 +60,7 @@ fn address_problem(recipe: &Recipe) -> Option<Problem> {
 }
 
 /// What is known. Where there are problems, that is not all.
-fn text(found: &Findings) -> String {
+fn text(found: &Validation) -> String {
     let mut text = String::new();
     if let (Some(architecture), Some(parameters)) = (found.architecture, found.parameters) {
         let trained =

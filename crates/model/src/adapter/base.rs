@@ -1,54 +1,62 @@
-//! Which base an adapter was trained on: what it says itself, and what the bytes say.
+//! Which base an adapter was trained on: what the adapter says, and what the bytes say.
 
 use std::path::Path;
 
 use finetune_store::{MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, TensorSet, content_hash, hex};
 use serde_json::Value;
 
-use crate::ModelError;
 use crate::adapter::Adapter;
-use crate::text_file::read_bounded;
+use crate::error::ModelError;
+use crate::files::text::read_bounded;
 
 /// What adapter_config.json calls the base model: a hub id, or a directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BaseName {
+    /// A hub id, or the path of a directory.
     pub name: String,
+    /// The commit of the hub, if the name is a hub id.
     pub revision: Option<String>,
 }
 
 /// What an adapter says about its base.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecordedBase {
+    /// A hub id, or the path of a directory.
     pub name: Option<String>,
+    /// The commit of the hub.
     pub revision: Option<String>,
-    /// [`base_digest`] of the base, where this program trained the adapter.
+    /// [`base_digest`] of the base, if this program trained the adapter.
     pub digest: Option<String>,
 }
 
-/// What a comparison with a base came to.
+/// The result of a comparison with a base.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BaseCheck {
+    /// The directory is the adapter's base.
     Same,
-    /// The adapter does not say enough.
+    /// The adapter does not say enough to tell.
     Unknown,
-    /// The name or the settings differ: to be said.
+    /// The name or the settings differ. The text is a notice for the user.
     OtherName(String),
-    /// These are other weights: to be refused unless forced.
+    /// The weights are others. The text is the refusal, unless the user forces it.
     Other(String),
 }
 
 /// Largest trainer_state.json that is read, in bytes.
 const STATE_LIMIT: u64 = 16 << 20;
 
-/// What identifies a base model: the digest of its weights (all bytes of all files) and the hash of its config.json, joined
-/// by a colon. Reads everything.
+/// What identifies a base model: the digest of its weights (all bytes of all files) and the hash of
+/// its config.json, joined by a colon. All files are read.
+///
+/// # Errors
+/// If a file is missing or cannot be read.
 pub fn base_digest(directory: &Path) -> Result<String, ModelError> {
     let config = hex(&content_hash(&directory.join("config.json"))?);
     Ok(format!("{}:{config}", TensorSet::open_model(directory)?.digest()?))
 }
 
 impl RecordedBase {
-    /// From an adapter's or a checkpoint's directory and its adapter_config.json.
+    /// From the directory of an adapter or a checkpoint, and its adapter_config.json.
     pub(super) fn read(directory: &Path, config: &Value) -> RecordedBase {
         let text = |key: &str| config.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
         // mlx-lm calls it `model`.
@@ -61,29 +69,33 @@ impl RecordedBase {
     }
 }
 
-/// What is said of the base in a manifest. One that cannot be read says nothing: whether the directory is whole is asked
-/// elsewhere.
+/// What a manifest says about the base. A manifest that cannot be read says nothing: other code
+/// checks whether the directory is whole.
 fn manifest_digest(directory: &Path) -> Option<String> {
     let path = directory.join(MANIFEST_NAME);
     let bytes = read_bounded(&path, MAX_MANIFEST_BYTES).ok()?;
     let manifest = Manifest::parse(&path, &bytes).ok()?;
-    of_weights(manifest.field("base_digest")?)
+    digest_of_weights(manifest.field("base_digest")?)
 }
 
+/// What a checkpoint's state says about the base.
 fn state_digest(directory: &Path) -> Option<String> {
     let bytes = read_bounded(&directory.join("trainer_state.json"), STATE_LIMIT).ok()?;
     let state: Value = serde_json::from_slice(&bytes).ok()?;
-    of_weights(&state["identity"]["model"])
+    digest_of_weights(&state["identity"]["model"])
 }
 
 /// Weights that were made from a seed have no digest.
-fn of_weights(value: &Value) -> Option<String> {
+fn digest_of_weights(value: &Value) -> Option<String> {
     value.as_str().filter(|digest| digest.contains(':') && !digest.starts_with("fresh:")).map(str::to_owned)
 }
 
 impl Adapter {
-    /// Whether a model directory is the base that the adapter was trained on, as far as the adapter says. Reads all weights
-    /// where it knows their digest.
+    /// Whether a model directory is the base that the adapter was trained on, as far as the adapter
+    /// says. All weights are read if the adapter knows their digest.
+    ///
+    /// # Errors
+    /// If the base's files are missing or cannot be read.
     pub fn check_base(&self, base: &Path) -> Result<BaseCheck, ModelError> {
         if let Some(recorded) = &self.base.digest {
             let found = base_digest(base)?;
@@ -107,6 +119,7 @@ impl Adapter {
         })
     }
 
+    /// The refusal for other weights.
     fn describe_other(&self, base: &Path) -> String {
         let named = self.base.name.as_ref().map_or(String::new(), |name| format!(" (it names `{name}`)"));
         format!("the adapter was trained on other weights than those of {}{named}", base.display())
@@ -120,14 +133,15 @@ fn same_directory(name: &str, base: &Path) -> bool {
     }
 }
 
-/// Whether a name can be meant for this directory: the end of both is the same, the directory is the name's snapshot in the
-/// Hugging Face cache (of the recorded commit, if one is), or its config.json was written under that name.
+/// Whether a name can mean this directory. It can if the last parts of both are the same, or if
+/// config.json was written under that name. A directory in the Hugging Face cache has to be the
+/// name's snapshot, and of the recorded commit if one is recorded.
 fn may_be(name: &str, revision: Option<&str>, base: &Path) -> bool {
     let base = base.canonicalize().unwrap_or_else(|_| base.to_owned());
     let parts: Vec<&str> = base.iter().filter_map(|part| part.to_str()).collect();
-    if let Some(place) = parts.iter().rposition(|part| part.starts_with("models--")) {
-        let id = parts[place].trim_start_matches("models--").replacen("--", "/", 1);
-        let commit = parts.get(place + 2).copied();
+    if let Some(at) = parts.iter().rposition(|part| part.starts_with("models--")) {
+        let id = parts[at].trim_start_matches("models--").replacen("--", "/", 1);
+        let commit = parts.get(at + 2).copied();
         let is_commit = |text: &str| text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         let other_commit = revision.is_some_and(|revision| is_commit(revision) && commit != Some(revision));
         return id.eq_ignore_ascii_case(name) && !other_commit;
@@ -137,7 +151,7 @@ fn may_be(name: &str, revision: Option<&str>, base: &Path) -> bool {
     if !last(name).is_empty() && last(name) == own.to_lowercase() {
         return true;
     }
-    let config = read_bounded(&base.join("config.json"), crate::read_config::LIMIT).unwrap_or_default();
+    let config = read_bounded(&base.join("config.json"), crate::files::config_json::LIMIT).unwrap_or_default();
     let config: Value = serde_json::from_slice(&config).unwrap_or_default();
     config["_name_or_path"].as_str() == Some(name)
 }
@@ -146,7 +160,7 @@ fn may_be(name: &str, revision: Option<&str>, base: &Path) -> bool {
 mod tests {
     use super::*;
 
-    /// (name, revision, directory, whether they can be the same)
+    /// (name, revision, directory, whether the name can mean it)
     #[test]
     fn names_that_can_mean_a_directory() {
         let commit = "0123456789012345678901234567890123456789";

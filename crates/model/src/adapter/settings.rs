@@ -1,27 +1,28 @@
-//! adapter_config.json: what of it fixes the arithmetic, what it says about the tensors, and what nobody here knows.
+//! adapter_config.json: which settings fix the arithmetic, what they say about the tensors, and
+//! which are unknown.
 //!
-//! PEFT's rules are those of PEFT 0.21 (`check_target_module_exists` and `get_pattern_key`): where it warns and goes on, a
-//! notice is kept; where it would compute something else than the tensors say, the adapter is refused.
+//! The rules are those of PEFT 0.21 (`check_target_module_exists` and `get_pattern_key`). If PEFT
+//! warns and goes on, a notice is kept. If PEFT would compute something else than the tensors say,
+//! the adapter is refused.
 
 use std::path::{Path, PathBuf};
 
 use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
-use crate::ModelError;
-use crate::adapter::place::{Form, Place};
+use crate::adapter::files::{AdapterFiles, Format};
 use crate::adapter::targets::{Layers, Named, Targets};
-use crate::error::list;
+use crate::error::{ModelError, list};
+use crate::files::text::read_text;
 use crate::lora::{LoraTarget, ending, is_match};
-use crate::text_file::read_text;
 
 /// Largest adapter_config.json that is read, in bytes.
 const LIMIT: u64 = 1 << 20;
-/// PEFT's values where a file leaves them out.
+/// PEFT's values if a file leaves them out.
 const DEFAULT_RANK: usize = 8;
 const DEFAULT_ALPHA: f64 = 8.0;
 
-/// Settings under which the tensors would mean something else than plain LoRA branches.
+/// Settings that make the tensors mean something else than plain LoRA branches.
 const OTHER_ARITHMETIC: [&str; 17] = [
     "use_dora",
     "bias",
@@ -38,12 +39,12 @@ const OTHER_ARITHMETIC: [&str; 17] = [
     "arrow_config",
     "trainable_token_indices",
     "target_parameters",
-    // Of the first versions: parts of a fused layer.
+    // A setting of the first versions: parts of a fused layer.
     "enable_lora",
     "lora_magnitude_vector",
 ];
 
-/// Settings that are read here, or matter in training alone.
+/// Settings that are read here, or that matter in training only.
 const KNOWN: [&str; 29] = [
     "peft_type",
     "task_type",
@@ -83,11 +84,11 @@ enum Scale {
         use_rslora: bool,
         pattern: Patterns<f64>,
     },
-    /// mlx-lm's: the factor itself.
+    /// mlx-lm's setting: the factor itself.
     Factor(f64),
 }
 
-/// Keys in the file's order, of which the first that matches counts.
+/// Keys in the file's order. The first that matches counts.
 struct Patterns<T>(Vec<(String, Regex, T)>);
 
 impl<T: Copy> Patterns<T> {
@@ -99,32 +100,32 @@ impl<T: Copy> Patterns<T> {
 pub(super) struct Settings {
     path: PathBuf,
     scale: Scale,
-    /// `None`: whatever the tensors have.
+    /// `None`: the rank of the tensors.
     rank: Option<usize>,
     rank_pattern: Patterns<usize>,
     targets: Targets,
-    /// What nobody here knows, and what matches nothing.
+    /// Unknown settings, and names that match nothing.
     pub(super) notices: Vec<String>,
     pub(super) config: Value,
 }
 
 impl Settings {
     /// Reads the settings of an adapter for a model with these linear layers.
-    pub(super) fn read(place: &Place, modules: &[String]) -> Result<Settings, ModelError> {
-        let path = place.config();
+    pub(super) fn read(files: &AdapterFiles, modules: &[String]) -> Result<Settings, ModelError> {
+        let path = files.config();
         let malformed = |what: String| ModelError::Malformed { path: path.clone(), what };
         let text = read_text(&path, LIMIT)?;
         let config: Value = serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
         let object = config.as_object().ok_or_else(|| malformed("it should be an object".to_owned()))?;
-        let mut settings = match place.form {
-            Form::Peft => Reader { object, path: &path }.peft(modules)?,
-            Form::Mlx => Reader { object, path: &path }.mlx(modules)?,
+        let mut settings = match files.format {
+            Format::Peft => Reader { object, path: &path }.peft(modules)?,
+            Format::Mlx => Reader { object, path: &path }.mlx(modules)?,
         };
         settings.config = config;
         Ok(settings)
     }
 
-    /// Whether the settings name a branch on this module; `None` where they do not say.
+    /// Whether the settings name a branch on this module; `None` if they do not say.
     pub(super) fn expects(&self, module: &str) -> Option<bool> {
         self.targets.contain(module)
     }
@@ -162,7 +163,7 @@ impl Reader<'_> {
                 return refused(key, self.object[key].to_string());
             }
         }
-        // These start from a base that was changed along with the adapter.
+        // With these the adapter was trained on a base that was changed along with it.
         if let Some(init) = self.object.get("init_lora_weights").and_then(Value::as_str)
             && !["gaussian", "eva", "orthogonal"].contains(&init)
         {
@@ -210,7 +211,7 @@ impl Reader<'_> {
         })
     }
 
-    /// What mlx_lm.lora writes: its own arguments, of which a few matter.
+    /// The settings of an adapter of `mlx_lm.lora`: its own arguments, of which a few matter.
     fn mlx(&self, modules: &[String]) -> Result<Settings, ModelError> {
         let kind = self.object.get("fine_tune_type").and_then(Value::as_str).unwrap_or("lora");
         let parameters = self.object.get("lora_parameters").and_then(Value::as_object);
@@ -223,7 +224,8 @@ impl Reader<'_> {
         let scale = parameters.get("scale").and_then(finite);
         let scale = scale.ok_or_else(|| self.malformed("`lora_parameters` should have a number `scale`".to_owned()))?;
         let rank = parameters.get("rank").and_then(Value::as_u64).map(|rank| rank as usize);
-        // `lora_layers` is the older name; -1 (and, by the way Python counts, 0) is all of them.
+        // `lora_layers` is the older name. -1 means all layers. So does 0, as Python's slices
+        // count.
         let last = self.object.get("num_layers").or(self.object.get("lora_layers")).and_then(Value::as_i64);
         let last = last.filter(|&last| last > 0).map(|last| last as usize);
         let keys = parameters.get("keys").and_then(Value::as_array);
@@ -240,6 +242,7 @@ impl Reader<'_> {
         })
     }
 
+    /// The modules that the settings choose, with notices of names that no linear layer has.
     fn targets(&self, modules: &[String], notices: &mut Vec<String>) -> Result<Targets, ModelError> {
         let named = |key: &str| -> Result<Option<Named>, ModelError> {
             match self.object.get(key) {
@@ -260,7 +263,7 @@ impl Reader<'_> {
         let Some(chosen) = named("target_modules")? else { return Ok(Targets::Unsaid) };
         for (key, named) in [("target_modules", Some(&chosen)), ("exclude_modules", excluded.as_ref())] {
             let mut idle = named.map(|named| named.idle(modules)).unwrap_or_default();
-            // Those are in the model, and never get a branch here.
+            // These modules are in the model, but never get a branch here.
             idle.retain(|name| key != "exclude_modules" || !["lm_head", "embed_tokens"].contains(&name.as_str()));
             if !idle.is_empty() {
                 notices.push(self.notice(&format!("{key} has {}, which no linear layer is called", list(&idle))));
@@ -270,7 +273,8 @@ impl Reader<'_> {
         Ok(Targets::Chosen { chosen, excluded, layers })
     }
 
-    /// The layers of `layers_to_transform`, as the pattern that finds a module's number and the numbers.
+    /// The layers of `layers_to_transform`: the patterns that find a module's layer number, and the
+    /// numbers.
     fn layers(
         &self,
         chosen: &Named,
@@ -319,6 +323,7 @@ impl Reader<'_> {
         Ok(Some((number_of, numbers)))
     }
 
+    /// A table of patterns such as `rank_pattern`, with a notice of those that match nothing.
     fn patterns<T>(
         &self,
         key: &str,
@@ -349,7 +354,7 @@ impl Reader<'_> {
         Ok(Patterns(patterns))
     }
 
-    /// Null, false, empty and "none" say nothing.
+    /// Whether a setting says anything. Null, false, empty and "none" say nothing.
     fn is_set(&self, key: &str) -> bool {
         match self.object.get(key) {
             None | Some(Value::Null | Value::Bool(false)) => false,

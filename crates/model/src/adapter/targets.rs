@@ -2,7 +2,7 @@
 
 use fancy_regex::Regex;
 
-use crate::ModelError;
+use crate::error::ModelError;
 use crate::lora::{full_match, is_all_linear, is_match, is_named, layer_of};
 
 /// Modules by a list of names (whole, or the end after a dot), or by a pattern over the whole name.
@@ -13,7 +13,7 @@ pub(super) enum Named {
 }
 
 impl Named {
-    /// A text is a pattern, but for the one word that means every linear layer.
+    /// A text is a pattern, except the one word that means every linear layer.
     pub(super) fn text(text: &str) -> Result<Named, ModelError> {
         if is_all_linear(text) {
             Ok(Named::All)
@@ -38,7 +38,7 @@ impl Named {
         }
     }
 
-    /// The names that none of the modules has.
+    /// The names that no module has.
     pub(super) fn idle(&self, modules: &[String]) -> Vec<String> {
         match self {
             Named::All => Vec::new(),
@@ -54,27 +54,29 @@ impl Named {
     }
 }
 
-/// How a module's layer number is found, and the numbers that count.
+/// The patterns that find a module's layer number, and the numbers that are chosen.
 pub(super) type Layers = (Vec<Regex>, Vec<u64>);
 
 /// The branches that the settings ask for.
 pub(super) enum Targets {
-    /// Those that the file has.
+    /// The settings do not say: those that the file has.
     Unsaid,
-    /// PEFT's. `layers`: how a module's layer number is found, and the numbers that count.
+    /// PEFT's settings. `layers`: only these layers; `None`: all.
     Chosen { chosen: Named, excluded: Option<Named>, layers: Option<Layers> },
-    /// mlx-lm's: layers from `first` on, and in them the modules of these names; any where there are no names.
+    /// mlx-lm's settings: the layers from `first` on, and in them the modules of these names.
+    /// `None`: any modules.
     Last { first: usize, keys: Option<Vec<String>> },
 }
 
 impl Targets {
-    /// The last `count` layers of a model with these linear layers; all where there is no count.
+    /// The last `count` layers of a model with these linear layers; all layers if there is no
+    /// count.
     pub(super) fn last_layers(modules: &[String], count: Option<usize>, keys: Option<Vec<String>>) -> Targets {
         let layers = modules.iter().filter_map(|module| layer_of(module)).max().map_or(0, |last| last + 1);
         Targets::Last { first: count.map_or(0, |count| layers.saturating_sub(count)), keys }
     }
 
-    /// Whether there should be a branch on the module; `None` where nothing is said of it.
+    /// Whether there should be a branch on the module; `None` if the settings do not say.
     pub(super) fn contain(&self, module: &str) -> Option<bool> {
         match self {
             Targets::Unsaid => None,
@@ -82,7 +84,7 @@ impl Targets {
                 if excluded.as_ref().is_some_and(|excluded| excluded.contains(module)) || !chosen.contains(module) {
                     return Some(false);
                 }
-                // A name in full is meant, whatever its layer.
+                // A full name counts in any layer.
                 let in_full = matches!(chosen, Named::List(names) if names.iter().any(|name| name == module));
                 let Some((number_of, numbers)) = layers.as_ref().filter(|_| !in_full) else { return Some(true) };
                 Some(layer_number(number_of, module).is_some_and(|number| numbers.contains(&number)))
@@ -90,7 +92,7 @@ impl Targets {
             Targets::Last { first, keys } => {
                 let inside = layer_of(module).is_some_and(|layer| layer >= *first);
                 match keys {
-                    // mlx-lm's own choice has changed from version to version.
+                    // mlx-lm's default choice differs from version to version.
                     None => (!inside).then_some(false),
                     Some(keys) => {
                         let within = module.splitn(4, '.').nth(3).unwrap_or_default();
@@ -102,7 +104,7 @@ impl Targets {
     }
 }
 
-/// The number of a module's layer, by the first of the patterns that finds one.
+/// The number of a module's layer, by the first pattern that finds one.
 pub(super) fn layer_number(number_of: &[Regex], module: &str) -> Option<u64> {
     let captured = number_of.iter().find_map(|regex| regex.captures(module).ok().flatten())?;
     captured.get(1)?.as_str().parse().ok()

@@ -1,36 +1,36 @@
-//! The tensors of an adapter's file, by module and half, in whichever spelling they are.
+//! The tensors of an adapter's file by module and half, in all known spellings.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use finetune_store::{TensorFile, TensorView};
 
-use crate::ModelError;
-use crate::adapter::place::Form;
-use crate::floats::to_finite_f32;
+use crate::adapter::files::Format;
+use crate::error::ModelError;
+use crate::files::floats::to_finite_f32;
 
 /// The halves of one branch, `lora_A` first.
 pub(super) type Halves<'a> = [Option<TensorView<'a>>; 2];
 
-/// All halves of a file by module, and the names of tensors that are none.
+/// All halves of a file by module, and the names of the tensors that are no half.
 pub(super) struct Branches<'a> {
-    pub(super) of: BTreeMap<String, Halves<'a>>,
+    pub(super) by_module: BTreeMap<String, Halves<'a>>,
     pub(super) others: Vec<String>,
 }
 
 impl<'a> Branches<'a> {
-    pub(super) fn sort(file: &'a TensorFile, form: Form, path: &Path) -> Result<Branches<'a>, ModelError> {
-        let mut branches = Branches { of: BTreeMap::new(), others: Vec::new() };
+    pub(super) fn sort(file: &'a TensorFile, format: Format, path: &Path) -> Result<Branches<'a>, ModelError> {
+        let mut branches = Branches { by_module: BTreeMap::new(), others: Vec::new() };
         for view in file.names().filter_map(|name| file.get(name)) {
-            let found = match form {
-                Form::Peft => peft_name(view.name),
-                Form::Mlx => mlx_name(view.name),
+            let found = match format {
+                Format::Peft => peft_name(view.name),
+                Format::Mlx => mlx_name(view.name),
             };
             let Some((module, half)) = found else {
                 branches.others.push(view.name.to_owned());
                 continue;
             };
-            let halves = branches.of.entry(module.to_owned()).or_default();
+            let halves = branches.by_module.entry(module.to_owned()).or_default();
             if let Some(first) = halves[half].replace(view) {
                 let names = vec![first.name.to_owned(), view.name.to_owned()];
                 return Err(ModelError::AdapterKeys {
@@ -44,8 +44,9 @@ impl<'a> Branches<'a> {
     }
 }
 
-/// Module and half of PEFT's `base_model.model.MODULE.lora_A.weight`. With the adapter's name in it (`lora_A.default.weight`),
-/// as a state dict in memory has it, and without the first two words, it means the same.
+/// Module and half of PEFT's `base_model.model.MODULE.lora_A.weight`. State dicts in memory add the
+/// adapter's name (`lora_A.default.weight`). That spelling, and one without the first two words,
+/// mean the same.
 fn peft_name(name: &str) -> Option<(&str, usize)> {
     let stem = name.strip_prefix("base_model.model.").unwrap_or(name).strip_suffix(".weight")?;
     let (before, last) = stem.rsplit_once('.')?;
@@ -63,19 +64,19 @@ fn mlx_name(name: &str) -> Option<(&str, usize)> {
     Some((module, ["lora_a", "lora_b"].iter().position(|known| *known == part)?))
 }
 
-/// Values of both halves as PEFT has them, A [rank, inputs] and B [outputs, rank], and the rank.
+/// Values of both halves in PEFT's order, A [rank, inputs] and B [outputs, rank], and the rank.
 pub(super) fn values(
     a: &TensorView<'_>,
     b: &TensorView<'_>,
     shape: (usize, usize),
-    form: Form,
+    format: Format,
 ) -> Result<(Vec<f32>, Vec<f32>, usize), ModelError> {
     let (outputs, inputs) = shape;
-    // mlx-lm has both the other way round.
-    let rank = a.shape.get(if form == Form::Mlx { 1 } else { 0 }).copied().unwrap_or(0);
-    let wanted = match form {
-        Form::Peft => [vec![rank, inputs], vec![outputs, rank]],
-        Form::Mlx => [vec![inputs, rank], vec![rank, outputs]],
+    // mlx-lm stores both transposed.
+    let rank = a.shape.get(if format == Format::Mlx { 1 } else { 0 }).copied().unwrap_or(0);
+    let wanted = match format {
+        Format::Peft => [vec![rank, inputs], vec![outputs, rank]],
+        Format::Mlx => [vec![inputs, rank], vec![rank, outputs]],
     };
     for (view, expected) in [a, b].into_iter().zip(wanted) {
         if view.shape != expected.as_slice() || rank == 0 {
@@ -84,9 +85,9 @@ pub(super) fn values(
         }
     }
     let (a, b) = (to_finite_f32(a)?, to_finite_f32(b)?);
-    Ok(match form {
-        Form::Peft => (a, b, rank),
-        Form::Mlx => (transposed(&a, rank), transposed(&b, outputs), rank),
+    Ok(match format {
+        Format::Peft => (a, b, rank),
+        Format::Mlx => (transposed(&a, rank), transposed(&b, outputs), rank),
     })
 }
 

@@ -15,7 +15,7 @@ fn identity(rows: &str) -> Identity {
     }
 }
 
-/// A checkpoint with some bytes that are the step's own.
+/// A checkpoint with some bytes that depend on the step.
 fn save(run: &Path, folder: &str, step: u64, rows: &str) -> PathBuf {
     let state = serde_json::json!({
         "format": 1, "version": "0.0.0", "step": step, "updates": step, "best": null,
@@ -41,7 +41,7 @@ fn metrics(run: &Path, text: &str) {
     replace_file(&RealDisk, &run.join(metrics::FILE), text.as_bytes()).expect("written");
 }
 
-/// Runs both sides; what rank 0 is told by the other.
+/// Runs both sides. Returns what rank 0 is told by the other.
 fn copy(from: &Path, to: &Path) -> String {
     let mut groups = Group::in_process(2, None);
     let (second, first) = (groups.remove(1), groups.remove(0));
@@ -92,7 +92,7 @@ fn on_a_shared_disk_nothing_is_kept_twice() {
 fn a_host_that_cannot_keep_a_copy_says_why() {
     let (from, to) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     save(from.path(), CHECKPOINTS, 2, "rows");
-    // A file stands where the folder would be.
+    // A file is in the place of the folder.
     replace_file(&RealDisk, &to.path().join(COPIES), b"").expect("written");
     let told = copy(from.path(), to.path());
     assert!(told.contains("copies"), "{told}");
@@ -107,7 +107,7 @@ fn one_rank_of_each_other_host_keeps_them() {
     assert_eq!(of(&["a", "a"], 1), [0; 0]);
 }
 
-/// Both ranks look for what to go on from; what rank 0 says about it.
+/// Both ranks look for what to go on from. Returns the notices of rank 0.
 fn look(first: &Path, second: &Path, resume: &Resume) -> Vec<String> {
     let mut groups = Group::in_process(2, None);
     let ranks = |group| Ranks::new(group, None).expect("ranks");
@@ -140,7 +140,7 @@ fn the_newest_checkpoint_is_brought_from_wherever_it_lies() {
         assert!(notices[0].starts_with("step 4 is kept on "), "{notices:?}");
         assert_eq!(steps(first, CHECKPOINTS).last(), Some(&4));
         assert_eq!(std::fs::read_to_string(first.join(metrics::FILE)).expect("rows"), "rows\n");
-        // It is there now.
+        // Now rank 0 has it.
         assert_eq!(look(first, second, &Resume::Newest), [""; 0]);
     }
 }

@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use super::escape;
-use crate::evaluate::{Answers, BeforeAfter, Sample};
+use crate::samples::{Answers, BeforeAfter, Sample};
 
-/// Prompts, expected answers, and what the model said before and after; nothing where none were asked for.
+/// Writes prompts, expected answers, and the model's answers before and after; nothing if none were
+/// asked for.
 pub(super) fn answers(page: &mut String, kept: &BeforeAfter) {
     let (Some(before), after) = (&kept.before, &kept.after) else { return };
     page.push_str("<h2>Answers to held-back rows</h2>");
@@ -35,7 +36,8 @@ pub(super) fn answers(page: &mut String, kept: &BeforeAfter) {
     page.push_str("</table>");
 }
 
-/// The answer with what differs from the expected one marked: all but the common beginning and end.
+/// The answer with its difference from the expected one marked: all but the common beginning and
+/// end.
 fn compared(answer: &str, expected: &str) -> String {
     let (answer, expected) = (answer.trim(), expected.trim());
     let same = |(one, other): &(char, char)| one == other;
@@ -50,7 +52,7 @@ fn compared(answer: &str, expected: &str) -> String {
         .sum();
     let (middle, tail) = rest.split_at(rest.len() - tail);
     match middle {
-        // Where something is missing there is nothing to mark.
+        // Missing text cannot be marked.
         "" => escape(answer),
         middle => format!("{}<mark>{}</mark>{}", escape(head), escape(middle), escape(tail)),
     }

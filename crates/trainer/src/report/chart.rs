@@ -9,7 +9,7 @@ pub(super) struct Line<'a> {
     pub(super) name: &'a str,
     pub(super) class: &'a str,
     pub(super) points: Vec<(f64, f64)>,
-    /// Single points are marked: there are few of them.
+    /// Whether each point is marked, for lines with few points.
     pub(super) dots: bool,
 }
 
@@ -19,13 +19,14 @@ const LEFT: f64 = 76.0;
 const BOTTOM: f64 = 32.0;
 const MARGIN: f64 = 12.0;
 
-/// Values that differ by more than this factor are shown on a logarithmic axis: the small ones would lie on the zero line.
+/// Values that differ by more than this factor are shown on a logarithmic axis. On a linear one the
+/// small ones would lie on the zero line.
 const LOGARITHMIC: f64 = 20.0;
 
-/// Points of a line that show their value under the mouse, at most.
+/// The most points of a line that show their value under the mouse.
 const TITLES: usize = 100;
 
-/// Where a value of the vertical axis is.
+/// The vertical axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Axis {
     low: f64,
@@ -34,33 +35,35 @@ struct Axis {
 }
 
 impl Axis {
-    /// For values from `low` to `high`. `may_be_logarithmic`: where small values mean as much as large ones, as losses do.
+    /// For values from `low` to `high`. `may_be_logarithmic`: whether small values mean as much as
+    /// large ones, as with losses.
     fn new(low: f64, high: f64, may_be_logarithmic: bool) -> Axis {
         let logarithmic = may_be_logarithmic && low > 0.0 && high > LOGARITHMIC * low;
-        // From zero where that wastes less than half of the height.
+        // The axis starts at zero if that wastes less than half of the height.
         let low = if !logarithmic && low > 0.0 && low < high / 2.0 { 0.0 } else { low };
         Axis { low, high: if high > low { high } else { low + 1.0 }, logarithmic }
     }
 
-    /// 0 at the bottom, 1 at the top.
+    /// The place of a value: 0 at the bottom, 1 at the top.
     fn place(&self, value: f64) -> f64 {
         let scale = |value: f64| if self.logarithmic { value.max(f64::MIN_POSITIVE).ln() } else { value };
         (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
     }
 
+    /// The numbers that are shown at the axis.
     fn ticks(&self) -> Vec<f64> {
         if !self.logarithmic {
             return ticks(self.low, self.high);
         }
         let powers = self.low.log10().floor() as i32..=self.high.log10().ceil() as i32;
-        // Over many powers of ten the powers alone.
+        // Over many powers of ten only the powers are shown.
         let steps: &[f64] = if powers.clone().count() > 4 { &[1.0] } else { &[1.0, 2.0, 5.0] };
         let all = powers.flat_map(|power| steps.iter().map(move |step| step * 10f64.powi(power)));
         all.filter(|tick| (self.low..=self.high).contains(tick)).collect()
     }
 }
 
-/// A chart of lines over steps, with round numbers on both axes.
+/// Writes a chart of lines over steps, with round numbers on both axes.
 pub(super) fn chart(page: &mut String, title: &str, lines: &[Line<'_>], may_be_logarithmic: bool) {
     let points = || lines.iter().flat_map(|line| &line.points).filter(|point| point.1.is_finite());
     if points().count() == 0 {
@@ -122,7 +125,8 @@ pub(super) fn chart(page: &mut String, title: &str, lines: &[Line<'_>], may_be_l
     page.push_str("</svg></figure>");
 }
 
-/// At most 700 points, as many as the chart has columns: of each stretch its lowest and highest, so that spikes stay.
+/// At most 700 points, as many as the chart has columns. Each stretch keeps its lowest and highest
+/// point, so spikes stay.
 fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let points: Vec<_> = points.iter().copied().filter(|point| point.1.is_finite()).collect();
     if points.len() <= 700 {
@@ -148,7 +152,7 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
     (first..).map(|n| n as f64 * step).take_while(|&tick| tick <= high + step * 1e-9).take(20).collect()
 }
 
-/// A number at an axis.
+/// A number beside an axis.
 fn label(value: f64) -> String {
     let size = value.abs();
     if value == 0.0 {
@@ -185,7 +189,8 @@ mod tests {
         }
     }
 
-    /// The quickstart's loss falls from 7.56 to 0.0008: on an axis from 0 the second half of the run is one line.
+    /// The quickstart's loss falls from 7.56 to 0.0008. On an axis from 0 the second half of the
+    /// run would be a flat line.
     #[test]
     fn small_losses_can_be_read() {
         let axis = Axis::new(0.0008, 7.56, true);

@@ -8,10 +8,10 @@ use super::chart::{Line, chart};
 use super::escape;
 use crate::metrics::StepRow;
 
-/// Colors of the style sheet; more lines than these would not be told apart.
+/// Colors of the style sheet. More lines than these could not be told apart.
 const CLASSES: [&str; 8] = ["r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7"];
 
-/// How long each rank took for its rows; nothing for one rank.
+/// Writes the chart of how long each rank took for its rows; nothing for one rank.
 pub(super) fn seconds(page: &mut String, steps: &[&StepRow]) {
     let Some(last) = steps.last().filter(|row| row.ranks.len() > 1) else { return };
     let names: Vec<String> = (0..last.ranks.len()).map(|rank| format!("rank {rank}")).collect();
@@ -22,7 +22,8 @@ pub(super) fn seconds(page: &mut String, steps: &[&StepRow]) {
     chart(page, "Seconds for the rows of a step", &lines.collect::<Vec<_>>(), false);
 }
 
-/// How long each rank waited for the others, and what it sent; nothing for one rank.
+/// Writes the table of how long each rank waited for the others, and what it sent; nothing for one
+/// rank.
 pub(super) fn table(page: &mut String, steps: &[&StepRow], who: &[Who]) {
     let Some(last) = steps.last().filter(|row| row.ranks.len() > 1) else { return };
     page.push_str("<h2>Ranks</h2><table><tr><th>rank</th><th>host</th><th>median seconds for its rows</th><th>waited most for</th><th>seconds</th><th>MiB sent</th><th>MiB received</th></tr>");

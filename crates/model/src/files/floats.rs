@@ -1,13 +1,13 @@
-//! Numbers of a tensor in a file: to f32 and back.
+//! Conversion of a file's numbers to f32 and back.
 
 use finetune_kernels::FloatType;
 use finetune_store::{Dtype, TensorView};
 use rayon::prelude::*;
 
-use crate::ModelError;
-use crate::finite::expect_finite;
+use crate::error::ModelError;
+use crate::files::finite::expect_finite;
 
-/// The number type of a file's tensor; `None` where weights are never held in it.
+/// The number type of a file's tensor; `None` if weights are never held in it.
 pub fn float_type(dtype: Dtype) -> Option<FloatType> {
     match dtype {
         Dtype::F32 => Some(FloatType::F32),
@@ -17,18 +17,18 @@ pub fn float_type(dtype: Dtype) -> Option<FloatType> {
     }
 }
 
-/// The elements of a tensor in f32, whatever they are.
+/// The elements of a tensor in f32, finite or not.
 pub(crate) fn to_f32(view: &TensorView<'_>) -> Result<Vec<f32>, ModelError> {
     read_f32(view, |_, _| Ok(()))
 }
 
-/// The elements of a tensor in f32; one that is not finite is an error.
+/// The elements of a tensor in f32. One that is not finite is an error.
 pub(crate) fn to_finite_f32(view: &TensorView<'_>) -> Result<Vec<f32>, ModelError> {
     read_f32(view, |bytes, start| expect_finite(view, bytes, start))
 }
 
-/// Piece by piece, so that the file's bytes and the numbers are never there both as a whole. `check` sees each piece, and
-/// the number of its first element.
+/// Reads piece by piece, so that the file's bytes and the numbers are never both in memory as a
+/// whole. `check` is called with each piece and the number of its first element.
 fn read_f32(
     view: &TensorView<'_>,
     check: impl Fn(&[u8], usize) -> Result<(), ModelError>,
@@ -65,7 +65,7 @@ pub(crate) fn from_f32(values: &[f32], dtype: Dtype) -> Vec<u8> {
     }
 }
 
-/// Whether two tensors hold the same numbers, in whichever types.
+/// Whether two tensors hold the same numbers, perhaps in different types.
 pub(crate) fn have_same_values(a: &TensorView<'_>, b: &TensorView<'_>) -> Result<bool, ModelError> {
     if a.dtype == b.dtype && hash(a)? == hash(b)? {
         return Ok(true);
@@ -73,7 +73,7 @@ pub(crate) fn have_same_values(a: &TensorView<'_>, b: &TensorView<'_>) -> Result
     if float_type(a.dtype).is_none() || float_type(b.dtype).is_none() {
         return Ok(false);
     }
-    // Rarely reached: the same numbers in two types, or zeros of two signs.
+    // Rarely reached: for the same numbers in two types, or zeros of two signs.
     Ok(to_f32(a)? == to_f32(b)?)
 }
 

@@ -1,4 +1,4 @@
-//! The files of a training's result, and reading them again bit by bit.
+//! The files of a trained model or adapter, and reading them again bit by bit.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,14 +7,22 @@ use finetune_store::Dtype;
 use serde_json::{Value, json};
 
 use crate::adapter::{BaseName, CONFIG_FILE, TENSOR_FILE};
+use crate::error::ModelError;
+use crate::files::companions::companion_files;
 use crate::layout::{encode_flat, read_flat};
 use crate::lora::LoraTargets;
 use crate::model::{Model, Trained};
-use crate::{ModelError, companions};
 
 impl Model {
-    /// The files of a checkpoint of these parameter values: a PEFT adapter, or with full training the weights
-    /// in f32 with their config and the base's companions. `base` is what adapter_config.json calls the base model.
+    /// The files of a checkpoint of these parameter values. They are a PEFT adapter, or with full
+    /// training the weights in f32 with their config and the base's companions. `base` is what
+    /// adapter_config.json calls the base model.
+    ///
+    /// # Errors
+    /// If the companions of the base cannot be read.
+    ///
+    /// # Panics
+    /// If `values` do not have the layout's length.
     pub fn files(&self, values: &[f32], base: &BaseName) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
         let tensors = encode_flat(self.layout(), values)?;
         match &self.trained {
@@ -25,14 +33,17 @@ impl Model {
                 Ok(vec![(CONFIG_FILE.to_owned(), config), (TENSOR_FILE.to_owned(), tensors)])
             }
             Trained::All => {
-                let mut files = companions::companion_files(&self.directory, Dtype::F32, &[])?;
+                let mut files = companion_files(&self.directory, Dtype::F32, &[])?;
                 files.push(("model.safetensors".to_owned(), tensors));
                 Ok(files)
             }
         }
     }
 
-    /// The values of the trained parameters as [`Model::files`] wrote them.
+    /// The values of the trained parameters, as [`Model::files`] wrote them.
+    ///
+    /// # Errors
+    /// If the file is missing, damaged, or has other tensors than the layout.
     pub fn read_values(&self, directory: &Path) -> Result<Vec<f32>, ModelError> {
         let name = if self.trained == Trained::All { "model.safetensors" } else { TENSOR_FILE };
         read_flat(&directory.join(name), self.layout())
@@ -74,12 +85,12 @@ fn adapter_config(targets: &LoraTargets, dropout: f64, base: &BaseName, modules:
     })
 }
 
-/// PEFT writes alpha as an integer where it is one.
+/// PEFT writes alpha as an integer if it is one.
 pub(super) fn whole(alpha: f64) -> Value {
     if alpha.fract() == 0.0 && alpha.abs() < 1e15 { json!(alpha as i64) } else { json!(alpha) }
 }
 
-/// The last parts of the module names where these choose the same modules, else the full names.
+/// The last parts of the module names if these choose the same modules, otherwise the full names.
 fn short_names(targets: &LoraTargets, modules: &[String]) -> Vec<String> {
     let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
     let short: BTreeSet<String> = targets.iter().map(|target| last(&target.module)).collect();

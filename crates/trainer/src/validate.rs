@@ -1,5 +1,6 @@
-//! `finetune validate`: everything that would end a run, and what the run would be: counts, lengths, an estimate of memory,
-//! disk and time. To what [`examine`] finds it adds the run directory, the disk, and every weight's value.
+//! `finetune validate`: everything that would end a run, and what the run would be: counts,
+//! lengths, an estimate of memory, disk and time. To what [`examine`] finds it adds the run
+//! directory, the disk, and every weight's value.
 
 use std::path::Path;
 
@@ -11,40 +12,52 @@ use serde::Serialize;
 
 use crate::base_model::model_directory;
 use crate::date;
+use crate::device_plan::{DevicePlan, ThisHost};
 use crate::disk_need::DiskNeed;
 use crate::error::{Fault, TrainError};
 use crate::examine::{Examined, Extent, examine};
 use crate::memory::{self, Estimate};
 use crate::output_directory::{self, Contents};
-use crate::place::{Machine, Place};
 use crate::resume::Resume;
 use crate::run_directory::check_results;
 
-/// The findings of `finetune validate`. What could not be found out for a problem is `None`.
+/// What `finetune validate` has found. What a problem prevented is `None`.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Findings {
+pub struct Validation {
+    /// The model's class in transformers.
     pub architecture: Option<&'static str>,
+    /// Parameters of the model.
     pub parameters: Option<u64>,
+    /// Parameters that are trained.
     pub trained_parameters: Option<u64>,
-    pub train: Option<DataFindings>,
-    pub eval: Option<DataFindings>,
+    /// Rows to train on.
+    pub train: Option<DataSummary>,
+    /// Held-back rows.
+    pub eval: Option<DataSummary>,
+    /// Steps of the whole run.
     pub steps: Option<u64>,
+    /// Steps of one pass over the rows.
     pub steps_per_epoch: Option<u64>,
-    /// Where it would be computed, and in what.
+    /// The device and number type, for people.
     pub device: Option<String>,
+    /// Memory and time.
     pub estimate: Option<Estimate>,
+    /// Bytes on the disk.
     pub disk: Option<DiskNeed>,
+    /// What a user should know.
     pub notices: Vec<String>,
-    /// What `run` would refuse. Empty: nothing stands in its way.
+    /// What `run` would refuse. If it is empty, nothing prevents the run.
     pub problems: Vec<Problem>,
 }
 
 /// One thing that would end a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Problem {
+    /// What is wrong, and where.
     pub message: String,
-    /// What to do, most useful first.
+    /// What to do, the most useful first.
     pub hints: Vec<String>,
+    /// What kind of problem it is.
     #[serde(skip)]
     pub fault: Fault,
 }
@@ -55,58 +68,67 @@ impl From<TrainError> for Problem {
     }
 }
 
-/// Rows that stay, and what happened to the others.
+/// Rows that stay, and what happened to the others. Lengths are in tokens.
 #[derive(Clone, Debug, Serialize)]
-pub struct DataFindings {
+pub struct DataSummary {
+    /// Rows that stay.
     pub rows: usize,
+    /// Tokens of these rows.
     pub tokens: u64,
+    /// Tokens that the loss counts.
     pub trained_tokens: u64,
+    /// The median length.
     pub median_length: usize,
     /// 95 % of rows are no longer than this.
     pub length_95: usize,
+    /// The longest length.
     pub longest: usize,
+    /// Rows longer than `data.max_seq_len` that were cut.
     pub truncated: usize,
+    /// Rows longer than `data.max_seq_len` that were left out.
     pub dropped: usize,
+    /// Lines with nothing to train on. Each is a problem too.
     pub zero_label: usize,
     /// Rows in which every token is trained on.
     pub unmasked: usize,
 }
 
-/// Checks all that [`crate::prepare`] checks, and touches nothing. One problem does not hide another.
-pub fn findings(recipe: &Recipe, machine: &Machine, progress: &dyn Fn(u64)) -> Findings {
+/// Checks all that [`crate::prepare`] checks, and changes nothing. One problem does not hide
+/// another. `progress` is called with the number of rows read.
+pub fn validate(recipe: &Recipe, host: &ThisHost, progress: &dyn Fn(u64)) -> Validation {
     let mut recipe = recipe.clone();
     recipe.data.date = Some(date::choose(&recipe, &Resume::Newest));
     let model = model_directory(&recipe);
     let mut found = Examined::default();
-    look_at_output(&mut found, &recipe, machine, model.as_deref().ok());
-    let mut found = examine(found, &recipe, model, machine, Extent::Validate, true, progress);
+    look_at_output(&mut found, &recipe, host, model.as_deref().ok());
+    let mut found = examine(found, &recipe, model, host, Extent::Validate, true, progress);
     let sizes = |targets| found.config.as_ref().map(|config| memory::sizes(config, targets));
     let (all, trained) = (sizes(None), found.start.as_ref());
     let trained = trained.and_then(|start| sizes(start.as_ref().map(|start| &start.targets)));
     let (parameters, trained) = (all.map(|all| all.parameters), trained.map(|sizes| sizes.trained));
     let mut estimate = found.estimate;
-    if let (Some(estimate), Some(place), Some(train)) = (&mut estimate, &found.place, &found.train) {
-        estimate.seconds = seconds(&recipe, train, found.steps.unwrap_or(0), parameters.unwrap_or(0), place);
+    if let (Some(estimate), Some(device_plan), Some(train)) = (&mut estimate, &found.device_plan, &found.train) {
+        estimate.seconds = seconds(&recipe, train, found.steps.unwrap_or(0), parameters.unwrap_or(0), device_plan);
     }
     let disk = match (found.steps, trained, found.sizing.as_ref()) {
         (Some(steps), Some(trained), Some(sizing)) => {
             let has_eval = found.eval.is_some();
-            Some(DiskNeed::of(&recipe, trained, steps, has_eval, sizing.text_bytes, machine.disk))
+            Some(DiskNeed::new(&recipe, trained, steps, has_eval, sizing.text_bytes, host.disk))
         }
         _ => None,
     };
     if let Some(disk) = &disk {
         found.keep(disk.check(&recipe));
     }
-    Findings {
+    Validation {
         architecture: found.config.as_ref().map(|config| config.family.architecture),
         parameters,
         trained_parameters: trained,
-        train: found.train.as_ref().map(data_findings),
-        eval: found.eval.as_ref().map(data_findings),
+        train: found.train.as_ref().map(data_summary),
+        eval: found.eval.as_ref().map(data_summary),
         steps: found.steps,
         steps_per_epoch: found.plan.as_ref().map(|plan| plan.steps_per_epoch()),
-        device: found.place.as_ref().map(Place::describe),
+        device: found.device_plan.as_ref().map(DevicePlan::describe),
         estimate,
         disk,
         notices: found.notices,
@@ -115,8 +137,8 @@ pub fn findings(recipe: &Recipe, machine: &Machine, progress: &dyn Fn(u64)) -> F
 }
 
 /// The run directory: what is in it, and whether a run may write there.
-fn look_at_output(found: &mut Examined, recipe: &Recipe, machine: &Machine, model: Option<&Path>) {
-    let contents = output_directory::check(&RealDisk, recipe, machine.recipe_file.as_deref(), model);
+fn look_at_output(found: &mut Examined, recipe: &Recipe, host: &ThisHost, model: Option<&Path>) {
+    let contents = output_directory::check(&RealDisk, recipe, host.recipe_file.as_deref(), model);
     if found.keep(contents) == Some(Contents::Run) {
         let occupied = recipe.output_dir.display();
         found.notices.push(format!("{occupied} holds a run already: `run` wants --resume, or another --output-dir"));
@@ -124,11 +146,12 @@ fn look_at_output(found: &mut Examined, recipe: &Recipe, machine: &Machine, mode
     }
 }
 
-fn data_findings(data: &Dataset) -> DataFindings {
+/// Counts and lengths of rows.
+fn data_summary(data: &Dataset) -> DataSummary {
     let mut lengths: Vec<usize> = data.rows.iter().map(|row| row.tokens.len()).collect();
     lengths.sort_unstable();
     let at = |share: f64| lengths.get(((lengths.len() - 1) as f64 * share) as usize).copied().unwrap_or(0);
-    DataFindings {
+    DataSummary {
         rows: data.rows.len(),
         tokens: data.counts.tokens,
         trained_tokens: data.counts.trained_tokens,
@@ -142,13 +165,14 @@ fn data_findings(data: &Dataset) -> DataFindings {
     }
 }
 
-/// Seconds of the whole run at the rate of matrix products measured now; `None` on a GPU, whose kernels would have to be
-/// compiled to know.
-fn seconds(recipe: &Recipe, data: &Dataset, steps: u64, parameters: u64, place: &Place) -> Option<f64> {
-    if !place.placement.is_cpu() {
+/// Seconds of the whole run, at the rate of matrix products that is measured now. `None` on a GPU,
+/// whose kernels would have to be compiled first.
+fn seconds(recipe: &Recipe, data: &Dataset, steps: u64, parameters: u64, device_plan: &DevicePlan) -> Option<f64> {
+    if !device_plan.placement.is_cpu() {
         return None;
     }
-    // Operations per token and parameter: 2 forward, 2 backward through activations, 2 more for weights if all are trained.
+    // Operations per token and parameter: 2 forward, 2 backward through activations, 2 more for
+    // weights if all are trained.
     let passes = if recipe.train.method == Method::Full { 6.0 } else { 4.0 };
     let rows_per_step = recipe.train.global_batch_size.min(data.rows.len()) as f64;
     let tokens_per_step = data.counts.tokens as f64 / data.rows.len() as f64 * rows_per_step;
@@ -172,7 +196,7 @@ mod tests {
         Recipe::parse(&text, &folder.join("r.toml"), &[], None).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    fn messages(found: &Findings) -> Vec<String> {
+    fn messages(found: &Validation) -> Vec<String> {
         found.problems.iter().map(|problem| problem.message.clone()).collect()
     }
 
@@ -189,15 +213,15 @@ mod tests {
         let keys = "[lora]\ntarget_modules = [\"c_attn\"]\n[data]\ntrain = [\"missing.jsonl\", \"torn.jsonl\"]\n\
                     eval = \"nowhere.jsonl\"\n";
         // With a model: files, rows, targets.
-        let found = findings(&recipe(folder.path(), &golden(), keys), &Machine::default(), &|_| {});
+        let found = validate(&recipe(folder.path(), &golden(), keys), &ThisHost::default(), &|_| {});
         let all = messages(&found).join("\n");
         for part in ["missing.jsonl", "torn.jsonl:2", "nowhere.jsonl", "c_attn"] {
             assert!(all.contains(part), "{part}:\n{all}");
         }
         assert_eq!(found.problems.len(), 4, "{all}");
         assert!(found.problems.iter().all(|problem| problem.fault == Fault::Input), "{all}");
-        // Without one the files are looked at all the same.
-        let found = findings(&recipe(folder.path(), Path::new("none/at-all"), keys), &Machine::default(), &|_| {});
+        // Without a model, files are looked at all the same.
+        let found = validate(&recipe(folder.path(), Path::new("none/at-all"), keys), &ThisHost::default(), &|_| {});
         let all = messages(&found).join("\n");
         for part in ["none/at-all", "missing.jsonl", "torn.jsonl:2", "nowhere.jsonl"] {
             assert!(all.contains(part), "{part}:\n{all}");
@@ -210,13 +234,13 @@ mod tests {
         let folder = tempfile::tempdir().expect("a directory");
         copy("rows.jsonl", &folder.path().join("good.jsonl"));
         let keys = "[data]\ntrain = \"good.jsonl\"\n";
-        let machine = Machine { memory: Some(1 << 20), disk: Some(1 << 10), ..Machine::default() };
-        let found = findings(&recipe(folder.path(), &golden(), keys), &machine, &|_| {});
+        let host = ThisHost { memory: Some(1 << 20), disk: Some(1 << 10), ..ThisHost::default() };
+        let found = validate(&recipe(folder.path(), &golden(), keys), &host, &|_| {});
         let all = messages(&found).join("\n");
         assert!(all.contains("of memory") && all.contains("on disk at"), "{all}");
         assert!(found.problems.iter().all(|problem| problem.fault == Fault::DiskOrMemory), "{all}");
         assert!(found.train.is_some() && found.estimate.is_some() && found.disk.is_some());
-        let found = findings(&recipe(folder.path(), &golden(), keys), &Machine::default(), &|_| {});
+        let found = validate(&recipe(folder.path(), &golden(), keys), &ThisHost::default(), &|_| {});
         assert!(found.problems.is_empty(), "{:?}", messages(&found));
     }
 }

@@ -2,8 +2,8 @@
 
 use burn::tensor::Tensor;
 
-/// Keys and values of one layer, [room, k, d] each, of which the first `length` are there. Room doubles when it runs out, so
-/// that a token costs no copy of all before it.
+/// Keys and values of one layer, [room, k, d] each, of which the first `length` are filled. The
+/// room doubles when it is full, so most tokens cost no copy of the earlier ones.
 #[derive(Default)]
 pub(crate) struct LayerCache {
     keys: Option<Tensor<3>>,
@@ -12,7 +12,7 @@ pub(crate) struct LayerCache {
 }
 
 impl LayerCache {
-    /// Adds those of new tokens and returns all, with the room behind them.
+    /// Adds keys and values [t, k, d] of new tokens. Returns all, with the unused room behind them.
     pub(crate) fn extend(&mut self, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
         let start = self.length;
         self.length += keys.dims()[0];

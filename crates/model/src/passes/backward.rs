@@ -6,40 +6,49 @@ use burn::tensor::{Gradients, Tensor, TensorData};
 use finetune_kernels::operations;
 
 use crate::batch::{Batch, LossSum, Randomness};
+use crate::decoder::pass::Context;
+use crate::decoder::{self, head};
+use crate::error::ModelError;
 use crate::model::{Model, Trained};
-use crate::pass::Context;
 use crate::readback::data;
 use crate::tree::{Layer, Slot};
-use crate::{ModelError, decoder, head};
 
 /// What is minimised: the sum of coefficient · loss over the targets of a micro-batch.
 #[derive(Clone, Copy)]
 pub enum Coefficients<'a> {
-    /// All are 1: the sum of the losses.
+    /// All coefficients are 1: the sum of the losses.
     Ones,
-    /// Of the losses [n] of all targets, in the order of the rows, one coefficient each. The losses are
-    /// waited for before the backward pass begins.
+    /// A function from the losses [n] of all targets, in the order of the rows, to their
+    /// coefficients [n]. It is called once the losses are on the host, before the backward pass
+    /// begins.
     Of(&'a dyn Fn(&[f32]) -> Vec<f32>),
 }
 
 /// How a micro-batch is differentiated.
 #[derive(Clone, Copy)]
 pub struct Backward<'a> {
+    /// What dropout depends on besides the row.
     pub randomness: Randomness,
-    /// Only the input of each layer is kept, and the layer computed again on the way back: the same bits in less memory.
+    /// Whether only the input of each layer is kept, and the layer computed again in the backward
+    /// pass: the same bits in less memory.
     pub checkpointing: bool,
-    /// A power of two that the backward pass starts from, and that is divided out of the gradients again: f16 has no small
-    /// numbers (Micikevicius et al. 2018, "Mixed precision training").
+    /// A power of two that the backward pass starts from. The gradients are divided by it at the
+    /// end. f16 cannot represent small gradients (Micikevicius et al. 2018, "Mixed precision
+    /// training").
     pub loss_scale: f32,
+    /// The coefficient of each loss in what is minimised.
     pub coefficients: Coefficients<'a>,
 }
 
 impl Model {
-    /// Σ loss of a micro-batch; the gradient of what is minimised, with respect to the trained parameters, is added to
-    /// `gradients`.
+    /// Σ loss of a micro-batch. The gradient of what is minimised, with respect to the trained
+    /// parameters, is added to `gradients` ([`Layout::len`](crate::Layout::len) elements).
     ///
     /// # Errors
     /// If the device fails or runs out of memory.
+    ///
+    /// # Panics
+    /// If `gradients` do not have the layout's length.
     pub fn loss_and_gradients(
         &mut self,
         batch: &Batch<'_>,
@@ -64,6 +73,7 @@ impl Model {
         batch.sums(losses)
     }
 
+    /// The same with gradient checkpointing: layers are computed again, from the last to the first.
     fn layer_by_layer(
         &mut self,
         batch: &Batch<'_>,
@@ -74,10 +84,11 @@ impl Model {
         let tokens = batch.flat_tokens();
         let first = self.first_trained_layer();
         let x = decoder::embed(&self.weights, &tokens, context).inner();
-        // Inputs of the layers that the way back goes through.
+        // Inputs of the layers that are differentiated.
         let mut inputs = Vec::new();
         let mut keep = |n: usize, x: &Tensor<2>| inputs.extend((n >= first).then(|| x.clone()));
-        // Untracked, or the graph would keep what this is meant not to keep; with the same dropout.
+        // Untracked, because the graph would keep what checkpointing saves. The dropout is the
+        // same.
         let x = decoder::layers(&self.weights, x, &context.untracked(), None, &mut keep);
         let leaf = |tensor: Tensor<2>| tensor.autodiff().require_grad();
         let last = leaf(x);
@@ -102,7 +113,7 @@ impl Model {
         batch.sums(losses)
     }
 
-    /// The lowest layer with trained parameters: nothing below it has to be differentiated.
+    /// The lowest layer with trained parameters. Nothing below it has to be differentiated.
     fn first_trained_layer(&mut self) -> usize {
         match self.trained {
             Trained::All => 0,
@@ -114,7 +125,7 @@ impl Model {
         }
     }
 
-    /// Adds the gradients of the trained parameters that are there, divided by the loss scale.
+    /// Adds the gradients that were found, divided by the loss scale.
     fn collect(&mut self, mut found: Gradients, loss_scale: f32, gradients: &mut [f32]) -> Result<(), ModelError> {
         let mut parts: Vec<(Range<usize>, Tensor<1>)> = Vec::new();
         let mut start = 0;
@@ -141,7 +152,7 @@ impl Model {
             }
             return Ok(());
         }
-        // From a GPU all of them come in one piece: each read waits for the device.
+        // A GPU returns all of them in one piece, because each read waits for the device.
         let (ranges, parts): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
         let all = data(Tensor::cat(parts, 0))?;
         let mut rest = all.as_slice();

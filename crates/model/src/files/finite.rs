@@ -1,18 +1,19 @@
-//! Numbers that are not finite, found as weights pass by.
+//! Numbers that are not finite, found while weights are read.
 
 use finetune_store::{Dtype, TensorSet, TensorView};
 use rayon::prelude::*;
 
-use crate::ModelError;
 use crate::config::ModelConfig;
+use crate::error::ModelError;
 use crate::tree::expected_tensors;
 
-/// Bytes that one task looks at: they fit into a processor's cache.
+/// Bytes that one task looks at. They fit into a processor's cache.
 const PIECE: usize = 1 << 18;
 
-/// The first element of little-endian numbers that is NaN or infinite; `None` where there is none, or the type has no such.
+/// The index of the first element of little-endian numbers that is NaN or infinite. `None` if there
+/// is none, or if the type has no such numbers.
 pub(crate) fn first_not_finite(bytes: &[u8], dtype: Dtype) -> Option<usize> {
-    // All bits of the exponent set.
+    // NaN and infinity have all bits of the exponent set.
     match dtype {
         Dtype::F32 => find(bytes, |element: [u8; 4]| u32::from_le_bytes(element) & 0x7f80_0000 == 0x7f80_0000),
         Dtype::BF16 => find(bytes, |element: [u8; 2]| u16::from_le_bytes(element) & 0x7f80 == 0x7f80),
@@ -24,7 +25,7 @@ pub(crate) fn first_not_finite(bytes: &[u8], dtype: Dtype) -> Option<usize> {
 fn find<const N: usize>(bytes: &[u8], is_bad: impl Fn([u8; N]) -> bool + Sync) -> Option<usize> {
     let piece = bytes.par_chunks(PIECE).enumerate().find_map_first(|(n, piece)| {
         let (elements, _) = piece.as_chunks::<N>();
-        // To the end in any case: a loop without an exit is done many elements at a time.
+        // The loop has no early exit, so that the compiler can vectorize it.
         let bad = elements.iter().fold(false, |bad, &element| bad | is_bad(element));
         bad.then_some(n)
     })?;
@@ -63,7 +64,8 @@ pub(crate) fn expect_all_finite(files: &TensorSet, config: &ModelConfig) -> Resu
 mod tests {
     use super::*;
 
-    /// In every type, at the edges of pieces, whatever the sign; the largest finite number and zero are none.
+    /// In every type, at the edges of pieces, with either sign. The largest finite number and zero
+    /// are finite.
     #[test]
     fn the_first_is_found() {
         let count = PIECE + 7;

@@ -1,4 +1,4 @@
-//! Where a run computes, and in which number types: what the recipe asks for, on what is there.
+//! The device and number types of a run: what the recipe asks for, on the devices that there are.
 
 use std::path::PathBuf;
 
@@ -7,48 +7,55 @@ use finetune_recipe::{DeviceChoice, DtypeChoice, Model};
 
 use crate::error::TrainError;
 
-/// This machine and what lies on it, as far as a run has to know it.
+/// This host, this rank's part of it, and the recipe's file: what a run has to know of its
+/// surroundings.
 #[derive(Clone, Debug, Default)]
-pub struct Machine {
-    /// Bytes of main memory that this process may use, where it can be told.
+pub struct ThisHost {
+    /// Bytes of main memory that this process may use, if they can be told.
     pub memory: Option<u64>,
-    /// This rank's place among those of the machine: it chooses the GPU.
+    /// This rank's number among those of the host. It chooses the GPU.
     pub local_rank: usize,
-    /// Ranks of the machine.
+    /// The number of ranks on the host.
     pub local_world: usize,
-    /// Bytes free where the run is written, where it can be told.
+    /// Bytes free where the run is written, if they can be told.
     pub disk: Option<u64>,
-    /// The file that the recipe was read from: the run is never written over it.
+    /// The file that the recipe was read from. The run is never written over it.
     pub recipe_file: Option<PathBuf>,
 }
 
-/// The device of a run, and what is worth a line about how it was chosen.
+/// The device and number types of a run.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct DevicePlan {
+    /// Where the model is loaded to, and in which number types.
     pub placement: Placement,
+    /// The device as it was found.
     pub found: FoundDevice,
+    /// What a user should know about the choice.
     pub notices: Vec<String>,
 }
 
-impl Place {
-    /// Chooses the device and number type of a recipe, for a model whose file has `stored` numbers. `auto` takes a GPU if there
-    /// is a real one, and computes in what the file has.
-    pub fn choose(model: &Model, machine: &Machine, stored: FloatType) -> Result<Place, TrainError> {
+impl DevicePlan {
+    /// Chooses the device and number type of a recipe, for a model whose file has `stored` numbers.
+    /// `auto` takes a GPU if there is a real one, and computes in the file's number type.
+    ///
+    /// # Errors
+    /// If the recipe asks for a GPU and there is none.
+    pub fn choose(model: &Model, host: &ThisHost, stored: FloatType) -> Result<DevicePlan, TrainError> {
         match model.device {
-            DeviceChoice::Cpu => Ok(Place::cpu(model.dtype)),
-            DeviceChoice::Gpu => Place::gpu(model.dtype, machine, stored, gpus(true)),
+            DeviceChoice::Cpu => Ok(DevicePlan::cpu(model.dtype)),
+            DeviceChoice::Gpu => DevicePlan::gpu(model.dtype, host, stored, gpus(true)),
             DeviceChoice::Auto => {
                 let real = gpus(false);
                 if real.is_empty() {
-                    Ok(Place::cpu(model.dtype))
+                    Ok(DevicePlan::cpu(model.dtype))
                 } else {
-                    Place::gpu(model.dtype, machine, stored, real)
+                    DevicePlan::gpu(model.dtype, host, stored, real)
                 }
             }
         }
     }
 
-    fn cpu(dtype: DtypeChoice) -> Place {
+    fn cpu(dtype: DtypeChoice) -> DevicePlan {
         let held = match dtype {
             DtypeChoice::Auto => None,
             DtypeChoice::F32 => Some(FloatType::F32),
@@ -59,22 +66,26 @@ impl Place {
         let notices = narrow.map(|held| {
             format!("model.dtype = {}: the frozen base is held in it, the CPU computes in f32", held.name())
         });
-        Place { placement: Placement::cpu(held), found: FoundDevice::cpu(), notices: notices.into_iter().collect() }
+        DevicePlan {
+            placement: Placement::cpu(held),
+            found: FoundDevice::cpu(),
+            notices: notices.into_iter().collect(),
+        }
     }
 
     fn gpu(
         dtype: DtypeChoice,
-        machine: &Machine,
+        host: &ThisHost,
         stored: FloatType,
         gpus: Vec<FoundDevice>,
-    ) -> Result<Place, TrainError> {
+    ) -> Result<DevicePlan, TrainError> {
         let real = gpus.iter().filter(|gpu| gpu.kind != DeviceKind::SoftwareGpu).count();
-        // Software renderers come last: one is taken only where there is nothing else.
+        // Software renderers come last. One is taken only if there is nothing else.
         let candidates = if real > 0 { real } else { gpus.len() };
         if candidates == 0 {
             return Err(TrainError::NoGpu { built_in: HAS_GPU_BACKEND });
         }
-        let found = gpus.into_iter().nth(machine.local_rank % candidates).expect("a candidate");
+        let found = gpus.into_iter().nth(host.local_rank % candidates).expect("a candidate");
         let mut notices = Vec::new();
         let wanted = match dtype {
             DtypeChoice::F32 => FloatType::F32,
@@ -91,12 +102,11 @@ impl Place {
             notices
                 .push(format!("{} is no GPU but a program that does its work on the CPU: right, and slow", found.name));
         }
-        if machine.local_world > candidates {
+        if host.local_world > candidates {
             let name = &found.name;
-            notices
-                .push(format!("{} ranks share {candidates} GPU(s); this one computes on {name}", machine.local_world));
+            notices.push(format!("{} ranks share {candidates} GPU(s); this one computes on {name}", host.local_world));
         }
-        Ok(Place { placement: Placement::gpu(found.device.clone(), compute), found, notices })
+        Ok(DevicePlan { placement: Placement::gpu(found.device.clone(), compute), found, notices })
     }
 
     /// For people: "NVIDIA H200 (GPU, Vulkan), bf16".
@@ -114,14 +124,14 @@ impl Place {
         format!("{device}, {}", self.placement.compute().name())
     }
 
-    /// Bytes that a run may take here, if they can be told: of a GPU with memory of its own that; of one that shares the
-    /// machine's the smaller of the two.
-    pub(crate) fn memory(&self, machine: &Machine) -> Option<u64> {
+    /// Bytes that a run may take here, if they can be told. A GPU with memory of its own gives
+    /// that. One that shares the host's memory gives the smaller of the two.
+    pub(crate) fn memory(&self, host: &ThisHost) -> Option<u64> {
         let sharing = |bytes: u64, ranks: usize| bytes / ranks.max(1) as u64;
-        let main = machine.memory.map(|bytes| sharing(bytes, machine.local_world));
+        let main = host.memory.map(|bytes| sharing(bytes, host.local_world));
         match self.found.kind {
             DeviceKind::Cpu | DeviceKind::SoftwareGpu => main,
-            // What the driver's own context takes is not ours.
+            // The driver's own context takes a part, up to about a twentieth.
             DeviceKind::DiscreteGpu => self.found.memory.map(|bytes| bytes - bytes / 20),
             DeviceKind::IntegratedGpu => match (self.found.memory, main) {
                 (Some(gpu), Some(main)) => Some(gpu.min(main)),
@@ -142,8 +152,8 @@ mod tests {
         FoundDevice { device, kind, name, api: "Vulkan", memory: Some(8 << 30), types }
     }
 
-    fn machine(local_rank: usize, local_world: usize) -> Machine {
-        Machine { memory: Some(16 << 30), local_rank, local_world, ..Machine::default() }
+    fn host(local_rank: usize, local_world: usize) -> ThisHost {
+        ThisHost { memory: Some(16 << 30), local_rank, local_world, ..ThisHost::default() }
     }
 
     /// (dtype of the recipe, of the file, what the GPU has, what is computed in, part of a notice)
@@ -160,14 +170,15 @@ mod tests {
         ];
         for (dtype, stored, types, compute, notice) in cases {
             let cards = vec![gpu(DeviceKind::DiscreteGpu, "card", types)];
-            let place = Place::gpu(dtype, &machine(0, 1), stored, cards).expect("a card");
-            assert_eq!(place.placement.compute(), compute, "{dtype:?} {stored:?}");
-            assert_eq!(place.notices.len(), usize::from(notice.is_some()), "{:?}", place.notices);
-            assert!(notice.is_none_or(|part| place.notices[0].contains(part)), "{:?}", place.notices);
+            let device_plan = DevicePlan::gpu(dtype, &host(0, 1), stored, cards).expect("a card");
+            assert_eq!(device_plan.placement.compute(), compute, "{dtype:?} {stored:?}");
+            assert_eq!(device_plan.notices.len(), usize::from(notice.is_some()), "{:?}", device_plan.notices);
+            assert!(notice.is_none_or(|part| device_plan.notices[0].contains(part)), "{:?}", device_plan.notices);
         }
     }
 
-    /// Ranks of a machine take its cards in turn; a software renderer only where there is nothing else.
+    /// Ranks of a host take its cards in turn. A software renderer is taken only if there is
+    /// nothing else.
     #[test]
     fn ranks_take_the_cards_in_turn() {
         let software = || gpu(DeviceKind::SoftwareGpu, "program", &[FloatType::F32]);
@@ -176,17 +187,18 @@ mod tests {
             vec![card("first"), card("second"), software()]
         };
         for (rank, name) in [(0, "first"), (1, "second"), (2, "first"), (3, "second")] {
-            let place = Place::gpu(DtypeChoice::F32, &machine(rank, 4), FloatType::F32, cards()).expect("a card");
-            assert_eq!(place.found.name, name, "rank {rank}");
+            let device_plan =
+                DevicePlan::gpu(DtypeChoice::F32, &host(rank, 4), FloatType::F32, cards()).expect("a card");
+            assert_eq!(device_plan.found.name, name, "rank {rank}");
             assert!(
-                place.notices.iter().any(|notice| notice.contains("4 ranks share 2 GPU(s)")),
+                device_plan.notices.iter().any(|notice| notice.contains("4 ranks share 2 GPU(s)")),
                 "{:?}",
-                place.notices
+                device_plan.notices
             );
         }
-        let place = Place::gpu(DtypeChoice::F32, &machine(0, 1), FloatType::F32, vec![software()]).expect("it");
-        assert!(place.notices[0].contains("is no GPU but a program"), "{:?}", place.notices);
-        let none = Place::gpu(DtypeChoice::F32, &machine(0, 1), FloatType::F32, Vec::new());
+        let device_plan = DevicePlan::gpu(DtypeChoice::F32, &host(0, 1), FloatType::F32, vec![software()]).expect("it");
+        assert!(device_plan.notices[0].contains("is no GPU but a program"), "{:?}", device_plan.notices);
+        let none = DevicePlan::gpu(DtypeChoice::F32, &host(0, 1), FloatType::F32, Vec::new());
         assert!(matches!(none, Err(TrainError::NoGpu { .. })));
     }
 
@@ -194,10 +206,10 @@ mod tests {
     fn memory_is_that_of_the_device() {
         let on = |kind| {
             let found = gpu(kind, "card", &[FloatType::F32]);
-            Place { placement: Placement::cpu(None), found, notices: Vec::new() }.memory(&machine(0, 4))
+            DevicePlan { placement: Placement::cpu(None), found, notices: Vec::new() }.memory(&host(0, 4))
         };
         assert_eq!(on(DeviceKind::DiscreteGpu), Some((8 << 30) - (8 << 30) / 20));
-        assert_eq!(on(DeviceKind::IntegratedGpu), Some(4 << 30), "a quarter of the machine's");
+        assert_eq!(on(DeviceKind::IntegratedGpu), Some(4 << 30), "a quarter of the host's");
         assert_eq!(on(DeviceKind::Cpu), Some(4 << 30));
     }
 }

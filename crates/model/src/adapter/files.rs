@@ -1,47 +1,48 @@
-//! Where an adapter's files are, and what a path holds that is no adapter.
+//! Where an adapter's files are, and what a path without an adapter holds.
 
 use std::path::{Path, PathBuf};
 
-use crate::ModelError;
 use crate::adapter::{CONFIG_FILE, TENSOR_FILE};
+use crate::error::ModelError;
 
 /// The file in which mlx-lm keeps an adapter's tensors.
 const MLX_FILE: &str = "adapters.safetensors";
-/// PEFT's file before safetensors.
+/// The file in which PEFT kept them before safetensors.
 const PICKLE_FILE: &str = "adapter_model.bin";
-/// Entries of a directory that are looked at for a message.
+/// Entries of a directory that are looked at to word a message.
 const LOOKED_AT: usize = 256;
 
+/// Whose format the files are in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum Format {
     Peft,
     Mlx,
 }
 
 /// The files of one adapter.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct AdapterFiles {
     pub(super) directory: PathBuf,
-    pub(super) form: Form,
+    pub(super) format: Format,
 }
 
-impl Place {
+impl AdapterFiles {
     /// Looks for an adapter in a directory, or in the folder `adapter` of a run.
-    pub(super) fn find(given: &Path) -> Result<Place, ModelError> {
+    pub(super) fn find(given: &Path) -> Result<AdapterFiles, ModelError> {
         let inside = given.join("adapter");
         let is_run = !given.join(CONFIG_FILE).is_file() && inside.join(CONFIG_FILE).is_file();
         let directory = if is_run { inside } else { given.to_owned() };
         if !directory.join(CONFIG_FILE).is_file() {
             return Err(without_config(given));
         }
-        let form = if directory.join(TENSOR_FILE).is_file() {
-            Form::Peft
+        let format = if directory.join(TENSOR_FILE).is_file() {
+            Format::Peft
         } else if directory.join(MLX_FILE).is_file() {
-            Form::Mlx
+            Format::Mlx
         } else {
             return Err(without_tensors(&directory));
         };
-        Ok(Place { directory, form })
+        Ok(AdapterFiles { directory, format })
     }
 
     pub(super) fn config(&self) -> PathBuf {
@@ -49,14 +50,15 @@ impl Place {
     }
 
     pub(super) fn tensors(&self) -> PathBuf {
-        self.directory.join(match self.form {
-            Form::Peft => TENSOR_FILE,
-            Form::Mlx => MLX_FILE,
+        self.directory.join(match self.format {
+            Format::Peft => TENSOR_FILE,
+            Format::Mlx => MLX_FILE,
         })
     }
 }
 
-/// What is there instead, and which path may be meant.
+/// The error for a path without adapter_config.json. It says what the path holds instead, and which
+/// path may be meant.
 fn without_config(given: &Path) -> ModelError {
     let no = |what: String, hint: String| ModelError::NoAdapter { path: given.to_owned(), what, hint };
     let consists = format!("an adapter is a directory with {CONFIG_FILE} and {TENSOR_FILE}");
@@ -92,6 +94,7 @@ fn without_config(given: &Path) -> ModelError {
     }
 }
 
+/// The error for a directory with adapter_config.json but without tensors.
 fn without_tensors(directory: &Path) -> ModelError {
     let no = |what: String, hint: String| ModelError::NoAdapter { path: directory.to_owned(), what, hint };
     if !directory.join(PICKLE_FILE).is_file() {
@@ -108,7 +111,7 @@ fn shown(directory: &Path) -> String {
     if directory.as_os_str().is_empty() { ".".to_owned() } else { directory.display().to_string() }
 }
 
-/// Names of the folders that are so, sorted.
+/// Names of the folders for which `is` holds, sorted.
 fn folders(directory: &Path, is: impl Fn(&Path) -> bool) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let names = entries.take(LOOKED_AT).filter_map(|entry| entry.ok()?.file_name().into_string().ok());

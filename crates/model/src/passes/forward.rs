@@ -3,10 +3,11 @@
 use finetune_kernels::{RopeTable, Segments};
 
 use crate::batch::{Batch, BatchRow, LossSum, Randomness};
+use crate::decoder::pass::{BatchDropout, Context};
+use crate::decoder::{self, head};
+use crate::error::ModelError;
 use crate::model::{Model, Trained};
-use crate::pass::{BatchDropout, Context};
 use crate::readback::data;
-use crate::{ModelError, decoder, head};
 
 impl Model {
     /// Σ loss of a micro-batch, without gradients or dropout.
@@ -23,7 +24,7 @@ impl Model {
         batch.sums(head::losses(&self.weights, h, batch.targets(), &context))
     }
 
-    /// Logits [t, v] of one row, row-major: for tests, probes and comparisons.
+    /// Logits [t, v] of one row, row-major, for tests, probes and comparisons.
     ///
     /// # Errors
     /// If a token is not in the vocabulary, or the device fails.
@@ -37,6 +38,7 @@ impl Model {
         data(head::logits(&self.weights, h, &context))
     }
 
+    /// What a pass over the batch depends on. `training`: the randomness of a pass with gradients.
     pub(crate) fn context(&self, batch: &Batch<'_>, training: Option<Randomness>) -> Context {
         let lengths: Vec<usize> = batch.rows.iter().map(|row| row.tokens.len()).collect();
         let positions: Vec<u32> = lengths.iter().flat_map(|&length| 0..length as u32).collect();
@@ -60,10 +62,12 @@ impl Model {
         }
     }
 
+    /// Tables of the rotary embeddings at these positions.
     pub(crate) fn rope_tables(&self, positions: &[u32]) -> Vec<RopeTable> {
         self.frequencies.iter().map(|frequencies| RopeTable::new(positions, frequencies, 1.0)).collect()
     }
 
+    /// Refuses tokens that are not in the vocabulary.
     pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<(), ModelError> {
         let vocabulary = self.config.vocabulary;
         match tokens.iter().find(|&&token| token as usize >= vocabulary) {

@@ -1,7 +1,7 @@
-//! The families: one decoder with these differences, as data.
+//! The families of models: one decoder with these differences, as data.
 //!
-//! The values are those of the configuration classes of transformers, for keys that config.json
-//! leaves out, and of the model classes, for what config.json cannot say.
+//! The values are those of the configuration classes of transformers for keys that config.json
+//! leaves out. What config.json cannot say is as in the model classes.
 
 /// What makes a family of models different from the others.
 #[derive(Debug, PartialEq)]
@@ -20,13 +20,17 @@ pub struct Family {
     pub(crate) output_bias: Bias,
     /// Whether each head's queries and keys have an RMS norm.
     pub(crate) query_key_norm: bool,
+    /// Which layers see only a window of keys.
     pub(crate) windows: Windows,
     /// `sliding_window` if the key is left out.
     pub(crate) sliding_window: Option<usize>,
+    /// `rope_theta` if the key is left out.
     pub(crate) rope_theta: f64,
     /// Whether config.json names layers without rotary embedding (`no_rope_layers`).
     pub(crate) has_layers_without_rope: bool,
+    /// `tie_word_embeddings` if the key is left out.
     pub(crate) tied_embeddings: bool,
+    /// `max_position_embeddings` if the key is left out.
     pub(crate) max_position_embeddings: usize,
 }
 
@@ -34,9 +38,9 @@ pub struct Family {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bias {
     Never,
-    /// Whatever config.json says.
+    /// It has one, whatever config.json says.
     Always,
-    /// If `attention_bias` is true.
+    /// It has one if `attention_bias` is true.
     Asked,
 }
 
@@ -45,9 +49,11 @@ pub(crate) enum Bias {
 pub(crate) enum Windows {
     Never,
     EveryLayer,
-    /// With `use_sliding_window`: those that `layer_types` names, or from layer `max_window_layers` on.
+    /// If `use_sliding_window` is true: the layers that `layer_types` names. Without `layer_types`:
+    /// those from layer `max_window_layers` on.
     Later,
-    /// With `use_sliding_window`: those that `layer_types` names, or those without rotary embedding.
+    /// If `use_sliding_window` is true: the layers that `layer_types` names. Without `layer_types`:
+    /// those without rotary embedding.
     WithoutRope,
 }
 
@@ -67,6 +73,7 @@ const LLAMA: Family = Family {
     max_position_embeddings: 2048,
 };
 
+/// All families.
 pub(crate) static FAMILIES: [Family; 5] = [
     LLAMA,
     Family {

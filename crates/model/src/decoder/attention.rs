@@ -6,16 +6,19 @@
 use burn::tensor::Tensor;
 use finetune_kernels::{AttentionShape, operations};
 
-use crate::adapted::Adapted;
-use crate::cache::LayerCache;
-use crate::pass::{Context, linear, norm};
+use crate::decoder::adapted::Adapted;
+use crate::decoder::cache::LayerCache;
+use crate::decoder::pass::{Context, linear, norm};
 use crate::tree::{Attention, Norm};
 
-/// Elements of a token in attention.
+/// Widths of attention, in elements of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionWidths {
+    /// Query heads.
     pub heads: u64,
+    /// Elements of all query heads.
     pub query: u64,
+    /// Elements of all key heads, and of all value heads.
     pub key: u64,
 }
 
@@ -52,6 +55,7 @@ pub(crate) fn forward(
 }
 
 impl Attention {
+    /// The widths of this attention.
     pub(crate) fn widths(&self) -> AttentionWidths {
         AttentionWidths {
             heads: self.heads as u64,
@@ -60,9 +64,9 @@ impl Attention {
         }
     }
 
-    /// Elements that the backward pass keeps of each token: queries and keys as they are scored, values
-    /// and the output of attention; what norms of heads start from; the input of q, k and v if one of
-    /// them is trained. (The input of o is the output of attention.)
+    /// Elements that the backward pass keeps of each token: queries and keys as they are scored,
+    /// values, and the output of attention. On top of that, the input of the heads' norms, and the
+    /// input of q, k and v if one of them is trained. (The input of o is the output of attention.)
     pub(crate) fn kept(&self, adapted: &Adapted<'_>) -> u64 {
         let AttentionWidths { query, key, .. } = self.widths();
         let of_norms = [(&self.q_norm, query), (&self.k_norm, key)];
@@ -71,7 +75,8 @@ impl Attention {
         2 * query + 2 * key + of_norms + input
     }
 
-    /// f32 numbers that it keeps of each token: the sum of exponentials of each head.
+    /// f32 numbers that the backward pass keeps of each token: the sum of exponentials of each
+    /// head.
     pub(crate) fn statistics(&self) -> u64 {
         self.heads as u64
     }

@@ -1,30 +1,31 @@
 //! What the backward pass keeps of each token, layer by layer: the part of a memory estimate that
 //! only the decoder knows. Each variant counts its own tensors, beside the code that makes them.
 
-use crate::adapted::Adapted;
-use crate::attention::AttentionWidths;
 use crate::config::ModelConfig;
+use crate::decoder::adapted::Adapted;
+use crate::decoder::attention::AttentionWidths;
 use crate::lora::LoraTargets;
 use crate::tree::{Decoder, FeedForward, Layer, Mixer};
 
-/// Of one layer that is differentiated, for each token.
+/// What a layer that is differentiated keeps of each token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerKept {
     /// Elements, in the number type of activations, that the mixer and its norm keep.
     pub mixer: u64,
-    /// The same of the feed-forward part and its norm.
+    /// The same for the feed-forward part and its norm.
     pub feed_forward: u64,
-    /// The same of LoRA branches: the product of each with its A.
+    /// The same for LoRA branches: the product of the input with each A.
     pub branches: u64,
-    /// f32 numbers of norms and attention.
+    /// f32 numbers that norms and attention keep.
     pub statistics: u64,
-    /// Elements that the backward pass of the feed-forward part takes on top while it works.
+    /// Elements that the backward pass of the feed-forward part takes on top while it runs.
     pub taken: u64,
+    /// The widths of its attention, for the memory that attention itself takes.
     pub attention: AttentionWidths,
 }
 
-/// The layers from the lowest trained one on; those below are not differentiated. `targets`: `None` if all
-/// weights are trained.
+/// What the layers from the lowest trained one on keep. The layers below are not differentiated.
+/// `targets`: the branches; `None` if all weights are trained.
 pub fn kept_layers(config: &ModelConfig, targets: Option<&LoraTargets>) -> Vec<LayerKept> {
     let adapted = Adapted::new(targets);
     let mut layers = Decoder::new(config).layers;
@@ -43,7 +44,7 @@ fn kept(layer: &mut Layer, hidden: u64, adapted: &Adapted<'_>) -> LayerKept {
         feed_forward: hidden + gated.kept(adapted),
         branches,
         statistics: attention.statistics() + 2,
-        // And gradients of the residual stream.
+        // On top of that, gradients of the residual stream.
         taken: gated.taken() + 2 * hidden,
         attention: attention.widths(),
     }

@@ -3,38 +3,47 @@
 use finetune_kernels::Segments;
 use finetune_random::{Stream, unit};
 
-use crate::cache::LayerCache;
+use crate::decoder::cache::LayerCache;
+use crate::decoder::pass::Context;
+use crate::decoder::{self, head};
+use crate::error::ModelError;
 use crate::model::Model;
-use crate::pass::Context;
 use crate::random_stream::RandomStream;
 use crate::readback::data;
-use crate::{ModelError, decoder, head};
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// 0: always the most likely token. Otherwise logits are divided by it.
+    /// 0: the most likely token is taken. Otherwise logits are divided by it.
     pub temperature: f64,
-    /// Tokens are drawn from the smallest set whose probability reaches this.
+    /// Tokens are drawn from the smallest set whose probability reaches this (Holtzman et al. 2020,
+    /// "nucleus sampling").
     pub top_p: f64,
+    /// Keys the random numbers.
     pub seed: u64,
 }
 
 impl Sampling {
+    /// Always the most likely token.
     pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
 }
 
 /// What was generated after a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
-    /// The token that ended it included.
+    /// The new tokens. The end token is the last of them, if there is one.
     pub tokens: Vec<u32>,
-    /// The end token that stopped it; `None` where the limit did.
+    /// The end token that stopped it; `None` if the limit or the caller did.
     pub stopped_by: Option<u32>,
 }
 
 impl Model {
-    /// Continues `prompt` by at most `max_new_tokens`, until one of `end_ids`. `each` sees every token but that one as it comes.
+    /// Continues `prompt` by at most `max_new_tokens` tokens, until one of `end_ids` comes. `each`
+    /// is called with every new token except that one.
+    ///
+    /// # Errors
+    /// If a token of the prompt is not in the vocabulary, if logits are not finite, or if the
+    /// device fails.
     pub fn generate(
         &self,
         prompt: &[u32],
@@ -50,7 +59,10 @@ impl Model {
         self.generate_while(prompt, max_new_tokens, sampling, end_ids, &mut go_on)
     }
 
-    /// [`Self::generate`] that ends as well once `each` says not to go on.
+    /// As [`Self::generate`], but ends as soon as `each` returns false.
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
     pub fn generate_while(
         &self,
         prompt: &[u32],
@@ -83,7 +95,7 @@ impl Model {
         Ok(Generation { tokens, stopped_by: None })
     }
 
-    /// Logits [v] of the token after these, of which `past` earlier ones are in the caches.
+    /// Logits [v] of the token after these. The caches hold `past` earlier tokens.
     fn next_logits(&self, tokens: &[u32], past: usize, caches: &mut [LayerCache]) -> Result<Vec<f32>, ModelError> {
         let positions: Vec<u32> = (past..past + tokens.len()).map(|p| p as u32).collect();
         let context = Context {
@@ -100,7 +112,7 @@ impl Model {
     }
 }
 
-/// The next token. Draws are a function of (seed, position), so a seed gives the same text each time.
+/// The next token. Draws are a function of (seed, position), so a seed always gives the same text.
 fn choose(logits: &[f32], sampling: Sampling, position: u64) -> u32 {
     let best = |a: &(usize, f32), b: &(usize, f32)| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0));
     let all = || logits.iter().copied().enumerate();

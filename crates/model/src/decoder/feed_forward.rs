@@ -3,8 +3,8 @@
 use burn::tensor::Tensor;
 use finetune_kernels::operations;
 
-use crate::adapted::Adapted;
-use crate::pass::{Context, linear};
+use crate::decoder::adapted::Adapted;
+use crate::decoder::pass::{Context, linear};
 use crate::tree::Gated;
 
 /// `down(silu(gate(x)) · up(x))`: x [t, hidden] -> [t, hidden]
@@ -15,14 +15,14 @@ pub(crate) fn forward(gated: &Gated, x: Tensor<2>, context: &Context) -> Tensor<
 }
 
 impl Gated {
-    /// Elements that the backward pass keeps of each token: gate and up; their input and that of down,
-    /// if these layers are trained.
+    /// Elements that the backward pass keeps of each token: gate and up; their input and that of
+    /// down, if these layers are trained.
     pub(crate) fn kept(&self, adapted: &Adapted<'_>) -> u64 {
         2 * self.inner() + adapted.input_of(&[&self.gate, &self.up]) + adapted.input_of(&[&self.down])
     }
 
-    /// Elements that the backward pass takes of each token besides: gradients of gate, up and the input
-    /// of down.
+    /// Elements that the backward pass takes of each token on top: gradients of gate, up and the
+    /// input of down.
     pub(crate) fn taken(&self) -> u64 {
         3 * self.inner()
     }

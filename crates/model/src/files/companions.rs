@@ -1,12 +1,14 @@
-//! The files of a model directory that go along with its weights: configs, tokenizer, templates, licenses.
+//! The files of a model directory that go along with its weights: configs, tokenizer, templates,
+//! licenses.
 
 use std::path::Path;
 
 use finetune_store::{Dtype, Operation, SafeName, StoreError, stays_inside};
 use serde_json::Value;
 
-use crate::text_file::{read_bounded, read_text};
-use crate::{ModelConfig, ModelError};
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use crate::files::text::{read_bounded, read_text};
 
 /// Files of these names go along unchanged.
 const COMPANIONS: [&str; 17] = [
@@ -29,7 +31,8 @@ const COMPANIONS: [&str; 17] = [
     "video_preprocessor_config.json",
 ];
 
-/// And files whose names begin like this, in any case: terms are to be passed on with what they are for.
+/// Files whose names begin like this, in any case, go along too. Terms have to be passed on with
+/// what they are for.
 const BEGINNINGS: [&str; 10] = [
     "tokenizer.model",
     "license",
@@ -43,7 +46,8 @@ const BEGINNINGS: [&str; 10] = [
     "third_party",
 ];
 
-/// What holds weights, in one form or another: nobody misses it beside the new weights.
+/// Endings of files that hold weights, in one form or another. They are not listed as left out,
+/// because new weights take their place.
 const WEIGHTS: [&str; 11] = [
     ".safetensors",
     ".safetensors.index.json",
@@ -61,15 +65,20 @@ const WEIGHTS: [&str; 11] = [
 /// Largest companion that is copied, in bytes: tokenizers have up to about 40 MB.
 const LIMIT: u64 = 256 << 20;
 
+/// Whether a file of this name goes along with the weights.
 fn is_companion(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     let begins = BEGINNINGS.iter().any(|beginning| lower.starts_with(beginning)) || lower.ends_with(".tiktoken");
     (COMPANIONS.contains(&name) || begins) && SafeName::parse(name).is_ok()
 }
 
-/// config.json with the number type of the weights, and every file of the base that goes along with them. `text` takes the
-/// place of the base's files of the same names: what a training changed about tokenizer, template and end tokens. A link
-/// that leads out of the directory is refused.
+/// config.json with the number type of the weights, and every file of the base that goes along with
+/// them. `text` takes the place of the base's files of the same names: what a training changed
+/// about tokenizer, template and end tokens.
+///
+/// # Errors
+/// If a file cannot be read, is larger than any companion should be, or is a link that leads out of
+/// the directory.
 pub fn companion_files(
     base: &Path,
     dtype: Dtype,
@@ -89,8 +98,8 @@ pub fn companion_files(
     Ok(files)
 }
 
-/// Puts files in the place of those of the same names, and adds the others. A template in a file of its own makes the older
-/// `chat_template.json` wrong.
+/// Puts files in the place of those of the same names, and adds the others. A template in a file of
+/// its own makes the older `chat_template.json` wrong, so that is removed.
 pub fn replace_files(files: &mut Vec<(String, Vec<u8>)>, text: &[(String, Vec<u8>)]) {
     let has = |name: &str| text.iter().any(|(other, _)| other == name);
     let has_template = has("chat_template.jinja");
@@ -98,7 +107,8 @@ pub fn replace_files(files: &mut Vec<(String, Vec<u8>)>, text: &[(String, Vec<u8
     files.extend(text.iter().cloned());
 }
 
-/// Names of files and folders of the base that do not go along, and are no form of its weights; folders end in a slash.
+/// Names of files and folders of the base that do not go along and are no form of its weights.
+/// Folders end in a slash.
 pub fn left_out(base: &Path) -> Vec<String> {
     let names = entries(base).unwrap_or_default().into_iter().filter(|name| {
         let ours = ["config.json", finetune_store::MANIFEST_NAME].contains(&name.as_str());
@@ -117,20 +127,22 @@ pub fn left_out(base: &Path) -> Vec<String> {
     left
 }
 
+/// config.json of the base, with the number type that the weights are written in.
 fn config_json(base: &Path, dtype: Dtype) -> Result<Vec<u8>, ModelError> {
     let path = base.join("config.json");
-    let text = read_text(&path, crate::read_config::LIMIT)?;
+    let text = read_text(&path, crate::files::config_json::LIMIT)?;
     stays_inside(base, &path)?;
     let malformed = |error: serde_json::Error| ModelError::Malformed { path: path.clone(), what: error.to_string() };
     let mut config: Value = serde_json::from_str(&text).map_err(malformed)?;
-    // The spelling that the directory uses already; transformers reads both.
+    // The spelling that the directory already uses. transformers reads both.
     let key = if config.get("torch_dtype").is_some() { "torch_dtype" } else { "dtype" };
     config[key] = Value::from(match dtype {
         Dtype::BF16 => "bfloat16",
         Dtype::F16 => "float16",
         _ => "float32",
     });
-    // Tied by the letter, but with an output layer of its own: not every reader finds that out by itself.
+    // The config says tied, but the weights have an output layer of their own. Not every reader
+    // compares the two.
     let says_tied = config.get("tie_word_embeddings") == Some(&Value::Bool(true));
     if says_tied && !ModelConfig::load(base)?.tied_embeddings {
         config["tie_word_embeddings"] = Value::Bool(false);
@@ -138,7 +150,7 @@ fn config_json(base: &Path, dtype: Dtype) -> Result<Vec<u8>, ModelError> {
     Ok(serde_json::to_vec_pretty(&config).expect("a JSON value can be written"))
 }
 
-/// Names in a directory, sorted; those that are not UTF-8 are nobody's companions.
+/// Names in a directory, sorted. Names that are not UTF-8 are left out.
 fn entries(directory: &Path) -> Result<Vec<String>, ModelError> {
     let failed = |source| StoreError::io(directory, Operation::List, 0, source);
     let mut names = Vec::new();

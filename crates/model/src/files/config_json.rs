@@ -1,26 +1,33 @@
-//! `config.json` of a Hugging Face model directory, in both spellings in use: the hub's (`rope_theta`,
-//! `rope_scaling`, `torch_dtype`) and that of transformers 5 (`rope_parameters`, `dtype`).
+//! `config.json` of a Hugging Face model directory, in both spellings in use: the hub's
+//! (`rope_theta`, `rope_scaling`, `torch_dtype`) and that of transformers 5 (`rope_parameters`,
+//! `dtype`).
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::ModelError;
+use crate::config::family::{Bias, FAMILIES, Family, Windows};
 use crate::config::{LayerConfig, ModelConfig, Rope, RopeScaling};
-use crate::family::{Bias, FAMILIES, Family, Windows};
-use crate::floats::have_same_values;
-use crate::text_file::read_text;
+use crate::error::ModelError;
+use crate::files::floats::have_same_values;
+use crate::files::text::read_text;
 use crate::tree::Decoder;
 use finetune_store::TensorSet;
 
 /// Largest config.json that is read, in bytes.
 pub(crate) const LIMIT: u64 = 4 << 20;
 
-/// Elements of all weights together, far above any model: with it, no number of bytes overflows 64 bits.
+/// Elements of all weights together, far above any model. Within this limit no number of bytes
+/// overflows 64 bits.
 const MOST_ELEMENTS: u128 = 1 << 44;
 
 impl ModelConfig {
-    /// Reads `config.json` in this directory, and whether its weights have an output layer of their own.
+    /// Reads `config.json` in this directory, and whether its weights have an output layer of their
+    /// own.
+    ///
+    /// # Errors
+    /// If config.json is missing or malformed, or describes a model that is not supported, or if
+    /// the weights cannot be compared.
     pub fn load(directory: &Path) -> Result<ModelConfig, ModelError> {
         let path = directory.join("config.json");
         let mut config = ModelConfig::parse(&read_text(&path, LIMIT)?, &path)?;
@@ -34,7 +41,10 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Reads the text of a config.json; `path` is for messages.
+    /// Reads the text of a config.json. `path` is for messages.
+    ///
+    /// # Errors
+    /// If the text is malformed, or describes a model that is not supported.
     pub fn parse(text: &str, path: &Path) -> Result<ModelConfig, ModelError> {
         let malformed = |what: String| ModelError::Malformed { path: path.to_owned(), what };
         let object: Map<String, Value> = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
@@ -42,16 +52,24 @@ impl ModelConfig {
     }
 }
 
-/// Whether the files have an output layer of their own beside the embedding, with other values: then transformers ties the
-/// two no more, whatever config.json says (since 5.8).
+/// Whether the files have an output layer of their own whose values differ from the embedding's. If
+/// so, transformers does not tie the two, whatever config.json says (since 5.8).
 fn has_other_head(directory: &Path) -> Result<bool, ModelError> {
-    // What is wrong with the files is said where they are loaded; there may be none yet.
+    // What is wrong with the files is said when they are loaded. There may be none yet.
     let Ok(files) = TensorSet::open_model(directory) else { return Ok(false) };
     let (head, embedding) = (files.get("lm_head.weight"), files.get("model.embed_tokens.weight"));
     let (Some(head), Some(embedding)) = (head, embedding) else { return Ok(false) };
     Ok(head.shape != embedding.shape || !have_same_values(&head, &embedding)?)
 }
 
+/// Numbers of query heads and key/value heads, and elements of a head.
+struct Heads {
+    heads: usize,
+    key_value_heads: usize,
+    head_dim: usize,
+}
+
+/// Reads the keys of a config.json.
 struct Reader<'a> {
     object: &'a Map<String, Value>,
     path: &'a Path,
@@ -61,38 +79,11 @@ impl Reader<'_> {
     fn config(&self) -> Result<ModelConfig, ModelError> {
         let mut notices = Vec::new();
         let family = self.family(&mut notices)?;
-        if self.object.get("quantization_config").is_some_and(|value| !value.is_null()) {
-            return Err(self.unsupported("quantization_config", "a quantized model"));
-        }
-        // Two names of one function.
-        if let Some(activation) = self.text("hidden_act")?
-            && !["silu", "swish"].contains(&activation)
-        {
-            return Err(self.unsupported("hidden_act", activation));
-        }
-        if self.flag("mlp_bias")?.unwrap_or(false) {
-            return Err(self.unsupported("mlp_bias", "true"));
-        }
+        self.check_supported()?;
         let hidden_size = self.size("hidden_size")?;
-        let heads = self.size("num_attention_heads")?;
-        let key_value_heads = match self.optional_size("num_key_value_heads")? {
-            Some(count) => count,
-            None if self.object.contains_key("num_key_value_heads") => heads,
-            None => family.key_value_heads.unwrap_or(heads),
-        };
-        let head_dim = match self.optional_size("head_dim")?.or(family.head_dim) {
-            Some(head_dim) => head_dim,
-            None if hidden_size % heads == 0 => hidden_size / heads,
-            None => return Err(self.malformed("hidden_size is no multiple of num_attention_heads")),
-        };
-        if heads % key_value_heads != 0 {
-            return Err(self.malformed("num_attention_heads is no multiple of num_key_value_heads"));
-        }
-        if head_dim % 2 != 0 {
-            return Err(self.malformed("head_dim is odd"));
-        }
+        let Heads { heads, key_value_heads, head_dim } = self.heads(family, hidden_size)?;
         let layers = self.size("num_hidden_layers")?;
-        // With these and the limit of every size, no product or sum of sizes overflows 64 bits.
+        // Within these and the limit of every size, no product or sum of sizes overflows 64 bits.
         for (key, size, limit) in
             [("num_hidden_layers", layers, 4096), ("num_attention_heads", heads, 4096), ("head_dim", head_dim, 4096)]
         {
@@ -134,7 +125,46 @@ impl Reader<'_> {
         Ok(config)
     }
 
-    /// What only the keys together tell.
+    /// Refuses settings that no family computes.
+    fn check_supported(&self) -> Result<(), ModelError> {
+        if self.object.get("quantization_config").is_some_and(|value| !value.is_null()) {
+            return Err(self.unsupported("quantization_config", "a quantized model"));
+        }
+        // Both are names of the same function.
+        if let Some(activation) = self.text("hidden_act")?
+            && !["silu", "swish"].contains(&activation)
+        {
+            return Err(self.unsupported("hidden_act", activation));
+        }
+        if self.flag("mlp_bias")?.unwrap_or(false) {
+            return Err(self.unsupported("mlp_bias", "true"));
+        }
+        Ok(())
+    }
+
+    /// Numbers and size of the heads, which have to fit each other.
+    fn heads(&self, family: &Family, hidden_size: usize) -> Result<Heads, ModelError> {
+        let heads = self.size("num_attention_heads")?;
+        let key_value_heads = match self.optional_size("num_key_value_heads")? {
+            Some(count) => count,
+            None if self.object.contains_key("num_key_value_heads") => heads,
+            None => family.key_value_heads.unwrap_or(heads),
+        };
+        let head_dim = match self.optional_size("head_dim")?.or(family.head_dim) {
+            Some(head_dim) => head_dim,
+            None if hidden_size % heads == 0 => hidden_size / heads,
+            None => return Err(self.malformed("hidden_size is no multiple of num_attention_heads")),
+        };
+        if heads % key_value_heads != 0 {
+            return Err(self.malformed("num_attention_heads is no multiple of num_key_value_heads"));
+        }
+        if head_dim % 2 != 0 {
+            return Err(self.malformed("head_dim is odd"));
+        }
+        Ok(Heads { heads, key_value_heads, head_dim })
+    }
+
+    /// Checks what only the keys together tell.
     fn check_whole(&self, config: &ModelConfig) -> Result<(), ModelError> {
         let elements = |shape: Vec<usize>| shape.iter().map(|&length| length as u128).product::<u128>();
         let all: u128 = Decoder::new(config).slots().iter().map(|slot| elements(slot.shape())).sum();
@@ -147,7 +177,7 @@ impl Reader<'_> {
         self.check_end(config.vocabulary)
     }
 
-    /// `eos_token_id`: a token of the vocabulary, or a list of them.
+    /// Checks `eos_token_id`: a token of the vocabulary, or a list of them.
     fn check_end(&self, vocabulary: usize) -> Result<(), ModelError> {
         let Some(value) = self.get("eos_token_id") else { return Ok(()) };
         let list = std::slice::from_ref(value);
@@ -161,7 +191,8 @@ impl Reader<'_> {
         }
     }
 
-    /// transformers goes by `model_type`, and so by `architectures` only where there is none.
+    /// transformers goes by `model_type`. It goes by `architectures` only if there is no
+    /// `model_type`.
     fn family(&self, notices: &mut Vec<String>) -> Result<&'static Family, ModelError> {
         let architecture = self.object.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
         let model_type = self.text("model_type")?;
@@ -171,14 +202,15 @@ impl Reader<'_> {
             None => architecture == Some(family.architecture),
         });
         let Some(family) = known else {
-            // The class says more than the type, but not where it is one of ours and the type is not.
+            // The class says more than the type, unless the class is a known one and the type is
+            // not.
             let ours = |name: &&str| FAMILIES.iter().any(|family| family.architecture == *name);
             let name = architecture.filter(|name| !ours(name)).or(model_type).unwrap_or("(none given)");
             return Err(unknown(name));
         };
         let Family { architecture: class, model_type: kind, .. } = family;
         if let Some(architecture) = architecture.filter(|architecture| architecture != class) {
-            // A head for something else than the next token, or none.
+            // Such a class predicts something else than the next token, or nothing.
             if !architecture.ends_with("ForCausalLM") {
                 return Err(unknown(architecture));
             }
@@ -190,10 +222,11 @@ impl Reader<'_> {
         Ok(family)
     }
 
-    /// Theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (hub).
+    /// Theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and
+    /// `rope_scaling` (hub).
     fn rope(&self, family: &Family, width: usize) -> Result<Rope, ModelError> {
         let empty = Map::new();
-        // Where a file has both, transformers takes the older one.
+        // If a file has both, transformers takes the older one.
         let scaling = self.nested("rope_scaling")?.or(self.nested("rope_parameters")?).unwrap_or(&empty);
         let inner = Reader { object: scaling, path: self.path };
         let theta = |reader: &Reader<'_>| reader.number_within("rope_theta", 1.0, 1e15);
@@ -256,8 +289,8 @@ impl Reader<'_> {
         Ok(ropes.into_iter().enumerate().map(layer).collect())
     }
 
-    /// For each layer the number of its rotary embedding. `no_rope_layers` says 0 for a layer without one; if it is left out,
-    /// every fourth is (`no_rope_layer_interval`).
+    /// For each layer the number of its rotary embedding. `no_rope_layers` has 0 for a layer
+    /// without one. If it is left out, every fourth layer has none (`no_rope_layer_interval`).
     fn ropes(&self, family: &Family, count: usize) -> Result<Vec<Option<usize>>, ModelError> {
         if !family.has_layers_without_rope {
             return Ok(vec![Some(0); count]);
@@ -284,6 +317,7 @@ impl Reader<'_> {
         ModelError::Setting { path: self.path.to_owned(), key, value: value.to_owned() }
     }
 
+    /// The value of a key; `None` if it is left out or null.
     fn get(&self, key: &str) -> Option<&Value> {
         self.object.get(key).filter(|value| !value.is_null())
     }
@@ -307,6 +341,7 @@ impl Reader<'_> {
         value.as_f64().filter(|number| number.is_finite()).map(Some).ok_or_else(|| self.wrong_type(key, "a number"))
     }
 
+    /// A number from `least` to `most`.
     fn number_within(&self, key: &str, least: f64, most: f64) -> Result<Option<f64>, ModelError> {
         match self.number(key)? {
             Some(number) if !(least..=most).contains(&number) => {

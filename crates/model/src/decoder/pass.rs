@@ -11,22 +11,27 @@ use crate::batch::Randomness;
 use crate::random_stream::RandomStream;
 use crate::tree::{Linear, Norm};
 
+/// What a pass depends on besides weights and tokens.
 #[derive(Clone)]
 pub(crate) struct Context {
-    /// One for each of the config's rotary embeddings.
+    /// One table for each of the config's rotary embeddings.
     pub(crate) ropes: Vec<RopeTable>,
+    /// Where rows begin, and which keys are cached.
     pub(crate) segments: Segments,
     /// The number type of activations.
     pub(crate) compute: FloatType,
     /// Whether trained parameters are tracked for gradients.
     pub(crate) training: bool,
+    /// `None` outside of training, and at probability 0.
     pub(crate) dropout: Option<BatchDropout>,
 }
 
-/// Dropout of a micro-batch, the same in all modules but for their streams.
+/// Dropout of a micro-batch. The modules differ in their random streams only.
 #[derive(Clone)]
 pub(crate) struct BatchDropout {
+    /// The probability that an element is dropped.
     pub(crate) probability: f32,
+    /// What the random numbers depend on besides token and module.
     pub(crate) randomness: Randomness,
     /// (row, position) of each token.
     pub(crate) tokens: Arc<[(u32, u32)]>,
@@ -38,11 +43,12 @@ impl Context {
         Context { training: false, ..self.clone() }
     }
 
+    /// A parameter as this pass uses it: tracked for gradients in training only.
     pub(crate) fn parameter<const D: usize>(&self, tensor: &Tensor<D>) -> Tensor<D> {
         if self.training { tensor.clone() } else { tensor.clone().inner() }
     }
 
-    /// `index`: the linear layer's place among all of the model.
+    /// Dropout of a LoRA branch. `index`: the linear layer's number among all of the model.
     fn dropout(&self, index: u32) -> Option<Dropout> {
         self.dropout.as_ref().map(|BatchDropout { probability, randomness, tokens }| Dropout {
             probability: *probability,
@@ -52,12 +58,12 @@ impl Context {
     }
 }
 
-/// x [.., d] -> [.., d]
+/// RMS norm of the last dimension: x [.., d] -> [.., d].
 pub(crate) fn norm<const D: usize>(norm: &Norm, x: Tensor<D>, context: &Context) -> Tensor<D> {
     operations::rms_norm(x, context.parameter(norm.gamma.values()), norm.eps)
 }
 
-/// x [t, i] -> [t, o]
+/// A linear layer with its branch and bias: x [t, i] -> [t, o].
 pub(crate) fn linear(linear: &Linear, x: Tensor<2>, context: &Context) -> Tensor<2> {
     let weight = context.parameter(linear.weight.dense());
     let y = match &linear.lora {

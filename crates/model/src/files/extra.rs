@@ -1,25 +1,27 @@
 //! Tensors of a model's files that its config does not ask for.
 //!
-//! transformers lists them and goes on. So does this, but where the tensor would take part in the arithmetic of a decoder
-//! (a bias, a norm, another layer, scales of packed weights) config and weights do not belong together.
+//! transformers lists them and goes on. So does this program, unless the tensor would take part in
+//! the arithmetic of a decoder. A bias, a norm, another layer and scales of packed weights would.
+//! Then config and weights do not belong together.
 
 use finetune_store::{TensorSet, TensorView};
 
-use crate::ModelError;
 use crate::config::{ModelConfig, Rope};
-use crate::floats::{float_type, to_f32};
+use crate::error::ModelError;
+use crate::files::floats::{float_type, to_f32};
 use crate::tree::expected_tensors;
 
+/// What an extra tensor means.
 enum Extra {
-    /// It says nothing new.
+    /// Its content is known already.
     Known,
-    /// Nothing here uses it.
+    /// No part of the model uses it.
     Unused,
     /// The model that it was made for computes with it.
     Meant,
 }
 
-/// Names of the extra tensors that are passed over; an error for one that is not.
+/// Names of the extra tensors that are passed over; an error for one that must not be.
 pub(crate) fn passed_over(
     files: &TensorSet,
     config: &ModelConfig,
@@ -45,6 +47,7 @@ pub(crate) fn passed_over(
     }
 }
 
+/// What this extra tensor means.
 fn kind(view: &TensorView<'_>, config: &ModelConfig) -> Result<Extra, ModelError> {
     let name = view.name;
     // A tied output layer stored a second time: `ModelConfig::load` has compared them.
@@ -64,19 +67,21 @@ fn kind(view: &TensorView<'_>, config: &ModelConfig) -> Result<Extra, ModelError
     Ok(if inside && is_parameter(last) && !is_mask { Extra::Meant } else { Extra::Unused })
 }
 
-/// Whether a tensor of this name is one that outputs depend on: weights and biases, and the parts of packed ones.
+/// Whether outputs depend on a tensor of this name: weights and biases, and the parts of packed
+/// ones.
 fn is_parameter(last: &str) -> bool {
     const PACKED: [&str; 8] = ["qweight", "qzeros", "scales", "biases", "g_idx", "absmax", "blocks", "quant_map"];
     last == "weight" || last == "bias" || last.starts_with("weight_") || PACKED.contains(&last)
 }
 
-/// Whether the rotary frequencies that old exports carry are those of the config, as far as 16 bits tell.
+/// Whether the rotary frequencies that old exports carry are those of the config, to the precision
+/// of 16 bits.
 fn are_frequencies(view: &TensorView<'_>, config: &ModelConfig) -> Result<bool, ModelError> {
     let Some(own) = config.ropes.first().map(Rope::frequencies) else { return Ok(false) };
     if view.size() / view.dtype.size() != own.len() || float_type(view.dtype).is_none() {
         return Ok(false);
     }
     let stored = to_f32(view)?;
-    // 2^-7: one unit in the last place of bf16; 1e-7: what f16 rounds small ones to.
+    // 2^-7 is one unit in the last place of bf16. 1e-7 is what f16 rounds small frequencies to.
     Ok(stored.iter().zip(&own).all(|(a, b)| (a - b).abs() <= b.abs() / 128.0 + 1e-7))
 }

@@ -9,16 +9,16 @@ use finetune_store::{TensorSet, TensorView};
 use rayon::prelude::*;
 
 use crate::config::ModelConfig;
-use crate::error::list;
-use crate::finite::expect_finite;
-use crate::floats::{float_type, to_finite_f32};
+use crate::error::{ModelError, list};
+use crate::files::extra;
+use crate::files::finite::expect_finite;
+use crate::files::floats::{float_type, to_finite_f32};
 use crate::placement::Placement;
 use crate::random_stream::RandomStream;
 use crate::tree::{Decoder, Matrix, Slot, Vector, expected_tensors};
-use crate::{ModelError, extra};
 
-/// Checks that the files hold every tensor of the config in its shape, and none that would be missed. Returns what a user should
-/// know about the others.
+/// Checks that the files hold every tensor of the config in its shape, and no other that takes part
+/// in arithmetic. Returns what a user should know about the others.
 pub(crate) fn check(files: &TensorSet, config: &ModelConfig, directory: &Path) -> Result<Vec<String>, ModelError> {
     let family = config.family.architecture;
     let path = directory.to_owned();
@@ -51,17 +51,20 @@ pub(crate) enum Source<'a> {
     Files {
         files: &'a TensorSet,
     },
-    /// transformers' initialization: normal weights of the config's `initializer_range`, norms 1, biases 0.
+    /// transformers' initialization: normal weights with the config's `initializer_range`, norms 1,
+    /// biases 0.
     Fresh {
         seed: u64,
     },
 }
 
-/// Elements that may be on their way to a GPU at a time: each tensor lies in a buffer of its own until it is there.
+/// Elements that may be on their way to a GPU at a time. Each tensor lies in a buffer of its own
+/// until it has arrived.
 const MOST_ON_THE_WAY: usize = 128 << 20;
 
-/// All weights on the device: vectors in f32, matrices as the placement says. A tensor at a time is read from its file and
-/// handed over, so there is never a second copy of more than one.
+/// All weights on the device: vectors in f32, matrices in the type that the placement says. One
+/// tensor after the other is read and handed over, so there is never a second copy of more than
+/// one.
 pub(crate) fn weights(config: &ModelConfig, source: &Source<'_>, placement: &Placement) -> Result<Decoder, ModelError> {
     let mut decoder = Decoder::new(config);
     let mut on_the_way = 0;
@@ -105,7 +108,7 @@ impl Loader<'_> {
             Source::Fresh { seed } => {
                 let stream = Stream::new(*seed, RandomStream::Weights as u32, 0, self.index);
                 let values = stream.normal(matrix.shape.iter().product(), self.config.initializer_range as f32);
-                // Fresh weights are trained, and what is trained is f32.
+                // Fresh weights are trained, and trained parameters are f32.
                 return Ok(Tensor::from_data(TensorData::new(values, matrix.shape), &self.placement.device));
             }
         };
@@ -113,7 +116,7 @@ impl Loader<'_> {
         let stored = float_type(view.dtype).expect("checked when the files were opened");
         let held = self.placement.held(stored);
         if held == stored {
-            // As it lies in the file: no conversion, and nothing in between but the bytes on their way.
+            // The bytes go to the device as they lie in the file, without a conversion.
             let bytes = view.bytes()?;
             expect_finite(&view, &bytes, 0)?;
             let data = TensorData::from_bytes_vec(bytes, matrix.shape, stored.dtype());
@@ -127,7 +130,7 @@ impl Loader<'_> {
         }
     }
 
-    /// The values in a 16-bit type; an error where a finite number becomes infinite.
+    /// The values in a 16-bit type. A finite number that becomes infinite is an error.
     fn rounded<E: Element>(
         &self,
         view: &TensorView<'_>,

@@ -1,0 +1,6 @@
+//! The passes over a model: losses and logits of whole rows, gradients, and text token by token.
+//! Each is a part of `impl Model`.
+
+pub(crate) mod backward;
+mod forward;
+pub(crate) mod generate;
