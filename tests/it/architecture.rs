@@ -9,9 +9,6 @@ use crate::folder::repository;
 
 /// One file per foreign thing.
 const UNSAFE: &[(&str, &str)] = &[
-    ("crates/allreduce/src/rdma/functions.rs", "looking up the verbs library's functions"),
-    ("crates/allreduce/src/rdma/layout.rs", "types of the verbs library's functions"),
-    ("crates/allreduce/src/rdma/verbs.rs", "the verbs library"),
     ("crates/finetune/src/allocator.rs", "the allocator"),
     ("crates/finetune/src/memory.rs", "getrusage and sysctl"),
     ("crates/finetune/src/overflow.rs", "a handler of faults"),
@@ -21,6 +18,9 @@ const UNSAFE: &[(&str, &str)] = &[
     ("crates/kernels/src/gpu/tensor.rs", "launching kernels without bounds checks"),
     ("crates/kernels/src/matmul.rs", "gemm's pointers"),
     ("crates/kernels/src/simd.rs", "vector instructions"),
+    ("crates/rdma/src/functions.rs", "looking up the verbs library's functions"),
+    ("crates/rdma/src/layout.rs", "types of the verbs library's functions"),
+    ("crates/rdma/src/verbs.rs", "the verbs library"),
 ];
 
 /// What follows a name in the table that only tests may use.
