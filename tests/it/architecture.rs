@@ -38,12 +38,6 @@ const LONG_FILES: &[(&str, usize)] = &[("tests/it/commands.rs", 624), ("tests/it
 /// Functions that are longer, as `file::function`, and the lines that each may have. The list may
 /// only get shorter.
 const LONG_FUNCTIONS: &[(&str, usize)] = &[
-    ("crates/allreduce/src/devices/tests.rs::errors", 72),
-    ("crates/allreduce/src/join.rs::gather", 71),
-    ("crates/allreduce/src/simulation/checks.rs::is_right", 74),
-    ("crates/allreduce/src/simulation/faults.rs::change", 72),
-    ("crates/allreduce/tests/processes/attacks.rs::sorted_by_what_they_know", 108),
-    ("crates/allreduce/tests/processes/rank.rs::act", 73),
     ("crates/cluster/src/doctor/linux.rs::examine", 71),
     ("crates/cluster/src/example.rs::sections", 94),
     ("crates/cluster/src/hostfile/tests.rs::errors", 211),
