@@ -104,17 +104,7 @@ fn is_right(world: &World, rank: usize, verdict: &Verdict) -> Result<(), String>
             Verdict::Lost { .. } if size == 2 || rank == *lost => true,
             verdict => is_lost_silent(verdict, &[*lost].into()),
         },
-        Expected::Halves(side) => {
-            let all: BTreeSet<usize> = (0..size).collect();
-            let beyond = if side.contains(&rank) { &all - side } else { side.clone() };
-            let alone = size > 2 && beyond.len() + 1 == size;
-            let left = somebody_left_early(world);
-            match verdict {
-                Verdict::CutOff => alone,
-                Verdict::Lost { closed, silent, .. } if left => closed.is_empty() && silent.is_subset(&beyond),
-                verdict => is_lost_silent(verdict, &beyond) && !alone,
-            }
-        }
+        Expected::Halves(side) => is_of_the_other_half(world, rank, verdict, side),
         Expected::Slept { rank: sleeper, surely } => match verdict {
             Verdict::Separated { pairs } if !surely => pairs.iter().all(|(a, b)| a == sleeper || b == sleeper),
             verdict => is_lost_silent(verdict, &[*sleeper].into()),
@@ -143,6 +133,22 @@ fn is_right(world: &World, rank: usize, verdict: &Verdict) -> Result<(), String>
         },
     };
     if right { Ok(()) } else { Err(format!("expected {:?}", world.scenario.expected)) }
+}
+
+/// Whether `verdict` is what `rank` has to say when the ranks of `side` and the others do not hear
+/// each other.
+fn is_of_the_other_half(world: &World, rank: usize, verdict: &Verdict, side: &BTreeSet<usize>) -> bool {
+    let size = world.scenario.world;
+    let all: BTreeSet<usize> = (0..size).collect();
+    let beyond = if side.contains(&rank) { &all - side } else { side.clone() };
+    let alone = size > 2 && beyond.len() + 1 == size;
+    match verdict {
+        Verdict::CutOff => alone,
+        Verdict::Lost { closed, silent, .. } if somebody_left_early(world) => {
+            closed.is_empty() && silent.is_subset(&beyond)
+        }
+        verdict => is_lost_silent(verdict, &beyond) && !alone,
+    }
 }
 
 /// Whether one of the two operations that met is one in which some ranks only receive, or only talk

@@ -26,35 +26,9 @@ impl World {
             self.struck.get_or_insert(self.now);
         }
         match change {
-            Change::Freeze(rank) => {
-                if self.ranks[rank].process == Process::Running {
-                    self.ranks[rank].process = Process::Frozen;
-                    self.frozen_since[rank] = self.now;
-                    (self.control_timers[rank], self.engine_timers[rank]) = (None, None);
-                }
-            }
-            Change::Thaw(rank) => {
-                if self.ranks[rank].process == Process::Frozen {
-                    let stopped = self.now - self.frozen_since[rank];
-                    self.ranks[rank].thaw(self.now, stopped);
-                    // Either of the two threads may be the first.
-                    if self.random.one_in(2) {
-                        self.engine(rank)?;
-                    }
-                    self.control(rank)?;
-                    self.engine(rank)?;
-                }
-            }
-            Change::Crash { rank, resets } => {
-                if self.ranks[rank].process == Process::Dead || self.ranks[rank].has_left() {
-                    return Ok(());
-                }
-                self.ranks[rank].process = Process::Dead;
-                if resets {
-                    self.lose_what_is_on_its_way(rank);
-                }
-                self.close_connections(rank, "Connection reset by peer (os error 104)");
-            }
+            Change::Freeze(rank) => self.freeze(rank),
+            Change::Thaw(rank) => self.thaw(rank)?,
+            Change::Crash { rank, resets } => self.crash(rank, resets),
             Change::Abort(rank) => {
                 self.ranks[rank].abort();
                 self.control(rank)?;
@@ -85,6 +59,39 @@ impl World {
             Change::Attack { from, to, attack } => self.attack(from, to, attack),
         }
         Ok(())
+    }
+
+    fn freeze(&mut self, rank: usize) {
+        if self.ranks[rank].process == Process::Running {
+            self.ranks[rank].process = Process::Frozen;
+            self.frozen_since[rank] = self.now;
+            (self.control_timers[rank], self.engine_timers[rank]) = (None, None);
+        }
+    }
+
+    fn thaw(&mut self, rank: usize) -> Result<(), String> {
+        if self.ranks[rank].process != Process::Frozen {
+            return Ok(());
+        }
+        let stopped = self.now - self.frozen_since[rank];
+        self.ranks[rank].thaw(self.now, stopped);
+        // Either of the two threads may be the first.
+        if self.random.one_in(2) {
+            self.engine(rank)?;
+        }
+        self.control(rank)?;
+        self.engine(rank)
+    }
+
+    fn crash(&mut self, rank: usize, resets: bool) {
+        if self.ranks[rank].process == Process::Dead || self.ranks[rank].has_left() {
+            return;
+        }
+        self.ranks[rank].process = Process::Dead;
+        if resets {
+            self.lose_what_is_on_its_way(rank);
+        }
+        self.close_connections(rank, "Connection reset by peer (os error 104)");
     }
 
     fn attack(&mut self, from: usize, to: usize, attack: Attack) {

@@ -280,18 +280,7 @@ fn gather(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
             tell_all(config, &listener, &error, joined);
             return Err(error);
         }
-        wait_notices.say(|| {
-            let here = joined.iter().map(|(rank, (_, member))| format!(", {rank} on {}", member.host));
-            format!(
-                "{} of {} ranks are here (0 on {}{}); waiting for {} to call {}",
-                joined.len() + 1,
-                config.world,
-                config.host,
-                here.collect::<String>(),
-                crate::error::ranks(&missing(config, &joined)),
-                config.rendezvous
-            )
-        });
+        wait_notices.say(|| waiting_for(config, &joined));
     }
     let session = u64::from_le_bytes(random()?[..8].try_into().expect("eight bytes"));
     // The others know where they reached it.
@@ -339,6 +328,20 @@ pub(crate) fn excuse(config: &Config, why: &str, code: u8) {
         };
         let _ = arrival.connection.send(&answer, until);
     }
+}
+
+/// Who is here and who is awaited, for people.
+fn waiting_for(config: &Config, joined: &BTreeMap<usize, (Trusted, Member)>) -> String {
+    let here = joined.iter().map(|(rank, (_, member))| format!(", {rank} on {}", member.host));
+    format!(
+        "{} of {} ranks are here (0 on {}{}); waiting for {} to call {}",
+        joined.len() + 1,
+        config.world,
+        config.host,
+        here.collect::<String>(),
+        crate::error::ranks(&missing(config, joined)),
+        config.rendezvous
+    )
 }
 
 fn missing(config: &Config, joined: &BTreeMap<usize, (Trusted, Member)>) -> Vec<usize> {

@@ -3,9 +3,9 @@
 //!
 //! **Owns:** the group ([`Group::join`]): rendezvous, authentication, liveness; the algorithms
 //! (star, direct, mesh, ring) and their order of summation; the transports (threads of one process,
-//! TCP, RDMA verbs); the benchmark of the operations ([`bench`]).
+//! TCP, RDMA verbs through `finetune-rdma`); the benchmark of the operations ([`bench`]).
 //!
-//! **Must never know:** models, recipes, files, launchers.
+//! **Must never know:** models, recipes, files, launchers, the verbs library.
 //!
 //! ```text
 //! group ── operation ──▶ plan ── frames in order ──▶ operation, operation_driver ──▶ transport
@@ -33,7 +33,8 @@
 //!   checksummed, not encrypted. On a network that others can read or write, use WireGuard or ssh
 //!   tunnels.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
+
 mod arithmetic;
 mod background;
 pub mod bench;
@@ -61,7 +62,6 @@ mod notice;
 mod operation;
 mod operation_driver;
 mod plan;
-mod rdma;
 mod rdma_group;
 mod sealed;
 mod secret;
@@ -87,7 +87,6 @@ pub use group::{Group, Reduce};
 pub use join_error::JoinError;
 pub use notice::{Notice, Notices, no_notices};
 pub use plan::segment;
-pub use rdma::{Limits, QueuePairKind, RdmaDevice, RdmaError, WireDescription, rdma_devices};
 pub use secret::{Secret, new_token};
 pub use session::{CurrentOperation, Progress};
 pub use transport::Backend;

@@ -5,6 +5,7 @@
 //! conclusion. A rank that cannot have its device takes the whole group back to TCP, or to an error
 //! if RDMA was asked for.
 
+use finetune_rdma::{Limits, Offer, Prepared, QueuePairKind, WireOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::choose::Reach;
@@ -16,7 +17,7 @@ use crate::frame::Algorithm;
 use crate::group::Group;
 use crate::join_error::JoinError;
 use crate::notice::Notice;
-use crate::rdma::{Limits, Offer, Prepared, QueuePairKind, Rdma, WireOptions};
+use crate::transport::rdma::{Rdma, read_head};
 
 /// The part of the cabling that is used.
 struct Cabling {
@@ -56,7 +57,7 @@ pub(crate) fn attach(group: &Group, session: u64, config: &Config) -> Result<(),
         ..WireOptions::default()
     };
     let strict = config.rdma.strict.then(Limits::apple);
-    let prepared = Rdma::prepare(config.rank, &cabling.mine, &options, strict.as_ref());
+    let prepared = Prepared::new(config.rank, &cabling.mine, &options, strict.as_ref());
     let (prepared, outcome) = match prepared {
         Ok((prepared, offer)) => (Some(prepared), Outcome { offer: Some(offer), failed: None }),
         Err(error) => (None, Outcome { offer: None, failed: Some(error.to_string()) }),
@@ -67,20 +68,20 @@ pub(crate) fn attach(group: &Group, session: u64, config: &Config) -> Result<(),
     };
     let offers: Vec<Offer> = offers.into_iter().filter_map(|outcome| outcome.offer).collect();
     let connected = match prepared {
-        Some(prepared) if offers.len() == config.world => Prepared::connect(prepared, &offers),
+        Some(prepared) if offers.len() == config.world => prepared.connect(&offers, read_head),
         _ => return fall_back("a rank made no offer".into()),
     };
     let outcome = Outcome { offer: None, failed: connected.as_ref().err().map(ToString::to_string) };
     // After this exchange every rank has posted its receives.
     let agreed = exchange(group, &outcome).map_err(failed)?;
     match (agreed, connected) {
-        (Ok(_), Ok(rdma)) => {
-            for wire in rdma.wires() {
+        (Ok(_), Ok(connected)) => {
+            for wire in connected.descriptions() {
                 (config.notices)(Notice::Wired { wire: wire.to_string() });
             }
             let Cabling { reach, wires, .. } = cabling;
-            let network =
-                Network::new(Box::new(rdma), config.rank, config.world, session, reach, wires, config.topology);
+            let rdma = Box::new(Rdma::new(connected));
+            let network = Network::new(rdma, config.rank, config.world, session, reach, wires, config.topology);
             group.engine().networks.insert(0, network);
             group.measure_algorithms().map_err(failed)
         }

@@ -1,6 +1,7 @@
 //! What carries frames: one trait, so that the algorithms are written once.
 
 pub(crate) mod in_process;
+pub(crate) mod rdma;
 pub(crate) mod tcp;
 
 use std::fmt;
@@ -57,8 +58,7 @@ pub(crate) const LONGEST_SLEEP: Duration = Duration::from_millis(10);
 
 /// Links to the other ranks of one group. No call blocks, except `idle`.
 ///
-/// A link is an ordered pair of byte pipes to one peer: one TCP connection, or one pair of queue
-/// pairs. Both ends know from the plan of an operation which frames travel on it, in which order
+/// A link is an ordered pair of byte pipes to one peer: one TCP connection, or one wire of RDMA. Both ends know from the plan of an operation which frames travel on it, in which order
 /// and how long. A transport only moves them. It keeps no half-sent frames: the caller keeps the
 /// frame and the count of bytes that have left.
 pub(crate) trait Transport: Send {

@@ -75,20 +75,27 @@ fn cables_in_words() {
     .assert_eq(&seen);
 }
 
+/// What each text is refused with; every error has one hint.
+fn check_errors(cases: &[(&str, Expect)]) {
+    for (text, expected) in cases {
+        let error = DeviceMatrix::parse(text).unwrap_err();
+        expected.assert_eq(&error.to_string());
+        assert_eq!(error.hints().len(), 1);
+    }
+}
+
 #[test]
-fn errors() {
-    let long_name = format!(r#"[[null,"{}"],["a",null]]"#, "n".repeat(65));
-    let many_names = format!(r#"[[null,["{}"]],["a",null]]"#, ["a"; 17].join(r#"",""#));
+fn errors_of_rows() {
     let many_ranks = format!("[{}]", ["[]"; 65].join(","));
     let too_long = " ".repeat(MAX_DEVICE_FILE_BYTES + 1);
-    let cases: [(&str, Expect); 20] = [
+    check_errors(&[
         ("", expect!["the device matrix is not JSON: EOF while parsing a value at line 1 column 0"]),
         ("[[null],", expect!["the device matrix is not JSON: EOF while parsing a value at line 1 column 8"]),
-        (&too_long, expect!["1048577 bytes are too long for a device matrix, the limit is 1048576"]),
+        (too_long.as_str(), expect!["1048577 bytes are too long for a device matrix, the limit is 1048576"]),
         (r#"{"devices": []}"#, expect!["the device matrix is an object, not a list of rows"]),
         (r#""rdma_en5""#, expect!["the device matrix is a string, not a list of rows"]),
         ("[]", expect!["the device matrix has no rows"]),
-        (&many_ranks, expect!["the device matrix has 65 rows, the limit is 64 ranks"]),
+        (many_ranks.as_str(), expect!["the device matrix has 65 rows, the limit is 64 ranks"]),
         ("[[null,null],null]", expect!["row 1 of the device matrix is null, not a list of cells"]),
         (r#"[[null,"a"],["a"]]"#, expect!["row 1 of the device matrix has 1 cells, but there are 2 rows"]),
         (r#"[[null,"a","b"],["a",null]]"#, expect!["row 0 of the device matrix has 3 cells, but there are 2 rows"]),
@@ -96,6 +103,14 @@ fn errors() {
             r#"[[null,"a"],["a","b"]]"#,
             expect!["row 1, column 1 of the device matrix is not null, but a rank has no cable to itself"],
         ),
+    ]);
+}
+
+#[test]
+fn errors_of_cells() {
+    let long_name = format!(r#"[[null,"{}"],["a",null]]"#, "n".repeat(65));
+    let many_names = format!(r#"[[null,["{}"]],["a",null]]"#, ["a"; 17].join(r#"",""#));
+    check_errors(&[
         (
             "[[null,5],[5,null]]",
             expect![
@@ -135,18 +150,13 @@ fn errors() {
             ]],
         ),
         (
-            &long_name,
+            long_name.as_str(),
             expect![[
                 r#"row 0, column 1 of the device matrix: "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn" is not a device name: it is longer than 64 bytes"#
             ]],
         ),
-        (&many_names, expect!["row 0, column 1 of the device matrix: it has 17 device names, the limit is 16"]),
-    ];
-    for (text, expected) in cases {
-        let error = DeviceMatrix::parse(text).unwrap_err();
-        expected.assert_eq(&error.to_string());
-        assert_eq!(error.hints().len(), 1);
-    }
+        (many_names.as_str(), expect!["row 0, column 1 of the device matrix: it has 17 device names, the limit is 16"]),
+    ]);
 }
 
 #[test]

@@ -105,98 +105,122 @@ fn client_hello() -> Vec<u8> {
     bytes
 }
 
-fn sorted_by_what_they_know() -> Vec<Attack> {
-    let (foreign, token, ended_early) = ("does not speak this protocol", "does not hold the token", "end of file");
-    let right = || hello(1, 3, join());
-    let with = |name: &str, value: Value| {
-        let mut hello = hello(1, 3, join());
-        hello[name] = value;
-        framed(hello.to_string().as_bytes())
-    };
-    let wrong_tag =
-        |key: [u8; 32]| move |hello: &[u8], body: &[u8], _: &[u8; 32]| tag(&key, "caller", &[hello, body]).to_vec();
-    let truncated = framed(right().to_string().as_bytes())[..100].to_vec();
-    let mut attacks = vec![
-        // Those who know nothing.
+/// Words of the notices about refused connections.
+const FOREIGN: &str = "does not speak this protocol";
+const NO_TOKEN: &str = "does not hold the token";
+const ENDED_EARLY: &str = "end of file";
+
+/// All attacks, by what the attacker knows.
+fn attacks() -> Vec<Attack> {
+    [knowing_nothing(), knowing_the_first_bytes(), knowing_all_but_the_token(), with_a_recording()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn knowing_nothing() -> Vec<Attack> {
+    vec![
         attack("a port scan", "", |address, _| {
             (0..200).for_each(|_| drop(connect(address)));
             Vec::new()
         }),
-        bytes("HTTP", foreign, b"GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: b\r\n\r\n".to_vec()),
-        bytes("TLS", foreign, client_hello()),
-        bytes("SSH", foreign, b"SSH-2.0-OpenSSH_9.6\r\n".to_vec()),
-        bytes("zeros", foreign, vec![0; 1 << 20]),
-        attack("noise", foreign, |address, _| (0..20).map(|seed| say(connect(address), &noise(seed, 4096))).collect()),
-        ended("one byte", ended_early, b"F".to_vec()),
+        bytes("HTTP", FOREIGN, b"GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: b\r\n\r\n".to_vec()),
+        bytes("TLS", FOREIGN, client_hello()),
+        bytes("SSH", FOREIGN, b"SSH-2.0-OpenSSH_9.6\r\n".to_vec()),
+        bytes("zeros", FOREIGN, vec![0; 1 << 20]),
+        attack("noise", FOREIGN, |address, _| (0..20).map(|seed| say(connect(address), &noise(seed, 4096))).collect()),
+        ended("one byte", ENDED_EARLY, b"F".to_vec()),
         bytes("silence", "in time", Vec::new()),
-        // Strangers that know the first bytes of the protocol.
-        bytes("a giant length", foreign, [b"FTAR".as_slice(), &u32::MAX.to_le_bytes()].concat()),
-        bytes("a length too long", foreign, [b"FTAR".as_slice(), &(16u32 * 1024 + 1).to_le_bytes()].concat()),
-        bytes("an empty Hello", foreign, framed(b"")),
-        ended("a truncated Hello", ended_early, truncated.clone()),
+    ]
+}
+
+/// Strangers that know the first bytes of the protocol.
+fn knowing_the_first_bytes() -> Vec<Attack> {
+    let right = right_of(1);
+    let with = |name: &str, value: Value| {
+        let mut hello = right_of(1);
+        hello[name] = value;
+        framed(hello.to_string().as_bytes())
+    };
+    let truncated = framed(right.to_string().as_bytes())[..100].to_vec();
+    vec![
+        bytes("a giant length", FOREIGN, [b"FTAR".as_slice(), &u32::MAX.to_le_bytes()].concat()),
+        bytes("a length too long", FOREIGN, [b"FTAR".as_slice(), &(16u32 * 1024 + 1).to_le_bytes()].concat()),
+        bytes("an empty Hello", FOREIGN, framed(b"")),
+        ended("a truncated Hello", ENDED_EARLY, truncated.clone()),
         bytes("a truncated Hello, then silence", "in time", truncated),
-        bytes("a Hello that is no JSON", foreign, framed(&noise(3, 300))),
-        bytes("a Hello of brackets", foreign, framed("[".repeat(16 << 10).as_bytes())),
-        bytes("a Hello of nested objects", foreign, framed("{\"run\":".repeat(2000).as_bytes())),
-        bytes("a Hello without fields", foreign, framed(b"{}")),
-        bytes("a negative rank", foreign, with("rank", json!(-1))),
-        bytes("a rank beyond all numbers", foreign, with("rank", json!(1e300))),
-        bytes("a rank in words", foreign, with("rank", json!("one"))),
-        bytes("an unknown purpose", foreign, with("purpose", json!({"command": {"run": "reboot"}}))),
+        bytes("a Hello that is no JSON", FOREIGN, framed(&noise(3, 300))),
+        bytes("a Hello of brackets", FOREIGN, framed("[".repeat(16 << 10).as_bytes())),
+        bytes("a Hello of nested objects", FOREIGN, framed("{\"run\":".repeat(2000).as_bytes())),
+        bytes("a Hello without fields", FOREIGN, framed(b"{}")),
+        bytes("a negative rank", FOREIGN, with("rank", json!(-1))),
+        bytes("a rank beyond all numbers", FOREIGN, with("rank", json!(1e300))),
+        bytes("a rank in words", FOREIGN, with("rank", json!("one"))),
+        bytes("an unknown purpose", FOREIGN, with("purpose", json!({"command": {"run": "reboot"}}))),
         bytes(
             "a rank of 2^64",
-            foreign,
-            framed(right().to_string().replace("\"rank\":1", "\"rank\":18446744073709551616").as_bytes()),
+            FOREIGN,
+            framed(right.to_string().replace("\"rank\":1", "\"rank\":18446744073709551616").as_bytes()),
         ),
-    ];
-    attacks.extend([
-        // Those who know everything but the token.
-        ended("a Hello and no more", ended_early, framed(right().to_string().as_bytes())),
-        tagged("a tag of zeros", token, right(), |_, _, _| vec![0; 32]),
-        tagged("a tag of noise", token, right(), |_, _, _| noise(1, 32)),
+    ]
+}
+
+fn knowing_all_but_the_token() -> Vec<Attack> {
+    let right = || right_of(1);
+    let wrong_tag =
+        |key: [u8; 32]| move |hello: &[u8], body: &[u8], _: &[u8; 32]| tag(&key, "caller", &[hello, body]).to_vec();
+    vec![
+        ended("a Hello and no more", ENDED_EARLY, framed(right().to_string().as_bytes())),
+        tagged("a tag of zeros", NO_TOKEN, right(), |_, _, _| vec![0; 32]),
+        tagged("a tag of noise", NO_TOKEN, right(), |_, _, _| noise(1, 32)),
         tagged("half a tag, then silence", "in time", right(), |_, _, _| vec![0; 16]),
-        tagged("another token", token, right(), wrong_tag(key_of("another token, as long as that"))),
-        tagged("no token", token, right(), wrong_tag(key_of_nobody())),
-        tagged("a reflected tag", token, right(), |_, _, tag| tag.to_vec()),
+        tagged("another token", NO_TOKEN, right(), wrong_tag(key_of("another token, as long as that"))),
+        tagged("no token", NO_TOKEN, right(), wrong_tag(key_of_nobody())),
+        tagged("a reflected tag", NO_TOKEN, right(), |_, _, tag| tag.to_vec()),
         tagged(
             "a control connection without the token",
-            token,
+            NO_TOKEN,
             hello(2, 3, json!({"control": {"session": 1, "to": 0}})),
             |_, _, _| vec![1; 32],
         ),
         tagged(
             "a data connection without the token",
-            token,
+            NO_TOKEN,
             hello(2, 3, json!({"data": {"session": 1, "stream": 0, "to": 0}})),
             |_, _, _| vec![1; 32],
         ),
-        attack("a tag reflected from another connection", token, |address, _| {
+        attack("a tag reflected from another connection", NO_TOKEN, |address, _| {
             let hello = right_of(2).to_string().into_bytes();
             let (one, _) = challenge(connect(address), &hello);
             let (other, challenge) = challenge(connect(address), &hello);
             vec![say(one, &challenge.tag), say(other, &challenge.tag)]
         }),
-        // Those who recorded a rank of this very run.
-        attack("a replayed handshake", token, |address, recording| {
+    ]
+}
+
+/// Attackers who recorded a rank of this very run, and one who has the token and another version of
+/// the program.
+fn with_a_recording() -> Vec<Attack> {
+    vec![
+        attack("a replayed handshake", NO_TOKEN, |address, recording| {
             let (stream, _) = challenge(connect(address), &recording.hello);
             vec![say(stream, &recording.tag)]
         }),
-        attack("a replayed handshake in one go", token, |address, recording| {
+        attack("a replayed handshake in one go", NO_TOKEN, |address, recording| {
             let all = [framed(&recording.hello), recording.tag.clone(), noise(4, 500)].concat();
             vec![say(connect(address), &all)]
         }),
-        attack("a recorded Hello with another rank", token, |address, recording| {
+        attack("a recorded Hello with another rank", NO_TOKEN, |address, recording| {
             let hello = String::from_utf8(recording.hello.clone()).expect("JSON");
             let hello = hello.replace("\"rank\":1", "\"rank\":2");
             let (stream, _) = challenge(connect(address), hello.as_bytes());
             vec![say(stream, &recording.tag)]
         }),
-        // One who has the token and another version of the program.
         tagged(
             "another version",
             "speaks version 2",
             {
-                let mut hello = right();
+                let mut hello = right_of(1);
                 hello["protocol"] = json!(2);
                 hello
             },
@@ -210,8 +234,7 @@ fn sorted_by_what_they_know() -> Vec<Attack> {
             drop(stream);
             Vec::new()
         }),
-    ]);
-    attacks
+    ]
 }
 
 fn right_of(rank: usize) -> Value {
@@ -304,7 +327,7 @@ fn refused(rank: &Rank, why: &str, times: usize, what: &str) {
 fn strangers_disturb_neither_a_join_nor_a_group() {
     let _alone = alone();
     let recording = Recording::make();
-    let attacks = sorted_by_what_they_know();
+    let attacks = attacks();
     assert!(attacks.len() >= 25);
     let times = at_once(3, &attacks, |Attack { name, why, run }| {
         in_time(name, 1000.0, || {

@@ -360,14 +360,7 @@ impl Player {
                     std::thread::sleep(Duration::from_millis(1));
                 }
             },
-            Act::UntilTold(acts) => {
-                let mut told = [0.0];
-                while told == [0.0] {
-                    self.play(acts)?;
-                    told = [f32::from(u8::from(self.lines.try_recv().is_ok()))];
-                    self.group().all_reduce(&mut told, Reduction::Max)?;
-                }
-            }
+            Act::UntilTold(acts) => self.play_until_told(acts)?,
             Act::Abort { message, copies } => {
                 self.group().abort(&message.repeat(*copies), 2);
                 self.group().check()?;
@@ -379,6 +372,16 @@ impl Player {
                 tell(&Event::Results { digests });
                 tell(&Event::Said { at: milliseconds(), what: format!("results took {:?}", began.elapsed()) });
             }
+        }
+        Ok(())
+    }
+
+    fn play_until_told(&mut self, acts: &[Act]) -> Result<(), Failure> {
+        let mut told = [0.0];
+        while told == [0.0] {
+            self.play(acts)?;
+            told = [f32::from(u8::from(self.lines.try_recv().is_ok()))];
+            self.group().all_reduce(&mut told, Reduction::Max)?;
         }
         Ok(())
     }

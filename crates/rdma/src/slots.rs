@@ -10,7 +10,7 @@
 //! posted for it (the `depth` of the lane), spends one per message, and never sends without. The
 //! peer takes a message out of its slot, posts the slot again, and reports how many it has dealt
 //! with, once that is half the depth more than it reported before. Reports are totals since the
-//! beginning, for both lanes at once, so that one that is lost on the way is made good by the next.
+//! beginning, for both lanes at once: the next report makes good for a lost one.
 //!
 //! **Why a report finds a receive posted, too.** Reports travel on the small lane and cost no
 //! credit; instead the lane has [`REPORT_RECEIVES`] receives more than its depth. That is enough: a
@@ -27,28 +27,31 @@
 
 use std::collections::VecDeque;
 
-use crate::frame::HEADER_BYTES;
+use crate::message::{Announced, HEAD_BYTES, Head};
+
+#[cfg(test)]
+mod tests;
 
 /// Bytes of Apple's unit of depth, and of a slot of the small lane.
-pub(super) const FRAME_BYTES: usize = 4096;
+pub(crate) const FRAME_BYTES: usize = 4096;
 
 /// Receives on the small lane beyond its depth: see the top of the file.
-pub(super) const REPORT_RECEIVES: usize = 4;
+pub(crate) const REPORT_RECEIVES: usize = 4;
 
 /// The least depth of a lane: with one slot, sender and receiver would alternate.
-pub(super) const LEAST_DEPTH: usize = 2;
+pub(crate) const LEAST_DEPTH: usize = 2;
 
 /// One of the two queue pairs of a wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lane {
+pub(crate) enum Lane {
     Small,
     Bulk,
 }
 
 impl Lane {
-    pub(super) const BOTH: [Lane; 2] = [Lane::Small, Lane::Bulk];
+    pub(crate) const BOTH: [Lane; 2] = [Lane::Small, Lane::Bulk];
 
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Lane::Small => "small",
             Lane::Bulk => "bulk",
@@ -56,7 +59,7 @@ impl Lane {
     }
 
     /// Slots to receive into, for a depth: sends have as many.
-    pub(super) fn slots(self, depth: usize) -> usize {
+    pub(crate) fn slots(self, depth: usize) -> usize {
         match self {
             Lane::Small => depth + REPORT_RECEIVES,
             Lane::Bulk => depth,
@@ -64,52 +67,52 @@ impl Lane {
     }
 }
 
-/// How long slots are: the same for all ranks of a group.
+/// How long slots are: the same for all ranks that connect to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SlotSizes {
+pub(crate) struct SlotSizes {
     /// A multiple of [`FRAME_BYTES`], at least two of them.
-    pub(super) bulk_bytes: usize,
+    pub(crate) bulk_bytes: usize,
 }
 
 impl SlotSizes {
-    pub(super) fn slot_bytes(self, lane: Lane) -> usize {
+    pub(crate) fn slot_bytes(self, lane: Lane) -> usize {
         match lane {
             Lane::Small => FRAME_BYTES,
             Lane::Bulk => self.bulk_bytes,
         }
     }
 
-    /// Payload bytes that fit beside the header.
-    pub(super) fn payload_bytes(self, lane: Lane) -> usize {
-        self.slot_bytes(lane) - HEADER_BYTES
+    /// Payload bytes that fit beside the head.
+    pub(crate) fn payload_bytes(self, lane: Lane) -> usize {
+        self.slot_bytes(lane) - HEAD_BYTES
     }
 
-    /// The lane of a frame: both ends know it from the length of the payload.
-    pub(super) fn lane(self, payload: usize) -> Lane {
+    /// The lane of a message: both ends know it from the length of the payload.
+    pub(crate) fn lane(self, payload: usize) -> Lane {
         if payload <= self.payload_bytes(Lane::Small) { Lane::Small } else { Lane::Bulk }
     }
 
-    /// Payload bytes of the next frame when `remaining` are to go. The rest after whole bulk slots
+    /// Payload bytes of the next message when `remaining` are to go. The rest after whole bulk slots
     /// goes in small ones if it is at most a quarter of a bulk slot, which would travel in full.
-    pub(super) fn frame_bytes(self, remaining: usize) -> usize {
+    pub(crate) fn next_payload_bytes(self, remaining: usize) -> usize {
         let (small, bulk) = (self.payload_bytes(Lane::Small), self.payload_bytes(Lane::Bulk));
         if remaining >= bulk {
-            return bulk; // a multiple of 8, as header and slots are
+            return bulk; // a multiple of 8, as head and slots are
         }
-        let small_frames = remaining.div_ceil(small);
+        let small_messages = remaining.div_ceil(small);
         let few = self.bulk_bytes / FRAME_BYTES / 4;
-        if small_frames <= few.max(1) { remaining.min(small) } else { remaining }
+        if small_messages <= few.max(1) { remaining.min(small) } else { remaining }
     }
 }
 
 /// What a peer of this version never does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Violation {
+pub(crate) enum Violation {
     /// A completion for a slot with nothing under way.
     UnknownSlot { slot: usize },
     /// More messages reported than were sent.
     TooMuchCredit { reported: u32, sent: u32 },
-    /// A message that is neither a frame nor a whole report.
+    /// A report with a wrong checksum.
     DamagedReport,
 }
 
@@ -127,7 +130,7 @@ impl std::fmt::Display for Violation {
 
 /// The slots of one lane that this rank sends from.
 #[derive(Clone, Debug)]
-pub(super) struct Sending {
+pub(crate) struct Sending {
     free: Vec<usize>,
     busy: Vec<bool>,
     /// Slots that data leaves to reports.
@@ -152,12 +155,12 @@ impl Sending {
     }
 
     /// Messages that may be sent now.
-    pub(super) fn credit(&self) -> u32 {
+    pub(crate) fn credit(&self) -> u32 {
         self.depth - self.sent.wrapping_sub(self.reported)
     }
 
     /// A slot for a message that costs credit; none while there is no credit or no slot.
-    pub(super) fn take(&mut self) -> Option<usize> {
+    pub(crate) fn take(&mut self) -> Option<usize> {
         if self.credit() == 0 || self.free.len() <= self.kept {
             return None;
         }
@@ -173,7 +176,7 @@ impl Sending {
     }
 
     /// Takes back what [`Sending::take`] did: the message was not sent after all.
-    pub(super) fn cancel(&mut self, slot: usize) {
+    pub(crate) fn cancel(&mut self, slot: usize) {
         self.sent = self.sent.wrapping_sub(1);
         self.cancel_report(slot);
     }
@@ -184,7 +187,7 @@ impl Sending {
     }
 
     /// The device is done with a slot.
-    pub(super) fn completed(&mut self, slot: usize) -> Result<(), Violation> {
+    pub(crate) fn completed(&mut self, slot: usize) -> Result<(), Violation> {
         match self.busy.get_mut(slot) {
             Some(busy) if *busy => *busy = false,
             _ => return Err(Violation::UnknownSlot { slot }),
@@ -194,7 +197,7 @@ impl Sending {
     }
 
     /// Sends under way.
-    pub(super) fn under_way(&self) -> usize {
+    pub(crate) fn under_way(&self) -> usize {
         self.busy.len() - self.free.len()
     }
 
@@ -208,17 +211,17 @@ impl Sending {
     }
 }
 
-/// A frame that has come and waits to be taken.
+/// A message of the caller that has come and waits to be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Arrived {
-    pub(super) slot: usize,
-    /// Sequence and payload length, if the header is undamaged.
-    pub(super) announced: Option<(u32, u32)>,
+pub(crate) struct Arrived {
+    pub(crate) slot: usize,
+    /// What the head says, if it is undamaged.
+    pub(crate) announced: Option<Announced>,
 }
 
 /// The slots of one lane that this rank receives into.
 #[derive(Clone, Debug)]
-pub(super) struct Receiving {
+pub(crate) struct Receiving {
     posted: Vec<bool>,
     arrived: VecDeque<Arrived>,
     depth: u32,
@@ -240,21 +243,21 @@ impl Receiving {
         }
     }
 
-    pub(super) fn slots(&self) -> usize {
+    pub(crate) fn slots(&self) -> usize {
         self.posted.len()
     }
 
-    pub(super) fn posted(&mut self, slot: usize) {
+    pub(crate) fn posted(&mut self, slot: usize) {
         self.posted[slot] = true;
     }
 
     /// Receives under way.
-    pub(super) fn under_way(&self) -> usize {
+    pub(crate) fn under_way(&self) -> usize {
         self.posted.iter().filter(|&&posted| posted).count()
     }
 
     /// A message came into a slot.
-    pub(super) fn filled(&mut self, slot: usize) -> Result<(), Violation> {
+    pub(crate) fn filled(&mut self, slot: usize) -> Result<(), Violation> {
         match self.posted.get_mut(slot) {
             Some(posted) if *posted => *posted = false,
             _ => return Err(Violation::UnknownSlot { slot }),
@@ -262,18 +265,18 @@ impl Receiving {
         Ok(())
     }
 
-    /// The message is a frame, to be taken in its turn.
-    pub(super) fn queue(&mut self, arrived: Arrived) {
+    /// The message is the caller's, to be taken in its turn.
+    pub(crate) fn queue(&mut self, arrived: Arrived) {
         self.arrived.push_back(arrived);
     }
 
-    /// The frame whose turn it is on this lane.
-    pub(super) fn head(&self) -> Option<Arrived> {
+    /// The message whose turn it is on this lane.
+    pub(crate) fn head(&self) -> Option<Arrived> {
         self.arrived.front().copied()
     }
 
     /// The head was copied out of its slot, which can be posted again.
-    pub(super) fn taken(&mut self) {
+    pub(crate) fn taken(&mut self) {
         self.arrived.pop_front().expect("there is a head");
         self.done = self.done.wrapping_add(1);
     }
@@ -285,33 +288,33 @@ impl Receiving {
 
 /// Both directions of one lane.
 #[derive(Clone, Debug)]
-pub(super) struct LaneBook {
-    pub(super) sending: Sending,
-    pub(super) receiving: Receiving,
+pub(crate) struct LaneBook {
+    pub(crate) sending: Sending,
+    pub(crate) receiving: Receiving,
 }
 
 /// The books of a wire.
 #[derive(Clone, Debug)]
-pub(super) struct WireBook {
+pub(crate) struct WireBook {
     small: LaneBook,
     bulk: LaneBook,
 }
 
 impl WireBook {
-    pub(super) fn new(small_depth: usize, bulk_depth: usize) -> WireBook {
+    pub(crate) fn new(small_depth: usize, bulk_depth: usize) -> WireBook {
         let book =
             |lane, depth| LaneBook { sending: Sending::new(lane, depth), receiving: Receiving::new(lane, depth) };
         WireBook { small: book(Lane::Small, small_depth), bulk: book(Lane::Bulk, bulk_depth) }
     }
 
-    pub(super) fn lane(&self, lane: Lane) -> &LaneBook {
+    pub(crate) fn lane(&self, lane: Lane) -> &LaneBook {
         match lane {
             Lane::Small => &self.small,
             Lane::Bulk => &self.bulk,
         }
     }
 
-    pub(super) fn lane_mut(&mut self, lane: Lane) -> &mut LaneBook {
+    pub(crate) fn lane_mut(&mut self, lane: Lane) -> &mut LaneBook {
         match lane {
             Lane::Small => &mut self.small,
             Lane::Bulk => &mut self.bulk,
@@ -319,7 +322,7 @@ impl WireBook {
     }
 
     /// A report or keep-alive came over `lane`, and its receive is posted again.
-    pub(super) fn reported(&mut self, lane: Lane, report: Report) -> Result<(), Violation> {
+    pub(crate) fn reported(&mut self, lane: Lane, report: Report) -> Result<(), Violation> {
         if lane == Lane::Small {
             self.small.sending.credited(report.small)?;
             self.bulk.sending.credited(report.bulk)?;
@@ -333,7 +336,7 @@ impl WireBook {
 
     /// A report if one is due, and the slot of the small lane to send it from. None while there is
     /// no slot: it stays due.
-    pub(super) fn take_report(&mut self) -> Option<(usize, Report)> {
+    pub(crate) fn take_report(&mut self) -> Option<(usize, Report)> {
         if !self.small.receiving.is_report_due() && !self.bulk.receiving.is_report_due() {
             return None;
         }
@@ -342,7 +345,7 @@ impl WireBook {
     }
 
     /// The report or keep-alive was handed to the device.
-    pub(super) fn report_sent(&mut self, lane: Lane, report: Report) {
+    pub(crate) fn report_sent(&mut self, lane: Lane, report: Report) {
         if lane == Lane::Small {
             self.small.receiving.told = report.small;
             self.bulk.receiving.told = report.bulk;
@@ -350,51 +353,56 @@ impl WireBook {
     }
 
     /// The report was not: it stays due.
-    pub(super) fn cancel_report(&mut self, slot: usize) {
+    pub(crate) fn cancel_report(&mut self, slot: usize) {
         self.small.sending.cancel_report(slot);
     }
 
-    /// What a message that is no frame says.
-    pub(super) fn totals(&self, on_credit: bool) -> Report {
+    /// What a report or keep-alive says now.
+    pub(crate) fn totals(&self, on_credit: bool) -> Report {
         Report { on_credit, small: self.small.receiving.done, bulk: self.bulk.receiving.done }
     }
 }
 
-/// A message between transports. As little-endian bytes in the place of a frame's header: `0 magic
-/// u32 | 4 on credit u8 | 5 zero | 8 small u32 | 12 bulk u32 | 16 zero | 60 CRC32C of bytes 0..60
-/// u32`.
+/// What the two ends of a wire tell each other. As little-endian bytes in the place of a head: `0
+/// magic u32 | 4 on credit u8 | 5 zero | 8 small u32 | 12 bulk u32 | 16 zero | 60 CRC32C of bytes
+/// 0..60 u32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Report {
-    /// A keep-alive, which has spent a credit; else a report proper.
-    pub(super) on_credit: bool,
+pub(crate) struct Report {
+    /// A keep-alive, which has spent a credit; otherwise a report proper.
+    pub(crate) on_credit: bool,
     /// Messages dealt with since the beginning, per lane.
-    pub(super) small: u32,
-    pub(super) bulk: u32,
+    pub(crate) small: u32,
+    pub(crate) bulk: u32,
 }
 
 impl Report {
     const MAGIC: [u8; 4] = *b"FTCR";
 
-    pub(super) fn encode(self) -> [u8; HEADER_BYTES] {
-        let mut bytes = [0; HEADER_BYTES];
+    pub(crate) fn encode(self) -> Head {
+        let mut bytes = [0; HEAD_BYTES];
         bytes[..4].copy_from_slice(&Report::MAGIC);
         bytes[4] = u8::from(self.on_credit);
         bytes[8..12].copy_from_slice(&self.small.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.bulk.to_le_bytes());
-        let crc = crate::frame::crc32c(&bytes[..60]);
+        let crc = crc32c(&bytes[..60]);
         bytes[60..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
-    /// None: the message is a frame.
-    pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Result<Report, Violation>> {
+    /// None: the message is the caller's.
+    pub(crate) fn decode(bytes: &Head) -> Option<Result<Report, Violation>> {
         if bytes[..4] != Report::MAGIC {
             return None;
         }
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-        if u32_at(60) != crate::frame::crc32c(&bytes[..60]) {
+        if u32_at(60) != crc32c(&bytes[..60]) {
             return Some(Err(Violation::DamagedReport));
         }
         Some(Ok(Report { on_credit: bytes[4] != 0, small: u32_at(8), bulk: u32_at(12) }))
     }
+}
+
+/// CRC32C (Castagnoli), as RDMA's own packets use it.
+fn crc32c(bytes: &[u8]) -> u32 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }

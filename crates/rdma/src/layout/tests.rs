@@ -4,7 +4,7 @@ use std::io::Write;
 use std::mem::{offset_of, size_of};
 use std::process::{Command, Stdio};
 
-use super::layout::*;
+use super::*;
 
 /// C expressions and the values that they have here.
 fn expectations() -> Vec<(String, u64)> {

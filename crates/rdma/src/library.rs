@@ -3,14 +3,14 @@
 use std::ffi::OsString;
 use std::sync::OnceLock;
 
-use super::error::RdmaError;
-use super::functions::Library;
+use crate::error::RdmaError;
+use crate::functions::Library;
 
 /// Names the library to open instead of the system's.
-pub(super) const LIBRARY_VARIABLE: &str = "FINETUNE_VERBS_LIB";
+pub(crate) const LIBRARY_VARIABLE: &str = "FINETUNE_VERBS_LIB";
 
 /// The library of this process, opened by the first caller and never closed.
-pub(super) fn library() -> Result<&'static Library, RdmaError> {
+pub(crate) fn library() -> Result<&'static Library, RdmaError> {
     static LIBRARY: OnceLock<Library> = OnceLock::new();
     if let Some(library) = LIBRARY.get() {
         return Ok(library);

@@ -1,22 +1,24 @@
-//! Frames in slots: connecting queue pairs in two phases, and moving frames over them.
+//! All wires of a rank: connecting them in two phases, and moving messages over them.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::device::{Demand, Device, Limits};
-use super::error::RdmaError;
-use super::offer::{Offer, WireDescription, WireOffer, WireOptions, address_text};
-use super::slots::{FRAME_BYTES, Lane, SlotSizes};
-use super::wire::{Queue, SHORTEST_SLEEP, Wire};
-use crate::frame::HEADER_BYTES;
-use crate::transport::{Backend, Broken, LONGEST_SLEEP, Transport, Want};
+use crate::device::{Demand, Device, Limits};
+use crate::error::RdmaError;
+use crate::message::{Head, ReadHead, Received};
+use crate::offer::{Offer, WireDescription, WireOffer, WireOptions, address_text};
+use crate::slots::{FRAME_BYTES, Lane, SlotSizes};
+use crate::wire::{BrokenWire, Queue, SHORTEST_SLEEP, Wire};
 
 /// How long leaving waits for messages that are on their way: a retry of a reliable queue pair, and
 /// room.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Queue pairs that wait for the other ranks' offers.
-pub(crate) struct Prepared {
+/// Longest time that [`Wires::idle`] sleeps.
+pub const LONGEST_SLEEP: Duration = Duration::from_millis(1);
+
+/// Queue pairs of a rank that wait for the other ranks' offers.
+pub struct Prepared {
     rank: usize,
     options: WireOptions,
     offer: Offer,
@@ -27,7 +29,7 @@ pub(crate) struct Prepared {
 }
 
 /// The wires of one rank to the others.
-pub(crate) struct Rdma {
+pub struct Wires {
     wires: Vec<Vec<Wire>>,
     sizes: SlotSizes,
     busy_polls: u32,
@@ -36,15 +38,18 @@ pub(crate) struct Rdma {
     _devices: BTreeMap<String, Device>,
 }
 
-impl Rdma {
+impl Prepared {
     /// The first phase: opens devices and makes queue pairs. `wires[peer]` names this rank's device
     /// for each wire to that peer, in the same order as the peer names its own. It is empty for the
     /// rank itself and for peers without a cable. Without `limits`, those of the device hold
-    /// (Apple's on a Mac).
+    /// (Apple's on a Mac). The offer is for all other ranks: the caller brings it to them.
+    ///
+    /// # Panics
+    /// If `wires[rank]` is missing or not empty.
     ///
     /// # Errors
     /// If an option is wrong, or a device is missing or refuses.
-    pub(crate) fn prepare(
+    pub fn new(
         rank: usize,
         wires: &[Vec<String>],
         options: &WireOptions,
@@ -95,20 +100,13 @@ impl Rdma {
         Ok((Prepared { rank, options: options.clone(), offer: offer.clone(), queues, devices }, offer))
     }
 
-    /// What this rank's wires are.
-    pub(crate) fn wires(&self) -> &[WireDescription] {
-        &self.descriptions
-    }
-}
-
-impl Prepared {
     /// The second phase, with the offers of all ranks in their order: connects, and posts all
-    /// receives. Before the first frame is sent, every rank must have returned from here: that is
-    /// the caller's barrier.
+    /// receives. Before the first message is sent, every rank must have returned from here: the
+    /// caller sees to that. `read_head` reads the heads of the caller's messages.
     ///
     /// # Errors
     /// If the offers do not fit together, or a device refuses.
-    pub(crate) fn connect(self, offers: &[Offer]) -> Result<Rdma, RdmaError> {
+    pub fn connect(self, offers: &[Offer], read_head: ReadHead) -> Result<Wires, RdmaError> {
         let Prepared { rank, options, offer, queues, devices } = self;
         assert_eq!(offers.get(rank), Some(&offer), "rank {rank}'s own offer is among all");
         let terms = Offer::agree(rank, offers)?;
@@ -116,15 +114,15 @@ impl Prepared {
         let mut descriptions = Vec::new();
         for (peer, queues) in queues.into_iter().enumerate() {
             let mut of_peer = Vec::with_capacity(queues.len());
-            for (link, queues) in queues.into_iter().enumerate() {
-                let (own, theirs) = (&offer.wires[peer][link], &offers[peer].wires[rank][link]);
-                let agreed = terms.wires[peer][link];
-                let mut wire = Wire::new(peer, link, &own.device, queues, agreed);
+            for (number, queues) in queues.into_iter().enumerate() {
+                let (own, theirs) = (&offer.wires[peer][number], &offers[peer].wires[rank][number]);
+                let agreed = terms.wires[peer][number];
+                let mut wire = Wire::new(peer, number, &own.device, queues, agreed, read_head);
                 wire.connect(&devices[&own.device], terms.sizes, own, theirs, agreed.mtu)?;
                 of_peer.push(wire);
                 descriptions.push(WireDescription {
                     peer,
-                    wire: link,
+                    wire: number,
                     device: own.device.clone(),
                     address: address_text(own.gid),
                     peer_device: theirs.device.clone(),
@@ -139,58 +137,76 @@ impl Prepared {
             wires.push(of_peer);
         }
         let WireOptions { busy_polls, .. } = options;
-        Ok(Rdma { wires, sizes: terms.sizes, busy_polls, descriptions, _devices: devices })
+        Ok(Wires { wires, sizes: terms.sizes, busy_polls, descriptions, _devices: devices })
     }
 }
 
-impl Transport for Rdma {
-    fn backend(&self) -> Backend {
-        Backend::Rdma
+/// All calls take a peer's rank and the number of one of the wires to it. They panic if there is no
+/// such wire. None of them blocks, except [`Wires::idle`].
+impl Wires {
+    /// What this rank's wires are.
+    pub fn descriptions(&self) -> &[WireDescription] {
+        &self.descriptions
     }
 
-    fn frame_bytes(&self, remaining: usize) -> usize {
-        self.sizes.frame_bytes(remaining)
+    /// Payload bytes of the next message when `remaining` bytes are to go: at most `remaining`, and a
+    /// multiple of 8 if less. The same on every rank.
+    pub fn next_payload_bytes(&self, remaining: usize) -> usize {
+        self.sizes.next_payload_bytes(remaining)
     }
 
-    fn send(
-        &mut self,
-        peer: usize,
-        link: usize,
-        header: &[u8; HEADER_BYTES],
-        payload: &[u8],
-        sent: &mut usize,
-    ) -> Result<bool, Broken> {
+    /// Sends a message with at most [`Wires::next_payload_bytes`] of payload. False: the peer has no
+    /// slot for it yet. Head and payload may change after the call.
+    ///
+    /// # Errors
+    /// If the wire is broken.
+    pub fn send(&mut self, peer: usize, wire: usize, head: &Head, payload: &[u8]) -> Result<bool, BrokenWire> {
         let lane = self.sizes.lane(payload.len());
-        assert!(payload.len() <= self.sizes.payload_bytes(lane), "a frame longer than `frame_bytes` allows");
-        let wire = &mut self.wires[peer][link];
+        assert!(payload.len() <= self.sizes.payload_bytes(lane), "a payload longer than a slot");
+        let wire = &mut self.wires[peer][wire];
         wire.poll();
-        if wire.send(lane, header, payload) {
-            *sent = HEADER_BYTES + payload.len();
+        if wire.send(lane, head, payload) {
             return Ok(true);
         }
         wire.broken().map(|()| false)
     }
 
-    fn receive(
+    /// Receives the next message if its payload is as long as `payload`, or only its head.
+    ///
+    /// # Errors
+    /// If the wire is broken, and all messages that came before were handed out.
+    pub fn receive(
         &mut self,
         peer: usize,
-        link: usize,
-        header: &mut [u8; HEADER_BYTES],
+        wire: usize,
+        head: &mut Head,
         payload: &mut [u8],
-        filled: &mut usize,
-    ) -> Result<bool, Broken> {
-        let wire = &mut self.wires[peer][link];
+    ) -> Result<Received, BrokenWire> {
+        let wire = &mut self.wires[peer][wire];
         wire.poll();
-        if *filled < HEADER_BYTES && wire.receive(self.sizes, header, payload, filled) {
-            return Ok(true);
+        match wire.receive(self.sizes, head, payload) {
+            Received::Nothing => wire.broken().map(|()| Received::Nothing),
+            received => Ok(received),
         }
-        wire.broken().map(|()| false)
     }
 
-    /// Sends something over every queue pair that sent nothing for so long: Apple's go bad when
-    /// idle for about 20 minutes. Call it now and then while the group rests. It costs a credit
-    /// like a frame, so a peer that never polls is not overrun.
-    fn keep_alive(&mut self, unused_for: Duration) -> Result<(), Broken> {
+    /// Takes what the device has for a wire, and leaves messages in their slots.
+    ///
+    /// # Errors
+    /// If the wire is broken.
+    pub fn poll(&mut self, peer: usize, wire: usize) -> Result<(), BrokenWire> {
+        let wire = &mut self.wires[peer][wire];
+        wire.poll();
+        wire.broken()
+    }
+
+    /// Sends something over every queue pair that sent nothing for so long: Apple's go bad when idle
+    /// for about 20 minutes. Call it now and then while nothing else is sent. It costs a credit like
+    /// a message, so a peer that never polls is not overrun.
+    ///
+    /// # Errors
+    /// If a wire is broken.
+    pub fn keep_alive(&mut self, unused_for: Duration) -> Result<(), BrokenWire> {
         for wire in self.wires.iter_mut().flatten() {
             wire.poll();
             wire.keep_alive(unused_for);
@@ -199,20 +215,21 @@ impl Transport for Rdma {
         Ok(())
     }
 
-    /// There is nothing to wait on: Apple's library is only known to be polled. So a wait spins a
-    /// little, then sleeps, longer the longer nothing comes.
-    fn idle(&mut self, _: &[Want], round: u32) {
+    /// Waits a little, when nothing has come for the `round`-th time in a row (from 0). There is
+    /// nothing to wait on: Apple's library is only known to be polled. So a wait spins at first,
+    /// then sleeps, longer the longer nothing comes, [`LONGEST_SLEEP`] at most.
+    pub fn idle(&self, round: u32) {
         let Some(over) = round.checked_sub(self.busy_polls) else {
             std::hint::spin_loop();
             return;
         };
-        let longest = LONGEST_SLEEP / 10;
         let sleep = SHORTEST_SLEEP.saturating_mul(1 << (over / 100).min(16));
-        std::thread::sleep(sleep.min(longest));
+        std::thread::sleep(sleep.min(LONGEST_SLEEP));
     }
 }
 
-impl Drop for Rdma {
+/// Waits up to a second for messages that are on their way, and frees everything.
+impl Drop for Wires {
     fn drop(&mut self) {
         let until = Instant::now() + LINGER;
         for wire in self.wires.iter_mut().flatten() {

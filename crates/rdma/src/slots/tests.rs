@@ -1,12 +1,10 @@
 //! The protocol of a wire without a device: tables, and random runs that must neither overrun a
 //! receive nor stall.
 
-use super::offer::{Offer, QueueOffer, QueuePairKind, WireOffer, WireOptions};
-use super::slots::*;
-use crate::frame::HEADER_BYTES;
+use super::*;
 
 #[test]
-fn frames_are_cut_by_what_remains_alone() {
+fn messages_are_cut_by_what_remains_alone() {
     let sizes = SlotSizes { bulk_bytes: 64 << 10 };
     let (small, bulk) = (sizes.payload_bytes(Lane::Small), sizes.payload_bytes(Lane::Bulk));
     assert_eq!((small, bulk), (4032, 65472));
@@ -22,16 +20,16 @@ fn frames_are_cut_by_what_remains_alone() {
         (bulk + 1, bulk),
         (1 << 40, bulk),
     ];
-    for (remaining, frame) in table {
-        assert_eq!(sizes.frame_bytes(remaining), frame, "{remaining}");
+    for (remaining, bytes) in table {
+        assert_eq!(sizes.next_payload_bytes(remaining), bytes, "{remaining}");
     }
     for bulk_bytes in [8 << 10, 12 << 10, 64 << 10, 512 << 10, 4095 << 12] {
         let sizes = SlotSizes { bulk_bytes };
         for remaining in (0..3 * bulk_bytes).step_by(if bulk_bytes > 1 << 20 { 4093 } else { 61 }) {
-            let frame = sizes.frame_bytes(remaining);
-            assert!(frame <= remaining && (frame > 0) == (remaining > 0));
-            assert!(frame == remaining || frame.is_multiple_of(8), "{frame} of {remaining}");
-            assert!(frame <= sizes.payload_bytes(sizes.lane(frame)));
+            let bytes = sizes.next_payload_bytes(remaining);
+            assert!(bytes <= remaining && (bytes > 0) == (remaining > 0));
+            assert!(bytes == remaining || bytes.is_multiple_of(8), "{bytes} of {remaining}");
+            assert!(bytes <= sizes.payload_bytes(sizes.lane(bytes)));
         }
     }
 }
@@ -44,8 +42,14 @@ fn reports_read_back_and_damage_shows() {
     bytes[9] ^= 1;
     assert_eq!(Report::decode(&bytes), Some(Err(Violation::DamagedReport)));
     bytes[0] ^= 1;
-    assert_eq!(Report::decode(&bytes), None, "something else: a frame");
-    assert_eq!(Report::decode(&[0; HEADER_BYTES]), None);
+    assert_eq!(Report::decode(&bytes), None, "something else: the caller's");
+    assert_eq!(Report::decode(&[0; HEAD_BYTES]), None);
+}
+
+#[test]
+fn the_checksum_of_reports_is_crc32c() {
+    // RFC 3720, appendix B.4.
+    assert_eq!([crc32c(&[0; 32]), crc32c(&[0xff; 32])], [0x8a91_36aa, 0x62a8_ab43]);
 }
 
 #[test]
@@ -97,10 +101,14 @@ struct End {
     incomplete: [Vec<usize>; 2],
     /// Messages that came and were not polled yet, per lane.
     unpolled: [std::collections::VecDeque<(usize, Message)>; 2],
-    /// Frames sent and taken, per lane.
+    /// Messages sent and taken, per lane.
     sent: [u32; 2],
     taken: [u32; 2],
     most_reports_waiting: usize,
+}
+
+fn announced(sequence: u32) -> Announced {
+    Announced { sequence, payload_bytes: 0 }
 }
 
 fn index(lane: Lane) -> usize {
@@ -149,7 +157,7 @@ impl End {
             self.book.lane_mut(lane).receiving.filled(slot).expect("a posted slot");
             match message {
                 Message::Data(sequence) => {
-                    let arrived = Arrived { slot, announced: Some((sequence, 0)) };
+                    let arrived = Arrived { slot, announced: Some(announced(sequence)) };
                     self.book.lane_mut(lane).receiving.queue(arrived);
                 }
                 Message::Report(report) => {
@@ -160,9 +168,10 @@ impl End {
         }
     }
 
-    fn take_frame(&mut self, lane: Lane) {
+    fn take_message(&mut self, lane: Lane) {
         let Some(head) = self.book.lane(lane).receiving.head() else { return };
-        assert_eq!(head.announced, Some((self.taken[index(lane)], 0)), "frames of a lane keep their order");
+        let due = Some(announced(self.taken[index(lane)]));
+        assert_eq!(head.announced, due, "messages of a lane keep their order");
         self.taken[index(lane)] += 1;
         self.book.lane_mut(lane).receiving.taken();
         self.post(lane, head.slot);
@@ -232,8 +241,8 @@ fn random_runs_never_overrun_and_never_stall() {
                 2 => own.send(Lane::BOTH[random.below(2)], true, other),
                 3 => own.poll(Lane::Small),
                 4 => own.poll(Lane::Bulk),
-                5 => own.take_frame(Lane::Small),
-                6 => own.take_frame(Lane::Bulk),
+                5 => own.take_message(Lane::Small),
+                6 => own.take_message(Lane::Bulk),
                 7 | 8 => own.send_report(other),
                 _ => own.complete_one(Lane::BOTH[random.below(2)], &mut random),
             }
@@ -248,7 +257,7 @@ fn random_runs_never_overrun_and_never_stall() {
                 for lane in Lane::BOTH {
                     own.complete_one(lane, &mut random);
                     own.poll(lane);
-                    own.take_frame(lane);
+                    own.take_message(lane);
                     own.send_report(other);
                     if own.sent[index(lane)] < goal[index(lane)] {
                         own.send(lane, false, other);
@@ -258,57 +267,9 @@ fn random_runs_never_overrun_and_never_stall() {
         }
         for (end, other) in [(0, 1), (1, 0)] {
             assert_eq!(ends[end].sent, goal[end], "seed {seed} stalls");
-            assert_eq!(ends[other].taken, ends[end].sent, "seed {seed} loses frames");
+            assert_eq!(ends[other].taken, ends[end].sent, "seed {seed} loses messages");
             most_reports_waiting = most_reports_waiting.max(ends[end].most_reports_waiting);
         }
     }
     assert_eq!(most_reports_waiting, REPORT_RECEIVES, "the runs reach the bound that slots.rs derives");
-}
-
-fn wire(device: &str, depth: usize, mtu: usize) -> WireOffer {
-    let queue = QueueOffer { number: 17, first_packet: 1, depth };
-    let gid = "::ffff:10.0.0.1".parse().expect("an address");
-    WireOffer { device: device.into(), gid, lid: 0, mtu, small: queue, bulk: queue }
-}
-
-#[test]
-fn offers_come_to_the_least_of_all_or_to_an_error_that_names_both() {
-    let offer =
-        |bulk_bytes, kind, wires| Offer::new(&WireOptions { bulk_bytes, kind, ..WireOptions::default() }, wires);
-    let (uc, rc) = (QueuePairKind::Unreliable, QueuePairKind::Reliable);
-    let fitting = [
-        offer(64 << 10, uc, vec![vec![], vec![wire("rdma_en3", 16, 4096), wire("rdma_en4", 2, 1024)]]),
-        offer(32 << 10, uc, vec![vec![wire("rdma_en5", 8, 2048), wire("rdma_en6", 16, 4096)], vec![]]),
-    ];
-    let terms = Offer::agree(0, &fitting).expect("they fit");
-    assert_eq!(terms.sizes, SlotSizes { bulk_bytes: 32 << 10 });
-    let wires: Vec<(usize, usize)> = terms.wires[1].iter().map(|wire| (wire.mtu, wire.bulk_depth)).collect();
-    assert_eq!(wires, [(2048, 8), (1024, 2)]);
-    assert_eq!(Offer::agree(1, &fitting).expect("they fit").sizes, terms.sizes);
-
-    let json = serde_json::to_string(&fitting[0]).expect("JSON");
-    assert_eq!(serde_json::from_str::<Offer>(&json).expect("an offer"), fitting[0]);
-
-    let one_wire = |kind, wire| offer(64 << 10, kind, vec![vec![wire], vec![]]);
-    let mine = offer(64 << 10, uc, vec![vec![], vec![wire("rdma_en3", 16, 4096)]]);
-    let refused = [
-        one_wire(rc, wire("rdma_en5", 8, 4096)),
-        offer(64 << 10, uc, vec![vec![], vec![]]),
-        offer(64 << 10, uc, vec![vec![]]),
-        one_wire(uc, wire("rdma_en5", 1, 4096)),
-        one_wire(uc, wire("rdma_en5", 8, 4000)),
-        offer(4097, uc, vec![vec![wire("rdma_en5", 8, 4096)], vec![]]),
-    ];
-    let text: String = refused
-        .into_iter()
-        .map(|theirs| format!("{}\n", Offer::agree(0, &[mine.clone(), theirs]).expect_err("they do not fit")))
-        .collect();
-    expect_test::expect![[r#"
-        rank 0 and rank 1 cannot be connected over RDMA: this one offers uc queue pairs and rank 1 rc: configure the same kind everywhere (Thunderbolt has only uc)
-        rank 0 and rank 1 cannot be connected over RDMA: this one has 1 wires to it (rdma_en3), it has 0 back (none): name one device at each end of every cable
-        rank 0 and rank 1 cannot be connected over RDMA: rank 1 counts 1 ranks, this one 2
-        rank 0 and rank 1 cannot be connected over RDMA: its offer for rdma_en5 makes no sense: WireOffer { device: "rdma_en5", gid: ::ffff:10.0.0.1, lid: 0, mtu: 4096, small: QueueOffer { number: 17, first_packet: 1, depth: 1 }, bulk: QueueOffer { number: 17, first_packet: 1, depth: 1 } }
-        rank 0 and rank 1 cannot be connected over RDMA: its offer for rdma_en5 makes no sense: WireOffer { device: "rdma_en5", gid: ::ffff:10.0.0.1, lid: 0, mtu: 4000, small: QueueOffer { number: 17, first_packet: 1, depth: 8 }, bulk: QueueOffer { number: 17, first_packet: 1, depth: 8 } }
-        rank 0 and rank 1 cannot be connected over RDMA: rank 1 offers slots of 4097 bytes
-    "#]].assert_eq(&text);
 }

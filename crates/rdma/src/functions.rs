@@ -4,7 +4,7 @@
 
 use std::ffi::{OsString, c_char, c_int, c_void};
 
-use super::layout::{self, DeviceAttr, Gid, PortAttr, QpAttr, QpInitAttr};
+use crate::layout::{self, DeviceAttr, Gid, PortAttr, QpAttr, QpInitAttr};
 
 macro_rules! functions {
     (
@@ -12,16 +12,16 @@ macro_rules! functions {
         optional { $($maybe:ident: fn($($maybe_argument:ty),*) -> $maybe_returned:ty;)* }
     ) => {
         /// The functions of the library.
-        pub(super) struct Library {
-            $(pub(super) $name: unsafe extern "C" fn($($argument),*) $(-> $returned)?,)*
-            $(pub(super) $maybe: Option<unsafe extern "C" fn($($maybe_argument),*) -> $maybe_returned>,)*
+        pub(crate) struct Library {
+            $(pub(crate) $name: unsafe extern "C" fn($($argument),*) $(-> $returned)?,)*
+            $(pub(crate) $maybe: Option<unsafe extern "C" fn($($maybe_argument),*) -> $maybe_returned>,)*
             /// Keeps the functions where they are; none if they are part of the program.
             _library: Option<libloading::Library>,
         }
 
         impl Library {
             /// Opens the library at `path`, which must be a verbs library.
-            pub(super) fn open(path: &OsString) -> Result<Library, libloading::Error> {
+            pub(crate) fn open(path: &OsString) -> Result<Library, libloading::Error> {
                 // SAFETY: the verbs libraries have no initialisers with conditions of their own; a
                 // library that the user names is theirs to vouch for. The types of the functions
                 // are those of `infiniband/verbs.h`, whose layouts a test compares. The pointers
@@ -38,7 +38,7 @@ macro_rules! functions {
 
             /// The library that `ibverbs-sys` links.
             #[cfg(all(feature = "ibverbs", target_os = "linux"))]
-            pub(super) fn linked() -> Library {
+            pub(crate) fn linked() -> Library {
                 // SAFETY: the same functions as above under the types that bindgen gives them,
                 // which are pointers to the structures of the same header; a test compares ours
                 // with it.

@@ -1,16 +1,19 @@
 //! What every rank tells the others before queue pairs are connected, and what follows from it.
 //!
-//! Pure: the caller carries offers over its control connections, and the same offers lead to the
-//! same sizes on every rank.
+//! Pure: the caller carries the offers between ranks, and the same offers lead to the same sizes on
+//! every rank.
 
 use std::net::Ipv6Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::error::RdmaError;
-use super::slots::{FRAME_BYTES, LEAST_DEPTH, Lane, SlotSizes};
+use crate::error::RdmaError;
+use crate::slots::{FRAME_BYTES, LEAST_DEPTH, Lane, SlotSizes};
 
-/// Version of what travels over queue pairs besides frames.
+#[cfg(test)]
+mod tests;
+
+/// Version of what the two ends of a wire tell each other.
 const VERSION: u32 = 1;
 
 /// The kind of connection between two queue pairs.
@@ -38,19 +41,19 @@ impl std::fmt::Display for QueuePairKind {
 /// How queue pairs are used. Sizes and depths are what this rank offers; the least of all offers
 /// holds.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct WireOptions {
+pub struct WireOptions {
     /// The kind of queue pair; all ranks must have the same.
-    pub(crate) kind: QueuePairKind,
+    pub kind: QueuePairKind,
     /// Bytes of a bulk slot: a multiple of 4096, at least 8192.
-    pub(crate) bulk_bytes: usize,
+    pub bulk_bytes: usize,
     /// Bulk messages on their way in one direction of a wire.
-    pub(crate) bulk_depth: usize,
+    pub bulk_depth: usize,
     /// Small messages (4 KiB) on their way in one direction of a wire.
-    pub(crate) small_depth: usize,
+    pub small_depth: usize,
     /// Largest packet on the wire in bytes: 256, 512, 1024, 2048 or 4096.
-    pub(crate) mtu: usize,
+    pub mtu: usize,
     /// Polls before a wait begins to sleep.
-    pub(crate) busy_polls: u32,
+    pub busy_polls: u32,
 }
 
 impl Default for WireOptions {
@@ -70,7 +73,7 @@ impl Default for WireOptions {
 
 impl WireOptions {
     /// Refuses what cannot work on any device.
-    pub(super) fn check(&self) -> Result<(), RdmaError> {
+    pub(crate) fn check(&self) -> Result<(), RdmaError> {
         let refuse = |what: String| Err(RdmaError::Option { what });
         if !self.bulk_bytes.is_multiple_of(FRAME_BYTES) || self.bulk_bytes < 2 * FRAME_BYTES {
             return refuse(format!("bulk slots of {} bytes: give a multiple of 4096, at least 8192", self.bulk_bytes));
@@ -86,37 +89,38 @@ impl WireOptions {
     }
 }
 
-/// What a rank has to say to all others.
+/// What a rank has to say to all others before they connect: its devices' addresses, its queue
+/// pairs and its sizes. Written as JSON by serde.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Offer {
+pub struct Offer {
     version: u32,
-    pub(super) kind: QueuePairKind,
-    pub(super) bulk_bytes: usize,
+    pub(crate) kind: QueuePairKind,
+    pub(crate) bulk_bytes: usize,
     /// Per peer and wire; none for the rank itself.
-    pub(super) wires: Vec<Vec<WireOffer>>,
+    pub(crate) wires: Vec<Vec<WireOffer>>,
 }
 
 /// One end of a wire.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WireOffer {
-    pub(super) device: String,
-    pub(super) gid: Ipv6Addr,
-    pub(super) lid: u16,
-    pub(super) mtu: usize,
-    pub(super) small: QueueOffer,
-    pub(super) bulk: QueueOffer,
+    pub(crate) device: String,
+    pub(crate) gid: Ipv6Addr,
+    pub(crate) lid: u16,
+    pub(crate) mtu: usize,
+    pub(crate) small: QueueOffer,
+    pub(crate) bulk: QueueOffer,
 }
 
 /// One queue pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct QueueOffer {
-    pub(super) number: u32,
-    pub(super) first_packet: u32,
-    pub(super) depth: usize,
+    pub(crate) number: u32,
+    pub(crate) first_packet: u32,
+    pub(crate) depth: usize,
 }
 
 impl WireOffer {
-    pub(super) fn queue(&self, lane: Lane) -> &QueueOffer {
+    pub(crate) fn queue(&self, lane: Lane) -> &QueueOffer {
         match lane {
             Lane::Small => &self.small,
             Lane::Bulk => &self.bulk,
@@ -126,21 +130,21 @@ impl WireOffer {
 
 /// What the two ends of a wire agree on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct WireTerms {
-    pub(super) mtu: usize,
-    pub(super) small_depth: usize,
-    pub(super) bulk_depth: usize,
+pub(crate) struct WireTerms {
+    pub(crate) mtu: usize,
+    pub(crate) small_depth: usize,
+    pub(crate) bulk_depth: usize,
 }
 
 /// What follows from all offers for one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Terms {
-    pub(super) sizes: SlotSizes,
+pub(crate) struct Terms {
+    pub(crate) sizes: SlotSizes,
     /// Per peer and wire.
-    pub(super) wires: Vec<Vec<WireTerms>>,
+    pub(crate) wires: Vec<Vec<WireTerms>>,
 }
 
-/// A wire of a connected transport, for messages and reports.
+/// A connected wire, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WireDescription {
     /// The rank at the other end.
@@ -180,12 +184,12 @@ impl std::fmt::Display for WireDescription {
 }
 
 /// An address as people write it: IPv4 if it is one.
-pub(super) fn address_text(gid: Ipv6Addr) -> String {
+pub(crate) fn address_text(gid: Ipv6Addr) -> String {
     gid.to_ipv4_mapped().map_or_else(|| gid.to_string(), |address| address.to_string())
 }
 
 impl Offer {
-    pub(super) fn new(options: &WireOptions, wires: Vec<Vec<WireOffer>>) -> Offer {
+    pub(crate) fn new(options: &WireOptions, wires: Vec<Vec<WireOffer>>) -> Offer {
         Offer { version: VERSION, kind: options.kind, bulk_bytes: options.bulk_bytes, wires }
     }
 
@@ -193,7 +197,7 @@ impl Offer {
     ///
     /// # Errors
     /// If two ranks do not fit together.
-    pub(super) fn agree(rank: usize, offers: &[Offer]) -> Result<Terms, RdmaError> {
+    pub(crate) fn agree(rank: usize, offers: &[Offer]) -> Result<Terms, RdmaError> {
         let mine = &offers[rank];
         let world = offers.len();
         for (peer, theirs) in offers.iter().enumerate() {

@@ -1,18 +1,18 @@
 //! The objects of the verbs library, behind types that free them.
 //!
 //! This file owns what the library creates ([`Context`], [`Memory`], [`QueuePair`]) and frees each
-//! exactly once, in the right order. It knows nothing of limits, ranks or frames; `device.rs` does.
+//! exactly once, in the right order. It knows nothing of limits or ranks; `device.rs` does.
 //!
-//! `ibv_post_send`, `ibv_post_recv` and `ibv_poll_cq` are no symbols but
-//! inline functions that call through a table in the context; so do we.
+//! `ibv_post_send`, `ibv_post_recv` and `ibv_poll_cq` are no symbols but inline functions that call
+//! through a table in the context; so do we.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ffi::{CStr, c_int};
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::functions::Library;
-use super::layout::{self, DeviceAttr, Gid, PortAttr, QpAttr, QpInitAttr, WorkCompletion, platform};
+use crate::functions::Library;
+use crate::layout::{self, DeviceAttr, Gid, PortAttr, QpAttr, QpInitAttr, WorkCompletion, platform};
 
 /// Every device of interest has one port, and ports count from 1.
 const PORT: u8 = 1;
@@ -22,9 +22,9 @@ const PAGE_BYTES: usize = 16 << 10;
 
 /// A call that failed and the error number it left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Failed {
-    pub(super) call: &'static str,
-    pub(super) errno: i32,
+pub(crate) struct Failed {
+    pub(crate) call: &'static str,
+    pub(crate) errno: i32,
 }
 
 impl Failed {
@@ -66,7 +66,7 @@ impl Library {
         Ok(result)
     }
 
-    pub(super) fn device_names(&self) -> Result<Vec<String>, Failed> {
+    pub(crate) fn device_names(&self) -> Result<Vec<String>, Failed> {
         let mut names = Vec::new();
         self.visit(|_, name| {
             names.push(name.to_string());
@@ -76,7 +76,7 @@ impl Library {
     }
 
     /// The device of that name; none if there is none.
-    pub(super) fn open_device(&'static self, wanted: &str) -> Result<Option<Context>, Failed> {
+    pub(crate) fn open_device(&'static self, wanted: &str) -> Result<Option<Context>, Failed> {
         let opened = self.visit(|device, name| {
             (name == wanted).then(|| {
                 // SAFETY: `device` is in the list that `visit` holds.
@@ -89,7 +89,7 @@ impl Library {
 }
 
 /// An open device.
-pub(super) struct Context {
+pub(crate) struct Context {
     library: &'static Library,
     raw: NonNull<layout::Context>,
 }
@@ -101,7 +101,7 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
-    pub(super) fn port(&self) -> Result<PortAttr, Failed> {
+    pub(crate) fn port(&self) -> Result<PortAttr, Failed> {
         let mut attributes = PortAttr::default();
         // SAFETY: the context is open, and `PortAttr` is at least as long as what any library
         // writes.
@@ -110,7 +110,7 @@ impl Context {
     }
 
     /// An entry of the port's table of addresses; none if it is empty.
-    pub(super) fn gid(&self, index: c_int) -> Option<[u8; 16]> {
+    pub(crate) fn gid(&self, index: c_int) -> Option<[u8; 16]> {
         let mut gid = Gid::default();
         // SAFETY: the context is open and `gid` outlives the call.
         let returned = unsafe { (self.library.ibv_query_gid)(self.raw.as_ptr(), PORT, index, &mut gid) };
@@ -118,7 +118,7 @@ impl Context {
     }
 
     /// What the device can do, if the library can tell.
-    pub(super) fn attributes(&self) -> Option<DeviceAttr> {
+    pub(crate) fn attributes(&self) -> Option<DeviceAttr> {
         let mut attributes = DeviceAttr::default();
         // SAFETY: the context is open, and `DeviceAttr` is longer than the C structure.
         let returned = unsafe { self.library.ibv_query_device?(self.raw.as_ptr(), &mut attributes) };
@@ -134,7 +134,7 @@ impl Drop for Context {
 }
 
 /// A protection domain and its one piece of registered memory, given out in parts.
-pub(super) struct Memory {
+pub(crate) struct Memory {
     start: NonNull<u8>,
     layout: Layout,
     region: NonNull<layout::Mr>,
@@ -152,7 +152,7 @@ unsafe impl Sync for Memory {}
 impl Memory {
     /// Registers `bytes` of fresh, page-aligned, zeroed memory: the device may write where receives
     /// are posted, and no peer may address it.
-    pub(super) fn register(context: Context, bytes: usize) -> Result<Arc<Memory>, Failed> {
+    pub(crate) fn register(context: Context, bytes: usize) -> Result<Arc<Memory>, Failed> {
         let layout = Layout::from_size_align(bytes.max(1), PAGE_BYTES).expect("less than half the address space");
         // SAFETY: of more than no bytes.
         let start = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
@@ -182,7 +182,7 @@ impl Memory {
     }
 
     /// The next `bytes` without an owner.
-    pub(super) fn part(self: &Arc<Self>, bytes: usize) -> Part {
+    pub(crate) fn part(self: &Arc<Self>, bytes: usize) -> Part {
         let mut given_out = self.given_out.lock().unwrap_or_else(PoisonError::into_inner);
         let offset = *given_out;
         assert!(bytes <= self.layout.size() - offset, "more memory given out than registered");
@@ -207,7 +207,7 @@ impl Drop for Memory {
 }
 
 /// Some bytes of registered memory that one queue pair owns.
-pub(super) struct Part {
+pub(crate) struct Part {
     memory: Arc<Memory>,
     offset: usize,
     bytes: usize,
@@ -240,28 +240,28 @@ impl Part {
 
 /// The parameters of a new queue pair.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct QueuePairShape {
-    pub(super) reliable: bool,
+pub(crate) struct QueuePairShape {
+    pub(crate) reliable: bool,
     /// Sends and receives that can be posted, in the unit of the device (4 KiB frames on a Mac,
     /// messages elsewhere).
-    pub(super) sends: u32,
-    pub(super) receives: u32,
+    pub(crate) sends: u32,
+    pub(crate) receives: u32,
 }
 
 /// Where a queue pair's messages go.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Path {
-    pub(super) number: u32,
-    pub(super) first_packet: u32,
-    pub(super) lid: u16,
-    pub(super) gid: [u8; 16],
-    pub(super) own_gid_index: u8,
+pub(crate) struct Path {
+    pub(crate) number: u32,
+    pub(crate) first_packet: u32,
+    pub(crate) lid: u16,
+    pub(crate) gid: [u8; 16],
+    pub(crate) own_gid_index: u8,
     /// As in `enum ibv_mtu`.
-    pub(super) mtu: u32,
+    pub(crate) mtu: u32,
 }
 
 /// A queue pair with its own completion queue and its own part of the memory.
-pub(super) struct QueuePair {
+pub(crate) struct QueuePair {
     raw: NonNull<layout::Qp>,
     completions: NonNull<layout::CompletionQueue>,
     reliable: bool,
@@ -272,7 +272,7 @@ pub(super) struct QueuePair {
 unsafe impl Send for QueuePair {}
 
 impl QueuePair {
-    pub(super) fn create(part: Part, shape: QueuePairShape) -> Result<QueuePair, Failed> {
+    pub(crate) fn create(part: Part, shape: QueuePairShape) -> Result<QueuePair, Failed> {
         let (library, context) = (part.memory.context.library, part.memory.context.raw.as_ptr());
         let entries = (shape.sends + shape.receives + 1) as c_int;
         // SAFETY: the context is open; no channel, no context of ours.
@@ -314,13 +314,13 @@ impl QueuePair {
     }
 
     /// The number that the peer addresses.
-    pub(super) fn number(&self) -> u32 {
+    pub(crate) fn number(&self) -> u32 {
         // SAFETY: a queue pair that exists.
         unsafe { self.raw.as_ref().qp_num }
     }
 
     /// Sends and receives that can really be posted, if the library can tell.
-    pub(super) fn depth(&self) -> Option<(u32, u32)> {
+    pub(crate) fn depth(&self) -> Option<(u32, u32)> {
         let mut attributes = QpAttr::default();
         // SAFETY: all zeros (null pointers, no queues) is a value of this C structure.
         let mut initial: QpInitAttr = unsafe { std::mem::zeroed() };
@@ -336,7 +336,7 @@ impl QueuePair {
     }
 
     /// RESET to INIT: receives can be posted from here on.
-    pub(super) fn initialise(&mut self) -> Result<(), Failed> {
+    pub(crate) fn initialise(&mut self) -> Result<(), Failed> {
         let attributes = QpAttr {
             qp_state: layout::QPS_INIT,
             port_num: PORT,
@@ -348,7 +348,7 @@ impl QueuePair {
     }
 
     /// INIT to RTR: messages of the peer are received.
-    pub(super) fn ready_to_receive(&mut self, path: &Path) -> Result<(), Failed> {
+    pub(crate) fn ready_to_receive(&mut self, path: &Path) -> Result<(), Failed> {
         let mut attributes = QpAttr {
             qp_state: layout::QPS_RTR,
             path_mtu: path.mtu,
@@ -371,7 +371,7 @@ impl QueuePair {
     }
 
     /// RTR to RTS: messages can be sent.
-    pub(super) fn ready_to_send(&mut self, first_packet: u32) -> Result<(), Failed> {
+    pub(crate) fn ready_to_send(&mut self, first_packet: u32) -> Result<(), Failed> {
         let mut attributes = QpAttr { qp_state: layout::QPS_RTS, sq_psn: first_packet, ..QpAttr::default() };
         let mut mask = layout::QP_STATE | layout::QP_SQ_PSN;
         if self.reliable {
@@ -386,23 +386,23 @@ impl QueuePair {
     }
 
     /// Any state to ERR: everything posted completes as flushed.
-    pub(super) fn fail(&mut self) -> Result<(), Failed> {
+    pub(crate) fn fail(&mut self) -> Result<(), Failed> {
         let attributes = QpAttr { qp_state: layout::QPS_ERR, ..QpAttr::default() };
         self.modify("ibv_modify_qp to ERR", attributes, layout::QP_STATE)
     }
 
     /// Copies into the registered memory.
-    pub(super) fn write(&mut self, at: usize, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, at: usize, bytes: &[u8]) {
         self.part.write(at, bytes);
     }
 
     /// Copies out of the registered memory.
-    pub(super) fn read(&self, at: usize, into: &mut [u8]) {
+    pub(crate) fn read(&self, at: usize, into: &mut [u8]) {
         self.part.read(at, into);
     }
 
     /// Posts a receive of one message into `bytes` at `at`.
-    pub(super) fn post_receive(&mut self, id: u64, at: usize, bytes: usize) -> Result<(), Failed> {
+    pub(crate) fn post_receive(&mut self, id: u64, at: usize, bytes: usize) -> Result<(), Failed> {
         let mut place = self.part.scatter_gather(at, bytes);
         let mut request = layout::ReceiveRequest { wr_id: id, next: ptr::null_mut(), sg_list: &mut place, num_sge: 1 };
         let mut refused = ptr::null_mut();
@@ -413,7 +413,7 @@ impl QueuePair {
     }
 
     /// Posts the `bytes` at `at` as one message; they must not change before its completion.
-    pub(super) fn post_send(&mut self, id: u64, at: usize, bytes: usize) -> Result<(), Failed> {
+    pub(crate) fn post_send(&mut self, id: u64, at: usize, bytes: usize) -> Result<(), Failed> {
         let mut place = self.part.scatter_gather(at, bytes);
         let mut request = layout::SendRequest {
             wr_id: id,
@@ -432,7 +432,7 @@ impl QueuePair {
     }
 
     /// Takes completions; returns how many.
-    pub(super) fn poll(&mut self, into: &mut [WorkCompletion]) -> Result<usize, Failed> {
+    pub(crate) fn poll(&mut self, into: &mut [WorkCompletion]) -> Result<usize, Failed> {
         let poll = self.operations().poll_cq.expect("every provider has poll_cq");
         // SAFETY: the completion queue exists, and at most `into.len()` entries are written.
         let count = unsafe { poll(self.completions.as_ptr(), into.len() as c_int, into.as_mut_ptr()) };

@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-use super::error::{RdmaError, os_text};
-use super::layout::{MTU_4096, PORT_ACTIVE};
-use super::library::library;
-use super::offer::{QueuePairKind, address_text};
-use super::slots::{FRAME_BYTES, LEAST_DEPTH, Lane};
-use super::verbs::{Context, Failed, Memory, QueuePair, QueuePairShape};
+use crate::error::{RdmaError, os_text};
+use crate::layout::{MTU_4096, PORT_ACTIVE};
+use crate::library::library;
+use crate::offer::{QueuePairKind, address_text};
+use crate::slots::{FRAME_BYTES, LEAST_DEPTH, Lane};
+use crate::verbs::{Context, Failed, Memory, QueuePair, QueuePairShape};
 
 /// The most bytes that are registered at once: regions above 4 GiB were reported to corrupt data on
 /// macOS.
@@ -74,8 +74,8 @@ pub struct RdmaDevice {
     pub problem: Option<String>,
 }
 
-/// The RDMA devices of this machine. Opens each for a moment, so a process that is in a group must
-/// not call it: opening a device twice was reported to hang on macOS (mlx#3245).
+/// The RDMA devices of this machine. Opens each for a moment, so a process with open wires must not
+/// call it: opening a device twice was reported to hang on macOS (mlx#3245).
 ///
 /// # Errors
 /// If there is no verbs library or no kernel with RDMA.
@@ -91,24 +91,24 @@ pub fn rdma_devices() -> Result<Vec<RdmaDevice>, RdmaError> {
 
 /// What the port of a device says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Port {
-    pub(super) lid: u16,
-    pub(super) gid: Ipv6Addr,
-    pub(super) gid_index: u8,
+pub(crate) struct Port {
+    pub(crate) lid: u16,
+    pub(crate) gid: Ipv6Addr,
+    pub(crate) gid_index: u8,
     /// Largest packet in bytes.
-    pub(super) mtu: usize,
+    pub(crate) mtu: usize,
     message_bytes: u32,
 }
 
-/// What a group asks of a device.
+/// What the wires of one rank ask of a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Demand {
-    pub(super) queue_pairs: usize,
-    pub(super) memory_bytes: usize,
+pub(crate) struct Demand {
+    pub(crate) queue_pairs: usize,
+    pub(crate) memory_bytes: usize,
     /// The largest message.
-    pub(super) message_bytes: usize,
+    pub(crate) message_bytes: usize,
     /// The most frames in one direction of a queue pair.
-    pub(super) frames: usize,
+    pub(crate) frames: usize,
 }
 
 impl Demand {
@@ -151,7 +151,7 @@ struct Held {
     memory_regions: usize,
 }
 
-/// What this process has of all devices: limits hold for all its groups together.
+/// What this process has of all devices: limits hold for all [`crate::Wires`] of it together.
 fn held() -> MutexGuard<'static, BTreeMap<String, Held>> {
     static HELD: Mutex<BTreeMap<String, Held>> = Mutex::new(BTreeMap::new());
     HELD.lock().unwrap_or_else(PoisonError::into_inner)
@@ -184,17 +184,17 @@ impl Drop for Share {
     }
 }
 
-/// An open device: one for each name and group. Dropped after its queue pairs.
-pub(super) struct Device {
-    pub(super) name: String,
-    pub(super) port: Port,
+/// An open device: one for each name and [`crate::Wires`]. Dropped after its queue pairs.
+pub(crate) struct Device {
+    pub(crate) name: String,
+    pub(crate) port: Port,
     memory: Arc<Memory>,
     _share: Share,
 }
 
 impl Device {
     /// Opens a device with the memory of all its queue pairs. Without `limits` its own hold.
-    pub(super) fn open(name: &str, demand: &Demand, limits: Option<&Limits>) -> Result<Device, RdmaError> {
+    pub(crate) fn open(name: &str, demand: &Demand, limits: Option<&Limits>) -> Result<Device, RdmaError> {
         let context = open(name)?;
         let port = read_port(name, &context)?;
         let limits = limits.copied().unwrap_or_else(|| Limits::of_device(&context, port.message_bytes));
@@ -205,7 +205,7 @@ impl Device {
 
     /// A queue pair ready for receives to be posted, with slots for `depth` messages each way, and
     /// its real depth: drivers may give less.
-    pub(super) fn queue_pair(
+    pub(crate) fn queue_pair(
         &self,
         kind: QueuePairKind,
         lane: Lane,
@@ -236,7 +236,7 @@ impl Device {
 }
 
 /// Names the device of a failed call.
-pub(super) fn failed_on(device: &str, failed: Failed) -> RdmaError {
+pub(crate) fn failed_on(device: &str, failed: Failed) -> RdmaError {
     if failed.call == "ibv_get_device_list" {
         let because = format!("the kernel does not tell its RDMA devices: {}", os_text(failed.errno));
         return RdmaError::Unavailable { because, advice: WHERE_DEVICES_COME_FROM };
@@ -318,7 +318,7 @@ fn mtu_bytes(number: u32) -> usize {
 }
 
 /// Bytes as `enum ibv_mtu`.
-pub(super) fn mtu_number(bytes: usize) -> u32 {
+pub(crate) fn mtu_number(bytes: usize) -> u32 {
     bytes.ilog2() - 7
 }
 
@@ -327,7 +327,7 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
-    use crate::rdma::library::LIBRARY_VARIABLE;
+    use crate::library::LIBRARY_VARIABLE;
 
     #[test]
     fn limits_are_refused_with_what_to_do() {
@@ -381,11 +381,7 @@ mod tests {
         let other_library = if cfg!(target_os = "macos") { "/usr/lib/libSystem.B.dylib" } else { "libc.so.6" };
         for (path, cause) in [("/nonexistent/verbs", "/nonexistent/verbs"), (other_library, "ibv_get_device_list")] {
             let output = std::process::Command::new(std::env::current_exe().expect("this program"))
-                .args([
-                    "--exact",
-                    "rdma::device::tests::a_missing_library_is_an_error_that_says_what_to_do",
-                    "--nocapture",
-                ])
+                .args(["--exact", "device::tests::a_missing_library_is_an_error_that_says_what_to_do", "--nocapture"])
                 .env(LIBRARY_VARIABLE, path)
                 .env("FINETUNE_TEST_PRINT_DEVICES", "1")
                 .output()

@@ -1,32 +1,33 @@
 //! One end of a cable: two queue pairs, their slots, and what travels between them. `QueuePair` is
-//! the binding's own type in `verbs.rs`; a wire has two of them.
+//! the binding's own type in `verbs.rs`.
 //!
 //! `slots.rs` decides what to do; this file does it. A wire that fails keeps what came before its
 //! end.
 
 use std::time::{Duration, Instant};
 
-use super::device::{Device, failed_on, mtu_number};
-use super::error::{RdmaError, os_text};
-use super::layout::{WC_RETRY_EXC_ERR, WC_SUCCESS, WorkCompletion, status_name};
-use super::offer::{QueueOffer, QueuePairKind, WireOffer, WireTerms};
-use super::slots::{Arrived, Lane, LaneBook, Report, SlotSizes, Violation, WireBook};
-use super::verbs::{Failed, Path, QueuePair};
-use crate::frame::{HEADER_BYTES, Header};
-use crate::transport::Broken;
+use thiserror::Error;
+
+use crate::device::{Device, failed_on, mtu_number};
+use crate::error::{RdmaError, os_text};
+use crate::layout::{WC_RETRY_EXC_ERR, WC_SUCCESS, WorkCompletion, status_name};
+use crate::message::{HEAD_BYTES, Head, ReadHead, Received};
+use crate::offer::{QueueOffer, QueuePairKind, WireOffer, WireTerms};
+use crate::slots::{Arrived, Lane, LaneBook, Report, SlotSizes, Violation, WireBook};
+use crate::verbs::{Failed, Path, QueuePair};
 
 /// How long leaving waits for posted receives to come back, after the last that did. Not every
 /// driver gives them back, and destroying the queue pair ends them anyway.
 const DRAIN: Duration = Duration::from_millis(2);
 
 /// The shortest sleep of a wait.
-pub(super) const SHORTEST_SLEEP: Duration = Duration::from_micros(20);
+pub(crate) const SHORTEST_SLEEP: Duration = Duration::from_micros(20);
 
 /// Marks a completion as a receive's; the rest of the id is the slot.
 const RECEIVE: u64 = 1 << 32;
 
 /// One lane of a wire: a queue pair and where its slots are, receives first.
-pub(super) struct Queue {
+pub(crate) struct Queue {
     pair: QueuePair,
     /// Slots to receive into that there is memory for, and the bytes of one. What was agreed on may
     /// be less.
@@ -40,7 +41,7 @@ pub(super) struct Queue {
 impl Queue {
     /// A queue pair of `device` for a lane `depth` deep with slots of `slot_bytes`, and what to
     /// tell the peer of it.
-    pub(super) fn make(
+    pub(crate) fn make(
         device: &Device,
         kind: QueuePairKind,
         lane: Lane,
@@ -66,11 +67,11 @@ impl Queue {
         self.pair.post_receive(RECEIVE | slot as u64, self.receive_at(slot), self.message)
     }
 
-    /// Sends a slot that holds `header` and `payload`.
-    fn send(&mut self, slot: usize, header: &[u8; HEADER_BYTES], payload: &[u8]) -> Result<(), Failed> {
+    /// Sends a slot that holds `head` and `payload`.
+    fn send(&mut self, slot: usize, head: &Head, payload: &[u8]) -> Result<(), Failed> {
         let at = self.send_at(slot);
-        self.pair.write(at, header);
-        self.pair.write(at + HEADER_BYTES, payload);
+        self.pair.write(at, head);
+        self.pair.write(at + HEAD_BYTES, payload);
         self.pair.post_send(slot as u64, at, self.message)?;
         self.last_sent = Instant::now();
         Ok(())
@@ -86,30 +87,53 @@ fn any_packet() -> u32 {
     u32::from_le_bytes(bytes) & 0x00ff_ffff
 }
 
+/// A wire that is broken: nothing moves on it any more.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("wire {wire} to rank {peer} is broken: {what}")]
+pub struct BrokenWire {
+    /// The rank at the other end.
+    pub peer: usize,
+    /// The number of the wire among those to this peer.
+    pub wire: usize,
+    /// The peer closed it. Most likely the peer ended.
+    pub closed: bool,
+    /// The queue pair, its device, and what happened.
+    pub what: String,
+}
+
 /// A cable's end: two queue pairs and their books.
-pub(super) struct Wire {
+pub(crate) struct Wire {
     peer: usize,
-    link: usize,
+    number: usize,
     small: Queue,
     bulk: Queue,
     book: WireBook,
-    /// Frames taken, modulo 2^32: the sequence that is due.
-    frames_taken: u32,
-    /// What ended the wire. Frames that came before are still handed out.
-    broken: Option<Broken>,
+    read_head: ReadHead,
+    /// Messages taken, modulo 2^32: the sequence that is due.
+    messages_taken: u32,
+    /// What ended the wire. Messages that came before are still handed out.
+    broken: Option<BrokenWire>,
     device: String,
 }
 
 impl Wire {
-    /// The wire `link` to `peer`, still to be connected.
-    pub(super) fn new(peer: usize, link: usize, device: &str, [small, bulk]: [Queue; 2], terms: WireTerms) -> Wire {
+    /// The wire of that `number` to `peer`, still to be connected.
+    pub(crate) fn new(
+        peer: usize,
+        number: usize,
+        device: &str,
+        [small, bulk]: [Queue; 2],
+        terms: WireTerms,
+        read_head: ReadHead,
+    ) -> Wire {
         Wire {
             peer,
-            link,
+            number,
             small,
             bulk,
             book: WireBook::new(terms.small_depth, terms.bulk_depth),
-            frames_taken: 0,
+            read_head,
+            messages_taken: 0,
             broken: None,
             device: device.to_string(),
         }
@@ -129,7 +153,7 @@ impl Wire {
     /// Connects both lanes to the peer's and posts all receives. Receives could be posted earlier,
     /// but this order is the one that is known from Apple's devices. No rank sends before all ranks
     /// have come through here.
-    pub(super) fn connect(
+    pub(crate) fn connect(
         &mut self,
         device: &Device,
         sizes: SlotSizes,
@@ -159,17 +183,17 @@ impl Wire {
         Ok(())
     }
 
-    /// What ended the wire.
-    pub(super) fn broken(&self) -> Result<(), Broken> {
+    /// An error if the wire has ended.
+    pub(crate) fn broken(&self) -> Result<(), BrokenWire> {
         self.broken.clone().map_or(Ok(()), Err)
     }
 
     /// Ends the wire, unless it has ended: the first cause is the one to report.
     fn break_off(&mut self, lane: Lane, closed: bool, what: &str) {
-        let (peer, link, device) = (self.peer, self.link, self.device.clone());
-        let number = self.queue(lane).pair.number();
-        let what = format!("{} queue pair {number} of {device}: {what}", lane.name());
-        self.broken.get_or_insert(Broken { peer, link, closed, what });
+        let (peer, wire, device) = (self.peer, self.number, self.device.clone());
+        let pair = self.queue(lane).pair.number();
+        let what = format!("{} queue pair {pair} of {device}: {what}", lane.name());
+        self.broken.get_or_insert(BrokenWire { peer, wire, closed, what });
     }
 
     fn break_off_failed(&mut self, lane: Lane, failed: Failed) {
@@ -181,9 +205,9 @@ impl Wire {
         self.break_off(lane, false, &violation.to_string());
     }
 
-    /// Takes what the device has for this wire: completed sends, frames, credit. Sends credit back
-    /// that is due.
-    pub(super) fn poll(&mut self) {
+    /// Takes what the device has for this wire: completed sends, messages, credit. Sends credit
+    /// back that is due.
+    pub(crate) fn poll(&mut self) {
         for lane in Lane::BOTH {
             self.poll_lane(lane);
         }
@@ -225,14 +249,15 @@ impl Wire {
         }
     }
 
-    /// A message came. A frame waits in its slot for its turn; a report is handled at once.
+    /// A message came. One of the caller's waits in its slot for its turn; a report is handled at
+    /// once.
     fn arrive(&mut self, lane: Lane, slot: usize) {
-        let mut header = [0; HEADER_BYTES];
+        let mut head = [0; HEAD_BYTES];
         let queue = self.queue(lane);
-        queue.pair.read(queue.receive_at(slot), &mut header);
-        match Report::decode(&header) {
+        queue.pair.read(queue.receive_at(slot), &mut head);
+        match Report::decode(&head) {
             None => {
-                let announced = Header::decode(&header).ok().map(|header| (header.sequence, header.length));
+                let announced = (self.read_head)(&head);
                 self.lane(lane).receiving.queue(Arrived { slot, announced });
             }
             Some(Ok(report)) => {
@@ -276,12 +301,12 @@ impl Wire {
     }
 
     /// Sends a message that costs credit. False: not now, or never more.
-    pub(super) fn send(&mut self, lane: Lane, header: &[u8; HEADER_BYTES], payload: &[u8]) -> bool {
+    pub(crate) fn send(&mut self, lane: Lane, head: &Head, payload: &[u8]) -> bool {
         if self.broken.is_some() {
             return false;
         }
         let Some(slot) = self.lane(lane).sending.take() else { return false };
-        match self.queue(lane).send(slot, header, payload) {
+        match self.queue(lane).send(slot, head, payload) {
             Ok(()) => true,
             Err(failed) => {
                 self.lane(lane).sending.cancel(slot);
@@ -295,54 +320,47 @@ impl Wire {
         self.book.lane(lane).receiving.head().map(|head| (lane, head))
     }
 
-    /// The frame that is due, on either lane.
-    fn due_frame(&self) -> Option<(Lane, Arrived)> {
+    /// The message that is due, on either lane.
+    fn due_message(&self) -> Option<(Lane, Arrived)> {
         let mut heads = Lane::BOTH.into_iter().filter_map(|lane| self.head(lane));
-        heads.find(|(_, head)| head.announced.is_some_and(|(sequence, _)| sequence == self.frames_taken))
+        heads.find(|(_, head)| head.announced.is_some_and(|announced| announced.sequence == self.messages_taken))
     }
 
-    /// The frame that is due. If it has not come, the head of the lane where it is expected: a
-    /// frame that is damaged or follows a lost one, which the caller must see.
-    fn next_frame(&mut self, expected: Lane) -> Option<(Lane, Arrived)> {
-        if let Some(due) = self.due_frame() {
+    /// The message that is due. If it has not come, the first one of the lane where it is expected:
+    /// that one is damaged or follows a lost one, which the caller must see.
+    fn next_message(&mut self, expected: Lane) -> Option<(Lane, Arrived)> {
+        if let Some(due) = self.due_message() {
             return Some(due);
         }
         self.head(expected)?;
         // The one that is due may have come on the other lane since that was polled.
         self.poll();
-        self.due_frame().or_else(|| self.head(expected))
+        self.due_message().or_else(|| self.head(expected))
     }
 
-    /// Copies the next frame out of its slot, or its header only if it is not as long as `payload`.
-    /// False: none came.
-    pub(super) fn receive(
-        &mut self,
-        sizes: SlotSizes,
-        header: &mut [u8; HEADER_BYTES],
-        payload: &mut [u8],
-        filled: &mut usize,
-    ) -> bool {
-        let Some((lane, Arrived { slot, announced })) = self.next_frame(sizes.lane(payload.len())) else {
-            return false;
+    /// Copies the next message out of its slot, or only its head if its payload is not as long as
+    /// `payload`.
+    pub(crate) fn receive(&mut self, sizes: SlotSizes, head: &mut Head, payload: &mut [u8]) -> Received {
+        let Some((lane, Arrived { slot, announced })) = self.next_message(sizes.lane(payload.len())) else {
+            return Received::Nothing;
         };
         let queue = self.queue(lane);
         let at = queue.receive_at(slot);
-        queue.pair.read(at, header);
-        *filled = HEADER_BYTES;
+        queue.pair.read(at, head);
         let fits = payload.len() <= sizes.payload_bytes(lane);
-        if fits && announced.is_some_and(|(_, length)| length as usize == payload.len()) {
-            queue.pair.read(at + HEADER_BYTES, payload);
-            *filled += payload.len();
-            self.lane(lane).receiving.taken();
-            self.frames_taken = self.frames_taken.wrapping_add(1);
-            self.post_receive(lane, slot);
-            self.send_report();
+        if !fits || announced.is_none_or(|announced| announced.payload_bytes as usize != payload.len()) {
+            return Received::Head;
         }
-        true
+        queue.pair.read(at + HEAD_BYTES, payload);
+        self.lane(lane).receiving.taken();
+        self.messages_taken = self.messages_taken.wrapping_add(1);
+        self.post_receive(lane, slot);
+        self.send_report();
+        Received::Message
     }
 
     /// Sends something over each lane that sent nothing for so long.
-    pub(super) fn keep_alive(&mut self, unused_for: Duration) {
+    pub(crate) fn keep_alive(&mut self, unused_for: Duration) {
         for lane in Lane::BOTH {
             if self.queue(lane).last_sent.elapsed() >= unused_for {
                 let report = self.book.totals(true);
@@ -355,7 +373,7 @@ impl Wire {
 
     /// Waits until the device has sent what it was given. With UC, what has not left when the queue
     /// pair is destroyed is lost.
-    pub(super) fn linger(&mut self, until: Instant) {
+    pub(crate) fn linger(&mut self, until: Instant) {
         let under_way = |wire: &Wire| Lane::BOTH.iter().any(|&lane| wire.book.lane(lane).sending.under_way() > 0);
         while self.broken.is_none() && under_way(self) && Instant::now() < until {
             for lane in Lane::BOTH {
@@ -366,7 +384,7 @@ impl Wire {
     }
 
     /// Takes everything that is posted back from the device.
-    pub(super) fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         for lane in Lane::BOTH {
             if self.queue(lane).pair.fail().is_err() {
                 continue;

@@ -1,4 +1,4 @@
-//! What can go wrong before the first frame, each with what to do about it.
+//! What can go wrong before the first message, each with what to do about it.
 
 use std::io;
 
@@ -88,13 +88,13 @@ pub enum RdmaError {
 }
 
 impl RdmaError {
-    pub(super) fn call(device: &str, call: &'static str, errno: i32) -> RdmaError {
+    pub(crate) fn call(device: &str, call: &'static str, errno: i32) -> RdmaError {
         RdmaError::Call { device: device.to_string(), call, errno, advice: advice(call, errno) }
     }
 }
 
 /// The system's message for an error number.
-pub(super) fn os_text(errno: i32) -> String {
+pub(crate) fn os_text(errno: i32) -> String {
     io::Error::from_raw_os_error(errno).to_string()
 }
 
