@@ -13,7 +13,23 @@ use finetune_store::TensorFile;
 use finetune_trainer::{Event, Machine, Outcome, Ranks, Resume, StepRow, prepare, train};
 use serde_json::Value;
 
-const FAMILIES: [&str; 6] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3"];
+/// A test for each family, so that one that fails does not hide the others: `CHECK::FAMILY`. The
+/// second form names the families.
+macro_rules! of_each_family {
+    ($check:ident) => {
+        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3);
+    };
+    ($check:ident: $($family:ident)+) => {
+        mod $check {
+            $(
+                #[test]
+                fn $family() {
+                    super::$check(stringify!($family));
+                }
+            )+
+        }
+    };
+}
 
 fn goldens(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models").join(family)
@@ -119,41 +135,39 @@ fn check_curve(what: &str, rows: &[StepRow], variant: &Value) {
     }
 }
 
-#[test]
-fn lora_curves_equal_torch() {
-    for family in FAMILIES {
-        let curves = json(&goldens(family).join("curves.json"));
-        for variant in ["constant", "clip_cosine", "linear"] {
-            let settings = &curves["variants"][variant];
-            let output = tempfile::tempdir().expect("a directory");
-            let sets = [adapter_sets(family), variant_sets(&curves, settings)].concat();
-            let (rows, _) = run(recipe(family, output.path(), &sets));
-            check_curve(&format!("{family} {variant}"), &rows, settings);
-            if variant == "clip_cosine" {
-                let ours =
-                    TensorFile::open(&output.path().join("adapter/adapter_model.safetensors")).expect("the adapter");
-                let theirs = TensorFile::open(&goldens(family).join("final_clip_cosine.safetensors"))
-                    .expect("the golden adapter");
-                assert_eq!(ours.names().count(), theirs.names().count(), "{family}: tensors of the adapter");
-                for name in theirs.names() {
-                    let floats = |file: &TensorFile| -> Vec<f64> {
-                        let view = file.get(name).unwrap_or_else(|| panic!("{family}: {name}"));
-                        view.bytes()
-                            .expect("the file is whole")
-                            .chunks_exact(4)
-                            .map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
-                            .collect()
-                    };
-                    let (a, b) = (floats(&ours), floats(&theirs));
-                    let norm = |values: Vec<f64>| values.iter().map(|v| v * v).sum::<f64>().sqrt();
-                    let difference = norm(a.iter().zip(&b).map(|(a, b)| a - b).collect()) / norm(b);
-                    let bound = 2e-5f64.max(10.0 * settings["noise"]["final_relative_norm"].as_f64().expect("noise"));
-                    assert!(difference < bound, "{family} {name}: {difference:e}");
-                }
+fn lora_curves_equal_torch(family: &str) {
+    let curves = json(&goldens(family).join("curves.json"));
+    for variant in ["constant", "clip_cosine", "linear"] {
+        let settings = &curves["variants"][variant];
+        let output = tempfile::tempdir().expect("a directory");
+        let sets = [adapter_sets(family), variant_sets(&curves, settings)].concat();
+        let (rows, _) = run(recipe(family, output.path(), &sets));
+        check_curve(&format!("{family} {variant}"), &rows, settings);
+        if variant == "clip_cosine" {
+            let ours = TensorFile::open(&output.path().join("adapter/adapter_model.safetensors")).expect("the adapter");
+            let theirs =
+                TensorFile::open(&goldens(family).join("final_clip_cosine.safetensors")).expect("the golden adapter");
+            assert_eq!(ours.names().count(), theirs.names().count(), "{family}: tensors of the adapter");
+            for name in theirs.names() {
+                let floats = |file: &TensorFile| -> Vec<f64> {
+                    let view = file.get(name).unwrap_or_else(|| panic!("{family}: {name}"));
+                    view.bytes()
+                        .expect("the file is whole")
+                        .chunks_exact(4)
+                        .map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+                        .collect()
+                };
+                let (a, b) = (floats(&ours), floats(&theirs));
+                let norm = |values: Vec<f64>| values.iter().map(|v| v * v).sum::<f64>().sqrt();
+                let difference = norm(a.iter().zip(&b).map(|(a, b)| a - b).collect()) / norm(b);
+                let bound = 2e-5f64.max(10.0 * settings["noise"]["final_relative_norm"].as_f64().expect("noise"));
+                assert!(difference < bound, "{family} {name}: {difference:e}");
             }
         }
     }
 }
+
+of_each_family!(lora_curves_equal_torch);
 
 /// Two, three and four ranks follow the same curves: losses are weighted by tokens, however rows are shared out.
 #[test]
@@ -191,18 +205,17 @@ fn two_hundred_steps_on_any_number_of_ranks() {
     }
 }
 
-#[test]
-fn full_curves_equal_torch() {
-    for family in ["llama", "qwen2", "smollm3"] {
-        let curves = json(&goldens(family).join("curves.json"));
-        let settings = &curves["variants"]["full"];
-        let output = tempfile::tempdir().expect("a directory");
-        let sets = [vec!["train.method=full".to_owned()], variant_sets(&curves, settings)].concat();
-        let (rows, _) = run(recipe(family, output.path(), &sets));
-        check_curve(&format!("{family} full"), &rows, settings);
-        assert!(output.path().join("model/config.json").is_file(), "a full run leaves a model directory");
-    }
+fn full_curves_equal_torch(family: &str) {
+    let curves = json(&goldens(family).join("curves.json"));
+    let settings = &curves["variants"]["full"];
+    let output = tempfile::tempdir().expect("a directory");
+    let sets = [vec!["train.method=full".to_owned()], variant_sets(&curves, settings)].concat();
+    let (rows, _) = run(recipe(family, output.path(), &sets));
+    check_curve(&format!("{family} full"), &rows, settings);
+    assert!(output.path().join("model/config.json").is_file(), "a full run leaves a model directory");
 }
+
+of_each_family!(full_curves_equal_torch: llama qwen2 smollm3);
 
 /// 8 × 1 = 4 × 2 = 1 × 8: how rows of a step are cut into micro-batches changes nothing but rounding.
 #[test]
