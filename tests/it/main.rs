@@ -22,6 +22,7 @@ mod memory;
 mod messages;
 mod models;
 mod program;
+mod promises;
 mod random;
 mod rdma;
 mod resume;
