@@ -29,6 +29,7 @@ pub struct Step {
     pub command: String,
     /// What it is for, in a few words.
     pub why: String,
+    /// Whether it needs root.
     pub needs_root: bool,
 }
 
@@ -44,15 +45,28 @@ pub struct Plan {
 /// A cluster that cannot be set up.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SetupError {
+    /// There is no host to set up.
     #[error("no host answered")]
     NoHosts,
+    /// Two names lead to one machine.
     #[error("{} and {} are the same machine", .0, .1)]
     SameMachine(String, String),
     /// The commands would take down the interface that our ssh connection uses.
     #[error("ssh reaches {host} at {address}, which is on {interface}: setting it up would cut that connection")]
-    WayIn { host: String, address: IpAddr, interface: String },
+    WayIn {
+        /// The host.
+        host: String,
+        /// The address that ssh reaches it at.
+        address: IpAddr,
+        /// The interface that has this address.
+        interface: String,
+    },
+    /// All ranges of addresses are taken.
     #[error("no addresses are left for {cables} cables that are outside of the networks of all hosts")]
-    Addresses { cables: usize },
+    Addresses {
+        /// Cables that need an address.
+        cables: usize,
+    },
 }
 
 impl SetupError {
@@ -215,7 +229,9 @@ fn recovery(facts: &Facts) -> Option<String> {
 #[derive(Debug, thiserror::Error)]
 #[error("{}: `{}` failed: {words}", failed.host, failed.command)]
 pub struct ApplyError {
+    /// The steps that were done.
     pub done: Vec<Step>,
+    /// The step that failed.
     pub failed: Step,
     /// The command's own words, or ssh's.
     pub words: String,
@@ -246,9 +262,12 @@ impl ApplyError {
     }
 }
 
-/// Runs the steps one after the other with `run(host, command)`, for which
-/// [`finetune_launch::gather::run_command`] is made; stops at the first that fails. Gives the
-/// number of steps.
+/// Runs the steps one after the other with `run(host, command)`, such as
+/// [`finetune_launch::gather::run_command`]. Gives the number of steps.
+///
+/// # Errors
+///
+/// The first step that fails. The steps after it are not run.
 pub fn apply(
     plan: &Plan,
     run: &mut dyn FnMut(&str, &str) -> Result<Output, GatherError>,
