@@ -112,6 +112,11 @@ impl Folder {
         run(&mut self.command(output, arguments))
     }
 
+    /// `finetune ARGUMENTS` in this folder.
+    pub(crate) fn finetune(&self, arguments: &[&str]) -> Ended {
+        run(finetune(arguments).current_dir(self.directory.path()))
+    }
+
     /// A run that is killed at a failpoint, as `checkpoint.file:3`. False if it never came to that point.
     #[track_caller]
     pub(crate) fn run_killed_at(&self, output: &str, arguments: &[&str], failpoint: &str) -> bool {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::folder::{CRASH_RECIPE, Folder};
 use crate::memory::{LARGER_RECIPE, expect_estimates, larger_model, peak};
-use crate::program::{Ended, finetune, run};
+use crate::program::{finetune, run};
 
 /// Whether GPU tests are asked for; says so where they are not.
 fn asked() -> bool {
@@ -29,10 +29,6 @@ fn expect_close(what: &str, got: &[f64], want: &[f64], bound: f64) {
     for (n, (got, want)) in got.iter().zip(want).enumerate() {
         assert!((got - want).abs() < bound * want.abs(), "{what} {n}: {got} against {want}");
     }
-}
-
-fn in_folder(folder: &Folder, arguments: &[&str]) -> Ended {
-    run(finetune(arguments).current_dir(folder.path("")))
 }
 
 #[test]
@@ -87,12 +83,12 @@ fn the_whole_job() {
     let eval = |device: &str| {
         let arguments =
             ["eval", "model", "--data", "eval.jsonl", "--adapter", "gpu/adapter", "--json", "--device", device];
-        in_folder(&folder, &arguments).expect(0).json()["loss"].as_f64().expect("a loss")
+        folder.finetune(&arguments).expect(0).json()["loss"].as_f64().expect("a loss")
     };
     expect_close("eval", &[eval("gpu")], &[eval("cpu")], 1e-5);
-    in_folder(&folder, &["export", "gpu", "--format", "merged", "--output", "merged"]).expect(0);
+    folder.finetune(&["export", "gpu", "--format", "merged", "--output", "merged"]).expect(0);
     let merged = ["eval", "merged", "--data", "eval.jsonl", "--json", "--device", "gpu"];
-    let merged = in_folder(&folder, &merged).expect(0).json()["loss"].as_f64().expect("a loss");
+    let merged = folder.finetune(&merged).expect(0).json()["loss"].as_f64().expect("a loss");
     expect_close("merged", &[merged], &[eval("cpu")], 1e-5);
 }
 
@@ -134,7 +130,7 @@ fn ranks_share_a_gpu() {
     let steady = ["--set", "optimizer.learning_rate=1e-3", "--set", "train.max_steps=4", "--set", "model.device=gpu"];
     folder.run("one", &steady).expect(0);
     let launch = [&["launch", "-n", "2", "--", "recipe.toml", "--output-dir", "two"], &steady[..]].concat();
-    in_folder(&folder, &launch).expect(0).says("share 1 GPU(s)");
+    folder.finetune(&launch).expect(0).says("share 1 GPU(s)");
     expect_close("two ranks", &losses(&folder, "two", "loss"), &losses(&folder, "one", "loss"), 1e-5);
 }
 

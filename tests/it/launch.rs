@@ -5,27 +5,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::failpoints::{OF_EVERY_RANK, OF_RANK_0};
 use crate::folder::{CRASH_RECIPE, Folder, metrics};
 use crate::program::{run, start};
 use crate::random::Random;
-
-/// Points at which a rank is killed: rank 0 passes all of them, the others the first five.
-const FAILPOINTS: [&str; 13] = [
-    "train.step",
-    "train.reduce",
-    "train.updated",
-    "train.evaluated",
-    "metrics.append",
-    "checkpoint.begin",
-    "checkpoint.file",
-    "checkpoint.synced",
-    "checkpoint.renamed",
-    "checkpoint.done",
-    "prune.trashed",
-    "train.publish",
-    "train.published",
-];
-const OF_EVERY_RANK: usize = 4;
 
 /// Ranks that are started with the run's directory in their arguments, still running.
 fn ranks_left(directory: &Path) -> usize {
@@ -72,8 +55,9 @@ fn a_lost_rank_changes_no_bit() {
         .into_iter()
         .flat_map(|world| (0..world).map(move |rank| (world, rank)))
         .flat_map(|(world, rank)| {
-            let points = if rank == 0 { &FAILPOINTS[..] } else { &FAILPOINTS[..OF_EVERY_RANK] };
-            points.iter().flat_map(move |&point| [1, 2, 3, 5].map(|hit| (world, rank, point, hit)))
+            let of_rank_0 = if rank == 0 { OF_RANK_0 } else { &[] };
+            let points = OF_EVERY_RANK.iter().chain(of_rank_0);
+            points.flat_map(move |&point| [1, 2, 3, 5].map(|hit| (world, rank, point, hit)))
         })
         .collect();
     let (next, kills) = (std::sync::atomic::AtomicUsize::new(0), std::sync::atomic::AtomicUsize::new(0));

@@ -1,7 +1,8 @@
 //! Tests of the whole program: real processes on real files, as a user or a scheduler starts them.
 //!
-//! Start reading at `program.rs` (starts `finetune`, with a deadline) and `folder.rs` (a folder with a small recipe,
-//! model and rows in it); then any other file, one topic each. `UPDATE_EXPECT=1` rewrites the snapshots.
+//! Start reading at `program.rs` (starts `finetune`, with a deadline) and `folder.rs` (a folder with
+//! a small recipe, model and rows in it). Each other file has one topic. `UPDATE_EXPECT=1` rewrites
+//! the snapshots.
 
 #![allow(clippy::disallowed_methods, reason = "files of a test need not survive a power cut")]
 
@@ -11,6 +12,7 @@ mod cluster;
 mod commands;
 mod disk;
 mod engines;
+mod failpoints;
 mod folder;
 mod gpu;
 mod hostile;
@@ -20,6 +22,7 @@ mod memory;
 mod messages;
 mod models;
 mod program;
+mod promises;
 mod random;
 mod rdma;
 mod resume;

@@ -5,11 +5,7 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::folder::{CRASH_RECIPE, Folder, golden};
-use crate::program::{Ended, finetune, run};
-
-fn in_folder(folder: &Folder, arguments: &[&str]) -> Ended {
-    run(finetune(arguments).current_dir(folder.path("")))
-}
+use crate::program::Ended;
 
 /// Puts four bytes into a tensor of a safetensors file, at its first element.
 fn put(path: &Path, name: &str, value: f32) {
@@ -37,7 +33,7 @@ fn with_adapter() -> Folder {
 const EXPORT: [&str; 7] = ["export", "model", "--adapter", "adapter", "--format", "merged", "--output"];
 
 fn export(folder: &Folder) -> Ended {
-    in_folder(folder, &[&EXPORT[..], &["out"]].concat())
+    folder.finetune(&[&EXPORT[..], &["out"]].concat())
 }
 
 /// NaN in the adapter or in the base: 4, the tensor's name, nothing written.
@@ -68,7 +64,7 @@ fn a_base_with_a_number_that_is_none() {
     put(&folder.path("model/model.safetensors"), "model.norm.weight", f32::NAN);
     // Of what has not yet begun every problem is bad input.
     for command in ["validate", "run"] {
-        in_folder(&folder, &[command, "recipe.toml"]).expect(2).says("the tensor `model.norm.weight`");
+        folder.finetune(&[command, "recipe.toml"]).expect(2).says("the tensor `model.norm.weight`");
     }
 }
 
@@ -88,7 +84,7 @@ fn a_config_of_nonsense_is_refused_by_both() {
         config[key] = value;
         folder.write("model/config.json", config.to_string().as_bytes());
         for command in ["validate", "run"] {
-            in_folder(&folder, &[command, "recipe.toml"]).expect(2).says("config.json");
+            folder.finetune(&[command, "recipe.toml"]).expect(2).says("config.json");
         }
     }
 }
@@ -100,7 +96,7 @@ fn a_model_file_that_is_cut() {
     let path = folder.path("model/model.safetensors");
     let length = std::fs::metadata(&path).expect("a file").len();
     std::fs::OpenOptions::new().write(true).open(&path).expect("a file").set_len(length - 100).expect("cut");
-    in_folder(&folder, &["validate", "recipe.toml"]).expect(2).says("model.safetensors is malformed");
+    folder.finetune(&["validate", "recipe.toml"]).expect(2).says("model.safetensors is malformed");
 }
 
 /// The settings name a branch that the tensors lack: PEFT warns, and so does every command here.
@@ -112,7 +108,8 @@ fn notices_of_an_adapter_are_said() {
     config["spectral_gate"] = json!({"temperature": 0.5});
     folder.write("adapter/adapter_config.json", config.to_string().as_bytes());
     export(&folder).expect(0).says("`spectral_gate`");
-    in_folder(&folder, &["eval", "model", "--adapter", "adapter", "--data", "train.jsonl"])
+    folder
+        .finetune(&["eval", "model", "--adapter", "adapter", "--data", "train.jsonl"])
         .expect(0)
         .says("`spectral_gate`");
 }

@@ -3,30 +3,13 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::failpoints::{OF_EVERY_RANK, OF_RANK_0, REPLACING};
 use crate::folder::{CRASH_RECIPE, Folder, RunResult, metrics};
 use crate::program::start;
 use crate::random::Random;
 
 /// Steps between checkpoints in [`CRASH_RECIPE`]: no more than these may be done twice.
 const CHECKPOINT_EVERY: u64 = 2;
-
-/// Points of a run, in the order of the code. Each is hit several times; a kill at each hit is tried.
-const FAILPOINTS: [&str; 14] = [
-    "train.step",
-    "train.updated",
-    "metrics.append",
-    "train.evaluated",
-    "checkpoint.begin",
-    "checkpoint.file",
-    "checkpoint.written",
-    "checkpoint.synced",
-    "checkpoint.renamed",
-    "checkpoint.done",
-    "prune.trashed",
-    "train.publish",
-    "train.published",
-    "replace.aside",
-];
 
 /// The run that nothing interrupts.
 fn undisturbed(folder: &Folder) -> RunResult {
@@ -62,11 +45,7 @@ fn a_kill_at_any_point_changes_no_bit() {
     let want = undisturbed(&folder);
     assert_eq!(want.checkpoints().len(), 2, "the last checkpoint and a best one before it: {:?}", want.checkpoints());
     let mut kills = 0;
-    for point in FAILPOINTS {
-        // An adapter is replaced only where a finished run is run again, below.
-        if point == "replace.aside" {
-            continue;
-        }
+    for point in OF_EVERY_RANK.iter().chain(OF_RANK_0) {
         for hit in 1.. {
             let failpoint = format!("{point}:{hit}");
             let output = failpoint.replace(':', "-");
@@ -91,13 +70,14 @@ fn a_kill_at_any_point_changes_no_bit() {
 fn a_run_killed_again_and_again_changes_no_bit() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     let want = undisturbed(&folder);
+    let points = [OF_EVERY_RANK, OF_RANK_0, &[REPLACING]].concat();
     let mut random = Random::new();
     let (mut kills, mut runs) = (0, 0);
     while kills < 30 {
         // One run, killed again and again until it happens to reach its end.
         let mut history = Vec::new();
         loop {
-            let point = FAILPOINTS[random.below(FAILPOINTS.len() as u64) as usize];
+            let point = points[random.below(points.len() as u64) as usize];
             let failpoint = format!("{point}:{}", 1 + random.below(4));
             let killed = folder.run_killed_at("run", &["--resume"], &failpoint);
             history.push(failpoint);
@@ -199,7 +179,7 @@ keep_last = 1
 fn a_kill_while_the_adapter_is_replaced() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     let want = undisturbed(&folder);
-    for point in ["checkpoint.begin", "checkpoint.file:2", "checkpoint.synced", "replace.aside", "checkpoint.done"] {
+    for point in ["checkpoint.begin", "checkpoint.file:2", "checkpoint.synced", REPLACING, "checkpoint.done"] {
         assert!(folder.run_killed_at("undisturbed", &["--resume"], point), "{point}");
         folder.run("undisturbed", &["--resume"]).expect(0);
         folder.result("undisturbed").expect_same(&want, point);

@@ -3,11 +3,7 @@
 use std::path::Path;
 
 use crate::folder::{CRASH_RECIPE, Folder, metrics, tree};
-use crate::program::{Ended, finetune, run};
-
-fn in_folder(folder: &Folder, arguments: &[&str]) -> Ended {
-    run(finetune(arguments).current_dir(folder.path("")))
-}
+use crate::program::run;
 
 fn copy(from: &Path, to: &Path) {
     for (name, bytes) in tree(from) {
@@ -36,7 +32,7 @@ fn places_with_something_of_the_users_are_refused_untouched() {
             let ended = folder.run(output, resume).expect(2).says(what).says("such as output_dir = \"runs/NAME\"");
             assert!(before == tree(&folder.path("")), "{output}: {}", ended.stderr);
         }
-        let validated = in_folder(&folder, &["validate", "recipe.toml", "--set", &format!("output_dir={output}")]);
+        let validated = folder.finetune(&["validate", "recipe.toml", "--set", &format!("output_dir={output}")]);
         validated.expect(2).says(what);
     }
     folder.run("empty", &["--set", "train.max_steps=1"]).expect(0);
@@ -51,11 +47,11 @@ fn a_copied_run_goes_on_in_the_copy() {
     let before = tree(&folder.path("run"));
     for (name, argument) in [("one", "one/recipe.toml"), ("two", "two")] {
         copy(&folder.path("run"), &folder.path(name));
-        in_folder(&folder, &["run", argument, "--resume"]).expect(0).says("(step 4)");
+        folder.finetune(&["run", argument, "--resume"]).expect(0).says("(step 4)");
         folder.result(name).expect_same(&folder.result("undisturbed"), argument);
         assert!(before == tree(&folder.path("run")), "{argument}: the original was written to");
     }
-    in_folder(&folder, &["run", "two"]).expect(2).says("two holds a run already");
+    folder.finetune(&["run", "two"]).expect(2).says("two holds a run already");
 }
 
 /// What a person has written into the run's recipe is not lost.
@@ -65,7 +61,7 @@ fn words_in_a_runs_recipe_are_kept() {
     assert!(folder.run_killed_at("run", &[], "train.step:6"));
     let text = std::fs::read_to_string(folder.path("run/recipe.toml")).expect("the recipe") + "# rank 8 was worse\n";
     folder.write("run/recipe.toml", text.as_bytes());
-    in_folder(&folder, &["run", "run", "--resume"]).expect(0).says("aside-recipe.toml");
+    folder.finetune(&["run", "run", "--resume"]).expect(0).says("aside-recipe.toml");
     assert_eq!(std::fs::read_to_string(folder.path("run/aside-recipe.toml")).expect("kept"), text);
 }
 
@@ -142,7 +138,7 @@ fn the_way_on_after_a_divergence_works() {
         .unwrap_or_else(|| panic!("{}", ended.stderr));
     let (_, command) = line.split_once(": finetune ").expect("a command");
     let words: Vec<&str> = command.split(' ').collect();
-    in_folder(&folder, &words).expect(0).says("going on from").says("optimizer.learning_rate is");
+    folder.finetune(&words).expect(0).says("going on from").says("optimizer.learning_rate is");
     let last = metrics(&folder.path("run")).last().expect("a row")["step"].as_u64();
     assert_eq!(last, Some(10));
 }
@@ -219,8 +215,8 @@ fn validate_lists_every_problem() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     let sets =
         ["--set", "data.train=none.jsonl", "--set", "lora.target_modules=[\"c_attn\"]", "--set", "output_dir=model"];
-    let ended = in_folder(&folder, &[&["validate", "recipe.toml"], &sets[..]].concat()).expect(2);
-    let json = in_folder(&folder, &[&["validate", "recipe.toml", "--json"], &sets[..]].concat()).expect(2);
+    let ended = folder.finetune(&[&["validate", "recipe.toml"], &sets[..]].concat()).expect(2);
+    let json = folder.finetune(&[&["validate", "recipe.toml", "--json"], &sets[..]].concat()).expect(2);
     let problems = json.json()["problems"].as_array().expect("a list").clone();
     assert_eq!(problems.len(), 3, "{problems:?}");
     for (problem, part) in problems.iter().zip(["base model", "none.jsonl", "c_attn"]) {
@@ -241,7 +237,7 @@ fn settings_that_no_run_can_have() {
         ("lora.rank=9223372036854775807", "lora.rank"),
         ("log.prometheus=256.1.1.1:1", "log.prometheus"),
     ] {
-        in_folder(&folder, &["validate", "recipe.toml", "--set", set]).expect(2).says(what);
+        folder.finetune(&["validate", "recipe.toml", "--set", set]).expect(2).says(what);
         folder.run("run", &["--set", set]).expect(2).says(what);
     }
 }
@@ -259,7 +255,7 @@ fn a_weight_that_is_no_number_is_named() {
     let nan: &[u8] = if norm["dtype"] == "F32" { &[0, 0, 0xc0, 0x7f] } else { &[0xff, 0x7f] };
     bytes[begin..begin + nan.len()].copy_from_slice(nan);
     folder.write("model/model.safetensors", &bytes);
-    in_folder(&folder, &["validate", "recipe.toml"]).expect(2).says("`model.norm.weight`");
+    folder.finetune(&["validate", "recipe.toml"]).expect(2).says("`model.norm.weight`");
 }
 
 /// The day that a template writes is that of the first start, whatever the day of a resume is.

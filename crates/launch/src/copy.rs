@@ -38,6 +38,7 @@ const MODIFIED: u64 = 1_153_704_088;
 /// A file of a bundle, or a folder with all files in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BundleFile {
+    /// The file or folder on this host.
     pub from: PathBuf,
     /// Its path in the folder of the copy.
     pub to: String,
@@ -47,13 +48,31 @@ pub struct BundleFile {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CopyError {
+    /// A file or folder here cannot be read.
     #[error("{}: {error}", path.display())]
-    Read { path: PathBuf, error: io::Error },
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
     /// A link that leads out of the folder that is to be copied: what it names is not part of it.
     #[error("{} is a link to {}, outside of the folder that is to be copied", path.display(), target.display())]
-    Leads { path: PathBuf, target: PathBuf },
+    Leads {
+        /// The link.
+        path: PathBuf,
+        /// What it names.
+        target: PathBuf,
+    },
+    /// A file here cannot be copied.
     #[error("{} {what}", path.display())]
-    Unfit { path: PathBuf, what: &'static str },
+    Unfit {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why not.
+        what: &'static str,
+    },
+    /// The host has not answered.
     #[error("{0}")]
     Host(#[from] Unanswered),
     /// What a host has sent is not what it was asked for.

@@ -33,20 +33,57 @@ const NAP: Duration = Duration::from_millis(10);
 /// Why nothing is known of a host.
 #[derive(Debug, thiserror::Error)]
 pub enum GatherError {
+    /// The name of a host would be taken for something else.
     #[error("{host:?} {what} and cannot be the name of a host")]
-    Name { host: String, what: &'static str },
+    Name {
+        /// The name.
+        host: String,
+        /// Why, as "is empty".
+        what: &'static str,
+    },
+    /// ssh or a shell cannot be started here.
     #[error("{host}: {program} cannot be started: {source}")]
-    Start { host: String, program: &'static str, source: io::Error },
-    /// ssh's own words, on one line.
+    Start {
+        /// The host.
+        host: String,
+        /// What cannot be started.
+        program: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// ssh itself failed.
     #[error("{host} is not reachable: {words}")]
-    Unreachable { host: String, words: String },
+    Unreachable {
+        /// The host.
+        host: String,
+        /// ssh's own words, on one line.
+        words: String,
+    },
+    /// Nothing of the answer has come in time.
     #[error("{host} did not answer within {} s: {words}", after.as_secs())]
-    Deadline { host: String, after: Duration, words: String },
+    Deadline {
+        /// The host.
+        host: String,
+        /// How long it was given.
+        after: Duration,
+        /// What ssh or the host has said, on one line.
+        words: String,
+    },
     /// Something answered, but not the script.
     #[error("{host} answered with something else than facts: {words}")]
-    Answer { host: String, words: String },
+    Answer {
+        /// The host.
+        host: String,
+        /// What has come, on one line.
+        words: String,
+    },
+    /// More hosts than [`MAX_HOSTS_ASKED`].
     #[error("{hosts} hosts are too many to ask at once, the limit is {MAX_HOSTS_ASKED}")]
-    TooMany { hosts: usize },
+    TooMany {
+        /// Their number.
+        hosts: usize,
+    },
+    /// There are no random numbers for the mark of an answer.
     #[error("the system's random generator failed: {0}")]
     Random(String),
 }
@@ -116,6 +153,7 @@ pub fn ask(host: &str, script: &dyn Fn(&str) -> String, deadline: Duration) -> R
 /// What a command of the set-up did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
+    /// Whether its exit code was 0.
     pub succeeded: bool,
     /// Standard output and standard error, each cut after 64 KiB, as one text.
     pub words: String,

@@ -11,6 +11,7 @@
 //! `workers.rs` (how ranks are started, fed and ended).
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod complaint;
 pub mod copy;

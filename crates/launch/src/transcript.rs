@@ -84,6 +84,7 @@ impl Transcript {
         self.sections.is_empty()
     }
 
+    /// The section of this name, if the host has sent it.
     pub fn section(&self, name: &str) -> Option<&Section> {
         self.sections.get(name)
     }

@@ -14,28 +14,50 @@ const MOST_LINES: usize = 20;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Unanswered {
+    /// ssh is not there, or may not be started.
     #[error("ssh cannot be started: {0}")]
     Start(io::Error),
-    /// ssh itself failed, with these words.
+    /// ssh itself failed.
     #[error("{}", told(words, "ssh failed without a word"))]
-    Ssh { words: String },
+    Ssh {
+        /// Its words.
+        words: String,
+    },
+    /// The program does not exist at the host.
     #[error("there is no such program: {}{}", program.display(), tilde(program))]
-    NoProgram { program: PathBuf },
-    /// The command ended with this exit code and these words.
+    NoProgram {
+        /// Its path.
+        program: PathBuf,
+    },
+    /// The command ended with an exit code other than 0.
     #[error("{}", told(words, &wordless(*code)))]
-    Failed { code: i32, words: String },
-    /// Nothing came for so long.
+    Failed {
+        /// The exit code.
+        code: i32,
+        /// What it said.
+        words: String,
+    },
+    /// Nothing came in time.
     #[error("no answer within {seconds} s{}", with(words))]
-    Silent { seconds: u64, words: String },
+    Silent {
+        /// How long it was given.
+        seconds: u64,
+        /// What was said before.
+        words: String,
+    },
+    /// A login file reads what is sent to the command.
     #[error("its login files keep what is sent on standard input, or start another shell that waits for it")]
     ReadsInput,
+    /// The login makes a terminal, and a terminal echoes.
     #[error("it gives programs a terminal, which would show the secret of the run")]
     Terminal,
     /// A signal came in the meantime.
     #[error("stopped by a signal")]
     Stopped,
+    /// There are no random numbers for the mark of an answer.
     #[error("the system's random generator failed: {0}")]
     Random(String),
+    /// A file that is to be sent cannot be read.
     #[error("what is to be sent cannot be read: {0}")]
     Read(io::Error),
 }

@@ -1,7 +1,6 @@
 //! Every family against transformers and PEFT (`scripts/make_goldens.py` made the files).
 //!
-//! Bounds are ten times the reference's own f32 noise: 3e-5 absolute for logits, 2e-5 of the norm
-//! for gradients.
+//! Bounds are ten times the reference's own f32 noise: 3e-5 absolute for logits, 2e-5 of the norm for gradients.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -17,7 +16,24 @@ use finetune_model::{
 use finetune_store::{RealDisk, Staging, TensorFile};
 use serde_json::Value;
 
-const FAMILIES: [&str; 6] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3"];
+/// A test for each family, so that one that fails does not hide the others: `CHECK::FAMILY`. The
+/// second form names the families.
+macro_rules! of_each_family {
+    ($check:ident) => {
+        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3);
+    };
+    ($check:ident: $($family:ident)+) => {
+        mod $check {
+            $(
+                #[test]
+                fn $family() {
+                    super::$check(stringify!($family));
+                }
+            )+
+        }
+    };
+}
+
 const LOGITS: f32 = 3e-5;
 const GRADIENTS: f64 = 2e-5;
 const ANY: Randomness = Randomness { seed: 0, step: 0 };
@@ -77,8 +93,7 @@ impl Golden {
     }
 }
 
-/// The CPU. With `FINETUNE_TEST_DEVICE=gpu` the first GPU, or a software renderer if there is no
-/// other, in f32.
+/// The CPU; with `FINETUNE_TEST_DEVICE=gpu` the first GPU, a software renderer if there is no other, in f32.
 fn placement() -> Placement {
     gpu().map_or_else(|| Placement::cpu(None), |gpu| Placement::gpu(gpu.device, FloatType::F32))
 }
@@ -130,159 +145,147 @@ fn runs_on_the_cpu_kernels() {
     assert!(is_cpu(&Device::flex()) && is_cpu(&Device::flex().autodiff()));
 }
 
-#[test]
-fn logits_of_base_adapter_and_merged_model() {
-    for family in FAMILIES {
-        let golden = Golden::load(family);
-        let (base, adapted) = (golden.model(), golden.with_adapter());
-        for (n, (tokens, _)) in golden.rows.iter().enumerate() {
-            for (model, name) in [(&base, "base_logits"), (&adapted, "logits")] {
-                let got = model.logits(tokens).expect("tokens of the vocabulary");
-                let difference = largest_difference(&got, &golden.floats(&format!("{name}.{n}")));
-                assert!(difference < LOGITS, "{family} {name}.{n}: {difference:e}");
-            }
+fn logits_of_base_adapter_and_merged_model(family: &'static str) {
+    let golden = Golden::load(family);
+    let (base, adapted) = (golden.model(), golden.with_adapter());
+    for (n, (tokens, _)) in golden.rows.iter().enumerate() {
+        for (model, name) in [(&base, "base_logits"), (&adapted, "logits")] {
+            let got = model.logits(tokens).expect("tokens of the vocabulary");
+            let difference = largest_difference(&got, &golden.floats(&format!("{name}.{n}")));
+            assert!(difference < LOGITS, "{family} {name}.{n}: {difference:e}");
         }
     }
 }
 
-#[test]
-fn loss_and_every_lora_gradient() {
-    for family in FAMILIES {
-        let golden = Golden::load(family);
-        let mut model = golden.with_adapter();
-        let (sums, got) = gradients(&mut model, &golden.batch(), false);
-        let want = &golden.json["micro_batch"];
-        assert_eq!(sums.trained_tokens, want["trained_tokens"].as_u64().expect("a count"), "{family}");
-        let loss = want["loss_sum"].as_f64().expect("a loss");
-        assert!((sums.loss - loss).abs() < 1e-6 * loss, "{family}: loss {} against {loss}", sums.loss);
-        assert!(
-            (model.loss(&golden.batch()).expect("sums").loss - sums.loss).abs() < 1e-9 * loss,
-            "{family}: evaluation"
-        );
-        let mut found = 0;
-        for parameter in model.layout().iter() {
-            // The reference differentiates the mean.
-            let got: Vec<f32> = got[parameter.range.clone()].iter().map(|g| g / sums.trained_tokens as f32).collect();
-            let difference = relative_norm(&got, &golden.floats(&format!("grad.{}", parameter.name)));
-            assert!(difference < GRADIENTS, "{family} {}: {difference:e}", parameter.name);
-            found += 1;
+of_each_family!(logits_of_base_adapter_and_merged_model);
+
+fn loss_and_every_lora_gradient(family: &'static str) {
+    let golden = Golden::load(family);
+    let mut model = golden.with_adapter();
+    let (sums, got) = gradients(&mut model, &golden.batch(), false);
+    let want = &golden.json["micro_batch"];
+    assert_eq!(sums.trained_tokens, want["trained_tokens"].as_u64().expect("a count"), "{family}");
+    let loss = want["loss_sum"].as_f64().expect("a loss");
+    assert!((sums.loss - loss).abs() < 1e-6 * loss, "{family}: loss {} against {loss}", sums.loss);
+    assert!((model.loss(&golden.batch()).expect("sums").loss - sums.loss).abs() < 1e-9 * loss, "{family}: evaluation");
+    let mut found = 0;
+    for parameter in model.layout().iter() {
+        // The reference differentiates the mean.
+        let got: Vec<f32> = got[parameter.range.clone()].iter().map(|g| g / sums.trained_tokens as f32).collect();
+        let difference = relative_norm(&got, &golden.floats(&format!("grad.{}", parameter.name)));
+        assert!(difference < GRADIENTS, "{family} {}: {difference:e}", parameter.name);
+        found += 1;
+    }
+    let expected = golden.tensors.names().filter(|name| name.starts_with("grad.")).count();
+    assert_eq!(found, expected, "{family}: as many gradients as in the reference");
+}
+
+of_each_family!(loss_and_every_lora_gradient);
+
+fn the_loss_is_the_same_however_rows_are_split(family: &'static str) {
+    let golden = Golden::load(family);
+    let mut model = golden.with_adapter();
+    let (whole, whole_gradients) = gradients(&mut model, &golden.batch(), false);
+    let mut sum = 0.0;
+    let mut split_gradients = vec![0.0; model.layout().len()];
+    for n in 0..golden.rows.len() {
+        let rows = &golden.rows[n..=n];
+        sum += model.loss_and_gradients(&batch(rows), backward(false), &mut split_gradients).expect("sums").loss;
+    }
+    assert!((whole.loss - sum).abs() < 1e-6 * sum, "{family}");
+    assert!(relative_norm(&split_gradients, &whole_gradients) < 2e-6, "{family}");
+}
+
+of_each_family!(the_loss_is_the_same_however_rows_are_split);
+
+fn checkpointing_changes_no_bit(family: &'static str) {
+    let golden = Golden::load(family);
+    for all in [false, true] {
+        let mut model = if all { golden.model() } else { golden.with_adapter() };
+        if all {
+            model.train_all();
+            let values = model.parameters().expect("values");
+            model.set_parameters(&values);
         }
-        let expected = golden.tensors.names().filter(|name| name.starts_with("grad.")).count();
-        assert_eq!(found, expected, "{family}: as many gradients as in the reference");
+        let plain = gradients(&mut model, &golden.batch(), false);
+        let again = gradients(&mut model, &golden.batch(), true);
+        assert_eq!(plain.0, again.0, "{family}, all weights {all}");
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        if all && model.config.tied_embeddings {
+            // The two parts of the embedding's gradient are added in another order of operations.
+            assert!(relative_norm(&again.1, &plain.1) < 1e-6, "{family}");
+        } else {
+            assert!(bits(&plain.1) == bits(&again.1), "{family}, all weights {all}");
+        }
     }
 }
 
-#[test]
-fn the_loss_is_the_same_however_rows_are_split() {
-    for family in FAMILIES {
-        let golden = Golden::load(family);
-        let mut model = golden.with_adapter();
-        let (whole, whole_gradients) = gradients(&mut model, &golden.batch(), false);
-        let mut sum = 0.0;
-        let mut split_gradients = vec![0.0; model.layout().len()];
-        for n in 0..golden.rows.len() {
-            let rows = &golden.rows[n..=n];
-            sum += model.loss_and_gradients(&batch(rows), backward(false), &mut split_gradients).expect("sums").loss;
-        }
-        assert!((whole.loss - sum).abs() < 1e-6 * sum, "{family}");
-        assert!(relative_norm(&split_gradients, &whole_gradients) < 2e-6, "{family}");
-    }
-}
-
-#[test]
-fn checkpointing_changes_no_bit() {
-    for family in FAMILIES {
-        let golden = Golden::load(family);
-        for all in [false, true] {
-            let mut model = if all { golden.model() } else { golden.with_adapter() };
-            if all {
-                model.train_all();
-                let values = model.parameters().expect("values");
-                model.set_parameters(&values);
-            }
-            let plain = gradients(&mut model, &golden.batch(), false);
-            let again = gradients(&mut model, &golden.batch(), true);
-            assert_eq!(plain.0, again.0, "{family}, all weights {all}");
-            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-            if all && model.config.tied_embeddings {
-                // The two parts of the embedding's gradient are added in another order of
-                // operations.
-                assert!(relative_norm(&again.1, &plain.1) < 1e-6, "{family}");
-            } else {
-                assert!(bits(&plain.1) == bits(&again.1), "{family}, all weights {all}");
-            }
-        }
-    }
-}
+of_each_family!(checkpointing_changes_no_bit);
 
 /// `full` in curves.json has the norm of each weight's gradient in the first step.
-#[test]
-fn gradients_of_all_weights() {
-    for family in ["llama", "qwen2", "smollm3"] {
-        let mut model = Golden::load(family).model();
-        model.train_all();
-        let values = model.parameters().expect("values");
-        model.set_parameters(&values);
-        let read = |name: &str| std::fs::read_to_string(directory(family).join(name)).expect("a golden file");
-        let rows: Vec<(Vec<u32>, Vec<bool>)> = read("rows.jsonl")
-            .lines()
-            .take(4)
-            .map(|line| {
-                let row: Value = serde_json::from_str(line).expect("JSON");
-                let list = |key: &str| row[key].as_array().expect("a list").clone();
-                let tokens = list("input_ids").iter().map(|v| v.as_u64().expect("an id") as u32).collect();
-                (tokens, list("labels").iter().map(|v| v != -100).collect())
-            })
-            .collect();
-        let (sums, got) = gradients(&mut model, &batch(&rows), false);
-        let curves: Value = serde_json::from_str(&read("curves.json")).expect("JSON");
-        let norms = &curves["variants"]["full"]["first_gradient_norms"];
-        for parameter in model.layout().iter() {
-            let want = norms[&parameter.name].as_f64().unwrap_or_else(|| panic!("{family}: {}", parameter.name));
-            let norm = got[parameter.range.clone()].iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-            let norm = norm / sums.trained_tokens as f64;
-            assert!((norm - want).abs() < GRADIENTS * want, "{family} {}: {norm} against {want}", parameter.name);
+fn gradients_of_all_weights(family: &'static str) {
+    let mut model = Golden::load(family).model();
+    model.train_all();
+    let values = model.parameters().expect("values");
+    model.set_parameters(&values);
+    let read = |name: &str| std::fs::read_to_string(directory(family).join(name)).expect("a golden file");
+    let rows: Vec<(Vec<u32>, Vec<bool>)> = read("rows.jsonl")
+        .lines()
+        .take(4)
+        .map(|line| {
+            let row: Value = serde_json::from_str(line).expect("JSON");
+            let list = |key: &str| row[key].as_array().expect("a list").clone();
+            let tokens = list("input_ids").iter().map(|v| v.as_u64().expect("an id") as u32).collect();
+            (tokens, list("labels").iter().map(|v| v != -100).collect())
+        })
+        .collect();
+    let (sums, got) = gradients(&mut model, &batch(&rows), false);
+    let curves: Value = serde_json::from_str(&read("curves.json")).expect("JSON");
+    let norms = &curves["variants"]["full"]["first_gradient_norms"];
+    for parameter in model.layout().iter() {
+        let want = norms[&parameter.name].as_f64().unwrap_or_else(|| panic!("{family}: {}", parameter.name));
+        let norm = got[parameter.range.clone()].iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+        let norm = norm / sums.trained_tokens as f64;
+        assert!((norm - want).abs() < GRADIENTS * want, "{family} {}: {norm} against {want}", parameter.name);
+    }
+    assert_eq!(model.layout().iter().len(), norms.as_object().expect("an object").len(), "{family}");
+}
+
+of_each_family!(gradients_of_all_weights: llama qwen2 smollm3);
+
+fn merged_models_equal_their_adapters(family: &'static str) {
+    let golden = Golden::load(family);
+    let adapter = golden.adapter(&golden.model().config);
+    let parent = tempfile::tempdir().expect("a directory");
+    // A shard limit of 20 kB makes an index with several files.
+    for (name, shard_bytes) in [("whole", u64::MAX), ("sharded", 20_000)] {
+        let mut staging = Staging::begin(&RealDisk, parent.path(), name).expect("a new directory");
+        write_merged(&RealDisk, &directory(family), &adapter, &mut staging, shard_bytes, &[], &|_, _| {})
+            .expect("a merge");
+        let merged = staging.publish(&serde_json::json!({"kind": "merged"})).expect("published");
+        let model = Model::load(&merged, &placement()).expect("the merged model loads");
+        for (n, (tokens, _)) in golden.rows.iter().enumerate() {
+            let got = model.logits(tokens).expect("tokens of the vocabulary");
+            let difference = largest_difference(&got, &golden.floats(&format!("merged_logits.{n}")));
+            assert!(difference < LOGITS, "{family} merged {n}: {difference:e}");
         }
-        assert_eq!(model.layout().iter().len(), norms.as_object().expect("an object").len(), "{family}");
+        let comparison = compare(&directory(family), &adapter, &merged, &placement()).expect("a comparison");
+        assert!(comparison.largest < LOGITS && comparison.agreeing == comparison.positions, "{comparison:?}");
     }
 }
 
-#[test]
-fn merged_models_equal_their_adapters() {
-    for family in FAMILIES {
-        let golden = Golden::load(family);
-        let adapter = golden.adapter(&golden.model().config);
-        let parent = tempfile::tempdir().expect("a directory");
-        // A shard limit of 20 kB makes an index with several files.
-        for (name, shard_bytes) in [("whole", u64::MAX), ("sharded", 20_000)] {
-            let mut staging = Staging::begin(&RealDisk, parent.path(), name).expect("a new directory");
-            write_merged(&RealDisk, &directory(family), &adapter, &mut staging, shard_bytes, &[], &|_, _| {})
-                .expect("a merge");
-            let merged = staging.publish(&serde_json::json!({"kind": "merged"})).expect("published");
-            let model = Model::load(&merged, &placement()).expect("the merged model loads");
-            for (n, (tokens, _)) in golden.rows.iter().enumerate() {
-                let got = model.logits(tokens).expect("tokens of the vocabulary");
-                let difference = largest_difference(&got, &golden.floats(&format!("merged_logits.{n}")));
-                assert!(difference < LOGITS, "{family} merged {n}: {difference:e}");
-            }
-            let comparison = compare(&directory(family), &adapter, &merged, &placement()).expect("a comparison");
-            assert!(comparison.largest < LOGITS && comparison.agreeing == comparison.positions, "{comparison:?}");
-        }
-    }
+of_each_family!(merged_models_equal_their_adapters);
+
+fn both_spellings_of_config_json_mean_the_same(family: &'static str) {
+    let path = directory(family).join("config.hub.json");
+    let hub =
+        ModelConfig::parse(&std::fs::read_to_string(&path).expect("config.hub.json"), &path).expect("hub spelling");
+    assert_eq!(hub, ModelConfig::load(&directory(family)).expect("newer spelling"), "{family}");
 }
 
-#[test]
-fn both_spellings_of_config_json_mean_the_same() {
-    for family in ["llama3", "qwen2", "smollm3"] {
-        let path = directory(family).join("config.hub.json");
-        let hub =
-            ModelConfig::parse(&std::fs::read_to_string(&path).expect("config.hub.json"), &path).expect("hub spelling");
-        assert_eq!(hub, ModelConfig::load(&directory(family)).expect("newer spelling"), "{family}");
-    }
-}
+of_each_family!(both_spellings_of_config_json_mean_the_same: llama3 qwen2 smollm3);
 
-/// The published Llama 3.1 and 3.2 scalings reach all branches; transformers' frequencies, to one
-/// unit in the last place.
+/// The published Llama 3.1 and 3.2 scalings reach all branches; transformers' frequencies, to one unit in the last place.
 #[test]
 fn llama3_rope_frequencies() {
     let text = std::fs::read_to_string(directory("rope.json")).expect("rope.json");
@@ -302,25 +305,24 @@ fn llama3_rope_frequencies() {
 }
 
 /// With a cache, each step must see what one pass over the whole row sees.
-#[test]
-fn greedy_generation_equals_whole_passes() {
-    for family in FAMILIES {
-        let model = Golden::load(family).with_adapter();
-        let prompt = [5, 17, 42, 9, 33, 8, 61];
-        let got = model.generate(&prompt, 12, Sampling::GREEDY, &[], &mut |_| {}).expect("a generation").tokens;
-        let mut row = prompt.to_vec();
-        for (n, &token) in got.iter().enumerate() {
-            let logits = model.logits(&row).expect("logits");
-            let last = &logits[logits.len() - model.config.vocabulary..];
-            let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).expect("a vocabulary") as u32;
-            assert_eq!(token, best, "{family}: token {n} of {got:?}");
-            row.push(token);
-        }
-        let stopped = model.generate(&prompt, 12, Sampling::GREEDY, &[got[3]], &mut |_| {}).expect("a generation");
-        let first = got.iter().position(|token| *token == got[3]).expect("it is there");
-        assert_eq!((stopped.tokens.as_slice(), stopped.stopped_by), (&got[..=first], Some(got[3])), "{family}");
+fn greedy_generation_equals_whole_passes(family: &'static str) {
+    let model = Golden::load(family).with_adapter();
+    let prompt = [5, 17, 42, 9, 33, 8, 61];
+    let got = model.generate(&prompt, 12, Sampling::GREEDY, &[], &mut |_| {}).expect("a generation").tokens;
+    let mut row = prompt.to_vec();
+    for (n, &token) in got.iter().enumerate() {
+        let logits = model.logits(&row).expect("logits");
+        let last = &logits[logits.len() - model.config.vocabulary..];
+        let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).expect("a vocabulary") as u32;
+        assert_eq!(token, best, "{family}: token {n} of {got:?}");
+        row.push(token);
     }
+    let stopped = model.generate(&prompt, 12, Sampling::GREEDY, &[got[3]], &mut |_| {}).expect("a generation");
+    let first = got.iter().position(|token| *token == got[3]).expect("it is there");
+    assert_eq!((stopped.tokens.as_slice(), stopped.stopped_by), (&got[..=first], Some(got[3])), "{family}");
 }
+
+of_each_family!(greedy_generation_equals_whole_passes);
 
 /// A fresh adapter has B = 0: it changes nothing.
 #[test]
@@ -334,8 +336,7 @@ fn a_new_adapter_gives_the_base() {
     assert_eq!(base.logits(tokens).expect("logits"), model.logits(tokens).expect("logits"));
 }
 
-/// Dropout depends on (seed, step, row): not on the batch a row is in, and not on the order of
-/// rows.
+/// Dropout depends on (seed, step, row): not on the batch a row is in, and not on the order of rows.
 #[test]
 fn dropout_is_a_function_of_seed_step_and_row() {
     let golden = Golden::load("llama3");
@@ -361,7 +362,7 @@ fn dropout_is_a_function_of_seed_step_and_row() {
     assert!((run(vec![0], at(2, 5))[0] - together[0]).abs() > 1e-4, "another seed drops other elements");
 }
 
-/// Adapters that must be refused.
+/// What adapters may not get away with.
 #[test]
 fn every_key_of_an_adapter_is_accounted_for() {
     let golden = Golden::load("llama3");
@@ -395,47 +396,42 @@ fn every_key_of_an_adapter_is_accounted_for() {
     }
 }
 
-/// f16 and bf16, if the GPU has them: within what their 11 and 8 bits of precision allow, and the
-/// same from any loss scale.
-#[test]
-fn gpu_sixteen_bit_types_are_close_to_f32() {
+/// f16 and bf16, where the GPU has them: within what their 11 and 8 bits allow, and from any loss scale the same.
+fn gpu_sixteen_bit_types_are_close_to_f32(family: &'static str) {
     let Some(gpu) = gpu() else {
         println!("SKIPPED: FINETUNE_TEST_DEVICE is not gpu");
         return;
     };
-    for family in FAMILIES {
-        let golden = Golden::load(family);
-        let want = gradients(&mut golden.with_adapter(), &golden.batch(), false);
-        for kind in gpu.types.iter().filter(|kind| **kind != FloatType::F32) {
-            let (loss_bound, bound) = if *kind == FloatType::F16 { (1e-3, 1e-2) } else { (1e-2, 1e-1) };
-            let at = Placement::gpu(gpu.device.clone(), *kind);
-            let mut model = Model::load(&directory(family), &at).expect("the model loads");
-            model.attach(&golden.adapter(&model.config));
-            for checkpointing in [false, true] {
-                for scale in [64.0, 1024.0] {
-                    let mut got = vec![0.0; model.layout().len()];
-                    let sums = model
-                        .loss_and_gradients(
-                            &golden.batch(),
-                            Backward { loss_scale: scale, ..backward(checkpointing) },
-                            &mut got,
-                        )
-                        .expect("a device that works");
-                    let loss = (sums.loss - want.0.loss).abs() / want.0.loss;
-                    let difference = relative_norm(&got, &want.1);
-                    println!("{family} {kind:?}, loss scale {scale}: loss {loss:.1e}, gradients {difference:.1e}");
-                    assert!(
-                        loss < loss_bound && difference < bound,
-                        "{family} {kind:?} {scale}: {loss:e} {difference:e}"
-                    );
-                }
+    let golden = Golden::load(family);
+    let want = gradients(&mut golden.with_adapter(), &golden.batch(), false);
+    for kind in gpu.types.iter().filter(|kind| **kind != FloatType::F32) {
+        let (loss_bound, bound) = if *kind == FloatType::F16 { (1e-3, 1e-2) } else { (1e-2, 1e-1) };
+        let at = Placement::gpu(gpu.device.clone(), *kind);
+        let mut model = Model::load(&directory(family), &at).expect("the model loads");
+        model.attach(&golden.adapter(&model.config));
+        for checkpointing in [false, true] {
+            for scale in [64.0, 1024.0] {
+                let mut got = vec![0.0; model.layout().len()];
+                let sums = model
+                    .loss_and_gradients(
+                        &golden.batch(),
+                        Backward { loss_scale: scale, ..backward(checkpointing) },
+                        &mut got,
+                    )
+                    .expect("a device that works");
+                let loss = (sums.loss - want.0.loss).abs() / want.0.loss;
+                let difference = relative_norm(&got, &want.1);
+                println!("{family} {kind:?}, loss scale {scale}: loss {loss:.1e}, gradients {difference:.1e}");
+                assert!(loss < loss_bound && difference < bound, "{family} {kind:?} {scale}: {loss:e} {difference:e}");
             }
         }
     }
 }
 
-/// Coefficients of rows: the gradient is linear in them, one at a time or together, with or without
-/// checkpointing. That of row 0 alone is the gradient of a batch of row 0.
+of_each_family!(gpu_sixteen_bit_types_are_close_to_f32);
+
+/// Coefficients of rows: the gradient is linear in them, one at a time or together, however much is recomputed. That of row
+/// 0 alone is the gradient of a batch of row 0.
 #[test]
 fn gradients_are_linear_in_the_coefficients() {
     let golden = Golden::load("qwen3");

@@ -20,9 +20,22 @@ fn hint(written: &str) -> String {
     hint.to_owned()
 }
 
+/// Checks (what is written, its hint).
+#[track_caller]
+fn check_hints(cases: &[(&str, &str)]) {
+    let mut wrong = String::new();
+    for (written, expected) in cases {
+        let found = hint(written);
+        if found != *expected {
+            wrong += &format!("{written}\n  expected {expected}\n  found    {found}\n");
+        }
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+}
+
 #[test]
 fn mistypings() {
-    let cases = [
+    check_hints(&[
         ("lora.rnk", "did you mean `rank`?"),
         ("lora.rnak", "did you mean `rank`?"),
         ("lora.ranks_pattern", "did you mean `rank_pattern`?"),
@@ -75,7 +88,12 @@ fn mistypings() {
         ("distributed.virtual_rank", "did you mean `virtual_ranks`?"),
         ("sede", "did you mean `seed`?"),
         ("ouput_dir", "did you mean `output_dir`?"),
-        // The right key in the wrong place.
+    ]);
+}
+
+#[test]
+fn keys_in_the_wrong_table() {
+    check_hints(&[
         ("lora.seed", "`seed` belongs at the top, before the first [table]"),
         ("train.output_dir", "`output_dir` belongs at the top, before the first [table]"),
         ("rank", "`rank` belongs in [lora]"),
@@ -88,20 +106,12 @@ fn mistypings() {
         ("train.lora", "[lora] is a table of its own, not inside [train]"),
         // Nothing near: what there is.
         ("log.colour", "the keys in [log] are `every`, `prometheus`"),
-    ];
-    let mut wrong = String::new();
-    for (written, expected) in cases {
-        let found = hint(written);
-        if found != expected {
-            wrong += &format!("{written}\n  expected {expected}\n  found    {found}\n");
-        }
-    }
-    assert!(wrong.is_empty(), "\n{wrong}");
+    ]);
 }
 
 #[test]
 fn other_tools_names() {
-    let cases = [
+    check_hints(&[
         ("lora.r", "ours is `rank`"),
         ("lora_r", "ours is `rank` in [lora]"),
         ("lora.lora_rank", "ours is `rank`"),
@@ -147,10 +157,7 @@ fn other_tools_names() {
         ("bf16", "ours is `dtype` in [model]; write dtype = \"bf16\""),
         ("load_in_4bit", "ours is `quantization` in [model]; write quantization = \"nf4\""),
         ("grad_checkpoint", "ours is `gradient_checkpointing` in [train]"),
-    ];
-    for (written, expected) in cases {
-        assert_eq!(hint(written), expected, "{written}");
-    }
+    ]);
 }
 
 /// The names that users of other tools write most often all lead to a key.

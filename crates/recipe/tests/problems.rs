@@ -9,10 +9,24 @@ fn below(snippet: &str) -> String {
     seen(parse_with(&format!("{MINIMAL}{snippet}"), &[]))
 }
 
+/// Checks (snippet below the shortest recipe, what is said).
+#[track_caller]
+fn check_below(cases: &[(&str, &str)]) {
+    let mut wrong = String::new();
+    for (snippet, expected) in cases {
+        let found = below(snippet);
+        // The words of TOML syntax errors are the toml crate's.
+        let same = if expected.ends_with(": ") { found.contains("not TOML: ") } else { found == *expected };
+        if !same {
+            wrong += &format!("{snippet}\n  expected {expected}\n  found    {found}\n");
+        }
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+}
+
 #[test]
-fn wrong_values() {
-    let cases = [
-        // Types.
+fn wrong_types() {
+    check_below(&[
         ("[lora]\nrank = \"16\"", "6:8 expected an integer, found a string | write it without quotes: 16"),
         ("[lora]\nrank = 16.0", "6:8 expected an integer, found a number with a fraction"),
         ("[lora]\nrank = \"big\"", "6:8 expected an integer, found a string"),
@@ -55,7 +69,12 @@ fn wrong_values() {
             "[distributed]\njoin_timeout = \"2h\"",
             "6:16 `distributed.join_timeout` must be above 0s and at most 1h, found \"2h\"",
         ),
-        // Ranges.
+    ]);
+}
+
+#[test]
+fn values_out_of_range() {
+    check_below(&[
         ("[lora]\nrank = 0", "6:8 `lora.rank` must be at least 1, found 0"),
         ("[lora]\nrank = -0x1", "6:8 not TOML: "),
         ("[lora]\nrank = -3", "6:8 `lora.rank` must be at least 1, found -3"),
@@ -111,7 +130,12 @@ fn wrong_values() {
             "[distributed]\ntimeout = \"5\"",
             "6:11 `distributed.timeout` must be a duration, found \"5\" | a whole number and ms, s, m or h, such as \"5s\" or \"500ms\"",
         ),
-        // Words.
+    ]);
+}
+
+#[test]
+fn unknown_words() {
+    check_below(&[
         (
             "[schedule]\nname = \"cosin\"",
             "6:8 `schedule.name` must be one of \"constant\", \"linear\", \"cosine\", found \"cosin\" | did you mean \"cosine\"?",
@@ -129,7 +153,12 @@ fn wrong_values() {
             "format = \"ShareGPT\"",
             "5:10 `data.format` must be one of \"auto\", \"messages\", \"prompt_completion\", \"text\", \"alpaca\", \"sharegpt\", \"tokens\", found \"ShareGPT\" | did you mean \"sharegpt\"?",
         ),
-        // Between keys.
+    ]);
+}
+
+#[test]
+fn keys_that_contradict_each_other() {
+    check_below(&[
         (
             "[train]\nepochs = 1\nmax_steps = 5",
             "7:13 `train.epochs` and `train.max_steps` say the same thing twice | keep one of them",
@@ -160,17 +189,7 @@ fn wrong_values() {
         ),
         ("[distributed]\nshares = \"measured\"\nvirtual_ranks = 8", "no problem"),
         ("[distributed]\nshares = \"even\"", "no problem"),
-    ];
-    let mut wrong = String::new();
-    for (snippet, expected) in cases {
-        let found = below(snippet);
-        // The words of TOML syntax errors are the toml crate's.
-        let same = if expected.ends_with(": ") { found.contains("not TOML: ") } else { found == expected };
-        if !same {
-            wrong += &format!("{snippet}\n  expected {expected}\n  found    {found}\n");
-        }
-    }
-    assert!(wrong.is_empty(), "\n{wrong}");
+    ]);
 }
 
 #[test]

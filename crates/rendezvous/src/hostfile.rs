@@ -25,7 +25,9 @@ mod odd_keys;
 #[cfg(test)]
 mod tests;
 
+/// Longer hostfiles are refused.
 pub const MAX_HOSTFILE_BYTES: usize = 1 << 20;
+/// Hostfiles with more hosts are refused.
 pub const MAX_HOSTS: usize = 1024;
 /// More entries than any host needs.
 const MAX_LIST: usize = 256;
@@ -45,6 +47,7 @@ pub struct Hostfile {
     pub notices: Vec<String>,
 }
 
+/// A host of a hostfile. Its place in the list is its rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
     /// What ssh connects to: a name, an address or an alias of ~/.ssh/config. Never an option: it
@@ -60,39 +63,108 @@ pub struct Host {
 /// What is wrong with a hostfile. Hosts are counted from 0, as ranks are.
 #[derive(Debug, thiserror::Error)]
 pub enum HostfileError {
+    /// The file cannot be read.
     #[error("the hostfile {} cannot be read: {source}", path.display())]
-    Unreadable { path: PathBuf, source: io::Error },
+    Unreadable {
+        /// The hostfile.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// One of the others, with the file that it is in.
     #[error("{}: {problem}", path.display())]
-    In { path: PathBuf, problem: Box<HostfileError> },
+    In {
+        /// The hostfile.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: Box<HostfileError>,
+    },
+    /// The text is longer than [`MAX_HOSTFILE_BYTES`].
     #[error("{bytes} bytes are too long for a hostfile, the limit is {MAX_HOSTFILE_BYTES}")]
-    TooLong { bytes: usize },
+    TooLong {
+        /// Its bytes.
+        bytes: usize,
+    },
+    /// The text is not JSON.
     #[error("the hostfile is not JSON: {source}")]
-    Syntax { source: serde_json::Error },
+    Syntax {
+        /// Where, and why.
+        source: serde_json::Error,
+    },
     /// A list of names, as MPI and DeepSpeed take it.
     #[error("the hostfile is a plain list of {} names, not MLX's JSON", names.len())]
-    PlainList { names: Vec<String> },
+    PlainList {
+        /// The names, without slots.
+        names: Vec<String>,
+    },
+    /// The JSON is neither an object nor a list.
     #[error("the hostfile is {found}, not an object with \"hosts\" and not a list of hosts")]
-    NotHosts { found: &'static str },
+    NotHosts {
+        /// What it is, as "a number".
+        found: &'static str,
+    },
+    /// A key that must be there is missing.
     #[error("the hostfile has no {key:?}")]
-    NoKey { key: &'static str },
+    NoKey {
+        /// Its name.
+        key: &'static str,
+    },
+    /// The value of a key of the file is wrong.
     #[error("{key:?} of the hostfile: {what}")]
-    Key { key: &'static str, what: String },
+    Key {
+        /// Its name.
+        key: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+    /// A host is not an object.
     #[error("host {host} is {found}, not an object with \"ssh\"")]
-    NotAHost { host: usize, found: &'static str },
+    NotAHost {
+        /// The host.
+        host: usize,
+        /// What it is, as "a number".
+        found: &'static str,
+    },
+    /// A host has no name for ssh.
     #[error("host {host} has no \"ssh\"")]
-    NoSsh { host: usize },
+    NoSsh {
+        /// The host.
+        host: usize,
+    },
+    /// The value of a key of a host is wrong.
     #[error("{key:?} of host {host}: {what}")]
-    HostKey { host: usize, key: &'static str, what: String },
+    HostKey {
+        /// The host.
+        host: usize,
+        /// The name of the key.
+        key: &'static str,
+        /// What is wrong.
+        what: String,
+    },
     /// A cell of a host's row of RDMA devices.
     #[error("\"rdma\" of host {host}, entry {peer}: {source}")]
-    Rdma { host: usize, peer: usize, source: WiresError },
+    Rdma {
+        /// The host.
+        host: usize,
+        /// The entry: the host at the other end.
+        peer: usize,
+        /// What is wrong with it.
+        source: WiresError,
+    },
     /// Some hosts have a row of RDMA devices and this one has none.
     #[error("host {host} ({ssh}) has no \"rdma\", but other hosts have")]
-    NoRdma { host: usize, ssh: String },
+    NoRdma {
+        /// The host.
+        host: usize,
+        /// Its name for ssh.
+        ssh: String,
+    },
     /// The rows of RDMA devices do not fit together.
     #[error("\"rdma\" of the hosts: {source}")]
-    Devices { source: DeviceMatrixError },
+    Devices {
+        /// How they do not fit.
+        source: DeviceMatrixError,
+    },
 }
 
 impl HostfileError {
@@ -124,6 +196,10 @@ impl HostfileError {
 
 impl Hostfile {
     /// Reads a file of at most [`MAX_HOSTFILE_BYTES`].
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or [`HostfileError::In`] with what [`Hostfile::parse`] says of it.
     pub fn load(path: &Path) -> Result<Self, HostfileError> {
         let mut text = String::new();
         // One byte above the limit is enough to see that it is exceeded.
@@ -133,7 +209,12 @@ impl Hostfile {
         Self::parse(&text).map_err(|problem| HostfileError::In { path: path.to_path_buf(), problem: Box::new(problem) })
     }
 
-    /// Reads the text of a hostfile.
+    /// Reads the text of a hostfile. Whether the RDMA devices fit together is not checked: see
+    /// [`Hostfile::devices`].
+    ///
+    /// # Errors
+    ///
+    /// The text is too long, not JSON, lacks a key, or has a value of another form.
     pub fn parse(text: &str) -> Result<Self, HostfileError> {
         if text.len() > MAX_HOSTFILE_BYTES {
             return Err(HostfileError::TooLong { bytes: text.len() });
@@ -174,6 +255,10 @@ impl Hostfile {
     }
 
     /// The RDMA devices between the hosts; `None` if no host has any.
+    ///
+    /// # Errors
+    ///
+    /// Only some of the hosts have devices, or the rows of devices do not fit together.
     pub fn devices(&self) -> Result<Option<DeviceMatrix>, HostfileError> {
         if self.hosts.iter().all(|host| host.rdma.is_empty()) {
             return Ok(None);

@@ -76,9 +76,13 @@ pub(crate) struct Environment {
 pub enum Launcher {
     /// `RANK` and `WORLD_SIZE`, or Kubeflow's `PET_NODE_RANK` and `PET_NNODES`.
     Torchrun,
+    /// `OMPI_COMM_WORLD_RANK`: Open MPI.
     OpenMpi,
+    /// `PMI_RANK` or `PMIX_RANK`: MPICH, Intel MPI, Cray's PALS.
     Pmi,
+    /// `SLURM_PROCID`: srun.
     Slurm,
+    /// `MLX_RANK` or `JACCL_RANK`: mlx.launch.
     Mlx,
 }
 

@@ -10,6 +10,7 @@
 //! memberships are made.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod hostfile;
 pub mod identity;

@@ -61,17 +61,35 @@ pub enum MembershipError {
     /// A launcher's variables contradict each other, or some are missing.
     #[error(transparent)]
     Variables(Box<EnvironmentError>),
+    /// The token file cannot be read.
     #[error("the token file {}: {source}", path.display())]
-    TokenFile { path: PathBuf, source: io::Error },
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A token has fewer than 16 characters.
     #[error("the token is too short")]
     ShortToken,
+    /// The secret of the ranks of one machine can be kept nowhere.
     #[error("there is no place for a secret that the ranks of this machine share: {source}")]
-    NoSecret { source: io::Error },
+    NoSecret {
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Ranks on several machines have no token.
     #[error("the {world} ranks are on several machines and have no token by which to know each other")]
-    NoToken { world: usize },
+    NoToken {
+        /// The number of ranks.
+        world: usize,
+    },
     /// The address of rank 0 is one to listen at, not one to call.
     #[error("MASTER_ADDR={host} is no address that rank 0 can be called by from another machine")]
-    Unspecified { host: String },
+    Unspecified {
+        /// The address.
+        host: String,
+    },
     /// The ranks did not meet.
     #[error(transparent)]
     Join(Box<JoinError>),

@@ -14,13 +14,16 @@ mod tests;
 /// A port: the index of a host and the index of one of its `ports`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct End {
+    /// The index of a host.
     pub host: usize,
+    /// The index of one of its ports.
     pub port: usize,
 }
 
 /// A cable between two hosts of the list; `ends[0].host` is the smaller index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cable {
+    /// The ports that it joins.
     pub ends: [End; 2],
     /// "en5" at each end, where it is known.
     pub interfaces: [Option<String>; 2],
@@ -35,6 +38,7 @@ pub struct Cable {
 /// A cable to a Mac that is not in the list of hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stranger {
+    /// The port that the cable is in.
     pub end: End,
     /// "Mac Studio", as it calls itself.
     pub name: String,
@@ -43,7 +47,9 @@ pub struct Stranger {
 /// All cables, ordered by their ends.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cabling {
+    /// Cables between two hosts of the list.
     pub cables: Vec<Cable>,
+    /// Cables to other Macs.
     pub strangers: Vec<Stranger>,
     /// Pairs of hosts that are one machine under two names.
     pub same_machine: Vec<(usize, usize)>,

@@ -30,6 +30,7 @@ pub struct Discovery {
     pub same_machine: Vec<(String, String)>,
     /// Why the others did not.
     pub unreachable: Vec<GatherError>,
+    /// The cables between the hosts.
     pub cabling: Cabling,
     /// By Thunderbolt cables; hosts without Thunderbolt are parts of their own.
     pub shape: Shape,
@@ -211,7 +212,11 @@ impl Discovery {
         }
     }
 
-    /// The RDMA devices at both ends of a cable, if RDMA runs over it; else why not.
+    /// The RDMA devices at both ends of a cable.
+    ///
+    /// # Errors
+    ///
+    /// Why RDMA does not run over it, as a clause.
     pub fn rdma_over(&self, cable: &Cable) -> Result<[String; 2], String> {
         if cable.gigabits.is_some_and(|gigabits| gigabits < RDMA_GIGABITS) {
             let gigabits = cable.gigabits.unwrap_or_default();

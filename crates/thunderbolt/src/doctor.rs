@@ -27,6 +27,7 @@ pub use reach::reach;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
+    /// Nothing is to be done.
     Ok,
     /// The fact is missing; the reason is in what was found.
     CannotTell,
@@ -43,9 +44,11 @@ pub struct Check {
     pub subject: String,
     /// What was looked at: the same words for the same check, always.
     pub name: &'static str,
+    /// What was found.
     pub found: String,
+    /// How good that is.
     pub verdict: Verdict,
-    /// What to do next; none where all is well.
+    /// What to do next; `None` if nothing is to be done.
     pub next: Option<String>,
 }
 

@@ -32,9 +32,12 @@ const MAX_ADDRESSES: usize = 16;
 /// The longest name that is taken over from a host: of a port, a device, a model.
 const MAX_NAME_BYTES: usize = 64;
 
+/// The operating system of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum System {
+    /// macOS.
     Mac,
+    /// Linux.
     Linux,
     /// What `uname -s` says.
     Other(String),
@@ -45,6 +48,7 @@ pub enum System {
 pub struct Facts {
     /// The name that ssh takes.
     pub host: String,
+    /// Its operating system.
     pub system: System,
     /// `uname -m`: "arm64", "x86_64".
     pub architecture: String,
@@ -58,18 +62,21 @@ pub struct Facts {
     pub release: Option<String>,
     /// A Mac's build, such as "25F80".
     pub system_build: Option<String>,
-    /// "Mac16,11".
+    /// A Mac's model: "Mac16,11".
     pub model: Option<String>,
-    /// "Apple M4 Pro".
+    /// The processor: "Apple M4 Pro".
     pub chip: Option<String>,
+    /// The memory of the machine.
     pub memory_bytes: Option<u64>,
     /// Free in the folder that was asked about.
     pub disk_free_bytes: Option<u64>,
+    /// How its clock compares with this machine's.
     pub clock: Option<Clock>,
     /// `finetune --version` and the checksum of the program.
     pub finetune: Option<Build>,
     /// The address of this host that our ssh connection came in at.
     pub way_in: Option<std::net::IpAddr>,
+    /// Its network interfaces.
     pub interfaces: Vec<Interface>,
     /// A Mac's Thunderbolt ports, by receptacle; `None` if nothing could be read.
     pub ports: Option<Vec<Port>>,
@@ -85,13 +92,15 @@ pub struct Facts {
     pub lockable_bytes: Option<u64>,
     /// `ulimit -n`; `u64::MAX` for unlimited.
     pub open_files: Option<u64>,
+    /// A Mac's power settings.
     pub power: Option<Power>,
+    /// Its firewall.
     pub firewall: Option<Firewall>,
     /// TCP ports that something listens on.
     pub listening: Option<Vec<u16>>,
     /// A Mac's routes to single addresses, with the interface that each leads through.
     pub host_routes: Vec<(std::net::Ipv4Addr, String)>,
-    /// Whether `sudo` works without a password, where it was asked.
+    /// Whether `sudo` works without a password; `None` if it was not asked.
     pub root: Option<bool>,
     missing: BTreeMap<&'static str, String>,
 }
@@ -193,6 +202,7 @@ impl Facts {
         self.missing.get(section).map_or("it was not asked", String::as_str)
     }
 
+    /// The interface of this name.
     pub fn interface(&self, name: &str) -> Option<&Interface> {
         self.interfaces.iter().find(|interface| interface.name == name)
     }

@@ -11,6 +11,7 @@
 //! `cabling.rs`, `shape.rs`.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod cabling;
 pub mod diagram;

@@ -9,8 +9,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use finetune_launch::gather::{GatherError, Output};
 
+use crate::cabling::End;
 use crate::discover::Discovery;
 use crate::facts::{Facts, Medium, System};
+use addresses::AddressedCable;
 
 mod addresses;
 
@@ -27,6 +29,7 @@ pub struct Step {
     pub command: String,
     /// What it is for, in a few words.
     pub why: String,
+    /// Whether it needs root.
     pub needs_root: bool,
 }
 
@@ -42,15 +45,28 @@ pub struct Plan {
 /// A cluster that cannot be set up.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SetupError {
+    /// There is no host to set up.
     #[error("no host answered")]
     NoHosts,
+    /// Two names lead to one machine.
     #[error("{} and {} are the same machine", .0, .1)]
     SameMachine(String, String),
     /// The commands would take down the interface that our ssh connection uses.
     #[error("ssh reaches {host} at {address}, which is on {interface}: setting it up would cut that connection")]
-    WayIn { host: String, address: IpAddr, interface: String },
+    WayIn {
+        /// The host.
+        host: String,
+        /// The address that ssh reaches it at.
+        address: IpAddr,
+        /// The interface that has this address.
+        interface: String,
+    },
+    /// All ranges of addresses are taken.
     #[error("no addresses are left for {cables} cables that are outside of the networks of all hosts")]
-    Addresses { cables: usize },
+    Addresses {
+        /// Cables that need an address.
+        cables: usize,
+    },
 }
 
 impl SetupError {
@@ -69,6 +85,11 @@ impl SetupError {
 }
 
 /// The plan for what was found. Running it and discovering again gives a plan without steps.
+///
+/// # Errors
+///
+/// No host, one machine under two names, too many cables for the free addresses, or a step that
+/// would cut our own connection to a host.
 pub fn plan(discovery: &Discovery) -> Result<Plan, SetupError> {
     if discovery.hosts.is_empty() {
         return Err(SetupError::NoHosts);
@@ -83,52 +104,10 @@ pub fn plan(discovery: &Discovery) -> Result<Plan, SetupError> {
             continue;
         }
         let first = plan.steps.len();
-        let cabled = |interface: &str| {
-            discovery.cabling.cables.iter().any(|cable| {
-                cable
-                    .ends
-                    .iter()
-                    .zip(&cable.interfaces)
-                    .any(|(end, own)| end.host == host && own.as_deref() == Some(interface))
-            })
-        };
-        let mut touched = Vec::new();
-        for bridge in facts.interfaces.iter().filter(|interface| interface.medium == Medium::Bridge) {
-            if bridge.up && bridge.members.iter().any(|member| cabled(member)) {
-                plan.steps.push(root(
-                    facts,
-                    format!("ifconfig {} down", bridge.name),
-                    "a bridge over cables in a loop sends frames in circles",
-                ));
-                touched.push(bridge.name.clone());
-            }
-        }
+        let mut touched = take_bridges_down(discovery, host, &mut plan.steps);
         for (cable, side) in cables.iter().flat_map(|cable| (0..2).map(move |side| (cable, side))) {
-            if cable.hosts[side] != host {
-                continue;
-            }
-            let (own, far, interface) = (cable.addresses[side], cable.addresses[1 - side], &cable.interfaces[side]);
-            let peer = discovery.name(cable.hosts[1 - side]);
-            let has = |facts: &Facts| {
-                let found = facts.interface(interface);
-                found.is_some_and(|found| found.addresses == [(own, addresses::PREFIX)])
-            };
-            if !cable.kept && !has(facts) {
-                plan.steps.push(root(
-                    facts,
-                    format!("ifconfig {interface} inet {own} netmask {}", addresses::NETMASK),
-                    &format!("an address on the cable to {peer}: RDMA needs one, and TCP can use it"),
-                ));
-                touched.push(interface.clone());
-            }
-            let route = facts.host_routes.iter().find(|(destination, _)| *destination == far);
-            if route.map_or(!cable.kept, |(_, through)| through != interface) {
-                // `change` where there is a route already, else `add`.
-                plan.steps.push(root(
-                    facts,
-                    format!("route -n change {far} -interface {interface} || sudo -n route -n add -host {far} -interface {interface}"),
-                    &format!("what is for {far} goes through this cable"),
-                ));
+            if cable.hosts[side] == host {
+                touched.extend(set_up_end(discovery, cable, side, &mut plan.steps));
             }
         }
         refuse_to_cut_ourselves_off(facts, &touched)?;
@@ -140,21 +119,80 @@ pub fn plan(discovery: &Discovery) -> Result<Plan, SetupError> {
         }
     }
     plan.by_hand.extend(discovery.hosts.iter().filter_map(recovery));
-    for cable in discovery.cabling.cables.iter() {
-        for side in (0..2).filter(|&side| cable.interfaces[side].is_none()) {
-            let end = cable.ends[side];
-            plan.by_hand.push(format!(
-                "{}: the network interface of {} is unknown, so its cable gets no address: {}",
-                discovery.name(end.host),
-                discovery.socket(end.host, end.port),
-                discovery.hosts[end.host].why("ports"),
-            ));
-        }
-    }
+    plan.by_hand.extend(ends_without_an_interface(discovery));
     if !plan.steps.is_empty() {
         plan.by_hand.push("these settings last until a Mac restarts; then run this again".into());
     }
     Ok(plan)
+}
+
+/// Steps that take down every bridge of a host with a cabled member. Gives the bridges' names.
+fn take_bridges_down(discovery: &Discovery, host: usize, steps: &mut Vec<Step>) -> Vec<String> {
+    let facts = &discovery.hosts[host];
+    let cabled = |interface: &str| {
+        discovery.cabling.cables.iter().any(|cable| {
+            cable
+                .ends
+                .iter()
+                .zip(&cable.interfaces)
+                .any(|(end, own)| end.host == host && own.as_deref() == Some(interface))
+        })
+    };
+    let mut touched = Vec::new();
+    for bridge in facts.interfaces.iter().filter(|interface| interface.medium == Medium::Bridge) {
+        if bridge.up && bridge.members.iter().any(|member| cabled(member)) {
+            steps.push(root(
+                facts,
+                format!("ifconfig {} down", bridge.name),
+                "a bridge over cables in a loop sends frames in circles",
+            ));
+            touched.push(bridge.name.clone());
+        }
+    }
+    touched
+}
+
+/// Steps that give one end of a cable its address and its route, if it lacks them. Gives the
+/// interface whose address changes.
+fn set_up_end(discovery: &Discovery, cable: &AddressedCable, side: usize, steps: &mut Vec<Step>) -> Option<String> {
+    let facts = &discovery.hosts[cable.hosts[side]];
+    let (own, far, interface) = (cable.addresses[side], cable.addresses[1 - side], &cable.interfaces[side]);
+    let peer = discovery.name(cable.hosts[1 - side]);
+    let has_address = facts.interface(interface).is_some_and(|found| found.addresses == [(own, addresses::PREFIX)]);
+    let mut touched = None;
+    if !cable.kept && !has_address {
+        steps.push(root(
+            facts,
+            format!("ifconfig {interface} inet {own} netmask {}", addresses::NETMASK),
+            &format!("an address on the cable to {peer}: RDMA needs one, and TCP can use it"),
+        ));
+        touched = Some(interface.clone());
+    }
+    let route = facts.host_routes.iter().find(|(destination, _)| *destination == far);
+    if route.map_or(!cable.kept, |(_, through)| through != interface) {
+        // `change` if there is a route already, otherwise `add`.
+        steps.push(root(
+            facts,
+            format!("route -n change {far} -interface {interface} || sudo -n route -n add -host {far} -interface {interface}"),
+            &format!("what is for {far} goes through this cable"),
+        ));
+    }
+    touched
+}
+
+/// Cable ends that get no address, because the network interface of their port is unknown.
+fn ends_without_an_interface(discovery: &Discovery) -> Vec<String> {
+    let ends = discovery.cabling.cables.iter().flat_map(|cable| cable.ends.iter().zip(&cable.interfaces));
+    let unknown = ends.filter(|(_, interface)| interface.is_none());
+    let sentence = |(end, _): (&End, &Option<String>)| {
+        format!(
+            "{}: the network interface of {} is unknown, so its cable gets no address: {}",
+            discovery.name(end.host),
+            discovery.socket(end.host, end.port),
+            discovery.hosts[end.host].why("ports"),
+        )
+    };
+    unknown.map(sentence).collect()
 }
 
 fn root(facts: &Facts, command: String, why: &str) -> Step {
@@ -191,7 +229,9 @@ fn recovery(facts: &Facts) -> Option<String> {
 #[derive(Debug, thiserror::Error)]
 #[error("{}: `{}` failed: {words}", failed.host, failed.command)]
 pub struct ApplyError {
+    /// The steps that were done.
     pub done: Vec<Step>,
+    /// The step that failed.
     pub failed: Step,
     /// The command's own words, or ssh's.
     pub words: String,
@@ -222,9 +262,12 @@ impl ApplyError {
     }
 }
 
-/// Runs the steps one after the other with `run(host, command)`, for which
-/// [`finetune_launch::gather::run_command`] is made; stops at the first that fails. Gives the
-/// number of steps.
+/// Runs the steps one after the other with `run(host, command)`, such as
+/// [`finetune_launch::gather::run_command`]. Gives the number of steps.
+///
+/// # Errors
+///
+/// The first step that fails. The steps after it are not run.
 pub fn apply(
     plan: &Plan,
     run: &mut dyn FnMut(&str, &str) -> Result<Output, GatherError>,

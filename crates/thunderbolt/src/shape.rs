@@ -24,6 +24,7 @@ pub enum Form {
 pub struct Part {
     /// Ascending; for a ring or a line, in the order of the cables.
     pub hosts: Vec<usize>,
+    /// What its cables form.
     pub form: Form,
 }
 
@@ -45,6 +46,7 @@ pub struct Shape {
     pub parts: Vec<Part>,
     /// Pairs (i, j), i below j, that a mesh of all hosts lacks.
     pub missing_for_mesh: Vec<(usize, usize)>,
+    /// The ring of all hosts that lacks the fewest cables.
     pub ring: Ring,
 }
 
@@ -74,6 +76,7 @@ impl Shape {
         self.ring.missing.is_empty() && self.ring.order.len() > 1
     }
 
+    /// Whether every pair of hosts has a cable.
     pub fn is_mesh(&self) -> bool {
         self.form() == Some(Form::Mesh)
     }

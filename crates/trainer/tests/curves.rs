@@ -1,8 +1,7 @@
-//! Twenty steps against torch's AdamW on transformers and PEFT (`scripts/make_goldens.py` made the
-//! files), and the identities that a run must keep.
+//! Twenty steps against torch's AdamW on transformers and PEFT (`scripts/make_goldens.py` made the files), and
+//! the identities that a run must keep.
 //!
-//! On the CPU. With `FINETUNE_TEST_DEVICE=gpu` on a GPU in f32, or a software renderer if there is
-//! no other.
+//! On the CPU; with `FINETUNE_TEST_DEVICE=gpu` on a GPU in f32, a software renderer if there is no other.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +13,23 @@ use finetune_store::TensorFile;
 use finetune_trainer::{Event, Outcome, Ranks, Resume, StepRow, ThisHost, prepare, train};
 use serde_json::Value;
 
-const FAMILIES: [&str; 6] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3"];
+/// A test for each family, so that one that fails does not hide the others: `CHECK::FAMILY`. The
+/// second form names the families.
+macro_rules! of_each_family {
+    ($check:ident) => {
+        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3);
+    };
+    ($check:ident: $($family:ident)+) => {
+        mod $check {
+            $(
+                #[test]
+                fn $family() {
+                    super::$check(stringify!($family));
+                }
+            )+
+        }
+    };
+}
 
 fn goldens(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models").join(family)
@@ -52,15 +67,14 @@ fn run(recipe: Recipe) -> (Vec<StepRow>, Outcome) {
     (rows, outcome.unwrap_or_else(|error| panic!("{error}")))
 }
 
-/// The same on several ranks, each a thread. Returns the rows that rank 0 tells.
+/// The same on several ranks, each a thread: the rows that rank 0 tells.
 fn run_on(world: usize, recipe: impl Fn() -> Recipe + Sync) -> Vec<StepRow> {
     std::thread::scope(|scope| {
         let recipe = &recipe;
         let start = |group| {
             scope.spawn(move || {
                 let ranks = Arc::new(Ranks::new(group, None).expect("ranks"));
-                let mut prepared =
-                    prepare(recipe(), &Resume::No, &ranks, &ThisHost::default(), &|_| {}).expect("a run");
+                let mut prepared = prepare(recipe(), &Resume::No, &ranks, &ThisHost::default(), &|_| {}).expect("a run");
                 let mut rows = Vec::new();
                 let outcome = train(&mut prepared.run, &AtomicI32::new(0), &mut |event| {
                     if let Event::Step { row, .. } = event {
@@ -101,7 +115,7 @@ fn variant_sets(curves: &Value, variant: &Value) -> Vec<String> {
     ]
 }
 
-/// Bounds: 1e-5 relative for losses, or ten times the noise of the reference if that is more.
+/// Bounds: 1e-5 relative for losses, or ten times the noise of the reference where that is more.
 fn check_curve(what: &str, rows: &[StepRow], variant: &Value) {
     let noise = |key: &str| variant["noise"][key].as_f64().expect("a noise figure");
     let (loss_bound, norm_bound) =
@@ -121,44 +135,41 @@ fn check_curve(what: &str, rows: &[StepRow], variant: &Value) {
     }
 }
 
-#[test]
-fn lora_curves_equal_torch() {
-    for family in FAMILIES {
-        let curves = json(&goldens(family).join("curves.json"));
-        for variant in ["constant", "clip_cosine", "linear"] {
-            let settings = &curves["variants"][variant];
-            let output = tempfile::tempdir().expect("a directory");
-            let sets = [adapter_sets(family), variant_sets(&curves, settings)].concat();
-            let (rows, _) = run(recipe(family, output.path(), &sets));
-            check_curve(&format!("{family} {variant}"), &rows, settings);
-            if variant == "clip_cosine" {
-                let ours =
-                    TensorFile::open(&output.path().join("adapter/adapter_model.safetensors")).expect("the adapter");
-                let theirs = TensorFile::open(&goldens(family).join("final_clip_cosine.safetensors"))
-                    .expect("the golden adapter");
-                assert_eq!(ours.names().count(), theirs.names().count(), "{family}: tensors of the adapter");
-                for name in theirs.names() {
-                    let floats = |file: &TensorFile| -> Vec<f64> {
-                        let view = file.get(name).unwrap_or_else(|| panic!("{family}: {name}"));
-                        view.bytes()
-                            .expect("the file is whole")
-                            .chunks_exact(4)
-                            .map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
-                            .collect()
-                    };
-                    let (a, b) = (floats(&ours), floats(&theirs));
-                    let norm = |values: Vec<f64>| values.iter().map(|v| v * v).sum::<f64>().sqrt();
-                    let difference = norm(a.iter().zip(&b).map(|(a, b)| a - b).collect()) / norm(b);
-                    let bound = 2e-5f64.max(10.0 * settings["noise"]["final_relative_norm"].as_f64().expect("noise"));
-                    assert!(difference < bound, "{family} {name}: {difference:e}");
-                }
+fn lora_curves_equal_torch(family: &str) {
+    let curves = json(&goldens(family).join("curves.json"));
+    for variant in ["constant", "clip_cosine", "linear"] {
+        let settings = &curves["variants"][variant];
+        let output = tempfile::tempdir().expect("a directory");
+        let sets = [adapter_sets(family), variant_sets(&curves, settings)].concat();
+        let (rows, _) = run(recipe(family, output.path(), &sets));
+        check_curve(&format!("{family} {variant}"), &rows, settings);
+        if variant == "clip_cosine" {
+            let ours = TensorFile::open(&output.path().join("adapter/adapter_model.safetensors")).expect("the adapter");
+            let theirs =
+                TensorFile::open(&goldens(family).join("final_clip_cosine.safetensors")).expect("the golden adapter");
+            assert_eq!(ours.names().count(), theirs.names().count(), "{family}: tensors of the adapter");
+            for name in theirs.names() {
+                let floats = |file: &TensorFile| -> Vec<f64> {
+                    let view = file.get(name).unwrap_or_else(|| panic!("{family}: {name}"));
+                    view.bytes()
+                        .expect("the file is whole")
+                        .chunks_exact(4)
+                        .map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+                        .collect()
+                };
+                let (a, b) = (floats(&ours), floats(&theirs));
+                let norm = |values: Vec<f64>| values.iter().map(|v| v * v).sum::<f64>().sqrt();
+                let difference = norm(a.iter().zip(&b).map(|(a, b)| a - b).collect()) / norm(b);
+                let bound = 2e-5f64.max(10.0 * settings["noise"]["final_relative_norm"].as_f64().expect("noise"));
+                assert!(difference < bound, "{family} {name}: {difference:e}");
             }
         }
     }
 }
 
-/// Two, three and four ranks follow the same curves: losses are weighted by tokens, however rows
-/// are divided.
+of_each_family!(lora_curves_equal_torch);
+
+/// Two, three and four ranks follow the same curves: losses are weighted by tokens, however rows are shared out.
 #[test]
 fn curves_of_several_ranks_equal_torch() {
     for (family, world) in [("qwen3", 2), ("llama", 3), ("mistral", 4)] {
@@ -173,7 +184,7 @@ fn curves_of_several_ranks_equal_torch() {
     }
 }
 
-/// After 200 steps the losses are still the same except for noise.
+/// After 200 steps the losses are still the same but for noise.
 #[test]
 fn two_hundred_steps_on_any_number_of_ranks() {
     let sets =
@@ -194,21 +205,19 @@ fn two_hundred_steps_on_any_number_of_ranks() {
     }
 }
 
-#[test]
-fn full_curves_equal_torch() {
-    for family in ["llama", "qwen2", "smollm3"] {
-        let curves = json(&goldens(family).join("curves.json"));
-        let settings = &curves["variants"]["full"];
-        let output = tempfile::tempdir().expect("a directory");
-        let sets = [vec!["train.method=full".to_owned()], variant_sets(&curves, settings)].concat();
-        let (rows, _) = run(recipe(family, output.path(), &sets));
-        check_curve(&format!("{family} full"), &rows, settings);
-        assert!(output.path().join("model/config.json").is_file(), "a full run leaves a model directory");
-    }
+fn full_curves_equal_torch(family: &str) {
+    let curves = json(&goldens(family).join("curves.json"));
+    let settings = &curves["variants"]["full"];
+    let output = tempfile::tempdir().expect("a directory");
+    let sets = [vec!["train.method=full".to_owned()], variant_sets(&curves, settings)].concat();
+    let (rows, _) = run(recipe(family, output.path(), &sets));
+    check_curve(&format!("{family} full"), &rows, settings);
+    assert!(output.path().join("model/config.json").is_file(), "a full run leaves a model directory");
 }
 
-/// 8 × 1 = 4 × 2 = 1 × 8: how rows of a step are cut into micro-batches changes nothing but
-/// rounding.
+of_each_family!(full_curves_equal_torch: llama qwen2 smollm3);
+
+/// 8 × 1 = 4 × 2 = 1 × 8: how rows of a step are cut into micro-batches changes nothing but rounding.
 #[test]
 fn micro_batches_do_not_matter() {
     let losses = |micro: usize| {
@@ -243,8 +252,7 @@ fn the_last_partial_step_of_an_epoch_is_trained() {
     assert_eq!(rows[2].epoch, 1.0);
 }
 
-/// With a learning rate that is far too high, no update is made from a number that is not finite,
-/// and the rows are named.
+/// A learning rate that blows up: no update from a number that is not finite, and the rows are named.
 #[test]
 fn numbers_that_are_not_finite_stop_the_run() {
     let output = tempfile::tempdir().expect("a directory");

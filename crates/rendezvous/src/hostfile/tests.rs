@@ -71,9 +71,17 @@ fn refused(text: &str) -> String {
     format!("{error}\n{}", error.hints().join("\n"))
 }
 
+/// Each text must be refused with this message and hint.
+#[track_caller]
+fn check_refused(cases: &[(&str, Expect)]) {
+    for (text, expected) in cases {
+        expected.assert_eq(&refused(text));
+    }
+}
+
 #[test]
-fn errors() {
-    let cases: &[(&str, Expect)] = &[
+fn errors_of_the_whole_file() {
+    check_refused(&[
         (
             "",
             expect![[r#"
@@ -116,6 +124,12 @@ fn errors() {
             "hosts" of the hostfile: there are none
             a hostfile looks like {"hosts": [{"ssh": "mini-1", "ips": ["10.0.0.1"]}]}; `finetune cluster discover` writes one"#]],
         ),
+    ]);
+}
+
+#[test]
+fn errors_of_backend_and_environment() {
+    check_refused(&[
         (
             r#"{"backend":5,"hosts":[{"ssh":"a"}]}"#,
             expect![[r#"
@@ -164,6 +178,12 @@ fn errors() {
             "envs" of the hostfile: the value of A has a zero byte
             "envs" is a list such as ["NAME=value"]"#]],
         ),
+    ]);
+}
+
+#[test]
+fn errors_of_ssh_names() {
+    check_refused(&[
         (
             r#"["10.0.0.1","10.0.0.2"]"#,
             expect![[r#"
@@ -218,6 +238,12 @@ fn errors() {
             "ssh" of host 0: "a\0" has white space or a control character
             "ssh" is the name that `ssh NAME` takes, without options; options belong in ~/.ssh/config"#]],
         ),
+    ]);
+}
+
+#[test]
+fn errors_of_addresses_and_devices() {
+    check_refused(&[
         (
             r#"[{"ssh":"a","ips":"10.0.0.1"}]"#,
             expect![[r#"
@@ -278,10 +304,7 @@ fn errors() {
             "rdma" of the hosts: row 1, column 1 of the device matrix is not null, but a rank has no cable to itself
             write null on the diagonal"#]],
         ),
-    ];
-    for (text, expected) in cases {
-        expected.assert_eq(&refused(text));
-    }
+    ]);
 }
 
 #[test]

@@ -11,61 +11,189 @@ use super::variables::Number;
 /// Longer values are no rank and no address; messages cut them.
 const LONGEST_VALUE: usize = 128;
 
+/// What is wrong with a launcher's variables.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvironmentError {
+    /// A number is expected.
     #[error("{name}={value} is not a whole number")]
-    NotANumber { name: &'static str, value: String },
+    NotANumber {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+    },
 
     /// One of two variables that belong together.
     #[error("{name}={value} is set, but {missing} is not")]
-    Missing { name: &'static str, value: String, missing: &'static str, launcher: Launcher },
+    Missing {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// The other variable.
+        missing: &'static str,
+        /// Whose variables were read.
+        launcher: Launcher,
+    },
 
+    /// The number of ranks is 0.
     #[error("{name}={value} says that there are no ranks")]
-    NoRanks { name: &'static str, value: usize },
+    NoRanks {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: usize,
+    },
 
     /// Every process has the same rank.
     #[error(
         "RANK={rank}, but {launcher} started this process as number {theirs} of {world} ({name}={theirs}): RANK was set before {launcher} started its processes"
     )]
-    RankOfAnother { rank: usize, name: &'static str, theirs: usize, world: usize, launcher: Launcher },
+    RankOfAnother {
+        /// The value of `RANK`.
+        rank: usize,
+        /// The launcher's variable with the rank.
+        name: &'static str,
+        /// Its value.
+        theirs: usize,
+        /// The number of ranks.
+        world: usize,
+        /// Who started this process.
+        launcher: Launcher,
+    },
 
     /// A launcher started several processes, and another one's variable says otherwise.
     #[error("WORLD_SIZE={world}, but {launcher} started {theirs} processes ({name}={theirs})")]
-    WorldOfAnother { world: usize, name: &'static str, theirs: usize, launcher: Launcher },
+    WorldOfAnother {
+        /// The value of `WORLD_SIZE`.
+        world: usize,
+        /// The launcher's variable with the number of ranks.
+        name: &'static str,
+        /// Its value.
+        theirs: usize,
+        /// Who started this process.
+        launcher: Launcher,
+    },
 
-    /// Also of ranks on one host.
+    /// A rank is not below the number of ranks, in all or on this host.
     #[error("{name}={value} is too high: {world_name} counts {world} in all, so the last one is {}", world.saturating_sub(1))]
-    RankTooHigh { name: &'static str, value: usize, world_name: &'static str, world: usize },
+    RankTooHigh {
+        /// The variable with the rank.
+        name: &'static str,
+        /// Its value.
+        value: usize,
+        /// The variable with the number of ranks.
+        world_name: &'static str,
+        /// Its value.
+        world: usize,
+    },
 
+    /// A host has more ranks than there are in all.
     #[error("{name}={value} has more ranks on this host than {world_name}={world} has in all")]
-    TooManyHere { name: &'static str, value: usize, world_name: &'static str, world: usize },
+    TooManyHere {
+        /// The variable with the number of ranks on this host.
+        name: &'static str,
+        /// Its value.
+        value: usize,
+        /// The variable with the number of ranks.
+        world_name: &'static str,
+        /// Its value.
+        world: usize,
+    },
 
+    /// A port is expected.
     #[error("{name}={value} is not a port: {what}")]
-    Port { name: &'static str, value: String, what: &'static str },
+    Port {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong.
+        what: &'static str,
+    },
 
     /// An address, with or without a port.
     #[error("{name}={value} cannot be used: {what}")]
-    Address { name: &'static str, value: String, what: &'static str },
+    Address {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong.
+        what: &'static str,
+    },
 
+    /// Slurm's list of nodes cannot be read.
     #[error("{name}={value} is not a list of hosts: {what}")]
-    NodeList { name: &'static str, value: String, what: &'static str },
+    NodeList {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong.
+        what: &'static str,
+    },
 
+    /// No variable has the address of rank 0.
     #[error("by the variables of {launcher} this process is rank {rank} of {world}{}, and none says where rank 0 is", on_this_host(*local_world))]
-    NoAddress { launcher: Launcher, rank: usize, world: usize, local_world: Option<usize> },
+    NoAddress {
+        /// Whose variables were read.
+        launcher: Launcher,
+        /// This rank.
+        rank: usize,
+        /// The number of ranks.
+        world: usize,
+        /// The number of ranks on this host, if it is known.
+        local_world: Option<usize>,
+    },
 
+    /// A file that a variable names cannot be read.
     #[error("{name} names {}, which cannot be read: {source}", path.display())]
-    Unreadable { name: &'static str, path: PathBuf, source: io::Error },
+    Unreadable {
+        /// The variable.
+        name: &'static str,
+        /// The file that it names.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
 
+    /// The file of `MLX_IBV_DEVICES` is no matrix of devices.
     #[error("{name} names {}: {source}", path.display())]
-    Devices { name: &'static str, path: PathBuf, source: DeviceMatrixError },
+    Devices {
+        /// The variable.
+        name: &'static str,
+        /// The file that it names.
+        path: PathBuf,
+        /// What is wrong.
+        source: DeviceMatrixError,
+    },
 
     /// `what` begins with the rank that it is about, if it is about one.
     #[error("{name} names {}: {what}", path.display())]
-    Hosts { name: &'static str, path: PathBuf, what: String },
+    Hosts {
+        /// The variable.
+        name: &'static str,
+        /// The file that it names.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
 
     /// Two variables disagree on the number of ranks.
     #[error("{name} names {}, which is for {ranks} ranks, but {world_name} counts {world}", path.display())]
-    WorldMismatch { name: &'static str, path: PathBuf, ranks: usize, world_name: &'static str, world: usize },
+    WorldMismatch {
+        /// The variable.
+        name: &'static str,
+        /// The file that it names.
+        path: PathBuf,
+        /// The number of ranks in the file.
+        ranks: usize,
+        /// The variable with the number of ranks.
+        world_name: &'static str,
+        /// Its value.
+        world: usize,
+    },
 }
 
 fn on_this_host(local_world: Option<usize>) -> String {

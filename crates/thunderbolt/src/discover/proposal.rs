@@ -12,6 +12,7 @@ use crate::shape::Shape;
 pub struct Proposal {
     /// Rank order: the given one, or the order of a ring so that neighbours are adjacent.
     pub hostfile: Hostfile,
+    /// Sentences for the user: why the hostfile is as it is.
     pub notes: Vec<String>,
 }
 

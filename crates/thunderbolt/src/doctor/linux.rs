@@ -1,7 +1,7 @@
 //! Checks of one Linux box: its RDMA, if it has any.
 
 use super::Findings;
-use crate::facts::{Facts, PortState};
+use crate::facts::{Facts, PortState, VerbsDevice};
 
 /// Buffers are a few MiB per device and peer; systemd's default of 8 MiB is too little for four.
 const LEAST_LOCKABLE_BYTES: u64 = 64 << 20;
@@ -25,6 +25,20 @@ pub(super) fn examine(facts: &Facts, findings: &mut Findings<'_>) {
     };
     let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
     findings.ok(host, "RDMA devices", names.join(" "));
+    verbs_library(facts, findings);
+    for device in devices {
+        port(host, device, findings);
+    }
+    if let Some(file) = facts.refused_device_files.first() {
+        let next = "join the group that owns it (`ls -l /dev/infiniband`), or a udev rule with mode 0666";
+        findings.no_rdma(host, "device files", format!("{file} may not be opened by this user"), next);
+    }
+    locked_memory(facts, findings);
+}
+
+/// Whether the verbs library can be opened.
+fn verbs_library(facts: &Facts, findings: &mut Findings<'_>) {
+    let host = facts.host.as_str();
     match facts.verbs_library {
         Some(true) => findings.ok(host, "verbs library", "libibverbs.so.1"),
         Some(false) => findings.no_rdma(
@@ -35,36 +49,39 @@ pub(super) fn examine(facts: &Facts, findings: &mut Findings<'_>) {
         ),
         None => findings.cannot_tell(host, "verbs library", facts.why("library")),
     }
-    for device in devices {
-        let name = device.name.as_str();
-        let found = |what: &str| format!("{name}: {what}");
-        match device.state {
-            PortState::Active if device.ipv4().next().is_none() => findings.no_rdma(
-                host,
-                "RDMA address",
-                found("no IPv4 address among its GIDs"),
-                &format!(
-                    "give {} an IPv4 address: `ip addr add …`",
-                    device.interface.as_deref().unwrap_or("its interface")
-                ),
+}
+
+/// Whether a device's port is up and has an IPv4 address.
+fn port(host: &str, device: &VerbsDevice, findings: &mut Findings<'_>) {
+    let name = device.name.as_str();
+    let found = |what: &str| format!("{name}: {what}");
+    match device.state {
+        PortState::Active if device.ipv4().next().is_none() => findings.no_rdma(
+            host,
+            "RDMA address",
+            found("no IPv4 address among its GIDs"),
+            &format!(
+                "give {} an IPv4 address: `ip addr add …`",
+                device.interface.as_deref().unwrap_or("its interface")
             ),
-            PortState::Active => {
-                let address = device.ipv4().next().map(|address| address.to_string()).unwrap_or_default();
-                findings.ok(host, "RDMA address", found(&address));
-            }
-            PortState::Down => findings.no_rdma(
-                host,
-                "RDMA port",
-                found("the port is down"),
-                "the cable, the switch, or `ip link set … up`; InfiniBand also needs a subnet manager (opensm)",
-            ),
-            PortState::Unknown => findings.cannot_tell(host, "RDMA port", &found("the state of its port is unknown")),
+        ),
+        PortState::Active => {
+            let address = device.ipv4().next().map(|address| address.to_string()).unwrap_or_default();
+            findings.ok(host, "RDMA address", found(&address));
         }
+        PortState::Down => findings.no_rdma(
+            host,
+            "RDMA port",
+            found("the port is down"),
+            "the cable, the switch, or `ip link set … up`; InfiniBand also needs a subnet manager (opensm)",
+        ),
+        PortState::Unknown => findings.cannot_tell(host, "RDMA port", &found("the state of its port is unknown")),
     }
-    if let Some(file) = facts.refused_device_files.first() {
-        let next = "join the group that owns it (`ls -l /dev/infiniband`), or a udev rule with mode 0666";
-        findings.no_rdma(host, "device files", format!("{file} may not be opened by this user"), next);
-    }
+}
+
+/// Whether buffers may be locked in memory.
+fn locked_memory(facts: &Facts, findings: &mut Findings<'_>) {
+    let host = facts.host.as_str();
     match facts.lockable_bytes {
         None => findings.cannot_tell(host, "locked memory", facts.why("locked")),
         Some(u64::MAX) => findings.ok(host, "locked memory", "unlimited"),

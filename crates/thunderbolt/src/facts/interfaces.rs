@@ -6,11 +6,14 @@ use std::net::Ipv4Addr;
 
 use super::{MAX_ADDRESSES, MAX_ENTRIES, name, plain_name};
 
+/// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
     /// "en5", "enp3s0".
     pub name: String,
+    /// What it is connected to.
     pub medium: Medium,
+    /// Whether it is switched on.
     pub up: bool,
     /// Whether something is at the other end; `None` if the interface does not say.
     pub active: Option<bool>,
@@ -18,16 +21,22 @@ pub struct Interface {
     pub addresses: Vec<(Ipv4Addr, u8)>,
     /// Of a bridge: the interfaces that it joins.
     pub members: Vec<String>,
-    /// Mb/s, where the system says.
+    /// Mb/s, if the system says.
     pub megabits: Option<u32>,
 }
 
+/// What a network interface is connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Medium {
+    /// Ethernet.
     Wired,
+    /// Wi-Fi.
     Wireless,
+    /// A Thunderbolt port.
     Thunderbolt,
+    /// Other interfaces, joined to one network.
     Bridge,
+    /// The host itself.
     Loopback,
     /// Tunnels, containers, virtual machines.
     Virtual,

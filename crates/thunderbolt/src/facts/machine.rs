@@ -36,8 +36,10 @@ pub struct Power {
     pub restarts: Option<bool>,
 }
 
+/// Whether a host has a firewall.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Firewall {
+    /// None is on.
     Off,
     /// On, with the name of the firewall.
     On(String),

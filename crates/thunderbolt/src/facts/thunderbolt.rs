@@ -31,6 +31,7 @@ pub struct Port {
     pub domain: String,
     /// The IP interface of this port, such as "en5".
     pub interface: Option<String>,
+    /// How fast it is.
     pub speed: Option<Speed>,
     /// Whether something is plugged in.
     pub in_use: bool,
@@ -53,11 +54,12 @@ pub struct Far {
     pub announces_rdma: Option<bool>,
 }
 
+/// The speed of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Speed {
     /// Gb/s.
     pub gigabits: u32,
-    /// "Up to 120 Gb/s": what the port could do, not what a cable does.
+    /// Whether it is what the port could do ("Up to 120 Gb/s"), not what its cable does.
     pub is_limit: bool,
 }
 

@@ -5,24 +5,29 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{MAX_ADDRESSES, MAX_ENTRIES, plain_name};
 
+/// An RDMA device, as the verbs library names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerbsDevice {
     /// "rdma_en5", "mlx5_0".
     pub name: String,
     /// The IP interface that it goes with: "en5".
     pub interface: Option<String>,
+    /// Whether its port is up.
     pub state: PortState,
     /// The addresses that it has, all zero ones left out.
     pub gids: Vec<Ipv6Addr>,
-    /// Gb/s, where the system says.
+    /// Gb/s, if the system says.
     pub gigabits: Option<u32>,
 }
 
+/// The state of an RDMA device's port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PortState {
+    /// The link is up.
     Active,
     /// No cable, or the other end does not do RDMA.
     Down,
+    /// The system does not say.
     Unknown,
 }
 

@@ -104,77 +104,9 @@ impl ExampleCluster {
         Transcript::of(&sections)
     }
 
+    /// The sections that `Transcript` has of one Mac: (name, text).
     pub(crate) fn sections(&self, host: usize) -> Vec<(&'static str, String)> {
         let rdma = self.rdma[host];
-        let mut ports = String::from("\nHardware Port: Ethernet\nDevice: en0\n\nHardware Port: Wi-Fi\nDevice: en1\n");
-        let mut buses = Vec::new();
-        let mut devices = String::from("    device          \t   node GUID\n    ------          \t----------------\n");
-        let (mut details, mut members) = (String::new(), String::new());
-        let mut interfaces = format!(
-            "lo0: flags=8049<UP,LOOPBACK,RUNNING,MULTICAST> mtu 16384\n\tinet 127.0.0.1 netmask 0xff000000\n\
-             en0: flags=8863<UP,BROADCAST,SMART,RUNNING,SIMPLEX,MULTICAST> mtu 1500\n\
-             \tinet 192.168.1.{} netmask 0xffffff00 broadcast 192.168.1.255\n\tmedia: autoselect (1000baseT <full-duplex>)\n\
-             \tstatus: active\n\
-             en1: flags=8822<BROADCAST,SMART,SIMPLEX,MULTICAST> mtu 1500\n\tstatus: inactive\n",
-            11 + host
-        );
-        for port in 0..self.ports {
-            let (number, interface, far) = (port + 1, format!("en{}", port + 2), self.far((host, port)));
-            let _ = write!(
-                ports,
-                "\nHardware Port: Thunderbolt {number}\nDevice: {interface}\nEthernet Address: 02:00:5e:00:53:0{port}\n"
-            );
-            let items = far.map_or(String::new(), |far| {
-                let service = if self.rdma[far.0] {
-                    r#", {"_name": "unknown_xd_service", "protocol_id_key": 64087}"#
-                } else {
-                    ""
-                };
-                format!(
-                    r#""_items": [{{"_name": "Mac mini", "device_name_key": "Mac16,11", "domain_uuid_key": "{}",
-                        "services_title": [{{"_name": "service_ip", "protocol_id_key": 1}}{service}]}}],"#,
-                    Self::domain(far)
-                )
-            });
-            let (speed, status) = match far {
-                Some(_) => (format!("{} Gb/s", self.gigabits), "receptacle_connected"),
-                None if self.gigabits > 40 => ("Up to 120 Gb/s".into(), "receptacle_no_devices_connected"),
-                None => ("Up to 40 Gb/s".into(), "receptacle_no_devices_connected"),
-            };
-            buses.push(format!(
-                r#"{{{items} "_name": "thunderboltusb4_bus_{port}", "device_name_key": "Mac mini", "domain_uuid_key": "{}",
-                    "receptacle_1_tag": {{"current_speed_key": "{speed}", "receptacle_id_key": "{number}",
-                    "receptacle_status_key": "{status}"}}, "vendor_name_key": "Apple Inc."}}"#,
-                Self::domain((host, port))
-            ));
-            let address = self.addresses.get(&(host, port));
-            if rdma {
-                let _ = writeln!(devices, "    rdma_{interface}        \te{port}c5797d9c8fac05");
-                let works = far.is_some_and(|far| self.rdma[far.0]);
-                let state = if works { "PORT_ACTIVE (4)" } else { "PORT_DOWN (1)" };
-                let _ = write!(
-                    details,
-                    "hca_id:\trdma_{interface}\n\ttransport:\t\t\tThunderbolt (100)\n\t\tport:\t1\n\t\t\tstate:\t\t\t{state}\n"
-                );
-                let _ = writeln!(details, "\t\t\tGID[  0]:\t\tfe80::344d:4ff:feea:4e4{port}");
-                if let Some((address, _)) = address {
-                    let _ = writeln!(details, "\t\t\tGID[  1]:\t\t::ffff:{address}");
-                }
-                details.push('\n');
-            }
-            let _ =
-                writeln!(interfaces, "{interface}: flags=8863<UP,BROADCAST,SMART,RUNNING,SIMPLEX,MULTICAST> mtu 1500");
-            if let Some((address, prefix)) = address {
-                let _ = writeln!(interfaces, "\tinet {address} netmask 0x{:08x}", u32::MAX << (32 - prefix));
-            }
-            let _ = writeln!(interfaces, "\tstatus: {}", if far.is_some() { "active" } else { "inactive" });
-            let _ = writeln!(members, "\tmember: {interface} flags=3<LEARNING,DISCOVER>");
-        }
-        let flags = if self.bridge[host] { "8863<UP,BROADCAST,SMART,RUNNING>" } else { "8822<BROADCAST,SMART>" };
-        let _ = write!(interfaces, "bridge0: flags={flags} mtu 1500\n{members}\tstatus: active\n");
-        ports.push_str(
-            "\nHardware Port: Thunderbolt Bridge\nDevice: bridge0\n\nVLAN Configurations\n===================\n",
-        );
         vec![
             ("system", "Darwin 25.5.0 arm64\n".into()),
             ("name", format!("{}.local\n", Self::name(host))),
@@ -186,17 +118,130 @@ impl ExampleCluster {
             ("files", "256\n".into()),
             ("release", "ProductName:\t\tmacOS\nProductVersion:\t\t26.5.1\nBuildVersion:\t\t25F80\n".into()),
             ("hardware", "hw.model: Mac16,11\nhw.memsize: 68719476736\nmachdep.cpu.brand_string: Apple M4 Pro\n".into()),
-            ("ports", ports),
-            ("interfaces", interfaces),
+            ("ports", self.ports_text()),
+            ("interfaces", self.interfaces_text(host)),
             ("rdma", if rdma { "enabled\n" } else { "disabled\n" }.into()),
-            ("devices", devices),
-            ("device_details", details),
+            ("devices", self.devices_text(host)),
+            ("device_details", self.device_details_text(host)),
             ("power", " sleep                0\n autorestart          1\n".into()),
             ("firewall", "Firewall is disabled. (State = 0)\n".into()),
             ("listening", "tcp4       0      0  *.22                   *.*                    LISTEN\n".into()),
             ("root", String::new()),
-            ("thunderbolt", format!(r#"{{"SPThunderboltDataType": [{}]}}"#, buses.join(","))),
+            ("thunderbolt", self.thunderbolt_text(host)),
         ]
+    }
+
+    /// Port p is on interface en(p+2).
+    fn interface(port: usize) -> String {
+        format!("en{}", port + 2)
+    }
+
+    /// `networksetup -listallhardwareports`.
+    fn ports_text(&self) -> String {
+        let mut text = String::from("\nHardware Port: Ethernet\nDevice: en0\n\nHardware Port: Wi-Fi\nDevice: en1\n");
+        for port in 0..self.ports {
+            let (number, interface) = (port + 1, Self::interface(port));
+            let _ = write!(
+                text,
+                "\nHardware Port: Thunderbolt {number}\nDevice: {interface}\nEthernet Address: 02:00:5e:00:53:0{port}\n"
+            );
+        }
+        text.push_str(
+            "\nHardware Port: Thunderbolt Bridge\nDevice: bridge0\n\nVLAN Configurations\n===================\n",
+        );
+        text
+    }
+
+    /// `ifconfig`.
+    fn interfaces_text(&self, host: usize) -> String {
+        let mut text = format!(
+            "lo0: flags=8049<UP,LOOPBACK,RUNNING,MULTICAST> mtu 16384\n\tinet 127.0.0.1 netmask 0xff000000\n\
+             en0: flags=8863<UP,BROADCAST,SMART,RUNNING,SIMPLEX,MULTICAST> mtu 1500\n\
+             \tinet 192.168.1.{} netmask 0xffffff00 broadcast 192.168.1.255\n\tmedia: autoselect (1000baseT <full-duplex>)\n\
+             \tstatus: active\n\
+             en1: flags=8822<BROADCAST,SMART,SIMPLEX,MULTICAST> mtu 1500\n\tstatus: inactive\n",
+            11 + host
+        );
+        let mut members = String::new();
+        for port in 0..self.ports {
+            let interface = Self::interface(port);
+            let _ = writeln!(text, "{interface}: flags=8863<UP,BROADCAST,SMART,RUNNING,SIMPLEX,MULTICAST> mtu 1500");
+            if let Some((address, prefix)) = self.addresses.get(&(host, port)) {
+                let _ = writeln!(text, "\tinet {address} netmask 0x{:08x}", u32::MAX << (32 - prefix));
+            }
+            let is_cabled = self.far((host, port)).is_some();
+            let _ = writeln!(text, "\tstatus: {}", if is_cabled { "active" } else { "inactive" });
+            let _ = writeln!(members, "\tmember: {interface} flags=3<LEARNING,DISCOVER>");
+        }
+        let flags = if self.bridge[host] { "8863<UP,BROADCAST,SMART,RUNNING>" } else { "8822<BROADCAST,SMART>" };
+        let _ = write!(text, "bridge0: flags={flags} mtu 1500\n{members}\tstatus: active\n");
+        text
+    }
+
+    /// `ibv_devices`.
+    fn devices_text(&self, host: usize) -> String {
+        let mut text = String::from("    device          \t   node GUID\n    ------          \t----------------\n");
+        if self.rdma[host] {
+            for port in 0..self.ports {
+                let _ = writeln!(text, "    rdma_{}        \te{port}c5797d9c8fac05", Self::interface(port));
+            }
+        }
+        text
+    }
+
+    /// `ibv_devinfo -v`, as far as it is read.
+    fn device_details_text(&self, host: usize) -> String {
+        let mut text = String::new();
+        if !self.rdma[host] {
+            return text;
+        }
+        for port in 0..self.ports {
+            let works = self.far((host, port)).is_some_and(|far| self.rdma[far.0]);
+            let state = if works { "PORT_ACTIVE (4)" } else { "PORT_DOWN (1)" };
+            let _ = write!(
+                text,
+                "hca_id:\trdma_{}\n\ttransport:\t\t\tThunderbolt (100)\n\t\tport:\t1\n\t\t\tstate:\t\t\t{state}\n",
+                Self::interface(port)
+            );
+            let _ = writeln!(text, "\t\t\tGID[  0]:\t\tfe80::344d:4ff:feea:4e4{port}");
+            if let Some((address, _)) = self.addresses.get(&(host, port)) {
+                let _ = writeln!(text, "\t\t\tGID[  1]:\t\t::ffff:{address}");
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    /// `system_profiler SPThunderboltDataType -json`.
+    fn thunderbolt_text(&self, host: usize) -> String {
+        let buses: Vec<String> = (0..self.ports).map(|port| self.bus((host, port))).collect();
+        format!(r#"{{"SPThunderboltDataType": [{}]}}"#, buses.join(","))
+    }
+
+    /// One port, and the Mac at the other end of its cable.
+    fn bus(&self, socket: Socket) -> String {
+        let (port, far) = (socket.1, self.far(socket));
+        let items = far.map_or(String::new(), |far| {
+            let service =
+                if self.rdma[far.0] { r#", {"_name": "unknown_xd_service", "protocol_id_key": 64087}"# } else { "" };
+            format!(
+                r#""_items": [{{"_name": "Mac mini", "device_name_key": "Mac16,11", "domain_uuid_key": "{}",
+                        "services_title": [{{"_name": "service_ip", "protocol_id_key": 1}}{service}]}}],"#,
+                Self::domain(far)
+            )
+        });
+        let (speed, status) = match far {
+            Some(_) => (format!("{} Gb/s", self.gigabits), "receptacle_connected"),
+            None if self.gigabits > 40 => ("Up to 120 Gb/s".into(), "receptacle_no_devices_connected"),
+            None => ("Up to 40 Gb/s".into(), "receptacle_no_devices_connected"),
+        };
+        let number = port + 1;
+        format!(
+            r#"{{{items} "_name": "thunderboltusb4_bus_{port}", "device_name_key": "Mac mini", "domain_uuid_key": "{}",
+                    "receptacle_1_tag": {{"current_speed_key": "{speed}", "receptacle_id_key": "{number}",
+                    "receptacle_status_key": "{status}"}}, "vendor_name_key": "Apple Inc."}}"#,
+            Self::domain(socket)
+        )
     }
 
     /// Does what a command of the set-up does to a Mac, as far as [`ExampleCluster::facts`] shows

@@ -1,0 +1,21 @@
+//! The points of a run at which the tests kill it. Each is passed several times in a run.
+
+/// Points that every rank passes in each step, in the order of the code.
+pub(crate) const OF_EVERY_RANK: &[&str] = &["train.step", "train.reduce", "train.updated", "train.evaluated"];
+
+/// Points that only rank 0 passes, because no other rank writes.
+pub(crate) const OF_RANK_0: &[&str] = &[
+    "metrics.append",
+    "checkpoint.begin",
+    "checkpoint.file",
+    "checkpoint.written",
+    "checkpoint.synced",
+    "checkpoint.renamed",
+    "checkpoint.done",
+    "prune.trashed",
+    "train.publish",
+    "train.published",
+];
+
+/// The point at which an older result has made way. Only a finished run that is run again passes it.
+pub(crate) const REPLACING: &str = "replace.aside";
