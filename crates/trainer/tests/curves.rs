@@ -74,7 +74,8 @@ fn run_on(world: usize, recipe: impl Fn() -> Recipe + Sync) -> Vec<StepRow> {
         let start = |group| {
             scope.spawn(move || {
                 let ranks = Arc::new(Ranks::new(group, None).expect("ranks"));
-                let mut prepared = prepare(recipe(), &Resume::No, &ranks, &ThisHost::default(), &|_| {}).expect("a run");
+                let mut prepared =
+                    prepare(recipe(), &Resume::No, &ranks, &ThisHost::default(), &|_| {}).expect("a run");
                 let mut rows = Vec::new();
                 let outcome = train(&mut prepared.run, &AtomicI32::new(0), &mut |event| {
                     if let Event::Step { row, .. } = event {

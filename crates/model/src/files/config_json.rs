@@ -152,13 +152,13 @@ impl Reader<'_> {
         };
         let head_dim = match self.optional_size("head_dim")?.or(family.head_dim) {
             Some(head_dim) => head_dim,
-            None if hidden_size % heads == 0 => hidden_size / heads,
+            None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
             None => return Err(self.malformed("hidden_size is no multiple of num_attention_heads")),
         };
-        if heads % key_value_heads != 0 {
+        if !heads.is_multiple_of(key_value_heads) {
             return Err(self.malformed("num_attention_heads is no multiple of num_key_value_heads"));
         }
-        if head_dim % 2 != 0 {
+        if !head_dim.is_multiple_of(2) {
             return Err(self.malformed("head_dim is odd"));
         }
         Ok(Heads { heads, key_value_heads, head_dim })
