@@ -8,8 +8,8 @@ use super::scenario::{FrameFault, Scenario};
 use super::wires::{Ending, Model, Piece};
 use super::work::LINKS;
 use super::world::{Event, World};
+use crate::random_bytes::KEY_BYTES;
 use crate::sealed::LENGTH_BYTES;
-use crate::secret::KEY_BYTES;
 use crate::session::Message;
 
 /// What travels from one rank to another.

@@ -16,8 +16,9 @@ use crate::group_status::GroupStatus;
 use crate::mutations::Mutations;
 use crate::operation::{Links, Operation};
 use crate::operation_driver::{Next, OperationDriver, Patience};
+use crate::progress::CurrentOperation;
 use crate::sealed::Seals;
-use crate::session::{self, Session, Timing};
+use crate::session::{Session, Timing};
 use crate::transport::{LONGEST_SLEEP, Want};
 use crate::verdict::{Cause, Verdict};
 
@@ -284,7 +285,7 @@ impl Rank {
             return self.phase = Phase::Over { leaves: now + self.pace.linger };
         };
         let (group, number, descriptor) = (self.group, self.done as u64, task.descriptor);
-        self.status.enter(Some(session::CurrentOperation { group, operation: number, descriptor }));
+        self.status.enter(Some(CurrentOperation { group, operation: number, descriptor }));
         let mut plan = task.plan(self.rank, self.settings.world, self.settings.frame_bytes);
         plans::plant(self.settings.mutations, &mut plan);
         let memory = task.memory(self.rank, self.settings.world);

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::connector::{Failed, connect};
 use crate::handshake::{HANDSHAKE_TIME, HandshakeError, call};
-use crate::join::{Answer, Found, LOOK, introduction, resolve_by};
+use crate::introduction::{Found, LOOK, introduction, resolve_by};
 use crate::join_error::JoinError;
 use crate::listener::Listener;
+use crate::roster::Answer;
 use crate::waiting::WaitNotices;
 
 /// How long a wrong token or version may come from an earlier run that is about to end.

@@ -7,7 +7,8 @@ use crate::devices::DeviceMatrix;
 use crate::frame::Algorithm;
 use crate::join_error::JoinError;
 use crate::notice::{Notices, no_notices};
-use crate::secret::{Secret, hex};
+use crate::random_bytes::hex;
+use crate::secret::Secret;
 use crate::transport::tcp::TcpOptions;
 
 /// What carries the data, as asked for.

@@ -6,12 +6,11 @@ use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
 use crate::config::Config;
 use crate::handshake::{HandshakeError, Purpose, Trusted, call};
 use crate::join_error::JoinError;
 use crate::listener::Listener;
+use crate::roster::Member;
 
 /// How long a rank, which rank 0 knows to listen, may be unreachable for another: longer is no
 /// accident.
@@ -19,16 +18,6 @@ const UNREACHABLE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Between two looks at whether the group has failed.
 const LOOK: Duration = Duration::from_millis(50);
-
-/// A rank as the roster lists it. The roster has this rank too, so an entry is a member rather than
-/// a peer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Member {
-    pub(crate) host: String,
-    pub(crate) pid: u32,
-    /// Its addresses, the likeliest first.
-    pub(crate) addresses: Vec<SocketAddr>,
-}
 
 /// What is needed to connect to any member of a group.
 pub(crate) struct Connector<'a> {

@@ -12,7 +12,7 @@ use crate::group_status::GroupStatus;
 use crate::operation::{Buffers, Links, Operation};
 use crate::operation_driver::{Next, OperationDriver, Patience};
 use crate::plan::Plan;
-use crate::session::CurrentOperation;
+use crate::progress::CurrentOperation;
 use crate::transport::{LONGEST_SLEEP, Transport};
 use crate::verdict::{Cause, Verdict};
 

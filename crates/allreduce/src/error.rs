@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::flight::FlightEntry;
 use crate::frame::Descriptor;
-use crate::session::Progress;
+use crate::progress::Progress;
 use crate::verdict::{Cause, Verdict};
 
 /// Who the ranks of a group are, for messages.

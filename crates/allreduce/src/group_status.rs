@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::session::{CurrentOperation, Message, Progress};
+use crate::progress::{CurrentOperation, Progress};
+use crate::session::Message;
 use crate::verdict::Verdict;
 
 /// The state that the threads of one rank share.

@@ -25,8 +25,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::frame::PROTOCOL_VERSION;
+use crate::random_bytes::{KEY_BYTES, hex, random_bytes};
 use crate::sealed::{SealError, Seals};
-use crate::secret::{KEY_BYTES, Seal, Secret, Tag, hex, random_bytes};
+use crate::secret::{Seal, Secret, Tag};
 
 const MAGIC: &[u8; 4] = b"FTAR";
 

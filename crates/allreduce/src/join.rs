@@ -8,20 +8,20 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
-
-use serde::{Deserialize, Serialize};
 
 use crate::calling::call_in;
 use crate::config::Config;
-use crate::connector::{Connector, Member, connect, pair};
+use crate::connector::{Connector, connect, pair};
 use crate::handshake::{HANDSHAKE_TIME, Purpose, Trusted, call};
 use crate::interfaces;
+use crate::introduction::{Found, LOOK, introduction, resolve, resolve_by};
 use crate::join_error::JoinError;
 use crate::listener::{self, Arrival, Listener};
 use crate::notice::Notice;
-use crate::secret::random_bytes;
+use crate::random_bytes::random_bytes;
+use crate::roster::{Answer, Member};
 use crate::waiting::WaitNotices;
 
 /// How long rank 0 waits for another rank in place of one that it turned away, if runs have no
@@ -31,12 +31,6 @@ const DIFFERS_PATIENCE: Duration = Duration::from_secs(15);
 /// How long rank 0 tells ranks that come late why there is no group.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Between two tries to find out rank 0's address.
-const RESOLVE_EVERY: Duration = Duration::from_millis(500);
-
-/// Between two looks at whether ranks that have joined are still there.
-pub(crate) const LOOK: Duration = Duration::from_millis(200);
-
 /// How long a rank that has failed tries to tell the others.
 const EXCUSE: Duration = Duration::from_secs(2);
 
@@ -45,17 +39,6 @@ const LONGEST_EXCUSE: usize = 2000;
 
 /// Addresses of one rank that others try.
 const MOST_ADDRESSES: usize = 16;
-
-/// What rank 0 says to a rank that has called.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Answer {
-    Refused { rank: usize, host: String, why: String },
-    Missing { missing: String, seconds: u64, here: usize, world: usize },
-    OtherRun { run: String },
-    Failed { rank: usize, host: String, why: String, code: u8 },
-    Roster { session: u64, streams: usize, members: Vec<Member> },
-}
 
 /// A complete group's connections.
 pub(crate) struct Joined {
@@ -138,50 +121,6 @@ fn connect_all(
     Ok(control)
 }
 
-pub(crate) type Found = (Listener, u64, usize, Vec<Member>, BTreeMap<usize, Trusted>);
-
-/// The addresses of the rendezvous. The inner error may be temporary: a cluster can publish a name
-/// after the ranks that ask for it have started.
-fn resolve(config: &Config) -> Result<io::Result<Vec<SocketAddr>>, JoinError> {
-    let rendezvous = &config.rendezvous;
-    let parts = rendezvous.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
-    let Some((host, port)) = parts.filter(|(host, _)| !host.is_empty()) else {
-        return Err(JoinError::Config(format!("the rendezvous address {rendezvous:?} is not host:port")));
-    };
-    // The system's resolver knows zones such as fe80::1%en2; the standard library's parser of
-    // addresses does not.
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    let addresses: Vec<SocketAddr> = match (host, port).to_socket_addrs() {
-        Ok(addresses) => addresses.collect(),
-        Err(error) => return Ok(Err(error)),
-    };
-    if config.secret.is_loopback_only() && !addresses.iter().all(|address| address.ip().is_loopback()) {
-        return Err(JoinError::Config(format!(
-            "without a token ranks can join on this machine only, and {rendezvous} is not a loopback address. Give all ranks the same token"
-        )));
-    }
-    Ok(Ok(addresses))
-}
-
-/// The addresses of the rendezvous, tried again until they resolve or `deadline` comes.
-pub(crate) fn resolve_by(config: &Config, deadline: Instant) -> Result<Vec<SocketAddr>, JoinError> {
-    let began = Instant::now();
-    loop {
-        let error = match resolve(config)? {
-            Ok(addresses) => return Ok(addresses),
-            Err(error) => error,
-        };
-        if Instant::now() + RESOLVE_EVERY >= deadline {
-            let (address, seconds) = (config.rendezvous.clone(), began.elapsed().as_secs());
-            return Err(JoinError::Unresolved { address, seconds, error });
-        }
-        if began.elapsed() < RESOLVE_EVERY {
-            (config.notices)(Notice::Unresolved { address: config.rendezvous.clone(), why: error.to_string() });
-        }
-        std::thread::sleep(RESOLVE_EVERY);
-    }
-}
-
 /// Rank 0's listener.
 fn open(config: &Config, deadline: Instant) -> Result<Listener, JoinError> {
     let addresses = resolve_by(config, deadline)?;
@@ -219,21 +158,6 @@ fn rank_0_already(config: &Config, address: SocketAddr) -> Option<String> {
         Answer::Refused { why, .. } => Some(why),
         Answer::OtherRun { run } => Some(format!("run {run:?} has its rank 0 there")),
         _ => None,
-    }
-}
-
-/// The introduction of this rank. `port`: where it listens.
-pub(crate) fn introduction(config: &Config, port: u16) -> Purpose {
-    let mut addresses = config.addresses.clone();
-    if config.listens_everywhere() {
-        addresses.extend(interfaces::own());
-    }
-    Purpose::Join {
-        port,
-        host: config.host.clone(),
-        pid: std::process::id(),
-        claims: config.claims_as_text(),
-        addresses,
     }
 }
 

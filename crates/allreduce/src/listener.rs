@@ -18,8 +18,8 @@ use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::config::Config;
 use crate::handshake::{HANDSHAKE_TIME, HandshakeError, Hello, Purpose, Trusted, answer};
-use crate::join::Answer;
 use crate::notice::{Notice, Notices};
+use crate::roster::Answer;
 use crate::secret::Secret;
 
 /// Connections that are authenticated at the same time.

@@ -8,7 +8,8 @@ use thiserror::Error;
 use crate::mutations::Bug;
 #[cfg(test)]
 use crate::mutations::Mutations;
-use crate::secret::{KEY_BYTES, Seal, Tag};
+use crate::random_bytes::KEY_BYTES;
+use crate::secret::{Seal, Tag};
 
 /// Longest control message. The largest real one is the roster of a big group.
 pub(crate) const LONGEST_MESSAGE: usize = 256 << 10;

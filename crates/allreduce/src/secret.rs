@@ -3,9 +3,7 @@
 use std::fmt;
 
 use crate::mutations::{Bug, Mutations};
-
-/// Bytes of a nonce, a key or a full tag.
-pub(crate) const KEY_BYTES: usize = 32;
+use crate::random_bytes::KEY_BYTES;
 
 /// The token of a run. A process that holds it may join. It never appears in messages, logs or
 /// `Debug`.
@@ -59,29 +57,6 @@ impl fmt::Debug for Secret {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("Secret(not shown)")
     }
-}
-
-/// The text of a new token: 64 hexadecimal digits from the system's generator.
-///
-/// # Errors
-/// If the system gives no random numbers.
-pub fn new_token() -> Result<String, getrandom::Error> {
-    Ok(hex(&random_bytes()?))
-}
-
-/// Bytes from the system's generator.
-///
-/// # Errors
-/// If the system gives no random numbers.
-pub(crate) fn random_bytes() -> Result<[u8; KEY_BYTES], getrandom::Error> {
-    let mut bytes = [0; KEY_BYTES];
-    getrandom::fill(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// Lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A message authentication code. Comparing two takes the same time wherever they differ.

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::frame::Descriptor;
 use crate::mutations::{Bug, Mutations};
+use crate::progress::Progress;
 use crate::verdict::{Cause, Record, Verdict, judge};
 
 /// How long things may take.
@@ -53,48 +53,20 @@ impl Timing {
     }
 }
 
-/// Where a rank is, as its heartbeats say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
-    /// The caller's step, as set by [`crate::Group::set_step`].
-    pub step: u64,
-    /// Operations begun.
-    pub operation: u64,
-    /// Whether the rank is inside that operation now.
-    pub inside: bool,
-    /// Payload bytes sent and received so far.
-    pub moved: u64,
-    /// The collective operation that the rank is inside now.
-    pub doing: Option<CurrentOperation>,
-}
-
-/// A collective operation as one rank sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CurrentOperation {
-    /// The group, which may be one within the first group.
-    pub group: u64,
-    /// The number of the operation in that group.
-    pub operation: u64,
-    /// What it is.
-    pub descriptor: Descriptor,
-}
-
-impl Progress {
-    /// How a peer's operation and ours differ, if both have the same number. Frames tell too, if
-    /// any meet. With some pairs of operations each rank waits for a frame that the other does not
-    /// send.
-    fn divergence(&self, peer: usize, theirs: &Progress, mutations: Mutations) -> Option<Cause> {
-        let (mine, theirs) = (self.doing?, theirs.doing?);
-        let same_place = (mine.group, mine.operation) == (theirs.group, theirs.operation);
-        let checked = !mutations.has(Bug::DivergenceNotChecked);
-        (same_place && mine.descriptor != theirs.descriptor && checked).then_some(Cause::Diverged {
-            peer,
-            operation: mine.operation,
-            mine: mine.descriptor,
-            peer_operation: theirs.operation,
-            theirs: theirs.descriptor,
-        })
-    }
+/// How a peer's operation and ours differ, if both have the same number. Frames tell too, if
+/// any meet. With some pairs of operations each rank waits for a frame that the other does not
+/// send.
+fn divergence(mine: &Progress, peer: usize, theirs: &Progress, mutations: Mutations) -> Option<Cause> {
+    let (mine, theirs) = (mine.doing?, theirs.doing?);
+    let same_place = (mine.group, mine.operation) == (theirs.group, theirs.operation);
+    let checked = !mutations.has(Bug::DivergenceNotChecked);
+    (same_place && mine.descriptor != theirs.descriptor && checked).then_some(Cause::Diverged {
+        peer,
+        operation: mine.operation,
+        mine: mine.descriptor,
+        peer_operation: theirs.operation,
+        theirs: theirs.descriptor,
+    })
 }
 
 /// What ranks say to each other on the control connections.
@@ -241,7 +213,7 @@ impl Session {
         match message {
             Message::Heartbeat(progress) => {
                 peer.progress = progress;
-                if let Some(cause) = self.progress.divergence(from, &progress, self.mutations) {
+                if let Some(cause) = divergence(&self.progress, from, &progress, self.mutations) {
                     self.report(now, cause, actions);
                 }
             }

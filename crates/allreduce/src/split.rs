@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use crate::choose::Reach;
 use crate::config::Config;
-use crate::connector::{Connector, Member};
+use crate::connector::Connector;
 use crate::engine::Network;
 use crate::frame::Algorithm;
 use crate::group::Group;
 use crate::handshake::Purpose;
 use crate::join_error::JoinError;
 use crate::listener::Listener;
+use crate::roster::Member;
 use crate::transport::in_process::{self, InProcess};
 use crate::transport::tcp::Tcp;
 

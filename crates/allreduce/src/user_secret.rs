@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::secret::{hex, new_token, random_bytes};
+use crate::random_bytes::{hex, new_token, random_bytes};
 
 const FILE: &str = "allreduce-token";
 

@@ -21,6 +21,7 @@ mod cpu;
 pub mod devices;
 mod extension;
 pub mod footprint;
+mod found_device;
 mod fused;
 #[cfg(gpu_backend)]
 mod gpu;

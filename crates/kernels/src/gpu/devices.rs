@@ -5,7 +5,7 @@ use burn_cubecl::CubeDevice;
 use burn_cubecl::cubecl::features::TypeUsage;
 
 use super::tensor::element;
-use crate::devices::{DeviceKind, FloatType, FoundDevice};
+use crate::found_device::{DeviceKind, FloatType, FoundDevice};
 
 /// See [`crate::devices::gpus`].
 pub(crate) fn gpus(software: bool) -> Vec<FoundDevice> {
