@@ -1,12 +1,15 @@
-//! Matrix products of a training step: `cargo bench -p finetune-kernels --bench matmul` (RAYON_NUM_THREADS sets the threads).
+//! Matrix products of a training step: `cargo bench -p finetune-kernels --bench matmul`
+//! (RAYON_NUM_THREADS sets the threads).
 //!
-//! Prints GFLOP/s, best of ten, for activations [m, k] times a weight in its file layout [n, k], and times its transpose.
+//! Prints GFLOP/s, best of ten, for activations [m, k] times a weight in its file layout [n, k],
+//! and times its transpose.
 
 use std::time::Instant;
 
 use finetune_kernels::matmul::{Matrix, matmul};
 
-/// (m, k, n): attention, feed-forward in and out, output layer, LoRA in and out, a token of generation.
+/// (m, k, n): attention, feed-forward in and out, output layer, LoRA in and out, a token of
+/// generation.
 const SHAPES: [(usize, usize, usize); 7] = [
     (1024, 512, 512),
     (1024, 512, 1408),
