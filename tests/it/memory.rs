@@ -113,8 +113,8 @@ fn a_thousand_steps_take_no_more_than_a_hundred() {
         let mut sets: Vec<String> = few.iter().map(|set| (*set).to_owned()).collect();
         sets.push(format!("train.max_steps={steps}"));
         let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set.as_str()]).collect();
-        // Huge pages are switched off. One touched byte of a huge page counts for 2 MiB, and when the
-        // kernel makes one depends on its load.
+        // Huge pages are switched off. One touched byte of a huge page counts for 2 MiB, and the
+        // kernel makes such pages depending on its load.
         let mut command = folder.command(&format!("run-{steps}"), &sets);
         peak(&run(command.env("MIMALLOC_ALLOW_THP", "0")).expect(0).stderr)
     };
