@@ -53,8 +53,8 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("crates/trainer/src/prepare.rs::put_together", 82),
 ];
 
-/// The crate table of ARCHITECTURE.md: each crate, and those that its row lets it use. `name
-/// (tests)` is for dev-dependencies only.
+/// The crate table of ARCHITECTURE.md: each crate, and those that its row lets it use.
+/// `name (tests)` is for dev-dependencies only.
 fn table() -> BTreeMap<String, BTreeSet<String>> {
     let text = std::fs::read_to_string(repository().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
     let mut lines = text.lines().skip_while(|line| *line != "| crate | owns | must never know | may use |");

@@ -119,8 +119,9 @@ fn metrics_so_far(directory: &Path) -> usize {
 }
 
 /// A rank is killed, frozen or asked to stop every second or two, for `FINETUNE_SOAK` seconds. The
-/// result is that of an undisturbed run. `FINETUNE_SOAK=600 cargo test --release --workspace --test
-/// it soak -- --ignored --nocapture`
+/// result is that of an undisturbed run.
+///
+/// `FINETUNE_SOAK=600 cargo test --release --workspace --test it soak -- --ignored --nocapture`
 #[test]
 #[ignore = "takes as long as it is told to"]
 fn soak() {
