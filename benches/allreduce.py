@@ -5,9 +5,10 @@
       --peer 'gloo=torchrun --nproc_per_node {n} gloo_ar.py' --peer 'openmpi=mpirun -np {n} --mca btl self,tcp ./mpi_ar' \\
       --scaling 2 4 8 16 --output result.json
 
-A peer is a command; {n} becomes the number of ranks. It prints CSV lines of which field 3 is the ranks, 4 the bytes, 7 the
-median and 8 the least time of one all-reduce in microseconds. Medians over the rounds are compared: a ratio is the fastest
-peer's time over ours. --scaling measures what a rank of ours costs as ranks are added: CPU, bytes sent, memory, join.
+A peer is a command, in which {n} becomes the number of ranks. It prints CSV lines: field 3 is the
+number of ranks, 4 the bytes, 7 the median and 8 the least time of one all-reduce in microseconds.
+Medians over the rounds are compared. A ratio is the fastest peer's time over ours. --scaling
+measures what a rank of ours costs as ranks are added: CPU, bytes sent, memory, join.
 """
 import argparse, collections, datetime, json, os, re, statistics, subprocess, sys
 

@@ -1,26 +1,32 @@
 #!/usr/bin/env python3
-"""LoRA training steps of PyTorch + PEFT on a GPU, on the model directory and the rows that finetune gets.
+"""LoRA training steps of PyTorch + PEFT on a GPU, on the model directory and rows of finetune.
 
-    python3 benches/gpu_torch.py --model DIR --rows ROWS.jsonl --batch 4 --dtype bf16 [--checkpointing] [--compile]
+    python3 benches/gpu_torch.py --model DIR --rows ROWS.jsonl --batch 4 --dtype bf16 \\
+        [--checkpointing] [--compile]
     python3 benches/gpu_torch.py --measure-matmul
 
-The same work as finetune does: rows {"input_ids", "labels"} in file order, --batch of them a step; LoRA on all linear
-layers; sum of the token losses over the trained tokens; AdamW (fused); no dropout, no clipping, no warm-up of the
-learning rate. Attention is torch's scaled_dot_product_attention. f32 products are f32: TF32 is off.
+It does the same work as finetune: rows {"input_ids", "labels"} in file order, --batch of them a
+step; LoRA on all linear layers; sum of the token losses over the trained tokens; AdamW (fused); no
+dropout, no clipping, no warm-up of the learning rate. Attention is torch's
+scaled_dot_product_attention. f32 products are f32: TF32 is off.
 
-Prints one JSON object on standard output: tokens_per_second and seconds_per_step (medians of the steps after --warmup,
-the device idle before and after each), every step's loss and seconds, peak_bytes (what tensors took) and
-peak_reserved_bytes (what the process held), over the whole program. `finetune` counts a row's tokens as they stand
-in the file, so does this. Progress goes to standard error. Exits with 5 where memory runs out, and prints what there is
-where it is stopped (SIGTERM) after some steps. scripts/gpu-check runs it beside finetune.
+Prints one JSON object on standard output. tokens_per_second and seconds_per_step are medians of the
+steps after --warmup; the device is idle before and after each. It also has every step's loss and
+seconds, and over the whole program peak_bytes (what tensors took) and peak_reserved_bytes (what the
+process held). Like `finetune`, it counts a row's tokens as they stand in the file. Progress goes to
+standard error. If memory runs out, it exits with 5. If it is stopped (SIGTERM) after some steps, it
+prints the figures of these. scripts/gpu-check runs it beside finetune.
 
 How the adapter is computed in 16 bits (--adapter) changes the time:
-  autocast  the adapter is f32, its products are in 16 bits: what transformers' Trainer does with bf16=True, and finetune
-  f32       the adapter and its products are f32: PEFT without autocast, slow as these products do not use the matrix units
+  autocast  the adapter is f32, its products are in 16 bits, as in finetune and in transformers'
+            Trainer with bf16=True
+  f32       the adapter and its products are f32, as in PEFT without autocast: slow, because these
+            products do not use the matrix units
   same      the adapter is in 16 bits as well: fastest, and loses small updates
 
---compile compiles every decoder layer, and the loss, with torch.compile: one layer is compiled, the others take its code.
---compile=model compiles the model as one piece, which takes minutes for many layers.
+--compile compiles every decoder layer, and the loss, with torch.compile. One layer is compiled, and
+the others take its code. --compile=model compiles the model as one piece, which takes minutes for
+many layers.
 """
 
 import argparse
@@ -67,7 +73,7 @@ torch.backends.cuda.matmul.allow_tf32 = False
 
 
 class Stopped(BaseException):
-    """SIGTERM: a time limit. No Exception, which torch.compile would take for a failure of its own."""
+    """SIGTERM, as of a time limit. It is no Exception: torch.compile would take one for its own."""
 
 
 def stop(*_):
@@ -84,7 +90,7 @@ def synchronize():
 
 
 def measure_matmul():
-    """TFLOP/s of square matrix products of random numbers, by number type: what the card really does at best."""
+    """TFLOP/s of square matrix products, by number type: what the card really does at best."""
     size = 8192 if options.device == "cuda" else 512
     rates = {}
     for name, dtype in DTYPES.items():
@@ -102,7 +108,7 @@ def measure_matmul():
 
 
 def batches():
-    """[(input_ids, labels, trained tokens)] of each step, in file order, from the start again at the end."""
+    """(input_ids, labels, trained tokens) of each step, in file order. The file is repeated."""
     with open(options.rows) as file:
         rows = [json.loads(line) for line in file if line.strip()]
     for step in range(options.steps):
@@ -120,7 +126,8 @@ def load():
 
     settings = {"dtype": DTYPES[options.dtype], "attn_implementation": "sdpa"}
     with contextlib.suppress(ImportError):
-        import accelerate  # noqa: F401: with it, tensors go to the device one by one, without a copy of all in memory
+        # With it, tensors go to the device one by one, without a copy of all in memory.
+        import accelerate  # noqa: F401
 
         settings["device_map"] = {"": options.device}
     model = AutoModelForCausalLM.from_pretrained(options.model, **settings).to(options.device)
@@ -131,13 +138,13 @@ def load():
     model = get_peft_model(model, lora, autocast_adapter_dtype=options.adapter != "same")
     model.train()
     if options.checkpointing:
-        # After PEFT, which else makes the embedding's output need a gradient: work that this way does not need.
+        # This comes after PEFT. Otherwise PEFT makes the embedding's output need a gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 
 def token_losses(logits, labels):
-    """Sum over trained tokens. The labels are shifted, not the logits, which saves a copy of these, as transformers does."""
+    """Sum over trained tokens. The labels are shifted, as in transformers: no logits are copied."""
     shifted = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].reshape(-1)
     return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), shifted, ignore_index=IGNORED, reduction="sum")
 

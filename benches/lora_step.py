@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
-"""One LoRA training step on the CPU, one thread: finetune beside PyTorch + PEFT and mlx-lm, alternating in one run.
+"""One LoRA training step on the CPU, one thread: finetune beside PyTorch + PEFT and mlx-lm. The
+programs alternate in one run.
 
-The step: batch 4 x 256 tokens, rank 8 on q and v (`qv`) or on all linear layers (`all`), f32, AdamW.
-Prints a table of medians over rounds and, with --output, writes the same as JSON.
+The step: batch 4 x 256 tokens, rank 8 on q and v (`qv`) or on all linear layers (`all`), f32,
+AdamW. Prints a table of medians over rounds and, with --output, writes the same as JSON.
 
   python3 benches/lora_step.py --finetune target/release/finetune --models DIR \
       --torch PYTHON --torch-script torch_lora.py --mlx PYTHON --mlx-script mlx_lora.py --rounds 5
 
---models holds Hugging Face model directories (--model names one). The peers' scripts take --model, --targets,
---steps, --warmup, read BENCH_DIR, and print `RESULT {json}` with cpu_s_per_step, step_ms_median, peak_rss_MiB
-and first_step_s. A peer that is not given is left out. CPU seconds of a finetune step are the difference of two
-runs of the whole program, so that start and end cancel.
+--models holds Hugging Face model directories (--model names one). The peers' scripts take --model,
+--targets, --steps and --warmup, and read BENCH_DIR. They print `RESULT {json}` with cpu_s_per_step,
+step_ms_median, peak_rss_MiB and first_step_s. A peer that is not given is left out. CPU seconds of
+a finetune step are the difference of two runs of the whole program, so that start and end cancel.
 """
 import argparse, json, os, pathlib, resource, statistics, subprocess, sys, tempfile, time
+
+from lora_recipe import tokens_file, write_recipe
 
 arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 arguments.add_argument("--finetune", required=True)
@@ -30,43 +33,15 @@ arguments.add_argument("--openblas", help="a shared library to preload for mlx: 
 arguments.add_argument("--output")
 options = arguments.parse_args()
 
-TARGETS = {
-    "qv": '["q_proj", "v_proj"]',
-    "all": '["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]',
-}
 environment = dict(os.environ, BENCH_DIR=options.models, HF_HUB_OFFLINE="1")
 for name in ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"]:
     environment[name] = str(options.threads)
 
 
 def command(output, targets, steps, rows):
-    """The command line of a run of so many steps; its recipe is written into `output`."""
-    recipe = pathlib.Path(output, "recipe.toml")
-    recipe.write_text(f"""
-output_dir = "run"
-[model]
-path = {json.dumps(str(pathlib.Path(options.models, options.model)))}
-device = "cpu"
-[lora]
-rank = 8
-alpha = 16
-target_modules = {TARGETS[targets]}
-[data]
-train = {json.dumps(str(rows))}
-format = "tokens"
-shuffle = false
-[train]
-max_steps = {steps}
-global_batch_size = 4
-micro_batch_size = 4
-max_grad_norm = 0.0
-[optimizer]
-learning_rate = 1e-4
-[schedule]
-name = "constant"
-[checkpoint]
-every = 0
-""")
+    """The command line of a run of `steps` steps. Its recipe is written into `output`."""
+    model = pathlib.Path(options.models, options.model)
+    recipe = write_recipe(output, model, targets, rows, steps)
     line = [options.finetune, "run", str(recipe), "--quiet"]
     for text in options.set:
         line += ["--set", text]
@@ -91,7 +66,7 @@ def run_finetune(targets, steps, rows):
 
 
 def measured(function):
-    """CPU seconds of the children that the function waited for, its result."""
+    """CPU seconds of the children that the function waited for, and its result."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = function()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -124,23 +99,9 @@ def peer(python, script, targets, preload=None):
     return json.loads(found[0][7:])
 
 
-def tokens_file(directory):
-    """The peers' token matrix as rows: they make it on first use, so one of them runs before."""
-    import struct
-    path = pathlib.Path(options.models, "tokens-257.npy")
-    if not path.exists():
-        sys.exit(f"{path} is missing: run a peer's script once, it makes the file")
-    data = path.read_bytes()
-    length = struct.unpack("<H", data[8:10])[0]
-    numbers = struct.unpack(f"<{64 * 257}i", data[10 + length:])
-    rows = pathlib.Path(directory, "rows.jsonl")
-    rows.write_text("".join(json.dumps({"input_ids": numbers[n * 257:(n + 1) * 257]}) + "\n" for n in range(64)))
-    return rows
-
-
 results = {}
 with tempfile.TemporaryDirectory() as directory:
-    rows = tokens_file(directory)
+    rows = tokens_file(options.models, directory)
     for round_number in range(options.rounds):
         for targets in options.targets.split():
             contestants = [("finetune", lambda: finetune(targets, rows))]
@@ -152,7 +113,7 @@ with tempfile.TemporaryDirectory() as directory:
                 figures = contestant()
                 results.setdefault((targets, name), []).append(figures)
                 print(f"round {round_number + 1} {targets} {name}: {figures['cpu_s_per_step']:.3f} CPU s per step", file=sys.stderr)
-    # Peak memory: a run of its own through a small process, whose children are only that run.
+    # Peak memory is measured in another run, through a small process that has no other children.
     for targets in options.targets.split():
         code = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
                 "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)")

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-"""How long until a lost rank is known to all others, and until the run goes on: `finetune launch --max-restarts 1` on the quickstart,
-one rank killed (or frozen) at a random moment.
+"""How long until all others know of a lost rank, and until the run goes on.
+
+Runs `finetune launch --max-restarts 1` on the quickstart. One rank is killed, or frozen, at a
+random moment.
 
   python3 benches/losses.py --finetune target/release/finetune --ranks 3 --trials 30
 """

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Peak memory of a run beside what `finetune validate` estimates: the promise is 15 percent.
 
-    python3 benches/memory.py MODEL_DIR [MODEL_DIR ...] [--device cpu|gpu] [--dtype f32|bf16|f16] [--quick]
+    python3 benches/memory.py MODEL_DIR [MODEL_DIR ...] [--device cpu|gpu] [--dtype f32|bf16|f16] \\
+        [--quick]
 
-For each model (a directory with rows-LENGTH.jsonl files, as scripts/random_model.py writes) some recipes are validated and
-run for three steps, each with several lengths, micro-batches, targets, and with and without gradient checkpointing. Prints a
-markdown table and one JSON line per run on standard error. Needs Python's standard library only.
+A model is a directory with rows-LENGTH.jsonl files, as scripts/random_model.py writes it. For each
+model, recipes are validated and run for three steps: several lengths, micro-batches and targets,
+with and without gradient checkpointing. Prints a markdown table, and on standard error one JSON
+line per run. Needs Python's standard library only.
 """
 
 import argparse

@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
-"""A LoRA step on one rank and on two, one thread each: finetune beside torchrun + DDP over gloo and mlx.launch's ring.
+"""A LoRA step on one rank and on two, one thread each: finetune beside torchrun + DDP over gloo and
+mlx.launch's ring.
 
-The step: global batch 4 x 256 tokens (two ranks share the rows), rank 8 on q and v (`qv`) or on all linear layers (`all`),
-f32, AdamW. The programs alternate; the table has medians over rounds, CPU seconds of all ranks together and the largest peak
-memory of a rank. With --output the same is written as JSON.
+The step: global batch 4 x 256 tokens (two ranks share the rows), rank 8 on q and v (`qv`) or on all
+linear layers (`all`), f32, AdamW. The programs alternate. The table has medians over rounds, CPU
+seconds of all ranks together and the largest peak memory of a rank. With --output the same is
+written as JSON.
 
   python3 benches/ranks.py --finetune target/release/finetune --models DIR \
       --torch PYTHON --torch-script torch_lora.py --mlx PYTHON --mlx-script mlx_lora.py --rounds 3
 
-The peers' scripts are those of lora_step.py; started by torchrun and mlx.launch they train on the world that they find.
+The peers' scripts are those of lora_step.py. Under torchrun and mlx.launch they train on all ranks.
 """
-import argparse, json, os, pathlib, resource, statistics, struct, subprocess, sys, tempfile, time
+import argparse, json, os, pathlib, statistics, subprocess, sys, tempfile, time
+
+from lora_recipe import tokens_file, write_recipe
 
 arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 arguments.add_argument("--finetune", required=True)
@@ -27,47 +31,16 @@ arguments.add_argument("--openblas", help="a shared library to preload for mlx: 
 arguments.add_argument("--output")
 options = arguments.parse_args()
 
-TARGETS = {
-    "qv": '["q_proj", "v_proj"]',
-    "all": '["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]',
-}
 environment = dict(os.environ, BENCH_DIR=options.models, HF_HUB_OFFLINE="1", T0=str(time.time()))
 for name in ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"]:
     environment[name] = "1"
-
-RECIPE = """
-output_dir = "run"
-[model]
-path = {model}
-device = "cpu"
-[lora]
-rank = 8
-alpha = 16
-target_modules = {targets}
-[data]
-train = {rows}
-format = "tokens"
-shuffle = false
-[train]
-max_steps = {steps}
-global_batch_size = 4
-micro_batch_size = 4
-max_grad_norm = 0.0
-[optimizer]
-learning_rate = 1e-4
-[schedule]
-name = "constant"
-[checkpoint]
-every = 0
-"""
 
 
 def run_finetune(targets, ranks, steps, rows):
     """Rows of metrics.jsonl, and the CPU seconds of all processes."""
     with tempfile.TemporaryDirectory() as output:
-        recipe = pathlib.Path(output, "recipe.toml")
-        model = json.dumps(str(pathlib.Path(options.models, options.model)))
-        recipe.write_text(RECIPE.format(model=model, targets=TARGETS[targets], rows=json.dumps(str(rows)), steps=steps))
+        model = pathlib.Path(options.models, options.model)
+        recipe = write_recipe(output, model, targets, rows, steps)
         line = [options.finetune, "--quiet"]
         line += ["run", str(recipe)] if ranks == 1 else ["launch", "-n", str(ranks), "--", str(recipe)]
         code = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=2);"
@@ -128,19 +101,9 @@ def mlx(targets, ranks):
     return results_of([*start, *script])
 
 
-def tokens_file(directory):
-    """The peers' token matrix as rows: they make it on first use, so one of them runs before."""
-    data = pathlib.Path(options.models, "tokens-257.npy").read_bytes()
-    length = struct.unpack("<H", data[8:10])[0]
-    numbers = struct.unpack(f"<{64 * 257}i", data[10 + length:])
-    rows = pathlib.Path(directory, "rows.jsonl")
-    rows.write_text("".join(json.dumps({"input_ids": numbers[n * 257:(n + 1) * 257]}) + "\n" for n in range(64)))
-    return rows
-
-
 results = {}
 with tempfile.TemporaryDirectory() as directory:
-    rows = tokens_file(directory)
+    rows = tokens_file(options.models, directory)
     for round_number in range(options.rounds):
         for targets in options.targets.split():
             for ranks in map(int, options.ranks.split()):

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""What a step takes on N hosts, from what it takes on one and how fast the hosts talk. A model, checked against rate-limited links
-(benches/results/2026-11-24-ranks.json).
+"""What a step takes on N hosts, from what it takes on one host and from the speed of the links.
+
+This is a model. It was checked against rate-limited links (benches/results/2026-11-24-ranks.json).
 
   step(N) = rows / N + update + 2 (N - 1) / N * bytes * 1.05 / bandwidth + 4 * latency
 
-`rows` is the time of the forward and backward pass over all rows of the step on one host, `update` that of clipping and AdamW;
-reduce-scatter and all-gather move 2 (N - 1) / N of the gradients' bytes through each host's link, with 5 % for headers; the losses
-go ahead of the gradients in an exchange of their own.
+`rows` is the time of the forward and backward pass over all rows of the step on one host. `update`
+is that of clipping and AdamW. Reduce-scatter and all-gather move 2 (N - 1) / N of the gradients'
+bytes through each host's link, with 5 % for headers. The losses go ahead of the gradients in an
+operation of their own.
 """
 HEADERS, LATENCY = 1.05, 100e-6
 RATES = [1, 10, 50]  # Gbit/s
@@ -37,9 +39,10 @@ def table(what, rows_of, update, parameters):
         print(f"| {hosts} | " + " | ".join(cells) + " |")
 
 
-# The benchmark's model on CPUs like those it was measured on: four rows on one host take 1.40 s; here 4 rows per host.
+# The benchmark's model, on CPUs like those of the measurement. Four rows on one host take 1.40 s.
 table("32M model, rank 8 on q and v, 4 rows per host", lambda hosts: 1.40 * hosts, 0.001, 114_688)
-# Llama 3.1 8B, 4096 tokens per host and step, on a GPU that does 10 TFLOP/s (4 operations per weight and token: no weight gradients).
+# Llama 3.1 8B, 4096 tokens per host and step, on a GPU that does 10 TFLOP/s. A weight takes four
+# operations per token, because frozen weights have no gradients.
 seconds = 4 * 8.03e9 * 4096 / 10e12
 for rank in [8, 64]:
     parameters = adapter(rank, 32, 4096, 1024, 14336)

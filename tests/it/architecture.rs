@@ -23,7 +23,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("crates/rdma/src/verbs.rs", "the verbs library"),
 ];
 
-/// What follows a name in the table that only tests may use.
+/// Follows a name in the table if only tests may use that crate.
 const FOR_TESTS: &str = " (tests)";
 
 /// Lines of a file.
@@ -43,8 +43,8 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("crates/finetune/src/progress.rs::show", 76),
 ];
 
-/// The crate table of ARCHITECTURE.md: each crate, and those that its row lets it use. `name (tests)`
-/// is for dev-dependencies only.
+/// The crate table of ARCHITECTURE.md: each crate, and those that its row lets it use.
+/// `name (tests)` is for dev-dependencies only.
 fn table() -> BTreeMap<String, BTreeSet<String>> {
     let text = std::fs::read_to_string(repository().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
     let mut lines = text.lines().skip_while(|line| *line != "| crate | owns | must never know | may use |");
@@ -69,7 +69,8 @@ fn table() -> BTreeMap<String, BTreeSet<String>> {
 
 #[test]
 fn crates_use_only_what_the_table_allows() {
-    // The cargo_metadata crate would turn on features of serde, and with them build burn a second time.
+    // The cargo_metadata crate would turn on features of serde, and with them build burn a second
+    // time.
     let manifest = repository().join("Cargo.toml");
     let output = std::process::Command::new(env!("CARGO"))
         .args(["metadata", "--offline", "--no-deps", "--format-version", "1", "--manifest-path"])
@@ -125,8 +126,8 @@ fn functions_are_short() {
     check_lengths(lengths, LONGEST_FUNCTION, LONG_FUNCTIONS);
 }
 
-/// Nothing is longer than `limit`, except what is on the list. That may be as long as the list says.
-/// What is short again must leave the list.
+/// Nothing is longer than `limit`, except what is on the list. That may be as long as the list
+/// says. What is short again must leave the list.
 #[track_caller]
 fn check_lengths(lengths: Vec<(String, usize)>, limit: usize, listed: &[(&str, usize)]) {
     let long: Vec<&(String, usize)> = lengths.iter().filter(|(_, lines)| *lines > limit).collect();
@@ -141,8 +142,8 @@ fn check_lengths(lengths: Vec<(String, usize)>, limit: usize, listed: &[(&str, u
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
-/// Name and number of lines of every function with a body of several lines. The text is rustfmt's: a
-/// body ends at the first line that is a closing brace at the indentation of its `fn`.
+/// Name and number of lines of every function with a body of several lines. The text is rustfmt's:
+/// a body ends at the first line that is a closing brace at the indentation of its `fn`.
 fn functions(text: &str) -> Vec<(&str, usize)> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();

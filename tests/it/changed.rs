@@ -1,4 +1,5 @@
-//! A run goes on only with what it was started with; what may change is what changes no number of it.
+//! A run goes on only with the settings, rows and weights that it was started with. Only what
+//! changes no number may change.
 
 use finetune_recipe::keys::KEYS;
 
@@ -70,7 +71,7 @@ const NOT_TRIED: &[(&str, &str)] = &[
 #[test]
 fn a_changed_key_is_refused_by_name() {
     let folder = killed();
-    // An adapter to start from, which the run did not.
+    // The run did not start from an adapter.
     folder.run("other", &["--set", "train.max_steps=1"]).expect(0);
     std::fs::rename(folder.path("other/adapter"), folder.path("start")).expect("an adapter");
     let before = tree(&folder.path("run"));
@@ -141,7 +142,8 @@ fn changed_rows_and_weights_are_refused_by_name() {
     resume(&folder, &[]).expect(0);
 }
 
-/// The next checkpoint carries the new value: the same command goes on, the old one is told.
+/// The next checkpoint has the new value. The same command goes on, and the command with the old
+/// value is told of the change.
 #[test]
 fn what_may_change_is_named() {
     for (key, value, notice) in MAY_CHANGE {
@@ -158,7 +160,7 @@ fn what_may_change_is_named() {
     }
 }
 
-/// Rounding aside, the size of micro-batches changes nothing.
+/// The size of micro-batches changes nothing but rounding.
 #[test]
 fn a_smaller_micro_batch_goes_on_to_the_same_losses() {
     let folder = killed();

@@ -95,7 +95,8 @@ fn quiet_says_nothing_on_success() {
     }
 }
 
-/// From before the first step to the commands to type next, which do what they say.
+/// A run says what it trains before the first step. At its end it prints commands to type next, and
+/// they work.
 #[test]
 fn a_run_says_what_it_trains_and_what_came_of_it() {
     let folder = Folder::with_recipe(CRASH_RECIPE);

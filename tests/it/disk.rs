@@ -14,7 +14,8 @@ fn checkpoint_bytes(checkpoint: &Path) -> u64 {
     files.filter(|file| file.file_name() != "manifest.json").map(|file| file.metadata().expect("a file").len()).sum()
 }
 
-/// The run has ended for want of space in step 4, with the checkpoint of step 2 before it.
+/// Checks that the run ended in step 4 because the disk was full, with the checkpoint of step 2
+/// intact.
 fn expect_full(ended: Ended, run: &Path) {
     let ended = ended.expect(5).says("no space left at").says("nothing that was complete before has been touched");
     let checkpoint = run.join("checkpoints/step-000002");
@@ -32,8 +33,8 @@ fn a_file_size_limit() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     folder.run("undisturbed", &[]).expect(0);
     assert!(folder.run_killed_at("run", &[], "checkpoint.done:1"));
-    // In units of 1024 bytes: enough for the adapter, not for the optimizer's 48 KiB. Ignored, SIGXFSZ is an error
-    // of the write.
+    // In units of 1024 bytes: enough for the adapter, not for the optimizer's 48 KiB. With SIGXFSZ
+    // ignored, the write fails with an error.
     let limited = format!("trap '' XFSZ; ulimit -f 32; exec {BINARY} run recipe.toml --output-dir run --resume");
     let ended = run(Command::new("bash").args(["-c", &limited]).current_dir(folder.path("")).env("NO_COLOR", "1"));
     expect_full(ended, &folder.path("run"));
@@ -41,7 +42,7 @@ fn a_file_size_limit() {
     folder.result("run").expect_same(&folder.result("undisturbed"), "after there was space again");
 }
 
-/// The ranks that write nothing are told, and the launcher's exit code is that of the disk.
+/// The ranks that write nothing are told. The launcher's exit code is 5.
 #[test]
 fn a_full_disk_ends_all_ranks() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -52,7 +53,8 @@ fn a_full_disk_ends_all_ranks() {
     folder.run("run", &["--resume"]).expect(0);
 }
 
-/// A file system of one mebibyte. Only root may mount one; in other hands this test says that it did nothing.
+/// A file system of one mebibyte. Only root may mount one. For other users the test says that it
+/// was skipped.
 #[test]
 fn a_full_file_system() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -73,7 +75,8 @@ fn a_full_file_system() {
     const ROOM: u64 = 56 << 10;
     assert!(free() > ROOM);
     folder.write("small/more-ballast", &vec![1; (free() - ROOM) as usize]);
-    // What the run will need is known: it is refused before its first step, the same way each time.
+    // The run's need of disk space is known: it is refused before its first step, the same way each
+    // time.
     let before = tree(&output);
     for _ in 0..2 {
         let ended = folder.run("small/run", &["--resume"]).expect(5).says("on disk at ").says(" are free");

@@ -1,7 +1,8 @@
-//! `finetune run` under real launchers: Open MPI, torchrun, mlx.launch and Slurm, as recipes/engines starts it.
+//! `finetune run` under real launchers: Open MPI, torchrun, mlx.launch and Slurm, as
+//! recipes/engines starts it.
 //!
-//! Each needs its tools; where they are not there, the test says SKIPPED and which ones. `FINETUNE_TORCHRUN` and
-//! `FINETUNE_MLX_LAUNCH` name these two where they are not in PATH.
+//! Each test needs its tools. If they are not there, it says SKIPPED and names them.
+//! `FINETUNE_TORCHRUN` and `FINETUNE_MLX_LAUNCH` name these two programs if they are not in PATH.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use crate::program::{BINARY, Ended, finetune, run};
 /// Ranks of each run.
 const RANKS: usize = 4;
 
-/// The quickstart's model and rows, a few steps of them.
+/// A few steps on the quickstart's model and rows.
 fn folder(steps: u32) -> Folder {
     let quickstart = repository().join("datasets/quickstart");
     let path = |name: &str| quickstart.join(name).display().to_string();
@@ -28,7 +29,7 @@ fn folder(steps: u32) -> Folder {
     folder
 }
 
-/// Past cargo's capture of what a passing test prints.
+/// Prints without cargo's capture, which hides the output of passing tests.
 fn skipped(test: &str, why: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
 }
@@ -44,7 +45,7 @@ fn tool(name: &str, variable: &str) -> Option<PathBuf> {
     named.into_iter().chain(std::env::split_paths(&path).map(|folder| folder.join(name))).find(|path| path.is_file())
 }
 
-/// A script of scripts/ that can run here; else says why not.
+/// A script of scripts/ that can run here. If it cannot, says why not.
 fn rig(test: &str, script: &str, arguments: &[&str]) -> Option<PathBuf> {
     let script = repository().join("scripts").join(script);
     let ended = run(Command::new(&script).args(arguments).arg("--check"));
@@ -55,7 +56,7 @@ fn rig(test: &str, script: &str, arguments: &[&str]) -> Option<PathBuf> {
     None
 }
 
-/// A command that finds `finetune`, and a tool beside, in its PATH.
+/// A command whose PATH has `finetune` and a tool.
 fn command(program: &Path, folder: &Folder, beside: Option<&Path>) -> Command {
     let mut path: Vec<PathBuf> =
         [Some(Path::new(BINARY)), beside].into_iter().flatten().filter_map(Path::parent).map(Path::to_owned).collect();
@@ -66,7 +67,7 @@ fn command(program: &Path, folder: &Folder, beside: Option<&Path>) -> Command {
     command
 }
 
-/// The adapter of a run with every step once in its metrics.
+/// The adapter of a run. Checks that its metrics have every step once.
 #[track_caller]
 fn adapter(folder: &Folder, output: &str, steps: u64) -> Vec<u8> {
     let rows = metrics(&folder.path(output));

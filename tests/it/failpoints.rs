@@ -17,5 +17,6 @@ pub(crate) const OF_RANK_0: &[&str] = &[
     "train.published",
 ];
 
-/// The point at which an older result has made way. Only a finished run that is run again passes it.
+/// The point at which an older result has made way. Only a finished run that is run again passes
+/// it.
 pub(crate) const REPLACING: &str = "replace.aside";

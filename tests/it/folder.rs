@@ -1,4 +1,5 @@
-//! A temporary folder with a small model, rows and a recipe in it, and what a run in it leaves behind.
+//! A temporary folder with a small model, rows and a recipe in it, and what a run in it leaves
+//! behind.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,9 +19,10 @@ pub(crate) fn golden(family: &str) -> PathBuf {
     repository().join("tests/goldens/models").join(family)
 }
 
-/// The run of the crash tests: shuffled rows, dropout, micro-batches that do not divide a step (5 rows as 2, 2, 1), a
-/// partial last step of each epoch (12 rows as 5, 5, 2), evaluations, and a best checkpoint that is not the last one
-/// (the learning rate is far too high).
+/// The run of the crash tests. It has shuffled rows, dropout, micro-batches that do not divide a
+/// step (5 rows as 2, 2, 1) and a partial last step of each epoch (12 rows as 5, 5, 2). It
+/// evaluates, and its best checkpoint is not the last one, because the learning rate is far too
+/// high.
 pub(crate) const CRASH_RECIPE: &str = r#"
 output_dir = "run"
 seed = 7
@@ -57,7 +59,8 @@ impl Folder {
         Folder { directory: tempfile::tempdir().expect("a temporary directory") }
     }
 
-    /// A copy of a golden model and its rows, those of another family to evaluate on, and `recipe.toml`.
+    /// A copy of a golden model and its rows, those of another family to evaluate on, and
+    /// `recipe.toml`.
     pub(crate) fn with_recipe(recipe: &str) -> Folder {
         let folder = Folder::empty();
         std::fs::create_dir(folder.path("model")).expect("a new directory");
@@ -73,8 +76,8 @@ impl Folder {
         folder
     }
 
-    /// A model directory `model` that knows words: the quickstart's tokenizer and chat template over one tiny layer.
-    /// It has no weights, so recipes on it say `method = "full"`.
+    /// A model directory `model` that knows words: the quickstart's tokenizer and chat template
+    /// over one tiny layer. It has no weights, so recipes on it say `method = "full"`.
     pub(crate) fn with_chat_model(recipe: &str) -> Folder {
         let folder = Folder::empty();
         std::fs::create_dir(folder.path("model")).expect("a new directory");
@@ -117,7 +120,8 @@ impl Folder {
         run(finetune(arguments).current_dir(self.directory.path()))
     }
 
-    /// A run that is killed at a failpoint, as `checkpoint.file:3`. False if it never came to that point.
+    /// A run that is killed at a failpoint, such as `checkpoint.file:3`. False if it never came to
+    /// that point.
     #[track_caller]
     pub(crate) fn run_killed_at(&self, output: &str, arguments: &[&str], failpoint: &str) -> bool {
         let ended = run(self.command(output, arguments).env("FINETUNE_FAILPOINT", failpoint));
@@ -146,9 +150,9 @@ const SIGABRT: i32 = 6;
 /// Everything about a run that must not depend on how often it was interrupted.
 #[derive(Debug, PartialEq)]
 pub(crate) struct RunResult {
-    /// Rows of metrics.jsonl, without how long they took and who did what.
+    /// Rows of metrics.jsonl, without times and without the numbers of each rank.
     pub(crate) metrics: Vec<String>,
-    /// Files of the final adapter and of all checkpoints, those with a leading dot too.
+    /// Files of the final adapter and of all checkpoints, also those that begin with a dot.
     pub(crate) files: BTreeMap<String, Vec<u8>>,
 }
 
@@ -194,7 +198,7 @@ pub(crate) fn metrics(directory: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
-/// All files below a directory with their bytes, but for the lock.
+/// All files below a directory with their bytes, except the lock.
 pub(crate) fn tree(directory: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     let mut waiting = vec![directory.to_owned()];

@@ -1,5 +1,5 @@
-//! The main job on a GPU, a software renderer if there is no other: with `FINETUNE_TEST_DEVICE=gpu` only, and then in a build
-//! with a GPU backend.
+//! The main job on a GPU, or on a software renderer if there is no GPU. It runs only with
+//! `FINETUNE_TEST_DEVICE=gpu`, in a build with a GPU backend.
 
 use finetune_model::HAS_GPU_BACKEND;
 use serde_json::Value;
@@ -8,7 +8,7 @@ use crate::folder::{CRASH_RECIPE, Folder};
 use crate::memory::{LARGER_RECIPE, expect_estimates, larger_model, peak};
 use crate::program::{finetune, run};
 
-/// Whether GPU tests are asked for; says so where they are not.
+/// Whether GPU tests are asked for. If not, says so.
 fn asked() -> bool {
     let asked = std::env::var("FINETUNE_TEST_DEVICE").as_deref() == Ok("gpu");
     if !asked {
@@ -54,7 +54,8 @@ fn a_build_without_a_gpu_backend_says_how_to_get_one() {
     ended.says("cargo build --release --features gpu");
 }
 
-/// Train, stop, resume, evaluate, generate, merge: as on the CPU, and a resumed run to the same bits.
+/// Train, stop, resume, evaluate, generate and merge, as on the CPU. A resumed run has the same
+/// bits.
 #[test]
 fn the_whole_job() {
     if !asked() {
@@ -75,7 +76,7 @@ fn the_whole_job() {
     folder.run("checkpointed", &checkpointed).expect(0);
     assert_eq!(losses(&folder, "checkpointed", "loss"), losses(&folder, "gpu", "loss"), "gradient checkpointing");
 
-    // A checkpoint of one kind of device is not gone on with on another.
+    // A run does not go on with a checkpoint of another kind of device.
     std::fs::remove_dir_all(folder.path("again/adapter")).expect("removed");
     let moved = [&steady[..], &["--set", "model.device=cpu", "--resume"]].concat();
     folder.run("again", &moved).expect(2).says("model.device");
@@ -92,7 +93,8 @@ fn the_whole_job() {
     expect_close("merged", &[merged], &[eval("cpu")], 1e-5);
 }
 
-/// f16 computes close to f32, says in what, and goes on with its loss scale; a type that the device lacks is said to fall back.
+/// f16 computes close to f32, is named in the output, and goes on with its loss scale. A type that
+/// the device lacks falls back, and the output says so.
 #[test]
 fn reduced_precision() {
     if !asked() {
@@ -120,7 +122,7 @@ fn reduced_precision() {
     }
 }
 
-/// Two ranks of one machine, on one GPU here, follow one rank's curve.
+/// Two ranks of one machine follow one rank's curve. Here they share one GPU.
 #[test]
 fn ranks_share_a_gpu() {
     if !asked() {
@@ -134,7 +136,8 @@ fn ranks_share_a_gpu() {
     expect_close("two ranks", &losses(&folder, "two", "loss"), &losses(&folder, "one", "loss"), 1e-5);
 }
 
-/// The estimate of the GPU's memory is as good as the CPU's, and steps take no more and more of it.
+/// The estimate of the GPU's memory is as good as the CPU's. Memory does not grow from step to
+/// step.
 #[test]
 fn memory_of_the_gpu() {
     if !asked() {

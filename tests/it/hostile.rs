@@ -1,5 +1,6 @@
-//! Templates and tokenizers of strangers against the real program: its allocator and its signal handler hold them to their
-//! share, so that they end with exit code 2 and the name of the file, never with a signal, a hang or all of the memory.
+//! Templates and tokenizers of strangers against the real program. Its allocator and its signal
+//! handler keep them within bounds. They end with exit code 2 and the name of the file, never with
+//! a signal, a hang or all of the memory.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ fn folder() -> Folder {
     folder
 }
 
-/// `validate` in this folder must refuse what it finds, soon, and say this.
+/// `validate` in this folder must refuse the files within a short time, and say this.
 #[track_caller]
 fn refused(folder: &Folder, name: &str, told: &[&str]) {
     let begin = Instant::now();

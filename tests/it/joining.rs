@@ -1,4 +1,5 @@
-//! Ranks that other launchers start, as a user sees them meet, wait, and fail to meet. Their variables are set by hand.
+//! Ranks that other launchers start: how they meet, wait, and fail to meet. The launchers'
+//! variables are set by hand.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -24,7 +25,7 @@ fn says(running: &mut Running, text: &str) {
     running.wait_until(text, |running| running.stderr().contains(text));
 }
 
-/// Without a token: that of the user's, which each rank finds by itself.
+/// Without a token, ranks use the user's secret, which each rank finds by itself.
 #[test]
 fn ranks_of_one_machine_meet_whatever_they_know_of_their_user() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -37,7 +38,8 @@ fn ranks_of_one_machine_meet_whatever_they_know_of_their_user() {
     second.wait().expect(0);
 }
 
-/// For whom, as which rank, by whose word; and for as long as the recipe says.
+/// A rank that waits says for whom, as which rank, and by which variables. It waits as long as the
+/// recipe says.
 #[test]
 fn a_wait_says_so_and_ends_in_time() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -55,7 +57,8 @@ fn a_wait_says_so_and_ends_in_time() {
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }
 
-/// Two jobs whose user gave both the same port: the second one is refused, the first waits on for its own.
+/// Two jobs have the same port. The second is refused, and the first goes on waiting for its own
+/// ranks.
 #[test]
 fn a_second_job_on_the_same_port_disturbs_nobody() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -72,7 +75,7 @@ fn a_second_job_on_the_same_port_disturbs_nobody() {
     own.wait().expect(0);
 }
 
-/// What contradicts itself ends before anything is read.
+/// Variables that contradict each other end the run before anything is read.
 #[test]
 fn contradictions_are_mistakes() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -90,7 +93,7 @@ fn contradictions_are_mistakes() {
     assert!(!folder.path("run").exists());
 }
 
-/// A rank that fails before it joins has not to be waited for, whichever it is.
+/// The others do not wait for a rank that fails before it joins, whichever rank it is.
 #[test]
 fn a_rank_that_cannot_start_ends_the_others() {
     let folder = Folder::with_recipe(CRASH_RECIPE);

@@ -1,4 +1,5 @@
-//! `finetune launch`: several ranks are one run, which survives the loss of any of them and outlives none of its parts.
+//! `finetune launch`: several ranks are one run. It survives the loss of any rank, and none of its
+//! processes outlives it.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -10,7 +11,7 @@ use crate::folder::{CRASH_RECIPE, Folder, metrics};
 use crate::program::{run, start};
 use crate::random::Random;
 
-/// Ranks that are started with the run's directory in their arguments, still running.
+/// The number of running ranks that have the run's directory in their arguments.
 fn ranks_left(directory: &Path) -> usize {
     let output = Command::new("ps").args(["-eo", "args"]).output().expect("the ps command");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -18,7 +19,7 @@ fn ranks_left(directory: &Path) -> usize {
     text.lines().filter(|line| line.contains("--assigned") && line.contains(directory.as_ref())).count()
 }
 
-/// A rank's process, found by the directory in its arguments.
+/// The process of the nth rank that has the directory in its arguments.
 fn pid_of(directory: &Path, nth: usize) -> Option<u32> {
     let output = Command::new("ps").args(["-eo", "pid,args"]).output().expect("the ps command");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -35,7 +36,7 @@ fn the_number_of_processes_changes_no_bit() {
     for ranks in ["1", "2", "4"] {
         let output = format!("virtual-{ranks}");
         run(&mut folder.launch(&["-n", ranks], &output, &["--set", "distributed.virtual_ranks=4"])).expect(0);
-        // The checkpoints know the recipe, in which virtual_ranks now stands.
+        // The checkpoints hold the recipe, which now has virtual_ranks. So they are not compared.
         let got = folder.result(&output);
         assert_eq!(got.metrics, want.metrics, "{ranks} processes");
         let name = "adapter/adapter_model.safetensors";
@@ -43,8 +44,8 @@ fn the_number_of_processes_changes_no_bit() {
     }
 }
 
-/// Every rank killed at every point, in groups of two to six: the run goes on with `--resume`, with another number
-/// of ranks, to the same bits.
+/// Every rank is killed at every point, in groups of two to six. The run goes on with `--resume`
+/// and another number of ranks, to the same bits.
 #[test]
 fn a_lost_rank_changes_no_bit() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -75,7 +76,7 @@ fn a_lost_rank_changes_no_bit() {
                             kills.fetch_add(1, relaxed);
                             ended.says(&format!("rank {rank} (")).says("was killed by signal 6").says("--resume");
                         }
-                        // The point was not passed so often.
+                        // The rank did not pass the point so often.
                         code => assert_eq!(code, Some(0), "{output}: {}", ended.stderr),
                     }
                     let ranks = (12 / world).min(4).to_string();
@@ -88,7 +89,7 @@ fn a_lost_rank_changes_no_bit() {
     println!("{} ranks killed, no bit differs", kills.into_inner());
 }
 
-/// Started again by the launcher itself, though it was told nothing of `--resume`.
+/// The launcher starts the ranks again by itself, also without `--resume`.
 #[test]
 fn restarts_go_on_by_themselves() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -117,8 +118,10 @@ fn metrics_so_far(directory: &Path) -> usize {
     std::fs::read_to_string(directory.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
 }
 
-/// A rank is killed, frozen or asked to stop every second or two, for as long as `FINETUNE_SOAK` says (in seconds): what is left is what an
-/// undisturbed run leaves. `FINETUNE_SOAK=600 cargo test --release --workspace --test it soak -- --ignored --nocapture`
+/// A rank is killed, frozen or asked to stop every second or two, for `FINETUNE_SOAK` seconds. The
+/// result is that of an undisturbed run.
+///
+/// `FINETUNE_SOAK=600 cargo test --release --workspace --test it soak -- --ignored --nocapture`
 #[test]
 #[ignore = "takes as long as it is told to"]
 fn soak() {
@@ -138,7 +141,7 @@ fn soak() {
         let ranks: u64 = [1, 2, 3, 4, 6][random.below(5) as usize];
         let count = ranks.to_string();
         let running = start(&mut folder.launch(&["-n", &count, "--max-restarts", "1000000"], &path, &for_ever));
-        // Every launch sees a few of them, the last of which ends it.
+        // Every launch gets a few signals. The last one ends it.
         for _ in 0..1 + random.below(6) {
             std::thread::sleep(Duration::from_millis(500 + random.below(1500)));
             let signal = ["KILL", "KILL", "KILL", "STOP"][random.below(4) as usize];
@@ -174,7 +177,7 @@ fn soak() {
     println!("{done:?} in {seconds} s, {} steps, no bit differs (seed {})", last + 10, random.seed);
 }
 
-/// Far more steps than a test will let it take.
+/// Far more steps than a test waits for.
 const FOR_EVER: [&str; 6] =
     ["--set", "train.max_steps=10000000", "--set", "checkpoint.every=0", "--set", "eval.every=0"];
 
@@ -193,7 +196,7 @@ fn a_signal_to_the_launcher_stops_all_ranks_after_the_same_step() {
     }
 }
 
-/// In the middle of a step that would take seconds.
+/// The signals come in the middle of a step that would take seconds.
 #[test]
 fn a_second_signal_to_the_launcher_ends_all_ranks_at_once() {
     let folder = crate::signals::slow_step();
@@ -201,7 +204,7 @@ fn a_second_signal_to_the_launcher_ends_all_ranks_at_once() {
     let mut running = start(&mut folder.launch(&["-n", "2"], &directory.to_string_lossy(), &[]));
     running.wait_until("the first step", |running| running.stderr().contains("training steps 1 to"));
     running.signal("INT");
-    // The ranks hear of the first before the launcher is gone.
+    // The ranks hear of the first signal before the launcher is gone.
     std::thread::sleep(Duration::from_secs(1));
     running.signal("INT");
     let began = Instant::now();
@@ -226,7 +229,7 @@ fn no_rank_outlives_the_launcher() {
         assert!(began.elapsed() < Duration::from_secs(10), "ranks are left over");
         std::thread::sleep(Duration::from_millis(20));
     }
-    // They had the time to save their step.
+    // The ranks have saved their step.
     assert_eq!(folder.result("run").checkpoints().len(), 1);
 }
 
@@ -249,7 +252,7 @@ fn a_frozen_rank_is_named_and_ended() {
     assert_eq!(ranks_left(&directory), 0);
 }
 
-/// A single rank has no peers that would miss it.
+/// A single rank has no peers that would notice it.
 #[test]
 fn a_frozen_single_rank_hears_the_launchers_signal() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -314,7 +317,7 @@ fn prometheus_is_served_by_rank_0() {
     assert!(!folder.path("other").join("metrics.jsonl").exists());
 }
 
-/// The token and the address of the group are nobody's business: not in arguments, not in the environment.
+/// The token and the address of the group are neither in arguments nor in the environment.
 #[test]
 fn nothing_secret_can_be_seen_from_outside() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -325,14 +328,15 @@ fn nothing_secret_can_be_seen_from_outside() {
     for file in ["cmdline", "environ"] {
         let text =
             std::fs::read(format!("/proc/{pid}/{file}")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        // Only Linux shows them so.
+        // Only Linux has these files.
         let words = text.unwrap_or_default();
         let secret = |word: &&str| word.len() >= 32 && word.chars().all(|letter| letter.is_ascii_hexdigit());
         assert_eq!(words.split(['\0', '=']).find(secret), None, "{file}");
     }
 }
 
-/// A program in the place of ssh: `before` is what a host's login does, then the command runs here.
+/// Puts a program in the place of ssh. It does `before`, as a host's login would, and then runs the
+/// command on this host.
 fn with_ssh(folder: &Folder, command: &mut Command, before: &str) {
     std::fs::create_dir_all(folder.path("bin")).expect("a folder");
     let path = folder.path("bin/ssh");
@@ -360,7 +364,7 @@ fn whatever_a_host_prints_the_rest_is_shown_and_no_terminal_obeys_it() {
     assert!(!ended.stderr.contains('\u{1b}') && !ended.stdout.contains("hello"), "{}", ended.stderr);
     assert!(ended.stderr.contains("more bytes)"), "a long line is cut");
     assert!(ended.stderr.lines().all(|line| line.len() < 70_000));
-    // Both hosts are one machine: that is said, and they share its threads.
+    // Both hosts are one machine. The output says so, and they share its threads.
     assert!(ended.stderr.contains("h1 and h2 are one machine"), "{}", ended.stderr);
 }
 
@@ -383,7 +387,7 @@ fn a_signal_is_heard_before_any_rank_is_there() {
     }
 }
 
-/// A rank that is late must not keep the launcher, and is not left behind.
+/// A rank that is late does not hold up the launcher's end, and is not left behind.
 #[test]
 fn a_signal_is_heard_while_a_rank_is_late() {
     let folder = Folder::with_recipe(CRASH_RECIPE);

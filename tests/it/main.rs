@@ -1,8 +1,8 @@
 //! Tests of the whole program: real processes on real files, as a user or a scheduler starts them.
 //!
-//! Start reading at `program.rs` (starts `finetune`, with a deadline) and `folder.rs` (a folder with
-//! a small recipe, model and rows in it). Each other file has one topic. `UPDATE_EXPECT=1` rewrites
-//! the snapshots.
+//! Start reading at `program.rs` (starts `finetune`, with a deadline) and `folder.rs` (a folder
+//! with a small recipe, model and rows in it). Each other file has one topic. `UPDATE_EXPECT=1`
+//! rewrites the snapshots.
 
 #![allow(clippy::disallowed_methods, reason = "files of a test need not survive a power cut")]
 

@@ -1,4 +1,5 @@
-//! Memory: no more than was estimated, no more after a thousand steps than after a hundred, and a way out when there is none.
+//! Memory: no more than was estimated, and no more after a thousand steps than after a hundred. If
+//! there is none left, the program says which setting takes less.
 
 use std::borrow::Cow;
 use std::process::Command;
@@ -11,7 +12,7 @@ use serde_json::json;
 use crate::folder::{CRASH_RECIPE, Folder};
 use crate::program::{BINARY, finetune, run};
 
-/// `peak memory 94.2 MiB (estimated 81.0 MiB)`, or of the GPU: the peak in MiB.
+/// The peak in MiB, from `peak memory 94.2 MiB (estimated 81.0 MiB)` or from the GPU's line.
 pub(crate) fn peak(stderr: &str) -> f64 {
     let (_, rest) = stderr.split_once("peak memory ").unwrap_or_else(|| panic!("no peak in {stderr}"));
     let rest = rest.strip_prefix("of the GPU ").unwrap_or(rest);
@@ -88,7 +89,7 @@ fn the_estimate_is_within_fifteen_percent() {
     );
 }
 
-/// What `validate` says of these settings is within 15 % of what `run` takes.
+/// The estimate of `validate` is within 15 % of the peak of `run`.
 pub(crate) fn expect_estimates(folder: &Folder, settings: &[&[&str]]) {
     for sets in settings {
         let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
@@ -112,17 +113,18 @@ fn a_thousand_steps_take_no_more_than_a_hundred() {
         let mut sets: Vec<String> = few.iter().map(|set| (*set).to_owned()).collect();
         sets.push(format!("train.max_steps={steps}"));
         let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set.as_str()]).collect();
-        // Without huge pages: one touched byte of them counts for 2 MiB, and when the kernel makes them depends on its load.
+        // Huge pages are switched off. One touched byte of a huge page counts for 2 MiB, and the
+        // kernel makes such pages depending on its load.
         let mut command = folder.command(&format!("run-{steps}"), &sets);
         peak(&run(command.env("MIMALLOC_ALLOW_THP", "0")).expect(0).stderr)
     };
     let (hundred, thousand) = (peak_of(100), peak_of(1000));
-    // The rows of metrics.jsonl are kept for the report: a mebibyte.
+    // The report keeps the rows of metrics.jsonl: a mebibyte.
     assert!(thousand < hundred + 4.0, "{hundred} MiB after 100 steps, {thousand} MiB after 1,000");
 }
 
-/// The system refuses memory in the middle of a run: exit code 5, a setting that takes less and how much, and what was saved is
-/// whole.
+/// The system refuses memory in the middle of a run. The exit code is 5, the message names a
+/// setting that takes less and how much, and what was saved is whole.
 #[test]
 fn memory_that_is_not_there() {
     let folder = larger_model(LARGER_RECIPE);
@@ -134,12 +136,12 @@ fn memory_that_is_not_there() {
     let ended = shell(script(base, "")).expect(5);
     assert!(ended.stderr.contains("error: the system gives this process no more memory"), "{}", ended.stderr);
     assert!(ended.stderr.contains("hint: train.gradient_checkpointing = true: about "), "{}", ended.stderr);
-    // The first hint is true.
+    // The first hint works.
     shell(script(base, "--set train.gradient_checkpointing=true --set train.micro_batch_size=1 --output-dir small"))
         .expect(0);
 }
 
-/// A model that no machine holds is refused before anything is read or written.
+/// A model that fits no machine is refused before anything is read or written.
 #[test]
 fn a_run_that_cannot_fit_is_refused() {
     let folder = larger_model(LARGER_RECIPE);

@@ -1,4 +1,5 @@
-//! What a user sees after a mistake: everything on stderr, nothing on stdout, and the exit code.
+//! What a user sees after a mistake: everything is on stderr, nothing on stdout, and the exit code
+//! says the kind.
 
 use expect_test::{Expect, expect};
 
@@ -9,8 +10,8 @@ mod places;
 mod recipes;
 mod rows;
 
-/// Runs `finetune ARGUMENTS` in the folder and compares what it says. Paths of this machine become `<folder>` and
-/// `<repository>`.
+/// Runs `finetune ARGUMENTS` in the folder and compares what it says. Paths of this machine become
+/// `<folder>` and `<repository>`.
 #[track_caller]
 fn check(folder: &Folder, arguments: &[&str], want: Expect) {
     let ended = folder.finetune(arguments);
@@ -26,7 +27,8 @@ fn check(folder: &Folder, arguments: &[&str], want: Expect) {
 
 const RUN: [&str; 2] = ["run", "recipe.toml"];
 
-/// The rows to look at are named, no weight was changed, and what was saved before is still there.
+/// The message names the rows to look at. No weight was changed, and what was saved before is still
+/// there.
 #[test]
 fn numbers_that_are_not_finite() {
     let folder = Folder::with_recipe(CRASH_RECIPE);

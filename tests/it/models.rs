@@ -1,4 +1,4 @@
-//! Models and adapters that are wrong: what a command says, and with which exit code it ends.
+//! Models and adapters that are wrong: what a command says, and its exit code.
 
 use std::path::Path;
 
@@ -36,7 +36,8 @@ fn export(folder: &Folder) -> Ended {
     folder.finetune(&[&EXPORT[..], &["out"]].concat())
 }
 
-/// NaN in the adapter or in the base: 4, the tensor's name, nothing written.
+/// With NaN in the adapter or in the base, the exit code is 4, the message has the tensor's name,
+/// and nothing is written.
 #[test]
 fn a_merge_of_numbers_that_are_none() {
     let lora = "base_model.model.model.layers.0.self_attn.v_proj.lora_B.weight";
@@ -57,12 +58,12 @@ fn a_merge_of_numbers_that_are_none() {
     }
 }
 
-/// `validate` finds what `run` would stop at, and `run` names it.
+/// `validate` finds what `run` would stop at, and both name the tensor.
 #[test]
 fn a_base_with_a_number_that_is_none() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     put(&folder.path("model/model.safetensors"), "model.norm.weight", f32::NAN);
-    // Of what has not yet begun every problem is bad input.
+    // Before a run begins, every problem is bad input.
     for command in ["validate", "run"] {
         folder.finetune(&[command, "recipe.toml"]).expect(2).says("the tensor `model.norm.weight`");
     }
@@ -89,7 +90,7 @@ fn a_config_of_nonsense_is_refused_by_both() {
     }
 }
 
-/// A weight file that is cut: an error that names it, whatever the moment.
+/// A weight file that was cut short is an error that names it, whenever it is noticed.
 #[test]
 fn a_model_file_that_is_cut() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -99,7 +100,8 @@ fn a_model_file_that_is_cut() {
     folder.finetune(&["validate", "recipe.toml"]).expect(2).says("model.safetensors is malformed");
 }
 
-/// The settings name a branch that the tensors lack: PEFT warns, and so does every command here.
+/// The settings name a branch that the tensors lack. PEFT warns of that, and so does every command
+/// here.
 #[test]
 fn notices_of_an_adapter_are_said() {
     let folder = with_adapter();

@@ -1,4 +1,4 @@
-//! `finetune` as a process: started with arguments, waited for with a deadline, its output kept.
+//! `finetune` as a process. It is started with arguments, has a deadline, and its output is kept.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
@@ -10,7 +10,8 @@ use tempfile::NamedTempFile;
 
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_finetune");
 
-/// No process of these tests works longer than a second or two; this is for a machine that is busy otherwise.
+/// No process of these tests works longer than a second or two. The rest is for a machine that is
+/// busy with other work.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 /// How a process ended.
@@ -52,21 +53,21 @@ impl Ended {
     }
 }
 
-/// A process under way. Dropped, it is killed.
+/// A running process. It is killed when this is dropped.
 pub(crate) struct Running {
     child: Child,
     stdout: NamedTempFile,
     stderr: NamedTempFile,
 }
 
-/// A command line of `finetune`, to be started.
+/// A command line of `finetune`.
 pub(crate) fn finetune<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(BINARY);
     command.args(arguments).env_remove("FINETUNE_FAILPOINT").env_remove("COLUMNS").env("NO_COLOR", "1");
     command
 }
 
-/// Starts it with stdout and stderr in files, so that no full pipe can hold it up.
+/// Starts a command with stdout and stderr in files, so that no full pipe can hold it up.
 pub(crate) fn start(command: &mut Command) -> Running {
     let stdout = NamedTempFile::new().expect("a temporary file");
     let stderr = NamedTempFile::new().expect("a temporary file");
@@ -80,7 +81,7 @@ pub(crate) fn start(command: &mut Command) -> Running {
     Running { child, stdout, stderr }
 }
 
-/// Starts it and waits for its end.
+/// Starts a command and waits for its end.
 pub(crate) fn run(command: &mut Command) -> Ended {
     start(command).wait()
 }
@@ -114,7 +115,7 @@ impl Running {
         }
     }
 
-    /// Waits for the end, for so long at most; false if it is still running then.
+    /// Waits for the end, at most for `time`. False if the process is still running then.
     pub(crate) fn ends_within(&mut self, time: Duration) -> bool {
         let start = Instant::now();
         while self.child.try_wait().expect("a child of ours").is_none() {
@@ -144,7 +145,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only where it has ended already.
+        // Both fail only if it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

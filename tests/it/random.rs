@@ -1,4 +1,4 @@
-//! Random numbers for tests: the seed is printed.
+//! Random numbers for tests. The seed is printed.
 
 /// SplitMix64 (<https://prng.di.unimi.it/splitmix64.c>). FINETUNE_TEST_SEED repeats a failure.
 pub(crate) struct Random {

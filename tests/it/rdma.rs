@@ -1,4 +1,5 @@
-//! A whole training run over real RDMA verbs, in a virtual machine whose kernel has them (`scripts/rdma-vm.sh`).
+//! A whole training run over real RDMA verbs, in a virtual machine whose kernel has them
+//! (`scripts/rdma-vm.sh`).
 
 use std::process::Command;
 use std::time::Duration;
@@ -6,7 +7,8 @@ use std::time::Duration;
 use crate::folder::{CRASH_RECIPE, Folder, repository};
 use crate::program::{BINARY, start};
 
-/// What runs inside: the same recipe over TCP and over RDMA, three ranks that are all cabled to each other.
+/// Runs inside the virtual machine: the same recipe over TCP and over RDMA, with three ranks that
+/// are all cabled to each other.
 const INSIDE: &str = r#"
 set -e
 cd "$1"
@@ -25,7 +27,8 @@ done
 fn a_run_over_rdma_makes_the_same_adapter() {
     let script = repository().join("scripts/rdma-vm.sh");
     let check = Command::new(&script).arg("--check").output().expect("the script");
-    // The test of the verbs themselves, in the all-reduce crate, says how to get one, and where the kernel is kept.
+    // The test of the verbs in the all-reduce crate says how to get such a kernel, and where it is
+    // kept.
     if !check.status.success() || std::env::var_os("FINETUNE_RDMA_VM").is_none() {
         println!("SKIPPED: no kernel with RDMA devices. {}", String::from_utf8_lossy(&check.stderr).trim());
         return;
@@ -43,7 +46,7 @@ fn a_run_over_rdma_makes_the_same_adapter() {
             .arg(BINARY)
             .current_dir(program),
     );
-    // Ten seconds alone; an emulated machine beside all other tests takes its time.
+    // It takes ten seconds alone. An emulated machine beside all other tests takes longer.
     assert!(inside.ends_within(Duration::from_secs(270)), "{}", inside.stderr());
     let ended = inside.wait().expect(0);
     let said = ended.stdout + &ended.stderr;

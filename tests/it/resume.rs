@@ -8,7 +8,7 @@ use crate::folder::{CRASH_RECIPE, Folder, RunResult, metrics};
 use crate::program::start;
 use crate::random::Random;
 
-/// Steps between checkpoints in [`CRASH_RECIPE`]: no more than these may be done twice.
+/// Steps between checkpoints in [`CRASH_RECIPE`]. At most this many steps may be done twice.
 const CHECKPOINT_EVERY: u64 = 2;
 
 /// The run that nothing interrupts.
@@ -24,9 +24,9 @@ fn undisturbed(folder: &Folder) -> RunResult {
     result
 }
 
-/// The last step in metrics.jsonl, 0 without one.
+/// The last step in metrics.jsonl, or 0.
 fn last_step(folder: &Folder, output: &str) -> u64 {
-    // A kill can leave no torn line: a row is one write.
+    // A kill leaves no torn line, because a row is one write.
     metrics(&folder.path(output)).last().map_or(0, |row| row["step"].as_u64().expect("a number"))
 }
 
@@ -74,7 +74,7 @@ fn a_run_killed_again_and_again_changes_no_bit() {
     let mut random = Random::new();
     let (mut kills, mut runs) = (0, 0);
     while kills < 30 {
-        // One run, killed again and again until it happens to reach its end.
+        // One run is killed again and again until it reaches its end by chance.
         let mut history = Vec::new();
         loop {
             let point = points[random.below(points.len() as u64) as usize];
@@ -93,13 +93,15 @@ fn a_run_killed_again_and_again_changes_no_bit() {
     }
 }
 
-/// What the run of the other tests leaves out: each with a kill in a step, in a save and after the last one.
+/// Settings that the run of the other tests leaves out. Each run is killed in a step, in a save and
+/// after the last save.
 #[test]
 fn kinds_of_runs() {
     let kinds: [&[&str]; 6] = [
         &["schedule.name=cosine", "schedule.warmup_steps=3", "schedule.min_lr_ratio=0.1"],
         &["data.shuffle=false", "train.gradient_checkpointing=true"],
-        // Ends after the second evaluation without a new best, and must not go on when it is resumed.
+        // This run ends after the second evaluation without a new best, and must not go on when it
+        // is resumed.
         &["eval.early_stopping_patience=2", "train.max_steps=40"],
         &[
             "lora.use_rslora=true",
@@ -129,7 +131,8 @@ fn kinds_of_runs() {
     }
 }
 
-/// All weights trained, and answers generated before and after: those from before are from before the first step.
+/// All weights are trained, and answers are generated before and after. A resume keeps the answers
+/// from before the first step.
 #[test]
 fn all_weights_and_answers() {
     let folder = Folder::with_chat_model(ALL_WEIGHTS);
@@ -174,7 +177,8 @@ every = 2
 keep_last = 1
 "#;
 
-/// A finished run that is run again writes its adapter anew; there is a moment when the old one has made way already.
+/// A finished run that is run again writes its adapter anew. There is a moment when the old one has
+/// made way already.
 #[test]
 fn a_kill_while_the_adapter_is_replaced() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -186,8 +190,8 @@ fn a_kill_while_the_adapter_is_replaced() {
     }
 }
 
-/// Real SIGKILLs at random moments. How far a process gets depends on the machine, so the time it is given grows
-/// while it makes no progress.
+/// Real SIGKILLs at random moments. How far a process gets depends on the machine, so its time
+/// grows while it makes no progress.
 #[test]
 fn murder_changes_no_bit() {
     const TIME: Duration = Duration::from_secs(30);
@@ -223,7 +227,7 @@ fn murder_changes_no_bit() {
     println!("{kills} kills, no bit differs (seed {})", random.seed);
 }
 
-/// How many threads share the work is not what fixes the numbers either.
+/// The number of threads does not change the numbers.
 #[test]
 fn the_number_of_threads_changes_no_bit() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -285,7 +289,7 @@ fn a_named_checkpoint_is_the_one_taken() {
     let path = folder.path("run/checkpoints/step-000002");
     let named = ["--resume", path.to_str().expect("UTF-8"), "--set", "checkpoint.keep_last=9"];
     let ended = folder.run("run", &named).expect(0).says("training steps 3 to 10");
-    // The two that the run did not go on from are kept, under names that no later resume takes.
+    // The two later checkpoints are kept, under names that no later resume takes.
     for step in ["step-000004", "step-000006"] {
         let line = format!("run/checkpoints/{step} is kept aside as run/checkpoints/aside-{step}");
         assert!(ended.stderr.contains(&line), "{}", ended.stderr);
@@ -339,7 +343,7 @@ fn a_torn_checkpoint_is_not_one_of_those_to_keep() {
     let want = undisturbed(&folder);
     three_checkpoints(&folder);
     flip_bit(&folder.path("run/checkpoints/step-000006/optimizer.safetensors"));
-    // Killed at once after the next checkpoint was saved and the old ones were removed.
+    // The run is killed right after the next checkpoint was saved and the old ones were removed.
     assert!(folder.run_killed_at("run", &["--resume"], "train.step:3"));
     let ended = folder.run("run", &["--resume"]).expect(0);
     assert_eq!(resumed_from(&ended.stderr), 6);
@@ -375,7 +379,8 @@ fn cut(path: &Path) {
     file.set_len(1000).expect("a file longer than that");
 }
 
-/// The card beside the tensors says what they were made of, wherever that was: no path, no time.
+/// The card beside the tensors says what they were made of. It has no path and no time, so it is
+/// the same everywhere.
 #[test]
 fn the_model_card_names_what_was_trained() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -400,14 +405,15 @@ fn the_model_card_names_what_was_trained() {
     }
 }
 
-/// Another number of steps is another curve of the learning rate, which is said where it jumps.
+/// Another number of steps is another curve of the learning rate. The run says so if the rate
+/// jumps.
 #[test]
 fn a_longer_run_goes_on_along_another_curve() {
     let folder = Folder::with_recipe(&CRASH_RECIPE.replace("constant", "cosine"));
     folder.run("run", &[]).expect(0);
     let longer = ["--resume", "--set", "train.max_steps=20"];
     folder.run("run", &longer).expect(0).says("the learning rate goes on along another curve: step 10 had 1.2e-3");
-    // The same again is no other one.
+    // The same number of steps again is no change.
     let ended = folder.run("run", &longer).expect(0);
     assert!(!ended.stderr.contains("another curve"), "{}", ended.stderr);
 }

@@ -1,4 +1,5 @@
-//! Whose a directory is: a run takes nothing that is not its own, goes on where it lies, and says what it was given.
+//! A run takes no directory that is not its own. It goes on in the directory where it lies, and
+//! says what it was given.
 
 use std::path::Path;
 
@@ -81,7 +82,8 @@ fn a_finished_result_without_checkpoints_is_not_replaced() {
     folder.run("run", &["--resume", "--set", "seed=9"]).expect(0).says("starting from the beginning");
 }
 
-/// The best evaluation's parameters become the result where the run stops early, or where the recipe asks for them.
+/// The best evaluation's parameters become the result if the run stops early or if the recipe asks
+/// for them.
 #[test]
 fn the_best_is_the_result() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -103,14 +105,14 @@ fn the_best_is_the_result() {
         assert_ne!(best, newest, "the learning rate is far too high");
         let want = if output == "last" { &newest } else { &best };
         assert!(adapter(&format!("{output}/adapter")) == adapter(want), "{output}: not {want}");
-        // A resume publishes the same again, also after a kill in the middle of it.
+        // A resume publishes the same result again, also after a kill in the middle of it.
         let before = folder.result(output);
         let resume: Vec<&str> = ["--resume"].iter().chain(sets).copied().collect();
         assert!(folder.run_killed_at(output, &resume, "replace.aside"));
         folder.run(output, &resume).expect(0);
         folder.result(output).expect_same(&before, output);
     }
-    // Not what was asked for is not handed out instead.
+    // If the best checkpoint is gone, no other one is handed out in its place.
     let best = folder.result("asked").checkpoints().remove(0);
     std::fs::remove_dir_all(folder.path("asked/checkpoints").join(&best)).expect("the best checkpoint");
     folder
@@ -169,7 +171,8 @@ fn arguments_of_resume() {
     folder.run("run", &["--resume", "run/checkpoints/step-000100"]).expect(2).says("run/checkpoints has step-000010");
 }
 
-/// Something else under the name of a checkpoint is passed over, not gone on from and not a dead end.
+/// A directory that has the name of a checkpoint but is none is passed over. The run goes on from
+/// the one before it.
 #[test]
 fn what_is_no_checkpoint_is_passed_over() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -204,12 +207,12 @@ fn a_damaged_line_of_the_metrics_is_said_and_kept() {
     let ended = folder.run("run", &["--resume"]).expect(0).says(&format!("run/metrics.jsonl:{line} cannot be read"));
     ended.says("has no rows of step 1");
     assert_eq!(std::fs::read_to_string(folder.path("run/aside-metrics.jsonl")).expect("kept"), damaged);
-    // The file is gone altogether.
+    // The file is removed.
     std::fs::remove_file(&path).expect("metrics");
     folder.run("run", &["--resume"]).expect(0).says("has no rows of steps 1 to 10");
 }
 
-/// `validate` says all that is wrong at once, for people and for programs.
+/// `validate` says everything that is wrong at once, for people and for programs.
 #[test]
 fn validate_lists_every_problem() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -226,7 +229,7 @@ fn validate_lists_every_problem() {
     assert_eq!(json.stderr, "");
 }
 
-/// What no run can have: validate and run say the same, and name the key.
+/// Values that no run can have: `validate` and `run` say the same, and name the key.
 #[test]
 fn settings_that_no_run_can_have() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -258,7 +261,7 @@ fn a_weight_that_is_no_number_is_named() {
     folder.finetune(&["validate", "recipe.toml"]).expect(2).says("`model.norm.weight`");
 }
 
-/// The day that a template writes is that of the first start, whatever the day of a resume is.
+/// A template writes the day of the first start, also after a resume on another day.
 #[test]
 fn a_run_goes_on_on_another_day() {
     let folder = Folder::with_chat_model(DATED);
@@ -267,14 +270,14 @@ fn a_run_goes_on_on_another_day() {
     folder.write("date.jinja", template.as_bytes());
     let row = "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"Hello\"}]}\n";
     folder.write("train.jsonl", row.repeat(4).as_bytes());
-    // Of these two time zones one is always a day ahead of the other.
+    // One of these two time zones is always a day ahead of the other.
     let [ahead, behind] = ["Pacific/Kiritimati", "Etc/GMT+12"];
     let at = |zone: &str, output: &str, more: &[&str]| run(folder.command(output, more).env("TZ", zone));
     at(ahead, "run", &["--set", "train.max_steps=2"]).expect(0);
     at(behind, "run", &["--resume"]).expect(0).says("(step 2)");
     at(ahead, "whole", &[]).expect(0);
     folder.result("run").expect_same(&folder.result("whole"), "two days");
-    // Pinned, the day of the start does not matter.
+    // With a date in the recipe, the day of the start does not matter.
     for (zone, output) in [(ahead, "one"), (behind, "two")] {
         at(zone, output, &["--set", "data.date=2024-02-29"]).expect(0);
     }

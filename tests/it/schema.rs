@@ -1,4 +1,4 @@
-//! `finetune schema`: the schema beside the recipes is what the program prints, and every recipe names it.
+//! `finetune schema` prints the schema that lies beside the recipes, and every recipe names it.
 
 use finetune_recipe::keys::{KEYS, TABLES};
 

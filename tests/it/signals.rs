@@ -1,11 +1,12 @@
-//! Stopping a run: the first signal finishes the step and saves, a second one ends at once. One process per directory.
+//! Stopping a run: the first signal finishes the step and saves, a second one ends at once. A
+//! directory has one process.
 
 use std::time::Duration;
 
 use crate::folder::{CRASH_RECIPE, Folder, metrics};
 use crate::program::{Ended, run, start};
 
-/// Far more steps than a test will let it take.
+/// Far more steps than a test waits for.
 const FOR_EVER: [&str; 4] = ["--set", "train.max_steps=10000000", "--set", "checkpoint.every=0"];
 
 #[test]
@@ -38,7 +39,7 @@ fn stopped_after(ended: &Ended) -> u64 {
     rest.split_once(',').and_then(|(step, _)| step.parse().ok()).expect("a step")
 }
 
-/// One step here takes seconds: 8000 rows, one at a time.
+/// A folder whose recipe has steps of several seconds: 8000 rows, one at a time.
 pub(crate) fn slow_step() -> Folder {
     let folder = Folder::with_recipe(
         &CRASH_RECIPE
@@ -59,7 +60,7 @@ fn a_second_signal_ends_at_once() {
         running.signal(first);
         running.signal(second);
         let ended = running.wait();
-        // Where both are pending at once, the system chooses which comes first.
+        // If both are pending at once, the system chooses which comes first.
         assert!(matches!(ended.code, Some(130 | 143)), "{first}, {second}: {ended:?}");
         assert!(!ended.stderr.contains("stopped after step"), "{first}, {second}: the step was finished: {ended:?}");
         assert!(metrics(&folder.path("run")).iter().all(|row| row["step"] == 0), "no step was done");
@@ -67,14 +68,15 @@ fn a_second_signal_ends_at_once() {
     }
 }
 
-/// An evaluation that takes seconds, made before the first step and after each second one. A signal does not wait for it: the
-/// step before it is saved, and a resume makes it first.
+/// An evaluation takes seconds, and is made before the first step and after each second one. A
+/// signal does not wait for it. The step before it is saved, and a resume makes the evaluation
+/// first.
 #[test]
 fn a_signal_gives_an_evaluation_up() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     let rows = std::fs::read_to_string(folder.path("eval.jsonl")).expect("rows");
     folder.write("eval.jsonl", rows.repeat(400).as_bytes());
-    // The undisturbed run says how long one takes here.
+    // The undisturbed run shows how long an evaluation takes here.
     let steps = ["--set", "train.max_steps=4", "--set", "train.micro_batch_size=1"];
     let began = std::time::Instant::now();
     folder.run("undisturbed", &steps).expect(0);
@@ -123,7 +125,7 @@ fn a_signal_before_the_first_step_gives_the_evaluation_up() {
 #[test]
 fn a_second_process_on_a_run_directory_is_refused() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
-    // No checkpoint comes into being: one would be reason enough to refuse a start without --resume.
+    // No checkpoint is written. One would be a reason to refuse a start without --resume.
     let no_checkpoint = [&FOR_EVER[..], &["--set", "checkpoint.keep_best=false"]].concat();
     let mut first = start(&mut folder.command("run", &no_checkpoint));
     let path = folder.path("run/metrics.jsonl");
@@ -132,7 +134,7 @@ fn a_second_process_on_a_run_directory_is_refused() {
         let ended = folder.run("run", arguments).expect(2).says("is in use by process");
         assert!(ended.stderr.contains(&format!("process {}", first.pid())), "{}", ended.stderr);
     }
-    // The system lets go of the lock of a killed process: nothing has to be cleaned up by hand.
+    // The system releases the lock of a killed process, so nothing has to be cleaned up by hand.
     first.signal("KILL");
     assert_eq!(first.wait().signal, Some(9));
     folder.run("run", &["--resume"]).expect(0);
@@ -151,12 +153,12 @@ fn of_processes_that_race_for_a_directory_one_wins() {
     }
 }
 
-/// Stopping is no failure: nothing is lost by rerunning the same command.
+/// Nothing is lost if the same command is run again after a stop.
 #[test]
 fn a_run_stopped_before_its_first_step_can_be_rerun() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     let mut running = start(&mut folder.command("run", &["--resume"]));
-    // It may be anywhere by then: before its handlers are in place, in a step, or done.
+    // The process may be anywhere by then: before its handlers are in place, in a step, or done.
     running.ends_within(Duration::from_millis(5));
     running.signal("TERM");
     let ended = running.wait();

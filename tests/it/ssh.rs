@@ -1,5 +1,6 @@
-//! `finetune launch` over a real ssh: servers on this machine that play several hosts (`scripts/sshd-here.sh`). Skipped, with a word,
-//! where there is no sshd; the tests that cut cables also need root and network namespaces.
+//! `finetune launch` over a real ssh. Servers on this machine play several hosts
+//! (`scripts/sshd-here.sh`). If there is no sshd, the tests are skipped and say so. The tests that
+//! cut cables also need root and network namespaces.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::folder::{CRASH_RECIPE, Folder, repository};
 use crate::program::{Running, run, start};
 
-/// Hosts box-1, box-2, … that are up until this is dropped.
+/// Hosts box-1, box-2, …, which run until this is dropped.
 struct Boxes {
     folder: PathBuf,
 }
@@ -18,7 +19,7 @@ fn script() -> Command {
 }
 
 impl Boxes {
-    /// `None`, with a word why, where they cannot be had.
+    /// `None` if they cannot be had. The reason is printed.
     fn start(options: &[&str]) -> Option<Boxes> {
         let check = script().args(options).arg("--check").output().expect("the script");
         if !check.status.success() {
@@ -36,7 +37,7 @@ impl Boxes {
         self.folder.join(name).to_string_lossy().into_owned()
     }
 
-    /// `launch` over these hosts.
+    /// `finetune launch` over these hosts.
     fn launch(&self, folder: &Folder, arguments: &[&str], output: &Path, words: &[&str]) -> Command {
         let (hosts, config) = (self.file("hosts.json"), self.file("ssh_config"));
         let arguments = [&["--hostfile", &hosts, "--ssh-config", &config], arguments].concat();
@@ -57,7 +58,7 @@ impl Drop for Boxes {
     }
 }
 
-/// Far more steps than a test will let it take.
+/// Far more steps than a test waits for.
 const FOR_EVER: [&str; 8] = [
     "--set",
     "train.max_steps=10000000",
@@ -113,12 +114,13 @@ fn copies_are_brought_once_and_the_run_comes_home() {
     let words = ["--set", "train.max_steps=6"];
     let ended =
         run(&mut boxes.launch(&folder, &["--copy"], &output, &words)).expect(0).says("copied to box-1 (6 files): ");
-    // All boxes share one home directory: the first copy is everybody's.
+    // All boxes share one home directory, so the first copy is everybody's.
     assert!(ended.stderr.contains("unchanged on box-3: "), "{}", ended.stderr);
     assert!(ended.stderr.contains("brought from box-1"), "{}", ended.stderr);
     assert!(!copy_of(&ended.stderr).exists(), "the copy of a run that is done is removed");
     assert!(folder.result("copied").checkpoints().contains(&"step-000006".to_owned()));
-    // Without --resume it is not done again; with it, and another comment and folder of rows, it goes on.
+    // Without --resume the run is refused. With it, the run goes on, though a comment and the rows'
+    // folder are others.
     run(&mut boxes.launch(&folder, &["--copy"], &output, &[])).expect(2).says("holds a run already");
     let recipe = std::fs::read_to_string(folder.path("recipe.toml")).expect("the recipe");
     folder.write("recipe.toml", format!("# a note\n{recipe}").as_bytes());
@@ -142,7 +144,7 @@ fn a_copy_that_was_stopped_is_found_again_and_is_the_users_alone() {
     let ended = running.wait().expect(143).says("goes on there");
     assert!(ended.stderr.contains("the run is in box-1:~/"), "{}", ended.stderr);
     let steps = ["--resume", "--set", "train.max_steps=1", "--set", "checkpoint.every=5", "--set", "eval.every=0"];
-    // It has come further than that, and says so: it was found.
+    // The run has come further than that, and says so: its copy was found.
     run(&mut boxes.launch(&folder, &["--copy"], &output, &steps)).expect(2).says("is past the last step");
     std::fs::remove_dir_all(copy).expect("a copy");
 }
@@ -191,7 +193,7 @@ fn no_rank_on_another_host_outlives_the_launcher() {
     }
 }
 
-/// A host that is cut off: all know it, and with `min_ranks` the launcher goes on with the others.
+/// If a host is cut off, all know it. With `min_ranks` the launcher goes on with the others.
 #[test]
 fn a_host_that_is_cut_off_is_left_out() {
     let Some(boxes) = Boxes::start(&["--netns"]) else { return };
@@ -206,7 +208,7 @@ fn a_host_that_is_cut_off_is_left_out() {
     let stderr = running.stderr();
     assert!(stderr.contains("rank 2 (box-3, process") && stderr.contains("it fell silent"), "{stderr}");
     assert!(stderr.contains("box-3 is not reached any more"), "{stderr}");
-    // What the cut-off rank itself says gets through or not.
+    // The words of the cut-off rank may get through or not.
     let ends = ["rank 2 (box-3) did not answer any more", "lost another rank"];
     assert!(ends.iter().any(|end| stderr.contains(end)), "{stderr}");
     running.signal("TERM");
@@ -216,7 +218,7 @@ fn a_host_that_is_cut_off_is_left_out() {
 }
 
 impl Boxes {
-    /// Gives a host (of `--netns`) a home of its own, and the user another login shell there.
+    /// Gives a host (of `--netns`) its own home directory, and the user another login shell there.
     fn log_in(&self, number: usize, shell: &str, home: &Path) {
         std::fs::create_dir_all(home).expect("a home");
         let passwd = std::fs::read_to_string("/etc/passwd").expect("users");
@@ -279,7 +281,7 @@ fn any_login_shell_and_any_login_file_will_do() {
     assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
 }
 
-/// Whatever ssh is told in its configuration, nothing secret is echoed by a terminal.
+/// No configuration of ssh makes a terminal echo a secret.
 #[test]
 fn no_terminal_shows_the_token() {
     let Some(boxes) = Boxes::start(&[]) else { return };
@@ -313,7 +315,7 @@ fn what_ssh_says_gets_its_own_hint() {
     assert!(ended.stderr.contains("~/bin/finetune (~ is not expanded"), "{}", ended.stderr);
 }
 
-/// A rank on another host that is stopped hears nothing: it is ended all the same.
+/// A stopped rank on another host reads no order. It is ended all the same.
 #[test]
 fn a_stopped_rank_on_another_host_is_ended() {
     let Some(boxes) = Boxes::start(&[]) else { return };
@@ -332,7 +334,8 @@ fn a_stopped_rank_on_another_host_is_ended() {
     assert_eq!(ranks_left(&output), 0, "{}", ended.stderr);
 }
 
-/// Rank 0's host is lost, and no disk is shared: the run goes on from the copy that another host keeps.
+/// Rank 0's host is lost, and no disk is shared. The run goes on from the copy that another host
+/// keeps.
 #[test]
 fn the_host_that_holds_the_run_may_be_lost() {
     for copies in ["1", "0"] {

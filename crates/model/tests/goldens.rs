@@ -1,6 +1,7 @@
 //! Every family against transformers and PEFT (`scripts/make_goldens.py` made the files).
 //!
-//! Bounds are ten times the reference's own f32 noise: 3e-5 absolute for logits, 2e-5 of the norm for gradients.
+//! Bounds are ten times the reference's own f32 noise: 3e-5 absolute for logits, 2e-5 of the norm
+//! for gradients.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -16,8 +17,8 @@ use finetune_model::{
 use finetune_store::{RealDisk, Staging, TensorFile};
 use serde_json::Value;
 
-/// A test for each family, so that one that fails does not hide the others: `CHECK::FAMILY`. The
-/// second form names the families.
+/// Makes one test of a check for each family, `CHECK::FAMILY`, so that a family that fails does not
+/// hide the others. The second form names the families.
 macro_rules! of_each_family {
     ($check:ident) => {
         of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3);
@@ -39,7 +40,7 @@ const GRADIENTS: f64 = 2e-5;
 const ANY: Randomness = Randomness { seed: 0, step: 0 };
 
 fn directory(family: &str) -> PathBuf {
-    // Asked at run time: the tests also travel to machines with a GPU.
+    // The variable is read at run time, because the tests also travel to machines with a GPU.
     let here = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
     Path::new(&here).join("../../tests/goldens/models").join(family)
 }
@@ -93,7 +94,8 @@ impl Golden {
     }
 }
 
-/// The CPU; with `FINETUNE_TEST_DEVICE=gpu` the first GPU, a software renderer if there is no other, in f32.
+/// The CPU. With `FINETUNE_TEST_DEVICE=gpu` it is the first GPU in f32, or a software renderer if
+/// there is no GPU.
 fn placement() -> Placement {
     gpu().map_or_else(|| Placement::cpu(None), |gpu| Placement::gpu(gpu.device, FloatType::F32))
 }
@@ -116,7 +118,7 @@ fn batch(rows: &[(Vec<u32>, Vec<bool>)]) -> Batch<'_> {
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len(), "lengths");
-    // `f32::max` would drop what is not a number.
+    // `f32::max` would drop NaN.
     a.iter()
         .zip(b)
         .map(|(a, b)| (a - b).abs())
@@ -285,7 +287,8 @@ fn both_spellings_of_config_json_mean_the_same(family: &'static str) {
 
 of_each_family!(both_spellings_of_config_json_mean_the_same: llama3 qwen2 smollm3);
 
-/// The published Llama 3.1 and 3.2 scalings reach all branches; transformers' frequencies, to one unit in the last place.
+/// The published Llama 3.1 and 3.2 scalings reach all branches. The frequencies are transformers',
+/// to one unit in the last place.
 #[test]
 fn llama3_rope_frequencies() {
     let text = std::fs::read_to_string(directory("rope.json")).expect("rope.json");
@@ -336,7 +339,8 @@ fn a_new_adapter_gives_the_base() {
     assert_eq!(base.logits(tokens).expect("logits"), model.logits(tokens).expect("logits"));
 }
 
-/// Dropout depends on (seed, step, row): not on the batch a row is in, and not on the order of rows.
+/// Dropout depends on (seed, step, row). It does not depend on the batch that a row is in, nor on
+/// the order of rows.
 #[test]
 fn dropout_is_a_function_of_seed_step_and_row() {
     let golden = Golden::load("llama3");
@@ -362,7 +366,7 @@ fn dropout_is_a_function_of_seed_step_and_row() {
     assert!((run(vec![0], at(2, 5))[0] - together[0]).abs() > 1e-4, "another seed drops other elements");
 }
 
-/// What adapters may not get away with.
+/// An adapter that the model or the program cannot use is refused.
 #[test]
 fn every_key_of_an_adapter_is_accounted_for() {
     let golden = Golden::load("llama3");
@@ -396,7 +400,8 @@ fn every_key_of_an_adapter_is_accounted_for() {
     }
 }
 
-/// f16 and bf16, where the GPU has them: within what their 11 and 8 bits allow, and from any loss scale the same.
+/// f16 and bf16, if the GPU has them: results are within what their 11 and 8 bits allow, and the
+/// same for any loss scale.
 fn gpu_sixteen_bit_types_are_close_to_f32(family: &'static str) {
     let Some(gpu) = gpu() else {
         println!("SKIPPED: FINETUNE_TEST_DEVICE is not gpu");
@@ -430,8 +435,8 @@ fn gpu_sixteen_bit_types_are_close_to_f32(family: &'static str) {
 
 of_each_family!(gpu_sixteen_bit_types_are_close_to_f32);
 
-/// Coefficients of rows: the gradient is linear in them, one at a time or together, however much is recomputed. That of row
-/// 0 alone is the gradient of a batch of row 0.
+/// The gradient is linear in the coefficients of rows, one at a time or together, also with
+/// checkpointing. The gradient of row 0 alone is that of a batch of row 0.
 #[test]
 fn gradients_are_linear_in_the_coefficients() {
     let golden = Golden::load("qwen3");

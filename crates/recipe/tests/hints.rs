@@ -104,7 +104,7 @@ fn keys_in_the_wrong_table() {
         ("train.every", "`every` belongs in [eval], in [checkpoint] or in [log]"),
         ("train.lerning_rate", "did you mean `learning_rate` in [optimizer]?"),
         ("train.lora", "[lora] is a table of its own, not inside [train]"),
-        // Nothing near: what there is.
+        // If no key is near, the hint lists the keys of the table.
         ("log.colour", "the keys in [log] are `every`, `prometheus`"),
     ]);
 }

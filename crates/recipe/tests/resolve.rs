@@ -95,7 +95,7 @@ fn the_digest_follows_the_numbers_only() {
     let meaning = parse(CONTRACT).meaning();
     assert!(meaning.contains(&("lora.rank", "16".to_owned())), "{meaning:?}");
     assert!(meaning.contains(&("model.quantization", "none".to_owned())));
-    // Another folder, another current directory, another host: the same run.
+    // Another folder, another current directory and another host make the same run.
     let moved = Recipe::parse(CONTRACT, Path::new("/elsewhere/x.toml"), &["data.chat_template=a/x.jinja".into()], None)
         .unwrap();
     assert_eq!(moved.digest(), digest(&["data.chat_template=x.jinja"]));

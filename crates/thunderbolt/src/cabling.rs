@@ -25,7 +25,7 @@ pub struct End {
 pub struct Cable {
     /// The ports that it joins.
     pub ends: [End; 2],
-    /// "en5" at each end, where it is known.
+    /// The interface at each end, such as "en5", if it is known.
     pub interfaces: [Option<String>; 2],
     /// Gb/s that it runs at: the lesser of what both ends say.
     pub gigabits: Option<u32>,

@@ -123,7 +123,7 @@ fn part(counts: &[Vec<usize>], mut hosts: Vec<usize>) -> Part {
         return Part { hosts, form: Form::Ring };
     }
     if degrees.iter().all(|&degree| degree <= 2) {
-        // Connected, no ring, nobody with three neighbours: a line. It is the ring opened at its
+        // Connected, no ring, no host with three neighbours: a line. It is the ring opened at its
         // one missing cable.
         let (before, after) = ring.missing[0];
         let gap = ring.order.iter().position(|&host| host == after).filter(|_| ring.missing.len() == 1);

@@ -1,7 +1,8 @@
-//! Twenty steps against torch's AdamW on transformers and PEFT (`scripts/make_goldens.py` made the files), and
-//! the identities that a run must keep.
+//! Twenty steps against torch's AdamW on transformers and PEFT (`scripts/make_goldens.py` made the
+//! files), and the identities that a run must keep.
 //!
-//! On the CPU; with `FINETUNE_TEST_DEVICE=gpu` on a GPU in f32, a software renderer if there is no other.
+//! The tests run on the CPU. With `FINETUNE_TEST_DEVICE=gpu` they run on a GPU in f32, or on a
+//! software renderer if there is no GPU.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use finetune_store::TensorFile;
 use finetune_trainer::{Event, Outcome, Ranks, Resume, StepRow, ThisHost, prepare, train};
 use serde_json::Value;
 
-/// A test for each family, so that one that fails does not hide the others: `CHECK::FAMILY`. The
-/// second form names the families.
+/// Makes one test of a check for each family, `CHECK::FAMILY`, so that a family that fails does not
+/// hide the others. The second form names the families.
 macro_rules! of_each_family {
     ($check:ident) => {
         of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3);
@@ -67,7 +68,7 @@ fn run(recipe: Recipe) -> (Vec<StepRow>, Outcome) {
     (rows, outcome.unwrap_or_else(|error| panic!("{error}")))
 }
 
-/// The same on several ranks, each a thread: the rows that rank 0 tells.
+/// The same on several ranks, each a thread. Gives the rows of rank 0.
 fn run_on(world: usize, recipe: impl Fn() -> Recipe + Sync) -> Vec<StepRow> {
     std::thread::scope(|scope| {
         let recipe = &recipe;
@@ -116,7 +117,7 @@ fn variant_sets(curves: &Value, variant: &Value) -> Vec<String> {
     ]
 }
 
-/// Bounds: 1e-5 relative for losses, or ten times the noise of the reference where that is more.
+/// Bounds: 1e-5 relative for losses, or ten times the noise of the reference if that is more.
 fn check_curve(what: &str, rows: &[StepRow], variant: &Value) {
     let noise = |key: &str| variant["noise"][key].as_f64().expect("a noise figure");
     let (loss_bound, norm_bound) =
@@ -170,7 +171,8 @@ fn lora_curves_equal_torch(family: &str) {
 
 of_each_family!(lora_curves_equal_torch);
 
-/// Two, three and four ranks follow the same curves: losses are weighted by tokens, however rows are shared out.
+/// Two, three and four ranks follow the same curves. Losses are weighted by tokens, however rows
+/// are shared out.
 #[test]
 fn curves_of_several_ranks_equal_torch() {
     for (family, world) in [("qwen3", 2), ("llama", 3), ("mistral", 4)] {
@@ -185,7 +187,7 @@ fn curves_of_several_ranks_equal_torch() {
     }
 }
 
-/// After 200 steps the losses are still the same but for noise.
+/// After 200 steps the losses differ by noise only.
 #[test]
 fn two_hundred_steps_on_any_number_of_ranks() {
     let sets =
@@ -218,7 +220,8 @@ fn full_curves_equal_torch(family: &str) {
 
 of_each_family!(full_curves_equal_torch: llama qwen2 smollm3);
 
-/// 8 × 1 = 4 × 2 = 1 × 8: how rows of a step are cut into micro-batches changes nothing but rounding.
+/// 8 × 1 = 4 × 2 = 1 × 8: how the rows of a step are cut into micro-batches changes nothing but
+/// rounding.
 #[test]
 fn micro_batches_do_not_matter() {
     let losses = |micro: usize| {
@@ -253,7 +256,8 @@ fn the_last_partial_step_of_an_epoch_is_trained() {
     assert_eq!(rows[2].epoch, 1.0);
 }
 
-/// A learning rate that blows up: no update from a number that is not finite, and the rows are named.
+/// With a learning rate that is far too high, no update is made from a number that is not finite,
+/// and the rows are named.
 #[test]
 fn numbers_that_are_not_finite_stop_the_run() {
     let output = tempfile::tempdir().expect("a directory");

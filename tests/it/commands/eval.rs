@@ -6,7 +6,7 @@ use super::{json_of, loss};
 use crate::folder::{CRASH_RECIPE, Folder, golden, metrics, tree};
 use crate::program::{finetune, run};
 
-/// A file's loss, against transformers and PEFT.
+/// The loss of a file is that of transformers and PEFT.
 #[test]
 fn eval_equals_transformers() {
     for family in ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3"] {
@@ -28,7 +28,7 @@ fn eval_equals_transformers() {
     }
 }
 
-/// The evaluation of a run is what `eval` says of its checkpoint.
+/// The evaluation loss of a run is what `eval` says of its checkpoint.
 #[test]
 fn eval_of_a_checkpoint_is_the_evaluation_of_the_run() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -46,7 +46,7 @@ fn eval_of_a_checkpoint_is_the_evaluation_of_the_run() {
     }
 }
 
-/// A run, its adapter and a checkpoint are used as they are named: each knows its base.
+/// A run, its adapter and a checkpoint can be evaluated by name, because each knows its base.
 #[test]
 fn a_run_is_evaluated_by_its_name() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -57,13 +57,13 @@ fn a_run_is_evaluated_by_its_name() {
     }
     let checkpoint = loss(&folder, &["model", "--adapter", "run/checkpoints/step-000002"]);
     assert_eq!(loss(&folder, &["run/checkpoints/step-000002"]), checkpoint);
-    // A run that has not come to its end: its newest checkpoint, which is said.
+    // A run without a result is evaluated by its newest checkpoint, and the output says so.
     std::fs::remove_dir_all(folder.path("run/adapter")).expect("it is there");
     let ended = folder.finetune(&["eval", "run", "--data", "eval.jsonl", "--json"]).expect(0);
     ended.says("has not come to its end");
 }
 
-/// A model and an adapter of the hub that another program has fetched.
+/// A model and an adapter of the hub are found where another program has put them.
 #[test]
 fn hub_ids_are_found_in_the_cache() {
     let folder = Folder::with_recipe(CRASH_RECIPE);

@@ -31,7 +31,8 @@ fn a_merged_model_is_base_and_adapter() {
     assert_eq!(names, ["config.json", "manifest.json", "model.safetensors"]);
 }
 
-/// Its weights without what only the run needs; there is no adapter to export.
+/// The export has the weights without the files that only the run needs. There is no adapter to
+/// export.
 #[test]
 fn export_of_a_run_that_trained_all_weights() {
     let folder = chat_model();
@@ -63,7 +64,8 @@ fn export_of_the_best_checkpoint() {
     assert!(tensors("last") == tensors("run/checkpoints/step-000010"));
 }
 
-/// Only an earlier export makes way: not a checkpoint, not a run's result, not what the export reads.
+/// Only an earlier export is replaced: no checkpoint, no run's result, and nothing that the export
+/// reads.
 #[test]
 fn export_never_takes_the_place_of_a_run() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -95,7 +97,7 @@ fn export_follows_no_link_out_of_the_model() {
     assert!(!folder.path("out").exists());
 }
 
-/// Whenever it comes, a signal leaves the export or nothing.
+/// A signal leaves a whole export or nothing, whenever it comes.
 #[test]
 fn an_interrupted_export_leaves_nothing() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -126,7 +128,7 @@ fn export_of_the_adapter_alone() {
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         assert!(run[name] == out[name], "{name}");
     }
-    // Written again over what it wrote itself.
+    // An export replaces its own files.
     folder.finetune(&["export", "run", "--format", "peft", "--output", "out"]).expect(0);
     assert!(out == tree(&folder.path("out")));
 }
@@ -144,7 +146,7 @@ fn export_never_replaces_what_it_did_not_write() {
         assert!(before == tree(&folder.path("out")), "{format}");
         std::fs::remove_dir_all(folder.path("out")).expect("it is there");
     }
-    // The base model's own directory least of all.
+    // The base model's own directory is not replaced either.
     let before = tree(&folder.path("model"));
     folder.finetune(&["export", "run", "--format", "merged", "--output", "model"]).expect(2);
     assert!(before == tree(&folder.path("model")));

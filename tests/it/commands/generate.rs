@@ -35,7 +35,7 @@ fn generate_is_repeatable() {
     assert_eq!(decoded(prompt(generate(&[]))), "<|user|>\nHi<|end|><|assistant|>\n");
     assert_eq!(decoded(prompt(generate(&["--raw"]))), "Hi", "--raw leaves the template out");
 
-    // Without --json, the text alone.
+    // Without --json the output is the text alone.
     let text = folder.finetune(&["generate", "run/model", "--prompt", "Hi", "--max-new-tokens", "24"]).expect(0);
     assert_eq!(text.stdout, format!("{}\n", generate(&[])["text"].as_str().expect("text")));
     assert_eq!(text.stderr, "");
@@ -64,7 +64,7 @@ fn generate_takes_prompts_in_every_form() {
         ended.json()["prompt_token_ids"],
         json_of(&folder, &["generate", "run", "-p", "Hi", "--max-new-tokens", "4", "--json"])["prompt_token_ids"]
     );
-    // A template of one's own.
+    // A template that the user names.
     folder.write("own.jinja", b"{% for message in messages %}[{{ message.content }}]{% endfor %}");
     assert_eq!(prompt_of(&["-p", "Hi", "--chat-template", "own.jinja"]), "[Hi]");
 }
@@ -73,7 +73,7 @@ fn generate_takes_prompts_in_every_form() {
 #[test]
 fn generate_stops_at_a_text() {
     let folder = chat_model();
-    // The model is hardly trained: some of its answers are long enough.
+    // The model is hardly trained, but some of its answers are long enough.
     let drawn = (0..50).map(|seed| {
         let seed = seed.to_string();
         let words =

@@ -1,4 +1,4 @@
-//! `finetune validate`: it counts what a run would use, and it foretells what a run says.
+//! `finetune validate` counts what a run would use, and foretells what a run says.
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ fn validate_counts_what_the_files_hold() {
     };
     let mut lengths: Vec<usize> = numbers("input_ids").iter().map(Vec::len).collect();
     lengths.sort_unstable();
-    // The first token has nothing before it to be predicted from.
+    // The first token is never trained: nothing before it predicts it.
     let trained: usize = numbers("labels").iter().map(|row| row.iter().skip(1).filter(|id| **id != -100).count()).sum();
 
     let found = json_of(&folder, &["validate", "recipe.toml", "--json"]);
@@ -48,7 +48,7 @@ fn validate_counts_what_the_files_hold() {
     assert!(text.stdout.contains(&line), "{}", text.stdout);
 }
 
-/// validate foretells what run says: the same counts of parameters, rows and steps.
+/// `validate` and `run` say the same counts of parameters, rows and steps.
 #[test]
 fn validate_and_run_agree() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
@@ -59,7 +59,7 @@ fn validate_and_run_agree() {
     ended.says(&thousands).says(&format!("{} rows, {} tokens", found["train"]["rows"], found["train"]["tokens"]));
 }
 
-/// The few rows of a first try, on the recipe of the README.
+/// A user's first try has few rows, with the recipe of the README.
 #[test]
 fn a_run_that_will_hardly_learn_is_told_so() {
     let folder = Folder::with_chat_model(&CHAT_RECIPE.replace("max_steps = 3\n", "").replace("1e-3", "2e-4"));

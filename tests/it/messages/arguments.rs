@@ -43,7 +43,7 @@ fn arguments_that_are_none() {
     );
 }
 
-/// What other programs call an option is answered with ours.
+/// Another program's name of an option is answered with ours.
 #[test]
 fn options_of_other_programs() {
     let folder = Folder::with_recipe(CRASH_RECIPE);

@@ -1,5 +1,5 @@
-//! Network interfaces: `networksetup -listallhardwareports` and `ifconfig -a` of macOS, `ip -o -4
-//! addr show` and /sys/class/net of Linux.
+//! Network interfaces: `networksetup -listallhardwareports` and `ifconfig -a` of macOS,
+//! `ip -o -4 addr show` and /sys/class/net of Linux.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
