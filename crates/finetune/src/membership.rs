@@ -55,7 +55,7 @@ impl From<MembershipError> for Failure {
     fn from(error: MembershipError) -> Failure {
         match error {
             MembershipError::Join(error) => Failure::Join(*error),
-            other => Failure::Arguments { message: other.to_string(), hints: other.hints() },
+            other => Failure::bad_input(other),
         }
     }
 }

@@ -179,14 +179,12 @@ impl Started {
 
     /// One on each host of a hostfile.
     fn of_hostfile(path: &Path, arguments: &BenchArguments, port: u16) -> Result<Started, Failure> {
-        let file = Hostfile::load(path)
-            .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+        let file = Hostfile::load(path)?;
         file.notices.iter().for_each(|notice| crate::stderr::complain!("{notice}"));
         if let Some(address) = file.lost_coordinator() {
             return Err(unreachable_at(address));
         }
-        let devices =
-            file.devices().map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+        let devices = file.devices()?;
         let program =
             arguments.program.clone().or_else(|| std::env::current_exe().ok()).unwrap_or_else(|| "finetune".into());
         let remote = Remote { program, ..Remote::default() };
@@ -284,7 +282,7 @@ fn read_devices(path: &Path) -> Result<DeviceMatrix, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         Failure::arguments(format!("--devices {}: {error}", path.display()), "a JSON matrix of device names")
     })?;
-    DeviceMatrix::parse(&text).map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })
+    Ok(DeviceMatrix::parse(&text)?)
 }
 
 /// A rank that a benchmark started.
