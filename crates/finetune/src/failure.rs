@@ -1,7 +1,5 @@
 //! Errors as a person sees them: what happened, where, what to do next; and the exit code for programs.
 
-use std::process::ExitCode;
-
 use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use finetune_advice::Advice;
@@ -14,6 +12,7 @@ use finetune_store::StoreError;
 use finetune_thunderbolt::setup::{ApplyError, SetupError};
 use finetune_trainer::{Fault, TrainError};
 
+use crate::exit::Exit;
 use crate::flight;
 use crate::stderr::complain;
 
@@ -68,31 +67,23 @@ impl Failure {
         }
     }
 
-    /// The table of exit codes that schedulers act on.
-    pub(crate) fn exit_code(&self) -> ExitCode {
-        ExitCode::from(self.code())
-    }
-
-    /// The same as a number.
-    pub(crate) fn code(&self) -> u8 {
-        let fault = match self {
-            Failure::Train(error) => error.fault(),
-            Failure::Group(error) | Failure::Join(JoinError::Group(error)) => Fault::from_group(error),
-            Failure::Output(_) | Failure::System { .. } => Fault::DiskOrMemory,
-            Failure::Lost { .. } => Fault::Peers,
+    /// How the program ends with it.
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Failure::Train(error) => error.fault().into(),
+            Failure::Group(error) | Failure::Join(JoinError::Group(error)) => Fault::from_group(error).into(),
+            Failure::Join(JoinError::Failed { code, .. }) => Exit::of_other_rank(*code),
             Failure::Join(
                 JoinError::Unreachable { .. }
                 | JoinError::Unresolved { .. }
                 | JoinError::Missing { .. }
                 | JoinError::Pair { .. }
                 | JoinError::Peer { .. },
-            ) => Fault::Peers,
-            // What ends one rank ends all, in the same way.
-            Failure::Join(JoinError::Failed { code: code @ 2..=5, .. }) => return *code,
-            Failure::Join(JoinError::Failed { .. }) => Fault::Peers,
-            _ => Fault::Input,
-        };
-        fault.number() as u8
+            )
+            | Failure::Lost { .. } => Exit::PeerLost,
+            Failure::Output(_) | Failure::System { .. } => Exit::DiskOrMemory,
+            Failure::Recipe(_) | Failure::Arguments { .. } | Failure::Join(_) => Exit::Input,
+        }
     }
 
     /// What happened, without hints: for the other ranks.

@@ -92,7 +92,7 @@ pub(crate) fn join(
 
 /// Tells the other ranks why this one has failed before it could join them.
 pub(crate) fn excuse(membership: &Membership, failure: &Failure) {
-    membership.excuse(&failure.fact(), failure.code());
+    membership.excuse(&failure.fact(), failure.exit().number());
 }
 
 /// Shares the cores of this host among its ranks, unless the number of threads is set already.

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{BenchArguments, ClusterCommand};
 use crate::commands::{machines, preflight};
+use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::hosts::unreachable_at;
 use crate::memory;
@@ -270,7 +271,7 @@ fn start(
     }
     match culprit(&exits, &[], 0) {
         Some(rank) => Ok(ExitCode::from(exit_code(exits[rank].code))),
-        None => Ok(ExitCode::from(u8::from(table.wrong))),
+        None => Ok(if table.wrong { Exit::Bug } else { Exit::Done }.into()),
     }
 }
 
@@ -287,7 +288,7 @@ fn read_devices(path: &Path) -> Result<DeviceMatrix, Failure> {
 
 /// A rank that a benchmark started.
 fn worker() -> Result<ExitCode, Failure> {
-    let assignment: Assignment = assignment(|_| std::process::exit(3))
+    let assignment: Assignment = assignment(|_| Exit::PeerLost.end())
         .map_err(|error| Failure::arguments(error, "--worker is for the program itself"))?;
     let rank = assignment.membership.rank;
     let say = move |message: &Message| {
@@ -363,7 +364,7 @@ fn take_part(
     }
     group.barrier()?;
     let wrong = rows.iter().any(|row| row.wrong > 0);
-    Ok(if wrong { ExitCode::from(1) } else { ExitCode::SUCCESS })
+    Ok(if wrong { Exit::Bug } else { Exit::Done }.into())
 }
 
 /// What an operation of the largest size costs this rank, in words.

@@ -14,14 +14,12 @@ use finetune_thunderbolt::gather::{DEADLINE, gather};
 use finetune_thunderbolt::{Questions, diagram, setup};
 
 use crate::cli::{DiscoverArguments, DoctorArguments, HostsArguments, SetupArguments};
+use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output;
 
 /// For one command of the set-up.
 const STEP_DEADLINE: Duration = Duration::from_secs(60);
-
-/// Exit code where a run would not work.
-const NOT_READY: u8 = 2;
 
 fn ask(arguments: &HostsArguments, questions: &Questions<'_>) -> Result<Discovery, Failure> {
     let hosts: Vec<String> = match &arguments.hostfile {
@@ -70,7 +68,7 @@ pub(crate) fn discover(arguments: &DiscoverArguments) -> Result<ExitCode, Failur
             }
         }
     }
-    Ok(if discovery.unreachable.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(NOT_READY) })
+    Ok(if discovery.unreachable.is_empty() { Exit::Done } else { Exit::Input }.into())
 }
 
 pub(crate) fn setup(arguments: &SetupArguments) -> Result<ExitCode, Failure> {
@@ -110,5 +108,5 @@ pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<ExitCode, Failure> {
         output::print(&doctor::text(&checks, arguments.all))?;
     }
     let fails = doctor::worst(&checks) == Verdict::Fail || !discovery.unreachable.is_empty();
-    Ok(if fails { ExitCode::from(NOT_READY) } else { ExitCode::SUCCESS })
+    Ok(if fails { Exit::Input } else { Exit::Done }.into())
 }
