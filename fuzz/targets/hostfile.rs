@@ -1,6 +1,7 @@
 //! A hostfile: it is refused with hints, or what it is written as reads back to the same hosts.
 #![no_main]
 
+use finetune_advice::Advice as _;
 use finetune_rendezvous::Hostfile;
 use libfuzzer_sys::fuzz_target;
 

@@ -8,6 +8,7 @@
 //! Row i holds the devices of rank i; column j the rank at the other end; several names are several
 //! cables. (ml-explore/mlx, mlx/distributed/jaccl/lib/jaccl/jaccl.cpp, `parse_devices_json`.)
 
+use finetune_advice::Advice;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -74,9 +75,8 @@ pub enum DeviceMatrixError {
     Cell { row: usize, column: usize, source: WiresError },
 }
 
-impl DeviceMatrixError {
-    /// What the reader of the message can do next.
-    pub fn hints(&self) -> Vec<String> {
+impl Advice for DeviceMatrixError {
+    fn hints(&self) -> Vec<String> {
         let hint = match self {
             Self::Cell { .. } => {
                 "write null, a name such as \"rdma_en5\" or a list such as [\"rdma_en5\", \"rdma_en4\"]; `ibv_devices` lists the names of a host"

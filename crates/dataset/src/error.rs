@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use finetune_advice::Advice;
 use finetune_store::Holding;
 
 use crate::counts::Counts;
-use crate::problem::{Advice, RowProblem};
+use crate::problem::{Remedy, RowProblem};
 use crate::template_problem::TemplateProblem;
 
 /// An error of this crate. [`DatasetError::hints`] says what to do about it.
@@ -236,9 +237,8 @@ fn instead(found: &[String]) -> String {
     if found.is_empty() { String::new() } else { format!("; it has {} instead", found.join(" and ")) }
 }
 
-impl DatasetError {
-    /// What to do about it, most likely first.
-    pub fn hints(&self) -> Vec<String> {
+impl Advice for DatasetError {
+    fn hints(&self) -> Vec<String> {
         let hints: &[&str] = match self {
             Self::Unreadable { path, .. } => return unreadable_hints(path),
             Self::NoTrainFile { .. } => {
@@ -304,8 +304,8 @@ fn tokenizer_hints(model_dir: &Path, found: &[String]) -> Vec<String> {
 
 impl BadRows {
     fn hints(&self) -> Vec<String> {
-        let advice: BTreeSet<Advice> = self.first.iter().filter_map(|row| row.problem.advice()).collect();
-        let mut hints: Vec<String> = advice.into_iter().map(|advice| advice.text().to_owned()).collect();
+        let remedies: BTreeSet<Remedy> = self.first.iter().filter_map(|row| row.problem.remedy()).collect();
+        let mut hints: Vec<String> = remedies.into_iter().map(|remedy| remedy.text().to_owned()).collect();
         hints.extend(self.without_them());
         hints
     }

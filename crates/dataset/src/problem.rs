@@ -1,5 +1,6 @@
 //! What can be wrong with one row: the texts, what should have been there, and what to do about it.
 
+use finetune_advice::Advice;
 use finetune_recipe::Format;
 
 use crate::format_problem::FormatProblem;
@@ -281,18 +282,21 @@ impl RowProblem {
         };
         Some(text.to_owned())
     }
+}
 
-    /// What to do about it.
-    pub fn hints(&self) -> Vec<String> {
-        self.advice().map(|advice| advice.text().to_owned()).into_iter().collect()
+impl Advice for RowProblem {
+    fn hints(&self) -> Vec<String> {
+        self.remedy().map(|remedy| remedy.text().to_owned()).into_iter().collect()
     }
+}
 
-    pub(crate) fn advice(&self) -> Option<Advice> {
+impl RowProblem {
+    pub(crate) fn remedy(&self) -> Option<Remedy> {
         match self {
-            Self::TooLong { .. } | Self::NothingLeft { .. } => Some(Advice::Length),
-            Self::NotRendered { .. } => Some(Advice::Template),
-            Self::OtherFormat { .. } => Some(Advice::OneFormat),
-            Self::UnknownToken { .. } => Some(Advice::Vocabulary),
+            Self::TooLong { .. } | Self::NothingLeft { .. } => Some(Remedy::Length),
+            Self::NotRendered { .. } => Some(Remedy::Template),
+            Self::OtherFormat { .. } => Some(Remedy::OneFormat),
+            Self::UnknownToken { .. } => Some(Remedy::Vocabulary),
             _ => None,
         }
     }
@@ -312,14 +316,14 @@ impl RowProblem {
 
 /// What to do about bad rows, in the order in which it is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Advice {
+pub(crate) enum Remedy {
     Length,
     Template,
     OneFormat,
     Vocabulary,
 }
 
-impl Advice {
+impl Remedy {
     pub(crate) fn text(self) -> &'static str {
         match self {
             Self::Length => "raise data.max_seq_len, or set data.overlong to \"truncate\" or \"drop\"",

@@ -12,6 +12,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use finetune_dataset::guard;
 use mimalloc::MiMalloc;
 
+use crate::exit::Exit;
+
 /// Blocks from this size on are ours.
 const LARGE: usize = 1 << 18;
 /// Blocks are multiples of this: a page, on every system.
@@ -237,7 +239,7 @@ fn out_of_memory() -> ! {
     // SAFETY: the pointer and length are those of a string; `_exit` does not return.
     unsafe {
         libc::write(2, words.as_ptr().cast(), words.len());
-        libc::_exit(5);
+        libc::_exit(Exit::DiskOrMemory.number().into());
     }
 }
 

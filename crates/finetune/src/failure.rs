@@ -1,16 +1,18 @@
 //! Errors as a person sees them: what happened, where, what to do next; and the exit code for programs.
 
-use std::process::ExitCode;
-
 use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
-use finetune_allreduce::{GroupError, JoinError};
+use finetune_advice::Advice;
+use finetune_allreduce::{DeviceMatrixError, GroupError, JoinError};
 use finetune_dataset::DatasetError;
 use finetune_model::ModelError;
 use finetune_recipe::{Location, Problems, RecipeError};
+use finetune_rendezvous::HostfileError;
 use finetune_store::StoreError;
+use finetune_thunderbolt::setup::{ApplyError, SetupError};
 use finetune_trainer::{Fault, TrainError};
 
+use crate::exit::Exit;
 use crate::flight;
 use crate::stderr::complain;
 
@@ -45,6 +47,16 @@ impl Failure {
         Failure::Arguments { message: message.into(), hints: vec![hint.into()] }
     }
 
+    /// Bad input, as an error of a library says it.
+    pub(crate) fn bad_input(error: impl std::error::Error + Advice) -> Failure {
+        Failure::Arguments { message: error.to_string(), hints: error.hints() }
+    }
+
+    /// An error that a run can have too.
+    fn of_run(error: impl Into<TrainError>) -> Failure {
+        Failure::Train(error.into())
+    }
+
     pub(crate) fn no_threads() -> Failure {
         Failure::System {
             message: "the system gives this process no more threads; saved checkpoints are safe".to_owned(),
@@ -55,31 +67,23 @@ impl Failure {
         }
     }
 
-    /// The table of exit codes that schedulers act on.
-    pub(crate) fn exit_code(&self) -> ExitCode {
-        ExitCode::from(self.code())
-    }
-
-    /// The same as a number.
-    pub(crate) fn code(&self) -> u8 {
-        let fault = match self {
-            Failure::Train(error) => error.fault(),
-            Failure::Group(error) | Failure::Join(JoinError::Group(error)) => Fault::from_group(error),
-            Failure::Output(_) | Failure::System { .. } => Fault::DiskOrMemory,
-            Failure::Lost { .. } => Fault::Peers,
+    /// How the program ends with it.
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Failure::Train(error) => error.fault().into(),
+            Failure::Group(error) | Failure::Join(JoinError::Group(error)) => Fault::from_group(error).into(),
+            Failure::Join(JoinError::Failed { code, .. }) => Exit::of_other_rank(*code),
             Failure::Join(
                 JoinError::Unreachable { .. }
                 | JoinError::Unresolved { .. }
                 | JoinError::Missing { .. }
                 | JoinError::Pair { .. }
                 | JoinError::Peer { .. },
-            ) => Fault::Peers,
-            // What ends one rank ends all, in the same way.
-            Failure::Join(JoinError::Failed { code: code @ 2..=5, .. }) => return *code,
-            Failure::Join(JoinError::Failed { .. }) => Fault::Peers,
-            _ => Fault::Input,
-        };
-        fault.number() as u8
+            )
+            | Failure::Lost { .. } => Exit::PeerLost,
+            Failure::Output(_) | Failure::System { .. } => Exit::DiskOrMemory,
+            Failure::Recipe(_) | Failure::Arguments { .. } | Failure::Join(_) => Exit::Input,
+        }
     }
 
     /// What happened, without hints: for the other ranks.
@@ -98,19 +102,28 @@ impl Failure {
 
     /// Writes the error to stderr: the fact, then hints after a blank line.
     pub(crate) fn print(&self) {
+        let record = match self {
+            Failure::Recipe(RecipeError::Problems(problems)) => return print_problems(problems),
+            Failure::Train(TrainError::Group { error, .. }) | Failure::Group(error) => flight::keep(error),
+            _ => Vec::new(),
+        };
+        let message = match self {
+            Failure::Output(error) => format!("cannot write the result: {error}"),
+            _ => self.fact(),
+        };
+        print_plain(&message, &[self.hints(), record].concat());
+    }
+}
+
+impl Advice for Failure {
+    /// Those of a recipe stand below each of its problems, and not here.
+    fn hints(&self) -> Vec<String> {
         match self {
-            Failure::Recipe(RecipeError::Problems(problems)) => print_problems(problems),
-            Failure::Recipe(error) => print_plain(&error.to_string(), &[]),
-            Failure::Train(error) => {
-                let record = if let TrainError::Group { error, .. } = error { flight::keep(error) } else { Vec::new() };
-                print_plain(&error.to_string(), &[error.hints(), record].concat());
+            Failure::Train(error) => error.hints(),
+            Failure::Arguments { hints, .. } | Failure::Lost { hints, .. } | Failure::System { hints, .. } => {
+                hints.clone()
             }
-            Failure::Arguments { message, hints }
-            | Failure::Lost { message, hints }
-            | Failure::System { message, hints } => print_plain(message, hints),
-            Failure::Group(error) => print_plain(&error.to_string(), &flight::keep(error)),
-            Failure::Join(error) => print_plain(&error.to_string(), &[]),
-            Failure::Output(error) => print_plain(&format!("cannot write the result: {error}"), &[]),
+            Failure::Recipe(_) | Failure::Group(_) | Failure::Join(_) | Failure::Output(_) => Vec::new(),
         }
     }
 }
@@ -150,50 +163,28 @@ fn print_problems(problems: &Problems) {
     }
 }
 
-impl From<RecipeError> for Failure {
-    fn from(error: RecipeError) -> Failure {
-        Failure::Recipe(error)
-    }
+/// `From` for the errors of the libraries: what each becomes here.
+macro_rules! failures {
+    ($($error:ty => $failure:expr,)*) => {$(
+        impl From<$error> for Failure {
+            fn from(error: $error) -> Failure {
+                $failure(error)
+            }
+        }
+    )*};
 }
 
-impl From<TrainError> for Failure {
-    fn from(error: TrainError) -> Failure {
-        Failure::Train(error)
-    }
-}
-
-impl From<ModelError> for Failure {
-    fn from(error: ModelError) -> Failure {
-        Failure::Train(error.into())
-    }
-}
-
-impl From<DatasetError> for Failure {
-    fn from(error: DatasetError) -> Failure {
-        Failure::Train(error.into())
-    }
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Failure {
-        Failure::Train(error.into())
-    }
-}
-
-impl From<GroupError> for Failure {
-    fn from(error: GroupError) -> Failure {
-        Failure::Group(error)
-    }
-}
-
-impl From<JoinError> for Failure {
-    fn from(error: JoinError) -> Failure {
-        Failure::Join(error)
-    }
-}
-
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Failure {
-        Failure::Output(error)
-    }
+failures! {
+    RecipeError => Failure::Recipe,
+    TrainError => Failure::Train,
+    ModelError => Failure::of_run,
+    DatasetError => Failure::of_run,
+    StoreError => Failure::of_run,
+    GroupError => Failure::Group,
+    JoinError => Failure::Join,
+    HostfileError => Failure::bad_input,
+    DeviceMatrixError => Failure::bad_input,
+    SetupError => Failure::bad_input,
+    Box<ApplyError> => Failure::bad_input,
+    std::io::Error => Failure::Output,
 }

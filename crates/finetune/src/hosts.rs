@@ -68,10 +68,8 @@ impl Hosts {
             let machine = Machine { name: own_name(), remote: None, addresses, report: Report::default() };
             return Ok(all(vec![machine; ranks], None, None));
         };
-        let file = Hostfile::load(path)
-            .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
-        let devices =
-            file.devices().map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+        let file = Hostfile::load(path)?;
+        let devices = file.devices()?;
         if let Some(address) = file.lost_coordinator() {
             return Err(unreachable_at(address));
         }

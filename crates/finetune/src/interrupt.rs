@@ -8,6 +8,8 @@ use finetune_store::{Staging, StoreError};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::exit::Exit;
+
 /// How often a directory is removed anew that another thread is still writing into.
 const TRIES: usize = 50;
 
@@ -31,7 +33,7 @@ impl Unfinished {
                     remove(directory);
                 }
                 crate::stderr::complain!("interrupted; nothing unfinished is left behind");
-                std::process::exit(128 + signal);
+                Exit::Stopped(signal).end();
             }
         })?;
         Ok(Unfinished(directory))

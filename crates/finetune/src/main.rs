@@ -7,6 +7,7 @@ mod allocator;
 mod cli;
 mod closing;
 mod commands;
+mod exit;
 mod failure;
 mod flight;
 mod freight;
@@ -54,19 +55,19 @@ fn main() -> ExitCode {
         Ok(Ok(code)) => code,
         Ok(Err(failure)) => {
             failure.print();
-            failure.exit_code()
+            failure.exit().into()
         }
         Err(_) if NO_THREADS.load(Ordering::SeqCst) => {
             let failure = failure::Failure::no_threads();
             failure.print();
-            failure.exit_code()
+            failure.exit().into()
         }
         Err(_) => {
             stderr::complain!(
                 "error: this is a bug in finetune {}; the lines above say where",
                 env!("CARGO_PKG_VERSION")
             );
-            ExitCode::from(1)
+            exit::Exit::Bug.into()
         }
     }
 }

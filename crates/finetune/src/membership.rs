@@ -55,7 +55,7 @@ impl From<MembershipError> for Failure {
     fn from(error: MembershipError) -> Failure {
         match error {
             MembershipError::Join(error) => Failure::Join(*error),
-            other => Failure::Arguments { message: other.to_string(), hints: other.hints() },
+            other => Failure::bad_input(other),
         }
     }
 }
@@ -92,7 +92,7 @@ pub(crate) fn join(
 
 /// Tells the other ranks why this one has failed before it could join them.
 pub(crate) fn excuse(membership: &Membership, failure: &Failure) {
-    membership.excuse(&failure.fact(), failure.code());
+    membership.excuse(&failure.fact(), failure.exit().number());
 }
 
 /// Shares the cores of this host among its ranks, unless the number of threads is set already.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
 
+use crate::exit::Exit;
 use crate::stderr::complain;
 
 /// How long a rank without a launcher goes on: no process is to be left over after ten seconds.
@@ -67,7 +68,7 @@ impl Signals {
         }
         if heard == Heard::Second {
             // Nothing of this process is waited for: not a device's driver, not other threads.
-            signal_hook::low_level::exit(128 + signal);
+            signal_hook::low_level::exit(Exit::Stopped(signal).number().into());
         }
         self.stop.store(signal, Ordering::SeqCst);
     }
@@ -76,7 +77,7 @@ impl Signals {
     pub(crate) fn abandoned(&self) {
         self.receive(SIGTERM);
         std::thread::sleep(LAST_WORK);
-        std::process::exit(128 + SIGTERM);
+        Exit::Stopped(SIGTERM).end();
     }
 
     /// From now on there is work to save. `words` says what a signal does to it.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use finetune_advice::Advice;
 use finetune_allreduce::new_token;
 use finetune_rendezvous::{is_this_host, name_fault};
 
@@ -100,9 +101,10 @@ impl GatherError {
             Self::TooMany { .. } | Self::Random(_) => None,
         }
     }
+}
 
-    /// What the reader of the message can do next.
-    pub fn hints(&self) -> Vec<String> {
+impl Advice for GatherError {
+    fn hints(&self) -> Vec<String> {
         let hint = match self {
             Self::Name { .. } => {
                 "a name that `ssh NAME` takes, without options; options belong in ~/.ssh/config".into()

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use finetune_advice::Advice;
 use finetune_kernels::devices::take_out_of_memory;
 use finetune_store::StoreError;
 
@@ -119,9 +120,10 @@ impl ModelError {
     pub fn is_about_numbers(&self) -> bool {
         matches!(self, ModelError::NotANumber { .. } | ModelError::NotFinite { .. } | ModelError::Merge { .. })
     }
+}
 
-    /// What to do next.
-    pub fn hints(&self) -> Vec<String> {
+impl Advice for ModelError {
+    fn hints(&self) -> Vec<String> {
         match self {
             ModelError::Architecture { .. } => {
                 vec![supported()]

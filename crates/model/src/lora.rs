@@ -189,6 +189,8 @@ impl<T: Copy + PartialEq> Pattern<T> {
 
 #[cfg(test)]
 mod tests {
+    use finetune_advice::Advice as _;
+
     use super::*;
 
     fn modules() -> Vec<String> {

@@ -1,6 +1,7 @@
 //! Adapters of others: settings that do not fit their tensors, other spellings, other formats,
 //! other bases.
 
+use finetune_advice::Advice as _;
 use finetune_model::adapter::Adapter;
 use finetune_model::{BaseCheck, BaseName, LoraTarget, Model, ModelConfig, ModelError, Placement, base_digest};
 use finetune_store::{Dtype, NewFile, RealDisk, commit_directory};

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use finetune_advice::Advice as _;
 use finetune_model::adapter::Adapter;
 use finetune_model::merge::{companion_files, left_out, write_merged};
 use finetune_model::{Model, ModelConfig, ModelError, Placement, expected_tensors};

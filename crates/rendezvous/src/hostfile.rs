@@ -16,6 +16,7 @@ use std::io::{self, Read};
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
+use finetune_advice::Advice;
 use finetune_allreduce::{DeviceMatrix, DeviceMatrixError, WiresError, wires_from_json, wires_to_json};
 use serde_json::{Map, Value, json};
 
@@ -167,9 +168,8 @@ pub enum HostfileError {
     },
 }
 
-impl HostfileError {
-    /// What the reader of the message can do next.
-    pub fn hints(&self) -> Vec<String> {
+impl Advice for HostfileError {
+    fn hints(&self) -> Vec<String> {
         let hint = match self {
             Self::In { problem, .. } => return problem.hints(),
             Self::PlainList { names } => return vec![plain_list_as_json(names)],

@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use finetune_advice::Advice;
 use finetune_allreduce::{Algorithm, Config, DeviceMatrix, Group, JoinError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -107,9 +108,8 @@ impl From<JoinError> for MembershipError {
     }
 }
 
-impl MembershipError {
-    /// What the reader of the message can do next, most useful first.
-    pub fn hints(&self) -> Vec<String> {
+impl Advice for MembershipError {
+    fn hints(&self) -> Vec<String> {
         match self {
             Self::Variables(error) => error.hints(),
             Self::TokenFile { .. } => {

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use finetune_advice::Advice;
+
 use crate::holding::Holding;
 use crate::size::human_bytes;
 use crate::stand_in::StandIn;
@@ -255,9 +257,10 @@ impl StoreError {
     pub(crate) fn mismatch(path: &Path, file: &str, what: impl Into<String>) -> Self {
         Self::Mismatch { path: path.to_path_buf(), file: file.to_string(), what: what.into() }
     }
+}
 
-    /// What the reader of the message can do next, most useful first.
-    pub fn hints(&self) -> Vec<String> {
+impl Advice for StoreError {
+    fn hints(&self) -> Vec<String> {
         match self {
             Self::NoSpace { needed_bytes, .. } => vec![
                 format!("free at least {} there (`df -h` shows what is left), or keep fewer checkpoints", human_bytes(*needed_bytes)),
@@ -319,7 +322,9 @@ impl StoreError {
             Self::CannotWrite { .. } => Vec::new(),
         }
     }
+}
 
+impl StoreError {
     /// True if writing failed for want of space or because of the disk.
     pub fn is_disk(&self) -> bool {
         match self {

@@ -130,6 +130,8 @@ fn host_name() -> String {
 
 #[cfg(test)]
 mod tests {
+    use finetune_advice::Advice as _;
+
     use super::*;
 
     #[test]

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use finetune_advice::Advice as _;
 use finetune_store::{
     MANIFEST_NAME, Manifest, NewFile, RealDisk, StoreError, commit_directory, ensure_directory, newest_verified,
     numbered, remove_directory, replace_directory, sweep, verify_directory,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use finetune_advice::Advice as _;
 use finetune_store::{
     Dtype, Header, RealDisk, Staging, StoreError, TensorFile, TensorSet, TensorSpec, content_hash, encode_tensors, hex,
     verify_directory, write_shards,

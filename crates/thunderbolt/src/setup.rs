@@ -7,6 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use finetune_advice::Advice;
 use finetune_launch::gather::{GatherError, Output};
 
 use crate::cabling::End;
@@ -69,9 +70,8 @@ pub enum SetupError {
     },
 }
 
-impl SetupError {
-    /// What the reader of the message can do next.
-    pub fn hints(&self) -> Vec<String> {
+impl Advice for SetupError {
+    fn hints(&self) -> Vec<String> {
         let hint = match self {
             Self::NoHosts => "`ssh -o BatchMode=yes HOST true` must succeed".to_owned(),
             Self::SameMachine(_, second) => format!("leave {second} out of the list"),
@@ -239,9 +239,9 @@ pub struct ApplyError {
     pub left: Vec<Step>,
 }
 
-impl ApplyError {
-    /// What was done and what was not, and what to do next.
-    pub fn hints(&self) -> Vec<String> {
+impl Advice for ApplyError {
+    /// Also what was done, and what was not.
+    fn hints(&self) -> Vec<String> {
         let mut hints = Vec::new();
         if self.words.contains("password is required") || self.words.contains("a terminal is required") {
             hints.push(format!(

@@ -129,6 +129,8 @@ fn bytes_of(directory: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use finetune_advice::Advice as _;
+
     use super::*;
 
     fn recipe(output: &Path, more: &str) -> Recipe {

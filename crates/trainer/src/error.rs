@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use finetune_advice::Advice;
 use finetune_allreduce::{Cause, GroupError, Verdict};
 use finetune_dataset::DatasetError;
 use finetune_model::ModelError;
@@ -188,9 +189,10 @@ impl TrainError {
             error => TrainError::Model(error),
         }
     }
+}
 
-    /// What to do next.
-    pub fn hints(&self) -> Vec<String> {
+impl Advice for TrainError {
+    fn hints(&self) -> Vec<String> {
         match self {
             TrainError::Model(error) | TrainError::BadBase(error) => error.hints(),
             TrainError::Dataset(error) => error.hints(),
@@ -237,7 +239,9 @@ impl TrainError {
             error => error.fixed_hints().iter().map(|hint| (*hint).to_owned()).collect(),
         }
     }
+}
 
+impl TrainError {
     /// Hints that do not depend on what was found.
     fn fixed_hints(&self) -> &'static [&'static str] {
         match self {

@@ -224,6 +224,7 @@ fn present(checkpoints: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use finetune_advice::Advice as _;
     use finetune_store::{NewFile, commit_directory, replace_file};
 
     use super::*;

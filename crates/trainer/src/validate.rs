@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use finetune_advice::Advice as _;
 use finetune_dataset::Dataset;
 use finetune_model::matmul_rate;
 use finetune_recipe::{Method, Recipe};

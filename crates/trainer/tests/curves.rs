@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 
+use finetune_advice::Advice as _;
 use finetune_allreduce::Group;
 use finetune_recipe::Recipe;
 use finetune_store::TensorFile;

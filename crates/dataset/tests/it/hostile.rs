@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use finetune_advice::Advice as _;
 use finetune_dataset::{ChatTokenizer, Dataset, DatasetError};
 use finetune_recipe::Format;
 use serde_json::{Value, json};

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::path::PathBuf;
 
+use finetune_advice::Advice as _;
 use finetune_dataset::{Counts, Dataset, DatasetError};
 use finetune_recipe::{Data, Format, Overlong, TrainOn};
 

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use finetune_advice::Advice as _;
 use serde_json::{Value, json};
 
 use crate::made_up::Model;

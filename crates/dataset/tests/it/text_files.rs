@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use finetune_advice::Advice as _;
 use finetune_dataset::{ChatTokenizer, DatasetError, TextSource};
 use serde_json::{Value, json};
 

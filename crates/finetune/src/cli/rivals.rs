@@ -9,6 +9,7 @@ use finetune_recipe::keys::{ELSEWHERE, KEYS, Key};
 use finetune_store::{Holding, recognize};
 
 use super::Cli;
+use crate::exit::Exit;
 use crate::failure::Failure;
 
 /// Commands of other programs, of habit, and of versions to come: what does it here.
@@ -146,7 +147,7 @@ pub(crate) fn parse() -> Cli {
         match answer(&words, &error) {
             Some(failure) => {
                 failure.print();
-                std::process::exit(2)
+                Exit::Input.end()
             }
             None => error.exit(),
         }

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{BenchArguments, ClusterCommand};
 use crate::commands::{machines, preflight};
+use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::hosts::unreachable_at;
 use crate::memory;
@@ -179,14 +180,12 @@ impl Started {
 
     /// One on each host of a hostfile.
     fn of_hostfile(path: &Path, arguments: &BenchArguments, port: u16) -> Result<Started, Failure> {
-        let file = Hostfile::load(path)
-            .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+        let file = Hostfile::load(path)?;
         file.notices.iter().for_each(|notice| crate::stderr::complain!("{notice}"));
         if let Some(address) = file.lost_coordinator() {
             return Err(unreachable_at(address));
         }
-        let devices =
-            file.devices().map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+        let devices = file.devices()?;
         let program =
             arguments.program.clone().or_else(|| std::env::current_exe().ok()).unwrap_or_else(|| "finetune".into());
         let remote = Remote { program, ..Remote::default() };
@@ -272,7 +271,7 @@ fn start(
     }
     match culprit(&exits, &[], 0) {
         Some(rank) => Ok(ExitCode::from(exit_code(exits[rank].code))),
-        None => Ok(ExitCode::from(u8::from(table.wrong))),
+        None => Ok(if table.wrong { Exit::Bug } else { Exit::Done }.into()),
     }
 }
 
@@ -284,12 +283,12 @@ fn read_devices(path: &Path) -> Result<DeviceMatrix, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         Failure::arguments(format!("--devices {}: {error}", path.display()), "a JSON matrix of device names")
     })?;
-    DeviceMatrix::parse(&text).map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })
+    Ok(DeviceMatrix::parse(&text)?)
 }
 
 /// A rank that a benchmark started.
 fn worker() -> Result<ExitCode, Failure> {
-    let assignment: Assignment = assignment(|_| std::process::exit(3))
+    let assignment: Assignment = assignment(|_| Exit::PeerLost.end())
         .map_err(|error| Failure::arguments(error, "--worker is for the program itself"))?;
     let rank = assignment.membership.rank;
     let say = move |message: &Message| {
@@ -365,7 +364,7 @@ fn take_part(
     }
     group.barrier()?;
     let wrong = rows.iter().any(|row| row.wrong > 0);
-    Ok(if wrong { ExitCode::from(1) } else { ExitCode::SUCCESS })
+    Ok(if wrong { Exit::Bug } else { Exit::Done }.into())
 }
 
 /// What an operation of the largest size costs this rank, in words.

@@ -18,6 +18,7 @@ use finetune_store::RealDisk;
 use finetune_trainer::CHECKPOINTS;
 
 use crate::cli::{Cli, Command, LaunchArguments, RunArguments};
+use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::hosts::Hosts;
 use crate::membership::Assignment;
@@ -50,7 +51,7 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
     });
     let stopped = || match signals.stop.load(Ordering::SeqCst) {
         0 => None,
-        signal => Some(ExitCode::from(128 + signal as u8)),
+        signal => Some(ExitCode::from(Exit::Stopped(signal))),
     };
     let run = run_arguments(&arguments.run)?;
     let recipe = Recipe::load(&run.recipe.recipe, &run.recipe.sets, run.output_dir.as_deref())?;
@@ -82,10 +83,10 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
                 tell(Verbosity::Normal, verbosity, &lines);
                 if !here {
                     // The run is done but not here: another try with --resume brings it.
-                    return Ok(ExitCode::from(PEER_LOST));
+                    return Ok(Exit::PeerLost.into());
                 }
             }
-            return Ok(ExitCode::from(if stopped { 128 + stop as u8 } else { 0 }));
+            return Ok(if stopped { Exit::Stopped(stop) } else { Exit::Done }.into());
         };
         let code = exit_code(exits[culprit].code);
         let how = hosts.name(culprit) + &describe(&exits[culprit]);

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use finetune_advice::Advice as _;
 use finetune_launch::gather::run_command;
 use finetune_rendezvous::{Hostfile, is_this_host};
 use finetune_store::{RealDisk, replace_file};
@@ -13,20 +14,17 @@ use finetune_thunderbolt::gather::{DEADLINE, gather};
 use finetune_thunderbolt::{Questions, diagram, setup};
 
 use crate::cli::{DiscoverArguments, DoctorArguments, HostsArguments, SetupArguments};
+use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output;
 
 /// For one command of the set-up.
 const STEP_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Exit code where a run would not work.
-const NOT_READY: u8 = 2;
-
 fn ask(arguments: &HostsArguments, questions: &Questions<'_>) -> Result<Discovery, Failure> {
     let hosts: Vec<String> = match &arguments.hostfile {
         Some(path) => {
-            let file = Hostfile::load(path)
-                .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+            let file = Hostfile::load(path)?;
             file.notices.iter().for_each(|notice| crate::stderr::complain!("{notice}"));
             file.hosts.into_iter().map(|host| host.ssh).collect()
         }
@@ -70,21 +68,19 @@ pub(crate) fn discover(arguments: &DiscoverArguments) -> Result<ExitCode, Failur
             }
         }
     }
-    Ok(if discovery.unreachable.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(NOT_READY) })
+    Ok(if discovery.unreachable.is_empty() { Exit::Done } else { Exit::Input }.into())
 }
 
 pub(crate) fn setup(arguments: &SetupArguments) -> Result<ExitCode, Failure> {
     let discovery = ask(&arguments.hosts, &Questions { root: arguments.apply, ..Questions::default() })?;
-    let plan = setup::plan(&discovery)
-        .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+    let plan = setup::plan(&discovery)?;
     output::print(&setup::text(&plan))?;
     if arguments.apply && !plan.steps.is_empty() {
         let mut run = |host: &str, command: &str| {
             crate::stderr::complain!("{host}: {command}");
             run_command(host, command, STEP_DEADLINE)
         };
-        let done = setup::apply(&plan, &mut run)
-            .map_err(|error| Failure::Arguments { message: error.to_string(), hints: error.hints() })?;
+        let done = setup::apply(&plan, &mut run)?;
         crate::stderr::complain!("{done} commands done; `finetune cluster doctor` looks at the result");
     } else if !plan.steps.is_empty() {
         crate::stderr::complain!("--apply runs these commands");
@@ -112,5 +108,5 @@ pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<ExitCode, Failure> {
         output::print(&doctor::text(&checks, arguments.all))?;
     }
     let fails = doctor::worst(&checks) == Verdict::Fail || !discovery.unreachable.is_empty();
-    Ok(if fails { ExitCode::from(NOT_READY) } else { ExitCode::SUCCESS })
+    Ok(if fails { Exit::Input } else { Exit::Done }.into())
 }

@@ -17,6 +17,7 @@ use finetune_trainer::{CHECKPOINTS, COPIES, model_directory};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::RunArguments;
+use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output;
 
@@ -247,7 +248,7 @@ fn question() -> Question {
     if question.watched {
         std::thread::spawn(|| {
             let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-            std::process::exit(3);
+            Exit::PeerLost.end();
         });
     }
     question

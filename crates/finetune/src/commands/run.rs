@@ -10,6 +10,7 @@ use finetune_trainer::{Event, Outcome, Prepared, Ranks, Resume, Run, ThisHost, h
 
 use crate::cli::RunArguments;
 use crate::commands::preflight::free_bytes;
+use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::membership::{self, Assignment};
 use crate::progress::{self, Progress, Verbosity};
@@ -142,7 +143,7 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
                 0 => "stopped before the first step: there is nothing to save".to_owned(),
                 step => format!("stopped after step {step}, which is saved; go on with --resume"),
             });
-            Ok(ExitCode::from(128 + signal as u8))
+            Ok(Exit::Stopped(signal).into())
         }
     }
 }

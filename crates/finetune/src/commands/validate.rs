@@ -8,6 +8,7 @@ use finetune_trainer::{DiskNeed, Estimate, Fault, Problem, ThisHost, Validation,
 
 use crate::cli::ValidateArguments;
 use crate::commands::preflight::free_bytes;
+use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::progress::{Progress, Verbosity, bytes, duration, thousands};
 use crate::{memory, output, source};
@@ -42,7 +43,7 @@ pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Re
 
 /// 0 where nothing stands in the way; what a run would end with if there is one kind of problem only, else bad input.
 fn exit_code(problems: &[Problem]) -> ExitCode {
-    fault(problems).map_or(ExitCode::SUCCESS, |fault| ExitCode::from(fault.number() as u8))
+    fault(problems).map_or(ExitCode::SUCCESS, |fault| Exit::from(fault).into())
 }
 
 fn fault(problems: &[Problem]) -> Option<Fault> {

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use finetune_advice::Advice;
 use finetune_allreduce::DeviceMatrixError;
 
 use super::Launcher;
@@ -239,9 +240,10 @@ impl EnvironmentError {
         }
         Ok(())
     }
+}
 
-    /// What the reader of the message can do next, most useful first.
-    pub fn hints(&self) -> Vec<String> {
+impl Advice for EnvironmentError {
+    fn hints(&self) -> Vec<String> {
         match self {
             Self::NotANumber { name, .. } => {
                 vec![format!("set {name} to a number such as 2, or unset the variables of the launcher to train alone")]

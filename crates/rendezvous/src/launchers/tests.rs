@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use expect_test::expect_file;
+use finetune_advice::Advice as _;
 
 use super::{Environment, Launcher};
 

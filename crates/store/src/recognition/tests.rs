@@ -1,5 +1,7 @@
 use std::path::Path;
 
+use finetune_advice::Advice as _;
+
 use super::*;
 
 fn write(path: &Path, bytes: &[u8]) {

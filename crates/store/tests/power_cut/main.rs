@@ -4,6 +4,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
+use finetune_advice::Advice as _;
 use finetune_store::fault::FaultDisk;
 use finetune_store::{
     Disk, NewFile, StoreError, commit_directory, newest_verified, numbered, remove_directory, replace_directory,

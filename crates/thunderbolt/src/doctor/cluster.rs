@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use finetune_advice::Advice as _;
+
 use super::Findings;
 use crate::discover::{Discovery, meeting_point};
 use crate::facts::{Facts, System};

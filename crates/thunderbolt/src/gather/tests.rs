@@ -1,5 +1,6 @@
 //! Gathering on this machine, and from hosts that do not answer.
 
+use finetune_advice::Advice as _;
 use finetune_launch::gather::run_command;
 
 use super::*;
