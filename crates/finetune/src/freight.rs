@@ -228,10 +228,10 @@ fn failure(host: &str, error: &CopyError) -> Failure {
         CopyError::Host(unanswered) => {
             let hints = unanswered.hint(host).into_iter().collect();
             match unanswered.trouble() {
-                Trouble::Absent => Failure::Lost { message, hints },
-                Trouble::Mistake => Failure::Arguments { message, hints },
+                Trouble::Absent => Failure::lost(message, hints),
+                Trouble::Mistake => Failure::bad_input(message, hints),
             }
         }
-        _ => Failure::Arguments { message, hints: Vec::new() },
+        _ => Failure::bad_input(message, Vec::new()),
     }
 }

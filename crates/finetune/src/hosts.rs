@@ -113,10 +113,10 @@ impl Hosts {
         }
         let least = min_ranks.unwrap_or(self.at_start).max(1);
         if self.used < least {
-            return Err(Failure::Lost {
-                message: format!("{} of {} hosts are left, and the recipe needs {least} ranks", there, self.at_start),
-                hints: vec!["distributed.min_ranks in the recipe lets a restart go on with fewer".to_owned()],
-            });
+            return Err(Failure::lost(
+                format!("{} of {} hosts are left, and the recipe needs {least} ranks", there, self.at_start),
+                vec!["distributed.min_ranks in the recipe lets a restart go on with fewer".to_owned()],
+            ));
         }
         Ok(())
     }
@@ -277,16 +277,16 @@ impl Hosts {
         match newest.map(|(step, _)| *step).max() {
             Some(there) if there >= step => Ok(None),
             Some(there) => Ok(Some(format!("step {step} was saved on {host} only: going on from step {there}"))),
-            None => Err(Failure::Lost {
-                message: format!(
+            None => Err(Failure::lost(
+                format!(
                     "{host} holds the run and is not reached any more: its newest checkpoint is {} there, and no other host has one",
                     path.display()
                 ),
-                hints: vec![
+                vec![
                     format!("the same command with --resume goes on from it once {host} is back"),
                     "checkpoint.copies = 1 keeps each checkpoint on one more host".to_owned(),
                 ],
-            }),
+            )),
         }
     }
 

@@ -30,6 +30,9 @@ mod work;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use exit::Exit;
+use failure::Failure;
+
 #[global_allocator]
 static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
@@ -58,7 +61,7 @@ fn main() -> ExitCode {
             failure.exit().into()
         }
         Err(_) if NO_THREADS.load(Ordering::SeqCst) => {
-            let failure = failure::Failure::no_threads();
+            let failure = Failure::no_threads();
             failure.print();
             failure.exit().into()
         }
@@ -67,7 +70,7 @@ fn main() -> ExitCode {
                 "error: this is a bug in finetune {}; the lines above say where",
                 env!("CARGO_PKG_VERSION")
             );
-            exit::Exit::Bug.into()
+            Exit::Bug.into()
         }
     }
 }

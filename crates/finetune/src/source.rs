@@ -245,13 +245,12 @@ fn recorded_base(adapter: &Path) -> Result<PathBuf, Failure> {
     }
     let fetch = name.and_then(HubId::parse).filter(|id| id.name.contains('/')).map(|id| fetch(&id));
     let hint = "say where it is with --base MODEL_DIR".to_owned();
-    Err(Failure::Arguments {
-        message: match name {
-            Some(name) => format!("the base model of {}, {name}, is not there any more", adapter.display()),
-            None => format!("{} does not say which model it was trained on", adapter.display()),
-        },
-        hints: fetch.into_iter().map(|fetch| format!("{fetch} fetches it")).chain([hint]).collect(),
-    })
+    let message = match name {
+        Some(name) => format!("the base model of {}, {name}, is not there any more", adapter.display()),
+        None => format!("{} does not say which model it was trained on", adapter.display()),
+    };
+    let hints = fetch.into_iter().map(|fetch| format!("{fetch} fetches it")).chain([hint]).collect();
+    Err(Failure::bad_input(message, hints))
 }
 
 /// adapter_config.json; null where it cannot be read, which whoever needs more of it says.

@@ -322,10 +322,8 @@ mod tests {
             let words: Vec<String> = ["finetune"].into_iter().chain(line.split(' ')).map(str::to_owned).collect();
             let error = Cli::try_parse_from(&words).expect_err(line);
             match answer(&words, &error) {
-                Some(Failure::Arguments { message, hints }) => {
-                    assert!(hints.join("\n").contains(says), "{line}: {message}; {hints:?}");
-                }
-                other => panic!("{line}: {other:?}\n{error}"),
+                Some(failure) => assert!(failure.lines().contains(says), "{line}: {}", failure.lines()),
+                None => panic!("{line}: {error}"),
             }
         }
     }

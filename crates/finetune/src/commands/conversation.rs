@@ -115,8 +115,8 @@ mod tests {
             ("{\"messages\": []}\n{\"messages\": []}", "no JSON"),
         ] {
             match conversation(text, Path::new("m.json"), &|_| {}) {
-                Err(Failure::Arguments { message, .. }) => assert!(message.contains(says), "{text}: {message}"),
-                other => panic!("{text}: {other:?}"),
+                Err(failure) => assert!(failure.fact().contains(says), "{text}: {}", failure.fact()),
+                Ok(found) => panic!("{text}: {found:?}"),
             }
         }
     }

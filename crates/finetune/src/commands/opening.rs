@@ -50,14 +50,12 @@ pub(super) fn read_adapter(directory: &Path, base: &Path, force: bool, say: &dyn
         BaseCheck::OtherName(notice) => say(&notice),
         BaseCheck::Other(what) if force => say(&format!("{what}; it is used all the same (--force)")),
         BaseCheck::Other(what) => {
-            return Err(Failure::Arguments {
-                message: what,
-                hints: vec![
-                    "name the base that it was trained on".to_owned(),
-                    "--force uses this one all the same, for a base that is the same model in another number type"
-                        .to_owned(),
-                ],
-            });
+            let hints = vec![
+                "name the base that it was trained on".to_owned(),
+                "--force uses this one all the same, for a base that is the same model in another number type"
+                    .to_owned(),
+            ];
+            return Err(Failure::bad_input(what, hints));
         }
     }
     adapter.notices.iter().for_each(|notice| say(notice));

@@ -29,21 +29,21 @@ pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Re
     found.problems.extend(address_problem(&recipe));
     if arguments.json {
         output::line(&serde_json::to_string(&found).expect("plain data"))?;
-        return Ok(exit_code(&found.problems));
+        return Ok(exit(&found.problems).into());
     }
     output::print(&text(&found))?;
     for (n, problem) in found.problems.iter().enumerate() {
         if n > 0 {
             crate::stderr::complain!();
         }
-        Failure::Arguments { message: problem.message.clone(), hints: problem.hints.clone() }.print();
+        Failure::bad_input(problem.message.clone(), problem.hints.clone()).print();
     }
-    Ok(exit_code(&found.problems))
+    Ok(exit(&found.problems).into())
 }
 
-/// 0 where nothing stands in the way; what a run would end with if there is one kind of problem only, else bad input.
-fn exit_code(problems: &[Problem]) -> ExitCode {
-    fault(problems).map_or(ExitCode::SUCCESS, |fault| Exit::from(fault).into())
+/// If there is one kind of problem only, what a run would end with; bad input if there are several.
+fn exit(problems: &[Problem]) -> Exit {
+    fault(problems).map_or(Exit::Done, Exit::from)
 }
 
 fn fault(problems: &[Problem]) -> Option<Fault> {

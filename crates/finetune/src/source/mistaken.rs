@@ -11,7 +11,7 @@ use crate::failure::Failure;
 const SHOWN: usize = 6;
 
 fn said(message: String, hints: Vec<String>) -> Failure {
-    Failure::Arguments { message, hints }
+    Failure::bad_input(message, hints)
 }
 
 /// Nothing is there, also not in the cache.
