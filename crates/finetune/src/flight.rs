@@ -58,7 +58,7 @@ fn keep_in(folder: &Path, rank: usize, lines: &[String], run: Option<&Path>) -> 
         return Vec::new();
     }
     remove(oldest(folder));
-    vec![format!("the last {} operations of this rank are in {}", lines.len(), path.display())]
+    vec![format!("{} has the last operations of this rank ({})", path.display(), lines.len())]
 }
 
 /// Removes what earlier attempts at a run left, now that it is done.

@@ -10,6 +10,7 @@ use finetune_allreduce::DeviceMatrix;
 use finetune_launch::{Remote, Unanswered, WorkerHost, reach};
 use finetune_recipe::Recipe;
 use finetune_rendezvous::{HostPort, Hostfile, is_loopback, machine_name, own_name};
+use finetune_trainer::numbers::counted;
 
 use crate::cli::{LaunchArguments, RunArguments};
 use crate::commands::preflight::{self, Question, Report};
@@ -108,13 +109,13 @@ impl Hosts {
             let shares = virtual_ranks.unwrap_or_default();
             return Err(Failure::arguments(
                 format!("distributed.virtual_ranks = {shares} cannot be shared out evenly among {there} ranks"),
-                format!("{} ranks would do", self.used),
+                format!("{} would do", counted(self.used as u64, "rank")),
             ));
         }
         let least = min_ranks.unwrap_or(self.at_start).max(1);
         if self.used < least {
             return Err(Failure::lost(
-                format!("{} of {} hosts are left, and the recipe needs {least} ranks", there, self.at_start),
+                format!("hosts left: {there} of {}; the recipe needs {least} ranks", self.at_start),
                 vec!["distributed.min_ranks in the recipe lets a restart go on with fewer".to_owned()],
             ));
         }

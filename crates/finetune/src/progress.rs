@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use finetune_trainer::numbers::{bytes, duration, thousands};
 use finetune_trainer::numbers::{counted, rate, seconds};
-use finetune_trainer::{Answers, Event, StepRow};
+use finetune_trainer::{Answers, EvalRow, Event, StepRow};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
@@ -182,51 +182,19 @@ impl Progress {
     pub(crate) fn show(&mut self, event: Event<'_>) {
         match event {
             Event::Begin { from, to, .. } if from >= to => self.say(&format!("step {from} was the last: all is done")),
-            Event::Begin { from, to, trained_parameters } => {
-                let steps =
-                    if from + 1 == to { format!("step {to}") } else { format!("steps {} to {to}", from + 1) };
-                self.say(&format!("training {steps}, {} parameters", thousands(trained_parameters as u64)));
-                self.steps_bar(from, to);
-            }
+            Event::Begin { from, to, trained_parameters } => self.begin_steps(from, to, trained_parameters),
             Event::CurveChanged { step, was, now } => self.say(&format!(
                 "the learning rate goes on along another curve: step {step} had {}, by this recipe it would have had {}",
                 rate(was),
                 rate(now)
             )),
-            Event::Step { row, steps } => {
-                let first = *self.first_step.get_or_insert(row.step - 1);
-                let done = row.step - first;
-                let left = self.started.elapsed().as_secs_f64() / done as f64 * (steps - row.step) as f64;
-                let numbers = format!("loss {:.4}  {:.0} tokens/s", row.loss, row.tokens_per_second);
-                if let Some(bar) = &self.bar {
-                    bar.set_position(row.step);
-                    bar.set_message(format!("{numbers}  {} left", duration(left)));
-                } else if self.plain_line_due(row.step, steps) {
-                    let line = format!(
-                        "step {}/{steps}  {numbers}  lr {}  grad norm {:.3}  {} left",
-                        row.step,
-                        rate(row.learning_rate),
-                        row.grad_norm,
-                        duration(left)
-                    );
-                    self.say(&line);
-                }
-            }
+            Event::Step { row, steps } => self.show_step(row, steps),
             Event::Evaluating { rows } => self.begin_evaluation(rows),
             Event::EvaluatedRows { done, rows } => match &self.bar {
                 Some(bar) if !self.evaluates => bar.set_message(format!("evaluating row {}/{rows}", done + 1)),
                 _ => self.position(done as u64),
             },
-            Event::Evaluated { row, best } => {
-                if self.evaluates || !self.terminal {
-                    self.finish();
-                }
-                let best = if best { "  (best so far)" } else { "" };
-                self.say(&match row.step {
-                    0 => format!("before training  evaluation loss {:.4}", row.eval_loss),
-                    step => format!("step {step}  evaluation loss {:.4}{best}", row.eval_loss),
-                });
-            }
+            Event::Evaluated { row, best } => self.end_evaluation(row, best),
             Event::Answering { done: 0, rows } => {
                 self.start(&format!("answering {}", counted(rows as u64, "held-back row")), rows as u64);
             }
@@ -245,15 +213,52 @@ impl Progress {
             Event::Copied { step, host, failed: Some(why) } => {
                 self.say(&format!("step {step}  cannot be kept on {host} too: {why}"));
             }
-            // Who knows the hosts says it, and who handles signals.
+            // Those who know the hosts and the signals say these.
             Event::Straggler { .. } | Event::SharesAssigned { .. } | Event::Working { .. } | Event::Stopping { .. } => {}
             Event::LossScale { step, scale } => {
                 self.say(&format!("step {step}  f16 overflowed: computed again with loss scale {scale}"));
             }
             Event::StoppingEarly { step, evaluations } => {
-                self.say(&format!("step {step}  no better evaluation {evaluations} times in a row: stopping early"));
+                let times = counted(evaluations, "time");
+                self.say(&format!("step {step}  no better evaluation {times} in a row: stopping early"));
             }
         }
+    }
+
+    fn begin_steps(&mut self, from: u64, to: u64, trained_parameters: usize) {
+        let steps = if from + 1 == to { format!("step {to}") } else { format!("steps {} to {to}", from + 1) };
+        self.say(&format!("training {steps}, {}", counted(trained_parameters as u64, "parameter")));
+        self.steps_bar(from, to);
+    }
+
+    fn show_step(&mut self, row: &StepRow, steps: u64) {
+        let first = *self.first_step.get_or_insert(row.step - 1);
+        let done = row.step - first;
+        let left = self.started.elapsed().as_secs_f64() / done as f64 * (steps - row.step) as f64;
+        let numbers = format!("loss {:.4}  {:.0} tokens/s", row.loss, row.tokens_per_second);
+        if let Some(bar) = &self.bar {
+            bar.set_position(row.step);
+            bar.set_message(format!("{numbers}  {} left", duration(left)));
+        } else if self.plain_line_due(row.step, steps) {
+            self.say(&format!(
+                "step {}/{steps}  {numbers}  lr {}  grad norm {:.3}  {} left",
+                row.step,
+                rate(row.learning_rate),
+                row.grad_norm,
+                duration(left)
+            ));
+        }
+    }
+
+    fn end_evaluation(&mut self, row: &EvalRow, best: bool) {
+        if self.evaluates || !self.terminal {
+            self.finish();
+        }
+        let best = if best { "  (best so far)" } else { "" };
+        self.say(&match row.step {
+            0 => format!("before training  evaluation loss {:.4}", row.eval_loss),
+            step => format!("step {step}  evaluation loss {:.4}{best}", row.eval_loss),
+        });
     }
 
     /// An evaluation among steps shares their bar; one before them has its own. Without a terminal nothing is said of a short one.
@@ -290,6 +295,16 @@ impl Progress {
         }
         due
     }
+}
+
+/// An estimate of a time: "less than a second", "about 2m45s".
+pub(crate) fn about(seconds: f64) -> String {
+    if seconds < 1.0 { took(seconds) } else { format!("about {}", duration(seconds)) }
+}
+
+/// How long something took: "less than a second", "2m45s".
+pub(crate) fn took(seconds: f64) -> String {
+    if seconds < 1.0 { "less than a second".to_owned() } else { duration(seconds) }
 }
 
 /// The answers before and after training, side by side, for the end of a run.

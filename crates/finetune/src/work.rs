@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use finetune_trainer::Event;
 
-use crate::progress::duration;
+use crate::progress::about;
 use crate::signals::Heard;
 
 /// The state of a run as its events tell it.
@@ -77,7 +77,7 @@ impl Work {
         match phase {
             Phase::Step => {
                 let left = seconds.map(|seconds| (seconds - since.elapsed().as_secs_f64()).max(0.0));
-                let about = left.map_or(String::new(), |left| format!(" (about {})", duration(left)));
+                let about = left.map_or(String::new(), |left| format!(" ({})", about(left)));
                 format!("finishing step {step}, then saving{about}; a second signal stops at once and {lost}")
             }
             Phase::Evaluation => {

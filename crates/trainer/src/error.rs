@@ -77,7 +77,7 @@ pub enum TrainError {
     #[error("the run needs {} on disk at {}, and {} are free", human_bytes(*needed), directory.display(), human_bytes(*free))]
     Disk { directory: PathBuf, needed: u64, free: u64, hints: Vec<String> },
     /// The memory is too small for the run, by the estimate. Sizes are in bytes.
-    #[error("the run needs about {} of memory; {} are there", human_bytes(*needed), human_bytes(*available))]
+    #[error("the run needs about {} of memory; {} are available", human_bytes(*needed), human_bytes(*available))]
     Memory { needed: u64, available: u64, weights: u64, cheaper: Vec<String> },
     /// The device is out of memory. `bytes`: what could not be allocated at once, if the driver
     /// says it. `cheaper`: settings that take less. `saved`: the newest checkpoint.

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use finetune_dataset::Dataset;
 use finetune_recipe::{Data, Format, Overlong, TrainOn};
+use finetune_trainer::numbers::counted;
 use finetune_trainer::{TrainError, evaluate};
 
 use crate::cli::EvalArguments;
@@ -76,9 +77,16 @@ pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<Exi
         output::line(&object.to_string())?;
     } else {
         output::line(&format!("loss        {loss:.6}\nperplexity  {:.4}", loss.exp()))?;
-        output::line(&format!("tokens      {} trained, in {} rows", sums.trained_tokens, rows.rows.len()))?;
+        output::line(&format!(
+            "tokens      {} trained, in {}",
+            sums.trained_tokens,
+            counted(rows.rows.len() as u64, "row")
+        ))?;
         if beyond > 0 {
-            output::line(&format!("too long    {beyond} rows, beyond the model's {limit} positions"))?;
+            output::line(&format!(
+                "too long    {}, beyond the model's {limit} positions",
+                counted(beyond as u64, "row")
+            ))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -6,6 +6,7 @@ use anstream::{AutoStream, ColorChoice};
 use finetune_dataset::{ChatTokenizer, Dataset, Row};
 use finetune_model::ModelConfig;
 use finetune_recipe::Recipe;
+use finetune_trainer::numbers::counted;
 use finetune_trainer::{load_data, model_directory};
 
 use crate::cli::InspectArguments;
@@ -48,7 +49,8 @@ pub(crate) fn inspect(arguments: InspectArguments) -> Result<ExitCode, Failure> 
     let colors = AutoStream::choice(&std::io::stdout()) != ColorChoice::Never;
     let trained = row.trained.iter().filter(|&&trained| trained).count();
     let marked = if colors { "green and underlined" } else { "between ⟦ and ⟧" };
-    let mut out = format!("{}: {} tokens, {trained} trained on ({marked})\n\n", rows.origin(index), row.tokens.len());
+    let tokens = counted(row.tokens.len() as u64, "token");
+    let mut out = format!("{}: {tokens}, {trained} trained on ({marked})\n\n", rows.origin(index));
     out += &text(row, tokenizer, colors)?;
     out += "\n\n";
     for (n, (&id, &trained)) in row.tokens.iter().zip(&row.trained).enumerate() {

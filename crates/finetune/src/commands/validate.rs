@@ -4,13 +4,14 @@ use std::net::TcpListener;
 use std::process::ExitCode;
 
 use finetune_recipe::Recipe;
+use finetune_trainer::numbers::counted;
 use finetune_trainer::{DiskNeed, Estimate, Fault, Problem, ThisHost, Validation, home};
 
 use crate::cli::ValidateArguments;
 use crate::commands::preflight::free_bytes;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::progress::{Progress, Verbosity, bytes, duration, thousands};
+use crate::progress::{Progress, Verbosity, about, bytes, thousands};
 use crate::{memory, output, source};
 
 pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
@@ -71,9 +72,9 @@ fn text(found: &Validation) -> String {
     for (name, data) in [("train", found.train.as_ref()), ("eval", found.eval.as_ref())] {
         let Some(data) = data else { continue };
         text += &format!(
-            "{name:<12}{} rows, {} tokens, {} trained; lengths: median {}, 95 % {}, longest {}\n",
-            thousands(data.rows as u64),
-            thousands(data.tokens),
+            "{name:<12}{}, {}, {} trained; lengths: median {}, 95 % {}, longest {}\n",
+            counted(data.rows as u64, "row"),
+            counted(data.tokens, "token"),
             thousands(data.trained_tokens),
             data.median_length,
             data.length_95,
@@ -91,7 +92,7 @@ fn text(found: &Validation) -> String {
     text += &found.disk.as_ref().map_or(String::new(), disk_line);
     text += &found.device.as_ref().map_or(String::new(), |device| format!("device      {device}\n"));
     text += &found.estimate.as_ref().map_or(String::new(), |estimate| match estimate.seconds {
-        Some(seconds) => format!("time        about {} here\n", duration(seconds)),
+        Some(seconds) => format!("time        {} here\n", about(seconds)),
         None => "time        to be seen: it is not measured on GPUs before training\n".to_owned(),
     });
     for notice in &found.notices {
@@ -119,7 +120,8 @@ fn memory_line(estimate: &Estimate) -> String {
 fn disk_line(need: &DiskNeed) -> String {
     let DiskNeed { checkpoint, checkpoints, result, total, free, .. } = need;
     let free = free.map_or(String::new(), |free| format!("; {} are free", bytes(free)));
-    let many = if *checkpoints == 1 { "1 checkpoint".to_owned() } else { format!("up to {checkpoints} checkpoints") };
+    let up_to = if *checkpoints > 1 { "up to " } else { "" };
+    let many = format!("{up_to}{}", counted(*checkpoints, "checkpoint"));
     format!("disk        about {}: {many} of {}, result {}{free}\n", bytes(*total), bytes(*checkpoint), bytes(*result))
 }
 
