@@ -1,4 +1,4 @@
-//! Progress of long work on stderr: bars where it is a terminal, plain lines where it is not.
+//! Progress of long work on stderr: bars in a terminal, otherwise plain lines.
 
 use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
@@ -18,7 +18,8 @@ pub(crate) enum Verbosity {
     Verbose,
 }
 
-/// What a rank tells its launcher, which shows it: one line of standard output that begins with [`MARK`].
+/// What a rank tells its launcher, which shows it. It is one line of standard output that begins
+/// with [`MARK`].
 #[derive(Debug, Serialize, Deserialize)]
 enum Narrated {
     Begin { from: u64, to: u64, trained_parameters: usize },
@@ -28,7 +29,7 @@ enum Narrated {
 /// No line of text begins with it.
 const MARK: char = '\u{1}';
 
-/// The line that tells an event to a launcher; none for events that the rank says itself.
+/// The line that tells an event to a launcher. `None` for events that the rank says itself.
 pub(crate) fn narrate(event: &Event<'_>) -> Option<String> {
     let narrated = match event {
         Event::Begin { from, to, trained_parameters } if from < to => {
@@ -43,14 +44,15 @@ pub(crate) fn narrate(event: &Event<'_>) -> Option<String> {
 /// Seconds between plain lines while nothing else is said.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
 
-/// The same for work that is no step: reading rows, evaluating, answering. Most of it is done before the first of them.
+/// The same for reading rows, evaluating and answering. Most of it is done before the first such
+/// line.
 const PLAIN_WORK_EVERY: Duration = Duration::from_secs(5);
 
-/// Work under way where there is no terminal.
+/// Work under way, without a terminal.
 #[derive(Debug)]
 struct Work {
     what: String,
-    /// Things to do, 0 where that is not known.
+    /// The number of things to do; 0 if it is not known.
     len: u64,
     last_line: Instant,
 }
@@ -60,7 +62,7 @@ impl Work {
         Work { what: what.to_owned(), len, last_line: Instant::now() }
     }
 
-    /// A line about how far it is, every few seconds.
+    /// A line that says how far the work is, every few seconds.
     fn line(&mut self, done: u64) -> Option<String> {
         if self.last_line.elapsed() < PLAIN_WORK_EVERY {
             return None;
@@ -75,12 +77,12 @@ impl Work {
 pub(crate) struct Progress {
     verbosity: Verbosity,
     terminal: bool,
-    /// A step in so many is worth a plain line (`log.every`).
+    /// One step in this many gets a plain line (`log.every`).
     every: u64,
     bar: Option<ProgressBar>,
-    /// Behind a lock, as the bar is: rows are counted by whichever thread reads them.
+    /// Behind a lock, since any thread that reads rows counts them. The bar has its own.
     work: Mutex<Option<Work>>,
-    /// The bar is that of an evaluation outside the steps.
+    /// The bar belongs to an evaluation outside of the steps.
     evaluates: bool,
     started: Instant,
     first_step: Option<u64>,
@@ -102,7 +104,7 @@ impl Progress {
         }
     }
 
-    /// A line above the bar.
+    /// Prints a line above the bar, unless only errors and results are wanted.
     pub(crate) fn say(&self, line: &str) {
         if self.verbosity == Verbosity::Quiet {
             return;
@@ -113,7 +115,7 @@ impl Progress {
         }
     }
 
-    /// Another process's line above the bar, which has passed that one's own choice of what to say.
+    /// Prints a line of another process above the bar. That process has chosen itself what to say.
     pub(crate) fn repeat(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| crate::stderr::complain!("{line}")),
@@ -121,7 +123,7 @@ impl Progress {
         }
     }
 
-    /// A bar over `len` things, or a spinner where that is 0; plain output gets one line.
+    /// Starts a bar over `len` things, or a spinner if `len` is 0. Plain output gets one line.
     pub(crate) fn start(&mut self, what: &str, len: u64) {
         self.finish();
         if self.verbosity == Verbosity::Quiet {
@@ -164,7 +166,7 @@ impl Progress {
         }
     }
 
-    /// Shows what [`narrate`] has made a line of; false if it is another line.
+    /// Shows the event that [`narrate`] has made a line of. Returns false if it is another line.
     pub(crate) fn show_narrated(&mut self, line: &str) -> bool {
         let Some(narrated) = line.strip_prefix(MARK).and_then(|text| serde_json::from_str(text).ok()) else {
             return false;
@@ -261,7 +263,8 @@ impl Progress {
         });
     }
 
-    /// An evaluation among steps shares their bar; one before them has its own. Without a terminal nothing is said of a short one.
+    /// An evaluation between steps shares their bar. One before them has its own. Without a
+    /// terminal, nothing is said of a short one.
     fn begin_evaluation(&mut self, rows: usize) {
         let what = format!("evaluating {}", counted(rows as u64, "held-back row"));
         if self.terminal && self.bar.is_none() {
@@ -329,7 +332,7 @@ pub(crate) fn answers(before: Option<&Answers>, after: Option<&Answers>) -> Stri
     text
 }
 
-/// At most 160 characters, line breaks shown.
+/// The text on one line: at most 160 characters, line breaks shown.
 fn one_line(text: &str) -> String {
     let text = text.trim().replace('\n', "⏎");
     match text.char_indices().nth(160) {
@@ -338,7 +341,7 @@ fn one_line(text: &str) -> String {
     }
 }
 
-/// What a rank that holds the others up costs. `name` is its rank and host.
+/// The line about a rank that the others wait for, and what it costs. `name` is its rank and host.
 pub(crate) fn straggler(name: &str, factor: f64, steps: u64, step: f64, without: Option<f64>) -> String {
     let took = format!("{name} took {factor:.1} times as long as the others in the last {}", counted(steps, "step"));
     match without {

@@ -1,4 +1,5 @@
-//! What a run is doing, for whoever asks it to stop: what is being finished, how long that takes, what would be lost.
+//! What a run is doing, for the answer to a signal: what is being finished, how long that takes,
+//! and what would be lost.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -8,7 +9,7 @@ use finetune_trainer::Event;
 use crate::progress::about;
 use crate::signals::Heard;
 
-/// The state of a run as its events tell it.
+/// The state of a run, as its events tell it. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Work(Arc<Mutex<Doing>>);
 
@@ -61,7 +62,7 @@ impl Work {
         }
     }
 
-    /// What a signal does to it, in words.
+    /// What a signal does to the run, in words.
     pub(crate) fn words(&self, heard: Heard) -> String {
         let Doing { phase, step, since, seconds, saved } = &*self.doing();
         if heard == Heard::Second {

@@ -17,7 +17,7 @@ use crate::source::{Source, data_file};
 /// Rows per forward pass: enough to keep the matrix products busy, whatever the row length.
 const ROWS: usize = 8;
 
-/// How rows are read where no recipe says it.
+/// How rows are read without a recipe.
 pub(super) fn rows_of(file: &std::path::Path, chat_template: Option<&std::path::Path>) -> Data {
     Data {
         train: vec![file.to_owned()],

@@ -78,7 +78,8 @@ fn chosen<'a>(rows: &'a Dataset, arguments: &InspectArguments) -> Result<(usize,
     })
 }
 
-/// The row's text, what is trained on marked. Stretches of tokens are decoded together, so that bytes form characters again.
+/// The row's text, with the trained parts marked. Consecutive tokens are decoded together, so that
+/// bytes form characters again.
 fn text(row: &Row, tokenizer: Option<&ChatTokenizer>, colors: bool) -> Result<String, Failure> {
     let (begin, end) = if colors { ("\x1b[32;4m", "\x1b[0m") } else { ("⟦", "⟧") };
     let mut out = String::new();
@@ -96,7 +97,7 @@ fn text(row: &Row, tokenizer: Option<&ChatTokenizer>, colors: bool) -> Result<St
     Ok(out)
 }
 
-/// The text that a token stands for, quoted; of a token that is a part of a character only, its name.
+/// The text of a token, quoted. If the token is only a part of a character, its name.
 fn readable(id: u32, tokenizer: Option<&ChatTokenizer>) -> Result<String, Failure> {
     let Some(tokenizer) = tokenizer else { return Ok(String::new()) };
     let name = tokenizer.id_to_token(id).unwrap_or_default();

@@ -52,7 +52,8 @@ fn fault(problems: &[Problem]) -> Option<Fault> {
     Some(if problems.iter().all(|problem| problem.fault == first) { first } else { Fault::Input })
 }
 
-/// What keeps the numbers of the run from being served where the recipe says.
+/// The problem that keeps the run from serving its numbers at the recipe's address, if there is
+/// one.
 fn address_problem(recipe: &Recipe) -> Option<Problem> {
     let address = recipe.log.prometheus.as_ref()?;
     let error = TcpListener::bind(address).err()?;
@@ -61,7 +62,7 @@ fn address_problem(recipe: &Recipe) -> Option<Problem> {
     Some(Problem { message, hints: vec![hint.to_owned()], fault: Fault::Input })
 }
 
-/// What is known. Where there are problems, that is not all.
+/// What was found. With problems, that is not all.
 fn text(found: &Validation) -> String {
     let mut text = String::new();
     if let (Some(architecture), Some(parameters)) = (found.architecture, found.parameters) {
