@@ -1,4 +1,5 @@
-//! The one error of a group's operations. Its message says who, what and where, its hints what to do.
+//! The one error of a group's operations. Its message says who, what and where. Its hints say what
+//! to do.
 
 use std::fmt;
 use std::sync::Arc;

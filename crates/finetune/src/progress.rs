@@ -50,16 +50,16 @@ const PLAIN_WORK_EVERY: Duration = Duration::from_secs(5);
 
 /// Work under way, without a terminal.
 #[derive(Debug)]
-struct Work {
+struct PlainWork {
     what: String,
     /// The number of things to do; 0 if it is not known.
     len: u64,
     last_line: Instant,
 }
 
-impl Work {
-    fn new(what: &str, len: u64) -> Work {
-        Work { what: what.to_owned(), len, last_line: Instant::now() }
+impl PlainWork {
+    fn new(what: &str, len: u64) -> PlainWork {
+        PlainWork { what: what.to_owned(), len, last_line: Instant::now() }
     }
 
     /// A line that says how far the work is, every few seconds.
@@ -81,7 +81,7 @@ pub(crate) struct Progress {
     every: u64,
     bar: Option<ProgressBar>,
     /// Behind a lock, since any thread that reads rows counts them. The bar has its own.
-    work: Mutex<Option<Work>>,
+    work: Mutex<Option<PlainWork>>,
     /// The bar belongs to an evaluation outside of the steps.
     evaluates: bool,
     started: Instant,
@@ -131,7 +131,7 @@ impl Progress {
         }
         if !self.terminal {
             crate::stderr::complain!("{what}");
-            self.set_work(Some(Work::new(what, len)));
+            self.set_work(Some(PlainWork::new(what, len)));
             return;
         }
         let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr());
@@ -154,7 +154,7 @@ impl Progress {
         line.iter().for_each(|line| self.say(line));
     }
 
-    fn set_work(&self, work: Option<Work>) {
+    fn set_work(&self, work: Option<PlainWork>) {
         *self.work.lock().unwrap_or_else(PoisonError::into_inner) = work;
     }
 
@@ -274,7 +274,7 @@ impl Progress {
             self.say(&what);
         }
         if !self.terminal && self.verbosity > Verbosity::Quiet {
-            self.set_work(Some(Work::new("evaluating held-back rows", rows as u64)));
+            self.set_work(Some(PlainWork::new("evaluating held-back rows", rows as u64)));
         }
     }
 
@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn work_without_a_terminal_says_how_far_it_is_now_and_then() {
-        let mut work = Work::new("reading rows", 0);
+        let mut work = PlainWork::new("reading rows", 0);
         assert_eq!(work.line(10), None, "a short work says nothing");
         let long_ago = Instant::now().checked_sub(PLAIN_WORK_EVERY).expect("a machine that has been on for a while");
         work.last_line = long_ago;
