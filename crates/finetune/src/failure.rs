@@ -213,13 +213,8 @@ impl Fatal for JoinError {
             | JoinError::Missing { .. }
             | JoinError::Pair { .. }
             | JoinError::Peer { .. } => Exit::PeerLost,
-            // An error that ends one rank ends all, with the same code. A bug of that rank is no
-            // bug of this one.
-            JoinError::Failed { code, .. } => match Exit::from_code(*code) {
-                None | Some(Exit::Done | Exit::Bug) => Exit::PeerLost,
-                Some(exit) => exit,
-            },
-            _ => Exit::BadInput,
+            JoinError::Failed { code, .. } => Exit::of_other_rank(*code),
+            _ => Exit::Input,
         }
     }
 

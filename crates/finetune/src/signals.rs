@@ -71,7 +71,7 @@ impl Signals {
         }
         if heard == Heard::Second {
             // Wait for nothing of this process: not for a device's driver, not for other threads.
-            signal_hook::low_level::exit(i32::from(Exit::Stopped { signal }.code()));
+            signal_hook::low_level::exit(i32::from(Exit::Stopped(signal).number()));
         }
         self.stop.store(signal, Ordering::SeqCst);
     }

@@ -290,7 +290,7 @@ fn read_devices(path: &Path) -> Result<DeviceMatrix, Failure> {
 
 /// A rank that a benchmark started.
 fn worker() -> Result<ExitCode, Failure> {
-    let assignment: Assignment = assignment(|_| Exit::PeerLost.now())
+    let assignment: Assignment = assignment(|_| Exit::PeerLost.end())
         .map_err(|error| Failure::arguments(error, "--worker is for the program itself"))?;
     let rank = assignment.membership.rank;
     let say = move |message: &Message| {

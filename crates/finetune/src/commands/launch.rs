@@ -107,7 +107,7 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
 fn stopped(signals: &Signals) -> Option<Exit> {
     match signals.stop.load(Ordering::SeqCst) {
         0 => None,
-        signal => Some(Exit::Stopped { signal }),
+        signal => Some(Exit::Stopped(signal)),
     }
 }
 
@@ -120,7 +120,7 @@ impl Launch<'_> {
                 let line = format!("the run is in {place}; the same command with --resume goes on there");
                 tell(self.verbosity, &[line]);
             }
-            return Exit::Stopped { signal: stop };
+            return Exit::Stopped(stop);
         }
         if let Some((lines, here)) = self.hosts.bring_home(true, self.verbosity) {
             tell(self.verbosity, &lines);

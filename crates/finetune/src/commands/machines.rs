@@ -81,7 +81,7 @@ pub(crate) fn setup(arguments: &SetupArguments) -> Result<ExitCode, Failure> {
             crate::stderr::complain!("{host}: {command}");
             run_command(host, command, STEP_DEADLINE)
         };
-        let done = setup::apply(&plan, &mut run).map_err(|error| Failure::from(*error))?;
+        let done = setup::apply(&plan, &mut run)?;
         let done = counted(done as u64, "command");
         crate::stderr::complain!("{done} done; `finetune cluster doctor` looks at the result");
     } else if !plan.steps.is_empty() {

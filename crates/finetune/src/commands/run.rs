@@ -180,7 +180,7 @@ fn conclude(run: &Run, outcome: &Outcome, elapsed: Duration, program: &str, show
                 0 => "stopped before the first step: there is nothing to save".to_owned(),
                 step => format!("stopped after step {step}, which is saved; go on with --resume"),
             });
-            Exit::Stopped { signal: *signal }
+            Exit::Stopped(*signal)
         }
     }
 }
