@@ -132,7 +132,7 @@ fn ranks_share_a_gpu() {
     let steady = ["--set", "optimizer.learning_rate=1e-3", "--set", "train.max_steps=4", "--set", "model.device=gpu"];
     folder.run("one", &steady).expect(0);
     let launch = [&["launch", "-n", "2", "--", "recipe.toml", "--output-dir", "two"], &steady[..]].concat();
-    folder.finetune(&launch).expect(0).says("share 1 GPU(s)");
+    folder.finetune(&launch).expect(0).says("share 1 GPU;");
     expect_close("two ranks", &losses(&folder, "two", "loss"), &losses(&folder, "one", "loss"), 1e-5);
 }
 

@@ -152,7 +152,7 @@ fn a_run_that_cannot_fit_is_refused() {
         .replace("\"num_hidden_layers\":5", "\"num_hidden_layers\":900");
     folder.write("model/config.json", text.as_bytes());
     let ended = folder.run("run", &["--set", "train.method=full"]).expect(5);
-    let ended = ended.says("error: the run needs about ").says(" are there");
+    let ended = ended.says("error: the run needs about ").says(" are available");
     assert!(ended.stderr.contains("take a smaller model") || ended.stderr.contains("hint: "), "{}", ended.stderr);
     assert!(!folder.path("run/metrics.jsonl").exists());
 }

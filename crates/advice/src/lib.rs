@@ -1,7 +1,8 @@
 //! What an error tells its reader to do.
 //!
-//! **Owns** the trait that an error with advice implements. The error's `Display` says what
-//! happened; its hints say what to do about it.
+//! **Owns** the one trait by which every library error gives its hints. The error's sentence says
+//! what was found and where. Its hints say what to do about it, and the program prints them in
+//! lines of their own.
 //!
 //! **Must never know** any error, and how hints are shown.
 //!
@@ -12,7 +13,8 @@
 
 /// An error that knows what its reader can do next.
 pub trait Advice {
-    /// What to do, most useful first. Empty if nothing helps that the message does not say.
+    /// What to do, most useful first. Each hint is one sentence without a full stop. Empty if
+    /// nothing is known that helps.
     fn hints(&self) -> Vec<String>;
 }
 

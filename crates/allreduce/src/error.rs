@@ -1,7 +1,10 @@
-//! The one error of a group's operations: a message that says who, what, where and what to do.
+//! The one error of a group's operations. Its message says who, what and where. Its hints say what
+//! to do.
 
 use std::fmt;
 use std::sync::Arc;
+
+use finetune_advice::Advice;
 
 use crate::flight::FlightEntry;
 use crate::frame::Descriptor;
@@ -125,27 +128,6 @@ impl GroupFailure {
             }
         }
     }
-
-    fn advice(&self) -> &'static str {
-        match &self.verdict {
-            Verdict::Lost { silent, .. } if !silent.is_empty() => {
-                "Look whether its process is stopped, its machine asleep or its cable out"
-            }
-            Verdict::Lost { .. } => "Look at the end of its output",
-            Verdict::Separated { .. } => "Look at the cable and the firewall between the two",
-            Verdict::CutOff => "Look at this machine's cables",
-            Verdict::Reported { cause, .. } => match cause {
-                Cause::Failed { .. } => "Look at the output of that rank",
-                Cause::Left { .. } => {
-                    "All ranks must do the same operations before they leave; look at the end of its output"
-                }
-                Cause::Diverged { .. } => "All ranks must run the same program on the same input",
-                Cause::Damaged { .. } => "Look at the cable; nothing of the frame was used",
-                Cause::Broken { .. } => "Look at the cable and the firewall between the two",
-                Cause::Stalled { .. } => "Raise the operation timeout if that rank may take so long",
-            },
-        }
-    }
 }
 
 impl fmt::Display for GroupError {
@@ -154,8 +136,34 @@ impl fmt::Display for GroupError {
         if let Some((number, descriptor)) = &self.operation {
             write!(formatter, " Rank {} was in operation {number} ({descriptor}) of step {}.", self.rank, self.step)?;
         }
-        write!(formatter, " {}.", self.advice())
+        Ok(())
     }
 }
 
 impl std::error::Error for GroupError {}
+
+impl Advice for GroupError {
+    fn hints(&self) -> Vec<String> {
+        let hint = match &self.verdict {
+            Verdict::Lost { silent, .. } if !silent.is_empty() => {
+                "look whether the silent rank's process is stopped, its machine asleep or its cable out"
+            }
+            Verdict::Lost { .. } => "look at the end of the lost rank's output",
+            Verdict::Separated { .. } => "look at the cable and the firewall between the two",
+            Verdict::CutOff => "look at this machine's cables",
+            Verdict::Reported { by, cause, .. } => match cause {
+                Cause::Failed { .. } => return vec![format!("look at the output of rank {by}")],
+                Cause::Left { peer } => {
+                    return vec![format!(
+                        "all ranks must do the same operations before they leave: look at the end of rank {peer}'s output"
+                    )];
+                }
+                Cause::Diverged { .. } => "all ranks must run the same program on the same input",
+                Cause::Damaged { .. } => "look at the cable; nothing of the frame was used",
+                Cause::Broken { .. } => "look at the cable and the firewall between the two",
+                Cause::Stalled { .. } => "raise the operation timeout if that rank may take so long",
+            },
+        };
+        vec![hint.to_owned()]
+    }
+}

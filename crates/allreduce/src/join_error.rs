@@ -2,6 +2,7 @@
 
 use std::io;
 
+use finetune_advice::Advice;
 use thiserror::Error;
 
 /// A group that did not come about.
@@ -12,9 +13,7 @@ pub enum JoinError {
     #[error("{0}")]
     Config(String),
     /// Rank 0 cannot take connections.
-    #[error(
-        "rank 0 cannot listen at {address}: {error}. The rendezvous address must be one of rank 0's machine, with a free port"
-    )]
+    #[error("rank 0 cannot listen at {address}: {error}")]
     Listen {
         /// The rendezvous.
         address: String,
@@ -22,7 +21,7 @@ pub enum JoinError {
         error: io::Error,
     },
     /// Another process of this run is rank 0 already.
-    #[error("this process cannot be rank 0 at {address}: {who}. Give each process its own rank, each run its own port")]
+    #[error("this process cannot be rank 0 at {address}: {who}")]
     SecondRankZero {
         /// The rendezvous.
         address: String,
@@ -30,9 +29,7 @@ pub enum JoinError {
         who: String,
     },
     /// Rank 0 was not reached.
-    #[error(
-        "rank {rank} did not reach rank 0 at {address} within {seconds} s: {last}. Is rank 0 running there, and does a firewall let the port through?"
-    )]
+    #[error("rank {rank} did not reach rank 0 at {address} within {seconds} s: {last}")]
     Unreachable {
         /// This rank.
         rank: usize,
@@ -44,7 +41,7 @@ pub enum JoinError {
         last: String,
     },
     /// The rendezvous address could not be resolved.
-    #[error("rank 0's address {address} could not be resolved within {seconds} s: {error}. Is the name right?")]
+    #[error("rank 0's address {address} could not be resolved within {seconds} s: {error}")]
     Unresolved {
         /// The rendezvous.
         address: String,
@@ -54,9 +51,7 @@ pub enum JoinError {
         error: io::Error,
     },
     /// Ranks are missing.
-    #[error(
-        "{missing} did not join within {seconds} s; {here} of {world} ranks are here. Look at the output of {missing}, and whether its machine reaches {address}"
-    )]
+    #[error("{missing} did not join within {seconds} s; {here} of {world} ranks are here")]
     Missing {
         /// The missing ranks, as text for people.
         missing: String,
@@ -92,9 +87,7 @@ pub enum JoinError {
         code: u8,
     },
     /// Two ranks that rank 0 has heard of do not reach each other.
-    #[error(
-        "rank {rank} ({host}) cannot connect to rank {peer} ({peer_host}): {tried}. Does a firewall on {peer_host} let {host} in, and is there a way between the two? The recipe's distributed.ports chooses the ports of all ranks, \"ips\" in a hostfile their addresses"
-    )]
+    #[error("rank {rank} ({host}) cannot connect to rank {peer} ({peer_host}): {tried}")]
     Pair {
         /// Who called.
         rank: usize,
@@ -126,9 +119,36 @@ pub enum JoinError {
         error: io::Error,
     },
     /// RDMA was asked for and is not available.
-    #[error("RDMA cannot be used: {0}. Set the backend to auto or tcp to go over TCP")]
+    #[error("RDMA cannot be used: {0}")]
     Rdma(String),
     /// The group failed while it was being tried out.
     #[error("{0}")]
     Group(crate::error::GroupError),
+}
+
+impl Advice for JoinError {
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::Listen { .. } => "the rendezvous address must be one of rank 0's machine, with a free port",
+            Self::SecondRankZero { .. } => "give each process its own rank, each run its own port",
+            Self::Unreachable { .. } => "is rank 0 running there, and does a firewall let the port through?",
+            Self::Unresolved { .. } => "is the name right?",
+            Self::Missing { missing, address, .. } => {
+                return vec![format!("look at the output of {missing}, and whether its machine reaches {address}")];
+            }
+            Self::Pair { host, peer_host, .. } => {
+                return vec![
+                    format!("does a firewall on {peer_host} let {host} in, and is there a way between the two?"),
+                    "the recipe's distributed.ports chooses the ports of all ranks, \"ips\" in a hostfile their addresses"
+                        .to_owned(),
+                ];
+            }
+            Self::Rdma(_) => "set the backend to auto or tcp to go over TCP",
+            Self::Group(error) => return error.hints(),
+            Self::Config(_) | Self::Differs { .. } | Self::Failed { .. } | Self::Peer { .. } | Self::System { .. } => {
+                return Vec::new();
+            }
+        };
+        vec![hint.to_owned()]
+    }
 }

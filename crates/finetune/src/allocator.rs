@@ -1,9 +1,10 @@
-//! The program's allocator: mimalloc for what is small, whole pages of our own for tensors.
+//! The program's allocator: mimalloc for small blocks, pages of our own for tensors.
 //!
-//! The tensors of a step are as large as those of the step before. Fresh pages have to be zeroed, which was measured to cost
-//! a step 1.2 to 2 times its time, so freed ones are kept; and mimalloc, told to keep them, puts small tensors where large
-//! ones were and leaves the rest resident: a third of the memory. Here a freed block is taken again only for what fills most
-//! of it, and all blocks together stay within an eighth of the most that was ever in use at once.
+//! The tensors of a step are as large as those of the step before. Fresh pages have to be zeroed,
+//! which was measured to cost a step 1.2 to 2 times its time. So freed pages are kept. mimalloc,
+//! told to keep them, puts small tensors into large blocks and leaves the rest resident: a third of
+//! the memory. Here a freed block is taken again only for a tensor that fills most of it. All
+//! blocks together stay within an eighth of the most that was ever in use at once.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,14 +27,16 @@ pub(crate) struct Allocator;
 pub(crate) fn keep_freed_memory() {
     /// `mi_option_purge_delay` of mimalloc.h, for which the Rust crate has no name.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-    // SAFETY: the call stores an integer in a table; 15 is inside the table of every mimalloc 2 and 3.
+    // SAFETY: the call stores an integer in a table. The tables of mimalloc 2 and 3 have a place
+    // 15.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
 }
 
-/// The error of a process that cannot have more memory, put together before it is needed: then there is no memory to do it.
+/// The error of a process that cannot have more memory. It is put together before that happens:
+/// later there is no memory for it.
 static LAST_WORDS: OnceLock<String> = OnceLock::new();
 
-/// What to say where memory runs out.
+/// Sets the hints that are printed if memory runs out.
 pub(crate) fn prepare_last_words(hints: &[String]) {
     let hints: String = hints.iter().map(|hint| format!("hint: {hint}\n")).collect();
     let _ = LAST_WORDS
@@ -46,7 +49,7 @@ struct Blocks {
     used: BTreeMap<usize, usize>,
     /// Length, age and address of each kept block.
     kept: BTreeSet<(usize, u64, usize)>,
-    /// Age, address and length of the same.
+    /// Address and length of each kept block, by its age.
     ages: BTreeMap<u64, (usize, usize)>,
     now: u64,
     used_bytes: usize,
@@ -54,7 +57,7 @@ struct Blocks {
     most_used: usize,
 }
 
-// The maps' own nodes are small, so they come from mimalloc, and nothing here waits for itself.
+// The maps' own nodes are small, so they come from mimalloc. No lock is taken twice.
 static BLOCKS: Mutex<Blocks> = Mutex::new(Blocks::new());
 
 fn blocks() -> MutexGuard<'static, Blocks> {
@@ -74,7 +77,8 @@ impl Blocks {
         }
     }
 
-    /// A block of at least `size` bytes, and whether it is known to be zero; none where the system has no more.
+    /// A block of at least `size` bytes, and whether it is known to be zero. `None` if the system
+    /// has no more.
     fn take(&mut self, size: usize) -> Option<(*mut u8, bool)> {
         let wanted = size.checked_next_multiple_of(GRAIN)?;
         let fitting = self.kept.range((wanted, 0, 0)..=(wanted + wanted / 4, u64::MAX, usize::MAX)).next().copied();
@@ -91,7 +95,8 @@ impl Blocks {
         Some((address as *mut u8, fresh))
     }
 
-    /// New pages. Old blocks go first where all together would become too much.
+    /// New pages. Before that, old blocks go back to the system until all blocks together stay
+    /// within the limit.
     fn fresh(&mut self, length: usize) -> Option<usize> {
         let most = self.most_used.max(self.used_bytes + length);
         while self.used_bytes + self.kept_bytes + length > most + most / 8 && self.drop_oldest() {}
@@ -144,9 +149,10 @@ mod pages {
         (address != libc::MAP_FAILED).then_some(address as usize)
     }
 
-    /// Pages that came from [`map`], in use by nobody.
+    /// Gives back pages that came from [`map`] and are no longer in use.
     pub(super) fn unmap(address: usize, length: usize) {
-        // SAFETY: the caller has taken the block off its lists, which had it from `map` with this length.
+        // SAFETY: the caller has taken the block off its lists, which had it from `map` with this
+        // length.
         unsafe { libc::munmap(address as *mut libc::c_void, length) };
     }
 }
@@ -156,12 +162,14 @@ fn is_large(layout: Layout) -> bool {
 }
 
 #[expect(unsafe_code, reason = "a global allocator hands out memory")]
-// SAFETY: a large block is used by one owner at a time (it is on the list of blocks in use, and on no other, from `take` to
-// `keep`), is as long as asked for and aligned to a page; whether a block is large follows from its layout alone, so it goes
-// back where it came from. Everything else is mimalloc's, called with the caller's own promises. No call returns null.
+// SAFETY: a large block has one owner at a time. From `take` to `keep` it is on the list of blocks
+// in use, and on no other. It is as long as asked for and aligned to a page. Its layout alone says
+// that it is large, so it is freed in the same way as it was taken. All other calls are mimalloc's,
+// with the caller's own promises. No call returns null.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // Templates and tokenizers of strangers have a share of the memory each, and are held to it before anything is locked.
+        // Templates and tokenizers of others may use a share of the memory. They are held to it
+        // before any lock is taken.
         guard::allocated(layout.size());
         if !is_large(layout) {
             // SAFETY: see above.
@@ -231,7 +239,7 @@ fn given(pointer: *mut u8) -> *mut u8 {
     pointer
 }
 
-/// Ends the process with what to do about it and the exit code of it, allocating nothing.
+/// Prints what to do about it and ends the process, without allocating.
 #[cold]
 #[expect(unsafe_code, reason = "writes and exits without allocating")]
 fn out_of_memory() -> ! {
@@ -247,7 +255,8 @@ fn out_of_memory() -> ! {
 mod tests {
     use super::*;
 
-    /// The same sizes again and again take the same blocks; others never make all together an eighth too much.
+    /// The same sizes take the same blocks again. Other sizes never make all blocks together more
+    /// than an eighth too large.
     #[test]
     fn blocks_are_used_again_and_stay_within_an_eighth() {
         let mut blocks = Blocks::new();
@@ -269,7 +278,8 @@ mod tests {
         assert!(blocks.kept.is_empty() && blocks.kept_bytes == 0);
     }
 
-    /// Content survives growing and shrinking across the border, and zeroed memory is zero when it is used again.
+    /// Content survives growing and shrinking across the border between small and large. Zeroed
+    /// memory is zero when it is used again.
     #[test]
     fn vectors_of_all_sizes_keep_their_content() {
         let mut values: Vec<u8> = Vec::new();

@@ -38,19 +38,22 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Train as a recipe says
     ///
-    /// Writes checkpoints, metrics.jsonl, report.html and the final adapter into the recipe's output_dir.
-    /// Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and exits with 130 (143); a second one
-    /// exits at once. Exit codes: 0 done, 2 bad input, 3 another rank was lost, 4 loss or gradient not finite, 5 disk
-    /// or memory. Started by torchrun, mpirun, srun or mlx.launch, each process is one rank of the run; `finetune
-    /// launch` starts ranks without any of them.
+    /// Writes checkpoints, metrics.jsonl, report.html and the final adapter into the recipe's
+    /// output_dir. Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and exits with 130
+    /// (143); a second one exits at once. Exit codes: 0 done, 2 bad input, 3 another rank was lost,
+    /// 4 loss or gradient not finite, 5 disk or memory. Started by torchrun, mpirun, srun or
+    /// mlx.launch, each process is one rank of the run; `finetune launch` starts ranks without any
+    /// of them.
     Run(RunArguments),
     /// Check a recipe, its model and every row of its data, without training
     ///
-    /// Prints counts, token lengths and an estimate of memory and time. Exits with 2 where `run` would refuse.
+    /// Prints counts, token lengths and an estimate of memory and time. Exits with 2 if `run` would
+    /// refuse the recipe.
     Validate(ValidateArguments),
     /// Show the tokens of a row, and which of them are trained on
     ///
-    /// The text of the row as the model will see it, then every token with its number; what is trained on is marked.
+    /// The text of the row as the model will see it, then every token with its number. Trained
+    /// tokens are marked.
     Inspect(InspectArguments),
     /// Loss and perplexity of a model on a file of rows
     ///
@@ -66,8 +69,8 @@ pub(crate) enum Command {
     ///   finetune generate MODEL_DIR --adapter RUN --system "You are brief." --prompt - < question.txt
     ///   finetune generate RUN --data valid.jsonl
     ///
-    /// The prompt goes through the chat template that the adapter was trained with as a user message, unless --raw is
-    /// given. Text comes as it is generated, and ends at the end of turn.
+    /// The prompt goes through the chat template that the adapter was trained with as a user
+    /// message, unless --raw is given. Text comes as it is generated, and ends at the end of turn.
     #[command(verbatim_doc_comment)]
     Generate(GenerateArguments),
     /// Write a trained adapter in another form
@@ -75,10 +78,11 @@ pub(crate) enum Command {
     ///   finetune export RUN --format merged --output DIR
     ///   finetune export MODEL_DIR --adapter ADAPTER --format merged --output DIR
     ///
-    /// A run directory stands for its newest checkpoint that verifies, with --best for that of the best evaluation.
-    /// `merged` is a complete Hugging Face model directory with the chat template and the end tokens that were trained;
-    /// before it gets its name, its answers are compared with those of base and adapter. An earlier export of the same kind
-    /// makes way, nothing else. Interrupted, it leaves nothing behind.
+    /// A run directory stands for its newest checkpoint that verifies, with --best for that of the
+    /// best evaluation. `merged` is a complete Hugging Face model directory with the chat template
+    /// and the end tokens that were trained. Before it gets its name, its answers are compared with
+    /// those of base and adapter. It replaces an earlier export of the same kind, nothing else.
+    /// Interrupted, it leaves nothing behind.
     #[command(verbatim_doc_comment)]
     Export(ExportArguments),
     /// Train with several processes, here or on several machines
@@ -89,21 +93,22 @@ pub(crate) enum Command {
     /// Starts one `finetune run` per rank; each computes its share of every step, and the result is
     /// the same for any number of ranks. Output comes with the rank and host it is from.
     ///
-    /// Ctrl-C finishes the step and saves, a second one ends at once. Ends with the exit code of the
-    /// rank that failed first: 3 if one was lost, which is worth another try.
+    /// Ctrl-C finishes the step and saves, a second one ends at once. Ends with the exit code of
+    /// the rank that failed first: 3 if one was lost, which is worth another try.
     #[command(verbatim_doc_comment)]
     Launch(LaunchArguments),
     /// The devices that this build can train on, with memory and number types
     ///
-    /// `model.device = "auto"` takes the first GPU, or the CPU where there is none; several ranks of one machine take
-    /// one GPU each.
+    /// `model.device = "auto"` takes the first GPU, or the CPU if there is none. Several ranks of
+    /// one machine take one GPU each.
     Devices(DevicesArguments),
     /// Print the JSON schema of recipes, for editors
     ///
     ///   finetune schema > recipe.schema.json
     ///
-    /// Editors (Even Better TOML) and `taplo check` then complete and check a recipe that begins with
-    /// `#:schema ./recipe.schema.json`. Rules between keys are not in the schema: `validate` has them.
+    /// Editors (Even Better TOML) and `taplo check` then complete and check a recipe that begins
+    /// with `#:schema ./recipe.schema.json`. Rules between keys are not in the schema: `validate`
+    /// has them.
     #[command(verbatim_doc_comment)]
     Schema,
     /// What `launch` asks other hosts
@@ -118,20 +123,22 @@ pub(crate) enum Command {
 pub(crate) enum ClusterCommand {
     /// Measure the collective operations, size by size
     ///
-    /// With -n the ranks run on this machine; with --hostfile there is one per host, started over ssh; under
-    /// mpirun, srun or torchrun each process is a rank. Every result is checked; wrong elements end with exit code 1.
-    /// `alg` is bytes over time; `bus` is what crossed the busiest link, comparable between numbers of ranks.
+    /// With -n the ranks run on this machine. With --hostfile there is one per host, started over
+    /// ssh. Under mpirun, srun or torchrun each process is a rank. Every result is checked; wrong
+    /// elements end with exit code 1. `alg` is bytes over time; `bus` is what crossed the busiest
+    /// link, comparable between numbers of ranks.
     Bench(BenchArguments),
     /// Find out how hosts are cabled, and write a hostfile
     ///
-    /// Reads each host's Thunderbolt ports, interfaces and RDMA devices over ssh (`localhost`: this machine), draws what is
-    /// cabled to what, says which cable is missing for a mesh or a ring, and proposes a hostfile that `finetune launch` and
-    /// mlx.launch take. Changes nothing.
+    /// Reads each host's Thunderbolt ports, interfaces and RDMA devices over ssh (`localhost`: this
+    /// machine) and draws the cables between them. Says which cable is missing for a mesh or a
+    /// ring, and proposes a hostfile that `finetune launch` and mlx.launch take. Changes nothing.
     Discover(DiscoverArguments),
     /// Give every Thunderbolt cable its addresses
     ///
-    /// Prints the commands for each host; with --apply runs them over ssh with `sudo -n`, and stops at the first that fails.
-    /// What is set up already is left alone. Nothing outlives a restart of the Mac.
+    /// Prints the commands for each host. With --apply runs them over ssh with `sudo -n`, and stops
+    /// at the first that fails. What is set up already is left alone. Nothing outlives a restart of
+    /// the Mac.
     Setup(SetupArguments),
     /// Look for what is known to go wrong between machines
     ///
@@ -236,13 +243,14 @@ pub(crate) struct BenchArguments {
     /// TCP connections per pair of ranks
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) streams: usize,
-    /// Microseconds that a wait polls before it sleeps; by default long where every rank has a core
+    /// Microseconds that a wait polls before it sleeps; by default long if every rank has a core
     #[arg(long, value_name = "MICROSECONDS")]
     pub(crate) busy_poll: Option<u64>,
     /// The program on the other hosts, if it lies elsewhere than here
     #[arg(long, value_name = "PATH")]
     pub(crate) program: Option<PathBuf>,
-    /// A file with the token that all ranks share, for ranks that a launcher starts on several machines
+    /// A file with the token that all ranks share, for ranks that a launcher starts on several
+    /// machines
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// A rank started by this command
@@ -264,13 +272,15 @@ pub(crate) struct RecipeArguments {
 pub(crate) struct RunArguments {
     #[command(flatten)]
     pub(crate) recipe: RecipeArguments,
-    /// Go on from a checkpoint: the newest one that verifies, or this one. With none there, starts from the beginning
+    /// Go on from a checkpoint: the newest one that verifies, or this one. With none there, starts
+    /// from the beginning
     #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1)]
     pub(crate) resume: Option<Option<PathBuf>>,
     /// Where the run is written, instead of the recipe's output_dir
     #[arg(long, value_name = "DIR")]
     pub(crate) output_dir: Option<PathBuf>,
-    /// A file with the token that all ranks share, where they are on several machines (or FINETUNE_TOKEN_FILE)
+    /// A file with the token that all ranks share, if they are on several machines (or
+    /// FINETUNE_TOKEN_FILE)
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// A rank that `finetune launch` started: its place comes on standard input
@@ -284,7 +294,8 @@ pub(crate) struct LaunchArguments {
     /// Ranks to start on this machine
     #[arg(short = 'n', long = "ranks", value_name = "N")]
     pub(crate) ranks: Option<usize>,
-    /// One rank per host of this file (MLX's JSON format), over ssh; the first host is rank 0 and writes the run
+    /// One rank per host of this file (MLX's JSON format), over ssh; the first host is rank 0 and
+    /// writes the run
     #[arg(long, value_name = "FILE")]
     pub(crate) hostfile: Option<PathBuf>,
     /// Start again from the newest checkpoint when a rank was lost, at most so many times

@@ -1,4 +1,5 @@
-//! What a run says of itself before its first step and after its last: what is trained, what came of it, what to type next.
+//! What a run says before its first step and after its last: what is trained, what came of it, and
+//! what to type next.
 
 use std::path::{Path, PathBuf};
 
@@ -6,10 +7,10 @@ use finetune_recipe::{Method, Recipe, SharesChoice, TargetModules};
 use finetune_trainer::numbers::{counted, rate, thousands};
 use finetune_trainer::{Best, Run, Summary};
 
-/// Names beyond these are counted.
+/// The most names that are listed. Others are counted.
 const SHOWN_NAMES: usize = 8;
 
-/// Prompts longer than this are no line to paste.
+/// The longest prompt, in characters, that is shown in a command to paste.
 const LONGEST_PROMPT: usize = 80;
 
 /// What is trained and how, in two lines.
@@ -101,7 +102,7 @@ pub(crate) fn outcome(recipe: &Recipe, step: u64, summary: &Summary) -> Vec<Stri
     lines
 }
 
-/// Commands to go on with, ready to paste where this one was typed.
+/// Commands to go on with, ready to paste into the same terminal.
 pub(crate) fn next_commands(run: &Run, program: &str) -> Vec<String> {
     let recipe = &run.recipe;
     let (program, result) = (quoted(program), path(&result(recipe)));
@@ -146,7 +147,8 @@ fn quoted(word: &str) -> String {
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();
     }
-    // Within single quotes fish takes a backslash before another one or a quote as an escape; outside they all agree.
+    // Within single quotes, fish takes a backslash before another one or a quote as an escape.
+    // Outside of quotes all shells agree.
     let mut text = String::from("'");
     for letter in word.chars() {
         match letter {
@@ -158,7 +160,7 @@ fn quoted(word: &str) -> String {
     text + "'"
 }
 
-/// What would keep the others from waiting for a slow rank; `None` where it is done already.
+/// A hint against waiting for a slow rank. `None` if the recipe does it already.
 pub(crate) fn advice_on_shares(recipe: &Recipe, world: usize) -> Option<String> {
     match (recipe.distributed.shares, recipe.distributed.virtual_ranks) {
         (SharesChoice::Measured, _) => None,
@@ -196,7 +198,7 @@ mod tests {
         assert_eq!(path(Path::new("-x/y")), "./-x/y");
     }
 
-    /// What the shell makes of them is what they were.
+    /// A shell reads the quoted words back as they were.
     #[test]
     fn a_shell_reads_them_back() {
         for word in ["", "a b", "it's", "\\", "'\\'", "$x \"y\" `z` * ~ #", "a\tb", "ü"] {

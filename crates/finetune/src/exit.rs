@@ -72,6 +72,8 @@ impl From<Exit> for ExitCode {
 mod tests {
     use std::path::Path;
 
+    use clap::CommandFactory;
+    use finetune_launch::restart;
     use signal_hook::consts::{SIGINT, SIGTERM};
 
     use super::*;
@@ -135,6 +137,27 @@ mod tests {
         }
         for code in [0, 1, 6, 130] {
             assert_eq!(Exit::of_other_rank(code), Exit::PeerLost, "{code}");
+        }
+    }
+
+    /// A bug is nothing to plan for, so the help leaves it out.
+    #[test]
+    fn the_help_of_run_has_them() {
+        let command = crate::cli::Cli::command();
+        let run = command.find_subcommand("run").expect("a command");
+        let text = run.get_long_about().expect("a long help").to_string();
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for exit in [Exit::Done, Exit::Input, Exit::PeerLost, Exit::Numbers, Exit::DiskOrMemory] {
+            let entry = format!("{} {}", exit.number(), meaning(exit));
+            assert!(text.contains(&entry), "{entry} is not in: {text}");
+        }
+    }
+
+    #[test]
+    fn the_launcher_has_the_same_numbers() {
+        assert_eq!(restart::BAD_INPUT, Exit::Input.number());
+        for exit in [Exit::Bug, Exit::Input, Exit::PeerLost, Exit::Numbers, Exit::DiskOrMemory] {
+            assert_eq!(restart::exit_code(exit.number().into()), exit.number(), "{exit:?}");
         }
     }
 }

@@ -1,13 +1,20 @@
-//! Errors as a person sees them: what happened, where, what to do next; and the exit code for programs.
+//! Errors as a person sees them: what happened, where, what to do next. And the exit code for
+//! programs.
+//!
+//! Every error takes one road: it is [`Fatal`], becomes a [`Failure`] by `?`, and is printed at the
+//! end of `main`.
+
+use std::error::Error;
+use std::fmt;
 
 use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use finetune_advice::Advice;
-use finetune_allreduce::{DeviceMatrixError, GroupError, JoinError};
+use finetune_allreduce::{DeviceMatrixError, GroupError, JoinError, Verdict};
 use finetune_dataset::DatasetError;
 use finetune_model::ModelError;
 use finetune_recipe::{Location, Problems, RecipeError};
-use finetune_rendezvous::HostfileError;
+use finetune_rendezvous::{HostfileError, MembershipError};
 use finetune_store::StoreError;
 use finetune_thunderbolt::setup::{ApplyError, SetupError};
 use finetune_trainer::{Fault, TrainError};
@@ -16,119 +23,249 @@ use crate::exit::Exit;
 use crate::flight;
 use crate::stderr::complain;
 
+/// An error that can end the program.
+pub(crate) trait Fatal: Error + Advice {
+    /// The exit code.
+    fn exit(&self) -> Exit {
+        Exit::Input
+    }
+
+    /// The failure of the group of ranks that is behind it. Its last operations are kept in a file.
+    fn group(&self) -> Option<&GroupError> {
+        None
+    }
+
+    /// The ranks whose failure it is, if not this rank's own.
+    fn blamed(&self) -> Vec<usize> {
+        self.group().map(other_ranks).unwrap_or_default()
+    }
+
+    /// Prints it to stderr.
+    fn print(&self) {
+        let record = self.group().map(flight::keep).unwrap_or_default();
+        print_message(&self.to_string(), &[self.hints(), record].concat());
+    }
+}
+
 /// Why a command failed.
 #[derive(Debug)]
-pub(crate) enum Failure {
-    Recipe(RecipeError),
-    Train(TrainError),
-    /// Arguments that clap could not refuse.
-    Arguments {
-        message: String,
-        hints: Vec<String>,
-    },
-    Output(std::io::Error),
-    /// What the system does not give this process.
-    System {
-        message: String,
-        hints: Vec<String>,
-    },
-    /// Hosts that a launch cannot do without.
-    Lost {
-        message: String,
-        hints: Vec<String>,
-    },
-    /// The other ranks, once they had joined.
-    Group(GroupError),
-    Join(JoinError),
+pub(crate) struct Failure(Box<dyn Fatal>);
+
+impl<E: Fatal + 'static> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure(Box::new(error))
+    }
+}
+
+/// Results that could not be written.
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Failure {
+        Failure::own(Exit::DiskOrMemory, format!("cannot write the result: {error}"), Vec::new())
+    }
 }
 
 impl Failure {
+    /// Arguments that clap could not refuse, with one hint.
     pub(crate) fn arguments(message: impl Into<String>, hint: impl Into<String>) -> Failure {
-        Failure::Arguments { message: message.into(), hints: vec![hint.into()] }
+        Failure::bad_input(message, vec![hint.into()])
     }
 
-    /// Bad input, as an error of a library says it.
-    pub(crate) fn bad_input(error: impl std::error::Error + Advice) -> Failure {
-        Failure::Arguments { message: error.to_string(), hints: error.hints() }
+    /// The same with any number of hints.
+    pub(crate) fn bad_input(message: impl Into<String>, hints: Vec<String>) -> Failure {
+        Failure::own(Exit::Input, message.into(), hints)
     }
 
-    /// An error that a run can have too.
-    fn of_run(error: impl Into<TrainError>) -> Failure {
-        Failure::Train(error.into())
+    /// Hosts that a launch cannot do without.
+    pub(crate) fn lost(message: impl Into<String>, hints: Vec<String>) -> Failure {
+        Failure::own(Exit::PeerLost, message.into(), hints)
     }
 
+    /// The system does not give this process what it needs.
     pub(crate) fn no_threads() -> Failure {
-        Failure::System {
-            message: "the system gives this process no more threads; saved checkpoints are safe".to_owned(),
-            hints: vec![
-                "raise the limit on processes (`ulimit -u`, docker's --pids-limit, pids.max of the cgroup)".to_owned(),
-                "or set RAYON_NUM_THREADS to fewer threads".to_owned(),
-            ],
-        }
+        let hints = vec![
+            "raise the limit on processes (`ulimit -u`, docker's --pids-limit, pids.max of the cgroup)".to_owned(),
+            "or set RAYON_NUM_THREADS to fewer threads".to_owned(),
+        ];
+        let message = "the system gives this process no more threads; saved checkpoints are safe".to_owned();
+        Failure::own(Exit::DiskOrMemory, message, hints)
     }
 
-    /// How the program ends with it.
+    fn own(exit: Exit, message: String, hints: Vec<String>) -> Failure {
+        OwnError { exit, message, hints }.into()
+    }
+
+    /// What the program ends with.
     pub(crate) fn exit(&self) -> Exit {
-        match self {
-            Failure::Train(error) => error.fault().into(),
-            Failure::Group(error) | Failure::Join(JoinError::Group(error)) => Fault::from_group(error).into(),
-            Failure::Join(JoinError::Failed { code, .. }) => Exit::of_other_rank(*code),
-            Failure::Join(
-                JoinError::Unreachable { .. }
-                | JoinError::Unresolved { .. }
-                | JoinError::Missing { .. }
-                | JoinError::Pair { .. }
-                | JoinError::Peer { .. },
-            )
-            | Failure::Lost { .. } => Exit::PeerLost,
-            Failure::Output(_) | Failure::System { .. } => Exit::DiskOrMemory,
-            Failure::Recipe(_) | Failure::Arguments { .. } | Failure::Join(_) => Exit::Input,
-        }
+        self.0.exit()
     }
 
     /// What happened, without hints: for the other ranks.
     pub(crate) fn fact(&self) -> String {
-        match self {
-            Failure::Recipe(error) => error.to_string(),
-            Failure::Train(error) => error.to_string(),
-            Failure::Arguments { message, .. } | Failure::Lost { message, .. } | Failure::System { message, .. } => {
-                message.clone()
-            }
-            Failure::Group(error) => error.to_string(),
-            Failure::Join(error) => error.to_string(),
-            Failure::Output(error) => error.to_string(),
-        }
+        self.0.to_string()
     }
 
-    /// Writes the error to stderr: the fact, then hints after a blank line.
+    /// The ranks whose failure it is, if not this rank's own.
+    pub(crate) fn blamed(&self) -> Vec<usize> {
+        self.0.blamed()
+    }
+
+    /// Prints the error to stderr: the fact, then hints after a blank line.
     pub(crate) fn print(&self) {
-        let record = match self {
-            Failure::Recipe(RecipeError::Problems(problems)) => return print_problems(problems),
-            Failure::Train(TrainError::Group { error, .. }) | Failure::Group(error) => flight::keep(error),
-            _ => Vec::new(),
-        };
-        let message = match self {
-            Failure::Output(error) => format!("cannot write the result: {error}"),
-            _ => self.fact(),
-        };
-        print_plain(&message, &[self.hints(), record].concat());
+        self.0.print();
+    }
+
+    /// What happened and each hint, a line each.
+    #[cfg(test)]
+    pub(crate) fn lines(&self) -> String {
+        [vec![self.fact()], self.0.hints()].concat().join("\n")
     }
 }
 
-impl Advice for Failure {
-    /// Those of a recipe stand below each of its problems, and not here.
+/// An error that this program found by itself.
+#[derive(Debug)]
+struct OwnError {
+    exit: Exit,
+    message: String,
+    hints: Vec<String>,
+}
+
+impl fmt::Display for OwnError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)
+    }
+}
+
+impl Error for OwnError {}
+
+impl Advice for OwnError {
     fn hints(&self) -> Vec<String> {
+        self.hints.clone()
+    }
+}
+
+impl Fatal for OwnError {
+    fn exit(&self) -> Exit {
+        self.exit
+    }
+}
+
+impl Fatal for RecipeError {
+    fn print(&self) {
         match self {
-            Failure::Train(error) => error.hints(),
-            Failure::Arguments { hints, .. } | Failure::Lost { hints, .. } | Failure::System { hints, .. } => {
-                hints.clone()
-            }
-            Failure::Recipe(_) | Failure::Group(_) | Failure::Join(_) | Failure::Output(_) => Vec::new(),
+            RecipeError::Problems(problems) => print_problems(problems),
+            error => print_message(&error.to_string(), &error.hints()),
         }
     }
 }
 
-fn print_plain(message: &str, hints: &[String]) {
+impl Fatal for HostfileError {}
+impl Fatal for DeviceMatrixError {}
+impl Fatal for SetupError {}
+impl Fatal for Box<ApplyError> {}
+
+impl Fatal for TrainError {
+    fn exit(&self) -> Exit {
+        self.fault().into()
+    }
+
+    fn group(&self) -> Option<&GroupError> {
+        match self {
+            TrainError::Group { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl Fatal for ModelError {
+    fn exit(&self) -> Exit {
+        Fault::from_model(self).into()
+    }
+}
+
+impl Fatal for DatasetError {
+    fn exit(&self) -> Exit {
+        Fault::from_dataset(self).into()
+    }
+}
+
+impl Fatal for StoreError {
+    fn exit(&self) -> Exit {
+        Fault::from_store(self).into()
+    }
+}
+
+impl Fatal for GroupError {
+    fn exit(&self) -> Exit {
+        Fault::from_group(self).into()
+    }
+
+    fn group(&self) -> Option<&GroupError> {
+        Some(self)
+    }
+}
+
+impl Fatal for JoinError {
+    fn exit(&self) -> Exit {
+        match self {
+            JoinError::Group(error) => error.exit(),
+            JoinError::Unreachable { .. }
+            | JoinError::Unresolved { .. }
+            | JoinError::Missing { .. }
+            | JoinError::Pair { .. }
+            | JoinError::Peer { .. } => Exit::PeerLost,
+            JoinError::Failed { code, .. } => Exit::of_other_rank(*code),
+            _ => Exit::Input,
+        }
+    }
+
+    fn group(&self) -> Option<&GroupError> {
+        match self {
+            JoinError::Group(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    fn blamed(&self) -> Vec<usize> {
+        match self {
+            JoinError::Peer { peer, .. } => vec![*peer],
+            error => error.group().map(other_ranks).unwrap_or_default(),
+        }
+    }
+}
+
+impl Fatal for MembershipError {
+    fn exit(&self) -> Exit {
+        match self {
+            MembershipError::Join(error) => error.exit(),
+            _ => Exit::Input,
+        }
+    }
+
+    fn group(&self) -> Option<&GroupError> {
+        match self {
+            MembershipError::Join(error) => error.group(),
+            _ => None,
+        }
+    }
+
+    fn blamed(&self) -> Vec<usize> {
+        match self {
+            MembershipError::Join(error) => error.blamed(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The ranks whose failure ended the group, without this rank.
+fn other_ranks(error: &GroupError) -> Vec<usize> {
+    match &error.verdict {
+        Verdict::Reported { by, .. } if *by != error.rank => vec![*by],
+        _ => error.lost_ranks().into_iter().filter(|rank| *rank != error.rank).collect(),
+    }
+}
+
+/// Prints the sentence, then the hints after a blank line.
+fn print_message(message: &str, hints: &[String]) {
     complain!("\x1b[1;31merror\x1b[0m: {message}");
     for (n, hint) in hints.iter().enumerate() {
         let blank = if n == 0 { "\n" } else { "" };
@@ -136,7 +273,7 @@ fn print_plain(message: &str, hints: &[String]) {
     }
 }
 
-/// Each problem with its line of the recipe underlined.
+/// Prints each problem with its line of the recipe underlined.
 fn print_problems(problems: &Problems) {
     let renderer = Renderer::styled().decor_style(DecorStyle::Ascii);
     let path = problems.file.to_string_lossy();
@@ -157,34 +294,8 @@ fn print_problems(problems: &Problems) {
                 }
                 complain!("{}", renderer.render(&[group]));
             }
-            Location::Set(text) => print_plain(&format!("--set {text}: {}", problem.message), &problem.hints),
-            Location::File => print_plain(&format!("{path}: {}", problem.message), &problem.hints),
+            Location::Set(text) => print_message(&format!("--set {text}: {}", problem.message), &problem.hints),
+            Location::File => print_message(&format!("{path}: {}", problem.message), &problem.hints),
         }
     }
-}
-
-/// `From` for the errors of the libraries: what each becomes here.
-macro_rules! failures {
-    ($($error:ty => $failure:expr,)*) => {$(
-        impl From<$error> for Failure {
-            fn from(error: $error) -> Failure {
-                $failure(error)
-            }
-        }
-    )*};
-}
-
-failures! {
-    RecipeError => Failure::Recipe,
-    TrainError => Failure::Train,
-    ModelError => Failure::of_run,
-    DatasetError => Failure::of_run,
-    StoreError => Failure::of_run,
-    GroupError => Failure::Group,
-    JoinError => Failure::Join,
-    HostfileError => Failure::bad_input,
-    DeviceMatrixError => Failure::bad_input,
-    SetupError => Failure::bad_input,
-    Box<ApplyError> => Failure::bad_input,
-    std::io::Error => Failure::Output,
 }

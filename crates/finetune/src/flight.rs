@@ -1,5 +1,8 @@
-//! What a rank did last, kept for whoever wants to know how the ranks came apart: one small file per failed rank, in a folder
-//! of this user's. A run that ends well removes those of its earlier attempts, and only the newest few stay in any case.
+//! The last operations of a failed rank, in one small file of a folder of this user's. It helps to
+//! find out how the ranks came apart.
+//!
+//! A run that ends well removes the files of its earlier attempts. Only the newest few stay in any
+//! case.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -7,23 +10,24 @@ use std::sync::OnceLock;
 use finetune_allreduce::GroupError;
 use finetune_store::{Disk, RealDisk, replace_file};
 
-/// Records that stay at most.
+/// The most records that stay.
 const KEPT: usize = 32;
 
 /// The folder that this process's run writes to, once it is known.
 static RUN: OnceLock<PathBuf> = OnceLock::new();
 
-/// Says which run's records those of this process are.
+/// Says which run the records of this process belong to.
 pub(crate) fn belong_to(run: &Path) {
     let _ = RUN.set(run.to_owned());
 }
 
-/// Where they are: a folder that other users cannot have put there.
+/// The folder of the records.
 fn folder() -> PathBuf {
     std::env::temp_dir().join(format!("finetune-flight-{}", rustix::process::geteuid().as_raw()))
 }
 
-/// Whether the folder is there, is no link, and is this user's alone.
+/// Whether the folder exists, is no link and belongs to this user alone. Makes it if it does not
+/// exist.
 fn is_ours(folder: &Path) -> bool {
     use std::os::unix::fs::{DirBuilderExt, MetadataExt};
     let _ = std::fs::DirBuilder::new().mode(0o700).create(folder);
@@ -31,14 +35,15 @@ fn is_ours(folder: &Path) -> bool {
     std::fs::symlink_metadata(folder).is_ok_and(|it| it.is_dir() && it.uid() == own && it.mode() & 0o022 == 0)
 }
 
-/// The same for all attempts at a run: the folder that it writes to.
+/// What the names of a run's records begin with: the same for all attempts.
 fn mark(run: &Path) -> String {
     let run = std::path::absolute(run).unwrap_or_else(|_| run.to_owned());
     let hash = finetune_store::hash_of(run.as_os_str().as_encoded_bytes());
     finetune_store::hex(&hash)[..12].to_owned()
 }
 
-/// Writes the record of a failed rank; says where. The error itself is what matters, so a failure to write it is passed over.
+/// Writes the record of a failed rank, and returns a hint with its path. Returns no hint if it
+/// cannot be written: the error of the rank is what matters.
 pub(crate) fn keep(error: &GroupError) -> Vec<String> {
     keep_in(&folder(), error.rank, &lines(error), RUN.get().map(PathBuf::as_path))
 }
@@ -58,7 +63,7 @@ fn keep_in(folder: &Path, rank: usize, lines: &[String], run: Option<&Path>) -> 
         return Vec::new();
     }
     remove(oldest(folder));
-    vec![format!("the last {} operations of this rank are in {}", lines.len(), path.display())]
+    vec![format!("{} has the last operations of this rank ({})", path.display(), lines.len())]
 }
 
 /// Removes what earlier attempts at a run left, now that it is done.

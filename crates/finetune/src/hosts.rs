@@ -10,11 +10,12 @@ use finetune_allreduce::DeviceMatrix;
 use finetune_launch::{Remote, Unanswered, WorkerHost, reach};
 use finetune_recipe::Recipe;
 use finetune_rendezvous::{HostPort, Hostfile, is_loopback, machine_name, own_name};
+use finetune_trainer::numbers::counted;
 
 use crate::cli::{LaunchArguments, RunArguments};
 use crate::commands::preflight::{self, Question, Report};
+use crate::copied_run::{self, CopiedRun};
 use crate::failure::Failure;
-use crate::freight::{self, Freight};
 use crate::progress::Verbosity;
 
 mod answers;
@@ -47,7 +48,7 @@ pub(crate) struct Hosts {
     address: Option<String>,
     ports: Option<(u16, u16)>,
     /// With `--copy`.
-    freight: Option<Freight>,
+    copied_run: Option<CopiedRun>,
 }
 
 impl Hosts {
@@ -56,8 +57,8 @@ impl Hosts {
     pub(crate) fn choose(arguments: &LaunchArguments) -> Result<Hosts, Failure> {
         let all = |machines: Vec<Machine>, file, devices| {
             let at_start = machines.len();
-            let (used, address, ports, freight) = (at_start, None, None, None);
-            Hosts { machines, used, file, devices, at_start, address, ports, freight }
+            let (used, address, ports, copied_run) = (at_start, None, None, None);
+            Hosts { machines, used, file, devices, at_start, address, ports, copied_run }
         };
         let Some(path) = &arguments.hostfile else {
             let ranks = arguments.ranks.unwrap_or(1);
@@ -108,15 +109,15 @@ impl Hosts {
             let shares = virtual_ranks.unwrap_or_default();
             return Err(Failure::arguments(
                 format!("distributed.virtual_ranks = {shares} cannot be shared out evenly among {there} ranks"),
-                format!("{} ranks would do", self.used),
+                format!("{} would do", counted(self.used as u64, "rank")),
             ));
         }
         let least = min_ranks.unwrap_or(self.at_start).max(1);
         if self.used < least {
-            return Err(Failure::Lost {
-                message: format!("{} of {} hosts are left, and the recipe needs {least} ranks", there, self.at_start),
-                hints: vec!["distributed.min_ranks in the recipe lets a restart go on with fewer".to_owned()],
-            });
+            return Err(Failure::lost(
+                format!("hosts left: {there} of {}; the recipe needs {least} ranks", self.at_start),
+                vec!["distributed.min_ranks in the recipe lets a restart go on with fewer".to_owned()],
+            ));
         }
         Ok(())
     }
@@ -137,24 +138,24 @@ impl Hosts {
         }
         let is_stopped = || stop.load(Ordering::SeqCst) != 0;
         if arguments.copy {
-            let freight = Freight::pack(run, recipe, stop);
+            let copied_run = CopiedRun::pack(run, recipe, stop);
             if is_stopped() {
                 return Ok(());
             }
-            let freight = freight?;
+            let copied_run = copied_run?;
             let words = preflight::words_of_copy(run, recipe);
             for machine in &mut self.machines {
                 let Some(remote) = &mut machine.remote else { continue };
-                let brought = freight.bring(remote, verbosity, stop);
+                let brought = copied_run.bring(remote, verbosity, stop);
                 if is_stopped() {
                     return Ok(());
                 }
                 brought?;
                 remote.program = PathBuf::from("./finetune");
-                remote.directory = Some(PathBuf::from(freight.folder()));
+                remote.directory = Some(PathBuf::from(copied_run.folder()));
                 remote.words = Some(words.clone());
             }
-            self.freight = Some(freight);
+            self.copied_run = Some(copied_run);
         }
         let name = self.name_of_rank_0();
         let question = Question { watched: true, brief: false, resolve: Some(name.clone()), ports: self.ports };
@@ -165,12 +166,12 @@ impl Hosts {
         }
         self.judge(answers, &ours, verbosity)?;
         self.find_rank_0(&name)?;
-        self.tell_of_twins(verbosity);
-        if let Some(freight) = &self.freight
+        self.warn_of_shared_hosts(verbosity);
+        if let Some(copied_run) = &self.copied_run
             && run.resume == Some(None)
             && let (Some(remote), newest) = (&self.machines[0].remote, &self.machines[0].report.newest)
         {
-            freight.send_run(remote, newest.as_ref().map_or(0, |(step, _)| *step), verbosity, stop)?;
+            copied_run.send_run(remote, newest.as_ref().map_or(0, |(step, _)| *step), verbosity, stop)?;
         }
         Ok(())
     }
@@ -209,14 +210,14 @@ impl Hosts {
         })
     }
 
-    fn tell_of_twins(&self, verbosity: Verbosity) {
+    fn warn_of_shared_hosts(&self, verbosity: Verbosity) {
         for (index, machine) in self.machines.iter().enumerate() {
-            let twin =
+            let same =
                 self.machines[..index].iter().find(|other| is_same(other, machine) && other.name != machine.name);
-            if let Some(twin) = twin.filter(|_| verbosity > Verbosity::Quiet) {
+            if let Some(same) = same.filter(|_| verbosity > Verbosity::Quiet) {
                 crate::stderr::complain!(
                     "{} and {} are one machine: their ranks share its threads and GPUs",
-                    twin.name,
+                    same.name,
                     machine.name
                 );
             }
@@ -277,16 +278,16 @@ impl Hosts {
         match newest.map(|(step, _)| *step).max() {
             Some(there) if there >= step => Ok(None),
             Some(there) => Ok(Some(format!("step {step} was saved on {host} only: going on from step {there}"))),
-            None => Err(Failure::Lost {
-                message: format!(
+            None => Err(Failure::lost(
+                format!(
                     "{host} holds the run and is not reached any more: its newest checkpoint is {} there, and no other host has one",
                     path.display()
                 ),
-                hints: vec![
+                vec![
                     format!("the same command with --resume goes on from it once {host} is back"),
                     "checkpoint.copies = 1 keeps each checkpoint on one more host".to_owned(),
                 ],
-            }),
+            )),
         }
     }
 
@@ -307,15 +308,15 @@ impl Hosts {
     /// With `--copy`: fetches the run to this host, and removes the copies if it is done. Returns
     /// lines that say where the run is, and whether it is here.
     pub(crate) fn bring_home(&self, done: bool, verbosity: Verbosity) -> Option<(Vec<String>, bool)> {
-        let freight = self.freight.as_ref()?;
+        let copied_run = self.copied_run.as_ref()?;
         let remotes: Vec<&Remote> = self.remotes().collect();
-        Some(freight::bring_home(freight, self.machines[0].remote.as_ref(), &remotes, done, verbosity))
+        Some(copied_run::bring_home(copied_run, self.machines[0].remote.as_ref(), &remotes, done, verbosity))
     }
 
     /// With `--copy`: where rank 0 writes the run, host and path.
     pub(crate) fn whereabouts(&self) -> Option<String> {
-        let (freight, remote) = (self.freight.as_ref()?, self.machines.first()?.remote.as_ref()?);
-        Some(freight.whereabouts(remote))
+        let (copied_run, remote) = (self.copied_run.as_ref()?, self.machines.first()?.remote.as_ref()?);
+        Some(copied_run.whereabouts(remote))
     }
 
     /// Where each rank runs.

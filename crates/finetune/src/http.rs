@@ -1,8 +1,9 @@
-//! Answers GET requests of whoever asks, within bounds: one thread, a few connections, small requests without a body, a deadline
-//! for each. A client that is slow, endless or many costs the others nothing; the newest are served first.
+//! Answers GET requests within bounds: one thread, a few connections, small requests without a
+//! body, a deadline for each. Slow, endless or many clients cost the others nothing. The newest are
+//! served first.
 //!
-//! What a general server would do (tiny_http was here before) waits for the body of one client while the others wait, and ends
-//! for good when there are no descriptors left.
+//! A general server (tiny_http was used before) waits for the body of one client while the others
+//! wait. It also ends for good if no descriptors are left.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -14,16 +15,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 /// Bytes of a request.
 const LONGEST_REQUEST: usize = 8 << 10;
 const MOST_HEADERS: usize = 64;
-/// Connections at a time: beyond them the oldest goes.
+/// The most connections at a time. If one more comes, the oldest is closed.
 const MOST_CONNECTIONS: usize = 32;
-/// Connections taken before those that are there have their turn.
+/// The most connections that are taken in one turn.
 const BURST: usize = 64;
 /// From the connection to the last byte of the answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// After the system could not give a connection.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What is answered: a status line's number and words, and text.
+/// An answer: the number and words of the status line, and a text.
 pub(crate) struct Answer {
     pub(crate) status: &'static str,
     pub(crate) text: String,
@@ -41,7 +42,7 @@ pub(crate) fn serve(listener: &TcpListener, answer: &dyn Fn(&str) -> Answer) -> 
     }
 }
 
-/// Until somebody connects, says something, can hear something, or has had its time.
+/// Waits until a client connects, sends something or can receive something, or its time is over.
 fn wait(listener: &TcpListener, connections: &VecDeque<Connection>) {
     let mut places = vec![PollFd::new(listener, PollFlags::IN)];
     places.extend(
@@ -52,7 +53,7 @@ fn wait(listener: &TcpListener, connections: &VecDeque<Connection>) {
     let until = connections.iter().map(|it| it.until).min();
     let time = until.map(|until| until.saturating_duration_since(Instant::now()));
     let time = time.and_then(|time| Timespec::try_from(time).ok());
-    // Interrupted, it is asked again.
+    // Ignore the error: after an interruption the loop calls it again.
     let _ = poll(&mut places, time.as_ref());
 }
 
@@ -71,7 +72,7 @@ fn take(listener: &TcpListener, connections: &mut VecDeque<Connection>) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return,
             Err(error) if error.kind() == ErrorKind::Interrupted || error.kind() == ErrorKind::ConnectionAborted => {}
             Err(_) => {
-                // No descriptors: the oldest gives one back.
+                // No descriptors are left: the oldest connection gives one back.
                 connections.pop_front();
                 std::thread::sleep(PAUSE);
                 return;
@@ -84,9 +85,10 @@ struct Connection {
     socket: TcpStream,
     until: Instant,
     request: Vec<u8>,
-    /// What of the answer is still to be sent; none while the request is not complete.
+    /// The rest of the answer. `None` while the request is not complete.
     left: Option<Vec<u8>>,
-    /// The answer is sent. What the client still says is read and dropped: a reset could take the answer away from it.
+    /// The answer is sent. What the client still sends is read and dropped, since a reset could
+    /// take the answer away from it.
     done: bool,
 }
 
@@ -95,7 +97,7 @@ impl Connection {
         Connection { socket, until: Instant::now() + DEADLINE, request: Vec::new(), left: None, done: false }
     }
 
-    /// Does what can be done without waiting; false once it is over.
+    /// Does what can be done without waiting. Returns false once the connection is over.
     fn go_on(&mut self, answer: &dyn Fn(&str) -> Answer) -> bool {
         if self.done {
             return self.drop_rest();
@@ -159,7 +161,7 @@ enum Reading {
     Over,
 }
 
-/// The answer to a request, none while it is not complete.
+/// The answer to a request. `None` while the request is not complete.
 fn reply(request: &[u8], answer: &dyn Fn(&str) -> Answer) -> Option<Vec<u8>> {
     let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);

@@ -1,4 +1,4 @@
-//! Commands that leave nothing behind when they are interrupted: what they have written so far goes first.
+//! Interrupted commands leave nothing behind: what they have written so far is removed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,11 @@ use signal_hook::iterator::Signals;
 
 use crate::exit::Exit;
 
-/// How often a directory is removed anew that another thread is still writing into.
+/// How often removing a directory is tried while another thread still writes into it.
 const TRIES: usize = 50;
 
-/// Removes what is unfinished at the first SIGINT, SIGTERM or SIGHUP, and ends the program with 128 and its number.
+/// Removes unfinished work at the first SIGINT, SIGTERM or SIGHUP. Then it ends the program with
+/// 128 plus the signal's number.
 pub(crate) struct Unfinished(Arc<Mutex<Option<PathBuf>>>);
 
 impl Unfinished {
@@ -27,7 +28,8 @@ impl Unfinished {
         let watched = Arc::clone(&directory);
         std::thread::Builder::new().name("interrupt".to_owned()).spawn(move || {
             if let Some(signal) = signals.forever().next() {
-                // Held until the end: what is being published is published, what is not never will be.
+                // The lock is held until the end: a directory that is being published is published
+                // whole, and no other one will be.
                 let unfinished = lock(&watched);
                 if let Some(directory) = &*unfinished {
                     remove(directory);
@@ -39,7 +41,7 @@ impl Unfinished {
         Ok(Unfinished(directory))
     }
 
-    /// Begins a directory. A signal is heard before or after, never between.
+    /// Begins a directory. A signal acts before or after that, never between.
     pub(crate) fn begin<'disk>(
         &self,
         begin: impl FnOnce() -> Result<Staging<'disk>, StoreError>,
@@ -50,8 +52,8 @@ impl Unfinished {
         Ok(staging)
     }
 
-    /// Nothing is removed any more, and no signal ends the program while the answer lives. Where a signal has come, this waits
-    /// for the end of the program.
+    /// From now on nothing is removed. No signal ends the program while the returned guard lives.
+    /// If a signal has come already, this waits for the end of the program.
     pub(crate) fn publishing(&self) -> MutexGuard<'_, Option<PathBuf>> {
         let mut unfinished = lock(&self.0);
         *unfinished = None;
@@ -74,8 +76,8 @@ fn remove(directory: &Path) {
     }
 }
 
-/// Whether whoever started this process wants it to outlive this signal, as `nohup` does. Linux says so; elsewhere it is
-/// not asked.
+/// Whether this process was started to outlive the signal, as by `nohup`. Only Linux tells;
+/// elsewhere the answer is no.
 fn is_ignored(signal: i32) -> bool {
     let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = text.lines().find_map(|line| line.strip_prefix("SigIgn:"));

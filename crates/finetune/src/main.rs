@@ -7,10 +7,10 @@ mod allocator;
 mod cli;
 mod closing;
 mod commands;
+mod copied_run;
 mod exit;
 mod failure;
 mod flight;
-mod freight;
 mod hosts;
 mod http;
 mod interrupt;
@@ -29,6 +29,9 @@ mod work;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use exit::Exit;
+use failure::Failure;
 
 #[global_allocator]
 static ALLOCATOR: allocator::Allocator = allocator::Allocator;
@@ -58,7 +61,7 @@ fn main() -> ExitCode {
             failure.exit().into()
         }
         Err(_) if NO_THREADS.load(Ordering::SeqCst) => {
-            let failure = failure::Failure::no_threads();
+            let failure = Failure::no_threads();
             failure.print();
             failure.exit().into()
         }
@@ -67,7 +70,7 @@ fn main() -> ExitCode {
                 "error: this is a bug in finetune {}; the lines above say where",
                 env!("CARGO_PKG_VERSION")
             );
-            exit::Exit::Bug.into()
+            Exit::Bug.into()
         }
     }
 }

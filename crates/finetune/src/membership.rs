@@ -10,7 +10,7 @@ use std::time::Duration;
 use finetune_allreduce::{Algorithm, BackendChoice, Notice};
 use finetune_launch::{Order, assignment};
 use finetune_recipe::{BackendChoice as Backend, Distributed, Recipe, TopologyChoice};
-use finetune_rendezvous::{Membership, MembershipError, slurm_tasks_without_srun};
+use finetune_rendezvous::{Membership, slurm_tasks_without_srun};
 use finetune_trainer::Ranks;
 use serde::{Deserialize, Serialize};
 
@@ -48,15 +48,6 @@ impl Assignment {
         let found = Membership::from_launcher(token_file)?;
         let (membership, notes) = found.unwrap_or_else(|| (Membership::alone(), idle_tasks().into_iter().collect()));
         Ok((Assignment { membership, narrates: false }, notes))
-    }
-}
-
-impl From<MembershipError> for Failure {
-    fn from(error: MembershipError) -> Failure {
-        match error {
-            MembershipError::Join(error) => Failure::Join(*error),
-            other => Failure::bad_input(other),
-        }
     }
 }
 

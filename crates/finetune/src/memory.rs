@@ -1,7 +1,7 @@
 //! How much memory there is, and how much memory and processor time this process has used.
 
-/// Largest resident memory so far, in bytes. Linux's getrusage also counts what a process was before it became this program:
-/// under a launcher in Python, that one's memory.
+/// Largest resident memory so far, in bytes. Linux's getrusage is not used: it also counts the
+/// program that started this one, such as a launcher in Python.
 pub(crate) fn peak_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -21,15 +21,16 @@ pub(crate) fn processor_seconds() -> f64 {
 #[expect(unsafe_code, reason = "getrusage is a C function")]
 fn usage() -> libc::rusage {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: the call fills the struct it is given; zeroes are a valid value of it should the call fail.
+    // SAFETY: the call fills the struct that it is given. If it fails, the struct is zero, which is
+    // a valid value.
     unsafe {
         libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
         usage.assume_init()
     }
 }
 
-/// Bytes of main memory that this process may use, where it can be told: the machine's, swap included, or the least of what its
-/// control groups are allowed.
+/// Bytes of main memory that this process may use: those of the machine with swap, or the lowest
+/// limit of its control groups. `None` if the system does not tell.
 #[cfg(not(target_os = "macos"))]
 pub(crate) fn machine_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
@@ -45,8 +46,8 @@ pub(crate) fn machine_bytes() -> Option<u64> {
     allowed.chain([machine]).min()
 }
 
-/// The files that may hold a limit of this process: that of its own group (Slurm and systemd make one per job) and of every
-/// group above it, by what /proc/self/cgroup and /proc/self/mountinfo say. See cgroups(7).
+/// The files that may hold a limit of this process, by /proc/self/cgroup and /proc/self/mountinfo.
+/// Slurm and systemd make a group for each job; the groups above it count too. See cgroups(7).
 #[cfg(not(target_os = "macos"))]
 fn limits(groups: &str, mounts: &str) -> Vec<std::path::PathBuf> {
     use std::path::{Component, Path, PathBuf};
@@ -64,7 +65,8 @@ fn limits(groups: &str, mounts: &str) -> Vec<std::path::PathBuf> {
         }
         let name = if version_2 { "memory.max" } else { "memory.limit_in_bytes" };
         for mount in mounts.lines() {
-            // ID, parent, device, root of the mount in its file system, where it is mounted, … - type, source, options.
+            // ID, parent, device, root of the mount in its file system, mount point, … - type,
+            // source, options.
             let Some((place, kind)) = mount.split_once(" - ") else { continue };
             let place: Vec<&str> = place.split(' ').collect();
             let kind: Vec<&str> = kind.split(' ').collect();
@@ -79,7 +81,7 @@ fn limits(groups: &str, mounts: &str) -> Vec<std::path::PathBuf> {
             if !is_it {
                 continue;
             }
-            // A container sees the group from its own root, or the mount from the group's.
+            // A container sees the group from its own root, or the mount from the group's root.
             let inside = Path::new(group).strip_prefix(root).unwrap_or(Path::new(group));
             let inside: PathBuf = inside.components().filter(|it| matches!(it, Component::Normal(_))).collect();
             files.extend(inside.ancestors().map(|group| Path::new(point).join(group).join(name)));
@@ -88,8 +90,8 @@ fn limits(groups: &str, mounts: &str) -> Vec<std::path::PathBuf> {
     files
 }
 
-/// Bytes of memory that a run may take: all but what macOS and its window server need, which take it back by swapping
-/// everything else out.
+/// Bytes of memory that a run may take. macOS and its window server need the rest. If they lack it,
+/// they swap everything else out.
 #[cfg(target_os = "macos")]
 #[expect(unsafe_code, reason = "sysctl is a C function")]
 pub(crate) fn machine_bytes() -> Option<u64> {

@@ -1,4 +1,4 @@
-//! Results on stdout. A reader that has gone away (`| head`) has seen enough: that is no error.
+//! Results on stdout. A reader that has gone away (`| head`) is no error.
 
 use std::io::{ErrorKind, Write};
 
@@ -12,7 +12,7 @@ pub(crate) fn line(text: &str) -> std::io::Result<()> {
     print(&format!("{text}\n"))
 }
 
-/// [`print`] for text with colors, which are taken out where no terminal shows them.
+/// [`print`] for text with colors. They are taken out if no terminal shows them.
 pub(crate) fn colored(text: &str) -> std::io::Result<()> {
     write(&mut anstream::stdout().lock(), text)
 }

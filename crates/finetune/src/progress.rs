@@ -1,4 +1,4 @@
-//! Progress of long work on stderr: bars where it is a terminal, plain lines where it is not.
+//! Progress of long work on stderr: bars in a terminal, otherwise plain lines.
 
 use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use finetune_trainer::numbers::{bytes, duration, thousands};
 use finetune_trainer::numbers::{counted, rate, seconds};
-use finetune_trainer::{Answers, Event, StepRow};
+use finetune_trainer::{Answers, EvalRow, Event, StepRow};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,8 @@ pub(crate) enum Verbosity {
     Verbose,
 }
 
-/// What a rank tells its launcher, which shows it: one line of standard output that begins with [`MARK`].
+/// What a rank tells its launcher, which shows it. It is one line of standard output that begins
+/// with [`MARK`].
 #[derive(Debug, Serialize, Deserialize)]
 enum Narrated {
     Begin { from: u64, to: u64, trained_parameters: usize },
@@ -28,7 +29,7 @@ enum Narrated {
 /// No line of text begins with it.
 const MARK: char = '\u{1}';
 
-/// The line that tells an event to a launcher; none for events that the rank says itself.
+/// The line that tells an event to a launcher. `None` for events that the rank says itself.
 pub(crate) fn narrate(event: &Event<'_>) -> Option<String> {
     let narrated = match event {
         Event::Begin { from, to, trained_parameters } if from < to => {
@@ -43,24 +44,25 @@ pub(crate) fn narrate(event: &Event<'_>) -> Option<String> {
 /// Seconds between plain lines while nothing else is said.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
 
-/// The same for work that is no step: reading rows, evaluating, answering. Most of it is done before the first of them.
+/// The same for reading rows, evaluating and answering. Most of it is done before the first such
+/// line.
 const PLAIN_WORK_EVERY: Duration = Duration::from_secs(5);
 
-/// Work under way where there is no terminal.
+/// Work under way, without a terminal.
 #[derive(Debug)]
-struct Work {
+struct PlainWork {
     what: String,
-    /// Things to do, 0 where that is not known.
+    /// The number of things to do; 0 if it is not known.
     len: u64,
     last_line: Instant,
 }
 
-impl Work {
-    fn new(what: &str, len: u64) -> Work {
-        Work { what: what.to_owned(), len, last_line: Instant::now() }
+impl PlainWork {
+    fn new(what: &str, len: u64) -> PlainWork {
+        PlainWork { what: what.to_owned(), len, last_line: Instant::now() }
     }
 
-    /// A line about how far it is, every few seconds.
+    /// A line that says how far the work is, every few seconds.
     fn line(&mut self, done: u64) -> Option<String> {
         if self.last_line.elapsed() < PLAIN_WORK_EVERY {
             return None;
@@ -75,12 +77,12 @@ impl Work {
 pub(crate) struct Progress {
     verbosity: Verbosity,
     terminal: bool,
-    /// A step in so many is worth a plain line (`log.every`).
+    /// One step in this many gets a plain line (`log.every`).
     every: u64,
     bar: Option<ProgressBar>,
-    /// Behind a lock, as the bar is: rows are counted by whichever thread reads them.
-    work: Mutex<Option<Work>>,
-    /// The bar is that of an evaluation outside the steps.
+    /// Behind a lock, since any thread that reads rows counts them. The bar has its own.
+    work: Mutex<Option<PlainWork>>,
+    /// The bar belongs to an evaluation outside of the steps.
     evaluates: bool,
     started: Instant,
     first_step: Option<u64>,
@@ -102,7 +104,7 @@ impl Progress {
         }
     }
 
-    /// A line above the bar.
+    /// Prints a line above the bar, unless only errors and results are wanted.
     pub(crate) fn say(&self, line: &str) {
         if self.verbosity == Verbosity::Quiet {
             return;
@@ -113,7 +115,7 @@ impl Progress {
         }
     }
 
-    /// Another process's line above the bar, which has passed that one's own choice of what to say.
+    /// Prints a line of another process above the bar. That process has chosen itself what to say.
     pub(crate) fn repeat(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| crate::stderr::complain!("{line}")),
@@ -121,7 +123,7 @@ impl Progress {
         }
     }
 
-    /// A bar over `len` things, or a spinner where that is 0; plain output gets one line.
+    /// Starts a bar over `len` things, or a spinner if `len` is 0. Plain output gets one line.
     pub(crate) fn start(&mut self, what: &str, len: u64) {
         self.finish();
         if self.verbosity == Verbosity::Quiet {
@@ -129,7 +131,7 @@ impl Progress {
         }
         if !self.terminal {
             crate::stderr::complain!("{what}");
-            self.set_work(Some(Work::new(what, len)));
+            self.set_work(Some(PlainWork::new(what, len)));
             return;
         }
         let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr());
@@ -152,7 +154,7 @@ impl Progress {
         line.iter().for_each(|line| self.say(line));
     }
 
-    fn set_work(&self, work: Option<Work>) {
+    fn set_work(&self, work: Option<PlainWork>) {
         *self.work.lock().unwrap_or_else(PoisonError::into_inner) = work;
     }
 
@@ -164,7 +166,7 @@ impl Progress {
         }
     }
 
-    /// Shows what [`narrate`] has made a line of; false if it is another line.
+    /// Shows the event that [`narrate`] has made a line of. Returns false if it is another line.
     pub(crate) fn show_narrated(&mut self, line: &str) -> bool {
         let Some(narrated) = line.strip_prefix(MARK).and_then(|text| serde_json::from_str(text).ok()) else {
             return false;
@@ -182,51 +184,19 @@ impl Progress {
     pub(crate) fn show(&mut self, event: Event<'_>) {
         match event {
             Event::Begin { from, to, .. } if from >= to => self.say(&format!("step {from} was the last: all is done")),
-            Event::Begin { from, to, trained_parameters } => {
-                let steps =
-                    if from + 1 == to { format!("step {to}") } else { format!("steps {} to {to}", from + 1) };
-                self.say(&format!("training {steps}, {} parameters", thousands(trained_parameters as u64)));
-                self.steps_bar(from, to);
-            }
+            Event::Begin { from, to, trained_parameters } => self.begin_steps(from, to, trained_parameters),
             Event::CurveChanged { step, was, now } => self.say(&format!(
                 "the learning rate goes on along another curve: step {step} had {}, by this recipe it would have had {}",
                 rate(was),
                 rate(now)
             )),
-            Event::Step { row, steps } => {
-                let first = *self.first_step.get_or_insert(row.step - 1);
-                let done = row.step - first;
-                let left = self.started.elapsed().as_secs_f64() / done as f64 * (steps - row.step) as f64;
-                let numbers = format!("loss {:.4}  {:.0} tokens/s", row.loss, row.tokens_per_second);
-                if let Some(bar) = &self.bar {
-                    bar.set_position(row.step);
-                    bar.set_message(format!("{numbers}  {} left", duration(left)));
-                } else if self.plain_line_due(row.step, steps) {
-                    let line = format!(
-                        "step {}/{steps}  {numbers}  lr {}  grad norm {:.3}  {} left",
-                        row.step,
-                        rate(row.learning_rate),
-                        row.grad_norm,
-                        duration(left)
-                    );
-                    self.say(&line);
-                }
-            }
+            Event::Step { row, steps } => self.show_step(row, steps),
             Event::Evaluating { rows } => self.begin_evaluation(rows),
             Event::EvaluatedRows { done, rows } => match &self.bar {
                 Some(bar) if !self.evaluates => bar.set_message(format!("evaluating row {}/{rows}", done + 1)),
                 _ => self.position(done as u64),
             },
-            Event::Evaluated { row, best } => {
-                if self.evaluates || !self.terminal {
-                    self.finish();
-                }
-                let best = if best { "  (best so far)" } else { "" };
-                self.say(&match row.step {
-                    0 => format!("before training  evaluation loss {:.4}", row.eval_loss),
-                    step => format!("step {step}  evaluation loss {:.4}{best}", row.eval_loss),
-                });
-            }
+            Event::Evaluated { row, best } => self.end_evaluation(row, best),
             Event::Answering { done: 0, rows } => {
                 self.start(&format!("answering {}", counted(rows as u64, "held-back row")), rows as u64);
             }
@@ -245,18 +215,56 @@ impl Progress {
             Event::Copied { step, host, failed: Some(why) } => {
                 self.say(&format!("step {step}  cannot be kept on {host} too: {why}"));
             }
-            // Who knows the hosts says it, and who handles signals.
+            // Those who know the hosts and the signals say these.
             Event::Straggler { .. } | Event::SharesAssigned { .. } | Event::Working { .. } | Event::Stopping { .. } => {}
             Event::LossScale { step, scale } => {
                 self.say(&format!("step {step}  f16 overflowed: computed again with loss scale {scale}"));
             }
             Event::StoppingEarly { step, evaluations } => {
-                self.say(&format!("step {step}  no better evaluation {evaluations} times in a row: stopping early"));
+                let times = counted(evaluations, "time");
+                self.say(&format!("step {step}  no better evaluation {times} in a row: stopping early"));
             }
         }
     }
 
-    /// An evaluation among steps shares their bar; one before them has its own. Without a terminal nothing is said of a short one.
+    fn begin_steps(&mut self, from: u64, to: u64, trained_parameters: usize) {
+        let steps = if from + 1 == to { format!("step {to}") } else { format!("steps {} to {to}", from + 1) };
+        self.say(&format!("training {steps}, {}", counted(trained_parameters as u64, "parameter")));
+        self.steps_bar(from, to);
+    }
+
+    fn show_step(&mut self, row: &StepRow, steps: u64) {
+        let first = *self.first_step.get_or_insert(row.step - 1);
+        let done = row.step - first;
+        let left = self.started.elapsed().as_secs_f64() / done as f64 * (steps - row.step) as f64;
+        let numbers = format!("loss {:.4}  {:.0} tokens/s", row.loss, row.tokens_per_second);
+        if let Some(bar) = &self.bar {
+            bar.set_position(row.step);
+            bar.set_message(format!("{numbers}  {} left", duration(left)));
+        } else if self.plain_line_due(row.step, steps) {
+            self.say(&format!(
+                "step {}/{steps}  {numbers}  lr {}  grad norm {:.3}  {} left",
+                row.step,
+                rate(row.learning_rate),
+                row.grad_norm,
+                duration(left)
+            ));
+        }
+    }
+
+    fn end_evaluation(&mut self, row: &EvalRow, best: bool) {
+        if self.evaluates || !self.terminal {
+            self.finish();
+        }
+        let best = if best { "  (best so far)" } else { "" };
+        self.say(&match row.step {
+            0 => format!("before training  evaluation loss {:.4}", row.eval_loss),
+            step => format!("step {step}  evaluation loss {:.4}{best}", row.eval_loss),
+        });
+    }
+
+    /// An evaluation between steps shares their bar. One before them has its own. Without a
+    /// terminal, nothing is said of a short one.
     fn begin_evaluation(&mut self, rows: usize) {
         let what = format!("evaluating {}", counted(rows as u64, "held-back row"));
         if self.terminal && self.bar.is_none() {
@@ -266,7 +274,7 @@ impl Progress {
             self.say(&what);
         }
         if !self.terminal && self.verbosity > Verbosity::Quiet {
-            self.set_work(Some(Work::new("evaluating held-back rows", rows as u64)));
+            self.set_work(Some(PlainWork::new("evaluating held-back rows", rows as u64)));
         }
     }
 
@@ -292,6 +300,16 @@ impl Progress {
     }
 }
 
+/// An estimate of a time: "less than a second", "about 2m45s".
+pub(crate) fn about(seconds: f64) -> String {
+    if seconds < 1.0 { took(seconds) } else { format!("about {}", duration(seconds)) }
+}
+
+/// How long something took: "less than a second", "2m45s".
+pub(crate) fn took(seconds: f64) -> String {
+    if seconds < 1.0 { "less than a second".to_owned() } else { duration(seconds) }
+}
+
 /// The answers before and after training, side by side, for the end of a run.
 pub(crate) fn answers(before: Option<&Answers>, after: Option<&Answers>) -> String {
     let Some(after) = after else { return String::new() };
@@ -314,7 +332,7 @@ pub(crate) fn answers(before: Option<&Answers>, after: Option<&Answers>) -> Stri
     text
 }
 
-/// At most 160 characters, line breaks shown.
+/// The text on one line: at most 160 characters, line breaks shown.
 fn one_line(text: &str) -> String {
     let text = text.trim().replace('\n', "⏎");
     match text.char_indices().nth(160) {
@@ -323,7 +341,7 @@ fn one_line(text: &str) -> String {
     }
 }
 
-/// What a rank that holds the others up costs. `name` is its rank and host.
+/// The line about a rank that the others wait for, and what it costs. `name` is its rank and host.
 pub(crate) fn straggler(name: &str, factor: f64, steps: u64, step: f64, without: Option<f64>) -> String {
     let took = format!("{name} took {factor:.1} times as long as the others in the last {}", counted(steps, "step"));
     match without {
@@ -341,7 +359,7 @@ mod tests {
 
     #[test]
     fn work_without_a_terminal_says_how_far_it_is_now_and_then() {
-        let mut work = Work::new("reading rows", 0);
+        let mut work = PlainWork::new("reading rows", 0);
         assert_eq!(work.line(10), None, "a short work says nothing");
         let long_ago = Instant::now().checked_sub(PLAIN_WORK_EVERY).expect("a machine that has been on for a while");
         work.last_line = long_ago;

@@ -6,8 +6,7 @@
 
 use std::path::PathBuf;
 
-use finetune_allreduce::{GroupError, JoinError, Verdict};
-use finetune_trainer::{Event, TrainError};
+use finetune_trainer::Event;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -46,23 +45,10 @@ pub(crate) fn of_event(event: &Event<'_>) -> Option<RankEvent> {
     }
 }
 
-/// The ranks whose failure it was, if not this rank's own.
+/// The event that names the ranks whose failure it was, if not this rank's own.
 pub(crate) fn of_failure(failure: &Failure) -> Option<RankEvent> {
-    let ranks = match failure {
-        Failure::Train(TrainError::Group { error, .. })
-        | Failure::Group(error)
-        | Failure::Join(JoinError::Group(error)) => others(error),
-        Failure::Join(JoinError::Peer { peer, .. }) => vec![*peer],
-        _ => Vec::new(),
-    };
+    let ranks = failure.blamed();
     (!ranks.is_empty()).then_some(RankEvent::EndedBy { ranks })
-}
-
-fn others(error: &GroupError) -> Vec<usize> {
-    match &error.verdict {
-        Verdict::Reported { by, .. } if *by != error.rank => vec![*by],
-        _ => error.lost_ranks().into_iter().filter(|rank| *rank != error.rank).collect(),
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
-//! What a path on the command line means: a model, an adapter with its base, the result of a run, a recipe. What can be
-//! used is used; of the rest one line says what it is, and what is meant instead.
+//! What a path on the command line means: a model, an adapter with its base, the result of a run,
+//! or a recipe.
+//!
+//! A path that cannot be used gets an error that says what it holds, and what is meant instead.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -30,7 +32,7 @@ pub(crate) struct Source {
     pub(crate) model: PathBuf,
     pub(crate) adapter: Option<PathBuf>,
     chat_template: Option<PathBuf>,
-    /// What the date of its template says: that of the run, where it is one's.
+    /// The date that templates are given: that of the run, if the model or adapter is a run's.
     date: Option<String>,
     /// What the user should know about what was chosen.
     pub(crate) notices: Vec<String>,
@@ -60,7 +62,7 @@ impl Source {
         Source::of(model, adapter, arguments.chat_template.clone(), notices)
     }
 
-    /// A model and an adapter that are known already.
+    /// For a model and an adapter that are known already.
     pub(crate) fn of(
         model: PathBuf,
         adapter: Option<PathBuf>,
@@ -82,7 +84,8 @@ impl Source {
         Ok(Source { model, adapter, chat_template, date, notices })
     }
 
-    /// The tokenizer and template that the model was trained with; `None` where neither it nor its adapter has a tokenizer.
+    /// The tokenizer and template that the model was trained with. `None` if neither the model nor
+    /// its adapter has a tokenizer.
     pub(crate) fn tokenizer(&self) -> Result<Option<ChatTokenizer>, Failure> {
         Ok(ChatTokenizer::open(&TextSource {
             model_dir: &self.model,
@@ -144,7 +147,8 @@ fn checkpoint(path: PathBuf) -> Named {
     if path.join(ADAPTER_CONFIG).is_file() { Named::Adapter(path) } else { Named::Model(path) }
 }
 
-/// The result of a run: `adapter/`, `model/`, or the newest checkpoint of one that has not come to its end.
+/// The result of a run: `adapter/` or `model/`. A run that has not finished has its newest
+/// checkpoint.
 fn result_of(run: &Path, notices: &mut Vec<String>) -> Result<Named, Failure> {
     let (adapter, model) = (run.join("adapter"), run.join("model"));
     if recognize(&adapter) == Holding::Adapter {
@@ -211,7 +215,7 @@ fn whole_adapter(directory: &Path) -> Result<PathBuf, Failure> {
     Ok(directory.to_owned())
 }
 
-/// The base of an adapter: where the user says it is, else where the adapter or its run says it is.
+/// The base of an adapter. If the user does not name it, the adapter or its run does.
 pub(crate) fn base_of(adapter: &Path, given: Option<&Path>) -> Result<PathBuf, Failure> {
     let Some(given) = given else { return recorded_base(adapter) };
     match named(given, &mut Vec::new())? {
@@ -245,16 +249,15 @@ fn recorded_base(adapter: &Path) -> Result<PathBuf, Failure> {
     }
     let fetch = name.and_then(HubId::parse).filter(|id| id.name.contains('/')).map(|id| fetch(&id));
     let hint = "say where it is with --base MODEL_DIR".to_owned();
-    Err(Failure::Arguments {
-        message: match name {
-            Some(name) => format!("the base model of {}, {name}, is not there any more", adapter.display()),
-            None => format!("{} does not say which model it was trained on", adapter.display()),
-        },
-        hints: fetch.into_iter().map(|fetch| format!("{fetch} fetches it")).chain([hint]).collect(),
-    })
+    let message = match name {
+        Some(name) => format!("the base model of {}, {name}, is not there any more", adapter.display()),
+        None => format!("{} does not say which model it was trained on", adapter.display()),
+    };
+    let hints = fetch.into_iter().map(|fetch| format!("{fetch} fetches it")).chain([hint]).collect();
+    Err(Failure::bad_input(message, hints))
 }
 
-/// adapter_config.json; null where it cannot be read, which whoever needs more of it says.
+/// adapter_config.json. Null if it cannot be read: the code that needs more of it reports that.
 fn config_of(adapter: &Path) -> Value {
     let mut text = String::new();
     let file = std::fs::File::open(adapter.join(ADAPTER_CONFIG));
@@ -279,16 +282,17 @@ fn recipe_of(run: &Path) -> Option<Recipe> {
 /// The file that the RECIPE of a command means: a recipe, or the one of a run.
 pub(crate) fn recipe_path(path: &Path) -> Result<PathBuf, Failure> {
     match recognize(path) {
-        // Errors within it point at the place, better than could be done here.
+        // The recipe's reader points at the place of an error.
         Holding::Recipe | Holding::Text | Holding::EmptyFile => Ok(path.to_owned()),
-        // `/dev/stdin` and the shell's `<(...)` have no first bytes to look at without taking them away.
+        // `/dev/stdin` and the shell's `<(...)` can be read only once, so nothing is looked at
+        // here.
         Holding::Binary if !path.is_file() => Ok(path.to_owned()),
         Holding::Run | Holding::Directory if path.join("recipe.toml").is_file() => Ok(path.join("recipe.toml")),
         holding => Err(not_a_recipe(path, holding)),
     }
 }
 
-/// A file of rows on the command line. What kind it is, its reader says.
+/// Checks that an option names a file of rows. Its reader finds out the format.
 pub(crate) fn data_file(option: &str, path: &Path) -> Result<(), Failure> {
     match recognize(path) {
         Holding::Missing => Err(no_rows(option, path)),
@@ -308,7 +312,7 @@ fn fetch(id: &HubId) -> String {
     format!("`hf download {}{revision}`", id.name)
 }
 
-/// Where the Hugging Face cache is, for messages.
+/// The path of the Hugging Face cache, for messages.
 fn cache() -> String {
     hub_cache().map_or("of which nothing says where it is".to_owned(), |path| path.display().to_string())
 }

@@ -1,7 +1,7 @@
-//! Standard error. It may be a file on a full disk or a pipe that nobody reads any more: what cannot be said there is lost,
-//! and the work goes on.
+//! Standard error. It may be a file on a full disk, or a pipe without a reader. A line that cannot
+//! be written is lost, and the work goes on.
 
-/// `eprintln!` that never fails, with colors where a terminal shows them.
+/// `eprintln!` that never fails. Colors are left out if no terminal shows them.
 macro_rules! complain {
     ($($words:tt)*) => {{
         use std::io::Write as _;

@@ -1,14 +1,15 @@
-//! What a run is doing, for whoever asks it to stop: what is being finished, how long that takes, what would be lost.
+//! What a run is doing, for the answer to a signal: what is being finished, how long that takes,
+//! and what would be lost.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use finetune_trainer::Event;
 
-use crate::progress::duration;
+use crate::progress::about;
 use crate::signals::Heard;
 
-/// The state of a run as its events tell it.
+/// The state of a run, as its events tell it. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Work(Arc<Mutex<Doing>>);
 
@@ -61,7 +62,7 @@ impl Work {
         }
     }
 
-    /// What a signal does to it, in words.
+    /// What a signal does to the run, in words.
     pub(crate) fn words(&self, heard: Heard) -> String {
         let Doing { phase, step, since, seconds, saved } = &*self.doing();
         if heard == Heard::Second {
@@ -77,7 +78,7 @@ impl Work {
         match phase {
             Phase::Step => {
                 let left = seconds.map(|seconds| (seconds - since.elapsed().as_secs_f64()).max(0.0));
-                let about = left.map_or(String::new(), |left| format!(" (about {})", duration(left)));
+                let about = left.map_or(String::new(), |left| format!(" ({})", about(left)));
                 format!("finishing step {step}, then saving{about}; a second signal stops at once and {lost}")
             }
             Phase::Evaluation => {

@@ -15,6 +15,7 @@ use finetune_allreduce::new_token;
 use finetune_rendezvous::{is_this_host, name_fault};
 
 use crate::complaint::{hint, one_line};
+use crate::restart::SSH_FAILED;
 use crate::session::end_group;
 use crate::shell;
 use crate::ssh::Remote;
@@ -141,8 +142,8 @@ pub fn ask(host: &str, script: &dyn Fn(&str) -> String, deadline: Duration) -> R
         // What came before the deadline counts.
         _ if !transcript.is_empty() => Ok((transcript, ran.first_output)),
         None => Err(GatherError::Deadline { host, after: deadline, words: words(&ran.complaints) }),
-        // 255 is ssh's own failure; other codes are the remote shell's.
-        Some(status) if status.code() == Some(255) => {
+        // Other codes are the remote shell's.
+        Some(status) if status.code() == Some(SSH_FAILED) => {
             Err(GatherError::Unreachable { host, words: words(&ran.complaints) })
         }
         Some(_) => {
@@ -175,7 +176,7 @@ pub fn run_command(host: &str, command: &str, deadline: Duration) -> Result<Outp
     let Some(status) = ran.status else {
         return Err(GatherError::Deadline { host: host.to_owned(), after: deadline, words: one_line(&words) });
     };
-    if status.code() == Some(255) && !is_this_host(host) {
+    if status.code() == Some(SSH_FAILED) && !is_this_host(host) {
         return Err(GatherError::Unreachable { host: host.to_owned(), words: one_line(&words) });
     }
     Ok(Output { succeeded: status.success(), words })

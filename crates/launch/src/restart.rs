@@ -1,9 +1,23 @@
 //! Which rank is to blame for the end of a launch, and whether another try is worth it.
 
+use std::ops::RangeInclusive;
+
 use crate::workers::WorkerExit;
 
+/// Exit code of a rank, and of a launch, with wrong input: another try ends the same way.
+pub const BAD_INPUT: u8 = 2;
 /// Exit code of a rank, and of a launch, that lost a rank: another try may succeed.
 pub const PEER_LOST: u8 = 3;
+/// The program's exit codes for failures.
+const FAILURES: RangeInclusive<i32> = 1..=5;
+
+/// The shell's exit code if a program cannot be run.
+pub const NOT_RUNNABLE: i32 = 126;
+/// The shell's exit code if there is no such program.
+pub const NO_PROGRAM: i32 = 127;
+/// ssh's exit code if ssh itself failed, or its connection broke. A worker that has ended before it
+/// began counts as one.
+pub const SSH_FAILED: i32 = 255;
 
 /// The rank that ended the run, if one failed: a rank with an error of its own before ranks that
 /// lost another one or only heard of a failure, and of those the earliest. `heard_of`: per rank,
@@ -24,9 +38,8 @@ pub fn culprit(exits: &[WorkerExit], heard_of: &[Vec<usize>], stop: i32) -> Opti
 /// connection broke, is a lost one.
 pub fn exit_code(code: i32) -> u8 {
     match code {
-        // The shell's codes if there is no such program, or it cannot be run.
-        126 | 127 => 2,
-        1..=5 => code as u8,
+        NOT_RUNNABLE | NO_PROGRAM => BAD_INPUT,
+        code if FAILURES.contains(&code) => code as u8,
         _ => PEER_LOST,
     }
 }

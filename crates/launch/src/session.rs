@@ -19,6 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 use finetune_allreduce::new_token;
 use rustix::process::{Pid, Signal};
 
+use crate::restart::SSH_FAILED;
 use crate::shell;
 use crate::ssh::Remote;
 use crate::unanswered::Unanswered;
@@ -283,7 +284,7 @@ impl Session {
                 Err(_) => break,
             }
         }
-        Ok(Some(Next::Ended(status.code().unwrap_or(255))))
+        Ok(Some(Next::Ended(status.code().unwrap_or(SSH_FAILED))))
     }
 
     /// Its standard error so far.
@@ -302,8 +303,8 @@ impl Drop for Session {
 /// The error of a command that ended with `code` without an answer.
 pub(crate) fn ended(code: i32, words: String) -> Unanswered {
     match code {
-        // ssh's own failures; every other code is the remote shell's or the program's.
-        255 => Unanswered::Ssh { words },
+        // Every other code is the remote shell's or the program's.
+        SSH_FAILED => Unanswered::Ssh { words },
         code => Unanswered::Failed { code, words },
     }
 }

@@ -19,7 +19,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::end::{Fate, end};
-use crate::restart::PEER_LOST;
+use crate::restart::{PEER_LOST, SSH_FAILED};
 use crate::session::{self, AGAIN, LOGIN, end_group, new_mark};
 use crate::ssh::{Remote, WorkerHost};
 
@@ -44,9 +44,6 @@ const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// Exit code of a worker that lost another one.
 const LOST_ANOTHER: i32 = PEER_LOST as i32;
-
-/// ssh's own exit code, also for a worker that has ended before it began.
-const NOT_REACHED: i32 = 255;
 
 /// Between two looks at the workers while none of them says anything.
 const LOOK: Duration = Duration::from_millis(50);
@@ -274,7 +271,7 @@ impl Workers {
                 if !line.has_begun() {
                     let greeting = line.opening.as_ref().map_or("", |opening| opening.greeting.trim());
                     greeting.lines().for_each(|text| hear(rank, Event::ErrorLine(text.to_owned())));
-                    code = if code == 0 { NOT_REACHED } else { code };
+                    code = if code == 0 { SSH_FAILED } else { code };
                 }
                 worker.exit = Some(WorkerExit { code, after, forced: false, left: None });
                 continue;
@@ -299,7 +296,7 @@ impl Workers {
                 hear(rank, Event::ErrorLine(why));
                 line.stdin = None;
                 end_group(&mut worker.child);
-                worker.exit = Some(WorkerExit { code: NOT_REACHED, after, forced: false, left: None });
+                worker.exit = Some(WorkerExit { code: SSH_FAILED, after, forced: false, left: None });
             }
         }
     }

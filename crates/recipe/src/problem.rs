@@ -5,6 +5,8 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use finetune_advice::Advice;
+
 /// Why there is no recipe.
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
@@ -14,6 +16,15 @@ pub enum RecipeError {
     TooLong { path: PathBuf, bytes: u64, limit: u64 },
     #[error("{0}")]
     Problems(Problems),
+}
+
+impl Advice for RecipeError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            RecipeError::Problems(problems) => problems.problems.iter().flat_map(|it| it.hints.clone()).collect(),
+            RecipeError::Unreadable { .. } | RecipeError::TooLong { .. } => Vec::new(),
+        }
+    }
 }
 
 /// Everything wrong with one recipe: problems by position in the file, then those of the file as a

@@ -126,7 +126,7 @@ impl Advice for MembershipError {
             Self::Unspecified { .. } => {
                 vec!["set it to a name or address of rank 0's host on all ranks but rank 0".to_owned()]
             }
-            Self::Join(_) => Vec::new(),
+            Self::Join(error) => error.hints(),
         }
     }
 }

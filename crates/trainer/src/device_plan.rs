@@ -6,6 +6,7 @@ use finetune_model::{DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, Placem
 use finetune_recipe::{DeviceChoice, DtypeChoice, Model};
 
 use crate::error::TrainError;
+use crate::numbers::counted;
 
 /// This host, this rank's part of it, and the recipe's file: what a run has to know of its
 /// surroundings.
@@ -100,11 +101,12 @@ impl DevicePlan {
         }
         if found.kind == DeviceKind::SoftwareGpu {
             notices
-                .push(format!("{} is no GPU but a program that does its work on the CPU: right, and slow", found.name));
+                .push(format!("{} is a software renderer: it computes on the CPU, correctly but slowly", found.name));
         }
         if host.local_world > candidates {
             let name = &found.name;
-            notices.push(format!("{} ranks share {candidates} GPU(s); this one computes on {name}", host.local_world));
+            let gpus = counted(candidates as u64, "GPU");
+            notices.push(format!("{} ranks share {gpus}; this one computes on {name}", host.local_world));
         }
         Ok(DevicePlan { placement: Placement::gpu(found.device.clone(), compute), found, notices })
     }
@@ -197,7 +199,7 @@ mod tests {
             );
         }
         let device_plan = DevicePlan::gpu(DtypeChoice::F32, &host(0, 1), FloatType::F32, vec![software()]).expect("it");
-        assert!(device_plan.notices[0].contains("is no GPU but a program"), "{:?}", device_plan.notices);
+        assert!(device_plan.notices[0].contains("is a software renderer"), "{:?}", device_plan.notices);
         let none = DevicePlan::gpu(DtypeChoice::F32, &host(0, 1), FloatType::F32, Vec::new());
         assert!(matches!(none, Err(TrainError::NoGpu { .. })));
     }

@@ -77,7 +77,7 @@ pub enum TrainError {
     #[error("the run needs {} on disk at {}, and {} are free", human_bytes(*needed), directory.display(), human_bytes(*free))]
     Disk { directory: PathBuf, needed: u64, free: u64, hints: Vec<String> },
     /// The memory is too small for the run, by the estimate. Sizes are in bytes.
-    #[error("the run needs about {} of memory; {} are there", human_bytes(*needed), human_bytes(*available))]
+    #[error("the run needs about {} of memory; {} are available", human_bytes(*needed), human_bytes(*available))]
     Memory { needed: u64, available: u64, weights: u64, cheaper: Vec<String> },
     /// The device is out of memory. `bytes`: what could not be allocated at once, if the driver
     /// says it. `cheaper`: settings that take less. `saved`: the newest checkpoint.
@@ -131,6 +131,29 @@ impl Fault {
             Fault::Numbers => 4,
             Fault::DiskOrMemory => 5,
         }
+    }
+
+    /// The fault of an error of the model or its device.
+    pub fn from_model(error: &ModelError) -> Fault {
+        match error {
+            error if error.is_about_numbers() => Fault::Numbers,
+            ModelError::DeviceMemory { .. } => Fault::DiskOrMemory,
+            ModelError::Store(error) => Fault::from_store(error),
+            _ => Fault::Input,
+        }
+    }
+
+    /// The fault of an error of the rows or the tokenizer.
+    pub fn from_dataset(error: &DatasetError) -> Fault {
+        match error {
+            DatasetError::NoThreads { .. } => Fault::DiskOrMemory,
+            _ => Fault::Input,
+        }
+    }
+
+    /// The fault of an error of files.
+    pub fn from_store(error: &StoreError) -> Fault {
+        if error.is_disk() { Fault::DiskOrMemory } else { Fault::Input }
     }
 
     /// The fault of a failed group. If a rank stopped by itself, its fault is the fault of all.
@@ -189,59 +212,7 @@ impl TrainError {
             error => TrainError::Model(error),
         }
     }
-}
 
-impl Advice for TrainError {
-    fn hints(&self) -> Vec<String> {
-        match self {
-            TrainError::Model(error) | TrainError::BadBase(error) => error.hints(),
-            TrainError::Dataset(error) => error.hints(),
-            TrainError::Store(error) => error.hints(),
-            TrainError::NotFinite { rows, more, ways, .. } => {
-                let rows = rows.join(", ");
-                let more = if *more > 0 { format!(" and {more} more") } else { String::new() };
-                std::iter::once(format!("rows of the step: {rows}{more}")).chain(ways.iter().cloned()).collect()
-            }
-            TrainError::NoCheckpoint { hints, .. } | TrainError::NotAModel { hints, .. } => hints.clone(),
-            TrainError::NothingLeft { result, passed_over } => {
-                let shown = result.display();
-                let start = "`--output-dir` with another name starts a new run beside it".to_owned();
-                let remove = format!("to start again here, move or remove {shown} first");
-                passed_over.iter().cloned().chain([start, remove]).collect()
-            }
-            TrainError::Disk { hints, .. } => hints.clone(),
-            TrainError::Memory { weights, cheaper, available, .. } => {
-                if weights > available {
-                    return vec![format!(
-                        "{} of it are the model's weights: take a smaller model",
-                        human_bytes(*weights)
-                    )];
-                }
-                cheaper.clone()
-            }
-            TrainError::DeviceMemory { cheaper, saved, .. } => {
-                let safe = saved.as_ref().map(|path| {
-                    let path = path.display();
-                    format!("{path} is safe: `--resume` goes on from it to the same bits with train.gradient_checkpointing = true; other settings make it another run")
-                });
-                cheaper.iter().cloned().chain(safe).collect()
-            }
-            TrainError::VirtualRanks { virtual_ranks, .. } => {
-                vec![format!("start as many ranks as divide {virtual_ranks}, or leave distributed.virtual_ranks out")]
-            }
-            TrainError::Group { error, .. } if Fault::from_group(error) != Fault::Peers => Vec::new(),
-            TrainError::Group { saved: Some(path), .. } => {
-                vec![format!("{} is safe; run the same command with --resume to go on from it", path.display())]
-            }
-            TrainError::Group { saved: None, .. } => {
-                vec!["run the same command with --resume: it goes on from the newest checkpoint".into()]
-            }
-            error => error.fixed_hints().iter().map(|hint| (*hint).to_owned()).collect(),
-        }
-    }
-}
-
-impl TrainError {
     /// Hints that do not depend on what was found.
     fn fixed_hints(&self) -> &'static [&'static str] {
         match self {
@@ -289,22 +260,68 @@ impl TrainError {
     pub fn fault(&self) -> Fault {
         match self {
             TrainError::NotFinite { .. } | TrainError::NotFiniteEvaluation { .. } => Fault::Numbers,
-            TrainError::Model(error) if error.is_about_numbers() => Fault::Numbers,
+            TrainError::Memory { .. } | TrainError::DeviceMemory { .. } | TrainError::Disk { .. } => {
+                Fault::DiskOrMemory
+            }
+            TrainError::Model(error) => Fault::from_model(error),
+            TrainError::Dataset(error) => Fault::from_dataset(error),
+            TrainError::Store(error) => Fault::from_store(error),
             TrainError::Group { error, .. } => Fault::from_group(error),
             TrainError::Drifted { .. } => Fault::Peers,
-            error if error.is_disk_or_memory() => Fault::DiskOrMemory,
             _ => Fault::Input,
         }
     }
+}
 
-    /// Whether the disk (no space, failed writes) or the memory of the host is at fault.
-    fn is_disk_or_memory(&self) -> bool {
+impl Advice for TrainError {
+    fn hints(&self) -> Vec<String> {
         match self {
-            TrainError::Memory { .. } | TrainError::DeviceMemory { .. } | TrainError::Disk { .. } => true,
-            TrainError::Model(ModelError::DeviceMemory { .. })
-            | TrainError::Dataset(DatasetError::NoThreads { .. }) => true,
-            TrainError::Store(error) | TrainError::Model(ModelError::Store(error)) => error.is_disk(),
-            _ => false,
+            TrainError::Model(error) | TrainError::BadBase(error) => error.hints(),
+            TrainError::Dataset(error) => error.hints(),
+            TrainError::Store(error) => error.hints(),
+            TrainError::NotFinite { rows, more, ways, .. } => {
+                let rows = rows.join(", ");
+                let more = if *more > 0 { format!(" and {more} more") } else { String::new() };
+                std::iter::once(format!("rows of the step: {rows}{more}")).chain(ways.iter().cloned()).collect()
+            }
+            TrainError::NoCheckpoint { hints, .. } | TrainError::NotAModel { hints, .. } => hints.clone(),
+            TrainError::NothingLeft { result, passed_over } => {
+                let shown = result.display();
+                let start = "`--output-dir` with another name starts a new run beside it".to_owned();
+                let remove = format!("to start again here, move or remove {shown} first");
+                passed_over.iter().cloned().chain([start, remove]).collect()
+            }
+            TrainError::Disk { hints, .. } => hints.clone(),
+            TrainError::Memory { weights, cheaper, available, .. } => {
+                if weights > available {
+                    return vec![format!(
+                        "{} of it are the model's weights: take a smaller model",
+                        human_bytes(*weights)
+                    )];
+                }
+                cheaper.clone()
+            }
+            TrainError::DeviceMemory { cheaper, saved, .. } => {
+                let safe = saved.as_ref().map(|path| {
+                    let path = path.display();
+                    format!("{path} is safe: `--resume` goes on from it to the same bits with train.gradient_checkpointing = true; other settings make it another run")
+                });
+                cheaper.iter().cloned().chain(safe).collect()
+            }
+            TrainError::VirtualRanks { virtual_ranks, .. } => {
+                vec![format!("start as many ranks as divide {virtual_ranks}, or leave distributed.virtual_ranks out")]
+            }
+            TrainError::Group { error, .. } if Fault::from_group(error) != Fault::Peers => error.hints(),
+            TrainError::Group { error, saved } => {
+                let resume = match saved {
+                    Some(path) => {
+                        format!("{} is safe; run the same command with --resume to go on from it", path.display())
+                    }
+                    None => "run the same command with --resume: it goes on from the newest checkpoint".to_owned(),
+                };
+                std::iter::once(resume).chain(error.hints()).collect()
+            }
+            error => error.fixed_hints().iter().map(|hint| (*hint).to_owned()).collect(),
         }
     }
 }

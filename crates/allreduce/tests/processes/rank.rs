@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use finetune_advice::Advice;
 use finetune_allreduce::{
     Algorithm, BackendChoice, Config, Group, GroupError, JoinError, Notice, Reduce, Reduction, Secret, WireDtype,
 };
@@ -287,7 +288,8 @@ fn fail(failure: &Failure) -> i32 {
         Failure::Join(error) => {
             let debug = format!("{error:?}");
             let kind = debug.split([' ', '(']).next().unwrap_or_default().to_owned();
-            tell(&Event::NoGroup { at, kind, text: error.to_string() });
+            let text = format!("{error}\n{}", error.hints().join("\n"));
+            tell(&Event::NoGroup { at, kind, text });
             4
         }
     }

@@ -1,4 +1,5 @@
-//! What other programs call a command or an option, and what it is here. The names of recipe keys are the recipe's own table.
+//! What other programs call a command or an option, and what it is called here. For recipe keys,
+//! the recipe has a table of its own.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -139,7 +140,7 @@ const OF_A_RECIPE: [(&str, &str); 15] = [
 const TAKES_RECIPE: [&str; 4] = ["run", "validate", "inspect", "launch"];
 const TAKES_MODEL: [&str; 3] = ["eval", "generate", "export"];
 
-/// The arguments of this process. What they get wrong is said, and ends it.
+/// The arguments of this process. If they are wrong, the process ends with a message.
 pub(crate) fn parse() -> Cli {
     let words: Vec<OsString> = std::env::args_os().collect();
     Cli::try_parse_from(&words).unwrap_or_else(|error| {
@@ -154,7 +155,8 @@ pub(crate) fn parse() -> Cli {
     })
 }
 
-/// What is said of arguments that clap refused, where it would be noise; `words` begin with the program's name.
+/// The error for arguments that clap refused, if it can say more than clap does. `words` begin with
+/// the program's name.
 fn answer(words: &[String], error: &clap::Error) -> Option<Failure> {
     let text = |kind: ContextKind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
@@ -322,10 +324,8 @@ mod tests {
             let words: Vec<String> = ["finetune"].into_iter().chain(line.split(' ')).map(str::to_owned).collect();
             let error = Cli::try_parse_from(&words).expect_err(line);
             match answer(&words, &error) {
-                Some(Failure::Arguments { message, hints }) => {
-                    assert!(hints.join("\n").contains(says), "{line}: {message}; {hints:?}");
-                }
-                other => panic!("{line}: {other:?}\n{error}"),
+                Some(failure) => assert!(failure.lines().contains(says), "{line}: {}", failure.lines()),
+                None => panic!("{line}: {error}"),
             }
         }
     }

@@ -7,14 +7,15 @@ use clap::{ArgGroup, Args, ValueEnum};
 /// A model, perhaps with an adapter.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArguments {
-    /// A model directory, or the result of training: a run, a checkpoint or an adapter, whose base model is found by what
-    /// it says; or a hub id (OWNER/NAME) that is in the Hugging Face cache
+    /// A model directory, or the result of training: a run, a checkpoint or an adapter, which says
+    /// what its base model is; or a hub id (OWNER/NAME) that is in the Hugging Face cache
     #[arg(value_name = "RUN|MODEL_DIR")]
     pub(crate) model: PathBuf,
-    /// An adapter to use with the model: a run, a checkpoint, an adapter's directory (PEFT's or mlx-lm's) or its hub id
+    /// An adapter to use with the model: a run, a checkpoint, an adapter's directory (PEFT's or
+    /// mlx-lm's) or its hub id
     #[arg(long, value_name = "ADAPTER")]
     pub(crate) adapter: Option<PathBuf>,
-    /// The base model, where it is not where the run or adapter says
+    /// The base model, if it is not where the run or adapter says
     #[arg(long, value_name = "MODEL_DIR", conflicts_with = "adapter")]
     pub(crate) base: Option<PathBuf>,
     /// Use the adapter on another base model than it was trained on all the same
@@ -87,8 +88,8 @@ pub(crate) struct GenerateArguments {
     /// What to continue; -: read it from standard input
     #[arg(long, short, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
-    /// A conversation to continue: a JSON list of {"role", "content"}, or an object with `messages` (and `tools`); -: from
-    /// standard input
+    /// A conversation to continue: a JSON list of {"role", "content"}, or an object with `messages`
+    /// (and `tools`); -: from standard input
     #[arg(long, value_name = "FILE", conflicts_with_all = ["raw", "system"])]
     pub(crate) messages: Option<PathBuf>,
     /// Answer the rows of this file, and show beside each what the row expects
@@ -151,7 +152,7 @@ pub(crate) struct ExportArguments {
     /// Of a run, take the checkpoint with the best evaluation instead of the newest one
     #[arg(long)]
     pub(crate) best: bool,
-    /// The base model, where it is not where the run found it
+    /// The base model, if it is not where the run found it
     #[arg(long, value_name = "MODEL_DIR")]
     pub(crate) base: Option<PathBuf>,
     /// Merge into another base model than the adapter was trained on all the same

@@ -11,10 +11,11 @@ use finetune_allreduce::{
     Algorithm, Backend, BackendChoice, DeviceMatrix, Group, Notice, Notices, WireDtype, new_token,
 };
 use finetune_launch::complaint::{hint, shown};
-use finetune_launch::restart::{culprit, exit_code};
+use finetune_launch::restart::{SSH_FAILED, culprit, exit_code};
 use finetune_launch::workers::{Event, WorkerCommand, Workers};
 use finetune_launch::{Remote, WorkerHost, assignment};
 use finetune_rendezvous::{HostPort, Hostfile, Membership, machine_name};
+use finetune_trainer::numbers::counted;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{BenchArguments, ClusterCommand};
@@ -266,12 +267,13 @@ fn start(
         }
     });
     outcome?;
-    if let Some((rank, hint)) = hinted.filter(|(rank, _)| exits.get(*rank).is_some_and(|exit| exit.code == 255)) {
+    if let Some((rank, hint)) = hinted.filter(|(rank, _)| exits.get(*rank).is_some_and(|exit| exit.code == SSH_FAILED))
+    {
         crate::stderr::complain!("{}: {hint}", names[rank]);
     }
     match culprit(&exits, &[], 0) {
         Some(rank) => Ok(ExitCode::from(exit_code(exits[rank].code))),
-        None => Ok(if table.wrong { Exit::Bug } else { Exit::Done }.into()),
+        None => Ok(exit_of(table.wrong)),
     }
 }
 
@@ -364,7 +366,12 @@ fn take_part(
     }
     group.barrier()?;
     let wrong = rows.iter().any(|row| row.wrong > 0);
-    Ok(if wrong { Exit::Bug } else { Exit::Done }.into())
+    Ok(exit_of(wrong))
+}
+
+/// The exit code of a benchmark, by whether a result had a wrong element.
+fn exit_of(wrong: bool) -> ExitCode {
+    if wrong { Exit::Bug.into() } else { Exit::Done.into() }
 }
 
 /// What an operation of the largest size costs this rank, in words.
@@ -408,8 +415,9 @@ impl Table {
                 backend => backend.to_string(),
             };
             output::line(&format!(
-                "{}, {} ranks over {backend}; times are per operation, best and median of 5 trials",
-                row.op, row.ranks
+                "{}, {} over {backend}; times are per operation, best and median of 5 trials",
+                row.op,
+                counted(row.ranks as u64, "rank")
             ))?;
             output::line(&format!(
                 "{:>12} {:>9} {:>14} {:>12} {:>12} {:>12} {:>7}",

@@ -1,4 +1,4 @@
-//! What is asked of a model on the command line: a text, a question with a system message, a conversation.
+//! What the command line asks a model: a text, a question with a system message, or a conversation.
 
 use std::io::Read;
 use std::path::Path;
@@ -20,7 +20,7 @@ pub(super) enum Prompt {
     Chat { messages: Vec<Value>, tools: Option<Value> },
 }
 
-/// What the arguments ask; `None` where the rows of a file do.
+/// What the arguments ask. `None` if the rows of a file ask.
 pub(super) fn prompt(arguments: &GenerateArguments, say: &dyn Fn(&str)) -> Result<Option<Prompt>, Failure> {
     if let Some(file) = &arguments.messages {
         let text = read("--messages", file)?;
@@ -29,7 +29,7 @@ pub(super) fn prompt(arguments: &GenerateArguments, say: &dyn Fn(&str)) -> Resul
     let Some(prompt) = &arguments.prompt else { return Ok(None) };
     let prompt = if prompt == "-" {
         let mut text = read("--prompt", Path::new("-"))?;
-        // What a shell or an editor adds, and nobody meant.
+        // A shell or an editor adds a line break that is not part of the prompt.
         if text.ends_with('\n') {
             text.truncate(text.len() - 1);
         }
@@ -115,8 +115,8 @@ mod tests {
             ("{\"messages\": []}\n{\"messages\": []}", "no JSON"),
         ] {
             match conversation(text, Path::new("m.json"), &|_| {}) {
-                Err(Failure::Arguments { message, .. }) => assert!(message.contains(says), "{text}: {message}"),
-                other => panic!("{text}: {other:?}"),
+                Err(failure) => assert!(failure.fact().contains(says), "{text}: {}", failure.fact()),
+                Ok(found) => panic!("{text}: {found:?}"),
             }
         }
     }

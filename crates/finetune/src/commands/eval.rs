@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use finetune_dataset::Dataset;
 use finetune_recipe::{Data, Format, Overlong, TrainOn};
+use finetune_trainer::numbers::counted;
 use finetune_trainer::{TrainError, evaluate};
 
 use crate::cli::EvalArguments;
@@ -16,7 +17,7 @@ use crate::source::{Source, data_file};
 /// Rows per forward pass: enough to keep the matrix products busy, whatever the row length.
 const ROWS: usize = 8;
 
-/// How rows are read where no recipe says it.
+/// How rows are read without a recipe.
 pub(super) fn rows_of(file: &std::path::Path, chat_template: Option<&std::path::Path>) -> Data {
     Data {
         train: vec![file.to_owned()],
@@ -76,9 +77,16 @@ pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<Exi
         output::line(&object.to_string())?;
     } else {
         output::line(&format!("loss        {loss:.6}\nperplexity  {:.4}", loss.exp()))?;
-        output::line(&format!("tokens      {} trained, in {} rows", sums.trained_tokens, rows.rows.len()))?;
+        output::line(&format!(
+            "tokens      {} trained, in {}",
+            sums.trained_tokens,
+            counted(rows.rows.len() as u64, "row")
+        ))?;
         if beyond > 0 {
-            output::line(&format!("too long    {beyond} rows, beyond the model's {limit} positions"))?;
+            output::line(&format!(
+                "too long    {}, beyond the model's {limit} positions",
+                counted(beyond as u64, "row")
+            ))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -18,7 +18,8 @@ use crate::interrupt::Unfinished;
 use crate::output;
 use crate::progress::{Progress, Verbosity};
 
-/// Files by which other programs write text and end it as the training did. An adapter's take the place of the base's.
+/// Files that other programs need to write text and to end it as the training did. An adapter's
+/// files take the place of the base's.
 const TEXT_FILES: [&str; 12] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -34,7 +35,7 @@ const TEXT_FILES: [&str; 12] = [
     "tekken.json",
 ];
 
-/// Files of a checkpoint that only a run goes on from.
+/// Files of a checkpoint that only a resume needs.
 const OF_A_RUN: [&str; 2] = ["optimizer.safetensors", "trainer_state.json"];
 
 pub(crate) fn export(arguments: ExportArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
@@ -47,7 +48,8 @@ pub(crate) fn export(arguments: ExportArguments, verbosity: Verbosity) -> Result
     let unfinished = Unfinished::watch()?;
     let mut show = Progress::new(verbosity, 1);
     let result = write(&arguments, &mut show, &unfinished);
-    // What fails because a signal has taken its directory away is no error to report: the program ends by the signal.
+    // A signal removes the directory and ends the program. An error that comes of it is not
+    // reported: this waits for the end.
     let _held = unfinished.publishing();
     result?;
     show.say(&format!("written to  {}", arguments.output.display()));
@@ -84,7 +86,8 @@ fn write(arguments: &ExportArguments, show: &mut Progress, unfinished: &Unfinish
     }
 }
 
-/// An export takes the place of an earlier export only: never of what it reads, and never of a run's own result.
+/// Refuses a place that the export reads, or that holds a run's result. An export replaces earlier
+/// exports only.
 fn refuse_place(output: &Path, sources: &[&Path]) -> Result<(), Failure> {
     let hint = "choose a new, empty or absent directory";
     if let Ok(place) = output.canonicalize() {
@@ -139,7 +142,7 @@ fn merged(
     Ok(())
 }
 
-/// What the comparison of the merged model with base and adapter has found, in words.
+/// The result of comparing the merged model with base and adapter, in words.
 fn verdict(comparison: &Comparison, stored: FloatType) -> String {
     let Comparison { largest, scale, agreeing, positions, .. } = comparison;
     let why = match stored {
@@ -151,7 +154,8 @@ fn verdict(comparison: &Comparison, stored: FloatType) -> String {
     )
 }
 
-/// The weights that a run of `method = "full"` has trained, as a model directory without what only the run needs.
+/// Exports the weights of a run of `method = "full"` as a model directory, without the files that
+/// only the run needs.
 fn whole_model(model: &Path, output: &Path, unfinished: &Unfinished) -> Result<(), Failure> {
     refuse_links_out(model)?;
     let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, output, "merged"))?;

@@ -16,13 +16,13 @@ const LONGEST_STATE: u64 = 1 << 20;
 
 /// What is exported.
 pub(super) enum Exported {
-    /// The base is needed for merging only, so that it may be an error until then.
+    /// The base is needed for merging only, so it may be an error until then.
     Adapter { adapter: PathBuf, base: Result<PathBuf, Failure> },
     /// All weights, of a run of `method = "full"`.
     Weights(PathBuf),
 }
 
-/// Finds what the arguments name, and what to say about it.
+/// Finds what the arguments name. Also returns lines that the user should see.
 pub(super) fn find(arguments: &ExportArguments) -> Result<(Exported, Vec<String>), Failure> {
     let mut notices = Vec::new();
     if let Some(adapter) = &arguments.adapter {
@@ -53,7 +53,8 @@ pub(super) fn find(arguments: &ExportArguments) -> Result<(Exported, Vec<String>
     Ok((Exported::Adapter { adapter: path, base }, notices))
 }
 
-/// The newest checkpoint of a run that verifies, or that of its best evaluation; its result where no checkpoint is left.
+/// The newest checkpoint of a run that verifies, or that of its best evaluation. Its result if no
+/// checkpoint is left.
 fn checkpoint_of(run: &Path, best: bool, notices: &mut Vec<String>) -> Result<PathBuf, Failure> {
     let checkpoints = run.join(CHECKPOINTS);
     let (newest, rejected) = newest_verified(&RealDisk, &checkpoints, "step-")?;
@@ -113,7 +114,7 @@ fn result_alone(run: &Path, best: bool, notices: &mut Vec<String>) -> Result<Pat
     Ok(path)
 }
 
-/// Step and loss of the best evaluation so far, by what a checkpoint remembers.
+/// Step and loss of the best evaluation so far, as a checkpoint records them.
 fn best_of(checkpoint: &Path) -> Option<(u64, f64)> {
     let best = &state_of(checkpoint)["best"];
     Some((best["step"].as_u64()?, best["eval_loss"].as_f64()?))
@@ -126,7 +127,7 @@ fn state_of(checkpoint: &Path) -> Value {
     serde_json::from_str(&text).unwrap_or_default()
 }
 
-/// The digest of the base that an adapter was trained on, where its directory knows it.
+/// The digest of the base that an adapter was trained on, if its directory has it.
 pub(super) fn recorded_digest(adapter: &Path) -> Option<String> {
     let manifest = manifest_of(&RealDisk, adapter);
     let of_manifest = manifest.as_ref().and_then(|manifest| manifest.field("base_digest")?.as_str().map(str::to_owned));

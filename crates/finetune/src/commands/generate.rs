@@ -98,13 +98,13 @@ struct Asking<'a> {
 
 struct Answer {
     text: String,
-    /// With those of a stop text and of the end.
+    /// All tokens, with those of a stop text and of the end.
     tokens: Vec<u32>,
     finish_reason: &'static str,
 }
 
 impl Asking<'_> {
-    /// What follows a prompt, printed as it comes where `printed` says so.
+    /// Generates what follows a prompt. If `printed`, prints it as it comes.
     fn answer(&self, prompt: &[u32], printed: bool) -> Result<Answer, Failure> {
         let mut writing = Writing {
             stream: Some(self.tokenizer.stream()),

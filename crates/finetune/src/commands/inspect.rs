@@ -6,6 +6,7 @@ use anstream::{AutoStream, ColorChoice};
 use finetune_dataset::{ChatTokenizer, Dataset, Row};
 use finetune_model::ModelConfig;
 use finetune_recipe::Recipe;
+use finetune_trainer::numbers::counted;
 use finetune_trainer::{load_data, model_directory};
 
 use crate::cli::InspectArguments;
@@ -48,7 +49,8 @@ pub(crate) fn inspect(arguments: InspectArguments) -> Result<ExitCode, Failure> 
     let colors = AutoStream::choice(&std::io::stdout()) != ColorChoice::Never;
     let trained = row.trained.iter().filter(|&&trained| trained).count();
     let marked = if colors { "green and underlined" } else { "between ⟦ and ⟧" };
-    let mut out = format!("{}: {} tokens, {trained} trained on ({marked})\n\n", rows.origin(index), row.tokens.len());
+    let tokens = counted(row.tokens.len() as u64, "token");
+    let mut out = format!("{}: {tokens}, {trained} trained on ({marked})\n\n", rows.origin(index));
     out += &text(row, tokenizer, colors)?;
     out += "\n\n";
     for (n, (&id, &trained)) in row.tokens.iter().zip(&row.trained).enumerate() {
@@ -76,7 +78,8 @@ fn chosen<'a>(rows: &'a Dataset, arguments: &InspectArguments) -> Result<(usize,
     })
 }
 
-/// The row's text, what is trained on marked. Stretches of tokens are decoded together, so that bytes form characters again.
+/// The row's text, with the trained parts marked. Consecutive tokens are decoded together, so that
+/// bytes form characters again.
 fn text(row: &Row, tokenizer: Option<&ChatTokenizer>, colors: bool) -> Result<String, Failure> {
     let (begin, end) = if colors { ("\x1b[32;4m", "\x1b[0m") } else { ("⟦", "⟧") };
     let mut out = String::new();
@@ -94,7 +97,7 @@ fn text(row: &Row, tokenizer: Option<&ChatTokenizer>, colors: bool) -> Result<St
     Ok(out)
 }
 
-/// The text that a token stands for, quoted; of a token that is a part of a character only, its name.
+/// The text of a token, quoted. If the token is only a part of a character, its name.
 fn readable(id: u32, tokenizer: Option<&ChatTokenizer>) -> Result<String, Failure> {
     let Some(tokenizer) = tokenizer else { return Ok(String::new()) };
     let name = tokenizer.id_to_token(id).unwrap_or_default();

@@ -4,18 +4,20 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
 use finetune_allreduce::new_token;
 use finetune_launch::complaint::{hint, shown};
-use finetune_launch::restart::{PEER_LOST, culprit, exit_code};
+use finetune_launch::restart::{NO_PROGRAM, NOT_RUNNABLE, PEER_LOST, SSH_FAILED, culprit, exit_code};
 use finetune_launch::workers::{Event, WorkerCommand, WorkerExit, Workers};
 use finetune_recipe::Recipe;
 use finetune_rendezvous::Membership;
 use finetune_store::RealDisk;
 use finetune_trainer::CHECKPOINTS;
+use finetune_trainer::numbers::counted;
 
 use crate::cli::{Cli, Command, LaunchArguments, RunArguments};
 use crate::exit::Exit;
@@ -39,6 +41,20 @@ struct Attempt {
     saved: Option<(u64, PathBuf)>,
 }
 
+/// A launch, over all its attempts.
+struct Launch<'a> {
+    arguments: &'a LaunchArguments,
+    verbosity: Verbosity,
+    signals: Arc<Signals>,
+    run: RunArguments,
+    recipe: Recipe,
+    hosts: Hosts,
+    /// The newest checkpoint that there was.
+    saved: Option<(u64, PathBuf)>,
+    /// The host that wrote it.
+    holder: String,
+}
+
 pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let signals = Signals::listen()?;
     // The first signal ends checks and copies, or is told to the ranks. A second one ends the
@@ -49,90 +65,112 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
         }
         Heard::Second => "ending all ranks at once".to_owned(),
     });
-    let stopped = || match signals.stop.load(Ordering::SeqCst) {
-        0 => None,
-        signal => Some(ExitCode::from(Exit::Stopped(signal))),
-    };
     let run = run_arguments(&arguments.run)?;
     let recipe = Recipe::load(&run.recipe.recipe, &run.recipe.sets, run.output_dir.as_deref())?;
     let mut hosts = Hosts::choose(arguments)?;
-    tell(Verbosity::Normal, verbosity, hosts.notices());
+    tell(verbosity, hosts.notices());
     hosts.limit(recipe.distributed.virtual_ranks, recipe.distributed.min_ranks)?;
     let prepared = hosts.prepare(arguments, &run, &recipe, verbosity, &signals.stop);
-    if let Some(code) = stopped() {
-        tell(Verbosity::Normal, verbosity, &["stopped before any rank was started".to_owned()]);
-        return Ok(code);
+    if let Some(exit) = stopped(&signals) {
+        tell(verbosity, &["stopped before any rank was started".to_owned()]);
+        return Ok(exit.into());
     }
     prepared?;
-    let (mut saved, mut holder) = hosts.holder();
+    let (saved, holder) = hosts.holder();
+    let mut launch = Launch { arguments, verbosity, signals, run, recipe, hosts, saved, holder };
     let mut words = arguments.run.clone();
-    for attempt in 0.. {
-        let Attempt { exits, heard_of, saved: newest } = start(&hosts, arguments, &words, verbosity, &signals)?;
-        saved = newest.or(saved);
-        let stop = signals.stop.load(Ordering::SeqCst);
-        tell(Verbosity::Normal, verbosity, &left_over(&hosts, &exits));
+    for restarts in 0.. {
+        let Attempt { exits, heard_of, saved } = start(&launch.hosts, arguments, &words, verbosity, &launch.signals)?;
+        launch.saved = saved.or(launch.saved.take());
+        let stop = launch.signals.stop.load(Ordering::SeqCst);
+        tell(verbosity, &left_over(&launch.hosts, &exits));
         let Some(culprit) = culprit(&exits, &heard_of, stop) else {
-            let stopped = stop > 0 && exits.iter().any(|exit| exit.code != 0);
-            if stopped && let Some(place) = hosts.whereabouts().filter(|_| saved.is_some()) {
-                tell(
-                    Verbosity::Normal,
-                    verbosity,
-                    &[format!("the run is in {place}; the same command with --resume goes on there")],
-                );
-            } else if !stopped && let Some((lines, here)) = hosts.bring_home(true, verbosity) {
-                tell(Verbosity::Normal, verbosity, &lines);
-                if !here {
-                    // The run is done but not here: another try with --resume brings it.
-                    return Ok(Exit::PeerLost.into());
-                }
-            }
-            return Ok(if stopped { Exit::Stopped(stop) } else { Exit::Done }.into());
+            return Ok(launch.finish(&exits, stop).into());
         };
         let code = exit_code(exits[culprit].code);
-        let how = hosts.name(culprit) + &describe(&exits[culprit]);
-        if code != PEER_LOST || attempt >= arguments.max_restarts || stop > 0 {
-            let mut lines = vec![format!("{how} after {}", seconds(&exits[culprit]))];
-            if stop == 0
-                && let Some((home, _)) = hosts.bring_home(false, verbosity)
-            {
-                lines.extend(home);
-            }
-            if code == PEER_LOST {
-                lines.extend(safe(&recipe.output_dir, &hosts, saved.as_ref()));
-            }
-            tell(Verbosity::Normal, verbosity, &lines);
+        let how =
+            format!("{}{} after {}", launch.hosts.name(culprit), describe(&exits[culprit]), seconds(&exits[culprit]));
+        if code != PEER_LOST || restarts >= arguments.max_restarts || stop > 0 {
+            launch.give_up(how, code, stop);
             return Ok(ExitCode::from(code));
         }
         std::thread::sleep(PAUSE);
-        words = resuming(&arguments.run, &run);
-        let lost = hosts.drop_unreachable(&words, verbosity, &signals.stop);
-        if let Some(code) = stopped() {
-            return Ok(code);
+        words = resuming(&arguments.run, &launch.run);
+        if let Some(exit) = launch.begin_again(&how, restarts + 1, &words)? {
+            return Ok(exit.into());
+        }
+    }
+    unreachable!("the loop ends by returning")
+}
+
+/// How a launch ends that a signal has stopped while no rank ran.
+fn stopped(signals: &Signals) -> Option<Exit> {
+    match signals.stop.load(Ordering::SeqCst) {
+        0 => None,
+        signal => Some(Exit::Stopped(signal)),
+    }
+}
+
+impl Launch<'_> {
+    /// Brings the run home once all ranks have ended, none of them by a failure. `stop`: the signal
+    /// that the ranks were told to stop by, or 0.
+    fn finish(&self, exits: &[WorkerExit], stop: i32) -> Exit {
+        if stop > 0 && exits.iter().any(|exit| exit.code != 0) {
+            if let Some(place) = self.hosts.whereabouts().filter(|_| self.saved.is_some()) {
+                let line = format!("the run is in {place}; the same command with --resume goes on there");
+                tell(self.verbosity, &[line]);
+            }
+            return Exit::Stopped(stop);
+        }
+        if let Some((lines, here)) = self.hosts.bring_home(true, self.verbosity) {
+            tell(self.verbosity, &lines);
+            if !here {
+                // The run is done but not here: another try with --resume brings it.
+                return Exit::PeerLost;
+            }
+        }
+        Exit::Done
+    }
+
+    /// Says why the launch ends, and what is safe.
+    fn give_up(&self, how: String, code: u8, stop: i32) {
+        let mut lines = vec![how];
+        if stop == 0
+            && let Some((home, _)) = self.hosts.bring_home(false, self.verbosity)
+        {
+            lines.extend(home);
+        }
+        if code == PEER_LOST {
+            lines.extend(safe(&self.recipe.output_dir, &self.hosts, self.saved.as_ref()));
+        }
+        tell(self.verbosity, &lines);
+    }
+
+    /// Prepares the next attempt with the hosts that are left. If a signal stops this, returns how
+    /// the launch ends. `how`: how the last attempt ended.
+    fn begin_again(&mut self, how: &str, restart: u32, words: &[String]) -> Result<Option<Exit>, Failure> {
+        let lost = self.hosts.drop_unreachable(words, self.verbosity, &self.signals.stop);
+        if let Some(exit) = stopped(&self.signals) {
+            return Ok(Some(exit));
         }
         for name in &lost {
-            tell(Verbosity::Normal, verbosity, &[format!("{name} is not reached any more")]);
+            tell(self.verbosity, &[format!("{name} is not reached any more")]);
         }
-        let short = hosts.expect_progress(saved.clone(), &holder)?;
-        tell(Verbosity::Normal, verbosity, short.as_slice());
-        hosts.limit(recipe.distributed.virtual_ranks, recipe.distributed.min_ranks)?;
-        holder = hosts.holder().1;
-        let (next, of, ranks) = (attempt + 1, arguments.max_restarts, hosts.world());
-        let from = if saved.is_some() || run.resume.is_some() {
+        let older = self.hosts.expect_progress(self.saved.clone(), &self.holder)?;
+        tell(self.verbosity, older.as_slice());
+        let distributed = &self.recipe.distributed;
+        self.hosts.limit(distributed.virtual_ranks, distributed.min_ranks)?;
+        self.holder = self.hosts.holder().1;
+        let from = if self.saved.is_some() || self.run.resume.is_some() {
             "from the newest checkpoint"
         } else {
             "from the beginning, since nothing was saved yet,"
         };
-        tell(
-            Verbosity::Normal,
-            verbosity,
-            &[format!(
-                "{how} after {}: starting again {from} with {ranks} ranks (restart {next} of {of})",
-                seconds(&exits[culprit])
-            )],
-        );
-        hosts.resume();
+        let (ranks, of) = (counted(self.hosts.world() as u64, "rank"), self.arguments.max_restarts);
+        tell(self.verbosity, &[format!("{how}: starting again {from} with {ranks} (restart {restart} of {of})")]);
+        self.hosts.resume();
+        Ok(None)
     }
-    unreachable!("the loop ends by returning")
 }
 
 /// What follows `--`, parsed as `finetune run` does.
@@ -243,8 +281,9 @@ fn start(
     });
     show.finish();
     outcome?;
-    if let Some((rank, hint)) = hinted.filter(|(rank, _)| exits.get(*rank).is_some_and(|exit| exit.code == 255)) {
-        tell(Verbosity::Normal, verbosity, &[format!("{}: {hint}", hosts.host(rank))]);
+    if let Some((rank, hint)) = hinted.filter(|(rank, _)| exits.get(*rank).is_some_and(|exit| exit.code == SSH_FAILED))
+    {
+        tell(verbosity, &[format!("{}: {hint}", hosts.host(rank))]);
     }
     Ok(Attempt { exits, heard_of, saved })
 }
@@ -272,12 +311,12 @@ fn describe(exit: &WorkerExit) -> String {
         return " did not answer any more and was ended".to_owned();
     }
     match exit.code {
-        3 => " lost another rank, or did not find it".to_owned(),
-        127 => {
+        code if code == i32::from(PEER_LOST) => " lost another rank, or did not find it".to_owned(),
+        NO_PROGRAM => {
             " has no such program: install it there, name its place with --program, or let --copy bring it".to_owned()
         }
-        126 => " cannot run the program: is it built for that machine?".to_owned(),
-        255 => ": ssh failed or its connection broke".to_owned(),
+        NOT_RUNNABLE => " cannot run the program: is it built for that machine?".to_owned(),
+        SSH_FAILED => ": ssh failed or its connection broke".to_owned(),
         code if code > 128 => format!(" was killed by signal {}", code - 128),
         code => format!(" failed with exit code {code}"),
     }
@@ -310,8 +349,9 @@ fn safe(output_dir: &Path, hosts: &Hosts, saved: Option<&(u64, PathBuf)>) -> Vec
     }
 }
 
-fn tell(wanted: Verbosity, verbosity: Verbosity, lines: &[String]) {
-    if verbosity >= wanted {
+/// Prints lines to stderr, unless only errors and results are wanted.
+fn tell(verbosity: Verbosity, lines: &[String]) {
+    if verbosity > Verbosity::Quiet {
         lines.iter().for_each(|line| crate::stderr::complain!("{line}"));
     }
 }

@@ -12,6 +12,7 @@ use finetune_thunderbolt::discover::Discovery;
 use finetune_thunderbolt::doctor::{self, Expected, Verdict};
 use finetune_thunderbolt::gather::{DEADLINE, gather};
 use finetune_thunderbolt::{Questions, diagram, setup};
+use finetune_trainer::numbers::counted;
 
 use crate::cli::{DiscoverArguments, DoctorArguments, HostsArguments, SetupArguments};
 use crate::exit::Exit;
@@ -81,7 +82,8 @@ pub(crate) fn setup(arguments: &SetupArguments) -> Result<ExitCode, Failure> {
             run_command(host, command, STEP_DEADLINE)
         };
         let done = setup::apply(&plan, &mut run)?;
-        crate::stderr::complain!("{done} commands done; `finetune cluster doctor` looks at the result");
+        let done = counted(done as u64, "command");
+        crate::stderr::complain!("{done} done; `finetune cluster doctor` looks at the result");
     } else if !plan.steps.is_empty() {
         crate::stderr::complain!("--apply runs these commands");
     }

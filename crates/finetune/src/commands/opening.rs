@@ -19,9 +19,9 @@ pub(super) fn say(verbosity: Verbosity, line: &str) {
     }
 }
 
-/// The model of a source, its adapter attached. `say` is told what the user should know.
+/// The model of a source, with its adapter attached. `say` gets lines that the user should see.
 pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&str)) -> Result<Model, Failure> {
-    // Before the weights are read, which may take long.
+    // First the adapter: reading the weights may take long.
     let adapter = match &source.adapter {
         Some(adapter) => Some(read_adapter(adapter, &source.model, arguments.force, say)?),
         None => None,
@@ -42,7 +42,7 @@ pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&st
     Ok(model)
 }
 
-/// An adapter for a base, refused where it was trained on another one.
+/// Reads an adapter for a base. An adapter that was trained on another base is refused.
 pub(super) fn read_adapter(directory: &Path, base: &Path, force: bool, say: &dyn Fn(&str)) -> Result<Adapter, Failure> {
     let adapter = Adapter::read(directory, &ModelConfig::load(base)?)?;
     match adapter.check_base(base)? {
@@ -50,14 +50,12 @@ pub(super) fn read_adapter(directory: &Path, base: &Path, force: bool, say: &dyn
         BaseCheck::OtherName(notice) => say(&notice),
         BaseCheck::Other(what) if force => say(&format!("{what}; it is used all the same (--force)")),
         BaseCheck::Other(what) => {
-            return Err(Failure::Arguments {
-                message: what,
-                hints: vec![
-                    "name the base that it was trained on".to_owned(),
-                    "--force uses this one all the same, for a base that is the same model in another number type"
-                        .to_owned(),
-                ],
-            });
+            let hints = vec![
+                "name the base that it was trained on".to_owned(),
+                "--force uses this one all the same, for a base that is the same model in another number type"
+                    .to_owned(),
+            ];
+            return Err(Failure::bad_input(what, hints));
         }
     }
     adapter.notices.iter().for_each(|notice| say(notice));

@@ -13,6 +13,7 @@ use finetune_launch::reach::Answer;
 use finetune_recipe::Recipe;
 use finetune_rendezvous::identity;
 use finetune_store::{MANIFEST_NAME, RealDisk, numbered};
+use finetune_trainer::numbers::counted;
 use finetune_trainer::{CHECKPOINTS, COPIES, model_directory};
 use serde::{Deserialize, Serialize};
 
@@ -134,7 +135,11 @@ impl Report {
             }
         }
         if self.files.len() != other.files.len() {
-            problems.push(format!("it has {} files of the recipe, here are {}", self.files.len(), other.files.len()));
+            problems.push(format!(
+                "it has {} of the recipe, this host {}",
+                counted(self.files.len() as u64, "file"),
+                other.files.len()
+            ));
         }
         problems
     }

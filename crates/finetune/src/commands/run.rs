@@ -1,7 +1,9 @@
 //! `finetune run`: the main job, as one process or as one of several ranks.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use finetune_allreduce::Notice;
 use finetune_recipe::Recipe;
@@ -37,66 +39,111 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
         true => (Assignment::read(&signals)?, Vec::new()),
         false => Assignment::of_launcher(arguments.token_file.as_deref())?,
     };
-    let read = || -> Result<_, Failure> {
-        let file = source::recipe_path(&arguments.recipe.recipe)?;
-        // A run that was copied goes on where it lies.
-        let output = arguments.output_dir.clone().or_else(|| home(&file, &arguments.recipe.sets));
-        Ok((Recipe::load(&file, &arguments.recipe.sets, output.as_deref())?, file))
-    };
     // The others wait for this rank: if it fails before it joins, they are told.
-    let (recipe, file) = read().inspect_err(|failure| membership::excuse(&membership, failure))?;
-    let resume = match arguments.resume {
-        None => Resume::No,
-        Some(None) => Resume::Newest,
-        Some(Some(path)) => Resume::From(path),
-    };
+    let (recipe, file) = read_recipe(&arguments).inspect_err(|failure| membership::excuse(&membership, failure))?;
     membership::share_cores(&membership);
     finetune_store::failpoint::set_label(membership.rank.to_string());
-    // What one rank says is said; the others speak of themselves only.
+    // Rank 0 speaks for all. The other ranks speak of themselves only.
     let (first, loudness) = (membership.rank == 0, verbosity);
     let verbosity = if first { verbosity } else { Verbosity::Quiet };
     let mut show = Progress::new(verbosity, recipe.log.every);
     notes.iter().for_each(|note| show.say(note));
     let ranks = membership::join(&membership, &recipe, move |notice| say_notice(&notice, first, loudness))?;
-    // Not before the others are there: they would wait for a rank 0 that has ended.
+    // Not before the others have joined: they would wait for a rank 0 that has ended.
     if let Some(address) = recipe.log.prometheus.as_ref().filter(|_| first) {
         prometheus::serve(address)?;
     }
-    let directory = recipe.output_dir.clone();
-    flight::belong_to(&directory);
-    show.start("reading rows", 0);
+    flight::belong_to(&recipe.output_dir);
     let host = ThisHost {
         memory: memory::machine_bytes(),
         local_rank: membership.local_rank,
         local_world: membership.local_world,
-        disk: free_bytes(&directory),
+        disk: free_bytes(&recipe.output_dir),
         recipe_file: Some(file),
     };
-    let prepared = prepare(recipe, &resume, &ranks, &host, &|rows| show.position(rows));
-    show.finish();
-    let Prepared { mut run, notices } = prepared?;
-    for notice in &notices {
-        show.say(notice);
+    let mut run = prepared(recipe, &resume_of(&arguments), &ranks, &host, &mut show)?;
+    if verbosity == Verbosity::Verbose {
+        show.say(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()));
     }
+    introduce(&run, &show);
+    allocator::prepare_last_words(&run.cheaper_settings());
+    let _inhibitor = SleepInhibitor::start();
+    let work = work_to_save(&signals, verbosity);
+    let (tells, narrates) = (membership.launched && first, narrates && first);
+    if tells {
+        rank_event::send(&RankEvent::Working);
+    }
+    let mut advice = closing::advice_on_shares(&run.recipe, ranks.group().world());
+    let outcome = train(&mut run, &signals.stop, &mut |event| {
+        work.see(&event);
+        prometheus::show(&event, &|rank| ranks.group().who()[rank].host.clone());
+        rank_event::of_event(&event).iter().filter(|_| tells).for_each(rank_event::send);
+        match progress::narrate(&event).filter(|_| narrates) {
+            // Ignore the error: if the launcher is gone, the end of standard input says so.
+            Some(line) => drop(output::line(&line)),
+            None => show_event(&mut show, event, start, verbosity, &ranks, &mut advice),
+        }
+    });
+    show.finish();
+    let outcome = outcome?;
+    if let (Outcome::Finished { before, after, .. }, true) = (&outcome, first) {
+        output::print(&progress::answers(before.as_ref(), after.as_ref()))?;
+    }
+    let exit = conclude(&run, &outcome, start.elapsed(), &program(arguments.assigned), &show);
+    if exit == Exit::Done {
+        if first && loudness == Verbosity::Quiet {
+            // A user who asked for results only wants to know where they are.
+            output::line(&closing::result(&run.recipe).display().to_string())?;
+        }
+        flight::forget();
+    }
+    Ok(exit.into())
+}
+
+/// The recipe and the file that it is in.
+fn read_recipe(arguments: &RunArguments) -> Result<(Recipe, PathBuf), Failure> {
+    let file = source::recipe_path(&arguments.recipe.recipe)?;
+    // A run that was copied goes on where it lies.
+    let output = arguments.output_dir.clone().or_else(|| home(&file, &arguments.recipe.sets));
+    Ok((Recipe::load(&file, &arguments.recipe.sets, output.as_deref())?, file))
+}
+
+fn resume_of(arguments: &RunArguments) -> Resume {
+    match &arguments.resume {
+        None => Resume::No,
+        Some(None) => Resume::Newest,
+        Some(Some(path)) => Resume::From(path.clone()),
+    }
+}
+
+/// The run, ready for its first step. Says what was read, and what the user should know.
+fn prepared(
+    recipe: Recipe,
+    resume: &Resume,
+    ranks: &Arc<Ranks>,
+    host: &ThisHost,
+    show: &mut Progress,
+) -> Result<Run, Failure> {
+    show.start("reading rows", 0);
+    let prepared = prepare(recipe, resume, ranks, host, &|rows| show.position(rows));
+    show.finish();
+    let Prepared { run, notices } = prepared?;
+    notices.iter().for_each(|notice| show.say(notice));
     let counts = run.train.counts;
     show.say(&format!(
-        "{}, {} tokens ({} trained), longest {}{}",
+        "{}, {} ({} trained), longest {}{}",
         counted(run.train.rows.len() as u64, "row"),
-        progress::thousands(counts.tokens),
+        counted(counts.tokens, "token"),
         progress::thousands(counts.trained_tokens),
         counts.longest,
         losses(counts.truncated, counts.dropped),
     ));
-    if verbosity == Verbosity::Verbose {
-        show.say(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()));
-    }
-    closing::panel(&run).iter().for_each(|line| show.say(line));
-    show.say(&format!("training on {}", run.device));
-    if !run.model.placement().is_cpu() {
-        show.say("the first step also compiles the GPU's kernels");
-    }
-    allocator::prepare_last_words(&run.cheaper_settings());
-    let _inhibitor = SleepInhibitor::start();
+    Ok(run)
+}
+
+/// From now on a signal finishes a step and saves it. Unless the rank is quiet, the signal is
+/// answered with what the returned [`Work`] has seen.
+fn work_to_save(signals: &Signals, verbosity: Verbosity) -> Work {
     let work = Work::new();
     if verbosity > Verbosity::Quiet {
         let work = work.clone();
@@ -104,46 +151,36 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
     } else {
         signals.finish_steps_silently();
     }
-    let tells = membership.launched && first;
-    if tells {
-        rank_event::send(&RankEvent::Working);
+    work
+}
+
+/// Says what is trained, how, and on which device.
+fn introduce(run: &Run, show: &Progress) {
+    closing::panel(run).iter().for_each(|line| show.say(line));
+    show.say(&format!("training on {}", run.device));
+    if !run.model.placement().is_cpu() {
+        show.say("the first step also compiles the GPU's kernels");
     }
-    let narrates = narrates && first;
-    let mut advice = closing::advice_on_shares(&run.recipe, ranks.group().world());
-    let outcome = train(&mut run, &signals.stop, &mut |event| {
-        work.see(&event);
-        prometheus::show(&event, &|rank| ranks.group().who()[rank].host.clone());
-        rank_event::of_event(&event).iter().filter(|_| tells).for_each(rank_event::send);
-        match progress::narrate(&event).filter(|_| narrates) {
-            // A launcher that is gone does not listen; the end of standard input says so, and what to do.
-            Some(line) => drop(output::line(&line)),
-            None => show_event(&mut show, event, start, verbosity, &ranks, &mut advice),
-        }
-    });
-    show.finish();
-    match outcome? {
-        Outcome::Finished { step, before, after, summary } => {
-            if first {
-                output::print(&progress::answers(before.as_ref(), after.as_ref()))?;
-            }
-            let took = progress::duration(start.elapsed().as_secs_f64());
-            show.say(&format!("\n{} in {took}, {}", counted(step, "step"), peaks(&run)));
-            closing::outcome(&run.recipe, step, &summary).iter().for_each(|line| show.say(line));
-            show.say(&format!("result and checkpoints in {}; open report.html there", directory.display()));
-            closing::next_commands(&run, &program(arguments.assigned)).iter().for_each(|line| show.say(line));
-            if first && loudness == Verbosity::Quiet {
-                // The one thing that whoever asked for nothing but results wants to know.
-                output::line(&closing::result(&run.recipe).display().to_string())?;
-            }
-            flight::forget();
-            Ok(ExitCode::SUCCESS)
+}
+
+/// Says how a run has ended, and what to type next. `program`: this program, as a user types it.
+fn conclude(run: &Run, outcome: &Outcome, elapsed: Duration, program: &str, show: &Progress) -> Exit {
+    match outcome {
+        Outcome::Finished { step, summary, .. } => {
+            let took = progress::took(elapsed.as_secs_f64());
+            show.say(&format!("\n{} in {took}, {}", counted(*step, "step"), peaks(run)));
+            closing::outcome(&run.recipe, *step, summary).iter().for_each(|line| show.say(line));
+            let directory = run.recipe.output_dir.display();
+            show.say(&format!("result and checkpoints in {directory}; open report.html there"));
+            closing::next_commands(run, program).iter().for_each(|line| show.say(line));
+            Exit::Done
         }
         Outcome::Stopped { step, signal } => {
             show.say(&match step {
                 0 => "stopped before the first step: there is nothing to save".to_owned(),
                 step => format!("stopped after step {step}, which is saved; go on with --resume"),
             });
-            Ok(Exit::Stopped(signal).into())
+            Exit::Stopped(*signal)
         }
     }
 }

@@ -4,13 +4,14 @@ use std::net::TcpListener;
 use std::process::ExitCode;
 
 use finetune_recipe::Recipe;
+use finetune_trainer::numbers::counted;
 use finetune_trainer::{DiskNeed, Estimate, Fault, Problem, ThisHost, Validation, home};
 
 use crate::cli::ValidateArguments;
 use crate::commands::preflight::free_bytes;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::progress::{Progress, Verbosity, bytes, duration, thousands};
+use crate::progress::{Progress, Verbosity, about, bytes, thousands};
 use crate::{memory, output, source};
 
 pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
@@ -29,21 +30,21 @@ pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Re
     found.problems.extend(address_problem(&recipe));
     if arguments.json {
         output::line(&serde_json::to_string(&found).expect("plain data"))?;
-        return Ok(exit_code(&found.problems));
+        return Ok(exit(&found.problems).into());
     }
     output::print(&text(&found))?;
     for (n, problem) in found.problems.iter().enumerate() {
         if n > 0 {
             crate::stderr::complain!();
         }
-        Failure::Arguments { message: problem.message.clone(), hints: problem.hints.clone() }.print();
+        Failure::bad_input(problem.message.clone(), problem.hints.clone()).print();
     }
-    Ok(exit_code(&found.problems))
+    Ok(exit(&found.problems).into())
 }
 
-/// 0 where nothing stands in the way; what a run would end with if there is one kind of problem only, else bad input.
-fn exit_code(problems: &[Problem]) -> ExitCode {
-    fault(problems).map_or(ExitCode::SUCCESS, |fault| Exit::from(fault).into())
+/// If there is one kind of problem only, what a run would end with; bad input if there are several.
+fn exit(problems: &[Problem]) -> Exit {
+    fault(problems).map_or(Exit::Done, Exit::from)
 }
 
 fn fault(problems: &[Problem]) -> Option<Fault> {
@@ -51,7 +52,8 @@ fn fault(problems: &[Problem]) -> Option<Fault> {
     Some(if problems.iter().all(|problem| problem.fault == first) { first } else { Fault::Input })
 }
 
-/// What keeps the numbers of the run from being served where the recipe says.
+/// The problem that keeps the run from serving its numbers at the recipe's address, if there is
+/// one.
 fn address_problem(recipe: &Recipe) -> Option<Problem> {
     let address = recipe.log.prometheus.as_ref()?;
     let error = TcpListener::bind(address).err()?;
@@ -60,7 +62,7 @@ fn address_problem(recipe: &Recipe) -> Option<Problem> {
     Some(Problem { message, hints: vec![hint.to_owned()], fault: Fault::Input })
 }
 
-/// What is known. Where there are problems, that is not all.
+/// What was found. With problems, that is not all.
 fn text(found: &Validation) -> String {
     let mut text = String::new();
     if let (Some(architecture), Some(parameters)) = (found.architecture, found.parameters) {
@@ -71,9 +73,9 @@ fn text(found: &Validation) -> String {
     for (name, data) in [("train", found.train.as_ref()), ("eval", found.eval.as_ref())] {
         let Some(data) = data else { continue };
         text += &format!(
-            "{name:<12}{} rows, {} tokens, {} trained; lengths: median {}, 95 % {}, longest {}\n",
-            thousands(data.rows as u64),
-            thousands(data.tokens),
+            "{name:<12}{}, {}, {} trained; lengths: median {}, 95 % {}, longest {}\n",
+            counted(data.rows as u64, "row"),
+            counted(data.tokens, "token"),
             thousands(data.trained_tokens),
             data.median_length,
             data.length_95,
@@ -91,7 +93,7 @@ fn text(found: &Validation) -> String {
     text += &found.disk.as_ref().map_or(String::new(), disk_line);
     text += &found.device.as_ref().map_or(String::new(), |device| format!("device      {device}\n"));
     text += &found.estimate.as_ref().map_or(String::new(), |estimate| match estimate.seconds {
-        Some(seconds) => format!("time        about {} here\n", duration(seconds)),
+        Some(seconds) => format!("time        {} here\n", about(seconds)),
         None => "time        to be seen: it is not measured on GPUs before training\n".to_owned(),
     });
     for notice in &found.notices {
@@ -119,7 +121,8 @@ fn memory_line(estimate: &Estimate) -> String {
 fn disk_line(need: &DiskNeed) -> String {
     let DiskNeed { checkpoint, checkpoints, result, total, free, .. } = need;
     let free = free.map_or(String::new(), |free| format!("; {} are free", bytes(free)));
-    let many = if *checkpoints == 1 { "1 checkpoint".to_owned() } else { format!("up to {checkpoints} checkpoints") };
+    let up_to = if *checkpoints > 1 { "up to " } else { "" };
+    let many = format!("{up_to}{}", counted(*checkpoints, "checkpoint"));
     format!("disk        about {}: {many} of {}, result {}{free}\n", bytes(*total), bytes(*checkpoint), bytes(*result))
 }
 

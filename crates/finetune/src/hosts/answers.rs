@@ -61,7 +61,7 @@ impl Hosts {
         }
         hints.dedup();
         let message = format!("not every host is ready:\n  {}", problems.join("\n  "));
-        Err(if absent { Failure::Lost { message, hints } } else { Failure::Arguments { message, hints } })
+        Err(if absent { Failure::lost(message, hints) } else { Failure::bad_input(message, hints) })
     }
 
     /// Makes sure that every host finds rank 0 at the first host, and not at itself.

@@ -1,4 +1,5 @@
-//! What is said of a path that is something else than a command needs: what it is, and which command or key is meant.
+//! Errors about a path that holds something else than a command needs. They say what it is, and
+//! which command or key is meant.
 
 use std::path::Path;
 
@@ -11,10 +12,10 @@ use crate::failure::Failure;
 const SHOWN: usize = 6;
 
 fn said(message: String, hints: Vec<String>) -> Failure {
-    Failure::Arguments { message, hints }
+    Failure::bad_input(message, hints)
 }
 
-/// Nothing is there, also not in the cache.
+/// The error for a path with nothing at it, nor in the cache.
 pub(super) fn missing(path: &Path) -> Failure {
     let text = path.to_string_lossy();
     if let Some(failure) = address(&text) {
@@ -30,7 +31,7 @@ pub(super) fn missing(path: &Path) -> Failure {
     }
 }
 
-/// Something to download.
+/// The error for an address on the web.
 fn address(text: &str) -> Option<Failure> {
     let (_, rest) = text.split_once("://")?;
     let at_hub = rest.strip_prefix("huggingface.co/").or_else(|| rest.strip_prefix("hf.co/"));
@@ -47,7 +48,7 @@ fn address(text: &str) -> Option<Failure> {
     })
 }
 
-/// What lies where the path ends, if it leads somewhere.
+/// A hint that lists the parent directory of a path, if there is one.
 fn beside(path: &Path) -> Option<String> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty())?;
     let names = names(parent, |_| true);
@@ -71,7 +72,7 @@ fn listed(names: &[String]) -> String {
     format!("{}{more}", names[..names.len().min(SHOWN)].join(", "))
 }
 
-/// The directory whose file this is, where a directory is meant.
+/// The directory of a file, and what it holds, if a command takes such a directory.
 fn owner(path: &Path) -> Option<(&Path, Holding)> {
     let parent = path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
     let holding = recognize(parent);
@@ -79,7 +80,7 @@ fn owner(path: &Path) -> Option<(&Path, Holding)> {
         .then_some((parent, holding))
 }
 
-/// Where a model, a run or an adapter is meant.
+/// The error for a path that should hold a model, a run or an adapter.
 pub(super) fn not_a_model(path: &Path, holding: Holding) -> Failure {
     let (shown, what) = (path.display(), holding.describe());
     if let Some((directory, kind)) = owner(path).filter(|_| path.is_file()) {
@@ -134,7 +135,7 @@ pub(super) fn not_a_model(path: &Path, holding: Holding) -> Failure {
     }
 }
 
-/// Where an adapter is meant.
+/// The error for a path that should hold an adapter.
 pub(super) fn not_an_adapter(path: &Path, holding: Holding) -> Failure {
     let (shown, what) = (path.display(), holding.describe());
     if let Some((directory, Holding::Adapter | Holding::Checkpoint)) = owner(path).filter(|_| path.is_file()) {
@@ -161,7 +162,7 @@ pub(super) fn not_an_adapter(path: &Path, holding: Holding) -> Failure {
     }
 }
 
-/// Where a recipe is meant.
+/// The error for a path that should hold a recipe.
 pub(super) fn not_a_recipe(path: &Path, holding: Holding) -> Failure {
     let (shown, what) = (path.display(), holding.describe());
     let toml =
@@ -224,7 +225,7 @@ pub(super) fn not_a_recipe(path: &Path, holding: Holding) -> Failure {
     }
 }
 
-/// Where a file of rows is meant and nothing is.
+/// The error for a file of rows that is not there.
 pub(super) fn no_rows(option: &str, path: &Path) -> Failure {
     let text = path.to_string_lossy();
     if text.contains("://") {
@@ -237,7 +238,7 @@ pub(super) fn no_rows(option: &str, path: &Path) -> Failure {
     said(format!("{option} {text}: there is no such file"), vec![hint])
 }
 
-/// Where one file of rows is meant.
+/// The error for a directory in place of one file of rows.
 pub(super) fn directory_of_rows(option: &str, path: &Path) -> Failure {
     let shown = path.display();
     let is_rows = |path: &Path| path.extension().is_some_and(|extension| extension == "jsonl" || extension == "json");
@@ -248,7 +249,7 @@ pub(super) fn directory_of_rows(option: &str, path: &Path) -> Failure {
     )
 }
 
-/// Whose recipe a YAML file is, by the keys that only that program has.
+/// The program whose recipe a YAML file is, by the keys that only this program has.
 fn rival(path: &Path) -> Option<&'static str> {
     use std::io::Read;
     const KEYS: [(&str, &str); 8] = [

@@ -6,13 +6,6 @@ fn write(path: &Path, text: &str) {
     finetune_store::replace_file(&RealDisk, path, text.as_bytes()).expect("a file in a temporary directory");
 }
 
-fn message(failure: &Failure) -> String {
-    match failure {
-        Failure::Arguments { message, hints } => [std::slice::from_ref(message), hints.as_slice()].concat().join("\n"),
-        other => panic!("{other:?}"),
-    }
-}
-
 /// A model, an adapter on it, a run with either kind of result, and things that are none of them.
 fn made_up() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a directory");
@@ -71,7 +64,7 @@ fn what_an_argument_names() {
         ("none", "there is no"),
     ] {
         let failure = named(&at(argument), &mut Vec::new()).expect_err(argument);
-        assert!(message(&failure).contains(says), "{argument}: {}", message(&failure));
+        assert!(failure.lines().contains(says), "{argument}: {}", failure.lines());
     }
     for (argument, says) in [
         ("acme/no-such-model", "`hf download acme/no-such-model`"),
@@ -80,7 +73,7 @@ fn what_an_argument_names() {
         ("https://example.org/model.zip", "nothing is downloaded"),
     ] {
         let failure = named(Path::new(argument), &mut Vec::new()).expect_err(argument);
-        assert!(message(&failure).contains(says), "{argument}: {}", message(&failure));
+        assert!(failure.lines().contains(says), "{argument}: {}", failure.lines());
     }
 }
 
@@ -99,7 +92,7 @@ fn what_an_adapter_argument_names() {
         ("rows.jsonl", "not an adapter"),
     ] {
         let failure = adapter_directory(&at(argument), &mut Vec::new()).expect_err(argument);
-        assert!(message(&failure).contains(says), "{argument}: {}", message(&failure));
+        assert!(failure.lines().contains(says), "{argument}: {}", failure.lines());
     }
 }
 
@@ -113,8 +106,8 @@ fn the_base_of_an_adapter() {
     }
     write(&folder.path().join("adapter/adapter_config.json"), r#"{"base_model_name_or_path": "acme/no-such-model"}"#);
     let failure = base_of(&at("adapter"), None).expect_err("a base that is gone");
-    assert!(message(&failure).contains("hf download acme/no-such-model"), "{}", message(&failure));
-    assert!(message(&failure).contains("--base"), "{}", message(&failure));
+    assert!(failure.lines().contains("hf download acme/no-such-model"), "{}", failure.lines());
+    assert!(failure.lines().contains("--base"), "{}", failure.lines());
     assert_eq!(base_of(&at("adapter"), Some(&at("model"))).expect("as given"), at("model"));
 }
 
@@ -134,6 +127,6 @@ fn what_a_recipe_argument_means() {
         ("mien.toml", "mine.toml"),
     ] {
         let failure = recipe_path(&at(argument)).expect_err(argument);
-        assert!(message(&failure).contains(says), "{argument}: {}", message(&failure));
+        assert!(failure.lines().contains(says), "{argument}: {}", failure.lines());
     }
 }

@@ -29,7 +29,7 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 const LEFT_THERE: [&str; 2] = [".lock", COPIES];
 
 /// The files for the hosts, and the run that is made from them.
-pub(crate) struct Freight {
+pub(crate) struct CopiedRun {
     bundle: Bundle,
     /// The run directory in the folder of the copy.
     run: String,
@@ -37,8 +37,8 @@ pub(crate) struct Freight {
     home: PathBuf,
 }
 
-impl Freight {
-    pub(crate) fn pack(run: &RunArguments, recipe: &Recipe, stop: &AtomicI32) -> Result<Freight, Failure> {
+impl CopiedRun {
+    pub(crate) fn pack(run: &RunArguments, recipe: &Recipe, stop: &AtomicI32) -> Result<CopiedRun, Failure> {
         let home = std::path::absolute(&recipe.output_dir)?;
         let holds_a_run = newest(&home) > 0 || ["adapter", "model"].iter().any(|name| home.join(name).is_dir());
         if run.resume.is_none() && holds_a_run {
@@ -54,7 +54,7 @@ impl Freight {
             };
             Failure::arguments(error.to_string(), hint)
         })?;
-        Ok(Freight { bundle, run: preflight::directory_of_copy(recipe), home })
+        Ok(CopiedRun { bundle, run: preflight::directory_of_copy(recipe), home })
     }
 
     pub(crate) fn folder(&self) -> &str {
@@ -185,16 +185,16 @@ fn settle(from: &Path, to: &Path) -> Result<(), Failure> {
 /// Fetches the run from rank 0's host. If it is done and here, removes the copies of all hosts.
 /// Returns lines that say where the run is, and whether it is here.
 pub(crate) fn bring_home(
-    freight: &Freight,
+    copied_run: &CopiedRun,
     first: Option<&Remote>,
     all: &[&Remote],
     done: bool,
     verbosity: Verbosity,
 ) -> (Vec<String>, bool) {
-    let home = freight.home.display();
+    let home = copied_run.home.display();
     let mut lines = Vec::new();
     if let Some(remote) = first {
-        match freight.fetch(remote) {
+        match copied_run.fetch(remote) {
             Ok(true) => lines.push(format!("the run is in {home}, brought from {}", remote.host)),
             // The run ended before it wrote anything.
             Ok(false) => return (Vec::new(), true),
@@ -202,18 +202,19 @@ pub(crate) fn bring_home(
                 if verbosity > Verbosity::Quiet {
                     failure.print();
                 }
-                lines.push(format!("the run could not be brought here and stays in {}", freight.whereabouts(remote)));
+                lines
+                    .push(format!("the run could not be brought here and stays in {}", copied_run.whereabouts(remote)));
                 return (lines, false);
             }
         }
     }
     if done {
         for remote in all {
-            if let Err(error) = copy::remove(remote, freight.folder(), &AtomicI32::new(0)) {
+            if let Err(error) = copy::remove(remote, copied_run.folder(), &AtomicI32::new(0)) {
                 lines.push(format!(
                     "{}: the copy in ~/{} could not be removed: {error}",
                     remote.host,
-                    freight.folder()
+                    copied_run.folder()
                 ));
             }
         }
@@ -228,10 +229,10 @@ fn failure(host: &str, error: &CopyError) -> Failure {
         CopyError::Host(unanswered) => {
             let hints = unanswered.hint(host).into_iter().collect();
             match unanswered.trouble() {
-                Trouble::Absent => Failure::Lost { message, hints },
-                Trouble::Mistake => Failure::Arguments { message, hints },
+                Trouble::Absent => Failure::lost(message, hints),
+                Trouble::Mistake => Failure::bad_input(message, hints),
             }
         }
-        _ => Failure::Arguments { message, hints: Vec::new() },
+        _ => Failure::bad_input(message, Vec::new()),
     }
 }
