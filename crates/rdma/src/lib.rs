@@ -5,9 +5,9 @@
 //! credits of a wire, and all `unsafe` that this takes. A *wire* is one cable between two devices;
 //! here it is two queue pairs at each end.
 //!
-//! **Must never know** what its messages mean or what its callers make of a rank. A rank is a number
-//! that tells peers apart. A message is a head of 64 bytes and a payload, and [`ReadHead`] is all
-//! that is known of a head.
+//! **Must never know** what its messages mean or what its callers make of a rank. A rank is a
+//! number that tells peers apart. A message is a head of 64 bytes and a payload. [`ReadHead`] is
+//! all that is known of a head.
 //!
 //! **Start reading** at [`Prepared`], which opens devices and makes an [`Offer`]. The caller brings
 //! the offers to all ranks; [`Prepared::connect`] gives the [`Wires`]. Then:

@@ -92,8 +92,9 @@ impl SlotSizes {
         if payload <= self.payload_bytes(Lane::Small) { Lane::Small } else { Lane::Bulk }
     }
 
-    /// Payload bytes of the next message when `remaining` are to go. The rest after whole bulk slots
-    /// goes in small ones if it is at most a quarter of a bulk slot, which would travel in full.
+    /// Payload bytes of the next message when `remaining` are to go. The rest after whole bulk
+    /// slots goes in small ones if it is at most a quarter of a bulk slot, which would travel in
+    /// full.
     pub(crate) fn next_payload_bytes(self, remaining: usize) -> usize {
         let (small, bulk) = (self.payload_bytes(Lane::Small), self.payload_bytes(Lane::Bulk));
         if remaining >= bulk {
