@@ -1,6 +1,8 @@
-//! The functions of the verbs library: opened when it is there, so that neither header nor library
-//! is needed to build; or, with the feature `ibverbs`, linked through `ibverbs-sys`, what the crate
-//! of that name calls.
+//! The functions of the verbs library.
+//!
+//! The library is opened when it is there, so building needs neither its header nor the library.
+//! With the feature `ibverbs` it is linked through `ibverbs-sys` instead, which the crate `ibverbs`
+//! calls too.
 
 use std::ffi::{OsString, c_char, c_int, c_void};
 
@@ -25,7 +27,7 @@ macro_rules! functions {
                 // SAFETY: the verbs libraries have no initialisers with conditions of their own; a
                 // library that the user names is theirs to vouch for. The types of the functions
                 // are those of `infiniband/verbs.h`, whose layouts a test compares. The pointers
-                // stay valid, for `_library` lives as long as they do.
+                // stay valid: `_library` lives as long as they do.
                 unsafe {
                     let library = libloading::Library::new(path)?;
                     Ok(Library {

@@ -1,8 +1,8 @@
 //! The C structures and numbers of the verbs interface, as in rdma-core's `infiniband/verbs.h` for
 //! 64-bit machines.
 //!
-//! Names are those of the header in Rust's spelling; where the header's line is a union, its
-//! largest member decides the size. `layout/tests.rs` has a C compiler print every size, offset and
+//! Names are those of the header in Rust's spelling. If the header's line is a union, its largest
+//! member decides the size. `layout/tests.rs` has a C compiler print every size, offset and
 //! number used here, and compares.
 //!
 //! **On macOS** the header is in the SDK (26.2 and later). What is known without a Mac: the same

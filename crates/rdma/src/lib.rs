@@ -5,9 +5,9 @@
 //! credits of a wire, and all `unsafe` that this takes. A *wire* is one cable between two devices;
 //! here it is two queue pairs at each end.
 //!
-//! **Must never know** what its messages mean or what its callers make of a rank. A rank is a number
-//! that tells peers apart. A message is a head of 64 bytes and a payload, and [`ReadHead`] is all
-//! that is known of a head.
+//! **Must never know** what its messages mean or what its callers make of a rank. A rank is a
+//! number that tells peers apart. A message is a head of 64 bytes and a payload. [`ReadHead`] is
+//! all that is known of a head.
 //!
 //! **Start reading** at [`Prepared`], which opens devices and makes an [`Offer`]. The caller brings
 //! the offers to all ranks; [`Prepared::connect`] gives the [`Wires`]. Then:
@@ -34,7 +34,7 @@
 //! | at most 10 queue pairs a device | two a wire, counted per process before the driver is asked |
 //! | about 100 memory regions a device | one a device and rank |
 //! | messages of at most 4095 × 4096 bytes | [`Limits::message_bytes`] |
-//! | depth counts frames of 4 KiB, not messages | so do we: [`Limits::frames_in_flight`] |
+//! | depth counts frames of 4 KiB, not messages | counted in the same unit: [`Limits::frames_in_flight`] |
 //! | both ends post the same number of 4 KiB frames | a message is always a whole slot, however little is in it |
 //! | page-aligned memory, local write only | one page-aligned slab per device, local write only |
 //! | no acknowledgement; a lost message is lost silently | receives are posted before credit is given; every message has a sequence number and a checksum, which the caller checks; a completed send only means that its slot is free |

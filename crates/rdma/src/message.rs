@@ -3,8 +3,8 @@
 /// Bytes of a head.
 pub const HEAD_BYTES: usize = 64;
 
-/// The first bytes of a message, which the caller fills. They must not begin with `FTCR`: that marks
-/// a report, which the two ends of a wire send each other.
+/// The first bytes of a message, which the caller fills. They must not begin with `FTCR`: that
+/// marks a report, which the two ends of a wire send each other.
 pub type Head = [u8; HEAD_BYTES];
 
 /// What a head says of its message.

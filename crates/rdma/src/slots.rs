@@ -5,8 +5,8 @@
 //! larger ones. A message fills a slot, whatever its length: Apple's devices want both ends to post
 //! equally many 4 KiB frames.
 //!
-//! **Credit.** A message that finds no receive posted is lost without a word (UC on Linux) or
-//! stalls the queue (Apple). So a sender begins with a credit for each receive that the peer has
+//! **Credit.** A message that finds no receive posted is lost silently (UC on Linux) or stalls
+//! the queue (Apple). So a sender begins with a credit for each receive that the peer has
 //! posted for it (the `depth` of the lane), spends one per message, and never sends without. The
 //! peer takes a message out of its slot, posts the slot again, and reports how many it has dealt
 //! with, once that is half the depth more than it reported before. Reports are totals since the
@@ -19,8 +19,8 @@
 //! such messages, at most ⌊D / ⌈D/2⌉⌋ ≤ 2 reports for one lane, so 4 for both, are on their way at
 //! any time. The peer posts a report's receive again before it uses the credit, so the four are
 //! free before a fifth can be due. A keep-alive is no report: it spends a credit like data. Its
-//! totals count on the small lane only, where it keeps its place among the reports: one that
-//! overtook them on the other lane would give credit while their receives are still taken.
+//! totals count on the small lane only, because there it keeps its place among the reports. If it
+//! overtook them on the other lane, it would give credit while their receives are still taken.
 //!
 //! **Slots to send from** come free when the device says so. The small lane keeps
 //! [`REPORT_RECEIVES`] of them for reports.
@@ -92,8 +92,9 @@ impl SlotSizes {
         if payload <= self.payload_bytes(Lane::Small) { Lane::Small } else { Lane::Bulk }
     }
 
-    /// Payload bytes of the next message when `remaining` are to go. The rest after whole bulk slots
-    /// goes in small ones if it is at most a quarter of a bulk slot, which would travel in full.
+    /// Payload bytes of the next message when `remaining` are to go. The rest after whole bulk
+    /// slots goes in small ones if it is at most a quarter of a bulk slot, which would travel in
+    /// full.
     pub(crate) fn next_payload_bytes(self, remaining: usize) -> usize {
         let (small, bulk) = (self.payload_bytes(Lane::Small), self.payload_bytes(Lane::Bulk));
         if remaining >= bulk {

@@ -4,7 +4,7 @@
 //! exactly once, in the right order. It knows nothing of limits or ranks; `device.rs` does.
 //!
 //! `ibv_post_send`, `ibv_post_recv` and `ibv_poll_cq` are no symbols but inline functions that call
-//! through a table in the context; so do we.
+//! through a table in the context. This file calls them through the same table.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ffi::{CStr, c_int};
@@ -195,8 +195,8 @@ impl Drop for Memory {
     fn drop(&mut self) {
         let library = self.context.library;
         // SAFETY: queue pairs hold the memory, so they are gone; each is given back once, the
-        // region before the domain. Should the driver keep the region, the memory stays too:
-        // leaked, but nobody else's.
+        // region before the domain. If the driver keeps the region, the memory stays too: it
+        // leaks, but nobody else gets it.
         unsafe {
             if (library.ibv_dereg_mr)(self.region.as_ptr()) == 0 {
                 dealloc(self.start.as_ptr(), self.layout);

@@ -149,17 +149,20 @@ impl Wires {
         &self.descriptions
     }
 
-    /// Payload bytes of the next message when `remaining` bytes are to go: at most `remaining`, and a
-    /// multiple of 8 if less. The same on every rank.
+    /// Payload bytes of the next message when `remaining` bytes are to go: at most `remaining`, and
+    /// a multiple of 8 if less. The same on every rank.
     pub fn next_payload_bytes(&self, remaining: usize) -> usize {
         self.sizes.next_payload_bytes(remaining)
     }
 
-    /// Sends a message with at most [`Wires::next_payload_bytes`] of payload. False: the peer has no
-    /// slot for it yet. Head and payload may change after the call.
+    /// Sends a message whose payload is no longer than [`Wires::next_payload_bytes`] allows. False:
+    /// no slot is free for it yet, here or at the peer. Head and payload may change after the call.
     ///
     /// # Errors
     /// If the wire is broken.
+    ///
+    /// # Panics
+    /// If the payload does not fit a slot.
     pub fn send(&mut self, peer: usize, wire: usize, head: &Head, payload: &[u8]) -> Result<bool, BrokenWire> {
         let lane = self.sizes.lane(payload.len());
         assert!(payload.len() <= self.sizes.payload_bytes(lane), "a payload longer than a slot");
@@ -200,9 +203,9 @@ impl Wires {
         wire.broken()
     }
 
-    /// Sends something over every queue pair that sent nothing for so long: Apple's go bad when idle
-    /// for about 20 minutes. Call it now and then while nothing else is sent. It costs a credit like
-    /// a message, so a peer that never polls is not overrun.
+    /// Sends something over every queue pair that sent nothing for `unused_for`: Apple's go bad
+    /// when idle for about 20 minutes. Call it now and then while nothing else is sent. It costs a
+    /// credit like a message, so a peer that never polls is not overrun.
     ///
     /// # Errors
     /// If a wire is broken.
