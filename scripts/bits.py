@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Prints a table of hashes of what a program trains: the proof that a change keeps every bit of a run.
+"""Prints hashes of what a program trains: the proof that a change keeps every bit of a run.
 
     scripts/bits.py target/release/finetune > before.txt
     (change the code)
     scripts/bits.py target/release/finetune | diff before.txt -
 
-Each line is a run of ten steps on the CPU, with one hash over its result, its checkpoints (state, moments and manifests) and
-the losses, gradient norms and learning rates of its metrics. `--peer OTHER` lets rank 1 of the runs of two ranks be another
-program: then the two have to speak the same protocol. The bits depend on the processor's instructions (AVX2, AVX-512, NEON),
-so tables of two machines are not compared.
+Each line is a run of ten steps on the CPU, with one hash over its result, its checkpoints (state,
+moments and manifests) and the losses, gradient norms and learning rates of its metrics. With
+`--peer OTHER` the program OTHER is rank 1 of the runs of two ranks. Both then have to speak the
+same protocol. The bits depend on the processor's instructions (AVX2, AVX-512, NEON), so tables of
+two machines are not compared.
 """
 
 import argparse

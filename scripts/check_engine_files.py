@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""Checks recipes/engines/*.yaml against the schemas that the engines publish: unknown keys, wrong types, wrong choices.
+"""Checks recipes/engines/*.yaml against the schemas that the engines publish.
+
+Finds unknown keys, wrong types and wrong choices.
 
     python3 scripts/check_engine_files.py --crds FOLDER [--skypilot SCHEMAS.py]
 
-FOLDER holds the custom resource definitions as their projects publish them (in any files, found by what they define):
+FOLDER holds the custom resource definitions as their projects publish them. Their files may have
+any names:
   kubernetes-sigs/jobset  config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml
   kubeflow/trainer        manifests/base/crds/trainer.kubeflow.org_{trainjobs,trainingruntimes}.yaml
-SCHEMAS.py is sky/utils/schemas.py of SkyPilot's package; without it the installed package is asked.
+SCHEMAS.py is sky/utils/schemas.py of SkyPilot's package; without it the installed package is used.
 
-Needs pyyaml and jsonschema. What has no schema is named and makes the check fail.
+Needs pyyaml and jsonschema. A file without a schema is named and makes the
+check fail.
 """
 
 import argparse
@@ -23,7 +27,7 @@ HERE = pathlib.Path(__file__).resolve().parent.parent / "recipes/engines"
 
 
 def strict(schema):
-    """The schema of a custom resource as `kubectl --validate=strict` reads it: what it does not name is an error."""
+    """The schema as `kubectl --validate=strict` reads it: keys that it does not name are errors."""
     if isinstance(schema, list):
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):
@@ -60,7 +64,8 @@ def skypilot_schema(path):
 
         return schemas.get_task_schema()
     scope = {"__name__": "schemas"}
-    exec(compile(pathlib.Path(path).read_text(), path, "exec"), scope)  # noqa: S102 - the user's own file
+    code = compile(pathlib.Path(path).read_text(), path, "exec")
+    exec(code, scope)  # noqa: S102 - the user's own file
     return scope["get_task_schema"]()
 
 

@@ -1,22 +1,26 @@
 #!/usr/bin/env python3
-"""Checks that transformers and PEFT read what `finetune` writes, and compute the same losses from it.
+"""Checks that transformers and PEFT read what `finetune` writes, and compute the same losses.
 
     scripts/check_interchange.py --finetune target/release/finetune
 
-make_goldens.py asks whether we compute what they compute; this asks the reverse of what we write. For each family
-under tests/goldens/models it trains three steps with the binary, then checks
+make_goldens.py is for the other direction: whether `finetune` computes what they compute. For each
+family under tests/goldens/models this script trains three steps with the binary, then checks
 
     golden      `finetune eval` of the adapter that PEFT wrote, against golden.json
     base        the same without an adapter
-    adapter     PEFT loads RUN/adapter: the same parameter names, every value, the same losses as `finetune eval`
+    adapter     PEFT loads RUN/adapter: the same parameter names, every value, the same losses as
+                `finetune eval`
     checkpoint  the same of RUN/checkpoints/step-000003
-    merged      transformers loads `finetune export --format merged`: no key missing or left over, PEFT's losses
-    bf16, f16   the base stored in 16 bits and in shards: losses with the adapter, and a merge that equals PEFT's
-                merge in f32 rounded once (at most one element in a thousand off, by one unit)
+    merged      transformers loads `finetune export --format merged`: no key missing or left over,
+                PEFT's losses
+    bf16, f16   the base stored in 16 bits and in shards: losses with the adapter, and a merge that
+                equals PEFT's merge in f32 rounded once (at most one element in a thousand off, by
+                one unit)
     mlx         with --mlx: mlx-lm loads `finetune export --format mlx`, PEFT's losses
 
-Losses are mean token losses, of the whole file and of single rows, so that two wrong rows cannot make up for each
-other. Prints a table; exits with 1 where anything differs. Wants requirements.txt (and mlx-lm for --mlx).
+Losses are mean token losses, of the whole file and of single rows, so that two wrong rows cannot
+make up for each other. Prints a table; exits with 1 if anything differs. Needs requirements.txt
+(and mlx-lm for --mlx).
 """
 
 import argparse
@@ -39,7 +43,8 @@ from make_goldens import IGNORED, mean_loss
 
 TOLERANCE = 1e-5  # f32 differs from f64 by about 1e-7 in these losses; the goldens record it
 STEPS = 3
-SINGLE_ROWS = (0, 4, 6)  # of rows.jsonl: among them the longest, which reaches past Mistral's window
+# Rows of rows.jsonl, among them the longest, which is longer than Mistral's window.
+SINGLE_ROWS = (0, 4, 6)
 DEADLINE_SECONDS = 300
 
 
@@ -93,7 +98,7 @@ def run_finetune(binary, *arguments):
 
 
 def our_loss(binary, model, rows, adapter=None):
-    """The mean token loss by `finetune eval`; also checks that it counts the tokens that we count."""
+    """The mean token loss by `finetune eval`; also checks its number of trained tokens."""
     path, parsed = rows
     arguments = ["eval", model, "--data", path, "--json"]
     if adapter is not None:
@@ -111,7 +116,10 @@ def our_loss(binary, model, rows, adapter=None):
 
 
 def write_recipe(family):
-    """The golden adapter's LoRA settings; everything else as plain as it can be. JSON's strings are TOML's too."""
+    """The golden adapter's LoRA settings in a recipe without anything that is not needed.
+
+    JSON's strings are TOML strings too.
+    """
     lora = json.loads((family.directory / "adapter" / "adapter_config.json").read_text())
     recipe = family.work / "recipe.toml"
     recipe.write_text(f"""\
@@ -160,7 +168,7 @@ def load_model(directory):
 
 
 def load_with_peft(family, adapter):
-    """PEFT's model; PEFT only warns of names that it does not know, so names and values are compared here."""
+    """PEFT's model. PEFT only warns of unknown names, so names and values are compared here."""
     model = PeftModel.from_pretrained(load_model(family.directory), str(adapter)).eval()
     loaded = get_peft_model_state_dict(model)
     written = load_file(adapter / "adapter_model.safetensors")
@@ -199,8 +207,7 @@ def check_family(binary, family, report, mlx):
     run_finetune(binary, "export", run, "--format", "merged", "--output", merged)
     model = load_model(merged)
     for name, (_, parsed) in family.files.items():
-        # Both columns are theirs here: PEFT with our adapter, and transformers with our merge of
-        # it.
+        # Neither column is `finetune`: PEFT with our adapter, transformers with our merge of it.
         report.compare(family.name, "merged", name, peft_losses[name], mean_loss(model, parsed))
     report.compare(family.name, "merged", "ours", peft_losses["all"], our_loss(binary, merged, rows))
 
@@ -234,8 +241,8 @@ def check_half(binary, family, report, name, dtype):
         elements += mine.numel()
         different += int((mine != reference).sum())
         beyond |= bool(((mine - reference).abs() > unit).any())
-    # Both sum in f32. Another order of the sum may cross a rounding boundary of the 16-bit type,
-    # seldom, and by one unit.
+    # Both sum in f32. Another order of the sum seldom crosses a rounding boundary of the 16-bit
+    # type, and then by one unit.
     if missing or beyond or different > elements * 1e-3:
         report.note(family.name, name, f"merged weights: {different} of {elements} differ, names {missing}", wrong=True)
 
@@ -301,7 +308,7 @@ def main():
             work.mkdir()
             try:
                 check_family(binary, Family(directory, work), report, mlx)
-            except Exception as error:  # whatever a library throws at our files is a failed check, not the end
+            except Exception as error:  # a library may raise anything: a failed check, not the end
                 words = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
                 report.note(directory.name, "failed", words, wrong=True)
     if report.failures:

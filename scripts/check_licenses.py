@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Holds the license of every dependency against the list in deny.toml, from what `cargo metadata --locked` says."""
+"""Compares the license of every dependency in `cargo metadata --locked` with deny.toml."""
 
 import json
 import re
@@ -24,7 +24,8 @@ def is_allowed(expression: str, allowed: set[str]) -> bool:
                 word, place = " ".join(words[place : place + 3]), place + 2
             terms.append(str(word in allowed))
         place += 1
-    return bool(eval(" ".join(terms), {"__builtins__": {}}))  # only True, False, and, or and brackets are left
+    # Only True, False, and, or and brackets are left.
+    return bool(eval(" ".join(terms), {"__builtins__": {}}))
 
 
 def main() -> int:

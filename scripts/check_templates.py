@@ -2,9 +2,10 @@
 
     python scripts/check_templates.py TEMPLATE_DIR
 
-prints a JSON list, one entry per *.jinja file: its source, the special tokens it was given, and each conversation rendered
-with and without a generation prompt. `text` is null where transformers raised an error. The test `published_templates` of
-crates/dataset runs this where a Python with transformers is at hand. Needs: transformers (scripts/requirements.txt).
+It prints a JSON list, one entry per *.jinja file: its source, the special tokens it was given, and
+each conversation rendered with and without a generation prompt. `text` is null if transformers
+raised an error. The test `published_templates` of crates/dataset runs this if there is a Python
+with transformers. Needs: transformers (scripts/requirements.txt).
 """
 
 import json
@@ -134,7 +135,7 @@ def render(template, messages, tools, add_generation_prompt):
 
 
 def golden(name, template, conversations=CONVERSATIONS, with_tools=CONVERSATIONS):
-    """A template with all its renderings; those with tools for the conversations that `with_tools` names."""
+    """A template with its renderings; `with_tools` names the conversations that get tools."""
     cases = []
     for conversation, messages in conversations.items():
         for tools in (None, [WEATHER]) if conversation in with_tools else (None,):

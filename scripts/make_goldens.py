@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Writes the goldens of the decoder families: tiny random models, and what transformers and PEFT make of them.
+"""Writes the goldens of the decoder families: tiny random models, and what transformers and PEFT
+compute with them.
 
 Per family, under OUTPUT/<family>/:
 
-    config.json, generation_config.json, model.safetensors    the base model, as transformers saves it, in f32
+    config.json, generation_config.json, model.safetensors
+                            the base model, as transformers saves it, in f32
     config.hub.json         (some families) the same config as most models on the hub spell it
     adapter/                a LoRA adapter with A and B both non-zero, as PEFT saves it
     golden.safetensors      one right-padded micro-batch and its answers:
@@ -17,13 +19,16 @@ Per family, under OUTPUT/<family>/:
     curves.json             loss, gradient norm and learning rate of each step of a few short runs
     final_clip_cosine.safetensors   the adapter after the last step of that run
 
-and OUTPUT/rope.json: inverse frequencies of published configs, for the branches that tiny heads do not reach.
+and OUTPUT/rope.json: inverse frequencies of published configs, for the branches that tiny heads do
+not reach.
 
-The f64 figures are the yardstick for tolerances: an f32 implementation that differs from this one by about
-as much as this one differs from f64 is as right as this one. transformers computes norms and rope in f32 even
-in an f64 model, so `in_float64` replaces these two; without it the yardstick would read too short.
+The f64 figures set the tolerances. An f32 implementation may differ from this one by about as much
+as this one differs from f64: then both are equally exact. transformers computes norms and rope in
+f32 even in an f64 model, so `in_float64` replaces these two. Otherwise the tolerances would be too
+small.
 
-Same versions (requirements.txt) and same kind of CPU: same bytes. Another CPU may round differently.
+Same versions (requirements.txt) and same kind of CPU: same bytes. Another CPU may round
+differently.
 """
 
 import argparse
@@ -49,7 +54,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 IGNORED = -100
 VOCABULARY = 96
-PADDING_ID = 0  # an ordinary token of these models: only the mask and the labels may tell padding apart
+# An ordinary token of these models: only the mask and the labels tell padding apart.
+PADDING_ID = 0
 MICRO_BATCH_LENGTHS = (17, 23, 9)
 # Uneven on purpose: with equal numbers of trained tokens, a mean of means would pass for the mean.
 ROW_LENGTHS = (12, 25, 7, 18, 21, 9, 30, 14, 6, 22, 16, 11)
@@ -111,8 +117,8 @@ FAMILIES = {
     ),
     "qwen3": dict(
         seed=4,
-        # 4 heads of 16 are 64 wide: o_proj is not square, and hidden_size / heads is the wrong head
-        # size.
+        # 4 heads of 16 are 64 wide. So o_proj is not square, and hidden_size / heads is not the
+        # size of a head.
         config=lambda: Qwen3Config(
             **SIZES, num_hidden_layers=2, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-6,
             rope_parameters=dict(PLAIN_ROPE, rope_theta=1000000.0), tie_word_embeddings=False,
@@ -152,11 +158,11 @@ FULL_VARIANT = dict(learning_rate=1e-3, weight_decay=0.01, max_grad_norm=0.0, sc
                     warmup_steps=0, min_lr_ratio=0.0, steps=FULL_STEPS)
 
 
-# --- models ---------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 def save_base_model(specification, directory):
-    """A random model in which every weight matters: norms around one but not one, biases not zero."""
+    """A random model in which every weight matters: norms near one but not one, biases not zero."""
     torch.manual_seed(specification["seed"])
     config = specification["config"]()
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -183,7 +189,8 @@ def save_adapter(specification, directory):
             elif "lora_B" in name:
                 parameter.normal_(0.0, 0.1)
     model.save_pretrained(directory / "adapter")
-    (directory / "adapter" / "README.md").unlink(missing_ok=True)  # a model card to fill in; says nothing here
+    # An empty form of a model card.
+    (directory / "adapter" / "README.md").unlink(missing_ok=True)
     # PEFT holds target_modules in a set, whose order Python draws anew in each process.
     path = directory / "adapter" / "adapter_config.json"
     saved = json.loads(path.read_text())
@@ -228,7 +235,7 @@ def rope_float64(self, hidden, position_ids):
 
 
 def inverse_frequencies_float64(config):
-    """Written from the formulas (RoFormer; Llama 3.1's smoothing), so that it also checks transformers' own."""
+    """Written from the formulas (RoFormer; Llama 3.1's smoothing): a check of transformers' own."""
     rope = config.rope_parameters
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     frequencies = []
@@ -248,7 +255,7 @@ def inverse_frequencies_float64(config):
 
 
 def write_hub_config(directory):
-    """The spelling of the hub's Llama 3 and Qwen2 files, from before transformers 5 (and 4.45's head_dim)."""
+    """The spelling of Llama 3 and Qwen2 on the hub: before transformers 5, and 4.45's head_dim."""
     config = json.loads((directory / "config.json").read_text())
     rope = dict(config.pop("rope_parameters"))
     config["rope_theta"] = rope.pop("rope_theta")
@@ -261,13 +268,12 @@ def write_hub_config(directory):
     if config["model_type"] != "smollm3":
         config.pop("pad_token_id", None)
     if config["model_type"] == "qwen2":
-        # Qwen2 files name a window and switch it off; a reader that looks only at the number goes
-        # wrong.
+        # Qwen2 files name a window and switch it off: a reader must not look at the number alone.
         config.update(sliding_window=5, use_sliding_window=False, max_window_layers=1)
     (directory / "config.hub.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-# --- rows and losses ------------------------------------------------------------------------------------------
+# --- rows and losses ------------------------------------------------------------------------------
 
 
 def random_row(length, generator):
@@ -329,7 +335,7 @@ def lora_parameters(model):
     return {peft_file_name(name): p for name, p in model.named_parameters() if p.requires_grad}
 
 
-# --- one micro-batch ------------------------------------------------------------------------------------------
+# --- one micro-batch ------------------------------------------------------------------------------
 
 
 def answers_to_micro_batch(directory, batch, float64):
@@ -353,7 +359,8 @@ def answers_to_micro_batch(directory, batch, float64):
         tensors |= per_row("merged_logits", forward(model.merge_and_unload(), batch))
     scalars = {
         "trained_tokens": losses.numel(),
-        "loss_sum": losses.double().sum().item(),  # token losses in the model's own type, summed in f64
+        # Token losses in the model's own type, summed in f64.
+        "loss_sum": losses.double().sum().item(),
         "loss_sum_f32": losses.float().sum().item(),
         "base_loss_sum": base_losses.double().sum().item(),
     }
@@ -417,13 +424,14 @@ def write_golden(family, directory, micro_batch_rows, rows):
     return golden
 
 
-# --- training curves ------------------------------------------------------------------------------------------
+# --- training curves ------------------------------------------------------------------------------
 
 
 def learning_rate_factor(step, variant):
-    """transformers' get_linear_ and get_cosine_schedule_with_warmup, with a floor; `step` counts from 0.
+    """transformers' get_linear_ and get_cosine_schedule_with_warmup, with a floor.
 
-    So the first step of a run with warm-up has learning rate 0, and the last is still above the floor.
+    `step` counts from 0. So the first step of a run with warm-up has learning rate 0, and the last
+    one is still above the floor.
     """
     warmup, total, floor = variant["warmup_steps"], variant["steps"], variant["min_lr_ratio"]
     if step < warmup:
@@ -436,7 +444,7 @@ def learning_rate_factor(step, variant):
 
 
 def train(model, parameters, rows, variant):
-    """The plainest training loop there is; returns what each step reports."""
+    """The simplest training loop; returns the report of each step."""
     model.train()
     optimizer = torch.optim.AdamW(parameters, lr=variant["learning_rate"], betas=(0.9, 0.999), eps=1e-8,
                                   weight_decay=variant["weight_decay"])
@@ -510,19 +518,19 @@ def first_gradient_norms(model, rows):
     return {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
 
 
-# --- checks and files -----------------------------------------------------------------------------------------
+# --- checks and files -----------------------------------------------------------------------------
 
 
 def check_sliding_window(directory, batch):
-    """A golden of a window that is not applied would be worse than none."""
+    """Checks that the window is applied: otherwise its golden would prove nothing."""
     windowed, unlimited = load_base(directory), load_base(directory)
     window = unlimited.config.sliding_window
     unlimited.config.sliding_window = None
     eager = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         narrow, wide, other = forward(windowed, batch)[1], forward(unlimited, batch)[1], forward(eager, batch)[1]
-    # The window counts the token itself: position `window` is the first to lose sight of position
-    # 0.
+    # The window counts the token itself: position `window` is the first that does not see
+    # position 0.
     assert (narrow - wide)[:window].abs().max() < 1e-4, "the window bites too early"
     assert (narrow - wide)[window].abs().max() > 1e-3, "the window is not applied"
     assert (narrow - other).abs().max() < 1e-4, "sdpa and eager disagree"
@@ -538,7 +546,7 @@ def check_hub_config(directory, batch):
 
 
 def published_rope():
-    """Inverse frequencies of the real Llama 3 configs, whose heads reach all three branches of the smoothing."""
+    """Inverse frequencies of real Llama 3 configs: these reach all branches of the smoothing."""
     published = {
         "Llama-3.1-8B": (128, 500000.0, 8.0),
         "Llama-3.2-1B": (64, 500000.0, 32.0),
@@ -556,8 +564,7 @@ def published_rope():
 
 def write_json(path, value):
     text = json.dumps(value, indent=2)
-    # Lists of numbers and the flat objects of a curve on one line each, for diffs that a person can
-    # read.
+    # Lists of numbers and the flat objects of a curve on one line each, for readable diffs.
     text = re.sub(r"\[[^\[\]{}\"]*\]", lambda match: "[" + " ".join(match[0][1:-1].split()) + "]", text)
     text = re.sub(r"\{\s*\"step\"[^{}]*\}", lambda match: " ".join(match[0].split()), text)
     path.write_text(text + "\n")

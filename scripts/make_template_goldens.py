@@ -2,7 +2,8 @@
 
     python scripts/make_template_goldens.py
 
-Needs: transformers (scripts/requirements.txt). The test `goldens` of crates/dataset renders them and compares every byte.
+Needs: transformers (scripts/requirements.txt). The test `goldens` of crates/dataset renders them
+and compares every byte.
 """
 
 import json

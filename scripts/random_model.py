@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
-"""Writes a Llama-shaped model directory with random bf16 weights, and rows of random tokens: for measuring time and memory.
+"""Writes a Llama-shaped model directory with random bf16 weights, and rows of random tokens.
+
+They are for measuring time and memory.
 
     python3 scripts/random_model.py 8b DIRECTORY --rows 1024 --rows 2048
 
-SHAPE is one of tiny, 1b (Llama 3.2 1B), 8b (Llama 3.1 8B) and 70b (Llama 3.1 70B); the options override single sizes.
-DIRECTORY gets config.json and model.safetensors, or shards with an index above 5 GB, as transformers writes them. There
-is no tokenizer: each `--rows LENGTH` adds rows-LENGTH.jsonl, rows of that many tokens, every one of them trained on.
+SHAPE is one of tiny, 1b (Llama 3.2 1B), 8b (Llama 3.1 8B) and 70b (Llama 3.1 70B); the options
+override single sizes. DIRECTORY gets config.json and model.safetensors, or shards with an index
+above 5 GB, as transformers writes them. There is no tokenizer: each `--rows LENGTH` adds
+rows-LENGTH.jsonl, rows of that many tokens, all of them trained on.
 
-Weights are normal with standard deviation 0.02 (what transformers initializes Llama with) and norms are 1, so that
-activations, losses and gradients are finite and of ordinary size. The values come from one block that all matrices are
-cut from, so that writing runs at the speed of the disk and takes 100 MB of memory for a model of any size. The same
-arguments give the same bytes. Needs numpy only.
+Weights are normal with standard deviation 0.02 (what transformers initializes Llama with) and norms
+are 1, so that activations, losses and gradients are finite and of ordinary size. The values come
+from one block that all matrices are cut from, so that writing runs at the speed of the disk and
+takes 100 MB of memory for a model of any size. The same arguments give the same bytes. Needs numpy
+only.
 """
 
 import argparse
@@ -41,7 +45,8 @@ SHAPES = {
     },
 }
 
-SHARD_BYTES = 5_000_000_000  # transformers' limit was this for years, and that of `finetune export` is
+# The limit of `finetune export`, and for years that of transformers.
+SHARD_BYTES = 5_000_000_000
 DEVIATION = 0.02
 # Prime, so that rows of a matrix larger than the block are not repetitions of each other: no layer
 # has a length that divides it. 2^24 less 3.
@@ -120,7 +125,7 @@ def shards(specifications):
 
 
 def header(specifications):
-    """The bytes before the tensors: length and JSON (huggingface/safetensors, README.md, "Format")."""
+    """The bytes before the tensors: length and JSON (huggingface/safetensors, README, "Format")."""
     entries, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in specifications:
         end = offset + 2 * count(shape)
@@ -132,7 +137,7 @@ def header(specifications):
 
 
 class Values:
-    """An endless tape of random bf16 values: the block, over and over."""
+    """An endless sequence of random bf16 values: the block, repeated."""
 
     def __init__(self, seed, needed):
         generator = numpy.random.default_rng(seed)
@@ -145,7 +150,7 @@ class Values:
         self.position = 0
 
     def write(self, file, values):
-        """The next values of the tape."""
+        """The next values of the sequence."""
         left = 2 * values
         while left > 0:
             piece = self.block[self.position:self.position + left]
@@ -188,7 +193,7 @@ def write_rows(path, length, rows, vocabulary, seed):
 
 
 def check(sizes):
-    """What a Llama of these sizes would be refused for."""
+    """Refuses sizes that no Llama can have."""
     if any(size < 1 for key, size in sizes.items() if key != "tie_word_embeddings"):
         sys.exit("random_model: every size is 1 or more")
     if sizes["head_dim"] % 2:

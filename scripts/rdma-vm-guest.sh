@@ -18,7 +18,7 @@ fail() {
     poweroff -f
 }
 
-# ---- the file system: writable where programs expect it, and nowhere else --------------------------------------
+# ---- the file system: writable where programs expect it, and nowhere else ------------------------
 
 mkdir -p /dev/shm /dev/pts
 for folder in /tmp /var/tmp /dev/shm; do mount -t tmpfs none $folder; done
@@ -35,7 +35,7 @@ while read -r folder; do
     share=$((share + 1))
 done <"$control/shares"
 
-# ---- the network and the verbs devices -------------------------------------------------------------------------
+# ---- the network and the verbs devices -----------------------------------------------------------
 
 # 4200 leaves room for RoCE's headers around the largest path MTU, 4096 bytes.
 mtu=4200
@@ -53,10 +53,11 @@ loop_links() {
     done
 }
 
-# Two devices on the two ends of one wire. Both ends are in one network namespace, because rxe knows only the first
-# one; so the kernel must be kept from short-cutting 10.77.0.1 <-> 10.77.0.2, both its own, through the loopback:
+# Two devices on the two ends of one wire. Both ends are in one network namespace, because rxe knows
+# only the first one. Both addresses are then the kernel's own, and it must not send packets between
+# 10.77.0.1 and 10.77.0.2 through the loopback:
 #  - the table of local addresses normally comes first, and moves behind the two rules below;
-#  - whatever is sent through one end (as rxe does) takes a table that knows only the way to the other end;
+#  - what is sent through one end (as rxe does) takes a table with only the route to the other end;
 #  - neighbours are static, as no host answers an ARP request that seems to come from itself.
 veth_links() {
     echo "link add v0 mtu $mtu address 02:00:00:00:00:01 type veth peer name v1 mtu $mtu address 02:00:00:00:00:02"
@@ -117,7 +118,7 @@ while [ $i -lt "$devices" ]; do
     i=$((i + 1))
 done
 
-# ---- the command -----------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 case $backend in
 qemu)
@@ -130,7 +131,8 @@ qemu)
     ;;
 uml)
     stdout=/dev/tty1 stderr=/dev/tty2
-    for terminal in "$stdout" "$stderr"; do stty -F "$terminal" raw -echo; done # bytes as they are, no "\n" to "\r\n"
+    # Bytes as they are: "\n" does not become "\r\n".
+    for terminal in "$stdout" "$stderr"; do stty -F "$terminal" raw -echo; done
     ;;
 esac
 

@@ -15,7 +15,8 @@
 # part of it is linked into or shipped with finetune.
 #
 #   FINETUNE_RDMA_VM    the cache (default: ${XDG_CACHE_HOME:-~/.cache}/finetune-rdma-vm)
-#   JOBS                compilers at once (default: one per core); prefix the call with `nice` on a shared machine
+#   JOBS                compilers at once (default: one per core); prefix the call with `nice` on a
+#                       shared machine
 set -euo pipefail
 
 cache=${FINETUNE_RDMA_VM:-${XDG_CACHE_HOME:-$HOME/.cache}/finetune-rdma-vm}
@@ -50,7 +51,7 @@ exec 9>"$cache/uml-build.lock"
 flock -n 9 || die "another build is running in $work"
 cd "$work"
 
-# ---- source ----------------------------------------------------------------------------------------------------
+# ---- source --------------------------------------------------------------------------------------
 
 if [ ! -e source/.unpacked ]; then
     # `linux-source` depends on the release's current source package. rxe's behaviour was checked on
@@ -59,7 +60,8 @@ if [ ! -e source/.unpacked ]; then
     [ -n "$package" ] || die "apt knows no linux-source package; try: sudo apt-get update"
     echo "rdma-vm-uml: fetching and unpacking $package" >&2
     rm -rf source ./linux-source-*.deb
-    apt-get download -qq -o APT::Sandbox::User=root "$package" # as root, apt would fetch as a user who may not write
+    # As root, apt would fetch as a user who may not write here.
+    apt-get download -qq -o APT::Sandbox::User=root "$package"
     mkdir source
     dpkg-deb --fsys-tarfile ./linux-source-*.deb |
         tar -xO --wildcards './usr/src/linux-source-*.tar.xz' |
@@ -73,7 +75,7 @@ if [ ! -e source/.unpacked ]; then
     touch source/.unpacked
 fi
 
-# ---- configuration: everything off (allnoconfig) but this ------------------------------------------------------
+# ---- configuration: everything off (allnoconfig) but this ----------------------------------------
 
 options=(
     # A 64-bit kernel in one piece. EXPERT unlocks the options that allnoconfig would otherwise
@@ -117,7 +119,7 @@ for option in HOSTFS TMPFS DEVTMPFS VETH DUMMY IP_MULTIPLE_TABLES NET_SCH_NETEM 
     grep -q "^CONFIG_$option=y" source/.config || die "this kernel source does not accept CONFIG_$option"
 done
 
-# ---- build -----------------------------------------------------------------------------------------------------
+# ---- build ---------------------------------------------------------------------------------------
 
 echo "rdma-vm-uml: compiling with $jobs job(s), about 1200 files" >&2
 make -s -C source ARCH=um -j"$jobs" linux

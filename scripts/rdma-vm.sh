@@ -3,7 +3,8 @@
 # rdma_rxe driver).
 #
 #   rdma-vm.sh [options] -- COMMAND [ARGUMENTS...]
-#   rdma-vm.sh [-a BACKEND] --check      exit 0 if it could run here; else 126 and the reason. Builds nothing.
+#   rdma-vm.sh [-a BACKEND] --check      exit 0 if it could run here; else 126 and the reason.
+#                                        Builds nothing.
 #   rdma-vm.sh [-a BACKEND] --setup      fill the cache, run nothing
 #
 # For tests of the RDMA transport on a machine without RDMA hardware, without root and without
@@ -15,18 +16,21 @@
 # path as outside. COMMAND is root, has TCP on 127.0.0.1, and no network card: nothing leaves the
 # guest. stdin is empty.
 #
-#   -d LAYOUT    loop (default): devices rxe0, rxe1, ... each on its own dummy interface d0, d1, ... with address
-#                10.77.N.1. Processes on the same device reach each other, any number of them, and no packet crosses
-#                an interface; two devices do not reach each other.
-#                veth: rxe0 (10.77.0.1, on v0) and rxe1 (10.77.0.2, on v1), the two ends of one wire. Packets cross
-#                it, so that `tc qdisc add dev v0 root netem loss 1%`, run inside, loses some of them.
+#   -d LAYOUT    loop (default): devices rxe0, rxe1, ... each on its own dummy interface d0, d1, ...
+#                with address 10.77.N.1. Processes on the same device reach each other, any number
+#                of them, and no packet crosses an interface; two devices do not reach each other.
+#                veth: rxe0 (10.77.0.1, on v0) and rxe1 (10.77.0.2, on v1), the two ends of one
+#                wire. Packets cross it, so that `tc qdisc add dev v0 root netem loss 1%`, run
+#                inside, loses some of them.
 #   -n DEVICES   devices of layout loop (default 1)
 #   -c CPUS      processors of a qemu guest (default 2); uml has one
 #   -m MIB       memory of the guest (default 1024)
 #   -t SECONDS   time for everything, boot included (default 300)
 #   -s FOLDER    share a folder (repeatable; default: the current folder)
-#   -e KEY=VALUE environment of COMMAND (repeatable); nothing else of the caller's environment goes in
-#   -a BACKEND   qemu: an emulated PC (no KVM) with Debian's stock kernel, 70 MB to fetch once; 4 to 10 s of boot
+#   -e KEY=VALUE environment of COMMAND (repeatable); nothing else of the caller's environment goes
+#                in
+#   -a BACKEND   qemu: an emulated PC (no KVM) with Debian's stock kernel, 70 MB to fetch once; 4 to
+#                10 s of boot
 #                uml: the User-Mode Linux kernel that rdma-vm-uml.sh builds; 1 to 2 s of boot
 #                auto (default): uml if it is built, else qemu
 #
@@ -34,7 +38,8 @@
 # failed (its kernel log goes to stderr); 126 wrong usage or something missing on this machine.
 #
 #   FINETUNE_RDMA_VM              the cache (default: ${XDG_CACHE_HOME:-~/.cache}/finetune-rdma-vm)
-#   FINETUNE_RDMA_VM_KERNEL_DEB   a linux-image-*-amd64 package of Debian, where apt does not offer one (Ubuntu)
+#   FINETUNE_RDMA_VM_KERNEL_DEB   a linux-image-*-amd64 package of Debian, where apt does not offer
+#                                 one (Ubuntu)
 set -euo pipefail
 
 cache=${FINETUNE_RDMA_VM:-${XDG_CACHE_HOME:-$HOME/.cache}/finetune-rdma-vm}
@@ -85,7 +90,7 @@ for setting in ${environment[@]+"${environment[@]}"}; do
 done
 [ "$action" != run ] || [ $# -gt 0 ] || die "no COMMAND (see --help)"
 
-# ---- what this machine offers ----------------------------------------------------------------------------------
+# ---- what this machine offers --------------------------------------------------------------------
 
 # Both guests run the host's own x86-64 programs.
 [ "$(uname -sm)" = "Linux x86_64" ] || die "this runs on x86-64 Linux only, this is $(uname -sm)"
@@ -102,7 +107,8 @@ need() { # need PROGRAM-OR-FILE PACKAGE
 need busybox busybox-static
 need ip iproute2
 need rdma iproute2
-need /etc/libibverbs.d/rxe.driver "libibverbs1 ibverbs-providers" # libibverbs finds the driver of rxe through it
+# Through this file libibverbs finds the driver of rxe.
+need /etc/libibverbs.d/rxe.driver "libibverbs1 ibverbs-providers"
 if [ "$backend" = qemu ]; then
     need qemu-system-x86_64 qemu-system-x86
     need cpio cpio
@@ -119,7 +125,8 @@ fi
 ! ldd "$(command -v busybox)" >/dev/null 2>&1 || die "busybox is not static; install it with
     sudo apt-get install busybox-static"
 
-kernel_package() { # the package that today's linux-image-amd64 stands for; nothing where apt knows none
+# The package that linux-image-amd64 depends on today; nothing if apt knows none.
+kernel_package() {
     apt-cache depends linux-image-amd64 2>/dev/null | awk '/Depends: linux-image-/ { print $2; exit }' || true
 }
 case $backend in
@@ -133,7 +140,7 @@ qemu)
 esac
 [ "$action" != check ] || exit 0
 
-# ---- the cache of the QEMU back end: a kernel and the modules to load, in their order --------------------------
+# ---- the cache of the QEMU back end: a kernel and the modules to load, in their order ------------
 
 # The stock kernel, since Debian's -cloud kernel lacks rdma_rxe. crc32 is for rxe's checksums: the
 # guest has no modprobe that could load it on demand.
@@ -163,12 +170,14 @@ fill_qemu_cache() {
         package=$(echo "$work"/linux-image-*.deb)
     fi
     dpkg-deb -x "$package" "$work/unpacked"
-    [ -d "$work/unpacked/lib" ] || ln -s usr/lib "$work/unpacked/lib" # where Debian keeps modules since 13
+    # Debian keeps modules below usr/lib since version 13.
+    [ -d "$work/unpacked/lib" ] || ln -s usr/lib "$work/unpacked/lib"
     version=$(ls "$work/unpacked/lib/modules")
     unpack_kernel "$work/unpacked/boot/vmlinuz-$version" "$work/vmlinux"
 
     # Every module after those it needs, each once; the number keeps the order.
-    depmod -b "$work/unpacked" "$version" 2>/dev/null # it warns of lists that only an installed kernel has
+    # It warns of lists that only an installed kernel has.
+    depmod -b "$work/unpacked" "$version" 2>/dev/null
     for module in "${modules[@]}"; do
         modprobe -d "$work/unpacked" -S "$version" --show-depends "$module"
     done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r module; do
@@ -199,7 +208,7 @@ if [ "$backend" = qemu ] && [ ! -e "$cache/qemu/complete" ]; then
 fi
 [ "$action" != setup ] || exit 0
 
-# ---- what this run hands to the guest --------------------------------------------------------------------------
+# ---- what this run hands to the guest ------------------------------------------------------------
 
 [ ${#shares[@]} -gt 0 ] || shares=("$PWD")
 for i in "${!shares[@]}"; do
@@ -261,7 +270,7 @@ readers+=($!)
 cat "$run/stderr" >&2 3>&- 4>&- &
 readers+=($!)
 
-# ---- the back ends: each starts the guest, with its kernel log in $run/log, and ends when the guest does -------
+# ---- the back ends: each starts the guest, and ends when the guest does; kernel log: $run/log ----
 
 # The guest must not outlive this script, even when a test harness ends the script with SIGKILL.
 limit=(setpriv --pdeathsig TERM timeout -k 5 "$seconds")
@@ -354,7 +363,8 @@ status=0
 wait "$virtual_machine" 2>/dev/null || status=$?
 virtual_machine=''
 exec 3>&- 4>&-
-wait "${readers[@]}" || true # a reader fails when nobody listens any more, as in `rdma-vm.sh ... | head -1`
+# A reader fails if the output is closed, as in `rdma-vm.sh ... | head -1`.
+wait "${readers[@]}" || true
 
 if [ -s "$control/exit_code" ]; then exit "$(cat "$control/exit_code")"; fi
 if [ $status = 124 ] || [ $status = 137 ]; then

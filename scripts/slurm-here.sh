@@ -2,7 +2,8 @@
 # slurm-here.sh - run a command with a Slurm cluster of its own, on this machine: real daemons,
 # several nodes.
 #
-#   slurm-here.sh [options] -- COMMAND [ARGUMENTS...]      e.g.  slurm-here.sh -n 2 -- srun -N 2 -n 4 hostname
+#   slurm-here.sh [options] -- COMMAND [ARGUMENTS...]
+#   slurm-here.sh -n 2 -- srun -N 2 -n 4 hostname          an example
 #   slurm-here.sh --check        exit 0 if it could run here; else 126 and the reason
 #
 # Everything (configuration, munge key, sockets, spool, logs) lies in a temporary folder; no running
@@ -10,12 +11,13 @@
 # and no file is left. The daemons are up after about a second. Works as root and as an ordinary
 # user.
 #
-#   -n NODES     nodes (default 2). Each is a slurmd. Their names are box-1, box-2, ... with --netns, else
-#                127.0.0.1, 127.0.0.2, ...: names that every rank can resolve without a change to /etc/hosts
+#   -n NODES     nodes (default 2). Each is a slurmd. Their names are box-1, box-2, ... with
+#                --netns, else 127.0.0.1, 127.0.0.2, ...: names that every rank can resolve without
+#                a change to /etc/hosts
 #   -c CPUS      processors that each node claims to have (default 4); they need not exist
 #   -t SECONDS   time for everything (default 300)
-#   --netns      each node in a network namespace with host name and address of its own, as hosts are: loopback
-#                reaches nobody else, so ranks on two nodes need a token. Needs root
+#   --netns      each node in a network namespace with host name and address of its own, as hosts
+#                are: loopback reaches nobody else, so ranks on two nodes need a token. Needs root
 #   -v           the daemons' logs go to stderr at the end, not only when something fails
 #
 # COMMAND finds srun, sbatch, squeue, scontrol... in PATH and the cluster in SLURM_CONF. Partition
@@ -218,7 +220,8 @@ END
     echo "PartitionName=main Nodes=$all Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 MaxTime=INFINITE"
     echo "PartitionName=urgent Nodes=$all PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE"
 } >"$folder/slurm.conf"
-echo "CgroupPlugin=cgroup/v1" >"$folder/cgroup.conf" # not used: processes are tracked by their parents
+# Not used: processes are tracked by their parents.
+echo "CgroupPlugin=cgroup/v1" >"$folder/cgroup.conf"
 export SLURM_CONF=$folder/slurm.conf
 # What a Slurm around this one has set is not meant for this one.
 for variable in $(compgen -e SLURM_); do

@@ -2,10 +2,13 @@
 # sshd-here.sh - several "hosts" on this machine that are reached over a real ssh: box-1, box-2, ...
 #
 #   sshd-here.sh [options] -- COMMAND [ARGUMENTS...]   start, run COMMAND, stop
-#   sshd-here.sh [options] --start                     start, print the folder and how to use it, and leave it running
+#   sshd-here.sh [options] --start                     start, print the folder and how to use it,
+#                                                      and leave it running
 #   sshd-here.sh --stop FOLDER                         stop what --start started
-#   sshd-here.sh --cut FOLDER BOX | --heal FOLDER BOX  (with --netns) a silent partition of one box, and its end
-#   sshd-here.sh [--netns] --check                     exit 0 if it could run here; else 126 and the reason
+#   sshd-here.sh --cut FOLDER BOX | --heal FOLDER BOX  (with --netns) a silent partition of one box,
+#                                                      and its end
+#   sshd-here.sh [--netns] --check                     exit 0 if it could run here; else 126 and the
+#                                                      reason
 #
 # Each host is an OpenSSH server with its own host key and port. The keys, the configuration and the
 # logs lie in a temporary folder; nobody's ~/.ssh, no file in /etc and no service is touched, and at
@@ -15,16 +18,21 @@
 #
 #   -n HOSTS     hosts (default 2)
 #   -t SECONDS   time for COMMAND (default 300)
-#   --netns      each host in a network namespace, with host name and address of its own: loopback reaches nobody
-#                else, and packets between hosts cross a cable that tc can delay and --cut can cut
+#   --netns      each host in a network namespace, with host name and address of its own: loopback
+#                reaches nobody else, and packets between hosts cross a cable that tc can delay and
+#                --cut can cut
 #
 # In the folder (SSHD_HERE in COMMAND's environment):
 #
 #   ssh_config      ssh -F FOLDER/ssh_config box-1 hostname
-#   bin/ssh, scp    the same without -F, for programs that call ssh; COMMAND has them first in its PATH
-#   hosts.json      a hostfile of all boxes: finetune launch --hostfile FOLDER/hosts.json -- recipe.toml
-#   cables          (with --netns) one line per box: name, address and the interface of this machine at its other end:
-#                   tc qdisc add dev INTERFACE root netem delay 2ms (what comes to that box; needs a kernel with netem)
+#   bin/ssh, scp    the same without -F, for programs that call ssh; COMMAND has them first in its
+#                   PATH
+#   hosts.json      a hostfile of all boxes:
+#                   finetune launch --hostfile FOLDER/hosts.json -- recipe.toml
+#   cables          (with --netns) one line per box: name, address and the interface of this machine
+#                   at its other end:
+#                   tc qdisc add dev INTERFACE root netem delay 2ms (what comes to that box; needs a
+#                   kernel with netem)
 #
 # stdout, stderr and the exit code are those of COMMAND. Besides: 124 time is up; 125 a server did
 # not start; 126 wrong usage or something missing on this machine.

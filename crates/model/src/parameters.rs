@@ -62,6 +62,10 @@ impl Model {
         let mut layout = Layout::default();
         for slot in self.trained() {
             layout.push(slot.name().to_owned(), slot.shape());
+            match slot {
+                Slot::Vector(vector) => vector.set(vector.values().clone().inner().autodiff().require_grad()),
+                Slot::Matrix(matrix) => matrix.set(matrix.dense().clone().inner().autodiff().require_grad()),
+            }
         }
         self.layout = layout;
     }

@@ -193,7 +193,7 @@ mod tests {
                 DevicePlan::gpu(DtypeChoice::F32, &host(rank, 4), FloatType::F32, cards()).expect("a card");
             assert_eq!(device_plan.found.name, name, "rank {rank}");
             assert!(
-                device_plan.notices.iter().any(|notice| notice.contains("4 ranks share 2 GPU(s)")),
+                device_plan.notices.iter().any(|notice| notice.contains("4 ranks share 2 GPUs")),
                 "{:?}",
                 device_plan.notices
             );
