@@ -47,6 +47,11 @@ pub(crate) fn layers(
     })
 }
 
+/// Hidden states [t, hidden] that come out of the last layer, of whole rows.
+pub(crate) fn hidden(weights: &Decoder, tokens: &[u32], context: &Context) -> Tensor<2> {
+    layers(weights, embed(weights, tokens, context), context, None, &mut |_, _| {})
+}
+
 /// One layer: x [t, hidden] -> [t, hidden]. With a cache, its keys and values come before those of
 /// x.
 pub(crate) fn layer(layer: &Layer, x: Tensor<2>, context: &Context, cache: Option<&mut LayerCache>) -> Tensor<2> {

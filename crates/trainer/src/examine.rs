@@ -121,7 +121,7 @@ pub(crate) fn examine(
     writes: bool,
     progress: &dyn Fn(u64),
 ) -> Examined {
-    let mut examiner = Examiner { recipe, host, extent, writes, progress, found };
+    let mut examiner = Examiner { recipe, host, extent, writes, progress, stored: FloatType::F32, found };
     let stages: [fn(&mut Examiner<'_>); 6] = [
         |examiner| examiner.look_at_settings(),
         |examiner| examiner.look_at_model(),
@@ -147,6 +147,8 @@ struct Examiner<'a> {
     extent: Extent,
     writes: bool,
     progress: &'a dyn Fn(u64),
+    /// The number type of the base model's file, once there is a config.
+    stored: FloatType,
     found: Examined,
 }
 
@@ -173,7 +175,8 @@ impl Examiner<'_> {
             self.found.notices.extend(config.notices.iter().cloned());
         }
         if self.found.config.is_some() {
-            let device_plan = DevicePlan::choose(&self.recipe.model, self.host, stored_type(&directory));
+            self.stored = stored_type(&directory);
+            let device_plan = DevicePlan::choose(&self.recipe.model, self.host, self.stored);
             self.found.device_plan = self.found.keep(device_plan);
         }
         if let Some(device_plan) = &self.found.device_plan {
@@ -298,8 +301,7 @@ impl Examiner<'_> {
     /// The estimate of memory, and whether it fits.
     fn look_at_memory(&mut self) {
         let (recipe, found) = (self.recipe, &mut self.found);
-        let (Some(directory), Some(config), Some(device_plan)) = (&found.directory, &found.config, &found.device_plan)
-        else {
+        let (Some(config), Some(device_plan)) = (&found.config, &found.device_plan) else {
             return;
         };
         let (Some(train), Some(start), Some(tokenizer)) = (&found.train, &found.start, &found.tokenizer) else {
@@ -314,7 +316,7 @@ impl Examiner<'_> {
             targets: start.as_ref().map(|start| start.targets.clone()),
             text_bytes: text.iter().map(|(_, bytes)| bytes.len() as u64).sum(),
             placement: device_plan.placement.clone(),
-            stored: stored_type(directory),
+            stored: self.stored,
             has_bf16: device_plan.found.types.contains(&FloatType::BF16),
         };
         let sizing = sizing(text.as_deref().unwrap_or_default());

@@ -63,8 +63,7 @@ impl Model {
         if backward.checkpointing {
             return self.layer_by_layer(batch, &context, backward, gradients);
         }
-        let x = decoder::embed(&self.weights, &batch.flat_tokens(), &context);
-        let h = decoder::layers(&self.weights, x, &context, None, &mut |_, _| {});
+        let h = decoder::hidden(&self.weights, &batch.flat_tokens(), &context);
         let losses = head::losses(&self.weights, h, batch.targets(), &context);
         self.look_at_memory();
         let found = backward.minimised(&losses)?.backward();

@@ -19,8 +19,7 @@ impl Model {
             return Ok(batch.no_losses());
         }
         let context = self.context(batch, None);
-        let x = decoder::embed(&self.weights, &batch.flat_tokens(), &context);
-        let h = decoder::layers(&self.weights, x, &context, None, &mut |_, _| {});
+        let h = decoder::hidden(&self.weights, &batch.flat_tokens(), &context);
         batch.sums(head::losses(&self.weights, h, batch.targets(), &context))
     }
 
@@ -33,8 +32,7 @@ impl Model {
         let trained = vec![false; tokens.len()];
         let batch = Batch { rows: vec![BatchRow { id: 0, tokens, trained: &trained }] };
         let context = self.context(&batch, None);
-        let x = decoder::embed(&self.weights, tokens, &context);
-        let h = decoder::layers(&self.weights, x, &context, None, &mut |_, _| {});
+        let h = decoder::hidden(&self.weights, tokens, &context);
         data(head::logits(&self.weights, h, &context))
     }
 
