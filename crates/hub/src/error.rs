@@ -2,7 +2,6 @@
 //!
 //! Addresses of single files are never shown: the hub signs some of them.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use finetune_advice::Advice;
@@ -32,14 +31,12 @@ pub enum HubError {
     },
 
     /// The environment forbids the network.
-    #[error("{what} is not in the Hugging Face cache ({}), and HF_HUB_OFFLINE forbids to fetch it", cache.display())]
+    #[error("{what} is not in the Hugging Face cache, and HF_HUB_OFFLINE forbids to fetch it")]
     Offline {
         /// What is wanted.
         what: String,
         /// The arguments of `finetune download` that fetch it.
         fetch: String,
-        /// The cache.
-        cache: PathBuf,
     },
 
     /// No connection to the hub.

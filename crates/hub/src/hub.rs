@@ -122,7 +122,7 @@ impl Hub {
     pub(crate) fn connection(&self, what: &str, fetch: &str) -> Result<&Connection, HubError> {
         if self.offline {
             let (what, fetch) = (what.to_owned(), fetch.to_owned());
-            return Err(HubError::Offline { what, fetch, cache: self.cache.clone() });
+            return Err(HubError::Offline { what, fetch });
         }
         if let Some(connection) = self.connection.get() {
             return Ok(connection);

@@ -30,6 +30,8 @@ pub struct Upload {
     pub repository: String,
     /// Names in the repository, and the files here.
     pub files: Vec<(String, PathBuf)>,
+    /// A card (`README.md`), if the files have none.
+    pub card: Option<Vec<u8>>,
     /// Whether a repository that is made for it is private.
     pub private: bool,
     /// The branch. It is made if it is not there. `None`: main.
@@ -121,7 +123,9 @@ async fn send(
 ) -> Result<Option<String>, HubError> {
     let (sender, news) = channel();
     let teller = std::sync::Arc::new(Teller { news: sender, last: AtomicU64::new(0), start: Instant::now() });
-    let operations = upload.files.iter().map(|(name, path)| CommitOperation::add_file(name, path)).collect();
+    let files = upload.files.iter().map(|(name, path)| CommitOperation::add_file(name, path));
+    let card = upload.card.iter().map(|card| CommitOperation::add_bytes("README.md", card.clone()));
+    let operations = files.chain(card).collect();
     let commit = repository.create_commit(operations, upload, std::sync::Arc::clone(&teller));
     let mut commit = std::pin::pin!(commit);
     let limit = repository.hub.patience.silence * SILENCES;

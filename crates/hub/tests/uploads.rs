@@ -38,6 +38,7 @@ fn send(hub: &Hub, repository: &str, branch: Option<&str>, directory: &Path) -> 
     let upload = Upload {
         repository: repository.to_owned(),
         files: files(directory),
+        card: None,
         private: true,
         branch: branch.map(str::to_owned),
         message: "an adapter".to_owned(),
@@ -90,6 +91,7 @@ fn passing_failures_are_tried_again() {
     let upload = Upload {
         repository: "tester/mine".to_owned(),
         files: files(directory.path()),
+        card: None,
         private: false,
         branch: None,
         message: "again".to_owned(),

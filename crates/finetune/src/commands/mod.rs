@@ -3,6 +3,7 @@
 mod cluster;
 mod conversation;
 mod devices;
+mod download;
 mod eval;
 mod export;
 mod export_source;
@@ -15,6 +16,7 @@ pub(crate) mod preflight;
 mod run;
 mod schema;
 mod stops;
+mod upload;
 mod validate;
 
 use std::process::ExitCode;
@@ -29,6 +31,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         (_, true) => Verbosity::Verbose,
         _ => Verbosity::Normal,
     };
+    if verbosity == Verbosity::Quiet {
+        crate::transfer::be_quiet();
+    }
     match cli.command {
         Command::Run(arguments) => run::run(arguments, verbosity),
         Command::Validate(arguments) => validate::validate(arguments, verbosity),
@@ -37,6 +42,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Preflight(arguments) => preflight::preflight(&arguments),
         Command::Cluster(command) => cluster::cluster(command, verbosity),
         Command::Devices(arguments) => devices::devices(&arguments),
+        Command::Download(arguments) => download::download(&arguments, verbosity),
+        Command::Upload(arguments) => upload::upload(&arguments, verbosity),
         Command::Schema => schema::schema(),
         Command::Eval(arguments) => eval::eval(arguments, verbosity),
         Command::Generate(arguments) => generate::generate(arguments, verbosity),
