@@ -200,7 +200,8 @@ fn pinned(recipe: &Recipe, id: &HubId, resumes: bool) -> Result<String, Failure>
     let hub = hub()?;
     let began_with = recorded(recipe, id).filter(|_| resumes && id.revision.is_none());
     if let Some(commit) = began_with {
-        let now = hub.cached(id, &Need::Model).map(|snapshot| snapshot.commit);
+        let now = id.snapshot_in(hub.cache());
+        let now = now.and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
         if let Some(now) = now.filter(|now| *now != commit) {
             complain!("{} has moved to commit {now}; the run goes on with {commit}, as it began", id.name);
         }

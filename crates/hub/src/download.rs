@@ -131,6 +131,7 @@ impl Hub {
         let repository = self.repository(connection, kind, id);
         connection.block_on(async {
             let revision = revision.unwrap_or("main");
+            let known = commit.is_some();
             let commit = match commit {
                 Some(commit) => commit.to_owned(),
                 None if is_commit(revision) => revision.to_owned(),
@@ -143,7 +144,8 @@ impl Hub {
             let rest = unnamed_shards(&folder.snapshot(&commit), &listing, need)?;
             let more = bring(&repository, &commit, &rest, listener).await?;
             let before = folder.reference(revision).filter(|before| *before != commit && !is_commit(revision));
-            if !is_commit(revision) {
+            // A commit that others have named is not asked of the hub: the branch may be elsewhere.
+            if !is_commit(revision) && (!known || folder.reference(revision).is_none()) {
                 folder.set_reference(revision, &commit)?;
             }
             let files = wanted.iter().chain(&rest).map(|file| file.path.clone()).collect();

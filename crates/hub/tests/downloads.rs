@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use finetune_advice::Advice;
-use finetune_hub::{DatasetName, Fault as Kindness, Hub, HubError, Kind, Need, News, Patience, Snapshot};
+use finetune_hub::{DatasetName, Fault as Whose, Hub, HubError, Kind, Need, News, Patience, Snapshot};
 use finetune_store::HubId;
 use loopback::{Access, Fault, Loopback, Store, What, sha256};
 
@@ -101,7 +101,8 @@ fn a_branch_that_moved_is_noticed() {
     let hub = hub(&server, cache.path());
     let first = fetch(&hub, "acme/tiny").expect("a snapshot");
     let weights = weights(300_000);
-    let files = [("config.json", &b"{\"new\": 1}"[..]), ("tokenizer.json", b"{}"), ("model.safetensors", &weights)];
+    let files: [(&str, &[u8]); 3] =
+        [("config.json", &b"{\"new\": 1}"[..]), ("tokenizer.json", b"{}"), ("model.safetensors", &weights)];
     let second = server.state().store.add("models", "acme/tiny", &files);
     server.forget();
     // The branch is asked for only by a download; the first commit is still there.
@@ -154,7 +155,7 @@ fn an_interrupted_download_is_resumed_by_the_next_process() {
     server.plan(Fault::get("/lfs/", What::Cut(60_000)).times(1));
     server.plan(Fault::get("/lfs/", What::Cut(0)));
     let error = fetch(&hub(&server, cache.path()), "acme/tiny").expect_err("no more bytes");
-    assert_eq!(error.fault(), Kindness::Network);
+    assert_eq!(error.fault(), Whose::Network);
     let text = error.to_string();
     assert!(text.starts_with("model.safetensors came as far as 58.6 KiB of 293.0 KiB and no further"), "{text}");
     assert!(error.hints()[0].contains("goes on"), "{:?}", error.hints());
@@ -183,7 +184,7 @@ fn other_bytes_than_the_listed_ones_get_no_name() {
         let (server, cache) = world();
         server.plan(Fault::get("/lfs/", what.clone()));
         let error = fetch(&hub(&server, cache.path()), "acme/tiny").expect_err("other bytes");
-        assert_eq!((error.to_string().as_str(), error.fault()), (message, Kindness::Network));
+        assert_eq!((error.to_string().as_str(), error.fault()), (message, Whose::Network));
         assert!(!cache.path().join(format!("models--acme--tiny/blobs/{}", sha256(&weights(300_000)))).exists());
         // Once is forgiven.
         server.forget();
@@ -270,7 +271,7 @@ fn refusals_say_what_to_do() {
         let (text, hints) = (error.to_string(), error.hints().join("\n"));
         assert!(text.starts_with(message), "{name}: {text}");
         assert!(hints.contains(hint), "{name}: {hints}");
-        assert_eq!(error.fault(), Kindness::Input, "{name}");
+        assert_eq!(error.fault(), Whose::Input, "{name}");
         assert!(!format!("{text}{hints}{error:?}").contains("hf_"), "{name}: a token is shown: {error:?}");
     }
     for name in ["acme/gated", "acme/private"] {
@@ -297,15 +298,15 @@ fn a_hub_that_fails_or_is_not_there() {
         let start = Instant::now();
         let error = fetch(&hub(&server, cache.path()), "acme/tiny").expect_err(message);
         assert!(error.to_string().starts_with(message), "{error}");
-        assert_eq!(error.fault(), Kindness::Network, "{error}");
+        assert_eq!(error.fault(), Whose::Network, "{error}");
         assert!(start.elapsed() < Duration::from_secs(10), "{message}: {:?}", start.elapsed());
     }
     let nobody = Hub::new(cache.path().to_owned(), "http://127.0.0.1:9", None, QUICK);
     let error = fetch(&nobody, "acme/tiny").expect_err("nobody there");
     assert!(error.to_string().starts_with("the hub at http://127.0.0.1:9 cannot be reached: "), "{error}");
-    assert_eq!(error.fault(), Kindness::Network);
+    assert_eq!(error.fault(), Whose::Network);
     let no_hub = Hub::new(cache.path().to_owned(), "nonsense", None, QUICK);
-    assert_eq!(fetch(&no_hub, "acme/tiny").expect_err("no address").fault(), Kindness::Input);
+    assert_eq!(fetch(&no_hub, "acme/tiny").expect_err("no address").fault(), Whose::Input);
 }
 
 /// A passing failure is not even noticed.
@@ -325,7 +326,7 @@ fn offline_asks_nobody() {
     let error = offline().resolve(&id("acme/tiny"), &Need::Model, None, &|_| {}).expect_err("not here");
     assert!(error.to_string().ends_with("and HF_HUB_OFFLINE forbids to fetch it"), "{error}");
     assert!(error.hints()[0].contains("finetune download acme/tiny"), "{:?}", error.hints());
-    assert_eq!((error.fault(), server.state().seen.len()), (Kindness::Input, 0));
+    assert_eq!((error.fault(), server.state().seen.len()), (Whose::Input, 0));
     let snapshot = fetch(&hub(&server, cache.path()), "acme/tiny").expect("a snapshot");
     server.forget();
     let cached = offline().resolve(&id("acme/tiny"), &Need::Model, None, &|_| {}).expect("it is here");

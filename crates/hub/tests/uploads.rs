@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use finetune_hub::{Fault as Kindness, Hub, HubError, News, Patience, Upload, Uploaded};
+use finetune_hub::{Fault as Whose, Hub, HubError, News, Patience, Upload, Uploaded};
 use loopback::{Access, Fault, Loopback, Store, What};
 
 fn hub(server: &Loopback, token: Option<&str>) -> Hub {
@@ -23,7 +23,7 @@ fn server() -> Loopback {
 }
 
 fn files(directory: &Path) -> Vec<(String, PathBuf)> {
-    let all = [
+    let all: [(&str, &[u8]); 3] = [
         ("adapter_config.json", &b"{\"r\": 4}"[..]),
         ("adapter_model.safetensors", &[7; 5000]),
         ("README.md", b"---\n---\n# x"),
@@ -75,7 +75,7 @@ fn refusals_of_an_upload() {
     ] {
         let error = send(&hub(&server, token), repository, None, directory.path()).expect_err(message);
         assert!(error.to_string().starts_with(message), "{error}");
-        assert_eq!(error.fault(), Kindness::Input);
+        assert_eq!(error.fault(), Whose::Input);
     }
     server.plan(Fault::with("POST", "/commit/", What::Status(400, vec![], "Invalid metadata in README.md")));
     let error = send(&hub(&server, Some("hf_tester")), "tester/mine", None, directory.path()).expect_err("no commit");

@@ -6,7 +6,7 @@
 //! a token, as storage behind signed addresses does.
 
 // Each test program uses its part of it.
-#![allow(dead_code, unreachable_pub, reason = "shared by several programs")]
+#![allow(dead_code, unused_imports, unreachable_pub, reason = "shared by several programs")]
 
 mod answer;
 mod fault;

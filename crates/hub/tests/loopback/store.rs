@@ -141,7 +141,7 @@ pub fn is_large(name: &str) -> bool {
 }
 
 pub fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+    hex(&<Sha256 as sha2::Digest>::digest(bytes))
 }
 
 /// Git's name of a file, or of the pointer to a large one.
