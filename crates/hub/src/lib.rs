@@ -29,7 +29,7 @@ pub use dataset::{DatasetFiles, DatasetName};
 pub use download::Snapshot;
 pub use error::{Fault, HubError};
 pub use hub::{Hub, Patience};
-pub use news::News;
+pub use news::{Listener, News};
 pub use repository::Kind;
 pub use selection::Need;
 pub use upload::{Upload, Uploaded};

@@ -137,7 +137,7 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
     ("val_batches", "leave it out: evaluation reads every held-back row"),
     ("test_batches", "leave it out: evaluation reads every held-back row"),
     ("export", "exporting is a command: finetune export RUN --format merged --output DIR"),
-    ("push_to_hub", "finetune uploads nothing"),
+    ("push_to_hub", "uploading is a command: finetune upload RUN OWNER/NAME"),
     ("trust_remote_code", "leave it out: no code of a model is ever run"),
     ("compile", "leave it out"),
     ("version", "leave it out"),
