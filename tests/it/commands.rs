@@ -153,6 +153,8 @@ fn help_of_every_command() {
         ("generate", "chat template"),
         ("export", "newest checkpoint that verifies"),
         ("schema", "for editors"),
+        ("completions", "fpath"),
+        ("man", "man -l"),
     ] {
         let long = folder.finetune(&[command, "--help"]).expect(0).stdout;
         assert!(long.contains(says), "{command} --help lacks {says:?}:\n{long}");
@@ -175,17 +177,19 @@ fn help_of_every_command() {
         Usage: finetune [OPTIONS] <COMMAND>
 
         Commands:
-          run       Train as a recipe says
-          validate  Check a recipe, its model and every row of its data, without training
-          inspect   Show the tokens of a row, and which of them are trained on
-          eval      Loss and perplexity of a model on a file of rows
-          generate  Continue a prompt with a model
-          export    Write a trained adapter in another form
-          launch    Train with several processes, here or on several machines
-          devices   The devices that this build can train on, with memory and number types
-          schema    Print the JSON schema of recipes, for editors
-          cluster   Several machines: find, set up, examine and measure them
-          help      Print this message or the help of the given subcommand(s)
+          run          Train as a recipe says
+          validate     Check a recipe, its model and every row of its data, without training
+          inspect      Show the tokens of a row, and which of them are trained on
+          eval         Loss and perplexity of a model on a file of rows
+          generate     Continue a prompt with a model
+          export       Write a trained adapter in another form
+          launch       Train with several processes, here or on several machines
+          devices      The devices that this build can train on, with memory and number types
+          schema       Print the JSON schema of recipes, for editors
+          completions  Print the completions of a shell
+          man          Print the manual page of a command, or write all of them
+          cluster      Several machines: find, set up, examine and measure them
+          help         Print this message or the help of the given subcommand(s)
 
         Options:
           -h, --help

@@ -4,10 +4,14 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
+#[cfg(test)]
+mod documented;
 mod rivals;
+mod shell;
 mod using;
 
 pub(crate) use rivals::parse;
+pub(crate) use shell::{CompletionsArguments, ManArguments};
 pub(crate) use using::{EvalArguments, ExportArguments, ExportFormat, GenerateArguments, ModelArguments};
 
 /// Fine-tunes language models with LoRA on the machine you have.
@@ -22,7 +26,7 @@ pub(crate) use using::{EvalArguments, ExportArguments, ExportFormat, GenerateArg
 /// RUN is the recipe's output_dir.
 /// recipes/quickstart.toml is a small one that runs anywhere; recipes/README.md explains every key.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, verbatim_doc_comment)]
+#[command(version, long_version = crate::version::long(), max_term_width = 100, verbatim_doc_comment)]
 pub(crate) struct Cli {
     /// Print errors and results only
     #[arg(long, short, global = true, conflicts_with = "verbose", help_heading = "Global options")]
@@ -111,6 +115,21 @@ pub(crate) enum Command {
     /// has them.
     #[command(verbatim_doc_comment)]
     Schema,
+    /// Print the completions of a shell
+    ///
+    ///   finetune completions bash > ~/.local/share/bash-completion/completions/finetune
+    ///   finetune completions zsh > ~/.zfunc/_finetune
+    ///   finetune completions fish > ~/.config/fish/completions/finetune.fish
+    ///
+    /// zsh looks in folders of its `fpath`: write `fpath+=~/.zfunc` before `compinit` in ~/.zshrc.
+    #[command(verbatim_doc_comment)]
+    Completions(CompletionsArguments),
+    /// Print the manual page of a command, or write all of them
+    ///
+    ///   finetune man run | man -l -
+    ///   finetune man --output ~/.local/share/man/man1
+    #[command(verbatim_doc_comment)]
+    Man(ManArguments),
     /// What `launch` asks other hosts
     #[command(hide = true)]
     Preflight(RunArguments),

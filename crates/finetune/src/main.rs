@@ -25,6 +25,7 @@ mod signals;
 mod sleep_inhibitor;
 mod source;
 mod stderr;
+mod version;
 mod work;
 
 use std::process::ExitCode;

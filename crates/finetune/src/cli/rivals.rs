@@ -41,7 +41,10 @@ const VERBS: [(&str, &str); 46] = [
     ("inference", "`finetune generate RUN --prompt TEXT` answers"),
     ("predict", "`finetune generate RUN --data FILE` answers the rows of a file"),
     ("complete", "`finetune generate RUN --raw --prompt TEXT` continues a text"),
-    ("completion", "`finetune generate RUN --raw --prompt TEXT` continues a text"),
+    (
+        "completion",
+        "`finetune completions SHELL` prints those of a shell; `finetune generate RUN --raw --prompt TEXT` continues a text",
+    ),
     ("ask", "`finetune generate RUN --prompt TEXT` answers"),
     ("test", "`finetune eval RUN --data FILE` measures the loss on a file"),
     ("evaluate", "`finetune eval RUN --data FILE` measures the loss on a file"),

@@ -14,6 +14,7 @@ mod opening;
 pub(crate) mod preflight;
 mod run;
 mod schema;
+mod shell;
 mod stops;
 mod validate;
 
@@ -38,6 +39,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Cluster(command) => cluster::cluster(command, verbosity),
         Command::Devices(arguments) => devices::devices(&arguments),
         Command::Schema => schema::schema(),
+        Command::Completions(arguments) => shell::completions(&arguments),
+        Command::Man(arguments) => shell::man(&arguments),
         Command::Eval(arguments) => eval::eval(arguments, verbosity),
         Command::Generate(arguments) => generate::generate(arguments, verbosity),
         Command::Export(arguments) => export::export(arguments, verbosity),
