@@ -283,6 +283,9 @@ impl Subject<'_> {
 }
 
 #[cfg(test)]
+mod shipped;
+
+#[cfg(test)]
 mod tests {
     use finetune_model::LoraTarget;
     use serde_json::json;
