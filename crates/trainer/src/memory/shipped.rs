@@ -40,8 +40,8 @@ fn config(name: &str) -> ModelConfig {
     ModelConfig::parse(&text, &path).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// GiB on a GPU in bf16, GiB on the CPU, hours for a million tokens: a full micro-batch of the longest rows,
-/// in which every token is trained on.
+/// GiB on a GPU in bf16, GiB on the CPU, hours for a million tokens: a full micro-batch of the
+/// longest rows, in which every token is trained on.
 fn figures(recipe: &Recipe) -> [f64; 3] {
     let hub_id = recipe.model.hub_id().expect("a hub id");
     let (_, name, _) = MODELS.iter().find(|(id, ..)| *id == hub_id).unwrap_or_else(|| panic!("no config of {hub_id}"));
