@@ -20,9 +20,10 @@ fn commit() -> Option<String> {
     if Path::new(&top).canonicalize().ok()? != Path::new("../..").canonicalize().ok()? {
         return None;
     }
-    // HEAD changes with the branch, its log with each commit. Cargo builds anew if a file that it
-    // watches is missing, so only those that exist are named.
-    for name in ["HEAD", "logs/HEAD"] {
+    // HEAD changes with the branch, the branch and HEAD's log with each commit. Cargo builds anew if
+    // a file that it watches is missing, so only those that exist are named.
+    let branch = git(&["symbolic-ref", "--quiet", "HEAD"]);
+    for name in ["HEAD", "logs/HEAD"].into_iter().chain(branch.as_deref()) {
         if let Some(path) = git(&["rev-parse", "--git-path", name]).filter(|path| Path::new(path).exists()) {
             println!("cargo::rerun-if-changed={path}");
         }
