@@ -16,6 +16,7 @@ mod failpoints;
 mod folder;
 mod gpu;
 mod hostile;
+mod hub;
 mod joining;
 mod launch;
 mod memory;

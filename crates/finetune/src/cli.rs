@@ -6,12 +6,16 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 
 #[cfg(test)]
 mod documented;
+mod download;
 mod rivals;
 mod shell;
+mod upload;
 mod using;
 
+pub(crate) use download::DownloadArguments;
 pub(crate) use rivals::parse;
 pub(crate) use shell::{CompletionsArguments, ManArguments};
+pub(crate) use upload::UploadArguments;
 pub(crate) use using::{EvalArguments, ExportArguments, ExportFormat, GenerateArguments, ModelArguments};
 
 /// Fine-tunes language models with LoRA on the machine you have.
@@ -52,7 +56,7 @@ pub(crate) enum Command {
     /// Check a recipe, its model and every row of its data, without training
     ///
     /// Prints counts, token lengths and an estimate of memory and time. Exits with 2 if `run` would
-    /// refuse the recipe.
+    /// refuse the recipe. A model or rows of the Hugging Face hub are fetched first, as `run` does.
     Validate(ValidateArguments),
     /// Show the tokens of a row, and which of them are trained on
     ///
@@ -106,6 +110,31 @@ pub(crate) enum Command {
     /// `model.device = "auto"` takes the first GPU, or the CPU if there is none. Several ranks of
     /// one machine take one GPU each.
     Devices(DevicesArguments),
+    /// Fetch a model, an adapter or a dataset from the Hugging Face hub
+    ///
+    ///   finetune download Qwen/Qwen3-0.6B
+    ///   finetune download OWNER/NAME@v2 --include '*.jsonl'
+    ///
+    /// Fetches what is needed (safetensors, configuration, tokenizer, template) into the Hugging
+    /// Face cache, which other programs share, and prints the path. What is there already is not
+    /// fetched again. After an interruption the same command goes on. Sizes and hashes are checked.
+    /// `run`, `validate`, `eval` and the others fetch by themselves what they need.
+    ///
+    /// HF_TOKEN or `hf auth login` opens private and gated repositories. HF_HUB_OFFLINE=1 forbids
+    /// the network. HF_HOME, HF_HUB_CACHE and HF_ENDPOINT are obeyed. Exit code 2: the hub says no;
+    /// 3: no connection, worth another try.
+    #[command(verbatim_doc_comment)]
+    Download(DownloadArguments),
+    /// Put an adapter or a model on the Hugging Face hub, with its card
+    ///
+    ///   finetune upload RUN OWNER/NAME
+    ///   finetune upload EXPORT_DIR OWNER/NAME --private
+    ///
+    /// Makes one commit of the files that others need, and prints the address of the page. The
+    /// repository is made if it is not there. HF_TOKEN or `hf auth login` says who you are; the
+    /// token needs the right to write.
+    #[command(verbatim_doc_comment)]
+    Upload(UploadArguments),
     /// Print the JSON schema of recipes, for editors
     ///
     ///   finetune schema > recipe.schema.json

@@ -13,6 +13,7 @@ mod failure;
 mod flight;
 mod hosts;
 mod http;
+mod hub_files;
 mod interrupt;
 mod membership;
 mod memory;
@@ -25,6 +26,7 @@ mod signals;
 mod sleep_inhibitor;
 mod source;
 mod stderr;
+mod transfer;
 mod version;
 mod work;
 

@@ -59,7 +59,7 @@ pub(crate) fn base_name(recipe: &Recipe, directory: &Path) -> BaseName {
     match recipe.model.hub_id() {
         Some(id) if !Path::new(&recipe.model.path).is_dir() => {
             let revision = directory.file_name().map(|name| name.to_string_lossy().into_owned());
-            BaseName { name: id.to_owned(), revision }
+            BaseName { name: id.split('@').next().unwrap_or(id).to_owned(), revision }
         }
         _ => {
             let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());

@@ -8,7 +8,8 @@ use clap::{ArgGroup, Args, ValueEnum};
 #[derive(Debug, Args)]
 pub(crate) struct ModelArguments {
     /// A model directory, or the result of training: a run, a checkpoint or an adapter, which says
-    /// what its base model is; or a hub id (OWNER/NAME) that is in the Hugging Face cache
+    /// what its base model is; or a hub id (OWNER/NAME), which is fetched if it is not in the
+    /// Hugging Face cache
     #[arg(value_name = "RUN|MODEL_DIR")]
     pub(crate) model: PathBuf,
     /// An adapter to use with the model: a run, a checkpoint, an adapter's directory (PEFT's or

@@ -12,15 +12,15 @@ use crate::commands::eval::rows_of;
 use crate::commands::opening;
 use crate::commands::stops::Stops;
 use crate::failure::Failure;
+use crate::hub_files;
 use crate::output;
 use crate::progress::Verbosity;
 use crate::source::{Source, data_file};
 
 pub(crate) fn generate(arguments: GenerateArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let sampling = sampling(&arguments)?;
-    if let Some(data) = &arguments.data {
-        data_file("--data", data)?;
-    }
+    let files = arguments.data.as_deref().map(hub_files::rows).transpose()?.unwrap_or_default();
+    files.iter().try_for_each(|file| data_file("--data", file))?;
     let say = |line: &str| opening::say(verbosity, line);
     let asked = prompt(&arguments, &say)?;
     let source = Source::open(&arguments.model)?;
@@ -38,8 +38,8 @@ pub(crate) fn generate(arguments: GenerateArguments, verbosity: Verbosity) -> Re
     };
     let model = opening::open(&source, &arguments.model, &say)?;
     let asking = Asking { model: &model, tokenizer: &tokenizer, arguments: &arguments, sampling, say: &say };
-    if let Some(data) = &arguments.data {
-        let data = rows_of(data, arguments.model.chat_template.as_deref());
+    if !files.is_empty() {
+        let data = rows_of(&files, arguments.model.chat_template.as_deref());
         let rows = Dataset::load(&data.train, &data, Some(&tokenizer), model.config.vocabulary, usize::MAX, &|_| {})?;
         rows.notices.iter().for_each(|notice| say(notice));
         return asking.answer_rows(&rows);

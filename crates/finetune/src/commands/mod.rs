@@ -3,6 +3,7 @@
 mod cluster;
 mod conversation;
 mod devices;
+mod download;
 mod eval;
 mod export;
 mod export_source;
@@ -16,6 +17,7 @@ mod run;
 mod schema;
 mod shell;
 mod stops;
+mod upload;
 mod validate;
 
 use std::process::ExitCode;
@@ -30,6 +32,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         (_, true) => Verbosity::Verbose,
         _ => Verbosity::Normal,
     };
+    if verbosity == Verbosity::Quiet {
+        crate::transfer::be_quiet();
+    }
     match cli.command {
         Command::Run(arguments) => run::run(arguments, verbosity),
         Command::Validate(arguments) => validate::validate(arguments, verbosity),
@@ -38,6 +43,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Preflight(arguments) => preflight::preflight(&arguments),
         Command::Cluster(command) => cluster::cluster(command, verbosity),
         Command::Devices(arguments) => devices::devices(&arguments),
+        Command::Download(arguments) => download::download(&arguments, verbosity),
+        Command::Upload(arguments) => upload::upload(&arguments, verbosity),
         Command::Schema => schema::schema(),
         Command::Completions(arguments) => shell::completions(&arguments),
         Command::Man(arguments) => shell::man(&arguments),

@@ -21,7 +21,7 @@ use crate::signals::Signals;
 use crate::sleep_inhibitor::SleepInhibitor;
 use crate::stderr::complain;
 use crate::work::Work;
-use crate::{allocator, closing, flight, memory, output, prometheus, source};
+use crate::{allocator, closing, flight, hub_files, memory, output, prometheus, source};
 
 pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let launched = arguments.assigned;
@@ -40,7 +40,7 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
         false => Assignment::of_launcher(arguments.token_file.as_deref())?,
     };
     // The others wait for this rank: if it fails before it joins, they are told.
-    let (recipe, file) = read_recipe(&arguments).inspect_err(|failure| membership::excuse(&membership, failure))?;
+    let (mut recipe, file) = read_recipe(&arguments).inspect_err(|failure| membership::excuse(&membership, failure))?;
     membership::share_cores(&membership);
     finetune_store::failpoint::set_label(membership.rank.to_string());
     // Rank 0 speaks for all. The other ranks speak of themselves only.
@@ -54,6 +54,7 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
         prometheus::serve(address)?;
     }
     flight::belong_to(&recipe.output_dir);
+    hub_files::settle(&mut recipe, arguments.resume.is_some(), &membership, &ranks)?;
     let host = ThisHost {
         memory: memory::machine_bytes(),
         local_rank: membership.local_rank,

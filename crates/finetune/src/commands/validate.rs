@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::process::ExitCode;
 
+use finetune_hub::Need;
 use finetune_recipe::Recipe;
 use finetune_trainer::numbers::counted;
 use finetune_trainer::{DiskNeed, Estimate, Fault, Problem, ThisHost, Validation, home};
@@ -12,11 +13,12 @@ use crate::commands::preflight::free_bytes;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::progress::{Progress, Verbosity, about, bytes, thousands};
-use crate::{memory, output, source};
+use crate::{hub_files, memory, output, source};
 
 pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let file = source::recipe_path(&arguments.recipe.recipe)?;
-    let recipe = Recipe::load(&file, &arguments.recipe.sets, home(&file, &arguments.recipe.sets).as_deref())?;
+    let mut recipe = Recipe::load(&file, &arguments.recipe.sets, home(&file, &arguments.recipe.sets).as_deref())?;
+    hub_files::localize(&mut recipe, &Need::Model)?;
     let mut show = Progress::new(if arguments.json { Verbosity::Quiet } else { verbosity }, 1);
     let host = ThisHost {
         memory: memory::machine_bytes(),
