@@ -60,6 +60,7 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
         local_world: membership.local_world,
         disk: free_bytes(&recipe.output_dir),
         recipe_file: Some(file),
+        peak_memory: Some(memory::peak_bytes),
     };
     let mut run = prepared(recipe, &resume_of(&arguments), &ranks, &host, &mut show)?;
     if verbosity == Verbosity::Verbose {
