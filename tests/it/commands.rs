@@ -153,6 +153,8 @@ fn help_of_every_command() {
         ("generate", "chat template"),
         ("export", "newest checkpoint that verifies"),
         ("schema", "for editors"),
+        ("watch", "over ssh"),
+        ("compare", "settings that differ"),
     ] {
         let long = folder.finetune(&[command, "--help"]).expect(0).stdout;
         assert!(long.contains(says), "{command} --help lacks {says:?}:\n{long}");
@@ -181,6 +183,8 @@ fn help_of_every_command() {
           eval      Loss and perplexity of a model on a file of rows
           generate  Continue a prompt with a model
           export    Write a trained adapter in another form
+          watch     Follow runs as they go on, here or at other hosts
+          compare   Compare runs: settings that differ, scores, curves
           launch    Train with several processes, here or on several machines
           devices   The devices that this build can train on, with memory and number types
           schema    Print the JSON schema of recipes, for editors

@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod cluster;
+mod compare;
 mod conversation;
 mod devices;
 mod eval;
@@ -16,6 +17,7 @@ mod run;
 mod schema;
 mod stops;
 mod validate;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -41,5 +43,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Eval(arguments) => eval::eval(arguments, verbosity),
         Command::Generate(arguments) => generate::generate(arguments, verbosity),
         Command::Export(arguments) => export::export(arguments, verbosity),
+        Command::Watch(arguments) => watch::watch(&arguments),
+        Command::Compare(arguments) => compare::compare(&arguments),
     }
 }

@@ -1,7 +1,7 @@
 // Draws the charts anew in the width that they have: values under the pointer, zoom by dragging,
 // a logarithmic axis or a linear one. Without it the page shows them as they were written.
 (() => {
-  const left = 58, right = 10, top = 8, bottom = 22;
+  const left = 58, right = 18, top = 8, bottom = 22;
   const thousands = n => Math.round(n).toLocaleString('en-US');
   const shown = v => v && Math.abs(v) < .01 ? v.toExponential(3) : Math.abs(v) < 100 ? v.toFixed(4) : thousands(v);
   const label = v => !v ? '0' : Math.abs(v) < 1e-3 ? v.toExponential(0) : Math.abs(v) < 100 ? String(+v.toFixed(4)) : thousands(v);
