@@ -119,7 +119,14 @@ fn script(mark: &str, files: &Files<'_>) -> String {
         "{home}LC_ALL=C; export LC_ALL\nmark={mark}\n{enter} >/dev/null 2>&1 || {{ printf '%s missing\\n' \"$mark\"; exit 0; }}\n\
          at=0 id=\nwhile :; do\n"
     );
-    script += &grown(files.growing);
+    // In this order: whoever lets go of the lock has written the small files, and whoever has written
+    // them has written all of the growing one.
+    script += &format!(
+        "held=0 pid= host=\n{{ read -r pid host <{lock}; }} 2>/dev/null\nif [ -n \"$pid\" ]; then\n    \
+         if [ \"$host\" != \"$(uname -n)\" ]; then held=unknown\n    \
+         elif kill -0 \"$pid\" 2>/dev/null || ps -p \"$pid\" >/dev/null 2>&1; then held=1; fi\nfi\n",
+        lock = quoted(files.lock),
+    );
     for (n, name) in files.whole.iter().enumerate() {
         let name = quoted(name);
         script += &format!(
@@ -127,18 +134,15 @@ fn script(mark: &str, files: &Files<'_>) -> String {
              whole{n}=$now; now=${{now%x}}\n        printf '%s whole {n} %s\\n%s' \"$mark\" \"${{#now}}\" \"$now\"\n    fi\nfi\n"
         );
     }
+    script += &grown(files.growing);
     let (numbered, prefix) = files.numbered;
     let results: Vec<String> = files.results.iter().map(|name| format!("[ -d {} ]", quoted(name))).collect();
     let results = if results.is_empty() { "false".to_owned() } else { results.join(" || ") };
     script += &format!(
-        "held=0 pid= host=\n{{ read -r pid host <{lock}; }} 2>/dev/null\nif [ -n \"$pid\" ]; then\n    \
-         if [ \"$host\" != \"$(uname -n)\" ]; then held=unknown\n    \
-         elif kill -0 \"$pid\" 2>/dev/null || ps -p \"$pid\" >/dev/null 2>&1; then held=1; fi\nfi\n\
-         newest=$(ls {numbered} 2>/dev/null | grep '^{prefix}[0-9][0-9]*$' | sort | tail -n 1)\n\
+        "newest=$(ls {numbered} 2>/dev/null | grep '^{prefix}[0-9][0-9]*$' | sed 's/^{prefix}//' | sort -n | tail -n 1)\n\
          result=0; if {results}; then result=1; fi\n\
-         printf '%s state %s %s %s %s\\n' \"$mark\" \"$held\" \"$result\" \"$more\" \"${{newest#{prefix}}}\" || exit 0\n\
+         printf '%s state %s %s %s %s\\n' \"$mark\" \"$held\" \"$result\" \"$more\" \"$newest\" || exit 0\n\
          [ \"$more\" = 1 ] || sleep 1\ndone\n",
-        lock = quoted(files.lock),
         numbered = quoted(numbered),
     );
     script

@@ -238,22 +238,23 @@ impl LocalRun {
     /// # Errors
     /// The metrics are there and cannot be read.
     pub fn look(&mut self) -> std::io::Result<()> {
-        // Whether it is held comes first. If it ends between the two looks, the facts are read after
-        // its last word, and the lock is looked at again.
+        // In this order: a run that lets go of its lock has said its last word, and a run that has
+        // said it has written all its rows.
         self.record.is_held = RunLock::holder(&self.directory).is_some();
+        if let Some(facts) = RunFacts::read(&self.directory) {
+            self.record.facts = Some(facts);
+        }
         let steps = numbered(&RealDisk, &self.directory.join(CHECKPOINTS), "step-").unwrap_or_default();
         self.record.checkpoint = steps.last().map(|(step, _)| *step);
         self.record.has_result = RESULTS.iter().any(|name| self.directory.join(name).is_dir());
         self.read_metrics()?;
-        if let Some(facts) = RunFacts::read(&self.directory) {
-            self.record.facts = Some(facts);
-        }
         if self.record.recipe.is_none() {
             self.record.recipe = Recipe::load(&self.directory.join(RECIPE_FILE), &[], Some(&self.directory)).ok();
         }
         if let Ok(bytes) = std::fs::read(self.directory.join(SAMPLES_FILE)) {
             self.record.take_answers(&bytes);
         }
+        // It may have let go meanwhile. If it has just begun again, it is still held.
         if self.record.is_held && self.record.facts.as_ref().is_some_and(|facts| facts.status != RunStatus::Running) {
             self.record.is_held = RunLock::holder(&self.directory).is_some();
         }

@@ -69,7 +69,7 @@ fn what_changes_is_seen_and_nothing_twice() {
         first.pop(),
         Some(Seen::State { held: None | Some(true), newest: Some(20), has_result: false, .. })
     ));
-    assert_eq!(first, [grown(true, "{\"step\":1}\n{\"st"), facts]);
+    assert_eq!(first, [facts, grown(true, "{\"step\":1}\n{\"st")]);
     let mut file = std::fs::OpenOptions::new().append(true).open(folder.join("rows.jsonl")).expect("a file");
     file.write_all(b"ep\":2}\n").expect("written");
     write(&folder.join(".lock"), "");
