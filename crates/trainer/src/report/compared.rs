@@ -9,7 +9,7 @@ use crate::metrics::StepRow;
 use crate::read_run::RunRecord;
 
 /// A table of the page: its heading, and rows of a name and the value of each run.
-pub type Values = (&'static str, Vec<(String, Vec<String>)>);
+pub(crate) type Values = (&'static str, Vec<(String, Vec<String>)>);
 
 /// What is compared.
 #[derive(Clone, Copy, Debug)]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -126,9 +126,10 @@ impl Watched {
             match run.told.recv_timeout(Duration::from_secs(3)) {
                 Ok(Told::Lost(error)) => return Err(unreachable(&run.host, &error)),
                 Ok(told) => run.take(told)?,
+                Err(RecvTimeoutError::Disconnected) => return Err(Failure::no_threads()),
                 // The listener has deadlines of its own.
-                Err(_) if is_told => {}
-                Err(_) => {
+                Err(RecvTimeoutError::Timeout) if is_told => {}
+                Err(RecvTimeoutError::Timeout) => {
                     is_told = true;
                     let seconds = since.elapsed().as_secs();
                     crate::stderr::complain!("waiting for {} ({seconds} s)", run.host);
