@@ -136,7 +136,9 @@ fn a_run_says_what_it_trains_and_what_came_of_it() {
     }
     assert!(folder.path("my runs/a-merged/model.safetensors").is_file());
     let report = std::fs::read_to_string(folder.path("my runs/a/report.html")).expect("a report");
-    for part in ["<title>step 0: ", "model, LoRA, on train.jsonl, held back eval.jsonl", "loss on held-back rows"] {
+    for part in
+        ["<title>step 0: ", "model, LoRA, on train.jsonl (12 rows), held back eval.jsonl (", "loss on held-back rows"]
+    {
         assert!(report.contains(part), "lacks {part:?}");
     }
     assert!(!report.contains("http-equiv"), "a run that is done is not looked at again");
@@ -155,6 +157,8 @@ fn help_of_every_command() {
         ("schema", "for editors"),
         ("completions", "fpath"),
         ("man", "man -l"),
+        ("watch", "over ssh"),
+        ("compare", "settings that differ"),
     ] {
         let long = folder.finetune(&[command, "--help"]).expect(0).stdout;
         assert!(long.contains(says), "{command} --help lacks {says:?}:\n{long}");

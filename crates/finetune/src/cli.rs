@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
+mod compare;
 #[cfg(test)]
 mod documented;
 mod download;
@@ -11,12 +12,15 @@ mod rivals;
 mod shell;
 mod upload;
 mod using;
+mod watch;
 
+pub(crate) use compare::CompareArguments;
 pub(crate) use download::DownloadArguments;
 pub(crate) use rivals::parse;
 pub(crate) use shell::{CompletionsArguments, ManArguments};
 pub(crate) use upload::UploadArguments;
 pub(crate) use using::{EvalArguments, ExportArguments, ExportFormat, GenerateArguments, ModelArguments};
+pub(crate) use watch::WatchArguments;
 
 /// Fine-tunes language models with LoRA on the machine you have.
 ///
@@ -93,6 +97,27 @@ pub(crate) enum Command {
     /// Interrupted, it leaves nothing behind.
     #[command(verbatim_doc_comment)]
     Export(ExportArguments),
+    /// Follow runs as they go on, here or at other hosts
+    ///
+    ///   finetune watch runs/a runs/b
+    ///   finetune watch box-1:work/runs/a
+    ///   finetune watch runs/a --once
+    ///
+    /// Shows curves and numbers until `q` is pressed. Keys: tab takes the next curve, l a
+    /// logarithmic axis, s smooths, + and - show fewer and more steps, arrows choose a run. Without
+    /// a terminal it prints a line for each row, and ends when all runs have ended. HOST:DIR is read
+    /// over ssh; nothing of this program is needed there.
+    #[command(verbatim_doc_comment)]
+    Watch(WatchArguments),
+    /// Compare runs: settings that differ, scores, curves
+    ///
+    ///   finetune compare runs/a runs/b
+    ///   finetune compare runs/* --html comparison.html
+    ///
+    /// The page is one file with all curves in the same charts. Everything comes from the run
+    /// directories; the runs may still go on.
+    #[command(verbatim_doc_comment)]
+    Compare(CompareArguments),
     /// Train with several processes, here or on several machines
     ///
     ///   finetune launch -n 2 recipe.toml --resume

@@ -9,12 +9,14 @@ use toml::de::{DeArray, DeValue};
 use crate::problem::{Location, Problem};
 use crate::{hint, path};
 
+mod log;
 mod modules;
 mod numbers;
 mod paths;
 mod texts;
 mod words;
 
+pub(crate) use log::{Events, ShellCommand};
 pub(crate) use modules::{ByName, Layers, Names, Targets};
 pub(crate) use numbers::Bounds::{BelowOne, NotNegative, Positive, Share};
 pub(crate) use numbers::{Count, Epochs, Integer, Number, NumberPair};

@@ -117,6 +117,7 @@ fn put_together(
         sizing,
         directory: run_directory,
         identity,
+        peak_memory: host.peak_memory,
     };
     Ok(Prepared { run, notices })
 }
@@ -174,7 +175,7 @@ impl Start<'_> {
         if state.step < self.steps && !state.stopped_early {
             disk(state.parameters.len() as u64).check(recipe)?;
         }
-        locked.open(recipe, state.step, from, notices)
+        locked.open(recipe, state, from, notices)
     }
 }
 

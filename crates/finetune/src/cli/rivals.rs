@@ -71,8 +71,8 @@ const VERBS: [(&str, &str); 46] = [
     ("init", "not in this version; recipes/quickstart.toml is a recipe to begin with"),
     ("import", "not in this version; a key of another program in a recipe is answered with ours"),
     ("quantize", "not in this version; other programs quantize what `finetune export --format merged` writes"),
-    ("watch", "not in this version; report.html in the run directory shows the curves while it runs"),
-    ("compare", "not in this version; report.html and metrics.jsonl of each run have the numbers"),
+    ("tensorboard", "`[log] tensorboard` writes its files; `finetune watch RUN` shows curves here"),
+    ("diff", "`finetune compare RUN RUN` shows settings that differ, scores and curves"),
 ];
 
 /// Options of other programs for commands that use a model.

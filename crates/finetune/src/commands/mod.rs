@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod cluster;
+mod compare;
 mod conversation;
 mod devices;
 mod download;
@@ -19,6 +20,7 @@ mod shell;
 mod stops;
 mod upload;
 mod validate;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -51,5 +53,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Eval(arguments) => eval::eval(arguments, verbosity),
         Command::Generate(arguments) => generate::generate(arguments, verbosity),
         Command::Export(arguments) => export::export(arguments, verbosity),
+        Command::Watch(arguments) => watch::watch(&arguments),
+        Command::Compare(arguments) => compare::compare(&arguments),
     }
 }

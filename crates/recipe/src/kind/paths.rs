@@ -95,6 +95,6 @@ impl Kind for ModelPath {
     }
 }
 
-fn path_text(path: &Path) -> String {
+pub(super) fn path_text(path: &Path) -> String {
     quoted(&absolute(path).to_string_lossy())
 }
