@@ -22,6 +22,10 @@ pub(super) fn rows_of(file: &std::path::Path, chat_template: Option<&std::path::
     Data {
         train: vec![file.to_owned()],
         eval: vec![],
+        eval_share: None,
+        columns: std::collections::BTreeMap::new(),
+        weights: Vec::new(),
+        max_rows: None,
         format: Format::Auto,
         max_seq_len: usize::MAX,
         overlong: Overlong::Error,
