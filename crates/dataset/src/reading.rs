@@ -107,6 +107,8 @@ impl Reading {
         let result = match self.read(line, &mut format, &mut notes) {
             Ok(Some(rows)) => LineResult::Rows(rows),
             Ok(None) => LineResult::OtherPart,
+            // Nobody knows the part of a row that cannot be read. The other part tells of it.
+            Err(Failure::Row(_)) if format.is_none() && self.part == Part::HeldBack => LineResult::OtherPart,
             Err(Failure::Row(problem)) => LineResult::Bad(problem),
             Err(Failure::ZeroLabel(problem)) => LineResult::ZeroLabel(problem),
             Err(Failure::All(error)) => {

@@ -1,5 +1,6 @@
 mod counted;
 mod hostile;
+mod kinds;
 mod made_up;
 mod masks;
 mod model_files;
@@ -7,6 +8,7 @@ mod plans;
 mod python;
 mod reaching;
 mod rows;
+mod shares;
 mod streams;
 mod templates;
 mod text_files;
