@@ -1,4 +1,5 @@
 mod counted;
+mod formats;
 mod hostile;
 mod kinds;
 mod made_up;
