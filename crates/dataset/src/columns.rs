@@ -211,6 +211,23 @@ mod tests {
     }
 
     #[test]
+    fn every_key_that_is_read_may_have_a_column() {
+        use finetune_recipe::{COLUMN_KEYS, Format};
+        let formats = [
+            Format::Messages,
+            Format::Sharegpt,
+            Format::Alpaca,
+            Format::PromptCompletion,
+            Format::Text,
+            Format::Tokens,
+        ];
+        let without_use = ["parallel_tool_calls", "token_type_ids", "length"];
+        for key in formats.iter().flat_map(|format| row::used(*format)) {
+            assert!(COLUMN_KEYS.contains(key) || without_use.contains(key), "{key}");
+        }
+    }
+
+    #[test]
     fn columns_take_our_names() {
         let row = json!({"question": "a", "answer": "b", "prompt": "other"});
         let both = [("prompt", "question"), ("completion", "answer")];

@@ -89,7 +89,7 @@ mod tests {
         for name in names {
             let path = directory.path().join(name);
             std::fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
-            std::fs::File::create(path).expect("a file");
+            finetune_store::replace_file(&finetune_store::RealDisk, &path, b"").expect("a file");
         }
         match files(directory.path(), "train") {
             Ok(files) => {

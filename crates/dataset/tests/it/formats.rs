@@ -80,7 +80,8 @@ fn weights_of_answers_and_lists_of_messages() {
     let weighted = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0},
         {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "weight": 1}]});
     assert_eq!(shown(&weighted, &[]), "user: a\nassistant: b\nuser: c\nassistant: ⟦d\n⟧");
-    let lists = json!({"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]});
+    let lists =
+        json!({"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]});
     assert_eq!(shown(&lists, &[]), "user: a\nassistant: ⟦b\n⟧");
 }
 
