@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::folder::{CRASH_RECIPE, Folder, metrics};
 use crate::program::BINARY;
 
+mod data;
 mod eval;
 mod export;
 mod generate;

@@ -8,8 +8,11 @@
 //! **Start reading** at [`Dataset::load`] in `load.rs`, then `reading.rs`, which takes one line the
 //! whole way. The files in the order of that way:
 //!
-//! - `files.rs` (which files), `jsonl.rs` (lines of a file), `json.rs`;
-//! - row formats: `row.rs`, `messages.rs`, `row_of_tokens.rs`;
+//! - which files: `files.rs`, `splits.rs`; of which kind: `kinds.rs`, `other_kinds.rs`;
+//! - rows of a file, one after the other: `source.rs`, `record.rs`, and for each kind `jsonl.rs`,
+//!   `array.rs`, `table.rs`, `parquet_rows.rs`; `json.rs`;
+//! - under our names: `columns.rs`; which of them are held back: `shares.rs`;
+//! - row formats: `row.rs`, `sharegpt.rs`, `messages.rs`, `calls.rs`, `row_of_tokens.rs`;
 //! - conversations to sequences: `chat.rs`, `chat_reader.rs`, `by_turn.rs`; what a row says must
 //!   reach its text: `texts.rs`, `variants.rs`; plain text: `plain_text.rs`;
 //! - chat templates: `template.rs`. `template_rewrite.rs`, `template_tags.rs`, `percent*.rs`,
@@ -28,10 +31,13 @@
 #![warn(missing_docs)]
 
 mod added_tokens;
+mod array;
 mod by_turn;
+mod calls;
 mod chat;
 mod chat_reader;
 mod chunks;
+mod columns;
 mod counts;
 mod ends;
 mod epoch_random;
@@ -45,11 +51,13 @@ pub mod guard;
 mod integers;
 mod json;
 mod jsonl;
+mod kinds;
 mod load;
 mod mask;
 mod messages;
 mod notes;
 mod other_kinds;
+mod parquet_rows;
 mod percent;
 mod percent_operator;
 mod plain_text;
@@ -60,10 +68,16 @@ mod python_filters;
 mod python_methods;
 mod python_text;
 mod reading;
+mod record;
 mod row;
 mod row_cache;
 mod row_of_tokens;
+mod sharegpt;
+mod shares;
+mod source;
+mod splits;
 mod stream;
+mod table;
 mod template;
 mod template_problem;
 mod template_rewrite;
@@ -77,11 +91,12 @@ mod variants;
 pub use counts::Counts;
 pub use ends::Ends;
 pub use error::{BadRow, BadRows, DatasetError};
-pub use files::{resolve_files, unused_files};
+pub use files::{matched, resolve_files, unused_files};
 pub use format_problem::FormatProblem;
 pub use load::Dataset;
 pub use plan::Plan;
 pub use problem::RowProblem;
+pub use shares::Part;
 pub use stream::TextStream;
 pub use template::Rendered;
 pub use template_problem::{TemplateProblem, Unrendered};

@@ -42,6 +42,8 @@ pub use choices::{
     BackendChoice, DeviceChoice, DtypeChoice, EventFolder, Format, Method, OptimizerName, Overlong, Quantization,
     ResultChoice, ScheduleName, SharesChoice, TopologyChoice, TrainOn,
 };
+pub use kind::COLUMN_KEYS;
+pub use path::{HUB_ROWS, is_hub_rows};
 pub use problem::{Location, Problem, Problems, RecipeError};
 pub use tables::{
     Checkpoint, Data, Distributed, Eval, Length, Log, Lora, Model, Optimizer, Recipe, Schedule, TargetModules, Train,

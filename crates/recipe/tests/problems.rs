@@ -181,14 +181,19 @@ fn keys_that_contradict_each_other() {
         ("[train]\nmethod = \"full\"\n[lora]", "no problem"),
         (
             "[eval]\nearly_stopping_patience = 3",
-            "6:27 `eval.early_stopping_patience` needs evaluation rows, and `data.eval` is not given | name a file of held-back rows: `eval` in [data]",
+            "6:27 `eval.early_stopping_patience` needs evaluation rows, and `data.eval` is not given | name a file of held-back rows: `eval` in [data]; or hold a part of the rows back: `eval_share`",
         ),
         (
             "[eval]\nsamples = 3",
-            "6:11 `eval.samples` needs evaluation rows, and `data.eval` is not given | name a file of held-back rows: `eval` in [data]",
+            "6:11 `eval.samples` needs evaluation rows, and `data.eval` is not given | name a file of held-back rows: `eval` in [data]; or hold a part of the rows back: `eval_share`",
         ),
         ("[eval]\nsamples = 0", "no problem"),
         ("eval = \"v.jsonl\"\n[eval]\nsamples = 3", "no problem"),
+        ("eval_share = 0.1\n[eval]\nsamples = 3", "no problem"),
+        (
+            "eval = \"v.jsonl\"\neval_share = 0.1",
+            "6:14 `data.eval` and `data.eval_share` say the same thing twice | keep one of them",
+        ),
         ("[train]\nglobal_batch_size = 2\nmicro_batch_size = 4", "no problem"),
         (
             "[distributed]\nshares = \"measured\"",

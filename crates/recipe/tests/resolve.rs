@@ -30,7 +30,9 @@ fn written_back_it_is_the_same_recipe() {
 #[test]
 fn every_key_is_written() {
     let written = parse(&contract_with_optional_keys()).to_toml();
-    let other = parse_with(CONTRACT, &["train.max_steps=1", "schedule.warmup_ratio=0.5"]).unwrap().to_toml();
+    let other = parse_with(CONTRACT, &["train.max_steps=1", "schedule.warmup_ratio=0.5", "data.eval_share=0.5"])
+        .unwrap()
+        .to_toml();
     for key in KEYS {
         let line = format!("\n{} = ", key.name());
         assert!(written.contains(&line) || other.contains(&line), "{} is missing", key.path);
@@ -69,6 +71,11 @@ fn the_digest_follows_the_numbers_only() {
         "model.path=gpt2",
         "data.train=b",
         "data.eval=c",
+        // What they do to the rows is compared by content.
+        "data.eval_share=0.2",
+        "data.max_rows=7",
+        "data.columns.prompt=question",
+        "data.weights=[2.0]",
         "lora.alpha=32.0", // as written by default: 32
     ];
     for set in same {

@@ -56,7 +56,7 @@ pub use hub::{HubId, cached_snapshot, has_all_weights, hub_cache};
 pub use lock::{LockHolder, RunLock};
 pub use manifest::{FileRecord, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, verify_directory};
 pub use names::{SafeName, inside, stays_inside};
-pub use recognition::{recognize, refuse_links_out, refuse_stand_ins};
+pub use recognition::{recognize, recognize_content, refuse_links_out, refuse_stand_ins};
 pub use replace::{check_replaceable, manifest_of, replace_directory, replace_file};
 pub use retention::{Rejected, newest_verified, numbered, remove_directory, set_aside, sweep};
 pub use shards::write_shards;

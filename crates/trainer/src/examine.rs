@@ -4,7 +4,7 @@
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
-use finetune_dataset::{ChatTokenizer, Dataset, Plan, resolve_files};
+use finetune_dataset::{ChatTokenizer, Dataset, DatasetError, Plan, resolve_files};
 use finetune_model::{FloatType, Model, ModelConfig};
 use finetune_recipe::{Length, Method, Recipe, ResultChoice};
 use finetune_store::{Holding, recognize};
@@ -206,13 +206,14 @@ impl Examiner<'_> {
             }
             read(files).map(Some).map_err(|error| {
                 // The first file that cannot be read must not hide what is wrong with the next.
-                let alone = || files.iter().filter_map(|file| read(std::slice::from_ref(file)).err());
+                let alone = || files.iter().filter_map(|file| read(std::slice::from_ref(file)).err()).filter(of_file);
                 let apart: Vec<TrainError> =
                     if files.len() > 1 && self.extent == Extent::Validate { alone().collect() } else { Vec::new() };
                 if apart.is_empty() { vec![error] } else { apart }
             })
         };
         let train = read(&train_files, &|files| reader.train(files));
+        let eval_files = reader.files_to_evaluate(&train_files, eval_files);
         let eval = if train.is_ok() || self.extent == Extent::Validate {
             read(&eval_files, &|files| reader.eval(files))
         } else {
@@ -289,7 +290,7 @@ impl Examiner<'_> {
         if train.counts.unmasked == train.rows.len() && train.rows.iter().any(|row| !row.prompt_text.is_empty()) {
             notices.push("every token of every row is trained on, prompts included".to_owned());
         }
-        let plan = Plan::new(train.rows.len(), recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
+        let plan = train.plan(recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
         let steps = total_steps(recipe, &plan);
         notices.extend(learning_notices(recipe, train, eval, &plan, steps, config));
         let result = check_result(recipe, eval.is_some());
@@ -327,6 +328,12 @@ impl Examiner<'_> {
         found.keep(fits);
         (found.sizing, found.estimate) = (Some(sizing), Some(estimate));
     }
+}
+
+/// Whether an error of a file alone is one of all files together: a file may have no row to hold
+/// back where others have.
+fn of_file(error: &TrainError) -> bool {
+    !matches!(error, TrainError::Dataset(DatasetError::EmptyShare { .. }))
 }
 
 /// Steps of the whole run.

@@ -107,6 +107,10 @@ pub(crate) fn data(format: Format) -> Data {
     Data {
         train: Vec::new(),
         eval: Vec::new(),
+        eval_share: None,
+        columns: std::collections::BTreeMap::new(),
+        weights: Vec::new(),
+        max_rows: None,
         format,
         max_seq_len: 2048,
         overlong: Overlong::Error,

@@ -1,5 +1,7 @@
 mod counted;
+mod formats;
 mod hostile;
+mod kinds;
 mod made_up;
 mod masks;
 mod model_files;
@@ -7,6 +9,7 @@ mod plans;
 mod python;
 mod reaching;
 mod rows;
+mod shares;
 mod streams;
 mod templates;
 mod text_files;

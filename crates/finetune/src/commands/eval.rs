@@ -23,6 +23,10 @@ pub(super) fn rows_of(files: &[std::path::PathBuf], chat_template: Option<&std::
     Data {
         train: files.to_vec(),
         eval: vec![],
+        eval_share: None,
+        columns: std::collections::BTreeMap::new(),
+        weights: Vec::new(),
+        max_rows: None,
         format: Format::Auto,
         max_seq_len: usize::MAX,
         overlong: Overlong::Error,
