@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::folder::{CRASH_RECIPE, Folder, metrics};
 use crate::program::BINARY;
 
+mod chat;
 mod eval;
 mod export;
 mod generate;
@@ -151,6 +152,7 @@ fn help_of_every_command() {
         ("inspect", "which of them are trained on"),
         ("eval", "Loss and perplexity"),
         ("generate", "chat template"),
+        ("chat", "/help lists them"),
         ("export", "newest checkpoint that verifies"),
         ("schema", "for editors"),
     ] {
@@ -180,6 +182,7 @@ fn help_of_every_command() {
           inspect   Show the tokens of a row, and which of them are trained on
           eval      Loss and perplexity of a model on a file of rows
           generate  Continue a prompt with a model
+          chat      Talk with a model in the terminal
           export    Write a trained adapter in another form
           launch    Train with several processes, here or on several machines
           devices   The devices that this build can train on, with memory and number types

@@ -1,5 +1,7 @@
 //! One file per command.
 
+mod answering;
+mod chat;
 mod cluster;
 mod conversation;
 mod devices;
@@ -40,6 +42,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Schema => schema::schema(),
         Command::Eval(arguments) => eval::eval(arguments, verbosity),
         Command::Generate(arguments) => generate::generate(arguments, verbosity),
+        Command::Chat(arguments) => chat::chat(arguments, verbosity),
         Command::Export(arguments) => export::export(arguments, verbosity),
     }
 }
