@@ -188,7 +188,9 @@ impl Session<'_> {
             () if room < max_new_tokens => Ending::Context,
             () => Ending::Length,
         };
-        let kept = length - generation.prompt_computed;
+        // An answer that was stopped before its first token has not read the whole prompt.
+        let read_of_prompt = if new == 0 { self.cache.tokens().len() } else { length };
+        let kept = read_of_prompt.saturating_sub(generation.prompt_computed);
         let measured = Measured { prompt: length, kept, new, first: read, rest };
         Ok(Answer { text, tokens: generation.tokens, ending, measured })
     }
