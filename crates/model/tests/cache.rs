@@ -97,7 +97,7 @@ fn the_same_prompt_is_answered_again() {
 fn a_prompt_can_be_stopped_between_its_parts() {
     let model = with_adapter("llama");
     let (prompt, mut cache) = (text(1100, 3), KeyValueCache::default());
-    let stop = &mut |step| step != GenerationStep::Prompt(512);
+    let stop = &mut |step: GenerationStep| step != GenerationStep::Prompt(512);
     let stopped = model.generate_cached(&prompt, ANSWER, Sampling::GREEDY, &[], &mut cache, stop).expect("no failure");
     assert_eq!((stopped.tokens.len(), stopped.prompt_computed, cache.tokens().len()), (0, 512, 512));
     let (got, steps) = cached(&model, &prompt, &mut cache);
