@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::folder::{CRASH_RECIPE, Folder, metrics};
 use crate::program::BINARY;
 
+mod chat;
 mod data;
 mod eval;
 mod export;
@@ -154,6 +155,7 @@ fn help_of_every_command() {
         ("inspect", "which of them are trained on"),
         ("eval", "Loss and perplexity"),
         ("generate", "chat template"),
+        ("chat", "/help lists them"),
         ("export", "newest checkpoint that verifies"),
         ("schema", "for editors"),
         ("completions", "fpath"),

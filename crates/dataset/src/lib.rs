@@ -101,5 +101,6 @@ pub use stream::TextStream;
 pub use template::Rendered;
 pub use template_problem::{TemplateProblem, Unrendered};
 pub use text_source::TextSource;
+pub use texts::REASONING as REASONING_TAGS;
 pub use token_row::{Origin, Row};
 pub use tokenizer::ChatTokenizer;

@@ -269,6 +269,12 @@ impl ChatTokenizer {
         self.template.is_some()
     }
 
+    /// The file of the chat template that conversations without tools go through.
+    pub fn template_file(&self) -> Option<&Path> {
+        let sources = self.template.as_ref()?.sources();
+        sources.iter().find(|source| source.name == "default").map(|source| source.origin.as_path())
+    }
+
     /// Whether the file tokenizer.json splits words at random, which was switched off here.
     pub(crate) fn without_chance(&self) -> bool {
         self.loaded.without_chance

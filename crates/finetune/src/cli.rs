@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
+mod chat;
 mod compare;
 #[cfg(test)]
 mod documented;
@@ -14,6 +15,7 @@ mod upload;
 mod using;
 mod watch;
 
+pub(crate) use chat::ChatArguments;
 pub(crate) use compare::CompareArguments;
 pub(crate) use download::DownloadArguments;
 pub(crate) use rivals::parse;
@@ -85,6 +87,21 @@ pub(crate) enum Command {
     /// message, unless --raw is given. Text comes as it is generated, and ends at the end of turn.
     #[command(verbatim_doc_comment)]
     Generate(GenerateArguments),
+    /// Talk with a model in the terminal
+    ///
+    ///   finetune chat RUN
+    ///   finetune chat MODEL_DIR --adapter RUN --system "You are brief."
+    ///   printf 'Hi\nAnd in French?\n' | finetune chat RUN
+    ///
+    /// Messages go through the chat template, and answers end at the tokens, that were trained.
+    /// Each question sees what was said before. Enter sends a message; a line that ends with \ goes
+    /// on, a pasted text keeps its lines, and """ before and behind a text lets it have any.
+    ///
+    /// Ctrl-C stops an answer, Ctrl-D leaves. Commands begin with a slash: /help lists them. Among
+    /// them are /undo, /retry, /system TEXT, and /save FILE.jsonl, which makes a training row of the
+    /// conversation. Without a terminal each line of standard input is a message.
+    #[command(verbatim_doc_comment)]
+    Chat(ChatArguments),
     /// Write a trained adapter in another form
     ///
     ///   finetune export RUN --format merged --output DIR

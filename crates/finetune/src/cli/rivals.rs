@@ -33,10 +33,7 @@ const VERBS: [(&str, &str); 46] = [
         "`finetune export RUN --format merged --output DIR` writes a directory that other programs' converters read",
     ),
     ("save", "`finetune export RUN --format merged --output DIR` writes the result in another form"),
-    (
-        "chat",
-        "not in this version; `finetune generate RUN --prompt TEXT` answers, `--messages FILE` continues a conversation",
-    ),
+    ("talk", "`finetune chat RUN` is a conversation in the terminal"),
     ("infer", "`finetune generate RUN --prompt TEXT` answers"),
     ("inference", "`finetune generate RUN --prompt TEXT` answers"),
     ("predict", "`finetune generate RUN --data FILE` answers the rows of a file"),
@@ -119,6 +116,13 @@ const OF_EXPORT: [(&str, &str); 8] = [
     ("f", "ours is --format"),
     ("outtype", "ours is --format; weights keep the number type of the base"),
     ("de-quantize", "leave it out: the weights keep the number type of the base"),
+];
+
+/// Options of other commands and programs for `chat`.
+const OF_CHAT: [(&str, &str); 3] = [
+    ("p", "messages are typed, or piped in; `finetune generate --prompt TEXT` answers one"),
+    ("prompt", "messages are typed, or piped in; `finetune generate --prompt TEXT` answers one"),
+    ("data", "`finetune generate --data FILE` answers the rows of a file"),
 ];
 
 /// Options of other programs, and habits, for commands that take a recipe.
@@ -233,6 +237,9 @@ fn option(command: &str, words: &[String], found: &str) -> Option<String> {
     if command == "export" {
         return of(&OF_EXPORT).or_else(|| of(&OF_A_MODEL));
     }
+    if command == "chat" {
+        return of(&OF_CHAT).or_else(|| of(&OF_A_MODEL));
+    }
     if TAKES_MODEL.contains(&command) { of(&OF_A_MODEL) } else { None }
 }
 
@@ -280,7 +287,10 @@ fn word(command: &str, found: &str) -> Option<String> {
             Some("a run has one recipe; --set overrides its keys".to_owned())
         }
         "generate" if holding == Holding::Missing => Some("the prompt follows --prompt, in quotes".to_owned()),
-        "generate" | "eval" | "export" if matches!(holding, Holding::Adapter | Holding::Run | Holding::Checkpoint) => {
+        "chat" if holding == Holding::Missing => Some("messages are typed, or piped in".to_owned()),
+        "generate" | "chat" | "eval" | "export"
+            if matches!(holding, Holding::Adapter | Holding::Run | Holding::Checkpoint) =>
+        {
             Some(format!("write --adapter {}", shown(found)))
         }
         "generate" | "eval" => Some(format!("write --data {}", shown(found))),
@@ -304,7 +314,10 @@ mod tests {
         for (line, says) in [
             ("train recipe.toml", "finetune run RECIPE.toml"),
             ("fuse --model x", "finetune export RUN --format merged"),
-            ("chat run", "finetune generate RUN"),
+            ("talk run", "finetune chat RUN"),
+            ("chat run --prompt x", "finetune generate --prompt"),
+            ("chat run --temp 1", "--temperature"),
+            ("chat run Hello", "messages are typed"),
             ("valdate recipe.toml", "finetune validate"),
             ("run recipe.toml --lr 1e-4", "--set optimizer.learning_rate=1e-4"),
             ("run recipe.toml --lr=1e-4", "--set optimizer.learning_rate=1e-4"),

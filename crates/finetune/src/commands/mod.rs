@@ -1,5 +1,7 @@
 //! One file per command.
 
+mod answering;
+mod chat;
 mod cluster;
 mod compare;
 mod conversation;
@@ -52,6 +54,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Man(arguments) => shell::man(&arguments),
         Command::Eval(arguments) => eval::eval(arguments, verbosity),
         Command::Generate(arguments) => generate::generate(arguments, verbosity),
+        Command::Chat(arguments) => chat::chat(arguments, verbosity),
         Command::Export(arguments) => export::export(arguments, verbosity),
         Command::Watch(arguments) => watch::watch(&arguments),
         Command::Compare(arguments) => compare::compare(&arguments),
