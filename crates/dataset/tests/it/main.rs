@@ -1,5 +1,6 @@
 mod counted;
 mod hostile;
+mod llama_cpp;
 mod made_up;
 mod masks;
 mod model_files;

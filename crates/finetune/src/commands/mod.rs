@@ -5,6 +5,8 @@ mod conversation;
 mod devices;
 mod eval;
 mod export;
+mod export_adapter;
+mod export_gguf;
 mod export_source;
 mod generate;
 mod inspect;
