@@ -12,6 +12,7 @@ mod cluster;
 mod commands;
 mod disk;
 mod engines;
+mod export_formats;
 mod failpoints;
 mod folder;
 mod gpu;
