@@ -130,7 +130,7 @@ fn places(
     for (info, offset) in infos {
         let size = match info.kind {
             TensorType::Other(_) => 0,
-            _ => info.bytes()?,
+            _ => info.bytes().map_err(|error| reader.wrong(&error.to_string()))?,
         };
         let start = data.checked_add(*offset);
         let end = start.and_then(|start| start.checked_add(size)).filter(|&end| end <= length);
