@@ -40,14 +40,16 @@ pub(crate) fn is_power_of_two(factor: f64) -> bool {
     factor.is_normal() && factor.to_bits().trailing_zeros() >= 52
 }
 
+/// Names and bytes of files.
+type Files = Vec<(String, Vec<u8>)>;
+
 impl Adapter {
     /// adapter_config.json and adapters.safetensors, in f32. `dropout` is the training's. Returns
     /// also what the user should know: branches that could not be written without rounding.
     ///
     /// # Errors
     /// [`ModelError::Store`] for more tensors than a file may have.
-    #[expect(clippy::type_complexity, reason = "the files, and notices")]
-    pub fn mlx_files(&self, dropout: f64) -> Result<(Vec<(String, Vec<u8>)>, Vec<String>), ModelError> {
+    pub fn mlx_files(&self, dropout: f64) -> Result<(Files, Vec<String>), ModelError> {
         let scale_of = |target: &LoraTarget| f64::from(target.scale());
         let scales: Vec<f64> = self.targets.iter().map(scale_of).filter(|scale| *scale != 0.0).collect();
         let scale = most_frequent(&scales).unwrap_or(1.0);
