@@ -14,7 +14,6 @@ const BLOCK_BYTES: usize = 2 + BLOCK;
 
 /// The number type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(non_camel_case_types, reason = "ggml's names")]
 pub enum TensorType {
     /// Float of 32 bits.
     F32,
