@@ -14,12 +14,14 @@ program with what `finetune export` wrote. Each prints its figure: the largest d
 
 import importlib.util
 import json
+import shutil
 
 import numpy as np
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 # Of the largest logit: f32 sums in another order give about 1e-6.
 LOGITS = 2e-5
@@ -97,15 +99,27 @@ def save_mlx_adapter(directory, output):
     save_config(config, output / "adapter_config.json")
 
 
+def in_hub_spelling(family):
+    """The model as mlx-lm reads it: `rope_scaling` and `rope_theta`, not transformers' newer `rope_parameters`."""
+    config = family.directory / "config.hub.json"
+    if not config.is_file():
+        return family.directory
+    directory = family.work / "hub"
+    directory.mkdir(exist_ok=True)
+    shutil.copy(config, directory / "config.json")
+    shutil.copy(family.directory / "model.safetensors", directory)
+    return directory
+
+
 def check_mlx(run_finetune, our_loss, binary, family, report, run, peft_model):
-    rows = rows_of(family)
+    rows, base = rows_of(family), in_hub_spelling(family)
     exported = family.work / "mlx"
     run_finetune(binary, "export", run, "--format", "mlx", "--output", exported)
-    compare_logits(report, family, "mlx", torch_logits(peft_model, rows), mlx_logits(family.directory, exported, rows),
+    compare_logits(report, family, "mlx", torch_logits(peft_model, rows), mlx_logits(base, exported, rows),
                    "PEFT and mlx-lm with one run's adapter")
 
     saved = family.work / "mlx-saved"
-    save_mlx_adapter(family.directory, saved)
+    save_mlx_adapter(base, saved)
     back, again = family.work / "mlx-to-peft", family.work / "mlx-again"
     run_finetune(binary, "export", family.directory, "--adapter", saved, "--format", "peft", "--output", back)
     run_finetune(binary, "export", family.directory, "--adapter", back, "--format", "mlx", "--output", again)
@@ -117,7 +131,7 @@ def check_mlx(run_finetune, our_loss, binary, family, report, run, peft_model):
     report.note(family.name, "mlx", f"mlx-lm's adapter -> peft -> mlx: {len(one)} tensors, bit by bit the same",
                 wrong=not same)
     peft = PeftModel.from_pretrained(family.load(), str(back)).eval()
-    compare_logits(report, family, "mlx", mlx_logits(family.directory, saved, rows), torch_logits(peft, rows),
+    compare_logits(report, family, "mlx", mlx_logits(base, saved, rows), torch_logits(peft, rows),
                    "mlx-lm's own adapter, and PEFT with our form of it")
     ours = our_loss(binary, family.directory, family.files["all"], saved)
     report.compare(family.name, "mlx saved", "all", our_loss(binary, family.directory, family.files["all"], back), ours)
@@ -155,7 +169,7 @@ def check_numbers(report, family, merged, path, kind):
     """The numbers of a file against the merged export: gguf-py makes the same bytes of them."""
     import gguf
 
-    config = json.loads((family.directory / "config.json").read_text())
+    config = json.loads((merged / "config.json").read_text())
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     interleaved = config["model_type"] in ("llama", "mistral", "smollm3")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config["num_hidden_layers"])
@@ -180,20 +194,40 @@ def check_numbers(report, family, merged, path, kind):
                 wrong=bool(different or left))
 
 
+def four_layers(family):
+    """A SmolLM3 that llama.cpp can compute, with an adapter: there every fourth layer has no rotary embedding."""
+    torch.manual_seed(5)
+    config = AutoConfig.from_pretrained(family.directory)
+    config.num_hidden_layers, config.no_rope_layers, config.layer_types = 4, [1, 1, 1, 0], ["full_attention"] * 4
+    directory, adapter = family.work / "four-layers", family.work / "four-layers-adapter"
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(directory)
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    peft_model = get_peft_model(model, settings).eval()
+    peft_model.save_pretrained(adapter)
+    return directory, adapter, peft_model
+
+
 def check_gguf(run_finetune, binary, family, report, run, merged, peft_model):
     if absent := missing("gguf"):
         return report.skipped(family.name, "gguf", absent)
-    try:
-        files = {kind: export_gguf(run_finetune, binary, [run], family.work / f"gguf-{kind}", "--dtype", kind)
-                 for kind in ("f32", "f16", "bf16", "q8_0")}
-    except Exception as error:
-        if "llama.cpp cannot compute this model" not in str(error):
-            raise
-        return report.note(family.name, "gguf", f"refused: {str(error).split('llama.cpp cannot compute this model: ')[1].splitlines()[0]}")
+    directory, source = family.directory, [run]
+    if family.name == "smollm3":
+        try:
+            export_gguf(run_finetune, binary, source, family.work / "gguf-refused")
+            report.note(family.name, "gguf", "layers without rotary embedding where llama.cpp has it: not refused", wrong=True)
+        except Exception as error:
+            words = [line for line in str(error).splitlines() if "llama.cpp" in line]
+            report.note(family.name, "gguf", f"refused, as it should be: {words}", wrong=not words)
+        directory, adapter, peft_model = four_layers(family)
+        source, merged = [directory, "--adapter", adapter], family.work / "four-layers-merged"
+        run_finetune(binary, "export", *source, "--format", "merged", "--output", merged)
+    files = {kind: export_gguf(run_finetune, binary, source, family.work / f"gguf-{kind}", "--dtype", kind)
+             for kind in ("f32", "f16", "bf16", "q8_0")}
     for kind, path in files.items():
         check_numbers(report, family, merged, path, kind)
-    base = export_gguf(run_finetune, binary, [family.directory], family.work / "gguf-base", "--dtype", "f32")
-    adapter = export_gguf(run_finetune, binary, [run], family.work / "gguf-adapter", "--adapter-only")
+    base = export_gguf(run_finetune, binary, [directory], family.work / "gguf-base", "--dtype", "f32")
+    adapter = export_gguf(run_finetune, binary, source, family.work / "gguf-adapter", "--adapter-only")
     if absent := missing("llama_cpp"):
         return report.skipped(family.name, "gguf", absent)
     rows = rows_of(family)
@@ -282,8 +316,6 @@ def greedy(llama, tokens, ends):
 def check_smollm2(run_finetune, binary, directory, work, report):
     if absent := missing("gguf", "llama_cpp"):
         return report.skipped("smollm2", "gguf", absent)
-    from transformers import AutoTokenizer
-
     run = train_smollm2(run_finetune, binary, directory, work)
     base = export_gguf(run_finetune, binary, [directory], work / "smollm2-base", "--dtype", "f32")
     adapter = export_gguf(run_finetune, binary, [run], work / "smollm2-adapter", "--adapter-only")
