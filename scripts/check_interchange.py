@@ -16,11 +16,12 @@ family under tests/goldens/models this script trains three steps with the binary
     bf16, f16   the base stored in 16 bits and in shards: losses with the adapter, and a merge that
                 equals PEFT's merge in f32 rounded once (at most one element in a thousand off, by
                 one unit)
-    mlx         with --mlx: mlx-lm loads `finetune export --format mlx`, PEFT's losses
+    mlx, gguf, several, smollm2
+                mlx-lm's and llama.cpp's files, several adapters: see interchange_formats.py
 
 Losses are mean token losses, of the whole file and of single rows, so that two wrong rows cannot
-make up for each other. Prints a table; exits with 1 if anything differs. Needs requirements.txt
-(and mlx-lm for --mlx).
+make up for each other. Prints a table; exits with 1 if anything differs. Needs requirements.txt.
+Checks of a program that is not there (mlx-lm, gguf, llama-cpp-python) say SKIPPED.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from interchange_formats import check_gguf, check_mlx, check_several, check_smollm2, missing
 from make_goldens import IGNORED, mean_loss
 
 TOLERANCE = 1e-5  # f32 differs from f64 by about 1e-7 in these losses; the goldens record it
@@ -70,6 +72,9 @@ class Report:
         self.failures += wrong
         print(f"{family:<9}{check:<12}{text}{'  WRONG' * wrong}", flush=True)
 
+    def skipped(self, family, check, packages):
+        print(f"{family:<9}{check:<12}SKIPPED: no Python package {', '.join(packages)}", flush=True)
+
 
 class Family:
     """A golden family, with its training rows as whole and single-row files."""
@@ -84,6 +89,9 @@ class Family:
             path = work / f"row-{row}.jsonl"
             path.write_text(lines[row] + "\n")
             self.files[str(row)] = (path, [json.loads(lines[row])])
+
+    def load(self):
+        return load_model(self.directory)
 
 
 def run_finetune(binary, *arguments):
@@ -185,7 +193,7 @@ def load_with_peft(family, adapter):
     return model
 
 
-def check_family(binary, family, report, mlx):
+def check_family(binary, family, report):
     golden = json.loads((family.directory / "golden.json").read_text())
     rows = family.files["all"]
     ours = our_loss(binary, family.directory, rows, family.directory / "adapter")
@@ -214,11 +222,13 @@ def check_family(binary, family, report, mlx):
     for name, dtype in (("bf16", torch.bfloat16), ("f16", torch.float16)):
         check_half(binary, family, report, name, dtype)
 
-    if mlx:
-        exported = family.work / "mlx"
-        run_finetune(binary, "export", run, "--format", "mlx", "--output", exported)
-        for name, (_, parsed) in family.files.items():
-            report.compare(family.name, "mlx", name, peft_losses[name], mlx_loss(family, exported, parsed))
+    peft_model = load_with_peft(family, run / "adapter")
+    if absent := missing("mlx", "mlx_lm"):
+        report.skipped(family.name, "mlx", absent)
+    else:
+        check_mlx(run_finetune, our_loss, binary, family, report, run, peft_model)
+    check_gguf(run_finetune, binary, family, report, run, merged, peft_model)
+    check_several(run_finetune, our_loss, mean_loss, binary, family, report, run)
 
 
 def check_half(binary, family, report, name, dtype):
@@ -247,41 +257,12 @@ def check_half(binary, family, report, name, dtype):
         report.note(family.name, name, f"merged weights: {different} of {elements} differ, names {missing}", wrong=True)
 
 
-def mlx_loss(family, adapter, rows):
-    """Mean token loss by mlx-lm, with the adapter directory that our mlx export wrote."""
-    import mlx.core as mx
-    import mlx.nn as nn
-    from mlx_lm.tuner.utils import load_adapters
-    from mlx_lm.utils import load_model as load_mlx_model
-
-    mx.set_default_device(mx.cpu)  # the GPU multiplies f32 less exactly than TOLERANCE
-    model, _ = load_mlx_model(family.directory)
-    model = load_adapters(model, str(adapter))
-    model.eval()
-    total, tokens = 0.0, 0
-    for row in rows:
-        logits = model(mx.array([row["input_ids"]]))[0, :-1]
-        targets = row["labels"][1:]
-        losses = nn.losses.cross_entropy(logits, mx.array([max(target, 0) for target in targets])).tolist()
-        trained = [loss for loss, target in zip(losses, targets) if target != IGNORED]
-        total, tokens = total + sum(trained), tokens + len(trained)
-    return total / tokens
-
-
-def mlx_is_importable():
-    try:
-        import mlx_lm  # noqa: F401
-    except ImportError as error:
-        print(f"\n*** SKIPPED: the mlx checks, because mlx-lm cannot be imported ({error}) ***\n", flush=True)
-        return False
-    return True
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--finetune", type=Path, required=True, metavar="BIN", help="the binary to check")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep runs and exports here; default: a temporary one")
-    parser.add_argument("--mlx", action="store_true", help="also check the mlx export")
+    parser.add_argument("--family", action="append", metavar="NAME", help="check this golden family only (may be repeated)")
+    parser.add_argument("--smollm2", type=Path, metavar="DIR", help="also check a real model: what fetch_smollm2.py wrote")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -292,7 +273,8 @@ def main():
     directories = sorted(path.parent for path in goldens.glob("*/golden.json"))
     if not directories:
         sys.exit(f"no goldens under {goldens}")
-    mlx = arguments.mlx and mlx_is_importable()
+    if arguments.family:
+        directories = [path for path in directories if path.name in arguments.family]
 
     with tempfile.TemporaryDirectory() as temporary:
         # A directory of its own in --work too: output directories of an earlier check would be in
@@ -307,10 +289,12 @@ def main():
             work = root / directory.name
             work.mkdir()
             try:
-                check_family(binary, Family(directory, work), report, mlx)
+                check_family(binary, Family(directory, work), report)
             except Exception as error:  # a library may raise anything: a failed check, not the end
                 words = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
                 report.note(directory.name, "failed", words, wrong=True)
+        if arguments.smollm2:
+            check_smollm2(run_finetune, binary, arguments.smollm2.resolve(), root, report)
     if report.failures:
         sys.exit(f"{report.failures} checks failed")
     print(f"every difference is within {TOLERANCE}")

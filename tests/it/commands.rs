@@ -34,7 +34,7 @@ learning_rate = 1e-3
 "#;
 
 /// The chat model with weights of its own in `run/model`.
-fn chat_model() -> Folder {
+pub(crate) fn chat_model() -> Folder {
     let folder = Folder::with_chat_model(CHAT_RECIPE);
     folder.write(
         "train.jsonl",

@@ -14,6 +14,7 @@ mod compare;
 mod disk;
 mod end_command;
 mod engines;
+mod export_formats;
 mod failpoints;
 mod folder;
 mod gpu;

@@ -63,7 +63,7 @@ impl ChatTokenizer {
         Ok(files)
     }
 
-    fn tokenizer_json(&self) -> Result<Vec<u8>, DatasetError> {
+    pub(crate) fn tokenizer_json(&self) -> Result<Vec<u8>, DatasetError> {
         let path = self.tokenizer_dir.join(TOKENIZER);
         let bytes = read_tokenizer(&path)?;
         if !self.without_chance() {

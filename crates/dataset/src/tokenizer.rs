@@ -255,6 +255,11 @@ impl ChatTokenizer {
         &self.fingerprint
     }
 
+    /// The tokenizer itself, without its post-processor.
+    pub(crate) fn backend(&self) -> &Tokenizer {
+        &self.loaded.tokenizer
+    }
+
     pub(crate) fn end(&self) -> Option<u32> {
         self.end
     }

@@ -9,6 +9,7 @@ mod compare;
 #[cfg(test)]
 mod documented;
 mod download;
+mod export;
 mod rivals;
 mod shell;
 mod upload;
@@ -18,10 +19,11 @@ mod watch;
 pub(crate) use chat::ChatArguments;
 pub(crate) use compare::CompareArguments;
 pub(crate) use download::DownloadArguments;
+pub(crate) use export::{ExportArguments, ExportDtype, ExportFormat, WeightedAdapter};
 pub(crate) use rivals::parse;
 pub(crate) use shell::{CompletionsArguments, ManArguments};
 pub(crate) use upload::UploadArguments;
-pub(crate) use using::{EvalArguments, ExportArguments, ExportFormat, GenerateArguments, ModelArguments};
+pub(crate) use using::{EvalArguments, GenerateArguments, ModelArguments};
 pub(crate) use watch::WatchArguments;
 
 /// Fine-tunes language models with LoRA on the machine you have.
@@ -105,13 +107,15 @@ pub(crate) enum Command {
     /// Write a trained adapter in another form
     ///
     ///   finetune export RUN --format merged --output DIR
-    ///   finetune export MODEL_DIR --adapter ADAPTER --format merged --output DIR
+    ///   finetune export RUN --format gguf --dtype q8_0 --output DIR
+    ///   finetune export MODEL_DIR --adapter A=0.7 --adapter B=0.3 --format merged --output DIR
     ///
     /// A run directory stands for its newest checkpoint that verifies, with --best for that of the
     /// best evaluation. `merged` is a complete Hugging Face model directory with the chat template
     /// and the end tokens that were trained. Before it gets its name, its answers are compared with
-    /// those of base and adapter. It replaces an earlier export of the same kind, nothing else.
-    /// Interrupted, it leaves nothing behind.
+    /// those of base and adapter. `gguf` is one file with tokenizer and template in it, and a
+    /// Modelfile for Ollama. An export replaces an earlier one of the same kind, nothing else.
+    /// Interrupted, it leaves nothing behind. docs/exports.md says which program loads what.
     #[command(verbatim_doc_comment)]
     Export(ExportArguments),
     /// Follow runs as they go on, here or at other hosts

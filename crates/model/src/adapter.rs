@@ -1,11 +1,13 @@
-//! Adapters: PEFT's format (`adapter_config.json`, `adapter_model.safetensors`), and mlx-lm's,
-//! which is only read.
+//! Adapters: PEFT's format (`adapter_config.json`, `adapter_model.safetensors`) and mlx-lm's.
 //!
 //! Settings and tensors are held against each other, and every tensor is accounted for. What PEFT
 //! refuses or would leave out silently is an error. What PEFT warns of is a notice.
 
 mod base;
+mod combine;
 mod files;
+pub(crate) mod mlx;
+mod peft;
 mod settings;
 mod targets;
 mod tensors;

@@ -19,6 +19,7 @@ pub mod config;
 mod decoder;
 mod error;
 mod files;
+pub mod gguf;
 mod layout;
 mod lora;
 pub mod merge;

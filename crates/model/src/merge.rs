@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use finetune_kernels::FloatType;
 use finetune_kernels::matmul::{Matrix, matmul};
 use finetune_random::Stream;
-use finetune_store::{Disk, Dtype, Staging, TensorSet, TensorSpec, write_shards};
+use finetune_store::{Disk, Dtype, Staging, TensorSet, TensorSpec, TensorView, write_shards};
 
 use crate::adapter::Adapter;
 use crate::config::ModelConfig;
@@ -22,8 +23,25 @@ use crate::tree::expected_tensors;
 /// Bytes of the largest weight file of an export, as in transformers.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Writes the merged model into a directory that is being made: weights in the base's number types,
-/// config and tokenizer files. `text` takes the place of the base's files of the same names.
+/// How the weights of a merged model are written.
+#[derive(Clone, Copy, Debug)]
+pub struct MergedForm {
+    /// Bytes of a weight file at most.
+    pub shard_bytes: u64,
+    /// The number type of the model's tensors. `None`: each keeps the base's.
+    pub dtype: Option<FloatType>,
+}
+
+impl MergedForm {
+    /// The base's number types, in files of so many bytes at most.
+    pub fn of_shards(shard_bytes: u64) -> MergedForm {
+        MergedForm { shard_bytes, dtype: None }
+    }
+}
+
+/// Writes the merged model into a directory that is being made: weights in the base's number types
+/// or that of the form, config and tokenizer files. `text` takes the place of the base's files of
+/// the same names.
 /// `progress` is called with the number of tensors done, and of all.
 ///
 /// # Errors
@@ -34,7 +52,7 @@ pub fn write_merged(
     base: &Path,
     adapter: &Adapter,
     output: &mut Staging<'_>,
-    shard_bytes: u64,
+    form: MergedForm,
     text: &[(String, Vec<u8>)],
     progress: &dyn Fn(usize, usize),
 ) -> Result<(), ModelError> {
@@ -42,48 +60,44 @@ pub fn write_merged(
     let files = TensorSet::open_model(base)?;
     check(&files, &config, base)?;
     let views: Vec<_> = files.names().filter_map(|name| files.get(name)).collect();
-    let specs: Vec<TensorSpec> = views
-        .iter()
-        .map(|view| TensorSpec { name: view.name.to_owned(), dtype: view.dtype, shape: view.shape.to_vec() })
-        .collect();
     let branches = branches(adapter);
     let expected = expected_tensors(&config);
     let used: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    let written_as = |view: &TensorView<'_>| match form.dtype {
+        Some(dtype) if used.contains(view.name) => dtype_of(dtype),
+        _ => view.dtype,
+    };
+    let specs: Vec<TensorSpec> = views
+        .iter()
+        .map(|view| TensorSpec { name: view.name.to_owned(), dtype: written_as(view), shape: view.shape.to_vec() })
+        .collect();
     // Read before the long work, so that an error such as a link out of the directory comes early.
     let dtype = views
         .iter()
         .find(|view| view.shape.len() == 2 && used.contains(view.name))
-        .map_or(Dtype::F32, |view| view.dtype);
+        .map_or(Dtype::F32, |view| written_as(view));
     let companions = companion_files(base, dtype, text)?;
     let directory = output.directory().to_owned();
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let written = write_shards(disk, &directory, &specs, &metadata, shard_bytes, |n| -> Result<Vec<u8>, ModelError> {
-        progress(n, views.len());
-        let view = &views[n];
-        let module = view.name.strip_suffix(".weight").unwrap_or(view.name);
-        let Some(branch) = branches.iter().find(|branch| branch.module == module) else {
-            let bytes = view.bytes()?;
-            if used.contains(view.name) {
-                expect_finite(view, &bytes, 0)?;
+    let written =
+        write_shards(disk, &directory, &specs, &metadata, form.shard_bytes, |n| -> Result<Vec<u8>, ModelError> {
+            progress(n, views.len());
+            let (view, dtype) = (&views[n], specs[n].dtype);
+            let branch = branches.iter().find(|branch| branch.is_of(view));
+            if branch.is_none() && dtype == view.dtype {
+                let bytes = view.bytes()?;
+                if used.contains(view.name) {
+                    expect_finite(view, &bytes, 0)?;
+                }
+                return Ok(bytes);
             }
-            return Ok(bytes);
-        };
-        let mut weight = to_finite_f32(view)?;
-        let (outputs, inputs) = (view.shape[0], view.shape[1]);
-        let (a, b) = (Matrix::new(branch.a, branch.rank, inputs), Matrix::new(branch.b, outputs, branch.rank));
-        matmul(&mut weight, true, branch.scale, b, a);
-        let rounded = from_f32(&weight, view.dtype);
-        match first_not_finite(&rounded, view.dtype) {
-            None => Ok(rounded),
-            Some(element) => {
-                let after = match weight[element].is_finite() {
-                    true => format!(" once merged and rounded to {}", view.dtype),
-                    false => " once merged".to_owned(),
-                };
-                Err(ModelError::NotFinite { path: view.path().to_owned(), name: view.name.to_owned(), element, after })
+            let weight = merged_weight(view, branch)?;
+            let rounded = from_f32(&weight, dtype);
+            match first_not_finite(&rounded, dtype) {
+                None => Ok(rounded),
+                Some(element) => Err(beyond(view, &weight, element, branch.is_some(), &dtype.to_string())),
             }
-        }
-    })?;
+        })?;
     progress(views.len(), views.len());
     for name in written {
         output.record(&name)?;
@@ -94,16 +108,62 @@ pub fn write_merged(
     Ok(())
 }
 
-struct BranchValues<'a> {
-    module: &'a str,
-    rank: usize,
-    scale: f32,
-    a: &'a [f32],
-    b: &'a [f32],
+/// A weight with the product of its branch added, if it has one, in f32.
+pub(crate) fn merged_weight(view: &TensorView<'_>, branch: Option<&BranchValues<'_>>) -> Result<Vec<f32>, ModelError> {
+    let mut weight = to_finite_f32(view)?;
+    if let Some(branch) = branch {
+        let (outputs, inputs) = (view.shape[0], view.shape[1]);
+        let (a, b) = (Matrix::new(branch.a, branch.rank, inputs), Matrix::new(branch.b, outputs, branch.rank));
+        matmul(&mut weight, true, branch.scale, b, a);
+    }
+    Ok(weight)
+}
+
+/// The error for an element that is not finite once merged, or once rounded to `dtype`.
+pub(crate) fn beyond(
+    view: &TensorView<'_>,
+    weight: &[f32],
+    element: usize,
+    is_merged: bool,
+    dtype: &str,
+) -> ModelError {
+    let after = match (weight[element].is_finite(), is_merged) {
+        (true, true) => format!(" once merged and rounded to {dtype}"),
+        (true, false) => format!(" once rounded to {dtype}"),
+        (false, _) => " once merged".to_owned(),
+    };
+    ModelError::NotFinite { path: view.path().to_owned(), name: view.name.to_owned(), element, after }
+}
+
+/// The number type of files.
+fn dtype_of(kind: FloatType) -> Dtype {
+    match kind {
+        FloatType::F32 => Dtype::F32,
+        FloatType::F16 => Dtype::F16,
+        FloatType::BF16 => Dtype::BF16,
+    }
+}
+
+/// A branch of an adapter with its values.
+pub(crate) struct BranchValues<'a> {
+    pub(crate) module: &'a str,
+    pub(crate) rank: usize,
+    pub(crate) scale: f32,
+    /// [rank, inputs]
+    pub(crate) a: &'a [f32],
+    /// [outputs, rank]
+    pub(crate) b: &'a [f32],
+}
+
+impl BranchValues<'_> {
+    /// Whether this is the weight that the branch changes.
+    pub(crate) fn is_of(&self, view: &TensorView<'_>) -> bool {
+        view.name.strip_suffix(".weight") == Some(self.module)
+    }
 }
 
 /// The values of each branch, in the order of the adapter's layout.
-fn branches(adapter: &Adapter) -> Vec<BranchValues<'_>> {
+pub(crate) fn branches(adapter: &Adapter) -> Vec<BranchValues<'_>> {
     let mut rest = adapter.values.as_slice();
     let mut take = |count: usize| {
         let (now, later) = rest.split_at(count);

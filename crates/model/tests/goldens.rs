@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use burn::tensor::Device;
 use finetune_kernels::devices::is_cpu;
 use finetune_model::adapter::Adapter;
-use finetune_model::merge::{compare, write_merged};
+use finetune_model::merge::{MergedForm, compare, write_merged};
 use finetune_model::{
     Backward, Batch, BatchRow, Coefficients, FloatType, FoundDevice, LossSum, Model, ModelConfig, Placement,
     Randomness, Sampling, gpus,
@@ -262,8 +262,16 @@ fn merged_models_equal_their_adapters(family: &'static str) {
     // A shard limit of 20 kB makes an index with several files.
     for (name, shard_bytes) in [("whole", u64::MAX), ("sharded", 20_000)] {
         let mut staging = Staging::begin(&RealDisk, parent.path(), name).expect("a new directory");
-        write_merged(&RealDisk, &directory(family), &adapter, &mut staging, shard_bytes, &[], &|_, _| {})
-            .expect("a merge");
+        write_merged(
+            &RealDisk,
+            &directory(family),
+            &adapter,
+            &mut staging,
+            MergedForm::of_shards(shard_bytes),
+            &[],
+            &|_, _| {},
+        )
+        .expect("a merge");
         let merged = staging.publish(&serde_json::json!({"kind": "merged"})).expect("published");
         let model = Model::load(&merged, &placement()).expect("the merged model loads");
         for (n, (tokens, _)) in golden.rows.iter().enumerate() {

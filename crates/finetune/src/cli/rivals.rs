@@ -30,7 +30,7 @@ const VERBS: [(&str, &str); 46] = [
     ("merge_lora", "`finetune export RUN --format merged --output DIR` merges the adapter into its base"),
     (
         "convert",
-        "`finetune export RUN --format merged --output DIR` writes a directory that other programs' converters read",
+        "`finetune export RUN --format gguf --output DIR` writes a GGUF file, `--format mlx` an adapter of mlx-lm",
     ),
     ("save", "`finetune export RUN --format merged --output DIR` writes the result in another form"),
     ("talk", "`finetune chat RUN` is a conversation in the terminal"),
@@ -114,8 +114,8 @@ const OF_EXPORT: [(&str, &str); 8] = [
     ("save-path", "ours is --output"),
     ("export-dir", "ours is --output"),
     ("f", "ours is --format"),
-    ("outtype", "ours is --format; weights keep the number type of the base"),
-    ("de-quantize", "leave it out: the weights keep the number type of the base"),
+    ("outtype", "ours is --dtype"),
+    ("de-quantize", "leave it out: the weights keep the number type of the base, or have that of --dtype"),
 ];
 
 /// Options of other commands and programs for `chat`.

@@ -9,6 +9,8 @@ mod devices;
 mod download;
 mod eval;
 mod export;
+mod export_adapter;
+mod export_gguf;
 mod export_source;
 mod generate;
 mod inspect;

@@ -92,7 +92,7 @@ pub(super) fn values(
 }
 
 /// A matrix [rows, columns] as [columns, rows].
-fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+pub(super) fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
     let rows = values.len() / columns;
     (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
 }

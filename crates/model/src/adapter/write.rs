@@ -51,7 +51,7 @@ impl Model {
 }
 
 /// adapter_config.json as PEFT writes it.
-fn adapter_config(targets: &LoraTargets, dropout: f64, base: &BaseName, modules: &[String]) -> Value {
+pub(super) fn adapter_config(targets: &LoraTargets, dropout: f64, base: &BaseName, modules: &[String]) -> Value {
     let first = &targets[0];
     let (mut ranks, mut alphas) = (serde_json::Map::new(), serde_json::Map::new());
     for target in targets {
