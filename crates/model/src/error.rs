@@ -171,6 +171,12 @@ impl Advice for ModelError {
                 vec!["save the adapter's tensors again as float32 or bfloat16".into()]
             }
             ModelError::Dtype { .. } => vec!["fine-tune the original weights, not a quantized copy".into()],
+            ModelError::Lora { key: "use_dora", .. } => vec![
+                "leave the module out of lora.target_modules, or leave out lora.use_dora; lora.modules_to_save trains embed_tokens and lm_head in full".into(),
+            ],
+            ModelError::Lora { key: "modules_to_save", what } if what.contains("whole layers") => {
+                vec!["name its parts, such as `mlp` or `norm`; train.method = \"full\" trains all weights".into()]
+            }
             ModelError::Device { .. } => {
                 vec!["a driver drops work that takes too long, or that there is no memory for: a smaller train.micro_batch_size makes it shorter".into(), "the driver's log may say more; `--resume` goes on from the last checkpoint, model.device = \"cpu\" does without it".into()]
             }

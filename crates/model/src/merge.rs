@@ -1,14 +1,21 @@
-//! An adapter merged into its base: `W + scale · B A`, formed in f32 from the original weights and
-//! rounded once.
+//! An adapter merged into its base: `W + scale · B A`, with DoRA scaled row by row to the trained
+//! magnitudes, formed in f32 from the original weights and rounded once. Modules that were trained
+//! in full take the place of the base's.
+//!
+//! If embedding and output layer are one matrix in the base, and the adapter changes one of them or
+//! both, the merged model has two. PEFT's merge would add a branch of one to both of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use finetune_kernels::matmul::{Matrix, matmul};
 use finetune_random::Stream;
-use finetune_store::{Disk, Dtype, Staging, TensorSet, TensorSpec, write_shards};
+use finetune_store::{Disk, Dtype, Staging, TensorSet, TensorSpec, TensorView, write_shards};
+use serde_json::Value;
 
-use crate::adapter::Adapter;
+use crate::adaptation::{is_of_vocabulary, module_of, saved_tensors};
+use crate::adapter::{Adapter, FrozenMatrix};
+use crate::branch::{EMBEDDING, OUTPUT};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 pub use crate::files::companions::{companion_files, left_out, replace_files};
@@ -41,50 +48,27 @@ pub fn write_merged(
     let config = ModelConfig::load(base)?;
     let files = TensorSet::open_model(base)?;
     check(&files, &config, base)?;
-    let views: Vec<_> = files.names().filter_map(|name| files.get(name)).collect();
-    let specs: Vec<TensorSpec> = views
-        .iter()
-        .map(|view| TensorSpec { name: view.name.to_owned(), dtype: view.dtype, shape: view.shape.to_vec() })
-        .collect();
-    let branches = branches(adapter);
+    let merging = Merging::new(&config, adapter);
+    let tensors = merging.tensors(&files);
+    let specs: Vec<TensorSpec> = tensors.iter().map(|tensor| merging.spec(tensor)).collect();
     let expected = expected_tensors(&config);
     let used: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
     // Read before the long work, so that an error such as a link out of the directory comes early.
-    let dtype = views
+    let dtype = tensors
         .iter()
-        .find(|view| view.shape.len() == 2 && used.contains(view.name))
-        .map_or(Dtype::F32, |view| view.dtype);
-    let companions = companion_files(base, dtype, text)?;
+        .find(|tensor| tensor.view.shape.len() == 2 && used.contains(tensor.view.name))
+        .map_or(Dtype::F32, |tensor| tensor.view.dtype);
+    let mut companions = companion_files(base, dtype, text)?;
+    if merging.unties {
+        untie_config(&mut companions);
+    }
     let directory = output.directory().to_owned();
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     let written = write_shards(disk, &directory, &specs, &metadata, shard_bytes, |n| -> Result<Vec<u8>, ModelError> {
-        progress(n, views.len());
-        let view = &views[n];
-        let module = view.name.strip_suffix(".weight").unwrap_or(view.name);
-        let Some(branch) = branches.iter().find(|branch| branch.module == module) else {
-            let bytes = view.bytes()?;
-            if used.contains(view.name) {
-                expect_finite(view, &bytes, 0)?;
-            }
-            return Ok(bytes);
-        };
-        let mut weight = to_finite_f32(view)?;
-        let (outputs, inputs) = (view.shape[0], view.shape[1]);
-        let (a, b) = (Matrix::new(branch.a, branch.rank, inputs), Matrix::new(branch.b, outputs, branch.rank));
-        matmul(&mut weight, true, branch.scale, b, a);
-        let rounded = from_f32(&weight, view.dtype);
-        match first_not_finite(&rounded, view.dtype) {
-            None => Ok(rounded),
-            Some(element) => {
-                let after = match weight[element].is_finite() {
-                    true => format!(" once merged and rounded to {}", view.dtype),
-                    false => " once merged".to_owned(),
-                };
-                Err(ModelError::NotFinite { path: view.path().to_owned(), name: view.name.to_owned(), element, after })
-            }
-        }
+        progress(n, tensors.len());
+        merging.bytes(&tensors[n], used.contains(tensors[n].view.name))
     })?;
-    progress(views.len(), views.len());
+    progress(tensors.len(), tensors.len());
     for name in written {
         output.record(&name)?;
     }
@@ -94,34 +78,156 @@ pub fn write_merged(
     Ok(())
 }
 
+/// Makes config.json say that the output layer is no longer the embedding.
+fn untie_config(files: &mut [(String, Vec<u8>)]) {
+    for (name, bytes) in files.iter_mut().filter(|(name, _)| name == "config.json") {
+        // `companion_files` has just written it.
+        let mut config: Value = serde_json::from_slice(bytes).unwrap_or_else(|_| panic!("{name} is JSON"));
+        config["tie_word_embeddings"] = Value::Bool(false);
+        *bytes = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
+    }
+}
+
+/// A tensor of the merged model: what of the base it is made from, and its name.
+struct MergedTensor<'a> {
+    name: String,
+    view: TensorView<'a>,
+}
+
+/// What an adapter does to each tensor of its base.
+struct Merging<'a> {
+    branches: Vec<BranchValues<'a>>,
+    /// Tensors that were trained in full, by name.
+    saved: BTreeMap<String, &'a [f32]>,
+    /// Matrices that the adapter brings along.
+    vocabulary: &'a [FrozenMatrix],
+    /// Whether embedding and output layer are one matrix in the base.
+    tied: bool,
+    /// Whether they differ once merged, although they are one in the base.
+    unties: bool,
+}
+
+impl<'a> Merging<'a> {
+    /// The values of each branch and tensor, in the order of the adapter's layout.
+    fn new(config: &ModelConfig, adapter: &'a Adapter) -> Merging<'a> {
+        let mut rest = adapter.values.as_slice();
+        let mut take = |count: usize| {
+            let (now, later) = rest.split_at(count);
+            rest = later;
+            now
+        };
+        let adaptation = adapter.adaptation();
+        let branches = adapter.targets.iter().zip(&adapter.shapes);
+        let branches = branches
+            .map(|(target, &(outputs, inputs))| BranchValues {
+                module: &target.module,
+                rank: target.rank,
+                scale: target.scale(),
+                a: take(target.rank * inputs),
+                b: take(outputs * target.rank),
+                magnitudes: target.use_dora.then(|| take(outputs)),
+            })
+            .collect();
+        let saved = saved_tensors(config, &adaptation);
+        let saved = saved.into_iter().map(|(name, shape)| (name, take(shape.iter().product()))).collect();
+        let unties = config.tied_embeddings && adaptation.unties();
+        Merging { branches, saved, vocabulary: &adapter.vocabulary, tied: config.tied_embeddings, unties }
+    }
+
+    /// The tensors of the merged model: those of the base, and an output layer that was the
+    /// embedding.
+    fn tensors<'f>(&self, files: &'f TensorSet) -> Vec<MergedTensor<'f>> {
+        let output = format!("{OUTPUT}.weight");
+        let mut tensors = Vec::new();
+        for view in files.names().filter_map(|name| files.get(name)) {
+            // A tied output layer that is stored a second time takes its values from the embedding.
+            if self.unties && view.name == output {
+                continue;
+            }
+            let is_embedding = module_of(view.name) == EMBEDDING;
+            if self.unties && is_embedding {
+                tensors.push(MergedTensor { name: output.clone(), view });
+            }
+            tensors.push(MergedTensor { name: view.name.to_owned(), view });
+        }
+        tensors
+    }
+
+    fn spec(&self, tensor: &MergedTensor<'_>) -> TensorSpec {
+        TensorSpec { name: tensor.name.clone(), dtype: tensor.view.dtype, shape: tensor.view.shape.to_vec() }
+    }
+
+    /// The bytes of a tensor of the merged model. `used`: whether the base computes with it.
+    fn bytes(&self, tensor: &MergedTensor<'_>, used: bool) -> Result<Vec<u8>, ModelError> {
+        let MergedTensor { name, view } = tensor;
+        let module = module_of(name);
+        let is_weight = name.ends_with(".weight");
+        let branch = self.branches.iter().find(|branch| is_weight && branch.module == module);
+        let brought = self.brought(module).filter(|_| is_weight);
+        let saved = self.saved.get(name.as_str()).copied();
+        if branch.is_none() && brought.is_none() && saved.is_none() {
+            let bytes = view.bytes()?;
+            if used {
+                expect_finite(view, &bytes, 0)?;
+            }
+            return Ok(bytes);
+        }
+        let mut weight = match saved.or(brought) {
+            Some(values) => values.to_vec(),
+            None => to_finite_f32(view)?,
+        };
+        if let Some(branch) = branch {
+            branch.add_to(&mut weight, view.shape[0], view.shape[1]);
+        }
+        let rounded = from_f32(&weight, view.dtype);
+        match first_not_finite(&rounded, view.dtype) {
+            None => Ok(rounded),
+            Some(element) => {
+                let after = match weight[element].is_finite() {
+                    true => format!(" once merged and rounded to {}", view.dtype),
+                    false => " once merged".to_owned(),
+                };
+                Err(ModelError::NotFinite { path: view.path().to_owned(), name: name.clone(), element, after })
+            }
+        }
+    }
+
+    /// The values that the adapter brings along for the embedding or the output layer. One stands
+    /// for both if they are one matrix in the base.
+    fn brought(&self, module: &str) -> Option<&'a [f32]> {
+        let both = self.tied && is_of_vocabulary(module);
+        let matrix = self.vocabulary.iter().find(|matrix| both || matrix.module == module)?;
+        Some(&matrix.values)
+    }
+}
+
 struct BranchValues<'a> {
     module: &'a str,
     rank: usize,
     scale: f32,
     a: &'a [f32],
     b: &'a [f32],
+    /// [o] with DoRA.
+    magnitudes: Option<&'a [f32]>,
 }
 
-/// The values of each branch, in the order of the adapter's layout.
-fn branches(adapter: &Adapter) -> Vec<BranchValues<'_>> {
-    let mut rest = adapter.values.as_slice();
-    let mut take = |count: usize| {
-        let (now, later) = rest.split_at(count);
-        rest = later;
-        now
-    };
-    adapter
-        .targets
-        .iter()
-        .zip(&adapter.shapes)
-        .map(|(target, &(outputs, inputs))| BranchValues {
-            module: &target.module,
-            rank: target.rank,
-            scale: target.scale(),
-            a: take(target.rank * inputs),
-            b: take(outputs * target.rank),
-        })
-        .collect()
+impl BranchValues<'_> {
+    /// Adds the branch to a weight [rows, columns], in f32.
+    fn add_to(&self, weight: &mut [f32], rows: usize, columns: usize) {
+        if self.module == EMBEDDING {
+            // Its branch maps tokens to the hidden size: the weight is its transposed matrix.
+            let (a, b) = (Matrix::new(self.a, self.rank, rows), Matrix::new(self.b, columns, self.rank));
+            return matmul(weight, true, self.scale, a.transposed(), b.transposed());
+        }
+        let (a, b) = (Matrix::new(self.a, self.rank, columns), Matrix::new(self.b, rows, self.rank));
+        matmul(weight, true, self.scale, b, a);
+        let Some(magnitudes) = self.magnitudes else { return };
+        for (row, magnitude) in weight.chunks_mut(columns).zip(magnitudes) {
+            let squares: f64 = row.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
+            let factor = magnitude / squares.sqrt() as f32;
+            row.iter_mut().for_each(|value| *value *= factor);
+        }
+    }
 }
 
 /// The difference of logits between a merged model and its base with the adapter, over probe
@@ -145,7 +251,7 @@ pub struct Comparison {
 /// finite, or are too far apart.
 pub fn compare(base: &Path, adapter: &Adapter, merged: &Path, placement: &Placement) -> Result<Comparison, ModelError> {
     let mut with_adapter = Model::load(base, placement)?;
-    with_adapter.attach(adapter);
+    with_adapter.attach(adapter)?;
     let vocabulary = with_adapter.config.vocabulary;
     let probe: Vec<u32> =
         Stream::new(0, 0, 0, 0).uniform(32, 0.5).iter().map(|u| ((u + 0.5) * vocabulary as f32) as u32).collect();

@@ -102,11 +102,11 @@ pub(crate) fn open_model(
     }
     let mut model = Model::load(directory, placement).map_err(TrainError::from_base)?;
     let digest = base_digest(directory)?;
-    let Some(InitialAdapter { targets, values, .. }) = start else {
+    let Some(InitialAdapter { adaptation, values, .. }) = start else {
         model.train_all();
         return Ok((model, digest));
     };
-    model.add_lora(targets, recipe.lora.dropout, recipe.seed);
+    model.add_adapter(adaptation, recipe.seed)?;
     if let Some(values) = values {
         model.set_parameters(&values);
     }

@@ -270,7 +270,7 @@ impl Examiner<'_> {
         }
     }
 
-    /// The LoRA branches, and the adapter that they start from.
+    /// What the adapter trains, and the adapter that it starts from.
     fn look_at_start(&mut self) {
         let found = &mut self.found;
         let (Some(directory), Some(config)) = (&found.directory, &found.config) else { return };
@@ -313,7 +313,7 @@ impl Examiner<'_> {
         };
         let sizing = |text: &[(String, Vec<u8>)]| Sizing {
             config: config.clone(),
-            targets: start.as_ref().map(|start| start.targets.clone()),
+            adaptation: start.as_ref().map(|start| start.adaptation.clone()),
             text_bytes: text.iter().map(|(_, bytes)| bytes.len() as u64).sum(),
             placement: device_plan.placement.clone(),
             stored: self.stored,
@@ -343,12 +343,6 @@ fn check_available(recipe: &Recipe) -> Result<Vec<String>, TrainError> {
     let unavailable = |key, value: String, instead| Err(TrainError::Unavailable { key, value, instead });
     if let Some(quantization) = recipe.model.quantization {
         return unavailable("model.quantization", quantization.as_str().into(), "yet; leave it out");
-    }
-    if recipe.lora.use_dora {
-        return unavailable("lora.use_dora", "true".into(), "yet; plain LoRA and rsLoRA are");
-    }
-    if !recipe.lora.modules_to_save.is_empty() {
-        return unavailable("lora.modules_to_save", format!("{:?}", recipe.lora.modules_to_save), "yet; leave it out");
     }
     limits::check(recipe)?;
     let mut notices = Vec::new();
