@@ -40,8 +40,8 @@ impl Adaptation {
         self.saved.iter().any(|saved| saved == module)
     }
 
-    /// Whether embedding and output layer differ once this is trained, if they were one matrix.
-    pub(crate) fn unties(&self) -> bool {
+    /// Whether embedding or output layer are trained. Then they differ, even if they were one matrix.
+    pub fn trains_vocabulary(&self) -> bool {
         let saved = self.saved.iter().map(String::as_str);
         saved.chain(self.targets.iter().map(|target| target.module.as_str())).any(is_of_vocabulary)
     }
@@ -59,9 +59,19 @@ impl Adaptation {
         (branches, saved_tensors(config, self).iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum())
     }
 
+    /// Bytes in f32 of the embedding and an output layer of its own, as far as they are not trained
+    /// in full: what an adapter's file holds besides what is trained if rows were added.
+    pub fn frozen_vocabulary_bytes(&self, config: &ModelConfig) -> u64 {
+        let is_saved = |module: &str| self.saved.iter().any(|saved| saved == module);
+        let has_output = !config.tied_embeddings || is_saved(EMBEDDING) || is_saved(OUTPUT);
+        let frozen = [(EMBEDDING, true), (OUTPUT, has_output)];
+        let matrices = frozen.iter().filter(|(module, is_there)| *is_there && !is_saved(module)).count();
+        4 * (matrices * config.vocabulary * config.hidden_size) as u64
+    }
+
     /// What a user should know about embedding and output layer of a model of this config.
     pub fn notices(&self, config: &ModelConfig) -> Vec<String> {
-        if !(config.tied_embeddings && self.unties()) {
+        if !(config.tied_embeddings && self.trains_vocabulary()) {
             return Vec::new();
         }
         vec![
@@ -111,7 +121,8 @@ pub(crate) fn module_of(tensor: &str) -> &str {
 /// Name and shape of each tensor that is trained in full, in the order of the layout. A tied output
 /// layer has a tensor of its own.
 pub(crate) fn saved_tensors(config: &ModelConfig, adaptation: &Adaptation) -> Vec<(String, Vec<usize>)> {
-    let untied = ModelConfig { tied_embeddings: config.tied_embeddings && !adaptation.unties(), ..config.clone() };
+    let untied =
+        ModelConfig { tied_embeddings: config.tied_embeddings && !adaptation.trains_vocabulary(), ..config.clone() };
     let mut decoder = Decoder::new(&untied);
     let (base, _) = decoder.parameters();
     base.iter()

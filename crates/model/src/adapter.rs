@@ -15,15 +15,12 @@ mod write;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use finetune_store::TensorSet;
-
 pub use self::base::{BaseCheck, BaseName, RecordedBase, base_digest};
 use crate::adaptation::{Adaptation, is_of_vocabulary};
-use crate::branch::EMBEDDING;
 use crate::error::ModelError;
-use crate::files::floats::to_f32;
 use crate::lora::{LoraTarget, LoraTargets, is_named, last_parts, layer_of};
 use crate::model::Model;
+use crate::vocabulary::FrozenMatrix;
 
 /// The file of an adapter's settings.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -47,23 +44,14 @@ pub struct Adapter {
     /// The embedding and the output layer that the adapter was trained on, if it brings them along.
     /// They take the place of the base's.
     pub(crate) vocabulary: Vec<FrozenMatrix>,
+    /// Rows of embedding and output layer. They are more than the base's if tokens were added.
+    pub rows: usize,
     /// What the adapter says about its base.
     pub base: RecordedBase,
     /// What a user should know about how the adapter was read.
     pub notices: Vec<String>,
     /// All layers of the model that it was read for that may have a branch.
     modules: Vec<String>,
-}
-
-/// A matrix of the base that comes with an adapter.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct FrozenMatrix {
-    /// The module: the embedding or the output layer.
-    pub(crate) module: String,
-    /// [v, hidden]
-    pub(crate) shape: [usize; 2],
-    /// The elements, row-major.
-    pub(crate) values: Vec<f32>,
 }
 
 impl Adapter {
@@ -117,27 +105,6 @@ impl Adapter {
                 };
                 let (found, expected) = (show(found), show(expected));
                 return differs(format!("{found} on `{module}` in the adapter, {expected} in the recipe"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Checks that the embedding and the output layer which the adapter brings along, if any, are
-    /// those of a base: training does not carry them on.
-    ///
-    /// # Errors
-    /// If they differ, or a file cannot be read.
-    pub fn expect_vocabulary_of(&self, base: &Path, directory: &Path) -> Result<(), ModelError> {
-        if self.vocabulary.is_empty() {
-            return Ok(());
-        }
-        let files = TensorSet::open_model(base)?;
-        for FrozenMatrix { module, values, .. } in &self.vocabulary {
-            let names = [module.as_str(), EMBEDDING].map(|module| format!("{module}.weight"));
-            let own = names.iter().find_map(|name| files.get(name)).map(|view| to_f32(&view)).transpose()?;
-            if own.as_ref() != Some(values) {
-                let what = format!("the adapter brings a `{module}` along that is not the base's");
-                return Err(ModelError::AdapterParts { path: directory.join(TENSOR_FILE), what });
             }
         }
         Ok(())
@@ -221,10 +188,20 @@ impl Model {
     /// # Panics
     /// If the adapter was read for another model.
     pub fn attach(&mut self, adapter: &Adapter) -> Result<(), ModelError> {
-        for FrozenMatrix { module, shape, values } in &adapter.vocabulary {
-            self.weights.replace(module, *shape, values);
-        }
-        self.add_adapter(adapter.adaptation(), 0)?;
+        self.start_from(adapter, adapter.adaptation(), 0)
+    }
+
+    /// As [`Model::add_adapter`], with the values of an adapter that has the same branches and
+    /// modules.
+    ///
+    /// # Errors
+    /// As [`Model::attach`].
+    ///
+    /// # Panics
+    /// If the adapter was read for another model, or has other branches.
+    pub fn start_from(&mut self, adapter: &Adapter, adaptation: Adaptation, seed: u64) -> Result<(), ModelError> {
+        self.take_vocabulary(adapter.rows, &adapter.vocabulary)?;
+        self.add_adapter(adaptation, seed)?;
         self.set_parameters(&adapter.values);
         Ok(())
     }

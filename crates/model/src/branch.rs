@@ -155,25 +155,4 @@ impl Decoder {
             }
         }
     }
-
-    /// Gives a tied output layer a matrix of its own, with the embedding's values.
-    pub(crate) fn untie(&mut self) {
-        if self.head.output.is_none() {
-            let mut output = Matrix::new(format!("{OUTPUT}.weight"), self.embedding.shape);
-            output.set(self.embedding.dense().clone());
-            self.head.output = Some(output);
-        }
-    }
-
-    /// Puts other values into the embedding or the output layer, in the number type that it is held
-    /// in. A tied output layer follows.
-    pub(crate) fn replace(&mut self, module: &str, shape: [usize; 2], values: &[f32]) {
-        let matrix = match &mut self.head.output {
-            Some(output) if module == OUTPUT => output,
-            _ => &mut self.embedding,
-        };
-        let (device, held) = (matrix.dense().device().inner(), matrix.dense().dtype());
-        matrix.shape = shape;
-        matrix.set(Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), &device).cast(held));
-    }
 }

@@ -31,6 +31,7 @@ mod placement;
 mod random_stream;
 mod readback;
 mod tree;
+mod vocabulary;
 
 pub use adaptation::{Adaptation, TargetLayer, choose, target_layers};
 pub use adapter::{BaseCheck, BaseName, RecordedBase, base_digest};

@@ -11,13 +11,14 @@ use std::path::Path;
 use finetune_kernels::matmul::{Matrix, matmul};
 use finetune_random::Stream;
 use finetune_store::{Disk, Dtype, Staging, TensorSet, TensorSpec, TensorView, write_shards};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::adaptation::{is_of_vocabulary, module_of, saved_tensors};
-use crate::adapter::{Adapter, FrozenMatrix};
+use crate::adapter::Adapter;
 use crate::branch::{EMBEDDING, OUTPUT};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
+use crate::files::companions::amend_config;
 pub use crate::files::companions::{companion_files, left_out, replace_files};
 use crate::files::finite::{expect_finite, first_not_finite};
 use crate::files::floats::{from_f32, to_finite_f32};
@@ -25,6 +26,7 @@ use crate::files::load::check;
 use crate::model::Model;
 use crate::placement::Placement;
 use crate::tree::expected_tensors;
+use crate::vocabulary::{FrozenMatrix, resized};
 
 /// Bytes of the largest weight file of an export, as in transformers.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
@@ -59,9 +61,7 @@ pub fn write_merged(
         .find(|tensor| tensor.view.shape.len() == 2 && used.contains(tensor.view.name))
         .map_or(Dtype::F32, |tensor| tensor.view.dtype);
     let mut companions = companion_files(base, dtype, text)?;
-    if merging.unties {
-        untie_config(&mut companions);
-    }
+    amend_config(&mut companions, |config| merging.amend(config));
     let directory = output.directory().to_owned();
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     let written = write_shards(disk, &directory, &specs, &metadata, shard_bytes, |n| -> Result<Vec<u8>, ModelError> {
@@ -76,16 +76,6 @@ pub fn write_merged(
         output.write(&name, &bytes)?;
     }
     Ok(())
-}
-
-/// Makes config.json say that the output layer is no longer the embedding.
-fn untie_config(files: &mut [(String, Vec<u8>)]) {
-    for (name, bytes) in files.iter_mut().filter(|(name, _)| name == "config.json") {
-        // `companion_files` has just written it.
-        let mut config: Value = serde_json::from_slice(bytes).unwrap_or_else(|_| panic!("{name} is JSON"));
-        config["tie_word_embeddings"] = Value::Bool(false);
-        *bytes = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
-    }
 }
 
 /// A tensor of the merged model: what of the base it is made from, and its name.
@@ -105,6 +95,8 @@ struct Merging<'a> {
     tied: bool,
     /// Whether they differ once merged, although they are one in the base.
     unties: bool,
+    /// Rows of both once merged, if they are not those of the base.
+    rows: Option<usize>,
 }
 
 impl<'a> Merging<'a> {
@@ -128,10 +120,22 @@ impl<'a> Merging<'a> {
                 magnitudes: target.use_dora.then(|| take(outputs)),
             })
             .collect();
-        let saved = saved_tensors(config, &adaptation);
+        let resized = ModelConfig { vocabulary: adapter.rows, ..config.clone() };
+        let saved = saved_tensors(&resized, &adaptation);
         let saved = saved.into_iter().map(|(name, shape)| (name, take(shape.iter().product()))).collect();
-        let unties = config.tied_embeddings && adaptation.unties();
-        Merging { branches, saved, vocabulary: &adapter.vocabulary, tied: config.tied_embeddings, unties }
+        let unties = config.tied_embeddings && adaptation.trains_vocabulary();
+        let rows = (adapter.rows != config.vocabulary).then_some(adapter.rows);
+        Merging { branches, saved, vocabulary: &adapter.vocabulary, tied: config.tied_embeddings, unties, rows }
+    }
+
+    /// Changes config.json as the merged model needs it.
+    fn amend(&self, config: &mut Value) {
+        if self.unties {
+            config["tie_word_embeddings"] = Value::Bool(false);
+        }
+        if let Some(rows) = self.rows {
+            config["vocab_size"] = json!(rows);
+        }
     }
 
     /// The tensors of the merged model: those of the base, and an output layer that was the
@@ -154,7 +158,11 @@ impl<'a> Merging<'a> {
     }
 
     fn spec(&self, tensor: &MergedTensor<'_>) -> TensorSpec {
-        TensorSpec { name: tensor.name.clone(), dtype: tensor.view.dtype, shape: tensor.view.shape.to_vec() }
+        let mut shape = tensor.view.shape.to_vec();
+        if let Some(rows) = self.resized(&tensor.name) {
+            shape[0] = rows;
+        }
+        TensorSpec { name: tensor.name.clone(), dtype: tensor.view.dtype, shape }
     }
 
     /// The bytes of a tensor of the merged model. `used`: whether the base computes with it.
@@ -165,7 +173,8 @@ impl<'a> Merging<'a> {
         let branch = self.branches.iter().find(|branch| is_weight && branch.module == module);
         let brought = self.brought(module).filter(|_| is_weight);
         let saved = self.saved.get(name.as_str()).copied();
-        if branch.is_none() && brought.is_none() && saved.is_none() {
+        let rows = self.resized(name);
+        if branch.is_none() && brought.is_none() && saved.is_none() && rows.is_none() {
             let bytes = view.bytes()?;
             if used {
                 expect_finite(view, &bytes, 0)?;
@@ -176,8 +185,11 @@ impl<'a> Merging<'a> {
             Some(values) => values.to_vec(),
             None => to_finite_f32(view)?,
         };
+        if let Some(rows) = rows {
+            weight = resized(weight, view.shape[1], rows);
+        }
         if let Some(branch) = branch {
-            branch.add_to(&mut weight, view.shape[0], view.shape[1]);
+            branch.add_to(&mut weight, rows.unwrap_or(view.shape[0]), view.shape[1]);
         }
         let rounded = from_f32(&weight, view.dtype);
         match first_not_finite(&rounded, view.dtype) {
@@ -190,6 +202,11 @@ impl<'a> Merging<'a> {
                 Err(ModelError::NotFinite { path: view.path().to_owned(), name: name.clone(), element, after })
             }
         }
+    }
+
+    /// Rows of a tensor once merged, if it is one of the vocabulary and they are not the base's.
+    fn resized(&self, name: &str) -> Option<usize> {
+        self.rows.filter(|_| name.ends_with(".weight") && is_of_vocabulary(module_of(name)))
     }
 
     /// The values that the adapter brings along for the embedding or the output layer. One stands

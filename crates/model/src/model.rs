@@ -34,6 +34,9 @@ pub struct Model {
     pub(crate) trained: Trained,
     pub(crate) placement: Placement,
     pub(crate) layout: Layout,
+    /// Whether embedding or output layer are not those of the directory: rows were added, or an
+    /// adapter brought others along.
+    pub(crate) has_own_vocabulary: bool,
     device_peak: u64,
 }
 
@@ -102,6 +105,7 @@ impl Model {
             trained: Trained::Nothing,
             placement: placement.clone(),
             layout: Layout::default(),
+            has_own_vocabulary: false,
             device_peak: 0,
         })
     }

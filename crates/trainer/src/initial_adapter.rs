@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use finetune_model::adapter::{Adapter, BaseCheck};
-use finetune_model::{Adaptation, ModelConfig, choose};
+use finetune_model::{Adaptation, ModelConfig, ModelError, choose};
 use finetune_recipe::{Method, Recipe};
 
 use crate::error::TrainError;
@@ -15,8 +15,8 @@ use crate::names::RESULTS;
 pub(crate) struct InitialAdapter {
     /// The branches, and the modules trained in full.
     pub(crate) adaptation: Adaptation,
-    /// The adapter's values in the order of the layout; `None` for fresh ones.
-    pub(crate) values: Option<Vec<f32>>,
+    /// The adapter that the values are taken from; `None` for fresh ones.
+    pub(crate) adapter: Option<Adapter>,
     /// What is odd about the adapter to start from.
     pub(crate) notices: Vec<String>,
 }
@@ -35,7 +35,7 @@ impl InitialAdapter {
         limits::check_targets(&adaptation.targets)?;
         let mut notices = adaptation.notices(config);
         let Some(path) = &recipe.lora.init_from else {
-            return Ok(Some(InitialAdapter { adaptation, values: None, notices }));
+            return Ok(Some(InitialAdapter { adaptation, adapter: None, notices }));
         };
         // A run directory stands for the run's result.
         let is_adapter = path.join("adapter_config.json").is_file();
@@ -43,13 +43,19 @@ impl InitialAdapter {
         let path = if !is_adapter && inside.is_dir() { &inside } else { path };
         let adapter = Adapter::read(path, config)?;
         adapter.expect_adaptation(&adaptation, path)?;
-        adapter.expect_vocabulary_of(model, path)?;
+        if adapter.rows != config.vocabulary {
+            let what = format!(
+                "the adapter's embedding has {} rows, that of this recipe {}: data.add_tokens has to add the same tokens",
+                adapter.rows, config.vocabulary
+            );
+            return Err(ModelError::AdapterParts { path: path.clone(), what }.into());
+        }
         notices.extend(adapter.notices.iter().cloned());
         match adapter.check_base(model)? {
             BaseCheck::Same | BaseCheck::Unknown => {}
             BaseCheck::OtherName(notice) => notices.push(notice),
             BaseCheck::Other(what) => return Err(TrainError::OtherBase { path: path.clone(), what }),
         }
-        Ok(Some(InitialAdapter { adaptation, values: Some(adapter.values), notices }))
+        Ok(Some(InitialAdapter { adaptation, adapter: Some(adapter), notices }))
     }
 }

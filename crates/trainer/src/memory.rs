@@ -251,7 +251,8 @@ pub(crate) struct Sizing {
     pub(crate) config: ModelConfig,
     /// `None` if all weights are trained.
     pub(crate) adaptation: Option<Adaptation>,
-    /// Bytes of the tokenizer's files that go into every checkpoint.
+    /// Bytes of the tokenizer's files that go into every checkpoint, and of the matrices with new rows
+    /// that do.
     pub(crate) text_bytes: u64,
     pub(crate) placement: Placement,
     /// The number type of the base model's file.

@@ -9,11 +9,12 @@ use crate::adaptation::{is_of_vocabulary, saved_modules, saved_tensors, target_l
 use crate::adapter::files::AdapterFiles;
 use crate::adapter::settings::Settings;
 use crate::adapter::tensors::{self, Branches, Parts};
-use crate::adapter::{Adapter, FrozenMatrix, RecordedBase};
+use crate::adapter::{Adapter, RecordedBase};
 use crate::branch::{EMBEDDING, OUTPUT};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, list};
 use crate::parameters::file_name;
+use crate::vocabulary::FrozenMatrix;
 
 impl Adapter {
     /// Reads an adapter for a model of this config. `directory` may be a run's: then it is the
@@ -29,12 +30,15 @@ impl Adapter {
         let path = files.tensors();
         let file = TensorFile::open(&path)?;
         let branches = Branches::sort(&file, files.format, &path)?;
+        let rows = rows(&branches).unwrap_or(config.vocabulary);
+        let config = &ModelConfig { vocabulary: rows, ..config.clone() };
         let adapter = Adapter {
             targets: Vec::new(),
             shapes: Vec::new(),
             saved: Vec::new(),
             values: Vec::new(),
             vocabulary: Vec::new(),
+            rows,
             base: RecordedBase::read(&files.directory, &settings.config),
             notices: settings.notices.clone(),
             modules,
@@ -45,6 +49,14 @@ impl Adapter {
         reader.vocabulary()?;
         reader.finish()
     }
+}
+
+/// Rows of the embedding or the output layer, if the file has one of them.
+fn rows(branches: &Branches<'_>) -> Option<usize> {
+    let modules = [EMBEDDING, OUTPUT].into_iter();
+    let names = modules.flat_map(|module| [format!("{module}.weight"), format!("{module}.base_layer.weight")]);
+    let mut views = names.filter_map(|name| branches.others.get(&name));
+    views.find_map(|view| view.shape.first().copied().filter(|_| view.shape.len() == 2))
 }
 
 /// An adapter that is being read. What has found its place is taken out of `branches`.

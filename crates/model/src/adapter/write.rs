@@ -10,7 +10,7 @@ use crate::adaptation::{Adaptation, saved_modules, target_layers};
 use crate::adapter::{BaseName, CONFIG_FILE, TENSOR_FILE};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::files::companions::companion_files;
+use crate::files::companions::{amend_config, companion_files};
 use crate::layout::{encode_flat, read_flat};
 use crate::lora::LoraTargets;
 use crate::model::{Model, Trained};
@@ -21,22 +21,28 @@ impl Model {
     /// adapter_config.json calls the base model.
     ///
     /// # Errors
-    /// If the companions of the base cannot be read.
+    /// If the companions of the base cannot be read, or the device fails.
     ///
     /// # Panics
     /// If `values` do not have the layout's length.
     pub fn files(&self, values: &[f32], base: &BaseName) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
-        let tensors = encode_flat(self.layout(), values)?;
         match &self.trained {
             Trained::Nothing => Ok(vec![]),
             Trained::Adapter(adaptation) => {
+                let tensors = match self.with_own_vocabulary(adaptation)? {
+                    (_, more) if more.is_empty() => encode_flat(self.layout(), values)?,
+                    (layout, more) => encode_flat(&layout, &[values, &more].concat())?,
+                };
                 let config = adapter_config(adaptation, base, &self.config);
                 let config = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
                 Ok(vec![(CONFIG_FILE.to_owned(), config), (TENSOR_FILE.to_owned(), tensors)])
             }
             Trained::All => {
                 let mut files = companion_files(&self.directory, Dtype::F32, &[])?;
-                files.push(("model.safetensors".to_owned(), tensors));
+                if self.has_own_vocabulary {
+                    amend_config(&mut files, |config| config["vocab_size"] = json!(self.config.vocabulary));
+                }
+                files.push(("model.safetensors".to_owned(), encode_flat(self.layout(), values)?));
                 Ok(files)
             }
         }
@@ -47,8 +53,13 @@ impl Model {
     /// # Errors
     /// If the file is missing, damaged, or has other tensors than the layout.
     pub fn read_values(&self, directory: &Path) -> Result<Vec<f32>, ModelError> {
-        let name = if self.trained == Trained::All { "model.safetensors" } else { TENSOR_FILE };
-        read_flat(&directory.join(name), self.layout())
+        let Trained::Adapter(adaptation) = &self.trained else {
+            return read_flat(&directory.join("model.safetensors"), self.layout());
+        };
+        let (layout, _) = self.with_own_vocabulary(adaptation)?;
+        let mut values = read_flat(&directory.join(TENSOR_FILE), &layout)?;
+        values.truncate(self.layout().len());
+        Ok(values)
     }
 }
 
