@@ -10,7 +10,7 @@ use crate::lora::LoraTarget;
 use crate::parameters::file_name;
 use crate::random_stream::RandomStream;
 use crate::readback::data;
-use crate::tree::{Decoder, Linear, Matrix, Slot, Vector};
+use crate::tree::{Decoder, Layer, Linear, Matrix, Slot, Vector};
 
 /// `scale · drop(x) Aᵀ Bᵀ`
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ impl LoraBranch {
         let [rows, columns] = place.weight.shape;
         let (outputs, inputs) = if place.is_embedding { (columns, rows) } else { (rows, columns) };
         let (a, b) = ([target.rank, inputs], [outputs, target.rank]);
-        let drawn = |values: Vec<f32>, shape: [usize; 2]| Tensor::from_data(TensorData::new(values, shape), &device);
+        let drawn = |values: Vec<f32>, shape: [usize; 2]| Tensor::<2>::from_data(TensorData::new(values, shape), &device);
         let matrix = |half: &str, shape: [usize; 2], values: Tensor<2>| {
             let mut matrix = Matrix::new(file_name(place.module, half), shape);
             matrix.set(values);
@@ -121,7 +121,7 @@ impl Decoder {
         let embedding =
             Place { module: EMBEDDING, index: index + 1, weight: embedding, is_embedding: true, lora: embedding_lora };
         let output = Place { module: OUTPUT, index, weight: output, is_embedding: false, lora: &mut head.lora };
-        let linears = layers.iter_mut().flat_map(|layer| layer.linears()).map(|linear| {
+        let linears = layers.iter_mut().flat_map(Layer::linears).map(|linear| {
             let Linear { module, index, weight, lora, .. } = linear;
             Place { module: module.as_str(), index: *index, weight: &*weight, is_embedding: false, lora }
         });

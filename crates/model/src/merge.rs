@@ -61,7 +61,9 @@ pub fn write_merged(
         .find(|tensor| tensor.view.shape.len() == 2 && used.contains(tensor.view.name))
         .map_or(Dtype::F32, |tensor| tensor.view.dtype);
     let mut companions = companion_files(base, dtype, text)?;
-    amend_config(&mut companions, |config| merging.amend(config));
+    if merging.unties || merging.rows.is_some() {
+        amend_config(&mut companions, |config| merging.amend(config));
+    }
     let directory = output.directory().to_owned();
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     let written = write_shards(disk, &directory, &specs, &metadata, shard_bytes, |n| -> Result<Vec<u8>, ModelError> {

@@ -60,7 +60,7 @@ impl<'a> Branches<'a> {
 /// the first two words, mean the same. The parts of an embedding's branch, and magnitudes, are
 /// parameters, whose names do not end in `weight`.
 fn peft_name(name: &str) -> Option<(&str, bool, usize)> {
-    const PARTS: [(&str, bool, usize); 5] = [
+    static PARTS: [(&str, bool, usize); 5] = [
         ("lora_A", false, 0),
         ("lora_B", false, 1),
         ("lora_magnitude_vector", false, 2),
