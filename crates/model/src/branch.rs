@@ -62,7 +62,8 @@ impl LoraBranch {
         let [rows, columns] = place.weight.shape;
         let (outputs, inputs) = if place.is_embedding { (columns, rows) } else { (rows, columns) };
         let (a, b) = ([target.rank, inputs], [outputs, target.rank]);
-        let drawn = |values: Vec<f32>, shape: [usize; 2]| Tensor::<2>::from_data(TensorData::new(values, shape), &device);
+        let drawn =
+            |values: Vec<f32>, shape: [usize; 2]| Tensor::<2>::from_data(TensorData::new(values, shape), &device);
         let matrix = |half: &str, shape: [usize; 2], values: Tensor<2>| {
             let mut matrix = Matrix::new(file_name(place.module, half), shape);
             matrix.set(values);

@@ -5,18 +5,18 @@
 
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
-use burn::tensor::{DType, Slice};
+use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::linear::dropped;
-use super::pointwise::{add, scaled};
+use super::pointwise::{add, gather_rows, scaled};
 use super::product::{column_sums, product};
 use super::reduce;
 use super::tensor::{
-    buffer, contiguous, each_element, element, elements_of, empty, last, launch_elements as launch, same_shape,
+    buffer, each_element, element, elements_of, empty, last, launch_elements as launch, same_shape, upload_u32,
 };
 use crate::arguments::Dropout;
 use crate::fused::Fused;
@@ -135,9 +135,8 @@ impl Fused<CubeBackend, 3> for MergedNorms {
         let a = scaled(&a, DType::F32, 1.0);
         let b = scaled(&b, DType::F32, self.scale);
         let rows = (BLOCK_BYTES / 4 / inputs.max(1)).max(1);
-        let block = |tensor: &CubeTensor, start: usize, end: usize| {
-            contiguous(CubeBackend::float_slice(tensor.clone(), &[Slice::from(start..end)]))
-        };
+        let numbers = upload_u32(&w, &(0..outputs as u32).collect::<Vec<_>>());
+        let block = |tensor: &CubeTensor, start: usize, end: usize| gather_rows(tensor, &numbers, start, end - start);
         let parts: Vec<CubeTensor> = (0..outputs)
             .step_by(rows)
             .map(|start| {
