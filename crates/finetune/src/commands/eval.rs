@@ -34,6 +34,7 @@ pub(super) fn rows_of(files: &[std::path::PathBuf], chat_template: Option<&std::
         train_on: TrainOn::Assistant,
         shuffle: false,
         chat_template: chat_template.map(std::path::Path::to_owned),
+        add_tokens: Vec::new(),
         date: None,
     }
 }

@@ -47,6 +47,11 @@ pub(super) fn sum(
         refuse_links_out(path)?;
         read.push((opening::read_adapter(path, base, arguments.force, &|line| show.say(line))?, *weight));
     }
+    let as_trained =
+        adapters.len() == 1 && adapters[0].weight == 1.0 && arguments.scale.is_none_or(|scale| scale == 1.0);
+    if !as_trained {
+        read.iter().try_for_each(|(adapter, _)| adapter.expect_plain("a sum of adapters, or one with a weight,"))?;
+    }
     let sum = Adapter::sum(read);
     Ok(match arguments.scale {
         Some(scale) => sum.scaled(scale),

@@ -16,7 +16,7 @@ use crate::adapter::{Adapter, CONFIG_FILE};
 use crate::error::{ModelError, list};
 use crate::files::floats::from_f32;
 use crate::lora::{LoraTarget, layer_of};
-use crate::merge::branches;
+use crate::merging::branches;
 
 /// The number of layers, as the names of all modules say.
 fn layers_of(modules: &[String]) -> usize {
@@ -48,8 +48,10 @@ impl Adapter {
     /// also what the user should know: branches that could not be written without rounding.
     ///
     /// # Errors
-    /// [`ModelError::Store`] for more tensors than a file may have.
+    /// [`ModelError::NoPlace`] for more than LoRA branches on layers. [`ModelError::Store`] for more
+    /// tensors than a file may have.
     pub fn mlx_files(&self, dropout: f64) -> Result<(Files, Vec<String>), ModelError> {
+        self.expect_plain("an adapter in mlx-lm's format")?;
         let scale_of = |target: &LoraTarget| f64::from(target.scale());
         let scales: Vec<f64> = self.targets.iter().map(scale_of).filter(|scale| *scale != 0.0).collect();
         let scale = most_frequent(&scales).unwrap_or(1.0);

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use finetune_store::{Dtype, encode_tensors};
 
+use crate::adaptation::Adaptation;
 use crate::adapter::write::adapter_config;
 use crate::adapter::{Adapter, BaseName, CONFIG_FILE, TENSOR_FILE};
 use crate::error::ModelError;
 use crate::files::floats::from_f32;
-use crate::merge::branches;
+use crate::merging::branches;
 use crate::parameters::file_name;
 
 impl Adapter {
@@ -17,10 +18,13 @@ impl Adapter {
     /// only a further training uses.
     ///
     /// # Errors
-    /// [`ModelError::Store`] for more tensors than a file may have.
+    /// [`ModelError::NoPlace`] for more than LoRA branches on layers. [`ModelError::Store`] for more
+    /// tensors than a file may have.
     pub fn peft_files(&self, dropout: f64) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
+        self.expect_plain("an adapter that is written anew")?;
         let base = BaseName { name: self.base.name.clone().unwrap_or_default(), revision: self.base.revision.clone() };
-        let config = adapter_config(&self.targets, dropout, &base, &self.modules);
+        let adaptation = Adaptation { dropout, ..self.adaptation() };
+        let config = adapter_config(&adaptation, &base, &self.modules, None);
         let config = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
         let mut tensors = Vec::new();
         for (branch, &(outputs, inputs)) in branches(self).iter().zip(&self.shapes) {

@@ -5,16 +5,19 @@ use std::path::Path;
 use finetune_gguf::{Metadata, TensorInfo, TensorType, Value, header, padding};
 use finetune_store::{Disk, Dtype, Operation, StoreError, TensorSet, TensorView};
 
+use crate::adaptation::module_of;
 use crate::adapter::Adapter;
 use crate::adapter::mlx::{is_power_of_two, most_frequent};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, list};
 use crate::files::finite::{expect_finite, first_not_finite};
+use crate::files::floats::to_finite_f32;
 use crate::files::load::check;
 use crate::gguf::metadata::{general, rope_factors, sizes};
 use crate::gguf::place::{Destination, destination, interleave, interleaved_heads, tensor_name};
 use crate::lora::LoraTarget;
-use crate::merge::{BranchValues, beyond, branches, merged_weight};
+use crate::merge::beyond;
+use crate::merging::{MergedTensor, Merging, branches};
 use crate::tree::expected_tensors;
 
 /// The name of the tensor with the factors of rotary frequencies.
@@ -95,7 +98,7 @@ impl<'a> Output<'a> {
 /// what the user should know.
 ///
 /// # Errors
-/// [`ModelError::NotInGguf`] if llama.cpp cannot compute the model. As
+/// [`ModelError::NoPlace`] if llama.cpp cannot compute the model. As
 /// [`crate::merge::write_merged`] otherwise.
 pub fn write_model(
     disk: &dyn Disk,
@@ -103,10 +106,14 @@ pub fn write_model(
     path: &Path,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<String>, ModelError> {
-    let config = ModelConfig::load(file.base)?;
-    let destination = destination(&config)?;
+    let base = ModelConfig::load(file.base)?;
     let files = TensorSet::open_model(file.base)?;
-    check(&files, &config, file.base)?;
+    check(&files, &base, file.base)?;
+    let nothing = Adapter::none(&base);
+    let merging = Merging::new(&base, file.adapter.unwrap_or(&nothing));
+    let config = merging.config(&base);
+    let destination = destination(&config)?;
+    let tensors = merging.tensors(&files);
     let factors = config.ropes.first().and_then(rope_factors);
     let mut notices = Vec::new();
     let mut infos = Vec::new();
@@ -137,18 +144,14 @@ pub fn write_model(
         output.append(&TensorType::F32.encode(&factors)?)?;
         output.end_tensor()?;
     }
-    let branches = file.adapter.map(branches).unwrap_or_default();
     let kinds = infos[infos.len() - expected.len()..].iter().map(|info| info.kind);
     for (n, ((name, _), kind)) in expected.iter().zip(kinds).enumerate() {
         progress(n, expected.len());
-        let view = files.get(name).ok_or_else(|| no_place(name))?;
-        let branch = branches.iter().find(|branch| branch.is_of(&view));
-        let module = name.rsplit_once('.').map_or(name.as_str(), |(module, _)| module);
-        let heads = interleaved_heads(module, destination, &config);
-        if branch.is_none() && heads.is_none() {
-            in_pieces(&view, kind, &mut output)?;
-        } else {
-            whole(&view, branch, heads, kind, &mut output)?;
+        let tensor = tensors.iter().find(|tensor| tensor.name == *name).ok_or_else(|| no_place(name))?;
+        let heads = interleaved_heads(module_of(name), destination, &config);
+        match (merging.values(name, &tensor.view)?, heads) {
+            (None, None) => in_pieces(&tensor.view, kind, &mut output)?,
+            (merged, heads) => whole(tensor, merged, heads, kind, &mut output)?,
         }
         output.end_tensor()?;
     }
@@ -193,26 +196,31 @@ fn in_pieces(view: &TensorView<'_>, kind: TensorType, output: &mut Output<'_>) -
         expect_finite(view, piece, start)?;
         // A piece has a multiple of 32 numbers, and so has a row of a packed tensor.
         let values = stored.decode(piece)?;
-        let bytes = encode(&values, kind).map_err(|problem| problem.of(view, &values, false, start))?;
+        let bytes = encode(&values, kind).map_err(|problem| problem.of((view, view.name), &values, false, start))?;
         start += values.len();
         output.append(&bytes)
     })
 }
 
-/// Writes a tensor with its branch merged in, and its rows in llama.cpp's order.
+/// Writes a tensor with its merged values, if it has others than the base, and its rows in
+/// llama.cpp's order.
 fn whole(
-    view: &TensorView<'_>,
-    branch: Option<&BranchValues<'_>>,
+    MergedTensor { name, view }: &MergedTensor<'_>,
+    merged: Option<Vec<f32>>,
     heads: Option<usize>,
     kind: TensorType,
     output: &mut Output<'_>,
 ) -> Result<(), ModelError> {
-    let mut values = merged_weight(view, branch)?;
+    let is_merged = merged.is_some();
+    let mut values = match merged {
+        Some(values) => values,
+        None => to_finite_f32(view)?,
+    };
     if let Some(heads) = heads {
         let columns = if view.shape.len() > 1 { view.shape[1] } else { 1 };
         values = interleave(&values, heads, columns);
     }
-    let bytes = encode(&values, kind).map_err(|problem| problem.of(view, &values, branch.is_some(), 0))?;
+    let bytes = encode(&values, kind).map_err(|problem| problem.of((view, name), &values, is_merged, 0))?;
     output.append(&bytes)
 }
 
@@ -225,10 +233,10 @@ enum Problem {
 
 impl Problem {
     /// The error for a tensor of which `values` begin at element `start`.
-    fn of(self, view: &TensorView<'_>, values: &[f32], is_merged: bool, start: usize) -> ModelError {
+    fn of(self, tensor: (&TensorView<'_>, &str), values: &[f32], is_merged: bool, start: usize) -> ModelError {
         match self {
             Problem::Other(error) => error,
-            Problem::NotFinite(element, kind) => match beyond(view, values, element, is_merged, kind.name()) {
+            Problem::NotFinite(element, kind) => match beyond(tensor, values, element, is_merged, kind.name()) {
                 ModelError::NotFinite { path, name, element, after } => {
                     ModelError::NotFinite { path, name, element: start + element, after }
                 }
@@ -255,7 +263,7 @@ fn encode(values: &[f32], kind: TensorType) -> Result<Vec<u8>, Problem> {
 }
 
 fn no_place(name: &str) -> ModelError {
-    ModelError::NotInGguf {
+    ModelError::NoPlace {
         what: format!("llama.cpp has no place for the tensor `{name}`"),
         hint: "--format merged writes it for transformers and mlx-lm".to_owned(),
     }
@@ -270,10 +278,16 @@ fn plain_alpha(target: &LoraTarget) -> f64 {
 /// another one has the ratio in its B. Returns what the user should know.
 ///
 /// # Errors
-/// [`ModelError::NotInGguf`] for a branch that llama.cpp has no place for. Otherwise as
+/// [`ModelError::NoPlace`] for a branch that llama.cpp has no place for. Otherwise as
 /// [`write_model`].
 pub fn write_adapter(disk: &dyn Disk, file: &AdapterFile<'_>, path: &Path) -> Result<Vec<String>, ModelError> {
     let destination = destination(file.config)?;
+    if let Some(what) = file.adapter.beyond_lora() {
+        return Err(ModelError::NoPlace {
+            what: format!("an adapter of llama.cpp has no place for {what}"),
+            hint: "without --adapter-only it is merged into the model".to_owned(),
+        });
+    }
     let alphas: Vec<f64> = file.adapter.targets.iter().map(plain_alpha).filter(|alpha| *alpha != 0.0).collect();
     let alpha = most_frequent(&alphas).unwrap_or(1.0);
     let mut metadata = general(destination, "adapter", file.name, file.kind);
@@ -327,7 +341,7 @@ fn branch_name(module: &str, config: &ModelConfig) -> Result<String, ModelError>
     let name = tensor_name(&format!("{module}.weight"));
     // llama.cpp computes a tied output layer from token_embd, which has a branch of its own kind.
     let has_place = module.starts_with("model.layers.") || (module == "lm_head" && !config.tied_embeddings);
-    name.filter(|_| has_place).ok_or_else(|| ModelError::NotInGguf {
+    name.filter(|_| has_place).ok_or_else(|| ModelError::NoPlace {
         what: format!("llama.cpp has no place for the branch on `{module}` in an adapter"),
         hint: "without --adapter-only it is merged into the model".to_owned(),
     })

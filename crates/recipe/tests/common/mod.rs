@@ -22,7 +22,7 @@ pub(crate) fn contract_with_optional_keys() -> String {
         ),
         (
             "[data]\n",
-            "[data]\nchat_template = \"template.jinja\"\ndate = \"2026-11-27\"\n\
+            "[data]\nchat_template = \"template.jinja\"\nadd_tokens = [\"<tool>\"]\ndate = \"2026-11-27\"\n\
             weights = [0.5]\nmax_rows = 1000\ncolumns = { prompt = \"question\", role = \"from\" }\n",
         ),
         ("[eval]\n", "[eval]\nearly_stopping_patience = 3\nsamples = 2\nexact_match = 50\nmax_new_tokens = 32\n"),
