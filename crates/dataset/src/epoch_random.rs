@@ -2,6 +2,9 @@
 
 use finetune_random::philox;
 
+/// As [`SHUFFLE_DOMAIN`], of the numbers that choose a part of the rows.
+const CHOICE_DOMAIN: u32 = u32::from_be_bytes(*b"part");
+
 /// The last word of the counter. No other use of the same seed has this word, so none draws the
 /// same bits.
 const SHUFFLE_DOMAIN: u32 = u32::from_be_bytes(*b"plan");
@@ -10,20 +13,26 @@ const SHUFFLE_DOMAIN: u32 = u32::from_be_bytes(*b"plan");
 pub(crate) struct EpochRandom {
     key: [u32; 2],
     epoch: u64,
+    domain: u32,
     block: u32,
     spare: Option<u64>,
 }
 
 impl EpochRandom {
     pub(crate) fn new(seed: u64, epoch: u64) -> Self {
-        Self { key: [seed as u32, (seed >> 32) as u32], epoch, block: 0, spare: None }
+        Self { key: [seed as u32, (seed >> 32) as u32], epoch, domain: SHUFFLE_DOMAIN, block: 0, spare: None }
+    }
+
+    /// Numbers that choose which rows of the epoch come once more than others.
+    pub(crate) fn of_choice(seed: u64, epoch: u64) -> Self {
+        Self { domain: CHOICE_DOMAIN, ..Self::new(seed, epoch) }
     }
 
     fn next(&mut self) -> u64 {
         if let Some(spare) = self.spare.take() {
             return spare;
         }
-        let counter = [self.block, self.epoch as u32, (self.epoch >> 32) as u32, SHUFFLE_DOMAIN];
+        let counter = [self.block, self.epoch as u32, (self.epoch >> 32) as u32, self.domain];
         let words = philox(counter, self.key);
         self.block = self.block.wrapping_add(1);
         self.spare = Some(u64::from(words[2]) | u64::from(words[3]) << 32);

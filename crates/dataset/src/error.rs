@@ -6,11 +6,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use finetune_advice::Advice;
+use finetune_recipe::HUB_ROWS;
 use finetune_store::Holding;
 
 use crate::counts::Counts;
+use crate::kinds::FileKind;
 use crate::problem::{Remedy, RowProblem};
 use crate::template_problem::TemplateProblem;
+use crate::token_row::place;
 
 /// An error of this crate. [`DatasetError::hints`] says what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -29,8 +32,84 @@ pub enum DatasetError {
         /// The directory.
         path: PathBuf,
     },
-    /// A file is something else than lines of JSON objects.
-    #[error("{} is {what}; rows are read from JSONL, one JSON object on each line", path.display())]
+    /// A directory has the rows of a split under several names.
+    #[error("{} has the rows of {split} in several files: {}", path.display(), found.join(", "))]
+    SeveralFiles {
+        /// The directory.
+        path: PathBuf,
+        /// `train`, or a name of held-back rows.
+        split: &'static str,
+        /// Names of the files.
+        found: Vec<String>,
+    },
+    /// A file of a split that lies in numbered files is missing.
+    #[error("{} has {there} of {wanted} files of {split}: {missing} is missing", path.display())]
+    MissingShard {
+        /// The directory.
+        path: PathBuf,
+        /// `train`, or a name of held-back rows.
+        split: &'static str,
+        /// Files that are there.
+        there: usize,
+        /// Files that their names speak of.
+        wanted: usize,
+        /// The name of the first that is missing.
+        missing: String,
+    },
+    /// A pattern hits no file, or is none.
+    #[error("{pattern}: {reason}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A data set of the hub is named, and nobody has fetched it.
+    #[error("{entry} is a data set of the hub, and was not fetched")]
+    NotFetched {
+        /// The entry of `data.train` or `data.eval`.
+        entry: String,
+    },
+    /// A file ends too early, or its bytes are not those that were written.
+    #[error("{}: the {what} is torn or damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the file is.
+        what: &'static str,
+        /// What its reader says.
+        reason: String,
+    },
+    /// A Parquet file ran out of its bounds, or its reader panicked.
+    #[error("{path} cannot be read as Parquet: {reason}")]
+    ParquetBounds {
+        /// The file.
+        path: String,
+        /// What it ran out of.
+        reason: String,
+    },
+    /// The first row of a table names no columns.
+    #[error("{}:{line}: the header cannot be used: {reason}", path.display())]
+    BadHeader {
+        /// The file.
+        path: PathBuf,
+        /// Its line, from 1.
+        line: u32,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// `data.eval_share` leaves no row to train on, or holds none back.
+    #[error("data.eval_share = {share} {} {rows} {}", if *held_back { "holds back none of" } else { "holds back all" }, if *rows == 1 { "row" } else { "rows" })]
+    EmptyShare {
+        /// What the recipe says.
+        share: f64,
+        /// Rows of the files.
+        rows: usize,
+        /// Whether the part that is held back is the empty one.
+        held_back: bool,
+    },
+    /// A file holds no rows.
+    #[error("{} is {what}; rows are read from JSONL, JSON, CSV, TSV and Parquet", path.display())]
     OtherKind {
         /// The file.
         path: PathBuf,
@@ -114,6 +193,14 @@ pub enum DatasetError {
         /// What the tokenizer ran out of.
         reason: String,
     },
+    /// llama.cpp cannot split text as the tokenizer does.
+    #[error("{}: {what}", path.display())]
+    NotForLlamaCpp {
+        /// The file of the tokenizer.
+        path: PathBuf,
+        /// What llama.cpp does not have.
+        what: String,
+    },
     /// `data.date` is no day.
     #[error("data.date is {date:?}, not a day as YYYY-MM-DD")]
     BadDate {
@@ -167,8 +254,12 @@ pub struct BadRows {
 pub struct BadRow {
     /// The file that it is in.
     pub file: PathBuf,
-    /// Its line, from 1.
+    /// The line of the problem, from 1. 0 in Parquet, which has no lines.
     pub line: u32,
+    /// The number of the row in the file, from 1. 0 if the line alone tells it.
+    pub row: u32,
+    /// The column of the problem, from 1, in bytes, if it is known.
+    pub column: Option<usize>,
     /// Why it cannot be used.
     pub problem: RowProblem,
     /// Its first characters, at most 81.
@@ -177,11 +268,7 @@ pub struct BadRow {
 
 impl fmt::Display for BadRow {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}:{}", self.file.display(), self.line)?;
-        if let Some(column) = self.problem.column() {
-            write!(formatter, ":{column}")?;
-        }
-        write!(formatter, ": {}", self.problem)?;
+        write!(formatter, "{}: {}", place(&self.file, self.line, self.column, self.row), self.problem)?;
         if let Some(expected) = self.problem.expected() {
             write!(formatter, "; expected {expected}")?;
         }
@@ -224,11 +311,9 @@ fn unreadable_hints(path: &Path) -> Vec<String> {
     let parts = relative.split('/').filter(|part| !part.is_empty()).count();
     let mut hints = vec!["paths in a recipe are relative to the recipe file".to_owned()];
     if relative.contains("http:/") || relative.contains("https:/") {
-        hints = vec!["nothing is downloaded: fetch the file, and name it in data.train".to_owned()];
+        hints = vec!["no address is downloaded: fetch the file, and name it in data.train".to_owned()];
     } else if parts == 2 && path.is_relative() && path.extension().is_none() {
-        hints.push(format!(
-            "datasets of the hub are not downloaded: `hf download --repo-type dataset {relative}` fetches one; rows are read from JSONL"
-        ));
+        hints.push(format!("a data set of the hub is written {HUB_ROWS}{relative}"));
     }
     hints
 }
@@ -241,9 +326,27 @@ impl Advice for DatasetError {
     fn hints(&self) -> Vec<String> {
         let hints: &[&str] = match self {
             Self::Unreadable { path, .. } => return unreadable_hints(path),
-            Self::NoTrainFile { .. } => {
-                &["name a .jsonl file in data.train, or a directory that holds train.jsonl (and valid.jsonl)"]
+            Self::NoTrainFile { .. } => &[
+                "name a file of rows, or a directory that holds train.jsonl (and valid.jsonl); or .json, .csv, .parquet",
+            ],
+            Self::SeveralFiles { .. } => &["name those that are meant in data.train, as a list"],
+            Self::MissingShard { .. } => {
+                &["fetch the missing file, or name those that are meant: a list, or a pattern"]
             }
+            Self::Pattern { .. } => &[
+                "a pattern is relative to the recipe file: `*` and `?` stand for parts of a name, `**` for directories",
+            ],
+            Self::NotFetched { entry } => {
+                let name = entry.trim_start_matches(HUB_ROWS).split('/').take(2).collect::<Vec<_>>().join("/");
+                return vec![format!("fetch it with `hf download --repo-type dataset {name}`, and name its directory")];
+            }
+            Self::Damaged { .. } => &["fetch or write the file again: a part of it may be missing"],
+            Self::ParquetBounds { .. } => &["write it again with smaller row groups and pages, or as JSONL"],
+            Self::BadHeader { .. } => &["the first line of a table names its columns, such as prompt,completion"],
+            Self::EmptyShare { held_back: true, .. } => {
+                &["raise data.eval_share, or name a file of held-back rows in data.eval"]
+            }
+            Self::EmptyShare { .. } => &["lower data.eval_share, or name more rows"],
             Self::TooLarge { .. } => &["is this the file you meant?"],
             Self::StandIn { path, holding } => return vec![stand_in_hint(path, *holding)],
             Self::NoTokenizerFile { model_dir, found } => return tokenizer_hints(model_dir, found),
@@ -270,6 +373,9 @@ impl Advice for DatasetError {
             Self::AllDropped { .. } => &["raise data.max_seq_len, or cut rows with data.overlong = \"truncate\""],
             Self::BadRows(rows) => return rows.hints(),
             Self::OtherKind { remedy, .. } => return vec![remedy.clone()],
+            Self::NotForLlamaCpp { .. } => {
+                &["--format merged writes a model directory, which newer converters of llama.cpp may read"]
+            }
             Self::NoTokenizer => &["put the tokenizer.json of the model into its directory"],
             Self::Tokenizer { .. } => &[],
         };
@@ -316,8 +422,9 @@ impl BadRows {
         if self.total != self.first.len() || self.total.saturating_mul(4) > self.counts.rows {
             return None;
         }
-        if self.first.iter().any(|row| row.file != first.file) {
-            return Some("to go on without these rows, leave their lines out of the files".to_owned());
+        let is_one_file = self.first.iter().all(|row| row.file == first.file);
+        if !is_one_file || !FileKind::of(&first.file).is_ok_and(FileKind::has_lines) {
+            return Some("to go on without these rows, leave them out of the files".to_owned());
         }
         let lines: Vec<String> = self.first.iter().map(|row| format!("{}d", row.line)).collect();
         let file = first.file.display().to_string().replace('\'', "'\\''");

@@ -38,8 +38,8 @@ pub enum FormatProblem {
     /// The row holds images, video or audio: the key.
     #[error("the row has {0}: only text can be trained on")]
     NotText(&'static str),
-    /// The row has OpenAI's former `functions`.
-    #[error("functions is the old form of tools, which no chat template knows")]
+    /// The row has tools, and OpenAI's former `functions` beside them.
+    #[error("functions is the old form of tools, and the row has both")]
     OldTools,
     /// The row has a `system` text and a system message of another text: the key of the messages.
     #[error("system and {0}[0] are two system messages")]
@@ -50,9 +50,12 @@ pub enum FormatProblem {
     /// `system` or `tools` beside a prompt and completion that are strings: the key.
     #[error("{0} stands beside plain strings, which no chat template sees")]
     BesidePlainStrings(&'static str),
-    /// A ShareGPT turn is a function call: the path of the turn.
-    #[error("{0}.from is function_call, which is not supported")]
-    SharegptCall(String),
+    /// The text of a turn that calls a function is no call: its path.
+    #[error("{0} is no call of a function")]
+    NoCall(String),
+    /// A cell of a table holds a list as Python prints it: its column.
+    #[error("{0} is a list as Python writes it, which is no JSON")]
+    Python(String),
     /// A ShareGPT turn is from nobody that is known.
     #[error("{path}.from is {role:?}")]
     SharegptRole {
@@ -61,8 +64,9 @@ pub enum FormatProblem {
         /// Its first 40 characters.
         role: String,
     },
-    /// A message has OpenAI's former `function_call`: the path of the message.
-    #[error("{0}.function_call is the old form of a call, which no chat template knows")]
+    /// A message has OpenAI's former `function_call` beside `tool_calls`, or it is no call: the path
+    /// of the message.
+    #[error("{0}.function_call is no object with a name, or stands beside tool_calls")]
     OldCall(String),
     /// A part of a message's content is no text.
     #[error("{path} has the type {kind:?}: only text can be trained on")]
@@ -183,7 +187,8 @@ impl FormatProblem {
             Self::OldTools => "\"tools\": [{\"type\": \"function\", \"function\": {...}}]",
             Self::TwoSystemMessages(_) => "one of them",
             Self::StringAndList => "two strings, or two lists of messages",
-            Self::SharegptCall(_) => "the call in \"messages\" form: an assistant message with \"tool_calls\"",
+            Self::NoCall(_) => "{\"name\", \"arguments\"} as JSON text, or a list of them",
+            Self::Python(_) => "JSON, as json.dumps writes it, in the cell",
             Self::SharegptRole { .. } => "human, user, gpt, assistant, system, tool or observation",
             Self::OldCall(_) => "\"tool_calls\": [{\"type\": \"function\", \"function\": {\"name\", \"arguments\"}}]",
             Self::PartWithoutType(_) => "{\"type\": \"text\", \"text\": \"...\"}",

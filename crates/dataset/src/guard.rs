@@ -1,5 +1,5 @@
-//! Bounds on foreign work. A chat template is a stranger's program and a tokenizer.json a
-//! stranger's data. The crates that read them expect well-meant input: one line of either can
+//! Bounds on foreign work. A chat template is a stranger's program, a tokenizer.json and a Parquet
+//! file are a stranger's data. The crates that read them expect well-meant input: one line of either can
 //! overflow the stack, fill the memory, run forever or panic.
 //!
 //! Foreign work runs on threads of its own, with a large stack. The caller waits for the result and
@@ -47,6 +47,7 @@ pub(crate) struct Bounds {
 pub(crate) enum Foreign {
     Template(String),
     Tokenizer(String),
+    Parquet(String),
 }
 
 impl Foreign {
@@ -55,6 +56,7 @@ impl Foreign {
         match self {
             Foreign::Template(origin) => DatasetError::TemplateBounds { origin: origin.clone(), line, reason },
             Foreign::Tokenizer(path) => DatasetError::TokenizerBounds { path: path.clone(), reason },
+            Foreign::Parquet(path) => DatasetError::ParquetBounds { path: path.clone(), reason },
         }
     }
 }

@@ -8,15 +8,18 @@
 //! **Start reading** at [`Dataset::load`] in `load.rs`, then `reading.rs`, which takes one line the
 //! whole way. The files in the order of that way:
 //!
-//! - `files.rs` (which files), `jsonl.rs` (lines of a file), `json.rs`;
-//! - row formats: `row.rs`, `messages.rs`, `row_of_tokens.rs`;
+//! - which files: `files.rs`, `splits.rs`; of which kind: `kinds.rs`, `other_kinds.rs`;
+//! - rows of a file, one after the other: `source.rs`, `record.rs`, and for each kind `jsonl.rs`,
+//!   `array.rs`, `table.rs`, `parquet_rows.rs`; `json.rs`;
+//! - under our names: `columns.rs`; which of them are held back: `shares.rs`;
+//! - row formats: `row.rs`, `sharegpt.rs`, `messages.rs`, `calls.rs`, `row_of_tokens.rs`;
 //! - conversations to sequences: `chat.rs`, `chat_reader.rs`, `by_turn.rs`; what a row says must
 //!   reach its text: `texts.rs`, `variants.rs`; plain text: `plain_text.rs`;
 //! - chat templates: `template.rs`. `template_rewrite.rs`, `template_tags.rs`, `percent*.rs`,
 //!   `generation.rs`, `integers.rs` and `python*.rs` make minijinja behave as transformers' jinja2;
 //! - the tokenizer: `tokenizer.rs`, `text_source.rs` (from which files), `added_tokens.rs`,
-//!   `chunks.rs` (word by word), `exported_files.rs` (into which files), `stream.rs` (tokens to
-//!   text);
+//!   `chunks.rs` (word by word), `exported_files.rs` (into which files), `llama_cpp.rs` (into
+//!   GGUF's words), `stream.rs` (tokens to text);
 //! - which tokens are trained on: `mask.rs`; the result: `token_row.rs`;
 //! - about all rows: `notes.rs`, `ends.rs`, `counts.rs`; what was read before: `row_cache.rs`.
 //!
@@ -28,10 +31,13 @@
 #![warn(missing_docs)]
 
 mod added_tokens;
+mod array;
 mod by_turn;
+mod calls;
 mod chat;
 mod chat_reader;
 mod chunks;
+mod columns;
 mod counts;
 mod ends;
 mod epoch_random;
@@ -45,11 +51,14 @@ pub mod guard;
 mod integers;
 mod json;
 mod jsonl;
+mod kinds;
+mod llama_cpp;
 mod load;
 mod mask;
 mod messages;
 mod notes;
 mod other_kinds;
+mod parquet_rows;
 mod percent;
 mod percent_operator;
 mod plain_text;
@@ -60,10 +69,16 @@ mod python_filters;
 mod python_methods;
 mod python_text;
 mod reading;
+mod record;
 mod row;
 mod row_cache;
 mod row_of_tokens;
+mod sharegpt;
+mod shares;
+mod source;
+mod splits;
 mod stream;
+mod table;
 mod template;
 mod template_problem;
 mod template_rewrite;
@@ -77,14 +92,17 @@ mod variants;
 pub use counts::Counts;
 pub use ends::Ends;
 pub use error::{BadRow, BadRows, DatasetError};
-pub use files::{resolve_files, unused_files};
+pub use files::{matched, resolve_files, unused_files};
 pub use format_problem::FormatProblem;
+pub use llama_cpp::LlamaCppTokenizer;
 pub use load::Dataset;
 pub use plan::Plan;
 pub use problem::RowProblem;
+pub use shares::Part;
 pub use stream::TextStream;
 pub use template::Rendered;
 pub use template_problem::{TemplateProblem, Unrendered};
 pub use text_source::TextSource;
+pub use texts::REASONING as REASONING_TAGS;
 pub use token_row::{Origin, Row};
 pub use tokenizer::ChatTokenizer;

@@ -9,12 +9,16 @@ use rayon::prelude::*;
 use crate::counts::Counts;
 use crate::ends::Ends;
 use crate::error::{BadRow, BadRows, DatasetError};
+use crate::files;
 use crate::guard;
-use crate::jsonl::{self, Line, Lines};
-use crate::notes::Notes;
-use crate::other_kinds;
+use crate::kinds::FileKind;
+use crate::notes::{Notes, Selection};
+use crate::plan::Plan;
 use crate::problem::RowProblem;
 use crate::reading::{Fitted, LineResult, Outcome, Reading};
+use crate::record::Record;
+use crate::shares::Part;
+use crate::source::Source;
 use crate::token_row::{Origin, Row};
 use crate::tokenizer::ChatTokenizer;
 
@@ -34,6 +38,8 @@ pub struct Dataset {
     pub notices: Vec<String>,
     /// How the trained parts of chats end.
     pub ends: Ends,
+    /// How often the rows of each file come in an epoch. Empty: each row once.
+    pub weights: Vec<f64>,
 }
 
 /// Bad rows that are shown in full.
@@ -45,6 +51,8 @@ const LONG_LINE: usize = 1 << 20;
 
 impl Dataset {
     /// Reads, renders, tokenizes and masks all rows of `files`, in order.
+    ///
+    /// With `data.eval_share` these are the rows to train on: [`Dataset::load_part`] has the others.
     ///
     /// Rows of tokens need no tokenizer. `vocab_size` is the number of rows of the model's
     /// embedding. `keep_text` is how many of the first rows keep the texts that people read; for a
@@ -62,10 +70,26 @@ impl Dataset {
         keep_text: usize,
         progress: &dyn Fn(u64),
     ) -> Result<Self, DatasetError> {
-        let tokenizer: Option<&ChatTokenizer> = tokenizer.into();
-        files.iter().try_for_each(|path| other_kinds::refuse(path))?;
+        Self::load_part(files, data, Part::Train, tokenizer.into(), vocab_size, keep_text, progress)
+    }
+
+    /// As [`Dataset::load`], the rows of a part.
+    ///
+    /// # Errors
+    /// As [`Dataset::load`]. [`DatasetError::EmptyShare`] if the part has no row.
+    pub fn load_part(
+        files: &[PathBuf],
+        data: &Data,
+        part: Part,
+        tokenizer: Option<&ChatTokenizer>,
+        vocab_size: usize,
+        keep_text: usize,
+        progress: &dyn Fn(u64),
+    ) -> Result<Self, DatasetError> {
+        files.iter().try_for_each(|path| FileKind::of(path).map(|_| ()))?;
         // Shared, since threads that are left behind keep it: see `guard.rs`.
-        let reading = Arc::new(Reading::new(data.clone(), tokenizer.cloned(), vocab_size)?);
+        let reading = Arc::new(Reading::new(data.clone(), part, tokenizer.cloned(), vocab_size)?);
+        let mut left = data.max_rows.unwrap_or(usize::MAX);
         let mut collected = Collected {
             files,
             format: data.format,
@@ -76,12 +100,18 @@ impl Dataset {
             counts: Counts::default(),
             notes: Notes::default(),
             keep_text,
+            other_part: 0,
+            part,
         };
         for (index, path) in files.iter().enumerate() {
-            let unreadable = |source| DatasetError::Unreadable { path: path.clone(), source };
-            let mut lines = Lines::open(path).map_err(unreadable)?;
+            if left == 0 {
+                break;
+            }
+            let mut source = Source::open(path)?;
             loop {
-                let block = lines.block().map_err(unreadable)?;
+                let mut block = source.block()?;
+                block.truncate(left);
+                left -= block.len();
                 if block.is_empty() {
                     break;
                 }
@@ -97,14 +127,28 @@ impl Dataset {
                 progress(collected.counts.rows as u64);
             }
         }
-        collected.finish(data, tokenizer)
+        collected.finish(data, left == 0, tokenizer)
     }
 
-    /// Where a row came from, as `file:line`.
+    /// The order of training on these rows.
+    ///
+    /// # Panics
+    /// As [`Plan::new`].
+    pub fn plan(&self, global_batch_size: usize, seed: u64, shuffle: bool) -> Plan {
+        if self.weights.is_empty() {
+            return Plan::new(self.rows.len(), global_batch_size, seed, shuffle);
+        }
+        let mut parts = vec![0; self.files.len()];
+        self.rows.iter().for_each(|row| parts[row.origin.file as usize] += 1);
+        let parts: Vec<(usize, f64)> = parts.into_iter().zip(self.weights.iter().copied()).collect();
+        Plan::weighted(&parts, global_batch_size, seed, shuffle)
+    }
+
+    /// Where a row came from, as `file:line`; in Parquet as `file:row 3`.
     pub fn origin(&self, row: usize) -> String {
         let Some(Row { origin, .. }) = self.rows.get(row) else { return format!("row {row}") };
         match self.files.get(origin.file as usize) {
-            Some(file) => format!("{}:{}", file.display(), origin.line),
+            Some(file) => origin.in_file(file),
             None => format!("line {}", origin.line),
         }
     }
@@ -114,8 +158,8 @@ impl Dataset {
 ///
 /// # Errors
 /// The error of a line that stops the reading.
-fn outcomes(reading: &Reading, block: &[Line]) -> Result<Vec<Outcome>, DatasetError> {
-    let is_long = |line: &Line| line.bytes.len() > LONG_LINE;
+fn outcomes(reading: &Reading, block: &[Record]) -> Result<Vec<Outcome>, DatasetError> {
+    let is_long = |line: &Record| line.bytes() > LONG_LINE;
     let mut read: Vec<Option<Result<Outcome, DatasetError>>> =
         block.par_iter().map(|line| if is_long(line) { None } else { reading.line(line) }).collect();
     for (line, outcome) in block.iter().zip(&mut read).filter(|(line, _)| is_long(line)) {
@@ -138,15 +182,22 @@ struct Collected<'a> {
     counts: Counts,
     notes: Notes,
     keep_text: usize,
+    /// Rows of the other part.
+    other_part: usize,
+    part: Part,
 }
 
 impl Collected<'_> {
-    fn add(&mut self, file: usize, line: &Line, outcome: Outcome) {
-        self.counts.rows += 1;
+    fn add(&mut self, file: usize, line: &Record, outcome: Outcome) {
+        match outcome.result {
+            LineResult::OtherPart => self.other_part += 1,
+            _ => self.counts.rows += 1,
+        }
+        let origin = Origin { file: file as u32, line: line.line, row: line.row };
         if let Some(format) = outcome.format {
             if self.format == Format::Auto {
                 self.format = format;
-                self.first = Some(format!("{}:{}", self.files[file].display(), line.number));
+                self.first = Some(origin.in_file(&self.files[file]));
             } else if self.format != format {
                 let first = self.first.as_deref().unwrap_or("the recipe");
                 let problem = RowProblem::OtherFormat { found: format, wanted: self.format, first: first.to_owned() };
@@ -155,10 +206,8 @@ impl Collected<'_> {
         }
         self.notes.join(outcome.notes);
         match outcome.result {
-            LineResult::Rows(rows) => {
-                let origin = Origin { file: file as u32, line: line.number };
-                rows.into_iter().for_each(|fitted| self.keep(fitted, origin));
-            }
+            LineResult::Rows(rows) => rows.into_iter().for_each(|fitted| self.keep(fitted, origin)),
+            LineResult::OtherPart => {}
             LineResult::ZeroLabel(problem) => {
                 self.counts.zero_label += 1;
                 self.bad(file, line, problem);
@@ -185,15 +234,24 @@ impl Collected<'_> {
         self.rows.push(row);
     }
 
-    fn bad(&mut self, file: usize, line: &Line, problem: RowProblem) {
+    fn bad(&mut self, file: usize, line: &Record, problem: RowProblem) {
         self.total_bad += 1;
         if self.bad.len() < SHOWN_ROWS {
-            let (file, line, beginning) = (self.files[file].clone(), line.number, jsonl::beginning(&line.bytes));
-            self.bad.push(BadRow { file, line, problem, beginning });
+            let below = problem.below();
+            let before = if below == 0 { line.column as usize - 1 } else { 0 };
+            self.bad.push(BadRow {
+                file: self.files[file].clone(),
+                line: if line.line == 0 { 0 } else { line.line.saturating_add(below as u32) },
+                row: line.row,
+                column: problem.column().map(|column| column + before),
+                problem,
+                beginning: line.beginning(),
+            });
         }
     }
 
-    fn finish(self, data: &Data, tokenizer: Option<&ChatTokenizer>) -> Result<Dataset, DatasetError> {
+    /// `cut`: `data.max_rows` has ended the reading.
+    fn finish(self, data: &Data, cut: bool, tokenizer: Option<&ChatTokenizer>) -> Result<Dataset, DatasetError> {
         if self.total_bad > 0 {
             let rows = BadRows { first: self.bad, total: self.total_bad, counts: self.counts };
             return Err(DatasetError::BadRows(Box::new(rows)));
@@ -201,18 +259,38 @@ impl Collected<'_> {
         if self.rows.is_empty() && self.counts.dropped > 0 {
             return Err(DatasetError::AllDropped { rows: self.counts.dropped, max_seq_len: data.max_seq_len });
         }
+        if let (true, Some(share)) = (self.rows.is_empty() && self.other_part > 0, data.eval_share) {
+            let held_back = self.part == Part::HeldBack;
+            return Err(DatasetError::EmptyShare { share, rows: self.other_part, held_back });
+        }
         if self.rows.is_empty() {
             return Err(DatasetError::NoRows { files: self.files.to_vec() });
         }
-        let digest = digest(&self.rows);
-        let notices = self.notes.notices(self.format.as_str(), tokenizer);
+        let weights = if self.part == Part::Train { files::weights(data, self.files) } else { Vec::new() };
+        let digest = digest(&self.rows, &weights);
+        let selection = Selection {
+            max_rows: data.max_rows.filter(|_| cut && self.part == Part::Train),
+            share: data.eval_share.filter(|_| self.part == Part::Train),
+            held_back: self.other_part,
+            rows: self.counts.rows + self.other_part,
+        };
+        let mut notices = selection.notices();
+        notices.extend(self.notes.notices(self.format.as_str(), tokenizer));
         let ends = self.notes.ends.into();
-        Ok(Dataset { rows: self.rows, files: self.files.to_vec(), counts: self.counts, digest, notices, ends })
+        let (rows, files) = (self.rows, self.files.to_vec());
+        Ok(Dataset { rows, files, counts: self.counts, digest, notices, ends, weights })
     }
 }
 
-fn digest(rows: &[Row]) -> String {
+/// Weights that are given count too: they decide how often each row is trained on.
+fn digest(rows: &[Row], weights: &[f64]) -> String {
     let mut hasher = blake3::Hasher::new();
+    if !weights.is_empty() {
+        hasher.update(b"weights");
+        rows.iter().for_each(|row| {
+            hasher.update(&weights[row.origin.file as usize].to_le_bytes());
+        });
+    }
     let mut bytes = Vec::new();
     for row in rows {
         bytes.clear();

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use serde_json::{Map, Value};
 
+use crate::calls;
 use crate::format_problem::{FLAG, FormatProblem, RANGES};
 use crate::json::{self, kind};
 
@@ -45,8 +46,15 @@ pub(crate) struct Messages {
 /// Checks the messages of a list, and drops their keys that are null, as transformers'
 /// `apply_chat_template` does. Only keys at the top level of a message are dropped, since null
 /// within the arguments of a call is data.
-pub(crate) fn read(items: Vec<Value>, list: &str) -> Result<Messages, FormatProblem> {
+///
+/// OpenAI's former `function_call` becomes a call of today, and the role `function` beside it
+/// `tool`.
+pub(crate) fn read(mut items: Vec<Value>, list: &str) -> Result<Messages, FormatProblem> {
     let mut messages = Messages::default();
+    let has_old_call = |item: &Value| item.get("function_call").is_some_and(|call| !call.is_null());
+    if items.iter().any(has_old_call) {
+        items.iter_mut().filter(|item| item["role"] == "function").for_each(|item| item["role"] = "tool".into());
+    }
     for (index, item) in items.into_iter().enumerate() {
         messages.push(item, &format!("{list}[{index}]"), list)?;
     }
@@ -107,8 +115,11 @@ pub(crate) fn is_flag(key: &str) -> bool {
 /// null, since Arrow fills in either. Templates that only ask whether the key is there would
 /// otherwise write the end of a call that never began.
 fn check_calls(message: &mut Map<String, Value>, path: &str) -> Result<(), FormatProblem> {
-    if message.get("function_call").is_some_and(|call| !call.is_null()) {
-        return Err(FormatProblem::OldCall(path.to_owned()));
+    if let Some(call) = message.shift_remove("function_call").filter(|call| !call.is_null()) {
+        let has_calls = message.get("tool_calls").is_some_and(|calls| !calls.is_null());
+        let call = if has_calls { None } else { calls::call(call) };
+        let call = call.ok_or_else(|| FormatProblem::OldCall(path.to_owned()))?;
+        message.insert("tool_calls".to_owned(), Value::Array(vec![call]));
     }
     let Some(calls) = message.get_mut("tool_calls") else { return Ok(()) };
     let parsed = match calls {

@@ -21,6 +21,31 @@ pub(crate) struct Notes {
     pub(crate) ends: EndCounts,
 }
 
+/// Which rows of the files are these.
+pub(crate) struct Selection {
+    /// Rows that were read, if there were more.
+    pub(crate) max_rows: Option<usize>,
+    pub(crate) share: Option<f64>,
+    /// Rows of the other part.
+    pub(crate) held_back: usize,
+    /// Rows of both parts.
+    pub(crate) rows: usize,
+}
+
+impl Selection {
+    pub(crate) fn notices(&self) -> Vec<String> {
+        let mut notices = Vec::new();
+        if let Some(rows) = self.max_rows {
+            notices.push(format!("data.max_rows = {rows}: no row behind the first {rows} is read"));
+        }
+        if let Some(share) = self.share {
+            let (rows, held_back) = (self.rows, self.held_back);
+            notices.push(format!("data.eval_share = {share} holds back {held_back} of {}", counted(rows, "row")));
+        }
+        notices
+    }
+}
+
 /// The most keys that a notice names.
 const NAMED: usize = 12;
 

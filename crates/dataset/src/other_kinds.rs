@@ -1,41 +1,44 @@
-//! Files that hold no rows of JSON: what they are, and what makes rows of them.
+//! Files that hold no rows: what they are, and what makes rows of them.
 
 use std::path::Path;
 
-use finetune_store::{Holding, recognize};
+use finetune_store::Holding;
 
 use crate::error::DatasetError;
+use crate::kinds::Packing;
 
-/// Refuses a file that is known to be something else than lines of JSON objects.
-pub(crate) fn refuse(path: &Path) -> Result<(), DatasetError> {
-    let holding = recognize(path);
-    match remedy(path, holding) {
-        Some(remedy) => Err(DatasetError::OtherKind { path: path.to_owned(), what: holding.describe(), remedy }),
-        None => Ok(()),
-    }
+/// Refuses a file that is known to hold no rows. `holding` is what it holds, once unpacked.
+pub(crate) fn refuse(path: &Path, holding: Holding, packing: Packing) -> Result<(), DatasetError> {
+    let Some(remedy) = remedy(path, holding) else { return Ok(()) };
+    let unpack = match packing {
+        Packing::Plain => None,
+        Packing::Gzip => Some(format!("unpack it: gunzip -k {}", quoted(&path.display().to_string()))),
+        Packing::Zstd => Some(format!("unpack it: zstd -d {}", quoted(&path.display().to_string()))),
+    };
+    let (what, remedy) = match (holding, unpack) {
+        (_, None) => (holding.describe(), remedy),
+        (Holding::Parquet, Some(unpack)) => ("a Parquet file that was packed once more", unpack),
+        (Holding::Gzip | Holding::Zstd, Some(unpack)) => ("packed twice", unpack),
+        (Holding::Tar, Some(_)) => ("a packed tar archive", remedy),
+        (_, Some(_)) => (holding.describe(), remedy),
+    };
+    Err(DatasetError::OtherKind { path: path.to_owned(), what, remedy })
 }
 
 /// What to do with a file of this kind. `None`: it may hold rows, or reading its lines tells more.
 fn remedy(path: &Path, holding: Holding) -> Option<String> {
     let file = quoted(&path.display().to_string());
     let rows = quoted(&path.with_extension("jsonl").display().to_string());
-    let pandas = |read: &str| {
-        format!(
-            "python -c \"import pandas, sys; pandas.{read}.to_json(sys.argv[2], orient='records', lines=True, \
-             force_ascii=False)\" {file} {rows}"
-        )
-    };
     Some(match holding {
         Holding::Gzip => format!("unpack it: gunzip -k {file}"),
         Holding::Zstd => format!("unpack it: zstd -d {file}"),
         Holding::Zip => format!("unpack it: unzip {file}"),
-        Holding::Parquet => pandas("read_parquet(sys.argv[1])"),
-        Holding::Csv => pandas("read_csv(sys.argv[1])"),
-        Holding::Tsv => pandas("read_csv(sys.argv[1], sep='\\t')"),
+        Holding::Tar => format!("unpack it: tar xf {file}"),
+        Holding::OtherPacked => "unpack it with bunzip2, unxz or 7z; gzip and zstd are read as they are".to_owned(),
+        Holding::Spreadsheet => "save its sheet as CSV (UTF-8)".to_owned(),
         Holding::Arrow => format!(
             "python -c \"import datasets, sys; datasets.Dataset.from_file(sys.argv[1]).to_json(sys.argv[2])\" {file} {rows}"
         ),
-        Holding::JsonArray => format!("jq -c '.[]' {file} > {}", other_name(path)),
         Holding::Utf16 => format!("iconv -f UTF-16 -t UTF-8 {file} > {}", other_name(path)),
         Holding::LfsPointer => "fetch the file itself: git lfs pull, or hf download".to_owned(),
         Holding::Html => "fetch the file itself: on the hub, /resolve/ in its address in place of /blob/".to_owned(),
@@ -48,6 +51,9 @@ fn remedy(path: &Path, holding: Holding) -> Option<String> {
         | Holding::Checkpoint
         | Holding::Directory
         | Holding::EmptyDirectory => "name a file of rows".to_owned(),
+        // Read as they are. Parquet within another packing needs to be unpacked.
+        Holding::Parquet => "unpack it".to_owned(),
+        Holding::Csv | Holding::Tsv | Holding::JsonArray => return None,
         Holding::Missing
         | Holding::EmptyFile
         | Holding::Recipe
@@ -62,8 +68,8 @@ fn remedy(path: &Path, holding: Holding) -> Option<String> {
 
 /// A name for the rows that differs from the file's own.
 fn other_name(path: &Path) -> String {
-    let is_rows = path.extension().is_some_and(|extension| extension == "jsonl");
-    quoted(&path.with_extension(if is_rows { "rows.jsonl" } else { "jsonl" }).display().to_string())
+    let extension = path.extension().map_or("jsonl".into(), |extension| extension.to_string_lossy());
+    quoted(&path.with_extension(format!("utf8.{extension}")).display().to_string())
 }
 
 /// A text as one word of a shell.
@@ -78,11 +84,11 @@ mod tests {
 
     #[test]
     fn remedies_name_the_file_as_a_word() {
-        let path = Path::new("my rows/it's.parquet");
-        let remedy = remedy(path, Holding::Parquet).expect("a way");
-        assert!(remedy.ends_with(r"'my rows/it'\''s.parquet' 'my rows/it'\''s.jsonl'"), "{remedy}");
-        let array = super::remedy(Path::new("a.jsonl"), Holding::JsonArray);
-        assert_eq!(array.as_deref(), Some("jq -c '.[]' a.jsonl > a.rows.jsonl"));
+        let path = Path::new("my rows/it's.arrow");
+        let remedy = remedy(path, Holding::Arrow).expect("a way");
+        assert!(remedy.ends_with(r"'my rows/it'\''s.arrow' 'my rows/it'\''s.jsonl'"), "{remedy}");
+        let utf16 = super::remedy(Path::new("a.csv"), Holding::Utf16);
+        assert_eq!(utf16.as_deref(), Some("iconv -f UTF-16 -t UTF-8 a.csv > a.utf8.csv"));
         assert_eq!(super::remedy(path, Holding::Text), None);
     }
 }

@@ -13,6 +13,38 @@ pub enum RowProblem {
     /// The line is longer than is read: the limit in MiB.
     #[error("the line is longer than {0} MiB")]
     LongLine(usize),
+    /// An item of the list that a JSON file is, is no object: its type with the article.
+    #[error("the item is {0}")]
+    NotAnObjectInList(&'static str),
+    /// The list that a JSON file is, is not written right: what is wrong.
+    #[error("{0}")]
+    List(&'static str),
+    /// A quote of a table is opened, and the file ends before it is closed.
+    #[error("a quote is opened and not closed")]
+    OpenQuote,
+    /// The cells of a row cannot be told apart: what the reader of tables says.
+    #[error("{0}")]
+    Cells(String),
+    /// A row of a table has more or fewer cells than its header.
+    #[error("{found} cells, and the header has {wanted}")]
+    CellCount {
+        /// Cells of the row.
+        found: usize,
+        /// Cells of the header.
+        wanted: usize,
+    },
+    /// `data.columns` names a column that the row has not.
+    #[error("there is no column {column}, which data.columns names for {key}; {}", keys_of(keys, *more))]
+    NoColumn {
+        /// Our key.
+        key: String,
+        /// The name that the recipe has for it.
+        column: String,
+        /// The first keys of the row, cut to 40 characters each.
+        keys: Vec<String>,
+        /// Whether the row has more keys.
+        more: bool,
+    },
     /// The line begins with a byte order mark of UTF-16.
     #[error("the file is UTF-16")]
     Utf16,
@@ -30,6 +62,8 @@ pub enum RowProblem {
     NotJson {
         /// What the JSON reader says.
         reason: String,
+        /// Lines below the first of the row.
+        below: usize,
         /// From 1, in bytes.
         column: usize,
         /// What to put on a line, if the line shows what was put there instead.
@@ -221,6 +255,14 @@ impl RowProblem {
         }
     }
 
+    /// Lines below the first of the row that the problem lies.
+    pub(crate) fn below(&self) -> usize {
+        match self {
+            Self::NotJson { below, .. } => *below,
+            _ => 0,
+        }
+    }
+
     /// The key and type, or the setting, that should have been there.
     pub fn expected(&self) -> Option<String> {
         let text = match self {
@@ -235,6 +277,9 @@ impl RowProblem {
             Self::NotJson { expected, .. } => (*expected)?,
             Self::Utf16 | Self::NotUtf8(_) => "UTF-8 text",
             Self::NotAnObject(_) => "one JSON object on each line",
+            Self::NotAnObjectInList(_) => "a list of JSON objects",
+            Self::OpenQuote => "a quote at the end of the cell, and two quotes for one within it",
+            Self::CellCount { .. } => "one cell for each column, with quotes around cells that hold separators",
             Self::Preferences => "rows with one answer, such as messages, or prompt and completion",
             Self::UnknownFormat { .. } => {
                 "one of the keys messages, prompt, text, instruction, conversations, input_ids"
@@ -267,6 +312,9 @@ impl RowProblem {
                 "a template that adds each turn to what it wrote before, or marks it with {% generation %}"
             }
             Self::LongLine(_)
+            | Self::List(_)
+            | Self::Cells(_)
+            | Self::NoColumn { .. }
             | Self::NulCharacter(_)
             | Self::NothingTrained(_)
             | Self::NothingLeft { .. }
@@ -296,6 +344,7 @@ impl RowProblem {
             Self::TooLong { .. } | Self::NothingLeft { .. } => Some(Remedy::Length),
             Self::NotRendered { .. } => Some(Remedy::Template),
             Self::OtherFormat { .. } => Some(Remedy::OneFormat),
+            Self::UnknownFormat { .. } => Some(Remedy::Columns),
             Self::UnknownToken { .. } => Some(Remedy::Vocabulary),
             _ => None,
         }
@@ -321,6 +370,7 @@ pub(crate) enum Remedy {
     Template,
     OneFormat,
     Vocabulary,
+    Columns,
 }
 
 impl Remedy {
@@ -329,6 +379,9 @@ impl Remedy {
             Self::Length => "raise data.max_seq_len, or set data.overlong to \"truncate\" or \"drop\"",
             Self::Template => "name a template with {% generation %} blocks in data.chat_template",
             Self::OneFormat => "one dataset has one format: convert the rows, or name the format with data.format",
+            Self::Columns => {
+                "if other names mean the same, say so: data.columns = { prompt = \"question\", completion = \"answer\" }"
+            }
             Self::Vocabulary => {
                 "the tokenizer has tokens that the model's embedding lacks: use the tokenizer of this model"
             }

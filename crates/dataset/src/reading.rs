@@ -1,4 +1,4 @@
-//! One line of a file to rows of tokens with their masks. It is one row, unless a conversation
+//! One row of a file, here called a line, to rows of tokens with their masks. It is one row, unless a conversation
 //! takes a sequence for each answer or several sequences were packed into the line.
 
 use std::ops::Range;
@@ -8,15 +8,17 @@ use finetune_recipe::{Data, Format, Overlong, TrainOn};
 
 use crate::chat;
 use crate::chat_reader::Sequence;
+use crate::columns::Columns;
 use crate::error::DatasetError;
 use crate::failure::Failure;
-use crate::jsonl::{self, Line};
 use crate::mask;
 use crate::notes::Notes;
 use crate::plain_text::{self, Affixes};
 use crate::problem::RowProblem;
+use crate::record::Record;
 use crate::row::{self, Chat, Example, Parsed};
 use crate::row_of_tokens::Tokens;
+use crate::shares::Part;
 use crate::token_row::{Origin, Row};
 use crate::tokenizer::ChatTokenizer;
 
@@ -31,6 +33,8 @@ pub(crate) struct Outcome {
 pub(crate) enum LineResult {
     /// In order; at least one.
     Rows(Vec<Fitted>),
+    /// It belongs to the other part of the rows (`data.eval_share`).
+    OtherPart,
     /// There is nothing in the line to train on.
     ZeroLabel(RowProblem),
     Bad(RowProblem),
@@ -45,6 +49,8 @@ pub(crate) enum Fitted {
 /// The settings and tools that every line is read with.
 pub(crate) struct Reading {
     data: Data,
+    columns: Columns,
+    part: Part,
     /// `None`: only rows of tokens can be read.
     tokenizer: Option<ChatTokenizer>,
     affixes: Affixes,
@@ -67,10 +73,16 @@ struct Masked {
 }
 
 impl Reading {
-    pub(crate) fn new(data: Data, tokenizer: Option<ChatTokenizer>, vocab_size: usize) -> Result<Self, DatasetError> {
+    pub(crate) fn new(
+        data: Data,
+        part: Part,
+        tokenizer: Option<ChatTokenizer>,
+        vocab_size: usize,
+    ) -> Result<Self, DatasetError> {
         let affixes = tokenizer.as_ref().map(Affixes::of).transpose()?.unwrap_or_default();
         let (keeps_text, stopped) = (AtomicBool::new(true), AtomicBool::new(false));
-        Ok(Self { data, tokenizer, affixes, vocab_size, keeps_text, stopped })
+        let columns = Columns::new(&data.columns);
+        Ok(Self { data, columns, part, tokenizer, affixes, vocab_size, keeps_text, stopped })
     }
 
     /// Sets whether the next rows keep the texts that people read.
@@ -87,13 +99,16 @@ impl Reading {
     }
 
     /// Reads a line. `None`: another line has stopped the reading.
-    pub(crate) fn line(&self, line: &Line) -> Option<Result<Outcome, DatasetError>> {
+    pub(crate) fn line(&self, line: &Record) -> Option<Result<Outcome, DatasetError>> {
         if self.stopped.load(Ordering::Relaxed) {
             return None;
         }
         let (mut format, mut notes) = (None, Notes::default());
         let result = match self.read(line, &mut format, &mut notes) {
-            Ok(rows) => LineResult::Rows(rows),
+            Ok(Some(rows)) => LineResult::Rows(rows),
+            Ok(None) => LineResult::OtherPart,
+            // Nobody knows the part of a row that cannot be read. The other part tells of it.
+            Err(Failure::Row(_)) if format.is_none() && self.part == Part::HeldBack => LineResult::OtherPart,
             Err(Failure::Row(problem)) => LineResult::Bad(problem),
             Err(Failure::ZeroLabel(problem)) => LineResult::ZeroLabel(problem),
             Err(Failure::All(error)) => {
@@ -104,23 +119,33 @@ impl Reading {
         Some(Ok(Outcome { format, notes, result }))
     }
 
-    fn read(&self, line: &Line, format: &mut Option<Format>, notes: &mut Notes) -> Result<Vec<Fitted>, Failure> {
-        let object = jsonl::object(&line.bytes)?;
+    /// `None`: the line belongs to the other part of the rows.
+    fn read(
+        &self,
+        line: &Record,
+        format: &mut Option<Format>,
+        notes: &mut Notes,
+    ) -> Result<Option<Vec<Fitted>>, Failure> {
+        let object = self.columns.apply(line.object()?, line.has_columns())?;
         let read_as = match self.data.format {
             Format::Auto => row::detect(&object)?,
             chosen => chosen,
         };
         *format = Some(read_as);
+        if self.data.eval_share.is_some_and(|share| Part::of(&object, read_as, share) != self.part) {
+            return Ok(None);
+        }
         let Parsed { example, unused } = row::read(object, read_as)?;
         notes.unused(unused);
-        match example {
+        let rows = match example {
             Example::Chat(chat) => self.chat(&chat, notes),
             Example::PromptCompletion { prompt, completion } => {
                 self.fit([self.prompt_completion(prompt, completion, notes)])
             }
             Example::Text(text) => self.fit([self.text(text, notes)]),
             Example::Tokens(sequences) => self.fit(sequences.into_iter().map(|sequence| self.tokens(sequence))),
-        }
+        };
+        rows.map(Some)
     }
 
     fn chat(&self, chat: &Chat, notes: &mut Notes) -> Result<Vec<Fitted>, Failure> {
@@ -280,7 +305,7 @@ impl Reading {
         tokens.shrink_to_fit();
         trained.shrink_to_fit();
         let prompt_tokens = answer_start.unwrap_or(first_trained).min(tokens.len());
-        let origin = Origin { file: 0, line: 0 };
+        let origin = Origin { file: 0, line: 0, row: 0 };
         Ok(Fitted::Kept { row: Row { tokens, trained, origin, prompt_tokens, prompt_text, answer_text }, truncated })
     }
 }

@@ -4,11 +4,13 @@
 use finetune_recipe::Format;
 use serde_json::{Map, Value, json};
 
+use crate::calls;
 use crate::format_problem::FormatProblem;
 use crate::json;
 use crate::messages::{self, Messages, TrainingFlags};
 use crate::problem::RowProblem;
 use crate::row_of_tokens::{self, Tokens};
+use crate::sharegpt;
 
 /// What a row says, whatever format it was written in.
 #[derive(Debug)]
@@ -74,7 +76,8 @@ const FORMATS: [(Format, &str, &str); 6] = [
 
 /// The format that the keys of a row tell.
 pub(crate) fn detect(row: &Map<String, Value>) -> Result<Format, RowProblem> {
-    if row.contains_key("chosen") && row.contains_key("rejected") {
+    let has = |key: &str| row.contains_key(key);
+    if (has("chosen") && has("rejected")) || (has("preferred_output") && has("non_preferred_output")) {
         return Err(RowProblem::Preferences);
     }
     // Arrow fills the keys of other rows with null.
@@ -91,15 +94,20 @@ pub(crate) fn detect(row: &Map<String, Value>) -> Result<Format, RowProblem> {
             return Ok(format);
         }
     }
-    let keys = row.keys().take(SHOWN_KEYS).map(|key| shortened(key)).collect();
-    Err(RowProblem::UnknownFormat { keys, more: row.len() > SHOWN_KEYS })
+    let (keys, more) = shown_keys(row);
+    Err(RowProblem::UnknownFormat { keys, more })
+}
+
+/// The first keys of a row, for a message, and whether there are more.
+pub(crate) fn shown_keys(row: &Map<String, Value>) -> (Vec<String>, bool) {
+    (row.keys().take(SHOWN_KEYS).map(|key| shortened(key)).collect(), row.len() > SHOWN_KEYS)
 }
 
 /// Keys of a row that a message names.
 const SHOWN_KEYS: usize = 8;
 
 /// The first 40 characters of a key or a role, for a message.
-fn shortened(text: &str) -> String {
+pub(crate) fn shortened(text: &str) -> String {
     text.chars().take(40).collect()
 }
 
@@ -108,7 +116,7 @@ pub(crate) fn read(mut row: Map<String, Value>, format: Format) -> Result<Parsed
     let mut unused = unused(&row, format);
     let example = match format {
         Format::Messages => messages_row(&mut row, &mut unused),
-        Format::Sharegpt => sharegpt_row(&mut row, &mut unused),
+        Format::Sharegpt => sharegpt::read(&mut row, &mut unused),
         Format::Alpaca => alpaca_row(&mut row),
         Format::PromptCompletion => prompt_completion_row(&mut row, &mut unused),
         Format::Text => string(&row, "text").map(Example::Text),
@@ -127,12 +135,12 @@ pub(crate) fn read(mut row: Map<String, Value>, format: Format) -> Result<Parsed
 }
 
 /// The keys that a format reads.
-fn used(format: Format) -> &'static [&'static str] {
+pub(crate) fn used(format: Format) -> &'static [&'static str] {
     match format {
-        Format::Messages => &["messages", "tools", "system", VARIABLES],
-        Format::Sharegpt => &["conversations", "tools", "system", VARIABLES],
+        Format::Messages => &["messages", "tools", "functions", "system", "parallel_tool_calls", VARIABLES],
+        Format::Sharegpt => &["conversations", "tools", "functions", "system", VARIABLES],
         Format::Alpaca => &["instruction", "input", "output", "system", "history", "tools", VARIABLES],
-        Format::PromptCompletion => &["prompt", "completion", "tools", "system", VARIABLES],
+        Format::PromptCompletion => &["prompt", "completion", "tools", "functions", "system", VARIABLES],
         Format::Text => &["text"],
         Format::Tokens => &row_of_tokens::KEYS,
         Format::Auto => &[],
@@ -150,7 +158,7 @@ fn string(row: &Map<String, Value>, key: &str) -> Result<String, FormatProblem> 
 }
 
 /// The string under a key of an object; `path` is where it stands in the row.
-fn string_at(object: &Map<String, Value>, key: &str, path: &str) -> Result<String, FormatProblem> {
+pub(crate) fn string_at(object: &Map<String, Value>, key: &str, path: &str) -> Result<String, FormatProblem> {
     match object.get(key) {
         Some(Value::String(text)) => Ok(text.clone()),
         Some(other) => Err(FormatProblem::wrong(path, other, "a string")),
@@ -159,7 +167,7 @@ fn string_at(object: &Map<String, Value>, key: &str, path: &str) -> Result<Strin
 }
 
 /// An optional string: absent, null and empty are the same.
-fn optional(row: &Map<String, Value>, key: &str) -> Result<Option<String>, FormatProblem> {
+pub(crate) fn optional(row: &Map<String, Value>, key: &str) -> Result<Option<String>, FormatProblem> {
     match row.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
@@ -167,7 +175,7 @@ fn optional(row: &Map<String, Value>, key: &str) -> Result<Option<String>, Forma
     }
 }
 
-fn list(row: &mut Map<String, Value>, key: &str) -> Result<Vec<Value>, FormatProblem> {
+pub(crate) fn list(row: &mut Map<String, Value>, key: &str) -> Result<Vec<Value>, FormatProblem> {
     match row.remove(key) {
         Some(Value::Array(items)) if items.is_empty() => Err(FormatProblem::Empty(key.to_owned())),
         Some(Value::Array(items)) => Ok(items),
@@ -176,8 +184,16 @@ fn list(row: &mut Map<String, Value>, key: &str) -> Result<Vec<Value>, FormatPro
     }
 }
 
-/// The `tools` of a row: a list, or, as LLaMA-Factory writes it, a string that holds one.
-fn tools(row: &mut Map<String, Value>) -> Result<Option<Value>, FormatProblem> {
+/// The `tools` of a row: a list, or, as LLaMA-Factory writes it, a string that holds one. Without
+/// them its `functions`, OpenAI's former name.
+pub(crate) fn tools(row: &mut Map<String, Value>) -> Result<Option<Value>, FormatProblem> {
+    if let Some(Value::Array(items)) = row.remove("functions").filter(|functions| functions != &json!([])) {
+        let says = |tools: &Value| !tools.is_null() && tools != &json!([]) && tools != "";
+        return match row.get("tools").is_some_and(says) {
+            true => Err(FormatProblem::OldTools),
+            false => Ok(Some(calls::tools(items))),
+        };
+    }
     let tools = match row.remove("tools") {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::String(text)) if text.trim().is_empty() => return Ok(None),
@@ -213,7 +229,7 @@ const RESERVED: [&str; 7] = [
 
 /// `chat_template_kwargs`: an object, or a string that holds one. Keys that are null are left out,
 /// as in TRL: Arrow gives each row the keys of all rows.
-fn variables(row: &mut Map<String, Value>) -> Result<Vec<(String, Value)>, FormatProblem> {
+pub(crate) fn variables(row: &mut Map<String, Value>) -> Result<Vec<(String, Value)>, FormatProblem> {
     let given = match row.remove(VARIABLES) {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::String(text)) => json_text(&text, VARIABLES)?,
@@ -233,7 +249,7 @@ fn variables(row: &mut Map<String, Value>) -> Result<Vec<(String, Value)>, Forma
 const MEDIA: [&str; 6] = ["image", "images", "video", "videos", "audio", "audios"];
 
 /// Refuses keys that hold no text, and keys whose text no template is given.
-fn refuse_lost(row: &Map<String, Value>) -> Result<(), FormatProblem> {
+pub(crate) fn refuse_lost(row: &Map<String, Value>) -> Result<(), FormatProblem> {
     let says = |key: &&&str| match row.get(**key) {
         None | Some(Value::Null) => false,
         Some(Value::Array(items)) => items.iter().any(|item| !item.is_null()),
@@ -244,10 +260,10 @@ fn refuse_lost(row: &Map<String, Value>) -> Result<(), FormatProblem> {
     if let Some(&key) = MEDIA.iter().find(says) {
         return Err(FormatProblem::NotText(key));
     }
-    if says(&&"functions") {
-        return Err(FormatProblem::OldTools);
+    match row.get("functions") {
+        None | Some(Value::Null | Value::Array(_)) => Ok(()),
+        Some(other) => Err(FormatProblem::wrong("functions", other, "a list of functions")),
     }
-    Ok(())
 }
 
 fn messages_row(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Result<Example, FormatProblem> {
@@ -258,7 +274,7 @@ fn messages_row(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Resul
 
 /// A chat whose messages came from one list of the row, with a `system` text beside them put in
 /// front.
-fn chat(
+pub(crate) fn chat(
     row: &mut Map<String, Value>,
     mut messages: Messages,
     list: &'static str,
@@ -318,7 +334,7 @@ fn prompt_completion_row(row: &mut Map<String, Value>, unused: &mut Vec<String>)
     }
 }
 
-fn message(role: &str, content: &str) -> Value {
+pub(crate) fn message(role: &str, content: &str) -> Value {
     json!({"role": role, "content": content})
 }
 
@@ -359,61 +375,6 @@ fn alpaca_row(row: &mut Map<String, Value>) -> Result<Example, FormatProblem> {
         variables: variables(row)?,
         trained_from: 0,
     }))
-}
-
-fn sharegpt_row(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Result<Example, FormatProblem> {
-    refuse_lost(row)?;
-    let turns = list(row, "conversations")?;
-    // TRL and Unsloth take messages under this name too.
-    if turns.iter().all(|turn| turn.get("role").is_some() && turn.get("from").is_none()) {
-        let messages = messages::read(turns, "conversations")?;
-        return chat(row, messages, "conversations", unused).map(Example::Chat);
-    }
-    let mut messages = Messages::default();
-    let system = optional(row, "system")?;
-    let mut lists = vec![("conversations", turns.len())];
-    if let Some(text) = &system {
-        messages.put_first(message("system", text));
-        lists.insert(0, ("system", 1));
-    }
-    for (index, turn) in turns.iter().enumerate() {
-        let path = format!("conversations[{index}]");
-        let Some(turn) = turn.as_object() else {
-            return Err(FormatProblem::wrong(&path, turn, "an object with \"from\" and \"value\""));
-        };
-        let (role, value) = sharegpt_turn(turn, &path)?;
-        messages.training.push(messages::training(turn, role, &path, "value")?);
-        messages.list.push(message(role, &value));
-        for (key, value) in turn {
-            if !value.is_null() && key != "from" && key != "value" && !messages::is_flag(key) {
-                messages.unknown(format!("conversations[].{key}"));
-            }
-        }
-    }
-    unused.append(&mut messages.unknown);
-    Ok(Example::Chat(Chat {
-        messages: messages.list,
-        training: messages.training,
-        lists,
-        tools: tools(row)?,
-        variables: variables(row)?,
-        trained_from: 0,
-    }))
-}
-
-/// The role and the text of a turn.
-fn sharegpt_turn(turn: &Map<String, Value>, path: &str) -> Result<(&'static str, String), FormatProblem> {
-    let from = string_at(turn, "from", &format!("{path}.from"))?;
-    let value = string_at(turn, "value", &format!("{path}.value"))?;
-    let role = match from.as_str() {
-        "human" | "user" => "user",
-        "gpt" | "assistant" => "assistant",
-        "system" => "system",
-        "tool" | "observation" => "tool",
-        "function_call" => return Err(FormatProblem::SharegptCall(path.to_owned())),
-        other => return Err(FormatProblem::SharegptRole { path: path.to_owned(), role: shortened(other) }),
-    };
-    Ok((role, value))
 }
 
 /// The text of a message's content, for a person to read. For a message without text its tool

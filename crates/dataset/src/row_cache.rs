@@ -16,12 +16,17 @@ use serde_json::{Value, json};
 use crate::counts::Counts;
 use crate::ends::Ends;
 use crate::error::DatasetError;
+use crate::files;
+use crate::kinds::{FileKind, Kind, Packing};
 use crate::load::Dataset;
+use crate::shares::Part;
 use crate::token_row::{Origin, Row};
 use crate::tokenizer::ChatTokenizer;
 
 /// Files with fewer bytes are read faster than they are looked up.
 const SMALL: u64 = 4 << 20;
+/// How many times larger rows are taken to be than a packed file of them.
+const PACKED_LARGER: u64 = 4;
 /// The longest wait for another process that reads the same rows.
 const PATIENCE: Duration = Duration::from_secs(3600);
 /// The most bytes of a part of an entry: of the tokens of a row, a text or the head.
@@ -42,9 +47,26 @@ impl Dataset {
         keep_text: usize,
         progress: &dyn Fn(u64),
     ) -> Result<Self, DatasetError> {
-        let tokenizer: Option<&ChatTokenizer> = tokenizer.into();
-        let load = || Self::load(files, data, tokenizer, vocab_size, keep_text, progress);
-        let key = || key(files, data, tokenizer, vocab_size, keep_text);
+        Self::load_part_kept(cache, files, data, Part::Train, tokenizer.into(), vocab_size, keep_text, progress)
+    }
+
+    /// As [`Dataset::load_part`], from `cache` in the same way.
+    ///
+    /// # Errors
+    /// As [`Dataset::load_part`].
+    #[expect(clippy::too_many_arguments, reason = "those of load_part, and the cache")]
+    pub fn load_part_kept(
+        cache: Option<&Cache>,
+        files: &[PathBuf],
+        data: &Data,
+        part: Part,
+        tokenizer: Option<&ChatTokenizer>,
+        vocab_size: usize,
+        keep_text: usize,
+        progress: &dyn Fn(u64),
+    ) -> Result<Self, DatasetError> {
+        let load = || Self::load_part(files, data, part, tokenizer, vocab_size, keep_text, progress);
+        let key = || key(files, data, part, tokenizer, vocab_size, keep_text);
         let Some((cache, key)) = cache.and_then(|cache| Some((cache, key()?))) else { return load() };
         let get = || cache.get(&key, |content| read(content, files, progress));
         if let Some(found) = get() {
@@ -68,11 +90,17 @@ impl Dataset {
 fn key(
     files: &[PathBuf],
     data: &Data,
+    row_part: Part,
     tokenizer: Option<&ChatTokenizer>,
     vocab_size: usize,
     keep_text: usize,
 ) -> Option<String> {
-    let bytes = files.iter().map(|file| file.metadata().map(|about| about.len())).sum::<io::Result<u64>>().ok()?;
+    let kinds = files.iter().map(|file| FileKind::of(file)).collect::<Result<Vec<_>, _>>().ok()?;
+    let mut bytes = 0;
+    for (file, kind) in files.iter().zip(&kinds) {
+        let packed = kind.packing != Packing::Plain || kind.kind == Kind::Parquet;
+        bytes += file.metadata().ok()?.len() * if packed { PACKED_LARGER } else { 1 };
+    }
     if bytes < SMALL {
         return None;
     }
@@ -85,7 +113,10 @@ fn key(
     // The places of the files do not matter. The template and the day are in the tokenizer's
     // fingerprint.
     let settings = Data { train: Vec::new(), eval: Vec::new(), chat_template: None, date: None, ..data.clone() };
-    part(format!("{settings:?} {vocab_size} {keep_text}").as_bytes());
+    // The weights of the files, since those of the entries depend on what the entries are.
+    let weights = files::weights(data, files);
+    // The name of a file has a say in its kind.
+    part(format!("{settings:?} {row_part:?} {kinds:?} {weights:?} {vocab_size} {keep_text}").as_bytes());
     part(tokenizer.map_or(&[], |tokenizer| tokenizer.fingerprint().as_slice()));
     for file in files {
         part(&content_hash_of(file, &mut |_| {}).ok()?);
@@ -100,11 +131,13 @@ fn program() -> Option<String> {
 }
 
 fn write(content: &mut dyn Write, dataset: &Dataset) -> io::Result<()> {
-    let Dataset { rows, files: _, counts, digest, notices, ends } = dataset;
+    let Dataset { rows, files: _, counts, digest, notices, ends, weights } = dataset;
     let narrow = rows.iter().flat_map(|row| &row.tokens).all(|&token| token <= u32::from(u16::MAX));
     let head = json!({
         "rows": rows.len(), "narrow": narrow, "digest": digest, "notices": notices,
         "counts": [counts.rows, counts.dropped, counts.truncated, counts.zero_label, counts.longest, counts.unmasked],
+        // As text: every bit of a number has to come back.
+        "weights": weights.iter().map(|weight| weight.to_bits().to_string()).collect::<Vec<_>>(),
         "tokens": counts.tokens, "trained_tokens": counts.trained_tokens,
         "ends": {"tokens": ends.tokens, "without": ends.without, "parts": ends.parts},
     });
@@ -114,7 +147,9 @@ fn write(content: &mut dyn Write, dataset: &Dataset) -> io::Result<()> {
         bytes.clear();
         let Row { tokens, trained, origin, prompt_tokens, prompt_text, answer_text } = row;
         let numbers = [tokens.len(), *prompt_tokens, prompt_text.len(), answer_text.len()].map(|number| number as u32);
-        bytes.extend([origin.file, origin.line].iter().chain(&numbers).flat_map(|number| number.to_le_bytes()));
+        bytes.extend(
+            [origin.file, origin.line, origin.row].iter().chain(&numbers).flat_map(|number| number.to_le_bytes()),
+        );
         if narrow {
             bytes.extend(tokens.iter().flat_map(|&token| (token as u16).to_le_bytes()));
         } else {
@@ -160,6 +195,8 @@ fn read(content: &mut dyn Read, files: &[PathBuf], progress: &dyn Fn(u64)) -> io
         without: size(&head["ends"]["without"])?,
         parts: size(&head["ends"]["parts"])?,
     };
+    let weight = |text: &Value| string(text)?.parse().map(f64::from_bits).map_err(|_| wrong());
+    let weights = list(&head["weights"])?.iter().map(weight).collect::<io::Result<_>>()?;
     let narrow = head["narrow"] == true;
     let mut rows = Vec::new();
     for index in 0..number(&head["rows"])? {
@@ -168,14 +205,15 @@ fn read(content: &mut dyn Read, files: &[PathBuf], progress: &dyn Fn(u64)) -> io
             progress(index);
         }
     }
-    Ok(Dataset { rows, files: files.to_vec(), counts, digest: string(&head["digest"])?, notices, ends })
+    let digest = string(&head["digest"])?;
+    Ok(Dataset { rows, files: files.to_vec(), counts, digest, notices, ends, weights })
 }
 
 fn row(content: &mut dyn Read, narrow: bool, bytes: &mut Vec<u8>) -> io::Result<Row> {
-    take(content, 24, bytes)?;
+    take(content, 28, bytes)?;
     let number = |place: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| bytes[4 * place + byte]));
-    let origin = Origin { file: number(0), line: number(1) };
-    let [length, prompt_tokens, prompt, answer] = [2, 3, 4, 5].map(|place| number(place) as usize);
+    let origin = Origin { file: number(0), line: number(1), row: number(2) };
+    let [length, prompt_tokens, prompt, answer] = [3, 4, 5, 6].map(|place| number(place) as usize);
     let tokens = if narrow {
         take(content, 2 * length as u64, bytes)?;
         bytes.chunks_exact(2).map(|two| u32::from(u16::from_le_bytes([two[0], two[1]]))).collect()
@@ -215,7 +253,7 @@ mod tests {
         let row = |length: usize, line: u32| Row {
             tokens: tokens.iter().copied().cycle().take(length).collect(),
             trained: (0..length).map(|index| index % 3 == 1).collect(),
-            origin: Origin { file: 0, line },
+            origin: Origin { file: 0, line, row: line % 2 },
             prompt_tokens: length / 2,
             prompt_text: "é".repeat(length % 3),
             answer_text: "b".repeat(length % 2),
@@ -227,6 +265,7 @@ mod tests {
             digest: "d".into(),
             notices: vec!["a notice".into()],
             ends: Ends { tokens: vec![2, 7], without: 1, parts: 40 },
+            weights: vec![1.0, 0.1],
         }
     }
 

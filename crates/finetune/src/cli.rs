@@ -4,15 +4,27 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
+mod chat;
+mod compare;
+#[cfg(test)]
+mod documented;
 mod download;
+mod export;
 mod rivals;
+mod shell;
 mod upload;
 mod using;
+mod watch;
 
+pub(crate) use chat::ChatArguments;
+pub(crate) use compare::CompareArguments;
 pub(crate) use download::DownloadArguments;
+pub(crate) use export::{ExportArguments, ExportDtype, ExportFormat, WeightedAdapter};
 pub(crate) use rivals::parse;
+pub(crate) use shell::{CompletionsArguments, ManArguments};
 pub(crate) use upload::UploadArguments;
-pub(crate) use using::{EvalArguments, ExportArguments, ExportFormat, GenerateArguments, ModelArguments};
+pub(crate) use using::{EvalArguments, GenerateArguments, ModelArguments};
+pub(crate) use watch::WatchArguments;
 
 /// Fine-tunes language models with LoRA on the machine you have.
 ///
@@ -26,7 +38,7 @@ pub(crate) use using::{EvalArguments, ExportArguments, ExportFormat, GenerateArg
 /// RUN is the recipe's output_dir.
 /// recipes/quickstart.toml is a small one that runs anywhere; recipes/README.md explains every key.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, verbatim_doc_comment)]
+#[command(version, long_version = crate::version::long(), max_term_width = 100, verbatim_doc_comment)]
 pub(crate) struct Cli {
     /// Print errors and results only
     #[arg(long, short, global = true, conflicts_with = "verbose", help_heading = "Global options")]
@@ -77,18 +89,56 @@ pub(crate) enum Command {
     /// message, unless --raw is given. Text comes as it is generated, and ends at the end of turn.
     #[command(verbatim_doc_comment)]
     Generate(GenerateArguments),
+    /// Talk with a model in the terminal
+    ///
+    ///   finetune chat RUN
+    ///   finetune chat MODEL_DIR --adapter RUN --system "You are brief."
+    ///   printf 'Hi\nAnd in French?\n' | finetune chat RUN
+    ///
+    /// Messages go through the chat template, and answers end at the tokens, that were trained.
+    /// Each question sees what was said before. Enter sends a message; a line that ends with \ goes
+    /// on, a pasted text keeps its lines, and """ before and behind a text lets it have any.
+    ///
+    /// Ctrl-C stops an answer, Ctrl-D leaves. Commands begin with a slash: /help lists them. Among
+    /// them are /undo, /retry, /system TEXT, and /save FILE.jsonl, which makes a training row of the
+    /// conversation. Without a terminal each line of standard input is a message.
+    #[command(verbatim_doc_comment)]
+    Chat(ChatArguments),
     /// Write a trained adapter in another form
     ///
     ///   finetune export RUN --format merged --output DIR
-    ///   finetune export MODEL_DIR --adapter ADAPTER --format merged --output DIR
+    ///   finetune export RUN --format gguf --dtype q8_0 --output DIR
+    ///   finetune export MODEL_DIR --adapter A=0.7 --adapter B=0.3 --format merged --output DIR
     ///
     /// A run directory stands for its newest checkpoint that verifies, with --best for that of the
     /// best evaluation. `merged` is a complete Hugging Face model directory with the chat template
     /// and the end tokens that were trained. Before it gets its name, its answers are compared with
-    /// those of base and adapter. It replaces an earlier export of the same kind, nothing else.
-    /// Interrupted, it leaves nothing behind.
+    /// those of base and adapter. `gguf` is one file with tokenizer and template in it, and a
+    /// Modelfile for Ollama. An export replaces an earlier one of the same kind, nothing else.
+    /// Interrupted, it leaves nothing behind. docs/exports.md says which program loads what.
     #[command(verbatim_doc_comment)]
     Export(ExportArguments),
+    /// Follow runs as they go on, here or at other hosts
+    ///
+    ///   finetune watch runs/a runs/b
+    ///   finetune watch box-1:work/runs/a
+    ///   finetune watch runs/a --once
+    ///
+    /// Shows curves and numbers until `q` is pressed. Keys: tab takes the next curve, l a
+    /// logarithmic axis, s smooths, + and - show fewer and more steps, arrows choose a run. Without
+    /// a terminal it prints a line for each row, and ends when all runs have ended. HOST:DIR is read
+    /// over ssh; nothing of this program is needed there.
+    #[command(verbatim_doc_comment)]
+    Watch(WatchArguments),
+    /// Compare runs: settings that differ, scores, curves
+    ///
+    ///   finetune compare runs/a runs/b
+    ///   finetune compare runs/* --html comparison.html
+    ///
+    /// The page is one file with all curves in the same charts. Everything comes from the run
+    /// directories; the runs may still go on.
+    #[command(verbatim_doc_comment)]
+    Compare(CompareArguments),
     /// Train with several processes, here or on several machines
     ///
     ///   finetune launch -n 2 recipe.toml --resume
@@ -140,6 +190,21 @@ pub(crate) enum Command {
     /// has them.
     #[command(verbatim_doc_comment)]
     Schema,
+    /// Print the completions of a shell
+    ///
+    ///   finetune completions bash > ~/.local/share/bash-completion/completions/finetune
+    ///   finetune completions zsh > ~/.zfunc/_finetune
+    ///   finetune completions fish > ~/.config/fish/completions/finetune.fish
+    ///
+    /// zsh looks in folders of its `fpath`: write `fpath+=~/.zfunc` before `compinit` in ~/.zshrc.
+    #[command(verbatim_doc_comment)]
+    Completions(CompletionsArguments),
+    /// Print the manual page of a command, or write all of them
+    ///
+    ///   finetune man run | man -l -
+    ///   finetune man --output ~/.local/share/man/man1
+    #[command(verbatim_doc_comment)]
+    Man(ManArguments),
     /// What `launch` asks other hosts
     #[command(hide = true)]
     Preflight(RunArguments),

@@ -8,6 +8,7 @@ mod cli;
 mod closing;
 mod commands;
 mod copied_run;
+mod end_command;
 mod exit;
 mod failure;
 mod flight;
@@ -26,7 +27,9 @@ mod signals;
 mod sleep_inhibitor;
 mod source;
 mod stderr;
+mod text_table;
 mod transfer;
+mod version;
 mod work;
 
 use std::process::ExitCode;

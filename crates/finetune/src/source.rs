@@ -286,7 +286,7 @@ pub(crate) fn run_of(result: &Path) -> Option<PathBuf> {
 }
 
 /// The recipe that a run was made with.
-fn recipe_of(run: &Path) -> Option<Recipe> {
+pub(crate) fn recipe_of(run: &Path) -> Option<Recipe> {
     Recipe::load(&run.join("recipe.toml"), &[], None).ok()
 }
 

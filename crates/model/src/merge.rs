@@ -1,20 +1,22 @@
-//! An adapter merged into its base: `W + scale · B A`, formed in f32 from the original weights and
-//! rounded once.
+//! An adapter merged into its base: formed in f32 from the original weights and rounded once.
+//! [`crate::merging`] says what each tensor is made of.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use finetune_kernels::matmul::{Matrix, matmul};
+use finetune_kernels::FloatType;
 use finetune_random::Stream;
-use finetune_store::{Disk, Dtype, Staging, TensorSet, TensorSpec, write_shards};
+use finetune_store::{Disk, Dtype, Staging, TensorSet, TensorSpec, TensorView, write_shards};
 
 use crate::adapter::Adapter;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
+use crate::files::companions::amend_config;
 pub use crate::files::companions::{companion_files, left_out, replace_files};
 use crate::files::finite::{expect_finite, first_not_finite};
 use crate::files::floats::{from_f32, to_finite_f32};
 use crate::files::load::check;
+use crate::merging::{MergedTensor, Merging};
 use crate::model::Model;
 use crate::placement::Placement;
 use crate::tree::expected_tensors;
@@ -22,8 +24,25 @@ use crate::tree::expected_tensors;
 /// Bytes of the largest weight file of an export, as in transformers.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Writes the merged model into a directory that is being made: weights in the base's number types,
-/// config and tokenizer files. `text` takes the place of the base's files of the same names.
+/// How the weights of a merged model are written.
+#[derive(Clone, Copy, Debug)]
+pub struct MergedForm {
+    /// Bytes of a weight file at most.
+    pub shard_bytes: u64,
+    /// The number type of the model's tensors. `None`: each keeps the base's.
+    pub dtype: Option<FloatType>,
+}
+
+impl MergedForm {
+    /// The base's number types, in files of so many bytes at most.
+    pub fn of_shards(shard_bytes: u64) -> MergedForm {
+        MergedForm { shard_bytes, dtype: None }
+    }
+}
+
+/// Writes the merged model into a directory that is being made: weights in the base's number types
+/// or that of the form, config and tokenizer files. `text` takes the place of the base's files of
+/// the same names.
 /// `progress` is called with the number of tensors done, and of all.
 ///
 /// # Errors
@@ -34,57 +53,42 @@ pub fn write_merged(
     base: &Path,
     adapter: &Adapter,
     output: &mut Staging<'_>,
-    shard_bytes: u64,
+    form: MergedForm,
     text: &[(String, Vec<u8>)],
     progress: &dyn Fn(usize, usize),
 ) -> Result<(), ModelError> {
     let config = ModelConfig::load(base)?;
     let files = TensorSet::open_model(base)?;
     check(&files, &config, base)?;
-    let views: Vec<_> = files.names().filter_map(|name| files.get(name)).collect();
-    let specs: Vec<TensorSpec> = views
-        .iter()
-        .map(|view| TensorSpec { name: view.name.to_owned(), dtype: view.dtype, shape: view.shape.to_vec() })
-        .collect();
-    let branches = branches(adapter);
+    let merging = Merging::new(&config, adapter);
+    let tensors = merging.tensors(&files);
     let expected = expected_tensors(&config);
     let used: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    let is_used = |tensor: &MergedTensor<'_>| used.contains(tensor.view.name);
+    let written_as = |tensor: &MergedTensor<'_>| match form.dtype {
+        Some(dtype) if is_used(tensor) => dtype_of(dtype),
+        _ => tensor.view.dtype,
+    };
+    let spec = |tensor: &MergedTensor<'_>| TensorSpec {
+        name: tensor.name.clone(),
+        dtype: written_as(tensor),
+        shape: merging.shape(tensor),
+    };
+    let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
     // Read before the long work, so that an error such as a link out of the directory comes early.
-    let dtype = views
-        .iter()
-        .find(|view| view.shape.len() == 2 && used.contains(view.name))
-        .map_or(Dtype::F32, |view| view.dtype);
-    let companions = companion_files(base, dtype, text)?;
+    let dtype =
+        tensors.iter().find(|tensor| tensor.view.shape.len() == 2 && is_used(tensor)).map_or(Dtype::F32, written_as);
+    let mut companions = companion_files(base, dtype, text)?;
+    if merging.changes_config() {
+        amend_config(&mut companions, |config| merging.amend(config));
+    }
     let directory = output.directory().to_owned();
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let written = write_shards(disk, &directory, &specs, &metadata, shard_bytes, |n| -> Result<Vec<u8>, ModelError> {
-        progress(n, views.len());
-        let view = &views[n];
-        let module = view.name.strip_suffix(".weight").unwrap_or(view.name);
-        let Some(branch) = branches.iter().find(|branch| branch.module == module) else {
-            let bytes = view.bytes()?;
-            if used.contains(view.name) {
-                expect_finite(view, &bytes, 0)?;
-            }
-            return Ok(bytes);
-        };
-        let mut weight = to_finite_f32(view)?;
-        let (outputs, inputs) = (view.shape[0], view.shape[1]);
-        let (a, b) = (Matrix::new(branch.a, branch.rank, inputs), Matrix::new(branch.b, outputs, branch.rank));
-        matmul(&mut weight, true, branch.scale, b, a);
-        let rounded = from_f32(&weight, view.dtype);
-        match first_not_finite(&rounded, view.dtype) {
-            None => Ok(rounded),
-            Some(element) => {
-                let after = match weight[element].is_finite() {
-                    true => format!(" once merged and rounded to {}", view.dtype),
-                    false => " once merged".to_owned(),
-                };
-                Err(ModelError::NotFinite { path: view.path().to_owned(), name: view.name.to_owned(), element, after })
-            }
-        }
+    let written = write_shards(disk, &directory, &specs, &metadata, form.shard_bytes, |n| {
+        progress(n, tensors.len());
+        merged_bytes(&merging, &tensors[n], specs[n].dtype, is_used(&tensors[n]))
     })?;
-    progress(views.len(), views.len());
+    progress(tensors.len(), tensors.len());
     for name in written {
         output.record(&name)?;
     }
@@ -94,34 +98,58 @@ pub fn write_merged(
     Ok(())
 }
 
-struct BranchValues<'a> {
-    module: &'a str,
-    rank: usize,
-    scale: f32,
-    a: &'a [f32],
-    b: &'a [f32],
+/// The bytes of a tensor of the merged model. `used`: whether the base computes with it.
+fn merged_bytes(
+    merging: &Merging<'_>,
+    tensor: &MergedTensor<'_>,
+    dtype: Dtype,
+    used: bool,
+) -> Result<Vec<u8>, ModelError> {
+    let MergedTensor { name, view } = tensor;
+    let merged = merging.values(name, view)?;
+    if merged.is_none() && dtype == view.dtype {
+        let bytes = view.bytes()?;
+        if used {
+            expect_finite(view, &bytes, 0)?;
+        }
+        return Ok(bytes);
+    }
+    let is_merged = merged.is_some();
+    let weight = match merged {
+        Some(weight) => weight,
+        None => to_finite_f32(view)?,
+    };
+    let rounded = from_f32(&weight, dtype);
+    match first_not_finite(&rounded, dtype) {
+        None => Ok(rounded),
+        Some(element) => Err(beyond((view, name), &weight, element, is_merged, &dtype.to_string())),
+    }
 }
 
-/// The values of each branch, in the order of the adapter's layout.
-fn branches(adapter: &Adapter) -> Vec<BranchValues<'_>> {
-    let mut rest = adapter.values.as_slice();
-    let mut take = |count: usize| {
-        let (now, later) = rest.split_at(count);
-        rest = later;
-        now
+/// The error for an element that is not finite once merged, or once rounded to `dtype`. It is one of
+/// the tensor with this name, which is made of the base's tensor.
+pub(crate) fn beyond(
+    (view, name): (&TensorView<'_>, &str),
+    weight: &[f32],
+    element: usize,
+    is_merged: bool,
+    dtype: &str,
+) -> ModelError {
+    let after = match (weight[element].is_finite(), is_merged) {
+        (true, true) => format!(" once merged and rounded to {dtype}"),
+        (true, false) => format!(" once rounded to {dtype}"),
+        (false, _) => " once merged".to_owned(),
     };
-    adapter
-        .targets
-        .iter()
-        .zip(&adapter.shapes)
-        .map(|(target, &(outputs, inputs))| BranchValues {
-            module: &target.module,
-            rank: target.rank,
-            scale: target.scale(),
-            a: take(target.rank * inputs),
-            b: take(outputs * target.rank),
-        })
-        .collect()
+    ModelError::NotFinite { path: view.path().to_owned(), name: name.to_owned(), element, after }
+}
+
+/// The number type of files.
+fn dtype_of(kind: FloatType) -> Dtype {
+    match kind {
+        FloatType::F32 => Dtype::F32,
+        FloatType::F16 => Dtype::F16,
+        FloatType::BF16 => Dtype::BF16,
+    }
 }
 
 /// The difference of logits between a merged model and its base with the adapter, over probe
@@ -145,7 +173,7 @@ pub struct Comparison {
 /// finite, or are too far apart.
 pub fn compare(base: &Path, adapter: &Adapter, merged: &Path, placement: &Placement) -> Result<Comparison, ModelError> {
     let mut with_adapter = Model::load(base, placement)?;
-    with_adapter.attach(adapter);
+    with_adapter.attach(adapter)?;
     let vocabulary = with_adapter.config.vocabulary;
     let probe: Vec<u32> =
         Stream::new(0, 0, 0, 0).uniform(32, 0.5).iter().map(|u| ((u + 0.5) * vocabulary as f32) as u32).collect();

@@ -1,6 +1,7 @@
 //! Rules between keys. What concerns one value alone is in its declaration and in `kind`.
 
 use crate::keys::KEYS;
+use crate::path::is_hub_rows;
 use crate::problem::Problem;
 use crate::read::Reader;
 use crate::{Distributed, Method, Recipe, SharesChoice};
@@ -8,7 +9,7 @@ use crate::{Distributed, Method, Recipe, SharesChoice};
 /// Notes every rule between keys that the recipe breaks.
 pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
     for key in KEYS {
-        let Some(one) = key.instead_of else { continue };
+        let Some(one) = key.replaces() else { continue };
         let other = key.path;
         if reader.has(one) && reader.has(other) {
             let message = format!("`{one}` and `{other}` say the same thing twice");
@@ -25,8 +26,12 @@ pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
         let hint = "add virtual_ranks to [distributed], several times the number of machines: the more, the more finely shares follow speed";
         reader.problems.push(problem.hint(hint));
     }
-    // A directory in `train` may hold a valid.jsonl. Whether it does is checked by the dataset.
-    let has_eval = reader.has("data.eval") || recipe.data.train.iter().any(|path| path.is_dir());
+    weights(recipe, reader);
+    // A directory in `train` may hold a valid.jsonl, and so may a data set of the hub. Whether it does
+    // is checked by the dataset.
+    let has_eval = reader.has("data.eval")
+        || reader.has("data.eval_share")
+        || recipe.data.train.iter().any(|path| path.is_dir() || is_hub_rows(path));
     if !has_eval {
         let needs_rows = [
             ("eval.early_stopping_patience", recipe.eval.early_stopping_patience.is_some()),
@@ -37,9 +42,29 @@ pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
             if wanted && reader.has(path) {
                 let message = format!("`{path}` needs evaluation rows, and `data.eval` is not given");
                 let problem = Problem::new(reader.location(path), message);
-                reader.problems.push(problem.hint("name a file of held-back rows: `eval` in [data]"));
+                reader.problems.push(problem.hint(
+                    "name a file of held-back rows: `eval` in [data]; or hold a part of the rows back: `eval_share`",
+                ));
             }
         }
+    }
+}
+
+/// Each entry of `data.train` has one weight.
+fn weights(recipe: &Recipe, reader: &mut Reader<'_>) {
+    /// More copies of a row are a mistake.
+    const LARGEST: f64 = 100.0;
+    let (files, weights) = (recipe.data.train.len(), &recipe.data.weights);
+    if weights.is_empty() || !reader.has("data.train") {
+        return;
+    }
+    let location = reader.location("data.weights");
+    if weights.len() != files {
+        let message = format!("`data.weights` has {}, and `data.train` names {files}", weights.len());
+        reader.problems.push(Problem::new(location, message).hint("one weight for each entry of `train`, in order"));
+    } else if let Some(large) = weights.iter().find(|weight| **weight > LARGEST) {
+        let message = format!("`data.weights` has {large}, and a row is taken at most {LARGEST} times an epoch");
+        reader.problems.push(Problem::new(location, message).hint("weights count: 2.0 takes each row twice an epoch"));
     }
 }
 

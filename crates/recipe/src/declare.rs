@@ -126,6 +126,7 @@ macro_rules! table {
             instead_of: $instead_of,
             words: || $crate::kind::Kind::words(&$kind),
             schema: || $crate::kind::Kind::schema(&$kind),
+            is_table: || $crate::kind::Kind::is_table(&$kind),
             written: |$recipe: &$crate::Recipe| {
                 Option::map($held, |value| $crate::kind::Kind::write(&$kind, value))
             },

@@ -167,6 +167,11 @@ fn closest<T>(name: &str, candidates: impl Iterator<Item = (&'static str, T)>) -
         .map(|(distance, _, item)| (distance, item))
 }
 
+/// The name of a list nearest in spelling.
+pub(crate) fn nearest_of(name: &str, names: &[&'static str]) -> Option<&'static str> {
+    closest(&plain(name), names.iter().map(|name| (*name, *name))).map(|(_, name)| name)
+}
+
 /// The names of all keys of a table.
 fn all_names(table: &str) -> Option<String> {
     let names: Vec<String> =

@@ -25,6 +25,8 @@ pub struct Key {
     pub(crate) schema: fn() -> String,
     /// The value as canonical TOML; `None` if it is unset.
     pub(crate) written: fn(&Recipe) -> Option<String>,
+    /// Whether the value is a table, of which `--set` may name one entry.
+    pub(crate) is_table: fn() -> bool,
     /// The value as it counts in the digest; `None` if it is unset.
     pub(crate) meaning: fn(&Recipe) -> Option<String>,
 }
@@ -33,6 +35,12 @@ impl Key {
     /// "" for a key at the top.
     pub fn table(&self) -> &'static str {
         self.path.split_once('.').map_or("", |(table, _)| table)
+    }
+
+    /// The path of the key in whose place this one stands; only one of them may be given.
+    pub fn replaces(&self) -> Option<&'static str> {
+        let beside = APART.iter().find(|(_, path)| *path == self.path).map(|(other, _)| *other);
+        self.instead_of.or(beside)
     }
 
     /// The path without the table.
@@ -61,6 +69,9 @@ pub(crate) enum Scope {
     /// Each rank may have its own value.
     Local,
 }
+
+/// Pairs of keys that fill fields of their own, and of which only one may be given.
+const APART: [(&str, &str); 1] = [("data.eval", "data.eval_share")];
 
 /// The tables, in the order of the documentation.
 pub const TABLES: &[&str] = Recipe::TABLES;
@@ -124,16 +135,16 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
     ("num_processes", "the number of ranks is no key: finetune launch -n N -- RECIPE.toml"),
     ("stage", "leave it out: finetune does supervised fine-tuning"),
     ("do_train", "leave it out: finetune run trains"),
-    ("do_eval", "leave it out: evaluation runs where `eval` in [data] names a file"),
+    ("do_eval", "leave it out: evaluation runs where `eval` in [data] names a file, or `eval_share` a part of the rows"),
     ("deepspeed", "leave it out: ranks average gradients, each holds the whole model"),
     ("fsdp", "leave it out: ranks average gradients, each holds the whole model"),
     ("fsdp_config", "leave it out: ranks average gradients, each holds the whole model"),
     ("flash_attention", "leave it out: there is nothing to choose"),
     ("flash_attn", "leave it out: there is nothing to choose"),
     ("attn_implementation", "leave it out: there is nothing to choose"),
-    ("report_to", "leave it out: metrics.jsonl and report.html are always written; `prometheus` in [log] serves metrics"),
-    ("wandb_project", "leave it out: metrics.jsonl and report.html are always written"),
-    ("wandb_name", "leave it out: metrics.jsonl and report.html are always written"),
+    ("report_to", "leave it out: metrics.jsonl and report.html are always written; `tensorboard` and `prometheus` in [log] give the numbers to others"),
+    ("wandb_project", "leave it out: metrics.jsonl and report.html are always written; W&B reads the files of `tensorboard` in [log]"),
+    ("wandb_name", "leave it out: metrics.jsonl and report.html are always written; W&B reads the files of `tensorboard` in [log]"),
     ("val_batches", "leave it out: evaluation reads every held-back row"),
     ("test_batches", "leave it out: evaluation reads every held-back row"),
     ("export", "exporting is a command: finetune export RUN --format merged --output DIR"),

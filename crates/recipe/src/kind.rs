@@ -9,16 +9,21 @@ use toml::de::{DeArray, DeValue};
 use crate::problem::{Location, Problem};
 use crate::{hint, path};
 
+mod columns;
+mod log;
 mod modules;
 mod numbers;
 mod paths;
 mod texts;
 mod words;
 
+pub use columns::COLUMN_KEYS;
+pub(crate) use columns::Columns;
+pub(crate) use log::{Events, ShellCommand};
 pub(crate) use modules::{ByName, Layers, Names, Targets};
-pub(crate) use numbers::Bounds::{BelowOne, NotNegative, Positive, Share};
-pub(crate) use numbers::{Count, Epochs, Integer, Number, NumberPair};
-pub(crate) use paths::{ModelPath, OnePath, Paths};
+pub(crate) use numbers::Bounds::{BelowOne, Between, NotNegative, Positive, Share};
+pub(crate) use numbers::{Count, Epochs, Integer, Number, NumberPair, Numbers};
+pub(crate) use paths::{ModelPath, OnePath, Paths, RowPaths};
 pub(crate) use texts::{Address, Day, Period, Ports};
 pub(crate) use words::{Switch, word};
 
@@ -46,6 +51,11 @@ pub(crate) trait Kind {
     /// of the declaration.
     fn default_text(&self, _declared: &str, value: &Self::Value) -> String {
         self.write(value)
+    }
+
+    /// Whether `--set` may name one entry of the value: `data.columns.prompt=question`.
+    fn is_table(&self) -> bool {
+        false
     }
 
     /// What a value may be, in the words of `recipes/README.md`.

@@ -39,9 +39,11 @@ use std::io::Read;
 use std::path::Path;
 
 pub use choices::{
-    BackendChoice, DeviceChoice, DtypeChoice, Format, Method, OptimizerName, Overlong, Quantization, ResultChoice,
-    ScheduleName, SharesChoice, TopologyChoice, TrainOn,
+    BackendChoice, DeviceChoice, DtypeChoice, EventFolder, Format, Method, OptimizerName, Overlong, Quantization,
+    ResultChoice, ScheduleName, SharesChoice, TopologyChoice, TrainOn,
 };
+pub use kind::COLUMN_KEYS;
+pub use path::{HUB_ROWS, is_hub_rows};
 pub use problem::{Location, Problem, Problems, RecipeError};
 pub use tables::{
     Checkpoint, Data, Distributed, Eval, Length, Log, Lora, Model, Optimizer, Recipe, Schedule, TargetModules, Train,

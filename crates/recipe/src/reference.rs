@@ -47,13 +47,14 @@ pub fn markdown() -> String {
     }
     let _ = writeln!(page, "\n## Rules between keys\n");
     for key in KEYS {
-        if let Some(one) = key.instead_of {
+        if let Some(one) = key.replaces() {
             let _ = writeln!(page, "- `{one}` and `{}`: one of them.", key.path);
         }
     }
     page.push_str(
-        "- `eval.early_stopping_patience`, `eval.samples` and `eval.exact_match` need `data.eval` (or a\n  \
-         directory as `data.train`).\n\
+        "- `eval.early_stopping_patience`, `eval.samples` and `eval.exact_match` need `data.eval`,\n  \
+         `data.eval_share`, or a directory as `data.train`.\n\
+         - `data.weights` has one number for each entry of `data.train`.\n\
          - `train.method = \"full\"` takes no key of `[lora]` and no `model.quantization`.\n\
          - `train.micro_batch_size` is a maximum: where a rank's share of the global batch is smaller, that\n  \
          is taken.\n",

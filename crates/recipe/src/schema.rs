@@ -58,7 +58,7 @@ fn property(key: &Key, indent: &str) -> String {
 /// The pairs of keys of which only one may be given, as members of the table's schema.
 fn pairs(table: &str) -> String {
     let pair = |key: &Key| {
-        let one = key.instead_of.and_then(|path| path.split_once('.')).map(|(_, name)| name)?;
+        let one = key.replaces().and_then(|path| path.split_once('.')).map(|(_, name)| name)?;
         let both = list(&[one, key.name()], |name| quoted(name));
         Some(format!("{{ \"not\": {{ \"required\": {both} }} }}"))
     };

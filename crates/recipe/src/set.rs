@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use toml::de::DeValue;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 use crate::keys::{self, KEYS, TABLES};
 use crate::parse::{Given, unknown_key, unknown_table};
@@ -28,14 +29,35 @@ pub(crate) fn apply<'a>(text: &'a str, given: &mut BTreeMap<&'static str, Given<
     if !table.is_empty() && !TABLES.contains(&table) {
         return Err(unknown_table(table, location()));
     }
-    let key = keys::find(table, name).ok_or_else(|| unknown_key(table, name, location()))?;
+    let (key, entry) = match (keys::find(table, name), name.split_once('.')) {
+        (Some(key), _) => (key, None),
+        (None, Some((name, entry))) if keys::find(table, name).is_some_and(|key| (key.is_table)()) => {
+            (keys::find(table, name).expect("it was found above"), Some(entry))
+        }
+        (None, _) => return Err(unknown_key(table, name, location())),
+    };
     // What the key excludes is removed too: `--set train.max_steps=5` removes `epochs = 3`.
-    let replaces = |other: &&keys::Key| other.instead_of == Some(key.path) || key.instead_of == Some(other.path);
+    let replaces = |other: &&keys::Key| other.replaces() == Some(key.path) || key.replaces() == Some(other.path);
     for other in KEYS.iter().filter(replaces) {
         given.remove(other.path);
     }
-    given.insert(key.path, Given { value: parse_value(value.trim()), location: location() });
+    let value = match entry {
+        None => parse_value(value.trim()),
+        Some(entry) => with_entry(given.remove(key.path), entry, value.trim()),
+    };
+    given.insert(key.path, Given { value, location: location() });
     Ok(())
+}
+
+/// A table with one more entry. What was given and is no table is replaced.
+fn with_entry<'a>(given: Option<Given<'a>>, entry: &'a str, value: &'a str) -> DeValue<'a> {
+    let mut table = match given.map(|given| given.value) {
+        Some(DeValue::Table(table)) => table,
+        _ => DeTable::new(),
+    };
+    let name = Cow::Borrowed(entry.trim().trim_matches(['"', '\'']));
+    table.insert(Spanned::new(0..0, name), Spanned::new(0..0, parse_value(value)));
+    DeValue::Table(table)
 }
 
 /// A value as TOML, or else as a string without quotes. Shells take quotes away, and `auto` or `5s`

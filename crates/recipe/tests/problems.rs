@@ -122,6 +122,13 @@ fn values_out_of_range() {
             "[log]\nprometheus = \"9400\"",
             "6:14 `log.prometheus` must be a host and a port, found \"9400\" | for example \"127.0.0.1:9400\"",
         ),
+        ("[log]\ntensorboard = 1", "6:15 expected true, false or a folder, found an integer"),
+        (
+            "[log]\ntensorboard = \"true\"",
+            "6:15 expected true or false, found a string | write it without quotes: true",
+        ),
+        ("[log]\non_end = \" \"", "6:10 `log.on_end` must not be empty"),
+        ("[log]\non_end = [\"ls\"]", "6:10 expected a string, found a list"),
         ("[distributed]\nvirtual_ranks = 0", "6:17 `distributed.virtual_ranks` must be at least 1, found 0"),
         ("[distributed]\nmin_ranks = 0", "6:13 `distributed.min_ranks` must be at least 1, found 0"),
         ("[distributed]\ntimeout = \"0s\"", "6:11 `distributed.timeout` must be above 0s and at most 1h, found \"0s\""),
@@ -174,14 +181,19 @@ fn keys_that_contradict_each_other() {
         ("[train]\nmethod = \"full\"\n[lora]", "no problem"),
         (
             "[eval]\nearly_stopping_patience = 3",
-            "6:27 `eval.early_stopping_patience` needs evaluation rows, and `data.eval` is not given | name a file of held-back rows: `eval` in [data]",
+            "6:27 `eval.early_stopping_patience` needs evaluation rows, and `data.eval` is not given | name a file of held-back rows: `eval` in [data]; or hold a part of the rows back: `eval_share`",
         ),
         (
             "[eval]\nsamples = 3",
-            "6:11 `eval.samples` needs evaluation rows, and `data.eval` is not given | name a file of held-back rows: `eval` in [data]",
+            "6:11 `eval.samples` needs evaluation rows, and `data.eval` is not given | name a file of held-back rows: `eval` in [data]; or hold a part of the rows back: `eval_share`",
         ),
         ("[eval]\nsamples = 0", "no problem"),
         ("eval = \"v.jsonl\"\n[eval]\nsamples = 3", "no problem"),
+        ("eval_share = 0.1\n[eval]\nsamples = 3", "no problem"),
+        (
+            "eval = \"v.jsonl\"\neval_share = 0.1",
+            "6:14 `data.eval` and `data.eval_share` say the same thing twice | keep one of them",
+        ),
         ("[train]\nglobal_batch_size = 2\nmicro_batch_size = 4", "no problem"),
         (
             "[distributed]\nshares = \"measured\"",

@@ -143,6 +143,46 @@ fn set_overrides_the_file() {
 }
 
 #[test]
+fn data_sets_of_the_hub_and_patterns_stay_as_they_are_written() {
+    let hub = ["hf://acme/rows/train", "hf://acme/rows@v2", "hf://datasets/acme/rows/data/train.parquet"];
+    for text in hub {
+        let recipe = parse_with(MINIMAL, &[&format!("data.train={text}")]).unwrap();
+        assert_eq!(recipe.data.train, [PathBuf::from(text)]);
+        assert!(finetune_recipe::is_hub_rows(&recipe.data.train[0]));
+        assert!(recipe.to_toml().contains(&format!("train = [\"{text}\"]")), "{}", recipe.to_toml());
+    }
+    let recipe = parse_with(MINIMAL, &["data.train=[\"data/*.jsonl\", \"hf://acme/rows\"]"]).unwrap();
+    assert_eq!(recipe.data.train, [PathBuf::from("/home/ada/data/*.jsonl"), PathBuf::from("hf://acme/rows")]);
+}
+
+#[test]
+fn columns_are_set_one_by_one_or_all_at_once() {
+    let inline = parse(&format!("{MINIMAL}columns = {{ prompt = \"question\", completion = \"answer\" }}\n"));
+    let header = parse(&format!("{MINIMAL}[data.columns]\nprompt = \"question\"\ncompletion = \"answer\"\n"));
+    let set = parse_with(MINIMAL, &["data.columns.prompt=question", "data.columns.completion=\"answer\""]).unwrap();
+    assert_eq!(inline, header);
+    assert_eq!(inline, set);
+    let changed = parse_with(
+        &format!("{MINIMAL}[data.columns]\nprompt = \"question\"\ncompletion = \"answer\"\n"),
+        &["data.columns.completion=reply", "lora.rank_pattern.q_proj=2"],
+    );
+    let changed = changed.unwrap();
+    assert_eq!(
+        (changed.data.columns["prompt"].as_str(), changed.data.columns["completion"].as_str()),
+        ("question", "reply")
+    );
+    assert_eq!(changed.lora.rank_pattern["q_proj"], 2);
+}
+
+#[test]
+fn a_share_takes_the_place_of_held_back_files() {
+    let recipe = parse_with(CONTRACT, &["data.eval_share=0.1"]).unwrap();
+    assert_eq!((recipe.data.eval.len(), recipe.data.eval_share), (0, Some(0.1)));
+    let recipe = parse_with(&format!("{MINIMAL}eval_share = 0.1\n"), &["data.eval=rows.jsonl"]).unwrap();
+    assert_eq!((recipe.data.eval.len(), recipe.data.eval_share), (1, None));
+}
+
+#[test]
 fn set_is_checked_like_the_file() {
     let cases = [
         ("lora.rank", "expected key.path=value | for example --set lora.rank=8"),
@@ -153,6 +193,37 @@ fn set_is_checked_like_the_file() {
         ("loar.rank=8", "unknown table [loar] | did you mean [lora]?"),
         ("lora={ rank = 8 }", "[lora] is a table: set its keys one by one | for example --set lora.rank=…"),
         ("data.train=", "`data.train` must not be empty"),
+        (
+            "data.train=hf://acme",
+            "`data.train` names no data set of the hub: an owner and a name are needed | for example \"hf://owner/name\", or \"hf://owner/name/split\"",
+        ),
+        (
+            "data.train=https://huggingface.co/datasets/acme/rows",
+            "`data.train` is an address: a path, or a data set of the hub, is meant | write \"hf://acme/rows\"",
+        ),
+        ("data.eval_share=1", "`data.eval_share` must be above 0 and below 1, found 1"),
+        (
+            "data.weights=[1.0, 2.0]",
+            "`data.weights` has 2, and `data.train` names 1 | one weight for each entry of `train`, in order",
+        ),
+        ("data.weights=[0]", "`data.weights` must be above 0, found 0"),
+        (
+            "data.weights=1e3",
+            "`data.weights` has 1000, and a row is taken at most 100 times an epoch | weights count: 2.0 takes each row twice an epoch",
+        ),
+        ("data.max_rows=0", "`data.max_rows` must be at least 1, found 0"),
+        (
+            "data.columns=question",
+            "expected a table of keys and the names of columns, found a string | for example { prompt = \"question\", completion = \"answer\" }",
+        ),
+        ("data.columns.promt=question", "`data.columns` has no key `promt` | did you mean `prompt`?"),
+        ("data.columns.question=prompt", "`data.columns` has no key `question` | write it as prompt = \"question\""),
+        ("data.columns.response=b", "`data.columns` has no key `response` | ours is `completion`"),
+        ("data.columns.prompt=1", "expected a string, found an integer | write it in quotes"),
+        (
+            "data.format.prompt=1",
+            "unknown key `format.prompt` in [data] | the keys in [data] are `train`, `eval`, `eval_share`, `columns`, `weights`, `max_rows`, `format`, `max_seq_len`, `overlong`, `packing`, `train_on`, `shuffle`, `chat_template`, `date`",
+        ),
         (
             "schedule.name=cosin",
             "`schedule.name` must be one of \"constant\", \"linear\", \"cosine\", found \"cosin\" | did you mean \"cosine\"?",

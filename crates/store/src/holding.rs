@@ -37,6 +37,12 @@ pub enum Holding {
     Zstd,
     /// A zip file.
     Zip,
+    /// A tar archive.
+    Tar,
+    /// A file packed with bzip2, xz or 7z.
+    OtherPacked,
+    /// A spreadsheet of Excel.
+    Spreadsheet,
     /// A Parquet file.
     Parquet,
     /// An Arrow file.
@@ -87,6 +93,9 @@ impl Holding {
             Holding::Gzip => "a gzip file",
             Holding::Zstd => "a zstd file",
             Holding::Zip => "a zip file",
+            Holding::Tar => "a tar archive",
+            Holding::OtherPacked => "a file packed with bzip2, xz or 7z",
+            Holding::Spreadsheet => "a spreadsheet",
             Holding::Parquet => "a Parquet file",
             Holding::Arrow => "an Arrow file",
             Holding::Csv => "a CSV file",

@@ -26,6 +26,12 @@ pub fn recognize(path: &Path) -> Holding {
     }
 }
 
+/// What a file called `name` holds if these are its first bytes, a few KiB of them. It is for
+/// content that comes out of a packed file.
+pub fn recognize_content(name: &Path, head: &[u8]) -> Holding {
+    if head.is_empty() { Holding::EmptyFile } else { file::recognize(name, head) }
+}
+
 fn head(path: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
     // A file that cannot be read has no first bytes. Its name may still say something.

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use finetune_dataset::{ChatTokenizer, Dataset, TextSource, resolve_files, unused_files};
+use finetune_dataset::{ChatTokenizer, Dataset, Part, TextSource, resolve_files, unused_files};
 use finetune_model::ModelConfig;
-use finetune_recipe::Recipe;
+use finetune_recipe::{Data as DataKeys, Recipe};
 use finetune_store::Cache;
 
 use crate::error::TrainError;
@@ -52,6 +52,7 @@ pub fn load_data(
     let tokenizer = open_tokenizer(recipe, model)?;
     let reader = RowReader::new(recipe, model, config, tokenizer.as_ref(), progress);
     let train = reader.train(&train_files)?;
+    let eval_files = reader.files_to_evaluate(&train_files, eval_files);
     let eval = if eval_files.is_empty() { None } else { Some(reader.eval(&eval_files)?) };
     Ok(Data { train, eval, tokenizer })
 }
@@ -59,7 +60,19 @@ pub fn load_data(
 /// The tokenizer of the recipe's model with the recipe's template and date.
 pub(crate) fn open_tokenizer(recipe: &Recipe, model: &Path) -> Result<Option<ChatTokenizer>, TrainError> {
     let (chat_template, date) = (recipe.data.chat_template.as_deref(), recipe.data.date.as_deref());
-    Ok(ChatTokenizer::open(&TextSource { model_dir: model, adapter: None, chat_template, date })?)
+    let source = TextSource { model_dir: model, adapter: None, chat_template, date };
+    let tokenizer = ChatTokenizer::open_with(&source, &recipe.data.add_tokens)?;
+    match tokenizer {
+        None if !recipe.data.add_tokens.is_empty() => Err(ChatTokenizer::missing(model).into()),
+        tokenizer => Ok(tokenizer),
+    }
+}
+
+/// Rows of embedding and output layer: the model's, or more if the recipe adds tokens for which the
+/// model has none.
+pub(crate) fn vocabulary(recipe: &Recipe, config: &ModelConfig, tokenizer: Option<&ChatTokenizer>) -> usize {
+    let tokens = tokenizer.filter(|_| !recipe.data.add_tokens.is_empty()).map_or(0, ChatTokenizer::vocab_size);
+    config.vocabulary.max(tokens)
 }
 
 /// Reads files of rows as a recipe says.
@@ -81,13 +94,14 @@ impl<'a> RowReader<'a> {
         tokenizer: Option<&'a ChatTokenizer>,
         progress: &'a dyn Fn(u64),
     ) -> RowReader<'a> {
-        RowReader { recipe, model, vocabulary: config.vocabulary, tokenizer, progress, cache: Cache::of_user("rows") }
+        let vocabulary = vocabulary(recipe, config, tokenizer);
+        RowReader { recipe, model, vocabulary, tokenizer, progress, cache: Cache::of_user("rows") }
     }
 
     /// Rows to train on. There has to be at least one.
     pub(crate) fn train(&self, files: &[PathBuf]) -> Result<Dataset, TrainError> {
         // The text of one row is kept: it tells whether the rows have prompts.
-        let mut rows = self.read(files, 1)?;
+        let mut rows = self.read(files, &self.recipe.data, Part::Train, 1)?;
         rows.notices.extend(unused_files(&self.recipe.data.train, &self.recipe.data.eval));
         if rows.rows.is_empty() {
             return Err(TrainError::NoRows { path: files.first().cloned().unwrap_or_default() });
@@ -95,15 +109,27 @@ impl<'a> RowReader<'a> {
         Ok(rows)
     }
 
+    /// The files that hold rows to evaluate: those of `data.eval`, or with `data.eval_share` those of
+    /// `data.train`.
+    pub(crate) fn files_to_evaluate(&self, train: &[PathBuf], eval: Vec<PathBuf>) -> Vec<PathBuf> {
+        if self.recipe.data.eval_share.is_some() { train.to_vec() } else { eval }
+    }
+
     /// Rows to evaluate, with the texts of those that are answered.
     pub(crate) fn eval(&self, files: &[PathBuf]) -> Result<Dataset, TrainError> {
-        self.read(files, self.recipe.eval.samples.max(self.recipe.eval.exact_match))
+        let keep_text = self.recipe.eval.samples.max(self.recipe.eval.exact_match);
+        let data = &self.recipe.data;
+        if data.eval_share.is_some() {
+            return self.read(files, data, Part::HeldBack, keep_text);
+        }
+        let all = DataKeys { weights: Vec::new(), max_rows: None, ..data.clone() };
+        self.read(files, &all, Part::Train, keep_text)
     }
 
     /// Reads rows, and keeps the texts of the first `keep_text` of them.
-    fn read(&self, files: &[PathBuf], keep_text: usize) -> Result<Dataset, TrainError> {
-        let (cache, data) = (self.cache.as_ref(), &self.recipe.data);
-        Dataset::load_kept(cache, files, data, self.tokenizer, self.vocabulary, keep_text, self.progress)
+    fn read(&self, files: &[PathBuf], data: &DataKeys, part: Part, keep_text: usize) -> Result<Dataset, TrainError> {
+        let (cache, tokenizer, vocabulary) = (self.cache.as_ref(), self.tokenizer, self.vocabulary);
+        Dataset::load_part_kept(cache, files, data, part, tokenizer, vocabulary, keep_text, self.progress)
             .map_err(|error| error.in_model(self.model).into())
     }
 }

@@ -43,6 +43,8 @@ fn rows_that_cannot_be_read() {
             {"messages": "Hi"}
           train.jsonl:6: no key that tells the format; its keys are conversation; expected one of the keys messages, prompt, text, instruction, conversations, input_ids
             {"conversation": []}
+
+        hint: if other names mean the same, say so: data.columns = { prompt = "question", completion = "answer" }
         (exit code 2)
     "#]],
     );

@@ -7,6 +7,9 @@ const TEMPLATE: &str = "name a template with {% generation %} blocks in data.cha
 const ONE_FORMAT: &str = "one dataset has one format: convert the rows, or name the format with data.format";
 const VOCABULARY: &str = "the tokenizer has tokens that the model's embedding lacks: use the tokenizer of this model";
 
+const COLUMNS: &str =
+    "if other names mean the same, say so: data.columns = { prompt = \"question\", completion = \"answer\" }";
+
 fn stopped() -> TemplateProblem {
     TemplateProblem::Stopped { origin: "a.jinja".to_owned(), line: 3, reason: "no".to_owned() }
 }
@@ -38,7 +41,7 @@ fn problems_of_lines_and_tokens_have_their_texts_and_hints() {
         (RowProblem::NulCharacter(11), "a NUL character at byte 11 of the line", None),
         (RowProblem::NotAnObject("a list"), "the line is a list", None),
         (
-            RowProblem::NotJson { reason: text("trailing comma"), column: 14, expected: None },
+            RowProblem::NotJson { reason: text("trailing comma"), below: 0, column: 14, expected: None },
             "not JSON: trailing comma",
             None,
         ),
@@ -50,12 +53,12 @@ fn problems_of_lines_and_tokens_have_their_texts_and_hints() {
         (
             RowProblem::UnknownFormat { keys: Vec::new(), more: false },
             "no key that tells the format; the object is empty",
-            None,
+            Some(COLUMNS),
         ),
         (
             RowProblem::UnknownFormat { keys: vec![text("a"), text("b")], more: true },
             "no key that tells the format; its keys are a, b, …",
-            None,
+            Some(COLUMNS),
         ),
         (
             RowProblem::OtherFormat { found: Format::Text, wanted: Format::Messages, first: text("a.jsonl:1") },
@@ -230,7 +233,7 @@ fn format_problems_have_their_texts() {
         (FormatProblem::NotText("image"), "the row has image: only text can be trained on", "rows without image"),
         (
             FormatProblem::OldTools,
-            "functions is the old form of tools, which no chat template knows",
+            "functions is the old form of tools, and the row has both",
             "\"tools\": [{\"type\": \"function\", \"function\": {...}}]",
         ),
         (FormatProblem::TwoSystemMessages("messages"), "system and messages[0] are two system messages", "one of them"),

@@ -107,6 +107,10 @@ pub(crate) fn data(format: Format) -> Data {
     Data {
         train: Vec::new(),
         eval: Vec::new(),
+        eval_share: None,
+        columns: std::collections::BTreeMap::new(),
+        weights: Vec::new(),
+        max_rows: None,
         format,
         max_seq_len: 2048,
         overlong: Overlong::Error,
@@ -114,6 +118,7 @@ pub(crate) fn data(format: Format) -> Data {
         train_on: TrainOn::Assistant,
         shuffle: true,
         chat_template: None,
+        add_tokens: Vec::new(),
         date: None,
     }
 }

@@ -1,5 +1,8 @@
 mod counted;
+mod formats;
 mod hostile;
+mod kinds;
+mod llama_cpp;
 mod made_up;
 mod masks;
 mod model_files;
@@ -7,6 +10,7 @@ mod plans;
 mod python;
 mod reaching;
 mod rows;
+mod shares;
 mod streams;
 mod templates;
 mod text_files;

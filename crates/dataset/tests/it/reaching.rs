@@ -114,12 +114,12 @@ fn what_a_template_leaves_out_is_refused_by_name() {
         (
             knows_three,
             json!({"messages": [user, {"role": "assistant", "content": "b", "function_call": {"name": "f"}}]}),
-            "messages[1].function_call is the old form of a call, which no chat template knows",
+            "messages[1].tool_calls[0]: the chat template leaves the call out",
         ),
         (
             knows_three,
             json!({"messages": [user, answer], "functions": [{"name": "f"}]}),
-            "functions is the old form of tools, which no chat template knows",
+            "tools: the chat template leaves them out",
         ),
         (
             knows_three,

@@ -155,7 +155,7 @@ fn rows_of_other_formats_with_faults() {
         ),
         (
             bytes(r#"{"conversations": [{"from": "function_call", "value": "a"}]}"#),
-            "1: conversations[0].from is function_call",
+            "1: conversations[0].value is no call of a function; expected {\"name\", \"arguments\"} as JSON text",
         ),
         (bytes(r#"{"input_ids": []}"#), "1: input_ids is empty"),
         (bytes(r#"{"labels": [1]}"#), "1: the key input_ids is missing"),
@@ -319,13 +319,17 @@ fn rows_of_tokens_need_no_tokenizer() {
 
 #[test]
 fn files_of_another_kind_are_told_in_one_line() {
+    let mut tar = vec![0; 512];
+    tar[257..262].copy_from_slice(b"ustar");
     let utf16: Vec<u8> = "\u{FEFF}{\"text\":\"a\"}\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
     for (name, content, what, remedy) in [
-        ("a.jsonl.gz", b"\x1f\x8b\x08\x00\x00".to_vec(), "gzip", "gunzip"),
-        ("a.parquet", b"PAR1\x15\x04".to_vec(), "Parquet", "read_parquet"),
-        ("a.csv", b"prompt,completion\n1,2\n".to_vec(), "CSV", "read_csv"),
-        ("a.json", b"[\n{\"text\": \"a\"}\n]\n".to_vec(), "list", "jq -c"),
-        ("a.jsonl", b"[{\"text\": \"a\"}]".to_vec(), "list", "jq -c"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08\x00\x00".to_vec(), "gzip file is torn", "fetch"),
+        ("a.parquet", b"PAR1\x15\x04".to_vec(), "Parquet file is torn", "fetch"),
+        ("a.tar", tar, "tar archive", "tar xf"),
+        ("a.zip", b"PK\x03\x04\x14\0rows.jsonl".to_vec(), "zip", "unzip"),
+        ("a.xlsx", b"PK\x03\x04\x14\0[Content_Types].xml".to_vec(), "spreadsheet", "CSV"),
+        ("a.arrow", b"ARROW1\0\0".to_vec(), "Arrow", "from_file"),
+        ("a.jsonl.xz", b"\xfd7zXZ\0\0".to_vec(), "xz", "unxz"),
         ("a.jsonl", utf16, "UTF-16", "iconv"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n".to_vec(), "git-lfs", "git lfs pull"),
     ] {

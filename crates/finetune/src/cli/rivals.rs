@@ -30,18 +30,18 @@ const VERBS: [(&str, &str); 46] = [
     ("merge_lora", "`finetune export RUN --format merged --output DIR` merges the adapter into its base"),
     (
         "convert",
-        "`finetune export RUN --format merged --output DIR` writes a directory that other programs' converters read",
+        "`finetune export RUN --format gguf --output DIR` writes a GGUF file, `--format mlx` an adapter of mlx-lm",
     ),
     ("save", "`finetune export RUN --format merged --output DIR` writes the result in another form"),
-    (
-        "chat",
-        "not in this version; `finetune generate RUN --prompt TEXT` answers, `--messages FILE` continues a conversation",
-    ),
+    ("talk", "`finetune chat RUN` is a conversation in the terminal"),
     ("infer", "`finetune generate RUN --prompt TEXT` answers"),
     ("inference", "`finetune generate RUN --prompt TEXT` answers"),
     ("predict", "`finetune generate RUN --data FILE` answers the rows of a file"),
     ("complete", "`finetune generate RUN --raw --prompt TEXT` continues a text"),
-    ("completion", "`finetune generate RUN --raw --prompt TEXT` continues a text"),
+    (
+        "completion",
+        "`finetune completions SHELL` prints those of a shell; `finetune generate RUN --raw --prompt TEXT` continues a text",
+    ),
     ("ask", "`finetune generate RUN --prompt TEXT` answers"),
     ("test", "`finetune eval RUN --data FILE` measures the loss on a file"),
     ("evaluate", "`finetune eval RUN --data FILE` measures the loss on a file"),
@@ -68,8 +68,8 @@ const VERBS: [(&str, &str); 46] = [
     ("init", "not in this version; recipes/quickstart.toml is a recipe to begin with"),
     ("import", "not in this version; a key of another program in a recipe is answered with ours"),
     ("quantize", "not in this version; other programs quantize what `finetune export --format merged` writes"),
-    ("watch", "not in this version; report.html in the run directory shows the curves while it runs"),
-    ("compare", "not in this version; report.html and metrics.jsonl of each run have the numbers"),
+    ("tensorboard", "`[log] tensorboard` writes its files; `finetune watch RUN` shows curves here"),
+    ("diff", "`finetune compare RUN RUN` shows settings that differ, scores and curves"),
 ];
 
 /// Options of other programs for commands that use a model.
@@ -114,8 +114,15 @@ const OF_EXPORT: [(&str, &str); 8] = [
     ("save-path", "ours is --output"),
     ("export-dir", "ours is --output"),
     ("f", "ours is --format"),
-    ("outtype", "ours is --format; weights keep the number type of the base"),
-    ("de-quantize", "leave it out: the weights keep the number type of the base"),
+    ("outtype", "ours is --dtype"),
+    ("de-quantize", "leave it out: the weights keep the number type of the base, or have that of --dtype"),
+];
+
+/// Options of other commands and programs for `chat`.
+const OF_CHAT: [(&str, &str); 3] = [
+    ("p", "messages are typed, or piped in; `finetune generate --prompt TEXT` answers one"),
+    ("prompt", "messages are typed, or piped in; `finetune generate --prompt TEXT` answers one"),
+    ("data", "`finetune generate --data FILE` answers the rows of a file"),
 ];
 
 /// Options of other programs, and habits, for commands that take a recipe.
@@ -230,6 +237,9 @@ fn option(command: &str, words: &[String], found: &str) -> Option<String> {
     if command == "export" {
         return of(&OF_EXPORT).or_else(|| of(&OF_A_MODEL));
     }
+    if command == "chat" {
+        return of(&OF_CHAT).or_else(|| of(&OF_A_MODEL));
+    }
     if TAKES_MODEL.contains(&command) { of(&OF_A_MODEL) } else { None }
 }
 
@@ -277,7 +287,10 @@ fn word(command: &str, found: &str) -> Option<String> {
             Some("a run has one recipe; --set overrides its keys".to_owned())
         }
         "generate" if holding == Holding::Missing => Some("the prompt follows --prompt, in quotes".to_owned()),
-        "generate" | "eval" | "export" if matches!(holding, Holding::Adapter | Holding::Run | Holding::Checkpoint) => {
+        "chat" if holding == Holding::Missing => Some("messages are typed, or piped in".to_owned()),
+        "generate" | "chat" | "eval" | "export"
+            if matches!(holding, Holding::Adapter | Holding::Run | Holding::Checkpoint) =>
+        {
             Some(format!("write --adapter {}", shown(found)))
         }
         "generate" | "eval" => Some(format!("write --data {}", shown(found))),
@@ -301,7 +314,10 @@ mod tests {
         for (line, says) in [
             ("train recipe.toml", "finetune run RECIPE.toml"),
             ("fuse --model x", "finetune export RUN --format merged"),
-            ("chat run", "finetune generate RUN"),
+            ("talk run", "finetune chat RUN"),
+            ("chat run --prompt x", "finetune generate --prompt"),
+            ("chat run --temp 1", "--temperature"),
+            ("chat run Hello", "messages are typed"),
             ("valdate recipe.toml", "finetune validate"),
             ("run recipe.toml --lr 1e-4", "--set optimizer.learning_rate=1e-4"),
             ("run recipe.toml --lr=1e-4", "--set optimizer.learning_rate=1e-4"),

@@ -23,6 +23,10 @@ pub(super) fn rows_of(files: &[std::path::PathBuf], chat_template: Option<&std::
     Data {
         train: files.to_vec(),
         eval: vec![],
+        eval_share: None,
+        columns: std::collections::BTreeMap::new(),
+        weights: Vec::new(),
+        max_rows: None,
         format: Format::Auto,
         max_seq_len: usize::MAX,
         overlong: Overlong::Error,
@@ -30,6 +34,7 @@ pub(super) fn rows_of(files: &[std::path::PathBuf], chat_template: Option<&std::
         train_on: TrainOn::Assistant,
         shuffle: false,
         chat_template: chat_template.map(std::path::Path::to_owned),
+        add_tokens: Vec::new(),
         date: None,
     }
 }

@@ -1,11 +1,16 @@
 //! One file per command.
 
+mod answering;
+mod chat;
 mod cluster;
+mod compare;
 mod conversation;
 mod devices;
 mod download;
 mod eval;
 mod export;
+mod export_adapter;
+mod export_gguf;
 mod export_source;
 mod generate;
 mod inspect;
@@ -15,9 +20,11 @@ mod opening;
 pub(crate) mod preflight;
 mod run;
 mod schema;
+mod shell;
 mod stops;
 mod upload;
 mod validate;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -45,8 +52,13 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Download(arguments) => download::download(&arguments, verbosity),
         Command::Upload(arguments) => upload::upload(&arguments, verbosity),
         Command::Schema => schema::schema(),
+        Command::Completions(arguments) => shell::completions(&arguments),
+        Command::Man(arguments) => shell::man(&arguments),
         Command::Eval(arguments) => eval::eval(arguments, verbosity),
         Command::Generate(arguments) => generate::generate(arguments, verbosity),
+        Command::Chat(arguments) => chat::chat(arguments, verbosity),
         Command::Export(arguments) => export::export(arguments, verbosity),
+        Command::Watch(arguments) => watch::watch(&arguments),
+        Command::Compare(arguments) => compare::compare(&arguments),
     }
 }

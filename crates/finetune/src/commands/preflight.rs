@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use finetune_dataset::resolve_files;
+use finetune_dataset::{matched, resolve_files};
 use finetune_launch::copy::BundleFile;
 use finetune_launch::reach::Answer;
 use finetune_recipe::Recipe;
@@ -305,13 +305,27 @@ fn moved(recipe: &Recipe) -> Vec<(&'static str, Vec<BundleFile>)> {
         paths.iter().enumerate().map(bundle_file).collect()
     };
     let one = |path: &Option<PathBuf>| path.iter().cloned().collect::<Vec<_>>();
+    let rows = |paths: &[PathBuf]| paths.iter().flat_map(|path| files_of_entry(path)).collect::<Vec<_>>();
     let keys = [
-        ("data.train", bundle_files("train", &recipe.data.train)),
-        ("data.eval", bundle_files("eval", &recipe.data.eval)),
+        ("data.train", bundle_files("train", &rows(&recipe.data.train))),
+        ("data.eval", bundle_files("eval", &rows(&recipe.data.eval))),
         ("data.chat_template", bundle_files("template", &one(&recipe.data.chat_template))),
         ("lora.init_from", bundle_files("adapter", &one(&recipe.lora.init_from))),
     ];
     keys.into_iter().filter(|(_, bundle_files)| !bundle_files.is_empty()).collect()
+}
+
+/// The files that a pattern in `data.train` or `data.eval` hits, or the entry itself.
+fn files_of_entry(path: &Path) -> Vec<PathBuf> {
+    matched(path).unwrap_or_else(|_| vec![path.to_owned()])
+}
+
+/// `data.weights` for the files that the entries of `data.train` become.
+fn weights_of_files(recipe: &Recipe) -> Option<String> {
+    let entries = recipe.data.train.iter().zip(&recipe.data.weights);
+    let weights: Vec<String> =
+        entries.flat_map(|(path, weight)| vec![format!("{weight:?}"); files_of_entry(path).len()]).collect();
+    (!weights.is_empty()).then(|| format!("data.weights=[{}]", weights.join(", ")))
 }
 
 /// The run directory in the folder of a copy.
@@ -338,6 +352,7 @@ pub(crate) fn words_of_copy(run: &RunArguments, recipe: &Recipe) -> Vec<String> 
         let list = matches!(key, "data.train" | "data.eval");
         set(if list { format!("{key}=[{}]", names.join(", ")) } else { format!("{key}={}", names.join("")) });
     }
+    weights_of_files(recipe).into_iter().for_each(&mut set);
     words.extend(["--output-dir".to_owned(), directory_of_copy(recipe)]);
     match &run.resume {
         None => {}

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use finetune_allreduce::Notice;
 use finetune_recipe::Recipe;
+use finetune_rendezvous::Membership;
 use finetune_trainer::numbers::counted;
 use finetune_trainer::{Event, Outcome, Prepared, Ranks, Resume, Run, ThisHost, home, prepare, train};
 
 use crate::cli::RunArguments;
 use crate::commands::preflight::free_bytes;
+use crate::end_command::EndCommand;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::membership::{self, Assignment};
@@ -24,15 +26,23 @@ use crate::work::Work;
 use crate::{allocator, closing, flight, hub_files, memory, output, prometheus, source};
 
 pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
-    let launched = arguments.assigned;
-    let outcome = train_as_one_rank(arguments, verbosity);
+    let (launched, mut ending) = (arguments.assigned, None);
+    let outcome = train_as_one_rank(arguments, verbosity, &mut ending);
     if let Some(event) = outcome.as_ref().err().and_then(rank_event::of_failure).filter(|_| launched) {
         rank_event::send(&event);
     }
-    outcome
+    if let Some(command) = ending {
+        command.tell(outcome.as_ref().map_or_else(Failure::exit, |exit| *exit));
+    }
+    Ok(outcome?.into())
 }
 
-fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
+/// `ending` gets the command that runs after the end, once there is something to end.
+fn train_as_one_rank(
+    arguments: RunArguments,
+    verbosity: Verbosity,
+    ending: &mut Option<EndCommand>,
+) -> Result<Exit, Failure> {
     let start = Instant::now();
     let signals = Signals::listen()?;
     let (Assignment { membership, narrates }, notes) = match arguments.assigned {
@@ -55,19 +65,14 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
     }
     flight::belong_to(&recipe.output_dir);
     hub_files::settle(&mut recipe, arguments.resume.is_some(), &membership, &ranks)?;
-    let host = ThisHost {
-        memory: memory::machine_bytes(),
-        local_rank: membership.local_rank,
-        local_world: membership.local_world,
-        disk: free_bytes(&recipe.output_dir),
-        recipe_file: Some(file),
-    };
+    let host = this_host(&membership, &recipe, file);
     let mut run = prepared(recipe, &resume_of(&arguments), &ranks, &host, &mut show)?;
     if verbosity == Verbosity::Verbose {
         show.say(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()));
     }
     introduce(&run, &show);
     allocator::prepare_last_words(&run.cheaper_settings());
+    *ending = EndCommand::of(&run.recipe).filter(|_| first);
     let _inhibitor = SleepInhibitor::start();
     let work = work_to_save(&signals, verbosity);
     let (tells, narrates) = (membership.launched && first, narrates && first);
@@ -77,6 +82,7 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
     let mut advice = closing::advice_on_shares(&run.recipe, ranks.group().world());
     let outcome = train(&mut run, &signals.stop, &mut |event| {
         work.see(&event);
+        ending.iter_mut().for_each(|ending| ending.see(&event));
         prometheus::show(&event, &|rank| ranks.group().who()[rank].host.clone());
         rank_event::of_event(&event).iter().filter(|_| tells).for_each(rank_event::send);
         match progress::narrate(&event).filter(|_| narrates) {
@@ -98,7 +104,19 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
         }
         flight::forget();
     }
-    Ok(exit.into())
+    Ok(exit)
+}
+
+/// What the run has to know of its surroundings.
+fn this_host(membership: &Membership, recipe: &Recipe, recipe_file: PathBuf) -> ThisHost {
+    ThisHost {
+        memory: memory::machine_bytes(),
+        local_rank: membership.local_rank,
+        local_world: membership.local_world,
+        disk: free_bytes(&recipe.output_dir),
+        recipe_file: Some(recipe_file),
+        peak_memory: Some(memory::peak_bytes),
+    }
 }
 
 /// The recipe and the file that it is in.

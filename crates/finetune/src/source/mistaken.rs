@@ -234,7 +234,11 @@ pub(super) fn no_rows(option: &str, path: &Path) -> Failure {
 /// The error for a directory in place of one file of rows.
 pub(super) fn directory_of_rows(option: &str, path: &Path) -> Failure {
     let shown = path.display();
-    let is_rows = |path: &Path| path.extension().is_some_and(|extension| extension == "jsonl" || extension == "json");
+    const EXTENSIONS: [&str; 8] = ["jsonl", "ndjson", "json", "csv", "tsv", "parquet", "gz", "zst"];
+    let is_rows = |path: &Path| {
+        let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+        EXTENSIONS.contains(&extension.as_str())
+    };
     let there = names(path, is_rows);
     said(
         format!("{option} {shown} is {}: one file of rows is meant", recognize(path).describe()),

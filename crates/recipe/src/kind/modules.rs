@@ -125,6 +125,10 @@ impl<K: Kind> Kind for ByName<K> {
         by_name(value, |item| self.0.write(item))
     }
 
+    fn is_table(&self) -> bool {
+        true
+    }
+
     /// "integer, 1 or more" becomes "table of integers, 1 or more".
     fn words(&self) -> String {
         format!("table of {}", self.0.words().replacen(',', "s,", 1))

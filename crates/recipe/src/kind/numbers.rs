@@ -101,6 +101,8 @@ pub(crate) enum Bounds {
     Share,
     /// 0 or more and below 1.
     BelowOne,
+    /// Above 0 and below 1.
+    Between,
 }
 
 impl Bounds {
@@ -111,6 +113,7 @@ impl Bounds {
                 Bounds::NotNegative => number >= 0.0,
                 Bounds::Share => (0.0..=1.0).contains(&number),
                 Bounds::BelowOne => (0.0..1.0).contains(&number),
+                Bounds::Between => number > 0.0 && number < 1.0,
             }
     }
 
@@ -129,6 +132,7 @@ impl Bounds {
             Bounds::NotNegative => "0 or more",
             Bounds::Share => "0 to 1",
             Bounds::BelowOne => "0 or more and below 1",
+            Bounds::Between => "above 0 and below 1",
         }
     }
 
@@ -138,6 +142,7 @@ impl Bounds {
             Bounds::NotNegative => r#""minimum": 0"#,
             Bounds::Share => r#""minimum": 0, "maximum": 1"#,
             Bounds::BelowOne => r#""minimum": 0, "exclusiveMaximum": 1"#,
+            Bounds::Between => r#""exclusiveMinimum": 0, "exclusiveMaximum": 1"#,
         }
     }
 }
@@ -213,5 +218,37 @@ impl Kind for NumberPair {
     fn schema(&self) -> String {
         let number = Number(self.0).schema();
         format!(r#""type": "array", "items": {{ {number} }}, "minItems": 2, "maxItems": 2"#)
+    }
+}
+
+/// A list of numbers in a range, at least one. One number alone is a list of one.
+pub(crate) struct Numbers(pub(crate) Bounds);
+
+impl Kind for Numbers {
+    type Value = Vec<f64>;
+
+    fn read(&self, written: &Written<'_, '_>) -> Result<Vec<f64>, Problem> {
+        match written.value {
+            DeValue::Array(items) if items.is_empty() => {
+                Err(written.problem(format!("`{}` must have a number", written.key)))
+            }
+            DeValue::Array(items) => written.items(items, |item| Number(self.0).read(item)),
+            DeValue::Integer(_) | DeValue::Float(_) => Ok(vec![Number(self.0).read(written)?]),
+            _ => Err(written.wrong_type("a list of numbers")),
+        }
+    }
+
+    fn write(&self, value: &Vec<f64>) -> String {
+        list(value, |number| float(*number))
+    }
+
+    fn words(&self) -> String {
+        format!("list of numbers, each {}", self.0.words())
+    }
+
+    fn schema(&self) -> String {
+        let number = Number(self.0).schema();
+        let numbers = format!(r#""type": "array", "items": {{ {number} }}, "minItems": 1"#);
+        format!(r#""anyOf": [{{ {number} }}, {{ {numbers} }}]"#)
     }
 }

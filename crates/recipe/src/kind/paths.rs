@@ -95,6 +95,58 @@ impl Kind for ModelPath {
     }
 }
 
-fn path_text(path: &Path) -> String {
+/// Files of rows: as [`Paths`], with patterns (`data/*.jsonl`) and data sets of the hub
+/// (`hf://owner/name/split`), which stay as they are written.
+pub(crate) struct RowPaths;
+
+impl RowPaths {
+    fn one(written: &Written<'_, '_>) -> Result<PathBuf, Problem> {
+        let text = written.path_text()?;
+        if path::is_hub_rows(Path::new(text)) {
+            return match path::hub_rows_fault(text) {
+                None => Ok(PathBuf::from(text)),
+                Some(fault) => {
+                    let message = format!("`{}` names no data set of the hub: {fault}", written.key);
+                    Err(written.problem(message).hint("for example \"hf://owner/name\", or \"hf://owner/name/split\""))
+                }
+            };
+        }
+        if let Some(name) = path::hub_page(text) {
+            let message = format!("`{}` is an address: a path, or a data set of the hub, is meant", written.key);
+            return Err(written.problem(message).hint(format!("write \"{}{name}\"", path::HUB_ROWS)));
+        }
+        written.path()
+    }
+}
+
+impl Kind for RowPaths {
+    type Value = Vec<PathBuf>;
+
+    fn read(&self, written: &Written<'_, '_>) -> Result<Vec<PathBuf>, Problem> {
+        match written.value {
+            DeValue::Array(items) if !items.is_empty() => written.items(items, Self::one),
+            DeValue::String(_) => Ok(vec![Self::one(written)?]),
+            _ => Paths.read(written),
+        }
+    }
+
+    fn write(&self, value: &Vec<PathBuf>) -> String {
+        let text = |path: &PathBuf| match path::is_hub_rows(path) {
+            true => quoted(&path.to_string_lossy()),
+            false => path_text(path),
+        };
+        list(value, text)
+    }
+
+    fn words(&self) -> String {
+        Paths.words()
+    }
+
+    fn schema(&self) -> String {
+        Paths.schema()
+    }
+}
+
+pub(super) fn path_text(path: &Path) -> String {
     quoted(&absolute(path).to_string_lossy())
 }

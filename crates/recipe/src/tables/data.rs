@@ -1,8 +1,9 @@
 //! `[data]`: the rows to train and to evaluate on.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::kind::{Count, Day, OnePath, Paths, Switch, word};
+use crate::kind::{Between, Columns, Count, Day, Names, Number, Numbers, OnePath, Positive, RowPaths, Switch, word};
 use crate::{Format, Overlong, TrainOn};
 
 table! {
@@ -10,23 +11,62 @@ table! {
     /// The rows, and how they become tokens.
     ///
     /// `train` names at least one file, or a directory that holds `train.jsonl`, `valid.jsonl`
-    /// and `test.jsonl`. `eval` is empty if none is named. `date` has the form YYYY-MM-DD.
+    /// and `test.jsonl`. `eval` is empty if none is named. An entry of either that begins with
+    /// `hf://` is a data set of the hub, as it was written. `weights` is empty, or has a number
+    /// above 0 for each entry of `train`. `date` has the form YYYY-MM-DD.
     pub struct Data {
-        /// a JSONL file, a list of files, or a directory with `train.jsonl` (and `valid.jsonl`,
-        /// `test.jsonl`)
-        train: Vec<PathBuf> = Paths, required(r#"train = "data/train.jsonl""#), Local, [
+        /// JSONL, a JSON array, CSV, TSV or Parquet, also packed with gzip or zstd: a file, a list,
+        /// a pattern (`data/*.jsonl`), a directory with `train.jsonl` or the like (and `valid`,
+        /// `test`), or a data set of the hub (`hf://owner/name/split`)
+        train: Vec<PathBuf> = RowPaths, required(r#"train = "data/train.jsonl""#), Local, [
             "train_file", "train_data", "train_dataset",
             "dataset" => "a path, not a name from a registry",
             "datasets" => "a path, or a list of paths", "data_files", "data_path", "dataset_path",
             "dataset_dir", "data.path", "data.file", "data.files", "data.training", "data.source",
         ];
         /// held-back rows, as `train`
-        eval: Vec<PathBuf> = Paths,
+        eval: Vec<PathBuf> = RowPaths,
             empty("no evaluation, unless `train` is a directory with `valid.jsonl`"), Local, [
             "eval_file", "eval_dataset", "eval_data", "validation_file", "valid_data",
-            "test_datasets", "val_set_size" => "write the held-back rows to a file of their own",
-            "val_size" => "write the held-back rows to a file of their own", "data.valid",
-            "data.validation", "data.test", "data.val", "data.evaluation",
+            "test_datasets", "data.valid", "data.validation", "data.test", "data.val",
+            "data.evaluation",
+        ];
+        /// instead of `eval`: this share of the rows of `train` is held back, chosen by a hash of
+        /// each row's content; equal rows stay together, and rows keep their side as others come
+        eval_share: Option<f64> = Number(Between), unset("no part of `train`"), Local, [
+            "val_set_size" => "a share between 0 and 1", "val_size" => "a share between 0 and 1",
+            "test_size" => "a share between 0 and 1", "validation_split", "eval_split",
+            "validation_split_percentage" => "5 is eval_share = 0.05", "data.share",
+        ];
+        /// the names that the files have for our keys: `{ prompt = "question", completion = "answer" }`;
+        /// `role` and `content` are those of messages
+        columns: BTreeMap<String, String> = Columns, empty("the usual names"), Local, [
+            "column_mapping", "column_map", "input_columns", "data.mapping", "data.fields", "data.column",
+            "field_messages" => r#"columns = { messages = "…" }"#,
+            "field_instruction" => r#"columns = { instruction = "…" }"#,
+            "field_input" => r#"columns = { input = "…" }"#,
+            "field_output" => r#"columns = { output = "…" }"#,
+            "field_system" => r#"columns = { system = "…" }"#,
+            "field_tools" => r#"columns = { tools = "…" }"#,
+            "message_field_role" => r#"columns = { role = "…" }"#,
+            "message_field_content" => r#"columns = { content = "…" }"#,
+            "message_property_mappings" => r#"columns = { role = "…", content = "…" }"#,
+            "dataset_text_field" => r#"columns = { text = "…" }"#,
+            "prompt_feature" => r#"columns = { prompt = "…" }"#,
+            "completion_feature" => r#"columns = { completion = "…" }"#,
+            "text_feature" => r#"columns = { text = "…" }"#,
+            "chat_feature" => r#"columns = { messages = "…" }"#,
+        ];
+        /// how often the rows of each entry of `train` come in an epoch: `[1.0, 0.5]`; of a part,
+        /// other rows each epoch, fixed by the seed
+        weights: Vec<f64> = Numbers(Positive), empty("each row once"), Local, [
+            "interleave_probs" => "how often each row comes, not a share of the batch",
+            "probabilities" => "how often each row comes, not a share of the batch",
+            "dataset_weights", "data.weight", "data.mixture",
+        ];
+        /// at most this many rows of `train` are read, in the order of the files
+        max_rows: Option<usize> = Count(1), unset("all rows"), Local, [
+            "max_samples", "max_train_samples", "num_samples", "data.limit", "data.rows",
         ];
         /// how rows are written; `auto`: told from the rows, which must all agree
         format: Format = word::<Format>(), default(Format::Auto), Digest, [
@@ -71,6 +111,12 @@ table! {
             "template" => "a file; leave it out for the model's own",
             "chat_template_jinja" => "a file", "chat_template_path", "prompt_template" => "a file",
             "default_chat_template",
+        ];
+        /// special tokens to add to the tokenizer: `["<tool>"]`; the embedding grows if it has no
+        /// rows for them
+        add_tokens: Vec<String> = Names, empty("none are added"), Shared, [
+            "new_tokens", "new_special_tokens", "additional_special_tokens", "tokens",
+            "add_special_tokens", "extra_special_tokens",
         ];
         /// what a template that writes today's date writes: `2026-11-27`
         date: Option<String> = Day,

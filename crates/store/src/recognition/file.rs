@@ -5,12 +5,19 @@ use std::path::Path;
 use crate::holding::Holding;
 
 /// Bytes that a format begins with.
-const MAGIC: [(&[u8], Holding); 13] = [
+const MAGIC: [(&[u8], Holding); 18] = [
     (b"version https://git-lfs", Holding::LfsPointer),
     (b"GGUF", Holding::Gguf),
     (b"\x1f\x8b", Holding::Gzip),
     (b"\x28\xb5\x2f\xfd", Holding::Zstd),
     (b"PAR1", Holding::Parquet),
+    // The same with an encrypted footer.
+    (b"PARE", Holding::Parquet),
+    (b"BZh9", Holding::OtherPacked),
+    (b"\xfd7zXZ\0", Holding::OtherPacked),
+    (b"7z\xbc\xaf\x27\x1c", Holding::OtherPacked),
+    // Excel before 2007.
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Holding::Spreadsheet),
     (b"ARROW1", Holding::Arrow),
     // Arrow's stream format, which the datasets library keeps in its cache.
     (b"\xff\xff\xff\xff", Holding::Arrow),
@@ -35,7 +42,15 @@ pub(super) fn recognize(path: &Path, head: &[u8]) -> Holding {
     let is_torch = matches!(extension.as_str(), "bin" | "pt" | "pth");
     if head.starts_with(b"PK\x03\x04") {
         let holds_pickle = is_torch || head.windows(8).any(|part| part == b"data.pkl");
-        return if holds_pickle { Holding::Pickle } else { Holding::Zip };
+        let holds_sheets = ["xlsx", "xlsm", "ods"].contains(&extension.as_str());
+        return match (holds_pickle, holds_sheets) {
+            (true, _) => Holding::Pickle,
+            (false, true) => Holding::Spreadsheet,
+            (false, false) => Holding::Zip,
+        };
+    }
+    if head.get(257..262) == Some(b"ustar") {
+        return Holding::Tar;
     }
     // The first piece of every SentencePiece model, in protocol buffers: field 1, its length, field
     // 1, its length, the text.

@@ -18,8 +18,11 @@ fn files_are_known_by_their_first_bytes() {
     let bare_utf16: Vec<u8> = "{\"text\": \"Hi\"}".encode_utf16().flat_map(u16::to_le_bytes).collect();
     let mut safetensors = 20u64.to_le_bytes().to_vec();
     safetensors.extend(b"{\"__metadata__\":{}} ");
+    let mut tar = b"train.jsonl".to_vec();
+    tar.resize(257, 0);
+    tar.extend(b"ustar\x0000");
     let long_row = format!("{{\"text\": \"{}\"}}", "word ".repeat(2000));
-    let cases: [(&str, &[u8], Holding); 44] = [
+    let cases: [(&str, &[u8], Holding); 48] = [
         ("model.safetensors", &safetensors, Holding::Safetensors),
         // The length of its header begins as a pickle does.
         ("other.safetensors", b"\x80\x02\0\0\0\0\0\0{", Holding::Safetensors),
@@ -35,6 +38,10 @@ fn files_are_known_by_their_first_bytes() {
         ("rows.jsonl.gz", b"\x1f\x8b\x08\0", Holding::Gzip),
         ("rows.jsonl", b"\x28\xb5\x2f\xfd\0", Holding::Zstd),
         ("rows.jsonl", b"PAR1\x15\x04", Holding::Parquet),
+        ("rows.parquet", b"PARE\x15\x04", Holding::Parquet),
+        ("rows.xlsx", b"PK\x03\x04\x14\0[Content_Types].xml", Holding::Spreadsheet),
+        ("rows.jsonl.bz2", b"BZh91AY&SY", Holding::OtherPacked),
+        ("rows.tar", &tar, Holding::Tar),
         ("data-00000-of-00001.arrow", b"\xff\xff\xff\xff\x10\x02\0\0", Holding::Arrow),
         ("file", b"ARROW1\0\0", Holding::Arrow),
         ("rows.zip", b"PK\x03\x04\x14\0rows.jsonl", Holding::Zip),

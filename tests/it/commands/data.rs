@@ -1,0 +1,54 @@
+//! Rows of other kinds of files, through the whole program.
+
+use super::{CHAT_RECIPE, chat_model, json_of};
+use crate::folder::Folder;
+
+#[test]
+fn a_table_is_mapped_divided_and_trained_on() {
+    let folder = Folder::with_chat_model(CHAT_RECIPE);
+    let rows: String = (0..60).map(|n| format!("question {n},\"answer\n{n}\"\n")).collect();
+    folder.write("rows.csv", format!("question,answer\n{rows}").as_bytes());
+    let sets = [
+        "--set",
+        "data.train=*.csv",
+        "--set",
+        "data.columns.prompt=question",
+        "--set",
+        "data.columns.completion=answer",
+        "--set",
+        "data.eval_share=0.2",
+        "--set",
+        "data.weights=[2.0]",
+    ];
+    let found = json_of(&folder, &[&["validate", "recipe.toml", "--json"], &sets[..]].concat());
+    let count = |of: &str| found[of]["rows"].as_u64().expect("a number");
+    assert_eq!(count("train") + count("eval"), 60, "{found}");
+    let said = format!("data.eval_share = 0.2 holds back {} of 60 rows", count("eval"));
+    assert!(found["notices"].as_array().expect("notices").iter().any(|notice| notice == &said), "{found}");
+    // Batches of 16: each row twice.
+    assert_eq!(found["steps_per_epoch"], (2 * count("train")).div_ceil(16));
+    let row = json_of(&folder, &[&["inspect", "recipe.toml", "--json", "--row", "2"], &sets[..]].concat());
+    assert!(row["origin"].as_str().expect("text").contains("rows.csv:"), "{row}");
+    folder.finetune(&[&["run", "recipe.toml"], &sets[..]].concat()).expect(0);
+    // Other weights take other rows: the run cannot go on with them.
+    let other = ["run", "recipe.toml", "--resume", "--set", "train.max_steps=5"];
+    let weights = ["--set", "data.weights=[1.0]"];
+    let ended = folder.finetune(&[&other[..], &sets[..8], &weights].concat()).expect(2);
+    ended.says("data.train: the rows have changed");
+}
+
+#[test]
+fn every_command_that_reads_rows_reads_all_kinds() {
+    let folder = chat_model();
+    folder.write(
+        "rows.json",
+        br#"[{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there."}]},
+ {"messages": [{"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See you."}]}]"#,
+    );
+    let of = |data: &str| json_of(&folder, &["eval", "run", "--data", data, "--json"])["loss"].clone();
+    assert_eq!(of("rows.json"), of("train.jsonl"));
+    let ended = folder.finetune(&["generate", "run", "--data", "rows.json", "--max-new-tokens", "4"]).expect(0);
+    assert!(ended.stdout.contains("rows.json:2 (row 2)"), "{}", ended.stdout);
+    folder.write("torn.parquet", b"PAR1\x15\x04\x15");
+    folder.finetune(&["eval", "run", "--data", "torn.parquet"]).expect(2).says("the Parquet file is torn or damaged");
+}
