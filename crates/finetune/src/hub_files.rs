@@ -133,10 +133,14 @@ fn localize_at(recipe: &mut Recipe, need: &Need, commit: Option<&str>) -> Result
             .map_err(|error| Nowhere { path: recipe.model.path.clone(), error, hint: None })?;
         recipe.model.path = format!("{}@{}", id.name, snapshot.commit);
     }
-    for paths in [&mut recipe.data.train, &mut recipe.data.eval] {
-        let local: Vec<Vec<PathBuf>> = paths.iter().map(|path| rows(path)).collect::<Result<_, _>>()?;
-        *paths = local.concat();
-    }
+    let data = &mut recipe.data;
+    let train: Vec<Vec<PathBuf>> = data.train.iter().map(|path| rows(path)).collect::<Result<_, _>>()?;
+    // What is said of an entry holds for each of its files.
+    let weights = data.weights.iter().zip(&train).flat_map(|(weight, files)| files.iter().map(|_| *weight));
+    data.weights = weights.collect();
+    data.train = train.concat();
+    let eval: Vec<Vec<PathBuf>> = data.eval.iter().map(|path| rows(path)).collect::<Result<_, _>>()?;
+    data.eval = eval.concat();
     Ok(())
 }
 

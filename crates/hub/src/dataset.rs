@@ -42,7 +42,8 @@ const SAME: [&[&str]; 3] =
 /// The most names that a message lists.
 const SHOWN: usize = 8;
 
-/// Rows on the hub: `hf://OWNER/NAME[@REVISION][/CONFIG]/SPLIT`.
+/// Rows on the hub: `hf://OWNER/NAME[@REVISION][/CONFIG]/SPLIT`, or a file of the repository,
+/// `hf://OWNER/NAME/data/train.jsonl` (a pattern too).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatasetName {
     /// The repository.
@@ -51,6 +52,8 @@ pub struct DatasetName {
     pub config: Option<String>,
     /// The split; `None`: `train`.
     pub split: Option<String>,
+    /// A file of the repository instead of a split.
+    pub file: Option<String>,
 }
 
 /// The files of a split, in order.
@@ -81,19 +84,22 @@ impl DatasetName {
         let rest = rest.strip_prefix("datasets/").unwrap_or(rest);
         let parts: Vec<&str> = rest.trim_end_matches('/').split('/').collect();
         let (owner, name, more) = match parts[..] {
-            [owner, name, ref more @ ..] if more.len() <= 2 => (owner, name, more),
+            [owner, name, ref more @ ..] => (owner, name, more),
             _ => return Err(wrong()),
         };
         let id = HubId::parse(&format!("{owner}/{name}").replace("%2F", "/").replace("%2f", "/")).ok_or_else(wrong)?;
-        let (config, split) = match more {
-            [] => (None, None),
-            [split] => (None, Some((*split).to_owned())),
-            [config, split, ..] => (Some((*config).to_owned()), Some((*split).to_owned())),
-        };
         if more.iter().any(|part| part.is_empty()) {
             return Err(wrong());
         }
-        Ok(DatasetName { id, config, split })
+        let text = |part: &&str| Some((**part).to_owned());
+        let (config, split, file) = match more {
+            [.., last] if ENDINGS.iter().any(|ending| last.ends_with(ending)) => (None, None, Some(more.join("/"))),
+            [] => (None, None, None),
+            [split] => (None, text(split), None),
+            [config, split] => (text(config), text(split), None),
+            _ => return Err(wrong()),
+        };
+        Ok(DatasetName { id, config, split, file })
     }
 
     fn split(&self) -> &str {
@@ -124,6 +130,11 @@ impl Hub {
                     let commit = repository.commit(revision, listener).await?;
                     let listing = repository.listing(&commit, listener).await?;
                     (revision.as_str(), commit, in_repository(name, &listing)?)
+                }
+                None if name.file.is_some() => {
+                    let commit = repository.commit("main", listener).await?;
+                    let listing = repository.listing(&commit, listener).await?;
+                    ("main", commit, in_repository(name, &listing)?)
                 }
                 None => match repository.commit(CONVERTED, listener).await {
                     Ok(commit) => {
@@ -170,7 +181,7 @@ impl Hub {
         };
         let (commit, is_converted) = match &name.id.revision {
             Some(revision) => (of(revision), false),
-            None => match of(CONVERTED) {
+            None => match of(CONVERTED).filter(|_| name.file.is_none()) {
                 Some(commit) => (Some(commit), true),
                 None => (of("main"), false),
             },
@@ -218,6 +229,13 @@ fn converted(name: &DatasetName, listing: &[Listed]) -> Result<Vec<Listed>, HubE
 
 /// Files of rows in the repository itself. Names without any split are all of `train`.
 fn in_repository(name: &DatasetName, listing: &[Listed]) -> Result<Vec<Listed>, HubError> {
+    if let Some(file) = &name.file {
+        let pattern = glob::Pattern::new(file).unwrap_or_default();
+        let is_wanted = |listed: &&Listed| listed.path == *file || pattern.matches(&listed.path);
+        let files: Vec<Listed> = listing.iter().filter(is_wanted).cloned().collect();
+        let there = || listing.iter().map(|file| file.path.clone()).collect();
+        return if files.is_empty() { Err(none(name, format!("in {file}"), there())) } else { Ok(files) };
+    }
     let rows: Vec<&Listed> = listing
         .iter()
         .filter(|file| ENDINGS.iter().any(|ending| file.path.ends_with(ending)) && !is_text_about(&file.path))
@@ -293,6 +311,8 @@ mod tests {
                 (name.id.name.as_str(), name.id.revision.as_deref(), name.config.as_deref(), name.split.as_deref());
             assert_eq!(found, (id, revision, config, split), "{text}");
         }
+        let file = DatasetName::parse("hf://acme/rows/data/train.jsonl").expect("a name");
+        assert_eq!((file.file.as_deref(), file.split), (Some("data/train.jsonl"), None));
         for text in ["hf://", "hf://acme", "hf://acme/rows/a/b/c", "hf://acme/../x", "hf://acme/rows//x", "acme/rows"] {
             assert!(DatasetName::parse(text).is_err(), "{text}");
         }
@@ -349,6 +369,9 @@ mod tests {
                 &["data/train_sft-0.parquet", "data/train_gen-0.parquet"],
                 "data/train_sft-0.parquet",
             ),
+            ("hf://a/b/de/rows.csv", &["de/rows.csv", "en/rows.csv"], "de/rows.csv"),
+            ("hf://a/b/*/rows.csv", &["de/rows.csv", "en/rows.csv"], "de/rows.csv en/rows.csv"),
+            ("hf://a/b/x.csv", &["de/rows.csv"], "a/b has no rows in x.csv; it has de/rows.csv"),
             ("hf://a/b", &["training.jsonl", "retrained.jsonl"], "training.jsonl"),
         ] {
             assert_eq!(chosen(text, names, false), want, "{text}");
