@@ -13,7 +13,7 @@ use crate::download::{bring, is_commit};
 use crate::error::HubError;
 use crate::hub::Hub;
 use crate::news::{Listener, News};
-use crate::repository::{Kind, Listed};
+use crate::repository::{Kind, Listed, Repository};
 
 /// The branch with the hub's own Parquet files.
 const CONVERTED: &str = "refs/convert/parquet";
@@ -121,34 +121,7 @@ impl Hub {
         };
         let repository = self.repository(connection, Kind::Dataset, id);
         let outcome = connection.block_on(async {
-            let (revision, commit, files) = match &id.revision {
-                Some(revision) if is_commit(revision) => {
-                    let listing = repository.listing(revision, listener).await?;
-                    (revision.as_str(), revision.clone(), in_repository(name, &listing)?)
-                }
-                Some(revision) => {
-                    let commit = repository.commit(revision, listener).await?;
-                    let listing = repository.listing(&commit, listener).await?;
-                    (revision.as_str(), commit, in_repository(name, &listing)?)
-                }
-                None if name.file.is_some() => {
-                    let commit = repository.commit("main", listener).await?;
-                    let listing = repository.listing(&commit, listener).await?;
-                    ("main", commit, in_repository(name, &listing)?)
-                }
-                None => match repository.commit(CONVERTED, listener).await {
-                    Ok(commit) => {
-                        let listing = repository.listing(&commit, listener).await?;
-                        (CONVERTED, commit, converted(name, &listing)?)
-                    }
-                    Err(HubError::NoRevision { .. } | HubError::Answer { .. }) => {
-                        let commit = repository.commit("main", listener).await?;
-                        let listing = repository.listing(&commit, listener).await?;
-                        ("main", commit, in_repository(name, &listing)?)
-                    }
-                    Err(error) => return Err(error),
-                },
-            };
+            let (revision, commit, files) = chosen(&repository, name, listener).await?;
             if files.iter().any(|file| file.path.contains("/partial-")) {
                 listener(News::Note(&format!("{}: the hub has converted only the first rows of this split", id.name)));
             }
@@ -194,6 +167,32 @@ impl Hub {
         let paths = files.iter().map(|file| folder.snapshot(&commit).join(&file.path)).collect();
         Ok(Some(DatasetFiles { paths, commit, fetched: 0 }))
     }
+}
+
+/// The files of a split: revision, commit, listing of them.
+async fn chosen<'n>(
+    repository: &Repository<'_>,
+    name: &'n DatasetName,
+    listener: &Listener<'_>,
+) -> Result<(&'n str, String, Vec<Listed>), HubError> {
+    if name.id.revision.is_none() && name.file.is_none() {
+        match repository.commit(CONVERTED, listener).await {
+            Ok(commit) => {
+                let listing = repository.listing(&commit, listener).await?;
+                return Ok((CONVERTED, commit, converted(name, &listing)?));
+            }
+            // The hub converts no data set that needs a script, and none of some kinds of files.
+            Err(HubError::NoRevision { .. } | HubError::Answer { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let revision = name.id.revision.as_deref().unwrap_or("main");
+    let commit = match is_commit(revision) {
+        true => revision.to_owned(),
+        false => repository.commit(revision, listener).await?,
+    };
+    let listing = repository.listing(&commit, listener).await?;
+    Ok((revision, commit, in_repository(name, &listing)?))
 }
 
 /// The hub's own Parquet files of a split.
