@@ -318,6 +318,7 @@ mod tests {
     #[test]
     fn rows_come_in_any_pieces() {
         let [one, two, three] = [step(1, 3.0), step(2, 2.0), step(3, 1.0)];
+        let [before, second, third] = [eval(0), eval(2), eval(3)];
         let (begin, end) = two.split_at(20);
         type Numbers = (Vec<u64>, Vec<u64>);
         let cases: [(Vec<&str>, Numbers, u64); 7] = [
@@ -325,11 +326,11 @@ mod tests {
             (vec![&one, begin], (vec![1], vec![]), 0),
             (vec![&one, begin, end, &three], (vec![1, 2, 3], vec![]), 0),
             (vec![&one, "{torn}\n\n", &two], (vec![1, 2], vec![]), 1),
-            (vec![&eval(0), &one, &two, &eval(2)], (vec![1, 2], vec![0, 2]), 0),
+            (vec![&before, &one, &two, &second], (vec![1, 2], vec![0, 2]), 0),
             // `tail -F` follows a file that a resume has written anew.
-            (vec![&eval(0), &one, &two, &three, &eval(3), &eval(0), &one, &two], (vec![1, 2], vec![0]), 0),
+            (vec![&before, &one, &two, &three, &third, &before, &one, &two], (vec![1, 2], vec![0]), 0),
             // A resume from step 2, whose evaluation is made again.
-            (vec![&one, &two, &eval(2), &three, &eval(2)], (vec![1, 2], vec![2]), 0),
+            (vec![&one, &two, &second, &three, &second], (vec![1, 2], vec![2]), 0),
         ];
         for (pieces, want, damaged) in cases {
             let mut record = RunRecord::default();

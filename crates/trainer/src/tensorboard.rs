@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     fn hex(bytes: &[u8]) -> String {
-        finetune_store::hex(bytes)
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// What the `RecordWriter` of TensorBoard 2.21 writes for the same events.
