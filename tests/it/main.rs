@@ -16,6 +16,8 @@ mod failpoints;
 mod folder;
 mod gpu;
 mod hostile;
+mod import;
+mod init;
 mod joining;
 mod launch;
 mod memory;

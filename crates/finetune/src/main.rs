@@ -11,6 +11,7 @@ mod copied_run;
 mod exit;
 mod failure;
 mod flight;
+mod given_recipe;
 mod hosts;
 mod http;
 mod interrupt;

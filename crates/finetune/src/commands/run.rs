@@ -1,6 +1,6 @@
 //! `finetune run`: the main job, as one process or as one of several ranks.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use finetune_allreduce::Notice;
 use finetune_recipe::Recipe;
 use finetune_trainer::numbers::counted;
-use finetune_trainer::{Event, Outcome, Prepared, Ranks, Resume, Run, ThisHost, home, prepare, train};
+use finetune_trainer::{Event, Outcome, Prepared, Ranks, Resume, Run, ThisHost, prepare, train};
 
 use crate::cli::RunArguments;
 use crate::commands::preflight::free_bytes;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::given_recipe::GivenRecipe;
 use crate::membership::{self, Assignment};
 use crate::progress::{self, Progress, Verbosity};
 use crate::rank_event::{self, RankEvent};
@@ -21,7 +22,7 @@ use crate::signals::Signals;
 use crate::sleep_inhibitor::SleepInhibitor;
 use crate::stderr::complain;
 use crate::work::Work;
-use crate::{allocator, closing, flight, memory, output, prometheus, source};
+use crate::{allocator, closing, flight, memory, output, prometheus};
 
 pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let launched = arguments.assigned;
@@ -40,7 +41,7 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
         false => Assignment::of_launcher(arguments.token_file.as_deref())?,
     };
     // The others wait for this rank: if it fails before it joins, they are told.
-    let (recipe, file) = read_recipe(&arguments).inspect_err(|failure| membership::excuse(&membership, failure))?;
+    let (recipe, given) = read_recipe(&arguments).inspect_err(|failure| membership::excuse(&membership, failure))?;
     membership::share_cores(&membership);
     finetune_store::failpoint::set_label(membership.rank.to_string());
     // Rank 0 speaks for all. The other ranks speak of themselves only.
@@ -59,7 +60,7 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
         local_rank: membership.local_rank,
         local_world: membership.local_world,
         disk: free_bytes(&recipe.output_dir),
-        recipe_file: Some(file),
+        recipe_file: given.file().map(Path::to_path_buf),
     };
     let mut run = prepared(recipe, &resume_of(&arguments), &ranks, &host, &mut show)?;
     if verbosity == Verbosity::Verbose {
@@ -100,12 +101,10 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
     Ok(exit.into())
 }
 
-/// The recipe and the file that it is in.
-fn read_recipe(arguments: &RunArguments) -> Result<(Recipe, PathBuf), Failure> {
-    let file = source::recipe_path(&arguments.recipe.recipe)?;
-    // A run that was copied goes on where it lies.
-    let output = arguments.output_dir.clone().or_else(|| home(&file, &arguments.recipe.sets));
-    Ok((Recipe::load(&file, &arguments.recipe.sets, output.as_deref())?, file))
+/// The recipe and where it is from.
+fn read_recipe(arguments: &RunArguments) -> Result<(Recipe, GivenRecipe), Failure> {
+    let given = GivenRecipe::of(&arguments.recipe, arguments.eval.as_deref())?;
+    Ok((given.load(&arguments.recipe.sets, arguments.output_dir.as_deref())?, given))
 }
 
 fn resume_of(arguments: &RunArguments) -> Resume {
