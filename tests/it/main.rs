@@ -20,6 +20,8 @@ mod folder;
 mod gpu;
 mod hostile;
 mod hub;
+mod import;
+mod init;
 mod joining;
 mod launch;
 mod memory;

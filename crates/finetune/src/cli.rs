@@ -10,6 +10,8 @@ mod compare;
 mod documented;
 mod download;
 mod export;
+mod import;
+mod init;
 mod rivals;
 mod shell;
 mod upload;
@@ -20,6 +22,8 @@ pub(crate) use chat::ChatArguments;
 pub(crate) use compare::CompareArguments;
 pub(crate) use download::DownloadArguments;
 pub(crate) use export::{ExportArguments, ExportDtype, ExportFormat, WeightedAdapter};
+pub(crate) use import::ImportArguments;
+pub(crate) use init::InitArguments;
 pub(crate) use rivals::parse;
 pub(crate) use shell::{CompletionsArguments, ManArguments};
 pub(crate) use upload::UploadArguments;
@@ -35,7 +39,7 @@ pub(crate) use watch::WatchArguments;
 ///   finetune generate RUN --prompt "Hello"
 ///   finetune export RUN --format merged --output DIR
 ///
-/// RUN is the recipe's output_dir.
+/// RUN is the recipe's output_dir. `finetune init` writes a recipe and rows to begin with.
 /// recipes/quickstart.toml is a small one that runs anywhere; recipes/README.md explains every key.
 #[derive(Debug, Parser)]
 #[command(version, long_version = crate::version::long(), max_term_width = 100, verbatim_doc_comment)]
@@ -54,6 +58,9 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Train as a recipe says
     ///
+    /// Without a recipe, `--model M --data FILE` (and `--eval FILE`) make one: three epochs in small
+    /// steps, written to runs/MODEL-DATA; `--set` overrides any key.
+    ///
     /// Writes checkpoints, metrics.jsonl, report.html and the final adapter into the recipe's
     /// output_dir. Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and exits with 130
     /// (143); a second one exits at once. Exit codes: 0 done, 2 bad input, 3 another rank was lost,
@@ -71,6 +78,24 @@ pub(crate) enum Command {
     /// The text of the row as the model will see it, then every token with its number. Trained
     /// tokens are marked.
     Inspect(InspectArguments),
+    /// Write a recipe and a small data set to begin with, which run as they are
+    ///
+    ///   finetune init demo && finetune run demo/recipe.toml
+    ///   finetune init demo --model Qwen/Qwen3-0.6B --data chats.jsonl
+    ///
+    /// Writes recipe.toml, with a comment on every key, its schema for editors, and rows in data/.
+    /// Nothing that is there is written over.
+    #[command(verbatim_doc_comment)]
+    Init(InitArguments),
+    /// Turn a configuration of axolotl, LLaMA-Factory, torchtune or mlx-lm into a recipe
+    ///
+    ///   finetune import lora.yml --output recipe.toml
+    ///
+    /// The recipe has a comment on every key: carried over, converted and why, or the other tool's
+    /// default. What could not be carried over stands at its end, with its line. Ends with exit
+    /// code 2 if the file is none of theirs.
+    #[command(verbatim_doc_comment)]
+    Import(ImportArguments),
     /// Loss and perplexity of a model on a file of rows
     ///
     ///   finetune eval RUN --data valid.jsonl
@@ -356,7 +381,14 @@ pub(crate) struct BenchArguments {
 #[derive(Debug, Args)]
 pub(crate) struct RecipeArguments {
     /// The recipe, a TOML file; or a run, for the recipe that it was made with
-    pub(crate) recipe: PathBuf,
+    #[arg(required_unless_present_all = ["model", "data"])]
+    pub(crate) recipe: Option<PathBuf>,
+    /// Without a recipe: the model, a directory or a hub id
+    #[arg(long, value_name = "MODEL", requires = "data", conflicts_with = "recipe")]
+    pub(crate) model: Option<String>,
+    /// Without a recipe: the rows to train on (may be repeated)
+    #[arg(long, value_name = "FILE", requires = "model", conflicts_with = "recipe")]
+    pub(crate) data: Vec<PathBuf>,
     /// Override a key of the recipe, such as --set lora.rank=32 (may be repeated)
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub(crate) sets: Vec<String>,
@@ -366,6 +398,9 @@ pub(crate) struct RecipeArguments {
 pub(crate) struct RunArguments {
     #[command(flatten)]
     pub(crate) recipe: RecipeArguments,
+    /// Without a recipe: held-back rows to evaluate on
+    #[arg(long, value_name = "FILE", requires = "data", conflicts_with = "recipe")]
+    pub(crate) eval: Option<PathBuf>,
     /// Go on from a checkpoint: the newest one that verifies, or this one. With none there, starts
     /// from the beginning
     #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1)]
@@ -419,6 +454,9 @@ pub(crate) struct LaunchArguments {
 pub(crate) struct ValidateArguments {
     #[command(flatten)]
     pub(crate) recipe: RecipeArguments,
+    /// Without a recipe: held-back rows to evaluate on
+    #[arg(long, value_name = "FILE", requires = "data", conflicts_with = "recipe")]
+    pub(crate) eval: Option<PathBuf>,
     /// Print the findings as one JSON object
     #[arg(long)]
     pub(crate) json: bool,

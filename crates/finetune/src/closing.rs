@@ -137,7 +137,7 @@ fn is_one_line(prompt: &str) -> bool {
 }
 
 /// A path as a word of a command line.
-fn path(path: &Path) -> String {
+pub(crate) fn path(path: &Path) -> String {
     let text = path.to_string_lossy();
     if text.starts_with('-') { quoted(&format!("./{text}")) } else { quoted(&text) }
 }

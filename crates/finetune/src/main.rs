@@ -12,6 +12,7 @@ mod end_command;
 mod exit;
 mod failure;
 mod flight;
+mod given_recipe;
 mod hosts;
 mod http;
 mod hub_files;

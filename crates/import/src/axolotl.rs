@@ -6,7 +6,7 @@ mod datasets;
 use crate::draft::Draft;
 use crate::hugging_face::{self as trainer, Warmup};
 use crate::places;
-use crate::source::{Given, Source};
+use crate::source::Source;
 use crate::text::{number, quoted};
 use crate::yaml::{Node, Value};
 
@@ -240,9 +240,4 @@ fn schedule(source: &Source<'_>, draft: &mut Draft) {
         return;
     }
     trainer::warmup(draft, &warmup, counts, true);
-}
-
-/// The value of a key that a dataset has for itself, or else the file.
-fn own_or_common<'a>(source: &Source<'a>, own: &str, common: &str) -> Option<Given<'a>> {
-    source.get(own).or_else(|| source.get(common))
 }

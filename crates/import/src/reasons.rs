@@ -10,17 +10,17 @@ use crate::yaml::{Node, Value};
 /// Beginnings of keys that change nothing here: the reason.
 #[rustfmt::skip]
 const IDLE: &[(&str, &str)] = &[
-    ("wandb", "metrics.jsonl and report.html are always written"),
-    ("mlflow", "metrics.jsonl and report.html are always written"),
-    ("comet", "metrics.jsonl and report.html are always written"),
-    ("swanlab", "metrics.jsonl and report.html are always written"),
+    ("wandb_", "metrics.jsonl and report.html are always written"),
+    ("mlflow_", "metrics.jsonl and report.html are always written"),
+    ("comet_", "metrics.jsonl and report.html are always written"),
+    ("swanlab_", "metrics.jsonl and report.html are always written"),
     ("use_swanlab", "metrics.jsonl and report.html are always written"),
     ("use_wandb", "metrics.jsonl and report.html are always written"),
     ("use_tensorboard", "metrics.jsonl and report.html are always written"),
     ("use_otel_metrics", "`prometheus` in [log] serves metrics"),
     ("otel_", "`prometheus` in [log] serves metrics"),
-    ("trackio", "metrics.jsonl and report.html are always written"),
-    ("gradio", "there is no such page"),
+    ("trackio_", "metrics.jsonl and report.html are always written"),
+    ("gradio_", "there is no such page"),
     ("metric_logger", "metrics.jsonl and report.html are always written"),
     ("project_name", "metrics.jsonl and report.html are always written"),
     ("run_name", "a run is called as its directory"),
@@ -28,33 +28,40 @@ const IDLE: &[(&str, &str)] = &[
     ("log_", "metrics.jsonl and report.html are always written"),
     ("logging_", "metrics.jsonl and report.html are always written"),
     ("profiler", "there is none"),
+    ("profiler_", "there is none"),
     ("flash_attn", "there is nothing to choose"),
+    ("flash_attn_", "there is nothing to choose"),
     ("flash_optimum", "there is nothing to choose"),
     ("flex_attn", "there is nothing to choose"),
+    ("flex_attn_", "there is nothing to choose"),
     ("sdp_attention", "there is nothing to choose"),
     ("xformers", "there is nothing to choose"),
     ("eager_attention", "there is nothing to choose"),
     ("use_cache", "there is nothing to choose"),
     ("liger_", "kernels are chosen by the program"),
-    ("enable_liger", "kernels are chosen by the program"),
+    ("enable_liger_kernel", "kernels are chosen by the program"),
     ("use_kernels", "kernels are chosen by the program"),
     ("use_unsloth", "kernels are chosen by the program"),
+    ("use_unsloth_", "kernels are chosen by the program"),
     ("cut_cross_entropy", "the loss never forms all logits"),
     ("chunked_cross_entropy", "the loss never forms all logits"),
+    ("chunked_cross_entropy_", "the loss never forms all logits"),
     ("lora_mlp_kernel", "kernels are chosen by the program"),
     ("lora_qkv_kernel", "kernels are chosen by the program"),
     ("lora_o_kernel", "kernels are chosen by the program"),
     ("fused_attn_kernel", "kernels are chosen by the program"),
     ("torch_compile", "nothing is compiled ahead"),
+    ("torch_compile_", "nothing is compiled ahead"),
     ("compile", "nothing is compiled ahead"),
     ("tf32", "products are f32, or the model's number type on a GPU"),
     ("deepspeed", "ranks average gradients, each holds the whole model"),
     ("fsdp", "ranks average gradients, each holds the whole model"),
-    ("ddp_find_unused", "ranks average gradients, each holds the whole model"),
+    ("fsdp_", "ranks average gradients, each holds the whole model"),
+    ("ddp_find_unused_parameters", "ranks average gradients, each holds the whole model"),
     ("ddp_timeout", "`timeout` in [distributed] is for one silence; its default is seconds"),
-    ("dp_shard", "ranks average gradients, each holds the whole model"),
-    ("dp_replicate", "the number of ranks is for `finetune launch -n`"),
-    ("data_parallel", "the number of ranks is for `finetune launch -n`"),
+    ("dp_shard_", "ranks average gradients, each holds the whole model"),
+    ("dp_replicate_", "the number of ranks is for `finetune launch -n`"),
+    ("data_parallel_", "the number of ranks is for `finetune launch -n`"),
     ("world_size", "the number of ranks is for `finetune launch -n`"),
     ("local_rank", "the number of ranks is for `finetune launch -n`"),
     ("ray_", "see recipes/engines for Ray"),
@@ -102,7 +109,6 @@ const IDLE: &[(&str, &str)] = &[
     ("val_batches", "evaluation reads every held-back row"),
     ("clear_cache_threshold", "memory is kept by the program"),
     ("collate_fn", "rows are never padded"),
-    ("early_stopping_", ""),
     ("push_dataset_to_hub", "nothing is uploaded"),
     ("secrets", "it is for the cloud that axolotl starts"),
     ("experimental_skip_move_to_device", "the program places layers"),
@@ -135,16 +141,20 @@ const LEFT: &[(&str, &str)] = &[
     ("peft", "a fresh adapter begins as PEFT's default does"),
     ("pissa_", "a fresh adapter begins as PEFT's default does"),
     ("relora", "the adapter is not merged during training"),
-    ("jagged_restart", "the learning rate does not start again"),
+    ("relora_", "the adapter is not merged during training"),
+    ("jagged_restart_", "the learning rate does not start again"),
     ("lisa_", "layers are not chosen at random"),
     ("unfrozen_parameters", "the base stays as it is, or all weights are trained"),
     ("freeze_", "the base stays as it is, or all weights are trained"),
     ("lora_target_parameters", "only linear layers get an adapter"),
     ("lora_fan_in_fan_out", "layers are linear, as in the model's files"),
     ("qat", "nothing is quantized while it trains"),
+    ("qat_", "nothing is quantized while it trains"),
     ("quantizer", "nothing is quantized while it trains"),
     ("fp8", "products are not in 8 bits"),
+    ("fp8_", "products are not in 8 bits"),
     ("gptq", "ours are nf4 and int8"),
+    ("gptq_", "ours are nf4 and int8"),
     ("bnb_config_kwargs", "the packed forms are fixed"),
     ("double_quantization", "the packed forms are fixed"),
     ("rope_scaling", "it is the model's config.json that says so"),
@@ -164,11 +174,11 @@ const LEFT: &[(&str, &str)] = &[
     ("cosine_constant_lr_ratio", "the cosine falls until the last step"),
     ("lr_groups", "one learning rate for all"),
     ("embedding_lr", "one learning rate for all"),
-    ("loss_watchdog", "a loss that is not finite ends the run, a high one does not"),
-    ("context_parallel", "a row is not split among ranks"),
-    ("sequence_parallel", "a row is not split among ranks"),
-    ("tensor_parallel", "a layer is not split among ranks"),
-    ("expert_parallel", "a layer is not split among ranks"),
+    ("loss_watchdog_", "a loss that is not finite ends the run, a high one does not"),
+    ("context_parallel_", "a row is not split among ranks"),
+    ("sequence_parallel_", "a row is not split among ranks"),
+    ("tensor_parallel_", "a layer is not split among ranks"),
+    ("expert_parallel_", "a layer is not split among ranks"),
     ("optimizer_in_bwd", "the optimizer works after the backward pass"),
     ("mix_strategy", "`data.weights` says how often the rows of each file come"),
     ("interleave_probs", "`data.weights` says how often the rows of each file come"),
@@ -219,9 +229,10 @@ fn is_off(node: &Node) -> bool {
     }
 }
 
-fn begins(path: &str, beginning: &str) -> bool {
-    let exact = !beginning.ends_with(['_', '.']);
-    path.strip_prefix(beginning).is_some_and(|rest| !exact || rest.is_empty() || rest.starts_with(['_', '.']))
+/// Whether a key is `name` or below it. A name that ends with `_` or `.` is the beginning of many.
+fn begins(path: &str, name: &str) -> bool {
+    let open = name.ends_with(['_', '.']);
+    path.strip_prefix(name).is_some_and(|rest| open || rest.is_empty() || rest.starts_with('.'))
 }
 
 fn not_needed(tool: Tool, given: &Given<'_>) -> Option<String> {
@@ -251,8 +262,7 @@ fn not_needed(tool: Tool, given: &Given<'_>) -> Option<String> {
     }
     // Longer names first: `test_datasets` is no `test`.
     let known = LEFT.iter().filter(|(name, _)| begins(path, name)).map(|(name, _)| name.len()).max().unwrap_or(0);
-    let found =
-        IDLE.iter().filter(|(name, why)| !why.is_empty() && begins(path, name)).max_by_key(|(name, _)| name.len());
+    let found = IDLE.iter().filter(|(name, _)| begins(path, name)).max_by_key(|(name, _)| name.len());
     match found {
         Some((name, why)) if name.len() >= known => Some((*why).to_owned()),
         _ if known > 0 => None,

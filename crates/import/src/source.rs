@@ -5,6 +5,18 @@ use std::collections::BTreeSet;
 
 use crate::yaml::{Entry, Node, Value};
 
+/// Maps whose keys are named one by one, even if none of them was taken over.
+const TABLES: [&str; 8] = [
+    "tokenizer",
+    "checkpointer",
+    "model",
+    "optimizer",
+    "lr_scheduler",
+    "lora_parameters",
+    "lr_schedule",
+    "optimizer_config",
+];
+
 /// A configuration that is being mapped.
 pub(crate) struct Source<'a> {
     root: &'a Node,
@@ -103,7 +115,7 @@ impl<'a> Source<'a> {
             };
             match &entry.node.value {
                 _ if itself || !last => {}
-                Value::Map(_) if inside => self.collect(&path, &entry.node, rest),
+                Value::Map(_) if inside || TABLES.contains(&path.as_str()) => self.collect(&path, &entry.node, rest),
                 _ => rest.push(Given { path, line: entry.line, node: &entry.node }),
             }
         }

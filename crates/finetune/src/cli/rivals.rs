@@ -14,7 +14,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 
 /// Commands of other programs, of habit, and of versions to come: what does it here.
-const VERBS: [(&str, &str); 46] = [
+const VERBS: [(&str, &str); 44] = [
     ("train", "`finetune run RECIPE.toml` trains"),
     ("finetune", "`finetune run RECIPE.toml` trains"),
     ("fine-tune", "`finetune run RECIPE.toml` trains"),
@@ -65,8 +65,6 @@ const VERBS: [(&str, &str); 46] = [
     ("pull", "`finetune download OWNER/NAME` fetches a model or a dataset"),
     ("fetch", "`finetune download OWNER/NAME` fetches a model or a dataset"),
     ("push", "`finetune upload RUN OWNER/NAME` does it"),
-    ("init", "not in this version; recipes/quickstart.toml is a recipe to begin with"),
-    ("import", "not in this version; a key of another program in a recipe is answered with ours"),
     ("quantize", "not in this version; other programs quantize what `finetune export --format merged` writes"),
     ("tensorboard", "`[log] tensorboard` writes its files; `finetune watch RUN` shows curves here"),
     ("diff", "`finetune compare RUN RUN` shows settings that differ, scores and curves"),
@@ -126,7 +124,7 @@ const OF_CHAT: [(&str, &str); 3] = [
 ];
 
 /// Options of other programs, and habits, for commands that take a recipe.
-const OF_A_RECIPE: [(&str, &str); 15] = [
+const OF_A_RECIPE: [(&str, &str); 16] = [
     ("c", "the recipe is the first argument"),
     ("config", "the recipe is the first argument"),
     ("config-file", "the recipe is the first argument"),
@@ -138,8 +136,10 @@ const OF_A_RECIPE: [(&str, &str); 15] = [
     ("dry-run", "`finetune validate RECIPE.toml` finds what can go wrong, without training"),
     ("check", "`finetune validate RECIPE.toml` finds what can go wrong, without training"),
     ("debug", "ours is --verbose"),
-    ("m", "write --set model.path=MODEL_DIR, or `path` in [model] of the recipe"),
-    ("data", "write --set data.train=FILE, or `train` in [data] of the recipe"),
+    ("m", "ours is --model, without a recipe; of a recipe, --set model.path=MODEL_DIR names another model"),
+    // `launch` alone does not know these: `run` does.
+    ("model", "it is a flag of the run: finetune launch -n N -- --model M --data FILE"),
+    ("data", "it is a flag of the run: finetune launch -n N -- --model M --data FILE"),
     ("n", "`finetune launch -n N RECIPE.toml` starts N ranks"),
     ("gpus", "`finetune launch -n N RECIPE.toml` starts N ranks, each takes a GPU"),
 ];
@@ -179,6 +179,7 @@ fn answer(words: &[String], error: &clap::Error) -> Option<Failure> {
             Some(argument(words, text(ContextKind::InvalidArg)?, text(ContextKind::SuggestedArg)))
         }
         ErrorKind::MissingRequiredArgument => recipe_taken_for_a_checkpoint(words),
+        ErrorKind::ArgumentConflict => flags_beside_a_recipe(words),
         _ => None,
     }
 }
@@ -190,6 +191,19 @@ fn recipe_taken_for_a_checkpoint(words: &[String]) -> Option<Failure> {
     Some(Failure::arguments(
         format!("--resume takes {recipe} for a checkpoint, and then the recipe is missing"),
         format!("write the recipe first: finetune run {recipe} --resume"),
+    ))
+}
+
+/// `run recipe.toml --model M`: the flags stand for a recipe.
+fn flags_beside_a_recipe(words: &[String]) -> Option<Failure> {
+    let recipe = words.iter().skip(2).find(|word| recognize(Path::new(word)) == Holding::Recipe)?;
+    let given = |flag: &str| words.iter().any(|word| word == flag || word.starts_with(&format!("{flag}=")));
+    let flags = [("--model", "model.path"), ("--data", "data.train"), ("--eval", "data.eval")];
+    let (flag, key) = flags.into_iter().find(|(flag, _)| given(flag))?;
+    let value = value(words, words.iter().find(|word| word.starts_with(flag))?);
+    Some(Failure::arguments(
+        format!("{flag} stands in the place of a recipe, and {} is one", shown(recipe)),
+        format!("write --set {key}={value} to change the recipe's"),
     ))
 }
 

@@ -23,6 +23,7 @@ use finetune_trainer::numbers::counted;
 use crate::cli::{Cli, Command, LaunchArguments, RunArguments};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::given_recipe;
 use crate::hosts::Hosts;
 use crate::hub_files;
 use crate::membership::Assignment;
@@ -73,6 +74,14 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
         }
         Heard::Second => "ending all ranks at once".to_owned(),
     });
+    let run = run_arguments(&arguments.run)?;
+    if arguments.copy && run.recipe.recipe.is_none() {
+        return Err(Failure::arguments(
+            "--copy brings a recipe to the hosts, and --model and --data are no file",
+            "`finetune init DIR --model M --data FILE` writes one",
+        ));
+    }
+    let recipe = given_recipe::of_launch(&run)?;
     let mut hosts = Hosts::choose(arguments)?;
     tell(verbosity, hosts.notices());
     hosts.limit(recipe.distributed.virtual_ranks, recipe.distributed.min_ranks)?;

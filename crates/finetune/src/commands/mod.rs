@@ -13,6 +13,8 @@ mod export_adapter;
 mod export_gguf;
 mod export_source;
 mod generate;
+mod import;
+mod init;
 mod inspect;
 mod launch;
 mod machines;
@@ -45,6 +47,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Run(arguments) => run::run(arguments, verbosity),
         Command::Validate(arguments) => validate::validate(arguments, verbosity),
         Command::Inspect(arguments) => inspect::inspect(arguments),
+        Command::Init(arguments) => init::init(&arguments, verbosity),
+        Command::Import(arguments) => import::import(&arguments, verbosity),
         Command::Launch(arguments) => launch::launch(&arguments, verbosity),
         Command::Preflight(arguments) => preflight::preflight(&arguments),
         Command::Cluster(command) => cluster::cluster(command, verbosity),

@@ -20,8 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::RunArguments;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::hub_files;
-use crate::output;
+use crate::{given_recipe, hub_files, output};
 
 /// Bytes free on the disk of rank 0 below which a checkpoint is in danger.
 const LITTLE_SPACE: u64 = 1 << 30;
@@ -240,7 +239,7 @@ pub(crate) fn newest(directory: &Path) -> Option<(u64, PathBuf)> {
 /// `finetune preflight`, a hidden command.
 pub(crate) fn preflight(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let question = question();
-    let recipe = Recipe::load(&arguments.recipe.recipe, &arguments.recipe.sets, arguments.output_dir.as_deref())?;
+    let recipe = given_recipe::of_launch(arguments)?;
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     output::line(&serde_json::to_string(&Clock { clock }).expect("plain data"))?;
     let (mut told, mut bytes) = (Instant::now(), 0);
@@ -283,7 +282,7 @@ pub(crate) fn bundle_files(run: &RunArguments, recipe: &Recipe) -> Result<Vec<Bu
     let program = std::env::current_exe()?;
     let mut bundle_files = vec![
         BundleFile { from: program, to: "finetune".to_owned() },
-        BundleFile { from: run.recipe.recipe.clone(), to: "recipe.toml".to_owned() },
+        BundleFile { from: run.recipe.recipe.clone().unwrap_or_default(), to: "recipe.toml".to_owned() },
         BundleFile { from: model_directory(recipe)?, to: "model".to_owned() },
     ];
     bundle_files.extend(moved(recipe).into_iter().flat_map(|(_, files)| files));

@@ -1,6 +1,6 @@
 //! `finetune run`: the main job, as one process or as one of several ranks.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,13 +9,14 @@ use finetune_allreduce::Notice;
 use finetune_recipe::Recipe;
 use finetune_rendezvous::Membership;
 use finetune_trainer::numbers::counted;
-use finetune_trainer::{Event, Outcome, Prepared, Ranks, Resume, Run, ThisHost, home, prepare, train};
+use finetune_trainer::{Event, Outcome, Prepared, Ranks, Resume, Run, ThisHost, prepare, train};
 
 use crate::cli::RunArguments;
 use crate::commands::preflight::free_bytes;
 use crate::end_command::EndCommand;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::given_recipe::GivenRecipe;
 use crate::membership::{self, Assignment};
 use crate::progress::{self, Progress, Verbosity};
 use crate::rank_event::{self, RankEvent};
@@ -23,7 +24,7 @@ use crate::signals::Signals;
 use crate::sleep_inhibitor::SleepInhibitor;
 use crate::stderr::complain;
 use crate::work::Work;
-use crate::{allocator, closing, flight, hub_files, memory, output, prometheus, source};
+use crate::{allocator, closing, flight, hub_files, memory, output, prometheus};
 
 pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let (launched, mut ending) = (arguments.assigned, None);
@@ -50,7 +51,8 @@ fn train_as_one_rank(
         false => Assignment::of_launcher(arguments.token_file.as_deref())?,
     };
     // The others wait for this rank: if it fails before it joins, they are told.
-    let (mut recipe, file) = read_recipe(&arguments).inspect_err(|failure| membership::excuse(&membership, failure))?;
+    let (mut recipe, given) =
+        read_recipe(&arguments).inspect_err(|failure| membership::excuse(&membership, failure))?;
     membership::share_cores(&membership);
     finetune_store::failpoint::set_label(membership.rank.to_string());
     // Rank 0 speaks for all. The other ranks speak of themselves only.
@@ -65,7 +67,7 @@ fn train_as_one_rank(
     }
     flight::belong_to(&recipe.output_dir);
     hub_files::settle(&mut recipe, arguments.resume.is_some(), &membership, &ranks)?;
-    let host = this_host(&membership, &recipe, file);
+    let host = this_host(&membership, &recipe, given.file());
     let mut run = prepared(recipe, &resume_of(&arguments), &ranks, &host, &mut show)?;
     if verbosity == Verbosity::Verbose {
         show.say(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()));
@@ -108,23 +110,21 @@ fn train_as_one_rank(
 }
 
 /// What the run has to know of its surroundings.
-fn this_host(membership: &Membership, recipe: &Recipe, recipe_file: PathBuf) -> ThisHost {
+fn this_host(membership: &Membership, recipe: &Recipe, recipe_file: Option<&Path>) -> ThisHost {
     ThisHost {
         memory: memory::machine_bytes(),
         local_rank: membership.local_rank,
         local_world: membership.local_world,
         disk: free_bytes(&recipe.output_dir),
-        recipe_file: Some(recipe_file),
+        recipe_file: recipe_file.map(Path::to_path_buf),
         peak_memory: Some(memory::peak_bytes),
     }
 }
 
-/// The recipe and the file that it is in.
-fn read_recipe(arguments: &RunArguments) -> Result<(Recipe, PathBuf), Failure> {
-    let file = source::recipe_path(&arguments.recipe.recipe)?;
-    // A run that was copied goes on where it lies.
-    let output = arguments.output_dir.clone().or_else(|| home(&file, &arguments.recipe.sets));
-    Ok((Recipe::load(&file, &arguments.recipe.sets, output.as_deref())?, file))
+/// The recipe and where it is from.
+fn read_recipe(arguments: &RunArguments) -> Result<(Recipe, GivenRecipe), Failure> {
+    let given = GivenRecipe::of(&arguments.recipe, arguments.eval.as_deref())?;
+    Ok((given.load(&arguments.recipe.sets, arguments.output_dir.as_deref())?, given))
 }
 
 fn resume_of(arguments: &RunArguments) -> Resume {

@@ -181,7 +181,7 @@ pub(super) fn not_a_recipe(path: &Path, holding: Holding) -> Failure {
             let of = rival(path).map_or("as other programs have them".to_owned(), |name| format!("as {name} has them"));
             said(
                 format!("{shown} is a YAML file, {of}; recipes are TOML here"),
-                vec!["write its settings into a recipe: recipes/README.md lists all keys, and a key of another program is answered with ours".to_owned()],
+                vec![format!("`finetune import {shown} --output recipe.toml` makes one of it")],
             )
         }
         Holding::JsonLines | Holding::JsonArray | Holding::Csv | Holding::Tsv | Holding::Parquet | Holding::Arrow => {

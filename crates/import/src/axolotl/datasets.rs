@@ -237,7 +237,7 @@ fn template(source: &Source<'_>, draft: &mut Draft) {
                 .left(&given, "the model's own template is used here; `chat_template` in [data] names a Jinja file"),
         }
     }
-    if let Some(given) = super::own_or_common(source, "chat_template_jinja", "chat_template_path") {
+    if let Some(given) = source.get("chat_template_jinja") {
         match given.node.text() {
             Some(path) if path.ends_with(".jinja") || path.ends_with(".j2") => {
                 draft.other("data.chat_template", quoted(path), &[&given], places::RELATIVE);

@@ -204,10 +204,9 @@ fn lengths(source: &Source<'_>, draft: &mut Draft) {
 
 fn train_on(source: &Source<'_>, draft: &mut Draft) {
     let (prompt, history) = (source.get("train_on_prompt"), source.get("mask_history"));
-    let on = |given: &Option<Given<'_>>| given.as_ref().and_then(|given| given.node.bool()) == Some(true);
     for (given, ours, why) in [(&prompt, "all", "every token"), (&history, "last", "the last answer alone")] {
         match given {
-            Some(given) if on(&Some(given.clone())) => draft.other("data.train_on", quoted(ours), &[given], why),
+            Some(given) if given.node.bool() == Some(true) => draft.other("data.train_on", quoted(ours), &[given], why),
             Some(given) => draft.unset(given),
             None => {}
         }
