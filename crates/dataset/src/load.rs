@@ -23,7 +23,7 @@ use crate::token_row::{Origin, Row};
 use crate::tokenizer::ChatTokenizer;
 
 /// All rows of some files, ready to train on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Dataset {
     /// The rows, in the order of the files and lines.
     pub rows: Vec<Row>,

@@ -131,7 +131,8 @@ impl Plan {
             first += part.rows as u32;
             // The beginning of Fisher and Yates' order: each choice is equally likely.
             for place in 0..part.more {
-                rows.swap(place, place + random.below((rows.len() - place) as u64) as usize);
+                let other = place + random.below((part.rows - place) as u64) as usize;
+                rows.swap(place, other);
             }
             rows.truncate(part.more);
             rows.sort_unstable();

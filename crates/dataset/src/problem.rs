@@ -345,6 +345,7 @@ impl RowProblem {
             Self::NotRendered { .. } => Some(Remedy::Template),
             Self::OtherFormat { .. } => Some(Remedy::OneFormat),
             Self::UnknownFormat { .. } => Some(Remedy::Columns),
+            Self::NotUtf8(_) => Some(Remedy::Encoding),
             Self::UnknownToken { .. } => Some(Remedy::Vocabulary),
             _ => None,
         }
@@ -371,6 +372,7 @@ pub(crate) enum Remedy {
     OneFormat,
     Vocabulary,
     Columns,
+    Encoding,
 }
 
 impl Remedy {
@@ -382,6 +384,7 @@ impl Remedy {
             Self::Columns => {
                 "if other names mean the same, say so: data.columns = { prompt = \"question\", completion = \"answer\" }"
             }
+            Self::Encoding => "if the text is in an older encoding: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW",
             Self::Vocabulary => {
                 "the tokenizer has tokens that the model's embedding lacks: use the tokenizer of this model"
             }

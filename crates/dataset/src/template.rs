@@ -159,7 +159,7 @@ impl Compiled {
     }
 
     fn parse(source: &str, foreign: Foreign, now: NaiveDateTime) -> Result<Self, DatasetError> {
-        let (Foreign::Template(origin) | Foreign::Tokenizer(origin)) = &foreign;
+        let (Foreign::Template(origin) | Foreign::Tokenizer(origin) | Foreign::Parquet(origin)) = &foreign;
         let origin = origin.clone();
         let (source, has_generation) = template_rewrite::rewrite(source);
         // minijinja keeps a template in its environment only if it borrows the source. So the

@@ -10,6 +10,8 @@ const VOCABULARY: &str = "the tokenizer has tokens that the model's embedding la
 const COLUMNS: &str =
     "if other names mean the same, say so: data.columns = { prompt = \"question\", completion = \"answer\" }";
 
+const ENCODING: &str = "if the text is in an older encoding: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW";
+
 fn stopped() -> TemplateProblem {
     TemplateProblem::Stopped { origin: "a.jinja".to_owned(), line: 3, reason: "no".to_owned() }
 }
@@ -37,7 +39,7 @@ fn problems_of_lines_and_tokens_have_their_texts_and_hints() {
     check(vec![
         (RowProblem::LongLine(16), "the line is longer than 16 MiB", None),
         (RowProblem::Utf16, "the file is UTF-16", None),
-        (RowProblem::NotUtf8(11), "invalid UTF-8 at byte 11 of the line", None),
+        (RowProblem::NotUtf8(11), "invalid UTF-8 at byte 11 of the line", Some(ENCODING)),
         (RowProblem::NulCharacter(11), "a NUL character at byte 11 of the line", None),
         (RowProblem::NotAnObject("a list"), "the line is a list", None),
         (

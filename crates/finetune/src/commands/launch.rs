@@ -61,7 +61,13 @@ struct Launch<'a> {
 pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let signals = Signals::listen()?;
     let run = run_arguments(&arguments.run)?;
-    let mut recipe = Recipe::load(&run.recipe.recipe, &run.recipe.sets, run.output_dir.as_deref())?;
+    if arguments.copy && run.recipe.recipe.is_none() {
+        return Err(Failure::arguments(
+            "--copy brings a recipe to the hosts, and --model and --data are no file",
+            "`finetune init DIR --model M --data FILE` writes one",
+        ));
+    }
+    let mut recipe = given_recipe::of_launch(&run)?;
     if arguments.copy {
         // What is copied has to be here.
         hub_files::localize(&mut recipe, &Need::Model)?;
@@ -74,14 +80,6 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
         }
         Heard::Second => "ending all ranks at once".to_owned(),
     });
-    let run = run_arguments(&arguments.run)?;
-    if arguments.copy && run.recipe.recipe.is_none() {
-        return Err(Failure::arguments(
-            "--copy brings a recipe to the hosts, and --model and --data are no file",
-            "`finetune init DIR --model M --data FILE` writes one",
-        ));
-    }
-    let recipe = given_recipe::of_launch(&run)?;
     let mut hosts = Hosts::choose(arguments)?;
     tell(verbosity, hosts.notices());
     hosts.limit(recipe.distributed.virtual_ranks, recipe.distributed.min_ranks)?;
