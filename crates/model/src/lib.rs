@@ -13,8 +13,10 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod adaptation;
 pub mod adapter;
 mod batch;
+mod branch;
 pub mod config;
 mod decoder;
 mod error;
@@ -30,7 +32,9 @@ mod placement;
 mod random_stream;
 mod readback;
 mod tree;
+mod vocabulary;
 
+pub use adaptation::{Adaptation, TargetLayer, choose, target_layers};
 pub use adapter::{BaseCheck, BaseName, RecordedBase, base_digest};
 pub use batch::{Batch, BatchRow, LossSum, Randomness};
 pub use burn::tensor::Device;
@@ -44,7 +48,7 @@ pub use finetune_kernels::devices::{DeviceKind, FloatType, FoundDevice, HAS_GPU_
 pub use finetune_kernels::footprint;
 pub use finetune_kernels::matmul::rate as matmul_rate;
 pub use layout::{Layout, Parameter, encode_flat, read_flat};
-pub use lora::{LoraTarget, LoraTargets, choose};
+pub use lora::{LoraTarget, LoraTargets};
 pub use model::Model;
 pub use passes::backward::{Backward, Coefficients};
 pub use passes::generate::{Generation, Sampling};

@@ -83,7 +83,7 @@ fn put_together(
         mut notices,
     } = found.ready()?;
     let subject = Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing };
-    let opened = open_model(&recipe, &directory, start, &device_plan.placement);
+    let opened = open_model(&recipe, &directory, start, sizing.config.vocabulary, &device_plan.placement);
     let (mut model, base_digest) =
         opened.map_err(|error| error.with_cheaper_settings(|| subject.cheaper_settings()))?;
     let identity = identity(&recipe, &train, eval.as_ref(), &model, &base_digest, &device_plan);

@@ -106,24 +106,14 @@ fn an_unknown_key_on_the_command_line() {
 #[test]
 fn settings_that_are_not_available() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
-    for (set, want) in [
-        (
-            "lora.use_dora=true",
-            expect![[r#"
-            reading rows
-            error: lora.use_dora = true is not available yet; plain LoRA and rsLoRA are
-            (exit code 2)
-        "#]],
-        ),
-        (
-            "model.quantization=nf4",
-            expect![[r#"
+    for (set, want) in [(
+        "model.quantization=nf4",
+        expect![[r#"
             reading rows
             error: model.quantization = nf4 is not available yet; leave it out
             (exit code 2)
         "#]],
-        ),
-    ] {
+    )] {
         check(&folder, &["run", "recipe.toml", "--set", set], want);
     }
 }

@@ -29,6 +29,7 @@ pub(super) fn rows_of(file: &std::path::Path, chat_template: Option<&std::path::
         train_on: TrainOn::Assistant,
         shuffle: false,
         chat_template: chat_template.map(std::path::Path::to_owned),
+        add_tokens: Vec::new(),
         date: None,
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use finetune_model::adapter::Adapter;
 use finetune_model::merge::{Comparison, MergedForm, SHARD_BYTES, compare, left_out, write_merged};
-use finetune_model::{FloatType, Placement};
+use finetune_model::{FloatType, ModelConfig, Placement};
 use finetune_store::{RealDisk, Staging, manifest_of, refuse_links_out};
 use finetune_trainer::stored_type;
 use serde_json::json;
@@ -116,7 +116,15 @@ fn weights(
             refuse_links_out(model)?;
             let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, &arguments.output, "merged"))?;
             let form = MergedForm { shard_bytes: SHARD_BYTES, dtype: float_type(dtype) };
-            write_merged(&RealDisk, model, &Adapter::none(), &mut staging, form, &[], &|_, _| {})?;
+            write_merged(
+                &RealDisk,
+                model,
+                &Adapter::none(&ModelConfig::load(model)?),
+                &mut staging,
+                form,
+                &[],
+                &|_, _| {},
+            )?;
             let _publishing = unfinished.publishing();
             staging.publish_replacing(&json!({"kind": "merged"}))?;
             Ok(())

@@ -20,7 +20,7 @@ pub(crate) fn contract_with_optional_keys() -> String {
             "[lora]\nrank_pattern = { q_proj = 8, 'model\\.layers\\.0\\..*' = 4 }\nalpha_pattern = { q_proj = 8 }\n\
             layers_to_transform = [0, 1]\nmodules_to_save = [\"lm_head\"]\ninit_from = \"adapters/start\"\n",
         ),
-        ("[data]\n", "[data]\nchat_template = \"template.jinja\"\ndate = \"2026-11-27\"\n"),
+        ("[data]\n", "[data]\nchat_template = \"template.jinja\"\nadd_tokens = [\"<tool>\"]\ndate = \"2026-11-27\"\n"),
         ("[eval]\n", "[eval]\nearly_stopping_patience = 3\nsamples = 2\nexact_match = 50\nmax_new_tokens = 32\n"),
         ("[checkpoint]\n", "[checkpoint]\nresult = \"best\"\ncopies = 2\n"),
         ("[log]\n", "[log]\nprometheus = \"127.0.0.1:9400\"\n"),
