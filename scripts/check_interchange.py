@@ -50,7 +50,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from interchange_formats import check_gguf, check_mlx, check_several, check_smollm2, missing
+from interchange_formats import check_formats_of_case, check_gguf, check_mlx, check_several, check_smollm2, missing
 from make_goldens import IGNORED, mean_loss
 
 TOLERANCE = 1e-5  # f32 differs from f64 by about 1e-7 in these losses; the goldens record it
@@ -89,7 +89,7 @@ class Report:
         print(f"{family:<21}{check:<12}{text}{'  WRONG' * wrong}", flush=True)
 
     def skipped(self, family, check, packages):
-        print(f"{family:<9}{check:<12}SKIPPED: no Python package {', '.join(packages)}", flush=True)
+        print(f"{family:<21}{check:<12}SKIPPED: no Python package {', '.join(packages)}", flush=True)
 
 
 class Family:
@@ -288,6 +288,7 @@ def check_case(binary, directory, work, report):
     for name, file in family.files.items():
         report.compare(directory.name, "golden", name, mean_loss(model, file[1]),
                        our_loss(binary, family.directory, file, directory / "adapter"))
+    check_formats_of_case(run_finetune, binary, family, report, directory, model)
     settings = json.loads((directory / "adapter" / "adapter_config.json").read_text())
     run_finetune(binary, "run", write_recipe(family, settings))
     compare_adapter_and_merge(binary, family, report, directory.name, family.files)
@@ -397,8 +398,7 @@ def main():
             except Exception as error:  # a library may raise anything: a failed check, not the end
                 words = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
                 report.note(directory.name, "failed", words, wrong=True)
-        if arguments.smollm2:
-            check_smollm2(run_finetune, binary, arguments.smollm2.resolve(), root, report)
+
         def check(name, what):
             work = root / f"case-{name}"
             work.mkdir()
@@ -408,10 +408,13 @@ def main():
                 words = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
                 report.note(name, "failed", words, wrong=True)
 
-        for directory in sorted(path.parent for path in goldens.parent.glob("adapters/*/case.json")):
+        cases = [] if arguments.family else sorted(path.parent for path in goldens.parent.glob("adapters/*/case.json"))
+        for directory in cases:
             check(directory.name, lambda work: check_case(binary, directory, work, report))
-        for name, settings in NEW_TOKENS.items():
+        for name, settings in NEW_TOKENS.items() if cases else ():
             check(f"tokens-{name}", lambda work: check_new_tokens(binary, goldens.parent, work, report, name, settings))
+        if arguments.smollm2:
+            check_smollm2(run_finetune, binary, arguments.smollm2.resolve(), root, report)
     if report.failures:
         sys.exit(f"{report.failures} checks failed")
     print(f"every difference is within {TOLERANCE}")

@@ -59,7 +59,7 @@ def compare_logits(report, family, check, theirs, ours, what):
     count = sum(len(a) for a in theirs)
     wrong = not largest <= LOGITS * scale
     text = f"{what}: logits differ by {largest:.1e} of {scale:.1f} at most, same best token at {same} of {count}"
-    report.note(family.name, check, text, wrong)
+    report.note(family, check, text, wrong)
 
 
 # mlx-lm
@@ -115,7 +115,7 @@ def check_mlx(run_finetune, our_loss, binary, family, report, run, peft_model):
     rows, base = rows_of(family), in_hub_spelling(family)
     exported = family.work / "mlx"
     run_finetune(binary, "export", run, "--format", "mlx", "--output", exported)
-    compare_logits(report, family, "mlx", torch_logits(peft_model, rows), mlx_logits(base, exported, rows),
+    compare_logits(report, family.name, "mlx", torch_logits(peft_model, rows), mlx_logits(base, exported, rows),
                    "PEFT and mlx-lm with one run's adapter")
 
     saved = family.work / "mlx-saved"
@@ -131,7 +131,7 @@ def check_mlx(run_finetune, our_loss, binary, family, report, run, peft_model):
     report.note(family.name, "mlx", f"mlx-lm's adapter -> peft -> mlx: {len(one)} tensors, bit by bit the same",
                 wrong=not same)
     peft = PeftModel.from_pretrained(family.load(), str(back)).eval()
-    compare_logits(report, family, "mlx", mlx_logits(base, saved, rows), torch_logits(peft, rows),
+    compare_logits(report, family.name, "mlx", mlx_logits(base, saved, rows), torch_logits(peft, rows),
                    "mlx-lm's own adapter, and PEFT with our form of it")
     ours = our_loss(binary, family.directory, family.files["all"], saved)
     report.compare(family.name, "mlx saved", "all", our_loss(binary, family.directory, family.files["all"], back), ours)
@@ -232,8 +232,34 @@ def check_gguf(run_finetune, binary, family, report, run, merged, peft_model):
         return report.skipped(family.name, "gguf", absent)
     rows = rows_of(family)
     theirs = torch_logits(peft_model, rows)
-    compare_logits(report, family, "gguf", theirs, llama_cpp_logits(files["f32"], None, rows), "PEFT, and llama.cpp with the merged file")
-    compare_logits(report, family, "gguf", theirs, llama_cpp_logits(base, adapter, rows), "PEFT, and llama.cpp with base + adapter")
+    compare_logits(report, family.name, "gguf", theirs, llama_cpp_logits(files["f32"], None, rows), "PEFT, and llama.cpp with the merged file")
+    compare_logits(report, family.name, "gguf", theirs, llama_cpp_logits(base, adapter, rows), "PEFT, and llama.cpp with base + adapter")
+
+
+# DoRA, modules trained in full, branches on embedding and output layer
+
+
+def check_formats_of_case(run_finetune, binary, family, report, directory, peft_model):
+    """Logits of the golden adapter in mlx-lm and merged in llama.cpp, or the refusal of what a format lacks."""
+    rows = rows_of(family)
+    source = [family.directory, "--adapter", directory / "adapter"]
+    theirs = torch_logits(peft_model, rows)
+    if absent := missing("mlx", "mlx_lm"):
+        report.skipped(directory.name, "mlx", absent)
+    else:
+        exported = family.work / "mlx"
+        try:
+            run_finetune(binary, "export", *source, "--format", "mlx", "--output", exported)
+        except Exception as error:
+            words = [line for line in str(error).splitlines() if "no place for" in line]
+            report.note(directory.name, "mlx", f"refused: {words}", wrong=not words)
+        else:
+            ours = mlx_logits(in_hub_spelling(family), exported, rows)
+            compare_logits(report, directory.name, "mlx", theirs, ours, "PEFT and mlx-lm")
+    if absent := missing("gguf", "llama_cpp"):
+        return report.skipped(directory.name, "gguf", absent)
+    path = export_gguf(run_finetune, binary, source, family.work / "gguf", "--dtype", "f32")
+    compare_logits(report, directory.name, "gguf", theirs, llama_cpp_logits(path, None, rows), "PEFT, and llama.cpp with the merged file")
 
 
 # Several adapters

@@ -84,9 +84,10 @@ pub enum ModelError {
     /// The device failed otherwise.
     #[error("the device failed: {what}")]
     Device { what: String },
-    /// A format has no place for a part of the model or the adapter. `hint`: what to do instead.
+    /// Another program's format has no place for a part of the model or the adapter. `hint`: what to
+    /// do instead.
     #[error("{what}")]
-    NoPlace { what: String, hint: String },
+    NotExpressible { what: String, hint: String },
     /// A GGUF file cannot be written or read.
     #[error(transparent)]
     Gguf(#[from] finetune_gguf::GgufError),
@@ -159,7 +160,7 @@ impl Advice for ModelError {
             ModelError::AdapterKeys { .. } => vec![
                 "PEFT may still read it: merge it into its base there (merge_and_unload), and go on from the result".into(),
             ],
-            ModelError::NoAdapter { hint, .. } | ModelError::NoPlace { hint, .. } => vec![hint.clone()],
+            ModelError::NoAdapter { hint, .. } | ModelError::NotExpressible { hint, .. } => vec![hint.clone()],
             ModelError::NotFinite { after, .. } if after.contains("rounded") => vec![
                 "finite in f32, too large for this number type: use bf16 or f32 (model.dtype, or a base stored so)".into(),
             ],

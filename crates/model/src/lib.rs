@@ -25,7 +25,6 @@ pub mod gguf;
 mod layout;
 mod lora;
 pub mod merge;
-mod merging;
 mod model;
 mod parameters;
 mod passes;

@@ -244,7 +244,7 @@ fn an_adapter_of_mlx_is_the_same_adapter() {
         (json!({"num_layers": 3, "lora_parameters": with("rank", json!(8))}), "is 8 by the settings"),
         (json!({"num_layers": 3, "lora_parameters": with("scale", Value::Null)}), "`scale`"),
         (json!({"num_layers": 3}), "`lora_parameters` is missing"),
-        (json!({"fine_tune_type": "dora", "lora_parameters": parameters}), "`fine_tune_type` = dora"),
+        (json!({"fine_tune_type": "dora", "lora_parameters": parameters}), "magnitudes of DoRA are missing"),
         (json!({"fine_tune_type": "full", "lora_parameters": null}), "`fine_tune_type` = full"),
     ];
     for (settings, part) in table {

@@ -116,8 +116,15 @@ fn weights(
             refuse_links_out(model)?;
             let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, &arguments.output, "merged"))?;
             let form = MergedForm { shard_bytes: SHARD_BYTES, dtype: float_type(dtype) };
-            let nothing = Adapter::none(&ModelConfig::load(model)?);
-            write_merged(&RealDisk, model, &nothing, &mut staging, form, &[], &|_, _| {})?;
+            write_merged(
+                &RealDisk,
+                model,
+                &Adapter::none(&ModelConfig::load(model)?),
+                &mut staging,
+                form,
+                &[],
+                &|_, _| {},
+            )?;
             let _publishing = unfinished.publishing();
             staging.publish_replacing(&json!({"kind": "merged"}))?;
             Ok(())

@@ -4,6 +4,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use finetune_model::ModelConfig;
 use finetune_model::adapter::{Adapter, CONFIG_FILE, TENSOR_FILE};
 use finetune_store::{RealDisk, Staging, refuse_links_out};
 use serde_json::{Value, json};
@@ -47,16 +48,7 @@ pub(super) fn sum(
         refuse_links_out(path)?;
         read.push((opening::read_adapter(path, base, arguments.force, &|line| show.say(line))?, *weight));
     }
-    let as_trained =
-        adapters.len() == 1 && adapters[0].weight == 1.0 && arguments.scale.is_none_or(|scale| scale == 1.0);
-    if !as_trained {
-        read.iter().try_for_each(|(adapter, _)| adapter.expect_plain("a sum of adapters, or one with a weight,"))?;
-    }
-    let sum = Adapter::sum(read);
-    Ok(match arguments.scale {
-        Some(scale) => sum.scaled(scale),
-        None => sum,
-    })
+    Ok(Adapter::sum(read)?.scaled(arguments.scale.unwrap_or(1.0))?)
 }
 
 /// The lines that say which adapters are used.
@@ -83,13 +75,14 @@ pub(super) fn alone(
         refuse_links_out(first)?;
         copied(first)?
     } else {
-        let adapter = sum(adapters, &base?, arguments, show)?;
+        let base = base?;
+        let (adapter, config) = (sum(adapters, &base, arguments, show)?, ModelConfig::load(&base)?);
         if arguments.format == ExportFormat::Mlx {
-            let (files, notices) = adapter.mlx_files(dropout_of(first))?;
+            let (files, notices) = adapter.mlx_files(dropout_of(first), &config)?;
             notices.iter().for_each(|notice| show.say(notice));
             files
         } else {
-            adapter.peft_files(dropout_of(first))?
+            adapter.peft_files(dropout_of(first), &config)?
         }
     };
     files.extend(text_files_of(adapters, show)?);

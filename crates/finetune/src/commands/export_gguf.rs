@@ -42,7 +42,9 @@ pub(super) fn model(
         chat_template: None,
         date: None,
     })?;
-    let tokenizer = opened.map(|opened| opened.for_llama_cpp(config.vocabulary)).transpose()?;
+    // More than the base's if tokens were added.
+    let rows = adapter.as_ref().map_or(config.vocabulary, |adapter| adapter.rows);
+    let tokenizer = opened.map(|opened| opened.for_llama_cpp(rows)).transpose()?;
     if tokenizer.is_none() {
         show.say("there is no tokenizer.json: llama.cpp can use the file with token ids only");
     }

@@ -10,13 +10,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use finetune_store::{Dtype, encode_tensors};
 use serde_json::json;
 
+use crate::adaptation::is_of_vocabulary;
 use crate::adapter::files::MLX_FILE;
 use crate::adapter::tensors::transposed;
 use crate::adapter::{Adapter, CONFIG_FILE};
+use crate::config::ModelConfig;
 use crate::error::{ModelError, list};
 use crate::files::floats::from_f32;
 use crate::lora::{LoraTarget, layer_of};
-use crate::merging::branches;
+use crate::merge::branches;
 
 /// The number of layers, as the names of all modules say.
 fn layers_of(modules: &[String]) -> usize {
@@ -44,21 +46,24 @@ pub(crate) fn is_power_of_two(factor: f64) -> bool {
 type Files = Vec<(String, Vec<u8>)>;
 
 impl Adapter {
-    /// adapter_config.json and adapters.safetensors, in f32. `dropout` is the training's. Returns
-    /// also what the user should know: branches that could not be written without rounding.
+    /// adapter_config.json and adapters.safetensors, in f32, for a base of this config. `dropout` is
+    /// the training's. Returns also what the user should know: branches that could not be written
+    /// without rounding.
     ///
     /// # Errors
-    /// [`ModelError::NoPlace`] for more than LoRA branches on layers. [`ModelError::Store`] for more
-    /// tensors than a file may have.
-    pub fn mlx_files(&self, dropout: f64) -> Result<(Files, Vec<String>), ModelError> {
-        self.expect_plain("an adapter in mlx-lm's format")?;
+    /// [`ModelError::NotExpressible`] for what mlx-lm's adapters do not have: modules trained in full,
+    /// DoRA on some layers only, and branches on one of embedding and output layer if they are one
+    /// matrix. [`ModelError::Store`] for more tensors than a file may have.
+    pub fn mlx_files(&self, dropout: f64, config: &ModelConfig) -> Result<(Files, Vec<String>), ModelError> {
+        self.expect_mlx(config)?;
+        let use_dora = self.targets.iter().any(|target| target.use_dora);
         let scale_of = |target: &LoraTarget| f64::from(target.scale());
         let scales: Vec<f64> = self.targets.iter().map(scale_of).filter(|scale| *scale != 0.0).collect();
         let scale = most_frequent(&scales).unwrap_or(1.0);
         let rank = self.targets.iter().map(|target| target.rank).max().unwrap_or(1);
         let (num_layers, keys) = self.mlx_choice();
         let config = json!({
-            "fine_tune_type": "lora",
+            "fine_tune_type": if use_dora { "dora" } else { "lora" },
             "model": self.base.name,
             "num_layers": num_layers,
             "lora_parameters": {"rank": rank, "scale": scale, "dropout": dropout, "keys": keys},
@@ -83,8 +88,10 @@ impl Adapter {
                 b.iter_mut().for_each(|value| *value = (f64::from(*value) * factor) as f32);
             }
             b.resize(rank * outputs, 0.0);
-            for (half, shape, values) in [("lora_a", vec![inputs, rank], a), ("lora_b", vec![rank, outputs], b)] {
-                let name = format!("{}.{half}", target.module);
+            let mut parts = vec![("lora_a", vec![inputs, rank], a), ("lora_b", vec![rank, outputs], b)];
+            parts.extend(branch.magnitudes.map(|values| ("m", vec![outputs], values.to_vec())));
+            for (part, shape, values) in parts {
+                let name = format!("{}.{part}", target.module);
                 tensors.push((name, Dtype::F32, shape, Cow::from(from_f32(&values, Dtype::F32))));
             }
         }
@@ -92,6 +99,28 @@ impl Adapter {
         let tensors = encode_tensors(&tensors, &metadata)?;
         let files = vec![(CONFIG_FILE.to_owned(), config), (MLX_FILE.to_owned(), tensors)];
         Ok((files, self.mlx_notices(scale, rank, &rounded)))
+    }
+
+    /// Refuses what mlx-lm's adapters do not have.
+    fn expect_mlx(&self, config: &ModelConfig) -> Result<(), ModelError> {
+        let refused = |what: &str| {
+            Err(ModelError::NotExpressible {
+                what: format!("mlx-lm's adapters have no place for {what}"),
+                hint: "--format merged writes the model with it, which mlx-lm loads".to_owned(),
+            })
+        };
+        let doras = self.targets.iter().filter(|target| target.use_dora).count();
+        if !self.saved.is_empty() || !self.vocabulary.is_empty() {
+            return refused("modules that were trained in full, or an embedding of the adapter's own");
+        }
+        if doras != 0 && doras != self.targets.len() {
+            return refused("DoRA on some layers only");
+        }
+        let of_vocabulary = self.targets.iter().any(|target| is_of_vocabulary(&target.module));
+        if config.tied_embeddings && of_vocabulary {
+            return refused("a branch on one of embedding and output layer, which are one matrix in this model");
+        }
+        Ok(())
     }
 
     /// The number of layers from the last one back, and the names that choose the branches' modules.

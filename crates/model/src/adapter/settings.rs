@@ -232,11 +232,16 @@ impl Reader<'_> {
     fn mlx(&self, modules: &[String]) -> Result<Settings, ModelError> {
         let kind = self.object.get("fine_tune_type").and_then(Value::as_str).unwrap_or("lora");
         let parameters = self.object.get("lora_parameters").and_then(Value::as_object);
-        if kind != "lora" || parameters.is_some_and(|parameters| parameters.get("use_dora") == Some(&Value::Bool(true)))
-        {
-            let (path, value) = (self.path.to_owned(), if kind == "lora" { "dora" } else { kind }.to_owned());
-            return Err(ModelError::Setting { path, key: "fine_tune_type", value });
+        if !["lora", "dora"].contains(&kind) {
+            return Err(ModelError::Setting {
+                path: self.path.to_owned(),
+                key: "fine_tune_type",
+                value: kind.to_owned(),
+            });
         }
+        // Older versions have the setting in the parameters.
+        let use_dora = kind == "dora"
+            || parameters.is_some_and(|parameters| parameters.get("use_dora") == Some(&Value::Bool(true)));
         let parameters = parameters.ok_or_else(|| self.malformed("`lora_parameters` is missing".to_owned()))?;
         let scale = parameters.get("scale").and_then(finite);
         let scale = scale.ok_or_else(|| self.malformed("`lora_parameters` should have a number `scale`".to_owned()))?;
@@ -254,7 +259,7 @@ impl Reader<'_> {
             rank,
             rank_pattern: Patterns(Vec::new()),
             targets: Targets::last_layers(modules, last, keys),
-            use_dora: false,
+            use_dora,
             saved: Vec::new(),
             ties: false,
             notices: Vec::new(),

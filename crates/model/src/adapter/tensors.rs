@@ -6,6 +6,7 @@ use std::path::Path;
 use finetune_store::{TensorFile, TensorView};
 
 use crate::adapter::files::Format;
+use crate::branch::EMBEDDING;
 use crate::error::ModelError;
 use crate::files::floats::to_finite_f32;
 use crate::parameters::PREFIX;
@@ -33,7 +34,7 @@ impl<'a> Branches<'a> {
         for view in file.names().filter_map(|name| file.get(name)) {
             let found = match format {
                 Format::Peft => peft_name(view.name),
-                Format::Mlx => mlx_name(view.name).map(|(module, part)| (module, false, part)),
+                Format::Mlx => mlx_name(view.name).map(|(module, part)| (module, module == EMBEDDING, part)),
             };
             let first = match found {
                 None => branches.others.insert(plain_name(view.name), view),
@@ -100,10 +101,10 @@ pub(super) fn of_shape(view: &TensorView<'_>, expected: &[usize]) -> Result<Vec<
     to_finite_f32(view)
 }
 
-/// Module and half of mlx-lm's `MODULE.lora_a`.
+/// Module and part of mlx-lm's `MODULE.lora_a`. `m` are the magnitudes of DoRA.
 fn mlx_name(name: &str) -> Option<(&str, usize)> {
     let (module, part) = name.rsplit_once('.')?;
-    Some((module, ["lora_a", "lora_b"].iter().position(|known| *known == part)?))
+    Some((module, ["lora_a", "lora_b", "m"].iter().position(|known| *known == part)?))
 }
 
 /// Values of both halves in PEFT's order, A [rank, inputs] and B [outputs, rank], and the rank.
@@ -164,7 +165,8 @@ mod tests {
             assert_eq!(peft_name(&name), want, "{name}");
         }
         assert_eq!(mlx_name(&format!("{q}.lora_b")), Some((q, 1)));
-        assert_eq!(mlx_name(&format!("{q}.m")), None);
+        assert_eq!(mlx_name(&format!("{q}.m")), Some((q, 2)));
+        assert_eq!(mlx_name(&format!("{q}.weight")), None);
         for name in ["lm_head.weight", "base_model.model.lm_head.modules_to_save.default.weight"] {
             assert_eq!(plain_name(name), "lm_head.weight");
         }

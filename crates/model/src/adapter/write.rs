@@ -33,9 +33,7 @@ impl Model {
                     (_, more) if more.is_empty() => encode_flat(self.layout(), values)?,
                     (layout, more) => encode_flat(&layout, &[values, &more].concat())?,
                 };
-                let modules: Vec<String> = target_layers(&self.config).into_iter().map(|layer| layer.module).collect();
-                let saved = saved_names(&adaptation.saved, &self.config);
-                let config = adapter_config(adaptation, base, &modules, saved);
+                let config = adapter_config(adaptation, base, &self.config);
                 let config = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
                 Ok(vec![(CONFIG_FILE.to_owned(), config), (TENSOR_FILE.to_owned(), tensors)])
             }
@@ -65,15 +63,10 @@ impl Model {
     }
 }
 
-/// adapter_config.json as PEFT writes it. `modules` are all that could have a branch, `saved` the
-/// names of those that were trained in full.
-pub(super) fn adapter_config(
-    adaptation: &Adaptation,
-    base: &BaseName,
-    modules: &[String],
-    saved: Option<Vec<String>>,
-) -> Value {
+/// adapter_config.json as PEFT writes it.
+pub(super) fn adapter_config(adaptation: &Adaptation, base: &BaseName, config: &ModelConfig) -> Value {
     let Adaptation { targets, dropout, .. } = adaptation;
+    let modules: Vec<String> = target_layers(config).into_iter().map(|layer| layer.module).collect();
     let first = &targets[0];
     let (mut ranks, mut alphas) = (serde_json::Map::new(), serde_json::Map::new());
     for target in targets {
@@ -93,7 +86,7 @@ pub(super) fn adapter_config(
         "r": first.rank,
         "lora_alpha": whole(first.alpha),
         "lora_dropout": dropout,
-        "target_modules": short_names(targets, modules),
+        "target_modules": short_names(targets, &modules),
         "bias": "none",
         "use_rslora": first.use_rslora,
         "use_dora": first.use_dora,
@@ -101,7 +94,7 @@ pub(super) fn adapter_config(
         "init_lora_weights": true,
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
-        "modules_to_save": saved,
+        "modules_to_save": saved_names(&adaptation.saved, config),
         "layers_to_transform": null,
         "layers_pattern": null,
     })

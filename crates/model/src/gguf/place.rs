@@ -109,11 +109,11 @@ pub(crate) fn interleave(values: &[f32], heads: usize, columns: usize) -> Vec<f3
 /// Where a model goes in llama.cpp.
 ///
 /// # Errors
-/// [`ModelError::NoPlace`] if llama.cpp would compute something else, or nothing at all.
+/// [`ModelError::NotExpressible`] if llama.cpp would compute something else, or nothing at all.
 pub fn destination(config: &ModelConfig) -> Result<Destination, ModelError> {
     let family = config.family;
     let refused = |what: String| {
-        Err(ModelError::NoPlace {
+        Err(ModelError::NotExpressible {
             what: format!("llama.cpp cannot compute this model: {what}"),
             hint: "--format merged writes it for transformers and mlx-lm".to_owned(),
         })

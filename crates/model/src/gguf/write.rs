@@ -16,8 +16,7 @@ use crate::files::load::check;
 use crate::gguf::metadata::{general, rope_factors, sizes};
 use crate::gguf::place::{Destination, destination, interleave, interleaved_heads, tensor_name};
 use crate::lora::LoraTarget;
-use crate::merge::beyond;
-use crate::merging::{MergedTensor, Merging, branches};
+use crate::merge::{MergedTensor, Merging, beyond, branches};
 use crate::tree::expected_tensors;
 
 /// The name of the tensor with the factors of rotary frequencies.
@@ -98,7 +97,7 @@ impl<'a> Output<'a> {
 /// what the user should know.
 ///
 /// # Errors
-/// [`ModelError::NoPlace`] if llama.cpp cannot compute the model. As
+/// [`ModelError::NotExpressible`] if llama.cpp cannot compute the model. As
 /// [`crate::merge::write_merged`] otherwise.
 pub fn write_model(
     disk: &dyn Disk,
@@ -106,12 +105,12 @@ pub fn write_model(
     path: &Path,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<String>, ModelError> {
-    let base = ModelConfig::load(file.base)?;
+    let of_base = ModelConfig::load(file.base)?;
     let files = TensorSet::open_model(file.base)?;
-    check(&files, &base, file.base)?;
-    let nothing = Adapter::none(&base);
-    let merging = Merging::new(&base, file.adapter.unwrap_or(&nothing));
-    let config = merging.config(&base);
+    check(&files, &of_base, file.base)?;
+    let nothing = Adapter::none(&of_base);
+    let merging = Merging::new(&of_base, file.adapter.unwrap_or(&nothing));
+    let config = merging.config(&of_base);
     let destination = destination(&config)?;
     let tensors = merging.tensors(&files);
     let factors = config.ropes.first().and_then(rope_factors);
@@ -148,10 +147,12 @@ pub fn write_model(
     for (n, ((name, _), kind)) in expected.iter().zip(kinds).enumerate() {
         progress(n, expected.len());
         let tensor = tensors.iter().find(|tensor| tensor.name == *name).ok_or_else(|| no_place(name))?;
+        let values = merging.values(tensor)?;
         let heads = interleaved_heads(module_of(name), destination, &config);
-        match (merging.values(name, &tensor.view)?, heads) {
-            (None, None) => in_pieces(&tensor.view, kind, &mut output)?,
-            (merged, heads) => whole(tensor, merged, heads, kind, &mut output)?,
+        if values.is_none() && heads.is_none() {
+            in_pieces(tensor, kind, &mut output)?;
+        } else {
+            whole(tensor, values, heads, kind, &mut output)?;
         }
         output.end_tensor()?;
     }
@@ -185,7 +186,8 @@ fn context_length(config: &ModelConfig, destination: Destination, notices: &mut 
 }
 
 /// Writes a tensor as it is, in another type. Only a piece of it is in memory.
-fn in_pieces(view: &TensorView<'_>, kind: TensorType, output: &mut Output<'_>) -> Result<(), ModelError> {
+fn in_pieces(tensor: &MergedTensor<'_>, kind: TensorType, output: &mut Output<'_>) -> Result<(), ModelError> {
+    let view = &tensor.view;
     let stored = match view.dtype {
         Dtype::F16 => TensorType::F16,
         Dtype::BF16 => TensorType::BF16,
@@ -196,54 +198,45 @@ fn in_pieces(view: &TensorView<'_>, kind: TensorType, output: &mut Output<'_>) -
         expect_finite(view, piece, start)?;
         // A piece has a multiple of 32 numbers, and so has a row of a packed tensor.
         let values = stored.decode(piece)?;
-        let bytes = encode(&values, kind).map_err(|problem| problem.of((view, view.name), &values, false, start))?;
+        let bytes = encode(&values, kind).map_err(|problem| match problem {
+            Problem::NotFinite(element) => beyond(tensor, start + element, true, false, kind.name()),
+            Problem::Other(error) => error,
+        })?;
         start += values.len();
         output.append(&bytes)
     })
 }
 
-/// Writes a tensor with its merged values, if it has others than the base, and its rows in
-/// llama.cpp's order.
+/// Writes a tensor with its rows in llama.cpp's order. `values`: those of the merged model, if they
+/// are not the base's.
 fn whole(
-    MergedTensor { name, view }: &MergedTensor<'_>,
-    merged: Option<Vec<f32>>,
+    tensor: &MergedTensor<'_>,
+    values: Option<Vec<f32>>,
     heads: Option<usize>,
     kind: TensorType,
     output: &mut Output<'_>,
 ) -> Result<(), ModelError> {
-    let is_merged = merged.is_some();
-    let mut values = match merged {
+    let is_merged = values.is_some();
+    let mut values = match values {
         Some(values) => values,
-        None => to_finite_f32(view)?,
+        None => to_finite_f32(&tensor.view)?,
     };
     if let Some(heads) = heads {
-        let columns = if view.shape.len() > 1 { view.shape[1] } else { 1 };
+        let columns = tensor.view.shape.get(1).copied().unwrap_or(1);
         values = interleave(&values, heads, columns);
     }
-    let bytes = encode(&values, kind).map_err(|problem| problem.of((view, name), &values, is_merged, 0))?;
+    let bytes = encode(&values, kind).map_err(|problem| match problem {
+        Problem::NotFinite(element) => beyond(tensor, element, values[element].is_finite(), is_merged, kind.name()),
+        Problem::Other(error) => error,
+    })?;
     output.append(&bytes)
 }
 
 /// Why numbers cannot be written.
 enum Problem {
     /// The number at this place is not finite in the type.
-    NotFinite(usize, TensorType),
+    NotFinite(usize),
     Other(ModelError),
-}
-
-impl Problem {
-    /// The error for a tensor of which `values` begin at element `start`.
-    fn of(self, tensor: (&TensorView<'_>, &str), values: &[f32], is_merged: bool, start: usize) -> ModelError {
-        match self {
-            Problem::Other(error) => error,
-            Problem::NotFinite(element, kind) => match beyond(tensor, values, element, is_merged, kind.name()) {
-                ModelError::NotFinite { path, name, element, after } => {
-                    ModelError::NotFinite { path, name, element: start + element, after }
-                }
-                other => other,
-            },
-        }
-    }
 }
 
 /// Numbers in a type. One that is not finite in it is an error.
@@ -258,12 +251,12 @@ fn encode(values: &[f32], kind: TensorType) -> Result<Vec<u8>, Problem> {
     };
     match bad {
         None => Ok(bytes),
-        Some(element) => Err(Problem::NotFinite(element, kind)),
+        Some(element) => Err(Problem::NotFinite(element)),
     }
 }
 
 fn no_place(name: &str) -> ModelError {
-    ModelError::NoPlace {
+    ModelError::NotExpressible {
         what: format!("llama.cpp has no place for the tensor `{name}`"),
         hint: "--format merged writes it for transformers and mlx-lm".to_owned(),
     }
@@ -278,16 +271,11 @@ fn plain_alpha(target: &LoraTarget) -> f64 {
 /// another one has the ratio in its B. Returns what the user should know.
 ///
 /// # Errors
-/// [`ModelError::NoPlace`] for a branch that llama.cpp has no place for. Otherwise as
+/// [`ModelError::NotExpressible`] for a branch that llama.cpp has no place for. Otherwise as
 /// [`write_model`].
 pub fn write_adapter(disk: &dyn Disk, file: &AdapterFile<'_>, path: &Path) -> Result<Vec<String>, ModelError> {
     let destination = destination(file.config)?;
-    if let Some(what) = file.adapter.beyond_lora() {
-        return Err(ModelError::NoPlace {
-            what: format!("an adapter of llama.cpp has no place for {what}"),
-            hint: "without --adapter-only it is merged into the model".to_owned(),
-        });
-    }
+    file.adapter.expect_branches_only("llama.cpp has no place for the whole adapter")?;
     let alphas: Vec<f64> = file.adapter.targets.iter().map(plain_alpha).filter(|alpha| *alpha != 0.0).collect();
     let alpha = most_frequent(&alphas).unwrap_or(1.0);
     let mut metadata = general(destination, "adapter", file.name, file.kind);
@@ -316,11 +304,11 @@ pub fn write_adapter(disk: &dyn Disk, file: &AdapterFile<'_>, path: &Path) -> Re
         for values in [branch.a, &b] {
             let bytes = encode(values, file.kind).map_err(|problem| match problem {
                 Problem::Other(error) => error,
-                Problem::NotFinite(element, kind) => ModelError::NotFinite {
+                Problem::NotFinite(element) => ModelError::NotFinite {
                     path: path.to_owned(),
                     name: branch.module.to_owned(),
                     element,
-                    after: format!(" once rounded to {}", kind.name()),
+                    after: format!(" once rounded to {}", file.kind.name()),
                 },
             })?;
             output.append(&bytes)?;
@@ -341,7 +329,7 @@ fn branch_name(module: &str, config: &ModelConfig) -> Result<String, ModelError>
     let name = tensor_name(&format!("{module}.weight"));
     // llama.cpp computes a tied output layer from token_embd, which has a branch of its own kind.
     let has_place = module.starts_with("model.layers.") || (module == "lm_head" && !config.tied_embeddings);
-    name.filter(|_| has_place).ok_or_else(|| ModelError::NoPlace {
+    name.filter(|_| has_place).ok_or_else(|| ModelError::NotExpressible {
         what: format!("llama.cpp has no place for the branch on `{module}` in an adapter"),
         hint: "without --adapter-only it is merged into the model".to_owned(),
     })
