@@ -34,7 +34,9 @@ macro_rules! of_each_family {
 }
 
 fn goldens(family: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models").join(family)
+    // The variable is read at run time, because the tests also travel to other machines.
+    let here = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
+    Path::new(&here).join("../../tests/goldens/models").join(family)
 }
 
 fn json(path: &Path) -> Value {
