@@ -208,21 +208,8 @@ fn curves_of_other_adapters_equal_torch(case: &str) {
     check_curve(&format!("{case}, 2 ranks"), &rows, &curve);
 }
 
-macro_rules! of_each_case {
-    ($($case:ident)+) => {
-        mod other_adapters {
-            $(
-                #[test]
-                fn $case() {
-                    super::curves_of_other_adapters_equal_torch(stringify!($case));
-                }
-            )+
-        }
-    };
-}
-
-of_each_case!(dora dora_biases saved_tied saved_embedding_tied saved_both saved_untied embedding_tied head_tied
-    vocabulary_untied);
+of_each_family!(curves_of_other_adapters_equal_torch: dora dora_biases saved_tied saved_embedding_tied saved_both
+    saved_untied embedding_tied head_tied vocabulary_untied);
 
 /// Two, three and four ranks follow the same curves. Losses are weighted by tokens, however rows
 /// are shared out.
