@@ -27,6 +27,7 @@ mod launch;
 mod memory;
 mod messages;
 mod models;
+mod new_tokens;
 mod program;
 mod promises;
 mod random;

@@ -30,7 +30,7 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const TENSOR_FILE: &str = "adapter_model.safetensors";
 
 /// An adapter as read from a directory. Branches are in model order. Values are in the order of the
-/// layout that [`Model::add_lora`] makes of them.
+/// layout that [`Model::add_adapter`] makes of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
     /// The branches, in model order.

@@ -25,7 +25,9 @@ fn placement() -> Placement {
 fn with_adapter(family: &str) -> Model {
     let directory = made::golden(family);
     let mut model = Model::load(&directory, &placement()).expect("the model loads");
-    model.attach(&Adapter::read(&directory.join("adapter"), &model.config).expect("the adapter loads"));
+    model
+        .attach(&Adapter::read(&directory.join("adapter"), &model.config).expect("the adapter loads"))
+        .expect("attached");
     model
 }
 

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use finetune_model::{FloatType, LoraTargets, ModelConfig, choose, linear_modules};
+use finetune_model::{FloatType, ModelConfig, choose};
 use finetune_recipe::Recipe;
 
 use super::{Precision, Sizes, StepShape, estimate, sizes};
@@ -46,8 +46,9 @@ fn figures(recipe: &Recipe) -> [f64; 3] {
     let hub_id = recipe.model.hub_id().expect("a hub id");
     let (_, name, _) = MODELS.iter().find(|(id, ..)| *id == hub_id).unwrap_or_else(|| panic!("no config of {hub_id}"));
     let config = config(name);
-    let targets: LoraTargets = choose(&recipe.lora, &linear_modules(&config)).unwrap_or_else(|error| panic!("{error}"));
-    limits::check(recipe).and_then(|()| limits::check_targets(&targets)).unwrap_or_else(|error| panic!("{error}"));
+    let adaptation = choose(&recipe.lora, &config).unwrap_or_else(|error| panic!("{error}"));
+    let targets = &adaptation.targets;
+    limits::check(recipe).and_then(|()| limits::check_targets(targets)).unwrap_or_else(|error| panic!("{error}"));
     let longest = recipe.data.max_seq_len as u64;
     let tokens = longest * recipe.train.micro_batch_size as u64;
     let checkpointing = recipe.train.gradient_checkpointing;
@@ -55,7 +56,7 @@ fn figures(recipe: &Recipe) -> [f64; 3] {
         StepShape { tokens, longest, trained_tokens: tokens, checkpointing, full: false, rows: 0, answers: false };
     let gibibytes = |cpu, compute| {
         let precision = Precision { cpu, compute, held: FloatType::BF16 };
-        estimate(&config, Some(&targets), &step, precision).total as f64 / f64::from(1 << 30)
+        estimate(&config, Some(&adaptation), &step, precision).total as f64 / f64::from(1 << 30)
     };
     let Sizes { parameters, .. } = sizes(&config, None);
     let hours = 1e6 * parameters as f64 * 4.0 / RATE / 3600.0;
