@@ -4,14 +4,16 @@ use std::process::Command;
 
 use super::*;
 
-const FILES: Files<'_> = Files {
-    folder: Path::new(""),
-    growing: "rows.jsonl",
-    whole: &["facts.json", "it's.txt"],
-    lock: ".lock",
-    numbered: ("checkpoints", "step-"),
-    results: &["adapter"],
-};
+fn files(folder: &Path) -> Files<'_> {
+    Files {
+        folder,
+        growing: "rows.jsonl",
+        whole: &["facts.json", "it's.txt"],
+        lock: ".lock",
+        numbered: ("checkpoints", "step-"),
+        results: &["adapter"],
+    }
+}
 
 #[expect(clippy::disallowed_methods, reason = "files of a test need not survive a power cut")]
 fn write(path: &Path, text: &str) {
@@ -21,7 +23,7 @@ fn write(path: &Path, text: &str) {
 /// The loop in a shell of this machine, as ssh would start it.
 fn follow(folder: &Path) -> Follow {
     let mark = new_mark().expect("a mark");
-    let script = script(&mark, &Files { folder, ..FILES });
+    let script = script(&mark, &files(folder));
     let login = |line: &str| {
         let mut shell = Command::new("sh");
         shell.args(["-c", line]);
