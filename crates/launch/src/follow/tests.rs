@@ -126,7 +126,7 @@ fn other_output_is_passed_over() {
 
 #[test]
 fn folders_below_the_home_directory() {
-    let of = |folder: &str| script("m", &Files { folder: &PathBuf::from(folder), ..FILES });
+    let of = |folder: &str| script("m", &files(Path::new(folder)));
     assert!(of("~/runs/a").contains("CDPATH= cd -- 'runs/a'"));
     assert!(of("~/runs/a").starts_with("cd || exit 2\n") && of("runs/a").starts_with("cd || exit 2\n"));
     assert!(!of("/runs/a").starts_with("cd || exit 2\n"));
