@@ -1,5 +1,4 @@
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::Command;
 
 use super::*;
@@ -55,6 +54,7 @@ fn state(held: Option<bool>, newest: Option<u64>, has_result: bool) -> Seen {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "files of a test need not survive a power cut")]
 fn what_changes_is_seen_and_nothing_twice() {
     let temporary = tempfile::tempdir().expect("a directory");
     let folder = temporary.path().join("it's a run");
