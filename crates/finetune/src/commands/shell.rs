@@ -16,7 +16,12 @@ use crate::{output, version};
 /// Prints the completions of a shell.
 pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<ExitCode, Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut offered(&Cli::command()), "finetune", &mut script);
+    clap_complete::generate(
+        arguments.shell,
+        &mut offered(&Cli::command()).version(version::SHORT),
+        "finetune",
+        &mut script,
+    );
     output::print(&String::from_utf8_lossy(&script))?;
     Ok(Exit::Done.into())
 }
