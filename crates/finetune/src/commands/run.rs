@@ -118,6 +118,7 @@ fn this_host(membership: &Membership, recipe: &Recipe, recipe_file: Option<&Path
         disk: free_bytes(&recipe.output_dir),
         recipe_file: recipe_file.map(Path::to_path_buf),
         peak_memory: Some(memory::peak_bytes),
+        commit: Some(env!("FINETUNE_COMMIT")).filter(|commit| *commit != "unknown"),
     }
 }
 
