@@ -74,7 +74,7 @@ fn train_as_one_rank(
     }
     introduce(&run, &show);
     allocator::prepare_last_words(&run.cheaper_settings());
-    *ending = EndCommand::of(&run.recipe).filter(|_| first);
+    *ending = first.then(|| EndCommand::of(&run.recipe)).flatten();
     let _inhibitor = SleepInhibitor::start();
     let work = work_to_save(&signals, verbosity);
     let (tells, narrates) = (membership.launched && first, narrates && first);
