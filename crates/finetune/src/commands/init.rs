@@ -12,7 +12,8 @@ use crate::progress::Verbosity;
 use crate::stderr::complain;
 use crate::{closing, source};
 
-/// Chats of a made-up workshop: every answer has one form, so that a run shows what it learned.
+/// Customers' messages and the tickets that answer them, some of the quickstart's: every answer has
+/// one form, so that a run shows what it learned.
 const TRAIN: &str = include_str!("../starter/train.jsonl");
 const VALID: &str = include_str!("../starter/valid.jsonl");
 
@@ -120,9 +121,10 @@ fn text(model: &Model, own_rows: Option<&Path>) -> String {
             quoted(path),
             "5e-3",
             "max_steps = 60                    # updates of the adapter; or epochs = 3",
-            "# The model is the tiny one that comes with finetune (0.9 million parameters): it shows that all\n\
-             # works, in half a minute. For a model that talks, name another one, such as Qwen/Qwen3-0.6B,\n\
-             # and set learning_rate to 2e-4.\n",
+            "#\n\
+             # The model is the tiny one that comes with finetune (0.9 million parameters): it learns to answer\n\
+             # a customer's message with a ticket, in a few seconds. For a model that talks, name another one,\n\
+             # such as Qwen/Qwen3-0.6B, and set learning_rate to 2e-4.\n",
         ),
         Model::Directory(path) => (quoted(path), "2e-4", EPOCHS, ""),
         Model::Hub(id) => (quoted(Path::new(id)), "2e-4", EPOCHS, ""),
@@ -141,7 +143,8 @@ fn text(model: &Model, own_rows: Option<&Path>) -> String {
         None => {
             "\n[eval]\n\
              every = 20                        # measures the loss on the held-back rows, every 20 updates\n\
-             samples = 2                       # answers of the model before and after, to look at\n"
+             samples = 2                       # answers of the model before and after, to look at\n\
+             exact_match = 8                   # rows answered before and after: how many are exactly right\n"
         }
     };
     format!(
