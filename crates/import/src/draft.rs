@@ -261,7 +261,7 @@ impl Line {
         if !is_known(self.key) {
             return comment(&format!("not yet: {assignment}: {}", self.note), WIDTH);
         }
-        let words = format!("{}: {}", self.origin.label(), self.note);
+        let words = crate::text::line(&format!("{}: {}", self.origin.label(), self.note));
         let short = format!("{assignment}  # {words}");
         if short.chars().count() <= WIDTH {
             return format!("{short}\n");

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use expect_test::expect_file;
-use finetune_import::{Imported, Tool, import};
+use finetune_import::{ImportError, Imported, Tool, import};
 use finetune_recipe::Recipe;
 
 /// The keys that the table shows, as the resolved recipe has them.
@@ -167,8 +167,10 @@ fn damaged_files_never_end_the_program() {
                 let at = damaged.char_indices().nth(random(letters.len())).map_or(0, |(at, _)| at);
                 damaged.insert_str(at, signs[random(signs.len())]);
             }
-            if let Ok(imported) = import(&damaged, &configs().join(&name), Some(tool)) {
-                recipe(&name, &imported);
+            match import(&damaged, &configs().join(&name), Some(tool)) {
+                Ok(imported) => drop(recipe(&name, &imported)),
+                Err(error @ ImportError::Refused { .. }) => panic!("{name}: {error}\n{damaged}"),
+                Err(_) => {}
             }
         }
     }
