@@ -113,9 +113,13 @@ fn rows(path: &Path) -> Result<PathBuf, Failure> {
     Ok(std::path::absolute(path)?)
 }
 
+/// A path as a TOML string.
+fn quoted(path: &Path) -> String {
+    serde_json::Value::from(path.to_string_lossy()).to_string()
+}
+
 /// The recipe. It has the keys that a newcomer wants to change, and no others.
 fn text(model: &Model, own_rows: Option<&Path>) -> String {
-    let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
     let (path, rate, steps, about) = match model {
         Model::Shipped(path) => (
             quoted(path),
@@ -129,24 +133,7 @@ fn text(model: &Model, own_rows: Option<&Path>) -> String {
         Model::Directory(path) => (quoted(path), "2e-4", EPOCHS, ""),
         Model::Hub(id) => (quoted(Path::new(id)), "2e-4", EPOCHS, ""),
     };
-    let data = match own_rows {
-        Some(path) => format!(
-            "train = {}\n# eval = \"held-back.jsonl\"         # rows to measure on, which are not trained on",
-            quoted(path)
-        ),
-        None => "train = \"data/train.jsonl\"        # 40 chats, one JSON object a line\n\
-                 eval = \"data/valid.jsonl\"         # 8 others: measured on, not trained on"
-            .to_owned(),
-    };
-    let eval = match own_rows {
-        Some(_) => "",
-        None => {
-            "\n[eval]\n\
-             every = 20                        # measures the loss on the held-back rows, every 20 updates\n\
-             samples = 2                       # answers of the model before and after, to look at\n\
-             exact_match = 8                   # rows answered before and after: how many are exactly right\n"
-        }
-    };
+    let (data, eval) = rows_and_evaluation(own_rows);
     format!(
         "#:schema ./recipe.schema.json\n\
          \n\
@@ -180,6 +167,30 @@ fn text(model: &Model, own_rows: Option<&Path>) -> String {
          learning_rate = {rate}              # larger learns faster, too large learns nothing\n\
          {eval}"
     )
+}
+
+/// The lines about the rows, and the table `[eval]`: with rows of their own, users say what is
+/// held back.
+fn rows_and_evaluation(own_rows: Option<&Path>) -> (String, &'static str) {
+    let data = match own_rows {
+        Some(path) => format!(
+            "train = {}\n# eval = \"held-back.jsonl\"         # rows to measure on, which are not trained on",
+            quoted(path)
+        ),
+        None => "train = \"data/train.jsonl\"        # 40 chats, one JSON object a line\n\
+                 eval = \"data/valid.jsonl\"         # 8 others: measured on, not trained on"
+            .to_owned(),
+    };
+    let eval = match own_rows {
+        Some(_) => "",
+        None => {
+            "\n[eval]\n\
+             every = 20                        # measures the loss on the held-back rows, every 20 updates\n\
+             samples = 2                       # answers of the model before and after, to look at\n\
+             exact_match = 8                   # rows answered before and after: how many are exactly right\n"
+        }
+    };
+    (data, eval)
 }
 
 const EPOCHS: &str = "epochs = 3                        # how often each row is read";
