@@ -36,9 +36,8 @@ bench:
 ci:
     .ci/run
 
-# A release's binary and its checksum, in target/dist. RELEASE-CHECKLIST.md has the rest.
+# Archive, wheel and checksums for this machine, in target/dist, installed and run. RELEASE-CHECKLIST.md has the rest.
 release: lint
     cargo build --locked --release
-    mkdir -p target/dist
-    cp target/release/finetune target/dist/finetune-$(rustc -vV | sed -n 's/^host: //p')
-    cd target/dist && { sha256sum finetune-* || shasum -a 256 finetune-*; } > SHA256SUMS && cat SHA256SUMS
+    scripts/check_packages.sh --output target/dist
+    cat target/dist/SHA256SUMS

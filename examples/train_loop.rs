@@ -17,8 +17,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut model = Model::load(&base, &Placement::cpu(None))?;
     let data = Dataset::load(&recipe.data.train, &recipe.data, &tokenizer, model.config.vocabulary, 0, &|_| {})?;
 
-    let targets = choose(&recipe.lora, &model.linear_modules())?;
-    model.add_lora(targets, recipe.lora.dropout, recipe.seed);
+    let adaptation = choose(&recipe.lora, &model.config)?;
+    model.add_adapter(adaptation, recipe.seed)?;
     let mut parameters = model.parameters()?;
     let mut optimizer = AdamW::new(parameters.len());
 

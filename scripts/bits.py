@@ -95,7 +95,7 @@ def run_hash(run):
     total = hashlib.sha256()
     for path in sorted(path for path in run.rglob("*") if path.is_file()):
         name = path.relative_to(run).as_posix()
-        if name in ("report.html", ".lock"):
+        if name in ("report.html", "run.json", ".lock"):
             continue
         contents = path.read_bytes()
         if name == "metrics.jsonl":

@@ -16,11 +16,22 @@ family under tests/goldens/models this script trains three steps with the binary
     bf16, f16   the base stored in 16 bits and in shards: losses with the adapter, and a merge that
                 equals PEFT's merge in f32 rounded once (at most one element in a thousand off, by
                 one unit)
-    mlx         with --mlx: mlx-lm loads `finetune export --format mlx`, PEFT's losses
+    mlx, gguf, several, smollm2
+                mlx-lm's and llama.cpp's files, several adapters: see interchange_formats.py
+
+For each case under tests/goldens/adapters (DoRA, modules trained in full, LoRA on embedding and output
+layer), on the base that it names:
+
+    golden      `finetune eval` of the adapter that PEFT wrote, against PEFT
+    adapter     PEFT loads what three steps with the case's settings wrote: names, values, losses
+    merged      transformers loads the merged export: PEFT's losses
+
+    add_tokens  a run with two new tokens: the tokenizer has them, PEFT loads the adapter into a resized
+                model, transformers loads the merged export
 
 Losses are mean token losses, of the whole file and of single rows, so that two wrong rows cannot
-make up for each other. Prints a table; exits with 1 if anything differs. Needs requirements.txt
-(and mlx-lm for --mlx).
+make up for each other. Prints a table; exits with 1 if anything differs. Needs requirements.txt.
+Checks of a program that is not there (mlx-lm, gguf, llama-cpp-python) say SKIPPED.
 """
 
 import argparse
@@ -39,6 +50,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from interchange_formats import check_formats_of_case, check_gguf, check_mlx, check_several, check_smollm2, missing
 from make_goldens import IGNORED, mean_loss
 
 TOLERANCE = 1e-5  # f32 differs from f64 by about 1e-7 in these losses; the goldens record it
@@ -46,6 +58,12 @@ STEPS = 3
 # Rows of rows.jsonl, among them the longest, which is longer than Mistral's window.
 SINGLE_ROWS = (0, 4, 6)
 DEADLINE_SECONDS = 300
+# What is trained beside q_proj with new tokens, by the golden model. llama and qwen2 are tied.
+NEW_TOKENS = {
+    "llama": dict(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+    "qwen2": dict(target_modules=["q_proj", "embed_tokens"]),
+    "qwen3": dict(target_modules=["q_proj", "lm_head"], modules_to_save=["embed_tokens"]),
+}
 
 
 class Failure(Exception):
@@ -57,18 +75,21 @@ class Report:
 
     def __init__(self):
         self.failures = 0
-        print(f"{'family':<9}{'check':<12}{'rows':<6}{'theirs':>14}{'ours':>14}{'difference':>12}")
+        print(f"{'family or case':<21}{'check':<12}{'rows':<6}{'theirs':>14}{'ours':>14}{'difference':>12}")
 
     def compare(self, family, check, rows, theirs, ours):
         difference = abs(theirs - ours)
         wrong = not difference <= TOLERANCE  # not `>`: NaN is wrong too
         self.failures += wrong
-        print(f"{family:<9}{check:<12}{rows:<6}{theirs:>14.8f}{ours:>14.8f}{difference:>12.1e}{'  WRONG' * wrong}",
+        print(f"{family:<21}{check:<12}{rows:<6}{theirs:>14.8f}{ours:>14.8f}{difference:>12.1e}{'  WRONG' * wrong}",
               flush=True)
 
     def note(self, family, check, text, wrong=False):
         self.failures += wrong
-        print(f"{family:<9}{check:<12}{text}{'  WRONG' * wrong}", flush=True)
+        print(f"{family:<21}{check:<12}{text}{'  WRONG' * wrong}", flush=True)
+
+    def skipped(self, family, check, packages):
+        print(f"{family:<21}{check:<12}SKIPPED: no Python package {', '.join(packages)}", flush=True)
 
 
 class Family:
@@ -84,6 +105,9 @@ class Family:
             path = work / f"row-{row}.jsonl"
             path.write_text(lines[row] + "\n")
             self.files[str(row)] = (path, [json.loads(lines[row])])
+
+    def load(self):
+        return load_model(self.directory)
 
 
 def run_finetune(binary, *arguments):
@@ -115,12 +139,20 @@ def our_loss(binary, model, rows, adapter=None):
     return loss
 
 
-def write_recipe(family):
-    """The golden adapter's LoRA settings in a recipe without anything that is not needed.
+def toml(value):
+    """JSON's strings, numbers and lists are TOML's too. Tables are not."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()) + " }"
+    return json.dumps(value)
 
-    JSON's strings are TOML strings too.
+
+def write_recipe(family, settings=None, rows=None, data=""):
+    """LoRA settings as PEFT has them, by default the golden adapter's, in a recipe without anything
+    that is not needed.
     """
-    lora = json.loads((family.directory / "adapter" / "adapter_config.json").read_text())
+    lora = settings or json.loads((family.directory / "adapter" / "adapter_config.json").read_text())
+    more = "".join(f"{key} = {toml(lora[key])}\n" for key in ("use_dora", "modules_to_save", "rank_pattern",
+                                                            "alpha_pattern") if lora.get(key))
     recipe = family.work / "recipe.toml"
     recipe.write_text(f"""\
 output_dir = {json.dumps(str(family.work / "run"))}
@@ -136,12 +168,13 @@ rank = {lora["r"]}
 alpha = {lora["lora_alpha"]}
 target_modules = {json.dumps(lora["target_modules"])}
 use_rslora = {json.dumps(lora["use_rslora"])}
-
+{more}
 [data]
-train = {json.dumps(str(family.directory / "rows.jsonl"))}
+train = {json.dumps(str(rows or family.directory / "rows.jsonl"))}
 format = "tokens"
 max_seq_len = 64
 shuffle = false
+{data}
 
 [train]
 max_steps = {STEPS}
@@ -167,11 +200,20 @@ def load_model(directory):
     return model.eval()
 
 
-def load_with_peft(family, adapter):
-    """PEFT's model. PEFT only warns of unknown names, so names and values are compared here."""
-    model = PeftModel.from_pretrained(load_model(family.directory), str(adapter)).eval()
-    loaded = get_peft_model_state_dict(model)
+def load_with_peft(family, adapter, rows=None):
+    """PEFT's model. PEFT only warns of unknown names, so names and values are compared here. `rows`:
+    to which number of rows embedding and output layer are resized first. Their matrices as they were
+    before training are saved then.
+    """
+    base = load_model(family.directory)
+    if rows:
+        base.resize_token_embeddings(rows)
+    model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
     written = load_file(adapter / "adapter_model.safetensors")
+    if rows:
+        state = model.state_dict()
+        loaded |= {key: state[key] for key in written if key not in loaded and key in state}
     if loaded.keys() != written.keys():
         raise Failure(f"parameter names differ: PEFT wants also {sorted(loaded.keys() - written.keys())}, "
                       f"does not know {sorted(written.keys() - loaded.keys())}")
@@ -180,12 +222,13 @@ def load_with_peft(family, adapter):
             raise Failure(f"{name} is {tensor.dtype}; an adapter is kept in f32")
         if not torch.equal(loaded[name], tensor):
             raise Failure(f"{name} changed in loading")
-    if not any(tensor.abs().max() > 0 for name, tensor in written.items() if "lora_B" in name):
+    if not any(tensor.abs().max() > 0 for name, tensor in written.items()
+               if "lora_B" in name or "embedding_A" in name):
         raise Failure("every B is zero: nothing was trained")
     return model
 
 
-def check_family(binary, family, report, mlx):
+def check_family(binary, family, report):
     golden = json.loads((family.directory / "golden.json").read_text())
     rows = family.files["all"]
     ours = our_loss(binary, family.directory, rows, family.directory / "adapter")
@@ -214,11 +257,83 @@ def check_family(binary, family, report, mlx):
     for name, dtype in (("bf16", torch.bfloat16), ("f16", torch.float16)):
         check_half(binary, family, report, name, dtype)
 
-    if mlx:
-        exported = family.work / "mlx"
-        run_finetune(binary, "export", run, "--format", "mlx", "--output", exported)
-        for name, (_, parsed) in family.files.items():
-            report.compare(family.name, "mlx", name, peft_losses[name], mlx_loss(family, exported, parsed))
+    peft_model = load_with_peft(family, run / "adapter")
+    if absent := missing("mlx", "mlx_lm"):
+        report.skipped(family.name, "mlx", absent)
+    else:
+        check_mlx(run_finetune, our_loss, binary, family, report, run, peft_model)
+    check_gguf(run_finetune, binary, family, report, run, merged, peft_model)
+    check_several(run_finetune, our_loss, mean_loss, binary, family, report, run)
+
+
+def compare_adapter_and_merge(binary, family, report, case, files, rows=None):
+    """What a run has written: PEFT loads its adapter, transformers its merged export."""
+    run, merged = family.work / "run", family.work / "merged"
+    model = load_with_peft(family, run / "adapter", rows)
+    losses = {name: mean_loss(model, parsed) for name, (_, parsed) in files.items()}
+    for name, file in files.items():
+        report.compare(case, "adapter", name, losses[name], our_loss(binary, family.directory, file, run / "adapter"))
+    run_finetune(binary, "export", run, "--format", "merged", "--output", merged)
+    model = load_model(merged)
+    for name, (_, parsed) in files.items():
+        report.compare(case, "merged", name, losses[name], mean_loss(model, parsed))
+    report.compare(case, "merged", "ours", losses["all"], our_loss(binary, merged, files["all"]))
+
+
+def check_case(binary, directory, work, report):
+    """An adapter that is more than LoRA on linear layers."""
+    case = json.loads((directory / "case.json").read_text())
+    family = Family(directory.parent.parent / "models" / case["family"], work)
+    model = PeftModel.from_pretrained(load_model(family.directory), str(directory / "adapter")).eval()
+    for name, file in family.files.items():
+        report.compare(directory.name, "golden", name, mean_loss(model, file[1]),
+                       our_loss(binary, family.directory, file, directory / "adapter"))
+    check_formats_of_case(run_finetune, binary, family, report, directory, model)
+    settings = json.loads((directory / "adapter" / "adapter_config.json").read_text())
+    run_finetune(binary, "run", write_recipe(family, settings))
+    compare_adapter_and_merge(binary, family, report, directory.name, family.files)
+
+
+def write_tokenizer(directory, vocabulary):
+    """One word for each token of a golden model."""
+    import tokenizers
+
+    words = {f"w{n}": n for n in range(vocabulary)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n')
+
+
+def check_new_tokens(binary, goldens, work, report, name, settings):
+    """A run that adds two tokens to a golden model which has a tokenizer, on rows that hold them."""
+    from transformers import AutoTokenizer
+
+    original = Family(goldens / "models" / name, work)
+    directory = work / "base"
+    load_model(original.directory).save_pretrained(directory)
+    vocabulary = load_model(directory).config.vocab_size
+    write_tokenizer(directory, vocabulary)
+    lines = []
+    for row in original.files["all"][1]:
+        changed = [vocabulary + n % 2 if n % 5 == 4 else token for n, token in enumerate(row["input_ids"])]
+        labels = [token if label != IGNORED else IGNORED for token, label in zip(changed, row["labels"])]
+        lines.append(json.dumps({"input_ids": changed, "labels": labels}))
+    (directory / "rows.jsonl").write_text("".join(line + "\n" for line in lines))
+    family = Family(directory, work)
+    recipe = write_recipe(family, {"r": 4, "lora_alpha": 8, "use_rslora": False, **settings},
+                          data='add_tokens = ["<tool>", "<end tool>"]')
+    run_finetune(binary, "run", recipe)
+    for where in ("run/adapter", "merged"):
+        if where == "merged":
+            compare_adapter_and_merge(binary, family, report, f"tokens {name}", family.files, rows=vocabulary + 2)
+        tokenizer = AutoTokenizer.from_pretrained(work / where)
+        ids = tokenizer("w5<tool>w6 <end tool>")["input_ids"]
+        report.note(f"tokens {name}", where, f"{len(tokenizer)} tokens, {ids}",
+                    wrong=len(tokenizer) != vocabulary + 2 or ids != [5, vocabulary, 6, vocabulary + 1])
+    config = json.loads((work / "merged" / "config.json").read_text())
+    if config["vocab_size"] != vocabulary + 2:
+        report.note(f"tokens {name}", "merged", f"vocab_size = {config['vocab_size']}", wrong=True)
 
 
 def check_half(binary, family, report, name, dtype):
@@ -247,41 +362,12 @@ def check_half(binary, family, report, name, dtype):
         report.note(family.name, name, f"merged weights: {different} of {elements} differ, names {missing}", wrong=True)
 
 
-def mlx_loss(family, adapter, rows):
-    """Mean token loss by mlx-lm, with the adapter directory that our mlx export wrote."""
-    import mlx.core as mx
-    import mlx.nn as nn
-    from mlx_lm.tuner.utils import load_adapters
-    from mlx_lm.utils import load_model as load_mlx_model
-
-    mx.set_default_device(mx.cpu)  # the GPU multiplies f32 less exactly than TOLERANCE
-    model, _ = load_mlx_model(family.directory)
-    model = load_adapters(model, str(adapter))
-    model.eval()
-    total, tokens = 0.0, 0
-    for row in rows:
-        logits = model(mx.array([row["input_ids"]]))[0, :-1]
-        targets = row["labels"][1:]
-        losses = nn.losses.cross_entropy(logits, mx.array([max(target, 0) for target in targets])).tolist()
-        trained = [loss for loss, target in zip(losses, targets) if target != IGNORED]
-        total, tokens = total + sum(trained), tokens + len(trained)
-    return total / tokens
-
-
-def mlx_is_importable():
-    try:
-        import mlx_lm  # noqa: F401
-    except ImportError as error:
-        print(f"\n*** SKIPPED: the mlx checks, because mlx-lm cannot be imported ({error}) ***\n", flush=True)
-        return False
-    return True
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--finetune", type=Path, required=True, metavar="BIN", help="the binary to check")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep runs and exports here; default: a temporary one")
-    parser.add_argument("--mlx", action="store_true", help="also check the mlx export")
+    parser.add_argument("--family", action="append", metavar="NAME", help="check this golden family only (may be repeated)")
+    parser.add_argument("--smollm2", type=Path, metavar="DIR", help="also check a real model: what fetch_smollm2.py wrote")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -292,7 +378,8 @@ def main():
     directories = sorted(path.parent for path in goldens.glob("*/golden.json"))
     if not directories:
         sys.exit(f"no goldens under {goldens}")
-    mlx = arguments.mlx and mlx_is_importable()
+    if arguments.family:
+        directories = [path for path in directories if path.name in arguments.family]
 
     with tempfile.TemporaryDirectory() as temporary:
         # A directory of its own in --work too: output directories of an earlier check would be in
@@ -307,10 +394,27 @@ def main():
             work = root / directory.name
             work.mkdir()
             try:
-                check_family(binary, Family(directory, work), report, mlx)
+                check_family(binary, Family(directory, work), report)
             except Exception as error:  # a library may raise anything: a failed check, not the end
                 words = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
                 report.note(directory.name, "failed", words, wrong=True)
+
+        def check(name, what):
+            work = root / f"case-{name}"
+            work.mkdir()
+            try:
+                what(work)
+            except Exception as error:  # as above
+                words = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+                report.note(name, "failed", words, wrong=True)
+
+        cases = [] if arguments.family else sorted(path.parent for path in goldens.parent.glob("adapters/*/case.json"))
+        for directory in cases:
+            check(directory.name, lambda work: check_case(binary, directory, work, report))
+        for name, settings in NEW_TOKENS.items() if cases else ():
+            check(f"tokens-{name}", lambda work: check_new_tokens(binary, goldens.parent, work, report, name, settings))
+        if arguments.smollm2:
+            check_smollm2(run_finetune, binary, arguments.smollm2.resolve(), root, report)
     if report.failures:
         sys.exit(f"{report.failures} checks failed")
     print(f"every difference is within {TOLERANCE}")

@@ -26,8 +26,10 @@ fail() {
 # Whether taplo accepts a file; what it says goes to the log.
 accepts() { "$taplo" check --no-auto-config "$@" >"$work/log" 2>&1; }
 
-for recipe in recipes/*.toml; do
-    [ "$(head -n 1 "$recipe")" = "#:schema ./recipe.schema.json" ] || fail "$recipe does not name its schema"
+for recipe in recipes/*.toml recipes/models/*.toml; do
+    named=./recipe.schema.json
+    [ "$(dirname "$recipe")" = recipes ] || named=../recipe.schema.json
+    [ "$(head -n 1 "$recipe")" = "#:schema $named" ] || fail "$recipe does not name its schema"
     accepts "$recipe" || fail "$recipe is refused"
 done
 

@@ -37,6 +37,8 @@ const FIXED: &[(&str, &str)] = &[
     ("data.max_seq_len", "64"),
     ("data.overlong", "drop"),
     ("data.packing", "true"),
+    ("lora.use_dora", "true"),
+    ("lora.modules_to_save", "[\"lm_head\"]"),
     ("data.train_on", "all"),
     ("data.shuffle", "false"),
     ("train.global_batch_size", "6"),
@@ -60,8 +62,6 @@ const MAY_CHANGE: &[(&str, &str, &str)] = &[
 /// Keys of the digest without a second value that could be tried here, and why.
 const NOT_TRIED: &[(&str, &str)] = &[
     ("model.quantization", "not available yet"),
-    ("lora.use_dora", "not available yet"),
-    ("lora.modules_to_save", "not available yet"),
     ("data.chat_template", "needs a tokenizer; the next test changes what it does"),
     ("train.method", "the recipe's [lora] is refused with `full` before anything else"),
     ("optimizer.name", "there is one"),

@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::folder::{CRASH_RECIPE, Folder, metrics};
 use crate::program::BINARY;
 
+mod chat;
 mod data;
 mod eval;
 mod export;
@@ -33,7 +34,7 @@ learning_rate = 1e-3
 "#;
 
 /// The chat model with weights of its own in `run/model`.
-fn chat_model() -> Folder {
+pub(crate) fn chat_model() -> Folder {
     let folder = Folder::with_chat_model(CHAT_RECIPE);
     folder.write(
         "train.jsonl",
@@ -137,7 +138,9 @@ fn a_run_says_what_it_trains_and_what_came_of_it() {
     }
     assert!(folder.path("my runs/a-merged/model.safetensors").is_file());
     let report = std::fs::read_to_string(folder.path("my runs/a/report.html")).expect("a report");
-    for part in ["<title>step 0: ", "model, LoRA, on train.jsonl, held back eval.jsonl", "loss on held-back rows"] {
+    for part in
+        ["<title>step 0: ", "model, LoRA, on train.jsonl (12 rows), held back eval.jsonl (", "loss on held-back rows"]
+    {
         assert!(report.contains(part), "lacks {part:?}");
     }
     assert!(!report.contains("http-equiv"), "a run that is done is not looked at again");
@@ -152,8 +155,13 @@ fn help_of_every_command() {
         ("inspect", "which of them are trained on"),
         ("eval", "Loss and perplexity"),
         ("generate", "chat template"),
+        ("chat", "/help lists them"),
         ("export", "newest checkpoint that verifies"),
         ("schema", "for editors"),
+        ("completions", "fpath"),
+        ("man", "man -l"),
+        ("watch", "over ssh"),
+        ("compare", "settings that differ"),
     ] {
         let long = folder.finetune(&[command, "--help"]).expect(0).stdout;
         assert!(long.contains(says), "{command} --help lacks {says:?}:\n{long}");
@@ -176,17 +184,19 @@ fn help_of_every_command() {
         Usage: finetune [OPTIONS] <COMMAND>
 
         Commands:
-          run       Train as a recipe says
-          validate  Check a recipe, its model and every row of its data, without training
-          inspect   Show the tokens of a row, and which of them are trained on
-          eval      Loss and perplexity of a model on a file of rows
-          generate  Continue a prompt with a model
-          export    Write a trained adapter in another form
-          launch    Train with several processes, here or on several machines
-          devices   The devices that this build can train on, with memory and number types
-          schema    Print the JSON schema of recipes, for editors
-          cluster   Several machines: find, set up, examine and measure them
-          help      Print this message or the help of the given subcommand(s)
+          run          Train as a recipe says
+          validate     Check a recipe, its model and every row of its data, without training
+          inspect      Show the tokens of a row, and which of them are trained on
+          eval         Loss and perplexity of a model on a file of rows
+          generate     Continue a prompt with a model
+          export       Write a trained adapter in another form
+          launch       Train with several processes, here or on several machines
+          devices      The devices that this build can train on, with memory and number types
+          schema       Print the JSON schema of recipes, for editors
+          completions  Print the completions of a shell
+          man          Print the manual page of a command, or write all of them
+          cluster      Several machines: find, set up, examine and measure them
+          help         Print this message or the help of the given subcommand(s)
 
         Options:
           -h, --help

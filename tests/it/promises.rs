@@ -10,9 +10,9 @@ fn has_test(source: &str, name: &str) -> bool {
         let mut above = lines[..line].iter().rev().take_while(|line| line.starts_with("#[") || line.starts_with("///"));
         above.any(|line| *line == "#[test]")
     };
-    let by_family = [format!("of_each_family!({name});"), format!("of_each_family!({name}:")];
+    let by_family = ["family", "case"].map(|of| [format!("of_each_{of}!({name});"), format!("of_each_{of}!({name}:")]);
     lines.iter().enumerate().any(|(n, line)| line.starts_with(&declaration) && is_test(n))
-        || by_family.iter().any(|call| source.contains(call))
+        || by_family.iter().flatten().any(|call| source.contains(call))
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::folder::{CRASH_RECIPE, Folder, repository};
 use crate::program::{Running, run, start};
 
 /// Hosts box-1, box-2, …, which run until this is dropped.
-struct Boxes {
+pub(crate) struct Boxes {
     folder: PathBuf,
 }
 
@@ -20,7 +20,7 @@ fn script() -> Command {
 
 impl Boxes {
     /// `None` if they cannot be had. The reason is printed.
-    fn start(options: &[&str]) -> Option<Boxes> {
+    pub(crate) fn start(options: &[&str]) -> Option<Boxes> {
         let check = script().args(options).arg("--check").output().expect("the script");
         if !check.status.success() {
             println!("SKIPPED: {}", String::from_utf8_lossy(&check.stderr).trim());
@@ -33,7 +33,7 @@ impl Boxes {
         Some(Boxes { folder: folder.expect("the folder comes first") })
     }
 
-    fn file(&self, name: &str) -> String {
+    pub(crate) fn file(&self, name: &str) -> String {
         self.folder.join(name).to_string_lossy().into_owned()
     }
 

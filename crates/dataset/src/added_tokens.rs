@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokenizers::{AddedToken, Tokenizer};
 
 use crate::error::DatasetError;
@@ -157,6 +157,31 @@ impl TokenConfigs {
         }
         Ok(())
     }
+}
+
+/// Adds special tokens that a recipe names. Returns those that were not there, with their ids.
+pub(crate) fn add_new(
+    tokenizer: &mut Tokenizer,
+    texts: &[String],
+    notices: &mut Vec<String>,
+) -> tokenizers::Result<Vec<(String, u32)>> {
+    let mut new: Vec<String> = Vec::new();
+    for text in texts {
+        match tokenizer.token_to_id(text) {
+            Some(id) => notices.push(format!("{text:?} is token {id} of the tokenizer already, and is not added")),
+            None if new.contains(text) => {}
+            None => new.push(text.clone()),
+        }
+    }
+    tokenizer.add_special_tokens(new.iter().map(|text| AddedToken::from(text.clone(), true)).collect::<Vec<_>>())?;
+    Ok(new.into_iter().filter_map(|text| tokenizer.token_to_id(&text).map(|id| (text, id))).collect())
+}
+
+/// A special token as tokenizer.json and tokenizer_config.json write it, without its id.
+pub(crate) fn written(text: &str) -> Value {
+    json!({
+        "content": text, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false, "special": true,
+    })
 }
 
 /// A token with its settings, for comparison.

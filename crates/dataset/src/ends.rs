@@ -95,6 +95,19 @@ impl EndCounts {
     }
 }
 
+impl ChatTokenizer {
+    /// The special token that the chat template writes behind an answer. `None`: there is no
+    /// template, it does not take a question with its answer, or it writes something else there.
+    pub fn template_end(&self) -> Option<u32> {
+        const ANSWER: &str = "Hello";
+        let message = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+        let messages = [message("user", "Hi"), message("assistant", ANSWER)];
+        let text = self.render(&messages, None, false).ok()?.text;
+        let behind = text.get(text.rfind(ANSWER)? + ANSWER.len()..)?;
+        self.encode_chat(behind).ok()?.first().copied().filter(|id| self.is_special(*id))
+    }
+}
+
 impl From<EndCounts> for Ends {
     fn from(counted: EndCounts) -> Self {
         Self { tokens: counted.tokens.into_iter().collect(), without: counted.without, parts: counted.parts }

@@ -193,6 +193,14 @@ pub enum DatasetError {
         /// What the tokenizer ran out of.
         reason: String,
     },
+    /// llama.cpp cannot split text as the tokenizer does.
+    #[error("{}: {what}", path.display())]
+    NotForLlamaCpp {
+        /// The file of the tokenizer.
+        path: PathBuf,
+        /// What llama.cpp does not have.
+        what: String,
+    },
     /// `data.date` is no day.
     #[error("data.date is {date:?}, not a day as YYYY-MM-DD")]
     BadDate {
@@ -365,6 +373,9 @@ impl Advice for DatasetError {
             Self::AllDropped { .. } => &["raise data.max_seq_len, or cut rows with data.overlong = \"truncate\""],
             Self::BadRows(rows) => return rows.hints(),
             Self::OtherKind { remedy, .. } => return vec![remedy.clone()],
+            Self::NotForLlamaCpp { .. } => {
+                &["--format merged writes a model directory, which newer converters of llama.cpp may read"]
+            }
             Self::NoTokenizer => &["put the tokenizer.json of the model into its directory"],
             Self::Tokenizer { .. } => &[],
         };

@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use crate::added_tokens::written;
 use crate::error::DatasetError;
 use crate::text_source::{
     ADDED_TOKENS, GENERATION_CONFIG, TEMPLATE, TOKEN_MAP, TOKENIZER, TOKENIZER_CONFIG, read_if_there, read_json,
@@ -28,10 +29,14 @@ impl ChatTokenizer {
         let mut files = vec![(TOKENIZER.to_owned(), self.tokenizer_json()?)];
         for name in AS_THEY_ARE {
             if let Some(bytes) = read_if_there(&directory.join(name))? {
-                files.push((name.to_owned(), bytes));
+                let is_list = name == ADDED_TOKENS && !self.new_tokens().is_empty();
+                files.push((name.to_owned(), if is_list { self.with_new_tokens(name)? } else { bytes }));
             }
         }
         let mut config = read_json(&directory.join(TOKENIZER_CONFIG))?;
+        if let Some(listed) = config.get_mut("added_tokens_decoder").and_then(Value::as_object_mut) {
+            listed.extend(self.new_tokens().iter().map(|(text, id)| (id.to_string(), written(text))));
+        }
         let sources = self.template().map(|template| template.sources()).unwrap_or_default();
         match sources {
             [] => {}
@@ -63,23 +68,45 @@ impl ChatTokenizer {
         Ok(files)
     }
 
-    fn tokenizer_json(&self) -> Result<Vec<u8>, DatasetError> {
+    pub(crate) fn tokenizer_json(&self) -> Result<Vec<u8>, DatasetError> {
         let path = self.tokenizer_dir.join(TOKENIZER);
         let bytes = read_tokenizer(&path)?;
-        if !self.without_chance() {
+        if !self.without_chance() && self.new_tokens().is_empty() {
             return Ok(bytes);
         }
-        // Otherwise the next program would split at random again, even when it generates.
         let mut tokenizer: Value = serde_json::from_slice(&bytes)
             .map_err(|error| DatasetError::BadModelFile { path, reason: error.to_string() })?;
-        if let Some(model) = tokenizer.get_mut("model").and_then(Value::as_object_mut) {
+        // Otherwise the next program would split at random again, even when it generates.
+        if self.without_chance()
+            && let Some(model) = tokenizer.get_mut("model").and_then(Value::as_object_mut)
+        {
             for key in ["dropout", "alpha", "nbest_size"] {
                 if model.contains_key(key) {
                     model.insert(key.to_owned(), Value::Null);
                 }
             }
         }
+        if !self.new_tokens().is_empty() {
+            let new = self.new_tokens().iter().map(|(text, id)| {
+                let mut token = written(text);
+                token["id"] = json!(id);
+                token
+            });
+            match tokenizer.get_mut("added_tokens").and_then(Value::as_array_mut) {
+                Some(tokens) => tokens.extend(new),
+                None => tokenizer["added_tokens"] = new.collect(),
+            }
+        }
         Ok(pretty(&tokenizer))
+    }
+
+    /// The older list of added tokens, {"text": id}, with the new ones.
+    fn with_new_tokens(&self, name: &str) -> Result<Vec<u8>, DatasetError> {
+        let mut list = read_json(&self.tokenizer_dir.join(name))?;
+        if let Some(entries) = list.as_object_mut() {
+            entries.extend(self.new_tokens().iter().map(|(text, id)| (text.clone(), json!(id))));
+        }
+        Ok(pretty(&list))
     }
 
     /// The bytes of generation_config.json. `None`: there is none, and no end token is known.

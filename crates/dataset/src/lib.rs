@@ -18,8 +18,8 @@
 //! - chat templates: `template.rs`. `template_rewrite.rs`, `template_tags.rs`, `percent*.rs`,
 //!   `generation.rs`, `integers.rs` and `python*.rs` make minijinja behave as transformers' jinja2;
 //! - the tokenizer: `tokenizer.rs`, `text_source.rs` (from which files), `added_tokens.rs`,
-//!   `chunks.rs` (word by word), `exported_files.rs` (into which files), `stream.rs` (tokens to
-//!   text);
+//!   `chunks.rs` (word by word), `exported_files.rs` (into which files), `llama_cpp.rs` (into
+//!   GGUF's words), `stream.rs` (tokens to text);
 //! - which tokens are trained on: `mask.rs`; the result: `token_row.rs`;
 //! - about all rows: `notes.rs`, `ends.rs`, `counts.rs`; what was read before: `row_cache.rs`.
 //!
@@ -52,6 +52,7 @@ mod integers;
 mod json;
 mod jsonl;
 mod kinds;
+mod llama_cpp;
 mod load;
 mod mask;
 mod messages;
@@ -93,6 +94,7 @@ pub use ends::Ends;
 pub use error::{BadRow, BadRows, DatasetError};
 pub use files::{matched, resolve_files, unused_files};
 pub use format_problem::FormatProblem;
+pub use llama_cpp::LlamaCppTokenizer;
 pub use load::Dataset;
 pub use plan::Plan;
 pub use problem::RowProblem;
@@ -101,5 +103,6 @@ pub use stream::TextStream;
 pub use template::Rendered;
 pub use template_problem::{TemplateProblem, Unrendered};
 pub use text_source::TextSource;
+pub use texts::REASONING as REASONING_TAGS;
 pub use token_row::{Origin, Row};
 pub use tokenizer::ChatTokenizer;

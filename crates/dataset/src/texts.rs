@@ -31,7 +31,7 @@ const NUMBER: char = '\u{FDD2}';
 const MARKED_ARGUMENTS: usize = 256;
 
 /// Tags around reasoning within an answer.
-const REASONING: [(&str, &str); 7] = [
+pub const REASONING: [(&str, &str); 7] = [
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),

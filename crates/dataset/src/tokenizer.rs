@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::{PostProcessor, PostProcessorWrapper, Tokenizer};
 
-use crate::added_tokens::TokenConfigs;
+use crate::added_tokens::{TokenConfigs, add_new};
 use crate::chunks::Chunks;
 use crate::error::DatasetError;
 use crate::guard::{self, Bounds, Foreign};
@@ -61,6 +61,8 @@ struct Loaded {
     chunks: Chunks,
     /// The file splits words at random, which was switched off.
     without_chance: bool,
+    /// Tokens that a recipe adds and no file has, with their ids.
+    new_tokens: Vec<(String, u32)>,
     notices: Vec<String>,
 }
 
@@ -97,6 +99,15 @@ impl ChatTokenizer {
     /// A [`DatasetError`] that names the file. It cannot be read, is damaged, disagrees with
     /// another, or its reader fails on it.
     pub fn open(source: &TextSource<'_>) -> Result<Option<Self>, DatasetError> {
+        Self::open_with(source, &[])
+    }
+
+    /// As [`Self::open`], with more special tokens. Those that the files have already stay as they
+    /// are. The others get the next free ids, in order, as transformers' `add_tokens` gives them.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(source: &TextSource<'_>, new_tokens: &[String]) -> Result<Option<Self>, DatasetError> {
         let now = moment(source.date)?;
         let Some(directory) = source.tokenizer_dir() else { return Ok(None) };
         let path = directory.join(TOKENIZER);
@@ -108,7 +119,8 @@ impl ChatTokenizer {
         let mut fingerprint = blake3::Hasher::new();
         fingerprint.update(blake3::hash(&bytes).as_bytes());
         let bounds = grown(LOADING, bytes.len(), LOADING_BYTES);
-        let loaded = guard::watched(&foreign, bounds, move || Loaded::read(&bytes, &path, &configs))??;
+        let new_tokens = new_tokens.to_vec();
+        let loaded = guard::watched(&foreign, bounds, move || Loaded::read(&bytes, &path, &configs, &new_tokens))??;
         let id_of = |name: &str| {
             let (_, text) = special_tokens.iter().find(|(known, _)| known == name)?;
             loaded.tokenizer.token_to_id(text)
@@ -244,6 +256,11 @@ impl ChatTokenizer {
         self.loaded.vocab_size
     }
 
+    /// Tokens that were added and no file has, with their ids.
+    pub fn new_tokens(&self) -> &[(String, u32)] {
+        &self.loaded.new_tokens
+    }
+
     /// Every token that ends generation: the model's own, then the tokenizer's.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
@@ -253,6 +270,11 @@ impl ChatTokenizer {
     /// are they.
     pub(crate) fn fingerprint(&self) -> &[u8; 32] {
         &self.fingerprint
+    }
+
+    /// The tokenizer itself, without its post-processor.
+    pub(crate) fn backend(&self) -> &Tokenizer {
+        &self.loaded.tokenizer
     }
 
     pub(crate) fn end(&self) -> Option<u32> {
@@ -267,6 +289,12 @@ impl ChatTokenizer {
     /// Whether there is a chat template.
     pub fn has_template(&self) -> bool {
         self.template.is_some()
+    }
+
+    /// The file of the chat template that conversations without tools go through.
+    pub fn template_file(&self) -> Option<&Path> {
+        let sources = self.template.as_ref()?.sources();
+        sources.iter().find(|source| source.name == "default").map(|source| source.origin.as_path())
     }
 
     /// Whether the file tokenizer.json splits words at random, which was switched off here.
@@ -306,7 +334,7 @@ impl DatasetError {
 }
 
 impl Loaded {
-    fn read(bytes: &[u8], path: &Path, configs: &TokenConfigs) -> Result<Self, DatasetError> {
+    fn read(bytes: &[u8], path: &Path, configs: &TokenConfigs, new_tokens: &[String]) -> Result<Self, DatasetError> {
         let refused =
             |error: tokenizers::Error| DatasetError::BadModelFile { path: path.to_owned(), reason: error.to_string() };
         let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(refused)?;
@@ -323,11 +351,12 @@ impl Loaded {
         }
         let directory = path.parent().unwrap_or(Path::new("."));
         configs.add_to(&mut tokenizer, directory, &mut notices)?;
+        let new_tokens = add_new(&mut tokenizer, new_tokens, &mut notices).map_err(refused)?;
         let post_processor = tokenizer.get_post_processor().cloned();
         tokenizer.with_post_processor(None::<PostProcessorWrapper>);
         let vocab_size = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let chunks = Chunks::of(&tokenizer);
-        let loaded = Self { tokenizer, post_processor, vocab_size, chunks, without_chance, notices };
+        let loaded = Self { tokenizer, post_processor, vocab_size, chunks, without_chance, new_tokens, notices };
         loaded.try_out();
         Ok(loaded)
     }

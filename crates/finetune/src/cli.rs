@@ -4,11 +4,31 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
+mod chat;
+mod compare;
+#[cfg(test)]
+mod documented;
+mod download;
+mod export;
+mod import;
+mod init;
 mod rivals;
+mod shell;
+mod upload;
 mod using;
+mod watch;
 
+pub(crate) use chat::ChatArguments;
+pub(crate) use compare::CompareArguments;
+pub(crate) use download::DownloadArguments;
+pub(crate) use export::{ExportArguments, ExportDtype, ExportFormat, WeightedAdapter};
+pub(crate) use import::ImportArguments;
+pub(crate) use init::InitArguments;
 pub(crate) use rivals::parse;
-pub(crate) use using::{EvalArguments, ExportArguments, ExportFormat, GenerateArguments, ModelArguments};
+pub(crate) use shell::{CompletionsArguments, ManArguments};
+pub(crate) use upload::UploadArguments;
+pub(crate) use using::{EvalArguments, GenerateArguments, ModelArguments};
+pub(crate) use watch::WatchArguments;
 
 /// Fine-tunes language models with LoRA on the machine you have.
 ///
@@ -19,10 +39,10 @@ pub(crate) use using::{EvalArguments, ExportArguments, ExportFormat, GenerateArg
 ///   finetune generate RUN --prompt "Hello"
 ///   finetune export RUN --format merged --output DIR
 ///
-/// RUN is the recipe's output_dir.
+/// RUN is the recipe's output_dir. `finetune init` writes a recipe and rows to begin with.
 /// recipes/quickstart.toml is a small one that runs anywhere; recipes/README.md explains every key.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, verbatim_doc_comment)]
+#[command(version, long_version = crate::version::long(), max_term_width = 100, verbatim_doc_comment)]
 pub(crate) struct Cli {
     /// Print errors and results only
     #[arg(long, short, global = true, conflicts_with = "verbose", help_heading = "Global options")]
@@ -38,6 +58,9 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Train as a recipe says
     ///
+    /// Without a recipe, `--model M --data FILE` (and `--eval FILE`) make one: three epochs in small
+    /// steps, written to runs/MODEL-DATA; `--set` overrides any key.
+    ///
     /// Writes checkpoints, metrics.jsonl, report.html and the final adapter into the recipe's
     /// output_dir. Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and exits with 130
     /// (143); a second one exits at once. Exit codes: 0 done, 2 bad input, 3 another rank was lost,
@@ -48,13 +71,31 @@ pub(crate) enum Command {
     /// Check a recipe, its model and every row of its data, without training
     ///
     /// Prints counts, token lengths and an estimate of memory and time. Exits with 2 if `run` would
-    /// refuse the recipe.
+    /// refuse the recipe. A model or rows of the Hugging Face hub are fetched first, as `run` does.
     Validate(ValidateArguments),
     /// Show the tokens of a row, and which of them are trained on
     ///
     /// The text of the row as the model will see it, then every token with its number. Trained
     /// tokens are marked.
     Inspect(InspectArguments),
+    /// Write a recipe and a small data set to begin with, which run as they are
+    ///
+    ///   finetune init demo && finetune run demo/recipe.toml
+    ///   finetune init demo --model Qwen/Qwen3-0.6B --data chats.jsonl
+    ///
+    /// Writes recipe.toml, with a comment on every key, its schema for editors, and rows in data/.
+    /// Nothing that is there is written over.
+    #[command(verbatim_doc_comment)]
+    Init(InitArguments),
+    /// Turn a configuration of axolotl, LLaMA-Factory, torchtune or mlx-lm into a recipe
+    ///
+    ///   finetune import lora.yml --output recipe.toml
+    ///
+    /// The recipe has a comment on every key: carried over, converted and why, or the other tool's
+    /// default. What could not be carried over stands at its end, with its line. Ends with exit
+    /// code 2 if the file is none of theirs.
+    #[command(verbatim_doc_comment)]
+    Import(ImportArguments),
     /// Loss and perplexity of a model on a file of rows
     ///
     ///   finetune eval RUN --data valid.jsonl
@@ -73,18 +114,56 @@ pub(crate) enum Command {
     /// message, unless --raw is given. Text comes as it is generated, and ends at the end of turn.
     #[command(verbatim_doc_comment)]
     Generate(GenerateArguments),
+    /// Talk with a model in the terminal
+    ///
+    ///   finetune chat RUN
+    ///   finetune chat MODEL_DIR --adapter RUN --system "You are brief."
+    ///   printf 'Hi\nAnd in French?\n' | finetune chat RUN
+    ///
+    /// Messages go through the chat template, and answers end at the tokens, that were trained.
+    /// Each question sees what was said before. Enter sends a message; a line that ends with \ goes
+    /// on, a pasted text keeps its lines, and """ before and behind a text lets it have any.
+    ///
+    /// Ctrl-C stops an answer, Ctrl-D leaves. Commands begin with a slash: /help lists them. Among
+    /// them are /undo, /retry, /system TEXT, and /save FILE.jsonl, which makes a training row of the
+    /// conversation. Without a terminal each line of standard input is a message.
+    #[command(verbatim_doc_comment)]
+    Chat(ChatArguments),
     /// Write a trained adapter in another form
     ///
     ///   finetune export RUN --format merged --output DIR
-    ///   finetune export MODEL_DIR --adapter ADAPTER --format merged --output DIR
+    ///   finetune export RUN --format gguf --dtype q8_0 --output DIR
+    ///   finetune export MODEL_DIR --adapter A=0.7 --adapter B=0.3 --format merged --output DIR
     ///
     /// A run directory stands for its newest checkpoint that verifies, with --best for that of the
     /// best evaluation. `merged` is a complete Hugging Face model directory with the chat template
     /// and the end tokens that were trained. Before it gets its name, its answers are compared with
-    /// those of base and adapter. It replaces an earlier export of the same kind, nothing else.
-    /// Interrupted, it leaves nothing behind.
+    /// those of base and adapter. `gguf` is one file with tokenizer and template in it, and a
+    /// Modelfile for Ollama. An export replaces an earlier one of the same kind, nothing else.
+    /// Interrupted, it leaves nothing behind. docs/exports.md says which program loads what.
     #[command(verbatim_doc_comment)]
     Export(ExportArguments),
+    /// Follow runs as they go on, here or at other hosts
+    ///
+    ///   finetune watch runs/a runs/b
+    ///   finetune watch box-1:work/runs/a
+    ///   finetune watch runs/a --once
+    ///
+    /// Shows curves and numbers until `q` is pressed. Keys: tab takes the next curve, l a
+    /// logarithmic axis, s smooths, + and - show fewer and more steps, arrows choose a run. Without
+    /// a terminal it prints a line for each row, and ends when all runs have ended. HOST:DIR is read
+    /// over ssh; nothing of this program is needed there.
+    #[command(verbatim_doc_comment)]
+    Watch(WatchArguments),
+    /// Compare runs: settings that differ, scores, curves
+    ///
+    ///   finetune compare runs/a runs/b
+    ///   finetune compare runs/* --html comparison.html
+    ///
+    /// The page is one file with all curves in the same charts. Everything comes from the run
+    /// directories; the runs may still go on.
+    #[command(verbatim_doc_comment)]
+    Compare(CompareArguments),
     /// Train with several processes, here or on several machines
     ///
     ///   finetune launch -n 2 recipe.toml --resume
@@ -102,6 +181,31 @@ pub(crate) enum Command {
     /// `model.device = "auto"` takes the first GPU, or the CPU if there is none. Several ranks of
     /// one machine take one GPU each.
     Devices(DevicesArguments),
+    /// Fetch a model, an adapter or a dataset from the Hugging Face hub
+    ///
+    ///   finetune download Qwen/Qwen3-0.6B
+    ///   finetune download OWNER/NAME@v2 --include '*.jsonl'
+    ///
+    /// Fetches what is needed (safetensors, configuration, tokenizer, template) into the Hugging
+    /// Face cache, which other programs share, and prints the path. What is there already is not
+    /// fetched again. After an interruption the same command goes on. Sizes and hashes are checked.
+    /// `run`, `validate`, `eval` and the others fetch by themselves what they need.
+    ///
+    /// HF_TOKEN or `hf auth login` opens private and gated repositories. HF_HUB_OFFLINE=1 forbids
+    /// the network. HF_HOME, HF_HUB_CACHE and HF_ENDPOINT are obeyed. Exit code 2: the hub says no;
+    /// 3: no connection, worth another try.
+    #[command(verbatim_doc_comment)]
+    Download(DownloadArguments),
+    /// Put an adapter or a model on the Hugging Face hub, with its card
+    ///
+    ///   finetune upload RUN OWNER/NAME
+    ///   finetune upload EXPORT_DIR OWNER/NAME --private
+    ///
+    /// Makes one commit of the files that others need, and prints the address of the page. The
+    /// repository is made if it is not there. HF_TOKEN or `hf auth login` says who you are; the
+    /// token needs the right to write.
+    #[command(verbatim_doc_comment)]
+    Upload(UploadArguments),
     /// Print the JSON schema of recipes, for editors
     ///
     ///   finetune schema > recipe.schema.json
@@ -111,6 +215,21 @@ pub(crate) enum Command {
     /// has them.
     #[command(verbatim_doc_comment)]
     Schema,
+    /// Print the completions of a shell
+    ///
+    ///   finetune completions bash > ~/.local/share/bash-completion/completions/finetune
+    ///   finetune completions zsh > ~/.zfunc/_finetune
+    ///   finetune completions fish > ~/.config/fish/completions/finetune.fish
+    ///
+    /// zsh looks in folders of its `fpath`: write `fpath+=~/.zfunc` before `compinit` in ~/.zshrc.
+    #[command(verbatim_doc_comment)]
+    Completions(CompletionsArguments),
+    /// Print the manual page of a command, or write all of them
+    ///
+    ///   finetune man run | man -l -
+    ///   finetune man --output ~/.local/share/man/man1
+    #[command(verbatim_doc_comment)]
+    Man(ManArguments),
     /// What `launch` asks other hosts
     #[command(hide = true)]
     Preflight(RunArguments),
@@ -262,7 +381,14 @@ pub(crate) struct BenchArguments {
 #[derive(Debug, Args)]
 pub(crate) struct RecipeArguments {
     /// The recipe, a TOML file; or a run, for the recipe that it was made with
-    pub(crate) recipe: PathBuf,
+    #[arg(required_unless_present_all = ["model", "data"])]
+    pub(crate) recipe: Option<PathBuf>,
+    /// Without a recipe: the model, a directory or a hub id
+    #[arg(long, value_name = "MODEL", requires = "data", conflicts_with = "recipe")]
+    pub(crate) model: Option<String>,
+    /// Without a recipe: the rows to train on (may be repeated)
+    #[arg(long, value_name = "FILE", requires = "model", conflicts_with = "recipe")]
+    pub(crate) data: Vec<PathBuf>,
     /// Override a key of the recipe, such as --set lora.rank=32 (may be repeated)
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub(crate) sets: Vec<String>,
@@ -272,6 +398,9 @@ pub(crate) struct RecipeArguments {
 pub(crate) struct RunArguments {
     #[command(flatten)]
     pub(crate) recipe: RecipeArguments,
+    /// Without a recipe: held-back rows to evaluate on
+    #[arg(long, value_name = "FILE", requires = "data", conflicts_with = "recipe")]
+    pub(crate) eval: Option<PathBuf>,
     /// Go on from a checkpoint: the newest one that verifies, or this one. With none there, starts
     /// from the beginning
     #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1)]
@@ -325,6 +454,9 @@ pub(crate) struct LaunchArguments {
 pub(crate) struct ValidateArguments {
     #[command(flatten)]
     pub(crate) recipe: RecipeArguments,
+    /// Without a recipe: held-back rows to evaluate on
+    #[arg(long, value_name = "FILE", requires = "data", conflicts_with = "recipe")]
+    pub(crate) eval: Option<PathBuf>,
     /// Print the findings as one JSON object
     #[arg(long)]
     pub(crate) json: bool,

@@ -62,7 +62,8 @@ fn modules(recipe: &Recipe) -> String {
 /// The hub's name of the base model, else that of its directory.
 fn model_name(recipe: &Recipe) -> String {
     let named = Path::new(&recipe.model.path).file_name().map(|name| name.to_string_lossy().into_owned());
-    recipe.model.hub_id().map(str::to_owned).or(named).unwrap_or_else(|| recipe.model.path.clone())
+    let of_hub = recipe.model.hub_id().map(|id| id.split('@').next().unwrap_or(id).to_owned());
+    of_hub.or(named).unwrap_or_else(|| recipe.model.path.clone())
 }
 
 /// The result of a run: what others load.
@@ -136,7 +137,7 @@ fn is_one_line(prompt: &str) -> bool {
 }
 
 /// A path as a word of a command line.
-fn path(path: &Path) -> String {
+pub(crate) fn path(path: &Path) -> String {
     let text = path.to_string_lossy();
     if text.starts_with('-') { quoted(&format!("./{text}")) } else { quoted(&text) }
 }

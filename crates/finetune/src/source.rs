@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 
 use finetune_dataset::{ChatTokenizer, TextSource};
 use finetune_recipe::Recipe;
-use finetune_store::{Holding, HubId, RealDisk, hub_cache, newest_verified, recognize, refuse_stand_ins};
+use finetune_store::{Holding, HubId, RealDisk, has_all_weights, newest_verified, recognize, refuse_stand_ins};
 use finetune_trainer::{CHECKPOINTS, model_directory};
 use serde_json::Value;
 
 use crate::cli::ModelArguments;
 use crate::failure::Failure;
+use crate::hub_files;
 
 mod mistaken;
 #[cfg(test)]
@@ -103,7 +104,8 @@ pub(crate) enum Named {
     Adapter(PathBuf),
 }
 
-/// The model or adapter at a path, of a run, or of a hub id in the cache.
+/// The model or adapter at a path, of a run, or of a hub id. One with an owner is fetched if it is
+/// not in the cache.
 pub(crate) fn named(path: &Path, notices: &mut Vec<String>) -> Result<Named, Failure> {
     match recognize(path) {
         Holding::ModelDirectory => Ok(Named::Model(path.to_owned())),
@@ -111,7 +113,7 @@ pub(crate) fn named(path: &Path, notices: &mut Vec<String>) -> Result<Named, Fai
         Holding::Checkpoint => Ok(checkpoint(path.to_owned())),
         Holding::Run => result_of(path, notices),
         Holding::Directory if is_checkpoints_of_a_run(path) => newest_of(path, notices),
-        Holding::Missing => in_cache(path),
+        Holding::Missing => of_hub(path),
         holding => Err(not_a_model(path, holding)),
     }
 }
@@ -181,12 +183,17 @@ fn is_checkpoints_of_a_run(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name == CHECKPOINTS) && recognize(parent) == Holding::Run
 }
 
-fn in_cache(path: &Path) -> Result<Named, Failure> {
-    let snapshot = HubId::parse(&path.to_string_lossy()).and_then(|id| id.snapshot());
-    match snapshot.as_ref().map(|snapshot| recognize(snapshot)) {
-        Some(Holding::ModelDirectory) => Ok(Named::Model(snapshot.unwrap_or_default())),
-        Some(Holding::Adapter) => whole_adapter(&snapshot.unwrap_or_default()).map(Named::Adapter),
-        _ => Err(missing(path)),
+fn of_hub(path: &Path) -> Result<Named, Failure> {
+    let Some(id) = HubId::parse(&path.to_string_lossy()) else { return Err(missing(path)) };
+    let snapshot = match id.name.contains('/') {
+        true => hub_files::directory(&id, None)?,
+        // A mistyped name of a directory is no reason to ask the hub.
+        false => id.snapshot().ok_or_else(|| missing(path))?,
+    };
+    match recognize(&snapshot) {
+        Holding::ModelDirectory => Ok(Named::Model(snapshot)),
+        Holding::Adapter => whole_adapter(&snapshot).map(Named::Adapter),
+        holding => Err(not_a_model(&snapshot, holding)),
     }
 }
 
@@ -230,6 +237,7 @@ fn recorded_base(adapter: &Path) -> Result<PathBuf, Failure> {
     // mlx-lm writes the options of its own command line.
     let name = text("base_model_name_or_path").or_else(|| text("model"));
     let is_model = |path: &PathBuf| matches!(recognize(path), Holding::ModelDirectory | Holding::Checkpoint);
+    let mut hub_id = None;
     if let Some(name) = name {
         let near = [PathBuf::from(name), adapter.join(name)];
         if let Some(path) = near.into_iter().find(is_model) {
@@ -239,22 +247,25 @@ fn recorded_base(adapter: &Path) -> Result<PathBuf, Failure> {
             Some(revision) if id.revision.is_none() => HubId { name: id.name, revision: Some(revision.to_owned()) },
             _ => id,
         });
-        if let Some(path) = id.and_then(|id| id.snapshot()).filter(is_model) {
+        if let Some(path) = id.as_ref().and_then(HubId::snapshot).filter(|path| is_model(path) && has_all_weights(path))
+        {
             return Ok(path);
         }
+        hub_id = id.filter(|id| id.name.contains('/'));
     }
     let of_run = run_of(adapter).and_then(|run| recipe_of(&run)).and_then(|recipe| model_directory(&recipe).ok());
     if let Some(path) = of_run {
         return Ok(path);
     }
-    let fetch = name.and_then(HubId::parse).filter(|id| id.name.contains('/')).map(|id| fetch(&id));
+    if let Some(id) = hub_id {
+        return hub_files::directory(&id, Some("or say where the base is with --base MODEL_DIR"));
+    }
     let hint = "say where it is with --base MODEL_DIR".to_owned();
     let message = match name {
         Some(name) => format!("the base model of {}, {name}, is not there any more", adapter.display()),
         None => format!("{} does not say which model it was trained on", adapter.display()),
     };
-    let hints = fetch.into_iter().map(|fetch| format!("{fetch} fetches it")).chain([hint]).collect();
-    Err(Failure::bad_input(message, hints))
+    Err(Failure::bad_input(message, vec![hint]))
 }
 
 /// adapter_config.json. Null if it cannot be read: the code that needs more of it reports that.
@@ -275,7 +286,7 @@ pub(crate) fn run_of(result: &Path) -> Option<PathBuf> {
 }
 
 /// The recipe that a run was made with.
-fn recipe_of(run: &Path) -> Option<Recipe> {
+pub(crate) fn recipe_of(run: &Path) -> Option<Recipe> {
     Recipe::load(&run.join("recipe.toml"), &[], None).ok()
 }
 
@@ -308,11 +319,6 @@ pub(crate) fn data_file(option: &str, path: &Path) -> Result<(), Failure> {
 
 /// The command that fetches a model or adapter of the hub.
 fn fetch(id: &HubId) -> String {
-    let revision = id.revision.as_ref().map_or(String::new(), |revision| format!(" --revision {revision}"));
-    format!("`hf download {}{revision}`", id.name)
-}
-
-/// The path of the Hugging Face cache, for messages.
-fn cache() -> String {
-    hub_cache().map_or("of which nothing says where it is".to_owned(), |path| path.display().to_string())
+    let revision = id.revision.as_ref().map_or(String::new(), |revision| format!("@{revision}"));
+    format!("`finetune download {}{revision}`", id.name)
 }

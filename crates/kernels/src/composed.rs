@@ -24,13 +24,41 @@ pub fn lora_linear(
 ) -> Tensor<2> {
     let branch = match dropout {
         None => x.clone(),
-        Some(dropout) => {
-            let [tokens, width] = x.dims();
-            let mask = dropout.apply(&vec![1.0; tokens * width]);
-            x.clone() * Tensor::<2>::from_data(TensorData::new(mask, [tokens, width]), &x.device())
-        }
+        Some(dropout) => drop_input(x.clone(), &dropout),
     };
     linear(x, w) + linear(linear(branch, a), b) * scale
+}
+
+/// [`crate::operations::drop_input`]
+pub fn drop_input(x: Tensor<2>, dropout: &Dropout) -> Tensor<2> {
+    let [tokens, width] = x.dims();
+    let mask = dropout.apply(&vec![1.0; tokens * width]);
+    let mask = Tensor::<2>::from_data(TensorData::new(mask, [tokens, width]), &x.device());
+    x * mask
+}
+
+/// [`crate::operations::magnitude`]
+pub fn magnitude(z: Tensor<2>, m: Tensor<1>, n: Tensor<1>) -> Tensor<2> {
+    z * (m / n).unsqueeze()
+}
+
+/// [`crate::operations::dropped_magnitude`]
+pub fn dropped_magnitude(
+    y: Tensor<2>,
+    dropped: Tensor<2>,
+    branch: Tensor<2>,
+    m: Tensor<1>,
+    n: Tensor<1>,
+    scale: f32,
+) -> Tensor<2> {
+    let factor: Tensor<2> = (m / n).unsqueeze();
+    y + (factor.clone() - 1.0) * dropped + factor * branch * scale
+}
+
+/// [`crate::operations::merged_norms`]
+pub fn merged_norms(w: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<1> {
+    let rows = w.dims()[0];
+    (w + b.matmul(a) * scale).square().sum_dim(1).sqrt().reshape([rows])
 }
 
 /// [`crate::operations::rms_norm`]
@@ -92,14 +120,31 @@ pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
 
 /// [`crate::operations::linear_cross_entropy`]
 pub fn linear_cross_entropy(h: Tensor<2>, w: Tensor<2>, targets: &Targets) -> Tensor<1> {
-    let device = h.device();
+    cross_entropy(linear(h, w), targets)
+}
+
+/// [`crate::operations::lora_cross_entropy`]
+pub fn lora_cross_entropy(
+    h: Tensor<2>,
+    w: Tensor<2>,
+    g: Tensor<2>,
+    b: Tensor<2>,
+    scale: f32,
+    targets: &Targets,
+) -> Tensor<1> {
+    cross_entropy(linear(h, w) + linear(g, b) * scale, targets)
+}
+
+/// `-ln softmax(logits[position_n])[target_n]`: logits [t, v] -> [n].
+fn cross_entropy(logits: Tensor<2>, targets: &Targets) -> Tensor<1> {
+    let device = logits.device();
     let indices = |values: &[u32]| -> Tensor<1, Int> {
         let values: Vec<i32> = values.iter().map(|&v| v as i32).collect();
         let count = values.len();
         Tensor::from_data(TensorData::new(values, [count]), &device)
     };
-    let rows = h.select(0, indices(&targets.positions));
+    let rows = logits.select(0, indices(&targets.positions));
     let count = targets.len();
     let wanted = indices(&targets.tokens).reshape([count, 1]);
-    activation::log_softmax(linear(rows, w), 1).gather(1, wanted).reshape([count]).neg()
+    activation::log_softmax(rows, 1).gather(1, wanted).reshape([count]).neg()
 }

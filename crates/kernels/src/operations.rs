@@ -24,6 +24,29 @@ crate::extension::operations! {
         scale: f32, dropout: Option<Dropout>
     ) -> Tensor<2> = LoraLinear;
 
+    /// `z · m / n`, output by output (Liu et al. 2024, "DoRA"): z [t, o], magnitudes m [o], norms
+    /// n [o] -> [t, o].
+    ///
+    /// `n` is a constant: it gets no gradient.
+    fn magnitude(z: Tensor<2>, m: Tensor<1>, n: Tensor<1>) -> Tensor<2> = Magnitude;
+
+    /// `y + (m/n - 1) · dropped + m/n · scale · branch`, output by output: DoRA where the input of
+    /// the branch went through dropout. y, dropped and branch [t, o], m and n [o] -> [t, o].
+    ///
+    /// `y` is x Wᵀ, `dropped` drop(x) Wᵀ and `branch` drop(x) Aᵀ Bᵀ. `n` is a constant.
+    fn dropped_magnitude(
+        y: Tensor<2>, dropped: Tensor<2>, branch: Tensor<2>, m: Tensor<1>, n: Tensor<1>; scale: f32
+    ) -> Tensor<2> = DroppedMagnitude;
+
+    /// The Euclidean norms of the rows of `W + scale · B A`, in f32: w [o, i], a [r, i], b [o, r]
+    /// -> [o]. None of them gets a gradient.
+    ///
+    /// The matrix is formed, a block of rows at a time.
+    fn merged_norms(w: Tensor<2>, a: Tensor<2>, b: Tensor<2>; scale: f32) -> Tensor<1> = MergedNorms;
+
+    /// drop(x): x [t, i] -> [t, i].
+    fn drop_input(x: Tensor<2>; dropout: Dropout) -> Tensor<2> = DropInput;
+
     /// `gamma · x / sqrt(mean(x²) + eps)` over the last dimension (Zhang and Sennrich 2019, "Root
     /// Mean Square Layer Normalization"): x [.., d], gamma [d] -> [.., d].
     fn rms_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>; eps: f64) -> Tensor<D> = RmsNorm;
@@ -56,6 +79,18 @@ crate::extension::operations! {
     /// # Panics
     /// If there are no targets.
     fn linear_cross_entropy(h: Tensor<2>, w: Tensor<2>; targets: Targets) -> Tensor<1> = LinearCrossEntropy,
+        requires !targets.is_empty(), "a micro-batch without trained tokens has no loss to differentiate";
+
+    /// As [`linear_cross_entropy`], with a LoRA branch on the output layer. The logits are
+    /// `h Wᵀ + scale · g Bᵀ`: h [t, i], w [v, i], g [t, r], b [v, r] -> [n].
+    ///
+    /// `g` is drop(h) Aᵀ. `w` is frozen: it gets no gradient.
+    ///
+    /// # Panics
+    /// If there are no targets.
+    fn lora_cross_entropy(
+        h: Tensor<2>, w: Tensor<2>, g: Tensor<2>, b: Tensor<2>; scale: f32, targets: Targets
+    ) -> Tensor<1> = LoraCrossEntropy,
         requires !targets.is_empty(), "a micro-batch without trained tokens has no loss to differentiate";
 
     /// `a + b`, the residual connection: both [t, o] and of one number type -> [t, o].

@@ -151,6 +151,56 @@ fn lora_linear_with_and_without_dropout() {
     }
 }
 
+/// Norms are constants: they get no gradient.
+#[test]
+fn magnitudes_scale_outputs() {
+    let shapes = [[14, 20], [1, 20], [1, 20]];
+    let flat = |t: Tensor<2>| t.reshape([20]);
+    // Norms are positive.
+    let norms = |t: Tensor<2>| flat(t).square() + 0.5;
+    for trained in [[true, true, false], [false, true, false], [true, false, false]] {
+        Check { name: &format!("magnitude, trained {trained:?}"), shapes, trained }
+            .check(&|[z, m, n]| operations::magnitude(z, flat(m), norms(n)), &|[z, m, n]| {
+                composed::magnitude(z, flat(m), norms(n))
+            });
+    }
+    let shapes = [[14, 20], [14, 20], [14, 20], [1, 20], [1, 20]];
+    for trained in [[true, true, true, true, false], [false, false, true, true, false]] {
+        Check { name: &format!("dropped_magnitude, trained {trained:?}"), shapes, trained }.check(
+            &|[y, d, b, m, n]| operations::dropped_magnitude(y, d, b, flat(m), norms(n), 1.7),
+            &|[y, d, b, m, n]| composed::dropped_magnitude(y, d, b, flat(m), norms(n), 1.7),
+        );
+    }
+}
+
+#[test]
+fn dropout_of_an_input_is_its_own_backward_pass() {
+    let dropout = Dropout {
+        probability: 0.3,
+        stream: Stream::new(5, 2, 3, 4),
+        tokens: (0..14).map(|t| (t / 7, t % 7)).collect(),
+    };
+    Check { name: "drop_input", shapes: [[14, 20]], trained: [true] }
+        .check(&|[x]| operations::drop_input(x, dropout.clone()), &|[x]| composed::drop_input(x, &dropout));
+}
+
+/// A small weight, and one of several blocks of rows, also held in 16 bits.
+#[test]
+fn norms_of_a_weight_with_its_branch() {
+    let tensor = |seed: u64, rows: usize, columns: usize| {
+        Tensor::<2>::from_data(TensorData::new(normal(seed, &[rows, columns]), [rows, columns]), &device().inner())
+    };
+    for (outputs, inputs, rank) in [(9, 20, 3), (1000, 9000, 4)] {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let (w, a, b) = (tensor(1, outputs, inputs), tensor(2, rank, inputs), tensor(3, outputs, rank));
+            let held = w.cast(dtype);
+            let want = composed::merged_norms(held.clone().cast(DType::F32), a.clone(), b.clone(), 0.7);
+            let got = operations::merged_norms(held, a, b, 0.7);
+            assert_close(&format!("merged_norms {outputs} {dtype:?}"), &vec_of(got), &vec_of(want), 1e-6);
+        }
+    }
+}
+
 #[test]
 fn rms_norm_of_frozen_and_trained_gamma() {
     for trained in [[true, false], [true, true]] {
@@ -215,6 +265,19 @@ fn linear_cross_entropy_on_some_positions() {
             .check(&|[h, w]| operations::linear_cross_entropy(h, w, targets.clone()).reshape([1, 70]), &|[h, w]| {
                 composed::linear_cross_entropy(h, w, &targets).reshape([1, 70])
             });
+    }
+}
+
+#[test]
+fn lora_cross_entropy_on_some_positions() {
+    let targets = Targets::new((0..70).map(|n| n * 3 % 100).collect(), (0..70).map(|n| n * 7 % 33).collect());
+    let shapes = [[100, 16], [33, 16], [100, 3], [33, 3]];
+    for trained in [[true, false, true, true], [false, false, true, true], [false, false, false, true]] {
+        let name = format!("lora_cross_entropy, trained {trained:?}");
+        Check { name: &name, shapes, trained }.check(
+            &|[h, w, g, b]| operations::lora_cross_entropy(h, w, g, b, 0.6, targets.clone()).reshape([1, 70]),
+            &|[h, w, g, b]| composed::lora_cross_entropy(h, w, g, b, 0.6, &targets).reshape([1, 70]),
+        );
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! **Owns:** the command line of ssh (`ssh.rs`), commands at other hosts and their ends
 //! (`session.rs`, `end.rs`), one worker process per rank and its orders (`workers.rs`,
-//! `orders.rs`), questions to hosts (`reach.rs`, `gather.rs`), copies (`copy.rs`), and who is to
-//! blame for the end of a launch (`restart.rs`).
+//! `orders.rs`), questions to hosts (`reach.rs`, `gather.rs`), files that are followed
+//! (`follow.rs`), copies (`copy.rs`), and who is to blame for the end of a launch (`restart.rs`).
 //!
 //! **Must never know:** maths, models, recipes, what a host is made of.
 //!
@@ -16,6 +16,7 @@
 pub mod complaint;
 pub mod copy;
 mod end;
+pub mod follow;
 pub mod gather;
 mod lines;
 mod orders;

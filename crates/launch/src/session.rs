@@ -165,7 +165,11 @@ impl Session {
     }
 
     /// The same with another program than ssh: `login` makes the process that runs a line.
-    fn open_by(login: &dyn Fn(&str) -> Command, script: &str, stop: &AtomicI32) -> Result<Session, Unanswered> {
+    pub(crate) fn open_by(
+        login: &dyn Fn(&str) -> Command,
+        script: &str,
+        stop: &AtomicI32,
+    ) -> Result<Session, Unanswered> {
         let mark = new_mark()?;
         let line = line(&mark, script);
         let mut session = Session::start(&mut login(&line))?;

@@ -1,11 +1,14 @@
-//! Adapters: PEFT's format (`adapter_config.json`, `adapter_model.safetensors`), and mlx-lm's,
-//! which is only read.
+//! Adapters: PEFT's format (`adapter_config.json`, `adapter_model.safetensors`) and mlx-lm's.
 //!
 //! Settings and tensors are held against each other, and every tensor is accounted for. What PEFT
 //! refuses or would leave out silently is an error. What PEFT warns of is a notice.
 
 mod base;
+mod combine;
 mod files;
+pub(crate) mod mlx;
+mod peft;
+mod read;
 mod settings;
 mod targets;
 mod tensors;
@@ -14,18 +17,12 @@ mod write;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use finetune_store::TensorFile;
-
 pub use self::base::{BaseCheck, BaseName, RecordedBase, base_digest};
-use self::files::AdapterFiles;
-use self::settings::Settings;
-use self::tensors::Branches;
-use crate::config::ModelConfig;
-use crate::error::{ModelError, list};
+use crate::adaptation::{Adaptation, is_of_vocabulary};
+use crate::error::ModelError;
 use crate::lora::{LoraTarget, LoraTargets, is_named, last_parts, layer_of};
 use crate::model::Model;
-use crate::parameters::file_name;
-use crate::tree::linear_layers;
+use crate::vocabulary::FrozenMatrix;
 
 /// The file of an adapter's settings.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -33,103 +30,57 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const TENSOR_FILE: &str = "adapter_model.safetensors";
 
 /// An adapter as read from a directory. Branches are in model order. Values are in the order of the
-/// layout that [`Model::add_lora`] makes of them.
+/// layout that [`Model::add_adapter`] makes of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
     /// The branches, in model order.
     pub targets: LoraTargets,
-    /// (outputs, inputs) of each target's layer.
+    /// (outputs, inputs) of each target's layer. The embedding has the hidden size as outputs and
+    /// the vocabulary as inputs.
     pub shapes: Vec<(usize, usize)>,
-    /// All values in f32, one target after the other: A [rank, inputs], then B [outputs, rank].
+    /// Modules that were trained in full beside the branches, in model order.
+    pub saved: Vec<String>,
+    /// All values in f32, one target after the other: A [rank, inputs], B [outputs, rank], and with
+    /// DoRA the magnitudes [outputs]. Then those of the modules that were trained in full.
     pub values: Vec<f32>,
+    /// The embedding and the output layer that the adapter was trained on, if it brings them along.
+    /// They take the place of the base's.
+    pub(crate) vocabulary: Vec<FrozenMatrix>,
+    /// Rows of embedding and output layer. They are more than the base's if tokens were added.
+    pub rows: usize,
     /// What the adapter says about its base.
     pub base: RecordedBase,
     /// What a user should know about how the adapter was read.
     pub notices: Vec<String>,
-    /// All linear layers of the model that it was read for.
+    /// All layers of the model that it was read for that may have a branch.
     modules: Vec<String>,
 }
 
 impl Adapter {
-    /// Reads an adapter for a model of this config. `directory` may be a run's: then it is the
-    /// adapter that the run has published.
-    ///
-    /// # Errors
-    /// If a file is missing or malformed, if settings and tensors do not fit each other or the
-    /// model. Also if a setting means other arithmetic than plain LoRA.
-    pub fn read(directory: &Path, config: &ModelConfig) -> Result<Adapter, ModelError> {
-        let files = AdapterFiles::find(directory)?;
-        let layers = linear_layers(config);
-        let modules: Vec<String> = layers.iter().map(|layer| layer.module.clone()).collect();
-        let settings = Settings::read(&files, &modules)?;
-        let path = files.tensors();
-        let keys = |what, names| Err(ModelError::AdapterKeys { path: path.clone(), what, names });
-        let file = TensorFile::open(&path)?;
-        let mut branches = Branches::sort(&file, files.format, &path)?;
-        let mut adapter = Adapter {
-            targets: Vec::new(),
-            shapes: Vec::new(),
-            values: Vec::new(),
-            base: RecordedBase::read(&files.directory, &settings.config),
-            notices: settings.notices.clone(),
-            modules,
-        };
-        let (mut halves, mut unnamed, mut absent) = (Vec::new(), Vec::new(), Vec::new());
-        for (module, layer) in adapter.modules.iter().zip(&layers) {
-            let expected = settings.expects(module);
-            let (a, b) = match branches.by_module.remove(module) {
-                None => {
-                    absent.extend((expected == Some(true)).then(|| module.clone()));
-                    continue;
-                }
-                Some([Some(a), Some(b)]) => (a, b),
-                Some([a, _]) => {
-                    halves.push(file_name(module, if a.is_some() { "lora_B" } else { "lora_A" }));
-                    continue;
-                }
-            };
-            unnamed.extend((expected == Some(false)).then(|| module.clone()));
-            let shape = (layer.outputs, layer.inputs);
-            let (a, b, rank) = tensors::values(&a, &b, shape, files.format)?;
-            adapter.targets.push(settings.target(module, rank)?);
-            adapter.shapes.push(shape);
-            adapter.values.extend(a);
-            adapter.values.extend(b);
-        }
-        if !halves.is_empty() {
-            return keys("the other half of a branch is missing", halves);
-        }
-        let foreign = branches.by_module.into_values().flatten().flatten().map(|view| view.name.to_owned());
-        let foreign: Vec<String> = branches.others.into_iter().chain(foreign).collect();
-        if !foreign.is_empty() {
-            return keys("tensors that belong to no LoRA branch of this model", foreign);
-        }
-        if !unnamed.is_empty() {
-            return keys("branches that the settings do not name, so that others leave them out", unnamed);
-        }
-        if adapter.targets.is_empty() {
-            return keys("it has no LoRA branch at all", vec![]);
-        }
-        if !absent.is_empty() {
-            adapter.notices.push(format!(
-                "{}: the settings name branches that it has not, so these layers stay as they are: {}",
-                path.display(),
-                list(&absent)
-            ));
-        }
-        Ok(adapter)
+    /// What the adapter trains, without dropout.
+    pub fn adaptation(&self) -> Adaptation {
+        Adaptation { targets: self.targets.clone(), saved: self.saved.clone(), dropout: 0.0 }
     }
 
-    /// Checks that the adapter has exactly the branches that a recipe chose.
+    /// Checks that the adapter has exactly the branches, and the modules trained in full, that a
+    /// recipe chose.
     ///
     /// # Errors
     /// [`ModelError::AdapterDiffers`] with the first difference, and the lines of `[lora]` that
     /// would fit.
-    pub fn expect_targets(&self, wanted: &LoraTargets, directory: &Path) -> Result<(), ModelError> {
+    pub fn expect_adaptation(&self, wanted: &Adaptation, directory: &Path) -> Result<(), ModelError> {
         let differs = |what: String| {
             let path = directory.join(CONFIG_FILE);
             Err(ModelError::AdapterDiffers { path, what, settings: self.recipe_lines() })
         };
+        let Adaptation { targets: wanted, saved, .. } = wanted;
+        let only = |one: &[String], other: &[String]| one.iter().find(|module| !other.contains(module)).cloned();
+        if let Some(module) = only(&self.saved, saved) {
+            return differs(format!("the adapter has `{module}` trained in full, the recipe has not"));
+        }
+        if let Some(module) = only(saved, &self.saved) {
+            return differs(format!("the recipe trains `{module}` in full, the adapter has not"));
+        }
         let has = |targets: &LoraTargets, module: &str| targets.iter().any(|target| target.module == module);
         if let Some(target) = self.targets.iter().find(|target| !has(wanted, &target.module)) {
             return differs(format!("the adapter has a branch on `{}`, the recipe has none", target.module));
@@ -143,6 +94,11 @@ impl Adapter {
             if found.rank != expected.rank {
                 let (found, expected) = (found.rank, expected.rank);
                 return differs(format!("rank {found} on `{module}` in the adapter, {expected} in the recipe"));
+            }
+            if found.use_dora != expected.use_dora {
+                let words = |dora: bool| if dora { "DoRA" } else { "plain LoRA" };
+                let (found, expected) = (words(found.use_dora), words(expected.use_dora));
+                return differs(format!("{found} on `{module}` in the adapter, {expected} in the recipe"));
             }
             if found.scale() != expected.scale() {
                 let show = |target: &LoraTarget| {
@@ -173,6 +129,12 @@ impl Adapter {
         if first.use_rslora {
             lines.push("use_rslora = true".to_owned());
         }
+        if first.use_dora {
+            lines.push("use_dora = true".to_owned());
+        }
+        if !self.saved.is_empty() {
+            lines.push(format!("modules_to_save = {:?}", self.saved));
+        }
         let mut pattern = |key: &str, of: fn(&LoraTarget) -> String, usual: &str| {
             let special = self.targets.iter().filter(|target| of(target) != usual);
             let entries: Vec<String> = special.map(|target| format!("{:?} = {}", target.module, of(target))).collect();
@@ -188,7 +150,7 @@ impl Adapter {
     /// The lines of the recipe that choose the branches' modules.
     fn target_lines(&self) -> Vec<String> {
         let chosen: BTreeSet<&str> = self.targets.iter().map(|target| target.module.as_str()).collect();
-        if chosen.len() == self.modules.len() {
+        if self.modules.iter().all(|module| chosen.contains(module.as_str()) != is_of_vocabulary(module)) {
             return vec!["target_modules = \"all-linear\"".to_owned()];
         }
         let layers: BTreeSet<usize> = chosen.iter().filter_map(|module| layer_of(module)).collect();
@@ -197,7 +159,8 @@ impl Adapter {
         let names = last_parts(&own);
         // What the short names choose in these layers.
         let ends = |module: &str| names.iter().any(|name| is_named(module, name));
-        let in_layers = |module: &str| layer_of(module).is_some_and(|layer| layers.contains(&layer));
+        // Modules outside of the layers are chosen by short names if all layers are.
+        let in_layers = |module: &str| layer_of(module).map_or(layers == all_layers, |layer| layers.contains(&layer));
         let short = self.modules.iter().filter(|module| ends(module) && in_layers(module)).count();
         if short != chosen.len() {
             return vec![format!("target_modules = {own:?}")];
@@ -221,10 +184,27 @@ fn alpha_text(target: &LoraTarget) -> String {
 impl Model {
     /// Attaches an adapter for use (evaluation, generation, merging).
     ///
+    /// # Errors
+    /// If the device fails, or a row of a weight cannot have a magnitude for DoRA.
+    ///
     /// # Panics
     /// If the adapter was read for another model.
-    pub fn attach(&mut self, adapter: &Adapter) {
-        self.add_lora(adapter.targets.clone(), 0.0, 0);
+    pub fn attach(&mut self, adapter: &Adapter) -> Result<(), ModelError> {
+        self.start_from(adapter, adapter.adaptation(), 0)
+    }
+
+    /// As [`Model::add_adapter`], with the values of an adapter that has the same branches and
+    /// modules.
+    ///
+    /// # Errors
+    /// As [`Model::attach`].
+    ///
+    /// # Panics
+    /// If the adapter was read for another model, or has other branches.
+    pub fn start_from(&mut self, adapter: &Adapter, adaptation: Adaptation, seed: u64) -> Result<(), ModelError> {
+        self.take_vocabulary(adapter.rows, &adapter.vocabulary)?;
+        self.add_adapter(adaptation, seed)?;
         self.set_parameters(&adapter.values);
+        Ok(())
     }
 }

@@ -22,7 +22,12 @@ pub(crate) fn embed(weights: &Decoder, tokens: &[u32], context: &Context) -> Ten
     let count = ids.len();
     let embedding = weights.embedding.dense();
     let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &embedding.device().inner());
-    context.parameter(embedding).select(0, ids).cast(context.compute.dtype())
+    let x = context.parameter(embedding).select(0, ids.clone()).cast(context.compute.dtype());
+    let Some(branch) = &weights.embedding_lora else { return x };
+    // The columns of A that belong to the tokens. Tokens go through no dropout, as in PEFT.
+    let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
+    let low = a.transpose().select(0, ids).cast(context.compute.dtype());
+    operations::residual(x, operations::linear(low, b) * branch.scale)
 }
 
 /// All layers: x [t, hidden] -> [t, hidden]. `before` is called with the number and the input of

@@ -84,6 +84,13 @@ pub enum ModelError {
     /// The device failed otherwise.
     #[error("the device failed: {what}")]
     Device { what: String },
+    /// Another program's format has no place for a part of the model or the adapter. `hint`: what to
+    /// do instead.
+    #[error("{what}")]
+    NotExpressible { what: String, hint: String },
+    /// A GGUF file cannot be written or read.
+    #[error(transparent)]
+    Gguf(#[from] finetune_gguf::GgufError),
     /// Reading or writing files failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -153,7 +160,7 @@ impl Advice for ModelError {
             ModelError::AdapterKeys { .. } => vec![
                 "PEFT may still read it: merge it into its base there (merge_and_unload), and go on from the result".into(),
             ],
-            ModelError::NoAdapter { hint, .. } => vec![hint.clone()],
+            ModelError::NoAdapter { hint, .. } | ModelError::NotExpressible { hint, .. } => vec![hint.clone()],
             ModelError::NotFinite { after, .. } if after.contains("rounded") => vec![
                 "finite in f32, too large for this number type: use bf16 or f32 (model.dtype, or a base stored so)".into(),
             ],
@@ -171,6 +178,12 @@ impl Advice for ModelError {
                 vec!["save the adapter's tensors again as float32 or bfloat16".into()]
             }
             ModelError::Dtype { .. } => vec!["fine-tune the original weights, not a quantized copy".into()],
+            ModelError::Lora { key: "use_dora", .. } => vec![
+                "leave the module out of lora.target_modules, or leave out lora.use_dora; lora.modules_to_save trains embed_tokens and lm_head in full".into(),
+            ],
+            ModelError::Lora { key: "modules_to_save", what } if what.contains("whole layers") => {
+                vec!["name its parts, such as `mlp` or `norm`; train.method = \"full\" trains all weights".into()]
+            }
             ModelError::Device { .. } => {
                 vec!["a driver drops work that takes too long, or that there is no memory for: a smaller train.micro_batch_size makes it shorter".into(), "the driver's log may say more; `--resume` goes on from the last checkpoint, model.device = \"cpu\" does without it".into()]
             }

@@ -13,12 +13,15 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod adaptation;
 pub mod adapter;
 mod batch;
+mod branch;
 pub mod config;
 mod decoder;
 mod error;
 mod files;
+pub mod gguf;
 mod layout;
 mod lora;
 pub mod merge;
@@ -29,13 +32,16 @@ mod placement;
 mod random_stream;
 mod readback;
 mod tree;
+mod vocabulary;
 
+pub use adaptation::{Adaptation, TargetLayer, choose, target_layers};
 pub use adapter::{BaseCheck, BaseName, RecordedBase, base_digest};
 pub use batch::{Batch, BatchRow, LossSum, Randomness};
 pub use burn::tensor::Device;
 pub use config::ModelConfig;
 pub use config::family::Family;
 pub use decoder::attention::AttentionWidths;
+pub use decoder::cache::KeyValueCache;
 pub use decoder::kept::{LayerKept, kept_layers};
 pub use error::ModelError;
 pub use files::floats::float_type;
@@ -43,9 +49,9 @@ pub use finetune_kernels::devices::{DeviceKind, FloatType, FoundDevice, HAS_GPU_
 pub use finetune_kernels::footprint;
 pub use finetune_kernels::matmul::rate as matmul_rate;
 pub use layout::{Layout, Parameter, encode_flat, read_flat};
-pub use lora::{LoraTarget, LoraTargets, choose};
+pub use lora::{LoraTarget, LoraTargets};
 pub use model::Model;
 pub use passes::backward::{Backward, Coefficients};
-pub use passes::generate::{Generation, Sampling};
+pub use passes::generate::{Generation, GenerationStep, Sampling};
 pub use placement::Placement;
 pub use tree::{LinearLayer, Role, Split, expected_tensors, linear_layers, linear_modules};

@@ -1,10 +1,12 @@
-//! Which linear layers get a LoRA branch, of which rank and scale: PEFT's rules.
+//! Which layers get a LoRA branch, of which rank and scale: PEFT's rules.
 
 use std::collections::BTreeMap;
 
 use fancy_regex::Regex;
 use finetune_recipe::{Lora, TargetModules};
 
+use crate::adaptation::is_of_vocabulary;
+use crate::branch::{EMBEDDING, OUTPUT};
 use crate::error::ModelError;
 
 /// The branch that one module gets.
@@ -18,6 +20,8 @@ pub struct LoraTarget {
     pub alpha: f64,
     /// Whether the scale divides by sqrt(r) instead of r.
     pub use_rslora: bool,
+    /// Whether the outputs' magnitudes are trained apart (Liu et al. 2024, "DoRA").
+    pub use_dora: bool,
 }
 
 impl LoraTarget {
@@ -31,39 +35,55 @@ impl LoraTarget {
 /// All branches, in model order.
 pub type LoraTargets = Vec<LoraTarget>;
 
-/// Chooses among `modules` (all linear layers inside the decoder, in model order) as PEFT does. A
-/// list matches whole names or endings after a dot. A string is a regular expression over the full
-/// name. `all-linear` is every linear layer but the output layer.
+/// Chooses among `modules` (all linear layers inside the decoder, in model order), the embedding and
+/// the output layer as PEFT does. A list matches whole names or endings after a dot. A string is a
+/// regular expression over the full name. `all-linear` is every linear layer but the output layer.
+/// Modules that are trained in full get no branch.
 ///
 /// # Errors
 /// If a name, a pattern or a layer matches nothing, if two patterns contradict each other, or if a
 /// rank is too large.
-pub fn choose(lora: &Lora, modules: &[String]) -> Result<LoraTargets, ModelError> {
-    let chosen = matching(&lora.target_modules, modules)?;
-    let chosen: Vec<&String> = match &lora.layers_to_transform {
-        None => chosen,
-        Some(layers) => {
-            let count = modules.iter().filter_map(|name| layer_of(name)).max().map_or(0, |last| last + 1);
-            if let Some(layer) = layers.iter().find(|&&layer| layer >= count) {
-                let what = format!("there is no layer {layer}; the model has layers 0 to {}", count.saturating_sub(1));
-                return Err(ModelError::Lora { key: "layers_to_transform", what });
-            }
-            chosen.into_iter().filter(|name| layer_of(name).is_some_and(|layer| layers.contains(&layer))).collect()
+pub(crate) fn choose_targets(lora: &Lora, modules: &[String]) -> Result<LoraTargets, ModelError> {
+    let mut chosen = matching(&lora.target_modules, modules)?;
+    chosen.retain(|module| !lora.modules_to_save.iter().any(|saved| is_inside(module, saved)));
+    if chosen.is_empty() {
+        let what = "every module of target_modules is trained in full, so that no branch is left".to_owned();
+        return Err(ModelError::Lora { key: "modules_to_save", what });
+    }
+    if let Some(layers) = &lora.layers_to_transform {
+        let count = modules.iter().filter_map(|name| layer_of(name)).max().map_or(0, |last| last + 1);
+        if let Some(layer) = layers.iter().find(|&&layer| layer >= count) {
+            let what = format!("there is no layer {layer}; the model has layers 0 to {}", count.saturating_sub(1));
+            return Err(ModelError::Lora { key: "layers_to_transform", what });
         }
-    };
+        chosen.retain(|name| match layer_of(name) {
+            Some(layer) => layers.contains(&layer),
+            // A module outside of the layers is chosen by its full name only.
+            None => matches!(&lora.target_modules, TargetModules::Names(names) if names.contains(name)),
+        });
+    }
     if chosen.is_empty() {
         let what = "none of the modules of target_modules is in these layers".to_owned();
         return Err(ModelError::Lora { key: "layers_to_transform", what });
     }
+    if lora.use_dora
+        && let Some(module) = chosen.iter().find(|module| is_of_vocabulary(module))
+    {
+        let what = format!("DoRA on `{module}` is not supported");
+        return Err(ModelError::Lora { key: "use_dora", what });
+    }
+    let others = chosen.iter().filter(|module| is_of_vocabulary(module)).cloned();
+    let modules: &[String] = &modules.iter().cloned().chain(others).collect::<Vec<_>>();
     let rank_of = Pattern::new("rank_pattern", &lora.rank_pattern, modules)?;
     let alpha_of = Pattern::new("alpha_pattern", &lora.alpha_pattern, modules)?;
     let targets: LoraTargets = chosen
         .into_iter()
         .map(|module| LoraTarget {
-            rank: rank_of.get(module).unwrap_or(lora.rank),
-            alpha: alpha_of.get(module).unwrap_or(lora.alpha),
             use_rslora: lora.use_rslora,
-            module: module.clone(),
+            use_dora: lora.use_dora,
+            rank: rank_of.get(&module).unwrap_or(lora.rank),
+            alpha: alpha_of.get(&module).unwrap_or(lora.alpha),
+            module,
         })
         .collect();
     match targets.iter().find(|target| target.rank > LARGEST_RANK) {
@@ -78,29 +98,28 @@ pub fn choose(lora: &Lora, modules: &[String]) -> Result<LoraTargets, ModelError
 /// Far above any use: a rank as large as the layer can already express every change of it.
 const LARGEST_RANK: usize = 1 << 16;
 
-/// The modules that `target_modules` chooses.
-fn matching<'a>(targets: &TargetModules, modules: &'a [String]) -> Result<Vec<&'a String>, ModelError> {
-    let none = |target: &str| ModelError::NoTarget { target: target.to_owned(), examples: last_parts(modules) };
+/// The modules that `target_modules` chooses, in model order.
+fn matching(targets: &TargetModules, modules: &[String]) -> Result<LoraModules, ModelError> {
+    let all: LoraModules =
+        std::iter::once(EMBEDDING.to_owned()).chain(modules.iter().cloned()).chain([OUTPUT.to_owned()]).collect();
     match targets {
-        TargetModules::AllLinear => Ok(modules.iter().collect()),
+        TargetModules::AllLinear => Ok(modules.to_vec()),
         // PEFT takes the word in any case. In a list it can mean nothing else.
-        TargetModules::Regex(text) if is_all_linear(text) => Ok(modules.iter().collect()),
-        TargetModules::Names(names) if names.len() == 1 && is_all_linear(&names[0]) => Ok(modules.iter().collect()),
+        TargetModules::Regex(text) if is_all_linear(text) => Ok(modules.to_vec()),
+        TargetModules::Names(names) if names.len() == 1 && is_all_linear(&names[0]) => Ok(modules.to_vec()),
         TargetModules::Names(names) => {
-            for name in names {
-                if ["lm_head", "embed_tokens"].contains(&name.as_str()) {
-                    let what = format!("a LoRA branch on `{name}` is not supported");
-                    return Err(ModelError::Lora { key: "target_modules", what });
-                }
-                if !modules.iter().any(|module| is_named(module, name)) {
-                    return Err(none(name));
-                }
+            if let Some(name) = names.iter().find(|name| !all.iter().any(|module| is_named(module, name))) {
+                return Err(ModelError::NoTarget { target: name.clone(), examples: last_parts(modules) });
             }
-            Ok(modules.iter().filter(|module| names.iter().any(|name| is_named(module, name))).collect())
+            Ok(all.into_iter().filter(|module| names.iter().any(|name| is_named(module, name))).collect())
         }
         TargetModules::Regex(pattern) => {
             let regex = full_match(pattern)?;
-            let chosen: Vec<_> = modules.iter().filter(|module| is_match(&regex, module)).collect();
+            // PEFT refuses a pattern that matches norms too, such as `.*`. Here it means the linear
+            // layers inside the decoder.
+            let is_wide = is_match(&regex, "model.norm");
+            let candidates = if is_wide { modules } else { all.as_slice() };
+            let chosen: LoraModules = candidates.iter().filter(|module| is_match(&regex, module)).cloned().collect();
             if chosen.is_empty() {
                 let example = modules.first().cloned().unwrap_or_default();
                 return Err(ModelError::NoMatch { pattern: pattern.clone(), example });
@@ -108,6 +127,14 @@ fn matching<'a>(targets: &TargetModules, modules: &'a [String]) -> Result<Vec<&'
             Ok(chosen)
         }
     }
+}
+
+/// Names of modules, in model order.
+type LoraModules = Vec<String>;
+
+/// Whether a module is the named one, or lies inside of it.
+pub(crate) fn is_inside(module: &str, name: &str) -> bool {
+    format!(".{module}.").contains(&format!(".{name}."))
 }
 
 /// Whether a text is the word for every linear layer.
@@ -231,7 +258,10 @@ mod tests {
             (names(&["model.layers.3.mlp.up_proj"]), Ok(1)),
             (names(&["proj"]), Err("`proj` matches no linear layer")),
             (names(&["q_proj", "w_proj"]), Err("`w_proj` matches no linear layer")),
-            (names(&["lm_head"]), Err("not supported")),
+            (names(&["lm_head"]), Ok(1)),
+            (names(&["q_proj", "embed_tokens", "lm_head"]), Ok(14)),
+            (regex(".*"), Ok(36)),
+            (regex(".*(_proj|_head)"), Ok(37)),
             (regex(r".*\.(1|11)\..*q_proj"), Ok(2)),
             (regex(r"q_proj"), Err("matches no linear layer")),
             (regex(r".*(?<!v)_proj"), Ok(24)),
@@ -241,7 +271,7 @@ mod tests {
             (regex(r"("), Err("no regular expression")),
         ];
         for (targets, want) in cases {
-            let got = choose(&lora(targets.clone()), &modules());
+            let got = choose_targets(&lora(targets.clone()), &modules());
             match (got, want) {
                 (Ok(chosen), Ok(count)) => assert_eq!(chosen.len(), count, "{targets:?}"),
                 (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{targets:?}: {error}"),
@@ -259,7 +289,7 @@ mod tests {
             ("self_attn.q_proj,up_proj", r#"target_modules = ["self_attn.q_proj", "up_proj"]"#),
             (r"layers\.0\..*", "'.*q_proj' does `model.layers.0.self_attn.q_proj`"),
         ] {
-            let error = choose(&lora(TargetModules::Regex(text.to_owned())), &modules()).expect_err(text);
+            let error = choose_targets(&lora(TargetModules::Regex(text.to_owned())), &modules()).expect_err(text);
             assert!(error.hints()[0].contains(hint), "{text}: {:?}", error.hints());
         }
     }
@@ -271,7 +301,7 @@ mod tests {
         recipe.rank_pattern.insert("q_proj".into(), 4);
         recipe.rank_pattern.insert(r"model.layers.1.mlp.up_proj".into(), 2);
         recipe.alpha_pattern.insert(r"layers\.11\.self_attn\.v_proj".into(), 64.0);
-        let chosen = choose(&recipe, &modules()).expect("all patterns match");
+        let chosen = choose_targets(&recipe, &modules()).expect("all patterns match");
         let found: Vec<_> = chosen.iter().map(|t| (t.module.as_str(), t.rank, t.alpha)).collect();
         assert_eq!(
             found,
@@ -284,7 +314,17 @@ mod tests {
                 ("model.layers.11.mlp.up_proj", 8, 16.0),
             ]
         );
+        // Outside of the layers, full names only. What is trained in full gets no branch.
+        recipe.target_modules =
+            TargetModules::Names(["lm_head", "embed_tokens", "q_proj", "up_proj"].map(String::from).to_vec());
+        recipe.modules_to_save = vec!["mlp".to_owned()];
+        let chosen = choose_targets(&recipe, &modules()).expect("all patterns match");
+        let found: Vec<_> = chosen.iter().map(|t| (t.module.as_str(), t.rank)).collect();
+        let want = [("model.layers.1.self_attn.q_proj", 4), ("model.layers.11.self_attn.q_proj", 4), ("lm_head", 8)];
+        assert_eq!(found, want);
+        recipe.use_dora = true;
+        assert!(choose_targets(&recipe, &modules()).expect_err("DoRA").to_string().contains("DoRA on `lm_head`"));
         recipe.layers_to_transform = Some(vec![12]);
-        assert!(choose(&recipe, &modules()).expect_err("no layer 12").to_string().contains("layers 0 to 11"));
+        assert!(choose_targets(&recipe, &modules()).expect_err("no layer 12").to_string().contains("layers 0 to 11"));
     }
 }

@@ -1,16 +1,25 @@
-//! An adapter merged into its base: `W + scale · B A`, formed in f32 from the original weights and
-//! rounded once.
+//! An adapter merged into its base: `W + scale · B A`, with DoRA scaled row by row to the trained
+//! magnitudes, formed in f32 from the original weights and rounded once. Modules that were trained
+//! in full take the place of the base's.
+//!
+//! If embedding and output layer are one matrix in the base, and the adapter changes one of them or
+//! both, the merged model has two. PEFT's merge would add a branch of one to both of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use finetune_kernels::FloatType;
 use finetune_kernels::matmul::{Matrix, matmul};
 use finetune_random::Stream;
-use finetune_store::{Disk, Dtype, Staging, TensorSet, TensorSpec, write_shards};
+use finetune_store::{Disk, Dtype, Staging, TensorSet, TensorSpec, TensorView, write_shards};
+use serde_json::{Value, json};
 
+use crate::adaptation::{is_of_vocabulary, module_of, saved_tensors};
 use crate::adapter::Adapter;
+use crate::branch::{EMBEDDING, OUTPUT};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
+use crate::files::companions::amend_config;
 pub use crate::files::companions::{companion_files, left_out, replace_files};
 use crate::files::finite::{expect_finite, first_not_finite};
 use crate::files::floats::{from_f32, to_finite_f32};
@@ -18,12 +27,30 @@ use crate::files::load::check;
 use crate::model::Model;
 use crate::placement::Placement;
 use crate::tree::expected_tensors;
+use crate::vocabulary::{FrozenMatrix, resized};
 
 /// Bytes of the largest weight file of an export, as in transformers.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Writes the merged model into a directory that is being made: weights in the base's number types,
-/// config and tokenizer files. `text` takes the place of the base's files of the same names.
+/// How the weights of a merged model are written.
+#[derive(Clone, Copy, Debug)]
+pub struct MergedForm {
+    /// Bytes of a weight file at most.
+    pub shard_bytes: u64,
+    /// The number type of the model's tensors. `None`: each keeps the base's.
+    pub dtype: Option<FloatType>,
+}
+
+impl MergedForm {
+    /// The base's number types, in files of so many bytes at most.
+    pub fn of_shards(shard_bytes: u64) -> MergedForm {
+        MergedForm { shard_bytes, dtype: None }
+    }
+}
+
+/// Writes the merged model into a directory that is being made: weights in the base's number types
+/// or that of the form, config and tokenizer files. `text` takes the place of the base's files of
+/// the same names.
 /// `progress` is called with the number of tensors done, and of all.
 ///
 /// # Errors
@@ -34,57 +61,39 @@ pub fn write_merged(
     base: &Path,
     adapter: &Adapter,
     output: &mut Staging<'_>,
-    shard_bytes: u64,
+    form: MergedForm,
     text: &[(String, Vec<u8>)],
     progress: &dyn Fn(usize, usize),
 ) -> Result<(), ModelError> {
     let config = ModelConfig::load(base)?;
     let files = TensorSet::open_model(base)?;
     check(&files, &config, base)?;
-    let views: Vec<_> = files.names().filter_map(|name| files.get(name)).collect();
-    let specs: Vec<TensorSpec> = views
-        .iter()
-        .map(|view| TensorSpec { name: view.name.to_owned(), dtype: view.dtype, shape: view.shape.to_vec() })
-        .collect();
-    let branches = branches(adapter);
+    let merging = Merging::new(&config, adapter);
+    let tensors = merging.tensors(&files);
     let expected = expected_tensors(&config);
     let used: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    let written_as = |tensor: &MergedTensor<'_>| match form.dtype {
+        Some(dtype) if used.contains(tensor.view.name) => dtype_of(dtype),
+        _ => tensor.view.dtype,
+    };
+    let specs: Vec<TensorSpec> = tensors.iter().map(|tensor| merging.spec(tensor, written_as(tensor))).collect();
     // Read before the long work, so that an error such as a link out of the directory comes early.
-    let dtype = views
+    let dtype = tensors
         .iter()
-        .find(|view| view.shape.len() == 2 && used.contains(view.name))
-        .map_or(Dtype::F32, |view| view.dtype);
-    let companions = companion_files(base, dtype, text)?;
+        .find(|tensor| tensor.view.shape.len() == 2 && used.contains(tensor.view.name))
+        .map_or(Dtype::F32, written_as);
+    let mut companions = companion_files(base, dtype, text)?;
+    if merging.unties || merging.rows.is_some() {
+        amend_config(&mut companions, |config| merging.amend(config));
+    }
     let directory = output.directory().to_owned();
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let written = write_shards(disk, &directory, &specs, &metadata, shard_bytes, |n| -> Result<Vec<u8>, ModelError> {
-        progress(n, views.len());
-        let view = &views[n];
-        let module = view.name.strip_suffix(".weight").unwrap_or(view.name);
-        let Some(branch) = branches.iter().find(|branch| branch.module == module) else {
-            let bytes = view.bytes()?;
-            if used.contains(view.name) {
-                expect_finite(view, &bytes, 0)?;
-            }
-            return Ok(bytes);
-        };
-        let mut weight = to_finite_f32(view)?;
-        let (outputs, inputs) = (view.shape[0], view.shape[1]);
-        let (a, b) = (Matrix::new(branch.a, branch.rank, inputs), Matrix::new(branch.b, outputs, branch.rank));
-        matmul(&mut weight, true, branch.scale, b, a);
-        let rounded = from_f32(&weight, view.dtype);
-        match first_not_finite(&rounded, view.dtype) {
-            None => Ok(rounded),
-            Some(element) => {
-                let after = match weight[element].is_finite() {
-                    true => format!(" once merged and rounded to {}", view.dtype),
-                    false => " once merged".to_owned(),
-                };
-                Err(ModelError::NotFinite { path: view.path().to_owned(), name: view.name.to_owned(), element, after })
-            }
-        }
-    })?;
-    progress(views.len(), views.len());
+    let written =
+        write_shards(disk, &directory, &specs, &metadata, form.shard_bytes, |n| -> Result<Vec<u8>, ModelError> {
+            progress(n, tensors.len());
+            merging.bytes(&tensors[n], specs[n].dtype, used.contains(tensors[n].view.name))
+        })?;
+    progress(tensors.len(), tensors.len());
     for name in written {
         output.record(&name)?;
     }
@@ -94,34 +103,235 @@ pub fn write_merged(
     Ok(())
 }
 
-struct BranchValues<'a> {
-    module: &'a str,
-    rank: usize,
-    scale: f32,
-    a: &'a [f32],
-    b: &'a [f32],
+/// A tensor of the merged model: what of the base it is made from, and its name.
+pub(crate) struct MergedTensor<'a> {
+    pub(crate) name: String,
+    pub(crate) view: TensorView<'a>,
 }
 
-/// The values of each branch, in the order of the adapter's layout.
-fn branches(adapter: &Adapter) -> Vec<BranchValues<'_>> {
+/// What an adapter does to each tensor of its base.
+pub(crate) struct Merging<'a> {
+    branches: Vec<BranchValues<'a>>,
+    /// Tensors that were trained in full, by name.
+    saved: BTreeMap<String, &'a [f32]>,
+    /// Matrices that the adapter brings along.
+    vocabulary: &'a [FrozenMatrix],
+    /// Whether embedding and output layer are one matrix in the base.
+    tied: bool,
+    /// Whether they differ once merged, although they are one in the base.
+    unties: bool,
+    /// Rows of both once merged, if they are not those of the base.
+    rows: Option<usize>,
+}
+
+impl<'a> Merging<'a> {
+    /// The values of each branch and tensor, in the order of the adapter's layout.
+    pub(crate) fn new(config: &ModelConfig, adapter: &'a Adapter) -> Merging<'a> {
+        let (branches, mut rest) = branches_and_rest(adapter);
+        let mut take = |count: usize| {
+            let (now, later) = rest.split_at(count);
+            rest = later;
+            now
+        };
+        let adaptation = adapter.adaptation();
+        let resized = ModelConfig { vocabulary: adapter.rows, ..config.clone() };
+        let saved = saved_tensors(&resized, &adaptation);
+        let saved = saved.into_iter().map(|(name, shape)| (name, take(shape.iter().product()))).collect();
+        let unties = config.tied_embeddings && adaptation.trains_vocabulary();
+        let rows = (adapter.rows != config.vocabulary).then_some(adapter.rows);
+        Merging { branches, saved, vocabulary: &adapter.vocabulary, tied: config.tied_embeddings, unties, rows }
+    }
+
+    /// Changes config.json as the merged model needs it.
+    fn amend(&self, config: &mut Value) {
+        if self.unties {
+            config["tie_word_embeddings"] = Value::Bool(false);
+        }
+        if let Some(rows) = self.rows {
+            config["vocab_size"] = json!(rows);
+        }
+    }
+
+    /// The config of the merged model.
+    pub(crate) fn config(&self, base: &ModelConfig) -> ModelConfig {
+        let vocabulary = self.rows.unwrap_or(base.vocabulary);
+        ModelConfig { vocabulary, tied_embeddings: base.tied_embeddings && !self.unties, ..base.clone() }
+    }
+
+    /// The tensors of the merged model: those of the base, and an output layer that was the
+    /// embedding.
+    pub(crate) fn tensors<'f>(&self, files: &'f TensorSet) -> Vec<MergedTensor<'f>> {
+        let output = format!("{OUTPUT}.weight");
+        let mut tensors = Vec::new();
+        for view in files.names().filter_map(|name| files.get(name)) {
+            // A tied output layer that is stored a second time takes its values from the embedding.
+            if self.unties && view.name == output {
+                continue;
+            }
+            let is_embedding = module_of(view.name) == EMBEDDING;
+            if self.unties && is_embedding {
+                tensors.push(MergedTensor { name: output.clone(), view });
+            }
+            tensors.push(MergedTensor { name: view.name.to_owned(), view });
+        }
+        tensors
+    }
+
+    fn spec(&self, tensor: &MergedTensor<'_>, dtype: Dtype) -> TensorSpec {
+        let mut shape = tensor.view.shape.to_vec();
+        if let Some(rows) = self.resized(&tensor.name) {
+            shape[0] = rows;
+        }
+        TensorSpec { name: tensor.name.clone(), dtype, shape }
+    }
+
+    /// The bytes of a tensor of the merged model in a number type. `used`: whether the base computes
+    /// with it.
+    fn bytes(&self, tensor: &MergedTensor<'_>, dtype: Dtype, used: bool) -> Result<Vec<u8>, ModelError> {
+        let view = &tensor.view;
+        let (weight, is_merged) = match self.values(tensor)? {
+            Some(weight) => (weight, true),
+            None if dtype != view.dtype => (to_finite_f32(view)?, false),
+            None => {
+                let bytes = view.bytes()?;
+                if used {
+                    expect_finite(view, &bytes, 0)?;
+                }
+                return Ok(bytes);
+            }
+        };
+        let rounded = from_f32(&weight, dtype);
+        match first_not_finite(&rounded, dtype) {
+            None => Ok(rounded),
+            Some(element) => {
+                let is_finite = weight[element].is_finite();
+                Err(beyond(tensor, element, is_finite, is_merged, &dtype.to_string()))
+            }
+        }
+    }
+
+    /// The values of a tensor of the merged model in f32. `None`: they are those of the base.
+    pub(crate) fn values(&self, tensor: &MergedTensor<'_>) -> Result<Option<Vec<f32>>, ModelError> {
+        let MergedTensor { name, view } = tensor;
+        let module = module_of(name);
+        let is_weight = name.ends_with(".weight");
+        let branch = self.branches.iter().find(|branch| is_weight && branch.module == module);
+        let brought = self.brought(module).filter(|_| is_weight);
+        let saved = self.saved.get(name.as_str()).copied();
+        let rows = self.resized(name);
+        if branch.is_none() && brought.is_none() && saved.is_none() && rows.is_none() {
+            return Ok(None);
+        }
+        let mut weight = match saved.or(brought) {
+            Some(values) => values.to_vec(),
+            None => to_finite_f32(view)?,
+        };
+        if let Some(rows) = rows {
+            weight = resized(weight, view.shape[1], rows);
+        }
+        if let Some(branch) = branch {
+            branch.add_to(&mut weight, rows.unwrap_or(view.shape[0]), view.shape[1]);
+        }
+        Ok(Some(weight))
+    }
+
+    /// Rows of a tensor once merged, if it is one of the vocabulary and they are not the base's.
+    fn resized(&self, name: &str) -> Option<usize> {
+        self.rows.filter(|_| name.ends_with(".weight") && is_of_vocabulary(module_of(name)))
+    }
+
+    /// The values that the adapter brings along for the embedding or the output layer. One stands
+    /// for both if they are one matrix in the base.
+    fn brought(&self, module: &str) -> Option<&'a [f32]> {
+        let both = self.tied && is_of_vocabulary(module);
+        let matrix = self.vocabulary.iter().find(|matrix| both || matrix.module == module)?;
+        Some(&matrix.values)
+    }
+}
+
+/// The error for an element that is not finite once merged, or once rounded to `dtype`. `is_finite`:
+/// whether it is before it is rounded.
+pub(crate) fn beyond(
+    tensor: &MergedTensor<'_>,
+    element: usize,
+    is_finite: bool,
+    is_merged: bool,
+    dtype: &str,
+) -> ModelError {
+    let after = match (is_finite, is_merged) {
+        (true, true) => format!(" once merged and rounded to {dtype}"),
+        (true, false) => format!(" once rounded to {dtype}"),
+        (false, _) => " once merged".to_owned(),
+    };
+    ModelError::NotFinite { path: tensor.view.path().to_owned(), name: tensor.name.clone(), element, after }
+}
+
+/// The number type of files.
+fn dtype_of(kind: FloatType) -> Dtype {
+    match kind {
+        FloatType::F32 => Dtype::F32,
+        FloatType::F16 => Dtype::F16,
+        FloatType::BF16 => Dtype::BF16,
+    }
+}
+
+/// A branch of an adapter with its values.
+pub(crate) struct BranchValues<'a> {
+    pub(crate) module: &'a str,
+    pub(crate) rank: usize,
+    pub(crate) scale: f32,
+    /// [r, i]
+    pub(crate) a: &'a [f32],
+    /// [o, r]
+    pub(crate) b: &'a [f32],
+    /// [o] with DoRA.
+    pub(crate) magnitudes: Option<&'a [f32]>,
+}
+
+/// The values of each branch of an adapter, in the order of its layout.
+pub(crate) fn branches(adapter: &Adapter) -> Vec<BranchValues<'_>> {
+    branches_and_rest(adapter).0
+}
+
+/// The values of each branch, and those of the modules that were trained in full.
+fn branches_and_rest(adapter: &Adapter) -> (Vec<BranchValues<'_>>, &[f32]) {
     let mut rest = adapter.values.as_slice();
     let mut take = |count: usize| {
         let (now, later) = rest.split_at(count);
         rest = later;
         now
     };
-    adapter
-        .targets
-        .iter()
-        .zip(&adapter.shapes)
+    let branches = adapter.targets.iter().zip(&adapter.shapes);
+    let branches = branches
         .map(|(target, &(outputs, inputs))| BranchValues {
             module: &target.module,
             rank: target.rank,
             scale: target.scale(),
             a: take(target.rank * inputs),
             b: take(outputs * target.rank),
+            magnitudes: target.use_dora.then(|| take(outputs)),
         })
-        .collect()
+        .collect();
+    (branches, rest)
+}
+
+impl BranchValues<'_> {
+    /// Adds the branch to a weight [rows, columns], in f32.
+    fn add_to(&self, weight: &mut [f32], rows: usize, columns: usize) {
+        if self.module == EMBEDDING {
+            // Its branch maps tokens to the hidden size: the weight is its transposed matrix.
+            let (a, b) = (Matrix::new(self.a, self.rank, rows), Matrix::new(self.b, columns, self.rank));
+            return matmul(weight, true, self.scale, a.transposed(), b.transposed());
+        }
+        let (a, b) = (Matrix::new(self.a, self.rank, columns), Matrix::new(self.b, rows, self.rank));
+        matmul(weight, true, self.scale, b, a);
+        let Some(magnitudes) = self.magnitudes else { return };
+        for (row, magnitude) in weight.chunks_mut(columns).zip(magnitudes) {
+            let squares: f64 = row.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
+            let factor = magnitude / squares.sqrt() as f32;
+            row.iter_mut().for_each(|value| *value *= factor);
+        }
+    }
 }
 
 /// The difference of logits between a merged model and its base with the adapter, over probe
@@ -145,7 +355,7 @@ pub struct Comparison {
 /// finite, or are too far apart.
 pub fn compare(base: &Path, adapter: &Adapter, merged: &Path, placement: &Placement) -> Result<Comparison, ModelError> {
     let mut with_adapter = Model::load(base, placement)?;
-    with_adapter.attach(adapter);
+    with_adapter.attach(adapter)?;
     let vocabulary = with_adapter.config.vocabulary;
     let probe: Vec<u32> =
         Stream::new(0, 0, 0, 0).uniform(32, 0.5).iter().map(|u| ((u + 0.5) * vocabulary as f32) as u32).collect();

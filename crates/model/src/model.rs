@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use finetune_kernels::devices::reserved_bytes;
 use finetune_store::TensorSet;
 
+use crate::adaptation::Adaptation;
 use crate::config::{ModelConfig, Rope};
 use crate::error::ModelError;
 use crate::files::finite;
 use crate::files::load::{self, Source};
 use crate::layout::Layout;
-use crate::lora::LoraTargets;
 use crate::placement::Placement;
 use crate::tree::Decoder;
 
@@ -18,7 +18,7 @@ use crate::tree::Decoder;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Trained {
     Nothing,
-    Lora { targets: LoraTargets, dropout: f64 },
+    Adapter(Adaptation),
     All,
 }
 
@@ -34,6 +34,9 @@ pub struct Model {
     pub(crate) trained: Trained,
     pub(crate) placement: Placement,
     pub(crate) layout: Layout,
+    /// Whether embedding or output layer are not those of the directory: rows were added, or an
+    /// adapter brought others along.
+    pub(crate) has_own_vocabulary: bool,
     device_peak: u64,
 }
 
@@ -102,6 +105,7 @@ impl Model {
             trained: Trained::Nothing,
             placement: placement.clone(),
             layout: Layout::default(),
+            has_own_vocabulary: false,
             device_peak: 0,
         })
     }

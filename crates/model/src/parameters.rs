@@ -1,67 +1,54 @@
-//! Which parameters of a model are trained: LoRA branches or all weights, their values and their
+//! Which parameters of a model are trained: an adapter's or all weights, their values and their
 //! order.
 
 use burn::tensor::{DType, Tensor, TensorData};
 use finetune_kernels::devices::is_cpu;
-use finetune_random::Stream;
 
+use crate::adaptation::{Adaptation, is_of_vocabulary};
 use crate::error::ModelError;
 use crate::layout::Layout;
 use crate::lora::LoraTargets;
 use crate::model::{Model, Trained};
-use crate::random_stream::RandomStream;
 use crate::readback::data;
-use crate::tree::{LoraBranch, Matrix, Slot, linear_modules};
+use crate::tree::{Slot, linear_modules};
 
 impl Model {
-    /// Names of all linear layers inside the decoder, in model order: what LoRA can target.
+    /// Names of all linear layers inside the decoder, in model order.
     pub fn linear_modules(&self) -> Vec<String> {
         linear_modules(&self.config)
     }
 
-    /// Gives these modules LoRA branches, and makes the branches what is trained. A has PEFT's
-    /// initialization from `seed`: kaiming uniform with a = sqrt 5, which is U(±1/sqrt inputs). B
-    /// is zero. `dropout` is the probability that an element of a branch's input is dropped in
-    /// training.
-    pub fn add_lora(&mut self, targets: LoraTargets, dropout: f64, seed: u64) {
-        let device = self.placement.device.clone();
-        for linear in self.weights.linears() {
-            let Some(target) = targets.iter().find(|target| target.module == linear.module) else { continue };
-            let [outputs, inputs] = linear.weight.shape;
-            let bound = 1.0 / (inputs as f32).sqrt();
-            let stream = Stream::new(seed, RandomStream::Adapter as u32, 0, linear.index);
-            let matrix = |half: &str, shape: [usize; 2], values: Tensor<2>| {
-                let mut matrix = Matrix::new(file_name(&linear.module, half), shape);
-                matrix.set(values);
-                matrix
-            };
-            let (a, b) = ([target.rank, inputs], [outputs, target.rank]);
-            let uniform = TensorData::new(stream.uniform(target.rank * inputs, bound), a);
-            linear.lora = Some(LoraBranch {
-                a: matrix("lora_A", a, Tensor::from_data(uniform, &device)),
-                b: matrix("lora_B", b, Tensor::zeros(b, &device)),
-                scale: target.scale(),
-            });
+    /// Gives modules LoRA branches, and makes these and the modules that are trained in full what is
+    /// trained. A has PEFT's initialization from `seed`: kaiming uniform with a = sqrt 5, which is
+    /// U(±1/sqrt inputs). B is zero. On the embedding A is zero and B normal.
+    ///
+    /// # Errors
+    /// If the device fails, or a row of a weight cannot have a magnitude for DoRA.
+    pub fn add_adapter(&mut self, adaptation: Adaptation, seed: u64) -> Result<(), ModelError> {
+        if adaptation.saved.iter().any(|module| is_of_vocabulary(module)) {
+            self.weights.untie();
         }
-        self.train(Trained::Lora { targets, dropout });
+        self.weights.add_branches(&adaptation.targets, seed)?;
+        for slot in self.weights.slots().into_iter().filter(|slot| adaptation.saves(slot.name())) {
+            widen(slot);
+        }
+        self.train(Trained::Adapter(adaptation));
+        Ok(())
     }
 
     /// Makes all weights what is trained, and so f32.
     pub fn train_all(&mut self) {
-        for slot in self.weights.slots() {
-            if let Slot::Matrix(matrix) = slot {
-                matrix.set(matrix.dense().clone().cast(DType::F32));
-            }
-        }
+        self.weights.slots().into_iter().for_each(widen);
         self.train(Trained::All);
     }
 
     /// Sets what is trained, and its layout.
     fn train(&mut self, trained: Trained) {
+        let is_adapter = matches!(trained, Trained::Adapter(_));
         self.trained = trained;
         let mut layout = Layout::default();
         for slot in self.trained() {
-            layout.push(slot.name().to_owned(), slot.shape());
+            layout.push(tensor_name(slot.name(), is_adapter), slot.shape());
             match slot {
                 Slot::Vector(vector) => vector.set(vector.values().clone().inner().autodiff().require_grad()),
                 Slot::Matrix(matrix) => matrix.set(matrix.dense().clone().inner().autodiff().require_grad()),
@@ -73,7 +60,7 @@ impl Model {
     /// The LoRA branches; `None` if all weights are trained, or none.
     pub fn lora_targets(&self) -> Option<&LoraTargets> {
         match &self.trained {
-            Trained::Lora { targets, .. } => Some(targets),
+            Trained::Adapter(adaptation) => Some(&adaptation.targets),
             _ => None,
         }
     }
@@ -87,10 +74,10 @@ impl Model {
     pub(crate) fn trained(&mut self) -> Vec<Slot<'_>> {
         match &self.trained {
             Trained::Nothing => Vec::new(),
-            Trained::All => self.weights.parameters(),
-            Trained::Lora { .. } => {
-                let branches = self.weights.linears().filter_map(|linear| linear.lora.as_mut());
-                branches.flat_map(|branch| [&mut branch.a, &mut branch.b]).map(Slot::Matrix).collect()
+            Trained::All => self.weights.parameters().0,
+            Trained::Adapter(adaptation) => {
+                let (base, branches) = self.weights.parameters();
+                branches.into_iter().chain(base.into_iter().filter(|slot| adaptation.saves(slot.name()))).collect()
             }
         }
     }
@@ -132,10 +119,28 @@ impl Model {
                 Slot::Matrix(matrix) => matrix.set(part.reshape(matrix.shape).autodiff().require_grad()),
             }
         }
+        self.weights.update_norms();
     }
 }
 
-/// The name in PEFT's file of a module's `lora_A` or `lora_B`.
-pub(crate) fn file_name(module: &str, half: &str) -> String {
-    format!("base_model.model.{module}.{half}.weight")
+/// Makes the values of a matrix f32, as trained parameters are.
+fn widen(slot: Slot<'_>) {
+    if let Slot::Matrix(matrix) = slot {
+        matrix.set(matrix.dense().clone().cast(DType::F32));
+    }
+}
+
+/// The name in PEFT's file of a part of a module's branch. The parts of the embedding's branch, and
+/// magnitudes, are parameters and no modules: their names do not end in `weight`.
+pub(crate) fn file_name(module: &str, part: &str) -> String {
+    let end = if ["lora_A", "lora_B"].contains(&part) { ".weight" } else { "" };
+    format!("{PREFIX}{module}.{part}{end}")
+}
+
+/// What names begin with in PEFT's files.
+pub(crate) const PREFIX: &str = "base_model.model.";
+
+/// The name of a trained tensor in the files: in those of an adapter, as PEFT has it.
+fn tensor_name(name: &str, is_adapter: bool) -> String {
+    if is_adapter && !name.starts_with(PREFIX) { format!("{PREFIX}{name}") } else { name.to_owned() }
 }

@@ -6,6 +6,7 @@
 
 use burn::tensor::Tensor;
 
+use crate::branch::LoraBranch;
 use crate::config::{LayerConfig, ModelConfig};
 
 /// What a linear layer is for.
@@ -77,7 +78,7 @@ pub(crate) enum Weight {
 }
 
 impl Vector {
-    fn new(name: String, length: usize, fresh: f32) -> Vector {
+    pub(crate) fn new(name: String, length: usize, fresh: f32) -> Vector {
         Vector { name, length, fresh, values: None }
     }
 
@@ -130,17 +131,6 @@ pub(crate) struct Linear {
     /// [o]
     pub(crate) bias: Option<Vector>,
     pub(crate) lora: Option<LoraBranch>,
-}
-
-/// `scale · drop(x) Aᵀ Bᵀ`
-#[derive(Clone, Debug)]
-pub(crate) struct LoraBranch {
-    /// [r, i]
-    pub(crate) a: Matrix,
-    /// [o, r]
-    pub(crate) b: Matrix,
-    /// alpha / r, or alpha / sqrt(r) with rsLoRA.
-    pub(crate) scale: f32,
 }
 
 /// Grouped-query attention (Ainslie et al. 2023).
@@ -198,6 +188,10 @@ pub(crate) struct Head {
     pub(crate) norm: Norm,
     /// [v, hidden]; `None` if the output layer is the embedding.
     pub(crate) output: Option<Matrix>,
+    /// The output layer's number, which keys the random numbers of its branch: that of the linear
+    /// layers inside the decoder.
+    pub(crate) index: u32,
+    pub(crate) lora: Option<LoraBranch>,
 }
 
 /// All tensors of a model.
@@ -205,6 +199,7 @@ pub(crate) struct Head {
 pub(crate) struct Decoder {
     /// [v, hidden]
     pub(crate) embedding: Matrix,
+    pub(crate) embedding_lora: Option<LoraBranch>,
     pub(crate) layers: Vec<Layer>,
     pub(crate) head: Head,
 }
@@ -242,16 +237,23 @@ enum Part<'a> {
     Linear(&'a mut Linear),
 }
 
+/// The base tensors of a part, and those of its branch.
+type Slots<'a> = (Vec<Slot<'a>>, Vec<Slot<'a>>);
+
 impl<'a> Part<'a> {
-    fn slots(self) -> Vec<Slot<'a>> {
+    fn slots(self) -> Slots<'a> {
         match self {
-            Part::Norm(norm) => vec![Slot::Vector(&mut norm.gamma)],
-            Part::Linear(linear) => {
-                let bias = linear.bias.as_mut().map(Slot::Vector);
-                std::iter::once(Slot::Matrix(&mut linear.weight)).chain(bias).collect()
+            Part::Norm(norm) => (vec![Slot::Vector(&mut norm.gamma)], Vec::new()),
+            Part::Linear(Linear { weight, bias, lora, .. }) => {
+                let bias = bias.as_mut().map(Slot::Vector);
+                (std::iter::once(Slot::Matrix(weight)).chain(bias).collect(), branch_slots(lora))
             }
         }
     }
+}
+
+fn branch_slots(branch: &mut Option<LoraBranch>) -> Vec<Slot<'_>> {
+    branch.as_mut().map(LoraBranch::slots).unwrap_or_default()
 }
 
 impl Attention {
@@ -284,6 +286,11 @@ impl Layer {
         parts
     }
 
+    /// The base tensors, in the order of [`Decoder::slots`].
+    pub(crate) fn slots(&mut self) -> Vec<Slot<'_>> {
+        self.parts().into_iter().flat_map(|part| part.slots().0).collect()
+    }
+
     /// The linear layers, in the order of [`Decoder::linears`].
     pub(crate) fn linears(&mut self) -> Vec<&mut Linear> {
         let linear = |part| if let Part::Linear(linear) = part { Some(linear) } else { None };
@@ -300,43 +307,54 @@ impl Decoder {
         let layers = layers.map(|(n, layer)| layer_tree(config, n, layer, &mut linears)).collect();
         Decoder {
             embedding: Matrix::new("model.embed_tokens.weight".to_owned(), [config.vocabulary, hidden]),
+            embedding_lora: None,
             layers,
             head: Head {
                 norm: norm("model.norm", hidden, config.rms_norm_eps),
                 output: (!config.tied_embeddings)
                     .then(|| Matrix::new("lm_head.weight".to_owned(), [config.vocabulary, hidden])),
+                index: linears,
+                lora: None,
             },
         }
     }
 
     /// Every base tensor in model order, which numbers the random streams of fresh weights.
     pub(crate) fn slots(&mut self) -> Vec<Slot<'_>> {
-        self.slots_by(|_| 0)
+        self.slots_by(|_| 0).0
     }
 
-    /// Every base tensor in the order of the parameters of full training. As [`Decoder::slots`],
-    /// but the norms of a layer come before its linear layers.
-    pub(crate) fn parameters(&mut self) -> Vec<Slot<'_>> {
+    /// Every base tensor in the order of the parameters of full training, and every tensor of a
+    /// branch in model order. As [`Decoder::slots`], but the norms of a layer come before its
+    /// linear layers.
+    pub(crate) fn parameters(&mut self) -> Slots<'_> {
         self.slots_by(|part| match part {
             Part::Norm(_) => 0,
             Part::Linear(_) => 1,
         })
     }
 
-    /// Every base tensor. The parts of a layer are sorted by `rank`, stably.
-    fn slots_by(&mut self, rank: fn(&Part<'_>) -> u8) -> Vec<Slot<'_>> {
-        let mut slots = vec![Slot::Matrix(&mut self.embedding)];
+    /// Every base tensor, and those of the branches. The parts of a layer are sorted by `rank`,
+    /// stably.
+    fn slots_by(&mut self, rank: fn(&Part<'_>) -> u8) -> Slots<'_> {
+        let (mut base, mut branches) =
+            (vec![Slot::Matrix(&mut self.embedding)], branch_slots(&mut self.embedding_lora));
         for layer in &mut self.layers {
             let mut parts = layer.parts();
             parts.sort_by_key(rank);
-            slots.extend(parts.into_iter().flat_map(Part::slots));
+            for part in parts {
+                let (of_base, of_branch) = part.slots();
+                base.extend(of_base);
+                branches.extend(of_branch);
+            }
         }
-        slots.push(Slot::Vector(&mut self.head.norm.gamma));
-        slots.extend(self.head.output.as_mut().map(Slot::Matrix));
-        slots
+        base.push(Slot::Vector(&mut self.head.norm.gamma));
+        base.extend(self.head.output.as_mut().map(Slot::Matrix));
+        branches.extend(branch_slots(&mut self.head.lora));
+        (base, branches)
     }
 
-    /// Every linear layer inside the decoder, in model order: what LoRA can target.
+    /// Every linear layer inside the decoder, in model order.
     pub(crate) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
         self.layers.iter_mut().flat_map(Layer::linears)
     }
@@ -412,7 +430,7 @@ pub struct LinearLayer {
     pub inputs: usize,
 }
 
-/// All linear layers inside the decoder, in model order: what LoRA can target.
+/// All linear layers inside the decoder, in model order: what `all-linear` means.
 pub fn linear_layers(config: &ModelConfig) -> Vec<LinearLayer> {
     let describe = |linear: &mut Linear| {
         let [outputs, inputs] = linear.weight.shape;

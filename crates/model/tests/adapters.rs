@@ -3,7 +3,9 @@
 
 use finetune_advice::Advice as _;
 use finetune_model::adapter::Adapter;
-use finetune_model::{BaseCheck, BaseName, LoraTarget, Model, ModelConfig, ModelError, Placement, base_digest};
+use finetune_model::{
+    Adaptation, BaseCheck, BaseName, LoraTarget, Model, ModelConfig, ModelError, Placement, base_digest,
+};
 use finetune_store::{Dtype, NewFile, RealDisk, commit_directory};
 use serde_json::{Value, json};
 
@@ -63,7 +65,10 @@ fn settings_are_held_against_the_tensors() {
         ("spectral_gate", json!(false), Ok("")),
         ("spectral_gate", json!({}), Ok("")),
         ("spectral_gate", json!({"temperature": 0.5}), Ok("nothing here knows it: `spectral_gate`")),
-        ("use_dora", json!(true), Err("use_dora")),
+        ("use_dora", json!(true), Err("magnitudes of DoRA are missing")),
+        ("modules_to_save", json!(["lm_head"]), Err("a tensor of modules_to_save is missing: `lm_head.weight`")),
+        ("modules_to_save", json!(["classifier"]), Ok("no module's name ends in `classifier`")),
+        ("modules_to_save", json!("lm_head"), Err("`modules_to_save` should be a list")),
         ("enable_lora", json!([true, false]), Err("enable_lora")),
         ("enable_lora", Value::Null, Ok("")),
         ("merge_weights", json!(false), Ok("")),
@@ -147,9 +152,9 @@ fn every_tensor_is_accounted_for() {
         (&|tensors| put(tensors, &format!("{q}.lora_A.weight"), 0, f32::INFINITY), "not finite (element 0)"),
         (
             &|tensors| {
-                tensors.push(("base_model.model.lm_head.lora_A.weight".into(), Dtype::F32, vec![1], f32s(&[1.0])))
+                tensors.push(("base_model.model.vision.lora_A.weight".into(), Dtype::F32, vec![1], f32s(&[1.0])))
             },
-            "belong to no LoRA branch of this model: `base_model.model.lm_head",
+            "belong to no LoRA branch of this model: `base_model.model.vision",
         ),
         (
             &|tensors| {
@@ -239,7 +244,7 @@ fn an_adapter_of_mlx_is_the_same_adapter() {
         (json!({"num_layers": 3, "lora_parameters": with("rank", json!(8))}), "is 8 by the settings"),
         (json!({"num_layers": 3, "lora_parameters": with("scale", Value::Null)}), "`scale`"),
         (json!({"num_layers": 3}), "`lora_parameters` is missing"),
-        (json!({"fine_tune_type": "dora", "lora_parameters": parameters}), "`fine_tune_type` = dora"),
+        (json!({"fine_tune_type": "dora", "lora_parameters": parameters}), "magnitudes of DoRA are missing"),
         (json!({"fine_tune_type": "full", "lora_parameters": null}), "`fine_tune_type` = full"),
     ];
     for (settings, part) in table {
@@ -333,8 +338,10 @@ fn what_fits_an_adapter_is_ready_to_paste() {
         whole.targets.iter().filter(|target| !target.module.contains("k_proj")).cloned().collect();
     let plain = with(&|target| LoraTarget { use_rslora: false, ..target.clone() });
     let wider = with(&|target| LoraTarget { rank: 8, ..target.clone() });
+    let magnitudes = with(&|target| LoraTarget { use_dora: true, ..target.clone() });
     let same = whole.targets.clone();
-    let table: [(&Adapter, &[LoraTarget], &str, &[&str]); 4] = [
+    let of = |targets: &[LoraTarget]| Adaptation { targets: targets.to_vec(), ..Adaptation::default() };
+    let table: [(&Adapter, &[LoraTarget], &str, &[&str]); 5] = [
         (
             &whole,
             &without,
@@ -347,6 +354,7 @@ fn what_fits_an_adapter_is_ready_to_paste() {
             "alpha 8 with use_rslora on `model.layers.0.self_attn.q_proj`",
             &["alpha = 8", "use_rslora = true"],
         ),
+        (&whole, &magnitudes, "plain LoRA on `model.layers.0.self_attn.q_proj` in the adapter, DoRA", &["rank = 4"]),
         (&whole, &wider, "rank 4 on `model.layers.0.self_attn.q_proj` in the adapter, 8", &["rank = 4"]),
         (
             &special,
@@ -356,16 +364,19 @@ fn what_fits_an_adapter_is_ready_to_paste() {
         ),
     ];
     for (adapter, recipe, message, lines) in table {
-        let error = adapter.expect_targets(&recipe.to_vec(), std::path::Path::new("adapter")).expect_err(message);
+        let error = adapter.expect_adaptation(&of(recipe), std::path::Path::new("adapter")).expect_err(message);
         assert!(error.to_string().contains(message), "{error}");
         let hint = &error.hints()[0];
         assert!(lines.iter().all(|line| hint.lines().any(|own| own == *line)), "{hint}");
     }
-    whole.expect_targets(&same, std::path::Path::new("adapter")).expect("the same branches");
+    whole.expect_adaptation(&of(&same), std::path::Path::new("adapter")).expect("the same branches");
+    let saved = Adaptation { saved: vec!["lm_head".to_owned()], ..of(&same) };
+    let error = whole.expect_adaptation(&saved, std::path::Path::new("adapter")).expect_err("lm_head");
+    assert!(error.to_string().contains("the recipe trains `lm_head` in full, the adapter has not"), "{error}");
     // Branches in one layer of three, by short names and the layer.
     let made = adapter("mistral", |_, _| {});
     let one = Adapter::read(made.path(), &config("mistral")).expect("an adapter");
-    let error = one.expect_targets(&Vec::new(), made.path()).expect_err("no branches");
+    let error = one.expect_adaptation(&Adaptation::default(), made.path()).expect_err("no branches");
     let hint = &error.hints()[0];
     assert!(
         hint.contains("target_modules = [\"gate_proj\", \"up_proj\", \"down_proj\"]\nlayers_to_transform = [1]"),
@@ -421,7 +432,7 @@ fn an_adapter_knows_its_base() {
 #[test]
 fn what_is_written_names_its_base() {
     let mut model = Model::load(&golden("llama"), &Placement::cpu(None)).expect("the model");
-    model.attach(&read(&golden("llama").join("adapter")).expect("an adapter"));
+    model.attach(&read(&golden("llama").join("adapter")).expect("an adapter")).expect("attached");
     let values = model.parameters().expect("values");
     let base = BaseName { name: "someone/base-7b".to_owned(), revision: Some("v2".to_owned()) };
     let made = tempfile::tempdir().expect("a directory");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use finetune_advice::Advice as _;
 use finetune_model::adapter::Adapter;
-use finetune_model::merge::{companion_files, left_out, write_merged};
+use finetune_model::merge::{MergedForm, companion_files, left_out, write_merged};
 use finetune_model::{Model, ModelConfig, ModelError, Placement, expected_tensors};
 use finetune_store::{Dtype, RealDisk, Staging, StoreError};
 use serde_json::{Value, json};
@@ -287,7 +287,7 @@ fn merge(base: &Path, adapter: &Adapter) -> Result<(), ModelError> {
     let parent = tempfile::tempdir().expect("a directory");
     let merged = {
         let mut staging = Staging::begin(&RealDisk, parent.path(), "merged").expect("a new directory");
-        write_merged(&RealDisk, base, adapter, &mut staging, u64::MAX, &[], &|_, _| {})
+        write_merged(&RealDisk, base, adapter, &mut staging, MergedForm::of_shards(u64::MAX), &[], &|_, _| {})
     };
     // Given up or not, this test publishes nothing and leaves nothing.
     assert_eq!(std::fs::read_dir(parent.path()).expect("a directory").count(), 0);

@@ -9,10 +9,10 @@ use std::sync::OnceLock;
 use burn::tensor::Device;
 use finetune_kernels::devices::is_cpu;
 use finetune_model::adapter::Adapter;
-use finetune_model::merge::{compare, write_merged};
+use finetune_model::merge::{MergedForm, compare, write_merged};
 use finetune_model::{
-    Backward, Batch, BatchRow, Coefficients, FloatType, FoundDevice, LossSum, Model, ModelConfig, Placement,
-    Randomness, Sampling, gpus,
+    Adaptation, Backward, Batch, BatchRow, Coefficients, FloatType, FoundDevice, LossSum, Model, ModelConfig,
+    Placement, Randomness, Sampling, gpus,
 };
 use finetune_store::{RealDisk, Staging, TensorFile};
 use serde_json::Value;
@@ -89,7 +89,7 @@ impl Golden {
 
     fn with_adapter(&self) -> Model {
         let mut model = self.model();
-        model.attach(&self.adapter(&model.config));
+        model.attach(&self.adapter(&model.config)).expect("an adapter of this model");
         model
     }
 }
@@ -262,8 +262,16 @@ fn merged_models_equal_their_adapters(family: &'static str) {
     // A shard limit of 20 kB makes an index with several files.
     for (name, shard_bytes) in [("whole", u64::MAX), ("sharded", 20_000)] {
         let mut staging = Staging::begin(&RealDisk, parent.path(), name).expect("a new directory");
-        write_merged(&RealDisk, &directory(family), &adapter, &mut staging, shard_bytes, &[], &|_, _| {})
-            .expect("a merge");
+        write_merged(
+            &RealDisk,
+            &directory(family),
+            &adapter,
+            &mut staging,
+            MergedForm::of_shards(shard_bytes),
+            &[],
+            &|_, _| {},
+        )
+        .expect("a merge");
         let merged = staging.publish(&serde_json::json!({"kind": "merged"})).expect("published");
         let model = Model::load(&merged, &placement()).expect("the merged model loads");
         for (n, (tokens, _)) in golden.rows.iter().enumerate() {
@@ -333,8 +341,8 @@ fn a_new_adapter_gives_the_base() {
     let golden = Golden::load("qwen3");
     let base = golden.model();
     let mut model = golden.model();
-    let targets = golden.adapter(&model.config).targets;
-    model.add_lora(targets, 0.1, 7);
+    let adaptation = golden.adapter(&model.config).adaptation();
+    model.add_adapter(Adaptation { dropout: 0.1, ..adaptation }, 7).expect("a fresh adapter");
     let tokens = &golden.rows[1].0;
     assert_eq!(base.logits(tokens).expect("logits"), model.logits(tokens).expect("logits"));
 }
@@ -346,7 +354,7 @@ fn dropout_is_a_function_of_seed_step_and_row() {
     let golden = Golden::load("llama3");
     let mut model = golden.model();
     let adapter = golden.adapter(&model.config);
-    model.add_lora(adapter.targets.clone(), 0.4, 7);
+    model.add_adapter(Adaptation { dropout: 0.4, ..adapter.adaptation() }, 7).expect("a fresh adapter");
     model.set_parameters(&adapter.values);
     let mut run = |rows: Vec<usize>, randomness: Randomness| {
         let whole = golden.batch();
@@ -380,7 +388,7 @@ fn every_key_of_an_adapter_is_accounted_for() {
     assert!(error.to_string().contains("has the shape"), "{error}");
     let text = std::fs::read_to_string(source.join("adapter_config.json")).expect("adapter_config.json");
     for (from, to, message) in [
-        ("\"use_dora\": false", "\"use_dora\": true", "use_dora"),
+        ("\"use_dora\": false", "\"use_dora\": true", "magnitudes of DoRA are missing"),
         ("\"LORA\"", "\"IA3\"", "peft_type"),
         ("\"lora_alpha\": 8", "\"lora_alpha\": null", "lora_alpha"),
         ("\"bias\": \"none\"", "\"bias\": \"all\"", "bias"),
@@ -413,7 +421,7 @@ fn gpu_sixteen_bit_types_are_close_to_f32(family: &'static str) {
         let (loss_bound, bound) = if *kind == FloatType::F16 { (1e-3, 1e-2) } else { (1e-2, 1e-1) };
         let at = Placement::gpu(gpu.device.clone(), *kind);
         let mut model = Model::load(&directory(family), &at).expect("the model loads");
-        model.attach(&golden.adapter(&model.config));
+        model.attach(&golden.adapter(&model.config)).expect("an adapter of this model");
         for checkpointing in [false, true] {
             for scale in [64.0, 1024.0] {
                 let mut got = vec![0.0; model.layout().len()];

@@ -1,5 +1,7 @@
 //! Keys whose value is one of a few words.
 
+use std::path::PathBuf;
+
 /// One of a few words.
 pub(crate) trait Choice: Copy + 'static {
     /// Every word that the recipe takes, in the order of the variants.
@@ -144,4 +146,16 @@ choices! {
         /// on it.
         Measured = "measured",
     }
+}
+
+/// Where TensorBoard's event files go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventFolder {
+    /// None are written.
+    Off,
+    /// Into `tensorboard` in the run directory.
+    InRun,
+    /// Into a folder of this one that is named like the run. TensorBoard takes each folder for a
+    /// run.
+    Below(PathBuf),
 }

@@ -10,6 +10,7 @@ use crate::problem::{Location, Problem};
 use crate::{hint, path};
 
 mod columns;
+mod log;
 mod modules;
 mod numbers;
 mod paths;
@@ -18,6 +19,7 @@ mod words;
 
 pub use columns::COLUMN_KEYS;
 pub(crate) use columns::Columns;
+pub(crate) use log::{Events, ShellCommand};
 pub(crate) use modules::{ByName, Layers, Names, Targets};
 pub(crate) use numbers::Bounds::{BelowOne, Between, NotNegative, Positive, Share};
 pub(crate) use numbers::{Count, Epochs, Integer, Number, NumberPair, Numbers};

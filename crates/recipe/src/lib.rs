@@ -39,8 +39,8 @@ use std::io::Read;
 use std::path::Path;
 
 pub use choices::{
-    BackendChoice, DeviceChoice, DtypeChoice, Format, Method, OptimizerName, Overlong, Quantization, ResultChoice,
-    ScheduleName, SharesChoice, TopologyChoice, TrainOn,
+    BackendChoice, DeviceChoice, DtypeChoice, EventFolder, Format, Method, OptimizerName, Overlong, Quantization,
+    ResultChoice, ScheduleName, SharesChoice, TopologyChoice, TrainOn,
 };
 pub use kind::COLUMN_KEYS;
 pub use path::{HUB_ROWS, is_hub_rows};

@@ -2,9 +2,10 @@
 //! a run.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use crate::keys::{KEYS, Key};
-use crate::{Method, Recipe};
+use crate::{EventFolder, Method, Recipe, path};
 
 /// Changes when the same recipe would mean another run.
 const DIGEST_VERSION: &str = "finetune recipe 1";
@@ -49,6 +50,24 @@ impl Recipe {
         let entry = |key: &Key| (key.path, (key.written)(self).unwrap_or_else(none));
         let more = KEYS.iter().filter(|key| key.shared && !key.in_digest).map(entry);
         self.meaning().into_iter().chain(more).collect()
+    }
+
+    /// Every key with its value as TOML text, in the order of the documentation. A key that is unset
+    /// has the value "none".
+    pub fn entries(&self) -> Vec<(&'static str, String)> {
+        KEYS.iter().map(|key| (key.path, (key.written)(self).unwrap_or_else(none))).collect()
+    }
+
+    /// Where TensorBoard's event files go; `None` if none are written.
+    pub fn event_folder(&self) -> Option<PathBuf> {
+        match self.log.tensorboard.as_ref()? {
+            EventFolder::Off => None,
+            EventFolder::InRun => Some(self.output_dir.join("tensorboard")),
+            EventFolder::Below(folder) => {
+                let run = path::absolute(&self.output_dir);
+                Some(folder.join(run.file_name().unwrap_or(run.as_os_str())))
+            }
+        }
     }
 
     /// BLAKE3 of [`Recipe::meaning`], 64 hexadecimal digits.

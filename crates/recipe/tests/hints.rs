@@ -105,7 +105,7 @@ fn keys_in_the_wrong_table() {
         ("train.lerning_rate", "did you mean `learning_rate` in [optimizer]?"),
         ("train.lora", "[lora] is a table of its own, not inside [train]"),
         // If no key is near, the hint lists the keys of the table.
-        ("log.colour", "the keys in [log] are `every`, `prometheus`"),
+        ("log.colour", "the keys in [log] are `every`, `prometheus`, `tensorboard`, `on_end`"),
     ]);
 }
 

@@ -122,6 +122,13 @@ fn values_out_of_range() {
             "[log]\nprometheus = \"9400\"",
             "6:14 `log.prometheus` must be a host and a port, found \"9400\" | for example \"127.0.0.1:9400\"",
         ),
+        ("[log]\ntensorboard = 1", "6:15 expected true, false or a folder, found an integer"),
+        (
+            "[log]\ntensorboard = \"true\"",
+            "6:15 expected true or false, found a string | write it without quotes: true",
+        ),
+        ("[log]\non_end = \" \"", "6:10 `log.on_end` must not be empty"),
+        ("[log]\non_end = [\"ls\"]", "6:10 expected a string, found a list"),
         ("[distributed]\nvirtual_ranks = 0", "6:17 `distributed.virtual_ranks` must be at least 1, found 0"),
         ("[distributed]\nmin_ranks = 0", "6:13 `distributed.min_ranks` must be at least 1, found 0"),
         ("[distributed]\ntimeout = \"0s\"", "6:11 `distributed.timeout` must be above 0s and at most 1h, found \"0s\""),

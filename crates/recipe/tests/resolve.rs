@@ -56,6 +56,9 @@ fn the_digest_follows_the_numbers_only() {
         "output_dir=elsewhere",
         "log.every=7",
         "log.prometheus=localhost:1",
+        "log.tensorboard=true",
+        "log.tensorboard=events",
+        "log.on_end=echo done",
         "checkpoint.every=9",
         "checkpoint.keep_last=1",
         "distributed.backend=tcp",
@@ -113,4 +116,28 @@ fn full_fine_tuning_has_no_adapter_keys() {
     let recipe = parse(&format!("{MINIMAL}[train]\nmethod = \"full\""));
     assert_eq!(recipe.train.method, Method::Full);
     assert!(!recipe.to_toml().contains("[lora]"));
+}
+
+/// (the value of `log.tensorboard`, the folder of the files)
+#[test]
+fn event_files_of_each_run_have_a_folder_of_their_own() {
+    for (value, want) in [
+        ("false", None),
+        ("true", Some("/home/ada/runs/support-bot/tensorboard")),
+        ("\"events\"", Some("/home/ada/events/support-bot")),
+        ("\"/srv/tb\"", Some("/srv/tb/support-bot")),
+    ] {
+        let recipe = parse_with(MINIMAL, &[&format!("log.tensorboard={value}")]).unwrap();
+        assert_eq!(recipe.event_folder().as_deref(), want.map(Path::new), "{value}");
+    }
+    assert_eq!(parse(MINIMAL).event_folder(), None);
+}
+
+#[test]
+fn entries_have_every_key() {
+    let entries = parse(MINIMAL).entries();
+    assert_eq!(entries.len(), KEYS.len());
+    for entry in [("lora.rank", "16"), ("log.on_end", "none"), ("train.epochs", "1")] {
+        assert!(entries.contains(&(entry.0, entry.1.to_owned())), "{entry:?}: {entries:?}");
+    }
 }

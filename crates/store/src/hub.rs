@@ -38,7 +38,8 @@ impl HubId {
         self.snapshot_in(&hub_cache()?)
     }
 
-    fn snapshot_in(&self, cache: &Path) -> Option<PathBuf> {
+    /// The same in a cache that the caller names.
+    pub fn snapshot_in(&self, cache: &Path) -> Option<PathBuf> {
         let repository = cache.join(format!("models--{}", self.name.replace('/', "--")));
         let snapshots = repository.join("snapshots");
         let has_config =
@@ -107,14 +108,14 @@ fn all(snapshots: &Path) -> Vec<PathBuf> {
 /// all its weights.
 fn newest(mut found: Vec<PathBuf>) -> Option<PathBuf> {
     if found.len() > 1 {
-        found.retain(|path| is_complete(path));
+        found.retain(|path| has_all_weights(path));
     }
     let time = |path: &PathBuf| path.metadata().and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
     found.into_iter().max_by_key(time)
 }
 
 /// Whether a snapshot has weights, and every file that its index names.
-fn is_complete(snapshot: &Path) -> bool {
+pub fn has_all_weights(snapshot: &Path) -> bool {
     let has = |name: &str| snapshot.join(name).is_file();
     if let Ok(text) = std::fs::read_to_string(snapshot.join("model.safetensors.index.json")) {
         let index: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();

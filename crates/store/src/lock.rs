@@ -12,6 +12,21 @@ use crate::directory::ensure_directory;
 use crate::disk::RealDisk;
 use crate::error::{Operation, StoreError};
 
+/// How often a lock that is held is tried. [`RunLock::holder`] holds one for an instant.
+const TRIES: usize = 4;
+
+/// Time between two tries.
+const NAP: Duration = Duration::from_millis(5);
+
+/// The process that works in a run directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LockHolder {
+    /// Its number.
+    pub pid: Option<u32>,
+    /// The host that it runs on.
+    pub host: Option<String>,
+}
+
 /// Held while this process works in a run directory. The operating system lets go of it when the
 /// process ends, however it ends, so a lock is never stale.
 #[derive(Debug)]
@@ -33,7 +48,7 @@ impl RunLock {
         let path = dir.join(".lock");
         let failed = |source| StoreError::io(&path, Operation::Lock, 0, source);
         let mut file = open(&path)?;
-        match file.try_lock() {
+        match try_lock(&file) {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
                 let (pid, host) = read_owner(&mut file);
@@ -51,6 +66,35 @@ impl RunLock {
             .map_err(|source| StoreError::io(&path, Operation::Write, owner.len() as u64, source))?;
         Ok(Self { file })
     }
+
+    /// Who works in a run directory now; `None` if nobody does. Changes nothing there.
+    pub fn holder(dir: &Path) -> Option<LockHolder> {
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let opened = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(dir.join(".lock"));
+        let mut file = opened.ok()?;
+        // A holder that ends well empties the file. So a lock is seldom taken to find out.
+        if file.metadata().is_ok_and(|file| !file.is_file() || file.len() == 0) {
+            return None;
+        }
+        match file.try_lock_shared() {
+            Err(std::fs::TryLockError::WouldBlock) => {
+                let (pid, host) = read_owner(&mut file);
+                Some(LockHolder { pid, host })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Takes the lock of a file, or finds it held at each of a few tries.
+fn try_lock(file: &File) -> Result<(), std::fs::TryLockError> {
+    for _ in 1..TRIES {
+        match file.try_lock() {
+            Err(std::fs::TryLockError::WouldBlock) => std::thread::sleep(NAP),
+            answer => return answer,
+        }
+    }
+    file.try_lock()
 }
 
 impl Drop for RunLock {
@@ -152,6 +196,32 @@ mod tests {
         }
         drop(held);
         RunLock::acquire(&run).unwrap();
+    }
+
+    #[test]
+    fn a_holder_is_seen_from_outside() {
+        let directory = tempfile::tempdir().unwrap();
+        let run = directory.path().join("run");
+        assert_eq!(RunLock::holder(&run), None, "no directory");
+        let held = RunLock::acquire(&run).unwrap();
+        let holder = LockHolder { pid: Some(std::process::id()), host: Some(host_name()) };
+        assert_eq!(RunLock::holder(&run), Some(holder));
+        drop(held);
+        assert_eq!(RunLock::holder(&run), None, "ended well");
+        write(&run.join(".lock"), "4242 this host\n");
+        assert_eq!(RunLock::holder(&run), None, "killed");
+        // To look does not get in the way of a run that starts.
+        std::thread::scope(|scope| {
+            let look = |_| {
+                RunLock::holder(&run);
+                std::thread::sleep(Duration::from_millis(1));
+            };
+            let looking = scope.spawn(move || (0..300).for_each(look));
+            while !looking.is_finished() {
+                write(&run.join(".lock"), "4242 this host\n");
+                drop(RunLock::acquire(&run).unwrap());
+            }
+        });
     }
 
     /// (what lies at `.lock`, part of the message)

@@ -59,7 +59,7 @@ pub(crate) fn base_name(recipe: &Recipe, directory: &Path) -> BaseName {
     match recipe.model.hub_id() {
         Some(id) if !Path::new(&recipe.model.path).is_dir() => {
             let revision = directory.file_name().map(|name| name.to_string_lossy().into_owned());
-            BaseName { name: id.to_owned(), revision }
+            BaseName { name: id.split('@').next().unwrap_or(id).to_owned(), revision }
         }
         _ => {
             let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
@@ -83,11 +83,12 @@ pub fn stored_type(directory: &Path) -> FloatType {
 }
 
 /// The base model of a recipe with what is trained set up, and the digest of what its weights were
-/// made from.
+/// made from. `vocabulary`: the rows of its embedding.
 pub(crate) fn open_model(
     recipe: &Recipe,
     directory: &Path,
     start: Option<InitialAdapter>,
+    vocabulary: usize,
     placement: &Placement,
 ) -> Result<(Model, String), TrainError> {
     if start.is_none() {
@@ -97,18 +98,20 @@ pub(crate) fn open_model(
     if start.is_none() && !has_weights(directory) {
         let config_hash = finetune_store::hex(&finetune_store::content_hash(&directory.join("config.json"))?);
         let mut model = Model::initialize(directory, recipe.seed, placement)?;
+        model.resize_vocabulary(vocabulary)?;
         model.train_all();
         return Ok((model, format!("fresh:{config_hash}")));
     }
     let mut model = Model::load(directory, placement).map_err(TrainError::from_base)?;
     let digest = base_digest(directory)?;
-    let Some(InitialAdapter { targets, values, .. }) = start else {
+    model.resize_vocabulary(vocabulary)?;
+    let Some(InitialAdapter { adaptation, adapter, .. }) = start else {
         model.train_all();
         return Ok((model, digest));
     };
-    model.add_lora(targets, recipe.lora.dropout, recipe.seed);
-    if let Some(values) = values {
-        model.set_parameters(&values);
+    match adapter {
+        Some(adapter) => model.start_from(&adapter, adaptation, recipe.seed)?,
+        None => model.add_adapter(adaptation, recipe.seed)?,
     }
     Ok((model, digest))
 }

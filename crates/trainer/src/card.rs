@@ -82,7 +82,8 @@ fn losses(card: &mut String, rows: &[Row], step: u64) {
 /// The hub's name of the base if the recipe has one, otherwise the name of its directory.
 pub(crate) fn base_name(recipe: &Recipe) -> String {
     match recipe.model.hub_id() {
-        Some(id) => id.to_owned(),
+        // The commit is in adapter_config.json.
+        Some(id) => id.split('@').next().unwrap_or(id).to_owned(),
         None => file_name(Path::new(&recipe.model.path)),
     }
 }

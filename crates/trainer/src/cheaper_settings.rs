@@ -1,6 +1,6 @@
 //! Settings that would take less memory, and how much less.
 
-use finetune_model::{FloatType, LoraTarget, LoraTargets};
+use finetune_model::{Adaptation, FloatType, LoraTarget, LoraTargets};
 use finetune_store::human_bytes;
 
 use crate::memory::{Precision, Sizing, StepShape, Subject, estimate};
@@ -9,12 +9,12 @@ impl Subject<'_> {
     /// What a smaller setting of each kind would take, in words. Those that help most come first.
     pub(crate) fn cheaper_settings(&self) -> Vec<String> {
         let Subject { recipe, train: data, .. } = *self;
-        let Sizing { config, targets, placement, stored, has_bf16, .. } = self.sizing;
-        let targets = targets.as_ref();
+        let Sizing { config, adaptation, placement, stored, has_bf16, .. } = self.sizing;
+        let adaptation = adaptation.as_ref();
         let precision = Precision::new(placement, *stored);
         let (micro, checkpointing) = (recipe.train.micro_batch_size, recipe.train.gradient_checkpointing);
         let total = |micro: usize, checkpointing: bool, limit: usize, precision: Precision| {
-            estimate(config, targets, &StepShape::new(self, micro, checkpointing, limit), precision).total
+            estimate(config, adaptation, &StepShape::new(self, micro, checkpointing, limit), precision).total
         };
         let now = total(micro, checkpointing, usize::MAX, precision);
         let mut options: Vec<(u64, String)> = Vec::new();
@@ -39,9 +39,10 @@ impl Subject<'_> {
             let text = format!("data.max_seq_len = {half} with overlong = \"truncate\"");
             options.push((total(micro, checkpointing, half, precision), text));
         }
-        if let Some((rank, fewer)) = targets.and_then(lower_rank) {
+        if let Some((rank, targets)) = adaptation.and_then(|adaptation| lower_rank(&adaptation.targets)) {
+            let fewer = adaptation.map(|adaptation| Adaptation { targets, ..adaptation.clone() });
             let step = StepShape::new(self, micro, checkpointing, usize::MAX);
-            options.push((estimate(config, Some(&fewer), &step, precision).total, format!("lora.rank = {rank}")));
+            options.push((estimate(config, fewer.as_ref(), &step, precision).total, format!("lora.rank = {rank}")));
         }
         if *has_bf16 && !precision.cpu && precision.compute == FloatType::F32 {
             let narrow = Precision { compute: FloatType::BF16, held: FloatType::BF16, ..precision };
@@ -72,7 +73,8 @@ mod tests {
     #[test]
     fn ranks_that_take_less() {
         for (rank, lower) in [(4096, Some(64)), (64, Some(32)), (16, Some(8)), (4, None)] {
-            let target = LoraTarget { module: "q_proj".to_owned(), rank, alpha: 32.0, use_rslora: false };
+            let target =
+                LoraTarget { module: "q_proj".to_owned(), rank, alpha: 32.0, use_rslora: false, use_dora: false };
             assert_eq!(lower_rank(&vec![target]).map(|(rank, _)| rank), lower, "{rank}");
         }
     }

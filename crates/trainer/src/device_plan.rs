@@ -22,6 +22,8 @@ pub struct ThisHost {
     pub disk: Option<u64>,
     /// The file that the recipe was read from. The run is never written over it.
     pub recipe_file: Option<PathBuf>,
+    /// Says how much memory this process has had at most, in bytes.
+    pub peak_memory: Option<fn() -> u64>,
 }
 
 /// The device and number types of a run.

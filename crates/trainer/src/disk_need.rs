@@ -20,7 +20,7 @@ pub struct DiskNeed {
     pub checkpoints: u64,
     /// The result, `adapter/` or `model/`.
     pub result: u64,
-    /// Metrics and report.
+    /// Metrics, report and event files.
     pub records: u64,
     /// All of these together.
     pub total: u64,
@@ -34,6 +34,10 @@ pub struct DiskNeed {
 const SMALL_FILES: u64 = 32 << 10;
 /// A row of metrics.jsonl, with room for its point in the report.
 const ROW: u64 = 400;
+/// The page without points, and what the run says of itself.
+const PAGE: u64 = 32 << 10;
+/// A row of an event file.
+const EVENT: u64 = 220;
 /// Bytes of an f32 number.
 const FLOAT: u64 = 4;
 
@@ -60,7 +64,8 @@ impl DiskNeed {
             .saturating_add(1);
         let kept = (recipe.checkpoint.keep_last as u64).saturating_add(u64::from(best));
         let checkpoints = kept.saturating_add(1).min(saves.max(1));
-        let records = steps.saturating_mul(ROW).min(1 << 30).saturating_add(SMALL_FILES);
+        let row = ROW + if recipe.event_folder().is_some() { EVENT } else { 0 };
+        let records = steps.saturating_mul(row).min(1 << 30).saturating_add(PAGE);
         let total = checkpoint.saturating_mul(checkpoints).saturating_add(result).saturating_add(records);
         DiskNeed { checkpoint, checkpoints, result, records, total, there: bytes_there(&recipe.output_dir), free }
     }

@@ -234,7 +234,7 @@ impl TrainError {
             TrainError::PastTheEnd { .. } => &["raise train.max_steps or train.epochs, or start a new run"],
             TrainError::NoModel { .. } => &[
                 "a directory needs config.json, tokenizer.json and model.safetensors; paths are relative to the recipe",
-                "models of the hub are found in the cache (HF_HOME), where `hf download OWNER/NAME` puts them",
+                "a model of the hub is called OWNER/NAME, and is fetched by that name",
             ],
             TrainError::NoGpu { built_in: true } => &[
                 "`finetune devices` lists what is found; on Linux the Vulkan loader (libvulkan1) and the card's driver have to be installed",

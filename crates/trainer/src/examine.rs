@@ -5,7 +5,7 @@ use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use finetune_dataset::{ChatTokenizer, Dataset, DatasetError, Plan, resolve_files};
-use finetune_model::{FloatType, Model, ModelConfig};
+use finetune_model::{Adaptation, FloatType, Model, ModelConfig};
 use finetune_recipe::{Length, Method, Recipe, ResultChoice};
 use finetune_store::{Holding, recognize};
 
@@ -16,7 +16,7 @@ use crate::initial_adapter::InitialAdapter;
 use crate::learning::learning_notices;
 use crate::limits;
 use crate::memory::{self, Estimate, Sizing, Subject};
-use crate::rows::{RowReader, open_tokenizer, rows_notices};
+use crate::rows::{RowReader, open_tokenizer, rows_notices, vocabulary};
 
 /// How far an examination goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +121,8 @@ pub(crate) fn examine(
     writes: bool,
     progress: &dyn Fn(u64),
 ) -> Examined {
-    let mut examiner = Examiner { recipe, host, extent, writes, progress, stored: FloatType::F32, found };
+    let mut examiner =
+        Examiner { recipe, host, extent, writes, progress, stored: FloatType::F32, has_new_rows: false, found };
     let stages: [fn(&mut Examiner<'_>); 6] = [
         |examiner| examiner.look_at_settings(),
         |examiner| examiner.look_at_model(),
@@ -149,6 +150,8 @@ struct Examiner<'a> {
     progress: &'a dyn Fn(u64),
     /// The number type of the base model's file, once there is a config.
     stored: FloatType,
+    /// Whether embedding and output layer get rows for new tokens.
+    has_new_rows: bool,
     found: Examined,
 }
 
@@ -185,6 +188,11 @@ impl Examiner<'_> {
         self.found.tokenizer = self.found.keep(open_tokenizer(self.recipe, &directory));
         if let Some(Some(tokenizer)) = &self.found.tokenizer {
             self.found.notices.extend(tokenizer.notices().iter().cloned());
+            if let Some(config) = &mut self.found.config {
+                let rows = vocabulary(self.recipe, config, Some(tokenizer));
+                self.has_new_rows = rows != config.vocabulary;
+                config.vocabulary = rows;
+            }
         }
     }
 
@@ -271,7 +279,7 @@ impl Examiner<'_> {
         }
     }
 
-    /// The LoRA branches, and the adapter that they start from.
+    /// What the adapter trains, and the adapter that it starts from.
     fn look_at_start(&mut self) {
         let found = &mut self.found;
         let (Some(directory), Some(config)) = (&found.directory, &found.config) else { return };
@@ -279,6 +287,10 @@ impl Examiner<'_> {
         found.start = found.keep(start);
         let notices = found.start.iter().flatten().flat_map(|start| start.notices.iter().cloned());
         found.notices.extend(notices);
+        if let (Some(start), Some(Some(tokenizer))) = (&found.start, &found.tokenizer) {
+            let adaptation = start.as_ref().map(|start| &start.adaptation);
+            found.notices.extend(new_tokens_notice(tokenizer.new_tokens(), adaptation));
+        }
     }
 
     /// Steps, and what is odd about rows and settings together.
@@ -312,10 +324,12 @@ impl Examiner<'_> {
             Some(tokenizer) if self.writes => tokenizer.files(&train.ends.tokens).map_err(TrainError::from),
             _ => Ok(Vec::new()),
         };
+        let frozen = start.as_ref().filter(|_| self.has_new_rows);
+        let frozen = frozen.map_or(0, |start| start.adaptation.frozen_vocabulary_bytes(config));
         let sizing = |text: &[(String, Vec<u8>)]| Sizing {
             config: config.clone(),
-            targets: start.as_ref().map(|start| start.targets.clone()),
-            text_bytes: text.iter().map(|(_, bytes)| bytes.len() as u64).sum(),
+            adaptation: start.as_ref().map(|start| start.adaptation.clone()),
+            text_bytes: frozen + text.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>(),
             placement: device_plan.placement.clone(),
             stored: self.stored,
             has_bf16: device_plan.found.types.contains(&FloatType::BF16),
@@ -351,12 +365,6 @@ fn check_available(recipe: &Recipe) -> Result<Vec<String>, TrainError> {
     if let Some(quantization) = recipe.model.quantization {
         return unavailable("model.quantization", quantization.as_str().into(), "yet; leave it out");
     }
-    if recipe.lora.use_dora {
-        return unavailable("lora.use_dora", "true".into(), "yet; plain LoRA and rsLoRA are");
-    }
-    if !recipe.lora.modules_to_save.is_empty() {
-        return unavailable("lora.modules_to_save", format!("{:?}", recipe.lora.modules_to_save), "yet; leave it out");
-    }
     limits::check(recipe)?;
     let mut notices = Vec::new();
     if recipe.data.packing {
@@ -372,6 +380,18 @@ fn check_result(recipe: &Recipe, has_eval: bool) -> Result<(), TrainError> {
         Some(ResultChoice::Best) if !has_eval => Err(TrainError::NoBest),
         _ => Ok(()),
     }
+}
+
+/// A notice of new tokens whose rows in embedding and output layer stay as they are.
+fn new_tokens_notice(new_tokens: &[(String, u32)], adaptation: Option<&Adaptation>) -> Option<String> {
+    let (first, _) = new_tokens.first()?;
+    let trained = adaptation?.trains_vocabulary();
+    (!trained).then(|| {
+        format!(
+            "data.add_tokens: neither embed_tokens nor lm_head is trained, so {first:?} and any other new token keep one and the \
+             same row: name them in lora.modules_to_save or lora.target_modules"
+        )
+    })
 }
 
 /// A notice of rows longer than the model was made for.

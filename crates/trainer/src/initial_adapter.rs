@@ -1,22 +1,22 @@
-//! The LoRA branches of a recipe, and the adapter that their values come from.
+//! What a recipe's adapter trains, and the adapter that its values come from.
 
 use std::path::Path;
 
 use finetune_model::adapter::{Adapter, BaseCheck};
-use finetune_model::{LoraTargets, ModelConfig, choose, linear_modules};
+use finetune_model::{Adaptation, ModelConfig, ModelError, choose};
 use finetune_recipe::{Method, Recipe};
 
 use crate::error::TrainError;
 use crate::limits;
 use crate::names::RESULTS;
 
-/// The LoRA branches of a recipe, and the values they start from if it names an adapter.
+/// What a recipe's adapter trains, and the values it starts from if the recipe names an adapter.
 #[derive(Debug)]
 pub(crate) struct InitialAdapter {
-    /// The branches, in model order.
-    pub(crate) targets: LoraTargets,
-    /// The adapter's values in the order of the layout; `None` for fresh ones.
-    pub(crate) values: Option<Vec<f32>>,
+    /// The branches, and the modules trained in full.
+    pub(crate) adaptation: Adaptation,
+    /// The adapter that the values are taken from; `None` for fresh ones.
+    pub(crate) adapter: Option<Adapter>,
     /// What is odd about the adapter to start from.
     pub(crate) notices: Vec<String>,
 }
@@ -31,23 +31,31 @@ impl InitialAdapter {
         if recipe.train.method == Method::Full {
             return Ok(None);
         }
-        let targets = choose(&recipe.lora, &linear_modules(config))?;
-        limits::check_targets(&targets)?;
+        let adaptation = choose(&recipe.lora, config)?;
+        limits::check_targets(&adaptation.targets)?;
+        let mut notices = adaptation.notices(config);
         let Some(path) = &recipe.lora.init_from else {
-            return Ok(Some(InitialAdapter { targets, values: None, notices: Vec::new() }));
+            return Ok(Some(InitialAdapter { adaptation, adapter: None, notices }));
         };
         // A run directory stands for the run's result.
         let is_adapter = path.join("adapter_config.json").is_file();
         let inside = path.join(RESULTS[0]);
         let path = if !is_adapter && inside.is_dir() { &inside } else { path };
         let adapter = Adapter::read(path, config)?;
-        adapter.expect_targets(&targets, path)?;
-        let mut notices = adapter.notices.clone();
+        adapter.expect_adaptation(&adaptation, path)?;
+        if adapter.rows != config.vocabulary {
+            let what = format!(
+                "the adapter's embedding has {} rows, that of this recipe {}: data.add_tokens has to add the same tokens",
+                adapter.rows, config.vocabulary
+            );
+            return Err(ModelError::AdapterParts { path: path.clone(), what }.into());
+        }
+        notices.extend(adapter.notices.iter().cloned());
         match adapter.check_base(model)? {
             BaseCheck::Same | BaseCheck::Unknown => {}
             BaseCheck::OtherName(notice) => notices.push(notice),
             BaseCheck::Other(what) => return Err(TrainError::OtherBase { path: path.clone(), what }),
         }
-        Ok(Some(InitialAdapter { targets, values: Some(adapter.values), notices }))
+        Ok(Some(InitialAdapter { adaptation, adapter: Some(adapter), notices }))
     }
 }

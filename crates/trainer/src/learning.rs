@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use finetune_dataset::{Dataset, Plan, Row};
-use finetune_model::{ModelConfig, choose, linear_layers};
+use finetune_model::{Adaptation, ModelConfig, choose, target_layers};
 use finetune_recipe::{Length, Method, OptimizerName, Recipe};
 use rayon::prelude::*;
 
@@ -153,9 +153,8 @@ fn ranks_and_scales(recipe: &Recipe, config: &ModelConfig) -> Vec<String> {
         return Vec::new();
     }
     // Targets that match nothing are refused elsewhere.
-    let layers = linear_layers(config);
-    let modules: Vec<String> = layers.iter().map(|layer| layer.module.clone()).collect();
-    let Ok(targets) = choose(&recipe.lora, &modules) else { return Vec::new() };
+    let layers = target_layers(config);
+    let Ok(Adaptation { targets, .. }) = choose(&recipe.lora, config) else { return Vec::new() };
     let sizes: HashMap<&str, usize> =
         layers.iter().map(|layer| (layer.module.as_str(), layer.outputs.min(layer.inputs))).collect();
     let size = |module: &str| sizes.get(module).copied();

@@ -3,13 +3,11 @@
 //! Counts what the decoder keeps for its backward pass, tensor by tensor, in the number type that
 //! it has there. docs/memory.md compares the estimate with measured peaks.
 
-use std::collections::HashMap;
-
 use finetune_dataset::{Dataset, Row};
 use finetune_model::footprint::{self, AttentionSizes};
 use finetune_model::{
-    AttentionWidths, FloatType, HAS_GPU_BACKEND, LayerKept, LoraTargets, ModelConfig, Placement, expected_tensors,
-    kept_layers, linear_layers,
+    Adaptation, AttentionWidths, FloatType, HAS_GPU_BACKEND, LayerKept, ModelConfig, Placement, expected_tensors,
+    kept_layers,
 };
 use finetune_recipe::{Method, Recipe};
 use serde::Serialize;
@@ -92,19 +90,17 @@ fn rows_bytes(data: &Dataset) -> u64 {
 pub(crate) struct Sizes {
     pub(crate) parameters: u64,
     pub(crate) trained: u64,
+    /// Those of the trained that are modules in full, beside an adapter's branches.
+    saved: u64,
 }
 
-/// Counts the parameters. `targets`: `None` if all weights are trained.
-pub(crate) fn sizes(config: &ModelConfig, targets: Option<&LoraTargets>) -> Sizes {
+/// Counts the parameters. `adaptation`: `None` if all weights are trained.
+pub(crate) fn sizes(config: &ModelConfig, adaptation: Option<&Adaptation>) -> Sizes {
     let shapes = expected_tensors(config);
     let parameters: u64 = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
-    let Some(targets) = targets else { return Sizes { parameters, trained: parameters } };
-    let layers = linear_layers(config);
-    let widths: HashMap<&str, usize> =
-        layers.iter().map(|layer| (layer.module.as_str(), layer.outputs + layer.inputs)).collect();
-    let width = |module: &str| widths.get(module).copied().unwrap_or(0);
-    let trained = targets.iter().map(|target| (target.rank * width(&target.module)) as u64).sum();
-    Sizes { parameters, trained }
+    let Some(adaptation) = adaptation else { return Sizes { parameters, trained: parameters, saved: 0 } };
+    let (branches, saved) = adaptation.elements(config);
+    Sizes { parameters, trained: branches + saved, saved }
 }
 
 /// Code, tables, threads and small pieces of memory, in bytes: measured, see benches/memory.py.
@@ -143,8 +139,8 @@ struct Peak {
 }
 
 /// The larger of two moments: when the loss is formed, and when a layer is differentiated.
-fn peak(config: &ModelConfig, targets: Option<&LoraTargets>, step: &StepShape, precision: Precision) -> Peak {
-    let layers = kept_layers(config, targets);
+fn peak(config: &ModelConfig, adaptation: Option<&Adaptation>, step: &StepShape, precision: Precision) -> Peak {
+    let layers = kept_layers(config, adaptation);
     let compute = precision.compute.bytes() as u64;
     let (tokens, hidden) = (step.tokens, config.hidden_size as u64);
     let per_token = |width: u64| compute * tokens * width;
@@ -194,13 +190,13 @@ fn peak(config: &ModelConfig, targets: Option<&LoraTargets>, step: &StepShape, p
 /// The estimate for a model of this shape at this step.
 pub(crate) fn estimate(
     config: &ModelConfig,
-    targets: Option<&LoraTargets>,
+    adaptation: Option<&Adaptation>,
     step: &StepShape,
     precision: Precision,
 ) -> Estimate {
     let cpu = precision.cpu;
-    let Sizes { parameters, trained } = self::sizes(config, targets);
-    let Peak { bytes: peak, logits, unused_logits } = peak(config, targets, step, precision);
+    let Sizes { parameters, trained, saved } = self::sizes(config, adaptation);
+    let Peak { bytes: peak, logits, unused_logits } = peak(config, adaptation, step, precision);
     // Logits are reported apart. If the backward pass takes more than they do, they lie in memory
     // that it takes later.
     let logits = logits.min(peak);
@@ -209,14 +205,14 @@ pub(crate) fn estimate(
     let weights = if step.full { 0 } else { parameters * held.bytes() as u64 };
     // On the CPU: values, gradients and two moments on the host; values, old and new, and gradients
     // as tensors. LoRA has many small pieces, and ten times the values were measured.
-    let copies = match (cpu, step.full) {
-        (true, true) => 6,
-        (true, false) => 10,
+    let (of_whole, of_branches) = match cpu {
+        true => (6, 10),
         // The host has the moments. On the card: values, old and new, gradients one by one and
         // together.
-        (false, _) => 4,
+        false => (4, 4),
     };
-    let trained_bytes = trained * FLOAT * copies;
+    let whole = if step.full { trained } else { saved };
+    let trained_bytes = FLOAT * (whole * of_whole + (trained - whole) * of_branches);
     let (vocabulary, hidden) = (config.vocabulary as u64, config.hidden_size as u64);
     let widened = if cpu && held != FloatType::F32 { footprint::cpu_widened(vocabulary, hidden) } else { 0 };
     let answering = if step.answers { ANSWERING_BYTES } else { 0 };
@@ -254,8 +250,9 @@ pub(crate) fn check(
 pub(crate) struct Sizing {
     pub(crate) config: ModelConfig,
     /// `None` if all weights are trained.
-    pub(crate) targets: Option<LoraTargets>,
-    /// Bytes of the tokenizer's files that go into every checkpoint.
+    pub(crate) adaptation: Option<Adaptation>,
+    /// Bytes of the tokenizer's files that go into every checkpoint, and of the matrices with new rows
+    /// that do.
     pub(crate) text_bytes: u64,
     pub(crate) placement: Placement,
     /// The number type of the base model's file.
@@ -277,10 +274,13 @@ impl Subject<'_> {
     pub(crate) fn estimate(&self) -> Estimate {
         let train = &self.recipe.train;
         let step = StepShape::new(self, train.micro_batch_size, train.gradient_checkpointing, usize::MAX);
-        let Sizing { config, targets, placement, stored, .. } = self.sizing;
-        estimate(config, targets.as_ref(), &step, Precision::new(placement, *stored))
+        let Sizing { config, adaptation, placement, stored, .. } = self.sizing;
+        estimate(config, adaptation.as_ref(), &step, Precision::new(placement, *stored))
     }
 }
+
+#[cfg(test)]
+mod shipped;
 
 #[cfg(test)]
 mod tests {
@@ -307,9 +307,10 @@ mod tests {
         ModelConfig::parse(&text.to_string(), std::path::Path::new("config.json")).expect("a config")
     }
 
-    fn all_linear(config: &ModelConfig, rank: usize) -> LoraTargets {
-        let target = |module| LoraTarget { module, rank, alpha: 32.0, use_rslora: false };
-        finetune_model::linear_modules(config).into_iter().map(target).collect()
+    fn all_linear(config: &ModelConfig, rank: usize) -> Adaptation {
+        let target = |module| LoraTarget { module, rank, alpha: 32.0, use_rslora: false, use_dora: false };
+        let targets = finetune_model::linear_modules(config).into_iter().map(target).collect();
+        Adaptation { targets, ..Adaptation::default() }
     }
 
     fn gigabytes(shape: (&str, usize, usize, usize, usize, usize, bool), tokens: u64, checkpointing: bool) -> f64 {

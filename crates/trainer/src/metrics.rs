@@ -80,7 +80,7 @@ pub(crate) enum Row {
 
 impl Row {
     /// The step of the row.
-    fn step(&self) -> u64 {
+    pub(crate) fn step(&self) -> u64 {
         match self {
             Row::Step(row) => row.step,
             Row::Eval(row) => row.step,

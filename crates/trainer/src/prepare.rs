@@ -83,7 +83,7 @@ fn put_together(
         mut notices,
     } = found.ready()?;
     let subject = Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing };
-    let opened = open_model(&recipe, &directory, start, &device_plan.placement);
+    let opened = open_model(&recipe, &directory, start, sizing.config.vocabulary, &device_plan.placement);
     let (mut model, base_digest) =
         opened.map_err(|error| error.with_cheaper_settings(|| subject.cheaper_settings()))?;
     let identity = identity(&recipe, &train, eval.as_ref(), &model, &base_digest, &device_plan);
@@ -117,6 +117,7 @@ fn put_together(
         sizing,
         directory: run_directory,
         identity,
+        peak_memory: host.peak_memory,
     };
     Ok(Prepared { run, notices })
 }
@@ -174,7 +175,7 @@ impl Start<'_> {
         if state.step < self.steps && !state.stopped_early {
             disk(state.parameters.len() as u64).check(recipe)?;
         }
-        locked.open(recipe, state.step, from, notices)
+        locked.open(recipe, state, from, notices)
     }
 }
 

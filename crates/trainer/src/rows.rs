@@ -60,7 +60,19 @@ pub fn load_data(
 /// The tokenizer of the recipe's model with the recipe's template and date.
 pub(crate) fn open_tokenizer(recipe: &Recipe, model: &Path) -> Result<Option<ChatTokenizer>, TrainError> {
     let (chat_template, date) = (recipe.data.chat_template.as_deref(), recipe.data.date.as_deref());
-    Ok(ChatTokenizer::open(&TextSource { model_dir: model, adapter: None, chat_template, date })?)
+    let source = TextSource { model_dir: model, adapter: None, chat_template, date };
+    let tokenizer = ChatTokenizer::open_with(&source, &recipe.data.add_tokens)?;
+    match tokenizer {
+        None if !recipe.data.add_tokens.is_empty() => Err(ChatTokenizer::missing(model).into()),
+        tokenizer => Ok(tokenizer),
+    }
+}
+
+/// Rows of embedding and output layer: the model's, or more if the recipe adds tokens for which the
+/// model has none.
+pub(crate) fn vocabulary(recipe: &Recipe, config: &ModelConfig, tokenizer: Option<&ChatTokenizer>) -> usize {
+    let tokens = tokenizer.filter(|_| !recipe.data.add_tokens.is_empty()).map_or(0, ChatTokenizer::vocab_size);
+    config.vocabulary.max(tokens)
 }
 
 /// Reads files of rows as a recipe says.
@@ -82,7 +94,8 @@ impl<'a> RowReader<'a> {
         tokenizer: Option<&'a ChatTokenizer>,
         progress: &'a dyn Fn(u64),
     ) -> RowReader<'a> {
-        RowReader { recipe, model, vocabulary: config.vocabulary, tokenizer, progress, cache: Cache::of_user("rows") }
+        let vocabulary = vocabulary(recipe, config, tokenizer);
+        RowReader { recipe, model, vocabulary, tokenizer, progress, cache: Cache::of_user("rows") }
     }
 
     /// Rows to train on. There has to be at least one.

@@ -23,14 +23,15 @@ use crate::metrics::{EvalRow, RankRow, Row};
 use crate::objective::Objective;
 use crate::progress::Progress;
 use crate::ranks::{Ranks, Sums};
-use crate::report;
 use crate::run_directory::{RunDirectory, keeps_best};
+use crate::run_facts::End;
 use crate::samples::{Answers, BeforeAfter, SampleSettings, answer};
 use crate::schedule::Schedule;
 use crate::share_assignment::ShareAssignment;
 use crate::snapshot::Snapshot;
 use crate::state::{Best, TrainState};
 use crate::summary::{Summary, before_and_after};
+use crate::train::Outcome;
 
 /// Steps after which ranks compare their states if no checkpoint is due.
 const COMPARE_EVERY: u64 = 50;
@@ -79,6 +80,8 @@ pub struct Run {
     /// On rank 0: the files by which another program writes and ends text as this run does, for
     /// results and checkpoints.
     pub(crate) text: Vec<(String, Vec<u8>)>,
+    /// Says how much memory this process has had at most, in bytes.
+    pub(crate) peak_memory: Option<fn() -> u64>,
 }
 
 /// The sums of a step over all ranks.
@@ -241,7 +244,7 @@ impl Run {
         } else if progress.report_due()
             && let Some(directory) = &self.directory
         {
-            report::write(&self.snapshot(), &directory.directory, &directory.metrics.rows)?;
+            directory.describe(&self.snapshot(), &End::default())?;
         }
         Ok(asked)
     }
@@ -295,7 +298,7 @@ impl Run {
 
     /// Appends a row to the metrics, on rank 0.
     pub(crate) fn write(&mut self, row: Row) -> Result<(), TrainError> {
-        self.directory.as_mut().map_or(Ok(()), |directory| Ok(directory.metrics.append(row)?))
+        self.directory.as_mut().map_or(Ok(()), |directory| directory.append(row))
     }
 
     /// Whether an evaluation is due after this step.
@@ -376,6 +379,22 @@ impl Run {
         spread(&self.ranks, &self.recipe, directory, self.state.step, tell)
     }
 
+    /// Writes down, on rank 0, that the run goes on.
+    pub(crate) fn note_beginning(&self) -> Result<(), TrainError> {
+        self.directory.as_ref().map_or(Ok(()), |directory| directory.describe(&self.snapshot(), &End::default()))
+    }
+
+    /// Writes down, on rank 0, how the run has ended, unless [`Run::finish`] did.
+    pub(crate) fn note_end(&self, outcome: &Result<Outcome, TrainError>) {
+        if matches!(outcome, Ok(Outcome::Finished { .. })) {
+            return;
+        }
+        if let Some(directory) = &self.directory {
+            // An error is ignored: what has ended the run is told, and a full disk may be just that.
+            let _ = directory.describe(&self.snapshot(), &End::of(outcome));
+        }
+    }
+
     /// Writes the result. No rank leaves before it is there.
     pub(crate) fn finish(&self) -> Result<(), TrainError> {
         if let Some(directory) = &self.directory {
@@ -385,7 +404,7 @@ impl Run {
             failpoint::hit("train.publish");
             directory.publish(&snapshot)?;
             failpoint::hit("train.published");
-            report::write_last(&snapshot, &directory.directory, &directory.metrics.rows)?;
+            directory.describe(&snapshot, &End::done())?;
         }
         Ok(self.ranks.group().barrier()?)
     }
@@ -451,6 +470,7 @@ impl Run {
             base_digest: &self.base_digest,
             date: &self.date,
             text: &self.text,
+            peak_memory: self.peak_memory,
         }
     }
 }

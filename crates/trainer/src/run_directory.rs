@@ -9,15 +9,17 @@ use finetune_store::{
 
 use crate::card::{model_card, model_card_of};
 use crate::error::TrainError;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Row};
 use crate::names::{CHECKPOINTS, RECIPE_FILE, RESULTS, free_name};
 use crate::output_directory::{self, Contents};
 use crate::report;
 use crate::resume;
 use crate::resume::Resume;
+use crate::run_facts::{self, End, RunFacts};
 use crate::samples::Answers;
 use crate::snapshot::Snapshot;
 use crate::state::{self, About, OPTIMIZER_FILE, STATE_FILE, TrainState, prune};
+use crate::tensorboard::EventFile;
 
 /// The model card of a result and of a checkpoint.
 const CARD_FILE: &str = "README.md";
@@ -28,6 +30,10 @@ pub(crate) struct RunDirectory {
     pub(crate) directory: PathBuf,
     /// `metrics.jsonl`, open for appending.
     pub(crate) metrics: Metrics,
+    /// TensorBoard's event file, if the recipe asks for one.
+    events: Option<EventFile>,
+    /// When the run began, in seconds since 1970.
+    started: u64,
     /// What it is written through.
     pub(crate) disk: Box<dyn Disk>,
     /// The newest checkpoint.
@@ -36,10 +42,28 @@ pub(crate) struct RunDirectory {
 }
 
 impl RunDirectory {
+    /// Appends a row to the metrics, and to the event file.
+    pub(crate) fn append(&mut self, row: Row) -> Result<(), TrainError> {
+        if let Some(events) = &mut self.events {
+            events.append(&row)?;
+        }
+        Ok(self.metrics.append(row)?)
+    }
+
+    /// Writes what the run says of itself, `run.json` and the report, as things stand.
+    pub(crate) fn describe(&self, run: &Snapshot<'_>, end: &End) -> Result<(), TrainError> {
+        let facts = RunFacts::new(run, self.started, end);
+        facts.write(&self.directory)?;
+        report::write(run, &self.directory, &self.metrics.rows, &facts)
+    }
+
     /// Commits the state as `checkpoints/step-NNNNNN`, with the files of the trained model. It
     /// appears whole or not at all. Returns its path.
     pub(crate) fn save(&self, run: &Snapshot<'_>) -> Result<PathBuf, TrainError> {
         self.metrics.sync()?;
+        if let Some(events) = &self.events {
+            events.sync()?;
+        }
         let mut files = self.files(run)?;
         let date = run.tokenizer.filter(|tokenizer| tokenizer.uses_date()).map(|_| run.date);
         files.extend(run.state.files(&About { model: run.model, identity: run.identity, date })?);
@@ -60,7 +84,7 @@ impl RunDirectory {
     /// After a save: removes checkpoints that are not kept, and brings the report up to date.
     pub(crate) fn tidy(&self, run: &Snapshot<'_>) -> Result<(), TrainError> {
         self.prune(run)?;
-        report::write(run, &self.directory, &self.metrics.rows)
+        self.describe(run, &End::default())
     }
 
     /// Removes the checkpoints that are not kept.
@@ -187,15 +211,15 @@ impl LockedDirectory {
         resume::find(&RealDisk, resume, &checkpoints, notices)
     }
 
-    /// Opens the directory of a run that has done `step` steps, the last of them saved as `saved`.
+    /// Opens the directory of a run that goes on from `state`, which is saved as `saved`.
     pub(crate) fn open(
         self,
         recipe: &Recipe,
-        step: u64,
+        state: &TrainState,
         saved: Option<PathBuf>,
         notices: &mut Vec<String>,
     ) -> Result<RunDirectory, TrainError> {
-        let LockedDirectory { directory, lock } = self;
+        let (LockedDirectory { directory, lock }, step) = (self, state.step);
         set_later_aside(&RealDisk, &directory.join(CHECKPOINTS), step, notices)?;
         let metrics = Metrics::open(&directory, step, notices)?;
         keep_own_words(&directory, notices)?;
@@ -203,7 +227,12 @@ impl LockedDirectory {
         if step == 0 {
             Answers::forget(&directory)?;
         }
-        Ok(RunDirectory { directory, metrics, disk: Box::new(RealDisk), saved, _lock: lock })
+        let earlier = RunFacts::read(&directory).filter(|facts| step > 0 && facts.started > 0);
+        let started = earlier.map_or_else(run_facts::now, |facts| facts.started);
+        let open =
+            |folder: PathBuf| EventFile::open(&folder, &recipe.to_toml(), &metrics.rows, step, state.evaluation_due);
+        let events = recipe.event_folder().map(open).transpose()?;
+        Ok(RunDirectory { directory, metrics, events, started, disk: Box::new(RealDisk), saved, _lock: lock })
     }
 }
 

@@ -29,4 +29,6 @@ pub(crate) struct Snapshot<'a> {
     pub(crate) base_digest: &'a str,
     pub(crate) date: &'a str,
     pub(crate) text: &'a [(String, Vec<u8>)],
+    /// Says how much memory this process has had at most, in bytes.
+    pub(crate) peak_memory: Option<fn() -> u64>,
 }

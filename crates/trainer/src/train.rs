@@ -51,11 +51,14 @@ pub fn train(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -
     let outcome = outcome.map_err(|error| error.with_cheaper_settings(|| run.cheaper_settings()));
     // The others must not wait for a rank that cannot go on.
     let outcome = outcome.inspect_err(|error| run.ranks.abort(error)).map_err(|error| error.with_saved(run.saved()));
-    outcome.map_err(|error| error.with_ways(|| run.ways_on()))
+    let outcome = outcome.map_err(|error| error.with_ways(|| run.ways_on()));
+    run.note_end(&outcome);
+    outcome
 }
 
 /// The loop itself.
 fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
+    run.note_beginning()?;
     let before = run.answers("before", stop, tell)?;
     let measured = run.recipe.distributed.shares == SharesChoice::Measured;
     let mut balancer = ShareBalancer::new(run.ranks.even(), measured);

@@ -105,7 +105,7 @@ pub fn validate(recipe: &Recipe, host: &ThisHost, progress: &dyn Fn(u64)) -> Val
     let mut found = examine(found, &recipe, model, host, Extent::Validate, true, progress);
     let sizes = |targets| found.config.as_ref().map(|config| memory::sizes(config, targets));
     let (all, trained) = (sizes(None), found.start.as_ref());
-    let trained = trained.and_then(|start| sizes(start.as_ref().map(|start| &start.targets)));
+    let trained = trained.and_then(|start| sizes(start.as_ref().map(|start| &start.adaptation)));
     let (parameters, trained) = (all.map(|all| all.parameters), trained.map(|sizes| sizes.trained));
     let mut estimate = found.estimate;
     if let (Some(estimate), Some(device_plan), Some(train)) = (&mut estimate, &found.device_plan, &found.train) {

@@ -34,7 +34,9 @@ macro_rules! of_each_family {
 }
 
 fn goldens(family: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models").join(family)
+    // The variable is read at run time, because the tests also travel to other machines.
+    let here = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
+    Path::new(&here).join("../../tests/goldens/models").join(family)
 }
 
 fn json(path: &Path) -> Value {
@@ -171,6 +173,43 @@ fn lora_curves_equal_torch(family: &str) {
 }
 
 of_each_family!(lora_curves_equal_torch);
+
+/// A few steps of adapters that are more than LoRA on linear layers: DoRA, modules trained in full,
+/// LoRA on embedding and output layer (`scripts/make_adapter_goldens.py` made the files).
+fn curves_of_other_adapters_equal_torch(case: &str) {
+    let directory = goldens("../adapters").join(case);
+    let (about, curve) = (json(&directory.join("case.json")), json(&directory.join("curve.json")));
+    let config = json(&directory.join("adapter/adapter_config.json"));
+    let table = |key: &str| {
+        let entries = config[key].as_object().expect("an object").iter();
+        let entries: Vec<String> = entries.map(|(name, value)| format!("{name:?} = {value}")).collect();
+        format!("lora.{key}={{ {} }}", entries.join(", "))
+    };
+    let mut adapter: Vec<String> = ["rank_pattern", "alpha_pattern"].map(table).to_vec();
+    for (ours, theirs) in
+        [("rank", "r"), ("alpha", "lora_alpha"), ("use_rslora", "use_rslora"), ("use_dora", "use_dora")]
+    {
+        adapter.push(format!("lora.{ours}={}", config[theirs]));
+    }
+    adapter.push(format!("lora.target_modules={}", config["target_modules"]));
+    if !config["modules_to_save"].is_null() {
+        adapter.push(format!("lora.modules_to_save={}", config["modules_to_save"]));
+    }
+    adapter.push(format!("lora.init_from={:?}", directory.join("adapter")));
+    let family = about["family"].as_str().expect("a family");
+    let sets = [adapter, variant_sets(&curve, &curve)].concat();
+    let output = tempfile::tempdir().expect("a directory");
+    let (rows, _) = run(recipe(family, output.path(), &sets));
+    check_curve(case, &rows, &curve);
+    let output = tempfile::tempdir().expect("a directory");
+    let rows = run_on(2, || {
+        recipe(family, output.path(), &[&sets[..], &["train.gradient_checkpointing=true".to_owned()]].concat())
+    });
+    check_curve(&format!("{case}, 2 ranks"), &rows, &curve);
+}
+
+of_each_family!(curves_of_other_adapters_equal_torch: dora dora_biases saved_tied saved_embedding_tied saved_both
+    saved_untied embedding_tied head_tied vocabulary_untied);
 
 /// Two, three and four ranks follow the same curves. Losses are weighted by tokens, however rows
 /// are shared out.

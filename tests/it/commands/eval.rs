@@ -87,5 +87,5 @@ fn hub_ids_are_found_in_the_cache() {
     }
     let mut command = finetune(["eval", "acme/other", "--data", "eval.jsonl"]);
     let ended = run(command.env("HF_HUB_CACHE", folder.path("cache")).current_dir(folder.path(""))).expect(2);
-    ended.says("hf download acme/other");
+    ended.says("finetune download acme/other");
 }

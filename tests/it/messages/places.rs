@@ -22,11 +22,9 @@ fn files_that_are_not_there() {
         &folder,
         &["run", "recipe.toml", "--set", "model.path=models/none"],
         expect![[r#"
-        reading rows
-        error: model.path: `models/none` is neither a directory nor a model in the Hugging Face cache
+        error: there is no directory models/none, and models/none is not in the Hugging Face cache, and HF_HUB_OFFLINE forbids to fetch it
 
-        hint: a directory needs config.json, tokenizer.json and model.safetensors; paths are relative to the recipe
-        hint: models of the hub are found in the cache (HF_HOME), where `hf download OWNER/NAME` puts them
+        hint: with a network, `HF_HUB_OFFLINE=0 finetune download models/none` fetches it
         (exit code 2)
     "#]],
     );

@@ -2,6 +2,7 @@ mod counted;
 mod formats;
 mod hostile;
 mod kinds;
+mod llama_cpp;
 mod made_up;
 mod masks;
 mod model_files;

@@ -52,6 +52,15 @@ fn every_end_of_sequence_is_known() {
 }
 
 #[test]
+fn the_template_says_how_an_answer_ends() {
+    let bare = "{% for message in messages %}{{ message.content }}. {% endfor %}";
+    let strict = "{{ raise_exception('no') }}";
+    for (template, want) in [(Some(CHATML), Some(263)), (Some(bare), None), (Some(strict), None), (None, None)] {
+        assert_eq!(Model::new(template).tokenizer().template_end(), want, "{template:?}");
+    }
+}
+
+#[test]
 fn the_template_comes_from_the_first_of_four_places() {
     let text = |tokenizer: &ChatTokenizer| tokenizer.render(&[], None, false).expect("text").text;
     let model = Model::with_tokens(None, json!({"chat_template": "string"}));

@@ -50,6 +50,38 @@ fn named_templates_are_chosen_as_transformers_does() {
     assert!(error.to_string().contains("tool_use"), "{error}");
 }
 
+/// New tokens get the next free ids, are never split, and are in the files: read from there they are
+/// the same tokens. One that is there already keeps its id.
+#[test]
+fn new_tokens_are_in_every_file_of_the_tokenizer() {
+    let model = Model::new(Some("chat"));
+    let known = SPECIAL[0].to_owned();
+    let source = TextSource { model_dir: model.path(), adapter: None, chat_template: None, date: None };
+    let new = ["<tool>".to_owned(), known.clone(), "<tool>".to_owned(), "<end tool>".to_owned()];
+    let tokenizer = ChatTokenizer::open_with(&source, &new).expect("readable").expect("a tokenizer");
+    let (first, second) = (VOCABULARY as u32, VOCABULARY as u32 + 1);
+    assert_eq!(tokenizer.new_tokens(), [("<tool>".to_owned(), first), ("<end tool>".to_owned(), second)]);
+    assert_eq!(tokenizer.vocab_size(), VOCABULARY + 2);
+    assert!(tokenizer.notices().iter().any(|notice| notice.contains(&known)), "{:?}", tokenizer.notices());
+    let ids = tokenizer.encode("a<tool>b<end tool>", false).expect("ids");
+    assert_eq!(ids.iter().filter(|&&id| id >= first).collect::<Vec<_>>(), [&first, &second]);
+    assert!(tokenizer.is_special(first) && tokenizer.decode(&ids, true).expect("text") == "ab");
+    let copy = Model::new(Some("chat"));
+    for (name, bytes) in tokenizer.files(&[]).expect("files") {
+        copy.write(&name, bytes);
+    }
+    let again = copy.tokenizer();
+    assert_eq!(again.encode("a<tool>b<end tool>", false).expect("ids"), ids);
+    assert_eq!((again.vocab_size(), again.new_tokens().len()), (VOCABULARY + 2, 0));
+    // The list that tokenizer_config.json may have names them too.
+    let listed = json!({"added_tokens_decoder": {"258": {"content": known, "special": true}}});
+    model.write("tokenizer_config.json", listed.to_string());
+    let tokenizer = ChatTokenizer::open_with(&source, &new).expect("readable").expect("a tokenizer");
+    let files = tokenizer.files(&[]).expect("files");
+    let decoder = file(&files, "tokenizer_config.json").expect("a config")["added_tokens_decoder"].clone();
+    assert_eq!(decoder[first.to_string()]["content"], "<tool>");
+}
+
 #[test]
 fn an_adapter_s_files_come_first() {
     let (model, adapter) = (Model::new(Some("model")), Model::new(Some("adapter")));

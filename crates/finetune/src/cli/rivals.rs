@@ -14,7 +14,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 
 /// Commands of other programs, of habit, and of versions to come: what does it here.
-const VERBS: [(&str, &str); 46] = [
+const VERBS: [(&str, &str); 44] = [
     ("train", "`finetune run RECIPE.toml` trains"),
     ("finetune", "`finetune run RECIPE.toml` trains"),
     ("fine-tune", "`finetune run RECIPE.toml` trains"),
@@ -30,18 +30,18 @@ const VERBS: [(&str, &str); 46] = [
     ("merge_lora", "`finetune export RUN --format merged --output DIR` merges the adapter into its base"),
     (
         "convert",
-        "`finetune export RUN --format merged --output DIR` writes a directory that other programs' converters read",
+        "`finetune export RUN --format gguf --output DIR` writes a GGUF file, `--format mlx` an adapter of mlx-lm",
     ),
     ("save", "`finetune export RUN --format merged --output DIR` writes the result in another form"),
-    (
-        "chat",
-        "not in this version; `finetune generate RUN --prompt TEXT` answers, `--messages FILE` continues a conversation",
-    ),
+    ("talk", "`finetune chat RUN` is a conversation in the terminal"),
     ("infer", "`finetune generate RUN --prompt TEXT` answers"),
     ("inference", "`finetune generate RUN --prompt TEXT` answers"),
     ("predict", "`finetune generate RUN --data FILE` answers the rows of a file"),
     ("complete", "`finetune generate RUN --raw --prompt TEXT` continues a text"),
-    ("completion", "`finetune generate RUN --raw --prompt TEXT` continues a text"),
+    (
+        "completion",
+        "`finetune completions SHELL` prints those of a shell; `finetune generate RUN --raw --prompt TEXT` continues a text",
+    ),
     ("ask", "`finetune generate RUN --prompt TEXT` answers"),
     ("test", "`finetune eval RUN --data FILE` measures the loss on a file"),
     ("evaluate", "`finetune eval RUN --data FILE` measures the loss on a file"),
@@ -62,14 +62,12 @@ const VERBS: [(&str, &str); 46] = [
         "serve",
         "not in this version; `finetune export RUN --format merged --output DIR` writes what vLLM, llama.cpp and mlx-lm serve",
     ),
-    ("download", "not in this version; `hf download OWNER/NAME` fetches a model, which OWNER/NAME then names"),
-    ("upload", "not in this version; `hf upload OWNER/NAME DIR` does it"),
-    ("push", "not in this version; `hf upload OWNER/NAME DIR` does it"),
-    ("init", "not in this version; recipes/quickstart.toml is a recipe to begin with"),
-    ("import", "not in this version; a key of another program in a recipe is answered with ours"),
+    ("pull", "`finetune download OWNER/NAME` fetches a model or a dataset"),
+    ("fetch", "`finetune download OWNER/NAME` fetches a model or a dataset"),
+    ("push", "`finetune upload RUN OWNER/NAME` does it"),
     ("quantize", "not in this version; other programs quantize what `finetune export --format merged` writes"),
-    ("watch", "not in this version; report.html in the run directory shows the curves while it runs"),
-    ("compare", "not in this version; report.html and metrics.jsonl of each run have the numbers"),
+    ("tensorboard", "`[log] tensorboard` writes its files; `finetune watch RUN` shows curves here"),
+    ("diff", "`finetune compare RUN RUN` shows settings that differ, scores and curves"),
 ];
 
 /// Options of other programs for commands that use a model.
@@ -114,12 +112,19 @@ const OF_EXPORT: [(&str, &str); 8] = [
     ("save-path", "ours is --output"),
     ("export-dir", "ours is --output"),
     ("f", "ours is --format"),
-    ("outtype", "ours is --format; weights keep the number type of the base"),
-    ("de-quantize", "leave it out: the weights keep the number type of the base"),
+    ("outtype", "ours is --dtype"),
+    ("de-quantize", "leave it out: the weights keep the number type of the base, or have that of --dtype"),
+];
+
+/// Options of other commands and programs for `chat`.
+const OF_CHAT: [(&str, &str); 3] = [
+    ("p", "messages are typed, or piped in; `finetune generate --prompt TEXT` answers one"),
+    ("prompt", "messages are typed, or piped in; `finetune generate --prompt TEXT` answers one"),
+    ("data", "`finetune generate --data FILE` answers the rows of a file"),
 ];
 
 /// Options of other programs, and habits, for commands that take a recipe.
-const OF_A_RECIPE: [(&str, &str); 15] = [
+const OF_A_RECIPE: [(&str, &str); 16] = [
     ("c", "the recipe is the first argument"),
     ("config", "the recipe is the first argument"),
     ("config-file", "the recipe is the first argument"),
@@ -131,8 +136,10 @@ const OF_A_RECIPE: [(&str, &str); 15] = [
     ("dry-run", "`finetune validate RECIPE.toml` finds what can go wrong, without training"),
     ("check", "`finetune validate RECIPE.toml` finds what can go wrong, without training"),
     ("debug", "ours is --verbose"),
-    ("m", "write --set model.path=MODEL_DIR, or `path` in [model] of the recipe"),
-    ("data", "write --set data.train=FILE, or `train` in [data] of the recipe"),
+    ("m", "ours is --model, without a recipe; of a recipe, --set model.path=MODEL_DIR names another model"),
+    // `launch` alone does not know these: `run` does.
+    ("model", "it is a flag of the run: finetune launch -n N -- --model M --data FILE"),
+    ("data", "it is a flag of the run: finetune launch -n N -- --model M --data FILE"),
     ("n", "`finetune launch -n N RECIPE.toml` starts N ranks"),
     ("gpus", "`finetune launch -n N RECIPE.toml` starts N ranks, each takes a GPU"),
 ];
@@ -172,6 +179,7 @@ fn answer(words: &[String], error: &clap::Error) -> Option<Failure> {
             Some(argument(words, text(ContextKind::InvalidArg)?, text(ContextKind::SuggestedArg)))
         }
         ErrorKind::MissingRequiredArgument => recipe_taken_for_a_checkpoint(words),
+        ErrorKind::ArgumentConflict => flags_beside_a_recipe(words),
         _ => None,
     }
 }
@@ -183,6 +191,19 @@ fn recipe_taken_for_a_checkpoint(words: &[String]) -> Option<Failure> {
     Some(Failure::arguments(
         format!("--resume takes {recipe} for a checkpoint, and then the recipe is missing"),
         format!("write the recipe first: finetune run {recipe} --resume"),
+    ))
+}
+
+/// `run recipe.toml --model M`: the flags stand for a recipe.
+fn flags_beside_a_recipe(words: &[String]) -> Option<Failure> {
+    let recipe = words.iter().skip(2).find(|word| recognize(Path::new(word)) == Holding::Recipe)?;
+    let given = |flag: &str| words.iter().any(|word| word == flag || word.starts_with(&format!("{flag}=")));
+    let flags = [("--model", "model.path"), ("--data", "data.train"), ("--eval", "data.eval")];
+    let (flag, key) = flags.into_iter().find(|(flag, _)| given(flag))?;
+    let value = value(words, words.iter().find(|word| word.starts_with(flag))?);
+    Some(Failure::arguments(
+        format!("{flag} stands in the place of a recipe, and {} is one", shown(recipe)),
+        format!("write --set {key}={value} to change the recipe's"),
     ))
 }
 
@@ -229,6 +250,9 @@ fn option(command: &str, words: &[String], found: &str) -> Option<String> {
     }
     if command == "export" {
         return of(&OF_EXPORT).or_else(|| of(&OF_A_MODEL));
+    }
+    if command == "chat" {
+        return of(&OF_CHAT).or_else(|| of(&OF_A_MODEL));
     }
     if TAKES_MODEL.contains(&command) { of(&OF_A_MODEL) } else { None }
 }
@@ -277,7 +301,10 @@ fn word(command: &str, found: &str) -> Option<String> {
             Some("a run has one recipe; --set overrides its keys".to_owned())
         }
         "generate" if holding == Holding::Missing => Some("the prompt follows --prompt, in quotes".to_owned()),
-        "generate" | "eval" | "export" if matches!(holding, Holding::Adapter | Holding::Run | Holding::Checkpoint) => {
+        "chat" if holding == Holding::Missing => Some("messages are typed, or piped in".to_owned()),
+        "generate" | "chat" | "eval" | "export"
+            if matches!(holding, Holding::Adapter | Holding::Run | Holding::Checkpoint) =>
+        {
             Some(format!("write --adapter {}", shown(found)))
         }
         "generate" | "eval" => Some(format!("write --data {}", shown(found))),
@@ -301,7 +328,10 @@ mod tests {
         for (line, says) in [
             ("train recipe.toml", "finetune run RECIPE.toml"),
             ("fuse --model x", "finetune export RUN --format merged"),
-            ("chat run", "finetune generate RUN"),
+            ("talk run", "finetune chat RUN"),
+            ("chat run --prompt x", "finetune generate --prompt"),
+            ("chat run --temp 1", "--temperature"),
+            ("chat run Hello", "messages are typed"),
             ("valdate recipe.toml", "finetune validate"),
             ("run recipe.toml --lr 1e-4", "--set optimizer.learning_rate=1e-4"),
             ("run recipe.toml --lr=1e-4", "--set optimizer.learning_rate=1e-4"),

@@ -1,4 +1,4 @@
-//! Arguments of the commands that use a model: `eval`, `generate`, `export`.
+//! Arguments of the commands that use a model: `eval`, `generate`.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,8 @@ use clap::{ArgGroup, Args, ValueEnum};
 #[derive(Debug, Args)]
 pub(crate) struct ModelArguments {
     /// A model directory, or the result of training: a run, a checkpoint or an adapter, which says
-    /// what its base model is; or a hub id (OWNER/NAME) that is in the Hugging Face cache
+    /// what its base model is; or a hub id (OWNER/NAME), which is fetched if it is not in the
+    /// Hugging Face cache
     #[arg(value_name = "RUN|MODEL_DIR")]
     pub(crate) model: PathBuf,
     /// An adapter to use with the model: a run, a checkpoint, an adapter's directory (PEFT's or
@@ -119,43 +120,4 @@ pub(crate) struct GenerateArguments {
     /// Print text and token ids as one JSON object; with --data one for each row
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ExportFormat {
-    /// A complete model directory with the adapter merged in
-    Merged,
-    /// The adapter alone, in PEFT's format
-    Peft,
-    /// The adapter alone, in mlx-lm's format
-    #[value(hide = true)]
-    Mlx,
-    /// A GGUF file
-    #[value(hide = true)]
-    Gguf,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ExportArguments {
-    /// A run, a checkpoint or an adapter; or, with --adapter, a model directory
-    #[arg(value_name = "RUN|MODEL_DIR")]
-    pub(crate) source: PathBuf,
-    /// The adapter to merge into the model directory: a run, a checkpoint or an adapter
-    #[arg(long, value_name = "ADAPTER", conflicts_with_all = ["base", "best"])]
-    pub(crate) adapter: Option<PathBuf>,
-    /// What to write
-    #[arg(long, value_enum)]
-    pub(crate) format: ExportFormat,
-    /// Where to write it; the directory must not hold anything else
-    #[arg(long, value_name = "DIR")]
-    pub(crate) output: PathBuf,
-    /// Of a run, take the checkpoint with the best evaluation instead of the newest one
-    #[arg(long)]
-    pub(crate) best: bool,
-    /// The base model, if it is not where the run found it
-    #[arg(long, value_name = "MODEL_DIR")]
-    pub(crate) base: Option<PathBuf>,
-    /// Merge into another base model than the adapter was trained on all the same
-    #[arg(long)]
-    pub(crate) force: bool,
 }

@@ -46,7 +46,7 @@ pub(super) fn prompt(arguments: &GenerateArguments, say: &dyn Fn(&str)) -> Resul
 }
 
 /// A file's text, or with `-` that of standard input.
-fn read(option: &str, file: &Path) -> Result<String, Failure> {
+pub(super) fn read(option: &str, file: &Path) -> Result<String, Failure> {
     let from_input = file == Path::new("-");
     let name = if from_input { "standard input".to_owned() } else { file.display().to_string() };
     let mut bytes = Vec::new();
@@ -65,31 +65,39 @@ fn read(option: &str, file: &Path) -> Result<String, Failure> {
     String::from_utf8(bytes).map_err(|_| refuse("is not UTF-8 text".to_owned(), "save it as UTF-8"))
 }
 
-/// `[{"role", "content"}, ...]`, or an object that has that in `messages`.
+/// A conversation to continue. An answer at its end is what is asked for.
 fn conversation(text: &str, file: &Path, say: &dyn Fn(&str)) -> Result<Prompt, Failure> {
-    let shown = file.display();
-    let wanted = "a list is meant, [{\"role\": \"user\", \"content\": \"Hello\"}], or {\"messages\": [...]}";
-    let mut value: Value = serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|error| {
-        let rows = text.lines().filter(|line| line.trim_start().starts_with('{')).count() > 1;
-        let hint = if rows { "a file of rows is given with --data" } else { wanted };
-        Failure::arguments(format!("--messages {shown} is no JSON: {error}"), hint)
-    })?;
-    let tools = value.get_mut("tools").map(Value::take).filter(|tools| !tools.is_null());
-    let list = if value.is_object() { value.get_mut("messages").map(Value::take).unwrap_or_default() } else { value };
-    let Value::Array(mut messages) = list else {
-        return Err(Failure::arguments(format!("--messages {shown} holds no list of messages"), wanted));
-    };
-    if let Some(place) = messages.iter().position(|message| message.get("role").and_then(Value::as_str).is_none()) {
-        return Err(Failure::arguments(format!("--messages {shown}: message {} has no role", place + 1), wanted));
-    }
+    let (mut messages, tools) = messages("--messages", text, file)?;
     if messages.last().is_some_and(|message| message["role"] == "assistant") {
         messages.pop();
         say("the assistant's last message is left out: it is what is asked for");
     }
     if messages.is_empty() {
-        return Err(Failure::arguments(format!("--messages {shown} has no message to answer"), wanted));
+        return Err(Failure::arguments(format!("--messages {} has no message to answer", file.display()), WANTED));
     }
     Ok(Prompt::Chat { messages, tools })
+}
+
+const WANTED: &str = "a list is meant, [{\"role\": \"user\", \"content\": \"Hello\"}], or {\"messages\": [...]}";
+
+/// The messages and tools of `[{"role", "content"}, ...]`, or of an object that has that in
+/// `messages`. Each message has a role. `option`: what names the file.
+pub(super) fn messages(option: &str, text: &str, file: &Path) -> Result<(Vec<Value>, Option<Value>), Failure> {
+    let shown = file.display();
+    let mut value: Value = serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|error| {
+        let rows = text.lines().filter(|line| line.trim_start().starts_with('{')).count() > 1;
+        let hint = if rows { "a file of rows is given to `finetune generate` with --data" } else { WANTED };
+        Failure::arguments(format!("{option} {shown} is no JSON: {error}"), hint)
+    })?;
+    let tools = value.get_mut("tools").map(Value::take).filter(|tools| !tools.is_null());
+    let list = if value.is_object() { value.get_mut("messages").map(Value::take).unwrap_or_default() } else { value };
+    let Value::Array(messages) = list else {
+        return Err(Failure::arguments(format!("{option} {shown} holds no list of messages"), WANTED));
+    };
+    if let Some(place) = messages.iter().position(|message| message.get("role").and_then(Value::as_str).is_none()) {
+        return Err(Failure::arguments(format!("{option} {shown}: message {} has no role", place + 1), WANTED));
+    }
+    Ok((messages, tools))
 }
 
 #[cfg(test)]

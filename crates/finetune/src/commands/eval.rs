@@ -10,6 +10,7 @@ use finetune_trainer::{TrainError, evaluate};
 use crate::cli::EvalArguments;
 use crate::commands::opening;
 use crate::failure::Failure;
+use crate::hub_files;
 use crate::output;
 use crate::progress::{Progress, Verbosity};
 use crate::source::{Source, data_file};
@@ -18,9 +19,9 @@ use crate::source::{Source, data_file};
 const ROWS: usize = 8;
 
 /// How rows are read without a recipe.
-pub(super) fn rows_of(file: &std::path::Path, chat_template: Option<&std::path::Path>) -> Data {
+pub(super) fn rows_of(files: &[std::path::PathBuf], chat_template: Option<&std::path::Path>) -> Data {
     Data {
-        train: vec![file.to_owned()],
+        train: files.to_vec(),
         eval: vec![],
         eval_share: None,
         columns: std::collections::BTreeMap::new(),
@@ -33,12 +34,14 @@ pub(super) fn rows_of(file: &std::path::Path, chat_template: Option<&std::path::
         train_on: TrainOn::Assistant,
         shuffle: false,
         chat_template: chat_template.map(std::path::Path::to_owned),
+        add_tokens: Vec::new(),
         date: None,
     }
 }
 
 pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
-    data_file("--data", &arguments.data)?;
+    let files = hub_files::rows(&arguments.data)?;
+    files.iter().try_for_each(|file| data_file("--data", file))?;
     let source = Source::open(&arguments.model)?;
     let say = |line: &str| opening::say(verbosity, line);
     source.notices.iter().for_each(|notice| say(notice));
@@ -47,7 +50,7 @@ pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<Exi
     if let Some(tokenizer) = &tokenizer {
         tokenizer.notices().iter().for_each(|notice| say(notice));
     }
-    let data = rows_of(&arguments.data, arguments.model.chat_template.as_deref());
+    let data = rows_of(&files, arguments.model.chat_template.as_deref());
     let rows = Dataset::load(&data.train, &data, tokenizer.as_ref(), model.config.vocabulary, 0, &|_| {})
         .map_err(|error| error.in_model(&source.model))?;
     rows.notices.iter().for_each(|notice| say(notice));

@@ -1,50 +1,29 @@
 //! `finetune export`: a trained adapter in another form.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
-use finetune_model::adapter::{CONFIG_FILE, TENSOR_FILE};
-use finetune_model::merge::{Comparison, SHARD_BYTES, compare, left_out, write_merged};
-use finetune_model::{FloatType, Placement};
+use finetune_model::adapter::Adapter;
+use finetune_model::merge::{Comparison, MergedForm, SHARD_BYTES, compare, left_out, write_merged};
+use finetune_model::{FloatType, ModelConfig, Placement};
 use finetune_store::{RealDisk, Staging, manifest_of, refuse_links_out};
 use finetune_trainer::stored_type;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::cli::{ExportArguments, ExportFormat};
-use crate::commands::export_source::{Exported, find, recorded_digest};
-use crate::commands::opening;
+use crate::cli::{ExportArguments, ExportDtype, ExportFormat, WeightedAdapter};
+use crate::commands::export_adapter::{alone, describe, sum, text_files_of, unreadable};
+use crate::commands::export_gguf;
+use crate::commands::export_source::{Exported, find};
 use crate::failure::Failure;
 use crate::interrupt::Unfinished;
 use crate::output;
 use crate::progress::{Progress, Verbosity};
 
-/// Files that other programs need to write text and to end it as the training did. An adapter's
-/// files take the place of the base's.
-const TEXT_FILES: [&str; 12] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "tekken.json",
-];
-
 /// Files of a checkpoint that only a resume needs.
 const OF_A_RUN: [&str; 2] = ["optimizer.safetensors", "trainer_state.json"];
 
 pub(crate) fn export(arguments: ExportArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
-    if let ExportFormat::Mlx | ExportFormat::Gguf = arguments.format {
-        return Err(Failure::arguments(
-            "this version exports merged and peft",
-            "export merged: llama.cpp's and mlx-lm's own converters read that directory",
-        ));
-    }
+    check_options(&arguments)?;
     let unfinished = Unfinished::watch()?;
     let mut show = Progress::new(verbosity, 1);
     let result = write(&arguments, &mut show, &unfinished);
@@ -56,33 +35,111 @@ pub(crate) fn export(arguments: ExportArguments, verbosity: Verbosity) -> Result
     Ok(ExitCode::SUCCESS)
 }
 
+/// Refuses options that do not go together.
+fn check_options(arguments: &ExportArguments) -> Result<(), Failure> {
+    let ExportArguments { format, dtype, adapter_only, .. } = arguments;
+    let is_adapter = matches!(format, ExportFormat::Peft | ExportFormat::Mlx);
+    if *adapter_only && *format != ExportFormat::Gguf {
+        return Err(Failure::arguments(
+            "--adapter-only is for --format gguf",
+            "peft and mlx write the adapter alone; merged always has the base in it",
+        ));
+    }
+    match dtype {
+        Some(_) if is_adapter => Err(Failure::arguments(
+            "--dtype is for merged and gguf: an adapter stays in f32, as it was trained",
+            "leave --dtype out",
+        )),
+        Some(ExportDtype::Q8_0) if *format == ExportFormat::Merged || *adapter_only => Err(Failure::arguments(
+            "q8_0 is a type of whole models in GGUF files",
+            "--format gguf without --adapter-only writes it; otherwise f32, bf16 or f16",
+        )),
+        _ if arguments.scale.is_some_and(|scale| !scale.is_finite()) => {
+            Err(Failure::arguments("--scale is no finite number", "1 is what was trained"))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn write(arguments: &ExportArguments, show: &mut Progress, unfinished: &Unfinished) -> Result<(), Failure> {
     let (found, notices) = find(arguments)?;
     for notice in &notices {
         show.say(notice);
     }
     let output = &arguments.output;
-    match (found, arguments.format) {
-        (Exported::Weights(model), ExportFormat::Merged) => {
+    match found {
+        Exported::Weights(model) => {
             refuse_place(output, &[&model])?;
             show.say(&format!("model       {}", model.display()));
-            whole_model(&model, output, unfinished)
+            weights(&model, arguments, show, unfinished)
         }
-        (Exported::Weights(model), _) => Err(Failure::arguments(
-            format!("{} has no adapter: all weights were trained", model.display()),
-            "--format merged writes them as a model directory",
-        )),
-        (Exported::Adapter { adapter, base }, ExportFormat::Merged) => {
+        Exported::Adapters { adapters, base } => {
+            let sources: Vec<&Path> = adapters.iter().map(|adapter| adapter.path.as_path()).collect();
+            refuse_place(output, &sources)?;
+            show.say(&describe(&adapters));
+            if let ExportFormat::Peft | ExportFormat::Mlx = arguments.format {
+                return alone(&adapters, base, arguments, show, unfinished);
+            }
             let base = base?;
-            refuse_place(output, &[&adapter, &base])?;
-            show.say(&format!("adapter     {}\nbase        {}", adapter.display(), base.display()));
-            merged(&adapter, &base, arguments, show, unfinished)
+            refuse_place(output, &[&base])?;
+            show.say(&format!("base        {}", base.display()));
+            match arguments.format {
+                ExportFormat::Gguf if arguments.adapter_only => {
+                    export_gguf::adapter(&base, &adapters, arguments, show, unfinished)
+                }
+                ExportFormat::Gguf => export_gguf::model(&base, &adapters, arguments, show, unfinished),
+                _ => merged(&adapters, &base, arguments, show, unfinished),
+            }
         }
-        (Exported::Adapter { adapter, .. }, _) => {
-            refuse_place(output, &[&adapter])?;
-            show.say(&format!("adapter     {}", adapter.display()));
-            peft(&adapter, output, unfinished)
+    }
+}
+
+/// Exports all weights of a model.
+fn weights(
+    model: &Path,
+    arguments: &ExportArguments,
+    show: &mut Progress,
+    unfinished: &Unfinished,
+) -> Result<(), Failure> {
+    let no_adapter = |hint: &str| {
+        Err(Failure::arguments(format!("{} has no adapter: all weights were trained", model.display()), hint))
+    };
+    if arguments.scale.is_some() {
+        return no_adapter("leave --scale out");
+    }
+    match (arguments.format, arguments.dtype) {
+        (ExportFormat::Gguf, _) if !arguments.adapter_only => {
+            export_gguf::model(model, &[], arguments, show, unfinished)
         }
+        (ExportFormat::Merged, None) => whole_model(model, &arguments.output, unfinished),
+        (ExportFormat::Merged, Some(dtype)) => {
+            refuse_links_out(model)?;
+            let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, &arguments.output, "merged"))?;
+            let form = MergedForm { shard_bytes: SHARD_BYTES, dtype: float_type(dtype) };
+            write_merged(
+                &RealDisk,
+                model,
+                &Adapter::none(&ModelConfig::load(model)?),
+                &mut staging,
+                form,
+                &[],
+                &|_, _| {},
+            )?;
+            let _publishing = unfinished.publishing();
+            staging.publish_replacing(&json!({"kind": "merged"}))?;
+            Ok(())
+        }
+        _ => no_adapter("--format merged writes them as a model directory, --format gguf as a GGUF file"),
+    }
+}
+
+/// The number type of a model directory.
+fn float_type(dtype: ExportDtype) -> Option<FloatType> {
+    match dtype {
+        ExportDtype::F32 => Some(FloatType::F32),
+        ExportDtype::Bf16 => Some(FloatType::BF16),
+        ExportDtype::F16 => Some(FloatType::F16),
+        ExportDtype::Q8_0 => None,
     }
 }
 
@@ -110,19 +167,20 @@ fn refuse_place(output: &Path, sources: &[&Path]) -> Result<(), Failure> {
 }
 
 fn merged(
-    adapter_dir: &Path,
+    adapters: &[WeightedAdapter],
     base: &Path,
     arguments: &ExportArguments,
     show: &mut Progress,
     unfinished: &Unfinished,
 ) -> Result<(), Failure> {
     refuse_links_out(base)?;
-    refuse_links_out(adapter_dir)?;
-    let adapter = opening::read_adapter(adapter_dir, base, arguments.force, &|line| show.say(line))?;
-    let text = text_files(adapter_dir)?;
+    let adapter = sum(adapters, base, arguments, show)?;
+    let text = text_files_of(adapters, show)?;
+    let dtype = arguments.dtype.and_then(float_type);
+    let form = MergedForm { shard_bytes: SHARD_BYTES, dtype };
     let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, &arguments.output, "merged"))?;
     show.start("merging", adapter.targets.len() as u64);
-    let written = write_merged(&RealDisk, base, &adapter, &mut staging, SHARD_BYTES, &text, &|done, _| {
+    let written = write_merged(&RealDisk, base, &adapter, &mut staging, form, &text, &|done, _| {
         show.position(done as u64);
     });
     show.finish();
@@ -138,7 +196,7 @@ fn merged(
     if !left_out.is_empty() {
         show.say(&format!("left out    {} (of the base, no part of the model)", left_out.join(", ")));
     }
-    output::line(&verdict(&comparison, stored_type(base)))?;
+    output::line(&verdict(&comparison, dtype.unwrap_or_else(|| stored_type(base))))?;
     Ok(())
 }
 
@@ -183,51 +241,4 @@ fn plain_files(directory: &Path) -> Result<Vec<String>, Failure> {
         .collect();
     names.sort();
     Ok(names)
-}
-
-fn peft(adapter: &Path, output: &Path, unfinished: &Unfinished) -> Result<(), Failure> {
-    refuse_links_out(adapter)?;
-    if !adapter.join(TENSOR_FILE).is_file() {
-        return Err(Failure::arguments(
-            format!("{} is an adapter of mlx-lm, and --format peft copies PEFT's", adapter.display()),
-            "--format merged reads both; with --base MODEL_DIR where the base is not found",
-        ));
-    }
-    let mut files = Vec::new();
-    for name in [CONFIG_FILE, TENSOR_FILE] {
-        let bytes = std::fs::read(adapter.join(name)).map_err(|error| unreadable(&adapter.join(name), &error))?;
-        files.push((name.to_owned(), bytes));
-    }
-    files.extend(text_files(adapter)?);
-    files.extend(optional_file(adapter, "README.md")?);
-    let mut about = json!({"kind": "adapter"});
-    if let Some(digest) = recorded_digest(adapter) {
-        about["base_digest"] = Value::from(digest);
-    }
-    let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, output, "adapter"))?;
-    for (name, bytes) in &files {
-        staging.write(name, bytes)?;
-    }
-    let _publishing = unfinished.publishing();
-    staging.publish_replacing(&about)?;
-    Ok(())
-}
-
-/// What an adapter's directory has of text: the tokenizer and template that it was trained with.
-fn text_files(adapter: &Path) -> Result<Vec<(String, Vec<u8>)>, Failure> {
-    let files = TEXT_FILES.iter().map(|name| optional_file(adapter, name));
-    Ok(files.collect::<Result<Vec<_>, Failure>>()?.into_iter().flatten().collect())
-}
-
-fn optional_file(directory: &Path, name: &str) -> Result<Option<(String, Vec<u8>)>, Failure> {
-    let path: PathBuf = directory.join(name);
-    match std::fs::read(&path) {
-        Ok(bytes) => Ok(Some((name.to_owned(), bytes))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(unreadable(&path, &error)),
-    }
-}
-
-fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::arguments(format!("{}: {error}", path.display()), "name a run, a checkpoint or an adapter")
 }

@@ -7,7 +7,7 @@ use finetune_store::{Holding, RealDisk, manifest_of, newest_verified, recognize,
 use finetune_trainer::CHECKPOINTS;
 use serde_json::Value;
 
-use crate::cli::ExportArguments;
+use crate::cli::{ExportArguments, ExportFormat, WeightedAdapter};
 use crate::failure::Failure;
 use crate::source::{Named, adapter_directory, base_of, named};
 
@@ -16,24 +16,32 @@ const LONGEST_STATE: u64 = 1 << 20;
 
 /// What is exported.
 pub(super) enum Exported {
-    /// The base is needed for merging only, so it may be an error until then.
-    Adapter { adapter: PathBuf, base: Result<PathBuf, Failure> },
-    /// All weights, of a run of `method = "full"`.
+    /// One adapter, or several that are added up. A copy needs no base, so it may be an error until
+    /// it is needed.
+    Adapters { adapters: Vec<WeightedAdapter>, base: Result<PathBuf, Failure> },
+    /// All weights, of a run of `method = "full"` or of a model directory.
     Weights(PathBuf),
 }
 
 /// Finds what the arguments name. Also returns lines that the user should see.
 pub(super) fn find(arguments: &ExportArguments) -> Result<(Exported, Vec<String>), Failure> {
     let mut notices = Vec::new();
-    if let Some(adapter) = &arguments.adapter {
-        let adapter = adapter_directory(adapter, &mut notices)?;
-        let base = base_of(&adapter, Some(&arguments.source))?;
-        return Ok((Exported::Adapter { adapter, base: Ok(base) }, notices));
+    if !arguments.adapter.is_empty() {
+        let mut adapters = Vec::new();
+        for WeightedAdapter { path, weight } in &arguments.adapter {
+            adapters.push(WeightedAdapter { path: adapter_directory(path, &mut notices)?, weight: *weight });
+        }
+        let base = base_of(&adapters[0].path, Some(&arguments.source))?;
+        return Ok((Exported::Adapters { adapters, base: Ok(base) }, notices));
     }
     let path = match recognize(&arguments.source) {
         Holding::Run => checkpoint_of(&arguments.source, arguments.best, &mut notices)?,
         Holding::Checkpoint => {
             verify_directory(&RealDisk, &arguments.source)?;
+            arguments.source.clone()
+        }
+        // In another form a model is worth an export of its own.
+        Holding::ModelDirectory if arguments.format == ExportFormat::Gguf || arguments.dtype.is_some() => {
             arguments.source.clone()
         }
         Holding::ModelDirectory => {
@@ -50,7 +58,8 @@ pub(super) fn find(arguments: &ExportArguments) -> Result<(Exported, Vec<String>
         return Ok((Exported::Weights(path), notices));
     }
     let base = base_of(&path, arguments.base.as_deref());
-    Ok((Exported::Adapter { adapter: path, base }, notices))
+    let adapters = vec![WeightedAdapter { path, weight: 1.0 }];
+    Ok((Exported::Adapters { adapters, base }, notices))
 }
 
 /// The newest checkpoint of a run that verifies, or that of its best evaluation. Its result if no

@@ -1,36 +1,36 @@
 //! `finetune generate`: text out.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use finetune_dataset::{ChatTokenizer, Dataset, TextStream};
+use finetune_dataset::{ChatTokenizer, Dataset};
 use finetune_model::{Model, Sampling};
 use serde_json::{Value, json};
 
 use crate::cli::GenerateArguments;
+use crate::commands::answering::{Writing, check_sampling, no_template, of_template, printable, tokenizer};
 use crate::commands::conversation::{Prompt, prompt};
 use crate::commands::eval::rows_of;
 use crate::commands::opening;
-use crate::commands::stops::Stops;
 use crate::failure::Failure;
+use crate::hub_files;
 use crate::output;
 use crate::progress::Verbosity;
 use crate::source::{Source, data_file};
 
 pub(crate) fn generate(arguments: GenerateArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
-    let sampling = sampling(&arguments)?;
-    if let Some(data) = &arguments.data {
-        data_file("--data", data)?;
-    }
+    let GenerateArguments { temperature, top_p, seed, .. } = arguments;
+    let sampling = check_sampling(Sampling { temperature, top_p, seed }, &arguments.stop)?;
+    let files = arguments.data.as_deref().map(hub_files::rows).transpose()?.unwrap_or_default();
+    files.iter().try_for_each(|file| data_file("--data", file))?;
     let say = |line: &str| opening::say(verbosity, line);
     let asked = prompt(&arguments, &say)?;
     let source = Source::open(&arguments.model)?;
     source.notices.iter().for_each(|notice| say(notice));
-    let Some(tokenizer) = source.tokenizer()? else {
-        return Err(Failure::arguments(
-            format!("{} has no tokenizer.json, without which there is no text", source.model.display()),
-            "copy the tokenizer files of the model there, or name another model directory",
-        ));
-    };
+    let tokenizer = tokenizer(&source)?;
+    if matches!(asked, Some(Prompt::Chat { .. })) && !tokenizer.has_template() {
+        return Err(no_template(&source.model, "--raw leaves the template out"));
+    }
     tokenizer.notices().iter().for_each(|notice| say(notice));
     let prompt = match &asked {
         None => Vec::new(),
@@ -38,8 +38,8 @@ pub(crate) fn generate(arguments: GenerateArguments, verbosity: Verbosity) -> Re
     };
     let model = opening::open(&source, &arguments.model, &say)?;
     let asking = Asking { model: &model, tokenizer: &tokenizer, arguments: &arguments, sampling, say: &say };
-    if let Some(data) = &arguments.data {
-        let data = rows_of(data, arguments.model.chat_template.as_deref());
+    if !files.is_empty() {
+        let data = rows_of(&files, arguments.model.chat_template.as_deref());
         let rows = Dataset::load(&data.train, &data, Some(&tokenizer), model.config.vocabulary, usize::MAX, &|_| {})?;
         rows.notices.iter().for_each(|notice| say(notice));
         return asking.answer_rows(&rows);
@@ -61,24 +61,12 @@ pub(crate) fn generate(arguments: GenerateArguments, verbosity: Verbosity) -> Re
     Ok(ExitCode::SUCCESS)
 }
 
-fn sampling(arguments: &GenerateArguments) -> Result<Sampling, Failure> {
-    if !(arguments.temperature >= 0.0 && arguments.temperature.is_finite()) {
-        return Err(Failure::arguments("--temperature must be 0 or more", "0 takes the most likely token each time"));
-    }
-    if !(arguments.top_p > 0.0 && arguments.top_p <= 1.0) {
-        return Err(Failure::arguments("--top-p must be above 0 and at most 1", "1 draws from all tokens"));
-    }
-    if arguments.stop.iter().any(String::is_empty) {
-        return Err(Failure::arguments("--stop is empty", "give at least one character"));
-    }
-    Ok(Sampling { temperature: arguments.temperature, top_p: arguments.top_p, seed: arguments.seed })
-}
-
 fn tokens_of(asked: &Prompt, tokenizer: &ChatTokenizer) -> Result<Vec<u32>, Failure> {
     let tokens = match asked {
         Prompt::Raw(text) => tokenizer.encode(text, true)?,
         Prompt::Chat { messages, tools } => {
-            tokenizer.encode_chat(&tokenizer.render(messages, tools.as_ref(), true)?.text)?
+            let rendered = tokenizer.render(messages, tools.as_ref(), true).map_err(of_template)?;
+            tokenizer.encode_chat(&rendered.text)?
         }
     };
     if tokens.is_empty() {
@@ -106,13 +94,13 @@ struct Answer {
 impl Asking<'_> {
     /// Generates what follows a prompt. If `printed`, prints it as it comes.
     fn answer(&self, prompt: &[u32], printed: bool) -> Result<Answer, Failure> {
-        let mut writing = Writing {
-            stream: Some(self.tokenizer.stream()),
-            stops: Stops::new(&self.arguments.stop),
-            text: String::new(),
-            printed,
-            error: None,
+        let to_terminal = std::io::stdout().is_terminal();
+        let mut show = |text: &str| match (printed, to_terminal) {
+            (false, _) => Ok(()),
+            (true, false) => output::print(text),
+            (true, true) => output::print(&printable(text)),
         };
+        let mut writing = Writing::new(self.tokenizer, &self.arguments.stop, &mut show);
         let limit = self.model.config.max_position_embeddings;
         let beyond = || {
             (self.say)(&format!(
@@ -136,9 +124,9 @@ impl Asking<'_> {
                 writing.push(token)
             },
         )?;
-        let stopped = writing.finish()?;
+        let (text, stopped) = writing.finish()?;
         let finish_reason = if stopped || generation.stopped_by.is_some() { "stop" } else { "length" };
-        Ok(Answer { text: writing.text, tokens: generation.tokens, finish_reason })
+        Ok(Answer { text, tokens: generation.tokens, finish_reason })
     }
 
     /// Each row's prompt, what the row expects, and what the model says.
@@ -185,57 +173,4 @@ impl Asking<'_> {
 /// Further lines under the first one.
 fn indented(text: &str) -> String {
     text.trim().replace('\n', "\n            ")
-}
-
-/// Text as tokens come: through the tokenizer's own decoder, up to a stop text.
-struct Writing<'a> {
-    /// `None` once it has ended.
-    stream: Option<TextStream<'a>>,
-    stops: Stops<'a>,
-    text: String,
-    printed: bool,
-    error: Option<Failure>,
-}
-
-impl Writing<'_> {
-    /// Whether to go on.
-    fn push(&mut self, token: u32) -> bool {
-        let Some(stream) = &mut self.stream else { return false };
-        match stream.push(token) {
-            Ok(new) => {
-                let shown = self.stops.push(&new);
-                self.show(&shown);
-            }
-            Err(error) => self.error = Some(error.into()),
-        }
-        self.error.is_none() && !self.stops.is_hit()
-    }
-
-    fn show(&mut self, new: &str) {
-        self.text += new;
-        if self.printed && !new.is_empty() {
-            // A reader that has gone away is no error; any other is reported at the end.
-            if let Err(error) = output::print(new) {
-                self.error.get_or_insert(error.into());
-            }
-        }
-    }
-
-    /// Shows what was held back. Whether a stop text ended it.
-    fn finish(&mut self) -> Result<bool, Failure> {
-        if !self.stops.is_hit()
-            && self.error.is_none()
-            && let Some(stream) = self.stream.take()
-        {
-            let last = stream.finish()?;
-            let shown = self.stops.push(&last);
-            self.show(&shown);
-            let held = self.stops.finish();
-            self.show(&held);
-        }
-        match self.error.take() {
-            Some(error) => Err(error),
-            None => Ok(self.stops.is_hit()),
-        }
-    }
 }

@@ -4,18 +4,19 @@ use std::process::ExitCode;
 
 use anstream::{AutoStream, ColorChoice};
 use finetune_dataset::{ChatTokenizer, Dataset, Row};
+use finetune_hub::Need;
 use finetune_model::ModelConfig;
-use finetune_recipe::Recipe;
 use finetune_trainer::numbers::counted;
 use finetune_trainer::{load_data, model_directory};
 
 use crate::cli::InspectArguments;
 use crate::failure::Failure;
-use crate::{output, source};
+use crate::given_recipe::GivenRecipe;
+use crate::{hub_files, output};
 
 pub(crate) fn inspect(arguments: InspectArguments) -> Result<ExitCode, Failure> {
-    let file = source::recipe_path(&arguments.recipe.recipe)?;
-    let recipe = Recipe::load(&file, &arguments.recipe.sets, None)?;
+    let mut recipe = GivenRecipe::of(&arguments.recipe, None)?.load(&arguments.recipe.sets, None)?;
+    hub_files::localize(&mut recipe, &Need::Text)?;
     let model = model_directory(&recipe)?;
     finetune_store::refuse_stand_ins(&model)?;
     let config = ModelConfig::load(&model)?;

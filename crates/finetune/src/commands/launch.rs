@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use finetune_allreduce::new_token;
+use finetune_hub::Need;
 use finetune_launch::complaint::{hint, shown};
 use finetune_launch::restart::{NO_PROGRAM, NOT_RUNNABLE, PEER_LOST, SSH_FAILED, culprit, exit_code};
 use finetune_launch::workers::{Event, WorkerCommand, WorkerExit, Workers};
@@ -22,7 +23,9 @@ use finetune_trainer::numbers::counted;
 use crate::cli::{Cli, Command, LaunchArguments, RunArguments};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::given_recipe;
 use crate::hosts::Hosts;
+use crate::hub_files;
 use crate::membership::Assignment;
 use crate::output;
 use crate::progress::{Progress, Verbosity};
@@ -57,6 +60,18 @@ struct Launch<'a> {
 
 pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let signals = Signals::listen()?;
+    let run = run_arguments(&arguments.run)?;
+    if arguments.copy && run.recipe.recipe.is_none() {
+        return Err(Failure::arguments(
+            "--copy brings a recipe to the hosts, and --model and --data are no file",
+            "`finetune init DIR --model M --data FILE` writes one",
+        ));
+    }
+    let mut recipe = given_recipe::of_launch(&run)?;
+    if arguments.copy {
+        // What is copied has to be here.
+        hub_files::localize(&mut recipe, &Need::Model)?;
+    }
     // The first signal ends checks and copies, or is told to the ranks. A second one ends the
     // launcher, and the ranks with it.
     signals.finish_steps(|heard| match heard {
@@ -65,8 +80,6 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
         }
         Heard::Second => "ending all ranks at once".to_owned(),
     });
-    let run = run_arguments(&arguments.run)?;
-    let recipe = Recipe::load(&run.recipe.recipe, &run.recipe.sets, run.output_dir.as_deref())?;
     let mut hosts = Hosts::choose(arguments)?;
     tell(verbosity, hosts.notices());
     hosts.limit(recipe.distributed.virtual_ranks, recipe.distributed.min_ranks)?;

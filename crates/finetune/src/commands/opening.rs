@@ -37,7 +37,7 @@ pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&st
     let mut model = Model::load(&source.model, &device_plan.placement)?;
     model.notices().iter().for_each(|notice| say(notice));
     if let Some(adapter) = adapter {
-        model.attach(&adapter);
+        model.attach(&adapter)?;
     }
     Ok(model)
 }

@@ -20,13 +20,16 @@ use serde::{Deserialize, Serialize};
 use crate::cli::RunArguments;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output;
+use crate::{given_recipe, hub_files, output};
 
 /// Bytes free on the disk of rank 0 below which a checkpoint is in danger.
 const LITTLE_SPACE: u64 = 1 << 30;
 
 /// Seconds. Clocks further apart make logs hard to compare; the run does not depend on them.
 const CLOCKS_APART: f64 = 5.0;
+
+/// In place of the hash of a file that a host fetches from the hub when it starts.
+const FETCHED: &str = "fetched";
 
 /// Time between two signs of life of a host that reads its files. The asker gives up a host that is
 /// silent.
@@ -130,6 +133,8 @@ impl Report {
         for ((name, hash), (ours, expected)) in self.files.iter().zip(&other.files) {
             match (hash == expected, hash.is_empty()) {
                 (true, false) => {}
+                // What one of the two still has to fetch, the ranks compare when they have it.
+                _ if hash == FETCHED || expected == FETCHED => {}
                 (_, true) => problems.push(format!("{name} is missing there")),
                 (false, false) => problems.push(format!("{name} is another file than {ours} here")),
             }
@@ -170,7 +175,15 @@ fn files(recipe: &Recipe, progress: &mut dyn FnMut(u64)) -> Vec<(String, String)
     match model_directory(recipe) {
         // The weights are compared by the ranks themselves, which have to read them anyway.
         Ok(directory) => files.push(("config.json of model.path".to_owned(), hash(&directory.join("config.json")))),
+        Err(_) if hub_files::names_model(recipe) => {
+            files.push(("config.json of model.path".to_owned(), FETCHED.to_owned()));
+        }
         Err(_) => files.push((format!("model.path ({})", recipe.model.path), String::new())),
+    }
+    let (train, eval) = (&recipe.data.train, &recipe.data.eval);
+    if train.iter().chain(eval).any(|path| hub_files::is_rows(path)) {
+        files.push(("data".to_owned(), FETCHED.to_owned()));
+        return files;
     }
     match resolve_files(&recipe.data.train, &recipe.data.eval) {
         Ok((train, eval)) => {
@@ -226,7 +239,7 @@ pub(crate) fn newest(directory: &Path) -> Option<(u64, PathBuf)> {
 /// `finetune preflight`, a hidden command.
 pub(crate) fn preflight(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let question = question();
-    let recipe = Recipe::load(&arguments.recipe.recipe, &arguments.recipe.sets, arguments.output_dir.as_deref())?;
+    let recipe = given_recipe::of_launch(arguments)?;
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     output::line(&serde_json::to_string(&Clock { clock }).expect("plain data"))?;
     let (mut told, mut bytes) = (Instant::now(), 0);
@@ -269,7 +282,7 @@ pub(crate) fn bundle_files(run: &RunArguments, recipe: &Recipe) -> Result<Vec<Bu
     let program = std::env::current_exe()?;
     let mut bundle_files = vec![
         BundleFile { from: program, to: "finetune".to_owned() },
-        BundleFile { from: run.recipe.recipe.clone(), to: "recipe.toml".to_owned() },
+        BundleFile { from: run.recipe.recipe.clone().unwrap_or_default(), to: "recipe.toml".to_owned() },
         BundleFile { from: model_directory(recipe)?, to: "model".to_owned() },
     ];
     bundle_files.extend(moved(recipe).into_iter().flat_map(|(_, files)| files));

@@ -1,19 +1,22 @@
 //! `finetune run`: the main job, as one process or as one of several ranks.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use finetune_allreduce::Notice;
 use finetune_recipe::Recipe;
+use finetune_rendezvous::Membership;
 use finetune_trainer::numbers::counted;
-use finetune_trainer::{Event, Outcome, Prepared, Ranks, Resume, Run, ThisHost, home, prepare, train};
+use finetune_trainer::{Event, Outcome, Prepared, Ranks, Resume, Run, ThisHost, prepare, train};
 
 use crate::cli::RunArguments;
 use crate::commands::preflight::free_bytes;
+use crate::end_command::EndCommand;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::given_recipe::GivenRecipe;
 use crate::membership::{self, Assignment};
 use crate::progress::{self, Progress, Verbosity};
 use crate::rank_event::{self, RankEvent};
@@ -21,18 +24,26 @@ use crate::signals::Signals;
 use crate::sleep_inhibitor::SleepInhibitor;
 use crate::stderr::complain;
 use crate::work::Work;
-use crate::{allocator, closing, flight, memory, output, prometheus, source};
+use crate::{allocator, closing, flight, hub_files, memory, output, prometheus};
 
 pub(crate) fn run(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
-    let launched = arguments.assigned;
-    let outcome = train_as_one_rank(arguments, verbosity);
+    let (launched, mut ending) = (arguments.assigned, None);
+    let outcome = train_as_one_rank(arguments, verbosity, &mut ending);
     if let Some(event) = outcome.as_ref().err().and_then(rank_event::of_failure).filter(|_| launched) {
         rank_event::send(&event);
     }
-    outcome
+    if let Some(command) = ending {
+        command.tell(outcome.as_ref().map_or_else(Failure::exit, |exit| *exit));
+    }
+    Ok(outcome?.into())
 }
 
-fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
+/// `ending` gets the command that runs after the end, once there is something to end.
+fn train_as_one_rank(
+    arguments: RunArguments,
+    verbosity: Verbosity,
+    ending: &mut Option<EndCommand>,
+) -> Result<Exit, Failure> {
     let start = Instant::now();
     let signals = Signals::listen()?;
     let (Assignment { membership, narrates }, notes) = match arguments.assigned {
@@ -40,7 +51,8 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
         false => Assignment::of_launcher(arguments.token_file.as_deref())?,
     };
     // The others wait for this rank: if it fails before it joins, they are told.
-    let (recipe, file) = read_recipe(&arguments).inspect_err(|failure| membership::excuse(&membership, failure))?;
+    let (mut recipe, given) =
+        read_recipe(&arguments).inspect_err(|failure| membership::excuse(&membership, failure))?;
     membership::share_cores(&membership);
     finetune_store::failpoint::set_label(membership.rank.to_string());
     // Rank 0 speaks for all. The other ranks speak of themselves only.
@@ -54,19 +66,15 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
         prometheus::serve(address)?;
     }
     flight::belong_to(&recipe.output_dir);
-    let host = ThisHost {
-        memory: memory::machine_bytes(),
-        local_rank: membership.local_rank,
-        local_world: membership.local_world,
-        disk: free_bytes(&recipe.output_dir),
-        recipe_file: Some(file),
-    };
+    hub_files::settle(&mut recipe, arguments.resume.is_some(), &membership, &ranks)?;
+    let host = this_host(&membership, &recipe, given.file());
     let mut run = prepared(recipe, &resume_of(&arguments), &ranks, &host, &mut show)?;
     if verbosity == Verbosity::Verbose {
         show.say(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()));
     }
     introduce(&run, &show);
     allocator::prepare_last_words(&run.cheaper_settings());
+    *ending = EndCommand::of(&run.recipe).filter(|_| first);
     let _inhibitor = SleepInhibitor::start();
     let work = work_to_save(&signals, verbosity);
     let (tells, narrates) = (membership.launched && first, narrates && first);
@@ -76,6 +84,7 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
     let mut advice = closing::advice_on_shares(&run.recipe, ranks.group().world());
     let outcome = train(&mut run, &signals.stop, &mut |event| {
         work.see(&event);
+        ending.iter_mut().for_each(|ending| ending.see(&event));
         prometheus::show(&event, &|rank| ranks.group().who()[rank].host.clone());
         rank_event::of_event(&event).iter().filter(|_| tells).for_each(rank_event::send);
         match progress::narrate(&event).filter(|_| narrates) {
@@ -97,15 +106,25 @@ fn train_as_one_rank(arguments: RunArguments, verbosity: Verbosity) -> Result<Ex
         }
         flight::forget();
     }
-    Ok(exit.into())
+    Ok(exit)
 }
 
-/// The recipe and the file that it is in.
-fn read_recipe(arguments: &RunArguments) -> Result<(Recipe, PathBuf), Failure> {
-    let file = source::recipe_path(&arguments.recipe.recipe)?;
-    // A run that was copied goes on where it lies.
-    let output = arguments.output_dir.clone().or_else(|| home(&file, &arguments.recipe.sets));
-    Ok((Recipe::load(&file, &arguments.recipe.sets, output.as_deref())?, file))
+/// What the run has to know of its surroundings.
+fn this_host(membership: &Membership, recipe: &Recipe, recipe_file: Option<&Path>) -> ThisHost {
+    ThisHost {
+        memory: memory::machine_bytes(),
+        local_rank: membership.local_rank,
+        local_world: membership.local_world,
+        disk: free_bytes(&recipe.output_dir),
+        recipe_file: recipe_file.map(Path::to_path_buf),
+        peak_memory: Some(memory::peak_bytes),
+    }
+}
+
+/// The recipe and where it is from.
+fn read_recipe(arguments: &RunArguments) -> Result<(Recipe, GivenRecipe), Failure> {
+    let given = GivenRecipe::of(&arguments.recipe, arguments.eval.as_deref())?;
+    Ok((given.load(&arguments.recipe.sets, arguments.output_dir.as_deref())?, given))
 }
 
 fn resume_of(arguments: &RunArguments) -> Resume {

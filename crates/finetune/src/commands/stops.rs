@@ -40,7 +40,7 @@ impl<'a> Stops<'a> {
 }
 
 /// How many bytes at the end of `text` are the beginning of `stop`.
-fn beginning(text: &str, stop: &str) -> usize {
+pub(super) fn beginning(text: &str, stop: &str) -> usize {
     let lengths = stop.char_indices().map(|(length, _)| length).skip(1);
     lengths.filter(|&length| text.ends_with(&stop[..length])).max().unwrap_or(0)
 }

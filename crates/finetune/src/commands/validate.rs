@@ -1,27 +1,31 @@
 //! `finetune validate`: everything that can go wrong, before training.
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::ExitCode;
 
+use finetune_hub::Need;
 use finetune_recipe::Recipe;
 use finetune_trainer::numbers::counted;
-use finetune_trainer::{DiskNeed, Estimate, Fault, Problem, ThisHost, Validation, home};
+use finetune_trainer::{DiskNeed, Estimate, Fault, Problem, ThisHost, Validation};
 
 use crate::cli::ValidateArguments;
 use crate::commands::preflight::free_bytes;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::given_recipe::GivenRecipe;
 use crate::progress::{Progress, Verbosity, about, bytes, thousands};
-use crate::{memory, output, source};
+use crate::{hub_files, memory, output};
 
 pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
-    let file = source::recipe_path(&arguments.recipe.recipe)?;
-    let recipe = Recipe::load(&file, &arguments.recipe.sets, home(&file, &arguments.recipe.sets).as_deref())?;
+    let given = GivenRecipe::of(&arguments.recipe, arguments.eval.as_deref())?;
+    let mut recipe = given.load(&arguments.recipe.sets, None)?;
+    hub_files::localize(&mut recipe, &Need::Model)?;
     let mut show = Progress::new(if arguments.json { Verbosity::Quiet } else { verbosity }, 1);
     let host = ThisHost {
         memory: memory::machine_bytes(),
         disk: free_bytes(&recipe.output_dir),
-        recipe_file: Some(file),
+        recipe_file: given.file().map(Path::to_path_buf),
         ..ThisHost::default()
     };
     show.start("reading rows", 0);

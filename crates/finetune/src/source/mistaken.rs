@@ -5,7 +5,7 @@ use std::path::Path;
 
 use finetune_store::{Holding, HubId, recognize};
 
-use super::{cache, fetch};
+use super::fetch;
 use crate::failure::Failure;
 
 /// The most names of a directory that a message lists.
@@ -21,14 +21,7 @@ pub(super) fn missing(path: &Path) -> Failure {
     if let Some(failure) = address(&text) {
         return failure;
     }
-    let beside: Vec<String> = beside(path).into_iter().collect();
-    match HubId::parse(&text).filter(|id| id.name.contains('/')) {
-        Some(id) => said(
-            format!("there is no {text} here, and no model of that name in the Hugging Face cache ({})", cache()),
-            beside.into_iter().chain([format!("{} fetches it, if it is a model of the hub", fetch(&id))]).collect(),
-        ),
-        None => said(format!("there is no {text}"), beside),
-    }
+    said(format!("there is no {text}"), beside(path).into_iter().collect())
 }
 
 /// The error for an address on the web.
@@ -93,7 +86,7 @@ pub(super) fn not_a_model(path: &Path, holding: Holding) -> Failure {
         Holding::Gguf => said(
             format!("{shown} is {what}, which is not read here"),
             vec![
-                "name the Hugging Face directory that it was made from: `hf download OWNER/NAME` fetches one"
+                "name the Hugging Face directory that it was made from: `finetune download OWNER/NAME` fetches one"
                     .to_owned(),
             ],
         ),
@@ -188,7 +181,7 @@ pub(super) fn not_a_recipe(path: &Path, holding: Holding) -> Failure {
             let of = rival(path).map_or("as other programs have them".to_owned(), |name| format!("as {name} has them"));
             said(
                 format!("{shown} is a YAML file, {of}; recipes are TOML here"),
-                vec!["write its settings into a recipe: recipes/README.md lists all keys, and a key of another program is answered with ours".to_owned()],
+                vec![format!("`finetune import {shown} --output recipe.toml` makes one of it")],
             )
         }
         Holding::JsonLines | Holding::JsonArray | Holding::Csv | Holding::Tsv | Holding::Parquet | Holding::Arrow => {

@@ -67,8 +67,8 @@ fn what_an_argument_names() {
         assert!(failure.lines().contains(says), "{argument}: {}", failure.lines());
     }
     for (argument, says) in [
-        ("acme/no-such-model", "`hf download acme/no-such-model`"),
-        ("acme/no-such-model@v2", "`hf download acme/no-such-model --revision v2`"),
+        ("acme/no-such-model", "finetune download acme/no-such-model` fetches it"),
+        ("acme/no-such-model@v2", "finetune download acme/no-such-model@v2` fetches it"),
         ("https://huggingface.co/acme/tiny/tree/main", "called acme/tiny here"),
         ("https://example.org/model.zip", "nothing is downloaded"),
     ] {
@@ -106,7 +106,7 @@ fn the_base_of_an_adapter() {
     }
     write(&folder.path().join("adapter/adapter_config.json"), r#"{"base_model_name_or_path": "acme/no-such-model"}"#);
     let failure = base_of(&at("adapter"), None).expect_err("a base that is gone");
-    assert!(failure.lines().contains("hf download acme/no-such-model"), "{}", failure.lines());
+    assert!(failure.lines().contains("finetune download acme/no-such-model"), "{}", failure.lines());
     assert!(failure.lines().contains("--base"), "{}", failure.lines());
     assert_eq!(base_of(&at("adapter"), Some(&at("model"))).expect("as given"), at("model"));
 }

@@ -37,7 +37,7 @@ pub(crate) struct Saved {
 }
 
 /// The rows of h [t, width] at these positions.
-fn gather(h: &[f32], width: usize, positions: &[u32]) -> Vec<f32> {
+pub(super) fn gather(h: &[f32], width: usize, positions: &[u32]) -> Vec<f32> {
     let mut rows = uninitialized(positions.len() * width);
     for (row, &position) in rows.chunks_mut(width).zip(positions) {
         row.copy_from_slice(&h[position as usize * width..][..width]);

@@ -104,6 +104,14 @@ fn by_blocks(
     }
 }
 
+/// Copies the elements of a weight of any type from `start` on into f32, on all threads.
+pub(crate) fn copy_rows(w: &FlexTensor, start: usize, out: &mut [f32]) {
+    if w.dtype() == DType::F32 {
+        return out.copy_from_slice(&floats(w)[start..start + out.len()]);
+    }
+    widen_rows(w, start, out);
+}
+
 /// Widens the elements of a 16-bit tensor from `start` on, on all threads.
 fn widen_rows(w: &FlexTensor, start: usize, out: &mut [f32]) {
     const JOB: usize = 1 << 16;

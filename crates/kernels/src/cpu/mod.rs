@@ -10,6 +10,8 @@ mod cross_entropy;
 mod dropout;
 pub(crate) mod half_weights;
 mod linear;
+mod lora_cross_entropy;
+mod magnitude;
 pub mod matmul;
 mod norm;
 mod rope;

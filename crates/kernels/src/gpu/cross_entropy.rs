@@ -39,12 +39,12 @@ enum Kept {
 }
 
 /// The factor of logit gradients in this number type.
-fn scale_of(dtype: DType) -> f32 {
+pub(super) fn scale_of(dtype: DType) -> f32 {
     if dtype == DType::F16 { F16_SCALE } else { 1.0 }
 }
 
 /// The positions and the tokens of the targets on the device.
-fn indices(targets: &Targets, like: &CubeTensor) -> (CubeTensor, CubeTensor) {
+pub(super) fn indices(targets: &Targets, like: &CubeTensor) -> (CubeTensor, CubeTensor) {
     targets.on_device.get(0, || (upload_u32(like, &targets.positions), upload_u32(like, &targets.tokens)))
 }
 
@@ -67,13 +67,13 @@ fn piece(
 }
 
 /// The ranges of the targets that are worked on at a time.
-fn pieces(targets: &Targets, vocabulary: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+pub(super) fn pieces(targets: &Targets, vocabulary: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     let (rows, len) = (gpu_logit_rows(vocabulary), targets.len());
     (0..len).step_by(rows).map(move |start| start..(start + rows).min(len))
 }
 
 /// Panics if a target lies beyond the tokens or the vocabulary: kernels do not check.
-fn ensure_inside(targets: &Targets, tokens: usize, vocabulary: usize) {
+pub(super) fn ensure_inside(targets: &Targets, tokens: usize, vocabulary: usize) {
     assert!(targets.positions.iter().all(|&position| (position as usize) < tokens), "a position beyond the tokens");
     assert!(targets.tokens.iter().all(|&token| (token as usize) < vocabulary), "a target beyond the vocabulary");
 }
@@ -91,7 +91,7 @@ fn losses(h: &CubeTensor, w: &CubeTensor, targets: &Targets) -> CubeTensor {
 }
 
 /// The rows of all parts, one part after the other.
-fn rows_together(mut parts: Vec<CubeTensor>) -> CubeTensor {
+pub(super) fn rows_together(mut parts: Vec<CubeTensor>) -> CubeTensor {
     if parts.len() == 1 {
         return parts.remove(0);
     }
@@ -163,7 +163,7 @@ impl Fused<CubeBackend, 2> for LinearCrossEntropy {
 
 /// (starts, order): `order` lists the targets by token. Those of token t are
 /// `order[starts[t]..starts[t + 1]]`.
-fn by_token(targets: &Targets, tokens: usize) -> (Vec<u32>, Vec<u32>) {
+pub(super) fn by_token(targets: &Targets, tokens: usize) -> (Vec<u32>, Vec<u32>) {
     let mut order: Vec<u32> = (0..targets.len() as u32).collect();
     order.sort_by_key(|&n| targets.positions[n as usize]);
     let mut starts = vec![0u32; tokens + 1];

@@ -75,7 +75,7 @@ impl Fused<CubeBackend, 4> for LoraLinear {
 }
 
 /// drop(x), with the mask that the CPU draws.
-fn dropped(x: &CubeTensor, dropout: Option<&Dropout>) -> CubeTensor {
+pub(super) fn dropped(x: &CubeTensor, dropout: Option<&Dropout>) -> CubeTensor {
     let Some(Dropout { probability, stream, tokens }) = dropout else { return x.clone() };
     let flat: Vec<u32> = tokens.iter().flat_map(|&(row, position)| [row, position]).collect();
     pointwise::dropout(x, &upload_u32(x, &flat), stream.key(), *probability)

@@ -12,6 +12,8 @@ mod cross_entropy;
 pub(crate) mod devices;
 mod heads;
 mod linear;
+mod lora_cross_entropy;
+mod magnitude;
 mod norm;
 mod pointwise;
 mod product;

@@ -12,9 +12,10 @@ use serde_json::{Map, Value};
 
 use crate::adapter::files::{AdapterFiles, Format};
 use crate::adapter::targets::{Layers, Named, Targets};
+use crate::branch::{EMBEDDING, OUTPUT};
 use crate::error::{ModelError, list};
 use crate::files::text::read_text;
-use crate::lora::{LoraTarget, ending, is_match};
+use crate::lora::{LoraTarget, ending, is_inside, is_match};
 
 /// Largest adapter_config.json that is read, in bytes.
 const LIMIT: u64 = 1 << 20;
@@ -22,11 +23,9 @@ const LIMIT: u64 = 1 << 20;
 const DEFAULT_RANK: usize = 8;
 const DEFAULT_ALPHA: f64 = 8.0;
 
-/// Settings that make the tensors mean something else than plain LoRA branches.
-const OTHER_ARITHMETIC: [&str; 17] = [
-    "use_dora",
+/// Settings that make the tensors mean something else than LoRA and DoRA branches.
+const OTHER_ARITHMETIC: [&str; 15] = [
     "bias",
-    "modules_to_save",
     "lora_bias",
     "layer_replication",
     "megatron_config",
@@ -45,7 +44,7 @@ const OTHER_ARITHMETIC: [&str; 17] = [
 ];
 
 /// Settings that are read here, or that matter in training only.
-const KNOWN: [&str; 29] = [
+const KNOWN: [&str; 31] = [
     "peft_type",
     "task_type",
     "auto_mapping",
@@ -59,6 +58,8 @@ const KNOWN: [&str; 29] = [
     "target_modules",
     "exclude_modules",
     "use_rslora",
+    "use_dora",
+    "modules_to_save",
     "init_lora_weights",
     "layers_to_transform",
     "layers_pattern",
@@ -104,14 +105,21 @@ pub(super) struct Settings {
     rank: Option<usize>,
     rank_pattern: Patterns<usize>,
     targets: Targets,
+    /// Whether branches are those of DoRA.
+    pub(super) use_dora: bool,
+    /// Ends of names of modules that are trained in full.
+    pub(super) saved: Vec<String>,
+    /// Whether a tied output layer follows the embedding.
+    pub(super) ties: bool,
     /// Unknown settings, and names that match nothing.
     pub(super) notices: Vec<String>,
     pub(super) config: Value,
 }
 
 impl Settings {
-    /// Reads the settings of an adapter for a model with these linear layers.
-    pub(super) fn read(files: &AdapterFiles, modules: &[String]) -> Result<Settings, ModelError> {
+    /// Reads the settings of an adapter for a model that may have branches on these modules. `tied`:
+    /// whether its output layer is its embedding.
+    pub(super) fn read(files: &AdapterFiles, modules: &[String], tied: bool) -> Result<Settings, ModelError> {
         let path = files.config();
         let malformed = |what: String| ModelError::Malformed { path: path.clone(), what };
         let text = read_text(&path, LIMIT)?;
@@ -121,13 +129,19 @@ impl Settings {
             Format::Peft => Reader { object, path: &path }.peft(modules)?,
             Format::Mlx => Reader { object, path: &path }.mlx(modules)?,
         };
+        settings.ties &= tied;
         settings.config = config;
         Ok(settings)
     }
 
     /// Whether the settings name a branch on this module; `None` if they do not say.
     pub(super) fn expects(&self, module: &str) -> Option<bool> {
-        self.targets.contain(module)
+        if self.saved.iter().any(|saved| is_inside(module, saved)) {
+            return Some(false);
+        }
+        // A tied output layer has the branch of the embedding.
+        let follows = self.ties && module == OUTPUT;
+        self.targets.contain(if follows { EMBEDDING } else { module })
     }
 
     /// The branch of a module whose tensors have this rank.
@@ -141,7 +155,7 @@ impl Settings {
             Scale::Alpha { alpha, use_rslora, pattern } => (pattern.get(module).unwrap_or(*alpha), *use_rslora),
             Scale::Factor(factor) => (factor * rank as f64, false),
         };
-        Ok(LoraTarget { module: module.to_owned(), rank, alpha, use_rslora })
+        Ok(LoraTarget { module: module.to_owned(), rank, alpha, use_rslora, use_dora: self.use_dora })
     }
 }
 
@@ -206,6 +220,9 @@ impl Reader<'_> {
             rank: Some(rank),
             rank_pattern,
             targets,
+            use_dora: self.is_set("use_dora"),
+            saved: self.names("modules_to_save")?,
+            ties: self.is_set("ensure_weight_tying"),
             notices,
             config: Value::Null,
         })
@@ -215,11 +232,16 @@ impl Reader<'_> {
     fn mlx(&self, modules: &[String]) -> Result<Settings, ModelError> {
         let kind = self.object.get("fine_tune_type").and_then(Value::as_str).unwrap_or("lora");
         let parameters = self.object.get("lora_parameters").and_then(Value::as_object);
-        if kind != "lora" || parameters.is_some_and(|parameters| parameters.get("use_dora") == Some(&Value::Bool(true)))
-        {
-            let (path, value) = (self.path.to_owned(), if kind == "lora" { "dora" } else { kind }.to_owned());
-            return Err(ModelError::Setting { path, key: "fine_tune_type", value });
+        if !["lora", "dora"].contains(&kind) {
+            return Err(ModelError::Setting {
+                path: self.path.to_owned(),
+                key: "fine_tune_type",
+                value: kind.to_owned(),
+            });
         }
+        // Older versions have the setting in the parameters.
+        let use_dora = kind == "dora"
+            || parameters.is_some_and(|parameters| parameters.get("use_dora") == Some(&Value::Bool(true)));
         let parameters = parameters.ok_or_else(|| self.malformed("`lora_parameters` is missing".to_owned()))?;
         let scale = parameters.get("scale").and_then(finite);
         let scale = scale.ok_or_else(|| self.malformed("`lora_parameters` should have a number `scale`".to_owned()))?;
@@ -237,6 +259,9 @@ impl Reader<'_> {
             rank,
             rank_pattern: Patterns(Vec::new()),
             targets: Targets::last_layers(modules, last, keys),
+            use_dora,
+            saved: Vec::new(),
+            ties: false,
             notices: Vec::new(),
             config: Value::Null,
         })
@@ -262,9 +287,7 @@ impl Reader<'_> {
         let excluded = named("exclude_modules")?.filter(|excluded| !excluded.is_empty());
         let Some(chosen) = named("target_modules")? else { return Ok(Targets::Unsaid) };
         for (key, named) in [("target_modules", Some(&chosen)), ("exclude_modules", excluded.as_ref())] {
-            let mut idle = named.map(|named| named.idle(modules)).unwrap_or_default();
-            // These modules are in the model, but never get a branch here.
-            idle.retain(|name| key != "exclude_modules" || !["lm_head", "embed_tokens"].contains(&name.as_str()));
+            let idle = named.map(|named| named.idle(modules)).unwrap_or_default();
             if !idle.is_empty() {
                 notices.push(self.notice(&format!("{key} has {}, which no linear layer is called", list(&idle))));
             }
@@ -352,6 +375,18 @@ impl Reader<'_> {
             notices.push(self.notice(&format!("{key} has {}, which matches no linear layer", list(&idle))));
         }
         Ok(Patterns(patterns))
+    }
+
+    /// A setting that is a list of names, or nothing.
+    fn names(&self, key: &str) -> Result<Vec<String>, ModelError> {
+        let wrong = || self.malformed(format!("`{key}` should be a list of names"));
+        match self.object.get(key) {
+            None | Some(Value::Null) => Ok(Vec::new()),
+            Some(Value::Array(list)) => {
+                list.iter().map(|name| name.as_str().map(str::to_owned)).collect::<Option<_>>().ok_or_else(wrong)
+            }
+            Some(_) => Err(wrong()),
+        }
     }
 
     /// Whether a setting says anything. Null, false, empty and "none" say nothing.

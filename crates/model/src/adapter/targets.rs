@@ -2,6 +2,7 @@
 
 use fancy_regex::Regex;
 
+use crate::adaptation::is_of_vocabulary;
 use crate::error::ModelError;
 use crate::lora::{full_match, is_all_linear, is_match, is_named, layer_of};
 
@@ -32,7 +33,10 @@ impl Named {
 
     fn contains(&self, module: &str) -> bool {
         match self {
-            Named::All => true,
+            Named::All => !is_of_vocabulary(module),
+            // PEFT refuses a pattern that matches norms too. Here it means the linear layers inside
+            // the decoder.
+            Named::Pattern(_, regex) if is_of_vocabulary(module) && is_match(regex, "model.norm") => false,
             Named::Pattern(_, regex) => is_match(regex, module),
             Named::List(names) => names.iter().any(|name| is_named(module, name)),
         }

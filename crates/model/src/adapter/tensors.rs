@@ -1,4 +1,4 @@
-//! The tensors of an adapter's file by module and half, in all known spellings.
+//! The tensors of an adapter's file by module and part, in all known spellings.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,32 +6,44 @@ use std::path::Path;
 use finetune_store::{TensorFile, TensorView};
 
 use crate::adapter::files::Format;
+use crate::branch::EMBEDDING;
 use crate::error::ModelError;
 use crate::files::floats::to_finite_f32;
+use crate::parameters::PREFIX;
 
-/// The halves of one branch, `lora_A` first.
-pub(super) type Halves<'a> = [Option<TensorView<'a>>; 2];
+/// The parts of one branch.
+#[derive(Default)]
+pub(super) struct Parts<'a> {
+    /// A, B, and the magnitudes of DoRA.
+    pub(super) found: [Option<TensorView<'a>>; 3],
+}
 
-/// All halves of a file by module, and the names of the tensors that are no half.
+/// What a tensor is a part of: the module, and whether its branch is one of an embedding.
+pub(super) type BranchName = (String, bool);
+
+/// All parts of a file by branch, and the tensors that are no part of one by their names in the
+/// model.
 pub(super) struct Branches<'a> {
-    pub(super) by_module: BTreeMap<String, Halves<'a>>,
-    pub(super) others: Vec<String>,
+    pub(super) by_module: BTreeMap<BranchName, Parts<'a>>,
+    pub(super) others: BTreeMap<String, TensorView<'a>>,
 }
 
 impl<'a> Branches<'a> {
     pub(super) fn sort(file: &'a TensorFile, format: Format, path: &Path) -> Result<Branches<'a>, ModelError> {
-        let mut branches = Branches { by_module: BTreeMap::new(), others: Vec::new() };
+        let mut branches = Branches { by_module: BTreeMap::new(), others: BTreeMap::new() };
         for view in file.names().filter_map(|name| file.get(name)) {
             let found = match format {
                 Format::Peft => peft_name(view.name),
-                Format::Mlx => mlx_name(view.name),
+                Format::Mlx => mlx_name(view.name).map(|(module, part)| (module, module == EMBEDDING, part)),
             };
-            let Some((module, half)) = found else {
-                branches.others.push(view.name.to_owned());
-                continue;
+            let first = match found {
+                None => branches.others.insert(plain_name(view.name), view),
+                Some((module, is_embedding, part)) => {
+                    let parts = branches.by_module.entry((module.to_owned(), is_embedding)).or_default();
+                    parts.found[part].replace(view)
+                }
             };
-            let halves = branches.by_module.entry(module.to_owned()).or_default();
-            if let Some(first) = halves[half].replace(view) {
+            if let Some(first) = first {
                 let names = vec![first.name.to_owned(), view.name.to_owned()];
                 return Err(ModelError::AdapterKeys {
                     path: path.to_owned(),
@@ -44,24 +56,55 @@ impl<'a> Branches<'a> {
     }
 }
 
-/// Module and half of PEFT's `base_model.model.MODULE.lora_A.weight`. State dicts in memory add the
-/// adapter's name (`lora_A.default.weight`). That spelling, and one without the first two words,
-/// mean the same.
-fn peft_name(name: &str) -> Option<(&str, usize)> {
-    let stem = name.strip_prefix("base_model.model.").unwrap_or(name).strip_suffix(".weight")?;
-    let (before, last) = stem.rsplit_once('.')?;
-    let half = |part: &str| ["lora_A", "lora_B"].iter().position(|known| *known == part);
-    if let Some(half) = half(last) {
-        return Some((before, half));
-    }
-    let (module, part) = before.rsplit_once('.')?;
-    Some((module, half(part)?))
+/// (module, whether of an embedding, part) of PEFT's `base_model.model.MODULE.lora_A.weight`. State
+/// dicts in memory add the adapter's name (`lora_A.default.weight`). That spelling, and one without
+/// the first two words, mean the same. The parts of an embedding's branch, and magnitudes, are
+/// parameters, whose names do not end in `weight`.
+fn peft_name(name: &str) -> Option<(&str, bool, usize)> {
+    static PARTS: [(&str, bool, usize); 5] = [
+        ("lora_A", false, 0),
+        ("lora_B", false, 1),
+        ("lora_magnitude_vector", false, 2),
+        ("lora_embedding_A", true, 0),
+        ("lora_embedding_B", true, 1),
+    ];
+    let name = name.strip_prefix(PREFIX).unwrap_or(name);
+    let stem = name.strip_suffix(".weight");
+    let (before, last) = stem.unwrap_or(name).rsplit_once('.')?;
+    let part = |part: &str| PARTS.iter().find(|(known, ..)| *known == part);
+    let (module, &(known, is_embedding, number)) = match part(last) {
+        Some(found) => (before, found),
+        None => {
+            let (module, last) = before.rsplit_once('.')?;
+            (module, part(last)?)
+        }
+    };
+    (stem.is_some() || !["lora_A", "lora_B"].contains(&known)).then_some((module, is_embedding, number))
 }
 
-/// Module and half of mlx-lm's `MODULE.lora_a`.
+/// The name in the model of a tensor that is no part of a branch. In memory, PEFT's names have the
+/// words `modules_to_save` and the adapter's name too.
+fn plain_name(name: &str) -> String {
+    let name = name.strip_prefix(PREFIX).unwrap_or(name);
+    match name.split_once(".modules_to_save.") {
+        Some((module, rest)) => format!("{module}.{}", rest.rsplit('.').next().unwrap_or(rest)),
+        None => name.to_owned(),
+    }
+}
+
+/// The elements of a tensor of this shape.
+pub(super) fn of_shape(view: &TensorView<'_>, expected: &[usize]) -> Result<Vec<f32>, ModelError> {
+    if view.shape != expected {
+        let (path, name, found) = (view.path().to_owned(), view.name.to_owned(), view.shape.to_vec());
+        return Err(ModelError::AdapterShape { path, name, found, expected: expected.to_vec() });
+    }
+    to_finite_f32(view)
+}
+
+/// Module and part of mlx-lm's `MODULE.lora_a`. `m` are the magnitudes of DoRA.
 fn mlx_name(name: &str) -> Option<(&str, usize)> {
     let (module, part) = name.rsplit_once('.')?;
-    Some((module, ["lora_a", "lora_b"].iter().position(|known| *known == part)?))
+    Some((module, ["lora_a", "lora_b", "m"].iter().position(|known| *known == part)?))
 }
 
 /// Values of both halves in PEFT's order, A [rank, inputs] and B [outputs, rank], and the rank.
@@ -92,7 +135,7 @@ pub(super) fn values(
 }
 
 /// A matrix [rows, columns] as [columns, rows].
-fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+pub(super) fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
     let rows = values.len() / columns;
     (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
 }
@@ -104,20 +147,29 @@ mod tests {
     #[test]
     fn names_in_every_spelling() {
         let q = "model.layers.0.self_attn.q_proj";
+        let embedding = "model.embed_tokens";
         for (name, want) in [
-            (format!("base_model.model.{q}.lora_A.weight"), Some((q, 0))),
-            (format!("base_model.model.{q}.lora_B.default.weight"), Some((q, 1))),
-            (format!("{q}.lora_A.weight"), Some((q, 0))),
+            (format!("base_model.model.{q}.lora_A.weight"), Some((q, false, 0))),
+            (format!("base_model.model.{q}.lora_B.default.weight"), Some((q, false, 1))),
+            (format!("{q}.lora_A.weight"), Some((q, false, 0))),
             (format!("base_model.model.{q}.lora_A.bias"), None),
-            (format!("base_model.model.{q}.lora_magnitude_vector.weight"), None),
+            (format!("base_model.model.{q}.lora_A"), None),
+            (format!("base_model.model.{q}.lora_magnitude_vector"), Some((q, false, 2))),
+            (format!("base_model.model.{q}.lora_magnitude_vector.weight"), Some((q, false, 2))),
+            (format!("base_model.model.{q}.lora_magnitude_vector.default.weight"), Some((q, false, 2))),
             (format!("base_model.model.{q}.weight"), None),
-            ("base_model.model.model.embed_tokens.lora_embedding_A".to_owned(), None),
+            (format!("base_model.model.{embedding}.lora_embedding_A"), Some((embedding, true, 0))),
+            (format!("base_model.model.{embedding}.lora_embedding_B.default"), Some((embedding, true, 1))),
             ("weight".to_owned(), None),
         ] {
             assert_eq!(peft_name(&name), want, "{name}");
         }
         assert_eq!(mlx_name(&format!("{q}.lora_b")), Some((q, 1)));
-        assert_eq!(mlx_name(&format!("{q}.m")), None);
+        assert_eq!(mlx_name(&format!("{q}.m")), Some((q, 2)));
+        assert_eq!(mlx_name(&format!("{q}.weight")), None);
+        for name in ["lm_head.weight", "base_model.model.lm_head.modules_to_save.default.weight"] {
+            assert_eq!(plain_name(name), "lm_head.weight");
+        }
     }
 
     #[test]

@@ -6,9 +6,11 @@ use std::path::Path;
 use finetune_store::Dtype;
 use serde_json::{Value, json};
 
+use crate::adaptation::{Adaptation, saved_modules, target_layers};
 use crate::adapter::{BaseName, CONFIG_FILE, TENSOR_FILE};
+use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::files::companions::companion_files;
+use crate::files::companions::{amend_config, companion_files};
 use crate::layout::{encode_flat, read_flat};
 use crate::lora::LoraTargets;
 use crate::model::{Model, Trained};
@@ -19,22 +21,28 @@ impl Model {
     /// adapter_config.json calls the base model.
     ///
     /// # Errors
-    /// If the companions of the base cannot be read.
+    /// If the companions of the base cannot be read, or the device fails.
     ///
     /// # Panics
     /// If `values` do not have the layout's length.
     pub fn files(&self, values: &[f32], base: &BaseName) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
-        let tensors = encode_flat(self.layout(), values)?;
         match &self.trained {
             Trained::Nothing => Ok(vec![]),
-            Trained::Lora { targets, dropout } => {
-                let config = adapter_config(targets, *dropout, base, &self.linear_modules());
+            Trained::Adapter(adaptation) => {
+                let tensors = match self.with_own_vocabulary(adaptation)? {
+                    (_, more) if more.is_empty() => encode_flat(self.layout(), values)?,
+                    (layout, more) => encode_flat(&layout, &[values, &more].concat())?,
+                };
+                let config = adapter_config(adaptation, base, &self.config);
                 let config = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
                 Ok(vec![(CONFIG_FILE.to_owned(), config), (TENSOR_FILE.to_owned(), tensors)])
             }
             Trained::All => {
                 let mut files = companion_files(&self.directory, Dtype::F32, &[])?;
-                files.push(("model.safetensors".to_owned(), tensors));
+                if self.has_own_vocabulary {
+                    amend_config(&mut files, |config| config["vocab_size"] = json!(self.config.vocabulary));
+                }
+                files.push(("model.safetensors".to_owned(), encode_flat(self.layout(), values)?));
                 Ok(files)
             }
         }
@@ -45,13 +53,20 @@ impl Model {
     /// # Errors
     /// If the file is missing, damaged, or has other tensors than the layout.
     pub fn read_values(&self, directory: &Path) -> Result<Vec<f32>, ModelError> {
-        let name = if self.trained == Trained::All { "model.safetensors" } else { TENSOR_FILE };
-        read_flat(&directory.join(name), self.layout())
+        let Trained::Adapter(adaptation) = &self.trained else {
+            return read_flat(&directory.join("model.safetensors"), self.layout());
+        };
+        let (layout, _) = self.with_own_vocabulary(adaptation)?;
+        let mut values = read_flat(&directory.join(TENSOR_FILE), &layout)?;
+        values.truncate(self.layout().len());
+        Ok(values)
     }
 }
 
 /// adapter_config.json as PEFT writes it.
-fn adapter_config(targets: &LoraTargets, dropout: f64, base: &BaseName, modules: &[String]) -> Value {
+pub(super) fn adapter_config(adaptation: &Adaptation, base: &BaseName, config: &ModelConfig) -> Value {
+    let Adaptation { targets, dropout, .. } = adaptation;
+    let modules: Vec<String> = target_layers(config).into_iter().map(|layer| layer.module).collect();
     let first = &targets[0];
     let (mut ranks, mut alphas) = (serde_json::Map::new(), serde_json::Map::new());
     for target in targets {
@@ -71,15 +86,15 @@ fn adapter_config(targets: &LoraTargets, dropout: f64, base: &BaseName, modules:
         "r": first.rank,
         "lora_alpha": whole(first.alpha),
         "lora_dropout": dropout,
-        "target_modules": short_names(targets, modules),
+        "target_modules": short_names(targets, &modules),
         "bias": "none",
         "use_rslora": first.use_rslora,
-        "use_dora": false,
+        "use_dora": first.use_dora,
         "fan_in_fan_out": false,
         "init_lora_weights": true,
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
-        "modules_to_save": null,
+        "modules_to_save": saved_names(&adaptation.saved, config),
         "layers_to_transform": null,
         "layers_pattern": null,
     })
@@ -100,4 +115,13 @@ fn short_names(targets: &LoraTargets, modules: &[String]) -> Vec<String> {
     } else {
         targets.iter().map(|target| target.module.clone()).collect()
     }
+}
+
+/// As [`short_names`], for the modules that are trained in full: `None` if there are none.
+fn saved_names(saved: &[String], config: &ModelConfig) -> Option<Vec<String>> {
+    let last = |name: &String| name.rsplit('.').next().unwrap_or(name).to_owned();
+    let short: BTreeSet<String> = saved.iter().map(last).collect();
+    let short: Vec<String> = short.into_iter().collect();
+    let is_same = saved_modules(&short, config).is_ok_and(|chosen| chosen == saved);
+    (!saved.is_empty()).then(|| if is_same { short } else { saved.to_vec() })
 }

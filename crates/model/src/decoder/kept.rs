@@ -1,10 +1,11 @@
 //! What the backward pass keeps of each token, layer by layer: the part of a memory estimate that
 //! only the decoder knows. Each variant counts its own tensors, beside the code that makes them.
 
+use crate::adaptation::Adaptation;
+use crate::branch::EMBEDDING;
 use crate::config::ModelConfig;
 use crate::decoder::adapted::Adapted;
 use crate::decoder::attention::AttentionWidths;
-use crate::lora::LoraTargets;
 use crate::tree::{Decoder, FeedForward, Layer, Mixer};
 
 /// What a layer that is differentiated keeps of each token.
@@ -14,7 +15,7 @@ pub struct LayerKept {
     pub mixer: u64,
     /// The same for the feed-forward part and its norm.
     pub feed_forward: u64,
-    /// The same for LoRA branches: the product of the input with each A.
+    /// The same for LoRA branches: the product of the input with each A, and what DoRA keeps.
     pub branches: u64,
     /// f32 numbers that norms and attention keep.
     pub statistics: u64,
@@ -25,17 +26,23 @@ pub struct LayerKept {
 }
 
 /// What the layers from the lowest trained one on keep. The layers below are not differentiated.
-/// `targets`: the branches; `None` if all weights are trained.
-pub fn kept_layers(config: &ModelConfig, targets: Option<&LoraTargets>) -> Vec<LayerKept> {
-    let adapted = Adapted::new(targets);
-    let mut layers = Decoder::new(config).layers;
-    let is_trained = |layer: &mut Layer| layer.linears().iter().any(|linear| adapted.has(linear));
-    let first = layers.iter_mut().position(is_trained).unwrap_or(0);
+/// `adaptation`: what is trained; `None` if all weights are.
+pub fn kept_layers(config: &ModelConfig, adaptation: Option<&Adaptation>) -> Vec<LayerKept> {
+    let adapted = Adapted::new(adaptation);
+    let mut decoder = Decoder::new(config);
+    let from_tokens = adapted.saves(&decoder.embedding.name) || adapted.branch(EMBEDDING).is_some();
+    let layers = &mut decoder.layers;
+    let is_trained = |layer: &mut Layer| {
+        layer.linears().iter().any(|linear| adapted.has(linear))
+            || layer.slots().iter().any(|slot| adapted.saves(slot.name()))
+    };
+    let first = layers.iter_mut().position(is_trained).unwrap_or(layers.len());
+    let first = if from_tokens { 0 } else { first };
     layers[first..].iter_mut().map(|layer| kept(layer, config.hidden_size as u64, &adapted)).collect()
 }
 
 fn kept(layer: &mut Layer, hidden: u64, adapted: &Adapted<'_>) -> LayerKept {
-    let branches = layer.linears().iter().map(|linear| adapted.rank(linear)).sum();
+    let branches = layer.linears().iter().map(|linear| adapted.of_branch(linear)).sum();
     let Mixer::Attention(attention) = &layer.mixer;
     let FeedForward::Gated(gated) = &layer.feed_forward;
     LayerKept {

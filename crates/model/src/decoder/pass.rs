@@ -8,6 +8,7 @@ use finetune_kernels::{Dropout, FloatType, RopeTable, Segments, operations};
 use finetune_random::Stream;
 
 use crate::batch::Randomness;
+use crate::branch::{Dora, LoraBranch};
 use crate::random_stream::RandomStream;
 use crate::tree::{Linear, Norm};
 
@@ -49,7 +50,7 @@ impl Context {
     }
 
     /// Dropout of a LoRA branch. `index`: the linear layer's number among all of the model.
-    fn dropout(&self, index: u32) -> Option<Dropout> {
+    pub(crate) fn dropout(&self, index: u32) -> Option<Dropout> {
         self.dropout.as_ref().map(|BatchDropout { probability, randomness, tokens }| Dropout {
             probability: *probability,
             stream: Stream::new(randomness.seed, RandomStream::Dropout as u32, randomness.step, index),
@@ -69,12 +70,41 @@ pub(crate) fn linear(linear: &Linear, x: Tensor<2>, context: &Context) -> Tensor
     let y = match &linear.lora {
         None => operations::linear(x, weight),
         Some(branch) => {
-            let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
-            operations::lora_linear(x, weight, a, b, branch.scale, context.dropout(linear.index))
+            let dropout = context.dropout(linear.index);
+            match &branch.dora {
+                None => {
+                    let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
+                    operations::lora_linear(x, weight, a, b, branch.scale, dropout)
+                }
+                Some(dora) => dora_linear(x, weight, branch, dora, dropout, context),
+            }
         }
     };
     match &linear.bias {
         Some(bias) => operations::bias(y, context.parameter(bias.values())),
         None => y,
     }
+}
+
+/// A linear layer with a DoRA branch, without its bias: x [t, i] -> [t, o].
+///
+/// As in PEFT, dropout acts on what the magnitudes change of the layer's own output too.
+fn dora_linear(
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    branch: &LoraBranch,
+    dora: &Dora,
+    dropout: Option<Dropout>,
+    context: &Context,
+) -> Tensor<2> {
+    let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
+    let (m, n) = (context.parameter(dora.magnitude.values()), dora.norms.clone());
+    let Some(dropout) = dropout else {
+        return operations::magnitude(operations::lora_linear(x, weight, a, b, branch.scale, None), m, n);
+    };
+    let y = operations::linear(x.clone(), weight.clone());
+    let x = operations::drop_input(x, dropout);
+    let dropped = operations::linear(x.clone(), weight);
+    let low = operations::linear(operations::linear(x, a), b);
+    operations::dropped_magnitude(y, dropped, low, m, n, branch.scale)
 }

@@ -98,6 +98,15 @@ pub fn companion_files(
     Ok(files)
 }
 
+/// Changes config.json among the files of [`companion_files`].
+pub(crate) fn amend_config(files: &mut [(String, Vec<u8>)], change: impl Fn(&mut Value)) {
+    for (_, bytes) in files.iter_mut().filter(|(name, _)| name == "config.json") {
+        let mut config: Value = serde_json::from_slice(bytes).expect("`companion_files` has written it");
+        change(&mut config);
+        *bytes = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
+    }
+}
+
 /// Puts files in the place of those of the same names, and adds the others. A template in a file of
 /// its own makes the older `chat_template.json` wrong, so that is removed.
 pub fn replace_files(files: &mut Vec<(String, Vec<u8>)>, text: &[(String, Vec<u8>)]) {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use burn::tensor::{Gradients, Tensor, TensorData};
 use finetune_kernels::operations;
 
+use crate::adaptation::module_of;
 use crate::batch::{Batch, LossSum, Randomness};
 use crate::decoder::pass::Context;
 use crate::decoder::{self, head};
@@ -104,7 +105,7 @@ impl Model {
             d_out = input.grad_remove(&mut found).expect("a layer's output depends on its input");
             self.collect(found, backward.loss_scale, gradients)?;
         }
-        if self.trained == Trained::All {
+        if self.trains_embedding() {
             let embedded = decoder::embed(&self.weights, &tokens, context);
             let found = operations::gradient_seed(embedded, d_out).backward();
             self.collect(found, backward.loss_scale, gradients)?;
@@ -114,12 +115,28 @@ impl Model {
 
     /// The lowest layer with trained parameters. Nothing below it has to be differentiated.
     fn first_trained_layer(&mut self) -> usize {
-        match self.trained {
-            Trained::All => 0,
-            _ => {
-                let layers = &mut self.weights.layers;
-                let has_branch = |layer: &mut Layer| layer.linears().iter().any(|linear| linear.lora.is_some());
-                layers.iter_mut().position(has_branch).unwrap_or(layers.len())
+        if self.trains_embedding() {
+            return 0;
+        }
+        let layers = &mut self.weights.layers;
+        let saved = match &self.trained {
+            Trained::Adapter(adaptation) => adaptation.saved.as_slice(),
+            _ => &[],
+        };
+        let is_trained = |layer: &mut Layer| {
+            layer.linears().iter().any(|linear| linear.lora.is_some())
+                || layer.slots().iter().any(|slot| saved.iter().any(|saved| saved == module_of(slot.name())))
+        };
+        layers.iter_mut().position(is_trained).unwrap_or(layers.len())
+    }
+
+    /// Whether the gradient has to reach the embedding.
+    fn trains_embedding(&self) -> bool {
+        match &self.trained {
+            Trained::Nothing => false,
+            Trained::All => true,
+            Trained::Adapter(adaptation) => {
+                self.weights.embedding_lora.is_some() || adaptation.saves(&self.weights.embedding.name)
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use finetune_kernels::{RopeTable, Segments};
 
+use crate::adaptation::Adaptation;
 use crate::batch::{Batch, BatchRow, LossSum, Randomness};
 use crate::decoder::pass::{BatchDropout, Context};
 use crate::decoder::{self, head};
@@ -41,7 +42,7 @@ impl Model {
         let lengths: Vec<usize> = batch.rows.iter().map(|row| row.tokens.len()).collect();
         let positions: Vec<u32> = lengths.iter().flat_map(|&length| 0..length as u32).collect();
         let dropout = match (&self.trained, training) {
-            (Trained::Lora { dropout, .. }, Some(randomness)) if *dropout > 0.0 => {
+            (Trained::Adapter(Adaptation { dropout, .. }), Some(randomness)) if *dropout > 0.0 => {
                 let ids = batch.rows.iter().flat_map(|row| std::iter::repeat_n(row.id, row.tokens.len()));
                 Some(BatchDropout {
                     probability: *dropout as f32,

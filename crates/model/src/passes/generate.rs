@@ -3,13 +3,17 @@
 use finetune_kernels::Segments;
 use finetune_random::{Stream, unit};
 
-use crate::decoder::cache::LayerCache;
+use crate::decoder::cache::{KeyValueCache, LayerCache};
 use crate::decoder::pass::Context;
 use crate::decoder::{self, head};
 use crate::error::ModelError;
 use crate::model::Model;
 use crate::random_stream::RandomStream;
 use crate::readback::data;
+
+/// Tokens of a prompt that [`Model::generate_cached`] reads at once. Between two such parts it can
+/// be stopped.
+const PROMPT_PART: usize = 512;
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,6 +39,27 @@ pub struct Generation {
     pub tokens: Vec<u32>,
     /// The end token that stopped it; `None` if the limit or the caller did.
     pub stopped_by: Option<u32>,
+    /// Tokens of the prompt that went through the model. The others were in the cache.
+    pub prompt_computed: usize,
+}
+
+/// What a generation has just done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GenerationStep {
+    /// So many tokens of the prompt are read.
+    Prompt(usize),
+    /// A new token, which is no end token.
+    Token(u32),
+}
+
+/// What is asked of a generation.
+struct Request<'a> {
+    prompt: &'a [u32],
+    max_new_tokens: usize,
+    sampling: Sampling,
+    end_ids: &'a [u32],
+    /// Tokens of the prompt that are read at once.
+    part: usize,
 }
 
 impl Model {
@@ -71,28 +96,78 @@ impl Model {
         end_ids: &[u32],
         each: &mut dyn FnMut(u32) -> bool,
     ) -> Result<Generation, ModelError> {
+        let request = Request { prompt, max_new_tokens, sampling, end_ids, part: usize::MAX };
+        let mut each_token = |step| match step {
+            GenerationStep::Prompt(_) => true,
+            GenerationStep::Token(token) => each(token),
+        };
+        self.carry_out(&request, &mut KeyValueCache::default(), &mut each_token)
+    }
+
+    /// As [`Self::generate_while`], but only those tokens of the prompt go through the model that
+    /// differ from what `cache` holds, and what follows them. The cache holds prompt and answer
+    /// afterwards. `each` also hears of every part of the prompt.
+    ///
+    /// The answer is that of a generation without the cache, up to the rounding of sums that were
+    /// made in other parts.
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
+    pub fn generate_cached(
+        &self,
+        prompt: &[u32],
+        max_new_tokens: usize,
+        sampling: Sampling,
+        end_ids: &[u32],
+        cache: &mut KeyValueCache,
+        each: &mut dyn FnMut(GenerationStep) -> bool,
+    ) -> Result<Generation, ModelError> {
+        let request = Request { prompt, max_new_tokens, sampling, end_ids, part: PROMPT_PART };
+        self.carry_out(&request, cache, each)
+    }
+
+    fn carry_out(
+        &self,
+        request: &Request<'_>,
+        cache: &mut KeyValueCache,
+        each: &mut dyn FnMut(GenerationStep) -> bool,
+    ) -> Result<Generation, ModelError> {
+        let Request { prompt, max_new_tokens, sampling, end_ids, part } = *request;
         self.check_tokens(prompt)?;
-        let mut caches: Vec<LayerCache> = self.weights.layers.iter().map(|_| LayerCache::default()).collect();
-        let mut next: Vec<u32> = prompt.to_vec();
-        let mut past = 0;
-        let mut tokens = Vec::new();
-        while tokens.len() < max_new_tokens && !next.is_empty() {
-            let logits = self.next_logits(&next, past, &mut caches)?;
+        let mut generation = Generation { tokens: Vec::new(), stopped_by: None, prompt_computed: 0 };
+        if max_new_tokens == 0 {
+            return Ok(generation);
+        }
+        let kept = cache.keep_beginning_of(prompt);
+        let mut logits = Vec::new();
+        for tokens in prompt[kept..].chunks(part) {
+            logits = self.read(tokens, cache)?;
+            generation.prompt_computed += tokens.len();
+            if !each(GenerationStep::Prompt(kept + generation.prompt_computed)) {
+                return Ok(generation);
+            }
+        }
+        while !logits.is_empty() {
             if !logits.iter().all(|logit| logit.is_finite()) {
-                return Err(ModelError::NotANumber { generated: tokens.len() });
+                return Err(ModelError::NotANumber { generated: generation.tokens.len() });
             }
-            past += next.len();
-            let token = choose(&logits, sampling, tokens.len() as u64);
-            tokens.push(token);
+            let token = choose(&logits, sampling, generation.tokens.len() as u64);
+            generation.tokens.push(token);
             if end_ids.contains(&token) {
-                return Ok(Generation { tokens, stopped_by: Some(token) });
-            }
-            if !each(token) {
+                generation.stopped_by = Some(token);
                 break;
             }
-            next = vec![token];
+            if !each(GenerationStep::Token(token)) || generation.tokens.len() >= max_new_tokens {
+                break;
+            }
+            logits = self.read(&[token], cache)?;
         }
-        Ok(Generation { tokens, stopped_by: None })
+        Ok(generation)
+    }
+
+    /// Logits [v] of the token after these, which are added to the cache.
+    fn read(&self, tokens: &[u32], cache: &mut KeyValueCache) -> Result<Vec<f32>, ModelError> {
+        cache.read(tokens, self.weights.layers.len(), |past, layers| self.next_logits(tokens, past, layers))
     }
 
     /// Logits [v] of the token after these. The caches hold `past` earlier tokens.

@@ -147,6 +147,6 @@ impl Kind for RowPaths {
     }
 }
 
-fn path_text(path: &Path) -> String {
+pub(super) fn path_text(path: &Path) -> String {
     quoted(&absolute(path).to_string_lossy())
 }

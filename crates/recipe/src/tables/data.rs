@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::kind::{Between, Columns, Count, Day, Number, Numbers, OnePath, Positive, RowPaths, Switch, word};
+use crate::kind::{Between, Columns, Count, Day, Names, Number, Numbers, OnePath, Positive, RowPaths, Switch, word};
 use crate::{Format, Overlong, TrainOn};
 
 table! {
@@ -111,6 +111,12 @@ table! {
             "template" => "a file; leave it out for the model's own",
             "chat_template_jinja" => "a file", "chat_template_path", "prompt_template" => "a file",
             "default_chat_template",
+        ];
+        /// special tokens to add to the tokenizer: `["<tool>"]`; the embedding grows if it has no
+        /// rows for them
+        add_tokens: Vec<String> = Names, empty("none are added"), Shared, [
+            "new_tokens", "new_special_tokens", "additional_special_tokens", "tokens",
+            "add_special_tokens", "extra_special_tokens",
         ];
         /// what a template that writes today's date writes: `2026-11-27`
         date: Option<String> = Day,

@@ -22,12 +22,15 @@ pub(crate) fn contract_with_optional_keys() -> String {
         ),
         (
             "[data]\n",
-            "[data]\nchat_template = \"template.jinja\"\ndate = \"2026-11-27\"\n\
+            "[data]\nchat_template = \"template.jinja\"\nadd_tokens = [\"<tool>\"]\ndate = \"2026-11-27\"\n\
             weights = [0.5]\nmax_rows = 1000\ncolumns = { prompt = \"question\", role = \"from\" }\n",
         ),
         ("[eval]\n", "[eval]\nearly_stopping_patience = 3\nsamples = 2\nexact_match = 50\nmax_new_tokens = 32\n"),
         ("[checkpoint]\n", "[checkpoint]\nresult = \"best\"\ncopies = 2\n"),
-        ("[log]\n", "[log]\nprometheus = \"127.0.0.1:9400\"\n"),
+        (
+            "[log]\n",
+            "[log]\nprometheus = \"127.0.0.1:9400\"\ntensorboard = \"events\"\non_end = \"echo '$FINETUNE_STATUS' \\\"done\\\"\"\n",
+        ),
         (
             "[distributed]\n",
             "[distributed]\nvirtual_ranks = 4\nmin_ranks = 1\njoin_timeout = \"90s\"\nports = \"29500-29599\"\nshares = \"measured\"\n",

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::escape;
+use super::page::escape;
+use super::word_diff::compared;
 use crate::samples::{Answers, BeforeAfter, Sample};
 
 /// Writes prompts, expected answers, and the model's answers before and after; nothing if none were
@@ -34,46 +35,4 @@ pub(super) fn answers(page: &mut String, kept: &BeforeAfter) {
         );
     }
     page.push_str("</table>");
-}
-
-/// The answer with its difference from the expected one marked: all but the common beginning and
-/// end.
-fn compared(answer: &str, expected: &str) -> String {
-    let (answer, expected) = (answer.trim(), expected.trim());
-    let same = |(one, other): &(char, char)| one == other;
-    let begin: usize = answer.chars().zip(expected.chars()).take_while(same).map(|(letter, _)| letter.len_utf8()).sum();
-    let (head, rest) = answer.split_at(begin);
-    let tail: usize = rest
-        .chars()
-        .rev()
-        .zip(expected[begin..].chars().rev())
-        .take_while(same)
-        .map(|(letter, _)| letter.len_utf8())
-        .sum();
-    let (middle, tail) = rest.split_at(rest.len() - tail);
-    match middle {
-        // Missing text cannot be marked.
-        "" => escape(answer),
-        middle => format!("{}<mark>{}</mark>{}", escape(head), escape(middle), escape(tail)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::compared;
-
-    #[test]
-    fn what_differs_is_marked() {
-        for (answer, expected, want) in [
-            ("Open from 10 to 20.", "Open from 15 to 20.", "Open from 1<mark>0</mark> to 20."),
-            ("same", "same\n", "same"),
-            ("", "something", ""),
-            ("Open", "Open from 15.", "Open"),
-            ("naïve été", "naïve âté", "naïve <mark>é</mark>té"),
-            ("aaa", "aa", "aa<mark>a</mark>"),
-            ("<b>", "x", "<mark>&lt;b&gt;</mark>"),
-        ] {
-            assert_eq!(compared(answer, expected), want, "{answer} against {expected}");
-        }
-    }
 }

@@ -2,15 +2,36 @@
 
 use std::fmt::Write;
 
+use super::page::escape;
 use crate::numbers::thousands;
 
 /// A line of a chart.
 pub(super) struct Line<'a> {
     pub(super) name: &'a str,
+    /// Its color, a class of the style sheet.
     pub(super) class: &'a str,
+    /// Steps and values.
     pub(super) points: Vec<(f64, f64)>,
     /// Whether each point is marked, for lines with few points.
     pub(super) dots: bool,
+    pub(super) dashed: bool,
+}
+
+impl<'a> Line<'a> {
+    /// A plain line.
+    pub(super) fn new(name: &'a str, class: &'a str, points: Vec<(f64, f64)>) -> Line<'a> {
+        Line { name, class, points, dots: false, dashed: false }
+    }
+}
+
+/// A chart of lines over steps.
+pub(super) struct Chart<'a> {
+    pub(super) title: &'a str,
+    /// Whether small values mean as much as large ones, as with losses.
+    pub(super) may_be_logarithmic: bool,
+    /// The most points of a line that are written.
+    pub(super) most_points: usize,
+    pub(super) lines: Vec<Line<'a>>,
 }
 
 const WIDTH: f64 = 720.0;
@@ -23,8 +44,9 @@ const MARGIN: f64 = 12.0;
 /// small ones would lie on the zero line.
 const LOGARITHMIC: f64 = 20.0;
 
-/// The most points of a line that show their value under the mouse.
-const TITLES: usize = 100;
+/// The most points of a line that show their value under the mouse without the script, if they are
+/// marked and if not.
+const TITLES: (usize, usize) = (100, 24);
 
 /// The vertical axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,10 +66,14 @@ impl Axis {
         Axis { low, high: if high > low { high } else { low + 1.0 }, logarithmic }
     }
 
+    /// What a height is proportional to.
+    fn scaled(&self, value: f64) -> f64 {
+        if self.logarithmic { value.max(f64::MIN_POSITIVE).log10() } else { value }
+    }
+
     /// The place of a value: 0 at the bottom, 1 at the top.
     fn place(&self, value: f64) -> f64 {
-        let scale = |value: f64| if self.logarithmic { value.max(f64::MIN_POSITIVE).ln() } else { value };
-        (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
+        (self.scaled(value) - self.scaled(self.low)) / (self.scaled(self.high) - self.scaled(self.low))
     }
 
     /// The numbers that are shown at the axis.
@@ -63,34 +89,97 @@ impl Axis {
     }
 }
 
-/// Writes a chart of lines over steps, with round numbers on both axes.
-pub(super) fn chart(page: &mut String, title: &str, lines: &[Line<'_>], may_be_logarithmic: bool) {
-    let points = || lines.iter().flat_map(|line| &line.points).filter(|point| point.1.is_finite());
-    if points().count() == 0 {
-        return;
+/// The area of a chart in which lines are, and what it shows.
+struct Area {
+    first: f64,
+    last: f64,
+    axis: Axis,
+}
+
+impl Area {
+    /// The area of all finite points; `None` if there are none.
+    fn of(chart: &Chart<'_>) -> Option<Area> {
+        let points = || chart.lines.iter().flat_map(|line| &line.points).filter(|point| point.1.is_finite());
+        points().next()?;
+        let range = |pick: fn(&(f64, f64)) -> f64| {
+            let values = points().map(pick);
+            values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
+        };
+        let (first, last) = range(|point| point.0);
+        let (low, high) = range(|point| point.1);
+        let last = if last > first { last } else { first + 1.0 };
+        Some(Area { first, last, axis: Axis::new(low, high, chart.may_be_logarithmic) })
     }
-    let range = |pick: fn(&(f64, f64)) -> f64| {
-        let values = points().map(pick);
-        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
-    };
-    let (first, last) = range(|point| point.0);
-    let last = if last > first { last } else { first + 1.0 };
-    let (low, high) = range(|point| point.1);
-    let axis = Axis::new(low, high, may_be_logarithmic);
-    let x = |step: f64| LEFT + (step - first) / (last - first) * (WIDTH - LEFT - MARGIN);
-    let y = |value: f64| HEIGHT - BOTTOM - axis.place(value) * (HEIGHT - BOTTOM - MARGIN);
-    let _ = write!(page, "<figure><figcaption>{title}");
-    if axis.logarithmic {
-        page.push_str(" <small>logarithmic</small>");
+
+    fn x(&self, step: f64) -> f64 {
+        LEFT + (step - self.first) / (self.last - self.first) * (WIDTH - LEFT - MARGIN)
     }
-    if lines.len() > 1 {
-        for line in lines {
-            let _ = write!(page, " <span class=\"{}\">{}</span>", line.class, line.name);
+
+    fn y(&self, value: f64) -> f64 {
+        HEIGHT - BOTTOM - self.axis.place(value) * (HEIGHT - BOTTOM - MARGIN)
+    }
+
+    /// The transformation of (step, scaled value) into places. With it a path holds the numbers
+    /// themselves, and the script reads them from there.
+    fn matrix(&self) -> String {
+        let (low, high) = (self.axis.scaled(self.axis.low), self.axis.scaled(self.axis.high));
+        let across = (WIDTH - LEFT - MARGIN) / (self.last - self.first);
+        let down = -(HEIGHT - BOTTOM - MARGIN) / (high - low);
+        format!("matrix({across} 0 0 {down} {} {})", LEFT - self.first * across, HEIGHT - BOTTOM - low * down)
+    }
+}
+
+impl Chart<'_> {
+    /// Writes it, with round numbers on both axes; nothing if there is no point.
+    pub(super) fn write(&self, page: &mut String) {
+        let Some(area) = Area::of(self) else { return };
+        let title = self.title;
+        let (mark, note) = if area.axis.logarithmic { (" data-log", "logarithmic") } else { ("", "") };
+        let _ = write!(page, "<figure class=\"chart\"{mark}><figcaption>{title} <small>{note}</small>");
+        if self.lines.len() > 1 {
+            for line in &self.lines {
+                let _ = write!(page, " <span class=\"{}\">{}</span>", line.class, escape(line.name));
+            }
+        }
+        let _ = write!(page, "</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">");
+        axes(page, &area);
+        for line in &self.lines {
+            self.line(page, &area, line);
+        }
+        page.push_str("</svg></figure>");
+    }
+
+    fn line(&self, page: &mut String, area: &Area, line: &Line<'_>) {
+        let points = thin(&line.points, self.most_points);
+        let Line { class, name, .. } = line;
+        let place = |(step, value): &(f64, f64)| format!("{step} {}", short(area.axis.scaled(*value)));
+        let path: Vec<String> = points.iter().map(place).collect();
+        let marked = line.dots || points.len() == 1;
+        let (dots, dashed) = (if marked { " data-dots" } else { "" }, if line.dashed { " dashed" } else { "" });
+        let _ = write!(
+            page,
+            "<path class=\"line {class}{dashed}\" data-name=\"{}\"{dots} transform=\"{}\" d=\"M{}\"/>",
+            escape(name),
+            area.matrix(),
+            path.join("L")
+        );
+        let (class, radius, most) = if marked { (*class, 3, TITLES.0) } else { ("value", 6, TITLES.1) };
+        for (step, value) in points.iter().step_by(points.len().div_ceil(most).max(1)) {
+            let (at, shown) = (thousands(*step as u64), shown(*value));
+            let _ = write!(
+                page,
+                "<circle class=\"{class}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"{radius}\"><title>step {at}: {shown}</title></circle>",
+                area.x(*step),
+                area.y(*value)
+            );
         }
     }
-    let _ = write!(page, "</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">");
-    for tick in axis.ticks() {
-        let (at, label) = (y(tick), label(tick));
+}
+
+/// Writes the lines and numbers of both axes.
+fn axes(page: &mut String, area: &Area) {
+    for tick in area.axis.ticks() {
+        let (at, label) = (area.y(tick), label(tick));
         let right = WIDTH - MARGIN;
         let _ = write!(
             page,
@@ -99,42 +188,26 @@ pub(super) fn chart(page: &mut String, title: &str, lines: &[Line<'_>], may_be_l
             at + 4.0
         );
     }
-    for tick in ticks(first, last).into_iter().filter(|tick| tick.fract() == 0.0) {
-        let label = thousands(tick as u64);
-        let _ = write!(page, "<text x=\"{:.1}\" y=\"{}\" class=\"x\">{label}</text>", x(tick), HEIGHT - 8.0);
+    for tick in ticks(area.first, area.last).into_iter().filter(|tick| tick.fract() == 0.0) {
+        let (at, label) = (area.x(tick), thousands(tick as u64));
+        let _ = write!(page, "<text x=\"{at:.1}\" y=\"{}\" class=\"x\">{label}</text>", HEIGHT - 8.0);
     }
-    for line in lines {
-        let points = thin(&line.points);
-        let place = |(n, (step, value)): (usize, &(f64, f64))| {
-            format!("{}{:.1} {:.1}", if n == 0 { 'M' } else { 'L' }, x(*step), y(*value))
-        };
-        let path: String = points.iter().enumerate().map(place).collect();
-        let _ = write!(page, "<path class=\"line {}\" d=\"{path}\"/>", line.class);
-        let marked = line.dots || points.len() == 1;
-        let (class, radius) = if marked { (line.class, 3) } else { ("value", 6) };
-        for (step, value) in points.iter().step_by(points.len().div_ceil(TITLES).max(1)) {
-            let (at, shown) = (thousands(*step as u64), shown(*value));
-            let _ = write!(
-                page,
-                "<circle class=\"{class}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"{radius}\"><title>step {at}: {shown}</title></circle>",
-                x(*step),
-                y(*value)
-            );
-        }
-    }
-    page.push_str("</svg></figure>");
 }
 
-/// At most 700 points, as many as the chart has columns. Each stretch keeps its lowest and highest
-/// point, so spikes stay.
-fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+/// A number with six digits.
+fn short(number: f64) -> String {
+    format!("{number:.5e}").parse::<f64>().unwrap_or(number).to_string()
+}
+
+/// At most `most` points. Each stretch keeps its lowest and highest point, so spikes stay.
+fn thin(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
     let points: Vec<_> = points.iter().copied().filter(|point| point.1.is_finite()).collect();
-    if points.len() <= 700 {
+    if points.len() <= most {
         return points;
     }
     let by_value = |a: &&(f64, f64), b: &&(f64, f64)| a.1.total_cmp(&b.1);
     let mut kept = Vec::new();
-    for stretch in points.chunks(points.len().div_ceil(350)) {
+    for stretch in points.chunks(points.len().div_ceil(most / 2)) {
         let (low, high) = (stretch.iter().min_by(by_value), stretch.iter().max_by(by_value));
         let mut pair: Vec<(f64, f64)> = low.into_iter().chain(high).copied().collect();
         pair.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -205,21 +278,50 @@ mod tests {
         assert_eq!(narrow.ticks().into_iter().map(label).collect::<Vec<_>>(), ["0.05", "0.1", "0.2", "0.5", "1"]);
     }
 
+    fn written(lines: Vec<Line<'_>>) -> String {
+        let mut page = String::new();
+        Chart { title: "Loss", may_be_logarithmic: true, most_points: 700, lines }.write(&mut page);
+        page
+    }
+
     #[test]
     fn points_say_their_step_and_value() {
-        let mut page = String::new();
         let points = vec![(0.0, 3.5), (1000.0, 0.001234)];
-        chart(&mut page, "Loss", &[Line { name: "evaluation", class: "b", points, dots: true }], true);
+        let page = written(vec![Line { dots: true, ..Line::new("evaluation", "b", points) }]);
         assert!(page.contains("<title>step 0: 3.5000</title>"), "{page}");
         assert!(page.contains("<title>step 1,000: 1.234e-3</title>"), "{page}");
         assert!(page.contains(">1,000</text>") || page.contains(">800</text>"), "{page}");
+        assert_eq!(written(vec![Line::new("nothing", "a", vec![(1.0, f64::NAN)])]), "");
+    }
+
+    /// The script reads the numbers of a line from its path: steps, and values or their logarithms.
+    #[test]
+    fn paths_hold_the_numbers() {
+        let linear = written(vec![Line::new("x</script>", "a", vec![(1.0, 1.5), (3.0, 2.123_456_7)])]);
+        assert!(linear.contains("d=\"M1 1.5L3 2.12346\""), "{linear}");
+        assert!(linear.contains("data-name=\"x&lt;/script&gt;\"") && !linear.contains("data-log"), "{linear}");
+        let logarithmic = written(vec![Line::new("x", "a", vec![(1.0, 10.0), (2.0, 0.001)])]);
+        assert!(logarithmic.contains("data-log") && logarithmic.contains("d=\"M1 1L2 -3\""), "{logarithmic}");
+        // (step, scaled value) of the corners of the area are at its corners.
+        let area = Area { first: 1.0, last: 3.0, axis: Axis::new(0.001, 10.0, true) };
+        let matrix = area.matrix();
+        let numbers: Vec<f64> = matrix
+            .trim_matches(|letter: char| !letter.is_ascii_digit())
+            .split(' ')
+            .map(|part| part.parse().expect("a number"))
+            .collect();
+        let place = |step: f64, scaled: f64| (numbers[0] * step + numbers[4], numbers[3] * scaled + numbers[5]);
+        for (step, value) in [(1.0, 10.0), (3.0, 0.001), (2.0, 0.1f64)] {
+            let (x, y) = place(step, value.log10());
+            assert!((x - area.x(step)).abs() < 1e-9 && (y - area.y(value)).abs() < 1e-9, "{step} {value}: {matrix}");
+        }
     }
 
     #[test]
     fn thinning_keeps_spikes() {
         let mut points: Vec<(f64, f64)> = (0..10_000).map(|n| (f64::from(n), 1.0)).collect();
         points[5_003].1 = 50.0;
-        let kept = thin(&points);
+        let kept = thin(&points, 700);
         assert!(kept.len() <= 700 && kept.contains(&(5_003.0, 50.0)));
     }
 }

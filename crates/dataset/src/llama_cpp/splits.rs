@@ -1,0 +1,169 @@
+//! Which of llama.cpp's built-in ways to split text a tokenizer.json means.
+
+use serde_json::Value;
+
+/// The patterns of tokenizer.json that llama.cpp knows (src/llama-vocab.cpp, `regex_exprs`), what
+/// it calls them, and whether it looks a whole word up before it merges (`ignore_merges`).
+const PATTERNS: [(&str, bool, &str); 4] = [
+    (LLAMA_3, true, "llama-bpe"),
+    (LLAMA_3, false, "smaug-bpe"),
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        false,
+        "qwen2",
+    ),
+    (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        true,
+        "tekken",
+    ),
+];
+
+const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// How llama.cpp has to split text.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Split {
+    /// `tokenizer.ggml.pre`.
+    pub(super) pre: &'static str,
+    /// SentencePiece's pieces of text, rather than bytes in GPT-2's spelling.
+    pub(super) is_pieces: bool,
+    /// Whether a text begins with a space that is not in it, for pieces.
+    pub(super) begins_with_space: bool,
+}
+
+/// The split of a tokenizer.json. The error says what llama.cpp does not have.
+pub(super) fn of(json: &Value) -> Result<Split, String> {
+    let model = &json["model"];
+    // Files of before 2022 leave out the type of the model.
+    let kind = model["type"].as_str().unwrap_or("BPE");
+    if kind != "BPE" {
+        return Err(format!("tokens are of the kind {kind}; llama.cpp is given BPE only"));
+    }
+    for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
+        if model[key].as_str().is_some_and(|text| !text.is_empty()) {
+            return Err(format!("llama.cpp has no `{key}`"));
+        }
+    }
+    if model["byte_fallback"] == true { pieces(json) } else { bytes(json, model["ignore_merges"] == true) }
+}
+
+/// The parts of a `Sequence`, or the one part that there is.
+fn parts<'a>(value: &'a Value, list: &str) -> Vec<&'a Value> {
+    match value {
+        Value::Null => Vec::new(),
+        _ if value["type"] == "Sequence" => value[list].as_array().into_iter().flatten().collect(),
+        one => vec![one],
+    }
+}
+
+/// Text as bytes: GPT-2's way and its successors.
+fn bytes(json: &Value, ignore_merges: bool) -> Result<Split, String> {
+    // llama.cpp composes no characters (NFC), and neither does the text that models are used on.
+    if let Some(other) = parts(&json["normalizer"], "normalizers").iter().find(|part| part["type"] != "NFC") {
+        return Err(format!("llama.cpp has no normalizer {}", other["type"]));
+    }
+    let parts = parts(&json["pre_tokenizer"], "pretokenizers");
+    let unknown = || Err("llama.cpp is not known to split text in this way (pre_tokenizer)".to_owned());
+    let Some((last, before)) = parts.split_last() else { return unknown() };
+    if last["type"] != "ByteLevel" || last["add_prefix_space"] == true {
+        return unknown();
+    }
+    let by_words = last["use_regex"] != false;
+    let pre = match before {
+        [] if by_words && !ignore_merges => Some("gpt-2"),
+        [digits] if digits["type"] == "Digits" && digits["individual_digits"] == true => {
+            (by_words && !ignore_merges).then_some("smollm")
+        }
+        [split] if split["type"] == "Split" && split["behavior"] == "Isolated" && split["invert"] != true => {
+            let pattern = split["pattern"]["Regex"].as_str().unwrap_or_default();
+            let found = PATTERNS.iter().find(|(known, whole, _)| *known == pattern && *whole == ignore_merges);
+            found.filter(|_| !by_words).map(|(.., pre)| *pre)
+        }
+        _ => None,
+    };
+    match pre {
+        Some(pre) => Ok(Split { pre, is_pieces: false, begins_with_space: false }),
+        None => unknown(),
+    }
+}
+
+/// Text as pieces, with bytes for what is in none: SentencePiece's way, of Llama 2 and Mistral.
+fn pieces(json: &Value) -> Result<Split, String> {
+    let mut begins_with_space = false;
+    let mut marks_spaces = false;
+    for part in parts(&json["normalizer"], "normalizers") {
+        match part["type"].as_str().unwrap_or_default() {
+            "Prepend" if part["prepend"] == "\u{2581}" => begins_with_space = true,
+            "Replace" if part["pattern"]["String"] == " " && part["content"] == "\u{2581}" => marks_spaces = true,
+            other => return Err(format!("llama.cpp has no normalizer {other} for tokens of this kind")),
+        }
+    }
+    for part in parts(&json["pre_tokenizer"], "pretokenizers") {
+        // Older files say `add_prefix_space` instead of the scheme.
+        if part["type"] != "Metaspace" || part["split"] == true {
+            return Err("llama.cpp is not known to split text in this way (pre_tokenizer)".to_owned());
+        }
+        marks_spaces = true;
+        let scheme = part["prepend_scheme"].as_str();
+        begins_with_space |= scheme.map_or(part["add_prefix_space"] != false, |scheme| scheme != "never");
+    }
+    match marks_spaces {
+        true => Ok(Split { pre: "default", is_pieces: true, begins_with_space }),
+        false => Err("its tokens are pieces of text, and nothing marks the spaces".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// (tokenizer.json, `pre` or part of the refusal)
+    #[test]
+    fn known_splits() {
+        let byte_level =
+            |by_words: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": by_words});
+        let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+        let sequence = |parts: Vec<Value>| json!({"type": "Sequence", "pretokenizers": parts});
+        let of_bytes = |pre: Value, ignore_merges: bool| json!({"model": {"type": "BPE", "ignore_merges": ignore_merges}, "pre_tokenizer": pre});
+        let of_pieces = |normalizer: Value, pre: Value| json!({"model": {"type": "BPE", "byte_fallback": true}, "normalizer": normalizer, "pre_tokenizer": pre});
+        let prepend = json!({"type": "Prepend", "prepend": "▁"});
+        let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+        let metaspace =
+            |scheme: &str| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
+        let digits = json!({"type": "Digits", "individual_digits": true});
+        for (what, tokenizer, want) in [
+            ("GPT-2", of_bytes(byte_level(true), false), Ok(("gpt-2", false))),
+            ("SmolLM", of_bytes(sequence(vec![digits, byte_level(true)]), false), Ok(("smollm", false))),
+            ("Llama 3", of_bytes(sequence(vec![split(LLAMA_3), byte_level(false)]), true), Ok(("llama-bpe", false))),
+            ("SmolLM3", of_bytes(sequence(vec![split(LLAMA_3), byte_level(false)]), false), Ok(("smaug-bpe", false))),
+            ("Qwen", of_bytes(sequence(vec![split(PATTERNS[2].0), byte_level(false)]), false), Ok(("qwen2", false))),
+            ("tekken", of_bytes(sequence(vec![split(PATTERNS[3].0), byte_level(false)]), true), Ok(("tekken", false))),
+            (
+                "Llama 2",
+                of_pieces(json!({"type": "Sequence", "normalizers": [prepend, replace]}), Value::Null),
+                Ok(("default", true)),
+            ),
+            ("Mistral 0.3", of_pieces(Value::Null, metaspace("first")), Ok(("default", true))),
+            ("without a space", of_pieces(Value::Null, metaspace("never")), Ok(("default", false))),
+            ("no words", of_bytes(byte_level(false), false), Err("pre_tokenizer")),
+            (
+                "another pattern",
+                of_bytes(sequence(vec![split("[a-z]+"), byte_level(false)]), false),
+                Err("pre_tokenizer"),
+            ),
+            ("nothing", of_bytes(Value::Null, false), Err("pre_tokenizer")),
+            ("unmarked", of_pieces(Value::Null, Value::Null), Err("nothing marks the spaces")),
+            ("Unigram", json!({"model": {"type": "Unigram"}}), Err("of the kind Unigram")),
+        ] {
+            let found = of(&tokenizer);
+            match (found, want) {
+                (Ok(split), Ok(want)) => assert_eq!((split.pre, split.begins_with_space), want, "{what}"),
+                (Err(error), Err(part)) => assert!(error.contains(part), "{what}: {error}"),
+                (found, want) => panic!("{what}: {found:?}, expected {want:?}"),
+            }
+        }
+    }
+}

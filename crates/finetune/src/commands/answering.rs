@@ -1,0 +1,163 @@
+//! What `generate` and `chat` have in common: settings that are refused, the text of an answer as
+//! its tokens come, and templates that give no text.
+
+use std::borrow::Cow;
+use std::io;
+use std::path::Path;
+
+use finetune_dataset::{ChatTokenizer, DatasetError, TextStream};
+use finetune_model::Sampling;
+
+use crate::commands::stops::Stops;
+use crate::failure::Failure;
+use crate::source::Source;
+
+/// Refuses settings with which no answer can be made.
+pub(super) fn check_sampling(sampling: Sampling, stop: &[String]) -> Result<Sampling, Failure> {
+    if !(sampling.temperature >= 0.0 && sampling.temperature.is_finite()) {
+        return Err(Failure::arguments("--temperature must be 0 or more", "0 takes the most likely token each time"));
+    }
+    if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
+        return Err(Failure::arguments("--top-p must be above 0 and at most 1", "1 draws from all tokens"));
+    }
+    if stop.iter().any(String::is_empty) {
+        return Err(Failure::arguments("--stop is empty", "give at least one character"));
+    }
+    Ok(sampling)
+}
+
+/// The tokenizer of a source, which must have one.
+pub(super) fn tokenizer(source: &Source) -> Result<ChatTokenizer, Failure> {
+    source.tokenizer()?.ok_or_else(|| {
+        Failure::arguments(
+            format!("{} has no tokenizer.json, without which there is no text", source.model.display()),
+            "copy the tokenizer files of the model there, or name another model directory",
+        )
+    })
+}
+
+/// The error for a model without a chat template. `raw`: what does without one.
+pub(super) fn no_template(model: &Path, raw: &str) -> Failure {
+    Failure::bad_input(
+        format!("{} has no chat template, which says how a conversation is written", model.display()),
+        vec![
+            format!("a base model continues a text: {raw}"),
+            "--chat-template FILE names a template, such as that of the model's chat version".to_owned(),
+        ],
+    )
+}
+
+/// An error of a template. Its own hints are for recipes.
+pub(super) fn of_template(error: DatasetError) -> Failure {
+    match error {
+        DatasetError::Template(_) | DatasetError::TemplateSyntax { .. } => {
+            Failure::arguments(error.to_string(), "--chat-template FILE uses another template")
+        }
+        error => error.into(),
+    }
+}
+
+/// Text that a terminal may get: line feeds and tabs stay. Other control characters, and those that
+/// turn the direction of writing around, are shown instead of obeyed. Carriage returns go: they
+/// would let a line write over itself.
+pub(super) fn printable(text: &str) -> Cow<'_, str> {
+    let is_plain = |letter: char| !letter.is_control() && !is_turning(letter) || matches!(letter, '\n' | '\t');
+    if text.chars().all(is_plain) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '\r' => {}
+            letter if is_plain(letter) => shown.push(letter),
+            letter => shown.extend(letter.escape_default()),
+        }
+    }
+    Cow::Owned(shown)
+}
+
+/// Overrides and isolates of the direction of writing, which have no end of their own.
+fn is_turning(letter: char) -> bool {
+    matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Text as tokens come: through the tokenizer's own decoder, up to a stop text.
+pub(super) struct Writing<'a> {
+    /// `None` once it has ended.
+    stream: Option<TextStream<'a>>,
+    stops: Stops<'a>,
+    text: String,
+    show: &'a mut dyn FnMut(&str) -> io::Result<()>,
+    error: Option<Failure>,
+}
+
+impl<'a> Writing<'a> {
+    /// `show` gets each piece of text, which is never empty. None of the stop texts is empty.
+    pub(super) fn new(
+        tokenizer: &'a ChatTokenizer,
+        stop: &'a [String],
+        show: &'a mut dyn FnMut(&str) -> io::Result<()>,
+    ) -> Writing<'a> {
+        let stream = Some(tokenizer.stream());
+        Writing { stream, stops: Stops::new(stop), text: String::new(), show, error: None }
+    }
+
+    /// Whether to go on.
+    pub(super) fn push(&mut self, token: u32) -> bool {
+        let Some(stream) = &mut self.stream else { return false };
+        match stream.push(token) {
+            Ok(new) => {
+                let shown = self.stops.push(&new);
+                self.show(&shown);
+            }
+            Err(error) => self.error = Some(error.into()),
+        }
+        self.error.is_none() && !self.stops.is_hit()
+    }
+
+    fn show(&mut self, new: &str) {
+        self.text += new;
+        if !new.is_empty() {
+            // A reader that has gone away is no error; any other is reported at the end.
+            if let Err(error) = (self.show)(new) {
+                self.error.get_or_insert(error.into());
+            }
+        }
+    }
+
+    /// Shows what was held back. Returns the text, and whether a stop text ended it.
+    pub(super) fn finish(mut self) -> Result<(String, bool), Failure> {
+        if !self.stops.is_hit()
+            && self.error.is_none()
+            && let Some(stream) = self.stream.take()
+        {
+            let last = stream.finish()?;
+            let shown = self.stops.push(&last);
+            self.show(&shown);
+            let held = self.stops.finish();
+            self.show(&held);
+        }
+        match self.error.take() {
+            Some(error) => Err(error),
+            None => Ok((self.text, self.stops.is_hit())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::printable;
+
+    #[test]
+    fn a_terminal_gets_no_orders() {
+        for (text, want) in [
+            ("plain é 漢 👩‍👧\n\ttab", "plain é 漢 👩‍👧\n\ttab"),
+            ("a\r\nb\rc", "a\nbc"),
+            ("\u{1b}[2J\u{7}", "\\u{1b}[2J\\u{7}"),
+            ("\u{9b}31m", "\\u{9b}31m"),
+            ("abc\u{202e}def", "abc\\u{202e}def"),
+        ] {
+            assert_eq!(printable(text), want);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Published configurations of the four tools (`tests/configs`, see PROVENANCE.md there).
+//!
+//! The table of values is compared by `scripts/check_import.py` with what each tool itself makes of
+//! the file. `UPDATE_EXPECT=1` rewrites the table; run the script after that.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use expect_test::expect_file;
+use finetune_import::{Imported, Tool, import};
+use finetune_recipe::Recipe;
+
+/// The keys that the table shows, as the resolved recipe has them.
+const KEYS: [&str; 32] = [
+    "seed",
+    "train.method",
+    "model.quantization",
+    "model.dtype",
+    "lora.rank",
+    "lora.alpha",
+    "lora.dropout",
+    "lora.target_modules",
+    "lora.use_rslora",
+    "lora.use_dora",
+    "lora.modules_to_save",
+    "lora.layers_to_transform",
+    "data.format",
+    "data.max_seq_len",
+    "data.overlong",
+    "data.packing",
+    "data.train_on",
+    "data.shuffle",
+    "train.epochs",
+    "train.max_steps",
+    "train.global_batch_size",
+    "train.micro_batch_size",
+    "train.max_grad_norm",
+    "train.gradient_checkpointing",
+    "optimizer.learning_rate",
+    "optimizer.betas",
+    "optimizer.eps",
+    "optimizer.weight_decay",
+    "schedule.name",
+    "schedule.warmup_steps",
+    "schedule.warmup_ratio",
+    "schedule.min_lr_ratio",
+];
+
+fn configs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs")
+}
+
+/// Every published configuration: its tool, its path below `tests/configs`, its text.
+fn published() -> Vec<(Tool, String, String)> {
+    let mut all = Vec::new();
+    for tool in Tool::ALL {
+        let folder = configs().join(tool.flag());
+        let mut names: Vec<String> = std::fs::read_dir(&folder)
+            .expect("a folder of configurations")
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .filter(|name| name.ends_with(".yml") || name.ends_with(".yaml"))
+            .collect();
+        names.sort();
+        for name in names {
+            let text = std::fs::read_to_string(folder.join(&name)).expect("a configuration");
+            all.push((tool, format!("{}/{name}", tool.flag()), text));
+        }
+    }
+    all
+}
+
+fn imported(name: &str, text: &str) -> Imported {
+    import(text, &configs().join(name), None).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn recipe(name: &str, imported: &Imported) -> Recipe {
+    let parsed = Recipe::parse(&imported.recipe, Path::new("recipe.toml"), &[], None);
+    parsed.unwrap_or_else(|error| panic!("{name}: {error}\n{}", imported.recipe))
+}
+
+/// The values of the resolved recipe by key.
+fn values(recipe: &Recipe) -> BTreeMap<String, String> {
+    let mut values = BTreeMap::new();
+    let (mut table, text) = (String::new(), recipe.to_toml());
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            table = format!("{name}.");
+        } else if let Some((key, value)) = line.split_once(" = ") {
+            values.insert(format!("{table}{key}"), value.to_owned());
+        }
+    }
+    values
+}
+
+#[test]
+fn at_least_forty_of_each_kind_come_out_as_recipes_that_we_read() {
+    let mut counts = BTreeMap::new();
+    for (tool, name, text) in published() {
+        let imported = imported(&name, &text);
+        assert_eq!(imported.tool, tool, "{name}");
+        recipe(&name, &imported);
+        *counts.entry(tool.name()).or_insert(0) += 1;
+    }
+    assert!(counts.len() == 4 && counts.values().all(|count| *count >= 40), "{counts:?}");
+}
+
+#[test]
+fn the_values_of_published_configurations() {
+    let mut table = String::new();
+    for (_, name, text) in published() {
+        let values = values(&recipe(&name, &imported(&name, &text)));
+        table += &format!("{name}\n");
+        for key in KEYS {
+            if let Some(value) = values.get(key) {
+                table += &format!("    {key} = {value}\n");
+            }
+        }
+    }
+    expect_file!["./expected.txt"].assert_eq(&table);
+}
+
+/// Every key at the top of a file is named in its recipe, with its line if it could not be carried
+/// over.
+#[test]
+fn no_key_is_dropped_without_a_word() {
+    for (_, name, text) in published() {
+        let imported = imported(&name, &text);
+        for line in text.lines() {
+            let Some((key, _)) = line.split_once(':') else { continue };
+            let plain = key.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_');
+            if plain && key.starts_with(|letter: char| letter.is_ascii_lowercase()) {
+                assert!(imported.recipe.contains(key), "{name}: {key}\n{}", imported.recipe);
+            }
+        }
+    }
+}
+
+/// What a user sees, for one file of each tool.
+#[test]
+fn recipes_as_they_come_out() {
+    for (name, snapshot) in [
+        ("axolotl/llama-3-qlora-1b.yml", expect_file!["./snapshots/axolotl.toml"]),
+        ("llama-factory/train_lora-qwen3_lora_sft.yaml", expect_file!["./snapshots/llama-factory.toml"]),
+        ("torchtune/qwen2_5-0.5B_lora.yaml", expect_file!["./snapshots/torchtune.toml"]),
+        ("mlx-lm/mlx-lm-mlx_lm-examples-lora_config.yaml", expect_file!["./snapshots/mlx-lm.toml"]),
+    ] {
+        let text = std::fs::read_to_string(configs().join(name)).expect(name);
+        snapshot.assert_eq(&imported(name, &text).recipe);
+    }
+}

@@ -1,0 +1,221 @@
+//! What an adapter trains: LoRA branches, and modules in full beside them. The rules are those of
+//! PEFT 0.21.
+
+use finetune_recipe::Lora;
+
+use crate::branch::{EMBEDDING, OUTPUT};
+use crate::config::ModelConfig;
+use crate::error::{ModelError, list};
+use crate::lora::{LoraTargets, choose_targets};
+use crate::tree::{Decoder, linear_layers, linear_modules};
+
+/// What an adapter trains.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Adaptation {
+    /// The branches, in model order: the embedding's first, the output layer's last.
+    pub targets: LoraTargets,
+    /// Modules that are trained in full, in model order: norms, linear layers, the embedding
+    /// (`model.embed_tokens`), the output layer (`lm_head`).
+    pub saved: Vec<String>,
+    /// The probability that an element of a branch's input is dropped in training. The branch of
+    /// the embedding has no dropout.
+    pub dropout: f64,
+}
+
+/// A layer that may have a branch: the embedding, a linear layer, or the output layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetLayer {
+    /// Such as `model.layers.0.self_attn.q_proj`.
+    pub module: String,
+    /// Rows of B: the outputs of the layer; of the embedding, the hidden size.
+    pub outputs: usize,
+    /// Columns of A: the inputs of the layer; of the embedding, the tokens of the vocabulary.
+    pub inputs: usize,
+}
+
+impl Adaptation {
+    /// Whether a tensor of the model, such as `model.norm.weight`, is trained in full.
+    pub fn saves(&self, tensor: &str) -> bool {
+        let module = module_of(tensor);
+        self.saved.iter().any(|saved| saved == module)
+    }
+
+    /// Whether embedding or output layer are trained. Then they differ, even if they were one matrix.
+    pub fn trains_vocabulary(&self) -> bool {
+        let saved = self.saved.iter().map(String::as_str);
+        saved.chain(self.targets.iter().map(|target| target.module.as_str())).any(is_of_vocabulary)
+    }
+
+    /// The number of trained elements of the branches, and of the modules that are trained in full.
+    pub fn elements(&self, config: &ModelConfig) -> (u64, u64) {
+        let layers = target_layers(config);
+        let of_branch = |module: &str, rank: usize, use_dora: bool| {
+            let layer = layers.iter().find(|layer| layer.module == module);
+            layer.map_or(0, |layer| {
+                (rank * (layer.outputs + layer.inputs) + usize::from(use_dora) * layer.outputs) as u64
+            })
+        };
+        let branches = self.targets.iter().map(|target| of_branch(&target.module, target.rank, target.use_dora)).sum();
+        (branches, saved_tensors(config, self).iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum())
+    }
+
+    /// Bytes in f32 of the embedding and an output layer of its own, as far as they are not trained
+    /// in full: what an adapter's file holds besides what is trained if rows were added.
+    pub fn frozen_vocabulary_bytes(&self, config: &ModelConfig) -> u64 {
+        let is_saved = |module: &str| self.saved.iter().any(|saved| saved == module);
+        let has_output = !config.tied_embeddings || is_saved(EMBEDDING) || is_saved(OUTPUT);
+        let frozen = [(EMBEDDING, true), (OUTPUT, has_output)];
+        let matrices = frozen.iter().filter(|(module, is_there)| *is_there && !is_saved(module)).count();
+        4 * (matrices * config.vocabulary * config.hidden_size) as u64
+    }
+
+    /// What a user should know about embedding and output layer of a model of this config.
+    pub fn notices(&self, config: &ModelConfig) -> Vec<String> {
+        if !(config.tied_embeddings && self.trains_vocabulary()) {
+            return Vec::new();
+        }
+        vec![
+            "embed_tokens and lm_head are one matrix in this model. The adapter changes each of them apart, as PEFT does without \
+             ensure_weight_tying: a merged model has both, with tie_word_embeddings = false"
+                .to_owned(),
+        ]
+    }
+}
+
+/// The branches and modules of a recipe, for a model of this config.
+///
+/// # Errors
+/// If a name, a pattern or a layer matches nothing, if settings contradict each other, or if a rank
+/// is too large.
+pub fn choose(lora: &Lora, config: &ModelConfig) -> Result<Adaptation, ModelError> {
+    let saved = saved_modules(&lora.modules_to_save, config)?;
+    let targets = choose_targets(lora, &linear_modules(config))?;
+    if let Some(target) = targets.iter().find(|target| saved.contains(&target.module)) {
+        let what = format!("`{}` gets a LoRA branch by target_modules, and is trained in full by this", target.module);
+        return Err(ModelError::Lora { key: "modules_to_save", what });
+    }
+    Ok(Adaptation { targets, saved, dropout: lora.dropout })
+}
+
+/// All layers that may have a branch, in model order.
+pub fn target_layers(config: &ModelConfig) -> Vec<TargetLayer> {
+    let (vocabulary, hidden) = (config.vocabulary, config.hidden_size);
+    let embedding = TargetLayer { module: EMBEDDING.to_owned(), outputs: hidden, inputs: vocabulary };
+    let output = TargetLayer { module: OUTPUT.to_owned(), outputs: vocabulary, inputs: hidden };
+    let linears = linear_layers(config).into_iter();
+    let linears =
+        linears.map(|layer| TargetLayer { module: layer.module, outputs: layer.outputs, inputs: layer.inputs });
+    std::iter::once(embedding).chain(linears).chain(std::iter::once(output)).collect()
+}
+
+/// Whether a module is the embedding or the output layer.
+pub(crate) fn is_of_vocabulary(module: &str) -> bool {
+    [EMBEDDING, OUTPUT].contains(&module)
+}
+
+/// The module of a tensor.
+pub(crate) fn module_of(tensor: &str) -> &str {
+    tensor.rsplit_once('.').map_or(tensor, |(module, _)| module)
+}
+
+/// Name and shape of each tensor that is trained in full, in the order of the layout. A tied output
+/// layer has a tensor of its own.
+pub(crate) fn saved_tensors(config: &ModelConfig, adaptation: &Adaptation) -> Vec<(String, Vec<usize>)> {
+    let untied =
+        ModelConfig { tied_embeddings: config.tied_embeddings && !adaptation.trains_vocabulary(), ..config.clone() };
+    let mut decoder = Decoder::new(&untied);
+    let (base, _) = decoder.parameters();
+    base.iter()
+        .filter(|slot| adaptation.saves(slot.name()))
+        .map(|slot| (slot.name().to_owned(), slot.shape()))
+        .collect()
+}
+
+/// The modules whose name ends in one of these, as PEFT's `str.endswith`, or that lie inside of one
+/// whose name does.
+pub(crate) fn saved_modules(names: &[String], config: &ModelConfig) -> Result<Vec<String>, ModelError> {
+    let untied = ModelConfig { tied_embeddings: false, ..config.clone() };
+    let mut modules: Vec<String> = Vec::new();
+    for slot in Decoder::new(&untied).slots() {
+        let module = module_of(slot.name()).to_owned();
+        if !modules.contains(&module) {
+            modules.push(module);
+        }
+    }
+    let refused = |what: String| Err(ModelError::Lora { key: "modules_to_save", what });
+    for name in names {
+        let mut found = modules.iter().flat_map(|module| around(module)).filter(|around| around.ends_with(name));
+        match found.next() {
+            None => {
+                let known = list(&crate::lora::last_parts(&modules));
+                return refused(format!("no module's name ends in `{name}`; the modules are called {known}"));
+            }
+            Some(module) if is_large(module) => {
+                return refused(format!("`{name}` is the end of `{module}`, which holds whole layers"));
+            }
+            Some(_) => {}
+        }
+    }
+    let is_saved = |module: &String| around(module).any(|around| names.iter().any(|name| around.ends_with(name)));
+    Ok(modules.into_iter().filter(is_saved).collect())
+}
+
+/// A module and the modules that it lies in, such as `model`, `model.layers`, ...
+fn around(module: &str) -> impl Iterator<Item = &str> {
+    let ends = module.match_indices('.').map(|(end, _)| end).chain(std::iter::once(module.len()));
+    ends.map(|end| &module[..end])
+}
+
+/// Whether a module holds one or more whole layers.
+fn is_large(module: &str) -> bool {
+    let last = module.rsplit('.').next().unwrap_or(module);
+    ["model", "layers"].contains(&last) || last.parse::<usize>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Two layers, with one matrix for embedding and output layer.
+    fn config() -> ModelConfig {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models/qwen2");
+        ModelConfig::load(&path).expect("a config")
+    }
+
+    /// (names, the modules or a part of the error). PEFT matches ends of names, also within a word.
+    #[test]
+    fn modules_are_found_by_the_ends_of_their_names() {
+        let layer = |part: &str| [0, 1].map(|n| format!("model.layers.{n}.{part}")).to_vec();
+        let mut norms = Vec::new();
+        for n in 0..2 {
+            norms.push(format!("model.layers.{n}.input_layernorm"));
+            norms.push(format!("model.layers.{n}.post_attention_layernorm"));
+        }
+        let with_last = [norms.clone(), vec!["model.norm".to_owned()]].concat();
+        #[expect(clippy::type_complexity, reason = "a table of cases")]
+        let cases: [(&[&str], Result<Vec<String>, &str>); 9] = [
+            (&[], Ok(vec![])),
+            (&["lm_head"], Ok(vec!["lm_head".to_owned()])),
+            (&["lm_head", "embed_tokens"], Ok(vec![EMBEDDING.to_owned(), OUTPUT.to_owned()])),
+            (&["k_proj"], Ok(layer("self_attn.k_proj"))),
+            (&["layernorm"], Ok(norms)),
+            (&["norm"], Ok(with_last)),
+            (
+                &["layers.1.mlp"],
+                Ok(["gate", "up", "down"].map(|part| format!("model.layers.1.mlp.{part}_proj")).to_vec()),
+            ),
+            (&["w_proj"], Err("no module's name ends in `w_proj`")),
+            (&["layers.1"], Err("holds whole layers")),
+        ];
+        for (names, want) in cases {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            match (saved_modules(&names, &config()), want) {
+                (Ok(found), Ok(want)) => assert_eq!(found, want, "{names:?}"),
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{names:?}: {error}"),
+                (found, want) => panic!("{names:?}: {found:?}, expected {want:?}"),
+            }
+        }
+    }
+}

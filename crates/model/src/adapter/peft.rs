@@ -1,0 +1,50 @@
+//! An adapter as PEFT's files, whatever it was read from.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use finetune_store::{Dtype, encode_tensors};
+
+use crate::adaptation::Adaptation;
+use crate::adapter::write::adapter_config;
+use crate::adapter::{Adapter, BaseName, CONFIG_FILE, TENSOR_FILE};
+use crate::branch::EMBEDDING;
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use crate::files::floats::from_f32;
+use crate::merge::branches;
+use crate::parameters::file_name;
+
+impl Adapter {
+    /// adapter_config.json and adapter_model.safetensors, in f32, for a base of this config.
+    /// `dropout` is the training's, which only a further training uses.
+    ///
+    /// # Errors
+    /// [`ModelError::NotExpressible`] for modules that were trained in full: PEFT's own files of such
+    /// an adapter are copied instead. [`ModelError::Store`] for more tensors than a file may have.
+    pub fn peft_files(&self, dropout: f64, config: &ModelConfig) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
+        if !self.saved.is_empty() || !self.vocabulary.is_empty() {
+            self.expect_branches_only("an adapter cannot be written anew in PEFT's format")?;
+        }
+        let base = BaseName { name: self.base.name.clone().unwrap_or_default(), revision: self.base.revision.clone() };
+        let adaptation = Adaptation { dropout, ..self.adaptation() };
+        let config = adapter_config(&adaptation, &base, config);
+        let config = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
+        let mut tensors = Vec::new();
+        for (branch, &(outputs, inputs)) in branches(self).iter().zip(&self.shapes) {
+            let names = match branch.module {
+                EMBEDDING => ["lora_embedding_A", "lora_embedding_B"],
+                _ => ["lora_A", "lora_B"],
+            };
+            let mut parts =
+                vec![(names[0], vec![branch.rank, inputs], branch.a), (names[1], vec![outputs, branch.rank], branch.b)];
+            parts.extend(branch.magnitudes.map(|values| ("lora_magnitude_vector", vec![outputs], values)));
+            tensors.extend(parts.into_iter().map(|(part, shape, values)| {
+                (file_name(branch.module, part), Dtype::F32, shape, Cow::from(from_f32(values, Dtype::F32)))
+            }));
+        }
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        let tensors = encode_tensors(&tensors, &metadata)?;
+        Ok(vec![(CONFIG_FILE.to_owned(), config), (TENSOR_FILE.to_owned(), tensors)])
+    }
+}

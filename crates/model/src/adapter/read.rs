@@ -1,0 +1,192 @@
+//! Reads an adapter: every tensor gets its place, and settings and tensors are held against each
+//! other.
+
+use std::path::{Path, PathBuf};
+
+use finetune_store::TensorFile;
+
+use crate::adaptation::{is_of_vocabulary, saved_modules, saved_tensors, target_layers};
+use crate::adapter::files::AdapterFiles;
+use crate::adapter::settings::Settings;
+use crate::adapter::tensors::{self, Branches, Parts};
+use crate::adapter::{Adapter, RecordedBase};
+use crate::branch::{EMBEDDING, OUTPUT};
+use crate::config::ModelConfig;
+use crate::error::{ModelError, list};
+use crate::parameters::file_name;
+use crate::vocabulary::FrozenMatrix;
+
+impl Adapter {
+    /// Reads an adapter for a model of this config. `directory` may be a run's: then it is the
+    /// adapter that the run has published.
+    ///
+    /// # Errors
+    /// If a file is missing or malformed, if settings and tensors do not fit each other or the
+    /// model. Also if a setting means other arithmetic than LoRA, DoRA and modules trained in full.
+    pub fn read(directory: &Path, config: &ModelConfig) -> Result<Adapter, ModelError> {
+        let files = AdapterFiles::find(directory)?;
+        let modules: Vec<String> = target_layers(config).into_iter().map(|layer| layer.module).collect();
+        let settings = Settings::read(&files, &modules, config.tied_embeddings)?;
+        let path = files.tensors();
+        let file = TensorFile::open(&path)?;
+        let branches = Branches::sort(&file, files.format, &path)?;
+        let rows = rows(&branches).unwrap_or(config.vocabulary);
+        let config = &ModelConfig { vocabulary: rows, ..config.clone() };
+        let adapter = Adapter {
+            targets: Vec::new(),
+            shapes: Vec::new(),
+            saved: Vec::new(),
+            values: Vec::new(),
+            vocabulary: Vec::new(),
+            rows,
+            base: RecordedBase::read(&files.directory, &settings.config),
+            notices: settings.notices.clone(),
+            modules,
+        };
+        let mut reader = Reader { config, settings: &settings, path, format: files.format, branches, adapter };
+        reader.branches()?;
+        reader.saved()?;
+        reader.vocabulary()?;
+        reader.finish()
+    }
+}
+
+/// Rows of the embedding or the output layer, if the file has one of them.
+fn rows(branches: &Branches<'_>) -> Option<usize> {
+    let modules = [EMBEDDING, OUTPUT].into_iter();
+    let names = modules.flat_map(|module| [format!("{module}.weight"), format!("{module}.base_layer.weight")]);
+    let mut views = names.filter_map(|name| branches.others.get(&name));
+    views.find_map(|view| view.shape.first().copied().filter(|_| view.shape.len() == 2))
+}
+
+/// An adapter that is being read. What has found its place is taken out of `branches`.
+struct Reader<'a> {
+    config: &'a ModelConfig,
+    settings: &'a Settings,
+    path: PathBuf,
+    format: super::files::Format,
+    branches: Branches<'a>,
+    adapter: Adapter,
+}
+
+impl Reader<'_> {
+    fn keys<T>(&self, what: &'static str, names: Vec<String>) -> Result<T, ModelError> {
+        Err(ModelError::AdapterKeys { path: self.path.clone(), what, names })
+    }
+
+    /// The branches of all layers.
+    fn branches(&mut self) -> Result<(), ModelError> {
+        let (mut halves, mut unnamed, mut absent) = (Vec::new(), Vec::new(), Vec::new());
+        for layer in target_layers(self.config) {
+            let module = &layer.module;
+            let is_embedding = module == EMBEDDING;
+            let expected = self.settings.expects(module);
+            let Some(Parts { found }) = self.branches.by_module.remove(&(module.clone(), is_embedding)) else {
+                absent.extend((expected == Some(true)).then(|| module.clone()));
+                continue;
+            };
+            let has_a = found[0].is_some();
+            let names = if is_embedding { ["lora_embedding_A", "lora_embedding_B"] } else { ["lora_A", "lora_B"] };
+            let [Some(a), Some(b), magnitude] = found else {
+                halves.push(file_name(module, names[usize::from(has_a)]));
+                continue;
+            };
+            unnamed.extend((expected == Some(false)).then(|| module.clone()));
+            let (a, b, rank) = tensors::values(&a, &b, (layer.outputs, layer.inputs), self.format)?;
+            let target = self.settings.target(module, rank)?;
+            let use_dora = target.use_dora;
+            if use_dora && is_of_vocabulary(module) {
+                let (path, value) = (self.path.clone(), format!("true on `{module}`"));
+                return Err(ModelError::Setting { path, key: "use_dora", value });
+            }
+            self.adapter.targets.push(target);
+            self.adapter.shapes.push((layer.outputs, layer.inputs));
+            self.adapter.values.extend(a);
+            self.adapter.values.extend(b);
+            match magnitude {
+                Some(magnitude) if use_dora => {
+                    self.adapter.values.extend(tensors::of_shape(&magnitude, &[layer.outputs])?);
+                }
+                None if use_dora => {
+                    return self
+                        .keys("magnitudes of DoRA are missing", vec![file_name(module, "lora_magnitude_vector")]);
+                }
+                Some(magnitude) => {
+                    return self.keys("magnitudes, although use_dora is not set", vec![magnitude.name.to_owned()]);
+                }
+                None => {}
+            }
+        }
+        if !halves.is_empty() {
+            return self.keys("the other half of a branch is missing", halves);
+        }
+        if !unnamed.is_empty() {
+            return self.keys("branches that the settings do not name, so that others leave them out", unnamed);
+        }
+        if !absent.is_empty() {
+            self.adapter.notices.push(format!(
+                "{}: the settings name branches that it has not, so these layers stay as they are: {}",
+                self.path.display(),
+                list(&absent)
+            ));
+        }
+        Ok(())
+    }
+
+    /// The modules that were trained in full.
+    fn saved(&mut self) -> Result<(), ModelError> {
+        let mut names = Vec::new();
+        for name in &self.settings.saved {
+            match saved_modules(std::slice::from_ref(name), self.config) {
+                Ok(_) => names.push(name.clone()),
+                Err(error) => self.adapter.notices.push(format!("{}: {error}", self.path.display())),
+            }
+        }
+        if self.settings.ties {
+            // PEFT writes both, with the same values.
+            let modules = saved_modules(&names, self.config)?;
+            names.extend(modules.iter().filter(|module| is_of_vocabulary(module)).map(|_| OUTPUT.to_owned()));
+        }
+        self.adapter.saved = saved_modules(&names, self.config)?;
+        for (name, shape) in saved_tensors(self.config, &self.adapter.adaptation()) {
+            let Some(view) = self.branches.others.remove(&name) else {
+                return self.keys("a tensor of modules_to_save is missing", vec![name]);
+            };
+            self.adapter.values.extend(tensors::of_shape(&view, &shape)?);
+        }
+        Ok(())
+    }
+
+    /// The embedding and the output layer, if PEFT saved them as they were: beside their branches,
+    /// or because rows were added.
+    fn vocabulary(&mut self) -> Result<(), ModelError> {
+        for module in [EMBEDDING, OUTPUT] {
+            let names = [format!("{module}.base_layer.weight"), format!("{module}.weight")];
+            let Some(view) = names.iter().find_map(|name| self.branches.others.remove(name)) else { continue };
+            let shape = [self.config.vocabulary, self.config.hidden_size];
+            let values = tensors::of_shape(&view, &shape)?;
+            self.adapter.vocabulary.push(FrozenMatrix { module: module.to_owned(), shape, values });
+        }
+        if let [one, other] = self.adapter.vocabulary.as_slice()
+            && self.config.tied_embeddings
+            && one.values != other.values
+        {
+            let what = "embedding and output layer differ, and are one matrix in the base".to_owned();
+            return Err(ModelError::AdapterParts { path: self.path.clone(), what });
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Adapter, ModelError> {
+        let parts = self.branches.by_module.values().flat_map(|parts| parts.found.iter().flatten());
+        let foreign = self.branches.others.values().chain(parts);
+        let foreign: Vec<String> = foreign.map(|view| view.name.to_owned()).collect();
+        if !foreign.is_empty() {
+            return self.keys("tensors that belong to no LoRA branch of this model", foreign);
+        }
+        if self.adapter.targets.is_empty() {
+            return self.keys("it has no LoRA branch at all", vec![]);
+        }
+        Ok(self.adapter)
+    }
+}

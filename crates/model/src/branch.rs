@@ -1,0 +1,159 @@
+//! A LoRA branch of a layer, its magnitudes if it is a DoRA branch, and the places that may have
+//! one.
+
+use burn::tensor::{Tensor, TensorData};
+use finetune_kernels::operations;
+use finetune_random::Stream;
+
+use crate::error::ModelError;
+use crate::lora::LoraTarget;
+use crate::parameters::file_name;
+use crate::random_stream::RandomStream;
+use crate::readback::data;
+use crate::tree::{Decoder, Layer, Linear, Matrix, Slot, Vector};
+
+/// `scale · drop(x) Aᵀ Bᵀ`
+#[derive(Clone, Debug)]
+pub(crate) struct LoraBranch {
+    /// [r, i]; of the embedding [r, v]
+    pub(crate) a: Matrix,
+    /// [o, r]; of the embedding [hidden, r]
+    pub(crate) b: Matrix,
+    /// alpha / r, or alpha / sqrt(r) with rsLoRA.
+    pub(crate) scale: f32,
+    /// `None`: plain LoRA.
+    pub(crate) dora: Option<Dora>,
+}
+
+/// DoRA (Liu et al. 2024): each output of `W + scale · B A` is scaled to a trained magnitude.
+#[derive(Clone, Debug)]
+pub(crate) struct Dora {
+    /// [o]
+    pub(crate) magnitude: Vector,
+    /// Norms of the rows of `W + scale · B A`, [o]. They follow the values of A and B, and are
+    /// constants of the backward pass, as in PEFT.
+    pub(crate) norms: Tensor<1>,
+}
+
+/// A layer that may have a branch.
+pub(crate) struct Place<'a> {
+    /// Such as `model.layers.0.self_attn.q_proj`.
+    pub(crate) module: &'a str,
+    /// Keys the random numbers of the branch.
+    pub(crate) index: u32,
+    /// [o, i]; of the embedding [v, hidden]
+    pub(crate) weight: &'a Matrix,
+    /// Whether this is the embedding, whose branch maps tokens to the hidden size.
+    pub(crate) is_embedding: bool,
+    pub(crate) lora: &'a mut Option<LoraBranch>,
+}
+
+/// The name of the embedding's module.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens";
+/// The name of the output layer's module.
+pub(crate) const OUTPUT: &str = "lm_head";
+
+impl LoraBranch {
+    /// A fresh branch as PEFT initializes it. A is U(±1/sqrt inputs), B zero. On the embedding A is
+    /// zero and B normal.
+    fn fresh(place: &Place<'_>, target: &LoraTarget, seed: u64) -> LoraBranch {
+        let device = place.weight.dense().device().inner();
+        let stream = Stream::new(seed, RandomStream::Adapter as u32, 0, place.index);
+        let [rows, columns] = place.weight.shape;
+        let (outputs, inputs) = if place.is_embedding { (columns, rows) } else { (rows, columns) };
+        let (a, b) = ([target.rank, inputs], [outputs, target.rank]);
+        let drawn =
+            |values: Vec<f32>, shape: [usize; 2]| Tensor::<2>::from_data(TensorData::new(values, shape), &device);
+        let matrix = |half: &str, shape: [usize; 2], values: Tensor<2>| {
+            let mut matrix = Matrix::new(file_name(place.module, half), shape);
+            matrix.set(values);
+            matrix
+        };
+        let (halves, a_values, b_values) = if place.is_embedding {
+            let normal = drawn(stream.normal(outputs * target.rank, 1.0), b);
+            (["lora_embedding_A", "lora_embedding_B"], Tensor::zeros(a, &device), normal)
+        } else {
+            let uniform = drawn(stream.uniform(target.rank * inputs, 1.0 / (inputs as f32).sqrt()), a);
+            (["lora_A", "lora_B"], uniform, Tensor::zeros(b, &device))
+        };
+        LoraBranch {
+            a: matrix(halves[0], a, a_values),
+            b: matrix(halves[1], b, b_values),
+            scale: target.scale(),
+            dora: None,
+        }
+    }
+
+    /// The trained tensors: A, B, and the magnitudes of DoRA.
+    pub(crate) fn slots(&mut self) -> Vec<Slot<'_>> {
+        let magnitude = self.dora.as_mut().map(|dora| Slot::Vector(&mut dora.magnitude));
+        [Slot::Matrix(&mut self.a), Slot::Matrix(&mut self.b)].into_iter().chain(magnitude).collect()
+    }
+
+    /// Norms of the rows of the weight with this branch, [o].
+    fn norms(&self, weight: &Matrix) -> Tensor<1> {
+        let plain = |matrix: &Matrix| matrix.dense().clone().inner();
+        operations::merged_norms(plain(weight), plain(&self.a), plain(&self.b), self.scale)
+    }
+
+    /// Gives the branch magnitudes, which begin at the norms: the layer computes what it did.
+    fn add_magnitudes(&mut self, place: (&str, &Matrix)) -> Result<(), ModelError> {
+        let (module, weight) = place;
+        let norms = self.norms(weight);
+        if let Some(row) = data(norms.clone())?.iter().position(|&norm| !(norm.is_finite() && norm > 0.0)) {
+            let what = format!("row {row} of `{}` has no direction: its numbers are zero or too large", weight.name);
+            return Err(ModelError::Lora { key: "use_dora", what });
+        }
+        let mut magnitude = Vector::new(file_name(module, "lora_magnitude_vector"), weight.shape[0], 1.0);
+        magnitude.set(norms.clone());
+        self.dora = Some(Dora { magnitude, norms });
+        Ok(())
+    }
+}
+
+impl Decoder {
+    /// Every layer that may have a branch, in model order: the embedding, the linear layers, the
+    /// output layer.
+    pub(crate) fn places(&mut self) -> Vec<Place<'_>> {
+        let Decoder { embedding, embedding_lora, layers, head } = self;
+        let embedding: &Matrix = embedding;
+        let output: &Matrix = head.output.as_ref().unwrap_or(embedding);
+        let index = head.index;
+        let embedding =
+            Place { module: EMBEDDING, index: index + 1, weight: embedding, is_embedding: true, lora: embedding_lora };
+        let output = Place { module: OUTPUT, index, weight: output, is_embedding: false, lora: &mut head.lora };
+        let linears = layers.iter_mut().flat_map(Layer::linears).map(|linear| {
+            let Linear { module, index, weight, lora, .. } = linear;
+            Place { module: module.as_str(), index: *index, weight: &*weight, is_embedding: false, lora }
+        });
+        std::iter::once(embedding).chain(linears).chain(std::iter::once(output)).collect()
+    }
+
+    /// Gives these modules fresh branches.
+    ///
+    /// # Errors
+    /// If the device fails, or a row of a weight cannot have a magnitude.
+    pub(crate) fn add_branches(&mut self, targets: &[LoraTarget], seed: u64) -> Result<(), ModelError> {
+        for place in self.places() {
+            let Some(target) = targets.iter().find(|target| target.module == place.module) else { continue };
+            let mut branch = LoraBranch::fresh(&place, target, seed);
+            if target.use_dora {
+                branch.add_magnitudes((place.module, place.weight))?;
+            }
+            *place.lora = Some(branch);
+        }
+        Ok(())
+    }
+
+    /// Brings the norms of DoRA up to date with the values of A and B.
+    pub(crate) fn update_norms(&mut self) {
+        for place in self.places() {
+            if let Some(branch) = place.lora
+                && branch.dora.is_some()
+            {
+                let norms = branch.norms(place.weight);
+                branch.dora.as_mut().expect("just seen").norms = norms;
+            }
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The rows of embedding and output layer, one for each token: more of them, and those that come
+//! with an adapter.
+
+use burn::tensor::{Tensor, TensorData};
+
+use crate::adaptation::Adaptation;
+use crate::branch::{EMBEDDING, OUTPUT};
+use crate::error::ModelError;
+use crate::layout::Layout;
+use crate::model::Model;
+use crate::parameters::PREFIX;
+use crate::readback::data;
+use crate::tree::{Decoder, Matrix};
+
+/// A matrix of the base that comes with an adapter.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct FrozenMatrix {
+    /// The module: the embedding or the output layer.
+    pub(crate) module: String,
+    /// [v, hidden]
+    pub(crate) shape: [usize; 2],
+    /// The elements, row-major.
+    pub(crate) values: Vec<f32>,
+}
+
+impl Decoder {
+    /// Gives a tied output layer a matrix of its own, with the embedding's values.
+    pub(crate) fn untie(&mut self) {
+        if self.head.output.is_none() {
+            let mut output = Matrix::new(format!("{OUTPUT}.weight"), self.embedding.shape);
+            output.set(self.embedding.dense().clone());
+            self.head.output = Some(output);
+        }
+    }
+
+    /// The embedding, and the output layer if it has a matrix of its own, with their modules.
+    fn of_vocabulary(&self) -> Vec<(&'static str, &Matrix)> {
+        let output = self.head.output.as_ref().map(|output| (OUTPUT, output));
+        std::iter::once((EMBEDDING, &self.embedding)).chain(output).collect()
+    }
+
+    /// Puts other values into the embedding or the output layer, in the number type that it is held
+    /// in. A tied output layer is the embedding.
+    fn replace(&mut self, module: &str, shape: [usize; 2], values: Vec<f32>) {
+        let matrix = match &mut self.head.output {
+            Some(output) if module == OUTPUT => output,
+            _ => &mut self.embedding,
+        };
+        let (device, held) = (matrix.dense().device().inner(), matrix.dense().dtype());
+        matrix.shape = shape;
+        matrix.set(Tensor::<2>::from_data(TensorData::new(values, shape), &device).cast(held));
+    }
+}
+
+impl Model {
+    /// Gives embedding and output layer this many rows. A new row is the mean of those that are
+    /// there. (transformers draws new rows from a normal distribution around that mean.)
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn resize_vocabulary(&mut self, rows: usize) -> Result<(), ModelError> {
+        if rows == self.config.vocabulary {
+            return Ok(());
+        }
+        let mut resized_matrices = Vec::new();
+        for (module, matrix) in self.weights.of_vocabulary() {
+            let values = data(matrix.dense().clone().inner())?;
+            resized_matrices.push((module, resized(values, matrix.shape[1], rows)));
+        }
+        for (module, values) in resized_matrices {
+            self.weights.replace(module, [rows, self.config.hidden_size], values);
+        }
+        self.config.vocabulary = rows;
+        self.has_own_vocabulary = true;
+        Ok(())
+    }
+
+    /// Takes over the embedding and the output layer that come with an adapter, and its number of
+    /// rows.
+    pub(crate) fn take_vocabulary(&mut self, rows: usize, matrices: &[FrozenMatrix]) -> Result<(), ModelError> {
+        self.resize_vocabulary(rows)?;
+        for FrozenMatrix { module, shape, values } in matrices {
+            let own = self.weights.of_vocabulary();
+            let own = own.iter().find(|(known, _)| known == module).or(own.first());
+            let own = own.map(|(_, matrix)| data(matrix.dense().clone().inner())).transpose()?;
+            if own.as_ref() != Some(values) {
+                self.weights.replace(module, *shape, values.clone());
+                self.has_own_vocabulary = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// The frozen matrices that an adapter's file has to hold because the base's directory has
+    /// others: their names and shapes behind the layout of the adapter, and their values.
+    pub(crate) fn with_own_vocabulary(&self, adaptation: &Adaptation) -> Result<(Layout, Vec<f32>), ModelError> {
+        let (mut layout, mut values) = (self.layout.clone(), Vec::new());
+        if !self.has_own_vocabulary {
+            return Ok((layout, values));
+        }
+        for (module, matrix) in self.weights.of_vocabulary() {
+            if adaptation.saved.iter().any(|saved| saved == module) {
+                continue;
+            }
+            let has_branch = adaptation.targets.iter().any(|target| target.module == module);
+            let end = if has_branch { ".base_layer.weight" } else { ".weight" };
+            layout.push(format!("{PREFIX}{module}{end}"), matrix.shape.to_vec());
+            values.extend(data(matrix.dense().clone().inner())?);
+        }
+        Ok((layout, values))
+    }
+}
+
+/// The rows of a matrix with `columns` columns, cut or filled up to `rows` with their mean.
+pub(crate) fn resized(mut values: Vec<f32>, columns: usize, rows: usize) -> Vec<f32> {
+    let there = values.len() / columns;
+    let mut sums = vec![0.0f64; columns];
+    for row in values.chunks(columns) {
+        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
+    }
+    let mean: Vec<f32> = sums.iter().map(|sum| (sum / there as f64) as f32).collect();
+    values.truncate(rows * columns);
+    (there..rows).for_each(|_| values.extend_from_slice(&mean));
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_rows_are_the_mean_of_the_others() {
+        let rows = vec![1.0, -2.0, 3.0, 4.0];
+        assert_eq!(resized(rows.clone(), 2, 4), [1.0, -2.0, 3.0, 4.0, 2.0, 1.0, 2.0, 1.0]);
+        assert_eq!(resized(rows, 2, 1), [1.0, -2.0]);
+    }
+}

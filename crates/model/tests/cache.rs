@@ -1,0 +1,122 @@
+//! Generation that goes on from what an earlier one has read. It gives what a fresh one gives, and
+//! only new tokens go through the model.
+
+mod made;
+
+use finetune_model::adapter::Adapter;
+use finetune_model::{FloatType, Generation, GenerationStep, KeyValueCache, Model, Placement, Sampling, gpus};
+
+const FAMILIES: [&str; 6] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3"];
+
+/// Tokens of an answer.
+const ANSWER: usize = 9;
+
+/// The CPU, or with `FINETUNE_TEST_DEVICE=gpu` the first GPU.
+fn placement() -> Placement {
+    match std::env::var("FINETUNE_TEST_DEVICE").as_deref() {
+        Ok("gpu") => {
+            let found = gpus(true).into_iter().next().expect("a GPU, or a software renderer");
+            Placement::gpu(found.device, FloatType::F32)
+        }
+        _ => Placement::cpu(None),
+    }
+}
+
+fn with_adapter(family: &str) -> Model {
+    let directory = made::golden(family);
+    let mut model = Model::load(&directory, &placement()).expect("the model loads");
+    model
+        .attach(&Adapter::read(&directory.join("adapter"), &model.config).expect("the adapter loads"))
+        .expect("attached");
+    model
+}
+
+/// Tokens that say nothing: 3, 10, 17, ...
+fn text(length: usize, first: u32) -> Vec<u32> {
+    (0..length as u32).map(|n| (first + 7 * n) % 96).collect()
+}
+
+fn cached(model: &Model, prompt: &[u32], cache: &mut KeyValueCache) -> (Generation, Vec<GenerationStep>) {
+    let mut steps = Vec::new();
+    let mut each = |step| {
+        steps.push(step);
+        true
+    };
+    let generation = model.generate_cached(prompt, ANSWER, Sampling::GREEDY, &[], cache, &mut each);
+    (generation.expect("a generation"), steps)
+}
+
+/// (what the next prompt shares with the tokens of the turn before, tokens that it has behind that)
+const TURNS: [(&str, usize); 5] = [("nothing", 30), ("all", 12), ("all", 1), ("half", 40), ("the first token", 80)];
+
+/// A conversation that goes on, is taken back, and goes on in another way.
+#[test]
+fn a_kept_beginning_changes_no_token_and_is_not_computed_again() {
+    for family in FAMILIES {
+        let model = with_adapter(family);
+        let mut cache = KeyValueCache::default();
+        let mut turn: Vec<u32> = Vec::new();
+        for (n, (shared, more)) in TURNS.into_iter().enumerate() {
+            let shared = match shared {
+                "all" => turn.len(),
+                "half" => turn.len() / 2,
+                "the first token" => 1,
+                _ => 0,
+            };
+            // The first token behind what is shared differs from that of the turn before.
+            let other = turn.get(shared).map_or(3, |token| token + 1);
+            let prompt = [&turn[..shared], &text(more, other)].concat();
+            let common = cache.tokens().iter().zip(&prompt).take_while(|(kept, token)| kept == token).count();
+
+            let fresh = model.generate(&prompt, ANSWER, Sampling::GREEDY, &[], &mut |_| {}).expect("a generation");
+            let (got, steps) = cached(&model, &prompt, &mut cache);
+            assert_eq!(got.tokens, fresh.tokens, "{family}: turn {n}");
+            assert_eq!(fresh.prompt_computed, prompt.len());
+            assert_eq!(got.prompt_computed, prompt.len() - common, "{family}: turn {n}");
+            assert!(common + 1 >= shared, "{family}: turn {n} keeps {common} of {shared} tokens");
+            assert_eq!(steps[0], GenerationStep::Prompt(prompt.len()));
+            assert_eq!(steps.len(), 1 + ANSWER, "{family}: the prompt at once, then each token");
+
+            // The last token was chosen, but it has not gone through the model.
+            turn = [&prompt[..], &got.tokens].concat();
+            assert_eq!(cache.tokens(), &turn[..turn.len() - 1]);
+        }
+    }
+}
+
+/// The same prompt again: its last token has to be computed for its logits.
+#[test]
+fn the_same_prompt_is_answered_again() {
+    let model = with_adapter("qwen3");
+    let (prompt, mut cache) = (text(20, 3), KeyValueCache::default());
+    let (first, _) = cached(&model, &prompt, &mut cache);
+    let (again, _) = cached(&model, &prompt, &mut cache);
+    assert_eq!((again.tokens, again.prompt_computed), (first.tokens, 1));
+}
+
+/// A long prompt is read in parts. What was read when it is stopped is kept.
+#[test]
+fn a_prompt_can_be_stopped_between_its_parts() {
+    let model = with_adapter("llama");
+    let (prompt, mut cache) = (text(1100, 3), KeyValueCache::default());
+    let stop = &mut |step: GenerationStep| step != GenerationStep::Prompt(512);
+    let stopped = model.generate_cached(&prompt, ANSWER, Sampling::GREEDY, &[], &mut cache, stop).expect("no failure");
+    assert_eq!((stopped.tokens.len(), stopped.prompt_computed, cache.tokens().len()), (0, 512, 512));
+    let (got, steps) = cached(&model, &prompt, &mut cache);
+    let parts: Vec<_> = steps.iter().filter(|step| matches!(step, GenerationStep::Prompt(_))).collect();
+    assert_eq!(parts, [&GenerationStep::Prompt(1024), &GenerationStep::Prompt(1100)]);
+    assert_eq!(got.prompt_computed, 1100 - 512);
+    let fresh = model.generate(&prompt, ANSWER, Sampling::GREEDY, &[], &mut |_| {}).expect("a generation");
+    assert_eq!(got.tokens, fresh.tokens);
+}
+
+/// A token that the model does not have is refused before anything is forgotten.
+#[test]
+fn a_wrong_token_leaves_the_cache_as_it_was() {
+    let model = with_adapter("qwen2");
+    let mut cache = KeyValueCache::default();
+    cached(&model, &text(20, 3), &mut cache);
+    let before = cache.tokens().to_vec();
+    let refused = model.generate_cached(&[1_000_000], 1, Sampling::GREEDY, &[], &mut cache, &mut |_| true);
+    assert!(refused.is_err() && cache.tokens() == before);
+}

@@ -1,0 +1,373 @@
+"""The checks of check_interchange.py for mlx-lm, GGUF files and several adapters.
+
+Each compares logits of the same tokens, position by position: those of transformers with PEFT, and those of the other
+program with what `finetune export` wrote. Each prints its figure: the largest difference, and of what size.
+
+    mlx        PEFT's and mlx-lm's logits of the adapter of one run; an adapter that mlx-lm saved, read by `finetune`;
+               mlx -> peft -> mlx gives the same bytes
+    gguf       the gguf package reads the files; the numbers are those of the merged export, in q8_0, bf16 and f16 the
+               bytes that gguf-py makes of them; llama.cpp's logits with base + adapter, and merged
+    several    two adapters with weights: PEFT's add_weighted_adapter (cat) has the same tensors, bit by bit, and the
+               same losses
+    smollm2    with --smollm2 DIR: llama.cpp's tokens of texts, and its greedy answers, against `finetune generate`
+"""
+
+import importlib.util
+import json
+import shutil
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.numpy import load_file as load_numpy
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+# Of the largest logit: f32 sums in another order give about 1e-6.
+LOGITS = 2e-5
+WEIGHTS = (0.7, -0.4)
+PROBE = (
+    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n🚀 (normal) 😶‍🌫️ (multiple emojis) ✅ 🦙🦙 3 33 333 3333 3.3 3..3 កាន់តែពិសេសអាច😁 "
+    "?我想在apple工作1314151天～ ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, "
+    "'RE you sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL"
+)
+PROMPTS = ("Hello!", "What is the capital of France?", "Write a Python function that adds 17 and 4.\n")
+NEW_TOKENS = 32
+
+
+def missing(*packages):
+    """Names the packages that a check needs and that are not there."""
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
+def rows_of(family):
+    """Token rows. Neither mlx-lm nor llama.cpp has Mistral's window, so its rows end there."""
+    config = json.loads((family.directory / "config.json").read_text())
+    window = config.get("sliding_window") if config["model_type"] == "mistral" else None
+    return [row["input_ids"][:window] for row in family.files["all"][1]]
+
+
+def torch_logits(model, rows):
+    with torch.no_grad():
+        return [model(torch.tensor([row])).logits[0].float().numpy() for row in rows]
+
+
+def compare_logits(report, family, check, theirs, ours, what):
+    largest = max(float(np.abs(a - b).max()) for a, b in zip(theirs, ours))
+    scale = max(float(np.abs(a).max()) for a in theirs)
+    same = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in zip(theirs, ours))
+    count = sum(len(a) for a in theirs)
+    wrong = not largest <= LOGITS * scale
+    text = f"{what}: logits differ by {largest:.1e} of {scale:.1f} at most, same best token at {same} of {count}"
+    report.note(family, check, text, wrong)
+
+
+# mlx-lm
+
+
+def mlx_logits(directory, adapter, rows):
+    import mlx.core as mx
+    from mlx_lm.tuner.utils import load_adapters
+    from mlx_lm.utils import load_model
+
+    mx.set_default_device(mx.cpu)  # the GPU multiplies f32 less exactly
+    model, _ = load_model(directory)
+    if adapter is not None:
+        model = load_adapters(model, str(adapter))
+    model.eval()
+    return [np.array(model(mx.array([row]))[0].astype(mx.float32)) for row in rows]
+
+
+def save_mlx_adapter(directory, output):
+    """An adapter as mlx-lm saves it: random values on the last layer, in mlx-lm's own settings."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+    from mlx_lm.utils import load_model, save_config
+
+    mx.set_default_device(mx.cpu)
+    mx.random.seed(3)
+    model, _ = load_model(directory)
+    settings = {"rank": 3, "scale": 7.0, "dropout": 0.0, "keys": ["self_attn.q_proj", "mlp.down_proj"]}
+    model.freeze()
+    linear_to_lora_layers(model, 1, settings)
+    values = dict(tree_flatten(model.trainable_parameters()))
+    values = {name: 0.2 * mx.random.normal(value.shape) for name, value in values.items()}
+    output.mkdir()
+    mx.save_safetensors(str(output / "adapters.safetensors"), values)
+    config = {"model": str(directory), "fine_tune_type": "lora", "num_layers": 1, "lora_parameters": settings}
+    save_config(config, output / "adapter_config.json")
+
+
+def in_hub_spelling(family):
+    """The model as mlx-lm reads it: `rope_scaling` and `rope_theta`, not transformers' newer `rope_parameters`."""
+    config = family.directory / "config.hub.json"
+    if not config.is_file():
+        return family.directory
+    directory = family.work / "hub"
+    directory.mkdir(exist_ok=True)
+    shutil.copy(config, directory / "config.json")
+    shutil.copy(family.directory / "model.safetensors", directory)
+    return directory
+
+
+def check_mlx(run_finetune, our_loss, binary, family, report, run, peft_model):
+    rows, base = rows_of(family), in_hub_spelling(family)
+    exported = family.work / "mlx"
+    run_finetune(binary, "export", run, "--format", "mlx", "--output", exported)
+    compare_logits(report, family.name, "mlx", torch_logits(peft_model, rows), mlx_logits(base, exported, rows),
+                   "PEFT and mlx-lm with one run's adapter")
+
+    saved = family.work / "mlx-saved"
+    save_mlx_adapter(base, saved)
+    back, again = family.work / "mlx-to-peft", family.work / "mlx-again"
+    run_finetune(binary, "export", family.directory, "--adapter", saved, "--format", "peft", "--output", back)
+    run_finetune(binary, "export", family.directory, "--adapter", back, "--format", "mlx", "--output", again)
+    one, other = load_numpy(saved / "adapters.safetensors"), load_numpy(again / "adapters.safetensors")
+    same = one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+    settings = [json.loads((path / "adapter_config.json").read_text()) for path in (saved, again)]
+    parameters = [{key: each["lora_parameters"][key] for key in ("rank", "scale")} for each in settings]
+    same = same and parameters[0] == parameters[1]
+    report.note(family.name, "mlx", f"mlx-lm's adapter -> peft -> mlx: {len(one)} tensors, bit by bit the same",
+                wrong=not same)
+    peft = PeftModel.from_pretrained(family.load(), str(back)).eval()
+    compare_logits(report, family.name, "mlx", mlx_logits(base, saved, rows), torch_logits(peft, rows),
+                   "mlx-lm's own adapter, and PEFT with our form of it")
+    ours = our_loss(binary, family.directory, family.files["all"], saved)
+    report.compare(family.name, "mlx saved", "all", our_loss(binary, family.directory, family.files["all"], back), ours)
+
+
+# GGUF
+
+
+def llama_cpp(path, adapter=None, **options):
+    from llama_cpp import GGML_TYPE_F32, Llama
+
+    options = {"n_ctx": 64, "logits_all": True, **options}
+    return Llama(str(path), lora_path=adapter and str(adapter), verbose=False, n_gpu_layers=0, n_threads=1,
+                 type_k=GGML_TYPE_F32, type_v=GGML_TYPE_F32, **options)
+
+
+def llama_cpp_logits(path, adapter, rows):
+    llama = llama_cpp(path, adapter)
+    found = []
+    for row in rows:
+        llama.reset()
+        llama.eval(row)
+        found.append(np.array(llama.scores[:len(row)]))
+    return found
+
+
+def export_gguf(run_finetune, binary, source, output, *options):
+    run_finetune(binary, "export", *source, "--format", "gguf", "--output", output, *options)
+    found = list(output.glob("*.gguf"))
+    assert len(found) == 1 and (output / "Modelfile").is_file(), found
+    return found[0]
+
+
+def check_numbers(report, family, merged, path, kind):
+    """The numbers of a file against the merged export: gguf-py makes the same bytes of them."""
+    import gguf
+
+    config = json.loads((merged / "config.json").read_text())
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    interleaved = config["model_type"] in ("llama", "mistral", "smollm3")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config["num_hidden_layers"])
+    want = {names.get_name(name, try_suffixes=(".weight", ".bias")): value for name, value in load_file(merged / "model.safetensors").items()}
+    reader = gguf.GGUFReader(path)
+    compared = different = 0
+    for tensor in reader.tensors:
+        if tensor.name == "rope_freqs.weight":
+            continue
+        numbers = want.pop(tensor.name).float().numpy()
+        part = tensor.name.split(".")[2] if tensor.name.startswith("blk.") else ""
+        if interleaved and part in heads:
+            width = numbers.shape[0] // heads[part]
+            rest = numbers.shape[1:]
+            numbers = numbers.reshape(heads[part], 2, width // 2, *rest).swapaxes(1, 2).reshape(numbers.shape)
+        theirs = np.ascontiguousarray(gguf.quants.quantize(numbers, tensor.tensor_type)).view(np.uint8).ravel()
+        ours = np.ascontiguousarray(tensor.data).view(np.uint8).ravel()
+        compared += ours.size
+        different += int((theirs != ours).sum()) if theirs.shape == ours.shape else ours.size
+    left = [name for name in want if name]
+    report.note(family.name, "gguf", f"{kind}: {different} of {compared} bytes differ from gguf-py's, {len(left)} tensors missing",
+                wrong=bool(different or left))
+
+
+def four_layers(family):
+    """A SmolLM3 that llama.cpp can compute, with an adapter: there every fourth layer has no rotary embedding."""
+    torch.manual_seed(5)
+    config = AutoConfig.from_pretrained(family.directory)
+    config.num_hidden_layers, config.no_rope_layers, config.layer_types = 4, [1, 1, 1, 0], ["full_attention"] * 4
+    directory, adapter = family.work / "four-layers", family.work / "four-layers-adapter"
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(directory)
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    peft_model = get_peft_model(model, settings).eval()
+    peft_model.save_pretrained(adapter)
+    return directory, adapter, peft_model
+
+
+def check_gguf(run_finetune, binary, family, report, run, merged, peft_model):
+    if absent := missing("gguf"):
+        return report.skipped(family.name, "gguf", absent)
+    directory, source = family.directory, [run]
+    if family.name == "smollm3":
+        try:
+            export_gguf(run_finetune, binary, source, family.work / "gguf-refused")
+            report.note(family.name, "gguf", "layers without rotary embedding where llama.cpp has it: not refused", wrong=True)
+        except Exception as error:
+            words = [line for line in str(error).splitlines() if "llama.cpp" in line]
+            report.note(family.name, "gguf", f"refused, as it should be: {words}", wrong=not words)
+        directory, adapter, peft_model = four_layers(family)
+        source, merged = [directory, "--adapter", adapter], family.work / "four-layers-merged"
+        run_finetune(binary, "export", *source, "--format", "merged", "--output", merged)
+    files = {kind: export_gguf(run_finetune, binary, source, family.work / f"gguf-{kind}", "--dtype", kind)
+             for kind in ("f32", "f16", "bf16", "q8_0")}
+    for kind, path in files.items():
+        check_numbers(report, family, merged, path, kind)
+    base = export_gguf(run_finetune, binary, [directory], family.work / "gguf-base", "--dtype", "f32")
+    adapter = export_gguf(run_finetune, binary, source, family.work / "gguf-adapter", "--adapter-only")
+    if absent := missing("llama_cpp"):
+        return report.skipped(family.name, "gguf", absent)
+    rows = rows_of(family)
+    theirs = torch_logits(peft_model, rows)
+    compare_logits(report, family.name, "gguf", theirs, llama_cpp_logits(files["f32"], None, rows), "PEFT, and llama.cpp with the merged file")
+    compare_logits(report, family.name, "gguf", theirs, llama_cpp_logits(base, adapter, rows), "PEFT, and llama.cpp with base + adapter")
+
+
+# DoRA, modules trained in full, branches on embedding and output layer
+
+
+def check_formats_of_case(run_finetune, binary, family, report, directory, peft_model):
+    """Logits of the golden adapter in mlx-lm and merged in llama.cpp, or the refusal of what a format lacks."""
+    rows = rows_of(family)
+    source = [family.directory, "--adapter", directory / "adapter"]
+    theirs = torch_logits(peft_model, rows)
+    if absent := missing("mlx", "mlx_lm"):
+        report.skipped(directory.name, "mlx", absent)
+    else:
+        exported = family.work / "mlx"
+        try:
+            run_finetune(binary, "export", *source, "--format", "mlx", "--output", exported)
+        except Exception as error:
+            words = [line for line in str(error).splitlines() if "no place for" in line]
+            report.note(directory.name, "mlx", f"refused: {words}", wrong=not words)
+        else:
+            ours = mlx_logits(in_hub_spelling(family), exported, rows)
+            compare_logits(report, directory.name, "mlx", theirs, ours, "PEFT and mlx-lm")
+    if absent := missing("gguf", "llama_cpp"):
+        return report.skipped(directory.name, "gguf", absent)
+    path = export_gguf(run_finetune, binary, source, family.work / "gguf", "--dtype", "f32")
+    compare_logits(report, directory.name, "gguf", theirs, llama_cpp_logits(path, None, rows), "PEFT, and llama.cpp with the merged file")
+
+
+# Several adapters
+
+
+def check_several(run_finetune, our_loss, mean_loss, binary, family, report, run):
+    first, second = family.directory / "adapter", run / "adapter"
+    output = family.work / "several"
+    source = [family.directory, "--adapter", f"{first}={WEIGHTS[0]}", "--adapter", f"{second}={WEIGHTS[1]}"]
+    run_finetune(binary, "export", *source, "--format", "peft", "--output", output)
+    model = PeftModel.from_pretrained(family.load(), str(first), adapter_name="first")
+    model.load_adapter(str(second), adapter_name="second")
+    model.add_weighted_adapter(["first", "second"], list(WEIGHTS), "sum", combination_type="cat")
+    model.set_adapter("sum")
+    theirs = {name: value for name, value in model.state_dict().items() if ".sum." in name}
+    ours = load_file(output / "adapter_model.safetensors")
+    elements = different = 0
+    for name, value in theirs.items():
+        mine = ours.pop(name.replace(".sum.", "."), None)
+        elements += value.numel()
+        # PEFT fills branches that one adapter lacks up with zeros.
+        if mine is None or not torch.equal(value[: mine.shape[0], : mine.shape[1]], mine):
+            different += value.numel()
+    report.note(family.name, "several", f"{different} of {elements} numbers differ from PEFT's (cat), {len(ours)} tensors too many",
+                wrong=bool(different or ours))
+    rows = family.files["all"]
+    loss = mean_loss(model.eval(), rows[1])
+    report.compare(family.name, "several", "peft", loss, our_loss(binary, family.directory, rows, output))
+    merged = family.work / "several-merged"
+    run_finetune(binary, "export", *source, "--format", "merged", "--output", merged)
+    report.compare(family.name, "several", "merged", loss, our_loss(binary, merged, rows))
+
+
+# A real model
+
+
+def train_smollm2(run_finetune, binary, directory, work):
+    rows = work / "smollm2.jsonl"
+    rows.write_text("".join(json.dumps({"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": "Yes, and 42."}]}) + "\n"
+                            for prompt in PROMPTS))
+    recipe = work / "smollm2.toml"
+    recipe.write_text(f"""\
+output_dir = {json.dumps(str(work / "smollm2-run"))}
+[model]
+path = {json.dumps(str(directory))}
+device = "cpu"
+[lora]
+rank = 8
+alpha = 16
+use_rslora = true
+target_modules = ["q_proj", "k_proj", "v_proj", "down_proj"]
+alpha_pattern = {{ "k_proj" = 8 }}
+[data]
+train = {json.dumps(str(rows))}
+[train]
+max_steps = 2
+global_batch_size = 3
+micro_batch_size = 1
+[optimizer]
+learning_rate = 1e-4
+""")
+    run_finetune(binary, "run", recipe)
+    return work / "smollm2-run"
+
+
+def greedy(llama, tokens, ends):
+    """Tokens up to an end, which is left out."""
+    llama.reset()
+    llama.eval(tokens)
+    found = []
+    while len(found) < NEW_TOKENS:
+        token = int(np.argmax(llama.scores[llama.n_tokens - 1]))
+        if token in ends:
+            break
+        found.append(token)
+        llama.eval([token])
+    return found
+
+
+def check_smollm2(run_finetune, binary, directory, work, report):
+    if absent := missing("gguf", "llama_cpp"):
+        return report.skipped("smollm2", "gguf", absent)
+    run = train_smollm2(run_finetune, binary, directory, work)
+    base = export_gguf(run_finetune, binary, [directory], work / "smollm2-base", "--dtype", "f32")
+    adapter = export_gguf(run_finetune, binary, [run], work / "smollm2-adapter", "--adapter-only")
+    merged = {kind: export_gguf(run_finetune, binary, [run], work / f"smollm2-{kind}", "--dtype", kind)
+              for kind in ("f32", "f16", "bf16", "q8_0")}
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    llama = llama_cpp(merged["f32"], n_ctx=512)
+    texts = [PROBE, *PROMPTS]
+    different = [text for text in texts
+                 if llama.tokenize(text.encode(), add_bos=False, special=True) != tokenizer(text, add_special_tokens=False).input_ids]
+    report.note("smollm2", "tokens", f"llama.cpp splits {len(texts) - len(different)} of {len(texts)} texts as transformers", wrong=bool(different))
+    template = llama.metadata["tokenizer.chat_template"]
+    report.note("smollm2", "template", f"{len(template)} characters in the file", wrong=template != tokenizer.chat_template)
+    ends = {tokenizer.eos_token_id}
+    prompts = [tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False) for prompt in PROMPTS]
+    answers = []
+    for prompt in PROMPTS:
+        answer = run_finetune(binary, "generate", run, "--prompt", prompt, "--max-new-tokens", NEW_TOKENS, "--device", "cpu", "--json")
+        tokens = json.loads(answer)["token_ids"]
+        answers.append([token for token in tokens if token not in ends])
+    ways = [("base + adapter", base, adapter), *((f"merged {kind}", path, None) for kind, path in merged.items())]
+    for what, path, lora in ways:
+        llama = llama_cpp(path, lora, n_ctx=512)
+        found = [greedy(llama, prompt, ends) for prompt in prompts]
+        same = sum(a == b for mine, theirs in zip(answers, found) for a, b in zip(mine, theirs))
+        count = sum(map(len, answers))
+        # In 16 bits and less llama.cpp rounds what it multiplies too: the figure is for information.
+        exact = what in ("base + adapter", "merged f32")
+        report.note("smollm2", "greedy", f"{what}: {same} of {count} tokens are those of `finetune generate`", wrong=exact and found != answers)

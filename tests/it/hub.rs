@@ -1,0 +1,206 @@
+//! The Hugging Face hub, from the command line: a hub on loopback, and what a user sees.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::folder::{CRASH_RECIPE, Folder, golden, metrics};
+use crate::program::{Ended, finetune, run};
+use loopback::{Access, Fault, Loopback, Store, What};
+
+#[path = "../../crates/hub/tests/loopback/mod.rs"]
+mod loopback;
+
+/// A hub with a tiny model and rows for it, and a folder with a recipe that trains on them.
+fn world() -> (Loopback, Folder) {
+    let mut store = Store { token: Some("hf_tester".to_owned()), ..Store::default() };
+    let read = |name: &str| std::fs::read(golden(name)).expect("a golden file");
+    let (config, weights) = (read("qwen3/config.json"), read("qwen3/model.safetensors"));
+    for name in ["acme/tiny", "acme/gated"] {
+        store.add(
+            "models",
+            name,
+            &[("config.json", &config), ("model.safetensors", &weights), ("README.md", b"# tiny")],
+        );
+    }
+    store.repository("models", "acme/gated").access = Access::Gated;
+    store.add(
+        "datasets",
+        "acme/rows",
+        &[("train.jsonl", &read("qwen3/rows.jsonl")), ("test.jsonl", &read("llama/rows.jsonl"))],
+    );
+    (Loopback::start(store), Folder::with_recipe(CRASH_RECIPE))
+}
+
+/// `finetune ARGUMENTS` with this hub, and a cache in the folder.
+fn with_hub(server: &Loopback, folder: &Folder, arguments: &[&str]) -> Command {
+    let mut command = finetune(arguments);
+    for other in
+        ["HF_HOME", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "HF_TOKEN", "HF_TOKEN_PATH", "HTTP_PROXY", "http_proxy"]
+    {
+        command.env_remove(other);
+    }
+    command.env("HF_ENDPOINT", server.endpoint()).env("HF_HUB_CACHE", folder.path("cache"));
+    command.env("HOME", folder.path("")).env("HF_HUB_OFFLINE", "0").current_dir(folder.path(""));
+    command
+}
+
+fn done(server: &Loopback, folder: &Folder, arguments: &[&str]) -> Ended {
+    run(&mut with_hub(server, folder, arguments)).expect(0)
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).expect("a file")).expect("JSON")
+}
+
+#[test]
+fn download_prints_where_it_is() {
+    let (server, folder) = world();
+    let ended = done(&server, &folder, &["download", "acme/tiny"]);
+    let path = ended.stdout.trim_end().to_owned();
+    assert!(Path::new(&path).join("model.safetensors").is_file(), "{path}");
+    let ended = ended.says("acme/tiny: 3 files, ").says("acme/tiny: 3 files done in ");
+    ended.says("acme/tiny: commit ");
+    let again = done(&server, &folder, &["download", "acme/tiny", "--json"]).says("all of it is here already");
+    assert_eq!(again.json()["path"], path.as_str());
+    assert_eq!(done(&server, &folder, &["download", "acme/tiny", "--quiet"]).stderr, "");
+    // A dataset is found by the same command.
+    let rows = done(&server, &folder, &["download", "acme/rows", "--include", "test*", "--json"]).json();
+    assert_eq!(rows["files"], serde_json::json!(["test.jsonl"]));
+    server.state().store.add("models", "acme/tiny", &[("config.json", b"{}"), ("model.safetensors", b"new")]);
+    done(&server, &folder, &["download", "acme/tiny"]).says("main of acme/tiny has moved from ");
+}
+
+/// A run on a hub id gives the bits of a run on the same directory, and says which commit it was.
+#[test]
+fn a_run_fetches_its_model_and_remembers_the_commit() {
+    let (server, folder) = world();
+    folder.run("plain", &[]).expect(0);
+    let arguments = ["run", "recipe.toml", "--output-dir", "run", "--set", "model.path=acme/tiny"];
+    let first = done(&server, &folder, &[&arguments[..], &["--set", "train.max_steps=4"]].concat());
+    first.says("acme/tiny: 3 files, ").says("tiny: LoRA of rank 4");
+    let commit = server.state().store.repository("models", "acme/tiny").refs["main"].clone();
+    let recipe = || std::fs::read_to_string(folder.path("run/recipe.toml")).expect("a recipe");
+    assert!(recipe().contains(&format!("path = \"acme/tiny@{commit}\"")), "{}", recipe());
+    // The branch moves, and the run goes on with the bytes that it began with.
+    server.state().store.add("models", "acme/tiny", &[("config.json", b"{}"), ("model.safetensors", b"other")]);
+    done(&server, &folder, &["download", "acme/tiny"]);
+    done(&server, &folder, &[&arguments[..], &["--resume"]].concat()).says("has moved to commit ");
+    assert!(recipe().contains(&commit), "{}", recipe());
+    let losses = |name: &str| -> Vec<(Option<Value>, Option<Value>)> {
+        metrics(&folder.path(name))
+            .iter()
+            .map(|row| (row.get("loss").cloned(), row.get("eval_loss").cloned()))
+            .collect()
+    };
+    assert_eq!(losses("run"), losses("plain"));
+    let config = json(&folder.path("run/adapter/adapter_config.json"));
+    assert_eq!(
+        (&config["base_model_name_or_path"], &config["revision"]),
+        (&"acme/tiny".into(), &commit.as_str().into())
+    );
+    // Its own recipe means the same bytes, and so does its adapter, without a network.
+    let mut again = with_hub(&server, &folder, &["run", "run/recipe.toml", "--output-dir", "again", "--quiet"]);
+    run(again.env("HF_HUB_OFFLINE", "1")).expect(0);
+    assert_eq!(losses("again"), losses("plain"));
+    let mut eval = with_hub(&server, &folder, &["eval", "run", "--data", "eval.jsonl", "--json"]);
+    run(eval.env("HF_HUB_OFFLINE", "1")).expect(0);
+}
+
+/// Two ranks of a host fetch once.
+#[test]
+fn of_two_ranks_one_fetches() {
+    let (server, folder) = world();
+    server.plan(Fault::get("/lfs/", What::Slow(20_000, std::time::Duration::from_millis(50))));
+    let recipe = ["recipe.toml", "--output-dir", "run", "--set", "model.path=acme/tiny", "--set", "train.max_steps=2"];
+    done(&server, &folder, &[&["launch", "-n", "2"][..], &recipe].concat());
+    assert_eq!(server.count("GET", "/lfs/"), 1);
+    // If the first cannot have it, the launch ends as it does, at once.
+    server.plan(Fault::get("/api/models/acme/tiny", What::Status(403, vec![], "not you")));
+    std::fs::remove_dir_all(folder.path("cache")).expect("a cache");
+    let refused = run(&mut with_hub(&server, &folder, &[&["launch", "-n", "2"][..], &recipe].concat())).expect(2);
+    refused.says("the hub forbids this for acme/tiny (not you)");
+}
+
+#[test]
+fn rows_of_the_hub() {
+    let (server, folder) = world();
+    let rows = ["--set", "data.train=hf://acme/rows/train", "--set", "data.eval=hf://acme/rows/test"];
+    folder.run("plain", &[]).expect(0);
+    done(&server, &folder, &[&["run", "recipe.toml", "--output-dir", "run"][..], &rows].concat());
+    assert_eq!(metrics(&folder.path("run")).len(), metrics(&folder.path("plain")).len());
+    let loss = |row: &Value| row["eval_loss"].clone();
+    let last = |name: &str| metrics(&folder.path(name)).iter().rev().map(loss).find(|loss| !loss.is_null());
+    assert_eq!(last("run"), last("plain"));
+    let shown = done(&server, &folder, &[&["inspect", "recipe.toml", "--json"][..], &rows].concat()).json();
+    assert!(shown["origin"].as_str().expect("text").ends_with("train.jsonl:1"), "{shown}");
+    done(&server, &folder, &[&["validate", "recipe.toml"][..], &rows].concat());
+    let eval = done(&server, &folder, &["eval", "model", "--data", "hf://acme/rows/test", "--json"]).json();
+    let plain = folder.finetune(&["eval", "model", "--data", "eval.jsonl", "--json"]).expect(0).json();
+    assert_eq!(eval["loss"], plain["loss"]);
+}
+
+/// (variables, arguments, exit code, what is said)
+#[test]
+fn what_cannot_be_had_says_what_to_do() {
+    let (server, folder) = world();
+    let nobody = ("HF_ENDPOINT", "http://127.0.0.1:9");
+    #[expect(clippy::type_complexity, reason = "a table of cases")]
+    let cases: [(&[(&str, &str)], &[&str], i32, &[&str]); 7] = [
+        (&[], &["download", "acme/gated"], 2, &["acme/gated is gated", "agree to the conditions at", "hf auth login"]),
+        (&[], &["download", "acme/none"], 2, &["the hub has no model acme/none", "spelling"]),
+        (&[("HF_HUB_OFFLINE", "1")], &["download", "acme/tiny"], 2, &["HF_HUB_OFFLINE forbids to fetch it"]),
+        (&[nobody], &["download", "acme/tiny"], 3, &["cannot be reached", "HTTPS_PROXY"]),
+        (&[("HF_TOKEN", "hf_wrong")], &["download", "acme/tiny"], 2, &["does not accept the token"]),
+        (
+            &[],
+            &["validate", "recipe.toml", "--set", "model.path=modles/tiny"],
+            2,
+            &["there is no directory modles/tiny, and the hub has no model"],
+        ),
+        (
+            &[],
+            &["eval", "model", "--data", "hf://acme/rows/dev"],
+            2,
+            &["acme/rows has no rows", "hf://OWNER/NAME/SPLIT"],
+        ),
+    ];
+    for (variables, arguments, code, says) in cases {
+        let mut command = with_hub(&server, &folder, arguments);
+        let mut ended = run(command.envs(variables.iter().copied())).expect(code);
+        assert!(!ended.stderr.contains("hf_"), "a token is shown: {}", ended.stderr);
+        for text in says {
+            ended = ended.says(text);
+        }
+    }
+    let mut command = with_hub(&server, &folder, &["download", "acme/gated"]);
+    run(command.env("HF_TOKEN", "hf_tester")).expect(0);
+}
+
+/// What one puts there, another takes by its name.
+#[test]
+fn an_adapter_goes_up_and_comes_down() {
+    let (server, folder) = world();
+    done(&server, &folder, &["run", "recipe.toml", "--output-dir", "run", "--set", "model.path=acme/tiny"]);
+    let upload = ["upload", "run", "tester/mine", "--private"];
+    run(&mut with_hub(&server, &folder, &upload)).expect(2).says("there is no token");
+    let ended = run(with_hub(&server, &folder, &upload).env("HF_TOKEN", "hf_tester")).expect(0);
+    assert_eq!(ended.stdout, format!("{}/tester/mine\n", server.endpoint()));
+    {
+        let mut state = server.state();
+        let there = state.store.repository("models", "tester/mine");
+        assert_eq!(there.access, Access::Private);
+        let names: Vec<&str> = there.files("main").keys().map(String::as_str).collect();
+        assert_eq!(names, [".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors"]);
+    }
+    let loss = |arguments: &[&str]| {
+        let all = [&["eval"], arguments, &["--data", "eval.jsonl", "--json"]].concat();
+        run(with_hub(&server, &folder, &all).env("HF_TOKEN", "hf_tester")).expect(0).json()["loss"].clone()
+    };
+    // Alone, the adapter names its base.
+    for source in [&["tester/mine"][..], &["acme/tiny", "--adapter", "tester/mine"]] {
+        assert_eq!(loss(source), loss(&["run"]), "{source:?}");
+    }
+    run(&mut with_hub(&server, &folder, &["upload", "none", "tester/mine"])).expect(2).says("there is no none");
+}
