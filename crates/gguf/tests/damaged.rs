@@ -80,6 +80,7 @@ fn lengths_that_cannot_be() {
 fn what_the_format_cannot_hold() {
     let tensor = |name: &str, shape: &[usize], kind| TensorInfo { name: name.to_owned(), shape: shape.to_vec(), kind };
     let long = "x".repeat(64);
+    #[expect(clippy::type_complexity, reason = "a table of cases")]
     let table: [(Vec<(String, Value)>, Vec<TensorInfo>, &str); 7] = [
         (vec![("k".into(), Value::U8(1)), ("k".into(), Value::U8(2))], vec![], "the key `k` twice"),
         (vec![("k".into(), Value::Array(vec![]))], vec![], "an array without values"),

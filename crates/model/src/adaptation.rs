@@ -194,6 +194,7 @@ mod tests {
             norms.push(format!("model.layers.{n}.post_attention_layernorm"));
         }
         let with_last = [norms.clone(), vec!["model.norm".to_owned()]].concat();
+        #[expect(clippy::type_complexity, reason = "a table of cases")]
         let cases: [(&[&str], Result<Vec<String>, &str>); 9] = [
             (&[], Ok(vec![])),
             (&["lm_head"], Ok(vec!["lm_head".to_owned()])),

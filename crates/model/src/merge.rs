@@ -81,7 +81,7 @@ pub fn write_merged(
     let dtype = tensors
         .iter()
         .find(|tensor| tensor.view.shape.len() == 2 && used.contains(tensor.view.name))
-        .map_or(Dtype::F32, |tensor| written_as(tensor));
+        .map_or(Dtype::F32, written_as);
     let mut companions = companion_files(base, dtype, text)?;
     if merging.unties || merging.rows.is_some() {
         amend_config(&mut companions, |config| merging.amend(config));

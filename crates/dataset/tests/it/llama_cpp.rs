@@ -9,6 +9,11 @@ fn quickstart() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/quickstart/base")
 }
 
+#[expect(clippy::disallowed_methods, reason = "files of a test need not survive a power cut")]
+fn write(path: &Path, json: &Value) {
+    std::fs::write(path, json.to_string()).expect("a file in a temporary directory");
+}
+
 /// The quickstart's files in a directory of its own, its tokenizer.json changed.
 fn changed(change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -18,7 +23,7 @@ fn changed(change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
     let path = directory.path().join("tokenizer.json");
     let mut json = serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
     change(&mut json);
-    std::fs::write(path, json.to_string()).expect("a file in a temporary directory");
+    write(&path, &json);
     directory
 }
 
@@ -62,7 +67,7 @@ fn tokens_of_pieces() {
             "merges": ["▁ a", "a b", "▁a b", "▁ ab"]});
     });
     let config = json!({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"});
-    std::fs::write(directory.path().join("tokenizer_config.json"), config.to_string()).expect("a file");
+    write(&directory.path().join("tokenizer_config.json"), &config);
     let found = read(directory.path(), 10).expect("SentencePiece's way");
     assert_eq!((found.model, found.pre, found.add_space_prefix), ("llama", "default", Some(true)));
     assert_eq!(found.types, [2, 3, 3, 6, 1, 1, 1, 1, 1, 1]);

@@ -8,11 +8,6 @@ use finetune_recipe::keys::KEYS;
 
 use super::{Cli, Command};
 
-/// Commands of the contract that the pages may name before they are here. Once one is here, it is
-/// parsed like all others.
-const TO_COME: [&str; 10] =
-    ["chat", "compare", "download", "import", "init", "plan", "quantize", "serve", "upload", "watch"];
-
 /// Folders whose pages and recipes are read, from the top of the repository.
 const FOLDERS: [&str; 8] =
     ["", "datasets/examples", "docs", "fuzz", "packaging", "recipes", "recipes/engines", "recipes/models"];
@@ -121,7 +116,6 @@ fn refused(words: &[String], whole: bool) -> Option<String> {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => true,
         ErrorKind::MissingRequiredArgument | ErrorKind::MissingSubcommand => !whole,
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => !whole,
-        ErrorKind::InvalidSubcommand => TO_COME.contains(&value(ContextKind::InvalidSubcommand)),
         ErrorKind::ValueValidation | ErrorKind::InvalidValue => is_placeholder(value(ContextKind::InvalidValue)),
         _ => false,
     };

@@ -35,7 +35,7 @@ enum Model {
 pub(crate) fn init(arguments: &InitArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let directory = &arguments.directory;
     let model = model(arguments.model.as_deref())?;
-    let own_rows = arguments.data.as_deref().map(|path| rows(path)).transpose()?;
+    let own_rows = arguments.data.as_deref().map(rows).transpose()?;
     let recipe = directory.join("recipe.toml");
     let mut files = vec![
         (recipe.clone(), text(&model, own_rows.as_deref())),

@@ -1,17 +1,18 @@
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::Command;
 
 use super::*;
 
-const FILES: Files<'_> = Files {
-    folder: Path::new(""),
-    growing: "rows.jsonl",
-    whole: &["facts.json", "it's.txt"],
-    lock: ".lock",
-    numbered: ("checkpoints", "step-"),
-    results: &["adapter"],
-};
+fn files(folder: &Path) -> Files<'_> {
+    Files {
+        folder,
+        growing: "rows.jsonl",
+        whole: &["facts.json", "it's.txt"],
+        lock: ".lock",
+        numbered: ("checkpoints", "step-"),
+        results: &["adapter"],
+    }
+}
 
 #[expect(clippy::disallowed_methods, reason = "files of a test need not survive a power cut")]
 fn write(path: &Path, text: &str) {
@@ -21,7 +22,7 @@ fn write(path: &Path, text: &str) {
 /// The loop in a shell of this machine, as ssh would start it.
 fn follow(folder: &Path) -> Follow {
     let mark = new_mark().expect("a mark");
-    let script = script(&mark, &Files { folder, ..FILES });
+    let script = script(&mark, &files(folder));
     let login = |line: &str| {
         let mut shell = Command::new("sh");
         shell.args(["-c", line]);
@@ -53,6 +54,7 @@ fn state(held: Option<bool>, newest: Option<u64>, has_result: bool) -> Seen {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "files of a test need not survive a power cut")]
 fn what_changes_is_seen_and_nothing_twice() {
     let temporary = tempfile::tempdir().expect("a directory");
     let folder = temporary.path().join("it's a run");
@@ -124,7 +126,7 @@ fn other_output_is_passed_over() {
 
 #[test]
 fn folders_below_the_home_directory() {
-    let of = |folder: &str| script("m", &Files { folder: &PathBuf::from(folder), ..FILES });
+    let of = |folder: &str| script("m", &files(Path::new(folder)));
     assert!(of("~/runs/a").contains("CDPATH= cd -- 'runs/a'"));
     assert!(of("~/runs/a").starts_with("cd || exit 2\n") && of("runs/a").starts_with("cd || exit 2\n"));
     assert!(!of("/runs/a").starts_with("cd || exit 2\n"));

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use finetune_gguf::{Metadata, TensorInfo, TensorType, Value, header, padding};
-use finetune_store::{Disk, Dtype, Operation, StoreError, TensorSet, TensorView};
+use finetune_store::{Disk, Dtype, Operation, StoreError, TensorSet};
 
 use crate::adaptation::module_of;
 use crate::adapter::Adapter;
@@ -246,7 +246,7 @@ fn encode(values: &[f32], kind: TensorType) -> Result<Vec<u8>, Problem> {
         TensorType::F16 => first_not_finite(&bytes, Dtype::F16),
         TensorType::BF16 => first_not_finite(&bytes, Dtype::BF16),
         // The largest number of f16 times 127.
-        TensorType::Q8_0 => values.iter().position(|value| !(value.abs() < 65_504.0 * 127.0)),
+        TensorType::Q8_0 => values.iter().position(|value| value.is_nan() || value.abs() >= 65_504.0 * 127.0),
         _ => first_not_finite(&bytes, Dtype::F32),
     };
     match bad {

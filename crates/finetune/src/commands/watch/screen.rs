@@ -29,7 +29,7 @@ const LEAST_WINDOW: u64 = 10;
 pub(super) struct View {
     pub(super) quantity: Quantity,
     pub(super) logarithmic: bool,
-    smoothing: usize,
+    pub(super) smoothing: usize,
     /// The number of newest steps that are shown; `None`: all.
     pub(super) window: Option<u64>,
     /// The run that more is told of.
