@@ -16,7 +16,7 @@ family under tests/goldens/models this script trains three steps with the binary
     bf16, f16   the base stored in 16 bits and in shards: losses with the adapter, and a merge that
                 equals PEFT's merge in f32 rounded once (at most one element in a thousand off, by
                 one unit)
-    mlx, gguf, several, smollm2
+    mlx, gguf, several, pieces, smollm2
                 mlx-lm's and llama.cpp's files, several adapters: see interchange_formats.py
 
 For each case under tests/goldens/adapters (DoRA, modules trained in full, LoRA on embedding and output
@@ -50,7 +50,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from interchange_formats import check_formats_of_case, check_gguf, check_mlx, check_several, check_smollm2, missing
+from interchange_formats import check_formats_of_case, check_gguf, check_mlx, check_pieces, check_several, check_smollm2, missing
 from make_goldens import IGNORED, mean_loss
 
 TOLERANCE = 1e-5  # f32 differs from f64 by about 1e-7 in these losses; the goldens record it
@@ -413,6 +413,8 @@ def main():
             check(directory.name, lambda work: check_case(binary, directory, work, report))
         for name, settings in NEW_TOKENS.items() if cases else ():
             check(f"tokens-{name}", lambda work: check_new_tokens(binary, goldens.parent, work, report, name, settings))
+        if not arguments.family:
+            check("pieces", lambda work: check_pieces(run_finetune, binary, work, report))
         if arguments.smollm2:
             check_smollm2(run_finetune, binary, arguments.smollm2.resolve(), root, report)
     if report.failures:

@@ -9,19 +9,21 @@ program with what `finetune export` wrote. Each prints its figure: the largest d
                bytes that gguf-py makes of them; llama.cpp's logits with base + adapter, and merged
     several    two adapters with weights: PEFT's add_weighted_adapter (cat) has the same tensors, bit by bit, and the
                same losses
+    pieces     llama.cpp's tokens of texts with a tokenizer of Llama 2's kind, against tokenizers
     smollm2    with --smollm2 DIR: llama.cpp's tokens of texts, and its greedy answers, against `finetune generate`
 """
 
 import importlib.util
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 # Of the largest logit: f32 sums in another order give about 1e-6.
 LOGITS = 2e-5
@@ -262,11 +264,56 @@ def check_formats_of_case(run_finetune, binary, family, report, directory, peft_
     compare_logits(report, directory.name, "gguf", theirs, llama_cpp_logits(path, None, rows), "PEFT, and llama.cpp with the merged file")
 
 
+# A tokenizer of pieces
+
+
+def write_pieces(directory):
+    """A small Llama 2: SentencePiece's kind of tokenizer, as tokenizer.json has it, and a random model."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    special, bytes_ = ["<unk>", "<s>", "</s>"], [f"<0x{n:02X}>" for n in range(256)]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    pages = sorted((Path(__file__).resolve().parent.parent / "docs").glob("*.md"))
+    texts = [line for page in pages for line in page.read_text().splitlines()]
+    trainer = trainers.BpeTrainer(vocab_size=1200, special_tokens=special + bytes_, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    settings = json.loads(tokenizer.to_str())
+    # The whole text is merged at once, and bytes are plain tokens.
+    settings["pre_tokenizer"] = None
+    settings["added_tokens"] = [token for token in settings["added_tokens"] if token["content"] in special]
+    directory.mkdir()
+    (directory / "tokenizer.json").write_text(json.dumps(settings))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}))
+    torch.manual_seed(6)
+    config = LlamaConfig(vocab_size=len(settings["model"]["vocab"]), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512)
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return texts
+
+
+def check_pieces(run_finetune, binary, work, report):
+    if absent := missing("gguf", "llama_cpp"):
+        return report.skipped("pieces", "gguf", absent)
+    from tokenizers import Tokenizer
+
+    directory = work / "pieces"
+    texts = [text for text in write_pieces(directory) if text.strip()] + [PROBE, *PROMPTS]
+    llama = llama_cpp(export_gguf(run_finetune, binary, [directory], work / "pieces-gguf"), n_ctx=512)
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    different = [text for text in texts if llama.tokenize(text.encode(), add_bos=False, special=True) != tokenizer.encode(text, add_special_tokens=False).ids]
+    report.note("pieces", "tokens", f"llama.cpp splits {len(texts) - len(different)} of {len(texts)} texts as tokenizers", wrong=bool(different))
+
+
 # Several adapters
 
 
 def check_several(run_finetune, our_loss, mean_loss, binary, family, report, run):
     first, second = family.directory / "adapter", run / "adapter"
+    if isinstance(json.loads((first / "adapter_config.json").read_text())["target_modules"], str):
+        first = second  # PEFT does not add an adapter whose modules are a pattern to one with a list
     output = family.work / "several"
     source = [family.directory, "--adapter", f"{first}={WEIGHTS[0]}", "--adapter", f"{second}={WEIGHTS[1]}"]
     run_finetune(binary, "export", *source, "--format", "peft", "--output", output)
@@ -274,6 +321,12 @@ def check_several(run_finetune, our_loss, mean_loss, binary, family, report, run
     model.load_adapter(str(second), adapter_name="second")
     model.add_weighted_adapter(["first", "second"], list(WEIGHTS), "sum", combination_type="cat")
     model.set_adapter("sum")
+    for module in model.modules():
+        # PEFT 0.21 takes use_rslora from the first adapter, and so multiplies by alpha / sqrt(rank) what has all its
+        # scales in A already.
+        scaling = getattr(module, "scaling", None)
+        if isinstance(scaling, dict) and "sum" in scaling:
+            scaling["sum"] = 1.0
     theirs = {name: value for name, value in model.state_dict().items() if ".sum." in name}
     ours = load_file(output / "adapter_model.safetensors")
     elements = different = 0

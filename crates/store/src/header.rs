@@ -195,8 +195,9 @@ impl<'de> Deserialize<'de> for RawHeader {
                         if std::mem::replace(&mut has_metadata, true) {
                             return Err(A::Error::custom("\"__metadata__\" comes twice"));
                         }
-                        let entries: UniqueMap<String> = map.next_value()?;
-                        header.metadata = entries.0.into_iter().collect();
+                        // MLX writes null if there are no texts.
+                        let entries: Option<UniqueMap<String>> = map.next_value()?;
+                        header.metadata = entries.into_iter().flat_map(|entries| entries.0).collect();
                     } else if header.tensors.len() == MAX_TENSORS {
                         return Err(A::Error::custom("more than 100000 tensors"));
                     } else {
