@@ -32,7 +32,7 @@ const LOGARITHMIC: f64 = 20.0;
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) quantity: Quantity,
-    pub(super) logarithmic: bool,
+    pub(super) logarithmic: Option<bool>,
     pub(super) smoothing: usize,
     /// The number of newest steps that are shown; `None`: all.
     pub(super) window: Option<u64>,
