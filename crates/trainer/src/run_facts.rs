@@ -169,7 +169,9 @@ impl RunFacts {
 
     /// The facts in the bytes of a `run.json`.
     pub fn parse(bytes: &[u8]) -> Option<RunFacts> {
-        serde_json::from_slice(bytes).ok()
+        // serde takes a list for a struct as well.
+        let is_object = bytes.trim_ascii_start().starts_with(b"{");
+        is_object.then(|| serde_json::from_slice(bytes).ok()).flatten()
     }
 
     pub(crate) fn write(&self, run: &Path) -> Result<(), StoreError> {
