@@ -65,7 +65,11 @@ fn files_that_are_none_of_the_four() {
             "x.yml: not a configuration of axolotl, LLaMA-Factory, torchtune or mlx-lm: its keys are a, b",
         ),
         ("a: [1\n", &[], "not YAML"),
-        ("base_model: a/b\nmodel: a/b\niters: 3\n", &[], "say whose it is: --from axolotl or --from mlx-lm"),
+        (
+            "base_model: a/b\nadapter: lora\nmodel: a/b\niters: 3\n",
+            &[],
+            "say whose it is: --from axolotl or --from mlx-lm",
+        ),
         (
             "model:\n  _component_: torchtune.models.llama2.llama2_7b\n",
             &[],

@@ -48,7 +48,7 @@ impl Tool {
         let has = |key: &str| root.entry(key).is_some();
         let any = |keys: &[&str]| keys.iter().any(|key| has(key));
         match self {
-            Tool::Axolotl => has("base_model"),
+            Tool::Axolotl => has("base_model") && any(&["datasets", "pretraining_dataset", "adapter", "sequence_len"]),
             Tool::LlamaFactory => {
                 let own = ["stage", "finetuning_type", "template", "cutoff_len", "lora_target", "do_train"];
                 has("model_name_or_path") && any(&own)
