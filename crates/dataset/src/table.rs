@@ -58,7 +58,8 @@ impl Table {
         if !closed {
             return Ok(Err((line, RowProblem::OpenQuote.to_string())));
         }
-        let names = match cells(&bytes, separator) {
+        let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes);
+        let names = match cells(bytes, separator) {
             Ok(cells) => cells.into_iter().map(|name| name.trim().to_owned()).collect::<Vec<_>>(),
             Err(problem) => return Ok(Err((line, problem.to_string()))),
         };
@@ -84,10 +85,6 @@ impl Table {
         loop {
             let line = self.line.saturating_add(1);
             let (mut row, mut seen, mut place) = (Vec::new(), 0, Some(Place::CellBegins));
-            // A mark in front of the first cell would hide its quotes.
-            if self.line == 0 && self.reader.fill_buf()?.starts_with(BYTE_ORDER_MARK) {
-                self.reader.consume(BYTE_ORDER_MARK.len());
-            }
             while let Some(before) = place {
                 let available = self.reader.fill_buf()?;
                 if available.is_empty() {
@@ -96,6 +93,10 @@ impl Table {
                 let (mut now, mut used) = (Some(before), 0);
                 for &byte in available {
                     used += 1;
+                    // The mark of a file does not hide the quotes of its first cell.
+                    if line == 1 && BYTE_ORDER_MARK.get(seen + used - 1) == Some(&byte) {
+                        continue;
+                    }
                     self.line += u32::from(byte == b'\n');
                     now = now.and_then(|place| place.behind(byte, self.separator));
                     if now.is_none() {
