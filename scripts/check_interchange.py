@@ -307,7 +307,8 @@ def write_tokenizer(directory, vocabulary):
 
 def check_new_tokens(binary, goldens, work, report, name, settings):
     """A run that adds two tokens to a golden model which has a tokenizer, on rows that hold them."""
-    from transformers import AutoTokenizer
+    # AutoTokenizer would give a Qwen2 model Qwen2's own class, whatever its tokenizer.json says.
+    from transformers import PreTrainedTokenizerFast
 
     original = Family(goldens / "models" / name, work)
     directory = work / "base"
@@ -327,7 +328,7 @@ def check_new_tokens(binary, goldens, work, report, name, settings):
     for where in ("run/adapter", "merged"):
         if where == "merged":
             compare_adapter_and_merge(binary, family, report, f"tokens {name}", family.files, rows=vocabulary + 2)
-        tokenizer = AutoTokenizer.from_pretrained(work / where)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(work / where)
         ids = tokenizer("w5<tool>w6 <end tool>")["input_ids"]
         report.note(f"tokens {name}", where, f"{len(tokenizer)} tokens, {ids}",
                     wrong=len(tokenizer) != vocabulary + 2 or ids != [5, vocabulary, 6, vocabulary + 1])

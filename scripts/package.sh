@@ -61,7 +61,7 @@ archive() {
     if tar --version 2>/dev/null | grep -q GNU; then
         same=(--sort=name --owner=0 --group=0 --numeric-owner "--mtime=@${SOURCE_DATE_EPOCH:-0}")
     fi
-    tar -C "$work" "${same[@]+"${same[@]}"}" -cf - "$name" | gzip -9n >"$output/$name.tar.gz"
+    tar -C "$work" "${same[@]+"${same[@]}"}" -cf - "$name" | gzip -6n >"$output/$name.tar.gz"
     echo "$output/$name.tar.gz"
 }
 

@@ -178,7 +178,7 @@ fn help_of_every_command() {
           finetune generate RUN --prompt "Hello"
           finetune export RUN --format merged --output DIR
 
-        RUN is the recipe's output_dir.
+        RUN is the recipe's output_dir. `finetune init` writes a recipe and rows to begin with.
         recipes/quickstart.toml is a small one that runs anywhere; recipes/README.md explains every key.
 
         Usage: finetune [OPTIONS] <COMMAND>
@@ -187,11 +187,18 @@ fn help_of_every_command() {
           run          Train as a recipe says
           validate     Check a recipe, its model and every row of its data, without training
           inspect      Show the tokens of a row, and which of them are trained on
+          init         Write a recipe and a small data set to begin with, which run as they are
+          import       Turn a configuration of axolotl, LLaMA-Factory, torchtune or mlx-lm into a recipe
           eval         Loss and perplexity of a model on a file of rows
           generate     Continue a prompt with a model
+          chat         Talk with a model in the terminal
           export       Write a trained adapter in another form
+          watch        Follow runs as they go on, here or at other hosts
+          compare      Compare runs: settings that differ, scores, curves
           launch       Train with several processes, here or on several machines
           devices      The devices that this build can train on, with memory and number types
+          download     Fetch a model, an adapter or a dataset from the Hugging Face hub
+          upload       Put an adapter or a model on the Hugging Face hub, with its card
           schema       Print the JSON schema of recipes, for editors
           completions  Print the completions of a shell
           man          Print the manual page of a command, or write all of them

@@ -31,7 +31,7 @@ fn a_recipe_goes_to_stdout_and_the_summary_to_stderr() {
     ] {
         assert!(ended.stdout.contains(line), "{line}:\n{}", ended.stdout);
     }
-    ended.says("lora.yml is a configuration of axolotl: 5 keys carried over");
+    ended.says("lora.yml is a configuration of axolotl: 6 keys carried over");
     let quiet = folder.finetune(&["import", "lora.yml", "--quiet"]).expect(0);
     assert_eq!((quiet.stdout, quiet.stderr.as_str()), (ended_recipe(&folder), ""));
 }

@@ -128,7 +128,7 @@ fn a_thousand_steps_take_no_more_than_a_hundred() {
 #[test]
 fn memory_that_is_not_there() {
     let folder = larger_model(LARGER_RECIPE);
-    let base = 700_000; // KiB of address space that the program itself and one small micro-batch live in
+    let base = 740_000; // KiB of address space that the program itself and one small micro-batch live in
     let script = |limit: u32, sets: &str| format!("ulimit -v {limit}; exec {BINARY} run recipe.toml --resume {sets}");
     let shell = |script: String| {
         run(Command::new("bash").args(["-c", &script]).current_dir(folder.path("")).env("NO_COLOR", "1"))

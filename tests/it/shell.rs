@@ -31,6 +31,9 @@ fn completions_are_what_shells_accept() {
         for word in ["validate", "cluster", "discover", "resume", "max-new-tokens"] {
             assert!(script.contains(word), "{shell} lacks {word}");
         }
+        for hidden in ["preflight", "assigned"] {
+            assert!(!script.contains(hidden), "{shell} offers {hidden}");
+        }
         let file = folder.path().join(shell);
         std::fs::write(&file, script).expect("a file");
         if ["bash", "zsh", "fish"].contains(&shell) && has(shell) {

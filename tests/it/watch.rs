@@ -80,7 +80,7 @@ fn what_cannot_be_watched_is_said() {
     for (arguments, says) in [
         (&["watch", "nowhere"][..], "there is no nowhere"),
         (&["watch", "model"], "model is a model directory: a run is meant"),
-        (&["watch", "-x:runs"], "unexpected argument"),
+        (&["watch", "-x:runs"], "`finetune watch` has no option -x"),
         (&["watch", "recipe.toml", "--json"], "--once"),
         (&["watch"], "RUN"),
     ] {

@@ -192,7 +192,7 @@ mod tests {
             ("[{\"a\": \"]},{\\\"\"}]", vec!["1:2 1 {\"a\": \"]},{\\\"\"}"]),
             ("[1, \"b\" ,null]", vec!["1:2 1 1", "1:5 2 \"b\"", "1:10 3 null"]),
             ("[{}", vec!["1:2 1 {}", "1:4 2 ! the list is not closed: the file ends here"]),
-            ("[{\"a\": ", vec!["1:2 1 {\"a\": ", "1:9 2 ! the list is not closed: the file ends here"]),
+            ("[{\"a\": ", vec!["1:2 1 {\"a\": ", "1:8 2 ! the list is not closed: the file ends here"]),
             ("[{},]", vec!["1:2 1 {}", "1:5 2 ! a comma stands behind the last item"]),
             ("[{} {}]", vec!["1:2 1 {}", "1:5 2 ! a comma is missing in front of this item", "1:5 2 {}"]),
             ("[{}]\n{}", vec!["1:2 1 {}", "2:1 2 ! text follows the list"]),

@@ -10,8 +10,8 @@ use crate::template_problem::{TemplateProblem, Unrendered};
 /// Turns are counted from 1.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RowProblem {
-    /// The line is longer than is read: the limit in MiB.
-    #[error("the line is longer than {0} MiB")]
+    /// The row is longer than is read: the limit in MiB.
+    #[error("the row is longer than {0} MiB")]
     LongLine(usize),
     /// An item of the list that a JSON file is, is no object: its type with the article.
     #[error("the item is {0}")]

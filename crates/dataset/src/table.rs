@@ -1,7 +1,8 @@
 //! Rows of CSV and TSV, each with the line that it begins on, and their cells. A cell in quotes may
 //! hold line breaks, so a row may span lines.
 
-use std::io::{self, BufRead};
+use std::cell::RefCell;
+use std::io::{self, BufRead, Cursor};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -121,19 +122,50 @@ fn cells(row: &[u8], separator: u8) -> Result<Vec<String>, RowProblem> {
     let row = row.strip_suffix(b"\n").unwrap_or(row);
     let row = row.strip_suffix(b"\r").unwrap_or(row);
     text(row)?;
-    let mut reader = csv::ReaderBuilder::new()
-        .has_headers(false)
-        .flexible(true)
-        .delimiter(separator)
-        // Line breaks outside of quotes are known to be none of this row.
-        .terminator(csv::Terminator::Any(b'\n'))
-        .buffer_capacity(row.len().clamp(64, 8 << 10))
-        .from_reader(row);
-    let mut record = csv::StringRecord::new();
-    match reader.read_record(&mut record) {
-        Ok(true) => Ok(record.iter().map(str::to_owned).collect()),
-        Ok(false) => Ok(Vec::new()),
-        Err(error) => Err(RowProblem::Cells(error.to_string())),
+    CELLS.with_borrow_mut(|kept| {
+        let mut cells =
+            kept.take().filter(|cells| cells.separator == separator).unwrap_or_else(|| Cells::new(separator));
+        let read = cells.read(row);
+        // A row that it has not read to its end would be in front of the next one.
+        *kept = Some(cells).filter(|_| matches!(&read, Ok((_, true))));
+        match read {
+            Ok((record, _)) => Ok(record.iter().map(str::to_owned).collect()),
+            Err(error) => Err(RowProblem::Cells(error.to_string())),
+        }
+    })
+}
+
+thread_local! {
+    /// The reader of the last row on this thread. Making one takes longer than reading a row.
+    static CELLS: RefCell<Option<Cells>> = const { RefCell::new(None) };
+}
+
+/// Reads one row after the other, each by itself.
+struct Cells {
+    separator: u8,
+    reader: csv::Reader<Cursor<Vec<u8>>>,
+}
+
+impl Cells {
+    fn new(separator: u8) -> Self {
+        let reader = csv::ReaderBuilder::new()
+            .has_headers(false)
+            .flexible(true)
+            .delimiter(separator)
+            // Line breaks outside of quotes are known to be none of the row.
+            .terminator(csv::Terminator::Any(b'\n'))
+            .from_reader(Cursor::default());
+        Self { separator, reader }
+    }
+
+    /// The cells of a row, and whether all of it was read.
+    fn read(&mut self, row: &[u8]) -> Result<(csv::StringRecord, bool), csv::Error> {
+        let ended = [row, b"\n"].concat();
+        let (before, bytes) = (self.reader.position().byte(), ended.len() as u64);
+        *self.reader.get_mut() = Cursor::new(ended);
+        let mut record = csv::StringRecord::new();
+        let found = self.reader.read_record(&mut record)?;
+        Ok((record, found && self.reader.position().byte() - before == bytes))
     }
 }
 

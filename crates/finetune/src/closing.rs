@@ -117,6 +117,9 @@ pub(crate) fn next_commands(run: &Run, program: &str) -> Vec<String> {
         let prompt = rows.map(|row| row.prompt_text.trim()).find(|prompt| is_one_line(prompt)).unwrap_or("Hello");
         let raw = if tokenizer.has_template() { "" } else { " --raw" };
         commands.push(format!("try it     {program} generate {model} --prompt {}{raw}", quoted(prompt)));
+        if tokenizer.has_template() {
+            commands.push(format!("talk       {program} chat {}", path(&recipe.output_dir)));
+        }
     }
     if let Some(file) = run.eval.as_ref().and_then(|eval| eval.files.first()) {
         commands.push(format!("measure    {program} eval {model} --data {}", path(file)));

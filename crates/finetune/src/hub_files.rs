@@ -51,10 +51,17 @@ impl fmt::Display for Nowhere {
 
 impl std::error::Error for Nowhere {}
 
+impl Nowhere {
+    /// The folder that the path would lie in, if it is here.
+    fn parent(&self) -> Option<&Path> {
+        Path::new(&self.path).parent().filter(|parent| parent.is_dir())
+    }
+}
+
 impl Advice for Nowhere {
     fn hints(&self) -> Vec<String> {
-        let parent = Path::new(&self.path).parent().filter(|parent| parent.is_dir());
-        let wrong = parent.map(|parent| format!("if a directory is meant: {} has none of that name", parent.display()));
+        let wrong =
+            self.parent().map(|parent| format!("if a directory is meant: {} has none of that name", parent.display()));
         let hint = self.hint.map(str::to_owned);
         wrong.into_iter().chain(self.error.hints()).chain(hint).collect()
     }
@@ -62,7 +69,11 @@ impl Advice for Nowhere {
 
 impl Fatal for Nowhere {
     fn exit(&self) -> Exit {
-        self.error.exit()
+        match self.error {
+            // More likely a path with a mistake in it, which no other try mends.
+            HubError::Unreachable { .. } if self.parent().is_some() => Exit::Input,
+            _ => self.error.exit(),
+        }
     }
 }
 

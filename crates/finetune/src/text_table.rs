@@ -85,7 +85,7 @@ mod tests {
     fn a_curve_of_one_line() {
         let falling: Vec<f64> = (0..8).rev().map(f64::from).collect();
         assert_eq!(curve(&falling, 0.0, 7.0, 40), "█▇▆▅▄▃▂▁");
-        assert_eq!(curve(&falling, 0.0, 7.0, 4), "█▆▄▁");
+        assert_eq!(curve(&falling, 0.0, 7.0, 4), "█▆▃▁");
         assert_eq!(curve(&[1.0, 1.0], 1.0, 1.0, 9), "▅▅");
         assert_eq!(curve(&[f64::NAN], 0.0, 1.0, 9), "");
     }

@@ -17,6 +17,9 @@ use crate::stderr::complain;
 /// Seconds between plain lines.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
+/// Bytes below which a speed says nothing.
+const ENOUGH: u64 = 256 << 10;
+
 /// Whether only errors and results are said.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
@@ -110,7 +113,11 @@ impl State {
     /// How far the transfer is.
     fn line(&self, all: u64) -> String {
         let seconds = self.started.map_or(0.0, |started| started.elapsed().as_secs_f64());
-        let speed = all.saturating_sub(self.present) as f64 / seconds.max(1e-3);
+        let came = all.saturating_sub(self.present);
+        if came < ENOUGH {
+            return format!("{}: {} of {}", self.id, bytes(all), bytes(self.size));
+        }
+        let speed = came as f64 / seconds.max(1e-3);
         let left = self.size.saturating_sub(all) as f64 / speed.max(1.0);
         format!(
             "{}: {} of {}, {} a second, {} left",
@@ -162,6 +169,7 @@ mod tests {
             started: Some(started),
             ..State::default()
         };
+        assert_eq!(state.line(1 << 20), "acme/tiny: 1.0 MiB of 3.0 MiB");
         let line = state.line(2 << 20);
         assert!(line.starts_with("acme/tiny: 2.0 MiB of 3.0 MiB, 10"), "{line}");
         assert!(line.ends_with("s left"), "{line}");

@@ -4,7 +4,7 @@
 
 mod loopback;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -211,10 +211,9 @@ fn a_branch_that_moves_under_way_changes_nothing() {
     let (server, cache) = world();
     let first = server.state().store.repository("models", "acme/tiny").refs["main"].clone();
     let hub = hub(&server, cache.path());
-    let moved = RefCell::new(false);
+    let moved = Cell::new(false);
     let snapshot = hub.download(Kind::Model, &id("acme/tiny"), &Need::Model, &|event| {
-        if let (News::Done { .. }, false) = (event, *moved.borrow()) {
-            *moved.borrow_mut() = true;
+        if matches!(event, News::Done { .. }) && !moved.replace(true) {
             server.state().store.add("models", "acme/tiny", &[("config.json", b"new"), ("model.safetensors", b"new")]);
         }
     });

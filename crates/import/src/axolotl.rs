@@ -27,7 +27,7 @@ pub(crate) fn map(source: &Source<'_>, draft: &mut Draft) {
     let packed = source.is_on("sample_packing");
     lengths(source, draft);
     trainer::length(source, draft, "num_epochs", 1);
-    trainer::batch(source, draft, ("micro_batch_size", 1), packed);
+    batch(source, draft, packed);
     checkpointing(source, draft);
     optimizer(source, draft);
     schedule(source, draft);
@@ -184,6 +184,31 @@ fn lengths(source: &Source<'_>, draft: &mut Draft) {
             Some(value) => draft.other("data.shuffle", value.to_string(), &[&given], "a new order each epoch"),
             None => draft.left(&given, "not understood: true or false is meant"),
         }
+    }
+}
+
+/// `batch_size`, which is discouraged there, counts if the accumulation is not given.
+fn batch(source: &Source<'_>, draft: &mut Draft, packed: bool) {
+    let whole = source.get("batch_size");
+    let Some(given) = whole.filter(|_| source.peek("gradient_accumulation_steps").is_none()) else {
+        if let Some(given) = source.get("batch_size") {
+            draft.idle(&given, "gradient_accumulation_steps counts there");
+        }
+        return trainer::batch(source, draft, ("micro_batch_size", 1), packed);
+    };
+    let micro = source.get("micro_batch_size");
+    let rows = micro.as_ref().map_or(Some(1), |given| given.node.integer()).filter(|rows| *rows > 0);
+    let (Some(rows), Some(all)) = (rows, given.node.integer()) else {
+        micro.iter().chain([&given]).for_each(|given| draft.left(given, "not understood: a whole number is meant"));
+        return;
+    };
+    let global = (all / rows).max(1).saturating_mul(rows);
+    let why = "rows of a step over all ranks here; times the number of processes there";
+    let both: Vec<_> = [&given].into_iter().chain(&micro).collect();
+    draft.other("train.global_batch_size", global.to_string(), &both, why);
+    match &micro {
+        Some(micro) => draft.carry("train.micro_batch_size", rows.to_string(), micro),
+        None => draft.theirs("train.micro_batch_size", "1", "1"),
     }
 }
 

@@ -261,7 +261,7 @@ impl Line {
         if !is_known(self.key) {
             return comment(&format!("not yet: {assignment}: {}", self.note), WIDTH);
         }
-        let words = format!("{}: {}", self.origin.label(), self.note);
+        let words = crate::text::line(&format!("{}: {}", self.origin.label(), self.note));
         let short = format!("{assignment}  # {words}");
         if short.chars().count() <= WIDTH {
             return format!("{short}\n");
@@ -286,11 +286,11 @@ pub(crate) fn is_known(key: &str) -> bool {
 fn head(tool: Tool, file: &Path) -> String {
     let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy();
     let name = crate::text::short(&name, 60);
-    let mut text = String::new();
+    let title = format!("A recipe of finetune, made by `finetune import` from {name}, a configuration of {tool}.");
+    let mut text = comment(&title, WIDTH);
     let _ = write!(
         text,
-        "# A recipe of finetune, made by `finetune import` from {name}, a configuration of {tool}.\n\
-         #\n\
+        "#\n\
          # What stands behind or above a key says where its value is from:\n\
          #   carried over    the same value, under our name\n\
          #   other meaning   converted, because the key counts something else here\n\

@@ -46,6 +46,11 @@ fn data(source: &Source<'_>, draft: &mut Draft) {
                 draft.other("data.train", quoted(path), &[given], places::RELATIVE);
             }
             Some(path) => {
+                if places::is_hub_id(path) {
+                    draft.left_out(
+                        "the split `valid` of the data set is evaluated on there; `eval` in [data] names rows",
+                    );
+                }
                 let mut rows = Rows::default();
                 rows.add(path, None);
                 rows.write(draft, "data.train", &[given]);

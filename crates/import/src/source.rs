@@ -37,12 +37,17 @@ pub(crate) struct Given<'a> {
 impl Given<'_> {
     /// "rank = 8 (line 3)".
     pub(crate) fn named(&self) -> String {
-        format!("{} = {} (line {})", self.path, self.node.shown(), self.line)
+        format!("{} = {} (line {})", self.name(), self.node.shown(), self.line)
     }
 
     /// "rank (line 3)".
     pub(crate) fn place(&self) -> String {
-        format!("{} (line {})", self.path, self.line)
+        format!("{} (line {})", self.name(), self.line)
+    }
+
+    /// The path on one line, and short.
+    fn name(&self) -> String {
+        crate::text::short(&self.path, 80)
     }
 
     pub(crate) fn is(&self, word: &str) -> bool {

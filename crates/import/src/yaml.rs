@@ -12,8 +12,9 @@ use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError};
 
 use crate::ImportError;
 
-/// Nodes of a tree, at most: aliases of aliases would fill the memory.
-const MOST_NODES: usize = 50_000;
+/// Nodes of a tree, at most: aliases of aliases would fill the memory. The longest published
+/// configuration has a few hundred.
+const MOST_NODES: usize = 4_000;
 /// Lists and maps inside each other, at most.
 const DEEPEST: usize = 64;
 

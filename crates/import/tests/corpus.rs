@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use expect_test::expect_file;
-use finetune_import::{Imported, Tool, import};
+use finetune_import::{ImportError, Imported, Tool, import};
 use finetune_recipe::Recipe;
 
 /// The keys that the table shows, as the resolved recipe has them.
@@ -146,5 +146,32 @@ fn recipes_as_they_come_out() {
     ] {
         let text = std::fs::read_to_string(configs().join(name)).expect(name);
         snapshot.assert_eq(&imported(name, &text).recipe);
+    }
+}
+
+/// Cut off and changed anywhere, a file ends in an error or in a recipe that we read.
+#[test]
+fn damaged_files_never_end_the_program() {
+    let mut state = 1_u64;
+    let mut random = |below: usize| {
+        // The generator of Knuth's MMIX.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below.max(1)
+    };
+    let signs = [":", "[", "{", "&a", "*a", "\n", "  ", "- ", "null", "1e999", "-1", "\u{0}", "\"", "${a}", "~/x", "é"];
+    for (tool, name, text) in published().into_iter().step_by(4) {
+        let letters: Vec<char> = text.chars().collect();
+        for _ in 0..20 {
+            let mut damaged: String = letters[..random(letters.len())].iter().collect();
+            for _ in 0..random(4) {
+                let at = damaged.char_indices().nth(random(letters.len())).map_or(0, |(at, _)| at);
+                damaged.insert_str(at, signs[random(signs.len())]);
+            }
+            match import(&damaged, &configs().join(&name), Some(tool)) {
+                Ok(imported) => drop(recipe(&name, &imported)),
+                Err(error @ ImportError::Refused { .. }) => panic!("{name}: {error}\n{damaged}"),
+                Err(_) => {}
+            }
+        }
     }
 }

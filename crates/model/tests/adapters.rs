@@ -182,6 +182,29 @@ fn every_tensor_is_accounted_for() {
     }
 }
 
+/// PEFT saves an embedding with new rows three times if it is trained in full.
+#[test]
+fn copies_of_a_module_trained_in_full_are_passed_over() {
+    let source = golden("llama").join("../../adapters/saved_embedding_tied/adapter");
+    let whole = Adapter::read(&source, &config("llama")).expect("the golden adapter");
+    let with = |names: &[&str]| {
+        let made = tempfile::tempdir().expect("a directory");
+        std::fs::copy(source.join("adapter_config.json"), made.path().join("adapter_config.json")).expect("a copy");
+        let mut tensors = made::read_tensors(&source.join("adapter_model.safetensors"));
+        let module = "base_model.model.model.embed_tokens";
+        let own = tensors.iter().find(|tensor| tensor.0 == format!("{module}.weight")).expect("the embedding").clone();
+        for name in names {
+            tensors.push((format!("{module}.{name}"), own.1, own.2.clone(), own.3.clone()));
+        }
+        write_tensors(&made.path().join("adapter_model.safetensors"), &tensors);
+        Adapter::read(made.path(), &config("llama"))
+    };
+    let copies = with(&["modules_to_save.weight", "original_module.weight"]).expect("the same adapter");
+    assert_eq!((&copies.saved, &copies.values), (&whole.saved, &whole.values));
+    let twice = with(&["modules_to_save.weight", "modules_to_save.default.weight"]);
+    assert!(twice.is_err_and(|error| error.to_string().contains("two tensors for one place")));
+}
+
 fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
     let rows = values.len() / columns;
     (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()

@@ -221,10 +221,6 @@ fn set_is_checked_like_the_file() {
         ("data.columns.response=b", "`data.columns` has no key `response` | ours is `completion`"),
         ("data.columns.prompt=1", "expected a string, found an integer | write it in quotes"),
         (
-            "data.format.prompt=1",
-            "unknown key `format.prompt` in [data] | the keys in [data] are `train`, `eval`, `eval_share`, `columns`, `weights`, `max_rows`, `format`, `max_seq_len`, `overlong`, `packing`, `train_on`, `shuffle`, `chat_template`, `date`",
-        ),
-        (
             "schedule.name=cosin",
             "`schedule.name` must be one of \"constant\", \"linear\", \"cosine\", found \"cosin\" | did you mean \"cosine\"?",
         ),

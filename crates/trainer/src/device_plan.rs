@@ -24,6 +24,8 @@ pub struct ThisHost {
     pub recipe_file: Option<PathBuf>,
     /// Says how much memory this process has had at most, in bytes.
     pub peak_memory: Option<fn() -> u64>,
+    /// The commit that the program was built from, if it is known.
+    pub commit: Option<&'static str>,
 }
 
 /// The device and number types of a run.

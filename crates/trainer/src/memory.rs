@@ -90,17 +90,15 @@ fn rows_bytes(data: &Dataset) -> u64 {
 pub(crate) struct Sizes {
     pub(crate) parameters: u64,
     pub(crate) trained: u64,
-    /// Those of the trained that are modules in full, beside an adapter's branches.
-    saved: u64,
 }
 
 /// Counts the parameters. `adaptation`: `None` if all weights are trained.
 pub(crate) fn sizes(config: &ModelConfig, adaptation: Option<&Adaptation>) -> Sizes {
     let shapes = expected_tensors(config);
     let parameters: u64 = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
-    let Some(adaptation) = adaptation else { return Sizes { parameters, trained: parameters, saved: 0 } };
+    let Some(adaptation) = adaptation else { return Sizes { parameters, trained: parameters } };
     let (branches, saved) = adaptation.elements(config);
-    Sizes { parameters, trained: branches + saved, saved }
+    Sizes { parameters, trained: branches + saved }
 }
 
 /// Code, tables, threads and small pieces of memory, in bytes: measured, see benches/memory.py.
@@ -195,7 +193,7 @@ pub(crate) fn estimate(
     precision: Precision,
 ) -> Estimate {
     let cpu = precision.cpu;
-    let Sizes { parameters, trained, saved } = self::sizes(config, adaptation);
+    let Sizes { parameters, trained } = self::sizes(config, adaptation);
     let Peak { bytes: peak, logits, unused_logits } = peak(config, adaptation, step, precision);
     // Logits are reported apart. If the backward pass takes more than they do, they lie in memory
     // that it takes later.
@@ -204,15 +202,16 @@ pub(crate) fn estimate(
     let held = if step.full { FloatType::F32 } else { precision.held };
     let weights = if step.full { 0 } else { parameters * held.bytes() as u64 };
     // On the CPU: values, gradients and two moments on the host; values, old and new, and gradients
-    // as tensors. LoRA has many small pieces, and ten times the values were measured.
-    let (of_whole, of_branches) = match cpu {
-        true => (6, 10),
+    // as tensors. LoRA has many small pieces, and ten times the values were measured. So they were
+    // for embedding and output layer trained in full beside them.
+    let copies = match (cpu, step.full) {
+        (true, true) => 6,
+        (true, false) => 10,
         // The host has the moments. On the card: values, old and new, gradients one by one and
         // together.
-        false => (4, 4),
+        (false, _) => 4,
     };
-    let whole = if step.full { trained } else { saved };
-    let trained_bytes = FLOAT * (whole * of_whole + (trained - whole) * of_branches);
+    let trained_bytes = trained * FLOAT * copies;
     let (vocabulary, hidden) = (config.vocabulary as u64, config.hidden_size as u64);
     let widened = if cpu && held != FloatType::F32 { footprint::cpu_widened(vocabulary, hidden) } else { 0 };
     let answering = if step.answers { ANSWERING_BYTES } else { 0 };

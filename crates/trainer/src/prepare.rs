@@ -118,6 +118,7 @@ fn put_together(
         directory: run_directory,
         identity,
         peak_memory: host.peak_memory,
+        commit: host.commit,
     };
     Ok(Prepared { run, notices })
 }

@@ -154,6 +154,12 @@ impl RunRecord {
         self.damaged = 0;
     }
 
+    /// Takes the rows of another record instead of its own.
+    pub fn take_rows(&mut self, other: RunRecord) {
+        let RunRecord { steps, evals, torn, damaged, .. } = other;
+        (self.steps, self.evals, self.torn, self.damaged) = (steps, evals, torn, damaged);
+    }
+
     /// Whether it goes on.
     pub fn state(&self) -> RunState {
         if self.is_held {

@@ -82,6 +82,8 @@ pub struct Run {
     pub(crate) text: Vec<(String, Vec<u8>)>,
     /// Says how much memory this process has had at most, in bytes.
     pub(crate) peak_memory: Option<fn() -> u64>,
+    /// The commit that the program was built from, if it is known.
+    pub(crate) commit: Option<&'static str>,
 }
 
 /// The sums of a step over all ranks.
@@ -471,6 +473,7 @@ impl Run {
             date: &self.date,
             text: &self.text,
             peak_memory: self.peak_memory,
+            commit: self.commit,
         }
     }
 }

@@ -21,8 +21,8 @@ use crate::train::Outcome;
 /// The file's name in the run directory.
 pub(crate) const FILE: &str = "run.json";
 
-/// The commit that the program was built from, if the build says it.
-const COMMIT: Option<&str> = option_env!("FINETUNE_COMMIT");
+/// Digits of a commit that are enough to find it.
+const COMMIT_DIGITS: usize = 12;
 
 /// Whether a run goes on, as its process said last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,7 +137,7 @@ impl RunFacts {
     pub(crate) fn new(run: &Snapshot<'_>, started: u64, end: &End) -> RunFacts {
         RunFacts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            commit: COMMIT.map(str::to_owned),
+            commit: run.commit.map(|commit| commit.chars().take(COMMIT_DIGITS).collect()),
             status: end.status,
             exit_code: end.exit_code,
             error: end.error.clone(),

@@ -31,4 +31,6 @@ pub(crate) struct Snapshot<'a> {
     pub(crate) text: &'a [(String, Vec<u8>)],
     /// Says how much memory this process has had at most, in bytes.
     pub(crate) peak_memory: Option<fn() -> u64>,
+    /// The commit that the program was built from, if it is known.
+    pub(crate) commit: Option<&'a str>,
 }

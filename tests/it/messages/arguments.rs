@@ -105,7 +105,7 @@ fn things_that_are_something_else() {
             vec!["generate", "model/model.safetensors"],
             "is one file of model, a model directory: the directory is meant",
         ),
-        (vec!["generate", "runs/nope"], "there is no runs/nope here"),
+        (vec!["generate", "runs/nope"], "there is no directory runs/nope"),
         (vec!["generate", "https://huggingface.co/acme/tiny"], "the model is called acme/tiny here"),
         (vec!["generate", "model", "--adapter", "train.jsonl"], "train.jsonl is a file of rows"),
         (vec!["generate", "model", "--adapter", "model"], "model is a model directory, not an adapter"),

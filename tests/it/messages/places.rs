@@ -107,9 +107,9 @@ fn exports_of_the_wrong_directory() {
         &folder,
         &["export", "empty", "--format", "gguf", "--output", "out"],
         expect![[r#"
-            error: this version exports merged and peft
+            error: empty/checkpoints has no checkpoint that verifies
 
-            hint: export merged: llama.cpp's and mlx-lm's own converters read that directory
+            hint: train first, or name a checkpoint
             (exit code 2)
         "#]],
     );

@@ -37,7 +37,7 @@ fn path() -> String {
 #[test]
 fn problems_of_lines_and_tokens_have_their_texts_and_hints() {
     check(vec![
-        (RowProblem::LongLine(16), "the line is longer than 16 MiB", None),
+        (RowProblem::LongLine(16), "the row is longer than 16 MiB", None),
         (RowProblem::Utf16, "the file is UTF-16", None),
         (RowProblem::NotUtf8(11), "invalid UTF-8 at byte 11 of the line", Some(ENCODING)),
         (RowProblem::NulCharacter(11), "a NUL character at byte 11 of the line", None),

@@ -9,7 +9,7 @@ use crate::made_up::{Model, VOCABULARY, data};
 
 /// Writes tools and calls as JSON.
 const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content or '' }}\
-                        {% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}\n{% endfor %}\
+                        {% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}{{ '\n' }}{% endfor %}\
                         {% if add_generation_prompt %}assistant: {% endif %}";
 
 fn shown(row: &Value, columns: &[(&str, &str)]) -> String {

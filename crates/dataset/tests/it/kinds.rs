@@ -240,7 +240,7 @@ fn a_row_that_unpacks_to_too_much_is_refused_and_not_kept() {
         assert!(told.starts_with("1 row cannot be used") && told.contains("is longer than 16 MiB"), "{told}");
     }
     let told = load(&model, &fixture("bomb.parquet")).expect_err("a long row").to_string();
-    assert!(told.contains("bomb.parquet:row 1: the line is longer than 16 MiB"), "{told}");
+    assert!(told.contains("bomb.parquet:row 1: the row is longer than 16 MiB"), "{told}");
     // A gigabyte of one letter, in about a megabyte: its end is not waited for.
     let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     let piece = vec![b'a'; 1 << 20];

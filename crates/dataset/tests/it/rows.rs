@@ -67,7 +67,7 @@ fn lines_that_are_no_rows() {
         (b"{\"text\": \"a\xFFb\"}".to_vec(), "1:12: invalid UTF-8 at byte 11 of the line; expected UTF-8 text"),
         (b"{\"text\": \"a\xE2\x82".to_vec(), "1:12: invalid UTF-8 at byte 11"),
         (bytes(r#"{"text": "\ud83e"}"#), "1:17: not JSON: "),
-        (bytes(&long), "1: the line is longer than 16 MiB"),
+        (bytes(&long), "1: the row is longer than 16 MiB"),
         (bytes(&deep), "1:135: not JSON: recursion limit exceeded"),
         (bytes("{"), "1:1: not JSON: EOF while parsing an object"),
         (bytes("{\"text\": \"a\""), "1:12: not JSON: EOF while parsing an object"),

@@ -42,7 +42,7 @@ use crate::source::Source;
 use crate::stderr::complain;
 
 /// Letters of a system prompt that the first lines show.
-const SHOWN: usize = 60;
+const SHOWN: usize = 50;
 
 pub(crate) fn chat(arguments: ChatArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     check(&arguments)?;
@@ -133,7 +133,7 @@ fn opening_dialogue(
     }
     let Some(common) = trained::common_system(source) else { return Ok((Dialogue::new(None), None)) };
     match check_system(tokenizer, &common.text) {
-        Ok(()) => Ok((Dialogue::new(Some(&common.text)), Some(common.file.display().to_string()))),
+        Ok(()) => Ok((Dialogue::new(Some(&common.text)), Some(common.file))),
         Err(failure) => {
             say(&format!("the system prompt of the training rows is left out: {}", failure.fact()));
             Ok((Dialogue::new(None), None))
@@ -170,7 +170,7 @@ fn panel(arguments: &ChatArguments, source: &Source, session: &Session<'_>, syst
     ];
     if let Some(system) = session.dialogue.system() {
         let from = match system_of {
-            Some(file) => format!(" (as in {file}; --system \"\" leaves it out)"),
+            Some(file) => format!(" (of {file}; --system \"\" for none)"),
             None => String::new(),
         };
         lines.push(format!("system    {}{from}", shortened(system)));
@@ -425,6 +425,6 @@ mod tests {
     #[test]
     fn long_texts_are_shown_by_their_beginning() {
         assert_eq!(shortened(" You are\nbrief.\u{1b} "), "You are brief.\\u{1b}");
-        assert_eq!(shortened(&"é".repeat(61)), format!("{}…", "é".repeat(60)));
+        assert_eq!(shortened(&"é".repeat(51)), format!("{}…", "é".repeat(50)));
     }
 }

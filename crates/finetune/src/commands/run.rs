@@ -74,7 +74,7 @@ fn train_as_one_rank(
     }
     introduce(&run, &show);
     allocator::prepare_last_words(&run.cheaper_settings());
-    *ending = EndCommand::of(&run.recipe).filter(|_| first);
+    *ending = first.then(|| EndCommand::of(&run.recipe)).flatten();
     let _inhibitor = SleepInhibitor::start();
     let work = work_to_save(&signals, verbosity);
     let (tells, narrates) = (membership.launched && first, narrates && first);
@@ -118,6 +118,7 @@ fn this_host(membership: &Membership, recipe: &Recipe, recipe_file: Option<&Path
         disk: free_bytes(&recipe.output_dir),
         recipe_file: recipe_file.map(Path::to_path_buf),
         peak_memory: Some(memory::peak_bytes),
+        commit: Some(env!("FINETUNE_COMMIT")).filter(|commit| *commit != "unknown"),
     }
 }
 

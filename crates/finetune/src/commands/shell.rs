@@ -16,9 +16,25 @@ use crate::{output, version};
 /// Prints the completions of a shell.
 pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<ExitCode, Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut Cli::command(), "finetune", &mut script);
+    clap_complete::generate(
+        arguments.shell,
+        &mut offered(&Cli::command()).version(version::SHORT),
+        "finetune",
+        &mut script,
+    );
     output::print(&String::from_utf8_lossy(&script))?;
     Ok(Exit::Done.into())
+}
+
+/// What a shell offers of a command: its arguments and commands without the hidden ones, which
+/// `clap_complete` would offer too.
+fn offered(command: &Command) -> Command {
+    // clap keeps names for as long as the program runs. So does this, once for each command.
+    let name: &'static str = command.get_name().to_owned().leak();
+    Command::new(name)
+        .about(command.get_about().cloned().unwrap_or_default())
+        .args(command.get_arguments().filter(|argument| !argument.is_hide_set()).cloned())
+        .subcommands(command.get_subcommands().filter(|inner| !inner.is_hide_set()).map(offered))
 }
 
 /// Prints one manual page, or writes all of them into a directory.
@@ -61,7 +77,9 @@ fn write(command: &Command, directory: &Path, pages: &mut u64) -> Result<(), Fai
 
 /// The file name and text of a command's page, such as `finetune-cluster-bench.1`.
 fn render(command: &Command) -> std::io::Result<(String, Vec<u8>)> {
-    let page = Man::new(command.clone()).source(format!("finetune {}", version::SHORT)).manual("finetune");
+    // An empty date would let what follows take its place.
+    let about = format!("finetune {}", version::SHORT);
+    let page = Man::new(command.clone()).date(" ").source(about).manual("finetune");
     let mut text = Vec::new();
     page.render(&mut text)?;
     Ok((page.get_filename(), text))

@@ -14,8 +14,7 @@ use crate::yaml::{Node, Value};
 const LONGEST: u64 = 4 << 20;
 
 pub(super) fn map(source: &Source<'_>, draft: &mut Draft, file: &Path) {
-    let folder = source.get("dataset_dir");
-    let folder = folder.as_ref().and_then(|given| given.node.text()).unwrap_or("data");
+    let folder = folder(source, draft);
     let info = Info::find(folder, file);
     for (theirs, ours) in [("dataset", "data.train"), ("eval_dataset", "data.eval")] {
         if let Some(given) = source.get(theirs) {
@@ -24,10 +23,10 @@ pub(super) fn map(source: &Source<'_>, draft: &mut Draft, file: &Path) {
     }
     lengths(source, draft);
     if let Some(given) = source.get("max_samples") {
+        let one = source.peek("dataset").is_some_and(|node| names(node).len() == 1);
         match given.node.integer() {
-            Some(rows) => {
-                draft.other("data.max_rows", rows.to_string(), &[&given], "of each dataset there, of all rows here")
-            }
+            Some(_) if !one => draft.left(&given, "of each dataset there; `data.max_rows` counts the rows of all"),
+            Some(rows) => draft.other("data.max_rows", rows.to_string(), &[&given], "the first rows"),
             None => draft.left(&given, "not understood: a whole number is meant"),
         }
     }
@@ -49,6 +48,21 @@ pub(super) fn map(source: &Source<'_>, draft: &mut Draft, file: &Path) {
         draft.left(&given, "the model's own template is used here; `chat_template` in [data] names a Jinja file");
     }
     train_on(source, draft);
+}
+
+/// The folder of dataset_info.json and of the files that it names.
+fn folder<'a>(source: &Source<'a>, draft: &mut Draft) -> &'a str {
+    let Some(given) = source.get("dataset_dir") else { return "data" };
+    match given.node.text() {
+        Some(folder) if !folder.starts_with("REMOTE:") && folder != "ONLINE" => {
+            draft.idle(&given, "files are named whole in [data]");
+            folder
+        }
+        _ => {
+            draft.left(&given, "names of datasets are explained on the hub; `train` in [data] names files");
+            "data"
+        }
+    }
 }
 
 /// Names of a list, or of a text with commas.

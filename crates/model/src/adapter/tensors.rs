@@ -37,7 +37,7 @@ impl<'a> Branches<'a> {
                 Format::Mlx => mlx_name(view.name).map(|(module, part)| (module, module == EMBEDDING, part)),
             };
             let first = match found {
-                None => branches.others.insert(plain_name(view.name), view),
+                None => branches.add_other(view),
                 Some((module, is_embedding, part)) => {
                     let parts = branches.by_module.entry((module.to_owned(), is_embedding)).or_default();
                     parts.found[part].replace(view)
@@ -53,6 +53,28 @@ impl<'a> Branches<'a> {
             }
         }
         Ok(branches)
+    }
+
+    /// Adds a tensor that is no part of a branch. Returns the one that has its place already.
+    ///
+    /// PEFT saves an embedding with new rows three times if it is trained in full: as the module, as
+    /// the wrapper's copy of it, and as it was before training. The first of these counts.
+    fn add_other(&mut self, view: TensorView<'a>) -> Option<TensorView<'a>> {
+        const COPY: &str = ".modules_to_save.";
+        if view.name.contains(".original_module.") {
+            return None;
+        }
+        let name = plain_name(view.name);
+        let first = self.others.get(&name).copied();
+        let is_copy = view.name.contains(COPY);
+        match first {
+            Some(first) if is_copy == first.name.contains(COPY) => return Some(first),
+            Some(_) if is_copy => {}
+            _ => {
+                self.others.insert(name, view);
+            }
+        }
+        None
     }
 }
 

@@ -66,7 +66,7 @@ table! {
         ];
         /// at most this many rows of `train` are read, in the order of the files
         max_rows: Option<usize> = Count(1), unset("all rows"), Local, [
-            "max_samples", "max_train_samples", "num_samples", "data.limit", "data.rows",
+            "max_samples", "max_train_samples", "data.limit", "data.rows",
         ];
         /// how rows are written; `auto`: told from the rows, which must all agree
         format: Format = word::<Format>(), default(Format::Auto), Digest, [

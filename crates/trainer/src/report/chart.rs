@@ -231,7 +231,7 @@ fn label(value: f64) -> String {
     if value == 0.0 {
         "0".to_owned()
     } else if size < 1e-3 {
-        format!("{value:.0e}")
+        format!("{value:.1e}").replace(".0e", "e")
     } else if size >= 100.0 {
         let sign = if value < 0.0 { "-" } else { "" };
         format!("{sign}{}", thousands(size.round() as u64))

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use finetune_dataset::resolve_files;
 use finetune_recipe::Recipe;
@@ -23,8 +23,8 @@ const LONGEST_CONFIG: u64 = 1 << 20;
 #[derive(Debug, PartialEq)]
 pub(super) struct CommonSystem {
     pub(super) text: String,
-    /// The first file of rows.
-    pub(super) file: PathBuf,
+    /// The name of the first file of rows.
+    pub(super) file: String,
 }
 
 /// The system prompt that all rows begin with that a run was trained on. `None`: it is no run, its
@@ -58,7 +58,8 @@ fn of_recipe(recipe: &Recipe) -> Option<CommonSystem> {
             }
         }
     }
-    Some(CommonSystem { text: common?, file: files.into_iter().next()? })
+    let file = files.first()?.file_name()?.to_string_lossy().into_owned();
+    Some(CommonSystem { text: common?, file })
 }
 
 fn is_cut(file: &Path) -> bool {

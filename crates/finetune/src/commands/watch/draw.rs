@@ -50,7 +50,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, runs: &[Watched], view: &View) {
     draw_chart(frame, chart, runs, view);
     frame.render_widget(Paragraph::new(table_lines(runs, view, area.width)), table);
     frame.render_widget(Paragraph::new(details), below);
-    frame.render_widget(Paragraph::new(key_line(view)).style(dim()), keys);
+    frame.render_widget(Paragraph::new(key_line(runs, view)).style(dim()), keys);
 }
 
 fn dim() -> Style {
@@ -66,10 +66,11 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, runs: &[Watched], view: &View) 
     let from = view.window.map_or(0, |window| last.saturating_sub(window));
     // A braille character has two columns of dots.
     let most = usize::from(area.width) * 4;
-    let look = Look { quantity: view.quantity, logarithmic: view.logarithmic, smoothing: view.smoothing(), from, most };
+    let logarithmic = view.is_logarithmic(runs);
+    let look = Look { quantity: view.quantity, logarithmic, smoothing: view.smoothing(), from, most };
     let all: Vec<Series> = runs.iter().map(|run| Series::new(run.record(), look)).collect();
-    let title = format!("{}{}", view.quantity.name(), if view.logarithmic { ", logarithmic" } else { "" });
-    let Some(bounds) = Bounds::of(&all, look.logarithmic) else {
+    let title = format!("{}{}", view.quantity.name(), if logarithmic { ", logarithmic" } else { "" });
+    let Some(bounds) = Bounds::of(&all, logarithmic) else {
         let waiting = format!("{title}: nothing to show yet");
         frame.render_widget(Paragraph::new(waiting).style(dim()), area);
         return;
@@ -90,7 +91,7 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, runs: &[Watched], view: &View) 
     }
     let x = Axis::default().style(dim()).bounds([bounds.first, bounds.last]).labels(bounds.steps());
     let y = Axis::default().style(dim()).title(Span::from(title)).bounds([bounds.low, bounds.high]);
-    let y = y.labels(bounds.values(area.height, look.logarithmic));
+    let y = y.labels(bounds.values(area.height, logarithmic));
     frame.render_widget(Chart::new(sets).x_axis(x).y_axis(y).legend_position(None), area);
 }
 
@@ -203,12 +204,12 @@ fn sample(record: &RunRecord) -> Vec<String> {
     ]
 }
 
-fn key_line(view: &View) -> String {
+fn key_line(runs: &[Watched], view: &View) -> String {
     let window = view.window.map_or("all steps".to_owned(), |window| format!("last {} steps", thousands(window)));
     format!(
         "q quit  tab {}  l {}  s smoothing {}  +/- {window}  ↑↓ run",
         view.quantity.next().name(),
-        if view.logarithmic { "linear" } else { "logarithmic" },
+        if view.is_logarithmic(runs) { "linear" } else { "logarithmic" },
         view.smoothing(),
     )
 }
@@ -234,7 +235,7 @@ mod tests {
     fn curves_table_and_keys_fit_any_terminal() {
         let runs = [Watched::of("support-bot", record(60)), Watched::of("another", record(30))];
         for (width, height) in [(80, 24), (50, 20), (200, 60), (20, 8), (5, 3), (1, 1)] {
-            for logarithmic in [false, true] {
+            for logarithmic in [Some(false), Some(true), None] {
                 let view = View { logarithmic, ..View::default() };
                 let lines = drawn(width, height, &runs, &view);
                 if width < 50 {

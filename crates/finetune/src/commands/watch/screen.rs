@@ -24,11 +24,15 @@ const SMOOTHING: [f64; 4] = [0.0, 0.6, 0.9, 0.98];
 /// The fewest steps that are shown.
 const LEAST_WINDOW: u64 = 10;
 
+/// Losses and gradients that differ by more than this factor have a logarithmic axis, unless a key
+/// has chosen. On a linear one the small ones would lie on the zero line.
+const LOGARITHMIC: f64 = 20.0;
+
 /// What is shown, as keys have chosen it.
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) quantity: Quantity,
-    pub(super) logarithmic: bool,
+    pub(super) logarithmic: Option<bool>,
     pub(super) smoothing: usize,
     /// The number of newest steps that are shown; `None`: all.
     pub(super) window: Option<u64>,
@@ -38,7 +42,7 @@ pub(super) struct View {
 
 impl Default for View {
     fn default() -> View {
-        View { quantity: Quantity::Loss, logarithmic: false, smoothing: 0, window: None, selected: 0 }
+        View { quantity: Quantity::Loss, logarithmic: None, smoothing: 0, window: None, selected: 0 }
     }
 }
 
@@ -47,13 +51,24 @@ impl View {
         SMOOTHING[self.smoothing]
     }
 
-    /// Carries out a key. Returns false if it ends the program. `last`: the last step of all runs.
-    fn press(&mut self, key: KeyEvent, last: u64, runs: usize) -> bool {
+    /// Whether the axis is logarithmic.
+    pub(super) fn is_logarithmic(&self, runs: &[Watched]) -> bool {
+        let by_values = || {
+            let small_counts = matches!(self.quantity, Quantity::Loss | Quantity::GradNorm);
+            let (low, high) = self.quantity.range(runs.iter().map(Watched::record));
+            small_counts && low > 0.0 && high > LOGARITHMIC * low
+        };
+        self.logarithmic.unwrap_or_else(by_values)
+    }
+
+    /// Carries out a key. Returns false if it ends the program.
+    fn press(&mut self, key: KeyEvent, runs: &[Watched]) -> bool {
+        let last = runs.iter().map(|run| run.record().step()).max().unwrap_or(0);
         let is_control = key.modifiers.contains(KeyModifiers::CONTROL);
         match key.code {
             KeyCode::Char('c' | 'd') if is_control => return false,
             KeyCode::Char('q') | KeyCode::Esc => return false,
-            KeyCode::Char('l') => self.logarithmic = !self.logarithmic,
+            KeyCode::Char('l') => self.logarithmic = Some(!self.is_logarithmic(runs)),
             KeyCode::Char('s') => self.smoothing = (self.smoothing + 1) % SMOOTHING.len(),
             KeyCode::Tab => self.quantity = self.quantity.next(),
             KeyCode::Char('+' | '=') => {
@@ -61,7 +76,7 @@ impl View {
             }
             KeyCode::Char('-') => self.window = self.window.map(|window| window * 2).filter(|&window| window < last),
             KeyCode::Up => self.selected = self.selected.saturating_sub(1),
-            KeyCode::Down => self.selected = (self.selected + 1).min(runs.saturating_sub(1)),
+            KeyCode::Down => self.selected = (self.selected + 1).min(runs.len().saturating_sub(1)),
             _ => {}
         }
         true
@@ -97,9 +112,8 @@ fn repeat(terminal: &mut DefaultTerminal, runs: &mut [Watched], signal: &AtomicU
         if !event::poll(LOOK)? {
             continue;
         }
-        let last = runs.iter().map(|run| run.record().step()).max().unwrap_or(0);
         match event::read()? {
-            Event::Key(key) if key.kind == KeyEventKind::Press && !view.press(key, last, runs.len()) => return Ok(()),
+            Event::Key(key) if key.kind == KeyEventKind::Press && !view.press(key, runs) => return Ok(()),
             // Every other event, such as another size, is answered by drawing anew.
             _ => {}
         }
@@ -109,37 +123,50 @@ fn repeat(terminal: &mut DefaultTerminal, runs: &mut [Watched], signal: &AtomicU
 
 #[cfg(test)]
 mod tests {
+    use super::super::once::tests::record;
     use super::*;
 
     #[test]
     fn keys_choose_what_is_shown() {
+        let runs = [Watched::of("a", record(100)), Watched::of("b", record(7))];
         let mut view = View::default();
         let mut press = |key: KeyCode| {
-            assert!(view.press(KeyEvent::from(key), 100, 2));
-            (view.quantity, view.logarithmic, view.smoothing(), view.window, view.selected)
+            assert!(view.press(KeyEvent::from(key), &runs));
+            (view.quantity, view.is_logarithmic(&runs), view.smoothing(), view.window, view.selected)
         };
         let loss = Quantity::Loss;
+        // The loss falls to a thousandth.
         for (key, want) in [
-            (KeyCode::Char('l'), (loss, true, 0.0, None, 0)),
             (KeyCode::Char('l'), (loss, false, 0.0, None, 0)),
-            (KeyCode::Char('s'), (loss, false, 0.6, None, 0)),
-            (KeyCode::Char('+'), (loss, false, 0.6, Some(50), 0)),
-            (KeyCode::Char('='), (loss, false, 0.6, Some(25), 0)),
-            (KeyCode::Char('+'), (loss, false, 0.6, Some(12), 0)),
-            (KeyCode::Char('+'), (loss, false, 0.6, Some(10), 0)),
-            (KeyCode::Char('-'), (loss, false, 0.6, Some(20), 0)),
-            (KeyCode::Down, (loss, false, 0.6, Some(20), 1)),
-            (KeyCode::Down, (loss, false, 0.6, Some(20), 1)),
-            (KeyCode::Tab, (Quantity::LearningRate, false, 0.6, Some(20), 1)),
-            (KeyCode::Up, (Quantity::LearningRate, false, 0.6, Some(20), 0)),
+            (KeyCode::Char('l'), (loss, true, 0.0, None, 0)),
+            (KeyCode::Char('s'), (loss, true, 0.6, None, 0)),
+            (KeyCode::Char('+'), (loss, true, 0.6, Some(50), 0)),
+            (KeyCode::Char('='), (loss, true, 0.6, Some(25), 0)),
+            (KeyCode::Char('+'), (loss, true, 0.6, Some(12), 0)),
+            (KeyCode::Char('+'), (loss, true, 0.6, Some(10), 0)),
+            (KeyCode::Char('-'), (loss, true, 0.6, Some(20), 0)),
+            (KeyCode::Down, (loss, true, 0.6, Some(20), 1)),
+            (KeyCode::Down, (loss, true, 0.6, Some(20), 1)),
+            (KeyCode::Tab, (Quantity::LearningRate, true, 0.6, Some(20), 1)),
+            (KeyCode::Up, (Quantity::LearningRate, true, 0.6, Some(20), 0)),
         ] {
             assert_eq!(press(key), want, "{key:?}");
         }
         for key in [KeyEvent::from(KeyCode::Char('q')), KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)] {
-            assert!(!View::default().press(key, 1, 1), "{key:?}");
+            assert!(!View::default().press(key, &runs), "{key:?}");
         }
         let mut zoomed = View { window: Some(60), ..View::default() };
-        assert!(zoomed.press(KeyEvent::from(KeyCode::Char('-')), 100, 1));
+        assert!(zoomed.press(KeyEvent::from(KeyCode::Char('-')), &runs));
         assert_eq!(zoomed.window, None, "all steps again");
+    }
+
+    #[test]
+    fn the_axis_follows_the_values_until_a_key_chooses() {
+        let (short, long) = ([Watched::of("a", record(7))], [Watched::of("a", record(100))]);
+        assert!(!View::default().is_logarithmic(&short) && View::default().is_logarithmic(&long));
+        let rate = View { quantity: Quantity::LearningRate, ..View::default() };
+        assert!(!rate.is_logarithmic(&long));
+        assert!(!View { logarithmic: Some(false), ..View::default() }.is_logarithmic(&long));
+        assert!(!View::default().is_logarithmic(&[]));
     }
 }

@@ -30,6 +30,12 @@ impl Quantity {
         }
     }
 
+    /// The lowest and the highest value of all runs.
+    pub(super) fn range<'a>(self, records: impl Iterator<Item = &'a RunRecord>) -> (f64, f64) {
+        let values = records.flat_map(RunRecord::steps).map(|row| self.of(row)).filter(|value| value.is_finite());
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
+    }
+
     fn of(self, row: &StepRow) -> f64 {
         match self {
             Quantity::Loss => row.loss,

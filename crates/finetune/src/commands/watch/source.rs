@@ -49,6 +49,8 @@ struct RemoteRun {
     host: String,
     folder: PathBuf,
     record: RunRecord,
+    /// Rows that are read again from the beginning, until all of them have come.
+    coming: Option<RunRecord>,
     told: Receiver<Told>,
     /// What is wrong with the connection now.
     trouble: Option<String>,
@@ -156,7 +158,8 @@ impl RemoteRun {
         });
         let thread = Some(thread.map_err(|_| Failure::no_threads())?);
         let (host, folder, record) = (host.to_owned(), folder.to_owned(), RunRecord::default());
-        Ok(RemoteRun { host, folder, record, told, trouble: None, is_complete: false, stop, thread })
+        let coming = None;
+        Ok(RemoteRun { host, folder, record, coming, told, trouble: None, is_complete: false, stop, thread })
     }
 
     fn take(&mut self, told: Told) -> Result<(), Failure> {
@@ -178,9 +181,9 @@ impl RemoteRun {
             }
             Seen::Grown { fresh, bytes } => {
                 if fresh {
-                    record.begin_again();
+                    self.coming = Some(RunRecord::default());
                 }
-                record.push(&bytes);
+                self.coming.as_mut().unwrap_or(record).push(&bytes);
             }
             Seen::Whole { file, bytes } => match file {
                 0 => record.facts = RunFacts::parse(&bytes).or(record.facts.take()),
@@ -195,7 +198,10 @@ impl RemoteRun {
                 let says = || record.facts.as_ref().is_some_and(|facts| facts.status == RunStatus::Running);
                 record.is_held = held.unwrap_or_else(says);
                 (record.checkpoint, record.has_result) = (newest, has_result);
-                self.is_complete |= !more;
+                if !more {
+                    self.is_complete = true;
+                    self.coming.take().into_iter().for_each(|rows| record.take_rows(rows));
+                }
             }
         }
         Ok(())
@@ -332,6 +338,36 @@ mod tests {
         ] {
             assert_eq!(remote(argument), want.map(|(host, folder)| (host, Path::new(folder))), "{argument}");
         }
+    }
+
+    /// After a lost connection everything comes again, in pieces. What was there stays until then.
+    #[test]
+    fn rows_that_come_again_replace_the_others_at_once() {
+        let (_, told) = channel();
+        let (host, folder, record, coming) = ("box".to_owned(), PathBuf::new(), RunRecord::default(), None);
+        let stop = Arc::new(AtomicI32::new(0));
+        let mut run =
+            RemoteRun { host, folder, record, coming, told, trouble: None, is_complete: false, stop, thread: None };
+        let eval = |step: u64| format!("{{\"step\":{step},\"eval_loss\":2.0,\"eval_tokens\":1}}\n").into_bytes();
+        let grown = |fresh, step| Told::Seen(Seen::Grown { fresh, bytes: eval(step) });
+        let state = |more| Told::Seen(Seen::State { held: Some(true), newest: None, has_result: false, more });
+        let lost = || Told::Lost(Unanswered::Ssh { words: "gone".to_owned() });
+        for (told, rows, trouble) in [
+            (grown(true, 1), 0, false),
+            (state(true), 0, false),
+            (grown(false, 2), 0, false),
+            (state(false), 2, false),
+            (grown(false, 3), 3, false),
+            (lost(), 3, true),
+            (grown(true, 1), 3, false),
+            (state(true), 3, false),
+            (grown(false, 2), 3, false),
+            (state(false), 2, false),
+        ] {
+            run.take(told).unwrap_or_else(|failure| panic!("{}", failure.lines()));
+            assert_eq!((run.record.evals().len(), run.trouble.is_some()), (rows, trouble));
+        }
+        assert!(run.is_complete && run.record.is_held);
     }
 
     #[test]
