@@ -160,6 +160,11 @@ def llama_cpp_logits(path, adapter, rows):
     return found
 
 
+def compare_tokens(report, family, llama, texts, tokens_of):
+    same = sum(llama.tokenize(text.encode(), add_bos=False, special=True) == tokens_of(text) for text in texts)
+    report.note(family, "tokens", f"llama.cpp splits {same} of {len(texts)} texts as tokenizers", wrong=same < len(texts))
+
+
 def export_gguf(run_finetune, binary, source, output, *options):
     run_finetune(binary, "export", *source, "--format", "gguf", "--output", output, *options)
     found = list(output.glob("*.gguf"))
@@ -175,7 +180,8 @@ def check_numbers(report, family, merged, path, kind):
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     interleaved = config["model_type"] in ("llama", "mistral", "smollm3")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config["num_hidden_layers"])
-    want = {names.get_name(name, try_suffixes=(".weight", ".bias")): value for name, value in load_file(merged / "model.safetensors").items()}
+    tensors = load_file(merged / "model.safetensors").items()
+    want = {names.get_name(name, try_suffixes=(".weight", ".bias")): value for name, value in tensors}
     reader = gguf.GGUFReader(path)
     compared = different = 0
     for tensor in reader.tensors:
@@ -192,8 +198,8 @@ def check_numbers(report, family, merged, path, kind):
         compared += ours.size
         different += int((theirs != ours).sum()) if theirs.shape == ours.shape else ours.size
     left = [name for name in want if name]
-    report.note(family.name, "gguf", f"{kind}: {different} of {compared} bytes differ from gguf-py's, {len(left)} tensors missing",
-                wrong=bool(different or left))
+    text = f"{kind}: {different} of {compared} bytes differ from gguf-py's, {len(left)} tensors missing"
+    report.note(family.name, "gguf", text, wrong=bool(different or left))
 
 
 def four_layers(family):
@@ -234,8 +240,9 @@ def check_gguf(run_finetune, binary, family, report, run, merged, peft_model):
         return report.skipped(family.name, "gguf", absent)
     rows = rows_of(family)
     theirs = torch_logits(peft_model, rows)
-    compare_logits(report, family.name, "gguf", theirs, llama_cpp_logits(files["f32"], None, rows), "PEFT, and llama.cpp with the merged file")
-    compare_logits(report, family.name, "gguf", theirs, llama_cpp_logits(base, adapter, rows), "PEFT, and llama.cpp with base + adapter")
+    for what, ours in (("the merged file", llama_cpp_logits(files["f32"], None, rows)),
+                       ("base + adapter", llama_cpp_logits(base, adapter, rows))):
+        compare_logits(report, family.name, "gguf", theirs, ours, f"PEFT, and llama.cpp with {what}")
 
 
 # DoRA, modules trained in full, branches on embedding and output layer
@@ -261,7 +268,8 @@ def check_formats_of_case(run_finetune, binary, family, report, directory, peft_
     if absent := missing("gguf", "llama_cpp"):
         return report.skipped(directory.name, "gguf", absent)
     path = export_gguf(run_finetune, binary, source, family.work / "gguf", "--dtype", "f32")
-    compare_logits(report, directory.name, "gguf", theirs, llama_cpp_logits(path, None, rows), "PEFT, and llama.cpp with the merged file")
+    ours = llama_cpp_logits(path, None, rows)
+    compare_logits(report, directory.name, "gguf", theirs, ours, "PEFT, and llama.cpp with the merged file")
 
 
 # A tokenizer of pieces
@@ -303,8 +311,7 @@ def check_pieces(run_finetune, binary, work, report):
     texts = [text for text in write_pieces(directory) if text.strip()] + [PROBE, *PROMPTS]
     llama = llama_cpp(export_gguf(run_finetune, binary, [directory], work / "pieces-gguf"), n_ctx=512)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    different = [text for text in texts if llama.tokenize(text.encode(), add_bos=False, special=True) != tokenizer.encode(text, add_special_tokens=False).ids]
-    report.note("pieces", "tokens", f"llama.cpp splits {len(texts) - len(different)} of {len(texts)} texts as tokenizers", wrong=bool(different))
+    compare_tokens(report, "pieces", llama, texts, lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 # Several adapters
@@ -351,8 +358,9 @@ def check_several(run_finetune, our_loss, mean_loss, binary, family, report, run
 
 def train_smollm2(run_finetune, binary, directory, work):
     rows = work / "smollm2.jsonl"
-    rows.write_text("".join(json.dumps({"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": "Yes, and 42."}]}) + "\n"
-                            for prompt in PROMPTS))
+    answer = {"role": "assistant", "content": "Yes, and 42."}
+    lines = [json.dumps({"messages": [{"role": "user", "content": prompt}, answer]}) for prompt in PROMPTS]
+    rows.write_text("".join(line + "\n" for line in lines))
     recipe = work / "smollm2.toml"
     recipe.write_text(f"""\
 output_dir = {json.dumps(str(work / "smollm2-run"))}
@@ -403,16 +411,16 @@ def check_smollm2(run_finetune, binary, directory, work, report):
     tokenizer = AutoTokenizer.from_pretrained(directory)
     llama = llama_cpp(merged["f32"], n_ctx=512)
     texts = [PROBE, *PROMPTS]
-    different = [text for text in texts
-                 if llama.tokenize(text.encode(), add_bos=False, special=True) != tokenizer(text, add_special_tokens=False).input_ids]
-    report.note("smollm2", "tokens", f"llama.cpp splits {len(texts) - len(different)} of {len(texts)} texts as transformers", wrong=bool(different))
+    compare_tokens(report, "smollm2", llama, texts, lambda text: tokenizer(text, add_special_tokens=False).input_ids)
     template = llama.metadata["tokenizer.chat_template"]
     report.note("smollm2", "template", f"{len(template)} characters in the file", wrong=template != tokenizer.chat_template)
     ends = {tokenizer.eos_token_id}
-    prompts = [tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False) for prompt in PROMPTS]
+    chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
     answers = []
     for prompt in PROMPTS:
-        answer = run_finetune(binary, "generate", run, "--prompt", prompt, "--max-new-tokens", NEW_TOKENS, "--device", "cpu", "--json")
+        settings = ("--max-new-tokens", NEW_TOKENS, "--device", "cpu", "--json")
+        answer = run_finetune(binary, "generate", run, "--prompt", prompt, *settings)
         tokens = json.loads(answer)["token_ids"]
         answers.append([token for token in tokens if token not in ends])
     ways = [("base + adapter", base, adapter), *((f"merged {kind}", path, None) for kind, path in merged.items())]
@@ -423,4 +431,5 @@ def check_smollm2(run_finetune, binary, directory, work, report):
         count = sum(map(len, answers))
         # In 16 bits and less llama.cpp rounds what it multiplies too: the figure is for information.
         exact = what in ("base + adapter", "merged f32")
-        report.note("smollm2", "greedy", f"{what}: {same} of {count} tokens are those of `finetune generate`", wrong=exact and found != answers)
+        text = f"{what}: {same} of {count} tokens are those of `finetune generate`"
+        report.note("smollm2", "greedy", text, wrong=exact and found != answers)
