@@ -55,7 +55,14 @@ fn init_takes_a_model_and_rows() {
     folder.finetune(&["init", "c", "--model", "train.jsonl"]).expect(2).says("a model is meant");
     folder.finetune(&["init", "c", "--model", "./nope"]).expect(2).says("there is no such directory");
     folder.finetune(&["init", "c", "--data", "nope.jsonl"]).expect(2).says("there is no such file");
+    folder.write("rows.zip", b"PK\x03\x04");
+    folder.finetune(&["init", "c", "--data", "rows.zip"]).expect(2).says("is a zip file");
     assert!(!folder.path("c").exists());
+    folder.finetune(&["init", "d", "--model", "model", "--data", "tr*.jsonl"]).expect(0);
+    folder.finetune(&["validate", "d/recipe.toml"]).expect(0);
+    folder.finetune(&["init", "e", "--model", "model", "--data", "hf://acme/rows/train"]).expect(0);
+    let recipe = std::fs::read_to_string(folder.path("e/recipe.toml")).expect("a recipe");
+    assert!(recipe.contains("train = \"hf://acme/rows/train\""), "{recipe}");
 }
 
 #[test]

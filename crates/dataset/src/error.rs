@@ -10,7 +10,7 @@ use finetune_recipe::HUB_ROWS;
 use finetune_store::Holding;
 
 use crate::counts::Counts;
-use crate::kinds::FileKind;
+use crate::kinds::{FileKind, Kind};
 use crate::problem::{Remedy, RowProblem};
 use crate::template_problem::TemplateProblem;
 use crate::token_row::place;
@@ -78,6 +78,14 @@ pub enum DatasetError {
         /// What the file is.
         what: &'static str,
         /// What its reader says.
+        reason: String,
+    },
+    /// A row that has not ended after more bytes than any has.
+    #[error("{}: {reason}", path.display())]
+    EndlessRow {
+        /// The file.
+        path: PathBuf,
+        /// Which row.
         reason: String,
     },
     /// A Parquet file ran out of its bounds, or its reader panicked.
@@ -341,6 +349,7 @@ impl Advice for DatasetError {
                 return vec![format!("fetch it with `hf download --repo-type dataset {name}`, and name its directory")];
             }
             Self::Damaged { .. } => &["fetch or write the file again: a part of it may be missing"],
+            Self::EndlessRow { .. } => &["is this a file of rows? In a table a quote may be open that nothing closes"],
             Self::ParquetBounds { .. } => &["write it again with smaller row groups and pages, or as JSONL"],
             Self::BadHeader { .. } => &["the first line of a table names its columns, such as prompt,completion"],
             Self::EmptyShare { held_back: true, .. } => {
@@ -369,7 +378,7 @@ impl Advice for DatasetError {
                 "base models often have no chat template: name one with data.chat_template = \"template.jinja\"",
                 "or use rows that need none: text, or prompt_completion with plain strings",
             ],
-            Self::NoRows { .. } => &["each line of a dataset is one JSON object, as {\"messages\": [...]}"],
+            Self::NoRows { files } => &[no_rows_hint(files)],
             Self::AllDropped { .. } => &["raise data.max_seq_len, or cut rows with data.overlong = \"truncate\""],
             Self::BadRows(rows) => return rows.hints(),
             Self::OtherKind { remedy, .. } => return vec![remedy.clone()],
@@ -380,6 +389,15 @@ impl Advice for DatasetError {
             Self::Tokenizer { .. } => &[],
         };
         hints.iter().map(|hint| (*hint).to_owned()).collect()
+    }
+}
+
+fn no_rows_hint(files: &[PathBuf]) -> &'static str {
+    let kind = files.first().and_then(|file| FileKind::of(file).ok()).map(|found| found.kind);
+    match kind {
+        Some(Kind::Table(_)) => "the first line of a table is its header, and its rows stand on the lines below",
+        Some(Kind::Parquet) => "the file has columns and no rows: was another one meant?",
+        _ => "each line of a dataset is one JSON object, as {\"messages\": [...]}",
     }
 }
 

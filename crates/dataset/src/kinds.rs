@@ -116,6 +116,9 @@ impl Packing {
 
     /// The error for content that cannot be read.
     pub(crate) fn fault(self, path: &Path, source: io::Error) -> DatasetError {
+        if source.kind() == io::ErrorKind::FileTooLarge {
+            return DatasetError::EndlessRow { path: path.to_owned(), reason: source.to_string() };
+        }
         let what = match self {
             Packing::Plain if source.kind() != io::ErrorKind::InvalidData => {
                 return DatasetError::Unreadable { path: path.to_owned(), source };

@@ -12,7 +12,7 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::error::DatasetError;
 use crate::guard::{Bounds, Foreign, watched};
@@ -23,6 +23,9 @@ const BOUNDS: Bounds = Bounds { time: Duration::from_secs(300), bytes: 2 << 30 }
 
 /// The column that pandas keeps its row numbers in.
 const INDEX: &str = "__index_level_0__";
+
+/// The key of an object in place of bytes.
+const NOT_TEXT: &str = "bytes that are not UTF-8";
 
 pub(crate) struct ParquetRows {
     path: PathBuf,
@@ -81,7 +84,7 @@ fn object(row: &Row, bytes: &mut usize) -> Map<String, Value> {
 
 /// Dates and times become text as ISO 8601 has them, decimal numbers text with all their digits,
 /// numbers that are not finite null. Bytes are text if they are UTF-8: older programs do not mark
-/// text as such.
+/// text as such. Others, such as pictures, become an object that says how many they are.
 fn value(field: &Field, bytes: &mut usize) -> Value {
     *bytes += 16;
     match field {
@@ -93,7 +96,8 @@ fn value(field: &Field, bytes: &mut usize) -> Value {
             *bytes += found.len();
             match std::str::from_utf8(found.data()) {
                 Ok(text) => Value::String(text.to_owned()),
-                Err(_) => field.to_json_value(),
+                // Text of another encoding must not be trained on as base64.
+                Err(_) => json!({ NOT_TEXT: found.len() }),
             }
         }
         Field::Group(row) => Value::Object(object(row, bytes)),

@@ -72,6 +72,9 @@ pub enum RowProblem {
     /// A row for DPO and the like.
     #[error("a row of preferences (chosen, rejected), for DPO and the like, which this program does not do")]
     Preferences,
+    /// An answer with a label, good or bad (KTO).
+    #[error("an answer with a label, true or false, for KTO and the like, which this program does not do")]
+    Labelled,
     /// No key of the row tells its format.
     #[error("no key that tells the format; {}", keys_of(keys, *more))]
     UnknownFormat {
@@ -280,6 +283,9 @@ impl RowProblem {
             Self::NotAnObjectInList(_) => "a list of JSON objects",
             Self::OpenQuote => "a quote at the end of the cell, and two quotes for one within it",
             Self::CellCount { .. } => "one cell for each column, with quotes around cells that hold separators",
+            Self::Labelled => {
+                "rows of good answers without it; or data.format = \"prompt_completion\", which trains on all of them"
+            }
             Self::Preferences => "rows with one answer, such as messages, or prompt and completion",
             Self::UnknownFormat { .. } => {
                 "one of the keys messages, prompt, text, instruction, conversations, input_ids"
@@ -338,6 +344,9 @@ impl Advice for RowProblem {
     }
 }
 
+/// Roles that every conversation may have.
+const USUAL: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
+
 impl RowProblem {
     pub(crate) fn remedy(&self) -> Option<Remedy> {
         match self {
@@ -345,6 +354,10 @@ impl RowProblem {
             Self::NotRendered { .. } => Some(Remedy::Template),
             Self::OtherFormat { .. } => Some(Remedy::OneFormat),
             Self::UnknownFormat { .. } => Some(Remedy::Columns),
+            Self::NoAssistant(roles) if !roles.iter().all(|role| USUAL.contains(&role.as_str())) => Some(Remedy::Turns),
+            Self::Format { problem: FormatProblem::Missing(path), .. } if path.ends_with("].role") => {
+                Some(Remedy::Turns)
+            }
             Self::NotUtf8(_) => Some(Remedy::Encoding),
             Self::UnknownToken { .. } => Some(Remedy::Vocabulary),
             _ => None,
@@ -372,6 +385,7 @@ pub(crate) enum Remedy {
     OneFormat,
     Vocabulary,
     Columns,
+    Turns,
     Encoding,
 }
 
@@ -383,6 +397,10 @@ impl Remedy {
             Self::OneFormat => "one dataset has one format: convert the rows, or name the format with data.format",
             Self::Columns => {
                 "if other names mean the same, say so: data.columns = { prompt = \"question\", completion = \"answer\" }"
+            }
+            Self::Turns => {
+                "if turns say it in other words: data.columns = { role = \"from\", content = \"value\", user_tag = \
+                 \"Customer\", assistant_tag = \"Agent\" }"
             }
             Self::Encoding => "if the text is in an older encoding: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW",
             Self::Vocabulary => {

@@ -118,7 +118,7 @@ pub(crate) fn put(row: &mut Vec<u8>, part: &[u8], seen: &mut usize, line: u32) -
     *seen += part.len();
     if *seen > GIVE_UP {
         let reason = format!("the row on line {line} has not ended after {} MiB", GIVE_UP >> 20);
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, reason));
+        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, reason));
     }
     Ok(())
 }

@@ -80,6 +80,9 @@ pub(crate) fn detect(row: &Map<String, Value>) -> Result<Format, RowProblem> {
     if (has("chosen") && has("rejected")) || (has("preferred_output") && has("non_preferred_output")) {
         return Err(RowProblem::Preferences);
     }
+    if has("prompt") && has("completion") && row.get("label").is_some_and(Value::is_boolean) {
+        return Err(RowProblem::Labelled);
+    }
     // Arrow fills the keys of other rows with null.
     let says = |key: &str| row.get(key).is_some_and(|value| !value.is_null());
     let format = FORMATS.iter().find(|(_, key, _)| says(key));

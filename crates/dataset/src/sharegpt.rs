@@ -61,7 +61,7 @@ fn read_turn(turn: &Map<String, Value>, path: &str) -> Result<(&'static str, Val
     let value = string_at(turn, "value", &format!("{path}.value"))?;
     let role = match from.as_str() {
         "human" | "user" => "user",
-        "gpt" | "assistant" => "assistant",
+        "gpt" | "assistant" | "bot" | "chatbot" | "model" => "assistant",
         "system" => "system",
         "tool" | "observation" => "tool",
         "function_call" => {

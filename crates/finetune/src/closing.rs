@@ -121,7 +121,9 @@ pub(crate) fn next_commands(run: &Run, program: &str) -> Vec<String> {
             commands.push(format!("talk       {program} chat {}", path(&recipe.output_dir)));
         }
     }
-    if let Some(file) = run.eval.as_ref().and_then(|eval| eval.files.first()) {
+    // A share that is held back lies in the files that are trained on.
+    let measured = run.eval.as_ref().filter(|_| recipe.data.eval_share.is_none());
+    if let Some(file) = measured.and_then(|eval| eval.files.first()) {
         commands.push(format!("measure    {program} eval {model} --data {}", path(file)));
     }
     if recipe.train.method == Method::Lora {

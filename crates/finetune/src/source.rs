@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use finetune_dataset::{ChatTokenizer, TextSource};
-use finetune_recipe::Recipe;
+use finetune_recipe::{Data, Recipe};
 use finetune_store::{Holding, HubId, RealDisk, has_all_weights, newest_verified, recognize, refuse_stand_ins};
 use finetune_trainer::{CHECKPOINTS, model_directory};
 use serde_json::Value;
@@ -33,8 +33,8 @@ pub(crate) struct Source {
     pub(crate) model: PathBuf,
     pub(crate) adapter: Option<PathBuf>,
     chat_template: Option<PathBuf>,
-    /// The date that templates are given: that of the run, if the model or adapter is a run's.
-    date: Option<String>,
+    /// How the run read its rows, if the model or adapter is a run's. Templates get its date.
+    pub(crate) of_run: Option<Data>,
     /// What the user should know about what was chosen.
     pub(crate) notices: Vec<String>,
 }
@@ -81,8 +81,8 @@ impl Source {
             ));
         }
         let run = run_of(adapter.as_deref().unwrap_or(&model));
-        let date = run.and_then(|run| recipe_of(&run)).and_then(|recipe| recipe.data.date);
-        Ok(Source { model, adapter, chat_template, date, notices })
+        let of_run = run.and_then(|run| recipe_of(&run)).map(|recipe| recipe.data);
+        Ok(Source { model, adapter, chat_template, of_run, notices })
     }
 
     /// The tokenizer and template that the model was trained with. `None` if neither the model nor
@@ -92,7 +92,7 @@ impl Source {
             model_dir: &self.model,
             adapter: self.adapter.as_deref(),
             chat_template: self.chat_template.as_deref(),
-            date: self.date.as_deref(),
+            date: self.of_run.as_ref().and_then(|data| data.date.as_deref()),
         })?)
     }
 }

@@ -39,6 +39,10 @@ pub enum HubError {
         fetch: String,
     },
 
+    /// The environment forbids the network, and an upload needs it.
+    #[error("HF_HUB_OFFLINE forbids the network, and an upload needs it")]
+    OfflineUpload,
+
     /// No connection to the hub.
     #[error("the hub at {endpoint} cannot be reached: {what}")]
     Unreachable {
@@ -260,6 +264,7 @@ impl Advice for HubError {
             Self::Offline { fetch, .. } => {
                 return vec![format!("with a network, `HF_HUB_OFFLINE=0 finetune download {fetch}` fetches it")];
             }
+            Self::OfflineUpload => vec!["set HF_HUB_OFFLINE=0 for this command"],
             Self::Unreachable { .. } => vec![
                 "check the network; a proxy is named by HTTPS_PROXY, another hub by HF_ENDPOINT",
                 "HF_HUB_OFFLINE=1 uses what is in the cache and asks nobody",

@@ -61,6 +61,9 @@ impl Hub {
     pub fn upload(&self, upload: &Upload, listener: &Listener<'_>) -> Result<Uploaded, HubError> {
         let not_an_id = || HubError::NotAnId { text: upload.repository.clone() };
         let id = HubId::parse(&upload.repository).filter(|id| id.revision.is_none()).ok_or_else(not_an_id)?;
+        if self.is_offline() {
+            return Err(HubError::OfflineUpload);
+        }
         let connection = self.connection("an upload", &id.name)?;
         if !self.has_token() {
             return Err(HubError::NoToken);

@@ -82,7 +82,11 @@ impl Identity {
                 lines.push(format!("  {what}"));
             }
         };
-        compare("data.train: the rows have changed (text, order, tokens or mask)", &self.train_data, &now.train_data);
+        compare(
+            "data.train: the rows have changed (text, order, weights, tokens or mask)",
+            &self.train_data,
+            &now.train_data,
+        );
         let (before, after) = (self.eval_data.as_deref(), now.eval_data.as_deref());
         compare("data.eval: the rows have changed", before.unwrap_or(""), after.unwrap_or(""));
         compare("model.path: the weights or config.json have changed", &self.model, &now.model);

@@ -52,3 +52,25 @@ fn every_command_that_reads_rows_reads_all_kinds() {
     folder.write("torn.parquet", b"PAR1\x15\x04\x15");
     folder.finetune(&["eval", "run", "--data", "torn.parquet"]).expect(2).says("the Parquet file is torn or damaged");
 }
+
+/// (what the run is told, rows that are measured later, whether our own names are taken)
+#[test]
+fn rows_are_measured_with_the_columns_of_the_run() {
+    let folder = Folder::with_chat_model(CHAT_RECIPE);
+    folder.write("rows.csv", b"question,answer,text\nwho?,me,junk\nwhere?,here,more junk\n");
+    folder.write("ours.csv", b"prompt,completion\nwho?,me\nwhere?,here\n");
+    let sets = [
+        "--set",
+        "data.train=rows.csv",
+        "--set",
+        "data.columns={prompt=\"question\",completion=\"answer\"}",
+        "--set",
+        "train.max_steps=1",
+    ];
+    folder.finetune(&[&["run", "recipe.toml"], &sets[..]].concat()).expect(0);
+    let of = |data: &str| json_of(&folder, &["eval", "run", "--data", data, "--json"])["loss"].clone();
+    assert_eq!(of("rows.csv"), of("ours.csv"));
+    folder.finetune(&["eval", "run", "--data", "ours.csv"]).expect(0).says("the usual names are taken");
+    let ended = folder.finetune(&["generate", "run", "--data", "rows.csv", "--max-new-tokens", "2"]).expect(0);
+    assert!(ended.stdout.contains("who?"), "{}", ended.stdout);
+}

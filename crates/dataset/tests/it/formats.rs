@@ -120,4 +120,6 @@ fn preferences_are_refused_in_a_sentence() {
     ] {
         assert!(shown(&row, &[]).starts_with("refused: a row of preferences (chosen, rejected), for DPO"), "{row}");
     }
+    let row = json!({"prompt": "a", "completion": "b", "label": false});
+    assert!(shown(&row, &[]).starts_with("refused: an answer with a label, true or false, for KTO"), "{row}");
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use finetune_hub::{Hub, HubError, Kind, Need, News, Snapshot};
+use finetune_hub::{DatasetFiles, DatasetName, Hub, HubError, Kind, Need, News, Snapshot};
 use finetune_store::HubId;
 use serde_json::json;
 
@@ -13,6 +13,9 @@ use crate::progress::Verbosity;
 use crate::transfer::Transfer;
 
 pub(crate) fn download(arguments: &DownloadArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
+    if let Some(name) = split(arguments) {
+        return rows(&name, arguments.json);
+    }
     let (id, is_dataset) = id(arguments)?;
     let need = match (&arguments.include[..], is_dataset) {
         ([], false) => Need::Model,
@@ -51,6 +54,31 @@ pub(crate) fn download(arguments: &DownloadArguments, verbosity: Verbosity) -> R
         )?;
     } else {
         output::line(&snapshot.directory.display().to_string())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The split or file of a dataset that is named as in `data.train`.
+fn split(arguments: &DownloadArguments) -> Option<DatasetName> {
+    let mut name = DatasetName::parse(&arguments.repository).ok()?;
+    let is_part = name.split.is_some() || name.file.is_some();
+    if arguments.revision.is_some() && name.id.revision.is_none() {
+        name.id.revision.clone_from(&arguments.revision);
+    }
+    let is_plain =
+        arguments.include.is_empty() && (arguments.revision.is_none() || name.id.revision == arguments.revision);
+    (is_part && is_plain).then_some(name)
+}
+
+/// Fetches the files that `data.train` would name so, and prints their paths.
+fn rows(name: &DatasetName, json: bool) -> Result<ExitCode, Failure> {
+    let shown = Transfer::default();
+    let DatasetFiles { paths, commit, fetched } =
+        Hub::from_environment()?.dataset_files(name, &|news| shown.hear(news))?;
+    if json {
+        output::line(&json!({ "files": paths, "commit": commit, "fetched_bytes": fetched }).to_string())?;
+    } else {
+        paths.iter().try_for_each(|path| output::line(&path.display().to_string()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -97,6 +125,27 @@ fn id(arguments: &DownloadArguments) -> Result<(HubId, bool), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_split_is_told_from_a_repository() {
+        for (text, want) in [
+            ("hf://acme/rows/train", true),
+            ("hf://acme/rows@v2/en/train", true),
+            ("hf://acme/rows/data/train.jsonl", true),
+            ("hf://acme/rows", false),
+            ("acme/rows", false),
+            ("https://huggingface.co/datasets/acme/rows/tree/main", false),
+        ] {
+            let arguments = DownloadArguments {
+                repository: text.to_owned(),
+                include: vec![],
+                dataset: false,
+                revision: None,
+                json: false,
+            };
+            assert_eq!(split(&arguments).is_some(), want, "{text}");
+        }
+    }
 
     #[test]
     fn repositories_by_every_name_that_people_paste() {

@@ -2,13 +2,12 @@
 
 use std::process::ExitCode;
 
-use finetune_dataset::Dataset;
-use finetune_recipe::{Data, Format, Overlong, TrainOn};
 use finetune_trainer::numbers::counted;
 use finetune_trainer::{TrainError, evaluate};
 
 use crate::cli::EvalArguments;
 use crate::commands::opening;
+use crate::commands::rows_of_files::rows_of_files;
 use crate::failure::Failure;
 use crate::hub_files;
 use crate::output;
@@ -17,27 +16,6 @@ use crate::source::{Source, data_file};
 
 /// Rows per forward pass: enough to keep the matrix products busy, whatever the row length.
 const ROWS: usize = 8;
-
-/// How rows are read without a recipe.
-pub(super) fn rows_of(files: &[std::path::PathBuf], chat_template: Option<&std::path::Path>) -> Data {
-    Data {
-        train: files.to_vec(),
-        eval: vec![],
-        eval_share: None,
-        columns: std::collections::BTreeMap::new(),
-        weights: Vec::new(),
-        max_rows: None,
-        format: Format::Auto,
-        max_seq_len: usize::MAX,
-        overlong: Overlong::Error,
-        packing: false,
-        train_on: TrainOn::Assistant,
-        shuffle: false,
-        chat_template: chat_template.map(std::path::Path::to_owned),
-        add_tokens: Vec::new(),
-        date: None,
-    }
-}
 
 pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let files = hub_files::rows(&arguments.data)?;
@@ -50,10 +28,8 @@ pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<Exi
     if let Some(tokenizer) = &tokenizer {
         tokenizer.notices().iter().for_each(|notice| say(notice));
     }
-    let data = rows_of(&files, arguments.model.chat_template.as_deref());
-    let rows = Dataset::load(&data.train, &data, tokenizer.as_ref(), model.config.vocabulary, 0, &|_| {})
+    let rows = rows_of_files(&files, &source, tokenizer.as_ref(), model.config.vocabulary, 0, &say)
         .map_err(|error| error.in_model(&source.model))?;
-    rows.notices.iter().for_each(|notice| say(notice));
     let limit = model.config.max_position_embeddings;
     let beyond = rows.rows.iter().filter(|row| row.tokens.len() > limit).count();
     if beyond > 0 {

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use crate::cli::GenerateArguments;
 use crate::commands::answering::{Writing, check_sampling, no_template, of_template, printable, tokenizer};
 use crate::commands::conversation::{Prompt, prompt};
-use crate::commands::eval::rows_of;
 use crate::commands::opening;
+use crate::commands::rows_of_files::rows_of_files;
 use crate::failure::Failure;
 use crate::hub_files;
 use crate::output;
@@ -39,9 +39,8 @@ pub(crate) fn generate(arguments: GenerateArguments, verbosity: Verbosity) -> Re
     let model = opening::open(&source, &arguments.model, &say)?;
     let asking = Asking { model: &model, tokenizer: &tokenizer, arguments: &arguments, sampling, say: &say };
     if !files.is_empty() {
-        let data = rows_of(&files, arguments.model.chat_template.as_deref());
-        let rows = Dataset::load(&data.train, &data, Some(&tokenizer), model.config.vocabulary, usize::MAX, &|_| {})?;
-        rows.notices.iter().for_each(|notice| say(notice));
+        let vocabulary = model.config.vocabulary;
+        let rows = rows_of_files(&files, &source, Some(&tokenizer), vocabulary, usize::MAX, &say)?;
         return asking.answer_rows(&rows);
     }
     let answer = asking.answer(&prompt, !arguments.json)?;

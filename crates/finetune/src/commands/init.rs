@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use finetune_dataset::{matched, resolve_files};
+use finetune_hub::DatasetName;
 use finetune_store::{Disk, Holding, HubId, RealDisk, ensure_directory, recognize};
 
 use super::import::{refuse_to_replace, unwritten};
@@ -10,7 +12,7 @@ use crate::cli::InitArguments;
 use crate::failure::Failure;
 use crate::progress::Verbosity;
 use crate::stderr::complain;
-use crate::{closing, source};
+use crate::{closing, hub_files, source};
 
 /// Customers' messages and the tickets that answer them, some of the quickstart's: every answer has
 /// one form, so that a run shows what it learned.
@@ -105,11 +107,15 @@ fn shipped() -> Option<PathBuf> {
     places.find(|place| recognize(place) == Holding::ModelDirectory)
 }
 
-/// The absolute path of the user's rows.
+/// The absolute path of the user's rows, or their name on the hub.
 fn rows(path: &Path) -> Result<PathBuf, Failure> {
-    if !path.is_dir() {
-        source::data_file("--data", path)?;
+    if hub_files::is_rows(path) {
+        DatasetName::parse(&path.to_string_lossy())?;
+        return Ok(path.to_owned());
     }
+    let files = if path.is_dir() { Vec::new() } else { matched(path)? };
+    files.iter().try_for_each(|file| source::data_file("--data", file))?;
+    resolve_files(&[path.to_owned()], &[])?;
     Ok(std::path::absolute(path)?)
 }
 

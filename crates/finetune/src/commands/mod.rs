@@ -20,6 +20,7 @@ mod launch;
 mod machines;
 mod opening;
 pub(crate) mod preflight;
+mod rows_of_files;
 mod run;
 mod schema;
 mod shell;

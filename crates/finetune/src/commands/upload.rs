@@ -27,6 +27,12 @@ pub(crate) fn upload(arguments: &UploadArguments, verbosity: Verbosity) -> Resul
             "name a run, a checkpoint, an adapter or a model directory of this machine",
         ));
     }
+    if let Some((name, branch)) = arguments.repository.split_once('@') {
+        return Err(Failure::arguments(
+            format!("{} names a revision, and an upload makes a new one", arguments.repository),
+            format!("name a branch beside it: {name} --revision {branch}"),
+        ));
+    }
     let (Named::Adapter(directory) | Named::Model(directory)) = named(&arguments.source, &mut notices)?;
     refuse_links_out(&directory)?;
     refuse_stand_ins(&directory)?;
