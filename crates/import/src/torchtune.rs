@@ -167,7 +167,7 @@ const DATASETS: [(&str, &str, &str, bool); 9] = [
     ("alpaca_dataset", "tatsu-lab/alpaca", "alpaca", true),
     ("alpaca_cleaned_dataset", "yahma/alpaca-cleaned", "alpaca", true),
     ("chat_dataset", "", "", false),
-    ("instruct_dataset", "", "", false),
+    ("instruct_dataset", "", "alpaca", false),
     ("text_completion_dataset", "", "text", true),
     ("slimorca_dataset", "Open-Orca/SlimOrca-Dedup", "sharegpt", false),
     ("grammar_dataset", "liweili/c4_200m", "", false),
@@ -210,8 +210,28 @@ fn data(source: &Source<'_>, draft: &mut Draft) {
         }
         None => {}
     }
-    if let Some(given) = source.get("dataset.column") {
-        places::columns(draft, &[("text", given.node.text().unwrap_or_default().to_owned())], &[&given]);
+    columns(source, draft);
+}
+
+/// The names that the rows have for our keys.
+fn columns(source: &Source<'_>, draft: &mut Draft) {
+    let conversation = match source.text("dataset.conversation_style") {
+        Some("sharegpt") => "conversations",
+        _ => "messages",
+    };
+    for (theirs, ours) in [("column", "text"), ("conversation_column", conversation)] {
+        if let Some(given) = source.get(&format!("dataset.{theirs}")) {
+            places::columns(draft, &[(ours, given.node.text().unwrap_or_default().to_owned())], &[&given]);
+        }
+    }
+    let Some(component) = source.get("dataset._component_") else { return };
+    if component.node.text().is_some_and(|name| name.ends_with("instruct_dataset")) {
+        let named = ["input", "output"].map(|name| source.get(&format!("dataset.column_map.{name}")));
+        let [input, output] = named.each_ref().map(|given| given.as_ref().and_then(|given| given.node.text()));
+        let pairs =
+            [("instruction", input.unwrap_or("input").to_owned()), ("output", output.unwrap_or("output").to_owned())];
+        let given: Vec<&Given<'_>> = named.iter().flatten().chain([&component]).collect();
+        places::columns(draft, &pairs, &given);
     }
 }
 
@@ -254,6 +274,7 @@ fn rows(source: &Source<'_>, draft: &mut Draft, table: &str, key: &'static str) 
         Some((_, _, format, _)) if !format.is_empty() => {
             draft.other("data.format", quoted(format), &[&given], "through the model's chat template here");
         }
+        Some(_) if at("conversation_style").is_some() => {}
         Some(_) => draft.left(&given, "the form of its rows is told by `auto` here, or has to be written anew"),
         None => draft.left(&given, "this dataset is not known here"),
     }

@@ -175,3 +175,46 @@ fn damaged_files_never_end_the_program() {
         }
     }
 }
+
+/// (configuration, `data.columns` of the recipe)
+#[test]
+fn columns_and_words_of_rows_are_carried_over() {
+    let axolotl = |set: &str| {
+        format!(
+            "base_model: a/b\nadapter: lora\nlora_r: 8\nlora_alpha: 16\nlearning_rate: 1e-4\ndatasets:\n  - {set}\n"
+        )
+    };
+    let torchtune = |set: &str| {
+        format!(
+            "model: {{_component_: torchtune.models.llama3_2.lora_llama3_2_1b}}\ndataset: {{source: csv, data_files: \
+             a.csv, {set}}}\noptimizer: {{_component_: torch.optim.AdamW, lr: 1e-4}}\n"
+        )
+    };
+    for (text, columns) in [
+        (
+            axolotl(
+                "{path: a.jsonl, type: chat_template, field_messages: d, roles: {user: [Customer], assistant: [gpt]}}",
+            ),
+            "assistant_tag=gpt messages=d user_tag=Customer",
+        ),
+        (
+            axolotl("{path: a.jsonl, type: sharegpt, roles: {user: [human], assistant: [gpt, Agent]}}"),
+            "assistant_tag=Agent",
+        ),
+        (axolotl("{path: a.jsonl, type: chat_template, roles: {user: [a, b]}}"), "user_tag=a"),
+        (
+            torchtune("_component_: torchtune.datasets.instruct_dataset, column_map: {input: question}"),
+            "instruction=question",
+        ),
+        (
+            torchtune(
+                "_component_: torchtune.datasets.chat_dataset, conversation_style: sharegpt, conversation_column: d",
+            ),
+            "conversations=d",
+        ),
+    ] {
+        let columns_of = recipe("a.yaml", &imported("a.yaml", &text)).data.columns;
+        let found: Vec<String> = columns_of.iter().map(|(ours, theirs)| format!("{ours}={theirs}")).collect();
+        assert_eq!(found.join(" "), columns, "{text}");
+    }
+}

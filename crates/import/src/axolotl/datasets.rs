@@ -152,9 +152,44 @@ fn names(set: &Node) -> Vec<(&'static str, String)> {
     names
 }
 
+/// Roles, our key for a word that means each, and words that are known without it.
+const ROLES: [(&str, &str, &[&str]); 4] = [
+    ("user", "user_tag", &["user", "human"]),
+    ("assistant", "assistant_tag", &["assistant", "gpt", "bot", "model", "chatbot"]),
+    ("system", "system_tag", &["system"]),
+    ("tool", "tool_tag", &["tool", "observation"]),
+];
+
+/// The words that `roles` has for a role and that are not `known`.
+fn words(set: &Node, role: &str, known: &[&str]) -> Vec<String> {
+    let roles = set.entry("roles").map(|entry| &entry.node);
+    let words = roles.and_then(|roles| roles.entry(role)).and_then(|entry| texts(&entry.node)).unwrap_or_default();
+    words.into_iter().filter(|word| !known.contains(&word.as_str())).collect()
+}
+
+/// (our key, their word) for who speaks. `all`: words that every conversation of ShareGPT has, too.
+fn tags(set: &Node, all: bool) -> Vec<(&'static str, String)> {
+    let tag = |(role, tag, known): &(&str, &'static str, &[&str])| {
+        let known: &[&str] = known;
+        let other = words(set, role, if all { &known[..1] } else { known });
+        let strange = words(set, role, known);
+        Some((*tag, strange.into_iter().next().or(other.into_iter().next())?))
+    };
+    ROLES.iter().filter_map(tag).collect()
+}
+
+/// Whether each role has one word at most that is not known.
+fn has_one_word_each(set: &Node) -> bool {
+    let is_role = |name: &str| ROLES.iter().any(|(role, ..)| *role == name);
+    let mut roles = set.entry("roles").into_iter().flat_map(|entry| entry.node.entries());
+    roles.all(|entry| is_role(&entry.key) && texts(&entry.node).is_some())
+        && ROLES.iter().all(|(role, _, known)| words(set, role, known).len() <= 1)
+}
+
 fn columns(draft: &mut Draft, given: &Given<'_>, sets: &[&Node]) {
     let of = |set: &Node| match kind(set) {
-        Some(("sharegpt", _)) => Vec::new(),
+        Some(("sharegpt", _)) => tags(set, false),
+        Some(("messages", _)) => [names(set), tags(set, true)].concat(),
         _ => names(set),
     };
     let all: Vec<Vec<(&str, String)>> = sets.iter().map(|set| of(set)).collect();
@@ -179,7 +214,9 @@ fn others(draft: &mut Draft, given: &Given<'_>, sets: &[&Node]) {
                 draft.idle(&named, "train_on is \"assistant\"");
             }
             "roles_to_train" => draft.left(&named, "ours trains on the assistant's turns, or on all"),
-            "roles" => draft.left(&named, "roles have fixed names here: system, user, assistant, tool, human, gpt"),
+            // `columns` has them.
+            "roles" if sets.iter().all(|set| has_one_word_each(set)) => {}
+            "roles" => draft.left(&named, "`data.columns` has one word for each role, such as user_tag"),
             "train_on_eos" | "train_on_eot" if entry.node.text() == Some("turn") => {
                 draft.idle(&named, "the end of each trained turn is trained on here too");
             }
