@@ -76,26 +76,63 @@ pub fn matched(path: &Path) -> Result<Vec<PathBuf>, DatasetError> {
     }
     let fault = |reason: String| DatasetError::Pattern { pattern: shown.clone(), reason };
     // Directories that exist stand for themselves, whatever their names look like.
-    let (mut there, mut pattern) = (PathBuf::new(), PathBuf::new());
+    let (mut there, mut pattern, mut base) = (PathBuf::new(), PathBuf::new(), PathBuf::new());
     for part in path.components() {
         there.push(part);
         match there.exists() {
-            true => pattern.push(Pattern::escape(&part.as_os_str().to_string_lossy())),
+            true => {
+                pattern.push(Pattern::escape(&part.as_os_str().to_string_lossy()));
+                base.push(part);
+            }
             false => pattern.push(part),
         }
     }
-    let options =
-        MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
-    let found = glob_with(&pattern.to_string_lossy(), options).map_err(|error| fault(error.to_string()))?;
     let mut files = Vec::new();
-    for path in found {
-        let path = path.map_err(|error| fault(error.to_string()))?;
-        if path.is_file() {
-            files.push(path);
+    if shown.contains("**") {
+        let pattern = Pattern::new(&pattern.to_string_lossy()).map_err(|error| fault(error.to_string()))?;
+        files = spanning(&pattern, base, shown.contains("/.")).map_err(fault)?;
+    } else {
+        let found = glob_with(&pattern.to_string_lossy(), OPTIONS).map_err(|error| fault(error.to_string()))?;
+        for path in found {
+            files.push(path.map_err(|error| fault(error.to_string()))?);
         }
+        files.retain(|path| path.is_file());
     }
     files.sort();
     if files.is_empty() { Err(fault("no file has such a name".to_owned())) } else { Ok(files) }
+}
+
+const OPTIONS: MatchOptions =
+    MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+
+/// The most names that are looked at for a pattern with `**`: some seconds.
+const MOST_NAMES: usize = 1_000_000;
+
+/// The files that a pattern with `**` hits below a folder. Links to folders are not followed: one
+/// that leads back would hit each file again and again. `hidden`: folders whose names begin with a
+/// dot, too.
+fn spanning(pattern: &Pattern, base: PathBuf, hidden: bool) -> Result<Vec<PathBuf>, String> {
+    let (mut folders, mut files, mut names) = (vec![base], Vec::new(), 0);
+    while let Some(folder) = folders.pop() {
+        let here = if folder.as_os_str().is_empty() { Path::new(".") } else { folder.as_path() };
+        let unreadable = |error: std::io::Error| format!("{}: {error}", here.display());
+        for entry in std::fs::read_dir(here).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
+            names += 1;
+            if names > MOST_NAMES {
+                return Err(format!("more than {MOST_NAMES} names lie there: begin with a folder nearer to the rows"));
+            }
+            let path = folder.join(entry.file_name());
+            if entry.file_type().map_err(unreadable)?.is_dir() {
+                if hidden || !entry.file_name().to_string_lossy().starts_with('.') {
+                    folders.push(path);
+                }
+            } else if pattern.matches_path_with(&path, OPTIONS) && path.is_file() {
+                files.push(path);
+            }
+        }
+    }
+    Ok(files)
 }
 
 /// A notice for each training directory with files that look like held-back rows and are not used.

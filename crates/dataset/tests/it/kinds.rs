@@ -272,6 +272,16 @@ fn patterns_and_directories_stand_for_files() {
     assert_eq!(files("[bc].*"), "b.jsonl c.csv");
     assert_eq!(files("*.parquet"), "d/*.parquet: no file has such a name");
     assert!(files("a**.jsonl").contains("d/a**.jsonl: "), "{}", files("a**.jsonl"));
+    for folder in ["deep/er", "deep/.hidden"] {
+        std::fs::create_dir_all(path(folder)).expect("a folder");
+    }
+    model.write("deep/er/d.jsonl", row("d"));
+    model.write("deep/.hidden/e.jsonl", row("e"));
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(model.path().join("deep"), path("deep/er/back")).expect("a link");
+    assert_eq!(files("deep/**/*.jsonl"), "d.jsonl", "a link that leads back is not followed");
+    assert_eq!(files("**/d.jsonl"), "d.jsonl");
+    assert_eq!(files("deep/er/**/d.jsonl"), "d.jsonl");
     // A name with the characters of a pattern is a name, if there is such a file.
     model.write("x[1].jsonl", row("x"));
     assert_eq!(files("x[1].jsonl"), "x[1].jsonl");
