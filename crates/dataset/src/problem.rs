@@ -358,6 +358,7 @@ impl RowProblem {
             Self::Format { problem: FormatProblem::Missing(path), .. } if path.ends_with("].role") => {
                 Some(Remedy::Turns)
             }
+            Self::Format { problem: FormatProblem::Missing(key), .. } if !key.contains('[') => Some(Remedy::Columns),
             Self::NotUtf8(_) => Some(Remedy::Encoding),
             Self::UnknownToken { .. } => Some(Remedy::Vocabulary),
             _ => None,

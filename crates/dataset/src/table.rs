@@ -2,6 +2,7 @@
 //! hold line breaks, so a row may span lines.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::io::{self, BufRead, Cursor};
 use std::sync::Arc;
 
@@ -63,8 +64,8 @@ impl Table {
             Ok(cells) => cells.into_iter().map(|name| name.trim().to_owned()).collect::<Vec<_>>(),
             Err(problem) => return Ok(Err((line, problem.to_string()))),
         };
-        let twice = names.iter().enumerate().find(|(index, name)| !name.is_empty() && names[..*index].contains(name));
-        if let Some((_, name)) = twice {
+        let mut known = HashSet::new();
+        if let Some(name) = names.iter().find(|name| !name.is_empty() && !known.insert(name.as_str())) {
             return Ok(Err((line, format!("two columns are called {name:?}"))));
         }
         table.header = Arc::new(Header { names, separator });
