@@ -64,8 +64,9 @@ impl Table {
             Ok(cells) => cells.into_iter().map(|name| name.trim().to_owned()).collect::<Vec<_>>(),
             Err(problem) => return Ok(Err((line, problem.to_string()))),
         };
-        let mut known = HashSet::new();
-        if let Some(name) = names.iter().find(|name| !name.is_empty() && !known.insert(name.as_str())) {
+        let mut known: HashSet<&str> = HashSet::new();
+        let twice = names.iter().find(|name| !name.is_empty() && !known.insert(name.as_str()));
+        if let Some(name) = twice {
             return Ok(Err((line, format!("two columns are called {name:?}"))));
         }
         table.header = Arc::new(Header { names, separator });
