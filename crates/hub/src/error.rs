@@ -303,7 +303,10 @@ impl Advice for HubError {
                 "the hub, or a proxy between, does not send what it lists: try again later",
                 "name a commit (OWNER/NAME@COMMIT) if the repository is being changed",
             ],
-            Self::Answer { .. } => vec!["if HF_ENDPOINT is set, it must be the address of a Hugging Face hub"],
+            Self::Answer { .. } => vec![
+                "if HF_ENDPOINT is set, it must be the address of a Hugging Face hub",
+                "or the network answers itself: open its login page in a browser",
+            ],
             Self::Held { .. } => vec!["end the other process, or wait until it is done"],
             Self::NoCache => vec!["set HF_HOME to a directory with room for models"],
             Self::Disk(error) => return error.hints(),

@@ -260,6 +260,9 @@ impl<'h> Repository<'h> {
             HFError::RateLimited { retry_after, .. } => {
                 return Trouble { error: HubError::Limited { wait: retry_after }, passes: true, wait: retry_after };
             }
+            HFError::Request { source, .. } if is_no_json(&source) => {
+                return Trouble { error: self.answer(innermost(&source)), passes: false, wait: None };
+            }
             HFError::Request { source, .. } => {
                 let error = HubError::Unreachable { endpoint: self.hub.endpoint.clone(), what: innermost(&source) };
                 // The client has tried to connect three times already.
@@ -299,6 +302,18 @@ fn of_revision(error: HubError, revision: &str) -> HubError {
         HubError::NoRevision { id, .. } => HubError::NoRevision { id, revision: revision.to_owned() },
         error => error,
     }
+}
+
+/// Whether a whole answer came that is no JSON, such as the login page of a network.
+fn is_no_json(error: &(dyn Error + 'static)) -> bool {
+    let mut error = Some(error);
+    while let Some(known) = error {
+        if let Some(json) = known.downcast_ref::<serde_json::Error>() {
+            return json.is_syntax() || json.is_data();
+        }
+        error = known.source();
+    }
+    false
 }
 
 /// What is behind an error, in the system's words.
