@@ -300,6 +300,13 @@ fn a_hub_that_fails_or_is_not_there() {
         assert_eq!(error.fault(), Whose::Network, "{error}");
         assert!(start.elapsed() < Duration::from_secs(10), "{message}: {:?}", start.elapsed());
     }
+    // The page of a network that wants people to log in.
+    server.forget();
+    server.plan(Fault::get("/api/models", What::Status(200, vec![], "log in first")));
+    let error = fetch(&hub(&server, cache.path()), "acme/tiny").expect_err("no answer of a hub");
+    assert!(error.to_string().starts_with("the hub's answer about acme/tiny cannot be used: "), "{error}");
+    assert_eq!(error.fault(), Whose::Input, "{error}");
+    server.forget();
     let nobody = Hub::new(cache.path().to_owned(), "http://127.0.0.1:9", None, QUICK);
     let error = fetch(&nobody, "acme/tiny").expect_err("nobody there");
     assert!(error.to_string().starts_with("the hub at http://127.0.0.1:9 cannot be reached: "), "{error}");

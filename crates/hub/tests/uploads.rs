@@ -77,6 +77,9 @@ fn refusals_of_an_upload() {
         assert!(error.to_string().starts_with(message), "{error}");
         assert_eq!(error.fault(), Whose::Input);
     }
+    let offline = hub(&server, Some("hf_tester")).offline();
+    let error = send(&offline, "tester/mine", None, directory.path()).expect_err("no network");
+    assert_eq!(error.to_string(), "HF_HUB_OFFLINE forbids the network, and an upload needs it");
     server.plan(Fault::with("POST", "/commit/", What::Status(400, vec![], "Invalid metadata in README.md")));
     let error = send(&hub(&server, Some("hf_tester")), "tester/mine", None, directory.path()).expect_err("no commit");
     let message = "the hub refuses this for tester/mine (status 400: Invalid metadata in README.md)";
