@@ -134,7 +134,7 @@ impl Hub {
             Ok(DatasetFiles { paths, commit, fetched })
         });
         match outcome {
-            Err(error @ HubError::Unreachable { .. }) => match self.cached_rows(name)? {
+            Err(error @ (HubError::Unreachable { .. } | HubError::Answer { .. })) => match self.cached_rows(name)? {
                 Some(files) => {
                     listener(News::Note(&format!("{error}; the cache's {} is used", id.name)));
                     Ok(files)

@@ -80,7 +80,9 @@ impl Hub {
         let here = exact.snapshot_in(&self.cache);
         match (self.fetched(Kind::Model, id, need, commit, listener), here) {
             (Err(HubError::Offline { .. }), Some(directory)) => Ok(Snapshot::cached(directory)),
-            (Err(error @ HubError::Unreachable { .. }), Some(directory)) if is_complete(&directory) => {
+            (Err(error @ (HubError::Unreachable { .. } | HubError::Answer { .. })), Some(directory))
+                if is_complete(&directory) =>
+            {
                 listener(News::Note(&format!("{error}; the cache has {} without a tokenizer", id.name)));
                 Ok(Snapshot::cached(directory))
             }
