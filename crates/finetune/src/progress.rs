@@ -111,6 +111,7 @@ impl Progress {
         if self.verbosity == Verbosity::Quiet {
             return;
         }
+        let line = printable(line);
         match &self.bar {
             Some(bar) => bar.suspend(|| crate::stderr::complain!("{line}")),
             None => crate::stderr::complain!("{line}"),
