@@ -50,8 +50,12 @@ timed "finetune init demo --model MODEL${data:+ --data FILE}" finetune "$@"
 timed "finetune validate demo/recipe.toml" finetune validate demo/recipe.toml
 timed "finetune run demo/recipe.toml" finetune run demo/recipe.toml
 run=$(dirname "$(find demo -name metrics.jsonl | head -n 1)")
-chat() { printf '%s\n' "$1" | finetune chat "$run" --max-new-tokens 48; }
-timed "finetune chat RUN" chat "Are you open on Sunday?"
+# The first held-back row's question.
+question=$(sed -n '1s/.*"role": *"user", *"content": *"\(\([^"\\]\|\\.\)*\)".*/\1/p' demo/data/valid.jsonl)
+[ -n "$question" ] || question="Are you open on Sunday?"
+chat() { printf '%s\n' "$question" | finetune chat "$run" --max-new-tokens 64; }
+timed "finetune chat RUN" chat
+echo "            < $question"
 sed 's/^/            > /' "$work/output"
 timed "finetune export RUN --format merged --output merged" finetune export "$run" --format merged --output merged
 timed "finetune export RUN --format gguf --output gguf" finetune export "$run" --format gguf --output gguf
