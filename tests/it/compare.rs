@@ -40,6 +40,12 @@ fn settings_that_differ_and_what_came_of_them() {
         assert!(page.contains(part), "lacks {part:?}");
     }
     assert!(!page.contains("http-equiv") && page.len() < 40 << 10, "{} bytes", page.len());
+    folder.finetune(&["compare", "one", "two", "--html", "both.html"]).expect(0);
+    // Only a page is written over.
+    for (path, what) in [("one/recipe.toml", "another file than a page of curves"), ("one", "a directory")] {
+        folder.finetune(&["compare", "one", "two", "--html", path]).expect(2).says(what);
+    }
+    assert!(folder.path("one/recipe.toml").is_file() && folder.path("one").is_dir());
     folder.finetune(&["compare", "one", "model"]).expect(2).says("a run is meant");
     folder.finetune(&["compare", "one"]).expect(2);
 }

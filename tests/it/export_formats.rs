@@ -196,7 +196,7 @@ fn an_adapter_alone_in_a_gguf_file() {
 #[test]
 fn exports_that_are_refused() {
     let folder = trained();
-    let table: [(&[&str], &str); 9] = [
+    let table: [(&[&str], &str); 11] = [
         (&["run", "--format", "peft", "--dtype", "bf16"], "an adapter stays in f32"),
         (&["run", "--format", "merged", "--dtype", "q8_0"], "q8_0 is a type of whole models in GGUF files"),
         (&["run", "--format", "gguf", "--adapter-only", "--dtype", "q8_0"], "q8_0 is a type of whole models"),
@@ -205,6 +205,8 @@ fn exports_that_are_refused() {
         (&["model", "--format", "merged"], "with no adapter to export"),
         (&["model", "--format", "gguf", "--adapter-only"], "has no adapter"),
         (&["model", "--format", "gguf", "--scale", "2"], "has no adapter"),
+        (&["run", "--format", "peft", "--adapter", "run"], "with --adapter a model directory is meant"),
+        (&["no\u{1b}[2Jrun", "--format", "peft"], r"there is no no\u{1b}[2Jrun"),
         (&["model", "--format", "merged", "--adapter", "run=much"], "after `=` belongs the adapter's weight"),
     ];
     for (arguments, part) in table {

@@ -57,6 +57,11 @@ fn new_tokens_reach_the_adapter_and_the_merged_model() {
         assert_eq!(json_file(&folder, "merged/config.json")["vocab_size"], json!(98), "{more}");
         let (adapter, merged) = (loss(&folder, &["model", "--adapter", "run/adapter"]), loss(&folder, &["merged"]));
         assert!((adapter - merged).abs() < 1e-5 * adapter, "{more}: {adapter} and {merged}");
+        // A resume adds the same tokens. One that takes other names for them would rename them.
+        for tokens in ["[\"<tool>\"]", "[\"<tool>\", \"<end>\"]"] {
+            let changed = ["--resume", "--set", &format!("data.add_tokens={tokens}")];
+            folder.run("run", &changed).expect(2).says("data.add_tokens: the checkpoint has");
+        }
         // Another run can start from the adapter, if it adds the same tokens.
         let from = ["--set", "lora.init_from=run/adapter", "--set", "train.max_steps=1"];
         folder.run("next", &from).expect(0);

@@ -21,6 +21,7 @@ use finetune_trainer::{Fault, TrainError};
 
 use crate::exit::Exit;
 use crate::flight;
+use crate::output::printable;
 use crate::stderr::complain;
 
 /// An error that can end the program.
@@ -264,12 +265,12 @@ fn other_ranks(error: &GroupError) -> Vec<usize> {
     }
 }
 
-/// Prints the sentence, then the hints after a blank line.
+/// Prints the sentence, then the hints after a blank line. They quote files, which may be foreign.
 fn print_message(message: &str, hints: &[String]) {
-    complain!("\x1b[1;31merror\x1b[0m: {message}");
+    complain!("\x1b[1;31merror\x1b[0m: {}", printable(message));
     for (n, hint) in hints.iter().enumerate() {
         let blank = if n == 0 { "\n" } else { "" };
-        complain!("{blank}\x1b[1;36mhint\x1b[0m: {hint}");
+        complain!("{blank}\x1b[1;36mhint\x1b[0m: {}", printable(hint));
     }
 }
 

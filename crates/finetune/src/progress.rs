@@ -10,6 +10,8 @@ use finetune_trainer::{Answers, EvalRow, Event, StepRow};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
+use crate::output::printable;
+
 /// How much is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Verbosity {
@@ -109,6 +111,7 @@ impl Progress {
         if self.verbosity == Verbosity::Quiet {
             return;
         }
+        let line = printable(line);
         match &self.bar {
             Some(bar) => bar.suspend(|| crate::stderr::complain!("{line}")),
             None => crate::stderr::complain!("{line}"),
@@ -332,9 +335,10 @@ pub(crate) fn answers(before: Option<&Answers>, after: Option<&Answers>) -> Stri
     text
 }
 
-/// The text on one line: at most 160 characters, line breaks shown.
+/// The text on one line: at most 160 characters, line breaks and control characters shown. Rows may
+/// be foreign, and a terminal obeys what it gets.
 fn one_line(text: &str) -> String {
-    let text = text.trim().replace('\n', "⏎");
+    let text = printable(text.trim()).replace('\n', "⏎");
     match text.char_indices().nth(160) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
@@ -367,6 +371,17 @@ mod tests {
         assert_eq!(work.line(120_001), None, "not again at once");
         (work.last_line, work.len) = (long_ago, 240_000);
         assert_eq!(work.line(120_000).as_deref(), Some("reading rows: 120,000 of 240,000"));
+    }
+
+    #[test]
+    fn a_row_gives_the_terminal_no_orders() {
+        for (text, want) in [
+            (" a\nb\r\n", "a⏎b"),
+            ("\u{1b}]0;title\u{7}\u{1b}[2J", "\\u{1b}]0;title\\u{7}\\u{1b}[2J"),
+            ("👩\u{200d}👧", "👩\u{200d}👧"),
+        ] {
+            assert_eq!(one_line(text), want);
+        }
     }
 
     #[test]

@@ -112,7 +112,7 @@ pub(crate) fn named(path: &Path, notices: &mut Vec<String>) -> Result<Named, Fai
         Holding::Adapter => whole_adapter(path).map(Named::Adapter),
         Holding::Checkpoint => Ok(checkpoint(path.to_owned())),
         Holding::Run => result_of(path, notices),
-        Holding::Directory if is_checkpoints_of_a_run(path) => newest_of(path, notices),
+        Holding::Directory if is_checkpoints_of_a_run(path) => newest_of(path, "", notices),
         Holding::Missing => of_hub(path),
         holding => Err(not_a_model(path, holding)),
     }
@@ -159,16 +159,18 @@ fn result_of(run: &Path, notices: &mut Vec<String>) -> Result<Named, Failure> {
     if recognize(&model) == Holding::ModelDirectory {
         return Ok(Named::Model(model));
     }
-    newest_of(&run.join(CHECKPOINTS), notices)
+    let why = format!("{} has not come to its end: ", run.display());
+    newest_of(&run.join(CHECKPOINTS), &why, notices)
 }
 
-fn newest_of(checkpoints: &Path, notices: &mut Vec<String>) -> Result<Named, Failure> {
+/// The newest checkpoint that verifies. `why` is the beginning of the line that names it.
+fn newest_of(checkpoints: &Path, why: &str, notices: &mut Vec<String>) -> Result<Named, Failure> {
     let (newest, rejected) = newest_verified(&RealDisk, checkpoints, "step-")?;
     notices.extend(rejected.iter().map(|bad| format!("{} is passed over: {}", bad.path.display(), bad.why)));
     let run = checkpoints.parent().unwrap_or(checkpoints).display();
     match newest {
         Some((_, path, _)) => {
-            notices.push(format!("{run} has not come to its end: {} is used", path.display()));
+            notices.push(format!("{why}{} is used", path.display()));
             Ok(checkpoint(path))
         }
         None => Err(Failure::arguments(

@@ -28,6 +28,8 @@ use crate::vocabulary::FrozenMatrix;
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The file of an adapter's tensors in PEFT's format.
 pub const TENSOR_FILE: &str = "adapter_model.safetensors";
+/// The hint for adapters that a format of adapters has no place for.
+pub(crate) const IS_IN_MERGED: &str = "--format merged, and gguf without --adapter-only, write the model with it";
 
 /// An adapter as read from a directory. Branches are in model order. Values are in the order of the
 /// layout that [`Model::add_adapter`] makes of them.

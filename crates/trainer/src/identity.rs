@@ -20,6 +20,10 @@ pub(crate) struct Identity {
     /// of versions that computed on the CPU only lack it.
     #[serde(default)]
     pub(crate) compute: Option<String>,
+    /// `data.add_tokens`. Rows that have none of the tokens do not tell which they are. Without any
+    /// the checkpoint is that of versions that could not add tokens.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) new_tokens: Vec<String>,
 }
 
 /// Keys that a resume may change: how large the steps are from here on, how they are computed, and
@@ -77,6 +81,10 @@ impl Identity {
             .filter(|(key, ..)| !MAY_CHANGE.contains(key))
             .map(|(key, before, after)| format!("  {key}: the checkpoint has {before}, the recipe {after}"))
             .collect();
+        if self.new_tokens != now.new_tokens {
+            let (before, after) = (&self.new_tokens, &now.new_tokens);
+            lines.push(format!("  data.add_tokens: the checkpoint has {before:?}, the recipe {after:?}"));
+        }
         let mut compare = |what: &str, before: &str, after: &str| {
             if before != after {
                 lines.push(format!("  {what}"));
@@ -112,6 +120,7 @@ mod tests {
             model: "weights:config".to_owned(),
             layout: "layout".to_owned(),
             compute: None,
+            new_tokens: Vec::new(),
         }
     }
 
@@ -151,6 +160,10 @@ mod tests {
             assert_eq!(before.changes(&now), changes, "{values:?}");
             assert_eq!(before.differences(&now), differences, "{values:?}");
         }
+        let with_tokens = Identity { new_tokens: vec!["<tool>".to_owned()], ..before.clone() };
+        let line = "  data.add_tokens: the checkpoint has [], the recipe [\"<tool>\"]";
+        assert_eq!(before.differences(&with_tokens), [line]);
+        assert!(!serde_json::to_string(&before).expect("JSON").contains("new_tokens"), "checkpoints keep their bytes");
         let other_rows = Identity { train_data: "others".to_owned(), ..before.clone() };
         assert!(before.differences(&other_rows)[0].contains("data.train: the rows have changed"));
     }

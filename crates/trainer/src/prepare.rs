@@ -139,6 +139,7 @@ fn identity(
         model: base_digest.to_owned(),
         layout: model.layout().digest(),
         compute: Some(device_plan.compute()),
+        new_tokens: recipe.data.add_tokens.clone(),
     }
 }
 

@@ -65,7 +65,7 @@ pub(crate) struct ExportArguments {
     #[arg(long, value_name = "DIR")]
     pub(crate) output: PathBuf,
     /// Number type of the weights (merged, gguf); default: the base's, and f16 for gguf of an f32
-    /// base. An adapter alone stays in f32
+    /// base. An adapter alone is in f32; gguf's may be in bf16 or f16
     #[arg(long, value_enum)]
     pub(crate) dtype: Option<ExportDtype>,
     /// Multiply what the adapter adds by this

@@ -3,6 +3,9 @@
 mod differences;
 mod scores;
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 use std::process::ExitCode;
 
 use finetune_launch::complaint::shown;
@@ -18,6 +21,12 @@ use crate::cli::CompareArguments;
 use crate::failure::Failure;
 use crate::text_table::{columns, curve, shortened, terminal_width};
 use crate::{output, source};
+
+/// How the title of a page ends.
+const PAGE: &str = " – finetune</title>";
+
+/// Bytes of a page in which its title is looked for. It has the names of all runs.
+const HEAD: u64 = 64 << 10;
 
 /// Columns of a table without a terminal.
 const WIDTH: usize = 100;
@@ -38,6 +47,9 @@ impl Runs {
 }
 
 pub(crate) fn compare(arguments: &CompareArguments) -> Result<ExitCode, Failure> {
+    if let Some(path) = &arguments.html {
+        expect_no_other_file(path)?;
+    }
     let runs = read(arguments)?;
     let records = runs.records();
     let recipes: Vec<Option<&Recipe>> = records.iter().map(|record| record.recipe.as_ref()).collect();
@@ -59,6 +71,25 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<ExitCode, Failure>
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses to write a page over anything but an earlier page.
+fn expect_no_other_file(path: &Path) -> Result<(), Failure> {
+    let refused = |what: &str| {
+        let message = format!("--html {}: it is {what}, and stays as it is", path.display());
+        Err(Failure::arguments(message, "name a new file, such as comparison.html"))
+    };
+    match std::fs::metadata(path) {
+        Err(_) => return Ok(()),
+        Ok(found) if found.is_dir() => return refused("a directory"),
+        Ok(found) if !found.is_file() => return refused("no plain file"),
+        Ok(_) => {}
+    }
+    let mut begin = Vec::new();
+    match File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut begin)) {
+        Ok(_) if String::from_utf8_lossy(&begin).contains(PAGE) => Ok(()),
+        _ => refused("another file than a page of curves"),
+    }
 }
 
 /// Reads all runs. Two of them at least must differ.

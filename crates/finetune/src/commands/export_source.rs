@@ -27,6 +27,17 @@ pub(super) enum Exported {
 pub(super) fn find(arguments: &ExportArguments) -> Result<(Exported, Vec<String>), Failure> {
     let mut notices = Vec::new();
     if !arguments.adapter.is_empty() {
+        let holding = recognize(&arguments.source);
+        if matches!(holding, Holding::Run | Holding::Checkpoint | Holding::Adapter) {
+            return Err(Failure::arguments(
+                format!(
+                    "{} is {}: with --adapter a model directory is meant",
+                    arguments.source.display(),
+                    holding.describe()
+                ),
+                "name the base model; every adapter, also this one, is an --adapter of its own",
+            ));
+        }
         let mut adapters = Vec::new();
         for WeightedAdapter { path, weight } in &arguments.adapter {
             adapters.push(WeightedAdapter { path: adapter_directory(path, &mut notices)?, weight: *weight });

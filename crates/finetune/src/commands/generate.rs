@@ -8,13 +8,13 @@ use finetune_model::{Model, Sampling};
 use serde_json::{Value, json};
 
 use crate::cli::GenerateArguments;
-use crate::commands::answering::{Writing, check_sampling, no_template, of_template, printable, tokenizer};
+use crate::commands::answering::{Writing, check_sampling, no_template, of_template, tokenizer};
 use crate::commands::conversation::{Prompt, prompt};
 use crate::commands::opening;
 use crate::commands::rows_of_files::rows_of_files;
 use crate::failure::Failure;
 use crate::hub_files;
-use crate::output;
+use crate::output::{self, printable};
 use crate::progress::Verbosity;
 use crate::source::{Source, data_file};
 
@@ -130,6 +130,7 @@ impl Asking<'_> {
 
     /// Each row's prompt, what the row expects, and what the model says.
     fn answer_rows(&self, rows: &Dataset) -> Result<ExitCode, Failure> {
+        let to_terminal = std::io::stdout().is_terminal();
         let mut exact = 0;
         for (n, row) in rows.rows.iter().enumerate() {
             let prompt = &row.tokens[..row.prompt_tokens];
@@ -153,13 +154,14 @@ impl Asking<'_> {
                 output::line(&object.to_string())?;
                 continue;
             }
+            let shown = |text: &str| if to_terminal { indented(&printable(text)) } else { indented(text) };
             let mark = if same { "  (word for word)" } else { "" };
             output::line(&format!(
                 "{}\n  prompt    {}\n  expected  {}\n  answer    {}{mark}\n",
                 rows.origin(n),
-                indented(&row.prompt_text),
-                indented(&row.answer_text),
-                indented(text)
+                shown(&row.prompt_text),
+                shown(&row.answer_text),
+                shown(text)
             ))?;
         }
         if !self.arguments.json {

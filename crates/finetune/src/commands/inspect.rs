@@ -12,7 +12,8 @@ use finetune_trainer::{load_data, model_directory};
 use crate::cli::InspectArguments;
 use crate::failure::Failure;
 use crate::given_recipe::GivenRecipe;
-use crate::{hub_files, output};
+use crate::hub_files;
+use crate::output::{self, printable};
 
 pub(crate) fn inspect(arguments: InspectArguments) -> Result<ExitCode, Failure> {
     let mut recipe = GivenRecipe::of(&arguments.recipe, None)?.load(&arguments.recipe.sets, None)?;
@@ -80,7 +81,7 @@ fn chosen<'a>(rows: &'a Dataset, arguments: &InspectArguments) -> Result<(usize,
 }
 
 /// The row's text, with the trained parts marked. Consecutive tokens are decoded together, so that
-/// bytes form characters again.
+/// bytes form characters again. Control characters of a row are shown, not obeyed.
 fn text(row: &Row, tokenizer: Option<&ChatTokenizer>, colors: bool) -> Result<String, Failure> {
     let (begin, end) = if colors { ("\x1b[32;4m", "\x1b[0m") } else { ("⟦", "⟧") };
     let mut out = String::new();
@@ -92,7 +93,8 @@ fn text(row: &Row, tokenizer: Option<&ChatTokenizer>, colors: bool) -> Result<St
             Some(tokenizer) => tokenizer.decode(stretch, false)?,
             None => stretch.iter().map(|id| format!("{id} ")).collect(),
         };
-        out += &if row.trained[start] { format!("{begin}{text}{end}") } else { text };
+        let text = printable(&text);
+        out += &if row.trained[start] { format!("{begin}{text}{end}") } else { text.into_owned() };
         start += length;
     }
     Ok(out)

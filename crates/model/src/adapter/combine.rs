@@ -43,13 +43,13 @@ impl Adapter {
     }
 
     /// Refuses an adapter that is more than plain branches. `what`: what cannot be done with it.
-    pub(crate) fn expect_branches_only(&self, what: &str) -> Result<(), ModelError> {
+    /// `hint`: what can.
+    pub(crate) fn expect_branches_only(&self, what: &str, hint: &str) -> Result<(), ModelError> {
         match self.beside_branches() {
             None => Ok(()),
-            Some(more) => Err(ModelError::NotExpressible {
-                what: format!("{what}: it has {more}"),
-                hint: "--format merged, and gguf without --adapter-only, write the model with it".to_owned(),
-            }),
+            Some(more) => {
+                Err(ModelError::NotExpressible { what: format!("{what}: it has {more}"), hint: hint.to_owned() })
+            }
         }
     }
 
@@ -61,7 +61,10 @@ impl Adapter {
         if factor == 1.0 {
             return Ok(self);
         }
-        self.expect_branches_only("an adapter cannot be multiplied")?;
+        self.expect_branches_only(
+            "an adapter cannot be multiplied",
+            "leave --scale and weights out: 1 is what was trained",
+        )?;
         for target in &mut self.targets {
             target.alpha *= factor;
         }
@@ -81,7 +84,10 @@ impl Adapter {
             return adapter.scaled(weight);
         }
         for (adapter, _) in &adapters {
-            adapter.expect_branches_only("an adapter cannot be added to another one")?;
+            adapter.expect_branches_only(
+                "an adapter cannot be added to another one",
+                "export it alone, or leave it out of the sum",
+            )?;
         }
         let (first, _) = adapters.first().expect("at least one adapter");
         let (modules, base, rows) = (first.modules.clone(), first.base.clone(), first.rows);

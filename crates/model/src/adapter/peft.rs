@@ -7,7 +7,7 @@ use finetune_store::{Dtype, encode_tensors};
 
 use crate::adaptation::Adaptation;
 use crate::adapter::write::adapter_config;
-use crate::adapter::{Adapter, BaseName, CONFIG_FILE, TENSOR_FILE};
+use crate::adapter::{Adapter, BaseName, CONFIG_FILE, IS_IN_MERGED, TENSOR_FILE};
 use crate::branch::EMBEDDING;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
@@ -24,7 +24,7 @@ impl Adapter {
     /// an adapter are copied instead. [`ModelError::Store`] for more tensors than a file may have.
     pub fn peft_files(&self, dropout: f64, config: &ModelConfig) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
         if !self.saved.is_empty() || !self.vocabulary.is_empty() {
-            self.expect_branches_only("an adapter cannot be written anew in PEFT's format")?;
+            self.expect_branches_only("an adapter cannot be written anew in PEFT's format", IS_IN_MERGED)?;
         }
         let base = BaseName { name: self.base.name.clone().unwrap_or_default(), revision: self.base.revision.clone() };
         let adaptation = Adaptation { dropout, ..self.adaptation() };

@@ -6,8 +6,8 @@ use finetune_gguf::{Metadata, TensorInfo, TensorType, Value, header, padding};
 use finetune_store::{Disk, Dtype, Operation, StoreError, TensorSet};
 
 use crate::adaptation::module_of;
-use crate::adapter::Adapter;
 use crate::adapter::mlx::{is_power_of_two, most_frequent};
+use crate::adapter::{Adapter, IS_IN_MERGED};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, list};
 use crate::files::finite::{expect_finite, first_not_finite};
@@ -275,7 +275,7 @@ fn plain_alpha(target: &LoraTarget) -> f64 {
 /// [`write_model`].
 pub fn write_adapter(disk: &dyn Disk, file: &AdapterFile<'_>, path: &Path) -> Result<Vec<String>, ModelError> {
     let destination = destination(file.config)?;
-    file.adapter.expect_branches_only("llama.cpp has no place for the whole adapter")?;
+    file.adapter.expect_branches_only("llama.cpp has no place for the whole adapter", IS_IN_MERGED)?;
     let alphas: Vec<f64> = file.adapter.targets.iter().map(plain_alpha).filter(|alpha| *alpha != 0.0).collect();
     let alpha = most_frequent(&alphas).unwrap_or(1.0);
     let mut metadata = general(destination, "adapter", file.name, file.kind);

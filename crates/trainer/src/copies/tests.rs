@@ -12,6 +12,7 @@ fn identity(rows: &str) -> Identity {
         model: "model".to_owned(),
         layout: "layout".to_owned(),
         compute: None,
+        new_tokens: Vec::new(),
     }
 }
 

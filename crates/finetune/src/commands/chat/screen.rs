@@ -5,8 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use finetune_trainer::numbers::thousands;
 
 use super::reasoning::Reasoning;
-use crate::commands::answering::printable;
-use crate::output;
+use crate::output::{self, printable};
 
 /// Where answers go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

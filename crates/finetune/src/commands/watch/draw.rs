@@ -14,6 +14,7 @@ use super::once;
 use super::screen::View;
 use super::series::{Look, Series};
 use super::source::Watched;
+use crate::output::printable;
 use crate::text_table::{shortened, widths};
 
 /// A color for each run; they begin again after the last.
@@ -195,7 +196,8 @@ fn sample(record: &RunRecord) -> Vec<String> {
         (None, None) => return Vec::new(),
     };
     let Answers { samples, .. } = answers;
-    let one_line = |text: &str| shown(&text.trim().replace('\n', "⏎"));
+    // A zero width joiner makes one sign of several, and belongs to the text.
+    let one_line = |text: &str| printable(text.trim()).replace('\n', "⏎");
     let Some(sample) = samples.first() else { return Vec::new() };
     vec![
         format!("prompt    {}", one_line(&sample.prompt)),
