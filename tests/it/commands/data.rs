@@ -45,7 +45,7 @@ fn every_command_that_reads_rows_reads_all_kinds() {
         br#"[{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there."}]},
  {"messages": [{"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See you."}]}]"#,
     );
-    let of = |data: &str| json_of(&folder, &["eval", "run", "--data", data, "--json"])["loss"].clone();
+    let of = |data: &str| folder.finetune(&["eval", "run", "--data", data, "--json"]).expect(0).json()["loss"].clone();
     assert_eq!(of("rows.json"), of("train.jsonl"));
     let ended = folder.finetune(&["generate", "run", "--data", "rows.json", "--max-new-tokens", "4"]).expect(0);
     assert!(ended.stdout.contains("rows.json:2 (row 2)"), "{}", ended.stdout);
@@ -68,7 +68,7 @@ fn rows_are_measured_with_the_columns_of_the_run() {
         "train.max_steps=1",
     ];
     folder.finetune(&[&["run", "recipe.toml"], &sets[..]].concat()).expect(0);
-    let of = |data: &str| json_of(&folder, &["eval", "run", "--data", data, "--json"])["loss"].clone();
+    let of = |data: &str| folder.finetune(&["eval", "run", "--data", data, "--json"]).expect(0).json()["loss"].clone();
     assert_eq!(of("rows.csv"), of("ours.csv"));
     folder.finetune(&["eval", "run", "--data", "ours.csv"]).expect(0).says("the usual names are taken");
     let ended = folder.finetune(&["generate", "run", "--data", "rows.csv", "--max-new-tokens", "2"]).expect(0);

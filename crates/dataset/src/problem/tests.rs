@@ -97,7 +97,9 @@ fn problems_of_messages_have_their_texts_and_hints() {
         (
             RowProblem::NoAssistant(vec![text("user"), text("bot")]),
             "no assistant message to train on; the roles are user, bot",
-            None,
+            Some(
+                "if turns say it in other words: data.columns = { role = \"from\", content = \"value\", user_tag = \"Customer\", assistant_tag = \"Agent\" }",
+            ),
         ),
         (RowProblem::AllMuted, "no assistant message to train on: its flags (weight, train) leave none", None),
         (RowProblem::NoMessages, "the row has no messages", None),
