@@ -59,6 +59,10 @@ pub(super) struct Look {
     pub(super) most: usize,
 }
 
+/// The largest value that is drawn: that of f32, in which runs compute. A line beyond the range of
+/// f64 would never be drawn to its end.
+const LARGEST: f64 = f32::MAX as f64;
+
 /// The lines of a run: steps and values, or their logarithms to base 10.
 #[derive(Debug, Default)]
 pub(super) struct Series {
@@ -73,7 +77,7 @@ pub(super) struct Series {
 impl Series {
     pub(super) fn new(record: &RunRecord, look: Look) -> Series {
         let scaled = |value: f64| if look.logarithmic { value.log10() } else { value };
-        let shown = |&(step, value): &(f64, f64)| step >= look.from as f64 && value.is_finite();
+        let shown = |&(step, value): &(f64, f64)| step >= look.from as f64 && value.abs() <= LARGEST;
         let point = |(step, value): (u64, f64)| (step as f64, scaled(value));
         let values = || record.steps().iter().map(|row| (row.step, look.quantity.of(row)));
         let raw: Vec<(f64, f64)> = values().map(point).filter(shown).collect();
@@ -136,6 +140,17 @@ mod tests {
         assert_eq!(Series::new(&record, Look { most: 8, ..LOOK }).raw.len(), 8);
         let rate = Series::new(&record, Look { quantity: Quantity::LearningRate, ..LOOK });
         assert!(rate.evals.is_empty() && rate.raw.iter().all(|point| point.1 == 2e-4));
+    }
+
+    #[test]
+    fn values_that_no_run_computes_are_not_drawn() {
+        let mut bad = record(3);
+        bad.push(
+            b"{\"step\":4,\"epoch\":1,\"loss\":1e308,\"trained_tokens\":1,\"tokens\":1,\"grad_norm\":0.25,\
+             \"learning_rate\":2e-4,\"tokens_per_second\":1.0,\"seconds\":1.5}\n",
+        );
+        assert_eq!(bad.steps().len(), 4);
+        assert_eq!(Series::new(&bad, LOOK).raw.len(), 3);
     }
 
     /// A constant stays what it is from the first point on.
