@@ -393,6 +393,10 @@ impl Advice for DatasetError {
 }
 
 fn no_rows_hint(files: &[PathBuf]) -> &'static str {
+    let is_pipe = |file: &PathBuf| file.metadata().is_ok_and(|about| !about.is_file() && !about.is_dir());
+    if files.iter().any(is_pipe) {
+        return "a pipe is read once, and data.eval_share reads the rows twice: write them into a file";
+    }
     let kind = files.first().and_then(|file| FileKind::of(file).ok()).map(|found| found.kind);
     match kind {
         Some(Kind::Table(_)) => "the first line of a table is its header, and its rows stand on the lines below",
