@@ -142,10 +142,11 @@ impl Session<'_> {
         let interrupts = Arc::clone(&self.interrupts);
         let answer = interrupts.during(Doing::Answering, || self.generate(prompt))?;
         self.settings.seed = self.settings.seed.wrapping_add(1);
-        self.last = Some(answer.measured);
         if answer.ending == Ending::Interrupted && answer.text.is_empty() {
             self.dialogue.take_back();
         } else {
+            // A prompt that was stopped on the way has no figures that hold.
+            self.last = Some(answer.measured);
             let content = prompt.opened.clone().unwrap_or_default() + &answer.text;
             self.dialogue.answer(content, answer.ending != Ending::Stop);
         }
