@@ -53,7 +53,6 @@ fn every_command_that_reads_rows_reads_all_kinds() {
     folder.finetune(&["eval", "run", "--data", "torn.parquet"]).expect(2).says("the Parquet file is torn or damaged");
 }
 
-/// (what the run is told, rows that are measured later, whether our own names are taken)
 #[test]
 fn rows_are_measured_with_the_columns_of_the_run() {
     let folder = Folder::with_chat_model(CHAT_RECIPE);
