@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 
 use finetune_model::adapter::Adapter;
 use finetune_model::merge::{MergedForm, compare, write_merged};
-use finetune_model::{
-    Adaptation, Backward, BaseName, Batch, BatchRow, Coefficients, FloatType, Model, Placement, Randomness, Sampling,
-    gpus,
-};
+use finetune_model::{Adaptation, Backward, BaseName, Batch, Coefficients, Model, Randomness, Sampling};
 use finetune_store::{RealDisk, Staging, TensorFile};
 use serde_json::Value;
+
+mod golden;
+
+use golden::{
+    ANY, GRADIENTS, LOGITS, Rows, batch, floats, goldens, json, largest_difference, placement, relative_norm, rows,
+};
 
 /// Makes one test of a check for each case, `CHECK::CASE`. The second form names the cases.
 macro_rules! of_each_case {
@@ -31,31 +34,8 @@ macro_rules! of_each_case {
     };
 }
 
-const LOGITS: f32 = 3e-5;
-const GRADIENTS: f64 = 2e-5;
 /// Merged weights, of up to about 2: a few units in the last place.
 const WEIGHTS: f32 = 1e-6;
-
-fn goldens() -> PathBuf {
-    // The variable is read at run time, because the tests also travel to machines with a GPU.
-    let here = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
-    Path::new(&here).join("../../tests/goldens")
-}
-
-fn json(path: &Path) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(path).expect("a golden file")).expect("JSON")
-}
-
-/// The CPU. With `FINETUNE_TEST_DEVICE=gpu` it is the first GPU in f32, or a software renderer.
-fn placement() -> Placement {
-    match std::env::var("FINETUNE_TEST_DEVICE").as_deref() {
-        Ok("gpu") => {
-            let gpu = gpus(true).into_iter().next().expect("a GPU, or a software renderer");
-            Placement::gpu(gpu.device, FloatType::F32)
-        }
-        _ => Placement::cpu(None),
-    }
-}
 
 struct Case {
     name: &'static str,
@@ -63,23 +43,15 @@ struct Case {
     base: PathBuf,
     about: Value,
     tensors: TensorFile,
-    rows: Vec<(Vec<u32>, Vec<bool>)>,
+    rows: Rows,
 }
 
 impl Case {
     fn load(name: &'static str) -> Case {
         let directory = goldens().join("adapters").join(name);
         let about = json(&directory.join("case.json"));
-        let base = goldens().join("models").join(about["family"].as_str().expect("a family"));
-        let numbers = |value: &Value| {
-            value.as_array().expect("a list").iter().map(|n| n.as_i64().expect("a number")).collect::<Vec<_>>()
-        };
-        let golden = json(&base.join("golden.json"));
-        let rows = golden["rows"].as_array().expect("rows").iter().map(|row| {
-            let tokens = numbers(&row["input_ids"]).iter().map(|&id| id as u32).collect();
-            (tokens, numbers(&row["labels"]).iter().map(|&label| label != -100).collect())
-        });
-        let rows = rows.collect();
+        let base = golden::directory(about["family"].as_str().expect("a family"));
+        let rows = rows(&json(&base.join("golden.json")));
         let tensors = TensorFile::open(&directory.join("golden.safetensors")).expect("golden.safetensors");
         Case { name, directory, base, about, tensors, rows }
     }
@@ -106,8 +78,7 @@ impl Case {
     }
 
     fn batch(&self) -> Batch<'_> {
-        let rows = self.rows.iter().enumerate();
-        Batch { rows: rows.map(|(id, (tokens, trained))| BatchRow { id: id as u32, tokens, trained }).collect() }
+        batch(&self.rows)
     }
 
     fn expect_logits(&self, model: &Model, what: &str) {
@@ -135,35 +106,12 @@ impl Case {
     }
 }
 
-fn floats(file: &TensorFile, name: &str) -> Vec<f32> {
-    let view = file.get(name).unwrap_or_else(|| panic!("{name} in the file"));
-    let bytes = view.bytes().expect("the file is whole");
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-}
-
-fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len(), "lengths");
-    // `f32::max` would drop NaN.
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, |max, difference| if max.is_nan() || difference <= max { max } else { difference })
-}
-
-fn relative_norm(got: &[f32], want: &[f32]) -> f64 {
-    assert_eq!(got.len(), want.len(), "lengths");
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    norm(&mut got.iter().zip(want).map(|(a, b)| f64::from(a - b))) / norm(&mut want.iter().map(|&v| f64::from(v)))
-}
-
 fn gradients(model: &mut Model, batch: &Batch, randomness: Randomness, checkpointing: bool) -> (f64, Vec<f32>) {
     let mut gradients = vec![0.0; model.layout().len()];
     let backward = Backward { randomness, checkpointing, loss_scale: 1.0, coefficients: Coefficients::Ones };
     let sums = model.loss_and_gradients(batch, backward, &mut gradients).expect("a device that works");
     (sums.loss, gradients)
 }
-
-const ANY: Randomness = Randomness { seed: 0, step: 0 };
 
 fn logits_loss_and_every_gradient(name: &'static str) {
     let case = Case::load(name);

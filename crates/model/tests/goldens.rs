@@ -3,19 +3,24 @@
 //! Bounds are ten times the reference's own f32 noise: 3e-5 absolute for logits, 2e-5 of the norm
 //! for gradients.
 
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::path::Path;
 
 use burn::tensor::Device;
 use finetune_kernels::devices::is_cpu;
 use finetune_model::adapter::Adapter;
 use finetune_model::merge::{MergedForm, compare, write_merged};
 use finetune_model::{
-    Adaptation, Backward, Batch, BatchRow, Coefficients, FloatType, FoundDevice, LossSum, Model, ModelConfig,
-    Placement, Randomness, Sampling, gpus,
+    Adaptation, Backward, Batch, Coefficients, FloatType, LossSum, Model, ModelConfig, Placement, Randomness, Sampling,
 };
 use finetune_store::{RealDisk, Staging, TensorFile};
 use serde_json::Value;
+
+mod golden;
+
+use golden::{
+    ANY, GRADIENTS, LOGITS, Rows, batch, directory, floats, gpu, json, largest_difference, placement, relative_norm,
+    rows,
+};
 
 /// Makes one test of a check for each family, `CHECK::FAMILY`, so that a family that fails does not
 /// hide the others. The second form names the families.
@@ -35,44 +40,23 @@ macro_rules! of_each_family {
     };
 }
 
-const LOGITS: f32 = 3e-5;
-const GRADIENTS: f64 = 2e-5;
-const ANY: Randomness = Randomness { seed: 0, step: 0 };
-
-fn directory(family: &str) -> PathBuf {
-    // The variable is read at run time, because the tests also travel to machines with a GPU.
-    let here = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
-    Path::new(&here).join("../../tests/goldens/models").join(family)
-}
-
 struct Golden {
     family: &'static str,
     json: Value,
     tensors: TensorFile,
-    rows: Vec<(Vec<u32>, Vec<bool>)>,
+    rows: Rows,
 }
 
 impl Golden {
     fn load(family: &'static str) -> Golden {
-        let text = std::fs::read_to_string(directory(family).join("golden.json")).expect("golden.json");
-        let json: Value = serde_json::from_str(&text).expect("JSON");
-        let numbers = |value: &Value| {
-            value.as_array().expect("a list").iter().map(|n| n.as_i64().expect("a number")).collect::<Vec<_>>()
-        };
-        let rows = json["rows"].as_array().expect("rows").iter().map(|row| {
-            let tokens = numbers(&row["input_ids"]).iter().map(|&id| id as u32).collect();
-            let trained = numbers(&row["labels"]).iter().map(|&label| label != -100).collect();
-            (tokens, trained)
-        });
-        let rows = rows.collect();
+        let json = json(&directory(family).join("golden.json"));
+        let rows = rows(&json);
         let tensors = TensorFile::open(&directory(family).join("golden.safetensors")).expect("golden.safetensors");
         Golden { family, json, tensors, rows }
     }
 
     fn floats(&self, name: &str) -> Vec<f32> {
-        let view = self.tensors.get(name).unwrap_or_else(|| panic!("{name} in the golden file"));
-        let bytes = view.bytes().expect("the file is whole");
-        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        floats(&self.tensors, name)
     }
 
     fn batch(&self) -> Batch<'_> {
@@ -92,43 +76,6 @@ impl Golden {
         model.attach(&self.adapter(&model.config)).expect("an adapter of this model");
         model
     }
-}
-
-/// The CPU. With `FINETUNE_TEST_DEVICE=gpu` it is the first GPU in f32, or a software renderer if
-/// there is no GPU.
-fn placement() -> Placement {
-    gpu().map_or_else(|| Placement::cpu(None), |gpu| Placement::gpu(gpu.device, FloatType::F32))
-}
-
-fn gpu() -> Option<FoundDevice> {
-    static GPU: OnceLock<Option<FoundDevice>> = OnceLock::new();
-    let asked = || std::env::var("FINETUNE_TEST_DEVICE").as_deref() == Ok("gpu");
-    GPU.get_or_init(|| asked().then(|| gpus(true).into_iter().next().expect("a GPU, or a software renderer"))).clone()
-}
-
-fn batch(rows: &[(Vec<u32>, Vec<bool>)]) -> Batch<'_> {
-    Batch {
-        rows: rows
-            .iter()
-            .enumerate()
-            .map(|(id, (tokens, trained))| BatchRow { id: id as u32, tokens, trained })
-            .collect(),
-    }
-}
-
-fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len(), "lengths");
-    // `f32::max` would drop NaN.
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, |max, difference| if max.is_nan() || difference <= max { max } else { difference })
-}
-
-fn relative_norm(got: &[f32], want: &[f32]) -> f64 {
-    assert_eq!(got.len(), want.len(), "lengths");
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    norm(&mut got.iter().zip(want).map(|(a, b)| f64::from(a - b))) / norm(&mut want.iter().map(|&v| f64::from(v)))
 }
 
 /// Without dropout, so that the random numbers do not matter.
