@@ -28,8 +28,10 @@ mod gpu;
 mod on_device;
 pub mod operations;
 mod segments;
+pub mod weight;
 
 pub use arguments::{AttentionShape, Dropout, RopeTable, Targets};
 pub use cpu::matmul;
 pub use devices::{DeviceKind, FloatType, FoundDevice};
 pub use segments::{Segment, Segments};
+pub use weight::{PackedWeight, Weight};

@@ -8,6 +8,7 @@
 //! here, an `impl Fused` in `cpu` and another in `gpu`, and its reference in [`crate::composed`].
 
 use crate::arguments::{AttentionShape, Dropout, RopeTable, Targets};
+use crate::weight::PackedWeight;
 
 crate::extension::operations! {
     /// `x Wᵀ`: x [t, i], w [o, i] -> [t, o].
@@ -103,4 +104,38 @@ crate::extension::operations! {
     ///
     /// `gradient_seed(y, d_y).backward()` continues a backward pass that was cut at y.
     fn gradient_seed(y: Tensor<2>, d_y: Tensor<2>) -> Tensor<1> = GradientSeed;
+
+    /// [`linear`] of a packed w [o, i], which gets no gradient.
+    fn packed_linear(x: Tensor<2>; w: PackedWeight) -> Tensor<2> = PackedLinear;
+
+    /// [`lora_linear`] of a packed w [o, i].
+    fn packed_lora_linear(
+        x: Tensor<2>, a: Tensor<2>, b: Tensor<2>; w: PackedWeight, scale: f32, dropout: Option<Dropout>
+    ) -> Tensor<2> = PackedLoraLinear;
+
+    /// [`merged_norms`] of a packed w [o, i].
+    fn packed_merged_norms(a: Tensor<2>, b: Tensor<2>; w: PackedWeight, scale: f32) -> Tensor<1> = PackedMergedNorms;
+
+    /// [`linear_cross_entropy`] of a packed w [v, i].
+    ///
+    /// # Panics
+    /// If there are no targets.
+    fn packed_cross_entropy(h: Tensor<2>; w: PackedWeight, targets: Targets) -> Tensor<1> = PackedCrossEntropy,
+        requires !targets.is_empty(), "a micro-batch without trained tokens has no loss to differentiate";
+
+    /// [`lora_cross_entropy`] of a packed w [v, i].
+    ///
+    /// # Panics
+    /// If there are no targets.
+    fn packed_lora_cross_entropy(
+        h: Tensor<2>, g: Tensor<2>, b: Tensor<2>; w: PackedWeight, scale: f32, targets: Targets
+    ) -> Tensor<1> = PackedLoraCrossEntropy,
+        requires !targets.is_empty(), "a micro-batch without trained tokens has no loss to differentiate";
+
+    /// Rows of a packed embedding w [v, hidden], in the number type and on the device of `like` [n]
+    /// -> [t, hidden]. They have no gradient.
+    ///
+    /// # Panics
+    /// If a row is beyond the matrix.
+    fn packed_rows(like: Tensor<1>; w: PackedWeight, rows: Vec<u32>) -> Tensor<2> = PackedRows;
 }

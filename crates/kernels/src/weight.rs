@@ -1,0 +1,130 @@
+//! A matrix of a model as an operation takes it: all elements, or packed.
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
+use finetune_packed::PackedMatrix;
+
+use crate::arguments::{Dropout, Targets};
+use crate::operations;
+
+/// A frozen matrix in a few bits an element, on the device where it is multiplied.
+///
+/// It has no gradient. On the CPU its elements are decoded to f32 exactly; on a GPU to the number type
+/// of the activations, rounded to the nearest.
+#[derive(Clone, Debug)]
+pub struct PackedWeight {
+    shape: [usize; 2],
+    pub(crate) held: Arc<Held>,
+}
+
+/// Where the codes are.
+#[derive(Debug)]
+pub(crate) enum Held {
+    /// In the memory of the host.
+    Host(PackedMatrix),
+    /// In the memory of a GPU.
+    #[cfg(gpu_backend)]
+    Gpu(crate::gpu::PackedBuffers),
+}
+
+/// A matrix [o, i] of a model.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// All elements, in f32 or a 16-bit type.
+    Dense(Tensor<2>),
+    /// In a few bits an element.
+    Packed(PackedWeight),
+}
+
+impl PackedWeight {
+    /// A packed matrix on a device. On a GPU the host keeps no copy.
+    pub fn new(matrix: PackedMatrix, device: &Device) -> PackedWeight {
+        let shape = matrix.shape;
+        #[cfg(gpu_backend)]
+        if !crate::devices::is_cpu(device) {
+            let held = Arc::new(Held::Gpu(crate::gpu::PackedBuffers::upload(&matrix, device)));
+            return PackedWeight { shape, held };
+        }
+        let _ = device;
+        PackedWeight { shape, held: Arc::new(Held::Host(matrix)) }
+    }
+
+    /// [o, i]
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+}
+
+impl Weight {
+    /// [o, i]
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Weight::Dense(tensor) => tensor.dims(),
+            Weight::Packed(packed) => packed.shape(),
+        }
+    }
+}
+
+/// As [`operations::linear`].
+pub fn linear(x: Tensor<2>, w: Weight) -> Tensor<2> {
+    match w {
+        Weight::Dense(w) => operations::linear(x, w),
+        Weight::Packed(w) => operations::packed_linear(x, w),
+    }
+}
+
+/// As [`operations::lora_linear`].
+pub fn lora_linear(
+    x: Tensor<2>,
+    w: Weight,
+    a: Tensor<2>,
+    b: Tensor<2>,
+    scale: f32,
+    dropout: Option<Dropout>,
+) -> Tensor<2> {
+    match w {
+        Weight::Dense(w) => operations::lora_linear(x, w, a, b, scale, dropout),
+        Weight::Packed(w) => operations::packed_lora_linear(x, a, b, w, scale, dropout),
+    }
+}
+
+/// As [`operations::merged_norms`].
+pub fn merged_norms(w: Weight, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<1> {
+    match w {
+        Weight::Dense(w) => operations::merged_norms(w, a, b, scale),
+        Weight::Packed(w) => operations::packed_merged_norms(a, b, w, scale),
+    }
+}
+
+/// As [`operations::linear_cross_entropy`].
+pub fn linear_cross_entropy(h: Tensor<2>, w: Weight, targets: Targets) -> Tensor<1> {
+    match w {
+        Weight::Dense(w) => operations::linear_cross_entropy(h, w, targets),
+        Weight::Packed(w) => operations::packed_cross_entropy(h, w, targets),
+    }
+}
+
+/// As [`operations::lora_cross_entropy`].
+pub fn lora_cross_entropy(
+    h: Tensor<2>,
+    w: Weight,
+    g: Tensor<2>,
+    b: Tensor<2>,
+    scale: f32,
+    targets: Targets,
+) -> Tensor<1> {
+    match w {
+        Weight::Dense(w) => operations::lora_cross_entropy(h, w, g, b, scale, targets),
+        Weight::Packed(w) => operations::packed_lora_cross_entropy(h, g, b, w, scale, targets),
+    }
+}
+
+/// Rows of a packed embedding [v, hidden] in the number type of `like`, on its device -> [t, hidden].
+/// They have no gradient.
+///
+/// # Panics
+/// If a row is beyond the matrix.
+pub fn packed_rows(like: Tensor<1>, w: PackedWeight, rows: Vec<u32>) -> Tensor<2> {
+    operations::packed_rows(like, w, rows)
+}

@@ -1,0 +1,1 @@
+//! Matrix products on the CPU, with one order of sums.

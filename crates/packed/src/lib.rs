@@ -1,0 +1,17 @@
+//! Matrices of a frozen base in a few bits an element, as they are published: their codes, what a
+//! code means, and how a 16-bit matrix becomes one.
+//!
+//! Owns: the one internal form ([`PackedMatrix`]) and its decoded value, the quantizers, the layouts
+//! of the formats in safetensors files.
+//! Must never know: models, devices, recipes.
+//! Start reading at [`PackedMatrix::value`], which defines every decoded value.
+
+#![warn(missing_docs)]
+
+mod codes;
+mod matrix;
+mod numbers;
+
+pub use codes::{Codes, NibbleOrder};
+pub use matrix::{Decoder, Groups, PackedMatrix, Rounding, Zeros};
+pub use numbers::Numbers;
