@@ -9,9 +9,11 @@
 #![warn(missing_docs)]
 
 mod codes;
+mod error;
 mod matrix;
 mod numbers;
 
 pub use codes::{Codes, NibbleOrder};
+pub use error::PackedError;
 pub use matrix::{Decoder, Groups, PackedMatrix, Rounding, Zeros};
 pub use numbers::Numbers;
