@@ -10,6 +10,7 @@
 
 mod codes;
 mod error;
+pub mod gguf;
 mod matrix;
 mod numbers;
 
