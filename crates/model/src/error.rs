@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use finetune_advice::Advice;
 use finetune_kernels::devices::take_out_of_memory;
+use finetune_packed::PackedError;
 use finetune_store::StoreError;
 
 use crate::config::family::FAMILIES;
@@ -25,6 +26,9 @@ pub enum ModelError {
     /// A setting that the program does not compute.
     #[error("{path}: `{key}` = {value} is not supported")]
     Setting { path: PathBuf, key: &'static str, value: String },
+    /// A GGUF file that is no base. `hint`: what to do instead.
+    #[error("{path}: {what}")]
+    GgufBase { path: PathBuf, what: String, hint: String },
     /// The files lack a tensor.
     #[error("{path}: the model has no tensor `{name}`, which {family} with this config.json needs")]
     MissingTensor { path: PathBuf, name: String, family: &'static str },
@@ -91,6 +95,9 @@ pub enum ModelError {
     /// A GGUF file cannot be written or read.
     #[error(transparent)]
     Gguf(#[from] finetune_gguf::GgufError),
+    /// A packed matrix cannot be read or made.
+    #[error(transparent)]
+    Packed(#[from] PackedError),
     /// Reading or writing files failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -160,7 +167,9 @@ impl Advice for ModelError {
             ModelError::AdapterKeys { .. } => vec![
                 "PEFT may still read it: merge it into its base there (merge_and_unload), and go on from the result".into(),
             ],
-            ModelError::NoAdapter { hint, .. } | ModelError::NotExpressible { hint, .. } => vec![hint.clone()],
+            ModelError::NoAdapter { hint, .. }
+            | ModelError::NotExpressible { hint, .. }
+            | ModelError::GgufBase { hint, .. } => vec![hint.clone()],
             ModelError::NotFinite { after, .. } if after.contains("rounded") => vec![
                 "finite in f32, too large for this number type: use bf16 or f32 (model.dtype, or a base stored so)".into(),
             ],
@@ -187,6 +196,7 @@ impl Advice for ModelError {
             ModelError::Device { .. } => {
                 vec!["a driver drops work that takes too long, or that there is no memory for: a smaller train.micro_batch_size makes it shorter".into(), "the driver's log may say more; `--resume` goes on from the last checkpoint, model.device = \"cpu\" does without it".into()]
             }
+            ModelError::Packed(error) => error.hints(),
             ModelError::Store(error) => error.hints(),
             _ => vec![],
         }
