@@ -10,6 +10,7 @@
 
 mod codes;
 mod error;
+pub mod files;
 mod matrix;
 mod numbers;
 
