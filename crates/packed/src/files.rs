@@ -12,14 +12,20 @@
 //! model's before memory is taken. What is taken is at most four times the bytes of the tensors.
 
 mod bitsandbytes;
+mod compressed;
 mod config;
 mod family;
 mod foreign;
 mod format;
+mod fp4;
+mod gptq;
+mod group_index;
 mod mlx;
 mod module;
 mod numbers;
+mod scaled;
 mod tables;
+mod unpack;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -30,6 +36,7 @@ use crate::{PackedError, PackedMatrix};
 
 pub use config::PackedConfig;
 pub use format::{Format, Scales};
+pub use fp4::mxfp4_blocks;
 
 use family::Family;
 use module::Module;
@@ -82,6 +89,10 @@ pub fn find<'a>(
         Family::Mlx => mlx::find(&module, config)?,
         Family::Bitsandbytes4 => bitsandbytes::find_4_bits(&module)?,
         Family::Bitsandbytes8 => bitsandbytes::find_int8(&module)?,
+        Family::Compressed => compressed::find(&module, config)?,
+        Family::Scaled => scaled::find(&module, config)?,
+        Family::Gptq => gptq::find(&module, config)?,
+        Family::Blocks => fp4::find_blocks(&module)?,
     };
     Ok(Some(PackedTensor { weight: weight.to_owned(), path: module.path(), parts: module.parts(), format, layout }))
 }

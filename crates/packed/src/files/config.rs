@@ -59,7 +59,7 @@ pub(super) enum Method {
 }
 
 /// GPTQ's keys.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Gptq {
     pub(super) bits: Option<usize>,
     /// `None`: not said. 0: all columns.
@@ -134,6 +134,40 @@ impl PackedConfig {
     /// them (`infer_quant_config` of mlx-lm), so the tensors count there.
     pub(super) fn mlx_of(&self, module: &str) -> Option<&MlxForm> {
         self.mlx.as_ref()?.modules.get(module)?.as_ref()
+    }
+
+    /// Whether compressed-tensors' part has weights of so many bits, in groups of this size if one is
+    /// given. So it is if that part is not there.
+    pub(super) fn has_scheme(&self, bits: usize, group: Option<usize>) -> bool {
+        let fits = |said: Option<usize>, found: usize| said.is_none_or(|said| said == found);
+        self.schemes().is_empty()
+            || self
+                .schemes()
+                .iter()
+                .any(|scheme| fits(scheme.bits, bits) && group.is_none_or(|group| fits(scheme.group, group)))
+    }
+
+    /// compressed-tensors' schemes, as the end of a message.
+    pub(super) fn schemes_in_words(&self) -> String {
+        let words = |scheme: &Scheme| {
+            let bits = scheme.bits.map_or_else(|| "weights".to_owned(), |bits| format!("{bits} bits"));
+            let group = scheme.group.map_or_else(String::new, |group| format!(" in groups of {group}"));
+            format!("{bits}{group}")
+        };
+        match self.schemes() {
+            [] => String::new(),
+            schemes => {
+                let words: Vec<String> = schemes.iter().take(8).map(words).collect();
+                format!(", and config.json says {}", words.join(", "))
+            }
+        }
+    }
+
+    fn schemes(&self) -> &[Scheme] {
+        match &self.method {
+            Some(Method::Compressed { schemes, .. }) => schemes,
+            _ => &[],
+        }
     }
 
     pub(super) fn method(&self) -> Option<&Method> {

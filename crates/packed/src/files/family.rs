@@ -1,10 +1,10 @@
 //! Which reader a weight is for, by the tensors beside it.
 
-use finetune_store::Dtype;
+use finetune_store::{Dtype, TensorView};
 
 use super::config::PackedConfig;
-use super::foreign;
-use super::module::{FLOATS, Module};
+use super::foreign::{self, Foreign};
+use super::module::{FLOATS, Module, wrong};
 use crate::PackedError;
 
 /// Formats that one reader knows.
@@ -13,11 +13,19 @@ pub(super) enum Family {
     Mlx,
     Bitsandbytes4,
     Bitsandbytes8,
+    /// compressed-tensors with packed codes.
+    Compressed,
+    /// A byte an element.
+    Scaled,
+    /// GPTQ and AWQ.
+    Gptq,
+    /// gpt-oss.
+    Blocks,
 }
 
 /// The ends of names that only tensors of one family have.
-const OWN: [(Family, &[&str]); 3] = [
-    (Family::Mlx, &[".biases", ".qbiases"]),
+const OWN: [(Family, &[&str]); 7] = [
+    (Family::Mlx, &[".biases", ".qbiases", ".global_scale"]),
     (
         Family::Bitsandbytes4,
         &[
@@ -30,39 +38,52 @@ const OWN: [(Family, &[&str]); 3] = [
         ],
     ),
     (Family::Bitsandbytes8, &[".SCB", ".weight_format"]),
+    (Family::Compressed, &[".weight_packed", ".weight_shape", ".weight_g_idx", ".weight_global_scale"]),
+    (Family::Scaled, &[".weight_scale_inv", ".weight_scale_2"]),
+    (Family::Gptq, &[".qweight", ".qzeros", ".g_idx"]),
+    (Family::Blocks, &["_blocks", "_scales"]),
 ];
 
-/// The ends of names that several families have.
-const SHARED: [&str; 2] = [".weight", ".scales"];
+/// The ends of names that tensors of several families have, and the family if nothing else tells.
+const SHARED: [(Family, &[&str]); 2] =
+    [(Family::Mlx, &[".scales"]), (Family::Scaled, &[".weight_scale", ".weight_zero_point"])];
+
+/// The ends of names beside a packed weight that say nothing of its values: scales of products in 8
+/// bits.
+const PASSED_OVER: [&str; 6] =
+    [".input_scale", ".input_zero_point", ".input_global_scale", ".output_scale", ".activation_scale", ".act_scale"];
 
 impl Family {
     /// The family of a weight. `None`: it is plain floats, or not there.
     pub(super) fn of(module: &Module<'_>, config: &PackedConfig) -> Result<Option<Family>, PackedError> {
         foreign::check(module)?;
-        let mut families: Vec<(Family, &str)> = Vec::new();
-        for (family, ends) in OWN {
-            families.extend(module.names(ends).first().map(|name| (family, *name)));
+        let sign = |(family, ends): &(Family, &[&str])| module.names(ends).first().map(|name| (*family, *name));
+        let mut signs: Vec<(Family, &str)> = OWN.iter().filter_map(sign).collect();
+        if signs.is_empty() {
+            signs = SHARED.iter().filter_map(sign).collect();
         }
-        if let Some(scales) = module.get(".scales")
-            && families.is_empty()
-        {
-            families.push((Family::Mlx, scales.name));
-        }
-        if let [(_, first), (_, second), ..] = families.as_slice() {
+        if let [(_, first), (_, second), ..] = signs.as_slice() {
             return Err(module.wrong(format!("it is packed in two formats: `{first}` and `{second}` are both there")));
         }
-        let plain = module.get(".weight").filter(|tensor| FLOATS.contains(&tensor.dtype));
-        let family = match (families.first(), plain) {
-            (None, Some(_)) => return Ok(None),
-            (None, None) => match of_weight_alone(module)? {
-                Some(family) => family,
-                None => return absent(module, config),
-            },
-            (Some((Family::Bitsandbytes4, sign)), Some(plain)) if plain.shape == [module.rows, module.columns] => {
-                return Err(both(module, sign));
+        let weight = module.weight();
+        let plain = weight.is_some_and(|tensor| FLOATS.contains(&tensor.dtype));
+        let family = match (signs.first(), weight) {
+            (None, Some(_)) if plain => return Ok(None),
+            (None, Some(weight)) => of_weight_alone(&weight)?,
+            (None, None) => return absent(module, config),
+            (Some((family, sign)), Some(weight)) => {
+                let is_twice = match family {
+                    // Storage in another type has the same codes in another shape.
+                    Family::Bitsandbytes4 => plain && weight.shape == module.shape(),
+                    Family::Compressed | Family::Gptq | Family::Blocks => true,
+                    _ => plain,
+                };
+                if is_twice {
+                    let what = format!("it is there twice: as it is, and packed with `{sign}`");
+                    return Err(wrong(&weight, what));
+                }
+                *family
             }
-            (Some((family, _)), _) if *family == Family::Bitsandbytes4 => *family,
-            (Some((_, sign)), Some(_)) => return Err(both(module, sign)),
             (Some((family, _)), None) => *family,
         };
         match config.foreign() {
@@ -73,11 +94,12 @@ impl Family {
 }
 
 /// The family by the type of the weight, whose reader then says which parts are missing.
-fn of_weight_alone(module: &Module<'_>) -> Result<Option<Family>, PackedError> {
-    Ok(match module.get(".weight").map(|tensor| tensor.dtype) {
-        Some(Dtype::U32) => Some(Family::Mlx),
-        _ => None,
-    })
+fn of_weight_alone(weight: &TensorView<'_>) -> Result<Family, PackedError> {
+    match weight.dtype {
+        Dtype::U32 => Ok(Family::Mlx),
+        Dtype::F8_E4M3 => Ok(Family::Scaled),
+        other => Err(wrong(weight, format!("it is {other}, and no tensor beside it says what its codes mean"))),
+    }
 }
 
 fn absent(module: &Module<'_>, config: &PackedConfig) -> Result<Option<Family>, PackedError> {
@@ -87,11 +109,7 @@ fn absent(module: &Module<'_>, config: &PackedConfig) -> Result<Option<Family>, 
     }
 }
 
-fn both(module: &Module<'_>, sign: &str) -> PackedError {
-    module.wrong(format!("it is there twice: in plain floats, and packed with `{sign}`"))
-}
-
-fn refuse(module: &Module<'_>, foreign: &foreign::Foreign) -> PackedError {
+fn refuse(module: &Module<'_>, foreign: &Foreign) -> PackedError {
     PackedError::NotRead {
         path: module.path(),
         name: module.weight.clone(),
@@ -102,5 +120,6 @@ fn refuse(module: &Module<'_>, foreign: &foreign::Foreign) -> PackedError {
 
 /// The ends of the names of all tensors that a packed weight may have.
 pub(super) fn all_ends() -> impl Iterator<Item = &'static str> {
-    OWN.iter().flat_map(|(_, ends)| ends.iter()).chain(&SHARED).copied()
+    let of_families = OWN.iter().chain(&SHARED).flat_map(|(_, ends)| ends.iter());
+    [".weight"].iter().chain(of_families).chain(&PASSED_OVER).copied()
 }

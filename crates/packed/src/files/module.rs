@@ -38,6 +38,16 @@ impl<'a> Module<'a> {
         }
     }
 
+    /// `[o, i]`
+    pub(super) fn shape(&self) -> [usize; 2] {
+        [self.rows, self.columns]
+    }
+
+    /// The tensor of the weight's own name.
+    pub(super) fn weight(&self) -> Option<TensorView<'a>> {
+        self.files.get(&self.weight)
+    }
+
     /// How many elements the weight has.
     pub(super) fn elements(&self) -> usize {
         self.rows * self.columns
