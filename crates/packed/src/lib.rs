@@ -9,9 +9,12 @@
 #![warn(missing_docs)]
 
 mod codes;
+mod decode;
 mod error;
 mod matrix;
 mod numbers;
+mod simd;
+mod values;
 
 pub use codes::{Codes, NibbleOrder};
 pub use error::PackedError;
