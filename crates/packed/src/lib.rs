@@ -9,10 +9,13 @@
 #![warn(missing_docs)]
 
 mod codes;
+mod decode;
 mod error;
 pub mod files;
 mod matrix;
 mod numbers;
+mod simd;
+mod values;
 
 pub use codes::{Codes, NibbleOrder};
 pub use error::PackedError;
