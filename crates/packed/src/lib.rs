@@ -9,7 +9,6 @@
 #![warn(missing_docs)]
 
 mod codes;
-mod decode;
 mod matrix;
 mod numbers;
 
