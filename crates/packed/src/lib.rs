@@ -11,6 +11,7 @@
 mod codes;
 mod decode;
 mod error;
+pub mod files;
 mod matrix;
 mod numbers;
 mod simd;
