@@ -1,0 +1,123 @@
+//! Text after several prompts at once: a token of each row goes through the model in one pass, so
+//! that weights are read once for all of them.
+//!
+//! On the CPU an answer has the bits that it would have alone: no sum goes over more than one row,
+//! and its order does not depend on how many rows there are.
+
+use finetune_kernels::Segments;
+use rayon::prelude::*;
+
+use crate::decoder::cache::{KeyValueCache, RowsCache};
+use crate::error::ModelError;
+use crate::model::Model;
+use crate::passes::generate::{Generation, next_token};
+use crate::passes::sampling::Sampling;
+
+/// Most rows of a pass. Eight rows take little longer than one, as weights are what is read most.
+const ROWS: usize = 8;
+/// Most bytes of keys and values that [`Model::rows_at_once`] plans with.
+const CACHE_BYTES: usize = 128 << 20;
+
+/// A prompt, and how it is continued.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowRequest<'a> {
+    /// The tokens that are continued.
+    pub prompt: &'a [u32],
+    /// The most tokens of the answer.
+    pub max_new_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// The tokens that end the answer.
+    pub end_ids: &'a [u32],
+}
+
+/// A row that is continued: its number among the requests, and its next token.
+type Running = (usize, u32);
+
+impl Model {
+    /// Continues each of the prompts, as [`Model::generate_while`] does alone. `each` is called
+    /// with the number of a row and its new token, and says whether that row goes on. A request
+    /// with an empty prompt gets no tokens.
+    ///
+    /// All rows are held at once: [`Model::rows_at_once`] says how many fit.
+    ///
+    /// # Errors
+    /// If a token of a prompt is not in the vocabulary, if logits are not finite, or if the device
+    /// fails.
+    pub fn generate_rows(
+        &self,
+        requests: &[RowRequest<'_>],
+        each: &mut dyn FnMut(usize, u32) -> bool,
+    ) -> Result<Vec<Generation>, ModelError> {
+        requests.iter().try_for_each(|request| self.check_tokens(request.prompt))?;
+        let mut generations = vec![Generation::default(); requests.len()];
+        // Adds a token to its row, and returns whether the row goes on.
+        let mut take = |(row, token): Running, generations: &mut [Generation]| {
+            let goes_on = generations[row].take(token, requests[row].end_ids, &mut |token| each(row, token));
+            goes_on && generations[row].tokens.len() < requests[row].max_new_tokens
+        };
+        let (mut running, mut caches) = (Vec::new(), Vec::new());
+        for (row, request) in requests.iter().enumerate() {
+            if request.max_new_tokens == 0 || request.prompt.is_empty() {
+                continue;
+            }
+            // Prompts are long enough to use the processor well alone.
+            let mut cache = KeyValueCache::default();
+            let logits = self.read(request.prompt, &mut cache)?;
+            generations[row].prompt_computed = request.prompt.len();
+            let next = (row, next_token(&logits, request.sampling, 0)?);
+            if take(next, &mut generations) {
+                running.push(next);
+                caches.push(cache);
+            }
+        }
+        let mut cache = RowsCache::join(caches);
+        while !running.is_empty() {
+            let logits = self.read_rows(&running, &mut cache)?;
+            let next = chosen(&logits, &running, requests, &generations)?;
+            let going: Vec<usize> = (0..next.len()).filter(|&n| take(next[n], &mut generations)).collect();
+            if !going.is_empty() && going.len() < running.len() {
+                cache.keep(&going);
+            }
+            running = going.into_iter().map(|n| next[n]).collect();
+        }
+        Ok(generations)
+    }
+
+    /// How many of the first requests are well carried out together: at most eight, and no more
+    /// than have room for their keys and values in 128 MiB; at least one, if there is one.
+    pub fn rows_at_once(&self, requests: &[RowRequest<'_>]) -> usize {
+        let config = &self.config;
+        let of_token = 2 * config.layers.len() * config.key_value_heads * config.head_dim;
+        let of_token = of_token * self.placement().compute().bytes();
+        let mut longest = 0;
+        let fits = |(n, request): (usize, &RowRequest<'_>)| {
+            // All rows get the room of the longest.
+            longest = longest.max(request.prompt.len().saturating_add(request.max_new_tokens));
+            longest.saturating_mul((n + 1) * of_token) <= CACHE_BYTES
+        };
+        let fitting = requests.iter().take(ROWS).enumerate().map(fits).take_while(|fits| *fits).count();
+        fitting.max(1).min(requests.len())
+    }
+
+    /// Logits [rows, v] after the next token of each row, which is added to the cache.
+    fn read_rows(&self, running: &[Running], cache: &mut RowsCache) -> Result<Vec<f32>, ModelError> {
+        let tokens: Vec<u32> = running.iter().map(|&(_, token)| token).collect();
+        let positions: Vec<u32> = cache.lengths().iter().map(|&length| length as u32).collect();
+        let segments = Segments::next_tokens(cache.next_keys());
+        cache.read(|layers| self.next_logits(&tokens, &positions, segments, layers, tokens.len()))
+    }
+}
+
+/// The next token of each row, from the logits [rows, v].
+fn chosen(
+    logits: &[f32],
+    running: &[Running],
+    requests: &[RowRequest<'_>],
+    generations: &[Generation],
+) -> Result<Vec<Running>, ModelError> {
+    let of_row = |(logits, &(row, _)): (&[f32], &Running)| {
+        next_token(logits, requests[row].sampling, generations[row].tokens.len()).map(|token| (row, token))
+    };
+    logits.par_chunks(logits.len() / running.len()).zip(running).map(of_row).collect()
+}
