@@ -14,6 +14,7 @@ mod lora_cross_entropy;
 mod magnitude;
 pub mod matmul;
 mod norm;
+mod one_query;
 mod rope;
 mod simd;
 mod swiglu;
