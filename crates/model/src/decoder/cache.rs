@@ -198,8 +198,8 @@ impl LayerCache {
     }
 }
 
-/// Places for so many tokens.
-fn room(tokens: usize) -> usize {
+/// Places that are held for so many tokens of a row.
+pub(crate) fn room(tokens: usize) -> usize {
     tokens.next_power_of_two().max(64)
 }
 

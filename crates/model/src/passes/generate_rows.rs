@@ -7,7 +7,7 @@
 use finetune_kernels::Segments;
 use rayon::prelude::*;
 
-use crate::decoder::cache::{KeyValueCache, RowsCache};
+use crate::decoder::cache::{KeyValueCache, RowsCache, room};
 use crate::error::ModelError;
 use crate::model::Model;
 use crate::passes::generate::{Generation, next_token};
@@ -93,8 +93,8 @@ impl Model {
         let mut longest = 0;
         let fits = |(n, request): (usize, &RowRequest<'_>)| {
             // All rows get the room of the longest.
-            longest = longest.max(request.prompt.len().saturating_add(request.max_new_tokens));
-            longest.saturating_mul((n + 1) * of_token) <= CACHE_BYTES
+            longest = longest.max(request.prompt.len().saturating_add(request.max_new_tokens).min(CACHE_BYTES));
+            room(longest).saturating_mul((n + 1) * of_token) <= CACHE_BYTES
         };
         let fitting = requests.iter().take(ROWS).enumerate().map(fits).take_while(|fits| *fits).count();
         fitting.max(1).min(requests.len())
