@@ -12,11 +12,14 @@ use crate::error::ModelError;
 use crate::model::Model;
 use crate::passes::generate::{Generation, next_token};
 use crate::passes::sampling::Sampling;
+use crate::tree::expected_tensors;
 
 /// Most rows of a pass. Eight rows take little longer than one, as weights are what is read most.
 const ROWS: usize = 8;
-/// Most bytes of keys and values that [`Model::rows_at_once`] plans with.
+/// Bytes of keys and values that several rows may take in any model.
 const CACHE_BYTES: usize = 128 << 20;
+/// In a large one they may take a byte for so many parameters: 0.5 GB in a model of 8 billion.
+const PARAMETERS_OF_A_BYTE: usize = 16;
 
 /// A prompt, and how it is continued.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,16 +88,19 @@ impl Model {
     }
 
     /// How many of the first requests are well carried out together: at most eight, and no more
-    /// than have room for their keys and values in 128 MiB; at least one, if there is one.
+    /// than have room for their keys and values in 128 MiB or, in a model of more than 2 billion
+    /// parameters, in a byte for 16 of them. At least one, if there is one.
     pub fn rows_at_once(&self, requests: &[RowRequest<'_>]) -> usize {
         let config = &self.config;
         let of_token = 2 * config.layers.len() * config.key_value_heads * config.head_dim;
         let of_token = of_token * self.placement().compute().bytes();
+        let parameters: usize = expected_tensors(config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        let most = CACHE_BYTES.max(parameters / PARAMETERS_OF_A_BYTE);
         let mut longest = 0;
         let fits = |(n, request): (usize, &RowRequest<'_>)| {
             // All rows get the room of the longest.
-            longest = longest.max(request.prompt.len().saturating_add(request.max_new_tokens).min(CACHE_BYTES));
-            room(longest).saturating_mul((n + 1) * of_token) <= CACHE_BYTES
+            longest = longest.max(request.prompt.len().saturating_add(request.max_new_tokens).min(most));
+            room(longest).saturating_mul((n + 1) * of_token) <= most
         };
         let fitting = requests.iter().take(ROWS).enumerate().map(fits).take_while(|fits| *fits).count();
         fitting.max(1).min(requests.len())
