@@ -14,10 +14,10 @@ use crate::passes::generate::{Generation, next_token};
 use crate::passes::sampling::Sampling;
 use crate::tree::expected_tensors;
 
-/// Most rows of a pass. Eight rows take little longer than one, as weights are what is read most.
+/// Most rows of a pass.
 const ROWS: usize = 8;
 /// Bytes of keys and values that several rows may take in any model.
-const CACHE_BYTES: usize = 128 << 20;
+const CACHE_BYTES: usize = 192 << 20;
 /// In a large one they may take a byte for so many parameters: 0.5 GB in a model of 8 billion.
 const PARAMETERS_OF_A_BYTE: usize = 16;
 
@@ -88,7 +88,7 @@ impl Model {
     }
 
     /// How many of the first requests are well carried out together: at most eight, and no more
-    /// than have room for their keys and values in 128 MiB or, in a model of more than 2 billion
+    /// than have room for their keys and values in 192 MiB or, in a model of more than 3 billion
     /// parameters, in a byte for 16 of them. At least one, if there is one.
     pub fn rows_at_once(&self, requests: &[RowRequest<'_>]) -> usize {
         let config = &self.config;
