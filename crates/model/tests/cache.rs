@@ -219,3 +219,24 @@ fn a_wrong_token_in_one_row_is_refused() {
     let refused = model.generate_rows(&requests, &mut |_, _| panic!("a row was answered"));
     assert!(matches!(refused, Err(finetune_model::ModelError::Token { token: 1_000_000, .. })), "{refused:?}");
 }
+
+/// More rows than go through the model at once.
+#[test]
+fn many_rows_are_answered_in_their_order() {
+    let model = with_adapter("qwen3");
+    let prompts: Vec<Vec<u32>> = (0..19).map(|row| text(3 + row, row as u32)).collect();
+    let requests: Vec<RowRequest<'_>> = prompts
+        .iter()
+        .map(|prompt| RowRequest { prompt, max_new_tokens: 4, sampling: Sampling::GREEDY, end_ids: &[] })
+        .collect();
+    let mut heard = vec![Vec::new(); requests.len()];
+    let mut each = |row: usize, token| {
+        heard[row].push(token);
+        true
+    };
+    let got = model.generate_rows(&requests, &mut each).expect("generations");
+    for (n, prompt) in prompts.iter().enumerate() {
+        let alone = model.generate(prompt, 4, Sampling::GREEDY, &[], &mut |_| {}).expect("a generation");
+        assert_eq!((&got[n], &heard[n]), (&alone, &alone.tokens), "row {n}");
+    }
+}

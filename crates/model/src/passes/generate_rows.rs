@@ -2,7 +2,7 @@
 //! that weights are read once for all of them.
 //!
 //! On the CPU an answer has the bits that it would have alone: no sum goes over more than one row,
-//! and its order does not depend on how many rows there are.
+//! and products of up to [`ROWS`] rows have one order of sums.
 
 use finetune_kernels::Segments;
 use rayon::prelude::*;
@@ -14,7 +14,7 @@ use crate::passes::generate::{Generation, next_token};
 use crate::passes::sampling::Sampling;
 use crate::tree::expected_tensors;
 
-/// Most rows of a pass.
+/// Most rows of a pass. With more, products on the CPU change to the order of sums that suits many.
 const ROWS: usize = 8;
 /// Bytes of keys and values that several rows may take in any model.
 const CACHE_BYTES: usize = 192 << 20;
@@ -42,7 +42,7 @@ impl Model {
     /// with the number of a row and its new token, and says whether that row goes on. A request
     /// with an empty prompt gets no tokens.
     ///
-    /// All rows are held at once: [`Model::rows_at_once`] says how many fit.
+    /// Eight rows are held at once: [`Model::rows_at_once`] says how many fit.
     ///
     /// # Errors
     /// If a token of a prompt is not in the vocabulary, if logits are not finite, or if the device
@@ -53,6 +53,20 @@ impl Model {
         each: &mut dyn FnMut(usize, u32) -> bool,
     ) -> Result<Vec<Generation>, ModelError> {
         requests.iter().try_for_each(|request| self.check_tokens(request.prompt))?;
+        let mut generations = Vec::with_capacity(requests.len());
+        for requests in requests.chunks(ROWS) {
+            let first = generations.len();
+            generations.extend(self.generate_together(requests, &mut |row, token| each(first + row, token))?);
+        }
+        Ok(generations)
+    }
+
+    /// As [`Self::generate_rows`], of at most [`ROWS`] rows whose tokens are in the vocabulary.
+    fn generate_together(
+        &self,
+        requests: &[RowRequest<'_>],
+        each: &mut dyn FnMut(usize, u32) -> bool,
+    ) -> Result<Vec<Generation>, ModelError> {
         let mut generations = vec![Generation::default(); requests.len()];
         // Adds a token to its row, and returns whether the row goes on.
         let mut take = |(row, token): Running, generations: &mut [Generation]| {
