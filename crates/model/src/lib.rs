@@ -48,6 +48,7 @@ pub use files::floats::float_type;
 pub use finetune_kernels::devices::{DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, gpus, note_panic};
 pub use finetune_kernels::footprint;
 pub use finetune_kernels::matmul::rate as matmul_rate;
+pub use finetune_kernels::processor;
 pub use layout::{Layout, Parameter, encode_flat, read_flat};
 pub use lora::{LoraTarget, LoraTargets};
 pub use model::Model;

@@ -9,6 +9,7 @@
 #![warn(missing_docs)]
 
 mod codes;
+mod decode;
 mod matrix;
 mod numbers;
 

@@ -1,12 +1,13 @@
-//! Functions over rows of `f32`, compiled for AVX2 with FMA on processors that have it.
+//! Functions over rows of `f32`, compiled for AVX-512, and for AVX2 with FMA, on processors that
+//! have them.
 //!
 //! They are plain loops that the compiler vectorizes. Sums run over sixteen lanes in a fixed order,
 //! so their bits do not depend on the vector width. `mul_add` is a fused multiply-add everywhere.
 
 #![expect(clippy::needless_range_loop, reason = "indices over slices of one length are the form that becomes vectors")]
 
-/// Defines a function that is also compiled for AVX2 with FMA. A call takes that version if the
-/// processor has both.
+/// Defines a function that is also compiled for AVX-512, and for AVX2 with FMA. A call takes the
+/// widest version that the processor has.
 macro_rules! vectorized {
     ($(#[$meta:meta])* fn $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {
         $(#[$meta])*
@@ -15,6 +16,14 @@ macro_rules! vectorized {
             fn body($($argument: $type),*) $(-> $result)? $body
             #[cfg(target_arch = "x86_64")]
             {
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+                fn widest($($argument: $type),*) $(-> $result)? { body($($argument),*) }
+                if has_avx512() {
+                    #[expect(unsafe_code, reason = "a function for newer processors")]
+                    // SAFETY: the features that `widest` is compiled for were detected on this
+                    // processor.
+                    return unsafe { widest($($argument),*) };
+                }
                 #[target_feature(enable = "avx2,fma")]
                 fn wide($($argument: $type),*) $(-> $result)? { body($($argument),*) }
                 if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
@@ -27,6 +36,13 @@ macro_rules! vectorized {
             body($($argument),*)
         }
     };
+}
+
+/// Whether the processor has the parts of AVX-512 that every server and desktop one with it has.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn has_avx512() -> bool {
+    use std::is_x86_feature_detected as has;
+    has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") && has!("avx2") && has!("fma")
 }
 
 /// Partial sums of a row.
@@ -107,6 +123,29 @@ fn max_lanes(x: &[f32]) -> f32 {
 vectorized! {
     /// x · y
     fn dot(x: &[f32], y: &[f32]) -> f32 { dot_lanes(x, &y[..x.len()]) }
+}
+
+vectorized! {
+    /// The numbers in f32, which is exact.
+    fn widen(x: &[half::bf16], out: &mut [f32]) {
+        let x = &x[..out.len()];
+        // The `half` crate's own conversion quiets NaNs one by one.
+        for i in 0..out.len() { out[i] = f32::from_bits(u32::from(x[i].to_bits()) << 16); }
+    }
+}
+
+vectorized! {
+    /// The numbers in bf16, rounded to the nearest, ties to even.
+    fn narrow(x: &[f32], out: &mut [half::bf16]) {
+        let x = &x[..out.len()];
+        for i in 0..out.len() {
+            let bits = x[i].to_bits();
+            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+            // A NaN stays one.
+            let bits = if x[i].is_nan() { bits >> 16 | 0x40 } else { rounded };
+            out[i] = half::bf16::from_bits(bits as u16);
+        }
+    }
 }
 
 vectorized! {
@@ -325,6 +364,21 @@ mod tests {
             let error = (f64::from(super::exp(x)) - want).abs() / want;
             assert!(error < 2.4e-7, "exp({x}): relative error {error:e}");
         }
+    }
+
+    #[test]
+    fn bf16_is_rounded_as_by_the_half_crate() {
+        let bits = (0..=0xffff_u32).flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| high << 16 | low));
+        let values: Vec<f32> = bits.map(f32::from_bits).collect();
+        let mut narrow = vec![half::bf16::ZERO; values.len()];
+        super::narrow(&values, &mut narrow);
+        for (value, got) in values.iter().zip(&narrow) {
+            let want = half::bf16::from_f32(*value);
+            assert!(got.to_bits() == want.to_bits(), "{:08x}: {got:?} {want:?}", value.to_bits());
+        }
+        let mut wide = vec![0.0; narrow.len()];
+        super::widen(&narrow, &mut wide);
+        assert!(narrow.iter().zip(&wide).all(|(narrow, wide)| u32::from(narrow.to_bits()) << 16 == wide.to_bits()));
     }
 
     #[test]
