@@ -15,6 +15,7 @@ mod lora_cross_entropy;
 mod magnitude;
 pub mod matmul;
 mod norm;
+mod one_query;
 mod packed_rows;
 mod rope;
 mod simd;

@@ -214,6 +214,76 @@ vectorized! {
     }
 }
 
+/// Keys of a block of [`key_scores`]: four vectors of sums, so that a multiply-add need not wait for
+/// the one before.
+const KEYS: usize = 32;
+/// Elements of a key that a block of [`key_scores`] holds at a time: 8 KiB in all.
+const DEPTH: usize = 64;
+
+vectorized! {
+    /// The scores q · k of a few queries with each key: q [n, d]; k [m, d] with `stride` elements
+    /// from one key to the next; out [n, m].
+    ///
+    /// Each is a sum over d in its order. A block of keys is transposed first, so that sums of
+    /// neighbouring keys are neighbours.
+    fn key_scores(q: &[f32], k: &[f32], stride: usize, width: usize, out: &mut [f32]) {
+        let queries = q.len() / width;
+        let keys = out.len() / queries;
+        let mut block = [[0f32; KEYS]; DEPTH];
+        for first in (0..keys).step_by(KEYS) {
+            let count = KEYS.min(keys - first);
+            for start in (0..width).step_by(DEPTH) {
+                let depth = DEPTH.min(width - start);
+                let key = |n: usize| &k[(first + n) * stride + start..][..depth];
+                // Four keys at a time become vector instructions.
+                for n in (0..count / 4 * 4).step_by(4) {
+                    let (a, b, c, d) = (key(n), key(n + 1), key(n + 2), key(n + 3));
+                    for i in 0..depth { block[i][n..n + 4].copy_from_slice(&[a[i], b[i], c[i], d[i]]); }
+                }
+                for n in count / 4 * 4..count {
+                    let key = key(n);
+                    for i in 0..depth { block[i][n] = key[i]; }
+                }
+                for query in 0..queries {
+                    let q = &q[query * width + start..][..depth];
+                    let out = &mut out[query * keys + first..][..count];
+                    let mut sums = [0f32; KEYS];
+                    if start > 0 { sums[..count].copy_from_slice(out); }
+                    for i in 0..depth {
+                        for n in 0..KEYS { sums[n] = q[i].mul_add(block[i][n], sums[n]); }
+                    }
+                    out.copy_from_slice(&sums[..count]);
+                }
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// Weighted sums of the same rows: weights [n, m]; v [m, d] with `stride` elements from one row
+    /// to the next; out [n, d]. Each is a sum over m in its order.
+    fn weighted_sums(weights: &[f32], v: &[f32], stride: usize, width: usize, out: &mut [f32]) {
+        const COLUMNS: usize = 32;
+        let rows = weights.len() / (out.len() / width);
+        for (weights, out) in weights.chunks_exact(rows).zip(out.chunks_exact_mut(width)) {
+            for start in (0..width).step_by(COLUMNS) {
+                let out = &mut out[start..width.min(start + COLUMNS)];
+                let columns = out.len();
+                let mut sums = [0f32; COLUMNS];
+                for row in 0..rows {
+                    let (weight, v) = (weights[row], &v[row * stride + start..][..columns]);
+                    if columns == COLUMNS {
+                        for i in 0..COLUMNS { sums[i] = weight.mul_add(v[i], sums[i]); }
+                    } else {
+                        for i in 0..columns { sums[i] = weight.mul_add(v[i], sums[i]); }
+                    }
+                }
+                out.copy_from_slice(&sums[..columns]);
+            }
+        }
+    }
+}
+
 vectorized! {
     /// Turns scores into probabilities softmax(score · factor), in place. Returns
     /// ln Σ e^(score · factor), which is all that the backward pass needs to compute them again.
