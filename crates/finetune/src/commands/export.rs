@@ -145,7 +145,7 @@ fn float_type(dtype: ExportDtype) -> Option<FloatType> {
 
 /// Refuses a place that the export reads, or that holds a run's result. An export replaces earlier
 /// exports only.
-fn refuse_place(output: &Path, sources: &[&Path]) -> Result<(), Failure> {
+pub(super) fn refuse_place(output: &Path, sources: &[&Path]) -> Result<(), Failure> {
     let hint = "choose a new, empty or absent directory";
     if let Ok(place) = output.canonicalize() {
         for source in sources {
