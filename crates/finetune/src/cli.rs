@@ -25,7 +25,7 @@ pub(crate) use download::DownloadArguments;
 pub(crate) use export::{ExportArguments, ExportDtype, ExportFormat, WeightedAdapter};
 pub(crate) use import::ImportArguments;
 pub(crate) use init::InitArguments;
-pub(crate) use quantize::{QuantizeArguments, SchemeArgument};
+pub(crate) use quantize::QuantizeArguments;
 pub(crate) use rivals::parse;
 pub(crate) use shell::{CompletionsArguments, ManArguments};
 pub(crate) use upload::UploadArguments;

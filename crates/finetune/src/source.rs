@@ -7,14 +7,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use finetune_dataset::{ChatTokenizer, TextSource};
-use finetune_recipe::{Data, Recipe};
+use finetune_recipe::{Data, Quantization, Recipe};
 use finetune_store::{Holding, HubId, RealDisk, has_all_weights, newest_verified, recognize, refuse_stand_ins};
 use finetune_trainer::{CHECKPOINTS, model_directory};
 use serde_json::Value;
 
 use crate::cli::ModelArguments;
 use crate::failure::Failure;
-use crate::hub_files;
+use crate::{hub_files, quantization};
 
 mod mistaken;
 #[cfg(test)]
@@ -35,6 +35,8 @@ pub(crate) struct Source {
     chat_template: Option<PathBuf>,
     /// How the run read its rows, if the model or adapter is a run's. Templates get its date.
     pub(crate) of_run: Option<Data>,
+    /// How the adapter's base was packed while it was loaded, if it was.
+    pub(crate) quantization: Option<Quantization>,
     /// What the user should know about what was chosen.
     pub(crate) notices: Vec<String>,
 }
@@ -82,7 +84,8 @@ impl Source {
         }
         let run = run_of(adapter.as_deref().unwrap_or(&model));
         let of_run = run.and_then(|run| recipe_of(&run)).map(|recipe| recipe.data);
-        Ok(Source { model, adapter, chat_template, of_run, notices })
+        let quantization = adapter.as_deref().and_then(quantization::recorded);
+        Ok(Source { model, adapter, chat_template, of_run, quantization, notices })
     }
 
     /// The tokenizer and template that the model was trained with. `None` if neither the model nor

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use finetune_packed::Scheme;
+use finetune_recipe::Quantization;
 
 /// The form that a 16-bit matrix is packed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -20,14 +20,14 @@ pub(crate) enum SchemeArgument {
     Int8,
 }
 
-impl From<SchemeArgument> for Scheme {
-    fn from(scheme: SchemeArgument) -> Scheme {
+impl From<SchemeArgument> for Quantization {
+    fn from(scheme: SchemeArgument) -> Quantization {
         match scheme {
-            SchemeArgument::Mlx4 => Scheme::Mlx4,
-            SchemeArgument::Mlx8 => Scheme::Mlx8,
-            SchemeArgument::Mxfp4 => Scheme::Mxfp4,
-            SchemeArgument::Nf4 => Scheme::Nf4,
-            SchemeArgument::Int8 => Scheme::Int8,
+            SchemeArgument::Mlx4 => Quantization::Mlx4,
+            SchemeArgument::Mlx8 => Quantization::Mlx8,
+            SchemeArgument::Mxfp4 => Quantization::Mxfp4,
+            SchemeArgument::Nf4 => Quantization::Nf4,
+            SchemeArgument::Int8 => Quantization::Int8,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use finetune_model::Model;
 use finetune_model::ModelConfig;
 use finetune_model::adapter::{Adapter, BaseCheck};
+use finetune_recipe::Quantization;
 use finetune_trainer::{DevicePlan, ThisHost, stored_type};
 
 use crate::cli::ModelArguments;
@@ -26,14 +27,18 @@ pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&st
         Some(adapter) => Some(read_adapter(adapter, &source.model, arguments.force, say)?),
         None => None,
     };
+    let quantization = arguments.quantization.map(Quantization::from).or(source.quantization);
     let wanted = finetune_recipe::Model {
         path: source.model.to_string_lossy().into_owned(),
         device: arguments.device.into(),
         dtype: arguments.dtype.into(),
-        quantization: None,
+        quantization,
     };
     let device_plan = DevicePlan::choose(&wanted, &ThisHost::default(), stored_type(&source.model))?;
     device_plan.notices.iter().for_each(|notice| say(notice));
+    if let (None, Some(packed)) = (arguments.quantization, source.quantization) {
+        say(&format!("the base is packed as {} while it is loaded, as the adapter was trained", packed.as_str()));
+    }
     let mut model = Model::load(&source.model, &device_plan.placement)?;
     model.notices().iter().for_each(|notice| say(notice));
     if let Some(adapter) = adapter {

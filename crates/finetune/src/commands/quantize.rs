@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use finetune_model::{ModelConfig, expected_tensors, quantize_model};
-use finetune_packed::Scheme;
+use finetune_model::{Model, ModelConfig, Scheme, expected_tensors, quantize_model, scheme_word};
 use finetune_store::{Dtype, Holding, RealDisk, Staging, StoreError, TensorSet, recognize, refuse_links_out};
 use serde_json::json;
 
@@ -14,9 +13,9 @@ use crate::commands::export::refuse_place;
 use crate::commands::preflight::free_bytes;
 use crate::failure::Failure;
 use crate::interrupt::Unfinished;
-use crate::output;
 use crate::progress::{Progress, Verbosity, bytes};
 use crate::source::{Named, named};
+use crate::{output, quantization};
 
 /// What the manifest calls such a directory.
 pub(super) const KIND: &str = "packed model";
@@ -42,11 +41,14 @@ pub(crate) fn quantize(arguments: &QuantizeArguments, verbosity: Verbosity) -> R
 }
 
 fn write(arguments: &QuantizeArguments, show: &mut Progress, unfinished: &Unfinished) -> Result<Report, Failure> {
-    let scheme = Scheme::from(arguments.to);
+    let scheme = quantization::scheme(arguments.to.into());
     let base = base(arguments, show)?;
     let output = &arguments.output;
     refuse_place(output, &[&base])?;
     refuse_links_out(&base)?;
+    if let Some(words) = Model::form(&base, None)?.words {
+        return Err(packed_already(&base, &words));
+    }
     let config = ModelConfig::load(&base)?;
     let before = Sizes::of(&base)?;
     let about = before.packed(scheme);
@@ -61,7 +63,7 @@ fn write(arguments: &QuantizeArguments, show: &mut Progress, unfinished: &Unfini
     written?;
     let after = Sizes::of(staging.directory())?;
     let publishing = unfinished.publishing();
-    staging.publish_replacing(&json!({"kind": KIND, "scheme": scheme.as_str()}))?;
+    staging.publish_replacing(&json!({"kind": KIND, "scheme": scheme_word(scheme)}))?;
     drop(publishing);
     Ok(Report::new(scheme, &before, &after))
 }
@@ -92,6 +94,18 @@ fn base(arguments: &QuantizeArguments, show: &Progress) -> Result<PathBuf, Failu
         )),
         Named::Model(model) => Ok(model),
     }
+}
+
+/// Packing a second time adds the errors of both.
+fn packed_already(base: &Path, words: &str) -> Failure {
+    let base = base.display();
+    Failure::bad_input(
+        format!("{base} is packed already: {words}"),
+        vec![
+            format!("use it as it is: model.path = \"{base}\", or `finetune chat {base}`"),
+            "for another form, quantize the 16-bit model that it was made from".to_owned(),
+        ],
+    )
 }
 
 fn no_room(output: &Path, needed: u64, free: u64) -> Failure {
@@ -206,7 +220,7 @@ impl Report {
         let mut text = format!(
             "{} of {matrices} matrices in {}: {} instead of {}, {bits_per_weight:.2} bits a weight\n",
             matrices - kept.len(),
-            scheme.as_str(),
+            scheme_word(*scheme),
             bytes(*after),
             bytes(*before),
         );
@@ -231,7 +245,7 @@ impl Report {
         let kept: Vec<_> = self.kept.iter().map(|(name, why)| json!({"name": name, "why": why})).collect();
         let Report { scheme, before, after, bits_per_weight, matrices, .. } = self;
         json!({
-            "path": output, "scheme": scheme.as_str(), "bytes_before": before, "bytes": after,
+            "path": output, "scheme": scheme_word(*scheme), "bytes_before": before, "bytes": after,
             "bits_per_weight": bits_per_weight, "matrices": matrices, "kept": kept, "loads_in": reader(*scheme),
         })
         .to_string()
