@@ -23,7 +23,6 @@ mod output;
 mod overflow;
 mod progress;
 mod prometheus;
-mod quantization;
 mod rank_event;
 mod signals;
 mod sleep_inhibitor;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use finetune_model::Scheme;
 use finetune_recipe::Quantization;
 
 /// The form that a 16-bit matrix is packed in.
@@ -28,6 +29,18 @@ impl From<SchemeArgument> for Quantization {
             SchemeArgument::Mxfp4 => Quantization::Mxfp4,
             SchemeArgument::Nf4 => Quantization::Nf4,
             SchemeArgument::Int8 => Quantization::Int8,
+        }
+    }
+}
+
+impl From<SchemeArgument> for Scheme {
+    fn from(scheme: SchemeArgument) -> Scheme {
+        match scheme {
+            SchemeArgument::Mlx4 => Scheme::Mlx4,
+            SchemeArgument::Mlx8 => Scheme::Mlx8,
+            SchemeArgument::Mxfp4 => Scheme::Mxfp4,
+            SchemeArgument::Nf4 => Scheme::Nf4,
+            SchemeArgument::Int8 => Scheme::Int8,
         }
     }
 }

@@ -13,9 +13,9 @@ use crate::commands::export::refuse_place;
 use crate::commands::preflight::free_bytes;
 use crate::failure::Failure;
 use crate::interrupt::Unfinished;
+use crate::output;
 use crate::progress::{Progress, Verbosity, bytes};
 use crate::source::{Named, named};
-use crate::{output, quantization};
 
 /// What the manifest calls such a directory.
 pub(super) const KIND: &str = "packed model";
@@ -41,7 +41,7 @@ pub(crate) fn quantize(arguments: &QuantizeArguments, verbosity: Verbosity) -> R
 }
 
 fn write(arguments: &QuantizeArguments, show: &mut Progress, unfinished: &Unfinished) -> Result<Report, Failure> {
-    let scheme = quantization::scheme(arguments.to.into());
+    let scheme = Scheme::from(arguments.to);
     let base = base(arguments, show)?;
     let output = &arguments.output;
     refuse_place(output, &[&base])?;
