@@ -189,8 +189,8 @@ pub(crate) enum Command {
     Launch(LaunchArguments),
     /// The devices that this build can train on, with memory and number types
     ///
-    /// `model.device = "auto"` takes the first GPU, or the CPU if there is none. Several ranks of
-    /// one machine take one GPU each.
+    /// `model.device = "auto"` takes the first GPU, or the CPU if there is none. Several ranks of one
+    /// machine take one GPU each. Of the CPU it says which of its instructions products use.
     Devices(DevicesArguments),
     /// Fetch a model, an adapter or a dataset from the Hugging Face hub
     ///
