@@ -361,11 +361,6 @@ def interleaved(matrix, heads):
     return matrix.reshape(heads, 2, -1, *matrix.shape[1:]).swapaxes(1, 2).reshape(matrix.shape)
 
 
-def in_halves(matrix, heads):
-    """The way back."""
-    return matrix.reshape(heads, -1, 2, *matrix.shape[1:]).swapaxes(1, 2).reshape(matrix.shape)
-
-
 def write_gguf(base, output, kind_of):
     """`kind_of`(name) -> the name of a type of ggml. Vectors are f32, as in llama.cpp's own files."""
     import gguf
@@ -386,26 +381,52 @@ def write_gguf(base, output, kind_of):
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
     writer.add_vocab_size(config["vocab_size"])
-    values, packed = {}, set()
     for name, tensor in load_file(base / "model.safetensors").items():
         matrix = tensor.float().numpy()
         turned = heads.get(name.split(".")[-2])
         if turned:
             matrix = interleaved(matrix, turned)
         kind = gguf.GGMLQuantizationType[kind_of(name) if matrix.ndim == 2 else "F32"]
-        data = gguf_bytes(matrix, kind)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), data, raw_dtype=kind)
-        decoded = gguf.quants.dequantize(data, kind).reshape(matrix.shape)
-        if turned:
-            decoded = in_halves(decoded, turned)
-        values[name] = torch.from_numpy(np.ascontiguousarray(decoded, np.float32))
-        if kind.name not in ("F32", "F16", "BF16"):
-            packed.add(name)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), gguf_bytes(matrix, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return gguf_values(output / "model.gguf")
+
+
+def gguf_values(path):
+    """Of a file of the architecture `llama`."""
+    import gguf
+    from fetch_smollm2 import hub_name, in_halves, value
+
+    reader = gguf.GGUFReader(path)
+    assert value(reader, "general.architecture") == "llama"
+    heads = {"attn_q": value(reader, "llama.attention.head_count"), "attn_k": value(reader, "llama.attention.head_count_kv")}
+    values, packed = {}, set()
+    for tensor in reader.tensors:
+        matrix = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape([int(n) for n in reversed(tensor.shape)])
+        part = tensor.name.split(".")[-2]
+        if part in heads:
+            matrix = in_halves(matrix, heads[part])
+        name = hub_name(tensor.name)
+        values[name] = torch.from_numpy(np.ascontiguousarray(matrix, np.float32))
+        if tensor.tensor_type.name not in ("F32", "F16", "BF16"):
+            packed.add(name)
     return values, packed
+
+
+def values_of(path):
+    """The values of a packed directory or GGUF file, and the names of its packed matrices. Of bitsandbytes, MLX and GGUF:
+    elsewhere the values come from where they are packed.
+    """
+    if path.suffix == ".gguf":
+        return gguf_values(path)
+    config = json.loads((path / "config.json").read_text())
+    if "quantization" in config:
+        return mlx_values(path)
+    assert config["quantization_config"]["quant_method"] == "bitsandbytes", config["quantization_config"]
+    return bitsandbytes_values(load_bitsandbytes(path))
 
 
 # --- the same model in f32 ------------------------------------------------------------------------
