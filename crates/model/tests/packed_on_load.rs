@@ -306,8 +306,7 @@ fn packed_tensors_that_do_not_add_up() {
         }),
         ("model.norm.weight", |tensors| {
             let norm = tensors.iter_mut().find(|tensor| tensor.0 == "model.norm.weight").expect("the norm");
-            let upper: Vec<f32> = vec![f32::NAN; 64];
-            (norm.1, norm.3) = (Dtype::F32, made::f32s(&upper));
+            (norm.1, norm.3) = (Dtype::F32, made::f32s(&[f32::NAN; 64]));
         }),
     ];
     let base = dense(false);

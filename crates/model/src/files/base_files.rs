@@ -66,7 +66,8 @@ impl BaseFiles {
         let notices = load::check(&files, &config)?;
         config.notices.extend(notices);
         if let Some(scheme) = quantization {
-            match packing::described(files.tensors(&config)?.iter()) {
+            let form = packing::described(files.tensors(&config)?.iter());
+            match form {
                 None => files.quantization = Some(scheme),
                 Some(words) => config.notices.push(format!(
                     "{}: model.quantization = {} changes nothing, as this base is packed already: {words}",
