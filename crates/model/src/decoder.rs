@@ -34,7 +34,7 @@ pub(crate) fn embed(weights: &Decoder, tokens: &[u32], context: &Context) -> Ten
     let Some(branch) = &weights.embedding_lora else { return x };
     // The columns of A that belong to the tokens. Tokens go through no dropout, as in PEFT.
     let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
-    let low = a.transpose().select(0, ids).cast(context.compute.dtype());
+    let low = a.select(1, ids).transpose().cast(context.compute.dtype());
     operations::residual(x, operations::linear(low, b) * branch.scale)
 }
 

@@ -1,347 +1,326 @@
-//! Packed bases: packed while they are loaded, packed in their files, and decoded beforehand. All three
-//! compute the same bits on the CPU.
+//! Packed bases against the programs that packed them (`scripts/make_packed_goldens.py` made the
+//! files), and against the same bases decoded beforehand. Bounds are those of `goldens.rs`.
+//!
+//! The reference decoded the weights to f32 and computed in f32. That is what the CPU does. Bits are
+//! compared on the CPU only: a GPU decodes to the type that it computes in.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use finetune_advice::Advice as _;
 use finetune_model::adapter::Adapter;
-use finetune_model::merge::{MergedForm, compare, write_merged};
 use finetune_model::{
-    Adaptation, Backward, BaseName, Batch, Coefficients, FloatType, LoraTarget, Model, ModelConfig, Placement, Scheme,
-    linear_modules, quantize_model, scheme_word, stored_type,
+    Backward, Batch, Coefficients, Model, ModelConfig, Placement, Sampling, Scheme, expected_tensors,
 };
-use finetune_random::Stream;
-use finetune_store::{Dtype, RealDisk, Staging, TensorSet};
-use serde_json::json;
-use tempfile::TempDir;
-
-use crate::golden::{ANY, batch};
-use crate::made::{Tensor, put, read_json, read_tensors, write, write_tensors};
+use finetune_packed::files::{PackedConfig, find};
+use finetune_packed::{PackedMatrix, Stored, quantize};
+use finetune_store::{Dtype, TensorFile, TensorSet, TensorView};
+use half::{bf16, f16};
+use serde_json::Value;
 
 mod golden;
 mod made;
 
-const SCHEMES: [Scheme; 5] = [Scheme::Nf4, Scheme::Int8, Scheme::Mlx4, Scheme::Mlx8, Scheme::Mxfp4];
+use golden::{
+    ANY, GRADIENTS, LOGITS, Rows, batch, floats, goldens, gpu, json, largest_difference, placement, relative_norm, rows,
+};
 
-/// (DoRA, modules that are trained in full, gradient checkpointing)
-const STEPS: [(bool, &[&str], bool); 4] =
-    [(false, &[], false), (false, &[], true), (true, &[], false), (false, &["lm_head", "model.norm"], false)];
+/// Makes one test of a check for each case, `CHECK::CASE`. The second form names the cases.
+macro_rules! of_each_case {
+    ($check:ident) => {
+        of_each_case!($check: nf4 nf4_double fp4 int8 mlx4 mlx8 mlx3 mlx_mixed mxfp4 fp8_blocks fp8_channels
+            compressed_int4 gptq gptq_act_order awq gguf_q4_1 gguf_k);
+    };
+    ($check:ident: $($case:ident)+) => {
+        mod $check {
+            $(
+                #[test]
+                fn $case() {
+                    super::$check(stringify!($case));
+                }
+            )+
+        }
+    };
+}
 
-const TOKENS: [u32; 7] = [5, 17, 42, 9, 33, 8, 61];
+struct Case {
+    name: &'static str,
+    directory: PathBuf,
+    base: PathBuf,
+    golden: Value,
+    tensors: TensorFile,
+    rows: Rows,
+}
 
-/// A model of two layers with fresh weights in bf16.
-fn dense(tied: bool) -> TempDir {
-    let made = tempfile::tempdir().expect("a directory");
-    let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
-        "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 96, "rms_norm_eps": 1e-5, "hidden_act": "silu",
-        "initializer_range": 0.2, "tie_word_embeddings": tied, "torch_dtype": "bfloat16",
-    });
-    write(&made.path().join("config.json"), config.to_string());
-    let mut model = Model::initialize(made.path(), 7, &Placement::cpu(None)).expect("a model");
-    model.train_all();
-    let values = model.parameters().expect("values");
-    for (name, bytes) in model.files(&values, &BaseName::default()).expect("files") {
-        write(&made.path().join(name), bytes);
+impl Case {
+    fn load(name: &'static str) -> Case {
+        let packed = goldens().join("packed");
+        let directory = packed.join(name);
+        let golden = json(&directory.join("golden.json"));
+        let base = packed.join("bases").join(golden["base"].as_str().expect("a base"));
+        let tensors = TensorFile::open(&directory.join("golden.safetensors")).expect("golden.safetensors");
+        let rows = rows(&json(&base.join("rows.json")));
+        Case { name, directory, base, golden, tensors, rows }
     }
-    let mut tensors = read_tensors(&made.path().join("model.safetensors"));
-    for tensor in &mut tensors {
-        let upper: Vec<u8> = tensor.3.chunks_exact(4).flat_map(|b| [b[2], b[3]]).collect();
-        (tensor.1, tensor.3) = (Dtype::BF16, upper.into());
+
+    /// What `model.path` of a recipe says.
+    fn path(&self) -> PathBuf {
+        if self.name.starts_with("gguf") { self.directory.join("model.gguf") } else { self.directory.clone() }
     }
-    write_tensors(&made.path().join("model.safetensors"), &tensors);
-    write(&made.path().join("config.json"), config.to_string());
-    made
-}
 
-fn cpu() -> Placement {
-    Placement::cpu(None)
-}
-
-/// The base with its matrices packed, at `parent/packed`.
-fn packed(base: &Path, scheme: Scheme, parent: &Path) -> PathBuf {
-    let mut staging = Staging::begin(&RealDisk, parent, "packed").expect("a new directory");
-    quantize_model(&RealDisk, base, scheme, &mut staging, &|_, _| {}).expect("a packed model");
-    staging.publish(&json!({"kind": "packed model"})).expect("published")
-}
-
-/// The base with what the adapter adds, in f32, at `parent/NAME`.
-fn merged(base: &Path, adapter: Option<&Adapter>, parent: &Path, name: &str) -> PathBuf {
-    let none = Adapter::none(&ModelConfig::load(base).expect("a config"));
-    let mut staging = Staging::begin(&RealDisk, parent, name).expect("a new directory");
-    let form = MergedForm { dtype: Some(FloatType::F32), ..MergedForm::of_shards(u64::MAX) };
-    write_merged(&RealDisk, base, adapter.unwrap_or(&none), &mut staging, form, &[], &|_, _| {}).expect("a merge");
-    staging.publish(&json!({"kind": "merged"})).expect("published")
-}
-
-fn bits(model: &Model) -> Vec<u32> {
-    model.logits(&TOKENS).expect("logits").iter().map(|logit| logit.to_bits()).collect()
-}
-
-/// Branches on all linear layers, and on the output layer; with DoRA on the former if `dora`.
-fn adaptation(model: &Model, dora: bool, saved: &[&str]) -> Adaptation {
-    let target = |module: String, use_dora| LoraTarget { module, rank: 4, alpha: 8.0, use_rslora: false, use_dora };
-    let mut targets: Vec<LoraTarget> =
-        linear_modules(&model.config).into_iter().map(|module| target(module, dora)).collect();
-    if saved.is_empty() {
-        targets.push(target("lm_head".to_owned(), false));
+    fn batch(&self) -> Batch<'_> {
+        batch(&self.rows)
     }
-    let saved = saved.iter().map(|module| (*module).to_owned()).collect();
-    Adaptation { targets, saved, dropout: 0.1 }
+
+    /// The golden adapter over the packed base, or over another form of it.
+    fn with_adapter(&self, path: &Path, placement: &Placement) -> Model {
+        let mut model = Model::load(path, placement).unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        let adapter = Adapter::read(&self.base.join("adapter"), &model.config).expect("the adapter loads");
+        model.attach(&adapter).expect("attached");
+        model
+    }
+
+    /// The packed matrices that the golden names, read from the directory.
+    fn matrices(&self) -> Vec<(String, PackedMatrix)> {
+        let files = Files::open(&self.directory);
+        let named = self.golden["packed"].as_object().expect("matrices");
+        let read = |(name, about): (&String, &Value)| {
+            let shape = [0, 1].map(|n| about["shape"][n].as_u64().expect("a length") as usize);
+            (name.clone(), files.packed(name, shape).unwrap_or_else(|| panic!("{}: {name} is packed", self.name)))
+        };
+        named.iter().map(read).collect()
+    }
 }
 
-/// Loss and gradients of one step as bits, and the logits after a change of all trained values.
-fn step(mut model: Model, dora: bool, saved: &[&str], checkpointing: bool) -> (u64, Vec<u32>, Vec<u32>) {
-    let adaptation = adaptation(&model, dora, saved);
-    model.add_adapter(adaptation, 3).expect("an adapter");
-    let mut values = model.parameters().expect("values");
-    let noise = Stream::new(5, 0, 0, 0).normal(values.len(), 0.02);
-    values.iter_mut().zip(noise).for_each(|(value, noise)| *value += noise);
-    model.set_parameters(&values);
-    let rows = [(TOKENS.to_vec(), vec![true; 7]), (vec![3, 4, 5, 95], vec![false, true, true, true])];
-    let batch: Batch<'_> = batch(&rows);
-    let mut gradients = vec![0.0; values.len()];
+/// The opened files of a directory, as the model opens them.
+struct Files {
+    set: TensorSet,
+    config: PackedConfig,
+}
+
+impl Files {
+    fn open(directory: &Path) -> Files {
+        let config = directory.join("config.json");
+        let object = json(&config).as_object().expect("an object").clone();
+        let config = PackedConfig::parse(&object, &config).expect("a config of packed weights");
+        Files { set: TensorSet::open_model(directory).expect("safetensors"), config }
+    }
+
+    /// `None`: the matrix is not packed.
+    fn packed(&self, name: &str, shape: [usize; 2]) -> Option<PackedMatrix> {
+        let found = find(&self.set, &self.config, name, shape).unwrap_or_else(|error| panic!("{error}"))?;
+        Some(found.read().unwrap_or_else(|error| panic!("{error}")))
+    }
+}
+
+/// All values by their definition.
+fn values(matrix: &PackedMatrix) -> Vec<f32> {
+    let [rows, columns] = matrix.shape;
+    (0..rows * columns).map(|n| matrix.value(n / columns, n % columns)).collect()
+}
+
+/// The numbers of a tensor that is not packed.
+fn plain(view: &TensorView) -> Vec<f32> {
+    let bytes = view.bytes().expect("its bytes");
+    match view.dtype {
+        Dtype::F32 => made::floats(&bytes),
+        Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        other => panic!("{}: {other:?}", view.name),
+    }
+}
+
+/// The same base in f32, every packed matrix decoded by the definition of its values.
+fn decoded(directory: &Path) -> tempfile::TempDir {
+    let files = Files::open(directory);
+    let config = ModelConfig::load(directory).expect("a config");
+    let tensor = |(name, shape): (String, Vec<usize>)| {
+        let packed = <[usize; 2]>::try_from(shape.as_slice()).ok().and_then(|shape| files.packed(&name, shape));
+        let numbers = match packed {
+            Some(matrix) => values(&matrix),
+            None => plain(&files.set.get(&name).unwrap_or_else(|| panic!("{name} in the files"))),
+        };
+        (name, Dtype::F32, shape, made::f32s(&numbers))
+    };
+    let tensors: Vec<made::Tensor> = expected_tensors(&config).into_iter().map(tensor).collect();
+    let mut config = json(&directory.join("config.json"));
+    for key in ["quantization", "quantization_config", "dtype", "torch_dtype"] {
+        config.as_object_mut().expect("an object").remove(key);
+    }
+    let output = tempfile::tempdir().expect("a directory");
+    made::write(&output.path().join("config.json"), config.to_string());
+    made::write_tensors(&output.path().join("model.safetensors"), &tensors);
+    output
+}
+
+fn gradients(model: &mut Model, batch: &Batch, checkpointing: bool) -> (f64, Vec<f32>) {
+    let mut gradients = vec![0.0; model.layout().len()];
     let backward = Backward { randomness: ANY, checkpointing, loss_scale: 1.0, coefficients: Coefficients::Ones };
-    let sums = model.loss_and_gradients(&batch, backward, &mut gradients).expect("a step");
-    let gradients = gradients.iter().map(|gradient| gradient.to_bits()).collect();
-    (sums.loss.to_bits(), gradients, bits(&model))
+    let sums = model.loss_and_gradients(batch, backward, &mut gradients).expect("a device that works");
+    (sums.loss, gradients)
 }
 
-#[test]
-fn a_packed_base_has_the_bits_of_itself_decoded() {
-    for tied in [true, false] {
-        let base = dense(tied);
-        for scheme in SCHEMES {
-            let word = scheme_word(scheme);
-            let folder = tempfile::tempdir().expect("a directory");
-            let file = packed(base.path(), scheme, folder.path());
-            let decoded = merged(&file, None, folder.path(), "decoded");
-            let form = Model::form(&file, None).expect("a base");
-            // 176 columns are no multiple of 32, and bitsandbytes leaves embedding and output layer out.
-            let of = if tied { "of 15" } else { "14 of 16" };
-            assert!(form.words.as_ref().is_some_and(|words| words.contains(of)), "{word}: {form:?}");
-            assert!(form.is_packed_in_files && form.packed.bytes > 0, "{word}: {form:?}");
-            let loaded = |directory: &Path| Model::load(directory, &cpu()).expect("the model");
-            let on_load = || Model::load(base.path(), &cpu().quantized(Some(scheme))).expect("the model");
-            let want = bits(&loaded(&decoded));
-            assert!(want != bits(&loaded(base.path())), "{word}: nothing was packed");
-            assert!(bits(&loaded(&file)) == want, "{word} in the file");
-            assert!(bits(&on_load()) == want, "{word} while it is loaded");
-            for (dora, saved, checkpointing) in STEPS {
-                let want = step(loaded(&decoded), dora, saved, checkpointing);
-                let what = format!("{word}, tied {tied}, DoRA {dora}, {saved:?}, checkpointing {checkpointing}");
-                assert!(step(loaded(&file), dora, saved, checkpointing) == want, "{what}");
-                assert!(step(on_load(), dora, saved, checkpointing) == want, "{what}, while it is loaded");
-            }
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// FNV-1a of 64 bits, as the script computes it.
+fn fnv(values: &[f32]) -> String {
+    let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = values.iter().flat_map(|value| value.to_le_bytes()).fold(0xcbf2_9ce4_8422_2325, mix);
+    format!("{hash:016x}")
+}
+
+/// Every value of every matrix has the bits that the reference decodes, whichever way it is decoded
+/// here.
+fn values_are_the_references(name: &'static str) {
+    let case = Case::load(name);
+    for (matrix_name, matrix) in case.matrices() {
+        let ([rows, columns], all) = (matrix.shape, values(&matrix));
+        let ends = [&all[..columns], &all[(rows - 1) * columns..]].concat();
+        let want = floats(&case.tensors, &format!("ends.{matrix_name}"));
+        assert!(ends == want, "{name} {matrix_name}: {ends:?} against {want:?}");
+        let hash = case.golden["packed"][&matrix_name]["fnv"].as_str().expect("a hash");
+        assert_eq!(fnv(&all), hash, "{name} {matrix_name}: first and last row agree, others do not");
+        let mut row = vec![0.0; columns];
+        for (n, want) in all.chunks_exact(columns).enumerate() {
+            matrix.decode_row(n, 0..columns, &mut row);
+            assert!(bits(&row) == bits(want), "{name} {matrix_name}: row {n} decoded as one");
         }
     }
 }
 
-/// The sizes that an estimate of memory goes by are those of the matrices that are made.
-#[test]
-fn sizes_while_it_is_loaded_are_those_of_the_file() {
-    let base = dense(false);
-    for scheme in SCHEMES {
-        let folder = tempfile::tempdir().expect("a directory");
-        let file = packed(base.path(), scheme, folder.path());
-        let (on_load, in_file) = (Model::form(base.path(), Some(scheme)), Model::form(&file, None));
-        let (on_load, in_file) = (on_load.expect("a base"), in_file.expect("a base"));
-        assert_eq!(on_load.packed, in_file.packed, "{}", scheme_word(scheme));
-        assert_eq!(on_load.vocabulary, in_file.vocabulary, "{}", scheme_word(scheme));
-        assert!(!on_load.is_packed_in_files, "{on_load:?}");
-        assert_eq!(stored_type(&file), FloatType::BF16, "{}", scheme_word(scheme));
+of_each_case!(values_are_the_references: nf4 nf4_double fp4 int8 mlx4 mlx8 mlx3 mlx_mixed mxfp4 fp8_blocks fp8_channels
+    compressed_int4 gptq gptq_act_order awq);
+
+fn logits_loss_and_every_gradient(name: &'static str) {
+    let case = Case::load(name);
+    let mut model = case.with_adapter(&case.path(), &placement());
+    for (n, (tokens, _)) in case.rows.iter().enumerate() {
+        let got = model.logits(tokens).expect("tokens of the vocabulary");
+        let difference = largest_difference(&got, &floats(&case.tensors, &format!("logits.{n}")));
+        assert!(difference < LOGITS, "{name} logits.{n}: {difference:e}");
     }
-}
-
-#[test]
-fn new_rows_leave_the_others_as_they_were() {
-    for tied in [true, false] {
-        let (base, folder) = (dense(tied), tempfile::tempdir().expect("a directory"));
-        let file = packed(base.path(), Scheme::Mlx4, folder.path());
-        let mut model = Model::load(&file, &cpu()).expect("the model");
-        let before = model.logits(&TOKENS).expect("logits");
-        model.resize_vocabulary(99).expect("new rows");
-        let after = model.logits(&TOKENS).expect("logits");
-        for (before, after) in before.chunks(96).zip(after.chunks(99)) {
-            assert_eq!(before, &after[..96], "tied {tied}");
-        }
-        // A token that has a row only now.
-        model.logits(&[98]).expect("logits");
+    let want = &case.golden["micro_batch"];
+    let loss = want["loss_sum"].as_f64().expect("a loss");
+    let tokens = want["trained_tokens"].as_u64().expect("a count") as f32;
+    let (got_loss, got) = gradients(&mut model, &case.batch(), false);
+    assert!((got_loss - loss).abs() < 1e-6 * loss, "{name}: loss {got_loss} against {loss}");
+    let evaluated = model.loss(&case.batch()).expect("sums").loss;
+    assert!((evaluated - loss).abs() < 1e-6 * loss, "{name}: evaluation {evaluated} against {loss}");
+    let mut found = BTreeSet::new();
+    for parameter in model.layout().iter() {
+        // The reference differentiates the mean.
+        let got: Vec<f32> = got[parameter.range.clone()].iter().map(|g| g / tokens).collect();
+        let name_of_golden = format!("grad.{}", parameter.name);
+        let difference = relative_norm(&got, &floats(&case.tensors, &name_of_golden));
+        assert!(difference < GRADIENTS, "{name} {}: {difference:e}", parameter.name);
+        found.insert(name_of_golden);
     }
+    let expected: BTreeSet<String> =
+        case.tensors.names().filter(|name| name.starts_with("grad.")).map(str::to_owned).collect();
+    assert_eq!(found, expected, "{name}");
 }
 
-#[test]
-fn a_base_is_packed_once() {
-    let (base, folder) = (dense(false), tempfile::tempdir().expect("a directory"));
-    let file = packed(base.path(), Scheme::Nf4, folder.path());
-    let again = Model::load(&file, &cpu().quantized(Some(Scheme::Mlx4))).expect("the model");
-    assert!(bits(&again) == bits(&Model::load(&file, &cpu()).expect("the model")));
-    assert!(again.notices().iter().any(|notice| notice.contains("packed already")), "{:?}", again.notices());
-    let mut staging = Staging::begin(&RealDisk, folder.path(), "twice").expect("a new directory");
-    let error = quantize_model(&RealDisk, &file, Scheme::Mlx4, &mut staging, &|_, _| {}).expect_err("packed already");
-    assert!(error.to_string().contains("packed already") && error.hints()[0].contains("16-bit"), "{error}");
-}
+of_each_case!(logits_loss_and_every_gradient);
 
-/// An adapter of the model, with trained values, that says how its base was packed.
-fn trained(model: &mut Model, base: &Path, scheme: Option<Scheme>, parent: &Path) -> Adapter {
-    let chosen = adaptation(model, false, &[]);
-    model.add_adapter(Adaptation { dropout: 0.0, ..chosen }, 3).expect("an adapter");
+/// Five steps of plain descent, whose losses and last values show any other bit on the way.
+fn five_steps(model: &mut Model, batch: &Batch) -> (Vec<f64>, Vec<f32>) {
     let mut values = model.parameters().expect("values");
-    let noise = Stream::new(5, 0, 0, 0).normal(values.len(), 0.05);
-    values.iter_mut().zip(noise).for_each(|(value, noise)| *value += noise);
-    model.set_parameters(&values);
-    let mut staging = Staging::begin(&RealDisk, parent, "adapter").expect("a new directory");
-    for (name, bytes) in model.files(&values, &BaseName::default()).expect("files") {
-        staging.write(&name, &bytes).expect("written");
+    let mut losses = Vec::new();
+    for _ in 0..5 {
+        let (loss, gradients) = gradients(model, batch, false);
+        losses.push(loss);
+        values.iter_mut().zip(&gradients).for_each(|(value, gradient)| *value -= 1e-3 * gradient);
+        model.set_parameters(&values);
     }
-    let mut about = json!({"kind": "adapter", "base_digest": finetune_model::base_digest(base).expect("a digest")});
-    if let Some(scheme) = scheme {
-        about["quantization"] = scheme_word(scheme).into();
-    }
-    let path = staging.publish(&about).expect("published");
-    Adapter::read(&path, &ModelConfig::load(base).expect("a config")).expect("the adapter")
+    (losses, values)
 }
 
-/// Merged into what it was trained over, whether that is a packed file or one that is packed while it
-/// is loaded; never into few bits.
-#[test]
-fn a_merge_decodes_the_base_that_was_trained_on() {
-    let base = dense(false);
-    for scheme in SCHEMES {
-        let folder = tempfile::tempdir().expect("a directory");
-        let file = packed(base.path(), scheme, folder.path());
-        for (base, quantization, name) in [(file.as_path(), None, "of_file"), (base.path(), Some(scheme), "on_load")] {
-            let parent = folder.path().join(name);
-            std::fs::create_dir(&parent).expect("a directory");
-            let mut model = Model::load(base, &cpu().quantized(quantization)).expect("the model");
-            let adapter = trained(&mut model, base, quantization, &parent);
-            assert_eq!(adapter.base.quantization, quantization);
-            assert_eq!(adapter.quantization_notice(quantization), None);
-            assert_eq!(adapter.quantization_notice(None).is_some(), quantization.is_some());
-            let out = merged(base, Some(&adapter), &parent, "merged");
-            let comparison = compare(base, &adapter, &out, &cpu()).expect("they agree");
-            assert!(comparison.largest < 1e-4 * comparison.scale, "{name} {}: {comparison:?}", scheme_word(scheme));
-            let config = read_json(&out.join("config.json"));
-            assert!(config.get("quantization").is_none() && config.get("quantization_config").is_none(), "{config}");
-            assert_eq!(Model::form(&out, None).expect("a base").words, None);
-        }
+/// The same losses, gradients and adapters as over the base that was decoded to f32 beforehand.
+fn packed_equals_decoded(name: &'static str) {
+    if gpu().is_some() {
+        return;
+    }
+    let case = Case::load(name);
+    let plain = decoded(&case.directory);
+    let mut packed = case.with_adapter(&case.path(), &placement());
+    let mut dense = case.with_adapter(plain.path(), &placement());
+    for (n, (tokens, _)) in case.rows.iter().enumerate() {
+        let [a, b] = [&packed, &dense].map(|model| model.logits(tokens).expect("logits"));
+        assert!(bits(&a) == bits(&b), "{name} logits of row {n}: {:e}", largest_difference(&a, &b));
+    }
+    let (a, b) = (gradients(&mut packed, &case.batch(), false), gradients(&mut dense, &case.batch(), false));
+    assert_eq!(a.0.to_bits(), b.0.to_bits(), "{name}: loss {} against {}", a.0, b.0);
+    assert!(bits(&a.1) == bits(&b.1), "{name}: gradients {:e}", relative_norm(&a.1, &b.1));
+    let [a, b] = [&mut packed, &mut dense].map(|model| five_steps(model, &case.batch()));
+    assert_eq!(a.0, b.0, "{name}: losses of five steps");
+    assert!(a.0[4] < a.0[0], "{name}: nothing was learned: {:?}", a.0);
+    assert!(bits(&a.1) == bits(&b.1), "{name}: the adapter after five steps");
+}
+
+of_each_case!(packed_equals_decoded: nf4 nf4_double fp4 int8 mlx4 mlx8 mlx3 mlx_mixed mxfp4 fp8_blocks fp8_channels
+    compressed_int4 gptq gptq_act_order awq);
+
+fn checkpointing_changes_no_bit(name: &'static str) {
+    let case = Case::load(name);
+    let mut model = case.with_adapter(&case.path(), &placement());
+    let plain = gradients(&mut model, &case.batch(), false);
+    let again = gradients(&mut model, &case.batch(), true);
+    assert_eq!(plain.0, again.0, "{name}");
+    assert!(bits(&plain.1) == bits(&again.1), "{name}: {}", relative_norm(&again.1, &plain.1));
+}
+
+of_each_case!(checkpointing_changes_no_bit);
+
+/// Codes and scales of a matrix that is quantized here, those of the reference's file, and the bits of
+/// what is computed with them.
+fn quantized_while_loading(name: &'static str) {
+    let scheme = match name {
+        "nf4" => Scheme::Nf4,
+        "int8" => Scheme::Int8,
+        "mlx4" => Scheme::Mlx4,
+        "mlx8" => Scheme::Mlx8,
+        _ => Scheme::Mxfp4,
+    };
+    let case = Case::load(name);
+    let original = TensorSet::open_model(&case.base).expect("the 16-bit base");
+    for (matrix_name, want) in case.matrices() {
+        let view = original.get(&matrix_name).expect("the matrix in 16 bits");
+        let got = quantize(scheme, &plain(&view), want.shape, Stored::BF16).expect("quantized");
+        let [rows, columns] = want.shape;
+        let codes = |matrix: &PackedMatrix| -> Vec<u32> {
+            (0..rows * columns).map(|n| matrix.codes.code(n / columns, n % columns)).collect()
+        };
+        assert!(codes(&got) == codes(&want), "{name} {matrix_name}: codes");
+        let scales = |matrix: &PackedMatrix| -> Vec<f32> {
+            (0..matrix.groups.count(matrix.shape)).map(|n| matrix.scales.get(n)).collect()
+        };
+        assert!(bits(&scales(&got)) == bits(&scales(&want)), "{name} {matrix_name}: scales");
+        assert!(bits(&values(&got)) == bits(&values(&want)), "{name} {matrix_name}: values");
+    }
+    let mut theirs = case.with_adapter(&case.directory, &placement());
+    let mut ours = case.with_adapter(&case.base, &placement().quantized(Some(scheme)));
+    let (a, b) = (gradients(&mut ours, &case.batch(), false), gradients(&mut theirs, &case.batch(), false));
+    assert_eq!(a.0.to_bits(), b.0.to_bits(), "{name}: loss {} against {}", a.0, b.0);
+    assert!(bits(&a.1) == bits(&b.1), "{name}: gradients {:e}", relative_norm(&a.1, &b.1));
+}
+
+of_each_case!(quantized_while_loading: nf4 int8 mlx4 mlx8 mxfp4);
+
+/// With a cache, each step must see what one pass over the whole row sees.
+fn greedy_generation_equals_whole_passes(name: &'static str) {
+    let case = Case::load(name);
+    let model = case.with_adapter(&case.path(), &placement());
+    let prompt = [5, 17, 42, 9, 33, 8, 61];
+    let got = model.generate(&prompt, 8, Sampling::GREEDY, &[], &mut |_| {}).expect("a generation").tokens;
+    let mut row = prompt.to_vec();
+    for (n, &token) in got.iter().enumerate() {
+        let logits = model.logits(&row).expect("logits");
+        let last = &logits[logits.len() - model.config.vocabulary..];
+        let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).expect("a vocabulary") as u32;
+        assert_eq!(token, best, "{name}: token {n} of {got:?}");
+        row.push(token);
     }
 }
 
-/// Packed again, the result keeps a part of what was learned: in 8 bits most of it.
-#[test]
-fn a_merge_that_is_packed_says_what_is_left() {
-    let (base, folder) = (dense(false), tempfile::tempdir().expect("a directory"));
-    let file = packed(base.path(), Scheme::Mlx8, folder.path());
-    let mut model = Model::load(&file, &cpu()).expect("the model");
-    let adapter = trained(&mut model, &file, None, folder.path());
-    for (quantize, least, most) in
-        [(None, f64::NAN, f64::NAN), (Some(Scheme::Mlx8), 0.9, 1.1), (Some(Scheme::Mlx4), 0.0, 1.1)]
-    {
-        let name = quantize.map_or("plain", scheme_word);
-        let mut staging = Staging::begin(&RealDisk, folder.path(), name).expect("a new directory");
-        let form = MergedForm { quantize, ..MergedForm::of_shards(u64::MAX) };
-        let result = write_merged(&RealDisk, &file, &adapter, &mut staging, form, &[], &|_, _| {}).expect("a merge");
-        assert!(result.notice.as_ref().is_some_and(|notice| notice.contains("MLX 8-bit")), "{result:?}");
-        let out = staging.publish(&json!({"kind": "merged"})).expect("published");
-        match result.kept {
-            Some(kept) => assert!((least..most).contains(&kept), "{name}: {kept}"),
-            None => assert_eq!(quantize, None),
-        }
-        assert_eq!(Model::form(&out, None).expect("a base").words.is_some(), quantize.is_some());
-        let files = TensorSet::open_model(&out).expect("files");
-        let is_float = |name: &str| files.get(name).is_some_and(|view| view.dtype == Dtype::BF16);
-        assert_eq!(is_float("model.layers.0.self_attn.q_proj.weight"), quantize.is_none(), "{name}");
-        Model::load(&out, &cpu()).expect("the model").logits(&TOKENS).expect("logits");
-    }
-}
-
-/// Changes the tensors of a packed model.
-fn change(file: &Path, change: impl FnOnce(&mut Vec<Tensor>)) {
-    let path = file.join("model.safetensors");
-    let mut tensors = read_tensors(&path);
-    change(&mut tensors);
-    write_tensors(&path, &tensors);
-}
-
-/// A tied model may carry the embedding a second time, as the parts of an output layer. Parts with
-/// other elements are an output layer of its own.
-#[test]
-fn parts_of_a_tied_output_layer() {
-    let (base, folder) = (dense(true), tempfile::tempdir().expect("a directory"));
-    let file = packed(base.path(), Scheme::Mlx4, folder.path());
-    let before = bits(&Model::load(&file, &cpu()).expect("the model"));
-    change(&file, |tensors| {
-        let parts: Vec<Tensor> =
-            tensors.iter().filter(|tensor| tensor.0.starts_with("model.embed_tokens.")).cloned().collect();
-        let renamed = |name: &str| name.replace("model.embed_tokens", "lm_head");
-        tensors.extend(parts.into_iter().map(|(name, dtype, shape, bytes)| (renamed(&name), dtype, shape, bytes)));
-    });
-    let same = Model::load(&file, &cpu()).expect("the model");
-    assert!(same.config.tied_embeddings && same.notices().is_empty(), "{:?}", same.notices());
-    assert!(bits(&same) == before);
-    change(&file, |tensors| {
-        let codes = tensors.iter_mut().find(|tensor| tensor.0 == "lm_head.weight").expect("its codes");
-        codes.3.to_mut().iter_mut().for_each(|byte| *byte ^= 0x11);
-    });
-    let other = Model::load(&file, &cpu()).expect("the model");
-    assert!(!other.config.tied_embeddings && bits(&other) != before, "{:?}", other.notices());
-}
-
-/// (what is done to a packed model, a part of the error): each is found before training, by name.
-#[test]
-fn packed_tensors_that_do_not_add_up() {
-    type Change = fn(&mut Vec<Tensor>);
-    let cases: [(&str, Change); 4] = [
-        ("model.layers.1.mlp.up_proj", |tensors| {
-            tensors.retain(|tensor| tensor.0 != "model.layers.1.mlp.up_proj.scales")
-        }),
-        ("model.layers.1.mlp.up_proj", |tensors| {
-            let scales = tensors.iter_mut().find(|tensor| tensor.0 == "model.layers.1.mlp.up_proj.scales");
-            scales.expect("scales").3.to_mut()[..2].copy_from_slice(&[0xc0, 0x7f]);
-        }),
-        ("model.layers.0.self_attn.k_proj", |tensors| {
-            tensors.retain(|tensor| !tensor.0.starts_with("model.layers.0.self_attn.k_proj."));
-        }),
-        ("model.norm.weight", |tensors| {
-            let norm = tensors.iter_mut().find(|tensor| tensor.0 == "model.norm.weight").expect("the norm");
-            (norm.1, norm.3) = (Dtype::F32, made::f32s(&[f32::NAN; 64]));
-        }),
-    ];
-    let base = dense(false);
-    for (part, spoil) in cases {
-        let folder = tempfile::tempdir().expect("a directory");
-        let file = packed(base.path(), Scheme::Mlx4, folder.path());
-        change(&file, spoil);
-        for error in [Model::load(&file, &cpu()).map(|_| ()), Model::check(&file).map(|_| ())] {
-            let error = error.expect_err(part);
-            assert!(error.to_string().contains(part), "{part}: {error}");
-            assert!(!error.hints().is_empty(), "{error}");
-        }
-    }
-    // A number that is none cannot be packed either.
-    let made = dense(false);
-    change(made.path(), |tensors| {
-        for tensor in tensors.iter_mut() {
-            let wide: Vec<f32> = tensor
-                .3
-                .chunks_exact(2)
-                .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
-                .collect();
-            (tensor.1, tensor.3) = (Dtype::F32, made::f32s(&wide));
-        }
-        put(tensors, "model.layers.0.mlp.down_proj.weight", 11, f32::INFINITY);
-    });
-    let error = Model::load(made.path(), &cpu().quantized(Some(Scheme::Nf4))).map(|_| ()).expect_err("infinite");
-    assert!(error.to_string().contains("down_proj") && error.is_about_numbers(), "{error}");
-}
-
-/// The word of every form is known, and no other.
-#[test]
-fn forms_have_the_names_of_recipes() {
-    for scheme in SCHEMES {
-        assert_eq!(finetune_model::scheme_named(scheme_word(scheme)), Some(scheme));
-    }
-    assert_eq!(finetune_model::scheme_named("int4"), None);
-}
+of_each_case!(greedy_generation_equals_whole_passes: nf4 int8 mlx4 mlx3 mxfp4 fp8_blocks gptq_act_order gguf_k);

@@ -12,6 +12,7 @@ mod codes;
 mod decode;
 mod error;
 pub mod files;
+pub mod gguf;
 mod matrix;
 mod numbers;
 mod simd;
