@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use finetune_kernels::FloatType;
-use finetune_packed::{Kept, PackedMatrix, Scheme, applies, config_entry, file_bytes, file_tensors, quantize};
+use finetune_packed::{Kept, Scheme, applies, config_entry, file_bytes, file_tensors, quantize};
 use finetune_store::{Disk, Dtype, Staging, TensorSpec, write_shards};
 
 use crate::adapter::Adapter;
@@ -13,7 +13,7 @@ use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::files::base_files::{BaseFiles, is_linear};
 use crate::files::companions::{amend_config, companion_files};
-use crate::files::floats::{from_f32, rounded};
+use crate::files::floats::rounded;
 use crate::files::packing::{decoded, described, scheme_word, stored};
 use crate::merge::{MergedTensor, Merging, beyond};
 use crate::tree::expected_tensors;
