@@ -11,39 +11,25 @@ use crate::header::TensorInfo;
 use crate::tensor_type::TensorType;
 use crate::value::{Metadata, Value};
 
-/// The most files of a split model: llama.cpp writes the numbers with five digits.
-const MOST_FILES: usize = 99_999;
-
 /// The files of a model, whose headers have been checked.
 #[derive(Debug)]
 pub struct FileSet {
     files: Vec<File>,
 }
 
-/// Which of how many files a name such as `NAME-00002-of-00003.gguf` means.
-struct Place<'a> {
-    /// `NAME`.
-    stem: &'a str,
-    number: usize,
-    count: usize,
-}
-
-impl<'a> Place<'a> {
-    fn of(name: &'a str) -> Option<Place<'a>> {
+/// The names of all files of the split model that a file such as `NAME-00002-of-00003.gguf` belongs
+/// to, in order. Empty for a file that is not split.
+fn parts(name: &str) -> Vec<String> {
+    let digits = |text: &str| -> Option<usize> {
+        (text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?
+    };
+    let split = || {
         let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
         let (stem, number) = rest.rsplit_once('-')?;
-        let digits = |text: &str| -> Option<usize> {
-            (text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?
-        };
         let (number, count) = (digits(number)?, digits(count)?);
-        (1..=count.min(MOST_FILES)).contains(&number).then_some(Place { stem, number, count })
-    }
-}
-
-/// The names of all files of the split model that a file of this name belongs to, in order. Empty
-/// for a file that is not split.
-fn parts(name: &str) -> Vec<String> {
-    let Some(Place { stem, count, .. }) = Place::of(name) else { return Vec::new() };
+        (1..=count).contains(&number).then_some((stem, count))
+    };
+    let Some((stem, count)) = split() else { return Vec::new() };
     (1..=count).map(|number| format!("{stem}-{number:05}-of-{count:05}.gguf")).collect()
 }
 

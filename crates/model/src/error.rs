@@ -26,6 +26,9 @@ pub enum ModelError {
     /// A setting that the program does not compute.
     #[error("{path}: `{key}` = {value} is not supported")]
     Setting { path: PathBuf, key: &'static str, value: String },
+    /// A GGUF file that is no base. `hint`: what to do instead.
+    #[error("{path}: {what}")]
+    GgufBase { path: PathBuf, what: String, hint: String },
     /// The files lack a tensor.
     #[error("{path}: the model has no tensor `{name}`, which {family} with this config.json needs")]
     MissingTensor { path: PathBuf, name: String, family: &'static str },
@@ -174,7 +177,9 @@ impl Advice for ModelError {
             ModelError::AdapterKeys { .. } => vec![
                 "PEFT may still read it: merge it into its base there (merge_and_unload), and go on from the result".into(),
             ],
-            ModelError::NoAdapter { hint, .. } | ModelError::NotExpressible { hint, .. } => vec![hint.clone()],
+            ModelError::NoAdapter { hint, .. }
+            | ModelError::NotExpressible { hint, .. }
+            | ModelError::GgufBase { hint, .. } => vec![hint.clone()],
             ModelError::NotFinite { after, .. } if after.contains("rounded") => vec![
                 "finite in f32, too large for this number type: use bf16 or f32 (model.dtype, or a base stored so)".into(),
             ],
