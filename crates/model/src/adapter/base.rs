@@ -10,6 +10,7 @@ use crate::adapter::Adapter;
 use crate::error::ModelError;
 use crate::files::packing::{scheme_named, scheme_word};
 use crate::files::text::read_bounded;
+use crate::gguf::read::GgufBase;
 
 /// What adapter_config.json calls the base model: a hub id, or a directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,11 +51,15 @@ pub enum BaseCheck {
 const STATE_LIMIT: u64 = 16 << 20;
 
 /// What identifies a base model: the digest of its weights (all bytes of all files) and the hash of
-/// its config.json, joined by a colon. All files are read.
+/// its config.json, joined by a colon. A GGUF file has no config.json: the word `gguf` stands for it.
+/// All files are read.
 ///
 /// # Errors
 /// If a file is missing or cannot be read.
 pub fn base_digest(directory: &Path) -> Result<String, ModelError> {
+    if let Some(base) = GgufBase::open(directory)? {
+        return Ok(format!("{}:gguf", base.digest()?));
+    }
     let config = hex(&content_hash(&directory.join("config.json"))?);
     Ok(format!("{}:{config}", TensorSet::open_model(directory)?.digest()?))
 }

@@ -11,15 +11,16 @@ use finetune_store::{Dtype, TensorSet, TensorView};
 use serde_json::{Map, Value};
 
 use crate::adaptation::{is_of_vocabulary, module_of};
-use crate::branch::OUTPUT;
+use crate::branch::{EMBEDDING, OUTPUT};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::files::config_json;
 use crate::files::finite::expect_finite;
-use crate::files::floats::{float_type, to_finite_f32};
+use crate::files::floats::{dtype_of, float_type, to_finite_f32};
 use crate::files::load;
 use crate::files::packing;
 use crate::files::text::read_text;
+use crate::gguf::read::{GgufBase, GgufStored};
 use crate::tree::expected_tensors;
 
 /// The opened files of a base.
@@ -34,6 +35,8 @@ pub(crate) struct BaseFiles {
 enum Origin {
     /// In a Hugging Face directory.
     Directory { files: TensorSet, packing: PackedConfig },
+    /// In a GGUF file.
+    Gguf(Box<GgufBase>),
 }
 
 /// A tensor of a base. Nothing of it has been read.
@@ -54,6 +57,8 @@ enum Stored<'a> {
     Dense(TensorView<'a>),
     /// A few bits of each element.
     Packed(PackedTensor<'a>),
+    /// Either of them, in a GGUF file.
+    Gguf(&'a GgufBase, GgufStored),
 }
 
 impl BaseFiles {
@@ -81,6 +86,9 @@ impl BaseFiles {
 
     /// The files alone, without a look at their tensors.
     pub(crate) fn read(path: &Path) -> Result<BaseFiles, ModelError> {
+        if let Some(base) = GgufBase::open(path)? {
+            return Ok(BaseFiles { path: path.to_owned(), origin: Origin::Gguf(Box::new(base)), quantization: None });
+        }
         let config = path.join("config.json");
         let packing = PackedConfig::parse(&config_object(path)?, &config)?;
         let origin = Origin::Directory { files: TensorSet::open_model(path)?, packing };
@@ -94,8 +102,10 @@ impl BaseFiles {
 
     /// The safetensors files, if the base has such.
     pub(crate) fn safetensors(&self) -> Option<&TensorSet> {
-        let Origin::Directory { files, .. } = &self.origin;
-        Some(files)
+        match &self.origin {
+            Origin::Directory { files, .. } => Some(files),
+            Origin::Gguf(_) => None,
+        }
     }
 
     /// The tensor of this name. `None`: the files have none.
@@ -104,28 +114,46 @@ impl BaseFiles {
     /// If it has another shape, a number type that weights are not held in, or parts that do not make
     /// a packed matrix.
     pub(crate) fn get(&self, name: &str, shape: &[usize]) -> Result<Option<BaseTensor<'_>>, ModelError> {
-        let Origin::Directory { files, packing } = &self.origin;
-        let tensor = |stored, quantization| {
-            let (name, shape) = (name.to_owned(), shape.to_vec());
-            Some(BaseTensor { name, shape, base: &self.path, stored, quantization })
+        let Some(stored) = self.stored(name, shape)? else { return Ok(None) };
+        let fits = |scheme: &Scheme| match *shape {
+            [rows, columns] => applies(*scheme, [rows, columns], is_linear(name)),
+            _ => false,
         };
-        let matrix = <[usize; 2]>::try_from(shape).ok();
-        if let Some(matrix) = matrix
-            && let Some(packed) = find(files, packing, name, matrix)?
+        let quantization = self.quantization.filter(|scheme| !stored.is_packed() && fits(scheme));
+        Ok(Some(BaseTensor { name: name.to_owned(), shape: shape.to_vec(), base: &self.path, stored, quantization }))
+    }
+
+    /// How the tensor of this name lies in the files.
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Option<Stored<'_>>, ModelError> {
+        let wrong_shape = |found: &[usize]| {
+            let (path, name) = (self.path.clone(), name.to_owned());
+            Err(ModelError::Shape { path, name, found: found.to_vec(), expected: shape.to_vec() })
+        };
+        let (files, packing) = match &self.origin {
+            Origin::Directory { files, packing } => (files, packing),
+            Origin::Gguf(base) => {
+                let Some(stored) = base.stored(name) else { return Ok(None) };
+                return match &stored {
+                    GgufStored::Dense(_, found) if found != shape => wrong_shape(found),
+                    GgufStored::Packed { shape: found, .. } if found != shape => wrong_shape(found),
+                    _ => Ok(Some(Stored::Gguf(base, stored))),
+                };
+            }
+        };
+        if let [rows, columns] = *shape
+            && let Some(packed) = find(files, packing, name, [rows, columns])?
         {
-            return Ok(tensor(Stored::Packed(packed), None));
+            return Ok(Some(Stored::Packed(packed)));
         }
         let Some(view) = files.get(name) else { return Ok(None) };
         if view.shape != shape {
-            let (path, name) = (self.path.clone(), name.to_owned());
-            return Err(ModelError::Shape { path, name, found: view.shape.to_vec(), expected: shape.to_vec() });
+            return wrong_shape(view.shape);
         }
         if float_type(view.dtype).is_none() {
             let (path, name) = (self.path.clone(), name.to_owned());
             return Err(ModelError::Dtype { path, name, dtype: view.dtype.to_string() });
         }
-        let fits = |scheme: &Scheme| matrix.is_some_and(|matrix| applies(*scheme, matrix, is_linear(name)));
-        Ok(tensor(Stored::Dense(view), self.quantization.filter(fits)))
+        Ok(Some(Stored::Dense(view)))
     }
 
     /// A tensor that a model of this config has.
@@ -188,7 +216,7 @@ impl BaseFiles {
     /// The number type that the base's numbers are in: of packed matrices, that which their values are
     /// meant for.
     pub(crate) fn number_type(&self) -> FloatType {
-        let Origin::Directory { files, packing: _ } = &self.origin;
+        let Some(files) = self.safetensors() else { return self.number_type_of_gguf() };
         let views = || files.names().filter_map(|name| files.get(name)).filter(|view| view.shape.len() == 2);
         let Some(largest) = views().max_by_key(TensorView::size) else { return FloatType::F32 };
         // Of a packed base the largest tensor has codes. Then config.json says it, or the largest
@@ -199,6 +227,25 @@ impl BaseFiles {
             .or_else(|| of_numbers().and_then(|view| float_type(view.dtype)))
             .unwrap_or(FloatType::BF16)
     }
+
+    /// As [`BaseFiles::number_type`]. What a packed GGUF file was made from is not in it, and bf16 is
+    /// what most models are trained in.
+    fn number_type_of_gguf(&self) -> FloatType {
+        let Origin::Gguf(base) = &self.origin else { return FloatType::F32 };
+        let embedding = format!("{EMBEDDING}.weight");
+        let mut stored = base.names().into_iter().filter(|name| *name != embedding).map(|name| base.stored(&name));
+        let matrix = stored.find_map(|stored| match stored? {
+            GgufStored::Dense(kind, shape) => (shape.len() == 2).then_some(kind),
+            GgufStored::Packed { .. } => Some(FloatType::BF16),
+        });
+        matrix.unwrap_or(FloatType::F32)
+    }
+}
+
+impl Stored<'_> {
+    fn is_packed(&self) -> bool {
+        matches!(self, Stored::Packed(_) | Stored::Gguf(_, GgufStored::Packed { .. }))
+    }
 }
 
 impl BaseTensor<'_> {
@@ -207,19 +254,21 @@ impl BaseTensor<'_> {
         match &self.stored {
             Stored::Dense(view) => view.path(),
             Stored::Packed(_) => self.base,
+            Stored::Gguf(base, _) => base.path_of(&self.name),
         }
     }
 
     /// Whether its file has a few bits of each element.
     pub(crate) fn is_packed_in_file(&self) -> bool {
-        matches!(self.stored, Stored::Packed(_))
+        self.stored.is_packed()
     }
 
     /// The number type of its elements in the file; `None` if it is packed there.
     pub(crate) fn dtype(&self) -> Option<Dtype> {
         match &self.stored {
             Stored::Dense(view) => Some(view.dtype),
-            Stored::Packed(_) => None,
+            Stored::Gguf(_, GgufStored::Dense(kind, _)) => Some(dtype_of(*kind)),
+            Stored::Packed(_) | Stored::Gguf(..) => None,
         }
     }
 
@@ -236,7 +285,13 @@ impl BaseTensor<'_> {
     /// # Errors
     /// If the file cannot be read. A number that is not finite is an error if `must_be_finite`.
     pub(crate) fn bytes_in(&self, dtype: Dtype, must_be_finite: bool) -> Result<Option<Vec<u8>>, ModelError> {
-        let Some(view) = self.view().filter(|view| view.dtype == dtype) else { return Ok(None) };
+        if self.quantization.is_some() || self.dtype() != Some(dtype) {
+            return Ok(None);
+        }
+        if let Stored::Gguf(base, _) = &self.stored {
+            return Ok(Some(base.dense_bytes(&self.name)?));
+        }
+        let Some(view) = self.view() else { return Ok(None) };
         let bytes = view.bytes()?;
         if must_be_finite {
             expect_finite(view, &bytes, 0)?;
@@ -248,8 +303,9 @@ impl BaseTensor<'_> {
     pub(crate) fn format(&self) -> Option<String> {
         match (&self.stored, self.quantization) {
             (Stored::Packed(packed), _) => Some(packed.format().to_string()),
+            (Stored::Gguf(_, GgufStored::Packed { name, .. }), _) => Some(format!("GGUF {name}")),
             (_, Some(scheme)) => Some(format!("{} while it is loaded", packing::scheme_word(scheme))),
-            (Stored::Dense(_), None) => None,
+            (_, None) => None,
         }
     }
 
@@ -257,8 +313,9 @@ impl BaseTensor<'_> {
     pub(crate) fn packed_bytes(&self) -> Option<u64> {
         match (&self.stored, self.quantization) {
             (Stored::Packed(packed), _) => Some(packed.memory()),
-            (Stored::Dense(view), Some(scheme)) => Some(packing::quantized_bytes(scheme, view)),
-            (Stored::Dense(_), None) => None,
+            (Stored::Gguf(_, GgufStored::Packed { bytes, .. }), _) => Some(*bytes as u64),
+            (_, Some(scheme)) => Some(packing::quantized_bytes(scheme, &self.shape, self.dtype()?)),
+            (_, None) => None,
         }
     }
 
@@ -266,7 +323,7 @@ impl BaseTensor<'_> {
     pub(crate) fn parts(&self) -> Vec<String> {
         match &self.stored {
             Stored::Packed(packed) => packed.parts().into_iter().map(str::to_owned).collect(),
-            Stored::Dense(_) => Vec::new(),
+            Stored::Dense(_) | Stored::Gguf(..) => Vec::new(),
         }
     }
 
@@ -275,8 +332,10 @@ impl BaseTensor<'_> {
     /// # Errors
     /// If the file cannot be read, or a number is not finite.
     pub(crate) fn packed(&self) -> Result<Option<PackedMatrix>, ModelError> {
-        if let Stored::Packed(packed) = &self.stored {
-            return Ok(Some(packed.read()?));
+        match &self.stored {
+            Stored::Packed(packed) => return Ok(Some(packed.read()?)),
+            Stored::Gguf(base, GgufStored::Packed { .. }) => return Ok(Some(base.packed(&self.name)?)),
+            Stored::Dense(_) | Stored::Gguf(..) => {}
         }
         let (Some(scheme), Some(dtype), &[rows, columns]) = (self.quantization, self.dtype(), self.shape.as_slice())
         else {
@@ -302,6 +361,7 @@ impl BaseTensor<'_> {
         match &self.stored {
             Stored::Dense(view) => to_finite_f32(view),
             Stored::Packed(packed) => Ok(packing::decoded(&packed.read()?)),
+            Stored::Gguf(base, _) => base.dense_f32(&self.name),
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::files::base_files::BaseFiles;
 use crate::files::floats::have_same_values;
 use crate::files::packing::have_same_elements;
 use crate::files::text::read_text;
+use crate::gguf::read::GgufBase;
 use crate::tree::Decoder;
 
 /// Largest config.json that is read, in bytes.
@@ -25,12 +26,15 @@ const MOST_ELEMENTS: u128 = 1 << 44;
 
 impl ModelConfig {
     /// Reads `config.json` in this directory, and whether its weights have an output layer of their
-    /// own.
+    /// own; or the keys of a GGUF file.
     ///
     /// # Errors
     /// If config.json is missing or malformed, or describes a model that is not supported, or if
     /// the weights cannot be compared.
     pub fn load(directory: &Path) -> Result<ModelConfig, ModelError> {
+        if let Some(base) = GgufBase::open(directory)? {
+            return Ok(base.config().clone());
+        }
         let path = directory.join("config.json");
         let mut config = ModelConfig::parse(&read_text(&path, LIMIT)?, &path)?;
         if config.tied_embeddings && has_other_head(directory, &config)? {

@@ -17,6 +17,15 @@ pub fn float_type(dtype: Dtype) -> Option<FloatType> {
     }
 }
 
+/// The name in files of a number type.
+pub(crate) fn dtype_of(kind: FloatType) -> Dtype {
+    match kind {
+        FloatType::F32 => Dtype::F32,
+        FloatType::F16 => Dtype::F16,
+        FloatType::BF16 => Dtype::BF16,
+    }
+}
+
 /// The elements of a tensor in f32, finite or not.
 pub(crate) fn to_f32(view: &TensorView<'_>) -> Result<Vec<f32>, ModelError> {
     read_f32(view, |_, _| Ok(()))

@@ -2,7 +2,7 @@
 //! a base can be packed in while it is read.
 
 use finetune_packed::{PackedMatrix, Scheme, Stored};
-use finetune_store::{Dtype, TensorView};
+use finetune_store::Dtype;
 use rayon::prelude::*;
 
 use crate::adaptation::{is_of_vocabulary, module_of};
@@ -111,8 +111,11 @@ pub(crate) fn stored(dtype: Dtype) -> Stored {
 }
 
 /// Bytes in memory of a matrix once it is packed.
-pub(crate) fn quantized_bytes(scheme: Scheme, view: &TensorView<'_>) -> u64 {
-    finetune_packed::memory(scheme, [view.shape[0], view.shape[1]], stored(view.dtype))
+pub(crate) fn quantized_bytes(scheme: Scheme, shape: &[usize], dtype: Dtype) -> u64 {
+    match *shape {
+        [rows, columns] => finetune_packed::memory(scheme, [rows, columns], stored(dtype)),
+        _ => 0,
+    }
 }
 
 /// All elements of a packed matrix in f32, row-major.

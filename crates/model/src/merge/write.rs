@@ -13,7 +13,7 @@ use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::files::base_files::{BaseFiles, is_linear};
 use crate::files::companions::{amend_config, companion_files};
-use crate::files::floats::rounded;
+use crate::files::floats::{dtype_of, rounded};
 use crate::files::packing::{decoded, described, scheme_word, stored};
 use crate::merge::{MergedTensor, Merging, beyond};
 use crate::tree::expected_tensors;
@@ -247,14 +247,5 @@ impl<'a> Writer<'a> {
             None => format!("rounded once to {}", self.number_type()),
         };
         Some(format!("merged into the packed weights of {} ({words}), decoded and {rounded}", files.path().display()))
-    }
-}
-
-/// The number type of files.
-fn dtype_of(kind: FloatType) -> Dtype {
-    match kind {
-        FloatType::F32 => Dtype::F32,
-        FloatType::F16 => Dtype::F16,
-        FloatType::BF16 => Dtype::BF16,
     }
 }
