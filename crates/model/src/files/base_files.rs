@@ -133,11 +133,11 @@ impl BaseFiles {
             Origin::Directory { files, packing } => (files, packing),
             Origin::Gguf(base) => {
                 let Some(stored) = base.stored(name) else { return Ok(None) };
-                return match &stored {
-                    GgufStored::Dense(_, found) if found != shape => wrong_shape(found),
-                    GgufStored::Packed { shape: found, .. } if found != shape => wrong_shape(found),
-                    _ => Ok(Some(Stored::Gguf(base, stored))),
+                let found = match &stored {
+                    GgufStored::Dense(_, found) => found.clone(),
+                    GgufStored::Packed { shape: found, .. } => found.to_vec(),
                 };
+                return if found == shape { Ok(Some(Stored::Gguf(base, stored))) } else { wrong_shape(&found) };
             }
         };
         if let [rows, columns] = *shape
