@@ -319,6 +319,12 @@ impl BaseTensor<'_> {
         }
     }
 
+    /// Bytes that are taken while it is packed: its elements in f32.
+    pub(crate) fn loading_bytes(&self) -> u64 {
+        let elements = self.shape.iter().product::<usize>() as u64;
+        if self.quantization.is_some() { 4 * elements } else { 0 }
+    }
+
     /// Names of the tensors that make it; none of a dense one.
     pub(crate) fn parts(&self) -> Vec<String> {
         match &self.stored {
