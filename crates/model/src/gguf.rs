@@ -15,4 +15,5 @@ mod write;
 pub use finetune_gguf::{File, GgufError, Metadata, TensorType, Value};
 
 pub use self::place::{Destination, destination};
+pub use self::read::gguf_file;
 pub use self::write::{AdapterFile, ModelFile, write_adapter, write_model};

@@ -24,6 +24,19 @@ pub enum PackedError {
         what: String,
     },
 
+    /// A format that is not read.
+    #[error("{}{}: {format} is not read", file(path.as_deref()), matrix(name))]
+    NotRead {
+        /// The file, if the matrix came from one.
+        path: Option<PathBuf>,
+        /// The name of the tensor that shows the format.
+        name: String,
+        /// The format, as "HQQ".
+        format: String,
+        /// What to use in its place.
+        instead: &'static str,
+    },
+
     /// A matrix that has no packed form.
     #[error("{} cannot be quantized: {what}", matrix(name))]
     CannotQuantize {
@@ -55,7 +68,7 @@ impl PackedError {
     #[must_use]
     pub fn of(mut self, weight: &str, file: Option<&Path>) -> Self {
         match &mut self {
-            Self::Malformed { path, name, .. } => {
+            Self::Malformed { path, name, .. } | Self::NotRead { path, name, .. } => {
                 *path = path.take().or_else(|| file.map(Path::to_path_buf));
                 name_it(name, weight);
             }
@@ -79,6 +92,7 @@ impl Advice for PackedError {
             Self::Malformed { .. } => vec![
                 "the file is damaged, or written in another format than its names say: fetch it again, or quantize the 16-bit model with `finetune quantize`".to_string(),
             ],
+            Self::NotRead { instead, .. } => vec![(*instead).to_string()],
             Self::CannotQuantize { .. } => vec![
                 "the 16-bit model is damaged or not finished: fetch it again, or use it without `model.quantization`".to_string(),
             ],
