@@ -1,6 +1,6 @@
-//! The tokenizer's files of a model that is a GGUF file. They exist in memory only: `x.gguf/tokenizer.json`
-//! is made of the metadata of `x.gguf`. In a directory with one GGUF file and no other weights they
-//! stand in for the files that the directory lacks.
+//! The tokenizer's files of a model that is a GGUF file. They exist in memory only:
+//! `x.gguf/tokenizer.json` is made of the metadata of `x.gguf`. If a directory has one GGUF model and
+//! no other weights, its own files come first, whether the directory or the GGUF file was named.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -25,8 +25,7 @@ type Stamp = (PathBuf, u64, Option<SystemTime>);
 /// The texts that were made last: they are asked for again and again.
 static LAST: Mutex<Option<(Stamp, Arc<Option<Texts>>)>> = Mutex::new(None);
 
-/// The bytes of a file that a GGUF file stands in for. `None`: there is none, or the path is a file
-/// itself.
+/// The bytes of a file that a GGUF file stands in for. `None`: it has none, or there is such a file.
 ///
 /// # Errors
 /// [`DatasetError::GgufTokenizer`], and [`DatasetError::Unreadable`].
@@ -47,19 +46,31 @@ pub(crate) fn in_place_of(path: &Path) -> Result<Option<Vec<u8>>, DatasetError> 
     }))
 }
 
+/// The file that `x.gguf/tokenizer.json` and the like mean if such a file lies beside the only GGUF
+/// model of a directory. `None`: the path means itself.
+pub(crate) fn beside(path: &Path) -> Option<PathBuf> {
+    let file = path.parent().filter(|file| file.is_file())?;
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let own = directory.join(path.file_name()?);
+    let is_only = || file_of(directory).is_some_and(|only| only.file_name() == file.file_name());
+    (own.is_file() && is_only()).then_some(own)
+}
+
 /// Whether there is a file at a path, or a GGUF file stands in for it.
 pub(crate) fn is_there(path: &Path) -> bool {
     // What is wrong with a GGUF file is said when it is read.
-    path.is_file() || in_place_of(path).map_or(true, |bytes| bytes.is_some())
+    path.is_file() || beside(path).is_some() || in_place_of(path).map_or(true, |bytes| bytes.is_some())
 }
 
 /// Compares the tokens of a directory's own tokenizer.json with those of its GGUF file, which the
-/// model was trained with. Nothing is compared if the directory has no GGUF file.
+/// model was trained with. Nothing is compared if there is only one of them.
 ///
 /// # Errors
 /// [`DatasetError::GgufTokenizer`] if a token differs.
-pub(crate) fn check(directory: &Path, token: impl Fn(u32) -> Option<String>) -> Result<(), DatasetError> {
-    let Some(file) = Some(directory).filter(|path| path.is_dir()).and_then(file_of) else { return Ok(()) };
+pub(crate) fn check(model: &Path, token: impl Fn(u32) -> Option<String>) -> Result<(), DatasetError> {
+    let path = model.join(TOKENIZER);
+    let own = if path.is_file() { Some(path) } else { beside(&path) };
+    let Some((own, file)) = own.zip(file_of(model)) else { return Ok(()) };
     let texts = texts(&file)?;
     let tokens = texts.as_ref().as_ref().map_or(&[][..], |texts| &texts.tokens);
     // The spelling of spaces in added tokens differs between the two.
@@ -68,7 +79,7 @@ pub(crate) fn check(directory: &Path, token: impl Fn(u32) -> Option<String>) -> 
         let ours = token(id as u32);
         if ours.as_deref().map(plain) != Some(plain(theirs)) {
             let ours = ours.map_or("has no such token".to_owned(), |text| format!("has {text:?} there"));
-            let what = format!("token {id} is {theirs:?}, and {} {ours}", directory.join(TOKENIZER).display());
+            let what = format!("token {id} is {theirs:?}, and {} {ours}", own.display());
             return Err(DatasetError::GgufTokenizer { path: file, what });
         }
     }

@@ -197,6 +197,8 @@ fn read_text(path: &Path) -> Result<String, DatasetError> {
 }
 
 fn read(path: &Path, limit: u64) -> Result<Vec<u8>, DatasetError> {
+    let beside = gguf_texts::beside(path);
+    let path = beside.as_deref().unwrap_or(path);
     if let Some(bytes) = gguf_texts::in_place_of(path)? {
         return Ok(bytes);
     }

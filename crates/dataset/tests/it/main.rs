@@ -1,5 +1,6 @@
 mod counted;
 mod formats;
+mod gguf;
 mod hostile;
 mod kinds;
 mod llama_cpp;
