@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use finetune_advice::Advice;
-use finetune_dataset::{ChatTokenizer, DatasetError};
+use finetune_dataset::ChatTokenizer;
 use finetune_gguf::{Metadata, Value as Field, header};
 use serde_json::Value;
 
@@ -169,7 +169,7 @@ fn a_tokenizer_beside_the_file_comes_first() {
     }
     let mut other: Value = serde_json::from_slice(&original).expect("JSON");
     let ids = other["model"]["vocab"].as_object_mut().expect("a vocabulary");
-    let last = ids.keys().last().cloned().expect("a token");
+    let last = ids.keys().next_back().cloned().expect("a token");
     let first = ids.keys().nth(9).cloned().expect("a token");
     let (of_first, of_last) = (ids[&first].clone(), ids[&last].clone());
     (ids[&first], ids[&last]) = (of_last, of_first);

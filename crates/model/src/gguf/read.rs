@@ -11,13 +11,13 @@ use finetune_kernels::FloatType;
 use finetune_packed::PackedMatrix;
 use finetune_packed::gguf::{BlockType, from_blocks};
 use finetune_store::{Dtype, content_hash_of, hash_of, hex};
-use rayon::prelude::*;
 use serde_json::Value as Json;
 
 use crate::adaptation::module_of;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, list};
 use crate::files::finite::first_not_finite;
+use crate::files::packing::decoded;
 use crate::gguf::place::{Destination, in_order_of_halves, interleaved_heads, name_of_tensor, tensor_name};
 use crate::gguf::read_config::{Described, Keys, OTHER_COPY, with_class};
 use crate::tree::expected_tensors;
@@ -185,15 +185,7 @@ impl GgufBase {
     /// If the file cannot be read, or holds a number that is not finite.
     pub(crate) fn dense_f32(&self, name: &str) -> Result<Vec<f32>, ModelError> {
         match self.tensor(name).map(|info| (info.kind, block_type(info.kind))) {
-            Some((_, Some(_))) => {
-                let matrix = self.packed(name)?;
-                let [_, columns] = matrix.shape;
-                let mut values = vec![0.0; matrix.shape.iter().product()];
-                values.par_chunks_mut(columns).enumerate().for_each(|(row, out)| {
-                    out.iter_mut().enumerate().for_each(|(column, value)| *value = matrix.value(row, column));
-                });
-                Ok(values)
-            }
+            Some((_, Some(_))) => Ok(decoded(&self.packed(name)?)),
             Some((kind, None)) => Ok(kind.decode(&self.dense_bytes(name)?)?),
             None => self.dense_bytes(name).map(|_| Vec::new()),
         }
@@ -302,3 +294,6 @@ fn block_type(kind: TensorType) -> Option<BlockType> {
         TensorType::F32 | TensorType::F16 | TensorType::BF16 | TensorType::Other(_) => return None,
     })
 }
+
+#[cfg(test)]
+mod tests;
