@@ -14,8 +14,8 @@ use crate::values::{Each, Meaning, Piece};
 /// Groups whose scales are read at a time, to a buffer on the stack.
 const GROUPS: usize = 64;
 
-/// Columns that are decoded before they are transposed. With [`ROWS`] rows they take 8 KiB.
-const COLUMNS: usize = 256;
+/// Columns that are decoded before they are transposed. With [`ROWS`] rows they take 16 KiB.
+const COLUMNS: usize = 512;
 
 /// Rows that are transposed at a time.
 pub(crate) const ROWS: usize = 8;
@@ -71,7 +71,11 @@ impl PackedMatrix {
         self.decode_transposed_with(InstructionSet::best(), rows, columns, out);
     }
 
-    pub(crate) fn decode_transposed_with(
+    /// [`PackedMatrix::decode_transposed`] with one of [`InstructionSet::here`], for tests and benchmarks.
+    ///
+    /// # Panics
+    /// As [`PackedMatrix::decode_row`].
+    pub fn decode_transposed_with(
         &self,
         set: InstructionSet,
         rows: Range<usize>,
@@ -93,7 +97,11 @@ impl PackedMatrix {
         }
     }
 
-    pub(crate) fn decode_row_with(&self, set: InstructionSet, row: usize, columns: Range<usize>, out: &mut [f32]) {
+    /// [`PackedMatrix::decode_row`] with one of [`InstructionSet::here`], for tests and benchmarks.
+    ///
+    /// # Panics
+    /// As [`PackedMatrix::decode_row`].
+    pub fn decode_row_with(&self, set: InstructionSet, row: usize, columns: Range<usize>, out: &mut [f32]) {
         let [rows, width] = self.shape;
         assert!(row < rows && columns.end <= width, "row {row}, columns {columns:?} of a matrix {rows} × {width}");
         assert_eq!(out.len(), columns.len(), "a buffer of the length of the range");

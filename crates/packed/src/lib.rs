@@ -8,16 +8,22 @@
 
 #![warn(missing_docs)]
 
+mod check;
 mod codes;
 mod decode;
 mod error;
 pub mod files;
+mod kept;
 mod matrix;
 mod numbers;
+mod quantize;
 mod simd;
 mod values;
 
 pub use codes::{Codes, NibbleOrder};
 pub use error::PackedError;
+pub use kept::Kept;
 pub use matrix::{Decoder, Groups, PackedMatrix, Rounding, Zeros};
 pub use numbers::Numbers;
+pub use quantize::{Scheme, Stored, applies, config_entry, file_bytes, file_tensors, memory, quantize};
+pub use simd::InstructionSet;

@@ -78,12 +78,12 @@ pub(crate) fn e8m0(code: u8) -> f32 {
 }
 
 /// The value of an E4M3 number; NaN for 0x7f and 0xff.
-pub(crate) fn e4m3(code: u8) -> f32 {
+pub(crate) const fn e4m3(code: u8) -> f32 {
     if code & 0x7f == 0x7f {
         return f32::NAN;
     }
     // Exponent and mantissa in the places of f32; the power moves the bias from 127 to 7, and makes
     // subnormal numbers normal. It is exact.
-    let magnitude = f32::from_bits(u32::from(code & 0x7f) << 20) * f32::from_bits((127 + 120) << 23);
+    let magnitude = f32::from_bits(((code & 0x7f) as u32) << 20) * f32::from_bits((127 + 120) << 23);
     if code & 0x80 == 0 { magnitude } else { -magnitude }
 }

@@ -2,16 +2,18 @@
 
 use crate::codes::{Codes, NibbleOrder};
 use crate::decode::ROWS;
-use crate::values::{Each, Piece, decode_each, decode_long, decode_short};
+use crate::values::{Each, Piece, decode_each, decode_long};
 
-/// What code is compiled for.
+/// What decoding is compiled for. All have the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum InstructionSet {
+#[non_exhaustive]
+pub enum InstructionSet {
     /// What every processor of this architecture has. On aarch64 that is NEON.
     Baseline,
+    /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// With its parts F, BW, DQ and VL.
+    /// AVX-512, with its parts F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
@@ -41,7 +43,7 @@ macro_rules! for_each_set {
 
 impl InstructionSet {
     /// Those of this processor, the best one first.
-    pub(crate) fn here() -> impl Iterator<Item = InstructionSet> {
+    pub fn here() -> impl Iterator<Item = InstructionSet> {
         #[cfg(target_arch = "x86_64")]
         let newer = {
             let avx2 = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
@@ -58,7 +60,7 @@ impl InstructionSet {
     }
 
     /// The best one of this processor.
-    pub(crate) fn best() -> InstructionSet {
+    pub fn best() -> InstructionSet {
         InstructionSet::here().next().unwrap_or(InstructionSet::Baseline)
     }
 
@@ -143,11 +145,14 @@ macro_rules! short {
     ($(#[$features:meta])* fn $name:ident, $look_up:ident) => {
         $(#[$features])*
         pub(super) fn $name(piece: &Piece, out: &mut [f32]) {
-            let (codes, shifts) = (piece.codes, shifts(piece.codes));
-            match codes.bits() {
-                2 => decode_short(piece, out, |bit, values, out| $look_up::<2>(codes, bit, &shifts, values, out)),
-                3 => decode_short(piece, out, |bit, values, out| $look_up::<3>(codes, bit, &shifts, values, out)),
-                _ => decode_short(piece, out, |bit, values, out| $look_up::<4>(codes, bit, &shifts, values, out)),
+            let (codes, factors, shifts) = (piece.codes, piece.factors(), shifts(piece.codes));
+            for (group, bit, out) in piece.groups(out) {
+                let values = piece.values(&factors, group);
+                match codes.bits() {
+                    2 => $look_up::<2>(codes, bit, &shifts, &values, out),
+                    3 => $look_up::<3>(codes, bit, &shifts, &values, out),
+                    _ => $look_up::<4>(codes, bit, &shifts, &values, out),
+                }
             }
         }
     };

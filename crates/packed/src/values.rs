@@ -8,6 +8,16 @@ use crate::numbers::e4m3;
 /// Codes that are unpacked at a time.
 const CODES: usize = 256;
 
+/// The values of all E4M3 numbers.
+static E4M3: [f32; 256] = {
+    let (mut values, mut code) = ([0.0; 256], 0);
+    while code < 256 {
+        values[code] = e4m3(code as u8);
+        code += 1;
+    }
+    values
+};
+
 /// [`Decoder`](crate::Decoder) without what differs from group to group.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Meaning<'a> {
@@ -47,46 +57,15 @@ pub(crate) struct Each<'a> {
 impl<'a> Meaning<'a> {
     /// Of codes of so many bits.
     pub(crate) fn of_table(table: &'a [f32], bits: usize) -> Meaning<'a> {
-        let is_e4m3 = || table.iter().zip(0u8..=255).all(|(value, code)| value.to_bits() == e4m3(code).to_bits());
+        let is_e4m3 = || table.iter().zip(&E4M3).all(|(value, known)| value.to_bits() == known.to_bits());
         if bits == 8 && table.len() == 256 && is_e4m3() { Meaning::E4M3 } else { Meaning::Table(table) }
     }
-
-    /// What is multiplied for each code of at most 4 bits, as often as it fits.
-    fn factors(&self, bits: usize) -> [f32; 16] {
-        let code = |n: usize| n & ((1 << bits) - 1);
-        match self {
-            Meaning::Table(table) => std::array::from_fn(|n| table.get(code(n)).copied().unwrap_or(f32::NAN)),
-            _ => std::array::from_fn(|n| code(n) as f32),
-        }
-    }
-}
-
-/// A group's values of all codes of at most 4 bits. Shorter codes are there several times, so that
-/// bits above them do not matter.
-#[inline(always)]
-fn values_of_group(piece: &Piece, factors: &[f32; 16], group: usize) -> [f32; 16] {
-    let (scale, offset) = (piece.scales[group], piece.offsets[group]);
-    let mut values = match piece.meaning {
-        Meaning::Affine => factors.map(|code| code * scale + offset),
-        Meaning::Shifted { factor } => factors.map(|code| (code - offset) * scale * factor),
-        Meaning::Table(_) | Meaning::E4M3 => factors.map(|value| value * scale),
-    };
-    round(piece.rounding, &mut values);
-    values
-}
-
-/// Decodes codes of at most 4 bits: `look_up(bit, values, out)` takes codes from `bit` on and writes
-/// the value of each.
-#[inline(always)]
-pub(crate) fn decode_short(piece: &Piece, out: &mut [f32], look_up: impl Fn(usize, &[f32; 16], &mut [f32])) {
-    let factors = piece.meaning.factors(piece.codes.bits());
-    for_groups(piece, out, |group, bit, out| look_up(bit, &values_of_group(piece, &factors, group), out));
 }
 
 /// Decodes codes of 5 to 8 bits.
 #[inline(always)]
 pub(crate) fn decode_long(piece: &Piece, out: &mut [f32]) {
-    for_groups(piece, out, |group, mut bit, out| {
+    for (group, mut bit, out) in piece.groups(out) {
         let (scale, offset) = (piece.scales[group], piece.offsets[group]);
         let mut buffer = [0; CODES];
         for out in out.chunks_mut(CODES) {
@@ -100,19 +79,70 @@ pub(crate) fn decode_long(piece: &Piece, out: &mut [f32]) {
             round(piece.rounding, out);
             bit += out.len() * piece.codes.bits();
         }
-    });
+    }
 }
 
-/// Calls with each group's number, the bit where its codes begin, and the place of its values.
-#[inline(always)]
-fn for_groups(piece: &Piece, out: &mut [f32], mut decode: impl FnMut(usize, usize, &mut [f32])) {
-    let (first, rest) = out.split_at_mut(piece.first.min(out.len()));
-    let bits = piece.codes.bits();
-    let mut bit = piece.bit + first.len() * bits;
-    decode(0, piece.bit, first);
-    for (group, out) in rest.chunks_mut(piece.period).enumerate() {
-        decode(group + 1, bit, out);
-        bit += out.len() * bits;
+impl Piece<'_> {
+    /// Each group's number, the bit where its codes begin, and the place of its values.
+    #[inline(always)]
+    pub(crate) fn groups<'a>(&self, out: &'a mut [f32]) -> GroupsOf<'a> {
+        let (bit, bits) = (self.bit, self.codes.bits());
+        GroupsOf { group: 0, bit, bits, length: self.first, period: self.period, out }
+    }
+
+    /// What [`Piece::values`] multiplies for each code of at most 4 bits, as often as it fits.
+    pub(crate) fn factors(&self) -> [f32; 16] {
+        let code = |n: usize| n & ((1 << self.codes.bits()) - 1);
+        match self.meaning {
+            Meaning::Table(table) => std::array::from_fn(|n| table.get(code(n)).copied().unwrap_or(f32::NAN)),
+            _ => std::array::from_fn(|n| code(n) as f32),
+        }
+    }
+
+    /// A group's values of all codes of at most 4 bits. Shorter codes are there several times, so that
+    /// bits above them do not matter.
+    #[inline(always)]
+    pub(crate) fn values(&self, factors: &[f32; 16], group: usize) -> [f32; 16] {
+        let (scale, offset) = (self.scales[group], self.offsets[group]);
+        let mut values = *factors;
+        for value in &mut values {
+            *value = match self.meaning {
+                Meaning::Affine => *value * scale + offset,
+                Meaning::Shifted { factor } => (*value - offset) * scale * factor,
+                Meaning::Table(_) | Meaning::E4M3 => *value * scale,
+            };
+        }
+        round(self.rounding, &mut values);
+        values
+    }
+}
+
+/// [`Piece::groups`]
+pub(crate) struct GroupsOf<'a> {
+    group: usize,
+    bit: usize,
+    bits: usize,
+    /// Elements of the next group.
+    length: usize,
+    period: usize,
+    out: &'a mut [f32],
+}
+
+impl<'a> Iterator for GroupsOf<'a> {
+    type Item = (usize, usize, &'a mut [f32]);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.out.is_empty() {
+            return None;
+        }
+        let (now, later) = std::mem::take(&mut self.out).split_at_mut_checked(self.length)?;
+        let (group, bit) = (self.group, self.bit);
+        self.out = later;
+        self.bit += now.len() * self.bits;
+        self.group += 1;
+        self.length = self.period.min(self.out.len());
+        Some((group, bit, now))
     }
 }
 
@@ -165,7 +195,7 @@ fn to_bf16(value: f32) -> f32 {
 }
 
 #[inline(always)]
-fn to_f16(value: f32) -> f32 {
+pub(crate) fn to_f16(value: f32) -> f32 {
     let (sign, bits) = (value.to_bits() & 0x8000_0000, value.to_bits() & 0x7fff_ffff);
     // 13 bits of the mantissa go. From 2^16 on there is only infinity.
     let normal = (bits + 0xfff + (bits >> 13 & 1)) & 0xffff_e000;
