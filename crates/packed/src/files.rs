@@ -104,7 +104,8 @@ impl PackedTensor<'_> {
     /// [`PackedError::Malformed`] for scales that are no numbers and codes that mean none,
     /// [`PackedError::Store`] if a tensor cannot be read.
     pub fn read(&self) -> Result<PackedMatrix, PackedError> {
-        self.layout.read().map_err(|error| error.of(&self.weight, self.path.as_deref()))
+        let matrix = self.layout.read().and_then(|matrix| matrix.check().map(|()| matrix));
+        matrix.map_err(|error| error.of(&self.weight, self.path.as_deref()))
     }
 
     /// The names of all tensors of the file that are of this weight, in the order of the alphabet.
