@@ -49,7 +49,8 @@ impl Subject<'_> {
             options.push((total(micro, checkpointing, usize::MAX, narrow), "model.dtype = \"bf16\"".to_owned()));
         }
         if adaptation.is_some() && precision.packed.elements == 0 {
-            let packed = Precision { packed: packed_in_4_bits(config), ..precision };
+            let sizes = packed_in_4_bits(config);
+            let packed = Precision { packed: sizes, loading: 4 * sizes.largest, ..precision };
             options.push((total(micro, checkpointing, usize::MAX, packed), "model.quantization = \"nf4\"".to_owned()));
         }
         options.retain(|(bytes, _)| *bytes < now - now / 50);

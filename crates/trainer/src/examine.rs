@@ -379,6 +379,7 @@ impl Examiner<'_> {
             placement: device_plan.placement.clone(),
             stored: self.stored,
             packed,
+            loading: found.form.as_ref().map_or(0, |form| form.loading),
             has_bf16: device_plan.found.types.contains(&FloatType::BF16),
         };
         let sizing = sizing(text.as_deref().unwrap_or_default());

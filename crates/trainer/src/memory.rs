@@ -117,16 +117,19 @@ pub(crate) struct Precision {
     pub(crate) held: FloatType,
     /// The packed matrices.
     pub(crate) packed: PackedSizes,
+    /// Bytes that are taken while the largest matrix is packed, before the first step.
+    pub(crate) loading: u64,
 }
 
 impl Precision {
     pub(crate) fn new(sizing: &Sizing) -> Precision {
-        let Sizing { placement, stored, packed, .. } = sizing;
+        let Sizing { placement, stored, packed, loading, .. } = sizing;
         Precision {
             cpu: placement.is_cpu(),
             compute: placement.compute(),
             held: placement.held(*stored),
             packed: *packed,
+            loading: *loading,
         }
     }
 }
@@ -203,6 +206,8 @@ pub(crate) fn estimate(
     let cpu = precision.cpu;
     let Sizes { parameters, trained } = self::sizes(config, adaptation);
     let Peak { bytes: peak, logits, unused_logits } = peak(config, adaptation, step, precision);
+    // While a matrix is packed, nothing of a step is there. On a GPU it is done in the host's memory.
+    let peak = if cpu { peak.max(precision.loading) } else { peak };
     // Logits are reported apart. If the backward pass takes more than they do, they lie in memory
     // that it takes later.
     let logits = logits.min(peak);
@@ -272,6 +277,8 @@ pub(crate) struct Sizing {
     /// The matrices of the base that are packed. Those that new rows make dense count with the bytes
     /// that they take then.
     pub(crate) packed: PackedSizes,
+    /// Bytes that are taken while the largest matrix is packed.
+    pub(crate) loading: u64,
     /// Whether the device computes in bf16.
     pub(crate) has_bf16: bool,
 }
@@ -340,7 +347,7 @@ mod tests {
             answers: false,
         };
         let packed = PackedSizes::default();
-        let precision = Precision { cpu: false, compute: FloatType::BF16, held: FloatType::BF16, packed };
+        let precision = Precision { cpu: false, compute: FloatType::BF16, held: FloatType::BF16, packed, loading: 0 };
         estimate(&config, Some(&all_linear(&config, 16)), &step, precision).total as f64 / f64::from(1 << 30)
     }
 

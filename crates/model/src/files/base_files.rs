@@ -133,11 +133,11 @@ impl BaseFiles {
             Origin::Directory { files, packing } => (files, packing),
             Origin::Gguf(base) => {
                 let Some(stored) = base.stored(name) else { return Ok(None) };
-                return match &stored {
-                    GgufStored::Dense(_, found) if found != shape => wrong_shape(found),
-                    GgufStored::Packed { shape: found, .. } if found != shape => wrong_shape(found),
-                    _ => Ok(Some(Stored::Gguf(base, stored))),
+                let found = match &stored {
+                    GgufStored::Dense(_, found) => found.clone(),
+                    GgufStored::Packed { shape: found, .. } => found.to_vec(),
                 };
+                return if found == shape { Ok(Some(Stored::Gguf(base, stored))) } else { wrong_shape(&found) };
             }
         };
         if let [rows, columns] = *shape
@@ -317,6 +317,12 @@ impl BaseTensor<'_> {
             (_, Some(scheme)) => Some(packing::quantized_bytes(scheme, &self.shape, self.dtype()?)),
             (_, None) => None,
         }
+    }
+
+    /// Bytes that are taken while it is packed: its elements in f32.
+    pub(crate) fn loading_bytes(&self) -> u64 {
+        let elements = self.shape.iter().product::<usize>() as u64;
+        if self.quantization.is_some() { 4 * elements } else { 0 }
     }
 
     /// Names of the tensors that make it; none of a dense one.

@@ -18,6 +18,8 @@ pub struct BaseForm {
     pub packed: PackedSizes,
     /// Sizes of those among embedding and output layer.
     pub vocabulary: PackedSizes,
+    /// Bytes that are taken while the largest matrix is packed: its elements in f32.
+    pub loading: u64,
     /// Whether matrices are packed in the files, and not only once they are read.
     pub is_packed_in_files: bool,
 }
@@ -41,6 +43,7 @@ impl BaseForm {
             words: described(tensors.iter()),
             packed: PackedSizes::of(tensors.iter()),
             vocabulary: PackedSizes::of(tensors.iter().filter(of_vocabulary)),
+            loading: tensors.iter().map(BaseTensor::loading_bytes).max().unwrap_or(0),
             is_packed_in_files: tensors.iter().any(BaseTensor::is_packed_in_file),
         }
     }

@@ -101,11 +101,6 @@ impl GgufBase {
         Ok(Some(GgufBase { path: path.to_owned(), files, config, config_json, destination, names }))
     }
 
-    /// What the user named.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The config of the model.
     pub(crate) fn config(&self) -> &ModelConfig {
         &self.config

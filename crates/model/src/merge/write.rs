@@ -244,7 +244,7 @@ impl<'a> Writer<'a> {
         let words = described(bases)?;
         let rounded = match self.form.quantize {
             Some(scheme) => format!("packed again as {}", scheme_word(scheme)),
-            None => format!("rounded once to {}", self.number_type()),
+            None => format!("rounded once to {}", self.number_type().name().to_lowercase()),
         };
         Some(format!("merged into the packed weights of {} ({words}), decoded and {rounded}", files.path().display()))
     }
