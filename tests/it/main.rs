@@ -30,6 +30,7 @@ mod models;
 mod new_tokens;
 mod program;
 mod promises;
+mod quantized;
 mod random;
 mod rdma;
 mod recipes;
