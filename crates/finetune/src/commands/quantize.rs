@@ -257,7 +257,7 @@ fn why(scheme: Scheme, name: &str, columns: usize) -> String {
     let of_vocabulary = name.contains("embed_tokens") || name.starts_with("lm_head");
     match group(scheme) {
         None if of_vocabulary => "bitsandbytes packs the linear layers between embedding and output layer".to_owned(),
-        Some(group) if columns % group != 0 => format!("its {columns} columns are no multiple of {group}"),
+        Some(group) if !columns.is_multiple_of(group) => format!("its {columns} columns are no multiple of {group}"),
         _ => "it is none of the matrices that this form packs".to_owned(),
     }
 }
