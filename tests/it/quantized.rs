@@ -81,7 +81,7 @@ fn every_form_is_written_and_answers_nearly_as_the_model() {
         let text = quantize(&folder, scheme, scheme);
         assert!(text.contains(&format!(" in {scheme}: ")) && text.contains("bits a weight"), "{text}");
         // What does not fill its groups stays, and is named.
-        let stays = text.contains("mlp.down_proj") && text.contains("its 352 columns are no multiple of 64");
+        let stays = text.contains("mlp.down_proj of 4 layers: its 352 columns are no multiple of 64");
         assert_eq!(stays, scheme.starts_with("mlx"), "{text}");
         let reader = if scheme.starts_with('m') { "mlx-lm" } else { "transformers with bitsandbytes" };
         assert!(text.contains(&format!("loads in    {reader}")), "{text}");
@@ -91,7 +91,7 @@ fn every_form_is_written_and_answers_nearly_as_the_model() {
         assert_eq!(loss(&folder, &["model", "--quantization", scheme]), packed, "{scheme}");
     }
     let (dense, packed) = (tree(&folder.path("model")), tree(&folder.path("mlx4")));
-    assert!(packed["model.safetensors"].len() * 3 < dense["model.safetensors"].len());
+    assert!(packed["model.safetensors"].len() * 2 < dense["model.safetensors"].len());
     assert!(packed["tokenizer.json"] == dense["tokenizer.json"], "what goes along is copied");
 }
 
@@ -169,7 +169,9 @@ fn a_run_over_a_packed_base() {
     let quantized =
         |scheme: &str| folder.finetune(&[&merge[..], &[scheme, "--quantize", scheme]].concat()).expect(0).stdout;
     let (four, eight) = (quantized("mlx4"), quantized("mlx8"));
-    assert!(four.contains("% survives in 4 bits") && eight.contains("% survives in 8 bits"), "{four}{eight}");
+    // What was packed once stays where it was: most of the change is rounded away.
+    assert!(four.starts_with("warning: of the change") && four.contains("% survives in 4 bits; keep the adapter"));
+    assert!(eight.starts_with("of the change") && eight.contains("% survives in 8 bits"), "{eight}");
     assert!((loss(&folder, &["mlx8"]) - trained).abs() < 0.1);
 
     folder.finetune(&["export", "run", "--format", "mlx", "--output", "for-mlx"]).expect(0);
