@@ -278,6 +278,6 @@ fn a_gguf_file_is_a_base() {
     assert!((trained - last_evaluation(&folder, "run")).abs() < 1e-4);
     folder.finetune(&["generate", "run", "--prompt", "Hi", "--max-new-tokens", "3"]).expect(0);
     folder.finetune(&["export", "run", "--format", "merged", "--output", "merged"]).expect(0);
-    assert!((loss(&folder, &["merged"]) - trained).abs() < 0.02);
+    assert!((loss(&folder, &["merged"]) - trained).abs() < 0.05);
     folder.finetune(&["quantize", file, "--to", "mlx4", "--output", "out"]).expect(2).says("is a GGUF file");
 }
