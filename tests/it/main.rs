@@ -28,6 +28,7 @@ mod memory;
 mod messages;
 mod models;
 mod new_tokens;
+mod packed;
 mod program;
 mod promises;
 mod random;

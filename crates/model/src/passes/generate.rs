@@ -166,7 +166,7 @@ impl Model {
             training: false,
             dropout: None,
         };
-        let pass = || {
+        let mut pass = || {
             let x = decoder::embed(&self.weights, tokens, &context);
             let x = decoder::layers(&self.weights, x, &context, Some(caches), &mut |_, _| {});
             let x = x.narrow(0, tokens.len() - last, last);
