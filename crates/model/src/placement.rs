@@ -3,6 +3,7 @@
 use burn::tensor::Device;
 use finetune_kernels::FloatType;
 use finetune_kernels::devices::is_cpu;
+use finetune_packed::Scheme;
 
 /// The device of a model, what it computes in, and what its frozen matrices are held in. Trained
 /// parameters, norms and biases are always f32.
@@ -12,6 +13,8 @@ pub struct Placement {
     compute: FloatType,
     /// `None`: as the model's file has them.
     held: Option<FloatType>,
+    /// How frozen matrices are packed while they are loaded. `None`: they are not.
+    quantization: Option<Scheme>,
 }
 
 impl Placement {
@@ -19,12 +22,24 @@ impl Placement {
     /// is exact, and saves half of the memory if the file has 16 bits. Otherwise they are rounded
     /// to `held`.
     pub fn cpu(held: Option<FloatType>) -> Placement {
-        Placement { device: Device::flex(), compute: FloatType::F32, held }
+        Placement { device: Device::flex(), compute: FloatType::F32, held, quantization: None }
     }
 
     /// On a GPU, held and computed in one number type.
     pub fn gpu(device: Device, compute: FloatType) -> Placement {
-        Placement { device, compute, held: Some(compute) }
+        Placement { device, compute, held: Some(compute), quantization: None }
+    }
+
+    /// The same with frozen matrices that are packed while they are loaded, from the numbers that their
+    /// file has. A base that is packed already stays as it is.
+    #[must_use]
+    pub fn quantized(self, quantization: Option<Scheme>) -> Placement {
+        Placement { quantization, ..self }
+    }
+
+    /// How frozen matrices are packed while they are loaded.
+    pub fn quantization(&self) -> Option<Scheme> {
+        self.quantization
     }
 
     /// The device.

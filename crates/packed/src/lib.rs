@@ -9,9 +9,16 @@
 #![warn(missing_docs)]
 
 mod codes;
+mod decode;
+mod error;
+pub mod files;
+pub mod gguf;
 mod matrix;
 mod numbers;
+mod simd;
+mod values;
 
 pub use codes::{Codes, NibbleOrder};
+pub use error::PackedError;
 pub use matrix::{Decoder, Groups, PackedMatrix, Rounding, Zeros};
 pub use numbers::Numbers;

@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use finetune_model::merge::companion_files;
-use finetune_model::{BaseName, FloatType, Model, Placement, base_digest, float_type};
+pub use finetune_model::stored_type;
+use finetune_model::{BaseName, Model, Placement, base_digest};
 use finetune_recipe::Recipe;
-use finetune_store::{Dtype, Holding, TensorSet, recognize};
+use finetune_store::{Dtype, Holding, recognize};
 
 use crate::error::TrainError;
 use crate::initial_adapter::InitialAdapter;
@@ -71,15 +72,6 @@ pub(crate) fn base_name(recipe: &Recipe, directory: &Path) -> BaseName {
 /// Whether a model directory has weights, and not only a config.json to make fresh ones from.
 pub(crate) fn has_weights(directory: &Path) -> bool {
     ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| directory.join(name).is_file())
-}
-
-/// The number type that the matrices of a model directory are stored in; f32 if there are none yet.
-pub fn stored_type(directory: &Path) -> FloatType {
-    let dtype = TensorSet::open_model(directory).ok().and_then(|files| {
-        let widest = files.names().filter_map(|name| files.get(name)).filter(|view| view.shape.len() == 2);
-        widest.max_by_key(|view| view.size()).map(|view| view.dtype)
-    });
-    dtype.and_then(float_type).unwrap_or(FloatType::F32)
 }
 
 /// The base model of a recipe with what is trained set up, and the digest of what its weights were

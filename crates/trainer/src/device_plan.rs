@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use finetune_model::{DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, Placement, gpus};
+use finetune_model::{DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, Placement, gpus, scheme_named};
 use finetune_recipe::{DeviceChoice, DtypeChoice, Model};
 
 use crate::error::TrainError;
@@ -41,23 +41,26 @@ pub struct DevicePlan {
 
 impl DevicePlan {
     /// Chooses the device and number type of a recipe, for a model whose file has `stored` numbers.
-    /// `auto` takes a GPU if there is a real one, and computes in the file's number type.
+    /// `auto` takes a GPU if there is a real one, and computes in the file's number type. The placement
+    /// packs frozen matrices as `model.quantization` says.
     ///
     /// # Errors
     /// If the recipe asks for a GPU and there is none.
     pub fn choose(model: &Model, host: &ThisHost, stored: FloatType) -> Result<DevicePlan, TrainError> {
-        match model.device {
-            DeviceChoice::Cpu => Ok(DevicePlan::cpu(model.dtype)),
-            DeviceChoice::Gpu => DevicePlan::gpu(model.dtype, host, stored, gpus(true)),
+        let plan = match model.device {
+            DeviceChoice::Cpu => DevicePlan::cpu(model.dtype),
+            DeviceChoice::Gpu => DevicePlan::gpu(model.dtype, host, stored, gpus(true))?,
             DeviceChoice::Auto => {
                 let real = gpus(false);
                 if real.is_empty() {
-                    Ok(DevicePlan::cpu(model.dtype))
+                    DevicePlan::cpu(model.dtype)
                 } else {
-                    DevicePlan::gpu(model.dtype, host, stored, real)
+                    DevicePlan::gpu(model.dtype, host, stored, real)?
                 }
             }
-        }
+        };
+        let quantization = model.quantization.and_then(|quantization| scheme_named(quantization.as_str()));
+        Ok(DevicePlan { placement: plan.placement.quantized(quantization), ..plan })
     }
 
     fn cpu(dtype: DtypeChoice) -> DevicePlan {

@@ -136,7 +136,8 @@ pub fn left_out(base: &Path) -> Vec<String> {
     left
 }
 
-/// config.json of the base, with the number type that the weights are written in.
+/// config.json of the base for weights that are not packed, with the number type that they are written
+/// in.
 fn config_json(base: &Path, dtype: Dtype) -> Result<Vec<u8>, ModelError> {
     let path = base.join("config.json");
     let text = read_text(&path, crate::files::config_json::LIMIT)?;
@@ -150,6 +151,11 @@ fn config_json(base: &Path, dtype: Dtype) -> Result<Vec<u8>, ModelError> {
         Dtype::F16 => "float16",
         _ => "float32",
     });
+    // The weights are plain numbers. A packed base has these in both of mlx-lm's and transformers'
+    // spellings.
+    if let Some(config) = config.as_object_mut() {
+        config.retain(|key, _| !["quantization", "quantization_config"].contains(&key.as_str()));
+    }
     // The config says tied, but the weights have an output layer of their own. Not every reader
     // compares the two.
     let says_tied = config.get("tie_word_embeddings") == Some(&Value::Bool(true));

@@ -65,6 +65,15 @@ pub(crate) fn from_f32(values: &[f32], dtype: Dtype) -> Vec<u8> {
     }
 }
 
+/// f32 values as they read back once they are rounded to a file's number type.
+pub(crate) fn rounded(values: &[f32], dtype: Dtype) -> Vec<f32> {
+    match dtype {
+        Dtype::BF16 => values.par_iter().map(|&value| half::bf16::from_f32(value).to_f32()).collect(),
+        Dtype::F16 => values.par_iter().map(|&value| half::f16::from_f32(value).to_f32()).collect(),
+        _ => values.to_vec(),
+    }
+}
+
 /// Whether two tensors hold the same numbers, perhaps in different types.
 pub(crate) fn have_same_values(a: &TensorView<'_>, b: &TensorView<'_>) -> Result<bool, ModelError> {
     if a.dtype == b.dtype && hash(a)? == hash(b)? {

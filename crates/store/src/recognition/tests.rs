@@ -122,6 +122,8 @@ fn directories_are_known_by_what_they_have() {
         (&["recipe.toml", "model/config.json", "train.jsonl"], Holding::Directory),
         (&["checkpoints/epoch-1.pt"], Holding::Directory),
         (&["tiny-q4.gguf"], Holding::Gguf),
+        (&["tiny-q4.gguf", "config.json"], Holding::Gguf),
+        (&["tiny-q4.gguf", "config.json", "model.safetensors"], Holding::ModelDirectory),
         (&[".DS_Store"], Holding::EmptyDirectory),
     ];
     for (n, (files, want)) in cases.into_iter().enumerate() {

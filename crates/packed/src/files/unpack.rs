@@ -1,0 +1,81 @@
+//! Codes that are packed along the rows of a matrix, brought into the order of its columns.
+//!
+//! GPTQ and AWQ store [i, o], the transpose of a weight, and their scales too.
+
+use rayon::prelude::*;
+
+use crate::{Codes, NibbleOrder};
+
+/// Elements of a side of the squares that are transposed at a time: of 4 bytes, a line of the cache.
+const SQUARE: usize = 16;
+
+/// The transpose of `[rows, columns]` elements of `N` bytes each: `[columns, rows]`.
+pub(super) fn transpose<const N: usize>(bytes: &[u8], rows: usize, columns: usize) -> Vec<u8> {
+    let mut transposed = vec![0; bytes.len()];
+    let (source, _) = bytes.as_chunks::<N>();
+    transposed.par_chunks_mut((SQUARE * rows * N).max(1)).enumerate().for_each(|(strip, out)| {
+        let (out, _) = out.as_chunks_mut::<N>();
+        let first = strip * SQUARE;
+        for start in (0..rows).step_by(SQUARE) {
+            for (column, out) in out.chunks_mut(rows).enumerate() {
+                for row in start..rows.min(start + SQUARE) {
+                    out[row] = source[row * columns + first + column];
+                }
+            }
+        }
+    });
+    transposed
+}
+
+/// The codes of `[rows · bits / 32, columns]` words, each column of which is a stream of bits along
+/// the rows: `[rows, columns]` codes, a byte each.
+pub(super) fn along_rows(bytes: &[u8], rows: usize, columns: usize, bits: usize) -> Vec<u8> {
+    let words = (rows * bits).div_ceil(32);
+    let streams = Codes::new(transpose::<4>(bytes, words, columns), bits, 32 * words, NibbleOrder::LowFirst);
+    let code = |place: usize| streams.code(place % columns, place / columns) as u8;
+    (0..rows * columns).into_par_iter().map(code).collect()
+}
+
+/// The codes of `[groups, words]` words, each row of which is a stream of bits: `[columns, groups]`
+/// codes, a byte each.
+pub(super) fn along_columns(bytes: Vec<u8>, groups: usize, columns: usize, bits: usize) -> Vec<u8> {
+    let words = (columns * bits).div_ceil(32);
+    let streams = Codes::new(bytes, bits, 32 * words, NibbleOrder::LowFirst);
+    let code = |place: usize| streams.code(place % groups, place / groups) as u8;
+    (0..columns * groups).into_par_iter().map(code).collect()
+}
+
+/// The output that each nibble of an AWQ word is of, from the lowest on.
+pub(super) const AWQ_ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
+
+/// AWQ's words [i, o / 8], 8 outputs each: rows of 4-bit codes [o, i / 2], the first code low.
+pub(super) fn awq_codes(bytes: &[u8], inputs: usize, outputs: usize) -> Vec<u8> {
+    let (words, _) = bytes.as_chunks::<4>();
+    let (width, row) = (outputs / 8, inputs.div_ceil(2));
+    let mut codes = vec![0; outputs * row];
+    // So many words are a line of the cache, of which nothing is read twice.
+    codes.par_chunks_mut((SQUARE * 8 * row).max(1)).enumerate().for_each(|(strip, out)| {
+        let first = strip * SQUARE;
+        for input in 0..inputs {
+            let shift = 4 * (input % 2);
+            for (word, out) in out.chunks_mut(8 * row).enumerate() {
+                let word = u32::from_le_bytes(words[input * width + first + word]);
+                for (nibble, output) in AWQ_ORDER.into_iter().enumerate() {
+                    out[output * row + input / 2] |= ((word >> (4 * nibble) & 15) as u8) << shift;
+                }
+            }
+        }
+    });
+    codes
+}
+
+/// AWQ's zero points [o, groups], a byte each, whose outputs are in the order of their nibbles, in
+/// the order of the outputs.
+pub(super) fn awq_zeros(zeros: &[u8], groups: usize) -> Vec<u8> {
+    let mut ordered = vec![0; zeros.len()];
+    for (nibble, zeros) in zeros.chunks(groups.max(1)).enumerate() {
+        let output = nibble / 8 * 8 + AWQ_ORDER[nibble % 8];
+        ordered[output * groups..][..groups].copy_from_slice(zeros);
+    }
+    ordered
+}
