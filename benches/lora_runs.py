@@ -83,13 +83,13 @@ class Runs:
             done = subprocess.run(line, env=self.environment, stdout=subprocess.PIPE, text=True, check=True)
             return int(done.stdout)
 
-    def peer(self, python, script, model, targets, preload=None, steps=None, more=()):
+    def peer(self, python, script, model, targets, preload=None, steps=None, warmup=1, more=()):
         """What a peer's script prints: see lora_step.py."""
         environment = dict(self.environment, T0=str(time.time()))
         if preload:
             environment["LD_PRELOAD"] = preload
         line = [python, script, "--model", model, "--targets", targets, "--steps", str(steps or self.steps),
-                "--warmup", "1", *more]
+                "--warmup", str(warmup), *more]
         if "torch" in os.path.basename(script):
             line += ["--threads", str(self.threads)]
         printed = subprocess.run(line, env=environment, capture_output=True, text=True)

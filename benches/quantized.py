@@ -20,8 +20,9 @@ the start of the program to its first step. The second has ratios, each with its
   f32, bf16  finetune against torch + PEFT in the same type of products
   peers      finetune over a packed base against the program that owns the format
 
-mlx-lm without --openblas is very slow, so --mlx-steps is 1. The peers' scripts are described in
-lora_step.py. A peer whose script is not given is left out.
+mlx-lm multiplies packed weights on a CPU without vector instructions and in one thread, whatever its BLAS
+is: its step takes minutes. So it makes one step, in the first round only. The peers' scripts are described
+in lora_step.py. A peer whose script is not given is left out.
 """
 import argparse, datetime, json, pathlib, subprocess, sys, tempfile
 
@@ -59,13 +60,12 @@ def parse():
     parser.add_argument("--python", required=True, help="one with torch, transformers, PEFT, bitsandbytes and mlx-lm")
     parser.add_argument("--torch-script")
     parser.add_argument("--mlx-script")
-    parser.add_argument("--openblas", help="a shared library to preload for mlx: its own wheel's BLAS is far slower")
+    parser.add_argument("--openblas", help="a shared library to preload for mlx: its own wheel's BLAS is slower")
     parser.add_argument("--targets", default="all", help="`qv`, `all` or both")
     parser.add_argument("--ours", default=" ".join(OURS).replace("bf16 base", "bf16-base"), help="forms of our own steps")
     parser.add_argument("--peers", default="torch-f32 torch-bf16 bnb mlx-lm")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--mlx-steps", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output")
     return parser.parse_args()
@@ -97,8 +97,8 @@ def weight_bytes(options, form):
     return sum(path.stat().st_size for path in (options.models / f"{options.model}-{form}").glob("model*.safetensors"))
 
 
-def contestants(options, runs, targets, rows):
-    """(name, what runs it)"""
+def contestants(options, runs, targets, rows, number):
+    """(name, what runs it) of a round."""
     def ours(form, sets):
         return lambda: runs.finetune(f"{options.model}-{form}", targets, rows, sets)
 
@@ -107,8 +107,8 @@ def contestants(options, runs, targets, rows):
                                  more=["--dtype", dtype])
 
     def mlx():
-        return runs.peer(options.python, options.mlx_script, f"{options.model}-mlx4", targets, options.openblas,
-                         options.mlx_steps)
+        return runs.peer(options.python, options.mlx_script, f"{options.model}-mlx4", targets, options.openblas, steps=1,
+                         warmup=0)
 
     chosen = [name.replace("bf16-base", "bf16 base") for name in options.ours.split()]
     found = [(f"finetune {name}", ours(*OURS[name])) for name in chosen]
@@ -118,7 +118,7 @@ def contestants(options, runs, targets, rows):
              "mlx-lm": ("mlx-lm mlx4", mlx)}
     for name in options.peers.split():
         script = options.mlx_script if name == "mlx-lm" else options.torch_script
-        if script:
+        if script and (name != "mlx-lm" or number == 0):
             found.append(peers[name])
     return found
 
@@ -157,7 +157,7 @@ def main():
         rows = tokens_file(options.models, directory, make=True)
         for number in range(options.rounds):
             for targets in options.targets.split():
-                for name, contestant in contestants(options, runs, targets, rows):
+                for name, contestant in contestants(options, runs, targets, rows, number):
                     figures = contestant()
                     results.setdefault((targets, name), []).append(figures)
                     print(f"round {number + 1} {targets} {name}: {figures['cpu_s_per_step']:.3f} CPU s per step",
