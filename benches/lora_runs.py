@@ -49,7 +49,7 @@ class Runs:
         with tempfile.TemporaryDirectory() as output:
             start = time.time()
             line = self.command(output, model, targets, steps, rows, sets)
-            child = subprocess.Popen(line, env=self.environment)
+            child = subprocess.Popen(line, env=self.environment, stdout=subprocess.DEVNULL)
             metrics = pathlib.Path(output, "run", "metrics.jsonl")
             first = None
             while child.poll() is None:
@@ -76,7 +76,7 @@ class Runs:
 
     def peak(self, model, targets, rows, sets=()):
         """Peak memory in MiB of a run of three steps, through a small process without other children."""
-        code = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
+        code = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL);"
                 "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)")
         with tempfile.TemporaryDirectory() as output:
             line = [sys.executable, "-c", code, *self.command(output, model, targets, 3, rows, sets)]
