@@ -234,7 +234,7 @@ impl Method {
             "awq" => awq(keys)?,
             "auto-round" => match keys.text("packing_format")?.unwrap_or_default() {
                 packing if packing.contains("awq") => awq(keys)?,
-                packing if packing.contains("gptq") => Gptq::parse(keys)?,
+                packing if packing.contains("auto_gptq") => Gptq::parse(keys)?,
                 packing => {
                     Method::Foreign(foreign::named(&format!("auto-round in the packing {}", foreign::short(packing))))
                 }

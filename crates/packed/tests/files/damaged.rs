@@ -5,10 +5,8 @@ use std::path::Path;
 use finetune_advice::Advice;
 use finetune_store::Dtype;
 
-mod made;
-
-use made::Change::{Bytes, Cast, Config, Remove, Text};
-use made::{Change, Files};
+use crate::made::Change::{Bytes, Cast, Config, Remove, Text};
+use crate::made::{Change, Files};
 
 /// What is done to the files, and words of the error.
 type Damage = (&'static [Change], &'static str);
@@ -19,13 +17,27 @@ const MINUS_ONE: &[u8] = &(-1.0f32).to_le_bytes();
 /// Of F16.
 const NAN_16: &[u8] = &[0x00, 0x7e];
 
+/// Weights of all families, and how an error of another shape names them.
+const WEIGHTS: [(&str, &str, [usize; 2], &str); 10] = [
+    ("mlx", "affine_4_32_f32.weight", [3, 160], "affine_4_32_f32.weight"),
+    ("bitsandbytes", "nf4_24x128_double_bfloat16.weight", [24, 128], "nf4_24x128_double_bfloat16.weight"),
+    ("bitsandbytes", "int8_3x64.weight", [3, 64], "int8_3x64.weight"),
+    ("compressed", "int4_group32.weight", [48, 128], "int4_group32.weight"),
+    ("compressed", "bytes_channel.weight", [6, 40], "bytes_channel.weight"),
+    ("fp8", "blocks.weight", [129, 132], "blocks.weight"),
+    ("modelopt", "nvfp4.weight", [5, 48], "nvfp4.weight"),
+    ("mxfp4", "blocks", [6, 96], "blocks"),
+    ("gptq", "b4_48x96.weight", [48, 96], "b4_48x96."),
+    ("awq", "gemm_48x96.weight", [48, 96], "gemm_48x96."),
+];
+
 fn files(family: &str) -> Files {
     Files::of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/files").join(family))
 }
 
 #[track_caller]
 fn refused(family: &str, weight: &str, shape: [usize; 2], cases: &[Damage]) {
-    assert!(files(family).read(weight, shape).expect("the golden itself"), "{weight} is packed");
+    assert!(files(family).read(weight, shape).expect("the golden itself").is_some(), "{weight} is packed");
     for (changes, words) in cases {
         let mut files = files(family);
         changes.iter().for_each(|change| files.change(*change));
@@ -39,19 +51,7 @@ fn refused(family: &str, weight: &str, shape: [usize; 2], cases: &[Damage]) {
 
 #[test]
 fn matrices_of_other_shapes_than_the_model_has() {
-    let cases = [
-        ("mlx", "affine_4_32_f32.weight", [3, 160], "affine_4_32_f32.weight"),
-        ("bitsandbytes", "nf4_24x128_double_bfloat16.weight", [24, 128], "nf4_24x128_double_bfloat16.weight"),
-        ("bitsandbytes", "int8_3x64.weight", [3, 64], "int8_3x64.weight"),
-        ("compressed", "int4_group32.weight", [48, 128], "int4_group32.weight"),
-        ("compressed", "bytes_channel.weight", [6, 40], "bytes_channel.weight"),
-        ("fp8", "blocks.weight", [129, 132], "blocks.weight"),
-        ("modelopt", "nvfp4.weight", [5, 48], "nvfp4.weight"),
-        ("mxfp4", "blocks", [6, 96], "blocks"),
-        ("gptq", "b4_48x96.weight", [48, 96], "b4_48x96."),
-        ("awq", "gemm_48x96.weight", [48, 96], "gemm_48x96."),
-    ];
-    for (family, weight, [rows, columns], named) in cases {
+    for (family, weight, [rows, columns], named) in WEIGHTS {
         let huge = usize::MAX / 8;
         for shape in
             [[columns, rows], [rows - 1, columns], [rows, columns + 32], [rows, columns / 2], [rows, 0], [huge, 64]]
@@ -60,6 +60,39 @@ fn matrices_of_other_shapes_than_the_model_has() {
             assert!(message.contains(named), "{weight} as {shape:?}: {message}");
         }
     }
+}
+
+#[test]
+fn no_dtype_and_shape_of_a_tensor_ends_in_a_panic() {
+    let dtypes = [Dtype::U8, Dtype::I8, Dtype::F8_E4M3, Dtype::F8_E8M0, Dtype::F16, Dtype::I32, Dtype::U32, Dtype::F32];
+    let (mut refused, mut read) = (0, 0);
+    for (family, weight, shape, ..) in WEIGHTS {
+        let golden = files(family);
+        let stem = weight.strip_suffix(".weight").unwrap_or(weight);
+        let is_part = |name: &str| {
+            name.strip_prefix(stem).is_some_and(|end| end.starts_with('.') || end == "_blocks" || end == "_scales")
+        };
+        for (name, _, lengths) in golden.tensors().into_iter().filter(|(name, ..)| is_part(name)) {
+            let mut shapes = vec![vec![], vec![0], vec![1], vec![0, 0], lengths.iter().rev().copied().collect()];
+            for place in 0..lengths.len() {
+                for length in [0, 1, lengths[place] / 2, lengths[place] + 1, lengths[place] * 2] {
+                    let mut other = lengths.clone();
+                    other[place] = length;
+                    shapes.push(other);
+                }
+            }
+            shapes.push(lengths);
+            for (dtype, lengths) in dtypes.iter().flat_map(|dtype| shapes.iter().map(move |lengths| (dtype, lengths))) {
+                let mut changed = files(family);
+                changed.cast(&name, *dtype, lengths, 0x5a);
+                match changed.read(weight, shape) {
+                    Ok(found) => read += usize::from(found.is_some()),
+                    Err(_) => refused += 1,
+                }
+            }
+        }
+    }
+    assert!(read > 30 && refused > 20 * read, "{refused} refused, {read} read");
 }
 
 #[test]
@@ -559,7 +592,7 @@ fn formats_that_are_not_read_are_named() {
         assert!(error.to_string().ends_with(&format!("blocks.weight: {words} is not read")), "{error}");
         assert!(error.hints()[0].contains("model.quantization"), "{:?}", error.hints());
         // A plain weight is used whatever the configuration says.
-        assert!(!changed.read("absent.weight", [129, 132]).expect("nothing there"));
+        assert!(changed.read("absent.weight", [129, 132]).expect("nothing there").is_none());
     }
     let tensors = [
         ("new.W_q", "new.W_q: HQQ is not read"),
@@ -630,6 +663,6 @@ fn weights_that_the_configuration_passes_over_are_read_as_they_lie() {
     for (family, module, shape, text) in cases {
         let mut changed = files(family);
         changed.change(Config(text));
-        assert!(changed.read(&format!("{module}.weight"), shape).expect(module), "{module} with {text}");
+        assert!(changed.read(&format!("{module}.weight"), shape).expect(module).is_some(), "{module} with {text}");
     }
 }
