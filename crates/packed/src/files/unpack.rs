@@ -6,7 +6,8 @@ use rayon::prelude::*;
 
 use crate::{Codes, NibbleOrder};
 
-/// Elements of a side of the squares that are transposed at a time: of 4 bytes, a line of the cache.
+/// Elements of a side of the squares that are transposed at a time: 64 bytes of words, a line of the
+/// cache.
 const SQUARE: usize = 16;
 
 /// The transpose of `[rows, columns]` elements of `N` bytes each: `[columns, rows]`.

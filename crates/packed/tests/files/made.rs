@@ -57,7 +57,7 @@ impl Files {
         self.tensors.iter().map(|(name, dtype, shape, _)| (name.clone(), *dtype, shape.clone())).collect()
     }
 
-    /// The same with another dtype and shape of one tensor, whose bytes are cut off, or some of `fill` added.
+    /// The same with another dtype and shape of one tensor. Bytes are cut off, or `fill` added.
     pub(crate) fn cast(&mut self, name: &str, dtype: Dtype, shape: &[usize], fill: u8) {
         let tensor = self.tensor(name);
         (tensor.1, tensor.2) = (dtype, shape.to_vec());
