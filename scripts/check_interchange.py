@@ -77,9 +77,9 @@ class Report:
         self.failures = 0
         print(f"{'family or case':<21}{'check':<12}{'rows':<6}{'theirs':>14}{'ours':>14}{'difference':>12}")
 
-    def compare(self, family, check, rows, theirs, ours):
+    def compare(self, family, check, rows, theirs, ours, tolerance=TOLERANCE):
         difference = abs(theirs - ours)
-        wrong = not difference <= TOLERANCE  # not `>`: NaN is wrong too
+        wrong = not difference <= tolerance  # not `>`: NaN is wrong too
         self.failures += wrong
         print(f"{family:<21}{check:<12}{rows:<6}{theirs:>14.8f}{ours:>14.8f}{difference:>12.1e}{'  WRONG' * wrong}",
               flush=True)

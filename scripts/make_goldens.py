@@ -276,9 +276,9 @@ def write_hub_config(directory):
 # --- rows and losses ------------------------------------------------------------------------------
 
 
-def random_row(length, generator):
+def random_row(length, generator, vocabulary=VOCABULARY):
     """Tokens and unshifted labels: a prompt outside the loss, and in longer rows a second gap."""
-    input_ids = torch.randint(0, VOCABULARY, (length,), generator=generator).tolist()
+    input_ids = torch.randint(0, vocabulary, (length,), generator=generator).tolist()
     labels = list(input_ids)
     prompt = int(torch.randint(2, max(3, length // 2), (1,), generator=generator))
     labels[:prompt] = [IGNORED] * prompt

@@ -13,6 +13,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("crates/finetune/src/memory.rs", "getrusage and sysctl"),
     ("crates/finetune/src/overflow.rs", "a handler of faults"),
     ("crates/finetune/src/signals.rs", "sigaction and signal"),
+    ("crates/kernels/src/cpu/bf16_product.rs", "bf16 instructions"),
     ("crates/kernels/src/cpu/buffer.rs", "uninitialized memory"),
     ("crates/kernels/src/cpu/matmul.rs", "gemm's pointers"),
     ("crates/kernels/src/cpu/simd.rs", "vector instructions"),

@@ -24,6 +24,7 @@ const FIXED: &[(&str, &str)] = &[
     ("seed", "8"),
     ("model.device", "cpu"),
     ("model.dtype", "f32"),
+    ("model.quantization", "nf4"),
     ("lora.rank", "5"),
     ("lora.alpha", "9"),
     ("lora.dropout", "0.2"),
@@ -61,7 +62,6 @@ const MAY_CHANGE: &[(&str, &str, &str)] = &[
 
 /// Keys of the digest without a second value that could be tried here, and why.
 const NOT_TRIED: &[(&str, &str)] = &[
-    ("model.quantization", "not available yet"),
     ("data.chat_template", "needs a tokenizer; the next test changes what it does"),
     ("train.method", "the recipe's [lora] is refused with `full` before anything else"),
     ("optimizer.name", "there is one"),

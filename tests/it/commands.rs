@@ -157,6 +157,7 @@ fn help_of_every_command() {
         ("generate", "chat template"),
         ("chat", "/help lists them"),
         ("export", "newest checkpoint that verifies"),
+        ("quantize", "bitsandbytes"),
         ("schema", "for editors"),
         ("completions", "fpath"),
         ("man", "man -l"),
@@ -197,6 +198,7 @@ fn help_lists_every_command() {
           generate     Continue a prompt with a model
           chat         Talk with a model in the terminal
           export       Write a trained adapter in another form
+          quantize     Pack a model in 4 or 8 bits a weight, as its reference program does
           watch        Follow runs as they go on, here or at other hosts
           compare      Compare runs: settings that differ, scores, curves
           launch       Train with several processes, here or on several machines

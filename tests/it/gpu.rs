@@ -35,9 +35,11 @@ fn expect_close(what: &str, got: &[f64], want: &[f64], bound: f64) {
 fn devices_are_listed() {
     let text = run(&mut finetune(["devices"])).expect(0).stdout;
     assert!(text.lines().any(|line| line.starts_with("CPU ") && line.ends_with("f32")), "{text}");
+    assert!(text.contains("; products: f32 by "), "{text}");
     let lines = run(&mut finetune(["devices", "--json"])).expect(0).stdout;
     let devices: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!(devices.last().expect("the CPU")["kind"], "cpu");
+    assert!(devices.last().expect("the CPU")["products"]["f32"].is_string(), "{lines}");
     if asked() {
         assert_ne!(devices[0]["kind"], "cpu");
         assert!(devices[0]["types"].as_array().expect("types").contains(&"f32".into()), "{lines}");

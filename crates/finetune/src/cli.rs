@@ -12,6 +12,7 @@ mod download;
 mod export;
 mod import;
 mod init;
+mod quantize;
 mod rivals;
 mod shell;
 mod upload;
@@ -24,6 +25,7 @@ pub(crate) use download::DownloadArguments;
 pub(crate) use export::{ExportArguments, ExportDtype, ExportFormat, WeightedAdapter};
 pub(crate) use import::ImportArguments;
 pub(crate) use init::InitArguments;
+pub(crate) use quantize::QuantizeArguments;
 pub(crate) use rivals::parse;
 pub(crate) use shell::{CompletionsArguments, ManArguments};
 pub(crate) use upload::UploadArguments;
@@ -143,6 +145,15 @@ pub(crate) enum Command {
     /// Interrupted, it leaves nothing behind. docs/exports.md says which program loads what.
     #[command(verbatim_doc_comment)]
     Export(ExportArguments),
+    /// Pack a model in 4 or 8 bits a weight, as its reference program does
+    ///
+    ///   finetune quantize Qwen/Qwen3-0.6B --to mlx4 --output models/Qwen3-0.6B-4bit
+    ///   finetune quantize MODEL_DIR --to nf4 --output DIR
+    ///
+    /// mlx-lm (mlx4, mlx8, mxfp4) or transformers with bitsandbytes (nf4, int8) loads it, and so does
+    /// every command here. model.quantization in a recipe packs a base without a copy on the disk.
+    #[command(verbatim_doc_comment)]
+    Quantize(QuantizeArguments),
     /// Follow runs as they go on, here or at other hosts
     ///
     ///   finetune watch runs/a runs/b
@@ -178,8 +189,8 @@ pub(crate) enum Command {
     Launch(LaunchArguments),
     /// The devices that this build can train on, with memory and number types
     ///
-    /// `model.device = "auto"` takes the first GPU, or the CPU if there is none. Several ranks of
-    /// one machine take one GPU each.
+    /// `model.device = "auto"` takes the first GPU, or the CPU if there is none. Several ranks of one
+    /// machine take one GPU each. Of the CPU it says which of its instructions products use.
     Devices(DevicesArguments),
     /// Fetch a model, an adapter or a dataset from the Hugging Face hub
     ///

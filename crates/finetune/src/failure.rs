@@ -81,6 +81,11 @@ impl Failure {
         Failure::own(Exit::PeerLost, message.into(), hints)
     }
 
+    /// A disk that has too little room, known before anything is written.
+    pub(crate) fn no_space(message: impl Into<String>, hints: Vec<String>) -> Failure {
+        Failure::own(Exit::DiskOrMemory, message.into(), hints)
+    }
+
     /// The system does not give this process what it needs.
     pub(crate) fn no_threads() -> Failure {
         let hints = vec![

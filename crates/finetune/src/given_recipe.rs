@@ -80,7 +80,7 @@ fn composed(arguments: &RecipeArguments, eval: Option<&Path>) -> String {
 /// "Qwen3-0.6B-train" for Qwen/Qwen3-0.6B and data/train.jsonl.
 fn name(model: &str, data: &[PathBuf]) -> String {
     let model = model.split('@').next().unwrap_or_default().trim_end_matches('/');
-    let model = model.rsplit('/').next().unwrap_or_default();
+    let model = model.rsplit('/').next().unwrap_or_default().trim_end_matches(".gguf");
     let rows = data.first().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
     let rows = rows.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
     let rows = rows.split('.').next().unwrap_or_default();
@@ -107,6 +107,7 @@ mod tests {
             ("Qwen/Qwen3-0.6B", &["data/train.jsonl"][..], "runs/Qwen3-0.6B-train"),
             ("acme/tiny@v2", &["rows"], "runs/tiny-rows"),
             ("/m/a \"b\"/", &["x/one.jsonl", "two.jsonl"], "runs/a--b--one"),
+            ("models/tiny-Q4_K_M.gguf", &["rows"], "runs/tiny-Q4_K_M-rows"),
             ("..", &["."], "runs/run"),
         ] {
             let text = composed(&arguments(model, data), Some(Path::new("held.jsonl")));

@@ -112,7 +112,8 @@ pub(crate) fn rows(path: &Path) -> Result<Vec<PathBuf>, Failure> {
 /// The model of a recipe, if it is one of the hub with its owner's name.
 fn model(recipe: &Recipe) -> Option<HubId> {
     let id = recipe.model.hub_id().and_then(HubId::parse)?;
-    (id.name.contains('/') && !Path::new(&recipe.model.path).is_dir()).then_some(id)
+    // A GGUF file is a model too.
+    (id.name.contains('/') && !Path::new(&recipe.model.path).exists()).then_some(id)
 }
 
 /// Whether a recipe names a model that may have to be fetched.

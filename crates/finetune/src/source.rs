@@ -7,6 +7,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use finetune_dataset::{ChatTokenizer, TextSource};
+use finetune_gguf::FileSet;
+use finetune_model::ModelError;
 use finetune_recipe::{Data, Recipe};
 use finetune_store::{Holding, HubId, RealDisk, has_all_weights, newest_verified, recognize, refuse_stand_ins};
 use finetune_trainer::{CHECKPOINTS, model_directory};
@@ -20,7 +22,7 @@ mod mistaken;
 #[cfg(test)]
 mod tests;
 
-use mistaken::{directory_of_rows, missing, no_rows, not_a_model, not_a_recipe, not_an_adapter};
+use mistaken::{directory_of_rows, missing, no_rows, not_a_model, not_a_recipe, not_an_adapter, several_ggufs};
 
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// Longest adapter_config.json that is read, in bytes.
@@ -113,6 +115,7 @@ pub(crate) fn named(path: &Path, notices: &mut Vec<String>) -> Result<Named, Fai
         Holding::Checkpoint => Ok(checkpoint(path.to_owned())),
         Holding::Run => result_of(path, notices),
         Holding::Directory if is_checkpoints_of_a_run(path) => newest_of(path, "", notices),
+        Holding::Gguf => gguf(path).map(Named::Model),
         Holding::Missing => of_hub(path),
         holding => Err(not_a_model(path, holding)),
     }
@@ -194,8 +197,26 @@ fn of_hub(path: &Path) -> Result<Named, Failure> {
     };
     match recognize(&snapshot) {
         Holding::ModelDirectory => Ok(Named::Model(snapshot)),
+        Holding::Gguf => gguf(&snapshot).map(Named::Model),
         Holding::Adapter => whole_adapter(&snapshot).map(Named::Adapter),
         holding => Err(not_a_model(&snapshot, holding)),
+    }
+}
+
+/// A model directory as it is, and the GGUF file if it is one of those.
+fn file_of_model(path: PathBuf) -> Result<PathBuf, Failure> {
+    if recognize(&path) == Holding::Gguf { gguf(&path) } else { Ok(path) }
+}
+
+/// The GGUF file at a path: itself, or the only model of a directory.
+fn gguf(path: &Path) -> Result<PathBuf, Failure> {
+    if path.is_file() {
+        return Ok(path.to_owned());
+    }
+    let mut models = FileSet::in_directory(path).map_err(ModelError::from)?;
+    match models.len() {
+        1 => Ok(models.remove(0)),
+        _ => Err(several_ggufs(path, &models)),
     }
 }
 
@@ -238,12 +259,13 @@ fn recorded_base(adapter: &Path) -> Result<PathBuf, Failure> {
     let text = |key: &str| config[key].as_str().filter(|text| !text.is_empty());
     // mlx-lm writes the options of its own command line.
     let name = text("base_model_name_or_path").or_else(|| text("model"));
-    let is_model = |path: &PathBuf| matches!(recognize(path), Holding::ModelDirectory | Holding::Checkpoint);
+    let is_model =
+        |path: &PathBuf| matches!(recognize(path), Holding::ModelDirectory | Holding::Checkpoint | Holding::Gguf);
     let mut hub_id = None;
     if let Some(name) = name {
         let near = [PathBuf::from(name), adapter.join(name)];
         if let Some(path) = near.into_iter().find(is_model) {
-            return Ok(path);
+            return file_of_model(path);
         }
         let id = HubId::parse(name).map(|id| match text("revision") {
             Some(revision) if id.revision.is_none() => HubId { name: id.name, revision: Some(revision.to_owned()) },
@@ -251,7 +273,7 @@ fn recorded_base(adapter: &Path) -> Result<PathBuf, Failure> {
         });
         if let Some(path) = id.as_ref().and_then(HubId::snapshot).filter(|path| is_model(path) && has_all_weights(path))
         {
-            return Ok(path);
+            return file_of_model(path);
         }
         hub_id = id.filter(|id| id.name.contains('/'));
     }
@@ -260,7 +282,8 @@ fn recorded_base(adapter: &Path) -> Result<PathBuf, Failure> {
         return Ok(path);
     }
     if let Some(id) = hub_id {
-        return hub_files::directory(&id, Some("or say where the base is with --base MODEL_DIR"));
+        let path = hub_files::directory(&id, Some("or say where the base is with --base MODEL_DIR"))?;
+        return file_of_model(path);
     }
     let hint = "say where it is with --base MODEL_DIR".to_owned();
     let message = match name {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufReader, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -89,21 +90,40 @@ impl File {
         &self.tensors
     }
 
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tensor of this name.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.starts.contains_key(name).then(|| self.tensors.iter().find(|tensor| tensor.name == name))?
+    }
+
     /// The bytes of a tensor's numbers.
     ///
     /// # Errors
     /// [`GgufError::Impossible`] for a name that the file has not or a type that is not read,
     /// [`GgufError::Unreadable`].
     pub fn bytes(&self, name: &str) -> Result<Vec<u8>, GgufError> {
-        let found = self.tensors.iter().find(|tensor| tensor.name == name).zip(self.starts.get(name));
-        let Some((tensor, &start)) = found else {
+        self.part(name, 0..u64::MAX)
+    }
+
+    /// Some of the bytes of a tensor's numbers; less of them if the tensor ends earlier. No others
+    /// are read.
+    ///
+    /// # Errors
+    /// As [`File::bytes`].
+    pub fn part(&self, name: &str, bytes: Range<u64>) -> Result<Vec<u8>, GgufError> {
+        let Some((tensor, &start)) = self.tensor(name).zip(self.starts.get(name)) else {
             return Err(GgufError::Impossible { what: format!("the tensor `{name}`, which it does not name") });
         };
-        let size = tensor.bytes()?;
-        let unreadable = |source| GgufError::Unreadable { path: self.path.clone(), source };
         // `places` has compared the sizes with the length of the file.
-        let mut bytes = vec![0; size.min(self.length) as usize];
-        self.file.read_exact_at(&mut bytes, start).map_err(unreadable)?;
+        let size = tensor.bytes()?.min(self.length);
+        let (first, end) = (bytes.start.min(size), bytes.end.min(size));
+        let unreadable = |source| GgufError::Unreadable { path: self.path.clone(), source };
+        let mut bytes = vec![0; end.saturating_sub(first) as usize];
+        self.file.read_exact_at(&mut bytes, start + first).map_err(unreadable)?;
         Ok(bytes)
     }
 

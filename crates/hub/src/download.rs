@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use finetune_store::{HubId, SafeName, StoreError, has_all_weights};
+use finetune_store::{HubId, SafeName, StoreError, has_all_weights, has_gguf};
 use futures::StreamExt;
 
 use crate::cache::Folder;
@@ -244,6 +244,11 @@ fn is_complete(directory: &Path) -> bool {
 
 fn has_text(directory: &Path) -> bool {
     let has = |names: &[&str]| names.iter().any(|name| directory.join(name).is_file());
+    // A GGUF file has config and tokenizer in it.
+    let is_gguf = has_gguf(directory) && !has(&["model.safetensors", "model.safetensors.index.json"]);
+    if is_gguf {
+        return true;
+    }
     has(&["config.json"])
         && has(&[
             "tokenizer.json",

@@ -294,6 +294,12 @@ impl Advice for HubError {
                 "write hf://OWNER/NAME/SPLIT, or hf://OWNER/NAME/CONFIG/SPLIT, with a split that is there",
                 "`finetune download --dataset OWNER/NAME --include PATTERN` fetches any file, which data.train can name",
             ],
+            Self::NoSafetensors { id, found } if found.contains(".gguf") => {
+                let name = found.split(", ").find(|name| name.ends_with(".gguf")).unwrap_or("NAME.gguf");
+                return vec![format!(
+                    "choose one of the GGUF files: `finetune download {id} --include '{name}'`, then name the file in the directory that this prints"
+                )];
+            }
             Self::NoSafetensors { .. } => vec![
                 "look for a repository of the same model with safetensors files; pickles can run code and are not read",
             ],

@@ -19,8 +19,11 @@ pub enum Need {
 }
 
 /// Names in the top folder of a repository that models and adapters are read from, beside weights.
-const SMALL: [&str; 19] = [
+const SMALL: [&str; 21] = [
     "config.json",
+    // How GPTQ and AWQ packed the weights, of uploads whose config.json does not say it.
+    "quantize_config.json",
+    "quant_config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -41,7 +44,7 @@ const SMALL: [&str; 19] = [
     "preprocessor_config.json",
 ];
 
-/// Endings of weights in formats that are not read.
+/// Endings of weights in formats that are not read, or not chosen among without being asked.
 const FOREIGN: [&str; 7] = [".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"];
 
 /// The most names that a message lists.
@@ -85,10 +88,16 @@ pub(crate) fn select(need: &Need, id: &HubId, listing: &[Listed]) -> Result<Vec<
         format!("{}{more}", names[..names.len().min(SHOWN)].join(", "))
     };
     let is_foreign = |path: &str| FOREIGN.iter().any(|ending| path.ends_with(ending)) && !path.contains('/');
-    if *need == Need::Model && !files.iter().any(|file| is_weights(&file.path)) {
+    if matches!(need, Need::Model | Need::Text) && !listing.iter().any(|file| is_weights(&file.path)) {
+        // Config and tokenizer are in the file too.
+        let model = only_gguf(listing);
         let found = names(listing, &is_foreign);
-        if !found.is_empty() {
-            return Err(HubError::NoSafetensors { id: id.name.clone(), found });
+        match (model.is_empty(), found.is_empty()) {
+            (false, _) => files.extend(model.into_iter().cloned()),
+            (true, false) if *need == Need::Model => {
+                return Err(HubError::NoSafetensors { id: id.name.clone(), found });
+            }
+            (true, _) => {}
         }
     }
     if files.is_empty() {
@@ -102,6 +111,23 @@ pub(crate) fn select(need: &Need, id: &HubId, listing: &[Listed]) -> Result<Vec<
     }
     files.sort_by(|a, b| (is_weights(&a.path), a.size, &a.path).cmp(&(is_weights(&b.path), b.size, &b.path)));
     Ok(files)
+}
+
+/// The files of the GGUF model in the top folder, if there is only one. A projector of images and the
+/// data of a quantizer are none.
+fn only_gguf(listing: &[Listed]) -> Vec<&Listed> {
+    let beside = |path: &str| ["mmproj", "imatrix"].iter().any(|word| path.contains(word));
+    let files = listing.iter().filter(|file| file.path.ends_with(".gguf") && !file.path.contains('/'));
+    let models: Vec<&Listed> = files.filter(|file| !beside(&file.path)).collect();
+    // `tiny-00001-of-00003.gguf` and its like are one model.
+    let stem = |file: &&Listed| {
+        let name = file.path.trim_end_matches(".gguf");
+        let split = name.rsplit_once("-of-").and_then(|(rest, _)| rest.rsplit_once('-'));
+        split.map_or(name, |(stem, _)| stem).to_owned()
+    };
+    let mut stems: Vec<String> = models.iter().map(stem).collect();
+    stems.dedup();
+    if stems.len() == 1 { models } else { Vec::new() }
 }
 
 /// A pattern as Python's `fnmatch` reads it. A folder stands for everything in it.
@@ -157,6 +183,23 @@ mod tests {
         assert_eq!(select(&Need::All, &id, &listing(&all)).expect("files").len(), all.len() - 1);
     }
 
+    /// (what is in the repository, the weights that are fetched)
+    #[test]
+    fn the_only_gguf_model_of_a_repository_is_fetched() {
+        let id = HubId::parse("acme/tiny").expect("an id");
+        let parts = ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"];
+        for (names, want) in [
+            (&["README.md", "a-Q4_0.gguf", "mmproj-a.gguf"][..], &["a-Q4_0.gguf"][..]),
+            (&parts, &parts),
+            (&["config.json", "tokenizer.json", "a-Q4_0.gguf", "model.safetensors"], &[]),
+        ] {
+            let files = select(&Need::Model, &id, &listing(names)).expect("files");
+            let found: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
+            let found: Vec<&str> = found.into_iter().filter(|path| path.ends_with(".gguf")).collect();
+            assert_eq!(found, want, "{names:?}");
+        }
+    }
+
     #[test]
     fn a_repository_without_safetensors_says_so() {
         let id = HubId::parse("acme/tiny").expect("an id");
@@ -165,7 +208,10 @@ mod tests {
                 &["config.json", "pytorch_model.bin"][..],
                 "acme/tiny has its weights as pytorch_model.bin, and none as safetensors",
             ),
-            (&["a.gguf"], "acme/tiny has its weights as a.gguf, and none as safetensors"),
+            (
+                &["a-Q4_0.gguf", "a-Q8_0.gguf"],
+                "acme/tiny has its weights as a-Q4_0.gguf, a-Q8_0.gguf, and none as safetensors",
+            ),
             (&["data.csv"], "acme/tiny has no file of a model or adapter; it has data.csv"),
             (&[], "acme/tiny has no file of a model or adapter; it has none"),
         ] {

@@ -76,10 +76,16 @@ fn quantization(source: &Source<'_>, draft: &mut Draft) {
     ] {
         let Some(given) = source.get(theirs) else { continue };
         match given.node.bool() {
+            Some(true) if source.text("base_model").is_some_and(places::is_packed) => {
+                draft.idle(&given, places::PACKED_ALREADY);
+            }
             Some(true) => draft.other("model.quantization", quoted(ours), &[&given], why),
             Some(false) => draft.unset(&given),
             None => draft.left(&given, "not understood: true or false is meant"),
         }
+    }
+    if let Some(given) = source.get("gptq").filter(|given| given.node.bool() == Some(true)) {
+        draft.idle(&given, "a base in GPTQ's form is read as it is");
     }
 }
 

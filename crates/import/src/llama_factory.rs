@@ -122,9 +122,14 @@ fn adapter(source: &Source<'_>, draft: &mut Draft) {
 fn quantization(source: &Source<'_>, draft: &mut Draft) {
     let Some(given) = source.get("quantization_bit") else { return };
     let method = source.get("quantization_method");
+    if source.text("model_name_or_path").is_some_and(places::is_packed) {
+        [Some(&given), method.as_ref()].into_iter().flatten().for_each(|key| draft.idle(key, places::PACKED_ALREADY));
+        return;
+    }
     if let Some(method) = method.as_ref().filter(|method| !method.is("bnb") && !method.is("bitsandbytes")) {
-        draft.left(method, "ours are nf4 and int8");
-        draft.left(&given, "ours are nf4 and int8");
+        let why = "`quantization` in [model] has bitsandbytes' forms (nf4, int8), mlx-lm's (mlx4, mlx8) and mxfp4";
+        draft.left(method, why);
+        draft.left(&given, why);
         return;
     }
     if let Some(method) = &method {
@@ -138,7 +143,7 @@ fn quantization(source: &Source<'_>, draft: &mut Draft) {
             draft.other("model.quantization", quoted("nf4"), &both, "bitsandbytes' NF4");
         }
         (Some(8), _) => draft.other("model.quantization", quoted("int8"), &[&given], "bitsandbytes' LLM.int8() there"),
-        _ => draft.left(&given, "ours are 4 bits (nf4) and 8 (int8)"),
+        _ => draft.left(&given, "ours have 4 bits (nf4, mlx4, mxfp4) or 8 (int8, mlx8)"),
     }
 }
 

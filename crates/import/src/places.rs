@@ -37,6 +37,16 @@ pub(crate) fn model(draft: &mut Draft, given: &Given<'_>, revision: Option<&Give
     }
 }
 
+/// Why a key that packs the base has no counterpart if the base is packed already.
+pub(crate) const PACKED_ALREADY: &str = "by its name the base is packed already, and it is read as it is";
+
+/// Whether a model's name says that it is published packed.
+pub(crate) fn is_packed(name: &str) -> bool {
+    const WORDS: [&str; 8] = ["4bit", "8bit", "gptq", "awq", "fp8", "mxfp4", "nvfp4", "w4a16"];
+    let name = name.trim_end_matches('/').rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
+    name.split(['-', '_', '.']).any(|word| WORDS.contains(&word))
+}
+
 fn is_absolute(path: &str) -> bool {
     path.starts_with('/')
 }
@@ -134,7 +144,7 @@ pub(crate) fn columns(draft: &mut Draft, pairs: &[(&str, String)], given: &[&Giv
 
 #[cfg(test)]
 mod tests {
-    use super::{is_hub_id, is_path};
+    use super::{is_hub_id, is_packed, is_path};
 
     #[test]
     fn names_and_paths() {
@@ -150,6 +160,22 @@ mod tests {
             ("me/rows.parquet", false, true),
         ] {
             assert_eq!((is_hub_id(text), is_path(text)), (hub, path), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_of_packed_models() {
+        for (name, packed) in [
+            ("unsloth/Llama-3.2-1B-Instruct-bnb-4bit", true),
+            ("unsloth/Qwen3-8B-unsloth-bnb-4bit", true),
+            ("mlx-community/Qwen3-0.6B-4bit", true),
+            ("TechxGenus/Meta-Llama-3-8B-Instruct-GPTQ", true),
+            ("models/Qwen3-4B-FP8/", true),
+            ("acme/4bit-tools/base", false),
+            ("Qwen/Qwen3-8B", false),
+            ("acme/awqua-7b", false),
+        ] {
+            assert_eq!(is_packed(name), packed, "{name}");
         }
     }
 }

@@ -54,10 +54,10 @@ pub fn cpu_logits(vocabulary: u64, trained_tokens: u64) -> u64 {
     4 * vocabulary * trained_tokens.min(cpu_logit_rows(vocabulary as usize) as u64)
 }
 
-/// Bytes that a weight held in 16 bits takes on the CPU while it is multiplied. The largest such
+/// Bytes that a weight held in 16 bits, or packed, takes on the CPU while it is multiplied. The largest such
 /// weight is that of the output layer, [vocabulary, hidden].
 pub fn cpu_widened(vocabulary: u64, hidden: u64) -> u64 {
-    (4 * vocabulary * hidden).min(2 * crate::cpu::half_weights::BLOCK_BYTES as u64)
+    (4 * vocabulary * hidden).min(2 * crate::cpu::weight::BLOCK_BYTES as u64)
 }
 
 /// Bytes of the backward pass of causal attention on a GPU.
@@ -79,4 +79,10 @@ pub fn gpu_attention(sizes: AttentionSizes, compute: FloatType) -> u64 {
 pub fn gpu_logits(vocabulary: u64, trained_tokens: u64, compute: FloatType) -> u64 {
     let rows = trained_tokens.min(gpu_logit_rows(vocabulary as usize) as u64);
     rows * vocabulary * (4 + compute.bytes() as u64)
+}
+
+/// Bytes that a packed weight of so many elements takes on a GPU while it is multiplied: all its
+/// elements in the number type that is computed in.
+pub fn gpu_decoded(elements: u64, compute: FloatType) -> u64 {
+    elements * compute.bytes() as u64
 }

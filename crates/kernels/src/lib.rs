@@ -27,6 +27,7 @@ mod fused;
 mod gpu;
 mod on_device;
 pub mod operations;
+pub mod processor;
 mod segments;
 pub mod weight;
 

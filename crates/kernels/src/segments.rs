@@ -1,5 +1,6 @@
 //! The rows of a micro-batch: where each begins and ends in the flat list of tokens.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::on_device::OnDevice;
@@ -46,6 +47,19 @@ impl Segments {
     pub fn cached(queries: usize, keys: usize) -> Segments {
         assert!(queries <= keys, "more queries than keys");
         vec![Segment { query_start: 0, queries, key_start: 0, keys }].into()
+    }
+
+    /// One query for each row: the last of the row's keys, which are these. Other keys may lie
+    /// between them.
+    ///
+    /// # Panics
+    /// If a range is empty.
+    pub fn next_tokens(keys: impl IntoIterator<Item = Range<usize>>) -> Segments {
+        let segment = |(row, keys): (usize, Range<usize>)| {
+            assert!(!keys.is_empty(), "a query sees its own key");
+            Segment { query_start: row, queries: 1, key_start: keys.start, keys: keys.len() }
+        };
+        keys.into_iter().enumerate().map(segment).collect::<Vec<_>>().into()
     }
 
     /// The rows in their order.

@@ -4,18 +4,21 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use finetune_packed::PackedMatrix;
+use half::bf16;
 
 use crate::arguments::{Dropout, Targets};
 use crate::operations;
 
 /// A frozen matrix in a few bits an element, on the device where it is multiplied.
 ///
-/// It has no gradient. On the CPU its elements are decoded to f32 exactly; on a GPU to the number type
-/// of the activations, rounded to the nearest.
+/// It has no gradient. On the CPU its elements are decoded to f32 exactly, and multiplied so unless
+/// products in bf16 are asked for. On a GPU they are rounded to the number type of the activations.
 #[derive(Clone, Debug)]
 pub struct PackedWeight {
     shape: [usize; 2],
     pub(crate) held: Arc<Held>,
+    /// Whether the CPU multiplies it in bf16, with sums in f32.
+    pub(crate) in_bf16: bool,
 }
 
 /// Where the codes are.
@@ -23,6 +26,8 @@ pub struct PackedWeight {
 pub(crate) enum Held {
     /// In the memory of the host.
     Host(PackedMatrix),
+    /// In the memory of the host, all elements, row-major.
+    Bf16(Vec<bf16>),
     /// In the memory of a GPU.
     #[cfg(gpu_backend)]
     Gpu(crate::gpu::PackedBuffers),
@@ -30,6 +35,7 @@ pub(crate) enum Held {
 
 /// A matrix [o, i] of a model.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a model has some hundred matrices")]
 pub enum Weight {
     /// All elements, in f32 or a 16-bit type.
     Dense(Tensor<2>),
@@ -44,10 +50,24 @@ impl PackedWeight {
         #[cfg(gpu_backend)]
         if !crate::devices::is_cpu(device) {
             let held = Arc::new(Held::Gpu(crate::gpu::PackedBuffers::upload(&matrix, device)));
-            return PackedWeight { shape, held };
+            return PackedWeight { shape, held, in_bf16: false };
         }
         let _ = device;
-        PackedWeight { shape, held: Arc::new(Held::Host(matrix)) }
+        PackedWeight { shape, held: Arc::new(Held::Host(matrix)), in_bf16: false }
+    }
+
+    /// A matrix [o, i] in bf16 that the CPU multiplies in bf16, with sums in f32.
+    ///
+    /// # Panics
+    /// If there are not o · i values.
+    pub fn bf16(values: Vec<bf16>, shape: [usize; 2]) -> PackedWeight {
+        assert_eq!(values.len(), shape[0] * shape[1], "a value for each element");
+        PackedWeight { shape, held: Arc::new(Held::Bf16(values)), in_bf16: true }
+    }
+
+    /// The same matrix, multiplied in bf16 on the CPU, with sums in f32.
+    pub fn with_bf16_products(self) -> PackedWeight {
+        PackedWeight { in_bf16: true, ..self }
     }
 
     /// [o, i]

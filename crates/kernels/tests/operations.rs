@@ -258,6 +258,32 @@ fn causal_attention_over_rows_of_unequal_length() {
     }
 }
 
+/// The next tokens of rows whose keys are cached, with unused places before and between them. On the
+/// CPU, a row has the bits that it has alone.
+#[test]
+fn one_query_for_each_row_of_a_cache() {
+    let ranges = [3..4, 10..45, 64..197, 200..2300];
+    let tensor =
+        |seed, dims: [usize; 3]| Tensor::<3>::from_data(TensorData::new(normal(seed, &dims), dims), &device().inner());
+    for (query_heads, key_heads, width, window) in
+        [(4, 2, 8, None), (3, 1, 80, None), (2, 2, 36, Some(20)), (6, 2, 64, None)]
+    {
+        let (k, v) = (tensor(1, [2304, key_heads, width]), tensor(2, [2304, key_heads, width]));
+        let q = tensor(3, [ranges.len(), query_heads, width]);
+        let shape = |segments| AttentionShape { segments, scale: 0.15, window };
+        let all = shape(Segments::next_tokens(ranges.clone()));
+        let got = vec_of(operations::causal_attention(q.clone(), k.clone(), v.clone(), all.clone()));
+        let want = vec_of(composed::causal_attention(q.clone(), k.clone(), v.clone(), &all));
+        assert_close(&format!("{query_heads} heads of {width}, window {window:?}"), &got, &want, 1e-5);
+        for (row, keys) in ranges.clone().into_iter().enumerate().filter(|_| is_cpu(&device())) {
+            let alone = shape(Segments::next_tokens([keys]));
+            let alone = operations::causal_attention(q.clone().narrow(0, row, 1), k.clone(), v.clone(), alone);
+            let size = query_heads * width;
+            assert!(vec_of(alone) == got[row * size..(row + 1) * size], "row {row}, {query_heads} heads of {width}");
+        }
+    }
+}
+
 #[test]
 fn swiglu_of_both_inputs() {
     Check { name: "swiglu", shapes: [[30, 21], [30, 21]], trained: [true, true] }

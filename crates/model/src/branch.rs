@@ -1,8 +1,8 @@
 //! A LoRA branch of a layer, its magnitudes if it is a DoRA branch, and the places that may have
 //! one.
 
-use burn::tensor::{Tensor, TensorData};
-use finetune_kernels::operations;
+use burn::tensor::{Device, Tensor, TensorData};
+use finetune_kernels::{Weight, weight};
 use finetune_random::Stream;
 
 use crate::error::ModelError;
@@ -56,14 +56,13 @@ pub(crate) const OUTPUT: &str = "lm_head";
 impl LoraBranch {
     /// A fresh branch as PEFT initializes it. A is U(±1/sqrt inputs), B zero. On the embedding A is
     /// zero and B normal.
-    fn fresh(place: &Place<'_>, target: &LoraTarget, seed: u64) -> LoraBranch {
-        let device = place.weight.dense().device().inner();
+    fn fresh(place: &Place<'_>, target: &LoraTarget, seed: u64, device: &Device) -> LoraBranch {
         let stream = Stream::new(seed, RandomStream::Adapter as u32, 0, place.index);
         let [rows, columns] = place.weight.shape;
         let (outputs, inputs) = if place.is_embedding { (columns, rows) } else { (rows, columns) };
         let (a, b) = ([target.rank, inputs], [outputs, target.rank]);
         let drawn =
-            |values: Vec<f32>, shape: [usize; 2]| Tensor::<2>::from_data(TensorData::new(values, shape), &device);
+            |values: Vec<f32>, shape: [usize; 2]| Tensor::<2>::from_data(TensorData::new(values, shape), device);
         let matrix = |half: &str, shape: [usize; 2], values: Tensor<2>| {
             let mut matrix = Matrix::new(file_name(place.module, half), shape);
             matrix.set(values);
@@ -71,10 +70,10 @@ impl LoraBranch {
         };
         let (halves, a_values, b_values) = if place.is_embedding {
             let normal = drawn(stream.normal(outputs * target.rank, 1.0), b);
-            (["lora_embedding_A", "lora_embedding_B"], Tensor::zeros(a, &device), normal)
+            (["lora_embedding_A", "lora_embedding_B"], Tensor::zeros(a, device), normal)
         } else {
             let uniform = drawn(stream.uniform(target.rank * inputs, 1.0 / (inputs as f32).sqrt()), a);
-            (["lora_A", "lora_B"], uniform, Tensor::zeros(b, &device))
+            (["lora_A", "lora_B"], uniform, Tensor::zeros(b, device))
         };
         LoraBranch {
             a: matrix(halves[0], a, a_values),
@@ -91,9 +90,13 @@ impl LoraBranch {
     }
 
     /// Norms of the rows of the weight with this branch, [o].
-    fn norms(&self, weight: &Matrix) -> Tensor<1> {
+    fn norms(&self, matrix: &Matrix) -> Tensor<1> {
         let plain = |matrix: &Matrix| matrix.dense().clone().inner();
-        operations::merged_norms(plain(weight), plain(&self.a), plain(&self.b), self.scale)
+        let frozen = match matrix.weight() {
+            Weight::Dense(tensor) => Weight::Dense(tensor.clone().inner()),
+            Weight::Packed(packed) => Weight::Packed(packed.clone()),
+        };
+        weight::merged_norms(frozen, plain(&self.a), plain(&self.b), self.scale)
     }
 
     /// Gives the branch magnitudes, which begin at the norms: the layer computes what it did.
@@ -129,14 +132,19 @@ impl Decoder {
         std::iter::once(embedding).chain(linears).chain(std::iter::once(output)).collect()
     }
 
-    /// Gives these modules fresh branches.
+    /// Gives these modules fresh branches, on the model's device.
     ///
     /// # Errors
     /// If the device fails, or a row of a weight cannot have a magnitude.
-    pub(crate) fn add_branches(&mut self, targets: &[LoraTarget], seed: u64) -> Result<(), ModelError> {
+    pub(crate) fn add_branches(
+        &mut self,
+        targets: &[LoraTarget],
+        seed: u64,
+        device: &Device,
+    ) -> Result<(), ModelError> {
         for place in self.places() {
             let Some(target) = targets.iter().find(|target| target.module == place.module) else { continue };
-            let mut branch = LoraBranch::fresh(&place, target, seed);
+            let mut branch = LoraBranch::fresh(&place, target, seed, device);
             if target.use_dora {
                 branch.add_magnitudes((place.module, place.weight))?;
             }

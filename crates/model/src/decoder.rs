@@ -10,7 +10,8 @@ pub(crate) mod pass;
 
 use burn::tensor::{Int, Tensor, TensorData};
 use finetune_kernels::devices::submit;
-use finetune_kernels::operations;
+use finetune_kernels::weight::packed_rows;
+use finetune_kernels::{Weight, operations};
 
 use self::cache::LayerCache;
 use self::pass::{Context, norm};
@@ -20,13 +21,20 @@ use crate::tree::{Decoder, FeedForward, Layer, Mixer};
 pub(crate) fn embed(weights: &Decoder, tokens: &[u32], context: &Context) -> Tensor<2> {
     let ids: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
     let count = ids.len();
-    let embedding = weights.embedding.dense();
-    let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &embedding.device().inner());
-    let x = context.parameter(embedding).select(0, ids.clone()).cast(context.compute.dtype());
+    // Every model has this vector, whatever its matrices are held in.
+    let device = weights.head.norm.gamma.values().device().inner();
+    let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &device);
+    let x = match weights.embedding.weight() {
+        Weight::Dense(embedding) => context.parameter(embedding).select(0, ids.clone()).cast(context.compute.dtype()),
+        Weight::Packed(embedding) => {
+            let like = Tensor::<1>::zeros([1], (&device, context.compute.dtype()));
+            packed_rows(like, embedding.clone(), tokens.to_vec())
+        }
+    };
     let Some(branch) = &weights.embedding_lora else { return x };
     // The columns of A that belong to the tokens. Tokens go through no dropout, as in PEFT.
     let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
-    let low = a.transpose().select(0, ids).cast(context.compute.dtype());
+    let low = a.select(1, ids).transpose().cast(context.compute.dtype());
     operations::residual(x, operations::linear(low, b) * branch.scale)
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use finetune_advice::Advice;
 use finetune_kernels::devices::take_out_of_memory;
+use finetune_packed::PackedError;
 use finetune_store::StoreError;
 
 use crate::config::family::FAMILIES;
@@ -25,6 +26,9 @@ pub enum ModelError {
     /// A setting that the program does not compute.
     #[error("{path}: `{key}` = {value} is not supported")]
     Setting { path: PathBuf, key: &'static str, value: String },
+    /// A GGUF file that is no base. `hint`: what to do instead.
+    #[error("{path}: {what}")]
+    GgufBase { path: PathBuf, what: String, hint: String },
     /// The files lack a tensor.
     #[error("{path}: the model has no tensor `{name}`, which {family} with this config.json needs")]
     MissingTensor { path: PathBuf, name: String, family: &'static str },
@@ -91,6 +95,9 @@ pub enum ModelError {
     /// A GGUF file cannot be written or read.
     #[error(transparent)]
     Gguf(#[from] finetune_gguf::GgufError),
+    /// A packed matrix cannot be read or made.
+    #[error(transparent)]
+    Packed(PackedError),
     /// Reading or writing files failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -129,6 +136,16 @@ impl ModelError {
     }
 }
 
+impl From<PackedError> for ModelError {
+    /// A failure of the disk stays one.
+    fn from(error: PackedError) -> ModelError {
+        match error {
+            PackedError::Store(error) => ModelError::Store(error),
+            error => ModelError::Packed(error),
+        }
+    }
+}
+
 impl Advice for ModelError {
     fn hints(&self) -> Vec<String> {
         match self {
@@ -160,7 +177,9 @@ impl Advice for ModelError {
             ModelError::AdapterKeys { .. } => vec![
                 "PEFT may still read it: merge it into its base there (merge_and_unload), and go on from the result".into(),
             ],
-            ModelError::NoAdapter { hint, .. } | ModelError::NotExpressible { hint, .. } => vec![hint.clone()],
+            ModelError::NoAdapter { hint, .. }
+            | ModelError::NotExpressible { hint, .. }
+            | ModelError::GgufBase { hint, .. } => vec![hint.clone()],
             ModelError::NotFinite { after, .. } if after.contains("rounded") => vec![
                 "finite in f32, too large for this number type: use bf16 or f32 (model.dtype, or a base stored so)".into(),
             ],
@@ -177,7 +196,9 @@ impl Advice for ModelError {
             ModelError::Dtype { name, .. } if name.contains("lora_") => {
                 vec!["save the adapter's tensors again as float32 or bfloat16".into()]
             }
-            ModelError::Dtype { .. } => vec!["fine-tune the original weights, not a quantized copy".into()],
+            ModelError::Dtype { .. } => vec![
+                "it is no part of a packed format that is known here: fine-tune the original weights, with model.quantization if memory is short".into(),
+            ],
             ModelError::Lora { key: "use_dora", .. } => vec![
                 "leave the module out of lora.target_modules, or leave out lora.use_dora; lora.modules_to_save trains embed_tokens and lm_head in full".into(),
             ],
@@ -187,6 +208,7 @@ impl Advice for ModelError {
             ModelError::Device { .. } => {
                 vec!["a driver drops work that takes too long, or that there is no memory for: a smaller train.micro_batch_size makes it shorter".into(), "the driver's log may say more; `--resume` goes on from the last checkpoint, model.device = \"cpu\" does without it".into()]
             }
+            ModelError::Packed(error) => error.hints(),
             ModelError::Store(error) => error.hints(),
             _ => vec![],
         }
@@ -198,7 +220,6 @@ fn setting_hint(key: &str, value: &str) -> Option<String> {
     Some(match (key, value) {
         ("rope_type", "yarn") => "yarn is for rows longer than original_max_position_embeddings: without rope_scaling in config.json the model trains on rows up to that length".into(),
         ("rope_type", "dynamic") => "up to max_position_embeddings this scaling changes nothing: take rope_scaling out of config.json to train on rows of at most that length".into(),
-        ("quantization_config", _) => "fine-tune the original weights, not a quantized copy".into(),
         ("fine_tune_type", _) => "fuse it with `mlx_lm.fuse`, and use the result as the model".into(),
         (
             "peft_type" | "use_dora" | "bias" | "modules_to_save" | "lora_bias" | "init_lora_weights"

@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use finetune_kernels::devices::reserved_bytes;
-use finetune_store::TensorSet;
+use finetune_packed::Scheme;
 
 use crate::adaptation::Adaptation;
 use crate::config::{ModelConfig, Rope};
 use crate::error::ModelError;
+use crate::files::base_files::BaseFiles;
 use crate::files::finite;
 use crate::files::load::{self, Source};
+use crate::files::packing::BaseForm;
 use crate::layout::Layout;
 use crate::placement::Placement;
 use crate::tree::Decoder;
@@ -41,14 +43,14 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a Hugging Face model directory. Every tensor's shape is checked before the first is
-    /// read.
+    /// Loads a base: a Hugging Face model directory. Every tensor's shape is checked before the first
+    /// is read. Packed matrices stay packed.
     ///
     /// # Errors
     /// If a file is missing or malformed, if config and weights do not fit each other, or if the
     /// device fails. A number that is not finite is an error that names its tensor.
     pub fn load(directory: &Path, placement: &Placement) -> Result<Model, ModelError> {
-        let (config, files) = open(directory)?;
+        let (config, files) = BaseFiles::open(directory, placement.quantization())?;
         Model::build(config, directory, &Source::Files { files: &files }, placement)
     }
 
@@ -57,7 +59,7 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn check(directory: &Path) -> Result<ModelConfig, ModelError> {
-        let (config, files) = open(directory)?;
+        let (config, files) = BaseFiles::open(directory, None)?;
         finite::expect_all_finite(&files, &config)?;
         Ok(config)
     }
@@ -68,7 +70,17 @@ impl Model {
     /// If a file is missing or malformed, or if a tensor is missing, has another shape or belongs
     /// to no part of the model.
     pub fn check_shapes(directory: &Path) -> Result<ModelConfig, ModelError> {
-        Ok(open(directory)?.0)
+        Ok(BaseFiles::open(directory, None)?.0)
+    }
+
+    /// How the matrices of a base are packed, in its files or while it is loaded with `quantization`,
+    /// from the headers of the files.
+    ///
+    /// # Errors
+    /// As [`Model::check_shapes`].
+    pub fn form(directory: &Path, quantization: Option<Scheme>) -> Result<BaseForm, ModelError> {
+        let (config, files) = BaseFiles::open(directory, quantization)?;
+        Ok(BaseForm::of(&files.tensors(&config)?))
     }
 
     /// What a user should know about how the directory was read.
@@ -125,13 +137,4 @@ impl Model {
     pub(crate) fn look_at_memory(&mut self) {
         self.device_peak = self.device_peak.max(reserved_bytes(&self.placement.device).unwrap_or(0));
     }
-}
-
-/// The config and the files of a model directory, checked against each other.
-fn open(directory: &Path) -> Result<(ModelConfig, TensorSet), ModelError> {
-    let mut config = ModelConfig::load(directory)?;
-    let files = TensorSet::open_model(directory)?;
-    let notices = load::check(&files, &config, directory)?;
-    config.notices.extend(notices);
-    Ok((config, files))
 }

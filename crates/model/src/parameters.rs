@@ -1,7 +1,7 @@
 //! Which parameters of a model are trained: an adapter's or all weights, their values and their
 //! order.
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use finetune_kernels::devices::is_cpu;
 
 use crate::adaptation::{Adaptation, is_of_vocabulary};
@@ -28,9 +28,10 @@ impl Model {
         if adaptation.saved.iter().any(|module| is_of_vocabulary(module)) {
             self.weights.untie();
         }
-        self.weights.add_branches(&adaptation.targets, seed)?;
+        let device = self.placement.device.clone();
+        self.weights.add_branches(&adaptation.targets, seed, &device)?;
         for slot in self.weights.slots().into_iter().filter(|slot| adaptation.saves(slot.name())) {
-            widen(slot);
+            widen(slot, &device);
         }
         self.train(Trained::Adapter(adaptation));
         Ok(())
@@ -38,7 +39,8 @@ impl Model {
 
     /// Makes all weights what is trained, and so f32.
     pub fn train_all(&mut self) {
-        self.weights.slots().into_iter().for_each(widen);
+        let device = self.placement.device.clone();
+        self.weights.slots().into_iter().for_each(|slot| widen(slot, &device));
         self.train(Trained::All);
     }
 
@@ -123,10 +125,10 @@ impl Model {
     }
 }
 
-/// Makes the values of a matrix f32, as trained parameters are.
-fn widen(slot: Slot<'_>) {
+/// Makes the values of a matrix f32, as trained parameters are. A packed one is decoded.
+fn widen(slot: Slot<'_>, device: &Device) {
     if let Slot::Matrix(matrix) = slot {
-        matrix.set(matrix.dense().clone().cast(DType::F32));
+        matrix.set(matrix.in_f32(device));
     }
 }
 

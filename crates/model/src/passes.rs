@@ -4,3 +4,5 @@
 pub(crate) mod backward;
 mod forward;
 pub(crate) mod generate;
+pub(crate) mod generate_rows;
+pub(crate) mod sampling;

@@ -4,7 +4,9 @@
 //! Everything that has to know a model's tensors walks this tree: checking files, loading, LoRA,
 //! the order of trained parameters, merging, the memory estimate.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Tensor};
+use finetune_kernels::weight::packed_rows;
+use finetune_kernels::{PackedWeight, Weight};
 
 use crate::branch::LoraBranch;
 use crate::config::{LayerConfig, ModelConfig};
@@ -64,17 +66,8 @@ pub(crate) struct Matrix {
     pub(crate) name: String,
     /// [o, i], or [v, hidden].
     pub(crate) shape: [usize; 2],
-    pub(crate) weight: Weight,
-}
-
-/// How a matrix is held.
-#[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "a model has some hundred matrices, and all of them are loaded")]
-pub(crate) enum Weight {
-    /// Not loaded: the tree only describes it.
-    Absent,
-    /// All elements, in f32 or a 16-bit type.
-    Dense(Tensor<2>),
+    /// `None`: not loaded, the tree only describes it.
+    weight: Option<Weight>,
 }
 
 impl Vector {
@@ -94,19 +87,44 @@ impl Vector {
 
 impl Matrix {
     pub(crate) fn new(name: String, shape: [usize; 2]) -> Matrix {
-        Matrix { name, shape, weight: Weight::Absent }
+        Matrix { name, shape, weight: None }
     }
 
-    /// The elements of a loaded matrix.
+    /// A loaded matrix, dense or packed.
+    pub(crate) fn weight(&self) -> &Weight {
+        self.weight.as_ref().expect("the matrix is loaded")
+    }
+
+    /// The elements of a matrix that is never packed: one that is trained, or a part of a branch.
     pub(crate) fn dense(&self) -> &Tensor<2> {
-        match &self.weight {
+        match self.weight() {
             Weight::Dense(tensor) => tensor,
-            Weight::Absent => panic!("{} is not loaded", self.name),
+            Weight::Packed(_) => panic!("{} is packed", self.name),
+        }
+    }
+
+    /// All elements in f32, without a gradient. A packed matrix is decoded.
+    pub(crate) fn in_f32(&self, device: &Device) -> Tensor<2> {
+        match self.weight() {
+            Weight::Dense(tensor) => tensor.clone().inner().cast(DType::F32),
+            Weight::Packed(packed) => {
+                let like = Tensor::<1>::zeros([1], (device, DType::F32));
+                packed_rows(like, packed.clone(), (0..self.shape[0] as u32).collect())
+            }
         }
     }
 
     pub(crate) fn set(&mut self, tensor: Tensor<2>) {
-        self.weight = Weight::Dense(tensor);
+        self.weight = Some(Weight::Dense(tensor));
+    }
+
+    pub(crate) fn set_packed(&mut self, packed: PackedWeight) {
+        self.weight = Some(Weight::Packed(packed));
+    }
+
+    /// Takes over the elements of another matrix.
+    pub(crate) fn set_as(&mut self, other: &Matrix) {
+        self.weight = other.weight.clone();
     }
 }
 

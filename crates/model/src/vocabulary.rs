@@ -2,6 +2,7 @@
 //! with an adapter.
 
 use burn::tensor::{Tensor, TensorData};
+use finetune_kernels::Weight;
 
 use crate::adaptation::Adaptation;
 use crate::branch::{EMBEDDING, OUTPUT};
@@ -9,6 +10,7 @@ use crate::error::ModelError;
 use crate::layout::Layout;
 use crate::model::Model;
 use crate::parameters::PREFIX;
+use crate::placement::Placement;
 use crate::readback::data;
 use crate::tree::{Decoder, Matrix};
 
@@ -28,7 +30,7 @@ impl Decoder {
     pub(crate) fn untie(&mut self) {
         if self.head.output.is_none() {
             let mut output = Matrix::new(format!("{OUTPUT}.weight"), self.embedding.shape);
-            output.set(self.embedding.dense().clone());
+            output.set_as(&self.embedding);
             self.head.output = Some(output);
         }
     }
@@ -40,15 +42,19 @@ impl Decoder {
     }
 
     /// Puts other values into the embedding or the output layer, in the number type that it is held
-    /// in. A tied output layer is the embedding.
-    fn replace(&mut self, module: &str, shape: [usize; 2], values: Vec<f32>) {
+    /// in. In the place of a packed one they are held in the type that is computed in: few bits
+    /// would change them. A tied output layer is the embedding.
+    fn replace(&mut self, module: &str, shape: [usize; 2], values: Vec<f32>, placement: &Placement) {
         let matrix = match &mut self.head.output {
             Some(output) if module == OUTPUT => output,
             _ => &mut self.embedding,
         };
-        let (device, held) = (matrix.dense().device().inner(), matrix.dense().dtype());
+        let held = match matrix.weight() {
+            Weight::Dense(tensor) => tensor.dtype(),
+            Weight::Packed(_) => placement.compute().dtype(),
+        };
         matrix.shape = shape;
-        matrix.set(Tensor::<2>::from_data(TensorData::new(values, shape), &device).cast(held));
+        matrix.set(Tensor::<2>::from_data(TensorData::new(values, shape), placement.device()).cast(held));
     }
 }
 
@@ -64,11 +70,11 @@ impl Model {
         }
         let mut resized_matrices = Vec::new();
         for (module, matrix) in self.weights.of_vocabulary() {
-            let values = data(matrix.dense().clone().inner())?;
+            let values = data(matrix.in_f32(self.placement.device()))?;
             resized_matrices.push((module, resized(values, matrix.shape[1], rows)));
         }
         for (module, values) in resized_matrices {
-            self.weights.replace(module, [rows, self.config.hidden_size], values);
+            self.weights.replace(module, [rows, self.config.hidden_size], values, &self.placement);
         }
         self.config.vocabulary = rows;
         self.has_own_vocabulary = true;
@@ -82,9 +88,9 @@ impl Model {
         for FrozenMatrix { module, shape, values } in matrices {
             let own = self.weights.of_vocabulary();
             let own = own.iter().find(|(known, _)| known == module).or(own.first());
-            let own = own.map(|(_, matrix)| data(matrix.dense().clone().inner())).transpose()?;
+            let own = own.map(|(_, matrix)| data(matrix.in_f32(self.placement.device()))).transpose()?;
             if own.as_ref() != Some(values) {
-                self.weights.replace(module, *shape, values.clone());
+                self.weights.replace(module, *shape, values.clone(), &self.placement);
                 self.has_own_vocabulary = true;
             }
         }
@@ -105,7 +111,7 @@ impl Model {
             let has_branch = adaptation.targets.iter().any(|target| target.module == module);
             let end = if has_branch { ".base_layer.weight" } else { ".weight" };
             layout.push(format!("{PREFIX}{module}{end}"), matrix.shape.to_vec());
-            values.extend(data(matrix.dense().clone().inner())?);
+            values.extend(data(matrix.in_f32(self.placement.device()))?);
         }
         Ok((layout, values))
     }

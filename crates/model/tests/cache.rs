@@ -1,10 +1,13 @@
-//! Generation that goes on from what an earlier one has read. It gives what a fresh one gives, and
-//! only new tokens go through the model.
+//! Generation that goes on from what an earlier one has read: it gives what a fresh one gives, and
+//! only new tokens go through the model. And generation of several rows at once: each gives what it
+//! gives alone.
 
 mod made;
 
 use finetune_model::adapter::Adapter;
-use finetune_model::{FloatType, Generation, GenerationStep, KeyValueCache, Model, Placement, Sampling, gpus};
+use finetune_model::{
+    FloatType, Generation, GenerationStep, KeyValueCache, Model, Placement, RowRequest, Sampling, gpus,
+};
 
 const FAMILIES: [&str; 6] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3"];
 
@@ -119,4 +122,121 @@ fn a_wrong_token_leaves_the_cache_as_it_was() {
     let before = cache.tokens().to_vec();
     let refused = model.generate_cached(&[1_000_000], 1, Sampling::GREEDY, &[], &mut cache, &mut |_| true);
     assert!(refused.is_err() && cache.tokens() == before);
+}
+
+/// (tokens of the prompt, most tokens of the answer). The longest row ends first; the others go on
+/// past the room of 64 places, and past 128.
+const ROWS: [(usize, usize); 6] = [(90, 5), (1, 40), (30, 60), (64, 1), (7, 0), (33, 100)];
+
+/// Greedy and drawn, in families with windows, head norms and layers without positions.
+#[test]
+fn rows_at_once_get_the_answers_that_they_get_alone() {
+    let drawn = Sampling { temperature: 1.3, top_p: 0.95, seed: 11 };
+    for family in FAMILIES {
+        let model = with_adapter(family);
+        let prompts: Vec<Vec<u32>> = (3..).zip(ROWS).map(|(first, (length, _))| text(length, first)).collect();
+        for sampling in [Sampling::GREEDY, drawn] {
+            let rows = prompts.iter().zip(ROWS);
+            let requests: Vec<RowRequest<'_>> = rows
+                .map(|(prompt, (_, max_new_tokens))| RowRequest { prompt, max_new_tokens, sampling, end_ids: &[] })
+                .collect();
+            let mut heard = vec![Vec::new(); requests.len()];
+            let mut each = |row: usize, token| {
+                heard[row].push(token);
+                true
+            };
+            let got = model.generate_rows(&requests, &mut each).expect("generations");
+            for (n, RowRequest { prompt, max_new_tokens, .. }) in requests.iter().enumerate() {
+                let alone = model.generate(prompt, *max_new_tokens, sampling, &[], &mut |_| {}).expect("a generation");
+                assert_eq!(got[n], alone, "{family}: row {n}, {sampling:?}");
+                assert_eq!(heard[n], alone.tokens, "{family}: row {n}, {sampling:?}");
+                assert_eq!(alone.tokens.len(), *max_new_tokens);
+            }
+        }
+    }
+}
+
+/// Rows end one by one: at an end token, because the caller has enough, at the limit. The others go
+/// on as if nothing had happened.
+#[test]
+fn a_row_that_ends_changes_nothing_for_the_others() {
+    let model = with_adapter("llama");
+    let prompts: Vec<Vec<u32>> = (0..4).map(|row| text(20 + row, 3 + row as u32)).collect();
+    let alone =
+        |row: usize| model.generate(&prompts[row], 12, Sampling::GREEDY, &[], &mut |_| {}).expect("a generation");
+    let alone: Vec<Generation> = (0..prompts.len()).map(alone).collect();
+    // Row 0 ends where its fourth token first comes up, row 2 after the caller has heard two tokens.
+    let (end, limits) = (alone[0].tokens[3], [12, 12, 12, 7]);
+    let ends: [&[u32]; 4] = [&[end], &[], &[], &[]];
+    let requests: Vec<RowRequest<'_>> = (0..prompts.len())
+        .map(|row| RowRequest {
+            prompt: &prompts[row],
+            max_new_tokens: limits[row],
+            sampling: Sampling::GREEDY,
+            end_ids: ends[row],
+        })
+        .collect();
+    let mut heard = [0; 4];
+    let mut each = |row: usize, _| {
+        heard[row] += 1;
+        row != 2 || heard[2] < 2
+    };
+    let got = model.generate_rows(&requests, &mut each).expect("generations");
+    let first = alone[0].tokens.iter().position(|token| *token == end).expect("the end token");
+    let lengths = [first + 1, 12, 2, 7];
+    for (row, length) in lengths.into_iter().enumerate() {
+        assert_eq!(got[row].tokens, alone[row].tokens[..length], "row {row}");
+    }
+    assert_eq!(heard, [first, 12, 2, 7]);
+    let stopped: Vec<Option<u32>> = got.iter().map(|generation| generation.stopped_by).collect();
+    assert_eq!(stopped, [Some(end), None, None, None]);
+}
+
+#[test]
+fn no_more_rows_are_taken_at_once_than_have_room() {
+    let model = with_adapter("llama");
+    let prompt = text(20, 3);
+    let request =
+        |max_new_tokens| RowRequest { prompt: &prompt, max_new_tokens, sampling: Sampling::GREEDY, end_ids: &[] };
+    assert_eq!(model.rows_at_once(&[]), 0);
+    assert_eq!(model.rows_at_once(&[request(9); 3]), 3);
+    assert_eq!(model.rows_at_once(&[request(9); 30]), 8);
+    assert_eq!(model.rows_at_once(&[request(9), request(9), request(usize::MAX), request(9)]), 2);
+    assert_eq!(model.rows_at_once(&[request(usize::MAX), request(9)]), 1);
+}
+
+/// A token that the model does not have is refused before any row is answered.
+#[test]
+fn a_wrong_token_in_one_row_is_refused() {
+    let model = with_adapter("qwen2");
+    let (good, bad) = (text(5, 3), [1_000_000]);
+    let requests = [&good[..], &bad].map(|prompt| RowRequest {
+        prompt,
+        max_new_tokens: 3,
+        sampling: Sampling::GREEDY,
+        end_ids: &[],
+    });
+    let refused = model.generate_rows(&requests, &mut |_, _| panic!("a row was answered"));
+    assert!(matches!(refused, Err(finetune_model::ModelError::Token { token: 1_000_000, .. })), "{refused:?}");
+}
+
+/// More rows than go through the model at once.
+#[test]
+fn many_rows_are_answered_in_their_order() {
+    let model = with_adapter("qwen3");
+    let prompts: Vec<Vec<u32>> = (0..19).map(|row| text(3 + row, row as u32)).collect();
+    let requests: Vec<RowRequest<'_>> = prompts
+        .iter()
+        .map(|prompt| RowRequest { prompt, max_new_tokens: 4, sampling: Sampling::GREEDY, end_ids: &[] })
+        .collect();
+    let mut heard = vec![Vec::new(); requests.len()];
+    let mut each = |row: usize, token| {
+        heard[row].push(token);
+        true
+    };
+    let got = model.generate_rows(&requests, &mut each).expect("generations");
+    for (n, prompt) in prompts.iter().enumerate() {
+        let alone = model.generate(prompt, 4, Sampling::GREEDY, &[], &mut |_| {}).expect("a generation");
+        assert_eq!((&got[n], &heard[n]), (&alone, &alone.tokens), "row {n}");
+    }
 }

@@ -13,6 +13,7 @@ mod codes;
 mod decode;
 mod error;
 pub mod files;
+pub mod gguf;
 mod kept;
 mod matrix;
 mod numbers;

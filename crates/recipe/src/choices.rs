@@ -91,8 +91,21 @@ choices! {
     Quantization {
         /// 4 bits, levels at the quantiles of a normal distribution
         /// (<https://arxiv.org/abs/2305.14314>).
-        Nf4 = "nf4" ["4bit", "int4", "fp4"],
-        Int8 = "int8" ["8bit"],
+        Nf4 = "nf4" [
+            "4bit", "int4", "fp4", "bnb", "bitsandbytes", "q4",
+            "gptq" => "a base that is packed already is read as it is: leave `quantization` out",
+            "awq" => "a base that is packed already is read as it is: leave `quantization` out",
+            "fp8" => "a base that is packed already is read as it is: leave `quantization` out",
+        ],
+        /// 8 bits with one scale for each row, as bitsandbytes keeps them
+        /// (<https://arxiv.org/abs/2208.07339>).
+        Int8 = "int8" ["8bit", "llm_int8", "q8"],
+        /// 4 bits with a scale and a bias for each 64 columns, as mlx-lm keeps them.
+        Mlx4 = "mlx4" ["mlx", "affine"],
+        /// 8 bits in the same form.
+        Mlx8 = "mlx8",
+        /// 4-bit floats with a power of two for each 32 columns (OCP's microscaling formats).
+        Mxfp4 = "mxfp4" ["mx"],
     }
     Format {
         /// Told from the rows, which must all agree.

@@ -82,11 +82,11 @@ pub(crate) fn hub_page(text: &str) -> Option<String> {
     (name.contains('/') && is_hub_id(&name)).then_some(name)
 }
 
-/// The value of `model.path`: the directory if it exists or the text cannot be a hub id, else the
-/// hub id as written.
+/// The value of `model.path`: the directory or file if it exists or the text cannot be a hub id, else
+/// the hub id as written. A text that ends as a GGUF file does is no hub id.
 pub(crate) fn model(recipe_file: &Path, text: &str) -> String {
     let directory = joined(recipe_file, text);
-    if is_hub_id(text) && !directory.exists() {
+    if is_hub_id(text) && !text.ends_with(".gguf") && !directory.exists() {
         return text.to_owned();
     }
     let directory = directory.to_string_lossy().into_owned();

@@ -156,6 +156,8 @@ fn other_tools_names() {
         ("mask_prompt", "ours is `train_on` in [data]; true is train_on = \"assistant\", false is \"all\""),
         ("bf16", "ours is `dtype` in [model]; write dtype = \"bf16\""),
         ("load_in_4bit", "ours is `quantization` in [model]; write quantization = \"nf4\""),
+        ("model.q_bits", "ours is `quantization`; 4 is \"mlx4\", 8 is \"mlx8\""),
+        ("model.quantization_config", "ours is `quantization`; a base that is packed already is read as it is"),
         ("grad_checkpoint", "ours is `gradient_checkpointing` in [train]"),
     ]);
 }

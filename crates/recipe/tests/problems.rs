@@ -163,6 +163,25 @@ fn unknown_words() {
     ]);
 }
 
+/// (a word for `model.quantization`, what is said of it; "": it is one of ours)
+#[test]
+fn words_of_other_programs_for_packed_bases() {
+    let ours = ["nf4", "int8", "mlx4", "mlx8", "mxfp4"];
+    assert_eq!(finetune_recipe::Quantization::ALL, ours);
+    let as_it_is = "a base that is packed already is read as it is: leave `quantization` out";
+    let near = |word: &str| format!("did you mean \"{word}\"?");
+    let cases = [("4bit", near("nf4")), ("8bit", near("int8")), ("affine", near("mlx4")), ("MXFP4", near("mxfp4"))];
+    let packed = ["gptq", "awq", "fp8"].map(|word| (word, as_it_is.to_owned()));
+    for (word, hint) in cases.into_iter().chain(packed) {
+        let found = seen(parse_with(MINIMAL, &[&format!("model.quantization={word}")]));
+        assert!(found.ends_with(&format!(", found \"{word}\" | {hint}")), "{word}: {found}");
+    }
+    for word in ours {
+        let recipe = parse_with(MINIMAL, &[&format!("model.quantization={word}")]);
+        assert!(recipe.is_ok_and(|recipe| recipe.to_toml().contains(&format!("quantization = \"{word}\""))), "{word}");
+    }
+}
+
 #[test]
 fn keys_that_contradict_each_other() {
     check_below(&[

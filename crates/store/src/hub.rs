@@ -42,8 +42,9 @@ impl HubId {
     pub fn snapshot_in(&self, cache: &Path) -> Option<PathBuf> {
         let repository = cache.join(format!("models--{}", self.name.replace('/', "--")));
         let snapshots = repository.join("snapshots");
-        let has_config =
-            |path: &PathBuf| ["config.json", "adapter_config.json"].iter().any(|name| path.join(name).is_file());
+        let has_config = |path: &PathBuf| {
+            ["config.json", "adapter_config.json"].iter().any(|name| path.join(name).is_file()) || has_gguf(path)
+        };
         let revision = self.revision.as_deref().unwrap_or("main");
         let commit = std::fs::read_to_string(repository.join("refs").join(revision)).ok();
         if let Some(commit) = commit.as_deref().and_then(|commit| SafeName::parse(commit.trim()).ok()) {
@@ -122,7 +123,15 @@ pub fn has_all_weights(snapshot: &Path) -> bool {
         let shards = index["weight_map"].as_object();
         return shards.is_some_and(|map| map.values().filter_map(|name| name.as_str()).all(has));
     }
-    has("model.safetensors") || has("adapter_model.safetensors")
+    has("model.safetensors") || has("adapter_model.safetensors") || has_gguf(snapshot)
+}
+
+/// Whether a directory has a GGUF file, which is a model with config and tokenizer.
+pub fn has_gguf(directory: &Path) -> bool {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    entries
+        .map(|entry| entry.path())
+        .any(|path| path.extension().is_some_and(|ending| ending == "gguf") && path.is_file())
 }
 
 #[cfg(test)]
@@ -185,6 +194,7 @@ mod tests {
             ("models--acme--adapter", "eeee", &["adapter_config.json", "adapter_model.safetensors"]),
             ("models--gpt2", "ffff", &["config.json"]),
             ("models--acme--empty", "9999", &["README.md"]),
+            ("models--acme--tiny-GGUF", "8888", &["tiny-q4_0.gguf"]),
         ] {
             for name in files {
                 write(&snapshot(repository, commit).join(name), "{}");
@@ -207,6 +217,7 @@ mod tests {
             ("acme/adapter", Some(("models--acme--adapter", "eeee"))),
             ("gpt2", Some(("models--gpt2", "ffff"))),
             ("acme/empty", None),
+            ("acme/tiny-GGUF", Some(("models--acme--tiny-GGUF", "8888"))),
             ("acme/none", None),
         ] {
             let found = HubId::parse(id).unwrap().snapshot_in(cache);

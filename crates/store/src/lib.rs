@@ -52,7 +52,7 @@ pub use error::{Operation, StoreError};
 pub use hash::{content_hash, content_hash_of, hash_of, hex};
 pub use header::{Header, MAX_HEADER_BYTES, MAX_TENSORS, TensorInfo};
 pub use holding::Holding;
-pub use hub::{HubId, cached_snapshot, has_all_weights, hub_cache};
+pub use hub::{HubId, cached_snapshot, has_all_weights, has_gguf, hub_cache};
 pub use lock::{LockHolder, RunLock};
 pub use manifest::{FileRecord, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, verify_directory};
 pub use names::{SafeName, inside, stays_inside};

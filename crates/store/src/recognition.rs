@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::error::{Operation, StoreError};
 use crate::holding::Holding;
+use crate::hub::has_gguf;
 use crate::manifest::MANIFEST_NAME;
 use crate::names::stays_inside;
 
@@ -54,7 +55,8 @@ fn directory(path: &Path) -> Holding {
         return Holding::Adapter;
     }
     if has("config.json") {
-        return Holding::ModelDirectory;
+        // Some have the config of the model that they were made from beside the GGUF file.
+        return if has_gguf(path) { Holding::Gguf } else { Holding::ModelDirectory };
     }
     if is_run(path) {
         return Holding::Run;

@@ -3,19 +3,21 @@
 
 use std::path::{Path, PathBuf};
 
+use finetune_model::gguf::gguf_file;
 use finetune_model::merge::companion_files;
-use finetune_model::{BaseName, FloatType, Model, Placement, base_digest, float_type};
+pub use finetune_model::stored_type;
+use finetune_model::{BaseName, Model, Placement, base_digest};
 use finetune_recipe::Recipe;
-use finetune_store::{Dtype, Holding, TensorSet, recognize};
+use finetune_store::{Dtype, Holding, recognize};
 
 use crate::error::TrainError;
 use crate::initial_adapter::InitialAdapter;
 
-/// The directory of the recipe's model. It is a path, the result of a run that trained all weights,
-/// or a snapshot in the Hugging Face cache.
+/// The directory or GGUF file of the recipe's model. It is a path, the result of a run that trained
+/// all weights, or a snapshot in the Hugging Face cache.
 ///
 /// # Errors
-/// If there is no such directory, or if it holds something else than a model.
+/// If there is no such directory or file, or if it holds something else than a model.
 pub fn model_directory(recipe: &Recipe) -> Result<PathBuf, TrainError> {
     let path = Path::new(&recipe.model.path);
     let not_a_model = |what: String, hints: &[&str]| {
@@ -46,8 +48,9 @@ pub fn model_directory(recipe: &Recipe) -> Result<PathBuf, TrainError> {
     }
     match recognize(path) {
         Holding::Missing => Err(TrainError::NoModel { path: recipe.model.path.clone() }),
+        Holding::Gguf => Ok(path.to_owned()),
         holding => not_a_model(
-            format!("is {}, and a model is a directory", holding.describe()),
+            format!("is {}, and a model is a directory or a GGUF file", holding.describe()),
             &["a model directory has config.json, tokenizer.json and model.safetensors, as on the Hugging Face hub"],
         ),
     }
@@ -68,18 +71,12 @@ pub(crate) fn base_name(recipe: &Recipe, directory: &Path) -> BaseName {
     }
 }
 
-/// Whether a model directory has weights, and not only a config.json to make fresh ones from.
+/// Whether a model directory has weights, and not only a config.json to make fresh ones from. A GGUF
+/// file is all weights.
 pub(crate) fn has_weights(directory: &Path) -> bool {
-    ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| directory.join(name).is_file())
-}
-
-/// The number type that the matrices of a model directory are stored in; f32 if there are none yet.
-pub fn stored_type(directory: &Path) -> FloatType {
-    let dtype = TensorSet::open_model(directory).ok().and_then(|files| {
-        let widest = files.names().filter_map(|name| files.get(name)).filter(|view| view.shape.len() == 2);
-        widest.max_by_key(|view| view.size()).map(|view| view.dtype)
-    });
-    dtype.and_then(float_type).unwrap_or(FloatType::F32)
+    let has = |name: &&str| directory.join(name).is_file();
+    // One of several GGUF files has to be named: the code that opens them says so.
+    ["model.safetensors", "model.safetensors.index.json"].iter().any(has) || !matches!(gguf_file(directory), Ok(None))
 }
 
 /// The base model of a recipe with what is trained set up, and the digest of what its weights were

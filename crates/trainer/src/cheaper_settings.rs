@@ -1,6 +1,6 @@
 //! Settings that would take less memory, and how much less.
 
-use finetune_model::{Adaptation, FloatType, LoraTarget, LoraTargets};
+use finetune_model::{Adaptation, FloatType, LoraTarget, LoraTargets, ModelConfig, PackedSizes, linear_layers};
 use finetune_store::human_bytes;
 
 use crate::memory::{Precision, Sizing, StepShape, Subject, estimate};
@@ -9,9 +9,9 @@ impl Subject<'_> {
     /// What a smaller setting of each kind would take, in words. Those that help most come first.
     pub(crate) fn cheaper_settings(&self) -> Vec<String> {
         let Subject { recipe, train: data, .. } = *self;
-        let Sizing { config, adaptation, placement, stored, has_bf16, .. } = self.sizing;
+        let Sizing { config, adaptation, has_bf16, .. } = self.sizing;
         let adaptation = adaptation.as_ref();
-        let precision = Precision::new(placement, *stored);
+        let precision = Precision::new(self.sizing);
         let (micro, checkpointing) = (recipe.train.micro_batch_size, recipe.train.gradient_checkpointing);
         let total = |micro: usize, checkpointing: bool, limit: usize, precision: Precision| {
             estimate(config, adaptation, &StepShape::new(self, micro, checkpointing, limit), precision).total
@@ -48,6 +48,11 @@ impl Subject<'_> {
             let narrow = Precision { compute: FloatType::BF16, held: FloatType::BF16, ..precision };
             options.push((total(micro, checkpointing, usize::MAX, narrow), "model.dtype = \"bf16\"".to_owned()));
         }
+        if adaptation.is_some() && precision.packed.elements == 0 {
+            let sizes = packed_in_4_bits(config);
+            let packed = Precision { packed: sizes, loading: 4 * sizes.largest, ..precision };
+            options.push((total(micro, checkpointing, usize::MAX, packed), "model.quantization = \"nf4\"".to_owned()));
+        }
         options.retain(|(bytes, _)| *bytes < now - now / 50);
         options.sort_by_key(|(bytes, _)| *bytes);
         options
@@ -55,6 +60,13 @@ impl Subject<'_> {
             .map(|(bytes, setting)| format!("{setting}: about {} instead of {}", human_bytes(bytes), human_bytes(now)))
             .collect()
     }
+}
+
+/// Sizes of all linear layers in 4 bits, with a scale in f32 for each 64 elements: `nf4`.
+fn packed_in_4_bits(config: &ModelConfig) -> PackedSizes {
+    let elements = || linear_layers(config).into_iter().map(|layer| (layer.outputs * layer.inputs) as u64);
+    let all: u64 = elements().sum();
+    PackedSizes { elements: all, bytes: all / 2 + all / 16, largest: elements().max().unwrap_or(0) }
 }
 
 /// A usual rank and the branches with it, if some have a higher one.

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use finetune_model::{DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, Placement, gpus};
+use finetune_model::processor::bf16_kernel;
+use finetune_model::{DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, Placement, gpus, scheme_named};
 use finetune_recipe::{DeviceChoice, DtypeChoice, Model};
 
 use crate::error::TrainError;
@@ -41,26 +42,37 @@ pub struct DevicePlan {
 
 impl DevicePlan {
     /// Chooses the device and number type of a recipe, for a model whose file has `stored` numbers.
-    /// `auto` takes a GPU if there is a real one, and computes in the file's number type.
+    /// `auto` takes a GPU if there is a real one, and computes in the file's number type. The placement
+    /// packs frozen matrices as `model.quantization` says.
     ///
     /// # Errors
     /// If the recipe asks for a GPU and there is none.
     pub fn choose(model: &Model, host: &ThisHost, stored: FloatType) -> Result<DevicePlan, TrainError> {
-        match model.device {
-            DeviceChoice::Cpu => Ok(DevicePlan::cpu(model.dtype)),
-            DeviceChoice::Gpu => DevicePlan::gpu(model.dtype, host, stored, gpus(true)),
+        let plan = match model.device {
+            DeviceChoice::Cpu => DevicePlan::cpu(model.dtype),
+            DeviceChoice::Gpu => DevicePlan::gpu(model.dtype, host, stored, gpus(true))?,
             DeviceChoice::Auto => {
                 let real = gpus(false);
                 if real.is_empty() {
-                    Ok(DevicePlan::cpu(model.dtype))
+                    DevicePlan::cpu(model.dtype)
                 } else {
-                    DevicePlan::gpu(model.dtype, host, stored, real)
+                    DevicePlan::gpu(model.dtype, host, stored, real)?
                 }
             }
-        }
+        };
+        let quantization = model.quantization.and_then(|quantization| scheme_named(quantization.as_str()));
+        Ok(DevicePlan { placement: plan.placement.quantized(quantization), ..plan })
     }
 
     fn cpu(dtype: DtypeChoice) -> DevicePlan {
+        if let (DtypeChoice::Bf16, Some(instructions)) = (dtype, bf16_kernel()) {
+            let notice = format!("model.dtype = bf16: products with the frozen base are in bf16 ({instructions})");
+            return DevicePlan {
+                placement: Placement::cpu_with_bf16_products(),
+                found: FoundDevice::cpu(),
+                notices: vec![notice],
+            };
+        }
         let held = match dtype {
             DtypeChoice::Auto => None,
             DtypeChoice::F32 => Some(FloatType::F32),
@@ -119,6 +131,7 @@ impl DevicePlan {
     pub(crate) fn describe(&self) -> String {
         let FoundDevice { name, kind, api, .. } = &self.found;
         match kind {
+            DeviceKind::Cpu if self.placement.has_bf16_products() => "CPU, products in bf16".to_owned(),
             DeviceKind::Cpu => "CPU, f32".to_owned(),
             kind => format!("{name} ({}, {api}), {}", kind.name(), self.placement.compute().name()),
         }
@@ -126,6 +139,9 @@ impl DevicePlan {
 
     /// "gpu, bf16": what fixes the bits of a run besides its recipe.
     pub(crate) fn compute(&self) -> String {
+        if self.placement.has_bf16_products() {
+            return "cpu, products in bf16".to_owned();
+        }
         let device = if self.placement.is_cpu() { "cpu" } else { "gpu" };
         format!("{device}, {}", self.placement.compute().name())
     }

@@ -64,9 +64,9 @@ pub enum TrainError {
     /// The model is neither here nor in the Hugging Face cache.
     #[error("model.path: `{path}` is neither a directory nor a model in the Hugging Face cache")]
     NoModel { path: String },
-    /// A setting that this version does not carry out.
-    #[error("{key} = {value} is not available {instead}")]
-    Unavailable { key: &'static str, value: String, instead: &'static str },
+    /// All weights are to be trained, and the base has them in few bits. `form`: how they are packed.
+    #[error("train.method = \"full\" trains all weights, and {path} has them packed: {form}", path = path.display())]
+    PackedBase { path: PathBuf, form: String },
     /// `path` is there, but holds something else than a model.
     #[error("model.path: `{path}` {what}")]
     NotAModel { path: String, what: String, hints: Vec<String> },
@@ -219,6 +219,10 @@ impl TrainError {
             TrainError::NotFiniteEvaluation { .. } => {
                 &["the weights or the adapter hold numbers that are not finite, or overflow on these rows"]
             }
+            TrainError::PackedBase { .. } => &[
+                "train.method = \"lora\" trains an adapter over them",
+                "or name the 16-bit model that they were made from in model.path",
+            ],
             TrainError::Occupied { .. } => &["`--resume` goes on with it; `--output-dir` starts another"],
             TrainError::Changed { .. } => &[
                 "output_dir, [log], [checkpoint], [eval], the number of steps, optimizer.learning_rate, train.max_grad_norm and train.micro_batch_size may change; for anything else start a new run with `--output-dir`",

@@ -5,9 +5,9 @@ use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use finetune_dataset::{ChatTokenizer, Dataset, DatasetError, Plan, resolve_files};
-use finetune_model::{Adaptation, FloatType, Model, ModelConfig};
+use finetune_model::{Adaptation, BaseForm, FloatType, Model, ModelConfig, PackedSizes};
 use finetune_recipe::{Length, Method, Recipe, ResultChoice};
-use finetune_store::{Holding, recognize};
+use finetune_store::{Holding, human_bytes, recognize};
 
 use crate::base_model::{has_weights, stored_type};
 use crate::device_plan::{DevicePlan, ThisHost};
@@ -35,6 +35,8 @@ pub(crate) struct Examined {
     pub(crate) directory: Option<PathBuf>,
     pub(crate) config: Option<ModelConfig>,
     pub(crate) device_plan: Option<DevicePlan>,
+    /// How the base's matrices are packed.
+    pub(crate) form: Option<BaseForm>,
     /// `Some(None)`: the model has no tokenizer. That is no problem as long as rows are tokens.
     pub(crate) tokenizer: Option<Option<ChatTokenizer>>,
     pub(crate) train: Option<Dataset>,
@@ -156,7 +158,7 @@ struct Examiner<'a> {
 }
 
 impl Examiner<'_> {
-    /// Refuses what this version does not carry out, and notes what means less than it says.
+    /// Refuses values that no run can have, and notes what means less than it says.
     fn look_at_settings(&mut self) {
         if let Some(notices) = self.found.keep(check_available(self.recipe)) {
             self.found.notices.extend(notices);
@@ -185,6 +187,7 @@ impl Examiner<'_> {
         if let Some(device_plan) = &self.found.device_plan {
             self.found.notices.extend(device_plan.notices.iter().cloned());
         }
+        self.look_at_form(&directory);
         self.found.tokenizer = self.found.keep(open_tokenizer(self.recipe, &directory));
         if let Some(Some(tokenizer)) = &self.found.tokenizer {
             self.found.notices.extend(tokenizer.notices().iter().cloned());
@@ -194,6 +197,48 @@ impl Examiner<'_> {
                 config.vocabulary = rows;
             }
         }
+    }
+
+    /// How the base's matrices are packed, in its files or while they are loaded.
+    fn look_at_form(&mut self, directory: &Path) {
+        let Some(device_plan) = self.found.device_plan.as_ref().filter(|_| has_weights(directory)) else { return };
+        let form = Model::form(directory, device_plan.placement.quantization()).map_err(TrainError::from_base);
+        let Some(form) = self.found.keep(form) else { return };
+        if let Some(words) = &form.words {
+            let path = directory.display();
+            match self.recipe.model.quantization.filter(|_| form.is_packed_in_files) {
+                None => self.found.notices.push(format!("{path}: {words}")),
+                Some(quantization) => self.found.notices.push(format!(
+                    "{path}: {words}; model.quantization = {} changes nothing, as the base is packed already",
+                    quantization.as_str()
+                )),
+            }
+            if self.recipe.train.method == Method::Full {
+                let (path, form) = (directory.to_owned(), words.clone());
+                self.found.problems.push(TrainError::PackedBase { path, form });
+            }
+        }
+        self.found.form = Some(form);
+    }
+
+    /// Sizes of the packed matrices. Embedding and output layer with new rows are decoded.
+    fn packed_sizes(&mut self) -> PackedSizes {
+        let (Some(form), Some(device_plan)) = (&self.found.form, &self.found.device_plan) else {
+            return PackedSizes::default();
+        };
+        let BaseForm { packed, vocabulary, .. } = form;
+        if !self.has_new_rows || vocabulary.elements == 0 {
+            return *packed;
+        }
+        let compute = device_plan.placement.compute();
+        let decoded = vocabulary.elements * compute.bytes() as u64;
+        self.found.notices.push(format!(
+            "data.add_tokens: the embedding is packed; with rows for new tokens it is held in {} and takes {} instead of {}",
+            compute.name(),
+            human_bytes(decoded),
+            human_bytes(vocabulary.bytes)
+        ));
+        PackedSizes { bytes: packed.bytes - vocabulary.bytes + decoded, ..*packed }
     }
 
     /// The rows, tokenized.
@@ -313,6 +358,7 @@ impl Examiner<'_> {
 
     /// The estimate of memory, and whether it fits.
     fn look_at_memory(&mut self) {
+        let packed = self.packed_sizes();
         let (recipe, found) = (self.recipe, &mut self.found);
         let (Some(config), Some(device_plan)) = (&found.config, &found.device_plan) else {
             return;
@@ -332,6 +378,8 @@ impl Examiner<'_> {
             text_bytes: frozen + text.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>(),
             placement: device_plan.placement.clone(),
             stored: self.stored,
+            packed,
+            loading: found.form.as_ref().map_or(0, |form| form.loading),
             has_bf16: device_plan.found.types.contains(&FloatType::BF16),
         };
         let sizing = sizing(text.as_deref().unwrap_or_default());
@@ -358,13 +406,9 @@ pub(crate) fn total_steps(recipe: &Recipe, plan: &Plan) -> u64 {
     }
 }
 
-/// Refuses what this version does not carry out, by its key. Returns notices of what is accepted
-/// but means less than it says.
+/// Refuses values that no run can have. Returns notices of what is accepted but means less than it
+/// says.
 fn check_available(recipe: &Recipe) -> Result<Vec<String>, TrainError> {
-    let unavailable = |key, value: String, instead| Err(TrainError::Unavailable { key, value, instead });
-    if let Some(quantization) = recipe.model.quantization {
-        return unavailable("model.quantization", quantization.as_str().into(), "yet; leave it out");
-    }
     limits::check(recipe)?;
     let mut notices = Vec::new();
     if recipe.data.packing {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use finetune_model::adapter::{Adapter, BaseCheck};
-use finetune_model::{Adaptation, ModelConfig, ModelError, choose};
+use finetune_model::{Adaptation, ModelConfig, ModelError, choose, scheme_named};
 use finetune_recipe::{Method, Recipe};
 
 use crate::error::TrainError;
@@ -51,6 +51,8 @@ impl InitialAdapter {
             return Err(ModelError::AdapterParts { path: path.clone(), what }.into());
         }
         notices.extend(adapter.notices.iter().cloned());
+        let quantization = recipe.model.quantization.and_then(|quantization| scheme_named(quantization.as_str()));
+        notices.extend(adapter.quantization_notice(quantization));
         match adapter.check_base(model)? {
             BaseCheck::Same | BaseCheck::Unknown => {}
             BaseCheck::OtherName(notice) => notices.push(notice),

@@ -6,8 +6,8 @@
 use finetune_dataset::{Dataset, Row};
 use finetune_model::footprint::{self, AttentionSizes};
 use finetune_model::{
-    Adaptation, AttentionWidths, FloatType, HAS_GPU_BACKEND, LayerKept, ModelConfig, Placement, expected_tensors,
-    kept_layers,
+    Adaptation, AttentionWidths, FloatType, HAS_GPU_BACKEND, LayerKept, ModelConfig, PackedSizes, Placement,
+    expected_tensors, kept_layers,
 };
 use finetune_recipe::{Method, Recipe};
 use serde::Serialize;
@@ -106,20 +106,31 @@ const PROGRAM_BYTES: u64 = if HAS_GPU_BACKEND { 64 << 20 } else { 56 << 20 };
 /// Bytes that answering held-back rows leaves behind: measured.
 const ANSWERING_BYTES: u64 = 32 << 20;
 
-/// Device and number types of a model, as far as they decide about memory.
+/// Device and number types of a model, as far as they decide about memory, and what of it is packed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Precision {
     /// Whether the CPU computes.
     pub(crate) cpu: bool,
     /// The number type of activations.
     pub(crate) compute: FloatType,
-    /// The number type that frozen matrices are held in.
+    /// The number type that frozen matrices are held in, unless they are packed.
     pub(crate) held: FloatType,
+    /// The packed matrices.
+    pub(crate) packed: PackedSizes,
+    /// Bytes that are taken while the largest matrix is packed, before the first step.
+    pub(crate) loading: u64,
 }
 
 impl Precision {
-    pub(crate) fn new(placement: &Placement, stored: FloatType) -> Precision {
-        Precision { cpu: placement.is_cpu(), compute: placement.compute(), held: placement.held(stored) }
+    pub(crate) fn new(sizing: &Sizing) -> Precision {
+        let Sizing { placement, stored, packed, loading, .. } = sizing;
+        Precision {
+            cpu: placement.is_cpu(),
+            compute: placement.compute(),
+            held: placement.held(*stored),
+            packed: *packed,
+            loading: *loading,
+        }
     }
 }
 
@@ -195,12 +206,17 @@ pub(crate) fn estimate(
     let cpu = precision.cpu;
     let Sizes { parameters, trained } = self::sizes(config, adaptation);
     let Peak { bytes: peak, logits, unused_logits } = peak(config, adaptation, step, precision);
+    // While a matrix is packed, nothing of a step is there. On a GPU it is done in the host's memory.
+    let peak = if cpu { peak.max(precision.loading) } else { peak };
     // Logits are reported apart. If the backward pass takes more than they do, they lie in memory
     // that it takes later.
     let logits = logits.min(peak);
-    let activations = peak - logits;
+    // A GPU decodes a packed matrix into memory that all of them share.
+    let scratch = if cpu { 0 } else { precision.packed.largest * precision.compute.bytes() as u64 };
+    let activations = peak - logits + scratch;
     let held = if step.full { FloatType::F32 } else { precision.held };
-    let weights = if step.full { 0 } else { parameters * held.bytes() as u64 };
+    let PackedSizes { elements: packed, bytes: packed_bytes, .. } = precision.packed;
+    let weights = if step.full { 0 } else { parameters.saturating_sub(packed) * held.bytes() as u64 + packed_bytes };
     // On the CPU: values, gradients and two moments on the host; values, old and new, and gradients
     // as tensors. LoRA has many small pieces, and ten times the values were measured. So they were
     // for embedding and output layer trained in full beside them.
@@ -213,7 +229,9 @@ pub(crate) fn estimate(
     };
     let trained_bytes = trained * FLOAT * copies;
     let (vocabulary, hidden) = (config.vocabulary as u64, config.hidden_size as u64);
-    let widened = if cpu && held != FloatType::F32 { footprint::cpu_widened(vocabulary, hidden) } else { 0 };
+    // Packed matrices are decoded in blocks of the same size as 16-bit ones are widened in.
+    let widened =
+        if cpu && (held != FloatType::F32 || packed > 0) { footprint::cpu_widened(vocabulary, hidden) } else { 0 };
     let answering = if step.answers { ANSWERING_BYTES } else { 0 };
     let program = if cpu { PROGRAM_BYTES + step.rows + widened + answering } else { 0 };
     // What pools and heaps hold that the largest moment cannot use, such as the logits' block on
@@ -256,6 +274,11 @@ pub(crate) struct Sizing {
     pub(crate) placement: Placement,
     /// The number type of the base model's file.
     pub(crate) stored: FloatType,
+    /// The matrices of the base that are packed. Those that new rows make dense count with the bytes
+    /// that they take then.
+    pub(crate) packed: PackedSizes,
+    /// Bytes that are taken while the largest matrix is packed.
+    pub(crate) loading: u64,
     /// Whether the device computes in bf16.
     pub(crate) has_bf16: bool,
 }
@@ -273,8 +296,8 @@ impl Subject<'_> {
     pub(crate) fn estimate(&self) -> Estimate {
         let train = &self.recipe.train;
         let step = StepShape::new(self, train.micro_batch_size, train.gradient_checkpointing, usize::MAX);
-        let Sizing { config, adaptation, placement, stored, .. } = self.sizing;
-        estimate(config, adaptation.as_ref(), &step, Precision::new(placement, *stored))
+        let Sizing { config, adaptation, .. } = self.sizing;
+        estimate(config, adaptation.as_ref(), &step, Precision::new(self.sizing))
     }
 }
 
@@ -323,7 +346,8 @@ mod tests {
             rows: 0,
             answers: false,
         };
-        let precision = Precision { cpu: false, compute: FloatType::BF16, held: FloatType::BF16 };
+        let packed = PackedSizes::default();
+        let precision = Precision { cpu: false, compute: FloatType::BF16, held: FloatType::BF16, packed, loading: 0 };
         estimate(&config, Some(&all_linear(&config, 16)), &step, precision).total as f64 / f64::from(1 << 30)
     }
 

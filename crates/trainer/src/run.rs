@@ -430,8 +430,11 @@ impl Run {
         if rows == 0 || (when == "before" && self.state.step > 0) {
             return Ok(if when == "before" { kept.before } else { None });
         }
+        let mut told = None;
         let answers = answer(&self.model, data, tokenizer, settings, &self.ranks, &mut |done| {
-            tell(Event::Answering { done, rows });
+            if told.replace(done) != Some(done) {
+                tell(Event::Answering { done, rows });
+            }
             self.ranks.group().keep_alive();
             stop.load(Ordering::SeqCst) == 0
         })?;

@@ -70,7 +70,7 @@ impl RunDirectory {
         let files: Vec<NewFile<'_>> =
             files.iter().map(|(name, bytes)| NewFile { name, bytes: bytes.as_slice().into() }).collect();
         let step = run.state.step;
-        let about = serde_json::json!({"kind": "checkpoint", "step": step, "base_digest": run.base_digest});
+        let about = about("checkpoint", step, run);
         let (checkpoints, name) = (self.directory.join(CHECKPOINTS), state::name(step));
         let path = checkpoints.join(&name);
         // A checkpoint of this step exists only if its evaluation was interrupted, and has been
@@ -134,7 +134,7 @@ impl RunDirectory {
         };
         let files: Vec<NewFile<'_>> =
             files.iter().map(|(name, bytes)| NewFile { name, bytes: bytes.as_slice().into() }).collect();
-        let about = serde_json::json!({"kind": name, "step": step, "base_digest": run.base_digest});
+        let about = about(name, step, run);
         replace_directory(&*self.disk, &self.directory.join(name), &files, &about)?;
         Ok(())
     }
@@ -155,6 +155,16 @@ impl RunDirectory {
         files.push((CARD_FILE.to_owned(), model_card_of(run, &self.metrics.rows, step).into_bytes()));
         Ok(files)
     }
+}
+
+/// What the manifest of a checkpoint or a result says besides its files. An adapter fits its base as
+/// it was packed while it was loaded.
+fn about(kind: &str, step: u64, run: &Snapshot<'_>) -> serde_json::Value {
+    let mut about = serde_json::json!({"kind": kind, "step": step, "base_digest": run.base_digest});
+    if let Some(quantization) = run.recipe.model.quantization {
+        about["quantization"] = quantization.as_str().into();
+    }
+    about
 }
 
 /// Whether the result is the best evaluation's checkpoint rather than the last state.

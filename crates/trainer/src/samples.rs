@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use finetune_dataset::{ChatTokenizer, Dataset, Row};
-use finetune_model::{Model, Sampling};
+use finetune_dataset::{ChatTokenizer, Dataset};
+use finetune_model::{Generation, Model, RowRequest, Sampling};
 use finetune_store::{RealDisk, StoreError, replace_file};
 use serde::{Deserialize, Serialize};
 
@@ -88,8 +88,9 @@ struct Answered {
     exact: bool,
 }
 
-/// Greedy answers to the first rows of the data. Each row is answered by one of the ranks.
-/// `progress` is called with rows done. If it returns false on any rank, all ranks return `None`.
+/// Greedy answers to the first rows of the data, several rows at once. Each row is answered by one
+/// of the ranks. `progress` is called with rows done, at the beginning and after every token. If it
+/// returns false on any rank, all ranks return `None`.
 pub(crate) fn answer(
     model: &Model,
     data: &Dataset,
@@ -98,15 +99,9 @@ pub(crate) fn answer(
     ranks: &Ranks,
     progress: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Option<Answers>, TrainError> {
-    let mine = (ranks.group().rank()..settings.rows(data)).step_by(ranks.group().world());
-    let mut answers = Some(Vec::new());
-    for row in mine {
-        if !progress(row) {
-            answers = None;
-        }
-        let Some(answers) = &mut answers else { break };
-        answers.push(answer_row(model, &data.rows[row], tokenizer, settings.max_new_tokens, row)?);
-    }
+    let (rank, world) = (ranks.group().rank(), ranks.group().world());
+    let mine: Vec<usize> = (rank..settings.rows(data)).step_by(world).collect();
+    let answers = answer_rows(model, data, tokenizer, settings, &mine, &mut |done| progress(rank + done * world))?;
     let text = serde_json::to_string(&answers).expect("plain data");
     let mut all = Vec::new();
     for text in ranks.gather_texts(&text)? {
@@ -124,22 +119,61 @@ pub(crate) fn answer(
     Ok(Some(Answers { samples: samples.collect(), exact: (scored > 0).then_some((exact, scored)) }))
 }
 
-/// Answers one row.
-fn answer_row(
+/// Answers these rows. `None` if `progress` returns false.
+fn answer_rows(
     model: &Model,
-    row: &Row,
+    data: &Dataset,
     tokenizer: &ChatTokenizer,
-    max_new_tokens: usize,
-    number: usize,
+    settings: SampleSettings,
+    rows: &[usize],
+    progress: &mut dyn FnMut(usize) -> bool,
+) -> Result<Option<Vec<Answered>>, TrainError> {
+    let parts = |row: usize| data.rows[row].tokens.split_at(data.rows[row].prompt_tokens);
+    let ends: Vec<_> = rows.iter().map(|&row| end_ids(tokenizer, parts(row).1)).collect::<Result<_, _>>()?;
+    let requests: Vec<RowRequest<'_>> = rows
+        .iter()
+        .zip(&ends)
+        .map(|(&row, ends)| RowRequest {
+            prompt: parts(row).0,
+            max_new_tokens: settings.max_new_tokens,
+            sampling: Sampling::GREEDY,
+            end_ids: ends,
+        })
+        .collect();
+    let mut answers = Vec::new();
+    while answers.len() < rows.len() {
+        let begun = answers.len();
+        if !progress(begun) {
+            return Ok(None);
+        }
+        let now = &requests[begun..][..model.rows_at_once(&requests[begun..])];
+        let mut goes_on = true;
+        let generations = model.generate_rows(now, &mut |_, _| {
+            goes_on = goes_on && progress(begun);
+            goes_on
+        })?;
+        if !goes_on {
+            return Ok(None);
+        }
+        for (&row, generation) in rows[begun..].iter().zip(&generations) {
+            answers.push(answered(data, tokenizer, row, generation)?);
+        }
+    }
+    Ok(Some(answers))
+}
+
+/// What was generated after a row's prompt.
+fn answered(
+    data: &Dataset,
+    tokenizer: &ChatTokenizer,
+    row: usize,
+    generation: &Generation,
 ) -> Result<Answered, TrainError> {
-    let (prompt, expected) = row.tokens.split_at(row.prompt_tokens);
-    let ends = end_ids(tokenizer, expected)?;
-    let generation = model.generate(prompt, max_new_tokens, Sampling::GREEDY, &ends, &mut |_| {})?;
     let answer = tokenizer.decode(&generation.tokens, true)?;
     // An answer that ran into the limit never counts as exact, even if it begins with the expected
     // one.
-    let exact = generation.stopped_by.is_some() && answer.trim() == row.answer_text.trim();
-    Ok(Answered { row: number, answer, exact })
+    let exact = generation.stopped_by.is_some() && answer.trim() == data.rows[row].answer_text.trim();
+    Ok(Answered { row, answer, exact })
 }
 
 /// The tokens that end an answer: the model's own end tokens, and the special token that ends the

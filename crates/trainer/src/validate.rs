@@ -184,7 +184,8 @@ fn seconds(recipe: &Recipe, data: &Dataset, steps: u64, parameters: u64, device_
 mod tests {
     use std::path::PathBuf;
 
-    use finetune_store::replace_file;
+    use finetune_model::{Scheme, quantize_model};
+    use finetune_store::{Staging, replace_file};
 
     use super::*;
 
@@ -228,6 +229,35 @@ mod tests {
             assert!(all.contains(part), "{part}:\n{all}");
         }
         assert!(found.train.is_none() && found.architecture.is_none());
+    }
+
+    /// Packed in its files, or while it is loaded: the format is said, the weights are counted as they
+    /// are held, and not all of them can be trained.
+    #[test]
+    fn a_packed_base_is_named_and_counted() {
+        let folder = tempfile::tempdir().expect("a directory");
+        copy("rows.jsonl", &folder.path().join("good.jsonl"));
+        let mut staging = Staging::begin(&RealDisk, folder.path(), "packed").expect("a new directory");
+        quantize_model(&RealDisk, &golden(), Scheme::Nf4, &mut staging, &|_, _| {}).expect("a packed model");
+        let packed = staging.publish(&serde_json::json!({"kind": "packed model"})).expect("published");
+        let data = "[data]\ntrain = \"good.jsonl\"\n";
+        let on_load = format!("quantization = \"nf4\"\n{data}");
+        let look =
+            |model: &Path, keys: &str| validate(&recipe(folder.path(), model, keys), &ThisHost::default(), &|_| {});
+        let weights = |found: &Validation| found.estimate.expect("an estimate").weights;
+        let dense = look(&golden(), data);
+        for (found, words) in [
+            (look(&packed, data), "bitsandbytes NF4"),
+            (look(&golden(), &on_load), "nf4 while it is loaded"),
+            (look(&packed, &on_load), "the base is packed already"),
+        ] {
+            assert!(found.problems.is_empty(), "{:?}", messages(&found));
+            assert!(found.notices.iter().any(|notice| notice.contains(words)), "{words}: {:?}", found.notices);
+            assert!(weights(&found) < weights(&dense), "{words}");
+        }
+        assert_eq!(weights(&look(&packed, data)), weights(&look(&golden(), &on_load)));
+        let full = look(&packed, &format!("{data}[train]\nmethod = \"full\"\n"));
+        assert!(messages(&full).join("\n").contains("trains all weights, and"), "{:?}", messages(&full));
     }
 
     #[test]

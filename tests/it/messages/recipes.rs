@@ -104,20 +104,6 @@ fn an_unknown_key_on_the_command_line() {
 }
 
 #[test]
-fn a_setting_that_is_not_available() {
-    let folder = Folder::with_recipe(CRASH_RECIPE);
-    check(
-        &folder,
-        &["run", "recipe.toml", "--set", "model.quantization=nf4"],
-        expect![[r#"
-            reading rows
-            error: model.quantization = nf4 is not available yet; leave it out
-            (exit code 2)
-        "#]],
-    );
-}
-
-#[test]
 fn a_target_that_no_layer_has() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     check(

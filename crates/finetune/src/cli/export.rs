@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
+use super::quantize::SchemeArgument;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ExportFormat {
     /// A complete model directory with the adapter merged in, for transformers, vLLM and mlx-lm
@@ -68,6 +70,10 @@ pub(crate) struct ExportArguments {
     /// base. An adapter alone is in f32; gguf's may be in bf16 or f16
     #[arg(long, value_enum)]
     pub(crate) dtype: Option<ExportDtype>,
+    /// Pack the merged weights again (merged). Without it they have 16 bits, also over a packed base: in
+    /// 4 bits little of the training survives, and the export says how much
+    #[arg(long, value_enum, value_name = "SCHEME")]
+    pub(crate) quantize: Option<SchemeArgument>,
     /// Multiply what the adapter adds by this
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     pub(crate) scale: Option<f64>,

@@ -14,7 +14,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 
 /// Commands of other programs, of habit, and of versions to come: what does it here.
-const VERBS: [(&str, &str); 44] = [
+const VERBS: [(&str, &str); 45] = [
     ("train", "`finetune run RECIPE.toml` trains"),
     ("finetune", "`finetune run RECIPE.toml` trains"),
     ("fine-tune", "`finetune run RECIPE.toml` trains"),
@@ -65,7 +65,8 @@ const VERBS: [(&str, &str); 44] = [
     ("pull", "`finetune download OWNER/NAME` fetches a model or a dataset"),
     ("fetch", "`finetune download OWNER/NAME` fetches a model or a dataset"),
     ("push", "`finetune upload RUN OWNER/NAME` does it"),
-    ("quantize", "not in this version; other programs quantize what `finetune export --format merged` writes"),
+    ("quant", "`finetune quantize MODEL_DIR --to SCHEME --output DIR` packs a model"),
+    ("pack", "`finetune quantize MODEL_DIR --to SCHEME --output DIR` packs a model"),
     ("tensorboard", "`[log] tensorboard` writes its files; `finetune watch RUN` shows curves here"),
     ("diff", "`finetune compare RUN RUN` shows settings that differ, scores and curves"),
 ];
@@ -113,7 +114,29 @@ const OF_EXPORT: [(&str, &str); 8] = [
     ("export-dir", "ours is --output"),
     ("f", "ours is --format"),
     ("outtype", "ours is --dtype"),
-    ("de-quantize", "leave it out: the weights keep the number type of the base, or have that of --dtype"),
+    (
+        "de-quantize",
+        "leave it out: a packed base is decoded, and the merged weights have 16 bits, or the type of --dtype",
+    ),
+];
+
+/// Options of other programs for `quantize`.
+const OF_QUANTIZE: [(&str, &str); 15] = [
+    ("o", "ours is --output"),
+    ("out", "ours is --output"),
+    ("output-dir", "ours is --output"),
+    ("mlx-path", "ours is --output"),
+    ("m", "the model is the first argument"),
+    ("model", "the model is the first argument"),
+    ("hf-path", "the model is the first argument"),
+    ("scheme", "ours is --to"),
+    ("quantize", "ours is --to mlx4"),
+    ("q-bits", "ours is --to: mlx4 has 4 bits, mlx8 has 8"),
+    ("bits", "ours is --to: mlx4 and nf4 have 4 bits, mlx8 and int8 have 8"),
+    ("q-group-size", "the groups of each form are fixed: 64 columns (mlx4, mlx8), 32 (mxfp4)"),
+    ("q-mode", "ours is --to: mlx4 and mlx8 are affine, mxfp4 is mxfp4"),
+    ("load-in-4bit", "ours is --to nf4"),
+    ("load-in-8bit", "ours is --to int8"),
 ];
 
 /// Options of other commands and programs for `chat`.
@@ -251,6 +274,9 @@ fn option(command: &str, words: &[String], found: &str) -> Option<String> {
     if command == "export" {
         return of(&OF_EXPORT).or_else(|| of(&OF_A_MODEL));
     }
+    if command == "quantize" {
+        return of(&OF_QUANTIZE);
+    }
     if command == "chat" {
         return of(&OF_CHAT).or_else(|| of(&OF_A_MODEL));
     }
@@ -349,6 +375,10 @@ mod tests {
             ("generate model --adapter-path a --prompt x", "--adapter"),
             ("generate model Hello", "--prompt"),
             ("export run -o out --format merged", "--output"),
+            ("quantize model -o out --to mlx4", "--output"),
+            ("quantize --hf-path model --to mlx4", "first argument"),
+            ("quantize model --load-in-4bit", "--to nf4"),
+            ("pack model", "finetune quantize MODEL_DIR"),
             ("cluster bench --frobnicate", "finetune cluster bench --help"),
         ] {
             let words: Vec<String> = ["finetune"].into_iter().chain(line.split(' ')).map(str::to_owned).collect();

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};
 
+use super::quantize::SchemeArgument;
+
 /// A model, perhaps with an adapter.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArguments {
@@ -31,6 +33,9 @@ pub(crate) struct ModelArguments {
     /// Number type to compute in on a GPU; auto: what the model's file has
     #[arg(long, value_enum, default_value_t = DtypeArgument::Auto)]
     pub(crate) dtype: DtypeArgument,
+    /// Pack a 16-bit model while it is loaded; by default as the adapter's base was in training
+    #[arg(long, value_enum, value_name = "SCHEME")]
+    pub(crate) quantization: Option<SchemeArgument>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

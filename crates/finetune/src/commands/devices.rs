@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use finetune_model::{DeviceKind, FoundDevice, HAS_GPU_BACKEND, gpus};
+use finetune_model::{DeviceKind, FoundDevice, HAS_GPU_BACKEND, gpus, processor};
 
 use crate::cli::DevicesArguments;
 use crate::failure::Failure;
@@ -24,6 +24,10 @@ pub(crate) fn devices(arguments: &DevicesArguments) -> Result<ExitCode, Failure>
         let (name, kind, api) = (shortened(&device.name, 30), short_kind(device.kind), device.api);
         text += &format!("{name:<30} {kind:<10} {api:<9} {memory:>9}  {}\n", types(device).join(" "));
     }
+    text += &format!(
+        "\n{}\n",
+        of_processor(&processor::instruction_sets(), processor::f32_kernel(), processor::bf16_kernel())
+    );
     output::print(&text)?;
     if !HAS_GPU_BACKEND {
         crate::stderr::complain!(
@@ -35,6 +39,17 @@ pub(crate) fn devices(arguments: &DevicesArguments) -> Result<ExitCode, Failure>
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the products on the CPU are computed with.
+fn of_processor(sets: &[&str], f32_kernel: &str, bf16_kernel: Option<&str>) -> String {
+    let found = if sets.is_empty() { "no instruction sets that make a difference".to_owned() } else { sets.join(", ") };
+    let bf16 = match bf16_kernel {
+        Some(kernel) => format!("bf16 by {kernel} (with model.dtype = \"bf16\")"),
+        None if sets.iter().any(|set| set.contains("BF16")) => "none in bf16, which is no faster here".to_owned(),
+        None => "none in bf16".to_owned(),
+    };
+    format!("CPU: {found}; products: f32 by {f32_kernel}, {bf16}")
 }
 
 /// For a table that fits a terminal of 80 columns.
@@ -66,6 +81,37 @@ fn json(device: &FoundDevice) -> String {
         DeviceKind::SoftwareGpu => "software_gpu",
     };
     let FoundDevice { name, api, memory, .. } = device;
-    serde_json::json!({"name": name, "kind": kind, "api": api, "memory_bytes": memory, "types": types(device)})
-        .to_string()
+    let mut object =
+        serde_json::json!({"name": name, "kind": kind, "api": api, "memory_bytes": memory, "types": types(device)});
+    if device.kind == DeviceKind::Cpu {
+        object["instruction_sets"] = processor::instruction_sets().into();
+        object["products"] = serde_json::json!({"f32": processor::f32_kernel(), "bf16": processor::bf16_kernel()});
+    }
+    object.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_processor;
+
+    #[test]
+    fn instructions_and_who_uses_them() {
+        for (sets, f32_kernel, bf16_kernel, want) in [
+            (
+                &["AVX2", "FMA", "AVX-512", "AVX512-BF16"][..],
+                "AVX-512",
+                Some("AVX512-BF16"),
+                "CPU: AVX2, FMA, AVX-512, AVX512-BF16; products: f32 by AVX-512, bf16 by AVX512-BF16 (with model.dtype = \"bf16\")",
+            ),
+            (
+                &["AVX-512", "AVX512-BF16"],
+                "AVX-512",
+                None,
+                "CPU: AVX-512, AVX512-BF16; products: f32 by AVX-512, none in bf16, which is no faster here",
+            ),
+            (&["NEON"], "NEON", None, "CPU: NEON; products: f32 by NEON, none in bf16"),
+        ] {
+            assert_eq!(of_processor(sets, f32_kernel, bf16_kernel), want);
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use finetune_model::adapter::Adapter;
 use finetune_model::merge::{Comparison, MergedForm, SHARD_BYTES, compare, left_out, write_merged};
-use finetune_model::{FloatType, ModelConfig, Placement};
+use finetune_model::{FloatType, ModelConfig, ModelError, Placement, Scheme};
 use finetune_store::{RealDisk, Staging, manifest_of, refuse_links_out};
 use finetune_trainer::stored_type;
 use serde_json::json;
@@ -13,11 +13,14 @@ use serde_json::json;
 use crate::cli::{ExportArguments, ExportDtype, ExportFormat, WeightedAdapter};
 use crate::commands::export_adapter::{alone, describe, sum, text_files_of, unreadable};
 use crate::commands::export_gguf;
-use crate::commands::export_source::{Exported, find};
+use crate::commands::export_source::{Exported, find, is_packed};
 use crate::failure::Failure;
 use crate::interrupt::Unfinished;
 use crate::output;
 use crate::progress::{Progress, Verbosity};
+
+/// What the manifest calls a merged model.
+const MERGED: &str = "merged";
 
 /// Files of a checkpoint that only a resume needs.
 const OF_A_RUN: [&str; 2] = ["optimizer.safetensors", "trainer_state.json"];
@@ -37,12 +40,23 @@ pub(crate) fn export(arguments: ExportArguments, verbosity: Verbosity) -> Result
 
 /// Refuses options that do not go together.
 fn check_options(arguments: &ExportArguments) -> Result<(), Failure> {
-    let ExportArguments { format, dtype, adapter_only, .. } = arguments;
+    let ExportArguments { format, dtype, adapter_only, quantize, .. } = arguments;
     let is_adapter = matches!(format, ExportFormat::Peft | ExportFormat::Mlx);
     if *adapter_only && *format != ExportFormat::Gguf {
         return Err(Failure::arguments(
             "--adapter-only is for --format gguf",
             "peft and mlx write the adapter alone; merged always has the base in it",
+        ));
+    }
+    if quantize.is_some() && *format != ExportFormat::Merged {
+        return Err(Failure::arguments(
+            "--quantize is for --format merged",
+            match format {
+                ExportFormat::Gguf => {
+                    "packed types of GGUF files are --dtype q8_0, and those of llama.cpp's `llama-quantize`"
+                }
+                _ => "an adapter stays in f32, as it was trained",
+            },
         ));
     }
     match dtype {
@@ -107,29 +121,31 @@ fn weights(
     if arguments.scale.is_some() {
         return no_adapter("leave --scale out");
     }
-    match (arguments.format, arguments.dtype) {
-        (ExportFormat::Gguf, _) if !arguments.adapter_only => {
-            export_gguf::model(model, &[], arguments, show, unfinished)
-        }
-        (ExportFormat::Merged, None) => whole_model(model, &arguments.output, unfinished),
-        (ExportFormat::Merged, Some(dtype)) => {
-            refuse_links_out(model)?;
-            let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, &arguments.output, "merged"))?;
-            let form = MergedForm { shard_bytes: SHARD_BYTES, dtype: float_type(dtype) };
-            write_merged(
-                &RealDisk,
-                model,
-                &Adapter::none(&ModelConfig::load(model)?),
-                &mut staging,
-                form,
-                &[],
-                &|_, _| {},
-            )?;
-            let _publishing = unfinished.publishing();
-            staging.publish_replacing(&json!({"kind": "merged"}))?;
+    let stays = arguments.dtype.is_none() && arguments.quantize.is_none() && !is_packed(model);
+    match arguments.format {
+        ExportFormat::Gguf if !arguments.adapter_only => export_gguf::model(model, &[], arguments, show, unfinished),
+        ExportFormat::Merged if stays => whole_model(model, &arguments.output, unfinished),
+        ExportFormat::Merged => {
+            refuse_links(model)?;
+            let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, &arguments.output, MERGED))?;
+            let nothing = Adapter::none(&ModelConfig::load(model)?);
+            let merged = write_merged(&RealDisk, model, &nothing, &mut staging, form(arguments), &[], &|_, _| {})?;
+            let publishing = unfinished.publishing();
+            staging.publish_replacing(&json!({"kind": MERGED}))?;
+            drop(publishing);
+            merged.notice.iter().for_each(|notice| show.say(notice));
             Ok(())
         }
         _ => no_adapter("--format merged writes them as a model directory, --format gguf as a GGUF file"),
+    }
+}
+
+/// How merged weights are written.
+fn form(arguments: &ExportArguments) -> MergedForm {
+    MergedForm {
+        shard_bytes: SHARD_BYTES,
+        dtype: arguments.dtype.and_then(float_type),
+        quantize: arguments.quantize.map(Scheme::from),
     }
 }
 
@@ -143,9 +159,17 @@ fn float_type(dtype: ExportDtype) -> Option<FloatType> {
     }
 }
 
+/// Refuses a base with links out of its directory. A base that is one file has none.
+pub(super) fn refuse_links(base: &Path) -> Result<(), Failure> {
+    if base.is_dir() {
+        refuse_links_out(base)?;
+    }
+    Ok(())
+}
+
 /// Refuses a place that the export reads, or that holds a run's result. An export replaces earlier
 /// exports only.
-fn refuse_place(output: &Path, sources: &[&Path]) -> Result<(), Failure> {
+pub(super) fn refuse_place(output: &Path, sources: &[&Path]) -> Result<(), Failure> {
     let hint = "choose a new, empty or absent directory";
     if let Ok(place) = output.canonicalize() {
         for source in sources {
@@ -173,31 +197,65 @@ fn merged(
     show: &mut Progress,
     unfinished: &Unfinished,
 ) -> Result<(), Failure> {
-    refuse_links_out(base)?;
+    refuse_links(base)?;
     let adapter = sum(adapters, base, arguments, show)?;
     let text = text_files_of(adapters, show)?;
-    let dtype = arguments.dtype.and_then(float_type);
-    let form = MergedForm { shard_bytes: SHARD_BYTES, dtype };
-    let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, &arguments.output, "merged"))?;
+    let form = form(arguments);
+    let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, &arguments.output, MERGED))?;
     show.start("merging", adapter.targets.len() as u64);
     let written = write_merged(&RealDisk, base, &adapter, &mut staging, form, &text, &|done, _| {
         show.position(done as u64);
     });
     show.finish();
-    written?;
+    let merged = written?;
     show.start("comparing", 0);
-    let comparison = compare(base, &adapter, staging.directory(), &Placement::cpu(None));
+    let compared = compare(base, &adapter, staging.directory(), &Placement::cpu(None));
+    let stored = form.dtype.unwrap_or_else(|| stored_type(base));
+    let verdict = match (form.quantize, compared) {
+        (Some(scheme), Ok(found)) => Ok(survival(merged.kept, scheme) + &agreement(&found)),
+        // Few bits may move answers far. That is what was asked for, and it is said.
+        (Some(scheme), Err(ModelError::Merge { what })) => {
+            Ok(format!("{}\nwarning: {what}", survival(merged.kept, scheme)))
+        }
+        (None, Ok(found)) => Ok(verdict(&found, stored)),
+        (_, Err(error)) => Err(error),
+    };
     show.finish();
-    let comparison = comparison?;
+    let verdict = verdict?;
     let publishing = unfinished.publishing();
-    staging.publish_replacing(&json!({"kind": "merged"}))?;
+    staging.publish_replacing(&json!({"kind": MERGED}))?;
     drop(publishing);
     let left_out = left_out(base);
     if !left_out.is_empty() {
         show.say(&format!("left out    {} (of the base, no part of the model)", left_out.join(", ")));
     }
-    output::line(&verdict(&comparison, dtype.unwrap_or_else(|| stored_type(base))))?;
+    merged.notice.iter().for_each(|notice| show.say(notice));
+    output::line(&verdict)?;
     Ok(())
+}
+
+/// Below this share of what was trained a packed model is no result of the training any more.
+const MOSTLY_KEPT: f64 = 0.9;
+
+/// How much of what was trained is left once the merged weights are packed, in words.
+fn survival(kept: Option<f64>, scheme: Scheme) -> String {
+    let bits = match scheme {
+        Scheme::Int8 | Scheme::Mlx8 => 8,
+        Scheme::Nf4 | Scheme::Mlx4 | Scheme::Mxfp4 => 4,
+    };
+    let Some(kept) = kept else { return format!("the merged weights are packed in {bits} bits") };
+    let survives =
+        format!("of the change that training made, {:.0} % survives in {bits} bits", (kept * 100.0).clamp(0.0, 100.0));
+    if kept < MOSTLY_KEPT {
+        return format!("warning: {survives}; keep the adapter, or export without --quantize");
+    }
+    survives
+}
+
+/// How near the answers of packed weights are to those of base and adapter, in words.
+fn agreement(comparison: &Comparison) -> String {
+    let Comparison { agreeing, positions, .. } = comparison;
+    format!("\nthe most likely token is that of base and adapter at {agreeing} of {positions} probe tokens")
 }
 
 /// The result of comparing the merged model with base and adapter, in words.
@@ -216,7 +274,7 @@ fn verdict(comparison: &Comparison, stored: FloatType) -> String {
 /// only the run needs.
 fn whole_model(model: &Path, output: &Path, unfinished: &Unfinished) -> Result<(), Failure> {
     refuse_links_out(model)?;
-    let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, output, "merged"))?;
+    let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, output, MERGED))?;
     for name in plain_files(model)? {
         let from = model.join(&name);
         std::fs::copy(&from, staging.directory().join(&name))
@@ -224,7 +282,7 @@ fn whole_model(model: &Path, output: &Path, unfinished: &Unfinished) -> Result<(
         staging.record(&name)?;
     }
     let _publishing = unfinished.publishing();
-    staging.publish_replacing(&json!({"kind": "merged"}))?;
+    staging.publish_replacing(&json!({"kind": MERGED}))?;
     Ok(())
 }
 
@@ -241,4 +299,31 @@ fn plain_files(directory: &Path) -> Result<Vec<String>, Failure> {
         .collect();
     names.sort();
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use finetune_model::Scheme;
+
+    use super::survival;
+
+    #[test]
+    fn what_survives_of_a_training() {
+        for (kept, scheme, want) in [
+            (
+                Some(0.18),
+                Scheme::Mlx4,
+                "warning: of the change that training made, 18 % survives in 4 bits; keep the adapter, or export without --quantize",
+            ),
+            (Some(0.993), Scheme::Int8, "of the change that training made, 99 % survives in 8 bits"),
+            (
+                Some(-0.1),
+                Scheme::Nf4,
+                "warning: of the change that training made, 0 % survives in 4 bits; keep the adapter, or export without --quantize",
+            ),
+            (None, Scheme::Mxfp4, "the merged weights are packed in 4 bits"),
+        ] {
+            assert_eq!(survival(kept, scheme), want);
+        }
+    }
 }

@@ -10,7 +10,7 @@ use finetune_store::{RealDisk, Staging, refuse_links_out};
 use serde_json::{Value, json};
 
 use crate::cli::{ExportArguments, ExportFormat, WeightedAdapter};
-use crate::commands::export_source::recorded_digest;
+use crate::commands::export_source::{recorded_digest, recorded_quantization};
 use crate::commands::opening;
 use crate::failure::Failure;
 use crate::interrupt::Unfinished;
@@ -91,6 +91,12 @@ pub(super) fn alone(
     if let Some(digest) = digests[0].clone().filter(|digest| digests.iter().all(|other| other.as_ref() == Some(digest)))
     {
         about["base_digest"] = Value::from(digest);
+    }
+    if let Some(word) = recorded_quantization(first) {
+        show.say(&format!(
+            "trained     over its base packed as {word}: load the base so, for the answers it was trained to"
+        ));
+        about["quantization"] = Value::from(word);
     }
     let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, &arguments.output, "adapter"))?;
     for (name, bytes) in &files {

@@ -4,12 +4,13 @@ use std::path::Path;
 
 use finetune_dataset::{ChatTokenizer, LlamaCppTokenizer, TextSource};
 use finetune_model::gguf::{AdapterFile, Metadata, ModelFile, TensorType, Value, write_adapter, write_model};
-use finetune_model::{FloatType, ModelConfig};
-use finetune_store::{RealDisk, Staging, human_bytes, refuse_links_out};
+use finetune_model::{FloatType, Model, ModelConfig};
+use finetune_store::{RealDisk, Staging, human_bytes};
 use finetune_trainer::stored_type;
 use serde_json::json;
 
 use crate::cli::{ExportArguments, ExportDtype, WeightedAdapter};
+use crate::commands::export::refuse_links;
 use crate::commands::export_adapter::sum;
 use crate::failure::Failure;
 use crate::interrupt::Unfinished;
@@ -28,13 +29,18 @@ pub(super) fn model(
     show: &mut Progress,
     unfinished: &Unfinished,
 ) -> Result<(), Failure> {
-    refuse_links_out(base)?;
+    refuse_links(base)?;
     let adapter = if adapters.is_empty() { None } else { Some(sum(adapters, base, arguments, show)?) };
     let kind = match (arguments.dtype, stored_type(base)) {
         (Some(dtype), _) => tensor_type(dtype),
         (None, FloatType::BF16) => TensorType::BF16,
         (None, FloatType::F16 | FloatType::F32) => TensorType::F16,
     };
+    let packed_while_loaded = adapter.as_ref().and_then(|adapter| adapter.base.quantization);
+    if let Some(words) = Model::form(base, packed_while_loaded)?.words {
+        let base = base.display();
+        show.say(&format!("the packed weights of {base} ({words}) are decoded, and rounded once to {}", kind.name()));
+    }
     let config = ModelConfig::load(base)?;
     let opened = ChatTokenizer::open(&TextSource {
         model_dir: base,
@@ -94,11 +100,13 @@ pub(super) fn adapter(
         date: None,
     })?
     .map(|opened| opened.eos_ids().iter().filter_map(|id| opened.id_to_token(*id)).collect::<Vec<_>>());
-    let base_file = match stored_type(base) {
-        FloatType::BF16 => "model-bf16.gguf",
-        FloatType::F16 | FloatType::F32 => "model-f16.gguf",
+    let own_name = base.file_name().filter(|_| base.is_file()).map(|name| name.to_string_lossy());
+    let base_file = match (own_name, stored_type(base)) {
+        (Some(name), _) => name.into_owned(),
+        (None, FloatType::BF16) => "model-bf16.gguf".to_owned(),
+        (None, FloatType::F16 | FloatType::F32) => "model-f16.gguf".to_owned(),
     };
-    let text = modelfile(base_file, Some((name, base)), &ends.unwrap_or_default());
+    let text = modelfile(&base_file, Some((name, base)), &ends.unwrap_or_default());
     staging.write(MODELFILE, text.as_bytes())?;
     publish(staging, &path, name, kind, unfinished)
 }
@@ -169,12 +177,19 @@ fn metadata(tokenizer: Option<&LlamaCppTokenizer>) -> Metadata {
 /// The Modelfile of a model, or of an adapter with its base.
 fn modelfile(model: &str, adapter: Option<(&str, &Path)>, ends: &[String]) -> String {
     let mut lines = vec!["# For Ollama: ollama create NAME -f Modelfile".to_owned()];
-    if let Some((_, base)) = adapter {
-        lines.push(format!(
-            "# FROM is the adapter's base. `finetune export {} --format gguf --output DIR`",
-            base.display()
-        ));
-        lines.push("# writes it. Put that file beside this one, or name its place.".to_owned());
+    match adapter {
+        Some((_, base)) if base.file_name().is_some_and(|name| name.to_string_lossy() == model) => {
+            lines.push(format!("# FROM is the adapter's base, {}.", base.display()));
+            lines.push("# Put that file beside this one, or name its place.".to_owned());
+        }
+        Some((_, base)) => {
+            lines.push(format!(
+                "# FROM is the adapter's base. `finetune export {} --format gguf --output DIR`",
+                base.display()
+            ));
+            lines.push("# writes it. Put that file beside this one, or name its place.".to_owned());
+        }
+        None => {}
     }
     lines.push(format!("FROM ./{model}"));
     lines.extend(adapter.map(|(name, _)| format!("ADAPTER ./{name}")));
@@ -219,5 +234,7 @@ mod tests {
             # a system message, add it here.
         "#]]
         .assert_eq(&modelfile("model-f16.gguf", Some(("adapter.gguf", Path::new("models/base"))), &[]));
+        let of_file = modelfile("tiny-q4_0.gguf", Some(("adapter.gguf", Path::new("models/tiny-q4_0.gguf"))), &[]);
+        assert!(of_file.contains("# FROM is the adapter's base, models/tiny-q4_0.gguf.\n"), "{of_file}");
     }
 }

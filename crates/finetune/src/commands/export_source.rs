@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use finetune_model::Model;
 use finetune_store::{Holding, RealDisk, manifest_of, newest_verified, recognize, verify_directory};
 use finetune_trainer::CHECKPOINTS;
 use serde_json::Value;
@@ -52,7 +53,12 @@ pub(super) fn find(arguments: &ExportArguments) -> Result<(Exported, Vec<String>
             arguments.source.clone()
         }
         // In another form a model is worth an export of its own.
-        Holding::ModelDirectory if arguments.format == ExportFormat::Gguf || arguments.dtype.is_some() => {
+        Holding::ModelDirectory
+            if arguments.format == ExportFormat::Gguf
+                || arguments.dtype.is_some()
+                || arguments.quantize.is_some()
+                || is_packed(&arguments.source) =>
+        {
             arguments.source.clone()
         }
         Holding::ModelDirectory => {
@@ -71,6 +77,11 @@ pub(super) fn find(arguments: &ExportArguments) -> Result<(Exported, Vec<String>
     let base = base_of(&path, arguments.base.as_deref());
     let adapters = vec![WeightedAdapter { path, weight: 1.0 }];
     Ok((Exported::Adapters { adapters, base }, notices))
+}
+
+/// Whether matrices of a model are packed in its files. What is wrong with them is said later.
+pub(super) fn is_packed(model: &Path) -> bool {
+    Model::form(model, None).is_ok_and(|form| form.is_packed_in_files)
 }
 
 /// The newest checkpoint of a run that verifies, or that of its best evaluation. Its result if no
@@ -152,4 +163,19 @@ pub(super) fn recorded_digest(adapter: &Path) -> Option<String> {
     let manifest = manifest_of(&RealDisk, adapter);
     let of_manifest = manifest.as_ref().and_then(|manifest| manifest.field("base_digest")?.as_str().map(str::to_owned));
     of_manifest.or_else(|| state_of(adapter)["identity"]["model"].as_str().map(str::to_owned))
+}
+
+/// How the base of an adapter was packed while it was loaded (`model.quantization`), if its directory
+/// says it.
+pub(super) fn recorded_quantization(adapter: &Path) -> Option<String> {
+    let manifest = manifest_of(&RealDisk, adapter);
+    let of_manifest =
+        manifest.as_ref().and_then(|manifest| manifest.field("quantization")?.as_str().map(str::to_owned));
+    let of_state = || {
+        let state = state_of(adapter);
+        let values = state["identity"]["recipe"].as_array()?;
+        let value = values.iter().find(|pair| pair[0] == "model.quantization")?[1].as_str()?.trim_matches('"');
+        (value != "none").then(|| value.to_owned())
+    };
+    of_manifest.or_else(of_state)
 }

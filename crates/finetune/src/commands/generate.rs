@@ -1,11 +1,11 @@
 //! `finetune generate`: text out.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use finetune_dataset::{ChatTokenizer, Dataset};
-use finetune_model::{Model, Sampling};
-use serde_json::{Value, json};
+use finetune_model::{Generation, Model, RowRequest, Sampling};
+use serde_json::json;
 
 use crate::cli::GenerateArguments;
 use crate::commands::answering::{Writing, check_sampling, no_template, of_template, tokenizer};
@@ -93,82 +93,119 @@ struct Answer {
 impl Asking<'_> {
     /// Generates what follows a prompt. If `printed`, prints it as it comes.
     fn answer(&self, prompt: &[u32], printed: bool) -> Result<Answer, Failure> {
-        let to_terminal = std::io::stdout().is_terminal();
+        let to_terminal = io::stdout().is_terminal();
         let mut show = |text: &str| match (printed, to_terminal) {
             (false, _) => Ok(()),
             (true, false) => output::print(text),
             (true, true) => output::print(&printable(text)),
         };
         let mut writing = Writing::new(self.tokenizer, &self.arguments.stop, &mut show);
-        let limit = self.model.config.max_position_embeddings;
-        let beyond = || {
-            (self.say)(&format!(
-                "the text goes beyond the {limit} positions that the model was made for: what follows may make no sense"
-            ));
-        };
-        if prompt.len() > limit {
-            beyond();
-        }
         let mut length = prompt.len();
+        self.look_at_length(0, length);
         let generation = self.model.generate_while(
             prompt,
             self.arguments.max_new_tokens,
             self.sampling,
             self.tokenizer.eos_ids(),
             &mut |token| {
+                self.look_at_length(length, length + 1);
                 length += 1;
-                if length > limit && length - 1 == limit {
-                    beyond();
-                }
                 writing.push(token)
             },
         )?;
-        let (text, stopped) = writing.finish()?;
-        let finish_reason = if stopped || generation.stopped_by.is_some() { "stop" } else { "length" };
-        Ok(Answer { text, tokens: generation.tokens, finish_reason })
+        answer_of(writing, generation)
     }
 
-    /// Each row's prompt, what the row expects, and what the model says.
+    /// Each row's prompt, what the row expects, and what the model says. Several rows are answered at
+    /// once.
     fn answer_rows(&self, rows: &Dataset) -> Result<ExitCode, Failure> {
-        let to_terminal = std::io::stdout().is_terminal();
-        let mut exact = 0;
-        for (n, row) in rows.rows.iter().enumerate() {
-            let prompt = &row.tokens[..row.prompt_tokens];
-            let answer = if prompt.is_empty() { None } else { Some(self.answer(prompt, false)?) };
-            let (text, reason) = match &answer {
-                Some(answer) => (answer.text.as_str(), answer.finish_reason),
-                None => ("", "length"),
-            };
-            let same = reason == "stop" && text.trim() == row.answer_text.trim();
-            exact += usize::from(same);
-            if self.arguments.json {
-                let object = json!({
-                    "row": rows.origin(n),
-                    "prompt": row.prompt_text,
-                    "expected": row.answer_text,
-                    "text": text,
-                    "token_ids": answer.as_ref().map_or(Value::from(Vec::<u32>::new()), |answer| Value::from(answer.tokens.clone())),
-                    "finish_reason": reason,
-                    "exact": same,
-                });
-                output::line(&object.to_string())?;
-                continue;
+        let requests: Vec<RowRequest<'_>> = rows
+            .rows
+            .iter()
+            .map(|row| RowRequest {
+                prompt: &row.tokens[..row.prompt_tokens],
+                max_new_tokens: self.arguments.max_new_tokens,
+                sampling: self.sampling,
+                end_ids: self.tokenizer.eos_ids(),
+            })
+            .collect();
+        let (mut begun, mut exact) = (0, 0);
+        while begun < requests.len() {
+            let now = &requests[begun..][..self.model.rows_at_once(&requests[begun..])];
+            for (row, answer) in (begun..).zip(self.answer_at_once(now)?) {
+                exact += usize::from(self.show_row(rows, row, &answer)?);
             }
-            let shown = |text: &str| if to_terminal { indented(&printable(text)) } else { indented(text) };
-            let mark = if same { "  (word for word)" } else { "" };
-            output::line(&format!(
-                "{}\n  prompt    {}\n  expected  {}\n  answer    {}{mark}\n",
-                rows.origin(n),
-                shown(&row.prompt_text),
-                shown(&row.answer_text),
-                shown(text)
-            ))?;
+            begun += now.len();
         }
         if !self.arguments.json {
             output::line(&format!("answered word for word: {exact} of {}", rows.rows.len()))?;
         }
         Ok(ExitCode::SUCCESS)
     }
+
+    /// Generates what follows each of the prompts.
+    fn answer_at_once(&self, requests: &[RowRequest<'_>]) -> Result<Vec<Answer>, Failure> {
+        let mut unseen: Vec<_> = requests.iter().map(|_| |_: &str| -> io::Result<()> { Ok(()) }).collect();
+        let mut writings: Vec<Writing<'_>> =
+            unseen.iter_mut().map(|show| Writing::new(self.tokenizer, &self.arguments.stop, show)).collect();
+        let mut lengths: Vec<usize> = requests.iter().map(|request| request.prompt.len()).collect();
+        lengths.iter().for_each(|&length| self.look_at_length(0, length));
+        let generations = self.model.generate_rows(requests, &mut |row, token| {
+            self.look_at_length(lengths[row], lengths[row] + 1);
+            lengths[row] += 1;
+            writings[row].push(token)
+        })?;
+        writings.into_iter().zip(generations).map(|(writing, generation)| answer_of(writing, generation)).collect()
+    }
+
+    /// Shows a row and its answer. Returns whether that is what the row expects.
+    fn show_row(&self, rows: &Dataset, n: usize, answer: &Answer) -> Result<bool, Failure> {
+        let row = &rows.rows[n];
+        let Answer { text, tokens, finish_reason } = answer;
+        let same = *finish_reason == "stop" && text.trim() == row.answer_text.trim();
+        if self.arguments.json {
+            let object = json!({
+                "row": rows.origin(n),
+                "prompt": row.prompt_text,
+                "expected": row.answer_text,
+                "text": text,
+                "token_ids": tokens,
+                "finish_reason": finish_reason,
+                "exact": same,
+            });
+            output::line(&object.to_string())?;
+            return Ok(same);
+        }
+        let to_terminal = io::stdout().is_terminal();
+        let shown = |text: &str| if to_terminal { indented(&printable(text)) } else { indented(text) };
+        let mark = if same { "  (word for word)" } else { "" };
+        output::line(&format!(
+            "{}\n  prompt    {}\n  expected  {}\n  answer    {}{mark}\n",
+            rows.origin(n),
+            shown(&row.prompt_text),
+            shown(&row.answer_text),
+            shown(text)
+        ))?;
+        Ok(same)
+    }
+
+    /// Says so when a text of `before` tokens, which has `now`, goes beyond what the model was made
+    /// for.
+    fn look_at_length(&self, before: usize, now: usize) {
+        let limit = self.model.config.max_position_embeddings;
+        if before <= limit && now > limit {
+            (self.say)(&format!(
+                "the text goes beyond the {limit} positions that the model was made for: what follows may make no sense"
+            ));
+        }
+    }
+}
+
+/// The text of a generation, and why it ended.
+fn answer_of(writing: Writing<'_>, generation: Generation) -> Result<Answer, Failure> {
+    let (text, stopped) = writing.finish()?;
+    let finish_reason = if stopped || generation.stopped_by.is_some() { "stop" } else { "length" };
+    Ok(Answer { text, tokens: generation.tokens, finish_reason })
 }
 
 /// Further lines under the first one.

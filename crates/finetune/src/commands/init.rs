@@ -11,6 +11,7 @@ use super::import::{refuse_to_replace, unwritten};
 use crate::cli::InitArguments;
 use crate::failure::Failure;
 use crate::progress::Verbosity;
+use crate::source::Named;
 use crate::stderr::complain;
 use crate::{closing, hub_files, source};
 
@@ -29,8 +30,8 @@ const SMALL_MODEL: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
 enum Model {
     /// The tiny one that comes with finetune.
     Shipped(PathBuf),
-    /// A directory.
-    Directory(PathBuf),
+    /// A directory or a GGUF file. `packed`: how its matrices are packed, in words.
+    Directory { path: PathBuf, packed: Option<String> },
     /// A hub id.
     Hub(String),
 }
@@ -83,7 +84,13 @@ fn model(given: Option<&str>) -> Result<Model, Failure> {
     };
     let path = Path::new(given);
     match recognize(path) {
-        Holding::ModelDirectory => Ok(Model::Directory(std::path::absolute(path)?)),
+        Holding::ModelDirectory | Holding::Gguf => match source::named(path, &mut Vec::new())? {
+            Named::Model(path) | Named::Adapter(path) => {
+                // What cannot be read is said by `validate`, which the recipe is made for.
+                let packed = finetune_model::Model::form(&path, None).ok().and_then(|form| form.words);
+                Ok(Model::Directory { path: std::path::absolute(path)?, packed })
+            }
+        },
         Holding::Missing if HubId::parse(given).is_some_and(|id| id.name.contains('/')) => {
             Ok(Model::Hub(given.to_owned()))
         }
@@ -136,10 +143,11 @@ fn text(model: &Model, own_rows: Option<&Path>) -> String {
              # a customer's message with a ticket, in a few seconds. For a model that talks, name another one,\n\
              # such as Qwen/Qwen3-0.6B, and set learning_rate to 2e-4.\n",
         ),
-        Model::Directory(path) => (quoted(path), "2e-4", EPOCHS, ""),
+        Model::Directory { path, .. } => (quoted(path), "2e-4", EPOCHS, ""),
         Model::Hub(id) => (quoted(Path::new(id)), "2e-4", EPOCHS, ""),
     };
     let (data, eval) = rows_and_evaluation(own_rows);
+    let base = about_base(model);
     format!(
         "#:schema ./recipe.schema.json\n\
          \n\
@@ -154,7 +162,7 @@ fn text(model: &Model, own_rows: Option<&Path>) -> String {
          \n\
          [model]\n\
          path = {path}\n\
-         \n\
+         {base}\n\
          [lora]\n\
          rank = 16                         # size of the adapter: more can learn more\n\
          alpha = 32                        # the adapter's output is scaled by alpha / rank\n\
@@ -173,6 +181,21 @@ fn text(model: &Model, own_rows: Option<&Path>) -> String {
          learning_rate = {rate}              # larger learns faster, too large learns nothing\n\
          {eval}"
     )
+}
+
+/// The line about how many bits the base has.
+fn about_base(model: &Model) -> String {
+    match model {
+        Model::Shipped(_) => String::new(),
+        Model::Directory { packed: Some(words), .. } => {
+            let words = words.split(';').next().unwrap_or_default();
+            format!("# It is packed ({}) and stays so: the adapter is trained over it.\n", words.replace('\n', " "))
+        }
+        Model::Directory { .. } | Model::Hub(_) => {
+            "# quantization = \"nf4\"            # packs a 16-bit base in 4 bits: less than a third of its memory\n"
+                .to_owned()
+        }
+    }
 }
 
 /// The lines about the rows, and the table `[eval]`: with rows of their own, users say what is
@@ -213,7 +236,8 @@ mod tests {
     fn every_recipe_that_is_written_is_one() {
         let models = [
             Model::Shipped(PathBuf::from("/a b/\"c\"")),
-            Model::Directory(PathBuf::from("/m")),
+            Model::Directory { path: PathBuf::from("/m"), packed: None },
+            Model::Directory { path: PathBuf::from("/m"), packed: Some("MLX 4-bit, groups of 64; 3 of 9".to_owned()) },
             Model::Hub("a/b".to_owned()),
         ];
         for model in &models {

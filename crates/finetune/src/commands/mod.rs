@@ -20,6 +20,7 @@ mod launch;
 mod machines;
 mod opening;
 pub(crate) mod preflight;
+mod quantize;
 mod rows_of_files;
 mod run;
 mod schema;
@@ -63,6 +64,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Generate(arguments) => generate::generate(arguments, verbosity),
         Command::Chat(arguments) => chat::chat(arguments, verbosity),
         Command::Export(arguments) => export::export(arguments, verbosity),
+        Command::Quantize(arguments) => quantize::quantize(&arguments, verbosity),
         Command::Watch(arguments) => watch::watch(&arguments),
         Command::Compare(arguments) => compare::compare(&arguments),
     }

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use finetune_model::Model;
-use finetune_model::ModelConfig;
 use finetune_model::adapter::{Adapter, BaseCheck};
+use finetune_model::{Model, ModelConfig, scheme_word};
+use finetune_recipe::Quantization;
 use finetune_trainer::{DevicePlan, ThisHost, stored_type};
 
 use crate::cli::ModelArguments;
@@ -26,14 +26,30 @@ pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&st
         Some(adapter) => Some(read_adapter(adapter, &source.model, arguments.force, say)?),
         None => None,
     };
+    let trained_over = adapter.as_ref().and_then(|adapter| adapter.base.quantization);
+    let as_trained = trained_over.and_then(|scheme| Quantization::from_text(scheme_word(scheme)));
+    let quantization = arguments.quantization.map(Quantization::from).or(as_trained);
     let wanted = finetune_recipe::Model {
         path: source.model.to_string_lossy().into_owned(),
         device: arguments.device.into(),
         dtype: arguments.dtype.into(),
-        quantization: None,
+        quantization,
     };
     let device_plan = DevicePlan::choose(&wanted, &ThisHost::default(), stored_type(&source.model))?;
     device_plan.notices.iter().for_each(|notice| say(notice));
+    match (arguments.quantization, trained_over) {
+        (None, Some(scheme)) => {
+            say(&format!(
+                "the base is packed as {} while it is loaded, as the adapter was trained",
+                scheme_word(scheme)
+            ));
+        }
+        (Some(asked), _) => {
+            let notice = adapter.as_ref().and_then(|adapter| adapter.quantization_notice(Some(asked.into())));
+            notice.iter().for_each(|notice| say(notice));
+        }
+        (None, None) => {}
+    }
     let mut model = Model::load(&source.model, &device_plan.placement)?;
     model.notices().iter().for_each(|notice| say(notice));
     if let Some(adapter) = adapter {

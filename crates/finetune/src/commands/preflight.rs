@@ -12,7 +12,7 @@ use finetune_launch::copy::BundleFile;
 use finetune_launch::reach::Answer;
 use finetune_recipe::Recipe;
 use finetune_rendezvous::identity;
-use finetune_store::{MANIFEST_NAME, RealDisk, numbered};
+use finetune_store::{Holding, MANIFEST_NAME, RealDisk, numbered, recognize};
 use finetune_trainer::numbers::counted;
 use finetune_trainer::{CHECKPOINTS, COPIES, model_directory};
 use serde::{Deserialize, Serialize};
@@ -174,6 +174,10 @@ fn files(recipe: &Recipe, progress: &mut dyn FnMut(u64)) -> Vec<(String, String)
     let mut files = Vec::new();
     match model_directory(recipe) {
         // The weights are compared by the ranks themselves, which have to read them anyway.
+        Ok(model) if recognize(&model) == Holding::Gguf => {
+            let bytes = gguf_bytes(&model).map_or_else(String::new, |bytes| format!("{bytes} bytes"));
+            files.push(("GGUF file of model.path".to_owned(), bytes));
+        }
         Ok(directory) => files.push(("config.json of model.path".to_owned(), hash(&directory.join("config.json")))),
         Err(_) if hub_files::names_model(recipe) => {
             files.push(("config.json of model.path".to_owned(), FETCHED.to_owned()));
@@ -195,6 +199,16 @@ fn files(recipe: &Recipe, progress: &mut dyn FnMut(u64)) -> Vec<(String, String)
         Err(error) => files.push((format!("data ({error})"), String::new())),
     }
     files
+}
+
+/// Bytes of a GGUF model: of a file, or of the files of a directory.
+fn gguf_bytes(model: &Path) -> Option<u64> {
+    if model.is_file() {
+        return Some(model.metadata().ok()?.len());
+    }
+    let paths = std::fs::read_dir(model).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let files = paths.filter(|path| path.extension().is_some_and(|ending| ending == "gguf"));
+    Some(files.filter_map(|path| path.metadata().ok()).map(|found| found.len()).sum())
 }
 
 /// Free bytes on the disk of the nearest folder above `path` that exists.
@@ -283,13 +297,20 @@ pub(crate) fn bundle_files(run: &RunArguments, recipe: &Recipe) -> Result<Vec<Bu
     let mut bundle_files = vec![
         BundleFile { from: program, to: "finetune".to_owned() },
         BundleFile { from: run.recipe.recipe.clone().unwrap_or_default(), to: "recipe.toml".to_owned() },
-        BundleFile { from: model_directory(recipe)?, to: "model".to_owned() },
     ];
+    let model = model_directory(recipe)?;
+    let to = name_of_model(&model).to_owned();
+    bundle_files.push(BundleFile { from: model, to });
     bundle_files.extend(moved(recipe).into_iter().flat_map(|(_, files)| files));
     if let Some(Some(path)) = &run.resume {
         bundle_files.push(BundleFile { from: path.clone(), to: START.to_owned() });
     }
     Ok(bundle_files)
+}
+
+/// The name of the model in the folder of a copy: a directory, or one file.
+fn name_of_model(model: &Path) -> &'static str {
+    if model.is_file() { "model.gguf" } else { "model" }
 }
 
 /// The name of a checkpoint to resume from, in the folder of a copy.
@@ -342,7 +363,8 @@ pub(crate) fn words_of_copy(run: &RunArguments, recipe: &Recipe) -> Vec<String> 
         key == "model.path" || moved(recipe).iter().any(|(name, _)| *name == key)
     };
     run.recipe.sets.iter().filter(|text| !is_moved(text)).for_each(|text| set(text.clone()));
-    set("model.path=\"model\"".to_owned());
+    let model = model_directory(recipe).map_or("model", |model| name_of_model(&model));
+    set(format!("model.path=\"{model}\""));
     for (key, bundle_files) in moved(recipe) {
         let names: Vec<String> = bundle_files
             .iter()

@@ -1,7 +1,7 @@
 //! Errors about a path that holds something else than a command needs. They say what it is, and
 //! which command or key is meant.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use finetune_store::{Holding, HubId, recognize};
 
@@ -83,13 +83,6 @@ pub(super) fn not_a_model(path: &Path, holding: Holding) -> Failure {
         );
     }
     match holding {
-        Holding::Gguf => said(
-            format!("{shown} is {what}, which is not read here"),
-            vec![
-                "name the Hugging Face directory that it was made from: `finetune download OWNER/NAME` fetches one"
-                    .to_owned(),
-            ],
-        ),
         Holding::Recipe => said(
             format!("{shown} is {what}: a model, a run or an adapter is meant"),
             vec![format!("`finetune run {shown}` trains as a recipe says; then name its output_dir here")],
@@ -124,6 +117,20 @@ pub(super) fn not_a_model(path: &Path, holding: Holding) -> Failure {
                 "a model directory has config.json, tokenizer.json and model.safetensors (or shards with their index)"
                     .to_owned(),
             ],
+        ),
+    }
+}
+
+/// The error for a directory that has several GGUF models, or none that can be named.
+pub(super) fn several_ggufs(directory: &Path, models: &[PathBuf]) -> Failure {
+    let shown = directory.display();
+    let names: Vec<String> =
+        models.iter().filter_map(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned()).collect();
+    match names.first() {
+        None => said(format!("{shown} has no GGUF file that can be read"), vec![]),
+        Some(first) => said(
+            format!("{shown} has several GGUF models: {}", listed(&names)),
+            vec![format!("name one of them, such as {}", directory.join(first).display())],
         ),
     }
 }

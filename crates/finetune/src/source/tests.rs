@@ -34,6 +34,9 @@ fn made_up() -> tempfile::TempDir {
         ("axolotl.yml", "base_model: acme/tiny\nsequence_len: 2048\n"),
         ("mine.toml", "seed = 1\n"),
         ("tiny.gguf", "GGUF\u{3}"),
+        ("one/tiny-q4_0.gguf", "GGUF\u{3}"),
+        ("two/a.gguf", "GGUF\u{3}"),
+        ("two/b.gguf", "GGUF\u{3}"),
     ] {
         write(&folder.path().join(name), text);
     }
@@ -51,6 +54,8 @@ fn what_an_argument_names() {
         ("mlx", Named::Adapter(at("mlx"))),
         ("run", Named::Adapter(at("run/adapter"))),
         ("full", Named::Model(at("full/model"))),
+        ("tiny.gguf", Named::Model(at("tiny.gguf"))),
+        ("one", Named::Model(at("one/tiny-q4_0.gguf"))),
     ] {
         assert_eq!(named(&at(argument), &mut Vec::new()).expect(argument), want, "{argument}");
     }
@@ -58,7 +63,7 @@ fn what_an_argument_names() {
         ("begun", "has no result and no checkpoint"),
         ("old", "adapter_model.bin, a pickle"),
         ("model/model.safetensors", "the directory is meant"),
-        ("tiny.gguf", "a GGUF model"),
+        ("two", "several GGUF models: a.gguf, b.gguf"),
         ("rows.jsonl", "rows are named with --data"),
         ("mine.toml", "finetune run"),
         ("none", "there is no"),

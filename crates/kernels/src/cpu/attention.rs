@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::buffer::{floats, tensor};
 use super::matmul::{Matrix, single};
-use super::simd;
+use super::{one_query, simd};
 use crate::arguments::AttentionShape;
 use crate::fused::Fused;
 use crate::operations::CausalAttention;
@@ -37,15 +37,15 @@ pub(crate) struct Saved {
 
 /// Sizes that all jobs share: the numbers of heads, and the width of a head, d.
 #[derive(Clone, Copy)]
-struct Heads {
-    query: usize,
-    key: usize,
-    width: usize,
+pub(super) struct Heads {
+    pub(super) query: usize,
+    pub(super) key: usize,
+    pub(super) width: usize,
 }
 
 impl Heads {
     /// (queries, keys, sizes) of q [t, h, d] and k [s, k, d].
-    fn of(q: &FlexTensor, k: &FlexTensor) -> (usize, usize, Heads) {
+    pub(super) fn of(q: &FlexTensor, k: &FlexTensor) -> (usize, usize, Heads) {
         let [queries, query, width] = q.shape().dims::<3>();
         let [keys, key, key_width] = k.shape().dims::<3>();
         assert!(width == key_width && query % key == 0, "query heads are a multiple of key/value heads");
@@ -53,7 +53,7 @@ impl Heads {
     }
 
     /// Query heads of each key/value head.
-    fn group(&self) -> usize {
+    pub(super) fn group(&self) -> usize {
         self.query / self.key
     }
 }
@@ -125,6 +125,13 @@ impl Fused<Flex, 3> for CausalAttention {
         }
         let out = tensor(out, q.shape());
         (out.clone(), Saved { q, k, v, out, log_sums: log_sums.into(), shape })
+    }
+
+    fn without_gradients(self, [q, k, v]: [FlexTensor; 3]) -> FlexTensor {
+        if one_query::fits(&self.shape.segments, q.shape()[0]) {
+            return one_query::attend(&q, &k, &v, &self.shape);
+        }
+        self.forward([q, k, v], [false; 3]).0
     }
 
     fn backward(saved: Saved, d_out: FlexTensor, _: [bool; 3]) -> [Option<FlexTensor>; 3] {

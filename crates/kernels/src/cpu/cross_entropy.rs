@@ -16,13 +16,13 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::buffer::{floats, tensor, uninitialized};
-use super::half_weights::{times_tall, times_transposed};
 use super::matmul::{Matrix, matmul};
 use super::simd;
+use super::weight::{CpuWeight, times_tall, times_transposed};
 use crate::arguments::Targets;
 use crate::footprint::cpu_logit_rows;
 use crate::fused::Fused;
-use crate::operations::LinearCrossEntropy;
+use crate::operations::{LinearCrossEntropy, PackedCrossEntropy};
 
 /// What the backward pass needs. Either `d_rows` or `inputs` is there.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ pub(crate) struct Saved {
     /// gradient of 1.
     d_rows: Option<Arc<[f32]>>,
     /// With a trained W: h and W, to compute the logits again.
-    inputs: Option<(FlexTensor, FlexTensor)>,
+    inputs: Option<(FlexTensor, CpuWeight)>,
 }
 
 /// The rows of h [t, width] at these positions.
@@ -46,8 +46,8 @@ pub(super) fn gather(h: &[f32], width: usize, positions: &[u32]) -> Vec<f32> {
 }
 
 /// Losses [n] alone.
-fn losses(h: &FlexTensor, w: &FlexTensor, targets: &Targets) -> FlexTensor {
-    let [vocabulary, width] = w.shape().dims::<2>();
+fn losses(h: &FlexTensor, w: &CpuWeight, targets: &Targets) -> FlexTensor {
+    let [vocabulary, width] = w.shape();
     let mut losses = vec![0.0; targets.len()];
     let rows = cpu_logit_rows(vocabulary);
     let mut logits = Vec::new();
@@ -70,12 +70,12 @@ fn losses(h: &FlexTensor, w: &FlexTensor, targets: &Targets) -> FlexTensor {
 /// are written into `losses`.
 fn logit_gradients(
     h: &FlexTensor,
-    w: &FlexTensor,
+    w: &CpuWeight,
     targets: &Targets,
     range: std::ops::Range<usize>,
     losses: &mut [f32],
 ) -> Vec<f32> {
-    let [vocabulary, width] = w.shape().dims::<2>();
+    let [vocabulary, width] = w.shape();
     let h_rows = gather(floats(h), width, &targets.positions[range.clone()]);
     let mut logits = uninitialized(range.len() * vocabulary);
     let h_rows = Matrix::new(&h_rows, range.len(), width);
@@ -88,37 +88,11 @@ fn logit_gradients(
     logits
 }
 
-impl Fused<Flex, 2> for LinearCrossEntropy {
-    type Saved = Saved;
-
-    fn forward(self, [h, w]: [FlexTensor; 2], [_, w_trained]: [bool; 2]) -> (FlexTensor, Saved) {
-        let targets = self.targets;
-        let [tokens, width] = h.shape().dims::<2>();
-        if w_trained {
-            let out = losses(&h, &w, &targets);
-            return (out, Saved { targets, h_shape: [tokens, width], d_rows: None, inputs: Some((h, w)) });
-        }
-        let vocabulary = w.shape()[0];
-        let mut losses = vec![0.0; targets.len()];
-        let mut d_rows = uninitialized(targets.len() * width);
-        let rows = cpu_logit_rows(vocabulary);
-        let pieces = losses.chunks_mut(rows).zip(d_rows.chunks_mut(rows * width)).enumerate();
-        for (piece, (losses, d_rows)) in pieces {
-            let range = piece * rows..piece * rows + losses.len();
-            let d_logits = logit_gradients(&h, &w, &targets, range, losses);
-            times_tall(d_rows, Matrix::new(&d_logits, losses.len(), vocabulary), &w);
-        }
-        let out = tensor(losses, [targets.len()]);
-        (out, Saved { targets, h_shape: [tokens, width], d_rows: Some(d_rows.into()), inputs: None })
-    }
-
-    fn without_gradients(self, [h, w]: [FlexTensor; 2]) -> FlexTensor {
-        losses(&h, &w, &self.targets)
-    }
-
-    fn backward(saved: Saved, d_losses: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
-        let Saved { targets, h_shape: [h_tokens, width], d_rows, inputs } = saved;
-        let upstream = floats(&d_losses);
+impl Saved {
+    /// The gradient of h, and that of a trained W.
+    fn gradients(self, d_losses: &FlexTensor) -> (FlexTensor, Option<FlexTensor>) {
+        let Saved { targets, h_shape: [h_tokens, width], d_rows, inputs } = self;
+        let upstream = floats(d_losses);
         let mut d_h = vec![0.0; h_tokens * width];
         let mut scatter = |positions: &[u32], upstream: &[f32], d_rows: &[f32]| {
             // A position is trained at most once. Adding is right for a repeated one, too.
@@ -129,9 +103,9 @@ impl Fused<Flex, 2> for LinearCrossEntropy {
         let Some((h, w)) = inputs else {
             let d_rows = d_rows.expect("the forward pass kept either the inputs or their gradient");
             scatter(&targets.positions, upstream, &d_rows);
-            return [Some(tensor(d_h, [h_tokens, width])), None];
+            return (tensor(d_h, [h_tokens, width]), None);
         };
-        let vocabulary = w.shape()[0];
+        let [vocabulary, _] = w.shape();
         let mut d_w = vec![0.0; vocabulary * width];
         let rows = cpu_logit_rows(vocabulary);
         for start in (0..targets.len()).step_by(rows) {
@@ -148,6 +122,63 @@ impl Fused<Flex, 2> for LinearCrossEntropy {
             times_tall(&mut d_rows, d_logits, &w);
             scatter(positions, &vec![1.0; range.len()], &d_rows);
         }
-        [Some(tensor(d_h, [h_tokens, width])), Some(tensor(d_w, [vocabulary, width]))]
+        (tensor(d_h, [h_tokens, width]), Some(tensor(d_w, [vocabulary, width])))
+    }
+}
+
+/// The losses [n] with a frozen W, and the gradients of h for an upstream gradient of 1.
+fn frozen(h: &FlexTensor, w: &CpuWeight, targets: Targets) -> (FlexTensor, Saved) {
+    let [vocabulary, width] = w.shape();
+    let mut losses = vec![0.0; targets.len()];
+    let mut d_rows = uninitialized(targets.len() * width);
+    let rows = cpu_logit_rows(vocabulary);
+    let pieces = losses.chunks_mut(rows).zip(d_rows.chunks_mut(rows * width)).enumerate();
+    for (piece, (losses, d_rows)) in pieces {
+        let range = piece * rows..piece * rows + losses.len();
+        let d_logits = logit_gradients(h, w, &targets, range, losses);
+        times_tall(d_rows, Matrix::new(&d_logits, losses.len(), vocabulary), w);
+    }
+    let out = tensor(losses, [targets.len()]);
+    let h_shape = h.shape().dims::<2>();
+    (out, Saved { targets, h_shape, d_rows: Some(d_rows.into()), inputs: None })
+}
+
+impl Fused<Flex, 2> for LinearCrossEntropy {
+    type Saved = Saved;
+
+    fn forward(self, [h, w]: [FlexTensor; 2], [_, w_trained]: [bool; 2]) -> (FlexTensor, Saved) {
+        let targets = self.targets;
+        let w = w.into();
+        if w_trained {
+            let h_shape = h.shape().dims::<2>();
+            let out = losses(&h, &w, &targets);
+            return (out, Saved { targets, h_shape, d_rows: None, inputs: Some((h, w)) });
+        }
+        frozen(&h, &w, targets)
+    }
+
+    fn without_gradients(self, [h, w]: [FlexTensor; 2]) -> FlexTensor {
+        losses(&h, &w.into(), &self.targets)
+    }
+
+    fn backward(saved: Saved, d_losses: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let (d_h, d_w) = saved.gradients(&d_losses);
+        [Some(d_h), d_w]
+    }
+}
+
+impl Fused<Flex, 1> for PackedCrossEntropy {
+    type Saved = Saved;
+
+    fn forward(self, [h]: [FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
+        frozen(&h, &self.w.into(), self.targets)
+    }
+
+    fn without_gradients(self, [h]: [FlexTensor; 1]) -> FlexTensor {
+        losses(&h, &self.w.into(), &self.targets)
+    }
+
+    fn backward(saved: Saved, d_losses: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        [Some(saved.gradients(&d_losses).0)]
     }
 }

@@ -10,12 +10,12 @@ use burn::backend::{Flex, TensorMetadata};
 use burn_flex::FlexTensor;
 
 use super::buffer::{floats, tensor, uninitialized, with_last};
-use super::half_weights::{times, times_transposed};
 use super::matmul::{Matrix, matmul};
 use super::simd;
+use super::weight::{CpuWeight, times, times_transposed};
 use crate::arguments::Dropout;
 use crate::fused::Fused;
-use crate::operations::{Linear, LoraLinear};
+use crate::operations::{Linear, LoraLinear, PackedLinear, PackedLoraLinear};
 
 /// A tensor of two dimensions as a matrix.
 fn matrix(t: &FlexTensor) -> Matrix<'_> {
@@ -45,28 +45,49 @@ fn weight_gradient(x: &FlexTensor, d_y: &FlexTensor) -> FlexTensor {
     tensor(d_w, shape)
 }
 
+/// x Wᵀ, [.., o]
+fn product(x: &FlexTensor, w: &CpuWeight) -> FlexTensor {
+    let [outputs, _] = w.shape();
+    let mut y = uninitialized(tokens_of(x) * outputs);
+    times_transposed(&mut y, false, 1.0, flat(x), w);
+    tensor(y, with_last(&x.shape(), outputs))
+}
+
+/// d_x of [`product`], [.., i]
+fn input_gradient(d_y: &FlexTensor, w: &CpuWeight) -> FlexTensor {
+    let [_, inputs] = w.shape();
+    let mut d_x = uninitialized(tokens_of(d_y) * inputs);
+    times(&mut d_x, false, 1.0, flat(d_y), w);
+    tensor(d_x, with_last(&d_y.shape(), inputs))
+}
+
 impl Fused<Flex, 2> for Linear {
     /// x, if W is trained; and W.
-    type Saved = (Option<FlexTensor>, FlexTensor);
+    type Saved = (Option<FlexTensor>, CpuWeight);
 
     fn forward(self, [x, w]: [FlexTensor; 2], [_, w_trained]: [bool; 2]) -> (FlexTensor, Self::Saved) {
-        let outputs = w.shape()[0];
-        let mut y = uninitialized(tokens_of(&x) * outputs);
-        times_transposed(&mut y, false, 1.0, flat(&x), &w);
-        let y = tensor(y, with_last(&x.shape(), outputs));
+        let w = w.into();
+        let y = product(&x, &w);
         // Nothing of x has to be kept for a frozen weight.
         (y, (w_trained.then_some(x), w))
     }
 
     fn backward((x, w): Self::Saved, d_y: FlexTensor, [x_wanted, w_wanted]: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let d_w = x.filter(|_| w_wanted).map(|x| weight_gradient(&x, &d_y));
-        let d_x = x_wanted.then(|| {
-            let inputs = w.shape()[1];
-            let mut d_x = uninitialized(tokens_of(&d_y) * inputs);
-            times(&mut d_x, false, 1.0, flat(&d_y), &w);
-            tensor(d_x, with_last(&d_y.shape(), inputs))
-        });
-        [d_x, d_w]
+        [x_wanted.then(|| input_gradient(&d_y, &w)), d_w]
+    }
+}
+
+impl Fused<Flex, 1> for PackedLinear {
+    type Saved = CpuWeight;
+
+    fn forward(self, [x]: [FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, CpuWeight) {
+        let w = self.w.into();
+        (product(&x, &w), w)
+    }
+
+    fn backward(w: CpuWeight, d_y: FlexTensor, [x_wanted]: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        [x_wanted.then(|| input_gradient(&d_y, &w))]
     }
 }
 
@@ -74,7 +95,7 @@ impl Fused<Flex, 2> for Linear {
 #[derive(Clone, Debug)]
 pub(crate) struct SavedLora {
     x: FlexTensor,
-    w: FlexTensor,
+    w: CpuWeight,
     a: FlexTensor,
     b: FlexTensor,
     h: Arc<[f32]>,
@@ -82,12 +103,15 @@ pub(crate) struct SavedLora {
     dropout: Option<Dropout>,
 }
 
-impl Fused<Flex, 4> for LoraLinear {
-    type Saved = SavedLora;
-
-    fn forward(self, [x, w, a, b]: [FlexTensor; 4], _: [bool; 4]) -> (FlexTensor, SavedLora) {
-        let LoraLinear { scale, dropout } = self;
-        let (tokens, outputs, rank) = (tokens_of(&x), w.shape()[0], a.shape()[0]);
+impl SavedLora {
+    /// The result, and what its backward pass needs.
+    fn forward(
+        [x, a, b]: [FlexTensor; 3],
+        w: CpuWeight,
+        scale: f32,
+        dropout: Option<Dropout>,
+    ) -> (FlexTensor, SavedLora) {
+        let (tokens, [outputs, _], rank) = (tokens_of(&x), w.shape(), a.shape()[0]);
         let mut y = uninitialized(tokens * outputs);
         times_transposed(&mut y, false, 1.0, flat(&x), &w);
         let mut h = uninitialized(tokens * rank);
@@ -99,14 +123,11 @@ impl Fused<Flex, 4> for LoraLinear {
         (y, SavedLora { x, w, a, b, h: h.into(), scale, dropout })
     }
 
-    fn backward(
-        saved: SavedLora,
-        d_y: FlexTensor,
-        [x_wanted, _, a_wanted, b_wanted]: [bool; 4],
-    ) -> [Option<FlexTensor>; 4] {
-        let SavedLora { x, w, a, b, h, scale, dropout } = saved;
+    /// The gradients of x, a and b.
+    fn backward(self, d_y: &FlexTensor, [x_wanted, a_wanted, b_wanted]: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let SavedLora { x, w, a, b, h, scale, dropout } = self;
         let (tokens, inputs, outputs, rank) = (tokens_of(&x), a.shape()[1], b.shape()[0], a.shape()[0]);
-        let d_outs = flat(&d_y);
+        let d_outs = flat(d_y);
         let mut d_h = uninitialized(tokens * rank);
         matmul(&mut d_h, false, scale, d_outs, matrix(&b));
         let d_h_matrix = Matrix::new(&d_h, tokens, rank);
@@ -136,6 +157,31 @@ impl Fused<Flex, 4> for LoraLinear {
             }
             tensor(d_x, x.shape())
         });
+        [d_x, d_a, d_b]
+    }
+}
+
+impl Fused<Flex, 4> for LoraLinear {
+    type Saved = SavedLora;
+
+    fn forward(self, [x, w, a, b]: [FlexTensor; 4], _: [bool; 4]) -> (FlexTensor, SavedLora) {
+        SavedLora::forward([x, a, b], w.into(), self.scale, self.dropout)
+    }
+
+    fn backward(saved: SavedLora, d_y: FlexTensor, [x, _, a, b]: [bool; 4]) -> [Option<FlexTensor>; 4] {
+        let [d_x, d_a, d_b] = saved.backward(&d_y, [x, a, b]);
         [d_x, None, d_a, d_b]
+    }
+}
+
+impl Fused<Flex, 3> for PackedLoraLinear {
+    type Saved = SavedLora;
+
+    fn forward(self, inputs: [FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, SavedLora) {
+        SavedLora::forward(inputs, self.w.into(), self.scale, self.dropout)
+    }
+
+    fn backward(saved: SavedLora, d_y: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        saved.backward(&d_y, wanted)
     }
 }

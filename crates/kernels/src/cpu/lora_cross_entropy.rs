@@ -8,19 +8,19 @@ use rayon::prelude::*;
 
 use super::buffer::{floats, tensor, uninitialized};
 use super::cross_entropy::gather;
-use super::half_weights::{times_tall, times_transposed};
 use super::matmul::{Matrix, matmul};
 use super::simd;
+use super::weight::{CpuWeight, times_tall, times_transposed};
 use crate::arguments::Targets;
 use crate::footprint::cpu_logit_rows;
 use crate::fused::Fused;
-use crate::operations::LoraCrossEntropy;
+use crate::operations::{LoraCrossEntropy, PackedLoraCrossEntropy};
 
 /// What the backward pass needs: all inputs, to compute the logits again.
 #[derive(Clone, Debug)]
 pub(crate) struct Saved {
     h: FlexTensor,
-    w: FlexTensor,
+    w: CpuWeight,
     g: FlexTensor,
     b: FlexTensor,
     scale: f32,
@@ -36,7 +36,7 @@ struct Piece {
 impl Saved {
     /// [v, i, r]
     fn sizes(&self) -> [usize; 3] {
-        let [vocabulary, width] = self.w.shape().dims::<2>();
+        let [vocabulary, width] = self.w.shape();
         [vocabulary, width, self.b.shape()[1]]
     }
 
@@ -73,6 +73,47 @@ impl Saved {
         }
         tensor(losses, [self.targets.len()])
     }
+
+    /// The gradients of h, g and b.
+    fn gradients(&self, d_losses: &FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let [vocabulary, width, rank] = self.sizes();
+        let (tokens, upstream) = (self.h.shape()[0], floats(d_losses));
+        let zeros = |wanted: bool, len: usize| vec![0.0f32; if wanted { len } else { 0 }];
+        let (mut d_h, mut d_g) = (zeros(wanted[0], tokens * width), zeros(wanted[1], tokens * rank));
+        let mut d_b = zeros(wanted[2], vocabulary * rank);
+        let rows = cpu_logit_rows(vocabulary);
+        let pieces = self.targets.positions.chunks(rows).zip(self.targets.tokens.chunks(rows));
+        for ((positions, targets), upstream) in pieces.zip(upstream.chunks(rows)) {
+            let count = positions.len();
+            let Piece { g_rows, logits: mut d_logits } = self.piece(positions);
+            d_logits.par_chunks_mut(vocabulary).zip(targets.par_iter()).zip(upstream.par_iter()).for_each(
+                |((logits, &token), &factor)| {
+                    simd::cross_entropy(logits, token as usize);
+                    simd::scale(logits, factor);
+                },
+            );
+            let d_logits = Matrix::new(&d_logits, count, vocabulary);
+            if wanted[0] {
+                let mut d_rows = uninitialized(count * width);
+                times_tall(&mut d_rows, d_logits, &self.w);
+                scatter(&mut d_h, positions, &d_rows, width);
+            }
+            if wanted[1] {
+                let mut d_rows = uninitialized(count * rank);
+                matmul(&mut d_rows, false, self.scale, d_logits, self.branch());
+                scatter(&mut d_g, positions, &d_rows, rank);
+            }
+            if wanted[2] {
+                matmul(&mut d_b, true, self.scale, d_logits.transposed(), Matrix::new(&g_rows, count, rank));
+            }
+        }
+        let found = |wanted: bool, values: Vec<f32>, shape: [usize; 2]| wanted.then(|| tensor(values, shape));
+        [
+            found(wanted[0], d_h, [tokens, width]),
+            found(wanted[1], d_g, [tokens, rank]),
+            found(wanted[2], d_b, [vocabulary, rank]),
+        ]
+    }
 }
 
 /// Adds rows [n, width] to the rows of `sums` [t, width] at these positions.
@@ -87,48 +128,26 @@ impl Fused<Flex, 4> for LoraCrossEntropy {
 
     fn forward(self, [h, w, g, b]: [FlexTensor; 4], _: [bool; 4]) -> (FlexTensor, Saved) {
         let LoraCrossEntropy { scale, targets } = self;
-        let saved = Saved { h, w, g, b, scale, targets };
+        let saved = Saved { h, w: w.into(), g, b, scale, targets };
         (saved.losses(), saved)
     }
 
-    fn backward(saved: Saved, d_losses: FlexTensor, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {
-        let [vocabulary, width, rank] = saved.sizes();
-        let (tokens, upstream) = (saved.h.shape()[0], floats(&d_losses));
-        let zeros = |wanted: bool, len: usize| vec![0.0f32; if wanted { len } else { 0 }];
-        let (mut d_h, mut d_g) = (zeros(wanted[0], tokens * width), zeros(wanted[2], tokens * rank));
-        let mut d_b = zeros(wanted[3], vocabulary * rank);
-        let rows = cpu_logit_rows(vocabulary);
-        let pieces = saved.targets.positions.chunks(rows).zip(saved.targets.tokens.chunks(rows));
-        for ((positions, targets), upstream) in pieces.zip(upstream.chunks(rows)) {
-            let count = positions.len();
-            let Piece { g_rows, logits: mut d_logits } = saved.piece(positions);
-            d_logits.par_chunks_mut(vocabulary).zip(targets.par_iter()).zip(upstream.par_iter()).for_each(
-                |((logits, &token), &factor)| {
-                    simd::cross_entropy(logits, token as usize);
-                    simd::scale(logits, factor);
-                },
-            );
-            let d_logits = Matrix::new(&d_logits, count, vocabulary);
-            if wanted[0] {
-                let mut d_rows = uninitialized(count * width);
-                times_tall(&mut d_rows, d_logits, &saved.w);
-                scatter(&mut d_h, positions, &d_rows, width);
-            }
-            if wanted[2] {
-                let mut d_rows = uninitialized(count * rank);
-                matmul(&mut d_rows, false, saved.scale, d_logits, saved.branch());
-                scatter(&mut d_g, positions, &d_rows, rank);
-            }
-            if wanted[3] {
-                matmul(&mut d_b, true, saved.scale, d_logits.transposed(), Matrix::new(&g_rows, count, rank));
-            }
-        }
-        let found = |wanted: bool, values: Vec<f32>, shape: [usize; 2]| wanted.then(|| tensor(values, shape));
-        [
-            found(wanted[0], d_h, [tokens, width]),
-            None,
-            found(wanted[2], d_g, [tokens, rank]),
-            found(wanted[3], d_b, [vocabulary, rank]),
-        ]
+    fn backward(saved: Saved, d_losses: FlexTensor, [h, _, g, b]: [bool; 4]) -> [Option<FlexTensor>; 4] {
+        let [d_h, d_g, d_b] = saved.gradients(&d_losses, [h, g, b]);
+        [d_h, None, d_g, d_b]
+    }
+}
+
+impl Fused<Flex, 3> for PackedLoraCrossEntropy {
+    type Saved = Saved;
+
+    fn forward(self, [h, g, b]: [FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
+        let PackedLoraCrossEntropy { w, scale, targets } = self;
+        let saved = Saved { h, w: w.into(), g, b, scale, targets };
+        (saved.losses(), saved)
+    }
+
+    fn backward(saved: Saved, d_losses: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        saved.gradients(&d_losses, wanted)
     }
 }

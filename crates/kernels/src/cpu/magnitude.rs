@@ -8,11 +8,11 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::buffer::{floats, tensor, uninitialized};
-use super::half_weights::copy_rows;
 use super::matmul::{Matrix, matmul};
+use super::weight::CpuWeight;
 use crate::arguments::Dropout;
 use crate::fused::Fused;
-use crate::operations::{DropInput, DroppedMagnitude, Magnitude, MergedNorms};
+use crate::operations::{DropInput, DroppedMagnitude, Magnitude, MergedNorms, PackedMergedNorms};
 
 /// Elements of one job.
 const JOB: usize = 1 << 14;
@@ -125,32 +125,49 @@ impl Fused<Flex, 5> for DroppedMagnitude {
     }
 }
 
+/// The norms [o] of the rows of `W + scale · B A`.
+fn merged_norms(w: &CpuWeight, a: &FlexTensor, b: &FlexTensor, scale: f32) -> FlexTensor {
+    let [outputs, inputs] = w.shape();
+    let rank = a.shape()[0];
+    let (a, bs) = (Matrix::new(floats(a), rank, inputs), floats(b));
+    let mut norms = uninitialized(outputs);
+    // The blocks depend on the shape alone, and so do the bits.
+    let rows = (BLOCK_BYTES / 4 / inputs.max(1)).max(1);
+    let mut block = uninitialized(rows.min(outputs) * inputs);
+    for (start, norms) in (0..outputs).step_by(rows).zip(norms.chunks_mut(rows)) {
+        let count = norms.len();
+        let block = &mut block[..count * inputs];
+        w.read_rows(start, block);
+        matmul(block, true, scale, Matrix::new(&bs[start * rank..][..count * rank], count, rank), a);
+        norms.par_iter_mut().zip(block.par_chunks(inputs)).with_min_len(16).for_each(|(norm, row)| {
+            let sum: f64 = row.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
+            *norm = sum.sqrt() as f32;
+        });
+    }
+    tensor(norms, [outputs])
+}
+
 impl Fused<Flex, 3> for MergedNorms {
     type Saved = ();
 
     fn forward(self, [w, a, b]: [FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, ()) {
-        let [outputs, inputs] = w.shape().dims::<2>();
-        let rank = a.shape()[0];
-        let (a, bs) = (Matrix::new(floats(&a), rank, inputs), floats(&b));
-        let mut norms = uninitialized(outputs);
-        // The blocks depend on the shape alone, and so do the bits.
-        let rows = (BLOCK_BYTES / 4 / inputs.max(1)).max(1);
-        let mut block = uninitialized(rows.min(outputs) * inputs);
-        for (start, norms) in (0..outputs).step_by(rows).zip(norms.chunks_mut(rows)) {
-            let count = norms.len();
-            let block = &mut block[..count * inputs];
-            copy_rows(&w, start * inputs, block);
-            matmul(block, true, self.scale, Matrix::new(&bs[start * rank..][..count * rank], count, rank), a);
-            norms.par_iter_mut().zip(block.par_chunks(inputs)).with_min_len(16).for_each(|(norm, row)| {
-                let sum: f64 = row.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
-                *norm = sum.sqrt() as f32;
-            });
-        }
-        (tensor(norms, [outputs]), ())
+        (merged_norms(&w.into(), &a, &b, self.scale), ())
     }
 
     fn backward(_: (), _: FlexTensor, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
         [None, None, None]
+    }
+}
+
+impl Fused<Flex, 2> for PackedMergedNorms {
+    type Saved = ();
+
+    fn forward(self, [a, b]: [FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, ()) {
+        (merged_norms(&self.w.into(), &a, &b, self.scale), ())
+    }
+
+    fn backward(_: (), _: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        [None, None]
     }
 }
 

@@ -13,7 +13,7 @@
 
 use rayon::prelude::*;
 
-use super::simd;
+use super::few_rows::{self, FEW_ROWS};
 
 /// A matrix in a borrowed slice: element (row, column) lies at
 /// `row * row_stride + column * column_stride`.
@@ -61,6 +61,21 @@ impl<'a> Matrix<'a> {
         self.columns
     }
 
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether the elements of a row directly follow each other.
+    pub(crate) fn has_whole_rows(&self) -> bool {
+        self.column_stride == 1
+    }
+
+    /// A row whose elements directly follow each other.
+    pub(crate) fn row(&self, row: usize) -> &'a [f32] {
+        debug_assert!(self.has_whole_rows());
+        &self.values[row * self.row_stride..][..self.columns]
+    }
+
     fn row_range(self, start: usize, rows: usize) -> Matrix<'a> {
         Matrix { values: &self.values[start * self.row_stride..], rows, ..self }
     }
@@ -75,8 +90,6 @@ impl<'a> Matrix<'a> {
 /// Above 256, no part is small enough for the kernels that sum in another order. The other matrix
 /// is packed again for each part, which costs a few percent at this size (13 % at 64 rows).
 const JOB: usize = 272;
-/// Columns of the result that one job of [`small_batch`] takes.
-const SMALL_BATCH_JOB: usize = 256;
 /// Products of fewer multiplications than this are not worth handing to another thread.
 const SMALL: usize = 1 << 18;
 
@@ -92,8 +105,8 @@ pub fn matmul(out: &mut [f32], keep: bool, scale: f32, a: Matrix, b: Matrix) {
     if m == 0 || n == 0 {
         return;
     }
-    if m <= 4 && a.column_stride == 1 && b.row_stride == 1 {
-        return small_batch(out, keep, scale, a, b);
+    if m <= FEW_ROWS && a.has_whole_rows() && b.row_stride == 1 {
+        return few_rows::times_transposed_f32(out, keep, scale, a, (b.values, n, b.column_stride));
     }
     if m * n * k <= SMALL {
         return single(out, n, keep, scale, a, b);
@@ -143,26 +156,6 @@ pub fn matmul(out: &mut [f32], keep: bool, scale: f32, a: Matrix, b: Matrix) {
             }
         }
     });
-}
-
-/// At most four rows times a matrix stored by columns, as plain dot products. The time is that of
-/// reading `b` once.
-fn small_batch(out: &mut [f32], keep: bool, scale: f32, a: Matrix, b: Matrix) {
-    let (n, k) = (b.columns, a.columns);
-    let row = |i: usize| &a.values[i * a.row_stride..][..k];
-    for (i, out) in out.chunks_mut(n).enumerate() {
-        let dots = |(start, out): (usize, &mut [f32])| {
-            for (j, out) in out.iter_mut().enumerate() {
-                let value = scale * simd::dot(row(i), &b.values[(start + j) * b.column_stride..][..k]);
-                *out = if keep { *out + value } else { value };
-            }
-        };
-        if n * k <= SMALL {
-            dots((0, out));
-        } else {
-            out.par_chunks_mut(SMALL_BATCH_JOB).enumerate().for_each(|(job, out)| dots((job * SMALL_BATCH_JOB, out)));
-        }
-    }
 }
 
 /// [`matmul`] on the calling thread alone, into rows that lie `out_stride` elements apart.

@@ -5,18 +5,22 @@
 
 mod add;
 mod attention;
+pub(crate) mod bf16_product;
 mod buffer;
 mod cross_entropy;
 mod dropout;
-pub(crate) mod half_weights;
+mod few_rows;
 mod linear;
 mod lora_cross_entropy;
 mod magnitude;
 pub mod matmul;
 mod norm;
+mod one_query;
+mod packed_rows;
 mod rope;
 mod simd;
 mod swiglu;
+pub(crate) mod weight;
 
 use burn::backend::Flex;
 use burn_flex::FlexTensor;

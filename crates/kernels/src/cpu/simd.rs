@@ -1,12 +1,13 @@
-//! Functions over rows of `f32`, compiled for AVX2 with FMA on processors that have it.
+//! Functions over rows of `f32`, compiled for AVX-512, and for AVX2 with FMA, on processors that
+//! have them.
 //!
 //! They are plain loops that the compiler vectorizes. Sums run over sixteen lanes in a fixed order,
 //! so their bits do not depend on the vector width. `mul_add` is a fused multiply-add everywhere.
 
 #![expect(clippy::needless_range_loop, reason = "indices over slices of one length are the form that becomes vectors")]
 
-/// Defines a function that is also compiled for AVX2 with FMA. A call takes that version if the
-/// processor has both.
+/// Defines a function that is also compiled for AVX-512, and for AVX2 with FMA. A call takes the
+/// widest version that the processor has.
 macro_rules! vectorized {
     ($(#[$meta:meta])* fn $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {
         $(#[$meta])*
@@ -15,6 +16,14 @@ macro_rules! vectorized {
             fn body($($argument: $type),*) $(-> $result)? $body
             #[cfg(target_arch = "x86_64")]
             {
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+                fn widest($($argument: $type),*) $(-> $result)? { body($($argument),*) }
+                if has_avx512() {
+                    #[expect(unsafe_code, reason = "a function for newer processors")]
+                    // SAFETY: the features that `widest` is compiled for were detected on this
+                    // processor.
+                    return unsafe { widest($($argument),*) };
+                }
                 #[target_feature(enable = "avx2,fma")]
                 fn wide($($argument: $type),*) $(-> $result)? { body($($argument),*) }
                 if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
@@ -27,6 +36,13 @@ macro_rules! vectorized {
             body($($argument),*)
         }
     };
+}
+
+/// Whether the processor has the parts of AVX-512 that every server and desktop one with it has.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn has_avx512() -> bool {
+    use std::is_x86_feature_detected as has;
+    has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") && has!("avx2") && has!("fma")
 }
 
 /// Partial sums of a row.
@@ -110,6 +126,29 @@ vectorized! {
 }
 
 vectorized! {
+    /// The numbers in f32, which is exact.
+    fn widen(x: &[half::bf16], out: &mut [f32]) {
+        let x = &x[..out.len()];
+        // The `half` crate's own conversion quiets NaNs one by one.
+        for i in 0..out.len() { out[i] = f32::from_bits(u32::from(x[i].to_bits()) << 16); }
+    }
+}
+
+vectorized! {
+    /// The numbers in bf16, rounded to the nearest, ties to even.
+    fn narrow(x: &[f32], out: &mut [half::bf16]) {
+        let x = &x[..out.len()];
+        for i in 0..out.len() {
+            let bits = x[i].to_bits();
+            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+            // A NaN stays one.
+            let bits = if x[i].is_nan() { bits >> 16 | 0x40 } else { rounded };
+            out[i] = half::bf16::from_bits(bits as u16);
+        }
+    }
+}
+
+vectorized! {
     /// y += scale · x
     fn add_scaled(y: &mut [f32], scale: f32, x: &[f32]) {
         let x = &x[..y.len()];
@@ -172,6 +211,76 @@ vectorized! {
         let n = x.len();
         let (d_out, d_gamma) = (&d_out[..n], &mut d_gamma[..n]);
         for i in 0..n { d_gamma[i] += d_out[i] * (x[i] * factor); }
+    }
+}
+
+/// Keys of a block of [`key_scores`]: four vectors of sums, so that a multiply-add need not wait for
+/// the one before.
+const KEYS: usize = 32;
+/// Elements of a key that a block of [`key_scores`] holds at a time: 8 KiB in all.
+const DEPTH: usize = 64;
+
+vectorized! {
+    /// The scores q · k of a few queries with each key: q [n, d]; k [m, d] with `stride` elements
+    /// from one key to the next; out [n, m].
+    ///
+    /// Each is a sum over d in its order. A block of keys is transposed first, so that sums of
+    /// neighbouring keys are neighbours.
+    fn key_scores(q: &[f32], k: &[f32], stride: usize, width: usize, out: &mut [f32]) {
+        let queries = q.len() / width;
+        let keys = out.len() / queries;
+        let mut block = [[0f32; KEYS]; DEPTH];
+        for first in (0..keys).step_by(KEYS) {
+            let count = KEYS.min(keys - first);
+            for start in (0..width).step_by(DEPTH) {
+                let depth = DEPTH.min(width - start);
+                let key = |n: usize| &k[(first + n) * stride + start..][..depth];
+                // Four keys at a time become vector instructions.
+                for n in (0..count / 4 * 4).step_by(4) {
+                    let (a, b, c, d) = (key(n), key(n + 1), key(n + 2), key(n + 3));
+                    for i in 0..depth { block[i][n..n + 4].copy_from_slice(&[a[i], b[i], c[i], d[i]]); }
+                }
+                for n in count / 4 * 4..count {
+                    let key = key(n);
+                    for i in 0..depth { block[i][n] = key[i]; }
+                }
+                for query in 0..queries {
+                    let q = &q[query * width + start..][..depth];
+                    let out = &mut out[query * keys + first..][..count];
+                    let mut sums = [0f32; KEYS];
+                    if start > 0 { sums[..count].copy_from_slice(out); }
+                    for i in 0..depth {
+                        for n in 0..KEYS { sums[n] = q[i].mul_add(block[i][n], sums[n]); }
+                    }
+                    out.copy_from_slice(&sums[..count]);
+                }
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// Weighted sums of the same rows: weights [n, m]; v [m, d] with `stride` elements from one row
+    /// to the next; out [n, d]. Each is a sum over m in its order.
+    fn weighted_sums(weights: &[f32], v: &[f32], stride: usize, width: usize, out: &mut [f32]) {
+        const COLUMNS: usize = 32;
+        let rows = weights.len() / (out.len() / width);
+        for (weights, out) in weights.chunks_exact(rows).zip(out.chunks_exact_mut(width)) {
+            for start in (0..width).step_by(COLUMNS) {
+                let out = &mut out[start..width.min(start + COLUMNS)];
+                let columns = out.len();
+                let mut sums = [0f32; COLUMNS];
+                for row in 0..rows {
+                    let (weight, v) = (weights[row], &v[row * stride + start..][..columns]);
+                    if columns == COLUMNS {
+                        for i in 0..COLUMNS { sums[i] = weight.mul_add(v[i], sums[i]); }
+                    } else {
+                        for i in 0..columns { sums[i] = weight.mul_add(v[i], sums[i]); }
+                    }
+                }
+                out.copy_from_slice(&sums[..columns]);
+            }
+        }
     }
 }
 
@@ -255,6 +364,21 @@ mod tests {
             let error = (f64::from(super::exp(x)) - want).abs() / want;
             assert!(error < 2.4e-7, "exp({x}): relative error {error:e}");
         }
+    }
+
+    #[test]
+    fn bf16_is_rounded_as_by_the_half_crate() {
+        let bits = (0..=0xffff_u32).flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| high << 16 | low));
+        let values: Vec<f32> = bits.map(f32::from_bits).collect();
+        let mut narrow = vec![half::bf16::ZERO; values.len()];
+        super::narrow(&values, &mut narrow);
+        for (value, got) in values.iter().zip(&narrow) {
+            let want = half::bf16::from_f32(*value);
+            assert!(got.to_bits() == want.to_bits(), "{:08x}: {got:?} {want:?}", value.to_bits());
+        }
+        let mut wide = vec![0.0; narrow.len()];
+        super::widen(&narrow, &mut wide);
+        assert!(narrow.iter().zip(&wide).all(|(narrow, wide)| u32::from(narrow.to_bits()) << 16 == wide.to_bits()));
     }
 
     #[test]

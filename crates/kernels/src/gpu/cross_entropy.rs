@@ -6,6 +6,7 @@ use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::matrix::Matrix;
 use super::pointwise::{gather_rows, scale_rows, scaled, scatter_rows};
 use super::product::{product, transposed};
 use super::reduce;
@@ -13,7 +14,7 @@ use super::tensor::{empty, upload_u32};
 use crate::arguments::Targets;
 use crate::footprint::gpu_logit_rows;
 use crate::fused::Fused;
-use crate::operations::LinearCrossEntropy;
+use crate::operations::{LinearCrossEntropy, PackedCrossEntropy};
 
 /// The factor of logit gradients held in f16. They are below 1, mostly far below, where f16 has no
 /// numbers.
@@ -79,15 +80,31 @@ pub(super) fn ensure_inside(targets: &Targets, tokens: usize, vocabulary: usize)
 }
 
 /// Losses [n] alone.
-fn losses(h: &CubeTensor, w: &CubeTensor, targets: &Targets) -> CubeTensor {
-    let vocabulary = w.shape()[0];
+fn losses(h: &CubeTensor, w: &Matrix, targets: &Targets) -> CubeTensor {
+    let [vocabulary, _] = w.shape();
     ensure_inside(targets, h.shape()[0], vocabulary);
-    let w = scaled(w, h.dtype, 1.0);
+    let w = w.in_type(h.dtype);
     let losses = empty(h, [targets.len()], DType::F32);
     for range in pieces(targets, vocabulary) {
         piece(h, &w, targets, range, &losses, false);
     }
     losses
+}
+
+/// Losses [n], and the gradients of h with a frozen W.
+fn losses_and_rows(h: &CubeTensor, w: &Matrix, targets: Targets) -> (CubeTensor, Saved) {
+    let [vocabulary, _] = w.shape();
+    let (h_shape, dtype) = ([h.shape()[0], h.shape()[1]], h.dtype);
+    ensure_inside(&targets, h_shape[0], vocabulary);
+    let w = w.in_type(dtype);
+    let losses = empty(h, [targets.len()], DType::F32);
+    let parts: Vec<CubeTensor> = pieces(&targets, vocabulary)
+        .map(|range| {
+            let (_, d_logits) = piece(h, &w, &targets, range, &losses, true);
+            product(&d_logits.expect("asked for"), &w, DType::F32)
+        })
+        .collect();
+    (losses, Saved { targets, h_shape, dtype, kept: Kept::Rows(rows_together(parts)) })
 }
 
 /// The rows of all parts, one part after the other.
@@ -98,66 +115,77 @@ pub(super) fn rows_together(mut parts: Vec<CubeTensor>) -> CubeTensor {
     <CubeBackend as burn::backend::ops::FloatTensorOps<_>>::float_cat(parts, 0)
 }
 
+/// The gradients of h, and of W if it is trained.
+fn gradients(saved: Saved, d_losses: &CubeTensor) -> (CubeTensor, Option<CubeTensor>) {
+    let Saved { targets, h_shape, dtype, kept } = saved;
+    let scale = 1.0 / scale_of(dtype);
+    let (d_rows, d_w) = match kept {
+        Kept::Rows(d_rows) => (d_rows, None),
+        Kept::Inputs { h, w } => {
+            let vocabulary = w.shape()[0];
+            let w_like_h = scaled(&w, dtype, 1.0);
+            let mut parts = Vec::new();
+            let mut d_w: Option<CubeTensor> = None;
+            let unread = empty(&h, [targets.len()], DType::F32);
+            for range in pieces(&targets, vocabulary) {
+                let (h_rows, d_logits) = piece(&h, &w_like_h, &targets, range.clone(), &unread, true);
+                let d_logits = d_logits.expect("asked for");
+                parts.push(product(&d_logits, &w_like_h, DType::F32));
+                // The upstream gradient multiplies the rows of h instead of the logit gradients: the
+                // same product, and far fewer numbers.
+                let h_rows = scale_rows(&h_rows, d_losses, range.start);
+                let part = scaled(&product(&transposed(&d_logits), &h_rows, DType::F32), DType::F32, scale);
+                d_w = Some(match d_w {
+                    None => part,
+                    Some(sum) => burn_cubecl::ops::numeric::add(sum, part),
+                });
+            }
+            (rows_together(parts), d_w.map(|d_w| scaled(&d_w, w.dtype, 1.0)))
+        }
+    };
+    let (starts, order) = targets.on_device.get(1, || {
+        let (starts, order) = by_token(&targets, h_shape[0]);
+        (upload_u32(&d_rows, &starts), upload_u32(&d_rows, &order))
+    });
+    (scatter_rows(&d_rows, d_losses, &starts, &order, h_shape, dtype, scale), d_w)
+}
+
 impl Fused<CubeBackend, 2> for LinearCrossEntropy {
     type Saved = Saved;
 
     fn forward(self, [h, w]: [CubeTensor; 2], [_, w_trained]: [bool; 2]) -> (CubeTensor, Saved) {
         let targets = self.targets;
-        let (h_shape, dtype) = ([h.shape()[0], h.shape()[1]], h.dtype);
-        if w_trained {
-            let losses = losses(&h, &w, &targets);
-            return (losses, Saved { targets, h_shape, dtype, kept: Kept::Inputs { h, w } });
+        if !w_trained {
+            return losses_and_rows(&h, &Matrix::Dense(w), targets);
         }
-        let vocabulary = w.shape()[0];
-        ensure_inside(&targets, h_shape[0], vocabulary);
-        let w = scaled(&w, dtype, 1.0);
-        let losses = empty(&h, [targets.len()], DType::F32);
-        let parts: Vec<CubeTensor> = pieces(&targets, vocabulary)
-            .map(|range| {
-                let (_, d_logits) = piece(&h, &w, &targets, range, &losses, true);
-                product(&d_logits.expect("asked for"), &w, DType::F32)
-            })
-            .collect();
-        (losses, Saved { targets, h_shape, dtype, kept: Kept::Rows(rows_together(parts)) })
+        let (h_shape, dtype) = ([h.shape()[0], h.shape()[1]], h.dtype);
+        let losses = losses(&h, &Matrix::Dense(w.clone()), &targets);
+        (losses, Saved { targets, h_shape, dtype, kept: Kept::Inputs { h, w } })
     }
 
     fn without_gradients(self, [h, w]: [CubeTensor; 2]) -> CubeTensor {
-        losses(&h, &w, &self.targets)
+        losses(&h, &Matrix::Dense(w), &self.targets)
     }
 
     fn backward(saved: Saved, d_losses: CubeTensor, _: [bool; 2]) -> [Option<CubeTensor>; 2] {
-        let Saved { targets, h_shape, dtype, kept } = saved;
-        let scale = 1.0 / scale_of(dtype);
-        let (d_rows, d_w) = match kept {
-            Kept::Rows(d_rows) => (d_rows, None),
-            Kept::Inputs { h, w } => {
-                let vocabulary = w.shape()[0];
-                let w_like_h = scaled(&w, dtype, 1.0);
-                let mut parts = Vec::new();
-                let mut d_w: Option<CubeTensor> = None;
-                let unread = empty(&h, [targets.len()], DType::F32);
-                for range in pieces(&targets, vocabulary) {
-                    let (h_rows, d_logits) = piece(&h, &w_like_h, &targets, range.clone(), &unread, true);
-                    let d_logits = d_logits.expect("asked for");
-                    parts.push(product(&d_logits, &w_like_h, DType::F32));
-                    // The upstream gradient multiplies the rows of h instead of the logit
-                    // gradients: the same product, and far fewer numbers.
-                    let h_rows = scale_rows(&h_rows, &d_losses, range.start);
-                    let part = scaled(&product(&transposed(&d_logits), &h_rows, DType::F32), DType::F32, scale);
-                    d_w = Some(match d_w {
-                        None => part,
-                        Some(sum) => burn_cubecl::ops::numeric::add(sum, part),
-                    });
-                }
-                (rows_together(parts), d_w.map(|d_w| scaled(&d_w, w.dtype, 1.0)))
-            }
-        };
-        let (starts, order) = targets.on_device.get(1, || {
-            let (starts, order) = by_token(&targets, h_shape[0]);
-            (upload_u32(&d_rows, &starts), upload_u32(&d_rows, &order))
-        });
-        let d_h = scatter_rows(&d_rows, &d_losses, &starts, &order, h_shape, dtype, scale);
+        let (d_h, d_w) = gradients(saved, &d_losses);
         [Some(d_h), d_w]
+    }
+}
+
+impl Fused<CubeBackend, 1> for PackedCrossEntropy {
+    type Saved = Saved;
+
+    fn forward(self, [h]: [CubeTensor; 1], _: [bool; 1]) -> (CubeTensor, Saved) {
+        losses_and_rows(&h, &Matrix::Packed(self.w), self.targets)
+    }
+
+    fn without_gradients(self, [h]: [CubeTensor; 1]) -> CubeTensor {
+        losses(&h, &Matrix::Packed(self.w), &self.targets)
+    }
+
+    fn backward(saved: Saved, d_losses: CubeTensor, _: [bool; 1]) -> [Option<CubeTensor>; 1] {
+        [Some(gradients(saved, &d_losses).0)]
     }
 }
 

@@ -12,6 +12,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::linear::dropped;
+use super::matrix::Matrix;
 use super::pointwise::{add, gather_rows, scaled};
 use super::product::{column_sums, product};
 use super::reduce;
@@ -20,7 +21,7 @@ use super::tensor::{
 };
 use crate::arguments::Dropout;
 use crate::fused::Fused;
-use crate::operations::{DropInput, DroppedMagnitude, Magnitude, MergedNorms};
+use crate::operations::{DropInput, DroppedMagnitude, Magnitude, MergedNorms, PackedMergedNorms};
 
 /// Bytes of a block of rows of a weight with its branch, in f32.
 const BLOCK_BYTES: usize = 64 << 20;
@@ -127,33 +128,49 @@ impl Fused<CubeBackend, 5> for DroppedMagnitude {
     }
 }
 
+/// The Euclidean norms of the rows of `W + scale · B A`, [o] in f32.
+fn merged_norms(w: &Matrix, a: &CubeTensor, b: &CubeTensor, scale: f32) -> CubeTensor {
+    let [outputs, inputs] = w.shape();
+    let a = scaled(a, DType::F32, 1.0);
+    let b = scaled(b, DType::F32, scale);
+    let rows = (BLOCK_BYTES / 4 / inputs.max(1)).max(1);
+    let numbers = upload_u32(&a, &(0..outputs as u32).collect::<Vec<_>>());
+    let parts: Vec<CubeTensor> = (0..outputs)
+        .step_by(rows)
+        .map(|start| {
+            let end = (start + rows).min(outputs);
+            let merged = add(
+                &w.rows_in_f32(&numbers, start..end),
+                &product(&gather_rows(&b, &numbers, start, end - start), &a, DType::F32),
+            );
+            reduce::dot(&merged, &merged)
+        })
+        .collect();
+    let squares = if parts.len() == 1 { parts[0].clone() } else { CubeBackend::float_cat(parts, 0) };
+    CubeBackend::float_sqrt(squares)
+}
+
 impl Fused<CubeBackend, 3> for MergedNorms {
     type Saved = ();
 
     fn forward(self, [w, a, b]: [CubeTensor; 3], _: [bool; 3]) -> (CubeTensor, ()) {
-        let (outputs, inputs) = (w.shape()[0], w.shape()[1]);
-        let a = scaled(&a, DType::F32, 1.0);
-        let b = scaled(&b, DType::F32, self.scale);
-        let rows = (BLOCK_BYTES / 4 / inputs.max(1)).max(1);
-        let numbers = upload_u32(&w, &(0..outputs as u32).collect::<Vec<_>>());
-        let block = |tensor: &CubeTensor, start: usize, end: usize| gather_rows(tensor, &numbers, start, end - start);
-        let parts: Vec<CubeTensor> = (0..outputs)
-            .step_by(rows)
-            .map(|start| {
-                let end = (start + rows).min(outputs);
-                let merged = add(
-                    &scaled(&block(&w, start, end), DType::F32, 1.0),
-                    &product(&block(&b, start, end), &a, DType::F32),
-                );
-                reduce::dot(&merged, &merged)
-            })
-            .collect();
-        let squares = if parts.len() == 1 { parts[0].clone() } else { CubeBackend::float_cat(parts, 0) };
-        (CubeBackend::float_sqrt(squares), ())
+        (merged_norms(&Matrix::Dense(w), &a, &b, self.scale), ())
     }
 
     fn backward(_: (), _: CubeTensor, _: [bool; 3]) -> [Option<CubeTensor>; 3] {
         [None, None, None]
+    }
+}
+
+impl Fused<CubeBackend, 2> for PackedMergedNorms {
+    type Saved = ();
+
+    fn forward(self, [a, b]: [CubeTensor; 2], _: [bool; 2]) -> (CubeTensor, ()) {
+        (merged_norms(&Matrix::Packed(self.w), &a, &b, self.scale), ())
+    }
+
+    fn backward(_: (), _: CubeTensor, _: [bool; 2]) -> [Option<CubeTensor>; 2] {
+        [None, None]
     }
 }
 

@@ -4,7 +4,8 @@
 //! The files named after operations implement [`crate::fused::Fused`]. Of the others, [`product`]
 //! multiplies matrices, and [`reduce`], [`pointwise`] and [`heads`] are kernels written for this
 //! crate. [`attention`] and [`cross_entropy`] work in pieces, so that neither all scores nor all
-//! logits exist at once.
+//! logits exist at once. A weight is a [`matrix::Matrix`], whose elements may be packed
+//! ([`packed`]).
 
 mod add;
 mod attention;
@@ -14,7 +15,11 @@ mod heads;
 mod linear;
 mod lora_cross_entropy;
 mod magnitude;
+mod matrix;
 mod norm;
+mod packed;
+mod packed_kernels;
+mod packed_numbers;
 mod pointwise;
 mod product;
 mod reduce;
@@ -25,6 +30,8 @@ pub(crate) mod watch;
 
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
+
+pub(crate) use packed::PackedBuffers;
 
 use crate::fused::Contiguous;
 

@@ -24,11 +24,12 @@ macro_rules! launch {
     ($kernel:ident, $client:expr, $rows:expr, $width:expr, [$($argument:expr),+ $(,)?], $types:expr) => {{
         let client = $client.clone();
         let (cubes, dim, units) = each_row($rows, $width);
-        // SAFETY: the kernels of this file stop at the last row of what they write. The function
-        // that launches them asserts that the buffers have as many rows of that width.
+        // SAFETY: such kernels stop at the last row of what they write. The function that launches
+        // them asserts that the buffers have as many rows of that width.
         unsafe { $kernel::launch_unchecked(&client, cubes, dim, $($argument),+, units, $types) }
     }};
 }
+pub(super) use launch;
 
 /// `gamma · x / sqrt(mean(x²) + eps)` over the last dimension, and the factor `1 / sqrt(..)` of
 /// each row. gamma is f32.
@@ -190,7 +191,7 @@ pub(super) fn cross_entropy(
 
 /// Σ of a value over the units of a cube. All units get the sum. `units` is a power of two.
 #[cube]
-fn sum_of_units(value: f32, #[comptime] units: usize) -> f32 {
+pub(super) fn sum_of_units(value: f32, #[comptime] units: usize) -> f32 {
     let mut shared = Shared::<[f32]>::new_slice(units);
     let unit = UNIT_POS as usize;
     shared[unit] = value;

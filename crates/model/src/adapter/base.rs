@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
+use finetune_packed::Scheme;
 use finetune_store::{MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, TensorSet, content_hash, hex};
 use serde_json::Value;
 
 use crate::adapter::Adapter;
 use crate::error::ModelError;
+use crate::files::packing::{scheme_named, scheme_word};
 use crate::files::text::read_bounded;
+use crate::gguf::read::GgufBase;
 
 /// What adapter_config.json calls the base model: a hub id, or a directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +30,8 @@ pub struct RecordedBase {
     pub revision: Option<String>,
     /// [`base_digest`] of the base, if this program trained the adapter.
     pub digest: Option<String>,
+    /// How the base was packed while it was loaded (`model.quantization`), if it was.
+    pub quantization: Option<Scheme>,
 }
 
 /// The result of a comparison with a base.
@@ -46,11 +51,15 @@ pub enum BaseCheck {
 const STATE_LIMIT: u64 = 16 << 20;
 
 /// What identifies a base model: the digest of its weights (all bytes of all files) and the hash of
-/// its config.json, joined by a colon. All files are read.
+/// its config.json, joined by a colon. A GGUF file has no config.json: the word `gguf` stands for it.
+/// All files are read.
 ///
 /// # Errors
 /// If a file is missing or cannot be read.
 pub fn base_digest(directory: &Path) -> Result<String, ModelError> {
+    if let Some(base) = GgufBase::open(directory)? {
+        return Ok(format!("{}:gguf", base.digest()?));
+    }
     let config = hex(&content_hash(&directory.join("config.json"))?);
     Ok(format!("{}:{config}", TensorSet::open_model(directory)?.digest()?))
 }
@@ -65,24 +74,47 @@ impl RecordedBase {
             name: name.map(str::to_owned),
             revision: text("revision").map(str::to_owned),
             digest: manifest_digest(directory).or_else(|| state_digest(directory)),
+            quantization: manifest_quantization(directory).or_else(|| state_quantization(directory)),
         }
     }
 }
 
-/// What a manifest says about the base. A manifest that cannot be read says nothing: other code
-/// checks whether the directory is whole.
-fn manifest_digest(directory: &Path) -> Option<String> {
+/// What a manifest says. A manifest that cannot be read says nothing: other code checks whether the
+/// directory is whole.
+fn manifest_field(directory: &Path, field: &str) -> Option<Value> {
     let path = directory.join(MANIFEST_NAME);
     let bytes = read_bounded(&path, MAX_MANIFEST_BYTES).ok()?;
-    let manifest = Manifest::parse(&path, &bytes).ok()?;
-    digest_of_weights(manifest.field("base_digest")?)
+    Manifest::parse(&path, &bytes).ok()?.field(field).cloned()
+}
+
+/// What a manifest says about the base.
+fn manifest_digest(directory: &Path) -> Option<String> {
+    digest_of_weights(&manifest_field(directory, "base_digest")?)
+}
+
+/// How the base was packed while it was loaded, as a manifest says it.
+fn manifest_quantization(directory: &Path) -> Option<Scheme> {
+    scheme_named(manifest_field(directory, "quantization")?.as_str()?)
+}
+
+/// What a run's state says that it is made of.
+fn state_identity(directory: &Path) -> Option<Value> {
+    let bytes = read_bounded(&directory.join("trainer_state.json"), STATE_LIMIT).ok()?;
+    let mut state: Value = serde_json::from_slice(&bytes).ok()?;
+    Some(state.get_mut("identity")?.take())
 }
 
 /// What a checkpoint's state says about the base.
 fn state_digest(directory: &Path) -> Option<String> {
-    let bytes = read_bounded(&directory.join("trainer_state.json"), STATE_LIMIT).ok()?;
-    let state: Value = serde_json::from_slice(&bytes).ok()?;
-    digest_of_weights(&state["identity"]["model"])
+    digest_of_weights(&state_identity(directory)?["model"])
+}
+
+/// The value of `model.quantization` in a checkpoint's state.
+fn state_quantization(directory: &Path) -> Option<Scheme> {
+    let identity = state_identity(directory)?;
+    let values = identity["recipe"].as_array()?;
+    let value = values.iter().find(|pair| pair[0] == "model.quantization")?;
+    scheme_named(value[1].as_str()?.trim_matches('"'))
 }
 
 /// Weights that were made from a seed have no digest.
@@ -116,6 +148,24 @@ impl Adapter {
             (false, false) => {
                 BaseCheck::OtherName(format!("the adapter names `{name}` as its base, not {}", base.display()))
             }
+        })
+    }
+
+    /// What to say if the base is packed in another way than when the adapter was trained.
+    /// `quantization`: how it is packed while it is loaded now.
+    pub fn quantization_notice(&self, quantization: Option<Scheme>) -> Option<String> {
+        let words = |scheme: Option<Scheme>| match scheme {
+            Some(scheme) => format!("packed as {} while it is loaded", scheme_word(scheme)),
+            None => "as its files have it".to_owned(),
+        };
+        // Of an adapter that this program did not train nothing is known.
+        let is_known = self.base.digest.is_some() || self.base.quantization.is_some();
+        (is_known && self.base.quantization != quantization).then(|| {
+            format!(
+                "the adapter was trained over its base {}; here the base is {}, so answers differ a little",
+                words(self.base.quantization),
+                words(quantization)
+            )
         })
     }
 

@@ -91,7 +91,9 @@ impl Adapter {
         }
         let (first, _) = adapters.first().expect("at least one adapter");
         let (modules, base, rows) = (first.modules.clone(), first.base.clone(), first.rows);
-        let notices = adapters.iter().flat_map(|(adapter, _)| adapter.notices.clone()).collect();
+        let mut notices: Vec<String> = adapters.iter().flat_map(|(adapter, _)| adapter.notices.clone()).collect();
+        let others = adapters.iter().filter(|(adapter, _)| adapter.base.quantization != base.quantization);
+        notices.extend(others.filter_map(|(adapter, _)| adapter.quantization_notice(base.quantization)));
         let weighted: Vec<(Vec<BranchValues<'_>>, f64)> =
             adapters.iter().map(|(adapter, weight)| (branches(adapter), *weight)).collect();
         let (mut targets, mut shapes, mut values) = (Vec::new(), Vec::new(), Vec::new());

@@ -1,6 +1,9 @@
-//! Keys and values of earlier tokens, for generation.
+//! Keys and values of earlier tokens, for generation: of one row, or of several that are continued
+//! together.
 
-use burn::tensor::Tensor;
+use std::ops::Range;
+
+use burn::tensor::{Int, Tensor, TensorData};
 
 /// Keys and values of the tokens that a model has read, kept from one generation to the next. A
 /// prompt that begins with the same tokens is read from the first other token on.
@@ -47,12 +50,70 @@ impl KeyValueCache {
     }
 }
 
-/// Keys and values of one layer, [room, k, d] each, of which the first `length` are filled. The
+/// Keys and values of several rows that are continued together, one token of each at a time.
+///
+/// All rows end at the same place, so a shorter one begins later. The new keys of all rows are then
+/// written at once, and attention reads each row where it lies: no token costs a copy of the
+/// earlier ones, on the CPU or on a GPU.
+pub(crate) struct RowsCache {
+    layers: Vec<LayerCache>,
+    /// Tokens of each row.
+    lengths: Vec<usize>,
+    /// The place behind the last token of every row.
+    end: usize,
+}
+
+impl RowsCache {
+    /// Puts the caches of rows together. All have read their prompts.
+    pub(crate) fn join(rows: Vec<KeyValueCache>) -> RowsCache {
+        let lengths: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
+        let end = lengths.iter().copied().max().unwrap_or(0);
+        // Layer by layer, so that no more than one is held twice.
+        let mut rows: Vec<_> = rows.into_iter().map(|row| row.layers.into_iter()).collect();
+        let mut layers = Vec::new();
+        while let Some(of_rows) = rows.iter_mut().map(Iterator::next).collect::<Option<Vec<_>>>()
+            && !of_rows.is_empty()
+        {
+            layers.push(LayerCache::join(of_rows, end));
+        }
+        RowsCache { layers, lengths, end }
+    }
+
+    /// Tokens of each row: the positions of the next ones.
+    pub(crate) fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// The places of each row's keys, its next one with them, in what [`LayerCache::extend`]
+    /// returns.
+    pub(crate) fn next_keys(&self) -> Vec<Range<usize>> {
+        let end = self.end + 1;
+        let room = self.layers.first().map_or(0, |layer| layer.room_for(end));
+        let rows = self.lengths.iter().enumerate();
+        rows.map(|(row, length)| row * room + self.end - length..row * room + end).collect()
+    }
+
+    /// Lets `pass` add the keys and values of one token for each row.
+    pub(crate) fn read<R>(&mut self, pass: impl FnOnce(&mut [LayerCache]) -> R) -> R {
+        let result = pass(&mut self.layers);
+        self.lengths.iter_mut().for_each(|length| *length += 1);
+        self.end += 1;
+        result
+    }
+
+    /// Forgets all rows but these.
+    pub(crate) fn keep(&mut self, rows: &[usize]) {
+        self.lengths = rows.iter().map(|&row| self.lengths[row]).collect();
+        self.layers.iter_mut().for_each(|layer| layer.keep(rows));
+    }
+}
+
+/// Keys and values of one layer, [rows, room, k, d] each. Every row ends before place `length`. The
 /// room doubles when it is full, so most tokens cost no copy of the earlier ones.
 #[derive(Default)]
 pub(crate) struct LayerCache {
-    keys: Option<Tensor<3>>,
-    values: Option<Tensor<3>>,
+    keys: Option<Tensor<4>>,
+    values: Option<Tensor<4>>,
     length: usize,
 }
 
@@ -65,31 +126,84 @@ impl LayerCache {
         }
     }
 
-    /// Adds keys and values [t, k, d] of new tokens. Returns all, with the unused room behind them.
+    /// Puts the caches of single rows together. All end before place `end`, which is at least the
+    /// length of each.
+    fn join(rows: Vec<LayerCache>, end: usize) -> LayerCache {
+        let count = rows.len();
+        let mut joined = LayerCache { length: end, ..LayerCache::default() };
+        for (n, LayerCache { keys, values, length }) in rows.into_iter().enumerate() {
+            let put = |all: Option<Tensor<4>>, of_row: Option<Tensor<4>>| {
+                let of_row = of_row?.narrow(1, 0, length);
+                let [_, _, heads, width] = of_row.dims();
+                // The next token has a place, too.
+                let all = all.unwrap_or_else(|| empty([count, room(end + 1), heads, width], &of_row));
+                Some(all.slice_assign([n..n + 1, end - length..end], of_row))
+            };
+            joined.keys = put(joined.keys.take(), keys);
+            joined.values = put(joined.values.take(), values);
+        }
+        joined
+    }
+
+    /// Forgets all rows but these.
+    fn keep(&mut self, rows: &[usize]) {
+        let numbers: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+        let pick = |all: Tensor<4>| {
+            let numbers = TensorData::new(numbers.clone(), [rows.len()]);
+            let numbers = Tensor::<1, Int>::from_data(numbers, &all.device());
+            all.select(0, numbers)
+        };
+        self.keys = self.keys.take().map(pick);
+        self.values = self.values.take().map(pick);
+    }
+
+    /// The room of each row once it has so many tokens.
+    fn room_for(&self, tokens: usize) -> usize {
+        let now = self.keys.as_ref().map_or(0, |keys| keys.dims()[1]);
+        if tokens <= now { now } else { room(tokens) }
+    }
+
+    /// Adds keys and values [rows · t, k, d] of t new tokens for each row; the row is the only one
+    /// as long as the cache is empty. Returns all, [rows · room, k, d], with the unused room of a
+    /// row behind its tokens.
     pub(crate) fn extend(&mut self, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+        let rows = self.keys.as_ref().map_or(1, |keys| keys.dims()[0]);
         let start = self.length;
-        self.length += keys.dims()[0];
-        let length = self.length;
-        let put = |old: Option<Tensor<3>>, new: Tensor<3>| {
-            let [tokens, heads, width] = new.dims();
-            let room = old.as_ref().map_or(0, |old| old.dims()[0]);
-            let options = (&new.device(), new.dtype());
+        self.length += keys.dims()[0] / rows;
+        let (length, room) = (self.length, self.room_for(self.length));
+        let put = |old: Option<Tensor<4>>, new: Tensor<3>| {
+            let [_, heads, width] = new.dims();
+            let new = new.reshape([rows, length - start, heads, width]);
             let place = match old {
-                Some(old) if length <= room => old,
+                Some(old) if length <= old.dims()[1] => old,
                 old => {
-                    let place = Tensor::zeros([length.next_power_of_two().max(64), heads, width], options);
+                    let place = empty([rows, room, heads, width], &new);
                     match old {
-                        Some(old) => place.slice_assign(0..start, old.narrow(0, 0, start)),
+                        Some(old) => place.slice_assign([0..rows, 0..start], old.narrow(1, 0, start)),
                         None => place,
                     }
                 }
             };
-            place.slice_assign(start..start + tokens, new)
+            place.slice_assign([0..rows, start..length], new)
         };
         let keys = put(self.keys.take(), keys);
         let values = put(self.values.take(), values);
         self.keys = Some(keys.clone());
         self.values = Some(values.clone());
-        (keys, values)
+        let flat = |all: Tensor<4>| {
+            let [rows, room, heads, width] = all.dims();
+            all.reshape([rows * room, heads, width])
+        };
+        (flat(keys), flat(values))
     }
+}
+
+/// Places that are held for so many tokens of a row.
+pub(crate) fn room(tokens: usize) -> usize {
+    tokens.next_power_of_two().max(64)
+}
+
+/// Zeros of the number type of `like`, on its device.
+fn empty(shape: [usize; 4], like: &Tensor<4>) -> Tensor<4> {
+    Tensor::zeros(shape, (&like.device(), like.dtype()))
 }

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use finetune_kernels::{Dropout, FloatType, RopeTable, Segments, operations};
+use finetune_kernels::{Dropout, FloatType, RopeTable, Segments, Weight, operations, weight};
 use finetune_random::Stream;
 
 use crate::batch::Randomness;
 use crate::branch::{Dora, LoraBranch};
 use crate::random_stream::RandomStream;
-use crate::tree::{Linear, Norm};
+use crate::tree::{Linear, Matrix, Norm};
 
 /// What a pass depends on besides weights and tokens.
 #[derive(Clone)]
@@ -49,6 +49,14 @@ impl Context {
         if self.training { tensor.clone() } else { tensor.clone().inner() }
     }
 
+    /// A matrix as this pass uses it. A packed one has no gradient.
+    pub(crate) fn weight(&self, matrix: &Matrix) -> Weight {
+        match matrix.weight() {
+            Weight::Dense(tensor) => Weight::Dense(self.parameter(tensor)),
+            Weight::Packed(packed) => Weight::Packed(packed.clone()),
+        }
+    }
+
     /// Dropout of a LoRA branch. `index`: the linear layer's number among all of the model.
     pub(crate) fn dropout(&self, index: u32) -> Option<Dropout> {
         self.dropout.as_ref().map(|BatchDropout { probability, randomness, tokens }| Dropout {
@@ -66,17 +74,17 @@ pub(crate) fn norm<const D: usize>(norm: &Norm, x: Tensor<D>, context: &Context)
 
 /// A linear layer with its branch and bias: x [t, i] -> [t, o].
 pub(crate) fn linear(linear: &Linear, x: Tensor<2>, context: &Context) -> Tensor<2> {
-    let weight = context.parameter(linear.weight.dense());
+    let matrix = context.weight(&linear.weight);
     let y = match &linear.lora {
-        None => operations::linear(x, weight),
+        None => weight::linear(x, matrix),
         Some(branch) => {
             let dropout = context.dropout(linear.index);
             match &branch.dora {
                 None => {
                     let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
-                    operations::lora_linear(x, weight, a, b, branch.scale, dropout)
+                    weight::lora_linear(x, matrix, a, b, branch.scale, dropout)
                 }
-                Some(dora) => dora_linear(x, weight, branch, dora, dropout, context),
+                Some(dora) => dora_linear(x, matrix, branch, dora, dropout, context),
             }
         }
     };
@@ -91,7 +99,7 @@ pub(crate) fn linear(linear: &Linear, x: Tensor<2>, context: &Context) -> Tensor
 /// As in PEFT, dropout acts on what the magnitudes change of the layer's own output too.
 fn dora_linear(
     x: Tensor<2>,
-    weight: Tensor<2>,
+    matrix: Weight,
     branch: &LoraBranch,
     dora: &Dora,
     dropout: Option<Dropout>,
@@ -100,11 +108,11 @@ fn dora_linear(
     let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
     let (m, n) = (context.parameter(dora.magnitude.values()), dora.norms.clone());
     let Some(dropout) = dropout else {
-        return operations::magnitude(operations::lora_linear(x, weight, a, b, branch.scale, None), m, n);
+        return operations::magnitude(weight::lora_linear(x, matrix, a, b, branch.scale, None), m, n);
     };
-    let y = operations::linear(x.clone(), weight.clone());
+    let y = weight::linear(x.clone(), matrix.clone());
     let x = operations::drop_input(x, dropout);
-    let dropped = operations::linear(x.clone(), weight);
+    let dropped = weight::linear(x.clone(), matrix);
     let low = operations::linear(operations::linear(x, a), b);
     operations::dropped_magnitude(y, dropped, low, m, n, branch.scale)
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::files::text::{read_bounded, read_text};
+use crate::gguf::read::GgufBase;
 
 /// Files of these names go along unchanged.
 const COMPANIONS: [&str; 17] = [
@@ -85,7 +86,9 @@ pub fn companion_files(
     text: &[(String, Vec<u8>)],
 ) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
     let mut files = vec![("config.json".to_owned(), config_json(base, dtype)?)];
-    for name in entries(base)?.into_iter().filter(|name| is_companion(name)) {
+    // A base that is one file has nothing beside it: what lies in its directory is not of it.
+    let beside = if base.is_dir() { entries(base)? } else { Vec::new() };
+    for name in beside.into_iter().filter(|name| is_companion(name)) {
         let path = base.join(&name);
         let is_replaced = text.iter().any(|(other, _)| *other == name);
         if is_replaced || !path.is_file() {
@@ -136,13 +139,18 @@ pub fn left_out(base: &Path) -> Vec<String> {
     left
 }
 
-/// config.json of the base, with the number type that the weights are written in.
+/// config.json of the base for weights that are not packed, with the number type that they are written
+/// in.
 fn config_json(base: &Path, dtype: Dtype) -> Result<Vec<u8>, ModelError> {
-    let path = base.join("config.json");
-    let text = read_text(&path, crate::files::config_json::LIMIT)?;
-    stays_inside(base, &path)?;
-    let malformed = |error: serde_json::Error| ModelError::Malformed { path: path.clone(), what: error.to_string() };
-    let mut config: Value = serde_json::from_str(&text).map_err(malformed)?;
+    let mut config = match GgufBase::open(base)? {
+        Some(base) => base.config_json(),
+        None => {
+            let path = base.join("config.json");
+            let text = read_text(&path, crate::files::config_json::LIMIT)?;
+            stays_inside(base, &path)?;
+            serde_json::from_str(&text).map_err(|error| ModelError::Malformed { path, what: error.to_string() })?
+        }
+    };
     // The spelling that the directory already uses. transformers reads both.
     let key = if config.get("torch_dtype").is_some() { "torch_dtype" } else { "dtype" };
     config[key] = Value::from(match dtype {
@@ -150,6 +158,11 @@ fn config_json(base: &Path, dtype: Dtype) -> Result<Vec<u8>, ModelError> {
         Dtype::F16 => "float16",
         _ => "float32",
     });
+    // The weights are plain numbers. A packed base has these in both of mlx-lm's and transformers'
+    // spellings.
+    if let Some(config) = config.as_object_mut() {
+        config.retain(|key, _| !["quantization", "quantization_config"].contains(&key.as_str()));
+    }
     // The config says tied, but the weights have an output layer of their own. Not every reader
     // compares the two.
     let says_tied = config.get("tie_word_embeddings") == Some(&Value::Bool(true));

@@ -4,15 +4,18 @@
 
 use std::path::Path;
 
+use finetune_packed::files::PackedConfig;
 use serde_json::{Map, Value};
 
 use crate::config::family::{Bias, FAMILIES, Family, Windows};
 use crate::config::{LayerConfig, ModelConfig, Rope, RopeScaling};
 use crate::error::ModelError;
+use crate::files::base_files::BaseFiles;
 use crate::files::floats::have_same_values;
+use crate::files::packing::have_same_elements;
 use crate::files::text::read_text;
+use crate::gguf::read::GgufBase;
 use crate::tree::Decoder;
-use finetune_store::TensorSet;
 
 /// Largest config.json that is read, in bytes.
 pub(crate) const LIMIT: u64 = 4 << 20;
@@ -23,15 +26,18 @@ const MOST_ELEMENTS: u128 = 1 << 44;
 
 impl ModelConfig {
     /// Reads `config.json` in this directory, and whether its weights have an output layer of their
-    /// own.
+    /// own; or the keys of a GGUF file.
     ///
     /// # Errors
     /// If config.json is missing or malformed, or describes a model that is not supported, or if
     /// the weights cannot be compared.
     pub fn load(directory: &Path) -> Result<ModelConfig, ModelError> {
+        if let Some(base) = GgufBase::open(directory)? {
+            return Ok(base.config().clone());
+        }
         let path = directory.join("config.json");
         let mut config = ModelConfig::parse(&read_text(&path, LIMIT)?, &path)?;
-        if config.tied_embeddings && has_other_head(directory)? {
+        if config.tied_embeddings && has_other_head(directory, &config)? {
             config.tied_embeddings = false;
             config.notices.push(format!(
                 "{}: tie_word_embeddings is true, but the weights hold an lm_head.weight with other values: that one is the output layer",
@@ -54,12 +60,22 @@ impl ModelConfig {
 
 /// Whether the files have an output layer of their own whose values differ from the embedding's. If
 /// so, transformers does not tie the two, whatever config.json says (since 5.8).
-fn has_other_head(directory: &Path) -> Result<bool, ModelError> {
+fn has_other_head(directory: &Path, config: &ModelConfig) -> Result<bool, ModelError> {
     // What is wrong with the files is said when they are loaded. There may be none yet.
-    let Ok(files) = TensorSet::open_model(directory) else { return Ok(false) };
-    let (head, embedding) = (files.get("lm_head.weight"), files.get("model.embed_tokens.weight"));
-    let (Some(head), Some(embedding)) = (head, embedding) else { return Ok(false) };
-    Ok(head.shape != embedding.shape || !have_same_values(&head, &embedding)?)
+    let Ok(files) = BaseFiles::read(directory) else { return Ok(false) };
+    let shape = [config.vocabulary, config.hidden_size];
+    let (head, embedding) = (files.get("lm_head.weight", &shape), files.get("model.embed_tokens.weight", &shape));
+    let (Some(head), Some(embedding)) = (head.transpose(), embedding.ok().flatten()) else { return Ok(false) };
+    // One that cannot be used is no copy of the embedding.
+    let Ok(head) = head else { return Ok(true) };
+    Ok(match (head.view(), embedding.view()) {
+        (Some(head), Some(embedding)) => !have_same_values(head, embedding)?,
+        // If only one of them is packed, the other has what was lost by that.
+        _ => match (head.packed()?, embedding.packed()?) {
+            (Some(head), Some(embedding)) => !have_same_elements(&head, &embedding),
+            _ => true,
+        },
+    })
 }
 
 /// Numbers of query heads and key/value heads, and elements of a head.
@@ -127,9 +143,8 @@ impl Reader<'_> {
 
     /// Refuses settings that no family computes.
     fn check_supported(&self) -> Result<(), ModelError> {
-        if self.object.get("quantization_config").is_some_and(|value| !value.is_null()) {
-            return Err(self.unsupported("quantization_config", "a quantized model"));
-        }
+        // What it says is held against the tensors when they are looked up.
+        PackedConfig::parse(self.object, self.path)?;
         // Both are names of the same function.
         if let Some(activation) = self.text("hidden_act")?
             && !["silu", "swish"].contains(&activation)

@@ -4,6 +4,8 @@
 //! the arithmetic of a decoder. A bias, a norm, another layer and scales of packed weights would.
 //! Then config and weights do not belong together.
 
+use std::collections::BTreeSet;
+
 use finetune_store::{TensorSet, TensorView};
 
 use crate::config::{ModelConfig, Rope};
@@ -21,14 +23,16 @@ enum Extra {
     Meant,
 }
 
-/// Names of the extra tensors that are passed over; an error for one that must not be.
+/// Names of the extra tensors that are passed over; an error for one that must not be. `parts`: names
+/// of those that packed matrices are made of.
 pub(crate) fn passed_over(
     files: &TensorSet,
     config: &ModelConfig,
+    parts: &BTreeSet<String>,
     directory: &std::path::Path,
 ) -> Result<Vec<String>, ModelError> {
     let expected = expected_tensors(config);
-    let known: std::collections::BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name).chain(parts).map(String::as_str).collect();
     let (mut unused, mut meant) = (Vec::new(), Vec::new());
     for view in files.names().filter(|name| !known.contains(name)).filter_map(|name| files.get(name)) {
         match kind(&view, config)? {

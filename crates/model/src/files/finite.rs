@@ -1,11 +1,11 @@
 //! Numbers that are not finite, found while weights are read.
 
-use finetune_store::{Dtype, TensorSet, TensorView};
+use finetune_store::{Dtype, TensorView};
 use rayon::prelude::*;
 
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::tree::expected_tensors;
+use crate::files::base_files::BaseFiles;
 
 /// Bytes that one task looks at. They fit into a processor's cache.
 const PIECE: usize = 1 << 18;
@@ -47,12 +47,20 @@ pub(crate) fn expect_finite(view: &TensorView<'_>, bytes: &[u8], start: usize) -
     }
 }
 
-/// Reads every tensor of the config, and refuses one with a number that is not finite.
-pub(crate) fn expect_all_finite(files: &TensorSet, config: &ModelConfig) -> Result<(), ModelError> {
-    for view in expected_tensors(config).iter().filter_map(|(name, _)| files.get(name)) {
+/// Reads every tensor of the config, one after the other, and refuses one with a number that is not
+/// finite. Of a packed matrix these are its scales, biases and tables.
+pub(crate) fn expect_all_finite(files: &BaseFiles, config: &ModelConfig) -> Result<(), ModelError> {
+    for tensor in files.tensors(config)? {
+        // Those of other files, and packed ones, are checked as they are read.
+        let Some(view) = tensor.view() else {
+            if tensor.packed()?.is_none() {
+                tensor.values()?;
+            }
+            continue;
+        };
         let mut start = 0;
         view.pieces(|piece| {
-            expect_finite(&view, piece, start)?;
+            expect_finite(view, piece, start)?;
             start += piece.len() / view.dtype.size();
             Ok::<(), ModelError>(())
         })?;

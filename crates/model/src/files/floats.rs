@@ -17,6 +17,15 @@ pub fn float_type(dtype: Dtype) -> Option<FloatType> {
     }
 }
 
+/// The name in files of a number type.
+pub(crate) fn dtype_of(kind: FloatType) -> Dtype {
+    match kind {
+        FloatType::F32 => Dtype::F32,
+        FloatType::F16 => Dtype::F16,
+        FloatType::BF16 => Dtype::BF16,
+    }
+}
+
 /// The elements of a tensor in f32, finite or not.
 pub(crate) fn to_f32(view: &TensorView<'_>) -> Result<Vec<f32>, ModelError> {
     read_f32(view, |_, _| Ok(()))
@@ -62,6 +71,15 @@ pub(crate) fn from_f32(values: &[f32], dtype: Dtype) -> Vec<u8> {
         Dtype::BF16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
         Dtype::F16 => values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
         _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    }
+}
+
+/// f32 values as they read back once they are rounded to a file's number type.
+pub(crate) fn rounded(values: &[f32], dtype: Dtype) -> Vec<f32> {
+    match dtype {
+        Dtype::BF16 => values.par_iter().map(|&value| half::bf16::from_f32(value).to_f32()).collect(),
+        Dtype::F16 => values.par_iter().map(|&value| half::f16::from_f32(value).to_f32()).collect(),
+        _ => values.to_vec(),
     }
 }
 

@@ -1,40 +1,27 @@
-//! Weights from a Hugging Face directory, or fresh ones.
-
-use std::path::Path;
+//! Weights from the files of a base, or fresh ones.
 
 use burn::tensor::{Element, Tensor, TensorData};
-use finetune_kernels::FloatType;
+use finetune_kernels::{FloatType, PackedWeight};
 use finetune_random::Stream;
-use finetune_store::{TensorSet, TensorView};
 use rayon::prelude::*;
 
 use crate::config::ModelConfig;
 use crate::error::{ModelError, list};
+use crate::files::base_files::{BaseFiles, BaseTensor};
 use crate::files::extra;
-use crate::files::finite::expect_finite;
-use crate::files::floats::{float_type, to_finite_f32};
+use crate::files::floats::float_type;
 use crate::placement::Placement;
 use crate::random_stream::RandomStream;
-use crate::tree::{Decoder, Matrix, Slot, Vector, expected_tensors};
+use crate::tree::{Decoder, Matrix, Slot, Vector};
 
-/// Checks that the files hold every tensor of the config in its shape, and no other that takes part
-/// in arithmetic. Returns what a user should know about the others.
-pub(crate) fn check(files: &TensorSet, config: &ModelConfig, directory: &Path) -> Result<Vec<String>, ModelError> {
-    let family = config.family.architecture;
-    let path = directory.to_owned();
-    for (name, shape) in expected_tensors(config) {
-        let Some(view) = files.get(&name) else {
-            return Err(ModelError::MissingTensor { path, name, family });
-        };
-        if view.shape != shape.as_slice() {
-            return Err(ModelError::Shape { path, name, found: view.shape.to_vec(), expected: shape });
-        }
-        if float_type(view.dtype).is_none() {
-            return Err(ModelError::Dtype { path, name, dtype: view.dtype.to_string() });
-        }
-    }
+/// Checks that the files hold every tensor of the config in its shape, dense or packed, and no other
+/// that takes part in arithmetic. Returns what a user should know about the others.
+pub(crate) fn check(files: &BaseFiles, config: &ModelConfig) -> Result<Vec<String>, ModelError> {
+    let (family, path) = (config.family.architecture, files.path());
+    let parts = files.parts(config)?;
+    let Some(files) = files.safetensors() else { return Ok(Vec::new()) };
     let mut notices = Vec::new();
-    let unused = extra::passed_over(files, config, directory)?;
+    let unused = extra::passed_over(files, config, &parts, path)?;
     if !unused.is_empty() {
         let names = list(&unused);
         notices.push(format!("{}: passed over, as no part of {family} uses them: {names}", path.display()));
@@ -49,7 +36,7 @@ pub(crate) fn check(files: &TensorSet, config: &ModelConfig, directory: &Path) -
 /// Where the tensors of a model come from.
 pub(crate) enum Source<'a> {
     Files {
-        files: &'a TensorSet,
+        files: &'a BaseFiles,
     },
     /// transformers' initialization: normal weights with the config's `initializer_range`, norms 1,
     /// biases 0.
@@ -62,8 +49,8 @@ pub(crate) enum Source<'a> {
 /// until it has arrived.
 const MOST_ON_THE_WAY: usize = 128 << 20;
 
-/// All weights on the device: vectors in f32, matrices in the type that the placement says. One
-/// tensor after the other is read and handed over, so there is never a second copy of more than
+/// All weights on the device: vectors in f32, matrices packed or in the type that the placement says.
+/// One tensor after the other is read and handed over, so there is never a second copy of more than
 /// one.
 pub(crate) fn weights(config: &ModelConfig, source: &Source<'_>, placement: &Placement) -> Result<Decoder, ModelError> {
     let mut decoder = Decoder::new(config);
@@ -73,7 +60,7 @@ pub(crate) fn weights(config: &ModelConfig, source: &Source<'_>, placement: &Pla
         match slot {
             Slot::Vector(vector) => vector.set(loader.vector(vector)?),
             Slot::Matrix(matrix) => {
-                matrix.set(loader.matrix(matrix)?);
+                loader.fill(matrix)?;
                 on_the_way += matrix.shape.iter().product::<usize>();
             }
         }
@@ -96,62 +83,90 @@ struct Loader<'a> {
 impl Loader<'_> {
     fn vector(&self, vector: &Vector) -> Result<Tensor<1>, ModelError> {
         let values = match self.source {
-            Source::Files { files } => to_finite_f32(&view(files, &vector.name))?,
+            Source::Files { files } => files.tensor(self.config, &vector.name, &[vector.length])?.values()?,
             Source::Fresh { .. } => vec![vector.fresh; vector.length],
         };
         Ok(Tensor::from_data(TensorData::new(values, [vector.length]), &self.placement.device))
     }
 
-    fn matrix(&self, matrix: &Matrix) -> Result<Tensor<2>, ModelError> {
+    fn fill(&self, matrix: &mut Matrix) -> Result<(), ModelError> {
         let files = match self.source {
             Source::Files { files } => files,
             Source::Fresh { seed } => {
                 let stream = Stream::new(*seed, RandomStream::Weights as u32, 0, self.index);
                 let values = stream.normal(matrix.shape.iter().product(), self.config.initializer_range as f32);
                 // Fresh weights are trained, and trained parameters are f32.
-                return Ok(Tensor::from_data(TensorData::new(values, matrix.shape), &self.placement.device));
+                let data = TensorData::new(values, matrix.shape);
+                matrix.set(Tensor::from_data(data, &self.placement.device));
+                return Ok(());
             }
         };
-        let view = view(files, &matrix.name);
-        let stored = float_type(view.dtype).expect("checked when the files were opened");
+        let tensor = files.tensor(self.config, &matrix.name, &matrix.shape)?;
+        let in_bf16 = self.placement.has_bf16_products();
+        match tensor.packed()? {
+            Some(packed) => {
+                let weight = PackedWeight::new(packed, &self.placement.device);
+                matrix.set_packed(if in_bf16 { weight.with_bf16_products() } else { weight });
+            }
+            None if in_bf16 => {
+                let rounded = self.rounded_values(&tensor, &tensor.values()?, half::bf16::from_f32, "bf16")?;
+                matrix.set_packed(PackedWeight::bf16(rounded, matrix.shape));
+            }
+            None => matrix.set(self.dense(&tensor, matrix.shape)?),
+        }
+        Ok(())
+    }
+
+    /// All elements of a matrix that is not packed, in the type that the placement says.
+    fn dense(&self, tensor: &BaseTensor<'_>, shape: [usize; 2]) -> Result<Tensor<2>, ModelError> {
+        let dtype = tensor.dtype().expect("it is not packed");
+        let stored = float_type(dtype).expect("checked when the tensor was looked up");
         let held = self.placement.held(stored);
-        if held == stored {
+        if held == stored
+            && let Some(bytes) = tensor.bytes_in(dtype, true)?
+        {
             // The bytes go to the device as they lie in the file, without a conversion.
-            let bytes = view.bytes()?;
-            expect_finite(&view, &bytes, 0)?;
-            let data = TensorData::from_bytes_vec(bytes, matrix.shape, stored.dtype());
+            let data = TensorData::from_bytes_vec(bytes, shape, stored.dtype());
             return Ok(Tensor::from_data(data, (&self.placement.device, stored.dtype())));
         }
-        let values = to_finite_f32(&view)?;
+        let values = tensor.values()?;
         match held {
-            FloatType::F32 => Ok(Tensor::from_data(TensorData::new(values, matrix.shape), &self.placement.device)),
-            FloatType::F16 => self.rounded(&view, &values, matrix.shape, half::f16::from_f32, "f16"),
-            FloatType::BF16 => self.rounded(&view, &values, matrix.shape, half::bf16::from_f32, "bf16"),
+            FloatType::F32 => Ok(Tensor::from_data(TensorData::new(values, shape), &self.placement.device)),
+            FloatType::F16 => self.rounded(tensor, &values, shape, half::f16::from_f32, "f16"),
+            FloatType::BF16 => self.rounded(tensor, &values, shape, half::bf16::from_f32, "bf16"),
         }
     }
 
     /// The values in a 16-bit type. A finite number that becomes infinite is an error.
     fn rounded<E: Element>(
         &self,
-        view: &TensorView<'_>,
+        tensor: &BaseTensor<'_>,
         values: &[f32],
         shape: [usize; 2],
         round: fn(f32) -> E,
         kind: &str,
     ) -> Result<Tensor<2>, ModelError> {
+        let rounded = self.rounded_values(tensor, values, round, kind)?;
+        Ok(Tensor::from_data(TensorData::new(rounded, shape), (&self.placement.device, E::dtype())))
+    }
+
+    /// As [`Loader::rounded`], in the memory of the host.
+    fn rounded_values<E: Element>(
+        &self,
+        tensor: &BaseTensor<'_>,
+        values: &[f32],
+        round: fn(f32) -> E,
+        kind: &str,
+    ) -> Result<Vec<E>, ModelError> {
         let rounded: Vec<E> = values.par_iter().map(|&value| round(value)).collect();
         match rounded.par_iter().position_first(|value| !value.elem::<f32>().is_finite()) {
-            None => Ok(Tensor::from_data(TensorData::new(rounded, shape), (&self.placement.device, E::dtype()))),
+            None => Ok(rounded),
             Some(element) => Err(ModelError::NotFinite {
-                path: view.path().to_owned(),
-                name: view.name.to_owned(),
+                path: tensor.path().to_owned(),
+                name: tensor.name.clone(),
                 element,
                 after: format!(" once rounded to {kind}"),
             }),
         }
     }
-}
-
-fn view<'a>(files: &'a TensorSet, name: &str) -> TensorView<'a> {
-    files.get(name).expect("checked when the files were opened")
 }

@@ -14,7 +14,8 @@ fn file_type(kind: TensorType) -> u32 {
         TensorType::F32 => 0,
         TensorType::Q8_0 => 7,
         TensorType::BF16 => 32,
-        TensorType::F16 | TensorType::Other(_) => 1,
+        // No other type is written.
+        _ => 1,
     }
 }
 

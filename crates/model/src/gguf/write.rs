@@ -3,16 +3,15 @@
 use std::path::Path;
 
 use finetune_gguf::{Metadata, TensorInfo, TensorType, Value, header, padding};
-use finetune_store::{Disk, Dtype, Operation, StoreError, TensorSet};
+use finetune_store::{Disk, Dtype, Operation, StoreError, TensorView};
 
 use crate::adaptation::module_of;
 use crate::adapter::mlx::{is_power_of_two, most_frequent};
 use crate::adapter::{Adapter, IS_IN_MERGED};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, list};
+use crate::files::base_files::BaseFiles;
 use crate::files::finite::{expect_finite, first_not_finite};
-use crate::files::floats::to_finite_f32;
-use crate::files::load::check;
 use crate::gguf::metadata::{general, rope_factors, sizes};
 use crate::gguf::place::{Destination, destination, interleave, interleaved_heads, tensor_name};
 use crate::lora::LoraTarget;
@@ -105,14 +104,13 @@ pub fn write_model(
     path: &Path,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<String>, ModelError> {
-    let of_base = ModelConfig::load(file.base)?;
-    let files = TensorSet::open_model(file.base)?;
-    check(&files, &of_base, file.base)?;
+    let quantization = file.adapter.and_then(|adapter| adapter.base.quantization);
+    let (of_base, files) = BaseFiles::open(file.base, quantization)?;
     let nothing = Adapter::none(&of_base);
     let merging = Merging::new(&of_base, file.adapter.unwrap_or(&nothing));
     let config = merging.config(&of_base);
     let destination = destination(&config)?;
-    let tensors = merging.tensors(&files);
+    let tensors = merging.tensors(&files, &of_base)?;
     let factors = config.ropes.first().and_then(rope_factors);
     let mut notices = Vec::new();
     let mut infos = Vec::new();
@@ -149,10 +147,9 @@ pub fn write_model(
         let tensor = tensors.iter().find(|tensor| tensor.name == *name).ok_or_else(|| no_place(name))?;
         let values = merging.values(tensor)?;
         let heads = interleaved_heads(module_of(name), destination, &config);
-        if values.is_none() && heads.is_none() {
-            in_pieces(tensor, kind, &mut output)?;
-        } else {
-            whole(tensor, values, heads, kind, &mut output)?;
+        match tensor.base.view().filter(|_| values.is_none() && heads.is_none()) {
+            Some(view) => in_pieces(tensor, view, kind, &mut output)?,
+            None => whole(tensor, values, heads, kind, &mut output)?,
         }
         output.end_tensor()?;
     }
@@ -186,8 +183,12 @@ fn context_length(config: &ModelConfig, destination: Destination, notices: &mut 
 }
 
 /// Writes a tensor as it is, in another type. Only a piece of it is in memory.
-fn in_pieces(tensor: &MergedTensor<'_>, kind: TensorType, output: &mut Output<'_>) -> Result<(), ModelError> {
-    let view = &tensor.view;
+fn in_pieces(
+    tensor: &MergedTensor<'_>,
+    view: &TensorView<'_>,
+    kind: TensorType,
+    output: &mut Output<'_>,
+) -> Result<(), ModelError> {
     let stored = match view.dtype {
         Dtype::F16 => TensorType::F16,
         Dtype::BF16 => TensorType::BF16,
@@ -219,10 +220,10 @@ fn whole(
     let is_merged = values.is_some();
     let mut values = match values {
         Some(values) => values,
-        None => to_finite_f32(&tensor.view)?,
+        None => tensor.base.values()?,
     };
     if let Some(heads) = heads {
-        let columns = tensor.view.shape.get(1).copied().unwrap_or(1);
+        let columns = tensor.base.shape.get(1).copied().unwrap_or(1);
         values = interleave(&values, heads, columns);
     }
     let bytes = encode(&values, kind).map_err(|problem| match problem {

@@ -1,39 +1,22 @@
-//! Text from a model, one token at a time, with a cache of keys and values.
+//! Text from a model, one token at a time, with a cache of keys and values. Several rows at once
+//! are in `generate_rows`.
 
 use finetune_kernels::Segments;
-use finetune_random::{Stream, unit};
 
 use crate::decoder::cache::{KeyValueCache, LayerCache};
 use crate::decoder::pass::Context;
 use crate::decoder::{self, head};
 use crate::error::ModelError;
 use crate::model::Model;
-use crate::random_stream::RandomStream;
+use crate::passes::sampling::{Sampling, all_finite, choose};
 use crate::readback::data;
 
 /// Tokens of a prompt that [`Model::generate_cached`] reads at once. Between two such parts it can
 /// be stopped.
 const PROMPT_PART: usize = 512;
 
-/// How the next token is chosen.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sampling {
-    /// 0: the most likely token is taken. Otherwise logits are divided by it.
-    pub temperature: f64,
-    /// Tokens are drawn from the smallest set whose probability reaches this (Holtzman et al. 2020,
-    /// "nucleus sampling").
-    pub top_p: f64,
-    /// Keys the random numbers.
-    pub seed: u64,
-}
-
-impl Sampling {
-    /// Always the most likely token.
-    pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
-}
-
 /// What was generated after a prompt.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Generation {
     /// The new tokens. The end token is the last of them, if there is one.
     pub tokens: Vec<u32>,
@@ -134,7 +117,7 @@ impl Model {
     ) -> Result<Generation, ModelError> {
         let Request { prompt, max_new_tokens, sampling, end_ids, part } = *request;
         self.check_tokens(prompt)?;
-        let mut generation = Generation { tokens: Vec::new(), stopped_by: None, prompt_computed: 0 };
+        let mut generation = Generation::default();
         if max_new_tokens == 0 {
             return Ok(generation);
         }
@@ -148,16 +131,9 @@ impl Model {
             }
         }
         while !logits.is_empty() {
-            if !logits.iter().all(|logit| logit.is_finite()) {
-                return Err(ModelError::NotANumber { generated: generation.tokens.len() });
-            }
-            let token = choose(&logits, sampling, generation.tokens.len() as u64);
-            generation.tokens.push(token);
-            if end_ids.contains(&token) {
-                generation.stopped_by = Some(token);
-                break;
-            }
-            if !each(GenerationStep::Token(token)) || generation.tokens.len() >= max_new_tokens {
+            let token = next_token(&logits, sampling, generation.tokens.len())?;
+            let goes_on = generation.take(token, end_ids, &mut |token| each(GenerationStep::Token(token)));
+            if !goes_on || generation.tokens.len() >= max_new_tokens {
                 break;
             }
             logits = self.read(&[token], cache)?;
@@ -166,81 +142,61 @@ impl Model {
     }
 
     /// Logits [v] of the token after these, which are added to the cache.
-    fn read(&self, tokens: &[u32], cache: &mut KeyValueCache) -> Result<Vec<f32>, ModelError> {
-        cache.read(tokens, self.weights.layers.len(), |past, layers| self.next_logits(tokens, past, layers))
+    pub(crate) fn read(&self, tokens: &[u32], cache: &mut KeyValueCache) -> Result<Vec<f32>, ModelError> {
+        cache.read(tokens, self.weights.layers.len(), |past, layers| {
+            let positions: Vec<u32> = (past..past + tokens.len()).map(|p| p as u32).collect();
+            self.next_logits(tokens, &positions, Segments::cached(tokens.len(), past + tokens.len()), layers, 1)
+        })
     }
 
-    /// Logits [v] of the token after these. The caches hold `past` earlier tokens.
-    fn next_logits(&self, tokens: &[u32], past: usize, caches: &mut [LayerCache]) -> Result<Vec<f32>, ModelError> {
-        let positions: Vec<u32> = (past..past + tokens.len()).map(|p| p as u32).collect();
+    /// Logits [last, v] of the tokens after the last ones of these. The caches hold what was before
+    /// them.
+    pub(crate) fn next_logits(
+        &self,
+        tokens: &[u32],
+        positions: &[u32],
+        segments: Segments,
+        caches: &mut [LayerCache],
+        last: usize,
+    ) -> Result<Vec<f32>, ModelError> {
         let context = Context {
-            ropes: self.rope_tables(&positions),
-            segments: Segments::cached(tokens.len(), past + tokens.len()),
+            ropes: self.rope_tables(positions),
+            segments,
             compute: self.placement().compute(),
             training: false,
             dropout: None,
         };
-        let x = decoder::embed(&self.weights, tokens, &context);
-        let x = decoder::layers(&self.weights, x, &context, Some(caches), &mut |_, _| {});
-        let last = x.narrow(0, tokens.len() - 1, 1);
-        data(head::logits(&self.weights, last, &context))
+        let mut pass = || {
+            let x = decoder::embed(&self.weights, tokens, &context);
+            let x = decoder::layers(&self.weights, x, &context, Some(caches), &mut |_, _| {});
+            let x = x.narrow(0, tokens.len() - last, last);
+            data(head::logits(&self.weights, x, &context))
+        };
+        if self.placement().is_cpu() {
+            // A token goes through hundreds of products of a few microseconds. From a thread outside
+            // of rayon's pool, each would wake the pool and wait for it: 700 to 2,600 changes of
+            // threads for a token of SmolLM2-135M, a fifth of its time on one thread. From a thread
+            // of the pool there are none.
+            rayon::scope(|_| pass())
+        } else {
+            pass()
+        }
     }
 }
 
-/// The next token. Draws are a function of (seed, position), so a seed always gives the same text.
-fn choose(logits: &[f32], sampling: Sampling, position: u64) -> u32 {
-    let best = |a: &(usize, f32), b: &(usize, f32)| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0));
-    let all = || logits.iter().copied().enumerate();
-    if sampling.temperature <= 0.0 {
-        return all().max_by(best).expect("a vocabulary").0 as u32;
+impl Generation {
+    /// Adds a token. Returns whether it is no end token, and `each` wants more.
+    pub(crate) fn take(&mut self, token: u32, end_ids: &[u32], each: &mut dyn FnMut(u32) -> bool) -> bool {
+        self.tokens.push(token);
+        self.stopped_by = end_ids.contains(&token).then_some(token);
+        self.stopped_by.is_none() && each(token)
     }
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut weights: Vec<(usize, f64)> =
-        all().map(|(token, logit)| (token, (f64::from(logit - max) / sampling.temperature).exp())).collect();
-    weights.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
-    let mut kept = 0.0;
-    let count = weights
-        .iter()
-        .position(|(_, weight)| {
-            kept += weight;
-            kept >= sampling.top_p * total
-        })
-        .map_or(weights.len(), |last| last + 1);
-    weights.truncate(count);
-    let kept: f64 = weights.iter().map(|(_, weight)| weight).sum();
-    let word = Stream::new(sampling.seed, RandomStream::Sampling as u32, position, 0).block([0; 4])[0];
-    let mut left = f64::from(unit(word)) * kept;
-    for (token, weight) in &weights {
-        left -= weight;
-        if left < 0.0 {
-            return *token as u32;
-        }
-    }
-    weights.last().expect("at least one token is kept").0 as u32
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn draws_follow_the_probabilities() {
-        // p = 0.5, 0.25, 0.25
-        let logits = [2f32.ln(), 0.0, 0.0];
-        let mut counts = [0; 3];
-        for seed in 0..4000 {
-            counts[choose(&logits, Sampling { temperature: 1.0, top_p: 1.0, seed }, 0) as usize] += 1;
-        }
-        assert!((1850..2150).contains(&counts[0]) && (900..1100).contains(&counts[1]), "{counts:?}");
+/// The token after `generated` new ones.
+pub(crate) fn next_token(logits: &[f32], sampling: Sampling, generated: usize) -> Result<u32, ModelError> {
+    if !all_finite(logits) {
+        return Err(ModelError::NotANumber { generated });
     }
-
-    #[test]
-    fn top_p_keeps_the_most_likely_and_greedy_takes_the_first_of_equals() {
-        let logits = [0.0, 2f32.ln(), 0.0];
-        for seed in 0..200 {
-            assert_eq!(choose(&logits, Sampling { temperature: 1.0, top_p: 0.4, seed }, 3), 1);
-        }
-        assert_eq!(choose(&[1.0, 3.0, 3.0], Sampling::GREEDY, 0), 1);
-    }
+    Ok(choose(logits, sampling, generated as u64))
 }

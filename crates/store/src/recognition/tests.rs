@@ -104,7 +104,7 @@ fn files_are_known_by_their_first_bytes() {
 fn directories_are_known_by_what_they_have() {
     let directory = tempfile::tempdir().unwrap();
     let manifest = "manifest.json";
-    let cases: [(&[&str], Holding); 17] = [
+    let cases: [(&[&str], Holding); 19] = [
         (&["config.json", "model.safetensors"], Holding::ModelDirectory),
         (&["config.json"], Holding::ModelDirectory),
         (&["pytorch_model.bin"], Holding::ModelDirectory),
@@ -122,6 +122,8 @@ fn directories_are_known_by_what_they_have() {
         (&["recipe.toml", "model/config.json", "train.jsonl"], Holding::Directory),
         (&["checkpoints/epoch-1.pt"], Holding::Directory),
         (&["tiny-q4.gguf"], Holding::Gguf),
+        (&["tiny-q4.gguf", "config.json"], Holding::Gguf),
+        (&["tiny-q4.gguf", "config.json", "model.safetensors"], Holding::ModelDirectory),
         (&[".DS_Store"], Holding::EmptyDirectory),
     ];
     for (n, (files, want)) in cases.into_iter().enumerate() {

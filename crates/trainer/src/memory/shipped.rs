@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use finetune_model::{FloatType, ModelConfig, choose};
+use finetune_model::{FloatType, ModelConfig, PackedSizes, choose};
 use finetune_recipe::Recipe;
 
 use super::{Precision, Sizes, StepShape, estimate, sizes};
@@ -56,7 +56,8 @@ fn figures(recipe: &Recipe) -> [f64; 3] {
     let step =
         StepShape { tokens, longest, trained_tokens: tokens, checkpointing, full: false, rows: 0, answers: false };
     let gibibytes = |cpu, compute| {
-        let precision = Precision { cpu, compute, held: FloatType::BF16 };
+        let packed = PackedSizes::default();
+        let precision = Precision { cpu, compute, held: FloatType::BF16, packed, loading: 0 };
         estimate(&config, Some(&adaptation), &step, precision).total as f64 / f64::from(1 << 30)
     };
     let Sizes { parameters, .. } = sizes(&config, None);

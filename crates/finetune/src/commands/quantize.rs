@@ -1,0 +1,329 @@
+//! `finetune quantize`: a model directory in a few bits a weight, for other programs and for runs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use finetune_model::{Model, ModelConfig, Scheme, expected_tensors, quantize_model, scheme_word};
+use finetune_store::{Dtype, Holding, RealDisk, Staging, StoreError, TensorSet, recognize, refuse_links_out};
+use serde_json::json;
+
+use crate::cli::QuantizeArguments;
+use crate::commands::export::refuse_place;
+use crate::commands::preflight::free_bytes;
+use crate::failure::Failure;
+use crate::interrupt::Unfinished;
+use crate::output;
+use crate::progress::{Progress, Verbosity, bytes};
+use crate::source::{Named, named};
+
+/// What the manifest calls such a directory.
+pub(super) const KIND: &str = "packed model";
+
+/// The most names that a line lists.
+const SHOWN: usize = 4;
+
+pub(crate) fn quantize(arguments: &QuantizeArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
+    let unfinished = Unfinished::watch()?;
+    let mut show = Progress::new(if arguments.json { Verbosity::Quiet } else { verbosity }, 1);
+    let result = write(arguments, &mut show, &unfinished);
+    // A signal removes the directory and ends the program. An error that comes of it is not
+    // reported: this waits for the end.
+    let _held = unfinished.publishing();
+    let report = result?;
+    if arguments.json {
+        output::line(&report.json(&arguments.output))?;
+    } else {
+        output::print(&report.text())?;
+        show.say(&format!("written to  {}", arguments.output.display()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(arguments: &QuantizeArguments, show: &mut Progress, unfinished: &Unfinished) -> Result<Report, Failure> {
+    let scheme = Scheme::from(arguments.to);
+    let base = base(arguments, show)?;
+    let output = &arguments.output;
+    refuse_place(output, &[&base])?;
+    refuse_links_out(&base)?;
+    if let Some(words) = Model::form(&base, None)?.words {
+        return Err(packed_already(&base, &words));
+    }
+    let config = ModelConfig::load(&base)?;
+    let before = Sizes::of(&base)?;
+    let about = before.packed(scheme);
+    if let Some(free) = free_bytes(output).filter(|free| *free < about) {
+        return Err(no_room(output, about, free));
+    }
+    show.say(&format!("model       {}", base.display()));
+    let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, output, KIND))?;
+    show.start("packing", expected_tensors(&config).len() as u64);
+    let written = quantize_model(&RealDisk, &base, scheme, &mut staging, &|done, _| show.position(done as u64));
+    show.finish();
+    written?;
+    let after = Sizes::of(staging.directory())?;
+    let publishing = unfinished.publishing();
+    staging.publish_replacing(&json!({"kind": KIND, "scheme": scheme_word(scheme)}))?;
+    drop(publishing);
+    Ok(Report::new(scheme, &before, &after))
+}
+
+/// The model that is packed.
+fn base(arguments: &QuantizeArguments, show: &Progress) -> Result<PathBuf, Failure> {
+    let mut notices = Vec::new();
+    let found = named(&arguments.model, &mut notices)?;
+    notices.iter().for_each(|notice| show.say(notice));
+    let given = arguments.model.display();
+    match found {
+        Named::Adapter(adapter) => Err(Failure::bad_input(
+            format!("{given} is no model: {} is an adapter, which stays in f32", adapter.display()),
+            vec![
+                format!(
+                    "`finetune export {given} --format merged --output DIR` makes a 16-bit model of base and adapter"
+                ),
+                "packed in 4 bits it keeps little of the training: a packed base with the adapter beside it keeps all"
+                    .to_owned(),
+            ],
+        )),
+        Named::Model(model) if recognize(&model) == Holding::Gguf => Err(Failure::arguments(
+            format!(
+                "{} is a GGUF file, and what is packed here is a Hugging Face directory in 16 bits",
+                model.display()
+            ),
+            "llama.cpp's `llama-quantize` writes other forms of GGUF; a run takes the file as it is",
+        )),
+        Named::Model(model) => Ok(model),
+    }
+}
+
+/// Packing a second time adds the errors of both.
+fn packed_already(base: &Path, words: &str) -> Failure {
+    let base = base.display();
+    Failure::bad_input(
+        format!("{base} is packed already: {words}"),
+        vec![
+            format!("use it as it is: model.path = \"{base}\", or `finetune chat {base}`"),
+            "for another form, quantize the 16-bit model that it was made from".to_owned(),
+        ],
+    )
+}
+
+fn no_room(output: &Path, needed: u64, free: u64) -> Failure {
+    Failure::no_space(
+        format!("{} needs about {}, and {} are free there", output.display(), bytes(needed), bytes(free)),
+        vec!["make room, or name a place on another disk with --output".to_owned()],
+    )
+}
+
+/// What the weight files of a model hold.
+struct Sizes {
+    /// Bytes of all tensors.
+    bytes: u64,
+    /// Elements of all tensors, in the order of the names; only if they are not packed.
+    tensors: BTreeMap<String, (Dtype, Vec<usize>)>,
+}
+
+impl Sizes {
+    fn of(model: &Path) -> Result<Sizes, StoreError> {
+        let files = TensorSet::open_model(model)?;
+        let views = || files.names().filter_map(|name| files.get(name));
+        Ok(Sizes {
+            bytes: views().map(|view| view.size() as u64).sum(),
+            tensors: views().map(|view| (view.name.to_owned(), (view.dtype, view.shape.to_vec()))).collect(),
+        })
+    }
+
+    fn elements(shape: &[usize]) -> u64 {
+        shape.iter().map(|&length| length as u64).product()
+    }
+
+    /// Bytes that this takes at most once it is packed: all matrices are.
+    fn packed(&self, scheme: Scheme) -> u64 {
+        let bits = bits(scheme);
+        let tensor = |(dtype, shape): &(Dtype, Vec<usize>)| {
+            let elements = Sizes::elements(shape);
+            if shape.len() == 2 { (elements as f64 * bits / 8.0) as u64 } else { elements * dtype.size() as u64 }
+        };
+        self.tensors.values().map(tensor).sum()
+    }
+}
+
+/// Bits of an element with its part of scale and bias.
+fn bits(scheme: Scheme) -> f64 {
+    match scheme {
+        Scheme::Mlx4 | Scheme::Nf4 => 4.5,
+        Scheme::Mlx8 => 8.5,
+        Scheme::Mxfp4 => 4.25,
+        // Scales of rows are few.
+        Scheme::Int8 => 8.1,
+    }
+}
+
+/// Columns that share a scale. `None`: any number does.
+fn group(scheme: Scheme) -> Option<usize> {
+    match scheme {
+        Scheme::Mlx4 | Scheme::Mlx8 => Some(64),
+        Scheme::Mxfp4 => Some(32),
+        Scheme::Nf4 | Scheme::Int8 => None,
+    }
+}
+
+/// What loads a directory.
+fn reader(scheme: Scheme) -> &'static str {
+    match scheme {
+        Scheme::Mlx4 | Scheme::Mlx8 | Scheme::Mxfp4 => "mlx-lm",
+        Scheme::Nf4 | Scheme::Int8 => "transformers with bitsandbytes",
+    }
+}
+
+/// What came of it.
+#[derive(Debug)]
+struct Report {
+    scheme: Scheme,
+    before: u64,
+    after: u64,
+    /// Of all weights.
+    bits_per_weight: f64,
+    matrices: usize,
+    /// Matrices that stayed as they were, and why.
+    kept: Vec<(String, String)>,
+}
+
+impl Report {
+    fn new(scheme: Scheme, before: &Sizes, after: &Sizes) -> Report {
+        let weights: u64 = before.tensors.values().map(|(_, shape)| Sizes::elements(shape)).sum();
+        let is_matrix = |name: &str, shape: &[usize]| shape.len() == 2 && name.ends_with(".weight");
+        let matrices: Vec<(&String, &Vec<usize>)> = before
+            .tensors
+            .iter()
+            .filter(|(name, (_, shape))| is_matrix(name, shape))
+            .map(|(name, (_, shape))| (name, shape))
+            .collect();
+        let stayed = |name: &String, shape: &Vec<usize>| {
+            let is_float = |dtype: &Dtype| matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32);
+            after.tensors.get(name).is_some_and(|(dtype, found)| is_float(dtype) && found == shape)
+        };
+        let kept = matrices.iter().filter(|(name, shape)| stayed(name, shape));
+        let kept = kept.map(|(name, shape)| ((*name).clone(), why(scheme, name, shape[1]))).collect();
+        Report {
+            scheme,
+            before: before.bytes,
+            after: after.bytes,
+            bits_per_weight: after.bytes as f64 * 8.0 / weights.max(1) as f64,
+            matrices: matrices.len(),
+            kept,
+        }
+    }
+
+    fn text(&self) -> String {
+        let Report { scheme, before, after, bits_per_weight, matrices, kept } = self;
+        let mut text = format!(
+            "{} of {matrices} matrices in {}: {} instead of {}, {bits_per_weight:.2} bits a weight\n",
+            matrices - kept.len(),
+            scheme_word(*scheme),
+            bytes(*after),
+            bytes(*before),
+        );
+        for (why, names) in self.reasons() {
+            let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
+            text += &format!("as they were: {}{more}: {why}\n", names[..names.len().min(SHOWN)].join(", "));
+        }
+        text += &format!("loads in    {}, and here: model.path, eval, generate, chat\n", reader(*scheme));
+        text
+    }
+
+    /// The names of the matrices that stayed, by the reason. Those of many layers are one name.
+    fn reasons(&self) -> BTreeMap<&str, Vec<String>> {
+        let mut reasons: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();
+        for (name, why) in &self.kept {
+            *reasons.entry(why).or_default().entry(part(name)).or_default() += 1;
+        }
+        let named = |(name, count): (&str, usize)| match count {
+            1 => name.to_owned(),
+            count => format!("{name} of {count} layers"),
+        };
+        reasons.into_iter().map(|(why, names)| (why, names.into_iter().map(named).collect())).collect()
+    }
+
+    fn json(&self, output: &Path) -> String {
+        let kept: Vec<_> = self.kept.iter().map(|(name, why)| json!({"name": name, "why": why})).collect();
+        let Report { scheme, before, after, bits_per_weight, matrices, .. } = self;
+        json!({
+            "path": output, "scheme": scheme_word(*scheme), "bytes_before": before, "bytes": after,
+            "bits_per_weight": bits_per_weight, "matrices": matrices, "kept": kept, "loads_in": reader(*scheme),
+        })
+        .to_string()
+    }
+}
+
+/// A module's name, without its layer: `mlp.down_proj` of `model.layers.7.mlp.down_proj.weight`.
+fn part(name: &str) -> &str {
+    let module = name.trim_end_matches(".weight");
+    let in_layer = module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+    in_layer.map_or(module, |(_, part)| part)
+}
+
+/// Why a matrix stayed as it was.
+fn why(scheme: Scheme, name: &str, columns: usize) -> String {
+    let of_vocabulary = name.contains("embed_tokens") || name.starts_with("lm_head");
+    match group(scheme) {
+        None if of_vocabulary => "bitsandbytes packs the linear layers between embedding and output layer".to_owned(),
+        Some(group) if !columns.is_multiple_of(group) => format!("its {columns} columns are no multiple of {group}"),
+        _ => "it is none of the matrices that this form packs".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    fn sizes(tensors: &[(&str, Dtype, &[usize])]) -> Sizes {
+        let bytes = tensors.iter().map(|(_, dtype, shape)| Sizes::elements(shape) * dtype.size() as u64).sum();
+        let tensors = tensors.iter().map(|(name, dtype, shape)| ((*name).to_owned(), (*dtype, shape.to_vec())));
+        Sizes { bytes, tensors: tensors.collect() }
+    }
+
+    #[test]
+    fn what_is_said_of_a_packed_model() {
+        let before = sizes(&[
+            ("model.embed_tokens.weight", Dtype::BF16, &[1024, 64]),
+            ("model.layers.0.mlp.down_proj.weight", Dtype::BF16, &[64, 176]),
+            ("model.layers.1.mlp.down_proj.weight", Dtype::BF16, &[64, 176]),
+            ("model.layers.0.mlp.up_proj.weight", Dtype::BF16, &[176, 64]),
+            ("model.norm.weight", Dtype::BF16, &[64]),
+        ]);
+        assert_eq!(before.packed(Scheme::Mlx4), (1024 * 64 + 3 * 176 * 64) * 9 / 16 + 128);
+        let after = sizes(&[
+            ("model.embed_tokens.biases", Dtype::BF16, &[1024, 1]),
+            ("model.embed_tokens.scales", Dtype::BF16, &[1024, 1]),
+            ("model.embed_tokens.weight", Dtype::U32, &[1024, 8]),
+            ("model.layers.0.mlp.down_proj.weight", Dtype::BF16, &[64, 176]),
+            ("model.layers.1.mlp.down_proj.weight", Dtype::BF16, &[64, 176]),
+            ("model.layers.0.mlp.up_proj.biases", Dtype::BF16, &[176, 1]),
+            ("model.layers.0.mlp.up_proj.scales", Dtype::BF16, &[176, 1]),
+            ("model.layers.0.mlp.up_proj.weight", Dtype::U32, &[176, 8]),
+            ("model.norm.weight", Dtype::BF16, &[64]),
+        ]);
+        expect![[r#"
+            2 of 4 matrices in mlx4: 86.3 KiB instead of 194.1 KiB, 7.11 bits a weight
+            as they were: mlp.down_proj of 2 layers: its 176 columns are no multiple of 64
+            loads in    mlx-lm, and here: model.path, eval, generate, chat
+        "#]]
+        .assert_eq(&Report::new(Scheme::Mlx4, &before, &after).text());
+        let after = sizes(&[
+            ("model.embed_tokens.weight", Dtype::BF16, &[1024, 64]),
+            ("model.layers.0.mlp.down_proj.SCB", Dtype::F32, &[64]),
+            ("model.layers.0.mlp.down_proj.weight", Dtype::I8, &[64, 176]),
+            ("model.layers.1.mlp.down_proj.SCB", Dtype::F32, &[64]),
+            ("model.layers.1.mlp.down_proj.weight", Dtype::I8, &[64, 176]),
+            ("model.layers.0.mlp.up_proj.SCB", Dtype::F32, &[176]),
+            ("model.layers.0.mlp.up_proj.weight", Dtype::I8, &[176, 64]),
+            ("model.norm.weight", Dtype::BF16, &[64]),
+        ]);
+        let report = Report::new(Scheme::Int8, &before, &after);
+        assert_eq!(report.kept.len(), 1);
+        assert!(report.text().contains("bitsandbytes packs the linear layers between"), "{}", report.text());
+    }
+}

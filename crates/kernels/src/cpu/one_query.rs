@@ -1,0 +1,57 @@
+//! Attention of one query for each row: the next token of a text, whose earlier keys and values are
+//! cached.
+//!
+//! Blocks of one query leave a matrix product nothing to reuse but the keys. The query heads of a
+//! group therefore go over the cache together, which is read where it lies, once.
+
+use burn::backend::TensorMetadata;
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::attention::Heads;
+use super::buffer::{floats, tensor, uninitialized};
+use super::simd;
+use crate::arguments::AttentionShape;
+use crate::segments::{Segment, Segments};
+
+/// Fewer multiplications than this, about 20 microseconds of them, are not worth another thread. The
+/// threads of the pool fall asleep after a longer pause than that, and waking them takes longer.
+const PARALLEL: usize = 1 << 17;
+
+/// Whether query n is the only one of row n.
+pub(super) fn fits(segments: &Segments, queries: usize) -> bool {
+    let is_next = |(n, segment): (usize, &Segment)| segment.queries == 1 && segment.query_start == n;
+    segments.len() == queries && segments.iter().enumerate().all(is_next)
+}
+
+/// q [t, h, d], k and v [s, k, d] -> [t, h, d], for segments that [`fits`] accepts.
+///
+/// Scores and results are sums in the order of d and of the keys. A result depends on its own row
+/// alone.
+pub(super) fn attend(q: &FlexTensor, k: &FlexTensor, v: &FlexTensor, shape: &AttentionShape) -> FlexTensor {
+    let (_, _, heads) = Heads::of(q, k);
+    let (qs, ks, vs) = (floats(q), floats(k), floats(v));
+    let (group, stride) = (heads.group() * heads.width, heads.key * heads.width);
+    let segments: Vec<&Segment> = shape.segments.iter().collect();
+    let mut out = uninitialized(qs.len());
+    // A job is a row and key/value head: the queries and results of its group follow each other.
+    let job = |(n, (q, out)): (usize, (&[f32], &mut [f32]))| {
+        let (segment, head) = (segments[n / heads.key], n % heads.key);
+        let first = shape.window.map_or(0, |window| segment.keys.saturating_sub(window));
+        let keys = segment.keys - first;
+        let at = (segment.key_start + first) * stride + head * heads.width;
+        let mut scores = uninitialized(heads.group() * keys);
+        simd::key_scores(q, &ks[at..], stride, heads.width, &mut scores);
+        scores.chunks_mut(keys).for_each(|scores| {
+            simd::softmax(scores, shape.scale);
+        });
+        simd::weighted_sums(&scores, &vs[at..], stride, heads.width, out);
+    };
+    let keys: usize = segments.iter().map(|segment| segment.keys).sum();
+    if 2 * keys * heads.query * heads.width < PARALLEL {
+        qs.chunks(group).zip(out.chunks_mut(group)).enumerate().for_each(job);
+    } else {
+        qs.par_chunks(group).zip(out.par_chunks_mut(group)).enumerate().for_each(job);
+    }
+    tensor(out, q.shape())
+}

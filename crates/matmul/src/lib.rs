@@ -1,1 +1,0 @@
-//! Matrix products on the CPU, with one order of sums.

@@ -1,0 +1,403 @@
+//! The files of a base: the one thing that opens them. It says of each tensor whether the files have
+//! all of its elements or a few bits of each, and packs matrices while they are read if it is asked to.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use finetune_kernels::FloatType;
+use finetune_packed::files::{PackedConfig, PackedTensor, find};
+use finetune_packed::{PackedMatrix, Scheme, applies, quantize};
+use finetune_store::{Dtype, TensorSet, TensorView};
+use serde_json::{Map, Value};
+
+use crate::adaptation::{is_of_vocabulary, module_of};
+use crate::branch::{EMBEDDING, OUTPUT};
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use crate::files::config_json;
+use crate::files::finite::expect_finite;
+use crate::files::floats::{dtype_of, float_type, to_finite_f32};
+use crate::files::load;
+use crate::files::packing;
+use crate::files::text::read_text;
+use crate::gguf::read::{GgufBase, GgufStored};
+use crate::tree::expected_tensors;
+
+/// The opened files of a base.
+pub(crate) struct BaseFiles {
+    path: PathBuf,
+    origin: Origin,
+    /// How matrices are packed while they are read. `None`: they stay as they are.
+    quantization: Option<Scheme>,
+}
+
+/// Where the tensors of a base are.
+enum Origin {
+    /// In a Hugging Face directory.
+    Directory { files: TensorSet, packing: PackedConfig },
+    /// In a GGUF file.
+    Gguf(Box<GgufBase>),
+}
+
+/// A tensor of a base. Nothing of it has been read.
+pub(crate) struct BaseTensor<'a> {
+    pub(crate) name: String,
+    /// As the model has it, packed or not.
+    pub(crate) shape: Vec<usize>,
+    /// The base, for messages about a tensor that several tensors of its files make.
+    base: &'a Path,
+    stored: Stored<'a>,
+    /// How it is packed while it is read. `None`: it stays as it is.
+    quantization: Option<Scheme>,
+}
+
+/// How a tensor lies in the files.
+enum Stored<'a> {
+    /// All elements.
+    Dense(TensorView<'a>),
+    /// A few bits of each element.
+    Packed(PackedTensor<'a>),
+    /// Either of them, in a GGUF file.
+    Gguf(&'a GgufBase, GgufStored),
+}
+
+impl BaseFiles {
+    /// Opens a base with its config, each checked against the other. `quantization`: how its matrices
+    /// are packed while they are read. A base that is packed already stays as it is, and a notice of
+    /// the config says so.
+    pub(crate) fn open(path: &Path, quantization: Option<Scheme>) -> Result<(ModelConfig, BaseFiles), ModelError> {
+        let mut config = ModelConfig::load(path)?;
+        let mut files = BaseFiles::read(path)?;
+        let notices = load::check(&files, &config)?;
+        config.notices.extend(notices);
+        if let Some(scheme) = quantization {
+            let form = packing::described(files.tensors(&config)?.iter());
+            match form {
+                None => files.quantization = Some(scheme),
+                Some(words) => config.notices.push(format!(
+                    "{}: model.quantization = {} changes nothing, as this base is packed already: {words}",
+                    path.display(),
+                    packing::scheme_word(scheme)
+                )),
+            }
+        }
+        Ok((config, files))
+    }
+
+    /// The files alone, without a look at their tensors.
+    pub(crate) fn read(path: &Path) -> Result<BaseFiles, ModelError> {
+        if let Some(base) = GgufBase::open(path)? {
+            return Ok(BaseFiles { path: path.to_owned(), origin: Origin::Gguf(Box::new(base)), quantization: None });
+        }
+        let config = path.join("config.json");
+        let packing = PackedConfig::parse(&config_object(path)?, &config)?;
+        let origin = Origin::Directory { files: TensorSet::open_model(path)?, packing };
+        Ok(BaseFiles { path: path.to_owned(), origin, quantization: None })
+    }
+
+    /// The path of the base, for messages.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The safetensors files, if the base has such.
+    pub(crate) fn safetensors(&self) -> Option<&TensorSet> {
+        match &self.origin {
+            Origin::Directory { files, .. } => Some(files),
+            Origin::Gguf(_) => None,
+        }
+    }
+
+    /// The tensor of this name. `None`: the files have none.
+    ///
+    /// # Errors
+    /// If it has another shape, a number type that weights are not held in, or parts that do not make
+    /// a packed matrix.
+    pub(crate) fn get(&self, name: &str, shape: &[usize]) -> Result<Option<BaseTensor<'_>>, ModelError> {
+        let Some(stored) = self.stored(name, shape)? else { return Ok(None) };
+        let fits = |scheme: &Scheme| match *shape {
+            [rows, columns] => applies(*scheme, [rows, columns], is_linear(name)),
+            _ => false,
+        };
+        let quantization = self.quantization.filter(|scheme| !stored.is_packed() && fits(scheme));
+        Ok(Some(BaseTensor { name: name.to_owned(), shape: shape.to_vec(), base: &self.path, stored, quantization }))
+    }
+
+    /// How the tensor of this name lies in the files.
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Option<Stored<'_>>, ModelError> {
+        let wrong_shape = |found: &[usize]| {
+            let (path, name) = (self.path.clone(), name.to_owned());
+            Err(ModelError::Shape { path, name, found: found.to_vec(), expected: shape.to_vec() })
+        };
+        let (files, packing) = match &self.origin {
+            Origin::Directory { files, packing } => (files, packing),
+            Origin::Gguf(base) => {
+                let Some(stored) = base.stored(name) else { return Ok(None) };
+                let found = match &stored {
+                    GgufStored::Dense(_, found) => found.clone(),
+                    GgufStored::Packed { shape: found, .. } => found.to_vec(),
+                };
+                return if found == shape { Ok(Some(Stored::Gguf(base, stored))) } else { wrong_shape(&found) };
+            }
+        };
+        if let [rows, columns] = *shape
+            && let Some(packed) = find(files, packing, name, [rows, columns])?
+        {
+            return Ok(Some(Stored::Packed(packed)));
+        }
+        let Some(view) = files.get(name) else { return Ok(None) };
+        if view.shape != shape {
+            return wrong_shape(view.shape);
+        }
+        if float_type(view.dtype).is_none() {
+            let (path, name) = (self.path.clone(), name.to_owned());
+            return Err(ModelError::Dtype { path, name, dtype: view.dtype.to_string() });
+        }
+        Ok(Some(Stored::Dense(view)))
+    }
+
+    /// A tensor that a model of this config has.
+    ///
+    /// # Errors
+    /// As [`BaseFiles::get`], and [`ModelError::MissingTensor`].
+    pub(crate) fn tensor(
+        &self,
+        config: &ModelConfig,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<BaseTensor<'_>, ModelError> {
+        self.get(name, shape)?.ok_or_else(|| ModelError::MissingTensor {
+            path: self.path.clone(),
+            name: name.to_owned(),
+            family: config.family.architecture,
+        })
+    }
+
+    /// All tensors of a model of this config, in model order.
+    ///
+    /// # Errors
+    /// As [`BaseFiles::tensor`].
+    pub(crate) fn tensors(&self, config: &ModelConfig) -> Result<Vec<BaseTensor<'_>>, ModelError> {
+        expected_tensors(config).iter().map(|(name, shape)| self.tensor(config, name, shape)).collect()
+    }
+
+    /// Every tensor of the model, and those of the files that no part of it uses, in the order of the
+    /// files. A packed base has the former only: the others may be parts of packed matrices.
+    pub(crate) fn tensors_of_files(&self, config: &ModelConfig) -> Result<Vec<BaseTensor<'_>>, ModelError> {
+        let mut tensors = self.tensors(config)?;
+        let Some(files) = self.safetensors().filter(|_| !tensors.iter().any(|tensor| tensor.is_packed_in_file()))
+        else {
+            return Ok(tensors);
+        };
+        let known: BTreeSet<String> = tensors.iter().map(|tensor| tensor.name.clone()).collect();
+        let others = files.names().filter(|name| !known.contains(*name)).filter_map(|name| files.get(name));
+        tensors.extend(others.map(|view| BaseTensor {
+            name: view.name.to_owned(),
+            shape: view.shape.to_vec(),
+            base: &self.path,
+            stored: Stored::Dense(view),
+            quantization: None,
+        }));
+        let place: std::collections::BTreeMap<&str, usize> = files.names().zip(0..).collect();
+        tensors.sort_by_key(|tensor| place.get(tensor.name.as_str()).copied());
+        Ok(tensors)
+    }
+
+    /// Names of the tensors that are parts of packed matrices. One that is stored a second time for a
+    /// tied output layer counts.
+    pub(crate) fn parts(&self, config: &ModelConfig) -> Result<BTreeSet<String>, ModelError> {
+        let mut tensors = self.tensors(config)?;
+        if config.tied_embeddings {
+            tensors.extend(self.get(&format!("{OUTPUT}.weight"), &[config.vocabulary, config.hidden_size])?);
+        }
+        Ok(tensors.iter().flat_map(BaseTensor::parts).collect())
+    }
+
+    /// The number type that the base's numbers are in: of packed matrices, that which their values are
+    /// meant for.
+    pub(crate) fn number_type(&self) -> FloatType {
+        let Some(files) = self.safetensors() else { return self.number_type_of_gguf() };
+        let views = || files.names().filter_map(|name| files.get(name)).filter(|view| view.shape.len() == 2);
+        let Some(largest) = views().max_by_key(TensorView::size) else { return FloatType::F32 };
+        // Of a packed base the largest tensor has codes. Then config.json says it, or the largest
+        // tensor of numbers: an embedding that is not packed, or the scales of one.
+        let of_numbers = || views().filter(|view| float_type(view.dtype).is_some()).max_by_key(TensorView::size);
+        float_type(largest.dtype)
+            .or_else(|| stated_type(&self.path))
+            .or_else(|| of_numbers().and_then(|view| float_type(view.dtype)))
+            .unwrap_or(FloatType::BF16)
+    }
+
+    /// As [`BaseFiles::number_type`]. What a packed GGUF file was made from is not in it, and bf16 is
+    /// what most models are trained in.
+    fn number_type_of_gguf(&self) -> FloatType {
+        let Origin::Gguf(base) = &self.origin else { return FloatType::F32 };
+        let embedding = format!("{EMBEDDING}.weight");
+        let mut stored = base.names().into_iter().filter(|name| *name != embedding).map(|name| base.stored(&name));
+        let matrix = stored.find_map(|stored| match stored? {
+            GgufStored::Dense(kind, shape) => (shape.len() == 2).then_some(kind),
+            GgufStored::Packed { .. } => Some(FloatType::BF16),
+        });
+        matrix.unwrap_or(FloatType::F32)
+    }
+}
+
+impl Stored<'_> {
+    fn is_packed(&self) -> bool {
+        matches!(self, Stored::Packed(_) | Stored::Gguf(_, GgufStored::Packed { .. }))
+    }
+}
+
+impl BaseTensor<'_> {
+    /// The file that it is in, or the base if several tensors make it.
+    pub(crate) fn path(&self) -> &Path {
+        match &self.stored {
+            Stored::Dense(view) => view.path(),
+            Stored::Packed(_) => self.base,
+            Stored::Gguf(base, _) => base.path_of(&self.name),
+        }
+    }
+
+    /// Whether its file has a few bits of each element.
+    pub(crate) fn is_packed_in_file(&self) -> bool {
+        self.stored.is_packed()
+    }
+
+    /// The number type of its elements in the file; `None` if it is packed there.
+    pub(crate) fn dtype(&self) -> Option<Dtype> {
+        match &self.stored {
+            Stored::Dense(view) => Some(view.dtype),
+            Stored::Gguf(_, GgufStored::Dense(kind, _)) => Some(dtype_of(*kind)),
+            Stored::Packed(_) | Stored::Gguf(..) => None,
+        }
+    }
+
+    /// The tensor as it lies in a safetensors file, if that has all elements and they stay as they are.
+    pub(crate) fn view(&self) -> Option<&TensorView<'_>> {
+        match &self.stored {
+            Stored::Dense(view) if self.quantization.is_none() => Some(view),
+            _ => None,
+        }
+    }
+
+    /// The bytes of all elements in this number type, if the file has them so and they stay as they are.
+    ///
+    /// # Errors
+    /// If the file cannot be read. A number that is not finite is an error if `must_be_finite`.
+    pub(crate) fn bytes_in(&self, dtype: Dtype, must_be_finite: bool) -> Result<Option<Vec<u8>>, ModelError> {
+        if self.quantization.is_some() || self.dtype() != Some(dtype) {
+            return Ok(None);
+        }
+        if let Stored::Gguf(base, _) = &self.stored {
+            return Ok(Some(base.dense_bytes(&self.name)?));
+        }
+        let Some(view) = self.view() else { return Ok(None) };
+        let bytes = view.bytes()?;
+        if must_be_finite {
+            expect_finite(view, &bytes, 0)?;
+        }
+        Ok(Some(bytes))
+    }
+
+    /// What a packed matrix is packed as, in words.
+    pub(crate) fn format(&self) -> Option<String> {
+        match (&self.stored, self.quantization) {
+            (Stored::Packed(packed), _) => Some(packed.format().to_string()),
+            (Stored::Gguf(_, GgufStored::Packed { name, .. }), _) => Some(format!("GGUF {name}")),
+            (_, Some(scheme)) => Some(format!("{} while it is loaded", packing::scheme_word(scheme))),
+            (_, None) => None,
+        }
+    }
+
+    /// Bytes of a packed matrix in memory; `None` of a dense one.
+    pub(crate) fn packed_bytes(&self) -> Option<u64> {
+        match (&self.stored, self.quantization) {
+            (Stored::Packed(packed), _) => Some(packed.memory()),
+            (Stored::Gguf(_, GgufStored::Packed { bytes, .. }), _) => Some(*bytes as u64),
+            (_, Some(scheme)) => Some(packing::quantized_bytes(scheme, &self.shape, self.dtype()?)),
+            (_, None) => None,
+        }
+    }
+
+    /// Bytes that are taken while it is packed: its elements in f32.
+    pub(crate) fn loading_bytes(&self) -> u64 {
+        let elements = self.shape.iter().product::<usize>() as u64;
+        if self.quantization.is_some() { 4 * elements } else { 0 }
+    }
+
+    /// Names of the tensors that make it; none of a dense one.
+    pub(crate) fn parts(&self) -> Vec<String> {
+        match &self.stored {
+            Stored::Packed(packed) => packed.parts().into_iter().map(str::to_owned).collect(),
+            Stored::Dense(_) | Stored::Gguf(..) => Vec::new(),
+        }
+    }
+
+    /// The packed matrix, read or made. `None`: it is dense.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or a number is not finite.
+    pub(crate) fn packed(&self) -> Result<Option<PackedMatrix>, ModelError> {
+        match &self.stored {
+            Stored::Packed(packed) => return Ok(Some(packed.read()?)),
+            Stored::Gguf(base, GgufStored::Packed { .. }) => return Ok(Some(base.packed(&self.name)?)),
+            Stored::Dense(_) | Stored::Gguf(..) => {}
+        }
+        let (Some(scheme), Some(dtype), &[rows, columns]) = (self.quantization, self.dtype(), self.shape.as_slice())
+        else {
+            return Ok(None);
+        };
+        let made = quantize(scheme, &self.stored_values()?, [rows, columns], packing::stored(dtype));
+        Ok(Some(made.map_err(|error| error.of(&self.name, Some(self.path())))?))
+    }
+
+    /// All elements in f32, decoded if they are packed.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or a number is not finite.
+    pub(crate) fn values(&self) -> Result<Vec<f32>, ModelError> {
+        match self.packed()? {
+            Some(matrix) => Ok(packing::decoded(&matrix)),
+            None => self.stored_values(),
+        }
+    }
+
+    /// All elements in f32 as the file has them.
+    fn stored_values(&self) -> Result<Vec<f32>, ModelError> {
+        match &self.stored {
+            Stored::Dense(view) => to_finite_f32(view),
+            Stored::Packed(packed) => Ok(packing::decoded(&packed.read()?)),
+            Stored::Gguf(base, _) => base.dense_f32(&self.name),
+        }
+    }
+}
+
+/// The number type that the numbers of a base are in. Of packed matrices it is that which their values
+/// are meant for. f32 if the base has no weights yet.
+pub fn stored_type(base: &Path) -> FloatType {
+    BaseFiles::read(base).map_or(FloatType::F32, |files| files.number_type())
+}
+
+/// Whether a tensor is the weight of a linear layer inside the decoder: a matrix that is neither
+/// embedding nor output layer.
+pub(crate) fn is_linear(name: &str) -> bool {
+    !is_of_vocabulary(module_of(name))
+}
+
+/// config.json of a directory as an object.
+fn config_object(directory: &Path) -> Result<Map<String, Value>, ModelError> {
+    let path = directory.join("config.json");
+    let text = read_text(&path, config_json::LIMIT)?;
+    serde_json::from_str(&text).map_err(|error| ModelError::Malformed { path, what: error.to_string() })
+}
+
+/// The number type that config.json says a model is meant for.
+fn stated_type(directory: &Path) -> Option<FloatType> {
+    let config = config_object(directory).ok()?;
+    match config.get("torch_dtype").or(config.get("dtype"))?.as_str()? {
+        "float32" => Some(FloatType::F32),
+        "float16" => Some(FloatType::F16),
+        "bfloat16" => Some(FloatType::BF16),
+        _ => None,
+    }
+}

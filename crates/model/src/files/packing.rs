@@ -1,0 +1,141 @@
+//! What packed matrices of a base are, in words and in bytes, and the recipe's names of the forms that
+//! a base can be packed in while it is read.
+
+use finetune_packed::{PackedMatrix, Scheme, Stored};
+use finetune_store::Dtype;
+use rayon::prelude::*;
+
+use crate::adaptation::{is_of_vocabulary, module_of};
+use crate::files::base_files::BaseTensor;
+
+/// What is known of a base's matrices from the headers of its files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BaseForm {
+    /// How matrices are packed, for people: "MLX 4-bit, groups of 64; 212 of 272 matrices packed".
+    /// `None`: none is.
+    pub words: Option<String>,
+    /// Sizes of all packed matrices.
+    pub packed: PackedSizes,
+    /// Sizes of those among embedding and output layer.
+    pub vocabulary: PackedSizes,
+    /// Bytes that are taken while the largest matrix is packed: its elements in f32.
+    pub loading: u64,
+    /// Whether matrices are packed in the files, and not only once they are read.
+    pub is_packed_in_files: bool,
+}
+
+/// Sizes of packed matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PackedSizes {
+    /// Elements of all of them.
+    pub elements: u64,
+    /// Bytes of memory that they take.
+    pub bytes: u64,
+    /// Elements of the largest.
+    pub largest: u64,
+}
+
+impl BaseForm {
+    /// Of these tensors, which are those of a model.
+    pub(crate) fn of(tensors: &[BaseTensor<'_>]) -> BaseForm {
+        let of_vocabulary = |tensor: &&BaseTensor<'_>| is_of_vocabulary(module_of(&tensor.name));
+        BaseForm {
+            words: described(tensors.iter()),
+            packed: PackedSizes::of(tensors.iter()),
+            vocabulary: PackedSizes::of(tensors.iter().filter(of_vocabulary)),
+            loading: tensors.iter().map(BaseTensor::loading_bytes).max().unwrap_or(0),
+            is_packed_in_files: tensors.iter().any(BaseTensor::is_packed_in_file),
+        }
+    }
+}
+
+impl PackedSizes {
+    fn of<'t, 'a: 't>(tensors: impl Iterator<Item = &'t BaseTensor<'a>>) -> PackedSizes {
+        let mut sizes = PackedSizes::default();
+        for (tensor, bytes) in tensors.filter_map(|tensor| Some((tensor, tensor.packed_bytes()?))) {
+            let elements = tensor.shape.iter().product::<usize>() as u64;
+            sizes.elements += elements;
+            sizes.bytes += bytes;
+            sizes.largest = sizes.largest.max(elements);
+        }
+        sizes
+    }
+}
+
+/// Formats of the packed matrices among these tensors, the most frequent first, and how many matrices
+/// are packed. `None`: none is.
+pub(crate) fn described<'t, 'a: 't>(tensors: impl Iterator<Item = &'t BaseTensor<'a>>) -> Option<String> {
+    let mut formats: Vec<(String, usize)> = Vec::new();
+    let mut matrices = 0;
+    for tensor in tensors.filter(|tensor| tensor.shape.len() == 2) {
+        matrices += 1;
+        let Some(format) = tensor.format() else { continue };
+        match formats.iter_mut().find(|(known, _)| *known == format) {
+            Some((_, count)) => *count += 1,
+            None => formats.push((format, 1)),
+        }
+    }
+    formats.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let packed: usize = formats.iter().map(|(_, count)| count).sum();
+    let names = match formats.as_slice() {
+        [] => return None,
+        [(format, _)] => format.clone(),
+        several => several.iter().map(|(format, count)| format!("{format} ({count})")).collect::<Vec<_>>().join(", "),
+    };
+    Some(format!("{names}; {packed} of {matrices} matrices packed"))
+}
+
+/// The forms that a base can be packed in while it is read, by their names in recipes.
+const SCHEMES: [(&str, Scheme); 5] = [
+    ("nf4", Scheme::Nf4),
+    ("int8", Scheme::Int8),
+    ("mlx4", Scheme::Mlx4),
+    ("mlx8", Scheme::Mlx8),
+    ("mxfp4", Scheme::Mxfp4),
+];
+
+/// The form of this name in recipes (`model.quantization`). `None`: there is none.
+pub fn scheme_named(word: &str) -> Option<Scheme> {
+    SCHEMES.iter().find(|(known, _)| *known == word).map(|(_, scheme)| *scheme)
+}
+
+/// The name in recipes of a form.
+pub fn scheme_word(scheme: Scheme) -> &'static str {
+    SCHEMES.iter().find(|(_, known)| *known == scheme).map_or("", |(word, _)| word)
+}
+
+/// The number type that a matrix is quantized from: that of its file.
+pub(crate) fn stored(dtype: Dtype) -> Stored {
+    match dtype {
+        Dtype::F16 => Stored::F16,
+        Dtype::BF16 => Stored::BF16,
+        _ => Stored::F32,
+    }
+}
+
+/// Bytes in memory of a matrix once it is packed.
+pub(crate) fn quantized_bytes(scheme: Scheme, shape: &[usize], dtype: Dtype) -> u64 {
+    match *shape {
+        [rows, columns] => finetune_packed::memory(scheme, [rows, columns], stored(dtype)),
+        _ => 0,
+    }
+}
+
+/// All elements of a packed matrix in f32, row-major.
+pub(crate) fn decoded(matrix: &PackedMatrix) -> Vec<f32> {
+    let [rows, columns] = matrix.shape;
+    let mut values = vec![0.0; rows * columns];
+    values.par_chunks_mut(columns).enumerate().for_each(|(row, out)| matrix.decode_row(row, 0..columns, out));
+    values
+}
+
+/// Whether two packed matrices have the same elements.
+pub(crate) fn have_same_elements(a: &PackedMatrix, b: &PackedMatrix) -> bool {
+    let [rows, columns] = a.shape;
+    let row_of = |matrix: &PackedMatrix, row: usize| {
+        let mut values = vec![0.0; columns];
+        matrix.decode_row(row, 0..columns, &mut values);
+        values
+    };
+    a.shape == b.shape && (0..rows).into_par_iter().all(|row| row_of(a, row) == row_of(b, row))
+}

@@ -1,0 +1,251 @@
+//! A model directory, written tensor by tensor: a base with what an adapter adds, in plain numbers or
+//! packed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use finetune_kernels::FloatType;
+use finetune_packed::{Kept, Scheme, applies, config_entry, file_bytes, file_tensors, quantize};
+use finetune_store::{Disk, Dtype, Staging, TensorSpec, write_shards};
+
+use crate::adapter::Adapter;
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use crate::files::base_files::{BaseFiles, is_linear};
+use crate::files::companions::{amend_config, companion_files};
+use crate::files::floats::{dtype_of, rounded};
+use crate::files::packing::{decoded, described, scheme_word, stored};
+use crate::merge::{MergedTensor, Merging, beyond};
+use crate::tree::expected_tensors;
+
+/// Bytes of the largest weight file of an export, as in transformers.
+pub const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// How the weights of a merged model are written.
+#[derive(Clone, Copy, Debug)]
+pub struct MergedForm {
+    /// Bytes of a weight file at most.
+    pub shard_bytes: u64,
+    /// The number type of the model's tensors. `None`: each keeps the base's. Those that are packed in
+    /// the base get the type that their values are meant for.
+    pub dtype: Option<FloatType>,
+    /// How matrices are packed once they are merged. `None`: they are not.
+    pub quantize: Option<Scheme>,
+}
+
+impl MergedForm {
+    /// The base's number types, in files of so many bytes at most.
+    pub fn of_shards(shard_bytes: u64) -> MergedForm {
+        MergedForm { shard_bytes, dtype: None, quantize: None }
+    }
+}
+
+/// What a user should know about a merged model.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Merged {
+    /// Which base it was merged into, if that was packed.
+    pub notice: Option<String>,
+    /// The part of what the adapter changes that is left once the result is packed: 1 is all of it.
+    /// `None`: the result is not packed, or nothing was changed.
+    pub kept: Option<f64>,
+}
+
+/// Writes the merged model into a directory that is being made: weights in the base's number types
+/// or that of the form, config and tokenizer files. A packed base is decoded, as it was when the
+/// adapter was trained. `text` takes the place of the base's files of the same names.
+/// `progress` is called with the number of tensors done, and of all.
+///
+/// # Errors
+/// If reading or writing fails, or if base and adapter do not fit. A number that is not finite, in
+/// the base or once merged or rounded, is an error that names its tensor.
+pub fn write_merged(
+    disk: &dyn Disk,
+    base: &Path,
+    adapter: &Adapter,
+    output: &mut Staging<'_>,
+    form: MergedForm,
+    text: &[(String, Vec<u8>)],
+    progress: &dyn Fn(usize, usize),
+) -> Result<Merged, ModelError> {
+    let (config, files) = BaseFiles::open(base, adapter.base.quantization)?;
+    let merging = Merging::new(&config, adapter);
+    let mut writer = Writer::new(&merging, &config, &files, form)?;
+    // Read before the long work, so that an error such as a link out of the directory comes early.
+    let mut companions = companion_files(base, writer.number_type(), text)?;
+    amend_config(&mut companions, |config| {
+        merging.amend(config);
+        if let Some(scheme) = form.quantize {
+            for (key, value) in config_entry(scheme) {
+                config[key] = value;
+            }
+        }
+    });
+    let directory = output.directory().to_owned();
+    let metadata = BTreeMap::from([("format".to_owned(), writer.framework().to_owned())]);
+    let specs: Vec<TensorSpec> = writer.pieces.iter().map(|piece| piece.spec.clone()).collect();
+    let count = writer.tensors.len();
+    let written = write_shards(disk, &directory, &specs, &metadata, form.shard_bytes, |n| {
+        progress(writer.pieces[n].tensor, count);
+        writer.bytes(n)
+    })?;
+    progress(count, count);
+    for name in written {
+        output.record(&name)?;
+    }
+    for (name, bytes) in companions {
+        output.write(&name, &bytes)?;
+    }
+    Ok(Merged { notice: writer.notice(&files), kept: writer.kept.share() })
+}
+
+/// Writes a base with its matrices packed into a directory that is being made, one tensor at a time.
+/// `progress` is called with the number of tensors done, and of all.
+///
+/// # Errors
+/// As [`write_merged`]. [`ModelError::NotExpressible`] if the base is packed already.
+pub fn quantize_model(
+    disk: &dyn Disk,
+    base: &Path,
+    scheme: Scheme,
+    output: &mut Staging<'_>,
+    progress: &dyn Fn(usize, usize),
+) -> Result<(), ModelError> {
+    let (config, files) = BaseFiles::open(base, None)?;
+    if let Some(words) = described(files.tensors(&config)?.iter()) {
+        return Err(ModelError::NotExpressible {
+            what: format!("{} is packed already: {words}", base.display()),
+            hint: "quantize the 16-bit model that it was made from".to_owned(),
+        });
+    }
+    let form = MergedForm { quantize: Some(scheme), ..MergedForm::of_shards(SHARD_BYTES) };
+    write_merged(disk, base, &Adapter::none(&config), output, form, &[], progress)?;
+    Ok(())
+}
+
+/// A tensor of the files that are written.
+struct Piece {
+    spec: TensorSpec,
+    /// The number of the model's tensor that it is, or is a part of.
+    tensor: usize,
+    /// Which part of a packed matrix it is; `None`: it is the whole tensor.
+    part: Option<usize>,
+}
+
+/// Makes the bytes of each tensor of the files, in their order.
+struct Writer<'a> {
+    merging: &'a Merging<'a>,
+    form: MergedForm,
+    tensors: Vec<MergedTensor<'a>>,
+    /// The number type that each of `tensors` is rounded to.
+    dtypes: Vec<Dtype>,
+    /// Names of the tensors that the base computes with.
+    used: BTreeSet<String>,
+    pieces: Vec<Piece>,
+    /// The parts of the matrix that is being written.
+    parts: Vec<Vec<u8>>,
+    kept: Kept,
+}
+
+impl<'a> Writer<'a> {
+    fn new(
+        merging: &'a Merging<'a>,
+        config: &ModelConfig,
+        files: &'a BaseFiles,
+        form: MergedForm,
+    ) -> Result<Writer<'a>, ModelError> {
+        let tensors = merging.tensors(files, config)?;
+        let used: BTreeSet<String> = expected_tensors(config).into_iter().map(|(name, _)| name).collect();
+        let decoded = dtype_of(files.number_type());
+        let written_as = |tensor: &MergedTensor<'_>| match (form.dtype, tensor.base.dtype()) {
+            (Some(dtype), _) if used.contains(&tensor.base.name) => dtype_of(dtype),
+            (_, Some(dtype)) => dtype,
+            (_, None) => decoded,
+        };
+        let dtypes: Vec<Dtype> = tensors.iter().map(written_as).collect();
+        let mut pieces = Vec::new();
+        for (number, (tensor, &dtype)) in tensors.iter().zip(&dtypes).enumerate() {
+            let shape = merging.shape(tensor);
+            match (form.quantize, shape.as_slice()) {
+                (Some(scheme), &[rows, columns])
+                    if used.contains(&tensor.base.name)
+                        && applies(scheme, [rows, columns], is_linear(&tensor.name)) =>
+                {
+                    let specs = file_tensors(scheme, &tensor.name, [rows, columns], stored(dtype)).into_iter();
+                    pieces.extend(specs.enumerate().map(|(part, spec)| Piece {
+                        spec,
+                        tensor: number,
+                        part: Some(part),
+                    }));
+                }
+                _ => pieces.push(Piece { spec: merging.spec(tensor, dtype), tensor: number, part: None }),
+            }
+        }
+        Ok(Writer { merging, form, tensors, dtypes, used, pieces, parts: Vec::new(), kept: Kept::default() })
+    }
+
+    /// The number type of the first matrix: what config.json says.
+    fn number_type(&self) -> Dtype {
+        let is_matrix =
+            |tensor: &MergedTensor<'_>| tensor.base.shape.len() == 2 && self.used.contains(&tensor.base.name);
+        let matrix = self.tensors.iter().zip(&self.dtypes).find(|(tensor, _)| is_matrix(tensor));
+        matrix.map_or(Dtype::F32, |(_, dtype)| *dtype)
+    }
+
+    /// The `format` of the files' metadata: who they are for.
+    fn framework(&self) -> &'static str {
+        match self.form.quantize {
+            Some(Scheme::Mlx4 | Scheme::Mlx8 | Scheme::Mxfp4) => "mlx",
+            Some(Scheme::Nf4 | Scheme::Int8) | None => "pt",
+        }
+    }
+
+    /// The bytes of piece `n`. A packed matrix is made with its first part, and kept up to its last.
+    fn bytes(&mut self, n: usize) -> Result<Vec<u8>, ModelError> {
+        let Piece { tensor, part, .. } = self.pieces[n];
+        let dtype = self.dtypes[tensor];
+        match (self.form.quantize, part) {
+            (Some(scheme), Some(part)) => {
+                if part == 0 {
+                    self.parts = self.packed(scheme, tensor, dtype)?;
+                }
+                Ok(std::mem::take(&mut self.parts[part]))
+            }
+            _ => {
+                let tensor = &self.tensors[tensor];
+                self.merging.bytes(tensor, dtype, self.used.contains(&tensor.base.name))
+            }
+        }
+    }
+
+    /// The parts of a packed matrix. It is packed from numbers in the type that it would have dense, as
+    /// the reference programs do.
+    fn packed(&mut self, scheme: Scheme, tensor: usize, dtype: Dtype) -> Result<Vec<Vec<u8>>, ModelError> {
+        let tensor = &self.tensors[tensor];
+        let shape = self.merging.shape(tensor);
+        let merged = self.merging.values(tensor)?;
+        let is_merged = merged.is_some();
+        let base = if is_merged && tensor.base.shape == shape { Some(tensor.base.values()?) } else { None };
+        let exact = merged.map_or_else(|| tensor.base.values(), Ok)?;
+        let values = rounded(&exact, dtype);
+        if let Some(element) = values.iter().position(|value| !value.is_finite()) {
+            return Err(beyond(tensor, element, exact[element].is_finite(), is_merged, &dtype.to_string()));
+        }
+        let matrix = quantize(scheme, &values, [shape[0], shape[1]], stored(dtype))
+            .map_err(|error| error.of(&tensor.name, Some(tensor.base.path())))?;
+        if let Some(base) = base {
+            self.kept.add(&base, &exact, &decoded(&matrix));
+        }
+        Ok(file_bytes(scheme, &matrix))
+    }
+
+    /// Which packed base it was merged into.
+    fn notice(&self, files: &BaseFiles) -> Option<String> {
+        let bases = self.tensors.iter().map(|tensor| &tensor.base).filter(|base| self.used.contains(&base.name));
+        let words = described(bases)?;
+        let rounded = match self.form.quantize {
+            Some(scheme) => format!("packed again as {}", scheme_word(scheme)),
+            None => format!("rounded once to {}", self.number_type().name().to_lowercase()),
+        };
+        Some(format!("merged into the packed weights of {} ({words}), decoded and {rounded}", files.path().display()))
+    }
+}

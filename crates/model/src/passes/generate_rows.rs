@@ -1,0 +1,143 @@
+//! Text after several prompts at once: a token of each row goes through the model in one pass, so
+//! that weights are read once for all of them.
+//!
+//! On the CPU an answer has the bits that it would have alone: no sum goes over more than one row,
+//! and products of up to [`ROWS`] rows have one order of sums.
+
+use finetune_kernels::Segments;
+use rayon::prelude::*;
+
+use crate::decoder::cache::{KeyValueCache, RowsCache, room};
+use crate::error::ModelError;
+use crate::model::Model;
+use crate::passes::generate::{Generation, next_token};
+use crate::passes::sampling::Sampling;
+use crate::tree::expected_tensors;
+
+/// Most rows of a pass. With more, products on the CPU change to the order of sums that suits many.
+const ROWS: usize = 8;
+/// Bytes of keys and values that several rows may take in any model.
+const CACHE_BYTES: usize = 192 << 20;
+/// In a large one they may take a byte for so many parameters: 0.5 GB in a model of 8 billion.
+const PARAMETERS_OF_A_BYTE: usize = 16;
+
+/// A prompt, and how it is continued.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowRequest<'a> {
+    /// The tokens that are continued.
+    pub prompt: &'a [u32],
+    /// The most tokens of the answer.
+    pub max_new_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// The tokens that end the answer.
+    pub end_ids: &'a [u32],
+}
+
+/// A row that is continued: its number among the requests, and its next token.
+type Running = (usize, u32);
+
+impl Model {
+    /// Continues each of the prompts, as [`Model::generate_while`] does alone. `each` is called
+    /// with the number of a row and its new token, and says whether that row goes on. A request
+    /// with an empty prompt gets no tokens.
+    ///
+    /// Eight rows are held at once: [`Model::rows_at_once`] says how many fit.
+    ///
+    /// # Errors
+    /// If a token of a prompt is not in the vocabulary, if logits are not finite, or if the device
+    /// fails.
+    pub fn generate_rows(
+        &self,
+        requests: &[RowRequest<'_>],
+        each: &mut dyn FnMut(usize, u32) -> bool,
+    ) -> Result<Vec<Generation>, ModelError> {
+        requests.iter().try_for_each(|request| self.check_tokens(request.prompt))?;
+        let mut generations = Vec::with_capacity(requests.len());
+        for requests in requests.chunks(ROWS) {
+            let first = generations.len();
+            generations.extend(self.generate_together(requests, &mut |row, token| each(first + row, token))?);
+        }
+        Ok(generations)
+    }
+
+    /// As [`Self::generate_rows`], of at most [`ROWS`] rows whose tokens are in the vocabulary.
+    fn generate_together(
+        &self,
+        requests: &[RowRequest<'_>],
+        each: &mut dyn FnMut(usize, u32) -> bool,
+    ) -> Result<Vec<Generation>, ModelError> {
+        let mut generations = vec![Generation::default(); requests.len()];
+        // Adds a token to its row, and returns whether the row goes on.
+        let mut take = |(row, token): Running, generations: &mut [Generation]| {
+            let goes_on = generations[row].take(token, requests[row].end_ids, &mut |token| each(row, token));
+            goes_on && generations[row].tokens.len() < requests[row].max_new_tokens
+        };
+        let (mut running, mut caches) = (Vec::new(), Vec::new());
+        for (row, request) in requests.iter().enumerate() {
+            if request.max_new_tokens == 0 || request.prompt.is_empty() {
+                continue;
+            }
+            // Prompts are long enough to use the processor well alone.
+            let mut cache = KeyValueCache::default();
+            let logits = self.read(request.prompt, &mut cache)?;
+            generations[row].prompt_computed = request.prompt.len();
+            let next = (row, next_token(&logits, request.sampling, 0)?);
+            if take(next, &mut generations) {
+                running.push(next);
+                caches.push(cache);
+            }
+        }
+        let mut cache = RowsCache::join(caches);
+        while !running.is_empty() {
+            let logits = self.read_rows(&running, &mut cache)?;
+            let next = chosen(&logits, &running, requests, &generations)?;
+            let going: Vec<usize> = (0..next.len()).filter(|&n| take(next[n], &mut generations)).collect();
+            if !going.is_empty() && going.len() < running.len() {
+                cache.keep(&going);
+            }
+            running = going.into_iter().map(|n| next[n]).collect();
+        }
+        Ok(generations)
+    }
+
+    /// How many of the first requests are well carried out together: at most eight, and no more
+    /// than have room for their keys and values in 192 MiB or, in a model of more than 3 billion
+    /// parameters, in a byte for 16 of them. At least one, if there is one.
+    pub fn rows_at_once(&self, requests: &[RowRequest<'_>]) -> usize {
+        let config = &self.config;
+        let of_token = 2 * config.layers.len() * config.key_value_heads * config.head_dim;
+        let of_token = of_token * self.placement().compute().bytes();
+        let parameters: usize = expected_tensors(config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        let most = CACHE_BYTES.max(parameters / PARAMETERS_OF_A_BYTE);
+        let mut longest = 0;
+        let fits = |(n, request): (usize, &RowRequest<'_>)| {
+            // All rows get the room of the longest.
+            longest = longest.max(request.prompt.len().saturating_add(request.max_new_tokens).min(most));
+            room(longest).saturating_mul((n + 1) * of_token) <= most
+        };
+        let fitting = requests.iter().take(ROWS).enumerate().map(fits).take_while(|fits| *fits).count();
+        fitting.max(1).min(requests.len())
+    }
+
+    /// Logits [rows, v] after the next token of each row, which is added to the cache.
+    fn read_rows(&self, running: &[Running], cache: &mut RowsCache) -> Result<Vec<f32>, ModelError> {
+        let tokens: Vec<u32> = running.iter().map(|&(_, token)| token).collect();
+        let positions: Vec<u32> = cache.lengths().iter().map(|&length| length as u32).collect();
+        let segments = Segments::next_tokens(cache.next_keys());
+        cache.read(|layers| self.next_logits(&tokens, &positions, segments, layers, tokens.len()))
+    }
+}
+
+/// The next token of each row, from the logits [rows, v].
+fn chosen(
+    logits: &[f32],
+    running: &[Running],
+    requests: &[RowRequest<'_>],
+    generations: &[Generation],
+) -> Result<Vec<Running>, ModelError> {
+    let of_row = |(logits, &(row, _)): (&[f32], &Running)| {
+        next_token(logits, requests[row].sampling, generations[row].tokens.len()).map(|token| (row, token))
+    };
+    logits.par_chunks(logits.len() / running.len()).zip(running).map(of_row).collect()
+}

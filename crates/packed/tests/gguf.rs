@@ -1,0 +1,88 @@
+//! Blocks of GGUF files against gguf-py (`scripts/make_gguf_blocks_golden.py`).
+
+use std::path::PathBuf;
+
+use finetune_packed::gguf::{BlockType, from_blocks};
+use finetune_store::TensorFile;
+
+const TYPES: [(&str, BlockType); 10] = [
+    ("Q4_0", BlockType::Q4_0),
+    ("Q4_1", BlockType::Q4_1),
+    ("Q5_0", BlockType::Q5_0),
+    ("Q5_1", BlockType::Q5_1),
+    ("Q8_0", BlockType::Q8_0),
+    ("Q2_K", BlockType::Q2K),
+    ("Q3_K", BlockType::Q3K),
+    ("Q4_K", BlockType::Q4K),
+    ("Q5_K", BlockType::Q5K),
+    ("Q6_K", BlockType::Q6K),
+];
+
+fn golden() -> TensorFile {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/gguf/blocks.safetensors");
+    TensorFile::open(&path).expect("blocks of gguf-py")
+}
+
+/// The shape, the blocks and the values of a type.
+fn of(golden: &TensorFile, name: &str) -> ([usize; 2], Vec<u8>, Vec<f32>) {
+    let view = golden.get(&format!("{name}.values")).expect("values");
+    let values = view.bytes().expect("bytes");
+    let values = values.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+    let blocks = golden.get(&format!("{name}.blocks")).expect("blocks").bytes().expect("bytes");
+    ([view.shape[0], view.shape[1]], blocks, values)
+}
+
+#[test]
+fn values_are_those_of_gguf_py_bit_for_bit() {
+    let golden = golden();
+    for (name, kind) in TYPES {
+        let (shape, blocks, values) = of(&golden, name);
+        let matrix = from_blocks(kind, shape, &blocks).expect(name);
+        assert_eq!(matrix.bytes(), kind.packed_bytes(shape), "{name}");
+        let places = (0..shape[0]).flat_map(|row| (0..shape[1]).map(move |column| (row, column)));
+        for ((row, column), value) in places.zip(&values) {
+            let found = matrix.value(row, column);
+            assert_eq!(found.to_bits(), value.to_bits(), "{name} [{row}, {column}]: {found:e} for {value:e}");
+        }
+    }
+}
+
+/// Bits an element in memory: those of the file, up to the factors of 6 bits that take a byte here.
+#[test]
+fn nothing_grows_much_in_memory() {
+    for (name, kind) in TYPES {
+        let [of_file, here] = [kind.bytes(), kind.packed_bytes([1, kind.elements()])];
+        let more = (here as f64 - of_file as f64) * 8.0 / kind.elements() as f64;
+        assert!((0.0..=0.5).contains(&more), "{name}: {more} bits an element more than the file's");
+    }
+}
+
+#[test]
+fn wrong_sizes_and_scales_are_refused() {
+    let golden = golden();
+    for (name, kind) in TYPES {
+        let ([rows, columns], blocks, _) = of(&golden, name);
+        for (shape, bytes) in [
+            ([rows, columns - 16], &blocks[..]),
+            ([rows + 1, columns], &blocks[..]),
+            ([rows, columns], &blocks[1..]),
+            ([usize::MAX, columns], &blocks[..]),
+        ] {
+            assert!(from_blocks(kind, shape, bytes).is_err(), "{name} {shape:?}");
+        }
+        for (number, shown) in [([0x00, 0x7c], "inf"), ([0x00, 0xfc], "-inf"), ([0x01, 0x7e], "NaN")] {
+            let mut damaged = blocks.clone();
+            let place = match kind {
+                BlockType::Q2K => 80,
+                BlockType::Q3K => 108,
+                BlockType::Q6K => 208,
+                _ => 0,
+            };
+            // The first block of the second row.
+            let place = columns / kind.elements() * kind.bytes() + place;
+            damaged[place..place + 2].copy_from_slice(&number);
+            let error = from_blocks(kind, [rows, columns], &damaged).expect_err(name).to_string();
+            assert!(error.ends_with(&format!("the scale of block 0 of row 1 is {shown}")), "{name}: {error}");
+        }
+    }
+}
