@@ -1,5 +1,5 @@
-//! Packed weights in the safetensors files of a Hugging Face directory: which format a weight is in,
-//! and its matrix.
+//! Packed weights in the safetensors files of a Hugging Face directory: the format of a weight, and
+//! its matrix.
 //!
 //! Owns: the layouts of the formats, one file each. A weight's format is told by the tensors beside
 //! it, since uploads mix formats; config.json may add what the tensors leave open, and must not
@@ -8,8 +8,8 @@
 //! Start reading at [`find`].
 //!
 //! Everything is read as if an attacker had written it. The header of the file has been checked by
-//! `finetune-store`, so a tensor has the bytes that its shape says. All shapes are compared with the
-//! model's before memory is taken. What is taken is at most four times the bytes of the tensors.
+//! `finetune-store`, so a tensor has the bytes that its shape says. All shapes are compared with
+//! the model's before memory is taken. What is taken is at most four times the bytes of the tensors.
 
 mod bitsandbytes;
 mod compressed;

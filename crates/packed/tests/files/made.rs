@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use finetune_packed::PackedError;
 use finetune_packed::files::{self, PackedConfig};
-use finetune_store::{Dtype, TensorSet, encode_tensors};
+use finetune_packed::{PackedError, PackedMatrix};
+use finetune_store::{Dtype, TensorSet, TensorSpec, encode_tensors};
 use serde_json::{Map, Value};
 
 /// A change of a model's files. Names are those of tensors.
@@ -25,9 +25,12 @@ pub(crate) enum Change {
     Config(&'static str),
 }
 
+/// Name, dtype, shape and bytes.
+type Tensor = (String, Dtype, Vec<usize>, Cow<'static, [u8]>);
+
 /// The tensors and the configuration of a model.
 pub(crate) struct Files {
-    tensors: Vec<(String, Dtype, Vec<usize>, Cow<'static, [u8]>)>,
+    tensors: Vec<Tensor>,
     config: Map<String, Value>,
 }
 
@@ -44,6 +47,23 @@ pub(crate) fn object(text: &str) -> Map<String, Value> {
 }
 
 impl Files {
+    pub(crate) fn new(specs: Vec<TensorSpec>, bytes: Vec<Vec<u8>>, config: Map<String, Value>) -> Files {
+        let tensor = |(spec, bytes): (TensorSpec, Vec<u8>)| (spec.name, spec.dtype, spec.shape, Cow::Owned(bytes));
+        Files { tensors: specs.into_iter().zip(bytes).map(tensor).collect(), config }
+    }
+
+    /// Names, dtypes and shapes.
+    pub(crate) fn tensors(&self) -> Vec<(String, Dtype, Vec<usize>)> {
+        self.tensors.iter().map(|(name, dtype, shape, _)| (name.clone(), *dtype, shape.clone())).collect()
+    }
+
+    /// The same with another dtype and shape of one tensor. Bytes are cut off, or `fill` added.
+    pub(crate) fn cast(&mut self, name: &str, dtype: Dtype, shape: &[usize], fill: u8) {
+        let tensor = self.tensor(name);
+        (tensor.1, tensor.2) = (dtype, shape.to_vec());
+        tensor.3.to_mut().resize(shape.iter().product::<usize>() * dtype.size(), fill);
+    }
+
     pub(crate) fn of(directory: &Path) -> Files {
         let set = TensorSet::open_model(directory).expect("a golden");
         let tensor = |name: &str| {
@@ -66,9 +86,7 @@ impl Files {
                 if !self.tensors.iter().any(|(own, ..)| own == name) {
                     self.tensors.push((name.to_owned(), dtype, Vec::new(), Cow::default()));
                 }
-                let tensor = self.tensor(name);
-                (tensor.1, tensor.2) = (dtype, shape.to_vec());
-                tensor.3.to_mut().resize(shape.iter().product::<usize>() * dtype.size(), 0);
+                self.cast(name, dtype, shape, 0);
             }
             Change::Bytes(name, start, bytes) => {
                 self.tensor(name).3.to_mut()[start..start + bytes.len()].copy_from_slice(bytes);
@@ -83,7 +101,7 @@ impl Files {
         }
     }
 
-    fn tensor(&mut self, name: &str) -> &mut (String, Dtype, Vec<usize>, Cow<'static, [u8]>) {
+    fn tensor(&mut self, name: &str) -> &mut Tensor {
         self.tensors.iter_mut().find(|(own, ..)| own == name).unwrap_or_else(|| panic!("no tensor {name}"))
     }
 
@@ -91,19 +109,21 @@ impl Files {
     pub(crate) fn error(&self, weight: &str, shape: [usize; 2]) -> PackedError {
         match self.read(weight, shape) {
             Err(error) => error,
-            Ok(found) => panic!("{weight} was {}", if found { "read" } else { "not found" }),
+            Ok(Some(_)) => panic!("{weight} was read"),
+            Ok(None) => panic!("{weight} was not found"),
         }
     }
 
-    /// Whether a weight is found. It is read then.
-    pub(crate) fn read(&self, weight: &str, shape: [usize; 2]) -> Result<bool, PackedError> {
+    /// A weight in them, and the words for its format.
+    pub(crate) fn read(&self, weight: &str, shape: [usize; 2]) -> Result<Option<(String, PackedMatrix)>, PackedError> {
         let directory = tempfile::tempdir().expect("a directory");
         let bytes = encode_tensors(&self.tensors, &BTreeMap::new()).expect("a safetensors file");
         fs::write(directory.path().join("model.safetensors"), bytes).expect("a file");
         let set = TensorSet::open_model(directory.path()).expect("a model");
         let config = PackedConfig::parse(&self.config, &directory.path().join("config.json"))?;
-        let Some(found) = files::find(&set, &config, weight, shape)? else { return Ok(false) };
-        found.read()?;
-        Ok(true)
+        let Some(found) = files::find(&set, &config, weight, shape)? else { return Ok(None) };
+        let matrix = found.read()?;
+        assert_eq!(found.memory(), matrix.bytes() as u64, "the memory of {weight}");
+        Ok(Some((found.format().to_string(), matrix)))
     }
 }
