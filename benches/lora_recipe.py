@@ -1,5 +1,5 @@
 """The step of lora_step.py and ranks.py: the recipe for finetune, and the rows."""
-import json, pathlib, struct, sys
+import json, pathlib, random, struct, sys
 
 TARGETS = {
     "qv": '["q_proj", "v_proj"]',
@@ -38,9 +38,22 @@ every = 0
     return recipe
 
 
-def tokens_file(models, directory):
-    """64 rows of 257 tokens, from the matrix that a peer's script makes when it first runs."""
+def make_tokens(path, vocabulary=8192):
+    """Random tokens in the form that the peers' scripts read."""
+    header = "{'descr': '<i4', 'fortran_order': False, 'shape': (64, 257), }"
+    header += " " * (-(10 + len(header) + 1) % 64) + "\n"
+    draw = random.Random(0)
+    numbers = struct.pack(f"<{64 * 257}i", *(draw.randrange(vocabulary) for _ in range(64 * 257)))
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + numbers)
+
+
+def tokens_file(models, directory, make=False):
+    """64 rows of 257 tokens, from the matrix that a peer's script makes when it first runs. With `make`, random ones if it
+    is not there.
+    """
     path = pathlib.Path(models, "tokens-257.npy")
+    if make and not path.exists():
+        make_tokens(path)
     if not path.exists():
         sys.exit(f"{path} is missing: run a peer's script once, it makes the file")
     data = path.read_bytes()

@@ -256,7 +256,7 @@ def write_compressed_int4(base, output, group=32):
         groups = matrix.reshape(rows, -1, group)
         scales = torch.from_numpy(np.abs(groups).max(-1) / np.float32(7.5)).bfloat16()
         wide = scales.float().numpy()[..., None]
-        codes = np.clip(np.rint(groups / wide), -8, 7)
+        codes = np.clip(np.rint(groups / wide), -8, 7).astype(np.int32)  # which has no -0
         parts = {
             f"{stem}.weight_packed": nibbles((codes + 8).reshape(rows, columns)),
             f"{stem}.weight_scale": scales,

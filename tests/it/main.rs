@@ -31,6 +31,7 @@ mod new_tokens;
 mod packed;
 mod program;
 mod promises;
+mod quantized;
 mod random;
 mod rdma;
 mod recipes;

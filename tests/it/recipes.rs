@@ -1,6 +1,8 @@
 //! The recipes, rows and hostfiles that the repository ships for real models are of the kind that
 //! the program reads. Their figures are tested in `crates/trainer/src/memory/shipped.rs`.
 
+use std::path::Path;
+
 use finetune_rendezvous::Hostfile;
 
 use crate::folder::repository;
@@ -9,7 +11,8 @@ use crate::program::{finetune, run};
 #[test]
 fn recipes_of_real_models_name_their_schema_and_run_from_here() {
     let mut recipes = 0;
-    for entry in std::fs::read_dir(repository().join("recipes/models")).expect("recipes") {
+    let folders = ["models", "packed"].map(|name| repository().join("recipes").join(name));
+    for entry in folders.iter().flat_map(|folder| std::fs::read_dir(folder).expect("recipes")) {
         let path = entry.expect("an entry").path();
         if path.extension().is_none_or(|extension| extension != "toml") {
             continue;
@@ -20,10 +23,11 @@ fn recipes_of_real_models_name_their_schema_and_run_from_here() {
         let recipe = finetune_recipe::Recipe::load(&path, &[], None).unwrap_or_else(|error| panic!("{error}"));
         assert!(recipe.data.train.iter().all(|file| file.is_file()), "{}: rows are missing", path.display());
         let name = path.file_stem().expect("a name").to_string_lossy();
-        assert!(text.contains(&format!("recipes/models/{name}.toml")), "{name}: its comment names another file");
+        let folder = path.parent().and_then(Path::file_name).expect("a folder").to_string_lossy();
+        assert!(text.contains(&format!("recipes/{folder}/{name}.toml")), "{name}: its comment names another file");
         assert!(recipe.output_dir.ends_with(format!("runs/{name}")), "{}", recipe.output_dir.display());
     }
-    assert!(recipes > 11);
+    assert!(recipes > 16);
 }
 
 /// `datasets/examples` has a file for each format, which `auto` recognizes too.

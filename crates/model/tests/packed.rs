@@ -1,5 +1,6 @@
 //! Packed bases against the programs that packed them (`scripts/make_packed_goldens.py` made the
-//! files), and against the same bases decoded beforehand. Bounds are those of `goldens.rs`.
+//! files), and against the same bases decoded beforehand. Bounds are those of `goldens.rs`. Single
+//! values are compared in `finetune-packed`.
 //!
 //! The reference decoded the weights to f32 and computed in f32. That is what the CPU does. Bits are
 //! compared on the CPU only: a GPU decodes to the type that it computes in.
@@ -162,35 +163,6 @@ fn gradients(model: &mut Model, batch: &Batch, checkpointing: bool) -> (f64, Vec
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
-
-/// FNV-1a of 64 bits, as the script computes it.
-fn fnv(values: &[f32]) -> String {
-    let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    let hash = values.iter().flat_map(|value| value.to_le_bytes()).fold(0xcbf2_9ce4_8422_2325, mix);
-    format!("{hash:016x}")
-}
-
-/// Every value of every matrix has the bits that the reference decodes, whichever way it is decoded
-/// here.
-fn values_are_the_references(name: &'static str) {
-    let case = Case::load(name);
-    for (matrix_name, matrix) in case.matrices() {
-        let ([rows, columns], all) = (matrix.shape, values(&matrix));
-        let ends = [&all[..columns], &all[(rows - 1) * columns..]].concat();
-        let want = floats(&case.tensors, &format!("ends.{matrix_name}"));
-        assert!(ends == want, "{name} {matrix_name}: {ends:?} against {want:?}");
-        let hash = case.golden["packed"][&matrix_name]["fnv"].as_str().expect("a hash");
-        assert_eq!(fnv(&all), hash, "{name} {matrix_name}: first and last row agree, others do not");
-        let mut row = vec![0.0; columns];
-        for (n, want) in all.chunks_exact(columns).enumerate() {
-            matrix.decode_row(n, 0..columns, &mut row);
-            assert!(bits(&row) == bits(want), "{name} {matrix_name}: row {n} decoded as one");
-        }
-    }
-}
-
-of_each_case!(values_are_the_references: nf4 nf4_double fp4 int8 mlx4 mlx8 mlx3 mlx_mixed mxfp4 fp8_blocks fp8_channels
-    compressed_int4 gptq gptq_act_order awq);
 
 fn logits_loss_and_every_gradient(name: &'static str) {
     let case = Case::load(name);

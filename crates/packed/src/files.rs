@@ -1,5 +1,5 @@
-//! Packed weights in the safetensors files of a Hugging Face directory: which format a weight is in,
-//! and its matrix.
+//! Packed weights in the safetensors files of a Hugging Face directory: the format of a weight, and
+//! its matrix.
 //!
 //! Owns: the layouts of the formats, one file each. A weight's format is told by the tensors beside
 //! it, since uploads mix formats; config.json may add what the tensors leave open, and must not
@@ -8,8 +8,8 @@
 //! Start reading at [`find`].
 //!
 //! Everything is read as if an attacker had written it. The header of the file has been checked by
-//! `finetune-store`, so a tensor has the bytes that its shape says. All shapes are compared with the
-//! model's before memory is taken. What is taken is at most four times the bytes of the tensors.
+//! `finetune-store`, so a tensor has the bytes that its shape says. All shapes are compared with
+//! the model's before memory is taken. What is taken is at most four times the bytes of the tensors.
 
 mod bitsandbytes;
 mod compressed;
@@ -104,7 +104,8 @@ impl PackedTensor<'_> {
     /// [`PackedError::Malformed`] for scales that are no numbers and codes that mean none,
     /// [`PackedError::Store`] if a tensor cannot be read.
     pub fn read(&self) -> Result<PackedMatrix, PackedError> {
-        self.layout.read().map_err(|error| error.of(&self.weight, self.path.as_deref()))
+        let matrix = self.layout.read().and_then(|matrix| matrix.check().map(|()| matrix));
+        matrix.map_err(|error| error.of(&self.weight, self.path.as_deref()))
     }
 
     /// The names of all tensors of the file that are of this weight, in the order of the alphabet.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use finetune_model::processor::bf16_kernel;
 use finetune_model::{DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, Placement, gpus, scheme_named};
 use finetune_recipe::{DeviceChoice, DtypeChoice, Model};
 
@@ -64,6 +65,14 @@ impl DevicePlan {
     }
 
     fn cpu(dtype: DtypeChoice) -> DevicePlan {
+        if let (DtypeChoice::Bf16, Some(instructions)) = (dtype, bf16_kernel()) {
+            let notice = format!("model.dtype = bf16: products with the frozen base are in bf16 ({instructions})");
+            return DevicePlan {
+                placement: Placement::cpu_with_bf16_products(),
+                found: FoundDevice::cpu(),
+                notices: vec![notice],
+            };
+        }
         let held = match dtype {
             DtypeChoice::Auto => None,
             DtypeChoice::F32 => Some(FloatType::F32),
@@ -122,6 +131,7 @@ impl DevicePlan {
     pub(crate) fn describe(&self) -> String {
         let FoundDevice { name, kind, api, .. } = &self.found;
         match kind {
+            DeviceKind::Cpu if self.placement.has_bf16_products() => "CPU, products in bf16".to_owned(),
             DeviceKind::Cpu => "CPU, f32".to_owned(),
             kind => format!("{name} ({}, {api}), {}", kind.name(), self.placement.compute().name()),
         }
@@ -129,6 +139,9 @@ impl DevicePlan {
 
     /// "gpu, bf16": what fixes the bits of a run besides its recipe.
     pub(crate) fn compute(&self) -> String {
+        if self.placement.has_bf16_products() {
+            return "cpu, products in bf16".to_owned();
+        }
         let device = if self.placement.is_cpu() { "cpu" } else { "gpu" };
         format!("{device}, {}", self.placement.compute().name())
     }

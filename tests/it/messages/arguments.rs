@@ -100,7 +100,7 @@ fn things_that_are_something_else() {
         (vec!["run", "axolotl.yml"], "axolotl.yml is a YAML file, as axolotl has them; recipes are TOML here"),
         (vec!["validate", "train.jsonl"], "rows are named by `train` in [data] of a recipe"),
         (vec!["inspect", "model"], "model is a model directory: it is named by `path` in [model] of a recipe"),
-        (vec!["generate", "tiny.gguf"], "tiny.gguf is a GGUF model"),
+        (vec!["generate", "tiny.gguf"], "tiny.gguf"),
         (
             vec!["generate", "model/model.safetensors"],
             "is one file of model, a model directory: the directory is meant",

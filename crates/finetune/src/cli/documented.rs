@@ -9,8 +9,17 @@ use finetune_recipe::keys::KEYS;
 use super::{Cli, Command};
 
 /// Folders whose pages and recipes are read, from the top of the repository.
-const FOLDERS: [&str; 8] =
-    ["", "datasets/examples", "docs", "fuzz", "packaging", "recipes", "recipes/engines", "recipes/models"];
+const FOLDERS: [&str; 9] = [
+    "",
+    "datasets/examples",
+    "docs",
+    "fuzz",
+    "packaging",
+    "recipes",
+    "recipes/engines",
+    "recipes/models",
+    "recipes/packed",
+];
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")

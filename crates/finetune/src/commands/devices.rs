@@ -43,12 +43,13 @@ pub(crate) fn devices(arguments: &DevicesArguments) -> Result<ExitCode, Failure>
 
 /// What the products on the CPU are computed with.
 fn of_processor(sets: &[&str], f32_kernel: &str, bf16_kernel: Option<&str>) -> String {
-    let sets = if sets.is_empty() { "no instruction sets that make a difference".to_owned() } else { sets.join(", ") };
+    let found = if sets.is_empty() { "no instruction sets that make a difference".to_owned() } else { sets.join(", ") };
     let bf16 = match bf16_kernel {
         Some(kernel) => format!("bf16 by {kernel} (with model.dtype = \"bf16\")"),
+        None if sets.iter().any(|set| set.contains("BF16")) => "none in bf16, which is no faster here".to_owned(),
         None => "none in bf16".to_owned(),
     };
-    format!("CPU: {sets}; products: f32 by {f32_kernel}, {bf16}")
+    format!("CPU: {found}; products: f32 by {f32_kernel}, {bf16}")
 }
 
 /// For a table that fits a terminal of 80 columns.
@@ -101,6 +102,12 @@ mod tests {
                 "AVX-512",
                 Some("AVX512-BF16"),
                 "CPU: AVX2, FMA, AVX-512, AVX512-BF16; products: f32 by AVX-512, bf16 by AVX512-BF16 (with model.dtype = \"bf16\")",
+            ),
+            (
+                &["AVX-512", "AVX512-BF16"],
+                "AVX-512",
+                None,
+                "CPU: AVX-512, AVX512-BF16; products: f32 by AVX-512, none in bf16, which is no faster here",
             ),
             (&["NEON"], "NEON", None, "CPU: NEON; products: f32 by NEON, none in bf16"),
         ] {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use finetune_model::adapter::Adapter;
 use finetune_model::merge::{Comparison, MergedForm, SHARD_BYTES, compare, left_out, write_merged};
-use finetune_model::{FloatType, Model, ModelConfig, Placement, Scheme};
+use finetune_model::{FloatType, ModelConfig, ModelError, Placement, Scheme};
 use finetune_store::{RealDisk, Staging, manifest_of, refuse_links_out};
 use finetune_trainer::stored_type;
 use serde_json::json;
@@ -209,11 +209,16 @@ fn merged(
     show.finish();
     let merged = written?;
     show.start("comparing", 0);
-    let verdict = match form.quantize {
-        // Few bits move the answers. How much of the training is left says more than how far.
-        Some(scheme) => Model::check(staging.directory()).map(|_| survival(merged.kept, scheme)),
-        None => compare(base, &adapter, staging.directory(), &Placement::cpu(None))
-            .map(|comparison| verdict(&comparison, form.dtype.unwrap_or_else(|| stored_type(base)))),
+    let compared = compare(base, &adapter, staging.directory(), &Placement::cpu(None));
+    let stored = form.dtype.unwrap_or_else(|| stored_type(base));
+    let verdict = match (form.quantize, compared) {
+        (Some(scheme), Ok(found)) => Ok(survival(merged.kept, scheme) + &agreement(&found)),
+        // Few bits may move answers far. That is what was asked for, and it is said.
+        (Some(scheme), Err(ModelError::Merge { what })) => {
+            Ok(format!("{}\nwarning: {what}", survival(merged.kept, scheme)))
+        }
+        (None, Ok(found)) => Ok(verdict(&found, stored)),
+        (_, Err(error)) => Err(error),
     };
     show.finish();
     let verdict = verdict?;
@@ -245,6 +250,12 @@ fn survival(kept: Option<f64>, scheme: Scheme) -> String {
         return format!("warning: {survives}; keep the adapter, or export without --quantize");
     }
     survives
+}
+
+/// How near the answers of packed weights are to those of base and adapter, in words.
+fn agreement(comparison: &Comparison) -> String {
+    let Comparison { agreeing, positions, .. } = comparison;
+    format!("\nthe most likely token is that of base and adapter at {agreeing} of {positions} probe tokens")
 }
 
 /// The result of comparing the merged model with base and adapter, in words.

@@ -12,7 +12,7 @@ use finetune_launch::copy::BundleFile;
 use finetune_launch::reach::Answer;
 use finetune_recipe::Recipe;
 use finetune_rendezvous::identity;
-use finetune_store::{MANIFEST_NAME, RealDisk, numbered};
+use finetune_store::{Holding, MANIFEST_NAME, RealDisk, numbered, recognize};
 use finetune_trainer::numbers::counted;
 use finetune_trainer::{CHECKPOINTS, COPIES, model_directory};
 use serde::{Deserialize, Serialize};
@@ -174,9 +174,9 @@ fn files(recipe: &Recipe, progress: &mut dyn FnMut(u64)) -> Vec<(String, String)
     let mut files = Vec::new();
     match model_directory(recipe) {
         // The weights are compared by the ranks themselves, which have to read them anyway.
-        Ok(file) if file.is_file() => {
-            let bytes = file.metadata().map_or_else(|_| String::new(), |found| format!("{} bytes", found.len()));
-            files.push(("file of model.path".to_owned(), bytes));
+        Ok(model) if recognize(&model) == Holding::Gguf => {
+            let bytes = gguf_bytes(&model).map_or_else(String::new, |bytes| format!("{bytes} bytes"));
+            files.push(("GGUF file of model.path".to_owned(), bytes));
         }
         Ok(directory) => files.push(("config.json of model.path".to_owned(), hash(&directory.join("config.json")))),
         Err(_) if hub_files::names_model(recipe) => {
@@ -199,6 +199,16 @@ fn files(recipe: &Recipe, progress: &mut dyn FnMut(u64)) -> Vec<(String, String)
         Err(error) => files.push((format!("data ({error})"), String::new())),
     }
     files
+}
+
+/// Bytes of a GGUF model: of a file, or of the files of a directory.
+fn gguf_bytes(model: &Path) -> Option<u64> {
+    if model.is_file() {
+        return Some(model.metadata().ok()?.len());
+    }
+    let paths = std::fs::read_dir(model).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let files = paths.filter(|path| path.extension().is_some_and(|ending| ending == "gguf"));
+    Some(files.filter_map(|path| path.metadata().ok()).map(|found| found.len()).sum())
 }
 
 /// Free bytes on the disk of the nearest folder above `path` that exists.

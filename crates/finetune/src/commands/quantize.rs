@@ -232,13 +232,17 @@ impl Report {
         text
     }
 
-    /// The names of the matrices that stayed, by the reason.
-    fn reasons(&self) -> BTreeMap<&str, Vec<&str>> {
-        let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    /// The names of the matrices that stayed, by the reason. Those of many layers are one name.
+    fn reasons(&self) -> BTreeMap<&str, Vec<String>> {
+        let mut reasons: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();
         for (name, why) in &self.kept {
-            reasons.entry(why).or_default().push(name.trim_end_matches(".weight"));
+            *reasons.entry(why).or_default().entry(part(name)).or_default() += 1;
         }
-        reasons
+        let named = |(name, count): (&str, usize)| match count {
+            1 => name.to_owned(),
+            count => format!("{name} of {count} layers"),
+        };
+        reasons.into_iter().map(|(why, names)| (why, names.into_iter().map(named).collect())).collect()
     }
 
     fn json(&self, output: &Path) -> String {
@@ -252,12 +256,19 @@ impl Report {
     }
 }
 
+/// A module's name, without its layer: `mlp.down_proj` of `model.layers.7.mlp.down_proj.weight`.
+fn part(name: &str) -> &str {
+    let module = name.trim_end_matches(".weight");
+    let in_layer = module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+    in_layer.map_or(module, |(_, part)| part)
+}
+
 /// Why a matrix stayed as it was.
 fn why(scheme: Scheme, name: &str, columns: usize) -> String {
     let of_vocabulary = name.contains("embed_tokens") || name.starts_with("lm_head");
     match group(scheme) {
         None if of_vocabulary => "bitsandbytes packs the linear layers between embedding and output layer".to_owned(),
-        Some(group) if columns % group != 0 => format!("its {columns} columns are no multiple of {group}"),
+        Some(group) if !columns.is_multiple_of(group) => format!("its {columns} columns are no multiple of {group}"),
         _ => "it is none of the matrices that this form packs".to_owned(),
     }
 }
@@ -279,23 +290,25 @@ mod tests {
         let before = sizes(&[
             ("model.embed_tokens.weight", Dtype::BF16, &[1024, 64]),
             ("model.layers.0.mlp.down_proj.weight", Dtype::BF16, &[64, 176]),
+            ("model.layers.1.mlp.down_proj.weight", Dtype::BF16, &[64, 176]),
             ("model.layers.0.mlp.up_proj.weight", Dtype::BF16, &[176, 64]),
             ("model.norm.weight", Dtype::BF16, &[64]),
         ]);
-        assert_eq!(before.packed(Scheme::Mlx4), (1024 * 64 + 2 * 176 * 64) * 9 / 16 + 128);
+        assert_eq!(before.packed(Scheme::Mlx4), (1024 * 64 + 3 * 176 * 64) * 9 / 16 + 128);
         let after = sizes(&[
             ("model.embed_tokens.biases", Dtype::BF16, &[1024, 1]),
             ("model.embed_tokens.scales", Dtype::BF16, &[1024, 1]),
             ("model.embed_tokens.weight", Dtype::U32, &[1024, 8]),
             ("model.layers.0.mlp.down_proj.weight", Dtype::BF16, &[64, 176]),
+            ("model.layers.1.mlp.down_proj.weight", Dtype::BF16, &[64, 176]),
             ("model.layers.0.mlp.up_proj.biases", Dtype::BF16, &[176, 1]),
             ("model.layers.0.mlp.up_proj.scales", Dtype::BF16, &[176, 1]),
             ("model.layers.0.mlp.up_proj.weight", Dtype::U32, &[176, 8]),
             ("model.norm.weight", Dtype::BF16, &[64]),
         ]);
         expect![[r#"
-            2 of 3 matrices in mlx4: 64.3 KiB instead of 172.1 KiB, 5.98 bits a weight
-            as they were: model.layers.0.mlp.down_proj: its 176 columns are no multiple of 64
+            2 of 4 matrices in mlx4: 86.3 KiB instead of 194.1 KiB, 7.11 bits a weight
+            as they were: mlp.down_proj of 2 layers: its 176 columns are no multiple of 64
             loads in    mlx-lm, and here: model.path, eval, generate, chat
         "#]]
         .assert_eq(&Report::new(Scheme::Mlx4, &before, &after).text());
@@ -303,6 +316,8 @@ mod tests {
             ("model.embed_tokens.weight", Dtype::BF16, &[1024, 64]),
             ("model.layers.0.mlp.down_proj.SCB", Dtype::F32, &[64]),
             ("model.layers.0.mlp.down_proj.weight", Dtype::I8, &[64, 176]),
+            ("model.layers.1.mlp.down_proj.SCB", Dtype::F32, &[64]),
+            ("model.layers.1.mlp.down_proj.weight", Dtype::I8, &[64, 176]),
             ("model.layers.0.mlp.up_proj.SCB", Dtype::F32, &[176]),
             ("model.layers.0.mlp.up_proj.weight", Dtype::I8, &[176, 64]),
             ("model.norm.weight", Dtype::BF16, &[64]),

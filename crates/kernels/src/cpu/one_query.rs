@@ -14,8 +14,9 @@ use super::simd;
 use crate::arguments::AttentionShape;
 use crate::segments::{Segment, Segments};
 
-/// Fewer multiplications than this, about 50 microseconds of them, are not worth another thread.
-const PARALLEL: usize = 1 << 19;
+/// Fewer multiplications than this, about 20 microseconds of them, are not worth another thread. The
+/// threads of the pool fall asleep after a longer pause than that, and waking them takes longer.
+const PARALLEL: usize = 1 << 17;
 
 /// Whether query n is the only one of row n.
 pub(super) fn fits(segments: &Segments, queries: usize) -> bool {

@@ -19,6 +19,7 @@ mod matrix;
 mod norm;
 mod packed;
 mod packed_kernels;
+mod packed_numbers;
 mod pointwise;
 mod product;
 mod reduce;

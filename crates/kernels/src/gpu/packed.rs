@@ -14,9 +14,8 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 use finetune_packed::{Decoder, Groups, NibbleOrder, Numbers, PackedMatrix, Rounding, Zeros};
 
-use super::packed_kernels::{
-    Form, Grid, Grouping, Meaning, NO_SHIFT, NumberKind, PackedArgument, decode_kernel, few_rows_kernel,
-};
+use super::packed_kernels::{Form, Grouping, Meaning, NO_SHIFT, PackedArgument, decode_kernel, few_rows_kernel};
+use super::packed_numbers::{Grid, NumberKind};
 use super::reduce::launch as launch_rows;
 use super::tensor::{buffer, each_row, element, elements_of, empty, upload_u32};
 use super::watch;
@@ -181,7 +180,7 @@ impl PackedBuffers {
 pub(super) fn buffers(weight: &PackedWeight) -> &PackedBuffers {
     match &*weight.held {
         Held::Gpu(buffers) => buffers,
-        Held::Host(_) => unreachable!("a matrix of the host is not multiplied with tensors of a GPU"),
+        Held::Host(_) | Held::Bf16(_) => unreachable!("a matrix of the host is not multiplied with tensors of a GPU"),
     }
 }
 

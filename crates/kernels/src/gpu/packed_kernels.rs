@@ -1,11 +1,8 @@
 //! Kernels over packed matrices: rows decoded into a tensor, and the product with a few rows.
 //!
-//! A value is computed in f32 by the operations of `PackedMatrix::value`, in its order. Numbers that
-//! are not f32 in memory (scales of 16 and 8 bits, the 16 bits of a dense weight) are taken apart as
-//! integers, so that no device needs their types. A value is rounded to 16 bits as an integer, too:
-//! what a conversion does in a shader is the driver's choice.
-//!
-//! What cannot be held to: devices may take f32 numbers below 2^-126 for zero.
+//! A value is computed in f32 by the operations of `PackedMatrix::value`, in its order
+//! ([`super::packed_numbers`] has the numbers). What cannot be held to: devices may take f32 numbers
+//! below 2^-126 for zero.
 
 #![allow(clippy::too_many_arguments, reason = "a kernel takes its buffers and sizes one by one")]
 #![allow(clippy::collapsible_if, reason = "what is known at compile time is asked on its own")]
@@ -14,21 +11,11 @@
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 
+use super::packed_numbers::{Grid, NumberKind, byte_of, f16_value, number_of, on_grid};
 use super::reduce::sum_of_units;
 
 /// The [`Form::group_shift`] of groups whose size is no power of two.
 pub(super) const NO_SHIFT: u32 = 32;
-
-/// The types of `finetune_packed::Numbers`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum NumberKind {
-    F32,
-    F16,
-    BF16,
-    E8M0,
-    E4M3,
-    Product,
-}
 
 /// What a code means: `finetune_packed::Decoder`, and the bits of a float.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,14 +33,6 @@ pub(super) enum Grouping {
     Blocks,
     Flat,
     OfColumns,
-}
-
-/// The numbers that a value is rounded to, to the nearest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Grid {
-    F32,
-    F16,
-    BF16,
 }
 
 /// What a kernel is compiled for.
@@ -169,95 +148,6 @@ fn rounded(product: f32, nothing: u32) -> f32 {
     f32::reinterpret(u32::reinterpret(product) ^ nothing)
 }
 
-/// Byte `n` of a list that begins at word `start`.
-#[cube]
-fn byte_of(tables: &[u32], start: usize, n: usize) -> u32 {
-    (tables[start + n / 4] >> ((n % 4) as u32 * 8u32)) & 0xffu32
-}
-
-/// The 16 bits of number `n` of a list that begins at word `start`.
-#[cube]
-fn half_of(tables: &[u32], start: usize, n: usize) -> u32 {
-    (tables[start + n / 2] >> ((n % 2) as u32 * 16u32)) & 0xffffu32
-}
-
-/// The value of the bits of an IEEE half.
-#[cube]
-fn f16_value(bits: u32) -> f32 {
-    let sign = (bits & 0x8000u32) << 16u32;
-    let exponent = (bits >> 10u32) & 0x1fu32;
-    let mantissa = bits & 0x3ffu32;
-    let mut size = ((exponent + 112u32) << 23u32) | (mantissa << 13u32);
-    if exponent == 0u32 {
-        // Subnormal: multiples of 2^-24.
-        size = u32::reinterpret(f32::cast_from(mantissa) * 5.960_464_5e-8f32);
-    }
-    if exponent == 31u32 {
-        size = 0x7f80_0000u32 | (mantissa << 13u32);
-    }
-    f32::reinterpret(sign | size)
-}
-
-/// The value of an E4M3 number. Files with its NaN are refused.
-#[cube]
-fn e4m3_value(bits: u32) -> f32 {
-    let sign = (bits & 0x80u32) << 24u32;
-    let exponent = (bits >> 3u32) & 0xfu32;
-    let mantissa = bits & 7u32;
-    let mut size = ((exponent + 120u32) << 23u32) | (mantissa << 20u32);
-    if exponent == 0u32 {
-        // Subnormal: multiples of 2^-9.
-        size = u32::reinterpret(f32::cast_from(mantissa) * 0.001_953_125f32);
-    }
-    f32::reinterpret(sign | size)
-}
-
-/// The value of an E8M0 number, 2^(bits - 127). Files with its NaN are refused.
-#[cube]
-fn e8m0_value(bits: u32) -> f32 {
-    let mut size = bits << 23u32;
-    if bits == 0u32 {
-        size = 0x0040_0000u32;
-    }
-    f32::reinterpret(size)
-}
-
-/// The value of a byte with a sign.
-#[cube]
-fn signed_value(byte: u32) -> f32 {
-    let mut value = f32::cast_from(byte);
-    if byte >= 128u32 {
-        value -= 256.0f32;
-    }
-    value
-}
-
-/// Number `n` of a list that begins at word `start`. For a product: `factors` is where its factors
-/// begin, of which `share` share a number.
-#[cube]
-fn number_of(
-    tables: &[u32],
-    start: usize,
-    factors: usize,
-    share: usize,
-    n: usize,
-    #[comptime] kind: NumberKind,
-) -> f32 {
-    if comptime!(kind == NumberKind::F32) {
-        f32::reinterpret(tables[start + n])
-    } else if comptime!(kind == NumberKind::F16) {
-        f16_value(half_of(tables, start, n))
-    } else if comptime!(kind == NumberKind::BF16) {
-        f32::reinterpret(half_of(tables, start, n) << 16u32)
-    } else if comptime!(kind == NumberKind::E8M0) {
-        e8m0_value(byte_of(tables, start, n))
-    } else if comptime!(kind == NumberKind::E4M3) {
-        e4m3_value(byte_of(tables, start, n))
-    } else {
-        f16_value(half_of(tables, start, n / share)) * signed_value(byte_of(tables, factors, n))
-    }
-}
-
 /// `n / size`, where size is 2^shift unless shift is [`NO_SHIFT`].
 #[cube]
 fn divided(n: usize, size: usize, #[comptime] shift: u32) -> usize {
@@ -309,44 +199,6 @@ fn code_of(words: &[u32], place: &PackedArgument, row: usize, column: usize, #[c
         }
     }
     code & comptime!(form.mask())
-}
-
-/// The nearest IEEE half, to even between two.
-#[cube]
-fn nearest_f16(value: f32) -> f32 {
-    let bits = u32::reinterpret(value);
-    let sign = bits & 0x8000_0000u32;
-    let size = bits & 0x7fff_ffffu32;
-    let mut nearest = (size + 0xfffu32 + ((size >> 13u32) & 1u32)) & 0xffff_e000u32;
-    if size < 0x3880_0000u32 {
-        // Below 2^-14: multiples of 2^-24, the last bit of numbers from 0.5 to 1.
-        let steps = u32::reinterpret(f32::reinterpret(size) + 0.5f32) - 0x3f00_0000u32;
-        nearest = u32::reinterpret(f32::cast_from(steps) * 5.960_464_5e-8f32);
-    }
-    if size >= 0x477f_f000u32 {
-        // From 65520 on: infinity.
-        nearest = 0x7f80_0000u32;
-    }
-    f32::reinterpret(sign | nearest)
-}
-
-/// The nearest bfloat16, to even between two.
-#[cube]
-fn nearest_bf16(value: f32) -> f32 {
-    let bits = u32::reinterpret(value);
-    f32::reinterpret((bits + 0x7fffu32 + ((bits >> 16u32) & 1u32)) & 0xffff_0000u32)
-}
-
-/// The nearest number of a grid.
-#[cube]
-fn on_grid(value: f32, #[comptime] grid: Grid) -> f32 {
-    if comptime!(grid == Grid::F16) {
-        nearest_f16(value)
-    } else if comptime!(grid == Grid::BF16) {
-        nearest_bf16(value)
-    } else {
-        value
-    }
 }
 
 /// The value of a code: `finetune_packed::PackedMatrix::value_of`, then rounded to `grid`.

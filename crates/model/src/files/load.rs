@@ -102,8 +102,16 @@ impl Loader<'_> {
             }
         };
         let tensor = files.tensor(self.config, &matrix.name, &matrix.shape)?;
+        let in_bf16 = self.placement.has_bf16_products();
         match tensor.packed()? {
-            Some(packed) => matrix.set_packed(PackedWeight::new(packed, &self.placement.device)),
+            Some(packed) => {
+                let weight = PackedWeight::new(packed, &self.placement.device);
+                matrix.set_packed(if in_bf16 { weight.with_bf16_products() } else { weight });
+            }
+            None if in_bf16 => {
+                let rounded = self.rounded_values(&tensor, &tensor.values()?, half::bf16::from_f32, "bf16")?;
+                matrix.set_packed(PackedWeight::bf16(rounded, matrix.shape));
+            }
             None => matrix.set(self.dense(&tensor, matrix.shape)?),
         }
         Ok(())
@@ -138,9 +146,21 @@ impl Loader<'_> {
         round: fn(f32) -> E,
         kind: &str,
     ) -> Result<Tensor<2>, ModelError> {
+        let rounded = self.rounded_values(tensor, values, round, kind)?;
+        Ok(Tensor::from_data(TensorData::new(rounded, shape), (&self.placement.device, E::dtype())))
+    }
+
+    /// As [`Loader::rounded`], in the memory of the host.
+    fn rounded_values<E: Element>(
+        &self,
+        tensor: &BaseTensor<'_>,
+        values: &[f32],
+        round: fn(f32) -> E,
+        kind: &str,
+    ) -> Result<Vec<E>, ModelError> {
         let rounded: Vec<E> = values.par_iter().map(|&value| round(value)).collect();
         match rounded.par_iter().position_first(|value| !value.elem::<f32>().is_finite()) {
-            None => Ok(Tensor::from_data(TensorData::new(rounded, shape), (&self.placement.device, E::dtype()))),
+            None => Ok(rounded),
             Some(element) => Err(ModelError::NotFinite {
                 path: tensor.path().to_owned(),
                 name: tensor.name.clone(),

@@ -1,8 +1,8 @@
 //! bitsandbytes: NF4 and FP4 with and without double quantization, and int8.
 //!
 //! ```text
-//! P.weight                      U8 [n / 2, 1]: the matrix as one line, the even element in the high
-//!                               half of a byte. Another storage type has the same bytes
+//! P.weight                      U8 [n / 2, 1]: the matrix as one line, the even element in the
+//!                               high half of a byte. Another storage type has the same bytes
 //! P.weight.quant_map            F32 [16]
 //! P.weight.absmax               F32 [n / blocksize], or U8 with double quantization
 //! P.weight.nested_absmax        F32 [blocks / nested_blocksize]

@@ -82,8 +82,8 @@ impl PackedConfig {
     /// Reads the two keys out of a model's config.json, which lies at `path`.
     ///
     /// # Errors
-    /// [`PackedError::Malformed`] for values of another type than their key has. A method that is not
-    /// read is no error before a weight is packed by it.
+    /// [`PackedError::Malformed`] for values of another type than their key has. A method that is
+    /// not read is no error before a weight is packed by it.
     pub fn parse(config: &Map<String, Value>, path: &Path) -> Result<PackedConfig, PackedError> {
         let object = |key: &'static str| match config.get(key) {
             None | Some(Value::Null) => Ok(None),
@@ -130,14 +130,14 @@ impl PackedConfig {
         })
     }
 
-    /// What MLX's part says of this very module. What it says of all modules may be wrong for one of
-    /// them (`infer_quant_config` of mlx-lm), so the tensors count there.
+    /// What MLX's part says of this very module. What it says of all modules may be wrong for one
+    /// of them (`infer_quant_config` of mlx-lm), so the tensors count there.
     pub(super) fn mlx_of(&self, module: &str) -> Option<&MlxForm> {
         self.mlx.as_ref()?.modules.get(module)?.as_ref()
     }
 
-    /// Whether compressed-tensors' part has weights of so many bits, in groups of this size if one is
-    /// given. So it is if that part is not there.
+    /// Whether compressed-tensors' part has weights of so many bits, in groups of this size if one
+    /// is given. True as well if that part is not there.
     pub(super) fn has_scheme(&self, bits: usize, group: Option<usize>) -> bool {
         let fits = |said: Option<usize>, found: usize| said.is_none_or(|said| said == found);
         self.schemes().is_empty()
@@ -234,7 +234,7 @@ impl Method {
             "awq" => awq(keys)?,
             "auto-round" => match keys.text("packing_format")?.unwrap_or_default() {
                 packing if packing.contains("awq") => awq(keys)?,
-                packing if packing.contains("gptq") => Gptq::parse(keys)?,
+                packing if packing.contains("auto_gptq") => Gptq::parse(keys)?,
                 packing => {
                     Method::Foreign(foreign::named(&format!("auto-round in the packing {}", foreign::short(packing))))
                 }

@@ -1,7 +1,7 @@
 //! Floats of 4 bits, E2M1: MXFP4 and NVFP4 of MLX, compressed-tensors, gpt-oss and NVIDIA's Model
 //! Optimizer.
 //!
-//! All have two codes a byte, the first in the low half, and a scale for 32 or 16 elements of a row:
+//! All have two codes a byte, the first in the low half. 32 or 16 elements of a row share a scale:
 //!
 //! ```text
 //! codes                              scales                             scale of the whole tensor

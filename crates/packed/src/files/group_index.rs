@@ -25,7 +25,7 @@ pub(super) enum Unset {
 }
 
 impl GroupIndex {
-    /// Reads the index of `columns` columns in `count` groups, which is ordinary if column `j` is in
+    /// Reads the index of `columns` columns in `count` groups. It is ordinary if column `j` is in
     /// group `j / size`.
     pub(super) fn read(
         tensor: &TensorView<'_>,

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! P.weight  F8_E4M3 [o, i] or I8 [o, i]
-//! P.weight_scale_inv or P.weight_scale   F32, F16, BF16 or F8_E8M0: [], [1], [o, 1], [o, i / group]
+//! P.weight_scale_inv or P.weight_scale   F32, F16, BF16, F8_E8M0: [], [1], [o, 1], [o, i / group]
 //!                                        or [o / 128, i / 128], where blocks at the edges are cut
 //!                                        U8, E8M0: [o, i / 32]
 //! P.weight_zero_point                    I8, as the scales, for I8 only
@@ -81,7 +81,7 @@ pub(super) fn find<'a>(module: &Module<'a>, config: &PackedConfig) -> Result<Fou
     Ok(found(module, codes, scales, arrangement, Kind::Float, Format::Fp8 { scales: arrangement }))
 }
 
-/// E4M3 codes of any dtype with E8M0 scales for 32 elements of a row, of MLX and compressed-tensors.
+/// E4M3 codes of any dtype, and E8M0 scales for 32 elements of a row: MLX, compressed-tensors.
 pub(super) fn find_mxfp8<'a>(
     module: &Module<'a>,
     codes: TensorView<'a>,

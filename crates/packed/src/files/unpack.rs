@@ -6,7 +6,8 @@ use rayon::prelude::*;
 
 use crate::{Codes, NibbleOrder};
 
-/// Elements of a side of the squares that are transposed at a time: of 4 bytes, a line of the cache.
+/// Elements of a side of the squares that are transposed at a time: 64 bytes of words, a line of the
+/// cache.
 const SQUARE: usize = 16;
 
 /// The transpose of `[rows, columns]` elements of `N` bytes each: `[columns, rows]`.
@@ -78,4 +79,41 @@ pub(super) fn awq_zeros(zeros: &[u8], groups: usize) -> Vec<u8> {
         ordered[output * groups..][..groups].copy_from_slice(zeros);
     }
     ordered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that differ from their neighbours.
+    fn bytes(count: usize) -> Vec<u8> {
+        (0..count).map(|place| (place * 89 + place / 251) as u8).collect()
+    }
+
+    #[test]
+    fn a_transpose_has_each_element_at_its_place() {
+        for (rows, columns) in [(1, 1), (1, 40), (40, 1), (16, 16), (37, 53), (53, 37), (33, 16)] {
+            let source = bytes(4 * rows * columns);
+            let transposed = transpose::<4>(&source, rows, columns);
+            for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
+                let (from, to) = (4 * (row * columns + column), 4 * (column * rows + row));
+                assert_eq!(transposed[to..to + 4], source[from..from + 4], "{rows} x {columns} at {row}, {column}");
+            }
+        }
+    }
+
+    #[test]
+    fn awq_words_are_rows_of_codes() {
+        for (inputs, outputs) in [(1, 8), (33, 8), (64, 136), (7, 264)] {
+            let source = bytes(inputs * outputs / 2);
+            let codes =
+                Codes::new(awq_codes(&source, inputs, outputs), 4, 8 * inputs.div_ceil(2), NibbleOrder::LowFirst);
+            for (input, output) in (0..inputs).flat_map(|input| (0..outputs).map(move |output| (input, output))) {
+                let nibble = AWQ_ORDER.iter().position(|own| *own == output % 8).expect("one of eight");
+                let byte = source[4 * (input * outputs / 8 + output / 8) + nibble / 2];
+                let code = u32::from(byte >> (4 * (nibble % 2)) & 15);
+                assert_eq!(codes.code(output, input), code, "{inputs} x {outputs} at {input}, {output}");
+            }
+        }
+    }
 }

@@ -22,7 +22,7 @@ table! {
         ];
         /// number type of the frozen base and of the compute; `auto`: that of the model's file, and
         /// f32 for the compute of a CPU; `bf16` on a CPU: products in bf16 with f32 sums if the
-        /// processor has instructions for them; adapter and optimizer state stay f32
+        /// processor is faster at them; adapter and optimizer state stay f32
         dtype: DtypeChoice = word::<DtypeChoice>(), default(DtypeChoice::Auto), Digest, [
             "bf16" => r#"write dtype = "bf16""#, "fp16" => r#"write dtype = "f16""#,
             "float16" => r#"write dtype = "f16""#, "bfloat16" => r#"write dtype = "bf16""#,

@@ -104,7 +104,7 @@ fn files_are_known_by_their_first_bytes() {
 fn directories_are_known_by_what_they_have() {
     let directory = tempfile::tempdir().unwrap();
     let manifest = "manifest.json";
-    let cases: [(&[&str], Holding); 17] = [
+    let cases: [(&[&str], Holding); 19] = [
         (&["config.json", "model.safetensors"], Holding::ModelDirectory),
         (&["config.json"], Holding::ModelDirectory),
         (&["pytorch_model.bin"], Holding::ModelDirectory),
