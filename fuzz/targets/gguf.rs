@@ -1,6 +1,8 @@
-//! A GGUF file: it is refused, or every tensor can be read and the header written again.
+//! A GGUF file: it is refused, or every tensor can be read and the header written again. Its
+//! tokenizer is refused, or it encodes a text.
 #![no_main]
 
+use finetune_dataset::ChatTokenizer;
 use finetune_gguf::{File, TensorType, header};
 use libfuzzer_sys::fuzz_target;
 
@@ -15,4 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = file.values(&tensor.name);
     }
     let _ = header(file.metadata(), file.tensors());
+    if let Ok(Some(tokenizer)) = ChatTokenizer::load_if_present(&path, None) {
+        let _ = tokenizer.encode("Hello, 1 é", true);
+    }
 });
