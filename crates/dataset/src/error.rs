@@ -209,6 +209,14 @@ pub enum DatasetError {
         /// What llama.cpp does not have.
         what: String,
     },
+    /// A GGUF file has no tokenizer that can be used here.
+    #[error("{}: {what}", path.display())]
+    GgufTokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with its tokenizer.
+        what: String,
+    },
     /// `data.date` is no day.
     #[error("data.date is {date:?}, not a day as YYYY-MM-DD")]
     BadDate {
@@ -385,6 +393,9 @@ impl Advice for DatasetError {
             Self::NotForLlamaCpp { .. } => {
                 &["--format merged writes a model directory, which newer converters of llama.cpp may read"]
             }
+            Self::GgufTokenizer { .. } => &[
+                "put tokenizer.json and tokenizer_config.json of the model's Hugging Face repository beside the GGUF file, in a directory with no other one, and name the directory",
+            ],
             Self::NoTokenizer => &["put the tokenizer.json of the model into its directory"],
             Self::Tokenizer { .. } => &[],
         };

@@ -19,7 +19,7 @@
 //!   `generation.rs`, `integers.rs` and `python*.rs` make minijinja behave as transformers' jinja2;
 //! - the tokenizer: `tokenizer.rs`, `text_source.rs` (from which files), `added_tokens.rs`,
 //!   `chunks.rs` (word by word), `exported_files.rs` (into which files), `llama_cpp.rs` (into
-//!   GGUF's words), `stream.rs` (tokens to text);
+//!   GGUF's words), `gguf_texts.rs` (out of them), `stream.rs` (tokens to text);
 //! - which tokens are trained on: `mask.rs`; the result: `token_row.rs`;
 //! - about all rows: `notes.rs`, `ends.rs`, `counts.rs`; what was read before: `row_cache.rs`.
 //!
@@ -47,6 +47,7 @@ mod failure;
 mod files;
 mod format_problem;
 mod generation;
+mod gguf_texts;
 pub mod guard;
 mod integers;
 mod json;

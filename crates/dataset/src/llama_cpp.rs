@@ -5,6 +5,7 @@
 //! tokenizer needs. Here the split itself decides, as tokenizer.json has it (`splits.rs`). So a
 //! tokenizer with other tokens and the same split is known too.
 
+pub(crate) mod read;
 mod splits;
 
 use std::collections::BTreeMap;

@@ -9,6 +9,7 @@ use finetune_store::Holding;
 use serde_json::Value;
 
 use crate::error::DatasetError;
+use crate::gguf_texts;
 
 /// The most bytes of a tokenizer.json. The largest published ones have 35 million.
 const LONGEST_TOKENIZER: u64 = 256 << 20;
@@ -24,7 +25,7 @@ const MOST_TEMPLATES: usize = 32;
 /// Where the tokenizer and the templates of a model come from.
 #[derive(Clone, Copy, Debug)]
 pub struct TextSource<'a> {
-    /// The model's directory.
+    /// The model's directory, or its GGUF file.
     pub model_dir: &'a Path,
     /// An adapter's or checkpoint's directory: its tokenizer files, template and
     /// generation_config.json come first.
@@ -50,7 +51,7 @@ impl<'a> TextSource<'a> {
     /// The directory that all of the tokenizer's files are taken from. Those of two directories
     /// must not be mixed.
     pub(crate) fn tokenizer_dir(&self) -> Option<&'a Path> {
-        self.directories().find(|directory| directory.join(TOKENIZER).is_file())
+        self.directories().find(|directory| gguf_texts::is_there(&directory.join(TOKENIZER)))
     }
 }
 
@@ -126,7 +127,7 @@ fn jinja_files(directory: &Path) -> Result<Vec<TemplateSource>, DatasetError> {
     let path = directory.join(TEMPLATE);
     match read_text(&path) {
         Ok(source) => found.push(template("default", source, path)),
-        Err(DatasetError::Unreadable { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+        Err(DatasetError::Unreadable { source, .. }) if is_missing(&source) => {}
         Err(error) => return Err(error),
     }
     let Ok(entries) = std::fs::read_dir(directory.join("additional_chat_templates")) else { return Ok(found) };
@@ -178,9 +179,14 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, DatasetError> {
 pub(crate) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, DatasetError> {
     match read(path, LONGEST_CONFIG) {
         Ok(bytes) => refuse_stand_in(path, &bytes).map(|()| Some(bytes)),
-        Err(DatasetError::Unreadable { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+        Err(DatasetError::Unreadable { source, .. }) if is_missing(&source) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Whether there is no such file. A model may be a file itself, in which none can lie.
+fn is_missing(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
 fn read_text(path: &Path) -> Result<String, DatasetError> {
@@ -191,6 +197,9 @@ fn read_text(path: &Path) -> Result<String, DatasetError> {
 }
 
 fn read(path: &Path, limit: u64) -> Result<Vec<u8>, DatasetError> {
+    if let Some(bytes) = gguf_texts::in_place_of(path)? {
+        return Ok(bytes);
+    }
     let unreadable = |source| DatasetError::Unreadable { path: path.to_owned(), source };
     let file = File::open(path).map_err(unreadable)?;
     let bytes = file.metadata().map_err(unreadable)?.len();

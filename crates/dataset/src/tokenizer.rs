@@ -14,6 +14,7 @@ use tokenizers::{PostProcessor, PostProcessorWrapper, Tokenizer};
 use crate::added_tokens::{TokenConfigs, add_new};
 use crate::chunks::Chunks;
 use crate::error::DatasetError;
+use crate::gguf_texts;
 use crate::guard::{self, Bounds, Foreign};
 use crate::template::{self, ChatTemplate, Rendered};
 use crate::text_source::{self, GENERATION_CONFIG, TOKENIZER, TextSource, read_json, read_tokenizer};
@@ -121,6 +122,7 @@ impl ChatTokenizer {
         let bounds = grown(LOADING, bytes.len(), LOADING_BYTES);
         let new_tokens = new_tokens.to_vec();
         let loaded = guard::watched(&foreign, bounds, move || Loaded::read(&bytes, &path, &configs, &new_tokens))??;
+        gguf_texts::check(directory, |id| loaded.tokenizer.id_to_token(id))?;
         let id_of = |name: &str| {
             let (_, text) = special_tokens.iter().find(|(known, _)| known == name)?;
             loaded.tokenizer.token_to_id(text)
@@ -160,7 +162,7 @@ impl ChatTokenizer {
     /// The error for a directory without tokenizer.json, which names what the directory has
     /// instead.
     pub fn missing(model_dir: &Path) -> DatasetError {
-        if model_dir.is_dir() {
+        if model_dir.exists() {
             let found = text_source::other_tokenizers(model_dir);
             return DatasetError::NoTokenizerFile { model_dir: model_dir.to_owned(), found };
         }

@@ -1,6 +1,8 @@
-//! Which of llama.cpp's built-in ways to split text a tokenizer.json means.
+//! Which of llama.cpp's built-in ways to split text a tokenizer.json means, and the reverse.
 
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use super::read::decoder_of_pieces;
 
 /// The patterns of tokenizer.json that llama.cpp knows (src/llama-vocab.cpp, `regex_exprs`), what
 /// it calls them, and whether it looks a whole word up before it merges (`ignore_merges`).
@@ -20,6 +22,79 @@ const PATTERNS: [(&str, bool, &str); 4] = [
 ];
 
 const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Other names of a way to split text.
+const SAME: [(&str, &str); 9] = [
+    ("llama3", "llama-bpe"),
+    ("llama-v3", "llama-bpe"),
+    ("dbrx", "smaug-bpe"),
+    ("deepseek-r1-qwen", "qwen2"),
+    ("starcoder", "smollm"),
+    ("refact", "smollm"),
+    ("command-r", "smollm"),
+    ("codeshell", "smollm"),
+    ("phi-2", "gpt-2"),
+];
+
+/// What llama.cpp does for `default`: each pattern cuts what those before it have left.
+const DEFAULT: [&str; 4] = [
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+];
+
+/// The parts of a tokenizer.json for one of llama.cpp's ways to split text.
+pub(super) struct Parts {
+    pub(super) normalizer: Value,
+    pub(super) pre_tokenizer: Value,
+    pub(super) decoder: Value,
+    /// Whether a whole word is looked up before it is merged (`ignore_merges`).
+    pub(super) looks_words_up: bool,
+    /// Whether a text begins with the `bos` token if the file does not say.
+    pub(super) begins_with_bos: bool,
+}
+
+/// The parts for `tokenizer.ggml.pre`. `None`: the way is not known here.
+pub(super) fn of_bytes(pre: &str) -> Option<Parts> {
+    let name = SAME.iter().find(|(other, _)| *other == pre).map_or(pre, |(_, name)| *name);
+    let byte_level = |by_words: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": by_words});
+    let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+    let sequence = |steps: Vec<Value>| json!({"type": "Sequence", "pretokenizers": steps});
+    let known = PATTERNS.iter().find(|(.., known)| *known == name);
+    let pre_tokenizer = match (name, known) {
+        (_, Some((pattern, ..))) => sequence(vec![split(pattern), byte_level(false)]),
+        ("gpt-2", None) => byte_level(true),
+        ("smollm", None) => sequence(vec![json!({"type": "Digits", "individual_digits": true}), byte_level(true)]),
+        ("default", None) => {
+            sequence(DEFAULT.iter().map(|pattern| split(pattern)).chain([byte_level(false)]).collect())
+        }
+        _ => return None,
+    };
+    let looks_words_up = known.is_some_and(|(_, whole, _)| *whole);
+    Some(Parts {
+        // llama.cpp composes no characters, and the tokenizers that Qwen's models were made with do.
+        normalizer: if name == "qwen2" { json!({"type": "NFC"}) } else { Value::Null },
+        pre_tokenizer,
+        decoder: byte_level(true),
+        looks_words_up,
+        begins_with_bos: looks_words_up,
+    })
+}
+
+/// The parts for SentencePiece's pieces.
+pub(super) fn of_pieces(begins_with_space: bool) -> Parts {
+    let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
+    let prepend = begins_with_space.then(|| json!({"type": "Prepend", "prepend": "\u{2581}"}));
+    let steps: Vec<Value> = prepend.into_iter().chain([replace]).collect();
+    Parts {
+        normalizer: json!({"type": "Sequence", "normalizers": steps}),
+        pre_tokenizer: Value::Null,
+        decoder: decoder_of_pieces(begins_with_space),
+        looks_words_up: false,
+        begins_with_bos: true,
+    }
+}
 
 /// How llama.cpp has to split text.
 #[derive(Debug, PartialEq, Eq)]
@@ -120,6 +195,19 @@ mod tests {
 
     use super::*;
 
+    /// A tokenizer.json that splits in this way.
+    fn back(split: &Split) -> Value {
+        let parts = match split.is_pieces {
+            true => of_pieces(split.begins_with_space),
+            false => of_bytes(split.pre).expect("a way that is written is read"),
+        };
+        json!({
+            "normalizer": parts.normalizer,
+            "pre_tokenizer": parts.pre_tokenizer,
+            "model": {"type": "BPE", "byte_fallback": split.is_pieces, "ignore_merges": parts.looks_words_up},
+        })
+    }
+
     /// (tokenizer.json, `pre` or part of the refusal)
     #[test]
     fn known_splits() {
@@ -160,7 +248,10 @@ mod tests {
         ] {
             let found = of(&tokenizer);
             match (found, want) {
-                (Ok(split), Ok(want)) => assert_eq!((split.pre, split.begins_with_space), want, "{what}"),
+                (Ok(split), Ok(want)) => {
+                    assert_eq!((split.pre, split.begins_with_space), want, "{what}");
+                    assert_eq!(of(&back(&split)), Ok(split), "{what}, there and back");
+                }
                 (Err(error), Err(part)) => assert!(error.contains(part), "{what}: {error}"),
                 (found, want) => panic!("{what}: {found:?}, expected {want:?}"),
             }
