@@ -57,17 +57,33 @@ pub(super) fn awq_codes(bytes: &[u8], inputs: usize, outputs: usize) -> Vec<u8> 
     // So many words are a line of the cache, of which nothing is read twice.
     codes.par_chunks_mut((SQUARE * 8 * row).max(1)).enumerate().for_each(|(strip, out)| {
         let first = strip * SQUARE;
-        for input in 0..inputs {
-            let shift = 4 * (input % 2);
+        for input in (0..inputs).step_by(8) {
             for (word, out) in out.chunks_mut(8 * row).enumerate() {
-                let word = u32::from_le_bytes(words[input * width + first + word]);
-                for (nibble, output) in AWQ_ORDER.into_iter().enumerate() {
-                    out[output * row + input / 2] |= ((word >> (4 * nibble) & 15) as u8) << shift;
+                let mut square = [0; 8];
+                let inputs = words[input * width..].iter().skip(first + word).step_by(width);
+                square.iter_mut().zip(inputs).for_each(|(square, word)| *square = u32::from_le_bytes(*word));
+                transpose_nibbles(&mut square);
+                for (codes, output) in square.into_iter().zip(AWQ_ORDER) {
+                    let end = row.min(input / 2 + 4);
+                    let place = &mut out[output * row..][input / 2..end];
+                    place.copy_from_slice(&codes.to_le_bytes()[..place.len()]);
                 }
             }
         }
     });
     codes
+}
+
+/// Nibble `j` of word `k` becomes nibble `k` of word `j`: squares of 1, 2 and 4 nibbles above and
+/// below the diagonal change places.
+fn transpose_nibbles(words: &mut [u32; 8]) {
+    for (size, mask) in [(4, 0x0000_ffff), (2, 0x00ff_00ff), (1, 0x0f0f_0f0f)] {
+        for word in (0..8).filter(|word| word & size == 0) {
+            let changed = (words[word] >> (4 * size) ^ words[word + size]) & mask;
+            words[word + size] ^= changed;
+            words[word] ^= changed << (4 * size);
+        }
+    }
 }
 
 /// AWQ's zero points [o, groups], a byte each, whose outputs are in the order of their nibbles, in
