@@ -12,6 +12,9 @@ use half::f16;
 
 const SHAPE: [usize; 2] = [256, 4096];
 
+/// Rows that are transposed.
+const PANEL: usize = 16;
+
 /// The best of so many times.
 const TIMES: usize = 40;
 
@@ -106,13 +109,13 @@ fn main() {
                     matrix.decode_row_with(set, row, 0..columns, std::hint::black_box(out));
                 }
             });
-            let some = out.len() / 64;
+            let some = out.len() / PANEL;
             let transposed = best(|| {
                 for (row, column) in
-                    (0..rows).step_by(64).flat_map(|row| (0..columns).step_by(some).map(move |c| (row, c)))
+                    (0..rows).step_by(PANEL).flat_map(|row| (0..columns).step_by(some).map(move |c| (row, c)))
                 {
                     let out = std::hint::black_box(&mut out);
-                    matrix.decode_transposed_with(set, row..row + 64, column..column + some, out);
+                    matrix.decode_transposed_with(set, row..row + PANEL, column..column + some, out);
                 }
             });
             println!("{name:16} {:9} {of_rows:8.3} {transposed:12.3}", format!("{set:?}"));

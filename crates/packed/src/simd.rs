@@ -274,14 +274,8 @@ mod x86 {
         };
         // What the compiler knows of shifts spares it a comparison.
         let shifts = _mm256_and_si256(shifts, _mm256_set1_epi32(31));
-        let factor = _mm256_set1_ps(piece.factor);
         for (group, bit, out) in piece.groups(out) {
-            let (scale, zero) = (_mm256_set1_ps(piece.scales[group]), _mm256_set1_ps(piece.zeros[group]));
-            let bias = _mm256_set1_ps(piece.biases[group]);
-            let [low, high] = [low, high].map(|factors| {
-                let values = _mm256_mul_ps(_mm256_mul_ps(_mm256_sub_ps(factors, zero), scale), factor);
-                round_avx2(piece.rounding, _mm256_add_ps(values, bias))
-            });
+            let (low, high) = (values_avx2(piece, group, low), values_avx2(piece, group, high));
             let [head, (bit, eights), tail] = in_pieces(bit, BITS, 8, out);
             let bytes = codes.bytes().get(bit / 8..).unwrap_or(&[]);
             for (bytes, out) in bytes.chunks_exact(BITS).zip(eights.as_chunks_mut::<8>().0) {
@@ -306,6 +300,16 @@ mod x86 {
                 look_up_some(codes, tail.0, &table, tail.1);
             }
         }
+    }
+
+    /// [`Piece::values`] of eight codes.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn values_avx2(piece: &Piece, group: usize, factors: __m256) -> __m256 {
+        let (scale, zero) = (_mm256_set1_ps(piece.scales[group]), _mm256_set1_ps(piece.zeros[group]));
+        let scaled = _mm256_mul_ps(_mm256_sub_ps(factors, zero), scale);
+        let values = _mm256_mul_ps(scaled, _mm256_set1_ps(piece.factor));
+        round_avx2(piece.rounding, _mm256_add_ps(values, _mm256_set1_ps(piece.biases[group])))
     }
 
     #[inline]

@@ -167,11 +167,15 @@ pub(crate) fn decode_each(form: &Each, codes: &[u8], out: &mut [f32]) {
     round(form.rounding, out);
 }
 
-/// [`e4m3`] without branches.
+/// [`e4m3`] without branches, and without subnormal numbers of f32, which processors take long for.
 #[inline(always)]
 fn e4m3_value(code: u8) -> f32 {
-    let (code, power) = (u32::from(code), f32::from_bits((127 + 120) << 23));
-    let magnitude = f32::from_bits((code & 0x7f) << 20) * power;
+    let code = u32::from(code);
+    // Exponent and mantissa in the places of f32; the bias goes from 7 to 127.
+    let places = (code & 0x7f) << 20;
+    let normal = f32::from_bits(places + (120 << 23));
+    let subnormal = f32::from_bits(places + (121 << 23)) - f32::from_bits(121 << 23);
+    let magnitude = if code & 0x78 == 0 { subnormal } else { normal };
     let value = f32::from_bits(magnitude.to_bits() | (code & 0x80) << 24);
     if code & 0x7f == 0x7f { f32::NAN } else { value }
 }
