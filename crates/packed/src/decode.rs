@@ -14,8 +14,8 @@ use crate::values::{Each, Meaning, Piece};
 /// Groups whose scales are read at a time, to a buffer on the stack.
 const GROUPS: usize = 64;
 
-/// Columns that are decoded before they are transposed. With [`ROWS`] rows they take 16 KiB.
-const COLUMNS: usize = 256;
+/// Columns that are decoded before they are transposed. With [`ROWS`] rows they take 32 KiB.
+const COLUMNS: usize = 512;
 
 /// Rows that are transposed at a time: a column of them is a cache line.
 const ROWS: usize = 16;

@@ -190,6 +190,16 @@ pub fn file_bytes(scheme: Scheme, matrix: &PackedMatrix) -> Vec<Vec<u8>> {
     }
 }
 
+/// How many of the rising `middles` are below each value: the number of the nearest of the values that
+/// they lie between.
+fn ranks(values: &[f32], middles: &[f32], ranks: &mut [u32]) {
+    for middle in middles {
+        for (rank, value) in ranks.iter_mut().zip(values) {
+            *rank += u32::from(value > middle);
+        }
+    }
+}
+
 /// Numbers as a file has them, little-endian.
 fn bytes_of(numbers: &Numbers) -> Vec<u8> {
     match numbers {

@@ -1,7 +1,7 @@
 //! Instruction sets, and what is written in their own instructions: looking values up, transposing.
 
 use crate::codes::{Codes, NibbleOrder};
-use crate::values::{Each, Piece, decode_each, decode_long};
+use crate::values::{CODES, Each, Meaning, Piece, decode_each, decode_long};
 
 /// What decoding is compiled for. All have the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +67,8 @@ impl InstructionSet {
 
     for_each_set! {
         fn decode(self, piece: &Piece, out: &mut [f32]) {
-            avx512: if piece.codes.bits() <= 4 { short_avx512(piece, out) } else { decode_long(piece, out) },
-            avx2: if piece.codes.bits() <= 4 { short_avx2(piece, out) } else { decode_long(piece, out) },
+            avx512: if piece.codes.bits() <= 4 { short_avx512(piece, out) } else { long_avx512(piece, out) },
+            avx2: if piece.codes.bits() <= 4 { short_avx2(piece, out) } else { long_avx2(piece, out) },
             baseline: if piece.codes.bits() <= 4 { short(piece, out) } else { decode_long(piece, out) },
         }
     }
@@ -180,7 +180,7 @@ fn look_up_eight(word: u32, shifts: &[i32; 8], values: &[f32; 16], out: &mut [f3
 }
 
 #[cfg(target_arch = "x86_64")]
-use x86::{short_avx2, short_avx512, transpose_avx2};
+use x86::{long_avx2, long_avx512, short_avx2, short_avx512, transpose_avx2};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -326,6 +326,84 @@ mod x86 {
                 let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
                 let rounded = _mm256_blendv_epi8(added, quiet, _mm256_castps_si256(is_nan));
                 _mm256_castsi256_ps(_mm256_and_si256(rounded, _mm256_set1_epi32(!0xffff)))
+            }
+        }
+    }
+
+    /// Decodes codes of 5 to 8 bits.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub(super) fn long_avx512(piece: &Piece, out: &mut [f32]) {
+        match piece.meaning {
+            Meaning::Affine => long_avx512_of::<true>(piece, out),
+            Meaning::Shifted => long_avx512_of::<false>(piece, out),
+            Meaning::Table(_) | Meaning::E4M3 => decode_long(piece, out),
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    fn long_avx512_of<const IS_AFFINE: bool>(piece: &Piece, out: &mut [f32]) {
+        let (mut buffer, factor) = ([0; CODES], _mm512_set1_ps(piece.factor));
+        for (group, mut bit, out) in piece.groups(out) {
+            let (scale, zero) = (_mm512_set1_ps(piece.scales[group]), _mm512_set1_ps(piece.zeros[group]));
+            let bias = _mm512_set1_ps(piece.biases[group]);
+            for out in out.chunks_mut(CODES) {
+                let codes = piece.codes.bytes_or_unpack(bit, &mut buffer[..out.len()]);
+                let (outs, rest) = out.as_chunks_mut::<16>();
+                let (codes, codes_of_rest) = codes.as_chunks::<16>();
+                for (out, codes) in outs.iter_mut().zip(codes) {
+                    // SAFETY: the array is as long as what is loaded.
+                    let codes = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast())) };
+                    let code = _mm512_cvtepi32_ps(codes);
+                    let value = if IS_AFFINE {
+                        _mm512_add_ps(_mm512_mul_ps(code, scale), bias)
+                    } else {
+                        _mm512_mul_ps(_mm512_mul_ps(_mm512_sub_ps(code, zero), scale), factor)
+                    };
+                    // SAFETY: the array is as long as what is stored.
+                    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), round_avx512(piece.rounding, value)) };
+                }
+                piece.decode_some(group, codes_of_rest, rest);
+                bit += CODES * piece.codes.bits();
+            }
+        }
+    }
+
+    /// Decodes codes of 5 to 8 bits.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn long_avx2(piece: &Piece, out: &mut [f32]) {
+        match piece.meaning {
+            Meaning::Affine => long_avx2_of::<true>(piece, out),
+            Meaning::Shifted => long_avx2_of::<false>(piece, out),
+            Meaning::Table(_) | Meaning::E4M3 => decode_long(piece, out),
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn long_avx2_of<const IS_AFFINE: bool>(piece: &Piece, out: &mut [f32]) {
+        let (mut buffer, factor) = ([0; CODES], _mm256_set1_ps(piece.factor));
+        for (group, mut bit, out) in piece.groups(out) {
+            let (scale, zero) = (_mm256_set1_ps(piece.scales[group]), _mm256_set1_ps(piece.zeros[group]));
+            let bias = _mm256_set1_ps(piece.biases[group]);
+            for out in out.chunks_mut(CODES) {
+                let codes = piece.codes.bytes_or_unpack(bit, &mut buffer[..out.len()]);
+                let (outs, rest) = out.as_chunks_mut::<8>();
+                let (codes, codes_of_rest) = codes.as_chunks::<8>();
+                for (out, codes) in outs.iter_mut().zip(codes) {
+                    // SAFETY: the array is as long as what is loaded.
+                    let codes = unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.as_ptr().cast())) };
+                    let code = _mm256_cvtepi32_ps(codes);
+                    let value = if IS_AFFINE {
+                        _mm256_add_ps(_mm256_mul_ps(code, scale), bias)
+                    } else {
+                        _mm256_mul_ps(_mm256_mul_ps(_mm256_sub_ps(code, zero), scale), factor)
+                    };
+                    // SAFETY: the array is as long as what is stored.
+                    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), round_avx2(piece.rounding, value)) };
+                }
+                piece.decode_some(group, codes_of_rest, rest);
+                bit += CODES * piece.codes.bits();
             }
         }
     }

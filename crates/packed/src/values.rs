@@ -6,7 +6,7 @@ use crate::matrix::Rounding;
 use crate::numbers::e4m3;
 
 /// Codes that are unpacked at a time.
-const CODES: usize = 256;
+pub(crate) const CODES: usize = 256;
 
 /// The values of all E4M3 numbers.
 static E4M3: [f32; 256] = {
@@ -72,17 +72,9 @@ impl<'a> Meaning<'a> {
 pub(crate) fn decode_long(piece: &Piece, out: &mut [f32]) {
     let mut buffer = [0; CODES];
     for (group, mut bit, out) in piece.groups(out) {
-        let (scale, zero, bias, factor) = (piece.scales[group], piece.zeros[group], piece.biases[group], piece.factor);
         for out in out.chunks_mut(CODES) {
-            let codes = piece.codes.bytes_or_unpack(bit, &mut buffer[..out.len()]);
-            match piece.meaning {
-                Meaning::Affine => each(codes, out, |code| f32::from(code) * scale + bias),
-                Meaning::Shifted => each(codes, out, |code| (f32::from(code) - zero) * scale * factor),
-                Meaning::Table(table) => each(codes, out, |code| table[usize::from(code)] * scale),
-                Meaning::E4M3 => each(codes, out, |code| e4m3_value(code) * scale),
-            }
-            round(piece.rounding, out);
-            bit += out.len() * piece.codes.bits();
+            piece.decode_some(group, piece.codes.bytes_or_unpack(bit, &mut buffer[..out.len()]), out);
+            bit += CODES * piece.codes.bits();
         }
     }
 }
@@ -93,6 +85,19 @@ impl Piece<'_> {
     pub(crate) fn groups<'a>(&self, out: &'a mut [f32]) -> GroupsOf<'a> {
         let (bit, bits) = (self.bit, self.codes.bits());
         GroupsOf { group: 0, bit, bits, length: self.first, period: self.period, out }
+    }
+
+    /// The values of codes of a group.
+    #[inline(always)]
+    pub(crate) fn decode_some(&self, group: usize, codes: &[u8], out: &mut [f32]) {
+        let (scale, zero, bias, factor) = (self.scales[group], self.zeros[group], self.biases[group], self.factor);
+        match self.meaning {
+            Meaning::Affine => each(codes, out, |code| f32::from(code) * scale + bias),
+            Meaning::Shifted => each(codes, out, |code| (f32::from(code) - zero) * scale * factor),
+            Meaning::Table(table) => each(codes, out, |code| table[usize::from(code)] * scale),
+            Meaning::E4M3 => each(codes, out, |code| e4m3_value(code) * scale),
+        }
+        round(self.rounding, out);
     }
 
     /// What [`Piece::values`] multiplies for each code of at most 4 bits, as often as it fits.
@@ -260,7 +265,7 @@ impl Codes {
 
     /// As [`Codes::unpack`], from where they are if they are bytes already.
     #[inline(always)]
-    fn bytes_or_unpack<'a>(&'a self, bit: usize, out: &'a mut [u8]) -> &'a [u8] {
+    pub(crate) fn bytes_or_unpack<'a>(&'a self, bit: usize, out: &'a mut [u8]) -> &'a [u8] {
         if self.bits() == 8 {
             return &self.bytes()[bit / 8..][..out.len()];
         }

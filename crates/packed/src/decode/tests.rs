@@ -13,7 +13,7 @@ use crate::{Codes, Decoder, Groups, NibbleOrder, Numbers, PackedMatrix, Rounding
 const ROWS: usize = 27;
 
 /// Odd, even, and beyond the columns that are transposed at a time.
-const WIDTHS: [usize; 4] = [37, 64, 177, 300];
+const WIDTHS: [usize; 4] = [37, 64, 177, 528];
 
 struct Random(Stream);
 

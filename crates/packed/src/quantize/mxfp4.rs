@@ -47,14 +47,17 @@ fn pack_group(values: &[f32], stored: Stored, codes: &mut [u8]) -> u8 {
         quotient => (power_above(quotient) + 127).clamp(0, 254) as u8,
     };
     let power = crate::numbers::e8m0(scale);
-    let code = |value: f32| {
-        let magnitude = (value / power).abs();
-        let code = MIDDLES.iter().filter(|middle| magnitude > **middle).count() as u8;
+    let (mut magnitudes, mut ranks) = ([0f32; GROUP], [0; GROUP]);
+    for (magnitude, value) in magnitudes.iter_mut().zip(values) {
+        *magnitude = (value / power).abs();
+    }
+    super::ranks(&magnitudes, &MIDDLES, &mut ranks);
+    for (rank, value) in ranks.iter_mut().zip(values) {
         // What becomes zero has no sign.
-        if value < 0.0 && code > 0 { code | 8 } else { code }
-    };
-    for (byte, values) in codes.iter_mut().zip(values.chunks_exact(2)) {
-        *byte = code(values[0]) | code(values[1]) << 4;
+        *rank |= u32::from(*value < 0.0 && *rank > 0) << 3;
+    }
+    for (byte, [first, second]) in codes.iter_mut().zip(ranks.as_chunks().0) {
+        *byte = (first | second << 4) as u8;
     }
     scale
 }

@@ -60,13 +60,14 @@ fn pack_block(values: &[f32], middles: &[f32; 15], codes: &mut [u8]) -> f32 {
     let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     let divisor = largest.max(SMALLEST);
     let is_whole = values.len() == BLOCK;
-    let code = |value: f32| {
-        let scaled = if is_whole { value * (1.0 / divisor) } else { value / divisor }.clamp(-1.0, 1.0);
-        middles.iter().filter(|middle| scaled > **middle).count() as u8
-    };
-    for (byte, values) in codes.iter_mut().zip(values.chunks(2)) {
-        // The half byte behind the last of an odd number of elements is zero's code.
-        *byte = code(values[0]) << 4 | code(values.get(1).copied().unwrap_or(0.0));
+    // Behind the last of an odd number of elements comes the code of zero.
+    let (mut scaled, mut ranks) = ([0f32; BLOCK], [0; BLOCK]);
+    for (scaled, value) in scaled.iter_mut().zip(values) {
+        *scaled = if is_whole { value * (1.0 / divisor) } else { value / divisor }.clamp(-1.0, 1.0);
+    }
+    super::ranks(&scaled, middles, &mut ranks);
+    for (byte, [first, second]) in codes.iter_mut().zip(ranks.as_chunks().0) {
+        *byte = (first << 4 | second) as u8;
     }
     if is_whole { largest } else { divisor }
 }
