@@ -17,6 +17,10 @@ const GROUPS: usize = 64;
 /// Columns that are decoded before they are transposed. With [`ROWS`] rows they take 32 KiB.
 const COLUMNS: usize = 512;
 
+/// From one of these rows to the next. A power of two would put all rows into the same places of a
+/// cache.
+const STRIDE: usize = COLUMNS + 16;
+
 /// Rows that are transposed at a time: a column of them is a cache line.
 const ROWS: usize = 16;
 
@@ -83,16 +87,16 @@ impl PackedMatrix {
         out: &mut [f32],
     ) {
         assert_eq!(out.len(), rows.len() * columns.len(), "a buffer of the size of the block");
-        let mut block = [0f32; ROWS * COLUMNS];
+        let mut block = [0f32; ROWS * STRIDE];
         for first in columns.clone().step_by(COLUMNS) {
             let some = first..columns.end.min(first + COLUMNS);
             let out = &mut out[(first - columns.start) * rows.len()..][..some.len() * rows.len()];
             for row in rows.clone().step_by(ROWS) {
                 let here = row..rows.end.min(row + ROWS);
-                for (row, line) in here.clone().zip(block.chunks_exact_mut(COLUMNS)) {
+                for (row, line) in here.clone().zip(block.chunks_exact_mut(STRIDE)) {
                     self.decode_row_with(set, row, some.clone(), &mut line[..some.len()]);
                 }
-                set.transpose(&block, COLUMNS, [here.len(), some.len()], &mut out[row - rows.start..], rows.len());
+                set.transpose(&block, STRIDE, [here.len(), some.len()], &mut out[row - rows.start..], rows.len());
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Instruction sets, and what is written in their own instructions: looking values up, transposing.
 
 use crate::codes::{Codes, NibbleOrder};
-use crate::values::{CODES, Each, Meaning, Piece, decode_each, decode_long};
+use crate::values::{Each, Piece, decode_each, decode_long};
 
 /// What decoding is compiled for. All have the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +188,7 @@ mod x86 {
 
     use super::*;
     use crate::matrix::Rounding;
+    use crate::values::{CODES, Meaning};
 
     /// Decodes codes of at most 4 bits, sixteen at a time.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -425,11 +426,9 @@ mod x86 {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn transpose_eight(block: &[f32], stride: usize, out: &mut [f32], out_stride: usize) {
-        let row = |n: usize| {
-            let row: &[f32; 8] = block[n * stride..].first_chunk().expect("eight columns are left");
-            // SAFETY: the array is as long as what is loaded.
-            unsafe { _mm256_loadu_ps(row.as_ptr()) }
-        };
+        assert!(block.len() >= 7 * stride + 8 && out.len() >= 7 * out_stride + 8, "eight rows and columns");
+        // SAFETY: n is below 8, and the slice reaches to the end of the eighth row.
+        let row = |n: usize| unsafe { _mm256_loadu_ps(block.as_ptr().add(n * stride)) };
         let pair = |n: usize| (_mm256_unpacklo_ps(row(n), row(n + 1)), _mm256_unpackhi_ps(row(n), row(n + 1)));
         let four = |n: usize| {
             let ((a, b), (c, d)) = (pair(n), pair(n + 2));
@@ -441,9 +440,8 @@ mod x86 {
             let low = _mm256_permute2f128_ps::<0x20>(upper[n], lower[n]);
             let high = _mm256_permute2f128_ps::<0x31>(upper[n], lower[n]);
             for (column, values) in [(n, low), (n + 4, high)] {
-                let out: &mut [f32; 8] = out[column * out_stride..].first_chunk_mut().expect("eight rows are left");
-                // SAFETY: the array is as long as what is stored.
-                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), values) };
+                // SAFETY: the column is below 8, and the slice reaches to the end of the eighth.
+                unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(column * out_stride), values) };
             }
         }
     }
