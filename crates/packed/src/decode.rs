@@ -1,4 +1,5 @@
-//! Decoding rows and blocks: [`PackedMatrix::value`] for many elements at a time, with the same bits.
+//! Decoding rows and blocks: [`PackedMatrix::value`] for many elements at a time, with the same
+//! bits.
 
 #[cfg(test)]
 mod tests;
@@ -43,8 +44,8 @@ impl Runs {
 }
 
 impl PackedMatrix {
-    /// The values of some columns of a row: `out[n]` is that of column `columns.start + n`. They have
-    /// the bits of [`PackedMatrix::value`].
+    /// The values of some columns of a row: `out[n]` is that of column `columns.start + n`. They
+    /// have the bits of [`PackedMatrix::value`].
     ///
     /// # Panics
     /// If the range is beyond the matrix, or `out` is not as long as it.
@@ -75,7 +76,8 @@ impl PackedMatrix {
         self.decode_transposed_with(InstructionSet::best(), rows, columns, out);
     }
 
-    /// [`PackedMatrix::decode_transposed`] with one of [`InstructionSet::here`], for tests and benchmarks.
+    /// [`PackedMatrix::decode_transposed`] with one of [`InstructionSet::here`], for tests and
+    /// benchmarks.
     ///
     /// # Panics
     /// As [`PackedMatrix::decode_row`].
@@ -156,7 +158,8 @@ impl PackedMatrix {
         }
     }
 
-    /// Zero points and biases of groups, from one on. What the decoder does not have stays as it is.
+    /// Zero points and biases of groups, from one on. What the decoder does not have stays as it
+    /// is.
     fn read_offsets(&self, group: usize, zeros: &mut [f32], biases: &mut [f32]) {
         match &self.decoder {
             Decoder::Affine { biases: numbers } => numbers.read(group, biases),

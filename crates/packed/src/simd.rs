@@ -28,7 +28,8 @@ macro_rules! for_each_set {
                 #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($($argument: $type),*) { $avx2 }
                 match $self {
-                    // SAFETY: `InstructionSet::here` has found these instructions on this processor.
+                    // SAFETY: `InstructionSet::here` has found these instructions on this
+                    // processor.
                     InstructionSet::Avx512 => return unsafe { avx512($($argument),*) },
                     // SAFETY: as above.
                     InstructionSet::Avx2 => return unsafe { avx2($($argument),*) },
@@ -92,8 +93,8 @@ impl InstructionSet {
     }
 }
 
-/// `out[column · out_stride + row] = block[row · stride + column]` for `shape` rows and columns, except
-/// for the first `done` rows of the first `done` columns.
+/// `out[column · out_stride + row] = block[row · stride + column]` for `shape` rows and columns,
+/// except for the first `done` rows of the first `done` columns.
 #[inline(always)]
 fn transpose(block: &[f32], stride: usize, shape: [usize; 2], done: [usize; 2], out: &mut [f32], out_stride: usize) {
     let [rows, columns] = shape;
@@ -113,8 +114,8 @@ fn look_up_some(codes: &Codes, bit: usize, values: &[f32; 16], out: &mut [f32]) 
     }
 }
 
-/// The codes before the first that begins with a byte, then those in whole pieces of `piece`, then the
-/// rest, each with its bit.
+/// The codes before the first that begins with a byte, then those in whole pieces of `piece`, then
+/// the rest, each with its bit.
 #[inline(always)]
 fn in_pieces(bit: usize, bits: usize, piece: usize, out: &mut [f32]) -> [(usize, &mut [f32]); 3] {
     let head = (0..8).find(|n| (bit + n * bits).is_multiple_of(8)).unwrap_or(0).min(out.len());
@@ -451,8 +452,8 @@ mod x86 {
 #[inline(always)]
 fn look_up_eight(word: u32, shifts: &[i32; 8], values: &[f32; 16], out: &mut [f32; 8]) {
     use std::arch::aarch64::*;
-    // SAFETY: NEON is part of every aarch64 processor that this is compiled for, and all arrays are as
-    // long as what is loaded and stored.
+    // SAFETY: NEON is part of every aarch64 processor that this is compiled for, and all arrays are
+    // as long as what is loaded and stored.
     unsafe {
         // The sixteen values as 64 bytes, which one instruction looks up.
         let bytes = values.as_ptr().cast::<u8>();

@@ -40,8 +40,8 @@ pub(crate) struct Piece<'a> {
     pub(crate) period: usize,
     pub(crate) meaning: Meaning<'a>,
     pub(crate) rounding: Rounding,
-    /// One for each group, as the zero points and biases. A zero point, bias or factor that the meaning
-    /// does not have is 0, -0 or 1, and changes no bit.
+    /// One for each group, as the zero points and biases. A zero point, bias or factor that the
+    /// meaning does not have is 0, -0 or 1, and changes no bit.
     pub(crate) scales: &'a [f32],
     pub(crate) zeros: &'a [f32],
     pub(crate) biases: &'a [f32],
@@ -109,8 +109,8 @@ impl Piece<'_> {
         }
     }
 
-    /// A group's values of all codes of at most 4 bits. Shorter codes are there several times, so that
-    /// bits above them do not matter.
+    /// A group's values of all codes of at most 4 bits. Shorter codes are there several times, so
+    /// that bits above them do not matter.
     #[inline(always)]
     pub(crate) fn values(&self, factors: &[f32; 16], group: usize) -> [f32; 16] {
         let (scale, zero, bias, factor) = (self.scales[group], self.zeros[group], self.biases[group], self.factor);

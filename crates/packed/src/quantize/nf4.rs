@@ -1,5 +1,5 @@
-//! bitsandbytes' NF4 (`quantize_4bit` in backends/default/ops.py): quantiles of a normal distribution,
-//! scaled by the largest magnitude of a block.
+//! bitsandbytes' NF4 (`quantize_4bit` in backends/default/ops.py): quantiles of a normal
+//! distribution, scaled by the largest magnitude of a block.
 
 use finetune_store::Dtype;
 use rayon::prelude::*;
@@ -54,8 +54,8 @@ pub(super) fn quantize(values: &[f32], shape: [usize; 2], stored: Stored) -> Pac
     }
 }
 
-/// Codes of a block; returns its scale. A last block of fewer elements is divided where whole ones are
-/// multiplied by the inverse, and its scale is never below [`SMALLEST`].
+/// Codes of a block; returns its scale. A last block of fewer elements is divided where whole ones
+/// are multiplied by the inverse, and its scale is never below [`SMALLEST`].
 fn pack_block(values: &[f32], middles: &[f32; 15], codes: &mut [u8]) -> f32 {
     let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     let divisor = largest.max(SMALLEST);
