@@ -8,9 +8,12 @@ use finetune_packed::{
     quantize,
 };
 use finetune_random::Stream;
-use half::f16;
+use half::{bf16, f16};
 
 const SHAPE: [usize; 2] = [256, 4096];
+
+/// Rows that are transposed.
+const PANEL: usize = 16;
 
 /// The best of so many times.
 const TIMES: usize = 40;
@@ -92,13 +95,27 @@ fn best(mut decode: impl FnMut()) -> f64 {
     (0..TIMES).map(time).fold(f64::INFINITY, f64::min) * 1e9 / (SHAPE[0] * SHAPE[1]) as f64
 }
 
+/// What the same takes of a matrix in 16 bits.
+fn widen(values: &[bf16], out: &mut [f32]) {
+    for (out, value) in out.iter_mut().zip(values) {
+        *out = f32::from_bits(u32::from(value.to_bits()) << 16);
+    }
+}
+
 fn main() {
     let wanted = std::env::args().nth(1).filter(|argument| !argument.starts_with('-')).unwrap_or_default();
     let [rows, columns] = SHAPE;
+    // 64 KiB of values at a time, as the products take them.
+    let mut out = vec![0f32; 16 * 1024];
     println!("{:16} {:9} {:>8} {:>12}   ns a weight", "", "", "rows", "transposed");
+    let halves = vec![bf16::ONE; rows * columns];
+    let widened = best(|| {
+        for some in halves.chunks_exact(out.len()) {
+            widen(std::hint::black_box(some), std::hint::black_box(&mut out));
+        }
+    });
+    println!("{:16} {:9} {widened:8.3}", "bf16", "SSE2");
     for (name, matrix) in matrices().into_iter().filter(|(name, _)| name.contains(&wanted)) {
-        // 64 KiB of values at a time, as the products take them.
-        let mut out = vec![0f32; 16 * 1024];
         for set in InstructionSet::here() {
             let of_rows = best(|| {
                 for row in 0..rows {
@@ -106,16 +123,22 @@ fn main() {
                     matrix.decode_row_with(set, row, 0..columns, std::hint::black_box(out));
                 }
             });
-            let some = out.len() / 64;
+            let some = out.len() / PANEL;
             let transposed = best(|| {
-                for (row, column) in
-                    (0..rows).step_by(64).flat_map(|row| (0..columns).step_by(some).map(move |c| (row, c)))
-                {
-                    let out = std::hint::black_box(&mut out);
-                    matrix.decode_transposed_with(set, row..row + 64, column..column + some, out);
+                for row in (0..rows).step_by(PANEL) {
+                    for column in (0..columns).step_by(some) {
+                        let out = std::hint::black_box(&mut out);
+                        matrix.decode_transposed_with(set, row..row + PANEL, column..column + some, out);
+                    }
                 }
             });
             println!("{name:16} {:9} {of_rows:8.3} {transposed:12.3}", format!("{set:?}"));
         }
+    }
+    println!("\npacked by {} threads", rayon::current_num_threads());
+    let values = Stream::new(1, 0, 0, 0).normal(rows * columns, 0.02);
+    for scheme in [Scheme::Nf4, Scheme::Int8, Scheme::Mlx4, Scheme::Mlx8, Scheme::Mxfp4] {
+        let time = best(|| drop(std::hint::black_box(quantize(scheme, &values, SHAPE, Stored::BF16))));
+        println!("{:16} {:9} {time:8.3}", format!("{scheme:?}"), "");
     }
 }

@@ -7,8 +7,8 @@ use crate::matrix::{Decoder, Groups, PackedMatrix, Zeros};
 use crate::numbers::Numbers;
 
 impl PackedMatrix {
-    /// Checks sizes against the shape, scales and biases for numbers that are not finite, and codes for
-    /// those that mean no number. A matrix that passes decodes without a panic and without NaN.
+    /// Checks sizes against the shape, scales and biases for numbers that are not finite, and codes
+    /// for those that mean no number. A matrix that passes decodes without a panic and without NaN.
     ///
     /// # Errors
     /// [`PackedError::Malformed`], without name and file: [`PackedError::of`] adds them.

@@ -1,4 +1,5 @@
-//! Decoding rows and blocks: [`PackedMatrix::value`] for many elements at a time, with the same bits.
+//! Decoding rows and blocks: [`PackedMatrix::value`] for many elements at a time, with the same
+//! bits.
 
 #[cfg(test)]
 mod tests;
@@ -7,18 +8,22 @@ use std::ops::Range;
 
 use crate::codes::Codes;
 use crate::matrix::{Decoder, Groups, PackedMatrix, Zeros};
-use crate::numbers::Numbers;
+use crate::numbers::{Numbers, e4m3, e8m0};
 use crate::simd::InstructionSet;
 use crate::values::{Each, Meaning, Piece};
 
 /// Groups whose scales are read at a time, to a buffer on the stack.
 const GROUPS: usize = 64;
 
-/// Columns that are decoded before they are transposed. With [`ROWS`] rows they take 16 KiB.
+/// Columns that are decoded before they are transposed. With [`ROWS`] rows they take 32 KiB.
 const COLUMNS: usize = 512;
 
-/// Rows that are transposed at a time.
-pub(crate) const ROWS: usize = 8;
+/// From one of these rows to the next. A power of two would put all rows into the same places of a
+/// cache.
+const STRIDE: usize = COLUMNS + 16;
+
+/// Rows that are transposed at a time: a column of them is a cache line.
+const ROWS: usize = 16;
 
 /// Groups of a row that follow each other.
 struct Runs {
@@ -39,8 +44,8 @@ impl Runs {
 }
 
 impl PackedMatrix {
-    /// The values of some columns of a row: `out[n]` is that of column `columns.start + n`. They have
-    /// the bits of [`PackedMatrix::value`].
+    /// The values of some columns of a row: `out[n]` is that of column `columns.start + n`. They
+    /// have the bits of [`PackedMatrix::value`].
     ///
     /// # Panics
     /// If the range is beyond the matrix, or `out` is not as long as it.
@@ -71,7 +76,8 @@ impl PackedMatrix {
         self.decode_transposed_with(InstructionSet::best(), rows, columns, out);
     }
 
-    /// [`PackedMatrix::decode_transposed`] with one of [`InstructionSet::here`], for tests and benchmarks.
+    /// [`PackedMatrix::decode_transposed`] with one of [`InstructionSet::here`], for tests and
+    /// benchmarks.
     ///
     /// # Panics
     /// As [`PackedMatrix::decode_row`].
@@ -83,16 +89,16 @@ impl PackedMatrix {
         out: &mut [f32],
     ) {
         assert_eq!(out.len(), rows.len() * columns.len(), "a buffer of the size of the block");
-        let mut block = [0f32; ROWS * COLUMNS];
+        let mut block = [0f32; ROWS * STRIDE];
         for first in columns.clone().step_by(COLUMNS) {
             let some = first..columns.end.min(first + COLUMNS);
             let out = &mut out[(first - columns.start) * rows.len()..][..some.len() * rows.len()];
             for row in rows.clone().step_by(ROWS) {
                 let here = row..rows.end.min(row + ROWS);
-                for (row, line) in here.clone().zip(block.chunks_exact_mut(COLUMNS)) {
+                for (row, line) in here.clone().zip(block.chunks_exact_mut(STRIDE)) {
                     self.decode_row_with(set, row, some.clone(), &mut line[..some.len()]);
                 }
-                set.transpose(&block, COLUMNS, [here.len(), some.len()], &mut out[row - rows.start..], rows.len());
+                set.transpose(&block, STRIDE, [here.len(), some.len()], &mut out[row - rows.start..], rows.len());
             }
         }
     }
@@ -121,43 +127,45 @@ impl PackedMatrix {
         }
     }
 
-    fn meaning(&self) -> Meaning<'_> {
+    /// What codes mean, and what their values are multiplied by at the end.
+    fn meaning(&self) -> (Meaning<'_>, f32) {
         match &self.decoder {
-            Decoder::Affine { .. } => Meaning::Affine,
-            Decoder::Shifted { factor, .. } => Meaning::Shifted { factor: *factor },
-            Decoder::Table { table } => Meaning::of_table(table, self.codes.bits()),
+            Decoder::Affine { .. } => (Meaning::Affine, 1.0),
+            Decoder::Shifted { factor, .. } => (Meaning::Shifted, *factor),
+            Decoder::Table { table } => (Meaning::of_table(table, self.codes.bits()), 1.0),
         }
     }
 
     fn decode_runs(&self, set: InstructionSet, row: usize, start: usize, runs: Runs, mut out: &mut [f32]) {
         let Runs { mut group, mut first, period } = runs;
-        let meaning = self.meaning();
-        let (mut scales, mut offsets) = ([0f32; GROUPS], [0f32; GROUPS]);
-        let mut bit = self.codes.bit(row, start);
+        let (meaning, factor) = self.meaning();
+        let (codes, rounding) = (&self.codes, self.rounding);
+        let (mut scales, mut zeros, mut biases) = ([0f32; GROUPS], [0f32; GROUPS], [-0f32; GROUPS]);
+        let mut bit = codes.bit(row, start);
         while !out.is_empty() {
             first = first.min(out.len());
             let count = GROUPS.min(1 + (out.len() - first).div_ceil(period));
-            let (scales, offsets) = (&mut scales[..count], &mut offsets[..count]);
+            let (scales, zeros, biases) = (&mut scales[..count], &mut zeros[..count], &mut biases[..count]);
             self.scales.read(group, scales);
-            self.read_offsets(group, offsets);
+            self.read_offsets(group, zeros, biases);
             let (now, later) =
                 out.split_at_mut(out.len().min(first.saturating_add((count - 1).saturating_mul(period))));
-            let (codes, rounding) = (&self.codes, self.rounding);
-            set.decode(&Piece { codes, bit, first, period, meaning, rounding, scales, offsets }, now);
+            set.decode(&Piece { codes, bit, first, period, meaning, rounding, scales, zeros, biases, factor }, now);
             group += count;
-            bit += now.len() * self.codes.bits();
+            bit += now.len() * codes.bits();
             first = period;
             out = later;
         }
     }
 
-    /// The biases or zero points of groups, from one on.
-    fn read_offsets(&self, group: usize, out: &mut [f32]) {
+    /// Zero points and biases of groups, from one on. What the decoder does not have stays as it
+    /// is.
+    fn read_offsets(&self, group: usize, zeros: &mut [f32], biases: &mut [f32]) {
         match &self.decoder {
-            Decoder::Affine { biases } => biases.read(group, out),
-            Decoder::Shifted { zeros: Zeros::All(zero), .. } => out.fill(f32::from(*zero)),
-            Decoder::Shifted { zeros: Zeros::Each(zeros), .. } => {
-                for (out, zero) in out.iter_mut().zip(&zeros[group..]) {
+            Decoder::Affine { biases: numbers } => numbers.read(group, biases),
+            Decoder::Shifted { zeros: Zeros::All(zero), .. } => zeros.fill(f32::from(*zero)),
+            Decoder::Shifted { zeros: Zeros::Each(points), .. } => {
+                for (out, zero) in zeros.iter_mut().zip(&points[group..]) {
                     *out = f32::from(*zero);
                 }
             }
@@ -175,21 +183,33 @@ impl PackedMatrix {
         count: usize,
         out: &mut [f32],
     ) {
-        let (mut of_row, mut offsets_of_row) = (vec![0f32; count], vec![0f32; count]);
-        self.scales.read(row * count, &mut of_row);
-        self.read_offsets(row * count, &mut offsets_of_row);
-        let (mut codes, mut scales, mut offsets) = ([0u8; GROUPS], [0f32; GROUPS], [0f32; GROUPS]);
+        let (mut scales, mut zeros, mut biases) = (vec![0f32; count], vec![0f32; count], vec![-0f32; count]);
+        self.scales.read(row * count, &mut scales);
+        self.read_offsets(row * count, &mut zeros, &mut biases);
+        let ((meaning, factor), rounding) = (self.meaning(), self.rounding);
+        let mut codes = [0u8; GROUPS];
+        let (mut scale, mut zero, mut bias) = ([0f32; GROUPS], [0f32; GROUPS], [-0f32; GROUPS]);
         let mut bit = self.codes.bit(row, start);
         for (group, out) in group.chunks(GROUPS).zip(out.chunks_mut(GROUPS)) {
             let n = out.len();
             self.codes.unpack(bit, &mut codes[..n]);
-            for ((scale, offset), group) in scales.iter_mut().zip(&mut offsets).zip(group) {
-                (*scale, *offset) = (of_row[*group as usize], offsets_of_row[*group as usize]);
+            pick(&scales, group, &mut scale);
+            match self.decoder {
+                Decoder::Affine { .. } => pick(&biases, group, &mut bias),
+                Decoder::Shifted { .. } => pick(&zeros, group, &mut zero),
+                Decoder::Table { .. } => {}
             }
-            let each = Each { meaning: self.meaning(), rounding: self.rounding };
-            set.decode_each(&each, &codes[..n], &scales[..n], &offsets[..n], out);
+            let (scales, zeros, biases) = (&scale[..n], &zero[..n], &bias[..n]);
+            set.decode_each(&Each { meaning, rounding, scales, zeros, biases, factor }, &codes[..n], out);
             bit += n * self.codes.bits();
         }
+    }
+}
+
+/// `out[n] = numbers[places[n]]`
+fn pick(numbers: &[f32], places: &[u32], out: &mut [f32]) {
+    for (out, place) in out.iter_mut().zip(places) {
+        *out = numbers[*place as usize];
     }
 }
 
@@ -202,12 +222,26 @@ impl Numbers {
             Numbers::F32(values) => out.copy_from_slice(&values[start..end]),
             Numbers::F16(values) => values[start..end].convert_to_f32_slice(out),
             Numbers::BF16(values) => values[start..end].convert_to_f32_slice(out),
-            Numbers::E8M0(_) | Numbers::E4M3(_) | Numbers::Product { .. } => {
-                for (out, n) in out.iter_mut().zip(start..) {
-                    *out = self.get(n);
+            Numbers::E8M0(values) => each(&values[start..end], out, |power| e8m0(*power)),
+            Numbers::E4M3(values) => each(&values[start..end], out, |code| e4m3(*code)),
+            Numbers::Product { scales, factors, per } => {
+                // As long as factors have one scale, it is read once.
+                let (mut at, mut out) = (start, out);
+                while !out.is_empty() {
+                    let (now, later) = out.split_at_mut(out.len().min(per - at % per));
+                    let scale = scales[at / per].to_f32();
+                    each(&factors[at..at + now.len()], now, |factor| scale * f32::from(*factor));
+                    at += now.len();
+                    out = later;
                 }
             }
         }
+    }
+}
+
+fn each<T>(from: &[T], out: &mut [f32], value: impl Fn(&T) -> f32) {
+    for (out, from) in out.iter_mut().zip(from) {
+        *out = value(from);
     }
 }
 

@@ -17,8 +17,8 @@ pub enum PackedError {
     Malformed {
         /// The file, if the matrix came from one.
         path: Option<PathBuf>,
-        /// The name of the tensor, or of the weight that several tensors make. Empty as long as it is
-        /// not known.
+        /// The name of the tensor, or of the weight that several tensors make. Empty as long as it
+        /// is not known.
         name: String,
         /// What is wrong, as "scale 7 is NaN".
         what: String,
@@ -64,7 +64,8 @@ impl PackedError {
         Self::CannotQuantize { name: String::new(), what: what.into() }
     }
 
-    /// The same error with the name of the weight and the file that it is in, where they were unknown.
+    /// The same error with the name of the weight and the file that it is in, where they were
+    /// unknown.
     #[must_use]
     pub fn of(mut self, weight: &str, file: Option<&Path>) -> Self {
         match &mut self {

@@ -91,8 +91,8 @@ impl Stored {
 /// are shared between the threads of rayon's pool; their number changes no bit.
 ///
 /// # Errors
-/// [`PackedError::CannotQuantize`] for a number that is not finite or beyond what the form holds, and
-/// for columns that do not fill its groups.
+/// [`PackedError::CannotQuantize`] for a number that is not finite or beyond what the form holds,
+/// and for columns that do not fill its groups.
 ///
 /// # Panics
 /// If there are more or fewer values than the shape has.
@@ -134,8 +134,8 @@ fn group(scheme: Scheme) -> Option<usize> {
 }
 
 /// Whether the reference program packs a matrix. `is_linear`: it is the weight of a linear layer
-/// inside the decoder, not the embedding or the output layer. bitsandbytes packs only those; MLX all
-/// whose columns fill its groups.
+/// inside the decoder, not the embedding or the output layer. bitsandbytes packs only those; MLX
+/// all whose columns fill its groups.
 pub fn applies(scheme: Scheme, [rows, columns]: [usize; 2], is_linear: bool) -> bool {
     let fits = match group(scheme) {
         None => is_linear,
@@ -187,6 +187,16 @@ pub fn file_bytes(scheme: Scheme, matrix: &PackedMatrix) -> Vec<Vec<u8>> {
             tensors
         }
         Scheme::Mxfp4 => vec![codes.to_vec(), scales],
+    }
+}
+
+/// How many of the rising `middles` are below each value: the number of the nearest of the values
+/// that they lie between.
+fn ranks(values: &[f32], middles: &[f32], ranks: &mut [u32]) {
+    for middle in middles {
+        for (rank, value) in ranks.iter_mut().zip(values) {
+            *rank += u32::from(value > middle);
+        }
     }
 }
 

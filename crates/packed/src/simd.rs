@@ -1,7 +1,6 @@
 //! Instruction sets, and what is written in their own instructions: looking values up, transposing.
 
 use crate::codes::{Codes, NibbleOrder};
-use crate::decode::ROWS;
 use crate::values::{Each, Piece, decode_each, decode_long};
 
 /// What decoding is compiled for. All have the same bits.
@@ -10,7 +9,7 @@ use crate::values::{Each, Piece, decode_each, decode_long};
 pub enum InstructionSet {
     /// What every processor of this architecture has. On aarch64 that is NEON.
     Baseline,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// AVX-512, with its parts F, BW, DQ and VL.
@@ -24,12 +23,13 @@ macro_rules! for_each_set {
         pub(crate) fn $name($self, $($argument: $type),*) {
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
                 fn avx512($($argument: $type),*) { $avx512 }
-                #[target_feature(enable = "avx2,fma")]
+                #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($($argument: $type),*) { $avx2 }
                 match $self {
-                    // SAFETY: `InstructionSet::here` has found these instructions on this processor.
+                    // SAFETY: `InstructionSet::here` has found these instructions on this
+                    // processor.
                     InstructionSet::Avx512 => return unsafe { avx512($($argument),*) },
                     // SAFETY: as above.
                     InstructionSet::Avx2 => return unsafe { avx2($($argument),*) },
@@ -46,7 +46,9 @@ impl InstructionSet {
     pub fn here() -> impl Iterator<Item = InstructionSet> {
         #[cfg(target_arch = "x86_64")]
         let newer = {
-            let avx2 = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
+            let avx2 = std::is_x86_feature_detected!("avx2")
+                && std::is_x86_feature_detected!("fma")
+                && std::is_x86_feature_detected!("f16c");
             let avx512 = avx2
                 && std::is_x86_feature_detected!("avx512f")
                 && std::is_x86_feature_detected!("avx512bw")
@@ -66,17 +68,17 @@ impl InstructionSet {
 
     for_each_set! {
         fn decode(self, piece: &Piece, out: &mut [f32]) {
-            avx512: if piece.codes.bits() <= 4 { short_avx512(piece, out) } else { decode_long(piece, out) },
-            avx2: if piece.codes.bits() <= 4 { short_avx2(piece, out) } else { decode_long(piece, out) },
+            avx512: if piece.codes.bits() <= 4 { short_avx512(piece, out) } else { long_avx512(piece, out) },
+            avx2: if piece.codes.bits() <= 4 { short_avx2(piece, out) } else { long_avx2(piece, out) },
             baseline: if piece.codes.bits() <= 4 { short(piece, out) } else { decode_long(piece, out) },
         }
     }
 
     for_each_set! {
-        fn decode_each(self, form: &Each, codes: &[u8], scales: &[f32], offsets: &[f32], out: &mut [f32]) {
-            avx512: decode_each(form, codes, scales, offsets, out),
-            avx2: decode_each(form, codes, scales, offsets, out),
-            baseline: decode_each(form, codes, scales, offsets, out),
+        fn decode_each(self, form: &Each, codes: &[u8], out: &mut [f32]) {
+            avx512: decode_each(form, codes, out),
+            avx2: decode_each(form, codes, out),
+            baseline: decode_each(form, codes, out),
         }
     }
 }
@@ -86,18 +88,19 @@ impl InstructionSet {
         fn transpose(self, block: &[f32], stride: usize, shape: [usize; 2], out: &mut [f32], out_stride: usize) {
             avx512: transpose_avx2(block, stride, shape, out, out_stride),
             avx2: transpose_avx2(block, stride, shape, out, out_stride),
-            baseline: transpose(block, stride, shape, 0, out, out_stride),
+            baseline: transpose(block, stride, shape, [0, 0], out, out_stride),
         }
     }
 }
 
-/// `out[column · out_stride + row] = block[row · stride + column]` for `shape` rows and columns, from
-/// a column on.
+/// `out[column · out_stride + row] = block[row · stride + column]` for `shape` rows and columns,
+/// except for the first `done` rows of the first `done` columns.
 #[inline(always)]
-fn transpose(block: &[f32], stride: usize, shape: [usize; 2], from: usize, out: &mut [f32], out_stride: usize) {
+fn transpose(block: &[f32], stride: usize, shape: [usize; 2], done: [usize; 2], out: &mut [f32], out_stride: usize) {
     let [rows, columns] = shape;
-    for column in from..columns {
-        for (row, out) in out[column * out_stride..][..rows].iter_mut().enumerate() {
+    for column in 0..columns {
+        let from = if column < done[1] { done[0] } else { 0 };
+        for (row, out) in (from..rows).zip(&mut out[column * out_stride..][from..rows]) {
             *out = block[row * stride + column];
         }
     }
@@ -111,8 +114,8 @@ fn look_up_some(codes: &Codes, bit: usize, values: &[f32; 16], out: &mut [f32]) 
     }
 }
 
-/// The codes before the first that begins with a byte, then those in whole pieces of `piece`, then the
-/// rest, each with its bit.
+/// The codes before the first that begins with a byte, then those in whole pieces of `piece`, then
+/// the rest, each with its bit.
 #[inline(always)]
 fn in_pieces(bit: usize, bits: usize, piece: usize, out: &mut [f32]) -> [(usize, &mut [f32]); 3] {
     let head = (0..8).find(|n| (bit + n * bits).is_multiple_of(8)).unwrap_or(0).min(out.len());
@@ -140,25 +143,18 @@ fn shifts(codes: &Codes) -> [i32; 8] {
     }
 }
 
-/// Defines a function that decodes codes of at most 4 bits by `$look_up::<BITS>`.
-macro_rules! short {
-    ($(#[$features:meta])* fn $name:ident, $look_up:ident) => {
-        $(#[$features])*
-        pub(super) fn $name(piece: &Piece, out: &mut [f32]) {
-            let (codes, factors, shifts) = (piece.codes, piece.factors(), shifts(piece.codes));
-            for (group, bit, out) in piece.groups(out) {
-                let values = piece.values(&factors, group);
-                match codes.bits() {
-                    2 => $look_up::<2>(codes, bit, &shifts, &values, out),
-                    3 => $look_up::<3>(codes, bit, &shifts, &values, out),
-                    _ => $look_up::<4>(codes, bit, &shifts, &values, out),
-                }
-            }
+/// Decodes codes of at most 4 bits.
+fn short(piece: &Piece, out: &mut [f32]) {
+    let (codes, factors, shifts) = (piece.codes, piece.factors(), shifts(piece.codes));
+    for (group, bit, out) in piece.groups(out) {
+        let values = piece.values(&factors, group);
+        match codes.bits() {
+            2 => look_up::<2>(codes, bit, &shifts, &values, out),
+            3 => look_up::<3>(codes, bit, &shifts, &values, out),
+            _ => look_up::<4>(codes, bit, &shifts, &values, out),
         }
-    };
+    }
 }
-
-short! { fn short, look_up }
 
 /// Values of codes of BITS bits, from a bit on.
 #[inline(always)]
@@ -185,118 +181,270 @@ fn look_up_eight(word: u32, shifts: &[i32; 8], values: &[f32; 16], out: &mut [f3
 }
 
 #[cfg(target_arch = "x86_64")]
-use x86::{short_avx2, short_avx512, transpose_avx2};
+use x86::{long_avx2, long_avx512, short_avx2, short_avx512, transpose_avx2};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
 
     use super::*;
+    use crate::matrix::Rounding;
+    use crate::values::{CODES, Meaning};
 
-    short! {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-        fn short_avx512, look_up_avx512
-    }
-
-    short! {
-        #[target_feature(enable = "avx2,fma")]
-        fn short_avx2, look_up_avx2
+    /// Decodes codes of at most 4 bits, sixteen at a time.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub(super) fn short_avx512(piece: &Piece, out: &mut [f32]) {
+        match piece.codes.bits() {
+            2 => short_avx512_of::<2>(piece, out),
+            3 => short_avx512_of::<3>(piece, out),
+            _ => short_avx512_of::<4>(piece, out),
+        }
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    fn look_up_avx512<const BITS: usize>(
-        codes: &Codes,
-        bit: usize,
-        shifts: &[i32; 8],
-        values: &[f32; 16],
-        out: &mut [f32],
-    ) {
-        let [head, (bit, sixteens), tail] = in_pieces(bit, BITS, 16, out);
-        if !head.1.is_empty() {
-            look_up_some(codes, head.0, values, head.1);
-        }
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    fn short_avx512_of<const BITS: usize>(piece: &Piece, out: &mut [f32]) {
+        let codes = piece.codes;
         // SAFETY: both arrays are as long as what is loaded.
-        let (values_here, shifts) = unsafe {
-            (_mm512_loadu_ps(values.as_ptr()), _mm512_broadcast_i64x4(_mm256_loadu_si256(shifts.as_ptr().cast())))
+        let (factors, shifts) = unsafe {
+            let shifts = _mm256_loadu_si256(shifts(codes).as_ptr().cast());
+            (_mm512_loadu_ps(piece.factors().as_ptr()), _mm512_broadcast_i64x4(shifts))
         };
-        let bytes = codes.bytes().get(bit / 8..).unwrap_or(&[]);
-        for (bytes, out) in bytes.chunks_exact(2 * BITS).zip(sixteens.as_chunks_mut::<16>().0) {
-            let first = _mm512_set1_epi32(eight::<BITS>(bytes) as i32);
-            let both = _mm512_mask_set1_epi32(first, 0xff00, eight::<BITS>(&bytes[BITS..]) as i32);
-            // A permutation takes the lowest four bits.
-            let found = _mm512_permutexvar_ps(_mm512_srlv_epi32(both, shifts), values_here);
-            // SAFETY: the array is as long as what is stored.
-            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), found) };
-        }
-        if !tail.1.is_empty() {
-            look_up_some(codes, tail.0, values, tail.1);
+        // What the compiler knows of shifts spares it a comparison.
+        let shifts = _mm512_and_si512(shifts, _mm512_set1_epi32(31));
+        let factor = _mm512_set1_ps(piece.factor);
+        for (group, bit, out) in piece.groups(out) {
+            let (scale, zero) = (_mm512_set1_ps(piece.scales[group]), _mm512_set1_ps(piece.zeros[group]));
+            let values = _mm512_mul_ps(_mm512_mul_ps(_mm512_sub_ps(factors, zero), scale), factor);
+            let values = round_avx512(piece.rounding, _mm512_add_ps(values, _mm512_set1_ps(piece.biases[group])));
+            let [head, (bit, sixteens), tail] = in_pieces(bit, BITS, 16, out);
+            let bytes = codes.bytes().get(bit / 8..).unwrap_or(&[]);
+            for (bytes, out) in bytes.chunks_exact(2 * BITS).zip(sixteens.as_chunks_mut::<16>().0) {
+                let first = _mm512_set1_epi32(eight::<BITS>(bytes) as i32);
+                let both = _mm512_mask_set1_epi32(first, 0xff00, eight::<BITS>(&bytes[BITS..]) as i32);
+                // A permutation takes the lowest four bits.
+                let found = _mm512_permutexvar_ps(_mm512_srlv_epi32(both, shifts), values);
+                // SAFETY: the array is as long as what is stored.
+                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), found) };
+            }
+            if !head.1.is_empty() || !tail.1.is_empty() {
+                let mut table = [0f32; 16];
+                // SAFETY: the array is as long as what is stored.
+                unsafe { _mm512_storeu_ps(table.as_mut_ptr(), values) };
+                look_up_some(codes, head.0, &table, head.1);
+                look_up_some(codes, tail.0, &table, tail.1);
+            }
         }
     }
 
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    fn look_up_avx2<const BITS: usize>(
-        codes: &Codes,
-        bit: usize,
-        shifts: &[i32; 8],
-        values: &[f32; 16],
-        out: &mut [f32],
-    ) {
-        let [head, (bit, eights), tail] = in_pieces(bit, BITS, 8, out);
-        if !head.1.is_empty() {
-            look_up_some(codes, head.0, values, head.1);
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    fn round_avx512(rounding: Rounding, values: __m512) -> __m512 {
+        match rounding {
+            Rounding::None => values,
+            Rounding::F16 => _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values)),
+            Rounding::BF16 => {
+                let bits = _mm512_castps_si512(values);
+                let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                let added = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
+                let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(values, values);
+                let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+                let rounded = _mm512_mask_mov_epi32(added, is_nan, quiet);
+                _mm512_castsi512_ps(_mm512_and_si512(rounded, _mm512_set1_epi32(!0xffff)))
+            }
         }
+    }
+
+    /// Decodes codes of at most 4 bits, eight at a time.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn short_avx2(piece: &Piece, out: &mut [f32]) {
+        match piece.codes.bits() {
+            2 => short_avx2_of::<2>(piece, out),
+            3 => short_avx2_of::<3>(piece, out),
+            _ => short_avx2_of::<4>(piece, out),
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn short_avx2_of<const BITS: usize>(piece: &Piece, out: &mut [f32]) {
+        let (codes, factors) = (piece.codes, piece.factors());
         // SAFETY: all arrays are as long as what is loaded.
         let (low, high, shifts) = unsafe {
-            let high = _mm256_loadu_ps(values[8..].as_ptr());
-            (_mm256_loadu_ps(values.as_ptr()), high, _mm256_loadu_si256(shifts.as_ptr().cast()))
+            let shifts = _mm256_loadu_si256(shifts(codes).as_ptr().cast());
+            (_mm256_loadu_ps(factors.as_ptr()), _mm256_loadu_ps(factors[8..].as_ptr()), shifts)
         };
-        let bytes = codes.bytes().get(bit / 8..).unwrap_or(&[]);
-        for (bytes, out) in bytes.chunks_exact(BITS).zip(eights.as_chunks_mut::<8>().0) {
-            let code = _mm256_srlv_epi32(_mm256_set1_epi32(eight::<BITS>(bytes) as i32), shifts);
-            // A permutation takes the lowest three bits, the blend the fourth as a sign.
-            let mut found = _mm256_permutevar8x32_ps(low, code);
-            if BITS == 4 {
-                let fourth = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(code));
-                found = _mm256_blendv_ps(found, _mm256_permutevar8x32_ps(high, code), fourth);
+        // What the compiler knows of shifts spares it a comparison.
+        let shifts = _mm256_and_si256(shifts, _mm256_set1_epi32(31));
+        for (group, bit, out) in piece.groups(out) {
+            let (low, high) = (values_avx2(piece, group, low), values_avx2(piece, group, high));
+            let [head, (bit, eights), tail] = in_pieces(bit, BITS, 8, out);
+            let bytes = codes.bytes().get(bit / 8..).unwrap_or(&[]);
+            for (bytes, out) in bytes.chunks_exact(BITS).zip(eights.as_chunks_mut::<8>().0) {
+                let code = _mm256_srlv_epi32(_mm256_set1_epi32(eight::<BITS>(bytes) as i32), shifts);
+                // A permutation takes the lowest three bits, the blend the fourth as a sign.
+                let mut found = _mm256_permutevar8x32_ps(low, code);
+                if BITS == 4 {
+                    let fourth = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(code));
+                    found = _mm256_blendv_ps(found, _mm256_permutevar8x32_ps(high, code), fourth);
+                }
+                // SAFETY: the array is as long as what is stored.
+                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), found) };
             }
-            // SAFETY: the array is as long as what is stored.
-            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), found) };
-        }
-        if !tail.1.is_empty() {
-            look_up_some(codes, tail.0, values, tail.1);
+            if !head.1.is_empty() || !tail.1.is_empty() {
+                let mut table = [0f32; 16];
+                // SAFETY: both halves of the array are as long as what is stored.
+                unsafe {
+                    _mm256_storeu_ps(table.as_mut_ptr(), low);
+                    _mm256_storeu_ps(table[8..].as_mut_ptr(), high);
+                }
+                look_up_some(codes, head.0, &table, head.1);
+                look_up_some(codes, tail.0, &table, tail.1);
+            }
         }
     }
 
-    /// As [`transpose`] from the first column on, 8 × 8 elements at a time.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) fn transpose_avx2(block: &[f32], stride: usize, shape: [usize; 2], out: &mut [f32], out_stride: usize) {
-        let whole = if shape[0] == ROWS { shape[1] / 8 * 8 } else { 0 };
-        for column in (0..whole).step_by(8) {
-            let row = |n: usize| {
-                let row: &[f32; 8] = block[n * stride + column..].first_chunk().expect("eight columns are left");
-                // SAFETY: the array is as long as what is loaded.
-                unsafe { _mm256_loadu_ps(row.as_ptr()) }
-            };
-            let pair = |n: usize| (_mm256_unpacklo_ps(row(n), row(n + 1)), _mm256_unpackhi_ps(row(n), row(n + 1)));
-            let four = |n: usize| {
-                let ((a, b), (c, d)) = (pair(n), pair(n + 2));
-                let (e, f) = (_mm256_shuffle_ps::<0x44>(a, c), _mm256_shuffle_ps::<0xee>(a, c));
-                [e, f, _mm256_shuffle_ps::<0x44>(b, d), _mm256_shuffle_ps::<0xee>(b, d)]
-            };
-            let (upper, lower) = (four(0), four(4));
-            for n in 0..4 {
-                let low = _mm256_permute2f128_ps::<0x20>(upper[n], lower[n]);
-                let high = _mm256_permute2f128_ps::<0x31>(upper[n], lower[n]);
-                for (column, values) in [(column + n, low), (column + n + 4, high)] {
-                    let out: &mut [f32; 8] = out[column * out_stride..].first_chunk_mut().expect("eight rows are left");
+    /// [`Piece::values`] of eight codes.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn values_avx2(piece: &Piece, group: usize, factors: __m256) -> __m256 {
+        let (scale, zero) = (_mm256_set1_ps(piece.scales[group]), _mm256_set1_ps(piece.zeros[group]));
+        let scaled = _mm256_mul_ps(_mm256_sub_ps(factors, zero), scale);
+        let values = _mm256_mul_ps(scaled, _mm256_set1_ps(piece.factor));
+        round_avx2(piece.rounding, _mm256_add_ps(values, _mm256_set1_ps(piece.biases[group])))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn round_avx2(rounding: Rounding, values: __m256) -> __m256 {
+        match rounding {
+            Rounding::None => values,
+            Rounding::F16 => _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values)),
+            Rounding::BF16 => {
+                let bits = _mm256_castps_si256(values);
+                let last = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+                let added = _mm256_add_epi32(bits, _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff)));
+                let is_nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(values, values);
+                let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+                let rounded = _mm256_blendv_epi8(added, quiet, _mm256_castps_si256(is_nan));
+                _mm256_castsi256_ps(_mm256_and_si256(rounded, _mm256_set1_epi32(!0xffff)))
+            }
+        }
+    }
+
+    /// Decodes codes of 5 to 8 bits.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub(super) fn long_avx512(piece: &Piece, out: &mut [f32]) {
+        match piece.meaning {
+            Meaning::Affine => long_avx512_of::<true>(piece, out),
+            Meaning::Shifted => long_avx512_of::<false>(piece, out),
+            Meaning::Table(_) | Meaning::E4M3 => decode_long(piece, out),
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    fn long_avx512_of<const IS_AFFINE: bool>(piece: &Piece, out: &mut [f32]) {
+        let (mut buffer, factor) = ([0; CODES], _mm512_set1_ps(piece.factor));
+        for (group, mut bit, out) in piece.groups(out) {
+            let (scale, zero) = (_mm512_set1_ps(piece.scales[group]), _mm512_set1_ps(piece.zeros[group]));
+            let bias = _mm512_set1_ps(piece.biases[group]);
+            for out in out.chunks_mut(CODES) {
+                let codes = piece.codes.bytes_or_unpack(bit, &mut buffer[..out.len()]);
+                let (outs, rest) = out.as_chunks_mut::<16>();
+                let (codes, codes_of_rest) = codes.as_chunks::<16>();
+                for (out, codes) in outs.iter_mut().zip(codes) {
+                    // SAFETY: the array is as long as what is loaded.
+                    let codes = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast())) };
+                    let code = _mm512_cvtepi32_ps(codes);
+                    let value = if IS_AFFINE {
+                        _mm512_add_ps(_mm512_mul_ps(code, scale), bias)
+                    } else {
+                        _mm512_mul_ps(_mm512_mul_ps(_mm512_sub_ps(code, zero), scale), factor)
+                    };
                     // SAFETY: the array is as long as what is stored.
-                    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), values) };
+                    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), round_avx512(piece.rounding, value)) };
                 }
+                piece.decode_some(group, codes_of_rest, rest);
+                bit += CODES * piece.codes.bits();
+            }
+        }
+    }
+
+    /// Decodes codes of 5 to 8 bits.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn long_avx2(piece: &Piece, out: &mut [f32]) {
+        match piece.meaning {
+            Meaning::Affine => long_avx2_of::<true>(piece, out),
+            Meaning::Shifted => long_avx2_of::<false>(piece, out),
+            Meaning::Table(_) | Meaning::E4M3 => decode_long(piece, out),
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn long_avx2_of<const IS_AFFINE: bool>(piece: &Piece, out: &mut [f32]) {
+        let (mut buffer, factor) = ([0; CODES], _mm256_set1_ps(piece.factor));
+        for (group, mut bit, out) in piece.groups(out) {
+            let (scale, zero) = (_mm256_set1_ps(piece.scales[group]), _mm256_set1_ps(piece.zeros[group]));
+            let bias = _mm256_set1_ps(piece.biases[group]);
+            for out in out.chunks_mut(CODES) {
+                let codes = piece.codes.bytes_or_unpack(bit, &mut buffer[..out.len()]);
+                let (outs, rest) = out.as_chunks_mut::<8>();
+                let (codes, codes_of_rest) = codes.as_chunks::<8>();
+                for (out, codes) in outs.iter_mut().zip(codes) {
+                    // SAFETY: the array is as long as what is loaded.
+                    let codes = unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.as_ptr().cast())) };
+                    let code = _mm256_cvtepi32_ps(codes);
+                    let value = if IS_AFFINE {
+                        _mm256_add_ps(_mm256_mul_ps(code, scale), bias)
+                    } else {
+                        _mm256_mul_ps(_mm256_mul_ps(_mm256_sub_ps(code, zero), scale), factor)
+                    };
+                    // SAFETY: the array is as long as what is stored.
+                    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), round_avx2(piece.rounding, value)) };
+                }
+                piece.decode_some(group, codes_of_rest, rest);
+                bit += CODES * piece.codes.bits();
+            }
+        }
+    }
+
+    /// As [`transpose`], 8 × 8 elements at a time.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn transpose_avx2(block: &[f32], stride: usize, shape: [usize; 2], out: &mut [f32], out_stride: usize) {
+        let whole = shape.map(|length| length / 8 * 8);
+        for column in (0..whole[1]).step_by(8) {
+            for row in (0..whole[0]).step_by(8) {
+                let (block, out) = (&block[row * stride + column..], &mut out[column * out_stride + row..]);
+                transpose_eight(block, stride, out, out_stride);
             }
         }
         transpose(block, stride, shape, whole, out, out_stride);
+    }
+
+    /// 8 × 8 elements.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn transpose_eight(block: &[f32], stride: usize, out: &mut [f32], out_stride: usize) {
+        assert!(block.len() >= 7 * stride + 8 && out.len() >= 7 * out_stride + 8, "eight rows and columns");
+        // SAFETY: n is below 8, and the slice reaches to the end of the eighth row.
+        let row = |n: usize| unsafe { _mm256_loadu_ps(block.as_ptr().add(n * stride)) };
+        let pair = |n: usize| (_mm256_unpacklo_ps(row(n), row(n + 1)), _mm256_unpackhi_ps(row(n), row(n + 1)));
+        let four = |n: usize| {
+            let ((a, b), (c, d)) = (pair(n), pair(n + 2));
+            let (e, f) = (_mm256_shuffle_ps::<0x44>(a, c), _mm256_shuffle_ps::<0xee>(a, c));
+            [e, f, _mm256_shuffle_ps::<0x44>(b, d), _mm256_shuffle_ps::<0xee>(b, d)]
+        };
+        let (upper, lower) = (four(0), four(4));
+        for n in 0..4 {
+            let low = _mm256_permute2f128_ps::<0x20>(upper[n], lower[n]);
+            let high = _mm256_permute2f128_ps::<0x31>(upper[n], lower[n]);
+            for (column, values) in [(n, low), (n + 4, high)] {
+                // SAFETY: the column is below 8, and the slice reaches to the end of the eighth.
+                unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(column * out_stride), values) };
+            }
+        }
     }
 }
 
@@ -304,8 +452,8 @@ mod x86 {
 #[inline(always)]
 fn look_up_eight(word: u32, shifts: &[i32; 8], values: &[f32; 16], out: &mut [f32; 8]) {
     use std::arch::aarch64::*;
-    // SAFETY: NEON is part of every aarch64 processor that this is compiled for, and all arrays are as
-    // long as what is loaded and stored.
+    // SAFETY: NEON is part of every aarch64 processor that this is compiled for, and all arrays are
+    // as long as what is loaded and stored.
     unsafe {
         // The sixteen values as 64 bytes, which one instruction looks up.
         let bytes = values.as_ptr().cast::<u8>();

@@ -6,7 +6,7 @@ use crate::matrix::Rounding;
 use crate::numbers::e4m3;
 
 /// Codes that are unpacked at a time.
-const CODES: usize = 256;
+pub(crate) const CODES: usize = 256;
 
 /// The values of all E4M3 numbers.
 static E4M3: [f32; 256] = {
@@ -22,9 +22,7 @@ static E4M3: [f32; 256] = {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Meaning<'a> {
     Affine,
-    Shifted {
-        factor: f32,
-    },
+    Shifted,
     /// One value for each code.
     Table(&'a [f32]),
     /// The table of E4M3 numbers, whose values need no table.
@@ -42,16 +40,23 @@ pub(crate) struct Piece<'a> {
     pub(crate) period: usize,
     pub(crate) meaning: Meaning<'a>,
     pub(crate) rounding: Rounding,
-    /// One for each group.
+    /// One for each group, as the zero points and biases. A zero point, bias or factor that the
+    /// meaning does not have is 0, -0 or 1, and changes no bit.
     pub(crate) scales: &'a [f32],
-    /// Biases or zero points.
-    pub(crate) offsets: &'a [f32],
+    pub(crate) zeros: &'a [f32],
+    pub(crate) biases: &'a [f32],
+    pub(crate) factor: f32,
 }
 
 /// What codes mean that have a scale each.
 pub(crate) struct Each<'a> {
     pub(crate) meaning: Meaning<'a>,
     pub(crate) rounding: Rounding,
+    /// One for each code, as the zero points and biases.
+    pub(crate) scales: &'a [f32],
+    pub(crate) zeros: &'a [f32],
+    pub(crate) biases: &'a [f32],
+    pub(crate) factor: f32,
 }
 
 impl<'a> Meaning<'a> {
@@ -65,19 +70,11 @@ impl<'a> Meaning<'a> {
 /// Decodes codes of 5 to 8 bits.
 #[inline(always)]
 pub(crate) fn decode_long(piece: &Piece, out: &mut [f32]) {
+    let mut buffer = [0; CODES];
     for (group, mut bit, out) in piece.groups(out) {
-        let (scale, offset) = (piece.scales[group], piece.offsets[group]);
-        let mut buffer = [0; CODES];
         for out in out.chunks_mut(CODES) {
-            let codes = piece.codes.bytes_or_unpack(bit, &mut buffer[..out.len()]);
-            match piece.meaning {
-                Meaning::Affine => each(codes, out, |code| f32::from(code) * scale + offset),
-                Meaning::Shifted { factor } => each(codes, out, |code| (f32::from(code) - offset) * scale * factor),
-                Meaning::Table(table) => each(codes, out, |code| table[usize::from(code)] * scale),
-                Meaning::E4M3 => each(codes, out, |code| e4m3_value(code) * scale),
-            }
-            round(piece.rounding, out);
-            bit += out.len() * piece.codes.bits();
+            piece.decode_some(group, piece.codes.bytes_or_unpack(bit, &mut buffer[..out.len()]), out);
+            bit += CODES * piece.codes.bits();
         }
     }
 }
@@ -90,6 +87,19 @@ impl Piece<'_> {
         GroupsOf { group: 0, bit, bits, length: self.first, period: self.period, out }
     }
 
+    /// The values of codes of a group.
+    #[inline(always)]
+    pub(crate) fn decode_some(&self, group: usize, codes: &[u8], out: &mut [f32]) {
+        let (scale, zero, bias, factor) = (self.scales[group], self.zeros[group], self.biases[group], self.factor);
+        match self.meaning {
+            Meaning::Affine => each(codes, out, |code| f32::from(code) * scale + bias),
+            Meaning::Shifted => each(codes, out, |code| (f32::from(code) - zero) * scale * factor),
+            Meaning::Table(table) => each(codes, out, |code| table[usize::from(code)] * scale),
+            Meaning::E4M3 => each(codes, out, |code| e4m3_value(code) * scale),
+        }
+        round(self.rounding, out);
+    }
+
     /// What [`Piece::values`] multiplies for each code of at most 4 bits, as often as it fits.
     pub(crate) fn factors(&self) -> [f32; 16] {
         let code = |n: usize| n & ((1 << self.codes.bits()) - 1);
@@ -99,19 +109,12 @@ impl Piece<'_> {
         }
     }
 
-    /// A group's values of all codes of at most 4 bits. Shorter codes are there several times, so that
-    /// bits above them do not matter.
+    /// A group's values of all codes of at most 4 bits. Shorter codes are there several times, so
+    /// that bits above them do not matter.
     #[inline(always)]
     pub(crate) fn values(&self, factors: &[f32; 16], group: usize) -> [f32; 16] {
-        let (scale, offset) = (self.scales[group], self.offsets[group]);
-        let mut values = *factors;
-        for value in &mut values {
-            *value = match self.meaning {
-                Meaning::Affine => *value * scale + offset,
-                Meaning::Shifted { factor } => (*value - offset) * scale * factor,
-                Meaning::Table(_) | Meaning::E4M3 => *value * scale,
-            };
-        }
+        let (scale, zero, bias, factor) = (self.scales[group], self.zeros[group], self.biases[group], self.factor);
+        let mut values = factors.map(|value| (value - zero) * scale * factor + bias);
         round(self.rounding, &mut values);
         values
     }
@@ -153,26 +156,31 @@ fn each(codes: &[u8], out: &mut [f32], value: impl Fn(u8) -> f32) {
     }
 }
 
-/// Decodes codes that have a scale and an offset each.
+/// Decodes codes that have a scale, a zero point and a bias each.
 #[inline(always)]
-pub(crate) fn decode_each(form: &Each, codes: &[u8], scales: &[f32], offsets: &[f32], out: &mut [f32]) {
-    let values = out.iter_mut().zip(codes).zip(scales.iter().zip(offsets));
-    match form.meaning {
-        Meaning::Affine => values.for_each(|((out, code), (scale, offset))| *out = f32::from(*code) * scale + offset),
-        Meaning::Shifted { factor } => {
-            values.for_each(|((out, code), (scale, offset))| *out = (f32::from(*code) - offset) * scale * factor)
-        }
-        Meaning::Table(table) => values.for_each(|((out, code), (scale, _))| *out = table[usize::from(*code)] * scale),
-        Meaning::E4M3 => values.for_each(|((out, code), (scale, _))| *out = e4m3_value(*code) * scale),
+pub(crate) fn decode_each(form: &Each, codes: &[u8], out: &mut [f32]) {
+    let n = out.len();
+    let (codes, scales, zeros, biases) = (&codes[..n], &form.scales[..n], &form.zeros[..n], &form.biases[..n]);
+    for i in 0..n {
+        let value = match form.meaning {
+            Meaning::Affine | Meaning::Shifted => f32::from(codes[i]),
+            Meaning::Table(table) => table[usize::from(codes[i])],
+            Meaning::E4M3 => e4m3_value(codes[i]),
+        };
+        out[i] = (value - zeros[i]) * scales[i] * form.factor + biases[i];
     }
     round(form.rounding, out);
 }
 
-/// [`e4m3`] without branches.
+/// [`e4m3`] without branches, and without subnormal numbers of f32, which processors take long for.
 #[inline(always)]
 fn e4m3_value(code: u8) -> f32 {
-    let (code, power) = (u32::from(code), f32::from_bits((127 + 120) << 23));
-    let magnitude = f32::from_bits((code & 0x7f) << 20) * power;
+    let code = u32::from(code);
+    // Exponent and mantissa in the places of f32; the bias goes from 7 to 127.
+    let places = (code & 0x7f) << 20;
+    let normal = f32::from_bits(places + (120 << 23));
+    let subnormal = f32::from_bits(places + (121 << 23)) - f32::from_bits(121 << 23);
+    let magnitude = if code & 0x78 == 0 { subnormal } else { normal };
     let value = f32::from_bits(magnitude.to_bits() | (code & 0x80) << 24);
     if code & 0x7f == 0x7f { f32::NAN } else { value }
 }
@@ -218,35 +226,46 @@ impl Codes {
 
     /// Codes from a bit on, one in each byte of `out`.
     #[inline(always)]
-    pub(crate) fn unpack(&self, mut bit: usize, out: &mut [u8]) {
-        let bits = self.bits();
+    pub(crate) fn unpack(&self, bit: usize, out: &mut [u8]) {
+        match self.bits() {
+            2 => self.unpack_of::<2>(bit, out),
+            3 => self.unpack_of::<3>(bit, out),
+            4 => self.unpack_of::<4>(bit, out),
+            5 => self.unpack_of::<5>(bit, out),
+            6 => self.unpack_of::<6>(bit, out),
+            _ => out.copy_from_slice(&self.bytes()[bit / 8..][..out.len()]),
+        }
+    }
+
+    #[inline(always)]
+    fn unpack_of<const BITS: usize>(&self, mut bit: usize, out: &mut [u8]) {
         // Eight codes fill whole bytes.
-        let head = out.len().min((0..8).find(|n| (bit + n * bits).is_multiple_of(8)).unwrap_or(0));
+        let head = out.len().min((0..8).find(|n| (bit + n * BITS).is_multiple_of(8)).unwrap_or(0));
         let (head, rest) = out.split_at_mut(head);
         for out in head {
             *out = self.at(bit);
-            bit += bits;
+            bit += BITS;
         }
         let (eights, tail) = rest.as_chunks_mut::<8>();
-        let bytes = self.bytes().get(bit / 8..).unwrap_or(&[]).chunks_exact(bits);
+        let bytes = self.bytes().get(bit / 8..).unwrap_or(&[]).as_chunks::<BITS>().0;
+        let is_high_first = self.order() == NibbleOrder::HighFirst;
         for (out, bytes) in eights.iter_mut().zip(bytes) {
             let mut word = [0; 8];
-            word[..bits].copy_from_slice(bytes);
+            word[..BITS].copy_from_slice(bytes);
             let word = u64::from_le_bytes(word);
             let swapped = word >> 4 & 0x0f0f_0f0f | (word & 0x0f0f_0f0f) << 4;
-            let word = if self.order() == NibbleOrder::HighFirst { swapped } else { word };
-            *out = spread(word, bits).to_le_bytes();
+            *out = spread::<BITS>(if is_high_first { swapped } else { word }).to_le_bytes();
         }
-        bit += 8 * eights.len() * bits;
+        bit += 8 * eights.len() * BITS;
         for out in tail {
             *out = self.at(bit);
-            bit += bits;
+            bit += BITS;
         }
     }
 
     /// As [`Codes::unpack`], from where they are if they are bytes already.
     #[inline(always)]
-    fn bytes_or_unpack<'a>(&'a self, bit: usize, out: &'a mut [u8]) -> &'a [u8] {
+    pub(crate) fn bytes_or_unpack<'a>(&'a self, bit: usize, out: &'a mut [u8]) -> &'a [u8] {
         if self.bits() == 8 {
             return &self.bytes()[bit / 8..][..out.len()];
         }
@@ -257,11 +276,11 @@ impl Codes {
 
 /// Eight codes of so many bits, one in each byte: halves move apart, then quarters, then eighths.
 #[inline(always)]
-fn spread(word: u64, bits: usize) -> u64 {
+fn spread<const BITS: usize>(word: u64) -> u64 {
     let mask = |length: usize| (1u64 << length) - 1;
-    let word = word & mask(4 * bits) | (word >> (4 * bits) & mask(4 * bits)) << 32;
-    let halves = mask(2 * bits) | mask(2 * bits) << 32;
-    let word = word & halves | (word >> (2 * bits) & halves) << 16;
-    let quarters = mask(bits) * 0x0001_0001_0001_0001;
-    word & quarters | (word >> bits & quarters) << 8
+    let word = word & mask(4 * BITS) | (word >> (4 * BITS) & mask(4 * BITS)) << 32;
+    let halves = mask(2 * BITS) | mask(2 * BITS) << 32;
+    let word = word & halves | (word >> (2 * BITS) & halves) << 16;
+    let quarters = mask(BITS) * 0x0001_0001_0001_0001;
+    word & quarters | (word >> BITS & quarters) << 8
 }

@@ -81,8 +81,8 @@ fn tensors_have_the_bytes_of_the_reference() {
     });
 }
 
-/// What mlx's affine form may differ by, as a part of the largest number of a row: mlx decodes in the
-/// type of the matrix, with a rounding after each operation.
+/// What mlx's affine form may differ by, as a part of the largest number of a row: mlx decodes in
+/// the type of the matrix, with a rounding after each operation.
 fn tolerance(scheme: Scheme, stored: Stored) -> f32 {
     match (scheme, stored) {
         (Scheme::Nf4 | Scheme::Int8 | Scheme::Mxfp4, _) => 0.0,

@@ -9,10 +9,11 @@ use crate::numbers::e4m3;
 use crate::simd::InstructionSet;
 use crate::{Codes, Decoder, Groups, NibbleOrder, Numbers, PackedMatrix, Rounding, Zeros};
 
-const ROWS: usize = 11;
+/// More than are transposed at a time.
+const ROWS: usize = 27;
 
 /// Odd, even, and beyond the columns that are transposed at a time.
-const WIDTHS: [usize; 4] = [37, 64, 177, 560];
+const WIDTHS: [usize; 4] = [37, 64, 177, 528];
 
 struct Random(Stream);
 

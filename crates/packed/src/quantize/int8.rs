@@ -1,4 +1,5 @@
-//! bitsandbytes' int8 (`Int8Params` in nn/modules.py, `int8_vectorwise_quant`): a scale for each row.
+//! bitsandbytes' int8 (`Int8Params` in nn/modules.py, `int8_vectorwise_quant`): a scale for each
+//! row.
 
 use finetune_store::Dtype;
 use rayon::prelude::*;

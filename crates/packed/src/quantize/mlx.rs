@@ -47,8 +47,8 @@ pub(super) fn quantize(
     })
 }
 
-/// Codes of a group; returns its scale and bias. The scale is negative if the largest value is further
-/// from zero than the smallest: code 0 is the one that is further away, and exact.
+/// Codes of a group; returns its scale and bias. The scale is negative if the largest value is
+/// further from zero than the smallest: code 0 is the one that is further away, and exact.
 fn pack_group(values: &[f32], bits: usize, codes: &mut [u8]) -> (f32, f32) {
     let largest_code = ((1 << bits) - 1) as f32;
     let (min, max) =

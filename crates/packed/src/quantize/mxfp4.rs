@@ -1,4 +1,5 @@
-//! MLX's mxfp4 (`fp_quantize` in mlx/ops.cpp): floats of 4 bits in groups that share a power of two.
+//! MLX's mxfp4 (`fp_quantize` in mlx/ops.cpp): floats of 4 bits in groups that share a power of
+//! two.
 
 use finetune_store::Dtype;
 use rayon::prelude::*;
@@ -37,9 +38,9 @@ pub(super) fn quantize(values: &[f32], shape: [usize; 2], stored: Stored) -> Pac
 /// Codes of a group; returns its scale.
 ///
 /// The scale is the smallest power of two that leaves no number beyond 6. (Up to 0.32.2 MLX rounded
-/// the power to the nearest instead, and cut the largest numbers.) The quotient by 6 is rounded to the
-/// type of the matrix first, as there. mlx 0.32.4 has no scale below 2^-127 and writes 2^(256 + n) in
-/// place of 2^n; here it is 2^-127.
+/// the power to the nearest instead, and cut the largest numbers.) The quotient by 6 is rounded to
+/// the type of the matrix first, as there. mlx 0.32.4 has no scale below 2^-127 and writes 2^(256 +
+/// n) in place of 2^n; here it is 2^-127.
 fn pack_group(values: &[f32], stored: Stored, codes: &mut [u8]) -> u8 {
     let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     let scale = match stored.round(largest / 6.0) {
@@ -47,14 +48,17 @@ fn pack_group(values: &[f32], stored: Stored, codes: &mut [u8]) -> u8 {
         quotient => (power_above(quotient) + 127).clamp(0, 254) as u8,
     };
     let power = crate::numbers::e8m0(scale);
-    let code = |value: f32| {
-        let magnitude = (value / power).abs();
-        let code = MIDDLES.iter().filter(|middle| magnitude > **middle).count() as u8;
+    let (mut magnitudes, mut ranks) = ([0f32; GROUP], [0; GROUP]);
+    for (magnitude, value) in magnitudes.iter_mut().zip(values) {
+        *magnitude = (value / power).abs();
+    }
+    super::ranks(&magnitudes, &MIDDLES, &mut ranks);
+    for (rank, value) in ranks.iter_mut().zip(values) {
         // What becomes zero has no sign.
-        if value < 0.0 && code > 0 { code | 8 } else { code }
-    };
-    for (byte, values) in codes.iter_mut().zip(values.chunks_exact(2)) {
-        *byte = code(values[0]) | code(values[1]) << 4;
+        *rank |= u32::from(*value < 0.0 && *rank > 0) << 3;
+    }
+    for (byte, [first, second]) in codes.iter_mut().zip(ranks.as_chunks().0) {
+        *byte = (first | second << 4) as u8;
     }
     scale
 }

@@ -1,5 +1,5 @@
-//! bitsandbytes' NF4 (`quantize_4bit` in backends/default/ops.py): quantiles of a normal distribution,
-//! scaled by the largest magnitude of a block.
+//! bitsandbytes' NF4 (`quantize_4bit` in backends/default/ops.py): quantiles of a normal
+//! distribution, scaled by the largest magnitude of a block.
 
 use finetune_store::Dtype;
 use rayon::prelude::*;
@@ -54,19 +54,20 @@ pub(super) fn quantize(values: &[f32], shape: [usize; 2], stored: Stored) -> Pac
     }
 }
 
-/// Codes of a block; returns its scale. A last block of fewer elements is divided where whole ones are
-/// multiplied by the inverse, and its scale is never below [`SMALLEST`].
+/// Codes of a block; returns its scale. A last block of fewer elements is divided where whole ones
+/// are multiplied by the inverse, and its scale is never below [`SMALLEST`].
 fn pack_block(values: &[f32], middles: &[f32; 15], codes: &mut [u8]) -> f32 {
     let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     let divisor = largest.max(SMALLEST);
     let is_whole = values.len() == BLOCK;
-    let code = |value: f32| {
-        let scaled = if is_whole { value * (1.0 / divisor) } else { value / divisor }.clamp(-1.0, 1.0);
-        middles.iter().filter(|middle| scaled > **middle).count() as u8
-    };
-    for (byte, values) in codes.iter_mut().zip(values.chunks(2)) {
-        // The half byte behind the last of an odd number of elements is zero's code.
-        *byte = code(values[0]) << 4 | code(values.get(1).copied().unwrap_or(0.0));
+    // Behind the last of an odd number of elements comes the code of zero.
+    let (mut scaled, mut ranks) = ([0f32; BLOCK], [0; BLOCK]);
+    for (scaled, value) in scaled.iter_mut().zip(values) {
+        *scaled = if is_whole { value * (1.0 / divisor) } else { value / divisor }.clamp(-1.0, 1.0);
+    }
+    super::ranks(&scaled, middles, &mut ranks);
+    for (byte, [first, second]) in codes.iter_mut().zip(ranks.as_chunks().0) {
+        *byte = (first << 4 | second) as u8;
     }
     if is_whole { largest } else { divisor }
 }
