@@ -23,6 +23,7 @@ pub struct PackedWeight {
 
 /// Where the codes are.
 #[derive(Debug)]
+#[cfg_attr(gpu_backend, expect(clippy::large_enum_variant, reason = "a model has some hundred matrices"))]
 pub(crate) enum Held {
     /// In the memory of the host.
     Host(PackedMatrix),

@@ -131,7 +131,7 @@ impl Fused<Flex, 3> for CausalAttention {
         if one_query::fits(&self.shape.segments, q.shape()[0]) {
             return one_query::attend(&q, &k, &v, &self.shape);
         }
-        self.forward([q, k, v], [false; 3]).0
+        <Self as Fused<Flex, 3>>::forward(self, [q, k, v], [false; 3]).0
     }
 
     fn backward(saved: Saved, d_out: FlexTensor, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
