@@ -107,7 +107,7 @@ fn main() {
     let [rows, columns] = SHAPE;
     // 64 KiB of values at a time, as the products take them.
     let mut out = vec![0f32; 16 * 1024];
-    println!("{:16} {:9} {:>8} {:>12}   ns a weight", "", "", "rows", "transposed");
+    println!("{:16} {:9} {:>8} {:>12} {:>8}   ns a weight", "", "", "rows", "transposed", "product");
     let halves = vec![bf16::ONE; rows * columns];
     let widened = best(|| {
         for some in halves.chunks_exact(out.len()) {
@@ -115,6 +115,18 @@ fn main() {
         }
     });
     println!("{:16} {:9} {widened:8.3}", "bf16", "SSE2");
+    let (x, floats) = (vec![1.0; columns], vec![1.0; rows * columns]);
+    for set in InstructionSet::here() {
+        let x = std::hint::black_box(&x);
+        let of_bf16 = best(|| {
+            std::hint::black_box(halves.chunks_exact(columns).map(|row| set.dot_bf16(x, row)).sum::<f32>());
+        });
+        let of_f32 = best(|| {
+            std::hint::black_box(floats.chunks_exact(columns).map(|row| set.dot_f32(x, row)).sum::<f32>());
+        });
+        println!("{:16} {:9} {:8} {:12} {of_bf16:8.3}", "bf16", format!("{set:?}"), "", "");
+        println!("{:16} {:9} {:8} {:12} {of_f32:8.3}", "f32", format!("{set:?}"), "", "");
+    }
     for (name, matrix) in matrices().into_iter().filter(|(name, _)| name.contains(&wanted)) {
         for set in InstructionSet::here() {
             let of_rows = best(|| {
@@ -132,7 +144,9 @@ fn main() {
                     }
                 }
             });
-            println!("{name:16} {:9} {of_rows:8.3} {transposed:12.3}", format!("{set:?}"));
+            let mut products = vec![0f32; rows];
+            let product = best(|| matrix.dot_rows(set, 0..rows, &x, std::hint::black_box(&mut products)));
+            println!("{name:16} {:9} {of_rows:8.3} {transposed:12.3} {product:8.3}", format!("{set:?}"));
         }
     }
     println!("\npacked by {} threads", rayon::current_num_threads());

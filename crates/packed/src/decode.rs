@@ -7,6 +7,7 @@ mod tests;
 use std::ops::Range;
 
 use crate::codes::Codes;
+use crate::dot::widen;
 use crate::matrix::{Decoder, Groups, PackedMatrix, Zeros};
 use crate::numbers::{Numbers, e4m3, e8m0};
 use crate::simd::InstructionSet;
@@ -128,7 +129,7 @@ impl PackedMatrix {
     }
 
     /// What codes mean, and what their values are multiplied by at the end.
-    fn meaning(&self) -> (Meaning<'_>, f32) {
+    pub(crate) fn meaning(&self) -> (Meaning<'_>, f32) {
         match &self.decoder {
             Decoder::Affine { .. } => (Meaning::Affine, 1.0),
             Decoder::Shifted { factor, .. } => (Meaning::Shifted, *factor),
@@ -160,7 +161,7 @@ impl PackedMatrix {
 
     /// Zero points and biases of groups, from one on. What the decoder does not have stays as it
     /// is.
-    fn read_offsets(&self, group: usize, zeros: &mut [f32], biases: &mut [f32]) {
+    pub(crate) fn read_offsets(&self, group: usize, zeros: &mut [f32], biases: &mut [f32]) {
         match &self.decoder {
             Decoder::Affine { biases: numbers } => numbers.read(group, biases),
             Decoder::Shifted { zeros: Zeros::All(zero), .. } => zeros.fill(f32::from(*zero)),
@@ -221,7 +222,8 @@ impl Numbers {
         match self {
             Numbers::F32(values) => out.copy_from_slice(&values[start..end]),
             Numbers::F16(values) => values[start..end].convert_to_f32_slice(out),
-            Numbers::BF16(values) => values[start..end].convert_to_f32_slice(out),
+            // The `half` crate's own conversion quiets NaNs one by one.
+            Numbers::BF16(values) => each(&values[start..end], out, |value| widen(*value)),
             Numbers::E8M0(values) => each(&values[start..end], out, |power| e8m0(*power)),
             Numbers::E4M3(values) => each(&values[start..end], out, |code| e4m3(*code)),
             Numbers::Product { scales, factors, per } => {

@@ -1,16 +1,19 @@
 //! Matrices of a frozen base in a few bits an element, as they are published: their codes, what a
 //! code means, and how a 16-bit matrix becomes one.
 //!
-//! Owns: the one internal form ([`PackedMatrix`]) and its decoded value, the quantizers, the layouts
-//! of the formats in safetensors files.
+//! Owns: the one internal form ([`PackedMatrix`]) and its decoded value, products with a row of it,
+//! the quantizers, the layouts of the formats in safetensors files.
 //! Must never know: models, devices, recipes.
 //! Start reading at [`PackedMatrix::value`], which defines every decoded value.
 
 #![warn(missing_docs)]
 
+#[cfg(test)]
+mod all_forms;
 mod check;
 mod codes;
 mod decode;
+pub mod dot;
 mod error;
 pub mod files;
 pub mod gguf;

@@ -1,9 +1,11 @@
 //! Instruction sets, and what is written in their own instructions: looking values up, transposing.
 
+use std::sync::OnceLock;
+
 use crate::codes::{Codes, NibbleOrder};
 use crate::values::{Each, Piece, decode_each, decode_long};
 
-/// What decoding is compiled for. All have the same bits.
+/// What decoding and products are compiled for. All have the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InstructionSet {
@@ -19,14 +21,15 @@ pub enum InstructionSet {
 
 /// Defines a function that is compiled for each instruction set, and called by its value.
 macro_rules! for_each_set {
-    (fn $name:ident($self:ident, $($argument:ident: $type:ty),*) { avx512: $avx512:expr, avx2: $avx2:expr, baseline: $baseline:expr $(,)? }) => {
-        pub(crate) fn $name($self, $($argument: $type),*) {
+    ($(#[$meta:meta])* $visibility:vis fn $name:ident($self:ident, $($argument:ident: $type:ty),*) $(-> $result:ty)? { avx512: $avx512:expr, avx2: $avx2:expr, baseline: $baseline:expr $(,)? }) => {
+        $(#[$meta])*
+        $visibility fn $name($self, $($argument: $type),*) $(-> $result)? {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-                fn avx512($($argument: $type),*) { $avx512 }
+                fn avx512($($argument: $type),*) $(-> $result)? { $avx512 }
                 #[target_feature(enable = "avx2,fma,f16c")]
-                fn avx2($($argument: $type),*) { $avx2 }
+                fn avx2($($argument: $type),*) $(-> $result)? { $avx2 }
                 match $self {
                     // SAFETY: `InstructionSet::here` has found these instructions on this
                     // processor.
@@ -40,6 +43,7 @@ macro_rules! for_each_set {
         }
     };
 }
+pub(crate) use for_each_set;
 
 impl InstructionSet {
     /// Those of this processor, the best one first.
@@ -63,11 +67,12 @@ impl InstructionSet {
 
     /// The best one of this processor.
     pub fn best() -> InstructionSet {
-        InstructionSet::here().next().unwrap_or(InstructionSet::Baseline)
+        static BEST: OnceLock<InstructionSet> = OnceLock::new();
+        *BEST.get_or_init(|| InstructionSet::here().next().unwrap_or(InstructionSet::Baseline))
     }
 
     for_each_set! {
-        fn decode(self, piece: &Piece, out: &mut [f32]) {
+        pub(crate) fn decode(self, piece: &Piece, out: &mut [f32]) {
             avx512: if piece.codes.bits() <= 4 { short_avx512(piece, out) } else { long_avx512(piece, out) },
             avx2: if piece.codes.bits() <= 4 { short_avx2(piece, out) } else { long_avx2(piece, out) },
             baseline: if piece.codes.bits() <= 4 { short(piece, out) } else { decode_long(piece, out) },
@@ -75,7 +80,7 @@ impl InstructionSet {
     }
 
     for_each_set! {
-        fn decode_each(self, form: &Each, codes: &[u8], out: &mut [f32]) {
+        pub(crate) fn decode_each(self, form: &Each, codes: &[u8], out: &mut [f32]) {
             avx512: decode_each(form, codes, out),
             avx2: decode_each(form, codes, out),
             baseline: decode_each(form, codes, out),
@@ -85,7 +90,7 @@ impl InstructionSet {
 
 impl InstructionSet {
     for_each_set! {
-        fn transpose(self, block: &[f32], stride: usize, shape: [usize; 2], out: &mut [f32], out_stride: usize) {
+        pub(crate) fn transpose(self, block: &[f32], stride: usize, shape: [usize; 2], out: &mut [f32], out_stride: usize) {
             avx512: transpose_avx2(block, stride, shape, out, out_stride),
             avx2: transpose_avx2(block, stride, shape, out, out_stride),
             baseline: transpose(block, stride, shape, [0, 0], out, out_stride),
@@ -182,6 +187,8 @@ fn look_up_eight(word: u32, shifts: &[i32; 8], values: &[f32; 16], out: &mut [f3
 
 #[cfg(target_arch = "x86_64")]
 use x86::{long_avx2, long_avx512, short_avx2, short_avx512, transpose_avx2};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{round_avx2, round_avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -239,7 +246,7 @@ mod x86 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    fn round_avx512(rounding: Rounding, values: __m512) -> __m512 {
+    pub(crate) fn round_avx512(rounding: Rounding, values: __m512) -> __m512 {
         match rounding {
             Rounding::None => values,
             Rounding::F16 => _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values)),
@@ -316,7 +323,7 @@ mod x86 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn round_avx2(rounding: Rounding, values: __m256) -> __m256 {
+    pub(crate) fn round_avx2(rounding: Rounding, values: __m256) -> __m256 {
         match rounding {
             Rounding::None => values,
             Rounding::F16 => _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values)),

@@ -5,6 +5,8 @@
 //! the right one; each of its elements is summed in sixteen lanes of two products, a piece of the
 //! sum at a time. The order of a sum depends on its length alone.
 
+#[cfg(target_arch = "x86_64")]
+use finetune_packed::InstructionSet;
 use half::bf16;
 use rayon::prelude::*;
 
@@ -42,7 +44,7 @@ fn is_amd() -> bool {
 /// Whether the processor has the instructions.
 #[cfg(target_arch = "x86_64")]
 fn can_multiply() -> bool {
-    simd::has_avx512() && std::is_x86_feature_detected!("avx512bf16")
+    InstructionSet::best() == InstructionSet::Avx512 && std::is_x86_feature_detected!("avx512bf16")
 }
 
 /// Rows in bf16, of which the kernel sums products.

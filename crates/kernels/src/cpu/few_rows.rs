@@ -1,45 +1,82 @@
 //! A few rows times the transposed rows of a weight: `out[t, o] = x[t] · w[o]`, as text is
 //! generated token by token.
 //!
-//! The time is that of reading the weight once. A row of it is read into f32 while it is in the
-//! first-level cache, and multiplied with every row of x there.
+//! The time is that of reading the weight once. One row of x is multiplied with numbers and codes
+//! as they come from memory. For several rows of x, a row of the weight is read into f32 while it is
+//! in the first-level cache, and multiplied with all of them there.
 //!
-//! An element is one sum in one order ([`simd::dot`]), whatever the number of rows, the number of
-//! threads and the way the weight is held. What a model answers to one row therefore does not
-//! depend on the rows that are computed with it.
+//! An element is one sum in one order ([`finetune_packed::dot`]), whatever the number of rows, the
+//! number of threads and the way the weight is held. What a model answers to one row therefore does
+//! not depend on the rows that are computed with it.
 
+use std::ops::Range;
+
+use finetune_packed::dot::split_pairs;
+use finetune_packed::{InstructionSet, PackedMatrix};
+use half::bf16;
 use rayon::prelude::*;
 
 use super::buffer::uninitialized;
 use super::matmul::Matrix;
-use super::simd;
 use super::weight::CpuWeight;
 
 /// Most rows of x. With more, tiles of the product are faster than rows.
 pub(crate) const FEW_ROWS: usize = 8;
-/// Outputs that one job computes.
-const OUTPUTS_PER_JOB: usize = 64;
 /// Products of fewer multiplications than this are not worth handing to another thread.
 const SMALL: usize = 1 << 17;
+/// More jobs than threads, so that one that starts late has less to do.
+const JOBS_PER_THREAD: usize = 4;
 
-/// Where the rows of a weight are.
-enum Rows<'w> {
+/// The rows of a weight as they lie in memory.
+pub(super) enum Rows<'w> {
     /// In f32, so many elements apart.
-    Floats { values: &'w [f32], stride: usize },
-    /// In fewer bits.
+    Floats {
+        values: &'w [f32],
+        stride: usize,
+    },
+    /// In bf16, one behind the other.
+    Bf16(&'w [bf16]),
+    Packed(&'w PackedMatrix),
+    /// Any other way.
     Read(&'w CpuWeight),
 }
 
 impl Rows<'_> {
-    /// Row `o`, in `buffer` if it has to be read into f32.
-    fn row<'b>(&'b self, o: usize, buffer: &'b mut [f32]) -> &'b [f32] {
+    /// `out[n] = x · w[first + n]`, for activations that are split.
+    fn times_one(&self, set: InstructionSet, first: usize, x: &[f32], out: &mut [f32]) {
+        let width = x.len();
+        let rows = first..first + out.len();
         match self {
-            Rows::Floats { values, stride } => &values[o * stride..][..buffer.len()],
+            Rows::Floats { values, stride } => {
+                each(rows, out, |row| set.dot_f32(x, &values[row * stride..][..width]));
+            }
+            Rows::Bf16(values) => each(rows, out, |row| set.dot_bf16(x, &values[row * width..][..width])),
+            Rows::Packed(matrix) => matrix.dot_rows(set, rows, x, out),
             Rows::Read(weight) => {
-                weight.read(o, 0, buffer);
-                buffer
+                let mut buffer = uninitialized(width);
+                each(rows, out, |row| {
+                    weight.read(row, 0, &mut buffer);
+                    set.dot_f32(x, &buffer)
+                });
             }
         }
+    }
+
+    /// Writes a row into `out`.
+    fn read(&self, row: usize, out: &mut [f32]) {
+        let width = out.len();
+        match self {
+            Rows::Floats { values, stride } => out.copy_from_slice(&values[row * stride..][..width]),
+            Rows::Bf16(values) => super::simd::widen(&values[row * width..][..width], out),
+            Rows::Packed(matrix) => matrix.decode_row(row, 0..width, out),
+            Rows::Read(weight) => weight.read(row, 0, out),
+        }
+    }
+}
+
+fn each(rows: Range<usize>, out: &mut [f32], mut product: impl FnMut(usize) -> f32) {
+    for (row, out) in rows.zip(out) {
+        *out = product(row);
     }
 }
 
@@ -50,11 +87,7 @@ impl Rows<'_> {
 pub(crate) fn times_transposed(out: &mut [f32], keep: bool, scale: f32, x: Matrix, w: &CpuWeight) {
     let [outputs, inputs] = w.shape();
     assert_eq!(x.columns(), inputs, "inner dimensions differ");
-    let rows = match w.floats() {
-        Some(values) => Rows::Floats { values, stride: inputs },
-        None => Rows::Read(w),
-    };
-    each_output(out, keep, scale, x, outputs, &rows);
+    each_output(out, keep, scale, x, outputs, &w.rows());
 }
 
 /// As [`times_transposed`], for a matrix [o, i] in f32 with rows that lie `stride` apart.
@@ -69,33 +102,48 @@ pub(super) fn times_transposed_f32(
 }
 
 fn each_output(out: &mut [f32], keep: bool, scale: f32, x: Matrix, outputs: usize, w: &Rows<'_>) {
-    let inputs = x.columns();
-    let rows = x.rows();
+    let (inputs, rows) = (x.columns(), x.rows());
     assert_eq!(out.len(), rows * outputs, "output of another size");
     if rows == 0 || outputs == 0 {
         return;
     }
-    let finish = |out: &mut f32, sum: f32| *out = if keep { *out + scale * sum } else { scale * sum };
-    let job = |first: usize, sums: &mut [f32]| {
-        let mut buffer = uninitialized(inputs);
-        for (n, sums) in sums.chunks_mut(rows).enumerate() {
-            let weight = w.row(first + n, &mut buffer);
-            for (t, sum) in sums.iter_mut().enumerate() {
-                *sum = simd::dot(x.row(t), weight);
+    let set = InstructionSet::best();
+    let mut split = uninitialized(rows * inputs);
+    for (t, split) in split.chunks_mut(inputs.max(1)).enumerate() {
+        split_pairs(x.row(t), split);
+    }
+    // A job writes one piece of the products, those of each output together.
+    let job = |first: usize, products: &mut [f32]| {
+        if rows == 1 {
+            return w.times_one(set, first, &split, products);
+        }
+        let (mut row, mut split_row) = (uninitialized(inputs), uninitialized(inputs));
+        for (n, products) in products.chunks_mut(rows).enumerate() {
+            w.read(first + n, &mut row);
+            split_pairs(&row, &mut split_row);
+            for (t, product) in products.iter_mut().enumerate() {
+                *product = set.dot(&split[t * inputs..][..inputs], &split_row);
             }
         }
     };
-    // By output, so that a job writes one piece of it.
-    let mut sums = uninitialized(outputs * rows);
-    if rows * outputs * inputs <= SMALL {
-        job(0, &mut sums);
-    } else {
-        let jobs = sums.par_chunks_mut(OUTPUTS_PER_JOB * rows).enumerate();
-        jobs.for_each(|(n, sums)| job(n * OUTPUTS_PER_JOB, sums));
+    let all = |products: &mut [f32]| {
+        if rows * outputs * inputs <= SMALL {
+            return job(0, products);
+        }
+        let threads = rayon::current_num_threads();
+        let outputs_per_job = outputs.div_ceil(JOBS_PER_THREAD * threads);
+        let jobs = products.par_chunks_mut(outputs_per_job * rows).enumerate();
+        jobs.for_each(|(n, products)| job(n * outputs_per_job, products));
+    };
+    if rows == 1 && !keep && scale == 1.0 {
+        return all(out);
     }
+    let mut products = uninitialized(outputs * rows);
+    all(&mut products);
+    let finish = |out: &mut f32, sum: f32| *out = if keep { *out + scale * sum } else { scale * sum };
     for (t, out) in out.chunks_mut(outputs).enumerate() {
-        for (out, sums) in out.iter_mut().zip(sums.chunks(rows)) {
-            finish(out, sums[t]);
+        for (out, products) in out.iter_mut().zip(products.chunks(rows)) {
+            finish(out, products[t]);
         }
     }
 }

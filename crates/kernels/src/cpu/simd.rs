@@ -6,6 +6,9 @@
 
 #![expect(clippy::needless_range_loop, reason = "indices over slices of one length are the form that becomes vectors")]
 
+#[cfg(target_arch = "x86_64")]
+use finetune_packed::InstructionSet;
+
 /// Defines a function that is also compiled for AVX-512, and for AVX2 with FMA. A call takes the
 /// widest version that the processor has.
 macro_rules! vectorized {
@@ -18,31 +21,21 @@ macro_rules! vectorized {
             {
                 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
                 fn widest($($argument: $type),*) $(-> $result)? { body($($argument),*) }
-                if has_avx512() {
-                    #[expect(unsafe_code, reason = "a function for newer processors")]
-                    // SAFETY: the features that `widest` is compiled for were detected on this
-                    // processor.
-                    return unsafe { widest($($argument),*) };
-                }
                 #[target_feature(enable = "avx2,fma")]
                 fn wide($($argument: $type),*) $(-> $result)? { body($($argument),*) }
-                if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-                    #[expect(unsafe_code, reason = "a function for newer processors")]
-                    // SAFETY: the features that `wide` is compiled for were detected on this
+                #[expect(unsafe_code, reason = "functions for newer processors")]
+                match InstructionSet::best() {
+                    // SAFETY: the features that `widest` is compiled for were detected on this
                     // processor.
-                    return unsafe { wide($($argument),*) };
+                    InstructionSet::Avx512 => return unsafe { widest($($argument),*) },
+                    // SAFETY: as above, for `wide`.
+                    InstructionSet::Avx2 => return unsafe { wide($($argument),*) },
+                    _ => {}
                 }
             }
             body($($argument),*)
         }
     };
-}
-
-/// Whether the processor has the parts of AVX-512 that every server and desktop one with it has.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn has_avx512() -> bool {
-    use std::is_x86_feature_detected as has;
-    has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") && has!("avx2") && has!("fma")
 }
 
 /// Partial sums of a row.

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 use super::bf16_product;
 use super::buffer::{floats, uninitialized};
-use super::few_rows::{self, FEW_ROWS};
+use super::few_rows::{self, FEW_ROWS, Rows};
 use super::matmul::{Matrix, matmul};
 use super::simd;
 use crate::weight::{Held, PackedWeight};
@@ -63,6 +63,24 @@ impl CpuWeight {
         match self {
             CpuWeight::Tensor(tensor) if tensor.dtype() == DType::F32 => Some(floats(tensor)),
             _ => None,
+        }
+    }
+
+    /// The rows, as they lie in memory.
+    pub(super) fn rows(&self) -> Rows<'_> {
+        let [_, columns] = self.shape();
+        match self {
+            CpuWeight::Tensor(tensor) => match tensor.dtype() {
+                DType::F32 => Rows::Floats { values: floats(tensor), stride: columns },
+                DType::BF16 => Rows::Bf16(tensor.storage::<bf16>()),
+                _ => Rows::Read(self),
+            },
+            CpuWeight::Packed(packed) => match &*packed.held {
+                Held::Host(matrix) => Rows::Packed(matrix),
+                Held::Bf16(values) => Rows::Bf16(values),
+                #[cfg(gpu_backend)]
+                Held::Gpu(_) => Rows::Read(self),
+            },
         }
     }
 

@@ -1,0 +1,422 @@
+//! The same sums in the instructions of AVX-512 and AVX2.
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::{BLOCK, HALF, LANES, Sets, total, widen};
+use crate::codes::NibbleOrder;
+use crate::matrix::Rounding;
+use crate::simd::{round_avx2, round_avx512};
+use crate::values::{Meaning, Piece};
+
+/// Four sets of sums.
+struct Sums512([__m512; 4]);
+
+impl Sums512 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    fn new() -> Sums512 {
+        Sums512([_mm512_setzero_ps(); 4])
+    }
+
+    /// Adds the products of split activations and the half FIRST / 2 of a block, one for each lane of
+    /// two sets.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    fn add<const FIRST: usize>(&mut self, x: &[f32; HALF], [even, odd]: [__m512; 2]) {
+        // SAFETY: the array has two vectors.
+        let (x_even, x_odd) = unsafe { (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(LANES))) };
+        self.0[FIRST] = _mm512_fmadd_ps(x_even, even, self.0[FIRST]);
+        self.0[FIRST + 1] = _mm512_fmadd_ps(x_odd, odd, self.0[FIRST + 1]);
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    fn sets(self) -> Sets {
+        let mut sets = Sets::default();
+        for (set, sums) in sets.iter_mut().zip(self.0) {
+            // SAFETY: the array is as long as what is stored.
+            unsafe { _mm512_storeu_ps(set.as_mut_ptr(), sums) };
+        }
+        sets
+    }
+}
+
+/// The two halves of a block.
+#[inline(always)]
+fn halves<T>(block: &[T; BLOCK]) -> [&[T; HALF]; 2] {
+    let (halves, _) = block.as_chunks::<HALF>();
+    [&halves[0], &halves[1]]
+}
+
+/// The four quarters of a block.
+#[inline(always)]
+fn quarters<T>(block: &[T; BLOCK]) -> [&[T; HALF / 2]; 4] {
+    let (quarters, _) = block.as_chunks::<{ HALF / 2 }>();
+    [&quarters[0], &quarters[1], &quarters[2], &quarters[3]]
+}
+
+/// Where groups begin, half of a block after half of a block.
+struct HalvesOfGroups {
+    group: usize,
+    /// Elements of a group.
+    period: usize,
+    /// Elements that are left of this one.
+    left: usize,
+}
+
+impl HalvesOfGroups {
+    #[inline(always)]
+    fn new(piece: &Piece) -> HalvesOfGroups {
+        HalvesOfGroups { group: 0, period: piece.period, left: piece.period }
+    }
+
+    /// Goes on by half of a block. Returns whether a group begins with it that is not the first one.
+    #[inline(always)]
+    fn begins(&mut self) -> bool {
+        let begins = self.left == 0;
+        if begins {
+            (self.group, self.left) = (self.group + 1, self.period);
+        }
+        self.left -= HALF;
+        begins
+    }
+}
+
+/// The codes of 4 bits of the two halves of a block.
+#[inline(always)]
+fn halves_of_codes(block: &[u8; HALF]) -> [&[u8; HALF / 2]; 2] {
+    let (halves, _) = block.as_chunks::<{ HALF / 2 }>();
+    [&halves[0], &halves[1]]
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) fn f32_avx512(x: &[f32], w: &[f32]) -> f32 {
+    let ((blocks, rest), (others, rest_of_w)) = (x.as_chunks::<BLOCK>(), w.as_chunks::<BLOCK>());
+    let evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    let odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
+    let split = |w: &[f32; HALF]| {
+        // SAFETY: the array has two vectors.
+        let (low, high) = unsafe { (_mm512_loadu_ps(w.as_ptr()), _mm512_loadu_ps(w.as_ptr().add(LANES))) };
+        [_mm512_permutex2var_ps(low, evens, high), _mm512_permutex2var_ps(low, odds, high)]
+    };
+    let mut sums = Sums512::new();
+    for (x, w) in blocks.iter().zip(others) {
+        let (x, w) = (halves(x), halves(w));
+        sums.add::<0>(x[0], split(w[0]));
+        sums.add::<2>(x[1], split(w[1]));
+    }
+    total(sums.sets(), rest, rest_of_w.iter().copied())
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) fn bf16_avx512(x: &[f32], w: &[bf16]) -> f32 {
+    let ((blocks, rest), (others, rest_of_w)) = (x.as_chunks::<BLOCK>(), w.as_chunks::<BLOCK>());
+    let split = |w: &[bf16; HALF]| {
+        // SAFETY: the array is as long as what is loaded.
+        let pairs = unsafe { _mm512_loadu_si512(w.as_ptr().cast()) };
+        let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(!0xffff));
+        [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(odd)]
+    };
+    let mut sums = Sums512::new();
+    for (x, w) in blocks.iter().zip(others) {
+        let (x, w) = (halves(x), halves(w));
+        sums.add::<0>(x[0], split(w[0]));
+        sums.add::<2>(x[1], split(w[1]));
+    }
+    total(sums.sets(), rest, rest_of_w.iter().map(|w| widen(*w)))
+}
+
+/// The values of sixteen codes of a group. A zero point, bias or factor that the form does not have
+/// changes no bit.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn values_avx512<const ROUNDED: bool>(piece: &Piece, group: usize, factors: __m512) -> __m512 {
+    let (scale, zero) = (_mm512_set1_ps(piece.scales[group]), _mm512_set1_ps(piece.zeros[group]));
+    let scaled = _mm512_mul_ps(_mm512_sub_ps(factors, zero), scale);
+    let values = _mm512_mul_ps(scaled, _mm512_set1_ps(piece.factor));
+    let values = _mm512_add_ps(values, _mm512_set1_ps(piece.biases[group]));
+    if ROUNDED { round_avx512(piece.rounding, values) } else { values }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) fn nibbles_avx512(piece: &Piece, factors: &[f32; 16], x: &[f32], sets: &mut Sets) {
+    match piece.rounding {
+        Rounding::None => nibbles_avx512_of::<false>(piece, factors, x, sets),
+        _ => nibbles_avx512_of::<true>(piece, factors, x, sets),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn nibbles_avx512_of<const ROUNDED: bool>(piece: &Piece, factors: &[f32; 16], x: &[f32], sets: &mut Sets) {
+    // SAFETY: the array is as long as what is loaded.
+    let factors = unsafe { _mm512_loadu_ps(factors.as_ptr()) };
+    let is_high_first = piece.codes.order() == NibbleOrder::HighFirst;
+    let bytes = piece.codes.bytes()[piece.bit / 8..][..x.len() / 2].as_chunks::<HALF>().0;
+    // A permutation takes the lowest four bits.
+    let split = |values: __m512, bytes: &[u8; HALF / 2]| {
+        // SAFETY: the array is as long as what is loaded.
+        let low = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) });
+        let high = _mm512_srli_epi32::<4>(low);
+        let (even, odd) = if is_high_first { (high, low) } else { (low, high) };
+        [_mm512_permutexvar_ps(even, values), _mm512_permutexvar_ps(odd, values)]
+    };
+    let mut groups = HalvesOfGroups::new(piece);
+    let mut values = values_avx512::<ROUNDED>(piece, 0, factors);
+    let mut sums = Sums512::new();
+    for (x, bytes) in x.as_chunks::<BLOCK>().0.iter().zip(bytes) {
+        let (x, bytes) = (halves(x), halves_of_codes(bytes));
+        if groups.begins() {
+            values = values_avx512::<ROUNDED>(piece, groups.group, factors);
+        }
+        sums.add::<0>(x[0], split(values, bytes[0]));
+        if groups.begins() {
+            values = values_avx512::<ROUNDED>(piece, groups.group, factors);
+        }
+        sums.add::<2>(x[1], split(values, bytes[1]));
+    }
+    *sets = sums.sets();
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) fn bytes_avx512(piece: &Piece, x: &[f32], sets: &mut Sets) {
+    match piece.meaning {
+        Meaning::Affine => bytes_avx512_of::<true>(piece, x, sets),
+        _ => bytes_avx512_of::<false>(piece, x, sets),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn bytes_avx512_of<const AFFINE: bool>(piece: &Piece, x: &[f32], sets: &mut Sets) {
+    let bytes = piece.codes.bytes()[piece.bit / 8..][..x.len()].as_chunks::<BLOCK>().0;
+    let factor = _mm512_set1_ps(piece.factor);
+    let of_group = |group: usize| {
+        let offsets = if AFFINE { piece.biases } else { piece.zeros };
+        [_mm512_set1_ps(piece.scales[group]), _mm512_set1_ps(offsets[group])]
+    };
+    let value = |[scale, offset]: [__m512; 2], code: __m512i| {
+        let code = _mm512_cvtepi32_ps(code);
+        if AFFINE {
+            _mm512_add_ps(_mm512_mul_ps(code, scale), offset)
+        } else {
+            _mm512_mul_ps(_mm512_mul_ps(_mm512_sub_ps(code, offset), scale), factor)
+        }
+    };
+    let split = |group: [__m512; 2], bytes: &[u8; HALF]| {
+        // SAFETY: the array is as long as what is loaded.
+        let pairs = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) });
+        let even = value(group, _mm512_and_si512(pairs, _mm512_set1_epi32(0xff)));
+        [even, value(group, _mm512_srli_epi32::<8>(pairs))]
+    };
+    let mut groups = HalvesOfGroups::new(piece);
+    let mut group = of_group(0);
+    let mut sums = Sums512::new();
+    for (x, bytes) in x.as_chunks::<BLOCK>().0.iter().zip(bytes) {
+        let (x, bytes) = (halves(x), halves(bytes));
+        if groups.begins() {
+            group = of_group(groups.group);
+        }
+        sums.add::<0>(x[0], split(group, bytes[0]));
+        if groups.begins() {
+            group = of_group(groups.group);
+        }
+        sums.add::<2>(x[1], split(group, bytes[1]));
+    }
+    *sets = sums.sets();
+}
+
+/// Four sets of sums, each in two vectors.
+struct Sums256([[__m256; 2]; 4]);
+
+impl Sums256 {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn new() -> Sums256 {
+        Sums256([[_mm256_setzero_ps(); 2]; 4])
+    }
+
+    /// Adds the products of eight even and eight odd elements of the half FIRST / 2 of a block: those
+    /// of the lanes from 8 · UPPER on of two sets.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn add<const FIRST: usize, const UPPER: usize>(&mut self, x: &[f32; HALF], [even, odd]: [__m256; 2]) {
+        let (x_even, x_odd) = (&x[8 * UPPER..][..8], &x[LANES + 8 * UPPER..][..8]);
+        // SAFETY: both slices are as long as what is loaded.
+        let (x_even, x_odd) = unsafe { (_mm256_loadu_ps(x_even.as_ptr()), _mm256_loadu_ps(x_odd.as_ptr())) };
+        self.0[FIRST][UPPER] = _mm256_fmadd_ps(x_even, even, self.0[FIRST][UPPER]);
+        self.0[FIRST + 1][UPPER] = _mm256_fmadd_ps(x_odd, odd, self.0[FIRST + 1][UPPER]);
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn sets(self) -> Sets {
+        let mut sets = Sets::default();
+        for (set, sums) in sets.iter_mut().zip(self.0) {
+            for (lanes, sums) in set.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
+                // SAFETY: the array is as long as what is stored.
+                unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums) };
+            }
+        }
+        sets
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn f32_avx2(x: &[f32], w: &[f32]) -> f32 {
+    let ((blocks, rest), (others, rest_of_w)) = (x.as_chunks::<BLOCK>(), w.as_chunks::<BLOCK>());
+    let split = |w: &[f32; 16]| {
+        // SAFETY: the array has two vectors.
+        let (low, high) = unsafe { (_mm256_loadu_ps(w.as_ptr()), _mm256_loadu_ps(w.as_ptr().add(8))) };
+        // Pairs come out as 0 2 8 10 4 6 12 14; the last permutation sets quarters right.
+        let (even, odd) = (_mm256_shuffle_ps::<0x88>(low, high), _mm256_shuffle_ps::<0xdd>(low, high));
+        let in_order = |pairs| _mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(pairs));
+        [_mm256_castpd_ps(in_order(even)), _mm256_castpd_ps(in_order(odd))]
+    };
+    let mut sums = Sums256::new();
+    for (x, w) in blocks.iter().zip(others) {
+        let (x, w) = (halves(x), quarters(w));
+        sums.add::<0, 0>(x[0], split(w[0]));
+        sums.add::<0, 1>(x[0], split(w[1]));
+        sums.add::<2, 0>(x[1], split(w[2]));
+        sums.add::<2, 1>(x[1], split(w[3]));
+    }
+    total(sums.sets(), rest, rest_of_w.iter().copied())
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn bf16_avx2(x: &[f32], w: &[bf16]) -> f32 {
+    let ((blocks, rest), (others, rest_of_w)) = (x.as_chunks::<BLOCK>(), w.as_chunks::<BLOCK>());
+    let split = |w: &[bf16; 16]| {
+        // SAFETY: the array is as long as what is loaded.
+        let pairs = unsafe { _mm256_loadu_si256(w.as_ptr().cast()) };
+        let odd = _mm256_and_si256(pairs, _mm256_set1_epi32(!0xffff));
+        [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(odd)]
+    };
+    let mut sums = Sums256::new();
+    for (x, w) in blocks.iter().zip(others) {
+        let (x, w) = (halves(x), quarters(w));
+        sums.add::<0, 0>(x[0], split(w[0]));
+        sums.add::<0, 1>(x[0], split(w[1]));
+        sums.add::<2, 0>(x[1], split(w[2]));
+        sums.add::<2, 1>(x[1], split(w[3]));
+    }
+    total(sums.sets(), rest, rest_of_w.iter().map(|w| widen(*w)))
+}
+
+/// As [`values_avx512`], of eight codes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn values_avx2<const ROUNDED: bool>(piece: &Piece, group: usize, factors: __m256) -> __m256 {
+    let (scale, zero) = (_mm256_set1_ps(piece.scales[group]), _mm256_set1_ps(piece.zeros[group]));
+    let scaled = _mm256_mul_ps(_mm256_sub_ps(factors, zero), scale);
+    let values = _mm256_mul_ps(scaled, _mm256_set1_ps(piece.factor));
+    let values = _mm256_add_ps(values, _mm256_set1_ps(piece.biases[group]));
+    if ROUNDED { round_avx2(piece.rounding, values) } else { values }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn nibbles_avx2(piece: &Piece, factors: &[f32; 16], x: &[f32], sets: &mut Sets) {
+    match piece.rounding {
+        Rounding::None => nibbles_avx2_of::<false>(piece, factors, x, sets),
+        _ => nibbles_avx2_of::<true>(piece, factors, x, sets),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn nibbles_avx2_of<const ROUNDED: bool>(piece: &Piece, factors: &[f32; 16], x: &[f32], sets: &mut Sets) {
+    // SAFETY: the array has two vectors.
+    let factors = unsafe { [_mm256_loadu_ps(factors.as_ptr()), _mm256_loadu_ps(factors.as_ptr().add(8))] };
+    let is_high_first = piece.codes.order() == NibbleOrder::HighFirst;
+    let bytes = piece.codes.bytes()[piece.bit / 8..][..x.len() / 2].as_chunks::<HALF>().0;
+    let of_group = |group: usize| {
+        let (low, high) = (factors[0], factors[1]);
+        [values_avx2::<ROUNDED>(piece, group, low), values_avx2::<ROUNDED>(piece, group, high)]
+    };
+    let split = |values: [__m256; 2], bytes: &[u8; 8]| {
+        // SAFETY: the array is as long as what is loaded.
+        let low = _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(bytes.as_ptr().cast()) });
+        let high = _mm256_srli_epi32::<4>(low);
+        let (even, odd) = if is_high_first { (high, low) } else { (low, high) };
+        [look_up_avx2(values, even), look_up_avx2(values, odd)]
+    };
+    let mut groups = HalvesOfGroups::new(piece);
+    let mut values = of_group(0);
+    let mut sums = Sums256::new();
+    for (x, bytes) in x.as_chunks::<BLOCK>().0.iter().zip(bytes) {
+        let (x, bytes) = (halves(x), bytes.as_chunks::<8>().0);
+        if groups.begins() {
+            values = of_group(groups.group);
+        }
+        sums.add::<0, 0>(x[0], split(values, &bytes[0]));
+        sums.add::<0, 1>(x[0], split(values, &bytes[1]));
+        if groups.begins() {
+            values = of_group(groups.group);
+        }
+        sums.add::<2, 0>(x[1], split(values, &bytes[2]));
+        sums.add::<2, 1>(x[1], split(values, &bytes[3]));
+    }
+    *sets = sums.sets();
+}
+
+/// Of sixteen values, those at the places that the lowest four bits name.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn look_up_avx2([low, high]: [__m256; 2], codes: __m256i) -> __m256 {
+    // A permutation takes the lowest three bits, the blend the fourth as a sign.
+    let fourth = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
+    _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, codes), _mm256_permutevar8x32_ps(high, codes), fourth)
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn bytes_avx2(piece: &Piece, x: &[f32], sets: &mut Sets) {
+    match piece.meaning {
+        Meaning::Affine => bytes_avx2_of::<true>(piece, x, sets),
+        _ => bytes_avx2_of::<false>(piece, x, sets),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn bytes_avx2_of<const AFFINE: bool>(piece: &Piece, x: &[f32], sets: &mut Sets) {
+    let bytes = piece.codes.bytes()[piece.bit / 8..][..x.len()].as_chunks::<BLOCK>().0;
+    let factor = _mm256_set1_ps(piece.factor);
+    let of_group = |group: usize| {
+        let offsets = if AFFINE { piece.biases } else { piece.zeros };
+        [_mm256_set1_ps(piece.scales[group]), _mm256_set1_ps(offsets[group])]
+    };
+    let value = |[scale, offset]: [__m256; 2], code: __m256i| {
+        let code = _mm256_cvtepi32_ps(code);
+        if AFFINE {
+            _mm256_add_ps(_mm256_mul_ps(code, scale), offset)
+        } else {
+            _mm256_mul_ps(_mm256_mul_ps(_mm256_sub_ps(code, offset), scale), factor)
+        }
+    };
+    let split = |group: [__m256; 2], bytes: &[u8; HALF / 2]| {
+        // SAFETY: the array is as long as what is loaded.
+        let pairs = _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) });
+        let even = value(group, _mm256_and_si256(pairs, _mm256_set1_epi32(0xff)));
+        [even, value(group, _mm256_srli_epi32::<8>(pairs))]
+    };
+    let mut groups = HalvesOfGroups::new(piece);
+    let mut group = of_group(0);
+    let mut sums = Sums256::new();
+    for (x, bytes) in x.as_chunks::<BLOCK>().0.iter().zip(bytes) {
+        let (x, bytes) = (halves(x), quarters(bytes));
+        if groups.begins() {
+            group = of_group(groups.group);
+        }
+        sums.add::<0, 0>(x[0], split(group, bytes[0]));
+        sums.add::<0, 1>(x[0], split(group, bytes[1]));
+        if groups.begins() {
+            group = of_group(groups.group);
+        }
+        sums.add::<2, 0>(x[1], split(group, bytes[2]));
+        sums.add::<2, 1>(x[1], split(group, bytes[3]));
+    }
+    *sets = sums.sets();
+}
