@@ -31,6 +31,9 @@ use crate::values::Piece;
 pub const BLOCK: usize = 64;
 /// Elements whose neighbours are moved apart.
 const HALF: usize = BLOCK / 2;
+/// Scales that are read together, if each row has its own.
+#[cfg(target_arch = "x86_64")]
+const NUMBERS: usize = 256;
 /// Sums of a set.
 const LANES: usize = HALF / 2;
 
@@ -53,21 +56,22 @@ pub fn split_pairs(x: &[f32], out: &mut [f32]) {
 /// Four sets of sums.
 type Sets = [[f32; LANES]; 4];
 
-/// The sum of all lanes and of the products behind the last whole block.
+/// The sum of all lanes.
 #[inline(always)]
-fn total(sets: Sets, x: &[f32], w: impl Iterator<Item = f32>) -> f32 {
-    let [a, b, c, d] = sets;
+fn sum_lanes([a, b, c, d]: Sets) -> f32 {
     let mut lanes: [f32; LANES] = std::array::from_fn(|n| (a[n] + b[n]) + (c[n] + d[n]));
     for half in [8, 4, 2, 1] {
         for n in 0..half {
             lanes[n] += lanes[n + half];
         }
     }
-    let mut sum = lanes[0];
-    for (x, w) in x.iter().zip(w) {
-        sum = x.mul_add(w, sum);
-    }
-    sum
+    lanes[0]
+}
+
+/// Adds the products behind the last whole block.
+#[inline(always)]
+fn add_rest(sum: f32, x: &[f32], w: impl Iterator<Item = f32>) -> f32 {
+    x.iter().zip(w).fold(sum, |sum, (x, w)| x.mul_add(w, sum))
 }
 
 /// The product of activations and elements that both are split.
@@ -84,7 +88,7 @@ fn dot_split(x: &[f32], w: &[f32]) -> f32 {
             }
         }
     }
-    total(sets, rest, rest_of_w.iter().copied())
+    add_rest(sum_lanes(sets), rest, rest_of_w.iter().copied())
 }
 
 /// The product of split activations and numbers as they lie in memory.
@@ -101,7 +105,7 @@ fn dot_numbers<T: Copy>(x: &[f32], w: &[T], value: impl Fn(T) -> f32) -> f32 {
             }
         }
     }
-    total(sets, rest, rest_of_w.iter().map(|w| value(*w)))
+    add_rest(sum_lanes(sets), rest, rest_of_w.iter().map(|w| value(*w)))
 }
 
 /// The number in f32, which is exact.
@@ -111,7 +115,7 @@ pub(crate) fn widen(number: bf16) -> f32 {
 }
 
 #[cfg(target_arch = "x86_64")]
-use x86::{bf16_avx2, bf16_avx512, bytes_avx2, bytes_avx512, f32_avx2, f32_avx512, nibbles_avx2, nibbles_avx512};
+use x86::{bf16_avx2, bf16_avx512, f32_avx2, f32_avx512, row_avx2, row_avx512};
 
 impl InstructionSet {
     for_each_set! {
@@ -145,20 +149,11 @@ impl InstructionSet {
 #[cfg(target_arch = "x86_64")]
 impl InstructionSet {
     for_each_set! {
-        /// Adds the products with codes of 4 bits to all lanes.
-        fn add_nibbles(self, piece: &Piece, factors: &[f32; 16], x: &[f32], sets: &mut Sets) {
-            avx512: nibbles_avx512(piece, factors, x, sets),
-            avx2: nibbles_avx2(piece, factors, x, sets),
-            baseline: unreachable!("it has no version for {:?} {x:?} {factors:?}", (piece.bit, sets)),
-        }
-    }
-
-    for_each_set! {
-        /// Adds the products with codes of 8 bits to all lanes.
-        fn add_bytes(self, piece: &Piece, x: &[f32], sets: &mut Sets) {
-            avx512: bytes_avx512(piece, x, sets),
-            avx2: bytes_avx2(piece, x, sets),
-            baseline: unreachable!("it has no version for {:?} {x:?}", (piece.bit, sets)),
+        /// [`PackedMatrix::dot_rows`] of codes that are multiplied as they are unpacked.
+        fn dot_codes(self, codes: &RowsOfCodes, rows: Range<usize>, x: &[f32], out: &mut [f32]) {
+            avx512: codes.dot(rows, x, out, |piece, factors, x| row_avx512(piece, factors, x)),
+            avx2: codes.dot(rows, x, out, |piece, factors, x| row_avx2(piece, factors, x)),
+            baseline: unreachable!("no codes are multiplied so: {:?} {:?}", (codes, rows), (x, out)),
         }
     }
 }
@@ -175,9 +170,9 @@ impl PackedMatrix {
         assert_eq!(out.len(), rows.len(), "a product for each row");
         #[cfg(target_arch = "x86_64")]
         if set != InstructionSet::Baseline
-            && let Some(groups) = self.groups_of_halves()
+            && let Some(codes) = RowsOfCodes::of(self)
         {
-            return self.dot_rows_unpacked(set, groups, rows, x, out);
+            return set.dot_codes(&codes, rows, x, out);
         }
         let mut row = vec![0.0; width];
         for (n, out) in rows.zip(out) {
@@ -187,72 +182,84 @@ impl PackedMatrix {
     }
 }
 
-/// Groups of a row that are whole halves of a block.
+/// A matrix whose codes are multiplied as they are unpacked: its groups are whole halves of a block.
 #[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-struct GroupsOfHalves {
+#[derive(Debug)]
+struct RowsOfCodes<'a> {
+    matrix: &'a PackedMatrix,
     /// Elements of a group.
     period: usize,
     /// Groups of a row.
-    count: usize,
+    groups: usize,
     /// Rows that share them.
-    rows: usize,
+    sharing: usize,
 }
 
 #[cfg(target_arch = "x86_64")]
-impl PackedMatrix {
-    /// The groups, if codes can be multiplied as they are unpacked.
-    fn groups_of_halves(&self) -> Option<GroupsOfHalves> {
-        let [_, width] = self.shape;
-        let (period, rows, is_whole) = match self.groups {
+impl<'a> RowsOfCodes<'a> {
+    /// `None` if its codes have to be decoded first.
+    fn of(matrix: &'a PackedMatrix) -> Option<RowsOfCodes<'a>> {
+        let [_, width] = matrix.shape;
+        let (period, sharing, is_whole) = match matrix.groups {
             Groups::Blocks { rows, columns } => (columns.min(width), rows, true),
             Groups::Flat { elements } => (elements, 1, width.is_multiple_of(elements)),
             Groups::OfColumns { .. } => return None,
         };
-        let is_table = matches!(self.decoder, Decoder::Table { .. });
-        let has_form = match self.codes.bits() {
+        let is_table = matches!(matrix.decoder, Decoder::Table { .. });
+        let has_form = match matrix.codes.bits() {
             4 => true,
-            8 => !is_table && self.rounding == Rounding::None,
+            8 => !is_table && matrix.rounding == Rounding::None,
             _ => false,
         };
-        let begins_with_a_byte = self.codes.row_bits().is_multiple_of(8);
+        let begins_with_a_byte = matrix.codes.row_bits().is_multiple_of(8);
         let of_halves = is_whole && (period.is_multiple_of(HALF) || period == width);
         let fits = has_form && begins_with_a_byte && of_halves && width >= BLOCK;
-        fits.then(|| GroupsOfHalves { period, count: width.div_ceil(period), rows })
+        fits.then(|| RowsOfCodes { matrix, period, groups: width.div_ceil(period), sharing })
     }
 
-    fn dot_rows_unpacked(
-        &self,
-        set: InstructionSet,
-        groups: GroupsOfHalves,
-        rows: Range<usize>,
-        x: &[f32],
-        out: &mut [f32],
-    ) {
-        let GroupsOfHalves { period, count, rows: sharing } = groups;
+    /// `sum` multiplies the whole blocks of a row.
+    #[inline(always)]
+    fn dot(&self, rows: Range<usize>, x: &[f32], out: &mut [f32], sum: impl Fn(&Piece, &[f32; 16], &[f32]) -> f32) {
+        let RowsOfCodes { matrix, period, groups, sharing } = *self;
         let (whole, rest_of_x) = x.split_at(x.len() / BLOCK * BLOCK);
-        let (mut scales, mut zeros, mut biases) = (vec![0f32; count], vec![0f32; count], vec![-0f32; count]);
+        // The numbers of several rows are read together: those of one may be fewer than a vector.
+        let most = if sharing == 1 { (NUMBERS / groups).max(1) } else { 1 };
+        let (mut scales, mut zeros, mut biases) =
+            (vec![0f32; most * groups], vec![0f32; most * groups], vec![-0f32; most * groups]);
         let mut rest = vec![0f32; rest_of_x.len()];
-        let ((meaning, factor), codes, rounding) = (self.meaning(), &self.codes, self.rounding);
-        let mut factors = None;
-        for (row, out) in rows.zip(out) {
-            let group = row / sharing * count;
-            self.scales.read(group, &mut scales);
-            self.read_offsets(group, &mut zeros, &mut biases);
-            let (scales, zeros, biases) = (&scales[..], &zeros[..], &biases[..]);
-            let bit = codes.bit(row, 0);
-            let piece = Piece { codes, bit, first: period, period, meaning, rounding, scales, zeros, biases, factor };
-            let mut sets = Sets::default();
-            if codes.bits() == 4 {
-                let factors = factors.get_or_insert_with(|| piece.factors());
-                set.add_nibbles(&piece, factors, whole, &mut sets);
-            } else {
-                set.add_bytes(&piece, whole, &mut sets);
+        let ((meaning, factor), codes, rounding) = (matrix.meaning(), &matrix.codes, matrix.rounding);
+        let piece_of_no_row = Piece {
+            codes,
+            bit: 0,
+            first: period,
+            period,
+            meaning,
+            rounding,
+            scales: &[],
+            zeros: &[],
+            biases: &[],
+            factor,
+        };
+        let factors = if codes.bits() == 4 { piece_of_no_row.factors() } else { [0.0; 16] };
+        for (first, out) in rows.step_by(most).zip(out.chunks_mut(most)) {
+            let (group, count) = (first / sharing * groups, out.len() * groups);
+            matrix.scales.read(group, &mut scales[..count]);
+            matrix.read_offsets(group, &mut zeros[..count], &mut biases[..count]);
+            for (n, out) in out.iter_mut().enumerate() {
+                let of_row = n * groups..(n + 1) * groups;
+                let piece = Piece {
+                    bit: codes.bit(first + n, 0),
+                    scales: &scales[of_row.clone()],
+                    zeros: &zeros[of_row.clone()],
+                    biases: &biases[of_row],
+                    ..piece_of_no_row
+                };
+                *out = sum(&piece, &factors, whole);
+                if !rest.is_empty() {
+                    matrix.decode_row(first + n, whole.len()..x.len(), &mut rest);
+                    *out = add_rest(*out, rest_of_x, rest.iter().copied());
+                }
             }
-            if !rest.is_empty() {
-                self.decode_row_with(set, row, whole.len()..x.len(), &mut rest);
-            }
-            *out = total(sets, rest_of_x, rest.iter().copied());
         }
     }
 }

@@ -30,6 +30,7 @@ pub(crate) enum Meaning<'a> {
 }
 
 /// Codes of several groups that follow each other in a row.
+#[derive(Clone, Copy)]
 pub(crate) struct Piece<'a> {
     pub(crate) codes: &'a Codes,
     /// Where the first code begins: [`Codes::bit`].

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{BLOCK, HALF, LANES, Sets, total, widen};
+use super::{BLOCK, HALF, LANES, add_rest, widen};
 use crate::codes::NibbleOrder;
 use crate::matrix::Rounding;
 use crate::simd::{round_avx2, round_avx512};
@@ -33,14 +33,31 @@ impl Sums512 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    fn sets(self) -> Sets {
-        let mut sets = Sets::default();
-        for (set, sums) in sets.iter_mut().zip(self.0) {
-            // SAFETY: the array is as long as what is stored.
-            unsafe { _mm512_storeu_ps(set.as_mut_ptr(), sums) };
-        }
-        sets
+    fn sum(self) -> f32 {
+        let [a, b, c, d] = self.0;
+        let lanes = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
+        sum_eight(_mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps::<1>(lanes)))
     }
+}
+
+/// The sum of eight lanes: the upper half is added to the lower one until one is left.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sum_eight(lanes: __m256) -> f32 {
+    let four = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps::<1>(lanes));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+}
+
+/// Bytes from what is multiplied to what is asked for ahead. Processors do not look beyond a page
+/// themselves: in bf16 this raises 8.7 GB/s on one thread to 12.5 (Intel Xeon with AVX-512).
+const AHEAD: usize = 4096;
+
+/// Asks for the memory that will be multiplied soon.
+#[inline]
+#[target_feature(enable = "sse")]
+fn prefetch<T>(now: &T) {
+    _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(now).cast::<i8>().wrapping_add(AHEAD));
 }
 
 /// The two halves of a block.
@@ -97,6 +114,8 @@ pub(super) fn f32_avx512(x: &[f32], w: &[f32]) -> f32 {
     let evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     let odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
     let split = |w: &[f32; HALF]| {
+        prefetch(&w[0]);
+        prefetch(&w[LANES]);
         // SAFETY: the array has two vectors.
         let (low, high) = unsafe { (_mm512_loadu_ps(w.as_ptr()), _mm512_loadu_ps(w.as_ptr().add(LANES))) };
         [_mm512_permutex2var_ps(low, evens, high), _mm512_permutex2var_ps(low, odds, high)]
@@ -107,13 +126,14 @@ pub(super) fn f32_avx512(x: &[f32], w: &[f32]) -> f32 {
         sums.add::<0>(x[0], split(w[0]));
         sums.add::<2>(x[1], split(w[1]));
     }
-    total(sums.sets(), rest, rest_of_w.iter().copied())
+    add_rest(sums.sum(), rest, rest_of_w.iter().copied())
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 pub(super) fn bf16_avx512(x: &[f32], w: &[bf16]) -> f32 {
     let ((blocks, rest), (others, rest_of_w)) = (x.as_chunks::<BLOCK>(), w.as_chunks::<BLOCK>());
     let split = |w: &[bf16; HALF]| {
+        prefetch(w);
         // SAFETY: the array is as long as what is loaded.
         let pairs = unsafe { _mm512_loadu_si512(w.as_ptr().cast()) };
         let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(!0xffff));
@@ -125,7 +145,7 @@ pub(super) fn bf16_avx512(x: &[f32], w: &[bf16]) -> f32 {
         sums.add::<0>(x[0], split(w[0]));
         sums.add::<2>(x[1], split(w[1]));
     }
-    total(sums.sets(), rest, rest_of_w.iter().map(|w| widen(*w)))
+    add_rest(sums.sum(), rest, rest_of_w.iter().map(|w| widen(*w)))
 }
 
 /// The values of sixteen codes of a group. A zero point, bias or factor that the form does not have
@@ -140,17 +160,9 @@ fn values_avx512<const ROUNDED: bool>(piece: &Piece, group: usize, factors: __m5
     if ROUNDED { round_avx512(piece.rounding, values) } else { values }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(super) fn nibbles_avx512(piece: &Piece, factors: &[f32; 16], x: &[f32], sets: &mut Sets) {
-    match piece.rounding {
-        Rounding::None => nibbles_avx512_of::<false>(piece, factors, x, sets),
-        _ => nibbles_avx512_of::<true>(piece, factors, x, sets),
-    }
-}
-
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn nibbles_avx512_of<const ROUNDED: bool>(piece: &Piece, factors: &[f32; 16], x: &[f32], sets: &mut Sets) {
+fn nibbles_avx512<const ROUNDED: bool>(piece: &Piece, factors: &[f32; 16], x: &[f32]) -> f32 {
     // SAFETY: the array is as long as what is loaded.
     let factors = unsafe { _mm512_loadu_ps(factors.as_ptr()) };
     let is_high_first = piece.codes.order() == NibbleOrder::HighFirst;
@@ -167,6 +179,7 @@ fn nibbles_avx512_of<const ROUNDED: bool>(piece: &Piece, factors: &[f32; 16], x:
     let mut values = values_avx512::<ROUNDED>(piece, 0, factors);
     let mut sums = Sums512::new();
     for (x, bytes) in x.as_chunks::<BLOCK>().0.iter().zip(bytes) {
+        prefetch(bytes);
         let (x, bytes) = (halves(x), halves_of_codes(bytes));
         if groups.begins() {
             values = values_avx512::<ROUNDED>(piece, groups.group, factors);
@@ -177,20 +190,24 @@ fn nibbles_avx512_of<const ROUNDED: bool>(piece: &Piece, factors: &[f32; 16], x:
         }
         sums.add::<2>(x[1], split(values, bytes[1]));
     }
-    *sets = sums.sets();
+    sums.sum()
 }
 
+/// The product of the whole blocks of a row.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(super) fn bytes_avx512(piece: &Piece, x: &[f32], sets: &mut Sets) {
-    match piece.meaning {
-        Meaning::Affine => bytes_avx512_of::<true>(piece, x, sets),
-        _ => bytes_avx512_of::<false>(piece, x, sets),
+pub(super) fn row_avx512(piece: &Piece, factors: &[f32; 16], x: &[f32]) -> f32 {
+    match (piece.codes.bits(), piece.rounding, piece.meaning) {
+        (4, Rounding::None, _) => nibbles_avx512::<false>(piece, factors, x),
+        (4, ..) => nibbles_avx512::<true>(piece, factors, x),
+        (_, _, Meaning::Affine) => bytes_avx512::<true>(piece, x),
+        _ => bytes_avx512::<false>(piece, x),
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn bytes_avx512_of<const AFFINE: bool>(piece: &Piece, x: &[f32], sets: &mut Sets) {
+fn bytes_avx512<const AFFINE: bool>(piece: &Piece, x: &[f32]) -> f32 {
     let bytes = piece.codes.bytes()[piece.bit / 8..][..x.len()].as_chunks::<BLOCK>().0;
     let factor = _mm512_set1_ps(piece.factor);
     let of_group = |group: usize| {
@@ -215,6 +232,7 @@ fn bytes_avx512_of<const AFFINE: bool>(piece: &Piece, x: &[f32], sets: &mut Sets
     let mut group = of_group(0);
     let mut sums = Sums512::new();
     for (x, bytes) in x.as_chunks::<BLOCK>().0.iter().zip(bytes) {
+        prefetch(bytes);
         let (x, bytes) = (halves(x), halves(bytes));
         if groups.begins() {
             group = of_group(groups.group);
@@ -225,7 +243,7 @@ fn bytes_avx512_of<const AFFINE: bool>(piece: &Piece, x: &[f32], sets: &mut Sets
         }
         sums.add::<2>(x[1], split(group, bytes[1]));
     }
-    *sets = sums.sets();
+    sums.sum()
 }
 
 /// Four sets of sums, each in two vectors.
@@ -252,15 +270,10 @@ impl Sums256 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn sets(self) -> Sets {
-        let mut sets = Sets::default();
-        for (set, sums) in sets.iter_mut().zip(self.0) {
-            for (lanes, sums) in set.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
-                // SAFETY: the array is as long as what is stored.
-                unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums) };
-            }
-        }
-        sets
+    fn sum(self) -> f32 {
+        let [a, b, c, d] = self.0;
+        let half = |n: usize| _mm256_add_ps(_mm256_add_ps(a[n], b[n]), _mm256_add_ps(c[n], d[n]));
+        sum_eight(_mm256_add_ps(half(0), half(1)))
     }
 }
 
@@ -268,6 +281,7 @@ impl Sums256 {
 pub(super) fn f32_avx2(x: &[f32], w: &[f32]) -> f32 {
     let ((blocks, rest), (others, rest_of_w)) = (x.as_chunks::<BLOCK>(), w.as_chunks::<BLOCK>());
     let split = |w: &[f32; 16]| {
+        prefetch(w);
         // SAFETY: the array has two vectors.
         let (low, high) = unsafe { (_mm256_loadu_ps(w.as_ptr()), _mm256_loadu_ps(w.as_ptr().add(8))) };
         // Pairs come out as 0 2 8 10 4 6 12 14; the last permutation sets quarters right.
@@ -283,7 +297,7 @@ pub(super) fn f32_avx2(x: &[f32], w: &[f32]) -> f32 {
         sums.add::<2, 0>(x[1], split(w[2]));
         sums.add::<2, 1>(x[1], split(w[3]));
     }
-    total(sums.sets(), rest, rest_of_w.iter().copied())
+    add_rest(sums.sum(), rest, rest_of_w.iter().copied())
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -297,13 +311,15 @@ pub(super) fn bf16_avx2(x: &[f32], w: &[bf16]) -> f32 {
     };
     let mut sums = Sums256::new();
     for (x, w) in blocks.iter().zip(others) {
+        prefetch(&w[0]);
+        prefetch(&w[HALF]);
         let (x, w) = (halves(x), quarters(w));
         sums.add::<0, 0>(x[0], split(w[0]));
         sums.add::<0, 1>(x[0], split(w[1]));
         sums.add::<2, 0>(x[1], split(w[2]));
         sums.add::<2, 1>(x[1], split(w[3]));
     }
-    total(sums.sets(), rest, rest_of_w.iter().map(|w| widen(*w)))
+    add_rest(sums.sum(), rest, rest_of_w.iter().map(|w| widen(*w)))
 }
 
 /// As [`values_avx512`], of eight codes.
@@ -317,17 +333,9 @@ fn values_avx2<const ROUNDED: bool>(piece: &Piece, group: usize, factors: __m256
     if ROUNDED { round_avx2(piece.rounding, values) } else { values }
 }
 
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn nibbles_avx2(piece: &Piece, factors: &[f32; 16], x: &[f32], sets: &mut Sets) {
-    match piece.rounding {
-        Rounding::None => nibbles_avx2_of::<false>(piece, factors, x, sets),
-        _ => nibbles_avx2_of::<true>(piece, factors, x, sets),
-    }
-}
-
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn nibbles_avx2_of<const ROUNDED: bool>(piece: &Piece, factors: &[f32; 16], x: &[f32], sets: &mut Sets) {
+fn nibbles_avx2<const ROUNDED: bool>(piece: &Piece, factors: &[f32; 16], x: &[f32]) -> f32 {
     // SAFETY: the array has two vectors.
     let factors = unsafe { [_mm256_loadu_ps(factors.as_ptr()), _mm256_loadu_ps(factors.as_ptr().add(8))] };
     let is_high_first = piece.codes.order() == NibbleOrder::HighFirst;
@@ -347,6 +355,7 @@ fn nibbles_avx2_of<const ROUNDED: bool>(piece: &Piece, factors: &[f32; 16], x: &
     let mut values = of_group(0);
     let mut sums = Sums256::new();
     for (x, bytes) in x.as_chunks::<BLOCK>().0.iter().zip(bytes) {
+        prefetch(bytes);
         let (x, bytes) = (halves(x), bytes.as_chunks::<8>().0);
         if groups.begins() {
             values = of_group(groups.group);
@@ -359,7 +368,7 @@ fn nibbles_avx2_of<const ROUNDED: bool>(piece: &Piece, factors: &[f32; 16], x: &
         sums.add::<2, 0>(x[1], split(values, &bytes[2]));
         sums.add::<2, 1>(x[1], split(values, &bytes[3]));
     }
-    *sets = sums.sets();
+    sums.sum()
 }
 
 /// Of sixteen values, those at the places that the lowest four bits name.
@@ -371,17 +380,21 @@ fn look_up_avx2([low, high]: [__m256; 2], codes: __m256i) -> __m256 {
     _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, codes), _mm256_permutevar8x32_ps(high, codes), fourth)
 }
 
+/// The product of the whole blocks of a row.
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn bytes_avx2(piece: &Piece, x: &[f32], sets: &mut Sets) {
-    match piece.meaning {
-        Meaning::Affine => bytes_avx2_of::<true>(piece, x, sets),
-        _ => bytes_avx2_of::<false>(piece, x, sets),
+pub(super) fn row_avx2(piece: &Piece, factors: &[f32; 16], x: &[f32]) -> f32 {
+    match (piece.codes.bits(), piece.rounding, piece.meaning) {
+        (4, Rounding::None, _) => nibbles_avx2::<false>(piece, factors, x),
+        (4, ..) => nibbles_avx2::<true>(piece, factors, x),
+        (_, _, Meaning::Affine) => bytes_avx2::<true>(piece, x),
+        _ => bytes_avx2::<false>(piece, x),
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn bytes_avx2_of<const AFFINE: bool>(piece: &Piece, x: &[f32], sets: &mut Sets) {
+fn bytes_avx2<const AFFINE: bool>(piece: &Piece, x: &[f32]) -> f32 {
     let bytes = piece.codes.bytes()[piece.bit / 8..][..x.len()].as_chunks::<BLOCK>().0;
     let factor = _mm256_set1_ps(piece.factor);
     let of_group = |group: usize| {
@@ -406,6 +419,7 @@ fn bytes_avx2_of<const AFFINE: bool>(piece: &Piece, x: &[f32], sets: &mut Sets) 
     let mut group = of_group(0);
     let mut sums = Sums256::new();
     for (x, bytes) in x.as_chunks::<BLOCK>().0.iter().zip(bytes) {
+        prefetch(bytes);
         let (x, bytes) = (halves(x), quarters(bytes));
         if groups.begins() {
             group = of_group(groups.group);
@@ -418,5 +432,5 @@ fn bytes_avx2_of<const AFFINE: bool>(piece: &Piece, x: &[f32], sets: &mut Sets) 
         sums.add::<2, 0>(x[1], split(group, bytes[2]));
         sums.add::<2, 1>(x[1], split(group, bytes[3]));
     }
-    *sets = sums.sets();
+    sums.sum()
 }
