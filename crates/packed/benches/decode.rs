@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use finetune_packed::dot::ROWS;
 use finetune_packed::{
     Codes, Decoder, Groups, InstructionSet, NibbleOrder, Numbers, PackedMatrix, Rounding, Scheme, Stored, Zeros,
     quantize,
@@ -107,7 +108,10 @@ fn main() {
     let [rows, columns] = SHAPE;
     // 64 KiB of values at a time, as the products take them.
     let mut out = vec![0f32; 16 * 1024];
-    println!("{:16} {:9} {:>8} {:>12} {:>8}   ns a weight", "", "", "rows", "transposed", "product");
+    println!(
+        "{:16} {:9} {:>8} {:>12} {:>8} {:>12}   ns a weight",
+        "", "", "rows", "transposed", "product", "of 8 rows"
+    );
     let halves = vec![bf16::ONE; rows * columns];
     let widened = best(|| {
         for some in halves.chunks_exact(out.len()) {
@@ -146,7 +150,18 @@ fn main() {
             });
             let mut products = vec![0f32; rows];
             let product = best(|| matrix.dot_rows(set, 0..rows, &x, std::hint::black_box(&mut products)));
-            println!("{name:16} {:9} {of_rows:8.3} {transposed:12.3} {product:8.3}", format!("{set:?}"));
+            let (eight, mut some) = (vec![1.0; 8 * columns], vec![0.0; ROWS * columns]);
+            let several = best(|| {
+                for first in (0..rows).step_by(ROWS) {
+                    for (n, some) in some.chunks_mut(columns).enumerate() {
+                        matrix.decode_row_with(set, (first + n) % rows, 0..columns, &mut out[..columns]);
+                        set.split(&out[..columns], some);
+                    }
+                    set.dot_each(&eight, &some, columns, std::hint::black_box(&mut products[..8 * ROWS]));
+                }
+            });
+            let set = format!("{set:?}");
+            println!("{name:16} {set:9} {of_rows:8.3} {transposed:12.3} {product:8.3} {several:12.3}");
         }
     }
     println!("\npacked by {} threads", rayon::current_num_threads());

@@ -9,7 +9,7 @@
 //!
 //! Neighbours are apart because that is how they come out of memory: two codes of 4 bits in a byte,
 //! two numbers of 16 bits in a word. Only the activations have to be rearranged, once
-//! ([`split_pairs`]).
+//! ([`InstructionSet::split`]).
 
 #[cfg(test)]
 mod tests;
@@ -38,19 +38,18 @@ const NUMBERS: usize = 256;
 const LANES: usize = HALF / 2;
 
 /// Of each half of a whole block, the even elements before the odd ones. Others stay.
-///
-/// # Panics
-/// If the lengths differ.
-pub fn split_pairs(x: &[f32], out: &mut [f32]) {
+#[inline(always)]
+fn split_pairs<T: Copy>(x: &[T], out: &mut [f32], value: impl Fn(T) -> f32) {
     assert_eq!(x.len(), out.len(), "as many elements");
     let whole = x.len() / BLOCK * BLOCK;
-    for (x, out) in x[..whole].chunks_exact(HALF).zip(out.chunks_exact_mut(HALF)) {
-        let (even, odd) = out.split_at_mut(LANES);
-        for (pair, (even, odd)) in x.as_chunks::<2>().0.iter().zip(even.iter_mut().zip(odd)) {
-            [*even, *odd] = *pair;
+    for (x, out) in x[..whole].as_chunks::<HALF>().0.iter().zip(out.as_chunks_mut::<HALF>().0) {
+        for lane in 0..LANES {
+            (out[lane], out[LANES + lane]) = (value(x[2 * lane]), value(x[2 * lane + 1]));
         }
     }
-    out[whole..].copy_from_slice(&x[whole..]);
+    for (x, out) in x[whole..].iter().zip(&mut out[whole..]) {
+        *out = value(*x);
+    }
 }
 
 /// Four sets of sums.
@@ -74,13 +73,23 @@ fn add_rest(sum: f32, x: &[f32], w: impl Iterator<Item = f32>) -> f32 {
     x.iter().zip(w).fold(sum, |sum, (x, w)| x.mul_add(w, sum))
 }
 
-/// The product of activations and elements that both are split.
+/// Rows of a weight that are multiplied at a time: with [`TILE`] rows of activations, their sums stay
+/// in registers.
+pub const ROWS: usize = 6;
+/// Rows of activations that are multiplied at a time.
+const TILE: usize = 4;
+
+/// Sums the whole blocks of a tile: T rows of x and O of w, which begin with these slices, `width`
+/// apart.
+trait Tile {
+    fn sums<const O: usize, const T: usize>(&self, x: &[f32], w: &[f32], width: usize) -> [[f32; T]; O];
+}
+
+/// The product of activations and elements that both are split, in whole blocks.
 #[inline(always)]
 fn dot_split(x: &[f32], w: &[f32]) -> f32 {
-    let (blocks, rest) = x.as_chunks::<BLOCK>();
-    let (others, rest_of_w) = w.as_chunks::<BLOCK>();
     let mut sets = Sets::default();
-    for (x, w) in blocks.iter().zip(others) {
+    for (x, w) in x.as_chunks::<BLOCK>().0.iter().zip(w.as_chunks::<BLOCK>().0) {
         for set in 0..4 {
             for lane in 0..LANES {
                 let at = set * LANES + lane;
@@ -88,7 +97,63 @@ fn dot_split(x: &[f32], w: &[f32]) -> f32 {
             }
         }
     }
-    add_rest(sum_lanes(sets), rest, rest_of_w.iter().copied())
+    sum_lanes(sets)
+}
+
+/// In plain loops, one product after the other.
+struct PlainTile;
+
+impl Tile for PlainTile {
+    #[inline(always)]
+    fn sums<const O: usize, const T: usize>(&self, x: &[f32], w: &[f32], width: usize) -> [[f32; T]; O] {
+        let whole = width / BLOCK * BLOCK;
+        std::array::from_fn(|o| std::array::from_fn(|t| dot_split(&x[t * width..][..whole], &w[o * width..][..whole])))
+    }
+}
+
+/// `out[o, t] = x[t] · w[o]`, all split: x [t, i], w [o, i].
+#[inline(always)]
+fn dot_tiles(tile: &impl Tile, x: &[f32], w: &[f32], width: usize, out: &mut [f32]) {
+    let (rows, outputs) = (x.len() / width.max(1), w.len() / width.max(1));
+    assert_eq!(out.len(), rows * outputs, "a product for each two rows");
+    let (fours, sixes) = (rows / TILE * TILE, outputs / ROWS * ROWS);
+    for o in (0..sixes).step_by(ROWS) {
+        for t in (0..fours).step_by(TILE) {
+            dot_tile::<ROWS, TILE>(tile, [x, w], [t, o], width, rows, out);
+        }
+        for t in fours..rows {
+            dot_tile::<ROWS, 1>(tile, [x, w], [t, o], width, rows, out);
+        }
+    }
+    for o in sixes..outputs {
+        for t in (0..fours).step_by(TILE) {
+            dot_tile::<1, TILE>(tile, [x, w], [t, o], width, rows, out);
+        }
+        for t in fours..rows {
+            dot_tile::<1, 1>(tile, [x, w], [t, o], width, rows, out);
+        }
+    }
+}
+
+/// The products of T rows of x and O of w, from rows t and o on.
+#[inline(always)]
+fn dot_tile<const O: usize, const T: usize>(
+    tile: &impl Tile,
+    [x, w]: [&[f32]; 2],
+    [t, o]: [usize; 2],
+    width: usize,
+    rows: usize,
+    out: &mut [f32],
+) {
+    let (x, w) = (&x[t * width..][..T * width], &w[o * width..][..O * width]);
+    let whole = width / BLOCK * BLOCK;
+    for (n, sums) in tile.sums::<O, T>(x, w, width).into_iter().enumerate() {
+        let w = &w[n * width..][whole..width];
+        for (m, sum) in sums.into_iter().enumerate() {
+            let x = &x[m * width..][whole..width];
+            out[(o + n) * rows + t + m] = add_rest(sum, x, w.iter().copied());
+        }
+    }
 }
 
 /// The product of split activations and numbers as they lie in memory.
@@ -115,15 +180,43 @@ pub(crate) fn widen(number: bf16) -> f32 {
 }
 
 #[cfg(target_arch = "x86_64")]
-use x86::{bf16_avx2, bf16_avx512, f32_avx2, f32_avx512, row_avx2, row_avx512};
+use x86::{Tile256, Tile512, bf16_avx2, bf16_avx512, f32_avx2, f32_avx512, row_avx2, row_avx512};
 
 impl InstructionSet {
     for_each_set! {
-        /// x · w, both split.
-        pub fn dot(self, x: &[f32], w: &[f32]) -> f32 {
-            avx512: dot_split(x, w),
-            avx2: dot_split(x, w),
-            baseline: dot_split(x, w),
+        /// Of each half of a whole block, the even elements before the odd ones. Others stay.
+        ///
+        /// # Panics
+        /// If the lengths differ.
+        pub fn split(self, x: &[f32], out: &mut [f32]) {
+            avx512: split_pairs(x, out, |x| x),
+            avx2: split_pairs(x, out, |x| x),
+            baseline: split_pairs(x, out, |x| x),
+        }
+    }
+
+    for_each_set! {
+        /// As [`InstructionSet::split`].
+        ///
+        /// # Panics
+        /// If the lengths differ.
+        pub fn split_bf16(self, x: &[bf16], out: &mut [f32]) {
+            avx512: split_pairs(x, out, widen),
+            avx2: split_pairs(x, out, widen),
+            baseline: split_pairs(x, out, widen),
+        }
+    }
+
+    for_each_set! {
+        /// The products of rows of activations with rows of a weight, all split: x [t, width],
+        /// w [o, width] -> out [o, t]. [`ROWS`] rows of the weight are multiplied together.
+        ///
+        /// # Panics
+        /// If the lengths do not fit.
+        pub fn dot_each(self, x: &[f32], w: &[f32], width: usize, out: &mut [f32]) {
+            avx512: dot_tiles(&Tile512, x, w, width, out),
+            avx2: dot_tiles(&Tile256, x, w, width, out),
+            baseline: dot_tiles(&PlainTile, x, w, width, out),
         }
     }
 

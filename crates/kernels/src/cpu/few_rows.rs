@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use finetune_packed::dot::split_pairs;
+use finetune_packed::dot::ROWS;
 use finetune_packed::{InstructionSet, PackedMatrix};
 use half::bf16;
 use rayon::prelude::*;
@@ -62,15 +62,16 @@ impl Rows<'_> {
         }
     }
 
-    /// Writes a row into `out`.
-    fn read(&self, row: usize, out: &mut [f32]) {
+    /// Writes a row into `out`, split. `buffer` is as long as it.
+    fn read(&self, set: InstructionSet, row: usize, buffer: &mut [f32], out: &mut [f32]) {
         let width = out.len();
         match self {
-            Rows::Floats { values, stride } => out.copy_from_slice(&values[row * stride..][..width]),
-            Rows::Bf16(values) => super::simd::widen(&values[row * width..][..width], out),
-            Rows::Packed(matrix) => matrix.decode_row(row, 0..width, out),
-            Rows::Read(weight) => weight.read(row, 0, out),
+            Rows::Floats { values, stride } => return set.split(&values[row * stride..][..width], out),
+            Rows::Bf16(values) => return set.split_bf16(&values[row * width..][..width], out),
+            Rows::Packed(matrix) => matrix.decode_row_with(set, row, 0..width, buffer),
+            Rows::Read(weight) => weight.read(row, 0, buffer),
         }
+        set.split(buffer, out);
     }
 }
 
@@ -110,20 +111,20 @@ fn each_output(out: &mut [f32], keep: bool, scale: f32, x: Matrix, outputs: usiz
     let set = InstructionSet::best();
     let mut split = uninitialized(rows * inputs);
     for (t, split) in split.chunks_mut(inputs.max(1)).enumerate() {
-        split_pairs(x.row(t), split);
+        set.split(x.row(t), split);
     }
     // A job writes one piece of the products, those of each output together.
     let job = |first: usize, products: &mut [f32]| {
         if rows == 1 {
             return w.times_one(set, first, &split, products);
         }
-        let (mut row, mut split_row) = (uninitialized(inputs), uninitialized(inputs));
-        for (n, products) in products.chunks_mut(rows).enumerate() {
-            w.read(first + n, &mut row);
-            split_pairs(&row, &mut split_row);
-            for (t, product) in products.iter_mut().enumerate() {
-                *product = set.dot(&split[t * inputs..][..inputs], &split_row);
+        let (mut buffer, mut some) = (uninitialized(inputs), uninitialized(ROWS * inputs));
+        for (n, products) in products.chunks_mut(ROWS * rows).enumerate() {
+            let some = &mut some[..products.len() / rows * inputs];
+            for (row, some) in some.chunks_mut(inputs.max(1)).enumerate() {
+                w.read(set, first + n * ROWS + row, &mut buffer, some);
             }
+            set.dot_each(&split, some, inputs, products);
         }
     };
     let all = |products: &mut [f32]| {

@@ -3,7 +3,7 @@
 use finetune_random::Stream;
 use half::bf16;
 
-use super::{BLOCK, HALF, LANES, split_pairs};
+use super::{BLOCK, HALF, LANES};
 use crate::all_forms::{Random, for_all};
 use crate::simd::InstructionSet;
 
@@ -25,7 +25,7 @@ fn reference(x: &[f32], w: &[f32]) -> f32 {
 
 fn split(x: &[f32]) -> Vec<f32> {
     let mut out = vec![f32::NAN; x.len()];
-    split_pairs(x, &mut out);
+    InstructionSet::best().split(x, &mut out);
     out
 }
 
@@ -44,7 +44,15 @@ fn numbers_are_summed_in_one_order() {
         let (want, want_of_narrow) = (reference(&x, &w), reference(&x, &wide));
         for set in InstructionSet::here() {
             let what = format!("{set:?}, {length} elements");
-            same(set.dot(&split(&x), &split(&w)), want, &what);
+            for (rows, outputs) in [(1, 1), (5, 8), (8, 7), (4, 6)].into_iter().filter(|_| length > 0) {
+                let mut each = vec![f32::NAN; rows * outputs];
+                set.dot_each(&split(&x).repeat(rows), &split(&w).repeat(outputs), length, &mut each);
+                each.iter().for_each(|found| same(*found, want, &what));
+            }
+            let (mut of_f32, mut of_bf16) = (vec![f32::NAN; length], vec![f32::NAN; length]);
+            set.split(&wide, &mut of_f32);
+            set.split_bf16(&narrow, &mut of_bf16);
+            assert!(of_f32 == split(&wide) && of_bf16 == of_f32, "{what}, apart");
             same(set.dot_f32(&split(&x), &w), want, &what);
             same(set.dot_bf16(&split(&x), &narrow), want_of_narrow, &what);
         }

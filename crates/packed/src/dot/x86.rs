@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{BLOCK, HALF, LANES, add_rest, widen};
+use super::{BLOCK, HALF, LANES, Tile, add_rest, widen};
 use crate::codes::NibbleOrder;
 use crate::matrix::Rounding;
 use crate::simd::{round_avx2, round_avx512};
@@ -106,6 +106,45 @@ impl HalvesOfGroups {
 fn halves_of_codes(block: &[u8; HALF]) -> [&[u8; HALF / 2]; 2] {
     let (halves, _) = block.as_chunks::<{ HALF / 2 }>();
     [&halves[0], &halves[1]]
+}
+
+/// Tiles of vectors of sixteen elements.
+pub(super) struct Tile512;
+
+impl Tile for Tile512 {
+    #[inline(always)]
+    fn sums<const O: usize, const T: usize>(&self, x: &[f32], w: &[f32], width: usize) -> [[f32; T]; O] {
+        assert!(x.len() >= T * width && w.len() >= O * width, "rows of a tile");
+        // SAFETY: the tile is used where these instructions are there; the rows are as long as asserted.
+        unsafe { tile_512(x.as_ptr(), w.as_ptr(), width) }
+    }
+}
+
+/// # Safety
+/// There are T and O rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn tile_512<const O: usize, const T: usize>(x: *const f32, w: *const f32, width: usize) -> [[f32; T]; O] {
+    let mut sets = [[[_mm512_setzero_ps(); 4]; T]; O];
+    // One set of all products at a time, so that they are in registers.
+    for set in 0..4 {
+        let mut sums = [[_mm512_setzero_ps(); T]; O];
+        for at in (0..width / BLOCK).map(|block| block * BLOCK + set * LANES) {
+            // SAFETY: the elements are in whole blocks of the rows.
+            let x: [__m512; T] = std::array::from_fn(|t| unsafe { _mm512_loadu_ps(x.add(t * width + at)) });
+            for o in 0..O {
+                // SAFETY: as above.
+                let w = unsafe { _mm512_loadu_ps(w.add(o * width + at)) };
+                for t in 0..T {
+                    sums[o][t] = _mm512_fmadd_ps(x[t], w, sums[o][t]);
+                }
+            }
+        }
+        for (sets, sums) in sets.iter_mut().flatten().zip(sums.as_flattened()) {
+            sets[set] = *sums;
+        }
+    }
+    sets.map(|of_row| of_row.map(|sets| Sums512(sets).sum()))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -275,6 +314,55 @@ impl Sums256 {
         let half = |n: usize| _mm256_add_ps(_mm256_add_ps(a[n], b[n]), _mm256_add_ps(c[n], d[n]));
         sum_eight(_mm256_add_ps(half(0), half(1)))
     }
+}
+
+/// Tiles of vectors of eight elements.
+pub(super) struct Tile256;
+
+impl Tile for Tile256 {
+    #[inline(always)]
+    fn sums<const O: usize, const T: usize>(&self, x: &[f32], w: &[f32], width: usize) -> [[f32; T]; O] {
+        assert!(x.len() >= T * width && w.len() >= O * width, "rows of a tile");
+        let mut products = [[0.0; T]; O];
+        // Two rows of the weight at a time: there are sixteen registers.
+        for (n, products) in products.chunks_mut(2).enumerate() {
+            let w = w[2 * n * width..].as_ptr();
+            // SAFETY: the tile is used where these instructions are there; the rows are as long as
+            // asserted.
+            match products {
+                [first, second] => [*first, *second] = unsafe { tile_256(x.as_ptr(), w, width) },
+                products => [products[0]] = unsafe { tile_256(x.as_ptr(), w, width) },
+            }
+        }
+        products
+    }
+}
+
+/// # Safety
+/// There are T and O rows.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tile_256<const O: usize, const T: usize>(x: *const f32, w: *const f32, width: usize) -> [[f32; T]; O] {
+    let mut sets = [[[[_mm256_setzero_ps(); 2]; 4]; T]; O];
+    // One vector of all products at a time, so that they are in registers.
+    for part in 0..8 {
+        let mut sums = [[_mm256_setzero_ps(); T]; O];
+        for at in (0..width / BLOCK).map(|block| block * BLOCK + part * 8) {
+            // SAFETY: the elements are in whole blocks of the rows.
+            let x: [__m256; T] = std::array::from_fn(|t| unsafe { _mm256_loadu_ps(x.add(t * width + at)) });
+            for o in 0..O {
+                // SAFETY: as above.
+                let w = unsafe { _mm256_loadu_ps(w.add(o * width + at)) };
+                for t in 0..T {
+                    sums[o][t] = _mm256_fmadd_ps(x[t], w, sums[o][t]);
+                }
+            }
+        }
+        for (sets, sums) in sets.iter_mut().flatten().zip(sums.as_flattened()) {
+            sets[part / 2][part % 2] = *sums;
+        }
+    }
+    sets.map(|of_row| of_row.map(|sets| Sums256(sets).sum()))
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
