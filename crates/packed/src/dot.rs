@@ -11,6 +11,8 @@
 //! two numbers of 16 bits in a word. Only the activations have to be rearranged, once
 //! ([`InstructionSet::split`]).
 
+#![expect(clippy::needless_range_loop, reason = "indices over arrays of one length are the form that becomes vectors")]
+
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]

@@ -132,11 +132,11 @@ unsafe fn tile_512<const O: usize, const T: usize>(x: *const f32, w: *const f32,
         for at in (0..width / BLOCK).map(|block| block * BLOCK + set * LANES) {
             // SAFETY: the elements are in whole blocks of the rows.
             let x: [__m512; T] = std::array::from_fn(|t| unsafe { _mm512_loadu_ps(x.add(t * width + at)) });
-            for o in 0..O {
+            for (o, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: as above.
                 let w = unsafe { _mm512_loadu_ps(w.add(o * width + at)) };
-                for t in 0..T {
-                    sums[o][t] = _mm512_fmadd_ps(x[t], w, sums[o][t]);
+                for (x, sum) in x.iter().zip(sums) {
+                    *sum = _mm512_fmadd_ps(*x, w, *sum);
                 }
             }
         }
@@ -350,11 +350,11 @@ unsafe fn tile_256<const O: usize, const T: usize>(x: *const f32, w: *const f32,
         for at in (0..width / BLOCK).map(|block| block * BLOCK + part * 8) {
             // SAFETY: the elements are in whole blocks of the rows.
             let x: [__m256; T] = std::array::from_fn(|t| unsafe { _mm256_loadu_ps(x.add(t * width + at)) });
-            for o in 0..O {
+            for (o, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: as above.
                 let w = unsafe { _mm256_loadu_ps(w.add(o * width + at)) };
-                for t in 0..T {
-                    sums[o][t] = _mm256_fmadd_ps(x[t], w, sums[o][t]);
+                for (x, sum) in x.iter().zip(sums) {
+                    *sum = _mm256_fmadd_ps(*x, w, *sum);
                 }
             }
         }
