@@ -182,7 +182,9 @@ pub(crate) fn widen(number: bf16) -> f32 {
 }
 
 #[cfg(target_arch = "x86_64")]
-use x86::{Tile256, Tile512, bf16_avx2, bf16_avx512, f32_avx2, f32_avx512, row_avx2, row_avx512};
+use x86::avx2::{Tile256, bf16_avx2, f32_avx2, row_avx2};
+#[cfg(target_arch = "x86_64")]
+use x86::avx512::{Tile512, bf16_avx512, f32_avx512, row_avx512};
 
 impl InstructionSet {
     for_each_set! {
