@@ -7,9 +7,8 @@ mod tests;
 use std::ops::Range;
 
 use crate::codes::Codes;
-use crate::dot::widen;
 use crate::matrix::{Decoder, Groups, PackedMatrix, Zeros};
-use crate::numbers::{Numbers, e4m3, e8m0};
+use crate::numbers::{Numbers, e4m3, e8m0, widen};
 use crate::simd::InstructionSet;
 use crate::values::{Each, Meaning, Piece};
 
@@ -222,7 +221,6 @@ impl Numbers {
         match self {
             Numbers::F32(values) => out.copy_from_slice(&values[start..end]),
             Numbers::F16(values) => values[start..end].convert_to_f32_slice(out),
-            // The `half` crate's own conversion quiets NaNs one by one.
             Numbers::BF16(values) => each(&values[start..end], out, |value| widen(*value)),
             Numbers::E8M0(values) => each(&values[start..end], out, |power| e8m0(*power)),
             Numbers::E4M3(values) => each(&values[start..end], out, |code| e4m3(*code)),

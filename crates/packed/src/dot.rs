@@ -25,6 +25,7 @@ use half::bf16;
 use crate::matrix::PackedMatrix;
 #[cfg(target_arch = "x86_64")]
 use crate::matrix::{Decoder, Groups, Rounding};
+use crate::numbers::widen;
 use crate::simd::{InstructionSet, for_each_set};
 #[cfg(target_arch = "x86_64")]
 use crate::values::Piece;
@@ -175,12 +176,6 @@ fn dot_numbers<T: Copy>(x: &[f32], w: &[T], value: impl Fn(T) -> f32) -> f32 {
     add_rest(sum_lanes(sets), rest, rest_of_w.iter().map(|w| value(*w)))
 }
 
-/// The number in f32, which is exact.
-#[inline(always)]
-pub(crate) fn widen(number: bf16) -> f32 {
-    f32::from_bits(u32::from(number.to_bits()) << 16)
-}
-
 #[cfg(target_arch = "x86_64")]
 use x86::avx2::{Tile256, bf16_avx2, f32_avx2, row_avx2};
 #[cfg(target_arch = "x86_64")]
@@ -250,7 +245,7 @@ impl InstructionSet {
         fn dot_codes(self, codes: &RowsOfCodes, rows: Range<usize>, x: &[f32], out: &mut [f32]) {
             avx512: codes.dot(rows, x, out, |piece, factors, x| row_avx512(piece, factors, x)),
             avx2: codes.dot(rows, x, out, |piece, factors, x| row_avx2(piece, factors, x)),
-            baseline: unreachable!("no codes are multiplied so: {:?} {:?}", (codes, rows), (x, out)),
+            baseline: codes.matrix.dot_decoded(InstructionSet::Baseline, rows, x, out),
         }
     }
 }
@@ -266,14 +261,17 @@ impl PackedMatrix {
         assert!(rows.end <= height && x.len() == width, "rows {rows:?} of {height}, {} of {width} columns", x.len());
         assert_eq!(out.len(), rows.len(), "a product for each row");
         #[cfg(target_arch = "x86_64")]
-        if set != InstructionSet::Baseline
-            && let Some(codes) = RowsOfCodes::of(self)
-        {
+        if let Some(codes) = RowsOfCodes::of(self) {
             return set.dot_codes(&codes, rows, x, out);
         }
-        let mut row = vec![0.0; width];
+        self.dot_decoded(set, rows, x, out);
+    }
+
+    /// [`PackedMatrix::dot_rows`], of rows that are decoded into memory one by one.
+    fn dot_decoded(&self, set: InstructionSet, rows: Range<usize>, x: &[f32], out: &mut [f32]) {
+        let mut row = vec![0.0; x.len()];
         for (n, out) in rows.zip(out) {
-            self.decode_row_with(set, n, 0..width, &mut row);
+            self.decode_row_with(set, n, 0..x.len(), &mut row);
             *out = set.dot_f32(x, &row);
         }
     }
@@ -281,7 +279,6 @@ impl PackedMatrix {
 
 /// A matrix whose codes are multiplied as they are unpacked: its groups are whole halves of a block.
 #[cfg(target_arch = "x86_64")]
-#[derive(Debug)]
 struct RowsOfCodes<'a> {
     matrix: &'a PackedMatrix,
     /// Elements of a group.

@@ -68,6 +68,12 @@ impl Numbers {
     }
 }
 
+/// The number in f32, which is exact. The `half` crate's own conversion quiets NaNs, one by one.
+#[inline(always)]
+pub(crate) fn widen(number: bf16) -> f32 {
+    f32::from_bits(u32::from(number.to_bits()) << 16)
+}
+
 /// 2^(code - 127); NaN for 255.
 pub(crate) fn e8m0(code: u8) -> f32 {
     match code {

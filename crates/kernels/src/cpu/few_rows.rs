@@ -26,6 +26,8 @@ pub(crate) const FEW_ROWS: usize = 8;
 const SMALL: usize = 1 << 17;
 /// More jobs than threads, so that one that starts late has less to do.
 const JOBS_PER_THREAD: usize = 4;
+/// Fewest outputs of a job: with many threads, smaller ones cost more to hand out than to compute.
+const OUTPUTS_PER_JOB: usize = 64;
 
 /// The rows of a weight as they lie in memory.
 pub(super) enum Rows<'w> {
@@ -132,7 +134,7 @@ fn each_output(out: &mut [f32], keep: bool, scale: f32, x: Matrix, outputs: usiz
             return job(0, products);
         }
         let threads = rayon::current_num_threads();
-        let outputs_per_job = outputs.div_ceil(JOBS_PER_THREAD * threads);
+        let outputs_per_job = outputs.div_ceil(JOBS_PER_THREAD * threads).max(OUTPUTS_PER_JOB);
         let jobs = products.par_chunks_mut(outputs_per_job * rows).enumerate();
         jobs.for_each(|(n, products)| job(n * outputs_per_job, products));
     };

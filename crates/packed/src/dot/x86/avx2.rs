@@ -6,8 +6,9 @@ use half::bf16;
 
 use super::{HalvesOfGroups, halves, prefetch, quarters, sum_eight};
 use crate::codes::NibbleOrder;
-use crate::dot::{BLOCK, HALF, LANES, Tile, add_rest, widen};
+use crate::dot::{BLOCK, HALF, LANES, Tile, add_rest};
 use crate::matrix::Rounding;
+use crate::numbers::widen;
 use crate::simd::round_avx2;
 use crate::values::{Meaning, Piece};
 
@@ -136,7 +137,8 @@ pub(in crate::dot) fn bf16_avx2(x: &[f32], w: &[bf16]) -> f32 {
     add_rest(sums.sum(), rest, rest_of_w.iter().map(|w| widen(*w)))
 }
 
-/// As [`values_avx512`], of eight codes.
+/// The values of eight codes of a group. A zero point, bias or factor that the form does not have
+/// changes no bit.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn values_avx2<const ROUNDED: bool>(piece: &Piece, group: usize, factors: __m256) -> __m256 {

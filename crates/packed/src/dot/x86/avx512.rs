@@ -6,8 +6,9 @@ use half::bf16;
 
 use super::{HalvesOfGroups, halves, halves_of_codes, prefetch, sum_eight};
 use crate::codes::NibbleOrder;
-use crate::dot::{BLOCK, HALF, LANES, Tile, add_rest, widen};
+use crate::dot::{BLOCK, HALF, LANES, Tile, add_rest};
 use crate::matrix::Rounding;
+use crate::numbers::widen;
 use crate::simd::round_avx512;
 use crate::values::{Meaning, Piece};
 
