@@ -52,12 +52,22 @@ impl RopeTable {
     }
 }
 
+/// What a gated feed-forward part applies to its gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x σ(x)` (Shazeer 2020, "GLU Variants Improve Transformer": SwiGLU).
+    Silu,
+    /// `x / 2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))`, the approximation of GELU by tanh (Hendrycks and
+    /// Gimpel 2016).
+    GeluTanh,
+}
+
 /// Which keys a query sees, and how scores are scaled.
 #[derive(Clone, Debug)]
 pub struct AttentionShape {
     /// The rows: queries see keys of their own row only.
     pub segments: Segments,
-    /// The factor of the scores, 1 / sqrt(d) in all families here.
+    /// The factor of the scores, 1 / sqrt(d) in most families.
     pub scale: f32,
     /// The number of keys that a query sees, up to and including its own (Mistral's sliding
     /// window). `None`: all keys up to its own.

@@ -6,7 +6,7 @@
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
-use crate::arguments::{AttentionShape, Dropout, RopeTable, Targets};
+use crate::arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
 
 /// [`crate::operations::linear`]
 pub fn linear(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
@@ -113,9 +113,16 @@ pub fn causal_attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, shape: &Attent
     Tensor::cat(rows, 0)
 }
 
-/// [`crate::operations::swiglu`]
-pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    activation::silu(gate) * up
+/// [`crate::operations::gated`]
+pub fn gated(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tensor<2> {
+    let activated = match activation {
+        Activation::Silu => activation::silu(gate),
+        Activation::GeluTanh => {
+            let inner = (gate.clone() + gate.clone().powi_scalar(3) * 0.044_715) * std::f32::consts::FRAC_2_PI.sqrt();
+            gate * (inner.tanh() + 1.0) * 0.5
+        }
+    };
+    activated * up
 }
 
 /// [`crate::operations::linear_cross_entropy`]

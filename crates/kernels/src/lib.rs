@@ -2,7 +2,7 @@
 //! hand-written backward pass.
 //!
 //! Owns: matrix products over threads, LoRA linear, RMS norm, rotary embedding, causal attention
-//! over rows of unequal length, SwiGLU, cross-entropy on trained positions only.
+//! over rows of unequal length, gated units, cross-entropy on trained positions only.
 //! Must never know: models, files, recipes.
 //! Start reading at [`operations`] (the table of what the model calls), then [`composed`] (the same
 //! maths in plain tensor operations: the reference of the tests). `fused` says what a backend
@@ -31,7 +31,7 @@ pub mod processor;
 mod segments;
 pub mod weight;
 
-pub use arguments::{AttentionShape, Dropout, RopeTable, Targets};
+pub use arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
 pub use cpu::matmul;
 pub use devices::{DeviceKind, FloatType, FoundDevice};
 pub use segments::{Segment, Segments};

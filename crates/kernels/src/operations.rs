@@ -7,7 +7,7 @@
 //! The functions are generated from the table below, see `extension.rs`. A new operation is a row
 //! here, an `impl Fused` in `cpu` and another in `gpu`, and its reference in [`crate::composed`].
 
-use crate::arguments::{AttentionShape, Dropout, RopeTable, Targets};
+use crate::arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
 use crate::weight::PackedWeight;
 
 crate::extension::operations! {
@@ -72,8 +72,9 @@ crate::extension::operations! {
         q: Tensor<3>, k: Tensor<3>, v: Tensor<3>; shape: AttentionShape
     ) -> Tensor<3> = CausalAttention;
 
-    /// `silu(gate) · up` (Shazeer 2020, "GLU Variants Improve Transformer"): both [t, f] -> [t, f].
-    fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> = Swiglu;
+    /// `activation(gate) · up` (Shazeer 2020, "GLU Variants Improve Transformer"): both [t, f] ->
+    /// [t, f].
+    fn gated(gate: Tensor<2>, up: Tensor<2>; activation: Activation) -> Tensor<2> = Gated;
 
     /// `-ln softmax(h[position_n] Wᵀ)[target_n]` for each of n targets: h [t, i], w [v, i] -> [n].
     ///

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use finetune_kernels::devices::{gpus, is_cpu};
-use finetune_kernels::{AttentionShape, Dropout, RopeTable, Segment, Segments, Targets, composed, operations};
+use finetune_kernels::{Activation, AttentionShape, Dropout, RopeTable, Segment, Segments, Targets, composed, operations};
 use finetune_random::Stream;
 
 fn device() -> Device {
@@ -285,9 +285,11 @@ fn one_query_for_each_row_of_a_cache() {
 }
 
 #[test]
-fn swiglu_of_both_inputs() {
-    Check { name: "swiglu", shapes: [[30, 21], [30, 21]], trained: [true, true] }
-        .check(&|[g, u]| operations::swiglu(g, u), &|[g, u]| composed::swiglu(g, u));
+fn gated_units_of_both_inputs() {
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        Check { name: &format!("{activation:?}"), shapes: [[30, 21], [30, 21]], trained: [true, true] }
+            .check(&|[g, u]| operations::gated(g, u, activation), &|[g, u]| composed::gated(g, u, activation));
+    }
 }
 
 #[test]

@@ -40,6 +40,9 @@ pub enum RopeScaling {
     },
 }
 
+/// What a gated feed-forward part applies to its gate.
+pub use finetune_kernels::Activation;
+
 /// What makes a layer different from the others of its model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerConfig {
@@ -78,8 +81,12 @@ pub struct ModelConfig {
     pub qkv_bias: bool,
     /// Bias of the attention's output projection.
     pub output_bias: bool,
-    /// RMS norm of each head's queries and keys (Qwen3).
+    /// RMS norm of each head's queries and keys (Qwen3, Gemma 3).
     pub query_key_norm: bool,
+    /// The factor of attention's scores; 1 / √head_dim in most families.
+    pub score_scale: f32,
+    /// What the feed-forward part applies to its gate.
+    pub activation: Activation,
     /// Tokens of the longest text that the model was made for.
     pub max_position_embeddings: usize,
     /// Standard deviation of fresh weights.

@@ -15,7 +15,7 @@ use finetune_kernels::{Weight, operations};
 
 use self::cache::LayerCache;
 use self::pass::{Context, norm};
-use crate::tree::{Decoder, FeedForward, Layer, Mixer};
+use crate::tree::{Decoder, FeedForward, Layer, Mixer, Norm};
 
 /// Embeddings [t, hidden] of these tokens.
 pub(crate) fn embed(weights: &Decoder, tokens: &[u32], context: &Context) -> Tensor<2> {
@@ -31,11 +31,21 @@ pub(crate) fn embed(weights: &Decoder, tokens: &[u32], context: &Context) -> Ten
             packed_rows(like, embedding.clone(), tokens.to_vec())
         }
     };
-    let Some(branch) = &weights.embedding_lora else { return x };
+    let Some(branch) = &weights.embedding_lora else { return scaled(weights, x) };
     // The columns of A that belong to the tokens. Tokens go through no dropout, as in PEFT.
     let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
     let low = a.select(1, ids).transpose().cast(context.compute.dtype());
-    operations::residual(x, operations::linear(low, b) * branch.scale)
+    let x = operations::residual(x, operations::linear(low, b) * branch.scale);
+    scaled(weights, x)
+}
+
+/// Embeddings as the first layer reads them. The factor has the number type of activations, as in
+/// transformers.
+fn scaled(weights: &Decoder, x: Tensor<2>) -> Tensor<2> {
+    match weights.embedding_scale {
+        Some(scale) => x * scale,
+        None => x,
+    }
 }
 
 /// All layers: x [t, hidden] -> [t, hidden]. `before` is called with the number and the input of
@@ -72,10 +82,18 @@ pub(crate) fn layer(layer: &Layer, x: Tensor<2>, context: &Context, cache: Optio
     let mixed = match &layer.mixer {
         Mixer::Attention(attention) => attention::forward(attention, normed, context, cache),
     };
-    let x = operations::residual(x, mixed);
+    let x = operations::residual(x, added(&layer.mixer_norm, mixed, context));
     let normed = norm(&layer.post_norm, x.clone(), context);
     let fed = match &layer.feed_forward {
         FeedForward::Gated(gated) => feed_forward::forward(gated, normed, context),
     };
-    operations::residual(x, fed)
+    operations::residual(x, added(&layer.feed_forward_norm, fed, context))
+}
+
+/// What a part adds to the residual stream.
+fn added(norm_of_part: &Option<Norm>, x: Tensor<2>, context: &Context) -> Tensor<2> {
+    match norm_of_part {
+        Some(norm_of_part) => norm(norm_of_part, x, context),
+        None => x,
+    }
 }

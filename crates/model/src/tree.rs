@@ -9,7 +9,7 @@ use finetune_kernels::weight::packed_rows;
 use finetune_kernels::{PackedWeight, Weight};
 
 use crate::branch::LoraBranch;
-use crate::config::{LayerConfig, ModelConfig};
+use crate::config::{Activation, LayerConfig, ModelConfig};
 
 /// What a linear layer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +132,8 @@ impl Matrix {
 #[derive(Clone, Debug)]
 pub(crate) struct Norm {
     pub(crate) gamma: Vector,
+    /// Whether gamma is 1 + the values of the vector.
+    pub(crate) adds_one: bool,
     pub(crate) eps: f64,
 }
 
@@ -164,6 +166,8 @@ pub(crate) struct Attention {
     pub(crate) heads: usize,
     pub(crate) key_value_heads: usize,
     pub(crate) head_dim: usize,
+    /// The factor of the scores.
+    pub(crate) scale: f32,
     /// How many keys a query sees; `None`: all.
     pub(crate) window: Option<usize>,
     /// Which of the config's rotary embeddings turns queries and keys; `None`: they have no
@@ -171,9 +175,10 @@ pub(crate) struct Attention {
     pub(crate) rope: Option<usize>,
 }
 
-/// `down(silu(gate(x)) · up(x))` (Shazeer 2020, "SwiGLU").
+/// `down(activation(gate(x)) · up(x))` (Shazeer 2020, "GLU Variants Improve Transformer").
 #[derive(Clone, Debug)]
 pub(crate) struct Gated {
+    pub(crate) activation: Activation,
     pub(crate) gate: Linear,
     pub(crate) up: Linear,
     pub(crate) down: Linear,
@@ -194,10 +199,16 @@ pub(crate) enum FeedForward {
 /// `x + mixer(norm(x))`, then `x + feed_forward(norm(x))`.
 #[derive(Clone, Debug)]
 pub(crate) struct Layer {
+    /// Of what the mixer reads.
     pub(crate) input_norm: Norm,
     pub(crate) mixer: Mixer,
+    /// Of what the mixer adds, if that has one.
+    pub(crate) mixer_norm: Option<Norm>,
+    /// Of what the feed-forward part reads.
     pub(crate) post_norm: Norm,
     pub(crate) feed_forward: FeedForward,
+    /// Of what the feed-forward part adds, if that has one.
+    pub(crate) feed_forward_norm: Option<Norm>,
 }
 
 /// The end of the model: the last norm, then the output layer.
@@ -217,6 +228,8 @@ pub(crate) struct Head {
 pub(crate) struct Decoder {
     /// [v, hidden]
     pub(crate) embedding: Matrix,
+    /// What its rows are multiplied by.
+    pub(crate) embedding_scale: Option<f32>,
     pub(crate) embedding_lora: Option<LoraBranch>,
     pub(crate) layers: Vec<Layer>,
     pub(crate) head: Head,
@@ -299,8 +312,10 @@ impl Layer {
         };
         let mut parts = vec![Part::Norm(&mut self.input_norm)];
         parts.extend(mixer);
+        parts.extend(self.mixer_norm.as_mut().map(Part::Norm));
         parts.push(Part::Norm(&mut self.post_norm));
         parts.extend(feed_forward);
+        parts.extend(self.feed_forward_norm.as_mut().map(Part::Norm));
         parts
     }
 
@@ -325,10 +340,11 @@ impl Decoder {
         let layers = layers.map(|(n, layer)| layer_tree(config, n, layer, &mut linears)).collect();
         Decoder {
             embedding: Matrix::new("model.embed_tokens.weight".to_owned(), [config.vocabulary, hidden]),
+            embedding_scale: config.family.scaled_embeddings.then(|| (hidden as f32).sqrt()),
             embedding_lora: None,
             layers,
             head: Head {
-                norm: norm("model.norm", hidden, config.rms_norm_eps),
+                norm: norm("model.norm", hidden, config),
                 output: (!config.tied_embeddings)
                     .then(|| Matrix::new("lm_head.weight".to_owned(), [config.vocabulary, hidden])),
                 index: linears,
@@ -387,7 +403,7 @@ impl Decoder {
 fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut u32) -> Layer {
     let hidden = config.hidden_size;
     let name = |part: &str| format!("model.layers.{n}.{part}");
-    let norm = |part: &str, length| norm(&name(part), length, config.rms_norm_eps);
+    let norm = |part: &str, length| norm(&name(part), length, config);
     let mut linear = |part: &str, role, shape, bias| {
         let index = *linears;
         *linears += 1;
@@ -396,6 +412,10 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
     let (query, key) = (config.heads * config.head_dim, config.key_value_heads * config.head_dim);
     let (inner, qkv_bias) = (config.intermediate_size, config.qkv_bias);
     let head_norm = |part: &str| config.query_key_norm.then(|| norm(part, config.head_dim));
+    // With norms on both sides of a part, the one behind attention has the name of the one before the
+    // feed-forward part of other families.
+    let is_sandwich = config.family.sandwich_norms;
+    let post_norm = if is_sandwich { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
     Layer {
         input_norm: norm("input_layernorm", hidden),
         mixer: Mixer::Attention(Attention {
@@ -408,20 +428,26 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
             heads: config.heads,
             key_value_heads: config.key_value_heads,
             head_dim: config.head_dim,
+            scale: config.score_scale,
             window: layer.window,
             rope: layer.rope,
         }),
-        post_norm: norm("post_attention_layernorm", hidden),
+        mixer_norm: is_sandwich.then(|| norm("post_attention_layernorm", hidden)),
+        post_norm: norm(post_norm, hidden),
         feed_forward: FeedForward::Gated(Gated {
+            activation: config.activation,
             gate: linear("mlp.gate_proj", Role::Gate, [inner, hidden], false),
             up: linear("mlp.up_proj", Role::Up, [inner, hidden], false),
             down: linear("mlp.down_proj", Role::Down, [hidden, inner], false),
         }),
+        feed_forward_norm: is_sandwich.then(|| norm("post_feedforward_layernorm", hidden)),
     }
 }
 
-fn norm(module: &str, length: usize, eps: f64) -> Norm {
-    Norm { gamma: Vector::new(format!("{module}.weight"), length, 1.0), eps }
+fn norm(module: &str, length: usize, config: &ModelConfig) -> Norm {
+    let adds_one = config.family.norms_add_one;
+    let fresh = if adds_one { 0.0 } else { 1.0 };
+    Norm { gamma: Vector::new(format!("{module}.weight"), length, fresh), adds_one, eps: config.rms_norm_eps }
 }
 
 fn linear(module: String, role: Role, index: u32, shape: [usize; 2], bias: bool) -> Linear {

@@ -10,6 +10,7 @@ mod buffer;
 mod cross_entropy;
 mod dropout;
 mod few_rows;
+mod gated;
 mod linear;
 mod lora_cross_entropy;
 mod magnitude;
@@ -19,7 +20,6 @@ mod one_query;
 mod packed_rows;
 mod rope;
 mod simd;
-mod swiglu;
 pub(crate) mod weight;
 
 use burn::backend::Flex;

@@ -176,6 +176,39 @@ vectorized! {
     }
 }
 
+/// σ(2 √(2/π) (x + 0.044715 x³)), which is `(1 + tanh(√(2/π) …)) / 2`, and the derivative of what σ is
+/// taken of.
+#[inline(always)]
+fn gelu_gate(x: f32) -> (f32, f32) {
+    const FACTOR: f32 = 1.595_769_1;
+    const CUBE: f32 = 0.044_715;
+    let square = x * x;
+    let inner = FACTOR * x * (CUBE * square + 1.0);
+    (1.0 / (1.0 + exp(-inner)), FACTOR * (3.0 * CUBE * square + 1.0))
+}
+
+vectorized! {
+    /// out = gelu(gate) · up, with GELU's approximation by tanh
+    fn geglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        let (gate, up) = (&gate[..out.len()], &up[..out.len()]);
+        for i in 0..out.len() { out[i] = gate[i] * gelu_gate(gate[i]).0 * up[i]; }
+    }
+}
+
+vectorized! {
+    /// Gradients of [`geglu`] for its two inputs.
+    fn geglu_backward(gate: &[f32], up: &[f32], d_out: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
+        let n = d_out.len();
+        let (gate, up, d_gate, d_up) = (&gate[..n], &up[..n], &mut d_gate[..n], &mut d_up[..n]);
+        for i in 0..n {
+            let (sigmoid, slope) = gelu_gate(gate[i]);
+            let gelu = gate[i] * sigmoid;
+            d_up[i] = d_out[i] * gelu;
+            d_gate[i] = d_out[i] * up[i] * (sigmoid + gelu * (1.0 - sigmoid) * slope);
+        }
+    }
+}
+
 vectorized! {
     /// out = gamma · x / sqrt(mean(x²) + eps); returns the factor 1 / sqrt(…).
     fn rms_norm(x: &[f32], gamma: &[f32], eps: f32, out: &mut [f32]) -> f32 {

@@ -11,6 +11,7 @@ mod add;
 mod attention;
 mod cross_entropy;
 pub(crate) mod devices;
+mod gated;
 mod heads;
 mod linear;
 mod lora_cross_entropy;
@@ -24,7 +25,6 @@ mod pointwise;
 mod product;
 mod reduce;
 mod rope;
-mod swiglu;
 mod tensor;
 pub(crate) mod watch;
 

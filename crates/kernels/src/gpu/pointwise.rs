@@ -11,6 +11,8 @@ use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
+use crate::arguments::Activation;
+
 use super::tensor::{buffer, each_element, element, elements_of, empty, last, launch_elements as launch, same_shape};
 
 /// `a + b`, of one shape and number type.
@@ -40,21 +42,27 @@ pub(super) fn scaled(x: &CubeTensor, dtype: DType, factor: f32) -> CubeTensor {
     out
 }
 
-/// `silu(gate) · up`, of one shape and number type.
-pub(super) fn swiglu(gate: &CubeTensor, up: &CubeTensor) -> CubeTensor {
+/// `activation(gate) · up`, of one shape and number type.
+pub(super) fn gated(gate: &CubeTensor, up: &CubeTensor, activation: Activation) -> CubeTensor {
     same_shape(&[gate, up]);
     let out = empty(gate, gate.shape(), gate.dtype);
     let dtype = element(gate.dtype);
-    launch!(swiglu_kernel, gate.client, elements_of(gate), buffer(gate), buffer(up), buffer(&out), dtype);
+    let (buffers, is_gelu) = ((buffer(gate), buffer(up), buffer(&out)), activation == Activation::GeluTanh);
+    launch!(gated_kernel, gate.client, elements_of(gate), buffers.0, buffers.1, buffers.2, is_gelu, dtype);
     out
 }
 
-/// (d_gate, d_up) of [`swiglu`].
-pub(super) fn swiglu_backward(gate: &CubeTensor, up: &CubeTensor, d_out: &CubeTensor) -> (CubeTensor, CubeTensor) {
+/// (d_gate, d_up) of [`gated`].
+pub(super) fn gated_backward(
+    gate: &CubeTensor,
+    up: &CubeTensor,
+    d_out: &CubeTensor,
+    activation: Activation,
+) -> (CubeTensor, CubeTensor) {
     same_shape(&[gate, up, d_out]);
     let (d_gate, d_up) = (empty(gate, gate.shape(), gate.dtype), empty(gate, gate.shape(), gate.dtype));
     launch!(
-        swiglu_backward_kernel,
+        gated_backward_kernel,
         gate.client,
         elements_of(gate),
         buffer(gate),
@@ -62,6 +70,7 @@ pub(super) fn swiglu_backward(gate: &CubeTensor, up: &CubeTensor, d_out: &CubeTe
         buffer(d_out),
         buffer(&d_gate),
         buffer(&d_up),
+        activation == Activation::GeluTanh,
         element(gate.dtype),
     );
     (d_gate, d_up)
@@ -214,25 +223,44 @@ fn scaled_kernel<I: Float, O: Float>(x: &[I], out: &mut [O], factor: f32, #[defi
     out[i] = O::cast_from(f32::cast_from(x[i]) * factor);
 }
 
-/// `silu(gate) · up`
+/// The activation is `x σ(inner(x))`: the value of `inner`.
+#[cube]
+fn inner(x: f32, #[comptime] is_gelu: bool) -> f32 {
+    if comptime!(is_gelu) { 1.595_769_1f32 * x * (0.044_715f32 * x * x + 1.0f32) } else { x }
+}
+
+/// The derivative of [`inner`].
+#[cube]
+fn inner_slope(x: f32, #[comptime] is_gelu: bool) -> f32 {
+    if comptime!(is_gelu) { 1.595_769_1f32 * (0.134_145f32 * x * x + 1.0f32) } else { 1.0f32.into() }
+}
+
+/// `activation(gate) · up`
 #[cube(launch_unchecked)]
-fn swiglu_kernel<T: Float>(gate: &[T], up: &[T], out: &mut [T], #[define(T)] _dtype: ElemType) {
+fn gated_kernel<T: Float>(
+    gate: &[T],
+    up: &[T],
+    out: &mut [T],
+    #[comptime] is_gelu: bool,
+    #[define(T)] _dtype: ElemType,
+) {
     let i = ABSOLUTE_POS;
     if i >= out.len() {
         terminate!();
     }
     let g = f32::cast_from(gate[i]);
-    out[i] = T::cast_from(g / (1.0f32 + (-g).exp()) * f32::cast_from(up[i]));
+    out[i] = T::cast_from(g / (1.0f32 + (-inner(g, is_gelu)).exp()) * f32::cast_from(up[i]));
 }
 
-/// The gradients of [`swiglu_kernel`] for its two inputs.
+/// The gradients of [`gated_kernel`] for its two inputs.
 #[cube(launch_unchecked)]
-fn swiglu_backward_kernel<T: Float>(
+fn gated_backward_kernel<T: Float>(
     gate: &[T],
     up: &[T],
     d_out: &[T],
     d_gate: &mut [T],
     d_up: &mut [T],
+    #[comptime] is_gelu: bool,
     #[define(T)] _dtype: ElemType,
 ) {
     let i = ABSOLUTE_POS;
@@ -241,10 +269,11 @@ fn swiglu_backward_kernel<T: Float>(
     }
     let g = f32::cast_from(gate[i]);
     let d = f32::cast_from(d_out[i]);
-    let sigmoid = 1.0f32 / (1.0f32 + (-g).exp());
-    let silu = g * sigmoid;
-    d_up[i] = T::cast_from(d * silu);
-    d_gate[i] = T::cast_from(d * f32::cast_from(up[i]) * (sigmoid + silu * (1.0f32 - sigmoid)));
+    let sigmoid = 1.0f32 / (1.0f32 + (-inner(g, is_gelu)).exp());
+    let activated = g * sigmoid;
+    d_up[i] = T::cast_from(d * activated);
+    let slope = sigmoid + activated * (1.0f32 - sigmoid) * inner_slope(g, is_gelu);
+    d_gate[i] = T::cast_from(d * f32::cast_from(up[i]) * slope);
 }
 
 /// Rotary embedding of x [t, heads, width], a pair (i, i + width/2) per unit. Tables are

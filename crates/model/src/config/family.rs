@@ -3,6 +3,8 @@
 //! The values are those of the configuration classes of transformers for keys that config.json
 //! leaves out. What config.json cannot say is as in the model classes.
 
+use crate::config::Activation;
+
 /// What makes a family of models different from the others.
 #[derive(Debug, PartialEq)]
 pub struct Family {
@@ -20,12 +22,29 @@ pub struct Family {
     pub(crate) output_bias: Bias,
     /// Whether each head's queries and keys have an RMS norm.
     pub(crate) query_key_norm: bool,
+    /// Whether norms multiply by 1 + their weights.
+    pub(crate) norms_add_one: bool,
+    /// Whether what attention and the feed-forward part add to the residual stream has a norm too.
+    pub(crate) sandwich_norms: bool,
+    /// Whether embeddings are multiplied by √hidden_size.
+    pub(crate) scaled_embeddings: bool,
+    /// What the feed-forward part applies to its gate: the key of config.json, and the names that it
+    /// may have there.
+    pub(crate) activation: (&'static str, &'static [&'static str], Activation),
+    /// `query_pre_attn_scalar` if the key is left out, where attention's scores are divided by the root
+    /// of that; `None`: by that of head_dim.
+    pub(crate) query_scalar: Option<f64>,
+    /// Whether float16 is too narrow for its activations.
+    pub(crate) overflows_f16: bool,
     /// Which layers see only a window of keys.
     pub(crate) windows: Windows,
     /// `sliding_window` if the key is left out.
     pub(crate) sliding_window: Option<usize>,
     /// `rope_theta` if the key is left out.
     pub(crate) rope_theta: f64,
+    /// `rope_theta` of layers with a window if its key is left out, where they have a rotary embedding of
+    /// their own.
+    pub(crate) window_rope_theta: Option<f64>,
     /// Whether config.json names layers without rotary embedding (`no_rope_layers`).
     pub(crate) has_layers_without_rope: bool,
     /// `tie_word_embeddings` if the key is left out.
@@ -55,6 +74,9 @@ pub(crate) enum Windows {
     /// If `use_sliding_window` is true: the layers that `layer_types` names. Without `layer_types`:
     /// those without rotary embedding.
     WithoutRope,
+    /// The layers that `layer_types` names. Without `layer_types`: all but every
+    /// `sliding_window_pattern`th, the sixth if that is left out.
+    AllButEvery,
 }
 
 const LLAMA: Family = Family {
@@ -65,16 +87,24 @@ const LLAMA: Family = Family {
     qkv_bias: Bias::Asked,
     output_bias: Bias::Asked,
     query_key_norm: false,
+    norms_add_one: false,
+    sandwich_norms: false,
+    scaled_embeddings: false,
+    // Both are names of the same function.
+    activation: ("hidden_act", &["silu", "swish"], Activation::Silu),
+    query_scalar: None,
+    overflows_f16: false,
     windows: Windows::Never,
     sliding_window: None,
     rope_theta: 10_000.0,
+    window_rope_theta: None,
     has_layers_without_rope: false,
     tied_embeddings: false,
     max_position_embeddings: 2048,
 };
 
 /// All families.
-pub(crate) static FAMILIES: [Family; 5] = [
+pub(crate) static FAMILIES: [Family; 6] = [
     LLAMA,
     Family {
         architecture: "MistralForCausalLM",
@@ -118,6 +148,26 @@ pub(crate) static FAMILIES: [Family; 5] = [
         has_layers_without_rope: true,
         tied_embeddings: true,
         max_position_embeddings: 32_768,
+        ..LLAMA
+    },
+    Family {
+        architecture: "Gemma3ForCausalLM",
+        model_type: "gemma3_text",
+        key_value_heads: Some(4),
+        head_dim: Some(256),
+        query_key_norm: true,
+        norms_add_one: true,
+        sandwich_norms: true,
+        scaled_embeddings: true,
+        activation: ("hidden_activation", &["gelu_pytorch_tanh"], Activation::GeluTanh),
+        query_scalar: Some(256.0),
+        overflows_f16: true,
+        windows: Windows::AllButEvery,
+        sliding_window: Some(4096),
+        rope_theta: 1_000_000.0,
+        window_rope_theta: Some(10_000.0),
+        tied_embeddings: true,
+        max_position_embeddings: 131_072,
         ..LLAMA
     },
 ];

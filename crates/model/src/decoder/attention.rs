@@ -48,8 +48,8 @@ pub(crate) fn forward(
         Some(cache) => cache.extend(k_tkd, v_tkd),
         None => (k_tkd, v_tkd),
     };
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let shape = AttentionShape { segments: context.segments.clone(), scale, window: attention.window };
+    let shape =
+        AttentionShape { segments: context.segments.clone(), scale: attention.scale, window: attention.window };
     let out_thd = operations::causal_attention(q_thd, k_skd, v_skd, shape);
     linear(&attention.o, out_thd.reshape([tokens, heads * head_dim]), context)
 }

@@ -7,11 +7,11 @@ use crate::decoder::adapted::Adapted;
 use crate::decoder::pass::{Context, linear};
 use crate::tree::Gated;
 
-/// `down(silu(gate(x)) · up(x))`: x [t, hidden] -> [t, hidden]
+/// `down(activation(gate(x)) · up(x))`: x [t, hidden] -> [t, hidden]
 pub(crate) fn forward(gated: &Gated, x: Tensor<2>, context: &Context) -> Tensor<2> {
     let gate = linear(&gated.gate, x.clone(), context);
     let up = linear(&gated.up, x, context);
-    linear(&gated.down, operations::swiglu(gate, up), context)
+    linear(&gated.down, operations::gated(gate, up, gated.activation), context)
 }
 
 impl Gated {

@@ -45,12 +45,13 @@ fn kept(layer: &mut Layer, hidden: u64, adapted: &Adapted<'_>) -> LayerKept {
     let branches = layer.linears().iter().map(|linear| adapted.of_branch(linear)).sum();
     let Mixer::Attention(attention) = &layer.mixer;
     let FeedForward::Gated(gated) = &layer.feed_forward;
+    let of_parts = [&layer.mixer_norm, &layer.feed_forward_norm].map(|norm| u64::from(norm.is_some()));
     LayerKept {
         // Each norm keeps its input, and one number of each token.
-        mixer: hidden + attention.kept(adapted),
-        feed_forward: hidden + gated.kept(adapted),
+        mixer: (1 + of_parts[0]) * hidden + attention.kept(adapted),
+        feed_forward: (1 + of_parts[1]) * hidden + gated.kept(adapted),
         branches,
-        statistics: attention.statistics() + 2,
+        statistics: attention.statistics() + 2 + of_parts.iter().sum::<u64>(),
         // On top of that, gradients of the residual stream.
         taken: gated.taken() + 2 * hidden,
         attention: attention.widths(),

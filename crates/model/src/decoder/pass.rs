@@ -69,7 +69,8 @@ impl Context {
 
 /// RMS norm of the last dimension: x [.., d] -> [.., d].
 pub(crate) fn norm<const D: usize>(norm: &Norm, x: Tensor<D>, context: &Context) -> Tensor<D> {
-    operations::rms_norm(x, context.parameter(norm.gamma.values()), norm.eps)
+    let gamma = context.parameter(norm.gamma.values());
+    operations::rms_norm(x, if norm.adds_one { gamma + 1.0 } else { gamma }, norm.eps)
 }
 
 /// A linear layer with its branch and bias: x [t, i] -> [t, o].

@@ -95,7 +95,7 @@ impl Reader<'_> {
     fn config(&self) -> Result<ModelConfig, ModelError> {
         let mut notices = Vec::new();
         let family = self.family(&mut notices)?;
-        self.check_supported()?;
+        self.check_supported(family)?;
         let hidden_size = self.size("hidden_size")?;
         let Heads { heads, key_value_heads, head_dim } = self.heads(family, hidden_size)?;
         let layers = self.size("num_hidden_layers")?;
@@ -113,7 +113,11 @@ impl Reader<'_> {
                 self.path.display()
             ));
         }
-        let rope = self.rope(family, head_dim)?;
+        let ropes = self.ropes(family, head_dim)?;
+        let query_scalar = match family.query_scalar {
+            Some(default) => self.number_within("query_pre_attn_scalar", 1e-3, 1e9)?.unwrap_or(default),
+            None => head_dim as f64,
+        };
         let attention_bias = self.flag("attention_bias")?.unwrap_or(false);
         let has_bias = |bias: Bias| bias == Bias::Always || (bias == Bias::Asked && attention_bias);
         let config = ModelConfig {
@@ -126,11 +130,13 @@ impl Reader<'_> {
             head_dim,
             vocabulary: self.size("vocab_size")?,
             rms_norm_eps: self.number_within("rms_norm_eps", 1e-30, 1.0)?.unwrap_or(1e-6),
-            ropes: vec![rope],
+            ropes,
             tied_embeddings: self.flag("tie_word_embeddings")?.unwrap_or(family.tied_embeddings),
             qkv_bias: has_bias(family.qkv_bias),
             output_bias: has_bias(family.output_bias),
             query_key_norm: family.query_key_norm,
+            score_scale: 1.0 / (query_scalar as f32).sqrt(),
+            activation: family.activation.2,
             max_position_embeddings: self
                 .optional_size("max_position_embeddings")?
                 .unwrap_or(family.max_position_embeddings),
@@ -142,14 +148,22 @@ impl Reader<'_> {
     }
 
     /// Refuses settings that no family computes.
-    fn check_supported(&self) -> Result<(), ModelError> {
+    fn check_supported(&self, family: &Family) -> Result<(), ModelError> {
         // What it says is held against the tensors when they are looked up.
         PackedConfig::parse(self.object, self.path)?;
-        // Both are names of the same function.
-        if let Some(activation) = self.text("hidden_act")?
-            && !["silu", "swish"].contains(&activation)
+        let (key, names, _) = family.activation;
+        if let Some(activation) = self.text(key)?
+            && !names.contains(&activation)
         {
-            return Err(self.unsupported("hidden_act", activation));
+            return Err(self.unsupported(key, activation));
+        }
+        for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+            if let Some(cap) = self.number(key)? {
+                return Err(self.unsupported(key, &cap.to_string()));
+            }
+        }
+        if self.flag("use_bidirectional_attention")?.unwrap_or(false) {
+            return Err(self.unsupported("use_bidirectional_attention", "true"));
         }
         if self.flag("mlp_bias")?.unwrap_or(false) {
             return Err(self.unsupported("mlp_bias", "true"));
@@ -237,15 +251,33 @@ impl Reader<'_> {
         Ok(family)
     }
 
-    /// Theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and
-    /// `rope_scaling` (hub).
-    fn rope(&self, family: &Family, width: usize) -> Result<Rope, ModelError> {
+    /// The rotary embedding of layers that see all keys, then that of layers with a window where they
+    /// have their own: from `rope_parameters` (transformers 5), or from `rope_theta`, `rope_scaling` and
+    /// `rope_local_base_freq` (hub).
+    fn ropes(&self, family: &Family, width: usize) -> Result<Vec<Rope>, ModelError> {
         let empty = Map::new();
         // If a file has both, transformers takes the older one.
-        let scaling = self.nested("rope_scaling")?.or(self.nested("rope_parameters")?).unwrap_or(&empty);
+        let parameters = self.nested("rope_scaling")?.or(self.nested("rope_parameters")?).unwrap_or(&empty);
+        let parameters = Reader { object: parameters, path: self.path };
+        let Some(window_theta) = family.window_rope_theta else {
+            return Ok(vec![self.rope(parameters.object, family.rope_theta, width)?]);
+        };
+        // With two of them, each kind of layer has its own parameters.
+        let of_all = parameters.nested("full_attention")?.unwrap_or(parameters.object);
+        let window = parameters.nested("sliding_attention")?;
+        let window_theta = self.number_within("rope_local_base_freq", 1.0, 1e15)?.unwrap_or(window_theta);
+        let of_window = match window {
+            Some(window) => Reader { object: &empty, path: self.path }.rope(window, window_theta, width)?,
+            None => Rope { theta: window_theta, scaling: RopeScaling::None, width },
+        };
+        Ok(vec![self.rope(of_all, family.rope_theta, width)?, of_window])
+    }
+
+    /// Theta and scaling, from an object with the scaling.
+    fn rope(&self, scaling: &Map<String, Value>, default_theta: f64, width: usize) -> Result<Rope, ModelError> {
         let inner = Reader { object: scaling, path: self.path };
         let theta = |reader: &Reader<'_>| reader.number_within("rope_theta", 1.0, 1e15);
-        let theta = theta(&inner)?.or(theta(self)?).unwrap_or(family.rope_theta);
+        let theta = theta(&inner)?.or(theta(self)?).unwrap_or(default_theta);
         let partial = inner.number("partial_rotary_factor")?.or(self.number("partial_rotary_factor")?);
         if let Some(partial) = partial.filter(|&factor| factor != 1.0) {
             return Err(self.unsupported("partial_rotary_factor", &partial.to_string()));
@@ -282,7 +314,7 @@ impl Reader<'_> {
 
     /// Which layers have a window, and which a rotary embedding.
     fn layers(&self, family: &Family, count: usize) -> Result<Vec<LayerConfig>, ModelError> {
-        let ropes = self.ropes(family, count)?;
+        let ropes = self.ropes_of_layers(family, count)?;
         // null means none.
         let window = match self.object.contains_key("sliding_window") {
             true => self.optional_size("sliding_window")?,
@@ -291,6 +323,7 @@ impl Reader<'_> {
         let is_used = self.object.get("use_sliding_window").and_then(Value::as_bool) == Some(true);
         let types = self.object.get("layer_types").and_then(Value::as_array);
         let first = self.get("max_window_layers").and_then(Value::as_u64).unwrap_or(28) as usize;
+        let pattern = self.optional_size("sliding_window_pattern")?.unwrap_or(6);
         let is_named = |types: &Vec<Value>, n: usize| types.get(n).and_then(Value::as_str) == Some("sliding_attention");
         let has_window = |n: usize, rope: Option<usize>| match (family.windows, types) {
             (Windows::Never, _) => false,
@@ -298,15 +331,20 @@ impl Reader<'_> {
             (Windows::Later | Windows::WithoutRope, Some(types)) => is_used && is_named(types, n),
             (Windows::Later, None) => is_used && n >= first,
             (Windows::WithoutRope, None) => is_used && rope.is_none(),
+            (Windows::AllButEvery, Some(types)) => is_named(types, n),
+            (Windows::AllButEvery, None) => !(n + 1).is_multiple_of(pattern),
         };
-        let layer =
-            |(n, rope): (usize, Option<usize>)| LayerConfig { window: window.filter(|_| has_window(n, rope)), rope };
+        let layer = |(n, rope): (usize, Option<usize>)| {
+            let has_window = has_window(n, rope);
+            let rope = if has_window && family.window_rope_theta.is_some() { Some(1) } else { rope };
+            LayerConfig { window: window.filter(|_| has_window), rope }
+        };
         Ok(ropes.into_iter().enumerate().map(layer).collect())
     }
 
     /// For each layer the number of its rotary embedding. `no_rope_layers` has 0 for a layer
     /// without one. If it is left out, every fourth layer has none (`no_rope_layer_interval`).
-    fn ropes(&self, family: &Family, count: usize) -> Result<Vec<Option<usize>>, ModelError> {
+    fn ropes_of_layers(&self, family: &Family, count: usize) -> Result<Vec<Option<usize>>, ModelError> {
         if !family.has_layers_without_rope {
             return Ok(vec![Some(0); count]);
         }
