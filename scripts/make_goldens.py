@@ -49,7 +49,9 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, SmolLM3Config
+from transformers import (
+    AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, SmolLM3Config,
+)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 IGNORED = -100
@@ -144,7 +146,26 @@ FAMILIES = {
         hub_config=True,
         full=True,
     ),
+    "gemma3": dict(
+        seed=7,
+        # The second of three layers sees all keys, with a rotary embedding of its own. Scores are not
+        # divided by the root of a head's size.
+        config=lambda: Gemma3TextConfig(
+            **SIZES, num_hidden_layers=3, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-6, sliding_window=5,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"], query_pre_attn_scalar=24,
+            pad_token_id=None, tie_word_embeddings=True, rope_parameters={
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                "sliding_attention": dict(PLAIN_ROPE),
+            },
+        ),
+        lora=dict(target_modules="all-linear"),
+        hub_config=True,
+        full=True,
+    ),
 }
+
+# Families whose norms multiply by 1 + weight.
+NORMS_ADD_ONE = ("gemma3_text",)
 
 VARIANTS = {
     "constant": dict(learning_rate=1e-2, weight_decay=0.01, max_grad_norm=0.0, schedule="constant",
@@ -170,6 +191,8 @@ def save_base_model(specification, directory):
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
+                if config.model_type in NORMS_ADD_ONE:
+                    parameter.sub_(1.0)
             elif name.endswith(".bias"):
                 parameter.normal_(0.0, 0.3)
     model.save_pretrained(directory)
@@ -216,10 +239,23 @@ def in_float64(model):
     for module in model.modules():
         if hasattr(module, "variance_epsilon"):
             module.forward = rms_norm_float64.__get__(module)
-        elif hasattr(module, "inv_freq"):
-            module.inverse_frequencies = inverse_frequencies_float64(module.config)
+        elif type(module).__name__ == "Gemma3RMSNorm":
+            module.forward = centred_rms_norm_float64.__get__(module)
+        elif hasattr(module, "scalar_embed_scale"):
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
+        elif layer_types := rotary_layer_types(module):
+            module.inverse_frequencies = {
+                kind: inverse_frequencies_float64(module.config, kind) for kind in layer_types
+            }
             module.forward = rope_float64.__get__(module)
     return model
+
+
+def rotary_layer_types(module):
+    """The kinds of layers that a rotary embedding tells apart, [None] if it does not; [] for other modules."""
+    if hasattr(module, "inv_freq"):
+        return [None]
+    return [kind for kind in ("full_attention", "sliding_attention") if hasattr(module, f"{kind}_inv_freq")]
 
 
 def rms_norm_float64(self, hidden):
@@ -227,20 +263,27 @@ def rms_norm_float64(self, hidden):
     return self.weight * (hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
-def rope_float64(self, hidden, position_ids):
+def centred_rms_norm_float64(self, hidden):
     assert hidden.dtype == torch.float64
-    angles = position_ids[..., None].double() * self.inverse_frequencies
+    return (1 + self.weight) * (hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.eps))
+
+
+def rope_float64(self, hidden, position_ids, layer_type=None):
+    assert hidden.dtype == torch.float64
+    angles = position_ids[..., None].double() * self.inverse_frequencies[layer_type]
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
 
-def inverse_frequencies_float64(config):
+def inverse_frequencies_float64(config, layer_type=None):
     """Written from the formulas (RoFormer; Llama 3.1's smoothing): a check of transformers' own."""
-    rope = config.rope_parameters
+    rope = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     frequencies = []
     for dimension in range(0, head_size, 2):
         frequency = rope["rope_theta"] ** (-dimension / head_size)
+        if rope["rope_type"] == "linear":
+            frequency /= rope["factor"]
         if rope["rope_type"] == "llama3":
             wavelength = 2 * math.pi / frequency
             original = rope["original_max_position_embeddings"]
@@ -258,15 +301,22 @@ def write_hub_config(directory):
     """The spelling of Llama 3 and Qwen2 on the hub: before transformers 5, and 4.45's head_dim."""
     config = json.loads((directory / "config.json").read_text())
     rope = dict(config.pop("rope_parameters"))
+    if config["model_type"] == "gemma3_text":
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        config["sliding_window_pattern"] = config["layer_types"].index("full_attention") + 1
+        config.pop("_sliding_window_pattern", None)
+        rope = dict(rope["full_attention"])
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
     config["torch_dtype"] = config.pop("dtype")
     config["transformers_version"] = "4.43.0"
-    for key in ("head_dim", "layer_types"):
-        config.pop(key, None)
-    # SmolLM3's class has a padding token of its own where config.json names none.
-    if config["model_type"] != "smollm3":
+    config.pop("layer_types", None)
+    # These classes have a padding token of their own where config.json names none, and Gemma's a size of
+    # heads.
+    if config["model_type"] not in ("smollm3", "gemma3_text"):
         config.pop("pad_token_id", None)
+    if config["model_type"] != "gemma3_text":
+        config.pop("head_dim", None)
     if config["model_type"] == "qwen2":
         # Qwen2 files name a window and switch it off: a reader must not look at the number alone.
         config.update(sliding_window=5, use_sliding_window=False, max_window_layers=1)
@@ -391,9 +441,13 @@ def write_golden(family, directory, micro_batch_rows, rows):
     model = load_with_adapter(directory)
     with model.disable_adapter():
         rows_loss_base = mean_loss(model, rows)
-    rotary = next(m for m in model.modules() if hasattr(m, "inv_freq"))
-    exact_frequencies = inverse_frequencies_float64(rotary.config)
-    assert torch.allclose(rotary.inv_freq.double(), exact_frequencies, rtol=1e-6, atol=0)
+    rotary = next(m for m in model.modules() if rotary_layer_types(m))
+    frequencies = {}
+    for kind in rotary_layer_types(rotary):
+        buffer = "inv_freq" if kind is None else f"{kind}_inv_freq"
+        frequencies[buffer] = getattr(rotary, buffer)
+        exact_frequencies = inverse_frequencies_float64(rotary.config, kind)
+        assert torch.allclose(frequencies[buffer].double(), exact_frequencies, rtol=1e-6, atol=0)
 
     golden = {
         "family": family,
@@ -407,7 +461,7 @@ def write_golden(family, directory, micro_batch_rows, rows):
             "adapter_loss": mean_loss(model, rows),
             "adapter_loss_f64": mean_loss(load_with_adapter(directory, float64=True), rows),
         },
-        "inverse_frequencies": rotary.inv_freq.tolist(),
+        "inverse_frequencies": next(iter(frequencies.values())).tolist(),
         "noise": {  # this f32 run against the same in f64
             "logits_max_abs": largest_difference("logits.", tensors, exact),
             "base_logits_max_abs": largest_difference("base_logits.", tensors, exact),
@@ -525,7 +579,7 @@ def check_sliding_window(directory, batch):
     """Checks that the window is applied: otherwise its golden would prove nothing."""
     windowed, unlimited = load_base(directory), load_base(directory)
     window = unlimited.config.sliding_window
-    unlimited.config.sliding_window = None
+    unlimited.config.sliding_window = unlimited.config.max_position_embeddings
     eager = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         narrow, wide, other = forward(windowed, batch)[1], forward(unlimited, batch)[1], forward(eager, batch)[1]
@@ -598,7 +652,7 @@ def main():
         if specification.get("hub_config"):
             write_hub_config(directory)
             check_hub_config(directory, batch)
-        if family == "mistral":
+        if family in ("mistral", "gemma3"):
             check_sliding_window(directory, batch)
         golden = write_golden(family, directory, micro_batch_rows, rows)
         curves = write_curves(directory, rows, specification.get("full", False))

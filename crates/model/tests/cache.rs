@@ -9,7 +9,7 @@ use finetune_model::{
     FloatType, Generation, GenerationStep, KeyValueCache, Model, Placement, RowRequest, Sampling, gpus,
 };
 
-const FAMILIES: [&str; 6] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3"];
+const FAMILIES: [&str; 7] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3"];
 
 /// Tokens of an answer.
 const ANSWER: usize = 9;

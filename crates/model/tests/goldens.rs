@@ -26,7 +26,7 @@ use golden::{
 /// hide the others. The second form names the families.
 macro_rules! of_each_family {
     ($check:ident) => {
-        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3);
+        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3);
     };
     ($check:ident: $($family:ident)+) => {
         mod $check {
@@ -200,7 +200,7 @@ fn gradients_of_all_weights(family: &'static str) {
     assert_eq!(model.layout().iter().len(), norms.as_object().expect("an object").len(), "{family}");
 }
 
-of_each_family!(gradients_of_all_weights: llama qwen2 smollm3);
+of_each_family!(gradients_of_all_weights: llama qwen2 smollm3 gemma3);
 
 fn merged_models_equal_their_adapters(family: &'static str) {
     let golden = Golden::load(family);
@@ -240,7 +240,7 @@ fn both_spellings_of_config_json_mean_the_same(family: &'static str) {
     assert_eq!(hub, ModelConfig::load(&directory(family)).expect("newer spelling"), "{family}");
 }
 
-of_each_family!(both_spellings_of_config_json_mean_the_same: llama3 qwen2 smollm3);
+of_each_family!(both_spellings_of_config_json_mean_the_same: llama3 qwen2 smollm3 gemma3);
 
 /// The published Llama 3.1 and 3.2 scalings reach all branches. The frequencies are transformers',
 /// to one unit in the last place.

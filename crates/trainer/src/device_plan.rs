@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use finetune_model::processor::bf16_kernel;
-use finetune_model::{DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, Placement, gpus, scheme_named};
+use finetune_model::{DeviceKind, Family, FloatType, FoundDevice, HAS_GPU_BACKEND, Placement, gpus, scheme_named};
 use finetune_recipe::{DeviceChoice, DtypeChoice, Model};
 
 use crate::error::TrainError;
@@ -42,13 +42,24 @@ pub struct DevicePlan {
 
 impl DevicePlan {
     /// Chooses the device and number type of a recipe, for a model whose file has `stored` numbers.
-    /// `auto` takes a GPU if there is a real one, and computes in the file's number type. The placement
-    /// packs frozen matrices as `model.quantization` says.
+    /// `auto` takes a GPU if there is a real one, and computes in the file's number type, but not in f16
+    /// where the family's activations exceed that. The placement packs frozen matrices as
+    /// `model.quantization` says.
     ///
     /// # Errors
-    /// If the recipe asks for a GPU and there is none.
-    pub fn choose(model: &Model, host: &ThisHost, stored: FloatType) -> Result<DevicePlan, TrainError> {
-        let plan = match model.device {
+    /// If the recipe asks for a GPU and there is none, or for f16 with a family that exceeds it.
+    pub fn choose(
+        model: &Model,
+        host: &ThisHost,
+        stored: FloatType,
+        family: &Family,
+    ) -> Result<DevicePlan, TrainError> {
+        if model.dtype == DtypeChoice::F16 && family.exceeds_f16 {
+            return Err(TrainError::ExceedsF16 { architecture: family.architecture });
+        }
+        let is_too_narrow = stored == FloatType::F16 && family.exceeds_f16;
+        let stored = if is_too_narrow { FloatType::F32 } else { stored };
+        let mut plan = match model.device {
             DeviceChoice::Cpu => DevicePlan::cpu(model.dtype),
             DeviceChoice::Gpu => DevicePlan::gpu(model.dtype, host, stored, gpus(true))?,
             DeviceChoice::Auto => {
@@ -60,6 +71,10 @@ impl DevicePlan {
                 }
             }
         };
+        if is_too_narrow && model.dtype == DtypeChoice::Auto && !plan.placement.is_cpu() {
+            let what = format!("the activations of {} exceed f16, which its file has", family.architecture);
+            plan.notices.push(format!("{what}; f32 is used, and model.dtype = \"bf16\" takes half of its memory"));
+        }
         let quantization = model.quantization.and_then(|quantization| scheme_named(quantization.as_str()));
         Ok(DevicePlan { placement: plan.placement.quantized(quantization), ..plan })
     }

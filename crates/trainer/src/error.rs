@@ -86,6 +86,9 @@ pub enum TrainError {
     /// A GPU was asked for, and there is none.
     #[error("model.device = \"gpu\": {}", if *built_in { "no GPU was found" } else { "this program was built without a GPU backend" })]
     NoGpu { built_in: bool },
+    /// f16 was asked for, and the family's activations exceed its range.
+    #[error("model.dtype = \"f16\": the activations of {architecture} exceed the largest number of f16")]
+    ExceedsF16 { architecture: &'static str },
     /// No row of the training data is left.
     #[error("{path}: no row is left to train on", path = path.display())]
     NoRows { path: PathBuf },
@@ -248,6 +251,9 @@ impl TrainError {
                 "build it with `cargo build --release --features gpu` (Vulkan); on macOS the GPU is always in",
                 "model.device = \"cpu\" or \"auto\" trains with this one",
             ],
+            TrainError::ExceedsF16 { .. } => {
+                &["take \"bf16\" or \"f32\"; \"auto\" does, whatever the file has"]
+            }
             TrainError::NotJson { .. } => &["each line of a dataset is one JSON object"],
             TrainError::Differ { .. } => &[
                 "all ranks need the same program, recipe, model and data; `finetune launch --copy` brings them to every host",

@@ -179,9 +179,9 @@ impl Examiner<'_> {
         if let Some(config) = &self.found.config {
             self.found.notices.extend(config.notices.iter().cloned());
         }
-        if self.found.config.is_some() {
+        if let Some(config) = &self.found.config {
             self.stored = stored_type(&directory);
-            let device_plan = DevicePlan::choose(&self.recipe.model, self.host, self.stored);
+            let device_plan = DevicePlan::choose(&self.recipe.model, self.host, self.stored, config.family);
             self.found.device_plan = self.found.keep(device_plan);
         }
         if let Some(device_plan) = &self.found.device_plan {

@@ -19,7 +19,7 @@ use serde_json::Value;
 /// hide the others. The second form names the families.
 macro_rules! of_each_family {
     ($check:ident) => {
-        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3);
+        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3);
     };
     ($check:ident: $($family:ident)+) => {
         mod $check {
@@ -258,7 +258,7 @@ fn full_curves_equal_torch(family: &str) {
     assert!(output.path().join("model/config.json").is_file(), "a full run leaves a model directory");
 }
 
-of_each_family!(full_curves_equal_torch: llama qwen2 smollm3);
+of_each_family!(full_curves_equal_torch: llama qwen2 smollm3 gemma3);
 
 /// 8 × 1 = 4 × 2 = 1 × 8: how the rows of a step are cut into micro-batches changes nothing but
 /// rounding.

@@ -35,7 +35,8 @@ pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&st
         dtype: arguments.dtype.into(),
         quantization,
     };
-    let device_plan = DevicePlan::choose(&wanted, &ThisHost::default(), stored_type(&source.model))?;
+    let family = ModelConfig::load(&source.model)?.family;
+    let device_plan = DevicePlan::choose(&wanted, &ThisHost::default(), stored_type(&source.model), family)?;
     device_plan.notices.iter().for_each(|notice| say(notice));
     match (arguments.quantization, trained_over) {
         (None, Some(scheme)) => {

@@ -34,8 +34,8 @@ pub struct Family {
     /// `query_pre_attn_scalar` if the key is left out, where attention's scores are divided by the root
     /// of that; `None`: by that of head_dim.
     pub(crate) query_scalar: Option<f64>,
-    /// Whether float16 is too narrow for its activations.
-    pub(crate) overflows_f16: bool,
+    /// Whether its activations exceed the largest number of float16.
+    pub exceeds_f16: bool,
     /// Which layers see only a window of keys.
     pub(crate) windows: Windows,
     /// `sliding_window` if the key is left out.
@@ -93,7 +93,7 @@ const LLAMA: Family = Family {
     // Both are names of the same function.
     activation: ("hidden_act", &["silu", "swish"], Activation::Silu),
     query_scalar: None,
-    overflows_f16: false,
+    exceeds_f16: false,
     windows: Windows::Never,
     sliding_window: None,
     rope_theta: 10_000.0,
@@ -161,7 +161,7 @@ pub(crate) static FAMILIES: [Family; 6] = [
         scaled_embeddings: true,
         activation: ("hidden_activation", &["gelu_pytorch_tanh"], Activation::GeluTanh),
         query_scalar: Some(256.0),
-        overflows_f16: true,
+        exceeds_f16: true,
         windows: Windows::AllButEvery,
         sliding_window: Some(4096),
         rope_theta: 1_000_000.0,
