@@ -8,7 +8,9 @@ use std::sync::OnceLock;
 
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use finetune_kernels::devices::{gpus, is_cpu};
-use finetune_kernels::{Activation, AttentionShape, Dropout, RopeTable, Segment, Segments, Targets, composed, operations};
+use finetune_kernels::{
+    Activation, AttentionShape, Dropout, RopeTable, Segment, Segments, Targets, composed, operations,
+};
 use finetune_random::Stream;
 
 fn device() -> Device {

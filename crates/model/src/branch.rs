@@ -118,7 +118,7 @@ impl Decoder {
     /// Every layer that may have a branch, in model order: the embedding, the linear layers, the
     /// output layer.
     pub(crate) fn places(&mut self) -> Vec<Place<'_>> {
-        let Decoder { embedding, embedding_lora, layers, head } = self;
+        let Decoder { embedding, embedding_lora, layers, head, embedding_scale: _ } = self;
         let embedding: &Matrix = embedding;
         let output: &Matrix = head.output.as_ref().unwrap_or(embedding);
         let index = head.index;

@@ -251,9 +251,7 @@ impl TrainError {
                 "build it with `cargo build --release --features gpu` (Vulkan); on macOS the GPU is always in",
                 "model.device = \"cpu\" or \"auto\" trains with this one",
             ],
-            TrainError::ExceedsF16 { .. } => {
-                &["take \"bf16\" or \"f32\"; \"auto\" does, whatever the file has"]
-            }
+            TrainError::ExceedsF16 { .. } => &["take \"bf16\" or \"f32\"; \"auto\" does, whatever the file has"],
             TrainError::NotJson { .. } => &["each line of a dataset is one JSON object"],
             TrainError::Differ { .. } => &[
                 "all ranks need the same program, recipe, model and data; `finetune launch --copy` brings them to every host",

@@ -30,11 +30,7 @@ impl Fused<Flex, 2> for Gated {
         (tensor(out, gate.shape()), ([gate, up], self.activation))
     }
 
-    fn backward(
-        ([gate, up], activation): Self::Saved,
-        d_out: FlexTensor,
-        _: [bool; 2],
-    ) -> [Option<FlexTensor>; 2] {
+    fn backward(([gate, up], activation): Self::Saved, d_out: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let backward = match activation {
             Activation::Silu => simd::swiglu_backward,
             Activation::GeluTanh => simd::geglu_backward,

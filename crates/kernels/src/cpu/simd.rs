@@ -180,7 +180,7 @@ vectorized! {
 /// taken of.
 #[inline(always)]
 fn gelu_gate(x: f32) -> (f32, f32) {
-    const FACTOR: f32 = 1.595_769_1;
+    const FACTOR: f32 = 1.595_769;
     const CUBE: f32 = 0.044_715;
     let square = x * x;
     let inner = FACTOR * x * (CUBE * square + 1.0);

@@ -15,11 +15,7 @@ impl Fused<CubeBackend, 2> for Gated {
         (pointwise::gated(&gate, &up, self.activation), ([gate, up], self.activation))
     }
 
-    fn backward(
-        ([gate, up], activation): Self::Saved,
-        d_out: CubeTensor,
-        _: [bool; 2],
-    ) -> [Option<CubeTensor>; 2] {
+    fn backward(([gate, up], activation): Self::Saved, d_out: CubeTensor, _: [bool; 2]) -> [Option<CubeTensor>; 2] {
         let (d_gate, d_up) = pointwise::gated_backward(&gate, &up, &d_out, activation);
         [Some(d_gate), Some(d_up)]
     }

@@ -226,13 +226,13 @@ fn scaled_kernel<I: Float, O: Float>(x: &[I], out: &mut [O], factor: f32, #[defi
 /// The activation is `x σ(inner(x))`: the value of `inner`.
 #[cube]
 fn inner(x: f32, #[comptime] is_gelu: bool) -> f32 {
-    if comptime!(is_gelu) { 1.595_769_1f32 * x * (0.044_715f32 * x * x + 1.0f32) } else { x }
+    if comptime!(is_gelu) { 1.595_769f32 * x * (0.044_715f32 * x * x + 1.0f32) } else { x }
 }
 
 /// The derivative of [`inner`].
 #[cube]
 fn inner_slope(x: f32, #[comptime] is_gelu: bool) -> f32 {
-    if comptime!(is_gelu) { 1.595_769_1f32 * (0.134_145f32 * x * x + 1.0f32) } else { 1.0f32.into() }
+    if comptime!(is_gelu) { 1.595_769f32 * (0.134_145f32 * x * x + 1.0f32) } else { 1.0f32.into() }
 }
 
 /// `activation(gate) · up`

@@ -48,8 +48,7 @@ pub(crate) fn forward(
         Some(cache) => cache.extend(k_tkd, v_tkd),
         None => (k_tkd, v_tkd),
     };
-    let shape =
-        AttentionShape { segments: context.segments.clone(), scale: attention.scale, window: attention.window };
+    let shape = AttentionShape { segments: context.segments.clone(), scale: attention.scale, window: attention.window };
     let out_thd = operations::causal_attention(q_thd, k_skd, v_skd, shape);
     linear(&attention.o, out_thd.reshape([tokens, heads * head_dim]), context)
 }
