@@ -440,3 +440,39 @@ fn layers_without_rotary_embedding() {
         assert!(error.to_string().contains("`no_rope_layers` should be a list of 0 and 1 for 3 layers"), "{error}");
     }
 }
+
+/// (changes of the hub's spelling, the window of each of three layers, theta of its rotary embedding), as
+/// Gemma3TextConfig of transformers has them.
+#[test]
+fn layers_with_a_window_and_their_own_rotary_embedding() {
+    let (all, windowed) = ((None, 1e6), (Some(5), 1e4));
+    let table: [(Value, [(Option<usize>, f64); 3]); 4] = [
+        (json!({}), [windowed, all, windowed]),
+        (json!({"sliding_window_pattern": null}), [windowed; 3]),
+        (json!({"rope_local_base_freq": 2e4}), [(Some(5), 2e4), all, (Some(5), 2e4)]),
+        (json!({"layer_types": ["full_attention", "full_attention", "sliding_attention"]}), [all, all, windowed]),
+    ];
+    let hub = std::fs::read_to_string(golden("gemma3").join("config.hub.json")).expect("config.hub.json");
+    let parse = |changes: &Value| {
+        let mut config: Value = serde_json::from_str(&hub).expect("JSON");
+        for (key, value) in changes.as_object().expect("an object") {
+            config[key] = value.clone();
+        }
+        ModelConfig::parse(&config.to_string(), Path::new("config.json"))
+    };
+    for (changes, want) in table {
+        let config = parse(&changes).expect("a config");
+        let theta = |rope: Option<usize>| config.ropes[rope.expect("a rotary embedding")].theta;
+        let layers: Vec<_> = config.layers.iter().map(|layer| (layer.window, theta(layer.rope))).collect();
+        assert_eq!(layers, want, "{changes}");
+    }
+    for (key, value) in [
+        ("use_bidirectional_attention", json!(true)),
+        ("attn_logit_softcapping", json!(50.0)),
+        ("final_logit_softcapping", json!(30.0)),
+        ("hidden_activation", json!("gelu")),
+    ] {
+        let error = parse(&json!({key: value})).expect_err("another model").to_string();
+        assert!(error.contains(key), "{error}");
+    }
+}

@@ -180,7 +180,9 @@ impl DevicePlan {
 
 #[cfg(test)]
 mod tests {
-    use finetune_model::Device;
+    use std::path::Path;
+
+    use finetune_model::{Device, ModelConfig};
 
     use super::*;
 
@@ -212,6 +214,23 @@ mod tests {
             assert_eq!(device_plan.notices.len(), usize::from(notice.is_some()), "{:?}", device_plan.notices);
             assert!(notice.is_none_or(|part| device_plan.notices[0].contains(part)), "{:?}", device_plan.notices);
         }
+    }
+
+    /// Where a family's activations exceed f16, it is refused; the file may have it.
+    #[test]
+    fn no_family_computes_in_a_type_that_is_too_narrow() {
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models");
+        let chosen = |dtype, family: &str| {
+            let model = Model { path: String::new(), device: DeviceChoice::Cpu, dtype, quantization: None };
+            let config = ModelConfig::load(&models.join(family)).expect("a config");
+            DevicePlan::choose(&model, &host(0, 1), FloatType::F16, config.family)
+        };
+        for dtype in [DtypeChoice::Auto, DtypeChoice::F32, DtypeChoice::Bf16] {
+            assert!(chosen(dtype, "gemma3").is_ok(), "{dtype:?}");
+        }
+        assert!(chosen(DtypeChoice::F16, "llama").is_ok());
+        let error = chosen(DtypeChoice::F16, "gemma3").expect_err("too narrow").to_string();
+        assert!(error.contains("exceed the largest number of f16"), "{error}");
     }
 
     /// Ranks of a host take its cards in turn. A software renderer is taken only if there is
