@@ -7,6 +7,7 @@
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
 use crate::arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
+use crate::dispatch::{Dispatch, ExpertWeights, Scores};
 
 /// [`crate::operations::linear`]
 pub fn linear(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
@@ -154,4 +155,72 @@ fn cross_entropy(logits: Tensor<2>, targets: &Targets) -> Tensor<1> {
     let count = targets.len();
     let wanted = indices(&targets.tokens).reshape([count, 1]);
     activation::log_softmax(rows, 1).gather(1, wanted).reshape([count]).neg()
+}
+
+/// [`crate::operations::expert_weights`]
+pub fn expert_weights(logits: Tensor<2>, chosen: &[u32], rule: ExpertWeights) -> Tensor<2> {
+    let tokens = logits.dims()[0];
+    let choices = chosen.len() / tokens;
+    let scores = match rule.scores {
+        Scores::Softmax => activation::softmax(logits, 1),
+        Scores::Sigmoid => activation::sigmoid(logits),
+    };
+    let weights = scores.clone().gather(1, indices(chosen, &scores).reshape([tokens, choices]));
+    let weights = match rule.normalized {
+        None => weights,
+        Some(epsilon) => weights.clone() / (weights.sum_dim(1) + epsilon),
+    };
+    weights * rule.scale
+}
+
+/// [`crate::operations::dispatch_rows`]
+pub fn dispatch_rows(x: Tensor<2>, dispatch: &Dispatch) -> Tensor<2> {
+    let tokens = indices(&dispatch.tokens, &x);
+    x.select(0, tokens)
+}
+
+/// [`crate::operations::combine`]
+pub fn combine(y: Tensor<2>, weights: Tensor<2>, dispatch: &Dispatch) -> Tensor<2> {
+    let (tokens, choices) = (weights.dims()[0], dispatch.choices);
+    let mut sum: Option<Tensor<2>> = None;
+    for choice in 0..choices {
+        let rows: Vec<u32> = dispatch.rows.iter().skip(choice).step_by(choices).copied().collect();
+        let part = y.clone().select(0, indices(&rows, &y)) * weights.clone().slice([0..tokens, choice..choice + 1]);
+        sum = Some(match sum {
+            None => part,
+            Some(sum) => sum + part,
+        });
+    }
+    sum.expect("a token has an expert at least")
+}
+
+/// [`crate::operations::expert_linear`]
+pub fn expert_linear(x: Tensor<2>, experts: &[Tensor<2>], dispatch: &Dispatch) -> Tensor<2> {
+    let products = dispatch.used().map(|(expert, rows)| linear(x.clone().slice([rows]), experts[expert].clone()));
+    Tensor::cat(products.collect(), 0)
+}
+
+/// [`crate::operations::expert_lora_linear`]
+pub fn expert_lora_linear(
+    x: Tensor<2>,
+    a: Tensor<2>,
+    b: Tensor<2>,
+    experts: &[Tensor<2>],
+    dispatch: &Dispatch,
+    scale: f32,
+) -> Tensor<2> {
+    let (rank, outputs) = (b.dims()[1], experts[0].dims()[0]);
+    let products = dispatch.used().map(|(expert, rows)| {
+        let a = a.clone().narrow(0, expert * rank, rank);
+        let b = b.clone().narrow(0, expert * outputs, outputs);
+        lora_linear(x.clone().slice([rows]), experts[expert].clone(), a, b, scale, None)
+    });
+    Tensor::cat(products.collect(), 0)
+}
+
+/// Indices on the device of `like`.
+fn indices(values: &[u32], like: &Tensor<2>) -> Tensor<1, Int> {
+    let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), &like.device().inner())
 }

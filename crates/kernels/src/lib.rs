@@ -2,7 +2,7 @@
 //! hand-written backward pass.
 //!
 //! Owns: matrix products over threads, LoRA linear, RMS norm, rotary embedding, causal attention
-//! over rows of unequal length, gated units, cross-entropy on trained positions only.
+//! over rows of unequal length, gated units, products by expert, cross-entropy on trained positions only.
 //! Must never know: models, files, recipes.
 //! Start reading at [`operations`] (the table of what the model calls), then [`composed`] (the same
 //! maths in plain tensor operations: the reference of the tests). `fused` says what a backend
@@ -19,6 +19,7 @@ mod arguments;
 pub mod composed;
 mod cpu;
 pub mod devices;
+mod dispatch;
 mod extension;
 pub mod footprint;
 mod found_device;
@@ -34,5 +35,6 @@ pub mod weight;
 pub use arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
 pub use cpu::matmul;
 pub use devices::{DeviceKind, FloatType, FoundDevice};
+pub use dispatch::{Dispatch, ExpertWeights, Scores};
 pub use segments::{Segment, Segments};
-pub use weight::{PackedWeight, Weight};
+pub use weight::{FrozenValues, PackedWeight, Weight};

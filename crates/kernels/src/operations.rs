@@ -7,7 +7,10 @@
 //! The functions are generated from the table below, see `extension.rs`. A new operation is a row
 //! here, an `impl Fused` in `cpu` and another in `gpu`, and its reference in [`crate::composed`].
 
+use std::sync::Arc;
+
 use crate::arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
+use crate::dispatch::{Dispatch, ExpertWeights};
 use crate::weight::PackedWeight;
 
 crate::extension::operations! {
@@ -132,6 +135,26 @@ crate::extension::operations! {
         h: Tensor<2>, g: Tensor<2>, b: Tensor<2>; w: PackedWeight, scale: f32, targets: Targets
     ) -> Tensor<1> = PackedLoraCrossEntropy,
         requires !targets.is_empty(), "a micro-batch without trained tokens has no loss to differentiate";
+
+    /// The weights of each token's k experts, from a router's logits of all: logits [t, e] -> [t, k].
+    /// `chosen` [t, k] holds the experts.
+    fn expert_weights(logits: Tensor<2>; chosen: Arc<[u32]>, rule: ExpertWeights) -> Tensor<2> = WeightsOfExperts;
+
+    /// Each token once for each of its k experts, sorted by expert: x [t, i] -> [t · k, i].
+    fn dispatch_rows(x: Tensor<2>; dispatch: Dispatch) -> Tensor<2> = DispatchRows;
+
+    /// The sum of each token's k rows, each times its weight, in the order of the choices:
+    /// y [t · k, o], weights [t, k] -> [t, o].
+    fn combine(y: Tensor<2>, weights: Tensor<2>; dispatch: Dispatch) -> Tensor<2> = Combine;
+
+    /// `x Wᵀ` with the matrix [o, i] of each row's expert, which gets no gradient: x [t · k, i] ->
+    /// [t · k, o].
+    fn expert_linear(x: Tensor<2>; experts: Arc<[PackedWeight]>, dispatch: Dispatch) -> Tensor<2> = ExpertLinear;
+
+    /// [`expert_linear`] with a LoRA branch for each of e experts: a [e · r, i], b [e · o, r].
+    fn expert_lora_linear(
+        x: Tensor<2>, a: Tensor<2>, b: Tensor<2>; experts: Arc<[PackedWeight]>, dispatch: Dispatch, scale: f32
+    ) -> Tensor<2> = ExpertLoraLinear;
 
     /// Rows of a packed embedding w [v, hidden], in the number type and on the device of `like` [n]
     /// -> [t, hidden]. They have no gradient.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use finetune_packed::PackedMatrix;
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::arguments::{Dropout, Targets};
 use crate::operations;
@@ -29,9 +29,37 @@ pub(crate) enum Held {
     Host(PackedMatrix),
     /// In the memory of the host, all elements, row-major.
     Bf16(Vec<bf16>),
+    /// The same in f16.
+    F16(Vec<f16>),
+    /// The same in f32.
+    F32(Vec<f32>),
     /// In the memory of a GPU.
     #[cfg(gpu_backend)]
     Gpu(crate::gpu::PackedBuffers),
+    /// All elements, in the memory of a GPU.
+    #[cfg(gpu_backend)]
+    DenseOnGpu(burn_cubecl::tensor::CubeTensor),
+}
+
+/// All elements of a frozen matrix, row-major.
+#[derive(Clone, Debug)]
+pub enum FrozenValues {
+    /// In f32.
+    F32(Vec<f32>),
+    /// In f16.
+    F16(Vec<f16>),
+    /// In bf16.
+    Bf16(Vec<bf16>),
+}
+
+impl FrozenValues {
+    fn len(&self) -> usize {
+        match self {
+            FrozenValues::F32(values) => values.len(),
+            FrozenValues::F16(values) => values.len(),
+            FrozenValues::Bf16(values) => values.len(),
+        }
+    }
 }
 
 /// A matrix [o, i] of a model.
@@ -64,6 +92,27 @@ impl PackedWeight {
     pub fn bf16(values: Vec<bf16>, shape: [usize; 2]) -> PackedWeight {
         assert_eq!(values.len(), shape[0] * shape[1], "a value for each element");
         PackedWeight { shape, held: Arc::new(Held::Bf16(values)), in_bf16: true }
+    }
+
+    /// All elements of a frozen matrix [o, i] on a device: that of an expert, which is multiplied
+    /// together with others and never trained itself.
+    ///
+    /// # Panics
+    /// If there are not o · i values.
+    pub fn of_values(values: FrozenValues, shape: [usize; 2], device: &Device) -> PackedWeight {
+        assert_eq!(values.len(), shape[0] * shape[1], "a value for each element");
+        #[cfg(gpu_backend)]
+        if !crate::devices::is_cpu(device) {
+            let held = Arc::new(Held::DenseOnGpu(crate::gpu::dense_on(&values, shape, device)));
+            return PackedWeight { shape, held, in_bf16: false };
+        }
+        let _ = device;
+        let held = match values {
+            FrozenValues::F32(values) => Held::F32(values),
+            FrozenValues::F16(values) => Held::F16(values),
+            FrozenValues::Bf16(values) => Held::Bf16(values),
+        };
+        PackedWeight { shape, held: Arc::new(held), in_bf16: false }
     }
 
     /// The same matrix, multiplied in bf16 on the CPU, with sums in f32.

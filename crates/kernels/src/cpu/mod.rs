@@ -9,6 +9,7 @@ pub(crate) mod bf16_product;
 mod buffer;
 mod cross_entropy;
 mod dropout;
+mod experts;
 mod few_rows;
 mod gated;
 mod linear;

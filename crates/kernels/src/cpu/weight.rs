@@ -62,7 +62,11 @@ impl CpuWeight {
     pub(super) fn floats(&self) -> Option<&[f32]> {
         match self {
             CpuWeight::Tensor(tensor) if tensor.dtype() == DType::F32 => Some(floats(tensor)),
-            _ => None,
+            CpuWeight::Packed(packed) => match &*packed.held {
+                Held::F32(values) => Some(values),
+                _ => None,
+            },
+            CpuWeight::Tensor(_) => None,
         }
     }
 
@@ -78,8 +82,8 @@ impl CpuWeight {
             CpuWeight::Packed(packed) => match &*packed.held {
                 Held::Host(matrix) => Rows::Packed(matrix),
                 Held::Bf16(values) => Rows::Bf16(values),
-                #[cfg(gpu_backend)]
-                Held::Gpu(_) => Rows::Read(self),
+                Held::F32(values) => Rows::Floats { values, stride: columns },
+                _ => Rows::Read(self),
             },
         }
     }
@@ -103,8 +107,10 @@ impl CpuWeight {
             CpuWeight::Packed(packed) => match &*packed.held {
                 Held::Host(matrix) => matrix.decode_row(row, start..start + out.len(), out),
                 Held::Bf16(values) => simd::widen(&values[range], out),
+                Held::F16(values) => values[range].convert_to_f32_slice(out),
+                Held::F32(values) => out.copy_from_slice(&values[range]),
                 #[cfg(gpu_backend)]
-                Held::Gpu(_) => unreachable!("a weight on a GPU is multiplied there"),
+                Held::Gpu(_) | Held::DenseOnGpu(_) => unreachable!("a weight on a GPU is multiplied there"),
             },
         }
     }

@@ -9,7 +9,7 @@ use burn_cubecl::tensor::CubeTensor;
 use super::packed::{FEW_ROWS, PackedBuffers, buffers};
 use super::pointwise::{gather_rows, scaled};
 use super::product::{product, transposed};
-use crate::weight::PackedWeight;
+use crate::weight::{Held, PackedWeight};
 
 /// A matrix [o, i]. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -22,6 +22,14 @@ pub(super) enum Matrix {
 }
 
 impl Matrix {
+    /// A frozen weight, whichever way it is held.
+    pub(super) fn frozen(weight: &PackedWeight) -> Matrix {
+        match &*weight.held {
+            Held::DenseOnGpu(tensor) => Matrix::Dense(tensor.clone()),
+            _ => Matrix::Packed(weight.clone()),
+        }
+    }
+
     /// [o, i]
     pub(super) fn shape(&self) -> [usize; 2] {
         match self {

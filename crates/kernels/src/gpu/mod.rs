@@ -11,6 +11,7 @@ mod add;
 mod attention;
 mod cross_entropy;
 pub(crate) mod devices;
+mod experts;
 mod gated;
 mod heads;
 mod linear;
@@ -31,7 +32,7 @@ pub(crate) mod watch;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 
-pub(crate) use packed::PackedBuffers;
+pub(crate) use packed::{PackedBuffers, dense_on};
 
 use crate::fused::Contiguous;
 

@@ -16,12 +16,13 @@ use finetune_packed::{Decoder, Groups, NibbleOrder, Numbers, PackedMatrix, Round
 
 use super::packed_kernels::{Form, Grouping, Meaning, NO_SHIFT, PackedArgument, decode_kernel, few_rows_kernel};
 use super::packed_numbers::{Grid, NumberKind};
+use super::pointwise::{gather_rows, scaled};
 use super::reduce::launch as launch_rows;
 use super::tensor::{buffer, each_row, element, elements_of, empty, upload_u32};
 use super::watch;
 use crate::fused::Fused;
 use crate::operations::PackedRows;
-use crate::weight::{Held, PackedWeight};
+use crate::weight::{FrozenValues, Held, PackedWeight};
 
 /// The most rows of x that [`PackedBuffers::few_rows`] multiplies. The card's matrix units take
 /// eight at least.
@@ -176,11 +177,26 @@ impl PackedBuffers {
     }
 }
 
+/// All elements of a matrix in the memory of a GPU.
+pub(crate) fn dense_on(values: &FrozenValues, shape: [usize; 2], device: &Device) -> CubeTensor {
+    let device = cube_device(device);
+    let client = device.client();
+    let (handle, dtype) = match values {
+        FrozenValues::F32(values) => (client.create_from_slice(f32::as_bytes(values)), DType::F32),
+        FrozenValues::F16(values) => (client.create_from_slice(half::f16::as_bytes(values)), DType::F16),
+        FrozenValues::Bf16(values) => (client.create_from_slice(half::bf16::as_bytes(values)), DType::BF16),
+    };
+    CubeTensor::new_contiguous(client, device, Shape::from(shape), handle, dtype)
+}
+
 /// The matrix of a weight that is multiplied with tensors of a GPU.
 pub(super) fn buffers(weight: &PackedWeight) -> &PackedBuffers {
     match &*weight.held {
         Held::Gpu(buffers) => buffers,
-        Held::Host(_) | Held::Bf16(_) => unreachable!("a matrix of the host is not multiplied with tensors of a GPU"),
+        Held::DenseOnGpu(_) => unreachable!("a matrix of all elements is multiplied as such"),
+        Held::Host(_) | Held::Bf16(_) | Held::F16(_) | Held::F32(_) => {
+            unreachable!("a matrix of the host is not multiplied with tensors of a GPU")
+        }
     }
 }
 
@@ -188,10 +204,14 @@ impl Fused<CubeBackend, 1> for PackedRows {
     type Saved = ();
 
     fn forward(self, [like]: [CubeTensor; 1], _: [bool; 1]) -> (CubeTensor, ()) {
-        let matrix = buffers(&self.w);
-        let [count, _] = matrix.shape();
+        let [count, _] = self.w.shape();
         assert!(self.rows.iter().all(|&row| (row as usize) < count), "a row beyond the matrix");
-        (matrix.gathered(&upload_u32(&like, &self.rows), like.dtype), ())
+        let rows = upload_u32(&like, &self.rows);
+        let values = match &*self.w.held {
+            Held::DenseOnGpu(tensor) => scaled(&gather_rows(tensor, &rows, 0, self.rows.len()), like.dtype, 1.0),
+            _ => buffers(&self.w).gathered(&rows, like.dtype),
+        };
+        (values, ())
     }
 
     fn backward(_: (), _: CubeTensor, _: [bool; 1]) -> [Option<CubeTensor>; 1] {

@@ -1,0 +1,181 @@
+//! Mixtures of experts: each operation compared with its composed form, value and every gradient.
+//!
+//! The tests run on the CPU. With `FINETUNE_TEST_DEVICE=gpu` they run on the first GPU, a software
+//! renderer if there is no other.
+
+use std::sync::{Arc, OnceLock};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use finetune_kernels::devices::gpus;
+use finetune_kernels::{Dispatch, ExpertWeights, FrozenValues, PackedWeight, Scores, composed, operations};
+use finetune_random::Stream;
+use half::{bf16, f16};
+
+const TOKENS: usize = 13;
+const EXPERTS: usize = 7;
+const CHOICES: usize = 3;
+const INPUTS: usize = 20;
+const OUTPUTS: usize = 9;
+const RANK: usize = 2;
+
+fn device() -> Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    let choose = || match std::env::var("FINETUNE_TEST_DEVICE").as_deref() {
+        Ok("gpu") => gpus(true).into_iter().next().expect("a GPU, or a software renderer").device,
+        _ => Device::flex(),
+    };
+    DEVICE.get_or_init(choose).clone().autodiff()
+}
+
+fn normal(seed: u64, count: usize) -> Vec<f32> {
+    Stream::new(seed, 9, 0, 0).normal(count, 1.0)
+}
+
+fn tensor(values: Vec<f32>, shape: [usize; 2]) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(values, shape), &device())
+}
+
+/// Each token chooses three of seven experts, in ascending order; nobody chooses expert 2.
+fn chosen() -> Vec<u32> {
+    (0..TOKENS as u32)
+        .flat_map(|token| {
+            let mut of_token = [token % 2, 3 + token % 3, 6];
+            of_token.sort_unstable();
+            of_token
+        })
+        .collect()
+}
+
+fn dispatch() -> Dispatch {
+    Dispatch::new(&chosen(), CHOICES, EXPERTS)
+}
+
+/// The value of an operation over these inputs, and its gradient for each of them.
+fn run(inputs: &[(Vec<f32>, [usize; 2])], operation: &dyn Fn(&[Tensor<2>]) -> Tensor<2>) -> Vec<Vec<f32>> {
+    let tensors: Vec<Tensor<2>> =
+        inputs.iter().map(|(values, shape)| tensor(values.clone(), *shape).require_grad()).collect();
+    let out = operation(&tensors);
+    let [rows, columns] = out.dims();
+    let gradients = (out.clone() * tensor(normal(77, rows * columns), [rows, columns])).sum().backward();
+    let floats = |tensor: Tensor<2>| tensor.into_data().try_to_vec::<f32>().expect("f32 data");
+    let of_inputs = tensors.iter().map(|input| floats(input.grad(&gradients).expect("a gradient")));
+    std::iter::once(floats(out.clone().inner())).chain(of_inputs).collect()
+}
+
+/// Panics if value or gradients of two operations lie apart.
+fn compare(
+    name: &str,
+    inputs: &[(Vec<f32>, [usize; 2])],
+    fused: &dyn Fn(&[Tensor<2>]) -> Tensor<2>,
+    composed: &dyn Fn(&[Tensor<2>]) -> Tensor<2>,
+) {
+    for (n, (got, want)) in run(inputs, fused).iter().zip(run(inputs, composed)).enumerate() {
+        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+        let difference = norm(&mut got.iter().zip(&want).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+        let size = norm(&mut want.iter().map(|v| f64::from(*v)));
+        let what = if n == 0 { "value".to_owned() } else { format!("gradient of input {}", n - 1) };
+        assert!(got.len() == want.len() && size > 0.1, "{name}: {what} of another size");
+        assert!(difference <= 1e-5 * size, "{name}: {what}: relative difference {:e}", difference / size);
+    }
+}
+
+#[test]
+fn weights_of_the_chosen() {
+    let inputs = [(normal(1, TOKENS * EXPERTS), [TOKENS, EXPERTS])];
+    for scores in [Scores::Softmax, Scores::Sigmoid] {
+        for (normalized, scale) in [(None, 1.0), (Some(0.0), 1.0), (Some(1e-2), 2.5)] {
+            let rule = ExpertWeights { scores, normalized, scale };
+            compare(
+                &format!("{rule:?}"),
+                &inputs,
+                &|inputs| operations::expert_weights(inputs[0].clone(), chosen().into(), rule),
+                &|inputs| composed::expert_weights(inputs[0].clone(), &chosen(), rule),
+            );
+        }
+    }
+}
+
+#[test]
+fn rows_by_expert_and_their_sum() {
+    compare(
+        "dispatch_rows",
+        &[(normal(1, TOKENS * INPUTS), [TOKENS, INPUTS])],
+        &|inputs| operations::dispatch_rows(inputs[0].clone(), dispatch()),
+        &|inputs| composed::dispatch_rows(inputs[0].clone(), &dispatch()),
+    );
+    let rows = TOKENS * CHOICES;
+    compare(
+        "combine",
+        &[(normal(1, rows * OUTPUTS), [rows, OUTPUTS]), (normal(2, rows), [TOKENS, CHOICES])],
+        &|inputs| operations::combine(inputs[0].clone(), inputs[1].clone(), dispatch()),
+        &|inputs| composed::combine(inputs[0].clone(), inputs[1].clone(), &dispatch()),
+    );
+}
+
+/// Weights of the experts, held in each number type, and what they are in f32.
+fn experts() -> Vec<(Arc<[PackedWeight]>, Vec<Tensor<2>>)> {
+    let values: Vec<Vec<f32>> = (0..EXPERTS).map(|expert| normal(100 + expert as u64, OUTPUTS * INPUTS)).collect();
+    let held = |round: fn(&[f32]) -> (FrozenValues, Vec<f32>)| {
+        let shape = [OUTPUTS, INPUTS];
+        let rounded: Vec<_> = values.iter().map(|values| round(values)).collect();
+        let weights =
+            rounded.iter().map(|(values, _)| PackedWeight::of_values(values.clone(), shape, &device())).collect();
+        (weights, rounded.into_iter().map(|(_, values)| tensor(values, shape)).collect())
+    };
+    vec![
+        held(|values| (FrozenValues::F32(values.to_vec()), values.to_vec())),
+        held(|values| {
+            let halves: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
+            let floats = halves.iter().map(|half| half.to_f32()).collect();
+            (FrozenValues::F16(halves), floats)
+        }),
+        held(|values| {
+            let halves: Vec<bf16> = values.iter().map(|&value| bf16::from_f32(value)).collect();
+            let floats = halves.iter().map(|half| half.to_f32()).collect();
+            (FrozenValues::Bf16(halves), floats)
+        }),
+    ]
+}
+
+#[test]
+fn products_with_each_rows_expert() {
+    let rows = TOKENS * CHOICES;
+    for (held, dense) in experts() {
+        compare(
+            "expert_linear",
+            &[(normal(1, rows * INPUTS), [rows, INPUTS])],
+            &|inputs| operations::expert_linear(inputs[0].clone(), held.clone(), dispatch()),
+            &|inputs| composed::expert_linear(inputs[0].clone(), &dense, &dispatch()),
+        );
+        compare(
+            "expert_lora_linear",
+            &[
+                (normal(1, rows * INPUTS), [rows, INPUTS]),
+                (normal(2, EXPERTS * RANK * INPUTS), [EXPERTS * RANK, INPUTS]),
+                (normal(3, EXPERTS * OUTPUTS * RANK), [EXPERTS * OUTPUTS, RANK]),
+            ],
+            &|inputs| {
+                let [x, a, b] = [0, 1, 2].map(|n| inputs[n].clone());
+                operations::expert_lora_linear(x, a, b, held.clone(), dispatch(), 0.5)
+            },
+            &|inputs| {
+                let [x, a, b] = [0, 1, 2].map(|n| inputs[n].clone());
+                composed::expert_lora_linear(x, a, b, &dense, &dispatch(), 0.5)
+            },
+        );
+    }
+}
+
+/// Nobody chooses expert 2.
+#[test]
+fn an_expert_without_tokens_gets_zeros() {
+    let a = tensor(normal(2, EXPERTS * RANK * INPUTS), [EXPERTS * RANK, INPUTS]).require_grad();
+    let b = tensor(normal(3, EXPERTS * OUTPUTS * RANK), [EXPERTS * OUTPUTS, RANK]);
+    let x = tensor(normal(1, TOKENS * CHOICES * INPUTS), [TOKENS * CHOICES, INPUTS]);
+    let (held, _) = experts().remove(0);
+    let gradients = operations::expert_lora_linear(x, a.clone(), b, held, dispatch(), 1.0).sum().backward();
+    let d_a = a.grad(&gradients).expect("a gradient").into_data().try_to_vec::<f32>().expect("f32 data");
+    for (expert, block) in d_a.chunks(RANK * INPUTS).enumerate() {
+        assert_eq!(block.iter().all(|&d| d == 0.0), expert == 2, "expert {expert}");
+    }
+}
