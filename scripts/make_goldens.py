@@ -50,7 +50,8 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import (
-    AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, SmolLM3Config,
+    AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig,
+    SmolLM3Config,
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -162,6 +163,17 @@ FAMILIES = {
         hub_config=True,
         full=True,
     ),
+    "qwen3_moe": dict(
+        seed=8,
+        # The second of three layers is dense.
+        config=lambda: Qwen3MoeConfig(
+            **SIZES, num_hidden_layers=3, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-6, num_experts=6,
+            num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True, mlp_only_layers=[1],
+            rope_parameters=dict(PLAIN_ROPE, rope_theta=1000000.0), tie_word_embeddings=False,
+        ),
+        lora=dict(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
+        hub_config=True,
+    ),
 }
 
 # Families whose norms multiply by 1 + weight.
@@ -222,13 +234,17 @@ def save_adapter(specification, directory):
     path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
 
+# Grouped products of experts exist in f32 and 16 bits only.
+PLAIN = dict(dtype=torch.float32, attn_implementation="sdpa", experts_implementation="eager")
+
+
 def load_base(directory, float64=False):
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(directory, **PLAIN)
     return in_float64(model) if float64 else model
 
 
 def load_with_adapter(directory, float64=False):
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(directory, **PLAIN)
     model = PeftModel.from_pretrained(model, str(directory / "adapter"), is_trainable=True)
     return in_float64(model) if float64 else model
 
@@ -241,6 +257,8 @@ def in_float64(model):
             module.forward = rms_norm_float64.__get__(module)
         elif type(module).__name__ == "Gemma3RMSNorm":
             module.forward = centred_rms_norm_float64.__get__(module)
+        elif type(module).__name__ == "Qwen3MoeTopKRouter":
+            module.forward = router_float64.__get__(module)
         elif hasattr(module, "scalar_embed_scale"):
             module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
         elif layer_types := rotary_layer_types(module):
@@ -266,6 +284,15 @@ def rms_norm_float64(self, hidden):
 def centred_rms_norm_float64(self, hidden):
     assert hidden.dtype == torch.float64
     return (1 + self.weight) * (hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.eps))
+
+
+def router_float64(self, hidden):
+    assert hidden.dtype == torch.float64
+    logits = torch.nn.functional.linear(hidden.reshape(-1, self.hidden_dim), self.weight)
+    weights, experts = torch.topk(logits.softmax(dim=-1), self.top_k, dim=-1)
+    if self.norm_topk_prob:
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    return logits, weights, experts
 
 
 def rope_float64(self, hidden, position_ids, layer_type=None):
@@ -311,12 +338,16 @@ def write_hub_config(directory):
     config["torch_dtype"] = config.pop("dtype")
     config["transformers_version"] = "4.43.0"
     config.pop("layer_types", None)
+    head_dim = config.get("head_dim")
     # These classes have a padding token of their own where config.json names none, and Gemma's a size of
     # heads.
     if config["model_type"] not in ("smollm3", "gemma3_text"):
         config.pop("pad_token_id", None)
     if config["model_type"] != "gemma3_text":
         config.pop("head_dim", None)
+    if config["model_type"] == "qwen3_moe":
+        config["num_experts"] = config.pop("num_local_experts", config.get("num_experts"))
+        config["head_dim"] = head_dim
     if config["model_type"] == "qwen2":
         # Qwen2 files name a window and switch it off: a reader must not look at the number alone.
         config.update(sliding_window=5, use_sliding_window=False, max_window_layers=1)

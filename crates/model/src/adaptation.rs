@@ -89,6 +89,10 @@ impl Adaptation {
 /// is too large.
 pub fn choose(lora: &Lora, config: &ModelConfig) -> Result<Adaptation, ModelError> {
     let saved = saved_modules(&lora.modules_to_save, config)?;
+    if let Some(module) = saved.iter().find(|module| module.contains(".experts.")) {
+        let what = format!("`{module}` is an expert, and experts are trained by LoRA alone");
+        return Err(ModelError::Lora { key: "modules_to_save", what });
+    }
     let targets = choose_targets(lora, &linear_modules(config))?;
     if let Some(target) = targets.iter().find(|target| saved.contains(&target.module)) {
         let what = format!("`{}` gets a LoRA branch by target_modules, and is trained in full by this", target.module);
@@ -111,6 +115,12 @@ pub fn target_layers(config: &ModelConfig) -> Vec<TargetLayer> {
 /// Whether a module is the embedding or the output layer.
 pub(crate) fn is_of_vocabulary(module: &str) -> bool {
     [EMBEDDING, OUTPUT].contains(&module)
+}
+
+/// Whether a module is an expert, a part of one, or the router that chooses among them. Such are
+/// trained only if they are named.
+pub(crate) fn is_of_experts(module: &str) -> bool {
+    module.contains(".experts.") || module.ends_with(".mlp.gate")
 }
 
 /// The module of a tensor.

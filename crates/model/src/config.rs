@@ -42,6 +42,7 @@ pub enum RopeScaling {
 
 /// What a gated feed-forward part applies to its gate.
 pub use finetune_kernels::Activation;
+use finetune_kernels::ExpertWeights;
 
 /// What makes a layer different from the others of its model.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +51,21 @@ pub struct LayerConfig {
     pub window: Option<usize>,
     /// Which of [`ModelConfig::ropes`] turns its queries and keys; `None`: they have no positions.
     pub rope: Option<usize>,
+    /// Whether its feed-forward part is a mixture of experts.
+    pub has_experts: bool,
+}
+
+/// The experts of a layer that has such.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertsConfig {
+    /// How many there are.
+    pub count: usize,
+    /// How many a token goes through.
+    pub choices: usize,
+    /// Elements of a token inside an expert.
+    pub intermediate_size: usize,
+    /// How the router's logits become the weights of the experts' outputs.
+    pub weights: ExpertWeights,
 }
 
 /// The architecture, as far as the forward pass depends on it.
@@ -61,6 +77,8 @@ pub struct ModelConfig {
     pub hidden_size: usize,
     /// Elements of a token inside the feed-forward part.
     pub intermediate_size: usize,
+    /// The experts, in families with such.
+    pub experts: Option<ExpertsConfig>,
     /// The layers, from the embedding up.
     pub layers: Vec<LayerConfig>,
     /// Query heads.

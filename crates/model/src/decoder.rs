@@ -3,6 +3,7 @@
 pub(crate) mod adapted;
 pub(crate) mod attention;
 pub(crate) mod cache;
+mod experts;
 mod feed_forward;
 pub(crate) mod head;
 pub(crate) mod kept;
@@ -86,6 +87,7 @@ pub(crate) fn layer(layer: &Layer, x: Tensor<2>, context: &Context, cache: Optio
     let normed = norm(&layer.post_norm, x.clone(), context);
     let fed = match &layer.feed_forward {
         FeedForward::Gated(gated) => feed_forward::forward(gated, normed, context),
+        FeedForward::Experts(mixture) => experts::forward(mixture, normed, context),
     };
     operations::residual(x, added(&layer.feed_forward_norm, fed, context))
 }

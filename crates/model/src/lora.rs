@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fancy_regex::Regex;
 use finetune_recipe::{Lora, TargetModules};
 
-use crate::adaptation::is_of_vocabulary;
+use crate::adaptation::{is_of_experts, is_of_vocabulary};
 use crate::branch::{EMBEDDING, OUTPUT};
 use crate::error::ModelError;
 
@@ -72,6 +72,14 @@ pub(crate) fn choose_targets(lora: &Lora, modules: &[String]) -> Result<LoraTarg
         let what = format!("DoRA on `{module}` is not supported");
         return Err(ModelError::Lora { key: "use_dora", what });
     }
+    if let Some(module) = chosen.iter().find(|module| module.contains(".experts.")) {
+        for (key, is_set) in [("use_dora", lora.use_dora), ("dropout", lora.dropout > 0.0)] {
+            if is_set {
+                let what = format!("`{module}` is an expert, and experts have neither DoRA nor dropout, as in PEFT");
+                return Err(ModelError::Lora { key, what });
+            }
+        }
+    }
     let others = chosen.iter().filter(|module| is_of_vocabulary(module)).cloned();
     let modules: &[String] = &modules.iter().cloned().chain(others).collect::<Vec<_>>();
     let rank_of = Pattern::new("rank_pattern", &lora.rank_pattern, modules)?;
@@ -95,6 +103,9 @@ pub(crate) fn choose_targets(lora: &Lora, modules: &[String]) -> Result<LoraTarg
     }
 }
 
+/// The word in `target_modules` for all experts.
+const EXPERTS: &str = "experts";
+
 /// Far above any use: a rank as large as the layer can already express every change of it.
 const LARGEST_RANK: usize = 1 << 16;
 
@@ -102,11 +113,13 @@ const LARGEST_RANK: usize = 1 << 16;
 fn matching(targets: &TargetModules, modules: &[String]) -> Result<LoraModules, ModelError> {
     let all: LoraModules =
         std::iter::once(EMBEDDING.to_owned()).chain(modules.iter().cloned()).chain([OUTPUT.to_owned()]).collect();
+    // Experts and routers are trained by explicit choice: they are most of a model.
+    let all_linear = || modules.iter().filter(|module| !is_of_experts(module)).cloned().collect();
     match targets {
-        TargetModules::AllLinear => Ok(modules.to_vec()),
+        TargetModules::AllLinear => Ok(all_linear()),
         // PEFT takes the word in any case. In a list it can mean nothing else.
-        TargetModules::Regex(text) if is_all_linear(text) => Ok(modules.to_vec()),
-        TargetModules::Names(names) if names.len() == 1 && is_all_linear(&names[0]) => Ok(modules.to_vec()),
+        TargetModules::Regex(text) if is_all_linear(text) => Ok(all_linear()),
+        TargetModules::Names(names) if names.len() == 1 && is_all_linear(&names[0]) => Ok(all_linear()),
         TargetModules::Names(names) => {
             if let Some(name) = names.iter().find(|name| !all.iter().any(|module| is_named(module, name))) {
                 return Err(ModelError::NoTarget { target: name.clone(), examples: last_parts(modules) });
@@ -142,8 +155,12 @@ pub(crate) fn is_all_linear(text: &str) -> bool {
     text.eq_ignore_ascii_case("all-linear")
 }
 
-/// Whether a name of a list means this module: its whole name, or the end of it after a dot.
+/// Whether a name of a list means this module: its whole name, or the end of it after a dot. `experts`
+/// means all parts of all experts.
 pub(crate) fn is_named(module: &str, name: &str) -> bool {
+    if name == EXPERTS || name.ends_with(".experts") {
+        return is_inside(module, name) && module != name;
+    }
     module == name || module.strip_suffix(name).is_some_and(|before| before.ends_with('.'))
 }
 

@@ -6,7 +6,7 @@
 
 use burn::tensor::{DType, Device, Tensor};
 use finetune_kernels::weight::packed_rows;
-use finetune_kernels::{PackedWeight, Weight};
+use finetune_kernels::{ExpertWeights, PackedWeight, Weight};
 
 use crate::branch::LoraBranch;
 use crate::config::{Activation, LayerConfig, ModelConfig};
@@ -28,6 +28,8 @@ pub enum Role {
     Up,
     /// The projection back to the hidden size.
     Down,
+    /// The projection to a logit for each expert.
+    Router,
 }
 
 /// Along which dimension a linear layer can be cut into parts that several devices hold.
@@ -37,6 +39,8 @@ pub enum Split {
     Outputs,
     /// Each part takes some of the inputs. The parts' outputs are summed.
     Inputs,
+    /// Every device holds it whole.
+    Nowhere,
 }
 
 impl Role {
@@ -46,6 +50,7 @@ impl Role {
         match self {
             Role::Query | Role::Key | Role::Value | Role::Gate | Role::Up => Split::Outputs,
             Role::Output | Role::Down => Split::Inputs,
+            Role::Router => Split::Nowhere,
         }
     }
 }
@@ -66,6 +71,8 @@ pub(crate) struct Matrix {
     pub(crate) name: String,
     /// [o, i], or [v, hidden].
     pub(crate) shape: [usize; 2],
+    /// Whether it is an expert's: frozen, and multiplied together with those of the other experts.
+    pub(crate) is_of_expert: bool,
     /// `None`: not loaded, the tree only describes it.
     weight: Option<Weight>,
 }
@@ -87,7 +94,15 @@ impl Vector {
 
 impl Matrix {
     pub(crate) fn new(name: String, shape: [usize; 2]) -> Matrix {
-        Matrix { name, shape, weight: None }
+        Matrix { name, shape, is_of_expert: false, weight: None }
+    }
+
+    /// The matrix of an expert.
+    pub(crate) fn frozen(&self) -> &PackedWeight {
+        match self.weight() {
+            Weight::Packed(packed) => packed,
+            Weight::Dense(_) => panic!("{} is no expert's", self.name),
+        }
     }
 
     /// A loaded matrix, dense or packed.
@@ -184,6 +199,20 @@ pub(crate) struct Gated {
     pub(crate) down: Linear,
 }
 
+/// A mixture of experts (Shazeer et al. 2017, "Outrageously Large Neural Networks"): each token goes
+/// through the few that its router chooses.
+#[derive(Clone, Debug)]
+pub(crate) struct Experts {
+    /// [e, hidden]
+    pub(crate) router: Linear,
+    /// e of them
+    pub(crate) experts: Vec<Gated>,
+    /// How many a token goes through.
+    pub(crate) choices: usize,
+    /// How the router's logits become the weights of their outputs.
+    pub(crate) weights: ExpertWeights,
+}
+
 /// The part of a layer in which tokens see each other.
 #[derive(Clone, Debug)]
 pub(crate) enum Mixer {
@@ -192,8 +221,10 @@ pub(crate) enum Mixer {
 
 /// The part of a layer that works on each token alone.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a model has some dozen layers")]
 pub(crate) enum FeedForward {
     Gated(Gated),
+    Experts(Experts),
 }
 
 /// `x + mixer(norm(x))`, then `x + feed_forward(norm(x))`.
@@ -296,8 +327,23 @@ impl Attention {
 }
 
 impl Gated {
+    /// The same as an expert.
+    fn of_expert(mut self) -> Gated {
+        for linear in [&mut self.gate, &mut self.up, &mut self.down] {
+            linear.weight.is_of_expert = true;
+        }
+        self
+    }
+
     fn parts(&mut self) -> Vec<Part<'_>> {
         [&mut self.gate, &mut self.up, &mut self.down].map(Part::Linear).into()
+    }
+}
+
+impl Experts {
+    fn parts(&mut self) -> Vec<Part<'_>> {
+        let experts = self.experts.iter_mut().flat_map(Gated::parts);
+        std::iter::once(Part::Linear(&mut self.router)).chain(experts).collect()
     }
 }
 
@@ -309,6 +355,7 @@ impl Layer {
         };
         let feed_forward = match &mut self.feed_forward {
             FeedForward::Gated(gated) => gated.parts(),
+            FeedForward::Experts(experts) => experts.parts(),
         };
         let mut parts = vec![Part::Norm(&mut self.input_norm)];
         parts.extend(mixer);
@@ -410,7 +457,7 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
         linear(name(part), role, index, shape, bias)
     };
     let (query, key) = (config.heads * config.head_dim, config.key_value_heads * config.head_dim);
-    let (inner, qkv_bias) = (config.intermediate_size, config.qkv_bias);
+    let qkv_bias = config.qkv_bias;
     let head_norm = |part: &str| config.query_key_norm.then(|| norm(part, config.head_dim));
     // With norms on both sides of a part, the one behind attention has the name of the one before the
     // feed-forward part of other families.
@@ -434,13 +481,35 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
         }),
         mixer_norm: is_sandwich.then(|| norm("post_attention_layernorm", hidden)),
         post_norm: norm(post_norm, hidden),
-        feed_forward: FeedForward::Gated(Gated {
-            activation: config.activation,
-            gate: linear("mlp.gate_proj", Role::Gate, [inner, hidden], false),
-            up: linear("mlp.up_proj", Role::Up, [inner, hidden], false),
-            down: linear("mlp.down_proj", Role::Down, [hidden, inner], false),
-        }),
+        feed_forward: match config.experts.as_ref().filter(|_| layer.has_experts) {
+            None => FeedForward::Gated(gated(config, "mlp", config.intermediate_size, &mut linear)),
+            Some(experts) => FeedForward::Experts(Experts {
+                router: linear("mlp.gate", Role::Router, [experts.count, hidden], false),
+                experts: (0..experts.count)
+                    .map(|n| format!("mlp.experts.{n}"))
+                    .map(|module| gated(config, &module, experts.intermediate_size, &mut linear).of_expert())
+                    .collect(),
+                choices: experts.choices,
+                weights: experts.weights,
+            }),
+        },
         feed_forward_norm: is_sandwich.then(|| norm("post_feedforward_layernorm", hidden)),
+    }
+}
+
+/// A gated part of this inner width, of the linear layers that `linear` makes.
+fn gated(
+    config: &ModelConfig,
+    module: &str,
+    inner: usize,
+    mut linear: impl FnMut(&str, Role, [usize; 2], bool) -> Linear,
+) -> Gated {
+    let hidden = config.hidden_size;
+    Gated {
+        activation: config.activation,
+        gate: linear(&format!("{module}.gate_proj"), Role::Gate, [inner, hidden], false),
+        up: linear(&format!("{module}.up_proj"), Role::Up, [inner, hidden], false),
+        down: linear(&format!("{module}.down_proj"), Role::Down, [hidden, inner], false),
     }
 }
 

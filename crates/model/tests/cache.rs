@@ -9,7 +9,7 @@ use finetune_model::{
     FloatType, Generation, GenerationStep, KeyValueCache, Model, Placement, RowRequest, Sampling, gpus,
 };
 
-const FAMILIES: [&str; 7] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3"];
+const FAMILIES: [&str; 8] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3", "qwen3_moe"];
 
 /// Tokens of an answer.
 const ANSWER: usize = 9;

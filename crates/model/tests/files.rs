@@ -445,8 +445,8 @@ fn layers_without_rotary_embedding() {
 /// Gemma3TextConfig of transformers has them.
 #[test]
 fn layers_with_a_window_and_their_own_rotary_embedding() {
-    let (all, windowed) = ((None, 1e6), (Some(5), 1e4));
-    let table: [(Value, [(Option<usize>, f64); 3]); 4] = [
+    let (all, windowed) = ((None, 1e6), (Some(5_usize), 1e4));
+    let table = [
         (json!({}), [windowed, all, windowed]),
         (json!({"sliding_window_pattern": null}), [windowed; 3]),
         (json!({"rope_local_base_freq": 2e4}), [(Some(5), 2e4), all, (Some(5), 2e4)]),

@@ -8,7 +8,7 @@ use finetune_model::{LinearLayer, ModelConfig, Role, Split, linear_layers};
 const FAMILIES: [&str; 7] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3"];
 
 /// (last part of the module's name, role, split, entry of `base_model_tp_plan`). The entries are
-/// those of all five families' configuration classes in transformers 5.23: `colwise` cuts the
+/// those of all these families' configuration classes in transformers 5.23: `colwise` cuts the
 /// outputs of a linear layer, `rowwise` its inputs. (Qwen3's plan also names the heads' norms.)
 const PLAN: [(&str, Role, Split, &str); 7] = [
     ("q_proj", Role::Query, Split::Outputs, "layers.*.self_attn.q_proj: colwise"),
@@ -35,6 +35,7 @@ fn entry(layer: &LinearLayer) -> String {
     let cut = match layer.role.split() {
         Split::Outputs => "colwise",
         Split::Inputs => "rowwise",
+        Split::Nowhere => "replicated",
     };
     format!("layers.*.{part}: {cut}")
 }
@@ -65,13 +66,31 @@ fn cut_outputs_meet_cut_inputs() {
             let cut = match layer.role.split() {
                 Split::Outputs => layer.outputs,
                 Split::Inputs => layer.inputs,
+                Split::Nowhere => continue,
             };
             let want = match layer.role {
                 Role::Query | Role::Output => query,
                 Role::Key | Role::Value => key,
                 Role::Gate | Role::Up | Role::Down => config.intermediate_size,
+                Role::Router => unreachable!("it is cut nowhere"),
             };
             assert_eq!(cut, want, "{family}: {}", layer.module);
         }
     }
+}
+
+/// `base_model_tp_plan` cuts `experts.gate_up_proj` by its outputs and `experts.down_proj` by its inputs, and
+/// leaves the router whole.
+#[test]
+fn experts_are_cut_as_dense_layers() {
+    let layers = linear_layers(&config("qwen3_moe"));
+    let of_experts: Vec<_> = layers.iter().filter(|layer| layer.module.contains(".experts.")).collect();
+    assert!(!of_experts.is_empty());
+    for layer in of_experts {
+        let want = if layer.module.ends_with(".down_proj") { Split::Inputs } else { Split::Outputs };
+        assert_eq!(layer.role.split(), want, "{}", layer.module);
+    }
+    let routers: Vec<_> = layers.iter().filter(|layer| layer.role == Role::Router).collect();
+    assert!(routers.iter().all(|layer| layer.module.ends_with(".mlp.gate") && layer.role.split() == Split::Nowhere));
+    assert_eq!(routers.len(), 2, "two of the three layers have experts");
 }

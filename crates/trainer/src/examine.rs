@@ -180,6 +180,10 @@ impl Examiner<'_> {
             self.found.notices.extend(config.notices.iter().cloned());
         }
         if let Some(config) = &self.found.config {
+            if self.recipe.train.method == Method::Full && config.experts.is_some() {
+                let architecture = config.family.architecture;
+                self.found.problems.push(TrainError::FullExperts { architecture });
+            }
             self.stored = stored_type(&directory);
             let device_plan = DevicePlan::choose(&self.recipe.model, self.host, self.stored, config.family);
             self.found.device_plan = self.found.keep(device_plan);

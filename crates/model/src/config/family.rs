@@ -34,6 +34,8 @@ pub struct Family {
     /// `query_pre_attn_scalar` if the key is left out, where attention's scores are divided by the root
     /// of that; `None`: by that of head_dim.
     pub(crate) query_scalar: Option<f64>,
+    /// Whether feed-forward parts are mixtures of experts.
+    pub(crate) has_experts: bool,
     /// Whether its activations exceed the largest number of float16.
     pub exceeds_f16: bool,
     /// Which layers see only a window of keys.
@@ -68,6 +70,8 @@ pub(crate) enum Bias {
 pub(crate) enum Windows {
     Never,
     EveryLayer,
+    /// Every layer, if `use_sliding_window` is true.
+    Asked,
     /// If `use_sliding_window` is true: the layers that `layer_types` names. Without `layer_types`:
     /// those from layer `max_window_layers` on.
     Later,
@@ -93,6 +97,7 @@ const LLAMA: Family = Family {
     // Both are names of the same function.
     activation: ("hidden_act", &["silu", "swish"], Activation::Silu),
     query_scalar: None,
+    has_experts: false,
     exceeds_f16: false,
     windows: Windows::Never,
     sliding_window: None,
@@ -104,7 +109,7 @@ const LLAMA: Family = Family {
 };
 
 /// All families.
-pub(crate) static FAMILIES: [Family; 6] = [
+pub(crate) static FAMILIES: [Family; 7] = [
     LLAMA,
     Family {
         architecture: "MistralForCausalLM",
@@ -135,6 +140,18 @@ pub(crate) static FAMILIES: [Family; 6] = [
         head_dim: Some(128),
         query_key_norm: true,
         windows: Windows::Later,
+        sliding_window: Some(4096),
+        max_position_embeddings: 32_768,
+        ..LLAMA
+    },
+    Family {
+        architecture: "Qwen3MoeForCausalLM",
+        model_type: "qwen3_moe",
+        key_value_heads: Some(4),
+        query_key_norm: true,
+        has_experts: true,
+        exceeds_f16: true,
+        windows: Windows::Asked,
         sliding_window: Some(4096),
         max_position_embeddings: 32_768,
         ..LLAMA

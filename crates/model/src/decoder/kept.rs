@@ -42,18 +42,24 @@ pub fn kept_layers(config: &ModelConfig, adaptation: Option<&Adaptation>) -> Vec
 }
 
 fn kept(layer: &mut Layer, hidden: u64, adapted: &Adapted<'_>) -> LayerKept {
-    let branches = layer.linears().iter().map(|linear| adapted.of_branch(linear)).sum();
+    // A token goes through some of the experts' branches only: those are in `experts.kept`.
+    let linears = layer.linears();
+    let branches = linears.iter().filter(|linear| !linear.weight.is_of_expert).map(|linear| adapted.of_branch(linear));
+    let branches = branches.sum();
     let Mixer::Attention(attention) = &layer.mixer;
-    let FeedForward::Gated(gated) = &layer.feed_forward;
+    let (kept, taken, statistics) = match &layer.feed_forward {
+        FeedForward::Gated(gated) => (gated.kept(adapted), gated.taken(), 0),
+        FeedForward::Experts(experts) => (experts.kept(adapted), experts.taken(), experts.statistics()),
+    };
     let of_parts = [&layer.mixer_norm, &layer.feed_forward_norm].map(|norm| u64::from(norm.is_some()));
     LayerKept {
         // Each norm keeps its input, and one number of each token.
         mixer: (1 + of_parts[0]) * hidden + attention.kept(adapted),
-        feed_forward: (1 + of_parts[1]) * hidden + gated.kept(adapted),
+        feed_forward: (1 + of_parts[1]) * hidden + kept,
         branches,
-        statistics: attention.statistics() + 2 + of_parts.iter().sum::<u64>(),
+        statistics: attention.statistics() + statistics + 2 + of_parts.iter().sum::<u64>(),
         // On top of that, gradients of the residual stream.
-        taken: gated.taken() + 2 * hidden,
+        taken: taken + 2 * hidden,
         attention: attention.widths(),
     }
 }

@@ -4,11 +4,12 @@
 
 use std::path::Path;
 
+use finetune_kernels::{ExpertWeights, Scores};
 use finetune_packed::files::PackedConfig;
 use serde_json::{Map, Value};
 
 use crate::config::family::{Bias, FAMILIES, Family, Windows};
-use crate::config::{LayerConfig, ModelConfig, Rope, RopeScaling};
+use crate::config::{ExpertsConfig, LayerConfig, ModelConfig, Rope, RopeScaling};
 use crate::error::ModelError;
 use crate::files::base_files::BaseFiles;
 use crate::files::floats::have_same_values;
@@ -23,6 +24,8 @@ pub(crate) const LIMIT: u64 = 4 << 20;
 /// Elements of all weights together, far above any model. Within this limit no number of bytes
 /// overflows 64 bits.
 const MOST_ELEMENTS: u128 = 1 << 44;
+/// More experts than any layer has.
+const MOST_EXPERTS: usize = 4096;
 
 impl ModelConfig {
     /// Reads `config.json` in this directory, and whether its weights have an output layer of their
@@ -124,6 +127,7 @@ impl Reader<'_> {
             family,
             hidden_size,
             intermediate_size: self.size("intermediate_size")?,
+            experts: self.experts(family)?,
             layers: self.layers(family, layers)?,
             heads,
             key_value_heads,
@@ -328,18 +332,58 @@ impl Reader<'_> {
         let has_window = |n: usize, rope: Option<usize>| match (family.windows, types) {
             (Windows::Never, _) => false,
             (Windows::EveryLayer, _) => true,
+            (Windows::Asked, _) => is_used,
             (Windows::Later | Windows::WithoutRope, Some(types)) => is_used && is_named(types, n),
             (Windows::Later, None) => is_used && n >= first,
             (Windows::WithoutRope, None) => is_used && rope.is_none(),
             (Windows::AllButEvery, Some(types)) => is_named(types, n),
             (Windows::AllButEvery, None) => !(n + 1).is_multiple_of(pattern),
         };
+        let has_experts = self.layers_with_experts(family)?;
         let layer = |(n, rope): (usize, Option<usize>)| {
             let has_window = has_window(n, rope);
             let rope = if has_window && family.window_rope_theta.is_some() { Some(1) } else { rope };
-            LayerConfig { window: window.filter(|_| has_window), rope }
+            LayerConfig { window: window.filter(|_| has_window), rope, has_experts: has_experts(n) }
         };
         Ok(ropes.into_iter().enumerate().map(layer).collect())
+    }
+
+    /// The experts of layers with such: Qwen3-MoE's keys.
+    fn experts(&self, family: &Family) -> Result<Option<ExpertsConfig>, ModelError> {
+        if !family.has_experts {
+            return Ok(None);
+        }
+        // transformers 5 writes the second name.
+        let count = match self.optional_size("num_experts")? {
+            Some(count) => count,
+            None => self.optional_size("num_local_experts")?.unwrap_or(128),
+        };
+        let choices = self.optional_size("num_experts_per_tok")?.unwrap_or(8);
+        if count > MOST_EXPERTS || choices > count {
+            return Err(self.malformed(&format!("{choices} of {count} experts for each token (at most {MOST_EXPERTS})")));
+        }
+        let is_normalized = self.flag("norm_topk_prob")?.unwrap_or(false);
+        Ok(Some(ExpertsConfig {
+            count,
+            choices,
+            intermediate_size: self.optional_size("moe_intermediate_size")?.unwrap_or(768),
+            weights: ExpertWeights { scores: Scores::Softmax, normalized: is_normalized.then_some(0.0), scale: 1.0 },
+        }))
+    }
+
+    /// Whether the layer of a number has experts: every `decoder_sparse_step`th, but those of
+    /// `mlp_only_layers`.
+    fn layers_with_experts(&self, family: &Family) -> Result<impl Fn(usize) -> bool, ModelError> {
+        let step = self.optional_size("decoder_sparse_step")?.unwrap_or(1);
+        let dense: Vec<u64> = match self.get("mlp_only_layers") {
+            None => Vec::new(),
+            Some(list) => {
+                let numbers = list.as_array().and_then(|list| list.iter().map(Value::as_u64).collect::<Option<_>>());
+                numbers.ok_or_else(|| self.malformed("`mlp_only_layers` should be a list of layer numbers"))?
+            }
+        };
+        let has_experts = family.has_experts;
+        Ok(move |n: usize| has_experts && !dense.contains(&(n as u64)) && (n + 1).is_multiple_of(step))
     }
 
     /// For each layer the number of its rotary embedding. `no_rope_layers` has 0 for a layer

@@ -1,7 +1,7 @@
 //! Weights from the files of a base, or fresh ones.
 
 use burn::tensor::{Element, Tensor, TensorData};
-use finetune_kernels::{FloatType, PackedWeight};
+use finetune_kernels::{FloatType, FrozenValues, PackedWeight};
 use finetune_random::Stream;
 use rayon::prelude::*;
 
@@ -108,6 +108,7 @@ impl Loader<'_> {
                 let weight = PackedWeight::new(packed, &self.placement.device);
                 matrix.set_packed(if in_bf16 { weight.with_bf16_products() } else { weight });
             }
+            None if matrix.is_of_expert => matrix.set_packed(self.of_expert(&tensor, matrix.shape, in_bf16)?),
             None if in_bf16 => {
                 let rounded = self.rounded_values(&tensor, &tensor.values()?, half::bf16::from_f32, "bf16")?;
                 matrix.set_packed(PackedWeight::bf16(rounded, matrix.shape));
@@ -135,6 +136,25 @@ impl Loader<'_> {
             FloatType::F16 => self.rounded(tensor, &values, shape, half::f16::from_f32, "f16"),
             FloatType::BF16 => self.rounded(tensor, &values, shape, half::bf16::from_f32, "bf16"),
         }
+    }
+
+    /// All elements of an expert's matrix, in the type that the placement says.
+    fn of_expert(
+        &self,
+        tensor: &BaseTensor<'_>,
+        shape: [usize; 2],
+        in_bf16: bool,
+    ) -> Result<PackedWeight, ModelError> {
+        let stored = float_type(tensor.dtype().expect("it is not packed")).expect("checked when it was looked up");
+        // The values are exact in the type of the file, so rounding to that changes none.
+        let values = tensor.values()?;
+        let values = match if in_bf16 { FloatType::BF16 } else { self.placement.held(stored) } {
+            FloatType::F32 => FrozenValues::F32(values),
+            FloatType::F16 => FrozenValues::F16(self.rounded_values(tensor, &values, half::f16::from_f32, "f16")?),
+            FloatType::BF16 => FrozenValues::Bf16(self.rounded_values(tensor, &values, half::bf16::from_f32, "bf16")?),
+        };
+        let weight = PackedWeight::of_values(values, shape, &self.placement.device);
+        Ok(if in_bf16 { weight.with_bf16_products() } else { weight })
     }
 
     /// The values in a 16-bit type. A finite number that becomes infinite is an error.
