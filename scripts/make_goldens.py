@@ -18,6 +18,7 @@ Per family, under OUTPUT/<family>/:
     rows.jsonl              12 rows of tokens, the training data of curves.json
     curves.json             loss, gradient norm and learning rate of each step of a few short runs
     final_clip_cosine.safetensors   the adapter after the last step of that run
+    adapter_stacked/        (experts) the same adapter as PEFT saves it again: one branch for all experts
 
 and OUTPUT/rope.json: inverse frequencies of published configs, for the branches that tiny heads do
 not reach.
@@ -32,6 +33,7 @@ differently.
 """
 
 import argparse
+import contextlib
 import copy
 import json
 import math
@@ -48,7 +50,7 @@ import peft
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig,
     SmolLM3Config,
@@ -174,6 +176,17 @@ FAMILIES = {
         lora=dict(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
         hub_config=True,
     ),
+    "qwen3_moe_experts": dict(
+        seed=9,
+        # With norm_topk_prob false, the weights of a token's experts do not add up to one.
+        config=lambda: Qwen3MoeConfig(
+            **SIZES, num_hidden_layers=2, num_key_value_heads=4, rms_norm_eps=1e-6, num_experts=5,
+            num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=False,
+            rope_parameters=dict(PLAIN_ROPE), tie_word_embeddings=True,
+        ),
+        lora=dict(target_modules=["q_proj"]),
+        expert_branches=True,
+    ),
 }
 
 # Families whose norms multiply by 1 + weight.
@@ -224,6 +237,8 @@ def save_adapter(specification, directory):
             elif "lora_B" in name:
                 parameter.normal_(0.0, 0.1)
     model.save_pretrained(directory / "adapter")
+    if specification.get("expert_branches"):
+        add_expert_branches(directory / "adapter", model)
     # An empty form of a model card.
     (directory / "adapter" / "README.md").unlink(missing_ok=True)
     # PEFT holds target_modules in a set, whose order Python draws anew in each process.
@@ -245,8 +260,127 @@ def load_base(directory, float64=False):
 
 def load_with_adapter(directory, float64=False):
     model = AutoModelForCausalLM.from_pretrained(directory, **PLAIN)
-    model = PeftModel.from_pretrained(model, str(directory / "adapter"), is_trainable=True)
+    model = with_adapter(model, directory / "adapter")
     return in_float64(model) if float64 else model
+
+
+def with_adapter(model, adapter):
+    """The model with the adapter by PEFT, but branches of experts as `add_branches` computes them."""
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    if not any(".experts." in name for name in tensors):
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+    config = LoraConfig.from_pretrained(str(adapter))
+    config.target_modules = {"q_proj"}
+    config.inference_mode = False
+    model = get_peft_model(model, config)
+    add_branches(model, config)
+    found = {peft_file_name(name): parameter for name, parameter in model.named_parameters() if "lora_" in name}
+    assert found.keys() == tensors.keys(), found.keys() ^ tensors.keys()
+    with torch.no_grad():
+        for name, parameter in found.items():
+            parameter.copy_(tensors[name])
+    return model
+
+
+# --- branches of experts --------------------------------------------------------------------------
+#
+# transformers 5 holds all experts of a layer in two parameters. PEFT 0.21 gives each of those one branch
+# and turns adapters with a branch for each projection of each expert into such. Trained that way they
+# become something else: so a plain loop over the experts is the reference here, and PEFT is for loading.
+
+
+def expert_modules(model):
+    return [module for module in model.modules() if type(module).__name__ == "Qwen3MoeExperts"]
+
+
+def add_branches(model, config):
+    """Gives each projection of each expert a branch, under the name that PEFT's older files have."""
+    for experts in expert_modules(model):
+        hidden, inner = experts.hidden_dim, experts.intermediate_dim
+        experts.branch_scale = config.lora_alpha / config.r
+        for number in range(experts.num_experts):
+            expert = torch.nn.Module()
+            for part, inputs, outputs in [("gate_proj", hidden, inner), ("up_proj", hidden, inner), ("down_proj", inner, hidden)]:
+                branch = torch.nn.Module()
+                branch.lora_A = torch.nn.Linear(inputs, config.r, bias=False)
+                branch.lora_B = torch.nn.Linear(config.r, outputs, bias=False)
+                expert.add_module(part, branch)
+            experts.add_module(str(number), expert)
+        experts.forward = experts_with_branches.__get__(experts)
+
+
+def experts_with_branches(self, hidden, chosen, weights):
+    out = torch.zeros_like(hidden)
+
+    def product(x, weight, branch):
+        return x @ weight.T + self.branch_scale * branch.lora_B(branch.lora_A(x))
+
+    for number in range(self.num_experts):
+        token, place = torch.where(chosen == number)
+        if len(token) == 0:
+            continue
+        expert, x = getattr(self, str(number)), hidden[token]
+        gate_weight, up_weight = self.gate_up_proj[number].chunk(2, dim=0)
+        inner = self.act_fn(product(x, gate_weight, expert.gate_proj)) * product(x, up_weight, expert.up_proj)
+        y = product(inner, self.down_proj[number], expert.down_proj)
+        out = out.index_add(0, token, y * weights[token, place, None])
+    return out
+
+
+def add_expert_branches(adapter, model):
+    """Adds random branches of experts to an adapter's files."""
+    add_branches(model, model.peft_config["default"])
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            if ".experts." in name:
+                parameter.data.normal_(0.0, 0.2 if "lora_A" in name else 0.1)
+            tensors[peft_file_name(name)] = parameter.detach().contiguous()
+    save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
+    path = adapter / "adapter_config.json"
+    saved = json.loads(path.read_text())
+    saved["target_modules"] = ["down_proj", "gate_proj", "q_proj", "up_proj"]
+    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
+
+
+@contextlib.contextmanager
+def without_adapter(model):
+    scales = {experts: experts.branch_scale for experts in expert_modules(model) if hasattr(experts, "branch_scale")}
+    for experts in scales:
+        experts.branch_scale = 0.0
+    with model.disable_adapter():
+        yield
+    for experts, scale in scales.items():
+        experts.branch_scale = scale
+
+
+def merged(model):
+    for experts in expert_modules(model):
+        if not hasattr(experts, "branch_scale"):
+            continue
+        for number in range(experts.num_experts):
+            expert = getattr(experts, str(number))
+            change = lambda branch: experts.branch_scale * branch.lora_B.weight @ branch.lora_A.weight
+            experts.gate_up_proj.data[number] += torch.cat([change(expert.gate_proj), change(expert.up_proj)])
+            experts.down_proj.data[number] += change(expert.down_proj)
+        experts.branch_scale = 0.0
+    return model.merge_and_unload()
+
+
+def save_stacked(directory, batch):
+    """The adapter as PEFT loads it, which is the same function, and saves it again."""
+    base = AutoModelForCausalLM.from_pretrained(directory, **PLAIN)
+    base.name_or_path = ""
+    model = PeftModel.from_pretrained(base, str(directory / "adapter"))
+    with torch.no_grad():
+        difference = (forward(model, batch) - forward(load_with_adapter(directory), batch)).abs()
+    assert difference[batch["attention_mask"].bool()].max() < 1e-4, "PEFT loads another adapter"
+    model.save_pretrained(directory / "adapter_stacked")
+    (directory / "adapter_stacked" / "README.md").unlink(missing_ok=True)
+    path = directory / "adapter_stacked" / "adapter_config.json"
+    saved = json.loads(path.read_text())
+    saved["target_parameters"].sort()
+    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
 
 def in_float64(model):
@@ -433,11 +567,11 @@ def answers_to_micro_batch(directory, batch, float64):
     for name, parameter in lora_parameters(model).items():
         tensors[f"grad.{name}"] = parameter.grad.clone()
     with torch.no_grad():
-        with model.disable_adapter():
+        with without_adapter(model):
             base_logits = forward(model, batch)
         base_losses = token_losses(base_logits, batch["labels"])
         tensors |= per_row("base_logits", base_logits)
-        tensors |= per_row("merged_logits", forward(model.merge_and_unload(), batch))
+        tensors |= per_row("merged_logits", forward(merged(model), batch))
     scalars = {
         "trained_tokens": losses.numel(),
         # Token losses in the model's own type, summed in f64.
@@ -470,7 +604,7 @@ def write_golden(family, directory, micro_batch_rows, rows):
     assert effect > 0.1, "the adapter hardly changes the logits"
 
     model = load_with_adapter(directory)
-    with model.disable_adapter():
+    with without_adapter(model):
         rows_loss_base = mean_loss(model, rows)
     rotary = next(m for m in model.modules() if rotary_layer_types(m))
     frequencies = {}
@@ -685,6 +819,8 @@ def main():
             check_hub_config(directory, batch)
         if family in ("mistral", "gemma3"):
             check_sliding_window(directory, batch)
+        if specification.get("expert_branches"):
+            save_stacked(directory, batch)
         golden = write_golden(family, directory, micro_batch_rows, rows)
         curves = write_curves(directory, rows, specification.get("full", False))
 

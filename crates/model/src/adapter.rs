@@ -10,6 +10,7 @@ pub(crate) mod mlx;
 mod peft;
 mod read;
 mod settings;
+mod stacked;
 mod targets;
 mod tensors;
 mod write;

@@ -9,7 +9,8 @@ use finetune_model::{
     FloatType, Generation, GenerationStep, KeyValueCache, Model, Placement, RowRequest, Sampling, gpus,
 };
 
-const FAMILIES: [&str; 8] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3", "qwen3_moe"];
+const FAMILIES: [&str; 9] =
+    ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3", "qwen3_moe", "qwen3_moe_experts"];
 
 /// Tokens of an answer.
 const ANSWER: usize = 9;

@@ -26,7 +26,7 @@ use golden::{
 /// hide the others. The second form names the families.
 macro_rules! of_each_family {
     ($check:ident) => {
-        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3 qwen3_moe);
+        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3 qwen3_moe qwen3_moe_experts);
     };
     ($check:ident: $($family:ident)+) => {
         mod $check {
@@ -243,6 +243,19 @@ fn both_spellings_of_config_json_mean_the_same(family: &'static str) {
 }
 
 of_each_family!(both_spellings_of_config_json_mean_the_same: llama3 qwen2 smollm3 gemma3 qwen3_moe);
+
+/// PEFT saves one branch for all experts of a layer. It is read as the branches that it was made of.
+#[test]
+fn stacked_experts_are_those_of_single_ones() {
+    let golden = Golden::load("qwen3_moe_experts");
+    let values = |folder: &str| {
+        let mut model = golden.model();
+        let adapter = Adapter::read(&directory(golden.family).join(folder), &model.config).expect("an adapter");
+        model.attach(&adapter).expect("an adapter of this model");
+        (adapter.targets, model.parameters().expect("values"))
+    };
+    assert_eq!(values("adapter_stacked"), values("adapter"));
+}
 
 /// The published Llama 3.1 and 3.2 scalings reach all branches. The frequencies are transformers',
 /// to one unit in the last place.

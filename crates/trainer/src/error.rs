@@ -229,9 +229,9 @@ impl TrainError {
                 "train.method = \"lora\" trains an adapter over them",
                 "or name the 16-bit model that they were made from in model.path",
             ],
-            TrainError::FullExperts { .. } => &[
-                "train.method = \"lora\" trains an adapter; lora.target_modules with \"experts\" trains them too",
-            ],
+            TrainError::FullExperts { .. } => {
+                &["train.method = \"lora\" trains an adapter; lora.target_modules with \"experts\" trains them too"]
+            }
             TrainError::Occupied { .. } => &["`--resume` goes on with it; `--output-dir` starts another"],
             TrainError::Changed { .. } => &[
                 "output_dir, [log], [checkpoint], [eval], the number of steps, optimizer.learning_rate, train.max_grad_norm and train.micro_batch_size may change; for anything else start a new run with `--output-dir`",

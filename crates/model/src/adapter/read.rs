@@ -8,6 +8,7 @@ use finetune_store::TensorFile;
 use crate::adaptation::{is_of_vocabulary, saved_modules, saved_tensors, target_layers};
 use crate::adapter::files::AdapterFiles;
 use crate::adapter::settings::Settings;
+use crate::adapter::stacked::{self, OfExpert};
 use crate::adapter::tensors::{self, Branches, Parts};
 use crate::adapter::{Adapter, RecordedBase};
 use crate::branch::{EMBEDDING, OUTPUT};
@@ -25,8 +26,11 @@ impl Adapter {
     /// model. Also if a setting means other arithmetic than LoRA, DoRA and modules trained in full.
     pub fn read(directory: &Path, config: &ModelConfig) -> Result<Adapter, ModelError> {
         let files = AdapterFiles::find(directory)?;
-        let modules: Vec<String> = target_layers(config).into_iter().map(|layer| layer.module).collect();
+        let mut modules: Vec<String> = target_layers(config).into_iter().map(|layer| layer.module).collect();
+        let linears = modules.len();
+        modules.extend(stacked::parameters(config));
         let settings = Settings::read(&files, &modules, config.tied_embeddings)?;
+        modules.truncate(linears);
         let path = files.tensors();
         let file = TensorFile::open(&path)?;
         let branches = Branches::sort(&file, files.format, &path)?;
@@ -77,8 +81,16 @@ impl Reader<'_> {
     /// The branches of all layers.
     fn branches(&mut self) -> Result<(), ModelError> {
         let (mut halves, mut unnamed, mut absent) = (Vec::new(), Vec::new(), Vec::new());
+        let mut of_experts = stacked::take(&mut self.branches, self.settings, self.config)?;
         for layer in target_layers(self.config) {
             let module = &layer.module;
+            if let Some(OfExpert { target, a, b }) = of_experts.remove(module) {
+                self.adapter.targets.push(target);
+                self.adapter.shapes.push((layer.outputs, layer.inputs));
+                self.adapter.values.extend(a);
+                self.adapter.values.extend(b);
+                continue;
+            }
             let is_embedding = module == EMBEDDING;
             let expected = self.settings.expects(module);
             let Some(Parts { found }) = self.branches.by_module.remove(&(module.clone(), is_embedding)) else {

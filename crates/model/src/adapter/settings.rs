@@ -15,7 +15,7 @@ use crate::adapter::targets::{Layers, Named, Targets};
 use crate::branch::{EMBEDDING, OUTPUT};
 use crate::error::{ModelError, list};
 use crate::files::text::read_text;
-use crate::lora::{LoraTarget, ending, is_inside, is_match};
+use crate::lora::{LoraTarget, ending, is_inside, is_match, is_named};
 
 /// Largest adapter_config.json that is read, in bytes.
 const LIMIT: u64 = 1 << 20;
@@ -24,7 +24,7 @@ const DEFAULT_RANK: usize = 8;
 const DEFAULT_ALPHA: f64 = 8.0;
 
 /// Settings that make the tensors mean something else than LoRA and DoRA branches.
-const OTHER_ARITHMETIC: [&str; 15] = [
+const OTHER_ARITHMETIC: [&str; 14] = [
     "bias",
     "lora_bias",
     "layer_replication",
@@ -37,14 +37,13 @@ const OTHER_ARITHMETIC: [&str; 15] = [
     "alora_invocation_tokens",
     "arrow_config",
     "trainable_token_indices",
-    "target_parameters",
     // A setting of the first versions: parts of a fused layer.
     "enable_lora",
     "lora_magnitude_vector",
 ];
 
 /// Settings that are read here, or that matter in training only.
-const KNOWN: [&str; 31] = [
+const KNOWN: [&str; 32] = [
     "peft_type",
     "task_type",
     "auto_mapping",
@@ -56,6 +55,7 @@ const KNOWN: [&str; 31] = [
     "lora_alpha",
     "lora_dropout",
     "target_modules",
+    "target_parameters",
     "exclude_modules",
     "use_rslora",
     "use_dora",
@@ -105,6 +105,8 @@ pub(super) struct Settings {
     rank: Option<usize>,
     rank_pattern: Patterns<usize>,
     targets: Targets,
+    /// Ends of names of parameters that have a branch: those of stacked experts, and routers' weights.
+    parameters: Vec<String>,
     /// Whether branches are those of DoRA.
     pub(super) use_dora: bool,
     /// Ends of names of modules that are trained in full.
@@ -138,6 +140,10 @@ impl Settings {
     pub(super) fn expects(&self, module: &str) -> Option<bool> {
         if self.saved.iter().any(|saved| is_inside(module, saved)) {
             return Some(false);
+        }
+        let weight = format!("{module}.weight");
+        if self.parameters.iter().any(|parameter| is_named(&weight, parameter)) {
+            return Some(true);
         }
         // A tied output layer has the branch of the embedding.
         let follows = self.ties && module == OUTPUT;
@@ -196,6 +202,13 @@ impl Reader<'_> {
             );
         }
         let targets = self.targets(modules, &mut notices)?;
+        let parameters = self.names("target_parameters")?;
+        let is_there = |parameter: &String| {
+            modules.iter().any(|module| is_named(module, parameter) || is_named(&format!("{module}.weight"), parameter))
+        };
+        if let Some(other) = parameters.iter().find(|parameter| !is_there(parameter)) {
+            return refused("target_parameters", format!("with `{other}`, which this model has not"));
+        }
         let rank_pattern = self.patterns("rank_pattern", modules, &mut notices, |value| {
             value.as_u64().and_then(|rank| usize::try_from(rank).ok()).filter(|&rank| rank > 0)
         })?;
@@ -220,6 +233,7 @@ impl Reader<'_> {
             rank: Some(rank),
             rank_pattern,
             targets,
+            parameters,
             use_dora: self.is_set("use_dora"),
             saved: self.names("modules_to_save")?,
             ties: self.is_set("ensure_weight_tying"),
@@ -259,6 +273,7 @@ impl Reader<'_> {
             rank,
             rank_pattern: Patterns(Vec::new()),
             targets: Targets::last_layers(modules, last, keys),
+            parameters: Vec::new(),
             use_dora,
             saved: Vec::new(),
             ties: false,

@@ -81,10 +81,9 @@ fn stacked(part: &[&Linear], context: &Context) -> Option<(Tensor<2>, Tensor<2>,
         let b = if is_one_scale { b } else { b * *own };
         match rank - a.dims()[0] {
             0 => (a, b),
-            missing => (
-                Tensor::cat(vec![a, zeros([missing, inputs])], 0),
-                Tensor::cat(vec![b, zeros([outputs, missing])], 1),
-            ),
+            missing => {
+                (Tensor::cat(vec![a, zeros([missing, inputs])], 0), Tensor::cat(vec![b, zeros([outputs, missing])], 1))
+            }
         }
     };
     let (a, b): (Vec<_>, Vec<_>) = part.iter().map(halves).unzip();

@@ -360,7 +360,9 @@ impl Reader<'_> {
         };
         let choices = self.optional_size("num_experts_per_tok")?.unwrap_or(8);
         if count > MOST_EXPERTS || choices > count {
-            return Err(self.malformed(&format!("{choices} of {count} experts for each token (at most {MOST_EXPERTS})")));
+            return Err(
+                self.malformed(&format!("{choices} of {count} experts for each token (at most {MOST_EXPERTS})"))
+            );
         }
         let is_normalized = self.flag("norm_topk_prob")?.unwrap_or(false);
         Ok(Some(ExpertsConfig {

@@ -139,19 +139,16 @@ impl Loader<'_> {
     }
 
     /// All elements of an expert's matrix, in the type that the placement says.
-    fn of_expert(
-        &self,
-        tensor: &BaseTensor<'_>,
-        shape: [usize; 2],
-        in_bf16: bool,
-    ) -> Result<PackedWeight, ModelError> {
+    fn of_expert(&self, tensor: &BaseTensor<'_>, shape: [usize; 2], in_bf16: bool) -> Result<PackedWeight, ModelError> {
         let stored = float_type(tensor.dtype().expect("it is not packed")).expect("checked when it was looked up");
         // The values are exact in the type of the file, so rounding to that changes none.
         let values = tensor.values()?;
         let values = match if in_bf16 { FloatType::BF16 } else { self.placement.held(stored) } {
             FloatType::F32 => FrozenValues::F32(values),
             FloatType::F16 => FrozenValues::F16(self.rounded_values(tensor, &values, half::f16::from_f32, "f16")?),
-            FloatType::BF16 => FrozenValues::Bf16(self.rounded_values(tensor, &values, half::bf16::from_f32, "bf16")?),
+            FloatType::BF16 => {
+                FrozenValues::Bf16(self.rounded_values(tensor, &values, half::bf16::from_f32, "bf16")?)
+            }
         };
         let weight = PackedWeight::of_values(values, shape, &self.placement.device);
         Ok(if in_bf16 { weight.with_bf16_products() } else { weight })
