@@ -11,4 +11,5 @@ pub(crate) mod finite;
 pub(crate) mod floats;
 pub(crate) mod load;
 pub(crate) mod packing;
+mod stacked;
 pub(crate) mod text;

@@ -62,5 +62,5 @@ pub use retention::{Rejected, newest_verified, numbered, remove_directory, set_a
 pub use shards::write_shards;
 pub use size::human_bytes;
 pub use stand_in::{START_BYTES, StandIn};
-pub use tensor_set::{MAX_INDEX_BYTES, TensorSet};
+pub use tensor_set::{MAX_INDEX_BYTES, TensorPart, TensorSet};
 pub use tensors::{PIECE, TensorFile, TensorView};

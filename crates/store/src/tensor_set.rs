@@ -28,6 +28,21 @@ pub struct TensorSet {
     /// Tensor name to the file that has it.
     file_of: BTreeMap<String, usize>,
     unlisted: Vec<String>,
+    /// Tensors that are read as several, and what they are read as.
+    split: BTreeMap<String, Vec<TensorPart>>,
+    /// Name of a part to the tensor that it is of, and its number there.
+    part_of: BTreeMap<String, (String, usize)>,
+}
+
+/// A part of a tensor, which is read as a tensor of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorPart {
+    /// Its name.
+    pub name: String,
+    /// Its lengths, the outermost dimension first.
+    pub shape: Vec<usize>,
+    /// The element of the whole tensor that it begins with.
+    pub first: usize,
 }
 
 #[derive(Deserialize)]
@@ -121,7 +136,24 @@ impl TensorSet {
 
     fn new(files: Vec<TensorFile>, file_of: BTreeMap<String, usize>, unlisted: Vec<String>) -> Self {
         let paths = files.iter().map(|file| file.path().to_path_buf()).collect();
-        Self { files, paths, file_of, unlisted }
+        Self { files, paths, file_of, unlisted, split: BTreeMap::new(), part_of: BTreeMap::new() }
+    }
+
+    /// The same tensors with those split that `parts` says parts of: from now on these have the place of
+    /// the whole.
+    ///
+    /// # Panics
+    /// If a part reaches beyond its tensor.
+    #[must_use]
+    pub fn split_by(mut self, parts: impl Fn(&TensorView<'_>) -> Option<Vec<TensorPart>>) -> Self {
+        let views = self.names().filter_map(|name| self.get(name));
+        let split: BTreeMap<_, _> = views.filter_map(|view| Some((view.name.to_owned(), parts(&view)?))).collect();
+        for (whole, parts) in &split {
+            let numbered = parts.iter().enumerate();
+            self.part_of.extend(numbered.map(|(number, part)| (part.name.clone(), (whole.clone(), number))));
+        }
+        self.split = split;
+        self
     }
 
     /// Names of the tensors that the index leaves out. They can be read like the others.
@@ -133,12 +165,26 @@ impl TensorSet {
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let file_of = &self.file_of;
         let files = self.files.iter().enumerate();
-        files.flat_map(move |(place, file)| file.names().filter(move |name| file_of.get(*name) == Some(&place)))
+        let names =
+            files.flat_map(move |(place, file)| file.names().filter(move |name| file_of.get(*name) == Some(&place)));
+        names.flat_map(|name| {
+            let parts = self.split.get(name);
+            let whole = parts.is_none().then_some(name);
+            whole.into_iter().chain(parts.into_iter().flatten().map(|part| part.name.as_str()))
+        })
     }
 
     /// The tensor of this name.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
-        self.files.get(*self.file_of.get(name)?)?.get(name)
+        let whole = |name: &str| self.files.get(*self.file_of.get(name)?)?.get(name);
+        match self.part_of.get(name) {
+            Some((of, number)) => {
+                let (part, whole) = (self.split.get(of)?.get(*number)?, whole(of)?);
+                Some(whole.part(&part.name, &part.shape, part.first * whole.dtype.size()))
+            }
+            None if self.split.contains_key(name) => None,
+            None => whole(name),
+        }
     }
 
     /// The files with tensors in them, ascending by name.

@@ -30,6 +30,17 @@ pub struct TensorView<'a> {
 }
 
 impl<'a> TensorView<'a> {
+    /// Some of its elements as a tensor of their own: those that follow each other from the byte `start`
+    /// on.
+    ///
+    /// # Panics
+    /// If the part reaches beyond the tensor.
+    pub(crate) fn part(&self, name: &'a str, shape: &'a [usize], start: usize) -> TensorView<'a> {
+        let size = shape.iter().product::<usize>() * self.dtype.size();
+        assert!(start + size <= self.size, "a part of the tensor");
+        TensorView { name, shape, start: self.start + start as u64, size, ..*self }
+    }
+
     /// Bytes that it takes.
     pub fn size(&self) -> usize {
         self.size

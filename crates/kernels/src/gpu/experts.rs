@@ -310,7 +310,7 @@ fn weigh_kernel(
             sum += score;
         }
         for expert in 0..experts {
-            scores[first + expert] = scores[first + expert] / sum;
+            scores[first + expert] /= sum;
         }
     } else {
         for expert in 0..experts {

@@ -232,7 +232,11 @@ fn inner(x: f32, #[comptime] is_gelu: bool) -> f32 {
 /// The derivative of [`inner`].
 #[cube]
 fn inner_slope(x: f32, #[comptime] is_gelu: bool) -> f32 {
-    if comptime!(is_gelu) { 1.595_769f32 * (0.134_145f32 * x * x + 1.0f32) } else { 1.0f32.into() }
+    let mut slope = 1.0f32;
+    if comptime!(is_gelu) {
+        slope = 1.595_769f32 * (0.134_145f32 * x * x + 1.0f32);
+    }
+    slope
 }
 
 /// `activation(gate) · up`

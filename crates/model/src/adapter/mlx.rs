@@ -116,6 +116,9 @@ impl Adapter {
         if doras != 0 && doras != self.targets.len() {
             return refused("DoRA on some layers only");
         }
+        if self.targets.iter().any(|target| target.module.contains(".experts.")) {
+            return refused("branches of single experts");
+        }
         let of_vocabulary = self.targets.iter().any(|target| is_of_vocabulary(&target.module));
         if config.tied_embeddings && of_vocabulary {
             return refused("a branch on one of embedding and output layer, which are one matrix in this model");

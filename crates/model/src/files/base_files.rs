@@ -19,6 +19,7 @@ use crate::files::finite::expect_finite;
 use crate::files::floats::{dtype_of, float_type, to_finite_f32};
 use crate::files::load;
 use crate::files::packing;
+use crate::files::stacked;
 use crate::files::text::read_text;
 use crate::gguf::read::{GgufBase, GgufStored};
 use crate::tree::expected_tensors;
@@ -34,7 +35,7 @@ pub(crate) struct BaseFiles {
 /// Where the tensors of a base are.
 enum Origin {
     /// In a Hugging Face directory.
-    Directory { files: TensorSet, packing: PackedConfig },
+    Directory { files: Box<TensorSet>, packing: PackedConfig },
     /// In a GGUF file.
     Gguf(Box<GgufBase>),
 }
@@ -91,7 +92,7 @@ impl BaseFiles {
         }
         let config = path.join("config.json");
         let packing = PackedConfig::parse(&config_object(path)?, &config)?;
-        let origin = Origin::Directory { files: TensorSet::open_model(path)?, packing };
+        let origin = Origin::Directory { files: Box::new(TensorSet::open_model(path)?.split_by(stacked::parts)), packing };
         Ok(BaseFiles { path: path.to_owned(), origin, quantization: None })
     }
 
@@ -119,7 +120,9 @@ impl BaseFiles {
             [rows, columns] => applies(*scheme, [rows, columns], is_linear(name)),
             _ => false,
         };
-        let quantization = self.quantization.filter(|scheme| !stored.is_packed() && fits(scheme));
+        // Routers are small, and which experts they choose is sensitive.
+        let stays = stored.is_packed() || module_of(name).ends_with(".mlp.gate");
+        let quantization = self.quantization.filter(|scheme| !stays && fits(scheme));
         Ok(Some(BaseTensor { name: name.to_owned(), shape: shape.to_vec(), base: &self.path, stored, quantization }))
     }
 

@@ -68,6 +68,12 @@ pub fn write_merged(
     progress: &dyn Fn(usize, usize),
 ) -> Result<Merged, ModelError> {
     let (config, files) = BaseFiles::open(base, adapter.base.quantization)?;
+    if form.quantize.is_some() && config.experts.is_some() {
+        return Err(ModelError::NotExpressible {
+            what: format!("the packed experts of {} have no place here yet", config.family.architecture),
+            hint: "model.quantization packs them while they are loaded".to_owned(),
+        });
+    }
     let merging = Merging::new(&config, adapter);
     let mut writer = Writer::new(&merging, &config, &files, form)?;
     // Read before the long work, so that an error such as a link out of the directory comes early.

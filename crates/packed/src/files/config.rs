@@ -133,7 +133,14 @@ impl PackedConfig {
     /// What MLX's part says of this very module. What it says of all modules may be wrong for one
     /// of them (`infer_quant_config` of mlx-lm), so the tensors count there.
     pub(super) fn mlx_of(&self, module: &str) -> Option<&MlxForm> {
-        self.mlx.as_ref()?.modules.get(module)?.as_ref()
+        let modules = &self.mlx.as_ref()?.modules;
+        // What it calls the experts of a layer together, `mlp.switch_mlp.gate_proj`.
+        let stack = || {
+            let (layer, expert) = module.split_once(".experts.")?;
+            let (_, part) = expert.split_once('.')?;
+            modules.get(&format!("{layer}.switch_mlp.{part}"))
+        };
+        modules.get(module).or_else(stack)?.as_ref()
     }
 
     /// Whether compressed-tensors' part has weights of so many bits, in groups of this size if one

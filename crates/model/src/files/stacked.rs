@@ -1,0 +1,45 @@
+//! Experts that a file holds in one tensor, as tensors of single experts.
+//!
+//! mlx-lm has a stack for each projection, `mlp.switch_mlp.gate_proj.weight` [e, f, hidden], and for each
+//! part of a packed one. transformers 5 has `mlp.experts.gate_up_proj` [e, 2 f, hidden], the rows of the
+//! gate first, and `mlp.experts.down_proj` [e, hidden, f].
+
+use finetune_store::{TensorPart, TensorView};
+
+/// More experts than any layer has.
+const MOST: usize = 4096;
+
+/// The tensors of single experts that this one is made of. `None`: it is no stack of experts.
+pub(crate) fn parts(view: &TensorView<'_>) -> Option<Vec<TensorPart>> {
+    let (&experts, inner) = view.shape.split_first().filter(|(experts, _)| **experts <= MOST)?;
+    let &rows = inner.first()?;
+    let each: usize = inner.iter().product();
+    let part = |name: String, shape: Vec<usize>, first: usize| TensorPart { name, shape, first };
+    if let Some((layer, rest)) = view.name.split_once(".switch_mlp.") {
+        let of_expert = |expert| part(format!("{layer}.experts.{expert}.{rest}"), inner.to_vec(), expert * each);
+        return Some((0..experts).map(of_expert).collect());
+    }
+    let (experts_of_layer, stack) = view.name.rsplit_once('.')?;
+    if !experts_of_layer.ends_with(".mlp.experts") || inner.len() != 2 {
+        return None;
+    }
+    let weight = |expert: usize, part: &str| format!("{experts_of_layer}.{expert}.{part}.weight");
+    match stack {
+        "down_proj" => {
+            let down = |expert| part(weight(expert, "down_proj"), inner.to_vec(), expert * each);
+            Some((0..experts).map(down).collect())
+        }
+        "gate_up_proj" if rows.is_multiple_of(2) => {
+            let shape = vec![rows / 2, inner[1]];
+            let halves = |expert: usize| {
+                let first = expert * each;
+                [
+                    part(weight(expert, "gate_proj"), shape.clone(), first),
+                    part(weight(expert, "up_proj"), shape.clone(), first + each / 2),
+                ]
+            };
+            Some((0..experts).flat_map(halves).collect())
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,120 @@
+//! Experts that a file holds in stacks: they are read as single ones.
+
+mod made;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use finetune_model::{Model, Placement};
+use finetune_store::Dtype;
+use serde_json::json;
+
+use crate::made::{Tensor, golden, model};
+
+const FAMILY: &str = "qwen3_moe";
+
+fn logits(directory: &Path) -> Vec<u32> {
+    let model = Model::load(directory, &Placement::cpu(None)).expect("the model loads");
+    let logits = model.logits(&[5, 17, 42, 9, 33, 8, 61]).expect("tokens of the vocabulary");
+    logits.into_iter().map(f32::to_bits).collect()
+}
+
+/// (layer, expert, part) of a tensor such as `model.layers.0.mlp.experts.3.up_proj.weight`.
+fn place(name: &str) -> Option<(String, usize, String)> {
+    let (layer, expert) = name.split_once(".experts.")?;
+    let (number, part) = expert.split_once('.')?;
+    Some((layer.to_owned(), number.parse().ok()?, part.strip_suffix(".weight")?.to_owned()))
+}
+
+/// Takes the tensors of single experts out: by layer and part, those of each expert in order.
+fn take(tensors: &mut Vec<Tensor>) -> BTreeMap<(String, String), Vec<Tensor>> {
+    let mut found: BTreeMap<(String, String), BTreeMap<usize, Tensor>> = BTreeMap::new();
+    tensors.retain(|tensor| match place(&tensor.0) {
+        None => true,
+        Some((layer, expert, part)) => {
+            found.entry((layer, part)).or_default().insert(expert, tensor.clone());
+            false
+        }
+    });
+    found.into_iter().map(|(place, experts)| (place, experts.into_values().collect())).collect()
+}
+
+fn bytes(tensors: &[Tensor]) -> Vec<u8> {
+    tensors.iter().flat_map(|tensor| tensor.3.to_vec()).collect()
+}
+
+/// transformers 5: gate and up together.
+fn as_transformers(tensors: &mut Vec<Tensor>) {
+    let parts = take(tensors);
+    for ((layer, part), experts) in &parts {
+        let [rows, columns] = [experts[0].2[0], experts[0].2[1]];
+        let name = |stack: &str| format!("{layer}.experts.{stack}");
+        match part.as_str() {
+            "down_proj" => {
+                let shape = vec![experts.len(), rows, columns];
+                tensors.push((name("down_proj"), Dtype::F32, shape, bytes(experts).into()));
+            }
+            "gate_proj" => {
+                let ups = &parts[&(layer.clone(), "up_proj".to_owned())];
+                let both = experts.iter().zip(ups).flat_map(|(gate, up)| [gate.3.to_vec(), up.3.to_vec()].concat());
+                let shape = vec![experts.len(), 2 * rows, columns];
+                tensors.push((name("gate_up_proj"), Dtype::F32, shape, both.collect::<Vec<u8>>().into()));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// mlx-lm: a stack for each part.
+fn as_mlx(tensors: &mut Vec<Tensor>) {
+    for ((layer, part), experts) in take(tensors) {
+        let shape = [&[experts.len()], experts[0].2.as_slice()].concat();
+        tensors.push((format!("{layer}.switch_mlp.{part}.weight"), Dtype::F32, shape, bytes(&experts).into()));
+    }
+}
+
+#[test]
+fn stacks_are_read_as_single_experts() {
+    let want = logits(&golden(FAMILY));
+    for (name, stack) in [("transformers", as_transformers as fn(&mut Vec<Tensor>)), ("mlx-lm", as_mlx)] {
+        let made = model(FAMILY, |_, tensors| stack(tensors));
+        assert!(logits(made.path()) == want, "{name}");
+    }
+}
+
+/// (a change of a stack, a part of the message)
+#[test]
+fn stacks_that_do_not_fit_are_refused() {
+    type Change = fn(&mut Tensor);
+    let cases: [(&str, Change, &str); 3] = [
+        ("down_proj", |stack| stack.2 = vec![5, 32, 24], "model.layers.0.mlp.experts.5.down_proj.weight"),
+        ("gate_up_proj", |stack| stack.2 = vec![6, 24, 64], "model.layers.0.mlp.experts.0.gate_proj.weight"),
+        ("gate_up_proj", |stack| stack.2 = vec![6, 48 * 32], "model.layers.0.mlp.experts.0.gate_proj.weight"),
+    ];
+    for (name, change, part) in cases {
+        let made = model(FAMILY, |_, tensors| {
+            as_transformers(tensors);
+            let stack = tensors.iter_mut().find(|tensor| tensor.0.ends_with(name)).expect("a stack");
+            change(stack);
+            let length = 4 * stack.2.iter().product::<usize>();
+            stack.3 = stack.3[..length].to_vec().into();
+        });
+        let error = Model::check(made.path()).expect_err(name).to_string();
+        assert!(error.contains(part), "{name}: {error}");
+    }
+}
+
+/// Settings of experts that no layer can have.
+#[test]
+fn settings_that_do_not_fit_are_refused() {
+    for (key, value, part) in [
+        ("num_experts_per_tok", json!(7), "7 of 6 experts for each token"),
+        ("num_local_experts", json!(100_000), "2 of 100000 experts"),
+        ("mlp_only_layers", json!("1"), "`mlp_only_layers` should be a list of layer numbers"),
+        ("moe_intermediate_size", json!(0), "moe_intermediate_size"),
+    ] {
+        let made = model(FAMILY, |config, _| config[key] = value);
+        let error = Model::check(made.path()).expect_err(part).to_string();
+        assert!(error.contains(part), "{error}");
+    }
+}
