@@ -55,7 +55,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, Qwen2Config
+from transformers import LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
 import packed_forms as forms
 from make_goldens import (
@@ -67,7 +67,7 @@ VOCABULARY = 64
 MICRO_BATCH_LENGTHS = (8, 13)
 VARIANT = dict(learning_rate=1e-2, weight_decay=0.01, max_grad_norm=0.0, schedule="constant", warmup_steps=0,
                min_lr_ratio=0.0, steps=20)
-LIMIT = 1_500_000
+LIMIT = 2_000_000
 NARROW = dict(SIZES, vocab_size=VOCABULARY, hidden_size=64, num_key_value_heads=2, rms_norm_eps=1e-5, initializer_range=0.12)
 
 BASES = {
@@ -92,6 +92,14 @@ BASES = {
                                    rope_parameters=dict(PLAIN_ROPE), tie_word_embeddings=False),
         lora=dict(target_modules=["q_proj", "down_proj"]),
     ),
+    # Experts, which mlx-lm holds in stacks.
+    "qwen3_moe": dict(
+        seed=34,
+        config=lambda: Qwen3MoeConfig(**{**NARROW, "intermediate_size": 128}, num_hidden_layers=2, num_experts=4,
+                                      num_experts_per_tok=2, moe_intermediate_size=64, norm_topk_prob=True, head_dim=16,
+                                      rope_parameters=dict(PLAIN_ROPE), tie_word_embeddings=True),
+        lora=dict(target_modules=["q_proj", "v_proj"]),
+    ),
 }
 
 NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4")
@@ -113,6 +121,8 @@ CASES = {
     "mlx_mixed": ("qwen2", forms.write_mlx, dict(bits=4, group=32, overrides={
         "v_proj": {"group_size": 64, "bits": 6}, "down_proj": {"group_size": 64, "bits": 5},
         "k_proj": {"group_size": 64, "bits": 2}, "o_proj": False})),
+    "mlx_experts": ("qwen3_moe", forms.write_mlx, dict(bits=4, group=64, overrides={
+        "mlp.gate": {"group_size": 64, "bits": 8}})),
     "mxfp4": ("llama", forms.write_mlx, dict(mode="mxfp4")),
     "fp8_blocks": ("qwen2", forms.write_fp8_blocks, {}),
     "fp8_channels": ("llama", forms.write_fp8_channels, {}),
@@ -274,7 +284,7 @@ def main():
     for name in arguments.case or CASES:
         base = CASES[name][0]
         write_case(name, arguments.output / "bases" / base, *made[base], arguments.output / name)
-    for name in ("qwen2", "wide"):  # nothing is quantized out of these when they are loaded
+    for name in ("qwen2", "wide", "qwen3_moe"):  # nothing is quantized out of these when they are loaded
         (arguments.output / "bases" / name / "model.safetensors").unlink()
     size = sum(path.stat().st_size for path in arguments.output.rglob("*") if path.is_file())
     print(f"{size / 1e6:.2f} MB in {arguments.output}")

@@ -125,6 +125,8 @@ def in_hub_spelling(config):
         config["rope_theta"] = rope.pop("rope_theta")
         config["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
     config["torch_dtype"] = config.pop("dtype", config.get("torch_dtype"))
+    if "num_local_experts" in config:
+        config["num_experts"] = config.pop("num_local_experts")
     return config
 
 
@@ -170,8 +172,21 @@ def mlx_values(directory):
             tensor = mx.dequantize(tensor, scales, biases, group_size=settings["group_size"], bits=settings["bits"],
                                    mode=settings.get("mode", "affine"))
             packed.add(name)
-        values[name] = torch.from_numpy(np.array(tensor.astype(mx.float32)))
+        tensor = torch.from_numpy(np.array(tensor.astype(mx.float32)))
+        for part, of_expert in experts_apart(name, tensor):
+            values[part] = of_expert
+            if name in packed and part != name:
+                packed.add(part)
+        if name not in values:
+            packed.discard(name)
     return values, packed
+
+
+def experts_apart(name, tensor):
+    """mlx-lm's stack of a layer's experts, one by one under the names that hub files have."""
+    if ".switch_mlp." not in name:
+        return [(name, tensor)]
+    return [(name.replace(".switch_mlp.", f".experts.{n}."), of_expert.contiguous()) for n, of_expert in enumerate(tensor)]
 
 
 # --- packed here ----------------------------------------------------------------------------------

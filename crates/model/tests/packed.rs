@@ -28,7 +28,7 @@ use golden::{
 /// Makes one test of a check for each case, `CHECK::CASE`. The second form names the cases.
 macro_rules! of_each_case {
     ($check:ident) => {
-        of_each_case!($check: nf4 nf4_double fp4 int8 mlx4 mlx8 mlx3 mlx_mixed mxfp4 fp8_blocks fp8_channels
+        of_each_case!($check: nf4 nf4_double fp4 int8 mlx4 mlx8 mlx3 mlx_mixed mlx_experts mxfp4 fp8_blocks fp8_channels
             compressed_int4 gptq gptq_act_order awq gguf_q4_1 gguf_k);
     };
     ($check:ident: $($case:ident)+) => {

@@ -9,7 +9,7 @@ use finetune_recipe::Recipe;
 use finetune_trainer::{Event, Ranks, Resume, StepRow, ThisHost, prepare, train};
 use serde_json::Value;
 
-const CASES: [&str; 17] = [
+const CASES: [&str; 18] = [
     "nf4",
     "nf4_double",
     "fp4",
@@ -18,6 +18,7 @@ const CASES: [&str; 17] = [
     "mlx8",
     "mlx3",
     "mlx_mixed",
+    "mlx_experts",
     "mxfp4",
     "fp8_blocks",
     "fp8_channels",
