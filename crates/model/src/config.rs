@@ -114,6 +114,14 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Elements of the experts that a token does not go through.
+    pub fn idle_parameters(&self) -> u64 {
+        let Some(experts) = &self.experts else { return 0 };
+        let layers = self.layers.iter().filter(|layer| layer.has_experts).count();
+        let of_expert = 3 * self.hidden_size * experts.intermediate_size;
+        (layers * (experts.count - experts.choices) * of_expert) as u64
+    }
+
     /// What to say of a text of this many tokens, if the model was made for shorter ones.
     pub fn length_notice(&self, tokens: usize) -> Option<String> {
         let limit = self.max_position_embeddings;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use finetune_advice::Advice as _;
 use finetune_dataset::Dataset;
-use finetune_model::matmul_rate;
+use finetune_model::{ModelConfig, matmul_rate};
 use finetune_recipe::{Method, Recipe};
 use finetune_store::RealDisk;
 use serde::Serialize;
@@ -109,7 +109,9 @@ pub fn validate(recipe: &Recipe, host: &ThisHost, progress: &dyn Fn(u64)) -> Val
     let (parameters, trained) = (all.map(|all| all.parameters), trained.map(|sizes| sizes.trained));
     let mut estimate = found.estimate;
     if let (Some(estimate), Some(device_plan), Some(train)) = (&mut estimate, &found.device_plan, &found.train) {
-        estimate.seconds = seconds(&recipe, train, found.steps.unwrap_or(0), parameters.unwrap_or(0), device_plan);
+        let idle = found.config.as_ref().map_or(0, ModelConfig::idle_parameters);
+        let active = parameters.unwrap_or(0).saturating_sub(idle);
+        estimate.seconds = seconds(&recipe, train, found.steps.unwrap_or(0), active, device_plan);
     }
     let disk = match (found.steps, trained, found.sizing.as_ref()) {
         (Some(steps), Some(trained), Some(sizing)) => {
@@ -166,7 +168,8 @@ fn data_summary(data: &Dataset) -> DataSummary {
     }
 }
 
-/// Seconds of the whole run, at the rate of matrix products that is measured now. `None` on a GPU,
+/// Seconds of the whole run, at the rate of matrix products that is measured now. `parameters`: those that
+/// each token meets. `None` on a GPU,
 /// whose kernels would have to be compiled first.
 fn seconds(recipe: &Recipe, data: &Dataset, steps: u64, parameters: u64, device_plan: &DevicePlan) -> Option<f64> {
     if !device_plan.placement.is_cpu() {

@@ -10,15 +10,18 @@ use super::{Precision, Sizes, StepShape, estimate, sizes};
 use crate::limits;
 
 /// Hub id, the file of its config, and the parameters that the hub counts.
-const MODELS: [(&str, &str, u64); 11] = [
+const MODELS: [(&str, &str, u64); 14] = [
     ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m", 134_515_008),
     ("HuggingFaceTB/SmolLM2-360M-Instruct", "smollm2-360m", 361_821_120),
     ("HuggingFaceTB/SmolLM2-1.7B-Instruct", "smollm2-1.7b", 1_711_376_384),
     ("HuggingFaceTB/SmolLM3-3B", "smollm3-3b", 3_075_098_624),
+    ("google/gemma-3-270m-it", "gemma-3-270m", 268_098_176),
+    ("google/gemma-3-1b-it", "gemma-3-1b", 999_885_952),
     ("Qwen/Qwen3-0.6B", "qwen3-0.6b", 596_049_920),
     ("Qwen/Qwen3-1.7B", "qwen3-1.7b", 1_720_574_976),
     ("Qwen/Qwen3-4B", "qwen3-4b", 4_022_468_096),
     ("Qwen/Qwen3-8B", "qwen3-8b", 8_190_735_360),
+    ("Qwen/Qwen3-30B-A3B-Instruct-2507", "qwen3-30b-a3b", 30_532_122_624),
     ("meta-llama/Llama-3.2-1B-Instruct", "llama-3.2-1b", 1_235_814_400),
     ("meta-llama/Llama-3.2-3B-Instruct", "llama-3.2-3b", 3_212_749_824),
     ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b", 7_248_023_552),
@@ -61,7 +64,8 @@ fn figures(recipe: &Recipe) -> [f64; 3] {
         estimate(&config, Some(&adaptation), &step, precision).total as f64 / f64::from(1 << 30)
     };
     let Sizes { parameters, .. } = sizes(&config, None);
-    let hours = 1e6 * parameters as f64 * 4.0 / RATE / 3600.0;
+    let active = parameters - config.idle_parameters();
+    let hours = 1e6 * active as f64 * 4.0 / RATE / 3600.0;
     [gibibytes(false, FloatType::BF16), gibibytes(true, FloatType::F32), hours]
 }
 
