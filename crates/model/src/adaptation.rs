@@ -69,16 +69,25 @@ impl Adaptation {
         4 * (matrices * config.vocabulary * config.hidden_size) as u64
     }
 
-    /// What a user should know about embedding and output layer of a model of this config.
+    /// What a user should know about experts, embedding and output layer of a model of this config.
     pub fn notices(&self, config: &ModelConfig) -> Vec<String> {
-        if !(config.tied_embeddings && self.trains_vocabulary()) {
-            return Vec::new();
+        let mut notices = Vec::new();
+        if let Some(experts) = &config.experts
+            && !self.targets.iter().any(|target| is_of_experts(&target.module))
+        {
+            notices.push(format!(
+                "the {} experts of each layer and their routers stay as they are; `experts` in target_modules trains the experts too",
+                experts.count
+            ));
         }
-        vec![
+        if config.tied_embeddings && self.trains_vocabulary() {
+            notices.push(
             "embed_tokens and lm_head are one matrix in this model. The adapter changes each of them apart, as PEFT does without \
              ensure_weight_tying: a merged model has both, with tie_word_embeddings = false"
                 .to_owned(),
-        ]
+            );
+        }
+        notices
     }
 }
 

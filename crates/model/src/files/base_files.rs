@@ -92,7 +92,8 @@ impl BaseFiles {
         }
         let config = path.join("config.json");
         let packing = PackedConfig::parse(&config_object(path)?, &config)?;
-        let origin = Origin::Directory { files: Box::new(TensorSet::open_model(path)?.split_by(stacked::parts)), packing };
+        let origin =
+            Origin::Directory { files: Box::new(TensorSet::open_model(path)?.split_by(stacked::parts)), packing };
         Ok(BaseFiles { path: path.to_owned(), origin, quantization: None })
     }
 

@@ -116,6 +116,12 @@ impl Reader<'_> {
                 self.path.display()
             ));
         }
+        if family.has_experts && self.flag("output_router_logits")?.unwrap_or(false) {
+            notices.push(format!(
+                "{}: output_router_logits asks for the router's auxiliary loss in training, which is left out: routers are frozen",
+                self.path.display()
+            ));
+        }
         let ropes = self.ropes(family, head_dim)?;
         let query_scalar = match family.query_scalar {
             Some(default) => self.number_within("query_pre_attn_scalar", 1e-3, 1e9)?.unwrap_or(default),
