@@ -6,8 +6,8 @@
 use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use finetune_kernels::devices::gpus;
-use finetune_kernels::{Dispatch, ExpertWeights, FrozenValues, PackedWeight, Scores, composed, operations};
+use finetune_kernels::devices::{gpus, is_cpu};
+use finetune_kernels::{Dispatch, ExpertWeights, FloatType, FrozenValues, PackedWeight, Scores, composed, operations};
 use finetune_random::Stream;
 use half::{bf16, f16};
 
@@ -112,7 +112,12 @@ fn rows_by_expert_and_their_sum() {
     );
 }
 
-/// Weights of the experts, held in each number type, and what they are in f32.
+/// Whether the device computes in a number type.
+fn computes_in(kind: FloatType) -> bool {
+    is_cpu(&device()) || gpus(true).into_iter().next().is_some_and(|gpu| gpu.types.contains(&kind))
+}
+
+/// Weights of the experts, held in each number type of the device, and what they are in f32.
 fn experts() -> Vec<(Arc<[PackedWeight]>, Vec<Tensor<2>>)> {
     let values: Vec<Vec<f32>> = (0..EXPERTS).map(|expert| normal(100 + expert as u64, OUTPUTS * INPUTS)).collect();
     let held = |round: fn(&[f32]) -> (FrozenValues, Vec<f32>)| {
@@ -122,19 +127,21 @@ fn experts() -> Vec<(Arc<[PackedWeight]>, Vec<Tensor<2>>)> {
             rounded.iter().map(|(values, _)| PackedWeight::of_values(values.clone(), shape, &device())).collect();
         (weights, rounded.into_iter().map(|(_, values)| tensor(values, shape)).collect())
     };
-    vec![
-        held(|values| (FrozenValues::F32(values.to_vec()), values.to_vec())),
-        held(|values| {
+    type Round = fn(&[f32]) -> (FrozenValues, Vec<f32>);
+    let all: [(FloatType, Round); 3] = [
+        (FloatType::F32, |values| (FrozenValues::F32(values.to_vec()), values.to_vec())),
+        (FloatType::F16, |values| {
             let halves: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
             let floats = halves.iter().map(|half| half.to_f32()).collect();
             (FrozenValues::F16(halves), floats)
         }),
-        held(|values| {
+        (FloatType::BF16, |values| {
             let halves: Vec<bf16> = values.iter().map(|&value| bf16::from_f32(value)).collect();
             let floats = halves.iter().map(|half| half.to_f32()).collect();
             (FrozenValues::Bf16(halves), floats)
         }),
-    ]
+    ];
+    all.into_iter().filter(|(kind, _)| computes_in(*kind)).map(|(_, round)| held(round)).collect()
 }
 
 #[test]
