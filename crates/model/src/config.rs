@@ -73,6 +73,8 @@ pub struct ExpertsConfig {
 pub struct ModelConfig {
     /// The family, with the defaults of its classes in transformers.
     pub family: &'static Family,
+    /// The class of the multimodal model that this is the text model of. `None`: it is a model of its own.
+    pub wrapper: Option<String>,
     /// Elements of a token between layers.
     pub hidden_size: usize,
     /// Elements of a token inside the feed-forward part.

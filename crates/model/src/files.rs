@@ -13,3 +13,4 @@ pub(crate) mod load;
 pub(crate) mod packing;
 mod stacked;
 pub(crate) mod text;
+pub(crate) mod wrapper;

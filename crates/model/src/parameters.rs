@@ -6,6 +6,7 @@ use finetune_kernels::devices::is_cpu;
 
 use crate::adaptation::{Adaptation, is_of_vocabulary};
 use crate::error::ModelError;
+use crate::files::wrapper::name_inside;
 use crate::layout::Layout;
 use crate::lora::LoraTargets;
 use crate::model::{Model, Trained};
@@ -47,10 +48,11 @@ impl Model {
     /// Sets what is trained, and its layout.
     fn train(&mut self, trained: Trained) {
         let is_adapter = matches!(trained, Trained::Adapter(_));
+        let is_wrapped = self.config.wrapper.is_some();
         self.trained = trained;
         let mut layout = Layout::default();
         for slot in self.trained() {
-            layout.push(tensor_name(slot.name(), is_adapter), slot.shape());
+            layout.push(tensor_name(slot.name(), is_adapter, is_wrapped), slot.shape());
             match slot {
                 Slot::Vector(vector) => vector.set(vector.values().clone().inner().autodiff().require_grad()),
                 Slot::Matrix(matrix) => matrix.set(matrix.dense().clone().inner().autodiff().require_grad()),
@@ -142,7 +144,13 @@ pub(crate) fn file_name(module: &str, part: &str) -> String {
 /// What names begin with in PEFT's files.
 pub(crate) const PREFIX: &str = "base_model.model.";
 
-/// The name of a trained tensor in the files: in those of an adapter, as PEFT has it.
-fn tensor_name(name: &str, is_adapter: bool) -> String {
-    if is_adapter && !name.starts_with(PREFIX) { format!("{PREFIX}{name}") } else { name.to_owned() }
+/// The name of a trained tensor in the files: in those of an adapter, as PEFT has it. `is_wrapped`:
+/// whether the model is the text model of a multimodal one, whose name for it counts.
+pub(crate) fn tensor_name(name: &str, is_adapter: bool, is_wrapped: bool) -> String {
+    let module = name.strip_prefix(PREFIX).unwrap_or(name);
+    match (is_adapter, is_wrapped) {
+        (false, _) => name.to_owned(),
+        (true, false) => format!("{PREFIX}{module}"),
+        (true, true) => format!("{PREFIX}{}", name_inside(module)),
+    }
 }

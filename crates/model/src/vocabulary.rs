@@ -9,7 +9,7 @@ use crate::branch::{EMBEDDING, OUTPUT};
 use crate::error::ModelError;
 use crate::layout::Layout;
 use crate::model::Model;
-use crate::parameters::PREFIX;
+use crate::parameters::tensor_name;
 use crate::placement::Placement;
 use crate::readback::data;
 use crate::tree::{Decoder, Matrix};
@@ -110,7 +110,8 @@ impl Model {
             }
             let has_branch = adaptation.targets.iter().any(|target| target.module == module);
             let end = if has_branch { ".base_layer.weight" } else { ".weight" };
-            layout.push(format!("{PREFIX}{module}{end}"), matrix.shape.to_vec());
+            let name = tensor_name(&format!("{module}{end}"), true, self.config.wrapper.is_some());
+            layout.push(name, matrix.shape.to_vec());
             values.extend(data(matrix.in_f32(self.placement.device()))?);
         }
         Ok((layout, values))

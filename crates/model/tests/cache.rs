@@ -9,8 +9,18 @@ use finetune_model::{
     FloatType, Generation, GenerationStep, KeyValueCache, Model, Placement, RowRequest, Sampling, gpus,
 };
 
-const FAMILIES: [&str; 9] =
-    ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3", "qwen3_moe", "qwen3_moe_experts"];
+const FAMILIES: [&str; 10] = [
+    "llama",
+    "llama3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "gemma3",
+    "gemma3_multimodal",
+    "qwen3_moe",
+    "qwen3_moe_experts",
+];
 
 /// Tokens of an answer.
 const ANSWER: usize = 9;

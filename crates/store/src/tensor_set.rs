@@ -187,6 +187,18 @@ impl TensorSet {
         }
     }
 
+    /// The tensors that are read as none, in the order of their names.
+    pub fn left_out(&self) -> impl Iterator<Item = TensorView<'_>> {
+        let empty = self.split.iter().filter(|(_, parts)| parts.is_empty());
+        empty.filter_map(|(name, _)| self.files.get(*self.file_of.get(name)?)?.get(name))
+    }
+
+    /// The tensor that is read as this one alone, under another name.
+    pub fn whole_of(&self, name: &str) -> Option<&str> {
+        let (of, _) = self.part_of.get(name)?;
+        (self.split.get(of)?.len() == 1).then_some(of.as_str())
+    }
+
     /// The files with tensors in them, ascending by name.
     pub fn files(&self) -> &[PathBuf] {
         &self.paths

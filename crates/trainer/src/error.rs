@@ -67,9 +67,9 @@ pub enum TrainError {
     /// All weights are to be trained, and the base has them in few bits. `form`: how they are packed.
     #[error("train.method = \"full\" trains all weights, and {path} has them packed: {form}", path = path.display())]
     PackedBase { path: PathBuf, form: String },
-    /// All weights are to be trained, and the model has experts.
-    #[error("train.method = \"full\" trains all weights, and the experts of {architecture} are trained by LoRA alone")]
-    FullExperts { architecture: &'static str },
+    /// All weights are to be trained, and the model has parts that are not.
+    #[error("train.method = \"full\" trains all weights, and {what} by LoRA alone")]
+    OnlyLora { what: String },
     /// `path` is there, but holds something else than a model.
     #[error("model.path: `{path}` {what}")]
     NotAModel { path: String, what: String, hints: Vec<String> },
@@ -229,8 +229,8 @@ impl TrainError {
                 "train.method = \"lora\" trains an adapter over them",
                 "or name the 16-bit model that they were made from in model.path",
             ],
-            TrainError::FullExperts { .. } => {
-                &["train.method = \"lora\" trains an adapter; lora.target_modules with \"experts\" trains them too"]
+            TrainError::OnlyLora { .. } => {
+                &["train.method = \"lora\" trains an adapter; \"experts\" in lora.target_modules trains experts too"]
             }
             TrainError::Occupied { .. } => &["`--resume` goes on with it; `--output-dir` starts another"],
             TrainError::Changed { .. } => &[

@@ -180,9 +180,13 @@ impl Examiner<'_> {
             self.found.notices.extend(config.notices.iter().cloned());
         }
         if let Some(config) = &self.found.config {
-            if self.recipe.train.method == Method::Full && config.experts.is_some() {
-                let architecture = config.family.architecture;
-                self.found.problems.push(TrainError::FullExperts { architecture });
+            let only_lora = match (&config.experts, &config.wrapper) {
+                (Some(_), _) => Some(format!("the experts of {} are trained", config.family.architecture)),
+                (None, Some(class)) => Some(format!("the text model of {class} is trained")),
+                (None, None) => None,
+            };
+            if let Some(what) = only_lora.filter(|_| self.recipe.train.method == Method::Full) {
+                self.found.problems.push(TrainError::OnlyLora { what });
             }
             self.stored = stored_type(&directory);
             let device_plan = DevicePlan::choose(&self.recipe.model, self.host, self.stored, config.family);

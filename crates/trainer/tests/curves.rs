@@ -19,7 +19,7 @@ use serde_json::Value;
 /// hide the others. The second form names the families.
 macro_rules! of_each_family {
     ($check:ident) => {
-        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3 qwen3_moe qwen3_moe_experts);
+        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3 gemma3_multimodal qwen3_moe qwen3_moe_experts);
     };
     ($check:ident: $($family:ident)+) => {
         mod $check {

@@ -9,9 +9,18 @@ use crate::program::{finetune, run};
 /// The loss of a file is that of transformers and PEFT.
 #[test]
 fn eval_equals_transformers() {
-    for family in
-        ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3", "qwen3_moe", "qwen3_moe_experts"]
-    {
+    for family in [
+        "llama",
+        "llama3",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+        "gemma3",
+        "gemma3_multimodal",
+        "qwen3_moe",
+        "qwen3_moe_experts",
+    ] {
         let directory = golden(family);
         let text = std::fs::read_to_string(directory.join("golden.json")).expect("goldens");
         let golden: Value = serde_json::from_str(&text).expect("JSON");

@@ -17,6 +17,7 @@ use crate::adapter::{Adapter, CONFIG_FILE};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, list};
 use crate::files::floats::from_f32;
+use crate::files::wrapper::name_in_mlx;
 use crate::lora::{LoraTarget, layer_of};
 use crate::merge::branches;
 
@@ -62,6 +63,8 @@ impl Adapter {
         let scale = most_frequent(&scales).unwrap_or(1.0);
         let rank = self.targets.iter().map(|target| target.rank).max().unwrap_or(1);
         let (num_layers, keys) = self.mlx_choice();
+        let is_wrapped = config.wrapper.is_some();
+        let named = |module: &str| if is_wrapped { name_in_mlx(module) } else { module.to_owned() };
         let config = json!({
             "fine_tune_type": if use_dora { "dora" } else { "lora" },
             "model": self.base.name,
@@ -91,7 +94,7 @@ impl Adapter {
             let mut parts = vec![("lora_a", vec![inputs, rank], a), ("lora_b", vec![rank, outputs], b)];
             parts.extend(branch.magnitudes.map(|values| ("m", vec![outputs], values.to_vec())));
             for (part, shape, values) in parts {
-                let name = format!("{}.{part}", target.module);
+                let name = format!("{}.{part}", named(&target.module));
                 tensors.push((name, Dtype::F32, shape, Cow::from(from_f32(&values, Dtype::F32))));
             }
         }

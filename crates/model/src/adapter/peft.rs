@@ -13,7 +13,7 @@ use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::files::floats::from_f32;
 use crate::merge::branches;
-use crate::parameters::file_name;
+use crate::parameters::{file_name, tensor_name};
 
 impl Adapter {
     /// adapter_config.json and adapter_model.safetensors, in f32, for a base of this config.
@@ -28,6 +28,7 @@ impl Adapter {
         }
         let base = BaseName { name: self.base.name.clone().unwrap_or_default(), revision: self.base.revision.clone() };
         let adaptation = Adaptation { dropout, ..self.adaptation() };
+        let is_wrapped = config.wrapper.is_some();
         let config = adapter_config(&adaptation, &base, config);
         let config = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
         let mut tensors = Vec::new();
@@ -40,7 +41,12 @@ impl Adapter {
                 vec![(names[0], vec![branch.rank, inputs], branch.a), (names[1], vec![outputs, branch.rank], branch.b)];
             parts.extend(branch.magnitudes.map(|values| ("lora_magnitude_vector", vec![outputs], values)));
             tensors.extend(parts.into_iter().map(|(part, shape, values)| {
-                (file_name(branch.module, part), Dtype::F32, shape, Cow::from(from_f32(values, Dtype::F32)))
+                (
+                    tensor_name(&file_name(branch.module, part), true, is_wrapped),
+                    Dtype::F32,
+                    shape,
+                    Cow::from(from_f32(values, Dtype::F32)),
+                )
             }));
         }
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use finetune_store::TensorFile;
 
 use crate::adaptation::{is_of_vocabulary, saved_modules, saved_tensors, target_layers};
-use crate::adapter::files::AdapterFiles;
+use crate::adapter::files::{AdapterFiles, Format};
 use crate::adapter::settings::Settings;
 use crate::adapter::stacked::{self, OfExpert};
 use crate::adapter::tensors::{self, Branches, Parts};
@@ -14,6 +14,8 @@ use crate::adapter::{Adapter, RecordedBase};
 use crate::branch::{EMBEDDING, OUTPUT};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, list};
+use crate::files::wrapper::{module_in_text, name_inside};
+use crate::lora::LoraTarget;
 use crate::parameters::file_name;
 use crate::vocabulary::FrozenMatrix;
 
@@ -29,11 +31,17 @@ impl Adapter {
         let mut modules: Vec<String> = target_layers(config).into_iter().map(|layer| layer.module).collect();
         let linears = modules.len();
         modules.extend(stacked::parameters(config));
-        let settings = Settings::read(&files, &modules, config.tied_embeddings)?;
+        let inside = config.wrapper.is_some() && files.format == Format::Peft;
+        let named: Vec<String> = modules.iter().map(|module| name_of(module, inside)).collect();
+        let settings = Settings::read(&files, &named, config.tied_embeddings)?;
         modules.truncate(linears);
         let path = files.tensors();
         let file = TensorFile::open(&path)?;
-        let branches = Branches::sort(&file, files.format, &path)?;
+        let in_text = |module: &str| match config.wrapper {
+            Some(_) => module_in_text(module).into_owned(),
+            None => module.to_owned(),
+        };
+        let branches = Branches::sort(&file, files.format, &path, in_text)?;
         let rows = rows(&branches).unwrap_or(config.vocabulary);
         let config = &ModelConfig { vocabulary: rows, ..config.clone() };
         let adapter = Adapter {
@@ -47,12 +55,17 @@ impl Adapter {
             notices: settings.notices.clone(),
             modules,
         };
-        let mut reader = Reader { config, settings: &settings, path, format: files.format, branches, adapter };
+        let mut reader = Reader { config, settings: &settings, inside, path, format: files.format, branches, adapter };
         reader.branches()?;
         reader.saved()?;
         reader.vocabulary()?;
         reader.finish()
     }
+}
+
+/// What the settings call a module of the text model.
+fn name_of(module: &str, inside: bool) -> String {
+    if inside { name_inside(module) } else { module.to_owned() }
 }
 
 /// Rows of the embedding or the output layer, if the file has one of them.
@@ -67,8 +80,10 @@ fn rows(branches: &Branches<'_>) -> Option<usize> {
 struct Reader<'a> {
     config: &'a ModelConfig,
     settings: &'a Settings,
+    /// Whether the settings name modules inside a multimodal model.
+    inside: bool,
     path: PathBuf,
-    format: super::files::Format,
+    format: Format,
     branches: Branches<'a>,
     adapter: Adapter,
 }
@@ -92,7 +107,7 @@ impl Reader<'_> {
                 continue;
             }
             let is_embedding = module == EMBEDDING;
-            let expected = self.settings.expects(module);
+            let expected = self.settings.expects(&name_of(module, self.inside));
             let Some(Parts { found }) = self.branches.by_module.remove(&(module.clone(), is_embedding)) else {
                 absent.extend((expected == Some(true)).then(|| module.clone()));
                 continue;
@@ -105,7 +120,8 @@ impl Reader<'_> {
             };
             unnamed.extend((expected == Some(false)).then(|| module.clone()));
             let (a, b, rank) = tensors::values(&a, &b, (layer.outputs, layer.inputs), self.format)?;
-            let target = self.settings.target(module, rank)?;
+            let target = self.settings.target(&name_of(module, self.inside), rank)?;
+            let target = LoraTarget { module: module.clone(), ..target };
             let use_dora = target.use_dora;
             if use_dora && is_of_vocabulary(module) {
                 let (path, value) = (self.path.clone(), format!("true on `{module}`"));

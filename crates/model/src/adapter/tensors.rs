@@ -29,17 +29,29 @@ pub(super) struct Branches<'a> {
 }
 
 impl<'a> Branches<'a> {
-    pub(super) fn sort(file: &'a TensorFile, format: Format, path: &Path) -> Result<Branches<'a>, ModelError> {
+    /// `in_text`: the name in the model of a module that the file names.
+    pub(super) fn sort(
+        file: &'a TensorFile,
+        format: Format,
+        path: &Path,
+        in_text: impl Fn(&str) -> String,
+    ) -> Result<Branches<'a>, ModelError> {
         let mut branches = Branches { by_module: BTreeMap::new(), others: BTreeMap::new() };
         for view in file.names().filter_map(|name| file.get(name)) {
             let found = match format {
-                Format::Peft => peft_name(view.name),
-                Format::Mlx => mlx_name(view.name).map(|(module, part)| (module, module == EMBEDDING, part)),
+                Format::Peft => {
+                    peft_name(view.name).map(|(module, is_embedding, part)| (in_text(module), is_embedding, part))
+                }
+                Format::Mlx => mlx_name(view.name).map(|(module, part)| {
+                    let module = in_text(module);
+                    let is_embedding = module == EMBEDDING;
+                    (module, is_embedding, part)
+                }),
             };
             let first = match found {
-                None => branches.add_other(view),
+                None => branches.add_other(view, &in_text),
                 Some((module, is_embedding, part)) => {
-                    let parts = branches.by_module.entry((module.to_owned(), is_embedding)).or_default();
+                    let parts = branches.by_module.entry((module, is_embedding)).or_default();
                     parts.found[part].replace(view)
                 }
             };
@@ -59,12 +71,12 @@ impl<'a> Branches<'a> {
     ///
     /// PEFT saves an embedding with new rows three times if it is trained in full: as the module, as
     /// the wrapper's copy of it, and as it was before training. The first of these counts.
-    fn add_other(&mut self, view: TensorView<'a>) -> Option<TensorView<'a>> {
+    fn add_other(&mut self, view: TensorView<'a>, in_text: impl Fn(&str) -> String) -> Option<TensorView<'a>> {
         const COPY: &str = ".modules_to_save.";
         if view.name.contains(".original_module.") {
             return None;
         }
-        let name = plain_name(view.name);
+        let name = in_text(&plain_name(view.name));
         let first = self.others.get(&name).copied();
         let is_copy = view.name.contains(COPY);
         match first {

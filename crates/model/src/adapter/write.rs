@@ -11,6 +11,7 @@ use crate::adapter::{BaseName, CONFIG_FILE, TENSOR_FILE};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::files::companions::{amend_config, companion_files};
+use crate::files::wrapper::name_inside;
 use crate::layout::{encode_flat, read_flat};
 use crate::lora::LoraTargets;
 use crate::model::{Model, Trained};
@@ -68,13 +69,23 @@ pub(super) fn adapter_config(adaptation: &Adaptation, base: &BaseName, config: &
     let Adaptation { targets, dropout, .. } = adaptation;
     let modules: Vec<String> = target_layers(config).into_iter().map(|layer| layer.module).collect();
     let first = &targets[0];
+    // The last parts of names would choose modules of the other parts of a multimodal model too.
+    let named = |module: &String| if config.wrapper.is_some() { name_inside(module) } else { module.clone() };
+    let chosen = match config.wrapper {
+        Some(_) => targets.iter().map(|target| named(&target.module)).collect(),
+        None => short_names(targets, &modules),
+    };
+    let saved = saved_names(&adaptation.saved, config).map(|names| match config.wrapper {
+        Some(_) => adaptation.saved.iter().map(named).collect(),
+        None => names,
+    });
     let (mut ranks, mut alphas) = (serde_json::Map::new(), serde_json::Map::new());
     for target in targets {
         if target.rank != first.rank {
-            ranks.insert(target.module.clone(), json!(target.rank));
+            ranks.insert(named(&target.module), json!(target.rank));
         }
         if target.alpha != first.alpha {
-            alphas.insert(target.module.clone(), whole(target.alpha));
+            alphas.insert(named(&target.module), whole(target.alpha));
         }
     }
     json!({
@@ -86,7 +97,7 @@ pub(super) fn adapter_config(adaptation: &Adaptation, base: &BaseName, config: &
         "r": first.rank,
         "lora_alpha": whole(first.alpha),
         "lora_dropout": dropout,
-        "target_modules": short_names(targets, &modules),
+        "target_modules": chosen,
         "bias": "none",
         "use_rslora": first.use_rslora,
         "use_dora": first.use_dora,
@@ -94,7 +105,7 @@ pub(super) fn adapter_config(adaptation: &Adaptation, base: &BaseName, config: &
         "init_lora_weights": true,
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
-        "modules_to_save": saved_names(&adaptation.saved, config),
+        "modules_to_save": saved,
         "layers_to_transform": null,
         "layers_pattern": null,
     })

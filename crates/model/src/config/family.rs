@@ -12,6 +12,8 @@ pub struct Family {
     pub architecture: &'static str,
     /// `model_type` of config.json.
     pub model_type: &'static str,
+    /// `vocab_size` if the key is left out; `None`: it must be there.
+    pub(crate) vocabulary: Option<usize>,
     /// `num_key_value_heads` if the key is left out; `None`: one for each query head.
     pub(crate) key_value_heads: Option<usize>,
     /// `head_dim` if the key is left out; `None`: hidden_size / num_attention_heads.
@@ -86,6 +88,7 @@ pub(crate) enum Windows {
 const LLAMA: Family = Family {
     architecture: "LlamaForCausalLM",
     model_type: "llama",
+    vocabulary: None,
     key_value_heads: None,
     head_dim: None,
     qkv_bias: Bias::Asked,
@@ -170,6 +173,7 @@ pub(crate) static FAMILIES: [Family; 7] = [
     Family {
         architecture: "Gemma3ForCausalLM",
         model_type: "gemma3_text",
+        vocabulary: Some(262_208),
         key_value_heads: Some(4),
         head_dim: Some(256),
         query_key_norm: true,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use finetune_kernels::FloatType;
 use finetune_packed::files::{PackedConfig, PackedTensor, find};
 use finetune_packed::{PackedMatrix, Scheme, applies, quantize};
-use finetune_store::{Dtype, TensorSet, TensorView};
+use finetune_store::{Dtype, TensorPart, TensorSet, TensorView};
 use serde_json::{Map, Value};
 
 use crate::adaptation::{is_of_vocabulary, module_of};
@@ -21,6 +21,7 @@ use crate::files::load;
 use crate::files::packing;
 use crate::files::stacked;
 use crate::files::text::read_text;
+use crate::files::wrapper;
 use crate::gguf::read::{GgufBase, GgufStored};
 use crate::tree::expected_tensors;
 
@@ -91,9 +92,11 @@ impl BaseFiles {
             return Ok(BaseFiles { path: path.to_owned(), origin: Origin::Gguf(Box::new(base)), quantization: None });
         }
         let config = path.join("config.json");
-        let packing = PackedConfig::parse(&config_object(path)?, &config)?;
-        let origin =
-            Origin::Directory { files: Box::new(TensorSet::open_model(path)?.split_by(stacked::parts)), packing };
+        let object = config_object(path)?;
+        let packing = PackedConfig::parse(&object, &config)?;
+        let is_wrapped = wrapper::text_config(&object).is_some();
+        let files = TensorSet::open_model(path)?.split_by(|view| parts(view, is_wrapped));
+        let origin = Origin::Directory { files: Box::new(files), packing };
         Ok(BaseFiles { path: path.to_owned(), origin, quantization: None })
     }
 
@@ -185,6 +188,14 @@ impl BaseFiles {
         expected_tensors(config).iter().map(|(name, shape)| self.tensor(config, name, shape)).collect()
     }
 
+    /// Whether a matrix of the model is packed in the files.
+    ///
+    /// # Errors
+    /// As [`BaseFiles::tensor`].
+    pub(crate) fn is_packed(&self, config: &ModelConfig) -> Result<bool, ModelError> {
+        Ok(self.tensors(config)?.iter().any(BaseTensor::is_packed_in_file))
+    }
+
     /// Every tensor of the model, and those of the files that no part of it uses, in the order of the
     /// files. A packed base has the former only: the others may be parts of packed matrices.
     pub(crate) fn tensors_of_files(&self, config: &ModelConfig) -> Result<Vec<BaseTensor<'_>>, ModelError> {
@@ -195,6 +206,7 @@ impl BaseFiles {
         };
         let known: BTreeSet<String> = tensors.iter().map(|tensor| tensor.name.clone()).collect();
         let others = files.names().filter(|name| !known.contains(*name)).filter_map(|name| files.get(name));
+        let others = others.chain(files.left_out());
         tensors.extend(others.map(|view| BaseTensor {
             name: view.name.to_owned(),
             shape: view.shape.to_vec(),
@@ -205,6 +217,11 @@ impl BaseFiles {
         let place: std::collections::BTreeMap<&str, usize> = files.names().zip(0..).collect();
         tensors.sort_by_key(|tensor| place.get(tensor.name.as_str()).copied());
         Ok(tensors)
+    }
+
+    /// The name in the files of a tensor of this name in the model.
+    pub(crate) fn name_in_files<'n>(&'n self, name: &'n str) -> &'n str {
+        self.safetensors().and_then(|files| files.whole_of(name)).unwrap_or(name)
     }
 
     /// Names of the tensors that are parts of packed matrices. One that is stored a second time for a
@@ -244,6 +261,17 @@ impl BaseFiles {
         });
         matrix.unwrap_or(FloatType::F32)
     }
+}
+
+/// What a tensor of the files is read as: the experts of a stack, and of a multimodal model the text
+/// model's tensors under the names that they have in it.
+fn parts(view: &TensorView<'_>, is_wrapped: bool) -> Option<Vec<TensorPart>> {
+    if !is_wrapped {
+        return stacked::parts(view.name, view);
+    }
+    let Some(name) = wrapper::name_in_text(view.name) else { return Some(Vec::new()) };
+    let whole = || TensorPart { name: name.to_string(), shape: view.shape.to_vec(), first: 0 };
+    stacked::parts(&name, view).or_else(|| (name != view.name).then(|| vec![whole()]))
 }
 
 impl Stored<'_> {

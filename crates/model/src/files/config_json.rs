@@ -15,6 +15,7 @@ use crate::files::base_files::BaseFiles;
 use crate::files::floats::have_same_values;
 use crate::files::packing::have_same_elements;
 use crate::files::text::read_text;
+use crate::files::wrapper::text_config;
 use crate::gguf::read::GgufBase;
 use crate::tree::Decoder;
 
@@ -57,7 +58,8 @@ impl ModelConfig {
     pub fn parse(text: &str, path: &Path) -> Result<ModelConfig, ModelError> {
         let malformed = |what: String| ModelError::Malformed { path: path.to_owned(), what };
         let object: Map<String, Value> = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
-        Reader { object: &object, path }.config()
+        let Some((class, text)) = text_config(&object) else { return Reader { object: &object, path }.config() };
+        Ok(ModelConfig { wrapper: Some(class), ..Reader { object: &text, path }.config()? })
     }
 }
 
@@ -131,6 +133,7 @@ impl Reader<'_> {
         let has_bias = |bias: Bias| bias == Bias::Always || (bias == Bias::Asked && attention_bias);
         let config = ModelConfig {
             family,
+            wrapper: None,
             hidden_size,
             intermediate_size: self.size("intermediate_size")?,
             experts: self.experts(family)?,
@@ -138,7 +141,10 @@ impl Reader<'_> {
             heads,
             key_value_heads,
             head_dim,
-            vocabulary: self.size("vocab_size")?,
+            vocabulary: match (self.optional_size("vocab_size")?, family.vocabulary) {
+                (Some(size), _) | (None, Some(size)) => size,
+                (None, None) => self.size("vocab_size")?,
+            },
             rms_norm_eps: self.number_within("rms_norm_eps", 1e-30, 1.0)?.unwrap_or(1e-6),
             ropes,
             tied_embeddings: self.flag("tie_word_embeddings")?.unwrap_or(family.tied_embeddings),

@@ -21,6 +21,15 @@ pub(crate) fn check(files: &BaseFiles, config: &ModelConfig) -> Result<Vec<Strin
     let parts = files.parts(config)?;
     let Some(files) = files.safetensors() else { return Ok(Vec::new()) };
     let mut notices = Vec::new();
+    if let Some(class) = &config.wrapper {
+        let parts: Vec<String> = part_names(files.left_out().map(|view| view.name));
+        let count = files.left_out().count();
+        notices.push(format!(
+            "{}: {class}: the text model in it, {family}; {count} tensors of {} take no part",
+            path.display(),
+            list(&parts)
+        ));
+    }
     let unused = extra::passed_over(files, config, &parts, path)?;
     if !unused.is_empty() {
         let names = list(&unused);
@@ -31,6 +40,18 @@ pub(crate) fn check(files: &BaseFiles, config: &ModelConfig) -> Result<Vec<Strin
         notices.push(format!("{}: the index of the weights leaves out {names}; the shards have them", path.display()));
     }
     Ok(notices)
+}
+
+/// The parts of a multimodal model that these tensors are of, such as `model.vision_tower`, each once.
+fn part_names<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let part = |name: &str| {
+        let words = if name.starts_with("model.") { 2 } else { 1 };
+        name.split('.').take(words).collect::<Vec<_>>().join(".")
+    };
+    let mut parts: Vec<String> = names.map(part).collect();
+    parts.sort();
+    parts.dedup();
+    parts
 }
 
 /// Where the tensors of a model come from.

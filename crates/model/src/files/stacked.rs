@@ -9,17 +9,18 @@ use finetune_store::{TensorPart, TensorView};
 /// More experts than any layer has.
 const MOST: usize = 4096;
 
-/// The tensors of single experts that this one is made of. `None`: it is no stack of experts.
-pub(crate) fn parts(view: &TensorView<'_>) -> Option<Vec<TensorPart>> {
+/// The tensors of single experts that this one, of this name in the model, is made of. `None`: it is no
+/// stack of experts.
+pub(crate) fn parts(name: &str, view: &TensorView<'_>) -> Option<Vec<TensorPart>> {
     let (&experts, inner) = view.shape.split_first().filter(|(experts, _)| **experts <= MOST)?;
     let &rows = inner.first()?;
     let each: usize = inner.iter().product();
     let part = |name: String, shape: Vec<usize>, first: usize| TensorPart { name, shape, first };
-    if let Some((layer, rest)) = view.name.split_once(".switch_mlp.") {
+    if let Some((layer, rest)) = name.split_once(".switch_mlp.") {
         let of_expert = |expert| part(format!("{layer}.experts.{expert}.{rest}"), inner.to_vec(), expert * each);
         return Some((0..experts).map(of_expert).collect());
     }
-    let (experts_of_layer, stack) = view.name.rsplit_once('.')?;
+    let (experts_of_layer, stack) = name.rsplit_once('.')?;
     if !experts_of_layer.ends_with(".mlp.experts") || inner.len() != 2 {
         return None;
     }

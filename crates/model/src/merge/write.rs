@@ -74,12 +74,21 @@ pub fn write_merged(
             hint: "model.quantization packs them while they are loaded".to_owned(),
         });
     }
+    if let (Some(class), true) = (&config.wrapper, form.quantize.is_some() || files.is_packed(&config)?) {
+        return Err(ModelError::NotExpressible {
+            what: format!(
+                "{class} is written from and to numbers of 16 or 32 bits only: its other parts have a form of their own"
+            ),
+            hint: "name the 16-bit model, and export without --quantize".to_owned(),
+        });
+    }
     let merging = Merging::new(&config, adapter);
     let mut writer = Writer::new(&merging, &config, &files, form)?;
     // Read before the long work, so that an error such as a link out of the directory comes early.
+    let is_wrapped = config.wrapper.is_some();
     let mut companions = companion_files(base, writer.number_type(), text)?;
     amend_config(&mut companions, |config| {
-        merging.amend(config);
+        merging.amend(if is_wrapped { &mut config["text_config"] } else { &mut *config });
         if let Some(scheme) = form.quantize {
             for (key, value) in config_entry(scheme) {
                 config[key] = value;
@@ -183,7 +192,11 @@ impl<'a> Writer<'a> {
                         part: Some(part),
                     }));
                 }
-                _ => pieces.push(Piece { spec: merging.spec(tensor, dtype), tensor: number, part: None }),
+                _ => {
+                    let name = files.name_in_files(&tensor.name).to_owned();
+                    let spec = TensorSpec { name, ..merging.spec(tensor, dtype) };
+                    pieces.push(Piece { spec, tensor: number, part: None });
+                }
             }
         }
         Ok(Writer { merging, form, tensors, dtypes, used, pieces, parts: Vec::new(), kept: Kept::default() })

@@ -210,13 +210,15 @@ impl Mlx {
         let all = MlxForm::parse(keys)?;
         let mut modules = BTreeMap::new();
         for (name, value) in keys.keys {
+            // Of a multimodal model the modules of the text model count, by their names in that.
+            let name = name.strip_prefix("language_model.").unwrap_or(name).to_owned();
             match value {
                 Value::Object(own) => {
                     let own = Keys { path: keys.path, name: keys.name, keys: own };
-                    modules.insert(name.clone(), Some(MlxForm::parse(&own)?));
+                    modules.insert(name, Some(MlxForm::parse(&own)?));
                 }
                 Value::Bool(false) => {
-                    modules.insert(name.clone(), None);
+                    modules.insert(name, None);
                 }
                 _ => {}
             }

@@ -1,0 +1,92 @@
+//! Multimodal models: the text model inside of them, in config.json, in the files and in adapters.
+//!
+//! Such a model's config.json has that of the text model as `text_config`. Its modules are called
+//! `model.language_model.layers`, where a text model has `model.layers`; hub files of older models say
+//! `language_model.model.layers`. Everything else (a vision tower, a projector) is left as it is.
+
+use std::borrow::Cow;
+
+use serde_json::{Map, Value};
+
+/// Wrappers by their `model_type`, and the text models that they have if `text_config` does not say.
+const WRAPPERS: [(&str, &str); 2] = [("gemma3", "gemma3_text"), ("mistral3", "mistral")];
+
+/// Keys of the whole that are those of the text model if `text_config` leaves them out.
+const SHARED: [&str; 6] =
+    ["torch_dtype", "dtype", "eos_token_id", "tie_word_embeddings", "quantization", "quantization_config"];
+
+/// How a text model's modules begin, and the spellings of that inside a wrapper: in memory (and so in
+/// PEFT's adapters), and in files of older models (and in mlx-lm).
+const TEXT: &str = "model.";
+const INSIDE: &str = "model.language_model.";
+const OLDER: &str = "language_model.";
+
+/// The class of a config.json's wrapper, and the config of the text model in it. `None`: it is none of
+/// the known wrappers.
+pub(crate) fn text_config(whole: &Map<String, Value>) -> Option<(String, Map<String, Value>)> {
+    let text = whole.get("text_config")?.as_object()?;
+    let model_type = whole.get("model_type")?.as_str()?;
+    let (_, text_type) = WRAPPERS.iter().find(|(known, _)| *known == model_type)?;
+    let class = whole.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str).unwrap_or(model_type);
+    let mut text = text.clone();
+    text.remove("architectures");
+    text.entry("model_type").or_insert_with(|| Value::from(*text_type));
+    for key in SHARED {
+        if let (Some(value), false) = (whole.get(key), text.contains_key(key)) {
+            text.insert(key.to_owned(), value.clone());
+        }
+    }
+    Some((class.to_owned(), text))
+}
+
+/// The name in the text model of a tensor or module of a wrapper. `None`: it is of another part.
+pub(crate) fn name_in_text(name: &str) -> Option<Cow<'_, str>> {
+    if let Some(rest) = name.strip_prefix(INSIDE) {
+        return Some(Cow::Owned(format!("{TEXT}{rest}")));
+    }
+    match name.strip_prefix(OLDER) {
+        Some(rest) => (rest.starts_with(TEXT) || rest.starts_with("lm_head.")).then_some(Cow::Borrowed(rest)),
+        None => name.starts_with("lm_head.").then_some(Cow::Borrowed(name)),
+    }
+}
+
+/// The name in memory, and so in PEFT's adapters, of a module of the text model.
+pub(crate) fn name_inside(module: &str) -> String {
+    module.strip_prefix(TEXT).map_or_else(|| module.to_owned(), |rest| format!("{INSIDE}{rest}"))
+}
+
+/// The name in mlx-lm of a module of the text model.
+pub(crate) fn name_in_mlx(module: &str) -> String {
+    format!("{OLDER}{module}")
+}
+
+/// The name that a module of an adapter has in the text model, however it is spelt.
+pub(crate) fn module_in_text(module: &str) -> Cow<'_, str> {
+    name_in_text(module).unwrap_or(Cow::Borrowed(module))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_every_spelling() {
+        let q = "model.layers.0.self_attn.q_proj.weight";
+        for (name, want) in [
+            ("model.language_model.layers.0.self_attn.q_proj.weight", Some(q)),
+            ("language_model.model.layers.0.self_attn.q_proj.weight", Some(q)),
+            ("language_model.lm_head.weight", Some("lm_head.weight")),
+            ("lm_head.weight", Some("lm_head.weight")),
+            ("model.vision_tower.encoder.layers.0.self_attn.q_proj.weight", None),
+            ("vision_tower.vision_model.embeddings.weight", None),
+            ("multi_modal_projector.mm_soft_emb_norm.weight", None),
+            (q, None),
+        ] {
+            assert_eq!(name_in_text(name).as_deref(), want, "{name}");
+        }
+        assert_eq!(name_inside("model.norm"), "model.language_model.norm");
+        assert_eq!(name_inside("lm_head"), "lm_head");
+        assert_eq!(module_in_text(&name_inside("model.norm")), "model.norm");
+        assert_eq!(name_in_mlx("model.norm"), "language_model.model.norm");
+    }
+}

@@ -1,0 +1,109 @@
+//! Multimodal models: the text model in them is read, trained and merged, and the rest stays as it is.
+
+mod made;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use finetune_model::adapter::{Adapter, BaseName};
+use finetune_model::merge::{MergedForm, write_merged};
+use finetune_model::{Model, ModelConfig, Placement};
+use finetune_store::{RealDisk, Staging};
+
+use crate::made::{Tensor, golden, model, read_json, read_tensors};
+
+const FAMILY: &str = "gemma3_multimodal";
+
+fn bits(directory: &Path) -> Vec<u32> {
+    let model = Model::load(directory, &Placement::cpu(None)).expect("the model loads");
+    model.logits(&[5, 17, 42, 9, 33, 8, 61]).expect("tokens").into_iter().map(f32::to_bits).collect()
+}
+
+/// Names of transformers 5 in memory, which some files have too.
+fn as_in_memory(tensors: &mut [Tensor]) {
+    for tensor in tensors {
+        tensor.0 = match tensor.0.strip_prefix("language_model.model.") {
+            Some(rest) => format!("model.language_model.{rest}"),
+            None => format!("model.{}", tensor.0),
+        };
+    }
+}
+
+#[test]
+fn both_spellings_are_read() {
+    let made = model(FAMILY, |_, tensors| as_in_memory(tensors));
+    assert!(bits(made.path()) == bits(&golden(FAMILY)));
+}
+
+#[test]
+fn what_takes_no_part_is_said() {
+    for (directory, part) in [
+        (golden(FAMILY), "tensors of `multi_modal_projector`, `vision_tower` take no part"),
+        (
+            model(FAMILY, |_, tensors| as_in_memory(tensors)).keep(),
+            "tensors of `model.multi_modal_projector`, `model.vision_tower` take no part",
+        ),
+    ] {
+        let config = Model::check(&directory).expect("a model");
+        assert_eq!(config.wrapper.as_deref(), Some("Gemma3ForConditionalGeneration"));
+        assert!(config.notices.iter().any(|notice| notice.contains(part)), "{:?}", config.notices);
+    }
+}
+
+/// A merged model has every tensor of its base under the same name, and changes those that have branches.
+#[test]
+fn a_merged_model_has_all_parts() {
+    for (spelling, base) in
+        [("hub", golden(FAMILY)), ("in memory", model(FAMILY, |_, tensors| as_in_memory(tensors)).keep())]
+    {
+        let config = ModelConfig::load(&base).expect("a config");
+        let adapter = Adapter::read(&golden(FAMILY).join("adapter"), &config).expect("an adapter");
+        let parent = tempfile::tempdir().expect("a directory");
+        let mut staging = Staging::begin(&RealDisk, parent.path(), "merged").expect("a new directory");
+        let form = MergedForm::of_shards(u64::MAX);
+        write_merged(&RealDisk, &base, &adapter, &mut staging, form, &[], &|_, _| {}).expect("a merge");
+        let merged = staging.publish(&serde_json::json!({"kind": "merged"})).expect("published");
+        let tensors = |directory: &Path| -> BTreeMap<String, Vec<u8>> {
+            let tensors = read_tensors(&directory.join("model.safetensors"));
+            tensors.into_iter().map(|(name, _, _, bytes)| (name, bytes.to_vec())).collect()
+        };
+        let (before, after) = (tensors(&base), tensors(&merged));
+        assert!(before.keys().eq(after.keys()), "{spelling}: {:?}", after.keys());
+        for (name, bytes) in &before {
+            let has_branch =
+                ["q_proj.weight", "v_proj.weight", "down_proj.weight"].iter().any(|end| name.ends_with(end))
+                    && !name.contains("vision_tower");
+            assert_eq!(after[name] != *bytes, has_branch, "{spelling}: {name}");
+        }
+        assert_eq!(read_json(&merged.join("config.json")), read_json(&base.join("config.json")), "{spelling}");
+        assert!(bits(&merged) != bits(&base), "{spelling}");
+    }
+}
+
+/// PEFT's names are those of the whole model, and the modules are named in full: the last parts of their
+/// names would choose modules of the vision tower too.
+#[test]
+fn an_adapter_names_modules_of_the_whole_model() {
+    let mut model = Model::load(&golden(FAMILY), &Placement::cpu(None)).expect("the model loads");
+    let adapter = Adapter::read(&golden(FAMILY).join("adapter"), &model.config).expect("an adapter");
+    model.attach(&adapter).expect("attached");
+    let values = model.parameters().expect("values");
+    let files = model.files(&values, &BaseName { name: "base".to_owned(), revision: None }).expect("files");
+    let written = tempfile::tempdir().expect("a directory");
+    for (name, bytes) in &files {
+        made::write(&written.path().join(name), bytes);
+    }
+    let config = read_json(&written.path().join("adapter_config.json"));
+    let modules = config["target_modules"].as_array().expect("a list");
+    assert!(
+        modules.iter().all(|name| name.as_str().is_some_and(|name| name.starts_with("model.language_model.layers.")))
+    );
+    let names = |directory: &Path| -> BTreeMap<String, Vec<u8>> {
+        let tensors = read_tensors(&directory.join("adapter_model.safetensors"));
+        tensors.into_iter().map(|(name, _, _, bytes)| (name, bytes.to_vec())).collect()
+    };
+    assert_eq!(names(written.path()), names(&golden(FAMILY).join("adapter")));
+    let again = Adapter::read(written.path(), &model.config).expect("an adapter");
+    assert_eq!(again.targets, adapter.targets);
+    assert_eq!(model.read_values(written.path()).expect("values"), values);
+}
