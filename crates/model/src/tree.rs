@@ -4,12 +4,14 @@
 //! Everything that has to know a model's tensors walks this tree: checking files, loading, LoRA,
 //! the order of trained parameters, merging, the memory estimate.
 
+mod build;
+
 use burn::tensor::{DType, Device, Tensor};
 use finetune_kernels::weight::packed_rows;
 use finetune_kernels::{ExpertWeights, PackedWeight, Weight};
 
 use crate::branch::LoraBranch;
-use crate::config::{Activation, LayerConfig, ModelConfig};
+use crate::config::{Activation, ModelConfig};
 
 /// What a linear layer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -327,14 +329,6 @@ impl Attention {
 }
 
 impl Gated {
-    /// The same as an expert.
-    fn of_expert(mut self) -> Gated {
-        for linear in [&mut self.gate, &mut self.up, &mut self.down] {
-            linear.weight.is_of_expert = true;
-        }
-        self
-    }
-
     fn parts(&mut self) -> Vec<Part<'_>> {
         [&mut self.gate, &mut self.up, &mut self.down].map(Part::Linear).into()
     }
@@ -379,27 +373,6 @@ impl Layer {
 }
 
 impl Decoder {
-    /// The tree of a config, with absent tensors.
-    pub(crate) fn new(config: &ModelConfig) -> Decoder {
-        let hidden = config.hidden_size;
-        let mut linears = 0;
-        let layers = config.layers.iter().enumerate();
-        let layers = layers.map(|(n, layer)| layer_tree(config, n, layer, &mut linears)).collect();
-        Decoder {
-            embedding: Matrix::new("model.embed_tokens.weight".to_owned(), [config.vocabulary, hidden]),
-            embedding_scale: config.family.scaled_embeddings.then(|| (hidden as f32).sqrt()),
-            embedding_lora: None,
-            layers,
-            head: Head {
-                norm: norm("model.norm", hidden, config),
-                output: (!config.tied_embeddings)
-                    .then(|| Matrix::new("lm_head.weight".to_owned(), [config.vocabulary, hidden])),
-                index: linears,
-                lora: None,
-            },
-        }
-    }
-
     /// Every base tensor in model order, which numbers the random streams of fresh weights.
     pub(crate) fn slots(&mut self) -> Vec<Slot<'_>> {
         self.slots_by(|_| 0).0
@@ -443,90 +416,6 @@ impl Decoder {
     /// The output layer's matrix.
     pub(crate) fn output(&self) -> &Matrix {
         self.head.output.as_ref().unwrap_or(&self.embedding)
-    }
-}
-
-/// The tree of layer `n`. `linears` counts the linear layers so far.
-fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut u32) -> Layer {
-    let hidden = config.hidden_size;
-    let name = |part: &str| format!("model.layers.{n}.{part}");
-    let norm = |part: &str, length| norm(&name(part), length, config);
-    let mut linear = |part: &str, role, shape, bias| {
-        let index = *linears;
-        *linears += 1;
-        linear(name(part), role, index, shape, bias)
-    };
-    let (query, key) = (config.heads * config.head_dim, config.key_value_heads * config.head_dim);
-    let qkv_bias = config.qkv_bias;
-    let head_norm = |part: &str| config.query_key_norm.then(|| norm(part, config.head_dim));
-    // With norms on both sides of a part, the one behind attention has the name of the one before the
-    // feed-forward part of other families.
-    let is_sandwich = config.family.sandwich_norms;
-    let post_norm = if is_sandwich { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
-    Layer {
-        input_norm: norm("input_layernorm", hidden),
-        mixer: Mixer::Attention(Attention {
-            q: linear("self_attn.q_proj", Role::Query, [query, hidden], qkv_bias),
-            k: linear("self_attn.k_proj", Role::Key, [key, hidden], qkv_bias),
-            v: linear("self_attn.v_proj", Role::Value, [key, hidden], qkv_bias),
-            o: linear("self_attn.o_proj", Role::Output, [hidden, query], config.output_bias),
-            q_norm: head_norm("self_attn.q_norm"),
-            k_norm: head_norm("self_attn.k_norm"),
-            heads: config.heads,
-            key_value_heads: config.key_value_heads,
-            head_dim: config.head_dim,
-            scale: config.score_scale,
-            window: layer.window,
-            rope: layer.rope,
-        }),
-        mixer_norm: is_sandwich.then(|| norm("post_attention_layernorm", hidden)),
-        post_norm: norm(post_norm, hidden),
-        feed_forward: match config.experts.as_ref().filter(|_| layer.has_experts) {
-            None => FeedForward::Gated(gated(config, "mlp", config.intermediate_size, &mut linear)),
-            Some(experts) => FeedForward::Experts(Experts {
-                router: linear("mlp.gate", Role::Router, [experts.count, hidden], false),
-                experts: (0..experts.count)
-                    .map(|n| format!("mlp.experts.{n}"))
-                    .map(|module| gated(config, &module, experts.intermediate_size, &mut linear).of_expert())
-                    .collect(),
-                choices: experts.choices,
-                weights: experts.weights,
-            }),
-        },
-        feed_forward_norm: is_sandwich.then(|| norm("post_feedforward_layernorm", hidden)),
-    }
-}
-
-/// A gated part of this inner width, of the linear layers that `linear` makes.
-fn gated(
-    config: &ModelConfig,
-    module: &str,
-    inner: usize,
-    mut linear: impl FnMut(&str, Role, [usize; 2], bool) -> Linear,
-) -> Gated {
-    let hidden = config.hidden_size;
-    Gated {
-        activation: config.activation,
-        gate: linear(&format!("{module}.gate_proj"), Role::Gate, [inner, hidden], false),
-        up: linear(&format!("{module}.up_proj"), Role::Up, [inner, hidden], false),
-        down: linear(&format!("{module}.down_proj"), Role::Down, [hidden, inner], false),
-    }
-}
-
-fn norm(module: &str, length: usize, config: &ModelConfig) -> Norm {
-    let adds_one = config.family.norms_add_one;
-    let fresh = if adds_one { 0.0 } else { 1.0 };
-    Norm { gamma: Vector::new(format!("{module}.weight"), length, fresh), adds_one, eps: config.rms_norm_eps }
-}
-
-fn linear(module: String, role: Role, index: u32, shape: [usize; 2], bias: bool) -> Linear {
-    Linear {
-        weight: Matrix::new(format!("{module}.weight"), shape),
-        bias: bias.then(|| Vector::new(format!("{module}.bias"), shape[0], 0.0)),
-        module,
-        role,
-        index,
-        lora: None,
     }
 }
 
