@@ -40,12 +40,16 @@ impl RopeTable {
     /// radians per token.
     ///
     /// The product is formed in f32, as transformers does. Its cosine and sine are rounded once
-    /// from f64, then multiplied by `scale` (1 for all but YaRN-like scalings).
-    pub fn new(positions: &[u32], frequencies: &[f32], scale: f32) -> RopeTable {
-        let angles = || positions.iter().flat_map(|&p| frequencies.iter().map(move |&f| f64::from(p as f32 * f)));
+    /// from f64, then multiplied by the `factor` of the position (1 for all but YaRN-like scalings).
+    pub fn new(positions: &[u32], frequencies: &[f32], factor: impl Fn(u32) -> f32) -> RopeTable {
+        let angles = || {
+            let of_position = |&p: &u32| (p, factor(p));
+            let each = positions.iter().map(of_position);
+            each.flat_map(|(p, factor)| frequencies.iter().map(move |&f| (f64::from(p as f32 * f), factor)))
+        };
         RopeTable {
-            cosines: angles().map(|a| a.cos() as f32 * scale).collect(),
-            sines: angles().map(|a| a.sin() as f32 * scale).collect(),
+            cosines: angles().map(|(a, factor)| a.cos() as f32 * factor).collect(),
+            sines: angles().map(|(a, factor)| a.sin() as f32 * factor).collect(),
             half: frequencies.len(),
             on_device: OnDevice::default(),
         }

@@ -224,7 +224,7 @@ fn rms_norm_of_frozen_and_trained_gamma() {
 #[test]
 fn rope_turns_pairs() {
     let positions: Vec<u32> = (0..40).map(|t| t % 23).collect();
-    let table = RopeTable::new(&positions, &[1.0, 0.3, 0.1, 0.01], 1.0);
+    let table = RopeTable::new(&positions, &[1.0, 0.3, 0.1, 0.01], |_| 1.0);
     Check { name: "rope", shapes: [[40, 24]], trained: [true] }
         .check(&|[x]| operations::rope(x.reshape([40, 3, 8]), table.clone()).reshape([40, 24]), &|[x]| {
             composed::rope(x.reshape([40, 3, 8]), &table).reshape([40, 24])

@@ -6,7 +6,8 @@ use finetune_recipe::Lora;
 use crate::branch::{EMBEDDING, OUTPUT};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, list};
-use crate::lora::{LoraTargets, choose_targets};
+use crate::files::wrapper::{module_in_text, name_inside};
+use crate::lora::{LoraTarget, LoraTargets, choose_targets};
 use crate::tree::{Decoder, linear_layers, linear_modules};
 
 /// What an adapter trains.
@@ -102,7 +103,18 @@ pub fn choose(lora: &Lora, config: &ModelConfig) -> Result<Adaptation, ModelErro
         let what = format!("`{module}` is an expert, and experts are trained by LoRA alone");
         return Err(ModelError::Lora { key: "modules_to_save", what });
     }
-    let targets = choose_targets(lora, &linear_modules(config))?;
+    let modules = linear_modules(config);
+    let targets = match config.wrapper {
+        None => choose_targets(lora, &modules)?,
+        // Patterns may be written for the names that modules have in the whole model, as PEFT sees them.
+        Some(_) => match choose_targets(lora, &modules.iter().map(|module| name_inside(module)).collect::<Vec<_>>()) {
+            Ok(targets) => targets
+                .into_iter()
+                .map(|target| LoraTarget { module: module_in_text(&target.module).into_owned(), ..target })
+                .collect(),
+            Err(_) => choose_targets(lora, &modules)?,
+        },
+    };
     if let Some(target) = targets.iter().find(|target| saved.contains(&target.module)) {
         let what = format!("`{}` gets a LoRA branch by target_modules, and is trained in full by this", target.module);
         return Err(ModelError::Lora { key: "modules_to_save", what });

@@ -13,6 +13,17 @@ pub struct Rope {
     pub scaling: RopeScaling,
     /// Elements of a head that are turned.
     pub width: usize,
+    /// How turned queries grow with their position; `None`: they keep their length.
+    pub growth: Option<Growth>,
+}
+
+/// Turned queries are multiplied by `1 + beta · ln(1 + ⌊position / original⌋)` (Llama 4, Ministral 3).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Growth {
+    /// `llama_4_scaling_beta`
+    pub beta: f64,
+    /// The context, in tokens, in which they keep their length.
+    pub original: f64,
 }
 
 /// How rotary frequencies are stretched for longer contexts.
@@ -37,6 +48,17 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         /// The context, in tokens, that the model had before.
         original_max_position_embeddings: f64,
+    },
+    /// YaRN (Peng et al. 2023): wavelengths of few turns in the original context are stretched by `factor`,
+    /// those of many kept, those between interpolated.
+    Yarn {
+        /// How far long wavelengths are stretched.
+        factor: f64,
+        /// The number of the first pair that is stretched at all, and of the first that is stretched in
+        /// full.
+        range: [f64; 2],
+        /// What cosines and sines are multiplied by.
+        attention_factor: f64,
     },
 }
 
@@ -105,6 +127,12 @@ pub struct ModelConfig {
     pub query_key_norm: bool,
     /// The factor of attention's scores; 1 / √head_dim in most families.
     pub score_scale: f32,
+    /// What embeddings are multiplied by.
+    pub embedding_scale: Option<f32>,
+    /// What each part adds to the residual stream is multiplied by.
+    pub residual_scale: Option<f32>,
+    /// What logits are divided by.
+    pub logits_divisor: Option<f32>,
     /// What the feed-forward part applies to its gate.
     pub activation: Activation,
     /// Tokens of the longest text that the model was made for.
@@ -139,17 +167,37 @@ impl Rope {
             .map(|i| {
                 // The exponent and the power are rounded to f32 at the same places as in torch.
                 let exponent = (2 * i) as f32 / self.width as f32;
-                let frequency = 1.0 / (self.theta.powf(f64::from(exponent)) as f32);
-                self.scaling.stretch(frequency)
+                let power = self.theta.powf(f64::from(exponent)) as f32;
+                self.scaling.stretch(i, power)
             })
             .collect()
+    }
+
+    /// What cosines and sines of a position are multiplied by.
+    pub fn factor(&self, position: u32) -> f32 {
+        let scale = match self.scaling {
+            RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            _ => 1.0,
+        };
+        match self.growth {
+            None => scale,
+            Some(Growth { beta, original }) => {
+                scale * (1.0 + beta as f32 * (1.0 + (position as f32 / original as f32).floor()).ln())
+            }
+        }
     }
 }
 
 impl RopeScaling {
-    /// A frequency in radians per token, stretched.
-    fn stretch(&self, frequency: f32) -> f32 {
+    /// The frequency of pair `pair`, in radians per token, stretched. `power`: what it is the reciprocal of.
+    fn stretch(&self, pair: usize, power: f32) -> f32 {
+        let frequency = 1.0 / power;
         match *self {
+            RopeScaling::Yarn { factor, range: [low, high], .. } => {
+                let ramp = ((pair as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+                let (stretched, kept) = (1.0 / (factor as f32 * power), 1.0 - ramp);
+                stretched * (1.0 - kept) + frequency * kept
+            }
             RopeScaling::None => frequency,
             RopeScaling::Linear { factor } => frequency / factor as f32,
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {

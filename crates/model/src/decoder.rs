@@ -32,19 +32,18 @@ pub(crate) fn embed(weights: &Decoder, tokens: &[u32], context: &Context) -> Ten
             packed_rows(like, embedding.clone(), tokens.to_vec())
         }
     };
-    let Some(branch) = &weights.embedding_lora else { return scaled(weights, x) };
+    let Some(branch) = &weights.embedding_lora else { return scaled(x, weights.embedding_scale) };
     // The columns of A that belong to the tokens. Tokens go through no dropout, as in PEFT.
     let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
     let low = a.select(1, ids).transpose().cast(context.compute.dtype());
     let x = operations::residual(x, operations::linear(low, b) * branch.scale);
-    scaled(weights, x)
+    scaled(x, weights.embedding_scale)
 }
 
-/// Embeddings as the first layer reads them. The factor has the number type of activations, as in
-/// transformers.
-fn scaled(weights: &Decoder, x: Tensor<2>) -> Tensor<2> {
-    match weights.embedding_scale {
-        Some(scale) => x * scale,
+/// x times a factor, which has the number type of activations, as in transformers.
+fn scaled(x: Tensor<2>, factor: Option<f32>) -> Tensor<2> {
+    match factor {
+        Some(factor) => x * factor,
         None => x,
     }
 }
@@ -79,21 +78,21 @@ pub(crate) fn hidden(weights: &Decoder, tokens: &[u32], context: &Context) -> Te
 /// One layer: x [t, hidden] -> [t, hidden]. With a cache, its keys and values come before those of
 /// x.
 pub(crate) fn layer(layer: &Layer, x: Tensor<2>, context: &Context, cache: Option<&mut LayerCache>) -> Tensor<2> {
-    let normed = norm(&layer.input_norm, x.clone(), context);
+    let read = normed(&layer.input_norm, x.clone(), context);
     let mixed = match &layer.mixer {
-        Mixer::Attention(attention) => attention::forward(attention, normed, context, cache),
+        Mixer::Attention(attention) => attention::forward(attention, read, context, cache),
     };
-    let x = operations::residual(x, added(&layer.mixer_norm, mixed, context));
-    let normed = norm(&layer.post_norm, x.clone(), context);
+    let x = operations::residual(x, scaled(normed(&layer.mixer_norm, mixed, context), layer.residual_scale));
+    let read = normed(&layer.post_norm, x.clone(), context);
     let fed = match &layer.feed_forward {
-        FeedForward::Gated(gated) => feed_forward::forward(gated, normed, context),
-        FeedForward::Experts(mixture) => experts::forward(mixture, normed, context),
+        FeedForward::Gated(gated) => feed_forward::forward(gated, read, context),
+        FeedForward::Experts(mixture) => experts::forward(mixture, read, context),
     };
-    operations::residual(x, added(&layer.feed_forward_norm, fed, context))
+    operations::residual(x, scaled(normed(&layer.feed_forward_norm, fed, context), layer.residual_scale))
 }
 
-/// What a part adds to the residual stream.
-fn added(norm_of_part: &Option<Norm>, x: Tensor<2>, context: &Context) -> Tensor<2> {
+/// x through a norm, if there is one.
+fn normed(norm_of_part: &Option<Norm>, x: Tensor<2>, context: &Context) -> Tensor<2> {
     match norm_of_part {
         Some(norm_of_part) => norm(norm_of_part, x, context),
         None => x,

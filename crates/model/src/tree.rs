@@ -177,7 +177,7 @@ pub(crate) struct Attention {
     pub(crate) k: Linear,
     pub(crate) v: Linear,
     pub(crate) o: Linear,
-    /// Norms of each head's queries and keys.
+    /// Norms of each head's queries and keys, or of those of all heads together.
     pub(crate) q_norm: Option<Norm>,
     pub(crate) k_norm: Option<Norm>,
     pub(crate) heads: usize,
@@ -190,6 +190,8 @@ pub(crate) struct Attention {
     /// Which of the config's rotary embeddings turns queries and keys; `None`: they have no
     /// positions (Kazemnejad et al. 2023, "NoPE").
     pub(crate) rope: Option<usize>,
+    /// The same of queries, which is another one where they grow with their position.
+    pub(crate) query_rope: Option<usize>,
 }
 
 /// `down(activation(gate(x)) · up(x))` (Shazeer 2020, "GLU Variants Improve Transformer").
@@ -232,22 +234,26 @@ pub(crate) enum FeedForward {
 /// `x + mixer(norm(x))`, then `x + feed_forward(norm(x))`.
 #[derive(Clone, Debug)]
 pub(crate) struct Layer {
-    /// Of what the mixer reads.
-    pub(crate) input_norm: Norm,
+    /// Of what the mixer reads, if that has one.
+    pub(crate) input_norm: Option<Norm>,
     pub(crate) mixer: Mixer,
     /// Of what the mixer adds, if that has one.
     pub(crate) mixer_norm: Option<Norm>,
-    /// Of what the feed-forward part reads.
-    pub(crate) post_norm: Norm,
+    /// Of what the feed-forward part reads, if that has one.
+    pub(crate) post_norm: Option<Norm>,
     pub(crate) feed_forward: FeedForward,
     /// Of what the feed-forward part adds, if that has one.
     pub(crate) feed_forward_norm: Option<Norm>,
+    /// What both parts add is multiplied by.
+    pub(crate) residual_scale: Option<f32>,
 }
 
 /// The end of the model: the last norm, then the output layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
     pub(crate) norm: Norm,
+    /// What logits are divided by.
+    pub(crate) divisor: Option<f32>,
     /// [v, hidden]; `None` if the output layer is the embedding.
     pub(crate) output: Option<Matrix>,
     /// The output layer's number, which keys the random numbers of its branch: that of the linear
@@ -351,10 +357,10 @@ impl Layer {
             FeedForward::Gated(gated) => gated.parts(),
             FeedForward::Experts(experts) => experts.parts(),
         };
-        let mut parts = vec![Part::Norm(&mut self.input_norm)];
+        let mut parts: Vec<Part<'_>> = self.input_norm.as_mut().map(Part::Norm).into_iter().collect();
         parts.extend(mixer);
         parts.extend(self.mixer_norm.as_mut().map(Part::Norm));
-        parts.push(Part::Norm(&mut self.post_norm));
+        parts.extend(self.post_norm.as_mut().map(Part::Norm));
         parts.extend(feed_forward);
         parts.extend(self.feed_forward_norm.as_mut().map(Part::Norm));
         parts

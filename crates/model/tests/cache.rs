@@ -9,7 +9,7 @@ use finetune_model::{
     FloatType, Generation, GenerationStep, KeyValueCache, Model, Placement, RowRequest, Sampling, gpus,
 };
 
-const FAMILIES: [&str; 10] = [
+const FAMILIES: [&str; 13] = [
     "llama",
     "llama3",
     "mistral",
@@ -20,6 +20,9 @@ const FAMILIES: [&str; 10] = [
     "gemma3_multimodal",
     "qwen3_moe",
     "qwen3_moe_experts",
+    "ministral3",
+    "granite",
+    "olmo3",
 ];
 
 /// Tokens of an answer.

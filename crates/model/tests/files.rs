@@ -198,7 +198,7 @@ fn settings_of_others() {
     assert!(dropout.notices[0].contains("attention_dropout = 0.1"), "{:?}", dropout.notices);
     assert_eq!(ModelConfig { notices: vec![], ..dropout }, plain);
     for (key, value, hint) in [
-        ("rope_parameters", json!({"rope_type": "yarn", "factor": 4.0}), "original_max_position_embeddings"),
+        ("rope_parameters", json!({"rope_type": "longrope", "factor": 4.0}), "original_max_position_embeddings"),
         ("rope_parameters", json!({"rope_type": "dynamic", "factor": 4.0}), "max_position_embeddings"),
         ("quantization_config", json!("fp8"), "fetch it again"),
     ] {

@@ -26,7 +26,8 @@ use golden::{
 /// hide the others. The second form names the families.
 macro_rules! of_each_family {
     ($check:ident) => {
-        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3 gemma3_multimodal qwen3_moe qwen3_moe_experts);
+        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3 gemma3_multimodal qwen3_moe qwen3_moe_experts
+            ministral3 granite olmo3);
     };
     ($check:ident: $($family:ident)+) => {
         mod $check {
@@ -202,7 +203,7 @@ fn gradients_of_all_weights(family: &'static str) {
     assert_eq!(model.layout().iter().len(), norms.as_object().expect("an object").len(), "{family}");
 }
 
-of_each_family!(gradients_of_all_weights: llama qwen2 smollm3 gemma3);
+of_each_family!(gradients_of_all_weights: llama qwen2 smollm3 gemma3 granite olmo3);
 
 fn merged_models_equal_their_adapters(family: &'static str) {
     let golden = Golden::load(family);
@@ -242,7 +243,8 @@ fn both_spellings_of_config_json_mean_the_same(family: &'static str) {
     assert_eq!(hub, ModelConfig::load(&directory(family)).expect("newer spelling"), "{family}");
 }
 
-of_each_family!(both_spellings_of_config_json_mean_the_same: llama3 qwen2 smollm3 gemma3 qwen3_moe);
+of_each_family!(both_spellings_of_config_json_mean_the_same: llama3 qwen2 smollm3 gemma3 qwen3_moe ministral3 granite
+    olmo3);
 
 /// PEFT saves one branch for all experts of a layer. It is read as the branches that it was made of.
 #[test]

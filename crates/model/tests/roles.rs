@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use finetune_model::{LinearLayer, ModelConfig, Role, Split, linear_layers};
 
-const FAMILIES: [&str; 7] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3"];
+const FAMILIES: [&str; 10] =
+    ["llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3", "ministral3", "granite", "olmo3"];
 
 /// (last part of the module's name, role, split, entry of `base_model_tp_plan`). The entries are
 /// those of all these families' configuration classes in transformers 5.23: `colwise` cuts the

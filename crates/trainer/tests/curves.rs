@@ -19,7 +19,8 @@ use serde_json::Value;
 /// hide the others. The second form names the families.
 macro_rules! of_each_family {
     ($check:ident) => {
-        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3 gemma3_multimodal qwen3_moe qwen3_moe_experts);
+        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3 gemma3_multimodal qwen3_moe qwen3_moe_experts
+            ministral3 granite olmo3);
     };
     ($check:ident: $($family:ident)+) => {
         mod $check {
@@ -258,7 +259,7 @@ fn full_curves_equal_torch(family: &str) {
     assert!(output.path().join("model/config.json").is_file(), "a full run leaves a model directory");
 }
 
-of_each_family!(full_curves_equal_torch: llama qwen2 smollm3 gemma3);
+of_each_family!(full_curves_equal_torch: llama qwen2 smollm3 gemma3 granite olmo3);
 
 /// 8 × 1 = 4 × 2 = 1 × 8: how the rows of a step are cut into micro-batches changes nothing but
 /// rounding.

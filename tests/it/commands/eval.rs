@@ -20,6 +20,9 @@ fn eval_equals_transformers() {
         "gemma3_multimodal",
         "qwen3_moe",
         "qwen3_moe_experts",
+        "ministral3",
+        "granite",
+        "olmo3",
     ] {
         let directory = golden(family);
         let text = std::fs::read_to_string(directory.join("golden.json")).expect("goldens");

@@ -28,8 +28,17 @@ pub struct Family {
     pub(crate) norms_add_one: bool,
     /// Whether what attention and the feed-forward part add to the residual stream has a norm too.
     pub(crate) sandwich_norms: bool,
+    /// Whether what attention and the feed-forward part read has a norm.
+    pub(crate) norms_before: bool,
+    /// Whether the norms of queries and keys are over all heads together.
+    pub(crate) norms_all_heads: bool,
     /// Whether embeddings are multiplied by √hidden_size.
     pub(crate) scaled_embeddings: bool,
+    /// Whether config.json has factors of embeddings, scores, residual branches and logits.
+    pub(crate) has_multipliers: bool,
+    /// `llama_4_scaling_beta` and `original_max_position_embeddings` if the keys are left out, where queries
+    /// grow with their position.
+    pub(crate) growth: Option<[f64; 2]>,
     /// What the feed-forward part applies to its gate: the key of config.json, and the names that it
     /// may have there.
     pub(crate) activation: (&'static str, &'static [&'static str], Activation),
@@ -81,8 +90,8 @@ pub(crate) enum Windows {
     /// those without rotary embedding.
     WithoutRope,
     /// The layers that `layer_types` names. Without `layer_types`: all but every
-    /// `sliding_window_pattern`th, the sixth if that is left out.
-    AllButEvery,
+    /// `sliding_window_pattern`th, this one if that is left out.
+    AllButEvery(usize),
 }
 
 const LLAMA: Family = Family {
@@ -96,7 +105,11 @@ const LLAMA: Family = Family {
     query_key_norm: false,
     norms_add_one: false,
     sandwich_norms: false,
+    norms_before: true,
+    norms_all_heads: false,
     scaled_embeddings: false,
+    has_multipliers: false,
+    growth: None,
     // Both are names of the same function.
     activation: ("hidden_act", &["silu", "swish"], Activation::Silu),
     query_scalar: None,
@@ -112,7 +125,7 @@ const LLAMA: Family = Family {
 };
 
 /// All families.
-pub(crate) static FAMILIES: [Family; 7] = [
+pub(crate) static FAMILIES: [Family; 10] = [
     LLAMA,
     Family {
         architecture: "MistralForCausalLM",
@@ -171,6 +184,33 @@ pub(crate) static FAMILIES: [Family; 7] = [
         ..LLAMA
     },
     Family {
+        architecture: "Ministral3ForCausalLM",
+        model_type: "ministral3",
+        key_value_heads: Some(8),
+        head_dim: Some(128),
+        qkv_bias: Bias::Never,
+        output_bias: Bias::Never,
+        windows: Windows::EveryLayer,
+        rope_theta: 1_000_000.0,
+        growth: Some([0.1, 16_384.0]),
+        max_position_embeddings: 262_144,
+        ..LLAMA
+    },
+    Family { architecture: "GraniteForCausalLM", model_type: "granite", has_multipliers: true, ..LLAMA },
+    Family {
+        architecture: "Olmo3ForCausalLM",
+        model_type: "olmo3",
+        query_key_norm: true,
+        norms_all_heads: true,
+        norms_before: false,
+        sandwich_norms: true,
+        windows: Windows::AllButEvery(4),
+        sliding_window: Some(4096),
+        rope_theta: 500_000.0,
+        window_rope_theta: Some(500_000.0),
+        ..LLAMA
+    },
+    Family {
         architecture: "Gemma3ForCausalLM",
         model_type: "gemma3_text",
         vocabulary: Some(262_208),
@@ -183,7 +223,7 @@ pub(crate) static FAMILIES: [Family; 7] = [
         activation: ("hidden_activation", &["gelu_pytorch_tanh"], Activation::GeluTanh),
         query_scalar: Some(256.0),
         exceeds_f16: true,
-        windows: Windows::AllButEvery,
+        windows: Windows::AllButEvery(6),
         sliding_window: Some(4096),
         rope_theta: 1_000_000.0,
         window_rope_theta: Some(10_000.0),

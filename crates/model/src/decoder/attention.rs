@@ -31,19 +31,20 @@ pub(crate) fn forward(
 ) -> Tensor<2> {
     let Attention { heads, key_value_heads, head_dim, .. } = *attention;
     let tokens = x.dims()[0];
-    let q_thd = linear(&attention.q, x.clone(), context).reshape([tokens, heads, head_dim]);
-    let k_tkd = linear(&attention.k, x.clone(), context).reshape([tokens, key_value_heads, head_dim]);
-    let v_tkd = linear(&attention.v, x, context).reshape([tokens, key_value_heads, head_dim]);
-    let head_norm = |x: Tensor<3>, gamma: &Option<Norm>| match gamma {
-        Some(gamma) => norm(gamma, x, context),
-        None => x,
+    // Norms are of a head, or of all heads together.
+    let normed = |x: Tensor<2>, gamma: &Option<Norm>, heads: usize| match gamma {
+        Some(gamma) if gamma.gamma.length == head_dim => norm(gamma, x.reshape([tokens, heads, head_dim]), context),
+        Some(gamma) => norm(gamma, x, context).reshape([tokens, heads, head_dim]),
+        None => x.reshape([tokens, heads, head_dim]),
     };
-    let turn = |x: Tensor<3>| match attention.rope {
+    let turn = |x: Tensor<3>, rope: Option<usize>| match rope {
         Some(rope) => operations::rope(x, context.ropes[rope].clone()),
         None => x,
     };
-    let q_thd = turn(head_norm(q_thd, &attention.q_norm));
-    let k_tkd = turn(head_norm(k_tkd, &attention.k_norm));
+    let q_thd = normed(linear(&attention.q, x.clone(), context), &attention.q_norm, heads);
+    let k_tkd = normed(linear(&attention.k, x.clone(), context), &attention.k_norm, key_value_heads);
+    let v_tkd = linear(&attention.v, x, context).reshape([tokens, key_value_heads, head_dim]);
+    let (q_thd, k_tkd) = (turn(q_thd, attention.query_rope), turn(k_tkd, attention.rope));
     let (k_skd, v_skd) = match cache {
         Some(cache) => cache.extend(k_tkd, v_tkd),
         None => (k_tkd, v_tkd),

@@ -6,7 +6,7 @@ use crate::branch::EMBEDDING;
 use crate::config::ModelConfig;
 use crate::decoder::adapted::Adapted;
 use crate::decoder::attention::AttentionWidths;
-use crate::tree::{Decoder, FeedForward, Layer, Mixer};
+use crate::tree::{Decoder, FeedForward, Layer, Mixer, Norm};
 
 /// What a layer that is differentiated keeps of each token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,13 +51,14 @@ fn kept(layer: &mut Layer, hidden: u64, adapted: &Adapted<'_>) -> LayerKept {
         FeedForward::Gated(gated) => (gated.kept(adapted), gated.taken(), 0),
         FeedForward::Experts(experts) => (experts.kept(adapted), experts.taken(), experts.statistics()),
     };
-    let of_parts = [&layer.mixer_norm, &layer.feed_forward_norm].map(|norm| u64::from(norm.is_some()));
+    let norms = |norms: [&Option<Norm>; 2]| norms.iter().filter(|norm| norm.is_some()).count() as u64;
+    let of_parts = [norms([&layer.input_norm, &layer.mixer_norm]), norms([&layer.post_norm, &layer.feed_forward_norm])];
     LayerKept {
         // Each norm keeps its input, and one number of each token.
-        mixer: (1 + of_parts[0]) * hidden + attention.kept(adapted),
-        feed_forward: (1 + of_parts[1]) * hidden + kept,
+        mixer: of_parts[0] * hidden + attention.kept(adapted),
+        feed_forward: of_parts[1] * hidden + kept,
         branches,
-        statistics: attention.statistics() + statistics + 2 + of_parts.iter().sum::<u64>(),
+        statistics: attention.statistics() + statistics + of_parts.iter().sum::<u64>(),
         // On top of that, gradients of the residual stream.
         taken: taken + 2 * hidden,
         attention: attention.widths(),

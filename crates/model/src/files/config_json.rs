@@ -129,6 +129,11 @@ impl Reader<'_> {
             Some(default) => self.number_within("query_pre_attn_scalar", 1e-3, 1e9)?.unwrap_or(default),
             None => head_dim as f64,
         };
+        let multiplier = |key: &str| -> Result<Option<f32>, ModelError> {
+            // A factor that is left out is 1, as in the class.
+            let stated = || self.number_within(key, 1e-6, 1e6).map(|value| value.unwrap_or(1.0) as f32);
+            family.has_multipliers.then(stated).transpose()
+        };
         let attention_bias = self.flag("attention_bias")?.unwrap_or(false);
         let has_bias = |bias: Bias| bias == Bias::Always || (bias == Bias::Asked && attention_bias);
         let config = ModelConfig {
@@ -151,7 +156,14 @@ impl Reader<'_> {
             qkv_bias: has_bias(family.qkv_bias),
             output_bias: has_bias(family.output_bias),
             query_key_norm: family.query_key_norm,
-            score_scale: 1.0 / (query_scalar as f32).sqrt(),
+            score_scale: multiplier("attention_multiplier")?.unwrap_or(1.0 / (query_scalar as f32).sqrt()),
+            embedding_scale: if family.scaled_embeddings {
+                Some((hidden_size as f32).sqrt())
+            } else {
+                multiplier("embedding_multiplier")?.filter(|&factor| factor != 1.0)
+            },
+            residual_scale: multiplier("residual_multiplier")?.filter(|&factor| factor != 1.0),
+            logits_divisor: multiplier("logits_scaling")?.filter(|&divisor| divisor != 1.0),
             activation: family.activation.2,
             max_position_embeddings: self
                 .optional_size("max_position_embeddings")?

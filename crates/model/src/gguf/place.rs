@@ -179,6 +179,9 @@ pub fn destination(config: &ModelConfig) -> Result<Destination, ModelError> {
     if matches!(rope.scaling, RopeScaling::Llama3 { .. }) && !destination.rope_factors {
         return refused(format!("its `{name}` has no rope scaling `llama3`"));
     }
+    if matches!(rope.scaling, RopeScaling::Yarn { .. }) {
+        return refused(format!("its `{name}` has no rope scaling `yarn` here"));
+    }
     let turned = |n: usize| name != "smollm3" || !(n + 1).is_multiple_of(WITHOUT_ROPE);
     let differs = |(n, layer): &(usize, &LayerConfig)| layer.rope.is_some() != turned(*n);
     if let Some((n, _)) = config.layers.iter().enumerate().find(differs) {

@@ -190,7 +190,8 @@ impl<'a> Keys<'a> {
         if self.files.tensor("blk.0.attn_q.bias").is_some() {
             config["attention_bias"] = json!(true);
         }
-        let plain = Rope { theta, scaling: RopeScaling::None, width: usize::try_from(head_dim).unwrap_or(usize::MAX) };
+        let width = usize::try_from(head_dim).unwrap_or(usize::MAX);
+        let plain = Rope { theta, scaling: RopeScaling::None, width, growth: None };
         if let Some(scaling) = self.scaling(&plain, context)? {
             config["rope_scaling"] = scaling;
         }

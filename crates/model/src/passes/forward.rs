@@ -63,7 +63,10 @@ impl Model {
 
     /// Tables of the rotary embeddings at these positions.
     pub(crate) fn rope_tables(&self, positions: &[u32]) -> Vec<RopeTable> {
-        self.frequencies.iter().map(|frequencies| RopeTable::new(positions, frequencies, 1.0)).collect()
+        let ropes = self.config.ropes.iter().zip(&self.frequencies);
+        ropes
+            .map(|(rope, frequencies)| RopeTable::new(positions, frequencies, |position| rope.factor(position)))
+            .collect()
     }
 
     /// Refuses tokens that are not in the vocabulary.

@@ -12,11 +12,12 @@ impl Decoder {
         let layers = layers.map(|(n, layer)| layer_tree(config, n, layer, &mut linears)).collect();
         Decoder {
             embedding: Matrix::new("model.embed_tokens.weight".to_owned(), [config.vocabulary, hidden]),
-            embedding_scale: config.family.scaled_embeddings.then(|| (hidden as f32).sqrt()),
+            embedding_scale: config.embedding_scale,
             embedding_lora: None,
             layers,
             head: Head {
                 norm: norm("model.norm", hidden, config),
+                divisor: config.logits_divisor,
                 output: (!config.tied_embeddings)
                     .then(|| Matrix::new("lm_head.weight".to_owned(), [config.vocabulary, hidden])),
                 index: linears,
@@ -48,29 +49,33 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
     };
     let (query, key) = (config.heads * config.head_dim, config.key_value_heads * config.head_dim);
     let qkv_bias = config.qkv_bias;
-    let head_norm = |part: &str| config.query_key_norm.then(|| norm(part, config.head_dim));
+    let head_norm = |part: &str, all: usize| {
+        let length = if config.family.norms_all_heads { all } else { config.head_dim };
+        config.query_key_norm.then(|| norm(part, length))
+    };
     // With norms on both sides of a part, the one behind attention has the name of the one before the
     // feed-forward part of other families.
-    let is_sandwich = config.family.sandwich_norms;
+    let (is_sandwich, is_before) = (config.family.sandwich_norms, config.family.norms_before);
     let post_norm = if is_sandwich { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
     Layer {
-        input_norm: norm("input_layernorm", hidden),
+        input_norm: is_before.then(|| norm("input_layernorm", hidden)),
         mixer: Mixer::Attention(Attention {
             q: linear("self_attn.q_proj", Role::Query, [query, hidden], qkv_bias),
             k: linear("self_attn.k_proj", Role::Key, [key, hidden], qkv_bias),
             v: linear("self_attn.v_proj", Role::Value, [key, hidden], qkv_bias),
             o: linear("self_attn.o_proj", Role::Output, [hidden, query], config.output_bias),
-            q_norm: head_norm("self_attn.q_norm"),
-            k_norm: head_norm("self_attn.k_norm"),
+            q_norm: head_norm("self_attn.q_norm", query),
+            k_norm: head_norm("self_attn.k_norm", key),
             heads: config.heads,
             key_value_heads: config.key_value_heads,
             head_dim: config.head_dim,
             scale: config.score_scale,
             window: layer.window,
             rope: layer.rope,
+            query_rope: if config.family.growth.is_some() { Some(1) } else { layer.rope },
         }),
         mixer_norm: is_sandwich.then(|| norm("post_attention_layernorm", hidden)),
-        post_norm: norm(post_norm, hidden),
+        post_norm: is_before.then(|| norm(post_norm, hidden)),
         feed_forward: match config.experts.as_ref().filter(|_| layer.has_experts) {
             None => FeedForward::Gated(gated(config, "mlp", config.intermediate_size, &mut linear)),
             Some(experts) => FeedForward::Experts(Experts {
@@ -84,6 +89,7 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
             }),
         },
         feed_forward_norm: is_sandwich.then(|| norm("post_feedforward_layernorm", hidden)),
+        residual_scale: config.residual_scale,
     }
 }
 

@@ -23,7 +23,10 @@ impl Reader<'_> {
         let is_used = self.object.get("use_sliding_window").and_then(Value::as_bool) == Some(true);
         let types = self.object.get("layer_types").and_then(Value::as_array);
         let first = self.get("max_window_layers").and_then(Value::as_u64).unwrap_or(28) as usize;
-        let pattern = self.optional_size("sliding_window_pattern")?.unwrap_or(6);
+        let pattern = self.optional_size("sliding_window_pattern")?.unwrap_or(match family.windows {
+            Windows::AllButEvery(pattern) => pattern,
+            _ => usize::MAX,
+        });
         let is_named = |types: &Vec<Value>, n: usize| types.get(n).and_then(Value::as_str) == Some("sliding_attention");
         let has_window = |n: usize, rope: Option<usize>| match (family.windows, types) {
             (Windows::Never, _) => false,
@@ -32,8 +35,8 @@ impl Reader<'_> {
             (Windows::Later | Windows::WithoutRope, Some(types)) => is_used && is_named(types, n),
             (Windows::Later, None) => is_used && n >= first,
             (Windows::WithoutRope, None) => is_used && rope.is_none(),
-            (Windows::AllButEvery, Some(types)) => is_named(types, n),
-            (Windows::AllButEvery, None) => !(n + 1).is_multiple_of(pattern),
+            (Windows::AllButEvery(_), Some(types)) => is_named(types, n),
+            (Windows::AllButEvery(_), None) => !(n + 1).is_multiple_of(pattern),
         };
         let has_experts = self.layers_with_experts(family)?;
         let layer = |(n, rope): (usize, Option<usize>)| {

@@ -1,10 +1,10 @@
 //! The rotary embeddings of config.json.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Reader;
 use crate::config::family::Family;
-use crate::config::{Rope, RopeScaling};
+use crate::config::{Growth, Rope, RopeScaling};
 use crate::error::ModelError;
 
 impl Reader<'_> {
@@ -17,7 +17,21 @@ impl Reader<'_> {
         let parameters = self.nested("rope_scaling")?.or(self.nested("rope_parameters")?).unwrap_or(&empty);
         let parameters = Reader { object: parameters, path: self.path };
         let Some(window_theta) = family.window_rope_theta else {
-            return Ok(vec![self.rope(parameters.object, family.rope_theta, width)?]);
+            let Some([beta, original]) = family.growth else {
+                return Ok(vec![self.rope(parameters.object, family.rope_theta, width)?]);
+            };
+            let of_class = json!({
+                "rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": original,
+                "mscale": 1.0, "mscale_all_dim": 1.0,
+            });
+            let of_class = of_class.as_object().filter(|_| parameters.object.is_empty());
+            let rope = self.rope(of_class.unwrap_or(parameters.object), family.rope_theta, width)?;
+            let growth = Growth {
+                beta: parameters.number_within("llama_4_scaling_beta", 0.0, 1e9)?.unwrap_or(beta),
+                original: parameters.number_within("original_max_position_embeddings", 1.0, 1e9)?.unwrap_or(original),
+            };
+            let of_queries = Rope { growth: Some(growth), ..rope.clone() };
+            return Ok(vec![rope, of_queries]);
         };
         // With two of them, each kind of layer has its own parameters.
         let of_all = parameters.nested("full_attention")?.unwrap_or(parameters.object);
@@ -25,7 +39,7 @@ impl Reader<'_> {
         let window_theta = self.number_within("rope_local_base_freq", 1.0, 1e15)?.unwrap_or(window_theta);
         let of_window = match window {
             Some(window) => Reader { object: &empty, path: self.path }.rope(window, window_theta, width)?,
-            None => Rope { theta: window_theta, scaling: RopeScaling::None, width },
+            None => Rope { theta: window_theta, scaling: RopeScaling::None, width, growth: None },
         };
         Ok(vec![self.rope(of_all, family.rope_theta, width)?, of_window])
     }
@@ -64,8 +78,49 @@ impl Reader<'_> {
                     found.or(stated(self, "max_position_embeddings")?).map_or_else(|| needed(key), Ok)?
                 },
             },
+            "yarn" => self.yarn(&inner, theta, width, &needed)?,
             other => return Err(self.unsupported("rope_type", other)),
         };
-        Ok(Rope { theta, scaling, width })
+        Ok(Rope { theta, scaling, width, growth: None })
+    }
+
+    /// YaRN's range and factor, as transformers computes them.
+    fn yarn(
+        &self,
+        inner: &Reader<'_>,
+        theta: f64,
+        width: usize,
+        needed: &dyn Fn(&'static str) -> Result<f64, ModelError>,
+    ) -> Result<RopeScaling, ModelError> {
+        const ORIGINAL: &str = "original_max_position_embeddings";
+        let own = inner.number_within(ORIGINAL, 1.0, 1e9)?.or(self.number_within(ORIGINAL, 1.0, 1e9)?);
+        let most = self.number_within("max_position_embeddings", 1.0, 1e9)?;
+        let original = own.or(most).map_or_else(|| needed(ORIGINAL), Ok)?;
+        let factor = match (inner.number_within("factor", 1e-3, 1e9)?, most) {
+            (Some(factor), _) => factor,
+            (None, Some(most)) => most / original,
+            (None, None) => needed("factor")?,
+        };
+        let number = |key| inner.number_within(key, 0.0, 1e9);
+        let given = |value: Option<f64>| value.filter(|&value| value != 0.0);
+        let scale = |factor: f64, m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+        let attention_factor =
+            match (number("attention_factor")?, given(number("mscale")?), given(number("mscale_all_dim")?)) {
+                (Some(stated), ..) => stated,
+                (None, Some(one), Some(all)) => scale(factor, one) / scale(factor, all),
+                _ => scale(factor, 1.0),
+            };
+        // The pair that turns so many times in the original context.
+        let pair = |turns: f64| width as f64 * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln());
+        let low = pair(given(number("beta_fast")?).unwrap_or(32.0));
+        let high = pair(given(number("beta_slow")?).unwrap_or(1.0));
+        let is_whole = inner.flag("truncate")?.unwrap_or(true);
+        let (low, high) = if is_whole { (low.floor(), high.ceil()) } else { (low, high) };
+        let (low, high) = (low.max(0.0), high.min(width as f64 - 1.0));
+        let high = if low == high { high + 0.001 } else { high };
+        if !(low.is_finite() && high.is_finite()) {
+            return Err(self.malformed("`rope_theta` and the rope scaling make no range of wavelengths"));
+        }
+        Ok(RopeScaling::Yarn { factor, range: [low, high], attention_factor })
     }
 }

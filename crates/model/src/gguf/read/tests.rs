@@ -141,7 +141,7 @@ fn factors_of_llama_3_become_its_scaling() {
         high_freq_factor: 4.0,
         original_max_position_embeddings: 8192.0,
     };
-    let rope = Rope { theta: 5e5, scaling, width: HEAD_DIM };
+    let rope = Rope { theta: 5e5, scaling, width: HEAD_DIM, growth: None };
     let mut factors = crate::gguf::metadata::rope_factors(&rope).expect("factors");
     let bytes = |factors: &[f32]| factors.iter().flat_map(|factor| factor.to_le_bytes()).collect::<Vec<u8>>();
     let mut tiny = Tiny::new("llama");
