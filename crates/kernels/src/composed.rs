@@ -7,6 +7,7 @@
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
 use crate::arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
+use crate::delta::DeltaShape;
 use crate::dispatch::{Dispatch, ExpertWeights, Scores};
 
 /// [`crate::operations::linear`]
@@ -216,6 +217,57 @@ pub fn expert_lora_linear(
         lora_linear(x.clone().slice([rows]), experts[expert].clone(), a, b, scale, None)
     });
     Tensor::cat(products.collect(), 0)
+}
+
+/// [`crate::operations::short_convolution`]
+pub fn short_convolution(u: Tensor<2>, w: Tensor<2>, past: Tensor<2>, rows: &[usize]) -> Tensor<2> {
+    let taps = w.dims()[1];
+    let (mut start, mut out) = (0, Vec::new());
+    for (row, &tokens) in rows.iter().enumerate() {
+        let before = past.clone().narrow(0, row * (taps - 1), taps - 1);
+        let all = Tensor::cat(vec![before, u.clone().narrow(0, start, tokens)], 0);
+        let products = (0..taps).map(|tap| {
+            let w: Tensor<2> = w.clone().narrow(1, tap, 1).transpose();
+            all.clone().narrow(0, tap, tokens) * w
+        });
+        out.push(activation::silu(products.reduce(|sum, product| sum + product).expect("a tap")));
+        start += tokens;
+    }
+    Tensor::cat(out, 0)
+}
+
+/// [`crate::operations::delta_rule`]
+pub fn delta_rule(u: Tensor<2>, g: Tensor<2>, beta: Tensor<2>, states: Tensor<2>, shape: &DeltaShape) -> Tensor<2> {
+    let (x, y, keys) = (shape.key_dim, shape.value_dim, shape.keys());
+    let unit = |v: Tensor<2>| v.clone() / ((v.clone() * v).sum_dim(1) + 1e-6).sqrt();
+    let (mut out, mut last) = (Vec::new(), Vec::new());
+    for (row, (first, tokens)) in shape.starts().enumerate() {
+        let (mut of_heads, mut states_of_heads) = (Vec::new(), Vec::new());
+        for head in 0..shape.value_heads {
+            let key_head = head / shape.group();
+            let mut state = states.clone().slice([row * x..(row + 1) * x, head * y..(head + 1) * y]);
+            let mut of_tokens = Vec::new();
+            for token in first..first + tokens {
+                let part = |column: usize, width: usize| u.clone().slice([token..token + 1, column..column + width]);
+                let number = |of: &Tensor<2>| of.clone().slice([token..token + 1, head..head + 1]);
+                let q = unit(part(key_head * x, x)) / (x as f32).sqrt();
+                let k = unit(part(keys + key_head * x, x));
+                let v = part(2 * keys + head * y, y);
+                state = state * number(&g).exp();
+                let error = v - k.clone().matmul(state.clone());
+                state = state + k.transpose().matmul(error * number(&beta));
+                of_tokens.push(q.matmul(state.clone()));
+            }
+            of_heads.push(Tensor::cat(of_tokens, 0));
+            states_of_heads.push(state);
+        }
+        out.push(Tensor::cat(of_heads, 1));
+        last.push(Tensor::cat(states_of_heads, 1));
+    }
+    if shape.keeps_states {
+        out.extend(last);
+    }
+    Tensor::cat(out, 0)
 }
 
 /// Indices on the device of `like`.

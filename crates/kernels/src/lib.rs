@@ -2,7 +2,7 @@
 //! hand-written backward pass.
 //!
 //! Owns: matrix products over threads, LoRA linear, RMS norm, rotary embedding, causal attention
-//! over rows of unequal length, gated units, products by expert, cross-entropy on trained positions only.
+//! over rows of unequal length, gated units, products by expert, the gated delta rule, cross-entropy on trained positions only.
 //! Must never know: models, files, recipes.
 //! Start reading at [`operations`] (the table of what the model calls), then [`composed`] (the same
 //! maths in plain tensor operations: the reference of the tests). `fused` says what a backend
@@ -18,6 +18,7 @@
 mod arguments;
 pub mod composed;
 mod cpu;
+mod delta;
 pub mod devices;
 mod dispatch;
 mod extension;
@@ -34,6 +35,7 @@ pub mod weight;
 
 pub use arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
 pub use cpu::matmul;
+pub use delta::DeltaShape;
 pub use devices::{DeviceKind, FloatType, FoundDevice};
 pub use dispatch::{Dispatch, ExpertWeights, Scores};
 pub use segments::{Segment, Segments};

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use crate::arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
+use crate::delta::DeltaShape;
 use crate::dispatch::{Dispatch, ExpertWeights};
 use crate::weight::PackedWeight;
 
@@ -155,6 +156,24 @@ crate::extension::operations! {
     fn expert_lora_linear(
         x: Tensor<2>, a: Tensor<2>, b: Tensor<2>; experts: Arc<[PackedWeight]>, dispatch: Dispatch, scale: f32
     ) -> Tensor<2> = ExpertLoraLinear;
+
+    /// SiLU of a causal convolution of each channel over the tokens of each row: u [t, c], w [c, k],
+    /// past [m · (k - 1), c] -> [t, c].
+    ///
+    /// `rows` are the numbers of tokens of m rows, `past` the inputs of each row before its first token,
+    /// zeros at its beginning. `past` gets no gradient.
+    fn short_convolution(u: Tensor<2>, w: Tensor<2>, past: Tensor<2>; rows: Arc<[usize]>) -> Tensor<2> =
+        ShortConvolution;
+
+    /// The gated delta rule (Yang et al. 2024) of each row, from states that it begins with: u
+    /// [t, 2 a x + h y] with queries, keys and values, g and beta [t, h], states [m x, h y] -> [t, h y], and
+    /// below that, if it is asked for, the last states [m x, h y].
+    ///
+    /// Queries and keys are normalized; g is the logarithm of what a state keeps, beta how much of its error
+    /// it makes good. In f32.
+    fn delta_rule(
+        u: Tensor<2>, g: Tensor<2>, beta: Tensor<2>, states: Tensor<2>; shape: DeltaShape
+    ) -> Tensor<2> = DeltaRule;
 
     /// Rows of a packed embedding w [v, hidden], in the number type and on the device of `like` [n]
     /// -> [t, hidden]. They have no gradient.

@@ -8,6 +8,7 @@ mod attention;
 pub(crate) mod bf16_product;
 mod buffer;
 mod cross_entropy;
+mod delta_rule;
 mod dropout;
 mod experts;
 mod few_rows;
@@ -20,6 +21,7 @@ mod norm;
 mod one_query;
 mod packed_rows;
 mod rope;
+mod short_convolution;
 mod simd;
 pub(crate) mod weight;
 

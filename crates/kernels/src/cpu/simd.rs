@@ -38,6 +38,10 @@ macro_rules! vectorized {
     };
 }
 
+mod recurrent;
+
+pub(crate) use recurrent::{add_products, delta_step, delta_step_backward, silu, silu_backward};
+
 /// Partial sums of a row.
 const LANES: usize = 16;
 

@@ -24,6 +24,7 @@ mod packed_kernels;
 mod packed_numbers;
 mod pointwise;
 mod product;
+mod recurrent;
 mod reduce;
 mod rope;
 mod tensor;
