@@ -53,9 +53,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, GraniteConfig, LlamaConfig, Ministral3Config, MistralConfig,
-    Olmo3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig, SmolLM3Config,
+    Olmo3Config, Qwen2Config, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig, SmolLM3Config,
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.qwen3_5 import modeling_qwen3_5
 
 IGNORED = -100
 VOCABULARY = 96
@@ -88,6 +89,14 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+# A large epsilon: the norm of a result near zero would magnify its rounding.
+QWEN3_5 = dict(
+    {**SIZES, "initializer_range": 0.1}, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-2,
+    linear_num_key_heads=2, linear_num_value_heads=4,
+    linear_key_head_dim=16, linear_value_head_dim=12, linear_conv_kernel_dim=4, tie_word_embeddings=False,
+    rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+                     "mrope_section": [2, 1, 1], "mrope_interleaved": True},
+)
 YARN_ROPE = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -245,10 +254,17 @@ FAMILIES = {
         hub_config=True,
         full=True,
     ),
+    "qwen3_5": dict(
+        seed=14,
+        # The third of four layers has attention; two value heads share a key head.
+        config=lambda: Qwen3_5TextConfig(**QWEN3_5, num_hidden_layers=4, layer_types=[
+            "linear_attention", "linear_attention", "full_attention", "linear_attention"]),
+        lora=dict(target_modules="all-linear"),
+    ),
 }
 
 # Families whose norms multiply by 1 + weight.
-NORMS_ADD_ONE = ("gemma3_text", "gemma3")
+NORMS_ADD_ONE = ("gemma3_text", "gemma3", "qwen3_5_text")
 
 VARIANTS = {
     "constant": dict(learning_rate=1e-2, weight_decay=0.01, max_grad_norm=0.0, schedule="constant",
@@ -274,10 +290,13 @@ def save_base_model(specification, directory):
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
-                if "vision" not in name and config.model_type in NORMS_ADD_ONE:
+                is_text = not any(part in name for part in ("vision", "visual", "linear_attn"))
+                if is_text and config.model_type in NORMS_ADD_ONE:
                     parameter.sub_(1.0)
-            elif name.endswith(".bias"):
+            elif name.endswith((".bias", ".dt_bias")):
                 parameter.normal_(0.0, 0.3)
+            elif name.endswith(".A_log"):
+                parameter.uniform_(-3.0, 1.0)
     model.save_pretrained(directory)
 
 
@@ -445,9 +464,11 @@ def in_float64(model):
     """The model with the same weights and every operation in f64, norms and rope included."""
     model = model.double()
     for module in model.modules():
-        if hasattr(module, "variance_epsilon"):
+        if type(module).__name__ == "Qwen3_5RMSNormGated":
+            module.forward = gated_norm_float64.__get__(module)
+        elif hasattr(module, "variance_epsilon"):
             module.forward = rms_norm_float64.__get__(module)
-        elif type(module).__name__ == "Gemma3RMSNorm":
+        elif type(module).__name__ in ("Gemma3RMSNorm", "Qwen3_5RMSNorm"):
             module.forward = centred_rms_norm_float64.__get__(module)
         elif type(module).__name__ == "Qwen3MoeTopKRouter":
             module.forward = router_float64.__get__(module)
@@ -479,6 +500,32 @@ def centred_rms_norm_float64(self, hidden):
     return (1 + self.weight) * (hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.eps))
 
 
+def gated_norm_float64(self, hidden, gate):
+    return rms_norm_float64(self, hidden) * torch.nn.functional.silu(gate)
+
+
+def delta_rule(query, key, value, g, beta, **keywords):
+    """The recurrence itself, token by token, in f64: transformers has chunks in f32."""
+    if query.dtype != torch.float64:
+        return CHUNKED(query, key, value, g, beta, **keywords)
+    repeats = value.shape[2] // key.shape[2]
+    unit = lambda x: x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)
+    query = (unit(query) * query.shape[-1] ** -0.5).repeat_interleave(repeats, dim=2)
+    key = unit(key).repeat_interleave(repeats, dim=2)
+    state = torch.zeros(*value.shape[::2], key.shape[-1], value.shape[-1], dtype=value.dtype)
+    out = []
+    for n in range(value.shape[1]):
+        state = state * g[:, n, :, None, None].to(state.dtype).exp()
+        error = value[:, n] - torch.einsum("bhxy,bhx->bhy", state, key[:, n])
+        state = state + torch.einsum("bhx,bhy->bhxy", key[:, n], beta[:, n, :, None] * error)
+        out.append(torch.einsum("bhxy,bhx->bhy", state, query[:, n]))
+    return torch.stack(out, dim=1), None
+
+
+CHUNKED = modeling_qwen3_5.torch_chunk_gated_delta_rule
+modeling_qwen3_5.torch_chunk_gated_delta_rule = delta_rule
+
+
 def router_float64(self, hidden):
     assert hidden.dtype == torch.float64
     logits = torch.nn.functional.linear(hidden.reshape(-1, self.hidden_dim), self.weight)
@@ -490,6 +537,8 @@ def router_float64(self, hidden):
 
 def rope_float64(self, hidden, position_ids, layer_type=None):
     assert hidden.dtype == torch.float64
+    if position_ids.dim() == 3:  # of text, height and width, which are the same without images
+        position_ids = position_ids[0]
     angles = position_ids[..., None].double() * self.inverse_frequencies[layer_type]
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos() * self.factors[layer_type], angles.sin() * self.factors[layer_type]
@@ -508,6 +557,7 @@ def inverse_frequencies_float64(config, layer_type=None):
     """Written from the formulas (RoFormer; Llama 3.1's smoothing): a check of transformers' own."""
     rope = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_size = int(head_size * rope.get("partial_rotary_factor", 1.0))
     frequencies = []
     for dimension in range(0, head_size, 2):
         frequency = rope["rope_theta"] ** (-dimension / head_size)

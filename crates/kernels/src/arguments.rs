@@ -54,6 +54,11 @@ impl RopeTable {
             on_device: OnDevice::default(),
         }
     }
+
+    /// Elements of a head that it turns, d.
+    pub fn width(&self) -> usize {
+        2 * self.half
+    }
 }
 
 /// What a gated feed-forward part applies to its gate.

@@ -66,6 +66,16 @@ pub enum RopeScaling {
 pub use finetune_kernels::Activation;
 use finetune_kernels::ExpertWeights;
 
+/// A multimodal model, of which the text model alone is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wrapper {
+    /// Its class in transformers.
+    pub class: String,
+    /// Whether transformers' `AutoModelForCausalLM` loads the whole, so that an adapter names modules of
+    /// that. Otherwise it loads the text model.
+    pub is_loaded_whole: bool,
+}
+
 /// What makes a layer different from the others of its model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerConfig {
@@ -75,6 +85,23 @@ pub struct LayerConfig {
     pub rope: Option<usize>,
     /// Whether its feed-forward part is a mixture of experts.
     pub has_experts: bool,
+    /// Whether a gated delta net takes the place of attention.
+    pub is_recurrent: bool,
+}
+
+/// The gated delta nets of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaConfig {
+    /// Heads of queries and keys.
+    pub key_heads: usize,
+    /// Heads of values, a multiple of those of keys.
+    pub value_heads: usize,
+    /// Elements of a key head.
+    pub key_dim: usize,
+    /// Elements of a value head.
+    pub value_dim: usize,
+    /// Tokens that the convolution in front sees, the own one with them.
+    pub taps: usize,
 }
 
 /// The experts of a layer that has such.
@@ -95,14 +122,16 @@ pub struct ExpertsConfig {
 pub struct ModelConfig {
     /// The family, with the defaults of its classes in transformers.
     pub family: &'static Family,
-    /// The class of the multimodal model that this is the text model of. `None`: it is a model of its own.
-    pub wrapper: Option<String>,
+    /// The multimodal model that this is the text model of. `None`: it is a model of its own.
+    pub wrapper: Option<Wrapper>,
     /// Elements of a token between layers.
     pub hidden_size: usize,
     /// Elements of a token inside the feed-forward part.
     pub intermediate_size: usize,
     /// The experts, in families with such.
     pub experts: Option<ExpertsConfig>,
+    /// The gated delta nets, in families with such.
+    pub delta: Option<DeltaConfig>,
     /// The layers, from the embedding up.
     pub layers: Vec<LayerConfig>,
     /// Query heads.
@@ -144,6 +173,11 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Whether an adapter names modules inside a multimodal model.
+    pub(crate) fn is_named_inside(&self) -> bool {
+        self.wrapper.as_ref().is_some_and(|wrapper| wrapper.is_loaded_whole)
+    }
+
     /// Elements of the experts that a token does not go through.
     pub fn idle_parameters(&self) -> u64 {
         let Some(experts) = &self.experts else { return 0 };

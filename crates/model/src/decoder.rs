@@ -3,6 +3,7 @@
 pub(crate) mod adapted;
 pub(crate) mod attention;
 pub(crate) mod cache;
+mod delta;
 mod experts;
 mod feed_forward;
 pub(crate) mod head;
@@ -81,6 +82,7 @@ pub(crate) fn layer(layer: &Layer, x: Tensor<2>, context: &Context, cache: Optio
     let read = normed(&layer.input_norm, x.clone(), context);
     let mixed = match &layer.mixer {
         Mixer::Attention(attention) => attention::forward(attention, read, context, cache),
+        Mixer::Delta(net) => delta::forward(net, read, context, cache),
     };
     let x = operations::residual(x, scaled(normed(&layer.mixer_norm, mixed, context), layer.residual_scale));
     let read = normed(&layer.post_norm, x.clone(), context);

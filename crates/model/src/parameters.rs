@@ -48,7 +48,7 @@ impl Model {
     /// Sets what is trained, and its layout.
     fn train(&mut self, trained: Trained) {
         let is_adapter = matches!(trained, Trained::Adapter(_));
-        let is_wrapped = self.config.wrapper.is_some();
+        let is_wrapped = self.config.is_named_inside();
         self.trained = trained;
         let mut layout = Layout::default();
         for slot in self.trained() {

@@ -32,6 +32,8 @@ pub enum Role {
     Down,
     /// The projection to a logit for each expert.
     Router,
+    /// The projections into and out of a gated delta net.
+    Recurrent,
 }
 
 /// Along which dimension a linear layer can be cut into parts that several devices hold.
@@ -50,7 +52,7 @@ impl Role {
     /// (Shoeybi et al. 2019, "Megatron-LM").
     pub fn split(self) -> Split {
         match self {
-            Role::Query | Role::Key | Role::Value | Role::Gate | Role::Up => Split::Outputs,
+            Role::Query | Role::Key | Role::Value | Role::Gate | Role::Up | Role::Recurrent => Split::Outputs,
             Role::Output | Role::Down => Split::Inputs,
             Role::Router => Split::Nowhere,
         }
@@ -192,6 +194,36 @@ pub(crate) struct Attention {
     pub(crate) rope: Option<usize>,
     /// The same of queries, which is another one where they grow with their position.
     pub(crate) query_rope: Option<usize>,
+    /// Whether the query projection makes a gate of the output too, head by head behind the query.
+    pub(crate) is_gated: bool,
+}
+
+/// A gated delta net (Yang et al. 2024, "Gated Delta Networks") behind a short convolution.
+#[derive(Clone, Debug)]
+pub(crate) struct DeltaNet {
+    /// To queries, keys and values.
+    pub(crate) qkv: Linear,
+    /// To the gate of the result.
+    pub(crate) z: Linear,
+    /// To how much of a head's error is made good.
+    pub(crate) b: Linear,
+    /// To how much of a head's state is forgotten.
+    pub(crate) a: Linear,
+    pub(crate) out: Linear,
+    /// [channels · taps], channel by channel.
+    pub(crate) convolution: Vector,
+    /// The logarithm of each head's rate of forgetting.
+    pub(crate) decay: Vector,
+    /// What is added to what a says.
+    pub(crate) bias: Vector,
+    /// Of each head's result.
+    pub(crate) norm: Norm,
+    pub(crate) key_heads: usize,
+    pub(crate) value_heads: usize,
+    pub(crate) key_dim: usize,
+    pub(crate) value_dim: usize,
+    /// Tokens that the convolution sees.
+    pub(crate) taps: usize,
 }
 
 /// `down(activation(gate(x)) · up(x))` (Shazeer 2020, "GLU Variants Improve Transformer").
@@ -219,8 +251,10 @@ pub(crate) struct Experts {
 
 /// The part of a layer in which tokens see each other.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a model has some dozen layers")]
 pub(crate) enum Mixer {
     Attention(Attention),
+    Delta(DeltaNet),
 }
 
 /// The part of a layer that works on each token alone.
@@ -301,9 +335,10 @@ impl Slot<'_> {
     }
 }
 
-/// A norm or a linear layer of a layer.
+/// A norm, a linear layer or another vector of a layer.
 enum Part<'a> {
     Norm(&'a mut Norm),
+    Vector(&'a mut Vector),
     Linear(&'a mut Linear),
 }
 
@@ -314,6 +349,7 @@ impl<'a> Part<'a> {
     fn slots(self) -> Slots<'a> {
         match self {
             Part::Norm(norm) => (vec![Slot::Vector(&mut norm.gamma)], Vec::new()),
+            Part::Vector(vector) => (vec![Slot::Vector(vector)], Vec::new()),
             Part::Linear(Linear { weight, bias, lora, .. }) => {
                 let bias = bias.as_mut().map(Slot::Vector);
                 (std::iter::once(Slot::Matrix(weight)).chain(bias).collect(), branch_slots(lora))
@@ -331,6 +367,14 @@ impl Attention {
         let linears = [&mut self.q, &mut self.k, &mut self.v, &mut self.o].map(Part::Linear);
         let norms = [self.q_norm.as_mut(), self.k_norm.as_mut()].into_iter().flatten().map(Part::Norm);
         linears.into_iter().chain(norms).collect()
+    }
+}
+
+impl DeltaNet {
+    fn parts(&mut self) -> Vec<Part<'_>> {
+        let linears = [&mut self.qkv, &mut self.z, &mut self.b, &mut self.a, &mut self.out].map(Part::Linear);
+        let vectors = [&mut self.convolution, &mut self.decay, &mut self.bias].map(Part::Vector);
+        linears.into_iter().chain(vectors).chain([Part::Norm(&mut self.norm)]).collect()
     }
 }
 
@@ -352,6 +396,7 @@ impl Layer {
     fn parts(&mut self) -> Vec<Part<'_>> {
         let mixer = match &mut self.mixer {
             Mixer::Attention(attention) => attention.parts(),
+            Mixer::Delta(net) => net.parts(),
         };
         let feed_forward = match &mut self.feed_forward {
             FeedForward::Gated(gated) => gated.parts(),
@@ -389,7 +434,7 @@ impl Decoder {
     /// linear layers.
     pub(crate) fn parameters(&mut self) -> Slots<'_> {
         self.slots_by(|part| match part {
-            Part::Norm(_) => 0,
+            Part::Norm(_) | Part::Vector(_) => 0,
             Part::Linear(_) => 1,
         })
     }

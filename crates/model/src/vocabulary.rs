@@ -110,7 +110,7 @@ impl Model {
             }
             let has_branch = adaptation.targets.iter().any(|target| target.module == module);
             let end = if has_branch { ".base_layer.weight" } else { ".weight" };
-            let name = tensor_name(&format!("{module}{end}"), true, self.config.wrapper.is_some());
+            let name = tensor_name(&format!("{module}{end}"), true, self.config.is_named_inside());
             layout.push(name, matrix.shape.to_vec());
             values.extend(data(matrix.in_f32(self.placement.device()))?);
         }

@@ -9,7 +9,7 @@ use finetune_model::{
     FloatType, Generation, GenerationStep, KeyValueCache, Model, Placement, RowRequest, Sampling, gpus,
 };
 
-const FAMILIES: [&str; 13] = [
+const FAMILIES: [&str; 14] = [
     "llama",
     "llama3",
     "mistral",
@@ -23,6 +23,7 @@ const FAMILIES: [&str; 13] = [
     "ministral3",
     "granite",
     "olmo3",
+    "qwen3_5",
 ];
 
 /// Tokens of an answer.

@@ -27,7 +27,7 @@ use golden::{
 macro_rules! of_each_family {
     ($check:ident) => {
         of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3 gemma3_multimodal qwen3_moe qwen3_moe_experts
-            ministral3 granite olmo3);
+            ministral3 granite olmo3 qwen3_5);
     };
     ($check:ident: $($family:ident)+) => {
         mod $check {
@@ -151,7 +151,8 @@ of_each_family!(the_loss_is_the_same_however_rows_are_split);
 fn checkpointing_changes_no_bit(family: &'static str) {
     let golden = Golden::load(family);
     // Experts are trained by LoRA alone.
-    let methods: &[bool] = if golden.model().config.experts.is_some() { &[false] } else { &[false, true] };
+    let config = golden.model().config;
+    let methods: &[bool] = if config.experts.is_some() { &[false] } else { &[false, true] };
     for &all in methods {
         let mut model = if all { golden.model() } else { golden.with_adapter() };
         if all {

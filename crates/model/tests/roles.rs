@@ -73,7 +73,7 @@ fn cut_outputs_meet_cut_inputs() {
                 Role::Query | Role::Output => query,
                 Role::Key | Role::Value => key,
                 Role::Gate | Role::Up | Role::Down => config.intermediate_size,
-                Role::Router => unreachable!("it is cut nowhere"),
+                Role::Router | Role::Recurrent => unreachable!("no layer of these families"),
             };
             assert_eq!(cut, want, "{family}: {}", layer.module);
         }

@@ -8,7 +8,7 @@ use std::path::Path;
 use finetune_model::adapter::{Adapter, BaseName};
 use finetune_model::merge::{MergedForm, write_merged};
 use finetune_model::{Model, ModelConfig, Placement};
-use finetune_store::{RealDisk, Staging};
+use finetune_store::{Dtype, RealDisk, Staging};
 
 use crate::made::{Tensor, golden, model, read_json, read_tensors};
 
@@ -45,7 +45,7 @@ fn what_takes_no_part_is_said() {
         ),
     ] {
         let config = Model::check(&directory).expect("a model");
-        assert_eq!(config.wrapper.as_deref(), Some("Gemma3ForConditionalGeneration"));
+        assert_eq!(config.wrapper.map(|wrapper| wrapper.class).as_deref(), Some("Gemma3ForConditionalGeneration"));
         assert!(config.notices.iter().any(|notice| notice.contains(part)), "{:?}", config.notices);
     }
 }
@@ -106,4 +106,31 @@ fn an_adapter_names_modules_of_the_whole_model() {
     let again = Adapter::read(written.path(), &model.config).expect("an adapter");
     assert_eq!(again.targets, adapter.targets);
     assert_eq!(model.read_values(written.path()).expect("values"), values);
+}
+
+/// A Qwen3.5 as the hub has it: the text model in a wrapper, a vision tower, a head that predicts further
+/// tokens. transformers' `AutoModelForCausalLM` loads the text model alone, so adapters are named for that.
+#[test]
+fn qwen3_5_in_its_wrapper() {
+    let made = model("qwen3_5", |config, tensors| {
+        let mut text = config.clone();
+        text.as_object_mut().expect("an object").remove("architectures");
+        *config = serde_json::json!({
+            "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "text_config": text,
+        });
+        for tensor in tensors.iter_mut().filter(|tensor| tensor.0.starts_with("model.")) {
+            tensor.0 = tensor.0.replacen("model.", "model.language_model.", 1);
+        }
+        let mut more = |name: &str| tensors.push((name.to_owned(), Dtype::F32, vec![2], vec![0; 8].into()));
+        more("model.visual.merger.norm.weight");
+        more("mtp.norm.weight");
+    });
+    assert!(bits(made.path()) == bits(&golden("qwen3_5")));
+    let mut model = Model::load(made.path(), &Placement::cpu(None)).expect("the model loads");
+    let notices = model.notices().to_vec();
+    assert!(notices.iter().any(|notice| notice.contains("2 tensors of `model.visual`, `mtp`")), "{notices:?}");
+    let adapter = Adapter::read(&golden("qwen3_5").join("adapter"), &model.config).expect("an adapter");
+    model.attach(&adapter).expect("attached");
+    let names: Vec<&str> = model.layout().iter().map(|parameter| parameter.name.as_str()).collect();
+    assert!(names.iter().all(|name| name.starts_with("base_model.model.model.layers.")), "{names:?}");
 }

@@ -199,6 +199,11 @@ impl TensorSet {
         (self.split.get(of)?.len() == 1).then_some(of.as_str())
     }
 
+    /// The shape of a tensor as the file has it.
+    pub fn shape_of_whole(&self, name: &str) -> Option<&[usize]> {
+        Some(self.files.get(*self.file_of.get(name)?)?.get(name)?.shape)
+    }
+
     /// The files with tensors in them, ascending by name.
     pub fn files(&self) -> &[PathBuf] {
         &self.paths

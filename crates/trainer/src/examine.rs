@@ -180,10 +180,11 @@ impl Examiner<'_> {
             self.found.notices.extend(config.notices.iter().cloned());
         }
         if let Some(config) = &self.found.config {
-            let only_lora = match (&config.experts, &config.wrapper) {
-                (Some(_), _) => Some(format!("the experts of {} are trained", config.family.architecture)),
-                (None, Some(class)) => Some(format!("the text model of {class} is trained")),
-                (None, None) => None,
+            let only_lora = match (&config.experts, &config.wrapper, &config.delta) {
+                (Some(_), ..) => Some(format!("the experts of {} are trained", config.family.architecture)),
+                (None, Some(wrapper), _) => Some(format!("the text model of {} is trained", wrapper.class)),
+                (None, None, Some(_)) => Some(format!("{} is trained", config.family.architecture)),
+                (None, None, None) => None,
             };
             if let Some(what) = only_lora.filter(|_| self.recipe.train.method == Method::Full) {
                 self.found.problems.push(TrainError::OnlyLora { what });

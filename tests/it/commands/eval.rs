@@ -23,6 +23,7 @@ fn eval_equals_transformers() {
         "ministral3",
         "granite",
         "olmo3",
+        "qwen3_5",
     ] {
         let directory = golden(family);
         let text = std::fs::read_to_string(directory.join("golden.json")).expect("goldens");

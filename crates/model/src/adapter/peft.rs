@@ -28,7 +28,7 @@ impl Adapter {
         }
         let base = BaseName { name: self.base.name.clone().unwrap_or_default(), revision: self.base.revision.clone() };
         let adaptation = Adaptation { dropout, ..self.adaptation() };
-        let is_wrapped = config.wrapper.is_some();
+        let is_wrapped = config.is_named_inside();
         let config = adapter_config(&adaptation, &base, config);
         let config = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
         let mut tensors = Vec::new();

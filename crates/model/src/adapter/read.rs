@@ -31,7 +31,7 @@ impl Adapter {
         let mut modules: Vec<String> = target_layers(config).into_iter().map(|layer| layer.module).collect();
         let linears = modules.len();
         modules.extend(stacked::parameters(config));
-        let inside = config.wrapper.is_some() && files.format == Format::Peft;
+        let inside = config.is_named_inside() && files.format == Format::Peft;
         let named: Vec<String> = modules.iter().map(|module| name_of(module, inside)).collect();
         let settings = Settings::read(&files, &named, config.tied_embeddings)?;
         modules.truncate(linears);

@@ -70,14 +70,14 @@ pub(super) fn adapter_config(adaptation: &Adaptation, base: &BaseName, config: &
     let modules: Vec<String> = target_layers(config).into_iter().map(|layer| layer.module).collect();
     let first = &targets[0];
     // The last parts of names would choose modules of the other parts of a multimodal model too.
-    let named = |module: &String| if config.wrapper.is_some() { name_inside(module) } else { module.clone() };
-    let chosen = match config.wrapper {
-        Some(_) => targets.iter().map(|target| named(&target.module)).collect(),
-        None => short_names(targets, &modules),
+    let named = |module: &String| if config.is_named_inside() { name_inside(module) } else { module.clone() };
+    let chosen = match config.is_named_inside() {
+        true => targets.iter().map(|target| named(&target.module)).collect(),
+        false => short_names(targets, &modules),
     };
-    let saved = saved_names(&adaptation.saved, config).map(|names| match config.wrapper {
-        Some(_) => adaptation.saved.iter().map(named).collect(),
-        None => names,
+    let saved = saved_names(&adaptation.saved, config).map(|names| match config.is_named_inside() {
+        true => adaptation.saved.iter().map(named).collect(),
+        false => names,
     });
     let (mut ranks, mut alphas) = (serde_json::Map::new(), serde_json::Map::new());
     for target in targets {

@@ -45,6 +45,14 @@ pub struct Family {
     /// `query_pre_attn_scalar` if the key is left out, where attention's scores are divided by the root
     /// of that; `None`: by that of head_dim.
     pub(crate) query_scalar: Option<f64>,
+    /// Whether layers have gated delta nets, but for those with attention, which config.json names.
+    pub(crate) has_delta_nets: bool,
+    /// Whether attention's output is multiplied by a gate, which the query projection makes too.
+    pub(crate) gated_attention: bool,
+    /// `partial_rotary_factor` if the key is left out.
+    pub(crate) partial_rotary: f64,
+    /// Whether it is computed on the CPU only.
+    pub cpu_only: bool,
     /// Whether feed-forward parts are mixtures of experts.
     pub(crate) has_experts: bool,
     /// Whether its activations exceed the largest number of float16.
@@ -113,6 +121,10 @@ const LLAMA: Family = Family {
     // Both are names of the same function.
     activation: ("hidden_act", &["silu", "swish"], Activation::Silu),
     query_scalar: None,
+    has_delta_nets: false,
+    gated_attention: false,
+    partial_rotary: 1.0,
+    cpu_only: false,
     has_experts: false,
     exceeds_f16: false,
     windows: Windows::Never,
@@ -125,7 +137,7 @@ const LLAMA: Family = Family {
 };
 
 /// All families.
-pub(crate) static FAMILIES: [Family; 10] = [
+pub(crate) static FAMILIES: [Family; 11] = [
     LLAMA,
     Family {
         architecture: "MistralForCausalLM",
@@ -169,6 +181,22 @@ pub(crate) static FAMILIES: [Family; 10] = [
         exceeds_f16: true,
         windows: Windows::Asked,
         sliding_window: Some(4096),
+        max_position_embeddings: 32_768,
+        ..LLAMA
+    },
+    Family {
+        architecture: "Qwen3_5ForCausalLM",
+        model_type: "qwen3_5_text",
+        vocabulary: Some(248_320),
+        key_value_heads: Some(4),
+        head_dim: Some(256),
+        query_key_norm: true,
+        norms_add_one: true,
+        has_delta_nets: true,
+        gated_attention: true,
+        partial_rotary: 0.25,
+        cpu_only: true,
+        exceeds_f16: true,
         max_position_embeddings: 32_768,
         ..LLAMA
     },

@@ -26,6 +26,11 @@ impl KeyValueCache {
     pub(crate) fn keep_beginning_of(&mut self, prompt: &[u32]) -> usize {
         let common = self.tokens.iter().zip(prompt).take_while(|(kept, token)| kept == token).count();
         let kept = common.min(prompt.len().saturating_sub(1));
+        // A state cannot go back to an earlier token.
+        if kept < self.tokens.len() && self.layers.iter().any(|layer| layer.recurrent.is_some()) {
+            *self = KeyValueCache::default();
+            return 0;
+        }
         self.tokens.truncate(kept);
         for layer in &mut self.layers {
             layer.truncate(kept);
@@ -88,7 +93,8 @@ impl RowsCache {
     /// returns.
     pub(crate) fn next_keys(&self) -> Vec<Range<usize>> {
         let end = self.end + 1;
-        let room = self.layers.first().map_or(0, |layer| layer.room_for(end));
+        let with_keys = self.layers.iter().find(|layer| layer.keys.is_some());
+        let room = with_keys.map_or(0, |layer| layer.room_for(end));
         let rows = self.lengths.iter().enumerate();
         rows.map(|(row, length)| row * room + self.end - length..row * room + end).collect()
     }
@@ -103,8 +109,9 @@ impl RowsCache {
 
     /// Forgets all rows but these.
     pub(crate) fn keep(&mut self, rows: &[usize]) {
+        let of = self.lengths.len();
         self.lengths = rows.iter().map(|&row| self.lengths[row]).collect();
-        self.layers.iter_mut().for_each(|layer| layer.keep(rows));
+        self.layers.iter_mut().for_each(|layer| layer.keep(rows, of));
     }
 }
 
@@ -115,6 +122,8 @@ pub(crate) struct LayerCache {
     keys: Option<Tensor<4>>,
     values: Option<Tensor<4>>,
     length: usize,
+    /// Of a gated delta net: the last inputs of the convolution and the states, each of all rows.
+    recurrent: Option<[Tensor<2>; 2]>,
 }
 
 impl LayerCache {
@@ -131,7 +140,12 @@ impl LayerCache {
     fn join(rows: Vec<LayerCache>, end: usize) -> LayerCache {
         let count = rows.len();
         let mut joined = LayerCache { length: end, ..LayerCache::default() };
-        for (n, LayerCache { keys, values, length }) in rows.into_iter().enumerate() {
+        let recurrent: Vec<[Tensor<2>; 2]> = rows.iter().filter_map(|row| row.recurrent.clone()).collect();
+        if !recurrent.is_empty() {
+            let all = |n: usize| Tensor::cat(recurrent.iter().map(|row| row[n].clone()).collect(), 0);
+            joined.recurrent = Some([all(0), all(1)]);
+        }
+        for (n, LayerCache { keys, values, length, .. }) in rows.into_iter().enumerate() {
             let put = |all: Option<Tensor<4>>, of_row: Option<Tensor<4>>| {
                 let of_row = of_row?.narrow(1, 0, length);
                 let [_, _, heads, width] = of_row.dims();
@@ -146,7 +160,7 @@ impl LayerCache {
     }
 
     /// Forgets all rows but these.
-    fn keep(&mut self, rows: &[usize]) {
+    fn keep(&mut self, rows: &[usize], of: usize) {
         let numbers: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
         let pick = |all: Tensor<4>| {
             let numbers = TensorData::new(numbers.clone(), [rows.len()]);
@@ -155,6 +169,23 @@ impl LayerCache {
         };
         self.keys = self.keys.take().map(pick);
         self.values = self.values.take().map(pick);
+        let pick = |all: Tensor<2>| {
+            let [count, width] = all.dims();
+            let each = count / of;
+            Tensor::cat(rows.iter().map(|row| all.clone().narrow(0, row * each, each)).collect(), 0)
+                .reshape([rows.len() * each, width])
+        };
+        self.recurrent = self.recurrent.take().map(|both| both.map(pick));
+    }
+
+    /// The last inputs of the convolution and the states of a gated delta net.
+    pub(crate) fn recurrent(&self) -> Option<&[Tensor<2>; 2]> {
+        self.recurrent.as_ref()
+    }
+
+    /// As [`LayerCache::recurrent`], behind more tokens.
+    pub(crate) fn set_recurrent(&mut self, both: [Tensor<2>; 2]) {
+        self.recurrent = Some(both);
     }
 
     /// The room of each row once it has so many tokens.

@@ -6,7 +6,7 @@ use crate::branch::EMBEDDING;
 use crate::config::ModelConfig;
 use crate::decoder::adapted::Adapted;
 use crate::decoder::attention::AttentionWidths;
-use crate::tree::{Decoder, FeedForward, Layer, Mixer, Norm};
+use crate::tree::{Decoder, DeltaNet, FeedForward, Layer, Mixer, Norm};
 
 /// What a layer that is differentiated keeps of each token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,10 @@ fn kept(layer: &mut Layer, hidden: u64, adapted: &Adapted<'_>) -> LayerKept {
     let linears = layer.linears();
     let branches = linears.iter().filter(|linear| !linear.weight.is_of_expert).map(|linear| adapted.of_branch(linear));
     let branches = branches.sum();
-    let Mixer::Attention(attention) = &layer.mixer;
+    let (of_mixer, of_mixer_in_f32, widths) = match &layer.mixer {
+        Mixer::Attention(attention) => (attention.kept(adapted), attention.statistics(), attention.widths()),
+        Mixer::Delta(net) => (net.kept(adapted), 0, DeltaNet::widths()),
+    };
     let (kept, taken, statistics) = match &layer.feed_forward {
         FeedForward::Gated(gated) => (gated.kept(adapted), gated.taken(), 0),
         FeedForward::Experts(experts) => (experts.kept(adapted), experts.taken(), experts.statistics()),
@@ -55,12 +58,12 @@ fn kept(layer: &mut Layer, hidden: u64, adapted: &Adapted<'_>) -> LayerKept {
     let of_parts = [norms([&layer.input_norm, &layer.mixer_norm]), norms([&layer.post_norm, &layer.feed_forward_norm])];
     LayerKept {
         // Each norm keeps its input, and one number of each token.
-        mixer: of_parts[0] * hidden + attention.kept(adapted),
+        mixer: of_parts[0] * hidden + of_mixer,
         feed_forward: of_parts[1] * hidden + kept,
         branches,
-        statistics: attention.statistics() + statistics + of_parts.iter().sum::<u64>(),
+        statistics: of_mixer_in_f32 + statistics + of_parts.iter().sum::<u64>(),
         // On top of that, gradients of the residual stream.
         taken: taken + 2 * hidden,
-        attention: attention.widths(),
+        attention: widths,
     }
 }

@@ -219,6 +219,12 @@ impl BaseFiles {
         Ok(tensors)
     }
 
+    /// The shape in the files of a tensor of this name in the model, where that is another one.
+    pub(crate) fn shape_in_files(&self, name: &str) -> Option<&[usize]> {
+        let files = self.safetensors()?;
+        files.shape_of_whole(files.whole_of(name)?)
+    }
+
     /// The name in the files of a tensor of this name in the model.
     pub(crate) fn name_in_files<'n>(&'n self, name: &'n str) -> &'n str {
         self.safetensors().and_then(|files| files.whole_of(name)).unwrap_or(name)
@@ -266,12 +272,14 @@ impl BaseFiles {
 /// What a tensor of the files is read as: the experts of a stack, and of a multimodal model the text
 /// model's tensors under the names that they have in it.
 fn parts(view: &TensorView<'_>, is_wrapped: bool) -> Option<Vec<TensorPart>> {
-    if !is_wrapped {
-        return stacked::parts(view.name, view);
+    let name = if is_wrapped { wrapper::name_in_text(view.name) } else { Some(view.name.into()) };
+    let Some(name) = name else { return Some(Vec::new()) };
+    let whole = |shape| vec![TensorPart { name: name.to_string(), shape, first: 0 }];
+    // A depthwise convolution has a dimension of one more, before or behind its taps.
+    if name.ends_with(".conv1d.weight") && view.shape.len() == 3 && view.shape[1..].contains(&1) {
+        return Some(whole(vec![view.shape.iter().product()]));
     }
-    let Some(name) = wrapper::name_in_text(view.name) else { return Some(Vec::new()) };
-    let whole = || TensorPart { name: name.to_string(), shape: view.shape.to_vec(), first: 0 };
-    stacked::parts(&name, view).or_else(|| (name != view.name).then(|| vec![whole()]))
+    stacked::parts(&name, view).or_else(|| (name != view.name).then(|| whole(view.shape.to_vec())))
 }
 
 impl Stored<'_> {

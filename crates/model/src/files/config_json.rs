@@ -58,8 +58,8 @@ impl ModelConfig {
     pub fn parse(text: &str, path: &Path) -> Result<ModelConfig, ModelError> {
         let malformed = |what: String| ModelError::Malformed { path: path.to_owned(), what };
         let object: Map<String, Value> = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
-        let Some((class, text)) = text_config(&object) else { return Reader { object: &object, path }.config() };
-        Ok(ModelConfig { wrapper: Some(class), ..Reader { object: &text, path }.config()? })
+        let Some((wrapper, text)) = text_config(&object) else { return Reader { object: &object, path }.config() };
+        Ok(ModelConfig { wrapper: Some(wrapper), ..Reader { object: &text, path }.config()? })
     }
 }
 
@@ -124,7 +124,12 @@ impl Reader<'_> {
                 self.path.display()
             ));
         }
-        let ropes = self.ropes(family, head_dim)?;
+        let partial = self.partial_rotary(family)?;
+        let turned = (head_dim as f64 * partial) as usize;
+        if turned < 2 || !turned.is_multiple_of(2) || turned > head_dim {
+            return Err(self.unsupported("partial_rotary_factor", &partial.to_string()));
+        }
+        let ropes = self.ropes(family, turned)?;
         let query_scalar = match family.query_scalar {
             Some(default) => self.number_within("query_pre_attn_scalar", 1e-3, 1e9)?.unwrap_or(default),
             None => head_dim as f64,
@@ -142,6 +147,7 @@ impl Reader<'_> {
             hidden_size,
             intermediate_size: self.size("intermediate_size")?,
             experts: self.experts(family)?,
+            delta: self.delta_nets(family)?,
             layers: self.layers(family, layers)?,
             heads,
             key_value_heads,

@@ -5,7 +5,7 @@ use finetune_kernels::{FloatType, FrozenValues, PackedWeight};
 use finetune_random::Stream;
 use rayon::prelude::*;
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Wrapper};
 use crate::error::{ModelError, list};
 use crate::files::base_files::{BaseFiles, BaseTensor};
 use crate::files::extra;
@@ -21,7 +21,7 @@ pub(crate) fn check(files: &BaseFiles, config: &ModelConfig) -> Result<Vec<Strin
     let parts = files.parts(config)?;
     let Some(files) = files.safetensors() else { return Ok(Vec::new()) };
     let mut notices = Vec::new();
-    if let Some(class) = &config.wrapper {
+    if let Some(Wrapper { class, .. }) = &config.wrapper {
         let parts: Vec<String> = part_names(files.left_out().map(|view| view.name));
         let count = files.left_out().count();
         notices.push(format!(

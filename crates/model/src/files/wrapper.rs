@@ -8,8 +8,12 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 
-/// Wrappers by their `model_type`, and the text models that they have if `text_config` does not say.
-const WRAPPERS: [(&str, &str); 2] = [("gemma3", "gemma3_text"), ("mistral3", "mistral")];
+use crate::config::Wrapper;
+
+/// Wrappers by their `model_type`, the text models that they have if `text_config` does not say, and whether
+/// transformers' `AutoModelForCausalLM` loads the whole.
+const WRAPPERS: [(&str, &str, bool); 3] =
+    [("gemma3", "gemma3_text", true), ("mistral3", "mistral", true), ("qwen3_5", "qwen3_5_text", false)];
 
 /// Keys of the whole that are those of the text model if `text_config` leaves them out.
 const SHARED: [&str; 6] =
@@ -21,12 +25,12 @@ const TEXT: &str = "model.";
 const INSIDE: &str = "model.language_model.";
 const OLDER: &str = "language_model.";
 
-/// The class of a config.json's wrapper, and the config of the text model in it. `None`: it is none of
+/// The wrapper that a config.json is of, and the config of the text model in it. `None`: it is none of
 /// the known wrappers.
-pub(crate) fn text_config(whole: &Map<String, Value>) -> Option<(String, Map<String, Value>)> {
+pub(crate) fn text_config(whole: &Map<String, Value>) -> Option<(Wrapper, Map<String, Value>)> {
     let text = whole.get("text_config")?.as_object()?;
     let model_type = whole.get("model_type")?.as_str()?;
-    let (_, text_type) = WRAPPERS.iter().find(|(known, _)| *known == model_type)?;
+    let (_, text_type, is_loaded_whole) = WRAPPERS.iter().find(|(known, ..)| *known == model_type)?;
     let class = whole.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str).unwrap_or(model_type);
     let mut text = text.clone();
     text.remove("architectures");
@@ -36,7 +40,7 @@ pub(crate) fn text_config(whole: &Map<String, Value>) -> Option<(String, Map<Str
             text.insert(key.to_owned(), value.clone());
         }
     }
-    Some((class.to_owned(), text))
+    Some((Wrapper { class: class.to_owned(), is_loaded_whole: *is_loaded_whole }, text))
 }
 
 /// The name in the text model of a tensor or module of a wrapper. `None`: it is of another part.

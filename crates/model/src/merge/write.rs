@@ -9,7 +9,7 @@ use finetune_packed::{Kept, Scheme, applies, config_entry, file_bytes, file_tens
 use finetune_store::{Disk, Dtype, Staging, TensorSpec, write_shards};
 
 use crate::adapter::Adapter;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Wrapper};
 use crate::error::ModelError;
 use crate::files::base_files::{BaseFiles, is_linear};
 use crate::files::companions::{amend_config, companion_files};
@@ -74,7 +74,8 @@ pub fn write_merged(
             hint: "model.quantization packs them while they are loaded".to_owned(),
         });
     }
-    if let (Some(class), true) = (&config.wrapper, form.quantize.is_some() || files.is_packed(&config)?) {
+    if let (Some(Wrapper { class, .. }), true) = (&config.wrapper, form.quantize.is_some() || files.is_packed(&config)?)
+    {
         return Err(ModelError::NotExpressible {
             what: format!(
                 "{class} is written from and to numbers of 16 or 32 bits only: its other parts have a form of their own"
@@ -194,7 +195,12 @@ impl<'a> Writer<'a> {
                 }
                 _ => {
                     let name = files.name_in_files(&tensor.name).to_owned();
-                    let spec = TensorSpec { name, ..merging.spec(tensor, dtype) };
+                    let mut spec = TensorSpec { name, ..merging.spec(tensor, dtype) };
+                    let elements = spec.shape.iter().product::<usize>();
+                    let as_there = files.shape_in_files(&tensor.name);
+                    if let Some(shape) = as_there.filter(|shape| shape.iter().product::<usize>() == elements) {
+                        spec.shape = shape.to_vec();
+                    }
                     pieces.push(Piece { spec, tensor: number, part: None });
                 }
             }

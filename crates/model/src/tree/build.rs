@@ -1,7 +1,9 @@
 //! The tree of a config: which tensors a model of it has, with their names, shapes and places.
 
-use super::{Attention, Decoder, Experts, FeedForward, Gated, Head, Layer, Linear, Matrix, Mixer, Norm, Role, Vector};
-use crate::config::{LayerConfig, ModelConfig};
+use super::{
+    Attention, Decoder, DeltaNet, Experts, FeedForward, Gated, Head, Layer, Linear, Matrix, Mixer, Norm, Role, Vector,
+};
+use crate::config::{DeltaConfig, LayerConfig, ModelConfig};
 
 impl Decoder {
     /// The tree of a config, with absent tensors.
@@ -57,10 +59,11 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
     // feed-forward part of other families.
     let (is_sandwich, is_before) = (config.family.sandwich_norms, config.family.norms_before);
     let post_norm = if is_sandwich { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
-    Layer {
-        input_norm: is_before.then(|| norm("input_layernorm", hidden)),
-        mixer: Mixer::Attention(Attention {
-            q: linear("self_attn.q_proj", Role::Query, [query, hidden], qkv_bias),
+    let is_gated = config.family.gated_attention;
+    let mixer = match config.delta.filter(|_| layer.is_recurrent) {
+        Some(delta) => Mixer::Delta(delta_net(config, n, delta, &mut linear)),
+        None => Mixer::Attention(Attention {
+            q: linear("self_attn.q_proj", Role::Query, [if is_gated { 2 * query } else { query }, hidden], qkv_bias),
             k: linear("self_attn.k_proj", Role::Key, [key, hidden], qkv_bias),
             v: linear("self_attn.v_proj", Role::Value, [key, hidden], qkv_bias),
             o: linear("self_attn.o_proj", Role::Output, [hidden, query], config.output_bias),
@@ -73,7 +76,12 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
             window: layer.window,
             rope: layer.rope,
             query_rope: if config.family.growth.is_some() { Some(1) } else { layer.rope },
+            is_gated,
         }),
+    };
+    Layer {
+        input_norm: is_before.then(|| norm("input_layernorm", hidden)),
+        mixer,
         mixer_norm: is_sandwich.then(|| norm("post_attention_layernorm", hidden)),
         post_norm: is_before.then(|| norm(post_norm, hidden)),
         feed_forward: match config.experts.as_ref().filter(|_| layer.has_experts) {
@@ -106,6 +114,38 @@ fn gated(
         gate: linear(&format!("{module}.gate_proj"), Role::Gate, [inner, hidden], false),
         up: linear(&format!("{module}.up_proj"), Role::Up, [inner, hidden], false),
         down: linear(&format!("{module}.down_proj"), Role::Down, [hidden, inner], false),
+    }
+}
+
+/// The gated delta net of layer `n`.
+fn delta_net(
+    config: &ModelConfig,
+    n: usize,
+    delta: DeltaConfig,
+    mut linear: impl FnMut(&str, Role, [usize; 2], bool) -> Linear,
+) -> DeltaNet {
+    let DeltaConfig { key_heads, value_heads, key_dim, value_dim, taps } = delta;
+    let (hidden, values) = (config.hidden_size, value_heads * value_dim);
+    let channels = 2 * key_heads * key_dim + values;
+    let mut projection =
+        |part: &str, shape: [usize; 2]| linear(&format!("linear_attn.{part}"), Role::Recurrent, shape, false);
+    let name = |part: &str| format!("model.layers.{n}.linear_attn.{part}");
+    DeltaNet {
+        qkv: projection("in_proj_qkv", [channels, hidden]),
+        z: projection("in_proj_z", [values, hidden]),
+        b: projection("in_proj_b", [value_heads, hidden]),
+        a: projection("in_proj_a", [value_heads, hidden]),
+        out: projection("out_proj", [hidden, values]),
+        convolution: Vector::new(name("conv1d.weight"), channels * taps, 0.0),
+        decay: Vector::new(name("A_log"), value_heads, 0.0),
+        bias: Vector::new(name("dt_bias"), value_heads, 1.0),
+        // Unlike the others it multiplies by its weights as they are.
+        norm: Norm { adds_one: false, ..norm(&name("norm"), value_dim, config) },
+        key_heads,
+        value_heads,
+        key_dim,
+        value_dim,
+        taps,
     }
 }
 

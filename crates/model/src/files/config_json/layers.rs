@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::Reader;
 use crate::config::family::{Family, Windows};
-use crate::config::{ExpertsConfig, LayerConfig};
+use crate::config::{DeltaConfig, ExpertsConfig, LayerConfig};
 use crate::error::ModelError;
 
 /// More experts than any layer has.
@@ -39,12 +39,43 @@ impl Reader<'_> {
             (Windows::AllButEvery(_), None) => !(n + 1).is_multiple_of(pattern),
         };
         let has_experts = self.layers_with_experts(family)?;
+        let interval = self.optional_size("full_attention_interval")?.unwrap_or(4);
         let layer = |(n, rope): (usize, Option<usize>)| {
             let has_window = has_window(n, rope);
             let rope = if has_window && family.window_rope_theta.is_some() { Some(1) } else { rope };
-            LayerConfig { window: window.filter(|_| has_window), rope, has_experts: has_experts(n) }
+            let is_recurrent = family.has_delta_nets
+                && match types {
+                    Some(types) => types.get(n).and_then(Value::as_str) == Some("linear_attention"),
+                    None => !(n + 1).is_multiple_of(interval),
+                };
+            LayerConfig { window: window.filter(|_| has_window), rope, has_experts: has_experts(n), is_recurrent }
         };
         Ok(ropes.into_iter().enumerate().map(layer).collect())
+    }
+
+    /// The gated delta nets: Qwen3.5's keys.
+    pub(super) fn delta_nets(&self, family: &Family) -> Result<Option<DeltaConfig>, ModelError> {
+        if !family.has_delta_nets {
+            return Ok(None);
+        }
+        let size = |key: &str, default: usize| -> Result<usize, ModelError> {
+            let size = self.optional_size(key)?.unwrap_or(default);
+            if size <= 4096 { Ok(size) } else { Err(self.malformed(&format!("`{key}` = {size} is beyond 4096"))) }
+        };
+        let delta = DeltaConfig {
+            key_heads: size("linear_num_key_heads", 16)?,
+            value_heads: size("linear_num_value_heads", 32)?,
+            key_dim: size("linear_key_head_dim", 128)?,
+            value_dim: size("linear_value_head_dim", 128)?,
+            taps: size("linear_conv_kernel_dim", 4)?,
+        };
+        if !delta.value_heads.is_multiple_of(delta.key_heads) {
+            return Err(self.malformed("linear_num_value_heads is no multiple of linear_num_key_heads"));
+        }
+        if delta.taps < 2 {
+            return Err(self.unsupported("linear_conv_kernel_dim", &delta.taps.to_string()));
+        }
+        Ok(Some(delta))
     }
 
     /// The experts of layers with such: Qwen3-MoE's keys.

@@ -44,15 +44,27 @@ impl Reader<'_> {
         Ok(vec![self.rope(of_all, family.rope_theta, width)?, of_window])
     }
 
+    /// The share of a head's elements that is turned. Families whose class has none of it turn all.
+    pub(super) fn partial_rotary(&self, family: &Family) -> Result<f64, ModelError> {
+        let key = "partial_rotary_factor";
+        let mut stated = self.number(key)?;
+        for parameters in ["rope_scaling", "rope_parameters"] {
+            if let Some(object) = self.nested(parameters)? {
+                stated = Reader { object, path: self.path }.number(key)?.or(stated);
+            }
+        }
+        let partial = stated.unwrap_or(family.partial_rotary);
+        if family.partial_rotary == 1.0 && partial != 1.0 {
+            return Err(self.unsupported(key, &partial.to_string()));
+        }
+        Ok(partial)
+    }
+
     /// Theta and scaling, from an object with the scaling.
     fn rope(&self, scaling: &Map<String, Value>, default_theta: f64, width: usize) -> Result<Rope, ModelError> {
         let inner = Reader { object: scaling, path: self.path };
         let theta = |reader: &Reader<'_>| reader.number_within("rope_theta", 1.0, 1e15);
         let theta = theta(&inner)?.or(theta(self)?).unwrap_or(default_theta);
-        let partial = inner.number("partial_rotary_factor")?.or(self.number("partial_rotary_factor")?);
-        if let Some(partial) = partial.filter(|&factor| factor != 1.0) {
-            return Err(self.unsupported("partial_rotary_factor", &partial.to_string()));
-        }
         let kind = inner.text("rope_type")?.or(inner.text("type")?).unwrap_or("default");
         let needed = |key: &'static str| -> Result<f64, ModelError> {
             let value = inner.number_within(key, 1e-3, 1e9)?;
