@@ -85,13 +85,16 @@ fn a_kept_beginning_changes_no_token_and_is_not_computed_again() {
             let other = turn.get(shared).map_or(3, |token| token + 1);
             let prompt = [&turn[..shared], &text(more, other)].concat();
             let common = cache.tokens().iter().zip(&prompt).take_while(|(kept, token)| kept == token).count();
+            // The state of a gated delta net cannot go back to an earlier token.
+            let goes_back = model.config.delta.is_some() && common < cache.tokens().len();
+            let common = if goes_back { 0 } else { common };
 
             let fresh = model.generate(&prompt, ANSWER, Sampling::GREEDY, &[], &mut |_| {}).expect("a generation");
             let (got, steps) = cached(&model, &prompt, &mut cache);
             assert_eq!(got.tokens, fresh.tokens, "{family}: turn {n}");
             assert_eq!(fresh.prompt_computed, prompt.len());
             assert_eq!(got.prompt_computed, prompt.len() - common, "{family}: turn {n}");
-            assert!(common + 1 >= shared, "{family}: turn {n} keeps {common} of {shared} tokens");
+            assert!(goes_back || common + 1 >= shared, "{family}: turn {n} keeps {common} of {shared} tokens");
             assert_eq!(steps[0], GenerationStep::Prompt(prompt.len()));
             assert_eq!(steps.len(), 1 + ANSWER, "{family}: the prompt at once, then each token");
 

@@ -275,8 +275,9 @@ fn parts(view: &TensorView<'_>, is_wrapped: bool) -> Option<Vec<TensorPart>> {
     let name = if is_wrapped { wrapper::name_in_text(view.name) } else { Some(view.name.into()) };
     let Some(name) = name else { return Some(Vec::new()) };
     let whole = |shape| vec![TensorPart { name: name.to_string(), shape, first: 0 }];
-    // A depthwise convolution has a dimension of one more, before or behind its taps.
-    if name.ends_with(".conv1d.weight") && view.shape.len() == 3 && view.shape[1..].contains(&1) {
+    // A depthwise convolution is [channels, 1, taps]. mlx-lm has [channels, taps, 1], and norms to which 1
+    // was added: such a file is refused by this shape.
+    if name.ends_with(".conv1d.weight") && view.shape.len() == 3 && view.shape[1] == 1 {
         return Some(whole(vec![view.shape.iter().product()]));
     }
     stacked::parts(&name, view).or_else(|| (name != view.name).then(|| whole(view.shape.to_vec())))
