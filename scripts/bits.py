@@ -112,13 +112,20 @@ def put(folder, family, other, recipe):
     (folder / "recipe.toml").write_text(recipe)
 
 
+def only_by_lora(family):
+    """Whether `method = "full"` is refused: experts, gated delta nets, parts of multimodal models."""
+    config = json.loads((MODELS / family / "config.json").read_text())
+    return any(key in config for key in ("text_config", "num_local_experts", "linear_num_key_heads"))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", type=pathlib.Path)
     parser.add_argument("--peer", type=pathlib.Path)
+    parser.add_argument("--family", action="append", help="only this one; default: all that there are")
     options = parser.parse_args()
     program, peer = options.program.resolve(), options.peer and options.peer.resolve()
-    families = sorted(path.name for path in MODELS.iterdir() if (path / "rows.jsonl").exists())
+    families = options.family or sorted(path.name for path in MODELS.iterdir() if (path / "rows.jsonl").exists())
     # Paths get into adapter_config.json and model cards, so the folder has the same name each time.
     temporary = pathlib.Path(tempfile.gettempdir()) / "finetune-bits"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -127,7 +134,7 @@ def main():
         for family in families:
             other = "qwen3" if family == "llama" else "llama"
             for name, settings, ranks in VARIANTS:
-                if peer and ranks == 1:
+                if (peer and ranks == 1) or ("train.method=full" in settings and only_by_lora(family)):
                     continue
                 folder = temporary / "here"
                 folder.mkdir()
