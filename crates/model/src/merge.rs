@@ -71,11 +71,16 @@ impl<'a> Merging<'a> {
 
     /// Changes config.json as the merged model needs it.
     fn amend(&self, config: &mut Value) {
-        if self.unties {
-            config["tie_word_embeddings"] = Value::Bool(false);
-        }
+        self.amend_tie(config);
         if let Some(rows) = self.rows {
             config["vocab_size"] = json!(rows);
+        }
+    }
+
+    /// As [`Merging::amend`], for whether embedding and output layer are one matrix.
+    fn amend_tie(&self, config: &mut Value) {
+        if self.unties {
+            config["tie_word_embeddings"] = Value::Bool(false);
         }
     }
 

@@ -16,8 +16,7 @@ const WRAPPERS: [(&str, &str, bool); 3] =
     [("gemma3", "gemma3_text", true), ("mistral3", "mistral", true), ("qwen3_5", "qwen3_5_text", false)];
 
 /// Keys of the whole that are those of the text model if `text_config` leaves them out.
-const SHARED: [&str; 6] =
-    ["torch_dtype", "dtype", "eos_token_id", "tie_word_embeddings", "quantization", "quantization_config"];
+const SHARED: [&str; 5] = ["torch_dtype", "dtype", "eos_token_id", "quantization", "quantization_config"];
 
 /// How a text model's modules begin, and the spellings of that inside a wrapper: in memory (and so in
 /// PEFT's adapters), and in files of older models (and in mlx-lm).
@@ -39,6 +38,10 @@ pub(crate) fn text_config(whole: &Map<String, Value>) -> Option<(Wrapper, Map<St
         if let (Some(value), false) = (whole.get(key), text.contains_key(key)) {
             text.insert(key.to_owned(), value.clone());
         }
+    }
+    // transformers ties, or does not, as the whole says.
+    if let Some(tied) = whole.get("tie_word_embeddings") {
+        text.insert("tie_word_embeddings".to_owned(), tied.clone());
     }
     Some((Wrapper { class: class.to_owned(), is_loaded_whole: *is_loaded_whole }, text))
 }

@@ -89,7 +89,12 @@ pub fn write_merged(
     let is_wrapped = config.wrapper.is_some();
     let mut companions = companion_files(base, writer.number_type(), text)?;
     amend_config(&mut companions, |config| {
-        merging.amend(if is_wrapped { &mut config["text_config"] } else { &mut *config });
+        if is_wrapped {
+            merging.amend(&mut config["text_config"]);
+            merging.amend_tie(config);
+        } else {
+            merging.amend(config);
+        }
         if let Some(scheme) = form.quantize {
             for (key, value) in config_entry(scheme) {
                 config[key] = value;
