@@ -53,10 +53,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, GraniteConfig, LlamaConfig, Ministral3Config, MistralConfig,
-    Olmo3Config, Qwen2Config, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig, SmolLM3Config,
+    Olmo3Config, Qwen2Config, Qwen3_5MoeTextConfig, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig, SmolLM3Config,
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen3_5 import modeling_qwen3_5
+from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe
 
 IGNORED = -100
 VOCABULARY = 96
@@ -261,10 +262,19 @@ FAMILIES = {
             "linear_attention", "linear_attention", "full_attention", "linear_attention"]),
         lora=dict(target_modules="all-linear"),
     ),
+    "qwen3_5_moe": dict(
+        seed=15,
+        config=lambda: Qwen3_5MoeTextConfig(
+            **{key: value for key, value in QWEN3_5.items() if key != "intermediate_size"}, num_hidden_layers=2,
+            layer_types=["linear_attention", "full_attention"], num_experts=6, num_experts_per_tok=2,
+            moe_intermediate_size=24, shared_expert_intermediate_size=20,
+        ),
+        lora=dict(target_modules="all-linear"),
+    ),
 }
 
 # Families whose norms multiply by 1 + weight.
-NORMS_ADD_ONE = ("gemma3_text", "gemma3", "qwen3_5_text")
+NORMS_ADD_ONE = ("gemma3_text", "gemma3", "qwen3_5_text", "qwen3_5_moe_text")
 
 VARIANTS = {
     "constant": dict(learning_rate=1e-2, weight_decay=0.01, max_grad_norm=0.0, schedule="constant",
@@ -464,13 +474,13 @@ def in_float64(model):
     """The model with the same weights and every operation in f64, norms and rope included."""
     model = model.double()
     for module in model.modules():
-        if type(module).__name__ == "Qwen3_5RMSNormGated":
+        if type(module).__name__ in ("Qwen3_5RMSNormGated", "Qwen3_5MoeRMSNormGated"):
             module.forward = gated_norm_float64.__get__(module)
         elif hasattr(module, "variance_epsilon"):
             module.forward = rms_norm_float64.__get__(module)
-        elif type(module).__name__ in ("Gemma3RMSNorm", "Qwen3_5RMSNorm"):
+        elif type(module).__name__ in ("Gemma3RMSNorm", "Qwen3_5RMSNorm", "Qwen3_5MoeRMSNorm"):
             module.forward = centred_rms_norm_float64.__get__(module)
-        elif type(module).__name__ == "Qwen3MoeTopKRouter":
+        elif type(module).__name__ in ("Qwen3MoeTopKRouter", "Qwen3_5MoeTopKRouter"):
             module.forward = router_float64.__get__(module)
         elif hasattr(module, "scalar_embed_scale"):
             module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
@@ -524,13 +534,14 @@ def delta_rule(query, key, value, g, beta, **keywords):
 
 CHUNKED = modeling_qwen3_5.torch_chunk_gated_delta_rule
 modeling_qwen3_5.torch_chunk_gated_delta_rule = delta_rule
+modeling_qwen3_5_moe.torch_chunk_gated_delta_rule = delta_rule
 
 
 def router_float64(self, hidden):
     assert hidden.dtype == torch.float64
     logits = torch.nn.functional.linear(hidden.reshape(-1, self.hidden_dim), self.weight)
     weights, experts = torch.topk(logits.softmax(dim=-1), self.top_k, dim=-1)
-    if self.norm_topk_prob:
+    if getattr(self, "norm_topk_prob", True):
         weights = weights / weights.sum(dim=-1, keepdim=True)
     return logits, weights, experts
 

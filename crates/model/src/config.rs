@@ -115,6 +115,8 @@ pub struct ExpertsConfig {
     pub intermediate_size: usize,
     /// How the router's logits become the weights of the experts' outputs.
     pub weights: ExpertWeights,
+    /// Elements of a token inside the expert that every token goes through; `None`: there is none.
+    pub shared: Option<usize>,
 }
 
 /// The architecture, as far as the forward pass depends on it.

@@ -5,13 +5,15 @@
 //! the order of trained parameters, merging, the memory estimate.
 
 mod build;
+mod lists;
 
 use burn::tensor::{DType, Device, Tensor};
 use finetune_kernels::weight::packed_rows;
 use finetune_kernels::{ExpertWeights, PackedWeight, Weight};
 
+pub use self::lists::{LinearLayer, expected_tensors, linear_layers, linear_modules};
 use crate::branch::LoraBranch;
-use crate::config::{Activation, ModelConfig};
+use crate::config::Activation;
 
 /// What a linear layer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -247,6 +249,8 @@ pub(crate) struct Experts {
     pub(crate) choices: usize,
     /// How the router's logits become the weights of their outputs.
     pub(crate) weights: ExpertWeights,
+    /// The expert that every token goes through, and its gate.
+    pub(crate) shared: Option<(Gated, Linear)>,
 }
 
 /// The part of a layer in which tokens see each other.
@@ -387,7 +391,13 @@ impl Gated {
 impl Experts {
     fn parts(&mut self) -> Vec<Part<'_>> {
         let experts = self.experts.iter_mut().flat_map(Gated::parts);
-        std::iter::once(Part::Linear(&mut self.router)).chain(experts).collect()
+        let shared = self.shared.as_mut().map(|(expert, gate)| {
+            let mut parts = expert.parts();
+            parts.push(Part::Linear(gate));
+            parts
+        });
+        let router = std::iter::once(Part::Linear(&mut self.router));
+        router.chain(experts).chain(shared.into_iter().flatten()).collect()
     }
 }
 
@@ -468,36 +478,4 @@ impl Decoder {
     pub(crate) fn output(&self) -> &Matrix {
         self.head.output.as_ref().unwrap_or(&self.embedding)
     }
-}
-
-/// A linear layer inside the decoder, as a config describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LinearLayer {
-    /// Such as `model.layers.0.self_attn.q_proj`.
-    pub module: String,
-    /// What the layer is for.
-    pub role: Role,
-    /// Rows of its weight.
-    pub outputs: usize,
-    /// Columns of its weight.
-    pub inputs: usize,
-}
-
-/// All linear layers inside the decoder, in model order: what `all-linear` means.
-pub fn linear_layers(config: &ModelConfig) -> Vec<LinearLayer> {
-    let describe = |linear: &mut Linear| {
-        let [outputs, inputs] = linear.weight.shape;
-        LinearLayer { module: linear.module.clone(), role: linear.role, outputs, inputs }
-    };
-    Decoder::new(config).linears().map(describe).collect()
-}
-
-/// The names of all linear layers inside the decoder, in model order.
-pub fn linear_modules(config: &ModelConfig) -> Vec<String> {
-    linear_layers(config).into_iter().map(|layer| layer.module).collect()
-}
-
-/// Name and shape of each tensor that a model of this config has, in model order.
-pub fn expected_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    Decoder::new(config).slots().iter().map(|slot| (slot.name().to_owned(), slot.shape())).collect()
 }

@@ -9,7 +9,7 @@ use finetune_model::{
     FloatType, Generation, GenerationStep, KeyValueCache, Model, Placement, RowRequest, Sampling, gpus,
 };
 
-const FAMILIES: [&str; 14] = [
+const FAMILIES: [&str; 15] = [
     "llama",
     "llama3",
     "mistral",
@@ -24,6 +24,7 @@ const FAMILIES: [&str; 14] = [
     "granite",
     "olmo3",
     "qwen3_5",
+    "qwen3_5_moe",
 ];
 
 /// Tokens of an answer.
@@ -32,7 +33,7 @@ const ANSWER: usize = 9;
 /// The CPU, or with `FINETUNE_TEST_DEVICE=gpu` the first GPU.
 fn placement(family: &str) -> Placement {
     // Gated delta nets are computed on the CPU only.
-    if family == "qwen3_5" {
+    if family.starts_with("qwen3_5") {
         return Placement::cpu(None);
     }
     match std::env::var("FINETUNE_TEST_DEVICE").as_deref() {

@@ -27,7 +27,7 @@ use golden::{
 macro_rules! of_each_family {
     ($check:ident) => {
         of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3 gemma3_multimodal qwen3_moe qwen3_moe_experts
-            ministral3 granite olmo3 qwen3_5);
+            ministral3 granite olmo3 qwen3_5 qwen3_5_moe);
     };
     ($check:ident: $($family:ident)+) => {
         mod $check {

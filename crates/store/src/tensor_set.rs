@@ -199,6 +199,11 @@ impl TensorSet {
         (self.split.get(of)?.len() == 1).then_some(of.as_str())
     }
 
+    /// Whether a tensor is read from a part of another.
+    pub fn is_part(&self, name: &str) -> bool {
+        self.part_of.contains_key(name)
+    }
+
     /// The shape of a tensor as the file has it.
     pub fn shape_of_whole(&self, name: &str) -> Option<&[usize]> {
         Some(self.files.get(*self.file_of.get(name)?)?.get(name)?.shape)

@@ -20,7 +20,7 @@ use serde_json::Value;
 macro_rules! of_each_family {
     ($check:ident) => {
         of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3 gemma3_multimodal qwen3_moe qwen3_moe_experts
-            ministral3 granite olmo3 qwen3_5);
+            ministral3 granite olmo3 qwen3_5 qwen3_5_moe);
     };
     ($check:ident: $($family:ident)+) => {
         mod $check {
@@ -49,7 +49,7 @@ fn recipe(family: &str, output: &Path, sets: &[String]) -> Recipe {
     let directory = goldens(family);
     let device = std::env::var("FINETUNE_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     // Gated delta nets are computed on the CPU only.
-    let device = if family == "qwen3_5" { "cpu".to_owned() } else { device };
+    let device = if family.starts_with("qwen3_5") { "cpu".to_owned() } else { device };
     let text = format!(
         "[model]\npath = {:?}\ndevice = {device:?}\n[data]\ntrain = {:?}\nformat = \"tokens\"\nshuffle = false\n",
         directory,

@@ -24,6 +24,7 @@ fn eval_equals_transformers() {
         "granite",
         "olmo3",
         "qwen3_5",
+        "qwen3_5_moe",
     ] {
         let directory = golden(family);
         let text = std::fs::read_to_string(directory.join("golden.json")).expect("goldens");
@@ -32,7 +33,8 @@ fn eval_equals_transformers() {
         let [model, rows, adapter] = [directory.clone(), directory.join("rows.jsonl"), directory.join("adapter")]
             .map(|path| path.to_str().expect("UTF-8").to_owned());
         for (arguments, key) in [(vec![], "base_loss"), (vec!["--adapter", adapter.as_str()], "adapter_loss")] {
-            let found = json_of(&folder, &[&["eval", &model, "--data", &rows, "--json"], &arguments[..]].concat());
+            let found =
+                json_of(&folder, &[&["eval", &model, "--data", &rows, "--json", "--quiet"], &arguments[..]].concat());
             let want = golden["rows_jsonl"][key].as_f64().expect("a loss");
             let loss = found["loss"].as_f64().expect("a loss");
             assert!((loss - want).abs() <= 1e-6 * want, "{family} {key}: {loss} against {want}");

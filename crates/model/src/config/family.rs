@@ -55,6 +55,9 @@ pub struct Family {
     pub cpu_only: bool,
     /// Whether feed-forward parts are mixtures of experts.
     pub(crate) has_experts: bool,
+    /// Whether each mixture has an expert with a gate that every token goes through, and weights of the
+    /// chosen ones that always add up to 1.
+    pub(crate) has_shared_expert: bool,
     /// Whether its activations exceed the largest number of float16.
     pub exceeds_f16: bool,
     /// Which layers see only a window of keys.
@@ -126,6 +129,7 @@ const LLAMA: Family = Family {
     partial_rotary: 1.0,
     cpu_only: false,
     has_experts: false,
+    has_shared_expert: false,
     exceeds_f16: false,
     windows: Windows::Never,
     sliding_window: None,
@@ -137,7 +141,7 @@ const LLAMA: Family = Family {
 };
 
 /// All families.
-pub(crate) static FAMILIES: [Family; 11] = [
+pub(crate) static FAMILIES: [Family; 12] = [
     LLAMA,
     Family {
         architecture: "MistralForCausalLM",
@@ -193,6 +197,24 @@ pub(crate) static FAMILIES: [Family; 11] = [
         query_key_norm: true,
         norms_add_one: true,
         has_delta_nets: true,
+        gated_attention: true,
+        partial_rotary: 0.25,
+        cpu_only: true,
+        exceeds_f16: true,
+        max_position_embeddings: 32_768,
+        ..LLAMA
+    },
+    Family {
+        architecture: "Qwen3_5MoeForCausalLM",
+        model_type: "qwen3_5_moe_text",
+        vocabulary: Some(248_320),
+        key_value_heads: Some(2),
+        head_dim: Some(256),
+        query_key_norm: true,
+        norms_add_one: true,
+        has_delta_nets: true,
+        has_experts: true,
+        has_shared_expert: true,
         gated_attention: true,
         partial_rotary: 0.25,
         cpu_only: true,

@@ -4,12 +4,13 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, activation};
 use finetune_kernels::{Dispatch, PackedWeight, operations};
 use rayon::prelude::*;
 
 use crate::branch::LoraBranch;
 use crate::decoder::adapted::Adapted;
+use crate::decoder::feed_forward;
 use crate::decoder::pass::{Context, linear};
 use crate::tree::{Experts, Gated, Linear};
 
@@ -18,7 +19,11 @@ use crate::tree::{Experts, Gated, Linear};
 /// The router's scores are computed in f32. A token's experts are summed in the order of their
 /// numbers, as transformers does.
 pub(crate) fn forward(mixture: &Experts, x: Tensor<2>, context: &Context) -> Tensor<2> {
-    let Experts { router, experts, choices, weights } = mixture;
+    let Experts { router, experts, choices, weights, shared } = mixture;
+    let of_all = shared.as_ref().map(|(expert, gate)| {
+        let out = feed_forward::forward(expert, x.clone(), context);
+        out * activation::sigmoid(linear(gate, x.clone(), context))
+    });
     let logits = linear(router, x.clone(), context).cast(DType::F32);
     let values = logits.clone().into_data().try_to_vec::<f32>().expect("logits in f32");
     let chosen: Arc<[u32]> = highest(&values, experts.len(), *choices).into();
@@ -32,7 +37,11 @@ pub(crate) fn forward(mixture: &Experts, x: Tensor<2>, context: &Context) -> Ten
     let gate = product(|expert| &expert.gate, rows.clone());
     let up = product(|expert| &expert.up, rows);
     let inner = operations::gated(gate, up, experts[0].activation);
-    operations::combine(product(|expert| &expert.down, inner), weights, dispatch)
+    let of_chosen = operations::combine(product(|expert| &expert.down, inner), weights, dispatch);
+    match of_all {
+        Some(of_all) => operations::residual(of_chosen, of_all),
+        None => of_chosen,
+    }
 }
 
 /// The `choices` experts of each token with the highest logits, in ascending order of their numbers:
@@ -100,7 +109,9 @@ impl Experts {
             expert.kept(adapted) + branches
         };
         let most = self.experts.iter().map(of_expert).max().unwrap_or(0);
-        self.choices as u64 * (most + self.hidden()) + adapted.input_of(&[&self.router])
+        let of_shared = |(expert, _): &(Gated, Linear)| expert.kept(adapted) + self.hidden() + 2;
+        let of_shared = self.shared.as_ref().map_or(0, of_shared);
+        self.choices as u64 * (most + self.hidden()) + of_shared + adapted.input_of(&[&self.router])
     }
 
     /// Elements that the backward pass takes of each token on top: for each of its experts what a gated

@@ -1,6 +1,7 @@
 //! The files of a base: the one thing that opens them. It says of each tensor whether the files have
 //! all of its elements or a few bits of each, and packs matrices while they are read if it is asked to.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -226,8 +227,14 @@ impl BaseFiles {
     }
 
     /// The name in the files of a tensor of this name in the model.
-    pub(crate) fn name_in_files<'n>(&'n self, name: &'n str) -> &'n str {
-        self.safetensors().and_then(|files| files.whole_of(name)).unwrap_or(name)
+    pub(crate) fn name_in_files<'n>(&'n self, name: &'n str, is_wrapped: bool) -> Cow<'n, str> {
+        let Some(files) = self.safetensors() else { return name.into() };
+        match files.whole_of(name) {
+            Some(whole) => whole.into(),
+            // A part of a stack inside of a multimodal model is written alone.
+            None if files.is_part(name) && is_wrapped => wrapper::name_inside(name).into(),
+            None => name.into(),
+        }
     }
 
     /// Names of the tensors that are parts of packed matrices. One that is stored a second time for a

@@ -112,32 +112,12 @@ impl Reader<'_> {
                 return Err(self.malformed(&format!("`{key}` = {size} is beyond {limit}")));
             }
         }
-        if let Some(dropout) = self.number_within("attention_dropout", 0.0, 1.0)?.filter(|&dropout| dropout != 0.0) {
-            notices.push(format!(
-                "{}: attention_dropout = {dropout} is left out in training; it is nothing at other times",
-                self.path.display()
-            ));
-        }
-        if family.has_experts && self.flag("output_router_logits")?.unwrap_or(false) {
-            notices.push(format!(
-                "{}: output_router_logits asks for the router's auxiliary loss in training, which is left out: routers are frozen",
-                self.path.display()
-            ));
-        }
-        let partial = self.partial_rotary(family)?;
-        let turned = (head_dim as f64 * partial) as usize;
-        if turned < 2 || !turned.is_multiple_of(2) || turned > head_dim {
-            return Err(self.unsupported("partial_rotary_factor", &partial.to_string()));
-        }
-        let ropes = self.ropes(family, turned)?;
+        self.note_what_is_left_out(family, &mut notices)?;
+        let experts = self.experts(family)?;
+        let ropes = self.ropes(family, self.turned(family, head_dim)?)?;
         let query_scalar = match family.query_scalar {
             Some(default) => self.number_within("query_pre_attn_scalar", 1e-3, 1e9)?.unwrap_or(default),
             None => head_dim as f64,
-        };
-        let multiplier = |key: &str| -> Result<Option<f32>, ModelError> {
-            // A factor that is left out is 1, as in the class.
-            let stated = || self.number_within(key, 1e-6, 1e6).map(|value| value.unwrap_or(1.0) as f32);
-            family.has_multipliers.then(stated).transpose()
         };
         let attention_bias = self.flag("attention_bias")?.unwrap_or(false);
         let has_bias = |bias: Bias| bias == Bias::Always || (bias == Bias::Asked && attention_bias);
@@ -145,8 +125,12 @@ impl Reader<'_> {
             family,
             wrapper: None,
             hidden_size,
-            intermediate_size: self.size("intermediate_size")?,
-            experts: self.experts(family)?,
+            intermediate_size: match &experts {
+                // Where every layer has experts, nothing else may be said.
+                Some(experts) => self.optional_size("intermediate_size")?.unwrap_or(experts.intermediate_size),
+                None => self.size("intermediate_size")?,
+            },
+            experts,
             delta: self.delta_nets(family)?,
             layers: self.layers(family, layers)?,
             heads,
@@ -162,14 +146,14 @@ impl Reader<'_> {
             qkv_bias: has_bias(family.qkv_bias),
             output_bias: has_bias(family.output_bias),
             query_key_norm: family.query_key_norm,
-            score_scale: multiplier("attention_multiplier")?.unwrap_or(1.0 / (query_scalar as f32).sqrt()),
+            score_scale: self.multiplier(family, "attention_multiplier")?.unwrap_or(1.0 / (query_scalar as f32).sqrt()),
             embedding_scale: if family.scaled_embeddings {
                 Some((hidden_size as f32).sqrt())
             } else {
-                multiplier("embedding_multiplier")?.filter(|&factor| factor != 1.0)
+                self.multiplier(family, "embedding_multiplier")?.filter(|&factor| factor != 1.0)
             },
-            residual_scale: multiplier("residual_multiplier")?.filter(|&factor| factor != 1.0),
-            logits_divisor: multiplier("logits_scaling")?.filter(|&divisor| divisor != 1.0),
+            residual_scale: self.multiplier(family, "residual_multiplier")?.filter(|&factor| factor != 1.0),
+            logits_divisor: self.multiplier(family, "logits_scaling")?.filter(|&divisor| divisor != 1.0),
             activation: family.activation.2,
             max_position_embeddings: self
                 .optional_size("max_position_embeddings")?
@@ -179,6 +163,29 @@ impl Reader<'_> {
         };
         self.check_whole(&config)?;
         Ok(config)
+    }
+
+    /// A factor of Granite's config; one that is left out is 1, as in the class. `None` in other families.
+    fn multiplier(&self, family: &Family, key: &str) -> Result<Option<f32>, ModelError> {
+        let stated = || self.number_within(key, 1e-6, 1e6).map(|value| value.unwrap_or(1.0) as f32);
+        family.has_multipliers.then(stated).transpose()
+    }
+
+    /// What training leaves out of what the file asks for.
+    fn note_what_is_left_out(&self, family: &Family, notices: &mut Vec<String>) -> Result<(), ModelError> {
+        if let Some(dropout) = self.number_within("attention_dropout", 0.0, 1.0)?.filter(|&dropout| dropout != 0.0) {
+            notices.push(format!(
+                "{}: attention_dropout = {dropout} is left out in training; it is nothing at other times",
+                self.path.display()
+            ));
+        }
+        if family.has_experts && self.flag("output_router_logits")?.unwrap_or(false) {
+            notices.push(format!(
+                "{}: output_router_logits asks for the router's auxiliary loss in training, which is left out: routers are frozen",
+                self.path.display()
+            ));
+        }
+        Ok(())
     }
 
     /// Refuses settings that no family computes.

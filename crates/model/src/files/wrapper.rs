@@ -12,8 +12,12 @@ use crate::config::Wrapper;
 
 /// Wrappers by their `model_type`, the text models that they have if `text_config` does not say, and whether
 /// transformers' `AutoModelForCausalLM` loads the whole.
-const WRAPPERS: [(&str, &str, bool); 3] =
-    [("gemma3", "gemma3_text", true), ("mistral3", "mistral", true), ("qwen3_5", "qwen3_5_text", false)];
+const WRAPPERS: [(&str, &str, bool); 4] = [
+    ("gemma3", "gemma3_text", true),
+    ("mistral3", "mistral", true),
+    ("qwen3_5", "qwen3_5_text", false),
+    ("qwen3_5_moe", "qwen3_5_moe_text", false),
+];
 
 /// Keys of the whole that are those of the text model if `text_config` leaves them out.
 const SHARED: [&str; 5] = ["torch_dtype", "dtype", "eos_token_id", "quantization", "quantization_config"];

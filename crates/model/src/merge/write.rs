@@ -199,7 +199,7 @@ impl<'a> Writer<'a> {
                     }));
                 }
                 _ => {
-                    let name = files.name_in_files(&tensor.name).to_owned();
+                    let name = files.name_in_files(&tensor.name, config.wrapper.is_some()).into_owned();
                     let mut spec = TensorSpec { name, ..merging.spec(tensor, dtype) };
                     let elements = spec.shape.iter().product::<usize>();
                     let as_there = files.shape_in_files(&tensor.name);

@@ -94,6 +94,10 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
                     .collect(),
                 choices: experts.choices,
                 weights: experts.weights,
+                shared: experts.shared.map(|inner| {
+                    let expert = gated(config, "mlp.shared_expert", inner, &mut linear);
+                    (expert, linear("mlp.shared_expert_gate", Role::Router, [1, hidden], false))
+                }),
             }),
         },
         feed_forward_norm: is_sandwich.then(|| norm("post_feedforward_layernorm", hidden)),

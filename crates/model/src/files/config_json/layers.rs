@@ -83,10 +83,11 @@ impl Reader<'_> {
         if !family.has_experts {
             return Ok(None);
         }
+        let is_shared = family.has_shared_expert;
         // transformers 5 writes the second name.
         let count = match self.optional_size("num_experts")? {
             Some(count) => count,
-            None => self.optional_size("num_local_experts")?.unwrap_or(128),
+            None => self.optional_size("num_local_experts")?.unwrap_or(if is_shared { 256 } else { 128 }),
         };
         let choices = self.optional_size("num_experts_per_tok")?.unwrap_or(8);
         if count > MOST_EXPERTS || choices > count {
@@ -94,11 +95,13 @@ impl Reader<'_> {
                 self.malformed(&format!("{choices} of {count} experts for each token (at most {MOST_EXPERTS})"))
             );
         }
-        let is_normalized = self.flag("norm_topk_prob")?.unwrap_or(false);
+        let is_normalized = is_shared || self.flag("norm_topk_prob")?.unwrap_or(false);
+        let size = |key: &str, default: usize| Ok::<_, ModelError>(self.optional_size(key)?.unwrap_or(default));
         Ok(Some(ExpertsConfig {
             count,
             choices,
-            intermediate_size: self.optional_size("moe_intermediate_size")?.unwrap_or(768),
+            intermediate_size: size("moe_intermediate_size", if is_shared { 512 } else { 768 })?,
+            shared: is_shared.then(|| size("shared_expert_intermediate_size", 512)).transpose()?,
             weights: ExpertWeights { scores: Scores::Softmax, normalized: is_normalized.then_some(0.0), scale: 1.0 },
         }))
     }

@@ -44,8 +44,8 @@ impl Reader<'_> {
         Ok(vec![self.rope(of_all, family.rope_theta, width)?, of_window])
     }
 
-    /// The share of a head's elements that is turned. Families whose class has none of it turn all.
-    pub(super) fn partial_rotary(&self, family: &Family) -> Result<f64, ModelError> {
+    /// How many elements of a head are turned. Families whose class knows no share of them turn all.
+    pub(super) fn turned(&self, family: &Family, head_dim: usize) -> Result<usize, ModelError> {
         let key = "partial_rotary_factor";
         let mut stated = self.number(key)?;
         for parameters in ["rope_scaling", "rope_parameters"] {
@@ -54,10 +54,12 @@ impl Reader<'_> {
             }
         }
         let partial = stated.unwrap_or(family.partial_rotary);
-        if family.partial_rotary == 1.0 && partial != 1.0 {
+        let turned = (head_dim as f64 * partial) as usize;
+        let is_possible = turned >= 2 && turned.is_multiple_of(2) && turned <= head_dim;
+        if !is_possible || (family.partial_rotary == 1.0 && partial != 1.0) {
             return Err(self.unsupported(key, &partial.to_string()));
         }
-        Ok(partial)
+        Ok(turned)
     }
 
     /// Theta and scaling, from an object with the scaling.
