@@ -73,13 +73,18 @@ impl Adaptation {
     /// What a user should know about experts, embedding and output layer of a model of this config.
     pub fn notices(&self, config: &ModelConfig) -> Vec<String> {
         let mut notices = Vec::new();
-        if let Some(experts) = &config.experts
-            && !self.targets.iter().any(|target| is_of_experts(&target.module))
-        {
-            notices.push(format!(
-                "the {} experts of each layer and their routers stay as they are; `experts` in target_modules trains the experts too",
-                experts.count
-            ));
+        if let Some(experts) = &config.experts {
+            let count = experts.count;
+            if !self.targets.iter().any(|target| is_of_experts(&target.module)) {
+                notices.push(format!(
+                    "the {count} experts of each layer and their routers stay as they are; `experts` in target_modules trains the experts too"
+                ));
+            } else if !config.family.peft_reads_experts {
+                notices.push(format!(
+                    "PEFT 0.21 leaves branches of single experts of {} out without a word: `export --format peft` puts them together as it reads them",
+                    config.family.architecture
+                ));
+            }
         }
         if config.tied_embeddings && self.trains_vocabulary() {
             notices.push(

@@ -5,11 +5,12 @@ mod made;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use finetune_model::{Model, Placement};
+use finetune_model::adapter::Adapter;
+use finetune_model::{Model, ModelConfig, Placement};
 use finetune_store::Dtype;
 use serde_json::json;
 
-use crate::made::{Tensor, golden, model};
+use crate::made::{Tensor, golden, model, read_tensors};
 
 const FAMILY: &str = "qwen3_moe";
 
@@ -117,4 +118,23 @@ fn settings_that_do_not_fit_are_refused() {
         let error = Model::check(made.path()).expect_err(part).to_string();
         assert!(error.contains(part), "{error}");
     }
+}
+
+/// Branches of single experts are put together as PEFT has them: in its own file, bit by bit.
+#[test]
+fn branches_are_put_together_as_peft_has_them() {
+    let directory = golden("qwen3_moe_experts");
+    let config = ModelConfig::load(&directory).expect("a config");
+    let adapter = Adapter::read(&directory.join("adapter"), &config).expect("an adapter");
+    let written = tempfile::tempdir().expect("a directory");
+    for (name, bytes) in adapter.peft_files(0.0, &config).expect("files") {
+        made::write(&written.path().join(name), bytes);
+    }
+    let read = |directory: &Path| -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
+        let tensors = read_tensors(&directory.join("adapter_model.safetensors"));
+        tensors.into_iter().map(|(name, _, shape, bytes)| (name, (shape, bytes.to_vec()))).collect()
+    };
+    assert!(read(written.path()) == read(&directory.join("adapter_stacked")));
+    let again = Adapter::read(written.path(), &config).expect("an adapter");
+    assert_eq!(again.targets, adapter.targets);
 }

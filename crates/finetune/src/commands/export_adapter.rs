@@ -71,7 +71,11 @@ pub(super) fn alone(
     let first = &adapters[0].path;
     let unchanged =
         adapters.len() == 1 && adapters[0].weight == 1.0 && arguments.scale.is_none_or(|scale| scale == 1.0);
-    let mut files = if arguments.format == ExportFormat::Peft && unchanged && first.join(TENSOR_FILE).is_file() {
+    // Branches of single experts are put together, as PEFT has them.
+    let has_experts =
+        base.as_ref().is_ok_and(|base| ModelConfig::load(base).is_ok_and(|config| config.experts.is_some()));
+    let is_copied = arguments.format == ExportFormat::Peft && unchanged && !has_experts;
+    let mut files = if is_copied && first.join(TENSOR_FILE).is_file() {
         refuse_links_out(first)?;
         copied(first)?
     } else {

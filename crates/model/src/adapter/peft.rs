@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use finetune_store::{Dtype, encode_tensors};
 
 use crate::adaptation::Adaptation;
+use crate::adapter::stacked::put_together;
 use crate::adapter::write::adapter_config;
 use crate::adapter::{Adapter, BaseName, CONFIG_FILE, IS_IN_MERGED, TENSOR_FILE};
 use crate::branch::EMBEDDING;
@@ -29,10 +30,18 @@ impl Adapter {
         let base = BaseName { name: self.base.name.clone().unwrap_or_default(), revision: self.base.revision.clone() };
         let adaptation = Adaptation { dropout, ..self.adaptation() };
         let is_wrapped = config.is_named_inside();
-        let config = adapter_config(&adaptation, &base, config);
+        let all = branches(self);
+        let stacked = put_together(&all, &self.targets, config)?;
+        let is_stacked = |module: &str| !stacked.tensors.is_empty() && module.contains(".experts.");
+        let mut adaptation = adaptation;
+        adaptation.targets.retain(|target| !is_stacked(&target.module));
+        let mut config = adapter_config(&adaptation, &base, config);
+        stacked.describe(&mut config);
         let config = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
         let mut tensors = Vec::new();
-        for (branch, &(outputs, inputs)) in branches(self).iter().zip(&self.shapes) {
+        for (branch, &(outputs, inputs)) in
+            all.iter().zip(&self.shapes).filter(|(branch, _)| !is_stacked(branch.module))
+        {
             let names = match branch.module {
                 EMBEDDING => ["lora_embedding_A", "lora_embedding_B"],
                 _ => ["lora_A", "lora_B"],
@@ -48,6 +57,12 @@ impl Adapter {
                     Cow::from(from_f32(values, Dtype::F32)),
                 )
             }));
+        }
+        for (module, shapes, values) in &stacked.tensors {
+            for ((half, shape), values) in ["lora_A", "lora_B"].iter().zip(shapes).zip(values) {
+                let name = tensor_name(&file_name(module, half), true, is_wrapped);
+                tensors.push((name, Dtype::F32, shape.clone(), Cow::from(from_f32(values, Dtype::F32))));
+            }
         }
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let tensors = encode_tensors(&tensors, &metadata)?;

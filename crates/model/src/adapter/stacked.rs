@@ -7,12 +7,15 @@
 use std::collections::BTreeMap;
 
 use finetune_store::TensorView;
+use serde_json::{Map, Value, json};
 
 use crate::adapter::settings::Settings;
 use crate::adapter::tensors::{Branches, Parts, of_shape};
+use crate::adapter::write::whole;
 use crate::config::{ExpertsConfig, ModelConfig};
 use crate::error::ModelError;
 use crate::lora::LoraTarget;
+use crate::merge::BranchValues;
 
 /// The stacked parameters.
 const GATE_UP: &str = "gate_up_proj";
@@ -146,5 +149,118 @@ impl Stack {
             }
         }
         found
+    }
+}
+
+/// A module, and the shapes and values of A [e · r, i] and B [o, r · e].
+type OfModule = (String, [Vec<usize>; 2], [Vec<f32>; 2]);
+
+/// Branches of single experts, put together as PEFT's of stacked parameters.
+#[derive(Default)]
+pub(super) struct Stacked {
+    pub(super) tensors: Vec<OfModule>,
+    /// `target_parameters`
+    pub(super) parameters: Vec<String>,
+    /// `rank_pattern` and `alpha_pattern` of them.
+    pub(super) ranks: Map<String, Value>,
+    pub(super) alphas: Map<String, Value>,
+}
+
+/// Puts the branches of experts together. `branches` and `targets`: those of an adapter, in its order.
+///
+/// # Errors
+/// [`ModelError::NotExpressible`] if the experts of a layer have branches of several ranks or scales, or
+/// only some of them have one.
+pub(super) fn put_together(
+    branches: &[BranchValues<'_>],
+    targets: &[LoraTarget],
+    config: &ModelConfig,
+) -> Result<Stacked, ModelError> {
+    let mut stacked = Stacked::default();
+    let Some(experts) = &config.experts else { return Ok(stacked) };
+    let of_module: BTreeMap<&str, (&BranchValues<'_>, &LoraTarget)> =
+        branches.iter().zip(targets).map(|(branch, target)| (branch.module, (branch, target))).collect();
+    for module in modules(config) {
+        let part = |part: &'static str| -> Result<Option<Projection<'_>>, ModelError> {
+            let found: Vec<_> =
+                (0..experts.count).filter_map(|n| of_module.get(format!("{module}.{n}.{part}").as_str())).collect();
+            let Some((_, first)) = found.first() else { return Ok(None) };
+            let is_alike = |target: &LoraTarget| target.rank == first.rank && target.scale() == first.scale();
+            if found.len() != experts.count || !found.iter().all(|(_, target)| is_alike(target)) {
+                return Err(ModelError::NotExpressible {
+                    what: format!("PEFT has one branch for all experts: those of `{module}` differ in {part}"),
+                    hint: "--format merged writes the model with them".to_owned(),
+                });
+            }
+            Ok(Some(Projection { of_experts: found.into_iter().map(|(branch, _)| *branch).collect(), target: first }))
+        };
+        let (hidden, inner) = (config.hidden_size, experts.intermediate_size);
+        let gate_up = [(part("gate_proj")?, 0), (part("up_proj")?, inner)];
+        let down = part("down_proj")?;
+        let wraps_both = down.is_some() && gate_up.iter().any(|(part, _)| part.is_some());
+        let first = if wraps_both { format!("{module}.base_layer") } else { module.clone() };
+        let gate_up: Vec<_> = gate_up.into_iter().filter_map(|(part, row)| Some((part?, row))).collect();
+        if !gate_up.is_empty() {
+            stacked.add(first, (&module, GATE_UP), &gate_up, [2 * inner, hidden]);
+        }
+        if let Some(down) = down {
+            stacked.add(module.clone(), (&module, DOWN), &[(down, 0)], [hidden, inner]);
+        }
+    }
+    Ok(stacked)
+}
+
+/// The branches of one projection of all experts.
+struct Projection<'a> {
+    of_experts: Vec<&'a BranchValues<'a>>,
+    target: &'a LoraTarget,
+}
+
+impl Stacked {
+    /// Adds the branch of a parameter [o, i] of each expert. `parts`: its projections, and the first of
+    /// the outputs of each.
+    fn add(
+        &mut self,
+        wrapped: String,
+        (module, parameter): (&str, &str),
+        parts: &[(Projection<'_>, usize)],
+        [outputs, inputs]: [usize; 2],
+    ) {
+        let rank: usize = parts.iter().map(|(part, _)| part.target.rank).sum();
+        let experts = parts[0].0.of_experts.len();
+        let mut a = Vec::with_capacity(experts * rank * inputs);
+        let mut b = vec![0.0; outputs * rank * experts];
+        for expert in 0..experts {
+            let mut column = 0;
+            for (part, first) in parts {
+                let branch = part.of_experts[expert];
+                a.extend_from_slice(branch.a);
+                for (output, row) in branch.b.chunks(branch.rank).enumerate() {
+                    for (n, value) in row.iter().enumerate() {
+                        b[((first + output) * rank + column + n) * experts + expert] = *value;
+                    }
+                }
+                column += branch.rank;
+            }
+        }
+        let target = parts[0].0.target;
+        let divisor = if target.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        let own = if target.use_rslora { (target.rank as f64).sqrt() } else { target.rank as f64 };
+        self.parameters.push(format!("{module}.{parameter}"));
+        self.ranks.insert(format!("{module}.{parameter}"), json!(rank));
+        self.alphas.insert(format!("{module}.{parameter}"), whole(target.alpha / own * divisor));
+        self.tensors.push((wrapped, [vec![experts * rank, inputs], vec![outputs, rank * experts]], [a, b]));
+    }
+
+    /// Adds what PEFT has to know of them to its settings. Names are those of the text model's parameters.
+    pub(super) fn describe(&self, config: &mut Value) {
+        if self.parameters.is_empty() {
+            return;
+        }
+        config["target_parameters"] = json!(self.parameters);
+        for (key, pattern) in [("rank_pattern", &self.ranks), ("alpha_pattern", &self.alphas)] {
+            let Some(table) = config[key].as_object_mut() else { continue };
+            table.extend(pattern.iter().map(|(name, value)| (name.clone(), value.clone())));
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::error::ModelError;
 use crate::files::companions::{amend_config, companion_files};
 use crate::files::wrapper::name_inside;
 use crate::layout::{encode_flat, read_flat};
-use crate::lora::LoraTargets;
+use crate::lora::{LoraTarget, LoraTargets};
 use crate::model::{Model, Trained};
 
 impl Model {
@@ -68,7 +68,9 @@ impl Model {
 pub(super) fn adapter_config(adaptation: &Adaptation, base: &BaseName, config: &ModelConfig) -> Value {
     let Adaptation { targets, dropout, .. } = adaptation;
     let modules: Vec<String> = target_layers(config).into_iter().map(|layer| layer.module).collect();
-    let first = &targets[0];
+    // Of an adapter that has branches of stacked experts alone there is none.
+    let none = LoraTarget { module: String::new(), rank: 8, alpha: 8.0, use_rslora: false, use_dora: false };
+    let first = targets.first().unwrap_or(&none);
     // The last parts of names would choose modules of the other parts of a multimodal model too.
     let named = |module: &String| if config.is_named_inside() { name_inside(module) } else { module.clone() };
     let chosen = match config.is_named_inside() {

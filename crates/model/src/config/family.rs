@@ -55,6 +55,8 @@ pub struct Family {
     pub cpu_only: bool,
     /// Whether feed-forward parts are mixtures of experts.
     pub(crate) has_experts: bool,
+    /// Whether PEFT 0.21 turns branches of single experts into those of its stacks.
+    pub(crate) peft_reads_experts: bool,
     /// Whether each mixture has an expert with a gate that every token goes through, and weights of the
     /// chosen ones that always add up to 1.
     pub(crate) has_shared_expert: bool,
@@ -129,6 +131,7 @@ const LLAMA: Family = Family {
     partial_rotary: 1.0,
     cpu_only: false,
     has_experts: false,
+    peft_reads_experts: false,
     has_shared_expert: false,
     exceeds_f16: false,
     windows: Windows::Never,
@@ -182,6 +185,7 @@ pub(crate) static FAMILIES: [Family; 12] = [
         key_value_heads: Some(4),
         query_key_norm: true,
         has_experts: true,
+        peft_reads_experts: true,
         exceeds_f16: true,
         windows: Windows::Asked,
         sliding_window: Some(4096),
