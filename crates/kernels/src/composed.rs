@@ -146,15 +146,10 @@ pub fn lora_cross_entropy(
 
 /// `-ln softmax(logits[position_n])[target_n]`: logits [t, v] -> [n].
 fn cross_entropy(logits: Tensor<2>, targets: &Targets) -> Tensor<1> {
-    let device = logits.device();
-    let indices = |values: &[u32]| -> Tensor<1, Int> {
-        let values: Vec<i32> = values.iter().map(|&v| v as i32).collect();
-        let count = values.len();
-        Tensor::from_data(TensorData::new(values, [count]), &device)
-    };
-    let rows = logits.select(0, indices(&targets.positions));
     let count = targets.len();
-    let wanted = indices(&targets.tokens).reshape([count, 1]);
+    let wanted = indices(&targets.tokens, &logits).reshape([count, 1]);
+    let positions = indices(&targets.positions, &logits);
+    let rows = logits.select(0, positions);
     activation::log_softmax(rows, 1).gather(1, wanted).reshape([count]).neg()
 }
 

@@ -104,7 +104,7 @@ impl Adaptation {
 /// is too large.
 pub fn choose(lora: &Lora, config: &ModelConfig) -> Result<Adaptation, ModelError> {
     let saved = saved_modules(&lora.modules_to_save, config)?;
-    if let Some(module) = saved.iter().find(|module| module.contains(".experts.")) {
+    if let Some(module) = saved.iter().find(|module| is_expert(module)) {
         let what = format!("`{module}` is an expert, and experts are trained by LoRA alone");
         return Err(ModelError::Lora { key: "modules_to_save", what });
     }
@@ -143,10 +143,15 @@ pub(crate) fn is_of_vocabulary(module: &str) -> bool {
     [EMBEDDING, OUTPUT].contains(&module)
 }
 
-/// Whether a module is an expert, a part of one, or the router that chooses among them. Such are
-/// trained only if they are named.
+/// Whether a module is a projection of one of the experts that a router chooses among.
+pub(crate) fn is_expert(module: &str) -> bool {
+    module.contains(".experts.")
+}
+
+/// Whether a module is an expert's, or the router that chooses among them. Such are trained only if
+/// they are named.
 pub(crate) fn is_of_experts(module: &str) -> bool {
-    module.contains(".experts.") || module.ends_with(".mlp.gate")
+    is_expert(module) || module.ends_with(".mlp.gate")
 }
 
 /// The module of a tensor.

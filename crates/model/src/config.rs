@@ -104,6 +104,9 @@ pub struct DeltaConfig {
     pub taps: usize,
 }
 
+/// More experts than any layer has.
+pub(crate) const MOST_EXPERTS: usize = 4096;
+
 /// The experts of a layer that has such.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExpertsConfig {

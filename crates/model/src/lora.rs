@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fancy_regex::Regex;
 use finetune_recipe::{Lora, TargetModules};
 
-use crate::adaptation::{is_of_experts, is_of_vocabulary};
+use crate::adaptation::{is_expert, is_of_experts, is_of_vocabulary};
 use crate::branch::{EMBEDDING, OUTPUT};
 use crate::error::ModelError;
 
@@ -72,7 +72,7 @@ pub(crate) fn choose_targets(lora: &Lora, modules: &[String]) -> Result<LoraTarg
         let what = format!("DoRA on `{module}` is not supported");
         return Err(ModelError::Lora { key: "use_dora", what });
     }
-    if let Some(module) = chosen.iter().find(|module| module.contains(".experts.")) {
+    if let Some(module) = chosen.iter().find(|module| is_expert(module)) {
         for (key, is_set) in [("use_dora", lora.use_dora), ("dropout", lora.dropout > 0.0)] {
             if is_set {
                 let what = format!("`{module}` is an expert, and experts have neither DoRA nor dropout, as in PEFT");

@@ -168,9 +168,8 @@ fn data_summary(data: &Dataset) -> DataSummary {
     }
 }
 
-/// Seconds of the whole run, at the rate of matrix products that is measured now. `parameters`: those that
-/// each token meets. `None` on a GPU,
-/// whose kernels would have to be compiled first.
+/// Seconds of the whole run, at the rate of matrix products that is measured now. `parameters`: those
+/// that each token meets. `None` on a GPU, whose kernels would have to be compiled first.
 fn seconds(recipe: &Recipe, data: &Dataset, steps: u64, parameters: u64, device_plan: &DevicePlan) -> Option<f64> {
     if !device_plan.placement.is_cpu() {
         return None;

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use finetune_store::{Dtype, encode_tensors};
 use serde_json::json;
 
-use crate::adaptation::is_of_vocabulary;
+use crate::adaptation::{is_expert, is_of_vocabulary};
 use crate::adapter::files::MLX_FILE;
 use crate::adapter::tensors::transposed;
 use crate::adapter::{Adapter, CONFIG_FILE};
@@ -119,7 +119,7 @@ impl Adapter {
         if doras != 0 && doras != self.targets.len() {
             return refused("DoRA on some layers only");
         }
-        if self.targets.iter().any(|target| target.module.contains(".experts.")) {
+        if self.targets.iter().any(|target| is_expert(&target.module)) {
             return refused("branches of single experts");
         }
         let of_vocabulary = self.targets.iter().any(|target| is_of_vocabulary(&target.module));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use finetune_store::{Dtype, encode_tensors};
 
-use crate::adaptation::Adaptation;
+use crate::adaptation::{Adaptation, is_expert};
 use crate::adapter::stacked::put_together;
 use crate::adapter::write::adapter_config;
 use crate::adapter::{Adapter, BaseName, CONFIG_FILE, IS_IN_MERGED, TENSOR_FILE};
@@ -28,17 +28,20 @@ impl Adapter {
             self.expect_branches_only("an adapter cannot be written anew in PEFT's format", IS_IN_MERGED)?;
         }
         let base = BaseName { name: self.base.name.clone().unwrap_or_default(), revision: self.base.revision.clone() };
-        let adaptation = Adaptation { dropout, ..self.adaptation() };
         let is_wrapped = config.is_named_inside();
         let all = branches(self);
         let stacked = put_together(&all, &self.targets, config)?;
-        let is_stacked = |module: &str| !stacked.tensors.is_empty() && module.contains(".experts.");
-        let mut adaptation = adaptation;
+        let is_stacked = |module: &str| !stacked.tensors.is_empty() && is_expert(module);
+        let mut adaptation = Adaptation { dropout, ..self.adaptation() };
         adaptation.targets.retain(|target| !is_stacked(&target.module));
         let mut config = adapter_config(&adaptation, &base, config);
         stacked.describe(&mut config);
         let config = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
         let mut tensors = Vec::new();
+        let tensor = |module: &str, part: &str, shape: Vec<usize>, values: &[f32]| {
+            let name = tensor_name(&file_name(module, part), true, is_wrapped);
+            (name, Dtype::F32, shape, Cow::from(from_f32(values, Dtype::F32)))
+        };
         for (branch, &(outputs, inputs)) in
             all.iter().zip(&self.shapes).filter(|(branch, _)| !is_stacked(branch.module))
         {
@@ -49,19 +52,11 @@ impl Adapter {
             let mut parts =
                 vec![(names[0], vec![branch.rank, inputs], branch.a), (names[1], vec![outputs, branch.rank], branch.b)];
             parts.extend(branch.magnitudes.map(|values| ("lora_magnitude_vector", vec![outputs], values)));
-            tensors.extend(parts.into_iter().map(|(part, shape, values)| {
-                (
-                    tensor_name(&file_name(branch.module, part), true, is_wrapped),
-                    Dtype::F32,
-                    shape,
-                    Cow::from(from_f32(values, Dtype::F32)),
-                )
-            }));
+            tensors.extend(parts.into_iter().map(|(part, shape, values)| tensor(branch.module, part, shape, values)));
         }
         for (module, shapes, values) in &stacked.tensors {
             for ((half, shape), values) in ["lora_A", "lora_B"].iter().zip(shapes).zip(values) {
-                let name = tensor_name(&file_name(module, half), true, is_wrapped);
-                tensors.push((name, Dtype::F32, shape.clone(), Cow::from(from_f32(values, Dtype::F32))));
+                tensors.push(tensor(module, half, shape.clone(), values));
             }
         }
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);

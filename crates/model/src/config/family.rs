@@ -143,6 +143,23 @@ const LLAMA: Family = Family {
     max_position_embeddings: 2048,
 };
 
+const QWEN3_5: Family = Family {
+    architecture: "Qwen3_5ForCausalLM",
+    model_type: "qwen3_5_text",
+    vocabulary: Some(248_320),
+    key_value_heads: Some(4),
+    head_dim: Some(256),
+    query_key_norm: true,
+    norms_add_one: true,
+    has_delta_nets: true,
+    gated_attention: true,
+    partial_rotary: 0.25,
+    cpu_only: true,
+    exceeds_f16: true,
+    max_position_embeddings: 32_768,
+    ..LLAMA
+};
+
 /// All families.
 pub(crate) static FAMILIES: [Family; 12] = [
     LLAMA,
@@ -192,39 +209,14 @@ pub(crate) static FAMILIES: [Family; 12] = [
         max_position_embeddings: 32_768,
         ..LLAMA
     },
-    Family {
-        architecture: "Qwen3_5ForCausalLM",
-        model_type: "qwen3_5_text",
-        vocabulary: Some(248_320),
-        key_value_heads: Some(4),
-        head_dim: Some(256),
-        query_key_norm: true,
-        norms_add_one: true,
-        has_delta_nets: true,
-        gated_attention: true,
-        partial_rotary: 0.25,
-        cpu_only: true,
-        exceeds_f16: true,
-        max_position_embeddings: 32_768,
-        ..LLAMA
-    },
+    QWEN3_5,
     Family {
         architecture: "Qwen3_5MoeForCausalLM",
         model_type: "qwen3_5_moe_text",
-        vocabulary: Some(248_320),
         key_value_heads: Some(2),
-        head_dim: Some(256),
-        query_key_norm: true,
-        norms_add_one: true,
-        has_delta_nets: true,
         has_experts: true,
         has_shared_expert: true,
-        gated_attention: true,
-        partial_rotary: 0.25,
-        cpu_only: true,
-        exceeds_f16: true,
-        max_position_embeddings: 32_768,
-        ..LLAMA
+        ..QWEN3_5
     },
     Family {
         architecture: "SmolLM3ForCausalLM",

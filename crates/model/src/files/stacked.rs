@@ -6,13 +6,12 @@
 
 use finetune_store::{TensorPart, TensorView};
 
-/// More experts than any layer has.
-const MOST: usize = 4096;
+use crate::config::MOST_EXPERTS;
 
 /// The tensors of single experts that this one, of this name in the model, is made of. `None`: it is no
 /// stack of experts.
 pub(crate) fn parts(name: &str, view: &TensorView<'_>) -> Option<Vec<TensorPart>> {
-    let (&experts, inner) = view.shape.split_first().filter(|(experts, _)| **experts <= MOST)?;
+    let (&experts, inner) = view.shape.split_first().filter(|(experts, _)| **experts <= MOST_EXPERTS)?;
     let &rows = inner.first()?;
     let each: usize = inner.iter().product();
     let part = |name: String, shape: Vec<usize>, first: usize| TensorPart { name, shape, first };

@@ -5,11 +5,8 @@ use serde_json::Value;
 
 use super::Reader;
 use crate::config::family::{Family, Windows};
-use crate::config::{DeltaConfig, ExpertsConfig, LayerConfig};
+use crate::config::{DeltaConfig, ExpertsConfig, LayerConfig, MOST_EXPERTS};
 use crate::error::ModelError;
-
-/// More experts than any layer has.
-const MOST_EXPERTS: usize = 4096;
 
 impl Reader<'_> {
     /// Which layers have a window, and which a rotary embedding.
