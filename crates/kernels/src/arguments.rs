@@ -42,15 +42,25 @@ impl RopeTable {
     /// The product is formed in f32, as transformers does. Its cosine and sine are rounded once
     /// from f64, then multiplied by the `factor` of the position (1 for all but YaRN-like scalings).
     pub fn new(positions: &[u32], frequencies: &[f32], factor: impl Fn(u32) -> f32) -> RopeTable {
+        RopeTable::of_each(positions.iter().map(|&position| (position, frequencies)), frequencies.len(), factor)
+    }
+
+    /// The same, with the frequencies [half] of each position.
+    pub fn of_each<'a>(
+        positions: impl Iterator<Item = (u32, &'a [f32])> + Clone,
+        half: usize,
+        factor: impl Fn(u32) -> f32,
+    ) -> RopeTable {
         let angles = || {
-            let of_position = |&p: &u32| (p, factor(p));
-            let each = positions.iter().map(of_position);
-            each.flat_map(|(p, factor)| frequencies.iter().map(move |&f| (f64::from(p as f32 * f), factor)))
+            let each = positions.clone().map(|(position, frequencies)| (position, frequencies, factor(position)));
+            each.flat_map(|(p, frequencies, factor)| {
+                frequencies.iter().map(move |&f| (f64::from(p as f32 * f), factor))
+            })
         };
         RopeTable {
             cosines: angles().map(|(a, factor)| a.cos() as f32 * factor).collect(),
             sines: angles().map(|(a, factor)| a.sin() as f32 * factor).collect(),
-            half: frequencies.len(),
+            half,
             on_device: OnDevice::default(),
         }
     }
@@ -69,6 +79,9 @@ pub enum Activation {
     /// `x / 2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))`, the approximation of GELU by tanh (Hendrycks and
     /// Gimpel 2016).
     GeluTanh,
+    /// `g σ(1.702 g) (u + 1)` of gate and up, with g at most 7 and u between -7 and 7 (OpenAI 2025,
+    /// "gpt-oss").
+    Clamped,
 }
 
 /// Which keys a query sees, and how scores are scaled.
@@ -81,6 +94,9 @@ pub struct AttentionShape {
     /// The number of keys that a query sees, up to and including its own (Mistral's sliding
     /// window). `None`: all keys up to its own.
     pub window: Option<usize>,
+    /// What scores are bounded to, by `cap · tanh(score / cap)` (Bello et al. 2016; Gemma 2). `None`: they
+    /// are not.
+    pub softcap: Option<f32>,
 }
 
 /// The tokens of a micro-batch that are predicted from, and the tokens to predict. Cheap to clone.
@@ -88,6 +104,8 @@ pub struct AttentionShape {
 pub struct Targets {
     pub(crate) positions: Arc<[u32]>,
     pub(crate) tokens: Arc<[u32]>,
+    /// What their logits are bounded to, as [`AttentionShape::softcap`].
+    pub(crate) softcap: Option<f32>,
     #[cfg_attr(not(gpu_backend), expect(dead_code, reason = "GPUs only"))]
     pub(crate) on_device: OnDevice,
 }
@@ -100,7 +118,12 @@ impl Targets {
     /// If the lists differ in length.
     pub fn new(positions: Vec<u32>, tokens: Vec<u32>) -> Targets {
         assert_eq!(positions.len(), tokens.len(), "one target for each position");
-        Targets { positions: positions.into(), tokens: tokens.into(), on_device: OnDevice::default() }
+        Targets { positions: positions.into(), tokens: tokens.into(), softcap: None, on_device: OnDevice::default() }
+    }
+
+    /// The same, of logits that are bounded by `cap · tanh(logit / cap)`.
+    pub fn capped(self, softcap: Option<f32>) -> Targets {
+        Targets { softcap, ..self }
     }
 
     /// The number of targets, n.

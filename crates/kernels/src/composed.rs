@@ -82,10 +82,27 @@ pub fn rope(x: Tensor<3>, table: &RopeTable) -> Tensor<3> {
     Tensor::cat(vec![a.clone() * cosines.clone() - b.clone() * sines.clone(), b * cosines + a * sines], 2)
 }
 
+/// cap · tanh(x / cap)
+fn soft_cap<const D: usize>(x: Tensor<D>, cap: Option<f32>) -> Tensor<D> {
+    match cap {
+        Some(cap) => (x / cap).tanh() * cap,
+        None => x,
+    }
+}
+
 /// [`crate::operations::causal_attention`], row by row, each row with its whole score matrix.
 pub fn causal_attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, shape: &AttentionShape) -> Tensor<3> {
+    attention(q, k, v, None, shape)
+}
+
+/// [`crate::operations::sink_attention`], likewise.
+pub fn sink_attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, sinks: Tensor<1>, shape: &AttentionShape) -> Tensor<3> {
+    attention(q, k, v, Some(sinks), shape)
+}
+
+fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, sinks: Option<Tensor<1>>, shape: &AttentionShape) -> Tensor<3> {
     let [_, query_heads, width] = q.dims();
-    let key_heads = k.dims()[1];
+    let [_, key_heads, value_width] = v.dims();
     let group = query_heads / key_heads;
     let device = q.device();
     let mut rows = Vec::new();
@@ -108,9 +125,17 @@ pub fn causal_attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, shape: &Attent
             }
         }
         let mask = Tensor::<3>::from_data(TensorData::new(mask, [1, group * queries, keys]), &device);
-        let scores = q.matmul(k.swap_dims(1, 2)) * shape.scale + mask;
-        let out = activation::softmax(scores, 2).matmul(v);
-        rows.push(out.reshape([query_heads, queries, width]).swap_dims(0, 1));
+        let scores = soft_cap(q.matmul(k.swap_dims(1, 2)) * shape.scale, shape.softcap) + mask;
+        let probabilities = match &sinks {
+            None => activation::softmax(scores, 2),
+            Some(sinks) => {
+                let sinks = sinks.clone().reshape([key_heads, group, 1]).expand([key_heads, group, queries]);
+                let all = Tensor::cat(vec![scores, sinks.reshape([key_heads, group * queries, 1])], 2);
+                activation::softmax(all, 2).narrow(2, 0, keys)
+            }
+        };
+        let out = probabilities.matmul(v);
+        rows.push(out.reshape([query_heads, queries, value_width]).swap_dims(0, 1));
     }
     Tensor::cat(rows, 0)
 }
@@ -118,6 +143,10 @@ pub fn causal_attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, shape: &Attent
 /// [`crate::operations::gated`]
 pub fn gated(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tensor<2> {
     let activated = match activation {
+        Activation::Clamped => {
+            let (gate, up) = (gate.clamp_max(7.0), up.clamp(-7.0, 7.0));
+            return gate.clone() * activation::sigmoid(gate * 1.702) * (up + 1.0);
+        }
         Activation::Silu => activation::silu(gate),
         Activation::GeluTanh => {
             let inner = (gate.clone() + gate.clone().powi_scalar(3) * 0.044_715) * std::f32::consts::FRAC_2_PI.sqrt();
@@ -149,7 +178,7 @@ fn cross_entropy(logits: Tensor<2>, targets: &Targets) -> Tensor<1> {
     let count = targets.len();
     let wanted = indices(&targets.tokens, &logits).reshape([count, 1]);
     let positions = indices(&targets.positions, &logits);
-    let rows = logits.select(0, positions);
+    let rows = soft_cap(logits.select(0, positions), targets.softcap);
     activation::log_softmax(rows, 1).gather(1, wanted).reshape([count]).neg()
 }
 
@@ -215,7 +244,7 @@ pub fn expert_lora_linear(
 }
 
 /// [`crate::operations::short_convolution`]
-pub fn short_convolution(u: Tensor<2>, w: Tensor<2>, past: Tensor<2>, rows: &[usize]) -> Tensor<2> {
+pub fn short_convolution(u: Tensor<2>, w: Tensor<2>, past: Tensor<2>, rows: &[usize], has_silu: bool) -> Tensor<2> {
     let taps = w.dims()[1];
     let (mut start, mut out) = (0, Vec::new());
     for (row, &tokens) in rows.iter().enumerate() {
@@ -225,7 +254,8 @@ pub fn short_convolution(u: Tensor<2>, w: Tensor<2>, past: Tensor<2>, rows: &[us
             let w: Tensor<2> = w.clone().narrow(1, tap, 1).transpose();
             all.clone().narrow(0, tap, tokens) * w
         });
-        out.push(activation::silu(products.reduce(|sum, product| sum + product).expect("a tap")));
+        let sum = products.reduce(|sum, product| sum + product).expect("a tap");
+        out.push(if has_silu { activation::silu(sum) } else { sum });
         start += tokens;
     }
     Tensor::cat(out, 0)

@@ -61,6 +61,11 @@ impl Dispatch {
         self.tokens.len()
     }
 
+    /// The expert of each row.
+    pub fn experts(&self) -> impl Iterator<Item = usize> {
+        self.used().flat_map(|(expert, rows)| rows.map(move |_| expert))
+    }
+
     /// The rows of each expert that has any: (expert, rows).
     pub(crate) fn used(&self) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
         let ranges = self.starts.windows(2).map(|pair| pair[0] as usize..pair[1] as usize);

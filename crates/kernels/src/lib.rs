@@ -27,6 +27,7 @@ mod found_device;
 mod fused;
 #[cfg(gpu_backend)]
 mod gpu;
+mod mixers;
 mod on_device;
 pub mod operations;
 pub mod processor;
@@ -38,5 +39,6 @@ pub use cpu::matmul;
 pub use delta::DeltaShape;
 pub use devices::{DeviceKind, FloatType, FoundDevice};
 pub use dispatch::{Dispatch, ExpertWeights, Scores};
+pub use mixers::{attention, short_convolution};
 pub use segments::{Segment, Segments};
 pub use weight::{FrozenValues, PackedWeight, Weight};

@@ -65,9 +65,9 @@ crate::extension::operations! {
     /// If the table was made for another number of tokens or another d.
     fn rope(x: Tensor<3>; table: RopeTable) -> Tensor<3> = Rope;
 
-    /// Causal attention inside each segment: q [t, h, d], k and v [s, k, d] -> [t, h, d].
+    /// Causal attention inside each segment: q [t, h, d], k [s, k, d], v [s, k, y] -> [t, h, y].
     ///
-    /// `s` is the number of keys, t without a cache. Query heads n · h/k to (n + 1) · h/k - 1 use
+    /// On a GPU y is d, and scores have no cap: [`crate::attention`] sees to that. `s` is the number of keys, t without a cache. Query heads n · h/k to (n + 1) · h/k - 1 use
     /// key/value head n (Ainslie et al. 2023, "GQA").
     ///
     /// # Panics
@@ -75,6 +75,16 @@ crate::extension::operations! {
     fn causal_attention(
         q: Tensor<3>, k: Tensor<3>, v: Tensor<3>; shape: AttentionShape
     ) -> Tensor<3> = CausalAttention;
+
+    /// [`causal_attention`], in which each query head gives a part of its probability to a sink: that of a
+    /// key with the score `sinks` [h] and no value (Xiao et al. 2023, "Efficient Streaming Language Models
+    /// with Attention Sinks"; gpt-oss).
+    ///
+    /// # Panics
+    /// If h is no multiple of k. On a GPU: it is composed there.
+    fn sink_attention(
+        q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, sinks: Tensor<1>; shape: AttentionShape
+    ) -> Tensor<3> = SinkAttention;
 
     /// `activation(gate) · up` (Shazeer 2020, "GLU Variants Improve Transformer"): both [t, f] ->
     /// [t, f].
@@ -157,13 +167,14 @@ crate::extension::operations! {
         x: Tensor<2>, a: Tensor<2>, b: Tensor<2>; experts: Arc<[PackedWeight]>, dispatch: Dispatch, scale: f32
     ) -> Tensor<2> = ExpertLoraLinear;
 
-    /// SiLU of a causal convolution of each channel over the tokens of each row: u [t, c], w [c, k],
-    /// past [m · (k - 1), c] -> [t, c].
+    /// A causal convolution of each channel over the tokens of each row, perhaps with SiLU behind it:
+    /// u [t, c], w [c, k], past [m · (k - 1), c] -> [t, c].
     ///
     /// `rows` are the numbers of tokens of m rows, `past` the inputs of each row before its first token,
     /// zeros at its beginning. `past` gets no gradient.
-    fn short_convolution(u: Tensor<2>, w: Tensor<2>, past: Tensor<2>; rows: Arc<[usize]>) -> Tensor<2> =
-        ShortConvolution;
+    fn short_convolution(
+        u: Tensor<2>, w: Tensor<2>, past: Tensor<2>; rows: Arc<[usize]>, has_silu: bool
+    ) -> Tensor<2> = ShortConvolution;
 
     /// The gated delta rule (Yang et al. 2024) of each row, from states that it begins with: u
     /// [t, 2 a x + h y] with queries, keys and values, g and beta [t, h], states [m x, h y] -> [t, h y], and

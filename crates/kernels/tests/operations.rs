@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use finetune_kernels::devices::{gpus, is_cpu};
 use finetune_kernels::{
-    Activation, AttentionShape, Dropout, RopeTable, Segment, Segments, Targets, composed, operations,
+    Activation, AttentionShape, Dropout, RopeTable, Segment, Segments, Targets, attention, composed, operations,
 };
 use finetune_random::Stream;
 
@@ -247,7 +247,7 @@ fn causal_attention_over_rows_of_unequal_length() {
     ];
     for (name, segments, queries, keys, query_heads, key_heads, window) in cases {
         let width = 8;
-        let shape = AttentionShape { segments, scale: 0.35, window };
+        let shape = AttentionShape { segments, scale: 0.35, window, softcap: None };
         let (q_dims, k_dims) = ([queries, query_heads, width], [keys, key_heads, width]);
         let run = |operation: &dyn Fn(Tensor<3>, Tensor<3>, Tensor<3>) -> Tensor<3>, [q, k, v]: [Tensor<2>; 3]| {
             operation(q.reshape(q_dims), k.reshape(k_dims), v.reshape(k_dims)).reshape([queries, query_heads * width])
@@ -257,6 +257,57 @@ fn causal_attention_over_rows_of_unequal_length() {
             .check(&|inputs| run(&|q, k, v| operations::causal_attention(q, k, v, shape.clone()), inputs), &|inputs| {
                 run(&|q, k, v| composed::causal_attention(q, k, v, &shape), inputs)
             });
+    }
+}
+
+/// (name, window, soft cap, whether there are sinks, elements of a value head)
+const KINDS: [(&str, Option<usize>, Option<f32>, bool, usize); 6] = [
+    ("narrow values", None, None, false, 4),
+    ("wide values", Some(5), None, false, 12),
+    ("soft cap", None, Some(0.7), false, 8),
+    ("sinks", None, None, true, 8),
+    ("sinks and a window", Some(3), None, true, 8),
+    ("all of them", Some(9), Some(1.5), true, 6),
+];
+
+/// The kinds of attention of some families, over whole rows and over single queries behind a cache.
+#[test]
+fn attention_with_caps_sinks_and_values_of_another_width() {
+    let (query_heads, key_heads, width) = (4, 2, 8);
+    let rows = [("rows", Segments::rows(&[5, 1, 70]), 76, 76), ("next", Segments::next_tokens([0..3, 4..80]), 2, 80)];
+    for ((part, segments, queries, keys), (name, window, softcap, has_sinks, value_width)) in
+        rows.into_iter().flat_map(|row| KINDS.map(|kind| (row.clone(), kind)))
+    {
+        let name = format!("{name}, {part}");
+        let shape = AttentionShape { segments, scale: 0.35, window, softcap };
+        let (query, value) = (query_heads * width, key_heads * value_width);
+        let shapes = [[queries, query], [keys, key_heads * width], [keys, value], [1, query_heads]];
+        let out = [queries, query_heads * value_width];
+        let parts = |[q, k, v, sinks]: [Tensor<2>; 4]| {
+            let heads = [q.reshape([queries, query_heads, width]), k.reshape([keys, key_heads, width])];
+            let sinks = sinks.reshape([query_heads]);
+            // Without sinks these inputs have a gradient too: zero.
+            (heads, v.reshape([keys, key_heads, value_width]), has_sinks.then_some(sinks.clone()), sinks.sum() * 0.0)
+        };
+        let fused = |inputs: [Tensor<2>; 4]| {
+            let ([q, k], v, sinks, nothing) = parts(inputs);
+            attention(q, k, v, sinks, shape.clone()).reshape(out) + nothing.unsqueeze()
+        };
+        let composed = |inputs: [Tensor<2>; 4]| {
+            let ([q, k], v, sinks, nothing) = parts(inputs);
+            let result = match sinks {
+                Some(sinks) => composed::sink_attention(q, k, v, sinks, &shape),
+                None => composed::causal_attention(q, k, v, &shape),
+            };
+            result.reshape(out) + nothing.unsqueeze()
+        };
+        Check { name: &name, shapes, trained: [true; 4] }.check(&fused, &composed);
+        let inputs: [Tensor<2>; 4] = std::array::from_fn(|n| {
+            let values = TensorData::new(normal(n as u64 + 1, &shapes[n]), shapes[n]);
+            Tensor::from_data(values, &device().inner())
+        });
+        let got = vec_of(fused(inputs.clone()));
+        assert_close(&format!("{name}, without gradients"), &got, &vec_of(composed(inputs)), 1e-5);
     }
 }
 
@@ -272,7 +323,7 @@ fn one_query_for_each_row_of_a_cache() {
     {
         let (k, v) = (tensor(1, [2304, key_heads, width]), tensor(2, [2304, key_heads, width]));
         let q = tensor(3, [ranges.len(), query_heads, width]);
-        let shape = |segments| AttentionShape { segments, scale: 0.15, window };
+        let shape = |segments| AttentionShape { segments, scale: 0.15, window, softcap: None };
         let all = shape(Segments::next_tokens(ranges.clone()));
         let got = vec_of(operations::causal_attention(q.clone(), k.clone(), v.clone(), all.clone()));
         let want = vec_of(composed::causal_attention(q.clone(), k.clone(), v.clone(), &all));
@@ -288,7 +339,7 @@ fn one_query_for_each_row_of_a_cache() {
 
 #[test]
 fn gated_units_of_both_inputs() {
-    for activation in [Activation::Silu, Activation::GeluTanh] {
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Clamped] {
         Check { name: &format!("{activation:?}"), shapes: [[30, 21], [30, 21]], trained: [true, true] }
             .check(&|[g, u]| operations::gated(g, u, activation), &|[g, u]| composed::gated(g, u, activation));
     }
@@ -302,6 +353,11 @@ fn linear_cross_entropy_on_some_positions() {
         Check { name: &name, shapes: [[100, 16], [33, 16]], trained }
             .check(&|[h, w]| operations::linear_cross_entropy(h, w, targets.clone()).reshape([1, 70]), &|[h, w]| {
                 composed::linear_cross_entropy(h, w, &targets).reshape([1, 70])
+            });
+        let capped = targets.clone().capped(Some(2.5));
+        Check { name: &format!("{name}, capped"), shapes: [[100, 16], [33, 16]], trained }
+            .check(&|[h, w]| operations::linear_cross_entropy(h, w, capped.clone()).reshape([1, 70]), &|[h, w]| {
+                composed::linear_cross_entropy(h, w, &capped).reshape([1, 70])
             });
     }
 }

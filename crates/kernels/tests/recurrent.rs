@@ -57,13 +57,15 @@ fn short_convolutions() {
     let shapes = [[tokens, channels], [channels, taps], [rows.len() * (taps - 1), channels]];
     let inputs: Vec<_> = shapes.iter().zip(1..).map(|(shape, seed)| (normal(seed, *shape), *shape)).collect();
     let lengths: Arc<[usize]> = rows.into();
-    compare(
-        "short_convolution",
-        &inputs,
-        &[true, true, false],
-        &|x| operations::short_convolution(x[0].clone(), x[1].clone(), x[2].clone(), lengths.clone()),
-        &|x| composed::short_convolution(x[0].clone(), x[1].clone(), x[2].clone(), &lengths),
-    );
+    for has_silu in [true, false] {
+        compare(
+            &format!("short_convolution, SiLU {has_silu}"),
+            &inputs,
+            &[true, true, false],
+            &|x| operations::short_convolution(x[0].clone(), x[1].clone(), x[2].clone(), lengths.clone(), has_silu),
+            &|x| composed::short_convolution(x[0].clone(), x[1].clone(), x[2].clone(), &lengths, has_silu),
+        );
+    }
 }
 
 /// Rows longer than the chunks of the backward pass, of one token, and value heads that share a key head.

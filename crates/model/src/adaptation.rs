@@ -5,6 +5,7 @@ use finetune_recipe::Lora;
 
 use crate::branch::{EMBEDDING, OUTPUT};
 use crate::config::ModelConfig;
+use crate::config::family::ExpertLayout;
 use crate::error::{ModelError, list};
 use crate::files::wrapper::{module_in_text, name_inside};
 use crate::lora::{LoraTarget, LoraTargets, choose_targets};
@@ -79,7 +80,7 @@ impl Adaptation {
                 notices.push(format!(
                     "the {count} experts of each layer and their routers stay as they are; `experts` in target_modules trains the experts too"
                 ));
-            } else if !config.family.peft_reads_experts {
+            } else if !config.family.mixture.is_some_and(|mixture| mixture.peft_reads) {
                 notices.push(format!(
                     "PEFT 0.21 leaves branches of single experts of {} out without a word: `export --format peft` puts them together as it reads them",
                     config.family.architecture
@@ -120,6 +121,14 @@ pub fn choose(lora: &Lora, config: &ModelConfig) -> Result<Adaptation, ModelErro
             Err(_) => choose_targets(lora, &modules)?,
         },
     };
+    let takes_turns = config.family.expert_layout() == ExpertLayout::TakingTurns;
+    if let Some(target) = targets.iter().find(|target| takes_turns && is_expert(&target.module)) {
+        let what = format!(
+            "`{}` is an expert, and those of {} are kept as they are: name layers of attention",
+            target.module, config.family.architecture
+        );
+        return Err(ModelError::Lora { key: "target_modules", what });
+    }
     if let Some(target) = targets.iter().find(|target| saved.contains(&target.module)) {
         let what = format!("`{}` gets a LoRA branch by target_modules, and is trained in full by this", target.module);
         return Err(ModelError::Lora { key: "modules_to_save", what });
@@ -151,7 +160,12 @@ pub(crate) fn is_expert(module: &str) -> bool {
 /// Whether a module is an expert's, or the router that chooses among them. Such are trained only if
 /// they are named.
 pub(crate) fn is_of_experts(module: &str) -> bool {
-    is_expert(module) || module.ends_with(".mlp.gate")
+    is_expert(module) || is_router(module)
+}
+
+/// Whether a module chooses among experts.
+pub(crate) fn is_router(module: &str) -> bool {
+    [".mlp.gate", ".mlp.router", ".feed_forward.gate"].iter().any(|end| module.ends_with(end))
 }
 
 /// The module of a tensor.

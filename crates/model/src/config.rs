@@ -49,6 +49,18 @@ pub enum RopeScaling {
         /// The context, in tokens, that the model had before.
         original_max_position_embeddings: f64,
     },
+    /// LongRoPE (Ding et al. 2024): the wavelength of each pair is stretched by its own factor, one in rows of
+    /// up to `original` tokens and another in longer ones.
+    Long {
+        /// [width / 2], of short rows.
+        short: Vec<f64>,
+        /// [width / 2], of long rows.
+        long: Vec<f64>,
+        /// Tokens of the longest short row.
+        original: usize,
+        /// What cosines and sines are multiplied by.
+        attention_factor: f64,
+    },
     /// YaRN (Peng et al. 2023): wavelengths of few turns in the original context are stretched by `factor`,
     /// those of many kept, those between interpolated.
     Yarn {
@@ -85,8 +97,46 @@ pub struct LayerConfig {
     pub rope: Option<usize>,
     /// Whether its feed-forward part is a mixture of experts.
     pub has_experts: bool,
-    /// Whether a gated delta net takes the place of attention.
-    pub is_recurrent: bool,
+    /// What it mixes tokens with.
+    pub mixer: MixerKind,
+}
+
+/// The part of a layer in which tokens see each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MixerKind {
+    /// Grouped-query attention.
+    Attention,
+    /// Attention over compressed keys and values.
+    Latent,
+    /// A gated delta net.
+    Delta,
+    /// A short convolution.
+    Convolution,
+}
+
+/// The short convolutions of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvolutionConfig {
+    /// Tokens that one sees, the own one with them.
+    pub taps: usize,
+    /// Whether it and its projections have biases.
+    pub bias: bool,
+}
+
+/// Attention whose keys and values are made of a short vector of each token (DeepSeek-AI 2024,
+/// "DeepSeek-V2": multi-head latent attention).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentConfig {
+    /// Elements of the vector that queries are made of; `None`: they are made of the token itself.
+    pub query_rank: Option<usize>,
+    /// Elements of the vector that keys and values are made of.
+    pub rank: usize,
+    /// Elements of a head's queries and keys that do not turn.
+    pub plain: usize,
+    /// Elements that turn; those of keys are the same for all heads.
+    pub turned: usize,
+    /// Elements of a head's values.
+    pub value: usize,
 }
 
 /// The gated delta nets of a model.
@@ -118,6 +168,9 @@ pub struct ExpertsConfig {
     pub intermediate_size: usize,
     /// How the router's logits become the weights of the experts' outputs.
     pub weights: ExpertWeights,
+    /// How many groups they are in, and how many of those a token chooses its experts from; `None`: they are
+    /// in none.
+    pub groups: Option<[usize; 2]>,
     /// Elements of a token inside the expert that every token goes through; `None`: there is none.
     pub shared: Option<usize>,
 }
@@ -137,6 +190,10 @@ pub struct ModelConfig {
     pub experts: Option<ExpertsConfig>,
     /// The gated delta nets, in families with such.
     pub delta: Option<DeltaConfig>,
+    /// The short convolutions, in families with such.
+    pub convolution: Option<ConvolutionConfig>,
+    /// The latent attention, in families with such.
+    pub latent: Option<LatentConfig>,
     /// The layers, from the embedding up.
     pub layers: Vec<LayerConfig>,
     /// Query heads.
@@ -167,6 +224,12 @@ pub struct ModelConfig {
     pub residual_scale: Option<f32>,
     /// What logits are divided by.
     pub logits_divisor: Option<f32>,
+    /// What attention's scores are bounded to, by `cap · tanh(score / cap)`.
+    pub score_cap: Option<f32>,
+    /// The same of logits.
+    pub logits_cap: Option<f32>,
+    /// Layers behind the last one that predict further tokens, and take no part.
+    pub idle_layers: usize,
     /// What the feed-forward part applies to its gate.
     pub activation: Activation,
     /// Tokens of the longest text that the model was made for.
@@ -191,6 +254,11 @@ impl ModelConfig {
         (layers * (experts.count - experts.choices) * of_expert) as u64
     }
 
+    /// Whether a row of so many tokens has other positions than shorter ones.
+    pub(crate) fn is_long(&self, tokens: usize) -> bool {
+        self.ropes.iter().any(|rope| rope.is_long(tokens))
+    }
+
     /// What to say of a text of this many tokens, if the model was made for shorter ones.
     pub fn length_notice(&self, tokens: usize) -> Option<String> {
         let limit = self.max_position_embeddings;
@@ -200,22 +268,34 @@ impl ModelConfig {
 }
 
 impl Rope {
-    /// Frequencies [width / 2]: `theta^(-2i/width)`, stretched as the scaling says.
+    /// Frequencies [width / 2]: `theta^(-2i/width)`, stretched as the scaling says, as short rows have them.
     pub fn frequencies(&self) -> Vec<f32> {
+        self.frequencies_of(false)
+    }
+
+    /// The same, as rows of a length have them, where that makes a difference.
+    pub(crate) fn frequencies_of(&self, is_long: bool) -> Vec<f32> {
         (0..self.width / 2)
             .map(|i| {
                 // The exponent and the power are rounded to f32 at the same places as in torch.
                 let exponent = (2 * i) as f32 / self.width as f32;
                 let power = self.theta.powf(f64::from(exponent)) as f32;
-                self.scaling.stretch(i, power)
+                self.scaling.stretch(i, power, is_long)
             })
             .collect()
+    }
+
+    /// Whether a row of so many tokens has the frequencies of long rows.
+    pub(crate) fn is_long(&self, tokens: usize) -> bool {
+        matches!(self.scaling, RopeScaling::Long { original, .. } if tokens > original)
     }
 
     /// What cosines and sines of a position are multiplied by.
     pub fn factor(&self, position: u32) -> f32 {
         let scale = match self.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::Long { attention_factor, .. } => {
+                attention_factor as f32
+            }
             _ => 1.0,
         };
         match self.growth {
@@ -229,9 +309,12 @@ impl Rope {
 
 impl RopeScaling {
     /// The frequency of pair `pair`, in radians per token, stretched. `power`: what it is the reciprocal of.
-    fn stretch(&self, pair: usize, power: f32) -> f32 {
+    fn stretch(&self, pair: usize, power: f32, is_long: bool) -> f32 {
         let frequency = 1.0 / power;
         match *self {
+            RopeScaling::Long { ref short, ref long, .. } => {
+                1.0 / (if is_long { long } else { short }[pair] as f32 * power)
+            }
             RopeScaling::Yarn { factor, range: [low, high], .. } => {
                 let ramp = ((pair as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
                 let (stretched, kept) = (1.0 / (factor as f32 * power), 1.0 - ramp);

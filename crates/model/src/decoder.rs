@@ -3,11 +3,13 @@
 pub(crate) mod adapted;
 pub(crate) mod attention;
 pub(crate) mod cache;
+mod convolution;
 mod delta;
 mod experts;
 mod feed_forward;
 pub(crate) mod head;
 pub(crate) mod kept;
+mod latent;
 pub(crate) mod pass;
 
 use burn::tensor::{Int, Tensor, TensorData};
@@ -82,12 +84,15 @@ pub(crate) fn layer(layer: &Layer, x: Tensor<2>, context: &Context, cache: Optio
     let read = normed(&layer.input_norm, x.clone(), context);
     let mixed = match &layer.mixer {
         Mixer::Attention(attention) => attention::forward(attention, read, context, cache),
+        Mixer::Latent(attention) => latent::forward(attention, read, context, cache),
+        Mixer::Convolution(convolution) => convolution::forward(convolution, read, context, cache),
         Mixer::Delta(net) => delta::forward(net, read, context, cache),
     };
     let x = operations::residual(x, scaled(normed(&layer.mixer_norm, mixed, context), layer.residual_scale));
     let read = normed(&layer.post_norm, x.clone(), context);
     let fed = match &layer.feed_forward {
         FeedForward::Gated(gated) => feed_forward::forward(gated, read, context),
+        FeedForward::Fused(fused) => feed_forward::forward_fused(fused, read, context),
         FeedForward::Experts(mixture) => experts::forward(mixture, read, context),
     };
     operations::residual(x, scaled(normed(&layer.feed_forward_norm, fed, context), layer.residual_scale))

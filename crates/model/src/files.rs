@@ -12,5 +12,6 @@ pub(crate) mod floats;
 pub(crate) mod load;
 pub(crate) mod packing;
 mod stacked;
+mod taking_turns;
 pub(crate) mod text;
 pub(crate) mod wrapper;

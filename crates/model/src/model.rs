@@ -6,7 +6,7 @@ use finetune_kernels::devices::reserved_bytes;
 use finetune_packed::Scheme;
 
 use crate::adaptation::Adaptation;
-use crate::config::{ModelConfig, Rope};
+use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::files::base_files::BaseFiles;
 use crate::files::finite;
@@ -31,8 +31,8 @@ pub struct Model {
     pub config: ModelConfig,
     pub(crate) directory: PathBuf,
     pub(crate) weights: Decoder,
-    /// Frequencies [width / 2] of each rotary embedding.
-    pub(crate) frequencies: Vec<Vec<f32>>,
+    /// Frequencies [width / 2] of each rotary embedding, of short rows and of long ones.
+    pub(crate) frequencies: Vec<[Vec<f32>; 2]>,
     pub(crate) trained: Trained,
     pub(crate) placement: Placement,
     pub(crate) layout: Layout,
@@ -110,7 +110,11 @@ impl Model {
         let weights =
             if placement.is_cpu() { load(()) } else { placement.device.memory_persistent_allocations((), load) }?;
         Ok(Model {
-            frequencies: config.ropes.iter().map(Rope::frequencies).collect(),
+            frequencies: config
+                .ropes
+                .iter()
+                .map(|rope| [false, true].map(|is_long| rope.frequencies_of(is_long)))
+                .collect(),
             config,
             directory: directory.to_owned(),
             weights,

@@ -6,6 +6,7 @@
 
 mod build;
 mod lists;
+mod parts;
 
 use burn::tensor::{DType, Device, Tensor};
 use finetune_kernels::weight::packed_rows;
@@ -13,7 +14,7 @@ use finetune_kernels::{ExpertWeights, PackedWeight, Weight};
 
 pub use self::lists::{LinearLayer, expected_tensors, linear_layers, linear_modules};
 use crate::branch::LoraBranch;
-use crate::config::Activation;
+use crate::config::{Activation, LatentConfig};
 
 /// What a linear layer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,10 @@ pub enum Role {
     Router,
     /// The projections into and out of a gated delta net.
     Recurrent,
+    /// One projection to queries, keys and values, or to gate and up.
+    Fused,
+    /// The projections to the short vectors that queries, keys and values are made of.
+    Latent,
 }
 
 /// Along which dimension a linear layer can be cut into parts that several devices hold.
@@ -56,7 +61,7 @@ impl Role {
         match self {
             Role::Query | Role::Key | Role::Value | Role::Gate | Role::Up | Role::Recurrent => Split::Outputs,
             Role::Output | Role::Down => Split::Inputs,
-            Role::Router => Split::Nowhere,
+            Role::Router | Role::Fused | Role::Latent => Split::Nowhere,
         }
     }
 }
@@ -174,13 +179,26 @@ pub(crate) struct Linear {
     pub(crate) lora: Option<LoraBranch>,
 }
 
+/// What makes queries, keys and values.
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a model has some dozen layers")]
+pub(crate) enum Projections {
+    Apart {
+        q: Linear,
+        k: Linear,
+        v: Linear,
+    },
+    /// The outputs of the three one behind the other.
+    Fused(Linear),
+}
+
 /// Grouped-query attention (Ainslie et al. 2023).
 #[derive(Clone, Debug)]
 pub(crate) struct Attention {
-    pub(crate) q: Linear,
-    pub(crate) k: Linear,
-    pub(crate) v: Linear,
+    pub(crate) projections: Projections,
     pub(crate) o: Linear,
+    /// [h]: the score of each query head's sink.
+    pub(crate) sinks: Option<Vector>,
     /// Norms of each head's queries and keys, or of those of all heads together.
     pub(crate) q_norm: Option<Norm>,
     pub(crate) k_norm: Option<Norm>,
@@ -189,6 +207,8 @@ pub(crate) struct Attention {
     pub(crate) head_dim: usize,
     /// The factor of the scores.
     pub(crate) scale: f32,
+    /// What they are bounded to.
+    pub(crate) softcap: Option<f32>,
     /// How many keys a query sees; `None`: all.
     pub(crate) window: Option<usize>,
     /// Which of the config's rotary embeddings turns queries and keys; `None`: they have no
@@ -196,21 +216,78 @@ pub(crate) struct Attention {
     pub(crate) rope: Option<usize>,
     /// The same of queries, which is another one where they grow with their position.
     pub(crate) query_rope: Option<usize>,
+    /// Whether elements that turn together are neighbours.
+    pub(crate) rope_pairs: bool,
     /// Whether the query projection makes a gate of the output too, head by head behind the query.
     pub(crate) is_gated: bool,
+}
+
+/// What makes queries in latent attention.
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a model has some dozen layers")]
+pub(crate) enum LatentQueries {
+    /// A projection of the token.
+    Direct(Linear),
+    /// A projection of a short vector, which is normed, of the token.
+    Compressed { down: Linear, norm: Norm, up: Linear },
+}
+
+/// Attention over compressed keys and values (DeepSeek-AI 2024, "DeepSeek-V2").
+#[derive(Clone, Debug)]
+pub(crate) struct LatentAttention {
+    pub(crate) queries: LatentQueries,
+    /// To the short vector of a token, and behind it the elements of its keys that turn.
+    pub(crate) down: Linear,
+    pub(crate) norm: Norm,
+    /// From the short vector to each head's keys that do not turn, and values.
+    pub(crate) up: Linear,
+    pub(crate) o: Linear,
+    pub(crate) heads: usize,
+    pub(crate) sizes: LatentConfig,
+    /// The factor of the scores.
+    pub(crate) scale: f32,
+    /// How many keys a query sees; `None`: all.
+    pub(crate) window: Option<usize>,
+    /// Which of the config's rotary embeddings turns queries and keys.
+    pub(crate) rope: Option<usize>,
+}
+
+/// A short convolution between two gates (Liquid AI 2025, "LFM2").
+#[derive(Clone, Debug)]
+pub(crate) struct ShortConvolution {
+    /// [3 hidden, hidden]: to both gates and to what is convolved.
+    pub(crate) input: Linear,
+    pub(crate) out: Linear,
+    /// [hidden · taps], channel by channel.
+    pub(crate) kernel: Vector,
+    /// [hidden]
+    pub(crate) bias: Option<Vector>,
+    /// Tokens that it sees.
+    pub(crate) taps: usize,
+}
+
+/// What makes the inputs of a gated delta net.
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a model has some dozen layers")]
+pub(crate) enum DeltaInputs {
+    Apart {
+        /// To queries, keys and values.
+        qkv: Linear,
+        /// To the gate of the result.
+        z: Linear,
+        /// To how much of a head's error is made good.
+        b: Linear,
+        /// To how much of a head's state is forgotten.
+        a: Linear,
+    },
+    /// The same, each with the outputs of one key head behind those of another.
+    Grouped { qkvz: Linear, ba: Linear },
 }
 
 /// A gated delta net (Yang et al. 2024, "Gated Delta Networks") behind a short convolution.
 #[derive(Clone, Debug)]
 pub(crate) struct DeltaNet {
-    /// To queries, keys and values.
-    pub(crate) qkv: Linear,
-    /// To the gate of the result.
-    pub(crate) z: Linear,
-    /// To how much of a head's error is made good.
-    pub(crate) b: Linear,
-    /// To how much of a head's state is forgotten.
-    pub(crate) a: Linear,
+    pub(crate) inputs: DeltaInputs,
     pub(crate) out: Linear,
     /// [channels · taps], channel by channel.
     pub(crate) convolution: Vector,
@@ -237,6 +314,15 @@ pub(crate) struct Gated {
     pub(crate) down: Linear,
 }
 
+/// The same with one projection to gate and up.
+#[derive(Clone, Debug)]
+pub(crate) struct FusedGated {
+    pub(crate) activation: Activation,
+    /// [2 f, hidden], the rows of the gate first.
+    pub(crate) gate_up: Linear,
+    pub(crate) down: Linear,
+}
+
 /// A mixture of experts (Shazeer et al. 2017, "Outrageously Large Neural Networks"): each token goes
 /// through the few that its router chooses.
 #[derive(Clone, Debug)]
@@ -249,8 +335,12 @@ pub(crate) struct Experts {
     pub(crate) choices: usize,
     /// How the router's logits become the weights of their outputs.
     pub(crate) weights: ExpertWeights,
-    /// The expert that every token goes through, and its gate.
-    pub(crate) shared: Option<(Gated, Linear)>,
+    /// [e]: what is added to the scores by which they are chosen.
+    pub(crate) correction: Option<Vector>,
+    /// How many groups they are in, and how many of those a token chooses from.
+    pub(crate) groups: Option<[usize; 2]>,
+    /// The expert that every token goes through, and its gate if it has one.
+    pub(crate) shared: Option<(Gated, Option<Linear>)>,
 }
 
 /// The part of a layer in which tokens see each other.
@@ -258,7 +348,9 @@ pub(crate) struct Experts {
 #[expect(clippy::large_enum_variant, reason = "a model has some dozen layers")]
 pub(crate) enum Mixer {
     Attention(Attention),
+    Latent(LatentAttention),
     Delta(DeltaNet),
+    Convolution(ShortConvolution),
 }
 
 /// The part of a layer that works on each token alone.
@@ -266,6 +358,7 @@ pub(crate) enum Mixer {
 #[expect(clippy::large_enum_variant, reason = "a model has some dozen layers")]
 pub(crate) enum FeedForward {
     Gated(Gated),
+    Fused(FusedGated),
     Experts(Experts),
 }
 
@@ -292,6 +385,8 @@ pub(crate) struct Head {
     pub(crate) norm: Norm,
     /// What logits are divided by.
     pub(crate) divisor: Option<f32>,
+    /// What they are bounded to.
+    pub(crate) softcap: Option<f32>,
     /// [v, hidden]; `None` if the output layer is the embedding.
     pub(crate) output: Option<Matrix>,
     /// The output layer's number, which keys the random numbers of its branch: that of the linear
@@ -336,146 +431,5 @@ impl Slot<'_> {
     /// The number of elements.
     pub(crate) fn len(&self) -> usize {
         self.shape().iter().product()
-    }
-}
-
-/// A norm, a linear layer or another vector of a layer.
-enum Part<'a> {
-    Norm(&'a mut Norm),
-    Vector(&'a mut Vector),
-    Linear(&'a mut Linear),
-}
-
-/// The base tensors of a part, and those of its branch.
-type Slots<'a> = (Vec<Slot<'a>>, Vec<Slot<'a>>);
-
-impl<'a> Part<'a> {
-    fn slots(self) -> Slots<'a> {
-        match self {
-            Part::Norm(norm) => (vec![Slot::Vector(&mut norm.gamma)], Vec::new()),
-            Part::Vector(vector) => (vec![Slot::Vector(vector)], Vec::new()),
-            Part::Linear(Linear { weight, bias, lora, .. }) => {
-                let bias = bias.as_mut().map(Slot::Vector);
-                (std::iter::once(Slot::Matrix(weight)).chain(bias).collect(), branch_slots(lora))
-            }
-        }
-    }
-}
-
-fn branch_slots(branch: &mut Option<LoraBranch>) -> Vec<Slot<'_>> {
-    branch.as_mut().map(LoraBranch::slots).unwrap_or_default()
-}
-
-impl Attention {
-    fn parts(&mut self) -> Vec<Part<'_>> {
-        let linears = [&mut self.q, &mut self.k, &mut self.v, &mut self.o].map(Part::Linear);
-        let norms = [self.q_norm.as_mut(), self.k_norm.as_mut()].into_iter().flatten().map(Part::Norm);
-        linears.into_iter().chain(norms).collect()
-    }
-}
-
-impl DeltaNet {
-    fn parts(&mut self) -> Vec<Part<'_>> {
-        let linears = [&mut self.qkv, &mut self.z, &mut self.b, &mut self.a, &mut self.out].map(Part::Linear);
-        let vectors = [&mut self.convolution, &mut self.decay, &mut self.bias].map(Part::Vector);
-        linears.into_iter().chain(vectors).chain([Part::Norm(&mut self.norm)]).collect()
-    }
-}
-
-impl Gated {
-    fn parts(&mut self) -> Vec<Part<'_>> {
-        [&mut self.gate, &mut self.up, &mut self.down].map(Part::Linear).into()
-    }
-}
-
-impl Experts {
-    fn parts(&mut self) -> Vec<Part<'_>> {
-        let experts = self.experts.iter_mut().flat_map(Gated::parts);
-        let shared = self.shared.as_mut().map(|(expert, gate)| {
-            let mut parts = expert.parts();
-            parts.push(Part::Linear(gate));
-            parts
-        });
-        let router = std::iter::once(Part::Linear(&mut self.router));
-        router.chain(experts).chain(shared.into_iter().flatten()).collect()
-    }
-}
-
-impl Layer {
-    /// The norms and linear layers, in the order of [`Decoder::slots`].
-    fn parts(&mut self) -> Vec<Part<'_>> {
-        let mixer = match &mut self.mixer {
-            Mixer::Attention(attention) => attention.parts(),
-            Mixer::Delta(net) => net.parts(),
-        };
-        let feed_forward = match &mut self.feed_forward {
-            FeedForward::Gated(gated) => gated.parts(),
-            FeedForward::Experts(experts) => experts.parts(),
-        };
-        let mut parts: Vec<Part<'_>> = self.input_norm.as_mut().map(Part::Norm).into_iter().collect();
-        parts.extend(mixer);
-        parts.extend(self.mixer_norm.as_mut().map(Part::Norm));
-        parts.extend(self.post_norm.as_mut().map(Part::Norm));
-        parts.extend(feed_forward);
-        parts.extend(self.feed_forward_norm.as_mut().map(Part::Norm));
-        parts
-    }
-
-    /// The base tensors, in the order of [`Decoder::slots`].
-    pub(crate) fn slots(&mut self) -> Vec<Slot<'_>> {
-        self.parts().into_iter().flat_map(|part| part.slots().0).collect()
-    }
-
-    /// The linear layers, in the order of [`Decoder::linears`].
-    pub(crate) fn linears(&mut self) -> Vec<&mut Linear> {
-        let linear = |part| if let Part::Linear(linear) = part { Some(linear) } else { None };
-        self.parts().into_iter().filter_map(linear).collect()
-    }
-}
-
-impl Decoder {
-    /// Every base tensor in model order, which numbers the random streams of fresh weights.
-    pub(crate) fn slots(&mut self) -> Vec<Slot<'_>> {
-        self.slots_by(|_| 0).0
-    }
-
-    /// Every base tensor in the order of the parameters of full training, and every tensor of a
-    /// branch in model order. As [`Decoder::slots`], but the norms of a layer come before its
-    /// linear layers.
-    pub(crate) fn parameters(&mut self) -> Slots<'_> {
-        self.slots_by(|part| match part {
-            Part::Norm(_) | Part::Vector(_) => 0,
-            Part::Linear(_) => 1,
-        })
-    }
-
-    /// Every base tensor, and those of the branches. The parts of a layer are sorted by `rank`,
-    /// stably.
-    fn slots_by(&mut self, rank: fn(&Part<'_>) -> u8) -> Slots<'_> {
-        let (mut base, mut branches) =
-            (vec![Slot::Matrix(&mut self.embedding)], branch_slots(&mut self.embedding_lora));
-        for layer in &mut self.layers {
-            let mut parts = layer.parts();
-            parts.sort_by_key(rank);
-            for part in parts {
-                let (of_base, of_branch) = part.slots();
-                base.extend(of_base);
-                branches.extend(of_branch);
-            }
-        }
-        base.push(Slot::Vector(&mut self.head.norm.gamma));
-        base.extend(self.head.output.as_mut().map(Slot::Matrix));
-        branches.extend(branch_slots(&mut self.head.lora));
-        (base, branches)
-    }
-
-    /// Every linear layer inside the decoder, in model order.
-    pub(crate) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
-        self.layers.iter_mut().flat_map(Layer::linears)
-    }
-
-    /// The output layer's matrix.
-    pub(crate) fn output(&self) -> &Matrix {
-        self.head.output.as_ref().unwrap_or(&self.embedding)
     }
 }

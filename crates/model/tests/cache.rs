@@ -9,7 +9,7 @@ use finetune_model::{
     FloatType, Generation, GenerationStep, KeyValueCache, Model, Placement, RowRequest, Sampling, gpus,
 };
 
-const FAMILIES: [&str; 15] = [
+const FAMILIES: [&str; 28] = [
     "llama",
     "llama3",
     "mistral",
@@ -25,6 +25,19 @@ const FAMILIES: [&str; 15] = [
     "olmo3",
     "qwen3_5",
     "qwen3_5_moe",
+    "gemma2",
+    "phi3",
+    "gpt_oss",
+    "gpt_oss_mxfp4",
+    "deepseek_v3",
+    "deepseek_v3_plain",
+    "glm4_moe_lite",
+    "glm4_moe",
+    "glm4",
+    "granitemoehybrid",
+    "lfm2",
+    "lfm2_moe",
+    "qwen3_next",
 ];
 
 /// Tokens of an answer.
@@ -33,7 +46,7 @@ const ANSWER: usize = 9;
 /// The CPU, or with `FINETUNE_TEST_DEVICE=gpu` the first GPU.
 fn placement(family: &str) -> Placement {
     // Gated delta nets are computed on the CPU only.
-    if family.starts_with("qwen3_5") {
+    if family.starts_with("qwen3_5") || family == "qwen3_next" {
         return Placement::cpu(None);
     }
     match std::env::var("FINETUNE_TEST_DEVICE").as_deref() {
@@ -90,8 +103,9 @@ fn a_kept_beginning_changes_no_token_and_is_not_computed_again() {
             let other = turn.get(shared).map_or(3, |token| token + 1);
             let prompt = [&turn[..shared], &text(more, other)].concat();
             let common = cache.tokens().iter().zip(&prompt).take_while(|(kept, token)| kept == token).count();
-            // The state of a gated delta net cannot go back to an earlier token.
-            let goes_back = model.config.delta.is_some() && common < cache.tokens().len();
+            // The state of a gated delta net or a convolution cannot go back to an earlier token.
+            let has_state = model.config.delta.is_some() || model.config.convolution.is_some();
+            let goes_back = has_state && common < cache.tokens().len();
             let common = if goes_back { 0 } else { common };
 
             let fresh = model.generate(&prompt, ANSWER, Sampling::GREEDY, &[], &mut |_| {}).expect("a generation");

@@ -27,7 +27,8 @@ use golden::{
 macro_rules! of_each_family {
     ($check:ident) => {
         of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3 gemma3_multimodal qwen3_moe qwen3_moe_experts
-            ministral3 granite olmo3 qwen3_5 qwen3_5_moe);
+            ministral3 granite olmo3 qwen3_5 qwen3_5_moe gemma2 phi3 gpt_oss gpt_oss_mxfp4 deepseek_v3 deepseek_v3_plain
+            glm4_moe_lite glm4_moe glm4 granitemoehybrid lfm2 lfm2_moe qwen3_next);
     };
     ($check:ident: $($family:ident)+) => {
         mod $check {
@@ -204,7 +205,7 @@ fn gradients_of_all_weights(family: &'static str) {
     assert_eq!(model.layout().iter().len(), norms.as_object().expect("an object").len(), "{family}");
 }
 
-of_each_family!(gradients_of_all_weights: llama qwen2 smollm3 gemma3 granite olmo3);
+of_each_family!(gradients_of_all_weights: llama qwen2 smollm3 gemma3 granite olmo3 gemma2 phi3 glm4 granitemoehybrid lfm2);
 
 fn merged_models_equal_their_adapters(family: &'static str) {
     let golden = Golden::load(family);

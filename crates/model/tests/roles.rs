@@ -73,7 +73,9 @@ fn cut_outputs_meet_cut_inputs() {
                 Role::Query | Role::Output => query,
                 Role::Key | Role::Value => key,
                 Role::Gate | Role::Up | Role::Down => config.intermediate_size,
-                Role::Router | Role::Recurrent => unreachable!("no layer of these families"),
+                Role::Router | Role::Recurrent | Role::Fused | Role::Latent => {
+                    unreachable!("no layer of these families")
+                }
             };
             assert_eq!(cut, want, "{family}: {}", layer.module);
         }

@@ -61,6 +61,20 @@ impl<'a> TensorView<'a> {
         Ok(bytes)
     }
 
+    /// Reads `size` bytes of it, from byte `start` on.
+    ///
+    /// # Errors
+    /// As [`TensorView::bytes`].
+    ///
+    /// # Panics
+    /// If it has not so many.
+    pub fn bytes_at(&self, start: usize, size: usize) -> Result<Vec<u8>, StoreError> {
+        assert!(start + size <= self.size, "a part of the tensor");
+        let mut bytes = vec![0; size];
+        self.file.read_at(&mut bytes, self.start + start as u64)?;
+        Ok(bytes)
+    }
+
     /// Reads it piece by piece through one buffer. No piece but the last has less than [`PIECE`]
     /// bytes.
     ///

@@ -20,7 +20,8 @@ use serde_json::Value;
 macro_rules! of_each_family {
     ($check:ident) => {
         of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3 gemma3_multimodal qwen3_moe qwen3_moe_experts
-            ministral3 granite olmo3 qwen3_5 qwen3_5_moe);
+            ministral3 granite olmo3 qwen3_5 qwen3_5_moe gemma2 phi3 gpt_oss gpt_oss_mxfp4 deepseek_v3 deepseek_v3_plain
+            glm4_moe_lite glm4_moe glm4 granitemoehybrid lfm2 lfm2_moe qwen3_next);
     };
     ($check:ident: $($family:ident)+) => {
         mod $check {
@@ -49,7 +50,8 @@ fn recipe(family: &str, output: &Path, sets: &[String]) -> Recipe {
     let directory = goldens(family);
     let device = std::env::var("FINETUNE_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     // Gated delta nets are computed on the CPU only.
-    let device = if family.starts_with("qwen3_5") { "cpu".to_owned() } else { device };
+    let is_cpu_only = family.starts_with("qwen3_5") || family == "qwen3_next";
+    let device = if is_cpu_only { "cpu".to_owned() } else { device };
     let text = format!(
         "[model]\npath = {:?}\ndevice = {device:?}\n[data]\ntrain = {:?}\nformat = \"tokens\"\nshuffle = false\n",
         directory,
@@ -261,7 +263,7 @@ fn full_curves_equal_torch(family: &str) {
     assert!(output.path().join("model/config.json").is_file(), "a full run leaves a model directory");
 }
 
-of_each_family!(full_curves_equal_torch: llama qwen2 smollm3 gemma3 granite olmo3);
+of_each_family!(full_curves_equal_torch: llama qwen2 smollm3 gemma3 granite olmo3 gemma2 phi3 glm4 granitemoehybrid lfm2);
 
 /// 8 × 1 = 4 × 2 = 1 × 8: how the rows of a step are cut into micro-batches changes nothing but
 /// rounding.

@@ -25,6 +25,19 @@ fn eval_equals_transformers() {
         "olmo3",
         "qwen3_5",
         "qwen3_5_moe",
+        "gemma2",
+        "phi3",
+        "gpt_oss",
+        "gpt_oss_mxfp4",
+        "deepseek_v3",
+        "deepseek_v3_plain",
+        "glm4_moe_lite",
+        "glm4_moe",
+        "glm4",
+        "granitemoehybrid",
+        "lfm2",
+        "lfm2_moe",
+        "qwen3_next",
     ] {
         let directory = golden(family);
         let text = std::fs::read_to_string(directory.join("golden.json")).expect("goldens");

@@ -45,6 +45,22 @@ pub(super) fn gather(h: &[f32], width: usize, positions: &[u32]) -> Vec<f32> {
     rows
 }
 
+/// The loss of one row of logits. The logits are overwritten.
+pub(super) fn loss_of(logits: &mut [f32], target: usize, softcap: Option<f32>) -> f32 {
+    if let Some(cap) = softcap {
+        simd::soft_cap(logits, 1.0, cap);
+    }
+    simd::cross_entropy_loss(logits, target)
+}
+
+/// The same. The logits become their gradients.
+pub(super) fn gradient_of(logits: &mut [f32], target: usize, softcap: Option<f32>) -> f32 {
+    match softcap {
+        Some(cap) => simd::capped_cross_entropy(logits, target, cap),
+        None => simd::cross_entropy(logits, target),
+    }
+}
+
 /// Losses [n] alone.
 fn losses(h: &FlexTensor, w: &CpuWeight, targets: &Targets) -> FlexTensor {
     let [vocabulary, width] = w.shape();
@@ -61,7 +77,7 @@ fn losses(h: &FlexTensor, w: &CpuWeight, targets: &Targets) -> FlexTensor {
             .par_chunks_mut(vocabulary)
             .zip(losses.par_iter_mut())
             .zip(tokens.par_iter())
-            .for_each(|((logits, loss), &token)| *loss = simd::cross_entropy_loss(logits, token as usize));
+            .for_each(|((logits, loss), &token)| *loss = loss_of(logits, token as usize, targets.softcap));
     }
     tensor(losses, [targets.len()])
 }
@@ -84,7 +100,7 @@ fn logit_gradients(
         .par_chunks_mut(vocabulary)
         .zip(losses.par_iter_mut())
         .zip(targets.tokens[range].par_iter())
-        .for_each(|((logits, loss), &token)| *loss = simd::cross_entropy(logits, token as usize));
+        .for_each(|((logits, loss), &token)| *loss = gradient_of(logits, token as usize, targets.softcap));
     logits
 }
 

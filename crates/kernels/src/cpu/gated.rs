@@ -20,6 +20,7 @@ impl Fused<Flex, 2> for Gated {
         let forward = match self.activation {
             Activation::Silu => simd::swiglu,
             Activation::GeluTanh => simd::geglu,
+            Activation::Clamped => simd::clamped,
         };
         let (gates, ups) = (floats(&gate), floats(&up));
         let mut out = uninitialized(gates.len());
@@ -34,6 +35,7 @@ impl Fused<Flex, 2> for Gated {
         let backward = match activation {
             Activation::Silu => simd::swiglu_backward,
             Activation::GeluTanh => simd::geglu_backward,
+            Activation::Clamped => simd::clamped_backward,
         };
         let (gates, ups, d_outs) = (floats(&gate), floats(&up), floats(&d_out));
         let (mut d_gate, mut d_up) = (uninitialized(gates.len()), uninitialized(gates.len()));

@@ -7,7 +7,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::buffer::{floats, tensor, uninitialized};
-use super::cross_entropy::gather;
+use super::cross_entropy::{gather, gradient_of, loss_of};
 use super::matmul::{Matrix, matmul};
 use super::simd;
 use super::weight::{CpuWeight, times_tall, times_transposed};
@@ -69,7 +69,7 @@ impl Saved {
                 .par_chunks_mut(vocabulary)
                 .zip(losses.par_iter_mut())
                 .zip(tokens.par_iter())
-                .for_each(|((logits, loss), &token)| *loss = simd::cross_entropy_loss(logits, token as usize));
+                .for_each(|((logits, loss), &token)| *loss = loss_of(logits, token as usize, self.targets.softcap));
         }
         tensor(losses, [self.targets.len()])
     }
@@ -88,7 +88,7 @@ impl Saved {
             let Piece { g_rows, logits: mut d_logits } = self.piece(positions);
             d_logits.par_chunks_mut(vocabulary).zip(targets.par_iter()).zip(upstream.par_iter()).for_each(
                 |((logits, &token), &factor)| {
-                    simd::cross_entropy(logits, token as usize);
+                    gradient_of(logits, token as usize, self.targets.softcap);
                     simd::scale(logits, factor);
                 },
             );

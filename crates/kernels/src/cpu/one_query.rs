@@ -4,11 +4,10 @@
 //! Blocks of one query leave a matrix product nothing to reuse but the keys. The query heads of a
 //! group therefore go over the cache together, which is read where it lies, once.
 
-use burn::backend::TensorMetadata;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::attention::Heads;
+use super::attention::{Heads, probabilities};
 use super::buffer::{floats, tensor, uninitialized};
 use super::simd;
 use crate::arguments::AttentionShape;
@@ -24,34 +23,43 @@ pub(super) fn fits(segments: &Segments, queries: usize) -> bool {
     segments.len() == queries && segments.iter().enumerate().all(is_next)
 }
 
-/// q [t, h, d], k and v [s, k, d] -> [t, h, d], for segments that [`fits`] accepts.
+/// q [t, h, d], k [s, k, d], v [s, k, y], sinks [h] -> [t, h, y], for segments that [`fits`] accepts.
 ///
 /// Scores and results are sums in the order of d and of the keys. A result depends on its own row
 /// alone.
-pub(super) fn attend(q: &FlexTensor, k: &FlexTensor, v: &FlexTensor, shape: &AttentionShape) -> FlexTensor {
-    let (_, _, heads) = Heads::of(q, k);
+pub(super) fn attend(
+    q: &FlexTensor,
+    k: &FlexTensor,
+    v: &FlexTensor,
+    sinks: Option<&FlexTensor>,
+    shape: &AttentionShape,
+) -> FlexTensor {
+    let (queries, _, heads) = Heads::of(q, k, v);
     let (qs, ks, vs) = (floats(q), floats(k), floats(v));
     let (group, stride) = (heads.group() * heads.width, heads.key * heads.width);
+    let (group_out, value_stride) = (heads.group() * heads.value_width, heads.key * heads.value_width);
     let segments: Vec<&Segment> = shape.segments.iter().collect();
-    let mut out = uninitialized(qs.len());
+    let mut out = uninitialized(queries * heads.query * heads.value_width);
     // A job is a row and key/value head: the queries and results of its group follow each other.
     let job = |(n, (q, out)): (usize, (&[f32], &mut [f32]))| {
         let (segment, head) = (segments[n / heads.key], n % heads.key);
         let first = shape.window.map_or(0, |window| segment.keys.saturating_sub(window));
         let keys = segment.keys - first;
-        let at = (segment.key_start + first) * stride + head * heads.width;
+        let at = segment.key_start + first;
+        let (keys_at, values_at) = (at * stride + head * heads.width, at * value_stride + head * heads.value_width);
         let mut scores = uninitialized(heads.group() * keys);
-        simd::key_scores(q, &ks[at..], stride, heads.width, &mut scores);
-        scores.chunks_mut(keys).for_each(|scores| {
-            simd::softmax(scores, shape.scale);
-        });
-        simd::weighted_sums(&scores, &vs[at..], stride, heads.width, out);
+        simd::key_scores(q, &ks[keys_at..], stride, heads.width, &mut scores);
+        for (n, scores) in scores.chunks_mut(keys).enumerate() {
+            let sink = sinks.map(|sinks| floats(sinks)[head * heads.group() + n]);
+            probabilities(scores, shape, sink);
+        }
+        simd::weighted_sums(&scores, &vs[values_at..], value_stride, heads.value_width, out);
     };
     let keys: usize = segments.iter().map(|segment| segment.keys).sum();
     if 2 * keys * heads.query * heads.width < PARALLEL {
-        qs.chunks(group).zip(out.chunks_mut(group)).enumerate().for_each(job);
+        qs.chunks(group).zip(out.chunks_mut(group_out)).enumerate().for_each(job);
     } else {
-        qs.par_chunks(group).zip(out.par_chunks_mut(group)).enumerate().for_each(job);
+        qs.par_chunks(group).zip(out.par_chunks_mut(group_out)).enumerate().for_each(job);
     }
-    tensor(out, q.shape())
+    tensor(out, [queries, heads.query, heads.value_width])
 }

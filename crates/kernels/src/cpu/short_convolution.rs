@@ -1,4 +1,4 @@
-//! The causal depthwise convolution in front of a gated delta rule, with SiLU behind it.
+//! Causal depthwise convolutions over a few tokens, perhaps with SiLU behind them.
 
 use std::sync::Arc;
 
@@ -48,7 +48,7 @@ fn by_tap(w: &[f32], taps: usize) -> Vec<f32> {
     (0..taps).flat_map(|tap| (0..channels).map(move |channel| w[channel * taps + tap])).collect()
 }
 
-/// The convolution of a token, [c], before SiLU.
+/// The convolution of a token, [c].
 fn convolve(u: &[f32], past: &[f32], w: &[f32], taps: &[isize], out: &mut [f32]) {
     let width = out.len();
     out.fill(0.0);
@@ -62,7 +62,7 @@ fn convolve(u: &[f32], past: &[f32], w: &[f32], taps: &[isize], out: &mut [f32])
 }
 
 impl Fused<Flex, 3> for ShortConvolution {
-    type Saved = ([FlexTensor; 3], Arc<[usize]>);
+    type Saved = ([FlexTensor; 3], Arc<[usize]>, bool);
 
     fn forward(self, [u, w, past]: [FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Self::Saved) {
         let [tokens, width] = u.shape().dims::<2>();
@@ -71,13 +71,15 @@ impl Fused<Flex, 3> for ShortConvolution {
         let mut out = uninitialized(tokens * width);
         out.par_chunks_mut(width).enumerate().for_each(|(token, out)| {
             convolve(floats(&u), floats(&past), &by_tap, places.of(token), out);
-            simd::silu(out);
+            if self.has_silu {
+                simd::silu(out);
+            }
         });
-        (tensor(out, [tokens, width]), ([u, w, past], self.rows))
+        (tensor(out, [tokens, width]), ([u, w, past], self.rows, self.has_silu))
     }
 
     fn backward(
-        ([u, w, past], rows): Self::Saved,
+        ([u, w, past], rows, has_silu): Self::Saved,
         d_out: FlexTensor,
         [u_wanted, w_wanted, _]: [bool; 3],
     ) -> [Option<FlexTensor>; 3] {
@@ -87,6 +89,9 @@ impl Fused<Flex, 3> for ShortConvolution {
         let mut d_inner = uninitialized(tokens * width);
         d_inner.par_chunks_mut(width).zip(floats(&d_out).par_chunks(width)).enumerate().for_each(
             |(token, (d_inner, d_out))| {
+                if !has_silu {
+                    return d_inner.copy_from_slice(d_out);
+                }
                 convolve(floats(&u), floats(&past), &by_tap, places.of(token), d_inner);
                 simd::silu_backward(d_inner, d_out);
             },

@@ -38,8 +38,10 @@ macro_rules! vectorized {
     };
 }
 
+mod cap;
 mod recurrent;
 
+pub(crate) use cap::{add_sink, capped_cross_entropy, soft_cap, soft_cap_backward};
 pub(crate) use recurrent::{add_products, delta_step, delta_step_backward, silu, silu_backward};
 
 /// Partial sums of a row.
@@ -189,6 +191,37 @@ fn gelu_gate(x: f32) -> (f32, f32) {
     let square = x * x;
     let inner = FACTOR * x * (CUBE * square + 1.0);
     (1.0 / (1.0 + exp(-inner)), FACTOR * (3.0 * CUBE * square + 1.0))
+}
+
+/// The clamped unit of gpt-oss: its slope inside of σ, and the limit of gate and up.
+const SLOPE: f32 = 1.702;
+const LIMIT: f32 = 7.0;
+
+vectorized! {
+    /// out = g σ(1.702 g) · (u + 1), with g at most 7 and u between -7 and 7
+    fn clamped(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        let (gate, up) = (&gate[..out.len()], &up[..out.len()]);
+        for i in 0..out.len() {
+            let (g, u) = (gate[i].min(LIMIT), up[i].clamp(-LIMIT, LIMIT));
+            out[i] = g / (1.0 + exp(-SLOPE * g)) * (u + 1.0);
+        }
+    }
+}
+
+vectorized! {
+    /// Gradients of [`clamped`] for its two inputs.
+    fn clamped_backward(gate: &[f32], up: &[f32], d_out: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
+        let n = d_out.len();
+        let (gate, up, d_gate, d_up) = (&gate[..n], &up[..n], &mut d_gate[..n], &mut d_up[..n]);
+        for i in 0..n {
+            let (g, u) = (gate[i].min(LIMIT), up[i].clamp(-LIMIT, LIMIT));
+            let sigmoid = 1.0 / (1.0 + exp(-SLOPE * g));
+            let activated = g * sigmoid;
+            let slope = sigmoid + activated * (1.0 - sigmoid) * SLOPE;
+            d_up[i] = if up[i] == u { d_out[i] * activated } else { 0.0 };
+            d_gate[i] = if gate[i] == g { d_out[i] * (u + 1.0) * slope } else { 0.0 };
+        }
+    }
 }
 
 vectorized! {

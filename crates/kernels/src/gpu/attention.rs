@@ -23,7 +23,7 @@ use super::tensor::{contiguous, empty, reshaped, upload_u32};
 use crate::arguments::AttentionShape;
 use crate::footprint::{GPU_QUERIES, GPU_SCORES};
 use crate::fused::Fused;
-use crate::operations::CausalAttention;
+use crate::operations::{CausalAttention, SinkAttention};
 use crate::segments::Segment;
 
 /// Keys and queries of a block start at multiples of this. Parts of tensors can then be used
@@ -106,6 +106,7 @@ impl Pass {
     fn new(q: &CubeTensor, k: &CubeTensor, shape: &AttentionShape) -> Pass {
         let (q_shape, k_shape) = (q.shape(), k.shape());
         let (heads, key_heads, width) = (q_shape[1], k_shape[1], q_shape[2]);
+        assert!(shape.softcap.is_none(), "capped scores are composed");
         assert!(
             width == k_shape[2] && heads.is_multiple_of(key_heads),
             "query heads are a multiple of key/value heads"
@@ -204,5 +205,18 @@ impl Fused<CubeBackend, 3> for CausalAttention {
         put_tokens_first(&d_k_sums, &d_k, 0, pass.keys);
         put_tokens_first(&d_v_sums, &d_v, 0, pass.keys);
         [d_q, d_k, d_v].map(Some)
+    }
+}
+
+/// Not there: [`crate::attention`] composes it, so nothing reaches this.
+impl Fused<CubeBackend, 4> for SinkAttention {
+    type Saved = ();
+
+    fn forward(self, _: [CubeTensor; 4], _: [bool; 4]) -> (CubeTensor, ()) {
+        unreachable!("attention with sinks is composed on a GPU")
+    }
+
+    fn backward((): (), _: CubeTensor, _: [bool; 4]) -> [Option<CubeTensor>; 4] {
+        unreachable!("attention with sinks is composed on a GPU")
     }
 }

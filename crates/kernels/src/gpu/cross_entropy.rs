@@ -63,7 +63,7 @@ fn piece(
     let h_rows = gather_rows(h, &positions, range.start, range.len());
     let logits = product(&h_rows, &transposed(w), DType::F32);
     let gradient = with_gradient.then(|| (h.dtype, scale_of(h.dtype)));
-    let d_logits = reduce::cross_entropy(&logits, &tokens, losses, range, gradient);
+    let d_logits = reduce::cross_entropy(&logits, &tokens, losses, range, targets.softcap, gradient);
     (h_rows, d_logits)
 }
 

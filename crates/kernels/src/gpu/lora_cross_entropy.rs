@@ -47,7 +47,7 @@ impl Saved {
         let g_rows = gather_rows(&self.g, &positions, range.start, range.len());
         let logits = add(&product(&h_rows, &transposed(w), DType::F32), &product(&g_rows, &transposed(b), DType::F32));
         let gradient = with_gradient.then(|| (self.h.dtype, scale_of(self.h.dtype)));
-        (g_rows, reduce::cross_entropy(&logits, &tokens, losses, range, gradient))
+        (g_rows, reduce::cross_entropy(&logits, &tokens, losses, range, self.targets.softcap, gradient))
     }
 }
 

@@ -47,8 +47,8 @@ pub(super) fn gated(gate: &CubeTensor, up: &CubeTensor, activation: Activation) 
     same_shape(&[gate, up]);
     let out = empty(gate, gate.shape(), gate.dtype);
     let dtype = element(gate.dtype);
-    let (buffers, is_gelu) = ((buffer(gate), buffer(up), buffer(&out)), activation == Activation::GeluTanh);
-    launch!(gated_kernel, gate.client, elements_of(gate), buffers.0, buffers.1, buffers.2, is_gelu, dtype);
+    let buffers = (buffer(gate), buffer(up), buffer(&out));
+    launch!(gated_kernel, gate.client, elements_of(gate), buffers.0, buffers.1, buffers.2, kind(activation), dtype);
     out
 }
 
@@ -70,7 +70,7 @@ pub(super) fn gated_backward(
         buffer(d_out),
         buffer(&d_gate),
         buffer(&d_up),
-        activation == Activation::GeluTanh,
+        kind(activation),
         element(gate.dtype),
     );
     (d_gate, d_up)
@@ -223,37 +223,75 @@ fn scaled_kernel<I: Float, O: Float>(x: &[I], out: &mut [O], factor: f32, #[defi
     out[i] = O::cast_from(f32::cast_from(x[i]) * factor);
 }
 
+/// Kinds of gated units, as kernels know them.
+const SILU: u32 = 0;
+const GELU: u32 = 1;
+const CLAMPED: u32 = 2;
+
+fn kind(activation: Activation) -> u32 {
+    match activation {
+        Activation::Silu => SILU,
+        Activation::GeluTanh => GELU,
+        Activation::Clamped => CLAMPED,
+    }
+}
+
 /// The activation is `x σ(inner(x))`: the value of `inner`.
 #[cube]
-fn inner(x: f32, #[comptime] is_gelu: bool) -> f32 {
-    if comptime!(is_gelu) { 1.595_769f32 * x * (0.044_715f32 * x * x + 1.0f32) } else { x }
+fn inner(x: f32, #[comptime] kind: u32) -> f32 {
+    let mut value = x;
+    if comptime!(kind == GELU) {
+        value = 1.595_769f32 * x * (0.044_715f32 * x * x + 1.0f32);
+    }
+    if comptime!(kind == CLAMPED) {
+        value = 1.702f32 * x;
+    }
+    value
 }
 
 /// The derivative of [`inner`].
 #[cube]
-fn inner_slope(x: f32, #[comptime] is_gelu: bool) -> f32 {
+fn inner_slope(x: f32, #[comptime] kind: u32) -> f32 {
     let mut slope = 1.0f32;
-    if comptime!(is_gelu) {
+    if comptime!(kind == GELU) {
         slope = 1.595_769f32 * (0.134_145f32 * x * x + 1.0f32);
+    }
+    if comptime!(kind == CLAMPED) {
+        slope = 1.702f32;
     }
     slope
 }
 
+/// What the activation takes of the gate.
+#[cube]
+fn gate_of(x: f32, #[comptime] kind: u32) -> f32 {
+    let mut value = x;
+    if comptime!(kind == CLAMPED) {
+        value = min(x, 7.0f32);
+    }
+    value
+}
+
+/// What the activated gate is multiplied by.
+#[cube]
+fn up_of(x: f32, #[comptime] kind: u32) -> f32 {
+    let mut value = x;
+    if comptime!(kind == CLAMPED) {
+        value = min(max(x, -7.0f32), 7.0f32) + 1.0f32;
+    }
+    value
+}
+
 /// `activation(gate) · up`
 #[cube(launch_unchecked)]
-fn gated_kernel<T: Float>(
-    gate: &[T],
-    up: &[T],
-    out: &mut [T],
-    #[comptime] is_gelu: bool,
-    #[define(T)] _dtype: ElemType,
-) {
+fn gated_kernel<T: Float>(gate: &[T], up: &[T], out: &mut [T], #[comptime] kind: u32, #[define(T)] _dtype: ElemType) {
     let i = ABSOLUTE_POS;
     if i >= out.len() {
         terminate!();
     }
-    let g = f32::cast_from(gate[i]);
-    out[i] = T::cast_from(g / (1.0f32 + (-inner(g, is_gelu)).exp()) * f32::cast_from(up[i]));
+    let g = gate_of(f32::cast_from(gate[i]), kind);
+    let u = up_of(f32::cast_from(up[i]), kind);
+    out[i] = T::cast_from(g / (1.0f32 + (-inner(g, kind)).exp()) * u);
 }
 
 /// The gradients of [`gated_kernel`] for its two inputs.
@@ -264,20 +302,33 @@ fn gated_backward_kernel<T: Float>(
     d_out: &[T],
     d_gate: &mut [T],
     d_up: &mut [T],
-    #[comptime] is_gelu: bool,
+    #[comptime] kind: u32,
     #[define(T)] _dtype: ElemType,
 ) {
     let i = ABSOLUTE_POS;
     if i >= d_out.len() {
         terminate!();
     }
-    let g = f32::cast_from(gate[i]);
+    let (whole_g, whole_u) = (f32::cast_from(gate[i]), f32::cast_from(up[i]));
+    let g = gate_of(whole_g, kind);
+    let u = up_of(whole_u, kind);
     let d = f32::cast_from(d_out[i]);
-    let sigmoid = 1.0f32 / (1.0f32 + (-inner(g, is_gelu)).exp());
+    let sigmoid = 1.0f32 / (1.0f32 + (-inner(g, kind)).exp());
     let activated = g * sigmoid;
-    d_up[i] = T::cast_from(d * activated);
-    let slope = sigmoid + activated * (1.0f32 - sigmoid) * inner_slope(g, is_gelu);
-    d_gate[i] = T::cast_from(d * f32::cast_from(up[i]) * slope);
+    let slope = sigmoid + activated * (1.0f32 - sigmoid) * inner_slope(g, kind);
+    let mut of_gate = d * u * slope;
+    let mut of_up = d * activated;
+    if comptime!(kind == CLAMPED) {
+        // Beyond the limits nothing changes.
+        if whole_g > 7.0f32 {
+            of_gate = 0.0f32;
+        }
+        if whole_u > 7.0f32 || whole_u < -7.0f32 {
+            of_up = 0.0f32;
+        }
+    }
+    d_gate[i] = T::cast_from(of_gate);
+    d_up[i] = T::cast_from(of_up);
 }
 
 /// Rotary embedding of x [t, heads, width], a pair (i, i + width/2) per unit. Tables are

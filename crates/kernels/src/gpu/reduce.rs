@@ -153,13 +153,14 @@ pub(super) fn softmax(
 /// Writes the losses of `range` of all targets into `losses`. The caller has checked that all
 /// targets are below v.
 ///
-/// If `gradient` is (number type, scale): returns the gradients of their f32 logits [range, v]
-/// times the scale, in that type.
+/// `softcap`: what logits are bounded to. If `gradient` is (number type, scale): returns the gradients of
+/// their f32 logits [range, v] times the scale, in that type.
 pub(super) fn cross_entropy(
     logits: &CubeTensor,
     targets: &CubeTensor,
     losses: &CubeTensor,
     range: Range<usize>,
+    softcap: Option<f32>,
     gradient: Option<(DType, f32)>,
 ) -> Option<CubeTensor> {
     let vocabulary = last(logits);
@@ -182,6 +183,8 @@ pub(super) fn cross_entropy(
             range.start,
             vocabulary,
             scale,
+            softcap.unwrap_or(1.0),
+            softcap.is_some(),
             gradient.is_some(),
         ],
         element(dtype)
@@ -399,8 +402,20 @@ fn softmax_kernel<T: Float>(
     }
 }
 
+/// A logit, bounded by `cap · tanh(logit / cap)` if it is asked for.
+#[cube]
+fn capped(logit: f32, cap: f32, #[comptime] is_capped: bool) -> f32 {
+    let mut value = logit;
+    if comptime!(is_capped) {
+        // tanh by e^x, which is within its range here.
+        let part = min(max(logit / cap, -15.0f32), 15.0f32);
+        value = cap * (1.0f32 - 2.0f32 / ((2.0f32 * part).exp() + 1.0f32));
+    }
+    value
+}
+
 /// The loss of each row of logits, and in `d_logits` their gradients
-/// `(softmax - one_hot(target)) · scale`.
+/// `(softmax - one_hot(target)) · scale`, through the cap if there is one.
 #[cube(launch_unchecked)]
 fn cross_entropy_kernel<T: Float>(
     logits: &[f32],
@@ -410,6 +425,8 @@ fn cross_entropy_kernel<T: Float>(
     first: usize,
     vocabulary: usize,
     scale: f32,
+    cap: f32,
+    #[comptime] is_capped: bool,
     #[comptime] with_gradient: bool,
     #[comptime] units: usize,
     #[define(T)] _dtype: ElemType,
@@ -424,7 +441,7 @@ fn cross_entropy_kernel<T: Float>(
     let mut sum = 0.0f32;
     let mut i = UNIT_POS as usize;
     while i < vocabulary {
-        let logit = logits[start + i];
+        let logit = capped(logits[start + i], cap, is_capped);
         let higher = max(largest, logit);
         sum = sum * (largest - higher).exp() + (logit - higher).exp();
         largest = higher;
@@ -434,14 +451,18 @@ fn cross_entropy_kernel<T: Float>(
     let row_sum = sum_of_units(sum * (largest - row_largest).exp(), units);
     let target = targets[first + row] as usize;
     if UNIT_POS == 0 {
-        losses[first + row] = row_sum.ln() + (row_largest - logits[start + target]);
+        losses[first + row] = row_sum.ln() + (row_largest - capped(logits[start + target], cap, is_capped));
     }
     if comptime!(with_gradient) {
         let mut i = UNIT_POS as usize;
         while i < vocabulary {
-            let mut gradient = (logits[start + i] - row_largest).exp() / row_sum;
+            let logit = capped(logits[start + i], cap, is_capped);
+            let mut gradient = (logit - row_largest).exp() / row_sum;
             if i == target {
                 gradient -= 1.0f32;
+            }
+            if comptime!(is_capped) {
+                gradient *= 1.0f32 - (logit / cap) * (logit / cap);
             }
             d_logits[start + i] = T::cast_from(gradient * scale);
             i += units;

@@ -1,7 +1,11 @@
-//! The families of models: one decoder with these differences, as data.
-//!
-//! The values are those of the configuration classes of transformers for keys that config.json
-//! leaves out. What config.json cannot say is as in the model classes.
+//! The families of models: one decoder with these differences, as data. What each is like stands in the
+//! table.
+
+mod table;
+
+use finetune_kernels::Scores;
+
+pub(crate) use self::table::FAMILIES;
 
 use crate::config::Activation;
 
@@ -12,6 +16,8 @@ pub struct Family {
     pub architecture: &'static str,
     /// `model_type` of config.json.
     pub model_type: &'static str,
+    /// What the parts of its layers are called.
+    pub(crate) names: Names,
     /// `vocab_size` if the key is left out; `None`: it must be there.
     pub(crate) vocabulary: Option<usize>,
     /// `num_key_value_heads` if the key is left out; `None`: one for each query head.
@@ -23,19 +29,26 @@ pub struct Family {
     /// Bias of the attention's output projection.
     pub(crate) output_bias: Bias,
     /// Whether each head's queries and keys have an RMS norm.
-    pub(crate) query_key_norm: bool,
+    pub(crate) query_key_norm: Asked,
     /// Whether norms multiply by 1 + their weights.
     pub(crate) norms_add_one: bool,
-    /// Whether what attention and the feed-forward part add to the residual stream has a norm too.
-    pub(crate) sandwich_norms: bool,
-    /// Whether what attention and the feed-forward part read has a norm.
-    pub(crate) norms_before: bool,
+    /// The key of what norms add to the mean square, and its value if that is left out.
+    pub(crate) norm_eps: (&'static str, f64),
     /// Whether the norms of queries and keys are over all heads together.
     pub(crate) norms_all_heads: bool,
+    /// Whether one projection makes queries, keys and values.
+    pub(crate) fused_qkv: bool,
+    /// Whether one projection makes the gate and what it is multiplied with.
+    pub(crate) fused_gate_up: bool,
     /// Whether embeddings are multiplied by √hidden_size.
     pub(crate) scaled_embeddings: bool,
     /// Whether config.json has factors of embeddings, scores, residual branches and logits.
     pub(crate) has_multipliers: bool,
+    /// Soft caps of scores and logits if their keys are left out, where there are such; `None`: the keys are
+    /// refused.
+    pub(crate) softcaps: [Option<Softcap>; 2],
+    /// Whether attention has sinks.
+    pub(crate) has_sinks: bool,
     /// `llama_4_scaling_beta` and `original_max_position_embeddings` if the keys are left out, where queries
     /// grow with their position.
     pub(crate) growth: Option<[f64; 2]>,
@@ -45,21 +58,22 @@ pub struct Family {
     /// `query_pre_attn_scalar` if the key is left out, where attention's scores are divided by the root
     /// of that; `None`: by that of head_dim.
     pub(crate) query_scalar: Option<f64>,
-    /// Whether layers have gated delta nets, but for those with attention, which config.json names.
-    pub(crate) has_delta_nets: bool,
+    /// What layers have in the place of attention, but for those that config.json names.
+    pub(crate) other_mixer: OtherMixer,
+    /// Whether its feed-forward parts are wider or narrower than config.json says, by LFM2's rule.
+    pub(crate) adjusts_width: bool,
+    /// Sizes of latent attention if their keys are left out; `None`: keys and values are not compressed.
+    pub(crate) latent: Option<LatentSizes>,
     /// Whether attention's output is multiplied by a gate, which the query projection makes too.
     pub(crate) gated_attention: bool,
     /// `partial_rotary_factor` if the key is left out.
-    pub(crate) partial_rotary: f64,
+    pub(crate) partial_rotary: PartialRotary,
+    /// Whether the elements of a head that turn together are neighbours.
+    pub(crate) rope_pairs: bool,
     /// Whether it is computed on the CPU only.
     pub cpu_only: bool,
-    /// Whether feed-forward parts are mixtures of experts.
-    pub(crate) has_experts: bool,
-    /// Whether PEFT 0.21 turns branches of single experts into those of its stacks.
-    pub(crate) peft_reads_experts: bool,
-    /// Whether each mixture has an expert with a gate that every token goes through, and weights of the
-    /// chosen ones that always add up to 1.
-    pub(crate) has_shared_expert: bool,
+    /// Its mixtures of experts; `None`: feed-forward parts are dense.
+    pub(crate) mixture: Option<Mixture>,
     /// Whether its activations exceed the largest number of float16.
     pub exceeds_f16: bool,
     /// Which layers see only a window of keys.
@@ -68,15 +82,147 @@ pub struct Family {
     pub(crate) sliding_window: Option<usize>,
     /// `rope_theta` if the key is left out.
     pub(crate) rope_theta: f64,
+    /// `rope_parameters` as JSON if config.json says nothing of them; `None`: nothing is stretched then.
+    pub(crate) rope_of_class: Option<&'static str>,
     /// `rope_theta` of layers with a window if its key is left out, where they have a rotary embedding of
     /// their own.
     pub(crate) window_rope_theta: Option<f64>,
     /// Whether config.json names layers without rotary embedding (`no_rope_layers`).
     pub(crate) has_layers_without_rope: bool,
+    /// Whether there are rotary embeddings only if `position_embedding_type` is "rope".
+    pub(crate) asks_for_rope: bool,
     /// `tie_word_embeddings` if the key is left out.
     pub(crate) tied_embeddings: bool,
     /// `max_position_embeddings` if the key is left out.
     pub(crate) max_position_embeddings: usize,
+}
+
+/// What a family calls the parts of a layer, under `model.layers.N`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Names {
+    /// Norms of what attention reads, of what it adds, of what the feed-forward part reads and of what that
+    /// adds; `None`: there is none.
+    pub(crate) norms: [Option<&'static str>; 4],
+    /// The output projection of attention.
+    pub(crate) output: &'static str,
+    /// The norms of queries and of keys.
+    pub(crate) head_norms: [&'static str; 2],
+    /// The feed-forward part.
+    pub(crate) feed_forward: &'static str,
+    /// Gate, up and down in it.
+    pub(crate) gated: [&'static str; 3],
+    /// One projection to gate and up, and down; where they are so.
+    pub(crate) fused: [&'static str; 2],
+    /// The router in it.
+    pub(crate) router: &'static str,
+    /// The expert in it that every token goes through.
+    pub(crate) shared: &'static str,
+    /// The last norm of the model.
+    pub(crate) last_norm: &'static str,
+}
+
+/// What some layers have in the place of attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OtherMixer {
+    None,
+    /// Gated delta nets.
+    Delta {
+        /// Whether two projections make all that they take, key head by key head.
+        is_grouped: bool,
+    },
+    /// Short convolutions.
+    Convolution,
+}
+
+/// Whether a family has a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Never,
+    Always,
+    /// It has one if this key of config.json is true.
+    Key(&'static str),
+}
+
+/// A bound of scores or logits, by a key of config.json.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Softcap {
+    /// Its value if the key is left out.
+    pub(crate) default: Option<f64>,
+}
+
+/// What share of a head's elements turns with the position.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum PartialRotary {
+    /// All; the class knows no other share.
+    All,
+    /// `partial_rotary_factor`, or this if it is left out.
+    Share(f64),
+}
+
+/// Sizes of latent attention (DeepSeek-AI 2024, "DeepSeek-V2") if their keys are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LatentSizes {
+    /// `q_lora_rank`
+    pub(crate) query_rank: usize,
+    /// `qk_nope_head_dim`
+    pub(crate) plain: usize,
+    /// `v_head_dim`
+    pub(crate) value: usize,
+}
+
+/// What a family's mixtures of experts are like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Mixture {
+    /// How many experts there are, how many a token goes through, and the elements of a token inside of
+    /// one, if the keys are left out.
+    pub(crate) sizes: [usize; 3],
+    /// What makes scores of the router's logits.
+    pub(crate) scores: Scores,
+    /// Whether the weights of a token's experts are divided by their sum, and what is added to that.
+    pub(crate) normalized: (Normalized, f32),
+    /// `routed_scaling_factor` if the key is left out.
+    pub(crate) scale: f64,
+    /// Whether the router and the experts have biases.
+    pub(crate) has_biases: bool,
+    /// The vector in the feed-forward part that is added to the scores by which experts are chosen.
+    pub(crate) correction: Option<&'static str>,
+    /// `n_group` and `topk_group` if the keys are left out.
+    pub(crate) groups: [usize; 2],
+    /// How many of the first layers are dense if no key says it.
+    pub(crate) dense: usize,
+    /// The expert that every token goes through.
+    pub(crate) shared: Shared,
+    /// How experts lie in files.
+    pub(crate) layout: ExpertLayout,
+    /// Whether PEFT 0.21 turns branches of single experts into those of its stacks.
+    pub(crate) peft_reads: bool,
+}
+
+/// Whether the weights of a token's experts are divided by their sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Normalized {
+    Always,
+    /// If `norm_topk_prob` is true; its value if the key is left out.
+    Asked(bool),
+}
+
+/// The expert that every token goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shared {
+    None,
+    /// With a gate. Elements inside if `shared_expert_intermediate_size` is left out.
+    Gated(usize),
+    /// `n_shared_experts` times as wide as an expert; their number if the key is left out.
+    Plain(usize),
+}
+
+/// How experts lie in files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ExpertLayout {
+    /// One by one, or in stacks [e, o, i].
+    Plain,
+    /// gpt-oss's: stacks [e, i, o] with biases, in which rows of gate and up take turns; or in MXFP4.
+    TakingTurns,
 }
 
 /// Whether a linear layer has a bias.
@@ -87,6 +233,8 @@ pub(crate) enum Bias {
     Always,
     /// It has one if `attention_bias` is true.
     Asked,
+    /// It has one if `attention_bias` is true or left out.
+    AskedOrLeftOut,
 }
 
 /// Which layers see only a window of keys.
@@ -105,176 +253,18 @@ pub(crate) enum Windows {
     /// The layers that `layer_types` names. Without `layer_types`: all but every
     /// `sliding_window_pattern`th, this one if that is left out.
     AllButEvery(usize),
+    /// The layers that `layer_types` names. Without `layer_types`: every other one from the first on.
+    EveryOther,
 }
 
-const LLAMA: Family = Family {
-    architecture: "LlamaForCausalLM",
-    model_type: "llama",
-    vocabulary: None,
-    key_value_heads: None,
-    head_dim: None,
-    qkv_bias: Bias::Asked,
-    output_bias: Bias::Asked,
-    query_key_norm: false,
-    norms_add_one: false,
-    sandwich_norms: false,
-    norms_before: true,
-    norms_all_heads: false,
-    scaled_embeddings: false,
-    has_multipliers: false,
-    growth: None,
-    // Both are names of the same function.
-    activation: ("hidden_act", &["silu", "swish"], Activation::Silu),
-    query_scalar: None,
-    has_delta_nets: false,
-    gated_attention: false,
-    partial_rotary: 1.0,
-    cpu_only: false,
-    has_experts: false,
-    peft_reads_experts: false,
-    has_shared_expert: false,
-    exceeds_f16: false,
-    windows: Windows::Never,
-    sliding_window: None,
-    rope_theta: 10_000.0,
-    window_rope_theta: None,
-    has_layers_without_rope: false,
-    tied_embeddings: false,
-    max_position_embeddings: 2048,
-};
+impl Family {
+    /// The family of a model, by `model_type` of its config.json.
+    pub(crate) fn of_model(model_type: Option<&str>) -> Option<&'static Family> {
+        FAMILIES.iter().find(|family| Some(family.model_type) == model_type)
+    }
 
-const QWEN3_5: Family = Family {
-    architecture: "Qwen3_5ForCausalLM",
-    model_type: "qwen3_5_text",
-    vocabulary: Some(248_320),
-    key_value_heads: Some(4),
-    head_dim: Some(256),
-    query_key_norm: true,
-    norms_add_one: true,
-    has_delta_nets: true,
-    gated_attention: true,
-    partial_rotary: 0.25,
-    cpu_only: true,
-    exceeds_f16: true,
-    max_position_embeddings: 32_768,
-    ..LLAMA
-};
-
-/// All families.
-pub(crate) static FAMILIES: [Family; 12] = [
-    LLAMA,
-    Family {
-        architecture: "MistralForCausalLM",
-        model_type: "mistral",
-        key_value_heads: Some(8),
-        qkv_bias: Bias::Never,
-        output_bias: Bias::Never,
-        windows: Windows::EveryLayer,
-        sliding_window: Some(4096),
-        max_position_embeddings: 131_072,
-        ..LLAMA
-    },
-    Family {
-        architecture: "Qwen2ForCausalLM",
-        model_type: "qwen2",
-        key_value_heads: Some(32),
-        qkv_bias: Bias::Always,
-        output_bias: Bias::Never,
-        windows: Windows::Later,
-        sliding_window: Some(4096),
-        max_position_embeddings: 32_768,
-        ..LLAMA
-    },
-    Family {
-        architecture: "Qwen3ForCausalLM",
-        model_type: "qwen3",
-        key_value_heads: Some(32),
-        head_dim: Some(128),
-        query_key_norm: true,
-        windows: Windows::Later,
-        sliding_window: Some(4096),
-        max_position_embeddings: 32_768,
-        ..LLAMA
-    },
-    Family {
-        architecture: "Qwen3MoeForCausalLM",
-        model_type: "qwen3_moe",
-        key_value_heads: Some(4),
-        query_key_norm: true,
-        has_experts: true,
-        peft_reads_experts: true,
-        exceeds_f16: true,
-        windows: Windows::Asked,
-        sliding_window: Some(4096),
-        max_position_embeddings: 32_768,
-        ..LLAMA
-    },
-    QWEN3_5,
-    Family {
-        architecture: "Qwen3_5MoeForCausalLM",
-        model_type: "qwen3_5_moe_text",
-        key_value_heads: Some(2),
-        has_experts: true,
-        has_shared_expert: true,
-        ..QWEN3_5
-    },
-    Family {
-        architecture: "SmolLM3ForCausalLM",
-        model_type: "smollm3",
-        key_value_heads: Some(4),
-        windows: Windows::WithoutRope,
-        rope_theta: 2_000_000.0,
-        has_layers_without_rope: true,
-        tied_embeddings: true,
-        max_position_embeddings: 32_768,
-        ..LLAMA
-    },
-    Family {
-        architecture: "Ministral3ForCausalLM",
-        model_type: "ministral3",
-        key_value_heads: Some(8),
-        head_dim: Some(128),
-        qkv_bias: Bias::Never,
-        output_bias: Bias::Never,
-        windows: Windows::EveryLayer,
-        rope_theta: 1_000_000.0,
-        growth: Some([0.1, 16_384.0]),
-        max_position_embeddings: 262_144,
-        ..LLAMA
-    },
-    Family { architecture: "GraniteForCausalLM", model_type: "granite", has_multipliers: true, ..LLAMA },
-    Family {
-        architecture: "Olmo3ForCausalLM",
-        model_type: "olmo3",
-        query_key_norm: true,
-        norms_all_heads: true,
-        norms_before: false,
-        sandwich_norms: true,
-        windows: Windows::AllButEvery(4),
-        sliding_window: Some(4096),
-        rope_theta: 500_000.0,
-        window_rope_theta: Some(500_000.0),
-        ..LLAMA
-    },
-    Family {
-        architecture: "Gemma3ForCausalLM",
-        model_type: "gemma3_text",
-        vocabulary: Some(262_208),
-        key_value_heads: Some(4),
-        head_dim: Some(256),
-        query_key_norm: true,
-        norms_add_one: true,
-        sandwich_norms: true,
-        scaled_embeddings: true,
-        activation: ("hidden_activation", &["gelu_pytorch_tanh"], Activation::GeluTanh),
-        query_scalar: Some(256.0),
-        exceeds_f16: true,
-        windows: Windows::AllButEvery(6),
-        sliding_window: Some(4096),
-        rope_theta: 1_000_000.0,
-        window_rope_theta: Some(10_000.0),
-        tied_embeddings: true,
-        max_position_embeddings: 131_072,
-        ..LLAMA
-    },
-];
+    /// How its experts lie in files.
+    pub(crate) fn expert_layout(&self) -> ExpertLayout {
+        self.mixture.map_or(ExpertLayout::Plain, |mixture| mixture.layout)
+    }
+}

@@ -4,12 +4,12 @@
 //! them, `h` query heads, `k` key/value heads, `d` head dimension.
 
 use burn::tensor::{Tensor, activation};
-use finetune_kernels::{AttentionShape, operations};
+use finetune_kernels::{AttentionShape, attention, operations};
 
 use crate::decoder::adapted::Adapted;
 use crate::decoder::cache::LayerCache;
 use crate::decoder::pass::{Context, linear, norm};
-use crate::tree::{Attention, Norm};
+use crate::tree::{Attention, Norm, Projections};
 
 /// Widths of attention, in elements of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,14 +22,19 @@ pub struct AttentionWidths {
     pub key: u64,
 }
 
+impl AttentionWidths {
+    /// Of a mixer without keys that later tokens look at.
+    pub(crate) const NONE: AttentionWidths = AttentionWidths { heads: 0, query: 0, key: 0 };
+}
+
 /// x [t, hidden] -> [t, hidden]. With a cache, its keys and values come before those of x.
 pub(crate) fn forward(
-    attention: &Attention,
+    module: &Attention,
     x: Tensor<2>,
     context: &Context,
     cache: Option<&mut LayerCache>,
 ) -> Tensor<2> {
-    let Attention { heads, key_value_heads, head_dim, .. } = *attention;
+    let Attention { heads, key_value_heads, head_dim, .. } = *module;
     let tokens = x.dims()[0];
     // Norms are of a head, or of all heads together.
     let normed = |x: Tensor<2>, gamma: &Option<Norm>, heads: usize| match gamma {
@@ -37,23 +42,46 @@ pub(crate) fn forward(
         Some(gamma) => norm(gamma, x, context).reshape([tokens, heads, head_dim]),
         None => x.reshape([tokens, heads, head_dim]),
     };
-    let (q_tq, gate_tq) = queries(attention, linear(&attention.q, x.clone(), context));
-    let q_thd = normed(q_tq, &attention.q_norm, heads);
-    let k_tkd = normed(linear(&attention.k, x.clone(), context), &attention.k_norm, key_value_heads);
-    let v_tkd = linear(&attention.v, x, context).reshape([tokens, key_value_heads, head_dim]);
-    let (q_thd, k_tkd) = (turn(q_thd, attention.query_rope, context), turn(k_tkd, attention.rope, context));
+    let [q_tq, k_tk, v_tk] = projected(module, x, context);
+    let (q_tq, gate_tq) = queries(module, q_tq);
+    let q_thd = normed(q_tq, &module.q_norm, heads);
+    let k_tkd = normed(k_tk, &module.k_norm, key_value_heads);
+    let v_tkd = v_tk.reshape([tokens, key_value_heads, head_dim]);
+    let q_thd = turn(q_thd, module.query_rope, module.rope_pairs, context);
+    let k_tkd = turn(k_tkd, module.rope, module.rope_pairs, context);
     let (k_skd, v_skd) = match cache {
         Some(cache) => cache.extend(k_tkd, v_tkd),
         None => (k_tkd, v_tkd),
     };
-    let shape = AttentionShape { segments: context.segments.clone(), scale: attention.scale, window: attention.window };
-    let out_thd = operations::causal_attention(q_thd, k_skd, v_skd, shape);
+    let shape = AttentionShape {
+        segments: context.segments.clone(),
+        scale: module.scale,
+        window: module.window,
+        softcap: module.softcap,
+    };
+    let sinks = module.sinks.as_ref().map(|sinks| context.parameter(sinks.values()));
+    let out_thd = attention(q_thd, k_skd, v_skd, sinks, shape);
     let out_tq = out_thd.reshape([tokens, heads * head_dim]);
     let out_tq = match gate_tq {
         Some(gate) => out_tq * activation::sigmoid(gate),
         None => out_tq,
     };
-    linear(&attention.o, out_tq, context)
+    linear(&module.o, out_tq, context)
+}
+
+/// Queries [t, h · d], keys and values [t, k · d] of x, before norms and positions.
+fn projected(module: &Attention, x: Tensor<2>, context: &Context) -> [Tensor<2>; 3] {
+    let Attention { heads, key_value_heads, head_dim, .. } = *module;
+    match &module.projections {
+        Projections::Apart { q, k, v } => {
+            [linear(q, x.clone(), context), linear(k, x.clone(), context), linear(v, x, context)]
+        }
+        Projections::Fused(qkv) => {
+            let (query, key) = (heads * head_dim, key_value_heads * head_dim);
+            let made = linear(qkv, x, context);
+            [(0, query), (query, key), (query + key, key)].map(|(first, width)| made.clone().narrow(1, first, width))
+        }
+    }
 }
 
 /// Queries [t, h · d] and the gate of the output, which has the same shape, of what the query projection
@@ -70,15 +98,21 @@ fn queries(attention: &Attention, made: Tensor<2>) -> (Tensor<2>, Option<Tensor<
 }
 
 /// x [t, heads, d] with the first elements of each head turned by a rotary embedding, if there is one.
-fn turn(x: Tensor<3>, rope: Option<usize>, context: &Context) -> Tensor<3> {
+/// `in_pairs`: neighbours turn together. They come out one half behind the other, in queries and keys alike.
+pub(crate) fn turn(x: Tensor<3>, rope: Option<usize>, in_pairs: bool, context: &Context) -> Tensor<3> {
     let Some(rope) = rope else { return x };
     let table = context.ropes[rope].clone();
-    let (width, head_dim) = (table.width(), x.dims()[2]);
-    if width == head_dim {
-        return operations::rope(x, table);
+    let (width, [tokens, heads, head_dim]) = (table.width(), x.dims());
+    let turned = x.clone().narrow(2, 0, width);
+    let turned = match in_pairs {
+        true => turned.reshape([tokens, heads, width / 2, 2]).swap_dims(2, 3).reshape([tokens, heads, width]),
+        false => turned,
+    };
+    let turned = operations::rope(turned, table);
+    match head_dim - width {
+        0 => turned,
+        rest => Tensor::cat(vec![turned, x.narrow(2, width, rest)], 2),
     }
-    let turned = operations::rope(x.clone().narrow(2, 0, width), table);
-    Tensor::cat(vec![turned, x.narrow(2, width, head_dim - width)], 2)
 }
 
 impl Attention {
@@ -98,7 +132,10 @@ impl Attention {
         let AttentionWidths { query, key, .. } = self.widths();
         let of_norms = [(&self.q_norm, query), (&self.k_norm, key)];
         let of_norms: u64 = of_norms.iter().filter(|(norm, _)| norm.is_some()).map(|(_, width)| width).sum();
-        let input = adapted.input_of(&[&self.q, &self.k, &self.v]);
+        let input = match &self.projections {
+            Projections::Apart { q, k, v } => adapted.input_of(&[q, k, v]),
+            Projections::Fused(qkv) => adapted.input_of(&[qkv]),
+        };
         let of_gate = if self.is_gated { 2 * query } else { 0 };
         2 * query + 2 * key + of_norms + of_gate + input
     }

@@ -13,6 +13,8 @@ use burn::tensor::{Int, Tensor, TensorData};
 pub struct KeyValueCache {
     layers: Vec<LayerCache>,
     tokens: Vec<u32>,
+    /// Whether its keys have the positions of long texts.
+    pub(crate) is_long: bool,
 }
 
 impl KeyValueCache {

@@ -9,10 +9,9 @@ use burn::tensor::{DType, Tensor, activation};
 use finetune_kernels::{Activation, DeltaShape, operations};
 
 use crate::decoder::adapted::Adapted;
-use crate::decoder::attention::AttentionWidths;
 use crate::decoder::cache::LayerCache;
 use crate::decoder::pass::{Context, linear, norm};
-use crate::tree::DeltaNet;
+use crate::tree::{DeltaInputs, DeltaNet};
 
 /// x [t, hidden] -> [t, hidden]. With a cache, each row goes on from its state.
 pub(crate) fn forward(net: &DeltaNet, x: Tensor<2>, context: &Context, cache: Option<&mut LayerCache>) -> Tensor<2> {
@@ -20,20 +19,19 @@ pub(crate) fn forward(net: &DeltaNet, x: Tensor<2>, context: &Context, cache: Op
     let rows: Arc<[usize]> = context.segments.iter().map(|segment| segment.queries).collect();
     let shape = DeltaShape { rows: rows.clone(), keeps_states: cache.is_some(), ..net.shape() };
     let (states, taps) = (rows.len() * shape.key_dim, net.taps);
-    let u_tc = linear(&net.qkv, x.clone(), context);
-    let z_tv = linear(&net.z, x.clone(), context);
+    let [u_tc, z_tv, b_th, a_th] = inputs(net, x.clone(), context);
     let channels = u_tc.dims()[1];
     let device = x.device();
     let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, (&device, DType::F32));
     let fresh = || [zeros([rows.len() * (taps - 1), channels]), zeros([states, z_tv.dims()[1]])];
     let [past, state] = cache.as_ref().and_then(|cache| cache.recurrent().cloned()).unwrap_or_else(fresh);
     let kernel = context.parameter(net.convolution.values()).reshape([channels, taps]);
-    let convolved = operations::short_convolution(u_tc.clone(), kernel, past.clone(), rows.clone());
-    let beta_th = activation::sigmoid(linear(&net.b, x.clone(), context));
+    let convolved = operations::short_convolution(u_tc.clone(), kernel, past.clone(), rows.clone(), true);
+    let beta_th = activation::sigmoid(b_th);
     // How fast a head forgets, and how much of that at this token.
     let rate: Tensor<2> = context.parameter(net.decay.values()).exp().neg().unsqueeze();
     let bias: Tensor<2> = context.parameter(net.bias.values()).unsqueeze();
-    let g_th = softplus(linear(&net.a, x, context) + bias) * rate;
+    let g_th = softplus(a_th + bias) * rate;
     let out = operations::delta_rule(convolved, g_th, beta_th, state, shape.clone());
     let out = match cache {
         None => out,
@@ -48,13 +46,35 @@ pub(crate) fn forward(net: &DeltaNet, x: Tensor<2>, context: &Context, cache: Op
     linear(&net.out, operations::gated(z_tv, normed, Activation::Silu), context)
 }
 
+/// Of x [t, hidden]: what is convolved [t, c], the gate of the result [t, h y], and [t, h] each for how much
+/// of an error is made good and how much of a state is forgotten.
+fn inputs(net: &DeltaNet, x: Tensor<2>, context: &Context) -> [Tensor<2>; 4] {
+    let (qkvz, ba) = match &net.inputs {
+        DeltaInputs::Apart { qkv, z, b, a } => return [qkv, z, b, a].map(|part| linear(part, x.clone(), context)),
+        DeltaInputs::Grouped { qkvz, ba } => (linear(qkvz, x.clone(), context), linear(ba, x, context)),
+    };
+    let DeltaNet { key_heads, value_heads, key_dim, value_dim, .. } = *net;
+    let (tokens, group) = (qkvz.dims()[0], value_heads / key_heads);
+    let values = group * value_dim;
+    // Some columns of the group of each key head, key head by key head.
+    let columns = |made: &Tensor<2>, first: usize, width: usize| {
+        let all = made.dims()[1];
+        let groups = made.clone().reshape([tokens, key_heads, all / key_heads]);
+        groups.narrow(2, first, width).reshape([tokens, key_heads * width])
+    };
+    let parts = [(0, key_dim), (key_dim, key_dim), (2 * key_dim, values)];
+    let u = Tensor::cat(parts.map(|(first, width)| columns(&qkvz, first, width)).into(), 1);
+    let z = columns(&qkvz, 2 * key_dim + values, values);
+    [u, z, columns(&ba, 0, group), columns(&ba, group, group)]
+}
+
 /// ln(1 + e^x), where e^x may be beyond all numbers.
 fn softplus(x: Tensor<2>) -> Tensor<2> {
     activation::relu(x.clone()) + x.abs().neg().exp().log1p()
 }
 
 /// The last `count` inputs of each row, of those before it and its own: u [t, c], past [m · count, c].
-fn last_inputs(u: Tensor<2>, past: Tensor<2>, rows: &[usize], count: usize) -> Tensor<2> {
+pub(super) fn last_inputs(u: Tensor<2>, past: Tensor<2>, rows: &[usize], count: usize) -> Tensor<2> {
     let mut start = 0;
     let of_row = |(row, &tokens): (usize, &usize)| {
         let all = vec![past.clone().narrow(0, row * count, count), u.clone().narrow(0, start, tokens)];
@@ -77,19 +97,17 @@ impl DeltaNet {
         }
     }
 
-    /// It has no keys that later tokens look at.
-    pub(crate) fn widths() -> AttentionWidths {
-        AttentionWidths { heads: 0, query: 0, key: 0 }
-    }
-
     /// Elements that the backward pass keeps of each token: the input of the convolution and its result,
     /// those of the rule beside them, its result before and behind the norm, the gate; and the inputs of
     /// linear layers that are trained.
     pub(crate) fn kept(&self, adapted: &Adapted<'_>) -> u64 {
-        let channels = self.qkv.weight.shape[0] as u64;
+        let channels = (2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim) as u64;
         let values = (self.value_heads * self.value_dim) as u64;
         let of_heads = 8 * self.value_heads as u64;
-        let input = adapted.input_of(&[&self.qkv, &self.z, &self.b, &self.a]);
+        let input = match &self.inputs {
+            DeltaInputs::Apart { qkv, z, b, a } => adapted.input_of(&[qkv, z, b, a]),
+            DeltaInputs::Grouped { qkvz, ba } => adapted.input_of(&[qkvz, ba]),
+        };
         2 * channels + of_heads + 3 * values + input + adapted.input_of(&[&self.out])
     }
 }

@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Tensor, activation};
-use finetune_kernels::{Dispatch, PackedWeight, operations};
+use burn::tensor::{DType, Int, Tensor, TensorData, activation};
+use finetune_kernels::{Dispatch, PackedWeight, Scores, operations};
 use rayon::prelude::*;
 
 use crate::branch::LoraBranch;
@@ -19,20 +19,26 @@ use crate::tree::{Experts, Gated, Linear};
 /// The router's scores are computed in f32. A token's experts are summed in the order of their
 /// numbers, as transformers does.
 pub(crate) fn forward(mixture: &Experts, x: Tensor<2>, context: &Context) -> Tensor<2> {
-    let Experts { router, experts, choices, weights, shared } = mixture;
+    let Experts { router, experts, choices, weights, shared, .. } = mixture;
     let of_all = shared.as_ref().map(|(expert, gate)| {
         let out = feed_forward::forward(expert, x.clone(), context);
-        out * activation::sigmoid(linear(gate, x.clone(), context))
+        match gate {
+            Some(gate) => out * activation::sigmoid(linear(gate, x.clone(), context)),
+            None => out,
+        }
     });
     let logits = linear(router, x.clone(), context).cast(DType::F32);
-    let values = logits.clone().into_data().try_to_vec::<f32>().expect("logits in f32");
-    let chosen: Arc<[u32]> = highest(&values, experts.len(), *choices).into();
+    let chosen: Arc<[u32]> = choices_of(mixture, &logits).into();
     let dispatch = Dispatch::new(&chosen, *choices, experts.len());
     let weights = operations::expert_weights(logits, chosen, *weights);
     let rows = operations::dispatch_rows(x, dispatch.clone());
     let product = |part: fn(&Gated) -> &Linear, rows: Tensor<2>| {
         let part: Vec<&Linear> = experts.iter().map(part).collect();
-        products(&part, rows, &dispatch, context)
+        let y = products(&part, rows, &dispatch, context);
+        match biases(&part, &y, &dispatch, context) {
+            Some(biases) => operations::residual(y, biases),
+            None => y,
+        }
     };
     let gate = product(|expert| &expert.gate, rows.clone());
     let up = product(|expert| &expert.up, rows);
@@ -42,6 +48,67 @@ pub(crate) fn forward(mixture: &Experts, x: Tensor<2>, context: &Context) -> Ten
         Some(of_all) => operations::residual(of_chosen, of_all),
         None => of_chosen,
     }
+}
+
+/// The experts of each token, in ascending order of their numbers: [t, k]. `logits` [t, e] are the
+/// router's.
+fn choices_of(mixture: &Experts, logits: &Tensor<2>) -> Vec<u32> {
+    let floats = |data: TensorData| data.try_to_vec::<f32>().expect("numbers in f32");
+    let (experts, choices) = (mixture.experts.len(), mixture.choices);
+    let mut values = floats(logits.clone().into_data());
+    // Scores have the order of the logits, as long as nothing is added to them.
+    if mixture.weights.scores == Scores::Sigmoid {
+        let correction = mixture.correction.as_ref().map(|correction| floats(correction.values().clone().into_data()));
+        let correction = correction.unwrap_or_else(|| vec![0.0; experts]);
+        values.par_chunks_mut(experts).for_each(|values| {
+            for (value, correction) in values.iter_mut().zip(&correction) {
+                *value = 1.0 / (1.0 + (-*value).exp()) + correction;
+            }
+        });
+    }
+    if let Some([groups, kept]) = mixture.groups {
+        values.par_chunks_mut(experts).for_each(|scores| leave_groups(scores, groups, kept));
+    }
+    highest(&values, experts, choices)
+}
+
+/// Lets a token choose from the `kept` best of its groups only. A group is as good as the sum of its two
+/// best scores; of equal ones the first are kept.
+fn leave_groups(scores: &mut [f32], groups: usize, kept: usize) {
+    let size = scores.len() / groups;
+    let of_groups: Vec<f32> = scores
+        .chunks(size)
+        .map(|scores| {
+            let (mut best, mut next) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+            for &score in scores {
+                if score > best {
+                    (best, next) = (score, best);
+                } else if score > next {
+                    next = score;
+                }
+            }
+            best + next
+        })
+        .collect();
+    let best = highest(&of_groups, groups, kept);
+    for (group, scores) in scores.chunks_mut(size).enumerate() {
+        if !best.contains(&(group as u32)) {
+            scores.fill(f32::NEG_INFINITY);
+        }
+    }
+}
+
+/// The biases of each row's expert, [t · k, o], if experts have any.
+fn biases(part: &[&Linear], like: &Tensor<2>, dispatch: &Dispatch, context: &Context) -> Option<Tensor<2>> {
+    let of_experts: Vec<Tensor<2>> =
+        part.iter().filter_map(|linear| Some(context.parameter(linear.bias.as_ref()?.values()).unsqueeze())).collect();
+    if of_experts.is_empty() {
+        return None;
+    }
+    let experts: Vec<i32> = dispatch.experts().map(|expert| expert as i32).collect();
+    let experts = TensorData::new(experts, [like.dims()[0]]);
+    let experts = Tensor::<1, Int>::from_data(experts, &like.device().inner());
+    Some(Tensor::cat(of_experts, 0).select(0, experts).cast(like.dtype()))
 }
 
 /// The `choices` experts of each token with the highest logits, in ascending order of their numbers:
@@ -109,7 +176,7 @@ impl Experts {
             expert.kept(adapted) + branches
         };
         let most = self.experts.iter().map(of_expert).max().unwrap_or(0);
-        let of_shared = |(expert, _): &(Gated, Linear)| expert.kept(adapted) + self.hidden() + 2;
+        let of_shared = |(expert, _): &(Gated, Option<Linear>)| expert.kept(adapted) + self.hidden() + 2;
         let of_shared = self.shared.as_ref().map_or(0, of_shared);
         self.choices as u64 * (most + self.hidden()) + of_shared + adapted.input_of(&[&self.router])
     }
@@ -148,5 +215,14 @@ mod tests {
             assert_eq!(highest(&logits, 5, 2), want, "{logits:?}");
         }
         assert_eq!(highest(&[0.0, 1.0, 2.0], 3, 3), [0, 1, 2]);
+    }
+
+    /// Groups of three: the sums of their two best are 1.4, 1.3 and 1.5.
+    #[test]
+    fn experts_of_the_best_groups_are_left() {
+        let mut scores = [0.9, 0.5, 0.1, 0.7, 0.6, 0.65, 1.4, 0.1, 0.0];
+        leave_groups(&mut scores, 3, 2);
+        assert_eq!(highest(&scores, 9, 3), [0, 1, 6]);
+        assert_eq!(scores[3..6], [f32::NEG_INFINITY; 3]);
     }
 }

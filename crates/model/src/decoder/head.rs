@@ -10,6 +10,7 @@ use crate::tree::{Decoder, Head};
 /// layer.
 pub(crate) fn losses(weights: &Decoder, h: Tensor<2>, targets: Targets, context: &Context) -> Tensor<1> {
     let h = read(&weights.head, h, context);
+    let targets = targets.capped(weights.head.softcap);
     let output = context.weight(weights.output());
     let Some(branch) = &weights.head.lora else { return weight::linear_cross_entropy(h, output, targets) };
     let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
@@ -33,7 +34,15 @@ fn read(head: &Head, h: Tensor<2>, context: &Context) -> Tensor<2> {
 pub(crate) fn logits(weights: &Decoder, h: Tensor<2>, context: &Context) -> Tensor<2> {
     let h = read(&weights.head, h, context);
     let output = context.weight(weights.output());
-    let Some(branch) = &weights.head.lora else { return weight::linear(h, output) };
-    let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
-    weight::lora_linear(h, output, a, b, branch.scale, None)
+    let logits = match &weights.head.lora {
+        None => weight::linear(h, output),
+        Some(branch) => {
+            let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
+            weight::lora_linear(h, output, a, b, branch.scale, None)
+        }
+    };
+    match weights.head.softcap {
+        Some(cap) => (logits / cap).tanh() * cap,
+        None => logits,
+    }
 }

@@ -6,7 +6,7 @@ use crate::branch::EMBEDDING;
 use crate::config::ModelConfig;
 use crate::decoder::adapted::Adapted;
 use crate::decoder::attention::AttentionWidths;
-use crate::tree::{Decoder, DeltaNet, FeedForward, Layer, Mixer, Norm};
+use crate::tree::{Decoder, FeedForward, Layer, Mixer, Norm};
 
 /// What a layer that is differentiated keeps of each token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,10 +48,13 @@ fn kept(layer: &mut Layer, hidden: u64, adapted: &Adapted<'_>) -> LayerKept {
     let branches = branches.sum();
     let (of_mixer, of_mixer_in_f32, widths) = match &layer.mixer {
         Mixer::Attention(attention) => (attention.kept(adapted), attention.statistics(), attention.widths()),
-        Mixer::Delta(net) => (net.kept(adapted), 0, DeltaNet::widths()),
+        Mixer::Latent(latent) => (latent.kept(adapted), latent.statistics(), latent.widths()),
+        Mixer::Convolution(convolution) => (convolution.kept(adapted), 0, AttentionWidths::NONE),
+        Mixer::Delta(net) => (net.kept(adapted), 0, AttentionWidths::NONE),
     };
     let (kept, taken, statistics) = match &layer.feed_forward {
         FeedForward::Gated(gated) => (gated.kept(adapted), gated.taken(), 0),
+        FeedForward::Fused(fused) => (fused.kept(adapted), fused.taken(), 0),
         FeedForward::Experts(experts) => (experts.kept(adapted), experts.taken(), experts.statistics()),
     };
     let norms = |norms: [&Option<Norm>; 2]| norms.iter().filter(|norm| norm.is_some()).count() as u64;

@@ -11,9 +11,10 @@ use finetune_packed::{PackedMatrix, Scheme, applies, quantize};
 use finetune_store::{Dtype, TensorPart, TensorSet, TensorView};
 use serde_json::{Map, Value};
 
-use crate::adaptation::{is_of_vocabulary, module_of};
+use crate::adaptation::{is_of_vocabulary, is_router, module_of};
 use crate::branch::{EMBEDDING, OUTPUT};
 use crate::config::ModelConfig;
+use crate::config::family::{ExpertLayout, FAMILIES, Family};
 use crate::error::ModelError;
 use crate::files::config_json;
 use crate::files::finite::expect_finite;
@@ -21,6 +22,7 @@ use crate::files::floats::{dtype_of, float_type, to_finite_f32};
 use crate::files::load;
 use crate::files::packing;
 use crate::files::stacked;
+use crate::files::taking_turns::OfStack;
 use crate::files::text::read_text;
 use crate::files::wrapper;
 use crate::gguf::read::{GgufBase, GgufStored};
@@ -37,7 +39,7 @@ pub(crate) struct BaseFiles {
 /// Where the tensors of a base are.
 enum Origin {
     /// In a Hugging Face directory.
-    Directory { files: Box<TensorSet>, packing: PackedConfig },
+    Directory { files: Box<TensorSet>, packing: PackedConfig, layout: ExpertLayout },
     /// In a GGUF file.
     Gguf(Box<GgufBase>),
 }
@@ -60,6 +62,8 @@ enum Stored<'a> {
     Dense(TensorView<'a>),
     /// A few bits of each element.
     Packed(PackedTensor<'a>),
+    /// Either of them, in a stack of all experts that is written as it is read.
+    OfStack(OfStack<'a>),
     /// Either of them, in a GGUF file.
     Gguf(&'a GgufBase, GgufStored),
 }
@@ -95,9 +99,13 @@ impl BaseFiles {
         let config = path.join("config.json");
         let object = config_object(path)?;
         let packing = PackedConfig::parse(&object, &config)?;
-        let is_wrapped = wrapper::text_config(&object).is_some();
-        let files = TensorSet::open_model(path)?.split_by(|view| parts(view, is_wrapped));
-        let origin = Origin::Directory { files: Box::new(files), packing };
+        let text = wrapper::text_config(&object).map(|(_, text)| text);
+        let model_type = text.as_ref().unwrap_or(&object).get("model_type").and_then(Value::as_str);
+        // A model that is of no known family has been refused, or will be.
+        let family = Family::of_model(model_type).unwrap_or(&FAMILIES[0]);
+        let layout = family.expert_layout();
+        let files = TensorSet::open_model(path)?.split_by(|view| parts(view, text.is_some(), family));
+        let origin = Origin::Directory { files: Box::new(files), packing, layout };
         Ok(BaseFiles { path: path.to_owned(), origin, quantization: None })
     }
 
@@ -126,7 +134,7 @@ impl BaseFiles {
             _ => false,
         };
         // Routers are small, and which experts they choose is sensitive.
-        let stays = stored.is_packed() || module_of(name).ends_with(".mlp.gate");
+        let stays = stored.is_packed() || is_router(module_of(name));
         let quantization = self.quantization.filter(|scheme| !stays && fits(scheme));
         Ok(Some(BaseTensor { name: name.to_owned(), shape: shape.to_vec(), base: &self.path, stored, quantization }))
     }
@@ -137,8 +145,8 @@ impl BaseFiles {
             let (path, name) = (self.path.clone(), name.to_owned());
             Err(ModelError::Shape { path, name, found: found.to_vec(), expected: shape.to_vec() })
         };
-        let (files, packing) = match &self.origin {
-            Origin::Directory { files, packing } => (files, packing),
+        let (files, packing, layout) = match &self.origin {
+            Origin::Directory { files, packing, layout } => (files, packing, *layout),
             Origin::Gguf(base) => {
                 let Some(stored) = base.stored(name) else { return Ok(None) };
                 let found = match &stored {
@@ -148,6 +156,11 @@ impl BaseFiles {
                 return if found == shape { Ok(Some(Stored::Gguf(base, stored))) } else { wrong_shape(&found) };
             }
         };
+        if layout == ExpertLayout::TakingTurns
+            && let Some(of_stack) = OfStack::find(files, name, shape)?
+        {
+            return Ok(Some(Stored::OfStack(of_stack)));
+        }
         if let [rows, columns] = *shape
             && let Some(packed) = find(files, packing, name, [rows, columns])?
         {
@@ -201,6 +214,8 @@ impl BaseFiles {
     /// files. A packed base has the former only: the others may be parts of packed matrices.
     pub(crate) fn tensors_of_files(&self, config: &ModelConfig) -> Result<Vec<BaseTensor<'_>>, ModelError> {
         let mut tensors = self.tensors(config)?;
+        // Stacks that are written as they are read count as tensors that no part of the model uses.
+        tensors.retain(|tensor| !tensor.is_of_stack());
         let Some(files) = self.safetensors().filter(|_| !tensors.iter().any(|tensor| tensor.is_packed_in_file()))
         else {
             return Ok(tensors);
@@ -278,21 +293,28 @@ impl BaseFiles {
 
 /// What a tensor of the files is read as: the experts of a stack, and of a multimodal model the text
 /// model's tensors under the names that they have in it.
-fn parts(view: &TensorView<'_>, is_wrapped: bool) -> Option<Vec<TensorPart>> {
+fn parts(view: &TensorView<'_>, is_wrapped: bool, family: &Family) -> Option<Vec<TensorPart>> {
     let name = if is_wrapped { wrapper::name_in_text(view.name) } else { Some(view.name.into()) };
     let Some(name) = name else { return Some(Vec::new()) };
     let whole = |shape| vec![TensorPart { name: name.to_string(), shape, first: 0 }];
     // A depthwise convolution is [channels, 1, taps]. mlx-lm has [channels, taps, 1], and norms to which 1
     // was added: such a file is refused by this shape.
-    if name.ends_with(".conv1d.weight") && view.shape.len() == 3 && view.shape[1] == 1 {
+    let is_convolution = name.ends_with(".conv1d.weight") || name.ends_with(".conv.conv.weight");
+    if is_convolution && view.shape.len() == 3 && view.shape[1] == 1 {
         return Some(whole(vec![view.shape.iter().product()]));
     }
-    stacked::parts(&name, view).or_else(|| (name != view.name).then(|| whole(view.shape.to_vec())))
+    let is_plain = family.expert_layout() == ExpertLayout::Plain;
+    let of_experts = if is_plain { stacked::parts(&name, view, family.names.gated) } else { None };
+    of_experts.or_else(|| (name != view.name).then(|| whole(view.shape.to_vec())))
 }
 
 impl Stored<'_> {
     fn is_packed(&self) -> bool {
-        matches!(self, Stored::Packed(_) | Stored::Gguf(_, GgufStored::Packed { .. }))
+        match self {
+            Stored::Packed(_) | Stored::Gguf(_, GgufStored::Packed { .. }) => true,
+            Stored::OfStack(of_stack) => of_stack.is_packed(),
+            Stored::Dense(_) | Stored::Gguf(..) => false,
+        }
     }
 }
 
@@ -302,8 +324,14 @@ impl BaseTensor<'_> {
         match &self.stored {
             Stored::Dense(view) => view.path(),
             Stored::Packed(_) => self.base,
+            Stored::OfStack(of_stack) => of_stack.view().path(),
             Stored::Gguf(base, _) => base.path_of(&self.name),
         }
+    }
+
+    /// Whether it is read out of a stack of all experts that is written as it is read.
+    fn is_of_stack(&self) -> bool {
+        matches!(self.stored, Stored::OfStack(_))
     }
 
     /// Whether its file has a few bits of each element.
@@ -315,6 +343,7 @@ impl BaseTensor<'_> {
     pub(crate) fn dtype(&self) -> Option<Dtype> {
         match &self.stored {
             Stored::Dense(view) => Some(view.dtype),
+            Stored::OfStack(of_stack) => of_stack.dtype(),
             Stored::Gguf(_, GgufStored::Dense(kind, _)) => Some(dtype_of(*kind)),
             Stored::Packed(_) | Stored::Gguf(..) => None,
         }
@@ -351,6 +380,7 @@ impl BaseTensor<'_> {
     pub(crate) fn format(&self) -> Option<String> {
         match (&self.stored, self.quantization) {
             (Stored::Packed(packed), _) => Some(packed.format().to_string()),
+            (Stored::OfStack(of_stack), _) if of_stack.is_packed() => Some("MXFP4".to_owned()),
             (Stored::Gguf(_, GgufStored::Packed { name, .. }), _) => Some(format!("GGUF {name}")),
             (_, Some(scheme)) => Some(format!("{} while it is loaded", packing::scheme_word(scheme))),
             (_, None) => None,
@@ -361,6 +391,7 @@ impl BaseTensor<'_> {
     pub(crate) fn packed_bytes(&self) -> Option<u64> {
         match (&self.stored, self.quantization) {
             (Stored::Packed(packed), _) => Some(packed.memory()),
+            (Stored::OfStack(of_stack), _) if of_stack.is_packed() => Some(of_stack.packed_bytes()),
             (Stored::Gguf(_, GgufStored::Packed { bytes, .. }), _) => Some(*bytes as u64),
             (_, Some(scheme)) => Some(packing::quantized_bytes(scheme, &self.shape, self.dtype()?)),
             (_, None) => None,
@@ -377,6 +408,7 @@ impl BaseTensor<'_> {
     pub(crate) fn parts(&self) -> Vec<String> {
         match &self.stored {
             Stored::Packed(packed) => packed.parts().into_iter().map(str::to_owned).collect(),
+            Stored::OfStack(of_stack) => of_stack.stacks(),
             Stored::Dense(_) | Stored::Gguf(..) => Vec::new(),
         }
     }
@@ -388,8 +420,9 @@ impl BaseTensor<'_> {
     pub(crate) fn packed(&self) -> Result<Option<PackedMatrix>, ModelError> {
         match &self.stored {
             Stored::Packed(packed) => return Ok(Some(packed.read()?)),
+            Stored::OfStack(of_stack) if of_stack.is_packed() => return of_stack.packed(),
             Stored::Gguf(base, GgufStored::Packed { .. }) => return Ok(Some(base.packed(&self.name)?)),
-            Stored::Dense(_) | Stored::Gguf(..) => {}
+            Stored::Dense(_) | Stored::OfStack(_) | Stored::Gguf(..) => {}
         }
         let (Some(scheme), Some(dtype), &[rows, columns]) = (self.quantization, self.dtype(), self.shape.as_slice())
         else {
@@ -415,6 +448,7 @@ impl BaseTensor<'_> {
         match &self.stored {
             Stored::Dense(view) => to_finite_f32(view),
             Stored::Packed(packed) => Ok(packing::decoded(&packed.read()?)),
+            Stored::OfStack(of_stack) => of_stack.values(),
             Stored::Gguf(base, _) => base.dense_f32(&self.name),
         }
     }

@@ -7,6 +7,7 @@ use finetune_store::{Dtype, Operation, SafeName, StoreError, stays_inside};
 use serde_json::Value;
 
 use crate::config::ModelConfig;
+use crate::config::family::{ExpertLayout, Family};
 use crate::error::ModelError;
 use crate::files::text::{read_bounded, read_text};
 use crate::gguf::read::GgufBase;
@@ -159,8 +160,10 @@ fn config_json(base: &Path, dtype: Dtype) -> Result<Vec<u8>, ModelError> {
         _ => "float32",
     });
     // The weights are plain numbers. A packed base has these in both of mlx-lm's and transformers'
-    // spellings.
-    if let Some(config) = config.as_object_mut() {
+    // spellings. Stacks of experts that are written as they are read stay packed.
+    let family = Family::of_model(config.get("model_type").and_then(Value::as_str));
+    let is_plain = family.is_none_or(|family| family.expert_layout() == ExpertLayout::Plain);
+    if let Some(config) = config.as_object_mut().filter(|_| is_plain) {
         config.retain(|key, _| !["quantization", "quantization_config"].contains(&key.as_str()));
     }
     // The config says tied, but the weights have an output layer of their own. Not every reader

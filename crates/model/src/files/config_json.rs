@@ -3,6 +3,7 @@
 //! `dtype`).
 
 mod layers;
+mod mixture;
 mod rope;
 
 use std::path::Path;
@@ -10,8 +11,8 @@ use std::path::Path;
 use finetune_packed::files::PackedConfig;
 use serde_json::{Map, Value};
 
-use crate::config::family::{Bias, FAMILIES, Family};
-use crate::config::{ModelConfig, Rope};
+use crate::config::family::{Asked, Bias, ExpertLayout, FAMILIES, Family, OtherMixer};
+use crate::config::{ExpertsConfig, ModelConfig, Rope};
 use crate::error::ModelError;
 use crate::files::base_files::BaseFiles;
 use crate::files::floats::have_same_values;
@@ -83,6 +84,9 @@ fn has_other_head(directory: &Path, config: &ModelConfig) -> Result<bool, ModelE
     })
 }
 
+/// The keys of the bounds of scores and logits.
+const SOFTCAPS: [&str; 2] = ["attn_logit_softcapping", "final_logit_softcapping"];
+
 /// Numbers of query heads and key/value heads, and elements of a head.
 struct Heads {
     heads: usize,
@@ -102,7 +106,11 @@ impl Reader<'_> {
         let family = self.family(&mut notices)?;
         self.check_supported(family)?;
         let hidden_size = self.size("hidden_size")?;
-        let Heads { heads, key_value_heads, head_dim } = self.heads(family, hidden_size)?;
+        let latent = self.latent(family)?;
+        let Heads { heads, key_value_heads, head_dim } = match latent {
+            Some(latent) => self.latent_heads(latent)?,
+            None => self.heads(family, hidden_size)?,
+        };
         let layers = self.size("num_hidden_layers")?;
         // Within these and the limit of every size, no product or sum of sizes overflows 64 bits.
         for (key, size, limit) in
@@ -114,24 +122,30 @@ impl Reader<'_> {
         }
         self.note_what_is_left_out(family, &mut notices)?;
         let experts = self.experts(family)?;
-        let ropes = self.ropes(family, self.turned(family, head_dim)?)?;
+        let turned = latent.map_or_else(|| self.turned(family, head_dim), |latent| Ok(latent.turned))?;
+        let ropes = self.ropes(family, turned)?;
         let query_scalar = match family.query_scalar {
             Some(default) => self.number_within("query_pre_attn_scalar", 1e-3, 1e9)?.unwrap_or(default),
             None => head_dim as f64,
         };
-        let attention_bias = self.flag("attention_bias")?.unwrap_or(false);
-        let has_bias = |bias: Bias| bias == Bias::Always || (bias == Bias::Asked && attention_bias);
+        let attention_bias = self.flag("attention_bias")?;
+        let has_bias = |bias: Bias| match bias {
+            Bias::Never => false,
+            Bias::Always => true,
+            Bias::Asked => attention_bias == Some(true),
+            Bias::AskedOrLeftOut => attention_bias != Some(false),
+        };
+        let score_scale =
+            self.multiplier(family, "attention_multiplier")?.unwrap_or(1.0 / (query_scalar as f32).sqrt());
         let config = ModelConfig {
             family,
             wrapper: None,
             hidden_size,
-            intermediate_size: match &experts {
-                // Where every layer has experts, nothing else may be said.
-                Some(experts) => self.optional_size("intermediate_size")?.unwrap_or(experts.intermediate_size),
-                None => self.size("intermediate_size")?,
-            },
+            intermediate_size: self.intermediate_size(family, experts.as_ref())?,
             experts,
             delta: self.delta_nets(family)?,
+            convolution: self.convolutions(family)?,
+            latent,
             layers: self.layers(family, layers)?,
             heads,
             key_value_heads,
@@ -140,13 +154,24 @@ impl Reader<'_> {
                 (Some(size), _) | (None, Some(size)) => size,
                 (None, None) => self.size("vocab_size")?,
             },
-            rms_norm_eps: self.number_within("rms_norm_eps", 1e-30, 1.0)?.unwrap_or(1e-6),
+            rms_norm_eps: self.number_within(family.norm_eps.0, 1e-30, 1.0)?.unwrap_or(family.norm_eps.1),
+            score_scale: match latent {
+                Some(_) => score_scale * self.latent_scale()?,
+                None => score_scale,
+            },
             ropes,
-            tied_embeddings: self.flag("tie_word_embeddings")?.unwrap_or(family.tied_embeddings),
+            // The first is LFM2's.
+            tied_embeddings: match self.flag("tie_embedding")? {
+                Some(tied) => tied,
+                None => self.flag("tie_word_embeddings")?.unwrap_or(family.tied_embeddings),
+            },
             qkv_bias: has_bias(family.qkv_bias),
             output_bias: has_bias(family.output_bias),
-            query_key_norm: family.query_key_norm,
-            score_scale: self.multiplier(family, "attention_multiplier")?.unwrap_or(1.0 / (query_scalar as f32).sqrt()),
+            query_key_norm: match family.query_key_norm {
+                Asked::Never => false,
+                Asked::Always => true,
+                Asked::Key(key) => self.flag(key)?.unwrap_or(false),
+            },
             embedding_scale: if family.scaled_embeddings {
                 Some((hidden_size as f32).sqrt())
             } else {
@@ -154,6 +179,9 @@ impl Reader<'_> {
             },
             residual_scale: self.multiplier(family, "residual_multiplier")?.filter(|&factor| factor != 1.0),
             logits_divisor: self.multiplier(family, "logits_scaling")?.filter(|&divisor| divisor != 1.0),
+            score_cap: self.softcap(family, 0)?,
+            logits_cap: self.softcap(family, 1)?,
+            idle_layers: self.idle_layers()?,
             activation: family.activation.2,
             max_position_embeddings: self
                 .optional_size("max_position_embeddings")?
@@ -165,10 +193,53 @@ impl Reader<'_> {
         Ok(config)
     }
 
+    /// Elements of a token inside dense feed-forward parts.
+    fn intermediate_size(&self, family: &Family, experts: Option<&ExpertsConfig>) -> Result<usize, ModelError> {
+        if family.asks_for_rope {
+            return self.size("shared_intermediate_size");
+        }
+        let stated = match (self.optional_size("block_ff_dim")?, experts) {
+            (Some(size), _) if family.other_mixer == OtherMixer::Convolution => size,
+            // Where every layer has experts, nothing else may be said.
+            (_, Some(experts)) => self.optional_size("intermediate_size")?.unwrap_or(experts.intermediate_size),
+            (_, None) => self.size("intermediate_size")?,
+        };
+        if !family.adjusts_width || self.flag("block_auto_adjust_ff_dim")? == Some(false) {
+            return Ok(stated);
+        }
+        let factor = self.number_within("block_ffn_dim_multiplier", 1e-3, 1e3)?.unwrap_or(1.0);
+        let multiple = self.optional_size("block_multiple_of")?.unwrap_or(256);
+        let adjusted = ((2 * stated / 3) as f64 * factor) as usize;
+        Ok(adjusted.next_multiple_of(multiple).max(multiple))
+    }
+
     /// A factor of Granite's config; one that is left out is 1, as in the class. `None` in other families.
     fn multiplier(&self, family: &Family, key: &str) -> Result<Option<f32>, ModelError> {
         let stated = || self.number_within(key, 1e-6, 1e6).map(|value| value.unwrap_or(1.0) as f32);
         family.has_multipliers.then(stated).transpose()
+    }
+
+    /// The bound of scores or of logits.
+    fn softcap(&self, family: &Family, which: usize) -> Result<Option<f32>, ModelError> {
+        let key = SOFTCAPS[which];
+        let stated = self.number_within(key, 1e-3, 1e6)?;
+        match (family.softcaps[which], stated) {
+            (None, Some(cap)) => Err(self.unsupported(key, &cap.to_string())),
+            (None, None) => Ok(None),
+            // null means none.
+            (Some(_), None) if self.object.contains_key(key) => Ok(None),
+            (Some(softcap), stated) => Ok(stated.or(softcap.default).map(|cap| cap as f32)),
+        }
+    }
+
+    /// Layers that predict further tokens (DeepSeek-AI 2024: multi-token prediction). They lie behind the
+    /// others in the files.
+    fn idle_layers(&self) -> Result<usize, ModelError> {
+        let count = match self.get("num_nextn_predict_layers").or(self.get("num_mtp_layers")) {
+            Some(value) => value.as_u64().filter(|&count| count <= 64),
+            None => Some(0),
+        };
+        count.map(|count| count as usize).ok_or_else(|| self.wrong_type("num_nextn_predict_layers", "a small number"))
     }
 
     /// What training leaves out of what the file asks for.
@@ -179,7 +250,7 @@ impl Reader<'_> {
                 self.path.display()
             ));
         }
-        if family.has_experts && self.flag("output_router_logits")?.unwrap_or(false) {
+        if family.mixture.is_some() && self.flag("output_router_logits")?.unwrap_or(false) {
             notices.push(format!(
                 "{}: output_router_logits asks for the router's auxiliary loss in training, which is left out: routers are frozen",
                 self.path.display()
@@ -198,10 +269,23 @@ impl Reader<'_> {
         {
             return Err(self.unsupported(key, activation));
         }
-        for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
-            if let Some(cap) = self.number(key)? {
-                return Err(self.unsupported(key, &cap.to_string()));
+        if family.mixture.is_some_and(|mixture| mixture.layout == ExpertLayout::TakingTurns) {
+            for (key, only) in [("swiglu_limit", 7.0), ("swiglu_alpha", 1.702)] {
+                if let Some(other) = self.number(key)?.filter(|&number| number != only) {
+                    return Err(self.unsupported(key, &other.to_string()));
+                }
             }
+        }
+        if family.asks_for_rope {
+            self.expect_attention_only()?;
+        }
+        for key in ["resid_pdrop", "embd_pdrop"] {
+            if let Some(dropout) = self.number(key)?.filter(|&dropout| dropout != 0.0) {
+                return Err(self.unsupported(key, &dropout.to_string()));
+            }
+        }
+        if family.rope_pairs && self.flag("rope_interleave")? == Some(false) {
+            return Err(self.unsupported("rope_interleave", "false"));
         }
         if self.flag("use_bidirectional_attention")?.unwrap_or(false) {
             return Err(self.unsupported("use_bidirectional_attention", "true"));
@@ -236,12 +320,13 @@ impl Reader<'_> {
 
     /// Checks what only the keys together tell.
     fn check_whole(&self, config: &ModelConfig) -> Result<(), ModelError> {
+        let all_frequencies = |rope: &Rope| [rope.frequencies(), rope.frequencies_of(true)].concat();
         let elements = |shape: Vec<usize>| shape.iter().map(|&length| length as u128).product::<u128>();
         let all: u128 = Decoder::new(config).slots().iter().map(|slot| elements(slot.shape())).sum();
         if all > MOST_ELEMENTS {
             return Err(self.malformed(&format!("its sizes make {all} weights, more than any model has")));
         }
-        if config.ropes.iter().flat_map(Rope::frequencies).any(|frequency| !frequency.is_finite()) {
+        if config.ropes.iter().flat_map(all_frequencies).any(|frequency| !frequency.is_finite()) {
             return Err(self.malformed("`rope_theta` and the rope scaling make frequencies that are not finite"));
         }
         self.check_end(config.vocabulary)

@@ -64,11 +64,21 @@ fn kind(view: &TensorView<'_>, config: &ModelConfig) -> Result<Extra, ModelError
     if name.ends_with(".rotary_emb.inv_freq") {
         return Ok(if are_frequencies(view, config)? { Extra::Known } else { Extra::Unused });
     }
+    if is_of_idle_layer(name, config) {
+        return Ok(Extra::Unused);
+    }
     let inside = name.starts_with("model.") || name.starts_with("lm_head.");
     let last = name.rsplit('.').next().unwrap_or(name);
     // Causal masks of old exports are called `bias` and have four dimensions.
     let is_mask = last == "bias" && view.shape.len() > 2;
     Ok(if inside && is_parameter(last) && !is_mask { Extra::Meant } else { Extra::Unused })
+}
+
+/// Whether a tensor is of a layer that predicts further tokens.
+fn is_of_idle_layer(name: &str, config: &ModelConfig) -> bool {
+    let number = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+    let layers = config.layers.len();
+    number.is_some_and(|number| (layers..layers + config.idle_layers).contains(&number))
 }
 
 /// Whether outputs depend on a tensor of this name: weights and biases, and the parts of packed

@@ -42,27 +42,45 @@ fn read_f32(
     view: &TensorView<'_>,
     check: impl Fn(&[u8], usize) -> Result<(), ModelError>,
 ) -> Result<Vec<f32>, ModelError> {
-    let Some(kind) = float_type(view.dtype) else {
-        return Err(ModelError::Dtype {
-            path: view.path().to_owned(),
-            name: view.name.to_owned(),
-            dtype: view.dtype.to_string(),
-        });
-    };
+    let kind = float_type_of(view)?;
     let mut values: Vec<f32> = Vec::with_capacity(view.size() / view.dtype.size());
     view.pieces(|piece| -> Result<(), ModelError> {
         check(piece, values.len())?;
-        let pairs = || piece.par_chunks_exact(2).map(|b| [b[0], b[1]]);
-        match kind {
-            FloatType::F32 => {
-                values.par_extend(piece.par_chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
-            }
-            FloatType::BF16 => values.par_extend(pairs().map(|b| half::bf16::from_le_bytes(b).to_f32())),
-            FloatType::F16 => values.par_extend(pairs().map(|b| half::f16::from_le_bytes(b).to_f32())),
-        }
+        extend(&mut values, piece, kind);
         Ok(())
     })?;
     Ok(values)
+}
+
+/// The elements from `first` on of a tensor in f32. One that is not finite is an error.
+pub(crate) fn to_finite_f32_of(view: &TensorView<'_>, first: usize, count: usize) -> Result<Vec<f32>, ModelError> {
+    let (kind, size) = (float_type_of(view)?, view.dtype.size());
+    let bytes = view.bytes_at(first * size, count * size)?;
+    expect_finite(view, &bytes, first)?;
+    let mut values = Vec::with_capacity(count);
+    extend(&mut values, &bytes, kind);
+    Ok(values)
+}
+
+/// The number type of a tensor; an error if weights are never held in it.
+fn float_type_of(view: &TensorView<'_>) -> Result<FloatType, ModelError> {
+    float_type(view.dtype).ok_or_else(|| ModelError::Dtype {
+        path: view.path().to_owned(),
+        name: view.name.to_owned(),
+        dtype: view.dtype.to_string(),
+    })
+}
+
+/// Adds numbers of a type, as bytes.
+fn extend(values: &mut Vec<f32>, bytes: &[u8], kind: FloatType) {
+    let pairs = || bytes.par_chunks_exact(2).map(|b| [b[0], b[1]]);
+    match kind {
+        FloatType::F32 => {
+            values.par_extend(bytes.par_chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+        }
+        FloatType::BF16 => values.par_extend(pairs().map(|b| half::bf16::from_le_bytes(b).to_f32())),
+        FloatType::F16 => values.par_extend(pairs().map(|b| half::f16::from_le_bytes(b).to_f32())),
+    }
 }
 
 /// Rounds f32 values to a file's number type, as bytes.

@@ -10,7 +10,8 @@ use crate::config::MOST_EXPERTS;
 
 /// The tensors of single experts that this one, of this name in the model, is made of. `None`: it is no
 /// stack of experts.
-pub(crate) fn parts(name: &str, view: &TensorView<'_>) -> Option<Vec<TensorPart>> {
+/// `gated`: what the family calls gate, up and down.
+pub(crate) fn parts(name: &str, view: &TensorView<'_>, gated: [&str; 3]) -> Option<Vec<TensorPart>> {
     let (&experts, inner) = view.shape.split_first().filter(|(experts, _)| **experts <= MOST_EXPERTS)?;
     let &rows = inner.first()?;
     let each: usize = inner.iter().product();
@@ -20,13 +21,13 @@ pub(crate) fn parts(name: &str, view: &TensorView<'_>) -> Option<Vec<TensorPart>
         return Some((0..experts).map(of_expert).collect());
     }
     let (experts_of_layer, stack) = name.rsplit_once('.')?;
-    if !experts_of_layer.ends_with(".mlp.experts") || inner.len() != 2 {
+    if !experts_of_layer.ends_with(".experts") || inner.len() != 2 {
         return None;
     }
     let weight = |expert: usize, part: &str| format!("{experts_of_layer}.{expert}.{part}.weight");
     match stack {
         "down_proj" => {
-            let down = |expert| part(weight(expert, "down_proj"), inner.to_vec(), expert * each);
+            let down = |expert| part(weight(expert, gated[2]), inner.to_vec(), expert * each);
             Some((0..experts).map(down).collect())
         }
         "gate_up_proj" if rows.is_multiple_of(2) => {
@@ -34,8 +35,8 @@ pub(crate) fn parts(name: &str, view: &TensorView<'_>) -> Option<Vec<TensorPart>
             let halves = |expert: usize| {
                 let first = expert * each;
                 [
-                    part(weight(expert, "gate_proj"), shape.clone(), first),
-                    part(weight(expert, "up_proj"), shape.clone(), first + each / 2),
+                    part(weight(expert, gated[0]), shape.clone(), first),
+                    part(weight(expert, gated[1]), shape.clone(), first + each / 2),
                 ]
             };
             Some((0..experts).flat_map(halves).collect())

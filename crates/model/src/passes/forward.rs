@@ -4,6 +4,7 @@ use finetune_kernels::{RopeTable, Segments};
 
 use crate::adaptation::Adaptation;
 use crate::batch::{Batch, BatchRow, LossSum, Randomness};
+use crate::config::Rope;
 use crate::decoder::pass::{BatchDropout, Context};
 use crate::decoder::{self, head};
 use crate::error::ModelError;
@@ -53,7 +54,7 @@ impl Model {
             _ => None,
         };
         Context {
-            ropes: self.rope_tables(&positions),
+            ropes: self.rope_tables(&positions, lengths.iter().map(|&length| (length, length))),
             segments: Segments::rows(&lengths),
             compute: self.placement.compute(),
             training: training.is_some(),
@@ -61,12 +62,21 @@ impl Model {
         }
     }
 
-    /// Tables of the rotary embeddings at these positions.
-    pub(crate) fn rope_tables(&self, positions: &[u32]) -> Vec<RopeTable> {
+    /// Tables of the rotary embeddings at these positions. `rows`: of each row how many of the positions are
+    /// its own, and how many tokens it has in all.
+    pub(crate) fn rope_tables(
+        &self,
+        positions: &[u32],
+        rows: impl Iterator<Item = (usize, usize)> + Clone,
+    ) -> Vec<RopeTable> {
         let ropes = self.config.ropes.iter().zip(&self.frequencies);
-        ropes
-            .map(|(rope, frequencies)| RopeTable::new(positions, frequencies, |position| rope.factor(position)))
-            .collect()
+        let table = |(rope, frequencies): (&Rope, &[Vec<f32>; 2])| {
+            let of_rows = rows.clone().flat_map(|(own, tokens)| std::iter::repeat_n(rope.is_long(tokens), own));
+            let each = positions.iter().zip(of_rows);
+            let each = each.map(|(&position, is_long)| (position, frequencies[usize::from(is_long)].as_slice()));
+            RopeTable::of_each(each, rope.width / 2, |position| rope.factor(position))
+        };
+        ropes.map(table).collect()
     }
 
     /// Refuses tokens that are not in the vocabulary.

@@ -1,7 +1,7 @@
 //! Text from a model, one token at a time, with a cache of keys and values. Several rows at once
 //! are in `generate_rows`.
 
-use finetune_kernels::Segments;
+use finetune_kernels::{RopeTable, Segments};
 
 use crate::decoder::cache::{KeyValueCache, LayerCache};
 use crate::decoder::pass::Context;
@@ -142,11 +142,23 @@ impl Model {
     }
 
     /// Logits [v] of the token after these, which are added to the cache.
+    ///
+    /// Where the text becomes so long that its positions are others, all of it is read again.
     pub(crate) fn read(&self, tokens: &[u32], cache: &mut KeyValueCache) -> Result<Vec<f32>, ModelError> {
-        cache.read(tokens, self.weights.layers.len(), |past, layers| {
-            let positions: Vec<u32> = (past..past + tokens.len()).map(|p| p as u32).collect();
-            self.next_logits(tokens, &positions, Segments::cached(tokens.len(), past + tokens.len()), layers, 1)
-        })
+        let is_long = self.config.is_long(cache.tokens().len() + tokens.len());
+        if is_long != cache.is_long && !cache.tokens().is_empty() {
+            let all = [cache.tokens(), tokens].concat();
+            *cache = KeyValueCache::default();
+            return self.read(&all, cache);
+        }
+        let logits = cache.read(tokens, self.weights.layers.len(), |past, layers| {
+            let all = past + tokens.len();
+            let positions: Vec<u32> = (past..all).map(|p| p as u32).collect();
+            let ropes = self.rope_tables(&positions, std::iter::once((tokens.len(), all)));
+            self.next_logits(tokens, ropes, Segments::cached(tokens.len(), all), layers, 1)
+        })?;
+        cache.is_long = is_long;
+        Ok(logits)
     }
 
     /// Logits [last, v] of the tokens after the last ones of these. The caches hold what was before
@@ -154,18 +166,12 @@ impl Model {
     pub(crate) fn next_logits(
         &self,
         tokens: &[u32],
-        positions: &[u32],
+        ropes: Vec<RopeTable>,
         segments: Segments,
         caches: &mut [LayerCache],
         last: usize,
     ) -> Result<Vec<f32>, ModelError> {
-        let context = Context {
-            ropes: self.rope_tables(positions),
-            segments,
-            compute: self.placement().compute(),
-            training: false,
-            dropout: None,
-        };
+        let context = Context { ropes, segments, compute: self.placement().compute(), training: false, dropout: None };
         let mut pass = || {
             let x = decoder::embed(&self.weights, tokens, &context);
             let x = decoder::layers(&self.weights, x, &context, Some(caches), &mut |_, _| {});

@@ -54,6 +54,15 @@ impl Model {
     ) -> Result<Vec<Generation>, ModelError> {
         requests.iter().try_for_each(|request| self.check_tokens(request.prompt))?;
         let mut generations = Vec::with_capacity(requests.len());
+        // A row that becomes long is read again, alone.
+        if self.config.is_long(usize::MAX) {
+            for (row, request) in requests.iter().enumerate().map(|(row, request)| (row, *request)) {
+                let RowRequest { prompt, max_new_tokens, sampling, end_ids } = request;
+                let mut each = |token| each(row, token);
+                generations.push(self.generate_while(prompt, max_new_tokens, sampling, end_ids, &mut each)?);
+            }
+            return Ok(generations);
+        }
         for requests in requests.chunks(ROWS) {
             let first = generations.len();
             generations.extend(self.generate_together(requests, &mut |row, token| each(first + row, token))?);
@@ -124,8 +133,9 @@ impl Model {
     fn read_rows(&self, running: &[Running], cache: &mut RowsCache) -> Result<Vec<f32>, ModelError> {
         let tokens: Vec<u32> = running.iter().map(|&(_, token)| token).collect();
         let positions: Vec<u32> = cache.lengths().iter().map(|&length| length as u32).collect();
+        let ropes = self.rope_tables(&positions, cache.lengths().iter().map(|&length| (1, length + 1)));
         let segments = Segments::next_tokens(cache.next_keys());
-        cache.read(|layers| self.next_logits(&tokens, &positions, segments, layers, tokens.len()))
+        cache.read(|layers| self.next_logits(&tokens, ropes, segments, layers, tokens.len()))
     }
 }
 

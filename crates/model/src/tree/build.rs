@@ -1,9 +1,11 @@
 //! The tree of a config: which tensors a model of it has, with their names, shapes and places.
 
 use super::{
-    Attention, Decoder, DeltaNet, Experts, FeedForward, Gated, Head, Layer, Linear, Matrix, Mixer, Norm, Role, Vector,
+    Attention, Decoder, DeltaInputs, DeltaNet, Experts, FeedForward, FusedGated, Gated, Head, LatentAttention,
+    LatentQueries, Layer, Linear, Matrix, Mixer, Norm, Projections, Role, ShortConvolution, Vector,
 };
-use crate::config::{DeltaConfig, LayerConfig, ModelConfig};
+use crate::config::family::{OtherMixer, Shared};
+use crate::config::{ConvolutionConfig, DeltaConfig, LatentConfig, LayerConfig, MixerKind, ModelConfig};
 
 impl Decoder {
     /// The tree of a config, with absent tensors.
@@ -18,8 +20,9 @@ impl Decoder {
             embedding_lora: None,
             layers,
             head: Head {
-                norm: norm("model.norm", hidden, config),
+                norm: norm(&format!("model.{}", config.family.names.last_norm), hidden, config),
                 divisor: config.logits_divisor,
+                softcap: config.logits_cap,
                 output: (!config.tied_embeddings)
                     .then(|| Matrix::new("lm_head.weight".to_owned(), [config.vocabulary, hidden])),
                 index: linears,
@@ -55,54 +58,112 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
         let length = if config.family.norms_all_heads { all } else { config.head_dim };
         config.query_key_norm.then(|| norm(part, length))
     };
-    // With norms on both sides of a part, the one behind attention has the name of the one before the
-    // feed-forward part of other families.
-    let (is_sandwich, is_before) = (config.family.sandwich_norms, config.family.norms_before);
-    let post_norm = if is_sandwich { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
-    let is_gated = config.family.gated_attention;
-    let mixer = match config.delta.filter(|_| layer.is_recurrent) {
-        Some(delta) => Mixer::Delta(delta_net(config, n, delta, &mut linear)),
-        None => Mixer::Attention(Attention {
-            q: linear("self_attn.q_proj", Role::Query, [if is_gated { 2 * query } else { query }, hidden], qkv_bias),
-            k: linear("self_attn.k_proj", Role::Key, [key, hidden], qkv_bias),
-            v: linear("self_attn.v_proj", Role::Value, [key, hidden], qkv_bias),
-            o: linear("self_attn.o_proj", Role::Output, [hidden, query], config.output_bias),
-            q_norm: head_norm("self_attn.q_norm", query),
-            k_norm: head_norm("self_attn.k_norm", key),
+    let family = config.family;
+    let is_gated = family.gated_attention;
+    let in_attention = |part: &str| format!("self_attn.{part}");
+    let mixer = match layer.mixer {
+        MixerKind::Delta => {
+            let delta = config.delta.expect("the sizes of a layer's delta net");
+            Mixer::Delta(delta_net(config, n, delta, &mut linear))
+        }
+        MixerKind::Convolution => {
+            let sizes = config.convolution.expect("the sizes of a layer's convolution");
+            let ConvolutionConfig { taps, bias } = sizes;
+            Mixer::Convolution(ShortConvolution {
+                input: linear("conv.in_proj", Role::Recurrent, [3 * hidden, hidden], bias),
+                out: linear("conv.out_proj", Role::Recurrent, [hidden, hidden], bias),
+                kernel: Vector::new(name("conv.conv.weight"), hidden * taps, 0.0),
+                bias: bias.then(|| Vector::new(name("conv.conv.bias"), hidden, 0.0)),
+                taps,
+            })
+        }
+        MixerKind::Latent => {
+            let sizes = config.latent.expect("the sizes of a layer's latent attention");
+            Mixer::Latent(latent_attention(config, n, layer, sizes, &mut linear))
+        }
+        MixerKind::Attention => Mixer::Attention(Attention {
+            projections: if family.fused_qkv {
+                Projections::Fused(linear("self_attn.qkv_proj", Role::Fused, [query + 2 * key, hidden], qkv_bias))
+            } else {
+                let of_queries = [if is_gated { 2 * query } else { query }, hidden];
+                Projections::Apart {
+                    q: linear("self_attn.q_proj", Role::Query, of_queries, qkv_bias),
+                    k: linear("self_attn.k_proj", Role::Key, [key, hidden], qkv_bias),
+                    v: linear("self_attn.v_proj", Role::Value, [key, hidden], qkv_bias),
+                }
+            },
+            o: linear(&in_attention(family.names.output), Role::Output, [hidden, query], config.output_bias),
+            sinks: family.has_sinks.then(|| Vector::new(name("self_attn.sinks"), config.heads, 0.0)),
+            q_norm: head_norm(&in_attention(family.names.head_norms[0]), query),
+            k_norm: head_norm(&in_attention(family.names.head_norms[1]), key),
             heads: config.heads,
             key_value_heads: config.key_value_heads,
             head_dim: config.head_dim,
             scale: config.score_scale,
+            softcap: config.score_cap,
             window: layer.window,
             rope: layer.rope,
-            query_rope: if config.family.growth.is_some() { Some(1) } else { layer.rope },
+            query_rope: if family.growth.is_some() { Some(1) } else { layer.rope },
+            rope_pairs: family.rope_pairs,
             is_gated,
         }),
     };
+    let [input_norm, mixer_norm, post_norm, feed_forward_norm] =
+        family.names.norms.map(|part| part.map(|part| norm(part, hidden)));
     Layer {
-        input_norm: is_before.then(|| norm("input_layernorm", hidden)),
+        input_norm,
         mixer,
-        mixer_norm: is_sandwich.then(|| norm("post_attention_layernorm", hidden)),
-        post_norm: is_before.then(|| norm(post_norm, hidden)),
-        feed_forward: match config.experts.as_ref().filter(|_| layer.has_experts) {
-            None => FeedForward::Gated(gated(config, "mlp", config.intermediate_size, &mut linear)),
-            Some(experts) => FeedForward::Experts(Experts {
-                router: linear("mlp.gate", Role::Router, [experts.count, hidden], false),
-                experts: (0..experts.count)
-                    .map(|n| format!("mlp.experts.{n}"))
-                    .map(|module| gated(config, &module, experts.intermediate_size, &mut linear).of_expert())
-                    .collect(),
-                choices: experts.choices,
-                weights: experts.weights,
-                shared: experts.shared.map(|inner| {
-                    let expert = gated(config, "mlp.shared_expert", inner, &mut linear);
-                    (expert, linear("mlp.shared_expert_gate", Role::Router, [1, hidden], false))
-                }),
-            }),
-        },
-        feed_forward_norm: is_sandwich.then(|| norm("post_feedforward_layernorm", hidden)),
+        mixer_norm,
+        post_norm,
+        feed_forward: feed_forward(config, n, layer, &mut linear),
+        feed_forward_norm,
         residual_scale: config.residual_scale,
     }
+}
+
+/// The feed-forward part of layer `n`.
+fn feed_forward(
+    config: &ModelConfig,
+    n: usize,
+    layer: &LayerConfig,
+    mut linear: impl FnMut(&str, Role, [usize; 2], bool) -> Linear,
+) -> FeedForward {
+    let (hidden, names) = (config.hidden_size, &config.family.names);
+    let part = names.feed_forward;
+    let (Some(experts), Some(mixture)) = (config.experts.as_ref().filter(|_| layer.has_experts), config.family.mixture)
+    else {
+        let inner = config.intermediate_size;
+        if !config.family.fused_gate_up {
+            return FeedForward::Gated(gated(config, part, inner, false, &mut linear));
+        }
+        return FeedForward::Fused(FusedGated {
+            activation: config.activation,
+            gate_up: linear(&format!("{part}.{}", names.fused[0]), Role::Fused, [2 * inner, hidden], false),
+            down: linear(&format!("{part}.{}", names.fused[1]), Role::Down, [hidden, inner], false),
+        });
+    };
+    let router = format!("{part}.{}", names.router);
+    FeedForward::Experts(Experts {
+        router: linear(&router, Role::Router, [experts.count, hidden], mixture.has_biases),
+        correction: mixture
+            .correction
+            .map(|tensor| Vector::new(format!("model.layers.{n}.{part}.{tensor}"), experts.count, 0.0)),
+        experts: (0..experts.count)
+            .map(|n| format!("{part}.experts.{n}"))
+            .map(|module| {
+                gated(config, &module, experts.intermediate_size, mixture.has_biases, &mut linear).of_expert()
+            })
+            .collect(),
+        choices: experts.choices,
+        weights: experts.weights,
+        groups: experts.groups,
+        shared: experts.shared.map(|inner| {
+            let expert = gated(config, &format!("{part}.{}", names.shared), inner, false, &mut linear);
+            let has_gate = matches!(mixture.shared, Shared::Gated(_));
+            let gate = format!("{part}.{}_gate", names.shared);
+            (expert, has_gate.then(|| linear(&gate, Role::Router, [1, hidden], false)))
+        }),
+    })
 }
 
 /// A gated part of this inner width, of the linear layers that `linear` makes.
@@ -110,14 +171,50 @@ fn gated(
     config: &ModelConfig,
     module: &str,
     inner: usize,
+    bias: bool,
     mut linear: impl FnMut(&str, Role, [usize; 2], bool) -> Linear,
 ) -> Gated {
-    let hidden = config.hidden_size;
+    let (hidden, [gate, up, down]) = (config.hidden_size, config.family.names.gated);
     Gated {
         activation: config.activation,
-        gate: linear(&format!("{module}.gate_proj"), Role::Gate, [inner, hidden], false),
-        up: linear(&format!("{module}.up_proj"), Role::Up, [inner, hidden], false),
-        down: linear(&format!("{module}.down_proj"), Role::Down, [hidden, inner], false),
+        gate: linear(&format!("{module}.{gate}"), Role::Gate, [inner, hidden], bias),
+        up: linear(&format!("{module}.{up}"), Role::Up, [inner, hidden], bias),
+        down: linear(&format!("{module}.{down}"), Role::Down, [hidden, inner], bias),
+    }
+}
+
+/// The latent attention of layer `n`.
+fn latent_attention(
+    config: &ModelConfig,
+    n: usize,
+    layer: &LayerConfig,
+    sizes: LatentConfig,
+    mut linear: impl FnMut(&str, Role, [usize; 2], bool) -> Linear,
+) -> LatentAttention {
+    let (hidden, heads, bias) = (config.hidden_size, config.heads, config.qkv_bias);
+    let LatentConfig { query_rank, rank, plain, turned, value } = sizes;
+    let query = heads * (plain + turned);
+    // These two norms have an epsilon of their own, whatever config.json says of the others.
+    let norm =
+        |part: &str, length| Norm { eps: 1e-6, ..norm(&format!("model.layers.{n}.self_attn.{part}"), length, config) };
+    LatentAttention {
+        queries: match query_rank {
+            None => LatentQueries::Direct(linear("self_attn.q_proj", Role::Query, [query, hidden], false)),
+            Some(rank) => LatentQueries::Compressed {
+                down: linear("self_attn.q_a_proj", Role::Latent, [rank, hidden], bias),
+                norm: norm("q_a_layernorm", rank),
+                up: linear("self_attn.q_b_proj", Role::Query, [query, rank], false),
+            },
+        },
+        down: linear("self_attn.kv_a_proj_with_mqa", Role::Latent, [rank + turned, hidden], bias),
+        norm: norm("kv_a_layernorm", rank),
+        up: linear("self_attn.kv_b_proj", Role::Key, [heads * (plain + value), rank], false),
+        o: linear("self_attn.o_proj", Role::Output, [hidden, heads * value], config.output_bias),
+        heads,
+        sizes,
+        scale: config.score_scale,
+        window: layer.window,
+        rope: layer.rope,
     }
 }
 
@@ -135,10 +232,19 @@ fn delta_net(
         |part: &str, shape: [usize; 2]| linear(&format!("linear_attn.{part}"), Role::Recurrent, shape, false);
     let name = |part: &str| format!("model.layers.{n}.linear_attn.{part}");
     DeltaNet {
-        qkv: projection("in_proj_qkv", [channels, hidden]),
-        z: projection("in_proj_z", [values, hidden]),
-        b: projection("in_proj_b", [value_heads, hidden]),
-        a: projection("in_proj_a", [value_heads, hidden]),
+        inputs: if config.family.other_mixer == (OtherMixer::Delta { is_grouped: true }) {
+            DeltaInputs::Grouped {
+                qkvz: projection("in_proj_qkvz", [channels + values, hidden]),
+                ba: projection("in_proj_ba", [2 * value_heads, hidden]),
+            }
+        } else {
+            DeltaInputs::Apart {
+                qkv: projection("in_proj_qkv", [channels, hidden]),
+                z: projection("in_proj_z", [values, hidden]),
+                b: projection("in_proj_b", [value_heads, hidden]),
+                a: projection("in_proj_a", [value_heads, hidden]),
+            }
+        },
         out: projection("out_proj", [hidden, values]),
         convolution: Vector::new(name("conv1d.weight"), channels * taps, 0.0),
         decay: Vector::new(name("A_log"), value_heads, 0.0),

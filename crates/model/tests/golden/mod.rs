@@ -67,7 +67,7 @@ pub(crate) fn placement() -> Placement {
 
 /// Families that are computed on the CPU only.
 #[allow(dead_code, reason = "of the tests of families")]
-pub(crate) const CPU_ONLY: [&str; 2] = ["qwen3_5", "qwen3_5_moe"];
+pub(crate) const CPU_ONLY: [&str; 3] = ["qwen3_5", "qwen3_5_moe", "qwen3_next"];
 
 /// Where a family is tested: as [`placement`] says, if it can be.
 #[allow(dead_code, reason = "of the tests of families")]

@@ -1,11 +1,10 @@
-//! What makes the layers of config.json different from each other: windows, positions, experts.
+//! What makes the layers of config.json different from each other: windows, positions, mixers.
 
-use finetune_kernels::{ExpertWeights, Scores};
 use serde_json::Value;
 
 use super::Reader;
-use crate::config::family::{Family, Windows};
-use crate::config::{DeltaConfig, ExpertsConfig, LayerConfig, MOST_EXPERTS};
+use crate::config::family::{Family, OtherMixer, Windows};
+use crate::config::{ConvolutionConfig, DeltaConfig, LayerConfig, MixerKind};
 use crate::error::ModelError;
 
 impl Reader<'_> {
@@ -24,7 +23,10 @@ impl Reader<'_> {
             Windows::AllButEvery(pattern) => pattern,
             _ => usize::MAX,
         });
-        let is_named = |types: &Vec<Value>, n: usize| types.get(n).and_then(Value::as_str) == Some("sliding_attention");
+        fn kind(types: &[Value], n: usize) -> Option<&str> {
+            types.get(n).and_then(Value::as_str)
+        }
+        let is_named = |types: &[Value], n: usize| kind(types, n) == Some("sliding_attention");
         let has_window = |n: usize, rope: Option<usize>| match (family.windows, types) {
             (Windows::Never, _) => false,
             (Windows::EveryLayer, _) => true,
@@ -32,27 +34,76 @@ impl Reader<'_> {
             (Windows::Later | Windows::WithoutRope, Some(types)) => is_used && is_named(types, n),
             (Windows::Later, None) => is_used && n >= first,
             (Windows::WithoutRope, None) => is_used && rope.is_none(),
-            (Windows::AllButEvery(_), Some(types)) => is_named(types, n),
+            (Windows::AllButEvery(_) | Windows::EveryOther, Some(types)) => is_named(types, n),
             (Windows::AllButEvery(_), None) => !(n + 1).is_multiple_of(pattern),
+            (Windows::EveryOther, None) => n.is_multiple_of(2),
         };
         let has_experts = self.layers_with_experts(family)?;
         let interval = self.optional_size("full_attention_interval")?.unwrap_or(4);
+        let with_attention = self.layers_with_attention(count)?;
         let layer = |(n, rope): (usize, Option<usize>)| {
             let has_window = has_window(n, rope);
             let rope = if has_window && family.window_rope_theta.is_some() { Some(1) } else { rope };
-            let is_recurrent = family.has_delta_nets
-                && match types {
-                    Some(types) => types.get(n).and_then(Value::as_str) == Some("linear_attention"),
-                    None => !(n + 1).is_multiple_of(interval),
-                };
-            LayerConfig { window: window.filter(|_| has_window), rope, has_experts: has_experts(n), is_recurrent }
+            let is_other = match (family.other_mixer, types) {
+                (OtherMixer::None, _) => false,
+                (OtherMixer::Delta { .. }, Some(types)) => kind(types, n) == Some("linear_attention"),
+                (OtherMixer::Delta { .. }, None) => !(n + 1).is_multiple_of(interval),
+                (OtherMixer::Convolution, Some(types)) => kind(types, n) != Some("full_attention"),
+                (OtherMixer::Convolution, None) => !with_attention.contains(&n),
+            };
+            let mixer = match (family.other_mixer, family.latent) {
+                (OtherMixer::Delta { .. }, _) if is_other => MixerKind::Delta,
+                (OtherMixer::Convolution, _) if is_other => MixerKind::Convolution,
+                (_, Some(_)) => MixerKind::Latent,
+                (_, None) => MixerKind::Attention,
+            };
+            LayerConfig { window: window.filter(|_| has_window), rope, has_experts: has_experts(n), mixer }
         };
         Ok(ropes.into_iter().enumerate().map(layer).collect())
     }
 
+    /// The layers of `full_attn_idxs`; all if it is left out.
+    fn layers_with_attention(&self, count: usize) -> Result<Vec<usize>, ModelError> {
+        let Some(list) = self.get("full_attn_idxs") else { return Ok((0..count).collect()) };
+        let numbers = list.as_array().and_then(|list| list.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>());
+        let numbers = numbers.ok_or_else(|| self.wrong_type("full_attn_idxs", "a list of layer numbers"))?;
+        Ok(numbers.into_iter().map(|number| usize::try_from(number).unwrap_or(usize::MAX)).collect())
+    }
+
+    /// Refuses the members of Granite 4 with Mamba layers or experts.
+    pub(super) fn expect_attention_only(&self) -> Result<(), ModelError> {
+        let types = self.get("layer_types").or(self.get("layers_block_type")).and_then(Value::as_array);
+        let is_attention = |kind: &Value| matches!(kind.as_str(), Some("attention" | "full_attention"));
+        match types {
+            Some(types) if types.iter().all(is_attention) => {}
+            Some(types) => {
+                let other = types.iter().find(|kind| !is_attention(kind)).unwrap_or(&Value::Null);
+                return Err(self.unsupported("layer_types", &other.to_string()));
+            }
+            None => return Err(self.unsupported("layer_types", "left out, which means Mamba layers")),
+        }
+        match self.get("num_local_experts").and_then(Value::as_u64) {
+            Some(0) => Ok(()),
+            Some(count) => Err(self.unsupported("num_local_experts", &count.to_string())),
+            None => Err(self.unsupported("num_local_experts", "left out, which means 8")),
+        }
+    }
+
+    /// The short convolutions: LFM2's keys.
+    pub(super) fn convolutions(&self, family: &Family) -> Result<Option<ConvolutionConfig>, ModelError> {
+        if family.other_mixer != OtherMixer::Convolution {
+            return Ok(None);
+        }
+        let taps = self.optional_size("conv_L_cache")?.unwrap_or(3);
+        if !(2..=64).contains(&taps) {
+            return Err(self.unsupported("conv_L_cache", &taps.to_string()));
+        }
+        Ok(Some(ConvolutionConfig { taps, bias: self.flag("conv_bias")?.unwrap_or(false) }))
+    }
+
     /// The gated delta nets: Qwen3.5's keys.
     pub(super) fn delta_nets(&self, family: &Family) -> Result<Option<DeltaConfig>, ModelError> {
-        if !family.has_delta_nets {
+        if !matches!(family.other_mixer, OtherMixer::Delta { .. }) {
             return Ok(None);
         }
         let size = |key: &str, default: usize| -> Result<usize, ModelError> {
@@ -75,52 +126,12 @@ impl Reader<'_> {
         Ok(Some(delta))
     }
 
-    /// The experts of layers with such: Qwen3-MoE's keys.
-    pub(super) fn experts(&self, family: &Family) -> Result<Option<ExpertsConfig>, ModelError> {
-        if !family.has_experts {
-            return Ok(None);
-        }
-        let is_shared = family.has_shared_expert;
-        // transformers 5 writes the second name.
-        let count = match self.optional_size("num_experts")? {
-            Some(count) => count,
-            None => self.optional_size("num_local_experts")?.unwrap_or(if is_shared { 256 } else { 128 }),
-        };
-        let choices = self.optional_size("num_experts_per_tok")?.unwrap_or(8);
-        if count > MOST_EXPERTS || choices > count {
-            return Err(
-                self.malformed(&format!("{choices} of {count} experts for each token (at most {MOST_EXPERTS})"))
-            );
-        }
-        let is_normalized = is_shared || self.flag("norm_topk_prob")?.unwrap_or(false);
-        let size = |key: &str, default: usize| Ok::<_, ModelError>(self.optional_size(key)?.unwrap_or(default));
-        Ok(Some(ExpertsConfig {
-            count,
-            choices,
-            intermediate_size: size("moe_intermediate_size", if is_shared { 512 } else { 768 })?,
-            shared: is_shared.then(|| size("shared_expert_intermediate_size", 512)).transpose()?,
-            weights: ExpertWeights { scores: Scores::Softmax, normalized: is_normalized.then_some(0.0), scale: 1.0 },
-        }))
-    }
-
-    /// Whether the layer of a number has experts: every `decoder_sparse_step`th, but those of
-    /// `mlp_only_layers`.
-    fn layers_with_experts(&self, family: &Family) -> Result<impl Fn(usize) -> bool, ModelError> {
-        let step = self.optional_size("decoder_sparse_step")?.unwrap_or(1);
-        let dense: Vec<u64> = match self.get("mlp_only_layers") {
-            None => Vec::new(),
-            Some(list) => {
-                let numbers = list.as_array().and_then(|list| list.iter().map(Value::as_u64).collect::<Option<_>>());
-                numbers.ok_or_else(|| self.malformed("`mlp_only_layers` should be a list of layer numbers"))?
-            }
-        };
-        let has_experts = family.has_experts;
-        Ok(move |n: usize| has_experts && !dense.contains(&(n as u64)) && (n + 1).is_multiple_of(step))
-    }
-
     /// For each layer the number of its rotary embedding. `no_rope_layers` has 0 for a layer
     /// without one. If it is left out, every fourth layer has none (`no_rope_layer_interval`).
     fn ropes_of_layers(&self, family: &Family, count: usize) -> Result<Vec<Option<usize>>, ModelError> {
+        if family.asks_for_rope && self.text("position_embedding_type")? != Some("rope") {
+            return Ok(vec![None; count]);
+        }
         if !family.has_layers_without_rope {
             return Ok(vec![Some(0); count]);
         }

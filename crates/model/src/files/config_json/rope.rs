@@ -1,9 +1,9 @@
 //! The rotary embeddings of config.json.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::Reader;
-use crate::config::family::Family;
+use crate::config::family::{Family, PartialRotary};
 use crate::config::{Growth, Rope, RopeScaling};
 use crate::error::ModelError;
 
@@ -16,16 +16,17 @@ impl Reader<'_> {
         // If a file has both, transformers takes the older one.
         let parameters = self.nested("rope_scaling")?.or(self.nested("rope_parameters")?).unwrap_or(&empty);
         let parameters = Reader { object: parameters, path: self.path };
+        let of_class: Map<String, Value> = match family.rope_of_class.filter(|_| parameters.object.is_empty()) {
+            Some(text) => serde_json::from_str(text).expect("the table of families has an object"),
+            None => Map::new(),
+        };
+        let parameters = match of_class.is_empty() {
+            true => parameters,
+            false => Reader { object: &of_class, path: self.path },
+        };
         let Some(window_theta) = family.window_rope_theta else {
-            let Some([beta, original]) = family.growth else {
-                return Ok(vec![self.rope(parameters.object, family.rope_theta, width)?]);
-            };
-            let of_class = json!({
-                "rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": original,
-                "mscale": 1.0, "mscale_all_dim": 1.0,
-            });
-            let of_class = of_class.as_object().filter(|_| parameters.object.is_empty());
-            let rope = self.rope(of_class.unwrap_or(parameters.object), family.rope_theta, width)?;
+            let rope = self.rope(parameters.object, family.rope_theta, width)?;
+            let Some([beta, original]) = family.growth else { return Ok(vec![rope]) };
             let growth = Growth {
                 beta: parameters.number_within("llama_4_scaling_beta", 0.0, 1e9)?.unwrap_or(beta),
                 original: parameters.number_within("original_max_position_embeddings", 1.0, 1e9)?.unwrap_or(original),
@@ -53,10 +54,14 @@ impl Reader<'_> {
                 stated = Reader { object, path: self.path }.number(key)?.or(stated);
             }
         }
-        let partial = stated.unwrap_or(family.partial_rotary);
+        let default = match family.partial_rotary {
+            PartialRotary::All => 1.0,
+            PartialRotary::Share(share) => share,
+        };
+        let partial = stated.unwrap_or(default);
         let turned = (head_dim as f64 * partial) as usize;
         let is_possible = turned >= 2 && turned.is_multiple_of(2) && turned <= head_dim;
-        if !is_possible || (family.partial_rotary == 1.0 && partial != 1.0) {
+        if !is_possible || (family.partial_rotary == PartialRotary::All && partial != 1.0) {
             return Err(self.unsupported(key, &partial.to_string()));
         }
         Ok(turned)
@@ -92,10 +97,48 @@ impl Reader<'_> {
                     found.or(stated(self, "max_position_embeddings")?).map_or_else(|| needed(key), Ok)?
                 },
             },
+            // Older files of Phi-3 mean LongRoPE by the other two.
+            "longrope" | "su" => self.long(&inner, width)?,
+            "yarn" if inner.get("long_factor").is_some() => self.long(&inner, width)?,
             "yarn" => self.yarn(&inner, theta, width, &needed)?,
             other => return Err(self.unsupported("rope_type", other)),
         };
         Ok(Rope { theta, scaling, width, growth: None })
+    }
+
+    /// LongRoPE's factors.
+    fn long(&self, inner: &Reader<'_>, width: usize) -> Result<RopeScaling, ModelError> {
+        let factors = |key: &'static str| -> Result<Vec<f64>, ModelError> {
+            let list = inner.get(key).and_then(Value::as_array);
+            let numbers = list.and_then(|list| list.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>());
+            let fits = |numbers: &Vec<f64>| {
+                numbers.len() == width / 2 && numbers.iter().all(|number| (1e-3..=1e9).contains(number))
+            };
+            numbers.filter(fits).ok_or_else(|| self.wrong_type(key, &format!("a list of {} factors", width / 2)))
+        };
+        const ORIGINAL: &str = "original_max_position_embeddings";
+        let most = self.optional_size("max_position_embeddings")?;
+        // transformers takes the key outside of the scaling first.
+        let original = self.optional_size(ORIGINAL)?.or(inner.optional_size(ORIGINAL)?).or(most);
+        let original = original.ok_or_else(|| self.malformed(&format!("LongRoPE needs `{ORIGINAL}`")))?;
+        let factor = match inner.number_within("factor", 1e-3, 1e9)? {
+            Some(factor) => factor,
+            None => most.unwrap_or(original) as f64 / original as f64,
+        };
+        let attention_factor = match inner.number_within("attention_factor", 1e-3, 1e9)? {
+            Some(stated) => stated,
+            None if factor <= 1.0 => 1.0,
+            None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+        };
+        if !attention_factor.is_finite() {
+            return Err(self.malformed(&format!("`{ORIGINAL}` = {original} makes no factor of attention")));
+        }
+        Ok(RopeScaling::Long {
+            short: factors("short_factor")?,
+            long: factors("long_factor")?,
+            original,
+            attention_factor,
+        })
     }
 
     /// YaRN's range and factor, as transformers computes them.

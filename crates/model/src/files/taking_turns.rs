@@ -1,0 +1,164 @@
+//! gpt-oss's experts: stacks of all experts of a layer, in which gate and up take turns.
+//!
+//! ```text
+//! mlp.experts.gate_up_proj        [e, hidden, 2 f]      columns 0, 2, .. are the gate's
+//! mlp.experts.gate_up_proj_bias   [e, 2 f]
+//! mlp.experts.down_proj           [e, f, hidden]
+//! mlp.experts.down_proj_bias      [e, hidden]
+//! ```
+//!
+//! Or, in MXFP4, with the rows of a matrix [o, i]:
+//!
+//! ```text
+//! mlp.experts.gate_up_proj_blocks U8 [e, 2 f, hidden / 32, 16]   _scales U8 [e, 2 f, hidden / 32]
+//! mlp.experts.down_proj_blocks    U8 [e, hidden, f / 32, 16]     _scales U8 [e, hidden, f / 32]
+//! ```
+
+use finetune_packed::PackedMatrix;
+use finetune_packed::files::mxfp4_blocks;
+use finetune_store::{Dtype, TensorSet, TensorView};
+use rayon::prelude::*;
+
+use crate::error::ModelError;
+use crate::files::floats::{float_type, to_finite_f32_of};
+
+/// A tensor of a single expert, in a stack of all.
+pub(crate) struct OfStack<'a> {
+    stack: TensorView<'a>,
+    /// Of a matrix in MXFP4.
+    scales: Option<TensorView<'a>>,
+    expert: usize,
+    /// [o] or [o, i]
+    shape: Vec<usize>,
+    /// The first of its outputs in the stack, and how many outputs lie from one to the next.
+    first: usize,
+    step: usize,
+}
+
+impl<'a> OfStack<'a> {
+    /// The tensor of this name, such as `model.layers.0.mlp.experts.3.up_proj.weight`. `None`: it is none of
+    /// an expert, or the files have no stack of it.
+    ///
+    /// # Errors
+    /// If a stack has another shape or number type.
+    pub(crate) fn find(files: &'a TensorSet, name: &str, shape: &[usize]) -> Result<Option<Self>, ModelError> {
+        let Some((experts, expert, part, half)) = split(name) else { return Ok(None) };
+        let (stack, first, step) = match part {
+            "gate_proj" => ("gate_up_proj", 0, 2),
+            "up_proj" => ("gate_up_proj", 1, 2),
+            "down_proj" => ("down_proj", 0, 1),
+            _ => return Ok(None),
+        };
+        let stack = format!("{experts}.{stack}");
+        let get = |end: &str| files.get(&format!("{stack}{end}"));
+        let of = |view: TensorView<'a>, scales: Option<TensorView<'a>>| OfStack {
+            stack: view,
+            scales,
+            expert,
+            shape: shape.to_vec(),
+            first,
+            step,
+        };
+        let outputs = shape[0] * step;
+        let check = |view: &TensorView<'_>, inner: &[usize], is_codes: bool| {
+            let fits = view.shape.split_first().is_some_and(|(&count, rest)| expert < count && rest == inner);
+            let is_read = if is_codes { view.dtype == Dtype::U8 } else { float_type(view.dtype).is_some() };
+            let (path, name) = (view.path().to_owned(), view.name.to_owned());
+            match (fits, is_read) {
+                (true, true) => Ok(()),
+                (true, false) => Err(ModelError::Dtype { path, name, dtype: view.dtype.to_string() }),
+                (false, _) => {
+                    let expected = std::iter::once(expert + 1).chain(inner.iter().copied()).collect();
+                    Err(ModelError::Shape { path, name, found: view.shape.to_vec(), expected })
+                }
+            }
+        };
+        match (half, shape) {
+            ("bias", &[_]) => {
+                let Some(view) = get("_bias") else { return Ok(None) };
+                check(&view, &[outputs], false)?;
+                Ok(Some(of(view, None)))
+            }
+            ("weight", &[_, inputs]) => {
+                if let Some(view) = get("") {
+                    check(&view, &[inputs, outputs], false)?;
+                    return Ok(Some(of(view, None)));
+                }
+                let (Some(codes), Some(scales)) = (get("_blocks"), get("_scales")) else { return Ok(None) };
+                check(&codes, &[outputs, inputs.div_ceil(32), 16], true)?;
+                check(&scales, &[outputs, inputs.div_ceil(32)], true)?;
+                Ok(Some(of(codes, Some(scales))))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether its elements have a few bits each.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.scales.is_some()
+    }
+
+    /// The number type of its elements; `None` of packed ones.
+    pub(crate) fn dtype(&self) -> Option<Dtype> {
+        (!self.is_packed()).then_some(self.stack.dtype)
+    }
+
+    /// The stack, for messages.
+    pub(crate) fn view(&self) -> &TensorView<'a> {
+        &self.stack
+    }
+
+    /// Names of the stacks that it is a part of.
+    pub(crate) fn stacks(&self) -> Vec<String> {
+        std::iter::once(&self.stack).chain(&self.scales).map(|view| view.name.to_owned()).collect()
+    }
+
+    /// Bytes of the packed matrix in memory; 0 of a dense one.
+    pub(crate) fn packed_bytes(&self) -> u64 {
+        let elements = self.shape.iter().product::<usize>() as u64;
+        if self.is_packed() { elements / 2 + elements / 32 } else { 0 }
+    }
+
+    /// The packed matrix. `None`: it is dense.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or a scale is NaN.
+    pub(crate) fn packed(&self) -> Result<Option<PackedMatrix>, ModelError> {
+        let (Some(scales), &[outputs, inputs]) = (&self.scales, self.shape.as_slice()) else { return Ok(None) };
+        let rows = |view: &TensorView<'_>, width: usize| -> Result<Vec<u8>, ModelError> {
+            let all = outputs * self.step;
+            let bytes = view.bytes_at(self.expert * all * width, all * width)?;
+            let own = bytes.chunks(width).skip(self.first).step_by(self.step);
+            Ok(own.flatten().copied().collect())
+        };
+        let groups = inputs.div_ceil(32);
+        let matrix = mxfp4_blocks(rows(&self.stack, 16 * groups)?, rows(scales, groups)?, [outputs, inputs]);
+        Ok(Some(matrix.map_err(|error| error.of(self.stack.name, Some(self.stack.path())))?))
+    }
+
+    /// All elements of a dense tensor in f32.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or a number is not finite.
+    pub(crate) fn values(&self) -> Result<Vec<f32>, ModelError> {
+        let Self { step, first, .. } = *self;
+        let (outputs, inputs) = (self.shape[0], self.shape.get(1).copied().unwrap_or(1));
+        let columns = outputs * step;
+        let all = to_finite_f32_of(&self.stack, self.expert * inputs * columns, inputs * columns)?;
+        let mut values = vec![0.0; outputs * inputs];
+        values.par_chunks_mut(inputs).enumerate().for_each(|(output, row)| {
+            for (input, value) in row.iter_mut().enumerate() {
+                *value = all[input * columns + output * step + first];
+            }
+        });
+        Ok(values)
+    }
+}
+
+/// `L.mlp.experts.N.PART.HALF` as (`L.mlp.experts`, N, PART, HALF).
+fn split(name: &str) -> Option<(&str, usize, &str, &str)> {
+    let (rest, half) = name.rsplit_once('.')?;
+    let (rest, part) = rest.rsplit_once('.')?;
+    let (experts, number) = rest.rsplit_once('.')?;
+    Some((experts, number.parse().ok()?, part, half)).filter(|_| experts.ends_with(".experts"))
+}

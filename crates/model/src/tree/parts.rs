@@ -1,0 +1,190 @@
+//! The walk over the tree: the parts of a layer and their tensors, in model order.
+
+use super::{
+    Attention, Decoder, DeltaInputs, DeltaNet, Experts, FeedForward, FusedGated, Gated, LatentAttention, LatentQueries,
+    Layer, Linear, Matrix, Mixer, Norm, Projections, ShortConvolution, Slot, Vector,
+};
+use crate::branch::LoraBranch;
+
+/// A norm, a linear layer or another vector of a layer.
+enum Part<'a> {
+    Norm(&'a mut Norm),
+    Vector(&'a mut Vector),
+    Linear(&'a mut Linear),
+}
+
+/// The base tensors of a part, and those of its branch.
+type Slots<'a> = (Vec<Slot<'a>>, Vec<Slot<'a>>);
+
+impl<'a> Part<'a> {
+    fn slots(self) -> Slots<'a> {
+        match self {
+            Part::Norm(norm) => (vec![Slot::Vector(&mut norm.gamma)], Vec::new()),
+            Part::Vector(vector) => (vec![Slot::Vector(vector)], Vec::new()),
+            Part::Linear(Linear { weight, bias, lora, .. }) => {
+                let bias = bias.as_mut().map(Slot::Vector);
+                (std::iter::once(Slot::Matrix(weight)).chain(bias).collect(), branch_slots(lora))
+            }
+        }
+    }
+}
+
+fn branch_slots(branch: &mut Option<LoraBranch>) -> Vec<Slot<'_>> {
+    branch.as_mut().map(LoraBranch::slots).unwrap_or_default()
+}
+
+impl Attention {
+    fn parts(&mut self) -> Vec<Part<'_>> {
+        let mut parts: Vec<Part<'_>> = match &mut self.projections {
+            Projections::Apart { q, k, v } => [q, k, v].map(Part::Linear).into(),
+            Projections::Fused(qkv) => vec![Part::Linear(qkv)],
+        };
+        parts.push(Part::Linear(&mut self.o));
+        parts.extend(self.sinks.as_mut().map(Part::Vector));
+        parts.extend([self.q_norm.as_mut(), self.k_norm.as_mut()].into_iter().flatten().map(Part::Norm));
+        parts
+    }
+}
+
+impl LatentAttention {
+    fn parts(&mut self) -> Vec<Part<'_>> {
+        let mut parts = match &mut self.queries {
+            LatentQueries::Direct(q) => vec![Part::Linear(q)],
+            LatentQueries::Compressed { down, norm, up } => {
+                vec![Part::Linear(down), Part::Norm(norm), Part::Linear(up)]
+            }
+        };
+        parts.push(Part::Linear(&mut self.down));
+        parts.push(Part::Norm(&mut self.norm));
+        parts.extend([&mut self.up, &mut self.o].map(Part::Linear));
+        parts
+    }
+}
+
+impl ShortConvolution {
+    fn parts(&mut self) -> Vec<Part<'_>> {
+        let linears = [&mut self.input, &mut self.out].map(Part::Linear);
+        let vectors = std::iter::once(&mut self.kernel).chain(&mut self.bias).map(Part::Vector);
+        linears.into_iter().chain(vectors).collect()
+    }
+}
+
+impl DeltaNet {
+    fn parts(&mut self) -> Vec<Part<'_>> {
+        let mut linears: Vec<Part<'_>> = match &mut self.inputs {
+            DeltaInputs::Apart { qkv, z, b, a } => [qkv, z, b, a].map(Part::Linear).into(),
+            DeltaInputs::Grouped { qkvz, ba } => [qkvz, ba].map(Part::Linear).into(),
+        };
+        linears.push(Part::Linear(&mut self.out));
+        let vectors = [&mut self.convolution, &mut self.decay, &mut self.bias].map(Part::Vector);
+        linears.into_iter().chain(vectors).chain([Part::Norm(&mut self.norm)]).collect()
+    }
+}
+
+impl Gated {
+    fn parts(&mut self) -> Vec<Part<'_>> {
+        [&mut self.gate, &mut self.up, &mut self.down].map(Part::Linear).into()
+    }
+}
+
+impl FusedGated {
+    fn parts(&mut self) -> Vec<Part<'_>> {
+        [&mut self.gate_up, &mut self.down].map(Part::Linear).into()
+    }
+}
+
+impl Experts {
+    fn parts(&mut self) -> Vec<Part<'_>> {
+        let experts = self.experts.iter_mut().flat_map(Gated::parts);
+        let shared = self.shared.as_mut().map(|(expert, gate)| {
+            let mut parts = expert.parts();
+            parts.extend(gate.as_mut().map(Part::Linear));
+            parts
+        });
+        let router = std::iter::once(Part::Linear(&mut self.router));
+        let correction = self.correction.as_mut().map(Part::Vector);
+        router.chain(correction).chain(experts).chain(shared.into_iter().flatten()).collect()
+    }
+}
+
+impl Layer {
+    /// The norms and linear layers, in the order of [`Decoder::slots`].
+    fn parts(&mut self) -> Vec<Part<'_>> {
+        let mixer = match &mut self.mixer {
+            Mixer::Attention(attention) => attention.parts(),
+            Mixer::Latent(attention) => attention.parts(),
+            Mixer::Delta(net) => net.parts(),
+            Mixer::Convolution(convolution) => convolution.parts(),
+        };
+        let feed_forward = match &mut self.feed_forward {
+            FeedForward::Gated(gated) => gated.parts(),
+            FeedForward::Fused(fused) => fused.parts(),
+            FeedForward::Experts(experts) => experts.parts(),
+        };
+        let mut parts: Vec<Part<'_>> = self.input_norm.as_mut().map(Part::Norm).into_iter().collect();
+        parts.extend(mixer);
+        parts.extend(self.mixer_norm.as_mut().map(Part::Norm));
+        parts.extend(self.post_norm.as_mut().map(Part::Norm));
+        parts.extend(feed_forward);
+        parts.extend(self.feed_forward_norm.as_mut().map(Part::Norm));
+        parts
+    }
+
+    /// The base tensors, in the order of [`Decoder::slots`].
+    pub(crate) fn slots(&mut self) -> Vec<Slot<'_>> {
+        self.parts().into_iter().flat_map(|part| part.slots().0).collect()
+    }
+
+    /// The linear layers, in the order of [`Decoder::linears`].
+    pub(crate) fn linears(&mut self) -> Vec<&mut Linear> {
+        let linear = |part| if let Part::Linear(linear) = part { Some(linear) } else { None };
+        self.parts().into_iter().filter_map(linear).collect()
+    }
+}
+
+impl Decoder {
+    /// Every base tensor in model order, which numbers the random streams of fresh weights.
+    pub(crate) fn slots(&mut self) -> Vec<Slot<'_>> {
+        self.slots_by(|_| 0).0
+    }
+
+    /// Every base tensor in the order of the parameters of full training, and every tensor of a
+    /// branch in model order. As [`Decoder::slots`], but the norms of a layer come before its
+    /// linear layers.
+    pub(crate) fn parameters(&mut self) -> Slots<'_> {
+        self.slots_by(|part| match part {
+            Part::Norm(_) | Part::Vector(_) => 0,
+            Part::Linear(_) => 1,
+        })
+    }
+
+    /// Every base tensor, and those of the branches. The parts of a layer are sorted by `rank`,
+    /// stably.
+    fn slots_by(&mut self, rank: fn(&Part<'_>) -> u8) -> Slots<'_> {
+        let (mut base, mut branches) =
+            (vec![Slot::Matrix(&mut self.embedding)], branch_slots(&mut self.embedding_lora));
+        for layer in &mut self.layers {
+            let mut parts = layer.parts();
+            parts.sort_by_key(rank);
+            for part in parts {
+                let (of_base, of_branch) = part.slots();
+                base.extend(of_base);
+                branches.extend(of_branch);
+            }
+        }
+        base.push(Slot::Vector(&mut self.head.norm.gamma));
+        base.extend(self.head.output.as_mut().map(Slot::Matrix));
+        branches.extend(branch_slots(&mut self.head.lora));
+        (base, branches)
+    }
+
+    /// Every linear layer inside the decoder, in model order.
+    pub(crate) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.layers.iter_mut().flat_map(Layer::linears)
+    }
+
+    /// The output layer's matrix.
+    pub(crate) fn output(&self) -> &Matrix {
+        self.head.output.as_ref().unwrap_or(&self.embedding)
+    }
+}
