@@ -1,14 +1,14 @@
 //! What an adapter trains: LoRA branches, and modules in full beside them. The rules are those of
 //! PEFT 0.21.
 
-use finetune_recipe::Lora;
+use finetune_recipe::{Lora, TargetModules};
 
 use crate::branch::{EMBEDDING, OUTPUT};
 use crate::config::ModelConfig;
 use crate::config::family::ExpertLayout;
 use crate::error::{ModelError, list};
 use crate::files::wrapper::{module_in_text, name_inside};
-use crate::lora::{LoraTarget, LoraTargets, choose_targets};
+use crate::lora::{EXPERTS, LoraTarget, LoraTargets, choose_targets};
 use crate::tree::{Decoder, linear_layers, linear_modules};
 
 /// What an adapter trains.
@@ -109,7 +109,13 @@ pub fn choose(lora: &Lora, config: &ModelConfig) -> Result<Adaptation, ModelErro
         let what = format!("`{module}` is an expert, and experts are trained by LoRA alone");
         return Err(ModelError::Lora { key: "modules_to_save", what });
     }
-    let modules = linear_modules(config);
+    let mut modules = linear_modules(config);
+    // Where PEFT turns names of parts into experts, they mean those too; elsewhere `experts` does.
+    let names_parts = matches!(&lora.target_modules, TargetModules::Names(names)
+        if !names.iter().any(|name| name.split('.').any(|part| part == EXPERTS)));
+    if names_parts && !config.family.mixture.is_some_and(|mixture| mixture.peft_reads) {
+        modules.retain(|module| !is_expert(module));
+    }
     let targets = match config.wrapper {
         None => choose_targets(lora, &modules)?,
         // Patterns may be written for the names that modules have in the whole model, as PEFT sees them.

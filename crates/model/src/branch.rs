@@ -118,14 +118,15 @@ impl Decoder {
     /// Every layer that may have a branch, in model order: the embedding, the linear layers, the
     /// output layer.
     pub(crate) fn places(&mut self) -> Vec<Place<'_>> {
-        let Decoder { embedding, embedding_lora, layers, head, embedding_scale: _ } = self;
+        let Decoder { embedding, embedding_lora, layers, per_layer, head, embedding_scale: _ } = self;
+        let of_inputs = per_layer.as_mut().map(|per_layer| &mut per_layer.projection);
         let embedding: &Matrix = embedding;
         let output: &Matrix = head.output.as_ref().unwrap_or(embedding);
         let index = head.index;
         let embedding =
             Place { module: EMBEDDING, index: index + 1, weight: embedding, is_embedding: true, lora: embedding_lora };
         let output = Place { module: OUTPUT, index, weight: output, is_embedding: false, lora: &mut head.lora };
-        let linears = layers.iter_mut().flat_map(Layer::linears).map(|linear| {
+        let linears = layers.iter_mut().flat_map(Layer::linears).chain(of_inputs).map(|linear| {
             let Linear { module, index, weight, lora, .. } = linear;
             Place { module: module.as_str(), index: *index, weight: &*weight, is_embedding: false, lora }
         });

@@ -49,6 +49,13 @@ pub enum RopeScaling {
         /// The context, in tokens, that the model had before.
         original_max_position_embeddings: f64,
     },
+    /// The first pairs turn as they would in a head that turns whole, the others do not (Gemma 4).
+    Proportional {
+        /// Pairs that turn.
+        pairs: usize,
+        /// All wavelengths are stretched by it.
+        factor: f64,
+    },
     /// LongRoPE (Ding et al. 2024): the wavelength of each pair is stretched by its own factor, one in rows of
     /// up to `original` tokens and another in longer ones.
     Long {
@@ -99,6 +106,34 @@ pub struct LayerConfig {
     pub has_experts: bool,
     /// What it mixes tokens with.
     pub mixer: MixerKind,
+    /// Key/value heads of its attention.
+    pub key_value_heads: usize,
+    /// Elements of a head of its attention.
+    pub head_dim: usize,
+    /// Where its attention's values come from.
+    pub values: Values,
+    /// Elements of a token inside its feed-forward part, if that is dense.
+    pub intermediate_size: usize,
+}
+
+/// Where the values of a layer's attention come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Values {
+    /// A projection of its own.
+    Own,
+    /// They are its keys, before their norm and positions.
+    Keys,
+    /// Keys and values are those of an earlier layer, of this number.
+    OfLayer(usize),
+}
+
+/// Inputs that each layer has of its own, made of the tokens (Gemma 3n, Gemma 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PerLayerConfig {
+    /// Elements of a token's input of a layer.
+    pub width: usize,
+    /// Rows of their embedding. Other tokens have that of token 0.
+    pub vocabulary: usize,
 }
 
 /// The part of a layer in which tokens see each other.
@@ -194,6 +229,8 @@ pub struct ModelConfig {
     pub convolution: Option<ConvolutionConfig>,
     /// The latent attention, in families with such.
     pub latent: Option<LatentConfig>,
+    /// Inputs that each layer has of its own, in families with such.
+    pub per_layer: Option<PerLayerConfig>,
     /// The layers, from the embedding up.
     pub layers: Vec<LayerConfig>,
     /// Query heads.
@@ -312,6 +349,13 @@ impl RopeScaling {
     fn stretch(&self, pair: usize, power: f32, is_long: bool) -> f32 {
         let frequency = 1.0 / power;
         match *self {
+            RopeScaling::Proportional { pairs, factor } => {
+                if pair < pairs {
+                    frequency / factor as f32
+                } else {
+                    0.0
+                }
+            }
             RopeScaling::Long { ref short, ref long, .. } => {
                 1.0 / (if is_long { long } else { short }[pair] as f32 * power)
             }

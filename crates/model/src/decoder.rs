@@ -2,6 +2,8 @@
 
 pub(crate) mod adapted;
 pub(crate) mod attention;
+mod beside;
+pub(crate) mod between;
 pub(crate) mod cache;
 mod convolution;
 mod delta;
@@ -12,35 +14,52 @@ pub(crate) mod kept;
 mod latent;
 pub(crate) mod pass;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use finetune_kernels::devices::submit;
 use finetune_kernels::weight::packed_rows;
-use finetune_kernels::{Weight, operations};
+use finetune_kernels::{Activation, Weight, operations};
 
+use self::between::Between;
 use self::cache::LayerCache;
-use self::pass::{Context, norm};
-use crate::tree::{Decoder, FeedForward, Layer, Mixer, Norm};
+use self::pass::{Context, linear, norm};
+use crate::tree::{Decoder, FeedForward, Layer, Matrix, Mixer, Norm, OwnInput};
 
 /// Embeddings [t, hidden] of these tokens.
 pub(crate) fn embed(weights: &Decoder, tokens: &[u32], context: &Context) -> Tensor<2> {
-    let ids: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
-    let count = ids.len();
-    // Every model has this vector, whatever its matrices are held in.
-    let device = weights.head.norm.gamma.values().device().inner();
-    let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &device);
-    let x = match weights.embedding.weight() {
-        Weight::Dense(embedding) => context.parameter(embedding).select(0, ids.clone()).cast(context.compute.dtype()),
-        Weight::Packed(embedding) => {
-            let like = Tensor::<1>::zeros([1], (&device, context.compute.dtype()));
-            packed_rows(like, embedding.clone(), tokens.to_vec())
-        }
-    };
+    let x = rows_of(weights, &weights.embedding, tokens, context);
     let Some(branch) = &weights.embedding_lora else { return scaled(x, weights.embedding_scale) };
+    let ids = indices(tokens, &device_of(weights));
     // The columns of A that belong to the tokens. Tokens go through no dropout, as in PEFT.
     let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
     let low = a.select(1, ids).transpose().cast(context.compute.dtype());
     let x = operations::residual(x, operations::linear(low, b) * branch.scale);
     scaled(x, weights.embedding_scale)
+}
+
+/// The device of a model.
+fn device_of(weights: &Decoder) -> Device {
+    // Every model has this vector, whatever its matrices are held in.
+    weights.head.norm.gamma.values().device().inner()
+}
+
+fn indices(values: &[u32], device: &Device) -> Tensor<1, Int> {
+    let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), device)
+}
+
+/// Rows of a matrix of the model, in the number type of activations.
+fn rows_of(weights: &Decoder, matrix: &Matrix, rows: &[u32], context: &Context) -> Tensor<2> {
+    let device = device_of(weights);
+    match matrix.weight() {
+        Weight::Dense(values) => {
+            context.parameter(values).select(0, indices(rows, &device)).cast(context.compute.dtype())
+        }
+        Weight::Packed(packed) => {
+            let like = Tensor::<1>::zeros([1], (&device, context.compute.dtype()));
+            packed_rows(like, packed.clone(), rows.to_vec())
+        }
+    }
 }
 
 /// x times a factor, which has the number type of activations, as in transformers.
@@ -57,6 +76,7 @@ pub(crate) fn layers(
     weights: &Decoder,
     x: Tensor<2>,
     context: &Context,
+    between: &mut Between,
     mut caches: Option<&mut [LayerCache]>,
     before: &mut dyn FnMut(usize, &Tensor<2>),
 ) -> Tensor<2> {
@@ -64,7 +84,7 @@ pub(crate) fn layers(
         before(n, &x);
         let cache = caches.as_mut().map(|caches| &mut caches[n]);
         let is_cached = cache.is_some();
-        let out = layer(weights, x, context, cache);
+        let out = layer(weights, n, x, context, between, cache);
         // The few operations of a cached pass are submitted to a GPU together.
         if !is_cached {
             submit(&out.device());
@@ -75,15 +95,35 @@ pub(crate) fn layers(
 
 /// Hidden states [t, hidden] that come out of the last layer, of whole rows.
 pub(crate) fn hidden(weights: &Decoder, tokens: &[u32], context: &Context) -> Tensor<2> {
-    layers(weights, embed(weights, tokens, context), context, None, &mut |_, _| {})
+    let (x, mut between) = begin(weights, tokens, context);
+    layers(weights, x, context, &mut between, None, &mut |_, _| {})
+}
+
+/// Embeddings [t, hidden] of these tokens, and what layers hand to each other.
+pub(crate) fn begin(weights: &Decoder, tokens: &[u32], context: &Context) -> (Tensor<2>, Between) {
+    let x = embed(weights, tokens, context);
+    let rows = weights.per_layer.as_ref().map(|per_layer| {
+        let vocabulary = per_layer.table.shape[0];
+        let known = |&token: &u32| if (token as usize) < vocabulary { token } else { 0 };
+        rows_of(weights, &per_layer.table, &tokens.iter().map(known).collect::<Vec<_>>(), context)
+    });
+    let between = Between::new(weights, &x, rows, context);
+    (x, between)
 }
 
 /// One layer: x [t, hidden] -> [t, hidden]. With a cache, its keys and values come before those of
 /// x.
-pub(crate) fn layer(layer: &Layer, x: Tensor<2>, context: &Context, cache: Option<&mut LayerCache>) -> Tensor<2> {
+pub(crate) fn layer(
+    layer: &Layer,
+    n: usize,
+    x: Tensor<2>,
+    context: &Context,
+    between: &mut Between,
+    cache: Option<&mut LayerCache>,
+) -> Tensor<2> {
     let read = normed(&layer.input_norm, x.clone(), context);
     let mixed = match &layer.mixer {
-        Mixer::Attention(attention) => attention::forward(attention, read, context, cache),
+        Mixer::Attention(attention) => attention::forward(attention, n, read, context, cache, between),
         Mixer::Latent(attention) => latent::forward(attention, read, context, cache),
         Mixer::Convolution(convolution) => convolution::forward(convolution, read, context, cache),
         Mixer::Delta(net) => delta::forward(net, read, context, cache),
@@ -94,8 +134,23 @@ pub(crate) fn layer(layer: &Layer, x: Tensor<2>, context: &Context, cache: Optio
         FeedForward::Gated(gated) => feed_forward::forward(gated, read, context),
         FeedForward::Fused(fused) => feed_forward::forward_fused(fused, read, context),
         FeedForward::Experts(mixture) => experts::forward(mixture, read, context),
+        FeedForward::Beside(beside) => beside::forward(beside, read, x.clone(), context),
     };
-    operations::residual(x, scaled(normed(&layer.feed_forward_norm, fed, context), layer.residual_scale))
+    let x = operations::residual(x, scaled(normed(&layer.feed_forward_norm, fed, context), layer.residual_scale));
+    let x = match &layer.own_input {
+        Some(own) => operations::residual(x.clone(), own_input(own, x, between.input_of(n), context)),
+        None => x,
+    };
+    match &layer.scale {
+        Some(scale) => x.clone() * context.parameter(scale.values()).cast(x.dtype()).unsqueeze(),
+        None => x,
+    }
+}
+
+/// What a layer adds for its own input [t, width]: x [t, hidden] -> [t, hidden].
+fn own_input(own: &OwnInput, x: Tensor<2>, input: Tensor<2>, context: &Context) -> Tensor<2> {
+    let gated = operations::gated(linear(&own.gate, x, context), input, Activation::GeluTanh);
+    norm(&own.norm, linear(&own.projection, gated, context), context)
 }
 
 /// x through a norm, if there is one.

@@ -218,7 +218,6 @@ impl Advice for ModelError {
 /// What to do about a setting that is not supported.
 fn setting_hint(key: &str, value: &str) -> Option<String> {
     Some(match (key, value) {
-        ("rope_type", "longrope" | "su") => "longrope is for rows longer than original_max_position_embeddings: without rope_scaling in config.json the model trains on rows up to that length".into(),
         ("rope_type", "dynamic") => "up to max_position_embeddings this scaling changes nothing: take rope_scaling out of config.json to train on rows of at most that length".into(),
         ("fine_tune_type", _) => "fuse it with `mlx_lm.fuse`, and use the result as the model".into(),
         (

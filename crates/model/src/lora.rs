@@ -104,7 +104,7 @@ pub(crate) fn choose_targets(lora: &Lora, modules: &[String]) -> Result<LoraTarg
 }
 
 /// The word in `target_modules` for all experts.
-const EXPERTS: &str = "experts";
+pub(crate) const EXPERTS: &str = "experts";
 
 /// Far above any use: a rank as large as the layer can already express every change of it.
 const LARGEST_RANK: usize = 1 << 16;

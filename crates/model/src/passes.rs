@@ -5,4 +5,5 @@ pub(crate) mod backward;
 mod forward;
 pub(crate) mod generate;
 pub(crate) mod generate_rows;
+mod handed;
 pub(crate) mod sampling;

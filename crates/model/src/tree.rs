@@ -186,7 +186,14 @@ pub(crate) enum Projections {
     Apart {
         q: Linear,
         k: Linear,
-        v: Linear,
+        /// `None`: values are the keys, before their norm and positions.
+        v: Option<Linear>,
+    },
+    /// Keys and values are those of an earlier layer.
+    Queries {
+        q: Linear,
+        /// Its number.
+        source: usize,
     },
     /// The outputs of the three one behind the other.
     Fused(Linear),
@@ -199,6 +206,8 @@ pub(crate) struct Attention {
     pub(crate) o: Linear,
     /// [h]: the score of each query head's sink.
     pub(crate) sinks: Option<Vector>,
+    /// What the norm of values adds to their mean square; `None`: they have no norm.
+    pub(crate) value_norm: Option<f64>,
     /// Norms of each head's queries and keys, or of those of all heads together.
     pub(crate) q_norm: Option<Norm>,
     pub(crate) k_norm: Option<Norm>,
@@ -339,8 +348,44 @@ pub(crate) struct Experts {
     pub(crate) correction: Option<Vector>,
     /// How many groups they are in, and how many of those a token chooses from.
     pub(crate) groups: Option<[usize; 2]>,
+    /// [e]: what the weights of their outputs are multiplied by.
+    pub(crate) scales: Option<Vector>,
     /// The expert that every token goes through, and its gate if it has one.
     pub(crate) shared: Option<(Gated, Option<Linear>)>,
+}
+
+/// A dense part and a mixture of experts beside it, each with norms of its own (Gemma 4). The router reads
+/// the residual stream.
+#[derive(Clone, Debug)]
+pub(crate) struct Beside {
+    pub(crate) dense: Gated,
+    /// Of what the dense part adds.
+    pub(crate) dense_norm: Norm,
+    pub(crate) experts: Experts,
+    /// Of what the router reads.
+    pub(crate) router_norm: Norm,
+    /// Of what the experts read, and of what they add.
+    pub(crate) experts_norms: [Norm; 2],
+}
+
+/// What a layer makes of its own inputs (Gemma 3n, Gemma 4):
+/// `x + norm(projection(gelu(gate(x)) · input))`
+#[derive(Clone, Debug)]
+pub(crate) struct OwnInput {
+    pub(crate) gate: Linear,
+    pub(crate) projection: Linear,
+    pub(crate) norm: Norm,
+}
+
+/// What makes the inputs that each layer has of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct PerLayer {
+    /// [v, layers · width]
+    pub(crate) table: Matrix,
+    /// Of the embeddings.
+    pub(crate) projection: Linear,
+    /// Of what the projection makes, layer by layer.
+    pub(crate) norm: Norm,
 }
 
 /// The part of a layer in which tokens see each other.
@@ -360,6 +405,7 @@ pub(crate) enum FeedForward {
     Gated(Gated),
     Fused(FusedGated),
     Experts(Experts),
+    Beside(Beside),
 }
 
 /// `x + mixer(norm(x))`, then `x + feed_forward(norm(x))`.
@@ -377,6 +423,10 @@ pub(crate) struct Layer {
     pub(crate) feed_forward_norm: Option<Norm>,
     /// What both parts add is multiplied by.
     pub(crate) residual_scale: Option<f32>,
+    /// What it makes of its own inputs, if it has such.
+    pub(crate) own_input: Option<OwnInput>,
+    /// [1]: what comes out of it is multiplied by.
+    pub(crate) scale: Option<Vector>,
 }
 
 /// The end of the model: the last norm, then the output layer.
@@ -404,6 +454,8 @@ pub(crate) struct Decoder {
     pub(crate) embedding_scale: Option<f32>,
     pub(crate) embedding_lora: Option<LoraBranch>,
     pub(crate) layers: Vec<Layer>,
+    /// What makes the inputs that layers have of their own.
+    pub(crate) per_layer: Option<PerLayer>,
     pub(crate) head: Head,
 }
 

@@ -9,7 +9,7 @@ use finetune_model::{
     FloatType, Generation, GenerationStep, KeyValueCache, Model, Placement, RowRequest, Sampling, gpus,
 };
 
-const FAMILIES: [&str; 28] = [
+const FAMILIES: [&str; 32] = [
     "llama",
     "llama3",
     "mistral",
@@ -38,6 +38,10 @@ const FAMILIES: [&str; 28] = [
     "lfm2",
     "lfm2_moe",
     "qwen3_next",
+    "gemma4",
+    "gemma4_k_eq_v",
+    "gemma4_moe",
+    "granitemoehybrid_rope",
 ];
 
 /// Tokens of an answer.

@@ -159,6 +159,7 @@ fn numbers_of_a_config_have_ranges() {
         ("rope_parameters", llama3(0.0, 4.0, 64.0), "low_freq_factor"),
         ("rope_parameters", llama3(4.0, 4.0, 64.0), "high_freq_factor"),
         ("rope_parameters", llama3(1.0, 4.0, -64.0), "original_max_position_embeddings"),
+        ("rope_parameters", json!({"rope_type": "longrope", "factor": 4.0}), "`short_factor` should be a list of 4"),
         ("rms_norm_eps", json!(-1.0), "rms_norm_eps"),
         ("rms_norm_eps", json!(0), "rms_norm_eps"),
         ("rms_norm_eps", json!(1e30), "rms_norm_eps"),
@@ -198,7 +199,6 @@ fn settings_of_others() {
     assert!(dropout.notices[0].contains("attention_dropout = 0.1"), "{:?}", dropout.notices);
     assert_eq!(ModelConfig { notices: vec![], ..dropout }, plain);
     for (key, value, hint) in [
-        ("rope_parameters", json!({"rope_type": "longrope", "factor": 4.0}), "original_max_position_embeddings"),
         ("rope_parameters", json!({"rope_type": "dynamic", "factor": 4.0}), "max_position_embeddings"),
         ("quantization_config", json!("fp8"), "fetch it again"),
     ] {

@@ -28,7 +28,8 @@ macro_rules! of_each_family {
     ($check:ident) => {
         of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3 gemma3_multimodal qwen3_moe qwen3_moe_experts
             ministral3 granite olmo3 qwen3_5 qwen3_5_moe gemma2 phi3 gpt_oss gpt_oss_mxfp4 deepseek_v3 deepseek_v3_plain
-            glm4_moe_lite glm4_moe glm4 granitemoehybrid lfm2 lfm2_moe qwen3_next);
+            glm4_moe_lite glm4_moe glm4 granitemoehybrid lfm2 lfm2_moe qwen3_next
+            gemma4 gemma4_k_eq_v gemma4_moe granitemoehybrid_rope);
     };
     ($check:ident: $($family:ident)+) => {
         mod $check {
@@ -246,7 +247,8 @@ fn both_spellings_of_config_json_mean_the_same(family: &'static str) {
 }
 
 of_each_family!(both_spellings_of_config_json_mean_the_same: llama3 qwen2 smollm3 gemma3 qwen3_moe ministral3 granite
-    olmo3);
+    olmo3 deepseek_v3 gemma2 glm4 glm4_moe glm4_moe_lite gpt_oss gpt_oss_mxfp4 granitemoehybrid granitemoehybrid_rope lfm2
+    lfm2_moe phi3 qwen3_next);
 
 /// PEFT saves one branch for all experts of a layer. It is read as the branches that it was made of.
 #[test]

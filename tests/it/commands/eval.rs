@@ -38,6 +38,10 @@ fn eval_equals_transformers() {
         "lfm2",
         "lfm2_moe",
         "qwen3_next",
+        "gemma4",
+        "gemma4_k_eq_v",
+        "gemma4_moe",
+        "granitemoehybrid_rope",
     ] {
         let directory = golden(family);
         let text = std::fs::read_to_string(directory.join("golden.json")).expect("goldens");

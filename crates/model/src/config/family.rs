@@ -42,6 +42,15 @@ pub struct Family {
     pub(crate) fused_gate_up: bool,
     /// Whether embeddings are multiplied by √hidden_size.
     pub(crate) scaled_embeddings: bool,
+    /// Elements of a head of layers that see all keys if `global_head_dim` is left out, where those layers
+    /// have heads of their own.
+    pub(crate) wide_heads: Option<usize>,
+    /// Whether values have a norm, without weights.
+    pub(crate) value_norm: bool,
+    /// Whether what comes out of a layer is multiplied by a number of its own.
+    pub(crate) has_layer_scale: bool,
+    /// Elements of each layer's own inputs if `hidden_size_per_layer_input` is left out, where there are such.
+    pub(crate) per_layer_inputs: Option<usize>,
     /// Whether config.json has factors of embeddings, scores, residual branches and logits.
     pub(crate) has_multipliers: bool,
     /// Soft caps of scores and logits if their keys are left out, where there are such; `None`: the keys are
@@ -107,15 +116,17 @@ pub(crate) struct Names {
     pub(crate) output: &'static str,
     /// The norms of queries and of keys.
     pub(crate) head_norms: [&'static str; 2],
-    /// The feed-forward part.
+    /// The dense feed-forward part.
     pub(crate) feed_forward: &'static str,
     /// Gate, up and down in it.
     pub(crate) gated: [&'static str; 3],
     /// One projection to gate and up, and down; where they are so.
     pub(crate) fused: [&'static str; 2],
-    /// The router in it.
+    /// The router.
     pub(crate) router: &'static str,
-    /// The expert in it that every token goes through.
+    /// The experts.
+    pub(crate) experts: &'static str,
+    /// The expert that every token goes through.
     pub(crate) shared: &'static str,
     /// The last norm of the model.
     pub(crate) last_norm: &'static str,
@@ -184,7 +195,7 @@ pub(crate) struct Mixture {
     pub(crate) scale: f64,
     /// Whether the router and the experts have biases.
     pub(crate) has_biases: bool,
-    /// The vector in the feed-forward part that is added to the scores by which experts are chosen.
+    /// The vector in the layer that is added to the scores by which experts are chosen.
     pub(crate) correction: Option<&'static str>,
     /// `n_group` and `topk_group` if the keys are left out.
     pub(crate) groups: [usize; 2],
@@ -194,6 +205,8 @@ pub(crate) struct Mixture {
     pub(crate) shared: Shared,
     /// How experts lie in files.
     pub(crate) layout: ExpertLayout,
+    /// Whether they stand beside a dense part, and only if `enable_moe_block` is true.
+    pub(crate) is_beside: bool,
     /// Whether PEFT 0.21 turns branches of single experts into those of its stacks.
     pub(crate) peft_reads: bool,
 }

@@ -3,10 +3,11 @@
 //! Shape letters: `t` tokens of all rows one after the other, `s` those and the cached ones before
 //! them, `h` query heads, `k` key/value heads, `d` head dimension.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{DType, Device, Tensor, activation};
 use finetune_kernels::{AttentionShape, attention, operations};
 
 use crate::decoder::adapted::Adapted;
+use crate::decoder::between::Between;
 use crate::decoder::cache::LayerCache;
 use crate::decoder::pass::{Context, linear, norm};
 use crate::tree::{Attention, Norm, Projections};
@@ -28,11 +29,15 @@ impl AttentionWidths {
 }
 
 /// x [t, hidden] -> [t, hidden]. With a cache, its keys and values come before those of x.
+///
+/// `between`: where it takes keys and values of an earlier layer from, and leaves its own for later ones.
 pub(crate) fn forward(
     module: &Attention,
+    n: usize,
     x: Tensor<2>,
     context: &Context,
     cache: Option<&mut LayerCache>,
+    between: &mut Between,
 ) -> Tensor<2> {
     let Attention { heads, key_value_heads, head_dim, .. } = *module;
     let tokens = x.dims()[0];
@@ -42,16 +47,26 @@ pub(crate) fn forward(
         Some(gamma) => norm(gamma, x, context).reshape([tokens, heads, head_dim]),
         None => x.reshape([tokens, heads, head_dim]),
     };
-    let [q_tq, k_tk, v_tk] = projected(module, x, context);
+    let (q_tq, own) = projected(module, x, context);
     let (q_tq, gate_tq) = queries(module, q_tq);
-    let q_thd = normed(q_tq, &module.q_norm, heads);
-    let k_tkd = normed(k_tk, &module.k_norm, key_value_heads);
-    let v_tkd = v_tk.reshape([tokens, key_value_heads, head_dim]);
-    let q_thd = turn(q_thd, module.query_rope, module.rope_pairs, context);
-    let k_tkd = turn(k_tkd, module.rope, module.rope_pairs, context);
-    let (k_skd, v_skd) = match cache {
-        Some(cache) => cache.extend(k_tkd, v_tkd),
-        None => (k_tkd, v_tkd),
+    let q_thd = turn(normed(q_tq, &module.q_norm, heads), module.query_rope, module.rope_pairs, context);
+    let [k_skd, v_skd] = match own {
+        Err(source) => between.keys_and_values(source),
+        Ok([k_tk, v_tk]) => {
+            let k_tkd = normed(k_tk, &module.k_norm, key_value_heads);
+            let v_tkd = v_tk.reshape([tokens, key_value_heads, head_dim]);
+            let v_tkd = match module.value_norm {
+                Some(eps) => operations::rms_norm(v_tkd, ones(head_dim, &q_thd.device()), eps),
+                None => v_tkd,
+            };
+            let k_tkd = turn(k_tkd, module.rope, module.rope_pairs, context);
+            let both = match cache {
+                Some(cache) => cache.extend(k_tkd, v_tkd).into(),
+                None => [k_tkd, v_tkd],
+            };
+            between.leave(n, &both);
+            both
+        }
     };
     let shape = AttentionShape {
         segments: context.segments.clone(),
@@ -69,17 +84,31 @@ pub(crate) fn forward(
     linear(&module.o, out_tq, context)
 }
 
-/// Queries [t, h · d], keys and values [t, k · d] of x, before norms and positions.
-fn projected(module: &Attention, x: Tensor<2>, context: &Context) -> [Tensor<2>; 3] {
+/// A gamma of ones, without a gradient.
+fn ones(length: usize, device: &Device) -> Tensor<1> {
+    Tensor::ones([length], (&device.clone().inner(), DType::F32))
+}
+
+/// Queries [t, h · d] of x, and keys and values [t, k · d], all before norms and positions; or the layer
+/// whose keys and values are taken.
+fn projected(module: &Attention, x: Tensor<2>, context: &Context) -> (Tensor<2>, Result<[Tensor<2>; 2], usize>) {
     let Attention { heads, key_value_heads, head_dim, .. } = *module;
     match &module.projections {
         Projections::Apart { q, k, v } => {
-            [linear(q, x.clone(), context), linear(k, x.clone(), context), linear(v, x, context)]
+            let queries = linear(q, x.clone(), context);
+            let keys = linear(k, x.clone(), context);
+            let values = match v {
+                Some(v) => linear(v, x, context),
+                None => keys.clone(),
+            };
+            (queries, Ok([keys, values]))
         }
+        Projections::Queries { q, source } => (linear(q, x, context), Err(*source)),
         Projections::Fused(qkv) => {
             let (query, key) = (heads * head_dim, key_value_heads * head_dim);
             let made = linear(qkv, x, context);
-            [(0, query), (query, key), (query + key, key)].map(|(first, width)| made.clone().narrow(1, first, width))
+            let part = |first, width| made.clone().narrow(1, first, width);
+            (part(0, query), Ok([part(query, key), part(query + key, key)]))
         }
     }
 }
@@ -133,7 +162,9 @@ impl Attention {
         let of_norms = [(&self.q_norm, query), (&self.k_norm, key)];
         let of_norms: u64 = of_norms.iter().filter(|(norm, _)| norm.is_some()).map(|(_, width)| width).sum();
         let input = match &self.projections {
-            Projections::Apart { q, k, v } => adapted.input_of(&[q, k, v]),
+            Projections::Apart { q, k, v: Some(v) } => adapted.input_of(&[q, k, v]),
+            Projections::Apart { q, k, v: None } => adapted.input_of(&[q, k]),
+            Projections::Queries { q, .. } => adapted.input_of(&[q]),
             Projections::Fused(qkv) => adapted.input_of(&[qkv]),
         };
         let of_gate = if self.is_gated { 2 * query } else { 0 };

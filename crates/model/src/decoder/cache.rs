@@ -132,7 +132,7 @@ impl LayerCache {
     /// Forgets all but the first `length` tokens. The room stays.
     fn truncate(&mut self, length: usize) {
         self.length = self.length.min(length);
-        if self.length == 0 {
+        if length == 0 {
             *self = LayerCache::default();
         }
     }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Int, Tensor, TensorData, activation};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation};
 use finetune_kernels::{Dispatch, PackedWeight, Scores, operations};
 use rayon::prelude::*;
 
@@ -19,6 +19,11 @@ use crate::tree::{Experts, Gated, Linear};
 /// The router's scores are computed in f32. A token's experts are summed in the order of their
 /// numbers, as transformers does.
 pub(crate) fn forward(mixture: &Experts, x: Tensor<2>, context: &Context) -> Tensor<2> {
+    routed(mixture, x.clone(), x, context)
+}
+
+/// The same, with what the router reads beside what the experts read.
+pub(crate) fn routed(mixture: &Experts, of_router: Tensor<2>, x: Tensor<2>, context: &Context) -> Tensor<2> {
     let Experts { router, experts, choices, weights, shared, .. } = mixture;
     let of_all = shared.as_ref().map(|(expert, gate)| {
         let out = feed_forward::forward(expert, x.clone(), context);
@@ -27,10 +32,18 @@ pub(crate) fn forward(mixture: &Experts, x: Tensor<2>, context: &Context) -> Ten
             None => out,
         }
     });
-    let logits = linear(router, x.clone(), context).cast(DType::F32);
+    let logits = linear(router, of_router, context).cast(DType::F32);
     let chosen: Arc<[u32]> = choices_of(mixture, &logits).into();
     let dispatch = Dispatch::new(&chosen, *choices, experts.len());
-    let weights = operations::expert_weights(logits, chosen, *weights);
+    let weights = operations::expert_weights(logits, chosen.clone(), *weights);
+    let weights = match &mixture.scales {
+        Some(scales) => {
+            let [tokens, choices] = weights.dims();
+            let scales = context.parameter(scales.values()).select(0, indices(&chosen, &weights.device()));
+            weights * scales.reshape([tokens, choices])
+        }
+        None => weights,
+    };
     let rows = operations::dispatch_rows(x, dispatch.clone());
     let product = |part: fn(&Gated) -> &Linear, rows: Tensor<2>| {
         let part: Vec<&Linear> = experts.iter().map(part).collect();
@@ -105,10 +118,14 @@ fn biases(part: &[&Linear], like: &Tensor<2>, dispatch: &Dispatch, context: &Con
     if of_experts.is_empty() {
         return None;
     }
-    let experts: Vec<i32> = dispatch.experts().map(|expert| expert as i32).collect();
-    let experts = TensorData::new(experts, [like.dims()[0]]);
-    let experts = Tensor::<1, Int>::from_data(experts, &like.device().inner());
-    Some(Tensor::cat(of_experts, 0).select(0, experts).cast(like.dtype()))
+    let experts: Vec<u32> = dispatch.experts().map(|expert| expert as u32).collect();
+    Some(Tensor::cat(of_experts, 0).select(0, indices(&experts, &like.device())).cast(like.dtype()))
+}
+
+fn indices(values: &[u32], device: &Device) -> Tensor<1, Int> {
+    let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), &device.clone().inner())
 }
 
 /// The `choices` experts of each token with the highest logits, in ascending order of their numbers:

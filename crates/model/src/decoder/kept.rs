@@ -30,7 +30,8 @@ pub struct LayerKept {
 pub fn kept_layers(config: &ModelConfig, adaptation: Option<&Adaptation>) -> Vec<LayerKept> {
     let adapted = Adapted::new(adaptation);
     let mut decoder = Decoder::new(config);
-    let from_tokens = adapted.saves(&decoder.embedding.name) || adapted.branch(EMBEDDING).is_some();
+    let of_inputs = decoder.per_layer.as_ref().is_some_and(|per_layer| adapted.has(&per_layer.projection));
+    let from_tokens = adapted.saves(&decoder.embedding.name) || adapted.branch(EMBEDDING).is_some() || of_inputs;
     let layers = &mut decoder.layers;
     let is_trained = |layer: &mut Layer| {
         layer.linears().iter().any(|linear| adapted.has(linear))
@@ -39,6 +40,13 @@ pub fn kept_layers(config: &ModelConfig, adaptation: Option<&Adaptation>) -> Vec
     let first = layers.iter_mut().position(is_trained).unwrap_or(layers.len());
     let first = if from_tokens { 0 } else { first };
     layers[first..].iter_mut().map(|layer| kept(layer, config.hidden_size as u64, &adapted)).collect()
+}
+
+/// Elements that a layer keeps for its own input: the input, the gate before and behind it, what the norm
+/// reads; and what comes out of the layer before it is scaled.
+fn own_input(layer: &Layer, hidden: u64) -> u64 {
+    let of_input = layer.own_input.as_ref().map_or(0, |own| 3 * own.gate.weight.shape[0] as u64 + hidden);
+    of_input + if layer.scale.is_some() { hidden } else { 0 }
 }
 
 fn kept(layer: &mut Layer, hidden: u64, adapted: &Adapted<'_>) -> LayerKept {
@@ -55,6 +63,7 @@ fn kept(layer: &mut Layer, hidden: u64, adapted: &Adapted<'_>) -> LayerKept {
     let (kept, taken, statistics) = match &layer.feed_forward {
         FeedForward::Gated(gated) => (gated.kept(adapted), gated.taken(), 0),
         FeedForward::Fused(fused) => (fused.kept(adapted), fused.taken(), 0),
+        FeedForward::Beside(beside) => (beside.kept(adapted), beside.taken(), beside.statistics()),
         FeedForward::Experts(experts) => (experts.kept(adapted), experts.taken(), experts.statistics()),
     };
     let norms = |norms: [&Option<Norm>; 2]| norms.iter().filter(|norm| norm.is_some()).count() as u64;
@@ -62,7 +71,7 @@ fn kept(layer: &mut Layer, hidden: u64, adapted: &Adapted<'_>) -> LayerKept {
     LayerKept {
         // Each norm keeps its input, and one number of each token.
         mixer: of_parts[0] * hidden + of_mixer,
-        feed_forward: of_parts[1] * hidden + kept,
+        feed_forward: of_parts[1] * hidden + kept + own_input(layer, hidden),
         branches,
         statistics: of_mixer_in_f32 + statistics + of_parts.iter().sum::<u64>(),
         // On top of that, gradients of the residual stream.

@@ -134,7 +134,7 @@ impl BaseFiles {
             _ => false,
         };
         // Routers are small, and which experts they choose is sensitive.
-        let stays = stored.is_packed() || is_router(module_of(name));
+        let stays = stored.is_packed() || is_router(module_of(name)) || name.ends_with(".router.proj.weight");
         let quantization = self.quantization.filter(|scheme| !stays && fits(scheme));
         Ok(Some(BaseTensor { name: name.to_owned(), shape: shape.to_vec(), base: &self.path, stored, quantization }))
     }

@@ -2,6 +2,7 @@
 //! (`rope_theta`, `rope_scaling`, `torch_dtype`) and that of transformers 5 (`rope_parameters`,
 //! `dtype`).
 
+mod gemma4;
 mod layers;
 mod mixture;
 mod rope;
@@ -87,6 +88,13 @@ fn has_other_head(directory: &Path, config: &ModelConfig) -> Result<bool, ModelE
 /// The keys of the bounds of scores and logits.
 const SOFTCAPS: [&str; 2] = ["attn_logit_softcapping", "final_logit_softcapping"];
 
+/// Sizes that most layers have.
+struct LayerSizes {
+    key_value_heads: usize,
+    head_dim: usize,
+    intermediate_size: usize,
+}
+
 /// Numbers of query heads and key/value heads, and elements of a head.
 struct Heads {
     heads: usize,
@@ -123,7 +131,7 @@ impl Reader<'_> {
         self.note_what_is_left_out(family, &mut notices)?;
         let experts = self.experts(family)?;
         let turned = latent.map_or_else(|| self.turned(family, head_dim), |latent| Ok(latent.turned))?;
-        let ropes = self.ropes(family, turned)?;
+        let ropes = self.ropes(family, turned, self.wide_head(family)?.unwrap_or(turned))?;
         let query_scalar = match family.query_scalar {
             Some(default) => self.number_within("query_pre_attn_scalar", 1e-3, 1e9)?.unwrap_or(default),
             None => head_dim as f64,
@@ -137,16 +145,22 @@ impl Reader<'_> {
         };
         let score_scale =
             self.multiplier(family, "attention_multiplier")?.unwrap_or(1.0 / (query_scalar as f32).sqrt());
+        let sizes = LayerSizes {
+            key_value_heads,
+            head_dim,
+            intermediate_size: self.intermediate_size(family, experts.as_ref())?,
+        };
         let config = ModelConfig {
             family,
             wrapper: None,
             hidden_size,
-            intermediate_size: self.intermediate_size(family, experts.as_ref())?,
+            intermediate_size: sizes.intermediate_size,
             experts,
             delta: self.delta_nets(family)?,
             convolution: self.convolutions(family)?,
             latent,
-            layers: self.layers(family, layers)?,
+            per_layer: self.per_layer(family)?,
+            layers: self.layers(family, layers, &sizes)?,
             heads,
             key_value_heads,
             head_dim,
@@ -287,8 +301,10 @@ impl Reader<'_> {
         if family.rope_pairs && self.flag("rope_interleave")? == Some(false) {
             return Err(self.unsupported("rope_interleave", "false"));
         }
-        if self.flag("use_bidirectional_attention")?.unwrap_or(false) {
-            return Err(self.unsupported("use_bidirectional_attention", "true"));
+        // Of Gemma 4 images alone are seen in both directions.
+        let both_ways = self.get("use_bidirectional_attention");
+        if let Some(other) = both_ways.filter(|value| **value != Value::Bool(false) && *value != "vision") {
+            return Err(self.unsupported("use_bidirectional_attention", &other.to_string()));
         }
         if self.flag("mlp_bias")?.unwrap_or(false) {
             return Err(self.unsupported("mlp_bias", "true"));

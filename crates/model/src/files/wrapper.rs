@@ -12,8 +12,11 @@ use crate::config::Wrapper;
 
 /// Wrappers by their `model_type`, the text models that they have if `text_config` does not say, and whether
 /// transformers' `AutoModelForCausalLM` loads the whole.
-const WRAPPERS: [(&str, &str, bool); 4] = [
+const WRAPPERS: [(&str, &str, bool); 7] = [
     ("gemma3", "gemma3_text", true),
+    ("gemma4", "gemma4_text", true),
+    ("gemma4_unified", "gemma4_unified_text", true),
+    ("kimi_k25", "kimi_k2", false),
     ("mistral3", "mistral", true),
     ("qwen3_5", "qwen3_5_text", false),
     ("qwen3_5_moe", "qwen3_5_moe_text", false),

@@ -11,6 +11,7 @@ use crate::decoder::pass::Context;
 use crate::decoder::{self, head};
 use crate::error::ModelError;
 use crate::model::{Model, Trained};
+use crate::passes::handed::Handed;
 use crate::readback::data;
 use crate::tree::{Layer, Slot};
 
@@ -83,13 +84,14 @@ impl Model {
     ) -> Result<LossSum, ModelError> {
         let tokens = batch.flat_tokens();
         let first = self.first_trained_layer();
-        let x = decoder::embed(&self.weights, &tokens, context).inner();
+        // Untracked, because the graph would keep what checkpointing saves. The dropout is the
+        // same.
+        let untracked = context.untracked();
+        let (x, mut between) = decoder::begin(&self.weights, &tokens, &untracked);
         // Inputs of the layers that are differentiated.
         let mut inputs = Vec::new();
         let mut keep = |n: usize, x: &Tensor<2>| inputs.extend((n >= first).then(|| x.clone()));
-        // Untracked, because the graph would keep what checkpointing saves. The dropout is the
-        // same.
-        let x = decoder::layers(&self.weights, x, &context.untracked(), None, &mut keep);
+        let x = decoder::layers(&self.weights, x, &untracked, &mut between, None, &mut keep);
         let leaf = |tensor: Tensor<2>| tensor.autodiff().require_grad();
         let last = leaf(x);
         let losses = head::losses(&self.weights, last.clone(), batch.targets(), context);
@@ -97,17 +99,22 @@ impl Model {
         self.look_at_memory();
         let mut d_out = last.grad_remove(&mut found).expect("the loss depends on the last layer");
         self.collect(found, backward.loss_scale, gradients)?;
+        let mut handed = Handed::new(&self.weights, &between);
         for n in (first..self.weights.layers.len()).rev() {
             let input = leaf(inputs.pop().expect("an input for each layer"));
-            let out = decoder::layer(&self.weights.layers[n], input.clone(), context, None);
-            let mut found = operations::gradient_seed(out, d_out).backward();
+            let mut of_layer = handed.leaves(n);
+            let out = decoder::layer(&self.weights.layers[n], n, input.clone(), context, &mut of_layer.between, None);
+            let seed = operations::gradient_seed(out, d_out);
+            let mut found = handed.seeded(n, seed, &of_layer.between).backward();
             self.look_at_memory();
             d_out = input.grad_remove(&mut found).expect("a layer's output depends on its input");
+            handed.take(n, &of_layer, &mut found);
             self.collect(found, backward.loss_scale, gradients)?;
         }
-        if self.trains_embedding() {
-            let embedded = decoder::embed(&self.weights, &tokens, context);
-            let found = operations::gradient_seed(embedded, d_out).backward();
+        if self.trains_embedding() || self.trains_inputs() {
+            let (embedded, between) = decoder::begin(&self.weights, &tokens, context);
+            let seed = if self.trains_embedding() { Some(operations::gradient_seed(embedded, d_out)) } else { None };
+            let found = handed.seeded_inputs(seed, &between).backward();
             self.collect(found, backward.loss_scale, gradients)?;
         }
         batch.sums(losses)
@@ -115,7 +122,7 @@ impl Model {
 
     /// The lowest layer with trained parameters. Nothing below it has to be differentiated.
     fn first_trained_layer(&mut self) -> usize {
-        if self.trains_embedding() {
+        if self.trains_embedding() || self.trains_inputs() {
             return 0;
         }
         let layers = &mut self.weights.layers;
@@ -139,6 +146,21 @@ impl Model {
                 self.weights.embedding_lora.is_some() || adaptation.saves(&self.weights.embedding.name)
             }
         }
+    }
+
+    /// Whether the gradient has to reach what makes the inputs that layers have of their own.
+    fn trains_inputs(&self) -> bool {
+        let per_layer = self.weights.per_layer.as_ref();
+        per_layer.is_some_and(|per_layer| {
+            let is_saved = |name: &str| match &self.trained {
+                Trained::Adapter(adaptation) => adaptation.saves(name),
+                Trained::All => true,
+                Trained::Nothing => false,
+            };
+            per_layer.projection.lora.is_some()
+                || is_saved(&per_layer.projection.weight.name)
+                || is_saved(&per_layer.norm.gamma.name)
+        })
     }
 
     /// Adds the gradients that were found, divided by the loss scale.

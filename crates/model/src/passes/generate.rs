@@ -173,8 +173,8 @@ impl Model {
     ) -> Result<Vec<f32>, ModelError> {
         let context = Context { ropes, segments, compute: self.placement().compute(), training: false, dropout: None };
         let mut pass = || {
-            let x = decoder::embed(&self.weights, tokens, &context);
-            let x = decoder::layers(&self.weights, x, &context, Some(caches), &mut |_, _| {});
+            let (x, mut between) = decoder::begin(&self.weights, tokens, &context);
+            let x = decoder::layers(&self.weights, x, &context, &mut between, Some(caches), &mut |_, _| {});
             let x = x.narrow(0, tokens.len() - last, last);
             data(head::logits(&self.weights, x, &context))
         };

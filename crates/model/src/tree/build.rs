@@ -1,11 +1,13 @@
 //! The tree of a config: which tensors a model of it has, with their names, shapes and places.
 
 use super::{
-    Attention, Decoder, DeltaInputs, DeltaNet, Experts, FeedForward, FusedGated, Gated, Head, LatentAttention,
-    LatentQueries, Layer, Linear, Matrix, Mixer, Norm, Projections, Role, ShortConvolution, Vector,
+    Attention, Beside, Decoder, DeltaInputs, DeltaNet, Experts, FeedForward, FusedGated, Gated, Head, LatentAttention,
+    LatentQueries, Layer, Linear, Matrix, Mixer, Norm, OwnInput, PerLayer, Projections, Role, ShortConvolution, Vector,
 };
 use crate::config::family::{OtherMixer, Shared};
-use crate::config::{ConvolutionConfig, DeltaConfig, LatentConfig, LayerConfig, MixerKind, ModelConfig};
+use crate::config::{
+    ConvolutionConfig, DeltaConfig, LatentConfig, LayerConfig, MixerKind, ModelConfig, PerLayerConfig, Values,
+};
 
 impl Decoder {
     /// The tree of a config, with absent tensors.
@@ -14,11 +16,13 @@ impl Decoder {
         let mut linears = 0;
         let layers = config.layers.iter().enumerate();
         let layers = layers.map(|(n, layer)| layer_tree(config, n, layer, &mut linears)).collect();
+        let per_layer = config.per_layer.map(|inputs| per_layer(config, inputs, &mut linears));
         Decoder {
             embedding: Matrix::new("model.embed_tokens.weight".to_owned(), [config.vocabulary, hidden]),
             embedding_scale: config.embedding_scale,
             embedding_lora: None,
             layers,
+            per_layer,
             head: Head {
                 norm: norm(&format!("model.{}", config.family.names.last_norm), hidden, config),
                 divisor: config.logits_divisor,
@@ -42,6 +46,19 @@ impl Gated {
     }
 }
 
+/// What makes the inputs that layers have of their own.
+fn per_layer(config: &ModelConfig, inputs: PerLayerConfig, linears: &mut u32) -> PerLayer {
+    let all = config.layers.len() * inputs.width;
+    let module = "model.per_layer_model_projection".to_owned();
+    let projection = linear(module, Role::Latent, *linears, [all, config.hidden_size], false);
+    *linears += 1;
+    PerLayer {
+        table: Matrix::new("model.embed_tokens_per_layer.weight".to_owned(), [inputs.vocabulary, all]),
+        projection,
+        norm: norm("model.per_layer_projection_norm", inputs.width, config),
+    }
+}
+
 /// The tree of layer `n`. `linears` counts the linear layers so far.
 fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut u32) -> Layer {
     let hidden = config.hidden_size;
@@ -52,10 +69,10 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
         *linears += 1;
         linear(name(part), role, index, shape, bias)
     };
-    let (query, key) = (config.heads * config.head_dim, config.key_value_heads * config.head_dim);
+    let (query, key) = (config.heads * layer.head_dim, layer.key_value_heads * layer.head_dim);
     let qkv_bias = config.qkv_bias;
     let head_norm = |part: &str, all: usize| {
-        let length = if config.family.norms_all_heads { all } else { config.head_dim };
+        let length = if config.family.norms_all_heads { all } else { layer.head_dim };
         config.query_key_norm.then(|| norm(part, length))
     };
     let family = config.family;
@@ -86,19 +103,26 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
                 Projections::Fused(linear("self_attn.qkv_proj", Role::Fused, [query + 2 * key, hidden], qkv_bias))
             } else {
                 let of_queries = [if is_gated { 2 * query } else { query }, hidden];
-                Projections::Apart {
-                    q: linear("self_attn.q_proj", Role::Query, of_queries, qkv_bias),
-                    k: linear("self_attn.k_proj", Role::Key, [key, hidden], qkv_bias),
-                    v: linear("self_attn.v_proj", Role::Value, [key, hidden], qkv_bias),
+                let q = linear("self_attn.q_proj", Role::Query, of_queries, qkv_bias);
+                match layer.values {
+                    Values::OfLayer(source) => Projections::Queries { q, source },
+                    Values::Own | Values::Keys => Projections::Apart {
+                        q,
+                        k: linear("self_attn.k_proj", Role::Key, [key, hidden], qkv_bias),
+                        v: (layer.values == Values::Own)
+                            .then(|| linear("self_attn.v_proj", Role::Value, [key, hidden], qkv_bias)),
+                    },
                 }
             },
             o: linear(&in_attention(family.names.output), Role::Output, [hidden, query], config.output_bias),
             sinks: family.has_sinks.then(|| Vector::new(name("self_attn.sinks"), config.heads, 0.0)),
             q_norm: head_norm(&in_attention(family.names.head_norms[0]), query),
-            k_norm: head_norm(&in_attention(family.names.head_norms[1]), key),
+            k_norm: head_norm(&in_attention(family.names.head_norms[1]), key)
+                .filter(|_| !matches!(layer.values, Values::OfLayer(_))),
+            value_norm: family.value_norm.then_some(config.rms_norm_eps),
             heads: config.heads,
-            key_value_heads: config.key_value_heads,
-            head_dim: config.head_dim,
+            key_value_heads: layer.key_value_heads,
+            head_dim: layer.head_dim,
             scale: config.score_scale,
             softcap: config.score_cap,
             window: layer.window,
@@ -118,6 +142,12 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
         feed_forward: feed_forward(config, n, layer, &mut linear),
         feed_forward_norm,
         residual_scale: config.residual_scale,
+        own_input: config.per_layer.map(|inputs| OwnInput {
+            gate: linear("per_layer_input_gate", Role::Latent, [inputs.width, hidden], false),
+            projection: linear("per_layer_projection", Role::Latent, [hidden, inputs.width], false),
+            norm: norm("post_per_layer_input_norm", hidden),
+        }),
+        scale: family.has_layer_scale.then(|| Vector::new(name("layer_scalar"), 1, 1.0)),
     }
 }
 
@@ -132,7 +162,7 @@ fn feed_forward(
     let part = names.feed_forward;
     let (Some(experts), Some(mixture)) = (config.experts.as_ref().filter(|_| layer.has_experts), config.family.mixture)
     else {
-        let inner = config.intermediate_size;
+        let inner = layer.intermediate_size;
         if !config.family.fused_gate_up {
             return FeedForward::Gated(gated(config, part, inner, false, &mut linear));
         }
@@ -142,14 +172,14 @@ fn feed_forward(
             down: linear(&format!("{part}.{}", names.fused[1]), Role::Down, [hidden, inner], false),
         });
     };
-    let router = format!("{part}.{}", names.router);
-    FeedForward::Experts(Experts {
-        router: linear(&router, Role::Router, [experts.count, hidden], mixture.has_biases),
-        correction: mixture
-            .correction
-            .map(|tensor| Vector::new(format!("model.layers.{n}.{part}.{tensor}"), experts.count, 0.0)),
+    let name = |part: &str| format!("model.layers.{n}.{part}");
+    let dense = mixture.is_beside.then(|| gated(config, part, layer.intermediate_size, false, &mut linear));
+    let experts = Experts {
+        router: linear(names.router, Role::Router, [experts.count, hidden], mixture.has_biases),
+        correction: mixture.correction.map(|tensor| Vector::new(name(tensor), experts.count, 0.0)),
+        scales: mixture.is_beside.then(|| Vector::new(name("router.per_expert_scale"), experts.count, 1.0)),
         experts: (0..experts.count)
-            .map(|n| format!("{part}.experts.{n}"))
+            .map(|n| format!("{}.{n}", names.experts))
             .map(|module| {
                 gated(config, &module, experts.intermediate_size, mixture.has_biases, &mut linear).of_expert()
             })
@@ -158,11 +188,24 @@ fn feed_forward(
         weights: experts.weights,
         groups: experts.groups,
         shared: experts.shared.map(|inner| {
-            let expert = gated(config, &format!("{part}.{}", names.shared), inner, false, &mut linear);
+            let expert = gated(config, names.shared, inner, false, &mut linear);
             let has_gate = matches!(mixture.shared, Shared::Gated(_));
-            let gate = format!("{part}.{}_gate", names.shared);
+            let gate = format!("{}_gate", names.shared);
             (expert, has_gate.then(|| linear(&gate, Role::Router, [1, hidden], false)))
         }),
+    };
+    let Some(dense) = dense else { return FeedForward::Experts(experts) };
+    let norm = |part: &str| norm(&name(part), hidden, config);
+    FeedForward::Beside(Beside {
+        dense,
+        dense_norm: norm("post_feedforward_layernorm_1"),
+        experts,
+        router_norm: Norm {
+            gamma: Vector::new(name("router.scale"), hidden, 1.0),
+            adds_one: false,
+            eps: config.rms_norm_eps,
+        },
+        experts_norms: ["pre_feedforward_layernorm_2", "post_feedforward_layernorm_2"].map(norm),
     })
 }
 

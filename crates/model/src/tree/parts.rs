@@ -1,8 +1,8 @@
 //! The walk over the tree: the parts of a layer and their tensors, in model order.
 
 use super::{
-    Attention, Decoder, DeltaInputs, DeltaNet, Experts, FeedForward, FusedGated, Gated, LatentAttention, LatentQueries,
-    Layer, Linear, Matrix, Mixer, Norm, Projections, ShortConvolution, Slot, Vector,
+    Attention, Beside, Decoder, DeltaInputs, DeltaNet, Experts, FeedForward, FusedGated, Gated, LatentAttention,
+    LatentQueries, Layer, Linear, Matrix, Mixer, Norm, OwnInput, Projections, ShortConvolution, Slot, Vector,
 };
 use crate::branch::LoraBranch;
 
@@ -36,7 +36,8 @@ fn branch_slots(branch: &mut Option<LoraBranch>) -> Vec<Slot<'_>> {
 impl Attention {
     fn parts(&mut self) -> Vec<Part<'_>> {
         let mut parts: Vec<Part<'_>> = match &mut self.projections {
-            Projections::Apart { q, k, v } => [q, k, v].map(Part::Linear).into(),
+            Projections::Apart { q, k, v } => [q, k].into_iter().chain(v).map(Part::Linear).collect(),
+            Projections::Queries { q, .. } => vec![Part::Linear(q)],
             Projections::Fused(qkv) => vec![Part::Linear(qkv)],
         };
         parts.push(Part::Linear(&mut self.o));
@@ -103,7 +104,25 @@ impl Experts {
         });
         let router = std::iter::once(Part::Linear(&mut self.router));
         let correction = self.correction.as_mut().map(Part::Vector);
-        router.chain(correction).chain(experts).chain(shared.into_iter().flatten()).collect()
+        let scales = self.scales.as_mut().map(Part::Vector);
+        router.chain(correction).chain(scales).chain(experts).chain(shared.into_iter().flatten()).collect()
+    }
+}
+
+impl Beside {
+    fn parts(&mut self) -> Vec<Part<'_>> {
+        let mut parts = self.dense.parts();
+        parts.push(Part::Norm(&mut self.dense_norm));
+        parts.push(Part::Norm(&mut self.router_norm));
+        parts.extend(self.experts.parts());
+        parts.extend(self.experts_norms.each_mut().map(Part::Norm));
+        parts
+    }
+}
+
+impl OwnInput {
+    fn parts(&mut self) -> Vec<Part<'_>> {
+        vec![Part::Linear(&mut self.gate), Part::Linear(&mut self.projection), Part::Norm(&mut self.norm)]
     }
 }
 
@@ -120,6 +139,7 @@ impl Layer {
             FeedForward::Gated(gated) => gated.parts(),
             FeedForward::Fused(fused) => fused.parts(),
             FeedForward::Experts(experts) => experts.parts(),
+            FeedForward::Beside(beside) => beside.parts(),
         };
         let mut parts: Vec<Part<'_>> = self.input_norm.as_mut().map(Part::Norm).into_iter().collect();
         parts.extend(mixer);
@@ -127,6 +147,8 @@ impl Layer {
         parts.extend(self.post_norm.as_mut().map(Part::Norm));
         parts.extend(feed_forward);
         parts.extend(self.feed_forward_norm.as_mut().map(Part::Norm));
+        parts.extend(self.own_input.as_mut().map(OwnInput::parts).into_iter().flatten());
+        parts.extend(self.scale.as_mut().map(Part::Vector));
         parts
     }
 
@@ -172,6 +194,14 @@ impl Decoder {
                 branches.extend(of_branch);
             }
         }
+        if let Some(per_layer) = &mut self.per_layer {
+            base.push(Slot::Matrix(&mut per_layer.table));
+            for part in [Part::Linear(&mut per_layer.projection), Part::Norm(&mut per_layer.norm)] {
+                let (of_base, of_branch) = part.slots();
+                base.extend(of_base);
+                branches.extend(of_branch);
+            }
+        }
         base.push(Slot::Vector(&mut self.head.norm.gamma));
         base.extend(self.head.output.as_mut().map(Slot::Matrix));
         branches.extend(branch_slots(&mut self.head.lora));
@@ -180,7 +210,8 @@ impl Decoder {
 
     /// Every linear layer inside the decoder, in model order.
     pub(crate) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
-        self.layers.iter_mut().flat_map(Layer::linears)
+        let of_inputs = self.per_layer.as_mut().map(|per_layer| &mut per_layer.projection);
+        self.layers.iter_mut().flat_map(Layer::linears).chain(of_inputs)
     }
 
     /// The output layer's matrix.

@@ -18,8 +18,9 @@ const NAMES: Names = Names {
     feed_forward: "mlp",
     gated: ["gate_proj", "up_proj", "down_proj"],
     fused: ["gate_up_proj", "down_proj"],
-    router: "gate",
-    shared: "shared_expert",
+    router: "mlp.gate",
+    experts: "mlp.experts",
+    shared: "mlp.shared_expert",
     last_norm: "norm",
 };
 
@@ -46,6 +47,7 @@ const QWEN3_EXPERTS: Mixture = Mixture {
     dense: 0,
     shared: Shared::None,
     layout: ExpertLayout::Plain,
+    is_beside: false,
     peft_reads: true,
 };
 
@@ -54,7 +56,7 @@ const DEEPSEEK_EXPERTS: Mixture = Mixture {
     scores: Scores::Sigmoid,
     normalized: (Normalized::Asked(true), 1e-20),
     scale: 2.5,
-    correction: Some("gate.e_score_correction_bias"),
+    correction: Some("mlp.gate.e_score_correction_bias"),
     groups: [8, 4],
     dense: 3,
     shared: Shared::Plain(1),
@@ -77,6 +79,10 @@ const LLAMA: Family = Family {
     fused_qkv: false,
     fused_gate_up: false,
     scaled_embeddings: false,
+    wide_heads: None,
+    value_norm: false,
+    has_layer_scale: false,
+    per_layer_inputs: None,
     has_multipliers: false,
     softcaps: [None; 2],
     has_sinks: false,
@@ -143,10 +149,34 @@ const GEMMA3: Family = Family {
     ..LLAMA
 };
 
+const GEMMA4: Family = Family {
+    architecture: "Gemma4ForCausalLM",
+    model_type: "gemma4_text",
+    names: Names { router: "router.proj", experts: "experts", ..SANDWICH },
+    vocabulary: Some(262_144),
+    norms_add_one: false,
+    wide_heads: Some(512),
+    value_norm: true,
+    has_layer_scale: true,
+    per_layer_inputs: Some(256),
+    softcaps: [None, Some(Softcap { default: None })],
+    // Scores keep their size.
+    query_scalar: Some(1.0),
+    mixture: Some(Mixture {
+        sizes: [128, 8, 704],
+        normalized: (Normalized::Always, 0.0),
+        is_beside: true,
+        peft_reads: false,
+        ..QWEN3_EXPERTS
+    }),
+    sliding_window: Some(512),
+    ..GEMMA3
+};
+
 const DEEPSEEK_V3: Family = Family {
     architecture: "DeepseekV3ForCausalLM",
     model_type: "deepseek_v3",
-    names: Names { shared: "shared_experts", ..NAMES },
+    names: Names { shared: "mlp.shared_experts", ..NAMES },
     vocabulary: Some(129_280),
     latent: Some(LatentSizes { query_rank: 1536, plain: 128, value: 128 }),
     rope_pairs: true,
@@ -163,6 +193,8 @@ const LFM2: Family = Family {
         output: "out_proj",
         head_norms: ["q_layernorm", "k_layernorm"],
         feed_forward: "feed_forward",
+        router: "feed_forward.gate",
+        experts: "feed_forward.experts",
         gated: ["w1", "w3", "w2"],
         last_norm: "embedding_norm",
         ..NAMES
@@ -182,7 +214,7 @@ const LFM2: Family = Family {
 };
 
 /// All families.
-pub(crate) static FAMILIES: [Family; 24] = [
+pub(crate) static FAMILIES: [Family; 26] = [
     LLAMA,
     Family {
         architecture: "MistralForCausalLM",
@@ -317,7 +349,7 @@ pub(crate) static FAMILIES: [Family; 24] = [
     Family {
         architecture: "GptOssForCausalLM",
         model_type: "gpt_oss",
-        names: Names { router: "router", ..NAMES },
+        names: Names { router: "mlp.router", ..NAMES },
         vocabulary: Some(201_088),
         key_value_heads: Some(8),
         head_dim: Some(64),
@@ -362,7 +394,7 @@ pub(crate) static FAMILIES: [Family; 24] = [
     Family {
         architecture: "Glm4MoeForCausalLM",
         model_type: "glm4_moe",
-        names: Names { shared: "shared_experts", ..NAMES },
+        names: Names { shared: "mlp.shared_experts", ..NAMES },
         vocabulary: Some(151_552),
         key_value_heads: Some(8),
         output_bias: Bias::Never,
@@ -398,6 +430,9 @@ pub(crate) static FAMILIES: [Family; 24] = [
         max_position_embeddings: 131_072,
         ..LLAMA
     },
+    GEMMA4,
+    // The text model of the 12B, whose wrapper has no towers.
+    Family { model_type: "gemma4_unified_text", ..GEMMA4 },
     Family {
         architecture: "GraniteMoeHybridForCausalLM",
         model_type: "granitemoehybrid",
@@ -417,7 +452,7 @@ pub(crate) static FAMILIES: [Family; 24] = [
             sizes: [32, 4, 1792],
             scores: Scores::Sigmoid,
             normalized: (Normalized::Asked(true), 1e-6),
-            correction: Some("expert_bias"),
+            correction: Some("feed_forward.expert_bias"),
             dense: 2,
             peft_reads: false,
             ..QWEN3_EXPERTS

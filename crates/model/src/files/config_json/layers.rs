@@ -2,14 +2,19 @@
 
 use serde_json::Value;
 
-use super::Reader;
+use super::{LayerSizes, Reader};
 use crate::config::family::{Family, OtherMixer, Windows};
-use crate::config::{ConvolutionConfig, DeltaConfig, LayerConfig, MixerKind};
+use crate::config::{ConvolutionConfig, DeltaConfig, LayerConfig, MixerKind, Values};
 use crate::error::ModelError;
 
 impl Reader<'_> {
     /// Which layers have a window, and which a rotary embedding.
-    pub(super) fn layers(&self, family: &Family, count: usize) -> Result<Vec<LayerConfig>, ModelError> {
+    pub(super) fn layers(
+        &self,
+        family: &Family,
+        count: usize,
+        sizes: &LayerSizes,
+    ) -> Result<Vec<LayerConfig>, ModelError> {
         let ropes = self.ropes_of_layers(family, count)?;
         // null means none.
         let window = match self.object.contains_key("sliding_window") {
@@ -57,9 +62,22 @@ impl Reader<'_> {
                 (_, Some(_)) => MixerKind::Latent,
                 (_, None) => MixerKind::Attention,
             };
-            LayerConfig { window: window.filter(|_| has_window), rope, has_experts: has_experts(n), mixer }
+            LayerConfig {
+                window: window.filter(|_| has_window),
+                rope,
+                has_experts: has_experts(n),
+                mixer,
+                key_value_heads: sizes.key_value_heads,
+                head_dim: sizes.head_dim,
+                values: Values::Own,
+                intermediate_size: sizes.intermediate_size,
+            }
         };
-        Ok(ropes.into_iter().enumerate().map(layer).collect())
+        let mut layers: Vec<LayerConfig> = ropes.into_iter().enumerate().map(layer).collect();
+        if family.wide_heads.is_some() {
+            self.widen(family, &mut layers)?;
+        }
+        Ok(layers)
     }
 
     /// The layers of `full_attn_idxs`; all if it is left out.

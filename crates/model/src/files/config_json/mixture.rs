@@ -22,9 +22,13 @@ impl Reader<'_> {
     /// The experts of layers with such.
     pub(super) fn experts(&self, family: &Family) -> Result<Option<ExpertsConfig>, ModelError> {
         let Some(mixture) = &family.mixture else { return Ok(None) };
+        if mixture.is_beside && !self.flag("enable_moe_block")?.unwrap_or(false) {
+            return Ok(None);
+        }
         // transformers 5 writes the second name where a class has the first.
         let count = self.first_size(&["num_experts", "num_local_experts", "n_routed_experts"], mixture.sizes[0])?;
-        let choices = self.first_size(&["num_experts_per_tok", "experts_per_token"], mixture.sizes[1])?;
+        let choices =
+            self.first_size(&["num_experts_per_tok", "experts_per_token", "top_k_experts"], mixture.sizes[1])?;
         if count > MOST_EXPERTS || choices > count {
             return Err(
                 self.malformed(&format!("{choices} of {count} experts for each token (at most {MOST_EXPERTS})"))
@@ -80,7 +84,8 @@ impl Reader<'_> {
     /// (`first_k_dense_replace`, `num_dense_layers`), and of those every `decoder_sparse_step`th, but those of
     /// `mlp_only_layers`.
     pub(super) fn layers_with_experts(&self, family: &Family) -> Result<impl Fn(usize) -> bool, ModelError> {
-        let wrong = |key: &str| self.malformed(&format!("`{key}` should be a list of layers"));
+        let wrong =
+            |key: &str| self.malformed(&format!("`{key}` should be a list of layer numbers, or of kinds of layers"));
         let list = |key: &'static str| match self.get(key) {
             None => Ok(None),
             Some(list) => list.as_array().map(Some).ok_or_else(|| wrong(key)),
@@ -102,7 +107,7 @@ impl Reader<'_> {
             }
         };
         let step = self.optional_size("decoder_sparse_step")?.unwrap_or(1);
-        let has_experts = family.mixture.is_some();
+        let has_experts = self.experts(family)?.is_some();
         Ok(move |n: usize| {
             has_experts
                 && match &types {

@@ -11,7 +11,8 @@ impl Reader<'_> {
     /// The rotary embedding of layers that see all keys, then that of layers with a window where they
     /// have their own: from `rope_parameters` (transformers 5), or from `rope_theta`, `rope_scaling` and
     /// `rope_local_base_freq` (hub).
-    pub(super) fn ropes(&self, family: &Family, width: usize) -> Result<Vec<Rope>, ModelError> {
+    /// `width`: elements that turn of a head of layers with a window, `wide`: of a head of the others.
+    pub(super) fn ropes(&self, family: &Family, width: usize, wide: usize) -> Result<Vec<Rope>, ModelError> {
         let empty = Map::new();
         // If a file has both, transformers takes the older one.
         let parameters = self.nested("rope_scaling")?.or(self.nested("rope_parameters")?).unwrap_or(&empty);
@@ -42,7 +43,7 @@ impl Reader<'_> {
             Some(window) => Reader { object: &empty, path: self.path }.rope(window, window_theta, width)?,
             None => Rope { theta: window_theta, scaling: RopeScaling::None, width, growth: None },
         };
-        Ok(vec![self.rope(of_all, family.rope_theta, width)?, of_window])
+        Ok(vec![self.rope(of_all, family.rope_theta, wide)?, of_window])
     }
 
     /// How many elements of a head are turned. Families whose class knows no share of them turn all.
@@ -79,6 +80,11 @@ impl Reader<'_> {
         };
         let scaling = match kind {
             "default" => RopeScaling::None,
+            "proportional" => {
+                let share = inner.number_within("partial_rotary_factor", 0.0, 1.0)?.unwrap_or(1.0);
+                let factor = inner.number_within("factor", 1e-3, 1e9)?.unwrap_or(1.0);
+                RopeScaling::Proportional { pairs: (share * width as f64 / 2.0).floor() as usize, factor }
+            }
             "linear" => RopeScaling::Linear { factor: needed("factor")? },
             "llama3" => RopeScaling::Llama3 {
                 factor: needed("factor")?,
