@@ -109,6 +109,10 @@ pub fn choose(lora: &Lora, config: &ModelConfig) -> Result<Adaptation, ModelErro
         let what = format!("`{module}` is an expert, and experts are trained by LoRA alone");
         return Err(ModelError::Lora { key: "modules_to_save", what });
     }
+    if let Some(module) = saved.iter().find(|module| module.ends_with(".embed_tokens_per_layer")) {
+        let what = format!("`{module}` is read from its file row by row, and stays as it is");
+        return Err(ModelError::Lora { key: "modules_to_save", what });
+    }
     let mut modules = linear_modules(config);
     // Where PEFT turns names of parts into experts, they mean those too; elsewhere `experts` does.
     let names_parts = matches!(&lora.target_modules, TargetModules::Names(names)

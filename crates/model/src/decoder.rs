@@ -7,6 +7,7 @@ pub(crate) mod between;
 pub(crate) mod cache;
 mod convolution;
 mod delta;
+pub(crate) mod expert_use;
 mod experts;
 mod feed_forward;
 pub(crate) mod head;
@@ -22,6 +23,7 @@ use finetune_kernels::{Activation, Weight, operations};
 use self::between::Between;
 use self::cache::LayerCache;
 use self::pass::{Context, linear, norm};
+use crate::error::ModelError;
 use crate::tree::{Decoder, FeedForward, Layer, Matrix, Mixer, Norm, OwnInput};
 
 /// Embeddings [t, hidden] of these tokens.
@@ -94,21 +96,42 @@ pub(crate) fn layers(
 }
 
 /// Hidden states [t, hidden] that come out of the last layer, of whole rows.
-pub(crate) fn hidden(weights: &Decoder, tokens: &[u32], context: &Context) -> Tensor<2> {
-    let (x, mut between) = begin(weights, tokens, context);
-    layers(weights, x, context, &mut between, None, &mut |_, _| {})
+///
+/// # Errors
+/// As [`begin`].
+pub(crate) fn hidden(weights: &Decoder, tokens: &[u32], context: &Context) -> Result<Tensor<2>, ModelError> {
+    let (x, mut between) = begin(weights, tokens, context)?;
+    Ok(layers(weights, x, context, &mut between, None, &mut |_, _| {}))
 }
 
 /// Embeddings [t, hidden] of these tokens, and what layers hand to each other.
-pub(crate) fn begin(weights: &Decoder, tokens: &[u32], context: &Context) -> (Tensor<2>, Between) {
+///
+/// # Errors
+/// If rows of a matrix cannot be read from its file.
+pub(crate) fn begin(weights: &Decoder, tokens: &[u32], context: &Context) -> Result<(Tensor<2>, Between), ModelError> {
     let x = embed(weights, tokens, context);
-    let rows = weights.per_layer.as_ref().map(|per_layer| {
-        let vocabulary = per_layer.table.shape[0];
-        let known = |&token: &u32| if (token as usize) < vocabulary { token } else { 0 };
-        rows_of(weights, &per_layer.table, &tokens.iter().map(known).collect::<Vec<_>>(), context)
-    });
+    let rows = match &weights.per_layer {
+        None => None,
+        Some(per_layer) => Some(rows_for_layers(weights, &per_layer.table, tokens, context)?),
+    };
     let between = Between::new(weights, &x, rows, context);
-    (x, between)
+    Ok((x, between))
+}
+
+/// The tokens' rows of the table that the layers' own inputs are made of. A token without a row has that of
+/// token 0.
+fn rows_for_layers(
+    weights: &Decoder,
+    table: &Matrix,
+    tokens: &[u32],
+    context: &Context,
+) -> Result<Tensor<2>, ModelError> {
+    let [vocabulary, columns] = table.shape;
+    let known = |&token: &u32| if (token as usize) < vocabulary { token } else { 0 };
+    let rows: Vec<u32> = tokens.iter().map(known).collect();
+    let Some(by_row) = table.by_row() else { return Ok(rows_of(weights, table, &rows, context)) };
+    let values = TensorData::new(by_row.read(&rows)?, [rows.len(), columns]);
+    Ok(Tensor::<2>::from_data(values, &device_of(weights)).cast(context.compute.dtype()))
 }
 
 /// One layer: x [t, hidden] -> [t, hidden]. With a cache, its keys and values come before those of

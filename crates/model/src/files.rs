@@ -4,6 +4,7 @@
 //! Must never know: how a model computes. Start reading at [`base_files`], then [`load`].
 
 pub(crate) mod base_files;
+pub(crate) mod by_row;
 pub(crate) mod companions;
 pub(crate) mod config_json;
 mod extra;

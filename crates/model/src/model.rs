@@ -1,12 +1,14 @@
 //! A model ready to train or to run: its weights, their device, and which of them are trained.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use finetune_kernels::devices::reserved_bytes;
 use finetune_packed::Scheme;
 
 use crate::adaptation::Adaptation;
 use crate::config::ModelConfig;
+use crate::decoder::expert_use::{ExpertUse, LayerUse};
 use crate::error::ModelError;
 use crate::files::base_files::BaseFiles;
 use crate::files::finite;
@@ -40,6 +42,8 @@ pub struct Model {
     /// adapter brought others along.
     pub(crate) has_own_vocabulary: bool,
     device_peak: u64,
+    /// Counted in training.
+    pub(crate) expert_use: Arc<ExpertUse>,
 }
 
 impl Model {
@@ -123,6 +127,7 @@ impl Model {
             layout: Layout::default(),
             has_own_vocabulary: false,
             device_peak: 0,
+            expert_use: Arc::default(),
         })
     }
 
@@ -134,6 +139,12 @@ impl Model {
     /// Most bytes of the device's memory that were seen in use; `None` on the CPU.
     pub fn device_peak(&self) -> Option<u64> {
         (!self.placement.is_cpu()).then_some(self.device_peak)
+    }
+
+    /// How evenly experts were used since the last call, by the rows that gradients were computed of, layer by
+    /// layer. Empty if the model has none.
+    pub fn take_expert_use(&self) -> Vec<LayerUse> {
+        self.expert_use.take()
     }
 
     /// Records how much of the device's memory is in use. Pools give pages back, so this is called

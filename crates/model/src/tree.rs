@@ -15,6 +15,7 @@ use finetune_kernels::{ExpertWeights, PackedWeight, Weight};
 pub use self::lists::{LinearLayer, expected_tensors, linear_layers, linear_modules};
 use crate::branch::LoraBranch;
 use crate::config::{Activation, LatentConfig};
+use crate::files::by_row::ByRow;
 
 /// What a linear layer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +85,12 @@ pub(crate) struct Matrix {
     pub(crate) shape: [usize; 2],
     /// Whether it is an expert's: frozen, and multiplied together with those of the other experts.
     pub(crate) is_of_expert: bool,
+    /// Whether its rows are read from the file when they are needed, if the file has all of their elements.
+    pub(crate) is_by_row: bool,
     /// `None`: not loaded, the tree only describes it.
     weight: Option<Weight>,
+    /// Its rows in the file, in the place of its weight.
+    by_row: Option<ByRow>,
 }
 
 impl Vector {
@@ -105,7 +110,7 @@ impl Vector {
 
 impl Matrix {
     pub(crate) fn new(name: String, shape: [usize; 2]) -> Matrix {
-        Matrix { name, shape, is_of_expert: false, weight: None }
+        Matrix { name, shape, is_of_expert: false, is_by_row: false, weight: None, by_row: None }
     }
 
     /// The matrix of an expert.
@@ -138,6 +143,15 @@ impl Matrix {
                 packed_rows(like, packed.clone(), (0..self.shape[0] as u32).collect())
             }
         }
+    }
+
+    /// Its rows in the file, if they are read from there.
+    pub(crate) fn by_row(&self) -> Option<&ByRow> {
+        self.by_row.as_ref()
+    }
+
+    pub(crate) fn set_by_row(&mut self, rows: ByRow) {
+        self.by_row = Some(rows);
     }
 
     pub(crate) fn set(&mut self, tensor: Tensor<2>) {

@@ -63,4 +63,4 @@ pub use shards::write_shards;
 pub use size::human_bytes;
 pub use stand_in::{START_BYTES, StandIn};
 pub use tensor_set::{MAX_INDEX_BYTES, TensorPart, TensorSet};
-pub use tensors::{PIECE, TensorFile, TensorView};
+pub use tensors::{FileRows, PIECE, TensorFile, TensorView};

@@ -85,6 +85,55 @@ impl<'a> TensorView<'a> {
     }
 }
 
+/// A matrix in a file, whose rows are read when they are asked for. It keeps the file open.
+#[derive(Debug)]
+pub struct FileRows {
+    file: TensorFile,
+    /// Where row 0 begins, from the start of the file.
+    start: u64,
+    /// Rows, and bytes of each.
+    rows: usize,
+    row: usize,
+    /// The format of its numbers.
+    pub dtype: Dtype,
+}
+
+impl TensorView<'_> {
+    /// The rows of a matrix, for longer than its file is open here.
+    ///
+    /// # Errors
+    /// As [`TensorFile::open`].
+    ///
+    /// # Panics
+    /// If it is no matrix.
+    pub fn rows(&self) -> Result<FileRows, StoreError> {
+        let &[rows, columns] = self.shape else { panic!("`{}` is no matrix", self.name) };
+        let file = TensorFile::open(self.path())?;
+        Ok(FileRows { file, start: self.start, rows, row: columns * self.dtype.size(), dtype: self.dtype })
+    }
+}
+
+impl FileRows {
+    /// The bytes of a row.
+    ///
+    /// # Errors
+    /// As [`TensorView::bytes`].
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn read(&self, row: usize) -> Result<Vec<u8>, StoreError> {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        let mut bytes = vec![0; self.row];
+        self.file.read_at(&mut bytes, self.start + (row * self.row) as u64)?;
+        Ok(bytes)
+    }
+
+    /// The file that they are in.
+    pub fn path(&self) -> &Path {
+        &self.file.path
+    }
+}
+
 /// Bytes of a file or tensor that are read at a time if it need not be in memory as a whole. It is
 /// a multiple of the size of every dtype's element.
 pub const PIECE: usize = 8 << 20;

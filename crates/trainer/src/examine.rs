@@ -180,11 +180,12 @@ impl Examiner<'_> {
             self.found.notices.extend(config.notices.iter().cloned());
         }
         if let Some(config) = &self.found.config {
-            let only_lora = match (&config.experts, &config.wrapper, &config.delta) {
-                (Some(_), ..) => Some(format!("the experts of {} are trained", config.family.architecture)),
-                (None, Some(wrapper), _) => Some(format!("the text model of {} is trained", wrapper.class)),
-                (None, None, Some(_)) => Some(format!("{} is trained", config.family.architecture)),
-                (None, None, None) => None,
+            let has_only_lora = config.delta.is_some() || config.per_layer.is_some();
+            let only_lora = match (&config.experts, &config.wrapper) {
+                (Some(_), _) => Some(format!("the experts of {} are trained", config.family.architecture)),
+                (None, Some(wrapper)) => Some(format!("the text model of {} is trained", wrapper.class)),
+                (None, None) if has_only_lora => Some(format!("{} is trained", config.family.architecture)),
+                (None, None) => None,
             };
             if let Some(what) = only_lora.filter(|_| self.recipe.train.method == Method::Full) {
                 self.found.problems.push(TrainError::OnlyLora { what });
@@ -389,6 +390,7 @@ impl Examiner<'_> {
             stored: self.stored,
             packed,
             loading: found.form.as_ref().map_or(0, |form| form.loading),
+            by_row: found.form.as_ref().map_or(0, |form| form.by_row),
             has_bf16: device_plan.found.types.contains(&FloatType::BF16),
         };
         let sizing = sizing(text.as_deref().unwrap_or_default());

@@ -62,7 +62,7 @@ pub use error::{Fault, TrainError};
 pub use evaluate::evaluate;
 pub use events::Event;
 pub use memory::Estimate;
-pub use metrics::{EvalRow, RankRow, StepRow};
+pub use metrics::{EvalRow, ExpertRow, RankRow, StepRow};
 pub use names::{CHECKPOINTS, COPIES};
 pub use output_directory::{home, recipe_file};
 pub use prepare::{Prepared, prepare};

@@ -119,17 +119,20 @@ pub(crate) struct Precision {
     pub(crate) packed: PackedSizes,
     /// Bytes that are taken while the largest matrix is packed, before the first step.
     pub(crate) loading: u64,
+    /// Elements of matrices whose rows stay in the files.
+    pub(crate) by_row: u64,
 }
 
 impl Precision {
     pub(crate) fn new(sizing: &Sizing) -> Precision {
-        let Sizing { placement, stored, packed, loading, .. } = sizing;
+        let Sizing { placement, stored, packed, loading, by_row, .. } = sizing;
         Precision {
             cpu: placement.is_cpu(),
             compute: placement.compute(),
             held: placement.held(*stored),
             packed: *packed,
             loading: *loading,
+            by_row: *by_row,
         }
     }
 }
@@ -216,7 +219,11 @@ pub(crate) fn estimate(
     let activations = peak - logits + scratch;
     let held = if step.full { FloatType::F32 } else { precision.held };
     let PackedSizes { elements: packed, bytes: packed_bytes, .. } = precision.packed;
-    let weights = if step.full { 0 } else { parameters.saturating_sub(packed) * held.bytes() as u64 + packed_bytes };
+    let weights = if step.full {
+        0
+    } else {
+        parameters.saturating_sub(packed + precision.by_row) * held.bytes() as u64 + packed_bytes
+    };
     // On the CPU: values, gradients and two moments on the host; values, old and new, and gradients
     // as tensors. LoRA has many small pieces, and ten times the values were measured. So they were
     // for embedding and output layer trained in full beside them.
@@ -279,6 +286,8 @@ pub(crate) struct Sizing {
     pub(crate) packed: PackedSizes,
     /// Bytes that are taken while the largest matrix is packed.
     pub(crate) loading: u64,
+    /// Elements of matrices whose rows stay in the files.
+    pub(crate) by_row: u64,
     /// Whether the device computes in bf16.
     pub(crate) has_bf16: bool,
 }
@@ -347,7 +356,8 @@ mod tests {
             answers: false,
         };
         let packed = PackedSizes::default();
-        let precision = Precision { cpu: false, compute: FloatType::BF16, held: FloatType::BF16, packed, loading: 0 };
+        let precision =
+            Precision { cpu: false, compute: FloatType::BF16, held: FloatType::BF16, packed, loading: 0, by_row: 0 };
         estimate(&config, Some(&all_linear(&config, 16)), &step, precision).total as f64 / f64::from(1 << 30)
     }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use finetune_model::LayerUse;
 use finetune_store::{Operation, RealDisk, StoreError, failpoint, replace_file};
 use serde::{Deserialize, Serialize};
 
@@ -36,9 +37,30 @@ pub struct StepRow {
     /// The objective's own numbers by name; empty if the loss is all it has.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub objective: BTreeMap<String, f64>,
+    /// How evenly experts were used by the rows of rank 0; empty if the model has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<ExpertRow>,
     /// Each rank's part in it, in rank order; empty if there is only one rank.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ranks: Vec<RankRow>,
+}
+
+/// How evenly a layer's experts were used in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExpertRow {
+    /// The number of the layer.
+    pub layer: usize,
+    /// The part of all choices that went to the expert that was chosen most: 1 / experts if all are used
+    /// alike.
+    pub busiest: f64,
+    /// Experts that no token has chosen.
+    pub unused: usize,
+}
+
+impl From<LayerUse> for ExpertRow {
+    fn from(LayerUse { layer, busiest, unused }: LayerUse) -> ExpertRow {
+        ExpertRow { layer, busiest, unused }
+    }
 }
 
 /// One rank's part in a step.
@@ -250,6 +272,7 @@ mod tests {
                 tokens_per_second: 1.0,
                 seconds,
                 objective: BTreeMap::new(),
+                experts: Vec::new(),
                 ranks,
             })
         };

@@ -9,7 +9,7 @@ use finetune_store::failpoint;
 use crate::adamw::{clip, norm};
 use crate::error::TrainError;
 use crate::events::Event;
-use crate::metrics::{Row, StepRow};
+use crate::metrics::{ExpertRow, Row, StepRow};
 use crate::progress::Progress;
 use crate::run::{Run, StepSums};
 use crate::samples::Answers;
@@ -107,6 +107,7 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
             tokens_per_second: sums.tokens as f64 / seconds,
             seconds,
             objective: run.objective.numbers(&sums),
+            experts: run.model.take_expert_use().into_iter().map(ExpertRow::from).collect(),
             ranks,
         };
         tell(Event::Step { row: &row, steps: run.steps });

@@ -317,3 +317,26 @@ fn numbers_that_are_not_finite_stop_the_run() {
     assert!(error.to_string().contains("is not finite in step"), "{error}");
     assert!(error.hints()[0].contains("rows.jsonl:"), "{:?}", error.hints());
 }
+
+/// Layers 0 and 2 of this model have six experts, of which a token chooses two. How often a layer is computed
+/// does not matter, nor how rows are put together.
+#[test]
+fn rows_say_how_evenly_experts_were_used() {
+    let output = tempfile::tempdir().expect("a directory");
+    let rows = |name: &str, more: &[&str]| {
+        let sets: Vec<String> =
+            ["train.max_steps=2", "train.global_batch_size=4"].iter().chain(more).map(|s| (*s).to_owned()).collect();
+        run(recipe("qwen3_moe", &output.path().join(name), &sets)).0
+    };
+    let plain = rows("plain", &["train.micro_batch_size=4"]);
+    for row in &plain {
+        assert_eq!(row.experts.iter().map(|of_layer| of_layer.layer).collect::<Vec<_>>(), [0, 2]);
+        assert!(
+            row.experts.iter().all(|of_layer| (1.0 / 6.0..=0.5).contains(&of_layer.busiest) && of_layer.unused <= 4)
+        );
+    }
+    let again = rows("again", &["train.micro_batch_size=1", "train.gradient_checkpointing=true"]);
+    assert_eq!(plain[0].experts, again[0].experts);
+    let dense = run(recipe("qwen3", &output.path().join("dense"), &["train.max_steps=1".to_owned()])).0;
+    assert!(dense[0].experts.is_empty());
+}

@@ -119,6 +119,12 @@ impl Adapter {
         if doras != 0 && doras != self.targets.len() {
             return refused("DoRA on some layers only");
         }
+        if let Some(target) = self.targets.iter().find(|target| target.module.ends_with(".kv_b_proj")) {
+            return Err(ModelError::NotExpressible {
+                what: format!("mlx-lm holds `{}` in two parts, and one branch is not two", target.module),
+                hint: "--format merged writes the model with it".to_owned(),
+            });
+        }
         if self.targets.iter().any(|target| is_expert(&target.module)) {
             return refused("branches of single experts");
         }

@@ -276,6 +276,11 @@ impl Family {
         FAMILIES.iter().find(|family| Some(family.model_type) == model_type)
     }
 
+    /// Whether transformers reads its experts in stacks alone.
+    pub(crate) fn has_stacks_only(&self) -> bool {
+        self.mixture.is_some_and(|mixture| mixture.is_beside)
+    }
+
     /// How its experts lie in files.
     pub(crate) fn expert_layout(&self) -> ExpertLayout {
         self.mixture.map_or(ExpertLayout::Plain, |mixture| mixture.layout)

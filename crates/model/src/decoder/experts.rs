@@ -34,6 +34,9 @@ pub(crate) fn routed(mixture: &Experts, of_router: Tensor<2>, x: Tensor<2>, cont
     });
     let logits = linear(router, of_router, context).cast(DType::F32);
     let chosen: Arc<[u32]> = choices_of(mixture, &logits).into();
+    if let Some(counts) = &context.expert_use {
+        counts.count(&router.module, experts.len(), &chosen);
+    }
     let dispatch = Dispatch::new(&chosen, *choices, experts.len());
     let weights = operations::expert_weights(logits, chosen.clone(), *weights);
     let weights = match &mixture.scales {

@@ -9,6 +9,7 @@ use finetune_random::Stream;
 
 use crate::batch::Randomness;
 use crate::branch::{Dora, LoraBranch};
+use crate::decoder::expert_use::ExpertUse;
 use crate::random_stream::RandomStream;
 use crate::tree::{Linear, Matrix, Norm};
 
@@ -25,6 +26,8 @@ pub(crate) struct Context {
     pub(crate) training: bool,
     /// `None` outside of training, and at probability 0.
     pub(crate) dropout: Option<BatchDropout>,
+    /// Where choices of experts are counted; `None` outside of training.
+    pub(crate) expert_use: Option<Arc<ExpertUse>>,
 }
 
 /// Dropout of a micro-batch. The modules differ in their random streams only.

@@ -28,6 +28,9 @@ use crate::files::wrapper;
 use crate::gguf::read::{GgufBase, GgufStored};
 use crate::tree::expected_tensors;
 
+/// The embedding of the inputs that each layer has of its own.
+pub(crate) const PER_LAYER_TABLE: &str = "model.embed_tokens_per_layer.weight";
+
 /// The opened files of a base.
 pub(crate) struct BaseFiles {
     path: PathBuf,
@@ -134,7 +137,9 @@ impl BaseFiles {
             _ => false,
         };
         // Routers are small, and which experts they choose is sensitive.
-        let stays = stored.is_packed() || is_router(module_of(name)) || name.ends_with(".router.proj.weight");
+        let stays = stored.is_packed() || is_router(module_of(name)) || name.ends_with(".router.proj.weight")
+            // It is read by row.
+            || name == PER_LAYER_TABLE;
         let quantization = self.quantization.filter(|scheme| !stays && fits(scheme));
         Ok(Some(BaseTensor { name: name.to_owned(), shape: shape.to_vec(), base: &self.path, stored, quantization }))
     }
@@ -235,6 +240,14 @@ impl BaseFiles {
         Ok(tensors)
     }
 
+    /// The stack of experts that a tensor of this name in the model is read from: its name and shape in the
+    /// files.
+    pub(crate) fn stack_of(&self, name: &str) -> Option<(&str, &[usize])> {
+        let files = self.safetensors()?;
+        let stack = files.stack_of(name)?;
+        Some((stack, files.shape_of_whole(stack)?))
+    }
+
     /// The shape in the files of a tensor of this name in the model, where that is another one.
     pub(crate) fn shape_in_files(&self, name: &str) -> Option<&[usize]> {
         let files = self.safetensors()?;
@@ -327,6 +340,11 @@ impl BaseTensor<'_> {
             Stored::OfStack(of_stack) => of_stack.view().path(),
             Stored::Gguf(base, _) => base.path_of(&self.name),
         }
+    }
+
+    /// Whether its rows are read when they are needed.
+    pub(crate) fn is_by_row(&self) -> bool {
+        self.name == PER_LAYER_TABLE && self.view().is_some()
     }
 
     /// Whether it is read out of a stack of all experts that is written as it is read.

@@ -121,21 +121,15 @@ impl Reader<'_> {
         };
         let layers = self.size("num_hidden_layers")?;
         // Within these and the limit of every size, no product or sum of sizes overflows 64 bits.
-        for (key, size, limit) in
-            [("num_hidden_layers", layers, 4096), ("num_attention_heads", heads, 4096), ("head_dim", head_dim, 4096)]
-        {
-            if size > limit {
-                return Err(self.malformed(&format!("`{key}` = {size} is beyond {limit}")));
+        for (key, size) in [("num_hidden_layers", layers), ("num_attention_heads", heads), ("head_dim", head_dim)] {
+            if size > 4096 {
+                return Err(self.malformed(&format!("`{key}` = {size} is beyond 4096")));
             }
         }
         self.note_what_is_left_out(family, &mut notices)?;
         let experts = self.experts(family)?;
         let turned = latent.map_or_else(|| self.turned(family, head_dim), |latent| Ok(latent.turned))?;
         let ropes = self.ropes(family, turned, self.wide_head(family)?.unwrap_or(turned))?;
-        let query_scalar = match family.query_scalar {
-            Some(default) => self.number_within("query_pre_attn_scalar", 1e-3, 1e9)?.unwrap_or(default),
-            None => head_dim as f64,
-        };
         let attention_bias = self.flag("attention_bias")?;
         let has_bias = |bias: Bias| match bias {
             Bias::Never => false,
@@ -143,8 +137,6 @@ impl Reader<'_> {
             Bias::Asked => attention_bias == Some(true),
             Bias::AskedOrLeftOut => attention_bias != Some(false),
         };
-        let score_scale =
-            self.multiplier(family, "attention_multiplier")?.unwrap_or(1.0 / (query_scalar as f32).sqrt());
         let sizes = LayerSizes {
             key_value_heads,
             head_dim,
@@ -164,32 +156,21 @@ impl Reader<'_> {
             heads,
             key_value_heads,
             head_dim,
-            vocabulary: match (self.optional_size("vocab_size")?, family.vocabulary) {
-                (Some(size), _) | (None, Some(size)) => size,
-                (None, None) => self.size("vocab_size")?,
-            },
+            vocabulary: self.vocabulary(family)?,
             rms_norm_eps: self.number_within(family.norm_eps.0, 1e-30, 1.0)?.unwrap_or(family.norm_eps.1),
-            score_scale: match latent {
-                Some(_) => score_scale * self.latent_scale()?,
-                None => score_scale,
-            },
+            score_scale: self.score_scale(family, head_dim)?,
             ropes,
             // The first is LFM2's.
-            tied_embeddings: match self.flag("tie_embedding")? {
-                Some(tied) => tied,
-                None => self.flag("tie_word_embeddings")?.unwrap_or(family.tied_embeddings),
-            },
+            tied_embeddings: self
+                .flag("tie_embedding")?
+                .or(self.flag("tie_word_embeddings")?)
+                .unwrap_or(family.tied_embeddings),
             qkv_bias: has_bias(family.qkv_bias),
             output_bias: has_bias(family.output_bias),
-            query_key_norm: match family.query_key_norm {
-                Asked::Never => false,
-                Asked::Always => true,
-                Asked::Key(key) => self.flag(key)?.unwrap_or(false),
-            },
-            embedding_scale: if family.scaled_embeddings {
-                Some((hidden_size as f32).sqrt())
-            } else {
-                self.multiplier(family, "embedding_multiplier")?.filter(|&factor| factor != 1.0)
+            query_key_norm: self.has(family.query_key_norm)?,
+            embedding_scale: match family.scaled_embeddings {
+                true => Some((hidden_size as f32).sqrt()),
+                false => self.multiplier(family, "embedding_multiplier")?.filter(|&factor| factor != 1.0),
             },
             residual_scale: self.multiplier(family, "residual_multiplier")?.filter(|&factor| factor != 1.0),
             logits_divisor: self.multiplier(family, "logits_scaling")?.filter(|&divisor| divisor != 1.0),
@@ -205,6 +186,33 @@ impl Reader<'_> {
         };
         self.check_whole(&config)?;
         Ok(config)
+    }
+
+    /// Rows of the embedding.
+    fn vocabulary(&self, family: &Family) -> Result<usize, ModelError> {
+        match (self.optional_size("vocab_size")?, family.vocabulary) {
+            (Some(size), _) | (None, Some(size)) => Ok(size),
+            (None, None) => self.size("vocab_size"),
+        }
+    }
+
+    /// Whether the model has a part.
+    fn has(&self, part: Asked) -> Result<bool, ModelError> {
+        Ok(match part {
+            Asked::Never => false,
+            Asked::Always => true,
+            Asked::Key(key) => self.flag(key)?.unwrap_or(false),
+        })
+    }
+
+    /// The factor of attention's scores.
+    fn score_scale(&self, family: &Family, head_dim: usize) -> Result<f32, ModelError> {
+        let scalar = match family.query_scalar {
+            Some(default) => self.number_within("query_pre_attn_scalar", 1e-3, 1e9)?.unwrap_or(default),
+            None => head_dim as f64,
+        };
+        let scale = self.multiplier(family, "attention_multiplier")?.unwrap_or(1.0 / (scalar as f32).sqrt());
+        Ok(if family.latent.is_some() { scale * self.latent_scale()? } else { scale })
     }
 
     /// Elements of a token inside dense feed-forward parts.

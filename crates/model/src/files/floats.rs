@@ -71,6 +71,15 @@ fn float_type_of(view: &TensorView<'_>) -> Result<FloatType, ModelError> {
     })
 }
 
+/// Numbers of a type that weights are held in, as bytes, in f32. Of another type there are none.
+pub(crate) fn numbers(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
+    let mut values = Vec::with_capacity(bytes.len() / dtype.size());
+    if let Some(kind) = float_type(dtype) {
+        extend(&mut values, bytes, kind);
+    }
+    values
+}
+
 /// Adds numbers of a type, as bytes.
 fn extend(values: &mut Vec<f32>, bytes: &[u8], kind: FloatType) {
     let pairs = || bytes.par_chunks_exact(2).map(|b| [b[0], b[1]]);

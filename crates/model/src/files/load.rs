@@ -1,5 +1,7 @@
 //! Weights from the files of a base, or fresh ones.
 
+use std::sync::Arc;
+
 use burn::tensor::{Element, Tensor, TensorData};
 use finetune_kernels::{FloatType, FrozenValues, PackedWeight};
 use finetune_random::Stream;
@@ -8,6 +10,7 @@ use rayon::prelude::*;
 use crate::config::{ModelConfig, Wrapper};
 use crate::error::{ModelError, list};
 use crate::files::base_files::{BaseFiles, BaseTensor};
+use crate::files::by_row::ByRow;
 use crate::files::extra;
 use crate::files::floats::float_type;
 use crate::placement::Placement;
@@ -123,6 +126,10 @@ impl Loader<'_> {
             }
         };
         let tensor = files.tensor(self.config, &matrix.name, &matrix.shape)?;
+        if let Some(view) = tensor.view().filter(|_| matrix.is_by_row) {
+            matrix.set_by_row(ByRow { name: tensor.name.clone(), rows: Arc::new(view.rows()?) });
+            return Ok(());
+        }
         let in_bf16 = self.placement.has_bf16_products();
         match tensor.packed()? {
             Some(packed) => {

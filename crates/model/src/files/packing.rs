@@ -20,6 +20,8 @@ pub struct BaseForm {
     pub vocabulary: PackedSizes,
     /// Bytes that are taken while the largest matrix is packed: its elements in f32.
     pub loading: u64,
+    /// Elements of matrices whose rows stay in the files until they are needed.
+    pub by_row: u64,
     /// Whether matrices are packed in the files, and not only once they are read.
     pub is_packed_in_files: bool,
 }
@@ -38,11 +40,13 @@ pub struct PackedSizes {
 impl BaseForm {
     /// Of these tensors, which are those of a model.
     pub(crate) fn of(tensors: &[BaseTensor<'_>]) -> BaseForm {
+        let elements = |tensor: &BaseTensor<'_>| tensor.shape.iter().product::<usize>() as u64;
         let of_vocabulary = |tensor: &&BaseTensor<'_>| is_of_vocabulary(module_of(&tensor.name));
         BaseForm {
             words: described(tensors.iter()),
             packed: PackedSizes::of(tensors.iter()),
             vocabulary: PackedSizes::of(tensors.iter().filter(of_vocabulary)),
+            by_row: tensors.iter().filter(|tensor| tensor.is_by_row()).map(elements).sum(),
             loading: tensors.iter().map(BaseTensor::loading_bytes).max().unwrap_or(0),
             is_packed_in_files: tensors.iter().any(BaseTensor::is_packed_in_file),
         }

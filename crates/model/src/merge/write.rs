@@ -146,8 +146,10 @@ pub fn quantize_model(
 /// A tensor of the files that are written.
 struct Piece {
     spec: TensorSpec,
-    /// The number of the model's tensor that it is, or is a part of.
+    /// The number of the model's tensor that it is, or is a part of, or of the first that it is made of.
     tensor: usize,
+    /// How many tensors it is made of, one behind the other.
+    count: usize,
     /// Which part of a packed matrix it is; `None`: it is the whole tensor.
     part: Option<usize>,
 }
@@ -184,8 +186,22 @@ impl<'a> Writer<'a> {
         };
         let dtypes: Vec<Dtype> = tensors.iter().map(written_as).collect();
         let mut pieces = Vec::new();
+        let mut last_stack = None;
         for (number, (tensor, &dtype)) in tensors.iter().zip(&dtypes).enumerate() {
             let shape = merging.shape(tensor);
+            if let Some((name, shape)) = files.stack_of(&tensor.name).filter(|_| config.family.has_stacks_only()) {
+                match pieces.last_mut() {
+                    Some(Piece { count, .. }) if last_stack == Some(name) => *count += 1,
+                    _ => pieces.push(Piece {
+                        spec: TensorSpec { name: name.to_owned(), dtype, shape: shape.to_vec() },
+                        tensor: number,
+                        count: 1,
+                        part: None,
+                    }),
+                }
+                last_stack = Some(name);
+                continue;
+            }
             match (form.quantize, shape.as_slice()) {
                 (Some(scheme), &[rows, columns])
                     if used.contains(&tensor.base.name)
@@ -195,6 +211,7 @@ impl<'a> Writer<'a> {
                     pieces.extend(specs.enumerate().map(|(part, spec)| Piece {
                         spec,
                         tensor: number,
+                        count: 1,
                         part: Some(part),
                     }));
                 }
@@ -206,7 +223,7 @@ impl<'a> Writer<'a> {
                     if let Some(shape) = as_there.filter(|shape| shape.iter().product::<usize>() == elements) {
                         spec.shape = shape.to_vec();
                     }
-                    pieces.push(Piece { spec, tensor: number, part: None });
+                    pieces.push(Piece { spec, tensor: number, count: 1, part: None });
                 }
             }
         }
@@ -231,7 +248,7 @@ impl<'a> Writer<'a> {
 
     /// The bytes of piece `n`. A packed matrix is made with its first part, and kept up to its last.
     fn bytes(&mut self, n: usize) -> Result<Vec<u8>, ModelError> {
-        let Piece { tensor, part, .. } = self.pieces[n];
+        let Piece { tensor, count, part, .. } = self.pieces[n];
         let dtype = self.dtypes[tensor];
         match (self.form.quantize, part) {
             (Some(scheme), Some(part)) => {
@@ -241,8 +258,15 @@ impl<'a> Writer<'a> {
                 Ok(std::mem::take(&mut self.parts[part]))
             }
             _ => {
-                let tensor = &self.tensors[tensor];
-                self.merging.bytes(tensor, dtype, self.used.contains(&tensor.base.name))
+                let mut bytes = Vec::new();
+                for tensor in &self.tensors[tensor..tensor + count] {
+                    let own = self.merging.bytes(tensor, dtype, self.used.contains(&tensor.base.name))?;
+                    if count == 1 {
+                        return Ok(own);
+                    }
+                    bytes.extend(own);
+                }
+                Ok(bytes)
             }
         }
     }

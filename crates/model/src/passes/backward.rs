@@ -65,7 +65,7 @@ impl Model {
         if backward.checkpointing {
             return self.layer_by_layer(batch, &context, backward, gradients);
         }
-        let h = decoder::hidden(&self.weights, &batch.flat_tokens(), &context);
+        let h = decoder::hidden(&self.weights, &batch.flat_tokens(), &context)?;
         let losses = head::losses(&self.weights, h, batch.targets(), &context);
         self.look_at_memory();
         let found = backward.minimised(&losses)?.backward();
@@ -87,7 +87,7 @@ impl Model {
         // Untracked, because the graph would keep what checkpointing saves. The dropout is the
         // same.
         let untracked = context.untracked();
-        let (x, mut between) = decoder::begin(&self.weights, &tokens, &untracked);
+        let (x, mut between) = decoder::begin(&self.weights, &tokens, &untracked)?;
         // Inputs of the layers that are differentiated.
         let mut inputs = Vec::new();
         let mut keep = |n: usize, x: &Tensor<2>| inputs.extend((n >= first).then(|| x.clone()));
@@ -112,7 +112,7 @@ impl Model {
             self.collect(found, backward.loss_scale, gradients)?;
         }
         if self.trains_embedding() || self.trains_inputs() {
-            let (embedded, between) = decoder::begin(&self.weights, &tokens, context);
+            let (embedded, between) = decoder::begin(&self.weights, &tokens, context)?;
             let seed = if self.trains_embedding() { Some(operations::gradient_seed(embedded, d_out)) } else { None };
             let found = handed.seeded_inputs(seed, &between).backward();
             self.collect(found, backward.loss_scale, gradients)?;

@@ -21,7 +21,7 @@ impl Model {
             return Ok(batch.no_losses());
         }
         let context = self.context(batch, None);
-        let h = decoder::hidden(&self.weights, &batch.flat_tokens(), &context);
+        let h = decoder::hidden(&self.weights, &batch.flat_tokens(), &context)?;
         batch.sums(head::losses(&self.weights, h, batch.targets(), &context))
     }
 
@@ -34,7 +34,7 @@ impl Model {
         let trained = vec![false; tokens.len()];
         let batch = Batch { rows: vec![BatchRow { id: 0, tokens, trained: &trained }] };
         let context = self.context(&batch, None);
-        let h = decoder::hidden(&self.weights, tokens, &context);
+        let h = decoder::hidden(&self.weights, tokens, &context)?;
         data(head::logits(&self.weights, h, &context))
     }
 
@@ -59,6 +59,7 @@ impl Model {
             compute: self.placement.compute(),
             training: training.is_some(),
             dropout,
+            expert_use: training.map(|_| self.expert_use.clone()),
         }
     }
 

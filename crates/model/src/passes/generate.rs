@@ -171,9 +171,16 @@ impl Model {
         caches: &mut [LayerCache],
         last: usize,
     ) -> Result<Vec<f32>, ModelError> {
-        let context = Context { ropes, segments, compute: self.placement().compute(), training: false, dropout: None };
+        let context = Context {
+            ropes,
+            segments,
+            compute: self.placement().compute(),
+            training: false,
+            dropout: None,
+            expert_use: None,
+        };
         let mut pass = || {
-            let (x, mut between) = decoder::begin(&self.weights, tokens, &context);
+            let (x, mut between) = decoder::begin(&self.weights, tokens, &context)?;
             let x = decoder::layers(&self.weights, x, &context, &mut between, Some(caches), &mut |_, _| {});
             let x = x.narrow(0, tokens.len() - last, last);
             data(head::logits(&self.weights, x, &context))

@@ -9,6 +9,8 @@ use crate::config::{
     ConvolutionConfig, DeltaConfig, LatentConfig, LayerConfig, MixerKind, ModelConfig, PerLayerConfig, Values,
 };
 
+use crate::files::base_files::PER_LAYER_TABLE;
+
 impl Decoder {
     /// The tree of a config, with absent tensors.
     pub(crate) fn new(config: &ModelConfig) -> Decoder {
@@ -52,8 +54,9 @@ fn per_layer(config: &ModelConfig, inputs: PerLayerConfig, linears: &mut u32) ->
     let module = "model.per_layer_model_projection".to_owned();
     let projection = linear(module, Role::Latent, *linears, [all, config.hidden_size], false);
     *linears += 1;
+    let table = Matrix::new(PER_LAYER_TABLE.to_owned(), [inputs.vocabulary, all]);
     PerLayer {
-        table: Matrix::new("model.embed_tokens_per_layer.weight".to_owned(), [inputs.vocabulary, all]),
+        table: Matrix { is_by_row: true, ..table },
         projection,
         norm: norm("model.per_layer_projection_norm", inputs.width, config),
     }
@@ -69,15 +72,7 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
         *linears += 1;
         linear(name(part), role, index, shape, bias)
     };
-    let (query, key) = (config.heads * layer.head_dim, layer.key_value_heads * layer.head_dim);
-    let qkv_bias = config.qkv_bias;
-    let head_norm = |part: &str, all: usize| {
-        let length = if config.family.norms_all_heads { all } else { layer.head_dim };
-        config.query_key_norm.then(|| norm(part, length))
-    };
     let family = config.family;
-    let is_gated = family.gated_attention;
-    let in_attention = |part: &str| format!("self_attn.{part}");
     let mixer = match layer.mixer {
         MixerKind::Delta => {
             let delta = config.delta.expect("the sizes of a layer's delta net");
@@ -85,52 +80,13 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
         }
         MixerKind::Convolution => {
             let sizes = config.convolution.expect("the sizes of a layer's convolution");
-            let ConvolutionConfig { taps, bias } = sizes;
-            Mixer::Convolution(ShortConvolution {
-                input: linear("conv.in_proj", Role::Recurrent, [3 * hidden, hidden], bias),
-                out: linear("conv.out_proj", Role::Recurrent, [hidden, hidden], bias),
-                kernel: Vector::new(name("conv.conv.weight"), hidden * taps, 0.0),
-                bias: bias.then(|| Vector::new(name("conv.conv.bias"), hidden, 0.0)),
-                taps,
-            })
+            Mixer::Convolution(convolution(config, n, sizes, &mut linear))
         }
         MixerKind::Latent => {
             let sizes = config.latent.expect("the sizes of a layer's latent attention");
             Mixer::Latent(latent_attention(config, n, layer, sizes, &mut linear))
         }
-        MixerKind::Attention => Mixer::Attention(Attention {
-            projections: if family.fused_qkv {
-                Projections::Fused(linear("self_attn.qkv_proj", Role::Fused, [query + 2 * key, hidden], qkv_bias))
-            } else {
-                let of_queries = [if is_gated { 2 * query } else { query }, hidden];
-                let q = linear("self_attn.q_proj", Role::Query, of_queries, qkv_bias);
-                match layer.values {
-                    Values::OfLayer(source) => Projections::Queries { q, source },
-                    Values::Own | Values::Keys => Projections::Apart {
-                        q,
-                        k: linear("self_attn.k_proj", Role::Key, [key, hidden], qkv_bias),
-                        v: (layer.values == Values::Own)
-                            .then(|| linear("self_attn.v_proj", Role::Value, [key, hidden], qkv_bias)),
-                    },
-                }
-            },
-            o: linear(&in_attention(family.names.output), Role::Output, [hidden, query], config.output_bias),
-            sinks: family.has_sinks.then(|| Vector::new(name("self_attn.sinks"), config.heads, 0.0)),
-            q_norm: head_norm(&in_attention(family.names.head_norms[0]), query),
-            k_norm: head_norm(&in_attention(family.names.head_norms[1]), key)
-                .filter(|_| !matches!(layer.values, Values::OfLayer(_))),
-            value_norm: family.value_norm.then_some(config.rms_norm_eps),
-            heads: config.heads,
-            key_value_heads: layer.key_value_heads,
-            head_dim: layer.head_dim,
-            scale: config.score_scale,
-            softcap: config.score_cap,
-            window: layer.window,
-            rope: layer.rope,
-            query_rope: if family.growth.is_some() { Some(1) } else { layer.rope },
-            rope_pairs: family.rope_pairs,
-            is_gated,
-        }),
+        MixerKind::Attention => Mixer::Attention(attention(config, n, layer, &mut linear)),
     };
     let [input_norm, mixer_norm, post_norm, feed_forward_norm] =
         family.names.norms.map(|part| part.map(|part| norm(part, hidden)));
@@ -148,6 +104,74 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
             norm: norm("post_per_layer_input_norm", hidden),
         }),
         scale: family.has_layer_scale.then(|| Vector::new(name("layer_scalar"), 1, 1.0)),
+    }
+}
+
+/// The attention of layer `n`.
+fn attention(
+    config: &ModelConfig,
+    n: usize,
+    layer: &LayerConfig,
+    mut linear: impl FnMut(&str, Role, [usize; 2], bool) -> Linear,
+) -> Attention {
+    let (family, hidden, qkv_bias) = (config.family, config.hidden_size, config.qkv_bias);
+    let (query, key) = (config.heads * layer.head_dim, layer.key_value_heads * layer.head_dim);
+    let is_gated = family.gated_attention;
+    let name = |part: &str| format!("model.layers.{n}.self_attn.{part}");
+    let head_norm = |part: &str, all: usize| {
+        let length = if family.norms_all_heads { all } else { layer.head_dim };
+        config.query_key_norm.then(|| norm(&name(part), length, config))
+    };
+    let output = format!("self_attn.{}", family.names.output);
+    Attention {
+        projections: if family.fused_qkv {
+            Projections::Fused(linear("self_attn.qkv_proj", Role::Fused, [query + 2 * key, hidden], qkv_bias))
+        } else {
+            let of_queries = [if is_gated { 2 * query } else { query }, hidden];
+            let q = linear("self_attn.q_proj", Role::Query, of_queries, qkv_bias);
+            match layer.values {
+                Values::OfLayer(source) => Projections::Queries { q, source },
+                Values::Own | Values::Keys => Projections::Apart {
+                    q,
+                    k: linear("self_attn.k_proj", Role::Key, [key, hidden], qkv_bias),
+                    v: (layer.values == Values::Own)
+                        .then(|| linear("self_attn.v_proj", Role::Value, [key, hidden], qkv_bias)),
+                },
+            }
+        },
+        o: linear(&output, Role::Output, [hidden, query], config.output_bias),
+        sinks: family.has_sinks.then(|| Vector::new(name("sinks"), config.heads, 0.0)),
+        q_norm: head_norm(family.names.head_norms[0], query),
+        k_norm: head_norm(family.names.head_norms[1], key).filter(|_| !matches!(layer.values, Values::OfLayer(_))),
+        value_norm: family.value_norm.then_some(config.rms_norm_eps),
+        heads: config.heads,
+        key_value_heads: layer.key_value_heads,
+        head_dim: layer.head_dim,
+        scale: config.score_scale,
+        softcap: config.score_cap,
+        window: layer.window,
+        rope: layer.rope,
+        query_rope: if family.growth.is_some() { Some(1) } else { layer.rope },
+        rope_pairs: family.rope_pairs,
+        is_gated,
+    }
+}
+
+/// The short convolution of layer `n`.
+fn convolution(
+    config: &ModelConfig,
+    n: usize,
+    sizes: ConvolutionConfig,
+    mut linear: impl FnMut(&str, Role, [usize; 2], bool) -> Linear,
+) -> ShortConvolution {
+    let (hidden, ConvolutionConfig { taps, bias }) = (config.hidden_size, sizes);
+    let name = |part: &str| format!("model.layers.{n}.conv.conv.{part}");
+    ShortConvolution {
+        input: linear("conv.in_proj", Role::Recurrent, [3 * hidden, hidden], bias),
+        out: linear("conv.out_proj", Role::Recurrent, [hidden, hidden], bias),
+        kernel: Vector::new(name("weight"), hidden * taps, 0.0),
+        bias: bias.then(|| Vector::new(name("bias"), hidden, 0.0)),
+        taps,
     }
 }
 

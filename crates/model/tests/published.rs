@@ -1,0 +1,117 @@
+//! Parameters of published models, computed from the shapes of their `config.json` alone, against the counts
+//! that their makers or the hub state: within one in a hundred.
+//!
+//! The shapes are facts, written down here; keys that are left out have the value of the class. Layers that
+//! predict further tokens do not count.
+
+use std::path::Path;
+
+use finetune_model::{ModelConfig, expected_tensors};
+use serde_json::{Value, json};
+
+/// [hidden size, elements inside the feed-forward part, layers, query heads, key/value heads, head_dim,
+/// vocabulary]
+type Sizes = [usize; 7];
+
+fn config(model_type: &str, sizes: Sizes, more: &Value) -> Value {
+    let [hidden, inner, layers, heads, key_value_heads, head_dim, vocabulary] = sizes;
+    let mut config = json!({
+        "model_type": model_type, "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": key_value_heads, "head_dim": head_dim,
+        "vocab_size": vocabulary,
+    });
+    let more = more.as_object().expect("an object").clone();
+    config.as_object_mut().expect("an object").extend(more);
+    config
+}
+
+fn parameters(config: &Value) -> f64 {
+    let config = ModelConfig::parse(&config.to_string(), Path::new("config.json"));
+    let config = config.unwrap_or_else(|error| panic!("{error}"));
+    expected_tensors(&config).iter().map(|(_, shape)| shape.iter().product::<usize>() as f64).sum()
+}
+
+/// Layers with attention among convolutions.
+fn attention_at(layers: &[usize]) -> Value {
+    json!({"full_attn_idxs": layers, "tie_embedding": true})
+}
+
+/// (model, billions of parameters, model_type, sizes, other keys)
+#[rustfmt::skip]
+fn published() -> Vec<(&'static str, f64, &'static str, Sizes, Value)> {
+    let none = || json!({});
+    let tied = || json!({"tie_word_embeddings": true});
+    let deepseek = |experts: usize, dense: usize, more: Value| {
+        let mut keys = json!({"n_routed_experts": experts, "first_k_dense_replace": dense, "n_group": 1, "topk_group": 1});
+        keys.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        keys
+    };
+    let granite4 = |inner: usize, layers: usize| json!({
+        "shared_intermediate_size": inner, "layer_types": vec!["attention"; layers], "num_local_experts": 0,
+        "tie_word_embeddings": true, "position_embedding_type": "rope",
+    });
+    let gemma4 = |more: Value| {
+        let mut keys = json!({"global_head_dim": 512, "sliding_window": 512});
+        keys.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        keys
+    };
+    let four_to_one: Vec<&str> =
+        (1..=35).map(|n| if n % 5 == 0 { "full_attention" } else { "sliding_attention" }).collect();
+    vec![
+        ("Qwen3-30B-A3B", 30.532, "qwen3_moe", [2048, 6144, 48, 32, 4, 128, 151_936], none()),
+        ("Qwen3-235B-A22B", 235.094, "qwen3_moe", [4096, 12_288, 94, 64, 4, 128, 151_936], json!({"moe_intermediate_size": 1536})),
+        ("Qwen3-Next-80B-A3B", 79.674, "qwen3_next", [2048, 5120, 48, 16, 2, 256, 151_936], none()),
+        ("gemma-2-2b", 2.614, "gemma2", [2304, 9216, 26, 8, 4, 256, 256_000], none()),
+        ("gemma-2-9b", 9.242, "gemma2", [3584, 14_336, 42, 16, 8, 256, 256_000], none()),
+        ("gemma-2-27b", 27.227, "gemma2", [4608, 36_864, 46, 32, 16, 128, 256_000], none()),
+        ("gemma-3-270m", 0.268, "gemma3_text", [640, 2048, 18, 4, 1, 256, 262_144], none()),
+        ("gemma-3-1b", 1.0, "gemma3_text", [1152, 6912, 26, 4, 1, 256, 262_144], none()),
+        ("gemma-4-E2B", 5.1, "gemma4_text", [1536, 6144, 35, 8, 1, 256, 262_144],
+            gemma4(json!({"layer_types": four_to_one, "num_kv_shared_layers": 20, "use_double_wide_mlp": true}))),
+        ("gemma-4-E4B", 8.0, "gemma4_text", [2560, 10_240, 42, 8, 2, 256, 262_144],
+            gemma4(json!({"num_kv_shared_layers": 18}))),
+        ("gemma-4-31B", 30.7, "gemma4_text", [5376, 21_504, 60, 32, 16, 256, 262_144],
+            gemma4(json!({"attention_k_eq_v": true, "num_global_key_value_heads": 4, "hidden_size_per_layer_input": 0}))),
+        ("gemma-4-26B-A4B", 25.2, "gemma4_text", [2816, 2112, 30, 16, 8, 256, 262_144],
+            gemma4(json!({"attention_k_eq_v": true, "num_global_key_value_heads": 2, "hidden_size_per_layer_input": 0,
+                "enable_moe_block": true, "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704}))),
+        ("SmolLM3-3B", 3.075, "smollm3", [2048, 11_008, 36, 16, 4, 128, 128_256], none()),
+        ("granite-3.3-2b", 2.534, "granite", [2048, 8192, 40, 32, 8, 64, 49_159], tied()),
+        ("granite-4.0-micro", 3.403, "granitemoehybrid", [2560, 8192, 40, 40, 8, 64, 100_352], granite4(8192, 40)),
+        ("granite-4.0-350m", 0.352, "granitemoehybrid", [1024, 2048, 28, 16, 4, 64, 100_352], granite4(2048, 28)),
+        ("Olmo-3-7B", 7.298, "olmo3", [4096, 11_008, 32, 32, 32, 128, 100_278], none()),
+        ("Phi-3-mini", 3.821, "phi3", [3072, 8192, 32, 32, 32, 96, 32_064], none()),
+        ("Phi-3-medium", 13.960, "phi3", [5120, 17_920, 40, 40, 10, 128, 32_064], none()),
+        ("Phi-4", 14.660, "phi3", [5120, 17_920, 40, 40, 10, 128, 100_352], none()),
+        ("Phi-4-mini", 3.836, "phi3", [3072, 8192, 32, 24, 8, 128, 200_064], json!({"tie_word_embeddings": true, "partial_rotary_factor": 0.75})),
+        ("gpt-oss-20b", 20.915, "gpt_oss", [2880, 2880, 24, 64, 8, 64, 201_088], json!({"num_local_experts": 32})),
+        ("gpt-oss-120b", 116.829, "gpt_oss", [2880, 2880, 36, 64, 8, 64, 201_088], json!({"num_local_experts": 128})),
+        ("DeepSeek-V3", 671.026, "deepseek_v3", [7168, 18_432, 61, 128, 128, 64, 129_280], json!({"num_nextn_predict_layers": 1})),
+        ("Kimi-K2", 1026.4, "kimi_k2", [7168, 18_432, 61, 64, 64, 64, 163_840], deepseek(384, 1, none())),
+        ("Moonlight-16B-A3B", 15.960, "deepseek_v3", [2048, 11_264, 27, 16, 16, 64, 163_840],
+            deepseek(64, 1, json!({"q_lora_rank": null, "moe_intermediate_size": 1408, "n_shared_experts": 2, "num_experts_per_tok": 6}))),
+        ("GLM-4.7-Flash", 29.94, "glm4_moe_lite", [2048, 10_240, 47, 20, 20, 64, 154_880], none()),
+        ("GLM-4.5", 352.8, "glm4_moe", [5120, 12_288, 92, 96, 8, 128, 151_552],
+            json!({"n_routed_experts": 160, "moe_intermediate_size": 1536, "first_k_dense_replace": 3, "use_qk_norm": true, "attention_bias": true})),
+        ("GLM-4.5-Air", 106.85, "glm4_moe", [4096, 10_944, 46, 96, 8, 128, 151_552], json!({"attention_bias": true})),
+        ("GLM-4-9B-0414", 9.400, "glm4", [4096, 13_696, 40, 32, 2, 128, 151_552], none()),
+        ("GLM-4-32B-0414", 32.566, "glm4", [6144, 23_040, 61, 48, 8, 128, 151_552], json!({"attention_bias": false})),
+        ("LFM2-350M", 0.354, "lfm2", [1024, 6656, 16, 16, 8, 64, 65_536], attention_at(&[2, 5, 8, 10, 12, 14])),
+        ("LFM2-700M", 0.742, "lfm2", [1536, 10_240, 16, 24, 8, 64, 65_536], attention_at(&[2, 5, 8, 10, 12, 14])),
+        ("LFM2-1.2B", 1.170, "lfm2", [2048, 12_288, 16, 32, 8, 64, 65_536], attention_at(&[2, 5, 8, 10, 12, 14])),
+        ("LFM2-8B-A1B", 8.34, "lfm2_moe", [2048, 7168, 24, 32, 8, 64, 65_536], attention_at(&[2, 6, 10, 14, 18, 21])),
+    ]
+}
+
+#[test]
+fn parameters_of_published_shapes() {
+    let mut wrong = Vec::new();
+    for (name, billions, model_type, sizes, more) in published() {
+        let found = parameters(&config(model_type, sizes, &more)) / 1e9;
+        println!("{name}: {found:.3} billion, stated {billions}");
+        if (found / billions - 1.0).abs() > 0.01 {
+            wrong.push(format!("{name}: {found:.3} billion, stated {billions}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
