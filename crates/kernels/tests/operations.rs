@@ -261,7 +261,9 @@ fn causal_attention_over_rows_of_unequal_length() {
 }
 
 /// (name, window, soft cap, whether there are sinks, elements of a value head)
-const KINDS: [(&str, Option<usize>, Option<f32>, bool, usize); 6] = [
+type AttentionKind = (&'static str, Option<usize>, Option<f32>, bool, usize);
+
+const KINDS: [AttentionKind; 6] = [
     ("narrow values", None, None, false, 4),
     ("wide values", Some(5), None, false, 12),
     ("soft cap", None, Some(0.7), false, 8),
@@ -278,6 +280,10 @@ fn attention_with_caps_sinks_and_values_of_another_width() {
     for ((part, segments, queries, keys), (name, window, softcap, has_sinks, value_width)) in
         rows.into_iter().flat_map(|row| KINDS.map(|kind| (row.clone(), kind)))
     {
+        // On a GPU these are composed, as is what they would be compared with.
+        if !is_cpu(&device()) && (softcap.is_some() || has_sinks) {
+            continue;
+        }
         let name = format!("{name}, {part}");
         let shape = AttentionShape { segments, scale: 0.35, window, softcap };
         let (query, value) = (query_heads * width, key_heads * value_width);

@@ -323,7 +323,7 @@ fn gated_backward_kernel<T: Float>(
         if whole_g > 7.0f32 {
             of_gate = 0.0f32;
         }
-        if whole_u > 7.0f32 || whole_u < -7.0f32 {
+        if whole_u.abs() > 7.0f32 {
             of_up = 0.0f32;
         }
     }

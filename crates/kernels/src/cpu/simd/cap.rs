@@ -11,9 +11,9 @@ use super::{cross_entropy, exp};
 fn tanh(x: f32) -> f32 {
     let square = x * x;
     let p = (-5.704_988_7e-3f32).mul_add(square, 2.063_908_8e-2);
-    let p = p.mul_add(square, -5.373_971_6e-2);
+    let p = p.mul_add(square, -5.373_971_5e-2);
     let p = p.mul_add(square, 0.133_314_42);
-    let p = p.mul_add(square, -0.333_332_82);
+    let p = p.mul_add(square, -0.333_332_8);
     let near = (p * square).mul_add(x, x);
     let size = x.abs();
     let far = (1.0 - 2.0 / (exp(2.0 * size) + 1.0)).copysign(x);
