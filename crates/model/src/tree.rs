@@ -13,6 +13,7 @@ use finetune_kernels::weight::packed_rows;
 use finetune_kernels::{ExpertWeights, PackedWeight, Weight};
 
 pub use self::lists::{LinearLayer, expected_tensors, linear_layers, linear_modules};
+pub(crate) use self::parts::Slot;
 use crate::branch::LoraBranch;
 use crate::config::{Activation, LatentConfig};
 use crate::files::by_row::ByRow;
@@ -471,31 +472,4 @@ pub(crate) struct Decoder {
     /// What makes the inputs that layers have of their own.
     pub(crate) per_layer: Option<PerLayer>,
     pub(crate) head: Head,
-}
-
-/// A tensor of the tree that can be described or filled.
-pub(crate) enum Slot<'a> {
-    Vector(&'a mut Vector),
-    Matrix(&'a mut Matrix),
-}
-
-impl Slot<'_> {
-    pub(crate) fn name(&self) -> &str {
-        match self {
-            Slot::Vector(vector) => &vector.name,
-            Slot::Matrix(matrix) => &matrix.name,
-        }
-    }
-
-    pub(crate) fn shape(&self) -> Vec<usize> {
-        match self {
-            Slot::Vector(vector) => vec![vector.length],
-            Slot::Matrix(matrix) => matrix.shape.to_vec(),
-        }
-    }
-
-    /// The number of elements.
-    pub(crate) fn len(&self) -> usize {
-        self.shape().iter().product()
-    }
 }

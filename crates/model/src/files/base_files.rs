@@ -16,6 +16,7 @@ use crate::branch::{EMBEDDING, OUTPUT};
 use crate::config::ModelConfig;
 use crate::config::family::{ExpertLayout, FAMILIES, Family};
 use crate::error::ModelError;
+use crate::files::by_row::PER_LAYER_TABLE;
 use crate::files::config_json;
 use crate::files::finite::expect_finite;
 use crate::files::floats::{dtype_of, float_type, to_finite_f32};
@@ -27,9 +28,6 @@ use crate::files::text::read_text;
 use crate::files::wrapper;
 use crate::gguf::read::{GgufBase, GgufStored};
 use crate::tree::expected_tensors;
-
-/// The embedding of the inputs that each layer has of its own.
-pub(crate) const PER_LAYER_TABLE: &str = "model.embed_tokens_per_layer.weight";
 
 /// The opened files of a base.
 pub(crate) struct BaseFiles {
@@ -221,10 +219,8 @@ impl BaseFiles {
         let mut tensors = self.tensors(config)?;
         // Stacks that are written as they are read count as tensors that no part of the model uses.
         tensors.retain(|tensor| !tensor.is_of_stack());
-        let Some(files) = self.safetensors().filter(|_| !tensors.iter().any(|tensor| tensor.is_packed_in_file()))
-        else {
-            return Ok(tensors);
-        };
+        let is_packed = tensors.iter().any(BaseTensor::is_packed_in_file);
+        let Some(files) = self.safetensors().filter(|_| !is_packed) else { return Ok(tensors) };
         let known: BTreeSet<String> = tensors.iter().map(|tensor| tensor.name.clone()).collect();
         let others = files.names().filter(|name| !known.contains(*name)).filter_map(|name| files.get(name));
         let others = others.chain(files.left_out());

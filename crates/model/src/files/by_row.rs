@@ -10,6 +10,9 @@ use crate::error::ModelError;
 use crate::files::finite::first_not_finite;
 use crate::files::floats::numbers;
 
+/// The embedding of the inputs that each layer has of its own.
+pub(crate) const PER_LAYER_TABLE: &str = "model.embed_tokens_per_layer.weight";
+
 /// A matrix [v, columns] in a safetensors file.
 #[derive(Clone, Debug)]
 pub(crate) struct ByRow {

@@ -120,23 +120,11 @@ impl Reader<'_> {
             None => self.heads(family, hidden_size)?,
         };
         let layers = self.size("num_hidden_layers")?;
-        // Within these and the limit of every size, no product or sum of sizes overflows 64 bits.
-        for (key, size) in [("num_hidden_layers", layers), ("num_attention_heads", heads), ("head_dim", head_dim)] {
-            if size > 4096 {
-                return Err(self.malformed(&format!("`{key}` = {size} is beyond 4096")));
-            }
-        }
+        self.check_limits([("num_hidden_layers", layers), ("num_attention_heads", heads), ("head_dim", head_dim)])?;
         self.note_what_is_left_out(family, &mut notices)?;
         let experts = self.experts(family)?;
         let turned = latent.map_or_else(|| self.turned(family, head_dim), |latent| Ok(latent.turned))?;
         let ropes = self.ropes(family, turned, self.wide_head(family)?.unwrap_or(turned))?;
-        let attention_bias = self.flag("attention_bias")?;
-        let has_bias = |bias: Bias| match bias {
-            Bias::Never => false,
-            Bias::Always => true,
-            Bias::Asked => attention_bias == Some(true),
-            Bias::AskedOrLeftOut => attention_bias != Some(false),
-        };
         let sizes = LayerSizes {
             key_value_heads,
             head_dim,
@@ -165,8 +153,8 @@ impl Reader<'_> {
                 .flag("tie_embedding")?
                 .or(self.flag("tie_word_embeddings")?)
                 .unwrap_or(family.tied_embeddings),
-            qkv_bias: has_bias(family.qkv_bias),
-            output_bias: has_bias(family.output_bias),
+            qkv_bias: self.has_bias(family.qkv_bias)?,
+            output_bias: self.has_bias(family.output_bias)?,
             query_key_norm: self.has(family.query_key_norm)?,
             embedding_scale: match family.scaled_embeddings {
                 true => Some((hidden_size as f32).sqrt()),
@@ -186,6 +174,25 @@ impl Reader<'_> {
         };
         self.check_whole(&config)?;
         Ok(config)
+    }
+
+    /// Within these limits and the limit of every size, no product or sum of sizes overflows 64 bits.
+    fn check_limits(&self, sizes: [(&str, usize); 3]) -> Result<(), ModelError> {
+        match sizes.iter().find(|(_, size)| *size > 4096) {
+            Some((key, size)) => Err(self.malformed(&format!("`{key}` = {size} is beyond 4096"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a linear layer of attention has a bias.
+    fn has_bias(&self, bias: Bias) -> Result<bool, ModelError> {
+        let stated = self.flag("attention_bias")?;
+        Ok(match bias {
+            Bias::Never => false,
+            Bias::Always => true,
+            Bias::Asked => stated == Some(true),
+            Bias::AskedOrLeftOut => stated != Some(false),
+        })
     }
 
     /// Rows of the embedding.

@@ -8,8 +8,7 @@ use crate::config::family::{OtherMixer, Shared};
 use crate::config::{
     ConvolutionConfig, DeltaConfig, LatentConfig, LayerConfig, MixerKind, ModelConfig, PerLayerConfig, Values,
 };
-
-use crate::files::base_files::PER_LAYER_TABLE;
+use crate::files::by_row::PER_LAYER_TABLE;
 
 impl Decoder {
     /// The tree of a config, with absent tensors.

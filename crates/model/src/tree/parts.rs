@@ -2,9 +2,36 @@
 
 use super::{
     Attention, Beside, Decoder, DeltaInputs, DeltaNet, Experts, FeedForward, FusedGated, Gated, LatentAttention,
-    LatentQueries, Layer, Linear, Matrix, Mixer, Norm, OwnInput, Projections, ShortConvolution, Slot, Vector,
+    LatentQueries, Layer, Linear, Matrix, Mixer, Norm, OwnInput, Projections, ShortConvolution, Vector,
 };
 use crate::branch::LoraBranch;
+
+/// A tensor of the tree that can be described or filled.
+pub(crate) enum Slot<'a> {
+    Vector(&'a mut Vector),
+    Matrix(&'a mut Matrix),
+}
+
+impl Slot<'_> {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Slot::Vector(vector) => &vector.name,
+            Slot::Matrix(matrix) => &matrix.name,
+        }
+    }
+
+    pub(crate) fn shape(&self) -> Vec<usize> {
+        match self {
+            Slot::Vector(vector) => vec![vector.length],
+            Slot::Matrix(matrix) => matrix.shape.to_vec(),
+        }
+    }
+
+    /// The number of elements.
+    pub(crate) fn len(&self) -> usize {
+        self.shape().iter().product()
+    }
+}
 
 /// A norm, a linear layer or another vector of a layer.
 enum Part<'a> {
