@@ -82,8 +82,8 @@ pub fn rope(x: Tensor<3>, table: &RopeTable) -> Tensor<3> {
     Tensor::cat(vec![a.clone() * cosines.clone() - b.clone() * sines.clone(), b * cosines + a * sines], 2)
 }
 
-/// cap · tanh(x / cap)
-fn soft_cap<const D: usize>(x: Tensor<D>, cap: Option<f32>) -> Tensor<D> {
+/// cap · tanh(x / cap); x itself without a cap.
+pub fn soft_cap<const D: usize>(x: Tensor<D>, cap: Option<f32>) -> Tensor<D> {
     match cap {
         Some(cap) => (x / cap).tanh() * cap,
         None => x,

@@ -80,7 +80,7 @@ impl Adaptation {
                 notices.push(format!(
                     "the {count} experts of each layer and their routers stay as they are; `experts` in target_modules trains the experts too"
                 ));
-            } else if !config.family.mixture.is_some_and(|mixture| mixture.peft_reads) {
+            } else if !config.family.peft_reads_experts() {
                 notices.push(format!(
                     "PEFT 0.21 leaves branches of single experts of {} out without a word: `export --format peft` puts them together as it reads them",
                     config.family.architecture
@@ -117,7 +117,7 @@ pub fn choose(lora: &Lora, config: &ModelConfig) -> Result<Adaptation, ModelErro
     // Where PEFT turns names of parts into experts, they mean those too; elsewhere `experts` does.
     let names_parts = matches!(&lora.target_modules, TargetModules::Names(names)
         if !names.iter().any(|name| name.split('.').any(|part| part == EXPERTS)));
-    if names_parts && !config.family.mixture.is_some_and(|mixture| mixture.peft_reads) {
+    if names_parts && !config.family.peft_reads_experts() {
         modules.retain(|module| !is_expert(module));
     }
     let targets = match config.wrapper {

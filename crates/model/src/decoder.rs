@@ -44,10 +44,11 @@ fn device_of(weights: &Decoder) -> Device {
     weights.head.norm.gamma.values().device().inner()
 }
 
+/// Indices on a device, which have no gradient.
 fn indices(values: &[u32], device: &Device) -> Tensor<1, Int> {
     let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
     let count = values.len();
-    Tensor::from_data(TensorData::new(values, [count]), device)
+    Tensor::from_data(TensorData::new(values, [count]), &device.clone().inner())
 }
 
 /// Rows of a matrix of the model, in the number type of activations.

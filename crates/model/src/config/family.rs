@@ -276,6 +276,11 @@ impl Family {
         FAMILIES.iter().find(|family| Some(family.model_type) == model_type)
     }
 
+    /// Whether PEFT 0.21 turns branches of single experts into those of its stacks.
+    pub(crate) fn peft_reads_experts(&self) -> bool {
+        self.mixture.is_some_and(|mixture| mixture.peft_reads)
+    }
+
     /// Whether transformers reads its experts in stacks alone.
     pub(crate) fn has_stacks_only(&self) -> bool {
         self.mixture.is_some_and(|mixture| mixture.is_beside)

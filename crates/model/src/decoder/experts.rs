@@ -4,14 +4,14 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation};
+use burn::tensor::{DType, Tensor, TensorData, activation};
 use finetune_kernels::{Dispatch, PackedWeight, Scores, operations};
 use rayon::prelude::*;
 
 use crate::branch::LoraBranch;
 use crate::decoder::adapted::Adapted;
-use crate::decoder::feed_forward;
 use crate::decoder::pass::{Context, linear};
+use crate::decoder::{feed_forward, indices};
 use crate::tree::{Experts, Gated, Linear};
 
 /// The weighted sum of each token's experts: x [t, hidden] -> [t, hidden].
@@ -123,12 +123,6 @@ fn biases(part: &[&Linear], like: &Tensor<2>, dispatch: &Dispatch, context: &Con
     }
     let experts: Vec<u32> = dispatch.experts().map(|expert| expert as u32).collect();
     Some(Tensor::cat(of_experts, 0).select(0, indices(&experts, &like.device())).cast(like.dtype()))
-}
-
-fn indices(values: &[u32], device: &Device) -> Tensor<1, Int> {
-    let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
-    let count = values.len();
-    Tensor::from_data(TensorData::new(values, [count]), &device.clone().inner())
 }
 
 /// The `choices` experts of each token with the highest logits, in ascending order of their numbers:

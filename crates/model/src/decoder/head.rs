@@ -1,7 +1,7 @@
 //! The end of every pass: the last norm, the output layer, the loss.
 
 use burn::tensor::Tensor;
-use finetune_kernels::{Targets, operations, weight};
+use finetune_kernels::{Targets, composed, operations, weight};
 
 use crate::decoder::pass::{Context, norm};
 use crate::tree::{Decoder, Head};
@@ -41,8 +41,5 @@ pub(crate) fn logits(weights: &Decoder, h: Tensor<2>, context: &Context) -> Tens
             weight::lora_linear(h, output, a, b, branch.scale, None)
         }
     };
-    match weights.head.softcap {
-        Some(cap) => (logits / cap).tanh() * cap,
-        None => logits,
-    }
+    composed::soft_cap(logits, weights.head.softcap)
 }
