@@ -217,7 +217,7 @@ fn special_token(value: &Value) -> Option<AddedToken> {
 }
 
 /// A token written out, with the defaults of the Python class.
-fn added_token(value: &Value) -> Option<AddedToken> {
+pub(crate) fn added_token(value: &Value) -> Option<AddedToken> {
     let flag = |name: &str| value.get(name).and_then(Value::as_bool);
     let special = flag("special").unwrap_or(false);
     let token = AddedToken::from(value.get("content")?.as_str()?, special)

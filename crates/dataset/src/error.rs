@@ -144,6 +144,26 @@ pub enum DatasetError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A line of a file of the model is damaged.
+    #[error("{}:{line}: {reason}", path.display())]
+    BadLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The files beside a file of ranks do not say all of its tokenizer.
+    #[error("{}{}: {reason}", path.display(), line.map(|line| format!(":{line}")).unwrap_or_default())]
+    Tiktoken {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1, if it is known.
+        line: Option<usize>,
+        /// What cannot be read, or is missing.
+        reason: String,
+    },
     /// Something else lies in the place of a file of the model: git's pointer, or a web page.
     #[error("{}: {}", path.display(), holding.describe())]
     StandIn {
@@ -378,7 +398,13 @@ impl Advice for DatasetError {
             Self::NoThreads { .. } => {
                 &["raise the limit on processes (ulimit -u, or --pids-limit of a container), or set RAYON_NUM_THREADS"]
             }
-            Self::BadModelFile { .. } => &["download the model directory again: the file may be incomplete"],
+            Self::BadModelFile { .. } | Self::BadLine { .. } => {
+                &["download the model directory again: the file may be incomplete"]
+            }
+            Self::Tiktoken { .. } => &[
+                "put a tokenizer.json of the same model beside these files: it is read in their place",
+                "`convert_tiktoken_to_fast` of transformers.integrations.tiktoken writes one, from the `tiktoken.Encoding` that the model's own tokenization_*.py makes",
+            ],
             Self::TemplateSyntax { .. } | Self::Template(_) => {
                 &["name a template of your own with data.chat_template = \"template.jinja\""]
             }

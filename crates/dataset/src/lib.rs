@@ -19,7 +19,8 @@
 //!   `generation.rs`, `integers.rs` and `python*.rs` make minijinja behave as transformers' jinja2;
 //! - the tokenizer: `tokenizer.rs`, `text_source.rs` (from which files), `added_tokens.rs`,
 //!   `chunks.rs` (word by word), `exported_files.rs` (into which files), `llama_cpp.rs` (into
-//!   GGUF's words), `gguf_texts.rs` (out of them), `stream.rs` (tokens to text);
+//!   GGUF's words), `gguf_texts.rs` (out of them), `tiktoken.rs` (out of tiktoken's), `stream.rs`
+//!   (tokens to text);
 //! - which tokens are trained on: `mask.rs`; the result: `token_row.rs`;
 //! - about all rows: `notes.rs`, `ends.rs`, `counts.rs`; what was read before: `row_cache.rs`.
 //!
@@ -86,6 +87,7 @@ mod template_rewrite;
 mod template_tags;
 mod text_source;
 mod texts;
+mod tiktoken;
 mod token_row;
 mod tokenizer;
 mod variants;

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::error::DatasetError;
 use crate::gguf_texts;
+use crate::tiktoken;
 
 /// The most bytes of a tokenizer.json. The largest published ones have 35 million.
 const LONGEST_TOKENIZER: u64 = 256 << 20;
@@ -51,7 +52,9 @@ impl<'a> TextSource<'a> {
     /// The directory that all of the tokenizer's files are taken from. Those of two directories
     /// must not be mixed.
     pub(crate) fn tokenizer_dir(&self) -> Option<&'a Path> {
-        self.directories().find(|directory| gguf_texts::is_there(&directory.join(TOKENIZER)))
+        self.directories().find(|directory| {
+            gguf_texts::is_there(&directory.join(TOKENIZER)) || tiktoken::file_in(directory).is_some()
+        })
     }
 }
 
@@ -63,15 +66,8 @@ pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
 pub(crate) const TEMPLATE: &str = "chat_template.jinja";
 
 /// Files of tokenizers that this program does not read.
-const OTHER_TOKENIZERS: [&str; 7] = [
-    "tokenizer.model",
-    "tiktoken.model",
-    "tekken.json",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "vocab.json",
-    "vocab.txt",
-];
+const OTHER_TOKENIZERS: [&str; 6] =
+    ["tokenizer.model", "tekken.json", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt"];
 
 /// The files of other kinds of tokenizer that a directory has.
 pub(crate) fn other_tokenizers(directory: &Path) -> Vec<String> {
@@ -80,6 +76,8 @@ pub(crate) fn other_tokenizers(directory: &Path) -> Vec<String> {
     if found.iter().any(|name| name == "vocab.json") && directory.join("merges.txt").is_file() {
         found.push("merges.txt".to_owned());
     }
+    // One alone is read.
+    found.extend(tiktoken::files_in(directory));
     found
 }
 
@@ -199,8 +197,10 @@ fn read_text(path: &Path) -> Result<String, DatasetError> {
 fn read(path: &Path, limit: u64) -> Result<Vec<u8>, DatasetError> {
     let beside = gguf_texts::beside(path);
     let path = beside.as_deref().unwrap_or(path);
-    if let Some(bytes) = gguf_texts::in_place_of(path)? {
-        return Ok(bytes);
+    for made in [gguf_texts::in_place_of, tiktoken::in_place_of] {
+        if let Some(bytes) = made(path)? {
+            return Ok(bytes);
+        }
     }
     let unreadable = |source| DatasetError::Unreadable { path: path.to_owned(), source };
     let file = File::open(path).map_err(unreadable)?;

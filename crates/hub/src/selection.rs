@@ -19,7 +19,7 @@ pub enum Need {
 }
 
 /// Names in the top folder of a repository that models and adapters are read from, beside weights.
-const SMALL: [&str; 21] = [
+const SMALL: [&str; 22] = [
     "config.json",
     // How GPTQ and AWQ packed the weights, of uploads whose config.json does not say it.
     "quantize_config.json",
@@ -35,6 +35,7 @@ const SMALL: [&str; 21] = [
     "tokenizer.model",
     "spiece.model",
     "tekken.json",
+    "tiktoken.model",
     "chat_template.jinja",
     "chat_template.json",
     "model.safetensors.index.json",
@@ -66,7 +67,11 @@ fn is_weights(path: &str) -> bool {
 }
 
 fn is_small(path: &str) -> bool {
-    SMALL.contains(&path) || (path.ends_with(".jinja") && path.split('/').count() <= 2)
+    // How a text is split stands in the module beside a file of ranks (tiktoken.model).
+    let is_ranks = path.ends_with(".tiktoken") || (path.starts_with("tokenization_") && path.ends_with(".py"));
+    SMALL.contains(&path)
+        || (is_ranks && !path.contains('/'))
+        || (path.ends_with(".jinja") && path.split('/').count() <= 2)
 }
 
 /// The wanted files of a listing, small ones first: weights are useless without them.
@@ -163,12 +168,25 @@ mod tests {
             "onnx/model.onnx",
             "optimizer.safetensors",
             "original/model.safetensors",
+            "modeling_own.py",
+            "original/own.tiktoken",
+            "own.tiktoken",
             "pytorch_model.bin",
+            "tiktoken.model",
+            "tokenization_own.py",
             "tokenizer.json",
             "training_args.bin",
         ];
         let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
-        let text = ["README.md", "config.json", "model.safetensors.index.json", "tokenizer.json"];
+        let text = [
+            "README.md",
+            "config.json",
+            "model.safetensors.index.json",
+            "own.tiktoken",
+            "tiktoken.model",
+            "tokenization_own.py",
+            "tokenizer.json",
+        ];
         let cases = [
             (Need::Model, [&text[..], &shards].concat()),
             (Need::Text, text.to_vec()),

@@ -18,7 +18,7 @@ pub(crate) const GPU_QUERIES: usize = 512;
 
 /// Trained positions whose logits are computed at a time on the CPU.
 pub(crate) fn cpu_logit_rows(vocabulary: usize) -> usize {
-    (CPU_LOGITS / 4 / vocabulary).clamp(128, 1024)
+    (CPU_LOGITS / 4 / vocabulary).clamp(256, 1024)
 }
 
 /// Trained positions whose logits are computed at a time on a GPU.

@@ -332,17 +332,21 @@ fn companions_go_along_or_are_named() {
         "USE_POLICY.md",
         "chat_template.jinja",
         "chat_template.json",
+        "configuration_own.py",
         "generation_config.json",
+        "modeling_own.py",
         "preprocessor_config.json",
         "special_tokens_map.json",
         "tekken.json",
+        "tiktoken.model",
+        "tokenization_own.py",
         "tokenizer.json",
         "tokenizer.model",
         "tokenizer.model.v3",
         "vocab.txt",
         "qwen.tiktoken",
     ];
-    let left = ["README.md", "additional_chat_templates/", "modeling_own.py"];
+    let left = ["README.md", "additional_chat_templates/", "convert.py"];
     for name in along.iter().chain(&left[..1]).chain(&left[2..]) {
         write(&made.path().join(name), name);
     }

@@ -15,6 +15,7 @@ mod shares;
 mod streams;
 mod templates;
 mod text_files;
+mod tiktoken;
 mod turns;
 
 /// Bounds the memory of foreign work, as the program's own allocator does.

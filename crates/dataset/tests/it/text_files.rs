@@ -232,7 +232,8 @@ fn other_files_in_the_place_of_a_tokenizer_are_recognized() {
         assert!(error.to_string().contains(told) && error.to_string().contains(name), "{error}");
         assert!(error.hints()[0].contains(hint), "{:?}", error.hints());
     }
-    for names in [&["tokenizer.model"][..], &["tiktoken.model"], &["tekken.json"], &["vocab.json", "merges.txt"], &[]] {
+    let two = ["a.tiktoken", "b.tiktoken"];
+    for names in [&["tokenizer.model"][..], &two, &["tekken.json"], &["vocab.json", "merges.txt"], &[]] {
         let model = Model::new(None);
         std::fs::remove_file(model.path().join("tokenizer.json")).expect("a file");
         for name in names {

@@ -18,7 +18,7 @@ use crate::progress::Progress;
 
 /// Files that other programs need to write text and to end it as the training did. An adapter's
 /// files take the place of the base's.
-const TEXT_FILES: [&str; 12] = [
+const TEXT_FILES: [&str; 13] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -31,6 +31,7 @@ const TEXT_FILES: [&str; 12] = [
     "vocab.txt",
     "tokenizer.model",
     "tekken.json",
+    "tiktoken.model",
 ];
 
 /// Longest adapter_config.json that is read for its dropout, in bytes.

@@ -241,7 +241,7 @@ fn backward_of(inputs: &Inputs<'_>, part: Part, d_all: &[f32], tokens: usize) ->
     let mut heads = Vec::new();
     // The states before each token of a chunk, and the errors of its tokens.
     let (mut states, mut errors) = (vec![0.0; CHUNK * x * y], vec![0.0; CHUNK * y]);
-    let mut out = vec![0.0; y];
+    let (mut out, mut sums) = (vec![0.0; y], simd::DeltaSums::new(x));
     for head in inputs.heads(part) {
         let mut state = inputs.state(part.row, head);
         let mut starts = Vec::new();
@@ -271,14 +271,17 @@ fn backward_of(inputs: &Inputs<'_>, part: Part, d_all: &[f32], tokens: usize) ->
                 let place = n - range.start;
                 let step = inputs.step(part, &units, head, n);
                 let d_out = &d_all[(part.first + n) * width + head * y..][..y];
-                let (of_g, of_beta) = simd::delta_step_backward(
-                    (&states[place * x * y..][..x * y], &mut d_state),
-                    [step.q, step.k],
-                    step.decay,
-                    step.beta,
-                    (&errors[place * y..][..y], d_out),
-                    (&mut d_q[n * x..][..x], &mut d_k[n * x..][..x], &mut d_v[n * y..][..y]),
-                );
+                let seen = simd::DeltaSeen {
+                    before: &states[place * x * y..][..x * y],
+                    q: step.q,
+                    k: step.k,
+                    decay: step.decay,
+                    beta: step.beta,
+                    error: &errors[place * y..][..y],
+                    d_out,
+                };
+                let gradients = (&mut d_q[n * x..][..x], &mut d_k[n * x..][..x], &mut d_v[n * y..][..y]);
+                let (of_g, of_beta) = simd::delta_step_backward(seen, &mut d_state, gradients, &mut sums);
                 d_g[n] = of_g;
                 d_beta[n] = of_beta;
             }

@@ -42,7 +42,7 @@ mod cap;
 mod recurrent;
 
 pub(crate) use cap::{add_sink, capped_cross_entropy, soft_cap, soft_cap_backward};
-pub(crate) use recurrent::{add_products, delta_step, delta_step_backward, silu, silu_backward};
+pub(crate) use recurrent::{DeltaSeen, DeltaSums, add_products, delta_step, delta_step_backward, silu, silu_backward};
 
 /// Partial sums of a row.
 const LANES: usize = 16;

@@ -13,7 +13,7 @@ use crate::files::text::{read_bounded, read_text};
 use crate::gguf::read::GgufBase;
 
 /// Files of these names go along unchanged.
-const COMPANIONS: [&str; 17] = [
+const COMPANIONS: [&str; 18] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -25,6 +25,7 @@ const COMPANIONS: [&str; 17] = [
     "vocab.txt",
     "merges.txt",
     "tekken.json",
+    "tiktoken.model",
     "params.json",
     "spiece.model",
     "sentencepiece.bpe.model",
@@ -47,6 +48,9 @@ const BEGINNINGS: [&str; 10] = [
     "terms",
     "third_party",
 ];
+
+/// Python modules whose names begin like this go along: `auto_map` of the configs names them.
+const MODULES: [&str; 3] = ["configuration_", "modeling_", "tokenization_"];
 
 /// Endings of files that hold weights, in one form or another. They are not listed as left out,
 /// because new weights take their place.
@@ -71,7 +75,8 @@ const LIMIT: u64 = 256 << 20;
 fn is_companion(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     let begins = BEGINNINGS.iter().any(|beginning| lower.starts_with(beginning)) || lower.ends_with(".tiktoken");
-    (COMPANIONS.contains(&name) || begins) && SafeName::parse(name).is_ok()
+    let is_module = name.ends_with(".py") && MODULES.iter().any(|beginning| name.starts_with(beginning));
+    (COMPANIONS.contains(&name) || begins || is_module) && SafeName::parse(name).is_ok()
 }
 
 /// config.json with the number type of the weights, and every file of the base that goes along with
