@@ -99,6 +99,14 @@ impl LoraBranch {
         weight::merged_norms(frozen, plain(&self.a), plain(&self.b), self.scale)
     }
 
+    /// Brings the norms of DoRA, if the branch has it, up to date with the values of A and B.
+    pub(crate) fn update_norms(&mut self, weight: &Matrix) {
+        if self.dora.is_some() {
+            let norms = self.norms(weight);
+            self.dora.as_mut().expect("just seen").norms = norms;
+        }
+    }
+
     /// Gives the branch magnitudes, which begin at the norms: the layer computes what it did.
     fn add_magnitudes(&mut self, place: (&str, &Matrix)) -> Result<(), ModelError> {
         let (module, weight) = place;
@@ -118,7 +126,7 @@ impl Decoder {
     /// Every layer that may have a branch, in model order: the embedding, the linear layers, the
     /// output layer.
     pub(crate) fn places(&mut self) -> Vec<Place<'_>> {
-        let Decoder { embedding, embedding_lora, layers, per_layer, head, embedding_scale: _ } = self;
+        let Decoder { embedding, embedding_lora, layers, per_layer, head, embedding_scale: _, source: _ } = self;
         let of_inputs = per_layer.as_mut().map(|per_layer| &mut per_layer.projection);
         let embedding: &Matrix = embedding;
         let output: &Matrix = head.output.as_ref().unwrap_or(embedding);
@@ -146,22 +154,43 @@ impl Decoder {
         for place in self.places() {
             let Some(target) = targets.iter().find(|target| target.module == place.module) else { continue };
             let mut branch = LoraBranch::fresh(&place, target, seed, device);
-            if target.use_dora {
+            if target.use_dora && !place.weight.is_absent() {
                 branch.add_magnitudes((place.module, place.weight))?;
             }
             *place.lora = Some(branch);
         }
+        let of_dora = |module: &str| targets.iter().any(|target| target.module == module && target.use_dora);
+        if self.source.is_some() && targets.iter().any(|target| target.use_dora) {
+            self.add_magnitudes_of_absent(of_dora)?;
+        }
         Ok(())
     }
 
-    /// Brings the norms of DoRA up to date with the values of A and B.
+    /// Gives the branches of these modules magnitudes, where their weights are not in memory.
+    fn add_magnitudes_of_absent(&mut self, of_dora: impl Fn(&str) -> bool) -> Result<(), ModelError> {
+        let count = self.layers.len();
+        for n in 0..count {
+            let mut read = self.layer(n, Some((n + 1) % count))?.into_owned();
+            for (linear, read) in self.layers[n].linears().into_iter().zip(read.linears()) {
+                if let Some(branch) = &mut linear.lora
+                    && linear.weight.is_absent()
+                    && of_dora(&linear.module)
+                {
+                    branch.add_magnitudes((&linear.module, &read.weight))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the norms of DoRA up to date with the values of A and B. Those of a weight that is not in memory
+    /// are when it is read.
     pub(crate) fn update_norms(&mut self) {
         for place in self.places() {
             if let Some(branch) = place.lora
-                && branch.dora.is_some()
+                && !place.weight.is_absent()
             {
-                let norms = branch.norms(place.weight);
-                branch.dora.as_mut().expect("just seen").norms = norms;
+                branch.update_norms(place.weight);
             }
         }
     }

@@ -73,27 +73,30 @@ fn scaled(x: Tensor<2>, factor: Option<f32>) -> Tensor<2> {
     }
 }
 
-/// All layers: x [t, hidden] -> [t, hidden]. `before` is called with the number and the input of
-/// each layer. `caches` holds one cache for each layer.
+/// All layers: x [t, hidden] -> [t, hidden]. `caches` holds one cache for each layer.
+///
+/// # Errors
+/// If a layer cannot be read.
 pub(crate) fn layers(
     weights: &Decoder,
     x: Tensor<2>,
     context: &Context,
     between: &mut Between,
     mut caches: Option<&mut [LayerCache]>,
-    before: &mut dyn FnMut(usize, &Tensor<2>),
-) -> Tensor<2> {
-    weights.layers.iter().enumerate().fold(x, |x, (n, weights)| {
-        before(n, &x);
+) -> Result<Tensor<2>, ModelError> {
+    let (mut x, count) = (x, weights.layers.len());
+    for n in 0..count {
         let cache = caches.as_mut().map(|caches| &mut caches[n]);
         let is_cached = cache.is_some();
-        let out = layer(weights, n, x, context, between, cache);
+        // The next pass begins with the first.
+        let read = weights.layer(n, Some((n + 1) % count))?;
+        x = layer(&read, n, x, context, between, cache);
         // The few operations of a cached pass are submitted to a GPU together.
         if !is_cached {
-            submit(&out.device());
+            submit(&x.device());
         }
-        out
-    })
+    }
+    Ok(x)
 }
 
 /// Hidden states [t, hidden] that come out of the last layer, of whole rows.
@@ -102,7 +105,7 @@ pub(crate) fn layers(
 /// As [`begin`].
 pub(crate) fn hidden(weights: &Decoder, tokens: &[u32], context: &Context) -> Result<Tensor<2>, ModelError> {
     let (x, mut between) = begin(weights, tokens, context)?;
-    Ok(layers(weights, x, context, &mut between, None, &mut |_, _| {}))
+    layers(weights, x, context, &mut between, None)
 }
 
 /// Embeddings [t, hidden] of these tokens, and what layers hand to each other.

@@ -45,6 +45,9 @@ pub enum ModelError {
     /// it.
     #[error("{path}: the tensor `{name}` holds a number that is not finite{after} (element {element})")]
     NotFinite { path: PathBuf, name: String, element: usize, after: String },
+    /// Layers cannot be read from the disk while the model runs.
+    #[error("layers cannot be read from the disk: {what}")]
+    Layers { what: String },
     /// A merged model computes something else than its base with the adapter.
     #[error("the merged model is not the adapter on its base: {what}")]
     Merge { what: String },

@@ -8,6 +8,7 @@ pub(crate) mod by_row;
 pub(crate) mod companions;
 pub(crate) mod config_json;
 mod extra;
+pub(crate) mod fetch;
 pub(crate) mod finite;
 pub(crate) mod floats;
 pub(crate) mod load;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use finetune_kernels::devices::reserved_bytes;
 use finetune_packed::Scheme;
@@ -14,6 +15,7 @@ use crate::files::base_files::BaseFiles;
 use crate::files::finite;
 use crate::files::load::{self, Source};
 use crate::files::packing::BaseForm;
+use crate::layer_source::LayerSource;
 use crate::layout::Layout;
 use crate::placement::Placement;
 use crate::tree::Decoder;
@@ -55,7 +57,23 @@ impl Model {
     /// device fails. A number that is not finite is an error that names its tensor.
     pub fn load(directory: &Path, placement: &Placement) -> Result<Model, ModelError> {
         let (config, files) = BaseFiles::open(directory, placement.quantization())?;
-        Model::build(config, directory, &Source::Files { files: &files }, placement)
+        let mut model = Model::build(config, directory, &Source::Files { files: &files }, placement)?;
+        if placement.reads_layers() {
+            let source = LayerSource::start(files, model.config.clone(), placement.clone())?;
+            model.weights.source = Some(Arc::new(source));
+        }
+        Ok(model)
+    }
+
+    /// Whether the frozen matrices of the layers are read from the disk whenever a pass comes to them.
+    pub fn reads_layers(&self) -> bool {
+        self.weights.source.is_some()
+    }
+
+    /// How long passes have waited for layers from the disk since the last call, and how many layers were
+    /// read.
+    pub fn take_waited(&self) -> (Duration, u64) {
+        self.weights.source.as_ref().map(|source| source.take_waited()).unwrap_or_default()
     }
 
     /// Checks everything that [`Model::load`] checks, and keeps nothing. All weights are read once.

@@ -31,6 +31,7 @@ impl Model {
         }
         let device = self.placement.device.clone();
         self.weights.add_branches(&adaptation.targets, seed, &device)?;
+        self.weights.load_for_good(|name| adaptation.saves(name))?;
         for slot in self.weights.slots().into_iter().filter(|slot| adaptation.saves(slot.name())) {
             widen(slot, &device);
         }
@@ -39,7 +40,11 @@ impl Model {
     }
 
     /// Makes all weights what is trained, and so f32.
+    ///
+    /// # Panics
+    /// If layers are read from the disk.
     pub fn train_all(&mut self) {
+        assert!(!self.reads_layers(), "weights that are trained are in memory");
         let device = self.placement.device.clone();
         self.weights.slots().into_iter().for_each(|slot| widen(slot, &device));
         self.train(Trained::All);

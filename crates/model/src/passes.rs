@@ -6,4 +6,5 @@ mod forward;
 pub(crate) mod generate;
 pub(crate) mod generate_rows;
 mod handed;
+mod layer_by_layer;
 pub(crate) mod sampling;

@@ -17,6 +17,8 @@ pub struct Placement {
     quantization: Option<Scheme>,
     /// Whether the CPU multiplies frozen matrices in bf16, with sums in f32.
     bf16_products: bool,
+    /// Whether the frozen matrices of the layers stay in their files, and are read when a pass comes to them.
+    reads_layers: bool,
 }
 
 impl Placement {
@@ -24,7 +26,14 @@ impl Placement {
     /// is exact, and saves half of the memory if the file has 16 bits. Otherwise they are rounded
     /// to `held`.
     pub fn cpu(held: Option<FloatType>) -> Placement {
-        Placement { device: Device::flex(), compute: FloatType::F32, held, quantization: None, bf16_products: false }
+        Placement {
+            device: Device::flex(),
+            compute: FloatType::F32,
+            held,
+            quantization: None,
+            bf16_products: false,
+            reads_layers: false,
+        }
     }
 
     /// On the CPU, with frozen matrices held in bf16 and multiplied in it, with sums in f32. That is
@@ -41,7 +50,14 @@ impl Placement {
 
     /// On a GPU, held and computed in one number type.
     pub fn gpu(device: Device, compute: FloatType) -> Placement {
-        Placement { device, compute, held: Some(compute), quantization: None, bf16_products: false }
+        Placement {
+            device,
+            compute,
+            held: Some(compute),
+            quantization: None,
+            bf16_products: false,
+            reads_layers: false,
+        }
     }
 
     /// The same with frozen matrices that are packed while they are loaded, from the numbers that their
@@ -49,6 +65,18 @@ impl Placement {
     #[must_use]
     pub fn quantized(self, quantization: Option<Scheme>) -> Placement {
         Placement { quantization, ..self }
+    }
+
+    /// The same with layers whose frozen matrices are not held, but read from the disk whenever a pass comes
+    /// to them: the bits of the model in memory, in the memory of two layers.
+    #[must_use]
+    pub fn with_layers_from_disk(self, reads_layers: bool) -> Placement {
+        Placement { reads_layers, ..self }
+    }
+
+    /// Whether the frozen matrices of the layers are read from the disk whenever a pass comes to them.
+    pub fn reads_layers(&self) -> bool {
+        self.reads_layers
     }
 
     /// How frozen matrices are packed while they are loaded.

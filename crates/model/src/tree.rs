@@ -8,6 +8,8 @@ mod build;
 mod lists;
 mod parts;
 
+use std::sync::Arc;
+
 use burn::tensor::{DType, Device, Tensor};
 use finetune_kernels::weight::packed_rows;
 use finetune_kernels::{ExpertWeights, PackedWeight, Weight};
@@ -17,6 +19,7 @@ pub(crate) use self::parts::Slot;
 use crate::branch::LoraBranch;
 use crate::config::{Activation, LatentConfig};
 use crate::files::by_row::ByRow;
+use crate::layer_source::LayerSource;
 
 /// What a linear layer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,8 +162,13 @@ impl Matrix {
         self.weight = Some(Weight::Dense(tensor));
     }
 
-    pub(crate) fn set_packed(&mut self, packed: PackedWeight) {
-        self.weight = Some(Weight::Packed(packed));
+    pub(crate) fn set_weight(&mut self, weight: Weight) {
+        self.weight = Some(weight);
+    }
+
+    /// Whether it is neither loaded nor read by row.
+    pub(crate) fn is_absent(&self) -> bool {
+        self.weight.is_none() && self.by_row.is_none()
     }
 
     /// Takes over the elements of another matrix.
@@ -472,4 +480,6 @@ pub(crate) struct Decoder {
     /// What makes the inputs that layers have of their own.
     pub(crate) per_layer: Option<PerLayer>,
     pub(crate) head: Head,
+    /// What reads the frozen matrices of the layers, if they are not in memory.
+    pub(crate) source: Option<Arc<LayerSource>>,
 }

@@ -47,6 +47,11 @@ impl Context {
         Context { training: false, ..self.clone() }
     }
 
+    /// The same pass with a graph.
+    pub(crate) fn tracked(&self) -> Context {
+        Context { training: true, ..self.clone() }
+    }
+
     /// A parameter as this pass uses it: tracked for gradients in training only.
     pub(crate) fn parameter<const D: usize>(&self, tensor: &Tensor<D>) -> Tensor<D> {
         if self.training { tensor.clone() } else { tensor.clone().inner() }

@@ -2,17 +2,15 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Element, Tensor, TensorData};
-use finetune_kernels::{FloatType, FrozenValues, PackedWeight};
+use burn::tensor::{Tensor, TensorData};
 use finetune_random::Stream;
-use rayon::prelude::*;
 
 use crate::config::{ModelConfig, Wrapper};
 use crate::error::{ModelError, list};
-use crate::files::base_files::{BaseFiles, BaseTensor};
+use crate::files::base_files::BaseFiles;
 use crate::files::by_row::ByRow;
 use crate::files::extra;
-use crate::files::floats::float_type;
+use crate::files::fetch::fetch;
 use crate::placement::Placement;
 use crate::random_stream::RandomStream;
 use crate::tree::{Decoder, Matrix, Slot, Vector};
@@ -79,10 +77,12 @@ const MOST_ON_THE_WAY: usize = 128 << 20;
 pub(crate) fn weights(config: &ModelConfig, source: &Source<'_>, placement: &Placement) -> Result<Decoder, ModelError> {
     let mut decoder = Decoder::new(config);
     let mut on_the_way = 0;
+    let read_later = placement.reads_layers().then(|| decoder.names_in_layers());
     for (index, slot) in decoder.slots().into_iter().enumerate() {
         let loader = Loader { config, source, placement, index: index as u32 };
         match slot {
             Slot::Vector(vector) => vector.set(loader.vector(vector)?),
+            Slot::Matrix(matrix) if read_later.as_ref().is_some_and(|names| names.contains(&matrix.name)) => {}
             Slot::Matrix(matrix) => {
                 loader.fill(matrix)?;
                 on_the_way += matrix.shape.iter().product::<usize>();
@@ -125,93 +125,14 @@ impl Loader<'_> {
                 return Ok(());
             }
         };
-        let tensor = files.tensor(self.config, &matrix.name, &matrix.shape)?;
-        if let Some(view) = tensor.view().filter(|_| matrix.is_by_row) {
-            matrix.set_by_row(ByRow { name: tensor.name.clone(), rows: Arc::new(view.rows()?) });
-            return Ok(());
-        }
-        let in_bf16 = self.placement.has_bf16_products();
-        match tensor.packed()? {
-            Some(packed) => {
-                let weight = PackedWeight::new(packed, &self.placement.device);
-                matrix.set_packed(if in_bf16 { weight.with_bf16_products() } else { weight });
+        if matrix.is_by_row {
+            let tensor = files.tensor(self.config, &matrix.name, &matrix.shape)?;
+            if let Some(view) = tensor.view() {
+                matrix.set_by_row(ByRow { name: tensor.name.clone(), rows: Arc::new(view.rows()?) });
+                return Ok(());
             }
-            None if matrix.is_of_expert => matrix.set_packed(self.of_expert(&tensor, matrix.shape, in_bf16)?),
-            None if in_bf16 => {
-                let rounded = self.rounded_values(&tensor, &tensor.values()?, half::bf16::from_f32, "bf16")?;
-                matrix.set_packed(PackedWeight::bf16(rounded, matrix.shape));
-            }
-            None => matrix.set(self.dense(&tensor, matrix.shape)?),
         }
+        matrix.set_weight(fetch(files, self.config, self.placement, matrix)?.onto(matrix.shape, self.placement));
         Ok(())
-    }
-
-    /// All elements of a matrix that is not packed, in the type that the placement says.
-    fn dense(&self, tensor: &BaseTensor<'_>, shape: [usize; 2]) -> Result<Tensor<2>, ModelError> {
-        let dtype = tensor.dtype().expect("it is not packed");
-        let stored = float_type(dtype).expect("checked when the tensor was looked up");
-        let held = self.placement.held(stored);
-        if held == stored
-            && let Some(bytes) = tensor.bytes_in(dtype, true)?
-        {
-            // The bytes go to the device as they lie in the file, without a conversion.
-            let data = TensorData::from_bytes_vec(bytes, shape, stored.dtype());
-            return Ok(Tensor::from_data(data, (&self.placement.device, stored.dtype())));
-        }
-        let values = tensor.values()?;
-        match held {
-            FloatType::F32 => Ok(Tensor::from_data(TensorData::new(values, shape), &self.placement.device)),
-            FloatType::F16 => self.rounded(tensor, &values, shape, half::f16::from_f32, "f16"),
-            FloatType::BF16 => self.rounded(tensor, &values, shape, half::bf16::from_f32, "bf16"),
-        }
-    }
-
-    /// All elements of an expert's matrix, in the type that the placement says.
-    fn of_expert(&self, tensor: &BaseTensor<'_>, shape: [usize; 2], in_bf16: bool) -> Result<PackedWeight, ModelError> {
-        let stored = float_type(tensor.dtype().expect("it is not packed")).expect("checked when it was looked up");
-        // The values are exact in the type of the file, so rounding to that changes none.
-        let values = tensor.values()?;
-        let values = match if in_bf16 { FloatType::BF16 } else { self.placement.held(stored) } {
-            FloatType::F32 => FrozenValues::F32(values),
-            FloatType::F16 => FrozenValues::F16(self.rounded_values(tensor, &values, half::f16::from_f32, "f16")?),
-            FloatType::BF16 => {
-                FrozenValues::Bf16(self.rounded_values(tensor, &values, half::bf16::from_f32, "bf16")?)
-            }
-        };
-        let weight = PackedWeight::of_values(values, shape, &self.placement.device);
-        Ok(if in_bf16 { weight.with_bf16_products() } else { weight })
-    }
-
-    /// The values in a 16-bit type. A finite number that becomes infinite is an error.
-    fn rounded<E: Element>(
-        &self,
-        tensor: &BaseTensor<'_>,
-        values: &[f32],
-        shape: [usize; 2],
-        round: fn(f32) -> E,
-        kind: &str,
-    ) -> Result<Tensor<2>, ModelError> {
-        let rounded = self.rounded_values(tensor, values, round, kind)?;
-        Ok(Tensor::from_data(TensorData::new(rounded, shape), (&self.placement.device, E::dtype())))
-    }
-
-    /// As [`Loader::rounded`], in the memory of the host.
-    fn rounded_values<E: Element>(
-        &self,
-        tensor: &BaseTensor<'_>,
-        values: &[f32],
-        round: fn(f32) -> E,
-        kind: &str,
-    ) -> Result<Vec<E>, ModelError> {
-        let rounded: Vec<E> = values.par_iter().map(|&value| round(value)).collect();
-        match rounded.par_iter().position_first(|value| !value.elem::<f32>().is_finite()) {
-            None => Ok(rounded),
-            Some(element) => Err(ModelError::NotFinite {
-                path: tensor.path().to_owned(),
-                name: tensor.name.clone(),
-                element,
-                after: format!(" once rounded to {kind}"),
-            }),
-        }
     }
 }

@@ -1,17 +1,14 @@
-//! The backward pass of a micro-batch: at once, or layer by layer with gradient checkpointing.
+//! The backward pass of a micro-batch, and how the gradients of trained parameters are collected.
 
 use std::ops::Range;
 
 use burn::tensor::{Gradients, Tensor, TensorData};
-use finetune_kernels::operations;
 
 use crate::adaptation::module_of;
 use crate::batch::{Batch, LossSum, Randomness};
-use crate::decoder::pass::Context;
 use crate::decoder::{self, head};
 use crate::error::ModelError;
 use crate::model::{Model, Trained};
-use crate::passes::handed::Handed;
 use crate::readback::data;
 use crate::tree::{Layer, Slot};
 
@@ -42,12 +39,21 @@ pub struct Backward<'a> {
     pub coefficients: Coefficients<'a>,
 }
 
+/// A micro-batch, and the number of the sum that its gradients are added to.
+#[derive(Clone, Debug)]
+pub struct Part<'a> {
+    /// Its rows.
+    pub batch: Batch<'a>,
+    /// The number of the sum.
+    pub sum: usize,
+}
+
 impl Model {
     /// Σ loss of a micro-batch. The gradient of what is minimised, with respect to the trained
     /// parameters, is added to `gradients` ([`Layout::len`](crate::Layout::len) elements).
     ///
     /// # Errors
-    /// If the device fails or runs out of memory.
+    /// If the device fails or runs out of memory, or if a layer cannot be read.
     ///
     /// # Panics
     /// If `gradients` do not have the layout's length.
@@ -57,71 +63,65 @@ impl Model {
         backward: Backward<'_>,
         gradients: &mut [f32],
     ) -> Result<LossSum, ModelError> {
-        assert_eq!(gradients.len(), self.layout.len(), "gradients of another layout");
+        let part = Part { batch: batch.clone(), sum: 0 };
+        let mut sums = self.losses_and_gradients(&[part], backward, &mut [gradients], &mut || ())?;
+        Ok(sums.remove(0))
+    }
+
+    /// [`Model::loss_and_gradients`] of several micro-batches, each with the sum of gradients that its own
+    /// are added to. `alive` is called before each part of the work.
+    ///
+    /// With gradient checkpointing, and where layers are read from the disk, the micro-batches go through one
+    /// layer after the other. Every parameter gets the gradients of the micro-batches in their order, so that
+    /// the bits are those of one micro-batch after the other.
+    ///
+    /// # Errors
+    /// As [`Model::loss_and_gradients`].
+    ///
+    /// # Panics
+    /// If gradients do not have the layout's length.
+    pub fn losses_and_gradients(
+        &mut self,
+        parts: &[Part<'_>],
+        backward: Backward<'_>,
+        sums: &mut [&mut [f32]],
+        alive: &mut dyn FnMut(),
+    ) -> Result<Vec<LossSum>, ModelError> {
+        for sum in &*sums {
+            assert_eq!(sum.len(), self.layout.len(), "gradients of another layout");
+        }
+        if backward.checkpointing || self.reads_layers() {
+            return self.layer_by_layer(parts, backward, sums, alive);
+        }
+        let one_graph = |part: &Part<'_>| {
+            alive();
+            self.in_one_graph(&part.batch, backward, sums[part.sum])
+        };
+        parts.iter().map(one_graph).collect()
+    }
+
+    /// A micro-batch with a graph over all layers.
+    fn in_one_graph(
+        &mut self,
+        batch: &Batch<'_>,
+        backward: Backward<'_>,
+        gradients: &mut [f32],
+    ) -> Result<LossSum, ModelError> {
         if batch.trained_tokens() == 0 {
             return Ok(batch.no_losses());
         }
         let context = self.context(batch, Some(backward.randomness));
-        if backward.checkpointing {
-            return self.layer_by_layer(batch, &context, backward, gradients);
-        }
         let h = decoder::hidden(&self.weights, &batch.flat_tokens(), &context)?;
         let losses = head::losses(&self.weights, h, batch.targets(), &context);
         self.look_at_memory();
         let found = backward.minimised(&losses)?.backward();
         self.look_at_memory();
         self.collect(found, backward.loss_scale, gradients)?;
-        batch.sums(losses)
-    }
-
-    /// The same with gradient checkpointing: layers are computed again, from the last to the first.
-    fn layer_by_layer(
-        &mut self,
-        batch: &Batch<'_>,
-        context: &Context,
-        backward: Backward<'_>,
-        gradients: &mut [f32],
-    ) -> Result<LossSum, ModelError> {
-        let tokens = batch.flat_tokens();
-        let first = self.first_trained_layer();
-        // Untracked, because the graph would keep what checkpointing saves. The dropout is the
-        // same.
-        let untracked = context.untracked();
-        let (x, mut between) = decoder::begin(&self.weights, &tokens, &untracked)?;
-        // Inputs of the layers that are differentiated.
-        let mut inputs = Vec::new();
-        let mut keep = |n: usize, x: &Tensor<2>| inputs.extend((n >= first).then(|| x.clone()));
-        let x = decoder::layers(&self.weights, x, &untracked, &mut between, None, &mut keep);
-        let leaf = |tensor: Tensor<2>| tensor.autodiff().require_grad();
-        let last = leaf(x);
-        let losses = head::losses(&self.weights, last.clone(), batch.targets(), context);
-        let mut found = backward.minimised(&losses)?.backward();
-        self.look_at_memory();
-        let mut d_out = last.grad_remove(&mut found).expect("the loss depends on the last layer");
-        self.collect(found, backward.loss_scale, gradients)?;
-        let mut handed = Handed::new(&self.weights, &between);
-        for n in (first..self.weights.layers.len()).rev() {
-            let input = leaf(inputs.pop().expect("an input for each layer"));
-            let mut of_layer = handed.leaves(n);
-            let out = decoder::layer(&self.weights.layers[n], n, input.clone(), context, &mut of_layer.between, None);
-            let seed = operations::gradient_seed(out, d_out);
-            let mut found = handed.seeded(n, seed, &of_layer.between).backward();
-            self.look_at_memory();
-            d_out = input.grad_remove(&mut found).expect("a layer's output depends on its input");
-            handed.take(n, &of_layer, &mut found);
-            self.collect(found, backward.loss_scale, gradients)?;
-        }
-        if self.trains_embedding() || self.trains_inputs() {
-            let (embedded, between) = decoder::begin(&self.weights, &tokens, context)?;
-            let seed = if self.trains_embedding() { Some(operations::gradient_seed(embedded, d_out)) } else { None };
-            let found = handed.seeded_inputs(seed, &between).backward();
-            self.collect(found, backward.loss_scale, gradients)?;
-        }
-        batch.sums(losses)
+        batch.sums(losses.inner())
     }
 
     /// The lowest layer with trained parameters. Nothing below it has to be differentiated.
-    fn first_trained_layer(&mut self) -> usize {
+    pub(super) fn first_trained_layer(&mut self) -> usize {
         if self.trains_embedding() || self.trains_inputs() {
             return 0;
         }
@@ -138,7 +138,7 @@ impl Model {
     }
 
     /// Whether the gradient has to reach the embedding.
-    fn trains_embedding(&self) -> bool {
+    pub(super) fn trains_embedding(&self) -> bool {
         match &self.trained {
             Trained::Nothing => false,
             Trained::All => true,
@@ -149,7 +149,7 @@ impl Model {
     }
 
     /// Whether the gradient has to reach what makes the inputs that layers have of their own.
-    fn trains_inputs(&self) -> bool {
+    pub(super) fn trains_inputs(&self) -> bool {
         let per_layer = self.weights.per_layer.as_ref();
         per_layer.is_some_and(|per_layer| {
             let is_saved = |name: &str| match &self.trained {
@@ -164,7 +164,12 @@ impl Model {
     }
 
     /// Adds the gradients that were found, divided by the loss scale.
-    fn collect(&mut self, mut found: Gradients, loss_scale: f32, gradients: &mut [f32]) -> Result<(), ModelError> {
+    pub(super) fn collect(
+        &mut self,
+        mut found: Gradients,
+        loss_scale: f32,
+        gradients: &mut [f32],
+    ) -> Result<(), ModelError> {
         let mut parts: Vec<(Range<usize>, Tensor<1>)> = Vec::new();
         let mut start = 0;
         for slot in self.trained() {
@@ -205,7 +210,7 @@ impl Model {
 
 impl Backward<'_> {
     /// What the backward pass starts from: Σ coefficient · loss · scale.
-    fn minimised(&self, losses: &Tensor<1>) -> Result<Tensor<1>, ModelError> {
+    pub(super) fn minimised(&self, losses: &Tensor<1>) -> Result<Tensor<1>, ModelError> {
         let weighted = match self.coefficients {
             Coefficients::Ones => losses.clone(),
             Coefficients::Of(weigh) => {

@@ -181,7 +181,7 @@ impl Model {
         };
         let mut pass = || {
             let (x, mut between) = decoder::begin(&self.weights, tokens, &context)?;
-            let x = decoder::layers(&self.weights, x, &context, &mut between, Some(caches), &mut |_, _| {});
+            let x = decoder::layers(&self.weights, x, &context, &mut between, Some(caches))?;
             let x = x.narrow(0, tokens.len() - last, last);
             data(head::logits(&self.weights, x, &context))
         };

@@ -33,6 +33,7 @@ impl Decoder {
                 index: linears,
                 lora: None,
             },
+            source: None,
         }
     }
 }

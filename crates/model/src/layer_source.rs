@@ -1,0 +1,251 @@
+//! Frozen matrices of layers that are read from the disk whenever a pass comes to them.
+//!
+//! A thread reads the next layer while the one before is computed. No more than two layers are in memory: the
+//! one that was given last, and the one that is read ahead.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use finetune_kernels::Weight;
+use rayon::prelude::*;
+
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use crate::files::base_files::BaseFiles;
+use crate::files::fetch::{Fetched, fetch};
+use crate::placement::Placement;
+use crate::tree::{Decoder, Layer, Matrix, Slot};
+
+/// Most threads that read at a time. A disk serves a few requests at once better than one after the other.
+const READERS: usize = 4;
+
+/// The absent matrices of a layer, in the order of the tree. They only describe what is to be read.
+#[derive(Clone, Debug)]
+struct Absent {
+    layer: usize,
+    matrices: Vec<Matrix>,
+}
+
+impl Absent {
+    fn of(n: usize, layer: &mut Layer) -> Absent {
+        let matrices = layer.absent().into_iter().map(|matrix| matrix.clone()).collect();
+        Absent { layer: n, matrices }
+    }
+
+    fn is(&self, other: &Absent) -> bool {
+        let names = |absent: &Absent| -> Vec<String> { absent.matrices.iter().map(|m| m.name.clone()).collect() };
+        self.layer == other.layer && names(self) == names(other)
+    }
+}
+
+/// Where layers are ordered and given out.
+struct Desk {
+    /// `None`: it is closed.
+    orders: Option<Sender<Absent>>,
+    read: Receiver<Result<Vec<Fetched>, ModelError>>,
+    /// What was ordered and not yet taken: at most one layer.
+    ahead: Option<Absent>,
+    /// What was given last.
+    given: Option<(Absent, Vec<Weight>)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What reads the layers of a base.
+pub(crate) struct LayerSource {
+    desk: Mutex<Desk>,
+    placement: Placement,
+    nanoseconds_waited: AtomicU64,
+    layers_read: AtomicU64,
+}
+
+impl std::fmt::Debug for LayerSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerSource").field("layers_read", &self.layers_read).finish_non_exhaustive()
+    }
+}
+
+impl LayerSource {
+    /// Starts the thread that reads.
+    ///
+    /// # Errors
+    /// If the system gives no more threads.
+    pub(crate) fn start(
+        files: BaseFiles,
+        config: ModelConfig,
+        placement: Placement,
+    ) -> Result<LayerSource, ModelError> {
+        let (orders, ordered) = channel::<Absent>();
+        let (done, read) = channel();
+        let no_thread = |what: String| ModelError::Layers { what };
+        // A pool of its own: a pass that waits for a layer may hold every thread of the shared one.
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(READERS)
+            .thread_name(|n| format!("layers-{n}"))
+            .build()
+            .map_err(|error| no_thread(error.to_string()))?;
+        let of_files = placement.clone();
+        let work = move || {
+            for what in ordered {
+                let read = |matrix: &Matrix| fetch(&files, &config, &of_files, matrix);
+                let each: Vec<_> = pool.install(|| what.matrices.par_iter().map(read).collect());
+                if done.send(each.into_iter().collect()).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("layers".to_owned()).spawn(work);
+        let thread = thread.map_err(|error| no_thread(error.to_string()))?;
+        let desk = Desk { orders: Some(orders), read, ahead: None, given: None, thread: Some(thread) };
+        Ok(LayerSource {
+            desk: Mutex::new(desk),
+            placement,
+            nanoseconds_waited: AtomicU64::new(0),
+            layers_read: AtomicU64::new(0),
+        })
+    }
+
+    /// The weights of a layer's absent matrices, in their order. `next` is read meanwhile. A caller that still
+    /// holds the weights of another layer holds a third one in memory.
+    ///
+    /// # Errors
+    /// If they cannot be read, or one has a number that is not finite.
+    fn weights(&self, what: Absent, next: Option<Absent>) -> Result<Vec<Weight>, ModelError> {
+        let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        if !desk.given.as_ref().is_some_and(|(given, _)| given.is(&what)) {
+            // Before anything arrives: no third layer.
+            desk.given = None;
+            if desk.ahead.as_ref().is_some_and(|ahead| !ahead.is(&what)) {
+                let _ = desk.take();
+            }
+            if desk.ahead.is_none() {
+                desk.order(what.clone());
+            }
+            let start = Instant::now();
+            let fetched = desk.take()?;
+            self.nanoseconds_waited.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            self.layers_read.fetch_add(1, Ordering::Relaxed);
+            let place = |fetched: Vec<Fetched>| {
+                let each = fetched.into_iter().zip(&what.matrices);
+                each.map(|(fetched, matrix)| fetched.onto(matrix.shape, &self.placement)).collect()
+            };
+            let weights = match self.placement.is_cpu() {
+                true => place(fetched),
+                // Memory of exactly their size, which the next layer of the same shape takes over.
+                false => self.placement.device().memory_persistent_allocations(fetched, place),
+            };
+            desk.given = Some((what.clone(), weights));
+        }
+        if let Some(next) = next
+            && desk.ahead.is_none()
+            && !next.is(&what)
+        {
+            desk.order(next);
+        }
+        Ok(desk.given.as_ref().map(|(_, weights)| weights.clone()).unwrap_or_default())
+    }
+
+    /// How long passes have waited for layers since the last call, and how many were read.
+    pub(crate) fn take_waited(&self) -> (Duration, u64) {
+        let waited = self.nanoseconds_waited.swap(0, Ordering::Relaxed);
+        (Duration::from_nanos(waited), self.layers_read.swap(0, Ordering::Relaxed))
+    }
+}
+
+impl Desk {
+    fn order(&mut self, what: Absent) {
+        // If the thread is gone, `take` says so.
+        let _ = self.orders.as_ref().map(|orders| orders.send(what.clone()));
+        self.ahead = Some(what);
+    }
+
+    /// Waits for what was ordered.
+    fn take(&mut self) -> Result<Vec<Fetched>, ModelError> {
+        self.ahead = None;
+        match self.read.recv() {
+            Ok(read) => read,
+            Err(_) => Err(ModelError::Layers { what: "the thread that reads layers has ended".to_owned() }),
+        }
+    }
+}
+
+impl Drop for LayerSource {
+    fn drop(&mut self) {
+        let desk = self.desk.get_mut().unwrap_or_else(PoisonError::into_inner);
+        desk.orders = None;
+        if let Some(thread) = desk.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Layer {
+    /// The matrices that are not in memory.
+    fn absent(&mut self) -> Vec<&mut Matrix> {
+        let absent = |slot| match slot {
+            Slot::Matrix(matrix) if matrix.is_absent() => Some(matrix),
+            _ => None,
+        };
+        self.slots().into_iter().filter_map(absent).collect()
+    }
+}
+
+impl Decoder {
+    /// Layer `n` with all of its weights. If they are read from the disk, layer `next` is read meanwhile, and
+    /// the result has to be dropped before the next one is asked for: no third layer is in memory then.
+    ///
+    /// # Errors
+    /// If they cannot be read, or one has a number that is not finite.
+    pub(crate) fn layer(&self, n: usize, next: Option<usize>) -> Result<Cow<'_, Layer>, ModelError> {
+        let Some(source) = &self.source else { return Ok(Cow::Borrowed(&self.layers[n])) };
+        let mut layer = self.layers[n].clone();
+        let next = next.map(|next| Absent::of(next, &mut self.layers[next].clone()));
+        let weights = source.weights(Absent::of(n, &mut layer), next)?;
+        for (matrix, weight) in layer.absent().into_iter().zip(weights) {
+            matrix.set_weight(weight);
+        }
+        for linear in layer.linears() {
+            if let Some(branch) = &mut linear.lora {
+                branch.update_norms(&linear.weight);
+            }
+        }
+        Ok(Cow::Owned(layer))
+    }
+
+    /// Loads those matrices of the layers whose names `wanted` accepts, to stay.
+    ///
+    /// # Errors
+    /// As [`Decoder::layer`].
+    pub(crate) fn load_for_good(&mut self, wanted: impl Fn(&str) -> bool) -> Result<(), ModelError> {
+        for n in 0..self.layers.len() {
+            let is_wanted = |matrix: &&mut Matrix| wanted(&matrix.name);
+            if !self.layers[n].absent().iter().any(is_wanted) {
+                continue;
+            }
+            let mut read = self.layer(n, None)?.into_owned();
+            let all: Vec<Matrix> = read
+                .slots()
+                .into_iter()
+                .filter_map(|slot| if let Slot::Matrix(matrix) = slot { Some(matrix.clone()) } else { None })
+                .collect();
+            for matrix in self.layers[n].absent().into_iter().filter(is_wanted) {
+                if let Some(read) = all.iter().find(|read| read.name == matrix.name) {
+                    matrix.set_as(read);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Names of the matrices inside the layers.
+    pub(crate) fn names_in_layers(&mut self) -> HashSet<String> {
+        let slots = self.layers.iter_mut().flat_map(Layer::slots);
+        slots
+            .filter_map(|slot| if let Slot::Matrix(matrix) = slot { Some(matrix.name.clone()) } else { None })
+            .collect()
+    }
+}

@@ -1,0 +1,218 @@
+//! Passes that go through one layer after the other with all micro-batches: gradient checkpointing, and
+//! layers that are read from the disk.
+
+use burn::tensor::Tensor;
+use finetune_kernels::devices::submit;
+use finetune_kernels::operations;
+
+use crate::batch::{Batch, LossSum};
+use crate::decoder::between::Between;
+use crate::decoder::pass::Context;
+use crate::decoder::{self, head};
+use crate::error::ModelError;
+use crate::model::Model;
+use crate::passes::backward::{Backward, Part};
+use crate::passes::handed::Handed;
+use crate::tree::Layer;
+
+/// A micro-batch on its way through the layers.
+struct Pass<'a> {
+    batch: &'a Batch<'a>,
+    tokens: Vec<u32>,
+    context: Context,
+    /// What comes out of the layer that it is behind, [t, hidden].
+    x: Tensor<2>,
+    between: Between,
+    /// The inputs of the layers that are differentiated, [t, hidden].
+    inputs: Vec<Tensor<2>>,
+}
+
+/// A micro-batch on its way back.
+struct WayBack<'a> {
+    part: &'a Part<'a>,
+    tokens: Vec<u32>,
+    context: Context,
+    inputs: Vec<Tensor<2>>,
+    handed: Handed,
+    /// The gradient of what comes out of the layer that it is behind, [t, hidden].
+    d_out: Tensor<2>,
+}
+
+/// Starts a graph of its own.
+fn leaf(tensor: Tensor<2>) -> Tensor<2> {
+    tensor.autodiff().require_grad()
+}
+
+impl Model {
+    /// Σ losses of several micro-batches without gradients or dropout, which go through one layer after the
+    /// other. `each` is called before each part of the work; if it returns false, the result is `None`.
+    ///
+    /// # Errors
+    /// If the device fails or runs out of memory, or if a layer cannot be read.
+    pub fn losses(
+        &self,
+        batches: &[Batch<'_>],
+        each: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Vec<LossSum>>, ModelError> {
+        let mut passes = Vec::new();
+        for batch in batches.iter().filter(|batch| batch.trained_tokens() > 0) {
+            passes.push(self.pass(batch, self.context(batch, None))?);
+        }
+        if !passes.is_empty() && !self.through_layers(&mut passes, usize::MAX, Some(0), each)? {
+            return Ok(None);
+        }
+        let mut passes = passes.into_iter();
+        let mut sums = Vec::new();
+        for batch in batches {
+            sums.push(match batch.trained_tokens() {
+                0 => batch.no_losses(),
+                _ => {
+                    let Pass { x, context, .. } = passes.next().expect("one for each batch with targets");
+                    batch.sums(head::losses(&self.weights, x, batch.targets(), &context))?
+                }
+            });
+        }
+        Ok(Some(sums))
+    }
+
+    /// [`Model::losses_and_gradients`] with layers that are computed again, from the last to the first.
+    pub(super) fn layer_by_layer(
+        &mut self,
+        parts: &[Part<'_>],
+        backward: Backward<'_>,
+        sums: &mut [&mut [f32]],
+        alive: &mut dyn FnMut(),
+    ) -> Result<Vec<LossSum>, ModelError> {
+        let (first, count) = (self.first_trained_layer(), self.weights.layers.len());
+        let parts_with_targets = || parts.iter().filter(|part| part.batch.trained_tokens() > 0);
+        let mut passes = Vec::new();
+        for part in parts_with_targets() {
+            // Untracked, because the graph would keep what checkpointing saves. The dropout is the same.
+            let context = self.context(&part.batch, Some(backward.randomness)).untracked();
+            passes.push(self.pass(&part.batch, context)?);
+        }
+        if passes.is_empty() {
+            return Ok(parts.iter().map(|part| part.batch.no_losses()).collect());
+        }
+        // The last layer is still there when the way back begins with it.
+        let turn = if first + 1 < count { count - 2 } else { 0 };
+        self.through_layers(&mut passes, first, Some(turn), &mut || {
+            alive();
+            true
+        })?;
+        let (mut of_parts, mut back) = (Vec::new(), Vec::new());
+        for (part, pass) in parts_with_targets().zip(passes) {
+            alive();
+            let (losses, way) = self.turn(part, pass, backward, sums)?;
+            of_parts.push(losses);
+            back.push(way);
+        }
+        for n in (first..count).rev() {
+            let next = if n > first { n - 1 } else { 0 };
+            let layer = self.weights.layer(n, Some(next))?.into_owned();
+            for way in &mut back {
+                alive();
+                self.back_through(&layer, n, way, backward, sums)?;
+            }
+        }
+        for way in back {
+            self.to_embeddings(way, backward, sums)?;
+        }
+        let mut of_parts = of_parts.into_iter();
+        let of_part = |part: &Part<'_>| match part.batch.trained_tokens() {
+            0 => part.batch.no_losses(),
+            _ => of_parts.next().expect("one for each part with targets"),
+        };
+        Ok(parts.iter().map(of_part).collect())
+    }
+
+    /// A micro-batch before the first layer.
+    fn pass<'a>(&self, batch: &'a Batch<'a>, context: Context) -> Result<Pass<'a>, ModelError> {
+        let tokens = batch.flat_tokens();
+        let (x, between) = decoder::begin(&self.weights, &tokens, &context)?;
+        Ok(Pass { batch, tokens, context, x, between, inputs: Vec::new() })
+    }
+
+    /// All layers, each with all micro-batches. The inputs of the layers from `kept` on are kept. Behind the
+    /// last layer, `then` is the next one that is needed. Returns false as soon as `each` does.
+    fn through_layers(
+        &self,
+        passes: &mut [Pass<'_>],
+        kept: usize,
+        then: Option<usize>,
+        each: &mut dyn FnMut() -> bool,
+    ) -> Result<bool, ModelError> {
+        let count = self.weights.layers.len();
+        for n in 0..count {
+            let next = if n + 1 < count { Some(n + 1) } else { then };
+            let layer = self.weights.layer(n, next)?;
+            for pass in &mut *passes {
+                if !each() {
+                    return Ok(false);
+                }
+                if n >= kept {
+                    pass.inputs.push(pass.x.clone());
+                }
+                pass.x = decoder::layer(&layer, n, pass.x.clone(), &pass.context, &mut pass.between, None);
+                submit(&pass.x.device());
+            }
+        }
+        Ok(true)
+    }
+
+    /// The loss of a micro-batch that is behind the last layer, and the beginning of its way back.
+    fn turn<'a>(
+        &mut self,
+        part: &'a Part<'a>,
+        pass: Pass<'_>,
+        backward: Backward<'_>,
+        sums: &mut [&mut [f32]],
+    ) -> Result<(LossSum, WayBack<'a>), ModelError> {
+        let Pass { batch, tokens, context, x, between, inputs } = pass;
+        let context = context.tracked();
+        let last = leaf(x);
+        let losses = head::losses(&self.weights, last.clone(), batch.targets(), &context);
+        let mut found = backward.minimised(&losses)?.backward();
+        self.look_at_memory();
+        let d_out = last.grad_remove(&mut found).expect("the loss depends on the last layer");
+        self.collect(found, backward.loss_scale, sums[part.sum])?;
+        let handed = Handed::new(&self.weights, &between);
+        Ok((batch.sums(losses.inner())?, WayBack { part, tokens, context, inputs, handed, d_out }))
+    }
+
+    /// Layer `n` again, and its backward pass.
+    fn back_through(
+        &mut self,
+        layer: &Layer,
+        n: usize,
+        way: &mut WayBack<'_>,
+        backward: Backward<'_>,
+        sums: &mut [&mut [f32]],
+    ) -> Result<(), ModelError> {
+        let input = leaf(way.inputs.pop().expect("an input for each layer"));
+        let mut of_layer = way.handed.leaves(n);
+        let out = decoder::layer(layer, n, input.clone(), &way.context, &mut of_layer.between, None);
+        let seed = operations::gradient_seed(out, way.d_out.clone());
+        let mut found = way.handed.seeded(n, seed, &of_layer.between).backward();
+        self.look_at_memory();
+        way.d_out = input.grad_remove(&mut found).expect("a layer's output depends on its input");
+        way.handed.take(n, &of_layer, &mut found);
+        self.collect(found, backward.loss_scale, sums[way.part.sum])
+    }
+
+    /// The backward pass of the embeddings and of the inputs that layers have of their own.
+    fn to_embeddings(
+        &mut self,
+        way: WayBack<'_>,
+        backward: Backward<'_>,
+        sums: &mut [&mut [f32]],
+    ) -> Result<(), ModelError> {
+        if !self.trains_embedding() && !self.trains_inputs() {
+            return Ok(());
+        }
+        let (embedded, between) = decoder::begin(&self.weights, &way.tokens, &way.context)?;
+        let seed = if self.trains_embedding() { Some(operations::gradient_seed(embedded, way.d_out)) } else { None };
+        let found = way.handed.seeded_inputs(seed, &between).backward();
+        self.collect(found, backward.loss_scale, sums[way.part.sum])
+    }
+}

@@ -1,0 +1,183 @@
+//! Layers that are read from the disk whenever a pass comes to them: the bits of the model in memory, for every
+//! golden model, packed form and kind of adapter.
+
+use std::path::{Path, PathBuf};
+
+use finetune_model::adapter::Adapter;
+use finetune_model::{Backward, Batch, BatchRow, Coefficients, Model, Part, Placement, Randomness, Sampling};
+
+mod golden;
+
+use golden::{Rows, goldens, json, placement_of, rows};
+
+/// A base, an adapter on it, and rows.
+struct Case {
+    name: String,
+    base: PathBuf,
+    adapter: PathBuf,
+    rows: Rows,
+}
+
+/// The names of the folders in a folder.
+fn folders(path: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(path).expect("golden files").map(|entry| entry.expect("an entry"));
+    let mut names: Vec<String> = entries
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().into_string().expect("a name"))
+        .collect();
+    names.sort();
+    names
+}
+
+fn families() -> Vec<Case> {
+    let models = goldens().join("models");
+    let case = |name: String| {
+        let base = models.join(&name);
+        let rows = rows(&json(&base.join("golden.json")));
+        Case { name, adapter: base.join("adapter"), base, rows }
+    };
+    folders(&models).into_iter().filter(|name| models.join(name).join("golden.json").is_file()).map(case).collect()
+}
+
+fn packed() -> Vec<Case> {
+    let packed = goldens().join("packed");
+    let case = |name: String| {
+        let about = json(&packed.join(&name).join("golden.json"));
+        let whole = packed.join("bases").join(about["base"].as_str().expect("a base"));
+        let base = packed.join(&name);
+        let base = if name.starts_with("gguf") { base.join("model.gguf") } else { base };
+        Case { rows: rows(&json(&whole.join("rows.json"))), adapter: whole.join("adapter"), base, name }
+    };
+    folders(&packed).into_iter().filter(|name| name != "bases").map(case).collect()
+}
+
+fn kinds_of_adapters() -> Vec<Case> {
+    let adapters = goldens().join("adapters");
+    let case = |name: String| {
+        let about = json(&adapters.join(&name).join("case.json"));
+        let base = golden::directory(about["family"].as_str().expect("a family"));
+        Case { rows: rows(&json(&base.join("golden.json"))), adapter: adapters.join(&name).join("adapter"), base, name }
+    };
+    folders(&adapters).into_iter().filter(|name| adapters.join(name).join("case.json").is_file()).map(case).collect()
+}
+
+impl Case {
+    fn model(&self, from_disk: bool) -> Model {
+        let placement = placement_of(&self.name).with_layers_from_disk(from_disk);
+        let mut model = Model::load(&self.base, &placement).unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        let adapter = Adapter::read(&self.adapter, &model.config).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        model.attach(&adapter).expect("an adapter of this model");
+        assert_eq!(model.reads_layers(), from_disk);
+        model
+    }
+
+    /// One batch for each row.
+    fn batches(&self) -> Vec<Batch<'_>> {
+        let rows = self.rows.iter().enumerate();
+        rows.map(|(id, (tokens, trained))| Batch { rows: vec![BatchRow { id: id as u32, tokens, trained }] }).collect()
+    }
+
+    /// Two steps of descent, with this many micro-batches at a time and two sums of gradients: losses and
+    /// gradients of both steps, and the losses afterwards.
+    fn steps(&self, model: &mut Model, at_once: usize) -> Vec<u64> {
+        let parts: Vec<Part<'_>> =
+            self.batches().into_iter().enumerate().map(|(n, batch)| Part { batch, sum: n % 2 }).collect();
+        let mut bits = Vec::new();
+        for step in 0..2 {
+            let backward = Backward {
+                randomness: Randomness { seed: 7, step },
+                checkpointing: false,
+                loss_scale: 1.0,
+                coefficients: Coefficients::Ones,
+            };
+            let mut gradients = [0, 1].map(|_| vec![0.0; model.layout().len()]);
+            for group in parts.chunks(at_once) {
+                let [a, b] = &mut gradients;
+                let sums = &mut [a.as_mut_slice(), b.as_mut_slice()];
+                let losses = model.losses_and_gradients(group, backward, sums, &mut || ()).expect("a step");
+                bits.extend(losses.iter().map(|sum| sum.loss.to_bits()));
+            }
+            bits.extend(gradients.iter().flatten().map(|gradient| u64::from(gradient.to_bits())));
+            let mut values = model.parameters().expect("values");
+            for (value, (a, b)) in values.iter_mut().zip(gradients[0].iter().zip(&gradients[1])) {
+                *value -= 0.01 * (a + b);
+            }
+            model.set_parameters(&values);
+        }
+        let losses = model.losses(&self.batches(), &mut || true).expect("losses").expect("nothing ends it");
+        bits.extend(losses.iter().map(|sum| sum.loss.to_bits()));
+        bits
+    }
+
+    fn expect_same_bits(&self) {
+        let name = &self.name;
+        let (mut in_memory, mut from_disk) = (self.model(false), self.model(true));
+        let tokens = &self.rows[0].0;
+        let logits = |model: &Model| {
+            let logits = model.logits(tokens).expect("tokens of the vocabulary");
+            logits.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        assert!(logits(&in_memory) == logits(&from_disk), "{name}: logits");
+        let answer = |model: &Model| {
+            let answer = model.generate(&tokens[..3.min(tokens.len())], 5, Sampling::GREEDY, &[], &mut |_| ());
+            answer.expect("an answer").tokens
+        };
+        assert_eq!(answer(&in_memory), answer(&from_disk), "{name}: an answer");
+        let want = self.steps(&mut in_memory, 1);
+        let all = self.rows.len();
+        from_disk.take_waited();
+        assert!(want == self.steps(&mut from_disk, all), "{name}: all micro-batches at once");
+        let (_, read) = from_disk.take_waited();
+        // Each step goes forward and back, the layer at the turn is read once, and at the end comes a pass
+        // without gradients. Below trained layers nothing is read twice.
+        let layers = from_disk.config.layers.len() as u64;
+        assert!(read <= 2 * (2 * layers - 1) + layers, "{name}: {read} layers were read, of {layers}");
+        assert!(want == self.steps(&mut self.model(true), 1), "{name}: one micro-batch at a time");
+    }
+}
+
+#[test]
+fn every_family_has_the_bits_of_the_model_in_memory() {
+    let cases = families();
+    assert!(cases.len() > 30, "{} golden models", cases.len());
+    cases.iter().for_each(Case::expect_same_bits);
+}
+
+#[test]
+fn every_packed_form_has_the_bits_of_the_model_in_memory() {
+    let cases = packed();
+    assert!(cases.len() > 15, "{} golden models", cases.len());
+    cases.iter().for_each(Case::expect_same_bits);
+}
+
+#[test]
+fn every_kind_of_adapter_has_the_bits_of_the_model_in_memory() {
+    let cases = kinds_of_adapters();
+    assert!(cases.len() > 7, "{} golden adapters", cases.len());
+    cases.iter().for_each(Case::expect_same_bits);
+}
+
+/// Passes may hold every thread of the shared pool while they wait for a layer.
+#[test]
+fn one_thread_is_enough() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+    let cases = families();
+    let case = cases.iter().find(|case| case.name == "qwen3").expect("a golden model");
+    pool.install(|| case.expect_same_bits());
+}
+
+/// What is found wrong in a layer ends a pass with an error that names the file.
+#[test]
+fn a_damaged_layer_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = golden::directory("llama");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(source.join(name), folder.path().join(name)).expect("a copy");
+    }
+    let model = Model::load(folder.path(), &Placement::cpu(None).with_layers_from_disk(true)).expect("the model loads");
+    let file = std::fs::OpenOptions::new().write(true).open(folder.path().join("model.safetensors")).expect("the file");
+    let length = file.metadata().expect("metadata").len();
+    file.set_len(length / 4).expect("a shorter file");
+    let error = model.logits(&[1, 2, 3]).expect_err("a layer is missing").to_string();
+    assert!(error.contains("model.safetensors"), "{error}");
+}
