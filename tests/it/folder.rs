@@ -162,7 +162,7 @@ impl RunResult {
         files.retain(|name, _| ["adapter/", "model/", "checkpoints/"].iter().any(|part| name.starts_with(part)));
         let rows = metrics(directory).into_iter().map(|mut row| {
             let row = row.as_object_mut().expect("an object");
-            row.retain(|key, _| !["seconds", "tokens_per_second", "ranks"].contains(&key.as_str()));
+            row.retain(|key, _| !["seconds", "reading_seconds", "tokens_per_second", "ranks"].contains(&key.as_str()));
             serde_json::to_string(row).expect("an object")
         });
         RunResult { metrics: rows.collect(), files }

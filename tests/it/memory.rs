@@ -23,11 +23,16 @@ pub(crate) fn peak(stderr: &str) -> f64 {
 
 /// A Llama of 11 million parameters in bf16, and rows of 400 tokens.
 pub(crate) fn larger_model(recipe: &str) -> Folder {
+    model_of(5, 384, recipe)
+}
+
+/// A Llama with so many layers of this width in bf16, and rows of 400 tokens.
+fn model_of(layers: usize, hidden: usize, recipe: &str) -> Folder {
     let folder = Folder::empty();
     std::fs::create_dir(folder.path("model")).expect("a new directory");
     let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 384, "intermediate_size": 1024,
-        "num_hidden_layers": 5, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 4096,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": 1024,
+        "num_hidden_layers": layers, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 4096,
         "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
         "tie_word_embeddings": false, "attention_bias": false, "mlp_bias": false
     });
@@ -41,7 +46,7 @@ pub(crate) fn larger_model(recipe: &str) -> Folder {
             let count = shape.iter().product();
             let values = match shape.len() {
                 1 => vec![1.0f32; count],
-                _ => Stream::new(3, 1, 0, n as u32).normal(count, 0.02),
+                _ => Stream::new(3, 1, 0, n as u32).uniform(count, 0.03),
             };
             // bf16 is the upper half of f32.
             let bytes: Vec<u8> =
@@ -139,6 +144,26 @@ fn memory_that_is_not_there() {
     // The first hint works.
     shell(script(base, "--set train.gradient_checkpointing=true --set train.micro_batch_size=1 --output-dir small"))
         .expect(0);
+}
+
+/// Layers that stay on the disk take the memory of two, and train to the same bits.
+#[test]
+fn layers_from_the_disk_take_the_memory_of_two() {
+    // 140 MB in 24 layers; one row of 400 tokens.
+    let folder = model_of(24, 640, LARGER_RECIPE);
+    let one = ["--set", "train.micro_batch_size=1", "--set", "train.global_batch_size=1"];
+    let with = |residency: &'static str| [&one[..], &["--set", residency]].concat();
+    let layers = 24.0 * (640.0 * 64.0 * 18.0 + 3.0 * 640.0 * 1024.0) * 2.0 / f64::from(1 << 20);
+    let in_memory = folder.run("memory", &with("model.residency=memory")).expect(0);
+    let on_disk = folder.run("disk", &with("model.residency=disk")).expect(0);
+    let on_disk = on_disk.says("are read from the disk, twice a step");
+    let adapter = |run: &str| {
+        std::fs::read(folder.path(&format!("{run}/adapter/adapter_model.safetensors"))).expect("an adapter")
+    };
+    let saved = peak(&in_memory.stderr) - peak(&on_disk.stderr);
+    assert!(saved > 0.8 * layers, "{saved} MiB less, of {layers} MiB of layers:\n{}", on_disk.stderr);
+    assert_eq!(adapter("memory"), adapter("disk"));
+    expect_estimates(&folder, &[&["model.residency=disk", "train.micro_batch_size=1", "train.global_batch_size=2"]]);
 }
 
 /// A model that fits no machine is refused before anything is read or written.

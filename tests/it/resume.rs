@@ -97,7 +97,7 @@ fn a_run_killed_again_and_again_changes_no_bit() {
 /// after the last save.
 #[test]
 fn kinds_of_runs() {
-    let kinds: [&[&str]; 8] = [
+    let kinds: [&[&str]; 9] = [
         &["schedule.name=cosine", "schedule.warmup_steps=3", "schedule.min_lr_ratio=0.1"],
         &["data.shuffle=false", "train.gradient_checkpointing=true"],
         // This run ends after the second evaluation without a new best, and must not go on when it
@@ -112,6 +112,7 @@ fn kinds_of_runs() {
         &["lora.target_modules=[\"q_proj\", \"lm_head\"]", "lora.modules_to_save=[\"embed_tokens\", \"norm\"]"],
         &["checkpoint.every=0", "checkpoint.keep_best=false"],
         &["train.epochs=3"],
+        &["model.residency=disk", "lora.use_dora=true", "lora.modules_to_save=[\"k_proj\"]"],
     ];
     for sets in kinds {
         // Epochs are an alternative to steps.

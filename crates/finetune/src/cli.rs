@@ -29,7 +29,7 @@ pub(crate) use quantize::QuantizeArguments;
 pub(crate) use rivals::parse;
 pub(crate) use shell::{CompletionsArguments, ManArguments};
 pub(crate) use upload::UploadArguments;
-pub(crate) use using::{EvalArguments, GenerateArguments, ModelArguments};
+pub(crate) use using::{EvalArguments, GenerateArguments, ModelArguments, ResidencyArgument};
 pub(crate) use watch::WatchArguments;
 
 /// Fine-tunes language models with LoRA on the machine you have.

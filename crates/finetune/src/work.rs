@@ -110,6 +110,7 @@ mod tests {
             tokens_per_second: 1.0,
             seconds,
             objective: Default::default(),
+            reading_seconds: None,
             experts: Vec::new(),
             ranks: Vec::new(),
         }

@@ -4,7 +4,7 @@ use crate::keys::KEYS;
 use crate::path::is_hub_rows;
 use crate::problem::Problem;
 use crate::read::Reader;
-use crate::{Distributed, Method, Recipe, SharesChoice};
+use crate::{Distributed, Method, Recipe, ResidencyChoice, SharesChoice};
 
 /// Notes every rule between keys that the recipe breaks.
 pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
@@ -17,7 +17,7 @@ pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
         }
     }
     if recipe.train.method == Method::Full {
-        full_method(reader);
+        full_method(recipe, reader);
     }
     let Distributed { shares, virtual_ranks, .. } = &recipe.distributed;
     if *shares == SharesChoice::Measured && virtual_ranks.is_none() {
@@ -70,7 +70,7 @@ fn weights(recipe: &Recipe, reader: &mut Reader<'_>) {
 
 /// Full fine-tuning has no adapter and no frozen base. Keys about them would have no effect, so
 /// they are refused.
-fn full_method(reader: &mut Reader<'_>) {
+fn full_method(recipe: &Recipe, reader: &mut Reader<'_>) {
     for key in KEYS.iter().filter(|key| key.table() == "lora" && reader.has(key.path)).collect::<Vec<_>>() {
         let message = format!("`{}` has no effect with `train.method = \"full\"`", key.path);
         let problem = Problem::new(reader.location(key.path), message);
@@ -79,6 +79,12 @@ fn full_method(reader: &mut Reader<'_>) {
     if reader.has("model.quantization") {
         let message = "`model.quantization` quantizes a frozen base, and `train.method = \"full\"` has none";
         let problem = Problem::new(reader.location("model.quantization"), message);
+        reader.problems.push(problem.hint("remove it, or use method = \"lora\""));
+    }
+    if recipe.model.residency == ResidencyChoice::Disk {
+        let message =
+            "`model.residency = \"disk\"` leaves frozen layers on the disk, and `train.method = \"full\"` has none";
+        let problem = Problem::new(reader.location("model.residency"), message);
         reader.problems.push(problem.hint("remove it, or use method = \"lora\""));
     }
 }

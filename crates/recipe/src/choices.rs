@@ -88,6 +88,14 @@ choices! {
         Bf16 = "bf16" ["bfloat16"],
         F16 = "f16" ["float16", "fp16", "half"],
     }
+    /// Where the frozen matrices of the layers are.
+    ResidencyChoice {
+        /// In memory if they fit there, else on the disk.
+        Auto = "auto",
+        Memory = "memory" ["ram", "resident"],
+        /// In their files: each layer is read whenever a pass comes to it.
+        Disk = "disk" ["offload", "nvme", "ssd", "mmap"],
+    }
     Quantization {
         /// 4 bits, levels at the quantiles of a normal distribution
         /// (<https://arxiv.org/abs/2305.14314>).

@@ -40,7 +40,7 @@ use std::path::Path;
 
 pub use choices::{
     BackendChoice, DeviceChoice, DtypeChoice, EventFolder, Format, Method, OptimizerName, Overlong, Quantization,
-    ResultChoice, ScheduleName, SharesChoice, TopologyChoice, TrainOn,
+    ResidencyChoice, ResultChoice, ScheduleName, SharesChoice, TopologyChoice, TrainOn,
 };
 pub use kind::COLUMN_KEYS;
 pub use path::{HUB_ROWS, is_hub_rows};

@@ -5,6 +5,9 @@ use finetune_store::human_bytes;
 
 use crate::memory::{Precision, Sizing, StepShape, Subject, estimate};
 
+/// Leaves the layers in their files.
+pub(crate) const FROM_DISK: &str = "model.residency = \"disk\"";
+
 impl Subject<'_> {
     /// What a smaller setting of each kind would take, in words. Those that help most come first.
     pub(crate) fn cheaper_settings(&self) -> Vec<String> {
@@ -52,6 +55,11 @@ impl Subject<'_> {
             let sizes = packed_in_4_bits(config);
             let packed = Precision { packed: sizes, loading: 4 * sizes.largest, ..precision };
             options.push((total(micro, checkpointing, usize::MAX, packed), "model.quantization = \"nf4\"".to_owned()));
+        }
+        if adaptation.is_some() && !self.sizing.placement.reads_layers() && !self.sizing.layers.is_empty() {
+            let placement = self.sizing.placement.clone().with_layers_from_disk(true);
+            let from_disk = Sizing { placement, ..self.sizing.clone() };
+            options.push((Subject { sizing: &from_disk, ..*self }.estimate().total, FROM_DISK.to_owned()));
         }
         options.retain(|(bytes, _)| *bytes < now - now / 50);
         options.sort_by_key(|(bytes, _)| *bytes);

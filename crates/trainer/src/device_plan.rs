@@ -175,7 +175,7 @@ impl DevicePlan {
 
     /// Bytes that a run may take here, if they can be told. A GPU with memory of its own gives
     /// that. One that shares the host's memory gives the smaller of the two.
-    pub(crate) fn memory(&self, host: &ThisHost) -> Option<u64> {
+    pub fn memory(&self, host: &ThisHost) -> Option<u64> {
         let sharing = |bytes: u64, ranks: usize| bytes / ranks.max(1) as u64;
         let main = host.memory.map(|bytes| sharing(bytes, host.local_world));
         match self.found.kind {
@@ -195,6 +195,7 @@ mod tests {
     use std::path::Path;
 
     use finetune_model::{Device, ModelConfig};
+    use finetune_recipe::ResidencyChoice;
 
     use super::*;
 
@@ -233,7 +234,13 @@ mod tests {
     fn no_family_computes_in_a_type_that_is_too_narrow() {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models");
         let chosen = |dtype, family: &str| {
-            let model = Model { path: String::new(), device: DeviceChoice::Cpu, dtype, quantization: None };
+            let model = Model {
+                path: String::new(),
+                device: DeviceChoice::Cpu,
+                dtype,
+                quantization: None,
+                residency: ResidencyChoice::Auto,
+            };
             let config = ModelConfig::load(&models.join(family)).expect("a config");
             DevicePlan::choose(&model, &host(0, 1), FloatType::F16, config.family)
         };

@@ -311,13 +311,14 @@ impl Advice for TrainError {
             }
             TrainError::Disk { hints, .. } => hints.clone(),
             TrainError::Memory { weights, cheaper, available, .. } => {
-                if weights > available {
-                    return vec![format!(
-                        "{} of it are the model's weights: take a smaller model",
-                        human_bytes(*weights)
-                    )];
+                if weights <= available {
+                    return cheaper.clone();
                 }
-                cheaper.clone()
+                let of_weights = |setting: &&String| setting.starts_with("model.");
+                let mut hints: Vec<String> = cheaper.iter().filter(of_weights).cloned().collect();
+                let weights = human_bytes(*weights);
+                hints.push(format!("{weights} of it are the model's weights: take a smaller model"));
+                hints
             }
             TrainError::DeviceMemory { cheaper, saved, .. } => {
                 let safe = saved.as_ref().map(|path| {

@@ -1,7 +1,7 @@
 //! Loss on held-back rows.
 
 use finetune_dataset::{Dataset, Row};
-use finetune_model::{Batch, BatchRow, LossSum, Model, ModelError};
+use finetune_model::{Batch, BatchRow, LossSum, Model};
 
 use crate::error::TrainError;
 use crate::ranks::Ranks;
@@ -24,14 +24,33 @@ pub fn evaluate(
     progress: &mut dyn FnMut(usize),
 ) -> Result<LossSum, TrainError> {
     let mut total = LossSum::default();
-    for batch in 0..data.rows.len().div_ceil(micro_batch_size) {
-        let sums = batch_loss(model, data, micro_batch_size, batch)?;
-        total.loss += sums.loss;
-        total.trained_tokens += sums.trained_tokens;
-        total.row_losses.extend(sums.row_losses);
+    let at_once = at_once(model, data, micro_batch_size);
+    let batches: Vec<usize> = (0..data.rows.len().div_ceil(micro_batch_size)).collect();
+    for batches in batches.chunks(at_once) {
+        let batches: Vec<Batch<'_>> = batches.iter().map(|&n| batch_of(data, micro_batch_size, n)).collect();
+        for sums in model.losses(&batches, &mut || true)?.into_iter().flatten() {
+            total.loss += sums.loss;
+            total.trained_tokens += sums.trained_tokens;
+            total.row_losses.extend(sums.row_losses);
+        }
         progress(total.row_losses.len());
     }
     Ok(total)
+}
+
+/// Most batches that go through layers from the disk together.
+const FROM_DISK: usize = 16;
+
+/// Bytes of hidden states, between two layers, that such batches may have.
+const HIDDEN_BYTES: usize = 256 << 20;
+
+/// Batches that go through each layer together: several where layers are read from the disk.
+fn at_once(model: &Model, data: &Dataset, micro_batch_size: usize) -> usize {
+    if !model.reads_layers() {
+        return 1;
+    }
+    let bytes = size_of::<f32>() * model.config.hidden_size * data.counts.longest * micro_batch_size;
+    (HIDDEN_BYTES / bytes.max(1)).clamp(1, FROM_DISK)
 }
 
 /// Batches for each share between two meetings of the ranks. There are few enough that all ranks
@@ -55,22 +74,38 @@ pub(crate) fn evaluate_together(
     // For each batch: its loss, its trained tokens and the loss of each row, always of one length.
     let width = 2 + micro_batch_size;
     let mut total = LossSum::default();
-    for first in (0..count).step_by(BATCHES_PER_SHARE * assignment.shares()) {
-        let batches = (BATCHES_PER_SHARE * assignment.shares()).min(count - first);
+    // Where a rank reads layers from the disk, more batches go through each.
+    let reads_layers = ranks.largest(i32::from(model.reads_layers()))? > 0;
+    let per_share = if reads_layers { FROM_DISK } else { BATCHES_PER_SHARE };
+    for first in (0..count).step_by(per_share * assignment.shares()) {
+        let batches = (per_share * assignment.shares()).min(count - first);
         let bound = |share: usize| first + batches * share / assignment.shares();
         let part = |rank: usize| bound(assignment.shares_of(rank).start)..bound(assignment.shares_of(rank).end);
         let longest = (0..world).map(|rank| part(rank).len()).max().unwrap_or(0);
         let mut mine = vec![0.0; width * longest];
-        let mut goes_on = true;
-        for (place, batch) in mine.chunks_mut(width).zip(part(rank)) {
+        let mut each = || {
             ranks.group().keep_alive();
-            goes_on = progress(total.row_losses.len());
-            if !goes_on {
+            progress(total.row_losses.len())
+        };
+        let at_once = at_once(model, data, micro_batch_size);
+        let mut goes_on = true;
+        let batches: Vec<usize> = part(rank).collect();
+        for (places, batches) in mine.chunks_mut(width * at_once).zip(batches.chunks(at_once)) {
+            let batches: Vec<Batch<'_>> = batches.iter().map(|&n| batch_of(data, micro_batch_size, n)).collect();
+            // A layer in memory takes no time that anyone would wait for.
+            let losses = match (each(), model.reads_layers()) {
+                (false, _) => None,
+                (true, true) => model.losses(&batches, &mut each)?,
+                (true, false) => model.losses(&batches, &mut || true)?,
+            };
+            let Some(all) = losses else {
+                goes_on = false;
                 break;
+            };
+            for (place, sums) in places.chunks_mut(width).zip(all) {
+                (place[0], place[1]) = (sums.loss, sums.trained_tokens as f64);
+                place[2..][..sums.row_losses.len()].copy_from_slice(&sums.row_losses);
             }
-            let sums = batch_loss(model, data, micro_batch_size, batch)?;
-            (place[0], place[1]) = (sums.loss, sums.trained_tokens as f64);
-            place[2..][..sums.row_losses.len()].copy_from_slice(&sums.row_losses);
         }
         mine.push(f64::from(u8::from(goes_on)));
         let all = ranks.gather(&mine)?;
@@ -89,9 +124,9 @@ pub(crate) fn evaluate_together(
     Ok(Some(total))
 }
 
-/// The sums of one batch.
-fn batch_loss(model: &Model, data: &Dataset, micro_batch_size: usize, batch: usize) -> Result<LossSum, ModelError> {
-    let first = batch * micro_batch_size;
+/// The `n`th batch of all rows.
+fn batch_of(data: &Dataset, micro_batch_size: usize, n: usize) -> Batch<'_> {
+    let first = n * micro_batch_size;
     let rows = first..(first + micro_batch_size).min(data.rows.len());
-    model.loss(&Batch { rows: rows.map(|row| batch_row(row, &data.rows[row])).collect() })
+    Batch { rows: rows.map(|row| batch_row(row, &data.rows[row])).collect() }
 }

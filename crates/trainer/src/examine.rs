@@ -16,6 +16,7 @@ use crate::initial_adapter::InitialAdapter;
 use crate::learning::learning_notices;
 use crate::limits;
 use crate::memory::{self, Estimate, Sizing, Subject};
+use crate::residency;
 use crate::rows::{RowReader, open_tokenizer, rows_notices, vocabulary};
 
 /// How far an examination goes.
@@ -391,12 +392,21 @@ impl Examiner<'_> {
             packed,
             loading: found.form.as_ref().map_or(0, |form| form.loading),
             by_row: found.form.as_ref().map_or(0, |form| form.by_row),
+            layers: found.form.as_ref().map_or(Vec::new(), |form| form.layers.clone()),
+            at_once: 1,
             has_bf16: device_plan.found.types.contains(&FloatType::BF16),
         };
         let sizing = sizing(text.as_deref().unwrap_or_default());
+        let available = device_plan.memory(self.host);
         let subject = Subject { recipe, train, eval: found.eval.as_ref(), sizing: &sizing };
+        let (sizing, notices) = residency::choose(&subject, available);
+        let subject = Subject { sizing: &sizing, ..subject };
         let estimate = subject.estimate();
-        let fits = memory::check(&estimate, device_plan.memory(self.host), || subject.cheaper_settings());
+        let fits = memory::check(&estimate, available, || subject.cheaper_settings());
+        if let Some(device_plan) = &mut found.device_plan {
+            device_plan.placement = sizing.placement.clone();
+        }
+        found.notices.extend(notices);
         found.text = found.keep(text).unwrap_or_default();
         found.keep(fits);
         (found.sizing, found.estimate) = (Some(sizing), Some(estimate));

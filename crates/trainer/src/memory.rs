@@ -6,8 +6,8 @@
 use finetune_dataset::{Dataset, Row};
 use finetune_model::footprint::{self, AttentionSizes};
 use finetune_model::{
-    Adaptation, AttentionWidths, FloatType, HAS_GPU_BACKEND, LayerKept, ModelConfig, PackedSizes, Placement,
-    expected_tensors, kept_layers,
+    Adaptation, AttentionWidths, FloatType, HAS_GPU_BACKEND, LayerKept, LayerSizes, ModelConfig, PackedSizes,
+    Placement, expected_tensors, kept_layers,
 };
 use finetune_recipe::{Method, Recipe};
 use serde::Serialize;
@@ -44,6 +44,8 @@ pub(crate) struct StepShape {
     longest: u64,
     /// Targets of the largest micro-batch.
     trained_tokens: u64,
+    /// Micro-batches that go through each layer together.
+    at_once: u64,
     /// Whether layers are computed again in the backward pass.
     checkpointing: bool,
     /// Whether all weights are trained.
@@ -71,7 +73,8 @@ impl StepShape {
             tokens: largest.iter().map(|(length, _)| *length as u64).sum(),
             longest: largest.first().map_or(0, |(length, _)| *length as u64),
             trained_tokens: largest.iter().map(|(_, trained)| *trained as u64).sum(),
-            checkpointing,
+            at_once: subject.sizing.at_once as u64,
+            checkpointing: checkpointing || subject.sizing.placement.reads_layers(),
             full: recipe.train.method == Method::Full,
             rows: rows_bytes(data) + subject.eval.map_or(0, rows_bytes) + subject.sizing.text_bytes,
             answers: recipe.eval.samples + recipe.eval.exact_match > 0,
@@ -121,20 +124,33 @@ pub(crate) struct Precision {
     pub(crate) loading: u64,
     /// Elements of matrices whose rows stay in the files.
     pub(crate) by_row: u64,
+    /// Bytes of layers that stay in the files but for two at a time.
+    pub(crate) on_disk: u64,
 }
 
 impl Precision {
     pub(crate) fn new(sizing: &Sizing) -> Precision {
-        let Sizing { placement, stored, packed, loading, by_row, .. } = sizing;
+        let Sizing { placement, stored, packed, loading, by_row, layers, .. } = sizing;
+        let held = placement.held(*stored);
         Precision {
             cpu: placement.is_cpu(),
             compute: placement.compute(),
-            held: placement.held(*stored),
+            held,
             packed: *packed,
             loading: *loading,
             by_row: *by_row,
+            on_disk: if placement.reads_layers() { on_disk(layers, held) } else { 0 },
         }
     }
+}
+
+/// Bytes of all layers but the two largest ones next to each other.
+fn on_disk(layers: &[LayerSizes], held: FloatType) -> u64 {
+    let bytes: Vec<u64> = layers.iter().map(|layer| layer.bytes(held)).collect();
+    let two = bytes.windows(2).map(|two| two[0] + two[1]).max().unwrap_or(0);
+    // The last layer is followed by the first.
+    let turn = bytes.first().unwrap_or(&0) + bytes.last().unwrap_or(&0);
+    bytes.iter().sum::<u64>().saturating_sub(two.max(turn))
 }
 
 /// Bytes of an f32 number.
@@ -174,7 +190,8 @@ fn peak(config: &ModelConfig, adaptation: Option<&Adaptation>, step: &StepShape,
     };
     // The layers below are there at the same time. With checkpointing it is the inputs of all.
     let all_kept = layers.iter().map(&kept).sum::<u64>();
-    let inputs = layers.len() as u64 * per_token(hidden);
+    // Each micro-batch beside the one that is computed has what came out of its last layer, and a gradient.
+    let inputs = step.at_once * layers.len() as u64 * per_token(hidden) + (step.at_once - 1) * per_token(2 * hidden);
     let backward = if step.checkpointing {
         inputs + layers.iter().map(differentiated).max().unwrap_or(0)
     } else {
@@ -222,7 +239,8 @@ pub(crate) fn estimate(
     let weights = if step.full {
         0
     } else {
-        parameters.saturating_sub(packed + precision.by_row) * held.bytes() as u64 + packed_bytes
+        let all = parameters.saturating_sub(packed + precision.by_row) * held.bytes() as u64 + packed_bytes;
+        all.saturating_sub(precision.on_disk)
     };
     // On the CPU: values, gradients and two moments on the host; values, old and new, and gradients
     // as tensors. LoRA has many small pieces, and ten times the values were measured. So they were
@@ -288,6 +306,10 @@ pub(crate) struct Sizing {
     pub(crate) loading: u64,
     /// Elements of matrices whose rows stay in the files.
     pub(crate) by_row: u64,
+    /// The matrices of each layer; empty if the base has no weights yet.
+    pub(crate) layers: Vec<LayerSizes>,
+    /// Micro-batches that go through each layer together.
+    pub(crate) at_once: usize,
     /// Whether the device computes in bf16.
     pub(crate) has_bf16: bool,
 }
@@ -350,14 +372,22 @@ mod tests {
             tokens,
             longest: tokens,
             trained_tokens: tokens,
+            at_once: 1,
             checkpointing,
             full: false,
             rows: 0,
             answers: false,
         };
         let packed = PackedSizes::default();
-        let precision =
-            Precision { cpu: false, compute: FloatType::BF16, held: FloatType::BF16, packed, loading: 0, by_row: 0 };
+        let precision = Precision {
+            cpu: false,
+            compute: FloatType::BF16,
+            held: FloatType::BF16,
+            packed,
+            loading: 0,
+            by_row: 0,
+            on_disk: 0,
+        };
         estimate(&config, Some(&all_linear(&config, 16)), &step, precision).total as f64 / f64::from(1 << 30)
     }
 

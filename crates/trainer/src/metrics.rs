@@ -37,6 +37,9 @@ pub struct StepRow {
     /// The objective's own numbers by name; empty if the loss is all it has.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub objective: BTreeMap<String, f64>,
+    /// Seconds of them that rank 0 has waited for layers from the disk; `None` if all are in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reading_seconds: Option<f64>,
     /// How evenly experts were used by the rows of rank 0; empty if the model has none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub experts: Vec<ExpertRow>,
@@ -272,6 +275,7 @@ mod tests {
                 tokens_per_second: 1.0,
                 seconds,
                 objective: BTreeMap::new(),
+                reading_seconds: None,
                 experts: Vec::new(),
                 ranks,
             })

@@ -3,23 +3,21 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::time::Instant;
 
 use finetune_allreduce::Reduction;
 use finetune_dataset::{ChatTokenizer, Dataset, Plan};
-use finetune_model::{Backward, BaseName, Batch, LossSum, Model, Randomness};
+use finetune_model::{BaseName, Model};
 use finetune_recipe::Recipe;
 use finetune_store::failpoint;
 
-use crate::adamw::norm;
 use crate::copies::spread;
 use crate::diverged;
 use crate::error::TrainError;
-use crate::evaluate::{batch_row, evaluate_together};
+use crate::evaluate::evaluate_together;
 use crate::events::Event;
 use crate::identity::Identity;
 use crate::memory::{Estimate, Sizing, Subject};
-use crate::metrics::{EvalRow, RankRow, Row};
+use crate::metrics::{EvalRow, Row};
 use crate::objective::Objective;
 use crate::progress::Progress;
 use crate::ranks::{Ranks, Sums};
@@ -86,81 +84,7 @@ pub struct Run {
     pub(crate) commit: Option<&'static str>,
 }
 
-/// The sums of a step over all ranks.
-pub(crate) struct StepSums {
-    /// Loss and counts over all ranks.
-    pub(crate) sums: Sums,
-    /// Each rank's part; empty if there is only one rank.
-    pub(crate) ranks: Vec<RankRow>,
-    /// Index and loss of each row that this rank computed.
-    pub(crate) rows: Vec<(usize, f64)>,
-}
-
 impl Run {
-    /// Sums of loss and gradients over this step's rows, of all ranks. If f16 overflows in the
-    /// backward pass, the step is computed again with half the loss scale. No row is skipped for
-    /// it.
-    pub(crate) fn step_sums(
-        &mut self,
-        assignment: &ShareAssignment,
-        progress: &Progress,
-        gradients: &mut [Vec<f32>],
-        tell: &mut dyn FnMut(Event<'_>),
-    ) -> Result<StepSums, TrainError> {
-        loop {
-            let start = Instant::now();
-            // The time to tell it counts as this rank's. A slow listener holds the others up as a
-            // slow computation does.
-            tell(Event::Working { step: self.state.step + 1, seconds: progress.seconds(), saved: progress.saved });
-            let step = self.forward_and_backward(assignment, start, gradients)?;
-            let overflow = step.sums.loss.is_finite() && !norm(&gradients[0]).is_finite();
-            if !overflow || !self.state.loss_scale.halve() {
-                self.state.loss_scale.passed(overflow);
-                return Ok(step);
-            }
-            tell(Event::LossScale { step: self.state.step + 1, scale: self.state.loss_scale.scale });
-        }
-    }
-
-    /// Sums of loss and gradients over this step's rows, of all ranks. `gradients`: one vector for
-    /// each share of this rank. The first gets the sum.
-    fn forward_and_backward(
-        &mut self,
-        assignment: &ShareAssignment,
-        start: Instant,
-        gradients: &mut [Vec<f32>],
-    ) -> Result<StepSums, TrainError> {
-        self.ranks.group().set_step(self.state.step + 1);
-        let backward = Backward {
-            randomness: Randomness { seed: self.recipe.seed, step: self.state.step },
-            checkpointing: self.recipe.train.gradient_checkpointing,
-            loss_scale: self.state.loss_scale.scale,
-            coefficients: self.objective.coefficients(),
-        };
-        let (mut shares, mut rows) = (Vec::new(), Vec::new());
-        for (share, gradients) in assignment.shares_of(self.ranks.group().rank()).zip(&mut *gradients) {
-            gradients.fill(0.0);
-            let share = self.plan.share(self.state.step, share, assignment.shares());
-            let mut sums = Sums::default();
-            for micro_batch in share.chunks(self.recipe.train.micro_batch_size) {
-                self.ranks.group().keep_alive();
-                let batch =
-                    Batch { rows: micro_batch.iter().map(|&row| batch_row(row, &self.train.rows[row])).collect() };
-                let LossSum { loss, trained_tokens, row_losses } =
-                    self.model.loss_and_gradients(&batch, backward, gradients)?;
-                sums.loss += loss;
-                sums.trained_tokens += trained_tokens;
-                sums.tokens += batch.tokens();
-                rows.extend(micro_batch.iter().copied().zip(row_losses));
-            }
-            shares.push(sums);
-        }
-        failpoint::hit("train.reduce");
-        let (sums, ranks) = self.ranks.sum_losses(assignment, &shares, start.elapsed().as_secs_f64())?;
-        self.ranks.sum_gradients(assignment, gradients)?;
-        Ok(StepSums { sums, ranks, rows })
-    }
-
     /// Settings that would need less memory, and how much less.
     pub fn cheaper_settings(&self) -> Vec<String> {
         Subject { recipe: &self.recipe, train: &self.train, eval: self.eval.as_ref(), sizing: &self.sizing }

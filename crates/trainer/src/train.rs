@@ -11,9 +11,10 @@ use crate::error::TrainError;
 use crate::events::Event;
 use crate::metrics::{ExpertRow, Row, StepRow};
 use crate::progress::Progress;
-use crate::run::{Run, StepSums};
+use crate::run::Run;
 use crate::samples::Answers;
 use crate::share_assignment::ShareBalancer;
+use crate::step::StepSums;
 use crate::stragglers::Stragglers;
 use crate::summary::Summary;
 
@@ -107,6 +108,7 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
             tokens_per_second: sums.tokens as f64 / seconds,
             seconds,
             objective: run.objective.numbers(&sums),
+            reading_seconds: run.model.reads_layers().then(|| run.model.take_waited().0.as_secs_f64()),
             experts: run.model.take_expert_use().into_iter().map(ExpertRow::from).collect(),
             ranks,
         };

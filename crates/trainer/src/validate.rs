@@ -175,8 +175,10 @@ fn seconds(recipe: &Recipe, data: &Dataset, steps: u64, parameters: u64, device_
         return None;
     }
     // Operations per token and parameter: 2 forward, 2 backward through activations, 2 more for
-    // weights if all are trained.
-    let passes = if recipe.train.method == Method::Full { 6.0 } else { 4.0 };
+    // weights if all are trained, or for layers that are computed again.
+    let computes_again = recipe.train.gradient_checkpointing || device_plan.placement.reads_layers();
+    let passes = [true, recipe.train.method == Method::Full, computes_again];
+    let passes = 2.0 + 2.0 * passes.iter().filter(|passes| **passes).count() as f64;
     let rows_per_step = recipe.train.global_batch_size.min(data.rows.len()) as f64;
     let tokens_per_step = data.counts.tokens as f64 / data.rows.len() as f64 * rows_per_step;
     Some(steps as f64 * tokens_per_step * parameters as f64 * passes / matmul_rate())

@@ -36,6 +36,17 @@ pub(crate) struct ModelArguments {
     /// Pack a 16-bit model while it is loaded; by default as the adapter's base was in training
     #[arg(long, value_enum, value_name = "SCHEME")]
     pub(crate) quantization: Option<SchemeArgument>,
+    /// Where the layers are: in memory, or on the disk, from where each is read whenever a pass comes
+    /// to it; auto: in memory if they fit there
+    #[arg(long, value_enum, default_value_t = ResidencyArgument::Auto)]
+    pub(crate) residency: ResidencyArgument,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ResidencyArgument {
+    Auto,
+    Memory,
+    Disk,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -3,14 +3,15 @@
 use std::path::Path;
 
 use finetune_model::adapter::{Adapter, BaseCheck};
-use finetune_model::{Model, ModelConfig, scheme_word};
-use finetune_recipe::Quantization;
+use finetune_model::{Model, ModelConfig, Placement, scheme_word};
+use finetune_recipe::{Quantization, ResidencyChoice};
 use finetune_trainer::{DevicePlan, ThisHost, stored_type};
 
-use crate::cli::ModelArguments;
+use crate::cli::{ModelArguments, ResidencyArgument};
 use crate::failure::Failure;
 use crate::progress::Verbosity;
 use crate::source::Source;
+use crate::{memory, progress};
 
 /// A line on stderr, unless only errors and results are asked for.
 pub(super) fn say(verbosity: Verbosity, line: &str) {
@@ -34,6 +35,7 @@ pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&st
         device: arguments.device.into(),
         dtype: arguments.dtype.into(),
         quantization,
+        residency: ResidencyChoice::Memory,
     };
     let family = ModelConfig::load(&source.model)?.family;
     let device_plan = DevicePlan::choose(&wanted, &ThisHost::default(), stored_type(&source.model), family)?;
@@ -51,12 +53,41 @@ pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&st
         }
         (None, None) => {}
     }
-    let mut model = Model::load(&source.model, &device_plan.placement)?;
+    let placement = with_residency(&source.model, arguments.residency, &device_plan, say)?;
+    let mut model = Model::load(&source.model, &placement)?;
     model.notices().iter().for_each(|notice| say(notice));
     if let Some(adapter) = adapter {
         model.attach(&adapter)?;
     }
     Ok(model)
+}
+
+/// The placement with its layers where `--residency` says. `auto` leaves on the disk what would take more than
+/// four fifths of the memory.
+fn with_residency(
+    model: &Path,
+    residency: ResidencyArgument,
+    device_plan: &DevicePlan,
+    say: &dyn Fn(&str),
+) -> Result<Placement, Failure> {
+    let placement = device_plan.placement.clone();
+    if residency == ResidencyArgument::Memory {
+        return Ok(placement);
+    }
+    let held = placement.held(stored_type(model));
+    let layers = Model::form(model, placement.quantization())?.layers;
+    let bytes: u64 = layers.iter().map(|layer| layer.bytes(held)).sum();
+    let host = ThisHost { memory: memory::machine_bytes(), ..ThisHost::default() };
+    let available = device_plan.memory(&host);
+    let is_too_large = available.is_some_and(|available| bytes > available - available / 5);
+    if residency == ResidencyArgument::Auto && !is_too_large {
+        return Ok(placement);
+    }
+    let bytes = progress::bytes(bytes);
+    say(&format!(
+        "the layers, {bytes} in all, are read from the disk: for each part of a prompt, for each token and for each group of rows"
+    ));
+    Ok(placement.with_layers_from_disk(true))
 }
 
 /// Reads an adapter for a base. An adapter that was trained on another base is refused.

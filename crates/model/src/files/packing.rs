@@ -1,12 +1,14 @@
 //! What packed matrices of a base are, in words and in bytes, and the recipe's names of the forms that
 //! a base can be packed in while it is read.
 
+use finetune_kernels::FloatType;
 use finetune_packed::{PackedMatrix, Scheme, Stored};
 use finetune_store::Dtype;
 use rayon::prelude::*;
 
 use crate::adaptation::{is_of_vocabulary, module_of};
 use crate::files::base_files::BaseTensor;
+use crate::lora::layer_of;
 
 /// What is known of a base's matrices from the headers of its files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +26,24 @@ pub struct BaseForm {
     pub by_row: u64,
     /// Whether matrices are packed in the files, and not only once they are read.
     pub is_packed_in_files: bool,
+    /// The matrices of each layer.
+    pub layers: Vec<LayerSizes>,
+}
+
+/// Sizes of the matrices of a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LayerSizes {
+    /// Elements of those that are not packed.
+    pub dense: u64,
+    /// Those that are packed.
+    pub packed: PackedSizes,
+}
+
+impl LayerSizes {
+    /// Bytes in memory, if those that are not packed are held in this number type.
+    pub fn bytes(&self, held: FloatType) -> u64 {
+        self.dense * held.bytes() as u64 + self.packed.bytes
+    }
 }
 
 /// Sizes of packed matrices.
@@ -49,11 +69,33 @@ impl BaseForm {
             by_row: tensors.iter().filter(|tensor| tensor.is_by_row()).map(elements).sum(),
             loading: tensors.iter().map(BaseTensor::loading_bytes).max().unwrap_or(0),
             is_packed_in_files: tensors.iter().any(BaseTensor::is_packed_in_file),
+            layers: layers_of(tensors),
         }
     }
 }
 
+/// The sizes of each layer's matrices.
+fn layers_of(tensors: &[BaseTensor<'_>]) -> Vec<LayerSizes> {
+    let mut layers: Vec<LayerSizes> = Vec::new();
+    for tensor in tensors.iter().filter(|tensor| tensor.shape.len() == 2) {
+        let Some(n) = layer_of(&tensor.name) else { continue };
+        layers.resize(layers.len().max(n + 1), LayerSizes::default());
+        let elements = tensor.shape.iter().product::<usize>() as u64;
+        match tensor.packed_bytes() {
+            None => layers[n].dense += elements,
+            Some(_) => layers[n].packed.add(&PackedSizes::of(std::iter::once(tensor))),
+        }
+    }
+    layers
+}
+
 impl PackedSizes {
+    fn add(&mut self, other: &PackedSizes) {
+        self.elements += other.elements;
+        self.bytes += other.bytes;
+        self.largest = self.largest.max(other.largest);
+    }
+
     fn of<'t, 'a: 't>(tensors: impl Iterator<Item = &'t BaseTensor<'a>>) -> PackedSizes {
         let mut sizes = PackedSizes::default();
         for (tensor, bytes) in tensors.filter_map(|tensor| Some((tensor, tensor.packed_bytes()?))) {

@@ -1,7 +1,7 @@
 //! `[model]`: what to train.
 
 use crate::kind::{ModelPath, word};
-use crate::{DeviceChoice, DtypeChoice, Quantization, path};
+use crate::{DeviceChoice, DtypeChoice, Quantization, ResidencyChoice, path};
 
 table! {
     [model]
@@ -42,6 +42,15 @@ table! {
             "bnb_4bit_use_double_quant" => "nf4 keeps its scales in f32; a base that has them packed is read as it is",
             "q_group_size" => "the groups of each form are fixed", "q_mode",
             "quantization_config" => "a base that is packed already is read as it is", "quantization_method",
+        ];
+        /// where the frozen matrices of the layers are: `memory`, or `disk`, from where each layer is read
+        /// whenever a step comes to it, with the same bits in the memory of two layers; `auto`: memory if
+        /// they fit there
+        residency: ResidencyChoice = word::<ResidencyChoice>(), default(ResidencyChoice::Auto), Local, [
+            "cpu_offload" => r#"write residency = "disk""#, "offload_folder" => r#"write residency = "disk""#,
+            "offload_to_disk" => r#"write residency = "disk""#, "fsdp_offload_params" => r#"write residency = "disk""#,
+            "fsdp_cpu_ram_efficient_loading" => "layers are read one after the other anyway", "low_cpu_mem_usage",
+            "layer_offloading" => r#"write residency = "disk""#,
         ];
     }
 }

@@ -56,11 +56,19 @@ fn figures(recipe: &Recipe) -> [f64; 3] {
     let longest = recipe.data.max_seq_len as u64;
     let tokens = longest * recipe.train.micro_batch_size as u64;
     let checkpointing = recipe.train.gradient_checkpointing;
-    let step =
-        StepShape { tokens, longest, trained_tokens: tokens, checkpointing, full: false, rows: 0, answers: false };
+    let step = StepShape {
+        tokens,
+        longest,
+        trained_tokens: tokens,
+        at_once: 1,
+        checkpointing,
+        full: false,
+        rows: 0,
+        answers: false,
+    };
     let gibibytes = |cpu, compute| {
         let packed = PackedSizes::default();
-        let precision = Precision { cpu, compute, held: FloatType::BF16, packed, loading: 0, by_row: 0 };
+        let precision = Precision { cpu, compute, held: FloatType::BF16, packed, loading: 0, by_row: 0, on_disk: 0 };
         estimate(&config, Some(&adaptation), &step, precision).total as f64 / f64::from(1 << 30)
     };
     let Sizes { parameters, .. } = sizes(&config, None);

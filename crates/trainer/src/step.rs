@@ -1,0 +1,100 @@
+//! The losses and gradients of a step: this rank's shares, then the sums over all ranks.
+
+use std::time::Instant;
+
+use finetune_model::{Backward, Batch, LossSum, Part, Randomness};
+use finetune_store::failpoint;
+
+use crate::adamw::norm;
+use crate::error::TrainError;
+use crate::evaluate::batch_row;
+use crate::events::Event;
+use crate::metrics::RankRow;
+use crate::progress::Progress;
+use crate::ranks::Sums;
+use crate::run::Run;
+use crate::share_assignment::ShareAssignment;
+
+/// The sums of a step over all ranks.
+pub(crate) struct StepSums {
+    /// Loss and counts over all ranks.
+    pub(crate) sums: Sums,
+    /// Each rank's part; empty if there is only one rank.
+    pub(crate) ranks: Vec<RankRow>,
+    /// Index and loss of each row that this rank computed.
+    pub(crate) rows: Vec<(usize, f64)>,
+}
+
+impl Run {
+    /// Sums of loss and gradients over this step's rows, of all ranks. If f16 overflows in the
+    /// backward pass, the step is computed again with half the loss scale. No row is skipped for
+    /// it.
+    pub(crate) fn step_sums(
+        &mut self,
+        assignment: &ShareAssignment,
+        progress: &Progress,
+        gradients: &mut [Vec<f32>],
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<StepSums, TrainError> {
+        loop {
+            let start = Instant::now();
+            // The time to tell it counts as this rank's. A slow listener holds the others up as a
+            // slow computation does.
+            tell(Event::Working { step: self.state.step + 1, seconds: progress.seconds(), saved: progress.saved });
+            let step = self.forward_and_backward(assignment, start, gradients)?;
+            let overflow = step.sums.loss.is_finite() && !norm(&gradients[0]).is_finite();
+            if !overflow || !self.state.loss_scale.halve() {
+                self.state.loss_scale.passed(overflow);
+                return Ok(step);
+            }
+            tell(Event::LossScale { step: self.state.step + 1, scale: self.state.loss_scale.scale });
+        }
+    }
+
+    /// Sums of loss and gradients over this step's rows, of all ranks. `gradients`: one vector for
+    /// each share of this rank. The first gets the sum.
+    fn forward_and_backward(
+        &mut self,
+        assignment: &ShareAssignment,
+        start: Instant,
+        gradients: &mut [Vec<f32>],
+    ) -> Result<StepSums, TrainError> {
+        self.ranks.group().set_step(self.state.step + 1);
+        let backward = Backward {
+            randomness: Randomness { seed: self.recipe.seed, step: self.state.step },
+            checkpointing: self.recipe.train.gradient_checkpointing,
+            loss_scale: self.state.loss_scale.scale,
+            coefficients: self.objective.coefficients(),
+        };
+        let shares: Vec<Vec<usize>> = assignment
+            .shares_of(self.ranks.group().rank())
+            .map(|share| self.plan.share(self.state.step, share, assignment.shares()))
+            .collect();
+        let mut parts = Vec::new();
+        for (sum, share) in shares.iter().enumerate() {
+            for rows in share.chunks(self.recipe.train.micro_batch_size) {
+                let batch = Batch { rows: rows.iter().map(|&row| batch_row(row, &self.train.rows[row])).collect() };
+                parts.push((rows, Part { batch, sum }));
+            }
+        }
+        gradients.iter_mut().for_each(|gradients| gradients.fill(0.0));
+        let mut sums: Vec<&mut [f32]> = gradients.iter_mut().map(Vec::as_mut_slice).collect();
+        let (mut of_shares, mut rows) = (vec![Sums::default(); shares.len()], Vec::new());
+        for group in parts.chunks(self.sizing.at_once) {
+            let of_group: Vec<Part<'_>> = group.iter().map(|(_, part)| part.clone()).collect();
+            let mut alive = || self.ranks.group().keep_alive();
+            let losses = self.model.losses_and_gradients(&of_group, backward, &mut sums, &mut alive)?;
+            for ((of_part, part), LossSum { loss, trained_tokens, row_losses }) in group.iter().zip(losses) {
+                let share = &mut of_shares[part.sum];
+                share.loss += loss;
+                share.trained_tokens += trained_tokens;
+                share.tokens += part.batch.tokens();
+                rows.extend(of_part.iter().copied().zip(row_losses));
+            }
+        }
+        failpoint::hit("train.reduce");
+        let (sums, ranks) = self.ranks.sum_losses(assignment, &of_shares, start.elapsed().as_secs_f64())?;
+        self.ranks.sum_gradients(assignment, gradients)?;
+        Ok(StepSums { sums, ranks, rows })
+    }
+}
