@@ -185,6 +185,37 @@ fn virtual_ranks_give_the_same_bits_on_any_number_of_processes() {
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(TrainError::VirtualRanks { .. }))), "{outcomes:?}");
 }
 
+/// Families whose parts no other test of ranks has: experts, states, latent attention, shared keys and values.
+/// The same bits with 1, 2 and 4 ranks, whether layers are in memory or read from the disk, on each rank as it
+/// likes.
+#[test]
+fn every_kind_of_family_gives_the_same_bits_on_any_number_of_processes() {
+    let families =
+        ["qwen3_moe", "gemma3", "qwen3_5", "deepseek_v3", "gpt_oss_mxfp4", "gemma4", "gemma4_moe", "lfm2_moe", "phi3"];
+    for family in families {
+        let folder = tempfile::tempdir().expect("a directory");
+        let rows = goldens(family).join("rows.jsonl");
+        let paths = [("model.path", goldens(family)), ("data.train", rows.clone()), ("data.eval", rows)];
+        let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
+        let told = |world: usize, on_disk: fn(usize) -> bool| {
+            let output = folder.path().join(format!("{world} {}", on_disk(0)));
+            let of_rank = |rank: usize| {
+                let residency = if on_disk(rank) { "model.residency=disk" } else { "model.residency=memory" };
+                let more = ["model.device=cpu", "lora.dropout=0.1", "distributed.virtual_ranks=4", residency];
+                recipe(&output, &paths.iter().map(String::as_str).chain(more).collect::<Vec<_>>())
+            };
+            let (told, outcomes) = run(world, None, &Resume::No, of_rank, |_, _| 0);
+            assert!(outcomes.iter().all(Result::is_ok), "{family}, {world} ranks: {outcomes:?}");
+            (told.losses(), told.evaluations, adapter(&output))
+        };
+        let expected = told(1, |_| false);
+        let others: [(usize, fn(usize) -> bool); 3] = [(1, |_| true), (2, |rank| rank == 1), (4, |rank| rank % 2 == 0)];
+        for (world, on_disk) in others {
+            assert!(told(world, on_disk) == expected, "{family}, {world} ranks: other bits");
+        }
+    }
+}
+
 /// Stopped on any rank after step 3, a run goes on with another number of ranks. With virtual ranks
 /// it gives the same bits.
 #[test]
