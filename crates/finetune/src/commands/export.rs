@@ -202,9 +202,9 @@ fn merged(
     let text = text_files_of(adapters, show)?;
     let form = form(arguments);
     let mut staging = unfinished.begin(|| Staging::begin_replacing(&RealDisk, &arguments.output, MERGED))?;
-    show.start("merging", adapter.targets.len() as u64);
-    let written = write_merged(&RealDisk, base, &adapter, &mut staging, form, &text, &|done, _| {
-        show.position(done as u64);
+    show.start("merging", 100);
+    let written = write_merged(&RealDisk, base, &adapter, &mut staging, form, &text, &|done, all| {
+        show.position((100 * done / all.max(1)) as u64);
     });
     show.finish();
     let merged = written?;
