@@ -101,9 +101,9 @@ impl LoraBranch {
 
     /// Brings the norms of DoRA, if the branch has it, up to date with the values of A and B.
     pub(crate) fn update_norms(&mut self, weight: &Matrix) {
-        if self.dora.is_some() {
-            let norms = self.norms(weight);
-            self.dora.as_mut().expect("just seen").norms = norms;
+        let norms = self.dora.is_some().then(|| self.norms(weight));
+        if let (Some(dora), Some(norms)) = (&mut self.dora, norms) {
+            dora.norms = norms;
         }
     }
 

@@ -116,7 +116,7 @@ impl Model {
             }
         }
         for way in back {
-            self.to_embeddings(way, backward, sums)?;
+            self.back_to_embeddings(way, backward, sums)?;
         }
         let mut of_parts = of_parts.into_iter();
         let of_part = |part: &Part<'_>| match part.batch.trained_tokens() {
@@ -201,7 +201,7 @@ impl Model {
     }
 
     /// The backward pass of the embeddings and of the inputs that layers have of their own.
-    fn to_embeddings(
+    fn back_to_embeddings(
         &mut self,
         way: WayBack<'_>,
         backward: Backward<'_>,
