@@ -12,6 +12,7 @@ mod data;
 mod eval;
 mod export;
 mod generate;
+mod plan;
 mod validate;
 
 /// What a command prints with `--json`: one object, and nothing on stderr.

@@ -12,6 +12,8 @@ mod download;
 mod export;
 mod import;
 mod init;
+mod looking;
+mod plan;
 mod quantize;
 mod rivals;
 mod shell;
@@ -25,6 +27,8 @@ pub(crate) use download::DownloadArguments;
 pub(crate) use export::{ExportArguments, ExportDtype, ExportFormat, WeightedAdapter};
 pub(crate) use import::ImportArguments;
 pub(crate) use init::InitArguments;
+pub(crate) use looking::{InspectArguments, ValidateArguments};
+pub(crate) use plan::PlanArguments;
 pub(crate) use quantize::QuantizeArguments;
 pub(crate) use rivals::parse;
 pub(crate) use shell::{CompletionsArguments, ManArguments};
@@ -75,6 +79,15 @@ pub(crate) enum Command {
     /// Prints counts, token lengths and an estimate of memory and time. Exits with 2 if `run` would
     /// refuse the recipe. A model or rows of the Hugging Face hub are fetched first, as `run` does.
     Validate(ValidateArguments),
+    /// Say what a recipe takes on given machines: memory, seconds a step, what to choose
+    ///
+    ///   finetune plan recipe.toml --memory 16G --disk 2.8G
+    ///   finetune plan recipe.toml --hosts 4 --link 10G
+    ///
+    /// Each machine is one rank with a part of the rows. Seconds are those of this machine's CPU. Exits
+    /// with 5 if nothing fits.
+    #[command(verbatim_doc_comment)]
+    Plan(PlanArguments),
     /// Show the tokens of a row, and which of them are trained on
     ///
     /// The text of the row as the model will see it, then every token with its number. Trained
@@ -459,36 +472,6 @@ pub(crate) struct LaunchArguments {
     /// The recipe and the flags of `finetune run`, last; a `--` before them is allowed
     #[arg(trailing_var_arg = true, required = true, value_name = "RECIPE.toml [run flags]")]
     pub(crate) run: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ValidateArguments {
-    #[command(flatten)]
-    pub(crate) recipe: RecipeArguments,
-    /// Without a recipe: held-back rows to evaluate on
-    #[arg(long, value_name = "FILE", requires = "data", conflicts_with = "recipe")]
-    pub(crate) eval: Option<PathBuf>,
-    /// Print the findings as one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct InspectArguments {
-    #[command(flatten)]
-    pub(crate) recipe: RecipeArguments,
-    /// Which row of the data, counted from 1
-    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "longest")]
-    pub(crate) row: usize,
-    /// The row with the most tokens
-    #[arg(long)]
-    pub(crate) longest: bool,
-    /// Rows of the evaluation data instead of the training data
-    #[arg(long)]
-    pub(crate) eval: bool,
-    /// Print tokens and mask as one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

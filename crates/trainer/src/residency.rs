@@ -43,7 +43,7 @@ pub(crate) fn choose(subject: &Subject<'_>, available: Option<u64>) -> (Sizing, 
 }
 
 /// Micro-batches of a step, if one rank computes them all.
-fn micro_batches(subject: &Subject<'_>) -> usize {
+pub(crate) fn micro_batches(subject: &Subject<'_>) -> usize {
     let train = &subject.recipe.train;
     train.global_batch_size.min(subject.train.rows.len()).div_ceil(train.micro_batch_size).max(1)
 }

@@ -19,6 +19,7 @@ mod inspect;
 mod launch;
 mod machines;
 mod opening;
+mod plan;
 pub(crate) mod preflight;
 mod quantize;
 mod rows_of_files;
@@ -48,6 +49,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Run(arguments) => run::run(arguments, verbosity),
         Command::Validate(arguments) => validate::validate(arguments, verbosity),
+        Command::Plan(arguments) => plan::plan(&arguments, verbosity),
         Command::Inspect(arguments) => inspect::inspect(arguments),
         Command::Init(arguments) => init::init(&arguments, verbosity),
         Command::Import(arguments) => import::import(&arguments, verbosity),

@@ -1,0 +1,31 @@
+//! Arguments of `finetune plan`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::RecipeArguments;
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanArguments {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArguments,
+    /// How many machines there are, all alike; each is one rank
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "hostfile")]
+    pub(crate) hosts: usize,
+    /// As many machines as the hostfile names
+    #[arg(long, value_name = "FILE")]
+    pub(crate) hostfile: Option<PathBuf>,
+    /// Memory of each machine, such as 64G; by default that of this one
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) memory: Option<String>,
+    /// What a disk reads in a second, such as 2.8G
+    #[arg(long, value_name = "BYTES", default_value = "2G")]
+    pub(crate) disk: String,
+    /// What a link between two machines carries in a second, in bits, such as 10G
+    #[arg(long, value_name = "BITS", default_value = "10G")]
+    pub(crate) link: String,
+    /// Print the plan as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,55 @@
+//! `finetune plan` says what fits where, and what it proposes runs in that memory.
+
+use super::json_of;
+use crate::memory::{LARGER_RECIPE, larger_model, peak};
+
+#[test]
+fn a_plan_says_what_fits() {
+    let folder = larger_model(LARGER_RECIPE);
+    let plan = |more: &[&str]| {
+        let one = ["plan", "recipe.toml", "--json", "--set", "train.micro_batch_size=1"];
+        json_of(&folder, &[&one[..], more].concat())
+    };
+    let all = plan(&["--memory", "64G"]);
+    let ways = all["ways"].as_array().expect("ways");
+    let named = |name: &str| ways.iter().find(|way| way["name"] == name).expect("a way");
+    let memory_of = |name: &str| named(name)["memory"].as_u64().expect("bytes");
+    let [fast, again, disk] = ["in memory", "in memory, layers computed again", "layers from the disk"];
+    assert!(memory_of(fast) > memory_of(again), "{all}");
+    assert_eq!(all["best"], 0, "{all}");
+    assert_eq!(ways[0]["name"], fast, "the fastest way comes first: {all}");
+    // Each layer is read twice, the last one once.
+    let layers = all["layers"].as_u64().expect("bytes");
+    assert_eq!(named(disk)["read"].as_u64(), Some(2 * layers - layers / 5), "{all}");
+
+    // A slow disk is waited for, and a slow link too.
+    let slow = plan(&["--memory", "64G", "--disk", "1M", "--hosts", "2", "--link", "1M"]);
+    let way = slow["ways"].as_array().and_then(|ways| ways.iter().find(|way| way["name"] == disk)).expect("a way");
+    for waited in ["reading_seconds", "sending_seconds"] {
+        assert!(way[waited].as_f64().is_some_and(|seconds| seconds > 1.0), "{waited}: {slow}");
+    }
+    assert!(way["busy"].as_f64().is_some_and(|busy| busy < 0.5), "{slow}");
+
+    // What is proposed runs in the memory that was said.
+    let best = &ways[all["best"].as_u64().expect("a number") as usize];
+    let sets = best["settings"].as_array().expect("keys").iter().filter_map(|set| set.as_str());
+    let sets: Vec<&str> = sets.chain(["train.micro_batch_size=1"]).flat_map(|set| ["--set", set]).collect();
+    let ended = folder.run("run", &sets).expect(0);
+    let estimated = best["memory"].as_f64().expect("bytes") / f64::from(1 << 20);
+    assert!((estimated / peak(&ended.stderr) - 1.0).abs() < 0.15, "{estimated} MiB: {}", ended.stderr);
+}
+
+/// Nothing fits: exit code 5, and what would take less.
+#[test]
+fn nothing_fits() {
+    let folder = larger_model(LARGER_RECIPE);
+    let ended = crate::program::run(
+        crate::program::finetune(["plan", "recipe.toml", "--memory", "1M"]).current_dir(folder.path("")),
+    );
+    let ended = ended.expect(5);
+    assert!(ended.stdout.contains("nothing fits") && ended.stdout.contains("hint        "), "{}", ended.stdout);
+    for wrong in [["--memory", "much"], ["--hosts", "0"]] {
+        let arguments = [&["plan", "recipe.toml"][..], &wrong].concat();
+        crate::program::run(crate::program::finetune(arguments).current_dir(folder.path(""))).expect(2);
+    }
+}
