@@ -69,7 +69,7 @@ fn number(option: &str, text: &str, thousand: f64) -> Result<f64, Failure> {
 fn text(plan: &MachinesPlan) -> String {
     let MachinesPlan { machines, parameters, trained_parameters, layers, disk, steps, ways, best, hints } = plan;
     let hosts = counted(machines.hosts as u64, "machine");
-    let memory = machines.memory.map_or("unknown memory".to_owned(), |memory| bytes(memory));
+    let memory = machines.memory.map_or("unknown memory".to_owned(), bytes);
     let mut text = format!(
         "machines    {hosts}: {memory}, a disk of {}/s, a link of {}/s\n",
         bytes(machines.disk as u64),
