@@ -192,6 +192,7 @@ fn help_lists_every_command() {
         Commands:
           run          Train as a recipe says
           validate     Check a recipe, its model and every row of its data, without training
+          plan         Say what a recipe takes on given machines: memory, seconds a step, what to choose
           inspect      Show the tokens of a row, and which of them are trained on
           init         Write a recipe and a small data set to begin with, which run as they are
           import       Turn a configuration of axolotl, LLaMA-Factory, torchtune or mlx-lm into a recipe
