@@ -314,6 +314,14 @@ pub(crate) struct Sizing {
     pub(crate) has_bf16: bool,
 }
 
+impl Sizing {
+    /// Bytes of all layers' matrices, as they are held.
+    pub(crate) fn layer_bytes(&self) -> u64 {
+        let held = self.placement.held(self.stored);
+        self.layers.iter().map(|layer| layer.bytes(held)).sum()
+    }
+}
+
 /// A run whose memory is estimated.
 pub(crate) struct Subject<'a> {
     pub(crate) recipe: &'a Recipe,

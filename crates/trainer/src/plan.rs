@@ -1,7 +1,7 @@
 //! `finetune plan`: the ways in which a recipe can run on given machines, what each takes, and how long a step
 //! is.
 
-use finetune_model::{ModelConfig, matmul_rate};
+use finetune_model::matmul_rate;
 use finetune_recipe::{Method, Recipe, ResidencyChoice};
 use serde::Serialize;
 
@@ -14,6 +14,7 @@ use crate::examine::{Examined, Extent, examine};
 use crate::memory::{Precision, Sizes, Sizing, Subject, sizes};
 use crate::residency::{choose, micro_batches};
 use crate::resume::Resume;
+use crate::validate::operations;
 
 /// Machines that a plan is made for, all alike.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -80,10 +81,6 @@ pub struct MachinesPlan {
     pub hints: Vec<String>,
 }
 
-/// Operations per parameter and token: forward, and backward through activations; the same for what is
-/// computed again, or for the gradients of weights.
-const PASS: f64 = 2.0;
-
 /// Examines a recipe and plans it. Nothing is written. `progress` is called with the number of rows read.
 ///
 /// # Errors
@@ -107,7 +104,7 @@ pub fn plan(recipe: &Recipe, machines: Machines, progress: &dyn Fn(u64)) -> Resu
     ways.sort_by(|a, b| a.seconds.partial_cmp(&b.seconds).unwrap_or(std::cmp::Ordering::Equal));
     let best = ways.iter().position(|way| way.fits != Some(false));
     let hints = if best.is_none() { planner.subject.cheaper_settings() } else { Vec::new() };
-    let layers = planner.layer_bytes();
+    let layers = ready.sizing.layer_bytes();
     Ok(MachinesPlan {
         machines,
         parameters,
@@ -189,23 +186,14 @@ impl Planner<'_> {
     fn read(&self, sizing: &Sizing, groups: usize) -> u64 {
         let held = Precision::new(sizing).held;
         let last = sizing.layers.last().map_or(0, |layer| layer.bytes(held));
-        groups as u64 * (2 * self.layer_bytes()).saturating_sub(last)
-    }
-
-    fn layer_bytes(&self) -> u64 {
-        let sizing = self.subject.sizing;
-        let held = Precision::new(sizing).held;
-        sizing.layers.iter().map(|layer| layer.bytes(held)).sum()
+        groups as u64 * (2 * sizing.layer_bytes()).saturating_sub(last)
     }
 
     /// Operations of a rank's part of a step.
     fn operations(&self, recipe: &Recipe, again: bool) -> f64 {
         let train = self.subject.train;
         let rows = recipe.train.global_batch_size.min(train.rows.len()).div_ceil(self.machines.hosts);
-        let tokens = train.counts.tokens as f64 / train.rows.len() as f64 * rows as f64;
-        let idle = ModelConfig::idle_parameters(&self.subject.sizing.config);
-        let active = self.parameters.saturating_sub(idle) as f64;
-        let passes = [true, true, recipe.train.method == Method::Full, again];
-        PASS * passes.iter().filter(|passes| **passes).count() as f64 * tokens * active
+        let active = self.parameters.saturating_sub(self.subject.sizing.config.idle_parameters());
+        operations(recipe.train.method, train, rows, active, again)
     }
 }

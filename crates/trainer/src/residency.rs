@@ -3,7 +3,7 @@
 use finetune_recipe::{Method, ResidencyChoice};
 use finetune_store::human_bytes;
 
-use crate::memory::{Precision, Sizing, Subject};
+use crate::memory::{Sizing, Subject};
 use crate::numbers::counted;
 
 /// Chooses for a run that may take `available` bytes, if that can be told. Returns what a user should know, too.
@@ -49,14 +49,12 @@ pub(crate) fn micro_batches(subject: &Subject<'_>) -> usize {
 }
 
 fn notice(choice: ResidencyChoice, sizing: &Sizing, micro_batches: usize) -> String {
-    let held = Precision::new(sizing).held;
-    let bytes: u64 = sizing.layers.iter().map(|layer| layer.bytes(held)).sum();
     let groups = micro_batches.div_ceil(sizing.at_once) as u64;
     let why = if choice == ResidencyChoice::Auto { "as they do not fit in memory, " } else { "" };
     let groups = if groups == 1 { String::new() } else { format!(" for each of {}", counted(groups, "group")) };
     format!(
         "{why}the layers, {} in all, are read from the disk, twice a step{groups}; the bits are those of layers in memory",
-        human_bytes(bytes)
+        human_bytes(sizing.layer_bytes())
     )
 }
 

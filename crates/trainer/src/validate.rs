@@ -174,14 +174,19 @@ fn seconds(recipe: &Recipe, data: &Dataset, steps: u64, parameters: u64, device_
     if !device_plan.placement.is_cpu() {
         return None;
     }
-    // Operations per token and parameter: 2 forward, 2 backward through activations, 2 more for
-    // weights if all are trained, or for layers that are computed again.
+    let rows = recipe.train.global_batch_size.min(data.rows.len());
     let computes_again = recipe.train.gradient_checkpointing || device_plan.placement.reads_layers();
-    let passes = [true, recipe.train.method == Method::Full, computes_again];
-    let passes = 2.0 + 2.0 * passes.iter().filter(|passes| **passes).count() as f64;
-    let rows_per_step = recipe.train.global_batch_size.min(data.rows.len()) as f64;
-    let tokens_per_step = data.counts.tokens as f64 / data.rows.len() as f64 * rows_per_step;
-    Some(steps as f64 * tokens_per_step * parameters as f64 * passes / matmul_rate())
+    Some(steps as f64 * operations(recipe.train.method, data, rows, parameters, computes_again) / matmul_rate())
+}
+
+/// Operations of the products of so many rows, forward and backward. `parameters`: those that each token meets.
+pub(crate) fn operations(method: Method, data: &Dataset, rows: usize, parameters: u64, computes_again: bool) -> f64 {
+    // Per token and parameter: 2 forward, 2 backward through activations, 2 more for weights if all are
+    // trained, and for layers that are computed again.
+    let passes = [true, true, method == Method::Full, computes_again];
+    let passes = 2.0 * passes.iter().filter(|passes| **passes).count() as f64;
+    let tokens = data.counts.tokens as f64 / data.rows.len() as f64 * rows as f64;
+    tokens * parameters as f64 * passes
 }
 
 #[cfg(test)]
