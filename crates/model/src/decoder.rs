@@ -73,10 +73,11 @@ fn scaled(x: Tensor<2>, factor: Option<f32>) -> Tensor<2> {
     }
 }
 
-/// All layers: x [t, hidden] -> [t, hidden]. `caches` holds one cache for each layer.
+/// All layers: x [t, hidden] -> [t, hidden]. `caches` holds one cache for each layer. Where several processes
+/// hold the layers, only that of the last one has the result.
 ///
 /// # Errors
-/// If a layer cannot be read.
+/// If a layer cannot be read, or another process cannot be reached.
 pub(crate) fn layers(
     weights: &Decoder,
     x: Tensor<2>,
@@ -84,13 +85,15 @@ pub(crate) fn layers(
     between: &mut Between,
     mut caches: Option<&mut [LayerCache]>,
 ) -> Result<Tensor<2>, ModelError> {
-    let (mut x, count) = (x, weights.layers.len());
-    for n in 0..count {
+    let (mut x, held) = (x, weights.held());
+    for (place, &n) in held.iter().enumerate() {
         let cache = caches.as_mut().map(|caches| &mut caches[n]);
         let is_cached = cache.is_some();
         // The next pass begins with the first.
-        let read = weights.layer(n, Some((n + 1) % count))?;
-        x = layer(&read, n, x, context, between, cache);
+        let read = weights.layer(n, Some(held[(place + 1) % held.len()]))?;
+        let read_by_layer = weights.arrived(n.checked_sub(1), x)?;
+        x = layer(&read, n, read_by_layer, context, between, cache);
+        weights.leave(Some(n + 1), &x)?;
         // The few operations of a cached pass are submitted to a GPU together.
         if !is_cached {
             submit(&x.device());

@@ -48,6 +48,9 @@ pub enum ModelError {
     /// Layers cannot be read from the disk while the model runs.
     #[error("layers cannot be read from the disk: {what}")]
     Layers { what: String },
+    /// Another process that holds layers of the model cannot be reached. The source says why.
+    #[error("layers are on other processes: {0}")]
+    Hop(Box<dyn std::error::Error + Send + Sync>),
     /// A merged model computes something else than its base with the adapter.
     #[error("the merged model is not the adapter on its base: {what}")]
     Merge { what: String },

@@ -203,6 +203,9 @@ impl Decoder {
     pub(crate) fn layer(&self, n: usize, next: Option<usize>) -> Result<Cow<'_, Layer>, ModelError> {
         let Some(source) = &self.source else { return Ok(Cow::Borrowed(&self.layers[n])) };
         let mut layer = self.layers[n].clone();
+        if layer.absent().is_empty() {
+            return Ok(Cow::Borrowed(&self.layers[n]));
+        }
         let next = next.map(|next| Absent::of(next, &mut self.layers[next].clone()));
         let weights = source.weights(Absent::of(n, &mut layer), next)?;
         for (matrix, weight) in layer.absent().into_iter().zip(weights) {
@@ -241,9 +244,10 @@ impl Decoder {
         Ok(())
     }
 
-    /// Names of the matrices inside the layers.
-    pub(crate) fn names_in_layers(&mut self) -> HashSet<String> {
-        let slots = self.layers.iter_mut().flat_map(Layer::slots);
+    /// Names of the matrices inside those layers that `wanted` accepts.
+    pub(crate) fn names_in_layers(&mut self, wanted: impl Fn(usize) -> bool) -> HashSet<String> {
+        let layers = self.layers.iter_mut().enumerate().filter(|(n, _)| wanted(*n));
+        let slots = layers.flat_map(|(_, layer)| layer.slots());
         slots
             .filter_map(|slot| if let Slot::Matrix(matrix) = slot { Some(matrix.name.clone()) } else { None })
             .collect()

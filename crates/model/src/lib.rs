@@ -32,6 +32,7 @@ mod passes;
 mod placement;
 mod random_stream;
 mod readback;
+mod stage;
 mod tree;
 mod vocabulary;
 
@@ -63,4 +64,5 @@ pub use passes::generate::{Generation, GenerationStep};
 pub use passes::generate_rows::RowRequest;
 pub use passes::sampling::Sampling;
 pub use placement::Placement;
+pub use stage::{Hops, Stage};
 pub use tree::{LinearLayer, Role, Split, expected_tensors, linear_layers, linear_modules};

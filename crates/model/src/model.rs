@@ -18,6 +18,7 @@ use crate::files::packing::BaseForm;
 use crate::layer_source::LayerSource;
 use crate::layout::Layout;
 use crate::placement::Placement;
+use crate::stage::{Connected, Hops};
 use crate::tree::Decoder;
 
 /// Which parameters are trained.
@@ -58,7 +59,7 @@ impl Model {
     pub fn load(directory: &Path, placement: &Placement) -> Result<Model, ModelError> {
         let (config, files) = BaseFiles::open(directory, placement.quantization())?;
         let mut model = Model::build(config, directory, &Source::Files { files: &files }, placement)?;
-        if placement.reads_layers() {
+        if placement.reads_layers() || placement.stage().is_some() {
             let source = LayerSource::start(files, model.config.clone(), placement.clone())?;
             model.weights.source = Some(Arc::new(source));
         }
@@ -67,7 +68,28 @@ impl Model {
 
     /// Whether the frozen matrices of the layers are read from the disk whenever a pass comes to them.
     pub fn reads_layers(&self) -> bool {
-        self.weights.source.is_some()
+        self.placement.reads_layers()
+    }
+
+    /// Connects this process with the others that hold layers of the model: [`Placement::with_stage`] has said
+    /// which. Each pass is made by all of them together, with the same rows.
+    pub fn connect(&mut self, hops: Arc<dyn Hops>) {
+        self.weights.stage = self.placement.stage().map(|stage| Connected::new(stage.clone(), hops));
+    }
+
+    /// Whether this process computes losses. Where several hold the layers of a model, only one of them does;
+    /// the others get 0 from every pass.
+    pub fn has_losses(&self) -> bool {
+        self.placement.stage().is_none_or(|stage| stage.last() == stage.mine)
+    }
+
+    /// What the process that has the losses says. All that hold layers of the model ask together.
+    ///
+    /// # Errors
+    /// If another process cannot be reached.
+    pub fn as_last_says(&self, mine: bool) -> Result<bool, ModelError> {
+        let mine = self.has_losses().then(|| vec![f32::from(u8::from(mine))]);
+        Ok(self.weights.from_last(mine, 1)?[0] > 0.0)
     }
 
     /// How long passes have waited for layers from the disk since the last call, and how many layers were

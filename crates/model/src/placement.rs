@@ -5,6 +5,8 @@ use finetune_kernels::FloatType;
 use finetune_kernels::devices::is_cpu;
 use finetune_packed::Scheme;
 
+use crate::stage::Stage;
+
 /// The device of a model, what it computes in, and what its frozen matrices are held in. Trained
 /// parameters, norms and biases are always f32.
 #[derive(Clone, Debug)]
@@ -19,6 +21,8 @@ pub struct Placement {
     bf16_products: bool,
     /// Whether the frozen matrices of the layers stay in their files, and are read when a pass comes to them.
     reads_layers: bool,
+    /// Which layers this process holds. `None`: all.
+    stage: Option<Stage>,
 }
 
 impl Placement {
@@ -33,6 +37,7 @@ impl Placement {
             quantization: None,
             bf16_products: false,
             reads_layers: false,
+            stage: None,
         }
     }
 
@@ -57,6 +62,7 @@ impl Placement {
             quantization: None,
             bf16_products: false,
             reads_layers: false,
+            stage: None,
         }
     }
 
@@ -77,6 +83,22 @@ impl Placement {
     /// Whether the frozen matrices of the layers are read from the disk whenever a pass comes to them.
     pub fn reads_layers(&self) -> bool {
         self.reads_layers
+    }
+
+    /// The same with the layers that this process holds, where several hold the model together.
+    #[must_use]
+    pub fn with_stage(self, stage: Option<Stage>) -> Placement {
+        Placement { stage, ..self }
+    }
+
+    /// Which layers this process holds. `None`: all.
+    pub fn stage(&self) -> Option<&Stage> {
+        self.stage.as_ref()
+    }
+
+    /// Whether the frozen matrices of layer `n` are held by this process for as long as the model is.
+    pub(crate) fn holds(&self, n: usize) -> bool {
+        !self.reads_layers && self.stage.as_ref().is_none_or(|stage| stage.holds(n))
     }
 
     /// How frozen matrices are packed while they are loaded.

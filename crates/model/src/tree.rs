@@ -20,6 +20,7 @@ use crate::branch::LoraBranch;
 use crate::config::{Activation, LatentConfig};
 use crate::files::by_row::ByRow;
 use crate::layer_source::LayerSource;
+use crate::stage::Connected;
 
 /// What a linear layer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -482,4 +483,6 @@ pub(crate) struct Decoder {
     pub(crate) head: Head,
     /// What reads the frozen matrices of the layers, if they are not in memory.
     pub(crate) source: Option<Arc<LayerSource>>,
+    /// The layers of this process, if several hold the model together.
+    pub(crate) stage: Option<Connected>,
 }

@@ -169,6 +169,15 @@ choices! {
     }
 }
 
+/// Over how many ranks the layers of a model are spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StagesChoice {
+    /// As few as have room for them.
+    Auto,
+    /// So many.
+    Count(usize),
+}
+
 /// Where TensorBoard's event files go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EventFolder {

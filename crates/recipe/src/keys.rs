@@ -164,5 +164,5 @@ pub const TABLE_RIVALS: &[(&str, &str)] = &[
     ("evaluation", "eval"), ("validation", "eval"), ("checkpoints", "checkpoint"), ("checkpointing", "checkpoint"),
     ("checkpointer", "checkpoint"), ("save", "checkpoint"), ("logging", "log"), ("logger", "log"), ("logs", "log"),
     ("optim", "optimizer"), ("base_model", "model"), ("cluster", "distributed"), ("network", "distributed"),
-    ("ddp", "distributed"), ("parallel", "distributed"),
+    ("ddp", "distributed"),
 ];

@@ -40,13 +40,13 @@ use std::path::Path;
 
 pub use choices::{
     BackendChoice, DeviceChoice, DtypeChoice, EventFolder, Format, Method, OptimizerName, Overlong, Quantization,
-    ResidencyChoice, ResultChoice, ScheduleName, SharesChoice, TopologyChoice, TrainOn,
+    ResidencyChoice, ResultChoice, ScheduleName, SharesChoice, StagesChoice, TopologyChoice, TrainOn,
 };
 pub use kind::COLUMN_KEYS;
 pub use path::{HUB_ROWS, is_hub_rows};
 pub use problem::{Location, Problem, Problems, RecipeError};
 pub use tables::{
-    Checkpoint, Data, Distributed, Eval, Length, Log, Lora, Model, Optimizer, Recipe, Schedule, TargetModules, Train,
+    Checkpoint, Data, Distributed, Eval, Length, Log, Lora, Model, Optimizer, Parallel, Recipe, Schedule, TargetModules, Train,
     Warmup,
 };
 

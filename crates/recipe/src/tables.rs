@@ -8,6 +8,7 @@ mod log;
 mod lora;
 mod model;
 mod optimizer;
+mod parallel;
 mod schedule;
 mod train;
 
@@ -24,6 +25,7 @@ pub use log::Log;
 pub use lora::{Lora, TargetModules};
 pub use model::Model;
 pub use optimizer::Optimizer;
+pub use parallel::Parallel;
 pub use schedule::{Schedule, Warmup};
 pub use train::{Length, Train};
 
@@ -57,5 +59,6 @@ table! {
         checkpoint: Checkpoint,
         log: Log,
         distributed: Distributed,
+        parallel: Parallel,
     }
 }

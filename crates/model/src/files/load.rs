@@ -77,12 +77,12 @@ const MOST_ON_THE_WAY: usize = 128 << 20;
 pub(crate) fn weights(config: &ModelConfig, source: &Source<'_>, placement: &Placement) -> Result<Decoder, ModelError> {
     let mut decoder = Decoder::new(config);
     let mut on_the_way = 0;
-    let read_later = placement.reads_layers().then(|| decoder.names_in_layers());
+    let read_later = decoder.names_in_layers(|n| !placement.holds(n));
     for (index, slot) in decoder.slots().into_iter().enumerate() {
         let loader = Loader { config, source, placement, index: index as u32 };
         match slot {
             Slot::Vector(vector) => vector.set(loader.vector(vector)?),
-            Slot::Matrix(matrix) if read_later.as_ref().is_some_and(|names| names.contains(&matrix.name)) => {}
+            Slot::Matrix(matrix) if read_later.contains(&matrix.name) => {}
             Slot::Matrix(matrix) => {
                 loader.fill(matrix)?;
                 on_the_way += matrix.shape.iter().product::<usize>();

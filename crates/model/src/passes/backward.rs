@@ -71,8 +71,8 @@ impl Model {
     /// [`Model::loss_and_gradients`] of several micro-batches, each with the sum of gradients that its own
     /// are added to. `alive` is called before each part of the work.
     ///
-    /// With gradient checkpointing, and where layers are read from the disk, the micro-batches go through one
-    /// layer after the other. Every parameter gets the gradients of the micro-batches in their order, so that
+    /// With gradient checkpointing, and where layers are read from the disk or held by other processes, the
+    /// micro-batches go through one layer after the other. Every parameter gets the gradients of the micro-batches in their order, so that
     /// the bits are those of one micro-batch after the other.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ impl Model {
         for sum in &*sums {
             assert_eq!(sum.len(), self.layout.len(), "gradients of another layout");
         }
-        if backward.checkpointing || self.reads_layers() {
+        if backward.checkpointing || self.reads_layers() || self.weights.stage.is_some() {
             return self.layer_by_layer(parts, backward, sums, alive);
         }
         let one_graph = |part: &Part<'_>| {

@@ -182,8 +182,11 @@ impl Model {
         let mut pass = || {
             let (x, mut between) = decoder::begin(&self.weights, tokens, &context)?;
             let x = decoder::layers(&self.weights, x, &context, &mut between, Some(caches))?;
-            let x = x.narrow(0, tokens.len() - last, last);
-            data(head::logits(&self.weights, x, &context))
+            let logits = match self.weights.holds_head() {
+                true => Some(data(head::logits(&self.weights, x.narrow(0, tokens.len() - last, last), &context))?),
+                false => None,
+            };
+            self.weights.from_last(logits, last * self.weights.output().shape[0])
         };
         if self.placement().is_cpu() {
             // A token goes through hundreds of products of a few microseconds. From a thread outside

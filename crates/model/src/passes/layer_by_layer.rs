@@ -34,7 +34,8 @@ struct WayBack<'a> {
     context: Context,
     inputs: Vec<Tensor<2>>,
     handed: Handed,
-    /// The gradient of what comes out of the layer that it is behind, [t, hidden].
+    /// The gradient of what comes out of the layer that it is behind, [t, hidden]. Before it has arrived from
+    /// another process: anything of the same shape.
     d_out: Tensor<2>,
 }
 
@@ -58,7 +59,8 @@ impl Model {
         for batch in batches.iter().filter(|batch| batch.trained_tokens() > 0) {
             passes.push(self.pass(batch, self.context(batch, None))?);
         }
-        if !passes.is_empty() && !self.through_layers(&mut passes, usize::MAX, Some(0), each)? {
+        let next = self.weights.held().first().copied();
+        if !passes.is_empty() && !self.through_layers(&mut passes, usize::MAX, next, each)? {
             return Ok(None);
         }
         let mut passes = passes.into_iter();
@@ -66,6 +68,7 @@ impl Model {
         for batch in batches {
             sums.push(match batch.trained_tokens() {
                 0 => batch.no_losses(),
+                _ if !self.weights.holds_head() => batch.no_losses(),
                 _ => {
                     let Pass { x, context, .. } = passes.next().expect("one for each batch with targets");
                     batch.sums(head::losses(&self.weights, x, batch.targets(), &context))?
@@ -83,7 +86,7 @@ impl Model {
         sums: &mut [&mut [f32]],
         alive: &mut dyn FnMut(),
     ) -> Result<Vec<LossSum>, ModelError> {
-        let (first, count) = (self.first_trained_layer(), self.weights.layers.len());
+        let (first, held) = (self.first_trained_layer(), self.weights.held());
         let parts_with_targets = || parts.iter().filter(|part| part.batch.trained_tokens() > 0);
         let mut passes = Vec::new();
         for part in parts_with_targets() {
@@ -94,9 +97,10 @@ impl Model {
         if passes.is_empty() {
             return Ok(parts.iter().map(|part| part.batch.no_losses()).collect());
         }
-        // The last layer is still there when the way back begins with it.
-        let turn = if first + 1 < count { count - 2 } else { 0 };
-        self.through_layers(&mut passes, first, Some(turn), &mut || {
+        // The layers of the way back. The last one is still there when it begins.
+        let back_layers: Vec<usize> = held.iter().copied().filter(|&n| n >= first).rev().collect();
+        let turn = back_layers.get(1).or(held.first()).copied();
+        self.through_layers(&mut passes, first, turn, &mut || {
             alive();
             true
         })?;
@@ -107,16 +111,22 @@ impl Model {
             of_parts.push(losses);
             back.push(way);
         }
-        for n in (first..count).rev() {
-            let next = if n > first { n - 1 } else { 0 };
-            let layer = self.weights.layer(n, Some(next))?.into_owned();
+        for (place, &n) in back_layers.iter().enumerate() {
+            let next = back_layers.get(place + 1).or(held.first()).copied();
+            let layer = self.weights.layer(n, next)?.into_owned();
             for way in &mut back {
                 alive();
+                way.d_out = self.weights.arrived(Some(n + 1), way.d_out.clone())?;
                 self.back_through(&layer, n, way, backward, sums)?;
+                if n > first {
+                    self.weights.leave(n.checked_sub(1), &way.d_out)?;
+                }
             }
         }
-        for way in back {
-            self.back_to_embeddings(way, backward, sums)?;
+        if self.weights.holds(0) {
+            for way in back {
+                self.back_to_embeddings(way, backward, sums)?;
+            }
         }
         let mut of_parts = of_parts.into_iter();
         let of_part = |part: &Part<'_>| match part.batch.trained_tokens() {
@@ -142,25 +152,28 @@ impl Model {
         then: Option<usize>,
         each: &mut dyn FnMut() -> bool,
     ) -> Result<bool, ModelError> {
-        let count = self.weights.layers.len();
-        for n in 0..count {
-            let next = if n + 1 < count { Some(n + 1) } else { then };
+        let held = self.weights.held();
+        for (place, &n) in held.iter().enumerate() {
+            let next = held.get(place + 1).copied().or(then);
             let layer = self.weights.layer(n, next)?;
             for pass in &mut *passes {
                 if !each() {
                     return Ok(false);
                 }
+                pass.x = self.weights.arrived(n.checked_sub(1), pass.x.clone())?;
                 if n >= kept {
                     pass.inputs.push(pass.x.clone());
                 }
                 pass.x = decoder::layer(&layer, n, pass.x.clone(), &pass.context, &mut pass.between, None);
+                self.weights.leave(Some(n + 1), &pass.x)?;
                 submit(&pass.x.device());
             }
         }
         Ok(true)
     }
 
-    /// The loss of a micro-batch that is behind the last layer, and the beginning of its way back.
+    /// The loss of a micro-batch that is behind the last layer, and the beginning of its way back. A process
+    /// without the last layer has no part in the loss.
     fn turn<'a>(
         &mut self,
         part: &'a Part<'a>,
@@ -170,13 +183,17 @@ impl Model {
     ) -> Result<(LossSum, WayBack<'a>), ModelError> {
         let Pass { batch, tokens, context, x, between, inputs } = pass;
         let context = context.tracked();
+        let handed = Handed::new(&self.weights, &between);
+        if !self.weights.holds_head() {
+            let way = WayBack { part, tokens, context, inputs, handed, d_out: x };
+            return Ok((batch.no_losses(), way));
+        }
         let last = leaf(x);
         let losses = head::losses(&self.weights, last.clone(), batch.targets(), &context);
         let mut found = backward.minimised(&losses)?.backward();
         self.look_at_memory();
         let d_out = last.grad_remove(&mut found).expect("the loss depends on the last layer");
         self.collect(found, backward.loss_scale, sums[part.sum])?;
-        let handed = Handed::new(&self.weights, &between);
         Ok((batch.sums(losses.inner())?, WayBack { part, tokens, context, inputs, handed, d_out }))
     }
 

@@ -34,6 +34,7 @@ impl Decoder {
                 lora: None,
             },
             source: None,
+            stage: None,
         }
     }
 }

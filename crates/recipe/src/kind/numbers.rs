@@ -3,7 +3,8 @@
 use toml::de::DeValue;
 
 use super::{Kind, Written};
-use crate::canonical::{float, list};
+use crate::canonical::{float, list, quoted};
+use crate::choices::StagesChoice;
 use crate::hint;
 use crate::problem::Problem;
 
@@ -61,6 +62,36 @@ impl Kind for Count {
 
     fn schema(&self) -> String {
         Integer(self.0).schema()
+    }
+}
+
+/// A number of things, 1 or more, or `"auto"`.
+pub(crate) struct CountOrAuto;
+
+impl Kind for CountOrAuto {
+    type Value = StagesChoice;
+
+    fn read(&self, written: &Written<'_, '_>) -> Result<StagesChoice, Problem> {
+        match written.value {
+            DeValue::Integer(_) => Ok(StagesChoice::Count(Count(1).read(written)?)),
+            DeValue::String(text) if text == "auto" => Ok(StagesChoice::Auto),
+            _ => Err(written.wrong_type("an integer or \"auto\"")),
+        }
+    }
+
+    fn write(&self, value: &StagesChoice) -> String {
+        match value {
+            StagesChoice::Auto => quoted("auto"),
+            StagesChoice::Count(count) => count.to_string(),
+        }
+    }
+
+    fn words(&self) -> String {
+        "integer, 1 or more, or `\"auto\"`".to_owned()
+    }
+
+    fn schema(&self) -> String {
+        format!(r#""anyOf": [{{ {} }}, {{ "const": "auto" }}]"#, Count(1).schema())
     }
 }
 

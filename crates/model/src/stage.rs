@@ -1,0 +1,173 @@
+//! The layers of a model that this process holds, where several hold them together.
+//!
+//! Only what goes from layer to layer travels: [t, hidden] on the way forward, and its gradient on the way
+//! back, in the number type that is computed in. So every number has the bits of one process.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use burn::tensor::{Tensor, TensorData};
+
+use crate::error::ModelError;
+use crate::tree::Decoder;
+
+/// What carries numbers between the processes that hold a model together. They are counted from 0.
+///
+/// What one process sends to another arrives in the same order.
+pub trait Hops: Send + Sync {
+    /// Sends bytes to another process. It may return before they have arrived.
+    ///
+    /// # Errors
+    /// If the other process cannot be reached.
+    fn send(&self, to: usize, bytes: Vec<u8>) -> Result<(), Box<dyn Error + Send + Sync>>;
+
+    /// Receives what another process sends: `length` bytes.
+    ///
+    /// # Errors
+    /// If the other process cannot be reached.
+    fn receive(&self, from: usize, length: usize) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>>;
+}
+
+/// Which process holds which layer of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// The process of each layer.
+    pub of_layer: Arc<[usize]>,
+    /// This process.
+    pub mine: usize,
+}
+
+impl Stage {
+    /// Layer n on process n mod `stages`: the micro-batches go round the processes, and each is busy as soon
+    /// as the first layers are behind one of them (Lamy-Poirier 2022, "Breadth-First Pipeline Parallelism").
+    pub fn in_turn(layers: usize, stages: usize, mine: usize) -> Stage {
+        Stage { of_layer: (0..layers).map(|layer| layer % stages).collect(), mine }
+    }
+
+    /// Whether this process holds a layer.
+    pub fn holds(&self, layer: usize) -> bool {
+        self.of_layer[layer] == self.mine
+    }
+
+    /// How many processes hold a layer.
+    pub fn count(&self) -> usize {
+        self.of_layer.iter().max().map_or(1, |last| last + 1)
+    }
+
+    /// The process of the last layer, which computes the losses.
+    pub fn last(&self) -> usize {
+        self.of_layer.last().copied().unwrap_or(0)
+    }
+
+    /// From which process to which one numbers travel, on the way forward or back. Each pair once.
+    pub fn links(&self) -> Vec<(usize, usize)> {
+        let pairs = self.of_layer.windows(2).flat_map(|pair| [(pair[0], pair[1]), (pair[1], pair[0])]);
+        let logits = (0..self.count()).map(|stage| (self.last(), stage));
+        let mut links: Vec<(usize, usize)> = pairs.chain(logits).filter(|(from, to)| from != to).collect();
+        links.sort_unstable();
+        links.dedup();
+        links
+    }
+}
+
+/// A stage, and what connects it with the others.
+#[derive(Clone)]
+pub(crate) struct Connected {
+    pub(crate) stage: Stage,
+    hops: Arc<dyn Hops>,
+}
+
+impl std::fmt::Debug for Connected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Connected").field(&self.stage).finish()
+    }
+}
+
+impl Connected {
+    pub(crate) fn new(stage: Stage, hops: Arc<dyn Hops>) -> Connected {
+        Connected { stage, hops }
+    }
+}
+
+/// Where a tensor goes to or comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Neighbour {
+    /// The layer is held by this process too, or there is none.
+    Here,
+    /// This process holds it.
+    Process(usize),
+}
+
+impl Decoder {
+    /// Whether this process computes layer `n`.
+    pub(crate) fn holds(&self, n: usize) -> bool {
+        self.stage.as_ref().is_none_or(|connected| connected.stage.holds(n))
+    }
+
+    /// Whether this process computes logits and losses.
+    pub(crate) fn holds_head(&self) -> bool {
+        self.layers.is_empty() || self.holds(self.layers.len() - 1)
+    }
+
+    /// The layers that this process computes, in their order.
+    pub(crate) fn held(&self) -> Vec<usize> {
+        (0..self.layers.len()).filter(|&n| self.holds(n)).collect()
+    }
+
+    /// Who holds layer `n`, which a layer of this process is next to.
+    fn neighbour(&self, n: Option<usize>) -> Neighbour {
+        match (&self.stage, n) {
+            (Some(connected), Some(n)) if n < self.layers.len() && !connected.stage.holds(n) => {
+                Neighbour::Process(connected.stage.of_layer[n])
+            }
+            _ => Neighbour::Here,
+        }
+    }
+
+    /// What comes from layer `n`: `here` if this process holds it, otherwise what its process has sent, of the
+    /// same shape and number type.
+    pub(crate) fn arrived(&self, n: Option<usize>, here: Tensor<2>) -> Result<Tensor<2>, ModelError> {
+        match self.neighbour(n) {
+            Neighbour::Here => Ok(here),
+            Neighbour::Process(from) => self.receive(from, &here),
+        }
+    }
+
+    /// Sends x to the process of layer `n`, unless it is this one.
+    pub(crate) fn leave(&self, n: Option<usize>, x: &Tensor<2>) -> Result<(), ModelError> {
+        match self.neighbour(n) {
+            Neighbour::Here => Ok(()),
+            Neighbour::Process(to) => {
+                let data = x.clone().try_into_data().map_err(|error| ModelError::device(error.to_string()))?;
+                self.hops().send(to, data.as_bytes().to_vec()).map_err(ModelError::Hop)
+            }
+        }
+    }
+
+    fn receive(&self, from: usize, like: &Tensor<2>) -> Result<Tensor<2>, ModelError> {
+        let (shape, dtype) = (like.dims(), like.dtype());
+        let length = shape[0] * shape[1] * dtype.size();
+        let bytes = self.hops().receive(from, length).map_err(ModelError::Hop)?;
+        let data = TensorData::from_bytes_vec(bytes, shape, dtype);
+        Ok(Tensor::from_data(data, (&like.device(), dtype)))
+    }
+
+    /// Numbers that the process of the last layer has, for all.
+    pub(crate) fn from_last(&self, mine: Option<Vec<f32>>, length: usize) -> Result<Vec<f32>, ModelError> {
+        let Some(Connected { stage, hops }) = &self.stage else { return Ok(mine.unwrap_or_default()) };
+        let Some(numbers) = mine else {
+            let bytes = hops.receive(stage.last(), length * size_of::<f32>()).map_err(ModelError::Hop)?;
+            let number = |four: &[u8]| f32::from_le_bytes(four.try_into().expect("four bytes"));
+            return Ok(bytes.chunks_exact(size_of::<f32>()).map(number).collect());
+        };
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        for other in (0..stage.count()).filter(|&other| other != stage.mine) {
+            hops.send(other, bytes.clone()).map_err(ModelError::Hop)?;
+        }
+        Ok(numbers)
+    }
+
+    fn hops(&self) -> &dyn Hops {
+        self.stage.as_ref().expect("only a stage has neighbours").hops.as_ref()
+    }
+}
