@@ -83,6 +83,12 @@ impl Model {
         self.placement.stage().is_none_or(|stage| stage.last() == stage.mine)
     }
 
+    /// Whether passes without gradients take several batches through one layer after the other: layers are read
+    /// from the disk, or other processes hold some.
+    pub fn goes_layer_by_layer(&self) -> bool {
+        self.reads_layers() || self.placement.stage().is_some()
+    }
+
     /// What the process that has the losses says. All that hold layers of the model ask together.
     ///
     /// # Errors

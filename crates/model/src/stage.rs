@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
 
+use crate::adaptation::Adaptation;
+use crate::config::{ModelConfig, Values};
 use crate::error::ModelError;
 use crate::tree::Decoder;
 
@@ -68,6 +70,19 @@ impl Stage {
         links.dedup();
         links
     }
+}
+
+/// Why several processes cannot hold this model together, if they cannot.
+pub fn not_in_stages(config: &ModelConfig, adaptation: &Adaptation) -> Option<String> {
+    if config.layers.iter().any(|layer| matches!(layer.values, Values::OfLayer(_))) {
+        return Some("layers of this model use keys and values of earlier layers, which stay on their rank".to_owned());
+    }
+    let inner = |name: &str| name.contains(".layers.") || name.contains(".h.");
+    let of_inputs = |name: &str| name.contains("per_layer_model_projection") && !inner(name);
+    let target = adaptation.targets.iter().map(|target| target.module.as_str());
+    target.chain(adaptation.saved.iter().map(String::as_str)).find(|name| of_inputs(name)).map(|name| {
+        format!("{name} gets gradients from all layers, whose order of summation would depend on the number of ranks")
+    })
 }
 
 /// A stage, and what connects it with the others.

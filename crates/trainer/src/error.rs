@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use finetune_advice::Advice;
-use finetune_allreduce::{Cause, GroupError, Verdict};
+use finetune_allreduce::{Cause, GroupError, JoinError, Verdict};
 use finetune_dataset::DatasetError;
 use finetune_model::ModelError;
 use finetune_store::{StoreError, human_bytes};
@@ -14,7 +14,7 @@ use finetune_store::{StoreError, human_bytes};
 pub enum TrainError {
     /// The model or the adapter is wrong, or the device failed.
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Model(ModelError),
     /// The file of a base model holds numbers that are not finite: bad input, and no fault of
     /// training.
     #[error("{0}")]
@@ -102,8 +102,20 @@ pub enum TrainError {
     #[error("{}", lines.join("\n"))]
     NotJson { lines: Vec<String> },
     /// The virtual ranks are no multiple of the ranks.
-    #[error("distributed.virtual_ranks = {virtual_ranks} cannot be shared out evenly among {world} ranks")]
-    VirtualRanks { virtual_ranks: usize, world: usize },
+    #[error("distributed.virtual_ranks = {virtual_ranks} cannot be shared out evenly among {replicas} ranks")]
+    VirtualRanks { virtual_ranks: usize, replicas: usize },
+    /// The ranks are no multiple of the stages.
+    #[error("parallel.stages = {stages} ranks hold a model together, and {world} ranks are no multiple of it")]
+    UnevenStages { stages: usize, world: usize },
+    /// The layers of the model cannot be spread over ranks.
+    #[error("parallel.stages: {what}")]
+    NotInStages { what: String },
+    /// The ranks that hold a model together cannot connect.
+    #[error("the ranks that hold the layers together cannot connect: {0}")]
+    Stages(JoinError),
+    /// The system gives no more threads.
+    #[error("the system gives no more threads: {error}")]
+    NoThread { error: std::io::Error },
     /// The ranks have different input.
     #[error("the ranks cannot train together: {}", differences.join("; "))]
     Differ { differences: Vec<String> },
@@ -174,6 +186,18 @@ impl Fault {
                 Fault::ALL.into_iter().find(|fault| fault.number() == *code).unwrap_or(Fault::Peers)
             }
             _ => Fault::Peers,
+        }
+    }
+}
+
+impl From<ModelError> for TrainError {
+    fn from(error: ModelError) -> TrainError {
+        match error {
+            ModelError::Hop(error) => match error.downcast::<GroupError>() {
+                Ok(error) => TrainError::from(*error),
+                Err(error) => TrainError::Model(ModelError::Hop(error)),
+            },
+            error => TrainError::Model(error),
         }
     }
 }
@@ -328,7 +352,16 @@ impl Advice for TrainError {
                 cheaper.iter().cloned().chain(safe).collect()
             }
             TrainError::VirtualRanks { virtual_ranks, .. } => {
-                vec![format!("start as many ranks as divide {virtual_ranks}, or leave distributed.virtual_ranks out")]
+                vec![format!(
+                    "start as many ranks (or, with parallel.stages, so many times as many) as divide {virtual_ranks}, or leave \
+                     distributed.virtual_ranks out"
+                )]
+            }
+            TrainError::UnevenStages { stages, .. } => {
+                vec![format!("start {stages} ranks, or twice or three times as many; or change parallel.stages")]
+            }
+            TrainError::NotInStages { .. } => {
+                vec!["leave parallel.stages out: each rank then holds all layers, in memory or on its disk".to_owned()]
             }
             TrainError::Group { error, .. } if Fault::from_group(error) != Fault::Peers => error.hints(),
             TrainError::Group { error, saved } => {

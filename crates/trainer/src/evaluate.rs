@@ -44,9 +44,10 @@ const FROM_DISK: usize = 16;
 /// Bytes of hidden states, between two layers, that such batches may have.
 const HIDDEN_BYTES: usize = 256 << 20;
 
-/// Batches that go through each layer together: several where layers are read from the disk.
+/// Batches that go through each layer together: several where layers are read from the disk or held by other
+/// ranks.
 fn at_once(model: &Model, data: &Dataset, micro_batch_size: usize) -> usize {
-    if !model.reads_layers() {
+    if !model.goes_layer_by_layer() {
         return 1;
     }
     let bytes = size_of::<f32>() * model.config.hidden_size * data.counts.longest * micro_batch_size;
@@ -69,13 +70,13 @@ pub(crate) fn evaluate_together(
     assignment: &ShareAssignment,
     progress: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Option<LossSum>, TrainError> {
-    let (rank, world) = (ranks.group().rank(), ranks.group().world());
+    let (rank, world, stages) = (ranks.group().rank(), ranks.group().world(), ranks.stages());
     let count = data.rows.len().div_ceil(micro_batch_size);
     // For each batch: its loss, its trained tokens and the loss of each row, always of one length.
     let width = 2 + micro_batch_size;
     let mut total = LossSum::default();
     // Where a rank reads layers from the disk, more batches go through each.
-    let reads_layers = ranks.largest(i32::from(model.reads_layers()))? > 0;
+    let reads_layers = ranks.largest(i32::from(model.goes_layer_by_layer()))? > 0;
     let per_share = if reads_layers { FROM_DISK } else { BATCHES_PER_SHARE };
     for first in (0..count).step_by(per_share * assignment.shares()) {
         let batches = (per_share * assignment.shares()).min(count - first);
@@ -92,8 +93,9 @@ pub(crate) fn evaluate_together(
         let batches: Vec<usize> = part(rank).collect();
         for (places, batches) in mine.chunks_mut(width * at_once).zip(batches.chunks(at_once)) {
             let batches: Vec<Batch<'_>> = batches.iter().map(|&n| batch_of(data, micro_batch_size, n)).collect();
-            // A layer in memory takes no time that anyone would wait for.
-            let losses = match (each(), model.reads_layers()) {
+            // A layer in memory takes no time that anyone would wait for. Ranks that hold a model together stop
+            // together.
+            let losses = match (model.as_last_says(each())?, model.reads_layers() && stages == 1) {
                 (false, _) => None,
                 (true, true) => model.losses(&batches, &mut each)?,
                 (true, false) => model.losses(&batches, &mut || true)?,
@@ -112,8 +114,13 @@ pub(crate) fn evaluate_together(
         if all.chunks(mine.len()).any(|block| block[block.len() - 1] == 0.0) {
             return Ok(None);
         }
-        for (rank, block) in all.chunks(mine.len()).enumerate() {
-            for place in block.chunks(width).take(part(rank).len()) {
+        for (replica, blocks) in all.chunks(mine.len() * stages).enumerate() {
+            // Of the ranks that hold a model together, one has losses, and the others have 0.
+            let mut sum = vec![0.0; mine.len() - 1];
+            for block in blocks.chunks(mine.len()) {
+                sum.iter_mut().zip(block).for_each(|(sum, number)| *sum += number);
+            }
+            for place in sum.chunks(width).take(part(replica * stages).len()) {
                 let rows = micro_batch_size.min(data.rows.len() - total.row_losses.len());
                 total.loss += place[0];
                 total.trained_tokens += place[1] as u64;

@@ -16,8 +16,10 @@ use crate::initial_adapter::InitialAdapter;
 use crate::learning::learning_notices;
 use crate::limits;
 use crate::memory::{self, Estimate, Sizing, Subject};
+use crate::ranks::Ranks;
 use crate::residency;
 use crate::rows::{RowReader, open_tokenizer, rows_notices, vocabulary};
+use crate::stages;
 
 /// How far an examination goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,22 +100,27 @@ impl Examined {
 
     /// The value of a result. A problem is noted once, and `None` returned.
     pub(crate) fn keep<T>(&mut self, result: Result<T, TrainError>) -> Option<T> {
-        match result {
-            Ok(value) => Some(value),
-            Err(problem) => {
-                let message = problem.to_string();
-                if self.problems.iter().all(|known| known.to_string() != message) {
-                    self.problems.push(problem);
-                }
-                None
+        kept(&mut self.problems, result)
+    }
+}
+
+/// The value, or `None` after its problem has been added to the others.
+fn kept<T>(problems: &mut Vec<TrainError>, result: Result<T, TrainError>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(problem) => {
+            let message = problem.to_string();
+            if problems.iter().all(|known| known.to_string() != message) {
+                problems.push(problem);
             }
+            None
         }
     }
 }
 
 /// Examines everything that a run needs and can be refused for, except the run directory. `found`:
-/// what was found before. `model`: the directory of the recipe's model. `writes`: whether this
-/// process writes checkpoints, and so needs the tokenizer's files. `progress` is called with the
+/// what was found before. `model`: the directory of the recipe's model. `ranks`: all ranks, of
+/// which the first writes checkpoints, and so needs the tokenizer's files; `None`: there is only this process. `progress` is called with the
 /// number of rows read.
 pub(crate) fn examine(
     found: Examined,
@@ -121,11 +128,11 @@ pub(crate) fn examine(
     model: Result<PathBuf, TrainError>,
     host: &ThisHost,
     extent: Extent,
-    writes: bool,
+    ranks: Option<&Ranks>,
     progress: &dyn Fn(u64),
 ) -> Examined {
     let mut examiner =
-        Examiner { recipe, host, extent, writes, progress, stored: FloatType::F32, has_new_rows: false, found };
+        Examiner { recipe, host, extent, ranks, progress, stored: FloatType::F32, has_new_rows: false, found };
     let stages: [fn(&mut Examiner<'_>); 6] = [
         |examiner| examiner.look_at_settings(),
         |examiner| examiner.look_at_model(),
@@ -149,7 +156,7 @@ struct Examiner<'a> {
     recipe: &'a Recipe,
     host: &'a ThisHost,
     extent: Extent,
-    writes: bool,
+    ranks: Option<&'a Ranks>,
     progress: &'a dyn Fn(u64),
     /// The number type of the base model's file, once there is a config.
     stored: FloatType,
@@ -378,7 +385,7 @@ impl Examiner<'_> {
             return;
         };
         let text = match tokenizer {
-            Some(tokenizer) if self.writes => tokenizer.files(&train.ends.tokens).map_err(TrainError::from),
+            Some(tokenizer) if self.ranks.is_none_or(Ranks::is_first) => tokenizer.files(&train.ends.tokens).map_err(TrainError::from),
             _ => Ok(Vec::new()),
         };
         let frozen = start.as_ref().filter(|_| self.has_new_rows);
@@ -399,6 +406,10 @@ impl Examiner<'_> {
         let sizing = sizing(text.as_deref().unwrap_or_default());
         let available = device_plan.memory(self.host);
         let subject = Subject { recipe, train, eval: found.eval.as_ref(), sizing: &sizing };
+        let Some(stage) = kept(&mut found.problems, stages::choose(&subject, available, self.ranks)) else { return };
+        let of_stage = stage.as_ref().map(|stage| stages::notice(stage, self.ranks.map_or(1, Ranks::replicas)));
+        let sizing = Sizing { placement: sizing.placement.clone().with_stage(stage), ..sizing.clone() };
+        let subject = Subject { sizing: &sizing, ..subject };
         let (sizing, notices) = residency::choose(&subject, available);
         let subject = Subject { sizing: &sizing, ..subject };
         let estimate = subject.estimate();
@@ -406,7 +417,7 @@ impl Examiner<'_> {
         if let Some(device_plan) = &mut found.device_plan {
             device_plan.placement = sizing.placement.clone();
         }
-        found.notices.extend(notices);
+        found.notices.extend(of_stage.into_iter().chain(notices));
         found.text = found.keep(text).unwrap_or_default();
         found.keep(fits);
         (found.sizing, found.estimate) = (Some(sizing), Some(estimate));

@@ -51,6 +51,7 @@ mod share_assignment;
 mod snapshot;
 mod state;
 mod step;
+mod stages;
 mod stragglers;
 mod summary;
 mod tensorboard;

@@ -46,6 +46,8 @@ pub(crate) struct StepShape {
     trained_tokens: u64,
     /// Micro-batches that go through each layer together.
     at_once: u64,
+    /// Layers that this process computes, if it does not compute all.
+    held_layers: Option<u64>,
     /// Whether layers are computed again in the backward pass.
     checkpointing: bool,
     /// Whether all weights are trained.
@@ -68,13 +70,19 @@ impl StepShape {
             })
             .collect();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
+        let stage = subject.sizing.placement.stage();
         let largest = &lengths[..micro_batch_size.min(lengths.len())];
         StepShape {
             tokens: largest.iter().map(|(length, _)| *length as u64).sum(),
             longest: largest.first().map_or(0, |(length, _)| *length as u64),
-            trained_tokens: largest.iter().map(|(_, trained)| *trained as u64).sum(),
+            // The losses are computed where the last layer is.
+            trained_tokens: match stage.is_none_or(|stage| stage.last() == stage.mine) {
+                true => largest.iter().map(|(_, trained)| *trained as u64).sum(),
+                false => 0,
+            },
             at_once: subject.sizing.at_once as u64,
-            checkpointing: checkpointing || subject.sizing.placement.reads_layers(),
+            held_layers: stage.map(|stage| (0..stage.of_layer.len()).filter(|&n| stage.holds(n)).count() as u64),
+            checkpointing: checkpointing || subject.sizing.placement.reads_layers() || stage.is_some(),
             full: recipe.train.method == Method::Full,
             rows: rows_bytes(data) + subject.eval.map_or(0, rows_bytes) + subject.sizing.text_bytes,
             answers: recipe.eval.samples + recipe.eval.exact_match > 0,
@@ -124,7 +132,7 @@ pub(crate) struct Precision {
     pub(crate) loading: u64,
     /// Elements of matrices whose rows stay in the files.
     pub(crate) by_row: u64,
-    /// Bytes of layers that stay in the files but for two at a time.
+    /// Bytes of layers that stay in the files but for two at a time, and of those that other processes hold.
     pub(crate) on_disk: u64,
 }
 
@@ -139,18 +147,25 @@ impl Precision {
             packed: *packed,
             loading: *loading,
             by_row: *by_row,
-            on_disk: if placement.reads_layers() { on_disk(layers, held) } else { 0 },
+            on_disk: on_disk(layers, held, placement),
         }
     }
 }
 
-/// Bytes of all layers but the two largest ones next to each other.
-fn on_disk(layers: &[LayerSizes], held: FloatType) -> u64 {
-    let bytes: Vec<u64> = layers.iter().map(|layer| layer.bytes(held)).collect();
+/// Bytes of the layers that are not in memory: those of other processes, and where layers are read from the
+/// disk, all of its own but the two largest ones next to each other.
+fn on_disk(layers: &[LayerSizes], held: FloatType, placement: &Placement) -> u64 {
+    let is_mine = |n: usize| placement.stage().is_none_or(|stage| stage.holds(n));
+    let of = |mine: bool| layers.iter().enumerate().filter(move |(n, _)| is_mine(*n) == mine);
+    let elsewhere: u64 = of(false).map(|(_, layer)| layer.bytes(held)).sum();
+    let bytes: Vec<u64> = of(true).map(|(_, layer)| layer.bytes(held)).collect();
+    if !placement.reads_layers() {
+        return elsewhere;
+    }
     let two = bytes.windows(2).map(|two| two[0] + two[1]).max().unwrap_or(0);
     // The last layer is followed by the first.
     let turn = bytes.first().unwrap_or(&0) + bytes.last().unwrap_or(&0);
-    bytes.iter().sum::<u64>().saturating_sub(two.max(turn))
+    elsewhere + bytes.iter().sum::<u64>().saturating_sub(two.max(turn))
 }
 
 /// Bytes of an f32 number.
@@ -191,7 +206,8 @@ fn peak(config: &ModelConfig, adaptation: Option<&Adaptation>, step: &StepShape,
     // The layers below are there at the same time. With checkpointing it is the inputs of all.
     let all_kept = layers.iter().map(&kept).sum::<u64>();
     // Each micro-batch beside the one that is computed has what came out of its last layer, and a gradient.
-    let inputs = step.at_once * layers.len() as u64 * per_token(hidden) + (step.at_once - 1) * per_token(2 * hidden);
+    let held = step.held_layers.unwrap_or(layers.len() as u64);
+    let inputs = step.at_once * held * per_token(hidden) + (step.at_once - 1) * per_token(2 * hidden);
     let backward = if step.checkpointing {
         inputs + layers.iter().map(differentiated).max().unwrap_or(0)
     } else {
@@ -381,6 +397,7 @@ mod tests {
             longest: tokens,
             trained_tokens: tokens,
             at_once: 1,
+            held_layers: None,
             checkpointing,
             full: false,
             rows: 0,

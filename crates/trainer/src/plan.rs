@@ -92,7 +92,7 @@ pub fn plan(recipe: &Recipe, machines: Machines, progress: &dyn Fn(u64)) -> Resu
     let model = model_directory(&recipe);
     // Without a limit, so that the estimate is no problem.
     let host = ThisHost::default();
-    let ready = examine(Examined::default(), &recipe, model, &host, Extent::Run, true, progress).ready()?;
+    let ready = examine(Examined::default(), &recipe, model, &host, Extent::Run, None, progress).ready()?;
     let adaptation = ready.sizing.adaptation.as_ref();
     let Sizes { parameters, trained } = sizes(&ready.sizing.config, adaptation);
     let subject = Subject { recipe: &recipe, train: &ready.train, eval: ready.eval.as_ref(), sizing: &ready.sizing };

@@ -5,6 +5,8 @@
 //! says. The sums of each share are kept apart until all are added in the order of the shares. So
 //! the bits do not show how many processes computed them.
 
+use std::sync::OnceLock;
+
 use finetune_allreduce::{Algorithm, Group, GroupError, Reduce, segment};
 
 use crate::error::TrainError;
@@ -45,25 +47,62 @@ impl Sums {
 /// The group of all ranks, and how a step is cut into shares among them.
 pub struct Ranks {
     group: Group,
-    /// Shares of a step, over all ranks; a multiple of the number of ranks.
-    shares: usize,
-    /// Whether the recipe sets virtual ranks: then the sums must not depend on which rank computes
-    /// which share.
-    has_virtual_ranks: bool,
+    /// Shares of a step, over all ranks, if the recipe says it: then the sums must not depend on which rank
+    /// computes which share.
+    virtual_ranks: Option<usize>,
+    /// How many ranks hold one model together, once that is settled.
+    stages: OnceLock<usize>,
 }
 
 impl Ranks {
     /// The ranks of `group`, with the arithmetic of `virtual_ranks` if given.
     ///
     /// # Errors
-    /// If `virtual_ranks` is no multiple of the number of ranks.
+    /// If `virtual_ranks` is 0.
     pub fn new(group: Group, virtual_ranks: Option<usize>) -> Result<Ranks, TrainError> {
-        let world = group.world();
-        let shares = virtual_ranks.unwrap_or(world);
-        if shares == 0 || !shares.is_multiple_of(world) {
-            return Err(TrainError::VirtualRanks { virtual_ranks: shares, world });
+        if virtual_ranks == Some(0) {
+            return Err(TrainError::VirtualRanks { virtual_ranks: 0, replicas: group.world() });
         }
-        Ok(Ranks { group, shares, has_virtual_ranks: virtual_ranks.is_some() })
+        Ok(Ranks { group, virtual_ranks, stages: OnceLock::new() })
+    }
+
+    /// Settles how many ranks hold one model together.
+    ///
+    /// # Errors
+    /// If the number of ranks is no multiple of it, or `virtual_ranks` is no multiple of the models.
+    pub(crate) fn settle(&self, stages: usize) -> Result<(), TrainError> {
+        let world = self.group.world();
+        if stages == 0 || !world.is_multiple_of(stages) {
+            return Err(TrainError::UnevenStages { stages, world });
+        }
+        let replicas = world / stages;
+        if let Some(virtual_ranks) = self.virtual_ranks.filter(|shares| !shares.is_multiple_of(replicas)) {
+            return Err(TrainError::VirtualRanks { virtual_ranks, replicas });
+        }
+        let _ = self.stages.set(stages);
+        Ok(())
+    }
+
+    /// Whether [`Ranks::settle`] accepts so many stages.
+    pub(crate) fn can_have(&self, stages: usize) -> bool {
+        let world = self.group.world();
+        let evenly = |shares: usize| shares.is_multiple_of(world / stages);
+        world.is_multiple_of(stages) && self.virtual_ranks.is_none_or(evenly)
+    }
+
+    /// How many ranks hold one model together.
+    pub(crate) fn stages(&self) -> usize {
+        self.stages.get().copied().unwrap_or(1)
+    }
+
+    /// How many models there are.
+    pub(crate) fn replicas(&self) -> usize {
+        self.group.world() / self.stages()
+    }
+
+    /// The number of the model that this rank holds layers of.
+    pub(crate) fn replica(&self) -> usize {
+        self.group.rank() / self.stages()
     }
 
     /// This process alone.
@@ -84,9 +123,10 @@ impl Ranks {
         self.group.rank() == 0
     }
 
-    /// The same number of shares for each rank.
+    /// The same number of shares for each model.
     pub(crate) fn even(&self) -> ShareAssignment {
-        ShareAssignment::even(self.shares, self.group.world())
+        let replicas = self.replicas();
+        ShareAssignment::even(self.virtual_ranks.unwrap_or(replicas), replicas, self.stages())
     }
 
     /// Tells the others that this rank stops, unless they have found the same error.
@@ -135,7 +175,8 @@ impl Ranks {
         for (rank, block) in all.chunks(block.len()).enumerate() {
             let (sums, about) = block.split_at(numbers);
             let mut tokens = 0;
-            for numbers in sums.chunks(Sums::NUMBERS).take(assignment.counts()[rank]) {
+            // Of the ranks that hold a model together, only one has sums. The others add 0.
+            for numbers in sums.chunks(Sums::NUMBERS).take(assignment.count_of(rank)) {
                 let sums = Sums::from_numbers(numbers);
                 tokens += sums.tokens;
                 total.add(sums);
@@ -148,7 +189,9 @@ impl Ranks {
         Ok((total, rows))
     }
 
-    /// Sums gradients over all ranks' shares, in their order. `mine`: the gradients of this rank's
+    /// Sums gradients over all ranks' shares, in their order. Of ranks that hold one model together, each has the
+    /// gradients of its own layers, and 0 elsewhere.
+    /// `mine`: the gradients of this rank's
     /// shares. The first becomes the sum, and the others are left undefined.
     pub(crate) fn sum_gradients(&self, assignment: &ShareAssignment, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
         if self.is_first() {
@@ -159,9 +202,10 @@ impl Ranks {
         if self.group.world() == 1 {
             return Ok(());
         }
-        if assignment.counts()[1..].iter().all(|&count| count == 1) {
-            // A ring adds in another order than that of the shares, which virtual ranks promise.
-            let algorithm = self.has_virtual_ranks.then_some(Algorithm::Mesh);
+        if (1..self.group.world()).all(|rank| assignment.count_of(rank) == 1) {
+            // A ring adds in another order than that of the shares, which virtual ranks promise. Ranks that hold
+            // one model have 0 where the others have gradients, which any order adds to the same bits.
+            let algorithm = self.virtual_ranks.and(Some(Algorithm::Mesh));
             return self.group.all_reduce_with(&mut mine[0], &Reduce { algorithm, ..Reduce::SUM });
         }
         self.sum_segments(assignment, mine)
@@ -172,7 +216,7 @@ impl Ranks {
     fn sum_segments(&self, assignment: &ShareAssignment, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
         let (world, length) = (self.group.world(), mine[0].len());
         // Rank 0 has added its own shares already.
-        let count = |rank: usize| if rank == 0 { 1 } else { assignment.counts()[rank] };
+        let count = |rank: usize| if rank == 0 { 1 } else { assignment.count_of(rank) };
         let most = (0..world).map(count).max().unwrap_or(1);
         let longest = length.div_ceil(world).max(1);
         let mut send = vec![0f32; longest * most * world];
@@ -293,7 +337,7 @@ mod tests {
                 let start = |group: Group| {
                     scope.spawn(move || {
                         let mine = assignment.shares_of(group.rank());
-                        let ranks = Ranks { group, shares: SHARES, has_virtual_ranks: true };
+                        let ranks = Ranks::new(group, Some(SHARES)).expect("ranks");
                         let mut gradients: Vec<Vec<f32>> = mine.clone().map(gradient).collect();
                         let shares: Vec<Sums> = mine.map(losses).collect();
                         let (loss, rows) = ranks.sum_losses(assignment, &shares, 1.0).expect("a sum");

@@ -28,16 +28,21 @@ pub(crate) fn choose(subject: &Subject<'_>, available: Option<u64>) -> (Sizing, 
         ResidencyChoice::Disk => can,
         ResidencyChoice::Auto => can && !fits(&in_memory) && fits(&from_disk(1)),
     };
-    if !wanted {
+    // Ranks that hold a model together need several micro-batches on the way: each computes one of them.
+    if !wanted && in_memory.placement.stage().is_none() {
         return (in_memory, Vec::new());
     }
+    let with = |at_once: usize| if wanted { from_disk(at_once) } else { Sizing { at_once, ..in_memory.clone() } };
     let all = micro_batches(subject);
     let (mut at_once, mut too_many) = (1, all + 1);
     while too_many - at_once > 1 {
         let middle = at_once.midpoint(too_many);
-        if fits(&from_disk(middle)) { at_once = middle } else { too_many = middle }
+        if fits(&with(middle)) { at_once = middle } else { too_many = middle }
     }
-    let sizing = from_disk(at_once);
+    let sizing = with(at_once);
+    if !wanted {
+        return (sizing, Vec::new());
+    }
     let notice = notice(recipe.model.residency, &sizing, all);
     (sizing, std::iter::once(notice).chain(quantized_at_each_read(subject)).collect())
 }

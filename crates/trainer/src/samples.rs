@@ -89,7 +89,7 @@ struct Answered {
 }
 
 /// Greedy answers to the first rows of the data, several rows at once. Each row is answered by one
-/// of the ranks. `progress` is called with rows done, at the beginning and after every token. If it
+/// of the ranks, or by those that hold one model together. `progress` is called with rows done, at the beginning and after every token. If it
 /// returns false on any rank, all ranks return `None`.
 pub(crate) fn answer(
     model: &Model,
@@ -99,9 +99,14 @@ pub(crate) fn answer(
     ranks: &Ranks,
     progress: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Option<Answers>, TrainError> {
-    let (rank, world) = (ranks.group().rank(), ranks.group().world());
-    let mine: Vec<usize> = (rank..settings.rows(data)).step_by(world).collect();
-    let answers = answer_rows(model, data, tokenizer, settings, &mine, &mut |done| progress(rank + done * world))?;
+    let (replica, replicas) = (ranks.replica(), ranks.replicas());
+    let mine: Vec<usize> = (replica..settings.rows(data)).step_by(replicas).collect();
+    let mut progress = |done| progress(replica + done * replicas);
+    let mut answers = answer_rows(model, data, tokenizer, settings, &mine, &mut progress)?;
+    if let Some(answers) = answers.as_mut().filter(|_| !model.has_losses()) {
+        // All ranks that hold a model together have the same ones.
+        answers.clear();
+    }
     let text = serde_json::to_string(&answers).expect("plain data");
     let mut all = Vec::new();
     for text in ranks.gather_texts(&text)? {
@@ -143,13 +148,14 @@ fn answer_rows(
     let mut answers = Vec::new();
     while answers.len() < rows.len() {
         let begun = answers.len();
-        if !progress(begun) {
+        if !model.as_last_says(progress(begun))? {
             return Ok(None);
         }
         let now = &requests[begun..][..model.rows_at_once(&requests[begun..])];
         let mut goes_on = true;
         let generations = model.generate_rows(now, &mut |_, _| {
-            goes_on = goes_on && progress(begun);
+            // Ranks that hold a model together make every pass together, so none stops within one.
+            goes_on = (goes_on && progress(begun)) || model.placement().stage().is_some();
             goes_on
         })?;
         if !goes_on {

@@ -12,13 +12,17 @@ use crate::metrics::RankRow;
 /// them, and so on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ShareAssignment {
+    /// Of each rank, or of each model that ranks hold together.
     counts: Vec<usize>,
+    /// Ranks that hold one model together.
+    stages: usize,
 }
 
 impl ShareAssignment {
-    /// The same number for each rank; `shares` is a multiple of `world`.
-    pub(crate) fn even(shares: usize, world: usize) -> ShareAssignment {
-        ShareAssignment { counts: vec![shares / world; world] }
+    /// The same number for each of `replicas` models, which `stages` ranks hold together; `shares` is a multiple
+    /// of `replicas`.
+    pub(crate) fn even(shares: usize, replicas: usize, stages: usize) -> ShareAssignment {
+        ShareAssignment { counts: vec![shares / replicas; replicas], stages }
     }
 
     /// The assignment with which the slowest rank is done as early as possible. `seconds`: what
@@ -31,16 +35,22 @@ impl ShareAssignment {
             let next = (0..seconds.len()).min_by(|&one, &other| done(one).total_cmp(&done(other)));
             counts[next.expect("a rank")] += 1;
         }
-        ShareAssignment { counts }
+        ShareAssignment { counts, stages: 1 }
     }
 
     /// The numbers of a rank's shares.
     pub(crate) fn shares_of(&self, rank: usize) -> Range<usize> {
-        let first = self.counts[..rank].iter().sum();
-        first..first + self.counts[rank]
+        let replica = rank / self.stages;
+        let first = self.counts[..replica].iter().sum();
+        first..first + self.counts[replica]
     }
 
-    /// The number of shares of each rank.
+    /// How many shares a rank has.
+    pub(crate) fn count_of(&self, rank: usize) -> usize {
+        self.counts[rank / self.stages]
+    }
+
+    /// The number of shares of each model, which is held by one rank or by several.
     pub(crate) fn counts(&self) -> &[usize] {
         &self.counts
     }
@@ -91,7 +101,7 @@ pub(crate) struct ShareBalancer {
 impl ShareBalancer {
     pub(crate) fn new(assignment: ShareAssignment, measured: bool) -> ShareBalancer {
         let world = assignment.counts.len();
-        let measures = measured && world > 1 && assignment.shares() > world;
+        let measures = measured && world > 1 && assignment.stages == 1 && assignment.shares() > world;
         let (seconds, tokens) = (vec![0.0; world], vec![0; world]);
         ShareBalancer { assignment, measures, warm: false, wanted: FIRST_STEPS, steps: 0, seconds, tokens }
     }
@@ -160,7 +170,7 @@ mod tests {
 
     #[test]
     fn shares_move_after_a_few_steps_and_only_if_it_pays() {
-        let mut balancer = ShareBalancer::new(ShareAssignment::even(8, 2), true);
+        let mut balancer = ShareBalancer::new(ShareAssignment::even(8, 2, 1), true);
         // The first step is slow for another reason.
         let told: Vec<bool> = [[9.0, 0.1], [0.1, 0.7], [0.1, 0.7], [0.1, 0.7]]
             .into_iter()
@@ -180,7 +190,7 @@ mod tests {
     #[test]
     fn even_shares_stay_even() {
         for (shares, measured) in [(8, false), (2, true)] {
-            let mut balancer = ShareBalancer::new(ShareAssignment::even(shares, 2), measured);
+            let mut balancer = ShareBalancer::new(ShareAssignment::even(shares, 2, 1), measured);
             for _ in 0..10 {
                 assert!(!balancer.watch(&step([0.1, 0.9], [10, 10])));
             }

@@ -9,7 +9,7 @@ use crate::adamw::norm;
 use crate::error::TrainError;
 use crate::evaluate::batch_row;
 use crate::events::Event;
-use crate::metrics::RankRow;
+use crate::metrics::{ExpertRow, RankRow};
 use crate::progress::Progress;
 use crate::ranks::Sums;
 use crate::run::Run;
@@ -86,6 +86,9 @@ impl Run {
             let losses = self.model.losses_and_gradients(&of_group, backward, &mut sums, &mut alive)?;
             for ((of_part, part), LossSum { loss, trained_tokens, row_losses }) in group.iter().zip(losses) {
                 let share = &mut of_shares[part.sum];
+                if !self.model.has_losses() {
+                    continue;
+                }
                 share.loss += loss;
                 share.trained_tokens += trained_tokens;
                 share.tokens += part.batch.tokens();
@@ -96,5 +99,21 @@ impl Run {
         let (sums, ranks) = self.ranks.sum_losses(assignment, &of_shares, start.elapsed().as_secs_f64())?;
         self.ranks.sum_gradients(assignment, gradients)?;
         Ok(StepSums { sums, ranks, rows })
+    }
+
+    /// How evenly the experts of each layer were used since the last call. Ranks that hold a model together
+    /// have counted those of their own layers.
+    pub(crate) fn expert_use(&self) -> Result<Vec<ExpertRow>, TrainError> {
+        let mine: Vec<ExpertRow> = self.model.take_expert_use().into_iter().map(ExpertRow::from).collect();
+        let has_experts = self.model.config.layers.iter().any(|layer| layer.has_experts);
+        if self.ranks.stages() == 1 || !has_experts {
+            return Ok(mine);
+        }
+        let texts = self.ranks.gather_texts(&serde_json::to_string(&mine).expect("plain data"))?;
+        let of_first = texts.iter().take(self.ranks.stages());
+        let mut all: Vec<ExpertRow> =
+            of_first.flat_map(|text| serde_json::from_str::<Vec<ExpertRow>>(text).expect("as written above")).collect();
+        all.sort_by_key(|row| row.layer);
+        Ok(all)
     }
 }

@@ -9,7 +9,7 @@ use finetune_store::failpoint;
 use crate::adamw::{clip, norm};
 use crate::error::TrainError;
 use crate::events::Event;
-use crate::metrics::{ExpertRow, Row, StepRow};
+use crate::metrics::{Row, StepRow};
 use crate::progress::Progress;
 use crate::run::Run;
 use crate::samples::Answers;
@@ -71,7 +71,7 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
     while run.state.step < run.steps && !run.state.stopped_early && asked == 0 {
         failpoint::hit("train.step");
         let start = Instant::now();
-        let mine = balancer.assignment.counts()[run.ranks.group().rank()];
+        let mine = balancer.assignment.count_of(run.ranks.group().rank());
         gradients.resize_with(mine, || vec![0.0; parameters]);
         let StepSums { sums, ranks, rows } = run.step_sums(&balancer.assignment, &progress, &mut gradients, tell)?;
         let gradients = &mut gradients[0];
@@ -92,7 +92,10 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
 
         let seconds = start.elapsed().as_secs_f64();
         progress.add(seconds);
-        stragglers.watch(&ranks, seconds, &balancer.assignment, tell);
+        // Ranks that hold a model together take the same time: they wait for each other.
+        if run.ranks.stages() == 1 {
+            stragglers.watch(&ranks, seconds, &balancer.assignment, tell);
+        }
         if balancer.watch(&ranks) {
             stragglers.forget();
             tell(Event::SharesAssigned { shares: balancer.assignment.counts() });
@@ -109,7 +112,7 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
             seconds,
             objective: run.objective.numbers(&sums),
             reading_seconds: run.model.reads_layers().then(|| run.model.take_waited().0.as_secs_f64()),
-            experts: run.model.take_expert_use().into_iter().map(ExpertRow::from).collect(),
+            experts: run.expert_use()?,
             ranks,
         };
         tell(Event::Step { row: &row, steps: run.steps });

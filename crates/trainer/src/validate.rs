@@ -102,7 +102,7 @@ pub fn validate(recipe: &Recipe, host: &ThisHost, progress: &dyn Fn(u64)) -> Val
     let model = model_directory(&recipe);
     let mut found = Examined::default();
     look_at_output(&mut found, &recipe, host, model.as_deref().ok());
-    let mut found = examine(found, &recipe, model, host, Extent::Validate, true, progress);
+    let mut found = examine(found, &recipe, model, host, Extent::Validate, None, progress);
     let sizes = |targets| found.config.as_ref().map(|config| memory::sizes(config, targets));
     let (all, trained) = (sizes(None), found.start.as_ref());
     let trained = trained.and_then(|start| sizes(start.as_ref().map(|start| &start.adaptation)));
@@ -175,7 +175,9 @@ fn seconds(recipe: &Recipe, data: &Dataset, steps: u64, parameters: u64, device_
         return None;
     }
     let rows = recipe.train.global_batch_size.min(data.rows.len());
-    let computes_again = recipe.train.gradient_checkpointing || device_plan.placement.reads_layers();
+    let computes_again = recipe.train.gradient_checkpointing
+        || device_plan.placement.reads_layers()
+        || device_plan.placement.stage().is_some();
     Some(steps as f64 * operations(recipe.train.method, data, rows, parameters, computes_again) / matmul_rate())
 }
 

@@ -215,6 +215,51 @@ fn every_kind_of_family_gives_the_same_bits_on_any_number_of_processes() {
     }
 }
 
+/// The layers of one model over 1 to 4 ranks, and over twice two ranks: losses, gradients, evaluations, checkpoints
+/// and adapters have the bits of one process, whether layers are in memory or read from the disk.
+#[test]
+fn layers_over_several_ranks_give_the_bits_of_one_process() {
+    let families = ["llama", "qwen3", "qwen3_moe", "gemma3", "deepseek_v3", "qwen3_5", "gpt_oss_mxfp4"];
+    for family in families {
+        let folder = tempfile::tempdir().expect("a directory");
+        let rows = goldens(family).join("rows.jsonl");
+        let paths = [("model.path", goldens(family)), ("data.train", rows.clone()), ("data.eval", rows)];
+        let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
+        let layers = finetune_model::ModelConfig::load(&goldens(family)).expect("a config").layers.len();
+        let told = |world: usize, stages: usize, on_disk: fn(usize) -> bool| {
+            let output = folder.path().join(format!("{world} {stages} {}", on_disk(0)));
+            let of_rank = |rank: usize| {
+                let residency = if on_disk(rank) { "model.residency=disk" } else { "model.residency=memory" };
+                let stages = format!("parallel.stages={stages}");
+                let more = ["model.device=cpu", "lora.dropout=0.1", "distributed.virtual_ranks=2", residency, &stages];
+                recipe(&output, &paths.iter().map(String::as_str).chain(more).collect::<Vec<_>>())
+            };
+            let (told, outcomes) = run(world, None, &Resume::No, of_rank, |_, _| 0);
+            assert!(outcomes.iter().all(Result::is_ok), "{family}, {world} ranks, {stages} stages: {outcomes:?}");
+            (told.losses(), told.evaluations, adapter(&output), state(&output))
+        };
+        let expected = told(1, 1, |_| false);
+        for (world, stages, on_disk) in [
+            (2, 2, (|_| false) as fn(usize) -> bool),
+            (2, 2, |_| true),
+            (3, 3, |rank| rank == 1),
+            (4, 4, |_| false),
+            (4, 2, |rank| rank % 2 == 0),
+        ] {
+            if stages <= layers {
+                assert!(told(world, stages, on_disk) == expected, "{family}, {world} ranks, {stages} stages: other bits");
+            }
+        }
+    }
+}
+
+/// The checkpoint after step 6, but for what says when it was made.
+fn state(output: &Path) -> Vec<Vec<u8>> {
+    let checkpoint = output.join("checkpoints/step-000006");
+    let files = ["adapter_model.safetensors", "optimizer.safetensors"];
+    files.iter().map(|file| std::fs::read(checkpoint.join(file)).expect("a file of the checkpoint")).collect()
+}
+
 /// Stopped on any rank after step 3, a run goes on with another number of ranks. With virtual ranks
 /// it gives the same bits.
 #[test]

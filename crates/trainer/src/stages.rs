@@ -1,0 +1,164 @@
+//! The ranks that hold the layers of one model together, and what connects them.
+//!
+//! Ranks that follow each other hold one model: with 2 stages, ranks 0 and 1, then ranks 2 and 3, and so on. Each
+//! such model is a replica, which computes shares of a step as one rank without stages does.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use finetune_allreduce::{Group, GroupError};
+use finetune_model::{Hops, ModelConfig, Stage};
+use finetune_recipe::StagesChoice;
+
+use crate::error::TrainError;
+use crate::memory::{Sizing, Subject};
+use crate::ranks::Ranks;
+
+/// The layers of this rank, if the recipe spreads a model over several. `available`: bytes of memory that this
+/// rank may take, if that can be told. All ranks call it together; `None`: there is only this process, which
+/// stands for the first rank.
+///
+/// # Errors
+/// If the model cannot be spread so, or the number of ranks is no multiple of the stages.
+pub(crate) fn choose(
+    subject: &Subject<'_>,
+    available: Option<u64>,
+    ranks: Option<&Ranks>,
+) -> Result<Option<Stage>, TrainError> {
+    let Sizing { config, adaptation, .. } = subject.sizing;
+    let rank = ranks.map_or(0, |ranks| ranks.group().rank());
+    let stage = |stages: usize| Stage::in_turn(config.layers.len(), stages, rank % stages);
+    let refusal = adaptation.as_ref().and_then(|adaptation| finetune_model::not_in_stages(config, adaptation));
+    let stages = match (subject.recipe.parallel.stages, ranks) {
+        (StagesChoice::Count(stages), _) => stages,
+        (StagesChoice::Auto, Some(ranks)) if adaptation.is_some() && refusal.is_none() => {
+            let world = ranks.group().world();
+            let fits = |stages: &usize| {
+                let placement = subject.sizing.placement.clone().with_stage((*stages > 1).then(|| stage(*stages)));
+                let sizing = Sizing { placement, ..subject.sizing.clone() };
+                let needed = Subject { sizing: &sizing, ..*subject }.estimate().total;
+                available.is_none_or(|available| needed <= available)
+            };
+            let possible: Vec<usize> =
+                (1..=world.min(config.layers.len())).filter(|&stages| ranks.can_have(stages)).collect();
+            let fewest = possible.iter().copied().find(fits).or(possible.last().copied()).unwrap_or(1);
+            ranks.largest(fewest as i32)? as usize
+        }
+        (StagesChoice::Auto, _) => 1,
+    };
+    if let Some(ranks) = ranks {
+        ranks.settle(stages)?;
+    }
+    if stages == 1 {
+        return Ok(None);
+    }
+    if let Some(what) = refusal {
+        return Err(TrainError::NotInStages { what });
+    }
+    if stages > config.layers.len() {
+        return Err(few_layers(config, stages));
+    }
+    Ok(Some(stage(stages)))
+}
+
+fn few_layers(config: &ModelConfig, stages: usize) -> TrainError {
+    TrainError::NotInStages { what: format!("the model has {} layers, fewer than {stages} stages", config.layers.len()) }
+}
+
+/// What the user should know about where the layers are.
+pub(crate) fn notice(stage: &Stage, replicas: usize) -> String {
+    let (stages, layers) = (stage.count(), stage.of_layer.len());
+    let of_replicas = if replicas == 1 { String::new() } else { format!(", {replicas} times") };
+    format!(
+        "the {layers} layers are spread over {stages} ranks{of_replicas}: layer n is on the (n mod {stages})th; the bits are those of \
+         one process"
+    )
+}
+
+/// Connections between the stages of a replica. For each direction between two of them there is a group of two,
+/// so that a stage sends to one and receives from another at the same time.
+pub(crate) struct Connections {
+    outgoing: BTreeMap<usize, Outgoing>,
+    incoming: BTreeMap<usize, Group>,
+}
+
+/// A thread that sends what it is given, so that the next layer is computed meanwhile.
+struct Outgoing {
+    queue: Option<Sender<Vec<u8>>>,
+    thread: Option<JoinHandle<()>>,
+    failed: std::sync::Arc<Mutex<Option<GroupError>>>,
+}
+
+impl Connections {
+    /// Connects all stages of all replicas. All ranks call it together.
+    ///
+    /// # Errors
+    /// If a rank cannot be reached.
+    pub(crate) fn new(ranks: &Ranks, stage: &Stage) -> Result<Connections, TrainError> {
+        let (world, rank) = (ranks.group().world(), ranks.group().rank());
+        let mut connections = Connections { outgoing: BTreeMap::new(), incoming: BTreeMap::new() };
+        for (from, to) in stage.links() {
+            // Ranks that this link does not concern are in groups of their own.
+            let (color, key) = match stage.mine {
+                mine if mine == from => (rank / stage.count(), 0),
+                mine if mine == to => (rank / stage.count(), 1),
+                _ => (world + rank, 0),
+            };
+            let group = ranks.group().split(color as u64, key).map_err(TrainError::Stages)?;
+            if stage.mine == from {
+                connections.outgoing.insert(to, Outgoing::start(group)?);
+            } else if stage.mine == to {
+                connections.incoming.insert(from, group);
+            }
+        }
+        Ok(connections)
+    }
+}
+
+impl Outgoing {
+    fn start(group: Group) -> Result<Outgoing, TrainError> {
+        let (queue, queued) = channel::<Vec<u8>>();
+        let failed = std::sync::Arc::new(Mutex::new(None));
+        let told = std::sync::Arc::clone(&failed);
+        let work = move || {
+            for bytes in queued {
+                if let Err(error) = group.send(&bytes, 1) {
+                    *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("hops".to_owned()).spawn(work);
+        let thread = thread.map_err(|error| TrainError::NoThread { error })?;
+        Ok(Outgoing { queue: Some(queue), thread: Some(thread), failed })
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Hops for Connections {
+    fn send(&self, to: usize, bytes: Vec<u8>) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let outgoing = &self.outgoing[&to];
+        if outgoing.queue.as_ref().is_some_and(|queue| queue.send(bytes).is_ok()) {
+            return Ok(());
+        }
+        let failed = outgoing.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Err(failed.map_or_else(|| "the thread that sends has ended".into(), Into::into))
+    }
+
+    fn receive(&self, from: usize, length: usize) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
+        let mut bytes = vec![0; length];
+        self.incoming[&from].recv(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+}
