@@ -3,6 +3,9 @@
 /// Points that every rank passes in each step, in the order of the code.
 pub(crate) const OF_EVERY_RANK: &[&str] = &["train.step", "train.reduce", "train.updated", "train.evaluated"];
 
+/// Points that a rank passes for each micro-batch and layer, where several hold the layers together.
+pub(crate) const OF_EVERY_STAGE: &[&str] = &["hops.send", "hops.receive"];
+
 /// Points that only rank 0 passes, because no other rank writes.
 pub(crate) const OF_RANK_0: &[&str] = &[
     "metrics.append",

@@ -20,7 +20,7 @@ fn ranks_left(directory: &Path) -> usize {
 }
 
 /// The process of the nth rank that has the directory in its arguments.
-fn pid_of(directory: &Path, nth: usize) -> Option<u32> {
+pub(crate) fn pid_of(directory: &Path, nth: usize) -> Option<u32> {
     let output = Command::new("ps").args(["-eo", "pid,args"]).output().expect("the ps command");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let directory = directory.to_string_lossy().into_owned();
@@ -114,7 +114,7 @@ fn restarts_go_on_by_themselves() {
     folder.result("run").expect_same(&want, "after three kills");
 }
 
-fn metrics_so_far(directory: &Path) -> usize {
+pub(crate) fn metrics_so_far(directory: &Path) -> usize {
     std::fs::read_to_string(directory.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
 }
 

@@ -41,5 +41,6 @@ mod schema;
 mod shell;
 mod signals;
 mod ssh;
+mod stages;
 mod tensorboard;
 mod watch;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use finetune_allreduce::DeviceMatrix;
 use finetune_launch::{Remote, Unanswered, WorkerHost, reach};
-use finetune_recipe::Recipe;
+use finetune_recipe::{Distributed, Recipe, StagesChoice};
 use finetune_rendezvous::{HostPort, Hostfile, is_loopback, machine_name, own_name};
 use finetune_trainer::numbers::counted;
 
@@ -99,20 +99,36 @@ impl Hosts {
     }
 
     /// Takes as many hosts as the recipe can use, if they are enough for it.
-    pub(crate) fn limit(&mut self, virtual_ranks: Option<usize>, min_ranks: Option<usize>) -> Result<(), Failure> {
+    pub(crate) fn limit(&mut self, recipe: &Recipe) -> Result<(), Failure> {
+        let Distributed { virtual_ranks, min_ranks, .. } = recipe.distributed;
         let there = self.machines.len();
-        let usable = |ranks: &usize| virtual_ranks.is_none_or(|shares| shares.is_multiple_of(*ranks));
-        self.used = (1..=there).rev().find(usable).unwrap_or(1).min(there);
+        // Ranks that hold a model together compute the same shares. With `auto` it may be all of them.
+        let stages = match recipe.parallel.stages {
+            StagesChoice::Count(stages) => Some(stages),
+            StagesChoice::Auto => None,
+        };
+        let evenly = |models: usize| virtual_ranks.is_none_or(|shares| shares.is_multiple_of(models));
+        let usable = |ranks: &usize| match stages {
+            Some(stages) => ranks.is_multiple_of(stages) && evenly(ranks / stages),
+            None => true,
+        };
+        self.used = (1..=there).rev().find(usable).unwrap_or(0).min(there);
         // At the start the user has to change the number. Later the launch goes on with the hosts
         // that are left.
         if there == self.at_start && self.used < there {
-            let shares = virtual_ranks.unwrap_or_default();
-            return Err(Failure::arguments(
-                format!("distributed.virtual_ranks = {shares} cannot be shared out evenly among {there} ranks"),
-                format!("{} would do", counted(self.used as u64, "rank")),
-            ));
+            let fact = match (stages, virtual_ranks) {
+                (Some(stages), _) if !there.is_multiple_of(stages) => {
+                    format!("parallel.stages = {stages} ranks hold a model together, and {there} ranks are no multiple of it")
+                }
+                _ => {
+                    let shares = virtual_ranks.unwrap_or_default();
+                    format!("distributed.virtual_ranks = {shares} cannot be shared out evenly among {there} ranks")
+                }
+            };
+            let enough = (1..).find(|ranks| usable(ranks)).unwrap_or(1).max(self.used);
+            return Err(Failure::arguments(fact, format!("{} would do", counted(enough as u64, "rank"))));
         }
-        let least = min_ranks.unwrap_or(self.at_start).max(1);
+        let least = min_ranks.unwrap_or(self.at_start).max(stages.unwrap_or(1));
         if self.used < least {
             return Err(Failure::lost(
                 format!("hosts left: {there} of {}; the recipe needs {least} ranks", self.at_start),

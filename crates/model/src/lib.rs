@@ -44,7 +44,7 @@ pub use config::ModelConfig;
 pub use config::family::Family;
 pub use decoder::attention::AttentionWidths;
 pub use decoder::cache::KeyValueCache;
-pub use decoder::expert_use::LayerUse;
+pub use decoder::expert_use::ExpertCounts;
 pub use decoder::kept::{LayerKept, kept_layers};
 pub use error::ModelError;
 pub use files::base_files::stored_type;

@@ -9,7 +9,7 @@ use finetune_packed::Scheme;
 
 use crate::adaptation::Adaptation;
 use crate::config::ModelConfig;
-use crate::decoder::expert_use::{ExpertUse, LayerUse};
+use crate::decoder::expert_use::{ExpertCounts, ExpertUse};
 use crate::error::ModelError;
 use crate::files::base_files::BaseFiles;
 use crate::files::finite;
@@ -187,9 +187,9 @@ impl Model {
         (!self.placement.is_cpu()).then_some(self.device_peak)
     }
 
-    /// How evenly experts were used since the last call, by the rows that gradients were computed of, layer by
-    /// layer. Empty if the model has none.
-    pub fn take_expert_use(&self) -> Vec<LayerUse> {
+    /// How often each expert was chosen since the last call, by the rows that gradients were computed of. Empty if
+    /// the model has none.
+    pub fn take_expert_counts(&self) -> ExpertCounts {
         self.expert_use.take()
     }
 

@@ -4,7 +4,7 @@ use crate::keys::KEYS;
 use crate::path::is_hub_rows;
 use crate::problem::Problem;
 use crate::read::Reader;
-use crate::{Distributed, Method, Recipe, ResidencyChoice, SharesChoice};
+use crate::{Distributed, Method, Recipe, ResidencyChoice, SharesChoice, StagesChoice};
 
 /// Notes every rule between keys that the recipe breaks.
 pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
@@ -25,6 +25,10 @@ pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
         let problem = Problem::new(reader.location("distributed.shares"), message);
         let hint = "add virtual_ranks to [distributed], several times the number of machines: the more, the more finely shares follow speed";
         reader.problems.push(problem.hint(hint));
+    }
+    if *shares == SharesChoice::Measured && matches!(recipe.parallel.stages, StagesChoice::Count(2..)) {
+        let message = "`distributed.shares = \"measured\"` shares rows out among ranks, and with `parallel.stages` ranks share layers";
+        reader.problems.push(Problem::new(reader.location("distributed.shares"), message).hint("leave one of them out"));
     }
     weights(recipe, reader);
     // A directory in `train` may hold a valid.jsonl, and so may a data set of the hub. Whether it does
@@ -85,6 +89,11 @@ fn full_method(recipe: &Recipe, reader: &mut Reader<'_>) {
         let message =
             "`model.residency = \"disk\"` leaves frozen layers on the disk, and `train.method = \"full\"` has none";
         let problem = Problem::new(reader.location("model.residency"), message);
+        reader.problems.push(problem.hint("remove it, or use method = \"lora\""));
+    }
+    if matches!(recipe.parallel.stages, StagesChoice::Count(2..)) {
+        let message = "`parallel.stages` spreads frozen layers over ranks, and `train.method = \"full\"` has none";
+        let problem = Problem::new(reader.location("parallel.stages"), message);
         reader.problems.push(problem.hint("remove it, or use method = \"lora\""));
     }
 }

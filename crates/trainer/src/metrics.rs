@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use finetune_model::LayerUse;
 use finetune_store::{Operation, RealDisk, StoreError, failpoint, replace_file};
 use serde::{Deserialize, Serialize};
 
@@ -60,9 +59,12 @@ pub struct ExpertRow {
     pub unused: usize,
 }
 
-impl From<LayerUse> for ExpertRow {
-    fn from(LayerUse { layer, busiest, unused }: LayerUse) -> ExpertRow {
-        ExpertRow { layer, busiest, unused }
+impl ExpertRow {
+    /// `counts`: how often each expert was chosen.
+    pub(crate) fn new(layer: usize, counts: &[u64]) -> ExpertRow {
+        let (all, most) = (counts.iter().sum::<u64>(), counts.iter().copied().max().unwrap_or(0));
+        let unused = counts.iter().filter(|&&count| count == 0).count();
+        ExpertRow { layer, busiest: most as f64 / all.max(1) as f64, unused }
     }
 }
 

@@ -26,7 +26,6 @@ use crate::resume::Resume;
 use crate::run::Run;
 use crate::run_directory::{LockedDirectory, RunDirectory, publishes_best};
 use crate::schedule::Schedule;
-use crate::stages::Connections;
 use crate::state::{self, TrainState};
 
 /// A run, and what the user should know about how it was put together.
@@ -96,7 +95,7 @@ fn put_together(
     let (mut model, base_digest) =
         opened.map_err(|error| error.with_cheaper_settings(|| subject.cheaper_settings()))?;
     if let Some(stage) = device_plan.placement.stage() {
-        model.connect(Arc::new(Connections::new(ranks, stage)?));
+        model.connect(ranks.connect(stage)?);
     }
     let identity = identity(&recipe, &train, eval.as_ref(), &model, &base_digest, &device_plan);
     ranks.expect_same(&identity.digests())?;

@@ -5,13 +5,17 @@
 //! says. The sums of each share are kept apart until all are added in the order of the shares. So
 //! the bits do not show how many processes computed them.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use finetune_allreduce::{Algorithm, Group, GroupError, Reduce, segment};
+
+use finetune_model::Stage;
 
 use crate::error::TrainError;
 use crate::metrics::RankRow;
 use crate::share_assignment::ShareAssignment;
+use crate::stages::Connections;
 use crate::state::TrainState;
 
 /// Σ over the rows of a share, or of a whole step. Means are formed from it once.
@@ -52,6 +56,8 @@ pub struct Ranks {
     virtual_ranks: Option<usize>,
     /// How many ranks hold one model together, once that is settled.
     stages: OnceLock<usize>,
+    /// What connects those ranks.
+    connections: OnceLock<Arc<Connections>>,
 }
 
 impl Ranks {
@@ -63,7 +69,7 @@ impl Ranks {
         if virtual_ranks == Some(0) {
             return Err(TrainError::VirtualRanks { virtual_ranks: 0, replicas: group.world() });
         }
-        Ok(Ranks { group, virtual_ranks, stages: OnceLock::new() })
+        Ok(Ranks { group, virtual_ranks, stages: OnceLock::new(), connections: OnceLock::new() })
     }
 
     /// Settles how many ranks hold one model together.
@@ -81,6 +87,30 @@ impl Ranks {
         }
         let _ = self.stages.set(stages);
         Ok(())
+    }
+
+    /// Connects the ranks that hold a model together. All call it together.
+    ///
+    /// # Errors
+    /// If one cannot be reached.
+    pub(crate) fn connect(&self, stage: &Stage) -> Result<Arc<Connections>, TrainError> {
+        let connections = Arc::new(Connections::new(self, stage)?);
+        let _ = self.connections.set(Arc::clone(&connections));
+        Ok(connections)
+    }
+
+    /// Payload bytes that this rank has sent and received, and how long it has waited for each rank.
+    fn moved(&self) -> (u64, u64, Vec<Duration>) {
+        let (mut sent, mut received) = self.group.bytes_moved();
+        let mut waited = self.group.waited();
+        if let Some(connections) = self.connections.get() {
+            let between = connections.moved();
+            sent += between.sent;
+            received += between.received;
+            let first = self.replica() * self.stages();
+            between.waited.iter().for_each(|(stage, time)| waited[first + stage] += *time);
+        }
+        (sent, received, waited)
     }
 
     /// Whether [`Ranks::settle`] accepts so many stages.
@@ -160,14 +190,14 @@ impl Ranks {
         seconds: f64,
     ) -> Result<(Sums, Vec<RankRow>), GroupError> {
         let world = self.group.world();
-        let (sent, received) = self.group.bytes_moved();
+        let (sent, received, waited) = self.moved();
         // All blocks have the length of the largest, because ranks may have different numbers of
         // shares.
         let numbers = assignment.largest() * Sums::NUMBERS;
         let mut block: Vec<f64> = mine.iter().flat_map(|sums| sums.to_numbers()).collect();
         block.resize(numbers, 0.0);
         block.extend([seconds, sent as f64, received as f64]);
-        block.extend(self.group.waited().iter().map(std::time::Duration::as_secs_f64));
+        block.extend(waited.iter().map(Duration::as_secs_f64));
         let mut all = vec![0.0; block.len() * world];
         self.group.all_gather(&block, &mut all)?;
         let mut total = Sums::default();

@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use finetune_allreduce::{Group, GroupError};
 use finetune_model::{Hops, ModelConfig, Stage};
 use finetune_recipe::StagesChoice;
+use finetune_store::failpoint;
 
 use crate::error::TrainError;
 use crate::memory::{Sizing, Subject};
@@ -85,11 +87,22 @@ pub(crate) struct Connections {
     incoming: BTreeMap<usize, Group>,
 }
 
+/// What the connections of a rank have moved and waited for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Moved {
+    /// Payload bytes.
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    /// (stage, how long was waited for it)
+    pub(crate) waited: Vec<(usize, Duration)>,
+}
+
 /// A thread that sends what it is given, so that the next layer is computed meanwhile.
 struct Outgoing {
+    group: Arc<Group>,
     queue: Option<Sender<Vec<u8>>>,
     thread: Option<JoinHandle<()>>,
-    failed: std::sync::Arc<Mutex<Option<GroupError>>>,
+    failed: Arc<Mutex<Option<GroupError>>>,
 }
 
 impl Connections {
@@ -116,16 +129,30 @@ impl Connections {
         }
         Ok(connections)
     }
+
+    /// What was moved and waited for since the beginning.
+    pub(crate) fn moved(&self) -> Moved {
+        let mut moved = Moved::default();
+        for outgoing in self.outgoing.values() {
+            moved.sent += outgoing.group.bytes_moved().0;
+        }
+        for (&from, group) in &self.incoming {
+            moved.received += group.bytes_moved().1;
+            moved.waited.push((from, group.waited().iter().sum()));
+        }
+        moved
+    }
 }
 
 impl Outgoing {
     fn start(group: Group) -> Result<Outgoing, TrainError> {
         let (queue, queued) = channel::<Vec<u8>>();
-        let failed = std::sync::Arc::new(Mutex::new(None));
-        let told = std::sync::Arc::clone(&failed);
+        let group = Arc::new(group);
+        let failed = Arc::new(Mutex::new(None));
+        let (told, sending) = (Arc::clone(&failed), Arc::clone(&group));
         let work = move || {
             for bytes in queued {
-                if let Err(error) = group.send(&bytes, 1) {
+                if let Err(error) = sending.send(&bytes, 1) {
                     *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                     return;
                 }
@@ -133,7 +160,7 @@ impl Outgoing {
         };
         let thread = std::thread::Builder::new().name("hops".to_owned()).spawn(work);
         let thread = thread.map_err(|error| TrainError::NoThread { error })?;
-        Ok(Outgoing { queue: Some(queue), thread: Some(thread), failed })
+        Ok(Outgoing { group, queue: Some(queue), thread: Some(thread), failed })
     }
 }
 
@@ -148,6 +175,7 @@ impl Drop for Outgoing {
 
 impl Hops for Connections {
     fn send(&self, to: usize, bytes: Vec<u8>) -> Result<(), Box<dyn Error + Send + Sync>> {
+        failpoint::hit("hops.send");
         let outgoing = &self.outgoing[&to];
         if outgoing.queue.as_ref().is_some_and(|queue| queue.send(bytes).is_ok()) {
             return Ok(());
@@ -158,6 +186,7 @@ impl Hops for Connections {
 
     fn receive(&self, from: usize, length: usize) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
         let mut bytes = vec![0; length];
+        failpoint::hit("hops.receive");
         self.incoming[&from].recv(&mut bytes, 0)?;
         Ok(bytes)
     }

@@ -101,19 +101,23 @@ impl Run {
         Ok(StepSums { sums, ranks, rows })
     }
 
-    /// How evenly the experts of each layer were used since the last call. Ranks that hold a model together
-    /// have counted those of their own layers.
+    /// How evenly the experts of each layer were used by the rows of all ranks since the last call.
     pub(crate) fn expert_use(&self) -> Result<Vec<ExpertRow>, TrainError> {
-        let mine: Vec<ExpertRow> = self.model.take_expert_use().into_iter().map(ExpertRow::from).collect();
-        let has_experts = self.model.config.layers.iter().any(|layer| layer.has_experts);
-        if self.ranks.stages() == 1 || !has_experts {
-            return Ok(mine);
+        let config = &self.model.config;
+        let Some(experts) = config.experts.as_ref().map(|experts| experts.count) else { return Ok(Vec::new()) };
+        let layers = config.layers.len();
+        // Counts below 2^53 travel as f64 without loss.
+        let mut counts = vec![0.0; layers * experts];
+        for (layer, of_layer) in self.model.take_expert_counts() {
+            let places = &mut counts[layer * experts..][..experts];
+            places.iter_mut().zip(of_layer).for_each(|(place, count)| *place = count as f64);
         }
-        let texts = self.ranks.gather_texts(&serde_json::to_string(&mine).expect("plain data"))?;
-        let of_first = texts.iter().take(self.ranks.stages());
-        let mut all: Vec<ExpertRow> =
-            of_first.flat_map(|text| serde_json::from_str::<Vec<ExpertRow>>(text).expect("as written above")).collect();
-        all.sort_by_key(|row| row.layer);
-        Ok(all)
+        let all = self.ranks.gather(&counts)?;
+        let of_layer = |layer: usize| -> Vec<u64> {
+            let of_expert = |place: usize| all.iter().skip(place).step_by(counts.len()).sum::<f64>() as u64;
+            (layer * experts..(layer + 1) * experts).map(of_expert).collect()
+        };
+        let has_experts = (0..layers).filter(|&layer| config.layers[layer].has_experts);
+        Ok(has_experts.map(|layer| ExpertRow::new(layer, &of_layer(layer))).collect())
     }
 }

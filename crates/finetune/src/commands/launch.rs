@@ -82,7 +82,7 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
     });
     let mut hosts = Hosts::choose(arguments)?;
     tell(verbosity, hosts.notices());
-    hosts.limit(recipe.distributed.virtual_ranks, recipe.distributed.min_ranks)?;
+    hosts.limit(&recipe)?;
     let prepared = hosts.prepare(arguments, &run, &recipe, verbosity, &signals.stop);
     if let Some(exit) = stopped(&signals) {
         tell(verbosity, &["stopped before any rank was started".to_owned()]);
@@ -171,8 +171,7 @@ impl Launch<'_> {
         }
         let older = self.hosts.expect_progress(self.saved.clone(), &self.holder)?;
         tell(self.verbosity, older.as_slice());
-        let distributed = &self.recipe.distributed;
-        self.hosts.limit(distributed.virtual_ranks, distributed.min_ranks)?;
+        self.hosts.limit(&self.recipe)?;
         self.holder = self.hosts.holder().1;
         let from = if self.saved.is_some() || self.run.resume.is_some() {
             "from the newest checkpoint"

@@ -182,7 +182,8 @@ impl Model {
         sums: &mut [&mut [f32]],
     ) -> Result<(LossSum, WayBack<'a>), ModelError> {
         let Pass { batch, tokens, context, x, between, inputs } = pass;
-        let context = context.tracked();
+        // Choices of experts were counted on the way forward.
+        let context = Context { expert_use: None, ..context.tracked() };
         let handed = Handed::new(&self.weights, &between);
         if !self.weights.holds_head() {
             let way = WayBack { part, tokens, context, inputs, handed, d_out: x };

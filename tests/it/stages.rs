@@ -1,0 +1,126 @@
+//! The layers of one model over several ranks: a run is the same whatever their number, also where one is lost.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::failpoints::OF_EVERY_STAGE;
+use crate::folder::{CRASH_RECIPE, Folder, RunResult, golden};
+use crate::program::{run, start};
+
+/// Two shares of a step, whoever computes them.
+const SHARES: [&str; 2] = ["--set", "distributed.virtual_ranks=2"];
+
+/// (ranks, ranks that hold the layers together). The model has three layers.
+const SPREADS: [(usize, usize); 4] = [(1, 1), (2, 2), (3, 3), (4, 2)];
+
+/// The folder of the crash tests with a model of three layers, which have experts.
+fn folder() -> Folder {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    for (from, to) in [
+        ("config.json", "model/config.json"),
+        ("model.safetensors", "model/model.safetensors"),
+        ("rows.jsonl", "train.jsonl"),
+        ("rows.jsonl", "eval.jsonl"),
+    ] {
+        folder.write(to, &std::fs::read(golden("qwen3_moe").join(from)).expect("a golden file"));
+    }
+    folder
+}
+
+fn launch(folder: &Folder, spread: (usize, usize), output: &str, more: &[&str]) -> Command {
+    let (ranks, stages) = (spread.0.to_string(), format!("parallel.stages={}", spread.1));
+    let words = ["--set", &stages];
+    folder.launch(&["-n", &ranks], output, &[&SHARES[..], &words, more].concat())
+}
+
+/// Checkpoints hold the recipe, which says how many stages there are. So that file is not compared.
+fn expect_same(got: &RunResult, want: &RunResult, what: &str) {
+    assert_eq!(got.metrics, want.metrics, "{what}");
+    let names = |outcome: &RunResult| -> Vec<String> { outcome.files.keys().cloned().collect() };
+    assert_eq!(names(got), names(want), "{what}");
+    let compared = got.files.iter().filter(|(name, _)| name.ends_with(".safetensors"));
+    let mut count = 0;
+    for (name, bytes) in compared {
+        count += 1;
+        assert!(*bytes == want.files[name], "{what}: another {name}");
+    }
+    assert!(count > 0, "{what}: nothing to compare");
+}
+
+#[test]
+fn the_number_of_stages_changes_no_bit() {
+    let folder = folder();
+    run(&mut launch(&folder, (1, 1), "one", &[])).expect(0);
+    let want = folder.result("one");
+    for (ranks, stages) in &SPREADS[1..] {
+        for residency in ["memory", "disk"] {
+            let output = format!("{ranks} {stages} {residency}");
+            let residency = format!("model.residency={residency}");
+            let ended = run(&mut launch(&folder, (*ranks, *stages), &output, &["--set", &residency])).expect(0);
+            ended.says(&format!("the 3 layers are spread over {stages} ranks"));
+            expect_same(&folder.result(&output), &want, &output);
+        }
+    }
+}
+
+/// Each rank is killed while it sends or receives. The run goes on with another number of ranks and stages, to the
+/// same bits.
+#[test]
+fn a_lost_stage_changes_no_bit() {
+    let folder = folder();
+    run(&mut launch(&folder, (1, 1), "undisturbed", &[])).expect(0);
+    let want = folder.result("undisturbed");
+    let kills = AtomicUsize::new(0);
+    for (place, spread) in SPREADS.iter().enumerate().skip(1) {
+        for rank in 0..spread.0 {
+            for (point, hit) in OF_EVERY_STAGE.iter().flat_map(|point| [1, 9, 40].map(|hit| (point, hit))) {
+                let failpoint = format!("{point}:{hit}@{rank}");
+                let output = format!("{} {} {failpoint}", spread.0, spread.1);
+                let ended = run(launch(&folder, *spread, &output, &[]).env("FINETUNE_FAILPOINT", &failpoint));
+                match ended.code {
+                    Some(3) => {
+                        kills.fetch_add(1, Ordering::Relaxed);
+                        ended.says(&format!("rank {rank} (")).says("was killed by signal 6").says("--resume");
+                    }
+                    // The rank did not pass the point so often.
+                    code => assert_eq!(code, Some(0), "{output}: {}", ended.stderr),
+                }
+                let other = SPREADS[(place + hit) % SPREADS.len()];
+                run(&mut launch(&folder, other, &output, &["--resume"])).expect(0);
+                expect_same(&folder.result(&output), &want, &output);
+            }
+        }
+    }
+    let kills = kills.into_inner();
+    println!("{kills} ranks killed, no bit differs");
+    assert!(kills > 20, "only {kills} ranks were killed");
+}
+
+#[test]
+fn a_frozen_stage_is_named() {
+    let folder = folder();
+    let more = ["--set", "train.max_steps=100000", "--set", "distributed.timeout=\"2s\""];
+    let directory = folder.path("run");
+    let mut running = start(&mut launch(&folder, (3, 3), &directory.to_string_lossy(), &more));
+    running.wait_until("a few steps", |_| crate::launch::metrics_so_far(&directory) > 5);
+    let frozen = crate::launch::pid_of(&directory, 2).expect("a rank");
+    assert!(Command::new("kill").args(["-STOP", &frozen.to_string()]).status().expect("kill").success());
+    running.wait().expect(3).says("was lost: it fell silent").says("rank 2 (").says("--resume");
+}
+
+/// (keys, what the refusal says)
+#[test]
+fn what_cannot_be_spread_is_refused() {
+    let folder = folder();
+    let cases: [(&str, &[&str], &str); 4] = [
+        ("3", &["parallel.stages=2"], "parallel.stages = 2 ranks hold a model together, and 3 ranks are no multiple of it"),
+        ("4", &["parallel.stages=4"], "the model has 3 layers, fewer than 4 stages"),
+        ("2", &["parallel.stages=2", "train.method=full"], "spreads frozen layers over ranks"),
+        ("4", &["parallel.stages=2", "distributed.virtual_ranks=3"], "cannot be shared out evenly among 4 ranks"),
+    ];
+    for (ranks, sets, want) in cases {
+        let words: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        let ended = run(&mut folder.launch(&["-n", ranks], "refused", &words)).expect(2);
+        ended.says(want);
+    }
+}
