@@ -4,7 +4,7 @@ use crate::keys::KEYS;
 use crate::path::is_hub_rows;
 use crate::problem::Problem;
 use crate::read::Reader;
-use crate::{Distributed, Method, Recipe, ResidencyChoice, SharesChoice, StagesChoice};
+use crate::{Distributed, DtypeChoice, Method, Recipe, ResidencyChoice, SharesChoice, StagesChoice, WireChoice};
 
 /// Notes every rule between keys that the recipe breaks.
 pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
@@ -30,6 +30,7 @@ pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
         let message = "`distributed.shares = \"measured\"` shares rows out among ranks, and with `parallel.stages` ranks share layers";
         reader.problems.push(Problem::new(reader.location("distributed.shares"), message).hint("leave one of them out"));
     }
+    slow_networks(recipe, reader);
     weights(recipe, reader);
     // A directory in `train` may hold a valid.jsonl, and so may a data set of the hub. Whether it does
     // is checked by the dataset.
@@ -51,6 +52,42 @@ pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
                 ));
             }
         }
+    }
+}
+
+/// What goes with steps that ranks make alone, and with rounded gradients.
+fn slow_networks(recipe: &Recipe, reader: &mut Reader<'_>) {
+    let Distributed { shares, virtual_ranks, sync_every, wire, .. } = &recipe.distributed;
+    let is_alone = sync_every.is_some_and(|steps| steps > 1);
+    let is_staged = matches!(recipe.parallel.stages, StagesChoice::Count(2..) | StagesChoice::Auto);
+    let mut refuse = |key: &str, message: &str, hint: &str| {
+        let problem = Problem::new(reader.location(key), message);
+        reader.problems.push(problem.hint(hint));
+    };
+    if is_alone && is_staged {
+        let message = "`distributed.sync_every` lets ranks train alone, and with `parallel.stages` none has the whole model";
+        refuse("distributed.sync_every", message, "leave one of them out");
+    }
+    if is_alone && *shares == SharesChoice::Measured {
+        let message = "`distributed.shares = \"measured\"` moves rows between ranks, and with `sync_every` each trains alone";
+        refuse("distributed.shares", message, "leave one of them out");
+    }
+    if is_alone && recipe.model.dtype == DtypeChoice::F16 {
+        let message = "`distributed.sync_every` keeps no loss scale for each rank, which `model.dtype = \"f16\"` needs";
+        refuse("distributed.sync_every", message, "use dtype = \"bf16\"");
+    }
+    for (key, is_given) in [
+        ("distributed.outer_learning_rate", recipe.distributed.outer_learning_rate.is_some()),
+        ("distributed.outer_momentum", recipe.distributed.outer_momentum.is_some()),
+    ] {
+        if is_given && !is_alone {
+            refuse(key, &format!("`{key}` has no effect without `sync_every`"), "add sync_every, such as 20, or leave it out");
+        }
+    }
+    if *wire == Some(WireChoice::Bf16) && virtual_ranks.is_some() {
+        let message = "`distributed.wire = \"bf16\"` rounds the gradients of each process, and with `virtual_ranks` their number \
+                       must not show";
+        refuse("distributed.wire", message, "leave one of them out");
     }
 }
 

@@ -160,6 +160,12 @@ choices! {
     }
     BackendChoice { Auto = "auto", Rdma = "rdma" ["jaccl"], Tcp = "tcp" ["ring", "gloo"] }
     TopologyChoice { Auto = "auto", Ring = "ring", Mesh = "mesh" }
+    /// What sums of gradients are on the way between ranks.
+    WireChoice {
+        F32 = "f32" ["fp32", "float32"],
+        /// Each rank's gradients are rounded to bf16 once, and added in f32.
+        Bf16 = "bf16" ["bfloat16", "bf16_compress_hook"],
+    }
     /// How the rows of a step are shared out among ranks.
     SharesChoice {
         Even = "even",

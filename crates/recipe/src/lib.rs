@@ -41,6 +41,7 @@ use std::path::Path;
 pub use choices::{
     BackendChoice, DeviceChoice, DtypeChoice, EventFolder, Format, Method, OptimizerName, Overlong, Quantization,
     ResidencyChoice, ResultChoice, ScheduleName, SharesChoice, StagesChoice, TopologyChoice, TrainOn,
+    WireChoice,
 };
 pub use kind::COLUMN_KEYS;
 pub use path::{HUB_ROWS, is_hub_rows};

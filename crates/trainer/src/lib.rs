@@ -26,6 +26,7 @@ mod identity;
 mod initial_adapter;
 mod learning;
 mod limits;
+mod local_steps;
 mod loss_scale;
 mod memory;
 mod metrics;

@@ -8,7 +8,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use finetune_allreduce::{Algorithm, Group, GroupError, Reduce, segment};
+use finetune_allreduce::{Algorithm, Group, GroupError, Reduce, WireDtype, segment};
 
 use finetune_model::Stage;
 
@@ -223,7 +223,13 @@ impl Ranks {
     /// gradients of its own layers, and 0 elsewhere.
     /// `mine`: the gradients of this rank's
     /// shares. The first becomes the sum, and the others are left undefined.
-    pub(crate) fn sum_gradients(&self, assignment: &ShareAssignment, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
+    /// `wire`: what they are on the way; shares that one rank has are added before.
+    pub(crate) fn sum_gradients(
+        &self,
+        assignment: &ShareAssignment,
+        mine: &mut [Vec<f32>],
+        wire: WireDtype,
+    ) -> Result<(), GroupError> {
         if self.is_first() {
             // Rank 0's shares are the first ones, so the sum of all begins with their sum.
             let (first, rest) = mine.split_first_mut().expect("every rank has a share");
@@ -236,9 +242,19 @@ impl Ranks {
             // A ring adds in another order than that of the shares, which virtual ranks promise. Ranks that hold
             // one model have 0 where the others have gradients, which any order adds to the same bits.
             let algorithm = self.virtual_ranks.and(Some(Algorithm::Mesh));
-            return self.group.all_reduce_with(&mut mine[0], &Reduce { algorithm, ..Reduce::SUM });
+            return self.group.all_reduce_with(&mut mine[0], &Reduce { algorithm, wire, ..Reduce::SUM });
         }
         self.sum_segments(assignment, mine)
+    }
+
+    /// Sums vectors over all ranks' shares, in their order, as [`Ranks::sum_gradients`] does. Nothing is rounded on
+    /// the way, and no algorithm adds in another order.
+    pub(crate) fn sum_exactly(&self, assignment: &ShareAssignment, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
+        if self.is_first() {
+            let (first, rest) = mine.split_first_mut().expect("every rank has a share");
+            rest.iter().for_each(|share| add(first, share));
+        }
+        if self.group.world() == 1 { Ok(()) } else { self.sum_segments(assignment, mine) }
     }
 
     /// Every rank gets its segment of all shares and adds them in order. Then all ranks get all
@@ -280,7 +296,8 @@ impl Ranks {
         state.set_numbers(&numbers);
         self.group.broadcast(&mut state.parameters, 0)?;
         self.group.broadcast(&mut state.optimizer.first_moment, 0)?;
-        self.group.broadcast(&mut state.optimizer.second_moment, 0)
+        self.group.broadcast(&mut state.optimizer.second_moment, 0)?;
+        state.velocity.as_mut().map_or(Ok(()), |velocity| self.group.broadcast(velocity, 0))
     }
 
     /// The numbers of all ranks, one after the other in rank order. All ranks give the same count.
@@ -371,7 +388,7 @@ mod tests {
                         let mut gradients: Vec<Vec<f32>> = mine.clone().map(gradient).collect();
                         let shares: Vec<Sums> = mine.map(losses).collect();
                         let (loss, rows) = ranks.sum_losses(assignment, &shares, 1.0).expect("a sum");
-                        ranks.sum_gradients(assignment, &mut gradients).expect("a sum");
+                        ranks.sum_gradients(assignment, &mut gradients, WireDtype::Exact).expect("a sum");
                         (gradients.swap_remove(0), loss, rows.len())
                     })
                 };

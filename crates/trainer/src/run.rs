@@ -16,6 +16,7 @@ use crate::error::TrainError;
 use crate::evaluate::evaluate_together;
 use crate::events::Event;
 use crate::identity::Identity;
+use crate::local_steps::Meetings;
 use crate::memory::{Estimate, Sizing, Subject};
 use crate::metrics::{EvalRow, Row};
 use crate::objective::Objective;
@@ -112,7 +113,7 @@ impl Run {
 
     /// The error that names the rows of this step whose loss is not finite on some rank. If there
     /// are none, it names all rows.
-    fn not_finite(&self, what: &'static str, mine: &[(usize, f64)]) -> Result<TrainError, TrainError> {
+    pub(crate) fn not_finite(&self, what: &'static str, mine: &[(usize, f64)]) -> Result<TrainError, TrainError> {
         let rows = self.plan.rows(self.state.step);
         let bad = |row: &usize| mine.iter().any(|(computed, loss)| computed == row && !loss.is_finite());
         let mut counts: Vec<f32> = rows.iter().map(|row| f32::from(u8::from(bad(row)))).collect();
@@ -229,14 +230,23 @@ impl Run {
 
     /// Whether an evaluation is due after this step.
     fn evaluation_due(&self) -> bool {
-        let (every, step) = (self.recipe.eval.every, self.state.step);
-        self.eval.is_some() && (step == self.steps || (every > 0 && step.is_multiple_of(every)))
+        self.eval.is_some() && (self.state.step == self.steps || self.is_time(self.recipe.eval.every))
+    }
+
+    /// Whether what is due every so many steps is due now: after this step, or after one since the last common
+    /// state. `every`: 0 for never.
+    fn is_time(&self, every: u64) -> bool {
+        let step = self.state.step;
+        let before = match Meetings::of(&self.recipe) {
+            None => step.saturating_sub(1),
+            Some(Meetings { every, .. }) => step.saturating_sub(1) / every * every,
+        };
+        step.checked_div(every) != before.checked_div(every)
     }
 
     /// Whether a checkpoint is due. `improved`: an evaluation was the best so far.
     fn checkpoint_due(&self, improved: bool) -> bool {
-        let every = self.recipe.checkpoint.every;
-        (every > 0 && self.state.step.is_multiple_of(every)) || (improved && keeps_best(&self.recipe))
+        self.is_time(self.recipe.checkpoint.every) || (improved && keeps_best(&self.recipe))
     }
 
     /// Makes the evaluation that is due, and writes its row. Returns whether it is the best so far.

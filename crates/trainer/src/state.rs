@@ -21,6 +21,8 @@ pub(crate) const STATE_FILE: &str = "trainer_state.json";
 pub(crate) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// The prefixes of the moments' names, which are torch's names.
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
+/// The same, and what torch's SGD calls its velocity.
+const MOMENTS_AND_VELOCITY: [&str; 3] = ["exp_avg", "exp_avg_sq", "momentum_buffer"];
 
 /// The best evaluation so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +42,8 @@ pub struct TrainState {
     pub parameters: Vec<f32>,
     /// The optimizer's state.
     pub optimizer: AdamW,
+    /// Of the averaged changes, with `distributed.sync_every`; `None` before the first average.
+    pub(crate) velocity: Option<Vec<f32>>,
     /// The best evaluation so far, except the one before the first step.
     pub best: Option<Best>,
     /// Evaluations in a row since the best one.
@@ -67,6 +71,9 @@ pub(crate) struct StateFile {
     /// files as one without a signal.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     evaluation_due: bool,
+    /// Whether the optimizer's file has the velocity of averaged changes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    has_velocity: bool,
     #[serde(default)]
     loss_scale: LossScale,
     /// What the chat template's "today" is, if it asks for it. Versions that did not fix it left it
@@ -96,6 +103,7 @@ impl TrainState {
             step: 0,
             optimizer: AdamW::new(parameters.len()),
             parameters,
+            velocity: None,
             best: None,
             evaluations_without_improvement: 0,
             stopped_early: false,
@@ -108,7 +116,8 @@ impl TrainState {
     pub(crate) fn digest(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         hasher.update(bytemuck::bytes_of(&self.to_numbers()));
-        for values in [&self.parameters, &self.optimizer.first_moment, &self.optimizer.second_moment] {
+        let vectors = [&self.parameters, &self.optimizer.first_moment, &self.optimizer.second_moment];
+        for values in vectors.into_iter().chain(&self.velocity) {
             hasher.update(bytemuck::cast_slice(values));
         }
         hasher.finalize()
@@ -123,7 +132,9 @@ impl TrainState {
             self.best.map_or(0, |best| best.step),
             self.best.map_or(0, |best| best.eval_loss.to_bits()),
             self.evaluations_without_improvement,
-            u64::from(self.stopped_early) | u64::from(self.evaluation_due) << 1,
+            u64::from(self.stopped_early)
+                | u64::from(self.evaluation_due) << 1
+                | u64::from(self.velocity.is_some()) << 2,
             self.loss_scale.to_number(),
         ]
     }
@@ -137,6 +148,8 @@ impl TrainState {
         self.best = (has_best == 1).then_some(Best { step: best_step, eval_loss: f64::from_bits(eval_loss) });
         self.evaluations_without_improvement = evaluations_without_improvement;
         (self.stopped_early, self.evaluation_due) = (flags & 1 == 1, flags & 2 == 2);
+        let velocity = self.velocity.take().unwrap_or_else(|| vec![0.0; self.parameters.len()]);
+        self.velocity = (flags & 4 == 4).then_some(velocity);
         self.loss_scale = LossScale::from_number(loss_scale);
     }
 
@@ -152,6 +165,7 @@ impl TrainState {
             evaluations_without_improvement: self.evaluations_without_improvement,
             stopped_early: self.stopped_early,
             evaluation_due: self.evaluation_due,
+            has_velocity: self.velocity.is_some(),
             loss_scale: self.loss_scale,
             date: run.date.map(str::to_owned),
             identity: run.identity.clone(),
@@ -165,7 +179,9 @@ impl TrainState {
     fn encode_optimizer(&self, model: &Model) -> Result<Vec<u8>, ModelError> {
         let mut values = self.optimizer.first_moment.clone();
         values.extend_from_slice(&self.optimizer.second_moment);
-        encode_flat(&model.layout().repeated(&MOMENTS), &values)
+        values.extend(self.velocity.iter().flatten());
+        let prefixes = if self.velocity.is_some() { &MOMENTS_AND_VELOCITY[..] } else { &MOMENTS };
+        encode_flat(&model.layout().repeated(prefixes), &values)
     }
 
     /// Reads a checkpoint whose manifest was verified, after checking that it belongs to this run.
@@ -194,11 +210,14 @@ impl TrainState {
             ));
         }
         let parameters = model.read_values(path)?;
-        let mut first_moment = read_flat(&path.join(OPTIMIZER_FILE), &model.layout().repeated(&MOMENTS))?;
-        let second_moment = first_moment.split_off(parameters.len());
+        let prefixes = if state.has_velocity { &MOMENTS_AND_VELOCITY[..] } else { &MOMENTS };
+        let mut first_moment = read_flat(&path.join(OPTIMIZER_FILE), &model.layout().repeated(prefixes))?;
+        let mut second_moment = first_moment.split_off(parameters.len());
+        let velocity = state.has_velocity.then(|| second_moment.split_off(parameters.len()));
         Ok(TrainState {
             step: state.step,
             parameters,
+            velocity,
             optimizer: AdamW { first_moment, second_moment, updates: state.updates },
             best: state.best,
             evaluations_without_improvement: state.evaluations_without_improvement,

@@ -2,18 +2,34 @@
 
 use std::time::Instant;
 
+use finetune_allreduce::WireDtype;
 use finetune_model::{Backward, Batch, LossSum, Part, Randomness};
+use finetune_recipe::{Recipe, WireChoice};
 use finetune_store::failpoint;
 
-use crate::adamw::norm;
+use crate::adamw::{clip, norm};
 use crate::error::TrainError;
 use crate::evaluate::batch_row;
 use crate::events::Event;
+use crate::local_steps::LocalShares;
 use crate::metrics::{ExpertRow, RankRow};
 use crate::progress::Progress;
 use crate::ranks::Sums;
 use crate::run::Run;
 use crate::share_assignment::ShareAssignment;
+
+/// Sums become means.
+fn divide(gradients: &mut [f32], normaliser: u64) {
+    gradients.iter_mut().for_each(|gradient| *gradient /= normaliser as f32);
+}
+
+/// What gradients are on the way between ranks.
+fn wire(recipe: &Recipe) -> WireDtype {
+    match recipe.distributed.wire {
+        None | Some(WireChoice::F32) => WireDtype::Exact,
+        Some(WireChoice::Bf16) => WireDtype::Bf16,
+    }
+}
 
 /// The sums of a step over all ranks.
 pub(crate) struct StepSums {
@@ -23,6 +39,8 @@ pub(crate) struct StepSums {
     pub(crate) ranks: Vec<RankRow>,
     /// Index and loss of each row that this rank computed.
     pub(crate) rows: Vec<(usize, f64)>,
+    /// The sums of this rank's shares.
+    pub(crate) of_shares: Vec<Sums>,
 }
 
 impl Run {
@@ -34,6 +52,7 @@ impl Run {
         assignment: &ShareAssignment,
         progress: &Progress,
         gradients: &mut [Vec<f32>],
+        local: Option<&LocalShares>,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<StepSums, TrainError> {
         loop {
@@ -41,7 +60,7 @@ impl Run {
             // The time to tell it counts as this rank's. A slow listener holds the others up as a
             // slow computation does.
             tell(Event::Working { step: self.state.step + 1, seconds: progress.seconds(), saved: progress.saved });
-            let step = self.forward_and_backward(assignment, start, gradients)?;
+            let step = self.forward_and_backward(assignment, start, gradients, local)?;
             let overflow = step.sums.loss.is_finite() && !norm(&gradients[0]).is_finite();
             if !overflow || !self.state.loss_scale.halve() {
                 self.state.loss_scale.passed(overflow);
@@ -52,12 +71,14 @@ impl Run {
     }
 
     /// Sums of loss and gradients over this step's rows, of all ranks. `gradients`: one vector for
-    /// each share of this rank. The first gets the sum.
+    /// each share of this rank. The first gets the sum. With `local`, each share has parameters of its own, and
+    /// keeps its gradients.
     fn forward_and_backward(
         &mut self,
         assignment: &ShareAssignment,
         start: Instant,
         gradients: &mut [Vec<f32>],
+        local: Option<&LocalShares>,
     ) -> Result<StepSums, TrainError> {
         self.ranks.group().set_step(self.state.step + 1);
         let backward = Backward {
@@ -80,7 +101,13 @@ impl Run {
         gradients.iter_mut().for_each(|gradients| gradients.fill(0.0));
         let mut sums: Vec<&mut [f32]> = gradients.iter_mut().map(Vec::as_mut_slice).collect();
         let (mut of_shares, mut rows) = (vec![Sums::default(); shares.len()], Vec::new());
-        for group in parts.chunks(self.sizing.at_once) {
+        let at_once = self.sizing.at_once;
+        // Those of a share together, if each has parameters of its own.
+        let together = parts.chunk_by(|(_, one), (_, other)| local.is_none() || one.sum == other.sum);
+        for group in together.flat_map(|parts| parts.chunks(at_once)) {
+            if let (Some(local), Some((_, first))) = (local, group.first()) {
+                self.model.set_parameters(local.parameters(first.sum));
+            }
             let of_group: Vec<Part<'_>> = group.iter().map(|(_, part)| part.clone()).collect();
             let mut alive = || self.ranks.group().keep_alive();
             let losses = self.model.losses_and_gradients(&of_group, backward, &mut sums, &mut alive)?;
@@ -97,8 +124,53 @@ impl Run {
         }
         failpoint::hit("train.reduce");
         let (sums, ranks) = self.ranks.sum_losses(assignment, &of_shares, start.elapsed().as_secs_f64())?;
-        self.ranks.sum_gradients(assignment, gradients)?;
-        Ok(StepSums { sums, ranks, rows })
+        if local.is_none() {
+            self.ranks.sum_gradients(assignment, gradients, wire(&self.recipe))?;
+        }
+        Ok(StepSums { sums, ranks, rows, of_shares })
+    }
+
+    /// Updates the parameters with the sums over all ranks. Returns the norm of the gradient.
+    pub(crate) fn update(
+        &mut self,
+        sums: &Sums,
+        gradients: &mut [f32],
+        rows: &[(usize, f64)],
+    ) -> Result<f64, TrainError> {
+        divide(gradients, self.objective.normaliser(sums));
+        let grad_norm = norm(gradients);
+        self.ensure_finite(sums, grad_norm, rows)?;
+        clip(gradients, grad_norm, self.recipe.train.max_grad_norm);
+        let learning_rate = self.schedule.at(self.state.step);
+        self.state.optimizer.update(&mut self.state.parameters, gradients, learning_rate, &self.recipe.optimizer);
+        self.ensure_finite_parameters(rows)?;
+        self.model.set_parameters(&self.state.parameters);
+        Ok(grad_norm)
+    }
+
+    /// Updates the parameters of each share with its own sums. Returns the largest norm of all shares' gradients.
+    pub(crate) fn update_shares(
+        &mut self,
+        local: &mut LocalShares,
+        sums: &Sums,
+        of_shares: &[Sums],
+        gradients: &mut [Vec<f32>],
+        rows: &[(usize, f64)],
+    ) -> Result<f64, TrainError> {
+        gradients.iter_mut().zip(of_shares).for_each(|(gradients, sums)| {
+            divide(gradients, self.objective.normaliser(sums));
+        });
+        // A NaN is the largest.
+        let larger = |one: f64, other: f64| if one.total_cmp(&other.abs()).is_lt() { other.abs() } else { one };
+        let largest = gradients.iter().map(|gradients| norm(gradients)).fold(0.0, larger);
+        let largest = self.ranks.gather(&[largest])?.into_iter().fold(0.0, larger);
+        self.ensure_finite(sums, largest, rows)?;
+        let learning_rate = self.schedule.at(self.state.step);
+        local.update(gradients, self.recipe.train.max_grad_norm, learning_rate, &self.recipe.optimizer);
+        if self.ranks.largest(i32::from(!local.are_finite()))? > 0 {
+            return Err(self.not_finite("a parameter after the update", rows)?);
+        }
+        Ok(largest)
     }
 
     /// How evenly the experts of each layer were used by the rows of all ranks since the last call.

@@ -6,9 +6,9 @@ use std::time::Instant;
 use finetune_recipe::SharesChoice;
 use finetune_store::failpoint;
 
-use crate::adamw::{clip, norm};
 use crate::error::TrainError;
 use crate::events::Event;
+use crate::local_steps::{LocalShares, Meetings};
 use crate::metrics::{Row, StepRow};
 use crate::progress::Progress;
 use crate::run::Run;
@@ -67,26 +67,21 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
     let parameters = run.model.layout().len();
     tell(Event::Begin { from: run.state.step, to: run.steps, trained_parameters: parameters });
     let mut gradients: Vec<Vec<f32>> = Vec::new();
+    let of_this_rank = balancer.assignment.count_of(run.ranks.group().rank());
+    let mut local = Meetings::of(&run.recipe).map(|meetings| LocalShares::new(meetings, &run.state, of_this_rank));
     let (mut stragglers, mut progress) = (Stragglers::default(), Progress::new(run.state.step));
     while run.state.step < run.steps && !run.state.stopped_early && asked == 0 {
         failpoint::hit("train.step");
         let start = Instant::now();
         let mine = balancer.assignment.count_of(run.ranks.group().rank());
         gradients.resize_with(mine, || vec![0.0; parameters]);
-        let StepSums { sums, ranks, rows } = run.step_sums(&balancer.assignment, &progress, &mut gradients, tell)?;
-        let gradients = &mut gradients[0];
-        let normaliser = run.objective.normaliser(&sums);
-        let mean_loss = sums.loss / normaliser as f64;
-        for gradient in &mut *gradients {
-            *gradient /= normaliser as f32;
-        }
-        let grad_norm = norm(gradients);
-        run.ensure_finite(&sums, grad_norm, &rows)?;
-        clip(gradients, grad_norm, run.recipe.train.max_grad_norm);
+        let StepSums { sums, ranks, rows, of_shares } =
+            run.step_sums(&balancer.assignment, &progress, &mut gradients, local.as_ref(), tell)?;
+        let grad_norm = match &mut local {
+            None => run.update(&sums, &mut gradients[0], &rows)?,
+            Some(local) => run.update_shares(local, &sums, &of_shares, &mut gradients, &rows)?,
+        };
         let learning_rate = run.schedule.at(run.state.step);
-        run.state.optimizer.update(&mut run.state.parameters, gradients, learning_rate, &run.recipe.optimizer);
-        run.ensure_finite_parameters(&rows)?;
-        run.model.set_parameters(&run.state.parameters);
         run.state.step += 1;
         failpoint::hit("train.updated");
 
@@ -103,7 +98,7 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
         let row = StepRow {
             step: run.state.step,
             epoch: run.state.step as f64 / run.plan.steps_per_epoch() as f64,
-            loss: mean_loss,
+            loss: sums.loss / run.objective.normaliser(&sums) as f64,
             trained_tokens: sums.trained_tokens,
             tokens: sums.tokens,
             grad_norm,
@@ -117,6 +112,14 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
         };
         tell(Event::Step { row: &row, steps: run.steps });
         run.write(Row::Step(row))?;
+        if let Some(local) = &mut local {
+            // Between two meetings there is no common state that could be evaluated or saved.
+            if !local.meet_after(run.state.step, run.steps) {
+                continue;
+            }
+            local.meet(&mut run.state, &run.ranks, &balancer.assignment)?;
+            run.model.set_parameters(&run.state.parameters);
+        }
         asked = run.look_and_save(&balancer.assignment, &mut progress, stop, tell)?;
     }
     if asked != 0 && run.is_unfinished() {

@@ -253,6 +253,51 @@ fn layers_over_several_ranks_give_the_bits_of_one_process() {
     }
 }
 
+/// Steps that ranks make alone: the same bits on any number of processes, in one go or stopped on the way, where a
+/// signal waits for the next average.
+#[test]
+fn steps_made_alone_give_the_same_bits_on_any_number_of_processes() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let sets = ["distributed.virtual_ranks=4", "distributed.sync_every=2", "checkpoint.every=1", "eval.every=3"];
+    let together = folder.path().join("together");
+    let every_step = whole(4, None, &together, &["distributed.virtual_ranks=4", "eval.every=3"]);
+    let output = folder.path().join("1");
+    let expected = whole(1, None, &output, &sets);
+    assert_ne!(expected.losses(), every_step.losses());
+    let evaluated: Vec<u64> = expected.evaluations.iter().map(|row| row.step).collect();
+    assert_eq!(evaluated, [0, 4, 6], "evaluations wait for the next average");
+    for world in [2, 4] {
+        let other = folder.path().join(world.to_string());
+        let told = whole(world, None, &other, &sets);
+        assert_eq!(told.losses(), expected.losses(), "{world} ranks");
+        assert_eq!(told.evaluations, expected.evaluations, "{world} ranks");
+        assert!(state(&other) == state(&output), "{world} ranks: another state");
+    }
+    for (before, after) in [(4, 1), (1, 4), (2, 2)] {
+        let other = folder.path().join(format!("{before} then {after}"));
+        let stop = |rank, step| if rank == 0 && step >= 3 { 15 } else { 0 };
+        let (first, outcomes) = run(before, None, &Resume::No, |_| recipe(&other, &sets), stop);
+        for outcome in outcomes {
+            assert!(matches!(outcome, Ok(Outcome::Stopped { step: 4, signal: 15 })), "{before} ranks: {outcome:?}");
+        }
+        let second = whole(after, None, &other, &sets);
+        assert_eq!([first.losses(), second.losses()].concat(), expected.losses(), "{before} then {after} ranks");
+        assert!(state(&other) == state(&output), "{before} then {after} ranks: another state");
+    }
+}
+
+/// Gradients in bf16 on the way: close to the exact ones, and the same on all ranks.
+#[test]
+fn rounded_gradients_train_as_exact_ones_do() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let exact = whole(4, None, &folder.path().join("exact"), &[]);
+    let rounded = whole(4, None, &folder.path().join("rounded"), &["distributed.wire=bf16"]);
+    assert_ne!(exact.losses(), rounded.losses());
+    for (one, other) in exact.steps.iter().zip(&rounded.steps) {
+        assert!((one.loss - other.loss).abs() < 2e-2 * one.loss, "{one:?} {other:?}");
+    }
+}
+
 /// The checkpoint after step 6, but for what says when it was made.
 fn state(output: &Path) -> Vec<Vec<u8>> {
     let checkpoint = output.join("checkpoints/step-000006");

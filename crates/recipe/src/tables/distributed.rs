@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::kind::{Count, Period, Ports, word};
-use crate::{BackendChoice, SharesChoice, TopologyChoice};
+use crate::kind::{BelowOne, Count, Integer, Number, Period, Ports, Positive, word};
+use crate::{BackendChoice, SharesChoice, TopologyChoice, WireChoice};
 
 table! {
     [distributed]
@@ -55,6 +55,22 @@ table! {
         /// `virtual_ranks`, without changing a bit
         shares: SharesChoice = word::<SharesChoice>(), default(SharesChoice::Even), Shared, [
             "load_balancing" => r#"write shares = "measured""#,
+        ];
+        /// steps that each rank makes alone, before what they have learned is averaged, for slow networks:
+        /// another run than with every step together, and a worse one per token (`docs/slow-networks.md`);
+        /// evaluations, checkpoints and a signal wait for the next average
+        sync_every: Option<u64> = Integer(1), unset("every step is made together"), Digest, [
+            "local_steps", "diloco_sync_every", "h", "inner_steps", "sync_interval", "local_sgd_steps",
+        ];
+        /// with `sync_every`: the part of the averaged change that is taken
+        outer_learning_rate: Option<f64> = Number(Positive), unset("0.7"), Digest, ["outer_lr", "diloco_outer_lr"];
+        /// with `sync_every`: Nesterov's momentum of the averaged change
+        outer_momentum: Option<f64> = Number(BelowOne), unset("0.9"), Digest, ["outer_momentum_beta"];
+        /// what gradients are on the way between ranks; `bf16`: half of the bytes, each rank's rounded once
+        /// and added in f32
+        wire: Option<WireChoice> = word::<WireChoice>(), unset("`f32`: exact"), Digest, [
+            "gradient_compression" => r#"write wire = "bf16""#, "comm_dtype", "ddp_comm_hook", "fp16_compression",
+            "communication_data_type", "reduce_dtype",
         ];
     }
 }
