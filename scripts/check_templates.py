@@ -3,17 +3,27 @@
     python scripts/check_templates.py TEMPLATE_DIR
 
 It prints a JSON list, one entry per *.jinja file: its source, the special tokens it was given, and
-each conversation rendered with and without a generation prompt. `text` is null if transformers
-raised an error. The test `published_templates` of crates/dataset runs this if there is a Python
-with transformers. Needs: transformers (scripts/requirements.txt).
+each conversation rendered with and without a generation prompt, with tools, and with each of the
+variables that the template reads (`chat_template_kwargs`). `text` is null if transformers raised an
+error. `masks` are the rows that each conversation becomes, by the definition of `train_on`: the
+trained part between the signs of `TRAINED`. The tests `published_templates` and `published_masks`
+of crates/dataset run this if there is a Python with transformers. Needs: transformers
+(scripts/requirements.txt).
 """
 
+import datetime
 import json
 import pathlib
 import re
 import sys
+import types
 
+from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
+
+# What a template is told when it asks for the time: `data.date` of the tests, at 00:00.
+DATE = "2025-03-09"
+TRAINED = "\u27e6", "\u27e7"
 
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
@@ -116,7 +126,86 @@ CONVERSATIONS = {
 }
 
 
-def render(template, messages, tools, add_generation_prompt):
+# Conversations for published templates alone: the goldens of our own have those above.
+MORE_CONVERSATIONS = {
+    "reasoning in all answers": [
+        message("system", "Be brief."),
+        message("user", "One?"),
+        message("assistant", "First.", reasoning_content="hm 1"),
+        message("user", "Two?"),
+        message("assistant", "Second.", reasoning_content="\nhm 2\n"),
+        message("user", "Three?"),
+        message("assistant", "Third.", reasoning_content="hm 3"),
+    ],
+    "reasoning in the first answer": [
+        message("user", "One?"),
+        message("assistant", "First.", reasoning_content="hm 1"),
+        message("user", "Two?"),
+        message("assistant", "Second."),
+    ],
+    "reasoning in the last answer": [
+        message("user", "One?"),
+        message("assistant", "First."),
+        message("user", "Two?"),
+        message("assistant", "Second.", reasoning_content="hm 2"),
+    ],
+    "empty reasoning": [message("user", "One?"), message("assistant", "First.", reasoning_content="")],
+    "reasoning beside calls": [
+        message("user", "Weather?"),
+        {**call({"city": "Bern"}), "reasoning_content": "ask"},
+        answer("grey"),
+        {**call({"city": "Basel"}, "", "abcdef124"), "reasoning_content": "ask again"},
+        answer("blue", "abcdef124"),
+        message("assistant", "Both.", reasoning_content="tell"),
+        message("user", "Thanks"),
+        message("assistant", "Welcome.", reasoning_content="be kind"),
+    ],
+    "two calls in one message": [
+        message("user", "Weather?"),
+        {
+            **call({"city": "Bern"}),
+            "tool_calls": call({"city": "Bern"})["tool_calls"] + call({"city": "Chur"}, "", "abcdef124")["tool_calls"],
+        },
+        answer("grey"),
+        answer("blue", "abcdef124"),
+        message("assistant", "Both."),
+    ],
+    "ends with a call": [message("system", "Be brief."), message("user", "Weather?"), call({"city": "Bern"})],
+    "answer of a tool as data": [
+        message("user", "Weather?"),
+        call({"city": "Bern"}),
+        answer({"sky": "grey", "degrees": 3.5}),
+        message("assistant", "Grey."),
+    ],
+    "developer": [message("developer", "Be brief."), message("user", "Hi"), message("assistant", "Hello!")],
+    "nothink": [message("user", "Hi /nothink"), message("assistant", "Hello!"), message("user", "/no_think")],
+}
+
+# Variables that templates read; each is tried where the template has its name.
+VARIABLES = [
+    {"enable_thinking": False},
+    {"enable_thinking": True},
+    {"thinking": True},
+    {"reasoning_effort": "high"},
+    {"model_identity": "You are a parrot."},
+    {"builtin_tools": ["browser", "python"]},
+    {"date_string": "26 Jul 2024"},
+    {"tools_in_user_message": False},
+    {"custom_tools": [WEATHER]},
+    {"today": "2024-07-26"},
+    {"clear_thinking": False},
+    {"preserve_thinking": True},
+    {"documents": [{"title": "A", "text": "b"}]},
+]
+
+
+def stop_the_clock():
+    """Makes `strftime_now` of templates tell `DATE`."""
+    moment = datetime.datetime.fromisoformat(DATE)
+    chat_template_utils.datetime = types.SimpleNamespace(now=lambda: moment)
+
+
+def render(template, messages, tools, add_generation_prompt, variables=None):
     """The text, and the byte ranges of its generation blocks."""
     try:
         texts, spans = render_jinja_template(
@@ -126,6 +215,7 @@ def render(template, messages, tools, add_generation_prompt):
             return_assistant_tokens_mask=bool(re.search(r"\{%-?\s*generation\s*-?%\}", template)),
             add_generation_prompt=add_generation_prompt,
             **SPECIAL_TOKENS,
+            **(variables or {}),
         )
     except Exception as error:  # jinja2 raises its own errors and whatever Python does
         return {"text": None, "error": f"{type(error).__name__}: {error}"[:200], "generation_spans": []}
@@ -156,8 +246,101 @@ def golden(name, template, conversations=CONVERSATIONS, with_tools=CONVERSATIONS
     }
 
 
+def with_variables(template, conversations):
+    """Cases of a template with the variables that it reads, as `golden` has those without."""
+    cases = []
+    for variables in VARIABLES:
+        if not any(name in template for name in variables):
+            continue
+        for conversation, messages in conversations.items():
+            for tools in (None, [WEATHER]):
+                for add_generation_prompt in (False, True):
+                    cases.append({
+                        "conversation": conversation,
+                        "tools": tools is not None,
+                        "add_generation_prompt": add_generation_prompt,
+                        "variables": variables,
+                        **render(template, messages, tools, add_generation_prompt, variables),
+                    })
+    return cases
+
+
+def shown(text, spans):
+    """The text with its trained parts, byte ranges, between the signs of `TRAINED`."""
+    rest, out, place = text.encode(), "", 0
+    joined = []
+    for start, end in sorted(spans):
+        if joined and joined[-1][1] == start:
+            joined[-1][1] = end
+        elif start < end:
+            joined.append([start, end])
+    for start, end in joined:
+        out += rest[place:start].decode() + TRAINED[0] + rest[start:end].decode() + TRAINED[1]
+        place = end
+    return out + rest[place:].decode()
+
+
+def mask(template, messages, tools, train_on):
+    """The rows of a conversation as `shown`, or None if the definition has no answer for it.
+
+    A turn is what its rendering adds to that of the messages before it with the generation prompt.
+    If each of these is a beginning of the whole, there is one row; else the template's generation
+    blocks say what is trained; else each turn is a row of its own.
+    """
+    turns = [place for place, it in enumerate(messages) if it["role"] == "assistant"]
+    wanted = turns[-1:] if train_on == "last" else turns
+    full = render(template, messages, tools, False)
+    if not wanted or full["text"] is None:
+        return None
+    pairs = []
+    for turn in wanted:
+        before = render(template, messages[:turn], tools, True)["text"]
+        upto = render(template, messages[: turn + 1], tools, False)["text"]
+        if before is None or upto is None or not upto.startswith(before):
+            pairs.append(None)
+        else:
+            pairs.append((before, upto))
+    if all(pair is not None and full["text"].startswith(pair[1]) for pair in pairs):
+        spans = [[len(before.encode()), len(upto.encode())] for before, upto in pairs]
+        return [shown(full["text"], spans)]
+    if blocks := full["generation_spans"]:
+        if train_on == "last":
+            blocks = blocks[-1:] if len(blocks) == len(turns) else None
+        return blocks and [shown(full["text"], blocks)]
+    if any(pair is None for pair in pairs):
+        return None
+    return [shown(upto, [[len(before.encode()), len(upto.encode())]]) for before, upto in pairs]
+
+
+# Conversations that rows may say in another form than the template writes: nothing to compare.
+OTHER_FORMS = ("parts", "system parts", "tool call as text")
+
+
+def masks(template, conversations):
+    """Rows of each conversation that a model can be trained on, for both values of `train_on`."""
+    return [
+        {
+            "conversation": conversation,
+            "tools": tools is not None,
+            "train_on": train_on,
+            "rows": mask(template, messages, tools, train_on),
+        }
+        for conversation, messages in conversations.items()
+        if conversation not in OTHER_FORMS
+        for tools in (None, [WEATHER])
+        for train_on in ("assistant", "last")
+    ]
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    paths = sorted(pathlib.Path(sys.argv[1]).glob("*.jinja"))
-    json.dump([golden(path.stem, path.read_text(encoding="utf-8")) for path in paths], sys.stdout)
+    stop_the_clock()
+    written = []
+    for path in sorted(pathlib.Path(sys.argv[1]).glob("*.jinja")):
+        template = path.read_text(encoding="utf-8")
+        conversations = CONVERSATIONS | MORE_CONVERSATIONS
+        one = golden(path.stem, template, conversations, conversations)
+        one["cases"] += with_variables(template, conversations)
+        written.append({**one, "date": DATE, "masks": masks(template, conversations)})
+    json.dump(written, sys.stdout)

@@ -80,7 +80,7 @@ def mlx_logits(directory, adapter, rows):
     return [np.array(model(mx.array([row]))[0].astype(mx.float32)) for row in rows]
 
 
-KEYS = ["self_attn.q_proj", "mlp.down_proj", "linear_attn.out_proj", "conv.out_proj"]
+KEYS = ["self_attn.q_proj", "mlp.down_proj", "linear_attn.out_proj", "conv.out_proj", "mlp.switch_mlp.down_proj"]
 
 
 def save_mlx_adapter(directory, output):
@@ -104,14 +104,25 @@ def save_mlx_adapter(directory, output):
     save_config(config, output / "adapter_config.json")
 
 
+# Model types whose keys mlx-lm wants in the older spelling, also where a golden has no config.hub.json.
+RENAMED = ("qwen3_moe",)
+
+
 def in_hub_spelling(family):
     """The model as mlx-lm reads it: `rope_scaling` and `rope_theta`, not transformers' newer `rope_parameters`."""
     config = family.directory / "config.hub.json"
-    if not config.is_file():
-        return family.directory
+    if config.is_file():
+        spelt = json.loads(config.read_text())
+    else:
+        spelt = json.loads((family.directory / "config.json").read_text())
+        if spelt["model_type"] not in RENAMED:
+            return family.directory
+        spelt["rope_theta"] = spelt["rope_parameters"]["rope_theta"]
+        spelt["num_experts"] = spelt["num_local_experts"]
+        spelt.setdefault("head_dim", spelt["hidden_size"] // spelt["num_attention_heads"])
     directory = family.work / "hub"
     directory.mkdir(exist_ok=True)
-    shutil.copy(config, directory / "config.json")
+    (directory / "config.json").write_text(json.dumps(spelt))
     shutil.copy(family.directory / "model.safetensors", directory)
     return directory
 

@@ -19,6 +19,15 @@ pub(crate) fn golden(family: &str) -> PathBuf {
     repository().join("tests/goldens/models").join(family)
 }
 
+/// The names of all golden models.
+pub(crate) fn golden_models() -> Vec<String> {
+    let entries = std::fs::read_dir(golden("")).expect("golden files").map(|entry| entry.expect("an entry"));
+    let models = entries.filter(|entry| entry.path().join("golden.json").is_file());
+    let mut names: Vec<String> = models.map(|entry| entry.file_name().into_string().expect("a name")).collect();
+    names.sort();
+    names
+}
+
 /// The run of the crash tests. It has shuffled rows, dropout, micro-batches that do not divide a
 /// step (5 rows as 2, 2, 1) and a partial last step of each epoch (12 rows as 5, 5, 2). It
 /// evaluates, and its best checkpoint is not the last one, because the learning rate is far too

@@ -2,6 +2,7 @@
 //! writes earlier turns in another way once later ones follow: then each answer is a sequence
 //! (`by_turn.rs`).
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::ops::Range;
 
@@ -32,6 +33,17 @@ pub(crate) fn sequences(template: &ChatTemplate, chat: &Chat, train_on: TrainOn)
                     _ => Some(found),
                 }
             }
+        }
+    }
+    if let Some(messages) = variants::as_openai(&chat.messages) {
+        match ChatReader::new(template, chat, Cow::Owned(messages))?.read(&turns, train_on) {
+            Ok(sequences) => return Ok(sequences),
+            Err(Failure::All(error)) => return Err(Failure::All(error)),
+            // A problem of this form is not told: the row is not in it.
+            Err(found) if problem.as_ref().is_some_and(may_be_of_form) && !may_be_of_form(&found) => {
+                problem = Some(found);
+            }
+            Err(_) => {}
         }
     }
     Err(problem.unwrap_or_else(|| RowProblem::NoMessages.into()))

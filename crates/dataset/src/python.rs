@@ -171,6 +171,16 @@ pub(crate) fn to_json(value: &Value, positional: Rest<Value>, named: Kwargs) -> 
     Ok(Value::from(writer.out))
 }
 
+/// `json.dumps(value, ensure_ascii=False)` of a value of a row. `None`: it holds what no template
+/// may be given.
+pub(crate) fn json_text(value: &serde_json::Value) -> Option<String> {
+    let value = crate::template::to_value(value).ok()?;
+    let (item, key) = (", ".to_owned(), ": ".to_owned());
+    let mut writer = JsonWriter { out: String::new(), ascii: false, sort_keys: false, indent: None, item, key };
+    writer.write(&value, 0).ok()?;
+    Some(writer.out)
+}
+
 fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }

@@ -2,7 +2,8 @@
 //!
 //! Arguments of calls that are JSON text (OpenAI's form) may become objects. Content that is a list
 //! of text parts may become a string. The form of the row comes first, so that a template that
-//! takes it gets it.
+//! takes it gets it. Last comes OpenAI's form of a row that is not in it ([`as_openai`]): the
+//! templates of DeepSeek-V3 and R1 add arguments and content to other text.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -11,6 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::json;
 use crate::problem::RowProblem;
+use crate::python;
 
 /// The messages as they are, and then in each other form that they can have.
 pub(crate) fn of(messages: &[Value]) -> impl Iterator<Item = Cow<'_, [Value]>> {
@@ -24,12 +26,41 @@ pub(crate) fn of(messages: &[Value]) -> impl Iterator<Item = Cow<'_, [Value]>> {
     })
 }
 
+/// The messages with the arguments of calls as JSON text, and with an empty content beside calls
+/// where there is none. `None`: they are so already.
+pub(crate) fn as_openai(messages: &[Value]) -> Option<Vec<Value>> {
+    let mut messages = messages.to_vec();
+    let mut is_changed = false;
+    for message in &mut messages {
+        let Some(list) = message.get_mut("tool_calls").and_then(Value::as_array_mut) else { continue };
+        for call in list {
+            let object = arguments(call).filter(|given| given.is_object());
+            let Some(text) = object.and_then(python::json_text) else { continue };
+            function_mut(call)["arguments"] = Value::String(text);
+            is_changed = true;
+        }
+        if message.get("content").is_none() {
+            message["content"] = Value::String(String::new());
+            is_changed = true;
+        }
+    }
+    is_changed.then_some(messages)
+}
+
 fn calls(message: &Value) -> impl Iterator<Item = &Value> {
     message.get("tool_calls").and_then(Value::as_array).into_iter().flatten()
 }
 
 fn arguments(call: &Value) -> Option<&Value> {
     call.get("function").filter(|function| function.is_object()).unwrap_or(call).get("arguments")
+}
+
+/// Where a call has its name and arguments.
+fn function_mut(call: &mut Value) -> &mut Value {
+    match call.get("function").is_some_and(Value::is_object) {
+        true => &mut call["function"],
+        false => call,
+    }
 }
 
 /// The arguments of a call, if they are the text of an object. An empty text is an empty object.
@@ -54,11 +85,7 @@ fn changed(message: &Value, parse: bool, join: bool) -> Value {
     if parse && let Some(calls) = message.get_mut("tool_calls").and_then(Value::as_array_mut) {
         for call in calls {
             let Some(object) = parsed(call) else { continue };
-            let function = match call.get("function").is_some_and(Value::is_object) {
-                true => &mut call["function"],
-                false => call,
-            };
-            function["arguments"] = Value::Object(object);
+            function_mut(call)["arguments"] = Value::Object(object);
         }
     }
     message
@@ -144,6 +171,16 @@ mod tests {
         assert_eq!(forms[1][0], call(json!({"a": 1})));
         assert_eq!(forms[2][1]["content"], json!("b"));
         assert_eq!(of(&[call(json!(""))]).nth(1).expect("no arguments")[0], call(json!({})));
+    }
+
+    #[test]
+    fn openai_s_form_is_made_where_a_row_is_not_in_it() {
+        let call = |arguments: Value| json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]});
+        let made = as_openai(&[call(json!({"a": [1.0, "é"], "b": {}}))]).expect("another form");
+        assert_eq!(made[0]["content"], json!(""));
+        assert_eq!(made[0]["tool_calls"][0]["function"]["arguments"], json!("{\"a\": [1.0, \"é\"], \"b\": {}}"));
+        assert_eq!(as_openai(&made), None);
+        assert_eq!(as_openai(&[json!({"role": "user"})]), None);
     }
 
     #[test]

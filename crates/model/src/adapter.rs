@@ -7,6 +7,7 @@ mod base;
 mod combine;
 mod files;
 pub(crate) mod mlx;
+mod mlx_names;
 mod peft;
 mod read;
 mod settings;

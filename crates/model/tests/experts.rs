@@ -138,3 +138,75 @@ fn branches_are_put_together_as_peft_has_them() {
     let again = Adapter::read(written.path(), &config).expect("an adapter");
     assert_eq!(again.targets, adapter.targets);
 }
+
+/// The adapter in mlx-lm's files, in a directory.
+fn written_for_mlx(adapter: &Adapter, config: &ModelConfig) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (files, notices) = adapter.mlx_files(0.0, config).expect("files");
+    assert!(notices.is_empty(), "{notices:?}");
+    for (name, bytes) in files {
+        made::write(&directory.path().join(name), bytes);
+    }
+    directory
+}
+
+/// mlx-lm has A [e, r, i] and B [e, o, r] of a stack (`LoRASwitchLinear`). Read back, it is the same
+/// adapter.
+#[test]
+fn branches_are_stacked_as_mlx_lm_has_them() {
+    let directory = golden("qwen3_moe_experts");
+    let config = ModelConfig::load(&directory).expect("a config");
+    let adapter = Adapter::read(&directory.join("adapter"), &config).expect("an adapter");
+    let written = written_for_mlx(&adapter, &config);
+
+    let settings = made::read_json(&written.path().join("adapter_config.json"));
+    let keys = ["mlp.switch_mlp.down_proj", "mlp.switch_mlp.gate_proj", "mlp.switch_mlp.up_proj", "self_attn.q_proj"];
+    assert_eq!(settings["lora_parameters"]["keys"], json!(keys));
+    assert_eq!(settings["num_layers"], json!(2));
+    let of_single = read_tensors(&directory.join("adapter/adapter_model.safetensors"));
+    let tensors = read_tensors(&written.path().join("adapters.safetensors"));
+    for (part, half, stacked) in [
+        ("gate_proj", "A", vec![5, 4, 32]),
+        ("gate_proj", "B", vec![5, 24, 4]),
+        ("down_proj", "A", vec![5, 4, 24]),
+        ("down_proj", "B", vec![5, 32, 4]),
+    ] {
+        let name = format!("model.layers.1.mlp.switch_mlp.{part}.lora_{}", half.to_lowercase());
+        let tensor = tensors.iter().find(|tensor| tensor.0 == name).expect("a stack");
+        assert_eq!(tensor.2, stacked, "{name}");
+        let of_expert = |expert: usize| {
+            let name = format!("base_model.model.model.layers.1.mlp.experts.{expert}.{part}.lora_{half}.weight");
+            of_single.iter().find(|tensor| tensor.0 == name).expect("an expert's").3.to_vec()
+        };
+        assert!(tensor.3.to_vec() == (0..5).flat_map(of_expert).collect::<Vec<u8>>(), "{name}");
+    }
+    let again = Adapter::read(written.path(), &config).expect("an adapter");
+    assert_eq!(again.targets, adapter.targets);
+    assert!(again.values == adapter.values);
+    assert!(again.notices.is_empty(), "{:?}", again.notices);
+}
+
+/// Experts without a branch have zeros in a stack, which change nothing.
+#[test]
+fn a_stack_of_some_experts_has_zeros_for_the_others() {
+    let config = ModelConfig::load(&golden("qwen3_moe_experts")).expect("a config");
+    let is_left = |name: &str| !name.contains(".experts.") || name.contains(".experts.3.");
+    let some = made::adapter("qwen3_moe_experts", |_, tensors| tensors.retain(|tensor| is_left(&tensor.0)));
+    let adapter = Adapter::read(some.path(), &config).expect("an adapter");
+    let again = Adapter::read(written_for_mlx(&adapter, &config).path(), &config).expect("an adapter");
+    let values = |adapter: &Adapter, module: &str| -> Option<Vec<f32>> {
+        let mut first = 0;
+        for (target, (outputs, inputs)) in adapter.targets.iter().zip(&adapter.shapes) {
+            let count = target.rank * (outputs + inputs);
+            if target.module == module {
+                return Some(adapter.values[first..first + count].to_vec());
+            }
+            first += count;
+        }
+        None
+    };
+    let module = |expert: usize| format!("model.layers.0.mlp.experts.{expert}.up_proj");
+    assert_eq!(values(&adapter, &module(2)), None);
+    assert!(values(&again, &module(2)).expect("a branch").iter().all(|value| *value == 0.0));
+    assert_eq!(values(&again, &module(3)), values(&adapter, &module(3)));
+}

@@ -1,13 +1,14 @@
 //! Layers that are read from the disk whenever a pass comes to them: the bits of the model in memory, for every
 //! golden model, packed form and kind of adapter.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use finetune_model::adapter::Adapter;
 use finetune_model::{Backward, Batch, BatchRow, Coefficients, Model, Part, Placement, Randomness, Sampling};
 
 mod golden;
 
+use golden::families::{self, folders_with};
 use golden::{Rows, goldens, json, placement_of, rows};
 
 /// A base, an adapter on it, and rows.
@@ -18,25 +19,13 @@ struct Case {
     rows: Rows,
 }
 
-/// The names of the folders in a folder.
-fn folders(path: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(path).expect("golden files").map(|entry| entry.expect("an entry"));
-    let mut names: Vec<String> = entries
-        .filter(|entry| entry.path().is_dir())
-        .map(|entry| entry.file_name().into_string().expect("a name"))
-        .collect();
-    names.sort();
-    names
-}
-
-fn families() -> Vec<Case> {
-    let models = goldens().join("models");
+fn models() -> Vec<Case> {
     let case = |name: String| {
-        let base = models.join(&name);
+        let base = golden::directory(&name);
         let rows = rows(&json(&base.join("golden.json")));
         Case { name, adapter: base.join("adapter"), base, rows }
     };
-    folders(&models).into_iter().filter(|name| models.join(name).join("golden.json").is_file()).map(case).collect()
+    families::names().into_iter().map(case).collect()
 }
 
 fn packed() -> Vec<Case> {
@@ -48,7 +37,7 @@ fn packed() -> Vec<Case> {
         let base = if name.starts_with("gguf") { base.join("model.gguf") } else { base };
         Case { rows: rows(&json(&whole.join("rows.json"))), adapter: whole.join("adapter"), base, name }
     };
-    folders(&packed).into_iter().filter(|name| name != "bases").map(case).collect()
+    folders_with(&packed, "golden.json").into_iter().map(case).collect()
 }
 
 fn kinds_of_adapters() -> Vec<Case> {
@@ -58,7 +47,7 @@ fn kinds_of_adapters() -> Vec<Case> {
         let base = golden::directory(about["family"].as_str().expect("a family"));
         Case { rows: rows(&json(&base.join("golden.json"))), adapter: adapters.join(&name).join("adapter"), base, name }
     };
-    folders(&adapters).into_iter().filter(|name| adapters.join(name).join("case.json").is_file()).map(case).collect()
+    folders_with(&adapters, "case.json").into_iter().map(case).collect()
 }
 
 impl Case {
@@ -138,7 +127,7 @@ impl Case {
 
 #[test]
 fn every_family_has_the_bits_of_the_model_in_memory() {
-    let cases = families();
+    let cases = models();
     assert!(cases.len() > 30, "{} golden models", cases.len());
     cases.iter().for_each(Case::expect_same_bits);
 }
@@ -161,7 +150,7 @@ fn every_kind_of_adapter_has_the_bits_of_the_model_in_memory() {
 #[test]
 fn one_thread_is_enough() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
-    let cases = families();
+    let cases = models();
     let case = cases.iter().find(|case| case.name == "qwen3").expect("a golden model");
     pool.install(|| case.expect_same_bits());
 }

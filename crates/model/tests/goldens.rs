@@ -15,33 +15,15 @@ use finetune_model::{
 use finetune_store::{RealDisk, Staging, TensorFile};
 use serde_json::Value;
 
+#[macro_use]
+#[path = "golden/each_family.rs"]
+mod each_family;
 mod golden;
 
 use golden::{
-    ANY, CPU_ONLY, GRADIENTS, LOGITS, Rows, batch, directory, floats, gpu, json, largest_difference, placement_of,
-    relative_norm, rows,
+    ANY, CPU_ONLY, GRADIENTS, LOGITS, Rows, batch, directory, families, floats, gpu, json, largest_difference,
+    placement_of, relative_norm, rows,
 };
-
-/// Makes one test of a check for each family, `CHECK::FAMILY`, so that a family that fails does not
-/// hide the others. The second form names the families.
-macro_rules! of_each_family {
-    ($check:ident) => {
-        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3 gemma3_multimodal qwen3_moe qwen3_moe_experts
-            ministral3 granite olmo3 qwen3_5 qwen3_5_moe gemma2 phi3 gpt_oss gpt_oss_mxfp4 deepseek_v3 deepseek_v3_plain
-            glm4_moe_lite glm4_moe glm4 granitemoehybrid lfm2 lfm2_moe qwen3_next
-            gemma4 gemma4_k_eq_v gemma4_moe granitemoehybrid_rope);
-    };
-    ($check:ident: $($family:ident)+) => {
-        mod $check {
-            $(
-                #[test]
-                fn $family() {
-                    super::$check(stringify!($family));
-                }
-            )+
-        }
-    };
-}
 
 struct Golden {
     family: &'static str,
@@ -247,9 +229,27 @@ fn both_spellings_of_config_json_mean_the_same(family: &'static str) {
     assert_eq!(hub, ModelConfig::load(&directory(family)).expect("newer spelling"), "{family}");
 }
 
-of_each_family!(both_spellings_of_config_json_mean_the_same: llama3 qwen2 smollm3 gemma3 qwen3_moe ministral3 granite
-    olmo3 deepseek_v3 gemma2 glm4 glm4_moe glm4_moe_lite gpt_oss gpt_oss_mxfp4 granitemoehybrid granitemoehybrid_rope lfm2
-    lfm2_moe phi3 qwen3_next);
+macro_rules! with_hub_spelling {
+    ($called:ident!($($arguments:tt)*)) => {
+        $called! { $($arguments)*
+            llama3 qwen2 smollm3 gemma3 qwen3_moe ministral3 granite olmo3 deepseek_v3 gemma2 glm4 glm4_moe
+            glm4_moe_lite gpt_oss gpt_oss_mxfp4 granitemoehybrid granitemoehybrid_rope lfm2 lfm2_moe phi3
+            qwen3_next }
+    };
+}
+
+with_hub_spelling!(of_each_family!(both_spellings_of_config_json_mean_the_same:));
+
+/// The names in `each_family.rs` and those above are the folders'.
+#[test]
+fn every_golden_model_is_listed() {
+    let mut listed = with_families!(names_of!()).map(str::to_owned).to_vec();
+    listed.sort();
+    assert_eq!(listed, families::names());
+    let mut spelt_twice = with_hub_spelling!(names_of!()).map(str::to_owned).to_vec();
+    spelt_twice.sort();
+    assert_eq!(spelt_twice, families::folders_with(&families::models(), "config.hub.json"));
+}
 
 /// PEFT saves one branch for all experts of a layer. It is read as the branches that it was made of.
 #[test]

@@ -4,6 +4,10 @@
 //! The tests run on the CPU. With `FINETUNE_TEST_DEVICE=gpu` they run on a GPU in f32, or on a
 //! software renderer if there is no GPU.
 
+#[macro_use]
+#[path = "../../model/tests/golden/each_family.rs"]
+mod each_family;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
@@ -14,27 +18,6 @@ use finetune_recipe::Recipe;
 use finetune_store::TensorFile;
 use finetune_trainer::{Event, Outcome, Ranks, Resume, StepRow, ThisHost, prepare, train};
 use serde_json::Value;
-
-/// Makes one test of a check for each family, `CHECK::FAMILY`, so that a family that fails does not
-/// hide the others. The second form names the families.
-macro_rules! of_each_family {
-    ($check:ident) => {
-        of_each_family!($check: llama llama3 mistral qwen2 qwen3 smollm3 gemma3 gemma3_multimodal qwen3_moe qwen3_moe_experts
-            ministral3 granite olmo3 qwen3_5 qwen3_5_moe gemma2 phi3 gpt_oss gpt_oss_mxfp4 deepseek_v3 deepseek_v3_plain
-            glm4_moe_lite glm4_moe glm4 granitemoehybrid lfm2 lfm2_moe qwen3_next
-            gemma4 gemma4_k_eq_v gemma4_moe granitemoehybrid_rope);
-    };
-    ($check:ident: $($family:ident)+) => {
-        mod $check {
-            $(
-                #[test]
-                fn $family() {
-                    super::$check(stringify!($family));
-                }
-            )+
-        }
-    };
-}
 
 fn goldens(family: &str) -> PathBuf {
     // The variable is read at run time, because the tests also travel to other machines.

@@ -1,4 +1,5 @@
 mod counted;
+mod ends;
 mod formats;
 mod gguf;
 mod hostile;

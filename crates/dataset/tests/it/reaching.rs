@@ -1,6 +1,6 @@
 //! What a row says reaches its text, or the row is refused by name.
 
-use finetune_dataset::{Dataset, DatasetError};
+use finetune_dataset::{ChatTokenizer, Dataset, DatasetError};
 use finetune_recipe::{Data, Format, TrainOn};
 use serde_json::{Value, json};
 
@@ -9,17 +9,21 @@ use crate::made_up::{CHATML, Model, VOCABULARY, data};
 /// The rows that a line becomes, as text with the trained part between ⟦ and ⟧, or why it cannot be
 /// used.
 pub(crate) fn read_with(model: &Model, row: &Value, train_on: TrainOn) -> Vec<String> {
+    read_through(model, &model.tokenizer(), row, train_on)
+}
+
+/// As [`read_with`], with a tokenizer of the model that was opened before.
+pub(crate) fn read_through(model: &Model, tokenizer: &ChatTokenizer, row: &Value, train_on: TrainOn) -> Vec<String> {
     let file = model.write("rows.jsonl", format!("{row}\n"));
-    let data = Data { train_on, ..data(Format::Auto) };
-    match Dataset::load(&[file], &data, &model.tokenizer(), VOCABULARY, usize::MAX, &|_| {}) {
-        Ok(dataset) => dataset.rows.iter().map(|row| shown(model, row)).collect(),
+    let data = Data { train_on, max_seq_len: 1 << 16, ..data(Format::Auto) };
+    match Dataset::load(&[file], &data, tokenizer, VOCABULARY, usize::MAX, &|_| {}) {
+        Ok(dataset) => dataset.rows.iter().map(|row| shown(tokenizer, row)).collect(),
         Err(DatasetError::BadRows(rows)) => vec![format!("refused: {}", rows.first[0].problem)],
         Err(error) => panic!("{error}"),
     }
 }
 
-fn shown(model: &Model, row: &finetune_dataset::Row) -> String {
-    let tokenizer = model.tokenizer();
+fn shown(tokenizer: &ChatTokenizer, row: &finetune_dataset::Row) -> String {
     let mut text = String::new();
     for part in (0..row.tokens.len()).collect::<Vec<_>>().chunk_by(|a, b| row.trained[*a] == row.trained[*b]) {
         let ids: Vec<u32> = part.iter().map(|index| row.tokens[*index]).collect();
@@ -179,6 +183,23 @@ fn arguments_as_text_are_parsed_where_the_template_wants_an_object() {
         read(ALL, &row("{\"city\": ")),
         ["refused: messages[1].tool_calls[0]: the arguments are a string, and the chat template quotes it"]
     );
+}
+
+#[test]
+fn arguments_are_written_as_text_where_the_template_adds_them_to_text() {
+    // As DeepSeek-V3's and R1's do.
+    let template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% elif 'tool_calls' in m %}\
+                    {% for c in m.tool_calls %}\
+                    {{ 'A:' + m.content + '<' + c.function.name + c.function.arguments + '>' }}{% endfor %}\
+                    {% else %}{{ 'A:' + m.content + '.' }}{% endif %}{% endfor %}\
+                    {% if add_generation_prompt %}A:{% endif %}";
+    let arguments = json!({"city": "Zürich", "days": 2, "factor": 1.0});
+    let mut asked = call(arguments);
+    let row = chat(json!([{"role": "user", "content": "hm"}, asked]));
+    let expected = ["hmA:⟦<look{\"city\": \"Zürich\", \"days\": 2, \"factor\": 1.0}>⟧"];
+    assert_eq!(read(template, &row), expected);
+    asked["content"] = Value::Null;
+    assert_eq!(read(template, &chat(json!([{"role": "user", "content": "hm"}, asked]))), expected);
 }
 
 #[test]

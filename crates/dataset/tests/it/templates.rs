@@ -5,16 +5,25 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use finetune_advice::Advice as _;
+use finetune_dataset::{ChatTokenizer, TextSource};
+use finetune_recipe::TrainOn;
 use serde_json::{Value, json};
 
 use crate::made_up::Model;
+use crate::reaching::read_through;
+
+/// A golden's tokenizer, which is told the golden's date.
+fn tokenizer(golden: &Value, model: &Model) -> Result<ChatTokenizer, finetune_dataset::DatasetError> {
+    let source = TextSource { date: golden["date"].as_str(), ..TextSource::of(model.path(), None) };
+    Ok(ChatTokenizer::open(&source)?.expect("a tokenizer.json"))
+}
 
 /// Renders every case of a golden; says where the text, the blocks or an error differ from
 /// transformers'.
 fn differences(golden: &Value) -> Vec<String> {
     let name = golden["name"].as_str().expect("a name");
     let model = Model::with_tokens(golden["template"].as_str(), golden["special_tokens"].clone());
-    let tokenizer = match finetune_dataset::ChatTokenizer::load(model.path(), None) {
+    let tokenizer = match tokenizer(golden, &model) {
         Ok(tokenizer) => tokenizer,
         Err(error) => return vec![format!("{name}: {error}")],
     };
@@ -24,8 +33,10 @@ fn differences(golden: &Value) -> Vec<String> {
         let prompt = case["add_generation_prompt"].as_bool().expect("a flag");
         let tools = Some(&golden["tools"]).filter(|_| case["tools"] == json!(true));
         let messages = golden["conversations"][conversation].as_array().expect("messages");
-        let place = format!("{name}, {conversation:?}, tools {}, prompt {prompt}", tools.is_some());
-        match (tokenizer.render(messages, tools, prompt), case["text"].as_str()) {
+        let variables: Vec<(String, Value)> =
+            case["variables"].as_object().cloned().unwrap_or_default().into_iter().collect();
+        let place = format!("{name}, {conversation:?}, tools {}, prompt {prompt} {variables:?}", tools.is_some());
+        match (tokenizer.render_with(messages, tools, &variables, prompt), case["text"].as_str()) {
             (Ok(ours), Some(theirs)) if ours.text != theirs => {
                 found.push(format!("{place}:\n  ours   {:?}\n  theirs {theirs:?}", ours.text));
             }
@@ -71,30 +82,66 @@ fn goldens() {
     assert!(found.is_empty(), "{} differences\n{}", found.len(), found.join("\n"));
 }
 
-#[test]
-fn published_templates() {
+/// The published templates as `scripts/check_templates.py` renders them. `None`: a part of it is not
+/// at hand, which is said under the name of the test.
+fn published(test: &str) -> Option<Vec<Value>> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let python = variable("FINETUNE_PYTHON").or_else(|| Some(workspace().join(".venv/bin/python")));
     let (Some(python), Some(templates)) = (python.filter(|python| python.exists()), variable("CHAT_TEMPLATES")) else {
         eprintln!(
-            "SKIPPED: published_templates needs a directory of templates (CHAT_TEMPLATES) and a Python with \
-             transformers (FINETUNE_PYTHON)"
+            "SKIPPED: {test} needs a directory of templates (CHAT_TEMPLATES) and a Python with transformers \
+             (FINETUNE_PYTHON)"
         );
-        return;
+        return None;
     };
     let script = workspace().join("scripts/check_templates.py");
     let output = Command::new(&python).arg(script).arg(&templates).output().expect("a started Python");
     if !output.status.success() {
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(told.contains("ModuleNotFoundError"), "scripts/check_templates.py failed:\n{told}");
-        eprintln!("SKIPPED: published_templates: {} has no transformers", python.display());
-        return;
+        eprintln!("SKIPPED: {test}: {} has no transformers", python.display());
+        return None;
     }
     let goldens: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
     assert!(!goldens.is_empty(), "no templates in {}", templates.display());
+    Some(goldens)
+}
+
+#[test]
+fn published_templates() {
+    let Some(goldens) = published("published_templates") else { return };
     let cases: usize = goldens.iter().filter_map(|golden| golden["cases"].as_array()).map(Vec::len).sum();
     let found: Vec<String> = goldens.iter().flat_map(differences).collect();
     eprintln!("{} templates, {cases} renderings, {} differences", goldens.len(), found.len());
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// The rows that conversations of a golden become, and which of their tokens are trained on. A row
+/// may be refused for a text that the template leaves out; then nothing is compared.
+#[test]
+fn published_masks() {
+    let Some(goldens) = published("published_masks") else { return };
+    let (mut equal, mut refused, mut more, mut found) = (0, 0, 0, Vec::new());
+    for golden in &goldens {
+        let model = Model::with_tokens(golden["template"].as_str(), golden["special_tokens"].clone());
+        let tokenizer = tokenizer(golden, &model).expect("a tokenizer");
+        for case in golden["masks"].as_array().expect("masks") {
+            let conversation = case["conversation"].as_str().expect("a conversation's name");
+            let train_on = if case["train_on"] == "last" { TrainOn::Last } else { TrainOn::Assistant };
+            let tools = if case["tools"] == json!(true) { golden["tools"].clone() } else { Value::Null };
+            let row = json!({"messages": golden["conversations"][conversation], "tools": tools});
+            let ours = read_through(&model, &tokenizer, &row, train_on);
+            let is_refused = ours.iter().any(|text| text.starts_with("refused: "));
+            let place = format!("{}, {conversation:?}, tools {}, {}", golden["name"], case["tools"], case["train_on"]);
+            match case["rows"].as_array() {
+                _ if is_refused => refused += 1,
+                None => more += 1,
+                Some(theirs) if json!(ours) == json!(theirs) => equal += 1,
+                Some(theirs) => found.push(format!("{place}:\n  ours   {ours:?}\n  theirs {theirs:?}")),
+            }
+        }
+    }
+    eprintln!("{equal} conversations equal, {refused} refused, {more} by other ways, {} differences", found.len());
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 

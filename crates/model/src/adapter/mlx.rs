@@ -1,8 +1,8 @@
 //! An adapter as mlx-lm's files.
 //!
-//! mlx-lm 0.31 (`tuner/utils.py`) has one rank and one scale for all layers. It takes the layers
+//! mlx-lm 0.32 (`tuner/utils.py`) has one rank and one scale for all layers. It takes the layers
 //! from the settings, and refuses tensors of other shapes. So ranks are filled up with zeros, and a
-//! branch of another scale has the ratio in its B.
+//! branch of another scale has the ratio in its B. Experts are stacks (`mlx_names.rs`).
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,8 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use finetune_store::{Dtype, encode_tensors};
 use serde_json::json;
 
-use crate::adaptation::{is_expert, is_of_vocabulary};
+use crate::adaptation::is_of_vocabulary;
 use crate::adapter::files::MLX_FILE;
+use crate::adapter::mlx_names::{MlxModule, Stack, of_module, without_branch};
 use crate::adapter::tensors::transposed;
 use crate::adapter::{Adapter, CONFIG_FILE};
 use crate::config::ModelConfig;
@@ -19,7 +20,7 @@ use crate::error::{ModelError, list};
 use crate::files::floats::from_f32;
 use crate::files::wrapper::name_in_mlx;
 use crate::lora::{LoraTarget, layer_of};
-use crate::merge::branches;
+use crate::merge::{BranchValues, branches};
 
 /// The number of layers, as the names of all modules say.
 fn layers_of(modules: &[String]) -> usize {
@@ -43,6 +44,33 @@ pub(crate) fn is_power_of_two(factor: f64) -> bool {
     factor.is_normal() && factor.to_bits().trailing_zeros() >= 52
 }
 
+/// The name of a module of the text model in the whole model.
+fn in_whole(module: &str, config: &ModelConfig) -> String {
+    if config.wrapper.is_some() { name_in_mlx(module) } else { module.to_owned() }
+}
+
+/// Part, shape and values of a tensor.
+type Part = (&'static str, Vec<usize>, Vec<f32>);
+
+/// The tensors of a branch: [inputs, r], [r, outputs] and magnitudes. What is filled up is behind
+/// the last column, and below the last row. B is multiplied by `factor`.
+fn parts_of(branch: &BranchValues<'_>, (outputs, inputs): (usize, usize), rank: usize, factor: f64) -> Vec<Part> {
+    let mut a = vec![0.0; inputs * rank];
+    for (row, values) in branch.a.chunks(inputs).enumerate() {
+        for (column, value) in values.iter().enumerate() {
+            a[column * rank + row] = *value;
+        }
+    }
+    let mut b = transposed(branch.b, branch.rank);
+    if factor != 1.0 {
+        b.iter_mut().for_each(|value| *value = (f64::from(*value) * factor) as f32);
+    }
+    b.resize(rank * outputs, 0.0);
+    let mut parts = vec![("lora_a", vec![inputs, rank], a), ("lora_b", vec![rank, outputs], b)];
+    parts.extend(branch.magnitudes.map(|values| ("m", vec![outputs], values.to_vec())));
+    parts
+}
+
 /// Names and bytes of files.
 type Files = Vec<(String, Vec<u8>)>;
 
@@ -62,45 +90,43 @@ impl Adapter {
         let scales: Vec<f64> = self.targets.iter().map(scale_of).filter(|scale| *scale != 0.0).collect();
         let scale = most_frequent(&scales).unwrap_or(1.0);
         let rank = self.targets.iter().map(|target| target.rank).max().unwrap_or(1);
-        let (num_layers, keys) = self.mlx_choice();
-        let is_wrapped = config.wrapper.is_some();
-        let named = |module: &str| if is_wrapped { name_in_mlx(module) } else { module.to_owned() };
-        let config = json!({
+        let (num_layers, keys) = self.mlx_choice(config);
+        let written = json!({
             "fine_tune_type": if use_dora { "dora" } else { "lora" },
             "model": self.base.name,
             "num_layers": num_layers,
             "lora_parameters": {"rank": rank, "scale": scale, "dropout": dropout, "keys": keys},
         });
-        let config = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
-        let (mut tensors, mut rounded) = (Vec::new(), Vec::new());
-        for ((branch, target), &(outputs, inputs)) in branches(self).iter().zip(&self.targets).zip(&self.shapes) {
+        let settings = serde_json::to_vec_pretty(&written).expect("a JSON value can be written");
+        let (mut tensors, mut rounded, mut stacks) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let mut add = |module: &str, part: &str, shape: Vec<usize>, values: &[f32]| {
+            let name = format!("{}.{part}", in_whole(module, config));
+            tensors.push((name, Dtype::F32, shape, Cow::from(from_f32(values, Dtype::F32))));
+        };
+        let experts = config.experts.as_ref().map_or(0, |experts| experts.count);
+        for ((branch, target), &shape) in branches(self).iter().zip(&self.targets).zip(&self.shapes) {
             let factor = scale_of(target) / scale;
             if factor != 0.0 && !is_power_of_two(factor) {
                 rounded.push(target.module.clone());
             }
-            // [inputs, r] and [r, outputs]. What is filled up is behind the last column, and below
-            // the last row.
-            let mut a = vec![0.0; inputs * rank];
-            for (row, values) in branch.a.chunks(inputs).enumerate() {
-                for (column, value) in values.iter().enumerate() {
-                    a[column * rank + row] = *value;
-                }
+            let MlxModule { name, expert } = of_module(&target.module, config);
+            if let Some(expert) = expert {
+                let stack = stacks.entry(name).or_insert_with(|| Stack::new(experts, shape, rank));
+                stack.put(expert, branch, factor);
+                continue;
             }
-            let mut b = transposed(branch.b, branch.rank);
-            if factor != 1.0 {
-                b.iter_mut().for_each(|value| *value = (f64::from(*value) * factor) as f32);
+            for (part, shape, values) in parts_of(branch, shape, rank, factor) {
+                add(&name, part, shape, &values);
             }
-            b.resize(rank * outputs, 0.0);
-            let mut parts = vec![("lora_a", vec![inputs, rank], a), ("lora_b", vec![rank, outputs], b)];
-            parts.extend(branch.magnitudes.map(|values| ("m", vec![outputs], values.to_vec())));
-            for (part, shape, values) in parts {
-                let name = format!("{}.{part}", named(&target.module));
-                tensors.push((name, Dtype::F32, shape, Cow::from(from_f32(&values, Dtype::F32))));
+        }
+        for (name, stack) in stacks {
+            for (part, shape, values) in stack.tensors(experts) {
+                add(&name, part, shape, &values);
             }
         }
         let metadata = BTreeMap::from([("format".to_owned(), "mlx".to_owned())]);
         let tensors = encode_tensors(&tensors, &metadata)?;
-        let files = vec![(CONFIG_FILE.to_owned(), config), (MLX_FILE.to_owned(), tensors)];
+        let files = vec![(CONFIG_FILE.to_owned(), settings), (MLX_FILE.to_owned(), tensors)];
         Ok((files, self.mlx_notices(scale, rank, &rounded)))
     }
 
@@ -119,14 +145,9 @@ impl Adapter {
         if doras != 0 && doras != self.targets.len() {
             return refused("DoRA on some layers only");
         }
-        if let Some(target) = self.targets.iter().find(|target| target.module.ends_with(".kv_b_proj")) {
-            return Err(ModelError::NotExpressible {
-                what: format!("mlx-lm holds `{}` in two parts, and one branch is not two", target.module),
-                hint: "--format merged writes the model with it".to_owned(),
-            });
-        }
-        if self.targets.iter().any(|target| is_expert(&target.module)) {
-            return refused("branches of single experts");
+        if let Some(what) = self.targets.iter().find_map(|target| without_branch(target, config)) {
+            let hint = "--format merged writes the model with it".to_owned();
+            return Err(ModelError::NotExpressible { what, hint });
         }
         let of_vocabulary = self.targets.iter().any(|target| is_of_vocabulary(&target.module));
         if config.tied_embeddings && of_vocabulary {
@@ -138,18 +159,20 @@ impl Adapter {
     /// The number of layers from the last one back, and the names that choose the branches' modules.
     /// The names are those within a layer, if the modules are the same in all these layers.
     /// Otherwise they are whole names, which mlx-lm looks for in the whole model.
-    fn mlx_choice(&self) -> (usize, Vec<String>) {
+    fn mlx_choice(&self, config: &ModelConfig) -> (usize, Vec<String>) {
         let all = layers_of(&self.modules);
         let first = self.targets.iter().filter_map(|target| layer_of(&target.module)).min().unwrap_or(0);
-        let keys: BTreeSet<&str> = self.targets.iter().map(|target| within(&target.module)).collect();
-        let chosen = self
-            .modules
+        let named = |module: &String| of_module(module, config).name;
+        let targets: BTreeSet<String> = self.targets.iter().map(|target| named(&target.module)).collect();
+        let keys: BTreeSet<&str> = targets.iter().map(|target| within(target)).collect();
+        let modules: BTreeSet<String> = self.modules.iter().map(named).collect();
+        let chosen = modules
             .iter()
             .filter(|module| layer_of(module).is_some_and(|layer| layer >= first) && keys.contains(within(module)));
-        if chosen.count() == self.targets.len() {
+        if chosen.eq(&targets) {
             return (all - first, keys.into_iter().map(str::to_owned).collect());
         }
-        (all, self.targets.iter().map(|target| target.module.clone()).collect())
+        (all, targets.iter().map(|target| in_whole(target, config)).collect())
     }
 
     fn mlx_notices(&self, scale: f64, rank: usize, rounded: &[String]) -> Vec<String> {

@@ -1,12 +1,14 @@
 //! Reads an adapter: every tensor gets its place, and settings and tensors are held against each
 //! other.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use finetune_store::TensorFile;
 
-use crate::adaptation::{is_of_vocabulary, saved_modules, saved_tensors, target_layers};
+use crate::adaptation::{TargetLayer, is_of_vocabulary, saved_modules, saved_tensors, target_layers};
 use crate::adapter::files::{AdapterFiles, Format};
+use crate::adapter::mlx_names;
 use crate::adapter::settings::Settings;
 use crate::adapter::stacked::{self, OfExpert};
 use crate::adapter::tensors::{self, Branches, Parts};
@@ -31,8 +33,8 @@ impl Adapter {
         let mut modules: Vec<String> = target_layers(config).into_iter().map(|layer| layer.module).collect();
         let linears = modules.len();
         modules.extend(stacked::parameters(config));
-        let inside = config.is_named_inside() && files.format == Format::Peft;
-        let named: Vec<String> = modules.iter().map(|module| name_of(module, inside)).collect();
+        let format = files.format;
+        let named: Vec<String> = modules.iter().map(|module| name_of(module, format, config)).collect();
         let settings = Settings::read(&files, &named, config.tied_embeddings)?;
         modules.truncate(linears);
         let path = files.tensors();
@@ -55,7 +57,7 @@ impl Adapter {
             notices: settings.notices.clone(),
             modules,
         };
-        let mut reader = Reader { config, settings: &settings, inside, path, format: files.format, branches, adapter };
+        let mut reader = Reader { config, settings: &settings, path, format, branches, adapter };
         reader.branches()?;
         reader.saved()?;
         reader.vocabulary()?;
@@ -64,8 +66,12 @@ impl Adapter {
 }
 
 /// What the settings call a module of the text model.
-fn name_of(module: &str, inside: bool) -> String {
-    if inside { name_inside(module) } else { module.to_owned() }
+fn name_of(module: &str, format: Format, config: &ModelConfig) -> String {
+    match format {
+        Format::Peft if config.is_named_inside() => name_inside(module),
+        Format::Peft => module.to_owned(),
+        Format::Mlx => mlx_names::of_module(module, config).name,
+    }
 }
 
 /// Rows of the embedding or the output layer, if the file has one of them.
@@ -80,8 +86,6 @@ fn rows(branches: &Branches<'_>) -> Option<usize> {
 struct Reader<'a> {
     config: &'a ModelConfig,
     settings: &'a Settings,
-    /// Whether the settings name modules inside a multimodal model.
-    inside: bool,
     path: PathBuf,
     format: Format,
     branches: Branches<'a>,
@@ -93,12 +97,22 @@ impl Reader<'_> {
         Err(ModelError::AdapterKeys { path: self.path.clone(), what, names })
     }
 
+    /// The branches of single experts that the file holds in stacks, by module.
+    fn of_experts(&mut self, layers: &[TargetLayer]) -> Result<BTreeMap<String, OfExpert>, ModelError> {
+        match self.format {
+            Format::Peft => stacked::take(&mut self.branches, self.settings, self.config),
+            Format::Mlx => mlx_names::take(&mut self.branches, self.settings, self.config, layers),
+        }
+    }
+
     /// The branches of all layers.
     fn branches(&mut self) -> Result<(), ModelError> {
         let (mut halves, mut unnamed, mut absent) = (Vec::new(), Vec::new(), Vec::new());
-        let mut of_experts = stacked::take(&mut self.branches, self.settings, self.config)?;
-        for layer in target_layers(self.config) {
+        let layers = target_layers(self.config);
+        let mut of_experts = self.of_experts(&layers)?;
+        for layer in layers {
             let module = &layer.module;
+            let named = name_of(module, self.format, self.config);
             if let Some(OfExpert { target, a, b }) = of_experts.remove(module) {
                 self.adapter.targets.push(target);
                 self.adapter.shapes.push((layer.outputs, layer.inputs));
@@ -107,8 +121,9 @@ impl Reader<'_> {
                 continue;
             }
             let is_embedding = module == EMBEDDING;
-            let expected = self.settings.expects(&name_of(module, self.inside));
-            let Some(Parts { found }) = self.branches.by_module.remove(&(module.clone(), is_embedding)) else {
+            let expected = self.settings.expects(&named);
+            let in_file = if self.format == Format::Mlx { &named } else { module };
+            let Some(Parts { found }) = self.branches.by_module.remove(&(in_file.clone(), is_embedding)) else {
                 absent.extend((expected == Some(true)).then(|| module.clone()));
                 continue;
             };
@@ -120,7 +135,7 @@ impl Reader<'_> {
             };
             unnamed.extend((expected == Some(false)).then(|| module.clone()));
             let (a, b, rank) = tensors::values(&a, &b, (layer.outputs, layer.inputs), self.format)?;
-            let target = self.settings.target(&name_of(module, self.inside), rank)?;
+            let target = self.settings.target(&named, rank)?;
             let target = LoraTarget { module: module.clone(), ..target };
             let use_dora = target.use_dora;
             if use_dora && is_of_vocabulary(module) {

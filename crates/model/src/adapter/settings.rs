@@ -15,6 +15,7 @@ use crate::adapter::targets::{Layers, Named, Targets};
 use crate::branch::{EMBEDDING, OUTPUT};
 use crate::error::{ModelError, list};
 use crate::files::text::read_text;
+use crate::files::wrapper::module_in_text;
 use crate::lora::{LoraTarget, ending, is_inside, is_match, is_named};
 
 /// Largest adapter_config.json that is read, in bytes.
@@ -265,8 +266,8 @@ impl Reader<'_> {
         let last = self.object.get("num_layers").or(self.object.get("lora_layers")).and_then(Value::as_i64);
         let last = last.filter(|&last| last > 0).map(|last| last as usize);
         let keys = parameters.get("keys").and_then(Value::as_array);
-        let keys: Option<Vec<String>> =
-            keys.map(|keys| keys.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect());
+        let keys: Option<Vec<String>> = keys
+            .map(|keys| keys.iter().filter_map(Value::as_str).map(|key| module_in_text(key).into_owned()).collect());
         Ok(Settings {
             path: self.path.to_owned(),
             scale: Scale::Factor(scale),

@@ -279,9 +279,12 @@ impl Reader<'_> {
                 self.path.display()
             ));
         }
-        if family.mixture.is_some() && self.flag("output_router_logits")?.unwrap_or(false) {
+        // Routers with a bias against imbalance (DeepSeek-V3, GLM-4.5, LFM2) have no such loss in transformers.
+        let has_balance_loss = family.mixture.is_some_and(|mixture| mixture.correction.is_none());
+        if has_balance_loss && self.flag("output_router_logits")?.unwrap_or(false) {
             notices.push(format!(
-                "{}: output_router_logits asks for the router's auxiliary loss in training, which is left out: routers are frozen",
+                "{}: output_router_logits asks for the load-balance loss of routers in training, which is left out: it \
+                 depends on which rows are in a micro-batch together",
                 self.path.display()
             ));
         }

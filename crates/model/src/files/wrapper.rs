@@ -59,7 +59,10 @@ pub(crate) fn name_in_text(name: &str) -> Option<Cow<'_, str>> {
         return Some(Cow::Owned(format!("{TEXT}{rest}")));
     }
     match name.strip_prefix(OLDER) {
-        Some(rest) => (rest.starts_with(TEXT) || rest.starts_with("lm_head.")).then_some(Cow::Borrowed(rest)),
+        Some(rest) => {
+            let is_text = rest.starts_with(TEXT) || rest == "lm_head" || rest.starts_with("lm_head.");
+            is_text.then_some(Cow::Borrowed(rest))
+        }
         None => name.starts_with("lm_head.").then_some(Cow::Borrowed(name)),
     }
 }
@@ -101,6 +104,7 @@ mod tests {
         assert_eq!(name_inside("model.norm"), "model.language_model.norm");
         assert_eq!(name_inside("lm_head"), "lm_head");
         assert_eq!(module_in_text(&name_inside("model.norm")), "model.norm");
+        assert_eq!(module_in_text(&name_in_mlx("lm_head")), "lm_head");
         assert_eq!(name_in_mlx("model.norm"), "language_model.model.norm");
     }
 }

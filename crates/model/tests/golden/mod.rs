@@ -2,6 +2,8 @@
 //! models are placed, and how far results may be from the reference.
 #![allow(dead_code, reason = "each test file takes what it needs")]
 
+pub(crate) mod families;
+
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 

@@ -1,0 +1,126 @@
+//! The tokens that end answers and calls, as families of models write them.
+
+use finetune_dataset::{ChatTokenizer, Dataset, Ends, TextSource};
+use finetune_recipe::Format;
+use serde_json::{Value, json};
+
+use crate::made_up::{Model, data};
+
+/// How a family writes what an assistant says.
+struct Family {
+    name: &'static str,
+    /// The template's part for a message `m` of the assistant.
+    answer: &'static str,
+    generation_prompt: &'static str,
+    /// `eos_token_id` of generation_config.json.
+    ends: &'static [&'static str],
+    /// Those of them that the answers below end with.
+    trained: &'static [&'static str],
+}
+
+const FAMILIES: [Family; 5] = [
+    Family {
+        name: "gpt-oss",
+        answer: "{% if 'tool_calls' in m %}<|start|>assistant to=<|channel|>commentary json<|message|>\
+                 {{ m.tool_calls[0].function.name }} \
+                 {{ m.tool_calls[0].function.arguments | tojson }}<|call|>{% elif loop.last %}\
+                 <|start|>assistant<|channel|>final<|message|>{{ m.content }}<|return|>{% else %}\
+                 <|start|>assistant<|channel|>final<|message|>{{ m.content }}<|end|>{% endif %}",
+        generation_prompt: "<|start|>assistant",
+        ends: &["<|return|>", "<|endoftext|>", "<|call|>"],
+        trained: &["<|return|>", "<|call|>"],
+    },
+    Family {
+        name: "Kimi",
+        answer: "<|im_assistant|>assistant<|im_middle|>{{ m.content }}{% if 'tool_calls' in m %}<|tool_call_begin|>\
+                 {{ m.tool_calls[0].function.name }} \
+                 {{ m.tool_calls[0].function.arguments | tojson }}<|tool_call_end|>{% endif %}<|im_end|>",
+        generation_prompt: "<|im_assistant|>assistant<|im_middle|>",
+        ends: &["<|im_end|>"],
+        trained: &["<|im_end|>"],
+    },
+    Family {
+        name: "Gemma",
+        answer: "{{ '<start_of_turn>model\n' + m.content }}{% if 'tool_calls' in m %}\
+                 {{ m.tool_calls[0].function.name }} \
+                 {{ m.tool_calls[0].function.arguments | tojson }}{% endif %}{{ '<end_of_turn>\n' }}",
+        generation_prompt: "{{ '<start_of_turn>model\n' }}",
+        ends: &["<eos>", "<end_of_turn>"],
+        trained: &["<end_of_turn>"],
+    },
+    Family {
+        name: "DeepSeek",
+        answer: "<|Assistant|>{{ m.content }}{% if 'tool_calls' in m %}<|call_begin|>\
+                 {{ m.tool_calls[0].function.name }} \
+                 {{ m.tool_calls[0].function.arguments | tojson }}<|call_end|>{% endif %}<|end_of_sentence|>",
+        generation_prompt: "<|Assistant|>",
+        ends: &["<|end_of_sentence|>"],
+        trained: &["<|end_of_sentence|>"],
+    },
+    // Its answers end where the next turn begins. Its template writes nothing there.
+    Family {
+        name: "GLM",
+        answer: "<|assistant|>{{ m.content }}{% if 'tool_calls' in m %}\
+                 {{ m.tool_calls[0].function.name }} \
+                 {{ m.tool_calls[0].function.arguments | tojson }}{% endif %}",
+        generation_prompt: "<|assistant|>",
+        ends: &["<|endoftext|>", "<|user|>", "<|observation|>"],
+        trained: &[],
+    },
+];
+
+/// Every `<token>` of a family.
+fn special_tokens(template: &str, family: &Family) -> Vec<String> {
+    let pieces = template.split('<').skip(1).filter_map(|piece| piece.split_once('>'));
+    let tokens = pieces.map(|(name, _)| format!("<{name}>")).filter(|token| !token.contains([' ', '{']));
+    tokens.chain(family.ends.iter().map(|end| (*end).to_owned())).collect()
+}
+
+fn template(family: &Family) -> String {
+    let mut template = "{% for m in messages %}{% if m.role == 'assistant' %}".to_owned();
+    template += family.answer;
+    template += "{% elif m.role == 'tool' %}<|observation|>{{ m.content }}{% else %}<|user|>{{ m.content }}{% endif %}";
+    template += "{% endfor %}{% if add_generation_prompt %}";
+    template + family.generation_prompt + "{% endif %}"
+}
+
+/// Two answers, the second empty; a call and an answer.
+fn rows() -> String {
+    let user = json!({"role": "user", "content": "1"});
+    let answer = |content: &str| json!({"role": "assistant", "content": content});
+    let call = json!({"role": "assistant", "content": "", "tool_calls": [
+        {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]});
+    let result = json!({"role": "tool", "content": "t"});
+    let row = |messages: Value| format!("{}\n", json!({ "messages": messages }));
+    row(json!([user, answer("a"), user, answer("")])) + &row(json!([user, call, result, answer("b")]))
+}
+
+#[test]
+fn the_ends_of_families_are_recognized() {
+    for family in &FAMILIES {
+        let name = family.name;
+        let template = template(family);
+        let model = Model::with_tokens(Some(&template), json!({}));
+        let tokens = special_tokens(&template, family);
+        let source = TextSource::of(model.path(), None);
+        let open = || ChatTokenizer::open_with(&source, &tokens).expect("files").expect("a tokenizer");
+        let unnamed = open();
+        let id = |token: &&str| unnamed.encode_chat(token).expect("a token")[0];
+        let ids: Vec<u32> = family.ends.iter().map(id).collect();
+        model.write("generation_config.json", json!({"eos_token_id": ids}).to_string());
+        let tokenizer = open();
+        assert_eq!(tokenizer.eos_ids(), ids, "{name}");
+
+        let file = model.write("rows.jsonl", rows());
+        let read = Dataset::load(&[file], &data(Format::Auto), &tokenizer, 512, usize::MAX, &|_| {}).expect("rows");
+        let mut trained: Vec<u32> = family.trained.iter().map(id).collect();
+        trained.sort_unstable();
+        let without = if trained.is_empty() { 4 } else { 0 };
+        assert_eq!(read.ends, Ends { tokens: trained, without, parts: 4 }, "{name}");
+        let is_told = |text: &str| read.notices.iter().any(|notice| notice.contains(text));
+        assert_eq!(is_told("end in no special token"), without > 0, "{name}: {:?}", read.notices);
+        assert!(!is_told("answers end with"), "{name}: {:?}", read.notices);
+        let end = tokenizer.template_end();
+        assert_eq!(end.is_some_and(|end| ids.contains(&end)), without == 0, "{name}");
+    }
+}
