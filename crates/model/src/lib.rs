@@ -64,5 +64,5 @@ pub use passes::generate::{Generation, GenerationStep};
 pub use passes::generate_rows::RowRequest;
 pub use passes::sampling::Sampling;
 pub use placement::Placement;
-pub use stage::{Hops, Stage, not_in_stages};
+pub use stage::{Hops, Pass, Seconds, Simulated, Stage, not_in_stages};
 pub use tree::{LinearLayer, Role, Split, expected_tensors, linear_layers, linear_modules};

@@ -3,6 +3,8 @@
 //! Only what goes from layer to layer travels: [t, hidden] on the way forward, and its gradient on the way
 //! back, in the number type that is computed in. So every number has the bits of one process.
 
+mod schedule;
+
 use std::error::Error;
 use std::sync::Arc;
 
@@ -12,6 +14,8 @@ use crate::adaptation::Adaptation;
 use crate::config::{ModelConfig, Values};
 use crate::error::ModelError;
 use crate::tree::Decoder;
+
+pub use self::schedule::{Pass, Seconds, Simulated};
 
 /// What carries numbers between the processes that hold a model together. They are counted from 0.
 ///

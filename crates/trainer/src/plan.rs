@@ -1,7 +1,7 @@
 //! `finetune plan`: the ways in which a recipe can run on given machines, what each takes, and how long a step
 //! is.
 
-use finetune_model::matmul_rate;
+use finetune_model::{Seconds, Stage, matmul_rate, not_in_stages};
 use finetune_recipe::{Method, Recipe, ResidencyChoice};
 use serde::Serialize;
 
@@ -44,13 +44,16 @@ pub struct Way {
     pub at_once: usize,
     /// Bytes of layers that are read in a step.
     pub read: u64,
-    /// Bytes of gradients that are sent in a step.
+    /// Bytes of gradients, and of what goes from layer to layer, that are sent in a step.
     pub sent: u64,
+    /// Machines that hold the layers of one model together.
+    pub stages: usize,
     /// Seconds of the products of a step. `None` on a GPU, whose rate is not known before kernels are compiled.
     pub computing_seconds: Option<f64>,
     /// Seconds that a step waits for layers: what reading takes longer than computing.
     pub reading_seconds: Option<f64>,
-    /// Seconds that gradients travel.
+    /// Seconds that a step waits for what is sent: gradients, and what goes from layer to layer where that takes
+    /// longer than computing.
     pub sending_seconds: f64,
     /// Seconds of a step.
     pub seconds: Option<f64>,
@@ -118,6 +121,28 @@ pub fn plan(recipe: &Recipe, machines: Machines, progress: &dyn Fn(u64)) -> Resu
     })
 }
 
+/// What distinguishes a way from others.
+#[derive(Clone, Copy)]
+struct Form {
+    /// Machines that hold the layers of one model together.
+    stages: usize,
+    /// Whether layers are computed again in the backward pass.
+    again: bool,
+    /// Whether layers are read from the disk.
+    from_disk: bool,
+}
+
+/// Seconds of a step whose layers are spread. `alone`: those of one machine with all of them. `hop`: of one
+/// micro-batch from one machine to the next. A layer takes a share of its time forward, and three on the way back:
+/// it is computed again, and both gradients are formed.
+fn spread(stage: &Stage, alone: f64, micro_batches: usize, at_once: usize, hop: f64) -> f64 {
+    let of_layer = alone / (stage.of_layer.len() * micro_batches.max(1)) as f64;
+    let seconds = Seconds { forward: of_layer / 4.0, back: of_layer * 0.75, hop };
+    let group = |count: usize| stage.simulate(count, 0, seconds).map_or(f64::INFINITY, |done| done.seconds);
+    let (groups, rest) = (micro_batches / at_once.max(1), micro_batches % at_once.max(1));
+    groups as f64 * group(at_once) + if rest > 0 { group(rest) } else { 0.0 }
+}
+
 struct Planner<'a> {
     subject: Subject<'a>,
     machines: Machines,
@@ -131,40 +156,60 @@ impl Planner<'_> {
     fn ways(&self) -> Vec<Way> {
         let set = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect();
         let memory = "model.residency=memory";
+        let whole = Form { stages: 1, again: true, from_disk: false };
         let mut ways = vec![
-            self.way("in memory", set(&[memory, "train.gradient_checkpointing=false"]), false, false),
-            self.way(
-                "in memory, layers computed again",
-                set(&[memory, "train.gradient_checkpointing=true"]),
-                true,
-                false,
-            ),
+            self.way("in memory", set(&[memory, "train.gradient_checkpointing=false"]), Form { again: false, ..whole }),
+            self.way("in memory, layers computed again", set(&[memory, "train.gradient_checkpointing=true"]), whole),
         ];
-        let sizing = self.subject.sizing;
-        if self.subject.recipe.train.method == Method::Lora && !sizing.layers.is_empty() {
-            ways.push(self.way("layers from the disk", set(&["model.residency=disk"]), true, true));
+        let Sizing { layers, config, adaptation, .. } = self.subject.sizing;
+        if self.subject.recipe.train.method != Method::Lora || layers.is_empty() {
+            return ways;
+        }
+        ways.push(self.way("layers from the disk", set(&["model.residency=disk"]), Form { from_disk: true, ..whole }));
+        let can_be_spread = adaptation.as_ref().is_some_and(|adaptation| not_in_stages(config, adaptation).is_none());
+        let hosts = self.machines.hosts;
+        for stages in (2..=hosts.min(layers.len())).filter(|stages| can_be_spread && hosts.is_multiple_of(*stages)) {
+            let spread = format!("parallel.stages={stages}");
+            let form = Form { stages, ..whole };
+            ways.push(self.way("layers over machines, in memory", set(&[&spread, memory]), form));
+            let form = Form { from_disk: true, ..form };
+            ways.push(self.way("layers over machines, from disks", set(&[&spread, "model.residency=disk"]), form));
         }
         ways
     }
 
-    fn way(&self, name: &'static str, settings: Vec<String>, again: bool, from_disk: bool) -> Way {
+    fn way(&self, name: &'static str, settings: Vec<String>, form: Form) -> Way {
+        let Form { stages, again, from_disk } = form;
         let Machines { hosts, memory, disk, link } = self.machines;
+        let replicas = hosts / stages;
         let mut recipe = self.subject.recipe.clone();
         recipe.train.gradient_checkpointing = again;
         recipe.model.residency = if from_disk { ResidencyChoice::Disk } else { ResidencyChoice::Memory };
-        let subject = Subject { recipe: &recipe, ..self.subject };
+        let layers = self.subject.sizing.layers.len();
+        // The first machine has as many layers as any. The one with the last layer has the logits besides.
+        let mine = if stages > 1 { (layers - 1) % stages } else { 0 };
+        let stage = (stages > 1).then(|| Stage::in_turn(layers, stages, mine));
+        let placement = self.subject.sizing.placement.clone().with_stage(stage.clone());
+        let sizing = Sizing { placement, ..self.subject.sizing.clone() };
+        let subject = Subject { recipe: &recipe, sizing: &sizing, ..self.subject };
         let (sizing, _) = choose(&subject, memory);
-        // Those of one rank.
-        let micro_batches = micro_batches(&subject).div_ceil(hosts);
+        // Those of one model.
+        let micro_batches = micro_batches(&subject).div_ceil(replicas);
         let at_once = sizing.at_once.min(micro_batches);
         let sizing = Sizing { at_once, ..sizing };
         let needed = Subject { sizing: &sizing, ..subject }.estimate().total;
         let read = if from_disk { self.read(&sizing, micro_batches.div_ceil(at_once)) } else { 0 };
         // Each rank sends all but its own part, twice: the sums of the parts, and the whole.
-        let sent = 4 * self.trained * 2 * (hosts as u64 - 1) / hosts as u64;
-        let computing = self.rate.map(|rate| self.operations(&recipe, again) / rate);
+        let gradients = 4 * self.trained * 2 * (hosts as u64 - 1) / hosts as u64;
+        let alone = self.rate.map(|rate| self.operations(&recipe, replicas, again) / rate);
+        let (hops, of_hops) = self.hops(stage.as_ref(), replicas, &recipe);
+        let sent = gradients + hops;
+        let computing = match &stage {
+            None => alone,
+            Some(stage) => alone.map(|alone| spread(stage, alone, micro_batches, at_once, of_hops / link)),
+        };
         let reading = computing.map(|computing| (read as f64 / disk - computing).max(0.0));
-        let sending = sent as f64 / link;
+        let sending = gradients as f64 / link;
         let seconds = computing.zip(reading).map(|(computing, reading)| computing + reading + sending);
         Way {
             name,
@@ -174,11 +219,12 @@ impl Planner<'_> {
             at_once,
             read,
             sent,
+            stages,
             computing_seconds: computing,
             reading_seconds: reading,
             sending_seconds: sending,
             seconds,
-            busy: computing.zip(seconds).map(|(computing, seconds)| computing / seconds),
+            busy: alone.zip(seconds).map(|(alone, seconds)| alone / stages as f64 / seconds),
         }
     }
 
@@ -186,13 +232,30 @@ impl Planner<'_> {
     fn read(&self, sizing: &Sizing, groups: usize) -> u64 {
         let held = Precision::new(sizing).held;
         let last = sizing.layers.last().map_or(0, |layer| layer.bytes(held));
-        groups as u64 * (2 * sizing.layer_bytes()).saturating_sub(last)
+        let is_mine = |n: usize| sizing.placement.stage().is_none_or(|stage| stage.holds(n));
+        let mine = sizing.layers.iter().enumerate().filter(|(n, _)| is_mine(*n));
+        let mine: u64 = mine.map(|(_, layer)| layer.bytes(held)).sum();
+        groups as u64 * (2 * mine).saturating_sub(last)
     }
 
-    /// Operations of a rank's part of a step.
-    fn operations(&self, recipe: &Recipe, again: bool) -> f64 {
+    /// Bytes that a machine sends from layer to layer in a step, and those of one micro-batch on one way.
+    fn hops(&self, stage: Option<&Stage>, replicas: usize, recipe: &Recipe) -> (u64, f64) {
+        let Some(stage) = stage else { return (0, 0.0) };
+        let Sizing { config, placement, layers, .. } = self.subject.sizing;
         let train = self.subject.train;
-        let rows = recipe.train.global_batch_size.min(train.rows.len()).div_ceil(self.machines.hosts);
+        let rows = recipe.train.global_batch_size.min(train.rows.len()).div_ceil(replicas);
+        let tokens = train.counts.tokens as f64 / train.rows.len().max(1) as f64;
+        let of_row = tokens * (config.hidden_size * placement.compute().bytes()) as f64;
+        // Forward behind each layer but the last, back behind each but the first.
+        let hops = 2 * (layers.len() - 1);
+        let all = (rows as f64 * of_row * hops as f64 / stage.count() as f64) as u64;
+        (all, of_row * recipe.train.micro_batch_size as f64)
+    }
+
+    /// Operations of a model's part of a step.
+    fn operations(&self, recipe: &Recipe, replicas: usize, again: bool) -> f64 {
+        let train = self.subject.train;
+        let rows = recipe.train.global_batch_size.min(train.rows.len()).div_ceil(replicas);
         let active = self.parameters.saturating_sub(self.subject.sizing.config.idle_parameters());
         operations(recipe.train.method, train, rows, active, again)
     }

@@ -258,7 +258,9 @@ fn layers_over_several_ranks_give_the_bits_of_one_process() {
 #[test]
 fn steps_made_alone_give_the_same_bits_on_any_number_of_processes() {
     let folder = tempfile::tempdir().expect("a directory");
-    let sets = ["distributed.virtual_ranks=4", "distributed.sync_every=2", "checkpoint.every=1", "eval.every=3"];
+    let sets = ["virtual_ranks=4", "sync_every=2", "outer_momentum=0.5"].map(|set| format!("distributed.{set}"));
+    let sets = sets.iter().map(String::as_str).chain(["checkpoint.every=1", "eval.every=3"]);
+    let sets: Vec<&str> = sets.collect();
     let together = folder.path().join("together");
     let every_step = whole(4, None, &together, &["distributed.virtual_ranks=4", "eval.every=3"]);
     let output = folder.path().join("1");

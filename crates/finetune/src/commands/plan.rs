@@ -106,8 +106,12 @@ fn row(way: &Way) -> Vec<String> {
         Some(false) => "no",
         None => "?",
     };
+    let name = match way.stages {
+        1 => way.name.to_owned(),
+        stages => way.name.replace("machines", &counted(stages as u64, "machine")),
+    };
     vec![
-        way.name.to_owned(),
+        name,
         bytes(way.memory),
         fits.to_owned(),
         way.seconds.map_or("?".to_owned(), seconds),

@@ -63,9 +63,9 @@ table! {
             "local_steps", "diloco_sync_every", "h", "inner_steps", "sync_interval", "local_sgd_steps",
         ];
         /// with `sync_every`: the part of the averaged change that is taken
-        outer_learning_rate: Option<f64> = Number(Positive), unset("0.7"), Digest, ["outer_lr", "diloco_outer_lr"];
+        outer_learning_rate: Option<f64> = Number(Positive), unset("1.0"), Digest, ["outer_lr", "diloco_outer_lr"];
         /// with `sync_every`: Nesterov's momentum of the averaged change
-        outer_momentum: Option<f64> = Number(BelowOne), unset("0.9"), Digest, ["outer_momentum_beta"];
+        outer_momentum: Option<f64> = Number(BelowOne), unset("0: the plain average"), Digest, ["outer_momentum_beta"];
         /// what gradients are on the way between ranks; `bf16`: half of the bytes, each rank's rounded once
         /// and added in f32
         wire: Option<WireChoice> = word::<WireChoice>(), unset("`f32`: exact"), Digest, [
