@@ -319,8 +319,24 @@ impl ChatTokenizer {
         tools: Option<&Value>,
         add_generation_prompt: bool,
     ) -> Result<Rendered, DatasetError> {
+        self.render_with(messages, tools, &[], add_generation_prompt)
+    }
+
+    /// As [`Self::render`], with more variables of the template (`chat_template_kwargs`).
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn render_with(
+        &self,
+        messages: &[Value],
+        tools: Option<&Value>,
+        variables: &[(String, Value)],
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, DatasetError> {
         let (messages, tools) = (template::to_values(messages)?, template::tools_value(tools)?);
-        self.template()?.render(&messages, &tools, &[], add_generation_prompt)
+        let variables = variables.iter().map(|(name, value)| Ok((name.clone(), template::tools_value(Some(value))?)));
+        let variables: Vec<_> = variables.collect::<Result<_, DatasetError>>()?;
+        self.template()?.render(&messages, &tools, &variables, add_generation_prompt)
     }
 }
 
