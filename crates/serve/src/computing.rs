@@ -11,6 +11,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::ApiError;
 
+/// Bytes of the thread's stack, as the main thread has them.
+const STACK: usize = 8 << 20;
+
 struct Submitted {
     request: EngineRequest,
     listener: Box<dyn Listener>,
@@ -35,7 +38,8 @@ impl Computing {
         let (sender, receiver) = channel();
         let counts: Arc<Mutex<EngineCounts>> = Arc::default();
         let shown = Arc::clone(&counts);
-        thread::Builder::new().name("computing".to_owned()).spawn(move || {
+        let thread = thread::Builder::new().name("computing".to_owned()).stack_size(STACK);
+        thread.spawn(move || {
             if catch_unwind(AssertUnwindSafe(|| compute(Engine::new(settings), &receiver, &shown))).is_err() {
                 ended();
             }

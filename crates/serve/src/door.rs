@@ -10,14 +10,18 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 
-use crate::connection::Connection;
+use crate::connection::{Busy, Connection};
 use crate::error::ApiError;
 use crate::server::State;
 
 /// Lets a request in, with its whole body.
 pub(crate) async fn enter(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
     let response = match admitted(&state, request).await {
-        Ok(request) => next.run(request).await,
+        Ok(request) => {
+            // A stream keeps a clone of it.
+            let _busy = request.extensions().get::<Arc<Busy>>().cloned();
+            next.run(request).await
+        }
         Err(error) => error.into_response(),
     };
     state.metrics.response(response.status().as_u16());

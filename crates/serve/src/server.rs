@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State as Shared};
+use axum::extract::{DefaultBodyLimit, Path, State as Shared};
 use axum::http::{StatusCode, Uri, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
@@ -208,6 +208,8 @@ fn routes(state: Arc<State>) -> Router {
         .route("/v1/unload_lora_adapter", post(adapters::unload))
         .fallback(nothing)
         .method_not_allowed_fallback(other_method)
+        // Bodies are read within their bounds by `enter`.
+        .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(Arc::clone(&state), enter))
         .with_state(state)
 }
