@@ -13,21 +13,10 @@ use finetune_model::{
 
 /// Models with rotary embeddings of two kinds, windows, experts, states, convolutions, and one that
 /// reads long texts again.
-const FAMILIES: [&str; 10] = [
-    "llama",
-    "qwen3",
-    "qwen3_moe",
-    "gemma3",
-    "gpt_oss",
-    "deepseek_v3",
-    "qwen3_5",
-    "lfm2",
-    "gemma4",
-    "phi3",
-];
+const FAMILIES: [&str; 10] =
+    ["llama", "qwen3", "qwen3_moe", "gemma3", "gpt_oss", "deepseek_v3", "qwen3_5", "lfm2", "gemma4", "phi3"];
 
-const SETTINGS: EngineSettings =
-    EngineSettings { slots: 16, queue: 16, cache_bytes: 1 << 30, prefix_bytes: 64 << 20 };
+const SETTINGS: EngineSettings = EngineSettings { slots: 16, queue: 16, cache_bytes: 1 << 30, prefix_bytes: 64 << 20 };
 
 const DRAWN: Sampling = Sampling { temperature: 1.3, top_p: 0.95, seed: 11 };
 

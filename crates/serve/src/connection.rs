@@ -172,3 +172,60 @@ impl AsyncWrite for Socket {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(100);
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// Both ends of a connection: the server's, and the client's.
+    async fn connected(bounds: Bounds) -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("connected");
+        let (stream, _) = listener.accept().await.expect("a client");
+        let place = Arc::new(Semaphore::new(1)).acquire_owned().await.expect("a place");
+        (Socket::new(stream, bounds, place), client)
+    }
+
+    async fn read(socket: &mut Socket) -> io::Result<usize> {
+        let mut bytes = [0; 64];
+        poll_fn(|context| {
+            let mut buffer = ReadBuf::new(&mut bytes);
+            Pin::new(&mut *socket).poll_read(context, &mut buffer).map_ok(|()| buffer.filled().len())
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn a_request_has_a_deadline_and_an_answer_has_none() {
+        let (mut socket, client) = connected(Bounds { request: SHORT, ..Bounds::default() }).await;
+        client.try_write(b"a request").expect("sent");
+        assert_eq!(timeout(DEADLINE, read(&mut socket)).await.expect("it comes").expect("no error"), 9);
+        let busy = socket.connection.busy();
+        assert!(timeout(5 * SHORT, read(&mut socket)).await.is_err(), "the client waits, and may");
+        drop(busy);
+        let late = timeout(DEADLINE, read(&mut socket)).await.expect("it ends");
+        assert_eq!(late.expect_err("too late").kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_is_left() {
+        let (mut socket, _client) = connected(Bounds { stall: SHORT, ..Bounds::default() }).await;
+        let bytes = vec![0; 1 << 20];
+        let full = async {
+            loop {
+                let written = poll_fn(|context| Pin::new(&mut socket).poll_write(context, &bytes)).await;
+                if let Err(error) = written {
+                    return error.kind();
+                }
+            }
+        };
+        assert_eq!(timeout(DEADLINE, full).await.expect("it ends"), io::ErrorKind::TimedOut);
+    }
+}
