@@ -136,11 +136,12 @@ impl RowsCache {
         self.end = end;
     }
 
-    /// As [`Self::keep`]. The places that no row needs any more are given back, too.
+    /// As [`Self::keep`]. The places that no row needs any more are given back, too: rows come and
+    /// go, and the room is never more than that of the longest.
     pub(crate) fn keep_and_shrink(&mut self, rows: &[usize]) {
         self.keep(rows);
         let end = self.lengths.iter().copied().max().unwrap_or(0);
-        if room(end + 1) < room(self.end + 1) {
+        if end < self.end {
             self.layers.iter_mut().for_each(|layer| layer.shrink(end));
             self.end = end;
         }
