@@ -140,8 +140,24 @@ pub(crate) fn token_text(tokenizer: &ChatTokenizer, token: u32) -> String {
     tokenizer.decode(&[token], false).unwrap_or_default()
 }
 
-/// A name for an answer or a call, which no other has.
+/// A name for an answer, which no other has.
 pub(crate) fn new_id(prefix: &str) -> Result<String, ApiError> {
-    let number = getrandom::u64().map_err(|error| ApiError::failed(format!("no random numbers: {error}")))?;
-    Ok(format!("{prefix}-{number:016x}"))
+    Ok(format!("{prefix}-{:016x}", random()?))
+}
+
+/// A name for a call: nine letters and digits. Mistral's template takes no other, and others take
+/// any.
+pub(crate) fn new_call_id() -> Result<String, ApiError> {
+    const LETTERS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut number = random()?;
+    let letter = |_| {
+        let letter = LETTERS[(number % 36) as usize];
+        number /= 36;
+        char::from(letter)
+    };
+    Ok((0..9).map(letter).collect())
+}
+
+fn random() -> Result<u64, ApiError> {
+    getrandom::u64().map_err(|error| ApiError::failed(format!("no random numbers: {error}")))
 }

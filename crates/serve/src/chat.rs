@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::answering::{Finish, Piece};
 use crate::asked::{Asked, MOST_LOGPROBS};
-use crate::asking::{Question, Usage, ask, finish_reason, new_id, on_texts, token_text, whole};
+use crate::asking::{Question, Usage, ask, finish_reason, new_call_id, new_id, on_texts, token_text, whole};
 use crate::catalog::{Served, now};
 use crate::connection::Busy;
 use crate::error::ApiError;
@@ -117,7 +117,7 @@ fn message(mut reader: PartReader, text: &str) -> Result<(Value, bool), ApiError
 fn call_object(call: &ToolCall) -> Result<Value, ApiError> {
     let ToolCall { name, arguments } = call;
     let function = json!({"name": name, "arguments": arguments});
-    Ok(json!({"id": new_id("call")?, "type": "function", "function": function}))
+    Ok(json!({"id": new_call_id()?, "type": "function", "function": function}))
 }
 
 fn of_tokens(tokenizer: &ChatTokenizer, tokens: &[(u32, Logprobs)]) -> Value {

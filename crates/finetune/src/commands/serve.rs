@@ -170,6 +170,7 @@ struct Base {
     id: String,
     directory: PathBuf,
     model: Model,
+    tokenizer: ChatTokenizer,
     chat_template: Option<PathBuf>,
     force: bool,
 }
@@ -195,6 +196,7 @@ impl Base {
             id: base_id(&source.model),
             directory: source.model.clone(),
             model,
+            tokenizer: tokenizer.clone(),
             chat_template: arguments.chat_template.clone(),
             force: arguments.force,
         };
@@ -209,7 +211,8 @@ impl Base {
         model.attach(&adapter)?;
         let adapter = Some(directory.to_owned());
         let source = Source::of(self.directory.clone(), adapter, self.chat_template.clone(), Vec::new())?;
-        let tokenizer: ChatTokenizer = tokenizer(&source)?;
+        // The base has one, so there is one.
+        let tokenizer = source.tokenizer_beside(&self.tokenizer)?.unwrap_or_else(|| self.tokenizer.clone());
         Ok(Served::new(name.to_owned(), Some(self.id.clone()), model, tokenizer, recommended(&source)))
     }
 
