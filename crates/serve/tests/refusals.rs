@@ -112,6 +112,9 @@ fn who_has_no_key_or_comes_from_elsewhere_is_not_let_in() {
     assert_eq!(get("/health", &[("Origin", "https://evil.example")]), 403);
     let page = server.get("/");
     assert!(page.head.contains("content-security-policy: default-src 'none'"), "{}", page.head);
+    let nonce = page.head.split("'nonce-").nth(1).and_then(|rest| rest.split('\'').next()).expect("a nonce");
+    assert!(page.body.contains(&format!("<script nonce=\"{nonce}\">")) && !page.body.contains("NONCE"));
+    assert!(!page.body.contains("http://") && !page.body.contains("https://"), "nothing is from elsewhere");
 }
 
 #[test]
