@@ -79,9 +79,9 @@ impl PartReader {
     fn within_tags(&mut self, text: &str) -> String {
         let is_first = !self.has_reasoning;
         self.has_reasoning = true;
-        let opened = REASONING_TAGS.iter().filter(|_| is_first);
-        let text = opened.filter_map(|(open, _)| text.trim_start().strip_prefix(open)).next().unwrap_or(text);
-        let closed = REASONING_TAGS.iter().filter_map(|(_, close)| text.strip_suffix(close)).next();
+        let mut opening = REASONING_TAGS.iter().filter(|_| is_first);
+        let text = opening.find_map(|(open, _)| text.trim_start().strip_prefix(open)).unwrap_or(text);
+        let closed = REASONING_TAGS.iter().find_map(|(_, close)| text.strip_suffix(close));
         let text = std::mem::take(&mut self.space) + closed.unwrap_or(text);
         let end = text.trim_end().len();
         if closed.is_none() {

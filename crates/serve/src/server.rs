@@ -153,7 +153,10 @@ impl Server {
     /// [`ServeError::Start`].
     pub fn ready(&self, served: Vec<Served>, engine: EngineSettings, loader: Loader) -> Result<(), ServeError> {
         let events = self.stopper.0.clone();
-        let broken = move || drop(events.send(Event::Broken));
+        let broken = move || {
+            // A server that is gone needs no telling.
+            let _ = events.send(Event::Broken);
+        };
         let computing = Computing::start(engine, broken).map_err(ServeError::Start)?;
         let _ = self.state.ready.set(Ready { catalog: Catalog::new(served), computing, loader });
         Ok(())
