@@ -20,7 +20,7 @@
 //! - the tokenizer: `tokenizer.rs`, `text_source.rs` (from which files), `added_tokens.rs`,
 //!   `chunks.rs` (word by word), `exported_files.rs` (into which files), `llama_cpp.rs` (into
 //!   GGUF's words), `gguf_texts.rs` (out of them), `tiktoken.rs` (out of tiktoken's), `stream.rs`
-//!   (tokens to text), `stops.rs` and `reasoning.rs` (where that text ends, what of it is reasoning);
+//!   (tokens to text), `stops.rs` (where that text ends), `reasoning.rs` (what of it is reasoning);
 //! - which tokens are trained on: `mask.rs`; the result: `token_row.rs`;
 //! - about all rows: `notes.rs`, `ends.rs`, `counts.rs`; what was read before: `row_cache.rs`.
 //!

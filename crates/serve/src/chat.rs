@@ -65,8 +65,8 @@ fn logprobs(fields: &Fields) -> Result<Option<usize>, ApiError> {
     Ok(is_wanted.then(|| top.and_then(|top| usize::try_from(top).ok()).unwrap_or(0)))
 }
 
-/// The tokens of a conversation, and what its template has put in front of the answer, if that opens
-/// reasoning.
+/// The tokens of a conversation, and what its template has put in front of the answer, if that
+/// opens reasoning.
 async fn read_prompt(
     state: &State,
     served: &Served,

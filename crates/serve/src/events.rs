@@ -79,8 +79,8 @@ fn event(object: &Value) -> String {
     format!("data: {object}\n\n")
 }
 
-/// The response whose body is the stream. If the client leaves, the receiver is dropped with it, and
-/// the thread that computes ends the request.
+/// The response whose body is the stream. If the client leaves, the receiver is dropped with it,
+/// and the thread that computes ends the request.
 pub(crate) fn response(mut chunks: impl Chunks, pieces: UnboundedReceiver<Piece>, busy: Option<Arc<Busy>>) -> Response {
     let ready = chunks.begin().iter().map(event).collect();
     let stream = Stream { chunks, pieces, ready, is_over: false, _busy: busy };

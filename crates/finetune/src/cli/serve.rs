@@ -57,7 +57,7 @@ pub(crate) struct ServeArguments {
     /// Number type to compute in on a GPU; auto: what the model's file has
     #[arg(long, value_enum, default_value_t = DtypeArgument::Auto)]
     pub(crate) dtype: DtypeArgument,
-    /// Pack a 16-bit model while it is loaded; by default as the first adapter's base was in training
+    /// Pack a 16-bit model while it is loaded; by default as the first adapter's base in training
     #[arg(long, value_enum, value_name = "SCHEME")]
     pub(crate) quantization: Option<SchemeArgument>,
 }

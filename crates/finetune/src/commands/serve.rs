@@ -143,8 +143,12 @@ fn adapters(
     Ok(adapters)
 }
 
-/// The id of a base: its hub id if it is in the Hugging Face cache, otherwise its directory's name.
+/// The id of a base: the run that trained all of its weights, its hub id if it is in the Hugging Face
+/// cache, otherwise its directory's name.
 fn base_id(model: &Path) -> String {
+    if let Some(run) = run_of(model) {
+        return name_of(&run);
+    }
     let parts: Vec<String> = model.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
     let of_hub = parts.windows(2).rev().find(|pair| pair[1] == "snapshots");
     let of_hub = of_hub.and_then(|pair| pair[0].strip_prefix("models--"));

@@ -218,8 +218,8 @@ impl LayerCache {
         self.recurrent = self.recurrent.take().map(|both| both.map(pick));
     }
 
-    /// These rows, of which there are `count`, and one more behind them. All end before place `end`,
-    /// which is at least the length of each.
+    /// These rows, of which there are `count`, and one more behind them. All end before `end`, which
+    /// is at least the length of each.
     fn with(self, row: LayerCache, count: usize, end: usize) -> LayerCache {
         let put = |all: Option<Tensor<4>>, one: Option<Tensor<4>>| {
             let (all, one) = (all?.narrow(1, 0, self.length), one?.narrow(1, 0, row.length));
