@@ -14,6 +14,11 @@ use crate::catalog::Served;
 use crate::error::ApiError;
 use crate::server::State;
 
+/// More bytes than the tokens of any text have on average, where four are usual.
+const BYTES_OF_A_TOKEN: usize = 64;
+/// Bytes of a text that is always read.
+const SHORT_TEXT: usize = 64 << 10;
+
 /// What is asked of a model.
 pub(crate) struct Question {
     pub(crate) served: Arc<Served>,
@@ -133,6 +138,18 @@ pub(crate) async fn on_texts<R: Send + 'static>(
         Ok(result) => result.map_err(|error| ApiError::of_text(&error, param)),
         Err(_) => Err(ApiError::failed("the text could not be read, which is a bug")),
     }
+}
+
+/// Refuses a text that has far more bytes than its model has room for. To read it would take 200
+/// times its memory.
+pub(crate) fn check_text(served: &Served, text: &str, param: &str) -> Result<(), ApiError> {
+    let positions = served.model.config.max_position_embeddings;
+    let most = positions.saturating_mul(BYTES_OF_A_TOKEN).saturating_add(SHORT_TEXT);
+    if text.len() <= most {
+        return Ok(());
+    }
+    let message = format!("a text of {} bytes is too long for the model's {positions} positions", text.len());
+    Err(ApiError::field(param, message).with_code("context_length_exceeded"))
 }
 
 /// The text of one token; of a part of a character U+FFFD.

@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 
 use crate::answering::{Finish, Piece};
 use crate::asked::{Asked, MOST_LOGPROBS};
-use crate::asking::{Question, Usage, ask, finish_reason, new_call_id, new_id, on_texts, token_text, whole};
+use crate::asking::{
+    Question, Usage, ask, check_text, finish_reason, new_call_id, new_id, on_texts, token_text, whole,
+};
 use crate::catalog::{Served, now};
 use crate::connection::Busy;
 use crate::error::ApiError;
@@ -77,12 +79,16 @@ async fn read_prompt(
         let message = "the model has no chat template; `/v1/completions` continues a text";
         return Err(ApiError::field("messages", message));
     }
-    on_texts(state, "messages", move || {
+    let text = on_texts(state, "messages", move || {
         let Conversation { messages, tools, variables } = &conversation;
-        let text = tokenizer.render_with(messages, tools.as_ref(), variables, true)?.text;
-        Ok((tokenizer.encode_chat(&text)?, opened_by(&text).map(str::to_owned)))
-    })
-    .await
+        Ok(tokenizer.render_with(messages, tools.as_ref(), variables, true)?.text)
+    });
+    let text = text.await?;
+    check_text(served, &text, "messages")?;
+    let opened = opened_by(&text).map(str::to_owned);
+    let tokenizer = served.tokenizer.clone();
+    let tokens = on_texts(state, "messages", move || tokenizer.encode_chat(&text)).await?;
+    Ok((tokens, opened))
 }
 
 /// What the objects of an answer have in common.
@@ -207,5 +213,39 @@ impl Chunks for ChatChunks {
             chunks.push(last);
         }
         Ok(chunks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_of_an_answer() {
+        let of = |answer: &str| message(PartReader::new(None, true), answer).expect("a message");
+        assert_eq!(of("Hello"), (json!({"role": "assistant", "content": "Hello"}), false));
+        let call = "<tool_call>{\"name\": \"now\", \"arguments\": {\"zone\": 1}}</tool_call>";
+        let (message, has_calls) = of(&format!("<think>hm</think>\n\n{call}{call}"));
+        assert!(has_calls);
+        assert_eq!((&message["content"], &message["reasoning_content"]), (&Value::Null, &json!("hm")));
+        let calls = message["tool_calls"].as_array().expect("a list");
+        assert_eq!(calls.len(), 2);
+        assert_eq!(calls[0]["type"], "function");
+        assert_eq!(calls[0]["function"], json!({"name": "now", "arguments": "{\"zone\":1}"}));
+        let ids: Vec<&str> = calls.iter().filter_map(|call| call["id"].as_str()).collect();
+        assert!(ids[0] != ids[1] && ids.iter().all(|id| id.len() == 9), "{ids:?}");
+    }
+
+    #[test]
+    fn the_likeliest_tokens_are_asked_for() {
+        let read = |fields: Value| logprobs(&Fields::read(fields.to_string().as_bytes())?);
+        assert_eq!(read(json!({})), Ok(None));
+        assert_eq!(read(json!({"logprobs": false, "top_logprobs": null})), Ok(None));
+        assert_eq!(read(json!({"logprobs": true})), Ok(Some(0)));
+        assert_eq!(read(json!({"logprobs": true, "top_logprobs": 5})), Ok(Some(5)));
+        for wrong in [json!({"top_logprobs": 5}), json!({"logprobs": true, "top_logprobs": 21}), json!({"logprobs": 1})]
+        {
+            assert!(read(wrong.clone()).is_err(), "{wrong}");
+        }
     }
 }

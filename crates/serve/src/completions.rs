@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::answering::{Finish, Piece};
 use crate::asked::{Asked, MOST_LOGPROBS};
-use crate::asking::{Question, Usage, ask, finish_reason, new_id, on_texts, token_text, whole};
+use crate::asking::{Question, Usage, ask, check_text, finish_reason, new_id, on_texts, token_text, whole};
 use crate::catalog::{Served, now};
 use crate::connection::Busy;
 use crate::error::ApiError;
@@ -39,6 +39,7 @@ pub(crate) async fn completions(
     let prompt = match prompt {
         Prompt::Tokens(tokens) => tokens,
         Prompt::Text(text) => {
+            check_text(&served, &text, "prompt")?;
             let tokenizer = served.tokenizer.clone();
             on_texts(&state, "prompt", move || tokenizer.encode(&text, true)).await?
         }

@@ -96,3 +96,66 @@ pub(crate) fn response(mut chunks: impl Chunks, pieces: UnboundedReceiver<Piece>
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+    use serde_json::json;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+
+    /// Says what it hears.
+    struct Echo;
+
+    impl Chunks for Echo {
+        fn begin(&mut self) -> Vec<Value> {
+            vec![json!({"begin": true})]
+        }
+
+        fn piece(&mut self, piece: Piece) -> Vec<Value> {
+            match piece {
+                Piece::Token { text, .. } | Piece::Rest(text) => vec![json!(text)],
+                Piece::Begun { .. } | Piece::Ended(_) => Vec::new(),
+            }
+        }
+
+        fn end(&mut self, finish: Finish) -> Result<Vec<Value>, ApiError> {
+            match finish {
+                Finish::Failed(reason) => Err(ApiError::failed(reason)),
+                _ => Ok(vec![json!("end")]),
+            }
+        }
+    }
+
+    async fn text_of(pieces: Vec<Piece>) -> String {
+        let (sender, receiver) = unbounded_channel();
+        pieces.into_iter().for_each(|piece| sender.send(piece).expect("somebody listens"));
+        drop(sender);
+        let response = response(Echo, receiver, None);
+        let body = to_bytes(response.into_body(), 1 << 20).await.expect("a body");
+        String::from_utf8(body.to_vec()).expect("a text")
+    }
+
+    #[tokio::test]
+    async fn a_stream_of_events() {
+        let token = |text: &str| Piece::Token { token: 0, text: text.to_owned(), logprobs: None };
+        let pieces = vec![Piece::Begun { cached: 0 }, token("a\nb"), Piece::Rest("c".to_owned())];
+        let text = text_of(pieces.into_iter().chain([Piece::Ended(Finish::Stop)]).collect()).await;
+        let events = ["{\"begin\":true}", "\"a\\nb\"", "\"c\"", "\"end\"", "[DONE]"];
+        assert_eq!(text, events.map(|event| format!("data: {event}\n\n")).concat());
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_an_event_at_the_end() {
+        for (last, kind) in [
+            (vec![Piece::Ended(Finish::Failed("broken".to_owned()))], "server_error"),
+            // The thread that computes has dropped the request.
+            (vec![], "service_unavailable_error"),
+        ] {
+            let text = text_of(last).await;
+            assert!(text.contains(&format!("\"type\":\"{kind}\"")), "{text}");
+            assert!(text.ends_with("\n\ndata: [DONE]\n\n"), "{text}");
+        }
+    }
+}

@@ -86,6 +86,22 @@ fn what_is_wrong_is_named_in_openais_form() {
     assert_eq!(server.get(CHAT).status, 405);
 }
 
+/// A text that cannot fit is refused before it is read, which would take long and much memory.
+#[test]
+fn a_text_that_is_far_too_long_is_refused() {
+    let mut model = tiny();
+    model.config.max_position_embeddings = 64;
+    let server = Running::start(settings(), ENGINE, vec![served("tiny", None, model)]);
+    let text = "x".repeat(1 << 20);
+    for (path, body, param) in [
+        (TEXT, json!({"prompt": text}), "prompt"),
+        (CHAT, json!({"messages": [{"role": "user", "content": text}]}), "messages"),
+    ] {
+        let error = server.post(path, &body).json()["error"].clone();
+        assert_eq!((&error["param"], &error["code"]), (&json!(param), &json!("context_length_exceeded")), "{error}");
+    }
+}
+
 #[test]
 fn bodies_that_are_too_large_are_refused() {
     let bounds = Bounds { body: 1000, ..Bounds::default() };
