@@ -14,10 +14,6 @@ pub struct Settings {
     pub key: Option<String>,
     /// The most tokens of an answer whose request does not say.
     pub max_tokens: usize,
-    /// The most requests that are answered at a time.
-    pub slots: usize,
-    /// The most requests that wait for a slot.
-    pub queue: usize,
     /// How long running answers may go on once the server is asked to stop.
     pub grace: Duration,
     /// Adapters below it may be loaded while the server runs.

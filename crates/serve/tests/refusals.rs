@@ -149,8 +149,7 @@ fn requests_hear_that_the_model_is_loading() {
 /// One slot and no queue: the second client hears that it is too many, until the first one leaves.
 #[test]
 fn a_full_queue_refuses_and_a_client_that_leaves_frees_its_slot() {
-    let server =
-        Running::start(Settings { slots: 1, queue: 0, ..settings() }, engine(1, 0), vec![served("tiny", None, tiny())]);
+    let server = Running::start(settings(), engine(1, 0), vec![served("tiny", None, tiny())]);
     let mut first = server.stream(TEXT, &endless());
     assert!(first.event().is_some(), "it runs");
     let short = json!({"prompt": "Hi", "max_tokens": 2});

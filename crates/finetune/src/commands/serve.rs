@@ -95,8 +95,6 @@ fn settings(arguments: &ServeArguments) -> Result<Settings, Failure> {
         port: arguments.port,
         key: arguments.api_key_file.as_deref().map(key).transpose()?,
         max_tokens: arguments.max_tokens,
-        slots: arguments.slots,
-        queue: arguments.queue,
         grace: Duration::from_secs(arguments.grace),
         adapters_dir: arguments.adapters_dir.clone(),
         bounds: Bounds::default(),

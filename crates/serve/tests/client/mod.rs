@@ -59,8 +59,6 @@ pub(crate) fn settings() -> Settings {
         port: 0,
         key: None,
         max_tokens: 16,
-        slots: ENGINE.slots,
-        queue: ENGINE.queue,
         grace: Duration::ZERO,
         adapters_dir: None,
         bounds: Bounds::default(),
