@@ -13,6 +13,7 @@ mod eval;
 mod export;
 mod generate;
 mod plan;
+mod serve;
 mod validate;
 
 /// What a command prints with `--json`: one object, and nothing on stderr.
@@ -157,6 +158,7 @@ fn help_of_every_command() {
         ("eval", "Loss and perplexity"),
         ("generate", "chat template"),
         ("chat", "/help lists them"),
+        ("serve", "each adapter is a model id"),
         ("export", "newest checkpoint that verifies"),
         ("quantize", "bitsandbytes"),
         ("schema", "for editors"),
@@ -199,6 +201,7 @@ fn help_lists_every_command() {
           eval         Loss and perplexity of a model on a file of rows
           generate     Continue a prompt with a model
           chat         Talk with a model in the terminal
+          serve        Answer requests of OpenAI's interface over HTTP
           export       Write a trained adapter in another form
           quantize     Pack a model in 4 or 8 bits a weight, as its reference program does
           watch        Follow runs as they go on, here or at other hosts

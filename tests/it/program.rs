@@ -104,6 +104,11 @@ impl Running {
         read(self.stderr.path())
     }
 
+    /// What it has written to stdout so far.
+    pub(crate) fn stdout(&self) -> String {
+        read(self.stdout.path())
+    }
+
     /// Waits until `condition` holds of the running process.
     #[track_caller]
     pub(crate) fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&Running) -> bool) {

@@ -25,6 +25,20 @@ pub(crate) struct TokenConfigs {
 }
 
 impl TokenConfigs {
+    /// A hash of all that a tokenizer is made of: its file, what the configs say but for the chat
+    /// template, and tokens that are added to it.
+    pub(crate) fn digest(&self, tokenizer: &[u8], new_tokens: &[String]) -> [u8; 32] {
+        let mut config = self.config.clone();
+        if let Some(config) = config.as_object_mut() {
+            config.shift_remove("chat_template");
+        }
+        let rest = format!("{config} {} {} {new_tokens:?}", self.map, self.added);
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(blake3::hash(tokenizer).as_bytes());
+        hasher.update(rest.as_bytes());
+        *hasher.finalize().as_bytes()
+    }
+
     pub(crate) fn read(directory: &Path) -> Result<Self, DatasetError> {
         let config = read_json(&directory.join(TOKENIZER_CONFIG))?;
         let map = read_json(&directory.join(TOKEN_MAP))?;

@@ -20,7 +20,7 @@
 //! - the tokenizer: `tokenizer.rs`, `text_source.rs` (from which files), `added_tokens.rs`,
 //!   `chunks.rs` (word by word), `exported_files.rs` (into which files), `llama_cpp.rs` (into
 //!   GGUF's words), `gguf_texts.rs` (out of them), `tiktoken.rs` (out of tiktoken's), `stream.rs`
-//!   (tokens to text);
+//!   (tokens to text), `stops.rs` (where that text ends), `reasoning.rs` (what of it is reasoning);
 //! - which tokens are trained on: `mask.rs`; the result: `token_row.rs`;
 //! - about all rows: `notes.rs`, `ends.rs`, `counts.rs`; what was read before: `row_cache.rs`.
 //!
@@ -71,6 +71,7 @@ mod python_filters;
 mod python_methods;
 mod python_text;
 mod reading;
+mod reasoning;
 mod record;
 mod row;
 mod row_cache;
@@ -79,6 +80,7 @@ mod sharegpt;
 mod shares;
 mod source;
 mod splits;
+mod stops;
 mod stream;
 mod table;
 mod template;
@@ -101,7 +103,9 @@ pub use llama_cpp::LlamaCppTokenizer;
 pub use load::Dataset;
 pub use plan::Plan;
 pub use problem::RowProblem;
+pub use reasoning::{Reasoning, opened_by};
 pub use shares::Part;
+pub use stops::{Stops, beginning};
 pub use stream::TextStream;
 pub use template::Rendered;
 pub use template_problem::{TemplateProblem, Unrendered};

@@ -2,6 +2,8 @@
 //! tokens one by one would not give that: a character may need several tokens, and with byte
 //! fallback one wrong byte changes the bytes before it.
 
+use std::borrow::Cow;
+
 use crate::error::DatasetError;
 use crate::tokenizer::ChatTokenizer;
 
@@ -12,7 +14,7 @@ const CONTEXT: usize = 4;
 /// Decodes tokens one at a time. Special tokens give no text. A token is open until its text is
 /// known.
 pub struct TextStream<'a> {
-    tokenizer: &'a ChatTokenizer,
+    tokenizer: Cow<'a, ChatTokenizer>,
     ids: Vec<u32>,
     /// The number of tokens whose text has been given out in full.
     settled: usize,
@@ -29,12 +31,17 @@ pub struct TextStream<'a> {
 impl ChatTokenizer {
     /// A decoder of tokens that come in one at a time.
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream::new(self)
+        TextStream::new(Cow::Borrowed(self))
+    }
+
+    /// As [`Self::stream`], of a handle that the decoder keeps.
+    pub fn into_stream(self) -> TextStream<'static> {
+        TextStream::new(Cow::Owned(self))
     }
 }
 
 impl<'a> TextStream<'a> {
-    fn new(tokenizer: &'a ChatTokenizer) -> Self {
+    fn new(tokenizer: Cow<'a, ChatTokenizer>) -> Self {
         let (before, text) = (String::new(), String::new());
         Self { tokenizer, ids: Vec::new(), settled: 0, from: 0, before, given: 0, text }
     }

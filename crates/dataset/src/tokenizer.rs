@@ -65,6 +65,8 @@ struct Loaded {
     /// Tokens that a recipe adds and no file has, with their ids.
     new_tokens: Vec<(String, u32)>,
     notices: Vec<String>,
+    /// A hash of the files that it was read from.
+    files: [u8; 32],
 }
 
 /// Token ids with the byte range of the text that each stands for.
@@ -109,6 +111,23 @@ impl ChatTokenizer {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_with(source: &TextSource<'_>, new_tokens: &[String]) -> Result<Option<Self>, DatasetError> {
+        Self::open_sharing(source, new_tokens, None)
+    }
+
+    /// As [`Self::open`]. If the tokenizer's files are those of `known`, both are handles on the same
+    /// tokenizer, with templates and end tokens of their own.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_beside(source: &TextSource<'_>, known: &ChatTokenizer) -> Result<Option<Self>, DatasetError> {
+        Self::open_sharing(source, &[], Some(known))
+    }
+
+    fn open_sharing(
+        source: &TextSource<'_>,
+        new_tokens: &[String],
+        known: Option<&ChatTokenizer>,
+    ) -> Result<Option<Self>, DatasetError> {
         let now = moment(source.date)?;
         let Some(directory) = source.tokenizer_dir() else { return Ok(None) };
         let path = directory.join(TOKENIZER);
@@ -121,7 +140,12 @@ impl ChatTokenizer {
         fingerprint.update(blake3::hash(&bytes).as_bytes());
         let bounds = grown(LOADING, bytes.len(), LOADING_BYTES);
         let new_tokens = new_tokens.to_vec();
-        let loaded = guard::watched(&foreign, bounds, move || Loaded::read(&bytes, &path, &configs, &new_tokens))??;
+        let files = configs.digest(&bytes, &new_tokens);
+        let read = move || Loaded::read(&bytes, &path, &configs, &new_tokens, files);
+        let loaded = match known.filter(|known| known.loaded.files == files) {
+            Some(known) => Arc::clone(&known.loaded),
+            None => Arc::new(guard::watched(&foreign, bounds, read)??),
+        };
         gguf_texts::check(directory, |id| loaded.tokenizer.id_to_token(id))?;
         let id_of = |name: &str| {
             let (_, text) = special_tokens.iter().find(|(known, _)| known == name)?;
@@ -145,7 +169,7 @@ impl ChatTokenizer {
         let rest = format!("{added:?} {special:?} {texts:?} {day:?} {bos_id:?} {eos_ids:?} {end:?}");
         fingerprint.update(rest.as_bytes());
         Ok(Some(Self {
-            loaded: Arc::new(loaded),
+            loaded,
             template,
             fingerprint: *fingerprint.finalize().as_bytes(),
             foreign,
@@ -353,7 +377,13 @@ impl DatasetError {
 }
 
 impl Loaded {
-    fn read(bytes: &[u8], path: &Path, configs: &TokenConfigs, new_tokens: &[String]) -> Result<Self, DatasetError> {
+    fn read(
+        bytes: &[u8],
+        path: &Path,
+        configs: &TokenConfigs,
+        new_tokens: &[String],
+        files: [u8; 32],
+    ) -> Result<Self, DatasetError> {
         let refused =
             |error: tokenizers::Error| DatasetError::BadModelFile { path: path.to_owned(), reason: error.to_string() };
         let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(refused)?;
@@ -375,7 +405,7 @@ impl Loaded {
         tokenizer.with_post_processor(None::<PostProcessorWrapper>);
         let vocab_size = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let chunks = Chunks::of(&tokenizer);
-        let loaded = Self { tokenizer, post_processor, vocab_size, chunks, without_chance, new_tokens, notices };
+        let loaded = Self { tokenizer, post_processor, vocab_size, chunks, without_chance, new_tokens, notices, files };
         loaded.try_out();
         Ok(loaded)
     }

@@ -16,6 +16,7 @@ mod looking;
 mod plan;
 mod quantize;
 mod rivals;
+mod serve;
 mod shell;
 mod upload;
 mod using;
@@ -31,6 +32,7 @@ pub(crate) use looking::{InspectArguments, ValidateArguments};
 pub(crate) use plan::PlanArguments;
 pub(crate) use quantize::QuantizeArguments;
 pub(crate) use rivals::parse;
+pub(crate) use serve::ServeArguments;
 pub(crate) use shell::{CompletionsArguments, ManArguments};
 pub(crate) use upload::UploadArguments;
 pub(crate) use using::{EvalArguments, GenerateArguments, ModelArguments, ResidencyArgument};
@@ -144,6 +146,15 @@ pub(crate) enum Command {
     /// conversation. Without a terminal each line of standard input is a message.
     #[command(verbatim_doc_comment)]
     Chat(ChatArguments),
+    /// Answer requests of OpenAI's interface over HTTP
+    ///
+    ///   finetune serve RUN
+    ///   finetune serve MODEL_DIR --adapter support=runs/support --adapter sales=runs/sales
+    ///
+    /// The base is in memory once; each adapter is a model id of its own. There is a page to chat
+    /// at /. Ctrl-C (or SIGTERM) lets answers come to their end, a second one ends at once.
+    #[command(verbatim_doc_comment)]
+    Serve(ServeArguments),
     /// Write a trained adapter in another form
     ///
     ///   finetune export RUN --format merged --output DIR

@@ -90,12 +90,21 @@ impl Source {
     /// The tokenizer and template that the model was trained with. `None` if neither the model nor
     /// its adapter has a tokenizer.
     pub(crate) fn tokenizer(&self) -> Result<Option<ChatTokenizer>, Failure> {
-        Ok(ChatTokenizer::open(&TextSource {
+        Ok(ChatTokenizer::open(&self.texts())?)
+    }
+
+    /// As [`Self::tokenizer`]. What is the same as in `known` is in memory once.
+    pub(crate) fn tokenizer_beside(&self, known: &ChatTokenizer) -> Result<Option<ChatTokenizer>, Failure> {
+        Ok(ChatTokenizer::open_beside(&self.texts(), known)?)
+    }
+
+    fn texts(&self) -> TextSource<'_> {
+        TextSource {
             model_dir: &self.model,
             adapter: self.adapter.as_deref(),
             chat_template: self.chat_template.as_deref(),
             date: self.of_run.as_ref().and_then(|data| data.date.as_deref()),
-        })?)
+        }
     }
 }
 

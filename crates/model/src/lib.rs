@@ -60,9 +60,13 @@ pub use lora::{LoraTarget, LoraTargets};
 pub use merge::quantize_model;
 pub use model::Model;
 pub use passes::backward::{Backward, Coefficients, Part};
+pub use passes::engine::{
+    Engine, EngineCounts, EngineEnd, EngineEvent, EngineRequest, EngineSettings, Listener, Refusal,
+};
 pub use passes::generate::{Generation, GenerationStep};
 pub use passes::generate_rows::RowRequest;
 pub use passes::sampling::Sampling;
+pub use passes::token_rules::{ChosenToken, Logprobs, TokenRules};
 pub use placement::Placement;
 pub use stage::{Hops, Pass, Seconds, Simulated, Stage, not_in_stages};
 pub use tree::{LinearLayer, Role, Split, expected_tensors, linear_layers, linear_modules};

@@ -2,9 +2,11 @@
 //! Each is a part of `impl Model`.
 
 pub(crate) mod backward;
+pub(crate) mod engine;
 mod forward;
 pub(crate) mod generate;
 pub(crate) mod generate_rows;
 mod handed;
 mod layer_by_layer;
 pub(crate) mod sampling;
+pub(crate) mod token_rules;

@@ -1,1 +1,44 @@
 //! An OpenAI-compatible server over a model and its adapters.
+//!
+//! Owns: what OpenAI's requests and answers look like, the thread that computes, connections and
+//! their bounds. Must never know: the command line, training, what a run directory is.
+//! Start reading at [`Server`] in `server.rs`, then `chat.rs`, which takes one request the whole
+//! way:
+//!
+//! - a connection and its deadlines: `connection.rs`; who is let in: `door.rs`;
+//! - a request: `fields.rs` (typed values), `asked.rs` (settings), `messages.rs` (a conversation);
+//! - which model: `catalog.rs`, `adapters.rs` (loaded and unloaded while it runs);
+//! - on the way to computing and back: `asking.rs`;
+//! - computing: `computing.rs` (the thread), `answering.rs` (tokens to text, on that thread);
+//! - an answer: `parts.rs` (reasoning, text, calls), `tool_calls.rs`, `chat.rs`, `completions.rs`,
+//!   `events.rs` (as a stream);
+//! - what went wrong: `error.rs`; numbers: `metrics.rs`; the page: `page.rs`.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod adapters;
+mod answering;
+mod asked;
+mod asking;
+mod catalog;
+mod chat;
+mod completions;
+mod computing;
+mod connection;
+mod door;
+mod error;
+mod events;
+mod fields;
+mod messages;
+mod metrics;
+mod page;
+mod parts;
+mod server;
+mod settings;
+mod tool_calls;
+
+pub use catalog::{Loader, Served};
+pub use error::ServeError;
+pub use server::{Server, Stopper};
+pub use settings::{Bounds, Settings};

@@ -169,3 +169,21 @@ fn marks_in_the_text_are_refused() {
     let error = model.tokenizer().render(&[json!({"role": "user", "content": "a\u{FDD0}"})], None, false);
     assert!(error.expect_err("a noncharacter").to_string().contains("U+FDD0"));
 }
+
+/// As transformers' `chat_template_kwargs`. They never take the place of the conversation.
+#[test]
+fn variables_of_a_request_reach_the_template() {
+    let template = "{{ messages[0].content }}{% if thinks is defined %}, {{ thinks }}{% endif %}";
+    let model = Model::with_tokens(Some(template), json!({}));
+    let tokenizer = finetune_dataset::ChatTokenizer::load(model.path(), None).expect("a tokenizer");
+    let messages = [json!({"role": "user", "content": "Hi"})];
+    let variable = |name: &str, value: Value| (name.to_owned(), value);
+    for (variables, want) in [
+        (vec![], "Hi"),
+        (vec![variable("thinks", json!("well"))], "Hi, well"),
+        (vec![variable("messages", json!([]))], "Hi"),
+    ] {
+        let text = tokenizer.render_with(&messages, None, &variables, false).expect("a text").text;
+        assert_eq!(text, want, "{variables:?}");
+    }
+}

@@ -14,7 +14,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 
 /// Commands of other programs, of habit, and of versions to come: what does it here.
-const VERBS: [(&str, &str); 45] = [
+const VERBS: [(&str, &str); 46] = [
     ("train", "`finetune run RECIPE.toml` trains"),
     ("finetune", "`finetune run RECIPE.toml` trains"),
     ("fine-tune", "`finetune run RECIPE.toml` trains"),
@@ -58,10 +58,8 @@ const VERBS: [(&str, &str); 45] = [
     ("discover", "`finetune cluster discover` finds hosts and cables"),
     ("setup", "`finetune cluster setup` gives cables their addresses"),
     ("version", "`finetune --version` prints it"),
-    (
-        "serve",
-        "not in this version; `finetune export RUN --format merged --output DIR` writes what vLLM, llama.cpp and mlx-lm serve",
-    ),
+    ("server", "`finetune serve RUN` answers requests of OpenAI's interface"),
+    ("api", "`finetune serve RUN` answers requests of OpenAI's interface"),
     ("pull", "`finetune download OWNER/NAME` fetches a model or a dataset"),
     ("fetch", "`finetune download OWNER/NAME` fetches a model or a dataset"),
     ("push", "`finetune upload RUN OWNER/NAME` does it"),
@@ -144,6 +142,22 @@ const OF_CHAT: [(&str, &str); 3] = [
     ("p", "messages are typed, or piped in; `finetune generate --prompt TEXT` answers one"),
     ("prompt", "messages are typed, or piped in; `finetune generate --prompt TEXT` answers one"),
     ("data", "`finetune generate --data FILE` answers the rows of a file"),
+];
+
+/// Options of other servers for `serve`.
+const OF_SERVE: [(&str, &str); 12] = [
+    ("m", "the model is the first argument"),
+    ("model", "the model is the first argument"),
+    ("lora", "ours is --adapter NAME=DIR"),
+    ("lora-modules", "ours is --adapter NAME=DIR, once for each"),
+    ("enable-lora", "leave it out: --adapter NAME=DIR is enough"),
+    ("adapter-path", "ours is --adapter NAME=DIR"),
+    ("api-key", "ours is --api-key-file FILE: others can see arguments"),
+    ("max-num-seqs", "ours is --slots"),
+    ("parallel", "ours is --slots"),
+    ("n-predict", "ours is --max-tokens"),
+    ("max-new-tokens", "ours is --max-tokens"),
+    ("listen", "ours are --host and --port"),
 ];
 
 /// Options of other programs, and habits, for commands that take a recipe.
@@ -277,6 +291,9 @@ fn option(command: &str, words: &[String], found: &str) -> Option<String> {
     if command == "quantize" {
         return of(&OF_QUANTIZE);
     }
+    if command == "serve" {
+        return of(&OF_SERVE);
+    }
     if command == "chat" {
         return of(&OF_CHAT).or_else(|| of(&OF_A_MODEL));
     }
@@ -379,6 +396,8 @@ mod tests {
             ("quantize --hf-path model --to mlx4", "first argument"),
             ("quantize model --load-in-4bit", "--to nf4"),
             ("pack model", "finetune quantize MODEL_DIR"),
+            ("serve model --lora-modules a=b", "--adapter NAME=DIR"),
+            ("server model", "finetune serve RUN"),
             ("cluster bench --frobnicate", "finetune cluster bench --help"),
         ] {
             let words: Vec<String> = ["finetune"].into_iter().chain(line.split(' ')).map(str::to_owned).collect();

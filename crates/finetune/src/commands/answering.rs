@@ -4,10 +4,9 @@
 use std::io;
 use std::path::Path;
 
-use finetune_dataset::{ChatTokenizer, DatasetError, TextStream};
+use finetune_dataset::{ChatTokenizer, DatasetError, Stops, TextStream};
 use finetune_model::Sampling;
 
-use crate::commands::stops::Stops;
 use crate::failure::Failure;
 use crate::source::Source;
 

@@ -10,10 +10,11 @@ mod files;
 mod input;
 mod interrupts;
 mod lines;
-mod reasoning;
 mod screen;
 mod session;
 mod trained;
+
+pub(super) use trained::recommended;
 
 use std::io::IsTerminal;
 use std::path::Path;

@@ -25,8 +25,8 @@ mod quantize;
 mod rows_of_files;
 mod run;
 mod schema;
+mod serve;
 mod shell;
-mod stops;
 mod upload;
 mod validate;
 mod watch;
@@ -65,6 +65,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Eval(arguments) => eval::eval(arguments, verbosity),
         Command::Generate(arguments) => generate::generate(arguments, verbosity),
         Command::Chat(arguments) => chat::chat(arguments, verbosity),
+        Command::Serve(arguments) => serve::serve(&arguments, verbosity),
         Command::Export(arguments) => export::export(arguments, verbosity),
         Command::Quantize(arguments) => quantize::quantize(&arguments, verbosity),
         Command::Watch(arguments) => watch::watch(&arguments),

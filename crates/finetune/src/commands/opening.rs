@@ -27,18 +27,33 @@ pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&st
         Some(adapter) => Some(read_adapter(adapter, &source.model, arguments.force, say)?),
         None => None,
     };
-    let trained_over = adapter.as_ref().and_then(|adapter| adapter.base.quantization);
+    let mut model = open_base(&source.model, arguments, adapter.as_ref(), say)?;
+    if let Some(adapter) = adapter {
+        model.attach(&adapter)?;
+    }
+    Ok(model)
+}
+
+/// The base model in a directory, packed as it was when `adapter` was trained on it. Nothing is
+/// attached.
+pub(super) fn open_base(
+    directory: &Path,
+    arguments: &ModelArguments,
+    adapter: Option<&Adapter>,
+    say: &dyn Fn(&str),
+) -> Result<Model, Failure> {
+    let trained_over = adapter.and_then(|adapter| adapter.base.quantization);
     let as_trained = trained_over.and_then(|scheme| Quantization::from_text(scheme_word(scheme)));
     let quantization = arguments.quantization.map(Quantization::from).or(as_trained);
     let wanted = finetune_recipe::Model {
-        path: source.model.to_string_lossy().into_owned(),
+        path: directory.to_string_lossy().into_owned(),
         device: arguments.device.into(),
         dtype: arguments.dtype.into(),
         quantization,
         residency: ResidencyChoice::Memory,
     };
-    let family = ModelConfig::load(&source.model)?.family;
-    let device_plan = DevicePlan::choose(&wanted, &ThisHost::default(), stored_type(&source.model), family)?;
+    let family = ModelConfig::load(directory)?.family;
+    let device_plan = DevicePlan::choose(&wanted, &ThisHost::default(), stored_type(directory), family)?;
     device_plan.notices.iter().for_each(|notice| say(notice));
     match (arguments.quantization, trained_over) {
         (None, Some(scheme)) => {
@@ -48,17 +63,14 @@ pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&st
             ));
         }
         (Some(asked), _) => {
-            let notice = adapter.as_ref().and_then(|adapter| adapter.quantization_notice(Some(asked.into())));
+            let notice = adapter.and_then(|adapter| adapter.quantization_notice(Some(asked.into())));
             notice.iter().for_each(|notice| say(notice));
         }
         (None, None) => {}
     }
-    let placement = with_residency(&source.model, arguments.residency, &device_plan, say)?;
-    let mut model = Model::load(&source.model, &placement)?;
+    let placement = with_residency(directory, arguments.residency, &device_plan, say)?;
+    let model = Model::load(directory, &placement)?;
     model.notices().iter().for_each(|notice| say(notice));
-    if let Some(adapter) = adapter {
-        model.attach(&adapter)?;
-    }
     Ok(model)
 }
 

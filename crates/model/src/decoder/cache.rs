@@ -8,8 +8,9 @@ use burn::tensor::{Int, Tensor, TensorData};
 /// Keys and values of the tokens that a model has read, kept from one generation to the next. A
 /// prompt that begins with the same tokens is read from the first other token on.
 ///
-/// It belongs to the model that filled it, with the adapter that the model had then.
-#[derive(Default)]
+/// It belongs to the model that filled it, with the adapter that the model had then. A clone shares
+/// the keys and values until one of the two goes on.
+#[derive(Clone, Default)]
 pub struct KeyValueCache {
     layers: Vec<LayerCache>,
     tokens: Vec<u32>,
@@ -29,7 +30,7 @@ impl KeyValueCache {
         let common = self.tokens.iter().zip(prompt).take_while(|(kept, token)| kept == token).count();
         let kept = common.min(prompt.len().saturating_sub(1));
         // A state cannot go back to an earlier token.
-        if kept < self.tokens.len() && self.layers.iter().any(|layer| layer.recurrent.is_some()) {
+        if kept < self.tokens.len() && self.has_states() {
             *self = KeyValueCache::default();
             return 0;
         }
@@ -38,6 +39,22 @@ impl KeyValueCache {
             layer.truncate(kept);
         }
         kept
+    }
+
+    /// Forgets all but the first `length` tokens, of a cache without states.
+    pub(crate) fn truncate(&mut self, length: usize) {
+        self.tokens.truncate(length);
+        self.layers.iter_mut().for_each(|layer| layer.truncate(length));
+    }
+
+    /// Whether it holds states, which cannot go back to an earlier token.
+    pub(crate) fn has_states(&self) -> bool {
+        self.layers.iter().any(|layer| layer.recurrent.is_some())
+    }
+
+    /// Bytes of keys, values and states, with the room behind them.
+    pub(crate) fn bytes(&self) -> usize {
+        self.layers.iter().map(LayerCache::bytes).sum()
     }
 
     /// Lets `pass` add the keys and values of `tokens`. If it fails, nothing is kept: some layers
@@ -109,6 +126,27 @@ impl RowsCache {
         result
     }
 
+    /// Adds a row that has read its prompt, behind the others. Its keys and values are copied.
+    pub(crate) fn add(&mut self, row: KeyValueCache) {
+        let (count, length) = (self.lengths.len(), row.tokens.len());
+        let end = self.end.max(length);
+        let before = std::mem::take(&mut self.layers);
+        self.layers = before.into_iter().zip(row.layers).map(|(all, row)| all.with(row, count, end)).collect();
+        self.lengths.push(length);
+        self.end = end;
+    }
+
+    /// As [`Self::keep`]. The places that no row needs any more are given back, too: rows come and
+    /// go, and the room is never more than that of the longest.
+    pub(crate) fn keep_and_shrink(&mut self, rows: &[usize]) {
+        self.keep(rows);
+        let end = self.lengths.iter().copied().max().unwrap_or(0);
+        if end < self.end {
+            self.layers.iter_mut().for_each(|layer| layer.shrink(end));
+            self.end = end;
+        }
+    }
+
     /// Forgets all rows but these.
     pub(crate) fn keep(&mut self, rows: &[usize]) {
         let of = self.lengths.len();
@@ -119,7 +157,7 @@ impl RowsCache {
 
 /// Keys and values of one layer, [rows, room, k, d] each. Every row ends before place `length`. The
 /// room doubles when it is full, so most tokens cost no copy of the earlier ones.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct LayerCache {
     keys: Option<Tensor<4>>,
     values: Option<Tensor<4>>,
@@ -178,6 +216,47 @@ impl LayerCache {
                 .reshape([rows.len() * each, width])
         };
         self.recurrent = self.recurrent.take().map(|both| both.map(pick));
+    }
+
+    /// These rows, of which there are `count`, and one more behind them. All end before `end`, which
+    /// is at least the length of each.
+    fn with(self, row: LayerCache, count: usize, end: usize) -> LayerCache {
+        let put = |all: Option<Tensor<4>>, one: Option<Tensor<4>>| {
+            let (all, one) = (all?.narrow(1, 0, self.length), one?.narrow(1, 0, row.length));
+            let [_, _, heads, width] = one.dims();
+            // The next token has a place, too.
+            let place = empty([count + 1, room(end + 1), heads, width], &one);
+            let place = place.slice_assign([0..count, end - self.length..end], all);
+            Some(place.slice_assign([count..count + 1, end - row.length..end], one))
+        };
+        LayerCache {
+            keys: put(self.keys, row.keys),
+            values: put(self.values, row.values),
+            length: end,
+            recurrent: self.recurrent.zip(row.recurrent).map(|([inputs, states], [new_inputs, new_states])| {
+                [Tensor::cat(vec![inputs, new_inputs], 0), Tensor::cat(vec![states, new_states], 0)]
+            }),
+        }
+    }
+
+    /// Moves all rows, so that they end before place `end`. None is longer.
+    fn shrink(&mut self, end: usize) {
+        let move_all = |all: Tensor<4>| {
+            let [rows, _, heads, width] = all.dims();
+            let kept = all.narrow(1, self.length - end, end);
+            empty([rows, room(end + 1), heads, width], &kept).slice_assign([0..rows, 0..end], kept)
+        };
+        self.keys = self.keys.take().map(move_all);
+        self.values = self.values.take().map(move_all);
+        self.length = end;
+    }
+
+    /// Bytes of its tensors.
+    fn bytes(&self) -> usize {
+        let of = |tensor: &Tensor<4>| tensor.dims().iter().product::<usize>() * tensor.dtype().size();
+        let of_state = |tensor: &Tensor<2>| tensor.dims().iter().product::<usize>() * tensor.dtype().size();
+        let kept: usize = self.keys.iter().chain(&self.values).map(of).sum();
+        kept + self.recurrent.iter().flatten().map(of_state).sum::<usize>()
     }
 
     /// The last inputs of the convolution and the states of a gated delta net.

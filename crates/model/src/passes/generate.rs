@@ -13,7 +13,7 @@ use crate::readback::data;
 
 /// Tokens of a prompt that [`Model::generate_cached`] reads at once. Between two such parts it can
 /// be stopped.
-const PROMPT_PART: usize = 512;
+pub(crate) const PROMPT_PART: usize = 512;
 
 /// What was generated after a prompt.
 #[derive(Clone, Debug, Default, PartialEq)]

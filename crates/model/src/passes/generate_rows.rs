@@ -15,7 +15,7 @@ use crate::passes::sampling::Sampling;
 use crate::tree::expected_tensors;
 
 /// Most rows of a pass. With more, products on the CPU change to the order of sums that suits many.
-const ROWS: usize = 8;
+pub(crate) const ROWS: usize = 8;
 /// Bytes of keys and values that several rows may take in any model.
 const CACHE_BYTES: usize = 192 << 20;
 /// In a large one they may take a byte for so many parameters: 0.5 GB in a model of 8 billion.
@@ -99,7 +99,8 @@ impl Model {
         }
         let mut cache = RowsCache::join(caches);
         while !running.is_empty() {
-            let logits = self.read_rows(&running, &mut cache)?;
+            let tokens: Vec<u32> = running.iter().map(|&(_, token)| token).collect();
+            let logits = self.read_rows(&tokens, &mut cache)?;
             let next = chosen(&logits, &running, requests, &generations)?;
             let going: Vec<usize> = (0..next.len()).filter(|&n| take(next[n], &mut generations)).collect();
             if !going.is_empty() && going.len() < running.len() {
@@ -114,28 +115,38 @@ impl Model {
     /// than have room for their keys and values in 192 MiB or, in a model of more than 3 billion
     /// parameters, in a byte for 16 of them. At least one, if there is one.
     pub fn rows_at_once(&self, requests: &[RowRequest<'_>]) -> usize {
-        let config = &self.config;
-        let of_token = 2 * config.layers.len() * config.key_value_heads * config.head_dim;
-        let of_token = of_token * self.placement().compute().bytes();
-        let parameters: usize = expected_tensors(config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-        let most = CACHE_BYTES.max(parameters / PARAMETERS_OF_A_BYTE);
+        let most = self.rows_bytes();
         let mut longest = 0;
         let fits = |(n, request): (usize, &RowRequest<'_>)| {
             // All rows get the room of the longest.
             longest = longest.max(request.prompt.len().saturating_add(request.max_new_tokens).min(most));
-            room(longest).saturating_mul((n + 1) * of_token) <= most
+            self.row_bytes(longest).saturating_mul(n + 1) <= most
         };
         let fitting = requests.iter().take(ROWS).enumerate().map(fits).take_while(|fits| *fits).count();
         fitting.max(1).min(requests.len())
     }
 
+    /// Bytes that the keys and values of rows that are carried out together may take.
+    pub fn rows_bytes(&self) -> usize {
+        let tensors = expected_tensors(&self.config);
+        let parameters: usize = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        CACHE_BYTES.max(parameters / PARAMETERS_OF_A_BYTE)
+    }
+
+    /// Bytes of the keys and values of a row that comes to have so many tokens.
+    pub fn row_bytes(&self, tokens: usize) -> usize {
+        let config = &self.config;
+        let of_token = 2 * config.layers.len() * config.key_value_heads * config.head_dim;
+        // A longer row than any memory holds has no power of two above it.
+        room(tokens.min(usize::MAX / 4)).saturating_mul(of_token * self.placement().compute().bytes())
+    }
+
     /// Logits [rows, v] after the next token of each row, which is added to the cache.
-    fn read_rows(&self, running: &[Running], cache: &mut RowsCache) -> Result<Vec<f32>, ModelError> {
-        let tokens: Vec<u32> = running.iter().map(|&(_, token)| token).collect();
+    pub(crate) fn read_rows(&self, tokens: &[u32], cache: &mut RowsCache) -> Result<Vec<f32>, ModelError> {
         let positions: Vec<u32> = cache.lengths().iter().map(|&length| length as u32).collect();
         let ropes = self.rope_tables(&positions, cache.lengths().iter().map(|&length| (1, length + 1)));
         let segments = Segments::next_tokens(cache.next_keys());
-        cache.read(|layers| self.next_logits(&tokens, ropes, segments, layers, tokens.len()))
+        cache.read(|layers| self.next_logits(tokens, ropes, segments, layers, tokens.len()))
     }
 }
 

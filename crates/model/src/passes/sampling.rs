@@ -40,9 +40,13 @@ pub(crate) fn choose(logits: &[f32], sampling: Sampling, position: u64) -> u32 {
     if sampling.temperature <= 0.0 {
         return most_likely(logits);
     }
-    let word = Stream::new(sampling.seed, RandomStream::Sampling as u32, position, 0).block([0; 4])[0];
-    let drawn = f64::from(unit(word));
+    let drawn = drawn(sampling.seed, position);
     from_likely(logits, sampling, drawn).unwrap_or_else(|| from_all(logits, sampling, drawn))
+}
+
+/// The random number in [0, 1) that decides the token at a position.
+pub(super) fn drawn(seed: u64, position: u64) -> f64 {
+    f64::from(unit(Stream::new(seed, RandomStream::Sampling as u32, position, 0).block([0; 4])[0]))
 }
 
 /// Whether all logits are finite. It looks at every one, which is faster than to stop at the first
@@ -59,7 +63,7 @@ fn most_likely(logits: &[f32]) -> u32 {
 }
 
 /// The largest of the values; -inf if there are none.
-fn maximum(values: &[f32]) -> f32 {
+pub(super) fn maximum(values: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 16];
     let chunks = values.chunks_exact(lanes.len());
     let rest = chunks.remainder();
@@ -72,12 +76,12 @@ fn maximum(values: &[f32]) -> f32 {
 }
 
 /// The weight of a logit: its probability over that of the largest logit.
-fn weight(logit: f32, max: f32, temperature: f64) -> f64 {
+pub(super) fn weight(logit: f32, max: f32, temperature: f64) -> f64 {
     (f64::from(logit - max) / temperature).exp()
 }
 
 /// The order in which tokens are drawn: by weight, and by number if weights are equal.
-fn sort(weights: &mut [(u32, f64)]) {
+pub(super) fn sort(weights: &mut [(u32, f64)]) {
     weights.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
 }
 
@@ -105,7 +109,7 @@ fn from_all(logits: &[f32], sampling: Sampling, drawn: f64) -> u32 {
 }
 
 /// The token at which `left` falls below 0 when the weights are taken from it in their order.
-fn draw(weights: &[(u32, f64)], mut left: f64) -> u32 {
+pub(super) fn draw(weights: &[(u32, f64)], mut left: f64) -> u32 {
     for (token, weight) in weights {
         left -= weight;
         if left < 0.0 {

@@ -2,9 +2,9 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use finetune_dataset::Reasoning;
 use finetune_trainer::numbers::thousands;
 
-use super::reasoning::Reasoning;
 use crate::output::{self, printable};
 
 /// Where answers go.

@@ -4,14 +4,13 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use finetune_dataset::ChatTokenizer;
+use finetune_dataset::{ChatTokenizer, opened_by};
 use finetune_model::{GenerationStep, KeyValueCache, Model, Sampling};
 use finetune_trainer::numbers::{counted, seconds, thousands};
 use serde_json::{Value, json};
 
 use super::dialogue::Dialogue;
 use super::interrupts::{Doing, Interrupts};
-use super::reasoning::opened_by;
 use super::screen::{Screen, Shown};
 use crate::commands::answering::{Writing, of_template};
 use crate::failure::Failure;

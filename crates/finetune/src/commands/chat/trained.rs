@@ -74,7 +74,7 @@ fn system_of(row: &Value) -> Option<&str> {
 
 /// (temperature, top_p) that generation_config.json recommends: that of the adapter, else that of
 /// the model. Without `do_sample` transformers takes the most likely token, and so do we.
-pub(super) fn recommended(source: &Source) -> (f64, f64) {
+pub(in crate::commands) fn recommended(source: &Source) -> (f64, f64) {
     let directories = source.adapter.iter().chain([&source.model]);
     let config = directories.map(|directory| json(&directory.join("generation_config.json")));
     let sampled = config.into_iter().find(|config| config["do_sample"] == true);

@@ -1,8 +1,7 @@
 //! What of an answer is reasoning. It stands at the beginning, between tags.
 
-use finetune_dataset::REASONING_TAGS;
-
-use crate::commands::stops::beginning;
+use crate::stops::beginning;
+use crate::texts::REASONING as REASONING_TAGS;
 
 #[derive(Debug, PartialEq)]
 enum State {
@@ -15,23 +14,21 @@ enum State {
 
 /// Tells reasoning from the answer as the text comes. What may be the beginning of a tag is held
 /// back.
-pub(super) struct Reasoning {
+pub struct Reasoning {
     state: State,
     held: String,
 }
 
-/// A part of an answer, and whether it is reasoning.
-type Part = (String, bool);
-
 impl Reasoning {
     /// `opened`: the text that the template has put in front of the answer, from its tag on.
-    pub(super) fn new(opened: Option<&str>) -> Reasoning {
+    pub fn new(opened: Option<&str>) -> Reasoning {
         let tags = REASONING_TAGS.iter().find(|(open, _)| opened.is_some_and(|text| text.starts_with(open)));
         Reasoning { state: tags.map_or(State::Start, |&(_, close)| State::Within(close)), held: String::new() }
     }
 
-    /// The parts that may be shown once this text has come.
-    pub(super) fn push(&mut self, new: &str) -> Vec<Part> {
+    /// The parts that may be shown once this text has come, each with whether it is reasoning. Tags
+    /// belong to the reasoning.
+    pub fn push(&mut self, new: &str) -> Vec<(String, bool)> {
         self.held += new;
         let mut parts = Vec::new();
         if self.state == State::Start {
@@ -59,14 +56,14 @@ impl Reasoning {
     }
 
     /// What was held back, once nothing more comes.
-    pub(super) fn finish(&mut self) -> Option<Part> {
+    pub fn finish(&mut self) -> Option<(String, bool)> {
         let is_reasoning = matches!(self.state, State::Within(_));
         Some((std::mem::take(&mut self.held), is_reasoning)).filter(|(text, _)| !text.is_empty())
     }
 }
 
 /// The end of a prompt from a tag that opens reasoning, if it ends with one.
-pub(super) fn opened_by(prompt: &str) -> Option<&str> {
+pub fn opened_by(prompt: &str) -> Option<&str> {
     let end = prompt.trim_end();
     let (open, _) = REASONING_TAGS.iter().find(|(open, _)| end.ends_with(open))?;
     Some(&prompt[end.len() - open.len()..])
@@ -75,6 +72,8 @@ pub(super) fn opened_by(prompt: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    type Part = (String, bool);
 
     /// (what the template opened, pieces, reasoning, answer)
     #[test]

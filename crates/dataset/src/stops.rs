@@ -1,24 +1,27 @@
 //! Texts that end an answer, however tokens cut them up.
 
+use std::borrow::Cow;
+
 /// Passes text on until one of some texts comes up. What may be the beginning of one is held back.
-pub(super) struct Stops<'a> {
-    stops: &'a [String],
+pub struct Stops<'a> {
+    stops: Cow<'a, [String]>,
     held: String,
     hit: bool,
 }
 
 impl<'a> Stops<'a> {
     /// None of the texts is empty.
-    pub(super) fn new(stops: &'a [String]) -> Stops<'a> {
-        Stops { stops, held: String::new(), hit: false }
+    pub fn new(stops: impl Into<Cow<'a, [String]>>) -> Stops<'a> {
+        Stops { stops: stops.into(), held: String::new(), hit: false }
     }
 
-    pub(super) fn is_hit(&self) -> bool {
+    /// Whether one of the texts has come.
+    pub fn is_hit(&self) -> bool {
         self.hit
     }
 
     /// What may be shown once this text has come.
-    pub(super) fn push(&mut self, new: &str) -> String {
+    pub fn push(&mut self, new: &str) -> String {
         if self.hit {
             return String::new();
         }
@@ -34,13 +37,13 @@ impl<'a> Stops<'a> {
     }
 
     /// What was held back, once nothing more comes.
-    pub(super) fn finish(&mut self) -> String {
+    pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 }
 
 /// How many bytes at the end of `text` are the beginning of `stop`.
-pub(super) fn beginning(text: &str, stop: &str) -> usize {
+pub fn beginning(text: &str, stop: &str) -> usize {
     let lengths = stop.char_indices().map(|(length, _)| length).skip(1);
     lengths.filter(|&length| text.ends_with(&stop[..length])).max().unwrap_or(0)
 }

@@ -1,0 +1,301 @@
+//! `finetune serve`: requests of OpenAI's interface over HTTP.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use finetune_dataset::ChatTokenizer;
+use finetune_model::{EngineSettings, Model};
+use finetune_serve::{Bounds, ServeError, Served, Server, Settings};
+
+use crate::cli::ServeArguments;
+use crate::commands::answering::tokenizer;
+use crate::commands::chat::recommended;
+use crate::commands::{conversation, opening};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::progress::Verbosity;
+use crate::signals::{Heard, Signals};
+use crate::source::{Source, adapter_directory, run_of};
+use crate::{memory, output};
+
+/// Longest key, in bytes.
+const LONGEST_KEY: usize = 4096;
+
+pub(crate) fn serve(arguments: &ServeArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
+    let settings = settings(arguments)?;
+    let say = move |line: &str| opening::say(verbosity, line);
+    let source = Source::open(&arguments.model())?;
+    let adapters = adapters(arguments, &source, &say)?;
+    let is_open = settings.key.is_none();
+    let signals = Signals::listen()?;
+    let server = Server::start(settings).map_err(not_started)?;
+    let address = server.address();
+    if is_open && !address.ip().is_loopback() {
+        say(&format!(
+            "anyone who reaches {address} can use this model: --api-key-file FILE asks for a key, --host 127.0.0.1 listens here only"
+        ));
+    }
+    source.notices.iter().for_each(|notice| say(notice));
+    let (base, mut served) = Base::open(arguments, &source, &adapters, &say)?;
+    for (name, directory) in &adapters {
+        served.push(base.with_adapter(name, directory, &say)?);
+    }
+    // A run's own adapter is what requests get that name no model.
+    if source.adapter.is_some() && served.len() > 1 {
+        served.swap(0, 1);
+    }
+    let engine = engine(arguments, &base.model);
+    let base_id = base.id.clone();
+    let below = arguments.adapters_dir.clone();
+    let loader = move |name: &str, path: &Path| base.load(name, path, below.as_deref(), &say);
+    server.ready(served, engine, Box::new(loader)).map_err(not_started)?;
+    let stopper = server.stopper();
+    let grace = arguments.grace;
+    signals.finish_steps(move |heard| match heard {
+        Heard::First => {
+            stopper.stop();
+            format!("stopping: answers under way have {grace} s to come to their end; once more ends at once")
+        }
+        Heard::Second => "ended at once".to_owned(),
+    });
+    output::line(&announcement(&base_id, &adapters, &arguments.host, address))?;
+    match server.wait() {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            crate::stderr::complain!("error: {error}; this is a bug in finetune");
+            Ok(Exit::Bug.into())
+        }
+    }
+}
+
+/// Refuses arguments before anything is read.
+fn settings(arguments: &ServeArguments) -> Result<Settings, Failure> {
+    for (name, count) in [("--max-tokens", arguments.max_tokens), ("--slots", arguments.slots)] {
+        if count == 0 {
+            return Err(Failure::arguments(format!("{name} must be 1 or more"), "leave it out for the default"));
+        }
+    }
+    // A semaphore has no more places.
+    let most = u32::MAX as usize >> 3;
+    if arguments.slots > most || arguments.queue > most {
+        return Err(Failure::arguments("--slots or --queue is too large", format!("at most {most} makes sense")));
+    }
+    let adapters_dir = arguments.adapters_dir.as_ref();
+    if let Some(directory) = adapters_dir.filter(|directory| !directory.is_dir()) {
+        return Err(Failure::arguments(
+            format!("--adapters-dir {}: there is no such directory", directory.display()),
+            "the path is relative to the current directory",
+        ));
+    }
+    Ok(Settings {
+        host: arguments.host.clone(),
+        port: arguments.port,
+        key: arguments.api_key_file.as_deref().map(key).transpose()?,
+        max_tokens: arguments.max_tokens,
+        grace: Duration::from_secs(arguments.grace),
+        adapters_dir: arguments.adapters_dir.clone(),
+        bounds: Bounds::default(),
+    })
+}
+
+fn key(file: &Path) -> Result<String, Failure> {
+    let text = conversation::read("--api-key-file", file)?;
+    let key = text.lines().next().unwrap_or_default().trim();
+    if key.is_empty() || key.len() > LONGEST_KEY || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Failure::arguments(
+            format!("--api-key-file {}: its first line is no key", file.display()),
+            "a key has printable ASCII letters without spaces; `openssl rand -hex 32` makes one",
+        ));
+    }
+    Ok(key.to_owned())
+}
+
+/// The adapters with their ids: that of a run first.
+fn adapters(
+    arguments: &ServeArguments,
+    source: &Source,
+    say: &dyn Fn(&str),
+) -> Result<Vec<(String, PathBuf)>, Failure> {
+    let mut adapters: Vec<(String, PathBuf)> = Vec::new();
+    if let Some(adapter) = &source.adapter {
+        let named = run_of(adapter).unwrap_or_else(|| adapter.clone());
+        adapters.push((name_of(&named), adapter.clone()));
+    }
+    let mut notices = Vec::new();
+    for named in &arguments.adapters {
+        adapters.push((named.name.clone(), adapter_directory(&named.path, &mut notices)?));
+    }
+    notices.iter().for_each(|notice| say(notice));
+    let base = base_id(&source.model);
+    for (n, (name, directory)) in adapters.iter().enumerate() {
+        if *name == base || adapters[..n].iter().any(|(other, _)| other == name) {
+            return Err(Failure::arguments(
+                format!("two models would have the id `{name}`; one is {}", directory.display()),
+                "--adapter NAME=DIR gives an adapter another name",
+            ));
+        }
+    }
+    Ok(adapters)
+}
+
+/// The id of a base: the run that trained all of its weights, its hub id if it is in the Hugging Face
+/// cache, otherwise its directory's name.
+fn base_id(model: &Path) -> String {
+    if let Some(run) = run_of(model) {
+        return name_of(&run);
+    }
+    let parts: Vec<String> = model.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
+    let of_hub = parts.windows(2).rev().find(|pair| pair[1] == "snapshots");
+    let of_hub = of_hub.and_then(|pair| pair[0].strip_prefix("models--"));
+    of_hub.map_or_else(|| name_of(model), |name| name.replacen("--", "/", 1))
+}
+
+/// The name of a directory, or of a file without its ending.
+fn name_of(path: &Path) -> String {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = if path.is_file() { path.file_stem() } else { path.file_name() };
+    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+fn engine(arguments: &ServeArguments, model: &Model) -> EngineSettings {
+    let wanted = model.rows_bytes().saturating_mul(arguments.slots);
+    let most = memory::machine_bytes().map_or(usize::MAX, |bytes| usize::try_from(bytes / 2).unwrap_or(usize::MAX));
+    let cache_bytes = wanted.min(most);
+    EngineSettings { slots: arguments.slots, queue: arguments.queue, cache_bytes, prefix_bytes: cache_bytes / 2 }
+}
+
+/// The base, and what adapters need of it.
+struct Base {
+    id: String,
+    directory: PathBuf,
+    model: Model,
+    tokenizer: ChatTokenizer,
+    chat_template: Option<PathBuf>,
+    force: bool,
+}
+
+impl Base {
+    /// Loads the base, which is also the first model that is served.
+    fn open(
+        arguments: &ServeArguments,
+        source: &Source,
+        adapters: &[(String, PathBuf)],
+        say: &dyn Fn(&str),
+    ) -> Result<(Base, Vec<Served>), Failure> {
+        // Without its adapter.
+        let own = Source::of(source.model.clone(), None, arguments.chat_template.clone(), Vec::new())?;
+        let tokenizer = tokenizer(&own)?;
+        tokenizer.notices().iter().for_each(|notice| say(notice));
+        let first = adapters
+            .first()
+            .map(|(_, directory)| opening::read_adapter(directory, &source.model, arguments.force, &|_| {}));
+        let first = first.transpose()?;
+        let model = opening::open_base(&source.model, &arguments.model(), first.as_ref(), say)?;
+        let base = Base {
+            id: base_id(&source.model),
+            directory: source.model.clone(),
+            model,
+            tokenizer: tokenizer.clone(),
+            chat_template: arguments.chat_template.clone(),
+            force: arguments.force,
+        };
+        let served = Served::new(base.id.clone(), None, base.model.clone(), tokenizer, recommended(&own));
+        Ok((base, vec![served]))
+    }
+
+    /// An adapter on the base. Both share the weights of the base.
+    fn with_adapter(&self, name: &str, directory: &Path, say: &dyn Fn(&str)) -> Result<Served, Failure> {
+        let adapter = opening::read_adapter(directory, &self.directory, self.force, say)?;
+        let mut model = self.model.clone();
+        model.attach(&adapter)?;
+        let adapter = Some(directory.to_owned());
+        let source = Source::of(self.directory.clone(), adapter, self.chat_template.clone(), Vec::new())?;
+        // The base has one, so there is one.
+        let tokenizer = source.tokenizer_beside(&self.tokenizer)?.unwrap_or_else(|| self.tokenizer.clone());
+        Ok(Served::new(name.to_owned(), Some(self.id.clone()), model, tokenizer, recommended(&source)))
+    }
+
+    /// An adapter that a client names while the server runs: a directory below `below`, where
+    /// symbolic links lead to. What is wrong is a sentence.
+    fn load(&self, name: &str, path: &Path, below: Option<&Path>, say: &dyn Fn(&str)) -> Result<Served, String> {
+        let mut notices = Vec::new();
+        let directory = adapter_directory(path, &mut notices).map_err(|failure| failure.fact())?;
+        let is_below = |below: &Path| Some(directory.canonicalize().ok()?.starts_with(below.canonicalize().ok()?));
+        if below.and_then(is_below) != Some(true) {
+            return Err(format!("the adapter of {} lies elsewhere", path.display()));
+        }
+        notices.iter().for_each(|notice| say(notice));
+        let served = self.with_adapter(name, &directory, say).map_err(|failure| failure.fact())?;
+        say(&format!("the adapter {name} is loaded from {}", directory.display()));
+        Ok(served)
+    }
+}
+
+/// The line that says where the server is. The host is the given one: it is what clients use.
+fn announcement(base: &str, adapters: &[(String, PathBuf)], host: &str, address: SocketAddr) -> String {
+    let names: Vec<&str> = adapters.iter().map(|(name, _)| name.as_str()).collect();
+    let adapters = match names.as_slice() {
+        [] => String::new(),
+        [name] => format!(" and the adapter {name}"),
+        names => format!(" and the adapters {}", names.join(", ")),
+    };
+    let host = match host.parse::<IpAddr>() {
+        Ok(_) => address.ip().to_string(),
+        Err(_) => host.to_owned(),
+    };
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    format!("serving {base}{adapters} at http://{host}:{} (Ctrl-C stops)", address.port())
+}
+
+fn not_started(error: ServeError) -> Failure {
+    let ServeError::Bind { host, port, source } = &error else {
+        return Failure::bad_input(error.to_string(), Vec::new());
+    };
+    let hint = match source.kind() {
+        ErrorKind::AddrInUse => {
+            let next = port.checked_add(1).unwrap_or(8080);
+            format!("another program listens there: --port {next} takes another port, --port 0 a free one")
+        }
+        ErrorKind::PermissionDenied => "ports below 1024 are for the system: take a higher one with --port".to_owned(),
+        _ if (host.as_str(), *port).to_socket_addrs().is_err() => {
+            "--host takes a name or an address of this machine, such as 127.0.0.1 or 0.0.0.0".to_owned()
+        }
+        _ => "--host takes an address of this machine, such as 127.0.0.1 or 0.0.0.0".to_owned(),
+    };
+    Failure::arguments(error.to_string(), hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_bases() {
+        for (path, want) in [
+            ("/cache/models--Qwen--Qwen3-0.6B/snapshots/abc", "Qwen/Qwen3-0.6B"),
+            ("/cache/models--gpt2/snapshots/abc", "gpt2"),
+            ("models/Qwen3-0.6B", "Qwen3-0.6B"),
+            ("models/tiny/", "tiny"),
+        ] {
+            assert_eq!(base_id(Path::new(path)), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn where_the_server_is() {
+        let adapters = |names: &[&str]| -> Vec<(String, PathBuf)> {
+            names.iter().map(|name| ((*name).to_owned(), PathBuf::new())).collect()
+        };
+        for (names, host, address, want) in [
+            (&[][..], "127.0.0.1", "127.0.0.1:80", "serving m at http://127.0.0.1:80 (Ctrl-C stops)"),
+            (&["a"], "localhost", "127.0.0.1:80", "serving m and the adapter a at http://localhost:80 (Ctrl-C stops)"),
+            (&["a", "b"], "::1", "[::1]:80", "serving m and the adapters a, b at http://[::1]:80 (Ctrl-C stops)"),
+        ] {
+            let address = address.parse().expect("an address");
+            assert_eq!(announcement("m", &adapters(names), host, address), want);
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! Answers to many requests at a time: continuous batching.
+//!
+//! Owns: which request is read, which are continued together, and the memory of their keys and
+//! values. Must never know: text, connections, threads. Start reading at [`Engine::step`].
+//!
+//! **On the CPU an answer does not depend on what else is under way.** Prompts are read alone, in
+//! parts of 512 tokens that always begin at the same places. At most eight rows are continued in
+//! one pass, and products of up to eight rows have one order of sums (see `generate_rows`). What
+//! was read of an earlier prompt is used again in whole parts only.
+
+mod group;
+mod prefixes;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use self::group::{Group, Job};
+use self::prefixes::Prefixes;
+use crate::decoder::cache::KeyValueCache;
+use crate::model::Model;
+use crate::passes::generate::PROMPT_PART;
+use crate::passes::token_rules::{Chooser, ChosenToken, TokenRules};
+
+/// Bounds of an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineSettings {
+    /// The most requests that are answered at a time.
+    pub slots: usize,
+    /// The most requests that wait.
+    pub queue: usize,
+    /// The most bytes of keys and values of requests that are answered.
+    pub cache_bytes: usize,
+    /// The most bytes of keys and values of earlier prompts.
+    pub prefix_bytes: usize,
+}
+
+/// A prompt, and how it is continued.
+#[derive(Clone)]
+pub struct EngineRequest {
+    /// The model with its adapter. Requests of the same one are continued together.
+    pub model: Arc<Model>,
+    /// The tokens that are continued.
+    pub prompt: Vec<u32>,
+    /// The most tokens of the answer.
+    pub max_new_tokens: usize,
+    /// How tokens are chosen.
+    pub rules: TokenRules,
+    /// The tokens that end the answer.
+    pub end_ids: Vec<u32>,
+}
+
+/// What happens to a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum EngineEvent {
+    /// Its turn has come. So many tokens of its prompt are known from an earlier one.
+    Begun {
+        /// A multiple of 512.
+        cached: usize,
+    },
+    /// A new token, which is no end token.
+    Token(ChosenToken),
+    /// Nothing more comes.
+    Ended(EngineEnd),
+}
+
+/// Why an answer ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum EngineEnd {
+    /// One of the end tokens came.
+    EndToken(u32),
+    /// So many tokens were allowed.
+    Length,
+    /// The model failed, for this reason.
+    Failed(String),
+}
+
+/// Who asked. If it is dropped without [`EngineEvent::Ended`], the engine has ended.
+pub trait Listener: Send {
+    /// Hears what happens, on the thread of the engine. Returns whether more is wanted. If not,
+    /// nothing more comes.
+    fn hear(&mut self, event: EngineEvent) -> bool;
+
+    /// Whether nobody waits for the answer any more.
+    fn is_gone(&self) -> bool;
+}
+
+/// Why a request is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// Too many wait already.
+    #[error("{waiting} requests are waiting already")]
+    QueueFull {
+        /// So many.
+        waiting: usize,
+    },
+    /// There is nothing to continue.
+    #[error("the prompt has no tokens")]
+    Empty,
+    /// A token that the model does not have.
+    #[error("the prompt has the token {token}, and the model has {vocabulary} tokens")]
+    Token {
+        /// The token.
+        token: u32,
+        /// Tokens of the model.
+        vocabulary: usize,
+    },
+    /// The model was made for fewer tokens.
+    #[error("{prompt} tokens of the prompt and {answer} of the answer are more than the model's {positions} positions")]
+    TooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Most tokens of the answer.
+        answer: usize,
+        /// Tokens that the model was made for.
+        positions: usize,
+    },
+    /// Its keys and values would never fit.
+    #[error("keys and values of {prompt} + {answer} tokens take {bytes} bytes, and there are {most} for all requests")]
+    TooLarge {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Most tokens of the answer.
+        answer: usize,
+        /// Bytes of their keys and values.
+        bytes: usize,
+        /// Bytes that there are.
+        most: usize,
+    },
+}
+
+/// What an engine is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineCounts {
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Requests whose prompts are read or whose answers are made.
+    pub running: usize,
+    /// Bytes of keys and values of earlier prompts.
+    pub prefix_bytes: usize,
+}
+
+impl EngineSettings {
+    /// Checks what can be known of a request before its turn.
+    ///
+    /// # Errors
+    /// A [`Refusal`] that is not [`Refusal::QueueFull`].
+    pub fn check(&self, model: &Model, prompt: &[u32], answer: usize) -> Result<(), Refusal> {
+        let (vocabulary, positions) = (model.config.vocabulary, model.config.max_position_embeddings);
+        if prompt.is_empty() {
+            return Err(Refusal::Empty);
+        }
+        if let Some(&token) = prompt.iter().find(|&&token| token as usize >= vocabulary) {
+            return Err(Refusal::Token { token, vocabulary });
+        }
+        let (prompt, tokens) = (prompt.len(), prompt.len().saturating_add(answer));
+        if tokens > positions {
+            return Err(Refusal::TooLong { prompt, answer, positions });
+        }
+        match model.row_bytes(tokens) {
+            bytes if bytes > self.cache_bytes => {
+                Err(Refusal::TooLarge { prompt, answer, bytes, most: self.cache_bytes })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The most tokens that an answer to a prompt of so many tokens can have.
+    pub fn longest_answer(&self, model: &Model, prompt: usize) -> usize {
+        let mut tokens = model.config.max_position_embeddings;
+        while tokens > prompt && model.row_bytes(tokens) > self.cache_bytes {
+            // Bytes grow by powers of two.
+            tokens = tokens.next_power_of_two() / 2;
+        }
+        tokens.saturating_sub(prompt)
+    }
+}
+
+/// A request whose prompt is read.
+struct Reading {
+    job: Job,
+    cache: KeyValueCache,
+    end: usize,
+}
+
+/// Answers requests, a step at a time.
+pub struct Engine {
+    settings: EngineSettings,
+    waiting: VecDeque<Job>,
+    reading: Option<Reading>,
+    groups: Vec<Group>,
+    prefixes: Prefixes,
+}
+
+impl Engine {
+    /// An engine without requests.
+    pub fn new(settings: EngineSettings) -> Engine {
+        Engine {
+            settings,
+            waiting: VecDeque::new(),
+            reading: None,
+            groups: Vec::new(),
+            prefixes: Prefixes::new(settings.prefix_bytes),
+        }
+    }
+
+    /// Takes a request, behind those that wait. The listener is dropped if it is refused.
+    ///
+    /// # Errors
+    /// A [`Refusal`].
+    pub fn submit(&mut self, request: EngineRequest, listener: Box<dyn Listener>) -> Result<(), Refusal> {
+        let EngineRequest { model, prompt, max_new_tokens, rules, end_ids } = request;
+        self.settings.check(&model, &prompt, max_new_tokens)?;
+        let counts = self.counts();
+        if counts.waiting + counts.running >= self.settings.queue + self.settings.slots {
+            return Err(Refusal::QueueFull { waiting: counts.waiting });
+        }
+        let chooser = Chooser::new(rules, &prompt);
+        self.waiting.push_back(Job { model, prompt, max_new_tokens, chooser, end_ids, listener, next: 0 });
+        Ok(())
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.reading.is_none() && self.groups.is_empty()
+    }
+
+    /// What it is doing.
+    pub fn counts(&self) -> EngineCounts {
+        let rows: usize = self.groups.iter().map(Group::len).sum();
+        EngineCounts {
+            waiting: self.waiting.len(),
+            running: rows + usize::from(self.reading.is_some()),
+            prefix_bytes: self.prefixes.bytes(),
+        }
+    }
+
+    /// Does a piece of the work: reads at most one part of one prompt, and makes one token of each
+    /// answer. Requests that nobody waits for end first.
+    pub fn step(&mut self) {
+        self.leave_gone();
+        self.begin_next();
+        self.read_part();
+        self.groups.iter_mut().for_each(Group::step);
+        self.groups.retain(|group| group.len() > 0);
+    }
+
+    fn leave_gone(&mut self) {
+        self.prefixes.leave_unloaded();
+        self.waiting.retain(|job| !job.listener.is_gone());
+        if let Some(Reading { job, cache, .. }) = self.reading.take_if(|reading| reading.job.listener.is_gone()) {
+            self.prefixes.put(&job.model, cache);
+        }
+        self.groups.iter_mut().for_each(Group::leave_gone);
+        self.groups.retain(|group| group.len() > 0);
+    }
+
+    /// Lets the first of the waiting requests begin, if there is room for it.
+    fn begin_next(&mut self) {
+        while self.reading.is_none() && self.counts().running < self.settings.slots {
+            let fits = self.waiting.front().is_some_and(|job| self.has_room(job));
+            let Some(mut job) = fits.then(|| self.waiting.pop_front()).flatten() else { return };
+            let cache = match is_read_again(&job.model) {
+                true => KeyValueCache::default(),
+                false => self.prefixes.take(&job.model, &job.prompt),
+            };
+            let begun = EngineEvent::Begun { cached: cache.tokens().len() };
+            let goes_on = job.listener.hear(begun) && job.end_if_full();
+            match goes_on {
+                true => self.reading = Some(Reading { end: cache.tokens().len(), job, cache }),
+                false => self.prefixes.put(&job.model, cache),
+            }
+        }
+    }
+
+    /// Whether the keys and values of a request fit beside those of the running ones. One request
+    /// alone always fits.
+    fn has_room(&self, job: &Job) -> bool {
+        let place = self.place_of(&job.model);
+        let mut bytes = if place.is_none() { job.bytes() } else { 0 };
+        for (n, group) in self.groups.iter().enumerate() {
+            bytes += group.bytes_with((place == Some(n)).then_some(job));
+        }
+        self.groups.is_empty() || bytes <= self.settings.cache_bytes
+    }
+
+    /// The group that a request joins.
+    fn place_of(&self, model: &Arc<Model>) -> Option<usize> {
+        self.groups.iter().position(|group| group.takes(model))
+    }
+
+    /// Reads the next part of the prompt whose turn it is. Behind the last one comes the first
+    /// token.
+    fn read_part(&mut self) {
+        let Some(mut reading) = self.reading.take() else { return };
+        let (begin, length) = (reading.end, reading.job.prompt.len());
+        reading.end = length.min(begin + PROMPT_PART);
+        let is_last = reading.end == length;
+        let Reading { job, cache, end } = &mut reading;
+        if is_last && cache.has_states() {
+            // A state cannot go back, so it is kept where the last whole part ends.
+            self.prefixes.put(&job.model, cache.clone());
+        }
+        let logits = match job.model.read(&job.prompt[begin..*end], cache) {
+            Ok(logits) => logits,
+            Err(error) => {
+                job.listener.hear(EngineEvent::Ended(EngineEnd::Failed(error.to_string())));
+                return;
+            }
+        };
+        if !is_last {
+            self.reading = Some(reading);
+            return;
+        }
+        let Reading { mut job, cache, .. } = reading;
+        if !cache.has_states() && !is_read_again(&job.model) {
+            self.prefixes.put(&job.model, cache.clone());
+        }
+        let chosen = job.chooser.next(&logits);
+        if job.take(chosen) {
+            match self.place_of(&job.model) {
+                Some(place) => self.groups[place].add(job, cache),
+                None => self.groups.push(Group::new(job, cache)),
+            }
+        }
+    }
+}
+
+/// Whether a long text has other positions, so that all of it is read again when it becomes long
+/// (LongRoPE). Such requests are continued alone, and nothing of them is kept.
+fn is_read_again(model: &Model) -> bool {
+    model.config.is_long(usize::MAX)
+}

@@ -1,0 +1,151 @@
+//! Requests of one model that are continued together.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::{EngineEnd, EngineEvent, Listener, is_read_again};
+use crate::decoder::cache::{KeyValueCache, RowsCache};
+use crate::error::ModelError;
+use crate::model::Model;
+use crate::passes::generate_rows::ROWS;
+use crate::passes::token_rules::{Chooser, ChosenToken};
+
+/// A request, and what has become of it.
+pub(super) struct Job {
+    pub(super) model: Arc<Model>,
+    pub(super) prompt: Vec<u32>,
+    pub(super) max_new_tokens: usize,
+    pub(super) chooser: Chooser,
+    pub(super) end_ids: Vec<u32>,
+    pub(super) listener: Box<dyn Listener>,
+    /// The token that goes through the model next.
+    pub(super) next: u32,
+}
+
+impl Job {
+    /// Bytes of its keys and values at their longest.
+    pub(super) fn bytes(&self) -> usize {
+        self.model.row_bytes(self.prompt.len() + self.max_new_tokens)
+    }
+
+    /// Tells the listener of a new token, or that there is none. Returns whether the answer goes
+    /// on.
+    pub(super) fn take(&mut self, chosen: Result<ChosenToken, ModelError>) -> bool {
+        let chosen = match chosen {
+            Ok(chosen) => chosen,
+            Err(error) => {
+                self.fail(&error);
+                return false;
+            }
+        };
+        self.next = chosen.token;
+        if self.end_ids.contains(&chosen.token) {
+            self.listener.hear(EngineEvent::Ended(EngineEnd::EndToken(chosen.token)));
+            return false;
+        }
+        self.listener.hear(EngineEvent::Token(chosen)) && self.end_if_full()
+    }
+
+    /// Ends the answer if no more tokens are allowed. Returns whether it goes on.
+    pub(super) fn end_if_full(&mut self) -> bool {
+        let is_full = self.chooser.chosen() >= self.max_new_tokens;
+        if is_full {
+            self.listener.hear(EngineEvent::Ended(EngineEnd::Length));
+        }
+        !is_full
+    }
+
+    fn fail(&mut self, error: &ModelError) {
+        self.listener.hear(EngineEvent::Ended(EngineEnd::Failed(error.to_string())));
+    }
+}
+
+enum Caches {
+    Together(RowsCache),
+    /// Of one request.
+    Alone(KeyValueCache),
+}
+
+/// At most [`ROWS`] requests of one model.
+pub(super) struct Group {
+    model: Arc<Model>,
+    jobs: Vec<Job>,
+    caches: Caches,
+}
+
+impl Group {
+    pub(super) fn new(job: Job, cache: KeyValueCache) -> Group {
+        let caches = match is_read_again(&job.model) {
+            true => Caches::Alone(cache),
+            false => Caches::Together(RowsCache::join(vec![cache])),
+        };
+        Group { model: Arc::clone(&job.model), jobs: vec![job], caches }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// Whether a request of this model may join.
+    pub(super) fn takes(&self, model: &Arc<Model>) -> bool {
+        let has_place = matches!(self.caches, Caches::Together(_)) && self.jobs.len() < ROWS;
+        has_place && Arc::ptr_eq(&self.model, model)
+    }
+
+    /// Bytes of keys and values at their longest, perhaps with one more request. All rows get the
+    /// room of the longest.
+    pub(super) fn bytes_with(&self, another: Option<&Job>) -> usize {
+        let jobs = self.jobs.iter().chain(another);
+        let longest = jobs.map(Job::bytes).max().unwrap_or(0);
+        longest.saturating_mul(self.jobs.len() + usize::from(another.is_some()))
+    }
+
+    /// Lets a request join that has read its prompt.
+    pub(super) fn add(&mut self, job: Job, cache: KeyValueCache) {
+        if let Caches::Together(rows) = &mut self.caches {
+            rows.add(cache);
+            self.jobs.push(job);
+        }
+    }
+
+    /// Makes one token of each answer.
+    pub(super) fn step(&mut self) {
+        let tokens: Vec<u32> = self.jobs.iter().map(|job| job.next).collect();
+        let logits = match &mut self.caches {
+            Caches::Together(rows) => self.model.read_rows(&tokens, rows),
+            Caches::Alone(cache) => self.model.read(&tokens, cache),
+        };
+        let logits = match logits {
+            Ok(logits) => logits,
+            Err(error) => {
+                self.jobs.drain(..).for_each(|mut job| job.fail(&error));
+                return;
+            }
+        };
+        let of_rows = logits.par_chunks(logits.len() / tokens.len());
+        let chosen: Vec<_> = self.jobs.par_iter_mut().zip(of_rows).map(|(job, row)| job.chooser.next(row)).collect();
+        let goes_on: Vec<bool> = self.jobs.iter_mut().zip(chosen).map(|(job, chosen)| job.take(chosen)).collect();
+        self.keep(&goes_on);
+    }
+
+    /// Ends the requests that nobody waits for any more.
+    pub(super) fn leave_gone(&mut self) {
+        let stays: Vec<bool> = self.jobs.iter().map(|job| !job.listener.is_gone()).collect();
+        self.keep(&stays);
+    }
+
+    fn keep(&mut self, stays: &[bool]) {
+        let rows: Vec<usize> = (0..stays.len()).filter(|&row| stays[row]).collect();
+        if rows.len() == stays.len() {
+            return;
+        }
+        let mut stays = stays.iter();
+        self.jobs.retain(|_| stays.next().is_some_and(|stays| *stays));
+        if let Caches::Together(caches) = &mut self.caches
+            && !rows.is_empty()
+        {
+            caches.keep_and_shrink(&rows);
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! What may be asked of the choice of a token beside temperature and top_p: penalties, a bias,
+//! fewer candidates, and what the model thought of the token.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::error::ModelError;
+use crate::passes::sampling::{Sampling, all_finite, choose, draw, drawn, maximum, sort, weight};
+
+/// How the tokens of an answer are chosen.
+///
+/// Logits change in this order: bias, repetition, frequency and presence penalty, which is vLLM's
+/// (`v1/sample/sampler.py`). Then come temperature, `top_k`, `top_p` and `min_p`, in the order of
+/// transformers (`GenerationMixin._get_logits_processor`). With a [`Sampling`] alone the tokens are
+/// those of [`crate::Model::generate`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenRules {
+    /// Temperature, `top_p` and seed.
+    pub sampling: Sampling,
+    /// Only so many of the most likely tokens are drawn from. 0: all.
+    pub top_k: usize,
+    /// Only tokens that are at least so likely, as a share of the most likely one, are drawn from.
+    /// 0: all.
+    pub min_p: f64,
+    /// Divides the logits above 0 of all tokens of prompt and answer, and multiplies those below
+    /// (Keskar et al. 2019). 1: nothing changes.
+    pub repetition_penalty: f64,
+    /// Is taken from the logit of each token of the answer.
+    pub presence_penalty: f64,
+    /// Is taken from the logit of a token of the answer as often as it is there.
+    pub frequency_penalty: f64,
+    /// Is added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Whether the logarithms of probabilities are wanted, and of how many of the likeliest tokens.
+    pub logprobs: Option<usize>,
+}
+
+impl From<Sampling> for TokenRules {
+    fn from(sampling: Sampling) -> TokenRules {
+        TokenRules {
+            sampling,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            logprobs: None,
+        }
+    }
+}
+
+/// A token, and what the model thought of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChosenToken {
+    /// Its number in the vocabulary.
+    pub token: u32,
+    /// If it was asked for.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// Natural logarithms of probabilities, of the model's own logits, which nothing has changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprobs {
+    /// Of the chosen token.
+    pub chosen: f32,
+    /// The likeliest tokens with theirs, the likeliest first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Chooses the tokens of one answer.
+pub(crate) struct Chooser {
+    rules: TokenRules,
+    /// Different tokens of the prompt, if they have a penalty.
+    prompt: HashSet<u32>,
+    /// How often each token is in the answer.
+    counts: HashMap<u32, u32>,
+    chosen: usize,
+}
+
+impl Chooser {
+    pub(crate) fn new(rules: TokenRules, prompt: &[u32]) -> Chooser {
+        let has_penalty = rules.repetition_penalty != 1.0;
+        let prompt = if has_penalty { prompt.iter().copied().collect() } else { HashSet::new() };
+        Chooser { rules, prompt, counts: HashMap::new(), chosen: 0 }
+    }
+
+    /// Tokens that were chosen so far.
+    pub(crate) fn chosen(&self) -> usize {
+        self.chosen
+    }
+
+    /// The next token of the answer.
+    pub(crate) fn next(&mut self, logits: &[f32]) -> Result<ChosenToken, ModelError> {
+        if !all_finite(logits) {
+            return Err(ModelError::NotANumber { generated: self.chosen });
+        }
+        let token = self.choose(logits);
+        let logprobs = self.rules.logprobs.map(|top| logprobs(logits, token, top));
+        *self.counts.entry(token).or_default() += 1;
+        self.chosen += 1;
+        Ok(ChosenToken { token, logprobs })
+    }
+
+    fn choose(&self, logits: &[f32]) -> u32 {
+        let TokenRules { sampling, top_k, min_p, .. } = self.rules;
+        let position = self.chosen as u64;
+        let is_drawn = sampling.temperature > 0.0;
+        let (few, likely) = (is_drawn && top_k > 0 && top_k < logits.len(), is_drawn && min_p > 0.0);
+        if !few && !likely && !self.changes_logits() {
+            return choose(logits, sampling, position);
+        }
+        let mut logits = logits.to_vec();
+        self.change(&mut logits);
+        if few {
+            keep_largest(&mut logits, top_k);
+        }
+        match likely {
+            true => among_likely(&logits, sampling, min_p, drawn(sampling.seed, position)),
+            false => choose(&logits, sampling, position),
+        }
+    }
+
+    fn changes_logits(&self) -> bool {
+        let TokenRules { repetition_penalty, presence_penalty, frequency_penalty, logit_bias, .. } = &self.rules;
+        !logit_bias.is_empty()
+            || *repetition_penalty != 1.0
+            || !self.counts.is_empty() && (*presence_penalty != 0.0 || *frequency_penalty != 0.0)
+    }
+
+    /// Adds the bias and applies the penalties. All logits stay finite.
+    fn change(&self, logits: &mut [f32]) {
+        let rules = &self.rules;
+        let mut change = |token: u32, to: &dyn Fn(f64) -> f64| {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = (to(f64::from(*logit)) as f32).clamp(f32::MIN, f32::MAX);
+            }
+        };
+        for &(token, bias) in &rules.logit_bias {
+            change(token, &|logit| logit + f64::from(bias));
+        }
+        let penalty = rules.repetition_penalty;
+        if penalty != 1.0 {
+            let repeated = |logit: f64| if logit > 0.0 { logit / penalty } else { logit * penalty };
+            self.prompt.iter().for_each(|&token| change(token, &repeated));
+            let only_answered = self.counts.keys().filter(|token| !self.prompt.contains(token));
+            only_answered.for_each(|&token| change(token, &repeated));
+        }
+        let (presence, frequency) = (rules.presence_penalty, rules.frequency_penalty);
+        if presence != 0.0 || frequency != 0.0 {
+            for (&token, &count) in &self.counts {
+                change(token, &|logit| logit - frequency * f64::from(count) - presence);
+            }
+        }
+    }
+}
+
+/// Makes all logits but the `count` largest -inf. Of equal ones the first tokens stay.
+fn keep_largest(logits: &mut [f32], count: usize) {
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    let by_size = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    order.select_nth_unstable_by(count - 1, by_size);
+    order[count..].iter().for_each(|&token| logits[token as usize] = f32::NEG_INFINITY);
+}
+
+/// Draws from the tokens that `top_p` keeps and that are at least `min_p` times as likely as the
+/// likeliest. Only the latter are sorted.
+fn among_likely(logits: &[f32], sampling: Sampling, min_p: f64, drawn: f64) -> u32 {
+    let max = maximum(logits);
+    let (mut total, mut likely) = (0.0, Vec::new());
+    for (token, &logit) in (0..).zip(logits) {
+        let weight = weight(logit, max, sampling.temperature);
+        total += weight;
+        if weight >= min_p {
+            likely.push((token, weight));
+        }
+    }
+    sort(&mut likely);
+    let mut kept = 0.0;
+    let last = likely.iter().position(|(_, weight)| {
+        kept += weight;
+        kept >= sampling.top_p * total
+    });
+    likely.truncate(last.map_or(likely.len(), |last| last + 1));
+    draw(&likely, drawn * kept)
+}
+
+fn logprobs(logits: &[f32], token: u32, top: usize) -> Logprobs {
+    let max = f64::from(maximum(logits));
+    let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
+    let of = |token: u32| (f64::from(logits[token as usize]) - max - sum.ln()) as f32;
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    let by_size = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    if top > 0 && top < order.len() {
+        order.select_nth_unstable_by(top - 1, by_size);
+    }
+    order.truncate(top);
+    order.sort_unstable_by(by_size);
+    Logprobs { chosen: of(token), top: order.into_iter().map(|token| (token, of(token))).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DRAWN: Sampling = Sampling { temperature: 1.0, top_p: 1.0, seed: 0 };
+
+    /// The tokens that 300 seeds draw.
+    fn drawn_tokens(logits: &[f32], rules: &TokenRules) -> Vec<u32> {
+        let draw = |seed| {
+            let rules = TokenRules { sampling: Sampling { seed, ..rules.sampling }, ..rules.clone() };
+            Chooser::new(rules, &[]).next(logits).expect("finite logits").token
+        };
+        let mut tokens: Vec<u32> = (0..300).map(draw).collect();
+        tokens.sort_unstable();
+        tokens.dedup();
+        tokens
+    }
+
+    #[test]
+    fn fewer_candidates_are_drawn_from() {
+        // Weights 1, 0.5, 0.5, 0.25.
+        let logits = [0.25f32.ln(), 0.0, 0.5f32.ln(), 0.5f32.ln()];
+        let all = TokenRules::from(DRAWN);
+        let half = Sampling { top_p: 0.6, ..DRAWN };
+        for (rules, want) in [
+            (all.clone(), &[0, 1, 2, 3][..]),
+            (TokenRules { top_k: 1, ..all.clone() }, &[1]),
+            (TokenRules { top_k: 2, ..all.clone() }, &[1, 2]),
+            (TokenRules { top_k: 9, ..all.clone() }, &[0, 1, 2, 3]),
+            (TokenRules { min_p: 0.4, ..all.clone() }, &[1, 2, 3]),
+            (TokenRules { min_p: 0.6, ..all.clone() }, &[1]),
+            (TokenRules { min_p: 1e-9, ..TokenRules::from(half) }, &[1, 2]),
+            (TokenRules { top_k: 3, min_p: 0.1, ..TokenRules::from(half) }, &[1, 2]),
+            (TokenRules { top_k: 2, ..TokenRules::from(half) }, &[1]),
+        ] {
+            assert_eq!(drawn_tokens(&logits, &rules), want, "{rules:?}");
+        }
+    }
+
+    /// A `min_p` that leaves nothing out draws what is drawn without it.
+    #[test]
+    fn a_share_of_nothing_changes_no_draw() {
+        let logits: Vec<f32> = (0..500).map(|n| ((n * 37) % 101) as f32 / 20.0).collect();
+        for seed in 0..200 {
+            let sampling = Sampling { temperature: 0.8, top_p: 0.9, seed };
+            let rules = TokenRules { min_p: 1e-12, ..TokenRules::from(sampling) };
+            let got = Chooser::new(rules, &[]).next(&logits).expect("finite logits").token;
+            assert_eq!(got, choose(&logits, sampling, 0), "{seed}");
+        }
+    }
+
+    #[test]
+    fn penalties_and_bias_change_logits() {
+        let greedy = TokenRules::from(Sampling::GREEDY);
+        let logits = [2.0, 1.9, -1.0];
+        for (rules, want) in [
+            (greedy.clone(), [0, 0, 0]),
+            (TokenRules { presence_penalty: 0.2, ..greedy.clone() }, [0, 1, 0]),
+            (TokenRules { frequency_penalty: 0.06, ..greedy.clone() }, [0, 0, 1]),
+            (TokenRules { repetition_penalty: 1.1, ..greedy.clone() }, [0, 1, 0]),
+            (TokenRules { logit_bias: vec![(2, 10.0), (99, 5.0)], ..greedy.clone() }, [2, 2, 2]),
+            (TokenRules { logit_bias: vec![(0, -100.0)], ..greedy.clone() }, [1, 1, 1]),
+        ] {
+            let mut chooser = Chooser::new(rules.clone(), &[]);
+            let got: Vec<u32> = (0..3).map(|_| chooser.next(&logits).expect("finite logits").token).collect();
+            assert_eq!(got, want, "{rules:?}");
+        }
+        let rules = TokenRules { repetition_penalty: 2.0, ..greedy };
+        let of_prompt = Chooser::new(rules.clone(), &[0, 0, 1]).next(&[2.0, 1.9, 1.5]).expect("finite logits");
+        assert_eq!(of_prompt.token, 2, "tokens of the prompt have it, once each");
+        let mut huge = Chooser::new(TokenRules { repetition_penalty: 10.0, ..rules }, &[0]);
+        assert_eq!(huge.next(&[f32::MIN, f32::MIN]).expect("finite logits").token, 0, "nothing becomes infinite");
+    }
+
+    #[test]
+    fn logprobs_are_the_models_own() {
+        let rules = TokenRules {
+            logprobs: Some(2),
+            logit_bias: vec![(0, 9.0)],
+            ..TokenRules::from(Sampling { temperature: 0.1, ..DRAWN })
+        };
+        let chosen = Chooser::new(rules, &[]).next(&[0.0, 2f32.ln(), 0.0]).expect("finite logits");
+        let logprobs = chosen.logprobs.expect("asked for");
+        let near = |got: f32, want: f32| assert!((got - want.ln()).abs() < 1e-6, "{got} {want}");
+        assert_eq!(chosen.token, 0);
+        near(logprobs.chosen, 0.25);
+        assert_eq!(logprobs.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 0]);
+        near(logprobs.top[0].1, 0.5);
+    }
+
+    #[test]
+    fn logits_that_are_not_finite_are_refused() {
+        let mut chooser = Chooser::new(TokenRules::from(Sampling::GREEDY), &[]);
+        assert!(matches!(chooser.next(&[0.0, f32::NAN]), Err(ModelError::NotANumber { generated: 0 })));
+    }
+}

@@ -1,0 +1,402 @@
+//! The engine: many requests at a time, each of which gets the answer that it gets alone.
+
+mod made;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use finetune_model::adapter::Adapter;
+use finetune_model::{
+    ChosenToken, Engine, EngineCounts, EngineEnd, EngineEvent, EngineRequest, EngineSettings, Listener, Model,
+    Placement, Refusal, Sampling, TokenRules,
+};
+
+/// Models with rotary embeddings of two kinds, windows, experts, states, convolutions, and one that
+/// reads long texts again.
+const FAMILIES: [&str; 10] =
+    ["llama", "qwen3", "qwen3_moe", "gemma3", "gpt_oss", "deepseek_v3", "qwen3_5", "lfm2", "gemma4", "phi3"];
+
+const SETTINGS: EngineSettings = EngineSettings { slots: 16, queue: 16, cache_bytes: 1 << 30, prefix_bytes: 64 << 20 };
+
+const DRAWN: Sampling = Sampling { temperature: 1.3, top_p: 0.95, seed: 11 };
+
+/// Steps after which an engine hangs.
+const STEPS: usize = 10_000;
+
+/// A golden model that takes long texts.
+fn base(family: &str) -> Model {
+    let mut model = Model::load(&made::golden(family), &Placement::cpu(None)).expect("the model loads");
+    model.config.max_position_embeddings = 8192;
+    model
+}
+
+fn with_adapter(base: &Model, family: &str) -> Model {
+    let mut model = base.clone();
+    let adapter = Adapter::read(&made::golden(family).join("adapter"), &model.config).expect("the adapter loads");
+    model.attach(&adapter).expect("attached");
+    model
+}
+
+/// Tokens that say nothing: 3, 10, 17, ...
+fn text(length: usize, first: u32) -> Vec<u32> {
+    (0..length as u32).map(|n| (first + 7 * n) % 96).collect()
+}
+
+/// What a listener has heard, and whether it has left.
+#[derive(Clone, Default)]
+struct Heard {
+    events: Arc<Mutex<Vec<EngineEvent>>>,
+    is_gone: Arc<AtomicBool>,
+}
+
+impl Listener for Heard {
+    fn hear(&mut self, event: EngineEvent) -> bool {
+        self.events.lock().expect("no panic").push(event);
+        !self.is_gone()
+    }
+
+    fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::SeqCst)
+    }
+}
+
+impl Heard {
+    fn leave(&self) {
+        self.is_gone.store(true, Ordering::SeqCst);
+    }
+
+    fn events(&self) -> Vec<EngineEvent> {
+        self.events.lock().expect("no panic").clone()
+    }
+
+    fn chosen(&self) -> Vec<ChosenToken> {
+        let token = |event| if let EngineEvent::Token(chosen) = event { Some(chosen) } else { None };
+        self.events().into_iter().filter_map(token).collect()
+    }
+
+    fn tokens(&self) -> Vec<u32> {
+        self.chosen().iter().map(|chosen| chosen.token).collect()
+    }
+
+    /// Tokens of the prompt that were known. `None`: its turn has not come.
+    fn cached(&self) -> Option<usize> {
+        self.events().iter().find_map(|event| match event {
+            EngineEvent::Begun { cached } => Some(*cached),
+            _ => None,
+        })
+    }
+
+    fn end(&self) -> Option<EngineEnd> {
+        match self.events().pop() {
+            Some(EngineEvent::Ended(end)) => Some(end),
+            _ => None,
+        }
+    }
+}
+
+fn request(model: &Arc<Model>, prompt: &[u32], max_new_tokens: usize, rules: TokenRules) -> EngineRequest {
+    let (model, prompt) = (Arc::clone(model), prompt.to_vec());
+    EngineRequest { model, prompt, max_new_tokens, rules, end_ids: Vec::new() }
+}
+
+fn submit(engine: &mut Engine, request: EngineRequest) -> Heard {
+    let heard = Heard::default();
+    engine.submit(request, Box::new(heard.clone())).expect("taken");
+    heard
+}
+
+fn finish(engine: &mut Engine) {
+    for _ in 0..STEPS {
+        if engine.is_idle() {
+            return;
+        }
+        engine.step();
+    }
+    panic!("the engine hangs: {:?}", engine.counts());
+}
+
+/// (the step at which it comes, tokens of the prompt, most tokens of the answer)
+const ROWS: [(usize, usize, usize); 12] = [
+    (0, 90, 5),
+    (0, 1, 40),
+    (1, 30, 60),
+    (1, 64, 1),
+    (3, 33, 100),
+    (7, 200, 30),
+    (8, 2, 20),
+    (9, 5, 20),
+    (9, 6, 20),
+    (9, 7, 20),
+    (30, 70, 10),
+    (95, 12, 10),
+];
+
+/// Rows come and go: more than one group, rows longer than the group, groups that shrink.
+#[test]
+fn an_answer_does_not_depend_on_what_else_is_answered() {
+    for family in FAMILIES {
+        let model = Arc::new(with_adapter(&base(family), family));
+        for sampling in [Sampling::GREEDY, DRAWN] {
+            let mut engine = Engine::new(SETTINGS);
+            let mut heard = Vec::new();
+            for step in 0..100 {
+                for (first, (_, length, most)) in (3..).zip(ROWS).filter(|(_, (at, ..))| *at == step) {
+                    let asked = request(&model, &text(length, first), most, sampling.into());
+                    heard.push((first, length, most, submit(&mut engine, asked)));
+                }
+                engine.step();
+            }
+            finish(&mut engine);
+            assert_eq!(heard.len(), ROWS.len());
+            for (first, length, most, heard) in heard {
+                let alone = model.generate(&text(length, first), most, sampling, &[], &mut |_| {}).expect("an answer");
+                assert_eq!(heard.tokens(), alone.tokens, "{family}: row {first}, {sampling:?}");
+                assert_eq!(heard.end(), Some(EngineEnd::Length), "{family}: row {first}");
+            }
+        }
+    }
+}
+
+/// Bits, not only tokens: with the logarithms of probabilities.
+#[test]
+fn alone_or_among_others_an_answer_has_the_same_bits() {
+    let rules = TokenRules { logprobs: Some(5), ..TokenRules::from(DRAWN) };
+    for family in FAMILIES {
+        let model = Arc::new(base(family));
+        let alone = |length: usize| {
+            let mut engine = Engine::new(SETTINGS);
+            let heard = submit(&mut engine, request(&model, &text(length, 5), 20, rules.clone()));
+            finish(&mut engine);
+            heard.chosen()
+        };
+        let mut engine = Engine::new(SETTINGS);
+        let lengths = [4, 77, 600, 20, 9, 130, 64, 65, 40, 3];
+        let heard = lengths.map(|length| {
+            let heard = submit(&mut engine, request(&model, &text(length, 5), 20, rules.clone()));
+            engine.step();
+            heard
+        });
+        finish(&mut engine);
+        for (length, heard) in lengths.into_iter().zip(heard) {
+            assert_eq!(heard.chosen(), alone(length), "{family}: {length} tokens");
+        }
+    }
+}
+
+#[test]
+fn adapters_at_the_same_time_answer_as_each_does_alone() {
+    let family = "qwen3";
+    let base = base(family);
+    let models = [Arc::new(with_adapter(&base, family)), Arc::new(base)];
+    let mut engine = Engine::new(SETTINGS);
+    let prompt = text(20, 3);
+    let heard: Vec<Heard> =
+        (0..8).map(|n| submit(&mut engine, request(&models[n % 2], &prompt, 12, DRAWN.into()))).collect();
+    finish(&mut engine);
+    let alone = models.each_ref().map(|model| model.generate(&prompt, 12, DRAWN, &[], &mut |_| {}).expect("an answer"));
+    assert_ne!(alone[0].tokens, alone[1].tokens, "the adapter does something");
+    for (n, heard) in heard.iter().enumerate() {
+        assert_eq!(heard.tokens(), alone[n % 2].tokens, "request {n}");
+    }
+}
+
+/// (tokens that the prompt has in common with the first, more tokens, tokens that are known)
+const PROMPTS: [(usize, usize, usize); 6] =
+    [(1100, 0, 1024), (1100, 200, 1024), (700, 100, 512), (1024, 0, 512), (1024, 1, 1024), (500, 300, 0)];
+
+#[test]
+fn a_known_beginning_changes_no_bit() {
+    let rules = TokenRules { logprobs: Some(5), ..TokenRules::from(DRAWN) };
+    for family in ["llama", "gemma3", "qwen3_moe", "deepseek_v3"] {
+        let model = Arc::new(base(family));
+        let first = text(1100, 3);
+        for (common, more, known) in PROMPTS {
+            let prompt = [&first[..common], &text(more, 50)].concat();
+            let answer = |engine: &mut Engine| {
+                let heard = submit(engine, request(&model, &prompt, 8, rules.clone()));
+                finish(engine);
+                heard
+            };
+            let fresh = answer(&mut Engine::new(SETTINGS));
+            let mut engine = Engine::new(SETTINGS);
+            submit(&mut engine, request(&model, &first, 8, rules.clone()));
+            finish(&mut engine);
+            let heard = answer(&mut engine);
+            let words = format!("{family}: {common} common tokens, {more} more");
+            assert_eq!((fresh.cached(), heard.cached()), (Some(0), Some(known)), "{words}");
+            assert_eq!(heard.chosen(), fresh.chosen(), "{words}");
+            assert_eq!(answer(&mut engine).chosen(), fresh.chosen(), "{words}: the same once more");
+        }
+    }
+}
+
+/// A state cannot go back, so it is kept where the last whole part of the prompt ends.
+#[test]
+fn states_go_on_from_where_they_were_kept() {
+    for family in ["qwen3_5", "lfm2"] {
+        let model = Arc::new(base(family));
+        let first = text(1100, 3);
+        let ask = |engine: &mut Engine, prompt: &[u32]| {
+            let heard = submit(engine, request(&model, prompt, 8, DRAWN.into()));
+            finish(engine);
+            heard
+        };
+        let mut engine = Engine::new(SETTINGS);
+        ask(&mut engine, &first);
+        for (common, more, known) in [(1100, 200, 1024), (700, 100, 0), (1100, 0, 1024)] {
+            let prompt = [&first[..common], &text(more, 50)].concat();
+            let (heard, fresh) = (ask(&mut engine, &prompt), ask(&mut Engine::new(SETTINGS), &prompt));
+            assert_eq!(heard.cached(), Some(known), "{family}: {common} common tokens");
+            assert_eq!(heard.tokens(), fresh.tokens(), "{family}: {common} common tokens");
+        }
+    }
+}
+
+/// Of a base and its adapter each has beginnings of its own.
+#[test]
+fn beginnings_belong_to_their_model_and_go_with_it() {
+    let base = base("llama");
+    let adapted = Arc::new(with_adapter(&base, "llama"));
+    let base = Arc::new(base);
+    let prompt = text(600, 3);
+    let mut engine = Engine::new(SETTINGS);
+    for (model, known) in [(&base, 0), (&adapted, 0), (&base, 512), (&adapted, 512)] {
+        let heard = submit(&mut engine, request(model, &prompt, 2, DRAWN.into()));
+        finish(&mut engine);
+        assert_eq!(heard.cached(), Some(known));
+    }
+    let both = engine.counts().prefix_bytes;
+    drop(adapted);
+    engine.step();
+    assert_eq!(engine.counts().prefix_bytes, both / 2, "the adapter's are gone");
+}
+
+#[test]
+fn beginnings_take_no_more_bytes_than_they_may() {
+    let model = Arc::new(base("llama"));
+    let one = model.row_bytes(600);
+    let mut engine = Engine::new(EngineSettings { prefix_bytes: 2 * one, ..SETTINGS });
+    let mut ask = |first: u32| {
+        let heard = submit(&mut engine, request(&model, &text(600, first), 2, DRAWN.into()));
+        finish(&mut engine);
+        assert!(engine.counts().prefix_bytes <= 2 * one, "{:?}", engine.counts());
+        heard.cached()
+    };
+    // The third takes the place of the one that was used longest ago.
+    let known = [1, 2, 1, 3, 1, 2].map(&mut ask);
+    assert_eq!(known, [Some(0), Some(0), Some(512), Some(0), Some(512), Some(0)]);
+}
+
+#[test]
+fn who_leaves_frees_a_slot_and_changes_nothing_for_others() {
+    let model = Arc::new(base("llama"));
+    let mut engine = Engine::new(EngineSettings { slots: 3, queue: 2, ..SETTINGS });
+    let ask = |engine: &mut Engine, first: u32, length: usize| {
+        submit(engine, request(&model, &text(length, first), 30, DRAWN.into()))
+    };
+    let heard: Vec<Heard> = (0..3).map(|first| ask(&mut engine, first, 20)).collect();
+    (0..6).for_each(|_| engine.step());
+    let (reading, waiting) = (ask(&mut engine, 3, 2000), ask(&mut engine, 4, 20));
+    engine.step();
+    assert_eq!(engine.counts(), EngineCounts { waiting: 2, running: 3, prefix_bytes: 0 });
+    // One that runs and one that waits leave. The other one that waits has its turn.
+    heard[1].leave();
+    waiting.leave();
+    engine.step();
+    let counts = engine.counts();
+    assert_eq!((counts.waiting, counts.running, reading.cached()), (0, 3, Some(0)));
+    let heard_so_far = heard[1].tokens().len();
+    // One whose prompt is read leaves. What was read is kept.
+    reading.leave();
+    engine.step();
+    let counts = engine.counts();
+    assert!(counts.running == 2 && counts.prefix_bytes > 0, "{counts:?}");
+    finish(&mut engine);
+    assert_eq!((heard[1].tokens().len(), waiting.events()), (heard_so_far, Vec::new()));
+    for first in [0, 2] {
+        let alone = model.generate(&text(20, first), 30, DRAWN, &[], &mut |_| {}).expect("an answer");
+        assert_eq!(heard[first as usize].tokens(), alone.tokens, "row {first}");
+    }
+    let again = ask(&mut engine, 3, 2000);
+    finish(&mut engine);
+    assert_eq!(again.cached(), Some(512));
+}
+
+#[test]
+fn no_more_requests_are_taken_than_there_are_places() {
+    let model = Arc::new(base("llama"));
+    let mut engine = Engine::new(EngineSettings { slots: 1, queue: 1, ..SETTINGS });
+    let asked = || request(&model, &text(20, 3), 3, DRAWN.into());
+    let (first, second) = (submit(&mut engine, asked()), submit(&mut engine, asked()));
+    engine.step();
+    let refused = engine.submit(asked(), Box::new(Heard::default()));
+    assert_eq!(refused, Err(Refusal::QueueFull { waiting: 1 }));
+    assert_eq!((first.cached(), second.cached()), (Some(0), None));
+    finish(&mut engine);
+    assert_eq!(first.tokens(), second.tokens());
+    submit(&mut engine, asked());
+}
+
+/// Only so many keys and values fit. One answer waits for another, and all come.
+#[test]
+fn requests_wait_for_memory() {
+    let model = Arc::new(base("llama"));
+    let settings = EngineSettings { cache_bytes: 2 * model.row_bytes(100), ..SETTINGS };
+    let mut engine = Engine::new(settings);
+    let heard: Vec<Heard> =
+        (0..5).map(|first| submit(&mut engine, request(&model, &text(60, first), 40, DRAWN.into()))).collect();
+    let mut most = 0;
+    for _ in 0..STEPS {
+        engine.step();
+        most = most.max(engine.counts().running);
+        if engine.is_idle() {
+            break;
+        }
+    }
+    assert_eq!(most, 2);
+    assert!(heard.iter().all(|heard| heard.tokens().len() == 40));
+}
+
+#[test]
+fn requests_that_can_never_be_answered_are_refused() {
+    let model = Arc::new(base("llama"));
+    let vocabulary = model.config.vocabulary;
+    let small = EngineSettings { cache_bytes: model.row_bytes(128), ..SETTINGS };
+    assert_eq!(small.longest_answer(&model, 100), 28);
+    assert_eq!(small.longest_answer(&model, 500), 0);
+    assert_eq!(SETTINGS.longest_answer(&model, 100), 8092);
+    let mut engine = Engine::new(small);
+    for (prompt, most, want) in [
+        (vec![], 1, Refusal::Empty),
+        (vec![1_000_000], 1, Refusal::Token { token: 1_000_000, vocabulary }),
+        (text(8000, 3), 193, Refusal::TooLong { prompt: 8000, answer: 193, positions: 8192 }),
+        (text(5, 3), usize::MAX, Refusal::TooLong { prompt: 5, answer: usize::MAX, positions: 8192 }),
+        (
+            text(100, 3),
+            29,
+            Refusal::TooLarge { prompt: 100, answer: 29, bytes: model.row_bytes(129), most: small.cache_bytes },
+        ),
+    ] {
+        let refused = engine.submit(request(&model, &prompt, most, DRAWN.into()), Box::new(Heard::default()));
+        assert_eq!(refused, Err(want));
+    }
+    assert!(engine.is_idle());
+    let nothing = submit(&mut engine, request(&model, &text(5, 3), 0, DRAWN.into()));
+    finish(&mut engine);
+    assert_eq!((nothing.tokens().len(), nothing.end()), (0, Some(EngineEnd::Length)));
+}
+
+#[test]
+fn an_end_token_ends_an_answer() {
+    let model = Arc::new(base("llama"));
+    let prompt = text(20, 3);
+    let all = model.generate(&prompt, 12, Sampling::GREEDY, &[], &mut |_| {}).expect("an answer").tokens;
+    let end = all[5];
+    let place = all.iter().position(|token| *token == end).expect("it is there");
+    let mut engine = Engine::new(SETTINGS);
+    let mut asked = request(&model, &prompt, 12, Sampling::GREEDY.into());
+    asked.end_ids = vec![end];
+    let heard = submit(&mut engine, asked);
+    finish(&mut engine);
+    assert_eq!((heard.tokens(), heard.end()), (all[..place].to_vec(), Some(EngineEnd::EndToken(end))));
+}

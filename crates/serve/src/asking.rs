@@ -1,0 +1,180 @@
+//! A request on its way to the thread that computes, and its answer as a whole. Both kinds of
+//! requests take this way.
+
+use std::sync::Arc;
+
+use finetune_dataset::{ChatTokenizer, DatasetError};
+use finetune_model::{EngineRequest, Logprobs};
+use serde_json::{Value, json};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::answering::{Answering, Finish, Piece};
+use crate::asked::Asked;
+use crate::catalog::Served;
+use crate::error::ApiError;
+use crate::server::State;
+
+/// More bytes than the tokens of any text have on average, where four are usual.
+const BYTES_OF_A_TOKEN: usize = 64;
+/// Bytes of a text that is always read.
+const SHORT_TEXT: usize = 64 << 10;
+
+/// What is asked of a model.
+pub(crate) struct Question {
+    pub(crate) served: Arc<Served>,
+    pub(crate) prompt: Vec<u32>,
+    /// The field of the request that the prompt is from.
+    pub(crate) param: &'static str,
+    /// Special tokens that mark calls of tools become text.
+    pub(crate) shows_marks: bool,
+}
+
+/// Tokens of a request and of its answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) prompt: usize,
+    pub(crate) cached: usize,
+    pub(crate) answer: usize,
+}
+
+impl Usage {
+    pub(crate) fn object(self) -> Value {
+        let Usage { prompt, cached, answer } = self;
+        json!({
+            "prompt_tokens": prompt,
+            "completion_tokens": answer,
+            "total_tokens": prompt + answer,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        })
+    }
+
+    /// Counts a piece.
+    pub(crate) fn count(&mut self, piece: &Piece) {
+        match piece {
+            Piece::Begun { cached } => self.cached = *cached,
+            Piece::Token { .. } => self.answer += 1,
+            Piece::Rest(_) | Piece::Ended(_) => {}
+        }
+    }
+}
+
+/// Hands a question over. What comes back ends the request if it is dropped.
+pub(crate) fn ask(state: &State, asked: &Asked, question: &Question) -> Result<UnboundedReceiver<Piece>, ApiError> {
+    let Question { served, prompt, param, shows_marks } = question;
+    if state.is_stopping() {
+        return Err(ApiError::stopping());
+    }
+    let computing = &state.ready()?.computing;
+    let settings = computing.settings();
+    let model = Arc::clone(&served.model);
+    // An answer without a limit of its own gets what there is room for.
+    let longest = settings.longest_answer(&model, prompt.len()).max(1);
+    let max_new_tokens = asked.max_tokens.unwrap_or(state.settings.max_tokens.min(longest));
+    settings.check(&model, prompt, max_new_tokens).map_err(|refusal| ApiError::of_refusal(&refusal, param))?;
+    let rules = asked.rules(served)?;
+    let place = computing.place()?;
+    state.metrics.prompt(prompt.len());
+    let (pieces, receiver) = unbounded_channel();
+    let metrics = Arc::clone(&state.metrics);
+    let listener = Answering::new(&served.tokenizer, asked.stop.clone(), *shows_marks, pieces, metrics, place);
+    let request = EngineRequest { model, prompt: prompt.clone(), max_new_tokens, rules, end_ids: served.ends.clone() };
+    computing.submit(request, Box::new(listener));
+    Ok(receiver)
+}
+
+/// An answer as a whole.
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    /// Tokens with what the model thought of them, if it was asked for.
+    pub(crate) logprobs: Vec<(u32, Logprobs)>,
+    pub(crate) usage: Usage,
+    pub(crate) finish: &'static str,
+}
+
+/// Waits for the end of an answer.
+pub(crate) async fn whole(mut pieces: UnboundedReceiver<Piece>, prompt: usize) -> Result<Answer, ApiError> {
+    let mut answer =
+        Answer { text: String::new(), logprobs: Vec::new(), usage: Usage { prompt, ..Usage::default() }, finish: "" };
+    while let Some(piece) = pieces.recv().await {
+        answer.usage.count(&piece);
+        match piece {
+            Piece::Begun { .. } => {}
+            Piece::Token { token, text, logprobs } => {
+                answer.text += &text;
+                answer.logprobs.extend(logprobs.map(|logprobs| (token, logprobs)));
+            }
+            Piece::Rest(text) => answer.text += &text,
+            Piece::Ended(finish) => {
+                answer.finish = finish_reason(&finish)?;
+                return Ok(answer);
+            }
+        }
+    }
+    // The thread that computes has dropped the request.
+    Err(ApiError::stopping())
+}
+
+/// OpenAI's word for the end of an answer.
+pub(crate) fn finish_reason(finish: &Finish) -> Result<&'static str, ApiError> {
+    match finish {
+        Finish::Stop => Ok("stop"),
+        Finish::Length => Ok("length"),
+        Finish::Failed(reason) => Err(ApiError::failed(reason.clone())),
+    }
+}
+
+/// Work on texts, which may take long, on a thread for it.
+pub(crate) async fn on_texts<R: Send + 'static>(
+    state: &State,
+    param: &'static str,
+    work: impl FnOnce() -> Result<R, DatasetError> + Send + 'static,
+) -> Result<R, ApiError> {
+    let place = Arc::clone(&state.texts).acquire_owned().await;
+    let done = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        work()
+    });
+    match done.await {
+        Ok(result) => result.map_err(|error| ApiError::of_text(&error, param)),
+        Err(_) => Err(ApiError::failed("the text could not be read, which is a bug")),
+    }
+}
+
+/// Refuses a text that has far more bytes than its model has room for. To read it would take 200
+/// times its memory.
+pub(crate) fn check_text(served: &Served, text: &str, param: &str) -> Result<(), ApiError> {
+    let positions = served.model.config.max_position_embeddings;
+    let most = positions.saturating_mul(BYTES_OF_A_TOKEN).saturating_add(SHORT_TEXT);
+    if text.len() <= most {
+        return Ok(());
+    }
+    let message = format!("a text of {} bytes is too long for the model's {positions} positions", text.len());
+    Err(ApiError::field(param, message).with_code("context_length_exceeded"))
+}
+
+/// The text of one token; of a part of a character U+FFFD.
+pub(crate) fn token_text(tokenizer: &ChatTokenizer, token: u32) -> String {
+    tokenizer.decode(&[token], false).unwrap_or_default()
+}
+
+/// A name for an answer, which no other has.
+pub(crate) fn new_id(prefix: &str) -> Result<String, ApiError> {
+    Ok(format!("{prefix}-{:016x}", random()?))
+}
+
+/// A name for a call: nine letters and digits. Mistral's template takes no other, and others take
+/// any.
+pub(crate) fn new_call_id() -> Result<String, ApiError> {
+    const LETTERS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut number = random()?;
+    let letter = |_| {
+        let letter = LETTERS[(number % 36) as usize];
+        number /= 36;
+        char::from(letter)
+    };
+    Ok((0..9).map(letter).collect())
+}
+
+fn random() -> Result<u64, ApiError> {
+    getrandom::u64().map_err(|error| ApiError::failed(format!("no random numbers: {error}")))
+}

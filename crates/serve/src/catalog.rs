@@ -1,0 +1,124 @@
+//! The models that requests can name: a base and its adapters.
+
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use finetune_dataset::ChatTokenizer;
+use finetune_model::Model;
+use serde_json::{Value, json};
+
+use crate::error::ApiError;
+
+/// A model that requests can name.
+pub struct Served {
+    pub(crate) id: String,
+    /// The base, if it is an adapter.
+    parent: Option<String>,
+    pub(crate) model: Arc<Model>,
+    pub(crate) tokenizer: ChatTokenizer,
+    /// The tokens that end an answer.
+    pub(crate) ends: Vec<u32>,
+    /// What requests get that do not say.
+    pub(crate) temperature: f64,
+    pub(crate) top_p: f64,
+    created: u64,
+}
+
+impl Served {
+    /// A model under the name `id`. `parent`: the name of the base, of a model with an adapter.
+    /// `(temperature, top_p)`: what requests get that do not say.
+    pub fn new(
+        id: String,
+        parent: Option<String>,
+        model: Model,
+        tokenizer: ChatTokenizer,
+        (temperature, top_p): (f64, f64),
+    ) -> Served {
+        let mut ends = tokenizer.eos_ids().to_vec();
+        // A template that is put on a base model has an end that the model's files do not know.
+        ends.extend(tokenizer.template_end().filter(|end| !ends.contains(end)));
+        Served { id, parent, model: Arc::new(model), tokenizer, ends, temperature, top_p, created: now() }
+    }
+
+    fn object(&self) -> Value {
+        json!({
+            "id": self.id,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "finetune",
+            "root": self.parent.as_deref().unwrap_or(&self.id),
+            "parent": self.parent,
+            "max_model_len": self.model.config.max_position_embeddings,
+        })
+    }
+}
+
+/// Reads an adapter while the server runs: its name and directory become a model, or a sentence
+/// that says what is wrong.
+pub type Loader = Box<dyn Fn(&str, &Path) -> Result<Served, String> + Send + Sync>;
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The models, the default first.
+pub(crate) struct Catalog(RwLock<Vec<Arc<Served>>>);
+
+impl Catalog {
+    pub(crate) fn new(served: Vec<Served>) -> Catalog {
+        Catalog(RwLock::new(served.into_iter().map(Arc::new).collect()))
+    }
+
+    fn all(&self) -> Vec<Arc<Served>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn has(&self, id: &str) -> bool {
+        self.all().iter().any(|served| served.id == id)
+    }
+
+    /// The model of a request. Without a name it is the default.
+    pub(crate) fn find(&self, id: Option<&str>) -> Result<Arc<Served>, ApiError> {
+        let all = self.all();
+        let found = all.iter().find(|served| id.is_none_or(|id| served.id == id));
+        found.cloned().ok_or_else(|| {
+            let there: Vec<String> = all.iter().map(|served| served.id.clone()).collect();
+            ApiError::no_model(id.unwrap_or_default(), &there)
+        })
+    }
+
+    /// Adds an adapter. False: the name is taken.
+    pub(crate) fn add(&self, served: Served) -> bool {
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let is_new = all.iter().all(|other| other.id != served.id);
+        if is_new {
+            all.push(Arc::new(served));
+        }
+        is_new
+    }
+
+    /// Takes an adapter out. Answers that are under way go on. False: it is the base, or the last
+    /// model.
+    pub(crate) fn remove(&self, id: &str) -> bool {
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let place = all.iter().position(|served| served.id == id && served.parent.is_some());
+        let goes = place.filter(|_| all.len() > 1);
+        if let Some(place) = goes {
+            all.remove(place);
+        }
+        goes.is_some()
+    }
+
+    /// The answer of `/v1/models`.
+    pub(crate) fn object(&self) -> Value {
+        let all: Vec<Value> = self.all().iter().map(|served| served.object()).collect();
+        json!({"object": "list", "data": all})
+    }
+
+    /// The answer of `/v1/models/ID`.
+    pub(crate) fn one(&self, id: &str) -> Result<Value, ApiError> {
+        Ok(self.find(Some(id))?.object())
+    }
+}

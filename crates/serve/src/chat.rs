@@ -1,0 +1,251 @@
+//! `POST /v1/chat/completions`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Extension, State as Shared};
+use axum::response::{IntoResponse, Response};
+use finetune_dataset::{ChatTokenizer, opened_by};
+use finetune_model::Logprobs;
+use serde_json::{Value, json};
+
+use crate::answering::{Finish, Piece};
+use crate::asked::{Asked, MOST_LOGPROBS};
+use crate::asking::{
+    Question, Usage, ask, check_text, finish_reason, new_call_id, new_id, on_texts, token_text, whole,
+};
+use crate::catalog::{Served, now};
+use crate::connection::Busy;
+use crate::error::ApiError;
+use crate::events::{self, Chunks};
+use crate::fields::Fields;
+use crate::messages::Conversation;
+use crate::parts::{PartReader, Parts};
+use crate::server::State;
+use crate::tool_calls::ToolCall;
+
+pub(crate) async fn chat(
+    Shared(state): Shared<Arc<State>>,
+    busy: Option<Extension<Arc<Busy>>>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let fields = Fields::read(&body)?;
+    let asked = Asked::read(&fields, logprobs(&fields)?)?;
+    let conversation = Conversation::read(&fields)?;
+    let served = state.ready()?.catalog.find(asked.model.as_deref())?;
+    let with_tools = conversation.tools.is_some();
+    let (prompt, opened) = read_prompt(&state, &served, conversation).await?;
+    let question = Question { served: Arc::clone(&served), prompt, param: "messages", shows_marks: with_tools };
+    let reader = PartReader::new(opened.as_deref(), with_tools);
+    let pieces = ask(&state, &asked, &question)?;
+    let answering = Naming { id: new_id("chatcmpl")?, created: now(), served };
+    let usage = Usage { prompt: question.prompt.len(), ..Usage::default() };
+    if asked.stream {
+        let include_usage = asked.include_usage;
+        let chunks = ChatChunks { naming: answering, reader: Some(reader), usage, include_usage, calls: 0 };
+        return Ok(events::response(chunks, pieces, busy.map(|Extension(busy)| busy)));
+    }
+    let answer = whole(pieces, usage.prompt).await?;
+    let (message, has_calls) = message(reader, &answer.text)?;
+    let finish = if has_calls { "tool_calls" } else { answer.finish };
+    let tokenizer = &answering.served.tokenizer;
+    let logprobs = (!answer.logprobs.is_empty()).then(|| of_tokens(tokenizer, &answer.logprobs));
+    let choice = json!({"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish});
+    let mut object = answering.object("chat.completion", vec![choice]);
+    object["usage"] = answer.usage.object();
+    Ok(Json(object).into_response())
+}
+
+/// The most likely tokens that are wanted beside the chosen one.
+fn logprobs(fields: &Fields) -> Result<Option<usize>, ApiError> {
+    let is_wanted = fields.flag("logprobs")?.unwrap_or(false);
+    let top = fields.whole("top_logprobs", 0..=MOST_LOGPROBS)?;
+    if top.is_some() && !is_wanted {
+        return Err(ApiError::field("top_logprobs", "`top_logprobs` needs `logprobs`: true"));
+    }
+    Ok(is_wanted.then(|| top.and_then(|top| usize::try_from(top).ok()).unwrap_or(0)))
+}
+
+/// The tokens of a conversation, and what its template has put in front of the answer, if that
+/// opens reasoning.
+async fn read_prompt(
+    state: &State,
+    served: &Served,
+    conversation: Conversation,
+) -> Result<(Vec<u32>, Option<String>), ApiError> {
+    let tokenizer = served.tokenizer.clone();
+    if !tokenizer.has_template() {
+        let message = "the model has no chat template; `/v1/completions` continues a text";
+        return Err(ApiError::field("messages", message));
+    }
+    let text = on_texts(state, "messages", move || {
+        let Conversation { messages, tools, variables } = &conversation;
+        Ok(tokenizer.render_with(messages, tools.as_ref(), variables, true)?.text)
+    });
+    let text = text.await?;
+    check_text(served, &text, "messages")?;
+    let opened = opened_by(&text).map(str::to_owned);
+    let tokenizer = served.tokenizer.clone();
+    let tokens = on_texts(state, "messages", move || tokenizer.encode_chat(&text)).await?;
+    Ok((tokens, opened))
+}
+
+/// What the objects of an answer have in common.
+struct Naming {
+    id: String,
+    created: u64,
+    served: Arc<Served>,
+}
+
+impl Naming {
+    fn object(&self, kind: &str, choices: Vec<Value>) -> Value {
+        json!({"id": self.id, "object": kind, "created": self.created, "model": self.served.id, "choices": choices})
+    }
+}
+
+/// The message of an answer as a whole, and whether it calls tools.
+fn message(mut reader: PartReader, text: &str) -> Result<(Value, bool), ApiError> {
+    let first = reader.push(text);
+    let Parts { reasoning, text, calls } = reader.finish();
+    let (reasoning, text) = (first.reasoning + &reasoning, first.text + &text);
+    let content = if text.trim().is_empty() && !calls.is_empty() { Value::Null } else { text.into() };
+    let mut message = json!({"role": "assistant", "content": content});
+    if !reasoning.is_empty() {
+        message["reasoning_content"] = reasoning.into();
+    }
+    if !calls.is_empty() {
+        message["tool_calls"] = calls.iter().map(call_object).collect::<Result<_, _>>()?;
+    }
+    Ok((message, !calls.is_empty()))
+}
+
+fn call_object(call: &ToolCall) -> Result<Value, ApiError> {
+    let ToolCall { name, arguments } = call;
+    let function = json!({"name": name, "arguments": arguments});
+    Ok(json!({"id": new_call_id()?, "type": "function", "function": function}))
+}
+
+fn of_tokens(tokenizer: &ChatTokenizer, tokens: &[(u32, Logprobs)]) -> Value {
+    let one = |token: u32, logprob: f32| {
+        let text = token_text(tokenizer, token);
+        json!({"token": text, "logprob": logprob, "bytes": text.as_bytes()})
+    };
+    let content: Vec<Value> = tokens
+        .iter()
+        .map(|(token, logprobs)| {
+            let mut object = one(*token, logprobs.chosen);
+            object["top_logprobs"] = logprobs.top.iter().map(|(token, logprob)| one(*token, *logprob)).collect();
+            object
+        })
+        .collect();
+    json!({"content": content})
+}
+
+/// An answer as a stream.
+struct ChatChunks {
+    naming: Naming,
+    /// `None` at the end.
+    reader: Option<PartReader>,
+    usage: Usage,
+    include_usage: bool,
+    /// Calls of tools so far.
+    calls: usize,
+}
+
+impl ChatChunks {
+    fn chunk(&self, delta: &Value, logprobs: Option<Value>, finish: Option<&str>) -> Value {
+        let choice = json!({"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish});
+        let mut object = self.naming.object("chat.completion.chunk", vec![choice]);
+        if self.include_usage {
+            object["usage"] = Value::Null;
+        }
+        object
+    }
+
+    fn of_parts(&mut self, parts: Parts, mut logprobs: Option<Value>) -> Vec<Value> {
+        let Parts { reasoning, text, calls } = parts;
+        let mut chunks = Vec::new();
+        if !reasoning.is_empty() {
+            chunks.push(self.chunk(&json!({"reasoning_content": reasoning}), logprobs.take(), None));
+        }
+        // Tokens without a text of their own have logarithms, too.
+        if !text.is_empty() || logprobs.is_some() {
+            chunks.push(self.chunk(&json!({"content": text}), logprobs.take(), None));
+        }
+        for call in calls {
+            // Without random numbers the call has the answer's name.
+            let mut object = call_object(&call).unwrap_or_else(|_| json!({"id": self.naming.id}));
+            object["index"] = self.calls.into();
+            self.calls += 1;
+            chunks.push(self.chunk(&json!({"tool_calls": [object]}), None, None));
+        }
+        chunks
+    }
+}
+
+impl Chunks for ChatChunks {
+    fn begin(&mut self) -> Vec<Value> {
+        vec![self.chunk(&json!({"role": "assistant", "content": ""}), None, None)]
+    }
+
+    fn piece(&mut self, piece: Piece) -> Vec<Value> {
+        self.usage.count(&piece);
+        let (text, logprobs) = match piece {
+            Piece::Token { token, text, logprobs } => (text, logprobs.map(|logprobs| (token, logprobs))),
+            Piece::Rest(text) => (text, None),
+            Piece::Begun { .. } | Piece::Ended(_) => return Vec::new(),
+        };
+        let logprobs = logprobs.map(|one| of_tokens(&self.naming.served.tokenizer, &[one]));
+        let parts = self.reader.as_mut().map(|reader| reader.push(&text)).unwrap_or_default();
+        self.of_parts(parts, logprobs)
+    }
+
+    fn end(&mut self, finish: Finish) -> Result<Vec<Value>, ApiError> {
+        let reason = finish_reason(&finish)?;
+        let parts = self.reader.take().map(PartReader::finish).unwrap_or_default();
+        let mut chunks = self.of_parts(parts, None);
+        let reason = if self.calls > 0 { "tool_calls" } else { reason };
+        chunks.push(self.chunk(&json!({}), None, Some(reason)));
+        if self.include_usage {
+            let mut last = self.naming.object("chat.completion.chunk", Vec::new());
+            last["usage"] = self.usage.object();
+            chunks.push(last);
+        }
+        Ok(chunks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_of_an_answer() {
+        let of = |answer: &str| message(PartReader::new(None, true), answer).expect("a message");
+        assert_eq!(of("Hello"), (json!({"role": "assistant", "content": "Hello"}), false));
+        let call = "<tool_call>{\"name\": \"now\", \"arguments\": {\"zone\": 1}}</tool_call>";
+        let (message, has_calls) = of(&format!("<think>hm</think>\n\n{call}{call}"));
+        assert!(has_calls);
+        assert_eq!((&message["content"], &message["reasoning_content"]), (&Value::Null, &json!("hm")));
+        let calls = message["tool_calls"].as_array().expect("a list");
+        assert_eq!(calls.len(), 2);
+        assert_eq!(calls[0]["type"], "function");
+        assert_eq!(calls[0]["function"], json!({"name": "now", "arguments": "{\"zone\":1}"}));
+        let ids: Vec<&str> = calls.iter().filter_map(|call| call["id"].as_str()).collect();
+        assert!(ids[0] != ids[1] && ids.iter().all(|id| id.len() == 9), "{ids:?}");
+    }
+
+    #[test]
+    fn the_likeliest_tokens_are_asked_for() {
+        let read = |fields: Value| logprobs(&Fields::read(fields.to_string().as_bytes())?);
+        assert_eq!(read(json!({})), Ok(None));
+        assert_eq!(read(json!({"logprobs": false, "top_logprobs": null})), Ok(None));
+        assert_eq!(read(json!({"logprobs": true})), Ok(Some(0)));
+        assert_eq!(read(json!({"logprobs": true, "top_logprobs": 5})), Ok(Some(5)));
+        for wrong in [json!({"top_logprobs": 5}), json!({"logprobs": true, "top_logprobs": 21}), json!({"logprobs": 1})]
+        {
+            assert!(read(wrong.clone()).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The thread that computes. Requests come to it through a channel, and it waits for nobody:
+//! listeners only put what they hear into channels without bounds, of which each holds one answer.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::{io, thread};
+
+use finetune_model::{Engine, EngineCounts, EngineRequest, EngineSettings, Listener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::error::ApiError;
+
+/// Bytes of the thread's stack, as the main thread has them.
+const STACK: usize = 8 << 20;
+
+struct Submitted {
+    request: EngineRequest,
+    listener: Box<dyn Listener>,
+}
+
+/// A handle of the thread.
+pub(crate) struct Computing {
+    /// `None` once no more requests are taken.
+    requests: Mutex<Option<Sender<Submitted>>>,
+    settings: EngineSettings,
+    /// One for each request that may run or wait. A listener holds it until it is dropped.
+    places: Arc<Semaphore>,
+    counts: Arc<Mutex<EngineCounts>>,
+}
+
+impl Computing {
+    /// Starts the thread. `ended` is called if it ends by a panic.
+    pub(crate) fn start(
+        settings: EngineSettings,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> Result<Computing, io::Error> {
+        let (sender, receiver) = channel();
+        let counts: Arc<Mutex<EngineCounts>> = Arc::default();
+        let shown = Arc::clone(&counts);
+        let thread = thread::Builder::new().name("computing".to_owned()).stack_size(STACK);
+        thread.spawn(move || {
+            if catch_unwind(AssertUnwindSafe(|| compute(Engine::new(settings), &receiver, &shown))).is_err() {
+                ended();
+            }
+        })?;
+        let places = Arc::new(Semaphore::new(settings.slots + settings.queue));
+        Ok(Computing { requests: Mutex::new(Some(sender)), settings, places, counts })
+    }
+
+    pub(crate) fn settings(&self) -> EngineSettings {
+        self.settings
+    }
+
+    /// A place among the requests that run or wait.
+    pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.places).try_acquire_owned().map_err(|_| ApiError::busy())
+    }
+
+    /// Hands a request over, which was checked. The listener is dropped if the thread has ended.
+    pub(crate) fn submit(&self, request: EngineRequest, listener: Box<dyn Listener>) {
+        if let Some(requests) = &*self.requests.lock().unwrap_or_else(PoisonError::into_inner) {
+            // A listener that is dropped tells its client.
+            let _ = requests.send(Submitted { request, listener });
+        }
+    }
+
+    /// Waits until no request runs or waits.
+    pub(crate) async fn drained(&self) {
+        let all = u32::try_from(self.settings.slots + self.settings.queue).unwrap_or(u32::MAX);
+        let _ = self.places.acquire_many(all).await;
+    }
+
+    /// Ends all requests after the current step. Their listeners are dropped.
+    pub(crate) fn end(&self) {
+        *self.requests.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(crate) fn counts(&self) -> EngineCounts {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Computes until the other end of the channel is gone.
+fn compute(mut engine: Engine, requests: &Receiver<Submitted>, shown: &Mutex<EngineCounts>) {
+    loop {
+        if engine.is_idle() {
+            let Ok(submitted) = requests.recv() else { return };
+            take(&mut engine, submitted);
+        }
+        loop {
+            match requests.try_recv() {
+                Ok(submitted) => take(&mut engine, submitted),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return,
+            }
+        }
+        engine.step();
+        *shown.lock().unwrap_or_else(PoisonError::into_inner) = engine.counts();
+    }
+}
+
+fn take(engine: &mut Engine, Submitted { request, listener }: Submitted) {
+    // It was checked, and it has a place, so it is not refused. If it were, its client would hear
+    // that the listener is gone.
+    let _ = engine.submit(request, listener);
+}

@@ -1,0 +1,171 @@
+//! Who is let in: hosts, keys, and the body of a request within its bounds.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{ConnectInfo, Request, State as Shared};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+
+use crate::connection::{Busy, Connection};
+use crate::error::ApiError;
+use crate::server::State;
+
+/// Lets a request in, with its whole body.
+pub(crate) async fn enter(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
+    let response = match admitted(&state, request).await {
+        Ok(request) => {
+            // A stream keeps a clone of it.
+            let _busy = request.extensions().get::<Arc<Busy>>().cloned();
+            next.run(request).await
+        }
+        Err(error) => error.into_response(),
+    };
+    state.metrics.response(response.status().as_u16());
+    response
+}
+
+async fn admitted(state: &State, request: Request) -> Result<Request, ApiError> {
+    let (mut parts, body) = request.into_parts();
+    check_host(&parts.headers, &state.settings.host)?;
+    if let Some(key) = &state.settings.key
+        && parts.uri.path().starts_with("/v1/")
+    {
+        check_key(&parts.headers, key)?;
+    }
+    let most = state.settings.bounds.body;
+    let announced = text(&parts.headers, header::CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > most as u64) {
+        return Err(too_large(most));
+    }
+    let body = read(body, most).await?;
+    if let Some(ConnectInfo(connection)) = parts.extensions.get::<ConnectInfo<Connection>>() {
+        let busy = Arc::new(connection.busy());
+        parts.extensions.insert(busy);
+    }
+    Ok(Request::from_parts(parts, Body::from(body)))
+}
+
+async fn read(body: Body, most: usize) -> Result<Bytes, ApiError> {
+    let mut stream = body.into_data_stream();
+    let mut bytes = Vec::new();
+    while let Some(piece) = stream.next().await {
+        let piece = piece.map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "the body did not come to its end"))?;
+        if bytes.len() + piece.len() > most {
+            return Err(too_large(most));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes.into())
+}
+
+fn too_large(most: usize) -> ApiError {
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body has more than {most} bytes"))
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// Refuses pages of other hosts. A name that somebody lets point here (DNS rebinding) is not ours,
+/// and a page of another origin names itself.
+fn check_host(headers: &HeaderMap, own: &str) -> Result<(), ApiError> {
+    let Some(host) = text(headers, header::HOST) else { return Ok(()) };
+    if !is_ours(host, own) {
+        let message = format!("the name `{host}` is not this server's: use its address, localhost or its --host");
+        return Err(ApiError::new(StatusCode::FORBIDDEN, message));
+    }
+    let origin = text(headers, header::ORIGIN);
+    let is_own = |origin: &str| origin.split_once("://").is_some_and(|(_, name)| name.eq_ignore_ascii_case(host));
+    match origin {
+        Some(origin) if !is_own(origin) => {
+            Err(ApiError::new(StatusCode::FORBIDDEN, "pages of other servers may not ask this one"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_ours(host: &str, own: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost") || name.eq_ignore_ascii_case(own) || address.parse::<IpAddr>().is_ok()
+}
+
+fn check_key(headers: &HeaderMap, key: &str) -> Result<(), ApiError> {
+    let given = text(headers, header::AUTHORIZATION).and_then(|value| value.split_once(' '));
+    let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, given)| given.trim());
+    match given {
+        Some(given) if is_same(given.as_bytes(), key.as_bytes()) => Ok(()),
+        _ => Err(ApiError::bad_key()),
+    }
+}
+
+/// Takes as long for any key of the same length.
+fn is_same(given: &[u8], key: &[u8]) -> bool {
+    let differences = given.iter().zip(key).fold(0, |all, (a, b)| std::hint::black_box(all | (a ^ b)));
+    given.len() == key.len() && differences == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn names_of_this_server() {
+        for (host, want) in [
+            ("127.0.0.1:8080", true),
+            ("localhost", true),
+            ("LOCALHOST:1", true),
+            ("[::1]:8080", true),
+            ("192.168.1.7", true),
+            ("box.local:8080", true),
+            ("evil.example", false),
+            ("localhost.evil.example:8080", false),
+            ("127.0.0.1.evil.example", false),
+            ("", false),
+        ] {
+            assert_eq!(is_ours(host, "box.local"), want, "{host}");
+        }
+    }
+
+    #[test]
+    fn pages_of_other_servers_are_refused() {
+        for (origin, want) in [
+            ("http://127.0.0.1:8080", true),
+            ("http://127.0.0.1:9090", false),
+            ("https://evil.example", false),
+            ("null", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_static("127.0.0.1:8080"));
+            headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
+            assert_eq!(check_host(&headers, "127.0.0.1").is_ok(), want, "{origin}");
+        }
+    }
+
+    #[test]
+    fn keys() {
+        for (value, want) in [
+            ("Bearer secret", true),
+            ("bearer secret", true),
+            ("Bearer secre", false),
+            ("Bearer secret2", false),
+            ("Basic secret", false),
+            ("secret", false),
+            ("Bearer ", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, HeaderValue::from_static(value));
+            assert_eq!(check_key(&headers, "secret").is_ok(), want, "{value}");
+        }
+        assert!(check_key(&HeaderMap::new(), "secret").is_err());
+    }
+}

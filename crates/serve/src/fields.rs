@@ -1,0 +1,95 @@
+//! The fields of a request's JSON object, with types and ranges. A field that is null is absent.
+
+use std::ops::RangeInclusive;
+
+use serde_json::{Map, Value};
+
+use crate::error::ApiError;
+
+/// The fields of an object.
+pub(crate) struct Fields(Map<String, Value>);
+
+impl Fields {
+    pub(crate) fn read(body: &[u8]) -> Result<Fields, ApiError> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(fields)) => Ok(Fields(fields)),
+            Ok(other) => Err(ApiError::field("body", format!("a JSON object is expected, not {}", kind(&other)))),
+            Err(error) => Err(ApiError::field("body", format!("the body is not JSON: {error}"))),
+        }
+    }
+
+    pub(crate) fn of(fields: Map<String, Value>) -> Fields {
+        Fields(fields)
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    /// A number within a range.
+    pub(crate) fn number(&self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, ApiError> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let number = value.as_f64().ok_or_else(|| wrong(name, value, "a number"))?;
+        if !range.contains(&number) {
+            let (least, most) = range.into_inner();
+            return Err(ApiError::field(name, format!("`{name}` is {number}, and must be from {least} to {most}")));
+        }
+        Ok(Some(number))
+    }
+
+    /// A whole number within a range.
+    pub(crate) fn whole(&self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        // Some clients write 5.0.
+        let whole = value.as_f64().filter(|number| number.fract() == 0.0 && number.abs() < 9e15);
+        let number =
+            value.as_i64().or(whole.map(|number| number as i64)).ok_or_else(|| wrong(name, value, "a whole number"))?;
+        if !range.contains(&number) {
+            let (least, most) = range.into_inner();
+            let most = if most == i64::MAX { "or more".to_owned() } else { format!("to {most}") };
+            return Err(ApiError::field(name, format!("`{name}` is {number}, and must be {least} {most}")));
+        }
+        Ok(Some(number))
+    }
+
+    /// A count, of at least `least`.
+    pub(crate) fn count(&self, name: &str, least: i64) -> Result<Option<usize>, ApiError> {
+        let number = self.whole(name, least..=i64::MAX)?;
+        Ok(number.map(|number| usize::try_from(number).unwrap_or(usize::MAX)))
+    }
+
+    pub(crate) fn flag(&self, name: &str) -> Result<Option<bool>, ApiError> {
+        self.get(name).map(|value| value.as_bool().ok_or_else(|| wrong(name, value, "true or false"))).transpose()
+    }
+
+    pub(crate) fn text(&self, name: &str) -> Result<Option<&str>, ApiError> {
+        self.get(name).map(|value| value.as_str().ok_or_else(|| wrong(name, value, "a string"))).transpose()
+    }
+
+    pub(crate) fn list(&self, name: &str) -> Result<Option<&[Value]>, ApiError> {
+        let list = |value: &Value| value.as_array().map(Vec::len).ok_or_else(|| wrong(name, value, "a list"));
+        self.get(name).map(list).transpose()?;
+        Ok(self.get(name).and_then(Value::as_array).map(Vec::as_slice))
+    }
+
+    pub(crate) fn object(&self, name: &str) -> Result<Option<&Map<String, Value>>, ApiError> {
+        self.get(name).map(|value| value.as_object().ok_or_else(|| wrong(name, value, "an object"))).transpose()
+    }
+}
+
+/// The error for a value of another type.
+pub(crate) fn wrong(name: &str, value: &Value, wanted: &str) -> ApiError {
+    ApiError::field(name, format!("`{name}` must be {wanted}, not {}", kind(value)))
+}
+
+/// What a JSON value is.
+pub(crate) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

@@ -1,0 +1,177 @@
+//! A conversation and its tools as the chat template takes them.
+
+use serde_json::{Map, Value};
+
+use crate::error::ApiError;
+use crate::fields::{Fields, kind, wrong};
+
+/// What the chat template gets.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Conversation {
+    pub(crate) messages: Vec<Value>,
+    /// `None`: the model is not to call any.
+    pub(crate) tools: Option<Value>,
+    /// More variables of the template.
+    pub(crate) variables: Vec<(String, Value)>,
+}
+
+impl Conversation {
+    pub(crate) fn read(fields: &Fields) -> Result<Conversation, ApiError> {
+        let Some(messages) = fields.list("messages")?.filter(|messages| !messages.is_empty()) else {
+            return Err(ApiError::field("messages", "`messages` must be a list of at least one message"));
+        };
+        let messages = messages.iter().enumerate();
+        let messages = messages.map(|(n, message)| read_message(message, &format!("messages[{n}]")));
+        let variables = fields.object("chat_template_kwargs")?.cloned().unwrap_or_default();
+        Ok(Conversation {
+            messages: messages.collect::<Result<_, _>>()?,
+            tools: tools(fields)?,
+            variables: variables.into_iter().collect(),
+        })
+    }
+}
+
+/// A message without the fields that are null. Its parts of text are joined, and the arguments of
+/// its calls become objects, since templates take them so.
+fn read_message(message: &Value, path: &str) -> Result<Value, ApiError> {
+    let Value::Object(message) = message else { return Err(wrong(path, message, "an object")) };
+    let mut message: Map<String, Value> =
+        message.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), value.clone())).collect();
+    match message.get("role") {
+        // OpenAI's newer name.
+        Some(Value::String(role)) if role == "developer" => drop(message.insert("role".to_owned(), "system".into())),
+        Some(Value::String(role)) if !role.is_empty() => {}
+        Some(other) => return Err(wrong(&format!("{path}.role"), other, "a string")),
+        None => return Err(ApiError::field(format!("{path}.role"), format!("`{path}` has no `role`"))),
+    }
+    match message.get("content") {
+        Some(Value::String(_)) => {}
+        Some(Value::Array(parts)) => {
+            let text = text_of(parts, &format!("{path}.content"))?;
+            message.insert("content".to_owned(), text.into());
+        }
+        Some(other) => return Err(wrong(&format!("{path}.content"), other, "a string, or a list of text parts")),
+        None if message.contains_key("tool_calls") => drop(message.insert("content".to_owned(), "".into())),
+        None => return Err(ApiError::field(format!("{path}.content"), format!("`{path}` has no `content`"))),
+    }
+    match message.get_mut("tool_calls") {
+        None => {}
+        Some(Value::Array(calls)) => calls.iter_mut().for_each(read_arguments),
+        Some(other) => return Err(wrong(&format!("{path}.tool_calls"), other, "a list of calls")),
+    }
+    Ok(Value::Object(message))
+}
+
+fn text_of(parts: &[Value], path: &str) -> Result<String, ApiError> {
+    let text = |(n, part): (usize, &Value)| {
+        let path = format!("{path}[{n}]");
+        match (part.get("type").and_then(Value::as_str), part.get("text")) {
+            (Some("text"), Some(Value::String(text))) => Ok(text.clone()),
+            (Some("text"), other) => Err(wrong(&format!("{path}.text"), other.unwrap_or(&Value::Null), "a string")),
+            (Some(other), _) => {
+                let other: String = other.chars().take(40).collect();
+                Err(ApiError::unsupported(
+                    &path,
+                    format!("`{path}` is of the type `{other}`; only `text` is supported"),
+                ))
+            }
+            (None, _) => Err(ApiError::field(path.clone(), format!("`{path}` has no `type`"))),
+        }
+    };
+    let texts = parts.iter().enumerate().map(text).collect::<Result<Vec<String>, ApiError>>()?;
+    Ok(texts.join("\n"))
+}
+
+fn read_arguments(call: &mut Value) {
+    let Some(arguments) = call.get_mut("function").and_then(|function| function.get_mut("arguments")) else { return };
+    let parsed = arguments.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    if let Some(parsed) = parsed.filter(Value::is_object) {
+        *arguments = parsed;
+    }
+}
+
+fn tools(fields: &Fields) -> Result<Option<Value>, ApiError> {
+    let is_off = match fields.get("tool_choice") {
+        None => false,
+        Some(Value::String(choice)) if choice == "auto" => false,
+        Some(Value::String(choice)) if choice == "none" => true,
+        Some(other) => {
+            let shown = if other.is_string() { other.to_string() } else { kind(other).to_owned() };
+            let message = format!("`tool_choice` may be \"auto\" or \"none\", not {shown}");
+            return Err(ApiError::unsupported("tool_choice", message));
+        }
+    };
+    let Some(tools) = fields.list("tools")?.filter(|tools| !tools.is_empty()) else { return Ok(None) };
+    for (n, tool) in tools.iter().enumerate() {
+        let has_name = tool["function"]["name"].is_string();
+        if tool["type"] != "function" || !has_name {
+            let message = "a tool is {\"type\": \"function\", \"function\": {\"name\", ...}}";
+            return Err(ApiError::field(format!("tools[{n}]"), message));
+        }
+    }
+    Ok((!is_off).then(|| Value::Array(tools.to_vec())))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(value: &Value) -> Result<Conversation, ApiError> {
+        Conversation::read(&Fields::read(value.to_string().as_bytes())?)
+    }
+
+    #[test]
+    fn conversations_as_templates_take_them() {
+        let tool = json!({"type": "function", "function": {"name": "now"}});
+        let read_one =
+            |message: Value| read(&json!({"messages": [message]})).expect("a conversation").messages.remove(0);
+        for (message, want) in [
+            (json!({"role": "user", "content": "Hi", "name": null}), json!({"role": "user", "content": "Hi"})),
+            (json!({"role": "developer", "content": "x"}), json!({"role": "system", "content": "x"})),
+            (
+                json!({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}),
+                json!({"role": "user", "content": "a\nb"}),
+            ),
+            (
+                json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{\"a\": 1}"}}]}),
+                json!({
+                    "role": "assistant",
+                    "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}],
+                    "content": "",
+                }),
+            ),
+        ] {
+            assert_eq!(read_one(message.clone()), want, "{message}");
+        }
+        let with = |choice: Value| {
+            let user = json!({"role": "user", "content": "Hi"});
+            read(&json!({"messages": [user], "tools": [tool], "tool_choice": choice})).map(|it| it.tools.is_some())
+        };
+        assert_eq!(with(Value::Null), Ok(true));
+        assert_eq!(with("auto".into()), Ok(true));
+        assert_eq!(with("none".into()), Ok(false));
+        assert!(with("required".into()).is_err());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let image = json!([{"type": "image_url", "image_url": {"url": "x"}}]);
+        for (messages, param) in [
+            (json!(null), "messages"),
+            (json!([]), "messages"),
+            (json!("Hi"), "messages"),
+            (json!(["Hi"]), "messages[0]"),
+            (json!([{"content": "Hi"}]), "messages[0].role"),
+            (json!([{"role": "user"}]), "messages[0].content"),
+            (json!([{"role": "user", "content": 3}]), "messages[0].content"),
+            (json!([{"role": "user", "content": image}]), "messages[0].content[0]"),
+            (json!([{"role": "user", "content": [{"type": "text"}]}]), "messages[0].content[0].text"),
+            (json!([{"role": "assistant", "content": "", "tool_calls": {}}]), "messages[0].tool_calls"),
+        ] {
+            let error = read(&json!({"messages": messages})).expect_err("refused").object();
+            assert_eq!(error["error"]["param"], param, "{messages}");
+        }
+    }
+}

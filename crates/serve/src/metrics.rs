@@ -1,0 +1,117 @@
+//! Numbers of the server, in the text format of Prometheus.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use finetune_model::EngineCounts;
+
+/// Upper bounds of the classes of times to the first token, in seconds.
+const BOUNDS: [f64; 8] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+
+/// Counters since the start.
+#[derive(Default)]
+pub(crate) struct Metrics {
+    /// Answers by the first digit of their status.
+    responses: [AtomicU64; 6],
+    prompt_tokens: AtomicU64,
+    cached_tokens: AtomicU64,
+    answer_tokens: AtomicU64,
+    /// Times to the first token by class. The last class has no bound.
+    first_tokens: [AtomicU64; BOUNDS.len() + 1],
+    first_token_microseconds: AtomicU64,
+}
+
+impl Metrics {
+    pub(crate) fn response(&self, status: u16) {
+        if let Some(count) = self.responses.get(usize::from(status / 100)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn prompt(&self, tokens: usize) {
+        self.prompt_tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn cached(&self, tokens: usize) {
+        self.cached_tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn token(&self) {
+        self.answer_tokens.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn first_token(&self, time: Duration) {
+        let class = BOUNDS.iter().position(|bound| time.as_secs_f64() <= *bound).unwrap_or(BOUNDS.len());
+        self.first_tokens[class].fetch_add(1, Ordering::Relaxed);
+        self.first_token_microseconds.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn text(&self, counts: EngineCounts) -> String {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let mut text = String::new();
+        let mut metric = |name: &str, kind: &str, help: &str, lines: &[(String, String)]| {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "# HELP finetune_{name} {help}\n# TYPE finetune_{name} {kind}");
+            for (labels, value) in lines {
+                let _ = writeln!(text, "finetune_{name}{labels} {value}");
+            }
+        };
+        let plain = |value: u64| [(String::new(), value.to_string())];
+        let statuses = self.responses.iter().enumerate().skip(1);
+        let responses: Vec<_> =
+            statuses.map(|(digit, count)| (format!("{{status=\"{digit}xx\"}}"), of(count).to_string())).collect();
+        metric("responses_total", "counter", "Answers by status.", &responses);
+        metric("prompt_tokens_total", "counter", "Tokens of prompts.", &plain(of(&self.prompt_tokens)));
+        let cached = plain(of(&self.cached_tokens));
+        metric("cached_prompt_tokens_total", "counter", "Tokens of prompts that were known from before.", &cached);
+        metric("answer_tokens_total", "counter", "Tokens of answers.", &plain(of(&self.answer_tokens)));
+        let EngineCounts { waiting, running, prefix_bytes } = counts;
+        metric("requests_waiting", "gauge", "Requests that wait.", &plain(waiting as u64));
+        metric("requests_running", "gauge", "Requests that are answered.", &plain(running as u64));
+        let bytes = plain(prefix_bytes as u64);
+        metric("prefix_bytes", "gauge", "Bytes of keys and values of earlier prompts.", &bytes);
+        let mut sum = 0;
+        let mut lines = Vec::new();
+        for (n, count) in self.first_tokens.iter().enumerate() {
+            sum += of(count);
+            let bound = BOUNDS.get(n).map_or("+Inf".to_owned(), f64::to_string);
+            lines.push((format!("_bucket{{le=\"{bound}\"}}"), sum.to_string()));
+        }
+        let seconds = of(&self.first_token_microseconds) as f64 / 1e6;
+        lines.push(("_sum".to_owned(), seconds.to_string()));
+        lines.push(("_count".to_owned(), sum.to_string()));
+        metric("first_token_seconds", "histogram", "From the request to the first token.", &lines);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_that_prometheus_reads() {
+        let metrics = Metrics::default();
+        metrics.response(200);
+        metrics.response(429);
+        metrics.prompt(7);
+        metrics.first_token(Duration::from_millis(300));
+        metrics.first_token(Duration::from_secs(100));
+        let text = metrics.text(EngineCounts { waiting: 1, running: 2, prefix_bytes: 3 });
+        for line in [
+            "finetune_responses_total{status=\"2xx\"} 1",
+            "finetune_responses_total{status=\"4xx\"} 1",
+            "finetune_prompt_tokens_total 7",
+            "finetune_requests_waiting 1",
+            "# TYPE finetune_first_token_seconds histogram",
+            "finetune_first_token_seconds_bucket{le=\"0.25\"} 0",
+            "finetune_first_token_seconds_bucket{le=\"0.5\"} 1",
+            "finetune_first_token_seconds_bucket{le=\"+Inf\"} 2",
+            "finetune_first_token_seconds_sum 100.3",
+            "finetune_first_token_seconds_count 2",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line} is not in:\n{text}");
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! A server from its start to its end.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{DefaultBodyLimit, Path, State as Shared};
+use axum::http::{StatusCode, Uri, header};
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{Router, get, post};
+use finetune_model::EngineSettings;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::adapters;
+use crate::catalog::{Catalog, Loader, Served};
+use crate::chat::chat;
+use crate::completions::completions;
+use crate::computing::Computing;
+use crate::connection::{Connection, Door};
+use crate::door::enter;
+use crate::error::{ApiError, ServeError};
+use crate::metrics::Metrics;
+use crate::page::page;
+use crate::settings::Settings;
+
+/// Threads for connections. Computing has its own.
+const THREADS: usize = 2;
+/// Texts that are rendered and read at a time. Each takes threads of its own.
+const TEXTS: usize = 2;
+/// How long connections have to take the end of their answers.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// What all requests share.
+pub(crate) struct State {
+    pub(crate) settings: Settings,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) texts: Arc<Semaphore>,
+    /// Held while an adapter is read.
+    pub(crate) loading: Mutex<()>,
+    ready: OnceLock<Ready>,
+    stopping: AtomicBool,
+}
+
+/// What there is once the model is loaded.
+pub(crate) struct Ready {
+    pub(crate) catalog: Catalog,
+    pub(crate) computing: Computing,
+    pub(crate) loader: Loader,
+}
+
+impl State {
+    pub(crate) fn ready(&self) -> Result<&Ready, ApiError> {
+        if self.is_stopping() { Err(ApiError::stopping()) } else { self.ready.get().ok_or_else(ApiError::loading) }
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+}
+
+enum Event {
+    Stop,
+    /// The thread that computes has ended by a panic.
+    Broken,
+}
+
+/// Asks a server to stop, from any thread.
+#[derive(Clone)]
+pub struct Stopper(Sender<Event>);
+
+impl Stopper {
+    /// The server takes no more requests, and ends once those under way are answered.
+    pub fn stop(&self) {
+        // A server that is gone has stopped.
+        let _ = self.0.send(Event::Stop);
+    }
+}
+
+/// A server that listens.
+pub struct Server {
+    runtime: Runtime,
+    state: Arc<State>,
+    address: SocketAddr,
+    events: Receiver<Event>,
+    stopper: Stopper,
+    closing: Arc<Notify>,
+    connections: JoinHandle<()>,
+}
+
+impl Server {
+    /// Listens. Until [`Server::ready`] requests hear that the model is loading.
+    ///
+    /// # Errors
+    /// [`ServeError::Bind`], [`ServeError::Start`].
+    pub fn start(settings: Settings) -> Result<Server, ServeError> {
+        let listener = listen(&settings.host, settings.port)?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("serving")
+            .enable_all()
+            .build()
+            .map_err(ServeError::Start)?;
+        let bounds = settings.bounds;
+        let state = Arc::new(State {
+            settings,
+            metrics: Arc::default(),
+            texts: Arc::new(Semaphore::new(TEXTS)),
+            loading: Mutex::new(()),
+            ready: OnceLock::new(),
+            stopping: AtomicBool::new(false),
+        });
+        let inside = runtime.enter();
+        let listener = TcpListener::from_std(listener).map_err(ServeError::Start)?;
+        drop(inside);
+        let address = listener.local_addr().map_err(ServeError::Start)?;
+        let closing = Arc::new(Notify::new());
+        let closed = Arc::clone(&closing);
+        let service = routes(Arc::clone(&state)).into_make_service_with_connect_info::<Connection>();
+        let connections = runtime.spawn(async move {
+            let serving = axum::serve(Door::new(listener, bounds), service);
+            let closed = async move { closed.notified().await };
+            // It ends when it is asked to.
+            let _ = serving.with_graceful_shutdown(closed).await;
+        });
+        let (sender, events) = channel();
+        Ok(Server { runtime, state, address, events, stopper: Stopper(sender), closing, connections })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What asks it to stop.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// The models are loaded, the default first: requests are answered from now on. A second call
+    /// does nothing.
+    ///
+    /// # Errors
+    /// [`ServeError::Start`].
+    pub fn ready(&self, served: Vec<Served>, engine: EngineSettings, loader: Loader) -> Result<(), ServeError> {
+        let events = self.stopper.0.clone();
+        let broken = move || {
+            // A server that is gone needs no telling.
+            let _ = events.send(Event::Broken);
+        };
+        let computing = Computing::start(engine, broken).map_err(ServeError::Start)?;
+        let _ = self.state.ready.set(Ready { catalog: Catalog::new(served), computing, loader });
+        Ok(())
+    }
+
+    /// Serves until it is asked to stop. Requests under way may then go on for the grace time.
+    ///
+    /// # Errors
+    /// [`ServeError::Computing`].
+    pub fn wait(self) -> Result<(), ServeError> {
+        // The stopper of the server itself keeps the channel open.
+        let event = self.events.recv().unwrap_or(Event::Stop);
+        self.state.stopping.store(true, Ordering::SeqCst);
+        if let (Some(ready), Event::Stop) = (self.state.ready.get(), &event) {
+            let grace = self.state.settings.grace;
+            // The end of the grace time is no error.
+            let _ = self.runtime.block_on(async { timeout(grace, ready.computing.drained()).await });
+        }
+        if let Some(ready) = self.state.ready.get() {
+            ready.computing.end();
+        }
+        self.closing.notify_one();
+        let connections = self.connections;
+        let _ = self.runtime.block_on(async { timeout(LAST_WORDS, connections).await });
+        self.runtime.shutdown_background();
+        match event {
+            Event::Stop => Ok(()),
+            Event::Broken => Err(ServeError::Computing),
+        }
+    }
+}
+
+fn listen(host: &str, port: u16) -> Result<StdListener, ServeError> {
+    let failed = |source: io::Error| ServeError::Bind { host: host.to_owned(), port, source };
+    let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(failed)?.collect();
+    let listener = StdListener::bind(&addresses[..]).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
+fn routes(state: Arc<State>) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*id}", get(model))
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(completions))
+        .route("/v1/embeddings", post(embeddings))
+        .route("/v1/load_lora_adapter", post(adapters::load))
+        .route("/v1/unload_lora_adapter", post(adapters::unload))
+        .fallback(nothing)
+        .method_not_allowed_fallback(other_method)
+        // Bodies are read within their bounds by `enter`.
+        .layer(DefaultBodyLimit::disable())
+        .layer(from_fn_with_state(Arc::clone(&state), enter))
+        .with_state(state)
+}
+
+async fn health(Shared(state): Shared<Arc<State>>) -> Result<Json<Value>, ApiError> {
+    state.ready()?;
+    Ok(Json(json!({"status": "ok"})))
+}
+
+async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {
+    let counts = state.ready.get().map(|ready| ready.computing.counts()).unwrap_or_default();
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    (kind, state.metrics.text(counts)).into_response()
+}
+
+async fn models(Shared(state): Shared<Arc<State>>) -> Result<Json<Value>, ApiError> {
+    Ok(Json(state.ready()?.catalog.object()))
+}
+
+async fn model(Shared(state): Shared<Arc<State>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    Ok(Json(state.ready()?.catalog.one(&id)?))
+}
+
+async fn embeddings() -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "`/v1/embeddings` is not supported: these models continue text")
+}
+
+async fn nothing(uri: Uri) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, format!("there is nothing at `{}`", uri.path()))
+}
+
+async fn other_method(uri: Uri) -> ApiError {
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, format!("`{}` takes another method", uri.path()))
+}

@@ -1,0 +1,231 @@
+//! Answers over HTTP: what they say, in which form, and that they do not depend on each other.
+
+mod client;
+
+use std::thread;
+
+use client::{ENGINE, Running, Stream, golden, served, settings, tiny, tokenizer};
+use finetune_model::Sampling;
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+const TEXT: &str = "/v1/completions";
+
+fn question(text: &str) -> Value {
+    json!({"model": "tiny", "messages": [{"role": "user", "content": text}], "temperature": 0.8, "seed": 7})
+}
+
+/// A request with more fields.
+fn with(mut request: Value, more: Value) -> Value {
+    if let (Some(request), Value::Object(more)) = (request.as_object_mut(), more) {
+        request.extend(more);
+    }
+    request
+}
+
+/// The texts of a stream of a chat, put together.
+fn text_of(objects: &[Value]) -> String {
+    objects.iter().filter_map(|object| object["choices"][0]["delta"]["content"].as_str()).collect()
+}
+
+#[test]
+fn the_models_and_how_they_are() {
+    let [base, adapted] = golden("llama");
+    let server =
+        Running::start(settings(), ENGINE, vec![served("base", None, base), served("a/b", Some("base"), adapted)]);
+    assert_eq!((server.get("/health").status, server.get("/health").json()), (200, json!({"status": "ok"})));
+    let models = server.get("/v1/models").json();
+    let ids: Vec<&str> =
+        models["data"].as_array().expect("a list").iter().filter_map(|one| one["id"].as_str()).collect();
+    assert_eq!(ids, ["base", "a/b"]);
+    assert_eq!((&models["data"][0]["parent"], &models["data"][1]["parent"]), (&Value::Null, &json!("base")));
+    assert_eq!(server.get("/v1/models/a/b").json()["id"], "a/b");
+    assert_eq!(server.get("/v1/models/c").status, 404);
+}
+
+/// The text of a request is that of `finetune generate`.
+#[test]
+fn a_text_is_continued_as_generate_does() {
+    let server = Running::tiny(settings());
+    let (model, tokenizer) = (tiny(), tokenizer());
+    let prompt = "Hello, Leon from Cairo here.";
+    let tokens = tokenizer.encode(prompt, true).expect("tokens");
+    for (temperature, top_p, seed) in [(0.0, 1.0, 0), (0.8, 1.0, 3), (1.2, 0.9, 4)] {
+        let sampling = Sampling { temperature, top_p, seed };
+        let ends = tokenizer.eos_ids();
+        let alone = model.generate(&tokens, 24, sampling, ends, &mut |_| {}).expect("an answer");
+        let text = tokenizer.decode(&alone.tokens, true).expect("a text");
+        let asked = json!({
+            "model": "tiny", "prompt": prompt, "max_tokens": 24,
+            "temperature": temperature, "top_p": top_p, "seed": seed,
+        });
+        let answer = server.post(TEXT, &asked).json();
+        assert_eq!(answer["choices"][0]["text"], text, "{asked}");
+        assert_eq!(answer["usage"]["prompt_tokens"], tokens.len());
+        let of_tokens = with(asked.clone(), json!({"prompt": tokens}));
+        assert_eq!(server.post(TEXT, &of_tokens).json()["choices"], answer["choices"]);
+        let streamed = server.stream(TEXT, &with(asked.clone(), json!({"stream": true}))).objects();
+        let texts: String = streamed.iter().filter_map(|object| object["choices"][0]["text"].as_str()).collect();
+        assert_eq!(texts, text, "{asked}");
+        let last = streamed.last().expect("an object");
+        assert_eq!(last["choices"][0]["finish_reason"], answer["choices"][0]["finish_reason"]);
+    }
+}
+
+#[test]
+fn a_stream_has_the_text_of_the_whole_answer() {
+    let server = Running::tiny(settings());
+    let asked = with(question("Hi"), json!({"max_tokens": 20}));
+    let whole = server.post(CHAT, &asked).json();
+    assert_eq!((&whole["object"], &whole["model"]), (&json!("chat.completion"), &json!("tiny")));
+    let message = &whole["choices"][0]["message"];
+    assert_eq!(message["role"], "assistant");
+
+    let more = json!({"stream": true, "stream_options": {"include_usage": true}});
+    let stream = server.stream(CHAT, &with(asked, more));
+    assert!(stream.status == 200 && stream.head.contains("text/event-stream"), "{}", stream.head);
+    let objects = stream.objects();
+    assert_eq!(objects[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
+    assert_eq!(text_of(&objects), message["content"].as_str().expect("a text"));
+    assert!(
+        objects.iter().all(|object| object["object"] == "chat.completion.chunk" && object["id"] == objects[0]["id"])
+    );
+    let (last, end) = (&objects[objects.len() - 1], &objects[objects.len() - 2]);
+    assert_eq!((&last["choices"], &last["usage"]), (&json!([]), &whole["usage"]));
+    assert_eq!(end["choices"][0]["finish_reason"], whole["choices"][0]["finish_reason"]);
+    assert_eq!(end["usage"], Value::Null);
+}
+
+#[test]
+fn answers_end_at_stop_texts_and_limits() {
+    let server = Running::tiny(settings());
+    let asked = json!({"prompt": "Hello, Leon from Cairo here.", "max_tokens": 30, "temperature": 0});
+    let whole = server.post(TEXT, &asked).json();
+    let text = whole["choices"][0]["text"].as_str().expect("a text").to_owned();
+    let middle = text.char_indices().map(|(place, _)| place).nth(text.chars().count() / 2).expect("a letter");
+    let stop: String = text[middle..].chars().take(2).collect();
+    let before = &text[..text.find(&stop).expect("it is there")];
+    for stop in [json!(stop), json!(["never there", stop])] {
+        let ended = server.post(TEXT, &with(asked.clone(), json!({"stop": stop}))).json();
+        assert_eq!(
+            (&ended["choices"][0]["text"], &ended["choices"][0]["finish_reason"]),
+            (&json!(before), &json!("stop"))
+        );
+    }
+    let short = server.post(TEXT, &with(asked, json!({"max_tokens": 1}))).json();
+    assert_eq!(short["choices"][0]["finish_reason"], "length");
+    assert_eq!(short["usage"]["completion_tokens"], 1);
+}
+
+#[test]
+fn logarithms_of_probabilities() {
+    let server = Running::tiny(settings());
+    // The end token does not come.
+    let no_end = json!({"0": -100});
+    let more = json!({"max_tokens": 3, "logprobs": true, "top_logprobs": 2, "logit_bias": no_end});
+    let chat = server.post(CHAT, &with(question("Hi"), more)).json();
+    let content = chat["choices"][0]["logprobs"]["content"].as_array().expect("a list").clone();
+    assert_eq!((content.len(), &chat["usage"]["completion_tokens"]), (3, &json!(3)));
+    for token in content {
+        let logprob = token["logprob"].as_f64().expect("a number");
+        let top: Vec<f64> = token["top_logprobs"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|one| one["logprob"].as_f64())
+            .collect();
+        assert!(token["token"].is_string() && token["bytes"].is_array());
+        assert!(top.len() == 2 && top[0] >= top[1] && top[0] >= logprob && logprob <= 0.0, "{token}");
+    }
+    let asked = json!({"prompt": "Hi", "max_tokens": 2, "logprobs": 1, "temperature": 0, "logit_bias": no_end});
+    let text = server.post(TEXT, &asked).json();
+    let logprobs = &text["choices"][0]["logprobs"];
+    for key in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(logprobs[key].as_array().map(Vec::len), Some(2), "{key}: {text}");
+    }
+}
+
+/// Penalties and biases reach the model.
+#[test]
+fn a_bias_forbids_a_token() {
+    let server = Running::tiny(settings());
+    let no_end = json!({"0": -100});
+    let asked = json!({"prompt": "Hello", "max_tokens": 1, "temperature": 0, "logprobs": 0, "logit_bias": no_end});
+    let tokens = |answer: Value| answer["choices"][0]["logprobs"]["tokens"][0].clone();
+    let first = tokens(server.post(TEXT, &asked).json());
+    let tokenizer = tokenizer();
+    let text = first.as_str().expect("a text");
+    let numbers: Vec<u32> = (0..tokenizer.vocab_size() as u32)
+        .filter(|token| tokenizer.decode(&[*token], false).is_ok_and(|decoded| decoded == text))
+        .collect();
+    let bias: serde_json::Map<String, Value> = numbers.iter().map(|token| (token.to_string(), json!(-100))).collect();
+    let other = tokens(server.post(TEXT, &with(asked, json!({"logit_bias": bias}))).json());
+    assert_ne!(other, first);
+}
+
+/// Base and adapter, whole and streamed, long and short, all at once: each as alone.
+#[test]
+fn answers_do_not_depend_on_each_other() {
+    let [base, adapted] = golden("qwen3");
+    let server =
+        Running::start(settings(), ENGINE, vec![served("base", None, base), served("ours", Some("base"), adapted)]);
+    let asked = |n: usize| {
+        let prompt: Vec<usize> = (0..5 + 40 * n).map(|place| (3 + n + 7 * place) % 96).collect();
+        let model = if n % 2 == 0 { "base" } else { "ours" };
+        json!({"model": model, "prompt": prompt, "max_tokens": 40, "temperature": 1.1, "seed": n, "logprobs": 3})
+    };
+    let alone: Vec<Value> = (0..12).map(|n| server.post(TEXT, &asked(n)).json()["choices"].clone()).collect();
+    let together: Vec<Value> = thread::scope(|scope| {
+        let ask = |n| {
+            let server = &server;
+            scope.spawn(move || server.post(TEXT, &asked(n)).json()["choices"].clone())
+        };
+        let threads: Vec<_> = (0..12).map(ask).collect();
+        threads.into_iter().map(|thread| thread.join().expect("an answer")).collect()
+    });
+    assert_eq!(together, alone);
+}
+
+#[test]
+fn a_known_beginning_is_told_and_changes_nothing() {
+    let server = Running::tiny(settings());
+    let prompt: Vec<usize> = (0..1200).map(|place| 10 + (7 * place) % 900).collect();
+    let asked = json!({"prompt": prompt, "max_tokens": 20, "temperature": 1, "seed": 5, "logprobs": 2});
+    let [first, second] = [(), ()].map(|()| server.post(TEXT, &asked).json());
+    let cached = |answer: &Value| answer["usage"]["prompt_tokens_details"]["cached_tokens"].clone();
+    assert_eq!((cached(&first), cached(&second)), (json!(0), json!(1024)));
+    assert_eq!(first["choices"], second["choices"]);
+    let metrics = server.get("/metrics").body;
+    for line in ["finetune_prompt_tokens_total 2400", "finetune_cached_prompt_tokens_total 1024"] {
+        assert!(metrics.lines().any(|other| other == line), "{line} is not in:\n{metrics}");
+    }
+}
+
+/// Tools are taken, and text parts, and what the template does not know.
+#[test]
+fn conversations_in_their_forms_are_taken() {
+    let server = Running::tiny(settings());
+    let tool = json!({"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}});
+    let parts = json!([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]);
+    for more in [
+        json!({"tools": [tool], "tool_choice": "auto"}),
+        json!({"tools": [tool], "tool_choice": "none"}),
+        json!({"messages": parts}),
+        json!({"chat_template_kwargs": {"enable_thinking": false}}),
+        json!({"user": "somebody", "metadata": {"a": 1}, "n": 1, "response_format": {"type": "text"}}),
+    ] {
+        let answer = server.post(CHAT, &with(question("Hi"), with(json!({"max_tokens": 2}), more.clone())));
+        assert_eq!(answer.status, 200, "{more}: {}", answer.body);
+        assert!(answer.json()["choices"][0]["message"]["content"].is_string(), "{more}: {}", answer.body);
+    }
+}
+
+/// A model that nobody names is the first one.
+#[test]
+fn without_a_name_the_first_model_answers() {
+    let server = Running::tiny(settings());
+    let answer = server.post(TEXT, &json!({"prompt": "Hi", "max_tokens": 1})).json();
+    assert_eq!(answer["model"], "tiny");
+    let streamed: Stream = server.stream(TEXT, &json!({"prompt": "Hi", "max_tokens": 1, "stream": true}));
+    assert!(streamed.objects().iter().all(|object| object["model"] == "tiny"));
+}
