@@ -113,7 +113,11 @@ fn a_frozen_stage_is_named() {
 fn what_cannot_be_spread_is_refused() {
     let folder = folder();
     let cases: [(&str, &[&str], &str); 4] = [
-        ("3", &["parallel.stages=2"], "parallel.stages = 2 ranks hold a model together, and 3 ranks are no multiple of it"),
+        (
+            "3",
+            &["parallel.stages=2"],
+            "parallel.stages = 2 ranks hold a model together, and 3 ranks are no multiple of it",
+        ),
         ("4", &["parallel.stages=4"], "the model has 3 layers, fewer than 4 stages"),
         ("2", &["parallel.stages=2", "train.method=full"], "spreads frozen layers over ranks"),
         ("4", &["parallel.stages=2", "distributed.virtual_ranks=3"], "cannot be shared out evenly among 4 ranks"),

@@ -118,7 +118,9 @@ impl Hosts {
         if there == self.at_start && self.used < there {
             let fact = match (stages, virtual_ranks) {
                 (Some(stages), _) if !there.is_multiple_of(stages) => {
-                    format!("parallel.stages = {stages} ranks hold a model together, and {there} ranks are no multiple of it")
+                    format!(
+                        "parallel.stages = {stages} ranks hold a model together, and {there} ranks are no multiple of it"
+                    )
                 }
                 _ => {
                     let shares = virtual_ranks.unwrap_or_default();

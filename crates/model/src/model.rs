@@ -95,7 +95,7 @@ impl Model {
     /// If another process cannot be reached.
     pub fn as_last_says(&self, mine: bool) -> Result<bool, ModelError> {
         let mine = self.has_losses().then(|| vec![f32::from(u8::from(mine))]);
-        Ok(self.weights.from_last(mine, 1)?[0] > 0.0)
+        Ok(self.weights.said_by_last(mine, 1)?[0] > 0.0)
     }
 
     /// How long passes have waited for layers from the disk since the last call, and how many layers were

@@ -172,7 +172,7 @@ impl Decoder {
     }
 
     /// Numbers that the process of the last layer has, for all.
-    pub(crate) fn from_last(&self, mine: Option<Vec<f32>>, length: usize) -> Result<Vec<f32>, ModelError> {
+    pub(crate) fn said_by_last(&self, mine: Option<Vec<f32>>, length: usize) -> Result<Vec<f32>, ModelError> {
         let Some(Connected { stage, hops }) = &self.stage else { return Ok(mine.unwrap_or_default()) };
         let Some(numbers) = mine else {
             let bytes = hops.receive(stage.last(), length * size_of::<f32>()).map_err(ModelError::Hop)?;

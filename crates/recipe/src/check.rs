@@ -28,7 +28,9 @@ pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
     }
     if *shares == SharesChoice::Measured && matches!(recipe.parallel.stages, StagesChoice::Count(2..)) {
         let message = "`distributed.shares = \"measured\"` shares rows out among ranks, and with `parallel.stages` ranks share layers";
-        reader.problems.push(Problem::new(reader.location("distributed.shares"), message).hint("leave one of them out"));
+        reader
+            .problems
+            .push(Problem::new(reader.location("distributed.shares"), message).hint("leave one of them out"));
     }
     slow_networks(recipe, reader);
     weights(recipe, reader);
@@ -65,11 +67,13 @@ fn slow_networks(recipe: &Recipe, reader: &mut Reader<'_>) {
         reader.problems.push(problem.hint(hint));
     };
     if is_alone && is_staged {
-        let message = "`distributed.sync_every` lets ranks train alone, and with `parallel.stages` none has the whole model";
+        let message =
+            "`distributed.sync_every` lets ranks train alone, and with `parallel.stages` none has the whole model";
         refuse("distributed.sync_every", message, "leave one of them out");
     }
     if is_alone && *shares == SharesChoice::Measured {
-        let message = "`distributed.shares = \"measured\"` moves rows between ranks, and with `sync_every` each trains alone";
+        let message =
+            "`distributed.shares = \"measured\"` moves rows between ranks, and with `sync_every` each trains alone";
         refuse("distributed.shares", message, "leave one of them out");
     }
     if is_alone && recipe.model.dtype == DtypeChoice::F16 {
@@ -81,7 +85,11 @@ fn slow_networks(recipe: &Recipe, reader: &mut Reader<'_>) {
         ("distributed.outer_momentum", recipe.distributed.outer_momentum.is_some()),
     ] {
         if is_given && !is_alone {
-            refuse(key, &format!("`{key}` has no effect without `sync_every`"), "add sync_every, such as 20, or leave it out");
+            refuse(
+                key,
+                &format!("`{key}` has no effect without `sync_every`"),
+                "add sync_every, such as 20, or leave it out",
+            );
         }
     }
     if *wire == Some(WireChoice::Bf16) && virtual_ranks.is_some() {

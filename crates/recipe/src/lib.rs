@@ -40,15 +40,14 @@ use std::path::Path;
 
 pub use choices::{
     BackendChoice, DeviceChoice, DtypeChoice, EventFolder, Format, Method, OptimizerName, Overlong, Quantization,
-    ResidencyChoice, ResultChoice, ScheduleName, SharesChoice, StagesChoice, TopologyChoice, TrainOn,
-    WireChoice,
+    ResidencyChoice, ResultChoice, ScheduleName, SharesChoice, StagesChoice, TopologyChoice, TrainOn, WireChoice,
 };
 pub use kind::COLUMN_KEYS;
 pub use path::{HUB_ROWS, is_hub_rows};
 pub use problem::{Location, Problem, Problems, RecipeError};
 pub use tables::{
-    Checkpoint, Data, Distributed, Eval, Length, Log, Lora, Model, Optimizer, Parallel, Recipe, Schedule, TargetModules, Train,
-    Warmup,
+    Checkpoint, Data, Distributed, Eval, Length, Log, Lora, Model, Optimizer, Parallel, Recipe, Schedule,
+    TargetModules, Train, Warmup,
 };
 
 /// A recipe longer than this is refused, in bytes. A data file named by mistake is not read to its

@@ -171,7 +171,7 @@ fn answers_do_not_depend_on_each_other() {
         Running::start(settings(), ENGINE, vec![served("base", None, base), served("ours", Some("base"), adapted)]);
     let asked = |n: usize| {
         let prompt: Vec<usize> = (0..5 + 40 * n).map(|place| (3 + n + 7 * place) % 96).collect();
-        let model = if n % 2 == 0 { "base" } else { "ours" };
+        let model = if n.is_multiple_of(2) { "base" } else { "ours" };
         json!({"model": model, "prompt": prompt, "max_tokens": 40, "temperature": 1.1, "seed": n, "logprobs": 3})
     };
     let alone: Vec<Value> = (0..12).map(|n| server.post(TEXT, &asked(n)).json()["choices"].clone()).collect();

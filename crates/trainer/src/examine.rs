@@ -385,7 +385,9 @@ impl Examiner<'_> {
             return;
         };
         let text = match tokenizer {
-            Some(tokenizer) if self.ranks.is_none_or(Ranks::is_first) => tokenizer.files(&train.ends.tokens).map_err(TrainError::from),
+            Some(tokenizer) if self.ranks.is_none_or(Ranks::is_first) => {
+                tokenizer.files(&train.ends.tokens).map_err(TrainError::from)
+            }
             _ => Ok(Vec::new()),
         };
         let frozen = start.as_ref().filter(|_| self.has_new_rows);

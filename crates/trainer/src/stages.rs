@@ -67,7 +67,9 @@ pub(crate) fn choose(
 }
 
 fn few_layers(config: &ModelConfig, stages: usize) -> TrainError {
-    TrainError::NotInStages { what: format!("the model has {} layers, fewer than {stages} stages", config.layers.len()) }
+    TrainError::NotInStages {
+        what: format!("the model has {} layers, fewer than {stages} stages", config.layers.len()),
+    }
 }
 
 /// What the user should know about where the layers are.

@@ -247,7 +247,10 @@ fn layers_over_several_ranks_give_the_bits_of_one_process() {
             (4, 2, |rank| rank % 2 == 0),
         ] {
             if stages <= layers {
-                assert!(told(world, stages, on_disk) == expected, "{family}, {world} ranks, {stages} stages: other bits");
+                assert!(
+                    told(world, stages, on_disk) == expected,
+                    "{family}, {world} ranks, {stages} stages: other bits"
+                );
             }
         }
     }

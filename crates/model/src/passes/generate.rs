@@ -186,7 +186,7 @@ impl Model {
                 true => Some(data(head::logits(&self.weights, x.narrow(0, tokens.len() - last, last), &context))?),
                 false => None,
             };
-            self.weights.from_last(logits, last * self.weights.output().shape[0])
+            self.weights.said_by_last(logits, last * self.weights.output().shape[0])
         };
         if self.placement().is_cpu() {
             // A token goes through hundreds of products of a few microseconds. From a thread outside

@@ -85,7 +85,8 @@ impl Stage {
                     if let Some(sent) = before.and_then(|before| sent.get(&before)) {
                         travels.push((*sent, begins, process));
                     }
-                    let goes_on = self.of_layer.get(if pass.is_back { pass.layer.wrapping_sub(1) } else { pass.layer + 1 });
+                    let goes_on =
+                        self.of_layer.get(if pass.is_back { pass.layer.wrapping_sub(1) } else { pass.layer + 1 });
                     let arrives = if goes_on.is_some_and(|next| *next != process) {
                         let leaves = link_free[process].max(ends);
                         link_free[process] = leaves + seconds.hop;
