@@ -133,12 +133,12 @@ mod tests {
         #[expect(clippy::type_complexity, reason = "a table of cases")]
         let cases: [(&[f64], f64, ShareAssignment, usize, Option<f64>); 5] = [
             // Two hosts with equal shares: the fast one would have twice as much to do.
-            (&[0.5, 4.0], 4.5, ShareAssignment::even(2, 2), 1, Some(1.5)),
-            (&[0.5, 4.0], 4.0, ShareAssignment::even(8, 2), 1, Some(1.0)),
-            (&[1.0, 1.0, 3.0], 3.0, ShareAssignment::even(3, 3), 2, Some(1.5)),
+            (&[0.5, 4.0], 4.5, ShareAssignment::even(2, 2, 1), 1, Some(1.5)),
+            (&[0.5, 4.0], 4.0, ShareAssignment::even(8, 2, 1), 1, Some(1.0)),
+            (&[1.0, 1.0, 3.0], 3.0, ShareAssignment::even(3, 3, 1), 2, Some(1.5)),
             // The fast one already has seven shares of eight.
             (&[3.5, 4.0], 4.0, ShareAssignment::by_speed(8, &[0.5, 4.0]), 1, Some(4.0)),
-            (&[1.0], 1.0, ShareAssignment::even(1, 1), 0, None),
+            (&[1.0], 1.0, ShareAssignment::even(1, 1, 1), 0, None),
         ];
         for (seconds, total, assignment, rank, want) in cases {
             assert_eq!(without(rank, seconds, total, &assignment), want, "{seconds:?}");

@@ -61,6 +61,7 @@ fn figures(recipe: &Recipe) -> [f64; 3] {
         longest,
         trained_tokens: tokens,
         at_once: 1,
+        held_layers: None,
         checkpointing,
         full: false,
         rows: 0,
