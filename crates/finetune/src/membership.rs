@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use finetune_allreduce::{Algorithm, BackendChoice, Notice};
+use finetune_allreduce::{Algorithm, BackendChoice, Group, Notice};
 use finetune_launch::{Order, assignment};
 use finetune_recipe::{BackendChoice as Backend, Distributed, Recipe, TopologyChoice};
 use finetune_rendezvous::{Membership, slurm_tasks_without_srun};
@@ -49,6 +49,15 @@ impl Assignment {
         let (membership, notes) = found.unwrap_or_else(|| (Membership::alone(), idle_tasks().into_iter().collect()));
         Ok((Assignment { membership, narrates: false }, notes))
     }
+}
+
+/// Joins the other ranks that hold a model together, which must have been started with the same words.
+pub(crate) fn join_to_use(membership: &Membership, words: &str) -> Result<Group, Failure> {
+    let group = membership.join(|config| {
+        config.operation_timeout = LONGEST_WAIT;
+        config.claim("command", words.as_bytes());
+    })?;
+    Ok(group)
 }
 
 /// Joins the other ranks, which must have been started with the same program and recipe.

@@ -50,6 +50,12 @@ impl Stage {
         Stage { of_layer: (0..layers).map(|layer| layer % stages).collect(), mine }
     }
 
+    /// Layers next to each other on the same process, as many on each as on any other: few steps from one process
+    /// to the next, for answers that are made token by token.
+    pub fn contiguous(layers: usize, stages: usize, mine: usize) -> Stage {
+        Stage { of_layer: (0..layers).map(|layer| layer * stages / layers.max(1)).collect(), mine }
+    }
+
     /// Whether this process holds a layer.
     pub fn holds(&self, layer: usize) -> bool {
         self.of_layer[layer] == self.mine

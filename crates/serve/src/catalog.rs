@@ -41,6 +41,11 @@ impl Served {
         Served { id, parent, model: Arc::new(model), tokenizer, ends, temperature, top_p, created: now() }
     }
 
+    /// The model.
+    pub fn model(&self) -> Arc<Model> {
+        Arc::clone(&self.model)
+    }
+
     fn object(&self) -> Value {
         json!({
             "id": self.id,

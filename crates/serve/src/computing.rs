@@ -2,17 +2,22 @@
 //! listeners only put what they hear into channels without bounds, of which each holds one answer.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use std::{io, thread};
 
 use finetune_model::{Engine, EngineCounts, EngineRequest, EngineSettings, Listener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::ApiError;
+use crate::others::{Orders, Others};
 
 /// Bytes of the thread's stack, as the main thread has them.
 const STACK: usize = 8 << 20;
+
+/// How often an idle server looks whether the other ranks are there.
+const LOOK: Duration = Duration::from_secs(1);
 
 struct Submitted {
     request: EngineRequest,
@@ -31,17 +36,28 @@ pub(crate) struct Computing {
 
 impl Computing {
     /// Starts the thread. `ended` is called if it ends by a panic.
+    /// `others`: the ranks that hold layers too. If one is lost, `ended` is told what has happened.
     pub(crate) fn start(
         settings: EngineSettings,
-        ended: impl FnOnce() + Send + 'static,
+        others: Option<Others>,
+        ended: impl FnOnce(Option<String>) + Send + 'static,
     ) -> Result<Computing, io::Error> {
         let (sender, receiver) = channel();
         let counts: Arc<Mutex<EngineCounts>> = Arc::default();
         let shown = Arc::clone(&counts);
         let thread = thread::Builder::new().name("computing".to_owned()).stack_size(STACK);
         thread.spawn(move || {
-            if catch_unwind(AssertUnwindSafe(|| compute(Engine::new(settings), &receiver, &shown))).is_err() {
-                ended();
+            let work = || match &others {
+                None => {
+                    compute(Engine::new(settings), &receiver, &shown);
+                    Ok(())
+                }
+                Some(others) => compute_together(Engine::new(settings), settings, &receiver, &shown, others),
+            };
+            match catch_unwind(AssertUnwindSafe(work)) {
+                Ok(Ok(())) => {}
+                Ok(Err(lost)) => ended(Some(lost)),
+                Err(_) => ended(None),
             }
         })?;
         let places = Arc::new(Semaphore::new(settings.slots + settings.queue));
@@ -96,6 +112,48 @@ fn compute(mut engine: Engine, requests: &Receiver<Submitted>, shown: &Mutex<Eng
             }
         }
         engine.step();
+        *shown.lock().unwrap_or_else(PoisonError::into_inner) = engine.counts();
+    }
+}
+
+/// The same, and tells the other ranks what is done.
+fn compute_together(
+    mut engine: Engine,
+    settings: EngineSettings,
+    requests: &Receiver<Submitted>,
+    shown: &Mutex<EngineCounts>,
+    others: &Others,
+) -> Result<(), String> {
+    others.begin(settings)?;
+    loop {
+        let mut orders = Orders { has_step: true, ..Orders::default() };
+        let mut order = |engine: &mut Engine, submitted: Submitted| {
+            let order = others.order(&submitted.request);
+            if engine.submit(submitted.request, submitted.listener).is_ok() {
+                orders.requests.push(order);
+            }
+        };
+        if engine.is_idle() {
+            match requests.recv_timeout(LOOK) {
+                Ok(submitted) => order(&mut engine, submitted),
+                Err(RecvTimeoutError::Timeout) => {
+                    (others.check)()?;
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return others.end(),
+            }
+        }
+        loop {
+            match requests.try_recv() {
+                Ok(submitted) => order(&mut engine, submitted),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return others.end(),
+            }
+        }
+        orders.gone = engine.gone();
+        others.tell(&orders)?;
+        engine.step_without(&orders.gone);
+        (others.check)()?;
         *shown.lock().unwrap_or_else(PoisonError::into_inner) = engine.counts();
     }
 }

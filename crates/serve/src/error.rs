@@ -29,6 +29,12 @@ pub enum ServeError {
     /// The thread that computes has ended by itself, which is a bug.
     #[error("the thread that computes has ended")]
     Computing,
+    /// Another rank that holds layers of the model is lost.
+    #[error("{what}")]
+    Lost {
+        /// What has happened.
+        what: String,
+    },
 }
 
 /// An error in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`.

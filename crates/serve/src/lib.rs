@@ -12,6 +12,7 @@
 //! - computing: `computing.rs` (the thread), `answering.rs` (tokens to text, on that thread);
 //! - an answer: `parts.rs` (reasoning, text, calls), `tool_calls.rs`, `chat.rs`, `completions.rs`,
 //!   `events.rs` (as a stream);
+//! - other ranks that hold layers of the model: `others.rs`;
 //! - what went wrong: `error.rs`; numbers: `metrics.rs`; the page: `page.rs`.
 
 #![forbid(unsafe_code)]
@@ -32,6 +33,7 @@ mod events;
 mod fields;
 mod messages;
 mod metrics;
+mod others;
 mod page;
 mod parts;
 mod server;
@@ -40,5 +42,6 @@ mod tool_calls;
 
 pub use catalog::{Loader, Served};
 pub use error::ServeError;
+pub use others::{Others, follow};
 pub use server::{Server, Stopper};
 pub use settings::{Bounds, Settings};

@@ -30,6 +30,7 @@ use crate::connection::{Connection, Door};
 use crate::door::enter;
 use crate::error::{ApiError, ServeError};
 use crate::metrics::Metrics;
+use crate::others::Others;
 use crate::page::page;
 use crate::settings::Settings;
 
@@ -72,6 +73,8 @@ enum Event {
     Stop,
     /// The thread that computes has ended by a panic.
     Broken,
+    /// Another rank is lost, as this says.
+    Lost(String),
 }
 
 /// Asks a server to stop, from any thread.
@@ -147,17 +150,23 @@ impl Server {
     }
 
     /// The models are loaded, the default first: requests are answered from now on. A second call
-    /// does nothing.
+    /// does nothing. `others`: the ranks that hold layers of them too.
     ///
     /// # Errors
     /// [`ServeError::Start`].
-    pub fn ready(&self, served: Vec<Served>, engine: EngineSettings, loader: Loader) -> Result<(), ServeError> {
+    pub fn ready(
+        &self,
+        served: Vec<Served>,
+        engine: EngineSettings,
+        loader: Loader,
+        others: Option<Others>,
+    ) -> Result<(), ServeError> {
         let events = self.stopper.0.clone();
-        let broken = move || {
+        let ended = move |lost: Option<String>| {
             // A server that is gone needs no telling.
-            let _ = events.send(Event::Broken);
+            let _ = events.send(lost.map_or(Event::Broken, Event::Lost));
         };
-        let computing = Computing::start(engine, broken).map_err(ServeError::Start)?;
+        let computing = Computing::start(engine, others, ended).map_err(ServeError::Start)?;
         let _ = self.state.ready.set(Ready { catalog: Catalog::new(served), computing, loader });
         Ok(())
     }
@@ -185,6 +194,7 @@ impl Server {
         match event {
             Event::Stop => Ok(()),
             Event::Broken => Err(ServeError::Computing),
+            Event::Lost(what) => Err(ServeError::Lost { what }),
         }
     }
 }

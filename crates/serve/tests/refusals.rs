@@ -142,7 +142,9 @@ fn requests_hear_that_the_model_is_loading() {
     assert_eq!(ask(address, "POST", TEXT, &[], "{\"prompt\": \"Hi\"}").status, 503);
     let taken = Server::start(Settings { port: address.port(), ..settings() });
     assert!(matches!(taken, Err(ServeError::Bind { .. })), "two servers at one address");
-    server.ready(vec![served("tiny", None, tiny())], ENGINE, Box::new(|_, _| Err(String::new()))).expect("a thread");
+    server
+        .ready(vec![served("tiny", None, tiny())], ENGINE, Box::new(|_, _| Err(String::new())), None)
+        .expect("a thread");
     assert_eq!(ask(address, "GET", "/health", &[], "").status, 200);
 }
 

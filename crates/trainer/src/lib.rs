@@ -81,6 +81,7 @@ pub use run::Run;
 pub use run_facts::{RowFile, RunFacts, RunStatus};
 pub use samples::{Answers, Sample};
 pub use schedule::Schedule;
+pub use stages::Together;
 pub use state::{Best, TrainState};
 pub use summary::Summary;
 pub use train::{Outcome, train};

@@ -60,6 +60,9 @@ pub(crate) struct ServeArguments {
     /// Pack a 16-bit model while it is loaded; by default as the first adapter's base in training
     #[arg(long, value_enum, value_name = "SCHEME")]
     pub(crate) quantization: Option<SchemeArgument>,
+    /// A rank that `finetune launch` started: its place comes on standard input
+    #[arg(long, hide = true)]
+    pub(crate) assigned: bool,
 }
 
 impl ServeArguments {

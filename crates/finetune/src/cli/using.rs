@@ -136,4 +136,7 @@ pub(crate) struct GenerateArguments {
     /// Print text and token ids as one JSON object; with --data one for each row
     #[arg(long)]
     pub(crate) json: bool,
+    /// A rank that `finetune launch` started: its place comes on standard input
+    #[arg(long, hide = true)]
+    pub(crate) assigned: bool,
 }

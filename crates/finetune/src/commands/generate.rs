@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use finetune_dataset::{ChatTokenizer, Dataset};
-use finetune_model::{Generation, Model, RowRequest, Sampling};
+use finetune_model::{Generation, Model, ModelConfig, RowRequest, Sampling};
 use serde_json::json;
 
 use crate::cli::GenerateArguments;
@@ -12,19 +12,34 @@ use crate::commands::answering::{Writing, check_sampling, no_template, of_templa
 use crate::commands::conversation::{Prompt, prompt};
 use crate::commands::opening;
 use crate::commands::rows_of_files::rows_of_files;
+use crate::commands::together::{self, OneOf};
 use crate::failure::Failure;
 use crate::hub_files;
 use crate::output::{self, printable};
 use crate::progress::Verbosity;
+use crate::signals::Signals;
 use crate::source::{Source, data_file};
 
 pub(crate) fn generate(arguments: GenerateArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
-    let GenerateArguments { temperature, top_p, seed, .. } = arguments;
+    if !arguments.assigned {
+        return answer_as(&arguments, verbosity, None);
+    }
+    let signals = Signals::listen()?;
+    let one = OneOf::assigned(&signals, format!("{arguments:?}"))?;
+    answer_as(&arguments, one.verbosity(verbosity), Some(&one)).inspect_err(|failure| {
+        one.excuse(failure);
+        together::tell_of(failure);
+    })
+}
+
+/// `one`: this rank, if several hold the model together. All make every pass together, and the first one speaks.
+fn answer_as(arguments: &GenerateArguments, verbosity: Verbosity, one: Option<&OneOf>) -> Result<ExitCode, Failure> {
+    let GenerateArguments { temperature, top_p, seed, .. } = *arguments;
     let sampling = check_sampling(Sampling { temperature, top_p, seed }, &arguments.stop)?;
     let files = arguments.data.as_deref().map(hub_files::rows).transpose()?.unwrap_or_default();
     files.iter().try_for_each(|file| data_file("--data", file))?;
     let say = |line: &str| opening::say(verbosity, line);
-    let asked = prompt(&arguments, &say)?;
+    let asked = prompt(arguments, &say)?;
     let source = Source::open(&arguments.model)?;
     source.notices.iter().for_each(|notice| say(notice));
     let tokenizer = tokenizer(&source)?;
@@ -36,14 +51,24 @@ pub(crate) fn generate(arguments: GenerateArguments, verbosity: Verbosity) -> Re
         None => Vec::new(),
         Some(asked) => tokens_of(asked, &tokenizer)?,
     };
-    let model = opening::open(&source, &arguments.model, &say)?;
-    let asking = Asking { model: &model, tokenizer: &tokenizer, arguments: &arguments, sampling, say: &say };
+    let config = ModelConfig::load(&source.model)?;
+    let together = one.map(|one| one.join(&config)).transpose()?.flatten();
+    let model = opening::open_together(&source, &arguments.model, together.as_ref(), &say)?;
+    let speaks = one.is_none_or(OneOf::is_first);
+    let asking = Asking { model: &model, tokenizer: &tokenizer, arguments, sampling, speaks, say: &say };
     if !files.is_empty() {
         let vocabulary = model.config.vocabulary;
         let rows = rows_of_files(&files, &source, Some(&tokenizer), vocabulary, usize::MAX, &say)?;
-        return asking.answer_rows(&rows);
+        let exit = asking.answer_rows(&rows)?;
+        together.map_or(Ok(()), |together| together.barrier())?;
+        return Ok(exit);
     }
-    let answer = asking.answer(&prompt, !arguments.json)?;
+    let answer = asking.answer(&prompt, !arguments.json && speaks)?;
+    // No rank leaves while another needs it.
+    together.map_or(Ok(()), |together| together.barrier())?;
+    if !speaks {
+        return Ok(ExitCode::SUCCESS);
+    }
     if arguments.json {
         output::line(
             &json!({
@@ -80,6 +105,8 @@ struct Asking<'a> {
     tokenizer: &'a ChatTokenizer,
     arguments: &'a GenerateArguments,
     sampling: Sampling,
+    /// Whether this rank prints.
+    speaks: bool,
     say: &'a dyn Fn(&str),
 }
 
@@ -137,7 +164,7 @@ impl Asking<'_> {
             }
             begun += now.len();
         }
-        if !self.arguments.json {
+        if !self.arguments.json && self.speaks {
             output::line(&format!("answered word for word: {exact} of {}", rows.rows.len()))?;
         }
         Ok(ExitCode::SUCCESS)
@@ -163,6 +190,9 @@ impl Asking<'_> {
         let row = &rows.rows[n];
         let Answer { text, tokens, finish_reason } = answer;
         let same = *finish_reason == "stop" && text.trim() == row.answer_text.trim();
+        if !self.speaks {
+            return Ok(same);
+        }
         if self.arguments.json {
             let object = json!({
                 "row": rows.origin(n),

@@ -21,6 +21,7 @@ use finetune_trainer::CHECKPOINTS;
 use finetune_trainer::numbers::counted;
 
 use crate::cli::{Cli, Command, LaunchArguments, RunArguments};
+use crate::commands::launch_model::{command_of, launch_model};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::given_recipe;
@@ -33,13 +34,13 @@ use crate::rank_event::{self, RankEvent};
 use crate::signals::{Heard, Signals};
 
 /// Between two attempts, while the system frees the ports and files of the last one.
-const PAUSE: Duration = Duration::from_millis(500);
+pub(super) const PAUSE: Duration = Duration::from_millis(500);
 
 /// How an attempt ended.
-struct Attempt {
-    exits: Vec<WorkerExit>,
+pub(super) struct Attempt {
+    pub(super) exits: Vec<WorkerExit>,
     /// Per rank: the ranks whose failure it has only heard of.
-    heard_of: Vec<Vec<usize>>,
+    pub(super) heard_of: Vec<Vec<usize>>,
     /// The newest checkpoint that rank 0 told of.
     saved: Option<(u64, PathBuf)>,
 }
@@ -59,6 +60,9 @@ struct Launch<'a> {
 }
 
 pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
+    if let Some(command) = command_of(&arguments.run) {
+        return launch_model(command, arguments, verbosity);
+    }
     let signals = Signals::listen()?;
     let run = run_arguments(&arguments.run)?;
     if arguments.copy && run.recipe.recipe.is_none() {
@@ -93,7 +97,8 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
     let mut launch = Launch { arguments, verbosity, signals, run, recipe, hosts, saved, holder };
     let mut words = arguments.run.clone();
     for restarts in 0.. {
-        let Attempt { exits, heard_of, saved } = start(&launch.hosts, arguments, &words, verbosity, &launch.signals)?;
+        let Attempt { exits, heard_of, saved } =
+            start(&launch.hosts, arguments, "run", &words, verbosity, &launch.signals)?;
         launch.saved = saved.or(launch.saved.take());
         let stop = launch.signals.stop.load(Ordering::SeqCst);
         tell(verbosity, &left_over(&launch.hosts, &exits));
@@ -117,7 +122,7 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
 }
 
 /// How a launch ends that a signal has stopped while no rank ran.
-fn stopped(signals: &Signals) -> Option<Exit> {
+pub(super) fn stopped(signals: &Signals) -> Option<Exit> {
     match signals.stop.load(Ordering::SeqCst) {
         0 => None,
         signal => Some(Exit::Stopped(signal)),
@@ -239,17 +244,18 @@ fn assignments(hosts: &Hosts, port: Option<u16>) -> Result<Vec<Assignment>, Fail
     Ok((0..hosts.world()).map(assignment).collect())
 }
 
-/// One attempt.
-fn start(
+/// One attempt. `command`: what each rank does.
+pub(super) fn start(
     hosts: &Hosts,
     arguments: &LaunchArguments,
+    command: &str,
     words: &[String],
     verbosity: Verbosity,
     signals: &Signals,
 ) -> Result<Attempt, Failure> {
     let assignments = assignments(hosts, arguments.port)?;
     let mut command =
-        WorkerCommand { arguments: vec!["run".to_owned()], words: words.to_vec(), environment: hosts.environment() };
+        WorkerCommand { arguments: vec![command.to_owned()], words: words.to_vec(), environment: hosts.environment() };
     match verbosity {
         Verbosity::Quiet => command.arguments.push("--quiet".to_owned()),
         Verbosity::Normal => {}
@@ -318,7 +324,7 @@ fn left_over(hosts: &Hosts, exits: &[WorkerExit]) -> Vec<String> {
     .collect()
 }
 
-fn describe(exit: &WorkerExit) -> String {
+pub(super) fn describe(exit: &WorkerExit) -> String {
     if exit.forced {
         return " did not answer any more and was ended".to_owned();
     }
@@ -334,7 +340,7 @@ fn describe(exit: &WorkerExit) -> String {
     }
 }
 
-fn seconds(exit: &WorkerExit) -> String {
+pub(super) fn seconds(exit: &WorkerExit) -> String {
     format!("{:.1} s", exit.after.as_secs_f64())
 }
 
@@ -362,7 +368,7 @@ fn safe(output_dir: &Path, hosts: &Hosts, saved: Option<&(u64, PathBuf)>) -> Vec
 }
 
 /// Prints lines to stderr, unless only errors and results are wanted.
-fn tell(verbosity: Verbosity, lines: &[String]) {
+pub(super) fn tell(verbosity: Verbosity, lines: &[String]) {
     if verbosity > Verbosity::Quiet {
         lines.iter().for_each(|line| crate::stderr::complain!("{line}"));
     }

@@ -5,9 +5,10 @@ use std::path::Path;
 use finetune_model::adapter::{Adapter, BaseCheck};
 use finetune_model::{Model, ModelConfig, Placement, scheme_word};
 use finetune_recipe::{Quantization, ResidencyChoice};
-use finetune_trainer::{DevicePlan, ThisHost, stored_type};
+use finetune_trainer::{DevicePlan, ThisHost, Together, stored_type};
 
 use crate::cli::{ModelArguments, ResidencyArgument};
+use crate::commands::together::{connect, placed};
 use crate::failure::Failure;
 use crate::progress::Verbosity;
 use crate::source::Source;
@@ -22,12 +23,22 @@ pub(super) fn say(verbosity: Verbosity, line: &str) {
 
 /// The model of a source, with its adapter attached. `say` gets lines that the user should see.
 pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&str)) -> Result<Model, Failure> {
+    open_together(source, arguments, None, say)
+}
+
+/// As [`open`], with the layers of this rank.
+pub(super) fn open_together(
+    source: &Source,
+    arguments: &ModelArguments,
+    together: Option<&Together>,
+    say: &dyn Fn(&str),
+) -> Result<Model, Failure> {
     // First the adapter: reading the weights may take long.
     let adapter = match &source.adapter {
         Some(adapter) => Some(read_adapter(adapter, &source.model, arguments.force, say)?),
         None => None,
     };
-    let mut model = open_base(&source.model, arguments, adapter.as_ref(), say)?;
+    let mut model = open_base(&source.model, arguments, adapter.as_ref(), together, say)?;
     if let Some(adapter) = adapter {
         model.attach(&adapter)?;
     }
@@ -35,11 +46,12 @@ pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&st
 }
 
 /// The base model in a directory, packed as it was when `adapter` was trained on it. Nothing is
-/// attached.
+/// attached. `together`: the ranks that hold it together.
 pub(super) fn open_base(
     directory: &Path,
     arguments: &ModelArguments,
     adapter: Option<&Adapter>,
+    together: Option<&Together>,
     say: &dyn Fn(&str),
 ) -> Result<Model, Failure> {
     let trained_over = adapter.and_then(|adapter| adapter.base.quantization);
@@ -68,8 +80,10 @@ pub(super) fn open_base(
         }
         (None, None) => {}
     }
+    let device_plan = DevicePlan { placement: placed(device_plan.placement.clone(), together), ..device_plan };
     let placement = with_residency(directory, arguments.residency, &device_plan, say)?;
-    let model = Model::load(directory, &placement)?;
+    let mut model = Model::load(directory, &placement)?;
+    connect(&mut model, together);
     model.notices().iter().for_each(|notice| say(notice));
     Ok(model)
 }
@@ -88,7 +102,9 @@ fn with_residency(
     }
     let held = placement.held(stored_type(model));
     let layers = Model::form(model, placement.quantization())?.layers;
-    let bytes: u64 = layers.iter().map(|layer| layer.bytes(held)).sum();
+    let is_mine = |n: usize| placement.stage().is_none_or(|stage| stage.holds(n));
+    let mine = layers.iter().enumerate().filter(|(n, _)| is_mine(*n));
+    let bytes: u64 = mine.map(|(_, layer)| layer.bytes(held)).sum();
     let host = ThisHost { memory: memory::machine_bytes(), ..ThisHost::default() };
     let available = device_plan.memory(&host);
     let is_too_large = available.is_some_and(|available| bytes > available - available / 5);

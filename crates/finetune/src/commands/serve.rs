@@ -4,15 +4,18 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use finetune_dataset::ChatTokenizer;
-use finetune_model::{EngineSettings, Model};
-use finetune_serve::{Bounds, ServeError, Served, Server, Settings};
+use finetune_model::{EngineSettings, Model, ModelConfig};
+use finetune_serve::{Bounds, Others, ServeError, Served, Server, Settings};
+use finetune_trainer::Together;
 
 use crate::cli::ServeArguments;
 use crate::commands::answering::tokenizer;
 use crate::commands::chat::recommended;
+use crate::commands::together::{self, OneOf};
 use crate::commands::{conversation, opening};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -25,12 +28,54 @@ use crate::{memory, output};
 const LONGEST_KEY: usize = 4096;
 
 pub(crate) fn serve(arguments: &ServeArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
+    let signals = Signals::listen()?;
+    if !arguments.assigned {
+        return serve_as(arguments, verbosity, &signals, None);
+    }
+    let one = OneOf::assigned(&signals, format!("{arguments:?}"))?;
+    let work = || match one.is_first() {
+        true => serve_as(arguments, verbosity, &signals, Some(&one)),
+        false => follow_first(arguments, &signals, &one),
+    };
+    work().inspect_err(|failure| {
+        one.excuse(failure);
+        together::tell_of(failure);
+    })
+}
+
+/// A rank that holds layers, and computes what the first one does.
+fn follow_first(arguments: &ServeArguments, signals: &Signals, one: &OneOf) -> Result<ExitCode, Failure> {
+    let say = |_: &str| {};
+    let source = Source::open(&arguments.model())?;
+    let adapters = adapters(arguments, &source, &say)?;
+    let Some(together) = one.join(&ModelConfig::load(&source.model)?)? else { return Ok(ExitCode::SUCCESS) };
+    let (base, mut served) = Base::open(arguments, &source, &adapters, Some(&together), &say)?;
+    for (name, directory) in &adapters {
+        served.push(base.with_adapter(name, directory, &say)?);
+    }
+    // The first rank says when it is over.
+    signals.finish_steps_silently();
+    let models = served.iter().map(|served| Model::clone(&served.model())).collect();
+    finetune_serve::follow(models, together.hops.as_ref()).map_err(|what| lost(&together, what))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Why the ranks do not go on.
+fn lost(together: &Together, what: String) -> Failure {
+    together.check().err().map_or_else(|| Failure::lost(what, Vec::new()), Failure::from)
+}
+
+fn serve_as(
+    arguments: &ServeArguments,
+    verbosity: Verbosity,
+    signals: &Signals,
+    one: Option<&OneOf>,
+) -> Result<ExitCode, Failure> {
     let settings = settings(arguments)?;
     let say = move |line: &str| opening::say(verbosity, line);
     let source = Source::open(&arguments.model())?;
     let adapters = adapters(arguments, &source, &say)?;
     let is_open = settings.key.is_none();
-    let signals = Signals::listen()?;
     let server = Server::start(settings).map_err(not_started)?;
     let address = server.address();
     if is_open && !address.ip().is_loopback() {
@@ -39,10 +84,13 @@ pub(crate) fn serve(arguments: &ServeArguments, verbosity: Verbosity) -> Result<
         ));
     }
     source.notices.iter().for_each(|notice| say(notice));
-    let (base, mut served) = Base::open(arguments, &source, &adapters, &say)?;
+    let config = ModelConfig::load(&source.model)?;
+    let together = one.map(|one| one.join(&config)).transpose()?.flatten().map(Arc::new);
+    let (base, mut served) = Base::open(arguments, &source, &adapters, together.as_deref(), &say)?;
     for (name, directory) in &adapters {
         served.push(base.with_adapter(name, directory, &say)?);
     }
+    let others = together.as_ref().map(|together| others(together, &served));
     // A run's own adapter is what requests get that name no model.
     if source.adapter.is_some() && served.len() > 1 {
         served.swap(0, 1);
@@ -50,8 +98,12 @@ pub(crate) fn serve(arguments: &ServeArguments, verbosity: Verbosity) -> Result<
     let engine = engine(arguments, &base.model);
     let base_id = base.id.clone();
     let below = arguments.adapters_dir.clone();
-    let loader = move |name: &str, path: &Path| base.load(name, path, below.as_deref(), &say);
-    server.ready(served, engine, Box::new(loader)).map_err(not_started)?;
+    let is_shared = together.is_some();
+    let loader = move |name: &str, path: &Path| match is_shared {
+        true => Err("several ranks hold this model: name its adapters when they are started".to_owned()),
+        false => base.load(name, path, below.as_deref(), &say),
+    };
+    server.ready(served, engine, Box::new(loader), others).map_err(not_started)?;
     let stopper = server.stopper();
     let grace = arguments.grace;
     signals.finish_steps(move |heard| match heard {
@@ -62,12 +114,24 @@ pub(crate) fn serve(arguments: &ServeArguments, verbosity: Verbosity) -> Result<
         Heard::Second => "ended at once".to_owned(),
     });
     output::line(&announcement(&base_id, &adapters, &arguments.host, address))?;
-    match server.wait() {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) => {
+    match (server.wait(), together) {
+        (Ok(()), _) => Ok(ExitCode::SUCCESS),
+        (Err(ServeError::Lost { what }), Some(together)) => Err(lost(&together, what)),
+        (Err(error), _) => {
             crate::stderr::complain!("error: {error}; this is a bug in finetune");
             Ok(Exit::Bug.into())
         }
+    }
+}
+
+/// What the first rank needs to tell the others.
+fn others(together: &Arc<Together>, served: &[Served]) -> Others {
+    let looked_at = Arc::clone(together);
+    Others {
+        models: served.iter().map(Served::model).collect(),
+        hops: Arc::clone(&together.hops),
+        world: together.place().1,
+        check: Box::new(move || looked_at.check().map_err(|error| error.to_string())),
     }
 }
 
@@ -183,6 +247,7 @@ impl Base {
         arguments: &ServeArguments,
         source: &Source,
         adapters: &[(String, PathBuf)],
+        together: Option<&Together>,
         say: &dyn Fn(&str),
     ) -> Result<(Base, Vec<Served>), Failure> {
         // Without its adapter.
@@ -193,7 +258,7 @@ impl Base {
             .first()
             .map(|(_, directory)| opening::read_adapter(directory, &source.model, arguments.force, &|_| {}));
         let first = first.transpose()?;
-        let model = opening::open_base(&source.model, &arguments.model(), first.as_ref(), say)?;
+        let model = opening::open_base(&source.model, &arguments.model(), first.as_ref(), together, say)?;
         let base = Base {
             id: base_id(&source.model),
             directory: source.model.clone(),

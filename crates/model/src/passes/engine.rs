@@ -191,6 +191,8 @@ pub struct Engine {
     reading: Option<Reading>,
     groups: Vec<Group>,
     prefixes: Prefixes,
+    /// Requests that were taken.
+    taken: u64,
 }
 
 impl Engine {
@@ -202,6 +204,7 @@ impl Engine {
             reading: None,
             groups: Vec::new(),
             prefixes: Prefixes::new(settings.prefix_bytes),
+            taken: 0,
         }
     }
 
@@ -216,8 +219,20 @@ impl Engine {
         if counts.waiting + counts.running >= self.settings.queue + self.settings.slots {
             return Err(Refusal::QueueFull { waiting: counts.waiting });
         }
-        let chooser = Chooser::new(rules, &prompt);
-        self.waiting.push_back(Job { model, prompt, max_new_tokens, chooser, end_ids, listener, next: 0 });
+        let (chooser, number) = (Chooser::new(rules, &prompt), self.taken);
+        self.taken += 1;
+        let (next, is_left) = (0, false);
+        self.waiting.push_back(Job {
+            model,
+            prompt,
+            max_new_tokens,
+            chooser,
+            end_ids,
+            listener,
+            next,
+            number,
+            is_left,
+        });
         Ok(())
     }
 
@@ -239,20 +254,34 @@ impl Engine {
     /// Does a piece of the work: reads at most one part of one prompt, and makes one token of each
     /// answer. Requests that nobody waits for end first.
     pub fn step(&mut self) {
-        self.leave_gone();
+        let gone = self.gone();
+        self.step_without(&gone);
+    }
+
+    /// The requests that nobody waits for any more, by the order in which they were taken.
+    pub fn gone(&self) -> Vec<u64> {
+        let running = self.groups.iter().flat_map(Group::jobs);
+        let jobs = self.waiting.iter().chain(self.reading.as_ref().map(|reading| &reading.job)).chain(running);
+        jobs.filter(|job| job.is_gone()).map(|job| job.number).collect()
+    }
+
+    /// As [`Engine::step`], without these requests, whatever their listeners say. Engines that have taken the
+    /// same requests and have done the same steps are in the same state.
+    pub fn step_without(&mut self, gone: &[u64]) {
+        self.leave(gone);
         self.begin_next();
         self.read_part();
         self.groups.iter_mut().for_each(Group::step);
         self.groups.retain(|group| group.len() > 0);
     }
 
-    fn leave_gone(&mut self) {
+    fn leave(&mut self, gone: &[u64]) {
         self.prefixes.leave_unloaded();
-        self.waiting.retain(|job| !job.listener.is_gone());
-        if let Some(Reading { job, cache, .. }) = self.reading.take_if(|reading| reading.job.listener.is_gone()) {
+        self.waiting.retain(|job| !gone.contains(&job.number));
+        if let Some(Reading { job, cache, .. }) = self.reading.take_if(|reading| gone.contains(&reading.job.number)) {
             self.prefixes.put(&job.model, cache);
         }
-        self.groups.iter_mut().for_each(Group::leave_gone);
+        self.groups.iter_mut().for_each(|group| group.leave(gone));
         self.groups.retain(|group| group.len() > 0);
     }
 
@@ -265,9 +294,8 @@ impl Engine {
                 true => KeyValueCache::default(),
                 false => self.prefixes.take(&job.model, &job.prompt),
             };
-            let begun = EngineEvent::Begun { cached: cache.tokens().len() };
-            let goes_on = job.listener.hear(begun) && job.end_if_full();
-            match goes_on {
+            job.tell(EngineEvent::Begun { cached: cache.tokens().len() });
+            match job.end_if_full() {
                 true => self.reading = Some(Reading { end: cache.tokens().len(), job, cache }),
                 false => self.prefixes.put(&job.model, cache),
             }

@@ -21,6 +21,10 @@ pub(super) struct Job {
     pub(super) listener: Box<dyn Listener>,
     /// The token that goes through the model next.
     pub(super) next: u32,
+    /// Its number among all requests.
+    pub(super) number: u64,
+    /// Whether the listener has said that no more is wanted.
+    pub(super) is_left: bool,
 }
 
 impl Job {
@@ -44,7 +48,18 @@ impl Job {
             self.listener.hear(EngineEvent::Ended(EngineEnd::EndToken(chosen.token)));
             return false;
         }
-        self.listener.hear(EngineEvent::Token(chosen)) && self.end_if_full()
+        self.tell(EngineEvent::Token(chosen));
+        self.end_if_full()
+    }
+
+    /// Tells the listener, and remembers whether more is wanted.
+    pub(super) fn tell(&mut self, event: EngineEvent) {
+        self.is_left |= !self.listener.hear(event);
+    }
+
+    /// Whether nobody waits for the answer any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.is_left || self.listener.is_gone()
     }
 
     /// Ends the answer if no more tokens are allowed. Returns whether it goes on.
@@ -129,9 +144,14 @@ impl Group {
         self.keep(&goes_on);
     }
 
-    /// Ends the requests that nobody waits for any more.
-    pub(super) fn leave_gone(&mut self) {
-        let stays: Vec<bool> = self.jobs.iter().map(|job| !job.listener.is_gone()).collect();
+    /// The requests.
+    pub(super) fn jobs(&self) -> &[Job] {
+        &self.jobs
+    }
+
+    /// Ends the requests with these numbers.
+    pub(super) fn leave(&mut self, gone: &[u64]) {
+        let stays: Vec<bool> = self.jobs.iter().map(|job| !gone.contains(&job.number)).collect();
         self.keep(&stays);
     }
 

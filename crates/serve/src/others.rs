@@ -1,0 +1,159 @@
+//! Other ranks that hold layers of the models: each has an engine of its own, which takes the same requests and
+//! does the same steps. The first rank answers clients, and tells the others what its engine does.
+
+use std::sync::Arc;
+
+use finetune_model::{Engine, EngineEvent, EngineRequest, EngineSettings, Hops, Listener, Model, Sampling, TokenRules};
+use serde::{Deserialize, Serialize};
+
+/// What the first rank needs to tell the others.
+pub struct Others {
+    /// The models, in the order in which all ranks have them.
+    pub models: Vec<Arc<Model>>,
+    /// The connections.
+    pub hops: Arc<dyn Hops>,
+    /// How many ranks there are.
+    pub world: usize,
+    /// Whether all of them are still there; otherwise what has happened.
+    pub check: Box<dyn Fn() -> Result<(), String> + Send>,
+}
+
+/// What the others are told before a step.
+#[derive(Default, Serialize, Deserialize)]
+pub(crate) struct Orders {
+    /// Bounds of the engine, before the first step.
+    #[serde(default)]
+    pub(crate) settings: Option<[usize; 4]>,
+    #[serde(default)]
+    pub(crate) requests: Vec<Order>,
+    #[serde(default)]
+    pub(crate) gone: Vec<u64>,
+    #[serde(default)]
+    pub(crate) has_step: bool,
+    #[serde(default)]
+    pub(crate) is_end: bool,
+}
+
+/// A request.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Order {
+    model: usize,
+    prompt: Vec<u32>,
+    max_new_tokens: usize,
+    temperature: f64,
+    top_p: f64,
+    seed: u64,
+    top_k: usize,
+    min_p: f64,
+    penalties: [f64; 3],
+    logit_bias: Vec<(u32, f32)>,
+    end_ids: Vec<u32>,
+}
+
+impl Others {
+    /// What the others have to know of a request.
+    pub(crate) fn order(&self, request: &EngineRequest) -> Order {
+        let TokenRules { sampling, top_k, min_p, repetition_penalty, presence_penalty, frequency_penalty, .. } =
+            request.rules;
+        let model = self.models.iter().position(|model| Arc::ptr_eq(model, &request.model));
+        Order {
+            model: model.expect("only these models are served"),
+            prompt: request.prompt.clone(),
+            max_new_tokens: request.max_new_tokens,
+            temperature: sampling.temperature,
+            top_p: sampling.top_p,
+            seed: sampling.seed,
+            top_k,
+            min_p,
+            penalties: [repetition_penalty, presence_penalty, frequency_penalty],
+            logit_bias: request.rules.logit_bias.clone(),
+            end_ids: request.end_ids.clone(),
+        }
+    }
+
+    /// Tells all others.
+    pub(crate) fn tell(&self, orders: &Orders) -> Result<(), String> {
+        let text = serde_json::to_vec(orders).expect("plain data");
+        for other in 1..self.world {
+            let length = (text.len() as u64).to_le_bytes().to_vec();
+            let sent = self.hops.send(other, length).and_then(|()| self.hops.send(other, text.clone()));
+            sent.map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn begin(&self, settings: EngineSettings) -> Result<(), String> {
+        let EngineSettings { slots, queue, cache_bytes, prefix_bytes } = settings;
+        self.tell(&Orders { settings: Some([slots, queue, cache_bytes, prefix_bytes]), ..Orders::default() })
+    }
+
+    pub(crate) fn end(&self) -> Result<(), String> {
+        self.tell(&Orders { is_end: true, ..Orders::default() })
+    }
+}
+
+/// Nobody listens on the ranks that do not answer clients.
+struct Nobody;
+
+impl Listener for Nobody {
+    fn hear(&mut self, _: EngineEvent) -> bool {
+        true
+    }
+
+    fn is_gone(&self) -> bool {
+        false
+    }
+}
+
+/// Does what the first rank does, until that ends.
+///
+/// # Errors
+/// If it is lost, or says what makes no sense.
+pub fn follow(models: Vec<Model>, hops: &dyn Hops) -> Result<(), String> {
+    let models: Vec<Arc<Model>> = models.into_iter().map(Arc::new).collect();
+    let mut engine: Option<Engine> = None;
+    loop {
+        let heard = hear(hops)?;
+        if let Some([slots, queue, cache_bytes, prefix_bytes]) = heard.settings {
+            engine = Some(Engine::new(EngineSettings { slots, queue, cache_bytes, prefix_bytes }));
+        }
+        if heard.is_end {
+            return Ok(());
+        }
+        let engine = engine.as_mut().ok_or("the first rank has not said how it computes")?;
+        for order in heard.requests {
+            engine.submit(request(order, &models)?, Box::new(Nobody)).map_err(|refusal| refusal.to_string())?;
+        }
+        if heard.has_step {
+            engine.step_without(&heard.gone);
+        }
+    }
+}
+
+fn hear(hops: &dyn Hops) -> Result<Orders, String> {
+    /// More than any request has.
+    const MOST: u64 = 1 << 30;
+    let receive = |length: usize| hops.receive(0, length).map_err(|error| error.to_string());
+    let length = u64::from_le_bytes(receive(8)?.try_into().map_err(|_| "eight bytes are meant")?);
+    if length > MOST {
+        return Err("the first rank says what makes no sense".to_owned());
+    }
+    serde_json::from_slice(&receive(length as usize)?).map_err(|error| error.to_string())
+}
+
+fn request(order: Order, models: &[Arc<Model>]) -> Result<EngineRequest, String> {
+    let Order { model, prompt, max_new_tokens, temperature, top_p, seed, top_k, min_p, penalties, .. } = order;
+    let [repetition_penalty, presence_penalty, frequency_penalty] = penalties;
+    let sampling = Sampling { temperature, top_p, seed };
+    let rules = TokenRules {
+        top_k,
+        min_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        logit_bias: order.logit_bias,
+        ..TokenRules::from(sampling)
+    };
+    let model = Arc::clone(models.get(model).ok_or("the first rank has other models")?);
+    Ok(EngineRequest { model, prompt, max_new_tokens, rules, end_ids: order.end_ids })
+}
