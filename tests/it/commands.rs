@@ -13,7 +13,7 @@ mod eval;
 mod export;
 mod generate;
 mod plan;
-mod serve;
+pub(crate) mod serve;
 mod validate;
 
 /// What a command prints with `--json`: one object, and nothing on stderr.

@@ -43,4 +43,5 @@ mod signals;
 mod ssh;
 mod stages;
 mod tensorboard;
+mod together;
 mod watch;

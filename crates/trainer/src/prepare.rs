@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use finetune_dataset::Dataset;
 use finetune_model::Model;
-use finetune_recipe::{Recipe, StagesChoice};
+use finetune_recipe::Recipe;
 use finetune_store::RealDisk;
 
 use crate::base_model::{base_name, model_directory, open_model};
@@ -26,6 +26,7 @@ use crate::resume::Resume;
 use crate::run::Run;
 use crate::run_directory::{LockedDirectory, RunDirectory, publishes_best};
 use crate::schedule::Schedule;
+use crate::stages;
 use crate::state::{self, TrainState};
 
 /// A run, and what the user should know about how it was put together.
@@ -65,9 +66,7 @@ fn put_together(
     // Before the long work, so that a second process is refused at once.
     let lock = || LockedDirectory::lock(&recipe, resume, host.recipe_file.as_deref(), model_path.as_deref().ok());
     let locked = ranks.is_first().then(lock).transpose()?;
-    if let StagesChoice::Count(stages) = recipe.parallel.stages {
-        ranks.settle(stages)?;
-    }
+    stages::settle_early(&recipe, ranks)?;
     let date = date::agree(&recipe, resume, ranks)?;
     recipe.data.date = Some(date.clone());
     let found = examine(Examined::default(), &recipe, model_path, host, Extent::Run, Some(ranks), progress);
@@ -85,18 +84,14 @@ fn put_together(
         mut estimate,
         mut notices,
     } = found.ready()?;
-    if device_plan.placement.stage().is_some() {
-        // Ranks that hold a model together go through it with the same micro-batches.
-        sizing.at_once = -ranks.largest(-(sizing.at_once as i32))? as usize;
+    if stages::agree_on_groups(&mut sizing, ranks)? {
         estimate = Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing }.estimate();
     }
     let subject = Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing };
     let opened = open_model(&recipe, &directory, start, sizing.config.vocabulary, &device_plan.placement);
     let (mut model, base_digest) =
         opened.map_err(|error| error.with_cheaper_settings(|| subject.cheaper_settings()))?;
-    if let Some(stage) = device_plan.placement.stage() {
-        model.connect(ranks.connect(stage)?);
-    }
+    stages::connect(&mut model, ranks)?;
     let identity = identity(&recipe, &train, eval.as_ref(), &model, &base_digest, &device_plan);
     ranks.expect_same(&identity.digests())?;
     let mut state = TrainState::new(model.parameters()?, LossScale::new(device_plan.placement.compute()));

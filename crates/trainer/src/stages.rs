@@ -11,8 +11,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use finetune_allreduce::{Group, GroupError};
-use finetune_model::{Adaptation, Hops, ModelConfig, Stage};
-use finetune_recipe::StagesChoice;
+use finetune_model::{Adaptation, Hops, Model, ModelConfig, Stage};
+use finetune_recipe::{Recipe, StagesChoice};
 use finetune_store::failpoint;
 
 use crate::error::TrainError;
@@ -70,6 +70,31 @@ fn few_layers(config: &ModelConfig, stages: usize) -> TrainError {
     TrainError::NotInStages {
         what: format!("the model has {} layers, fewer than {stages} stages", config.layers.len()),
     }
+}
+
+/// Settles what needs no look at the model, before the long work.
+pub(crate) fn settle_early(recipe: &Recipe, ranks: &Ranks) -> Result<(), TrainError> {
+    match recipe.parallel.stages {
+        StagesChoice::Count(stages) => ranks.settle(stages),
+        StagesChoice::Auto => Ok(()),
+    }
+}
+
+/// Ranks that hold a model together go through it with the same micro-batches: with as many at once as all have
+/// room for. Returns whether there are such ranks.
+pub(crate) fn agree_on_groups(sizing: &mut Sizing, ranks: &Ranks) -> Result<bool, TrainError> {
+    if sizing.placement.stage().is_none() {
+        return Ok(false);
+    }
+    sizing.at_once = -ranks.largest(-(sizing.at_once as i32))? as usize;
+    Ok(true)
+}
+
+/// Connects a loaded model with the other ranks that hold it.
+pub(crate) fn connect(model: &mut Model, ranks: &Ranks) -> Result<(), TrainError> {
+    let Some(stage) = model.placement().stage().cloned() else { return Ok(()) };
+    model.connect(ranks.connect(&stage)?);
+    Ok(())
 }
 
 /// What the user should know about where the layers are.

@@ -12,7 +12,7 @@ use crate::error::TrainError;
 use crate::evaluate::batch_row;
 use crate::events::Event;
 use crate::local_steps::LocalShares;
-use crate::metrics::{ExpertRow, RankRow};
+use crate::metrics::{ExpertRow, RankRow, StepRow};
 use crate::progress::Progress;
 use crate::ranks::Sums;
 use crate::run::Run;
@@ -171,6 +171,32 @@ impl Run {
             return Err(self.not_finite("a parameter after the update", rows)?);
         }
         Ok(largest)
+    }
+
+    /// The step that was just made, as metrics have it.
+    pub(crate) fn step_row(
+        &self,
+        sums: &Sums,
+        ranks: Vec<RankRow>,
+        grad_norm: f64,
+        learning_rate: f64,
+        seconds: f64,
+    ) -> Result<StepRow, TrainError> {
+        Ok(StepRow {
+            step: self.state.step,
+            epoch: self.state.step as f64 / self.plan.steps_per_epoch() as f64,
+            loss: sums.loss / self.objective.normaliser(sums) as f64,
+            trained_tokens: sums.trained_tokens,
+            tokens: sums.tokens,
+            grad_norm,
+            learning_rate,
+            tokens_per_second: sums.tokens as f64 / seconds,
+            seconds,
+            objective: self.objective.numbers(sums),
+            reading_seconds: self.model.reads_layers().then(|| self.model.take_waited().0.as_secs_f64()),
+            experts: self.expert_use()?,
+            ranks,
+        })
     }
 
     /// How evenly the experts of each layer were used by the rows of all ranks since the last call.

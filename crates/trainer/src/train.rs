@@ -9,7 +9,7 @@ use finetune_store::failpoint;
 use crate::error::TrainError;
 use crate::events::Event;
 use crate::local_steps::{LocalShares, Meetings};
-use crate::metrics::{Row, StepRow};
+use crate::metrics::Row;
 use crate::progress::Progress;
 use crate::run::Run;
 use crate::samples::Answers;
@@ -95,21 +95,7 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
             stragglers.forget();
             tell(Event::SharesAssigned { shares: balancer.assignment.counts() });
         }
-        let row = StepRow {
-            step: run.state.step,
-            epoch: run.state.step as f64 / run.plan.steps_per_epoch() as f64,
-            loss: sums.loss / run.objective.normaliser(&sums) as f64,
-            trained_tokens: sums.trained_tokens,
-            tokens: sums.tokens,
-            grad_norm,
-            learning_rate,
-            tokens_per_second: sums.tokens as f64 / seconds,
-            seconds,
-            objective: run.objective.numbers(&sums),
-            reading_seconds: run.model.reads_layers().then(|| run.model.take_waited().0.as_secs_f64()),
-            experts: run.expert_use()?,
-            ranks,
-        };
+        let row = run.step_row(&sums, ranks, grad_norm, learning_rate, seconds)?;
         tell(Event::Step { row: &row, steps: run.steps });
         run.write(Row::Step(row))?;
         if let Some(local) = &mut local {

@@ -19,7 +19,7 @@ fn serve(arguments: &[&str]) -> (Running, String) {
 }
 
 /// (status, body)
-fn ask(address: &str, method: &str, path: &str, headers: &str, body: &str) -> (u16, String) {
+pub(crate) fn ask(address: &str, method: &str, path: &str, headers: &str, body: &str) -> (u16, String) {
     let mut socket = TcpStream::connect(address).expect("somebody listens");
     socket.set_read_timeout(Some(DEADLINE)).expect("a deadline");
     let length = body.len();
