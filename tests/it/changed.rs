@@ -50,6 +50,8 @@ const FIXED: &[(&str, &str)] = &[
     ("schedule.warmup_steps", "1"),
     ("schedule.warmup_ratio", "0.1"),
     ("schedule.min_lr_ratio", "0.1"),
+    ("distributed.sync_every", "2"),
+    ("distributed.wire", "bf16"),
 ];
 
 /// Keys that may change on a resume, with other values, and what is said then.
@@ -66,6 +68,8 @@ const NOT_TRIED: &[(&str, &str)] = &[
     ("train.method", "the recipe's [lora] is refused with `full` before anything else"),
     ("optimizer.name", "there is one"),
     ("distributed.virtual_ranks", "not available yet"),
+    ("distributed.outer_learning_rate", "refused without sync_every before anything else"),
+    ("distributed.outer_momentum", "refused without sync_every before anything else"),
 ];
 
 #[test]

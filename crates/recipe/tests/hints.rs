@@ -203,7 +203,7 @@ fn tables() {
         ("[rank]", "`rank` is a key in [lora]"),
         (
             "[zebra]",
-            "the tables are [model], [lora], [data], [train], [optimizer], [schedule], [eval], [checkpoint], [log], [distributed]",
+            "the tables are [model], [lora], [data], [train], [optimizer], [schedule], [eval], [checkpoint], [log], [distributed], [parallel]",
         ),
     ];
     for (header, expected) in cases {

@@ -2,6 +2,7 @@
 //! before anything in the run directory changes. To what [`examine`] finds it adds the lock of the
 //! run directory, what the ranks agree on, the loaded model, and the checkpoint.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use finetune_dataset::Dataset;
@@ -18,7 +19,8 @@ use crate::error::TrainError;
 use crate::examine::{Examined, Extent, Ready, examine};
 use crate::identity::Identity;
 use crate::loss_scale::LossScale;
-use crate::memory::Subject;
+use crate::initial_adapter::InitialAdapter;
+use crate::memory::{Sizing, Subject};
 use crate::names::CHECKPOINTS;
 use crate::objective::Objective;
 use crate::ranks::Ranks;
@@ -88,10 +90,7 @@ fn put_together(
         estimate = Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing }.estimate();
     }
     let subject = Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing };
-    let opened = open_model(&recipe, &directory, start, sizing.config.vocabulary, &device_plan.placement);
-    let (mut model, base_digest) =
-        opened.map_err(|error| error.with_cheaper_settings(|| subject.cheaper_settings()))?;
-    stages::connect(&mut model, ranks)?;
+    let (mut model, base_digest) = open_connected(&subject, &directory, start, ranks)?;
     let identity = identity(&recipe, &train, eval.as_ref(), &model, &base_digest, &device_plan);
     ranks.expect_same(&identity.digests())?;
     let mut state = TrainState::new(model.parameters()?, LossScale::new(device_plan.placement.compute()));
@@ -127,6 +126,20 @@ fn put_together(
         commit: host.commit,
     };
     Ok(Prepared { run, notices })
+}
+
+/// The base model with what is trained, connected with the other ranks that hold it, and its digest.
+fn open_connected(
+    subject: &Subject<'_>,
+    directory: &Path,
+    start: Option<InitialAdapter>,
+    ranks: &Ranks,
+) -> Result<(Model, String), TrainError> {
+    let Sizing { config, placement, .. } = subject.sizing;
+    let opened = open_model(subject.recipe, directory, start, config.vocabulary, placement);
+    let (mut model, digest) = opened.map_err(|error| error.with_cheaper_settings(|| subject.cheaper_settings()))?;
+    stages::connect(&mut model, ranks)?;
+    Ok((model, digest))
 }
 
 /// What a run is made of.

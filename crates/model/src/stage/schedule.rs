@@ -149,7 +149,7 @@ mod tests {
                     let work = (layers.div_ceil(stages) * micro_batches) as f64 * (SECONDS.forward + SECONDS.back);
                     let ends = stages as f64 * (SECONDS.forward + SECONDS.back + 2.0 * SECONDS.hop);
                     let alone = layers as f64 * (SECONDS.forward + SECONDS.back + 2.0 * SECONDS.hop);
-                    let bound = if micro_batches < stages { alone.max(work) * 2.0 } else { work + ends };
+                    let bound = if micro_batches <= stages { alone.max(work) * 2.0 } else { work + ends };
                     assert!(done.seconds <= bound + 1e-9, "{what}: {done:?} is above {bound}");
                     assert!(done.most_waiting <= 2 * micro_batches, "{what}: {done:?}");
                 }
