@@ -179,7 +179,7 @@ fn dot_numbers<T: Copy>(x: &[f32], w: &[T], value: impl Fn(T) -> f32) -> f32 {
 #[cfg(target_arch = "x86_64")]
 use x86::avx2::{Tile256, bf16_avx2, f32_avx2, row_avx2};
 #[cfg(target_arch = "x86_64")]
-use x86::avx512::{Tile512, bf16_avx512, f32_avx512, row_avx512};
+use x86::avx512::{Tile512, bf16_avx512, f32_avx512, row_avx512, split_bf16_avx512};
 
 impl InstructionSet {
     for_each_set! {
@@ -200,7 +200,7 @@ impl InstructionSet {
         /// # Panics
         /// If the lengths differ.
         pub fn split_bf16(self, x: &[bf16], out: &mut [f32]) {
-            avx512: split_pairs(x, out, widen),
+            avx512: split_bf16_avx512(x, out),
             avx2: split_pairs(x, out, widen),
             baseline: split_pairs(x, out, widen),
         }
