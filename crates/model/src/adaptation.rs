@@ -1,6 +1,8 @@
 //! What an adapter trains: LoRA branches, and modules in full beside them. The rules are those of
 //! PEFT 0.21.
 
+use std::collections::{HashMap, HashSet};
+
 use finetune_recipe::{Lora, TargetModules};
 
 use crate::branch::{EMBEDDING, OUTPUT};
@@ -51,9 +53,9 @@ impl Adaptation {
     /// The number of trained elements of the branches, and of the modules that are trained in full.
     pub fn elements(&self, config: &ModelConfig) -> (u64, u64) {
         let layers = target_layers(config);
+        let layers: HashMap<&str, &TargetLayer> = layers.iter().map(|layer| (layer.module.as_str(), layer)).collect();
         let of_branch = |module: &str, rank: usize, use_dora: bool| {
-            let layer = layers.iter().find(|layer| layer.module == module);
-            layer.map_or(0, |layer| {
+            layers.get(module).map_or(0, |layer| {
                 (rank * (layer.outputs + layer.inputs) + usize::from(use_dora) * layer.outputs) as u64
             })
         };
@@ -200,11 +202,14 @@ pub(crate) fn saved_tensors(config: &ModelConfig, adaptation: &Adaptation) -> Ve
 /// whose name does.
 pub(crate) fn saved_modules(names: &[String], config: &ModelConfig) -> Result<Vec<String>, ModelError> {
     let untied = ModelConfig { tied_embeddings: false, ..config.clone() };
+    let mut decoder = Decoder::new(&untied);
+    let slots = decoder.slots();
     let mut modules: Vec<String> = Vec::new();
-    for slot in Decoder::new(&untied).slots() {
-        let module = module_of(slot.name()).to_owned();
-        if !modules.contains(&module) {
-            modules.push(module);
+    // A mixture has tens of thousands of modules.
+    let mut seen = HashSet::new();
+    for module in slots.iter().map(|slot| module_of(slot.name())) {
+        if seen.insert(module) {
+            modules.push(module.to_owned());
         }
     }
     let refused = |what: String| Err(ModelError::Lora { key: "modules_to_save", what });
