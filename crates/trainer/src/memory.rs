@@ -98,6 +98,7 @@ fn rows_bytes(data: &Dataset) -> u64 {
 }
 
 /// Parameters of the model, and how many of them are trained.
+#[derive(Clone, Copy)]
 pub(crate) struct Sizes {
     pub(crate) parameters: u64,
     pub(crate) trained: u64,
@@ -181,9 +182,22 @@ struct Peak {
     unused_logits: u64,
 }
 
+/// What a model and its adaptation decide about memory. Counting takes longer than the estimate:
+/// a mixture has tens of thousands of matrices.
+struct Counted {
+    sizes: Sizes,
+    /// What the layers that are differentiated keep.
+    layers: Vec<LayerKept>,
+}
+
+impl Counted {
+    fn new(config: &ModelConfig, adaptation: Option<&Adaptation>) -> Counted {
+        Counted { sizes: sizes(config, adaptation), layers: kept_layers(config, adaptation) }
+    }
+}
+
 /// The larger of two moments: when the loss is formed, and when a layer is differentiated.
-fn peak(config: &ModelConfig, adaptation: Option<&Adaptation>, step: &StepShape, precision: Precision) -> Peak {
-    let layers = kept_layers(config, adaptation);
+fn peak(config: &ModelConfig, layers: &[LayerKept], step: &StepShape, precision: Precision) -> Peak {
     let compute = precision.compute.bytes() as u64;
     let (tokens, hidden) = (step.tokens, config.hidden_size as u64);
     let per_token = |width: u64| compute * tokens * width;
@@ -239,9 +253,14 @@ pub(crate) fn estimate(
     step: &StepShape,
     precision: Precision,
 ) -> Estimate {
+    estimate_of(config, &Counted::new(config, adaptation), step, precision)
+}
+
+/// The same for a model that is counted already.
+fn estimate_of(config: &ModelConfig, counted: &Counted, step: &StepShape, precision: Precision) -> Estimate {
     let cpu = precision.cpu;
-    let Sizes { parameters, trained } = self::sizes(config, adaptation);
-    let Peak { bytes: peak, logits, unused_logits } = peak(config, adaptation, step, precision);
+    let Sizes { parameters, trained } = counted.sizes;
+    let Peak { bytes: peak, logits, unused_logits } = peak(config, &counted.layers, step, precision);
     // While a matrix is packed, nothing of a step is there. On a GPU it is done in the host's memory.
     let peak = if cpu { peak.max(precision.loading) } else { peak };
     // Logits are reported apart. If the backward pass takes more than they do, they lie in memory
@@ -356,6 +375,8 @@ impl Subject<'_> {
     }
 }
 
+#[cfg(test)]
+mod machines;
 #[cfg(test)]
 mod shipped;
 

@@ -34,17 +34,22 @@ pub(crate) fn choose(subject: &Subject<'_>, available: Option<u64>) -> (Sizing, 
     }
     let with = |at_once: usize| if wanted { from_disk(at_once) } else { Sizing { at_once, ..in_memory.clone() } };
     let all = micro_batches(subject);
-    let (mut at_once, mut too_many) = (1, all + 1);
-    while too_many - at_once > 1 {
-        let middle = at_once.midpoint(too_many);
-        if fits(&with(middle)) { at_once = middle } else { too_many = middle }
-    }
-    let sizing = with(at_once);
+    let sizing = with(most_at_once(all, |at_once| fits(&with(at_once))));
     if !wanted {
         return (sizing, Vec::new());
     }
     let notice = notice(recipe.model.residency, &sizing, all);
     (sizing, std::iter::once(notice).chain(quantized_at_each_read(subject)).collect())
+}
+
+/// The most micro-batches, up to `all`, for which `fits` has room: at least one.
+pub(crate) fn most_at_once(all: usize, fits: impl Fn(usize) -> bool) -> usize {
+    let (mut at_once, mut too_many) = (1, all + 1);
+    while too_many - at_once > 1 {
+        let middle = at_once.midpoint(too_many);
+        if fits(middle) { at_once = middle } else { too_many = middle }
+    }
+    at_once
 }
 
 /// Micro-batches of a step, if one rank computes them all.

@@ -1,0 +1,251 @@
+//! The tables of docs/big-models.md that say which machines train which model are those of the
+//! estimate. The shapes are those of the models' config.json on the hub, in `tests/goldens/configs`.
+
+use std::path::Path;
+
+use finetune_dataset::{Counts, Dataset, Ends, Origin, Row};
+use finetune_model::{
+    Device, FloatType, LayerSizes, ModelConfig, PackedSizes, Placement, Stage, choose, expected_tensors, not_in_stages,
+};
+use finetune_recipe::Recipe;
+
+use super::{Counted, Precision, Sizing, StepShape, Subject, estimate_of};
+use crate::residency::most_at_once;
+
+/// Name, the file of its config, and its parameters. The smallest model comes first.
+const MODELS: [(&str, &str, u64); 10] = [
+    ("Qwen3-8B", "qwen3-8b", 8_190_735_360),
+    ("Gemma-3-27B", "gemma-3-27b", 27_009_346_304),
+    ("Qwen3-30B-A3B", "qwen3-30b-a3b", 30_532_122_624),
+    ("Qwen3-32B", "qwen3-32b", 32_762_123_264),
+    ("Llama-3.3-70B", "llama-3.3-70b", 70_553_706_496),
+    ("gpt-oss-120b", "gpt-oss-120b", 116_829_156_672),
+    ("Qwen3-235B-A22B", "qwen3-235b-a22b", 235_093_634_560),
+    ("Qwen3-Coder-480B-A35B", "qwen3-coder-480b-a35b", 480_154_875_392),
+    ("DeepSeek-V3", "deepseek-v3", 671_026_419_200),
+    ("Kimi-K2", "kimi-k2", 1_026_408_232_448),
+];
+
+/// GiB of memory of the machines, the fewest first.
+const MEMORY: [u64; 6] = [16, 32, 64, 128, 256, 512];
+/// Percent of a machine's memory that a run may take. Metal recommends about three quarters.
+const USABLE_PERCENT: u64 = 75;
+const MACHINES: [usize; 3] = [1, 2, 4];
+/// Tokens of a row, and of a micro-batch.
+const TOKENS: usize = 2048;
+const MICRO_BATCHES: usize = 16;
+/// Micro-batches that must have room together. With fewer, disks are read too often, and machines
+/// wait for each other.
+const FEWEST_AT_ONCE: usize = 4;
+
+/// Bytes of a packed matrix: 4 bits a weight, and a scale and a bias of 16 bits for 64 weights.
+fn packed_bytes(elements: u64) -> u64 {
+    elements * 9 / 16
+}
+
+/// Where the layers of a model are.
+#[derive(Clone, Copy)]
+struct Way {
+    machines: usize,
+    from_disk: bool,
+}
+
+impl Way {
+    /// In memory and from the disk, for each number of machines.
+    fn all() -> impl Iterator<Item = Way> {
+        MACHINES.into_iter().flat_map(|machines| [false, true].map(|from_disk| Way { machines, from_disk }))
+    }
+}
+
+/// A model, and a step that is taken with it.
+struct Training {
+    recipe: Recipe,
+    rows: Dataset,
+    sizing: Sizing,
+    counted: Counted,
+    cpu: bool,
+}
+
+/// The matrices of each layer, all of them packed.
+fn layers(config: &ModelConfig) -> Vec<LayerSizes> {
+    let mut layers = vec![LayerSizes::default(); config.layers.len()];
+    for (name, shape) in expected_tensors(config).iter().filter(|(_, shape)| shape.len() == 2) {
+        let Some((_, rest)) = name.split_once(".layers.") else { continue };
+        let layer = rest.split('.').next().and_then(|n| n.parse::<usize>().ok()).expect("the number of a layer");
+        let elements = shape.iter().product::<usize>() as u64;
+        let packed = &mut layers[layer].packed;
+        packed.elements += elements;
+        packed.bytes += packed_bytes(elements);
+        packed.largest = packed.largest.max(elements);
+    }
+    layers
+}
+
+fn rows() -> Dataset {
+    let row = Row {
+        tokens: vec![0; TOKENS],
+        trained: vec![true; TOKENS],
+        origin: Origin { file: 0, line: 1, row: 0 },
+        prompt_tokens: 0,
+        prompt_text: String::new(),
+        answer_text: String::new(),
+    };
+    Dataset {
+        rows: vec![row; MICRO_BATCHES],
+        files: Vec::new(),
+        counts: Counts { tokens: (TOKENS * MICRO_BATCHES) as u64, ..Counts::default() },
+        digest: String::new(),
+        notices: Vec::new(),
+        ends: Ends::default(),
+        weights: Vec::new(),
+    }
+}
+
+impl Training {
+    fn new(name: &str, cpu: bool) -> Training {
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let path = repository.join(format!("tests/goldens/configs/{name}.json"));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let config = ModelConfig::parse(&text, &path).unwrap_or_else(|error| panic!("{error}"));
+        let text = "output_dir = \"run\"\n[model]\npath = \"base\"\n[data]\ntrain = \"rows.jsonl\"\n\
+                    [lora]\nrank = 16\ntarget_modules = \"all-linear\"\n\
+                    [train]\nmicro_batch_size = 1\nglobal_batch_size = 16\ngradient_checkpointing = true\n";
+        let recipe = Recipe::parse(text, Path::new("r.toml"), &[], None).unwrap_or_else(|error| panic!("{error}"));
+        let adaptation = choose(&recipe.lora, &config).unwrap_or_else(|error| panic!("{error}"));
+        let layers = layers(&config);
+        let of_layers = |size: fn(&PackedSizes) -> u64| layers.iter().map(move |layer| size(&layer.packed));
+        let packed = PackedSizes {
+            elements: of_layers(|packed| packed.elements).sum(),
+            bytes: of_layers(|packed| packed.bytes).sum(),
+            largest: of_layers(|packed| packed.largest).max().unwrap_or(0),
+        };
+        // A build without a GPU has no such device. What it computes in is what decides.
+        let gpu = Placement::gpu(Device::flex(), FloatType::BF16);
+        let sizing = Sizing {
+            config,
+            adaptation: Some(adaptation),
+            text_bytes: 0,
+            placement: if cpu { Placement::cpu(None) } else { gpu },
+            stored: FloatType::BF16,
+            packed,
+            loading: 0,
+            by_row: 0,
+            layers,
+            at_once: 1,
+            has_bf16: true,
+        };
+        let counted = Counted::new(&sizing.config, sizing.adaptation.as_ref());
+        Training { recipe, rows: rows(), sizing, counted, cpu }
+    }
+
+    /// Bytes that the machine with most layers and the logits needs.
+    fn needed(&self, way: Way, at_once: usize) -> u64 {
+        let layers = self.sizing.layers.len();
+        let stage = Stage::in_turn(layers, way.machines, (layers - 1) % way.machines);
+        let stage = (way.machines > 1).then_some(stage);
+        let placement = self.sizing.placement.clone().with_layers_from_disk(way.from_disk).with_stage(stage);
+        let sizing = Sizing { placement, at_once, ..self.sizing.clone() };
+        let subject = Subject { recipe: &self.recipe, train: &self.rows, eval: None, sizing: &sizing };
+        let train = &self.recipe.train;
+        let step = StepShape::new(&subject, train.micro_batch_size, train.gradient_checkpointing, usize::MAX);
+        let precision = Precision { cpu: self.cpu, ..Precision::new(&sizing) };
+        estimate_of(&sizing.config, &self.counted, &step, precision).total
+    }
+
+    /// The smallest memory with which it fits, and behind it the groups that micro-batches go in, if
+    /// they do not go through each layer together.
+    fn least(&self, way: Way) -> (Option<u64>, String) {
+        // One machine with all layers in memory computes one micro-batch after the other.
+        let one_by_one = way.machines == 1 && !way.from_disk;
+        let fits = |memory: u64, at_once: usize| self.needed(way, at_once) <= usable(memory);
+        let fewest = if one_by_one { 1 } else { FEWEST_AT_ONCE };
+        let Some(memory) = MEMORY.into_iter().find(|&memory| fits(memory, fewest)) else {
+            return (None, "-".to_owned());
+        };
+        let at_once = most_at_once(MICRO_BATCHES, |at_once| fits(memory, at_once));
+        let groups = if one_by_one { 1 } else { MICRO_BATCHES.div_ceil(at_once) };
+        (Some(memory), if groups == 1 { memory.to_string() } else { format!("{memory} ({groups})") })
+    }
+
+    /// Bytes of the layers of the machine with most of them.
+    fn layer_bytes(&self, machines: usize) -> u64 {
+        (0..machines)
+            .map(|mine| self.sizing.layers.iter().skip(mine).step_by(machines).map(|layer| layer.packed.bytes).sum())
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Bytes that a machine sends in a step from layer to layer, forward and back.
+    fn sent(&self, machines: usize) -> u64 {
+        let tensor = TOKENS * self.sizing.config.hidden_size * self.sizing.placement.compute().bytes();
+        (2 * tensor * MICRO_BATCHES * (self.sizing.layers.len() - 1) / machines) as u64
+    }
+
+    /// Bytes of the whole base.
+    fn base_bytes(&self) -> u64 {
+        (self.counted.sizes.parameters - self.sizing.packed.elements) * 2 + self.sizing.packed.bytes
+    }
+}
+
+fn usable(gibibytes: u64) -> u64 {
+    (gibibytes << 30) * USABLE_PERCENT / 100
+}
+
+/// Billions, with one digit behind the point below ten.
+fn billions(value: u64) -> String {
+    let value = value as f64 / 1e9;
+    if value < 9.95 { format!("{value:.1}") } else { format!("{value:.0}") }
+}
+
+/// A row for each model, and the least memory of each model and way.
+fn models(cpu: bool) -> (String, Vec<Vec<Option<u64>>>) {
+    let mut table = String::new();
+    let mut all = Vec::new();
+    for (name, file, _) in MODELS {
+        let training = Training::new(file, cpu);
+        let (least, cells): (Vec<_>, Vec<_>) = Way::all().map(|way| training.least(way)).unzip();
+        let layers = MACHINES.map(|machines| billions(training.layer_bytes(machines))).join(", ");
+        let sent = [2, 4].map(|machines| billions(training.sent(machines))).join(", ");
+        let base = billions(training.base_bytes());
+        table += &format!("| {name} | {base} | {} | {layers} | {sent} |\n", cells.join(" | "));
+        all.push(least);
+    }
+    (table, all)
+}
+
+/// The largest model that fits in each memory, in each way.
+fn largest(least: &[Vec<Option<u64>>]) -> String {
+    let of_way = |memory: u64, way: usize| {
+        let fits = |least: &Vec<Option<u64>>| least[way].is_some_and(|least| least <= memory);
+        least.iter().rposition(fits).map_or("-", |model| MODELS[model].0)
+    };
+    let row = |memory: u64| {
+        let cells: Vec<&str> = (0..Way::all().count()).map(|way| of_way(memory, way)).collect();
+        format!("| {memory} | {} |\n", cells.join(" | "))
+    };
+    MEMORY.into_iter().map(row).collect()
+}
+
+#[test]
+fn shapes_have_the_parameters_of_the_models() {
+    for (name, file, parameters) in MODELS {
+        let Training { sizing: Sizing { config, adaptation, .. }, counted, .. } = Training::new(file, true);
+        assert_eq!(counted.sizes.parameters, parameters, "{name}");
+        let adaptation = adaptation.expect("an adaptation");
+        assert_eq!(not_in_stages(&config, &adaptation), None, "{name} can be spread");
+    }
+}
+
+/// Prints the tables that docs/big-models.md should have if it has others.
+#[test]
+fn the_page_says_which_machines_train_which_model() {
+    let (on_gpus, least) = models(false);
+    let (on_cpus, _) = models(true);
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/big-models.md"));
+    let page = page.expect("docs/big-models.md");
+    let largest = largest(&least);
+    println!("{on_gpus}\n{largest}\n{on_cpus}");
+    for table in [on_gpus, largest, on_cpus] {
+        assert!(page.contains(table.trim_end()), "docs/big-models.md has another table than\n{table}");
+    }
+}
