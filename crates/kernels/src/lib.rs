@@ -16,6 +16,7 @@
 #![warn(missing_docs)]
 
 mod arguments;
+pub mod by_head;
 pub mod composed;
 mod cpu;
 mod delta;
@@ -35,6 +36,7 @@ mod segments;
 pub mod weight;
 
 pub use arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
+pub use by_head::HeadRows;
 pub use cpu::matmul;
 pub use delta::DeltaShape;
 pub use devices::{DeviceKind, FloatType, FoundDevice};
