@@ -143,7 +143,10 @@ fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, sinks: Option<Tensor<1>>,
 
 /// The rows of each head: w [o, i] -> [h, n, i].
 pub fn rows_by_head(w: Tensor<2>, rows: HeadRows, heads: usize) -> Tensor<3> {
-    let inputs = w.dims()[1];
+    let [outputs, inputs] = w.dims();
+    if outputs == heads * rows.step {
+        return w.reshape([heads, rows.step, inputs]).narrow(1, rows.first, rows.count);
+    }
     let rows_of = |head: usize| w.clone().narrow(0, rows.of(head).start, rows.count).reshape([1, rows.count, inputs]);
     if rows.step == 0 {
         return rows_of(0).expand([heads, rows.count, inputs]);

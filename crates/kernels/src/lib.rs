@@ -2,7 +2,8 @@
 //! hand-written backward pass.
 //!
 //! Owns: matrix products over threads, LoRA linear, RMS norm, rotary embedding, causal attention
-//! over rows of unequal length, gated units, products by expert, the gated delta rule, cross-entropy on trained positions only.
+//! over rows of unequal length, gated units, products by expert and by head, the gated delta rule,
+//! cross-entropy on trained positions only.
 //! Must never know: models, files, recipes.
 //! Start reading at [`operations`] (the table of what the model calls), then [`composed`] (the same
 //! maths in plain tensor operations: the reference of the tests). `fused` says what a backend
