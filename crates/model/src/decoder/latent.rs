@@ -58,13 +58,13 @@ pub(crate) fn forward(
     let short = linear(&latent.down, x, context);
     // These elements of the keys are the same for all heads.
     let shared = short.clone().narrow(1, rank, turned).reshape([tokens, 1, turned]);
-    let shared_t1r = turn(shared, latent.rope, true, context);
-    let short_tc = norm(&latent.norm, short.narrow(1, 0, rank), context);
+    let shared_tr = turn(shared, latent.rope, true, context).reshape([tokens, turned]);
+    let new = [norm(&latent.norm, short.narrow(1, 0, rank), context), shared_tr];
     let out = match cache {
-        None => expanded(latent, 0..heads, q_thd, [short_tc, shared_t1r.reshape([tokens, turned])], context),
+        None => expanded(latent, 0..heads, q_thd, new, context),
         Some(cache) => {
-            let new = [short_tc, shared_t1r.reshape([tokens, turned])];
-            let all = cache.extend_shared(Tensor::cat(new.to_vec(), 1).reshape([tokens, 1, rank + turned]));
+            let all = Tensor::cat(new.to_vec(), 1).reshape([tokens, 1, rank + turned]);
+            let all = cache.extend_shared(all);
             behind(latent, q_thd, new, all, context)
         }
     };
