@@ -11,10 +11,21 @@ use finetune_model::{
     Placement, Refusal, Sampling, TokenRules,
 };
 
-/// Models with rotary embeddings of two kinds, windows, experts, states, convolutions, and one that
+/// Models with rotary embeddings of two kinds, windows, experts, latent attention, states, convolutions, and one that
 /// reads long texts again.
-const FAMILIES: [&str; 10] =
-    ["llama", "qwen3", "qwen3_moe", "gemma3", "gpt_oss", "deepseek_v3", "qwen3_5", "lfm2", "gemma4", "phi3"];
+const FAMILIES: [&str; 11] = [
+    "llama",
+    "qwen3",
+    "qwen3_moe",
+    "gemma3",
+    "gpt_oss",
+    "deepseek_v3",
+    "glm4_moe_lite",
+    "qwen3_5",
+    "lfm2",
+    "gemma4",
+    "phi3",
+];
 
 const SETTINGS: EngineSettings = EngineSettings { slots: 16, queue: 16, cache_bytes: 1 << 30, prefix_bytes: 64 << 20 };
 
@@ -201,13 +212,21 @@ fn adapters_at_the_same_time_answer_as_each_does_alone() {
 }
 
 /// (tokens that the prompt has in common with the first, more tokens, tokens that are known)
-const PROMPTS: [(usize, usize, usize); 6] =
-    [(1100, 0, 1024), (1100, 200, 1024), (700, 100, 512), (1024, 0, 512), (1024, 1, 1024), (500, 300, 0)];
+/// Latent attention reads the last part of some in one way, and of others in the other.
+const PROMPTS: [(usize, usize, usize); 7] = [
+    (1100, 0, 1024),
+    (1100, 200, 1024),
+    (700, 100, 512),
+    (1024, 0, 512),
+    (1024, 1, 1024),
+    (1024, 12, 1024),
+    (500, 300, 0),
+];
 
 #[test]
 fn a_known_beginning_changes_no_bit() {
     let rules = TokenRules { logprobs: Some(5), ..TokenRules::from(DRAWN) };
-    for family in ["llama", "gemma3", "qwen3_moe", "deepseek_v3"] {
+    for family in ["llama", "gemma3", "qwen3_moe", "deepseek_v3", "glm4_moe_lite"] {
         let model = Arc::new(base(family));
         let first = text(1100, 3);
         for (common, more, known) in PROMPTS {

@@ -136,7 +136,12 @@ impl Model {
     /// Bytes of the keys and values of a row that comes to have so many tokens.
     pub fn row_bytes(&self, tokens: usize) -> usize {
         let config = &self.config;
-        let of_token = 2 * config.layers.len() * config.key_value_heads * config.head_dim;
+        let of_layer = match config.latent {
+            // The short vector, and the elements of the keys that turn.
+            Some(latent) => latent.rank + latent.turned,
+            None => 2 * config.key_value_heads * config.head_dim,
+        };
+        let of_token = config.layers.len() * of_layer;
         // A longer row than any memory holds has no power of two above it.
         room(tokens.min(usize::MAX / 4)).saturating_mul(of_token * self.placement().compute().bytes())
     }
