@@ -77,7 +77,14 @@ pub(crate) fn ask(state: &State, asked: &Asked, question: &Question) -> Result<U
     let (pieces, receiver) = unbounded_channel();
     let metrics = Arc::clone(&state.metrics);
     let listener = Answering::new(&served.tokenizer, asked.stop.clone(), *shows_marks, pieces, metrics, place);
-    let request = EngineRequest { model, prompt: prompt.clone(), max_new_tokens, rules, end_ids: served.ends.clone() };
+    let request = EngineRequest {
+        model,
+        prompt: prompt.clone(),
+        max_new_tokens,
+        rules,
+        end_ids: served.ends.clone(),
+        form: None,
+    };
     computing.submit(request, Box::new(listener));
     Ok(receiver)
 }

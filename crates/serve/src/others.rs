@@ -23,7 +23,7 @@ pub struct Others {
 pub(crate) struct Orders {
     /// Bounds of the engine, before the first step.
     #[serde(default)]
-    pub(crate) settings: Option<[usize; 4]>,
+    pub(crate) settings: Option<[usize; 5]>,
     #[serde(default)]
     pub(crate) requests: Vec<Order>,
     #[serde(default)]
@@ -83,8 +83,9 @@ impl Others {
     }
 
     pub(crate) fn begin(&self, settings: EngineSettings) -> Result<(), String> {
-        let EngineSettings { slots, queue, cache_bytes, prefix_bytes } = settings;
-        self.tell(&Orders { settings: Some([slots, queue, cache_bytes, prefix_bytes]), ..Orders::default() })
+        let EngineSettings { slots, queue, cache_bytes, prefix_bytes, speculate } = settings;
+        let settings = Some([slots, queue, cache_bytes, prefix_bytes, speculate]);
+        self.tell(&Orders { settings, ..Orders::default() })
     }
 
     pub(crate) fn end(&self) -> Result<(), String> {
@@ -114,8 +115,8 @@ pub fn follow(models: Vec<Model>, hops: &dyn Hops) -> Result<(), String> {
     let mut engine: Option<Engine> = None;
     loop {
         let heard = hear(hops)?;
-        if let Some([slots, queue, cache_bytes, prefix_bytes]) = heard.settings {
-            engine = Some(Engine::new(EngineSettings { slots, queue, cache_bytes, prefix_bytes }));
+        if let Some([slots, queue, cache_bytes, prefix_bytes, speculate]) = heard.settings {
+            engine = Some(Engine::new(EngineSettings { slots, queue, cache_bytes, prefix_bytes, speculate }));
         }
         if heard.is_end {
             return Ok(());
@@ -155,5 +156,5 @@ fn request(order: Order, models: &[Arc<Model>]) -> Result<EngineRequest, String>
         ..TokenRules::from(sampling)
     };
     let model = Arc::clone(models.get(model).ok_or("the first rank has other models")?);
-    Ok(EngineRequest { model, prompt, max_new_tokens, rules, end_ids: order.end_ids })
+    Ok(EngineRequest { model, prompt, max_new_tokens, rules, end_ids: order.end_ids, form: None })
 }

@@ -228,7 +228,13 @@ fn engine(arguments: &ServeArguments, model: &Model) -> EngineSettings {
     let wanted = model.rows_bytes().saturating_mul(arguments.slots);
     let most = memory::machine_bytes().map_or(usize::MAX, |bytes| usize::try_from(bytes / 2).unwrap_or(usize::MAX));
     let cache_bytes = wanted.min(most);
-    EngineSettings { slots: arguments.slots, queue: arguments.queue, cache_bytes, prefix_bytes: cache_bytes / 2 }
+    EngineSettings {
+        slots: arguments.slots,
+        queue: arguments.queue,
+        cache_bytes,
+        prefix_bytes: cache_bytes / 2,
+        speculate: arguments.speculate,
+    }
 }
 
 /// The base, and what adapters need of it.
