@@ -31,6 +31,8 @@ mod door;
 mod error;
 mod events;
 mod fields;
+mod forms;
+mod grammar;
 mod messages;
 mod metrics;
 mod others;

@@ -55,8 +55,7 @@ fn follow_first(arguments: &ServeArguments, signals: &Signals, one: &OneOf) -> R
     }
     // The first rank says when it is over.
     signals.finish_steps_silently();
-    let models = served.iter().map(|served| Model::clone(&served.model())).collect();
-    finetune_serve::follow(models, together.hops.as_ref()).map_err(|what| lost(&together, what))?;
+    finetune_serve::follow(&served, together.hops.as_ref()).map_err(|what| lost(&together, what))?;
     Ok(ExitCode::SUCCESS)
 }
 
