@@ -87,10 +87,11 @@ impl Grammars {
     }
 }
 
-/// The first line of an error, without the position of our own code.
+/// An error in one line, without what describes the state of the crate.
 fn sentence(error: impl std::fmt::Display) -> String {
     let text = error.to_string();
-    let text = text.split("\n<backtrace>").next().unwrap_or_default();
+    let ends = ["<backtrace>", "<state>"].iter().filter_map(|mark| text.find(mark));
+    let text = &text[..ends.min().unwrap_or(text.len())];
     text.trim().chars().take(LONGEST_ERROR).collect::<String>().replace('\n', " ")
 }
 
