@@ -63,8 +63,10 @@ pub use passes::backward::{Backward, Coefficients, Part};
 pub use passes::engine::{
     Engine, EngineCounts, EngineEnd, EngineEvent, EngineRequest, EngineSettings, Listener, Refusal,
 };
+pub use passes::form::Form;
 pub use passes::generate::{Generation, GenerationStep};
-pub use passes::generate_rows::RowRequest;
+pub use passes::generate_rows::{MOST_AHEAD, RowRequest};
+pub use passes::lookup::Speculated;
 pub use passes::sampling::Sampling;
 pub use passes::token_rules::{ChosenToken, Logprobs, TokenRules};
 pub use placement::Placement;

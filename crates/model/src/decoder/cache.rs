@@ -118,12 +118,25 @@ impl RowsCache {
         rows.map(|(row, length)| row * room + self.end - length..row * room + end).collect()
     }
 
-    /// Lets `pass` add the keys and values of one token for each row.
-    pub(crate) fn read<R>(&mut self, pass: impl FnOnce(&mut [LayerCache]) -> R) -> R {
+    /// The places of the keys of the only row that each of its next `count` tokens sees, its own with them.
+    pub(crate) fn keys_ahead(&self, count: usize) -> impl Iterator<Item = Range<usize>> {
+        let (length, end) = (self.lengths[0], self.end);
+        (1..=count).map(move |own| end - length..end + own)
+    }
+
+    /// Lets `pass` add the keys and values of so many tokens for each row.
+    pub(crate) fn read<R>(&mut self, tokens: usize, pass: impl FnOnce(&mut [LayerCache]) -> R) -> R {
         let result = pass(&mut self.layers);
-        self.lengths.iter_mut().for_each(|length| *length += 1);
-        self.end += 1;
+        self.lengths.iter_mut().for_each(|length| *length += tokens);
+        self.end += tokens;
         result
+    }
+
+    /// Forgets the last tokens of each row, of a cache without states.
+    pub(crate) fn forget_last(&mut self, tokens: usize) {
+        self.lengths.iter_mut().for_each(|length| *length -= tokens);
+        self.end -= tokens;
+        self.layers.iter_mut().for_each(|layer| layer.truncate(self.end));
     }
 
     /// Adds a row that has read its prompt, behind the others. Its keys and values are copied.
