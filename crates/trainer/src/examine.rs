@@ -408,8 +408,10 @@ impl Examiner<'_> {
         let sizing = sizing(text.as_deref().unwrap_or_default());
         let available = device_plan.memory(self.host);
         let subject = Subject { recipe, train, eval: found.eval.as_ref(), sizing: &sizing };
-        let Some(stage) = kept(&mut found.problems, stages::choose(&subject, available, self.ranks)) else { return };
-        let of_stage = stage.as_ref().map(|stage| stages::notice(stage, self.ranks.map_or(1, Ranks::replicas)));
+        let Some(chosen) = kept(&mut found.problems, stages::choose(&subject, available, self.ranks)) else { return };
+        let replicas = self.ranks.map_or(1, Ranks::replicas);
+        let of_stage = chosen.as_ref().map(|(stage, why)| stages::notice(stage, *why, replicas));
+        let stage = chosen.map(|(stage, _)| stage);
         let sizing = Sizing { placement: sizing.placement.clone().with_stage(stage), ..sizing.clone() };
         let subject = Subject { sizing: &sizing, ..subject };
         let (sizing, notices) = residency::choose(&subject, available);

@@ -69,9 +69,13 @@ impl StepShape {
                 (row.tokens.len().min(limit), row.trained.iter().take(limit).filter(|&&trained| trained).count())
             })
             .collect();
-        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        let count = micro_batch_size.min(lengths.len());
+        if count < lengths.len() {
+            lengths.select_nth_unstable_by(count, |a, b| b.cmp(a));
+        }
         let stage = subject.sizing.placement.stage();
-        let largest = &lengths[..micro_batch_size.min(lengths.len())];
+        let largest = &mut lengths[..count];
+        largest.sort_unstable_by(|a, b| b.cmp(a));
         StepShape {
             tokens: largest.iter().map(|(length, _)| *length as u64).sum(),
             longest: largest.first().map_or(0, |(length, _)| *length as u64),
@@ -184,7 +188,7 @@ struct Peak {
 
 /// What a model and its adaptation decide about memory. Counting takes longer than the estimate:
 /// a mixture has tens of thousands of matrices.
-struct Counted {
+pub(crate) struct Counted {
     sizes: Sizes,
     /// What the layers that are differentiated keep.
     layers: Vec<LayerKept>,
@@ -368,10 +372,19 @@ pub(crate) struct Subject<'a> {
 impl Subject<'_> {
     /// The estimate without seconds, which would have to be measured.
     pub(crate) fn estimate(&self) -> Estimate {
+        self.estimate_counted(&self.counted())
+    }
+
+    /// What decides about memory and takes long to count. No placement changes it.
+    pub(crate) fn counted(&self) -> Counted {
+        Counted::new(&self.sizing.config, self.sizing.adaptation.as_ref())
+    }
+
+    /// [`Subject::estimate`] of what is counted already.
+    pub(crate) fn estimate_counted(&self, counted: &Counted) -> Estimate {
         let train = &self.recipe.train;
         let step = StepShape::new(self, train.micro_batch_size, train.gradient_checkpointing, usize::MAX);
-        let Sizing { config, adaptation, .. } = self.sizing;
-        estimate(config, adaptation.as_ref(), &step, Precision::new(self.sizing))
+        estimate_of(&self.sizing.config, counted, &step, Precision::new(self.sizing))
     }
 }
 
