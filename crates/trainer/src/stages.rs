@@ -22,7 +22,7 @@ use crate::memory::{Sizing, Subject};
 use crate::ranks::Ranks;
 
 use self::dealing::Dealt;
-pub(crate) use self::dealing::{Offer, Why};
+pub(crate) use self::dealing::{Offer, Why, deal, of_each_stage};
 
 /// The layers of this rank, if the recipe spreads a model over several, and why there are so many. `available`:
 /// bytes of memory that this rank may take, if that can be told. All ranks call it together; `None`: there is
@@ -69,7 +69,7 @@ pub(crate) fn choose(
     }
     let mut dealt = asked(&subject.recipe.parallel.layers, layers)?.unwrap_or_else(|| match offers.is_empty() {
         true => Dealt { stage: Stage::in_turn(layers, stages, 0), why: Why::Alike, in_memory: true },
-        false => dealing::deal(layers, &dealing::of_each_stage(&offers, stages)),
+        false => deal(layers, &of_each_stage(&offers, stages)),
     });
     if let Some(ranks) = ranks {
         dealt = dealt.as_first_says(ranks)?;
@@ -83,7 +83,7 @@ fn fewest(layers: usize, offers: &[Offer], ranks: &Ranks) -> usize {
     let possible: Vec<usize> = (1..=offers.len().min(layers)).filter(|&stages| ranks.can_have(stages)).collect();
     let fits = |stages: &usize| match *stages {
         1 => offers.iter().all(|offer| offer.whole),
-        stages => dealing::deal(layers, &dealing::of_each_stage(offers, stages)).in_memory,
+        stages => deal(layers, &of_each_stage(offers, stages)).in_memory,
     };
     possible.iter().copied().find(fits).or(possible.last().copied()).unwrap_or(1)
 }

@@ -60,6 +60,11 @@ impl Offer {
 
     /// What this rank offers. `available`: bytes that it may take, if that can be told; `world`: all ranks.
     pub(crate) fn new(subject: &Subject<'_>, available: Option<u64>, world: usize) -> Offer {
+        Offer::at_rate(measured(&subject.sizing.placement), subject, available, world)
+    }
+
+    /// The same of a rank whose speed is known.
+    pub(crate) fn at_rate(rate: f64, subject: &Subject<'_>, available: Option<u64>, world: usize) -> Offer {
         let Sizing { placement, layers, .. } = subject.sizing;
         let looked = Looked { subject, counted: subject.counted(), available };
         let enough = micro_batches(subject).min(world);
@@ -70,7 +75,7 @@ impl Offer {
             _ => [(false, enough), (false, 1), (false, 1)],
         };
         Offer {
-            rate: measured(placement),
+            rate,
             on_cpu: placement.is_cpu(),
             whole: looked.fits(None, false, 1),
             room: ways.map(|(from_disk, at_once)| looked.room(from_disk, at_once)),
