@@ -137,13 +137,13 @@ pub(crate) struct Precision {
     pub(crate) loading: u64,
     /// Elements of matrices whose rows stay in the files.
     pub(crate) by_row: u64,
-    /// Bytes of layers that stay in the files but for two at a time, and of those that other processes hold.
+    /// Bytes of layers that stay in the files but for two at a time, and of what other processes hold.
     pub(crate) on_disk: u64,
 }
 
 impl Precision {
     pub(crate) fn new(sizing: &Sizing) -> Precision {
-        let Sizing { placement, stored, packed, loading, by_row, layers, .. } = sizing;
+        let Sizing { config, placement, stored, packed, loading, by_row, layers, ends, .. } = sizing;
         let held = placement.held(*stored);
         Precision {
             cpu: placement.is_cpu(),
@@ -152,7 +152,7 @@ impl Precision {
             packed: *packed,
             loading: *loading,
             by_row: *by_row,
-            on_disk: on_disk(layers, held, placement),
+            on_disk: on_disk(layers, held, placement) + ends_elsewhere(ends, config.tied_embeddings, held, placement),
         }
     }
 }
@@ -171,6 +171,12 @@ fn on_disk(layers: &[LayerSizes], held: FloatType, placement: &Placement) -> u64
     // The last layer is followed by the first.
     let turn = bytes.first().unwrap_or(&0) + bytes.last().unwrap_or(&0);
     elsewhere + bytes.iter().sum::<u64>().saturating_sub(two.max(turn))
+}
+
+/// Bytes of embedding and output layer, if only other processes hold them.
+fn ends_elsewhere(ends: &[LayerSizes; 2], is_tied: bool, held: FloatType, placement: &Placement) -> u64 {
+    let has = [placement.holds_embedding(is_tied), placement.holds_output()];
+    ends.iter().zip(has).filter(|(_, has)| !has).map(|(end, _)| end.bytes(held)).sum()
 }
 
 /// Bytes of an f32 number.
@@ -347,6 +353,8 @@ pub(crate) struct Sizing {
     pub(crate) by_row: u64,
     /// The matrices of each layer; empty if the base has no weights yet.
     pub(crate) layers: Vec<LayerSizes>,
+    /// The embedding, and the output layer if that is another matrix.
+    pub(crate) ends: [LayerSizes; 2],
     /// Micro-batches that go through each layer together.
     pub(crate) at_once: usize,
     /// Whether the device computes in bf16.

@@ -132,6 +132,8 @@ impl Training {
             loading: 0,
             by_row: 0,
             layers,
+            // Every machine has both, which is more than most of them need.
+            ends: Default::default(),
             at_once: 1,
             has_bf16: true,
         };
