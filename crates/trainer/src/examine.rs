@@ -408,6 +408,8 @@ impl Examiner<'_> {
             layers: found.form.as_ref().map_or(Vec::new(), |form| form.layers.clone()),
             ends: found.form.as_ref().map_or_else(Default::default, |form| form.ends),
             at_once: 1,
+            // As on one process.
+            shares: recipe.distributed.virtual_ranks.unwrap_or(1),
             has_bf16: device_plan.found.types.contains(&FloatType::BF16),
         };
         let sizing = sizing(text.as_deref().unwrap_or_default());
@@ -417,7 +419,8 @@ impl Examiner<'_> {
         let replicas = self.ranks.map_or(1, Ranks::replicas);
         let of_stage = chosen.as_ref().map(|(stage, why)| stages::notice(stage, *why, replicas));
         let stage = chosen.map(|(stage, _)| stage);
-        let sizing = Sizing { placement: sizing.placement.clone().with_stage(stage), ..sizing.clone() };
+        let shares = self.ranks.map_or(sizing.shares, |ranks| ranks.even().count_of(ranks.group().rank()));
+        let sizing = Sizing { placement: sizing.placement.clone().with_stage(stage), shares, ..sizing.clone() };
         let subject = Subject { sizing: &sizing, ..subject };
         let (sizing, notices) = residency::choose(&subject, available);
         let subject = Subject { sizing: &sizing, ..subject };

@@ -201,13 +201,16 @@ impl Planner<'_> {
         recipe.train.gradient_checkpointing = again;
         recipe.model.residency = if from_disk { ResidencyChoice::Disk } else { ResidencyChoice::Memory };
         let subject = Subject { recipe: &recipe, ..self.subject };
+        let shares = recipe.distributed.virtual_ranks.map_or(1, |shares| shares.div_ceil(replicas));
+        let sizing = Sizing { shares, ..subject.sizing.clone() };
+        let subject = Subject { sizing: &sizing, ..subject };
         let Spread { stage, why, machines } = self.spread(&subject, stages);
         // Those of one model.
         let micro_batches = micro_batches(&subject).div_ceil(replicas);
         let of_machine = |(mine, memory): &(usize, Option<u64>)| {
             let stage = stage.clone().map(|stage| Stage { mine: *mine, ..stage });
-            let placement = self.subject.sizing.placement.clone().with_stage(stage);
-            let sizing = Sizing { placement, ..self.subject.sizing.clone() };
+            let placement = subject.sizing.placement.clone().with_stage(stage);
+            let sizing = Sizing { placement, ..subject.sizing.clone() };
             choose(&Subject { sizing: &sizing, ..subject }, *memory).0
         };
         let sizings: Vec<Sizing> = machines.iter().map(of_machine).collect();

@@ -135,6 +135,7 @@ impl Training {
             // Every machine has both, which is more than most of them need.
             ends: Default::default(),
             at_once: 1,
+            shares: 1,
             has_bf16: true,
         };
         let counted = Counted::new(&sizing.config, sizing.adaptation.as_ref());
