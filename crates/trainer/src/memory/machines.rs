@@ -258,7 +258,7 @@ fn the_page_says_which_machines_train_which_model() {
 #[test]
 fn what_ranks_offer_is_what_fits() {
     let mut bounded = 0;
-    for (file, gibibytes) in [("llama-3.3-70b", 12), ("llama-3.3-70b", 24), ("qwen3-30b-a3b", 9), ("gemma-3-27b", 512)]
+    for (file, gibibytes) in [("llama-3.3-70b", 24), ("llama-3.3-70b", 32), ("qwen3-30b-a3b", 9), ("gemma-3-27b", 512)]
     {
         let mut training = Training::new(file, true);
         training.recipe.model.residency = ResidencyChoice::Memory;
