@@ -50,7 +50,9 @@ pub use error::ModelError;
 pub use files::base_files::stored_type;
 pub use files::floats::float_type;
 pub use files::packing::{BaseForm, LayerSizes, PackedSizes, scheme_named, scheme_word};
-pub use finetune_kernels::devices::{DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, gpus, note_panic};
+pub use finetune_kernels::devices::{
+    DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, gpus, note_panic, product_rate,
+};
 pub use finetune_kernels::footprint;
 pub use finetune_kernels::matmul::rate as matmul_rate;
 pub use finetune_kernels::processor;
