@@ -12,6 +12,7 @@ mod peft;
 mod read;
 mod settings;
 mod stacked;
+mod stacked_file;
 mod targets;
 mod tensors;
 mod write;
