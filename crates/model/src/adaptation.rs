@@ -314,4 +314,63 @@ mod tests {
             }
         }
     }
+
+    /// (target_modules of a gpt-oss of two layers and four experts, branches by part or a part of the error)
+    #[test]
+    fn experts_of_gpt_oss_are_chosen_by_their_stacks() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models/gpt_oss_experts");
+        let config = ModelConfig::load(&path).expect("a config");
+        let names = |list: &[&str]| TargetModules::Names(list.iter().map(|name| (*name).to_owned()).collect());
+        let regex = |text: &str| TargetModules::Regex(text.to_owned());
+        let lora = |target_modules: TargetModules| Lora {
+            rank: 4,
+            alpha: 8.0,
+            dropout: 0.0,
+            target_modules,
+            use_rslora: false,
+            use_dora: false,
+            rank_pattern: [("experts.down_proj".to_owned(), 2)].into(),
+            alpha_pattern: std::collections::BTreeMap::new(),
+            layers_to_transform: None,
+            modules_to_save: vec![],
+            init_from: None,
+        };
+        for (targets, want) in [
+            (names(&["experts"]), Ok([8, 8, 0])),
+            (names(&["q_proj", "mlp.experts.down_proj"]), Ok([0, 8, 2])),
+            (names(&["v_proj", "model.layers.1.mlp.experts.gate_up_proj"]), Ok([4, 0, 2])),
+            (regex(r".*\.1\..*experts.*"), Ok([4, 4, 0])),
+            (names(&["down_proj"]), Err("`down_proj` matches no linear layer")),
+            (names(&["experts.3.down_proj"]), Err("`experts.3.down_proj` matches no linear layer")),
+        ] {
+            let mut recipe = lora(targets.clone());
+            if want != Ok([8, 8, 0]) {
+                recipe.rank_pattern.clear();
+            }
+            match (choose(&recipe, &config), want) {
+                (Ok(Adaptation { targets: chosen, .. }), Ok(counts)) => {
+                    let of = |end: &str| chosen.iter().filter(|target| target.module.ends_with(end)).count();
+                    let found =
+                        [of(".gate_up_proj"), of(".down_proj"), chosen.len() - of(".gate_up_proj") - of(".down_proj")];
+                    assert_eq!(found, counts, "{targets:?}");
+                    let layers = target_layers(&config);
+                    let place = |module: &str| layers.iter().position(|layer| layer.module == module);
+                    assert!(chosen.is_sorted_by_key(|target| place(&target.module)), "{targets:?}: the model's order");
+                    let pattern =
+                        |target: &LoraTarget| !recipe.rank_pattern.is_empty() && target.module.ends_with(".down_proj");
+                    assert!(chosen.iter().all(|target| target.rank == if pattern(target) { 2 } else { 4 }));
+                }
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{targets:?}: {error}"),
+                (found, want) => panic!("{targets:?}: {found:?}, expected {want:?}"),
+            }
+        }
+        for (change, part) in [
+            ((|lora: &mut Lora| lora.dropout = 0.1) as fn(&mut Lora), "neither DoRA nor dropout"),
+            (|lora: &mut Lora| lora.use_dora = true, "neither DoRA nor dropout"),
+        ] {
+            let mut recipe = lora(names(&["experts"]));
+            change(&mut recipe);
+            assert!(choose(&recipe, &config).expect_err(part).to_string().contains(part));
+        }
+    }
 }
