@@ -222,9 +222,8 @@ fn layers_over_several_ranks_give_the_bits_of_one_process() {
     let families =
         ["llama", "qwen3", "qwen3_moe", "gemma3", "deepseek_v3", "qwen3_5", "gpt_oss_mxfp4", "gpt_oss_mxfp4_experts"];
     for family in families {
-        // Branches of experts have no dropout.
-        let has_experts = family.ends_with("_experts");
-        let lora = if has_experts { r#"lora.target_modules=["v_proj", "experts"]"# } else { "lora.dropout=0.1" };
+        let of_experts = r#"lora.target_modules=["v_proj", "experts"]"#;
+        let lora = if family.ends_with("_experts") { of_experts } else { "lora.dropout=0.1" };
         let folder = tempfile::tempdir().expect("a directory");
         let rows = goldens(family).join("rows.jsonl");
         let paths = [("model.path", goldens(family)), ("data.train", rows.clone()), ("data.eval", rows)];

@@ -141,6 +141,7 @@ pub(super) fn take(
     let mut found = BTreeMap::new();
     let Some(experts) = &config.experts else { return Ok(found) };
     let mut of_stacks: BTreeMap<String, Option<Taken>> = BTreeMap::new();
+    let mut shared: BTreeMap<String, bool> = BTreeMap::new();
     for layer in layers {
         let MlxModule { name, expert: Some(expert) } = of_module(&layer.module, config) else { continue };
         let both = halves(&name);
@@ -156,7 +157,11 @@ pub(super) fn take(
         }
         let of = |name: &String| of_stacks.get(name).and_then(Option::as_ref);
         let taken = match &both {
-            Some([gate, up]) => of_both(of(gate), of(up), expert, (outputs, layer.inputs)),
+            Some([gate, up]) => {
+                let (gate, up) = (of(gate), of(up));
+                let is_shared = *shared.entry(names[0].clone()).or_insert_with(|| have_one_a(gate, up));
+                of_both([gate, up], is_shared, expert, (outputs, layer.inputs))
+            }
             None => of(&names[0]).map(|taken| taken.of_expert(expert, (outputs, layer.inputs))),
         };
         let Some(OfExpert { target, a, b }) = taken else { continue };
@@ -200,11 +205,15 @@ impl Taken {
     }
 }
 
-/// The branches of an expert's gate and up, [o, i] each, as one whose outputs take turns. If their A differ, it
-/// has the rows of both, and B has zeros where a row is the other one's.
-fn of_both(gate: Option<&Taken>, up: Option<&Taken>, expert: usize, shape: (usize, usize)) -> Option<OfExpert> {
+/// Whether gate and up of all experts have the same A.
+fn have_one_a(gate: Option<&Taken>, up: Option<&Taken>) -> bool {
+    matches!((gate, up), (Some(gate), Some(up)) if gate.a == up.a)
+}
+
+/// The branches of an expert's gate and up, [o, i] each, as one whose outputs take turns. If their A are not
+/// shared, it has the rows of both, and B has zeros where a row is the other one's.
+fn of_both([gate, up]: [Option<&Taken>; 2], is_shared: bool, expert: usize, shape: (usize, usize)) -> Option<OfExpert> {
     let first = gate.or(up)?;
-    let is_shared = matches!((gate, up), (Some(gate), Some(up)) if gate.a == up.a);
     let rank_of = |taken: Option<&Taken>| taken.map_or(0, |taken| taken.target.rank);
     let rank = if is_shared { first.target.rank } else { rank_of(gate) + rank_of(up) };
     let mut b = vec![0.0; 2 * shape.0 * rank];
@@ -305,11 +314,11 @@ mod tests {
             (None, Some(&other), &[3.0, 4.0, 7.0, 8.0], &[0.0, 0.0, 9.0, 10.0]),
         ];
         for (gate, up, a, b) in cases {
-            let found = of_both(gate, up, 0, (1, 2)).expect("a branch");
+            let found = of_both([gate, up], have_one_a(gate, up), 0, (1, 2)).expect("a branch");
             assert_eq!((found.a.as_slice(), found.b.as_slice()), (a, b));
             assert_eq!((found.target.rank, found.target.scale()), (a.len() / 2, 3.0));
         }
-        assert!(of_both(None, None, 0, (1, 2)).is_none());
+        assert!(of_both([None, None], false, 0, (1, 2)).is_none());
         assert_eq!(half_of(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], 2, 1), [3.0, 4.0, 7.0, 8.0]);
         let both = of_module("model.layers.1.mlp.experts.0.gate_up_proj", &config("gpt_oss"));
         let names = ["gate_proj", "up_proj"].map(|part| format!("model.layers.1.mlp.experts.{part}"));
