@@ -16,7 +16,7 @@ use finetune_kernels::{ExpertWeights, PackedWeight, Weight};
 
 pub use self::lists::{LinearLayer, expected_tensors, linear_layers, linear_modules};
 pub(crate) use self::parts::Slot;
-use crate::branch::LoraBranch;
+use crate::branch::{GateUp, LoraBranch};
 use crate::config::{Activation, LatentConfig};
 use crate::files::by_row::ByRow;
 use crate::layer_source::LayerSource;
@@ -344,6 +344,8 @@ pub(crate) struct Gated {
     pub(crate) activation: Activation,
     pub(crate) gate: Linear,
     pub(crate) up: Linear,
+    /// The place of one branch for both, if they have none of their own.
+    pub(crate) gate_up: Option<GateUp>,
     pub(crate) down: Linear,
 }
 

@@ -11,8 +11,11 @@ use finetune_trainer::{Outcome, Resume, TrainError};
 /// and adapters have the bits of one process, whether layers are in memory or read from the disk.
 #[test]
 fn layers_over_several_ranks_give_the_bits_of_one_process() {
-    let families = ["llama", "qwen3", "qwen3_moe", "gemma3", "deepseek_v3", "qwen3_5", "gpt_oss_mxfp4"];
+    let families =
+        ["llama", "qwen3", "qwen3_moe", "gemma3", "deepseek_v3", "qwen3_5", "gpt_oss_mxfp4", "gpt_oss_mxfp4_experts"];
     for family in families {
+        let of_experts = r#"lora.target_modules=["v_proj", "experts"]"#;
+        let lora = if family.ends_with("_experts") { of_experts } else { "lora.dropout=0.1" };
         let folder = tempfile::tempdir().expect("a directory");
         let rows = goldens(family).join("rows.jsonl");
         let paths = [("model.path", goldens(family)), ("data.train", rows.clone()), ("data.eval", rows)];
@@ -23,7 +26,7 @@ fn layers_over_several_ranks_give_the_bits_of_one_process() {
             let of_rank = |rank: usize| {
                 let residency = if on_disk(rank) { "model.residency=disk" } else { "model.residency=memory" };
                 let stages = format!("parallel.stages={stages}");
-                let more = ["model.device=cpu", "lora.dropout=0.1", "distributed.virtual_ranks=2", residency, &stages];
+                let more = ["model.device=cpu", lora, "distributed.virtual_ranks=2", residency, &stages];
                 recipe(&output, &paths.iter().map(String::as_str).chain(more).collect::<Vec<_>>())
             };
             let (told, outcomes) = run(world, None, &Resume::No, of_rank, |_, _| 0);

@@ -2,13 +2,13 @@
 //! all of its elements or a few bits of each, and packs matrices while they are read if it is asked to.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use finetune_kernels::FloatType;
 use finetune_packed::files::{PackedConfig, PackedTensor, find};
-use finetune_packed::{PackedMatrix, Scheme, applies, quantize};
-use finetune_store::{Dtype, TensorPart, TensorSet, TensorView};
+use finetune_packed::{Scheme, applies};
+use finetune_store::{TensorPart, TensorSet, TensorView};
 use serde_json::{Map, Value};
 
 use crate::adaptation::{is_of_vocabulary, is_router, module_of};
@@ -18,16 +18,17 @@ use crate::config::family::{ExpertLayout, FAMILIES, Family};
 use crate::error::ModelError;
 use crate::files::by_row::PER_LAYER_TABLE;
 use crate::files::config_json;
-use crate::files::finite::expect_finite;
-use crate::files::floats::{dtype_of, float_type, to_finite_f32};
+use crate::files::floats::float_type;
 use crate::files::load;
 use crate::files::packing;
 use crate::files::stacked;
-use crate::files::taking_turns::OfStack;
+use crate::files::taking_turns::{OfStack, Slices};
 use crate::files::text::read_text;
 use crate::files::wrapper;
 use crate::gguf::read::{GgufBase, GgufStored};
 use crate::tree::expected_tensors;
+
+mod tensor;
 
 /// The opened files of a base.
 pub(crate) struct BaseFiles {
@@ -40,7 +41,7 @@ pub(crate) struct BaseFiles {
 /// Where the tensors of a base are.
 enum Origin {
     /// In a Hugging Face directory.
-    Directory { files: Box<TensorSet>, packing: PackedConfig, layout: ExpertLayout },
+    Directory { files: Box<TensorSet>, packing: PackedConfig, layout: ExpertLayout, slices: Slices },
     /// In a GGUF file.
     Gguf(Box<GgufBase>),
 }
@@ -65,8 +66,19 @@ enum Stored<'a> {
     Packed(PackedTensor<'a>),
     /// Either of them, in a stack of all experts that is written as it is read.
     OfStack(OfStack<'a>),
+    /// What such a stack has of one expert, if the stack is written anew.
+    OfExpert(OfExpert<'a>),
     /// Either of them, in a GGUF file.
     Gguf(&'a GgufBase, GgufStored),
+}
+
+/// What a stack has of one expert, of the model's matrices that it is made of.
+struct OfExpert<'a> {
+    /// The stack without the endings of packed parts, such as `model.layers.0.mlp.experts.down_proj`.
+    stack: String,
+    /// Experts of the stack.
+    experts: usize,
+    parts: Vec<BaseTensor<'a>>,
 }
 
 impl BaseFiles {
@@ -106,7 +118,7 @@ impl BaseFiles {
         let family = Family::of_model(model_type).unwrap_or(&FAMILIES[0]);
         let layout = family.expert_layout();
         let files = TensorSet::open_model(path)?.split_by(|view| parts(view, text.is_some(), family));
-        let origin = Origin::Directory { files: Box::new(files), packing, layout };
+        let origin = Origin::Directory { files: Box::new(files), packing, layout, slices: Slices::default() };
         Ok(BaseFiles { path: path.to_owned(), origin, quantization: None })
     }
 
@@ -148,8 +160,8 @@ impl BaseFiles {
             let (path, name) = (self.path.clone(), name.to_owned());
             Err(ModelError::Shape { path, name, found: found.to_vec(), expected: shape.to_vec() })
         };
-        let (files, packing, layout) = match &self.origin {
-            Origin::Directory { files, packing, layout } => (files, packing, *layout),
+        let (files, packing, layout, slices) = match &self.origin {
+            Origin::Directory { files, packing, layout, slices } => (files, packing, *layout, slices),
             Origin::Gguf(base) => {
                 let Some(stored) = base.stored(name) else { return Ok(None) };
                 let found = match &stored {
@@ -160,7 +172,7 @@ impl BaseFiles {
             }
         };
         if layout == ExpertLayout::TakingTurns
-            && let Some(of_stack) = OfStack::find(files, name, shape)?
+            && let Some(of_stack) = OfStack::find(files, slices, name, shape)?
         {
             return Ok(Some(Stored::OfStack(of_stack)));
         }
@@ -215,14 +227,24 @@ impl BaseFiles {
 
     /// Every tensor of the model, and those of the files that no part of it uses, in the order of the
     /// files. A packed base has the former only: the others may be parts of packed matrices.
-    pub(crate) fn tensors_of_files(&self, config: &ModelConfig) -> Result<Vec<BaseTensor<'_>>, ModelError> {
-        let mut tensors = self.tensors(config)?;
-        // Stacks that are written as they are read count as tensors that no part of the model uses.
-        tensors.retain(|tensor| !tensor.is_of_stack());
+    ///
+    /// Stacks of experts that are written as they are read count as tensors that no part of the model uses.
+    /// `opens_stacks`: of their matrices there is a tensor [i, o] for each expert instead.
+    pub(crate) fn tensors_of_files(
+        &self,
+        config: &ModelConfig,
+        opens_stacks: bool,
+    ) -> Result<Vec<BaseTensor<'_>>, ModelError> {
+        let (mut of_stacks, mut tensors): (Vec<_>, Vec<_>) =
+            self.tensors(config)?.into_iter().partition(BaseTensor::is_of_stack);
         let is_packed = tensors.iter().any(BaseTensor::is_packed_in_file);
+        of_stacks.retain(|tensor| opens_stacks && tensor.shape.len() == 2);
+        let opened: BTreeSet<String> = of_stacks.iter().flat_map(BaseTensor::parts).collect();
+        tensors.extend(of_experts(of_stacks));
         let Some(files) = self.safetensors().filter(|_| !is_packed) else { return Ok(tensors) };
         let known: BTreeSet<String> = tensors.iter().map(|tensor| tensor.name.clone()).collect();
-        let others = files.names().filter(|name| !known.contains(*name)).filter_map(|name| files.get(name));
+        let is_other = |name: &&str| !known.contains(*name) && !opened.contains(*name);
+        let others = files.names().filter(is_other).filter_map(|name| files.get(name));
         let others = others.chain(files.left_out());
         tensors.extend(others.map(|view| BaseTensor {
             name: view.name.to_owned(),
@@ -231,8 +253,8 @@ impl BaseFiles {
             stored: Stored::Dense(view),
             quantization: None,
         }));
-        let place: std::collections::BTreeMap<&str, usize> = files.names().zip(0..).collect();
-        tensors.sort_by_key(|tensor| place.get(tensor.name.as_str()).copied());
+        let place: BTreeMap<&str, usize> = files.names().zip(0..).collect();
+        tensors.sort_by_key(|tensor| place.get(tensor.name_in_file()).copied());
         Ok(tensors)
     }
 
@@ -300,6 +322,27 @@ impl BaseFiles {
     }
 }
 
+/// What stacks have of each expert, stack by stack, of the model's matrices that are read from them.
+fn of_experts<'a>(of_stacks: Vec<BaseTensor<'a>>) -> Vec<BaseTensor<'a>> {
+    let mut parts: BTreeMap<(String, usize), Vec<BaseTensor<'a>>> = BTreeMap::new();
+    for tensor in of_stacks {
+        if let Stored::OfStack(of_stack) = &tensor.stored {
+            parts.entry((of_stack.matrix().to_owned(), of_stack.expert())).or_default().push(tensor);
+        }
+    }
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    parts.keys().for_each(|(stack, _)| *counts.entry(stack.clone()).or_default() += 1);
+    let of_expert = |((stack, expert), parts): ((String, usize), Vec<BaseTensor<'a>>)| {
+        let first = parts.first()?;
+        let (base, inputs, outputs) = (first.base, first.shape[1], parts.iter().map(|part| part.shape[0]).sum());
+        let (experts, part) = stack.rsplit_once('.')?;
+        let (name, experts) = (format!("{experts}.{expert}.{part}.weight"), counts[&stack]);
+        let stored = Stored::OfExpert(OfExpert { stack, experts, parts });
+        Some(BaseTensor { name, shape: vec![inputs, outputs], base, stored, quantization: None })
+    };
+    parts.into_iter().filter_map(of_expert).collect()
+}
+
 /// What a tensor of the files is read as: the experts of a stack, and of a multimodal model the text
 /// model's tensors under the names that they have in it.
 fn parts(view: &TensorView<'_>, is_wrapped: bool, family: &Family) -> Option<Vec<TensorPart>> {
@@ -315,157 +358,6 @@ fn parts(view: &TensorView<'_>, is_wrapped: bool, family: &Family) -> Option<Vec
     let is_plain = family.expert_layout() == ExpertLayout::Plain;
     let of_experts = if is_plain { stacked::parts(&name, view, family.names.gated) } else { None };
     of_experts.or_else(|| (name != view.name).then(|| whole(view.shape.to_vec())))
-}
-
-impl Stored<'_> {
-    fn is_packed(&self) -> bool {
-        match self {
-            Stored::Packed(_) | Stored::Gguf(_, GgufStored::Packed { .. }) => true,
-            Stored::OfStack(of_stack) => of_stack.is_packed(),
-            Stored::Dense(_) | Stored::Gguf(..) => false,
-        }
-    }
-}
-
-impl BaseTensor<'_> {
-    /// The file that it is in, or the base if several tensors make it.
-    pub(crate) fn path(&self) -> &Path {
-        match &self.stored {
-            Stored::Dense(view) => view.path(),
-            Stored::Packed(_) => self.base,
-            Stored::OfStack(of_stack) => of_stack.view().path(),
-            Stored::Gguf(base, _) => base.path_of(&self.name),
-        }
-    }
-
-    /// Whether its rows are read when they are needed.
-    pub(crate) fn is_by_row(&self) -> bool {
-        self.name == PER_LAYER_TABLE && self.view().is_some()
-    }
-
-    /// Whether it is read out of a stack of all experts that is written as it is read.
-    fn is_of_stack(&self) -> bool {
-        matches!(self.stored, Stored::OfStack(_))
-    }
-
-    /// Whether its file has a few bits of each element.
-    pub(crate) fn is_packed_in_file(&self) -> bool {
-        self.stored.is_packed()
-    }
-
-    /// The number type of its elements in the file; `None` if it is packed there.
-    pub(crate) fn dtype(&self) -> Option<Dtype> {
-        match &self.stored {
-            Stored::Dense(view) => Some(view.dtype),
-            Stored::OfStack(of_stack) => of_stack.dtype(),
-            Stored::Gguf(_, GgufStored::Dense(kind, _)) => Some(dtype_of(*kind)),
-            Stored::Packed(_) | Stored::Gguf(..) => None,
-        }
-    }
-
-    /// The tensor as it lies in a safetensors file, if that has all elements and they stay as they are.
-    pub(crate) fn view(&self) -> Option<&TensorView<'_>> {
-        match &self.stored {
-            Stored::Dense(view) if self.quantization.is_none() => Some(view),
-            _ => None,
-        }
-    }
-
-    /// The bytes of all elements in this number type, if the file has them so and they stay as they are.
-    ///
-    /// # Errors
-    /// If the file cannot be read. A number that is not finite is an error if `must_be_finite`.
-    pub(crate) fn bytes_in(&self, dtype: Dtype, must_be_finite: bool) -> Result<Option<Vec<u8>>, ModelError> {
-        if self.quantization.is_some() || self.dtype() != Some(dtype) {
-            return Ok(None);
-        }
-        if let Stored::Gguf(base, _) = &self.stored {
-            return Ok(Some(base.dense_bytes(&self.name)?));
-        }
-        let Some(view) = self.view() else { return Ok(None) };
-        let bytes = view.bytes()?;
-        if must_be_finite {
-            expect_finite(view, &bytes, 0)?;
-        }
-        Ok(Some(bytes))
-    }
-
-    /// What a packed matrix is packed as, in words.
-    pub(crate) fn format(&self) -> Option<String> {
-        match (&self.stored, self.quantization) {
-            (Stored::Packed(packed), _) => Some(packed.format().to_string()),
-            (Stored::OfStack(of_stack), _) if of_stack.is_packed() => Some("MXFP4".to_owned()),
-            (Stored::Gguf(_, GgufStored::Packed { name, .. }), _) => Some(format!("GGUF {name}")),
-            (_, Some(scheme)) => Some(format!("{} while it is loaded", packing::scheme_word(scheme))),
-            (_, None) => None,
-        }
-    }
-
-    /// Bytes of a packed matrix in memory; `None` of a dense one.
-    pub(crate) fn packed_bytes(&self) -> Option<u64> {
-        match (&self.stored, self.quantization) {
-            (Stored::Packed(packed), _) => Some(packed.memory()),
-            (Stored::OfStack(of_stack), _) if of_stack.is_packed() => Some(of_stack.packed_bytes()),
-            (Stored::Gguf(_, GgufStored::Packed { bytes, .. }), _) => Some(*bytes as u64),
-            (_, Some(scheme)) => Some(packing::quantized_bytes(scheme, &self.shape, self.dtype()?)),
-            (_, None) => None,
-        }
-    }
-
-    /// Bytes that are taken while it is packed: its elements in f32.
-    pub(crate) fn loading_bytes(&self) -> u64 {
-        let elements = self.shape.iter().product::<usize>() as u64;
-        if self.quantization.is_some() { 4 * elements } else { 0 }
-    }
-
-    /// Names of the tensors that make it; none of a dense one.
-    pub(crate) fn parts(&self) -> Vec<String> {
-        match &self.stored {
-            Stored::Packed(packed) => packed.parts().into_iter().map(str::to_owned).collect(),
-            Stored::OfStack(of_stack) => of_stack.stacks(),
-            Stored::Dense(_) | Stored::Gguf(..) => Vec::new(),
-        }
-    }
-
-    /// The packed matrix, read or made. `None`: it is dense.
-    ///
-    /// # Errors
-    /// If the file cannot be read, or a number is not finite.
-    pub(crate) fn packed(&self) -> Result<Option<PackedMatrix>, ModelError> {
-        match &self.stored {
-            Stored::Packed(packed) => return Ok(Some(packed.read()?)),
-            Stored::OfStack(of_stack) if of_stack.is_packed() => return of_stack.packed(),
-            Stored::Gguf(base, GgufStored::Packed { .. }) => return Ok(Some(base.packed(&self.name)?)),
-            Stored::Dense(_) | Stored::OfStack(_) | Stored::Gguf(..) => {}
-        }
-        let (Some(scheme), Some(dtype), &[rows, columns]) = (self.quantization, self.dtype(), self.shape.as_slice())
-        else {
-            return Ok(None);
-        };
-        let made = quantize(scheme, &self.stored_values()?, [rows, columns], packing::stored(dtype));
-        Ok(Some(made.map_err(|error| error.of(&self.name, Some(self.path())))?))
-    }
-
-    /// All elements in f32, decoded if they are packed.
-    ///
-    /// # Errors
-    /// If the file cannot be read, or a number is not finite.
-    pub(crate) fn values(&self) -> Result<Vec<f32>, ModelError> {
-        match self.packed()? {
-            Some(matrix) => Ok(packing::decoded(&matrix)),
-            None => self.stored_values(),
-        }
-    }
-
-    /// All elements in f32 as the file has them.
-    fn stored_values(&self) -> Result<Vec<f32>, ModelError> {
-        match &self.stored {
-            Stored::Dense(view) => to_finite_f32(view),
-            Stored::Packed(packed) => Ok(packing::decoded(&packed.read()?)),
-            Stored::OfStack(of_stack) => of_stack.values(),
-            Stored::Gguf(base, _) => base.dense_f32(&self.name),
-        }
-    }
 }
 
 /// The number type that the numbers of a base are in. Of packed matrices it is that which their values

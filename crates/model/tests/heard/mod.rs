@@ -12,7 +12,7 @@ use finetune_model::{
 
 use crate::made;
 
-/// Models with rotary embeddings of two kinds, windows, experts, states, convolutions, and one that
+/// Models with rotary embeddings of two kinds, windows, experts, latent attention, states, convolutions, and one that
 /// reads long texts again.
 pub(crate) const FAMILIES: [&str; 11] = [
     "llama",
