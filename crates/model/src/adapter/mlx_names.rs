@@ -6,8 +6,6 @@
 
 use std::collections::BTreeMap;
 
-use finetune_store::TensorView;
-
 use crate::adaptation::{TargetLayer, is_expert};
 use crate::adapter::settings::Settings;
 use crate::adapter::stacked::OfExpert;
