@@ -18,7 +18,8 @@ const FAMILIES: [&str; 4] = ["deepseek_v3", "deepseek_v3_plain", "glm4_moe_lite"
 
 const DRAWN: Sampling = Sampling { temperature: 1.3, top_p: 0.95, seed: 11 };
 
-const SETTINGS: EngineSettings = EngineSettings { slots: 16, queue: 16, cache_bytes: 1 << 30, prefix_bytes: 64 << 20 };
+const SETTINGS: EngineSettings =
+    EngineSettings { slots: 16, queue: 16, cache_bytes: 1 << 30, prefix_bytes: 64 << 20, speculate: 0 };
 
 /// Tokens of the prompts. The last one begins as the one before, whose first part is known then.
 const PROMPTS: [usize; 5] = [1, 20, 64, 600, 700];
@@ -94,7 +95,7 @@ fn answers(model: Model) -> (Vec<Generation>, Vec<Vec<ChosenToken>>) {
     let rules = TokenRules { logprobs: Some(5), ..TokenRules::from(DRAWN) };
     let heard = prompts.map(|prompt| {
         let (model, rules, heard) = (Arc::clone(&model), rules.clone(), Heard::default());
-        let asked = EngineRequest { model, prompt, max_new_tokens: 12, rules, end_ids: Vec::new() };
+        let asked = EngineRequest { model, prompt, max_new_tokens: 12, rules, form: None, end_ids: Vec::new() };
         engine.submit(asked, Box::new(heard.clone())).expect("taken");
         // The first two are under way before the others are asked.
         (0..2).for_each(|_| engine.step());
