@@ -133,6 +133,14 @@ pub fn choose(lora: &Lora, config: &ModelConfig) -> Result<Adaptation, ModelErro
             Err(_) => choose_targets(lora, &modules)?,
         },
     };
+    if config.family.embedding_norm && targets.iter().any(|target| target.module == EMBEDDING) {
+        let what = format!(
+            "`{EMBEDDING}` of {} goes through a norm, and a branch beside that cannot be merged: name it in \
+             modules_to_save, which trains it in full",
+            config.family.architecture
+        );
+        return Err(ModelError::Lora { key: "target_modules", what });
+    }
     let takes_turns = config.family.expert_layout() == ExpertLayout::TakingTurns;
     if let Some(target) = targets.iter().find(|target| takes_turns && is_expert(&target.module)) {
         let what = format!(
