@@ -169,6 +169,14 @@ struct Writer<'a> {
     kept: Kept,
 }
 
+/// Why a stack of experts is not written: its shape is that of codes, and transformers has stacks of its own.
+fn packed_stack(config: &ModelConfig, name: &str) -> ModelError {
+    ModelError::NotExpressible {
+        what: format!("the packed stack `{name}` of {} has no place in a merged model", config.family.architecture),
+        hint: "name the 16-bit model as the base, or keep the adapter beside this one".to_owned(),
+    }
+}
+
 impl<'a> Writer<'a> {
     fn new(
         merging: &'a Merging<'a>,
@@ -190,6 +198,9 @@ impl<'a> Writer<'a> {
         for (number, (tensor, &dtype)) in tensors.iter().zip(&dtypes).enumerate() {
             let shape = merging.shape(tensor);
             if let Some((name, shape)) = files.stack_of(&tensor.name).filter(|_| config.family.has_stacks_only()) {
+                if tensor.base.is_packed_in_file() {
+                    return Err(packed_stack(config, name));
+                }
                 match pieces.last_mut() {
                     Some(Piece { count, .. }) if last_stack == Some(name) => *count += 1,
                     _ => pieces.push(Piece {
@@ -221,7 +232,7 @@ impl<'a> Writer<'a> {
                     let elements = spec.shape.iter().product::<usize>();
                     let as_there = files.shape_in_files(&tensor.name);
                     if let Some(shape) = as_there.filter(|shape| shape.iter().product::<usize>() == elements) {
-                        spec.shape = shape.to_vec();
+                        spec.shape = shape;
                     }
                     pieces.push(Piece { spec, tensor: number, count: 1, part: None });
                 }
