@@ -16,11 +16,7 @@ impl Reader<'_> {
         sizes: &LayerSizes,
     ) -> Result<Vec<LayerConfig>, ModelError> {
         let ropes = self.ropes_of_layers(family, count)?;
-        // null means none.
-        let window = match self.object.contains_key("sliding_window") {
-            true => self.optional_size("sliding_window")?,
-            false => family.sliding_window,
-        };
+        let window = self.window(family)?;
         let is_used = self.object.get("use_sliding_window").and_then(Value::as_bool) == Some(true);
         let types = self.object.get("layer_types").and_then(Value::as_array);
         let first = self.get("max_window_layers").and_then(Value::as_u64).unwrap_or(28) as usize;
@@ -81,6 +77,14 @@ impl Reader<'_> {
             self.widen(family, &mut layers)?;
         }
         Ok(layers)
+    }
+
+    /// How many keys a query sees in layers with a window. null means all.
+    fn window(&self, family: &Family) -> Result<Option<usize>, ModelError> {
+        match self.object.contains_key("sliding_window") {
+            true => self.optional_size("sliding_window"),
+            false => Ok(family.sliding_window),
+        }
     }
 
     /// The layers of `full_attn_idxs`; all if it is left out.
