@@ -156,8 +156,17 @@ impl Decoder {
     /// Every layer that may have a branch, in model order: the embedding, the linear layers, the
     /// output layer.
     pub(crate) fn places(&mut self) -> Vec<Place<'_>> {
-        let Decoder { embedding, embedding_lora, layers, per_layer, head, embedding_scale: _, source: _, stage: _ } =
-            self;
+        let Decoder {
+            embedding,
+            embedding_lora,
+            layers,
+            per_layer,
+            head,
+            embedding_norm: _,
+            embedding_scale: _,
+            source: _,
+            stage: _,
+        } = self;
         let of_inputs = per_layer.as_mut().map(|per_layer| &mut per_layer.projection);
         let embedding: &Matrix = embedding;
         let output: &Matrix = head.output.as_ref().unwrap_or(embedding);

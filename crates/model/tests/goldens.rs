@@ -189,7 +189,8 @@ fn gradients_of_all_weights(family: &'static str) {
     assert_eq!(model.layout().iter().len(), norms.as_object().expect("an object").len(), "{family}");
 }
 
-of_each_family!(gradients_of_all_weights: llama qwen2 smollm3 gemma3 granite olmo3 gemma2 phi3 glm4 granitemoehybrid lfm2);
+of_each_family!(gradients_of_all_weights: llama qwen2 smollm3 gemma3 granite olmo3 gemma2 phi3 glm4 granitemoehybrid lfm2
+    muse_glimmer);
 
 fn merged_models_equal_their_adapters(family: &'static str) {
     let golden = Golden::load(family);

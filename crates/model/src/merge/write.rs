@@ -169,6 +169,14 @@ struct Writer<'a> {
     kept: Kept,
 }
 
+/// Why a stack of experts is not written: its shape is that of codes, and transformers has stacks of its own.
+fn packed_stack(config: &ModelConfig, name: &str) -> ModelError {
+    ModelError::NotExpressible {
+        what: format!("the packed stack `{name}` of {} has no place in a merged model", config.family.architecture),
+        hint: "name the 16-bit model as the base, or keep the adapter beside this one".to_owned(),
+    }
+}
+
 impl<'a> Writer<'a> {
     fn new(
         merging: &'a Merging<'a>,
@@ -196,7 +204,11 @@ impl<'a> Writer<'a> {
                 let (name, shape) = files.stack_of(&tensor.name).filter(|_| config.family.has_stacks_only())?;
                 Some((name, shape.to_vec()))
             };
+            let is_opened = opened.is_some();
             if let Some((name, shape)) = opened.or_else(as_there) {
+                if !is_opened && tensor.base.is_packed_in_file() {
+                    return Err(packed_stack(config, name));
+                }
                 match pieces.last_mut() {
                     Some(Piece { count, .. }) if last_stack.as_deref() == Some(name) => *count += 1,
                     _ => pieces.push(Piece {
@@ -228,7 +240,7 @@ impl<'a> Writer<'a> {
                     let elements = spec.shape.iter().product::<usize>();
                     let as_there = files.shape_in_files(&tensor.name);
                     if let Some(shape) = as_there.filter(|shape| shape.iter().product::<usize>() == elements) {
-                        spec.shape = shape.to_vec();
+                        spec.shape = shape;
                     }
                     pieces.push(Piece { spec, tensor: number, count: 1, part: None });
                 }
