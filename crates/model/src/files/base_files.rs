@@ -266,11 +266,19 @@ impl BaseFiles {
         Some((stack, files.shape_of_whole(stack)?))
     }
 
+    /// Whether it is a GGUF file.
+    pub(crate) fn is_gguf(&self) -> bool {
+        matches!(self.origin, Origin::Gguf(_))
+    }
+
     /// The shape in the files of a tensor of this name in the model, where that is another one. A convolution
     /// has that of transformers, which mlx-lm turns into its own.
     pub(crate) fn shape_in_files(&self, name: &str) -> Option<Vec<usize>> {
-        let files = self.safetensors()?;
-        match *files.shape_of_whole(files.whole_of(name)?)? {
+        let shape = match &self.origin {
+            Origin::Directory { files, .. } => files.shape_of_whole(files.whole_of(name)?)?,
+            Origin::Gguf(base) => base.shape_in_directory(name)?,
+        };
+        match *shape {
             [channels, taps, 1] => Some(vec![channels, 1, taps]),
             ref shape => Some(shape.to_vec()),
         }
@@ -318,7 +326,10 @@ impl BaseFiles {
     fn number_type_of_gguf(&self) -> FloatType {
         let Origin::Gguf(base) = &self.origin else { return FloatType::F32 };
         let embedding = format!("{EMBEDDING}.weight");
-        let mut stored = base.names().into_iter().filter(|name| *name != embedding).map(|name| base.stored(&name));
+        // Small matrices stay in f32 in packed files.
+        let is_small = |name: &str| is_router(module_of(name)) || name.contains(".linear_attn.in_proj_");
+        let names = base.names().into_iter().filter(|name| *name != embedding && !is_small(name));
+        let mut stored = names.map(|name| base.stored(&name));
         let matrix = stored.find_map(|stored| match stored? {
             GgufStored::Dense(kind, shape) => (shape.len() == 2).then_some(kind),
             GgufStored::Packed { .. } => Some(FloatType::BF16),
@@ -346,7 +357,6 @@ fn of_experts<'a>(of_stacks: Vec<BaseTensor<'a>>) -> Vec<BaseTensor<'a>> {
         Some(BaseTensor { name, shape: vec![inputs, outputs], base, stored, quantization: None })
     };
     parts.into_iter().filter_map(of_expert).collect()
-}
 }
 
 /// The number type that the numbers of a base are in. Of packed matrices it is that which their values

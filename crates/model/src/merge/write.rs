@@ -9,6 +9,7 @@ use finetune_packed::{Kept, Scheme, applies, config_entry, file_bytes, file_tens
 use finetune_store::{Disk, Dtype, Staging, TensorSpec, write_shards};
 
 use crate::adapter::Adapter;
+use crate::config::family::ExpertLayout;
 use crate::config::{ModelConfig, Wrapper};
 use crate::error::ModelError;
 use crate::files::base_files::{BaseFiles, is_linear};
@@ -83,6 +84,7 @@ pub fn write_merged(
             hint: "name the 16-bit model, and export without --quantize".to_owned(),
         });
     }
+    expect_written_experts(&config, &files)?;
     let merging = Merging::new(&config, adapter);
     let mut writer = Writer::new(&merging, &config, &files, form)?;
     // Read before the long work, so that an error such as a link out of the directory comes early.
@@ -117,6 +119,22 @@ pub fn write_merged(
         output.write(&name, &bytes)?;
     }
     Ok(Merged { notice: writer.notice(&files), kept: writer.kept.share() })
+}
+
+/// Refuses experts that transformers reads in stacks alone: a GGUF file has not those of its directory.
+fn expect_written_experts(config: &ModelConfig, files: &BaseFiles) -> Result<(), ModelError> {
+    let family = config.family;
+    let in_stacks = family.has_stacks_only() || family.expert_layout() == ExpertLayout::TakingTurns;
+    if !files.is_gguf() || config.experts.is_none() || !in_stacks {
+        return Ok(());
+    }
+    Err(ModelError::NotExpressible {
+        what: format!(
+            "the experts of a {} in a GGUF file are not written as a directory has them",
+            family.architecture
+        ),
+        hint: "--format peft writes the adapter, which fits the Hugging Face model too".to_owned(),
+    })
 }
 
 /// Writes a base with its matrices packed into a directory that is being made, one tensor at a time.
