@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Read;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use finetune_gguf::{FileSet, TensorType};
@@ -57,6 +57,14 @@ pub(crate) enum GgufStored {
         /// [o, i], or [v, hidden].
         shape: [usize; 2],
     },
+}
+
+/// What was read of the tensors that one of the model is made of.
+struct Read {
+    /// Bytes, and how many a row has.
+    sources: Vec<(Vec<u8>, usize)>,
+    /// The rows in the order of the model, as (tensor, row). `None`: as they lie.
+    order: Option<Vec<(usize, usize)>>,
 }
 
 /// The GGUF file that a path means: itself, or the one that its directory holds. `None`: neither. A
@@ -180,8 +188,7 @@ impl GgufBase {
 
     /// The bytes of the rows that are needed of each tensor of the file, and where these rows lie in them.
     /// Of a stack of experts no others are read.
-    #[expect(clippy::type_complexity, reason = "bytes with their width, and an order of them")]
-    fn rows(&self, making: &Making) -> Result<(Vec<(Vec<u8>, usize)>, Option<Vec<(usize, usize)>>), ModelError> {
+    fn rows(&self, making: &Making) -> Result<Read, ModelError> {
         let mut sources = Vec::new();
         for (theirs, shape) in &making.sources {
             let kind = self.files.kind(theirs).unwrap_or(TensorType::F32);
@@ -199,12 +206,12 @@ impl GgufBase {
             Rows::Part { .. } => None,
             rows => rows.order(&counts),
         };
-        Ok((sources, order))
+        Ok(Read { sources, order })
     }
 
     /// The bytes of a tensor that stays in the type of the file.
     fn bytes(&self, making: &Making) -> Result<Vec<u8>, ModelError> {
-        let (sources, order) = self.rows(making)?;
+        let Read { sources, order } = self.rows(making)?;
         let width = sources.first().map_or(0, |(_, width)| *width);
         let bytes = gathered(&sources, order.as_deref());
         Ok(match making.change {
@@ -215,7 +222,7 @@ impl GgufBase {
 
     /// The numbers of a tensor in f32.
     fn values(&self, name: &str, making: &Making) -> Result<Vec<f32>, ModelError> {
-        let (sources, order) = self.rows(making)?;
+        let Read { sources, order } = self.rows(making)?;
         let mut numbers = Vec::new();
         for ((theirs, shape), (bytes, width)) in making.sources.iter().zip(sources) {
             let kind = self.files.kind(theirs).unwrap_or(TensorType::F32);
