@@ -16,6 +16,7 @@
 #![warn(missing_docs)]
 
 mod arguments;
+mod chunked;
 pub mod composed;
 mod cpu;
 mod delta;
@@ -39,6 +40,6 @@ pub use cpu::matmul;
 pub use delta::DeltaShape;
 pub use devices::{DeviceKind, FloatType, FoundDevice};
 pub use dispatch::{Dispatch, ExpertWeights, Scores};
-pub use mixers::{attention, short_convolution};
+pub use mixers::attention;
 pub use segments::{Segment, Segments};
 pub use weight::{FrozenValues, PackedWeight, Weight};

@@ -26,6 +26,7 @@ mod simd;
 pub(crate) mod weight;
 
 use burn::backend::Flex;
+use burn::backend::ops::FloatTensorOps;
 use burn_flex::FlexTensor;
 
 use crate::fused::Contiguous;
@@ -33,5 +34,9 @@ use crate::fused::Contiguous;
 impl Contiguous for Flex {
     fn contiguous(tensor: FlexTensor) -> FlexTensor {
         buffer::contiguous(tensor)
+    }
+
+    fn multiplied(a: FlexTensor, b: FlexTensor) -> FlexTensor {
+        Flex::float_matmul(a, b)
     }
 }

@@ -10,6 +10,7 @@
 mod add;
 mod attention;
 mod cross_entropy;
+mod delta_rule;
 pub(crate) mod devices;
 mod experts;
 mod gated;
@@ -24,12 +25,13 @@ mod packed_kernels;
 mod packed_numbers;
 mod pointwise;
 mod product;
-mod recurrent;
 mod reduce;
 mod rope;
+mod short_convolution;
 mod tensor;
 pub(crate) mod watch;
 
+use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 
@@ -40,5 +42,9 @@ use crate::fused::Contiguous;
 impl Contiguous for CubeBackend {
     fn contiguous(tensor: CubeTensor) -> CubeTensor {
         tensor::contiguous(tensor)
+    }
+
+    fn multiplied(a: CubeTensor, b: CubeTensor) -> CubeTensor {
+        product::product(&a, &b, DType::F32)
     }
 }

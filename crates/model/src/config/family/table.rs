@@ -96,7 +96,6 @@ const LLAMA: Family = Family {
     gated_attention: false,
     partial_rotary: PartialRotary::All,
     rope_pairs: false,
-    cpu_only: false,
     mixture: None,
     exceeds_f16: false,
     windows: Windows::Never,
@@ -121,7 +120,6 @@ const QWEN3_5: Family = Family {
     other_mixer: OtherMixer::Delta { is_grouped: false },
     gated_attention: true,
     partial_rotary: PartialRotary::Share(0.25),
-    cpu_only: true,
     exceeds_f16: true,
     max_position_embeddings: 32_768,
     ..LLAMA
