@@ -91,8 +91,6 @@ pub struct Family {
     pub(crate) partial_rotary: PartialRotary,
     /// Whether the elements of a head that turn together are neighbours.
     pub(crate) rope_pairs: bool,
-    /// Whether it is computed on the CPU only.
-    pub cpu_only: bool,
     /// Its mixtures of experts; `None`: feed-forward parts are dense.
     pub(crate) mixture: Option<Mixture>,
     /// Whether its activations exceed the largest number of float16.

@@ -52,7 +52,6 @@ const LLAMA: Family = Family {
     attention_gate: AttentionGate::None,
     partial_rotary: PartialRotary::All,
     rope_pairs: false,
-    cpu_only: false,
     mixture: None,
     exceeds_f16: false,
     windows: Windows::Never,
@@ -77,7 +76,6 @@ const QWEN3_5: Family = Family {
     other_mixer: OtherMixer::Delta { is_grouped: false },
     attention_gate: AttentionGate::WithQueries,
     partial_rotary: PartialRotary::Share(0.25),
-    cpu_only: true,
     exceeds_f16: true,
     max_position_embeddings: 32_768,
     ..LLAMA
