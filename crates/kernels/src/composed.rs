@@ -286,6 +286,10 @@ pub fn short_convolution(u: Tensor<2>, w: Tensor<2>, past: Tensor<2>, rows: &[us
 pub fn delta_rule(u: Tensor<2>, g: Tensor<2>, beta: Tensor<2>, states: Tensor<2>, shape: &DeltaShape) -> Tensor<2> {
     let (x, y, keys) = (shape.key_dim, shape.value_dim, shape.keys());
     let unit = |v: Tensor<2>| v.clone() / ((v.clone() * v).sum_dim(1) + 1e-6).sqrt();
+    let states = match shape.begins_empty {
+        true => Tensor::zeros([shape.rows.len() * x, shape.values()], &u.device()),
+        false => states,
+    };
     let (mut out, mut last) = (Vec::new(), Vec::new());
     for (row, (first, tokens)) in shape.starts().enumerate() {
         let (mut of_heads, mut states_of_heads) = (Vec::new(), Vec::new());

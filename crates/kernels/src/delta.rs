@@ -18,6 +18,9 @@ pub struct DeltaShape {
     pub key_dim: usize,
     /// y
     pub value_dim: usize,
+    /// Whether all rows begin with a state of zeros. The states that they are given with are not read then, and
+    /// get no gradient.
+    pub begins_empty: bool,
     /// Whether the states behind the last token of each row are returned too.
     pub keeps_states: bool,
 }

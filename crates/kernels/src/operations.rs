@@ -178,8 +178,8 @@ crate::extension::operations! {
     ) -> Tensor<2> = ShortConvolution;
 
     /// The gated delta rule (Yang et al. 2024) of each row, from states that it begins with: u
-    /// [t, 2 a x + h y] with queries, keys and values, g and beta [t, h], states [m x, h y] -> [t, h y], and
-    /// below that, if it is asked for, the last states [m x, h y].
+    /// [t, 2 a x + h y] with queries, keys and values, g and beta [t, h], states [m x, h y] (any tensor if
+    /// rows begin empty) -> [t, h y], and below that, if it is asked for, the last states [m x, h y].
     ///
     /// Queries and keys are normalized; g is the logarithm of what a state keeps, beta how much of its error
     /// it makes good. All but u are f32, and so is the result.

@@ -88,11 +88,12 @@ fn short_convolutions() {
 }
 
 fn delta_shape(rows: &[usize], [key_heads, value_heads, key_dim, value_dim]: [usize; 4]) -> DeltaShape {
-    DeltaShape { rows: rows.into(), key_heads, value_heads, key_dim, value_dim, keeps_states: true }
+    let (begins_empty, keeps_states) = (false, true);
+    DeltaShape { rows: rows.into(), key_heads, value_heads, key_dim, value_dim, begins_empty, keeps_states }
 }
 
-/// Inputs of a rule: `forgets` is how much of a state about the logarithm says, `shared` the part of all tokens'
-/// inputs that is the same.
+/// Inputs of a rule. `forgets`: the size of the logarithms of what a state keeps. `shared`: the part of u that
+/// all tokens have in common.
 fn delta_inputs(shape: &DeltaShape, forgets: f32, shared: f32) -> Vec<(Vec<f32>, [usize; 2])> {
     let (tokens, heads) = (shape.rows.iter().sum(), shape.value_heads);
     let width = 2 * shape.key_heads * shape.key_dim + heads * shape.value_dim;
@@ -138,6 +139,18 @@ fn gated_delta_rules() {
         for (name, rule) in RULES {
             let got = run(&inputs, &[true; 4], &device(), &applied(rule, &shape));
             assert_close(&format!("{name} {rows:?}"), &got, &want, 1e-5);
+        }
+        // The states that are given are not read, and get no gradient.
+        let shape = DeltaShape { begins_empty: true, ..shape };
+        let trained = [true, true, true, false];
+        let want = run(&inputs, &trained, &cpu(), &|x| {
+            let zeros = x[3].clone() * 0.0;
+            let [u, g, beta] = [0, 1, 2].map(|n| x[n].clone());
+            composed::delta_rule(u, g, beta, zeros, &DeltaShape { begins_empty: false, ..shape.clone() })
+        });
+        for (name, rule) in RULES {
+            let got = run(&inputs, &trained, &device(), &applied(rule, &shape));
+            assert_close(&format!("{name} {rows:?} from nothing"), &got, &want, 1e-5);
         }
     }
 }

@@ -34,6 +34,11 @@ impl<B: Contiguous> Array<B> {
         Array(B::float_from_data(TensorData::new(values, shape.into()), &self.0.device()))
     }
 
+    /// Zeros on the device of this tensor.
+    pub(crate) fn zeros(&self, shape: impl Into<Shape>) -> Array<B> {
+        Array(B::float_zeros(shape.into(), &self.0.device(), FloatDType::F32))
+    }
+
     /// Numbers of rows on the device of this tensor.
     pub(crate) fn numbers(&self, rows: &[usize]) -> Rows<B> {
         let numbers: Vec<i32> = rows.iter().map(|&row| row as i32).collect();

@@ -20,20 +20,30 @@ use super::array::Array;
 use super::made::{Made, Unit, mask};
 use crate::fused::Contiguous;
 
-/// The gradients of u [t, 2 a x + h y], g and beta [t, h] and the states [m x, h y], from that of the result;
-/// with `at_once` key heads at a time.
-pub(super) fn backward<B: Contiguous>(inputs: &Inputs<'_, B>, d_all: &Array<B>, at_once: usize) -> [Array<B>; 4] {
-    let mut parts: [Vec<Array<B>>; 6] = Default::default();
+/// The gradients of u [t, 2 a x + h y], g and beta [t, h], and of the states [m x, h y] unless rows begin empty,
+/// from that of the result; with `at_once` key heads at a time.
+pub(super) fn backward<B: Contiguous>(
+    inputs: &Inputs<'_, B>,
+    d_all: &Array<B>,
+    at_once: usize,
+) -> ([Array<B>; 3], Option<Array<B>>) {
+    let (mut parts, mut of_states): ([Vec<Array<B>>; 5], Vec<Array<B>>) = Default::default();
     for keys in inputs.parts(at_once) {
-        let of_part = of_heads(inputs, d_all, &keys);
+        let (of_part, d_states) = of_heads(inputs, d_all, &keys);
         parts.iter_mut().zip(of_part).for_each(|(parts, part)| parts.push(part));
+        of_states.extend(d_states);
     }
-    let [queries, keys, values, g, beta, states] = parts.map(|parts| Array::together(parts, 1));
-    [Array::together(vec![queries, keys, values], 1), g, beta, states]
+    let [queries, keys, values, g, beta] = parts.map(|parts| Array::together(parts, 1));
+    let states = (!of_states.is_empty()).then(|| Array::together(of_states, 1));
+    ([Array::together(vec![queries, keys, values], 1), g, beta], states)
 }
 
 /// The gradients of some heads' queries, keys, values, g and beta, each [t, ..], and of their states.
-fn of_heads<B: Contiguous>(inputs: &Inputs<'_, B>, d_all: &Array<B>, keys: &Range<usize>) -> [Array<B>; 6] {
+fn of_heads<B: Contiguous>(
+    inputs: &Inputs<'_, B>,
+    d_all: &Array<B>,
+    keys: &Range<usize>,
+) -> ([Array<B>; 5], Option<Array<B>>) {
     let made = Made::new(inputs, keys);
     let (heads, size, tokens) = (inputs.values_of(keys), inputs.plan.size, inputs.plan.places.len());
     let (count, width) = (heads.len(), inputs.shape.value_dim);
@@ -74,14 +84,15 @@ fn of_heads<B: Contiguous>(inputs: &Inputs<'_, B>, d_all: &Array<B>, keys: &Rang
     let later = mask(&d_out, size, |i, j| j <= i).shaped([size, size]);
     let d_g = d_sums.shaped([all, size]).times(&later).shaped([all, size, 1]) + of_end;
 
-    [
+    let of_inputs = [
         of_key_heads(inputs, &d_queries, &made.unit_queries, keys.len()),
         of_key_heads(inputs, &d_keys, &made.unit_keys, keys.len()),
         inputs.by_token(&d_values, count),
         inputs.by_token(&d_g, count),
         inputs.by_token(&d_beta, count),
-        inputs.as_states(&d_states, count),
-    ]
+    ];
+    let begins_empty = inputs.shape.begins_empty;
+    (of_inputs, (!begins_empty).then(|| inputs.as_states(&d_states, count)))
 }
 
 /// From gradients of normalized queries or keys of value heads [b, c, x] to those of key heads' before they were

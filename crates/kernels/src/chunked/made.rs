@@ -169,7 +169,7 @@ fn run<B: Contiguous>(
     heads: &Range<usize>,
     [fresh, seen, writing_keys, of_chunk]: [&Array<B>; 4],
 ) -> (Array<B>, Array<B>, Array<B>) {
-    let mut state = inputs.by_row(&inputs.states, heads);
+    let mut state = inputs.first_states(heads);
     let (mut starts, mut all_added, mut ended) = (Vec::new(), Vec::new(), Vec::new());
     let mut first = 0;
     for count in inputs.plan.turns.iter().map(|chunks| chunks * heads.len()) {

@@ -93,7 +93,7 @@ impl<'a, B: Contiguous> Inputs<'a, B> {
     fn by_chunk(&self, all: &Array<B>, offset: usize, heads: &Range<usize>, width: usize) -> Array<B> {
         let Plan { size, chunks, .. } = self.plan;
         let columns = all.part(1, offset + heads.start * width..offset + heads.end * width);
-        let nothing = columns.with_values(vec![0.0; heads.len() * width], [1, heads.len() * width]);
+        let nothing = columns.zeros([1, heads.len() * width]);
         let placed = Array::together(vec![columns, nothing], 0).rows(&self.tokens);
         let placed = placed.shaped([chunks, size, heads.len(), width]).permuted(&[0, 2, 1, 3]);
         placed.shaped([chunks * heads.len(), size, width])
@@ -104,6 +104,15 @@ impl<'a, B: Contiguous> Inputs<'a, B> {
         let (Plan { size, chunks, .. }, width) = (&self.plan, x.len_of(2));
         let places = x.shaped([*chunks, heads, *size, width]).permuted(&[0, 2, 1, 3]);
         places.shaped([chunks * size, heads * width]).rows(&self.places)
+    }
+
+    /// The states that rows begin with, of some value heads and in the order of the plan: [m · heads, x, y].
+    fn first_states(&self, heads: &Range<usize>) -> Array<B> {
+        if self.shape.begins_empty {
+            let DeltaShape { key_dim: x, value_dim: y, .. } = *self.shape;
+            return self.u.zeros([self.plan.order.len() * heads.len(), x, y]);
+        }
+        self.by_row(&self.states, heads)
     }
 
     /// Some value heads of states [m x, h y], rows in the order of the plan: [m · heads, x, y].
@@ -157,9 +166,9 @@ impl<B: Contiguous> Fused<B, 4> for ChunkedDeltaRule {
 
     fn backward((tensors, shape, dtype): Saved<B>, d_out: FloatTensor<B>, _: [bool; 4]) -> [Option<FloatTensor<B>>; 4] {
         let inputs = Inputs::<B>::new(&tensors, &shape);
-        let [d_u, d_g, d_beta, d_states] = backward(&inputs, &Array::of(d_out), inputs.heads_at_once());
-        [d_u.into_type(dtype), d_g.into_type(DType::F32), d_beta.into_type(DType::F32), d_states.into_type(DType::F32)]
-            .map(Some)
+        let ([d_u, d_g, d_beta], d_states) = backward(&inputs, &Array::of(d_out), inputs.heads_at_once());
+        let in_f32 = |gradient: Array<B>| gradient.into_type(DType::F32);
+        [Some(d_u.into_type(dtype)), Some(in_f32(d_g)), Some(in_f32(d_beta)), d_states.map(in_f32)]
     }
 }
 
@@ -181,6 +190,7 @@ mod tests {
             value_heads: 6,
             key_dim: 4,
             value_dim: 5,
+            begins_empty: false,
             keeps_states: true,
         };
         let tensor = |seed: u64, shape: [usize; 2], sign: f32| {
@@ -201,11 +211,13 @@ mod tests {
             tensor.into_data().try_to_vec::<f32>().expect("f32 data")
         };
         let of = |at_once: usize| {
-            let results = [vec![inputs.forward(at_once)], backward(&inputs, &d_out, at_once).to_vec()].concat();
-            results.into_iter().map(floats).collect::<Vec<_>>()
+            let (gradients, d_states) = backward(&inputs, &d_out, at_once);
+            let results = [inputs.forward(at_once)].into_iter().chain(gradients).chain(d_states);
+            results.map(floats).collect::<Vec<_>>()
         };
         let whole = of(3);
         for at_once in [1, 2] {
+            assert_eq!(whole.len(), 5, "the result and four gradients");
             for (n, (got, want)) in of(at_once).iter().zip(&whole).enumerate() {
                 assert_eq!(got.len(), want.len(), "result {n}");
                 let apart = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);

@@ -71,6 +71,7 @@ mod tests {
             value_heads: heads,
             key_dim: width,
             value_dim: width,
+            begins_empty: true,
             keeps_states: false,
         })
     }

@@ -97,7 +97,10 @@ impl Inputs<'_> {
 
     /// The state of a head before the first token of a row, [x, y].
     fn state(&self, row: usize, head: usize) -> Vec<f32> {
-        let DeltaShape { key_dim, value_dim, .. } = *self.shape;
+        let DeltaShape { key_dim, value_dim, begins_empty, .. } = *self.shape;
+        if begins_empty {
+            return vec![0.0; key_dim * value_dim];
+        }
         let width = self.shape.values();
         let rows = (row * key_dim..(row + 1) * key_dim).map(|n| &self.states[n * width + head * value_dim..]);
         rows.flat_map(|row| &row[..value_dim]).copied().collect()
@@ -186,7 +189,7 @@ impl Fused<Flex, 4> for DeltaRule {
         let (x, y, heads, width) = (shape.key_dim, shape.value_dim, shape.value_heads, inputs.width());
         let (mut d_u, mut d_g, mut d_beta) =
             (uninitialized(tokens * width), uninitialized(tokens * heads), uninitialized(tokens * heads));
-        let mut d_states = uninitialized(states.len());
+        let mut d_states = (!shape.begins_empty).then(|| uninitialized(states.len()));
         for (part, gradients) in found {
             let columns = inputs.query(part);
             put(&mut d_u, width, part.first, columns.start, &gradients.q, x);
@@ -195,14 +198,16 @@ impl Fused<Flex, 4> for DeltaRule {
                 put(&mut d_u, width, part.first, 2 * shape.keys() + head * y, &of_head.v, y);
                 put(&mut d_g, heads, part.first, head, &of_head.g, 1);
                 put(&mut d_beta, heads, part.first, head, &of_head.beta, 1);
-                put(&mut d_states, shape.values(), part.row * x, head * y, &of_head.state, y);
+                if let Some(d_states) = &mut d_states {
+                    put(d_states, shape.values(), part.row * x, head * y, &of_head.state, y);
+                }
             }
         }
         [
             Some(tensor(d_u, [tokens, width])),
             Some(tensor(d_g, [tokens, heads])),
             Some(tensor(d_beta, [tokens, heads])),
-            Some(tensor(d_states, tensors[3].shape())),
+            d_states.map(|d_states| tensor(d_states, tensors[3].shape())),
         ]
     }
 }

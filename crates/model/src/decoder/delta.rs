@@ -20,15 +20,18 @@ use crate::tree::{DeltaInputs, DeltaNet};
 pub(crate) fn forward(net: &DeltaNet, x: Tensor<2>, context: &Context, cache: Option<&mut LayerCache>) -> Tensor<2> {
     let tokens = x.dims()[0];
     let rows: Arc<[usize]> = context.segments.iter().map(|segment| segment.queries).collect();
-    let shape = DeltaShape { rows: rows.clone(), keeps_states: cache.is_some(), ..net.shape() };
+    let kept = cache.as_ref().and_then(|cache| cache.recurrent().cloned());
+    let shape =
+        DeltaShape { rows: rows.clone(), begins_empty: kept.is_none(), keeps_states: cache.is_some(), ..net.shape() };
     let (states, taps) = (rows.len() * shape.key_dim, net.taps);
     let [u_tc, z_tv, b_th, a_th] = inputs(net, x.clone(), context);
     let (b_th, a_th) = (b_th.cast(DType::F32), a_th.cast(DType::F32));
     let (channels, compute) = (u_tc.dims()[1], u_tc.dtype());
     let device = x.device();
     let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, (&device, DType::F32));
-    let fresh = || [zeros([rows.len() * (taps - 1), channels]), zeros([states, z_tv.dims()[1]])];
-    let [past, state] = cache.as_ref().and_then(|cache| cache.recurrent().cloned()).unwrap_or_else(fresh);
+    // A state of zeros for each row would be kept for the backward pass, by every layer.
+    let fresh = || [zeros([rows.len() * (taps - 1), channels]), zeros([1, 1])];
+    let [past, state] = kept.unwrap_or_else(fresh);
     let past = past.cast(compute);
     let kernel = context.parameter(net.convolution.values()).reshape([channels, taps]);
     let convolved = operations::short_convolution(u_tc.clone(), kernel, past.clone(), rows.clone(), true);
@@ -98,6 +101,7 @@ impl DeltaNet {
             value_heads: self.value_heads,
             key_dim: self.key_dim,
             value_dim: self.value_dim,
+            begins_empty: true,
             keeps_states: false,
         }
     }
