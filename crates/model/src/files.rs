@@ -4,6 +4,7 @@
 //! Must never know: how a model computes. Start reading at [`base_files`], then [`load`].
 
 pub(crate) mod base_files;
+pub(crate) mod base_tensor;
 pub(crate) mod by_row;
 pub(crate) mod companions;
 pub(crate) mod config_json;
@@ -13,6 +14,7 @@ pub(crate) mod finite;
 pub(crate) mod floats;
 pub(crate) mod load;
 pub(crate) mod packing;
+mod part;
 mod stacked;
 mod taking_turns;
 pub(crate) mod text;

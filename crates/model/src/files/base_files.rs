@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use finetune_kernels::FloatType;
-use finetune_packed::files::{PackedConfig, PackedTensor, find};
-use finetune_packed::{PackedMatrix, Scheme, applies, quantize};
-use finetune_store::{Dtype, TensorPart, TensorSet, TensorView};
+use finetune_packed::files::{PackedConfig, find};
+use finetune_packed::{Scheme, applies};
+use finetune_store::{TensorPart, TensorSet, TensorView};
 use serde_json::{Map, Value};
 
 use crate::adaptation::{is_of_vocabulary, is_router, module_of};
@@ -16,10 +16,10 @@ use crate::branch::{EMBEDDING, OUTPUT};
 use crate::config::ModelConfig;
 use crate::config::family::{ExpertLayout, FAMILIES, Family};
 use crate::error::ModelError;
+use crate::files::base_tensor::{BaseTensor, Stored};
 use crate::files::by_row::PER_LAYER_TABLE;
 use crate::files::config_json;
-use crate::files::finite::expect_finite;
-use crate::files::floats::{dtype_of, float_type, to_finite_f32};
+use crate::files::floats::float_type;
 use crate::files::load;
 use crate::files::packing;
 use crate::files::stacked;
@@ -43,30 +43,6 @@ enum Origin {
     Directory { files: Box<TensorSet>, packing: PackedConfig, layout: ExpertLayout },
     /// In a GGUF file.
     Gguf(Box<GgufBase>),
-}
-
-/// A tensor of a base. Nothing of it has been read.
-pub(crate) struct BaseTensor<'a> {
-    pub(crate) name: String,
-    /// As the model has it, packed or not.
-    pub(crate) shape: Vec<usize>,
-    /// The base, for messages about a tensor that several tensors of its files make.
-    base: &'a Path,
-    stored: Stored<'a>,
-    /// How it is packed while it is read. `None`: it stays as it is.
-    quantization: Option<Scheme>,
-}
-
-/// How a tensor lies in the files.
-enum Stored<'a> {
-    /// All elements.
-    Dense(TensorView<'a>),
-    /// A few bits of each element.
-    Packed(PackedTensor<'a>),
-    /// Either of them, in a stack of all experts that is written as it is read.
-    OfStack(OfStack<'a>),
-    /// Either of them, in a GGUF file.
-    Gguf(&'a GgufBase, GgufStored),
 }
 
 impl BaseFiles {
@@ -139,7 +115,8 @@ impl BaseFiles {
             // It is read by row.
             || name == PER_LAYER_TABLE;
         let quantization = self.quantization.filter(|scheme| !stays && fits(scheme));
-        Ok(Some(BaseTensor { name: name.to_owned(), shape: shape.to_vec(), base: &self.path, stored, quantization }))
+        let (name, shape) = (name.to_owned(), shape.to_vec());
+        Ok(Some(BaseTensor { name, shape, base: &self.path, stored, quantization, cut: None }))
     }
 
     /// How the tensor of this name lies in the files.
@@ -230,6 +207,7 @@ impl BaseFiles {
             base: &self.path,
             stored: Stored::Dense(view),
             quantization: None,
+            cut: None,
         }));
         let place: std::collections::BTreeMap<&str, usize> = files.names().zip(0..).collect();
         tensors.sort_by_key(|tensor| place.get(tensor.name.as_str()).copied());
@@ -315,157 +293,6 @@ fn parts(view: &TensorView<'_>, is_wrapped: bool, family: &Family) -> Option<Vec
     let is_plain = family.expert_layout() == ExpertLayout::Plain;
     let of_experts = if is_plain { stacked::parts(&name, view, family.names.gated) } else { None };
     of_experts.or_else(|| (name != view.name).then(|| whole(view.shape.to_vec())))
-}
-
-impl Stored<'_> {
-    fn is_packed(&self) -> bool {
-        match self {
-            Stored::Packed(_) | Stored::Gguf(_, GgufStored::Packed { .. }) => true,
-            Stored::OfStack(of_stack) => of_stack.is_packed(),
-            Stored::Dense(_) | Stored::Gguf(..) => false,
-        }
-    }
-}
-
-impl BaseTensor<'_> {
-    /// The file that it is in, or the base if several tensors make it.
-    pub(crate) fn path(&self) -> &Path {
-        match &self.stored {
-            Stored::Dense(view) => view.path(),
-            Stored::Packed(_) => self.base,
-            Stored::OfStack(of_stack) => of_stack.view().path(),
-            Stored::Gguf(base, _) => base.path_of(&self.name),
-        }
-    }
-
-    /// Whether its rows are read when they are needed.
-    pub(crate) fn is_by_row(&self) -> bool {
-        self.name == PER_LAYER_TABLE && self.view().is_some()
-    }
-
-    /// Whether it is read out of a stack of all experts that is written as it is read.
-    fn is_of_stack(&self) -> bool {
-        matches!(self.stored, Stored::OfStack(_))
-    }
-
-    /// Whether its file has a few bits of each element.
-    pub(crate) fn is_packed_in_file(&self) -> bool {
-        self.stored.is_packed()
-    }
-
-    /// The number type of its elements in the file; `None` if it is packed there.
-    pub(crate) fn dtype(&self) -> Option<Dtype> {
-        match &self.stored {
-            Stored::Dense(view) => Some(view.dtype),
-            Stored::OfStack(of_stack) => of_stack.dtype(),
-            Stored::Gguf(_, GgufStored::Dense(kind, _)) => Some(dtype_of(*kind)),
-            Stored::Packed(_) | Stored::Gguf(..) => None,
-        }
-    }
-
-    /// The tensor as it lies in a safetensors file, if that has all elements and they stay as they are.
-    pub(crate) fn view(&self) -> Option<&TensorView<'_>> {
-        match &self.stored {
-            Stored::Dense(view) if self.quantization.is_none() => Some(view),
-            _ => None,
-        }
-    }
-
-    /// The bytes of all elements in this number type, if the file has them so and they stay as they are.
-    ///
-    /// # Errors
-    /// If the file cannot be read. A number that is not finite is an error if `must_be_finite`.
-    pub(crate) fn bytes_in(&self, dtype: Dtype, must_be_finite: bool) -> Result<Option<Vec<u8>>, ModelError> {
-        if self.quantization.is_some() || self.dtype() != Some(dtype) {
-            return Ok(None);
-        }
-        if let Stored::Gguf(base, _) = &self.stored {
-            return Ok(Some(base.dense_bytes(&self.name)?));
-        }
-        let Some(view) = self.view() else { return Ok(None) };
-        let bytes = view.bytes()?;
-        if must_be_finite {
-            expect_finite(view, &bytes, 0)?;
-        }
-        Ok(Some(bytes))
-    }
-
-    /// What a packed matrix is packed as, in words.
-    pub(crate) fn format(&self) -> Option<String> {
-        match (&self.stored, self.quantization) {
-            (Stored::Packed(packed), _) => Some(packed.format().to_string()),
-            (Stored::OfStack(of_stack), _) if of_stack.is_packed() => Some("MXFP4".to_owned()),
-            (Stored::Gguf(_, GgufStored::Packed { name, .. }), _) => Some(format!("GGUF {name}")),
-            (_, Some(scheme)) => Some(format!("{} while it is loaded", packing::scheme_word(scheme))),
-            (_, None) => None,
-        }
-    }
-
-    /// Bytes of a packed matrix in memory; `None` of a dense one.
-    pub(crate) fn packed_bytes(&self) -> Option<u64> {
-        match (&self.stored, self.quantization) {
-            (Stored::Packed(packed), _) => Some(packed.memory()),
-            (Stored::OfStack(of_stack), _) if of_stack.is_packed() => Some(of_stack.packed_bytes()),
-            (Stored::Gguf(_, GgufStored::Packed { bytes, .. }), _) => Some(*bytes as u64),
-            (_, Some(scheme)) => Some(packing::quantized_bytes(scheme, &self.shape, self.dtype()?)),
-            (_, None) => None,
-        }
-    }
-
-    /// Bytes that are taken while it is packed: its elements in f32.
-    pub(crate) fn loading_bytes(&self) -> u64 {
-        let elements = self.shape.iter().product::<usize>() as u64;
-        if self.quantization.is_some() { 4 * elements } else { 0 }
-    }
-
-    /// Names of the tensors that make it; none of a dense one.
-    pub(crate) fn parts(&self) -> Vec<String> {
-        match &self.stored {
-            Stored::Packed(packed) => packed.parts().into_iter().map(str::to_owned).collect(),
-            Stored::OfStack(of_stack) => of_stack.stacks(),
-            Stored::Dense(_) | Stored::Gguf(..) => Vec::new(),
-        }
-    }
-
-    /// The packed matrix, read or made. `None`: it is dense.
-    ///
-    /// # Errors
-    /// If the file cannot be read, or a number is not finite.
-    pub(crate) fn packed(&self) -> Result<Option<PackedMatrix>, ModelError> {
-        match &self.stored {
-            Stored::Packed(packed) => return Ok(Some(packed.read()?)),
-            Stored::OfStack(of_stack) if of_stack.is_packed() => return of_stack.packed(),
-            Stored::Gguf(base, GgufStored::Packed { .. }) => return Ok(Some(base.packed(&self.name)?)),
-            Stored::Dense(_) | Stored::OfStack(_) | Stored::Gguf(..) => {}
-        }
-        let (Some(scheme), Some(dtype), &[rows, columns]) = (self.quantization, self.dtype(), self.shape.as_slice())
-        else {
-            return Ok(None);
-        };
-        let made = quantize(scheme, &self.stored_values()?, [rows, columns], packing::stored(dtype));
-        Ok(Some(made.map_err(|error| error.of(&self.name, Some(self.path())))?))
-    }
-
-    /// All elements in f32, decoded if they are packed.
-    ///
-    /// # Errors
-    /// If the file cannot be read, or a number is not finite.
-    pub(crate) fn values(&self) -> Result<Vec<f32>, ModelError> {
-        match self.packed()? {
-            Some(matrix) => Ok(packing::decoded(&matrix)),
-            None => self.stored_values(),
-        }
-    }
-
-    /// All elements in f32 as the file has them.
-    fn stored_values(&self) -> Result<Vec<f32>, ModelError> {
-        match &self.stored {
-            Stored::Dense(view) => to_finite_f32(view),
-            Stored::Packed(packed) => Ok(packing::decoded(&packed.read()?)),
-            Stored::OfStack(of_stack) => of_stack.values(),
-            Stored::Gguf(base, _) => base.dense_f32(&self.name),
-        }
-    }
 }
 
 /// The number type that the numbers of a base are in. Of packed matrices it is that which their values

@@ -9,7 +9,8 @@ use rayon::prelude::*;
 
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::files::base_files::{BaseFiles, BaseTensor};
+use crate::files::base_files::BaseFiles;
+use crate::files::base_tensor::BaseTensor;
 use crate::files::floats::float_type;
 use crate::placement::Placement;
 use crate::tree::Matrix;
@@ -40,7 +41,7 @@ impl Fetched {
     }
 }
 
-/// Reads a matrix.
+/// Reads what is here of a matrix.
 ///
 /// # Errors
 /// If it cannot be read, or has a number that is not finite.
@@ -50,7 +51,7 @@ pub(crate) fn fetch(
     placement: &Placement,
     matrix: &Matrix,
 ) -> Result<Fetched, ModelError> {
-    let tensor = files.tensor(config, &matrix.name, &matrix.shape)?;
+    let tensor = files.tensor(config, &matrix.name, &matrix.whole_shape())?.part(matrix.cut.clone());
     let in_bf16 = placement.has_bf16_products();
     Ok(match tensor.packed()? {
         Some(packed) => Fetched::Packed(packed),

@@ -7,7 +7,7 @@ use finetune_store::Dtype;
 use rayon::prelude::*;
 
 use crate::adaptation::{is_of_vocabulary, module_of};
-use crate::files::base_files::BaseTensor;
+use crate::files::base_tensor::BaseTensor;
 use crate::lora::layer_of;
 
 /// What is known of a base's matrices from the headers of its files.

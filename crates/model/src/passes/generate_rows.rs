@@ -133,10 +133,13 @@ impl Model {
         CACHE_BYTES.max(parameters / PARAMETERS_OF_A_BYTE)
     }
 
-    /// Bytes of the keys and values of a row that comes to have so many tokens.
+    /// Bytes of the keys and values of a row that comes to have so many tokens: those of the heads that this
+    /// process has.
     pub fn row_bytes(&self, tokens: usize) -> usize {
         let config = &self.config;
-        let of_token = 2 * config.layers.len() * config.key_value_heads * config.head_dim;
+        let all = config.key_value_heads;
+        let heads = self.placement().slice().map_or(all, |slice| slice.heads(all).len());
+        let of_token = 2 * config.layers.len() * heads * config.head_dim;
         // A longer row than any memory holds has no power of two above it.
         room(tokens.min(usize::MAX / 4)).saturating_mul(of_token * self.placement().compute().bytes())
     }

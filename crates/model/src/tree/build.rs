@@ -35,6 +35,7 @@ impl Decoder {
             },
             source: None,
             stage: None,
+            sliced: None,
         }
     }
 }

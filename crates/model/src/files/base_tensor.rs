@@ -1,0 +1,226 @@
+//! A tensor of a base, as its files have it: its elements, or the part of them that is here.
+
+use std::path::Path;
+
+use finetune_packed::files::PackedTensor;
+use finetune_packed::{PackedMatrix, Scheme, quantize};
+use finetune_store::{Dtype, TensorView};
+
+use crate::error::ModelError;
+use crate::files::by_row::PER_LAYER_TABLE;
+use crate::files::finite::expect_finite;
+use crate::files::floats::{dtype_of, numbers, to_finite_f32};
+use crate::files::packing;
+use crate::files::part::bytes_of_part;
+use crate::files::taking_turns::OfStack;
+use crate::gguf::read::{GgufBase, GgufStored};
+use crate::slice::{Along, Cut};
+
+/// A tensor of a base. Nothing of it has been read.
+pub(crate) struct BaseTensor<'a> {
+    pub(crate) name: String,
+    /// As the model has it, packed or not.
+    pub(crate) shape: Vec<usize>,
+    /// The base, for messages about a tensor that several tensors of its files make.
+    pub(super) base: &'a Path,
+    pub(super) stored: Stored<'a>,
+    /// How it is packed while it is read. `None`: it stays as it is.
+    pub(super) quantization: Option<Scheme>,
+    /// The part of a matrix that is read. `None`: all of it.
+    pub(super) cut: Option<Cut>,
+}
+
+/// How a tensor lies in the files.
+pub(super) enum Stored<'a> {
+    /// All elements.
+    Dense(TensorView<'a>),
+    /// A few bits of each element.
+    Packed(PackedTensor<'a>),
+    /// Either of them, in a stack of all experts that is written as it is read.
+    OfStack(OfStack<'a>),
+    /// Either of them, in a GGUF file.
+    Gguf(&'a GgufBase, GgufStored),
+}
+
+impl Stored<'_> {
+    pub(super) fn is_packed(&self) -> bool {
+        match self {
+            Stored::Packed(_) | Stored::Gguf(_, GgufStored::Packed { .. }) => true,
+            Stored::OfStack(of_stack) => of_stack.is_packed(),
+            Stored::Dense(_) | Stored::Gguf(..) => false,
+        }
+    }
+}
+
+impl<'a> BaseTensor<'a> {
+    /// The same, of which only a part is read.
+    pub(crate) fn part(self, cut: Option<Cut>) -> BaseTensor<'a> {
+        BaseTensor { cut, ..self }
+    }
+
+    /// The file that it is in, or the base if several tensors make it.
+    pub(crate) fn path(&self) -> &Path {
+        match &self.stored {
+            Stored::Dense(view) => view.path(),
+            Stored::Packed(_) => self.base,
+            Stored::OfStack(of_stack) => of_stack.view().path(),
+            Stored::Gguf(base, _) => base.path_of(&self.name),
+        }
+    }
+
+    /// Whether its rows are read when they are needed.
+    pub(crate) fn is_by_row(&self) -> bool {
+        self.name == PER_LAYER_TABLE && self.view().is_some()
+    }
+
+    /// Whether it is read out of a stack of all experts that is written as it is read.
+    pub(super) fn is_of_stack(&self) -> bool {
+        matches!(self.stored, Stored::OfStack(_))
+    }
+
+    /// Whether its file has a few bits of each element.
+    pub(crate) fn is_packed_in_file(&self) -> bool {
+        self.stored.is_packed()
+    }
+
+    /// The number type of its elements in the file; `None` if it is packed there.
+    pub(crate) fn dtype(&self) -> Option<Dtype> {
+        match &self.stored {
+            Stored::Dense(view) => Some(view.dtype),
+            Stored::OfStack(of_stack) => of_stack.dtype(),
+            Stored::Gguf(_, GgufStored::Dense(kind, _)) => Some(dtype_of(*kind)),
+            Stored::Packed(_) | Stored::Gguf(..) => None,
+        }
+    }
+
+    /// The tensor as it lies in a safetensors file, if that has all elements and they stay as they are.
+    pub(crate) fn view(&self) -> Option<&TensorView<'_>> {
+        match &self.stored {
+            Stored::Dense(view) if self.quantization.is_none() => Some(view),
+            _ => None,
+        }
+    }
+
+    /// The bytes of the elements in this number type, if the file has them so and they stay as they are.
+    ///
+    /// # Errors
+    /// If the file cannot be read. A number that is not finite is an error if `must_be_finite`.
+    pub(crate) fn bytes_in(&self, dtype: Dtype, must_be_finite: bool) -> Result<Option<Vec<u8>>, ModelError> {
+        if self.quantization.is_some() || self.dtype() != Some(dtype) {
+            return Ok(None);
+        }
+        if let Stored::Gguf(base, _) = &self.stored {
+            let bytes = base.dense_bytes(&self.name)?;
+            return Ok(Some(match &self.cut {
+                Some(cut) => cut.wide(dtype.size()).of(&bytes),
+                None => bytes,
+            }));
+        }
+        let Some(view) = self.view() else { return Ok(None) };
+        if let Some(cut) = &self.cut {
+            return Ok(Some(bytes_of_part(view, cut, must_be_finite)?));
+        }
+        let bytes = view.bytes()?;
+        if must_be_finite {
+            expect_finite(view, &bytes, 0)?;
+        }
+        Ok(Some(bytes))
+    }
+
+    /// What a packed matrix is packed as, in words.
+    pub(crate) fn format(&self) -> Option<String> {
+        match (&self.stored, self.quantization) {
+            (Stored::Packed(packed), _) => Some(packed.format().to_string()),
+            (Stored::OfStack(of_stack), _) if of_stack.is_packed() => Some("MXFP4".to_owned()),
+            (Stored::Gguf(_, GgufStored::Packed { name, .. }), _) => Some(format!("GGUF {name}")),
+            (_, Some(scheme)) => Some(format!("{} while it is loaded", packing::scheme_word(scheme))),
+            (_, None) => None,
+        }
+    }
+
+    /// Bytes of a packed matrix in memory; `None` of a dense one.
+    pub(crate) fn packed_bytes(&self) -> Option<u64> {
+        match (&self.stored, self.quantization) {
+            (Stored::Packed(packed), _) => Some(packed.memory()),
+            (Stored::OfStack(of_stack), _) if of_stack.is_packed() => Some(of_stack.packed_bytes()),
+            (Stored::Gguf(_, GgufStored::Packed { bytes, .. }), _) => Some(*bytes as u64),
+            (_, Some(scheme)) => Some(packing::quantized_bytes(scheme, &self.shape, self.dtype()?)),
+            (_, None) => None,
+        }
+    }
+
+    /// Bytes that are taken while it is packed: its elements in f32.
+    pub(crate) fn loading_bytes(&self) -> u64 {
+        let elements = self.shape.iter().product::<usize>() as u64;
+        if self.quantization.is_some() { 4 * elements } else { 0 }
+    }
+
+    /// Names of the tensors that make it; none of a dense one.
+    pub(crate) fn parts(&self) -> Vec<String> {
+        match &self.stored {
+            Stored::Packed(packed) => packed.parts().into_iter().map(str::to_owned).collect(),
+            Stored::OfStack(of_stack) => of_stack.stacks(),
+            Stored::Dense(_) | Stored::Gguf(..) => Vec::new(),
+        }
+    }
+
+    /// The packed matrix, read or made. `None`: it is dense. A part has the elements that the whole has there.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or a number is not finite; if elements share scales with others that are not in
+    /// the part.
+    pub(crate) fn packed(&self) -> Result<Option<PackedMatrix>, ModelError> {
+        let Some(whole) = self.whole_packed()? else { return Ok(None) };
+        let Some(Cut { along, .. }) = &self.cut else { return Ok(Some(whole)) };
+        let part = match along {
+            Along::Rows(ranges) => whole.rows(ranges),
+            Along::Columns(range) => whole.columns(range.clone()),
+        };
+        Ok(Some(part.map_err(|error| error.of(&self.name, Some(self.path())))?))
+    }
+
+    fn whole_packed(&self) -> Result<Option<PackedMatrix>, ModelError> {
+        match &self.stored {
+            Stored::Packed(packed) => return Ok(Some(packed.read()?)),
+            Stored::OfStack(of_stack) if of_stack.is_packed() => return of_stack.packed(),
+            Stored::Gguf(base, GgufStored::Packed { .. }) => return Ok(Some(base.packed(&self.name)?)),
+            Stored::Dense(_) | Stored::OfStack(_) | Stored::Gguf(..) => {}
+        }
+        let (Some(scheme), Some(dtype), &[rows, columns]) = (self.quantization, self.dtype(), self.shape.as_slice())
+        else {
+            return Ok(None);
+        };
+        let made = quantize(scheme, &self.whole_values()?, [rows, columns], packing::stored(dtype));
+        Ok(Some(made.map_err(|error| error.of(&self.name, Some(self.path())))?))
+    }
+
+    /// The elements in f32, decoded if they are packed.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or a number is not finite.
+    pub(crate) fn values(&self) -> Result<Vec<f32>, ModelError> {
+        match self.packed()? {
+            Some(matrix) => Ok(packing::decoded(&matrix)),
+            None => self.stored_values(),
+        }
+    }
+
+    /// The elements in f32 as the file has them.
+    fn stored_values(&self) -> Result<Vec<f32>, ModelError> {
+        match (&self.stored, &self.cut) {
+            (Stored::Dense(view), Some(cut)) => Ok(numbers(&bytes_of_part(view, cut, true)?, view.dtype)),
+            (_, Some(cut)) => Ok(cut.of(&self.whole_values()?)),
+            (_, None) => self.whole_values(),
+        }
+    }
+
+    /// All elements in f32 as the file has them.
+    fn whole_values(&self) -> Result<Vec<f32>, ModelError> {
+        match &self.stored {
+            Stored::Dense(view) => to_finite_f32(view),
+            Stored::Packed(packed) => Ok(packing::decoded(&packed.read()?)),
+            Stored::OfStack(of_stack) => of_stack.values(),
+            Stored::Gguf(base, _) => base.dense_f32(&self.name),
+        }
+    }
+}
