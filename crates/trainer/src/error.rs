@@ -110,6 +110,9 @@ pub enum TrainError {
     /// The layers of the model cannot be spread over ranks.
     #[error("parallel.stages: {what}")]
     NotInStages { what: String },
+    /// The layers of the model cannot be split over so many ranks.
+    #[error("--parallel tensor: {what}")]
+    NotSplit { what: String },
     /// The ranks that hold a model together cannot connect.
     #[error("the ranks that hold the layers together cannot connect: {0}")]
     Stages(JoinError),
@@ -196,6 +199,10 @@ impl From<ModelError> for TrainError {
             ModelError::Hop(error) => match error.downcast::<GroupError>() {
                 Ok(error) => TrainError::from(*error),
                 Err(error) => TrainError::Model(ModelError::Hop(error)),
+            },
+            ModelError::Sum(error) => match error.downcast::<GroupError>() {
+                Ok(error) => TrainError::from(*error),
+                Err(error) => TrainError::Model(ModelError::Sum(error)),
             },
             error => TrainError::Model(error),
         }
@@ -359,6 +366,9 @@ impl Advice for TrainError {
             }
             TrainError::UnevenStages { stages, .. } => {
                 vec![format!("start {stages} ranks, or twice or three times as many; or change parallel.stages")]
+            }
+            TrainError::NotSplit { .. } => {
+                vec!["--parallel stages, the default, gives each rank whole layers".to_owned()]
             }
             TrainError::NotInStages { .. } => {
                 vec!["leave parallel.stages out: each rank then holds all layers, in memory or on its disk".to_owned()]
