@@ -1,5 +1,6 @@
-//! Other ranks that hold parts of the models, layers or slices of all layers: each has an engine of its own, which takes the same requests and
-//! does the same steps. The first rank answers clients, and tells the others what its engine does.
+//! Other ranks that hold parts of the models, layers or slices of all layers: each has an engine of its own, which
+//! takes the same requests and does the same steps. The first rank answers clients, and tells the others what its
+//! engine does.
 
 use std::sync::Arc;
 

@@ -36,7 +36,7 @@ pub(super) fn launch_model(
     tell(verbosity, hosts.notices());
     // In front: behind a `--` of the command's own they would be no option.
     let how = ["--parallel", arguments.parallel.unwrap_or_default().word()].map(str::to_owned);
-    let words = [&how, &arguments.run[1..]].concat();
+    let words = [&how[..], &arguments.run[1..]].concat();
     for restarts in 0.. {
         let Attempt { exits, heard_of, .. } = start(&hosts, arguments, command, &words, verbosity, &signals)?;
         let stop = signals.stop.load(Ordering::SeqCst);

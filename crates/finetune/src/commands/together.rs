@@ -1,4 +1,5 @@
-//! Ranks that hold one model together to use it, by layers or by slices of all layers: `finetune launch -- generate` and `-- serve`.
+//! Ranks that hold one model together to use it, by layers or by slices of all layers: `finetune launch -- generate`
+//! and `-- serve`.
 
 use std::path::Path;
 use std::sync::Arc;
